@@ -1,0 +1,46 @@
+"""From a recipe to objects: the match statements, and nothing else."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from calotype.diffusion.denoiser import Denoiser
+from calotype.learning.objectives import Denoising, FirstStage
+from calotype.nets.blocks import channels_last
+from calotype.nets.critic import Critic
+from calotype.nets.dit import Dit, DitConfig
+from calotype.nets.perceptual import efficientnet_lite0
+from calotype.nets.unet import Unet, UnetConfig
+from calotype.nets.vae import Vae
+from calotype.recipe import Backbone, Recipe
+from calotype.spaces.latent import LatentSpace
+from calotype.spaces.pixel import Space
+from calotype.stage import Stage
+
+
+def build_backbone(config: Backbone, in_channels: int, out_channels: int) -> nn.Module:
+    match config:
+        case UnetConfig():
+            return channels_last(Unet(config, in_channels, out_channels))
+        case DitConfig():
+            return Dit(config, in_channels, out_channels)
+
+
+def build_space(recipe: Recipe) -> LatentSpace:
+    return LatentSpace(channels_last(Vae(recipe.autoencoder.network, recipe.precision)))
+
+
+def build_stage(recipe: Recipe, space: Space, classes: int) -> Stage:
+    backbone = build_backbone(recipe.denoiser.backbone, space.channels, space.channels)
+    width = recipe.denoiser.backbone.width
+    denoiser = Denoiser(backbone, width, classes, recipe.denoiser.scaling, recipe.precision)
+    return Stage(denoiser, space, recipe.denoiser.schedule, recipe.size)
+
+
+def build_first_stage(recipe: Recipe, vae: Vae) -> FirstStage:
+    critic = channels_last(Critic(recipe.autoencoder.critic))
+    return FirstStage(vae, critic, channels_last(efficientnet_lite0()), recipe.autoencoder.losses)
+
+
+def build_denoising(recipe: Recipe, stage: Stage) -> Denoising:
+    return Denoising(stage, recipe.denoiser.label_dropout)

@@ -1,0 +1,200 @@
+"""The command line. It starts at once: torch is imported only by the commands that need it."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from calotype.commands import Wish
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that spin while they wait crawl on a busy machine
+
+app = typer.Typer(
+    help="Train an image generator on a folder of your own pictures.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+data = typer.Typer(help="The embedded data.", no_args_is_help=True)
+app.add_typer(data, name="data")
+
+Folder = Annotated[Path, typer.Argument(help="Folder of pictures; class subfolders become labels.", show_default=False)]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.", show_default=False)]
+Size = Annotated[int, typer.Option(help="Side of the pictures in pixels.")]
+Budget = Annotated[str, typer.Option(help="How long it may take in all: 20s, 10m, 1h30m.")]
+Kind = Annotated[str, typer.Option(help="What to train: latent.")]
+Out = Annotated[Path | None, typer.Option(help="Where to write. [default: runs/NAME-SIZE-N]", show_default=False)]
+RecipeFile = Annotated[Path | None, typer.Option("--recipe", help="TOML file of settings.", show_default=False)]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", help="One setting, as in denoiser.backbone.width=384.", show_default=False)
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
+
+
+@app.command()
+def train(
+    folder: Folder, size: Size = 64, budget: Budget = "30m", kind: Kind = "latent", out: Out = None,
+    recipe: RecipeFile = None, set: Set = None, device: Device = "auto",  # noqa: A002
+) -> None:  # fmt: skip
+    """Plan, train, sample and report: from a folder of pictures to new ones."""
+    _train(_wish(folder, size, budget, kind, out, recipe, set, device))
+
+
+@app.command()
+def plan(
+    folder: Folder, size: Size = 64, budget: Budget = "30m", kind: Kind = "latent",
+    recipe: RecipeFile = None, set: Set = None, device: Device = "auto",  # noqa: A002
+) -> None:  # fmt: skip
+    """Show what `train` would do, why, and what it would cost."""
+    from calotype import commands
+    from calotype.voice import Terminal
+
+    commands.plan(_wish(folder, size, budget, kind, None, recipe, set, device), Terminal())
+
+
+@app.command()
+def demo(
+    size: Size = 64, budget: Budget = "10m", out: Out = None, recipe: RecipeFile = None, set: Set = None,  # noqa: A002
+    device: Device = "auto",
+) -> None:  # fmt: skip
+    """`train` on the embedded portraits."""
+    _train(_wish(None, size, budget, "latent", out, recipe, set, device))
+
+
+@app.command()
+def resume(run: RunFolder, device: Device = "auto") -> None:
+    """Go on with a run that was stopped."""
+    from calotype import commands
+    from calotype.voice import Terminal
+
+    voice = Terminal()
+    _tell(commands.resume(run, device, voice))
+
+
+@app.command()
+def sample(
+    run: RunFolder,
+    count: Annotated[int, typer.Option(help="How many pictures.")] = 16,
+    label: Annotated[
+        str | None, typer.Option(help="Of which class. [default: each in turn]", show_default=False)
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Equal seeds give equal pictures.")] = 0,
+    steps: Annotated[int | None, typer.Option(help="Steps of the sampler.", show_default=False)] = None,
+    guidance: Annotated[
+        float | None, typer.Option(help="1 is none; 2 follows the label more.", show_default=False)
+    ] = None,
+    sampler: Annotated[
+        str | None, typer.Option(help="euler, heun, dpm_solver or ancestral.", show_default=False)
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Where to write. [default: RUN/samples]", show_default=False)] = None,
+    device: Device = "auto",
+) -> None:
+    """Make pictures with a trained model: one PNG each, and a grid."""
+    from calotype import commands
+    from calotype.voice import Terminal
+
+    voice = Terminal()
+    wanted = {"steps": steps, "guidance": guidance, "sampler": sampler}
+    folder = commands.sample(run, count, label, seed, out, device, voice, **wanted)
+    voice.say(f"{count} pictures in {folder}; all of them: {folder / 'grid.png'}")
+
+
+@data.command()
+def portraits(
+    size: Size = 64,
+    count: Annotated[
+        int | None, typer.Option(help="How many, evenly over the classes. [default: all]", show_default=False)
+    ] = None,
+    out: Annotated[Path, typer.Option(help="An empty or new folder.")] = Path("portraits"),
+) -> None:
+    """Write the embedded portraits as PNG files in class folders."""
+    from calotype import commands
+    from calotype.voice import Terminal
+
+    voice = Terminal()
+    commands.write_data(size, count, out, voice)
+    voice.say(f"portraits in {out}; their licences are in {out / 'LICENSE.md'}")
+
+
+def _wish(
+    folder: Path | None, size: int, budget: str, kind: str, out: Path | None, recipe: Path | None,
+    overrides: list[str] | None, device: str,
+) -> Wish:  # fmt: skip
+    import psutil
+
+    from calotype.commands import Wish
+    from calotype.vocabulary import UserError
+
+    if kind != "latent":
+        raise UserError(f"--kind is {kind!r}, but this version trains: latent")
+    started = psutil.Process().create_time()
+    return Wish(folder, size, seconds(budget), out, recipe, tuple(overrides or ()), device, started)
+
+
+def _train(wish: Wish) -> None:
+    from calotype import commands
+    from calotype.voice import Terminal
+
+    _tell(commands.train(wish, Terminal()))
+
+
+def _tell(folder: Path) -> None:
+    print(f"done: look at {folder / 'report.html'} and {folder / 'samples' / 'grid.png'}")
+    print(f"more pictures: calotype sample {folder} --count 16")
+
+
+def seconds(text: str) -> float:
+    """`90`, `20s`, `10m`, `1h30m`, `2d` in seconds. Raises `UserError` for anything else, and for nothing at all."""
+    from calotype.vocabulary import UserError
+
+    parts = re.fullmatch(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m(?:in)?)?(?:(\d+)s?)?", text.strip().lower())
+    total = (
+        sum(int(part or 0) * unit for part, unit in zip(parts.groups(), (86400, 3600, 60, 1), strict=True))
+        if parts
+        else 0
+    )
+    if total < 1:
+        raise UserError(f"--budget is {text!r}, but must be a time such as 20s, 10m or 1h30m")
+    return float(total)
+
+
+def main() -> None:
+    """Exit codes: 0 done, 1 our mistake, 2 the user's (one line, no traceback), 130 stopped by Ctrl-C."""
+    try:
+        app()
+    except Exception as error:
+        sys.exit(_explain(error))
+
+
+def _explain(error: Exception) -> int:
+    """One line for the user; the traceback goes to a file."""
+    import errno
+
+    from calotype.learning.run import Interrupted
+    from calotype.vocabulary import UserError
+
+    if isinstance(error, Interrupted):
+        print("stopped; everything is saved. Go on with: calotype resume RUN", file=sys.stderr)
+        return 130
+    if isinstance(error, UserError):
+        print(f"calotype: {error}", file=sys.stderr)
+        return 2
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+        place = f" at {error.filename}" if error.filename else ""
+        print(
+            f"calotype: {error.strerror}{place}; free some space or choose another place, then resume", file=sys.stderr
+        )
+        return 2
+    log = Path.home() / ".cache" / "calotype" / "error.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    log.write_text("".join(traceback.format_exception(error)))
+    print(f"calotype: {type(error).__name__}: {error} (this is our mistake; the details are in {log})", file=sys.stderr)
+    return 1

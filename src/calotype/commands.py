@@ -1,0 +1,247 @@
+"""What can be asked of Calotype. The command line and the Python API call these functions, and they talk through a `Voice`."""
+
+from __future__ import annotations
+
+import datetime
+import platform
+import shutil
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from PIL import Image
+
+from calotype.data.folder import Pictures, read_folder
+from calotype.data.images import grid
+from calotype.data.latents import cache_latents
+from calotype.data.portraits import read_portraits, write_portraits
+from calotype.files import read_json, write_json, write_whole
+from calotype.learning.run import Interrupted, Leg, Run, go, stoppable
+from calotype.legs import autoencoder_leg, denoiser_leg
+from calotype.machine import Machine, examine, peak_memory
+from calotype.model import load, save_model
+from calotype.plan import Pace, Plan, make_plan
+from calotype.recipe import check, merge, read_overrides, read_recipe, to_toml
+from calotype.report import write_report
+from calotype.spaces.latent import LatentSpace
+from calotype.vocabulary import NOT_TOLD, UserError
+
+PORTRAITS = "portraits"
+Progress = Callable[[int, int, str], None]
+
+
+@runtime_checkable
+class Voice(Protocol):
+    """How a command talks: lines, and bars for what takes long."""
+
+    def say(self, text: str) -> None: ...
+
+    def bar(self, what: str) -> AbstractContextManager[Progress]: ...
+
+    def plan(self, plan: Plan) -> None: ...
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What the user asked for."""
+
+    folder: Path | None
+    """None: the embedded portraits."""
+    size: int
+    budget: float
+    """Seconds."""
+    out: Path | None = None
+    recipe: Path | None = None
+    overrides: Sequence[str] = ()
+    device: str = "auto"
+    started: float = field(default_factory=time.time)
+    """When the budget began to run, in seconds since the epoch."""
+
+    def settings(self) -> dict[str, Any]:
+        """Of the recipe file and the overrides; `size` in them counts for less than the option does."""
+        from_file = read_recipe(self.recipe) if self.recipe else {}
+        return merge(from_file, read_overrides(self.overrides), {"size": self.size})
+
+
+def plan(wish: Wish, voice: Voice) -> Plan:
+    """The plan alone."""
+    settings = wish.settings()
+    pictures = read(wish.folder, wish.size, None, voice)
+    made = _plan(wish, settings, pictures, examine(wish.device))
+    voice.plan(made)
+    return made
+
+
+def train(wish: Wish, voice: Voice) -> Path:
+    """From a folder of pictures to a model, its samples and a report. Returns the folder of the run."""
+    settings, folder = wish.settings(), run_folder(wish)
+    pictures = read(wish.folder, wish.size, folder / "cache", voice)
+    was_read = time.time()
+    machine = examine(wish.device)
+    made = _plan(wish, settings, pictures, machine)
+    voice.plan(made)
+    check_disk(folder, made)
+    run = Run(folder, about(wish, folder, pictures))
+    run.spend("read", was_read - wish.started)
+    run.spend("plan", time.time() - was_read)
+    write_whole(folder / "recipe.toml", to_toml(made.recipe))
+    write_json(folder / "plan.json", made.as_json())
+    return develop(run, made, pictures, machine, voice)
+
+
+def resume(folder: Path, device: str, voice: Voice) -> Path:
+    """Goes on with a run that was stopped, wherever it was."""
+    run = Run.open(folder)
+    if run.state["state"] == "finished":
+        voice.say(f"{folder} is finished already; its report is {folder / 'report.html'}")
+        return folder
+    recipe = check(read_recipe(folder / "recipe.toml"))
+    made = Plan.from_json(recipe, read_json(folder / "plan.json"))
+    source = None if run.state["data"] == PORTRAITS else Path(run.state["data"])
+    pictures = read(source, recipe.size, folder / "cache", voice)
+    if pictures.content != run.state["content"]:
+        raise UserError(
+            f"the pictures in {source} have changed since {folder} was started; put them back, or start a new run"
+        )
+    return develop(run, made, pictures, examine(device), voice)
+
+
+def sample(
+    folder: Path, count: int, label: str | None, seed: int, out: Path | None, device: str, voice: Voice, **changes: Any
+) -> Path:
+    """Writes `count` pictures, one PNG each, and a grid of them."""
+    if count < 1:
+        raise UserError(f"count is {count}, but must be at least 1")
+    model = load(folder, device)
+    names = [model.classes[index] if index != NOT_TOLD else "picture" for index in model.labels(count, label)]
+    out = out or folder / "samples"
+    out.mkdir(parents=True, exist_ok=True)
+    pictures: list[Image.Image] = []
+    with voice.bar("samples") as progress:
+        for index, picture in enumerate(model.draw(count, label, seed, **changes)):
+            picture.save(out / f"{seed}-{index:04d}-{safe(names[index])}.png")
+            pictures.append(picture)
+            progress(index + 1, count, "")
+    grid(pictures, columns(count)).save(out / "grid.png")
+    sampling = {**model.samplings[-1].model_dump(mode="json"), **{k: v for k, v in changes.items() if v is not None}}
+    write_json(out / "samples.json", {"labels": names, "seed": seed, "sampling": sampling})
+    return out
+
+
+def write_data(size: int, count: int | None, out: Path, voice: Voice) -> None:
+    """The embedded portraits as PNG files in class folders."""
+    with voice.bar("portraits") as progress:
+        write_portraits(size, count, out, lambda done, total: progress(done, total, ""))
+
+
+def develop(run: Run, plan: Plan, pictures: Pictures, machine: Machine, voice: Voice) -> Path:
+    """All legs of a run, then its model, samples and report. Raises `Interrupted` when asked to stop."""
+    run.state["state"] = "failed"
+    try:
+        with run.locked(), stoppable() as stop:
+            _develop(run, plan, pictures, machine.device, voice, stop)
+        run.state["state"] = "finished"
+    except (Interrupted, KeyboardInterrupt):
+        run.state["state"] = "interrupted"
+        raise Interrupted from None
+    finally:
+        run.state["peak_memory_bytes"] = peak_memory(machine.device)
+        run.save()
+        write_report(run.folder)
+    return run.folder
+
+
+def _develop(
+    run: Run, plan: Plan, pictures: Pictures, device: torch.device, voice: Voice, stop: threading.Event
+) -> None:
+    recipe = plan.recipe
+    first = autoencoder_leg(recipe, pictures, device)
+    _go(run, first, plan, voice, stop)
+    space = LatentSpace(first.vae).to(device)
+    with run.timing("latents"), voice.bar("latents") as progress:
+        folder = run.folder / "cache"
+        cache = cache_latents(
+            space, pictures, recipe.flip, folder, device, lambda done, total: progress(done, total, "")
+        )
+        space.measure(moments.float().to(device) for moments in cache.of(pictures.train_indices))
+    second = denoiser_leg(recipe, pictures, space, cache, device)
+    _go(run, second, plan, voice, stop)
+    save_model(run.folder / "model", recipe, space, second.stage, pictures.classes)
+    with run.timing("samples"):
+        sample(run.folder, plan.final_count, None, recipe.seed, run.folder / "samples", str(device), voice)
+
+
+def _go(run: Run, leg: Leg, plan: Plan, voice: Voice, stop: threading.Event) -> None:
+    if leg.name in plan.paced:
+        others = sum(seconds for what, seconds in run.state["seconds"].items() if what != leg.name)
+        leg.pace = Pace(plan.phases[leg.name], plan.budget_seconds - others - plan.after(leg.name))
+    with voice.bar(leg.name) as progress:
+        go(run, leg, stop, progress)
+
+
+def _plan(wish: Wish, settings: dict[str, Any], pictures: Pictures, machine: Machine) -> Plan:
+    return make_plan(pictures, machine, wish.size, wish.budget, time.time() - wish.started, settings)
+
+
+def read(folder: Path | None, size: int, cache: Path | None, voice: Voice) -> Pictures:
+    with voice.bar("pictures") as progress:
+        if folder is None:
+            return read_portraits(size, progress=lambda done, total: progress(done, total, ""))
+        return read_folder(folder, size, cache, lambda done, total: progress(done, total, ""))
+
+
+def run_folder(wish: Wish) -> Path:
+    """`--out`, or the first free `runs/NAME-SIZE-N`. Raises `UserError` if `--out` has something in it."""
+    if wish.out is not None:
+        if wish.out.exists() and (wish.out.is_file() or any(wish.out.iterdir())):
+            hint = f"go on with: calotype resume {wish.out}" if (wish.out / "run.json").exists() else "choose another"
+            raise UserError(f"--out {wish.out} is not an empty folder; {hint}")
+        return wish.out
+    name = wish.folder.resolve().name if wish.folder else PORTRAITS
+    numbers = iter(range(1, 1 << 30))
+    return next(path for number in numbers if not (path := Path("runs") / f"{name}-{wish.size}-{number}").exists())
+
+
+def about(wish: Wish, folder: Path, pictures: Pictures) -> dict[str, Any]:
+    """What `run.json` says at the start."""
+    versions = {name: version(name) for name in ("calotype", "torch")} | {"python": platform.python_version()}
+    return {
+        "format": 1,
+        "name": folder.name,
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "data": str(wish.folder.resolve()) if wish.folder else PORTRAITS,
+        "content": pictures.content,
+        "pictures": {"train": len(pictures.train_indices), "held_out": len(pictures.held_out_indices)},
+        "classes": list(pictures.classes),
+        "state": "training",
+        "legs": {"autoencoder": "waiting", "denoiser": "waiting"},
+        "seconds": {},
+        "versions": versions,
+    }
+
+
+def check_disk(folder: Path, plan: Plan) -> None:
+    """Raises `UserError` before hours of training rather than after."""
+    folder.mkdir(parents=True, exist_ok=True)
+    needed, free = plan.predicted["disk_bytes"], shutil.disk_usage(folder).free
+    if needed > free:
+        raise UserError(
+            f"the run needs about {needed / 1e6:,.0f} MB in {folder}, but {free / 1e6:,.0f} MB are free; "
+            f"free some space, or choose another place with --out"
+        )
+
+
+def safe(name: str) -> str:
+    """A label as part of a file name."""
+    return "".join(letter if letter.isalnum() or letter in "-_" else "_" for letter in name)[:60]
+
+
+def columns(count: int) -> int:
+    """Of a grid: 6 where that fills it, else about square."""
+    return 6 if count > 6 and count % 6 == 0 else max(1, round(count**0.5))

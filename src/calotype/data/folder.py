@@ -1,0 +1,373 @@
+"""A folder of pictures, read once: decoded at one size, labelled by subfolder, a few held out by their content."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import math
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import groupby
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import psutil
+import torch
+from jaxtyping import Bool, Int, UInt8
+from torch import Tensor
+
+from calotype.data.images import GAP, SUFFIXES, UnreadableError, fit, read_image, shown
+from calotype.files import read_json, sha256, write_json
+from calotype.vocabulary import NOT_TOLD, Labels, UserError
+
+Pixels = np.ndarray[tuple[int, int, int, int], np.dtype[np.uint8]]  # (count, 3, size, size)
+Progress = Callable[[int, int], None]  # (done, of how many)
+Fill = Callable[[Pixels], Any]  # writes the pixels, and returns what else is to be known of them, as JSON
+T = TypeVar("T")
+
+MOST_HELD_OUT = 1000
+PREPARATION = "upright, sRGB, over white, centre square, Lanczos with gap 3; version 1"
+
+
+@dataclass(frozen=True, eq=False)
+class Pictures:
+    """All pictures of a folder at one size, decoded once, in the order of their content hashes.
+
+    So neither the order nor the choice of held-out ones depends on names, and equal `content` means equal rows.
+    """
+
+    pixels: UInt8[Tensor, "count 3 size size"]  # in memory, or mapped from a file
+    labels: Labels  # index into `classes`, or NOT_TOLD
+    classes: tuple[str, ...]
+    held_out: Bool[Tensor, " count"]
+    content: str  # hash over the pictures' content and how they were prepared
+    notes: tuple[str, ...] = ()  # plain sentences for the plan
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def train_indices(self) -> Int[Tensor, " train"]:
+        return torch.arange(1) if len(self) == 1 else (~self.held_out).nonzero().flatten()
+
+    @property
+    def held_out_indices(self) -> Int[Tensor, " held_out"]:
+        return self.held_out.nonzero().flatten()
+
+
+class Source(NamedTuple):
+    """A picture before it is decoded."""
+
+    digest: str
+    name: str  # relative to its folder, with "/"
+
+    @property
+    def folder(self) -> str:
+        """The first-level subfolder; "" where there is none."""
+        return self.name.rpartition("/")[0].partition("/")[0]
+
+
+class Outcome(NamedTuple):
+    """What became of a source: why it was refused, or how it was."""
+
+    refused: str = ""
+    enlarged: bool = False
+
+
+def read_folder(folder: Path, size: int, cache: Path | None = None, progress: Progress | None = None) -> Pictures:
+    """All pictures below `folder`; those that cannot be read are left out, and the notes say why.
+
+    The pixels lie in memory, or, if they would take more than a quarter of what is free, in a file in `cache`.
+    """
+    check_size(size)
+    listing = _listing(folder)
+    sources, refused = _hashed(folder, listing.pictures)
+    unique = distinct(sources)
+    pixels, outcomes = _decoded(folder, unique, size, cache, progress)
+    refused |= {source.name: outcome.refused for source, outcome in zip(unique, outcomes, strict=True)}
+    refused = {name: reason for name, reason in refused.items() if reason}
+    read = [source for source in unique if source.name not in refused]
+    if not read:
+        raise UserError(f"no picture in {shown(folder)} could be read: {_some(refused)}")
+    classes = _classes(read)
+    notes = [
+        *listing.notes(),
+        *_refused_note(refused, len(listing.pictures)),
+        *duplicates_note(sources, unique),
+        *note(sum(outcome.enlarged for outcome in outcomes), "picture", f"smaller than {size} px, and enlarged"),
+        *class_notes(read, classes),
+    ]
+    return assemble(pixels, read, classes, size, notes)
+
+
+def assemble(
+    pixels: Pixels, sources: Sequence[Source], classes: Sequence[str], size: int, notes: list[str]
+) -> Pictures:
+    """`sources` are in the order of their digests, as `distinct` gives them; of the pixels, the first of them count."""
+    count, index = len(sources), {name: place for place, name in enumerate(classes)}
+    if count == 1:
+        notes = [*notes, "there is only 1 picture: it is trained on, and held out as well"]
+    return Pictures(
+        pixels=torch.from_numpy(pixels[:count]),
+        labels=torch.tensor([index.get(source.folder, NOT_TOLD) for source in sources]),
+        classes=tuple(classes),
+        held_out=torch.arange(count) < _held_out_count(count),
+        content=content_hash(sources, size),
+        notes=tuple(notes),
+    )
+
+
+def _held_out_count(count: int) -> int:
+    """A tenth. They are the first in the order of hashes, so that a picture more or less changes the choice by one."""
+    return min(MOST_HELD_OUT, max(1, count // 10))
+
+
+def content_hash(sources: Sequence[Source], size: int) -> str:
+    prepared = [f"{size} px, {PREPARATION}", *(source.digest for source in sources)]
+    return hashlib.sha256("\n".join(prepared).encode()).hexdigest()[:32]
+
+
+def distinct(sources: Iterable[Source]) -> list[Source]:
+    """In the order of digests; of equal ones, the first by name."""
+    return [next(equal) for _, equal in groupby(sorted(sources), lambda source: source.digest)]
+
+
+def check_size(size: int) -> None:
+    if size < 1:
+        raise UserError(f"the size of the pictures is {size} px, but must be at least 1; try 64")
+
+
+# -- Listing -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Listing:
+    pictures: list[str] = field(default_factory=list)
+    others: Counter[str] = field(default_factory=Counter)
+    outside: int = 0
+    closed: int = 0
+
+    def notes(self) -> list[str]:
+        return [
+            *note(self.others.total(), "file", f"passed over, by suffix: {_tally(self.others)}"),
+            *note(self.outside, "link", "not followed, as they lead outside the folder"),
+            *note(self.closed, "folder", "not opened, for lack of permission"),
+        ]
+
+
+def _listing(folder: Path) -> _Listing:
+    _check_folder(folder)
+    root = folder.resolve()
+    listing = _Listing()
+    for path in _visible_files(root, listing):
+        if path.suffix.lower() not in SUFFIXES:
+            listing.others[path.suffix.lower() or "none"] += 1
+        elif _leads_outside(path, root):
+            listing.outside += 1
+        elif path.is_file():
+            listing.pictures.append(path.relative_to(root).as_posix())
+    listing.pictures.sort()
+    if not listing.pictures:
+        raise UserError(_no_pictures(folder, listing))
+    return listing
+
+
+def _visible_files(root: Path, listing: _Listing) -> Iterator[Path]:
+    def closed(_: OSError) -> None:
+        listing.closed += 1
+
+    for place, folders, names in os.walk(root, onerror=closed):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        listing.outside += sum(_leads_outside(Path(place, name), root) for name in folders)
+        yield from (Path(place, name) for name in names if not name.startswith("."))
+
+
+def _leads_outside(path: Path, root: Path) -> bool:
+    return path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(root)
+
+
+def _check_folder(folder: Path) -> None:
+    if folder.is_dir():
+        return
+    if folder.exists():
+        raise UserError(
+            f"{shown(folder)} is a file; give the folder that it lies in, {shown(folder.absolute().parent)}"
+        )
+    raise UserError(f"there is no folder {shown(folder)}; {_closest(folder)}")
+
+
+def _closest(folder: Path) -> str:
+    beside = folder.absolute().parent
+    siblings = [path.name for path in beside.iterdir() if path.is_dir()] if beside.is_dir() else []
+    close = difflib.get_close_matches(folder.name, siblings, n=1)
+    return f"did you mean {shown(folder.with_name(close[0]))}?" if close else "give a folder of pictures"
+
+
+def _no_pictures(folder: Path, listing: _Listing) -> str:
+    found = "; ".join(listing.notes()) or "it is empty"
+    return f"no pictures in {shown(folder)}: looked for {' '.join(SUFFIXES)}; {found}"
+
+
+# -- Reading -----------------------------------------------------------------------------------------------------------
+
+
+def _hashed(folder: Path, names: Sequence[str]) -> tuple[list[Source], dict[str, str]]:
+    """The sources, and why others were refused."""
+    digests = list(in_threads(lambda name: _digest(folder / name), names))
+    sources = [Source(digest, name) for name, digest in zip(names, digests, strict=True) if isinstance(digest, str)]
+    refused = {
+        name: error.strerror or "unreadable"
+        for name, error in zip(names, digests, strict=True)
+        if isinstance(error, OSError)
+    }
+    return sources, refused
+
+
+def _digest(path: Path) -> str | OSError:
+    try:
+        return sha256(path)
+    except OSError as problem:
+        return problem
+
+
+def _decoded(
+    folder: Path, sources: Sequence[Source], size: int, cache: Path | None, progress: Progress | None
+) -> tuple[Pixels, list[Outcome]]:
+    shape = (len(sources), 3, size, size)
+    fill = partial(_decode, folder, sources, progress=progress)
+    if cache is None or math.prod(shape) <= psutil.virtual_memory().available / 4:
+        pixels, outcomes = in_memory(shape, fill)
+    else:
+        pixels, outcomes = on_disk(cache / f"pixels-{content_hash(sources, size)}.npy", shape, fill)
+    return pixels, [Outcome(*outcome) for outcome in outcomes]
+
+
+def _decode(folder: Path, sources: Sequence[Source], pixels: Pixels, progress: Progress | None) -> list[Outcome]:
+    """Fills the first rows of `pixels` with those that can be read, without gaps."""
+    size = pixels.shape[-1]
+
+    def place(row: int, source: Source) -> Outcome:
+        try:
+            image = read_image(folder / source.name, shortest=math.ceil(GAP * size))
+        except UnreadableError as problem:
+            return Outcome(problem.reason)
+        pixels[row] = fit(image, size).transpose(2, 0, 1)
+        return Outcome(enlarged=min(image.size) < size)
+
+    outcomes = list(watched(in_threads(place, range(len(sources)), sources), len(sources), progress))
+    for new, old in enumerate(row for row, outcome in enumerate(outcomes) if not outcome.refused):
+        if new != old:
+            pixels[new] = pixels[old]
+    return outcomes
+
+
+def in_threads(work: Callable[..., T], *arguments: Iterable[Any]) -> Iterator[T]:
+    """In the order of the arguments. Pillow decodes, resizes and converts without holding Python's lock."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        yield from pool.map(work, *arguments)
+
+
+def watched(things: Iterable[T], total: int, progress: Progress | None) -> Iterator[T]:
+    for done, thing in enumerate(things, 1):
+        if progress is not None:
+            progress(done, total)
+        yield thing
+
+
+# -- Pixels in memory and on disk --------------------------------------------------------------------------------------
+
+
+def in_memory(shape: tuple[int, int, int, int], fill: Fill) -> tuple[Pixels, Any]:
+    pixels = np.empty(shape, np.uint8)
+    return pixels, fill(pixels)
+
+
+def on_disk(path: Path, shape: tuple[int, int, int, int], fill: Fill) -> tuple[Pixels, Any]:
+    """What `fill` made when `path` was first asked for."""
+    return stored(path) or _store(path, shape, fill)
+
+
+def stored(path: Path) -> tuple[Pixels, Any] | None:
+    """Pixels mapped from a file (writing to them changes memory only), and the facts beside them."""
+    try:
+        return _mapped(path), read_json(path.with_suffix(".json"))
+    except (OSError, ValueError):  # not there, or not whole
+        return None
+
+
+def _store(path: Path, shape: tuple[int, int, int, int], fill: Fill) -> tuple[Pixels, Any]:
+    """Under another name until it is whole; the facts come last, so that they vouch for the pixels."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _check_room(path.parent, math.prod(shape))
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        pixels = np.lib.format.open_memmap(temporary, "w+", np.uint8, shape)
+        facts = fill(pixels)
+        del pixels  # Windows does not rename a file that is mapped
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    write_json(path.with_suffix(".json"), facts)
+    return _mapped(path), facts
+
+
+def _mapped(path: Path) -> Pixels:
+    pixels: Pixels = np.load(path, mmap_mode="c", allow_pickle=False)
+    return pixels
+
+
+def _check_room(folder: Path, needed: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise UserError(
+            f"the pictures take {needed / 1e9:.1f} GB at this size, but only {free / 1e9:.1f} GB are free in "
+            f"{shown(folder)}; choose a smaller size or another disk"
+        )
+
+
+# -- Classes and notes -------------------------------------------------------------------------------------------------
+
+
+def _classes(sources: Sequence[Source]) -> list[str]:
+    """The first-level subfolders, if there are at least two: one alone tells nothing apart."""
+    folders = sorted({source.folder for source in sources} - {""})
+    return folders if len(folders) > 1 else []
+
+
+def class_notes(sources: Sequence[Source], classes: Sequence[str]) -> list[str]:
+    if not classes:
+        return []
+    sizes = Counter(source.folder for source in sources)
+    return [
+        f"{len(classes)} classes, by subfolder: {_tally(Counter({name: sizes[name] for name in classes}))}",
+        *note(sizes[""], "picture", "left without a label, beside the class folders"),
+    ]
+
+
+def note(count: int, noun: str, rest: str) -> list[str]:
+    """`["2 links were not followed"]`; nothing where there is nothing to tell."""
+    return [f"{count} {noun}{'s were' if count > 1 else ' was'} {rest}"] if count else []
+
+
+def duplicates_note(sources: Sequence[Source], unique: Sequence[Source]) -> list[str]:
+    return note(len(sources) - len(unique), "duplicate", "left out")
+
+
+def _refused_note(refused: dict[str, str], total: int) -> list[str]:
+    was = "was" if len(refused) == 1 else "were"
+    return [f"{len(refused)} of {total} files {was} not read: {_some(refused)}"] if refused else []
+
+
+def _some(refused: dict[str, str]) -> str:
+    told = [f"{shown(name)} ({reason})" for name, reason in sorted(refused.items())]
+    return ", ".join(told[:5]) + (f" and {len(told) - 5} more" if len(told) > 5 else "")
+
+
+def _tally(counts: Counter[str]) -> str:
+    return ", ".join(f"{shown(name)} {count}" for name, count in counts.most_common(20))

@@ -1,0 +1,62 @@
+"""Batches as a function of the clock: which pictures come when depends on the seed and the images seen, on nothing else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from calotype.data.folder import Pictures
+from calotype.data.images import images_from_pixels
+from calotype.data.latents import LatentCache
+from calotype.vocabulary import Batch, Rng
+
+
+def order(count: int, images_seen: int, batch: int, rng: Rng) -> Tensor:
+    """Which of `count` pictures come next: each epoch is a new permutation, and a batch may span two epochs."""
+    places = torch.arange(images_seen, images_seen + batch)
+    epochs = {int(epoch): rng.at("epoch", int(epoch)).permutation(count) for epoch in (places // count).unique()}
+    return torch.stack([epochs[int(place // count)][place % count] for place in places])
+
+
+@dataclass(frozen=True)
+class PictureSource:
+    """Training pictures as images, cropped at random to `crop` pixels, half of them mirrored if `flip`."""
+
+    pictures: Pictures
+    rng: Rng
+    device: torch.device
+    crop: int
+    flip: bool
+
+    def batch(self, images_seen: int, count: int) -> Batch:
+        chosen = self.pictures.train_indices[order(len(self.pictures.train_indices), images_seen, count, self.rng)]
+        rng = self.rng.at("pictures", images_seen)
+        images = images_from_pixels(self._crops(self.pictures.pixels[chosen], rng)).to(self.device)
+        if self.flip:
+            images = torch.where(rng.at("flip").uniform(count, 1, 1, 1).to(self.device) < 0.5, images.flip(-1), images)
+        return Batch(images.contiguous(memory_format=torch.channels_last), self.pictures.labels[chosen].to(self.device))
+
+    def _crops(self, pixels: Tensor, rng: Rng) -> Tensor:
+        free = pixels.shape[-1] - self.crop + 1
+        corners = rng.at("crop").integers(free, len(pixels), 2).tolist()
+        cuts = [one[:, y : y + self.crop, x : x + self.crop] for one, (y, x) in zip(pixels, corners, strict=True)]
+        return torch.stack(cuts)
+
+
+@dataclass(frozen=True)
+class LatentSource:
+    """Cached moments of the training pictures, and of their mirror images if the cache has them."""
+
+    cache: LatentCache
+    labels: Tensor
+    chosen: Tensor
+    rng: Rng
+    device: torch.device
+
+    def batch(self, images_seen: int, count: int) -> Batch:
+        picks = self.chosen[order(len(self.chosen), images_seen, count, self.rng)]
+        sides = self.rng.at("flip", images_seen).integers(len(self.cache.moments), count)
+        moments = self.cache.moments[sides, picks].float().to(self.device)
+        return Batch(moments.contiguous(memory_format=torch.channels_last), self.labels[picks].to(self.device))

@@ -1,0 +1,1 @@
+"""The mathematics of diffusion. Nothing here knows latents from pixels."""

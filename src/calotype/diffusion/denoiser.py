@@ -1,0 +1,108 @@
+"""A denoiser: a network, and the scaling that makes its output an estimate of the clean picture."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from calotype.nets.blocks import Precision, autocast, fourier_features
+from calotype.vocabulary import NOT_TOLD, Condition, Latents, Sigmas, per_image
+
+
+class Scaling(NamedTuple):
+    """`denoised = skip * noisy + out * network(input * noisy)` (arXiv 2206.00364, eq. 7)."""
+
+    skip: Tensor
+    out: Tensor
+    input: Tensor
+
+
+def epsilon(sigma: Tensor) -> Scaling:
+    """The network says the noise (DDPM, arXiv 2006.11239, eq. 14)."""
+    return Scaling(torch.ones_like(sigma), -sigma, (1 + sigma**2) ** -0.5)
+
+
+def x0(sigma: Tensor) -> Scaling:
+    """The network says the clean picture."""
+    return Scaling(torch.zeros_like(sigma), torch.ones_like(sigma), (1 + sigma**2) ** -0.5)
+
+
+def velocity(sigma: Tensor) -> Scaling:
+    """The network says `a * noise - b * clean` of the variance-preserving process (arXiv 2202.00512, section 4)."""
+    return Scaling(1 / (1 + sigma**2), -sigma * (1 + sigma**2) ** -0.5, (1 + sigma**2) ** -0.5)
+
+
+def flow(sigma: Tensor) -> Scaling:
+    """The network says `noise - clean` at time `t = sigma / (1 + sigma)` (arXiv 2209.03003, eq. 1)."""
+    return Scaling(1 / (1 + sigma), -sigma / (1 + sigma), 1 / (1 + sigma))
+
+
+def edm(sigma: Tensor, spread: float = 0.5) -> Scaling:
+    """Inputs and targets of unit variance for data of standard deviation `spread` (arXiv 2206.00364, table 1)."""
+    variance = sigma**2 + spread**2
+    return Scaling(spread**2 / variance, sigma * spread / variance.sqrt(), variance**-0.5)
+
+
+ScalingName = Literal["epsilon", "x0", "velocity", "flow", "edm"]
+SCALINGS: dict[ScalingName, Callable[[Tensor], Scaling]] = {
+    "epsilon": epsilon, "x0": x0, "velocity": velocity, "flow": flow, "edm": edm,
+}  # fmt: skip
+
+
+class Denoiser(nn.Module):
+    """Looks at a noisy picture and its sigma, and says what the clean picture is.
+
+    `backbone(image, vector)` gives an image of the shape of the noisy one; all that is told to it besides the picture
+    (the noise level, the label, the level of the augmentation) is summed into `vector`.
+    """
+
+    def __init__(
+        self, backbone: nn.Module, width: int, classes: int, scaling: ScalingName, precision: Precision = "float32"
+    ) -> None:
+        super().__init__()
+        self.backbone, self.classes, self.precision = backbone, classes, precision
+        self.scaling = SCALINGS[scaling]
+        self.noise_level = LevelEmbedding(width)
+        self.augmentation_level = LevelEmbedding(width)
+        self.label = nn.Embedding(classes + 1, width)  # the last row is "not told"
+        nn.init.normal_(self.label.weight, std=0.02)
+
+    def forward(self, noisy: Latents, sigma: Sigmas, condition: Condition) -> Latents:
+        """Estimate of the clean picture, float32, of the shape of `noisy`; `sigma` is one number an image."""
+        scaling = self.scaling(per_image(sigma))
+        return scaling.skip * noisy + scaling.out * self._network(scaling.input * noisy, sigma, condition)
+
+    def loss(self, clean: Latents, sigma: Sigmas, noise: Latents, condition: Condition) -> Float[Tensor, " batch"]:
+        """Squared error of the network's own output: of epsilon, x0, v or the flow, as the scaling has it."""
+        scaling = self.scaling(per_image(sigma))
+        noisy = clean + per_image(sigma) * noise
+        target = (clean - scaling.skip * noisy) / scaling.out
+        guess = self._network(scaling.input * noisy, sigma, condition)
+        return (guess - target).square().flatten(1).mean(1)
+
+    def _network(self, image: Latents, sigma: Sigmas, condition: Condition) -> Latents:
+        vector = self.noise_level(sigma) + self.label(
+            condition.labels.where(condition.labels != NOT_TOLD, self.classes)
+        )
+        if condition.augmentation is not None:
+            vector = vector + self.augmentation_level(condition.augmentation)
+        if condition.smaller is not None:
+            image = torch.cat([image, condition.smaller], 1)
+        with autocast(image.device, self.precision):
+            return self.backbone(image, vector).float()
+
+
+class LevelEmbedding(nn.Module):
+    """A noise level as a vector: Fourier features of `t = 2/pi * atan(sigma)`, which is even over all levels, and an MLP."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(nn.Linear(64, width), nn.SiLU(), nn.Linear(width, width))
+
+    def forward(self, sigma: Sigmas) -> Float[Tensor, "batch width"]:
+        return self.mlp(fourier_features(torch.atan(sigma) * 2 / math.pi, 64, highest=64.0))

@@ -1,0 +1,67 @@
+"""Samplers: they start from noise and ask the denoiser again and again, with smaller and smaller sigma.
+
+Each is a generator function whose body is the algorithm of its paper. `sigmas` falls and ends in 0; the state stays
+float32. All take the same arguments; `fresh` gives new noise, and only `ancestral` uses it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Literal
+
+from calotype.vocabulary import Denoise, Fresh, Latents, Sampler
+
+
+def euler(denoise: Denoise, noisy: Latents, sigmas: list[float], fresh: Fresh) -> Iterator[Latents]:
+    """First order; the same steps as DDIM (arXiv 2010.02502, eq. 12), and as Euler on a flow model."""
+    for sigma, next_sigma in pairwise(sigmas):
+        slope = (noisy - denoise(noisy, sigma)) / sigma
+        noisy = noisy + (next_sigma - sigma) * slope
+        yield noisy
+
+
+def heun(denoise: Denoise, noisy: Latents, sigmas: list[float], fresh: Fresh) -> Iterator[Latents]:
+    """Second order, two questions a step; the last step, to sigma 0, is Euler's (arXiv 2206.00364, algorithm 1)."""
+    for sigma, next_sigma in pairwise(sigmas):
+        slope = (noisy - denoise(noisy, sigma)) / sigma
+        ahead = noisy + (next_sigma - sigma) * slope
+        if next_sigma > 0:
+            slope = (slope + (ahead - denoise(ahead, next_sigma)) / next_sigma) / 2
+        noisy = noisy + (next_sigma - sigma) * slope
+        yield noisy
+
+
+def dpm_solver(denoise: Denoise, noisy: Latents, sigmas: list[float], fresh: Fresh) -> Iterator[Latents]:
+    """DPM-Solver++(2M): second order, one question a step (arXiv 2211.01095, algorithm 2, eq. 4.1).
+
+    In sigma the half log-SNR is `-log(sigma)`. The first and the last step are of first order: before the first there
+    is no history, and at sigma 0 the log-SNR has no end.
+    """
+    before: tuple[float, Latents] | None = None
+    for sigma, next_sigma in pairwise(sigmas):
+        denoised = denoise(noisy, sigma)
+        slanted = denoised
+        if before is not None and next_sigma > 0:
+            last_sigma, last_denoised = before
+            ratio = math.log(sigma / next_sigma) / math.log(last_sigma / sigma)
+            slanted = denoised + ratio / 2 * (denoised - last_denoised)
+        noisy = slanted + next_sigma / sigma * (noisy - slanted)
+        before = sigma, denoised
+        yield noisy
+
+
+def ancestral(denoise: Denoise, noisy: Latents, sigmas: list[float], fresh: Fresh) -> Iterator[Latents]:
+    """DDPM: draws from the posterior `q(x_next | x, denoised)` (arXiv 2006.11239, eq. 6 and 7)."""
+    for sigma, next_sigma in pairwise(sigmas):
+        denoised = denoise(noisy, sigma)
+        kept = (next_sigma / sigma) ** 2
+        noisy = denoised + kept * (noisy - denoised) + next_sigma * math.sqrt(1 - kept) * fresh()
+        yield noisy
+
+
+SamplerName = Literal["euler", "heun", "dpm_solver", "ancestral"]
+SAMPLERS: dict[SamplerName, Sampler] = {
+    "euler": euler, "heun": heun, "dpm_solver": dpm_solver, "ancestral": ancestral,
+}  # fmt: skip

@@ -1,0 +1,1 @@
+"""How good pictures are: alone beside their originals, and as a set beside another set."""

@@ -1,0 +1,1 @@
+"""How networks learn: objectives, players, the loop, checkpoints, runs."""

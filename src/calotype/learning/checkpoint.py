@@ -1,0 +1,44 @@
+"""Checkpoints: folders of safetensors and JSON with a manifest, written whole or not at all. Never a pickle."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from safetensors.torch import load_file, save_file
+
+from calotype.files import is_whole, read_json, whole_folder, write_json
+from calotype.learning.player import Player
+from calotype.learning.train import Clock
+
+KEPT = 2
+"""Checkpoints of a leg that stay: the newest, and the one before in case the newest is damaged."""
+
+
+def save(folder: Path, leg: str, players: dict[str, Player], clock: Clock) -> None:
+    """Writes `folder/leg-<images seen>`, then removes older ones of the same leg."""
+    with whole_folder(folder / f"{leg}-{clock.images_seen:010d}") as path:
+        for name, player in players.items():
+            save_file(
+                {key: value.contiguous() for key, value in player.tensors().items()}, path / f"{name}.safetensors"
+            )
+        steps = {name: player.steps for name, player in players.items()}
+        write_json(path / "state.json", {"clock": clock.state(), "steps": steps})
+    for old in checkpoints(folder, leg)[:-KEPT]:
+        shutil.rmtree(old)
+
+
+def restore(folder: Path, leg: str, players: dict[str, Player], clock: Clock) -> Path | None:
+    """Brings players and clock to the newest whole checkpoint of the leg, and returns it; None if there is none."""
+    path = next((path for path in reversed(checkpoints(folder, leg)) if is_whole(path)), None)
+    if path is None:
+        return None
+    state = read_json(path / "state.json")
+    for name, player in players.items():
+        player.restore(load_file(path / f"{name}.safetensors"), state["steps"][name])
+    clock.restore(state["clock"])
+    return path
+
+
+def checkpoints(folder: Path, leg: str) -> list[Path]:
+    return sorted(folder.glob(f"{leg}-" + "[0-9]" * 10))

@@ -1,0 +1,144 @@
+"""What is learned: the losses of the first stage, and the loss of a denoiser."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Protocol, runtime_checkable
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, PositiveInt
+from torch import Tensor, nn
+
+from calotype.nets.critic import Critic
+from calotype.nets.perceptual import EfficientNetLite0, perceptual_distance
+from calotype.nets.vae import Moments, Vae
+from calotype.stage import Stage
+from calotype.vocabulary import NOT_TOLD, Batch, Config, Images, Rng
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What one player makes smaller, and the terms that it is made of, for the log."""
+
+    total: Tensor
+    terms: dict[str, Tensor]
+
+
+@runtime_checkable
+class Objective(Protocol):
+    """`players` learn, each from its own loss; all randomness comes from `rng`."""
+
+    players: dict[str, nn.Module]
+
+    def losses(self, batch: Batch, progress: float, rng: Rng) -> dict[str, Loss]: ...
+
+
+class FirstStageConfig(Config):
+    """Weights of the three losses, and when the critic plays. Fractions are of the run, never steps."""
+
+    edges: float = Field(default=0.5, ge=0)
+    """Of the L1 distance of neighbouring pixels' differences, beside the L1 distance of the pixels, which has 1."""
+    perceptual: float = Field(default=0.1, ge=0)
+    perceptual_share: float = Field(default=0.25, gt=0, le=1)
+    """Fraction of each batch that the perceptual distance looks at: it costs more than the autoencoder."""
+    kl: float = Field(default=1e-3, ge=0)
+    adversarial: float = Field(default=0.1, ge=0)
+    """Gradient of the critic's loss at the picture, relative to the reconstruction's. 0: no critic at all."""
+    adversarial_cap: float = Field(default=1.0, gt=0)
+    """The most that the critic's loss may be multiplied by to reach that."""
+    critic_start: float = Field(default=0.6, ge=0, le=1)
+    """The critic learns from here on, at first alone,"""
+    critic_used: float = Field(default=0.75, ge=0, le=1)
+    """and the autoencoder listens to it from here on."""
+    critic_share: float = Field(default=0.5, gt=0, le=1)
+    """Fraction of each batch that the critic looks at."""
+
+
+class FirstStage:
+    """Reconstruction (L1 and perceptual), KL to N(0, 1), and a critic: arXiv 2112.10752, appendix G."""
+
+    def __init__(self, vae: Vae, critic: Critic, features: EfficientNetLite0, config: FirstStageConfig) -> None:
+        self.vae, self.critic, self.features, self.config = vae, critic, features, config
+        self.players: dict[str, nn.Module] = {"autoencoder": vae, "critic": critic}
+
+    def losses(self, batch: Batch, progress: float, rng: Rng) -> dict[str, Loss]:
+        real = batch.clean
+        moments = self.vae.encode(real)
+        noise = rng.at("latents").normal(*moments.mean.shape).to(real.device)
+        fake = self.vae.decode(self.vae.sample(moments, noise))
+        losses = {"autoencoder": self._autoencoder(real, fake, moments, progress)}
+        if self.config.adversarial and progress >= self.config.critic_start:
+            losses["critic"] = self._critic(real, fake.detach())
+        return losses
+
+    def _autoencoder(self, real: Images, fake: Images, moments: Moments, progress: float) -> Loss:
+        terms = {
+            "l1": (fake - real).abs().mean(),
+            "edges": self.config.edges * edge_distance(real, fake),
+            "perceptual": self.config.perceptual * self._perceptual(real, fake),
+        }
+        reconstruction = torch.stack(list(terms.values())).sum()
+        terms["kl"] = self.config.kl * kl_to_normal(moments).mean()
+        if self.config.adversarial and progress >= self.config.critic_used:
+            terms["adversarial"] = self._adversarial(reconstruction, fake)
+        return Loss(torch.stack(list(terms.values())).sum(), {name: term.detach() for name, term in terms.items()})
+
+    def _perceptual(self, real: Images, fake: Images) -> Tensor:
+        if not self.config.perceptual:
+            return torch.zeros((), device=real.device)
+        some = share(len(real), self.config.perceptual_share)
+        return perceptual_distance(self.features, fake[:some], real[:some]).mean()
+
+    def _adversarial(self, reconstruction: Tensor, fake: Images) -> Tensor:
+        """The generator's hinge loss, scaled so that its gradient at the picture is `adversarial` times the reconstruction's.
+
+        The adaptive weight of arXiv 2012.09841, eq. 7, taken at the picture instead of the last layer, and capped.
+        """
+        some = share(len(fake), self.config.critic_share)
+        loss = -self.critic(fake[-some:]).mean()
+        ours, theirs = (torch.autograd.grad(part, fake, retain_graph=True)[0].norm() for part in (reconstruction, loss))
+        return (self.config.adversarial * ours / (theirs + 1e-8)).clamp(max=self.config.adversarial_cap) * loss
+
+    def _critic(self, real: Images, fake: Images) -> Loss:
+        """Hinge loss (arXiv 1705.02894, eq. 3), with the logit gap and the share of right verdicts."""
+        some = share(len(real), self.config.critic_share)
+        of_real, of_fake = self.critic(real[-some:]), self.critic(fake[-some:])
+        total = (F.relu(1 - of_real).mean() + F.relu(1 + of_fake).mean()) / 2
+        right = ((of_real > 0).float().mean() + (of_fake < 0).float().mean()) / 2
+        gap = (of_real.mean() - of_fake.mean()).detach()
+        return Loss(total, {"hinge": total.detach(), "right": right, "gap": gap})
+
+
+def share(count: int, fraction: float) -> int:
+    return max(1, round(count * fraction))
+
+
+def edge_distance(real: Images, fake: Images) -> Tensor:
+    """L1 distance of the differences between neighbouring pixels: lines count, not only areas."""
+    wrong = fake - real
+    return wrong.diff(dim=-1).abs().mean() + wrong.diff(dim=-2).abs().mean()
+
+
+def kl_to_normal(moments: Moments) -> Tensor:
+    """KL divergence of the posterior from N(0, 1), one number a latent value, in nats (arXiv 1312.6114, appendix B)."""
+    return 0.5 * (moments.mean.square() + moments.log_variance.exp() - 1 - moments.log_variance)
+
+
+class Denoising:
+    """The denoiser's loss on latents (or pixels) with random sigmas; some labels are not told, for guidance."""
+
+    def __init__(self, stage: Stage, label_dropout: float) -> None:
+        self.stage, self.label_dropout = stage, label_dropout
+        self.players: dict[str, nn.Module] = {"denoiser": stage.denoiser}
+
+    def losses(self, batch: Batch, progress: float, rng: Rng) -> dict[str, Loss]:
+        count, device = len(batch), batch.clean.device
+        clean = self.stage.space.sample(batch.clean, rng.at("latents"))
+        sigma = self.stage.schedule.draw(count, rng.at("sigma")).to(device)
+        noise = rng.at("noise").normal(*clean.shape).to(device)
+        told = rng.at("told").uniform(count).to(device) >= self.label_dropout
+        batch = replace(batch, labels=batch.labels.where(told, NOT_TOLD))
+        condition = self.stage.condition(batch.labels, None, 0.0, [])
+        loss = self.stage.denoiser.loss(clean, sigma, noise, condition).mean()
+        return {"denoiser": Loss(loss, {"loss": loss.detach()})}

@@ -1,0 +1,109 @@
+"""A player: a network with its optimizer and the average of its weights."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+from pydantic import Field, PositiveFloat
+from torch import Tensor, nn
+
+from calotype.vocabulary import Config
+
+
+class PlayerConfig(Config):
+    learning_rate: PositiveFloat = 1e-3
+    warmup: float = Field(default=0.05, ge=0, lt=1)
+    """Fraction of the run in which the learning rate rises from 0."""
+    decay: float = Field(default=0.5, ge=0, le=1)
+    """Fraction of the run, at its end, in which the learning rate falls to 0."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = Field(default=0.0, ge=0)
+    clip: PositiveFloat = 1.0
+    """The gradient is scaled down where its norm is above this."""
+    average: float = Field(default=0.05, gt=0, lt=0.28)
+    """Width of the average of the weights, as a fraction of the run so far."""
+
+
+class NotFinite(ArithmeticError):
+    """The gradient is not a number; the weights have not been touched."""
+
+
+class Player:
+    """Learns with AdamW and keeps a power-function average of its weights (arXiv 2312.02696, eq. 121 and 123)."""
+
+    def __init__(self, network: nn.Module, config: PlayerConfig) -> None:
+        self.network, self.config = network, config
+        self.average = copy.deepcopy(network).eval().requires_grad_(False)
+        self.parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
+        self.optimizer = torch.optim.AdamW(
+            self.parameters, config.learning_rate, config.betas, weight_decay=config.weight_decay, fused=True
+        )
+        self.steps = 0
+
+    def backward(self, loss: Tensor) -> None:
+        """Gradients on this player's own weights and on nobody else's."""
+        loss.backward(inputs=self.parameters)
+
+    def step(self, progress: float) -> float:
+        """One update; `progress` in [0, 1) is how much of the run is over. Returns the norm of the gradient.
+
+        Raises `NotFinite`, before any weight is touched, if that norm is not a number.
+        """
+        norm = float(nn.utils.clip_grad_norm_(self.parameters, self.config.clip))
+        if not math.isfinite(norm):
+            self.optimizer.zero_grad()
+            raise NotFinite(f"the norm of the gradient is {norm}")
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.config.learning_rate * learning_rate_factor(progress, self.config)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.steps += 1
+        self._follow()
+        return norm
+
+    @torch.no_grad()
+    def _follow(self) -> None:
+        """The average after step t is `(1 - 1/t) ** (power + 1)` old and the rest new."""
+        new = 1 - (1 - 1 / self.steps) ** (average_power(self.config.average) + 1)
+        torch._foreach_lerp_(list(self.average.parameters()), list(self.network.parameters()), new)
+        for kept, buffer in zip(self.average.buffers(), self.network.buffers(), strict=True):
+            kept.copy_(buffer)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All state, as named tensors."""
+        named = {f"network.{name}": value for name, value in self.network.state_dict().items()}
+        named |= {f"average.{name}": value for name, value in self.average.state_dict().items()}
+        for index, slots in self.optimizer.state_dict()["state"].items():
+            named |= {f"optimizer.{index}.{name}": value for name, value in slots.items()}
+        return named
+
+    def restore(self, tensors: dict[str, Tensor], steps: int) -> None:
+        self.network.load_state_dict(_under("network.", tensors.items()))
+        self.average.load_state_dict(_under("average.", tensors.items()))
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, value in _under("optimizer.", tensors.items()).items():
+            index, slot = name.split(".")
+            state.setdefault(int(index), {})[slot] = value
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
+        self.steps = steps
+
+
+def _under(prefix: str, named: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in named if name.startswith(prefix)}
+
+
+def learning_rate_factor(progress: float, config: PlayerConfig) -> float:
+    """Rises over the warm-up, stays at 1, falls along a line to 0."""
+    rising = progress / config.warmup if config.warmup else 1.0
+    falling = (1 - progress) / config.decay if config.decay else 1.0
+    return min(1.0, rising, falling)
+
+
+def average_power(width: float) -> float:
+    """The exponent of an average whose standard deviation is `width` of the run (arXiv 2312.02696, algorithm 2)."""
+    roots = np.roots([1, 7, 16 - width**-2, 12 - width**-2])
+    return float(roots.real.max())

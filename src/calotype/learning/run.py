@@ -1,0 +1,209 @@
+"""A run: a folder, and a list of legs that each train one thing, in order. `resume` goes on with the unfinished one."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from torch import Tensor
+
+from calotype.files import read_json, write_json
+from calotype.learning import checkpoint
+from calotype.learning.objectives import Objective
+from calotype.learning.player import Player
+from calotype.learning.train import Chore, Clock, News, Source, at_fractions, every, train
+from calotype.vocabulary import UserError
+
+PREVIEWS = (0.05, 0.15, 0.3, 0.5, 0.75, 1.0)
+"""Fractions of a leg after which a picture is made and the held-out measures are taken."""
+SAVE_SECONDS, LOG_SECONDS = 60.0, 2.0
+
+
+class Interrupted(Exception):  # noqa: N818
+    """The user asked to stop; everything is saved."""
+
+
+@dataclass
+class Run:
+    """The folder of a run. `state` is what `run.json` holds."""
+
+    folder: Path
+    state: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def open(cls, folder: Path) -> Run:
+        if not (folder / "run.json").exists():
+            raise UserError(
+                f"{folder} is not a run: it has no run.json; expected a folder that `calotype train` has written"
+            )
+        return cls(folder, read_json(folder / "run.json"))
+
+    def save(self) -> None:
+        write_json(self.folder / "run.json", self.state)
+
+    def log(self, event: str, **what: Any) -> None:
+        with (self.folder / "log.jsonl").open("a") as file:
+            file.write(json.dumps({"event": event, **what}) + "\n")
+
+    def spend(self, what: str, seconds: float) -> None:
+        """Adds to the time that something took, over all sittings."""
+        spent = self.state.setdefault("seconds", {})
+        spent[what] = spent.get(what, 0.0) + seconds
+        self.save()
+
+    @contextmanager
+    def timing(self, what: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.spend(what, time.perf_counter() - start)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """One process at a time; the lock of a process that is gone does not count."""
+        path = self.folder / "lock"
+        if path.exists() and (owner := path.read_text().strip()).isdigit() and psutil.pid_exists(int(owner)):
+            raise UserError(f"{self.folder} is in use by process {owner}; wait for it, or stop it")
+        path.write_text(str(os.getpid()))
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+@dataclass
+class Leg:
+    """One thing to train. `preview` makes a picture; `check` measures on held-out data; `pace` keeps to the time."""
+
+    name: str
+    objective: Objective
+    players: dict[str, Player]
+    source: Source
+    clock: Clock
+    preview: Callable[[Path], None]
+    check: Callable[[], dict[str, float]]
+    pace: Callable[[Clock], None] = lambda clock: None
+
+
+def go(run: Run, leg: Leg, stop: threading.Event, progress: Callable[[int, int, str], None]) -> None:
+    """Trains a leg from its newest checkpoint to its end. Raises `Interrupted` after saving, if `stop` is set."""
+    checkpoints = run.folder / "checkpoints"
+    found = checkpoint.restore(checkpoints, leg.name, leg.players, leg.clock)
+    if found is not None:
+        run.log("note", text=f"{leg.name}: went on from {found.name}")
+    run.state["legs"][leg.name] = "training"
+    run.save()
+    spent = leg.clock.seconds
+
+    def save(clock: Clock, news: News) -> None:
+        checkpoint.save(checkpoints, leg.name, leg.players, clock)
+        run.state["seconds"][leg.name] = clock.seconds
+        run.save()
+
+    def stop_if_asked(clock: Clock, news: News) -> None:
+        if stop.is_set():
+            save(clock, news)
+            raise Interrupted
+
+    log = Log(run, leg, progress)
+    chores = [
+        Chore(always, log.note),
+        Chore(at_fractions(PREVIEWS, leg.clock.progress), lambda clock, news: look(run, leg)),
+        Chore(every(3.0), lambda clock, news: leg.pace(clock)),
+        Chore(after(spent, SAVE_SECONDS), save),
+        Chore(always, stop_if_asked),
+    ]
+    train(leg.objective, leg.players, leg.source, leg.clock, chores)
+    save(leg.clock, News({}, {}))
+    run.state["legs"][leg.name] = "finished"
+    run.save()
+
+
+def look(run: Run, leg: Leg) -> None:
+    """A preview and the held-out measures, into the run's folder and its log."""
+    where = {"leg": leg.name, "images_seen": leg.clock.images_seen, "seconds": leg.clock.seconds}
+    file = f"previews/{leg.name}-{leg.clock.images_seen:010d}.png"
+    (run.folder / "previews").mkdir(exist_ok=True)
+    leg.preview(run.folder / file)
+    run.log("preview", **where, file=file)
+    run.log("check", **where, progress=leg.clock.progress, measures=leg.check())
+
+
+class Log:
+    """Averages what the steps say, and writes a line every so often."""
+
+    def __init__(self, run: Run, leg: Leg, progress: Callable[[int, int, str], None]) -> None:
+        self.run, self.leg, self.progress = run, leg, progress
+        self.news: list[News] = []
+        self.last, self.last_seen = leg.clock.seconds, leg.clock.images_seen
+
+    def note(self, clock: Clock, news: News) -> None:
+        self.news.append(news)
+        if clock.seconds - self.last < LOG_SECONDS and clock.images_seen < clock.total:
+            return
+        speed = (clock.images_seen - self.last_seen) / max(clock.seconds - self.last, 1e-9)
+        terms = average([one.terms for one in self.news])
+        norms = average([one.norms for one in self.news])
+        self.run.log(
+            "step", leg=self.leg.name, images_seen=clock.images_seen, progress=clock.progress, seconds=clock.seconds,
+            terms=terms, norms=norms, images_a_second=speed,
+        )  # fmt: skip
+        shown = ", ".join(f"{name.split('.')[-1]} {value:.3f}" for name, value in list(terms.items())[:3])
+        self.progress(clock.images_seen, clock.total, f"{shown}, {speed:.0f} pictures/s")
+        self.news, self.last, self.last_seen = [], clock.seconds, clock.images_seen
+
+
+def average(records: Sequence[dict[str, Tensor] | dict[str, float]]) -> dict[str, float]:
+    names = {name: None for record in records for name in record}
+    values = {name: [float(record[name]) for record in records if name in record] for name in names}
+    return {name: sum(some) / len(some) for name, some in values.items()}
+
+
+def always(clock: Clock) -> bool:
+    return True
+
+
+def after(spent: float, seconds: float) -> Callable[[Clock], bool]:
+    """As `every`, but counted from `spent` seconds on."""
+    due = every(seconds)
+    return lambda clock: clock.seconds >= spent + seconds and due(clock)
+
+
+@contextmanager
+def stoppable() -> Iterator[threading.Event]:
+    """An event that the first Ctrl-C (or SIGTERM) sets; the second stops at once."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def ask(number: int, frame: object) -> None:
+        stop.set()
+        signal.signal(number, before[signal.Signals(number)])
+
+    for number in before:
+        signal.signal(number, ask)
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def deterministic(seed: int) -> None:
+    """Weights start from the seed, and CUDA picks algorithms that give the same result every time."""
+    torch.manual_seed(seed)
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = True

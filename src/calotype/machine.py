@@ -1,0 +1,110 @@
+"""What this machine is and can do: device, memory, threads, precision. Measured, not looked up in a table."""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import psutil
+import torch
+import torch.nn.functional as F
+
+from calotype.vocabulary import UserError
+
+
+@dataclass(frozen=True)
+class Machine:
+    device: torch.device
+    name: str
+    threads: int
+    flops: float
+    """Floating-point operations a second of a convolution, in the better precision."""
+    fast_bfloat16: bool
+    """Whether bfloat16 arithmetic is faster than float32 here; on many CPUs it is ten times slower."""
+    memory: int
+    """Free bytes where the networks live."""
+
+    def __str__(self) -> str:
+        threads = f", {self.threads} threads" if self.device.type == "cpu" else ""
+        return f"{self.device.type} ({self.name}{threads}, {self.memory / 2**30:.0f} GB free)"
+
+
+def find_device(wanted: str = "auto") -> torch.device:
+    """`auto` takes CUDA, then Apple's MPS, then the CPU. Raises `UserError` for a device that is not here."""
+    here = ["cpu"]
+    if torch.backends.mps.is_available():
+        here.insert(0, "mps")
+    if torch.cuda.is_available():
+        here[:0] = ["cuda", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+    if wanted != "auto" and wanted not in here:
+        raise UserError(
+            f"device is {wanted!r}, but this machine has {', '.join(here)}; leave --device out to use {here[0]}"
+        )
+    return torch.device(here[0] if wanted == "auto" else wanted)
+
+
+def examine(wanted: str = "auto") -> Machine:
+    """Finds the device, then times a convolution to choose the threads and the precision (about half a second)."""
+    device = find_device(wanted)
+    threads = choose_threads() if device.type == "cpu" else torch.get_num_threads()
+    torch.set_num_threads(threads)
+    exact, rough = (time_convolution(device, dtype) for dtype in (torch.float32, torch.bfloat16))
+    flops = 2 * 9 * 64 * 64 * 8 * 32 * 32 / min(exact, rough)
+    return Machine(device, device_name(device), threads, flops, rough < 0.8 * exact, free_memory(device))
+
+
+def choose_threads() -> int:
+    """All cores, unless fewer threads are faster: on a busy machine two threads that wait for each other crawl."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    timings: dict[int, float] = {}
+    for threads in {cores, max(1, cores // 2)}:
+        torch.set_num_threads(threads)
+        timings[threads] = time_convolution(torch.device("cpu"), torch.float32)
+    return min(timings, key=timings.__getitem__)
+
+
+def time_convolution(device: torch.device, dtype: torch.dtype) -> float:
+    image = torch.randn(8, 64, 32, 32, device=device).to(dtype).contiguous(memory_format=torch.channels_last)
+    weight = torch.randn(64, 64, 3, 3, device=device).to(dtype).contiguous(memory_format=torch.channels_last)
+    return best_time(lambda: F.conv2d(image, weight, padding=1), device)
+
+
+def best_time(work: Callable[[], object], device: torch.device, repeats: int = 5) -> float:
+    """Seconds of the fastest of `repeats` calls, after one to warm up."""
+    work()
+    return min(timed(work, device) for _ in range(repeats))
+
+
+def timed(work: Callable[[], object], device: torch.device) -> float:
+    synchronize(device)
+    start = time.perf_counter()
+    work()
+    synchronize(device)
+    return time.perf_counter() - start
+
+
+def synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+
+
+def free_memory(device: torch.device) -> int:
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most bytes that this process has held so far, on the device or (CPU, MPS) in main memory."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if platform.system() == "Darwin" else peak * 1024

@@ -1,0 +1,117 @@
+"""A trained model: the deployable folder of a run, and sampling from it."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from calotype.build import build_space, build_stage
+from calotype.data.images import pils_from_images
+from calotype.files import is_whole, read_json, whole_folder, write_json
+from calotype.machine import find_device
+from calotype.recipe import Recipe, check
+from calotype.spaces.latent import LatentSpace
+from calotype.stage import Sampling, Stage, generate
+from calotype.vocabulary import NOT_TOLD, Rng, UserError
+
+FORMAT = 1
+CHUNK_VALUES = 2**22
+"""Pictures are made a few at a time, so that a thousand need no more memory than these many pixel values at once."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """Makes pictures. `load` opens one; `stages` and `samplings` have one entry each for latent diffusion."""
+
+    stages: tuple[Stage, ...]
+    samplings: tuple[Sampling, ...]
+    classes: tuple[str, ...]
+    device: torch.device
+
+    def sample(self, count: int = 1, label: str | None = None, seed: int = 0, **changes: Any) -> list[Image.Image]:
+        """`count` pictures; picture i depends on (seed, i, its label) only, not on how many are made with it.
+
+        `label` is one of `classes`; without it, picture i has class `i % len(classes)`. `changes` replace settings of
+        `Sampling`: `steps`, `guidance`, `sampler`, `guidance_low`, `guidance_high`.
+        Raises `UserError` for an unknown label or setting.
+        """
+        return list(self.draw(count, label, seed, **changes))
+
+    def draw(self, count: int = 1, label: str | None = None, seed: int = 0, **changes: Any) -> Iterator[Image.Image]:
+        """The same, one after the other as they are made."""
+        labels = self.labels(count, label)
+        samplings = [changed(sampling, changes) for sampling in self.samplings]
+        chunk = max(1, min(32, CHUNK_VALUES // (3 * self.stages[-1].image_size ** 2)))
+        for start in range(0, count, chunk):
+            indices = range(start, min(start + chunk, count))
+            told = torch.tensor([labels[index] for index in indices], device=self.device)
+            rngs = [Rng((seed, "sample", index)) for index in indices]
+            yield from pils_from_images(generate(self.stages, told, samplings, rngs))
+
+    def labels(self, count: int, label: str | None = None) -> list[int]:
+        """The class of each picture, as an index; NOT_TOLD for a model without classes."""
+        if label is not None:
+            return [find_label(label, self.classes)] * count
+        return [index % len(self.classes) if self.classes else NOT_TOLD for index in range(count)]
+
+
+def find_label(label: str, classes: Sequence[str]) -> int:
+    if label in classes:
+        return classes.index(label)
+    if not classes:
+        raise UserError(f"label is {label!r}, but this model was trained without labels; leave --label out")
+    close = difflib.get_close_matches(label, classes, 1, 0.4)
+    hint = f"did you mean {close[0]}? " if close else ""
+    raise UserError(f"label {label!r} is unknown; {hint}this model knows {', '.join(classes)}")
+
+
+def changed(sampling: Sampling, changes: dict[str, Any]) -> Sampling:
+    given = {name: value for name, value in changes.items() if value is not None}
+    recipe = check({"sampling": {**sampling.model_dump(), **given}}, lambda key: "sampling")
+    return recipe.sampling
+
+
+def save_model(folder: Path, recipe: Recipe, space: LatentSpace, stage: Stage, classes: Sequence[str]) -> None:
+    """Writes all that sampling needs into one folder: two files of weights and one of settings."""
+    with whole_folder(folder) as path:
+        save_file(
+            {name: value.contiguous() for name, value in space.state_dict().items()}, path / "autoencoder.safetensors"
+        )
+        weights = {name: value.contiguous() for name, value in stage.denoiser.state_dict().items()}
+        save_file(weights, path / "denoiser.safetensors")
+        write_json(
+            path / "model.json", {"format": FORMAT, "classes": list(classes), "recipe": recipe.model_dump(mode="json")}
+        )
+
+
+def load(path: str | Path, device: str = "auto") -> Model:
+    """Opens a run, or the `model` folder inside one. Raises `UserError` if there is no finished model or it is damaged."""
+    folder = Path(path)
+    folder = folder / "model" if (folder / "model").is_dir() else folder
+    if not (folder / "model.json").exists():
+        hint = f"its training is not finished; try: calotype resume {path}" if (folder / "run.json").exists() else (
+            "expected the folder of a run, or the model folder inside it"
+        )  # fmt: skip
+        raise UserError(f"no model in {path}: {hint}")
+    if not is_whole(folder):
+        raise UserError(f"the model in {folder} is damaged: its files are not what manifest.json says; copy it again")
+    about = read_json(folder / "model.json")
+    if about.get("format") != FORMAT:
+        raise UserError(
+            f"{folder} has format {about.get('format')}, this version of calotype reads {FORMAT}; update one"
+        )
+    recipe, classes = check(about["recipe"], lambda key: f"{folder}/model.json"), tuple(about["classes"])
+    where = find_device(device)
+    space = build_space(recipe)
+    space.load_state_dict(load_file(folder / "autoencoder.safetensors"))
+    stage = build_stage(recipe, space.to(where).eval().requires_grad_(False), len(classes))
+    stage.denoiser.load_state_dict(load_file(folder / "denoiser.safetensors"))
+    stage.denoiser.to(where).eval().requires_grad_(False)
+    return Model((stage,), (recipe.sampling,), classes, where)

@@ -1,0 +1,111 @@
+"""The pieces that the networks share."""
+
+from __future__ import annotations
+
+import math
+from contextlib import AbstractContextManager
+from typing import Literal, TypeVar
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from calotype.vocabulary import Latents
+
+Network = TypeVar("Network", bound=nn.Module)
+Precision = Literal["float32", "bfloat16"]
+Vector = Float[Tensor, "batch features"]
+Tokens = Float[Tensor, "batch token features"]
+Recoloured = Float[Tensor, "batch _ height width"]  # an image of the same size, with channels of its own
+Resized = Float[Tensor, "batch _ _ _"]  # an image of another size
+
+
+def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[None]:
+    """float32 weights, cheaper arithmetic: the one place where precision is chosen."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
+
+
+def fourier_features(levels: Float[Tensor, " batch"], width: int, highest: float) -> Vector:
+    """Sines and cosines of `levels`, in [0, 1], at frequencies from 1 to `highest` (arXiv 2006.10739, eq. 4)."""
+    frequencies = torch.logspace(0, math.log10(highest), width // 2, device=levels.device)
+    angles = math.pi * levels[:, None] * frequencies
+    return torch.cat([angles.cos(), angles.sin()], 1)
+
+
+def zero(module: nn.Module) -> nn.Module:
+    """The same module, with weights of 0: a path that starts silent."""
+    for parameter in module.parameters():
+        nn.init.zeros_(parameter)
+    return module
+
+
+def channels_last(module: Network) -> Network:
+    """Convolutions are fastest when the channels of a pixel lie side by side."""
+    return module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def space_to_channel(image: Latents, factor: int) -> Resized:
+    return F.pixel_unshuffle(image, factor)
+
+
+def channel_to_space(image: Latents, factor: int) -> Resized:
+    return F.pixel_shuffle(image, factor)
+
+
+class ChannelNorm(nn.Module):
+    """RMS norm over the channels of each pixel (arXiv 1910.07467): no statistics across the picture, so tiles agree."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+
+    def forward(self, image: Latents) -> Latents:
+        scale = torch.rsqrt(image.square().mean(1, keepdim=True) + 1e-6)
+        return image * scale * self.weight[:, None, None]
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions around a skip; a vector, where there is one, scales and shifts between them.
+
+    The second convolution starts at 0, so that a new block passes its input on.
+    """
+
+    def __init__(
+        self, channels: int, out_channels: int | None = None, vector_width: int = 0, dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        out_channels = out_channels or channels
+        self.norm_in, self.norm_out = ChannelNorm(channels), ChannelNorm(out_channels)
+        self.conv_in = nn.Conv2d(channels, out_channels, 3, padding=1)
+        self.conv_out = zero(nn.Conv2d(out_channels, out_channels, 3, padding=1))
+        self.skip = nn.Identity() if channels == out_channels else nn.Conv2d(channels, out_channels, 1)
+        self.modulation = nn.Linear(vector_width, 2 * out_channels) if vector_width else None
+        self.dropout = dropout
+
+    def forward(self, image: Latents, vector: Vector | None = None) -> Recoloured:
+        inner = self.norm_out(self.conv_in(F.silu(self.norm_in(image))))
+        if self.modulation is not None and vector is not None:
+            scale, shift = self.modulation(F.silu(vector))[:, :, None, None].chunk(2, 1)
+            inner = inner * (1 + scale) + shift
+        inner = F.dropout(F.silu(inner), self.dropout, self.training)
+        return self.skip(image) + self.conv_out(inner)
+
+
+class AttentionBlock(nn.Module):
+    """Self-attention over the pixels of a small image, with queries and keys of unit size (arXiv 2302.05442, section 2.1)."""
+
+    def __init__(self, channels: int, head_width: int = 64) -> None:
+        super().__init__()
+        self.heads = math.gcd(channels, max(1, channels // head_width))
+        self.norm = ChannelNorm(channels)
+        self.query_key_value = nn.Conv2d(channels, 3 * channels, 1)
+        self.out = zero(nn.Conv2d(channels, channels, 1))
+        self.norm_query, self.norm_key = (nn.RMSNorm(channels // self.heads, eps=1e-6) for _ in range(2))
+
+    def forward(self, image: Latents) -> Latents:
+        batch, channels, height, width = image.shape
+        heads = self.query_key_value(self.norm(image)).reshape(batch, 3, self.heads, -1, height * width)
+        query, key, value = heads.transpose(3, 4).unbind(1)
+        mixed = F.scaled_dot_product_attention(self.norm_query(query), self.norm_key(key), value)
+        return image + self.out(mixed.transpose(2, 3).reshape(batch, channels, height, width))

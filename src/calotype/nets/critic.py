@@ -1,0 +1,31 @@
+"""The patch critic: tells real pictures from reconstructed ones, patch by patch (arXiv 1611.07004, section 3.2.2)."""
+
+from __future__ import annotations
+
+from jaxtyping import Float
+from pydantic import PositiveInt
+from torch import Tensor, nn
+
+from calotype.nets.blocks import ChannelNorm
+from calotype.vocabulary import Config, Images
+
+
+class CriticConfig(Config):
+    width: PositiveInt = 32
+    depth: PositiveInt = 3
+    """Halvings; a verdict sees a patch of about `2 ** (depth + 3)` pixels."""
+
+
+class Critic(nn.Module):
+    """Images (batch, 3, height, width) -> one logit a patch; above 0 it believes that the patch is real."""
+
+    def __init__(self, config: CriticConfig) -> None:
+        super().__init__()
+        widths = [min(config.width * 2**level, 8 * config.width) for level in range(config.depth)]
+        layers: list[nn.Module] = [nn.Conv2d(3, widths[0], 4, 2, 1), nn.LeakyReLU(0.2)]
+        for width, next_width in zip(widths, widths[1:], strict=False):
+            layers += [nn.Conv2d(width, next_width, 4, 2, 1), ChannelNorm(next_width), nn.LeakyReLU(0.2)]
+        self.layers = nn.Sequential(*layers, nn.Conv2d(widths[-1], 1, 3, padding=1))
+
+    def forward(self, images: Images) -> Float[Tensor, "batch 1 height width"]:
+        return self.layers(images)

@@ -1,0 +1,121 @@
+"""A diffusion transformer (arXiv 2212.09748) with RMSNorm, SwiGLU, rotary positions and normalised queries and keys."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from pydantic import Field, PositiveInt, model_validator
+from torch import Tensor, nn
+
+from calotype.nets.blocks import Recoloured, Tokens, Vector, channel_to_space, space_to_channel, zero
+from calotype.vocabulary import Config, Latents
+
+Rotation = tuple[Float[Tensor, "token half"], Float[Tensor, "token half"]]
+
+
+class DitConfig(Config):
+    kind: Literal["dit"] = "dit"
+    width: PositiveInt = 256
+    """Width of a token, and of the vector."""
+    depth: PositiveInt = 8
+    heads: PositiveInt = 4
+    patch: PositiveInt = 1
+    """Side of the square of pixels that becomes one token."""
+    expansion: float = Field(default=2.6667, gt=0)
+    """Inner width of the feed-forward part as a multiple of `width`; three matrices of 8/3 cost as much as two of 4."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _heads(self) -> DitConfig:
+        if self.width % (4 * self.heads):
+            raise ValueError(f"width is {self.width}, but must be a multiple of 4 * heads = {4 * self.heads}")
+        return self
+
+
+class Dit(nn.Module):
+    """(batch, in_channels, height, width) and (batch, config.width) -> (batch, out_channels, height, width).
+
+    Height and width must be multiples of `config.patch`.
+    """
+
+    def __init__(self, config: DitConfig, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.patch, self.head_width = config.patch, config.width // config.heads
+        self.embed = nn.Linear(in_channels * config.patch**2, config.width)
+        self.place = nn.Linear(32, config.width, bias=False)
+        self.blocks = nn.ModuleList(DitBlock(config) for _ in range(config.depth))
+        self.norm = nn.RMSNorm(config.width, eps=1e-6, elementwise_affine=False)
+        self.modulation = zero(nn.Linear(config.width, 2 * config.width))
+        self.out = zero(nn.Linear(config.width, out_channels * config.patch**2))
+
+    def forward(self, image: Latents, vector: Vector) -> Recoloured:
+        patches = space_to_channel(image, self.patch)
+        height, width = patches.shape[-2:]
+        ys, xs = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+        places = torch.stack([ys.flatten(), xs.flatten()], 1).to(image.device).float()
+        rotation = rotations(places, self.head_width)
+        tokens = self.embed(patches.flatten(2).transpose(1, 2)) + self.place(place_features(places, height, width))
+        vector = F.silu(vector)
+        for block in self.blocks:
+            tokens = block(tokens, vector, rotation)
+        scale, shift = self.modulation(vector)[:, None].chunk(2, -1)
+        tokens = self.out(self.norm(tokens) * (1 + scale) + shift)
+        return channel_to_space(tokens.transpose(1, 2).unflatten(2, (height, width)), self.patch)
+
+
+class DitBlock(nn.Module):
+    """Attention, then a feed-forward network, each scaled, shifted and gated by the vector; the gates start at 0 (adaLN-zero)."""
+
+    def __init__(self, config: DitConfig) -> None:
+        super().__init__()
+        inner = 32 * math.ceil(config.width * config.expansion / 32)
+        self.heads, self.dropout = config.heads, config.dropout
+        self.norm = nn.RMSNorm(config.width, eps=1e-6, elementwise_affine=False)
+        self.modulation = zero(nn.Linear(config.width, 6 * config.width))
+        self.query_key_value = nn.Linear(config.width, 3 * config.width, bias=False)
+        self.norm_query, self.norm_key = (nn.RMSNorm(config.width // config.heads, eps=1e-6) for _ in range(2))
+        self.attention_out = nn.Linear(config.width, config.width, bias=False)
+        self.gate_up = nn.Linear(config.width, 2 * inner, bias=False)
+        self.down = nn.Linear(inner, config.width, bias=False)
+
+    def forward(self, tokens: Tokens, vector: Vector, rotation: Rotation) -> Tokens:
+        scale1, shift1, gate1, scale2, shift2, gate2 = self.modulation(vector)[:, None].chunk(6, -1)
+        tokens = tokens + gate1 * self._attend(self.norm(tokens) * (1 + scale1) + shift1, rotation)
+        return tokens + gate2 * self._feed(self.norm(tokens) * (1 + scale2) + shift2)
+
+    def _attend(self, tokens: Tokens, rotation: Rotation) -> Tokens:
+        query, key, value = self.query_key_value(tokens).unflatten(2, (3, self.heads, -1)).transpose(1, 3).unbind(2)
+        query, key = rotate(self.norm_query(query), rotation), rotate(self.norm_key(key), rotation)
+        mixed = F.scaled_dot_product_attention(query, key, value.to(query.dtype))
+        return self.attention_out(mixed.transpose(1, 2).flatten(2))
+
+    def _feed(self, tokens: Tokens) -> Tokens:
+        """SwiGLU (arXiv 2002.05202, eq. 6)."""
+        gate, up = self.gate_up(tokens).chunk(2, -1)
+        return F.dropout(self.down(F.silu(gate) * up), self.dropout, self.training)
+
+
+def rotations(places: Float[Tensor, "token 2"], head_width: int) -> Rotation:
+    """Cosines and sines that turn half of each head by the row and half by the column (RoPE, arXiv 2104.09864, eq. 34)."""
+    frequencies = 100.0 ** -torch.linspace(0, 1, head_width // 4, device=places.device)
+    angles = (places[:, :, None] * frequencies).flatten(1)
+    return angles.cos(), angles.sin()
+
+
+def rotate(
+    heads: Float[Tensor, "batch head token width"], rotation: Rotation
+) -> Float[Tensor, "batch head token width"]:
+    cos, sin = rotation
+    first, second = heads.chunk(2, -1)
+    return torch.cat([first * cos - second * sin, first * sin + second * cos], -1).to(heads.dtype)
+
+
+def place_features(places: Float[Tensor, "token 2"], height: int, width: int) -> Float[Tensor, "token 32"]:
+    """Where in the picture a token lies: sines and cosines of its row and column in [-1, 1], whatever the size."""
+    extent = torch.tensor([height, width], device=places.device)
+    angles = ((2 * places + 1) / extent - 1)[:, :, None] * math.pi * 2.0 ** torch.arange(-1, 7, device=places.device)
+    return torch.cat([angles.cos(), angles.sin()], 1).flatten(1)

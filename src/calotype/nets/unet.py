@@ -1,0 +1,108 @@
+"""A UNet: residual blocks on a ladder of resolutions, attention on the lowest (arXiv 2006.11239, appendix B; 2105.05233)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, PositiveInt
+from torch import nn
+
+from calotype.nets.blocks import AttentionBlock, Recoloured, ResidualBlock, Resized, Vector, zero
+from calotype.vocabulary import Config, Latents
+
+
+class UnetConfig(Config):
+    kind: Literal["unet"] = "unet"
+    width: PositiveInt = 128
+    """Channels at full size, and the width of the vector."""
+    multiples: tuple[PositiveInt, ...] = (1, 2)
+    """Channels of each level as a multiple of `width`; each level halves the image."""
+    blocks: PositiveInt = 2
+    """Residual blocks a level (one more on the way up)."""
+    attention_levels: tuple[int, ...] = (1,)
+    """Levels with attention after each block; 0 is full size."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+
+
+class Unet(nn.Module):
+    """(batch, in_channels, height, width) and (batch, config.width) -> (batch, out_channels, height, width).
+
+    Height and width must be multiples of `2 ** (levels - 1)`.
+    """
+
+    def __init__(self, config: UnetConfig, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        widths = [config.width * multiple for multiple in config.multiples]
+
+        def level(index: int, in_width: int, out_width: int) -> UnetLevel:
+            return UnetLevel(in_width, out_width, config, attention=index in config.attention_levels)
+
+        self.conv_in = nn.Conv2d(in_channels, widths[0], 3, padding=1)
+        self.down = nn.ModuleList()
+        shelf = [widths[0]]
+        for index, width in enumerate(widths):
+            for _ in range(config.blocks):
+                self.down.append(level(index, shelf[-1], width))
+                shelf.append(width)
+            if index + 1 < len(widths):
+                self.down.append(Halve(width))
+                shelf.append(width)
+        self.middle = nn.ModuleList(
+            [
+                UnetLevel(widths[-1], widths[-1], config, attention=True),
+                UnetLevel(widths[-1], widths[-1], config, False),
+            ]
+        )
+        self.up = nn.ModuleList()
+        here = widths[-1]
+        for index, width in reversed(list(enumerate(widths))):
+            for _ in range(config.blocks + 1):
+                self.up.append(level(index, here + shelf.pop(), width))
+                here = width
+            if index > 0:
+                self.up.append(Double(width))
+        self.conv_out = zero(nn.Conv2d(here, out_channels, 3, padding=1))
+
+    def forward(self, image: Latents, vector: Vector) -> Recoloured:
+        image = self.conv_in(image)
+        shelf = [image]
+        for block in self.down:
+            image = block(image, vector)
+            shelf.append(image)
+        for block in self.middle:
+            image = block(image, vector)
+        for block in self.up:
+            image = (
+                block(image, vector) if isinstance(block, Double) else block(torch.cat([image, shelf.pop()], 1), vector)
+            )
+        return self.conv_out(F.silu(image))
+
+
+class UnetLevel(nn.Module):
+    def __init__(self, in_width: int, out_width: int, config: UnetConfig, attention: bool) -> None:
+        super().__init__()
+        self.residual = ResidualBlock(in_width, out_width, config.width, config.dropout)
+        self.attention = AttentionBlock(out_width) if attention else nn.Identity()
+
+    def forward(self, image: Latents, vector: Vector) -> Recoloured:
+        return self.attention(self.residual(image, vector))
+
+
+class Halve(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(width, width, 3, stride=2, padding=1)
+
+    def forward(self, image: Latents, vector: Vector) -> Resized:
+        return self.conv(image)
+
+
+class Double(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(width, width, 3, padding=1)
+
+    def forward(self, image: Latents, vector: Vector) -> Resized:
+        return self.conv(F.interpolate(image, scale_factor=2, mode="nearest"))

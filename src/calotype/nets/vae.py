@@ -1,0 +1,168 @@
+"""The convolutional autoencoder: images to latents `reduction` times smaller, and back (VAE, arXiv 1312.6114; 2112.10752).
+
+Both ways are a linear path over square patches plus a network whose last convolution starts at 0. The linear path is the
+best linear autoencoder of the pictures (PCA of their patches, in closed form) and is not trained: training starts where
+it ends.
+Between resolutions, pixels are folded into channels around each convolution (as DC-AE, arXiv 2410.10733, section 3.1).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from pydantic import Field, PositiveInt, model_validator
+from torch import Tensor, nn
+
+from calotype.nets.blocks import (
+    ChannelNorm,
+    Precision,
+    ResidualBlock,
+    Resized,
+    autocast,
+    channel_to_space,
+    space_to_channel,
+    zero,
+)
+from calotype.vocabulary import Config, Images, Latents
+
+GAIN = 0.1
+"""Of the networks beside the linear path: without it, Adam's first steps on their last layers undo the linear start."""
+START_LOG_VARIANCE = math.log(0.1**2)
+"""Latents spread about 1 start with noise of 0.1: a decoder that has seen noise forgives the denoiser's small mistakes."""
+
+
+class VaeConfig(Config):
+    reduction: int = Field(default=8, description="How many times smaller latents are than pictures, a side.")
+    channels: PositiveInt = Field(default=16, description="Channels of the latents.")
+    stem: PositiveInt = Field(default=4, description="Side of the patches that the networks see as one pixel.")
+    widths: tuple[PositiveInt, ...] = Field(default=(96, 192), description="Channels at each level, from `stem` down.")
+    encoder_blocks: PositiveInt = 1
+    decoder_blocks: PositiveInt = 3
+
+    @model_validator(mode="after")
+    def _ladder(self) -> VaeConfig:
+        if self.stem * 2 ** (len(self.widths) - 1) != self.reduction:
+            raise ValueError(
+                f"reduction is {self.reduction}, but stem {self.stem} with {len(self.widths)} widths gives "
+                f"{self.stem * 2 ** (len(self.widths) - 1)}; each width after the first halves the picture"
+            )
+        return self
+
+
+class Moments(NamedTuple):
+    """The Gaussian that the encoder makes of a picture."""
+
+    mean: Latents
+    log_variance: Latents
+
+
+class Vae(nn.Module):
+    """Images (batch, 3, height, width) <-> latents (batch, channels, height / reduction, width / reduction)."""
+
+    def __init__(self, config: VaeConfig, precision: Precision = "float32") -> None:
+        super().__init__()
+        self.config, self.precision = config, precision
+        values = 3 * config.reduction**2
+        self.linear_in = nn.Conv2d(values, config.channels, 1).requires_grad_(False)
+        self.linear_out = nn.Conv2d(config.channels, values, 1).requires_grad_(False)
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config)
+
+    def encode(self, images: Images) -> Moments:
+        with autocast(images.device, self.precision):
+            mean, log_variance = (GAIN * self.encoder(images).float()).chunk(2, 1)
+        linear = self.linear_in(space_to_channel(images, self.config.reduction))
+        return Moments(linear + mean, (START_LOG_VARIANCE + log_variance).clamp(-20, 10))
+
+    def decode(self, latents: Latents) -> Images:
+        with autocast(latents.device, self.precision):
+            correction = GAIN * self.decoder(latents).float()
+        return channel_to_space(self.linear_out(latents), self.config.reduction) + correction
+
+    def sample(self, moments: Moments, noise: Latents) -> Latents:
+        """A draw from the posterior (arXiv 1312.6114, eq. 9)."""
+        return moments.mean + (moments.log_variance / 2).exp() * noise
+
+    @torch.no_grad()
+    def start_linear(self, images: Images) -> None:
+        """Sets the linear path to the PCA of the patches of `images`, scaled so that latents have mean 0 and spread 1."""
+        patches = space_to_channel(images, self.config.reduction).double().transpose(0, 1).flatten(1)
+        mean = patches.mean(1, keepdim=True)
+        variances, axes = torch.linalg.eigh((patches - mean) @ (patches - mean).T / (patches.shape[1] - 1))
+        variances, axes = variances.flip(0), axes.flip(1)
+        count = self.config.channels
+        spreads, axes = variances[:count].clamp(min=max(1e-8, 1e-5 * float(variances[0]))).sqrt(), axes[:, :count]
+        into, back = (axes / spreads).T, axes * spreads
+        for conv, weight, bias in ((self.linear_in, into, -into @ mean), (self.linear_out, back, mean)):
+            conv.weight.copy_(weight[:, :, None, None])
+            conv.bias.copy_(bias[:, 0])  # type: ignore[union-attr]
+
+
+class Encoder(nn.Module):
+    def __init__(self, config: VaeConfig) -> None:
+        super().__init__()
+        self.stem = config.stem
+        layers: list[nn.Module] = [nn.Conv2d(3 * config.stem**2, config.widths[0], 3, padding=1)]
+        for level, width in enumerate(config.widths):
+            if level:
+                layers.append(Fold(config.widths[level - 1], width))
+            layers += [ResidualBlock(width) for _ in range(config.encoder_blocks)]
+        self.layers = nn.Sequential(*layers, ChannelNorm(config.widths[-1]), nn.SiLU())
+        self.out = zero(nn.Conv2d(config.widths[-1], 2 * config.channels, 3, padding=1))
+
+    def forward(self, images: Images) -> Latents:
+        return self.out(self.layers(space_to_channel(images, self.stem)))
+
+
+class Decoder(nn.Module):
+    def __init__(self, config: VaeConfig) -> None:
+        super().__init__()
+        self.stem = config.stem
+        layers: list[nn.Module] = [nn.Conv2d(config.channels, config.widths[-1], 3, padding=1)]
+        for level, width in reversed(list(enumerate(config.widths))):
+            layers += [ResidualBlock(width) for _ in range(config.decoder_blocks)]
+            if level:
+                layers.append(Unfold(width, config.widths[level - 1]))
+        self.layers = nn.Sequential(*layers, ChannelNorm(config.widths[0]), nn.SiLU())
+        self.out = zero(nn.Conv2d(config.widths[0], 3 * config.stem**2, 3, padding=1))
+
+    def forward(self, latents: Latents) -> Images:
+        return channel_to_space(self.out(self.layers(latents)), self.stem)
+
+
+class Fold(nn.Module):
+    """Half the side: a convolution into channels, around it the same folding without weights."""
+
+    def __init__(self, channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(4 * channels, out_channels, 1)
+        self.out_channels = out_channels
+
+    def forward(self, image: Latents) -> Resized:
+        folded = space_to_channel(image, 2)
+        return self.conv(folded) + match_channels(folded, self.out_channels)
+
+
+class Unfold(nn.Module):
+    """Twice the side, the other way round."""
+
+    def __init__(self, channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, 4 * out_channels, 1)
+        self.out_channels = out_channels
+
+    def forward(self, image: Latents) -> Resized:
+        return channel_to_space(self.conv(image) + match_channels(image, 4 * self.out_channels), 2)
+
+
+def match_channels(
+    image: Float[Tensor, "batch channel height width"], count: int
+) -> Float[Tensor, "batch matched height width"]:
+    """As many channels as wanted without weights: neighbours averaged, or each repeated."""
+    channels = image.shape[1]
+    if channels > count:
+        return image.unflatten(1, (count, channels // count)).mean(2)
+    return image.repeat_interleave(count // channels, 1)

@@ -1,0 +1,173 @@
+"""The recipe: all settings of a run in one TOML file. It gathers the config classes, and says where a file is wrong."""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tomli_w
+from pydantic import Field, PositiveInt, ValidationError
+
+from calotype.diffusion.denoiser import ScalingName
+from calotype.diffusion.noise import Flow, Schedule
+from calotype.learning.objectives import FirstStageConfig
+from calotype.learning.player import PlayerConfig
+from calotype.nets.blocks import Precision
+from calotype.nets.critic import CriticConfig
+from calotype.nets.dit import DitConfig
+from calotype.nets.unet import UnetConfig
+from calotype.nets.vae import VaeConfig
+from calotype.stage import Sampling
+from calotype.vocabulary import Config, UserError
+
+Backbone = Annotated[UnetConfig | DitConfig, Field(discriminator="kind")]
+
+
+class LegConfig(Config):
+    """How long one leg of a run trains, and on how much at once."""
+
+    images: int = Field(default=0, ge=0)
+    """Pictures to see in all, repeats counted; 0: as many as the budget allows."""
+    batch: PositiveInt = 16
+
+
+class AutoencoderRecipe(LegConfig):
+    network: VaeConfig = VaeConfig()
+    critic: CriticConfig = CriticConfig()
+    losses: FirstStageConfig = FirstStageConfig()
+    crop: int = Field(default=0, ge=0)
+    """Side of the random crops to train on; 0: whole pictures."""
+    learn: PlayerConfig = PlayerConfig()
+    critic_learn: PlayerConfig = PlayerConfig(learning_rate=4e-4, betas=(0.5, 0.9))
+
+
+class DenoiserRecipe(LegConfig):
+    batch: PositiveInt = 32
+    backbone: Backbone = DitConfig()
+    schedule: Schedule = Flow()
+    scaling: ScalingName = "flow"
+    label_dropout: float = Field(default=0.1, ge=0, le=1)
+    """How often a label is not told, so that the model can be guided away from what it says without one."""
+    learn: PlayerConfig = PlayerConfig()
+
+
+class Recipe(Config):
+    kind: Literal["latent"] = "latent"
+    size: PositiveInt = 64
+    """Side of the pictures in pixels; each is cropped to a square around its middle."""
+    seed: int = 0
+    flip: bool = False
+    """Also train on mirror images."""
+    precision: Precision = "float32"
+    autoencoder: AutoencoderRecipe = AutoencoderRecipe()
+    denoiser: DenoiserRecipe = DenoiserRecipe()
+    sampling: Sampling = Sampling()
+
+
+def to_toml(recipe: Recipe) -> str:
+    return tomli_w.dumps(recipe.model_dump(mode="json"))
+
+
+def read_recipe(path: Path) -> dict[str, Any]:
+    """The settings in a file, checked against the schema. Raises `UserError` with file and line."""
+    try:
+        text = path.read_text()
+        settings = tomllib.loads(text)
+    except FileNotFoundError:
+        raise UserError(f"recipe {path} does not exist") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"recipe {path} is not TOML: {error}") from None
+    check(settings, lambda key: f"{path}, line {line_of(text, key)}")
+    return settings
+
+
+def read_overrides(overrides: Iterable[str]) -> dict[str, Any]:
+    """`["a.b=1", "a.c=x"]` as nested settings; values are TOML where they can be read as such, else text."""
+    settings: dict[str, Any] = {}
+    for override in overrides:
+        path, equals, value = override.partition("=")
+        if not equals or not path.strip():
+            raise UserError(f"--set {override}: expected key=value, as in --set denoiser.backbone.width=384")
+        *tables, key = path.strip().split(".")
+        table = settings
+        for name in tables:
+            table = table.setdefault(name, {})
+            if not isinstance(table, dict):
+                raise UserError(f"--set {override}: {name} has been given a value already")
+        table[key] = read_value(value)
+    check(settings, lambda key: f"--set {key}")
+    return settings
+
+
+def read_value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def merge(*layers: dict[str, Any]) -> dict[str, Any]:
+    """Later settings over earlier ones, table by table; a table of another `kind` replaces the whole table."""
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        for key, value in layer.items():
+            before = merged.get(key)
+            if isinstance(value, dict) and isinstance(before, dict) and not _changes_kind(before, value):
+                merged[key] = merge(before, value)
+            else:
+                merged[key] = value
+    return merged
+
+
+def _changes_kind(before: dict[str, Any], after: dict[str, Any]) -> bool:
+    return "kind" in after and after["kind"] != before.get("kind")
+
+
+def check(settings: dict[str, Any], place: Any = lambda key: f"recipe: {key}") -> Recipe:
+    """The recipe that the settings make over the defaults. Raises `UserError`: place, what is wrong, what to do."""
+    try:
+        return Recipe.model_validate(merge(Recipe().model_dump(), settings))
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(
+            str(part) for part in first["loc"] if part not in ("dit", "unet", "flow", "ddpm", "cosine", "karras")
+        )
+        raise UserError(f"{place(key)}: {explain(first, key)}") from None
+
+
+def explain(error: Any, key: str) -> str:
+    if error["type"] != "extra_forbidden":
+        got = error.get("input")
+        shown = f" (got {got!r})" if isinstance(got, str | int | float | bool) else ""
+        return f"{key}: {error['msg'].removeprefix('Value error, ')}{shown}"
+    known = sorted(set(all_keys(Recipe().model_dump())) | set(UnetConfig.model_fields) | set(DitConfig.model_fields))
+    last = key.rpartition(".")[2]
+    close = difflib.get_close_matches(key, known, 1, 0.5) or difflib.get_close_matches(last, known, 1, 0.5)
+    return f"unknown key {key}" + (f"; did you mean {close[0]}?" if close else "")
+
+
+def all_keys(settings: dict[str, Any], prefix: str = "") -> list[str]:
+    keys = []
+    for key, value in settings.items():
+        keys.append(prefix + key)
+        if isinstance(value, dict):
+            keys += all_keys(value, f"{prefix}{key}.")
+    return keys
+
+
+def line_of(text: str, key: str) -> int:
+    """The line where a dotted key is set: below its table's heading, else wherever its last part stands first."""
+    *tables, last = key.split(".")
+    heading, lines = ".".join(tables), text.splitlines()
+    here = ""
+    for number, line in enumerate(lines, 1):
+        stripped = line.strip()
+        if stripped.startswith("["):
+            here = stripped.strip("[] ")
+        name = stripped.split("=")[0].strip()
+        if (here == heading and name == last) or (not here and name == key) or here == key:
+            return number
+    return next((number for number, line in enumerate(lines, 1) if last in line), 1)

@@ -1,0 +1,1 @@
+"""What a stage works in: pixels, or the latents of an autoencoder."""

@@ -1,0 +1,50 @@
+"""The latents of an autoencoder, with the mean and the spread of each channel measured on the data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from calotype.nets.vae import Moments, Vae
+from calotype.vocabulary import Images, Latents, Rng
+
+
+class LatentSpace(nn.Module):
+    """Images <-> latents of mean 0 and spread 1 in every channel. Moments are (batch, 2 * channels, ...)."""
+
+    mean: Tensor
+    spread: Tensor
+
+    def __init__(self, vae: Vae) -> None:
+        super().__init__()
+        self.vae = vae
+        self.channels, self.reduction = vae.config.channels, vae.config.reduction
+        self.register_buffer("mean", torch.zeros(1, self.channels, 1, 1))
+        self.register_buffer("spread", torch.ones(1, self.channels, 1, 1))
+
+    @torch.no_grad()
+    def moments(self, images: Images) -> Latents:
+        return torch.cat(self.vae.encode(images), 1)
+
+    def sample(self, moments: Latents, rng: Rng) -> Latents:
+        parts = Moments(*moments.chunk(2, 1))
+        noise = rng.normal(*parts.mean.shape).to(moments.device)
+        return (self.vae.sample(parts, noise) - self.mean) / self.spread
+
+    @torch.no_grad()
+    def decode(self, latents: Latents) -> Images:
+        return self.vae.decode(latents * self.spread + self.mean).clamp(-1, 1)
+
+    @torch.no_grad()
+    def measure(self, moments: Iterable[Latents]) -> None:
+        """Sets mean and spread from the training pictures' moments: spread of the means, and the posterior's own."""
+        count, total, squares = 0, torch.zeros_like(self.mean).double(), torch.zeros_like(self.mean).double()
+        for batch in moments:
+            mean, log_variance = batch.double().chunk(2, 1)
+            count += mean.numel() // self.channels
+            total += mean.sum((0, 2, 3), keepdim=True)
+            squares += (mean.square() + log_variance.exp()).sum((0, 2, 3), keepdim=True)
+        self.mean.copy_(total / count)
+        self.spread.copy_((squares / count - (total / count) ** 2).clamp(min=1e-8).sqrt())

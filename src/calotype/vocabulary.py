@@ -1,0 +1,106 @@
+"""The words of this code. Read this page first; every other page uses these names and no others.
+
+A picture is made *noisy* by adding `sigma` times Gaussian noise. `sigma` is the only measure of noise here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
+
+Images = Float[Tensor, "batch 3 rows columns"]  # in [-1, 1]
+Latents = Float[Tensor, "batch channel height width"]  # images or their latents, spread about 1
+Sigmas = Float[Tensor, " batch"]
+Labels = Int[Tensor, " batch"]  # 0 ... classes - 1, or NOT_TOLD
+Denoise = Callable[[Latents, float], Latents]  # (noisy, sigma) -> estimate of clean: all that a sampler sees
+Fresh = Callable[[], Latents]  # new Gaussian noise of the sampler's shape
+Sampler = Callable[[Denoise, Latents, list[float], Fresh], Iterator[Latents]]
+
+NOT_TOLD = -1
+
+
+class UserError(ValueError):
+    """A mistake that the user can mend: one line that says what, got, expected, and what to do."""
+
+
+class Config(BaseModel):
+    """Settings live beside the class they configure; they are data, frozen, and know every one of their keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What a denoiser is told besides the noisy picture and its sigma."""
+
+    labels: Labels
+    smaller: Latents | None = None  # the smaller picture, enlarged and brought into the stage's space
+    augmentation: Sigmas | None = None  # the noise that was put on `smaller`
+
+    def untold(self) -> Condition:
+        return replace(self, labels=torch.full_like(self.labels, NOT_TOLD))
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What the data hands to an objective. `clean` are images, or moments of their latents where those are cached."""
+
+    clean: Latents
+    labels: Labels
+
+    def __len__(self) -> int:
+        return len(self.clean)
+
+
+@runtime_checkable
+class NoiseSchedule(Protocol):
+    """Which sigmas to train on, and which to step through when sampling."""
+
+    def draw(self, count: int, rng: Rng) -> Sigmas: ...
+
+    def grid(self, steps: int) -> list[float]:
+        """Falling sigmas, `steps + 1` of them; the last is 0."""
+        ...
+
+
+@dataclass(frozen=True)
+class Rng:
+    """Randomness as a function of the place, not of the past: equal paths draw equal numbers.
+
+    So a resumed run needs no generator state, and a picture does not depend on the batch it was made in.
+    Numbers are always drawn on the CPU, so that every device gets the same ones.
+    """
+
+    path: tuple[int | str, ...]
+
+    def at(self, *where: int | str) -> Rng:
+        return Rng(self.path + where)
+
+    def generator(self) -> np.random.Generator:
+        """Counter-based and keyed by the whole path (Philox: Salmon et al., SC 2011)."""
+        digest = hashlib.blake2b(repr(self.path).encode(), digest_size=16).digest()
+        return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "big")))
+
+    def normal(self, *shape: int) -> Tensor:
+        return torch.from_numpy(self.generator().standard_normal(shape, dtype=np.float32))
+
+    def uniform(self, *shape: int) -> Tensor:
+        return torch.from_numpy(self.generator().random(shape, dtype=np.float32))
+
+    def integers(self, below: int, *shape: int) -> Tensor:
+        return torch.from_numpy(self.generator().integers(below, size=shape))
+
+    def permutation(self, count: int) -> Tensor:
+        return torch.from_numpy(self.generator().permutation(count))
+
+
+def per_image(values: Sigmas) -> Float[Tensor, "batch 1 1 1"]:
+    return values.reshape(-1, 1, 1, 1)

@@ -1,0 +1,170 @@
+from dataclasses import replace
+
+import pytest
+import torch
+from analytic import Fixed, perturbed, silent_parameters, told, untold
+
+from calotype.diffusion.denoiser import SCALINGS, Denoiser
+from calotype.nets.dit import Dit, DitConfig
+from calotype.nets.unet import Unet, UnetConfig
+from calotype.vocabulary import NOT_TOLD, Condition, per_image
+
+WIDTH, CLASSES, SHAPE = 32, 3, (4, 2, 6, 4)
+SIGMA = torch.tensor([0.03, 0.4, 1.7, 25.0])
+LABELS = told(0, 1, 2, NOT_TOLD)
+
+
+def variance_preserving(sigma):
+    """`a` and `b` of `x_t = a x + b n`."""
+    return (1 + sigma**2) ** -0.5, sigma * (1 + sigma**2) ** -0.5
+
+
+def target_of_edm(clean, noise, sigma):
+    """arXiv 2206.00364, eq. 8: what the network must say, for data of spread 0.5."""
+    variance = sigma**2 + 0.25
+    return (clean - 0.25 / variance * (clean + sigma * noise)) * variance**0.5 / (0.5 * sigma)
+
+
+def target_of_velocity(clean, noise, sigma):
+    a, b = variance_preserving(sigma)
+    return a * noise - b * clean
+
+
+TARGETS = {
+    "epsilon": lambda clean, noise, sigma: noise,
+    "x0": lambda clean, noise, sigma: clean,
+    "velocity": target_of_velocity,
+    "flow": lambda clean, noise, sigma: noise - clean,
+    "edm": target_of_edm,
+}
+
+
+def loss_of_edm(clean, noise, sigma, answer):
+    """arXiv 2206.00364, eq. 2 and table 1: the weighted error of the denoised picture."""
+    variance = sigma**2 + 0.25
+    denoised = 0.25 / variance * (clean + sigma * noise) + sigma * 0.5 / variance**0.5 * answer
+    return variance / (0.5 * sigma) ** 2 * (denoised - clean) ** 2
+
+
+@pytest.fixture
+def clean():
+    return torch.rand(SHAPE) * 2 - 1
+
+
+@pytest.fixture
+def noise():
+    return torch.randn(SHAPE)
+
+
+def network(kind, scaling="flow", precision="float32", smaller=0):
+    """A denoiser of two channels, with no weight at 0."""
+    backbone = (
+        Dit(DitConfig(width=WIDTH, depth=2, heads=2, patch=2), 2 + smaller, 2)
+        if kind == "dit"
+        else Unet(UnetConfig(width=WIDTH, blocks=1), 2 + smaller, 2)
+    )
+    return perturbed(Denoiser(backbone, WIDTH, CLASSES, scaling, precision))
+
+
+def fixed(answer, scaling):
+    return Denoiser(Fixed(answer), WIDTH, CLASSES, scaling)
+
+
+@pytest.mark.parametrize("name", ["epsilon", "x0", "velocity", "flow"])
+def test_the_loss_is_the_one_of_the_paper(name, clean, noise):
+    answer = torch.randn(SHAPE)
+    expected = ((answer - TARGETS[name](clean, noise, per_image(SIGMA))) ** 2).mean((1, 2, 3))
+    found = fixed(answer, name).loss(clean, SIGMA, noise, untold(4))
+    assert torch.allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_the_loss_of_edm_is_the_weighted_error_of_the_picture(clean, noise):
+    answer = torch.randn(SHAPE)
+    expected = loss_of_edm(clean, noise, per_image(SIGMA), answer).mean((1, 2, 3))
+    assert torch.allclose(fixed(answer, "edm").loss(clean, SIGMA, noise, untold(4)), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", SCALINGS)
+def test_a_perfect_network_gives_the_clean_picture(name, clean, noise):
+    sigma = per_image(SIGMA)
+    denoiser = fixed(TARGETS[name](clean, noise, sigma), name)
+    assert torch.allclose(denoiser(clean + sigma * noise, SIGMA, untold(4)), clean, atol=1e-5)
+    assert denoiser.loss(clean, SIGMA, noise, untold(4)).max() < 1e-6
+
+
+@pytest.mark.parametrize("name", SCALINGS)
+def test_the_loss_is_the_error_of_the_denoised_picture_over_out(name, clean, noise):
+    """What is learned and what samples is the same estimate, here of a real network."""
+    denoiser, sigma = network("dit", name), per_image(SIGMA)
+    denoised = denoiser(clean + sigma * noise, SIGMA, LABELS)
+    expected = ((denoised - clean) / SCALINGS[name](sigma).out).square().mean((1, 2, 3))
+    assert torch.allclose(denoiser.loss(clean, SIGMA, noise, LABELS), expected, rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["epsilon", "x0", "velocity"])
+def test_the_network_sees_the_variance_preserving_picture(name, clean, noise):
+    denoiser, (a, b) = fixed(noise, name), variance_preserving(per_image(SIGMA))
+    denoiser.loss(clean, SIGMA, noise, untold(4))
+    assert torch.allclose(denoiser.backbone.seen, a * clean + b * noise, atol=1e-6)
+
+
+def test_the_network_sees_the_straight_line_from_clean_to_noise(clean, noise):
+    denoiser, time = fixed(noise, "flow"), per_image(SIGMA / (1 + SIGMA))
+    denoiser.loss(clean, SIGMA, noise, untold(4))
+    assert torch.allclose(denoiser.backbone.seen, (1 - time) * clean + time * noise, atol=1e-6)
+
+
+@pytest.mark.parametrize("sigma", [0.01, 0.5, 80.0])
+def test_edm_sees_and_says_pictures_of_unit_variance(sigma):
+    clean, noise = 0.5 * torch.randn(1, 1, 200, 200), torch.randn(1, 1, 200, 200)
+    denoiser, sigmas = fixed(torch.zeros_like(clean), "edm"), torch.tensor([sigma])
+    target_power = denoiser.loss(clean, sigmas, noise, untold(1)).item()  # of an answer of 0
+    assert denoiser.backbone.seen.square().mean().item() == pytest.approx(1, abs=0.03)
+    assert target_power == pytest.approx(1, abs=0.03)
+
+
+@pytest.mark.parametrize("kind", ["dit", "unet"])
+def test_permuting_the_batch_permutes_the_output(kind, noise):
+    order = torch.tensor([2, 0, 3, 1])
+    denoiser, labels, smaller, level = network(kind, smaller=1), LABELS.labels, torch.randn(4, 1, 6, 4), SIGMA / 9
+    output = denoiser(noise, SIGMA, Condition(labels, smaller, level))
+    permuted = denoiser(noise[order], SIGMA[order], Condition(labels[order], smaller[order], level[order]))
+    assert torch.allclose(permuted, output[order], atol=1e-4, rtol=1e-4)
+
+
+def test_everything_that_is_told_is_heard(noise):
+    """Each label and not being told, sigma, the smaller picture and its augmentation."""
+    denoiser, smaller = network("dit", "x0", smaller=1), torch.randn(1, 1, 6, 4)
+    one, sigma, level = noise[:1] / 10, torch.tensor([0.5]), torch.tensor([0.2])
+    asked = [(sigma, told(label, smaller=smaller, augmentation=level)) for label in (NOT_TOLD, 0, 1, 2)]
+    asked += [(sigma, told(0, smaller=change, augmentation=level)) for change in (smaller + 0.1, -smaller)]
+    asked += [(sigma, told(0, smaller=smaller, augmentation=change)) for change in (None, level + 0.1)]
+    asked += [(sigma + 0.1, told(0, smaller=smaller, augmentation=level))]
+    answers = torch.cat([denoiser(one, *question) for question in asked]).flatten(1)
+    assert torch.pdist(answers).min() > 1e-3
+
+
+def test_untold_forgets_the_label_and_nothing_else():
+    condition = told(0, 2, smaller=torch.ones(2, 1, 2, 2), augmentation=torch.ones(2))
+    forgotten = condition.untold()
+    assert torch.equal(forgotten.labels, untold(2).labels)
+    assert forgotten.smaller is condition.smaller and forgotten.augmentation is condition.augmentation
+
+
+@pytest.mark.parametrize("scaling", SCALINGS)
+@pytest.mark.parametrize("kind", ["dit", "unet"])
+def test_the_loss_reaches_every_parameter(kind, scaling, clean, noise):
+    denoiser, condition = network(kind, scaling, smaller=1), replace(LABELS, smaller=noise[:, :1], augmentation=SIGMA)
+    assert silent_parameters(denoiser, denoiser.loss(clean, SIGMA, noise, condition).mean()) == []
+
+
+@pytest.mark.parametrize("kind", ["dit", "unet"])
+def test_bfloat16_is_cheaper_arithmetic_and_nothing_else(kind, clean, noise):
+    exact, coarse = network(kind, "x0"), network(kind, "x0", "bfloat16")
+    coarse.load_state_dict(exact.state_dict())
+    outputs = [denoiser(clean + noise, SIGMA, untold(4)) for denoiser in (exact, coarse)]
+    difference = (outputs[0] - outputs[1]).norm() / outputs[0].norm()
+    assert 1e-4 < difference < 0.03
+    coarse.loss(clean, SIGMA, noise, replace(LABELS, augmentation=SIGMA)).mean().backward()
+    tensors = [outputs[1], *coarse.parameters(), *(weight.grad for weight in coarse.parameters())]
+    assert {tensor.dtype for tensor in tensors} == {torch.float32}

@@ -1,0 +1,250 @@
+import os
+import shutil
+from collections import namedtuple
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from calotype.data import folder as module
+from calotype.data.folder import Pictures, read_folder
+from calotype.data.images import fit, read_image
+from calotype.vocabulary import NOT_TOLD, UserError
+
+
+def picture(path, seed, size=20):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (size, size, 3), np.uint8)).save(path)
+    return path
+
+
+def album(folder, count, first=0):
+    return [picture(folder / f"{seed:04}.png", seed) for seed in range(first, first + count)]
+
+
+def rows(pictures: Pictures, chosen=slice(None)):
+    """As a set, whatever the order."""
+    return {bytes(row.numpy().tobytes()) for row in pictures.pixels[chosen]}
+
+
+def pixels_of(path, size=16):
+    return fit(read_image(path), size).transpose(2, 0, 1).tobytes()
+
+
+def told(pictures, *words):
+    return any(all(word in note for word in words) for note in pictures.notes)
+
+
+def test_each_picture_is_there_once_as_the_decoder_gives_it(tmp_path):
+    paths = [*album(tmp_path, 3), *album(tmp_path / "deeper" / "still", 3, first=3)]
+    pictures = read_folder(tmp_path, 16)
+    assert pictures.pixels.shape == (6, 3, 16, 16) and rows(pictures) == {pixels_of(path) for path in paths}
+    assert pictures.classes == () and (pictures.labels == NOT_TOLD).all() and pictures.notes == ()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="such names do not exist there")
+def test_names_make_no_difference(tmp_path):
+    names = [
+        "ảnh 猫.PNG",
+        "a\nb.png",
+        "-rf.png",
+        "x.tar.gz.Png",
+        os.fsdecode(b"\xff\xfe.png"),
+        "\u202egpj.png",
+        "%s{}.png",
+    ]
+    for seed, name in enumerate(names):
+        picture(tmp_path / "odd" / name, seed)
+        picture(tmp_path / "plain" / f"{seed}.png", seed)
+    odd, plain = read_folder(tmp_path / "odd", 16), read_folder(tmp_path / "plain", 16)
+    assert odd.content == plain.content and torch.equal(odd.pixels, plain.pixels)
+    assert torch.equal(odd.held_out, plain.held_out)
+
+
+def test_content_tells_the_pictures_and_the_size(tmp_path):
+    album(tmp_path, 3)
+    seen = {read_folder(tmp_path, 16).content, read_folder(tmp_path, 17).content}
+    picture(tmp_path / "0001.png", seed=77)
+    seen.add(read_folder(tmp_path, 16).content)
+    picture(tmp_path / "new.png", seed=78)
+    seen.add(read_folder(tmp_path, 16).content)
+    assert len(seen) == 4
+
+
+@pytest.mark.parametrize("count, held_out", [(2, 1), (9, 1), (19, 1), (20, 2), (59, 5)])
+def test_a_tenth_is_held_out_and_the_rest_is_trained_on(tmp_path, count, held_out):
+    album(tmp_path, count)
+    pictures = read_folder(tmp_path, 4)
+    split = torch.cat([pictures.held_out_indices, pictures.train_indices])
+    assert len(pictures.held_out_indices) == held_out and split.sort().values.tolist() == list(range(count))
+
+
+def test_never_more_than_a_thousand_are_held_out():
+    sources = [module.Source(f"{place:05}", "") for place in range(11_000)]
+    assert module.assemble(np.zeros((11_000, 3, 1, 1), np.uint8), sources, (), 1, []).held_out.sum() == 1000
+
+
+def test_a_single_picture_is_trained_on_and_held_out(tmp_path):
+    album(tmp_path, 1)
+    pictures = read_folder(tmp_path, 16)
+    assert pictures.train_indices.tolist() == pictures.held_out_indices.tolist() == [0]
+    assert told(pictures, "only 1 picture", "held out")
+
+
+def test_one_more_picture_moves_at_most_one_across_the_split(tmp_path):
+    album(tmp_path, 29)
+    before = read_folder(tmp_path, 8)
+    for seed in range(100, 112):
+        new = picture(tmp_path / f"{seed}.png", seed)
+        after = read_folder(tmp_path, 8)
+        kept = rows(after, after.held_out) - {pixels_of(new, 8)}
+        assert len(kept ^ rows(before, before.held_out)) <= 1
+        before = after
+
+
+def test_equal_files_are_read_once(tmp_path):
+    paths = album(tmp_path, 4)
+    for name in ("copy.png", "deeper.png"):
+        shutil.copy(paths[0], tmp_path / name)
+    pictures = read_folder(tmp_path, 16)
+    assert len(pictures) == 4 and told(pictures, "2 duplicates were left out")
+
+
+def test_what_cannot_be_read_is_left_out_and_told(tmp_path):
+    paths = album(tmp_path, 12)
+    paths[3].write_bytes(paths[3].read_bytes()[:-300])
+    paths[7].write_text("no picture")
+    pictures = read_folder(tmp_path, 16)
+    assert rows(pictures) == {pixels_of(path) for path in paths if path not in (paths[3], paths[7])}
+    assert told(pictures, "2 of 12 files were not read", "0003.png (damaged", "0007.png (found text")
+
+
+def test_small_pictures_are_enlarged_and_told(tmp_path):
+    album(tmp_path, 3)
+    picture(tmp_path / "small.png", 9, size=15)
+    pictures = read_folder(tmp_path, 16)
+    assert len(pictures) == 4 and told(pictures, "1 picture was smaller than 16 px, and enlarged")
+
+
+def test_subfolders_are_classes(tmp_path):
+    for place, name in enumerate(("dog", "cat", "cow")):
+        album(tmp_path / name / "deeper", 3, first=10 * place)
+    picture(tmp_path / "beside.png", 99)
+    pictures = read_folder(tmp_path, 16)
+    assert pictures.classes == ("cat", "cow", "dog")
+    for label, name in enumerate(pictures.classes):
+        paths = (tmp_path / name).rglob("*.png")
+        assert rows(pictures, pictures.labels == label) == {pixels_of(path) for path in paths}
+    assert rows(pictures, pictures.labels == NOT_TOLD) == {pixels_of(tmp_path / "beside.png")}
+    assert told(pictures, "3 classes", "cat 3") and told(pictures, "1 picture was left without a label")
+
+
+def test_one_subfolder_is_not_a_class(tmp_path):
+    album(tmp_path / "only", 3)
+    (tmp_path / "empty").mkdir()
+    assert read_folder(tmp_path, 16).classes == ()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need rights there")
+def test_links_that_lead_outside_are_not_followed(tmp_path):
+    inside, outside = tmp_path / "inside", tmp_path / "outside"
+    album(inside, 2), album(outside, 3, first=10)
+    (inside / "one.png").symlink_to(outside / "0010.png")
+    (inside / "all").symlink_to(outside)
+    (inside / "again").symlink_to(inside)
+    (inside / "broken.png").symlink_to(inside / "gone.png")
+    pictures = read_folder(inside, 16)
+    assert rows(pictures) == {pixels_of(inside / f"000{n}.png") for n in range(2)}
+    assert told(pictures, "2 links were not followed")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no such files there")
+def test_hidden_files_pipes_and_other_files_are_passed_over(tmp_path):
+    album(tmp_path, 2), album(tmp_path / ".trash", 2, first=10)
+    picture(tmp_path / ".hidden.png", 20)
+    os.mkfifo(tmp_path / "pipe.png")
+    for name in ("notes.txt", "a.heic", "b.HEIC", "none"):
+        (tmp_path / name).write_text("")
+    pictures = read_folder(tmp_path, 16)
+    assert len(pictures) == 2 and told(pictures, "4 files were passed over", ".heic 2", ".txt 1", "none 1")
+
+
+def refusal(folder, size=16):
+    with pytest.raises(UserError) as refused:
+        read_folder(folder, size)
+    assert "\n" not in str(refused.value)
+    return str(refused.value)
+
+
+def test_a_wrong_folder_is_refused_with_the_way_out(tmp_path):
+    path = picture(tmp_path / "holiday" / "a.png", 0)
+    assert f"did you mean {tmp_path / 'holiday'}?" in refusal(tmp_path / "holidya")
+    assert "there is no folder" in refusal(tmp_path / "nowhere" / "at all")
+    assert str(path.parent) in refusal(path) and "is a file" in refusal(path)
+    assert "size of the pictures is 0 px" in refusal(path.parent, size=0)
+
+
+def test_a_folder_without_pictures_is_refused_with_what_was_found(tmp_path):
+    assert ".webp" in refusal(tmp_path) and "it is empty" in refusal(tmp_path)
+    (tmp_path / "a.heic").write_text("")
+    assert ".heic 1" in refusal(tmp_path)
+    (tmp_path / "a.png").write_text("")
+    assert "a.png (found nothing (0 bytes)" in refusal(tmp_path)
+
+
+def test_progress_counts_every_picture(tmp_path):
+    album(tmp_path, 5)
+    seen = []
+    read_folder(tmp_path, 16, progress=lambda *step: seen.append(step))
+    assert seen == [(done, 5) for done in range(1, 6)]
+
+
+@pytest.fixture
+def no_memory(monkeypatch):
+    monkeypatch.setattr(module.psutil, "virtual_memory", lambda: namedtuple("Memory", "available")(100))
+
+
+def unreadable(*_, **__):
+    raise AssertionError("decoded again")
+
+
+def test_pictures_on_disk_are_those_in_memory_and_are_decoded_once(tmp_path, monkeypatch, request):
+    paths = album(tmp_path / "album", 12)
+    paths[5].write_text("no picture")
+    in_memory = read_folder(tmp_path / "album", 16, tmp_path / "cache")
+    assert not (tmp_path / "cache").exists()
+    request.getfixturevalue("no_memory")
+    for _ in range(2):
+        on_disk = read_folder(tmp_path / "album", 16, tmp_path / "cache")
+        assert torch.equal(on_disk.pixels, in_memory.pixels) and torch.equal(on_disk.labels, in_memory.labels)
+        assert (on_disk.content, on_disk.notes) == (in_memory.content, in_memory.notes)
+        monkeypatch.setattr(module, "read_image", unreadable)
+    assert len(list((tmp_path / "cache").iterdir())) == 2
+
+
+def test_a_cache_that_was_cut_off_is_written_again(tmp_path, no_memory):
+    album(tmp_path / "album", 4)
+    first = read_folder(tmp_path / "album", 16, tmp_path / "cache")
+    expected = first.pixels.clone()
+    (stored,) = (tmp_path / "cache").glob("*.npy")
+    stored.write_bytes(stored.read_bytes()[:1000])
+    assert torch.equal(read_folder(tmp_path / "album", 16, tmp_path / "cache").pixels, expected)
+
+
+def test_a_stop_while_the_cache_is_written_leaves_nothing_behind(tmp_path, no_memory):
+    def stop(done, total):
+        raise KeyboardInterrupt
+
+    album(tmp_path / "album", 4)
+    with pytest.raises(KeyboardInterrupt):
+        read_folder(tmp_path / "album", 16, tmp_path / "cache", stop)
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_a_full_disk_is_told_before_anything_is_decoded(tmp_path, no_memory, monkeypatch):
+    album(tmp_path / "album", 4)
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda _: namedtuple("Usage", "free")(100))
+    monkeypatch.setattr(module, "read_image", unreadable)
+    with pytest.raises(UserError, match=r"only 0\.0 GB are free"):
+        read_folder(tmp_path / "album", 16, tmp_path / "cache")

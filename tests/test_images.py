@@ -1,0 +1,256 @@
+import os
+import struct
+import zlib
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageCms
+
+from calotype.data.images import fit, grid, images_from_pixels, pils_from_images, read_image, shown
+from calotype.vocabulary import UserError
+
+RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
+HALF_RED = (255, 127, 127)  # over white
+
+
+def corners(width=48, height=32):
+    """Red, green, blue and white quarters."""
+    image = Image.new("RGB", (width, height), WHITE)
+    for place, colour in (((0, 0), RED), ((width // 2, 0), GREEN), ((0, height // 2), BLUE)):
+        image.paste(colour, (*place, place[0] + width // 2, place[1] + height // 2))
+    return image
+
+
+def close(pixels, other, most=2):
+    return np.abs(np.asarray(pixels, int) - np.asarray(other, int)).max() <= most
+
+
+def ramp(last, dtype, height=4):
+    return np.tile(np.linspace(0, last, 256), (height, 1)).astype(dtype)
+
+
+# What Image.transpose undoes, by EXIF orientation
+AS_STORED = {
+    1: lambda image: image,
+    2: lambda image: image.transpose(Image.Transpose.FLIP_LEFT_RIGHT),
+    3: lambda image: image.transpose(Image.Transpose.ROTATE_180),
+    4: lambda image: image.transpose(Image.Transpose.FLIP_TOP_BOTTOM),
+    5: lambda image: image.transpose(Image.Transpose.TRANSPOSE),
+    6: lambda image: image.transpose(Image.Transpose.ROTATE_90),
+    7: lambda image: image.transpose(Image.Transpose.TRANSVERSE),
+    8: lambda image: image.transpose(Image.Transpose.ROTATE_270),
+}
+
+
+@pytest.mark.parametrize("orientation", AS_STORED)
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif"])
+def test_a_picture_stands_upright_whatever_way_the_camera_was_held(tmp_path, orientation, suffix):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / f"photo.{suffix}"
+    options = {"quality": 100, "subsampling": 0} if suffix == "jpg" else {"lossless": True} if suffix == "webp" else {}
+    AS_STORED[orientation](corners()).save(path, exif=exif, **options)
+    assert close(read_image(path), corners())
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+def test_broken_exif_data_does_not_cost_the_picture(tmp_path):
+    corners().save(tmp_path / "a.png", exif=b"Exif\0\0II*\0\xff\xff\xff\xff")
+    assert close(read_image(tmp_path / "a.png"), corners())
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "tif"])
+def test_cmyk_becomes_rgb(tmp_path, suffix):
+    corners().convert("CMYK").save(tmp_path / f"a.{suffix}", **({"quality": 100} if suffix == "jpg" else {}))
+    image = read_image(tmp_path / f"a.{suffix}")
+    assert image.mode == "RGB"
+    assert close(fit(image, 4)[[0, 0, 3], [0, 3, 0]], [RED, GREEN, BLUE], 3)
+
+
+@pytest.mark.parametrize("dtype, last", [("<u2", 65535), (">u2", 65535), ("<i4", 65535), ("<f4", 1), ("<f4", 65535)])
+def test_a_deep_grey_ramp_keeps_its_range(tmp_path, dtype, last):
+    Image.fromarray(ramp(last, dtype)).save(tmp_path / "a.tif")
+    assert close(np.asarray(read_image(tmp_path / "a.tif"))[0, :, 1], np.arange(256), 1)
+
+
+def test_a_16_bit_png_keeps_its_range(tmp_path):
+    Image.fromarray(ramp(65535, "u2")).save(tmp_path / "a.png")
+    assert close(np.asarray(read_image(tmp_path / "a.png"))[0, :, 0], np.arange(256), 1)
+
+
+def test_floats_beyond_every_customary_white_are_spread_not_clipped(tmp_path):
+    Image.fromarray(np.array([[-1e6, 0, 1e6, np.nan]], "f4")).save(tmp_path / "a.tif")
+    assert np.asarray(read_image(tmp_path / "a.tif"))[0, :, 0].tolist() == [0, 128, 255, 128]
+
+
+def with_alpha(mode):
+    image = Image.new("RGBA", (2, 1), (255, 0, 0, 128))
+    image.putpixel((1, 0), (0, 0, 255, 0))
+    return image.convert(mode)
+
+
+def test_what_is_transparent_lies_over_white(tmp_path):
+    with_alpha("RGBA").save(tmp_path / "rgba.png")
+    with_alpha("RGBA").quantize().save(tmp_path / "palette.png")
+    for name in ("rgba.png", "palette.png"):
+        assert close(read_image(tmp_path / name), [[HALF_RED, WHITE]]), name
+
+
+def test_grey_with_alpha_lies_over_white(tmp_path):
+    Image.merge("LA", [Image.new("L", (2, 1), 0), Image.fromarray(np.array([[255, 51]], "u1"))]).save(
+        tmp_path / "a.png"
+    )
+    assert close(read_image(tmp_path / "a.png"), [[(0, 0, 0), (204, 204, 204)]])
+
+
+@pytest.mark.parametrize("mode, colour", [("RGB", RED), ("L", 76)])
+def test_a_transparent_colour_without_an_alpha_channel_is_white(tmp_path, mode, colour):
+    Image.new(mode, (2, 2), colour).save(tmp_path / "a.png", transparency=colour)
+    assert close(read_image(tmp_path / "a.png"), np.full((2, 2, 3), 255))
+
+
+@pytest.mark.parametrize("suffix", ["gif", "png", "webp", "tif"])
+def test_of_an_animation_the_first_frame_is_read(tmp_path, suffix):
+    frames = [Image.new("RGB", (8, 8), colour) for colour in (RED, GREEN, BLUE)]
+    frames[0].save(tmp_path / f"a.{suffix}", save_all=True, append_images=frames[1:])
+    assert close(fit(read_image(tmp_path / f"a.{suffix}"), 1), [[RED]], 3)
+
+
+def linear_light_profile():
+    """sRGB's profile with its red, green and blue curves replaced by the identity."""
+    profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    for entry in range(struct.unpack_from(">I", profile, 128)[0]):
+        tag, place, length = struct.unpack_from(">4sII", profile, 132 + 12 * entry)
+        if tag in (b"rTRC", b"gTRC", b"bTRC"):
+            profile[place : place + length] = (b"curv" + bytes(8)).ljust(length, b"\0")
+        if tag == b"desc":
+            profile[place : place + length] = profile[place : place + length].replace(
+                "sRGB".encode("utf-16-be"), b"\0L" * 4
+            )
+    return bytes(profile)
+
+
+def test_a_colour_profile_is_applied(tmp_path):
+    Image.new("RGB", (4, 4), (55, 55, 55)).save(tmp_path / "a.png", icc_profile=linear_light_profile())
+    light = 55 / 255
+    expected = 255 * (1.055 * light ** (1 / 2.4) - 0.055)  # IEC 61966-2-1
+    assert close(read_image(tmp_path / "a.png"), np.full((4, 4, 3), expected))
+
+
+@pytest.mark.parametrize("profile", [b"no profile", linear_light_profile()[:300]])
+def test_a_broken_colour_profile_is_passed_over(tmp_path, profile):
+    corners().save(tmp_path / "a.png", icc_profile=profile)
+    assert close(read_image(tmp_path / "a.png"), corners(), 0)
+
+
+def test_a_profile_for_another_kind_of_picture_is_passed_over(tmp_path):
+    Image.new("L", (4, 4), 55).save(tmp_path / "a.png", icc_profile=linear_light_profile())
+    assert close(read_image(tmp_path / "a.png"), np.full((4, 4, 3), 55), 0)
+
+
+def bomb(width, height):
+    """A PNG that promises so many pixels in 70 bytes."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"\0")) + chunk(b"IEND", b"")
+
+
+def jpeg(tmp_path):
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 256, (64, 64, 3), np.uint8)).save(tmp_path / "whole.jpg")
+    return (tmp_path / "whole.jpg").read_bytes()
+
+
+BAD = {
+    "truncated": (lambda whole: whole[: len(whole) // 2], "cut off"),
+    "only a head": (lambda whole: whole[:10], "damaged"),
+    "text": (lambda whole: "Xin chào, đây là chữ".encode(), "found text instead of JPEG, PNG, WEBP, TIFF, GIF or BMP"),
+    "web page": (lambda whole: b"\n<!DOCTYPE html><p>404", "a web page"),
+    "heic": (lambda whole: b"\0\0\0\x18ftypheic\0\0", "a HEIC picture"),
+    "zeros": (lambda whole: bytes(100), "data of another kind"),
+    "nothing": (lambda whole: b"", "nothing (0 bytes)"),
+    "bomb": (lambda whole: bomb(50_000, 50_000), "more than 178,956,970 pixels"),
+    "large and cut off": (lambda whole: bomb(10_000, 10_000), "cut off"),
+    "a broken chunk": (lambda whole: bomb(8, 8).replace(b"IDAT", b"IDAU"), "damaged"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Image size")
+@pytest.mark.parametrize("content, reason", BAD.values(), ids=BAD)
+def test_what_cannot_be_read_is_refused_in_one_line_with_the_name_and_what_was_found(tmp_path, content, reason):
+    path = tmp_path / "tải xuống.jpg"
+    path.write_bytes(content(jpeg(tmp_path)))
+    with pytest.raises(UserError) as refused:
+        read_image(path)
+    assert str(path) in str(refused.value) and reason in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_what_is_not_there_or_is_a_folder_is_refused_in_one_line(tmp_path):
+    with pytest.raises(UserError, match="no such file"):
+        read_image(tmp_path / "none.jpg")
+    with pytest.raises(UserError, match=r"directory|permission"):
+        read_image(tmp_path)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="such names do not exist there")
+def test_no_name_breaks_the_line_of_a_message(tmp_path):
+    for name in (b"a\nb.jpg", b"\xff\xfe.jpg", b"\x1b[31m.jpg", "\u202egpj.jpg".encode()):
+        line = shown(os.fsdecode(name))
+        assert line.isprintable() and line.encode() and ".jpg" in line
+
+
+@pytest.mark.parametrize("width, height", [(240, 80), (80, 240), (81, 80), (4, 200)])
+def test_the_centre_square_is_sampled_at_the_centres_of_its_pixels(width, height):
+    across, down = np.meshgrid(np.arange(width), np.arange(height))
+    fitted = fit(Image.fromarray(np.stack([across, down, 0 * down], -1).astype(np.uint8)), 8)
+    steps = (np.arange(8) + 0.5) / 8 * min(width, height) - 0.5 - min(width, height) / 2
+    places = np.broadcast_to(steps, (8, 8))
+    inner = slice(2, -2)  # at the border of the picture itself the filter is one-sided
+    assert close(fitted[inner, inner, 0], (places + width / 2)[inner, inner], 1)
+    assert close(fitted[inner, inner, 1], (places.T + height / 2)[inner, inner], 1)
+
+
+def test_a_picture_of_the_right_size_keeps_every_pixel():
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
+    assert np.array_equal(fit(Image.fromarray(pixels), 16), pixels)
+
+
+def test_shrinking_in_two_steps_and_in_the_decoder_is_close_to_shrinking_in_one(tmp_path):
+    rng = np.random.default_rng(0)
+    smooth = Image.fromarray(rng.integers(0, 256, (12, 16, 3), np.uint8)).resize((1600, 1200), Image.Resampling.BICUBIC)
+    smooth.save(tmp_path / "a.jpg", quality=95)
+    whole = read_image(tmp_path / "a.jpg")
+    at_once = np.asarray(whole.resize((32, 32), Image.Resampling.LANCZOS, (200, 0, 1400, 1200)))
+    drafted = read_image(tmp_path / "a.jpg", shortest=96)
+    assert 96 <= min(drafted.size) < min(whole.size)
+    assert close(fit(whole, 32), at_once, 3) and close(fit(drafted, 32), at_once, 3)
+
+
+def test_a_picture_is_never_decoded_below_the_size_asked_for(tmp_path):
+    corners(200, 120).save(tmp_path / "a.jpg")
+    for shortest in (1, 15, 16, 30, 61, 120, 500):
+        assert min(read_image(tmp_path / "a.jpg", shortest).size) >= min(shortest, 120)
+
+
+def test_every_pixel_value_comes_back_from_an_image():
+    pixels = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16).expand(2, 3, 16, 16)
+    images = images_from_pixels(pixels)
+    assert (images.min(), images.max()) == (-1, 1)
+    for image in pils_from_images(images):
+        assert np.array_equal(np.asarray(image)[..., 2], pixels[0, 0].numpy())
+
+
+def test_images_beyond_their_range_are_clamped():
+    (image,) = pils_from_images(torch.tensor([-7.0, 7.0]).reshape(1, 1, 1, 2).expand(1, 3, 1, 2))
+    assert list(np.asarray(image)[0, :, 0]) == [0, 255]
+
+
+def test_a_grid_shows_each_picture_once_in_reading_order():
+    sheet = np.asarray(grid([Image.new("RGB", (4, 3), (10 * n, 0, 0)) for n in range(5)], columns=2, gap=1))
+    assert sheet.shape == (3 * 4 - 1, 2 * 5 - 1, 3)
+    assert [sheet[4 * (n // 2), 5 * (n % 2), 0] for n in range(5)] == [0, 10, 20, 30, 40]
+    assert (sheet[-1, -1] == 255).all() and (sheet[:, 4] == 255).all()
