@@ -42,7 +42,7 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
 @app.command()
 def train(
     folder: Folder, size: Size = 64, budget: Budget = "30m", kind: Kind = "latent", out: Out = None,
-    recipe: RecipeFile = None, set: Set = None, device: Device = "auto",  # noqa: A002
+    recipe: RecipeFile = None, set: Set = None, device: Device = "auto",
 ) -> None:  # fmt: skip
     """Plan, train, sample and report: from a folder of pictures to new ones."""
     _train(_wish(folder, size, budget, kind, out, recipe, set, device))
@@ -51,7 +51,7 @@ def train(
 @app.command()
 def plan(
     folder: Folder, size: Size = 64, budget: Budget = "30m", kind: Kind = "latent",
-    recipe: RecipeFile = None, set: Set = None, device: Device = "auto",  # noqa: A002
+    recipe: RecipeFile = None, set: Set = None, device: Device = "auto",
 ) -> None:  # fmt: skip
     """Show what `train` would do, why, and what it would cost."""
     from calotype import commands
@@ -62,7 +62,7 @@ def plan(
 
 @app.command()
 def demo(
-    size: Size = 64, budget: Budget = "10m", out: Out = None, recipe: RecipeFile = None, set: Set = None,  # noqa: A002
+    size: Size = 64, budget: Budget = "10m", out: Out = None, recipe: RecipeFile = None, set: Set = None,
     device: Device = "auto",
 ) -> None:  # fmt: skip
     """`train` on the embedded portraits."""

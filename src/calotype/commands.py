@@ -1,4 +1,4 @@
-"""What can be asked of Calotype. The command line and the Python API call these functions, and they talk through a `Voice`."""
+"""What can be asked of Calotype. Whoever talks to people calls these functions, and they talk through a `Voice`."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ def read_json(path: Path) -> Any:
 
 @contextlib.contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """A folder to write into, which takes the name `path` when all is on the disk, with a manifest of sizes and hashes."""
+    """A folder to write into; it takes the name `path` when all is on the disk, with a manifest of sizes and hashes."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)

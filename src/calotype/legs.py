@@ -1,4 +1,4 @@
-"""The legs of a latent run: what each trains, on what, and how it is looked at. Planning and training share these lines."""
+"""The legs of a latent run: what each trains, on what, and how it is looked at. The plan shares these lines."""
 
 from __future__ import annotations
 

@@ -92,7 +92,7 @@ def save_model(folder: Path, recipe: Recipe, space: LatentSpace, stage: Stage, c
 
 
 def load(path: str | Path, device: str = "auto") -> Model:
-    """Opens a run, or the `model` folder inside one. Raises `UserError` if there is no finished model or it is damaged."""
+    """Opens a run, or the `model` folder in it. Raises `UserError` if there is no finished model or it is damaged."""
     folder = Path(path)
     folder = folder / "model" if (folder / "model").is_dir() else folder
     if not (folder / "model.json").exists():

@@ -6,7 +6,6 @@ Costs are not looked up: one real step of every kind is taken with the real netw
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -22,7 +21,7 @@ from calotype.learning.objectives import FirstStageConfig, Objective
 from calotype.learning.player import Player, PlayerConfig
 from calotype.learning.train import Clock, Source, learn
 from calotype.legs import picture_source, start_linear
-from calotype.machine import Machine, best_time, peak_memory, timed
+from calotype.machine import Machine, best_time, peak_memory
 from calotype.recipe import Recipe, check, merge
 from calotype.stage import generate
 from calotype.vocabulary import NOT_TOLD, Rng, UserError
@@ -114,7 +113,7 @@ def propose(pictures: Pictures, machine: Machine, size: int, budget: float) -> t
         Choice("denoiser", describe(backbone), why_backbone),
         Choice("precision", precision, f"measured here: bfloat16 is {'' if machine.fast_bfloat16 else 'not '}faster"),
         Choice(
-            "labels", ", ".join(pictures.classes) or "none", "class subfolders" if pictures.classes else "no subfolders"
+            "labels", ", ".join(pictures.classes) or "none", "class subfolders" if pictures.classes else "none found"
         ),
         Choice("dropout", "0.1" if few else "0", f"{len(pictures.train_indices):,} pictures to train on"),
     ]
@@ -127,7 +126,7 @@ LARGEST_CROP = 256
 
 
 def choose_space(size: int) -> tuple[int, int]:
-    """Reduction and channels of the autoencoder: about 64 to 256 places, up to f16; channels grow with the reduction."""
+    """Reduction and channels of the autoencoder, for 64 to 256 places up to 256 px; channels grow with the reduction."""
     for smallest, reduction, channels in ((192, 16, 64), (48, 8, 32), (24, 4, 8)):
         if size >= smallest:
             return reduction, channels
@@ -303,7 +302,7 @@ def disk_bytes(recipe: Recipe, parameters: dict[str, int], count: int) -> int:
 
 
 class Pace:
-    """Keeps a leg to its time: where this machine turns out faster or slower than measured, the leg gets longer or shorter."""
+    """Keeps a leg to its time: if this machine is faster or slower than measured, the leg gets longer or shorter."""
 
     def __init__(self, phases: Phases, seconds: float) -> None:
         self.phases, self.seconds = phases, seconds

@@ -20,7 +20,7 @@ from calotype.spaces.latent import LatentSpace
 
 @dataclass(frozen=True)
 class LatentCache:
-    """Moments (sides, pictures, 2 * channels, height, width), float16; the second side, if any, is of the mirror images."""
+    """Moments (sides, pictures, 2 * channels, height, width), float16; a second side is of the mirror images."""
 
     moments: Tensor
 
@@ -39,7 +39,7 @@ def cache_latents(
     progress: Callable[[int, int], None],
     batch: int = 32,
 ) -> LatentCache:
-    """Encodes all pictures, or reads what an earlier call with equal weights, pictures and preprocessing has written."""
+    """Encodes all pictures, or reads what an earlier call with equal weights and pictures has written."""
     path = folder / f"latents-{cache_key(space.vae, pictures.content, flip)}.safetensors"
     if not path.exists():
         sides = [

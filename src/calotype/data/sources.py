@@ -1,4 +1,4 @@
-"""Batches as a function of the clock: which pictures come when depends on the seed and the images seen, on nothing else."""
+"""Batches as a function of the clock: what comes depends on the seed and the images seen, and on nothing else."""
 
 from __future__ import annotations
 

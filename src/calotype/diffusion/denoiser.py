@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from calotype.diffusion.gaussian import Gaussian
 from calotype.nets.blocks import Precision, autocast, fourier_features
 from calotype.vocabulary import NOT_TOLD, Condition, Latents, Sigmas, per_image
 
@@ -62,9 +63,16 @@ class Denoiser(nn.Module):
     """
 
     def __init__(
-        self, backbone: nn.Module, width: int, classes: int, scaling: ScalingName, precision: Precision = "float32"
+        self,
+        backbone: nn.Module,
+        width: int,
+        classes: int,
+        scaling: ScalingName,
+        precision: Precision = "float32",
+        gaussian: Gaussian | None = None,
     ) -> None:
         super().__init__()
+        self.gaussian = gaussian
         self.backbone, self.classes, self.precision = backbone, classes, precision
         self.scaling = SCALINGS[scaling]
         self.noise_level = LevelEmbedding(width)
@@ -75,22 +83,33 @@ class Denoiser(nn.Module):
     def forward(self, noisy: Latents, sigma: Sigmas, condition: Condition) -> Latents:
         """Estimate of the clean picture, float32, of the shape of `noisy`; `sigma` is one number an image."""
         scaling = self.scaling(per_image(sigma))
-        return scaling.skip * noisy + scaling.out * self._network(scaling.input * noisy, sigma, condition)
+        known = self._known(scaling, noisy, sigma)
+        return known + scaling.out * self._network(scaling.input, noisy, known, sigma, condition)
 
     def loss(self, clean: Latents, sigma: Sigmas, noise: Latents, condition: Condition) -> Float[Tensor, " batch"]:
         """Squared error of the network's own output: of epsilon, x0, v or the flow, as the scaling has it."""
         scaling = self.scaling(per_image(sigma))
         noisy = clean + per_image(sigma) * noise
-        target = (clean - scaling.skip * noisy) / scaling.out
-        guess = self._network(scaling.input * noisy, sigma, condition)
+        known = self._known(scaling, noisy, sigma)
+        target = (clean - known) / scaling.out
+        guess = self._network(scaling.input, noisy, known, sigma, condition)
         return (guess - target).square().flatten(1).mean(1)
 
-    def _network(self, image: Latents, sigma: Sigmas, condition: Condition) -> Latents:
+    def _known(self, scaling: Scaling, noisy: Latents, sigma: Sigmas) -> Latents:
+        """What the network need not say: the scaling's skip, or the best linear denoiser of the data in its place."""
+        return scaling.skip * noisy if self.gaussian is None else self.gaussian.denoise(noisy, sigma)
+
+    def _network(
+        self, scale: Tensor, noisy: Latents, known: Latents, sigma: Sigmas, condition: Condition
+    ) -> Latents:
+        image = scale * noisy
         vector = self.noise_level(sigma) + self.label(
             condition.labels.where(condition.labels != NOT_TOLD, self.classes)
         )
         if condition.augmentation is not None:
             vector = vector + self.augmentation_level(condition.augmentation)
+        if self.gaussian is not None:
+            image = torch.cat([image, known], 1)
         if condition.smaller is not None:
             image = torch.cat([image, condition.smaller], 1)
         with autocast(image.device, self.precision):
@@ -98,7 +117,7 @@ class Denoiser(nn.Module):
 
 
 class LevelEmbedding(nn.Module):
-    """A noise level as a vector: Fourier features of `t = 2/pi * atan(sigma)`, which is even over all levels, and an MLP."""
+    """A noise level as a vector: Fourier features of `2 / pi * atan(sigma)`, which lies in [0, 1], and an MLP."""
 
     def __init__(self, width: int) -> None:
         super().__init__()

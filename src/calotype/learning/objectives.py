@@ -7,7 +7,7 @@ from typing import Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, PositiveInt
+from pydantic import Field
 from torch import Tensor, nn
 
 from calotype.nets.critic import Critic
@@ -91,7 +91,7 @@ class FirstStage:
         return perceptual_distance(self.features, fake[:some], real[:some]).mean()
 
     def _adversarial(self, reconstruction: Tensor, fake: Images) -> Tensor:
-        """The generator's hinge loss, scaled so that its gradient at the picture is `adversarial` times the reconstruction's.
+        """Hinge loss; its gradient at the picture is `adversarial` times the length of the reconstruction's.
 
         The adaptive weight of arXiv 2012.09841, eq. 7, taken at the picture instead of the last layer, and capped.
         """

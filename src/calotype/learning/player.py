@@ -28,7 +28,7 @@ class PlayerConfig(Config):
     """Width of the average of the weights, as a fraction of the run so far."""
 
 
-class NotFinite(ArithmeticError):
+class NotFiniteError(ArithmeticError):
     """The gradient is not a number; the weights have not been touched."""
 
 
@@ -51,12 +51,12 @@ class Player:
     def step(self, progress: float) -> float:
         """One update; `progress` in [0, 1) is how much of the run is over. Returns the norm of the gradient.
 
-        Raises `NotFinite`, before any weight is touched, if that norm is not a number.
+        Raises `NotFiniteError`, before any weight is touched, if that norm is not a number.
         """
         norm = float(nn.utils.clip_grad_norm_(self.parameters, self.config.clip))
         if not math.isfinite(norm):
             self.optimizer.zero_grad()
-            raise NotFinite(f"the norm of the gradient is {norm}")
+            raise NotFiniteError(f"the norm of the gradient is {norm}")
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.learning_rate * learning_rate_factor(progress, self.config)
         self.optimizer.step()

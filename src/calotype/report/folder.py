@@ -1,4 +1,4 @@
-"""What a run folder says: its files as they are, whatever is there so far."""
+"""What a run folder says: its files as they are, empty where they are missing or broken."""
 
 from __future__ import annotations
 
@@ -17,13 +17,18 @@ Event = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Run:
-    """The files of a run as they are, empty where they are missing or broken."""
+class Preview:
+    file: Path
+    images_seen: float
+    seconds: float | None
 
+
+@dataclass(frozen=True)
+class Run:
     folder: Path
-    facts: Event
+    facts: Event  # run.json
     plan: Event
-    samples: Event
+    samples: Event  # samples/samples.json
     recipe: str
     log: list[Event]
 
@@ -38,7 +43,7 @@ class Run:
         return list(dict.fromkeys([*within(self.facts, "legs"), *in_log]))
 
     def history(self, kind: str, leg: str) -> list[Event]:
-        """Events of a leg by images seen; those that a resumed run went back behind, and did again, are left out."""
+        """Events of a leg by images seen, without those that a resumed run went back behind and did again."""
         kept: list[Event] = []
         for event in self.log:
             seen = number(event.get("images_seen"))
@@ -51,30 +56,28 @@ class Run:
         return next(reversed(self.history(kind, leg)), {})
 
     def previews(self, leg: str) -> list[Preview]:
-        """Those whose pictures are there, inside the folder."""
+        """Those whose pictures are there: files of this folder, not of anywhere else."""
         home = self.folder.resolve()
-        files = [(event, (home / str(event.get("file"))).resolve()) for event in self.history("preview", leg)]
-        return [Preview(file, after(event)) for event, file in files if file.is_file() and file.is_relative_to(home)]
-
-
-@dataclass(frozen=True)
-class Preview:
-    file: Path
-    after: str
+        previews = [
+            Preview(
+                (home / str(event.get("file"))).resolve(), float(event["images_seen"]), number(event.get("seconds"))
+            )
+            for event in self.history("preview", leg)
+        ]
+        return [one for one in previews if one.file.is_relative_to(home) and one.file.is_file()]
 
 
 def read_run(folder: Path) -> Run:
-    lines = (read_event(line) for line in text_of(folder / "log.jsonl").splitlines())
-    facts, plan, samples = (mapping_of(folder / name) for name in ("run.json", "plan.json", "samples/samples.json"))
-    recipe = text_of(folder / "recipe.toml")
-    return Run(folder, facts, plan, samples, recipe, [event for event in lines if event])
+    facts, plan, samples = (_read_mapping(folder / name) for name in ("run.json", "plan.json", "samples/samples.json"))
+    events = (_read_event(line) for line in _read_text(folder / "log.jsonl").splitlines())
+    return Run(folder, facts, plan, samples, _read_text(folder / "recipe.toml"), [event for event in events if event])
 
 
-def text_of(path: Path) -> str:
+def _read_text(path: Path) -> str:
     return path.read_text(errors="replace") if path.is_file() else ""
 
 
-def mapping_of(path: Path) -> Event:
+def _read_mapping(path: Path) -> Event:
     try:
         found = read_json(path)
     except (UserError, OSError):
@@ -82,7 +85,7 @@ def mapping_of(path: Path) -> Event:
     return found if isinstance(found, dict) else {}
 
 
-def read_event(line: str) -> Event:
+def _read_event(line: str) -> Event:
     """Empty for a line that was cut short when its process was killed."""
     try:
         found = json.loads(line)
@@ -94,14 +97,15 @@ def read_event(line: str) -> Event:
 def within(mapping: Mapping[str, Any], *keys: str) -> Event:
     """The mapping at the end of a path of keys, empty where there is none."""
     for key in keys:
-        mapping = mapping.get(key) or {}
-        if not isinstance(mapping, dict):
-            return {}
+        found = mapping.get(key)
+        mapping = found if isinstance(found, dict) else {}
     return dict(mapping)
 
 
 def number(value: Any) -> float | None:
-    return value if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) else None
+    """The value if it is a finite number."""
+    known = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return float(value) if known else None
 
 
 def numbers(mapping: Mapping[str, Any]) -> dict[str, float]:

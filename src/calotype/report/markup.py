@@ -1,78 +1,93 @@
-"""HTML, and pictures in it. Text from outside is a `str`, which `tag` escapes; only `tag` makes `Html`."""
+"""HTML, and pictures in it. Text from outside is a `str`, which `tag` escapes; only `tag` makes `Html`, which stays."""
 
 from __future__ import annotations
 
+import base64
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from html import escape
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from calotype.data.images import UnreadableError, read_image
+
+
 @dataclass(frozen=True)
 class Html:
-    """Markup; whatever came from outside is escaped in it."""
-
     code: str
 
 
 Inside = Html | str | None
 VOID = ("img", "meta")
+WIDEST = 1056
+"""Pixels that a picture may be shown wide."""
 
 
-def tag(name: str, *inside: Inside, **attributes: object) -> Html:
-    """An element; `class_` and `text_anchor` become `class` and `text-anchor`, and `None` is left out."""
+def tag(name: str, /, *inside: Inside, **attributes: object) -> Html:
+    """An element. `class_` and `text_anchor` mean `class` and `text-anchor`; whatever is `None` is left out."""
     given = {key.rstrip("_").replace("_", "-"): str(value) for key, value in attributes.items() if value is not None}
     opening = name + "".join(f' {key}="{escape(value)}"' for key, value in given.items())
     return Html(f"<{opening}>" if name in VOID else f"<{opening}>{''.join(map(markup, inside))}</{name}>")
 
 
 def markup(inside: Inside) -> str:
-    match inside:
-        case None:
-            return ""
-        case Html(code):
-            return code
-        case _:
-            return escape(inside)
+    if isinstance(inside, Html):
+        return inside.code
+    return escape(inside or "")
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[Inside]], kind: str) -> Html:
-    """`kind` is a class: `words` or `figures`. Each cell knows its head, for narrow screens."""
+    """`kind` is its class: `words` or `figures`."""
     head = tag("thead", tag("tr", *(tag("th", name, scope="col") for name in heads)))
-    body = [
-        tag("tr", *(tag("td", cell, data_head=name) for name, cell in zip(heads, row, strict=True))) for row in rows
-    ]
-    return tag("table", head, tag("tbody", *body), class_=kind)
+    body = tag("tbody", *(tag("tr", *(tag("td", cell) for cell in row)) for row in rows))
+    return tag("div", tag("table", head, body, class_=kind), class_="wide")
 
 
-def facts(pairs: Iterable[tuple[str, str]]) -> Html:
+def pairs(values: dict[str, str]) -> Html:
     """Names and values; those without a value are left out."""
-    return tag("dl", *(tag("div", tag("dt", name), tag("dd", value)) for name, value in pairs if value))
+    return tag("dl", *(tag("div", tag("dt", name), tag("dd", value)) for name, value in values.items() if value))
 
 
 def picture(path: Path, alt: str, longest: int, limit: int) -> Html | None:
-    """An <img> with the picture inside it: at most `longest` pixels a side and `limit` bytes, `None` if unreadable."""
+    """The picture itself in an `img`: at most `longest` pixels a side and `limit` bytes; `None` if it cannot be read.
+
+    It is shown at a whole multiple of its size where there is room, so that enlarged pixels are all alike.
+    """
     try:
         image = read_image(path)
     except UnreadableError:
         return None
     image.thumbnail((longest, longest), Image.Resampling.LANCZOS)
-    kind, code, (width, height) = next(encoded for encoded in encodings(image) if len(encoded[1]) <= limit)
-    source = f"data:image/{kind};base64,{base64.b64encode(code).decode()}"
-    # whole multiples of its own size, so that enlarged pixels are all equal
-    widest = f"max-width:{max(1, 1056 // width) * width}px"
-    small = "small" if max(width, height) < 800 else None
-    return tag("img", src=source, alt=alt, width=width, height=height, class_=small, style=widest)
+    kind, content, (width, height) = next(encoded for encoded in encodings(image) if len(encoded[1]) <= limit)
+    return tag(
+        "img",
+        src=f"data:image/{kind};base64,{base64.b64encode(content).decode()}",
+        alt=alt,
+        width=width,
+        height=height,
+        style=f"max-width:{max(1, WIDEST // width) * width}px",
+        class_="small" if max(width, height) < 800 else None,
+    )
 
 
 def encodings(image: Image.Image) -> Iterator[tuple[str, bytes, tuple[int, int]]]:
-    """Smaller and smaller: lossless, then JPEG at full colour resolution (drawn lines need it), then at half the size."""
+    """Kind, content and size, ever smaller: lossless, then JPEG without coarser colours, then all at half the size."""
     while True:
-        yield "png", saved(image, "PNG"), image.size
+        yield "png", _saved(image, "PNG"), image.size
         for quality in (92, 82, 70):
-            yield "jpeg", saved(image, "JPEG", quality=quality, subsampling=0), image.size
+            yield "jpeg", _saved(image, "JPEG", quality=quality, subsampling=0), image.size
         image = image.reduce(2)
 
 
-def saved(image: Image.Image, kind: str, **settings: Any) -> bytes:
+def _saved(image: Image.Image, kind: str, **settings: Any) -> bytes:
     buffer = BytesIO()
     image.save(buffer, kind, **settings)
     return buffer.getvalue()
 
 
-def figure(inside: Html | None, *caption: Inside, kind: str = "plate") -> Html | None:
-    return inside and tag("figure", inside, tag("figcaption", *caption), class_=kind)
+def figure(inside: Html | None, caption: str, kind: str) -> Html | None:
+    """`kind` is its class: a numbered `plate`, or a `frame` of many."""
+    return inside and tag("figure", inside, tag("figcaption", caption), class_=kind)

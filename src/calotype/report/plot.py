@@ -1,6 +1,22 @@
-"""Plots as SVG inside the page."""
+"""Plots over images seen, as SVG: series are told apart by dashes or marks, and named where they end."""
 
 from __future__ import annotations
+
+import bisect
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+
+from calotype.report.markup import Html, tag
+from calotype.report.words import plain, short
+
+Point = tuple[float, float]
+WIDTH, HEIGHT = 400.0, 244.0
+LEFT, RIGHT, TOP, BOTTOM = 40.0, 88.0, 24.0, 48.0
+LABEL_GAP = 13.0
+STYLES = 5  # s0 ... s4 in style.css
+
 
 @dataclass(frozen=True)
 class Axis:
@@ -26,8 +42,8 @@ def axis_from_zero(high: float) -> Axis:
 
 
 def axis_around(values: Sequence[float]) -> Axis:
-    """From tick to tick, logarithmic where all values are positive and the largest is 8 times the smallest or more."""
-    low, high = min(values, default=0.0), max(values, default=1.0)
+    """From tick to tick; logarithmic where all values are positive and the largest is 8 times the smallest or more."""
+    low, high = min(values), max(values)
     if 0 < low <= high / 8:
         return logarithmic_axis(low, high)
     step = round_step((high - low) / 4 or abs(high) / 4 or 1.0)
@@ -37,7 +53,7 @@ def axis_around(values: Sequence[float]) -> Axis:
 
 
 def logarithmic_axis(low: float, high: float) -> Axis:
-    """With the most ticks of 1, 2 and 5, or 1 and 3, or 1 in a decade that are at most seven."""
+    """With ticks at 1, 2 and 5 of each decade, or at 1 and 3, or at 1: the first that makes at most seven."""
     choices = [ticks_between(low, high, digits) for digits in ((1, 2, 5), (1, 3), (1,))]
     ticks = next((ticks for ticks in choices if len(ticks) <= 7), choices[-1])
     return Axis(ticks[0], ticks[-1], ticks, logarithmic=True)
@@ -51,23 +67,21 @@ def ticks_between(low: float, high: float, digits: Sequence[int]) -> tuple[float
 
 
 def round_step(step: float) -> float:
-    """The next larger of 1, 2 and 5 times a power of ten."""
+    """1, 2 or 5 times a power of ten: the first from `step` on."""
     power = 10.0 ** math.floor(math.log10(step))
     return next(digit * power for digit in (1, 2, 5, 10) if digit * power >= step * (1 - 1e-9))
 
 
 @dataclass(frozen=True)
 class Series:
-    """A line through many values, or marks at a few measured ones."""
+    """A line through many values, or, `marked`, rings at a few."""
 
     name: str
     points: list[Point]
     marked: bool = False
 
-
-WIDTH, HEIGHT = 400, 232
-LEFT, RIGHT, TOP, BOTTOM = 40, 88, 24, 36
-LABEL_GAP, STYLES = 13.0, 5
+    def strong(self) -> list[Point]:
+        return self.points if self.marked else smoothed(self.points)
 
 
 @dataclass(frozen=True)
@@ -83,22 +97,19 @@ class Frame:
     def y_at(self, value: float) -> float:
         return round(HEIGHT - BOTTOM - self.y.at(value) * (HEIGHT - TOP - BOTTOM), 1)
 
-    def line(self, points: Iterable[Point], kind: str) -> Html:
-        return tag("polyline", points=" ".join(f"{self.x_at(x):g},{self.y_at(y):g}" for x, y in points), class_=kind)
-
 
 def plot(title: str, y_title: str, series: Sequence[Series]) -> Html:
-    """Series over images seen, as SVG: told apart by dashes or marks, and named where they end."""
-    frame = Frame(axis_from_zero(max(x for one in series for x, _ in one.points)), axis_around(extent(series)))
-    scale = ", log scale" if frame.y.logarithmic else ""
-    heights = spread([frame.y_at(drawn(one)[-1][1]) for one in series], LABEL_GAP, HEIGHT - BOTTOM)
-    shapes = [part for index, one in enumerate(series) for part in shapes_of(frame, one, index % STYLES)]
-    names = [
-        label(plain(one.name), height, index % STYLES)
-        for index, (one, height) in enumerate(zip(series, heights, strict=True))
-    ]
-    axes = [*y_axis(frame), *x_axis(frame), text(y_title + scale, 0, 11, "title")]
-    return tag("svg", tag("title", title), *axes, *shapes, *names, viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img")
+    """Needs a point in each series."""
+    frame = Frame(axis_from_zero(max(one.points[-1][0] for one in series)), axis_around(extent(series)))
+    heights = spread([frame.y_at(one.strong()[-1][1]) for one in series], LABEL_GAP, HEIGHT - BOTTOM)
+    parts = [text(y_title + (", log scale" if frame.y.logarithmic else ""), 0.0, 11.0), *y_axis(frame), *x_axis(frame)]
+    for index, (one, height) in enumerate(zip(series, heights, strict=True)):
+        style = f"s{index % STYLES}"
+        parts += [
+            *shapes(frame, one, style),
+            text(plain(one.name)[:15], WIDTH - RIGHT + 8, height + 4, f"name {style}"),
+        ]
+    return tag("svg", tag("title", title), *parts, viewBox=f"0 0 {WIDTH:g} {HEIGHT:g}", role="img")
 
 
 def extent(series: Sequence[Series]) -> list[float]:
@@ -111,51 +122,47 @@ def middle(values: list[float]) -> list[float]:
     return sorted(values)[outside : len(values) - outside]
 
 
-def drawn(series: Series) -> list[Point]:
-    return series.points if series.marked else smoothed(series.points)
-
-
 def smoothed(points: Sequence[Point]) -> list[Point]:
-    """A running mean over a twentieth of the points: at the start over as many on both sides, at the end over those before."""
-    reach, sums = len(points) // 40, [0.0, *accumulate(y for _, y in points)]
-    windows = [
-        (index - min(index, reach), min(len(points), index + min(index, reach) + 1)) for index in range(len(points))
-    ]
-    return [
-        (x, (sums[end] - sums[start]) / (end - start)) for (x, _), (start, end) in zip(points, windows, strict=True)
-    ]
+    """A running mean over a twentieth of the points: over fewer at the start, where much happens."""
+    count, sums = len(points), [0.0, *accumulate(y for _, y in points)]
+    means = []
+    for index, (x, _) in enumerate(points):
+        reach = min(index, count // 40)
+        start, end = index - reach, min(count, index + reach + 1)
+        means.append((x, (sums[end] - sums[start]) / (end - start)))
+    return means
 
 
 def thinned(points: Sequence[Point], most: int = 300) -> list[Point]:
-    step = math.ceil(len(points) / most)
-    return [*points[:-1:step], points[-1]]
+    """At most about `most` of them, with the last."""
+    return [*points[: -1 : math.ceil(len(points) / most)], points[-1]]
 
 
-def shapes_of(frame: Frame, series: Series, style: int) -> list[Html]:
-    line = frame.line(thinned(drawn(series)), f"line s{style}")
-    if series.marked:
-        marks = (
-            tag("circle", cx=frame.x_at(x), cy=frame.y_at(y), r=3.2, class_=f"mark s{style}") for x, y in series.points
-        )
-        return [line, *marks]
-    return [frame.line(thinned(series.points), f"raw s{style}"), line]
+def shapes(frame: Frame, series: Series, style: str) -> Iterator[Html]:
+    if not series.marked:
+        yield line(frame, series.points, f"raw {style}")
+    yield line(frame, series.strong(), f"line {style}")
+    for x, y in series.points if series.marked else ():
+        yield tag("circle", cx=frame.x_at(x), cy=frame.y_at(y), r=3.2, class_=f"mark {style}")
+
+
+def line(frame: Frame, points: Sequence[Point], kind: str) -> Html:
+    places = " ".join(f"{frame.x_at(x):g},{frame.y_at(y):g}" for x, y in thinned(points))
+    return tag("polyline", points=places, class_=kind)
 
 
 def spread(heights: Sequence[float], gap: float, lowest: float) -> list[float]:
     """Heights moved apart to at least `gap` in the same order, none below `lowest` (SVG counts downwards)."""
     order, placed = sorted(range(len(heights)), key=heights.__getitem__), list(heights)
-    for before, index in zip(order, order[1:], strict=False):
+    for before, index in pairwise(order):
         placed[index] = max(placed[index], placed[before] + gap)
     for index in reversed(order):
-        placed[index], lowest = min(placed[index], lowest), min(placed[index], lowest) - gap
+        placed[index] = min(placed[index], lowest)
+        lowest = placed[index] - gap
     return placed
 
 
-def label(name: str, height: float, style: int) -> Html:
-    return text(name if len(name) < 16 else f"{name[:14]}…", WIDTH - RIGHT + 7, height + 4, f"name s{style}")
-
-
-def text(words: str, x: float, y: float, kind: str = "tick", anchor: str | None = None) -> Html:
+def text(words: str, x: float, y: float, kind: str | None = None, anchor: str | None = None) -> Html:
     return tag("text", words, x=round(x, 1), y=round(y, 1), class_=kind, text_anchor=anchor)
 
 
@@ -168,9 +175,9 @@ def y_axis(frame: Frame) -> Iterator[Html]:
 
 def x_axis(frame: Frame) -> Iterator[Html]:
     foot = HEIGHT - BOTTOM
+    yield tag("line", x1=LEFT, x2=WIDTH - RIGHT, y1=foot, y2=foot, class_="axis")
     for tick in frame.x.ticks:
         place = frame.x_at(tick)
         yield tag("line", x1=place, x2=place, y1=foot, y2=foot + 4, class_="axis")
-        yield text(short(tick).strip(), place, foot + 17, anchor="middle")
-    yield tag("line", x1=LEFT, x2=WIDTH - RIGHT, y1=foot, y2=foot, class_="axis")
-    yield text("images seen", WIDTH - RIGHT + 7, foot + 17, "title")
+        yield text(short(tick), place, foot + 17, anchor="middle")
+    yield text("images seen", WIDTH - RIGHT, foot + 34, anchor="end")

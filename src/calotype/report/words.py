@@ -1,12 +1,16 @@
-"""Numbers in words."""
+"""Numbers in words, with `–` for what is not known."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from datetime import datetime
+
+UNKNOWN = "–"
 
 
 def duration(seconds: float | None) -> str:
     if seconds is None:
-        return MISSING
+        return UNKNOWN
     if seconds < 9.95:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -15,32 +19,37 @@ def duration(seconds: float | None) -> str:
     return f"{minutes // 60:,} h {minutes % 60:02d} min"
 
 
-def size_of(count: float | None) -> str:
+def count(value: float | None) -> str:
+    return UNKNOWN if value is None else f"{value:,.0f}"
+
+
+def short(value: float, unit: str = "") -> str:
+    """Three digits, with thousands, millions and billions as letters: `3.7 M`."""
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= size:
+            return f"{value / size:.3g} {letter}{unit}"
+    return f"{value:.3g} {unit}".rstrip()
+
+
+def memory(value: float | None) -> str:
     """Bytes, in powers of 1,000."""
-    return MISSING if count is None else f"{short(count)}B"
-
-
-def short(value: float) -> str:
-    """Three digits and a thousand, million or billion: `3.7 M`."""
-    for unit, name in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= unit:
-            return f"{value / unit:.3g} {name}"
-    return f"{value:.3g} "
-
-
-def count_of(value: Any) -> str:
-    found = number(value)
-    return MISSING if found is None else f"{found:,.0f}"
+    return UNKNOWN if value is None else short(value, "B")
 
 
 def deviation(predicted: float | None, measured: float | None) -> str:
+    """Of the measured from the predicted."""
     if not predicted or measured is None:
-        return MISSING
+        return UNKNOWN
     return f"{100 * (measured / predicted - 1):+.0f} %".replace("-", "−")
 
 
-def after(event: Event) -> str:
-    return f"{count_of(event.get('images_seen'))} images, {duration(number(event.get('seconds')))}"
+def moment(text: str) -> str:
+    """A date in ISO 8601, spelled out."""
+    try:
+        then = datetime.fromisoformat(text)
+    except ValueError:
+        return text
+    return f"{then.day} {then:%B %Y, %H:%M %Z}".rstrip()
 
 
 def plain(name: str) -> str:
