@@ -161,7 +161,7 @@ def test_the_page_is_whole_and_shows_every_part(run):
     assert len(page.all("h1")) == 1
     for words in (
         "portraits-64", "latent diffusion", "64 × 64 px", "22 November 2026, 17:00 UTC", "Finished after 9 min 41 s;",
-        "8,872 to train on, 128 held out", "sampler dpm solver, steps 24, guidance 2.0",
+        "8,872 to train on, 128 held out", "sampler dpm solver, steps 24, guidance 2",
         "Labels in turn: adventurer, lorelei",
         "the fewest that keep lines sharp", "The plan", "Learning", "Through the autoencoder", "Development", "Time",
         "PSNR 28.8 dB", "perceptual distance 0.1", "201,600", "2 min 31 s", "+2 %", "2.3 GB", "10 min 00 s",

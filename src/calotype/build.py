@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from calotype.diffusion.denoiser import Denoiser
+from calotype.diffusion.gaussian import Gaussian
 from calotype.learning.objectives import Denoising, FirstStage
 from calotype.nets.blocks import channels_last
 from calotype.nets.critic import Critic
@@ -30,11 +31,13 @@ def build_space(recipe: Recipe) -> LatentSpace:
     return LatentSpace(channels_last(Vae(recipe.autoencoder.network, recipe.precision)))
 
 
-def build_stage(recipe: Recipe, space: Space, classes: int) -> Stage:
-    backbone = build_backbone(recipe.denoiser.backbone, space.channels, space.channels)
-    width = recipe.denoiser.backbone.width
-    denoiser = Denoiser(backbone, width, classes, recipe.denoiser.scaling, recipe.precision)
-    return Stage(denoiser, space, recipe.denoiser.schedule, recipe.size)
+def build_stage(recipe: Recipe, space: Space, classes: int, gaussian: Gaussian | None) -> Stage:
+    """With a Gaussian, the backbone also sees what that makes of the noisy picture."""
+    config = recipe.denoiser
+    seen = 1 if gaussian is None else 2
+    backbone = build_backbone(config.backbone, seen * space.channels, space.channels)
+    denoiser = Denoiser(backbone, config.backbone.width, classes, config.scaling, recipe.precision, gaussian)
+    return Stage(denoiser, space, config.schedule, recipe.size)
 
 
 def build_first_stage(recipe: Recipe, vae: Vae) -> FirstStage:

@@ -169,7 +169,7 @@ def seconds(text: str) -> float:
 def main() -> None:
     """Exit codes: 0 done, 1 our mistake, 2 the user's (one line, no traceback), 130 stopped by Ctrl-C."""
     try:
-        app()
+        sys.exit(app(standalone_mode=False))
     except Exception as error:
         sys.exit(_explain(error))
 
@@ -177,6 +177,10 @@ def main() -> None:
 def _explain(error: Exception) -> int:
     """One line for the user; the traceback goes to a file."""
     import errno
+
+    if isinstance(about := getattr(error, "format_message", lambda: None)(), str):  # typer's own: a wrong option
+        print(about if "\n" in about else f"calotype: {about.rstrip('.')}; try: calotype --help", file=sys.stderr)
+        return 2
 
     from calotype.learning.run import Interrupted
     from calotype.vocabulary import UserError

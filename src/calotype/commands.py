@@ -66,7 +66,7 @@ class Wish:
     def settings(self) -> dict[str, Any]:
         """Of the recipe file and the overrides; `size` in them counts for less than the option does."""
         from_file = read_recipe(self.recipe) if self.recipe else {}
-        return merge(from_file, read_overrides(self.overrides), {"size": self.size})
+        return merge(from_file, read_overrides(self.overrides, from_file), {"size": self.size})
 
 
 def plan(wish: Wish, voice: Voice) -> Plan:
@@ -142,18 +142,19 @@ def write_data(size: int, count: int | None, out: Path, voice: Voice) -> None:
 
 def develop(run: Run, plan: Plan, pictures: Pictures, machine: Machine, voice: Voice) -> Path:
     """All legs of a run, then its model, samples and report. Raises `Interrupted` when asked to stop."""
-    run.state["state"] = "failed"
-    try:
-        with run.locked(), stoppable() as stop:
-            _develop(run, plan, pictures, machine.device, voice, stop)
-        run.state["state"] = "finished"
-    except (Interrupted, KeyboardInterrupt):
-        run.state["state"] = "interrupted"
-        raise Interrupted from None
-    finally:
-        run.state["peak_memory_bytes"] = peak_memory(machine.device)
-        run.save()
-        write_report(run.folder)
+    with run.locked():
+        run.state["state"] = "failed"
+        try:
+            with stoppable() as stop:
+                _develop(run, plan, pictures, machine.device, voice, stop)
+            run.state["state"] = "finished"
+        except (Interrupted, KeyboardInterrupt):
+            run.state["state"] = "interrupted"
+            raise Interrupted from None
+        finally:
+            run.state["peak_memory_bytes"] = peak_memory(machine.device)
+            run.save()
+            write_report(run.folder)
     return run.folder
 
 
@@ -161,7 +162,8 @@ def _develop(
     run: Run, plan: Plan, pictures: Pictures, device: torch.device, voice: Voice, stop: threading.Event
 ) -> None:
     recipe = plan.recipe
-    first = autoencoder_leg(recipe, pictures, device)
+    with run.timing("prepare"):
+        first = autoencoder_leg(recipe, pictures, device)
     _go(run, first, plan, voice, stop)
     space = LatentSpace(first.vae).to(device)
     with run.timing("latents"), voice.bar("latents") as progress:
@@ -170,7 +172,8 @@ def _develop(
             space, pictures, recipe.flip, folder, device, lambda done, total: progress(done, total, "")
         )
         space.measure(moments.float().to(device) for moments in cache.of(pictures.train_indices))
-    second = denoiser_leg(recipe, pictures, space, cache, device)
+    with run.timing("prepare"):
+        second = denoiser_leg(recipe, pictures, space, cache, device)
     _go(run, second, plan, voice, stop)
     save_model(run.folder / "model", recipe, space, second.stage, pictures.classes)
     with run.timing("samples"):

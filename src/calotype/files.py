@@ -57,15 +57,24 @@ def whole_folder(path: Path) -> Iterator[Path]:
             file.chmod(0o644)
             _to_disk(file)
         _to_disk(temporary)
-        if path.exists():
-            path.rename(old := path.with_name(f".{path.name}.{os.getpid()}.old"))
-            temporary.rename(path)
-            shutil.rmtree(old)
-        else:
-            temporary.rename(path)
+        _put(temporary, path)
         _to_disk(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _put(temporary: Path, path: Path) -> None:
+    """Gives a folder the name `path`; what had it before is removed, or keeps it if that fails."""
+    if not path.exists():
+        temporary.rename(path)
+        return
+    path.rename(old := path.with_name(f".{path.name}.{os.getpid()}.old"))
+    try:
+        temporary.rename(path)
+    except OSError:
+        old.rename(path)
+        raise
+    shutil.rmtree(old)
 
 
 def is_whole(path: Path) -> bool:

@@ -14,6 +14,7 @@ from calotype.data.images import grid, images_from_pixels, pils_from_images
 from calotype.data.latents import LatentCache
 from calotype.data.sources import LatentSource, PictureSource
 from calotype.diffusion.denoiser import Denoiser
+from calotype.diffusion.gaussian import Gaussian, fit
 from calotype.evaluate.reconstruction import psnr
 from calotype.learning.objectives import Denoising
 from calotype.learning.player import Player
@@ -24,10 +25,12 @@ from calotype.nets.vae import Vae
 from calotype.recipe import Recipe
 from calotype.spaces.latent import LatentSpace
 from calotype.stage import Sampling, Stage, generate
-from calotype.vocabulary import NOT_TOLD, Batch, Images, Rng
+from calotype.vocabulary import NOT_TOLD, Batch, Images, Latents, Rng
 
 PREVIEW_COUNT = 12
 CHECK_COUNT = 128
+GAUSSIAN_CHECK = 512
+MOST_VALUES = 2**26
 
 
 def start_linear(space: LatentSpace, pictures: Pictures, device: torch.device) -> None:
@@ -114,11 +117,12 @@ def denoiser_leg(
 ) -> DenoiserLeg:
     """The diffusion model in the latents of a trained autoencoder."""
     deterministic(recipe.seed + 1)
-    stage = build_stage(recipe, space, len(pictures.classes))
+    rng = Rng((recipe.seed, "latents"))
+    gaussian = fit_gaussian(recipe, pictures, space, cache, rng) if recipe.denoiser.start == "gaussian" else None
+    stage = build_stage(recipe, space, len(pictures.classes), gaussian)
     stage.denoiser.to(device)
     objective, config = build_denoising(recipe, stage), recipe.denoiser
     player = Player(stage.denoiser, config.learn)
-    rng = Rng((recipe.seed, "latents"))
     source = LatentSource(cache, pictures.labels, pictures.train_indices, rng, device)
     held_out = pictures.held_out_indices[:CHECK_COUNT]
     moments = cache.moments[0, held_out].float().to(device)
@@ -127,6 +131,21 @@ def denoiser_leg(
     look = Samples(replace(stage, denoiser=player.average), recipe.sampling, batch, len(pictures.classes), rng)
     clock = Clock(config.images, config.batch, recipe.seed)
     return DenoiserLeg("denoiser", objective, {"denoiser": player}, source, clock, look.draw, look.measure)
+
+
+def fit_gaussian(recipe: Recipe, pictures: Pictures, space: LatentSpace, cache: LatentCache, rng: Rng) -> Gaussian:
+    """The closed-form start of the denoiser, from as many training latents as `MOST_VALUES` allows."""
+    device = space.mean.device
+    most = max(2, MOST_VALUES // cache.moments[0, 0].numel())
+
+    def latents(chosen: torch.Tensor) -> Latents:
+        moments = cache.moments[0, chosen[:: -(-len(chosen) // most)]].float().to(device)
+        return space.sample(moments, rng.at("gaussian"))
+
+    held_out = latents(pictures.held_out_indices[:GAUSSIAN_CHECK])
+    sigma = recipe.denoiser.schedule.draw(len(held_out), rng.at("gaussian", "sigma")).to(device)
+    noise = rng.at("gaussian", "noise").normal(*held_out.shape).to(device)
+    return fit(latents(pictures.train_indices), held_out, sigma, noise)
 
 
 @dataclass

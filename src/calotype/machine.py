@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import platform
-import resource
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import psutil
 import torch
@@ -95,7 +96,18 @@ def synchronize(device: torch.device) -> None:
 
 
 def device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return _linux_processor() or platform.processor() or platform.machine()
+
+
+def _linux_processor() -> str:
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return ""
+    found = re.search(r"model name\s*: (.+)", text)
+    return found[1].strip() if found else ""
 
 
 def free_memory(device: torch.device) -> int:
@@ -106,5 +118,9 @@ def peak_memory(device: torch.device) -> int:
     """The most bytes that this process has held so far, on the device or (CPU, MPS) in main memory."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:  # Windows
+        return int(psutil.Process().memory_info().peak_wset)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if platform.system() == "Darwin" else peak * 1024

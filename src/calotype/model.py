@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from calotype.build import build_space, build_stage
 from calotype.data.images import pils_from_images
+from calotype.diffusion.gaussian import Gaussian
 from calotype.files import is_whole, read_json, whole_folder, write_json
 from calotype.machine import find_device
 from calotype.recipe import Recipe, check
@@ -111,7 +112,11 @@ def load(path: str | Path, device: str = "auto") -> Model:
     where = find_device(device)
     space = build_space(recipe)
     space.load_state_dict(load_file(folder / "autoencoder.safetensors"))
-    stage = build_stage(recipe, space.to(where).eval().requires_grad_(False), len(classes))
-    stage.denoiser.load_state_dict(load_file(folder / "denoiser.safetensors"))
+    weights = load_file(folder / "denoiser.safetensors")
+    gaussian = None
+    if recipe.denoiser.start == "gaussian":
+        gaussian = Gaussian(weights["gaussian.mean"].shape, len(weights["gaussian.axes"]))
+    stage = build_stage(recipe, space.to(where).eval().requires_grad_(False), len(classes), gaussian)
+    stage.denoiser.load_state_dict(weights)
     stage.denoiser.to(where).eval().requires_grad_(False)
     return Model((stage,), (recipe.sampling,), classes, where)

@@ -17,6 +17,7 @@ from calotype.data.folder import Pictures
 from calotype.data.images import images_from_pixels
 from calotype.data.latents import LatentCache
 from calotype.data.sources import LatentSource
+from calotype.diffusion.gaussian import Gaussian, largest_rank
 from calotype.learning.objectives import FirstStageConfig, Objective
 from calotype.learning.player import Player, PlayerConfig
 from calotype.learning.train import Clock, Source, learn
@@ -90,7 +91,7 @@ def make_plan(
 def propose(pictures: Pictures, machine: Machine, size: int, budget: float) -> tuple[dict[str, Any], list[Choice]]:
     """The settings that suit these pictures, this machine and this much time, each with its reason."""
     reduction, channels = choose_space(size)
-    side = size // reduction
+    side = max(1, size // reduction)
     backbone, why_backbone = choose_backbone(side, machine.flops * budget)
     precision = "bfloat16" if machine.fast_bfloat16 else "float32"
     few = len(pictures.train_indices) < FEW_PICTURES
@@ -126,7 +127,7 @@ LARGEST_CROP = 256
 
 
 def choose_space(size: int) -> tuple[int, int]:
-    """Reduction and channels of the autoencoder, for 64 to 256 places up to 256 px; channels grow with the reduction."""
+    """Reduction and channels of the autoencoder: 64 to 256 places up to 256 px; channels grow with the reduction."""
     for smallest, reduction, channels in ((192, 16, 64), (48, 8, 32), (24, 4, 8)):
         if size >= smallest:
             return reduction, channels
@@ -185,10 +186,18 @@ class Measurement:
     def __init__(self, recipe: Recipe, pictures: Pictures, device: torch.device) -> None:
         self.recipe, self.pictures, self.device = recipe, pictures, device
         self.space = build_space(recipe).to(device)
-        self.stage = build_stage(recipe, self.space, len(pictures.classes))
+        self.stage = build_stage(recipe, self.space, len(pictures.classes), self._gaussian())
         self.stage.denoiser.to(device)
         self.rng = Rng((recipe.seed, "plan"))
         start_linear(self.space, pictures, device)
+
+    def _gaussian(self) -> Gaussian | None:
+        """As large as it may get."""
+        if self.recipe.denoiser.start == "nothing":
+            return None
+        side = self.recipe.size // self.space.reduction
+        shape = self.space.channels, side, side
+        return Gaussian(shape, largest_rank(len(self.pictures.train_indices), math.prod(shape)))
 
     def autoencoder(self) -> Phases:
         """The critic makes steps dearer once it learns, and again once it is listened to."""
@@ -265,15 +274,18 @@ def allot(plan: Plan, measured: Measurement, count: int, left: float) -> None:
     """Divides the seconds that are left, and fills in how many images each leg sees."""
     recipe, a_picture = plan.recipe, measured.sample()
     encode = measured.encode() * count * (2 if recipe.flip else 1)
-    plan.final_count = max(4, min(48, int(0.04 * left / a_picture) // 6 * 6))
-    samples = plan.final_count * a_picture + 1.0
+    some = max(4.0, min(48.0, 0.04 * left / a_picture))
+    plan.final_count = max(4, int(some) // 6 * 6)
+    samples = some * a_picture + 1.0  # not of `final_count`, which jumps: more time must not mean less training
     train = max(0.0, left - encode - samples) / (1 + OVERHEAD)
     costs = {name: seconds_an_image(phases) for name, phases in plan.phases.items()}
     shares = {"autoencoder": AUTOENCODER_SHARE, "denoiser": 1 - AUTOENCODER_SHARE}
     plan.paced = [name for name in costs if not getattr(recipe, name).images]
+    train = max(0.0, train - sum(getattr(recipe, name).images * cost for name, cost in costs.items()))
+    whole = sum(shares[name] for name in plan.paced)
     images = {
         name: getattr(recipe, name).images
-        or fit_images(shares[name] * train / costs[name], getattr(recipe, name).batch)
+        or fit_images(shares[name] / whole * train / costs[name], getattr(recipe, name).batch)
         for name in costs
     }
     plan.recipe = check(merge(recipe.model_dump(), {name: {"images": number} for name, number in images.items()}))

@@ -49,6 +49,8 @@ class DenoiserRecipe(LegConfig):
     backbone: Backbone = DitConfig()
     schedule: Schedule = Flow()
     scaling: ScalingName = "flow"
+    start: Literal["gaussian", "nothing"] = "gaussian"
+    """What stands beside the network before it has learned: the best linear denoiser of the data, or nothing."""
     label_dropout: float = Field(default=0.1, ge=0, le=1)
     """How often a label is not told, so that the model can be guided away from what it says without one."""
     learn: PlayerConfig = PlayerConfig()
@@ -80,12 +82,15 @@ def read_recipe(path: Path) -> dict[str, Any]:
         raise UserError(f"recipe {path} does not exist") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"recipe {path} is not TOML: {error}") from None
-    check(settings, lambda key: f"{path}, line {line_of(text, key)}")
+    check_layer(settings, {}, lambda key: f"{path}, line {line_of(text, key)}")
     return settings
 
 
-def read_overrides(overrides: Iterable[str]) -> dict[str, Any]:
-    """`["a.b=1", "a.c=x"]` as nested settings; values are TOML where they can be read as such, else text."""
+def read_overrides(overrides: Iterable[str], below: dict[str, Any] | None = None) -> dict[str, Any]:
+    """`["a.b=1", "a.c=x"]` as nested settings; values are TOML where they can be read as such, else text.
+
+    `below` are the settings that they go over, which say what kind of backbone and schedule is meant.
+    """
     settings: dict[str, Any] = {}
     for override in overrides:
         path, equals, value = override.partition("=")
@@ -98,7 +103,7 @@ def read_overrides(overrides: Iterable[str]) -> dict[str, Any]:
             if not isinstance(table, dict):
                 raise UserError(f"--set {override}: {name} has been given a value already")
         table[key] = read_value(value)
-    check(settings, lambda key: f"--set {key}")
+    check_layer(settings, below or {}, lambda key: f"--set {key}")
     return settings
 
 
@@ -131,11 +136,24 @@ def check(settings: dict[str, Any], place: Any = lambda key: f"recipe: {key}") -
     try:
         return Recipe.model_validate(merge(Recipe().model_dump(), settings))
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(
-            str(part) for part in first["loc"] if part not in ("dit", "unet", "flow", "ddpm", "cosine", "karras")
-        )
-        raise UserError(f"{place(key)}: {explain(first, key)}") from None
+        raise mistake(error.errors()[0], place) from None
+
+
+def check_layer(settings: dict[str, Any], below: dict[str, Any], place: Any) -> None:
+    """As `check`, but of keys and values alone: whether they fit together shows when all layers are there."""
+    try:
+        Recipe.model_validate(merge(Recipe().model_dump(), below, settings))
+    except ValidationError as error:
+        for one in error.errors():
+            if one["type"] != "value_error":
+                raise mistake(one, place) from None
+
+
+def mistake(error: Any, place: Any) -> UserError:
+    key = ".".join(
+        str(part) for part in error["loc"] if part not in ("dit", "unet", "flow", "ddpm", "cosine", "karras")
+    )
+    return UserError(f"{place(key)}: {explain(error, key)}")
 
 
 def explain(error: Any, key: str) -> str:

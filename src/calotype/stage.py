@@ -24,7 +24,7 @@ class Sampling(Config):
     guidance: float = Field(default=2.0, ge=0)
     """1 is none; above 1 away from what the model says without the label."""
     guidance_low: float = Field(default=0.0, ge=0)
-    guidance_high: float = Field(default=float("inf"), gt=0)
+    guidance_high: float = Field(default=1e6, gt=0)
     """Guidance is used for sigmas between these two."""
     augmentation: float = Field(default=0.0, ge=0)
     """Noise put on the smaller picture, of which the denoiser is told; only for stages that look at one."""

@@ -99,9 +99,7 @@ class Denoiser(nn.Module):
         """What the network need not say: the scaling's skip, or the best linear denoiser of the data in its place."""
         return scaling.skip * noisy if self.gaussian is None else self.gaussian.denoise(noisy, sigma)
 
-    def _network(
-        self, scale: Tensor, noisy: Latents, known: Latents, sigma: Sigmas, condition: Condition
-    ) -> Latents:
+    def _network(self, scale: Tensor, noisy: Latents, known: Latents, sigma: Sigmas, condition: Condition) -> Latents:
         image = scale * noisy
         vector = self.noise_level(sigma) + self.label(
             condition.labels.where(condition.labels != NOT_TOLD, self.classes)

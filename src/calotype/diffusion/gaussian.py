@@ -1,7 +1,8 @@
 """The best linear denoiser, in closed form: what is known before anything is learned.
 
 At high noise a trained denoiser is almost that of a Gaussian with the mean and the covariance of the data (Wang and
-Vastola, arXiv 2412.09726, section 3). So that part is computed, and the network starts at 0 beside it and learns the rest.
+Vastola, arXiv 2412.09726, section 3). So that part is computed, and the network starts at 0 beside it and learns what
+is left.
 """
 
 from __future__ import annotations
@@ -43,6 +44,11 @@ class Gaussian(nn.Module):
         return self.mean + per_image(elsewhere[:, 0]) * away + (along @ self.axes).reshape(away.shape)
 
 
+def largest_rank(count: int, dimension: int) -> int:
+    """Of the ranks that are tried, for so many pictures of so many values; the axes take 64 MB at most."""
+    return min(max(RANKS), count, dimension, max(16, 2**24 // dimension))
+
+
 def fit(train: Latents, held_out: Latents, sigma: Sigmas, noise: Latents) -> Gaussian:
     """The Gaussian of `train` whose rank denoises `held_out`, made noisy by `sigma * noise`, best.
 
@@ -52,7 +58,7 @@ def fit(train: Latents, held_out: Latents, sigma: Sigmas, noise: Latents) -> Gau
     noisy = held_out + per_image(sigma) * noise
     mean = train.mean(0)
     away = (train - mean).flatten(1)
-    most = min(max(RANKS), *away.shape)
+    most = largest_rank(*away.shape)
     _, spreads, axes = torch.svd_lowrank(away, q=most, niter=2)
     variances = spreads**2 / len(away)
 

@@ -16,15 +16,20 @@ KEPT = 2
 
 
 def save(folder: Path, leg: str, players: dict[str, Player], clock: Clock) -> None:
-    """Writes `folder/leg-<images seen>`, then removes older ones of the same leg."""
-    with whole_folder(folder / f"{leg}-{clock.images_seen:010d}") as path:
+    """Writes `folder/leg-<images seen>`, then removes older ones of the same leg, and what a killed process left.
+
+    Those with a higher number were damaged, or the run would have gone on from them.
+    """
+    saved = folder / f"{leg}-{clock.images_seen:010d}"
+    with whole_folder(saved) as path:
         for name, player in players.items():
             save_file(
                 {key: value.contiguous() for key, value in player.tensors().items()}, path / f"{name}.safetensors"
             )
         steps = {name: player.steps for name, player in players.items()}
         write_json(path / "state.json", {"clock": clock.state(), "steps": steps})
-    for old in checkpoints(folder, leg)[:-KEPT]:
+    kept = [path for path in checkpoints(folder, leg) if path <= saved][-KEPT:]
+    for old in {*checkpoints(folder, leg), *folder.glob(f".{leg}-*")} - {*kept}:
         shutil.rmtree(old)
 
 

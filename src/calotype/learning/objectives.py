@@ -80,7 +80,7 @@ class FirstStage:
         }
         reconstruction = torch.stack(list(terms.values())).sum()
         terms["kl"] = self.config.kl * kl_to_normal(moments).mean()
-        if self.config.adversarial and progress >= self.config.critic_used:
+        if self.config.adversarial and progress >= max(self.config.critic_start, self.config.critic_used):
             terms["adversarial"] = self._adversarial(reconstruction, fake)
         return Loss(torch.stack(list(terms.values())).sum(), {name: term.detach() for name, term in terms.items()})
 
@@ -140,5 +140,6 @@ class Denoising:
         told = rng.at("told").uniform(count).to(device) >= self.label_dropout
         batch = replace(batch, labels=batch.labels.where(told, NOT_TOLD))
         condition = self.stage.condition(batch.labels, None, 0.0, [])
+        torch.manual_seed(int(rng.at("dropout").integers(2**62, 1)))  # dropout draws from torch's own generator
         loss = self.stage.denoiser.loss(clean, sigma, noise, condition).mean()
         return {"denoiser": Loss(loss, {"loss": loss.detach()})}

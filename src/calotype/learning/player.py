@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterable
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -14,13 +15,16 @@ from torch import Tensor, nn
 from calotype.vocabulary import Config
 
 
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
 class PlayerConfig(Config):
     learning_rate: PositiveFloat = 1e-3
     warmup: float = Field(default=0.05, ge=0, lt=1)
     """Fraction of the run in which the learning rate rises from 0."""
     decay: float = Field(default=0.5, ge=0, le=1)
     """Fraction of the run, at its end, in which the learning rate falls to 0."""
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[Beta, Beta] = (0.9, 0.95)
     weight_decay: float = Field(default=0.0, ge=0)
     clip: PositiveFloat = 1.0
     """The gradient is scaled down where its norm is above this."""
@@ -87,9 +91,14 @@ class Player:
         state: dict[int, dict[str, Tensor]] = {}
         for name, value in _under("optimizer.", tensors.items()).items():
             index, slot = name.split(".")
-            state.setdefault(int(index), {})[slot] = value
+            state.setdefault(int(index), {})[slot] = _laid_out_as(self.parameters[int(index)], value)
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
         self.steps = steps
+
+
+def _laid_out_as(parameter: Tensor, value: Tensor) -> Tensor:
+    """The fused optimizer walks along the memory, so its moments must lie as the weights do (channels last)."""
+    return torch.empty_like(parameter).copy_(value) if value.shape == parameter.shape else value
 
 
 def _under(prefix: str, named: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:

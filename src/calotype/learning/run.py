@@ -52,7 +52,7 @@ class Run:
         write_json(self.folder / "run.json", self.state)
 
     def log(self, event: str, **what: Any) -> None:
-        with (self.folder / "log.jsonl").open("a") as file:
+        with (self.folder / "log.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps({"event": event, **what}) + "\n")
 
     def spend(self, what: str, seconds: float) -> None:
@@ -73,13 +73,21 @@ class Run:
     def locked(self) -> Iterator[None]:
         """One process at a time; the lock of a process that is gone does not count."""
         path = self.folder / "lock"
-        if path.exists() and (owner := path.read_text().strip()).isdigit() and psutil.pid_exists(int(owner)):
+        if path.exists() and (owner := path.read_text().strip()).isdigit() and was_running(int(owner), path):
             raise UserError(f"{self.folder} is in use by process {owner}; wait for it, or stop it")
         path.write_text(str(os.getpid()))
         try:
             yield
         finally:
             path.unlink(missing_ok=True)
+
+
+def was_running(process: int, lock: Path) -> bool:
+    """Whether this very process, and not a later one with its number (in a container, soon), wrote the lock."""
+    try:
+        return psutil.Process(process).create_time() <= lock.stat().st_mtime + 1
+    except psutil.NoSuchProcess:
+        return False
 
 
 @dataclass

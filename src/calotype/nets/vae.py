@@ -9,6 +9,7 @@ Between resolutions, pixels are folded into channels around each convolution (as
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -49,6 +50,12 @@ class VaeConfig(Config):
                 f"reduction is {self.reduction}, but stem {self.stem} with {len(self.widths)} widths gives "
                 f"{self.stem * 2 ** (len(self.widths) - 1)}; each width after the first halves the picture"
             )
+        for wide, narrow in pairwise(self.widths):
+            if max(4 * wide, narrow) % min(4 * wide, narrow):
+                raise ValueError(
+                    f"widths are {wide} and {narrow} at neighbouring levels, but 4 * {wide} and {narrow} must divide "
+                    f"one another; try {wide} and {2 * wide}"
+                )
         return self
 
 
@@ -91,7 +98,7 @@ class Vae(nn.Module):
         """Sets the linear path to the PCA of the patches of `images`, scaled to latents of mean 0 and spread 1."""
         patches = space_to_channel(images, self.config.reduction).double().transpose(0, 1).flatten(1)
         mean = patches.mean(1, keepdim=True)
-        variances, axes = torch.linalg.eigh((patches - mean) @ (patches - mean).T / (patches.shape[1] - 1))
+        variances, axes = torch.linalg.eigh((patches - mean) @ (patches - mean).T / max(1, patches.shape[1] - 1))
         variances, axes = variances.flip(0), axes.flip(1)
         count = self.config.channels
         spreads, axes = variances[:count].clamp(min=max(1e-8, 1e-5 * float(variances[0]))).sqrt(), axes[:, :count]

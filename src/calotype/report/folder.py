@@ -74,7 +74,7 @@ def read_run(folder: Path) -> Run:
 
 
 def _read_text(path: Path) -> str:
-    return path.read_text(errors="replace") if path.is_file() else ""
+    return path.read_text("utf-8", "replace") if path.is_file() else ""
 
 
 def _read_mapping(path: Path) -> Event:

@@ -22,8 +22,8 @@ class Html:
 
 Inside = Html | str | None
 VOID = ("img", "meta")
-WIDEST = 1056
-"""Pixels that a picture may be shown wide."""
+WIDEST, MOST_TIMES = 1056, 4
+"""How wide a picture is shown at most, in pixels and in times its own width."""
 
 
 def tag(name: str, /, *inside: Inside, **attributes: object) -> Html:
@@ -46,9 +46,10 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[Inside]], kind: str) -> 
     return tag("div", tag("table", head, body, class_=kind), class_="wide")
 
 
-def pairs(values: dict[str, str]) -> Html:
+def pairs(values: dict[str, str]) -> Html | None:
     """Names and values; those without a value are left out."""
-    return tag("dl", *(tag("div", tag("dt", name), tag("dd", value)) for name, value in values.items() if value))
+    known = [tag("div", tag("dt", name), tag("dd", value)) for name, value in values.items() if value]
+    return tag("dl", *known) if known else None
 
 
 def picture(path: Path, alt: str, longest: int, limit: int) -> Html | None:
@@ -68,7 +69,7 @@ def picture(path: Path, alt: str, longest: int, limit: int) -> Html | None:
         alt=alt,
         width=width,
         height=height,
-        style=f"max-width:{max(1, WIDEST // width) * width}px",
+        style=f"max-width:{max(1, min(MOST_TIMES, WIDEST // width)) * width}px",
         class_="small" if max(width, height) < 800 else None,
     )
 

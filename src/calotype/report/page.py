@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from importlib.resources import files
@@ -11,7 +12,7 @@ from typing import Any
 
 from calotype.files import write_whole
 from calotype.report.curves import leg_plots
-from calotype.report.folder import Event, Preview, Run, number, numbers, read_run, within
+from calotype.report.folder import Preview, Run, number, numbers, read_run, within
 from calotype.report.markup import Html, Inside, figure, pairs, picture, table, tag
 from calotype.report.words import count, deviation, duration, listed, memory, moment, plain, short
 
@@ -38,7 +39,7 @@ def document(run: Run) -> str:
         tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
         tag("meta", http_equiv="Content-Security-Policy", content=POLICY),
         tag("title", f"{run.name} · Calotype"),
-        tag("style", Html((files("calotype.report") / "style.css").read_text())),
+        tag("style", Html((files("calotype.report") / "style.css").read_text("utf-8"))),
     )
     body = tag("body", tag("main", *(whatever_happens(part, run) for part in parts)))
     return f"<!doctype html>\n{tag('html', head, body, lang='en').code}\n"
@@ -67,7 +68,7 @@ def masthead(run: Run) -> Html:
         f"{kind} diffusion" if kind else "",
         f"{size:.0f}\u00a0×\u00a0{size:.0f}\u00a0px" if size else "",
     )
-    kicker = tag("p", " · ".join(filter(None, above)), class_="kicker")
+    kicker = tag("p", "\u00a0· ".join(filter(None, above)), class_="kicker")
     return tag("header", kicker, tag("h1", run.name), tag("p", summary(run), class_="lede"))
 
 
@@ -87,7 +88,7 @@ def unfinished_legs(run: Run) -> Iterator[str]:
             yield f"the {leg} at {100 * progress:.0f} %"
 
 
-def about(run: Run) -> Html:
+def about(run: Run) -> Html | None:
     parameters = numbers(within(run.plan, "predicted", "parameters"))
     return pairs(
         {
@@ -108,7 +109,7 @@ def counted(run: Run) -> Iterator[str]:
 def hero(run: Run) -> Html | None:
     """The final samples; before there are any, the latest preview of the leg that came last."""
     show = partial(picture, longest=2000, limit=HERO_BYTES)
-    shown = figure(show(run.folder / "samples" / "grid.png", "Samples"), sampled(run.samples), "plate")
+    shown = figure(show(run.folder / "samples" / "grid.png", "Samples"), sampled(run), "plate")
     latest = next((previews[-1] for leg in reversed(run.legs) if (previews := run.previews(leg))), None)
     if shown is None and latest is not None:
         caption = f"The latest preview, after {after(latest)}; the run has no samples yet."
@@ -120,13 +121,17 @@ def after(preview: Preview) -> str:
     return f"{count(preview.images_seen)} images, {duration(preview.seconds)}"
 
 
-def sampled(samples: Event) -> str:
-    seed = samples.get("seed")
-    settings = {"seed": seed, **within(samples, "sampling")}
-    said = ", ".join(f"{plain(name)} {plain(str(value))}" for name, value in settings.items() if value is not None)
-    return " ".join(
-        filter(None, ("Samples.", labels_in_words(samples.get("labels") or []), f"Made with {said}." if said else ""))
+def sampled(run: Run) -> str:
+    settings = {"seed": run.samples.get("seed"), **within(run.samples, "sampling")}
+    said = ", ".join(
+        f"{plain(name)} {setting(value)}" for name, value in settings.items() if value not in (None, math.inf)
     )
+    labels = labels_in_words(run.samples.get("labels") or []) if run.facts.get("classes") else ""
+    return " ".join(filter(None, ("Samples.", labels, f"Made with {said}." if said else "")))
+
+
+def setting(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else plain(str(value))
 
 
 def labels_in_words(labels: Sequence[Any]) -> str:
@@ -161,8 +166,9 @@ def predicted_and_measured(run: Run) -> Iterator[Row]:
     """What was predicted, beside what it came to."""
     plan, spent = within(run.plan, "predicted"), numbers(within(run.facts, "seconds"))
     budget, peak = number(run.plan.get("budget_seconds")), number(plan.get("peak_memory_bytes"))
-    for name, before in numbers(within(plan, "seconds")).items():
-        yield cost(name, before, spent.get(name), duration)
+    predicted = numbers(within(plan, "seconds"))
+    for name in sorted(predicted, key=[*spent, *predicted].index):
+        yield cost(name, predicted[name], spent.get(name), duration)
     if budget:
         yield cost("whole run, beside its budget", budget, sum(spent.values()) or None, duration)
     if peak:

@@ -40,7 +40,7 @@ def deviation(predicted: float | None, measured: float | None) -> str:
     """Of the measured from the predicted."""
     if not predicted or measured is None:
         return UNKNOWN
-    return f"{100 * (measured / predicted - 1):+.0f} %".replace("-", "−")
+    return f"{100 * (measured / predicted - 1):+,.0f} %".replace("-", "−")
 
 
 def moment(text: str) -> str:
@@ -56,6 +56,6 @@ def plain(name: str) -> str:
     return name.replace("_", " ")
 
 
-def listed(names: Sequence[str], most: int = 24) -> str:
+def listed(names: Sequence[str], most: int = 12) -> str:
     more = f" and {len(names) - most:,} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
