@@ -11,3 +11,13 @@ torch.set_num_threads(1)  # the tensors are tiny: on a busy machine a second thr
 @pytest.fixture(autouse=True)
 def same_numbers_every_time():
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory):
+    """A small run that has ended, on ten pictures of two classes. For reading only."""
+    import small
+
+    with pytest.MonkeyPatch.context() as patch:
+        small.be_quick(patch)
+        return small.train_small(tmp_path_factory.mktemp("finished"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from calotype.diffusion.denoiser import Denoiser
-from calotype.diffusion.gaussian import Gaussian
+from calotype.diffusion.gaussian import Mixture
 from calotype.learning.objectives import Denoising, FirstStage
 from calotype.nets.blocks import channels_last
 from calotype.nets.critic import Critic
@@ -31,12 +31,12 @@ def build_space(recipe: Recipe) -> LatentSpace:
     return LatentSpace(channels_last(Vae(recipe.autoencoder.network, recipe.precision)))
 
 
-def build_stage(recipe: Recipe, space: Space, classes: int, gaussian: Gaussian | None) -> Stage:
-    """With a Gaussian, the backbone also sees what that makes of the noisy picture."""
+def build_stage(recipe: Recipe, space: Space, classes: int, mixture: Mixture | None) -> Stage:
+    """With a mixture, the backbone also sees what that makes of the noisy picture."""
     config = recipe.denoiser
-    seen = 1 if gaussian is None else 2
+    seen = 1 if mixture is None else 2
     backbone = build_backbone(config.backbone, seen * space.channels, space.channels)
-    denoiser = Denoiser(backbone, config.backbone.width, classes, config.scaling, recipe.precision, gaussian)
+    denoiser = Denoiser(backbone, config.backbone.width, classes, config.scaling, recipe.precision, mixture)
     return Stage(denoiser, space, config.schedule, recipe.size)
 
 

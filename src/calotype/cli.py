@@ -200,5 +200,6 @@ def _explain(error: Exception) -> int:
     log = Path.home() / ".cache" / "calotype" / "error.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     log.write_text("".join(traceback.format_exception(error)))
-    print(f"calotype: {type(error).__name__}: {error} (this is our mistake; the details are in {log})", file=sys.stderr)
+    about = f"{type(error).__name__}: {error}".splitlines()[0]
+    print(f"calotype: {about} (this is our mistake; the details are in {log})", file=sys.stderr)
     return 1

@@ -81,7 +81,7 @@ def is_whole(path: Path) -> bool:
     """Whether a folder holds just what its manifest says."""
     try:
         manifest = json.loads((path / "manifest.json").read_text())
-        return all(
+        return bool(manifest) and all(
             (path / name).stat().st_size == entry["bytes"] and sha256(path / name) == entry["sha256"]
             for name, entry in manifest.items()
         )

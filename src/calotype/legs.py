@@ -14,7 +14,7 @@ from calotype.data.images import grid, images_from_pixels, pils_from_images
 from calotype.data.latents import LatentCache
 from calotype.data.sources import LatentSource, PictureSource
 from calotype.diffusion.denoiser import Denoiser
-from calotype.diffusion.gaussian import Gaussian, fit
+from calotype.diffusion.gaussian import Mixture, fit
 from calotype.evaluate.reconstruction import psnr
 from calotype.learning.objectives import Denoising
 from calotype.learning.player import Player
@@ -25,7 +25,7 @@ from calotype.nets.vae import Vae
 from calotype.recipe import Recipe
 from calotype.spaces.latent import LatentSpace
 from calotype.stage import Sampling, Stage, generate
-from calotype.vocabulary import NOT_TOLD, Batch, Images, Latents, Rng
+from calotype.vocabulary import NOT_TOLD, Batch, Images, Labels, Latents, Rng
 
 PREVIEW_COUNT = 12
 CHECK_COUNT = 128
@@ -118,8 +118,8 @@ def denoiser_leg(
     """The diffusion model in the latents of a trained autoencoder."""
     deterministic(recipe.seed + 1)
     rng = Rng((recipe.seed, "latents"))
-    gaussian = fit_gaussian(recipe, pictures, space, cache, rng) if recipe.denoiser.start == "gaussian" else None
-    stage = build_stage(recipe, space, len(pictures.classes), gaussian)
+    mixture = fit_mixture(recipe, pictures, space, cache, rng) if recipe.denoiser.start == "gaussian" else None
+    stage = build_stage(recipe, space, len(pictures.classes), mixture)
     stage.denoiser.to(device)
     objective, config = build_denoising(recipe, stage), recipe.denoiser
     player = Player(stage.denoiser, config.learn)
@@ -133,19 +133,20 @@ def denoiser_leg(
     return DenoiserLeg("denoiser", objective, {"denoiser": player}, source, clock, look.draw, look.measure)
 
 
-def fit_gaussian(recipe: Recipe, pictures: Pictures, space: LatentSpace, cache: LatentCache, rng: Rng) -> Gaussian:
+def fit_mixture(recipe: Recipe, pictures: Pictures, space: LatentSpace, cache: LatentCache, rng: Rng) -> Mixture:
     """The closed-form start of the denoiser, from as many training latents as `MOST_VALUES` allows."""
     device = space.mean.device
     most = max(2, MOST_VALUES // cache.moments[0, 0].numel())
 
-    def latents(chosen: torch.Tensor) -> Latents:
-        moments = cache.moments[0, chosen[:: -(-len(chosen) // most)]].float().to(device)
-        return space.sample(moments, rng.at("gaussian"))
+    def latents(chosen: torch.Tensor) -> tuple[Latents, Labels]:
+        chosen = chosen[:: -(-len(chosen) // most)]
+        moments = cache.moments[0, chosen].float().to(device)
+        return space.sample(moments, rng.at("gaussian")), pictures.labels[chosen].to(device)
 
-    held_out = latents(pictures.held_out_indices[:GAUSSIAN_CHECK])
+    held_out, held_out_labels = latents(pictures.held_out_indices[:GAUSSIAN_CHECK])
     sigma = recipe.denoiser.schedule.draw(len(held_out), rng.at("gaussian", "sigma")).to(device)
     noise = rng.at("gaussian", "noise").normal(*held_out.shape).to(device)
-    return fit(latents(pictures.train_indices), held_out, sigma, noise)
+    return fit(*latents(pictures.train_indices), held_out, held_out_labels, sigma, noise)
 
 
 @dataclass

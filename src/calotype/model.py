@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from calotype.build import build_space, build_stage
 from calotype.data.images import pils_from_images
-from calotype.diffusion.gaussian import Gaussian
+from calotype.diffusion.gaussian import Mixture
 from calotype.files import is_whole, read_json, whole_folder, write_json
 from calotype.machine import find_device
 from calotype.recipe import Recipe, check
@@ -113,10 +113,8 @@ def load(path: str | Path, device: str = "auto") -> Model:
     space = build_space(recipe)
     space.load_state_dict(load_file(folder / "autoencoder.safetensors"))
     weights = load_file(folder / "denoiser.safetensors")
-    gaussian = None
-    if recipe.denoiser.start == "gaussian":
-        gaussian = Gaussian(weights["gaussian.mean"].shape, len(weights["gaussian.axes"]))
-    stage = build_stage(recipe, space.to(where).eval().requires_grad_(False), len(classes), gaussian)
+    mixture = Mixture(*weights["mixture.axes"].shape) if recipe.denoiser.start == "gaussian" else None
+    stage = build_stage(recipe, space.to(where).eval().requires_grad_(False), len(classes), mixture)
     stage.denoiser.load_state_dict(weights)
     stage.denoiser.to(where).eval().requires_grad_(False)
     return Model((stage,), (recipe.sampling,), classes, where)

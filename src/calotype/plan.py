@@ -17,7 +17,7 @@ from calotype.data.folder import Pictures
 from calotype.data.images import images_from_pixels
 from calotype.data.latents import LatentCache
 from calotype.data.sources import LatentSource
-from calotype.diffusion.gaussian import Gaussian, largest_rank
+from calotype.diffusion.gaussian import CLUSTERS, FEWEST, Mixture, largest_rank
 from calotype.learning.objectives import FirstStageConfig, Objective
 from calotype.learning.player import Player, PlayerConfig
 from calotype.learning.train import Clock, Source, learn
@@ -59,10 +59,10 @@ class Plan:
     @classmethod
     def from_json(cls, recipe: Recipe, about: dict[str, Any]) -> Plan:
         kept = {
-            name: about[name]
-            for name in ("device", "budget_seconds", "predicted", "phases", "paced", "final_count", "notes")
+            name: about[name] for name in ("device", "budget_seconds", "predicted", "paced", "final_count", "notes")
         }
-        return cls(recipe, **kept, choices=[Choice(**choice) for choice in about["choices"]])
+        phases = {leg: [(end, cost) for end, cost in phases] for leg, phases in about["phases"].items()}
+        return cls(recipe, **kept, phases=phases, choices=[Choice(**choice) for choice in about["choices"]])
 
     def after(self, leg: str) -> float:
         """Predicted seconds of all that comes after a leg."""
@@ -92,7 +92,7 @@ def propose(pictures: Pictures, machine: Machine, size: int, budget: float) -> t
     """The settings that suit these pictures, this machine and this much time, each with its reason."""
     reduction, channels = choose_space(size)
     side = max(1, size // reduction)
-    backbone, why_backbone = choose_backbone(side, machine.flops * budget)
+    backbone, why_backbone = choose_backbone(side, REACHED * machine.flops * budget * (1 - AUTOENCODER_SHARE))
     precision = "bfloat16" if machine.fast_bfloat16 else "float32"
     few = len(pictures.train_indices) < FEW_PICTURES
     settings = {
@@ -143,15 +143,18 @@ def choose_backbone(side: int, operations: float) -> tuple[dict[str, Any], str]:
     """The largest DiT that can still see enough pictures with so many operations."""
     patch = max(1, side // 16)
     tokens = (side // patch) ** 2
-    for width, depth in ((512, 12), (384, 12), (384, 8), (256, 8), (192, 6), (128, 4)):
-        images = operations / (6 * 12 * width**2 * depth * tokens)
+    for width, depth in ((768, 12), (512, 12), (384, 12), (384, 8), (256, 8), (192, 6), (128, 4)):
+        images = operations / (6 * 12 * width**2 * depth * tokens)  # 12 width ** 2 weights a layer, 6 operations each
         if images >= ENOUGH_IMAGES:
             break
     why = f"the time allows about {images:,.0f} pictures of training with it"
     return {"kind": "dit", "width": width, "depth": depth, "heads": width // 64, "patch": patch}, why
 
 
-ENOUGH_IMAGES = 15_000
+ENOUGH_IMAGES = 20_000
+"""A smaller network that sees this many pictures is better than a larger one that sees fewer."""
+REACHED = 0.4
+"""Of the speed of a single convolution, what a whole training step reaches."""
 
 
 def describe(backbone: dict[str, Any]) -> str:
@@ -173,6 +176,12 @@ def check_sizes(recipe: Recipe) -> None:
             f"autoencoder.crop is {crop}, but must be at most {recipe.size} and "
             f"a multiple of {recipe.autoencoder.network.reduction}; 0 takes whole pictures"
         )
+    seen, halvings = crop or recipe.size, recipe.autoencoder.critic.depth
+    if seen < 2**halvings:
+        raise UserError(
+            f"the autoencoder sees {seen} px, but its critic halves them {halvings} times; take pictures and crops of "
+            f"at least {2**halvings} px, or set autoencoder.critic.depth={int(math.log2(seen))}"
+        )
 
 
 def backbone_unit(recipe: Recipe) -> int:
@@ -186,18 +195,19 @@ class Measurement:
     def __init__(self, recipe: Recipe, pictures: Pictures, device: torch.device) -> None:
         self.recipe, self.pictures, self.device = recipe, pictures, device
         self.space = build_space(recipe).to(device)
-        self.stage = build_stage(recipe, self.space, len(pictures.classes), self._gaussian())
+        self.stage = build_stage(recipe, self.space, len(pictures.classes), self._mixture())
         self.stage.denoiser.to(device)
         self.rng = Rng((recipe.seed, "plan"))
         start_linear(self.space, pictures, device)
 
-    def _gaussian(self) -> Gaussian | None:
+    def _mixture(self) -> Mixture | None:
         """As large as it may get."""
         if self.recipe.denoiser.start == "nothing":
             return None
         side = self.recipe.size // self.space.reduction
-        shape = self.space.channels, side, side
-        return Gaussian(shape, largest_rank(len(self.pictures.train_indices), math.prod(shape)))
+        dimension, classes = self.space.channels * side**2, max(1, len(self.pictures.classes))
+        components = classes * (max(CLUSTERS) if len(self.pictures) >= FEWEST * classes * max(CLUSTERS) else 1)
+        return Mixture(components, largest_rank(len(self.pictures), dimension, components), dimension)
 
     def autoencoder(self) -> Phases:
         """The critic makes steps dearer once it learns, and again once it is listened to."""

@@ -80,6 +80,8 @@ def read_recipe(path: Path) -> dict[str, Any]:
         settings = tomllib.loads(text)
     except FileNotFoundError:
         raise UserError(f"recipe {path} does not exist") from None
+    except OSError as error:
+        raise UserError(f"recipe {path} cannot be read: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"recipe {path} is not TOML: {error}") from None
     check_layer(settings, {}, lambda key: f"{path}, line {line_of(text, key)}")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
@@ -41,17 +41,26 @@ def cache_latents(
 ) -> LatentCache:
     """Encodes all pictures, or reads what an earlier call with equal weights and pictures has written."""
     path = folder / f"latents-{cache_key(space.vae, pictures.content, flip)}.safetensors"
-    if not path.exists():
+    if (found := read_cache(path)) is None:
         sides = [
             encode(space, pictures, mirrored, device, progress, batch)
             for mirrored in ([False, True] if flip else [False])
         ]
-        write_whole(path, save({"moments": torch.stack(sides).contiguous()}))
+        found = LatentCache(torch.stack(sides).contiguous())
+        write_whole(path, save({"moments": found.moments}))
         for old in folder.glob("latents-*.safetensors"):
             if old != path:
                 old.unlink()
-    with safe_open(path, framework="pt") as file:
-        return LatentCache(file.get_tensor("moments"))
+    return found
+
+
+def read_cache(path: Path) -> LatentCache | None:
+    """None where there is none, or it is damaged."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return LatentCache(file.get_tensor("moments"))
+    except (FileNotFoundError, SafetensorError):
+        return None
 
 
 def encode(

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from calotype.diffusion.gaussian import Gaussian
+from calotype.diffusion.gaussian import Mixture
 from calotype.nets.blocks import Precision, autocast, fourier_features
 from calotype.vocabulary import NOT_TOLD, Condition, Latents, Sigmas, per_image
 
@@ -69,10 +69,10 @@ class Denoiser(nn.Module):
         classes: int,
         scaling: ScalingName,
         precision: Precision = "float32",
-        gaussian: Gaussian | None = None,
+        mixture: Mixture | None = None,
     ) -> None:
         super().__init__()
-        self.gaussian = gaussian
+        self.mixture = mixture
         self.backbone, self.classes, self.precision = backbone, classes, precision
         self.scaling = SCALINGS[scaling]
         self.noise_level = LevelEmbedding(width)
@@ -83,21 +83,21 @@ class Denoiser(nn.Module):
     def forward(self, noisy: Latents, sigma: Sigmas, condition: Condition) -> Latents:
         """Estimate of the clean picture, float32, of the shape of `noisy`; `sigma` is one number an image."""
         scaling = self.scaling(per_image(sigma))
-        known = self._known(scaling, noisy, sigma)
+        known = self._known(scaling, noisy, sigma, condition)
         return known + scaling.out * self._network(scaling.input, noisy, known, sigma, condition)
 
     def loss(self, clean: Latents, sigma: Sigmas, noise: Latents, condition: Condition) -> Float[Tensor, " batch"]:
         """Squared error of the network's own output: of epsilon, x0, v or the flow, as the scaling has it."""
         scaling = self.scaling(per_image(sigma))
         noisy = clean + per_image(sigma) * noise
-        known = self._known(scaling, noisy, sigma)
+        known = self._known(scaling, noisy, sigma, condition)
         target = (clean - known) / scaling.out
         guess = self._network(scaling.input, noisy, known, sigma, condition)
         return (guess - target).square().flatten(1).mean(1)
 
-    def _known(self, scaling: Scaling, noisy: Latents, sigma: Sigmas) -> Latents:
-        """What the network need not say: the scaling's skip, or the best linear denoiser of the data in its place."""
-        return scaling.skip * noisy if self.gaussian is None else self.gaussian.denoise(noisy, sigma)
+    def _known(self, scaling: Scaling, noisy: Latents, sigma: Sigmas, condition: Condition) -> Latents:
+        """What the network need not say: the scaling's skip, or in its place the denoiser in closed form."""
+        return scaling.skip * noisy if self.mixture is None else self.mixture.denoise(noisy, sigma, condition.labels)
 
     def _network(self, scale: Tensor, noisy: Latents, known: Latents, sigma: Sigmas, condition: Condition) -> Latents:
         image = scale * noisy
@@ -106,7 +106,7 @@ class Denoiser(nn.Module):
         )
         if condition.augmentation is not None:
             vector = vector + self.augmentation_level(condition.augmentation)
-        if self.gaussian is not None:
+        if self.mixture is not None:
             image = torch.cat([image, known], 1)
         if condition.smaller is not None:
             image = torch.cat([image, condition.smaller], 1)

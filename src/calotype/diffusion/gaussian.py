@@ -1,77 +1,182 @@
-"""The best linear denoiser, in closed form: what is known before anything is learned.
+"""The denoiser in closed form: what is known before anything is learned.
 
 At high noise a trained denoiser is almost that of a Gaussian with the mean and the covariance of the data (Wang and
-Vastola, arXiv 2412.09726, section 3). So that part is computed, and the network starts at 0 beside it and learns what
-is left.
+Vastola, arXiv 2412.09726, section 3). With a mixture of Gaussians, some for each class, the posterior mean still has a
+closed form. So that part is computed, and the network starts beside it and learns what is left.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from calotype.vocabulary import Latents, Sigmas, per_image
+from calotype.vocabulary import NOT_TOLD, Labels, Latents, Rng, Sigmas, per_image
 
-RANKS = (1024, 256, 64, 16, 0)
+RANKS = (256, 64, 16, 0)
 """Numbers of principal axes that are tried; more than the data bear out does worse on held-out ones."""
+CLUSTERS = (4,)
+"""Numbers of components a class that are tried beside one."""
+MOST_CLASSES = 16
+FEWEST = 40
+"""Pictures that a component needs."""
+SHARED = 0.5
+"""How much of a component's covariance is that of its class around the components' means."""
+MOST_AXIS_VALUES = 2**23
+"""The axes of all components take 32 MB at most."""
 
 
-class Gaussian(nn.Module):
-    """A Gaussian with `rank` principal axes of their own variance and one variance for all other directions."""
+class Mixture(nn.Module):
+    """A mixture of Gaussians, each with `rank` principal axes of their own variance and one variance for the rest."""
 
-    mean: Float[Tensor, "channel height width"]
+    means: Float[Tensor, "component dimension"]
+    axes: Float[Tensor, "component rank dimension"]
+    variances: Float[Tensor, "component rank"]
+    rest: Float[Tensor, " component"]
+    prior: Float[Tensor, " component"]
+    label: Int[Tensor, " component"]
+
+    def __init__(self, components: int, rank: int, dimension: int) -> None:
+        super().__init__()
+        self.register_buffer("means", torch.zeros(components, dimension))
+        self.register_buffer("axes", torch.zeros(components, rank, dimension))
+        self.register_buffer("variances", torch.ones(components, rank))
+        self.register_buffer("rest", torch.ones(components))
+        self.register_buffer("prior", torch.full((components,), 1 / components))
+        self.register_buffer("label", torch.full((components,), NOT_TOLD))
+
+    @torch.no_grad()
+    def denoise(self, noisy: Latents, sigma: Sigmas, labels: Labels) -> Latents:
+        """The posterior mean of the clean picture, over the components of its class, or over all where it is not told.
+
+        Within a component each axis is shrunk by `variance / (variance + sigma ** 2)`, and a component counts as likely
+        as it makes the noisy picture (Bishop 2006, eq. 2.116 and 9.13).
+        """
+        flat, noise = noisy.flatten(1), sigma[:, None] ** 2
+        along = torch.einsum("bd,krd->bkr", flat, self.axes) - torch.einsum("kd,krd->kr", self.means, self.axes)
+        away = torch.cdist(flat, self.means).square()
+        chosen = self._chosen(away, along, noise, labels)
+        shrunk, elsewhere = self.variances / (self.variances + noise[..., None]), self.rest / (self.rest + noise)
+        kept = chosen * elsewhere
+        inside = (chosen[..., None] * (shrunk - elsewhere[..., None]) * along).flatten(1) @ self.axes.flatten(0, 1)
+        around = (chosen - kept) @ self.means + kept.sum(1, keepdim=True) * flat
+        return (around + inside).reshape(noisy.shape)
+
+    def _chosen(
+        self,
+        away: Float[Tensor, "batch component"],
+        along: Float[Tensor, "batch component rank"],
+        noise: Float[Tensor, "batch 1"],
+        labels: Labels,
+    ) -> Float[Tensor, "batch component"]:
+        """The posterior probability of each component, given the squared distance from its mean and that along its axes."""
+        of_axes, of_rest = self.variances + noise[..., None], self.rest + noise
+        others = self.means.shape[1] - along.shape[2]
+        distance = (along.square() / of_axes).sum(2) + (away - along.square().sum(2)).clamp(min=0) / of_rest
+        volume = of_axes.log().sum(2) + others * of_rest.log()
+        possible = (labels[:, None] == self.label) | (self.label == NOT_TOLD) | (labels[:, None] == NOT_TOLD)
+        likely = self.prior.log() - (distance + volume) / 2
+        return torch.softmax(likely.masked_fill(~possible, -torch.inf), 1)
+
+
+class Component(NamedTuple):
+    mean: Float[Tensor, " dimension"]
     axes: Float[Tensor, "rank dimension"]
     variances: Float[Tensor, " rank"]
-    rest: Float[Tensor, ""]
-
-    def __init__(self, shape: Sequence[int], rank: int) -> None:
-        super().__init__()
-        dimension = int(torch.tensor(shape).prod())
-        self.register_buffer("mean", torch.zeros(*shape))
-        self.register_buffer("axes", torch.zeros(rank, dimension))
-        self.register_buffer("variances", torch.ones(rank))
-        self.register_buffer("rest", torch.ones(()))
-
-    def denoise(self, noisy: Latents, sigma: Sigmas) -> Latents:
-        """The posterior mean of the clean picture: each axis shrunk by `variance / (variance + sigma ** 2)`."""
-        away = noisy - self.mean
-        noise = sigma[:, None] ** 2
-        elsewhere = self.rest / (self.rest + noise)
-        along = away.flatten(1) @ self.axes.T * (self.variances / (self.variances + noise) - elsewhere)
-        return self.mean + per_image(elsewhere[:, 0]) * away + (along @ self.axes).reshape(away.shape)
+    total: Float[Tensor, ""]
+    """The sum of the variances in all directions."""
+    count: int
+    label: int
 
 
-def largest_rank(count: int, dimension: int) -> int:
-    """Of the ranks that are tried, for so many pictures of so many values; the axes take 64 MB at most."""
-    return min(max(RANKS), count, dimension, max(16, 2**24 // dimension))
-
-
-def fit(train: Latents, held_out: Latents, sigma: Sigmas, noise: Latents) -> Gaussian:
-    """The Gaussian of `train` whose rank denoises `held_out`, made noisy by `sigma * noise`, best.
+def fit(
+    train: Latents, labels: Labels, held_out: Latents, held_out_labels: Labels, sigma: Sigmas, noise: Latents
+) -> Mixture:
+    """The mixture of `train` that denoises `held_out`, made noisy by `sigma * noise`, best, of several ranks and sizes.
 
     Errors count as in the loss of a flow, `((1 + sigma) / sigma) ** 2` times the squared error.
     """
-    weight = ((1 + sigma) / sigma) ** 2
-    noisy = held_out + per_image(sigma) * noise
-    mean = train.mean(0)
-    away = (train - mean).flatten(1)
-    most = largest_rank(*away.shape)
-    _, spreads, axes = torch.svd_lowrank(away, q=most, niter=2)
-    variances = spreads**2 / len(away)
+    noisy, weight = held_out + per_image(sigma) * noise, ((1 + sigma) / sigma) ** 2
 
-    def of_rank(rank: int) -> Gaussian:
-        gaussian = Gaussian(mean.shape, rank).to(train.device)
-        gaussian.mean.copy_(mean)
-        gaussian.axes.copy_(axes.T[:rank])
-        gaussian.variances.copy_(variances[:rank])
-        left = away.square().sum() / len(away) - variances[:rank].sum()
-        gaussian.rest.copy_((left / max(1, away.shape[1] - rank)).clamp(min=1e-4))
-        return gaussian
+    def error(mixture: Mixture) -> float:
+        denoised = mixture.denoise(noisy, sigma, held_out_labels)
+        return float(((denoised - held_out).square().flatten(1).mean(1) * weight).mean())
 
-    def error(gaussian: Gaussian) -> float:
-        return float(((gaussian.denoise(noisy, sigma) - held_out).square().flatten(1).mean(1) * weight).mean())
+    points, groups = train.flatten(1), groups_of(labels)
+    smallest = min(int(members.sum()) for members in groups.values())
+    single = components_of(points, groups, 1)
+    candidates = [mixture_of(single, min(rank, len(single[0].variances))) for rank in RANKS]
+    for clusters in CLUSTERS:
+        if smallest >= FEWEST * clusters:
+            several = components_of(points, groups, clusters)
+            candidates.append(mixture_of(several, len(several[0].variances)))
+    return min(candidates, key=error)
 
-    return min((of_rank(min(rank, most)) for rank in RANKS), key=error)
+
+def groups_of(labels: Labels) -> dict[int, Tensor]:
+    """Which pictures belong together: a class, or all where labels are missing, too many, or too rare."""
+    counts = torch.bincount(labels.clamp(min=0))
+    usable = len(counts) <= MOST_CLASSES and int(counts.min()) >= 8 and not bool((labels == NOT_TOLD).any())
+    return (
+        {label: labels == label for label in range(len(counts))} if usable else {NOT_TOLD: torch.ones_like(labels) > 0}
+    )
+
+
+def largest_rank(count: int, dimension: int, components: int) -> int:
+    """The most axes a component may have, for `count` pictures in all of `dimension` values each."""
+    return min(max(RANKS), count, dimension, max(16, MOST_AXIS_VALUES // (components * dimension)))
+
+
+def components_of(
+    points: Float[Tensor, "count dimension"], groups: dict[int, Tensor], clusters: int
+) -> list[Component]:
+    """Each group in `clusters` parts. A part's covariance is half its own and half its group's within the parts."""
+    smallest = min(int(members.sum()) for members in groups.values())
+    rank = largest_rank(smallest, points.shape[1], clusters * len(groups))
+    components = []
+    for label, members in groups.items():
+        mine = points[members]
+        part = nearest_means(mine, clusters)
+        means = torch.stack([mine[part == index].mean(0) for index in range(clusters)])
+        away = mine - means[part]
+        _, spreads, axes = torch.svd_lowrank(away, q=min(3 * rank // 2, *away.shape), niter=1)
+        common = (SHARED / len(mine)) ** 0.5 * (axes * spreads).T
+        for index in range(clusters):
+            own = away[part == index]
+            both = torch.cat([((1 - SHARED) / len(own)) ** 0.5 * own, common])
+            _, spreads, axes = torch.svd_lowrank(both, q=rank, niter=1)
+            components.append(Component(means[index], axes.T, spreads**2, both.square().sum(), len(own), label))
+    return components
+
+
+def nearest_means(points: Float[Tensor, "count dimension"], clusters: int, rounds: int = 12) -> Int[Tensor, " count"]:
+    """Lloyd's algorithm in the 64 principal coordinates; a cluster that is left by all takes a point at random."""
+    if clusters == 1:
+        return torch.zeros(len(points), dtype=torch.long, device=points.device)
+    _, _, axes = torch.svd_lowrank(points - points.mean(0), q=64, niter=1)
+    places = (points - points.mean(0)) @ axes
+    means = places[Rng(("clusters",)).permutation(len(points))[:clusters].to(points.device)]
+    for number in range(rounds):
+        nearest = torch.cdist(places, means).argmin(1)
+        spare = places[Rng(("clusters", number)).permutation(len(points))[:clusters].to(points.device)]
+        means = torch.stack(
+            [places[nearest == k].mean(0) if (nearest == k).any() else spare[k] for k in range(clusters)]
+        )
+    return torch.cdist(places, means).argmin(1)
+
+
+def mixture_of(components: Sequence[Component], rank: int) -> Mixture:
+    dimension, count = len(components[0].mean), sum(component.count for component in components)
+    mixture = Mixture(len(components), rank, dimension).to(components[0].mean.device)
+    for index, component in enumerate(components):
+        mixture.means[index] = component.mean
+        mixture.axes[index] = component.axes[:rank]
+        mixture.variances[index] = component.variances[:rank].clamp(min=1e-6)
+        left = component.total - component.variances[:rank].sum()
+        mixture.rest[index] = (left / max(1, dimension - rank)).clamp(min=1e-4)
+        mixture.prior[index] = component.count / count
+        mixture.label[index] = component.label
+    return mixture

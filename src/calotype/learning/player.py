@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from calotype.vocabulary import Config
 
-
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
 

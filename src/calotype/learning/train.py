@@ -44,12 +44,12 @@ class Clock:
         now = time.perf_counter()
         self.seconds, self.started = self.seconds + now - self.started, now
 
-    def state(self) -> dict[str, float]:
+    def state(self) -> dict[str, int | float]:
         state = asdict(self)
         del state["started"]
         return state
 
-    def restore(self, state: dict[str, float]) -> None:
+    def restore(self, state: dict[str, int | float]) -> None:
         for name, value in state.items():
             setattr(self, name, value)
         self.started = time.perf_counter()

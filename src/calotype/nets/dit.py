@@ -11,7 +11,7 @@ from jaxtyping import Float
 from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
-from calotype.nets.blocks import Recoloured, Tokens, Vector, channel_to_space, space_to_channel, zero
+from calotype.nets.blocks import Recoloured, Tokens, Vector, channel_to_space, faint, space_to_channel, zero
 from calotype.vocabulary import Config, Latents
 
 Rotation = tuple[Float[Tensor, "token half"], Float[Tensor, "token half"]]
@@ -50,7 +50,7 @@ class Dit(nn.Module):
         self.blocks = nn.ModuleList(DitBlock(config) for _ in range(config.depth))
         self.norm = nn.RMSNorm(config.width, eps=1e-6, elementwise_affine=False)
         self.modulation = zero(nn.Linear(config.width, 2 * config.width))
-        self.out = zero(nn.Linear(config.width, out_channels * config.patch**2))
+        self.out = faint(nn.Linear(config.width, out_channels * config.patch**2))
 
     def forward(self, image: Latents, vector: Vector) -> Recoloured:
         patches = space_to_channel(image, self.patch)

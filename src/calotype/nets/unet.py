@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from pydantic import Field, PositiveInt
 from torch import nn
 
-from calotype.nets.blocks import AttentionBlock, Recoloured, ResidualBlock, Resized, Vector, zero
+from calotype.nets.blocks import AttentionBlock, ChannelNorm, Recoloured, ResidualBlock, Resized, Vector, faint
 from calotype.vocabulary import Config, Latents
 
 
@@ -63,7 +63,8 @@ class Unet(nn.Module):
                 here = width
             if index > 0:
                 self.up.append(Double(width))
-        self.conv_out = zero(nn.Conv2d(here, out_channels, 3, padding=1))
+        self.norm = ChannelNorm(here)
+        self.conv_out = faint(nn.Conv2d(here, out_channels, 3, padding=1))
 
     def forward(self, image: Latents, vector: Vector) -> Recoloured:
         image = self.conv_in(image)
@@ -77,7 +78,7 @@ class Unet(nn.Module):
             image = (
                 block(image, vector) if isinstance(block, Double) else block(torch.cat([image, shelf.pop()], 1), vector)
             )
-        return self.conv_out(F.silu(image))
+        return self.conv_out(F.silu(self.norm(image)))
 
 
 class UnetLevel(nn.Module):

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from calotype.nets.blocks import Recoloured
 from calotype.nets.vae import Moments, Vae
 from calotype.vocabulary import Images, Latents, Rng
 
@@ -28,7 +29,7 @@ class LatentSpace(nn.Module):
     def moments(self, images: Images) -> Latents:
         return torch.cat(self.vae.encode(images), 1)
 
-    def sample(self, moments: Latents, rng: Rng) -> Latents:
+    def sample(self, moments: Recoloured, rng: Rng) -> Latents:
         parts = Moments(*moments.chunk(2, 1))
         noise = rng.normal(*parts.mean.shape).to(moments.device)
         return (self.vae.sample(parts, noise) - self.mean) / self.spread

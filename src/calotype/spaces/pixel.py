@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol, runtime_checkable
 
+from calotype.nets.blocks import Recoloured
 from calotype.vocabulary import Images, Latents, Rng
 
 
@@ -18,7 +19,7 @@ class Space(Protocol):
         """What is certain about the latents: slow to compute, the same every time, worth caching on disk."""
         ...
 
-    def sample(self, moments: Latents, rng: Rng) -> Latents:
+    def sample(self, moments: Recoloured, rng: Rng) -> Latents:
         """One draw of the latents: fast, random."""
         ...
 

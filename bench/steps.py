@@ -1,0 +1,80 @@
+"""Training steps a second of the default networks: as Calotype takes them, against plain float32 eager PyTorch.
+
+    python bench/steps.py [--size 64] [--pairs 5]
+
+"Plain" is the same networks with contiguous weights, float32, and PyTorch's default AdamW. The two are timed in turn,
+A B A B, and the ratio is taken pair by pair, so that a machine whose speed drifts does not decide.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+import statistics
+from collections.abc import Callable
+
+import torch
+
+from calotype.build import build_denoising, build_first_stage, build_space, build_stage
+from calotype.data.portraits import read_portraits
+from calotype.diffusion.gaussian import Mixture
+from calotype.learning.objectives import Objective
+from calotype.learning.player import Player, PlayerConfig
+from calotype.learning.train import Clock, learn
+from calotype.machine import best_time, examine
+from calotype.plan import propose
+from calotype.recipe import check
+from calotype.vocabulary import Batch, Rng
+
+
+def stepper(objective: Objective, batch: Batch, plain: bool, device: torch.device) -> Callable[[], object]:
+    if plain:
+        for network in objective.players.values():
+            network.to(memory_format=torch.contiguous_format)
+    players = {name: Player(network, PlayerConfig()) for name, network in objective.players.items()}
+    if plain:
+        for player in players.values():
+            player.optimizer = torch.optim.AdamW(player.parameters, 1e-3)
+    clock = Clock(10**6, len(batch), 0)
+    return lambda: learn(players, objective.losses(batch, 0.0, clock.rng()), clock)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--size", type=int, default=64)
+    parser.add_argument("--pairs", type=int, default=5)
+    arguments = parser.parse_args()
+    machine, pictures = examine(), read_portraits(arguments.size, 600)
+    proposal, _ = propose(pictures, machine, arguments.size, 600.0)
+    print(machine, "bfloat16" if machine.fast_bfloat16 else "float32")
+    for name in ("autoencoder", "denoiser"):
+        steps = []
+        for plain in (False, True):
+            recipe = check({**proposal, "precision": "float32" if plain else proposal["precision"]})
+            memory = torch.contiguous_format if plain else torch.channels_last
+            space = build_space(recipe).to(machine.device)
+            if name == "autoencoder":
+                shape: tuple[int, ...] = (recipe.autoencoder.batch, 3, arguments.size, arguments.size)
+                objective: Objective = build_first_stage(recipe, space.vae)
+            else:
+                side = arguments.size // space.reduction
+                shape = (recipe.denoiser.batch, 2 * space.channels, side, side)
+                mixture = Mixture(6, 256, space.channels * side**2)
+                objective = build_denoising(recipe, build_stage(recipe, space, 6, mixture))
+                objective.players["denoiser"].to(machine.device)
+            clean = Rng(("bench",)).normal(*shape).clamp(-1, 1).to(machine.device).contiguous(memory_format=memory)
+            batch = Batch(clean, torch.zeros(shape[0], dtype=torch.long, device=machine.device))
+            steps.append(stepper(objective, batch, plain, machine.device))
+        pairs = [[shape[0] / best_time(step, machine.device, 2) for step in steps] for _ in range(arguments.pairs)]
+        ours, plainly = (statistics.median(column) for column in zip(*pairs, strict=True))
+        ratio = statistics.median(one / other for one, other in pairs)
+        print(
+            f"{name:<12} {ours:6.1f} pictures/s, plain {plainly:6.1f}, ratio {ratio:.2f} (median of {len(pairs)} pairs)"
+        )
+
+
+if __name__ == "__main__":
+    main()

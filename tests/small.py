@@ -1,0 +1,161 @@
+"""A recipe, pictures and a run so small that training them takes a moment."""
+
+import hashlib
+from contextlib import contextmanager
+
+import torch
+from PIL import Image
+
+from calotype import commands, plan
+from calotype.commands import Wish, train
+from calotype.data.folder import Pictures
+from calotype.data.images import images_from_pixels, pils_from_images
+from calotype.data.latents import LatentCache
+from calotype.learning import run
+from calotype.legs import autoencoder_leg, denoiser_leg
+from calotype.machine import Machine
+from calotype.recipe import check, merge
+from calotype.spaces.latent import LatentSpace
+from calotype.vocabulary import NOT_TOLD, Rng
+
+CPU = torch.device("cpu")
+SETTINGS = {
+    "size": 16,
+    "flip": True,
+    "autoencoder": {
+        "images": 32, "batch": 4, "crop": 12,
+        "network": {"reduction": 4, "channels": 3, "widths": [8], "decoder_blocks": 1},
+        "critic": {"width": 4, "depth": 2},
+        "losses": {"critic_start": 0.25, "critic_used": 0.5},
+    },
+    "denoiser": {
+        "images": 32, "batch": 4,
+        "backbone": {"kind": "dit", "width": 16, "depth": 1, "heads": 2, "dropout": 0.5},
+    },
+    "sampling": {"steps": 3},
+}  # fmt: skip
+
+
+def recipe(**changes):
+    return check(merge(SETTINGS, changes))
+
+
+def machine():
+    return Machine(CPU, "a small one", 1, 1e9, False, 2**30)
+
+
+def be_quick(patch):
+    """Few previews; and neither the machine nor a step is measured, only tried once, to see that it works."""
+
+    def once(work, device, repeats=5):
+        work()
+        return 0.01
+
+    patch.setattr(commands, "examine", lambda device: machine())
+    patch.setattr(plan, "best_time", once)
+    patch.setattr(run, "PREVIEWS", (0.5, 1.0))
+
+
+def noise_pixels(count, size=16, seed=0):
+    """Pictures with colours of their own and coarse spots, so that there is something to learn."""
+    rng = Rng((seed, "small pictures"))
+    coarse = rng.at("spots").uniform(count, 3, 4, 4).repeat_interleave(size // 4, 2).repeat_interleave(size // 4, 3)
+    colour = rng.at("colour").uniform(count, 3, 1, 1)
+    fine = rng.at("fine").uniform(count, 3, size, size)
+    return ((0.5 * colour + 0.4 * coarse + 0.1 * fine) * 255).to(torch.uint8)
+
+
+def noise_pictures(count=10, size=16, classes=("a", "b"), seed=0):
+    labels = torch.arange(count) % len(classes) if classes else torch.full((count,), NOT_TOLD)
+    held_out = torch.arange(count) < max(1, count // 10)
+    return Pictures(noise_pixels(count, size, seed), labels, classes, held_out, f"content {seed}")
+
+
+def write_pictures(folder, count=10, size=16, classes=("a", "b"), seed=0):
+    """As PNG files, in class folders where there are classes."""
+    pils = pils_from_images(images_from_pixels(noise_pixels(count, size, seed)))
+    for index, picture in enumerate(pils):
+        place = folder / classes[index % len(classes)] if classes else folder
+        place.mkdir(parents=True, exist_ok=True)
+        picture.save(place / f"{index}.png")
+    return folder
+
+
+def opened(folder):
+    """All pictures in a folder, by name."""
+    return {path.name: Image.open(path).convert("RGB") for path in sorted(folder.glob("*.png"))}
+
+
+class Keeper:
+    """A voice that keeps what was said."""
+
+    def __init__(self):
+        self.said, self.bars, self.plans = [], [], []
+
+    def say(self, text):
+        self.said.append(text)
+
+    @contextmanager
+    def bar(self, what):
+        self.bars.append(what)
+        yield lambda done, total, note: None
+
+    def plan(self, made):
+        self.plans.append(made)
+
+
+def wish(folder, out, *overrides, size=16, budget=1e-6):
+    """No time at all: the legs are as long as the settings say, and there are 4 samples at the end."""
+    return Wish(folder, size, budget, out, None, (*as_overrides(SETTINGS), *overrides))
+
+
+def as_overrides(settings, prefix=""):
+    """Nested settings as `--set` has them."""
+    for key, value in settings.items():
+        if isinstance(value, dict):
+            yield from as_overrides(value, f"{prefix}{key}.")
+        elif not isinstance(value, bool):
+            yield f"{prefix}{key}={value}"
+        else:
+            yield f"{prefix}{key}={str(value).lower()}"
+
+
+def train_small(folder, *overrides, **changes):
+    """A finished run in `folder/run` on ten pictures in `folder/pictures`."""
+    write_pictures(folder / "pictures")
+    return train(wish(folder / "pictures", folder / "run", *overrides, **changes), Keeper())
+
+
+def first_leg(**changes):
+    return autoencoder_leg(recipe(**changes), noise_pictures(), CPU)
+
+
+def second_leg(**changes):
+    """In the latents of an autoencoder that has not learned beyond its closed-form start."""
+    settings = recipe(**changes)
+    space = LatentSpace(autoencoder_leg(settings, noise_pictures(), CPU).vae)
+    return denoiser_leg(settings, noise_pictures(), space, noise_cache(settings), CPU)
+
+
+def noise_cache(settings, count=10):
+    channels = settings.autoencoder.network.channels
+    side = settings.size // settings.autoencoder.network.reduction
+    mean = Rng(("small moments",)).normal(2, count, channels, side, side)
+    return LatentCache(torch.cat([mean, torch.full_like(mean, -4.0)], 2).half())
+
+
+LEGS = {
+    "autoencoder": first_leg,
+    "denoiser": second_leg,
+    "unet": lambda: second_leg(denoiser={"backbone": {"kind": "unet", "width": 8, "dropout": 0.5}}),
+}
+
+
+def fingerprint(players):
+    """Of every number that the players hold."""
+    digest = hashlib.sha256()
+    for name, player in sorted(players.items()):
+        for key, value in sorted(player.tensors().items()):
+            digest.update(f"{name} {key} {value.dtype} {tuple(value.shape)}".encode())
+            digest.update(value.contiguous().numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,512 @@
+import errno
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from small import SETTINGS, Keeper, as_overrides, be_quick, machine, opened, train_small, wish, write_pictures
+from test_train import products
+
+import calotype
+from calotype import cli, commands
+from calotype.files import read_json
+from calotype.learning.run import Run
+from calotype.plan import Plan
+from calotype.vocabulary import UserError
+from calotype.voice import Terminal, duration
+
+SETS = [word for override in as_overrides(SETTINGS) for word in ("--set", override)]
+SMALL = ["--size", "16", "--budget", "1s", *SETS]
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    be_quick(monkeypatch)
+
+
+@pytest.fixture
+def tell(capsys, monkeypatch):
+    """Calls the command line: its exit code, and its lines on standard output and standard error."""
+
+    def tell(*words):
+        monkeypatch.setattr(sys, "argv", ["calotype", *map(str, words)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        said = capsys.readouterr()
+        return end.value.code or 0, said.out.splitlines(), said.err.splitlines()
+
+    return tell
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return write_pictures(tmp_path / "pictures")
+
+
+def python(*lines, **more):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent)}
+    return subprocess.Popen(
+        [sys.executable, "-c", "\n".join(lines)], env=environment, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, **more,
+    )  # fmt: skip
+
+
+# -- Help --------------------------------------------------------------------------------------------------------------
+
+
+def test_help_comes_at_once():
+    """Without torch, which takes seconds to import."""
+    process = python(
+        "import sys, calotype",
+        "from calotype.cli import main",
+        "for words in ([], ['train'], ['plan'], ['demo'], ['resume'], ['sample'], ['data'], ['data', 'portraits']):",
+        "    sys.argv = ['calotype', *words, '--help']",
+        "    try: main()",
+        "    except SystemExit as end: assert not end.code, words",
+        "slow = {'torch', 'numpy', 'PIL', 'rich.progress'} & set(sys.modules)",
+        "assert not slow, slow",
+    )
+    said, wrong = process.communicate(timeout=60)
+    assert process.returncode == 0 and wrong == "" and said.count("Usage: calotype") == 8
+    assert "Traceback" not in said
+
+
+def test_without_a_command_it_shows_the_commands(tell):
+    code, said, wrong = tell()
+    assert code == 2 and any(line.split()[:1] == ["train"] for line in said + wrong)
+
+
+# -- The user's mistakes -----------------------------------------------------------------------------------------------
+
+
+def empty(folder):
+    shutil.rmtree(folder)
+    folder.mkdir()
+
+
+def only_text(folder):
+    empty(folder)
+    (folder / "holiday.jpg").write_text("no picture")
+
+
+def not_empty(folder):
+    (folder.parent / "run").mkdir()
+    (folder.parent / "run" / "something").touch()
+
+
+def a_run(folder):
+    not_empty(folder)
+    (folder.parent / "run" / "run.json").write_text("{}")
+
+
+def a_file(folder):
+    (folder.parent / "run").touch()
+
+
+def bad_recipe(folder):
+    (folder.parent / "recipe.toml").write_text("size = 16\n[denoiser]\nbach = 3\n")
+
+
+MISTAKES = {
+    "missing folder": (["train", "{0}/picture"], "did you mean .*pictures?"),
+    "a file": (["train", "{0}/pictures/a/0.png"], "is a file; give the folder"),
+    "empty folder": (["train", "{0}/pictures"], "it is empty", empty),
+    "text": (["train", "{0}/pictures"], r"holiday\.jpg \(found text instead", only_text),
+    "size 0": (["train", "{0}/pictures", "--size", "0"], "at least 1"),
+    "size -5": (["train", "{0}/pictures", "--size", "-5"], "at least 1"),
+    "size 3": (["train", "{0}/pictures", "--size", "3"], "try 4"),
+    "size 4": (["train", "{0}/pictures", "--size", "4"], "at least 8 px"),
+    "size 18": (["train", "{0}/pictures", "--size", "18"], "try 16 or 20"),
+    "size big": (["train", "{0}/pictures", "--size", "big"], "'--size'"),
+    "budget": (["train", "{0}/pictures", "--budget", "soon"], "20s, 10m or 1h30m"),
+    "no budget": (["plan", "{0}/pictures", "--budget", "0m"], "20s, 10m or 1h30m"),
+    "kind": (["train", "{0}/pictures", "--kind", "cascade"], "this version trains: latent"),
+    "no recipe": (["train", "{0}/pictures", "--recipe", "{0}/none.toml"], r"none\.toml does not exist"),
+    "recipe": (["plan", "{0}/pictures", "--recipe", "{0}/recipe.toml"], "line 3: .*did you mean", bad_recipe),
+    "key": (["train", "{0}/pictures", "--set", "denoiser.widht=3"], "unknown key denoiser.widht; did you mean"),
+    "value": (["train", "{0}/pictures", "--set", "seed=x"], "valid integer"),
+    "no value": (["train", "{0}/pictures", "--set", "seed"], "expected key=value"),
+    "unfit": (["plan", "{0}/pictures", "--set", "autoencoder.network.reduction=32"], "reduction is 32, but"),
+    "device": (["train", "{0}/pictures", "--device", "gpu"], "device is 'gpu', but this machine has"),
+    "not empty": (["train", "{0}/pictures", "--out", "{0}/run"], "is not an empty folder; choose another", not_empty),
+    "a run": (["train", "{0}/pictures", "--out", "{0}/run"], "go on with: calotype resume", a_run),
+    "out is a file": (["train", "{0}/pictures", "--out", "{0}/run"], "is not an empty folder", a_file),
+    "option": (["train", "{0}/pictures", "--sizes", "3"], "No such option"),
+    "command": (["trian", "{0}/pictures"], "Did you mean 'train'"),
+    "no folder": (["train"], "Missing argument"),
+    "resume nothing": (["resume", "{0}/nothing"], "is not a run"),
+    "resume pictures": (["resume", "{0}/pictures"], "is not a run"),
+    "sample nothing": (["sample", "{0}/nothing"], "expected the folder of a run"),
+    "sample unfinished": (["sample", "{0}/run"], "training is not finished; try: calotype resume", a_run),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_of_the_user_is_told_in_one_line(tell, folder, monkeypatch, mistake):
+    monkeypatch.setattr(commands, "examine", lambda device: find(device) and machine())
+    words, message, *prepare = MISTAKES[mistake]
+    for work in prepare:
+        work(folder)
+    before = sorted(folder.parent.rglob("*"))
+    code, _, wrong = tell(*(word.format(folder.parent) for word in words))
+    assert code == 2 and len(wrong) == 1 and wrong[0].startswith("calotype: ")
+    assert sorted(folder.parent.rglob("*")) == before  # no half of a run is left
+    match(message, wrong[0])
+
+
+def find(device):
+    from calotype.machine import find_device
+
+    return find_device(device)
+
+
+def match(pattern, text):
+    with pytest.raises(ValueError, match=pattern):
+        raise ValueError(text)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--label", "aa"], "label 'aa' is unknown; did you mean a\\? this model knows a, b"),
+        (["--label", "zebra"], "label 'zebra' is unknown; this model knows a, b"),
+        (["--sampler", "euler_a"], "sampler.*'euler', 'heun', 'dpm_solver' or 'ancestral'.*'euler_a'"),
+        (["--steps", "0"], "steps.*greater than 0"),
+        (["--guidance", "-1"], "guidance.*greater than or equal to 0"),
+        (["--count", "0"], "count is 0, but must be at least 1"),
+        (["--device", "cuda:9"], "device is 'cuda:9', but"),
+    ],
+)
+def test_a_mistake_in_sampling_is_told_in_one_line(tell, finished, tmp_path, words, message):
+    code, _, wrong = tell("sample", finished, "--out", tmp_path / "out", *words)
+    assert code == 2 and len(wrong) == 1
+    match(message, wrong[0])
+    assert [*tmp_path.glob("out/*")] == []
+
+
+@pytest.mark.parametrize("problem", [RuntimeError("oh\nno"), KeyError("x"), OSError(errno.EIO, "Input/output error")])
+def test_our_mistakes_are_told_in_one_line_and_kept_in_a_file(tell, folder, monkeypatch, tmp_path, problem):
+    def fail(*told):
+        raise problem
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(commands, "plan", fail)
+    code, _, wrong = tell("plan", folder)
+    assert code == 1 and len(wrong) == 1 and "this is our mistake" in wrong[0]
+    (log,) = (tmp_path / ".cache" / "calotype").iterdir()
+    assert "Traceback" in log.read_text() and "in fail" in log.read_text() and str(log) in wrong[0]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES, errno.EROFS])
+def test_a_disk_that_is_full_or_closed_is_not_our_mistake(tell, folder, monkeypatch, number):
+    def fail(*told):
+        raise OSError(number, os.strerror(number), "/some/where")
+
+    monkeypatch.setattr(commands, "train", fail)
+    code, _, wrong = tell("train", folder)
+    assert code == 2 and len(wrong) == 1 and os.strerror(number) in wrong[0] and "/some/where" in wrong[0]
+
+
+def test_ctrl_c_before_training_ends_quietly(tell, folder, monkeypatch):
+    def interrupt(device):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(commands, "examine", interrupt)
+    code, _, wrong = tell("plan", folder, *SMALL)
+    assert code == 130 and len(wrong) <= 1
+
+
+# -- Training ----------------------------------------------------------------------------------------------------------
+
+
+def trained(tell, folder, *more):
+    code, said, wrong = tell("train", folder, "--out", folder.parent / "run", *SMALL, *more)
+    assert (code, wrong) == (0, [])
+    return said
+
+
+def test_from_pictures_to_pictures(tell, folder, finished):
+    said = trained(tell, folder)
+    run = folder.parent / "run"
+    assert f"done: look at {run / 'report.html'} and {run / 'samples' / 'grid.png'}" in said
+    assert said[-1] == f"more pictures: calotype sample {run} --count 16"
+    assert all((run / name).stat().st_size for name in ("report.html", "recipe.toml", "plan.json", "log.jsonl"))
+    assert products(run) == products(finished)  # nothing depends on who asks, or on when
+    state = read_json(run / "run.json")
+    assert state["state"] == "finished" and set(state["legs"].values()) == {"finished"}
+    code, said, wrong = tell("sample", run, "--count", "2", "--label", "b", "--seed", "3", "--steps", "2")
+    assert (code, wrong) == (0, [])
+    assert {"3-0000-b.png", "3-0001-b.png", "grid.png"} <= {path.name for path in (run / "samples").iterdir()}
+    code, said, wrong = tell("resume", run)
+    assert code == 0 and "finished already" in said[0]
+
+
+def test_a_plan_writes_nothing(tell, folder):
+    before = sorted(folder.parent.rglob("*"))
+    code, said, wrong = tell("plan", folder, *SMALL)
+    assert (code, wrong) == (0, []) and "The plan" in said and said[-1].startswith("needs")
+    assert sorted(folder.parent.rglob("*")) == before
+
+
+ODD = {
+    "one picture": lambda folder: write_pictures(folder, 1, classes=()),
+    "two pictures": lambda folder: write_pictures(folder, 2),
+    "small pictures": lambda folder: write_pictures(folder, 5, 4),
+    "white": lambda folder: folder.mkdir() or Image.new("RGB", (16, 16), "white").save(folder / "white.png"),
+    "black and white": lambda folder: folder.mkdir() or [
+        Image.new("RGB", (16, 16), name).save(folder / f"{name}.png") for name in ("black", "white")
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("write", ODD.values(), ids=ODD)
+def test_few_small_and_flat_pictures_train(tell, tmp_path, write):
+    write(tmp_path / "pictures")
+    trained(tell, tmp_path / "pictures", "--set", "autoencoder.images=12", "--set", "denoiser.images=8")
+    samples = opened(tmp_path / "run" / "samples")
+    assert len(samples) > 4 and "<html" in (tmp_path / "run" / "report.html").read_text()[:500]
+
+
+def test_the_unet_of_a_recipe_file_trains(tell, folder):
+    (folder.parent / "recipe.toml").write_text("[denoiser.backbone]\nkind = 'unet'\nwidth = 8\nblocks = 1\n")
+    sets = [word for pair in zip(*[iter(SETS)] * 2, strict=True) if "backbone" not in pair[1] for word in pair]
+    assert len(sets) < len(SETS)
+    words = ["--size", "16", "--recipe", folder.parent / "recipe.toml", *sets, "--set", "denoiser.images=8"]
+    code, _, wrong = tell("train", folder, "--out", folder.parent / "run", *words)
+    assert (code, wrong) == (0, [])
+    assert read_json(folder.parent / "run" / "model" / "model.json")["recipe"]["denoiser"]["backbone"]["kind"] == "unet"
+
+
+def test_a_run_that_fails_says_so_and_can_go_on(tell, folder, monkeypatch, finished):
+    with monkeypatch.context() as patch:
+        patch.setattr(commands, "save_model", lambda *told: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))
+        code, _, wrong = tell("train", folder, "--out", folder.parent / "run", *SMALL)
+    assert code == 2 and len(wrong) == 1
+    assert read_json(folder.parent / "run" / "run.json")["state"] == "failed"
+    assert tell("resume", folder.parent / "run")[0] == 0
+    assert products(folder.parent / "run") == products(finished)
+
+
+# -- Sampling ----------------------------------------------------------------------------------------------------------
+
+
+def sampled(tell, run, out, *words):
+    assert tell("sample", run, "--out", out, *words)[0] == 0
+    return {path.name: path.read_bytes() for path in out.iterdir()}
+
+
+@pytest.mark.parametrize("sampler", ["euler", "heun", "dpm_solver", "ancestral"])
+def test_a_picture_depends_on_its_seed_and_number_alone(tell, finished, tmp_path, sampler):
+    """To the byte, however many are made with it."""
+    one, two, five = (
+        sampled(tell, finished, tmp_path / count, "--count", count, "--seed", "7", "--sampler", sampler)
+        for count in "125"
+    )
+    shared = set(one) - {"grid.png", "samples.json"}
+    assert shared == {"7-0000-a.png"} and all(one[name] == two[name] == five[name] for name in shared)
+    assert two["7-0001-b.png"] == five["7-0001-b.png"] and len({five[name] for name in five}) == len(five)
+    other = sampled(tell, finished, tmp_path / "other", "--count", "1", "--seed", "8", "--sampler", sampler)
+    assert other["8-0000-a.png"] != one["7-0000-a.png"]
+
+
+def test_chunks_do_not_show(finished, monkeypatch):
+    model = calotype.load(finished)
+    whole = [np.asarray(picture) for picture in model.sample(5, seed=1)]
+    monkeypatch.setattr("calotype.model.CHUNK_VALUES", 2 * 3 * 16**2)
+    assert all((one == other).all() for one, other in zip(whole, model.sample(5, seed=1), strict=True))
+
+
+def test_python_and_the_command_line_make_the_same_pictures(tell, finished, tmp_path):
+    sampled(tell, finished, tmp_path / "out", "--count", "3", "--label", "b", "--seed", "5", "--guidance", "3")
+    found = opened(tmp_path / "out")
+    pictures = calotype.load(finished).sample(3, label="b", seed=5, guidance=3.0)
+    assert [picture.size for picture in pictures] == [(16, 16)] * 3
+    for index, picture in enumerate(pictures):
+        assert (np.asarray(picture) == np.asarray(found[f"5-{index:04d}-b.png"])).all()
+    said = read_json(tmp_path / "out" / "samples.json")
+    assert said["labels"] == ["b"] * 3 and said["seed"] == 5 and said["sampling"]["guidance"] == 3.0
+
+
+def test_labels_and_guidance_are_heard(finished):
+    model = calotype.load(finished)
+    assert model.classes == ("a", "b")
+    pictures = [
+        np.asarray(model.sample(1, **{"guidance": 300.0, **told})[0])
+        for told in ({"label": "a"}, {"label": "b"}, {"label": "a", "guidance": 1.0})
+    ]
+    assert len({picture.tobytes() for picture in pictures}) == 3
+    with pytest.raises(UserError, match=r"unknown key sampling\.stepps; did you mean"):
+        model.sample(1, stepps=3)
+
+
+def test_a_model_works_alone_wherever_it_is(tell, finished, tmp_path):
+    """Without the run, the pictures or a network that it would have to fetch."""
+    moved = shutil.copytree(finished / "model", tmp_path / "elsewhere" / "model of mine")
+    names = {path.name for path in moved.iterdir()}
+    assert names == {"model.json", "manifest.json", "autoencoder.safetensors", "denoiser.safetensors"}
+    assert sampled(tell, moved, tmp_path / "a", "--count", "2") == sampled(
+        tell, finished, tmp_path / "b", "--count", "2"
+    )
+    assert str(finished.parent) not in (moved / "model.json").read_text()
+
+
+@pytest.mark.parametrize("name", ["model.json", "manifest.json", "autoencoder.safetensors", "denoiser.safetensors"])
+@pytest.mark.parametrize("damage", ["cut", "flipped", "gone"])
+def test_a_damaged_model_is_refused(tell, finished, tmp_path, name, damage):
+    path = shutil.copytree(finished / "model", tmp_path / "model") / name
+    content = path.read_bytes()
+    middle = len(content) // 2
+    flipped = content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+    path.unlink() if damage == "gone" else path.write_bytes(flipped if damage == "flipped" else content[:middle])
+    code, _, wrong = tell("sample", path.parent, "--out", tmp_path / "out")
+    assert code == 2 and len(wrong) == 1
+    match("no model in" if (name, damage) == ("model.json", "gone") else "is damaged", wrong[0])
+
+
+def test_a_model_of_another_version_is_refused(finished, tmp_path):
+    from calotype.files import whole_folder, write_json
+
+    with whole_folder(tmp_path / "model") as folder:
+        write_json(folder / "model.json", {**read_json(finished / "model" / "model.json"), "format": 99})
+    with pytest.raises(UserError, match="has format 99, this version of calotype reads 1"):
+        calotype.load(tmp_path / "model")
+
+
+# -- Processes ---------------------------------------------------------------------------------------------------------
+
+TRAIN = """
+import sys, time
+from pathlib import Path
+import pytest
+import small
+from calotype import cli, commands, files
+from calotype.data import sources
+from calotype.learning import run
+small.be_quick(pytest.MonkeyPatch())
+run.SAVE_SECONDS = 0.0
+mark, go = Path({mark!r}), Path({go!r})
+def wait():
+    mark.touch()
+    end = time.monotonic() + 60
+    while not go.exists() and time.monotonic() < end:
+        time.sleep(0.01)
+{wait}
+sys.argv = ['calotype', 'train', {folder!r}, '--out', {run!r}, *{words!r}]
+cli.main()
+"""
+WHILE_IT_LEARNS = """
+real = sources.PictureSource.batch
+def batch(self, start, count):
+    if start == 20: wait()
+    return real(self, start, count)
+sources.PictureSource.batch = batch
+"""
+WHILE_IT_SAVES = """
+real = files._put
+def put(temporary, path):
+    if path.name == 'denoiser-0000000012': wait()
+    real(temporary, path)
+files._put = put
+"""
+
+
+def training(folder, wait):
+    """Another process that trains, at the place where it waits."""
+    mark, go = folder.parent / "mark", folder.parent / "go"
+    names = {"mark": str(mark), "go": str(go), "folder": str(folder), "run": str(folder.parent / "run")}
+    process = python(TRAIN.format(wait=wait, words=SMALL, **names))
+    end = time.monotonic() + 60
+    while not mark.exists() and process.poll() is None and time.monotonic() < end:
+        time.sleep(0.02)
+    if not mark.exists():
+        process.kill()
+        pytest.fail(process.communicate()[1])
+    return process, go
+
+
+def resumed(run):
+    """By this process, to the end."""
+    return products(commands.resume(run, "auto", Keeper()))
+
+
+def test_ctrl_c_saves_and_says_so(folder, finished):
+    """And as long as the process lives, nobody else can go on with its run."""
+    process, go = training(folder, WHILE_IT_LEARNS)
+    run = folder.parent / "run"
+    before = (run / "run.json").read_bytes()
+    with pytest.raises(UserError, match=f"in use by process {process.pid}"):
+        commands.resume(run, "auto", Keeper())
+    assert (run / "run.json").read_bytes() == before
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.1)
+    go.touch()
+    _, wrong = process.communicate(timeout=60)
+    assert process.returncode == 130 and wrong.count("\n") == 1 and "everything is saved" in wrong
+    assert Run.open(run).state["state"] == "interrupted"
+    assert (run / "checkpoints" / "autoencoder-0000000024").is_dir() and (run / "report.html").exists()
+    assert resumed(run) == products(finished)
+
+
+def test_a_process_killed_while_it_saves_leaves_a_sound_run(folder, finished):
+    process, _ = training(folder, WHILE_IT_SAVES)
+    process.kill()
+    process.communicate()
+    run = folder.parent / "run"
+    left = {path.name for path in (run / "checkpoints").iterdir() if path.name.startswith("denoiser")}
+    assert left == {"denoiser-0000000004", "denoiser-0000000008"} and (run / "lock").exists()
+    assert resumed(run) == products(finished)
+    assert not [path for path in (run / "checkpoints").iterdir() if path.name.startswith(".")]
+
+
+# -- Voice -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.4, "0 s"), (59.6, "1 min 00 s"), (61.0, "1 min 01 s"), (3599.6, "1 h 00 min"), (7265.0, "2 h 01 min")],
+)
+def test_durations(seconds, text):
+    assert duration(seconds) == text
+
+
+def test_a_terminal_says_what_it_is_told_whatever_is_in_it(capsys):
+    """Square brackets are markup to rich."""
+    voice = Terminal()
+    voice.say("[bold]run[/bold] [1/2] [/nonsense]")
+    with voice.bar("[red]pictures") as progress:
+        progress(3, 3, "[/x] done")
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == "[bold]run[/bold] [1/2] [/nonsense]"
+    assert said[1].startswith("[red]pictures: 3 of 3, ") and said[1].endswith("; [/x] done")
+
+
+def test_the_plan_is_told_in_full(finished, capsys):
+    from calotype.recipe import check, read_recipe
+
+    plan = Plan.from_json(check(read_recipe(finished / "recipe.toml")), read_json(finished / "plan.json"))
+    Terminal().plan(plan)
+    said = capsys.readouterr().out
+    assert all(choice.what in said for choice in plan.choices) and all(note in said for note in plan.notes)
+    assert "8 steps" in said and "M parameters" in said and "MB of disk" in said
+
+
+def test_the_first_free_folder_is_taken(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for number in (1, 2):
+        free = commands.run_folder(wish(tmp_path / "my pictures", None))
+        assert free == Path("runs") / f"my pictures-16-{number}"
+        free.mkdir(parents=True)
+
+
+def test_a_run_that_would_not_fit_on_the_disk_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 9, 1))
+    with pytest.raises(UserError, match=r"needs about [\d,]+ MB in .* free some space") as error:
+        train_small(tmp_path)
+    assert "\n" not in str(error.value) and not (tmp_path / "run" / "run.json").exists()

@@ -1,0 +1,148 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+from safetensors.torch import load, save
+from small import fingerprint
+from torch import nn
+
+from calotype.learning.player import NotFiniteError, Player, PlayerConfig, average_power, learning_rate_factor
+
+NETWORKS = {
+    "plain": lambda: nn.Sequential(nn.Conv2d(3, 5, 3), nn.SiLU(), nn.Conv2d(5, 2, 1)),
+    "channels last": lambda: NETWORKS["plain"]().to(memory_format=torch.channels_last),
+    "with buffers": lambda: nn.Sequential(nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5)),
+    "partly frozen": lambda: nn.Sequential(nn.Conv2d(3, 3, 1).requires_grad_(False), nn.Conv2d(3, 2, 3)),
+}
+
+
+def learned(player, *places):
+    """After one step at each place, on what is drawn for that place."""
+    for place in places:
+        images = torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(place))
+        player.backward((player.network(images) - 1).square().mean())
+        player.step(place / 10)
+    return player
+
+
+@pytest.mark.parametrize(
+    ("warmup", "decay", "corners"),
+    [
+        (0.1, 0.5, {0.0: 0.0, 0.05: 0.5, 0.1: 1.0, 0.3: 1.0, 0.5: 1.0, 0.75: 0.5, 1.0: 0.0}),
+        (0.0, 0.5, {0.0: 1.0, 0.5: 1.0, 0.9: 0.2, 1.0: 0.0}),
+        (0.2, 0.0, {0.0: 0.0, 0.1: 0.5, 0.2: 1.0, 1.0: 1.0}),
+        (0.0, 0.0, {0.0: 1.0, 0.5: 1.0, 1.0: 1.0}),
+        (0.5, 1.0, {0.25: 0.5, 0.75: 0.25}),  # where they overlap, the lower one
+    ],
+)
+def test_the_learning_rate_rises_stays_and_falls(warmup, decay, corners):
+    config = PlayerConfig(warmup=warmup, decay=decay)
+    assert {at: pytest.approx(learning_rate_factor(at, config)) for at in corners} == corners
+
+
+def test_the_optimizer_takes_the_learning_rate_of_the_place():
+    """Without momentum and second moments, Adam's step is the learning rate, whatever the gradient."""
+    network = nn.Linear(1, 1, bias=False)
+    config = PlayerConfig(learning_rate=0.5, warmup=0.2, decay=0.5, betas=(0.0, 0.0))
+    player, before = Player(network, config), network.weight.item()
+    for progress, factor in ((0.1, 0.5), (0.3, 1.0), (0.9, 0.2)):
+        player.backward(7 * network.weight.sum())
+        player.step(progress)
+        assert before - network.weight.item() == pytest.approx(0.5 * factor, rel=1e-4)
+        before = network.weight.item()
+
+
+@pytest.mark.parametrize(("width", "power"), [(0.05, 16.97), (0.10, 6.94)])
+def test_the_power_is_that_of_edm2(width, power):
+    """arXiv 2312.02696, section 3.1."""
+    assert average_power(width) == pytest.approx(power, abs=0.01)
+
+
+@pytest.mark.parametrize("width", [0.01, 0.05, 0.1, 0.25])
+def test_the_average_is_as_wide_as_asked(width):
+    """The weights `t ** power` have standard deviation `width` of the run."""
+    times = (np.arange(100_000) + 0.5) / 100_000
+    weights = times ** average_power(width)
+    mean = (weights * times).sum() / weights.sum()
+    spread = math.sqrt((weights * (times - mean) ** 2).sum() / weights.sum())
+    assert spread == pytest.approx(width, rel=1e-3)
+
+
+@pytest.mark.parametrize("width", [0.05, 0.2])
+def test_the_average_is_the_weighted_mean_of_all_weights_so_far(width):
+    """Step t of T has `(t ** (power + 1) - (t - 1) ** (power + 1)) / T ** (power + 1)`: the start counts nothing."""
+    player, history = Player(NETWORKS["channels last"](), PlayerConfig(average=width)), []
+    for place in range(9):
+        learned(player, place)
+        history.append([weight.detach().clone().double() for weight in player.network.parameters()])
+    ends = (np.arange(10) / 9) ** (average_power(width) + 1)
+    for index, weight in enumerate(player.average.parameters()):
+        expected = sum(share * step[index] for share, step in zip(np.diff(ends), history, strict=True))
+        assert torch.allclose(weight.double(), expected, atol=1e-6)
+
+
+def test_the_average_follows_buffers_and_neither_learns_nor_drops_out():
+    player = learned(Player(NETWORKS["with buffers"](), PlayerConfig()), 1, 2, 3)
+    assert player.average[1].num_batches_tracked == 3
+    assert torch.equal(player.average[1].running_mean, player.network[1].running_mean)
+    assert not player.average.training and not any(weight.requires_grad for weight in player.average.parameters())
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_gradient_that_is_not_a_number_moves_nothing(bad):
+    player = learned(Player(NETWORKS["plain"](), PlayerConfig()), 1, 2)
+    before = fingerprint({"": player})
+    player.backward(bad * player.network[0].bias.sum())
+    with pytest.raises(NotFiniteError, match=r"norm of the gradient is (nan|inf)"):
+        player.step(0.5)
+    assert fingerprint({"": player}) == before and player.steps == 2
+    assert all(weight.grad is None for weight in player.parameters)
+    assert fingerprint({"": learned(player, 3)}) == fingerprint(
+        {"": learned(Player(again(NETWORKS["plain"]), PlayerConfig()), 1, 2, 3)}
+    )
+
+
+def again(network):
+    torch.manual_seed(0)
+    return network()
+
+
+def test_a_long_gradient_is_cut_to_length_and_its_length_told():
+    network = nn.Linear(2, 1, bias=False)
+    player = Player(network, PlayerConfig(clip=0.5, betas=(0.0, 0.999)))
+    player.backward((network.weight * torch.tensor([3.0, 4.0])).sum())
+    assert player.step(0.5) == pytest.approx(5.0)
+    squares = player.tensors()["optimizer.0.exp_avg_sq"].sum() / (1 - 0.999)
+    assert squares.sqrt().item() == pytest.approx(0.5, rel=1e-4)
+
+
+@pytest.mark.parametrize("network", NETWORKS.values(), ids=NETWORKS)
+@pytest.mark.parametrize("stop", [1, 4])
+def test_a_restored_player_goes_on_as_if_nothing_had_happened(network, stop):
+    """To the bit, in another process's memory: through safetensors, into a network with other weights."""
+    whole = learned(Player(network(), PlayerConfig(weight_decay=0.1)), *range(6))
+    first = learned(Player(again(network), PlayerConfig(weight_decay=0.1)), *range(stop))
+    saved = load(save({name: value.contiguous() for name, value in first.tensors().items()}))
+    torch.manual_seed(99)
+    second = Player(network(), PlayerConfig(weight_decay=0.1))
+    second.restore(saved, first.steps)
+    assert fingerprint({"": second}) == fingerprint({"": first})
+    assert fingerprint({"": learned(second, *range(stop, 6))}) == fingerprint({"": whole})
+
+
+def test_a_frozen_weight_stays():
+    player = Player(NETWORKS["partly frozen"](), PlayerConfig(weight_decay=0.5))
+    before = player.network[0].weight.clone()
+    learned(player, 1, 2, 3)
+    assert torch.equal(player.network[0].weight, before) and torch.equal(player.average[0].weight, before)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"learning_rate": 0}, {"warmup": 1}, {"decay": -0.1}, {"betas": (0.9, 1.0)}, {"clip": 0}, {"average": 0.3}],
+)
+def test_settings_that_cannot_train_are_refused(wrong):
+    with pytest.raises(ValidationError):
+        PlayerConfig(**wrong)

@@ -1,0 +1,275 @@
+import tomllib
+from pathlib import Path
+
+import pytest
+from small import SETTINGS, as_overrides
+
+from calotype.recipe import (
+    Recipe,
+    all_keys,
+    check,
+    line_of,
+    merge,
+    read_overrides,
+    read_recipe,
+    read_value,
+    to_toml,
+)
+from calotype.vocabulary import UserError
+
+RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.toml"))
+UNET = {"denoiser": {"backbone": {"kind": "unet", "width": 32}, "schedule": {"kind": "karras"}, "scaling": "edm"}}
+
+
+def written(folder, text):
+    (folder / "recipe.toml").write_text(text)
+    return folder / "recipe.toml"
+
+
+def refused(folder, text):
+    with pytest.raises(UserError) as error:
+        read_recipe(written(folder, text))
+    assert "\n" not in str(error.value)
+    return str(error.value).removeprefix(f"{folder / 'recipe.toml'}, ")
+
+
+# -- Files -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "message"),
+    [
+        ("size = 64\nsead = 1", 2, "unknown key sead; did you mean seed?"),
+        ("\n\n[denoiser]\n\nlabel_dropot = 0.1", 5, "did you mean denoiser.label_dropout?"),
+        ("[denoiser.backbone]\ndepth = 3\nwidht = 64", 3, "did you mean denoiser.backbone.width?"),
+        ("[autoencoder]\nbatch = 3\n[denoiser]\nbach = 4", 4, "did you mean denoiser.batch?"),
+        ("denoiser.bach = 4", 1, "did you mean denoiser.batch?"),
+        ("[autoencoder.losses]\nedges = 1.0\n[autoencodr]", 3, "did you mean autoencoder?"),
+        ("qqqqqqqq = 1", 1, "unknown key qqqqqqqq"),
+        ("# size = 1\n[sampling]\n  stepps=3 # steps", 3, "did you mean sampling.steps?"),
+    ],
+)
+def test_an_unknown_key_is_shown_with_its_line_and_what_may_be_meant(tmp_path, text, line, message):
+    assert refused(tmp_path, text).startswith(f"line {line}: unknown key ")
+    assert refused(tmp_path, text).endswith(message)
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "shown"),
+    [
+        ("size = 'big'", 1, "valid integer"),
+        ("seed = 1\nsize = 64.5", 2, "size"),
+        ("size = -64", 1, "greater than 0 (got -64)"),
+        ("[denoiser]\nbatch = 0", 2, "denoiser.batch"),
+        ("[denoiser.backbone]\nwidth = 64\ndepth = [1]", 3, "valid integer"),
+        ("[denoiser.backbone]\nkind = 'transformer'", 1, "expected tags: 'unet', 'dit'"),
+        ("[denoiser.schedule]\nkind = 'flow'\nstart = 1.0", 3, "less than 1 (got 1.0)"),
+        ("denoiser = 5", 1, "denoiser"),
+        ("precision = 'float16'", 1, "'float32' or 'bfloat16' (got 'float16')"),
+        ("[autoencoder.learn]\nbetas = [0.9, 1.5]", 2, "less than 1"),
+        ("[denoiser.learn]\naverage = nan", 2, "average"),
+    ],
+)
+def test_a_wrong_value_is_shown_with_its_line(tmp_path, text, line, shown):
+    message = refused(tmp_path, text)
+    assert message.startswith(f"line {line}: ") and shown in message
+
+
+@pytest.mark.parametrize("content", [b"size = ", b"size = 1\nsize = 2", b"\xff\xfe", b"[a", b"a = 1 b = 2"])
+def test_what_is_not_toml_is_refused_in_one_line(tmp_path, content):
+    (tmp_path / "recipe.toml").write_bytes(content)
+    with pytest.raises(UserError, match=r"recipe\.toml is not TOML") as error:
+        read_recipe(tmp_path / "recipe.toml")
+    assert "\n" not in str(error.value)
+
+
+def test_a_recipe_that_is_not_there(tmp_path):
+    for path in (tmp_path / "nothing.toml", tmp_path):
+        with pytest.raises(UserError, match="recipe"):
+            read_recipe(path)
+
+
+@pytest.mark.parametrize("settings", [{}, SETTINGS, UNET, {"sampling": {"guidance_high": 3.0}}])
+def test_a_recipe_survives_being_written(tmp_path, settings):
+    recipe = check(settings)
+    assert check(read_recipe(written(tmp_path, to_toml(recipe)))) == recipe
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=[path.stem for path in RECIPES])
+def test_the_recipes_of_the_project_are_sound(path):
+    assert check(read_recipe(path))
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "line"),
+    [
+        ("a = 1\n[b]\na = 2", "b.a", 3),
+        ("a = 1\n[b]\na = 2", "a", 1),
+        ("[b]\nx = 1\n[ b.c ]\nx = 2", "b.c.x", 4),
+        ("[b]\n[c]\nb = 1", "c", 2),
+        ("b.a = 1", "b.a", 1),
+        ("[b]\nc = {a = 1}", "b.c.a", 2),
+    ],
+)
+def test_the_line_of_a_key(text, key, line):
+    assert line_of(text, key) == line
+
+
+# -- Overrides ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("384", 384), ("1e-4", 1e-4), ("0.5", 0.5), ("inf", float("inf")), ("true", True), ("[1, 2]", [1, 2]),
+        ("{kind = 'unet'}", {"kind": "unet"}), ("unet", "unet"), ("'unet'", "unet"), ('"a=b"', "a=b"), ("", ""),
+        ("1\nother = 2", 1), ("1.2.3", "1.2.3"), ("[1", "[1"),
+    ],
+)  # fmt: skip
+def test_a_value_is_toml_or_else_text(text, value):
+    assert read_value(text) == value and type(read_value(text)) is type(value)
+
+
+def test_overrides_nest_and_the_last_one_counts():
+    given = [
+        "denoiser.batch=3",
+        "denoiser.backbone.width = 64",
+        "size=32",
+        "size=48",
+        "autoencoder.network.widths=[8,16]",
+    ]
+    assert read_overrides(given) == {
+        "denoiser": {"batch": 3, "backbone": {"width": 64}},
+        "size": 48,
+        "autoencoder": {"network": {"widths": [8, 16]}},
+    }
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["size"], "--set size: expected key=value"),
+        (["=3"], "expected key=value"),
+        (["sizze=3"], "--set sizze: unknown key sizze; did you mean size?"),
+        (["denoiser.backbone.widht=3"], "did you mean denoiser.backbone.width?"),
+        (["size=big"], "--set size: .*valid integer.*'big'"),
+        (["size="], "--set size: .*valid integer"),
+        (["size.x=3"], "--set size: "),
+        (["size=3", "size.x=4"], "size has been given a value already"),
+        (["denoiser..batch=3"], "unknown key"),
+        ([".=3"], "unknown key"),
+        (["denoiser.backbone.kind=mlp"], "expected tags: 'unet', 'dit'"),
+    ],
+)
+def test_a_malformed_override_is_refused_in_one_line(given, message):
+    with pytest.raises(UserError, match=message) as error:
+        read_overrides(given)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "below"),
+    [
+        ("autoencoder.network.widths=[8]", {"autoencoder": {"network": {"reduction": 4}}}),
+        ("autoencoder.network.reduction=16", {"autoencoder": {"network": {"widths": [8, 8, 8]}}}),
+        ("denoiser.backbone.width=36", {"denoiser": {"backbone": {"heads": 3}}}),
+    ],
+)
+def test_whether_settings_fit_together_shows_when_all_are_there(given, below):
+    """One alone does not fit the defaults; but it may fit what the plan chooses."""
+    settings = read_overrides([given])
+    for alone in (settings, below):
+        with pytest.raises(UserError, match="recipe: "):
+            check(alone)
+    assert check(merge(below, settings))
+
+
+def test_overrides_are_read_over_the_recipe_file():
+    """`blocks` is a setting of the UNet that the file names, not of the default DiT."""
+    assert read_overrides(["denoiser.backbone.blocks=1"], UNET) == {"denoiser": {"backbone": {"blocks": 1}}}
+    with pytest.raises(UserError, match=r"unknown key denoiser\.backbone\.blocks"):
+        read_overrides(["denoiser.backbone.blocks=1"])
+    with pytest.raises(UserError, match=r"unknown key denoiser\.backbone\.heads"):
+        read_overrides(["denoiser.backbone.heads=1"], UNET)
+
+
+def test_a_recipe_can_be_given_as_overrides_alone():
+    settings = check(merge(UNET, SETTINGS))
+    assert check(read_overrides(as_overrides(settings.model_dump(mode="json")))) == settings
+
+
+# -- Merging -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("layers", "merged"),
+    [
+        ([{"a": 1, "b": {"c": 2, "d": 3}}, {"b": {"c": 4}}], {"a": 1, "b": {"c": 4, "d": 3}}),
+        ([{"b": {"kind": "x", "c": 2}}, {"b": {"kind": "y"}}], {"b": {"kind": "y"}}),
+        ([{"b": {"kind": "x", "c": 2}}, {"b": {"kind": "x", "d": 1}}], {"b": {"kind": "x", "c": 2, "d": 1}}),
+        ([{"b": {"kind": "x", "c": 2}}, {"b": {"d": 1}}], {"b": {"kind": "x", "c": 2, "d": 1}}),
+        ([{"a": {"b": {"kind": "x", "c": 2}}}, {"a": {"b": {"kind": "y"}}}], {"a": {"b": {"kind": "y"}}}),
+        ([{"a": {"b": 1}}, {"a": 2}, {"a": {"c": 3}}], {"a": {"c": 3}}),
+        ([{"a": [1, 2]}, {"a": [3]}], {"a": [3]}),
+        ([], {}),
+    ],
+)
+def test_later_layers_count_more_and_another_kind_replaces_its_table(layers, merged):
+    before = repr(layers)
+    assert merge(*layers) == merged and repr(layers) == before
+
+
+def test_merging_is_associative_and_nothing_is_its_neutral():
+    one, two, three = UNET, SETTINGS, {"denoiser": {"backbone": {"kind": "unet", "blocks": 1}, "batch": 9}}
+    assert merge(merge(one, two), three) == merge(one, two, three)
+    assert merge(one, {}) == merge({}, one) == one
+
+
+# -- Data, not code ----------------------------------------------------------------------------------------------------
+
+
+def strings(schema, definitions, path=""):
+    """Where in a JSON schema a free string may stand."""
+    if "$ref" in schema:
+        schema = definitions[schema["$ref"].rpartition("/")[2]]
+    if schema.get("type") == "string" and not {"enum", "const"} & set(schema):
+        yield path
+    for name, inner in schema.get("properties", {}).items():
+        yield from strings(inner, definitions, f"{path}.{name}")
+    for word in ("anyOf", "oneOf", "allOf", "prefixItems"):
+        for inner in schema.get(word, []):
+            yield from strings(inner, definitions, path)
+    for word in ("items", "additionalProperties"):
+        if isinstance(schema.get(word), dict):
+            yield from strings(schema[word], definitions, path)
+
+
+def test_no_setting_can_name_code_or_a_file():
+    """Every text in a recipe is one of a closed list, and no table takes other keys than its own."""
+    schema = Recipe.model_json_schema()
+    assert list(strings(schema, schema["$defs"])) == []
+    assert list(strings({"properties": {"free": {"type": "string"}}}, {})) == [".free"]
+    tables = [schema, *(part for part in schema["$defs"].values() if part["type"] == "object")]
+    assert len(tables) > 8 and all(table["additionalProperties"] is False for table in tables)
+
+
+@pytest.mark.parametrize(
+    "name", ["torch.nn.Linear", "os.system", "__import__('os')", "calotype.nets.dit.Dit", "pickle"]
+)
+def test_a_class_path_is_nothing_wherever_it_stands(name):
+    leaves = [key for key in all_keys(Recipe().model_dump()) if not isinstance(at(Recipe().model_dump(), key), dict)]
+    assert len(leaves) > 40
+    for key in leaves:
+        with pytest.raises(UserError):
+            read_overrides([f"{key}={name!r}"])
+
+
+def at(settings, key):
+    for part in key.split("."):
+        settings = settings[part]
+    return settings
+
+
+def test_toml_is_the_only_syntax(tmp_path):
+    text = to_toml(check(SETTINGS))
+    assert tomllib.loads(text)["denoiser"]["backbone"]["kind"] == "dit"

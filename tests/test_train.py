@@ -1,0 +1,326 @@
+import builtins
+import contextlib
+import json
+import math
+import os
+import pickle
+import signal
+import threading
+import time
+
+import psutil
+import pytest
+import torch
+from small import LEGS, Keeper, be_quick, fingerprint, first_leg, second_leg, wish, write_pictures
+from test_checkpoint import go_on
+
+from calotype import commands
+from calotype.data.sources import LatentSource, PictureSource
+from calotype.files import read_json
+from calotype.learning import checkpoint
+from calotype.learning.run import Interrupted, Run, average, go, stoppable
+from calotype.learning.train import Chore, Clock, Source, at_fractions, every, learn, train
+from calotype.model import load
+from calotype.nets.perceptual import efficientnet_lite0
+from calotype.vocabulary import Rng, UserError
+
+
+def run_in(folder):
+    folder.mkdir()
+    run = Run(folder, {"legs": {"autoencoder": "waiting", "denoiser": "waiting"}, "seconds": {}})
+    run.save()
+    return run
+
+
+def silent(done, total, note):
+    pass
+
+
+# -- The loop ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_loop_sees_each_batch_once_and_does_chores_after_it():
+    leg, seen = second_leg(), []
+    real = leg.source.batch
+    source = type(
+        "Kept", (), {"batch": lambda self, start, count: seen.append(("batch", start)) or real(start, count)}
+    )()
+    assert isinstance(source, Source)
+    chores = [
+        Chore(lambda clock: True, lambda clock, news: seen.append(("always", clock.images_seen))),
+        Chore(at_fractions([0.5, 0.6, 1.0]), lambda clock, news: seen.append(("fraction", clock.images_seen))),
+    ]
+    train(leg.objective, leg.players, source, leg.clock, chores)
+    starts = range(0, 32, 4)
+    assert [at for what, at in seen if what == "batch"] == list(starts)
+    assert [at for what, at in seen if what == "always"] == [start + 4 for start in starts]
+    assert [at for what, at in seen if what == "fraction"] == [16, 20, 32]
+    assert leg.players["denoiser"].steps == 8
+
+
+def test_a_loop_that_has_ended_does_nothing():
+    leg = second_leg()
+    leg.clock.images_seen = leg.clock.total
+    before = fingerprint(leg.players)
+    train(leg.objective, leg.players, leg.source, leg.clock, [])
+    assert fingerprint(leg.players) == before
+
+
+@pytest.mark.parametrize(
+    ("fractions", "seen", "steps", "due"),
+    [
+        ([0.5, 0.1, 1.0], 0.0, [0.05, 0.1, 0.2, 0.5, 0.9, 1.0], [0.1, 0.5, 1.0]),
+        ([0.1, 0.2, 0.3], 0.0, [0.05, 0.35, 0.5], [0.35]),  # all at once where a step leaps over them
+        ([0.1, 0.5], 0.1, [0.2, 0.5, 0.6], [0.5]),  # what was done before the stop is not done again
+        ([0.5], 0.0, [0.4, 0.5, 0.3, 0.5], [0.5]),  # a leg that gets longer falls back
+    ],
+)
+def test_due_once_at_each_fraction(fractions, seen, steps, due):
+    clock, chore = Clock(100, 1, 0), at_fractions(fractions, seen)
+    found = []
+    for progress in steps:
+        clock.images_seen = round(100 * progress)
+        found += [progress] if chore(clock) else []
+    assert found == due
+
+
+def test_due_every_so_many_seconds_of_training():
+    clock, chore, found = Clock(100, 1, 0), every(10.0), []
+    for seconds in (0, 4, 9.9, 10, 12, 19.9, 21, 30.9, 31, 55, 56, 65):
+        clock.seconds = float(seconds)
+        found += [seconds] if chore(clock) else []
+    assert found == [10, 21, 31, 55, 65]
+
+
+def test_the_clock_counts_training_and_not_the_time_between(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    clock = Clock(8, 4, seed=3, started=100.0)
+    now[0] += 2
+    clock.advance(4)
+    saved = json.loads(json.dumps(clock.state()))
+    now[0] += 1000
+    other = Clock(99, 4, seed=3)
+    other.restore(saved)
+    now[0] += 1
+    assert other.rng() == clock.rng()
+    other.advance(4)
+    assert (other.images_seen, other.total, other.seconds, other.progress) == (8, 8, 3.0, 1.0)
+    assert other.rng() != clock.rng()
+
+
+@pytest.mark.parametrize("leg", LEGS)
+def test_a_leg_is_the_same_every_time_and_another_with_another_seed(leg):
+    """`go_on` of test_checkpoint, 4 steps; the seed of torch's generator outside does not count."""
+    torch.manual_seed(5)
+    one = fingerprint(go_on(LEGS[leg](), 16).players)
+    torch.manual_seed(6)
+    assert fingerprint(go_on(LEGS[leg](), 16).players) == one
+    if leg == "denoiser":
+        assert fingerprint(go_on(second_leg(seed=1), 16).players) != one
+
+
+@pytest.mark.parametrize("make", [first_leg, second_leg])
+def test_training_makes_the_loss_smaller(make):
+    """On all pictures that are trained on, with the same noise before and after, from the closed-form start on."""
+    longer = {"images": 480, "batch": 12}
+    leg = make(autoencoder=longer, denoiser=longer)
+
+    def loss():
+        losses = leg.objective.losses(leg.source.batch(0, 90), 0.0, Rng(("the same",)))
+        return losses[leg.name].total.item()
+
+    before = loss()
+    assert before == loss()
+    go_on(leg)
+    assert loss() < 0.995 * before
+
+
+@pytest.mark.parametrize("player", ["autoencoder", "critic"])
+def test_a_loss_that_is_not_a_number_stops_in_one_line(player):
+    leg = go_on(first_leg(), 16)
+    losses = leg.objective.losses(leg.source.batch(16, 4), leg.clock.progress, leg.clock.rng())
+    bad = losses[player]
+    losses[player] = type(bad)(bad.total * math.nan, bad.terms)
+    before = fingerprint({player: leg.players[player]})
+    with pytest.raises(UserError, match=f"{player} after 16 images: .* nan .*; lower the learning rate") as error:
+        learn(leg.players, losses, leg.clock)
+    assert "\n" not in str(error.value) and all(name in str(error.value) for name in bad.terms)
+    assert fingerprint({player: leg.players[player]}) == before
+
+
+def test_the_log_averages_each_name_over_the_records_that_have_it():
+    assert average([{"a": 1.0}, {"a": 2.0, "b": torch.tensor(5.0)}, {"a": 6.0}]) == {"a": 3.0, "b": 5.0}
+
+
+# -- A run -------------------------------------------------------------------------------------------------------------
+
+
+def test_going_saves_and_logs_and_ends(tmp_path):
+    run, leg = run_in(tmp_path / "run"), second_leg()
+    go(run, leg, threading.Event(), silent)
+    events = [json.loads(line) for line in (run.folder / "log.jsonl").read_text().splitlines()]
+    kinds = [event["event"] for event in events]
+    assert kinds.count("preview") == kinds.count("check") == 6 and events[-1]["measures"]["held_out_loss"] > 0
+    assert all((run.folder / event["file"]).exists() for event in events if event["event"] == "preview")
+    steps = [event for event in events if event["event"] == "step"]
+    assert steps[-1]["images_seen"] == 32 and steps[-1]["terms"]["denoiser.loss"] > 0
+    assert read_json(run.folder / "run.json")["legs"]["denoiser"] == "finished"
+    again = second_leg()
+    go(run, again, threading.Event(), silent)
+    assert fingerprint(again.players) == fingerprint(leg.players) and again.players["denoiser"].steps == 8
+
+
+def test_a_run_that_is_asked_to_stop_saves_first(tmp_path):
+    run, leg, stop = run_in(tmp_path / "run"), second_leg(), threading.Event()
+    stop.set()
+    with pytest.raises(Interrupted):
+        go(run, leg, stop, silent)
+    found = second_leg()
+    assert checkpoint.restore(run.folder / "checkpoints", "denoiser", found.players, found.clock)
+    assert found.clock.images_seen == 4 and fingerprint(found.players) == fingerprint(leg.players)
+    assert read_json(run.folder / "run.json")["legs"]["denoiser"] == "training"
+
+
+def test_the_first_signal_asks_and_the_second_stops_at_once():
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt), stoppable() as stop:
+        signal.raise_signal(signal.SIGTERM)
+        assert stop.is_set()
+        stop.clear()
+        signal.raise_signal(signal.SIGINT)
+        assert stop.is_set()
+        signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_elsewhere_than_in_the_main_thread_nothing_listens():
+    found = []
+
+    def work():
+        with stoppable() as stop:
+            found.append(stop.is_set())
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert found == [False]
+
+
+def test_a_run_is_locked_against_a_living_process(tmp_path):
+    run = run_in(tmp_path / "run")
+    with run.locked():
+        with pytest.raises(UserError, match=f"in use by process {os.getpid()}"), run.locked():
+            pass
+        assert (run.folder / "lock").exists()
+    with run.locked():
+        pass
+
+
+@pytest.mark.parametrize("owner", ["gone", "later", "", "not a number"])
+def test_the_lock_of_a_process_that_is_gone_does_not_count(tmp_path, owner):
+    """Nor that of one whose number another process has got since: in a container, all runs have the same number."""
+    run = run_in(tmp_path / "run")
+    lock = run.folder / "lock"
+    lock.write_text({"gone": str(2**22 - 1), "later": str(os.getpid())}.get(owner, owner))
+    if owner == "later":
+        born = psutil.Process().create_time()
+        os.utime(lock, (born - 60, born - 60))
+    with run.locked():
+        assert lock.read_text() == str(os.getpid())
+
+
+# -- All of it ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    be_quick(monkeypatch)
+
+
+def interrupted_at(monkeypatch, places):
+    """Ctrl-C while the batch after so many images of a leg is drawn, once each."""
+    left = set(places)
+    for leg, source in (("autoencoder", PictureSource), ("denoiser", LatentSource)):
+
+        def batch(self, start, count, leg=leg, real=source.batch):
+            if (leg, start) in left:
+                left.remove((leg, start))
+                signal.raise_signal(signal.SIGINT)
+            return real(self, start, count)
+
+        monkeypatch.setattr(source, "batch", batch)
+
+
+def products(run):
+    """All that a run is for: the model and the samples."""
+    kept = [*(run / "model").iterdir(), *(run / "samples").glob("*.png")]
+    return {path.name: path.read_bytes() for path in kept}
+
+
+def test_stopped_and_resumed_is_the_same_to_the_bit(tmp_path, monkeypatch, finished, quick):
+    """Through the commands: stopped twice in the first leg, at its end, and in the second."""
+    write_pictures(tmp_path / "pictures")
+    run, states = tmp_path / "run", []
+    interrupted_at(monkeypatch, [("autoencoder", 8), ("autoencoder", 16), ("autoencoder", 28), ("denoiser", 20)])
+    for work in (lambda: commands.train(wish(tmp_path / "pictures", run), Keeper()), *[lambda: resume(run)] * 4):
+        with contextlib.suppress(Interrupted):
+            work()
+        states.append(read_json(run / "run.json"))
+    assert [state["state"] for state in states] == ["interrupted"] * 4 + ["finished"]
+    assert [state["legs"]["denoiser"] for state in states] == ["waiting"] * 3 + ["training", "finished"]
+    assert products(run) == products(finished)
+    assert read_json(run / "run.json")["seconds"].keys() == read_json(finished / "run.json")["seconds"].keys()
+
+
+def resume(run):
+    return commands.resume(run, "auto", Keeper())
+
+
+def test_a_finished_run_is_left_as_it_is(finished):
+    before, voice = products(finished), Keeper()
+    assert commands.resume(finished, "auto", voice) == finished
+    assert "finished already" in voice.said[0] and products(finished) == before
+
+
+def test_other_pictures_are_refused(tmp_path, monkeypatch, quick):
+    write_pictures(tmp_path / "pictures")
+    interrupted_at(monkeypatch, [("autoencoder", 8)])
+    with pytest.raises(Interrupted):
+        commands.train(wish(tmp_path / "pictures", tmp_path / "run"), Keeper())
+    write_pictures(tmp_path / "pictures", count=3, seed=1)
+    with pytest.raises(UserError, match="have changed since"):
+        resume(tmp_path / "run")
+
+
+def test_a_run_that_is_in_use_is_left_alone(tmp_path, monkeypatch, quick):
+    """Not even its state is written by who is refused."""
+    write_pictures(tmp_path / "pictures")
+    run = tmp_path / "run"
+    interrupted_at(monkeypatch, [("autoencoder", 8)])
+    with pytest.raises(Interrupted):
+        commands.train(wish(tmp_path / "pictures", run), Keeper())
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    with Run.open(run).locked(), pytest.raises(UserError, match="in use by process"):
+        resume(run)
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+def test_nothing_of_a_run_is_a_pickle(monkeypatch, tmp_path, quick):
+    """Writing and reading back: only the weights of the perceptual distance are one, and they are read already."""
+
+    def no(*told, **more):
+        raise AssertionError("a pickle")
+
+    efficientnet_lite0()
+    write_pictures(tmp_path / "pictures")
+    for owner, names in ((pickle, "load loads dump dumps Pickler Unpickler"), (torch, "load save"), (builtins, "eval")):
+        for name in names.split():
+            monkeypatch.setattr(owner, name, no)
+    interrupted_at(monkeypatch, [("denoiser", 8)])
+    with pytest.raises(Interrupted):
+        commands.train(wish(tmp_path / "pictures", tmp_path / "run"), Keeper())
+    resume(tmp_path / "run")
+    load(tmp_path / "run").sample(1)
+    suffixes = {path.suffix for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    assert suffixes == {".json", ".jsonl", ".toml", ".safetensors", ".png", ".html"}
