@@ -45,9 +45,8 @@ def main() -> None:
     samples = features(batches(as_pixels(model.sample(count, seed=1))))
     for name, one in (("samples", samples), ("real training pictures", train)):
         distance, kernel = frechet_distance(one, held_out), kernel_distance(one, held_out)
-        print(
-            f"{name} against held-out pictures: FD-Lite0 {distance:.2f}, kernel distance {kernel:.4f} (n = {count} each)"
-        )
+        numbers = f"FD-Lite0 {distance:.2f}, kernel distance {kernel:.4f}"
+        print(f"{name} against held-out pictures: {numbers} (n = {count} each)")
 
 
 if __name__ == "__main__":

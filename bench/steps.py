@@ -71,9 +71,7 @@ def main() -> None:
         pairs = [[shape[0] / best_time(step, machine.device, 2) for step in steps] for _ in range(arguments.pairs)]
         ours, plainly = (statistics.median(column) for column in zip(*pairs, strict=True))
         ratio = statistics.median(one / other for one, other in pairs)
-        print(
-            f"{name:<12} {ours:6.1f} pictures/s, plain {plainly:6.1f}, ratio {ratio:.2f} (median of {len(pairs)} pairs)"
-        )
+        print(f"{name:<12} {ours:6.1f} pictures/s, plain {plainly:6.1f}, ratio {ratio:.2f} ({len(pairs)} pairs)")
 
 
 if __name__ == "__main__":

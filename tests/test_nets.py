@@ -34,9 +34,9 @@ backbones = pytest.mark.parametrize("backbone", BACKBONES.values(), ids=BACKBONE
 
 @pytest.mark.parametrize("size", [(8, 8), (4, 12), (12, 4), (16, 8)])
 @backbones
-def test_a_new_backbone_says_0_in_the_size_of_the_picture(backbone, size):
+def test_a_new_backbone_says_next_to_nothing_in_the_size_of_the_picture(backbone, size):
     output = backbone()(torch.randn(2, 3, *size), torch.randn(2, WIDTH))
-    assert output.shape == (2, 2, *size) and not output.any()
+    assert output.shape == (2, 2, *size) and output.abs().max() < 0.1
 
 
 @backbones
@@ -48,11 +48,11 @@ def test_the_gradient_reaches_every_parameter(backbone):
 
 @backbones
 def test_a_new_backbone_can_begin_to_learn(backbone):
-    """Its last layer starts at 0, and must hear the loss at once."""
+    """Its last layer is faint and not 0, so that what lies before it hears the loss at once."""
     network = backbone()
     (network(torch.randn(2, 3, 8, 8), torch.randn(2, WIDTH)) - 1).square().mean().backward()
     heard = [name for name, weight in network.named_parameters() if weight.grad.any()]
-    assert heard and all("out" in name for name in heard)
+    assert any("out" not in name for name in heard)
 
 
 @backbones

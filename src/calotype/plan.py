@@ -105,6 +105,7 @@ def propose(pictures: Pictures, machine: Machine, size: int, budget: float) -> t
         },
         "denoiser": {
             "backbone": {**backbone, "dropout": 0.1 if few else 0.0},
+            "learn": {"learning_rate": 0.4 / backbone["width"]},
             "schedule": {"kind": "flow", "shift": max(1.0, math.sqrt(channels * side**2 / 4096))},
         },
         "sampling": {"guidance": 2.0 if pictures.classes else 1.0},
@@ -112,6 +113,7 @@ def propose(pictures: Pictures, machine: Machine, size: int, budget: float) -> t
     choices = [
         Choice("latents", f"{side} x {side} x {channels} (f{reduction})", "few places, so that the denoiser is cheap"),
         Choice("denoiser", describe(backbone), why_backbone),
+        Choice("start", "closed-form Gaussians", "the network starts beside the best that needs no training"),
         Choice("precision", precision, f"measured here: bfloat16 is {'' if machine.fast_bfloat16 else 'not '}faster"),
         Choice(
             "labels", ", ".join(pictures.classes) or "none", "class subfolders" if pictures.classes else "none found"

@@ -35,12 +35,13 @@ class LegConfig(Config):
 
 
 class AutoencoderRecipe(LegConfig):
+    batch: PositiveInt = 8
     network: VaeConfig = VaeConfig()
     critic: CriticConfig = CriticConfig()
     losses: FirstStageConfig = FirstStageConfig()
     crop: int = Field(default=0, ge=0)
     """Side of the random crops to train on; 0: whole pictures."""
-    learn: PlayerConfig = PlayerConfig()
+    learn: PlayerConfig = PlayerConfig(learning_rate=2e-3)
     critic_learn: PlayerConfig = PlayerConfig(learning_rate=4e-4, betas=(0.5, 0.9))
 
 

@@ -25,8 +25,8 @@ FEWEST = 40
 """Pictures that a component needs."""
 SHARED = 0.5
 """How much of a component's covariance is that of its class around the components' means."""
-MOST_AXIS_VALUES = 2**23
-"""The axes of all components take 32 MB at most."""
+MOST_AXIS_VALUES = 2**24
+"""The axes of all components take 64 MB at most."""
 
 
 class Mixture(nn.Module):
@@ -57,8 +57,7 @@ class Mixture(nn.Module):
         """
         flat, noise = noisy.flatten(1), sigma[:, None] ** 2
         along = torch.einsum("bd,krd->bkr", flat, self.axes) - torch.einsum("kd,krd->kr", self.means, self.axes)
-        away = torch.cdist(flat, self.means).square()
-        chosen = self._chosen(away, along, noise, labels)
+        chosen = self._chosen(squared_distances(flat, self.means), along, noise, labels).to(flat)
         shrunk, elsewhere = self.variances / (self.variances + noise[..., None]), self.rest / (self.rest + noise)
         kept = chosen * elsewhere
         inside = (chosen[..., None] * (shrunk - elsewhere[..., None]) * along).flatten(1) @ self.axes.flatten(0, 1)
@@ -72,7 +71,7 @@ class Mixture(nn.Module):
         noise: Float[Tensor, "batch 1"],
         labels: Labels,
     ) -> Float[Tensor, "batch component"]:
-        """The posterior probability of each component, given the squared distance from its mean and that along its axes."""
+        """Posterior probabilities, from the squared distance to each mean (`away`) and the part along each axis."""
         of_axes, of_rest = self.variances + noise[..., None], self.rest + noise
         others = self.means.shape[1] - along.shape[2]
         distance = (along.square() / of_axes).sum(2) + (away - along.square().sum(2)).clamp(min=0) / of_rest
@@ -82,18 +81,32 @@ class Mixture(nn.Module):
         return torch.softmax(likely.masked_fill(~possible, -torch.inf), 1)
 
 
+def squared_distances(
+    points: Float[Tensor, "batch dimension"], means: Float[Tensor, "component dimension"]
+) -> Float[Tensor, "batch component"]:
+    """In float64 where there is one: small differences of large distances count, and the batch must not change them."""
+    if points.device.type != "mps":
+        points, means = points.double(), means.double()
+    return torch.cdist(points, means, compute_mode="donot_use_mm_for_euclid_dist").square()
+
+
 class Component(NamedTuple):
     mean: Float[Tensor, " dimension"]
     axes: Float[Tensor, "rank dimension"]
     variances: Float[Tensor, " rank"]
     total: Float[Tensor, ""]
     """The sum of the variances in all directions."""
-    count: int
+    size: int
     label: int
 
 
 def fit(
-    train: Latents, labels: Labels, held_out: Latents, held_out_labels: Labels, sigma: Sigmas, noise: Latents
+    train: Float[Tensor, "count channel height width"],
+    labels: Int[Tensor, " count"],
+    held_out: Latents,
+    held_out_labels: Labels,
+    sigma: Sigmas,
+    noise: Latents,
 ) -> Mixture:
     """The mixture of `train` that denoises `held_out`, made noisy by `sigma * noise`, best, of several ranks and sizes.
 
@@ -139,12 +152,12 @@ def components_of(
     components = []
     for label, members in groups.items():
         mine = points[members]
-        part = nearest_means(mine, clusters)
-        means = torch.stack([mine[part == index].mean(0) for index in range(clusters)])
+        part = nearest_means(mine, clusters).unique(return_inverse=True)[1]  # renumbered, as some may be empty
+        means = torch.stack([mine[part == index].mean(0) for index in range(int(part.max()) + 1)])
         away = mine - means[part]
         _, spreads, axes = torch.svd_lowrank(away, q=min(3 * rank // 2, *away.shape), niter=1)
         common = (SHARED / len(mine)) ** 0.5 * (axes * spreads).T
-        for index in range(clusters):
+        for index in range(len(means)):
             own = away[part == index]
             both = torch.cat([((1 - SHARED) / len(own)) ** 0.5 * own, common])
             _, spreads, axes = torch.svd_lowrank(both, q=rank, niter=1)
@@ -156,7 +169,7 @@ def nearest_means(points: Float[Tensor, "count dimension"], clusters: int, round
     """Lloyd's algorithm in the 64 principal coordinates; a cluster that is left by all takes a point at random."""
     if clusters == 1:
         return torch.zeros(len(points), dtype=torch.long, device=points.device)
-    _, _, axes = torch.svd_lowrank(points - points.mean(0), q=64, niter=1)
+    _, _, axes = torch.svd_lowrank(points - points.mean(0), q=min(64, *points.shape), niter=1)
     places = (points - points.mean(0)) @ axes
     means = places[Rng(("clusters",)).permutation(len(points))[:clusters].to(points.device)]
     for number in range(rounds):
@@ -169,7 +182,7 @@ def nearest_means(points: Float[Tensor, "count dimension"], clusters: int, round
 
 
 def mixture_of(components: Sequence[Component], rank: int) -> Mixture:
-    dimension, count = len(components[0].mean), sum(component.count for component in components)
+    dimension, count = len(components[0].mean), sum(component.size for component in components)
     mixture = Mixture(len(components), rank, dimension).to(components[0].mean.device)
     for index, component in enumerate(components):
         mixture.means[index] = component.mean
@@ -177,6 +190,6 @@ def mixture_of(components: Sequence[Component], rank: int) -> Mixture:
         mixture.variances[index] = component.variances[:rank].clamp(min=1e-6)
         left = component.total - component.variances[:rank].sum()
         mixture.rest[index] = (left / max(1, dimension - rank)).clamp(min=1e-4)
-        mixture.prior[index] = component.count / count
+        mixture.prior[index] = component.size / count
         mixture.label[index] = component.label
     return mixture

@@ -42,7 +42,7 @@ class FirstStageConfig(Config):
     perceptual: float = Field(default=0.1, ge=0)
     perceptual_share: float = Field(default=0.25, gt=0, le=1)
     """Fraction of each batch that the perceptual distance looks at: it costs more than the autoencoder."""
-    kl: float = Field(default=1e-3, ge=0)
+    kl: float = Field(default=1e-5, ge=0)
     adversarial: float = Field(default=0.1, ge=0)
     """Gradient of the critic's loss at the picture, relative to the reconstruction's. 0: no critic at all."""
     adversarial_cap: float = Field(default=1.0, gt=0)

@@ -1,0 +1,119 @@
+import pytest
+import torch
+from analytic import mixture as analytic_mixture
+
+from calotype.diffusion.gaussian import Mixture, fit
+from calotype.vocabulary import NOT_TOLD
+
+SIGMAS = [0.01, 0.3, 1.0, 5.0, 100.0]
+
+
+def filled(means, axes, variances, rest, label=None):
+    mixture = Mixture(*axes.shape[:2], axes.shape[2])
+    mixture.means.copy_(means), mixture.axes.copy_(axes), mixture.variances.copy_(variances), mixture.rest.copy_(rest)
+    mixture.prior.fill_(1 / len(means))
+    mixture.label.copy_(torch.tensor([NOT_TOLD] * len(means) if label is None else label))
+    return mixture.double()
+
+
+def untold(count):
+    return torch.full((count,), NOT_TOLD)
+
+
+def parted(means, spreads, counts):
+    """Clean pictures (count, 2, 2, 2) around each of the means."""
+    parts = [mean + spread * torch.randn(count, 8) for mean, spread, count in zip(means, spreads, counts, strict=True)]
+    return torch.cat(parts).reshape(-1, 2, 2, 2)
+
+
+def fitted(train, labels=None, seed=1):
+    labels = untold(len(train)) if labels is None else labels
+    torch.manual_seed(seed)
+    sigma = torch.rand(len(train)) * 2 + 0.05
+    return fit(train, labels, train, labels, sigma, torch.randn_like(train))
+
+
+@pytest.mark.parametrize("sigma", SIGMAS)
+@pytest.mark.parametrize("rank", [0, 3, 8])
+def test_one_component_is_the_posterior_mean_of_a_gaussian(sigma, rank):
+    """`mean + C (C + sigma^2)^-1 (noisy - mean)`, with `C` written out."""
+    axes = torch.linalg.qr(torch.randn(8, 8, dtype=torch.float64))[0][:rank]
+    variances, mean = torch.logspace(-2, 1, rank, dtype=torch.float64), torch.randn(8, dtype=torch.float64)
+    covariance = 0.3 * torch.eye(8, dtype=torch.float64) + axes.T @ torch.diag(variances - 0.3) @ axes
+    noisy = 3 * torch.randn(5, 2, 2, 2, dtype=torch.float64)
+    shrink = covariance @ torch.linalg.inv(covariance + sigma**2 * torch.eye(8))
+    expected = mean + (noisy.flatten(1) - mean) @ shrink.T
+    mixture = filled(mean[None], axes[None], variances[None], torch.tensor([0.3]))
+    found = mixture.denoise(noisy, torch.full((5,), sigma).double(), untold(5))
+    assert torch.allclose(found.flatten(1), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("sigma", SIGMAS)
+@pytest.mark.parametrize("label", [None, 2])
+def test_several_components_are_the_posterior_mean_of_their_mixture(sigma, label):
+    """And of the components of a label alone, where that is told."""
+    means = torch.randn(4, 6, dtype=torch.float64)
+    labels = None if label is None else [0, 2, 1, 2]
+    mixture = filled(means, torch.zeros(4, 0, 6), torch.zeros(4, 0), torch.full((4,), 0.09), labels)
+    noisy = torch.randn(7, 6, 1, 1, dtype=torch.float64)
+    told = untold(7) if label is None else torch.full((7,), label)
+    exact = analytic_mixture(means if label is None else means[[1, 3]], 0.3)
+    found = mixture.denoise(noisy, torch.full((7,), sigma).double(), told)
+    assert torch.allclose(found, exact(noisy, sigma), atol=1e-6)
+
+
+@pytest.mark.parametrize("sigma", SIGMAS)
+def test_the_answer_does_not_depend_on_the_batch(sigma):
+    """Nor is it lost in rounding where the noise is large and its dimensions many: distances near 1e4 differ by 1."""
+    means = torch.randn(3, 2048)
+    mixture = filled(means, torch.zeros(3, 0, 2048), torch.zeros(3, 0), torch.full((3,), 0.1)).float()
+    noisy = (means[torch.arange(40) % 3] + sigma * torch.randn(40, 2048)).reshape(40, 32, 8, 8)
+    levels = torch.full((40,), sigma)
+    together = mixture.denoise(noisy, levels, untold(40))
+    alone = torch.cat([mixture.denoise(noisy[[one]], levels[[one]], untold(1)) for one in range(40)])
+    exact = mixture.double().denoise(noisy.double(), levels.double(), untold(40))
+    assert torch.allclose(together, alone, atol=2e-6) and torch.allclose(together.double(), exact, atol=1e-3)
+
+
+def test_the_fit_finds_the_gaussian_it_was_drawn_from():
+    spread = torch.logspace(-1, 0.5, 8)
+    mixture = fitted(parted([torch.arange(8.0)], [spread], [4000]))
+    sigma, noisy = torch.full((50,), 0.7), torch.arange(8.0) + torch.randn(50, 8)
+    exact = torch.arange(8.0) + spread**2 / (spread**2 + 0.49) * (noisy - torch.arange(8.0))
+    found = mixture.denoise(noisy.reshape(-1, 2, 2, 2), sigma, untold(50)).flatten(1)
+    assert (found - exact).square().mean() < 0.01
+
+
+def test_labels_have_means_of_their_own():
+    labels = torch.arange(200) % 2
+    train = parted([torch.zeros(8)], [0.1], [200]) + 5.0 * labels.reshape(-1, 1, 1, 1)
+    mixture, lost = fitted(train, labels), torch.zeros(2, 2, 2, 2)
+    found = mixture.denoise(lost, torch.full((2,), 1000.0), torch.tensor([0, 1])).flatten(1).mean(1)
+    assert torch.allclose(found, torch.tensor([0.0, 5.0]), atol=0.1)
+    both = mixture.denoise(lost, torch.full((2,), 1000.0), untold(2)).mean()
+    assert abs(both - 2.5) < 0.2
+
+
+POOR = {
+    "one picture": lambda: torch.randn(1, 2, 2, 2),
+    "two pictures": lambda: torch.randn(2, 2, 2, 2),
+    "equal pictures": lambda: torch.ones(400, 2, 2, 2),
+    "three kinds": lambda: torch.randn(3, 2, 2, 2)[torch.arange(400) % 3],
+    "one far away": lambda: torch.cat([torch.zeros(399, 2, 2, 2), torch.full((1, 2, 2, 2), 1000.0)]),
+    "many pictures of few values": lambda: torch.randn(1000, 2, 1, 1),
+}
+
+
+@pytest.mark.parametrize("train", POOR.values(), ids=POOR)
+def test_poor_data_make_a_sound_mixture(train):
+    train = train()
+    mixture = fitted(train)
+    for sigma in (1e-3, 1.0, 1e3):
+        found = mixture.denoise(train[:50], torch.full((len(train[:50]),), sigma), untold(len(train[:50])))
+        assert found.isfinite().all() and (sigma > 1e-3 or torch.allclose(found, train[:50], atol=0.1))
+
+
+def test_classes_too_rare_for_a_gaussian_share_one():
+    labels = torch.tensor([0] * 100 + [1] * 5)
+    mixture = fitted(torch.randn(105, 2, 2, 2), labels)
+    assert (mixture.label == NOT_TOLD).all()
