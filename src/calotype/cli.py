@@ -28,7 +28,7 @@ app.add_typer(data, name="data")
 
 Folder = Annotated[Path, typer.Argument(help="Folder of pictures; class subfolders become labels.", show_default=False)]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.", show_default=False)]
-Size = Annotated[int, typer.Option(help="Side of the pictures in pixels.")]
+Size = Annotated[int | None, typer.Option(help="Side of the pictures in pixels. [default: 64]", show_default=False)]
 Budget = Annotated[str, typer.Option(help="How long it may take in all: 20s, 10m, 1h30m.")]
 Kind = Annotated[str, typer.Option(help="What to train: latent.")]
 Out = Annotated[Path | None, typer.Option(help="Where to write. [default: runs/NAME-SIZE-N]", show_default=False)]
@@ -41,7 +41,7 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
 
 @app.command()
 def train(
-    folder: Folder, size: Size = 64, budget: Budget = "30m", kind: Kind = "latent", out: Out = None,
+    folder: Folder, size: Size = None, budget: Budget = "30m", kind: Kind = "latent", out: Out = None,
     recipe: RecipeFile = None, set: Set = None, device: Device = "auto",
 ) -> None:  # fmt: skip
     """Plan, train, sample and report: from a folder of pictures to new ones."""
@@ -50,7 +50,7 @@ def train(
 
 @app.command()
 def plan(
-    folder: Folder, size: Size = 64, budget: Budget = "30m", kind: Kind = "latent",
+    folder: Folder, size: Size = None, budget: Budget = "30m", kind: Kind = "latent",
     recipe: RecipeFile = None, set: Set = None, device: Device = "auto",
 ) -> None:  # fmt: skip
     """Show what `train` would do, why, and what it would cost."""
@@ -62,7 +62,7 @@ def plan(
 
 @app.command()
 def demo(
-    size: Size = 64, budget: Budget = "10m", out: Out = None, recipe: RecipeFile = None, set: Set = None,
+    size: Size = None, budget: Budget = "10m", out: Out = None, recipe: RecipeFile = None, set: Set = None,
     device: Device = "auto",
 ) -> None:  # fmt: skip
     """`train` on the embedded portraits."""
@@ -109,7 +109,7 @@ def sample(
 
 @data.command()
 def portraits(
-    size: Size = 64,
+    size: Annotated[int, typer.Option(help="Side of the pictures in pixels.")] = 64,
     count: Annotated[
         int | None, typer.Option(help="How many, evenly over the classes. [default: all]", show_default=False)
     ] = None,
@@ -125,7 +125,7 @@ def portraits(
 
 
 def _wish(
-    folder: Path | None, size: int, budget: str, kind: str, out: Path | None, recipe: Path | None,
+    folder: Path | None, size: int | None, budget: str, kind: str, out: Path | None, recipe: Path | None,
     overrides: list[str] | None, device: str,
 ) -> Wish:  # fmt: skip
     import psutil
@@ -155,7 +155,8 @@ def seconds(text: str) -> float:
     """`90`, `20s`, `10m`, `1h30m`, `2d` in seconds. Raises `UserError` for anything else, and for nothing at all."""
     from calotype.vocabulary import UserError
 
-    parts = re.fullmatch(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m(?:in)?)?(?:(\d+)s?)?", text.strip().lower())
+    text = text.strip().lower()
+    parts = re.fullmatch(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m(?:in)?)?(?:(\d+)s)?", f"{text}s" if text.isdigit() else text)
     total = (
         sum(int(part or 0) * unit for part, unit in zip(parts.groups(), (86400, 3600, 60, 1), strict=True))
         if parts

@@ -33,6 +33,7 @@ from calotype.spaces.latent import LatentSpace
 from calotype.vocabulary import NOT_TOLD, UserError
 
 PORTRAITS = "portraits"
+SIZE = 64
 Progress = Callable[[int, int, str], None]
 
 
@@ -53,7 +54,7 @@ class Wish:
 
     folder: Path | None
     """None: the embedded portraits."""
-    size: int
+    size: int | None
     budget: float
     """Seconds."""
     out: Path | None = None
@@ -64,15 +65,16 @@ class Wish:
     """When the budget began to run, in seconds since the epoch."""
 
     def settings(self) -> dict[str, Any]:
-        """Of the recipe file and the overrides; `size` in them counts for less than the option does."""
+        """Of the recipe file and the overrides, with the size: the option's, else theirs, else 64."""
         from_file = read_recipe(self.recipe) if self.recipe else {}
-        return merge(from_file, read_overrides(self.overrides, from_file), {"size": self.size})
+        given = {} if self.size is None else {"size": self.size}
+        return merge({"size": SIZE}, from_file, read_overrides(self.overrides, from_file), given)
 
 
 def plan(wish: Wish, voice: Voice) -> Plan:
     """The plan alone."""
     settings = wish.settings()
-    pictures = read(wish.folder, wish.size, None, voice)
+    pictures = read(wish.folder, settings["size"], None, voice)
     made = _plan(wish, settings, pictures, examine(wish.device))
     voice.plan(made)
     return made
@@ -80,8 +82,9 @@ def plan(wish: Wish, voice: Voice) -> Plan:
 
 def train(wish: Wish, voice: Voice) -> Path:
     """From a folder of pictures to a model, its samples and a report. Returns the folder of the run."""
-    settings, folder = wish.settings(), run_folder(wish)
-    pictures = read(wish.folder, wish.size, folder / "cache", voice)
+    settings = wish.settings()
+    folder = run_folder(wish, settings["size"])
+    pictures = read(wish.folder, settings["size"], folder / "cache", voice)
     was_read = time.time()
     machine = examine(wish.device)
     made = _plan(wish, settings, pictures, machine)
@@ -143,7 +146,8 @@ def write_data(size: int, count: int | None, out: Path, voice: Voice) -> None:
 def develop(run: Run, plan: Plan, pictures: Pictures, machine: Machine, voice: Voice) -> Path:
     """All legs of a run, then its model, samples and report. Raises `Interrupted` when asked to stop."""
     with run.locked():
-        run.state["state"] = "failed"
+        run.state["state"] = "training"
+        run.save()
         try:
             with stoppable() as stop:
                 _develop(run, plan, pictures, machine.device, voice, stop)
@@ -151,6 +155,9 @@ def develop(run: Run, plan: Plan, pictures: Pictures, machine: Machine, voice: V
         except (Interrupted, KeyboardInterrupt):
             run.state["state"] = "interrupted"
             raise Interrupted from None
+        except BaseException:
+            run.state["state"] = "failed"
+            raise
         finally:
             run.state["peak_memory_bytes"] = peak_memory(machine.device)
             run.save()
@@ -189,7 +196,7 @@ def _go(run: Run, leg: Leg, plan: Plan, voice: Voice, stop: threading.Event) -> 
 
 
 def _plan(wish: Wish, settings: dict[str, Any], pictures: Pictures, machine: Machine) -> Plan:
-    return make_plan(pictures, machine, wish.size, wish.budget, time.time() - wish.started, settings)
+    return make_plan(pictures, machine, settings["size"], wish.budget, time.time() - wish.started, settings)
 
 
 def read(folder: Path | None, size: int, cache: Path | None, voice: Voice) -> Pictures:
@@ -199,7 +206,7 @@ def read(folder: Path | None, size: int, cache: Path | None, voice: Voice) -> Pi
         return read_folder(folder, size, cache, lambda done, total: progress(done, total, ""))
 
 
-def run_folder(wish: Wish) -> Path:
+def run_folder(wish: Wish, size: int) -> Path:
     """`--out`, or the first free `runs/NAME-SIZE-N`. Raises `UserError` if `--out` has something in it."""
     if wish.out is not None:
         if wish.out.exists() and (wish.out.is_file() or any(wish.out.iterdir())):
@@ -208,7 +215,7 @@ def run_folder(wish: Wish) -> Path:
         return wish.out
     name = wish.folder.resolve().name if wish.folder else PORTRAITS
     numbers = iter(range(1, 1 << 30))
-    return next(path for number in numbers if not (path := Path("runs") / f"{name}-{wish.size}-{number}").exists())
+    return next(path for number in numbers if not (path := Path("runs") / f"{name}-{size}-{number}").exists())
 
 
 def about(wish: Wish, folder: Path, pictures: Pictures) -> dict[str, Any]:

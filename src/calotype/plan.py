@@ -6,6 +6,7 @@ Costs are not looked up: one real step of every kind is taken with the real netw
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -23,7 +24,7 @@ from calotype.learning.player import Player, PlayerConfig
 from calotype.learning.train import Clock, Source, learn
 from calotype.legs import picture_source, start_linear
 from calotype.machine import Machine, best_time, peak_memory
-from calotype.recipe import Recipe, check, merge
+from calotype.recipe import Backbone, Recipe, check, merge
 from calotype.stage import generate
 from calotype.vocabulary import NOT_TOLD, Rng, UserError
 
@@ -78,9 +79,10 @@ def make_plan(
     `settings` (of a recipe file and of `--set`) stand above what the plan would choose.
     Raises `UserError` where the settings do not fit the pictures.
     """
-    proposal, choices = propose(pictures, machine, size, budget)
+    proposal, why_backbone = propose(pictures, machine, size, budget)
     recipe = check(merge(proposal, settings))
     check_sizes(recipe)
+    choices = explain(recipe, check(proposal), pictures, why_backbone)
     plan = Plan(recipe, str(machine), budget, choices, notes=list(pictures.notes))
     measured = Measurement(recipe, pictures, machine.device)
     plan.phases = {"autoencoder": measured.autoencoder(), "denoiser": measured.denoiser()}
@@ -88,8 +90,8 @@ def make_plan(
     return plan
 
 
-def propose(pictures: Pictures, machine: Machine, size: int, budget: float) -> tuple[dict[str, Any], list[Choice]]:
-    """The settings that suit these pictures, this machine and this much time, each with its reason."""
+def propose(pictures: Pictures, machine: Machine, size: int, budget: float) -> tuple[dict[str, Any], str]:
+    """The settings that suit these pictures, this machine and this much time, and why this backbone."""
     reduction, channels = choose_space(size)
     side = max(1, size // reduction)
     backbone, why_backbone = choose_backbone(side, REACHED * machine.flops * budget * (1 - AUTOENCODER_SHARE))
@@ -110,17 +112,35 @@ def propose(pictures: Pictures, machine: Machine, size: int, budget: float) -> t
         },
         "sampling": {"guidance": 2.0 if pictures.classes else 1.0},
     }
-    choices = [
-        Choice("latents", f"{side} x {side} x {channels} (f{reduction})", "few places, so that the denoiser is cheap"),
-        Choice("denoiser", describe(backbone), why_backbone),
-        Choice("start", "closed-form Gaussians", "the network starts beside the best that needs no training"),
-        Choice("precision", precision, f"measured here: bfloat16 is {'' if machine.fast_bfloat16 else 'not '}faster"),
-        Choice(
-            "labels", ", ".join(pictures.classes) or "none", "class subfolders" if pictures.classes else "none found"
+    return settings, why_backbone
+
+
+def explain(recipe: Recipe, proposed: Recipe, pictures: Pictures, why_backbone: str) -> list[Choice]:
+    """What was chosen, by the plan with its reason or by the user."""
+    network, count = recipe.autoencoder.network, len(pictures.train_indices)
+    side = recipe.size // network.reduction
+
+    def choice(what: str, value: str, of: Callable[[Recipe], object], why: str) -> Choice:
+        return Choice(what, value, why if of(recipe) == of(proposed) else "as you set it")
+
+    return [
+        choice(
+            "latents", f"{side} x {side} x {network.channels} (f{network.reduction})",
+            lambda one: one.autoencoder.network, "few places, so that the denoiser is cheap",
         ),
-        Choice("dropout", "0.1" if few else "0", f"{len(pictures.train_indices):,} pictures to train on"),
-    ]
-    return settings, choices
+        choice("denoiser", describe(recipe.denoiser.backbone), lambda one: one.denoiser.backbone, why_backbone),
+        choice(
+            "start", recipe.denoiser.start, lambda one: one.denoiser.start,
+            "closed-form Gaussians are the best denoiser that needs no training; the network learns what is left",
+        ),
+        choice("schedule", recipe.denoiser.schedule.kind, lambda one: one.denoiser.schedule, "straight paths"),
+        choice("precision", recipe.precision, lambda one: one.precision, "both were timed here; this is faster"),
+        Choice("labels", ", ".join(pictures.classes) or "none", f"class subfolders; {count:,} pictures to train on"),
+        choice(
+            "dropout", f"{recipe.denoiser.backbone.dropout:g}", lambda one: one.denoiser.backbone.dropout,
+            f"{FEW_PICTURES:,} pictures and more need none",
+        ),
+    ]  # fmt: skip
 
 
 FEW_PICTURES = 1000
@@ -159,8 +179,10 @@ REACHED = 0.4
 """Of the speed of a single convolution, what a whole training step reaches."""
 
 
-def describe(backbone: dict[str, Any]) -> str:
-    return f"DiT of {backbone['depth']} layers, width {backbone['width']}, patches of {backbone['patch']}"
+def describe(backbone: Backbone) -> str:
+    if backbone.kind == "dit":
+        return f"DiT of {backbone.depth} layers, width {backbone.width}, patches of {backbone.patch}"
+    return f"UNet of width {backbone.width}, {len(backbone.multiples)} levels of {backbone.blocks} blocks"
 
 
 def check_sizes(recipe: Recipe) -> None:

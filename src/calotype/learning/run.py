@@ -133,6 +133,7 @@ def go(run: Run, leg: Leg, stop: threading.Event, progress: Callable[[int, int, 
         Chore(always, stop_if_asked),
     ]
     train(leg.objective, leg.players, leg.source, leg.clock, chores)
+    leg.clock.advance(0)
     save(leg.clock, News({}, {}))
     run.state["legs"][leg.name] = "finished"
     run.save()

@@ -68,7 +68,7 @@ class Dit(nn.Module):
 
 
 class DitBlock(nn.Module):
-    """Attention, then a feed-forward network; the vector scales, shifts and gates both, and gates start at 0 (adaLN-zero)."""
+    """Attention, then a feed-forward network; the vector scales, shifts, gates both; gates start at 0 (adaLN-zero)."""
 
     def __init__(self, config: DitConfig) -> None:
         super().__init__()
