@@ -199,15 +199,17 @@ def test_the_work_done_is_the_share_of_the_time(phases):
 @pytest.mark.parametrize(
     ("config", "ends"),
     [
-        ({}, [0.6, 0.75, 1.0]),
-        ({"adversarial": 0.0}, [1.0]),
-        ({"critic_start": 0.0}, [0.75, 1.0]),
-        ({"critic_start": 0.0, "critic_used": 0.0}, [1.0]),
-        ({"critic_start": 1.0, "critic_used": 1.0}, [1.0]),
-        ({"critic_start": 0.6, "critic_used": 0.2}, [0.6, 1.0]),
+        ({}, [0.5, 0.6, 0.75, 1.0]),
+        ({"perceptual": 0.0}, [0.6, 0.75, 1.0]),
+        ({"adversarial": 0.0, "perceptual_start": 0.3}, [0.3, 1.0]),
+        ({"adversarial": 0.0, "perceptual": 0.0}, [1.0]),
+        ({"critic_start": 0.0, "perceptual": 0.0}, [0.75, 1.0]),
+        ({"critic_start": 0.0, "critic_used": 0.0, "perceptual_start": 0.0}, [1.0]),
+        ({"critic_start": 1.0, "critic_used": 1.0, "perceptual": 0.0}, [1.0]),
+        ({"critic_start": 0.6, "critic_used": 0.2, "perceptual": 0.0}, [0.6, 1.0]),
     ],
 )
-def test_the_phases_end_where_the_critic_makes_steps_dearer(config, ends):
+def test_the_phases_end_where_the_losses_make_steps_dearer(config, ends):
     assert phase_ends(FirstStageConfig(**config)) == ends
 
 

@@ -267,6 +267,10 @@ class Measurement:
     def parameters(self) -> dict[str, int]:
         return {"autoencoder": count_parameters(self.space.vae), "denoiser": count_parameters(self.stage.denoiser)}
 
+    def closed_form(self) -> int:
+        """Numbers that are computed from the pictures and not trained."""
+        return sum(value.numel() for value in self.stage.denoiser.buffers())
+
     def _images(self, count: int) -> torch.Tensor:
         pixels = self.pictures.pixels[torch.arange(count) % len(self.pictures)]
         return images_from_pixels(pixels).to(self.device).contiguous(memory_format=torch.channels_last)
@@ -283,9 +287,12 @@ class Measurement:
 
 def phase_ends(losses: FirstStageConfig) -> list[float]:
     """Fractions of the first leg at which its steps change their cost."""
-    if not losses.adversarial:
-        return [1.0]
-    return sorted({losses.critic_start, max(losses.critic_start, losses.critic_used), 1.0} - {0.0})
+    changes = {1.0}
+    if losses.perceptual:
+        changes |= {losses.perceptual_start}
+    if losses.adversarial:
+        changes |= {losses.critic_start, max(losses.critic_start, losses.critic_used)}
+    return sorted(changes - {0.0})
 
 
 def count_parameters(network: nn.Module) -> int:
@@ -332,7 +339,7 @@ def allot(plan: Plan, measured: Measurement, count: int, left: float) -> None:
         "seconds_a_step": {name: costs[name] * getattr(recipe, name).batch for name in costs},
         "seconds": {"latents": encode, "samples": samples, **seconds},
         "peak_memory_bytes": peak_memory(measured.device),
-        "disk_bytes": disk_bytes(recipe, parameters, count),
+        "disk_bytes": disk_bytes(recipe, sum(parameters.values()), measured.closed_form(), count),
     }
 
 
@@ -341,10 +348,11 @@ def fit_images(images: float, batch: int) -> int:
     return max(1, math.floor(images / batch)) * batch
 
 
-def disk_bytes(recipe: Recipe, parameters: dict[str, int], count: int) -> int:
+def disk_bytes(recipe: Recipe, parameters: int, closed_form: int, count: int) -> int:
     """Two checkpoints of weights, average and two moments each, the model, and the latents in float16."""
     latents = 2 * recipe.autoencoder.network.channels * (recipe.size // recipe.autoencoder.network.reduction) ** 2
-    return sum(parameters.values()) * 4 * (2 * 4 + 1) + 2 * latents * count * (2 if recipe.flip else 1)
+    checkpoint, model = 4 * (4 * parameters + 2 * closed_form), 4 * (parameters + closed_form)
+    return 2 * checkpoint + model + 2 * latents * count * (2 if recipe.flip else 1)
 
 
 class Pace:

@@ -39,7 +39,9 @@ class FirstStageConfig(Config):
 
     edges: float = Field(default=0.5, ge=0)
     """Of the L1 distance of neighbouring pixels' differences, beside the L1 distance of the pixels, which has 1."""
-    perceptual: float = Field(default=0.1, ge=0)
+    perceptual: float = Field(default=0.02, ge=0)
+    perceptual_start: float = Field(default=0.5, ge=0, le=1)
+    """From this fraction of the run on: large shapes first, and half of the run at half the cost."""
     perceptual_share: float = Field(default=0.25, gt=0, le=1)
     """Fraction of each batch that the perceptual distance looks at: it costs more than the autoencoder."""
     kl: float = Field(default=1e-5, ge=0)
@@ -73,22 +75,17 @@ class FirstStage:
         return losses
 
     def _autoencoder(self, real: Images, fake: Images, moments: Moments, progress: float) -> Loss:
-        terms = {
-            "l1": (fake - real).abs().mean(),
-            "edges": self.config.edges * edge_distance(real, fake),
-            "perceptual": self.config.perceptual * self._perceptual(real, fake),
-        }
+        config = self.config
+        terms = {"l1": (fake - real).abs().mean(), "edges": config.edges * edge_distance(real, fake)}
+        if config.perceptual and progress >= config.perceptual_start:
+            some = share(len(real), config.perceptual_share)
+            distance = perceptual_distance(self.features, fake[:some], real[:some]).mean()
+            terms["perceptual"] = config.perceptual * distance
         reconstruction = torch.stack(list(terms.values())).sum()
-        terms["kl"] = self.config.kl * kl_to_normal(moments).mean()
-        if self.config.adversarial and progress >= max(self.config.critic_start, self.config.critic_used):
+        terms["kl"] = config.kl * kl_to_normal(moments).mean()
+        if config.adversarial and progress >= max(config.critic_start, config.critic_used):
             terms["adversarial"] = self._adversarial(reconstruction, fake)
         return Loss(torch.stack(list(terms.values())).sum(), {name: term.detach() for name, term in terms.items()})
-
-    def _perceptual(self, real: Images, fake: Images) -> Tensor:
-        if not self.config.perceptual:
-            return torch.zeros((), device=real.device)
-        some = share(len(real), self.config.perceptual_share)
-        return perceptual_distance(self.features, fake[:some], real[:some]).mean()
 
     def _adversarial(self, reconstruction: Tensor, fake: Images) -> Tensor:
         """Hinge loss; its gradient at the picture is `adversarial` times the length of the reconstruction's.

@@ -41,7 +41,7 @@ class VaeConfig(Config):
     stem: PositiveInt = Field(default=4, description="Side of the patches that the networks see as one pixel.")
     widths: tuple[PositiveInt, ...] = Field(default=(96, 192), description="Channels at each level, from `stem` down.")
     encoder_blocks: PositiveInt = 1
-    decoder_blocks: PositiveInt = 3
+    decoder_blocks: PositiveInt = 2
 
     @model_validator(mode="after")
     def _ladder(self) -> VaeConfig:
