@@ -151,7 +151,7 @@ def test_a_save_that_fails_leaves_the_one_before(saved, tmp_path, again):
         assert restore(place, found).name in ("denoiser-0000000016", new)
         assert fingerprint(found.players) in (prints[16], fingerprint(leg.players))
 
-    every_failure(work, (checkpoint, "save_file"))
+    every_failure(work, (checkpoint, "write_tensors"))
 
 
 def test_a_save_is_the_same_every_time(saved, tmp_path):

@@ -243,7 +243,7 @@ def test_from_pictures_to_pictures(tell, folder, finished):
     assert state["state"] == "finished" and set(state["legs"].values()) == {"finished"}
     code, said, wrong = tell("sample", run, "--count", "2", "--label", "b", "--seed", "3", "--steps", "2")
     assert (code, wrong) == (0, [])
-    assert {"3-0000-b.png", "3-0001-b.png", "grid.png"} <= {path.name for path in (run / "samples").iterdir()}
+    assert {"3-0000-b.png", "3-0001-b.png", "grid.png"} <= {path.name for path in (run / "samples-1").iterdir()}
     code, said, wrong = tell("resume", run)
     assert code == 0 and "finished already" in said[0]
 
@@ -448,7 +448,7 @@ def test_ctrl_c_saves_and_says_so(folder, finished):
     time.sleep(0.1)
     go.touch()
     _, wrong = process.communicate(timeout=60)
-    assert process.returncode == 130 and wrong.count("\n") == 1 and "everything is saved" in wrong
+    assert process.returncode == 130 and wrong.count("\n") == 1 and "what was learned is saved" in wrong
     assert Run.open(run).state["state"] == "interrupted"
     assert (run / "checkpoints" / "autoencoder-0000000024").is_dir() and (run / "report.html").exists()
     assert resumed(run) == products(finished)
@@ -500,7 +500,7 @@ def test_the_plan_is_told_in_full(finished, capsys):
 def test_the_first_free_folder_is_taken(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for number in (1, 2):
-        free = commands.run_folder(wish(tmp_path / "my pictures", None))
+        free = commands.run_folder(wish(tmp_path / "my pictures", None), 16)
         assert free == Path("runs") / f"my pictures-16-{number}"
         free.mkdir(parents=True)
 

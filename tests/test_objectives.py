@@ -44,7 +44,8 @@ def batch_of(count=4, size=16):
 
 def first_stage(vae=None, **config):
     critic = perturbed(Critic(CriticConfig(width=4, depth=2)))
-    return FirstStage(vae or tiny_vae(), critic, efficientnet_lite0(), FirstStageConfig(**{"perceptual_start": 0.0} | config))
+    config = FirstStageConfig(**{"perceptual_start": 0.0} | config)
+    return FirstStage(vae or tiny_vae(), critic, efficientnet_lite0(), config)
 
 
 def reconstruct(stage, images):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import sys
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from calotype.commands import Wish
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that spin while they wait crawl on a busy machine
+
+NO_FOLDER = (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)
 
 app = typer.Typer(
     help="Train an image generator on a folder of your own pictures.",
@@ -177,8 +180,6 @@ def main() -> None:
 
 def _explain(error: Exception) -> int:
     """One line for the user; the traceback goes to a file."""
-    import errno
-
     if isinstance(about := getattr(error, "format_message", lambda: None)(), str):  # typer's own: a wrong option
         print(about if "\n" in about else f"calotype: {about.rstrip('.')}; try: calotype --help", file=sys.stderr)
         return 2
@@ -187,20 +188,28 @@ def _explain(error: Exception) -> int:
     from calotype.vocabulary import UserError
 
     if isinstance(error, Interrupted):
-        print("stopped; everything is saved. Go on with: calotype resume RUN", file=sys.stderr)
+        print(f"stopped; what was learned is saved. Go on with: calotype resume {error}", file=sys.stderr)
         return 130
     if isinstance(error, UserError):
         print(f"calotype: {error}", file=sys.stderr)
         return 2
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+    full = (errno.ENOSPC, errno.EDQUOT)
+    if isinstance(error, OSError) and error.errno in (*full, errno.EACCES, errno.EROFS, *NO_FOLDER):
         place = f" at {error.filename}" if error.filename else ""
-        print(
-            f"calotype: {error.strerror}{place}; free some space or choose another place, then resume", file=sys.stderr
-        )
+        hint = "free some space, then resume" if error.errno in full else "choose a folder that can be written to"
+        print(f"calotype: {error.strerror}{place}; {hint}", file=sys.stderr)
         return 2
-    log = Path.home() / ".cache" / "calotype" / "error.log"
-    log.parent.mkdir(parents=True, exist_ok=True)
-    log.write_text("".join(traceback.format_exception(error)))
     about = f"{type(error).__name__}: {error}".splitlines()[0]
-    print(f"calotype: {about} (this is our mistake; the details are in {log})", file=sys.stderr)
+    print(f"calotype: {about} (this is our mistake; {_kept(error)})", file=sys.stderr)
     return 1
+
+
+def _kept(error: Exception) -> str:
+    """Where the traceback went."""
+    log = Path.home() / ".cache" / "calotype" / "error.log"
+    try:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        log.write_text("".join(traceback.format_exception(error)))
+    except OSError as other:
+        return f"its details could not be written to {log}: {other.strerror}"
+    return f"the details are in {log}"

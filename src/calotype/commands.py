@@ -90,7 +90,8 @@ def train(wish: Wish, voice: Voice) -> Path:
     made = _plan(wish, settings, pictures, machine)
     voice.plan(made)
     check_disk(folder, made)
-    run = Run(folder, about(wish, folder, pictures))
+    voice.say(f"the run is in {folder}")
+    run = Run(folder, {**about(wish, folder, pictures), "threads": machine.threads})
     run.spend("read", was_read - wish.started)
     run.spend("plan", time.time() - was_read)
     write_whole(folder / "recipe.toml", to_toml(made.recipe))
@@ -112,7 +113,7 @@ def resume(folder: Path, device: str, voice: Voice) -> Path:
         raise UserError(
             f"the pictures in {source} have changed since {folder} was started; put them back, or start a new run"
         )
-    return develop(run, made, pictures, examine(device), voice)
+    return develop(run, made, pictures, examine(device, run.state.get("threads")), voice)
 
 
 def sample(
@@ -123,7 +124,7 @@ def sample(
         raise UserError(f"count is {count}, but must be at least 1")
     model = load(folder, device)
     names = [model.classes[index] if index != NOT_TOLD else "picture" for index in model.labels(count, label)]
-    out = out or folder / "samples"
+    out = out or free(folder / "samples")
     out.mkdir(parents=True, exist_ok=True)
     pictures: list[Image.Image] = []
     with voice.bar("samples") as progress:
@@ -154,7 +155,7 @@ def develop(run: Run, plan: Plan, pictures: Pictures, machine: Machine, voice: V
             run.state["state"] = "finished"
         except (Interrupted, KeyboardInterrupt):
             run.state["state"] = "interrupted"
-            raise Interrupted from None
+            raise Interrupted(str(run.folder)) from None
         except BaseException:
             run.state["state"] = "failed"
             raise
@@ -208,14 +209,21 @@ def read(folder: Path | None, size: int, cache: Path | None, voice: Voice) -> Pi
 
 def run_folder(wish: Wish, size: int) -> Path:
     """`--out`, or the first free `runs/NAME-SIZE-N`. Raises `UserError` if `--out` has something in it."""
+    if wish.folder is not None and (wish.out or Path("runs")).resolve().is_relative_to(wish.folder.resolve()):
+        raise UserError(f"the run would lie inside the pictures in {wish.folder}; choose another place with --out")
     if wish.out is not None:
         if wish.out.exists() and (wish.out.is_file() or any(wish.out.iterdir())):
             hint = f"go on with: calotype resume {wish.out}" if (wish.out / "run.json").exists() else "choose another"
             raise UserError(f"--out {wish.out} is not an empty folder; {hint}")
         return wish.out
     name = wish.folder.resolve().name if wish.folder else PORTRAITS
+    return free(Path("runs") / f"{name}-{size}")
+
+
+def free(path: Path) -> Path:
+    """The path with the first number behind it that is not taken."""
     numbers = iter(range(1, 1 << 30))
-    return next(path for number in numbers if not (path := Path("runs") / f"{name}-{size}-{number}").exists())
+    return next(one for number in numbers if not (one := path.with_name(f"{path.name}-{number}")).exists())
 
 
 def about(wish: Wish, folder: Path, pictures: Pictures) -> dict[str, Any]:

@@ -7,9 +7,12 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+from safetensors.torch import save
+from torch import Tensor
 
 from calotype.vocabulary import UserError
 
@@ -20,7 +23,7 @@ def write_whole(path: Path, content: bytes | str) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
-            file.write(content.encode("utf-8") if isinstance(content, str) else content)
+            file.write(content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -28,8 +31,13 @@ def write_whole(path: Path, content: bytes | str) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """As safetensors, but a full disk is an `OSError`, and the file can be read by all who may read the folder."""
+    write_whole(path, save({name: value.contiguous() for name, value in tensors.items()}))
+
+
 def write_json(path: Path, value: Any) -> None:
-    write_whole(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+    write_whole(path, json.dumps(value, indent=1) + "\n")
 
 
 def read_json(path: Path) -> Any:

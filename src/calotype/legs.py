@@ -135,7 +135,7 @@ def denoiser_leg(
 
 def fit_mixture(recipe: Recipe, pictures: Pictures, space: LatentSpace, cache: LatentCache, rng: Rng) -> Mixture:
     """The closed-form start of the denoiser, from as many training latents as `MOST_VALUES` allows."""
-    device = space.mean.device
+    device = space.mean.device if space.mean.device.type == "cuda" else torch.device("cpu")
     most = max(2, MOST_VALUES // cache.moments[0, 0].numel())
 
     def latents(chosen: torch.Tensor) -> tuple[Latents, Labels]:

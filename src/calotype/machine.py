@@ -48,10 +48,14 @@ def find_device(wanted: str = "auto") -> torch.device:
     return torch.device(here[0] if wanted == "auto" else wanted)
 
 
-def examine(wanted: str = "auto") -> Machine:
-    """Finds the device, then times a convolution to choose the threads and the precision (about half a second)."""
+def examine(wanted: str = "auto", threads: int | None = None) -> Machine:
+    """Finds the device, then times a convolution to choose the threads and the precision (about half a second).
+
+    A resumed run keeps its `threads`: sums in another order would be other sums.
+    """
     device = find_device(wanted)
-    threads = choose_threads() if device.type == "cpu" else torch.get_num_threads()
+    if threads is None:
+        threads = choose_threads() if device.type == "cpu" else torch.get_num_threads()
     torch.set_num_threads(threads)
     exact, rough = (time_convolution(device, dtype) for dtype in (torch.float32, torch.bfloat16))
     flops = 2 * 9 * 64 * 64 * 8 * 32 * 32 / min(exact, rough)

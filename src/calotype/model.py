@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from calotype.build import build_space, build_stage
 from calotype.data.images import pils_from_images
 from calotype.diffusion.gaussian import Mixture
-from calotype.files import is_whole, read_json, whole_folder, write_json
+from calotype.files import is_whole, read_json, whole_folder, write_json, write_tensors
 from calotype.machine import find_device
 from calotype.recipe import Recipe, check
 from calotype.spaces.latent import LatentSpace
@@ -82,11 +82,8 @@ def changed(sampling: Sampling, changes: dict[str, Any]) -> Sampling:
 def save_model(folder: Path, recipe: Recipe, space: LatentSpace, stage: Stage, classes: Sequence[str]) -> None:
     """Writes all that sampling needs into one folder: two files of weights and one of settings."""
     with whole_folder(folder) as path:
-        save_file(
-            {name: value.contiguous() for name, value in space.state_dict().items()}, path / "autoencoder.safetensors"
-        )
-        weights = {name: value.contiguous() for name, value in stage.denoiser.state_dict().items()}
-        save_file(weights, path / "denoiser.safetensors")
+        write_tensors(path / "autoencoder.safetensors", space.state_dict())
+        write_tensors(path / "denoiser.safetensors", stage.denoiser.state_dict())
         write_json(
             path / "model.json", {"format": FORMAT, "classes": list(classes), "recipe": recipe.model_dump(mode="json")}
         )

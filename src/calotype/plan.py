@@ -80,6 +80,8 @@ def make_plan(
     Raises `UserError` where the settings do not fit the pictures.
     """
     proposal, why_backbone = propose(pictures, machine, size, budget)
+    rate = {"denoiser": {"learn": {"learning_rate": learning_rate(check(merge(proposal, settings)).denoiser.backbone)}}}
+    proposal = merge(proposal, rate)
     recipe = check(merge(proposal, settings))
     check_sizes(recipe)
     choices = explain(recipe, check(proposal), pictures, why_backbone)
@@ -107,7 +109,6 @@ def propose(pictures: Pictures, machine: Machine, size: int, budget: float) -> t
         },
         "denoiser": {
             "backbone": {**backbone, "dropout": 0.1 if few else 0.0},
-            "learn": {"learning_rate": 0.4 / backbone["width"]},
             "schedule": {"kind": "flow", "shift": max(1.0, math.sqrt(channels * side**2 / 4096))},
         },
         "sampling": {"guidance": 2.0 if pictures.classes else 1.0},
@@ -177,6 +178,11 @@ ENOUGH_IMAGES = 20_000
 """A smaller network that sees this many pictures is better than a larger one that sees fewer."""
 REACHED = 0.4
 """Of the speed of a single convolution, what a whole training step reaches."""
+
+
+def learning_rate(backbone: Backbone) -> float:
+    """Wider layers take smaller steps; a UNet's convolutions, with nine times the inputs, smaller ones."""
+    return (0.4 if backbone.kind == "dit" else 0.04) / backbone.width
 
 
 def describe(backbone: Backbone) -> str:
@@ -319,6 +325,10 @@ def allot(plan: Plan, measured: Measurement, count: int, left: float) -> None:
     plan.final_count = max(4, int(some) // 6 * 6)
     samples = some * a_picture + 1.0  # not of `final_count`, which jumps: more time must not mean less training
     train = max(0.0, left - encode - samples) / (1 + OVERHEAD)
+    if not train:
+        plan.notes.append(
+            f"the budget is too short: reading, measuring and sampling alone take {samples + encode:.0f} s more"
+        )
     costs = {name: seconds_an_image(phases) for name, phases in plan.phases.items()}
     shares = {"autoencoder": AUTOENCODER_SHARE, "denoiser": 1 - AUTOENCODER_SHARE}
     plan.paced = [name for name in costs if not getattr(recipe, name).images]

@@ -13,7 +13,7 @@ from calotype.diffusion.denoiser import Denoiser
 from calotype.diffusion.guidance import guided, within
 from calotype.diffusion.samplers import SAMPLERS, SamplerName
 from calotype.spaces.pixel import Space
-from calotype.vocabulary import Condition, Config, Denoise, Images, Labels, Latents, NoiseSchedule, Rng
+from calotype.vocabulary import NOT_TOLD, Condition, Config, Denoise, Images, Labels, Latents, NoiseSchedule, Rng
 
 
 class Sampling(Config):
@@ -65,7 +65,7 @@ class Stage:
             return lambda noisy, sigma: self.denoiser(noisy, torch.full_like(noisy[:, 0, 0, 0], sigma), condition)
 
         strong = told(condition)
-        if sampling.guidance == 1:
+        if sampling.guidance == 1 or bool((condition.labels == NOT_TOLD).all()):
             return strong
         both = guided(strong, told(condition.untold()), sampling.guidance)
         return within(both, strong, sampling.guidance_low, sampling.guidance_high)

@@ -9,12 +9,11 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 
 from calotype.data.folder import Pictures
 from calotype.data.images import images_from_pixels
-from calotype.files import write_whole
+from calotype.files import write_tensors
 from calotype.spaces.latent import LatentSpace
 
 
@@ -47,7 +46,7 @@ def cache_latents(
             for mirrored in ([False, True] if flip else [False])
         ]
         found = LatentCache(torch.stack(sides).contiguous())
-        write_whole(path, save({"moments": found.moments}))
+        write_tensors(path, {"moments": found.moments})
         for old in folder.glob("latents-*.safetensors"):
             if old != path:
                 old.unlink()

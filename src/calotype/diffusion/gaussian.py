@@ -26,7 +26,7 @@ FEWEST = 40
 SHARED = 0.5
 """How much of a component's covariance is that of its class around the components' means."""
 MOST_AXIS_VALUES = 2**24
-"""The axes of all components take 64 MB at most."""
+"""The axes of all components take 64 MB, or 16 axes each if that is more."""
 
 
 class Mixture(nn.Module):
@@ -77,6 +77,7 @@ class Mixture(nn.Module):
         distance = (along.square() / of_axes).sum(2) + (away - along.square().sum(2)).clamp(min=0) / of_rest
         volume = of_axes.log().sum(2) + others * of_rest.log()
         possible = (labels[:, None] == self.label) | (self.label == NOT_TOLD) | (labels[:, None] == NOT_TOLD)
+        possible = possible | ~possible.any(1, keepdim=True)  # a class without a component of its own may be any
         likely = self.prior.log() - (distance + volume) / 2
         return torch.softmax(likely.masked_fill(~possible, -torch.inf), 1)
 
@@ -161,7 +162,8 @@ def components_of(
             own = away[part == index]
             both = torch.cat([((1 - SHARED) / len(own)) ** 0.5 * own, common])
             _, spreads, axes = torch.svd_lowrank(both, q=rank, niter=1)
-            components.append(Component(means[index], axes.T, spreads**2, both.square().sum(), len(own), label))
+            total = (1 - SHARED) * own.square().sum() / len(own) + SHARED * away.square().sum() / len(mine)
+            components.append(Component(means[index], axes.T, spreads**2, total, len(own), label))
     return components
 
 

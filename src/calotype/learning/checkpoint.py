@@ -5,9 +5,9 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
-from calotype.files import is_whole, read_json, whole_folder, write_json
+from calotype.files import is_whole, read_json, whole_folder, write_json, write_tensors
 from calotype.learning.player import Player
 from calotype.learning.train import Clock
 
@@ -23,9 +23,7 @@ def save(folder: Path, leg: str, players: dict[str, Player], clock: Clock) -> No
     saved = folder / f"{leg}-{clock.images_seen:010d}"
     with whole_folder(saved) as path:
         for name, player in players.items():
-            save_file(
-                {key: value.contiguous() for key, value in player.tensors().items()}, path / f"{name}.safetensors"
-            )
+            write_tensors(path / f"{name}.safetensors", player.tensors())
         steps = {name: player.steps for name, player in players.items()}
         write_json(path / "state.json", {"clock": clock.state(), "steps": steps})
     kept = [path for path in checkpoints(folder, leg) if path <= saved][-KEPT:]

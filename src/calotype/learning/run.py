@@ -108,6 +108,11 @@ def go(run: Run, leg: Leg, stop: threading.Event, progress: Callable[[int, int, 
     """Trains a leg from its newest checkpoint to its end. Raises `Interrupted` after saving, if `stop` is set."""
     checkpoints = run.folder / "checkpoints"
     found = checkpoint.restore(checkpoints, leg.name, leg.players, leg.clock)
+    if run.state["legs"][leg.name] == "finished" and (found is None or leg.clock.images_seen < leg.clock.total):
+        raise UserError(
+            f"the last checkpoint of the {leg.name} in {checkpoints} is missing or damaged, and what came after it was "
+            f"made with it; put it back, or start a new run"
+        )
     if found is not None:
         run.log("note", text=f"{leg.name}: went on from {found.name}")
     run.state["legs"][leg.name] = "training"

@@ -96,7 +96,7 @@ class Vae(nn.Module):
     @torch.no_grad()
     def start_linear(self, images: Images) -> None:
         """Sets the linear path to the PCA of the patches of `images`, scaled to latents of mean 0 and spread 1."""
-        patches = space_to_channel(images, self.config.reduction).double().transpose(0, 1).flatten(1)
+        patches = space_to_channel(images, self.config.reduction).cpu().double().transpose(0, 1).flatten(1)
         mean = patches.mean(1, keepdim=True)
         variances, axes = torch.linalg.eigh((patches - mean) @ (patches - mean).T / max(1, patches.shape[1] - 1))
         variances, axes = variances.flip(0), axes.flip(1)

@@ -41,9 +41,9 @@ class LatentSpace(nn.Module):
     @torch.no_grad()
     def measure(self, moments: Iterable[Latents]) -> None:
         """Sets mean and spread from the training pictures' moments: spread of the means, and the posterior's own."""
-        count, total, squares = 0, torch.zeros_like(self.mean).double(), torch.zeros_like(self.mean).double()
+        count, total, squares = 0, torch.zeros(self.mean.shape).double(), torch.zeros(self.mean.shape).double()
         for batch in moments:
-            mean, log_variance = batch.double().chunk(2, 1)
+            mean, log_variance = batch.cpu().double().chunk(2, 1)
             count += mean.numel() // self.channels
             total += mean.sum((0, 2, 3), keepdim=True)
             squares += (mean.square() + log_variance.exp()).sum((0, 2, 3), keepdim=True)
