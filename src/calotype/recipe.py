@@ -164,9 +164,12 @@ def explain(error: Any, key: str) -> str:
         got = error.get("input")
         shown = f" (got {got!r})" if isinstance(got, str | int | float | bool) else ""
         return f"{key}: {error['msg'].removeprefix('Value error, ')}{shown}"
-    known = sorted(set(all_keys(Recipe().model_dump())) | set(UnetConfig.model_fields) | set(DitConfig.model_fields))
-    last = key.rpartition(".")[2]
-    close = difflib.get_close_matches(key, known, 1, 0.5) or difflib.get_close_matches(last, known, 1, 0.5)
+    backbones = [f"denoiser.backbone.{name}" for kind in (UnetConfig, DitConfig) for name in kind.model_fields]
+    known = sorted({*all_keys(Recipe().model_dump()), *backbones})
+    table, last = key.partition(".")[0], key.rpartition(".")[2]
+    near = {name.rpartition(".")[2]: name for name in sorted(known, key=lambda name: name.partition(".")[0] == table)}
+    by_last = [near[name] for name in difflib.get_close_matches(last, near, 1, 0.6)]
+    close = difflib.get_close_matches(key, known, 1, 0.75) or by_last or difflib.get_close_matches(key, known, 1, 0.5)
     return f"unknown key {key}" + (f"; did you mean {close[0]}?" if close else "")
 
 
