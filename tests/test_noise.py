@@ -1,3 +1,4 @@
+import itertools
 import math
 from itertools import pairwise
 
@@ -6,8 +7,15 @@ import torch
 from analytic import distance_to_uniform, normal_share
 from diffusers import DDPMScheduler, EDMEulerScheduler, EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler
 
-from calotype.diffusion.noise import Cosine, DdpmTable, Flow, Karras, is_falling_to_zero
+from calotype.diffusion.noise import Cosine, DdpmTable, Flow, Karras
 from calotype.vocabulary import Rng
+
+
+def is_falling_to_zero(sigmas):
+    """What every sampler may assume of its grid."""
+    falls = all(now > later for now, later in itertools.pairwise(sigmas))
+    return len(sigmas) > 1 and sigmas[-1] == 0 and falls
+
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__:DeprecationWarning")  # of diffusers
 SCHEDULES = [

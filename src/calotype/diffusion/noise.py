@@ -7,7 +7,6 @@ a flow `(1 - t) x + t n` has `sigma = t / (1 - t)`. So every schedule of the fie
 from __future__ import annotations
 
 import math
-from itertools import pairwise
 from typing import Annotated, Literal
 
 import torch
@@ -106,8 +105,3 @@ class Flow(Config):
 
 
 Schedule = Annotated[DdpmTable | Cosine | Karras | Flow, Field(discriminator="kind")]
-
-
-def is_falling_to_zero(sigmas: list[float]) -> bool:
-    """What every sampler may assume of its grid."""
-    return len(sigmas) > 1 and sigmas[-1] == 0 and all(now > later for now, later in pairwise(sigmas))
