@@ -6,7 +6,7 @@ from torch import nn
 
 from calotype.diffusion.denoiser import Denoiser
 from calotype.diffusion.gaussian import Mixture
-from calotype.learning.objectives import Denoising, FirstStage
+from calotype.learning.objectives import FirstStage
 from calotype.nets.blocks import channels_last
 from calotype.nets.critic import Critic
 from calotype.nets.dit import Dit, DitConfig
@@ -15,7 +15,7 @@ from calotype.nets.unet import Unet, UnetConfig
 from calotype.nets.vae import Vae
 from calotype.recipe import Backbone, Recipe
 from calotype.spaces.latent import LatentSpace
-from calotype.spaces.pixel import Space
+from calotype.spaces.pixel import PixelSpace, Space
 from calotype.stage import Stage
 
 
@@ -32,18 +32,24 @@ def build_space(recipe: Recipe) -> LatentSpace:
 
 
 def build_stage(recipe: Recipe, space: Space, classes: int, mixture: Mixture | None) -> Stage:
-    """With a mixture, the backbone also sees what that makes of the noisy picture."""
+    """The first stage. With a mixture, the backbone also sees what that makes of the noisy picture."""
     config = recipe.denoiser
     seen = 1 if mixture is None else 2
     backbone = build_backbone(config.backbone, seen * space.channels, space.channels)
-    denoiser = Denoiser(backbone, config.backbone.width, classes, config.scaling, recipe.precision, mixture)
-    return Stage(denoiser, space, config.schedule, recipe.size)
+    width = config.backbone.width
+    denoiser = Denoiser(backbone, width, classes, config.scaling, recipe.precision, config.spread, mixture)
+    return Stage(denoiser, space, config.schedule, recipe.chain[0])
+
+
+def build_enlarger(recipe: Recipe, size: int, classes: int) -> Stage:
+    """The stage that makes pictures of this size from those of the stage before."""
+    config, space = recipe.enlarger(size), PixelSpace()
+    backbone = build_backbone(config.backbone, 2 * space.channels, space.channels)
+    denoiser = Denoiser(backbone, config.backbone.width, classes, config.scaling, recipe.precision, config.spread)
+    smaller = recipe.chain[recipe.chain.index(size) - 1]
+    return Stage(denoiser, space, config.schedule, size, smaller, config.augmentation)
 
 
 def build_first_stage(recipe: Recipe, vae: Vae) -> FirstStage:
     critic = channels_last(Critic(recipe.autoencoder.critic))
     return FirstStage(vae, critic, channels_last(efficientnet_lite0()), recipe.autoencoder.losses)
-
-
-def build_denoising(recipe: Recipe, stage: Stage) -> Denoising:
-    return Denoising(stage, recipe.denoiser.label_dropout)

@@ -33,7 +33,9 @@ Folder = Annotated[Path, typer.Argument(help="Folder of pictures; class subfolde
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.", show_default=False)]
 Size = Annotated[int | None, typer.Option(help="Side of the pictures in pixels. [default: 64]", show_default=False)]
 Budget = Annotated[str, typer.Option(help="How long it may take in all: 20s, 10m, 1h30m.")]
-Kind = Annotated[str, typer.Option(help="What to train: latent.")]
+Kind = Annotated[
+    str | None, typer.Option(help="What to train: latent or cascade. [default: latent]", show_default=False)
+]
 Out = Annotated[Path | None, typer.Option(help="Where to write. [default: runs/NAME-SIZE-N]", show_default=False)]
 RecipeFile = Annotated[Path | None, typer.Option("--recipe", help="TOML file of settings.", show_default=False)]
 Set = Annotated[
@@ -44,7 +46,7 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
 
 @app.command()
 def train(
-    folder: Folder, size: Size = None, budget: Budget = "30m", kind: Kind = "latent", out: Out = None,
+    folder: Folder, size: Size = None, budget: Budget = "30m", kind: Kind = None, out: Out = None,
     recipe: RecipeFile = None, set: Set = None, device: Device = "auto",
 ) -> None:  # fmt: skip
     """Plan, train, sample and report: from a folder of pictures to new ones."""
@@ -53,7 +55,7 @@ def train(
 
 @app.command()
 def plan(
-    folder: Folder, size: Size = None, budget: Budget = "30m", kind: Kind = "latent",
+    folder: Folder, size: Size = None, budget: Budget = "30m", kind: Kind = None,
     recipe: RecipeFile = None, set: Set = None, device: Device = "auto",
 ) -> None:  # fmt: skip
     """Show what `train` would do, why, and what it would cost."""
@@ -65,11 +67,11 @@ def plan(
 
 @app.command()
 def demo(
-    size: Size = None, budget: Budget = "10m", out: Out = None, recipe: RecipeFile = None, set: Set = None,
-    device: Device = "auto",
+    size: Size = None, budget: Budget = "10m", kind: Kind = None, out: Out = None, recipe: RecipeFile = None,
+    set: Set = None, device: Device = "auto",
 ) -> None:  # fmt: skip
     """`train` on the embedded portraits."""
-    _train(_wish(None, size, budget, "latent", out, recipe, set, device))
+    _train(_wish(None, size, budget, kind, out, recipe, set, device))
 
 
 @app.command()
@@ -128,7 +130,7 @@ def portraits(
 
 
 def _wish(
-    folder: Path | None, size: int | None, budget: str, kind: str, out: Path | None, recipe: Path | None,
+    folder: Path | None, size: int | None, budget: str, kind: str | None, out: Path | None, recipe: Path | None,
     overrides: list[str] | None, device: str,
 ) -> Wish:  # fmt: skip
     import psutil
@@ -136,10 +138,10 @@ def _wish(
     from calotype.commands import Wish
     from calotype.vocabulary import UserError
 
-    if kind != "latent":
-        raise UserError(f"--kind is {kind!r}, but this version trains: latent")
+    if kind not in (None, "latent", "cascade"):
+        raise UserError(f"--kind is {kind!r}, but must be latent or cascade")
     started = psutil.Process().create_time()
-    return Wish(folder, size, seconds(budget), out, recipe, tuple(overrides or ()), device, started)
+    return Wish(folder, size, seconds(budget), out, recipe, tuple(overrides or ()), device, kind, started)
 
 
 def _train(wish: Wish) -> None:

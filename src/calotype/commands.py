@@ -23,13 +23,24 @@ from calotype.data.latents import cache_latents
 from calotype.data.portraits import read_portraits, write_portraits
 from calotype.files import read_json, write_json, write_whole
 from calotype.learning.run import Interrupted, Leg, Run, go, stoppable
-from calotype.legs import autoencoder_leg, denoiser_leg
+from calotype.legs import (
+    Examples,
+    autoencoder_leg,
+    crop_examples,
+    denoiser_leg,
+    enlarger_leg,
+    latent_examples,
+    picture_examples,
+    search_levels,
+)
 from calotype.machine import Machine, examine, peak_memory
 from calotype.model import load, save_model
 from calotype.plan import Pace, Plan, make_plan
-from calotype.recipe import check, merge, read_overrides, read_recipe, to_toml
+from calotype.recipe import Recipe, check, merge, read_overrides, read_recipe, to_toml
 from calotype.report import write_report
 from calotype.spaces.latent import LatentSpace
+from calotype.spaces.pixel import PixelSpace, Space
+from calotype.stage import Stage
 from calotype.vocabulary import NOT_TOLD, UserError
 
 PORTRAITS = "portraits"
@@ -61,14 +72,18 @@ class Wish:
     recipe: Path | None = None
     overrides: Sequence[str] = ()
     device: str = "auto"
+    kind: str | None = None
+    """`latent` or `cascade`; None: the recipe's, else latent."""
     started: float = field(default_factory=time.time)
     """When the budget began to run, in seconds since the epoch."""
 
     def settings(self) -> dict[str, Any]:
         """Of the recipe file and the overrides, with the size: the option's, else theirs, else 64."""
         from_file = read_recipe(self.recipe) if self.recipe else {}
-        given = {} if self.size is None else {"size": self.size}
-        return merge({"size": SIZE}, from_file, read_overrides(self.overrides, from_file), given)
+        given = {name: value for name in ("size", "kind") if (value := getattr(self, name)) is not None}
+        settings = merge(from_file, read_overrides(self.overrides, from_file), given)
+        stages = settings.get("stages") or [SIZE]
+        return {"size": stages[-1], **settings}
 
 
 def plan(wish: Wish, voice: Voice) -> Plan:
@@ -91,7 +106,7 @@ def train(wish: Wish, voice: Voice) -> Path:
     voice.plan(made)
     check_disk(folder, made)
     voice.say(f"the run is in {folder}")
-    run = Run(folder, {**about(wish, folder, pictures), "threads": machine.threads})
+    run = Run(folder, {**about(wish, folder, pictures, made.recipe), "threads": machine.threads})
     run.spend("read", was_read - wish.started)
     run.spend("plan", time.time() - was_read)
     write_whole(folder / "recipe.toml", to_toml(made.recipe))
@@ -169,35 +184,92 @@ def develop(run: Run, plan: Plan, pictures: Pictures, machine: Machine, voice: V
 def _develop(
     run: Run, plan: Plan, pictures: Pictures, device: torch.device, voice: Voice, stop: threading.Event
 ) -> None:
+    workshop = Workshop(run, plan, pictures, device, voice, stop)
+    space, examples = workshop.space()
+    stages = [workshop.base(space, examples)]
     recipe = plan.recipe
-    with run.timing("prepare"):
-        first = autoencoder_leg(recipe, pictures, device)
-    _go(run, first, plan, voice, stop)
-    space = LatentSpace(first.vae).to(device)
-    with run.timing("latents"), voice.bar("latents") as progress:
-        folder = run.folder / "cache"
-        cache = cache_latents(
-            space, pictures, recipe.flip, folder, device, lambda done, total: progress(done, total, "")
-        )
-        space.measure(moments.float().to(device) for moments in cache.of(pictures.train_indices))
-    with run.timing("prepare"):
-        second = denoiser_leg(recipe, pictures, space, cache, device)
-    _go(run, second, plan, voice, stop)
-    save_model(run.folder / "model", recipe, space, second.stage, pictures.classes)
+    for size in recipe.chain[1:]:
+        stage = workshop.enlarger(size)
+        recipe = workshop.with_best_level(recipe, stages, stage)
+        stages.append(stage)
+    save_model(run.folder / "model", recipe, stages, pictures.classes)
     with run.timing("samples"):
         sample(run.folder, plan.final_count, None, recipe.seed, run.folder / "samples", str(device), voice)
 
 
-def _go(run: Run, leg: Leg, plan: Plan, voice: Voice, stop: threading.Event) -> None:
-    if leg.name in plan.paced:
-        others = sum(seconds for what, seconds in run.state["seconds"].items() if what != leg.name)
-        leg.pace = Pace(plan.phases[leg.name], plan.budget_seconds - others - plan.after(leg.name))
-    with voice.bar(leg.name) as progress:
-        go(run, leg, stop, progress)
+@dataclass(frozen=True)
+class Workshop:
+    """What all legs of one run need; its methods make the parts of the model, one after the other."""
+
+    run: Run
+    plan: Plan
+    pictures: Pictures
+    device: torch.device
+    voice: Voice
+    stop: threading.Event
+
+    @property
+    def recipe(self) -> Recipe:
+        return self.plan.recipe
+
+    def space(self) -> tuple[Space, Examples]:
+        """What the first stage works in, and its training examples in there."""
+        pictures = self.pictures.shrunk(self.recipe.chain[0])
+        if self.recipe.kind == "cascade":
+            return PixelSpace(), picture_examples(self.recipe, pictures, self.device)
+        with self.run.timing("prepare"):
+            leg = autoencoder_leg(self.recipe, pictures, self.device)
+        self._go(leg)
+        space, folder = LatentSpace(leg.vae).to(self.device), self.run.folder / "cache"
+        with self.run.timing("latents"), self.voice.bar("latents") as bar:
+            cache = cache_latents(space, pictures, self.recipe.flip, folder, self.device, told(bar))
+            space.measure(moments.float().to(self.device) for moments in cache.of(pictures.train_indices))
+        return space, latent_examples(self.recipe, pictures, cache, self.device)
+
+    def base(self, space: Space, examples: Examples) -> Stage:
+        with self.run.timing("prepare"):
+            leg = denoiser_leg(self.recipe, self.pictures, space, examples, self.device)
+        self._go(leg)
+        return leg.stage
+
+    def enlarger(self, size: int) -> Stage:
+        with self.run.timing("prepare"):
+            pictures = self.pictures.shrunk(size)
+            examples = crop_examples(self.recipe, size, pictures, self.device)
+            leg = enlarger_leg(self.recipe, size, pictures, examples, self.device)
+        self._go(leg)
+        return leg.stage
+
+    def with_best_level(self, recipe: Recipe, below: Sequence[Stage], stage: Stage) -> Recipe:
+        """The recipe with the augmentation that suits what the stages below make; a resumed run has it in its state."""
+        size, found = stage.image_size, self.run.state.setdefault("levels", {})
+        crops = self.plan.level_crops.get(str(size), 0)
+        if not crops:
+            return recipe
+        if str(size) not in found:
+            name = f"level-{size}"
+            with self.run.timing(name), self.voice.bar(name) as bar:
+                search = search_levels(recipe, below, stage, self.pictures.shrunk(size), crops, told(bar))
+            found[str(size)] = {"best": search.best, "tried": [list(pair) for pair in search.tried.items()]}
+            self.run.log("levels", size=size, **found[str(size)])
+            self.run.save()
+        best = {"sampling": {"augmentation": found[str(size)]["best"]}}
+        return check(merge(recipe.model_dump(), {"enlarge": {str(size): best}}))
+
+    def _go(self, leg: Leg) -> None:
+        if leg.name in self.plan.paced:
+            others = sum(seconds for what, seconds in self.run.state["seconds"].items() if what != leg.name)
+            leg.pace = Pace(self.plan.phases[leg.name], self.plan.budget_seconds - others - self.plan.after(leg.name))
+        with self.voice.bar(leg.name) as bar:
+            go(self.run, leg, self.stop, bar)
+
+
+def told(bar: Progress) -> Callable[[int, int], None]:
+    return lambda done, total: bar(done, total, "")
 
 
 def _plan(wish: Wish, settings: dict[str, Any], pictures: Pictures, machine: Machine) -> Plan:
-    return make_plan(pictures, machine, settings["size"], wish.budget, time.time() - wish.started, settings)
+    return make_plan(pictures, machine, wish.budget, time.time() - wish.started, settings)
 
 
 def read(folder: Path | None, size: int, cache: Path | None, voice: Voice) -> Pictures:
@@ -217,7 +289,8 @@ def run_folder(wish: Wish, size: int) -> Path:
             raise UserError(f"--out {wish.out} is not an empty folder; {hint}")
         return wish.out
     name = wish.folder.resolve().name if wish.folder else PORTRAITS
-    return free(Path("runs") / f"{name}-{size}")
+    kind = f"-{wish.kind}" if wish.kind == "cascade" else ""
+    return free(Path("runs") / f"{name}-{size}{kind}")
 
 
 def free(path: Path) -> Path:
@@ -226,7 +299,7 @@ def free(path: Path) -> Path:
     return next(one for number in numbers if not (one := path.with_name(f"{path.name}-{number}")).exists())
 
 
-def about(wish: Wish, folder: Path, pictures: Pictures) -> dict[str, Any]:
+def about(wish: Wish, folder: Path, pictures: Pictures, recipe: Recipe) -> dict[str, Any]:
     """What `run.json` says at the start."""
     versions = {name: version(name) for name in ("calotype", "torch")} | {"python": platform.python_version()}
     return {
@@ -238,7 +311,7 @@ def about(wish: Wish, folder: Path, pictures: Pictures) -> dict[str, Any]:
         "pictures": {"train": len(pictures.train_indices), "held_out": len(pictures.held_out_indices)},
         "classes": list(pictures.classes),
         "state": "training",
-        "legs": {"autoencoder": "waiting", "denoiser": "waiting"},
+        "legs": dict.fromkeys(recipe.legs, "waiting"),
         "seconds": {},
         "versions": versions,
     }

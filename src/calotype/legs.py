@@ -1,47 +1,59 @@
-"""The legs of a latent run: what each trains, on what, and how it is looked at. The plan shares these lines."""
+"""The legs of a run: what each trains, on what, and how it is looked at. The plan shares these lines."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from calotype.build import build_denoising, build_first_stage, build_space, build_stage
+from calotype.build import build_enlarger, build_first_stage, build_space, build_stage
 from calotype.data.folder import Pictures
 from calotype.data.images import grid, images_from_pixels, pils_from_images
 from calotype.data.latents import LatentCache
 from calotype.data.sources import LatentSource, PictureSource
 from calotype.diffusion.denoiser import Denoiser
 from calotype.diffusion.gaussian import Mixture, fit
+from calotype.evaluate.levels import Search, in_parts, level_distance, search_level
 from calotype.evaluate.reconstruction import psnr
 from calotype.learning.objectives import Denoising
 from calotype.learning.player import Player
 from calotype.learning.run import Leg, deterministic
-from calotype.learning.train import Clock
+from calotype.learning.train import Clock, Source
 from calotype.nets.perceptual import efficientnet_lite0, perceptual_distance
 from calotype.nets.vae import Vae
-from calotype.recipe import Recipe
+from calotype.recipe import DiffusionConfig, Recipe, leg_above
 from calotype.spaces.latent import LatentSpace
-from calotype.stage import Sampling, Stage, generate
-from calotype.vocabulary import NOT_TOLD, Batch, Images, Labels, Latents, Rng
+from calotype.spaces.pixel import Space
+from calotype.stage import Sampling, Stage, enlarged, generate
+from calotype.vocabulary import NOT_TOLD, Batch, Images, Labels, Rng
 
 PREVIEW_COUNT = 12
 CHECK_COUNT = 128
+CHECK_VALUES = 2**23
+"""A check looks at fewer pictures where they are large: at so many values in all, and at 16 pictures at least."""
 GAUSSIAN_CHECK = 512
+LEVELS_TRIED = 6
+"""How many augmentation levels are tried for a stage that enlarges."""
 MOST_VALUES = 2**26
+
+Examples = Callable[[Tensor], Source]
+"""From the indices of pictures to batches of them, as a denoiser wants them."""
 
 
 def start_linear(space: LatentSpace, pictures: Pictures, device: torch.device) -> None:
     """The closed-form start of the autoencoder, from at most 2,000 training pictures."""
-    chosen = pictures.train_indices[:: max(1, len(pictures.train_indices) // 2000)][:2000]
+    most = max(16, min(2000, MOST_VALUES // pictures.pixels[0].numel()))
+    chosen = pictures.train_indices[:: max(1, len(pictures.train_indices) // most)][:most]
     space.vae.start_linear(images_from_pixels(pictures.pixels[chosen]).to(device))
 
 
 def picture_source(recipe: Recipe, pictures: Pictures, device: torch.device) -> PictureSource:
-    crop = recipe.autoencoder.crop or recipe.size
-    return PictureSource(pictures, Rng((recipe.seed, "pictures")), device, crop, recipe.flip)
+    """For the autoencoder."""
+    crop = recipe.autoencoder.crop or recipe.chain[0]
+    return PictureSource(pictures, pictures.train_indices, Rng((recipe.seed, "pictures")), device, crop, recipe.flip)
 
 
 @dataclass
@@ -60,9 +72,12 @@ class DenoiserLeg(Leg):
     def stage(self) -> Stage:
         """What was learned: the stage with the averaged weights."""
         assert isinstance(self.objective, Denoising)
-        denoiser = self.players["denoiser"].average
-        assert isinstance(denoiser, Denoiser)
-        return replace(self.objective.stage, denoiser=denoiser)
+        return averaged(self.objective.stage, self.players["denoiser"])
+
+
+def averaged(stage: Stage, player: Player) -> Stage:
+    assert isinstance(player.average, Denoiser)
+    return replace(stage, denoiser=player.average)
 
 
 def autoencoder_leg(recipe: Recipe, pictures: Pictures, device: torch.device) -> AutoencoderLeg:
@@ -77,7 +92,8 @@ def autoencoder_leg(recipe: Recipe, pictures: Pictures, device: torch.device) ->
         "autoencoder": Player(space.vae, config.learn),
         "critic": Player(objective.critic, config.critic_learn),
     }
-    look = Reconstructions(held_out_images(pictures, CHECK_COUNT, device), players["autoencoder"].average)
+    count = check_count(pictures.pixels[0].numel())
+    look = Reconstructions(held_out_images(pictures, count, device), players["autoencoder"].average)
     clock = Clock(config.images, config.batch, recipe.seed)
     return AutoencoderLeg(
         "autoencoder", objective, players, picture_source(recipe, pictures, device), clock, look.draw, look.measure
@@ -112,66 +128,157 @@ class Reconstructions:
         return {"psnr": float(psnr(self.images, fake).mean()), "perceptual": float(distance.mean())}
 
 
-def denoiser_leg(
-    recipe: Recipe, pictures: Pictures, space: LatentSpace, cache: LatentCache, device: torch.device
-) -> DenoiserLeg:
-    """The diffusion model in the latents of a trained autoencoder."""
-    deterministic(recipe.seed + 1)
+def latent_examples(recipe: Recipe, pictures: Pictures, cache: LatentCache, device: torch.device) -> Examples:
     rng = Rng((recipe.seed, "latents"))
-    mixture = fit_mixture(recipe, pictures, space, cache, rng) if recipe.denoiser.start == "gaussian" else None
+    return lambda chosen: LatentSource(cache, pictures.labels, chosen, rng, device)
+
+
+def picture_examples(recipe: Recipe, pictures: Pictures, device: torch.device) -> Examples:
+    rng, size = Rng((recipe.seed, "base")), recipe.chain[0]
+    return lambda chosen: PictureSource(pictures, chosen, rng, device, size, recipe.flip)
+
+
+def crop_examples(recipe: Recipe, size: int, pictures: Pictures, device: torch.device) -> Examples:
+    """With their smaller pictures, for the stage that makes pictures of this size."""
+    rng, crop = Rng((recipe.seed, leg_above(size))), recipe.enlarger(size).crop or size
+    factor = size // recipe.chain[recipe.chain.index(size) - 1]
+    return lambda chosen: PictureSource(pictures, chosen, rng, device, crop, recipe.flip, factor)
+
+
+def denoiser_leg(
+    recipe: Recipe, pictures: Pictures, space: Space, examples: Examples, device: torch.device
+) -> DenoiserLeg:
+    """The diffusion model of the first stage, in pixels or in the latents of a trained autoencoder."""
+    deterministic(recipe.seed + 1)
+    mixture = fit_mixture(recipe, pictures, space, examples) if recipe.denoiser.start == "gaussian" else None
     stage = build_stage(recipe, space, len(pictures.classes), mixture)
+    return diffusion_leg("denoiser", recipe, stage, recipe.denoiser, recipe.sampling, pictures, examples, device)
+
+
+def enlarger_leg(
+    recipe: Recipe, size: int, pictures: Pictures, examples: Examples, device: torch.device
+) -> DenoiserLeg:
+    """The diffusion model of a stage that looks at the pictures of the stage before it."""
+    deterministic(recipe.seed + size)
+    stage, config = build_enlarger(recipe, size, len(pictures.classes)), recipe.enlarger(size)
+    return diffusion_leg(leg_above(size), recipe, stage, config, config.sampling, pictures, examples, device)
+
+
+def diffusion_leg(
+    name: str,
+    recipe: Recipe,
+    stage: Stage,
+    config: DiffusionConfig,
+    sampling: Sampling,
+    pictures: Pictures,
+    examples: Examples,
+    device: torch.device,
+) -> DenoiserLeg:
     stage.denoiser.to(device)
-    objective, config = build_denoising(recipe, stage), recipe.denoiser
-    player = Player(stage.denoiser, config.learn)
-    source = LatentSource(cache, pictures.labels, pictures.train_indices, rng, device)
-    held_out = pictures.held_out_indices[:CHECK_COUNT]
-    moments = cache.moments[0, held_out].float().to(device)
-    batch = Batch(moments, pictures.labels[held_out].to(device))
-    assert isinstance(player.average, Denoiser)
-    look = Samples(replace(stage, denoiser=player.average), recipe.sampling, batch, len(pictures.classes), rng)
+    objective, player = Denoising(stage, config.label_dropout), Player(stage.denoiser, config.learn)
+    train = examples(pictures.train_indices)
+    count = check_count(train.batch(0, 1).clean[0].numel())
+    held_out = examples(pictures.held_out_indices).batch(0, min(count, len(pictures.held_out_indices)))
+    same = train.batch(0, len(held_out))
+    rng = Rng((recipe.seed, name))
+    look = Samples(averaged(stage, player), sampling, held_out, same, len(pictures.classes), rng)
     clock = Clock(config.images, config.batch, recipe.seed)
-    return DenoiserLeg("denoiser", objective, {"denoiser": player}, source, clock, look.draw, look.measure)
+    return DenoiserLeg(name, objective, {"denoiser": player}, train, clock, look.draw, look.measure)
 
 
-def fit_mixture(recipe: Recipe, pictures: Pictures, space: LatentSpace, cache: LatentCache, rng: Rng) -> Mixture:
+def search_levels(
+    recipe: Recipe,
+    below: Sequence[Stage],
+    stage: Stage,
+    pictures: Pictures,
+    count: int,
+    progress: Callable[[int, int], None],
+) -> Search:
+    """Which augmentation brings what `stage` makes of pictures from `below` nearest to held-out ones, on few crops."""
+    device = next(stage.denoiser.parameters()).device
+    rng = Rng((recipe.seed, "level", stage.image_size))
+    labels = each_class(count, len(pictures.classes), device)
+    rngs = [rng.at("sample", index) for index in range(count)]
+    small = in_parts(below, recipe.samplings[: len(below)], labels, rngs)
+    config = recipe.enlarger(stage.image_size)
+    side = (config.crop or stage.image_size) // stage.factor
+    corners = rng.at("crop").integers(small.shape[-1] - side + 1, count, 2).tolist()
+    crops = torch.stack([one[:, y : y + side, x : x + side] for one, (y, x) in zip(small, corners, strict=True)])
+    held_out = crop_examples(recipe, stage.image_size, pictures, device)(pictures.held_out_indices)
+    real = held_out.batch(0, count).clean
+    distance = level_distance(stage, config.sampling, crops, labels, real)
+    return search_level(distance, stage.augmentation.most, LEVELS_TRIED, progress)
+
+
+def each_class(count: int, classes: int, device: torch.device) -> Labels:
+    """Every class in turn; not told where there is none."""
+    indices = torch.arange(count, device=device)
+    return indices % classes if classes else torch.full_like(indices, NOT_TOLD)
+
+
+def check_count(values: int) -> int:
+    return max(16, min(CHECK_COUNT, CHECK_VALUES // values))
+
+
+def fit_mixture(recipe: Recipe, pictures: Pictures, space: Space, examples: Examples) -> Mixture:
     """The closed-form start of the denoiser, from as many training latents as `MOST_VALUES` allows."""
-    device = space.mean.device if space.mean.device.type == "cuda" else torch.device("cpu")
-    most = max(2, MOST_VALUES // cache.moments[0, 0].numel())
+    rng = Rng((recipe.seed, "gaussian"))
+    train, held_out = examples(pictures.train_indices), examples(pictures.held_out_indices)
+    few = held_out.batch(0, min(GAUSSIAN_CHECK, len(pictures.held_out_indices)))
+    most = max(2, MOST_VALUES // few.clean[0].numel())
+    many = train.batch(0, min(most, len(pictures.train_indices)))
+    clean, known = (on_solver(space.sample(one.clean, rng)) for one in (many, few))
+    sigma = recipe.denoiser.schedule.draw(len(known), rng.at("sigma")).to(known)
+    noise = rng.at("noise").normal(*known.shape).to(known)
+    return fit(clean, on_solver(many.labels), known, on_solver(few.labels), sigma, noise)
 
-    def latents(chosen: torch.Tensor) -> tuple[Latents, Labels]:
-        chosen = chosen[:: -(-len(chosen) // most)]
-        moments = cache.moments[0, chosen].float().to(device)
-        return space.sample(moments, rng.at("gaussian")), pictures.labels[chosen].to(device)
 
-    held_out, held_out_labels = latents(pictures.held_out_indices[:GAUSSIAN_CHECK])
-    sigma = recipe.denoiser.schedule.draw(len(held_out), rng.at("gaussian", "sigma")).to(device)
-    noise = rng.at("gaussian", "noise").normal(*held_out.shape).to(device)
-    return fit(*latents(pictures.train_indices), held_out, held_out_labels, sigma, noise)
+def on_solver(values: Tensor) -> Tensor:
+    """Where linear algebra is complete: on CUDA, else on the CPU."""
+    return values if values.device.type == "cuda" else values.cpu()
 
 
 @dataclass
 class Samples:
-    """Pictures from a stage with seeds that stay the same, and its loss on held-out latents."""
+    """Pictures from a stage with seeds that stay the same, and its loss on held-out pictures and on trained ones."""
 
     stage: Stage
     sampling: Sampling
     held_out: Batch
+    train: Batch
     classes: int
     rng: Rng
 
     @torch.no_grad()
     def draw(self, path: Path) -> None:
         few = self.sampling.model_copy(update={"steps": min(10, self.sampling.steps)})
-        indices = torch.arange(PREVIEW_COUNT, device=self.held_out.labels.device)
-        labels = indices % self.classes if self.classes else torch.full_like(indices, NOT_TOLD)
+        device, smaller = self.held_out.labels.device, self.held_out.smaller
         rngs = [Rng(("preview", index)) for index in range(PREVIEW_COUNT)]
-        grid(pils_from_images(generate([self.stage], labels, [few], rngs)), 6).save(path)
+        if smaller is None:
+            shown = generate([self.stage], each_class(PREVIEW_COUNT, self.classes, device), [few], rngs)
+        else:
+            shown = self._enlarged(smaller[: PREVIEW_COUNT // 2], few, rngs)
+        grid(pils_from_images(shown), 6).save(path)
+
+    def _enlarged(self, smaller: Images, sampling: Sampling, rngs: list[Rng]) -> Images:
+        """The smaller picture, what the stage makes of it, and what it was: side by side."""
+        count = len(smaller)
+        made = generate([self.stage], self.held_out.labels[:count], [sampling], rngs[:count], smaller)
+        before = enlarged(smaller, self.stage.factor).clamp(-1, 1)
+        return torch.stack([before, made, self.held_out.clean[:count]], 1).flatten(0, 1)
 
     @torch.no_grad()
     def measure(self) -> dict[str, float]:
-        """Each time with the same noise, so that the numbers can be compared."""
-        loss = Denoising(self.stage, label_dropout=0.0).losses(self.held_out, 1.0, self.rng.at("held out"))
-        return {"held_out_loss": float(loss["denoiser"].total)}
+        """Losses, each time with the same noise, so that they can be compared; also by thirds of the noise levels."""
+        objective, rng, measures = Denoising(self.stage, label_dropout=0.0), self.rng.at("check"), {}
+        for name, batch in (("held_out", self.held_out), ("train", self.train)):
+            sigma, loss = objective.each(batch, rng)
+            measures[f"{name}_loss"] = float(loss.mean())
+            thirds = loss[sigma.argsort()].tensor_split(3)
+            for level, third in zip(("low", "middle", "high"), thirds, strict=True):
+                if len(third):
+                    measures[f"{name}_loss_{level}_noise"] = float(third.mean())
+        return measures
 
 
 def held_out_images(pictures: Pictures, count: int, device: torch.device) -> Images:

@@ -12,17 +12,18 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from calotype.build import build_space, build_stage
+from calotype.build import build_enlarger, build_space, build_stage
 from calotype.data.images import pils_from_images
 from calotype.diffusion.gaussian import Mixture
 from calotype.files import is_whole, read_json, whole_folder, write_json, write_tensors
 from calotype.machine import find_device
-from calotype.recipe import Recipe, check
+from calotype.recipe import Recipe, check, leg_above
 from calotype.spaces.latent import LatentSpace
+from calotype.spaces.pixel import PixelSpace, Space
 from calotype.stage import Sampling, Stage, generate
 from calotype.vocabulary import NOT_TOLD, Rng, UserError
 
-FORMAT = 1
+FORMAT = 2
 CHUNK_VALUES = 2**22
 """Pictures are made a few at a time, so that a thousand need no more memory than these many pixel values at once."""
 
@@ -48,7 +49,7 @@ class Model:
     def draw(self, count: int = 1, label: str | None = None, seed: int = 0, **changes: Any) -> Iterator[Image.Image]:
         """The same, one after the other as they are made."""
         labels = self.labels(count, label)
-        samplings = [changed(sampling, changes) for sampling in self.samplings]
+        samplings = changed_all(self.samplings, changes)
         chunk = max(1, min(32, CHUNK_VALUES // (3 * self.stages[-1].image_size ** 2)))
         for start in range(0, count, chunk):
             indices = range(start, min(start + chunk, count))
@@ -79,14 +80,28 @@ def changed(sampling: Sampling, changes: dict[str, Any]) -> Sampling:
     return recipe.sampling
 
 
-def save_model(folder: Path, recipe: Recipe, space: LatentSpace, stage: Stage, classes: Sequence[str]) -> None:
-    """Writes all that sampling needs into one folder: two files of weights and one of settings."""
+def changed_all(samplings: Sequence[Sampling], changes: dict[str, Any]) -> tuple[Sampling, ...]:
+    """`steps` and the guidance are the first stage's: those that enlarge need few steps, and follow what they see."""
+    shared = {name: value for name, value in changes.items() if name not in FIRST_STAGE}
+    return changed(samplings[0], changes), *(changed(sampling, shared) for sampling in samplings[1:])
+
+
+FIRST_STAGE = ("steps", "guidance", "guidance_low", "guidance_high")
+
+
+def save_model(folder: Path, recipe: Recipe, stages: Sequence[Stage], classes: Sequence[str]) -> None:
+    """Writes all that sampling needs into one folder: a file of weights for each network, and one of settings."""
     with whole_folder(folder) as path:
-        write_tensors(path / "autoencoder.safetensors", space.state_dict())
-        write_tensors(path / "denoiser.safetensors", stage.denoiser.state_dict())
-        write_json(
-            path / "model.json", {"format": FORMAT, "classes": list(classes), "recipe": recipe.model_dump(mode="json")}
-        )
+        if isinstance(stages[0].space, LatentSpace):
+            write_tensors(path / "autoencoder.safetensors", stages[0].space.state_dict())
+        for stage in stages:
+            write_tensors(path / weights_file(stage.image_size, recipe), stage.denoiser.state_dict())
+        settings = recipe.model_dump(mode="json")
+        write_json(path / "model.json", {"format": FORMAT, "classes": list(classes), "recipe": settings})
+
+
+def weights_file(size: int, recipe: Recipe) -> str:
+    return f"{'denoiser' if size == recipe.chain[0] else leg_above(size)}.safetensors"
 
 
 def load(path: str | Path, device: str = "auto") -> Model:
@@ -107,11 +122,24 @@ def load(path: str | Path, device: str = "auto") -> Model:
         )
     recipe, classes = check(about["recipe"], lambda key: f"{folder}/model.json"), tuple(about["classes"])
     where = find_device(device)
-    space = build_space(recipe)
-    space.load_state_dict(load_file(folder / "autoencoder.safetensors"))
-    weights = load_file(folder / "denoiser.safetensors")
+    stages = [load_base(folder, recipe, len(classes), where)]
+    for size in recipe.chain[1:]:
+        stage = build_enlarger(recipe, size, len(classes))
+        stage.denoiser.load_state_dict(load_file(folder / weights_file(size, recipe)))
+        stages.append(stage)
+    for stage in stages:
+        stage.denoiser.to(where).eval().requires_grad_(False)
+    return Model(tuple(stages), recipe.samplings, classes, where)
+
+
+def load_base(folder: Path, recipe: Recipe, classes: int, device: torch.device) -> Stage:
+    space: Space = PixelSpace()
+    if recipe.kind == "latent":
+        latents = build_space(recipe)
+        latents.load_state_dict(load_file(folder / "autoencoder.safetensors"))
+        space = latents.to(device).eval().requires_grad_(False)
+    weights = load_file(folder / weights_file(recipe.chain[0], recipe))
     mixture = Mixture(*weights["mixture.axes"].shape) if recipe.denoiser.start == "gaussian" else None
-    stage = build_stage(recipe, space.to(where).eval().requires_grad_(False), len(classes), mixture)
+    stage = build_stage(recipe, space, classes, mixture)
     stage.denoiser.load_state_dict(weights)
-    stage.denoiser.to(where).eval().requires_grad_(False)
-    return Model((stage,), (recipe.sampling,), classes, where)
+    return stage

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import difflib
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tomli_w
-from pydantic import Field, PositiveInt, ValidationError
+from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, model_validator
 
+from calotype.diffusion.augmentation import Augmentation, Noising
 from calotype.diffusion.denoiser import ScalingName
-from calotype.diffusion.noise import Flow, Schedule
+from calotype.diffusion.noise import Flow, Karras, Schedule
 from calotype.learning.objectives import FirstStageConfig
 from calotype.learning.player import PlayerConfig
 from calotype.nets.blocks import Precision
@@ -45,22 +47,52 @@ class AutoencoderRecipe(LegConfig):
     critic_learn: PlayerConfig = PlayerConfig(learning_rate=4e-4, betas=(0.5, 0.9))
 
 
-class DenoiserRecipe(LegConfig):
-    batch: PositiveInt = 32
-    backbone: Backbone = DitConfig()
-    schedule: Schedule = Flow()
-    scaling: ScalingName = "flow"
-    start: Literal["gaussian", "nothing"] = "gaussian"
-    """What stands beside the network before it has learned: the best linear denoiser of the data, or nothing."""
+class DiffusionConfig(LegConfig):
+    """What the diffusion models of all stages have."""
+
+    backbone: Backbone
+    schedule: Schedule
+    scaling: ScalingName
+    spread: PositiveFloat
     label_dropout: float = Field(default=0.1, ge=0, le=1)
     """How often a label is not told, so that the model can be guided away from what it says without one."""
     learn: PlayerConfig = PlayerConfig()
 
 
+class DenoiserRecipe(DiffusionConfig):
+    """The first stage's."""
+
+    batch: PositiveInt = 32
+    backbone: Backbone = DitConfig()
+    schedule: Schedule = Flow()
+    scaling: ScalingName = "flow"
+    spread: PositiveFloat = 1.0
+    """Standard deviation of what is to be made: 1 in latents, about 0.5 in pixels."""
+    start: Literal["gaussian", "nothing"] = "gaussian"
+    """What stands beside the network before it has learned: the best linear denoiser of the data, or nothing."""
+
+
+class EnlargeRecipe(DiffusionConfig):
+    """A stage that looks at the picture of the stage before it, and works in pixels."""
+
+    backbone: Backbone = UnetConfig(patch=4, width=64, multiples=(1, 2, 2), attention_levels=())
+    schedule: Schedule = Karras()
+    scaling: ScalingName = "edm"
+    spread: PositiveFloat = 0.1
+    """Standard deviation of the pictures about the smaller ones, enlarged; the plan measures it."""
+    augmentation: Augmentation = Noising()
+    crop: int = Field(default=0, ge=0)
+    """Side of the random crops to train on; 0: whole pictures."""
+    sampling: Sampling = Sampling(steps=12, guidance=1.0)
+
+
 class Recipe(Config):
-    kind: Literal["latent"] = "latent"
+    kind: Literal["latent", "cascade"] = "latent"
+    """What the first stage works in: the latents of an autoencoder, or pixels."""
     size: PositiveInt = 64
     """Side of the pictures in pixels; each is cropped to a square around its middle."""
+    stages: tuple[PositiveInt, ...] = ()
+    """Side of the pictures after each stage; none: one stage of `size`."""
     seed: int = 0
     flip: bool = False
     """Also train on mirror images."""
@@ -68,10 +100,60 @@ class Recipe(Config):
     autoencoder: AutoencoderRecipe = AutoencoderRecipe()
     denoiser: DenoiserRecipe = DenoiserRecipe()
     sampling: Sampling = Sampling()
+    enlarge: dict[str, EnlargeRecipe] = Field(default_factory=dict)
+    """Of each stage after the first, by its size: `--set enlarge.256.images=10000`."""
+
+    @model_validator(mode="after")
+    def _chain(self) -> Recipe:
+        for smaller, larger in pairwise(self.chain):
+            if larger % smaller or larger <= smaller:
+                raise ValueError(f"stages are {list(self.chain)}, but each must be a whole multiple of the one before")
+        if self.chain[-1] != self.size:
+            raise ValueError(f"stages end at {self.chain[-1]}, but size is {self.size}; the last stage makes that size")
+        above = {str(size) for size in self.chain[1:]}
+        if unknown := set(self.enlarge) - above:
+            raise ValueError(f"enlarge.{min(unknown)} is set, but the stages are {list(self.chain)}")
+        return self
+
+    @property
+    def chain(self) -> tuple[int, ...]:
+        return self.stages or (self.size,)
+
+    def enlarger(self, size: int) -> EnlargeRecipe:
+        return self.enlarge.get(str(size), EnlargeRecipe())
+
+    @property
+    def samplings(self) -> tuple[Sampling, ...]:
+        """Of each stage."""
+        return self.sampling, *(self.enlarger(size).sampling for size in self.chain[1:])
+
+    @property
+    def legs(self) -> dict[str, LegConfig]:
+        """All that is trained, in order."""
+        first: dict[str, LegConfig] = {"autoencoder": self.autoencoder} if self.kind == "latent" else {}
+        return {**first, "denoiser": self.denoiser, **{leg_above(size): self.enlarger(size) for size in self.chain[1:]}}
+
+    def with_images(self, images: dict[str, int]) -> Recipe:
+        """The same, with the number of pictures that each leg sees."""
+        settings: dict[str, Any] = {}
+        for leg, number in images.items():
+            settings = merge(settings, at_path(leg.replace("enlarge-", "enlarge.").split("."), {"images": number}))
+        return check(merge(self.model_dump(), settings))
+
+
+def leg_above(size: int) -> str:
+    """The name of the leg that learns to enlarge to this size."""
+    return f"enlarge-{size}"
+
+
+def at_path(path: Sequence[str], value: Any) -> Any:
+    """`value` in nested tables: `{"a": {"b": value}}`."""
+    return {path[0]: at_path(path[1:], value)} if path else value
 
 
 def to_toml(recipe: Recipe) -> str:
-    return tomli_w.dumps(recipe.model_dump(mode="json"))
+    """All settings; a cascade has no autoencoder."""
+    return tomli_w.dumps(recipe.model_dump(mode="json", exclude={"autoencoder"} if recipe.kind == "cascade" else set()))
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
@@ -154,7 +236,9 @@ def check_layer(settings: dict[str, Any], below: dict[str, Any], place: Any) -> 
 
 def mistake(error: Any, place: Any) -> UserError:
     key = ".".join(
-        str(part) for part in error["loc"] if part not in ("dit", "unet", "flow", "ddpm", "cosine", "karras")
+        str(part)
+        for part in error["loc"]
+        if part not in ("dit", "unet", "flow", "ddpm", "cosine", "karras", "noise", "blur")
     )
     return UserError(f"{place(key)}: {explain(error, key)}")
 

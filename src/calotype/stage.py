@@ -4,16 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field, PositiveInt
 
+from calotype.diffusion.augmentation import Blurring, Noising
 from calotype.diffusion.denoiser import Denoiser
 from calotype.diffusion.guidance import guided, within
 from calotype.diffusion.samplers import SAMPLERS, SamplerName
 from calotype.spaces.pixel import Space
-from calotype.vocabulary import NOT_TOLD, Condition, Config, Denoise, Images, Labels, Latents, NoiseSchedule, Rng
+from calotype.vocabulary import (
+    NOT_TOLD,
+    Condition,
+    Config,
+    Denoise,
+    Images,
+    Labels,
+    Latents,
+    NoiseSchedule,
+    Rng,
+    Sigmas,
+)
+
+NO_AUGMENTATION = Noising(share=0.0)
 
 
 class Sampling(Config):
@@ -27,7 +42,9 @@ class Sampling(Config):
     guidance_high: float = Field(default=1e6, gt=0)
     """Guidance is used for sigmas between these two."""
     augmentation: float = Field(default=0.0, ge=0)
-    """Noise put on the smaller picture, of which the denoiser is told; only for stages that look at one."""
+    """How much the smaller picture is spoilt, of which the denoiser is told; only for stages that look at one."""
+    conditioning: Literal["whole", "truncated"] = "whole"
+    """The smaller picture is made to its end and then made noisy by `augmentation`, or the stage before stops there."""
 
 
 @dataclass(frozen=True)
@@ -39,24 +56,28 @@ class Stage:
     schedule: NoiseSchedule
     image_size: int
     smaller_size: int | None = None
+    augmentation: Noising | Blurring = NO_AUGMENTATION
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """Of the latents of one image."""
-        side = self.image_size // self.space.reduction
-        return self.space.channels, side, side
+        return self.space.channels, self.image_size // self.space.reduction, self.image_size // self.space.reduction
 
-    def condition(self, labels: Labels, smaller: Images | None, augmentation: float, rngs: Sequence[Rng]) -> Condition:
+    @property
+    def factor(self) -> int:
+        """How many times larger than the smaller image; 1 if there is none."""
+        return self.image_size // (self.smaller_size or self.image_size)
+
+    def condition(self, labels: Labels, smaller: Images | None, level: Sigmas, noise: Images) -> Condition:
         """All that the denoiser is told: one line of code for training and sampling, so the two cannot drift apart.
 
-        `smaller` is enlarged, brought into the space, and noised by `augmentation` (arXiv 2106.15282, section 4.2).
+        `smaller` is spoilt by `level`, enlarged, and brought into the space (arXiv 2106.15282, section 4).
         """
         if smaller is None:
             return Condition(labels)
-        enlarged = F.interpolate(smaller, size=(self.image_size, self.image_size), mode="bicubic", antialias=True)
-        known = self.space.sample(self.space.moments(enlarged), rngs[0].at("smaller"))
-        noise = noise_each([rng.at("augmentation") for rng in rngs], self.shape).to(known)
-        return Condition(labels, known + augmentation * noise, torch.full_like(known[:, 0, 0, 0], augmentation))
+        spoilt = self.augmentation.apply(smaller, level, noise)
+        above = self.space.encode(enlarged(spoilt, self.factor))
+        return Condition(labels, above, level, self.augmentation.doubt(level))
 
     def denoise(self, condition: Condition, sampling: Sampling) -> Denoise:
         """The denoiser as a sampler sees it: a function of the noisy picture and sigma, guided as `sampling` says."""
@@ -71,34 +92,75 @@ class Stage:
         return within(both, strong, sampling.guidance_low, sampling.guidance_high)
 
     def steps(
-        self, labels: Labels, smaller: Images | None, sampling: Sampling, rngs: Sequence[Rng]
+        self, labels: Labels, smaller: Images | None, sampling: Sampling, rngs: Sequence[Rng], until: float = 0.0
     ) -> Iterator[Latents]:
-        """The sampler's states, one image a `Rng`: each image depends on its own randomness only."""
-        sigmas = self.schedule.grid(sampling.steps)
+        """The sampler's states from noise down to sigma `until`, one image a `Rng`, on whose randomness alone it hangs.
+
+        The size is that of `smaller` times the factor, where there is one: a crop, or a larger picture.
+        """
+        shape = self.shape if smaller is None else self._shape_above(smaller)
+        sigmas = [*(sigma for sigma in self.schedule.grid(sampling.steps) if sigma > until), until]
+        noisy = sigmas[0] * noise_each([rng.at("start") for rng in rngs], shape).to(labels.device)
+        yield from self.develop(noisy, sigmas, self._told(labels, smaller, sampling, rngs), sampling, rngs)
+
+    def develop(
+        self, noisy: Latents, sigmas: list[float], condition: Condition, sampling: Sampling, rngs: Sequence[Rng]
+    ) -> Iterator[Latents]:
+        """The sampler's states after each step through `sigmas`, from `noisy` at the first of them."""
         draws = iter(range(1 << 30))
 
         def fresh() -> Latents:
             draw = next(draws)
-            return noise_each([rng.at("fresh", draw) for rng in rngs], self.shape).to(labels.device)
+            return noise_each([rng.at("fresh", draw) for rng in rngs], tuple(noisy.shape[1:])).to(noisy.device)
 
-        denoise = self.denoise(self.condition(labels, smaller, sampling.augmentation, rngs), sampling)
-        noisy = sigmas[0] * noise_each([rng.at("start") for rng in rngs], self.shape).to(labels.device)
-        yield from SAMPLERS[sampling.sampler](denoise, noisy, sigmas, fresh)
+        yield from SAMPLERS[sampling.sampler](self.denoise(condition, sampling), noisy, sigmas, fresh)
+
+    def _told(self, labels: Labels, smaller: Images | None, sampling: Sampling, rngs: Sequence[Rng]) -> Condition:
+        level = torch.full(labels.shape, sampling.augmentation, device=labels.device)
+        if smaller is None or sampling.conditioning == "truncated":  # a truncated picture is as noisy as that already
+            return self.condition(labels, smaller, level, torch.zeros(()))
+        noise = noise_each([rng.at("augmentation") for rng in rngs], tuple(smaller.shape[1:]))
+        return self.condition(labels, smaller, level, noise.to(smaller))
+
+    def _shape_above(self, smaller: Images) -> tuple[int, int, int]:
+        height, width = (side * self.factor // self.space.reduction for side in smaller.shape[-2:])
+        return self.space.channels, height, width
 
 
 def noise_each(rngs: Sequence[Rng], shape: tuple[int, ...]) -> Latents:
     return torch.stack([rng.normal(*shape) for rng in rngs])
 
 
+def enlarged(images: Images, factor: int) -> Images:
+    return F.interpolate(images, scale_factor=factor, mode="bicubic")
+
+
+def shrunk(images: Images, factor: int) -> Images:
+    """The mean of each square of `factor` pixels: so a crop of the shrunk picture is the shrunk crop."""
+    return F.avg_pool2d(images, factor)
+
+
 @torch.no_grad()
-def generate(stages: Sequence[Stage], labels: Labels, samplings: Sequence[Sampling], rngs: Sequence[Rng]) -> Images:
-    """Pictures from noise, through all stages. `labels` and `rngs` have one entry a picture."""
-    images: Images | None = None
-    for number, (stage, sampling) in enumerate(zip(stages, samplings, strict=True)):
+def generate(
+    stages: Sequence[Stage],
+    labels: Labels,
+    samplings: Sequence[Sampling],
+    rngs: Sequence[Rng],
+    smaller: Images | None = None,
+) -> Images:
+    """Pictures through all stages, from noise or from `smaller`. `labels` and `rngs` have one entry a picture."""
+    images = smaller
+    for stage, sampling, until in zip(stages, samplings, stops(samplings), strict=True):
         latents = None
-        for latents in stage.steps(labels, images, sampling, [rng.at(number) for rng in rngs]):  # noqa: B007
+        for latents in stage.steps(labels, images, sampling, [rng.at(stage.image_size) for rng in rngs], until):  # noqa: B007
             pass
         assert latents is not None
-        images = stage.space.decode(latents)
+        images = latents if until else stage.space.decode(latents)
     assert images is not None
     return images
+
+
+def stops(samplings: Sequence[Sampling]) -> list[float]:
+    """The sigma at which each stage stops: 0, or the noise that the next one wants to see (arXiv 2106.15282, 4.2)."""
+    wanted = [one.augmentation if one.conditioning == "truncated" else 0.0 for one in samplings[1:]]
+    return [*wanted, 0.0]

@@ -42,8 +42,9 @@ class Condition:
     """What a denoiser is told besides the noisy picture and its sigma."""
 
     labels: Labels
-    smaller: Latents | None = None  # the smaller picture, enlarged and brought into the stage's space
-    augmentation: Sigmas | None = None  # the noise that was put on `smaller`
+    smaller: Latents | None = None  # the smaller picture, augmented, enlarged and brought into the stage's space
+    augmentation: Sigmas | None = None  # how much the smaller picture was spoilt on purpose,
+    doubt: Sigmas | None = None  # and how far off the enlarged one is for that: a standard deviation
 
     def untold(self) -> Condition:
         return replace(self, labels=torch.full_like(self.labels, NOT_TOLD))
@@ -55,6 +56,7 @@ class Batch:
 
     clean: Latents
     labels: Labels
+    smaller: Images | None = None  # the same pictures, shrunk, for a stage that looks at them
 
     def __len__(self) -> int:
         return len(self.clean)

@@ -73,16 +73,17 @@ class Terminal:
 def cost(plan: Plan) -> list[str]:
     """What the plan predicts, in lines."""
     predicted, seconds = plan.predicted, plan.predicted["seconds"]
-    lines = [f"device      {plan.device}, {plan.recipe.precision}"]
-    for leg in ("autoencoder", "denoiser"):
+    lines = [f"device       {plan.device}, {plan.recipe.precision}"]
+    for leg in plan.recipe.legs:
         lines.append(
-            f"{leg:<11} {predicted['parameters'][leg] / 1e6:.1f} M parameters, {predicted['steps'][leg]:,} steps of "
+            f"{leg:<12} {predicted['parameters'][leg] / 1e6:.1f} M parameters, {predicted['steps'][leg]:,} steps of "
             f"{predicted['seconds_a_step'][leg]:.2f} s, {duration(seconds[leg])}"
         )
-    rest = f"{duration(seconds['latents'] + seconds['samples'])} of it for latents and {plan.final_count} samples"
+    beside = sum(spent for what, spent in seconds.items() if what not in plan.recipe.legs)
+    rest = f"{duration(beside)} of it for what is not training; {plan.final_count} samples"
     memory, disk = predicted["peak_memory_bytes"] / 2**30, predicted["disk_bytes"] / 1e6
-    lines.append(f"in all      {duration(sum(seconds.values()))} from here on ({rest})")
-    lines.append(f"needs       {memory:.1f} GB of memory, {disk:,.0f} MB of disk")
+    lines.append(f"in all       {duration(sum(seconds.values()))} from here on ({rest})")
+    lines.append(f"needs        {memory:.1f} GB of memory, {disk:,.0f} MB of disk")
     return lines
 
 

@@ -10,7 +10,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -22,8 +22,18 @@ import torch
 from jaxtyping import Bool, Int, UInt8
 from torch import Tensor
 
-from calotype.data.images import GAP, SUFFIXES, UnreadableError, fit, read_image, shown
+from calotype.data.images import (
+    GAP,
+    SUFFIXES,
+    UnreadableError,
+    fit,
+    images_from_pixels,
+    pixels_from_images,
+    read_image,
+    shown,
+)
 from calotype.files import read_json, sha256, write_json
+from calotype.stage import shrunk
 from calotype.vocabulary import NOT_TOLD, Labels, UserError
 
 Pixels = np.ndarray[tuple[int, int, int, int], np.dtype[np.uint8]]  # (count, 3, size, size)
@@ -51,6 +61,18 @@ class Pictures:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def shrunk(self, size: int) -> Pictures:
+        """The same pictures, smaller by a whole factor; they lie in memory."""
+        if size == (before := self.pixels.shape[-1]):
+            return self
+        parts = [shrunk(images_from_pixels(part), before // size) for part in self.pixels.split(64)]
+        return replace(self, pixels=torch.cat([pixels_from_images(part) for part in parts]))
+
+    def first(self, count: int) -> Pictures:
+        """A few of them, spread evenly over all, held-out ones too."""
+        chosen = torch.arange(0, len(self), max(1, len(self) // count))[:count]
+        return replace(self, pixels=self.pixels[chosen], labels=self.labels[chosen], held_out=self.held_out[chosen])
 
     @property
     def train_indices(self) -> Int[Tensor, " train"]:

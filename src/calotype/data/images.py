@@ -69,9 +69,12 @@ def images_from_pixels(pixels: UInt8[Tensor, "batch 3 height width"]) -> Images:
     return pixels.float() / 127.5 - 1
 
 
+def pixels_from_images(images: Images) -> UInt8[Tensor, "batch 3 height width"]:
+    return ((images.detach().float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
 def pils_from_images(images: Images) -> list[Image.Image]:
-    pixels = ((images.detach().float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-    return [Image.fromarray(picture) for picture in pixels.permute(0, 2, 3, 1).cpu().numpy()]
+    return [Image.fromarray(picture) for picture in pixels_from_images(images).permute(0, 2, 3, 1).cpu().numpy()]
 
 
 def grid(pictures: list[Image.Image], columns: int, gap: int = 2) -> Image.Image:

@@ -10,6 +10,7 @@ from torch import Tensor
 from calotype.data.folder import Pictures
 from calotype.data.images import images_from_pixels
 from calotype.data.latents import LatentCache
+from calotype.stage import shrunk
 from calotype.vocabulary import Batch, Rng
 
 
@@ -22,25 +23,32 @@ def order(count: int, images_seen: int, batch: int, rng: Rng) -> Tensor:
 
 @dataclass(frozen=True)
 class PictureSource:
-    """Training pictures as images, cropped at random to `crop` pixels, half of them mirrored if `flip`."""
+    """Chosen pictures as images, cropped at random to `crop` pixels, half of them mirrored if `flip`.
+
+    With a `factor` above 1 each comes with its shrunk picture, and a crop's corner lies on a pixel of that.
+    """
 
     pictures: Pictures
+    chosen: Tensor
     rng: Rng
     device: torch.device
     crop: int
     flip: bool
+    factor: int = 1
 
     def batch(self, images_seen: int, count: int) -> Batch:
-        chosen = self.pictures.train_indices[order(len(self.pictures.train_indices), images_seen, count, self.rng)]
+        chosen = self.chosen[order(len(self.chosen), images_seen, count, self.rng)]
         rng = self.rng.at("pictures", images_seen)
         images = images_from_pixels(self._crops(self.pictures.pixels[chosen], rng)).to(self.device)
         if self.flip:
             images = torch.where(rng.at("flip").uniform(count, 1, 1, 1).to(self.device) < 0.5, images.flip(-1), images)
-        return Batch(images.contiguous(memory_format=torch.channels_last), self.pictures.labels[chosen].to(self.device))
+        images = images.contiguous(memory_format=torch.channels_last)
+        smaller = shrunk(images, self.factor) if self.factor > 1 else None
+        return Batch(images, self.pictures.labels[chosen].to(self.device), smaller)
 
     def _crops(self, pixels: Tensor, rng: Rng) -> Tensor:
-        free = pixels.shape[-1] - self.crop + 1
-        corners = rng.at("crop").integers(free, len(pixels), 2).tolist()
+        free = (pixels.shape[-1] - self.crop) // self.factor + 1
+        corners = (self.factor * rng.at("crop").integers(free, len(pixels), 2)).tolist()
         cuts = [one[:, y : y + self.crop, x : x + self.crop] for one, (y, x) in zip(pixels, corners, strict=True)]
         return torch.stack(cuts)
 

@@ -43,10 +43,16 @@ def flow(sigma: Tensor) -> Scaling:
     return Scaling(1 / (1 + sigma), -sigma / (1 + sigma), 1 / (1 + sigma))
 
 
-def edm(sigma: Tensor, spread: float = 0.5) -> Scaling:
-    """Inputs and targets of unit variance for data of standard deviation `spread` (arXiv 2206.00364, table 1)."""
-    variance = sigma**2 + spread**2
-    return Scaling(spread**2 / variance, sigma * spread / variance.sqrt(), variance**-0.5)
+def edm(sigma: Tensor) -> Scaling:
+    """Inputs and targets of unit variance (arXiv 2206.00364, table 1, for data of spread 1: see `for_spread`)."""
+    variance = 1 + sigma**2
+    return Scaling(1 / variance, sigma * variance**-0.5, variance**-0.5)
+
+
+def for_spread(scaling: Callable[[Tensor], Scaling], sigma: Tensor, spread: Tensor) -> Scaling:
+    """The scaling of data with another standard deviation than 1: sigma is measured by that."""
+    of_one = scaling(sigma / spread)
+    return Scaling(of_one.skip, spread * of_one.out, of_one.input / spread)
 
 
 ScalingName = Literal["epsilon", "x0", "velocity", "flow", "edm"]
@@ -60,6 +66,9 @@ class Denoiser(nn.Module):
 
     `backbone(image, vector)` gives an image of the shape of the noisy one; all that is told to it besides the picture
     (the noise level, the label, the level of the augmentation) is summed into `vector`.
+
+    Where it looks at a smaller picture, clean pictures are taken to lie around the enlarged one, and else around 0;
+    `spread` is their standard deviation about that.
     """
 
     def __init__(
@@ -69,12 +78,13 @@ class Denoiser(nn.Module):
         classes: int,
         scaling: ScalingName,
         precision: Precision = "float32",
+        spread: float = 1.0,
         mixture: Mixture | None = None,
     ) -> None:
         super().__init__()
         self.mixture = mixture
-        self.backbone, self.classes, self.precision = backbone, classes, precision
-        self.scaling = SCALINGS[scaling]
+        self.backbone, self.classes, self.precision, self.spread = backbone, classes, precision, spread
+        self.row = SCALINGS[scaling]
         self.noise_level = LevelEmbedding(width)
         self.augmentation_level = LevelEmbedding(width)
         self.label = nn.Embedding(classes + 1, width)  # the last row is "not told"
@@ -82,30 +92,39 @@ class Denoiser(nn.Module):
 
     def forward(self, noisy: Latents, sigma: Sigmas, condition: Condition) -> Latents:
         """Estimate of the clean picture, float32, of the shape of `noisy`; `sigma` is one number an image."""
-        scaling = self.scaling(per_image(sigma))
+        scaling = self.scaling(sigma, condition)
         known = self._known(scaling, noisy, sigma, condition)
         return known + scaling.out * self._network(scaling.input, noisy, known, sigma, condition)
 
     def loss(self, clean: Latents, sigma: Sigmas, noise: Latents, condition: Condition) -> Float[Tensor, " batch"]:
         """Squared error of the network's own output: of epsilon, x0, v or the flow, as the scaling has it."""
-        scaling = self.scaling(per_image(sigma))
+        scaling = self.scaling(sigma, condition)
         noisy = clean + per_image(sigma) * noise
         known = self._known(scaling, noisy, sigma, condition)
         target = (clean - known) / scaling.out
         guess = self._network(scaling.input, noisy, known, sigma, condition)
         return (guess - target).square().flatten(1).mean(1)
 
+    def scaling(self, sigma: Sigmas, condition: Condition) -> Scaling:
+        return for_spread(self.row, per_image(sigma), per_image(self._spread(sigma, condition)))
+
+    def _spread(self, sigma: Sigmas, condition: Condition) -> Sigmas:
+        known = torch.full_like(sigma, self.spread)
+        return known if condition.doubt is None else torch.hypot(known, condition.doubt)
+
     def _known(self, scaling: Scaling, noisy: Latents, sigma: Sigmas, condition: Condition) -> Latents:
         """What the network need not say: the scaling's skip, or in its place the denoiser in closed form."""
-        return scaling.skip * noisy if self.mixture is None else self.mixture.denoise(noisy, sigma, condition.labels)
+        if self.mixture is not None:
+            return self.mixture.denoise(noisy, sigma, condition.labels)
+        return scaling.skip * noisy if condition.smaller is None else torch.lerp(condition.smaller, noisy, scaling.skip)
 
     def _network(self, scale: Tensor, noisy: Latents, known: Latents, sigma: Sigmas, condition: Condition) -> Latents:
-        image = scale * noisy
-        vector = self.noise_level(sigma) + self.label(
+        image = scale * (noisy if condition.smaller is None else noisy - condition.smaller)
+        vector = self.noise_level(sigma / self._spread(sigma, condition)) + self.label(
             condition.labels.where(condition.labels != NOT_TOLD, self.classes)
         )
         if condition.augmentation is not None:
-            vector = vector + self.augmentation_level(condition.augmentation)
+            vector = vector + self.augmentation_level(condition.augmentation / self.spread)
         if self.mixture is not None:
             image = torch.cat([image, known], 1)
         if condition.smaller is not None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -14,7 +15,7 @@ from calotype.nets.critic import Critic
 from calotype.nets.perceptual import EfficientNetLite0, perceptual_distance
 from calotype.nets.vae import Moments, Vae
 from calotype.stage import Stage
-from calotype.vocabulary import NOT_TOLD, Batch, Config, Images, Rng
+from calotype.vocabulary import NOT_TOLD, Batch, Config, Images, Rng, Sigmas
 
 
 @dataclass(frozen=True)
@@ -130,13 +131,19 @@ class Denoising:
         self.players: dict[str, nn.Module] = {"denoiser": stage.denoiser}
 
     def losses(self, batch: Batch, progress: float, rng: Rng) -> dict[str, Loss]:
+        loss = self.each(batch, rng)[1].mean()
+        return {"denoiser": Loss(loss, {"loss": loss.detach()})}
+
+    def each(self, batch: Batch, rng: Rng) -> tuple[Sigmas, Float[Tensor, " batch"]]:
+        """The sigma and the loss of every picture."""
         count, device = len(batch), batch.clean.device
         clean = self.stage.space.sample(batch.clean, rng.at("latents"))
         sigma = self.stage.schedule.draw(count, rng.at("sigma")).to(device)
         noise = rng.at("noise").normal(*clean.shape).to(device)
         told = rng.at("told").uniform(count).to(device) >= self.label_dropout
-        batch = replace(batch, labels=batch.labels.where(told, NOT_TOLD))
-        condition = self.stage.condition(batch.labels, None, 0.0, [])
+        labels = batch.labels.where(told, NOT_TOLD)
+        level = self.stage.augmentation.draw(count, rng.at("augmentation")).to(device)
+        spoiling = torch.zeros(()) if batch.smaller is None else rng.at("spoiling").normal(*batch.smaller.shape)
+        condition = self.stage.condition(labels, batch.smaller, level, spoiling.to(device))
         torch.manual_seed(int(rng.at("dropout").integers(2**62, 1)))  # dropout draws from torch's own generator
-        loss = self.stage.denoiser.loss(clean, sigma, noise, condition).mean()
-        return {"denoiser": Loss(loss, {"loss": loss.detach()})}
+        return sigma, self.stage.denoiser.loss(clean, sigma, noise, condition)

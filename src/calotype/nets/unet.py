@@ -9,27 +9,39 @@ import torch.nn.functional as F
 from pydantic import Field, PositiveInt
 from torch import nn
 
-from calotype.nets.blocks import AttentionBlock, ChannelNorm, Recoloured, ResidualBlock, Resized, Vector, faint
+from calotype.nets.blocks import (
+    AttentionBlock,
+    ChannelNorm,
+    Recoloured,
+    ResidualBlock,
+    Resized,
+    Vector,
+    channel_to_space,
+    faint,
+    space_to_channel,
+)
 from calotype.vocabulary import Config, Latents
 
 
 class UnetConfig(Config):
     kind: Literal["unet"] = "unet"
+    patch: PositiveInt = 1
+    """Side of the square of pixels that the network sees as one (arXiv 2301.11093, section 3.2)."""
     width: PositiveInt = 128
-    """Channels at full size, and the width of the vector."""
+    """Channels at the first level, and the width of the vector."""
     multiples: tuple[PositiveInt, ...] = (1, 2)
     """Channels of each level as a multiple of `width`; each level halves the image."""
     blocks: PositiveInt = 2
     """Residual blocks a level (one more on the way up)."""
     attention_levels: tuple[int, ...] = (1,)
-    """Levels with attention after each block; 0 is full size."""
+    """Levels with attention after each block; 0 is the first. Without any, the network is local: it works on crops."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
 
 
 class Unet(nn.Module):
     """(batch, in_channels, height, width) and (batch, config.width) -> (batch, out_channels, height, width).
 
-    Height and width must be multiples of `2 ** (levels - 1)`.
+    Height and width must be multiples of `patch * 2 ** (levels - 1)`.
     """
 
     def __init__(self, config: UnetConfig, in_channels: int, out_channels: int) -> None:
@@ -39,7 +51,8 @@ class Unet(nn.Module):
         def level(index: int, in_width: int, out_width: int) -> UnetLevel:
             return UnetLevel(in_width, out_width, config, attention=index in config.attention_levels)
 
-        self.conv_in = nn.Conv2d(in_channels, widths[0], 3, padding=1)
+        self.patch = config.patch
+        self.conv_in = nn.Conv2d(in_channels * config.patch**2, widths[0], 3, padding=1)
         self.down = nn.ModuleList()
         shelf = [widths[0]]
         for index, width in enumerate(widths):
@@ -51,8 +64,8 @@ class Unet(nn.Module):
                 shelf.append(width)
         self.middle = nn.ModuleList(
             [
-                UnetLevel(widths[-1], widths[-1], config, attention=True),
-                UnetLevel(widths[-1], widths[-1], config, False),
+                UnetLevel(widths[-1], widths[-1], config, attention=len(widths) - 1 in config.attention_levels),
+                UnetLevel(widths[-1], widths[-1], config, attention=False),
             ]
         )
         self.up = nn.ModuleList()
@@ -64,10 +77,10 @@ class Unet(nn.Module):
             if index > 0:
                 self.up.append(Double(width))
         self.norm = ChannelNorm(here)
-        self.conv_out = faint(nn.Conv2d(here, out_channels, 3, padding=1))
+        self.conv_out = faint(nn.Conv2d(here, out_channels * config.patch**2, 3, padding=1))
 
     def forward(self, image: Latents, vector: Vector) -> Recoloured:
-        image = self.conv_in(image)
+        image = self.conv_in(space_to_channel(image, self.patch))
         shelf = [image]
         for block in self.down:
             image = block(image, vector)
@@ -78,7 +91,7 @@ class Unet(nn.Module):
             image = (
                 block(image, vector) if isinstance(block, Double) else block(torch.cat([image, shelf.pop()], 1), vector)
             )
-        return self.conv_out(F.silu(self.norm(image)))
+        return channel_to_space(self.conv_out(F.silu(self.norm(image))), self.patch)
 
 
 class UnetLevel(nn.Module):

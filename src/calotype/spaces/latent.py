@@ -35,6 +35,10 @@ class LatentSpace(nn.Module):
         return (self.vae.sample(parts, noise) - self.mean) / self.spread
 
     @torch.no_grad()
+    def encode(self, images: Images) -> Latents:
+        return (self.vae.encode(images).mean - self.mean) / self.spread
+
+    @torch.no_grad()
     def decode(self, latents: Latents) -> Images:
         return self.vae.decode(latents * self.spread + self.mean).clamp(-1, 1)
 

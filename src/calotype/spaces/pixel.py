@@ -23,6 +23,10 @@ class Space(Protocol):
         """One draw of the latents: fast, random."""
         ...
 
+    def encode(self, images: Images) -> Latents:
+        """The likeliest latents."""
+        ...
+
     def decode(self, latents: Latents) -> Images: ...
 
 
@@ -37,6 +41,9 @@ class PixelSpace:
 
     def sample(self, moments: Latents, rng: Rng) -> Latents:
         return moments
+
+    def encode(self, images: Images) -> Latents:
+        return images
 
     def decode(self, latents: Latents) -> Images:
         return latents.clamp(-1, 1)

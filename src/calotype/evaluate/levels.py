@@ -1,0 +1,76 @@
+"""Which augmentation suits a stage best: tried after training, on pictures that the stages before it have made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from calotype.evaluate.distances import kernel_distance
+from calotype.evaluate.features import features
+from calotype.stage import Sampling, Stage, generate
+from calotype.vocabulary import Images, Labels, Rng
+
+AT_ONCE = 8
+
+
+@dataclass(frozen=True)
+class Search:
+    """What was tried: the kernel distance from real pictures at each level, and the level with the smallest."""
+
+    tried: dict[float, float]
+
+    @property
+    def best(self) -> float:
+        return min(self.tried, key=lambda level: (self.tried[level], level))
+
+
+def search_level(
+    distance: Callable[[float], float], most: float, steps: int, progress: Callable[[int, int], None]
+) -> Search:
+    """The best of an even grid from 0 to `most`, then halfway to its better neighbour and beyond it."""
+    grid = max(2, steps - 2)
+    tried: dict[float, float] = {}
+
+    def attempt(level: float) -> None:
+        if level not in tried:
+            tried[level] = distance(level)
+            progress(len(tried), steps)
+
+    for place in range(grid):
+        attempt(most * place / (grid - 1))
+    gap = most / (grid - 1) / 2
+    for level in (Search(tried).best - gap, Search(tried).best + gap):
+        if 0 <= level <= most:
+            attempt(level)
+    return Search(tried)
+
+
+def level_distance(
+    stage: Stage, sampling: Sampling, smaller: Images, labels: Labels, real: Images
+) -> Callable[[float], float]:
+    """How far what the stage makes of `smaller` lies from `real`, at a level; each time with the same noise."""
+    real_features = features(real.split(AT_ONCE))
+
+    def distance(level: float) -> float:
+        changed = sampling.model_copy(update={"augmentation": level, "conditioning": "whole"})
+        rngs = [Rng(("level", index)) for index in range(len(smaller))]
+        made = in_parts([stage], [changed], labels, rngs, smaller)
+        return kernel_distance(features(made.split(AT_ONCE)), real_features)
+
+    return distance
+
+
+def in_parts(
+    stages: Sequence[Stage],
+    samplings: Sequence[Sampling],
+    labels: Labels,
+    rngs: Sequence[Rng],
+    smaller: Images | None = None,
+) -> Images:
+    """As `generate`, a few at a time."""
+    parts = [slice(start, start + AT_ONCE) for start in range(0, len(labels), AT_ONCE)]
+    small = [None if smaller is None else smaller[part] for part in parts]
+    made = [generate(stages, labels[part], samplings, rngs[part], one) for part, one in zip(parts, small, strict=True)]
+    return torch.cat(made)

@@ -1,0 +1,298 @@
+"""What suits these pictures, this machine and this much time, and why."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from calotype.build import build_backbone
+from calotype.data.folder import Pictures
+from calotype.data.images import images_from_pixels
+from calotype.machine import Machine
+from calotype.nets.dit import DitConfig
+from calotype.nets.unet import UnetConfig
+from calotype.recipe import Backbone, Recipe
+from calotype.stage import enlarged, shrunk
+from calotype.vocabulary import UserError
+
+ENOUGH_IMAGES = 40_000
+"""A smaller network that sees this many pictures is better than a larger one that sees fewer."""
+ENOUGH_CROPS = 12_000
+"""The same of a stage that enlarges: most of what it needs lies in front of it."""
+REACHED = 0.4
+"""Of the speed of a single convolution, what a whole training step reaches."""
+FEW_PICTURES = 1000
+LARGEST_CROP = 256
+"""The autoencoder sees nothing that is larger than this; its networks are local."""
+WEIGHTS = {"autoencoder": 0.3, "denoiser": 0.7, "enlarge": 0.35}
+"""How the training time is shared by the legs of a run, relative to one another."""
+WIDEST_NOISE = 128
+"""Smaller pictures up to this size are augmented with noise, larger ones with blur."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    what: str
+    value: str
+    why: str
+
+
+def shares(legs: Iterable[str]) -> dict[str, float]:
+    """Of the training time."""
+    weights = {leg: WEIGHTS[leg.partition("-")[0]] for leg in legs}
+    return {leg: weight / sum(weights.values()) for leg, weight in weights.items()}
+
+
+def propose(
+    pictures: Pictures, machine: Machine, budget: float, settings: dict[str, Any]
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Settings below those that the user has made, and why each leg has its backbone."""
+    kind, size = settings.get("kind", "latent"), settings["size"]
+    chain = tuple(settings.get("stages") or choose_chain(kind, size))
+    legs = ["autoencoder"] * (kind == "latent") + ["denoiser"] + [f"enlarge-{size}" for size in chain[1:]]
+    operations = {leg: REACHED * machine.flops * budget * part for leg, part in shares(legs).items()}
+    few = len(pictures.train_indices) < FEW_PICTURES
+    made: dict[str, Any] = {
+        "kind": kind,
+        "size": size,
+        "stages": list(chain),
+        "precision": "bfloat16" if machine.fast_bfloat16 else "float32",
+        "flip": False,
+        "sampling": {"guidance": 2.0 if pictures.classes else 1.0},
+    }
+    if kind == "latent":
+        reduction, channels = choose_space(chain[0])
+        network = {"reduction": reduction, "channels": channels, **ladder(reduction)}
+        made["autoencoder"] = {"network": network, "crop": min(chain[0], LARGEST_CROP)}
+        spread = 1.0
+    else:
+        reduction, channels = 1, 3
+        spread = spread_of(pictures, chain[0])
+    side = max(1, chain[0] // reduction)
+    backbone, why = choose_backbone(side, operations["denoiser"])
+    shift = spread * max(1.0, math.sqrt(channels * side**2 / 4096))
+    made["denoiser"] = {
+        "backbone": {**backbone, "dropout": 0.1 if few else 0.0},
+        "schedule": {"kind": "flow", "shift": rounded(shift)},
+        "spread": spread,
+    }
+    reasons = {"denoiser": why}
+    made["enlarge"] = {}
+    for smaller, larger in pairwise(chain):
+        leg = f"enlarge-{larger}"
+        made["enlarge"][str(larger)], reasons[leg] = enlarger(pictures, smaller, larger, operations[leg])
+    return made, reasons
+
+
+def choose_chain(kind: str, size: int) -> tuple[int, ...]:
+    """A cascade grows by 4, or by 2 where that would begin below 64; small pictures are made from half their size."""
+    chain = [size]
+    while kind == "cascade" and (len(chain) == 1 or chain[0] > 64):
+        factor = next((factor for factor in (4, 2) if chain[0] % factor == 0 and chain[0] // factor >= 64), 0)
+        if not factor and len(chain) > 1:
+            break
+        chain.insert(0, chain[0] // (factor or 2))
+    return tuple(chain)
+
+
+def choose_space(size: int) -> tuple[int, int]:
+    """Reduction and channels of the autoencoder: 64 to 256 places up to 256 px; channels grow with the reduction."""
+    for smallest, reduction, channels in ((192, 16, 64), (48, 8, 32), (24, 4, 8)):
+        if size >= smallest:
+            return reduction, channels
+    return 4, 8
+
+
+def ladder(reduction: int) -> dict[str, Any]:
+    """Widths of the autoencoder: the cheap levels are wide."""
+    return {"stem": 4, "widths": {4: [96], 8: [96, 192], 16: [64, 128, 256], 32: [64, 128, 256, 256]}[reduction]}
+
+
+def choose_backbone(side: int, operations: float) -> tuple[dict[str, Any], str]:
+    """The largest DiT that can still see enough pictures with so many operations."""
+    patch = max(1, side // 16)
+    tokens = (side // patch) ** 2
+    for width, depth in ((768, 12), (512, 12), (384, 12), (384, 8), (256, 8), (192, 6), (128, 4)):
+        images = operations / (6 * 12 * width**2 * depth * tokens)  # 12 width ** 2 weights a layer, 6 operations each
+        if images >= ENOUGH_IMAGES:
+            break
+    return {"kind": "dit", "width": width, "depth": depth, "heads": width // 64, "patch": patch}, reason(images)
+
+
+def reason(images: float) -> str:
+    return f"the time allows about {images:,.0f} pictures of training with it"
+
+
+def enlarger(pictures: Pictures, smaller: int, size: int, operations: float) -> tuple[dict[str, Any], str]:
+    """A stage in pixels whose network is local, so that crops are enough: the widest UNet that sees enough of them."""
+    factor = size // smaller
+    patch = math.gcd(min(4, factor), size)
+    crop = min(size, 128 if size <= LARGEST_CROP else LARGEST_CROP)
+    multiples = (1, 2, 2) if crop % (4 * patch) == 0 else (1,)
+    for width, blocks in ((128, 3), (128, 2), (96, 2), (64, 2), (48, 2), (32, 2)):
+        backbone = UnetConfig(patch=patch, width=width, multiples=multiples, blocks=blocks, attention_levels=())
+        crops = operations / (3 * forward_operations(backbone, 6, 3, crop))
+        if crops >= ENOUGH_CROPS:
+            break
+    spread = spread_of(pictures, size, factor)
+    settings = {
+        "batch": 8,
+        "backbone": backbone.model_dump(mode="json"),
+        "schedule": {
+            "kind": "karras",
+            "mean": rounded(math.log(spread)),
+            "smallest": rounded(0.02 * spread),
+            "largest": rounded(30 * spread),
+        },
+        "spread": spread,
+        "augmentation": {"kind": "noise" if smaller <= WIDEST_NOISE else "blur"},
+        "crop": crop,
+        "sampling": {"augmentation": rounded(0.1 if smaller <= WIDEST_NOISE else 0.0)},
+    }
+    return settings, reason(crops)
+
+
+def forward_operations(config: Backbone, in_channels: int, out_channels: int, side: int) -> int:
+    """Of one picture through a network, counted and not run."""
+    with torch.device("meta"), FlopCounterMode(display=False) as counter, torch.no_grad():
+        network = build_backbone(config, in_channels, out_channels)
+        network(torch.empty(1, in_channels, side, side), torch.empty(1, config.width))
+    return counter.get_total_flops()
+
+
+def spread_of(pictures: Pictures, size: int, factor: int = 0) -> float:
+    """Standard deviation of pictures of this size: about 0, or about their shrunk pictures, enlarged again."""
+    chosen = pictures.train_indices[:: max(1, len(pictures.train_indices) // 64)][:64]
+    squares = []
+    for one in chosen:
+        images = shrunk(images_from_pixels(pictures.pixels[one][None]), pictures.pixels.shape[-1] // size)
+        about = enlarged(shrunk(images, factor), factor) if factor else torch.zeros(())
+        squares.append((images - about).square().mean())
+    return rounded(max(1e-3, float(torch.stack(squares).mean().sqrt())))
+
+
+def rounded(value: float) -> float:
+    """To three digits: a recipe is read by people."""
+    return float(f"{value:.3g}")
+
+
+def learning_rate(backbone: Backbone) -> float:
+    """Wider layers take smaller steps; a UNet's convolutions, with nine times the inputs, smaller ones."""
+    return rounded((0.4 if backbone.kind == "dit" else 0.04) / backbone.width)
+
+
+def describe(backbone: Backbone) -> str:
+    if isinstance(backbone, DitConfig):
+        return f"DiT of {backbone.depth} layers, width {backbone.width}, patches of {backbone.patch}"
+    levels = f"{len(backbone.multiples)} levels of {backbone.blocks} blocks"
+    return f"UNet of width {backbone.width}, {levels}, patches of {backbone.patch}"
+
+
+def explain(recipe: Recipe, proposed: Recipe, pictures: Pictures, reasons: dict[str, str]) -> list[Choice]:
+    """What was chosen, by the plan with its reason or by the user."""
+
+    def choice(what: str, value: str, of: Callable[[Recipe], object], why: str) -> Choice:
+        return Choice(what, value, why if of(recipe) == of(proposed) else "as you set it")
+
+    network, count = recipe.autoencoder.network, len(pictures.train_indices)
+    side = recipe.chain[0] // network.reduction
+    latents = choice(
+        "latents", f"{side} x {side} x {network.channels} (f{network.reduction})",
+        lambda one: one.autoencoder.network, "few places, so that the denoiser is cheap",
+    )  # fmt: skip
+    chain = choice(
+        "stages", " -> ".join(f"{size} px" for size in recipe.chain), lambda one: one.chain,
+        "each looks at the picture of the one before; the first is small enough to get the whole right",
+    )  # fmt: skip
+    return [
+        *([latents] if recipe.kind == "latent" else []),
+        *([chain] if len(recipe.chain) > 1 else []),
+        choice(
+            "denoiser", describe(recipe.denoiser.backbone), lambda one: one.denoiser.backbone, reasons["denoiser"]
+        ),
+        *(
+            choice(
+                f"enlarge to {size}", describe(recipe.enlarger(size).backbone),
+                partial(backbone_above, size),
+                f"no attention, so crops of {recipe.enlarger(size).crop or size} px are enough; "
+                f"{reasons[f'enlarge-{size}']}",
+            )
+            for size in recipe.chain[1:]
+        ),
+        choice(
+            "start", recipe.denoiser.start, lambda one: one.denoiser.start,
+            "closed-form Gaussians are the best denoiser that needs no training; the network learns what is left",
+        ),
+        choice("schedule", recipe.denoiser.schedule.kind, lambda one: one.denoiser.schedule, "straight paths"),
+        choice("precision", recipe.precision, lambda one: one.precision, "both were timed here; this is faster"),
+        Choice("labels", ", ".join(pictures.classes) or "none", f"class subfolders; {count:,} pictures to train on"),
+        choice(
+            "dropout", f"{recipe.denoiser.backbone.dropout:g}", lambda one: one.denoiser.backbone.dropout,
+            f"{FEW_PICTURES:,} pictures and more need none",
+        ),
+    ]  # fmt: skip
+
+
+def backbone_above(size: int, recipe: Recipe) -> Backbone:
+    return recipe.enlarger(size).backbone
+
+
+def check_sizes(recipe: Recipe) -> None:
+    """Pictures and crops must divide into what the networks need. Raises `UserError` with sizes that would fit."""
+    base = recipe.chain[0]
+    if recipe.kind == "latent":
+        unit, who = recipe.autoencoder.network.reduction * unit_of(recipe.denoiser.backbone), "autoencoder and denoiser"
+        check_crop("autoencoder.crop", recipe.autoencoder.crop, base, recipe.autoencoder.network.reduction)
+        check_critic(recipe)
+    else:
+        unit, who = unit_of(recipe.denoiser.backbone), "denoiser"
+    check_size("size" if len(recipe.chain) == 1 else "the first stage", base, unit, who)
+    for smaller, size in pairwise(recipe.chain):
+        config = recipe.enlarger(size)
+        unit = math.lcm(unit_of(config.backbone), size // smaller)
+        check_size(f"the stage of {size} px", size, unit, "network")
+        check_crop(f"enlarge.{size}.crop", config.crop, size, unit)
+        if config.sampling.conditioning == "truncated" and (
+            config.augmentation.kind == "blur" or (recipe.kind == "latent" and smaller == base)
+        ):
+            raise UserError(
+                f"enlarge.{size}.sampling.conditioning is truncated, but that needs a stage in pixels before it and "
+                f"augmentation with noise; set it to whole"
+            )
+
+
+def check_size(what: str, size: int, unit: int, who: str) -> None:
+    if size % unit:
+        near = sorted({max(unit, size // unit * unit), -(-size // unit) * unit})
+        raise UserError(
+            f"{what} is {size}, but this {who} need{'' if 'and' in who else 's'} a multiple of {unit}; "
+            f"try {' or '.join(map(str, near))}"
+        )
+
+
+def check_crop(what: str, crop: int, size: int, unit: int) -> None:
+    if crop % unit or crop > size:
+        raise UserError(
+            f"{what} is {crop}, but must be at most {size} and a multiple of {unit}; 0 takes whole pictures"
+        )
+
+
+def check_critic(recipe: Recipe) -> None:
+    seen, halvings = recipe.autoencoder.crop or recipe.chain[0], recipe.autoencoder.critic.depth
+    if seen < 2**halvings:
+        raise UserError(
+            f"the autoencoder sees {seen} px, but its critic halves them {halvings} times; take pictures and crops of "
+            f"at least {2**halvings} px, or set autoencoder.critic.depth={int(math.log2(seen))}"
+        )
+
+
+def unit_of(backbone: Backbone) -> int:
+    """What the side of its picture must be a multiple of."""
+    return backbone.patch * (1 if isinstance(backbone, DitConfig) else 2 ** (len(backbone.multiples) - 1))

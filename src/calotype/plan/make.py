@@ -1,0 +1,184 @@
+"""The plan itself: how the time is divided, what is predicted, and how a leg keeps to its time."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from calotype.data.folder import Pictures
+from calotype.learning.train import Clock
+from calotype.legs import LEVELS_TRIED
+from calotype.machine import Machine, peak_memory
+from calotype.plan.choices import Choice, check_sizes, explain, learning_rate, propose, shares
+from calotype.plan.measurement import Measurement, Phases, seconds_an_image
+from calotype.recipe import Recipe, check, merge
+
+OVERHEAD = 0.05
+"""Of the training time: previews, held-out measures, checkpoints, the log."""
+LEVEL_SHARE, FEWEST_LEVEL_CROPS, MOST_LEVEL_CROPS = 0.05, 12, 96
+"""The search for an augmentation level may take this share of the time; with fewer crops it says nothing."""
+
+
+@dataclass
+class Plan:
+    recipe: Recipe
+    device: str
+    budget_seconds: float
+    choices: list[Choice] = field(default_factory=list)
+    predicted: dict[str, Any] = field(default_factory=dict)
+    phases: dict[str, Phases] = field(default_factory=dict)
+    paced: list[str] = field(default_factory=list)
+    """Legs whose length follows the clock; the others see as many images as the user has set."""
+    final_count: int = 16
+    level_crops: dict[str, int] = field(default_factory=dict)
+    """On how many crops the augmentation of each stage that enlarges is searched; 0: it stays as the recipe has it."""
+    notes: list[str] = field(default_factory=list)
+
+    def as_json(self) -> dict[str, Any]:
+        about = asdict(self)
+        del about["recipe"]
+        return {"kind": self.recipe.kind, "size": self.recipe.size, **about}
+
+    @classmethod
+    def from_json(cls, recipe: Recipe, about: dict[str, Any]) -> Plan:
+        names = ("device", "budget_seconds", "predicted", "paced", "final_count", "level_crops", "notes")
+        kept = {name: about[name] for name in names}
+        phases = {leg: [(end, cost) for end, cost in phases] for leg, phases in about["phases"].items()}
+        return cls(recipe, **kept, phases=phases, choices=[Choice(**choice) for choice in about["choices"]])
+
+    def after(self, leg: str) -> float:
+        """Predicted seconds of all that comes after a leg."""
+        order = list(self.predicted["seconds"])
+        return sum(self.predicted["seconds"][what] for what in order[order.index(leg) + 1 :])
+
+
+def make_plan(pictures: Pictures, machine: Machine, budget: float, spent: float, settings: dict[str, Any]) -> Plan:
+    """A recipe that ends within `budget` seconds, of which `spent` are gone already.
+
+    `settings` (of a recipe file and of `--set`) stand above what the plan would choose.
+    Raises `UserError` where the settings do not fit the pictures.
+    """
+    proposal, reasons = propose(pictures, machine, budget, settings)
+    proposal = with_learning_rates(proposal, check(merge(proposal, settings)))
+    recipe = check(merge(proposal, settings))
+    check_sizes(recipe)
+    choices = explain(recipe, check(proposal), pictures, reasons)
+    plan = Plan(recipe, str(machine), budget, choices, notes=list(pictures.notes))
+    measured = Measurement(recipe, pictures, machine.device)
+    plan.phases = measured.phases()
+    allot(plan, measured, len(pictures), budget - spent)
+    return plan
+
+
+def with_learning_rates(proposal: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
+    """Those that go with the backbones as the user wants them."""
+
+    def rate(config: Any) -> dict[str, Any]:
+        return {"learn": {"learning_rate": learning_rate(config.backbone)}}
+
+    above = {str(size): rate(recipe.enlarger(size)) for size in recipe.chain[1:]}
+    return merge(proposal, {"denoiser": rate(recipe.denoiser), "enlarge": above})
+
+
+def allot(plan: Plan, measured: Measurement, count: int, left: float) -> None:
+    """Divides the seconds that are left, and fills in how many images each leg sees."""
+    recipe, a_picture = plan.recipe, measured.sample()
+    seconds = dict.fromkeys(recipe.legs, 0.0)
+    fixed = beside_training(plan, measured, count, left)
+    some = max(4.0, min(48.0, 0.04 * left / a_picture))
+    plan.final_count = max(4, int(some) // 6 * 6)
+    samples = some * a_picture + 1.0  # not of `final_count`, which jumps: more time must not mean less training
+    train = max(0.0, left - sum(fixed.values()) - samples) / (1 + OVERHEAD)
+    if not train:
+        plan.notes.append(
+            f"the budget is too short: reading, measuring and sampling alone take "
+            f"{samples + sum(fixed.values()):.0f} s more"
+        )
+    images = divide(plan, train)
+    plan.recipe = recipe.with_images(images)
+    costs = {leg: seconds_an_image(phases) for leg, phases in plan.phases.items()}
+    for leg in seconds:
+        seconds[leg] = images[leg] * costs[leg] * (1 + OVERHEAD)
+    parameters, batches = measured.parameters(), {leg: config.batch for leg, config in recipe.legs.items()}
+    plan.predicted = {
+        "parameters": parameters,
+        "images": images,
+        "steps": {leg: images[leg] // batches[leg] for leg in images},
+        "seconds_a_step": {leg: costs[leg] * batches[leg] for leg in costs},
+        "seconds": in_order({**seconds, **fixed, "samples": samples}),
+        "peak_memory_bytes": peak_memory(measured.device),
+        "disk_bytes": disk_bytes(recipe, sum(parameters.values()), measured.closed_form(), count),
+    }
+
+
+def divide(plan: Plan, train: float) -> dict[str, int]:
+    """How many images each leg sees in `train` seconds: as the user has set it, the others by their shares."""
+    legs = plan.recipe.legs
+    costs = {leg: seconds_an_image(phases) for leg, phases in plan.phases.items()}
+    plan.paced = [leg for leg, config in legs.items() if not config.images]
+    train = max(0.0, train - sum(config.images * costs[leg] for leg, config in legs.items()))
+    parts = shares(plan.paced) if plan.paced else {}
+    return {
+        leg: config.images or fit_images(parts[leg] * train / costs[leg], config.batch) for leg, config in legs.items()
+    }
+
+
+def beside_training(plan: Plan, measured: Measurement, count: int, left: float) -> dict[str, float]:
+    """Seconds of what comes after a leg: the latents after the autoencoder, a search after each stage that enlarges."""
+    recipe = plan.recipe
+    fixed = {"latents": measured.encode() * count * (2 if recipe.flip else 1)} if recipe.kind == "latent" else {}
+    for index, size in enumerate(recipe.chain[1:], 1):
+        crop = (recipe.enlarger(size).crop or size) / size
+        below = sum(measured.sample_stage(place) for place in range(index))
+        a_crop = below + LEVELS_TRIED * crop**2 * measured.sample_stage(index)
+        crops = min(MOST_LEVEL_CROPS, int(LEVEL_SHARE * max(0.0, left) / a_crop))
+        plan.level_crops[str(size)] = crops if crops >= FEWEST_LEVEL_CROPS else 0
+        fixed[f"level-{size}"] = plan.level_crops[str(size)] * a_crop
+    return fixed
+
+
+def in_order(seconds: dict[str, float]) -> dict[str, float]:
+    """What comes first stands first."""
+    last = 10**9
+
+    def place(what: str) -> tuple[int, int]:
+        head, _, size = what.partition("-")
+        rank = ["autoencoder", "latents", "denoiser", "enlarge", "level", "samples"].index(head)
+        return (3, 2 * int(size) + (head == "level")) if size else (rank if rank < 3 else last, 0)
+
+    return {what: seconds[what] for what in sorted(seconds, key=place)}
+
+
+def fit_images(images: float, batch: int) -> int:
+    """Whole batches, at least one."""
+    return max(1, math.floor(images / batch)) * batch
+
+
+def disk_bytes(recipe: Recipe, parameters: int, closed_form: int, count: int) -> int:
+    """Two checkpoints of weights, average and two moments each, the model, and the latents in float16."""
+    network, base = recipe.autoencoder.network, recipe.chain[0]
+    latents = 2 * network.channels * (base // network.reduction) ** 2 if recipe.kind == "latent" else 0
+    checkpoint, model = 4 * (4 * parameters + 2 * closed_form), 4 * (parameters + closed_form)
+    return 2 * checkpoint + model + 2 * latents * count * (2 if recipe.flip else 1)
+
+
+class Pace:
+    """Keeps a leg to its time: if this machine is faster or slower than measured, the leg gets longer or shorter."""
+
+    def __init__(self, phases: Phases, seconds: float) -> None:
+        self.phases, self.seconds = phases, seconds
+
+    def done(self, progress: float) -> float:
+        """The share of the leg's work that lies before this fraction of its images."""
+        before = [(min(end, progress), cost) for end, cost in self.phases]
+        return seconds_an_image(before) / seconds_an_image(self.phases)
+
+    def __call__(self, clock: Clock) -> None:
+        done = self.done(clock.progress)
+        if not 0.02 < done < 0.97:
+            return
+        ahead = clock.seconds * (1 - done) / done
+        stretch = max(0.5, min(2.0, (self.seconds - clock.seconds) / ahead))
+        images = clock.images_seen + (clock.total - clock.images_seen) * stretch
+        clock.total = max(clock.images_seen + clock.batch, fit_images(images, clock.batch))

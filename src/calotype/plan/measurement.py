@@ -1,0 +1,160 @@
+"""What training costs here. It is not looked up: one real step of every kind is taken with the real networks."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from calotype.build import build_enlarger, build_first_stage, build_space, build_stage
+from calotype.data.folder import Pictures
+from calotype.data.images import images_from_pixels
+from calotype.data.latents import LatentCache
+from calotype.data.sources import LatentSource
+from calotype.diffusion.gaussian import CLUSTERS, FEWEST, Mixture, largest_rank
+from calotype.learning.objectives import Denoising, FirstStageConfig, Objective
+from calotype.learning.player import Player, PlayerConfig
+from calotype.learning.train import Clock, Source, learn
+from calotype.legs import crop_examples, picture_examples, picture_source, start_linear
+from calotype.machine import best_time
+from calotype.recipe import Recipe, leg_above
+from calotype.spaces.latent import LatentSpace
+from calotype.spaces.pixel import PixelSpace, Space
+from calotype.stage import Stage, generate
+from calotype.vocabulary import NOT_TOLD, Images, Rng
+
+Phases = list[tuple[float, float]]
+"""The leg up to this fraction costs so many seconds an image."""
+SAMPLE_VALUES = 2**20
+"""Sampling is timed on 8 pictures, fewer where they are large."""
+
+
+class Measurement:
+    """Takes one real step of each kind here; every method returns seconds, an image or a step."""
+
+    def __init__(self, recipe: Recipe, pictures: Pictures, device: torch.device) -> None:
+        self.recipe, self.device, self.rng = recipe, device, Rng((recipe.seed, "plan"))
+        classes, some = len(pictures.classes), few(pictures)
+        self.pictures = {size: some.shrunk(size) for size in recipe.chain}
+        self.space: Space = PixelSpace()
+        if recipe.kind == "latent":
+            self.space = build_space(recipe).to(device)
+            start_linear(self.space, self.pictures[recipe.chain[0]], device)
+        base = build_stage(recipe, self.space, classes, self._mixture(len(pictures), classes))
+        self.stages = [base, *(build_enlarger(recipe, size, classes) for size in recipe.chain[1:])]
+        for stage in self.stages:
+            stage.denoiser.to(device)
+
+    def _mixture(self, count: int, classes: int) -> Mixture | None:
+        """As large as it may get."""
+        if self.recipe.denoiser.start == "nothing":
+            return None
+        dimension, groups = self.space.channels * (self.recipe.chain[0] // self.space.reduction) ** 2, max(1, classes)
+        components = groups * (max(CLUSTERS) if count >= FEWEST * groups * max(CLUSTERS) else 1)
+        return Mixture(components, largest_rank(count, dimension, components), dimension)
+
+    def phases(self) -> dict[str, Phases]:
+        """Of every leg."""
+        first = {} if isinstance(self.space, PixelSpace) else {"autoencoder": self._autoencoder()}
+        rest = {leg_above(stage.image_size): self._enlarger(stage) for stage in self.stages[1:]}
+        return {**first, "denoiser": self._denoiser(), **rest}
+
+    def _autoencoder(self) -> Phases:
+        """The critic makes steps dearer once it learns, and again once it is listened to."""
+        assert isinstance(self.space, LatentSpace)
+        config, objective = self.recipe.autoencoder, build_first_stage(self.recipe, self.space.vae)
+        objective.critic.to(self.device)
+        objective.features.to(self.device)
+        source = picture_source(self.recipe, self.pictures[self.recipe.chain[0]], self.device)
+        ends = phase_ends(config.losses)
+        return [(end, self._step(objective, source, config.batch, end - 1e-6)) for end in ends]
+
+    def _denoiser(self) -> Phases:
+        pictures = self.pictures[self.recipe.chain[0]]
+        source: Source = picture_examples(self.recipe, pictures, self.device)(pictures.train_indices)
+        if isinstance(self.space, LatentSpace):
+            moments = self.space.moments(self._images(2)).half().cpu()
+            cache = LatentCache(moments[:1][None].expand(1, 2, *moments.shape[1:]))
+            source = LatentSource(cache, torch.full((2,), NOT_TOLD), torch.arange(2), self.rng, self.device)
+        return [(1.0, self._step(Denoising(self.stages[0], 0.0), source, self.recipe.denoiser.batch, 0.0))]
+
+    def _enlarger(self, stage: Stage) -> Phases:
+        size = stage.image_size
+        pictures = self.pictures[size]
+        source = crop_examples(self.recipe, size, pictures, self.device)(pictures.train_indices)
+        return [(1.0, self._step(Denoising(stage, 0.0), source, self.recipe.enlarger(size).batch, 0.0))]
+
+    def encode(self) -> float:
+        """Seconds a picture; 0 in pixels."""
+        if isinstance(self.space, PixelSpace):
+            return 0.0
+        images = self._images(max(1, min(16, 16 * SAMPLE_VALUES // (3 * self.recipe.chain[0] ** 2))))
+        return best_time(lambda: self.space.moments(images), self.device, 2) / len(images)
+
+    def sample(self) -> float:
+        """Seconds a picture through all stages, with the recipe's steps and guidance."""
+        return sum(self.sample_stage(index) for index in range(len(self.stages)))
+
+    @torch.no_grad()
+    def sample_stage(self, index: int) -> float:
+        """Seconds a picture."""
+        stage, sampling = self.stages[index], self.recipe.samplings[index]
+        steps = 2 if index == 0 else 1
+        few_steps = sampling.model_copy(update={"steps": steps, "conditioning": "whole"})
+        count = max(1, min(8, SAMPLE_VALUES // stage.image_size**2))
+        labels = torch.full((count,), NOT_TOLD, device=self.device)
+        rngs = [self.rng.at(place) for place in range(count)]
+        small = stage.smaller_size and torch.zeros(count, 3, stage.smaller_size, stage.smaller_size, device=self.device)
+        smaller = small if isinstance(small, torch.Tensor) else None
+        latents = torch.zeros(count, *stage.shape, device=self.device)
+        whole = best_time(lambda: generate([stage], labels, [few_steps], rngs, smaller), self.device, 1)
+        decode = best_time(lambda: stage.space.decode(latents), self.device, 1)
+        return (max(0.0, whole - decode) / steps * sampling.steps + decode) / count
+
+    def parameters(self) -> dict[str, int]:
+        first = {"autoencoder": count_parameters(self.space.vae)} if isinstance(self.space, LatentSpace) else {}
+        names = ["denoiser", *(leg_above(stage.image_size) for stage in self.stages[1:])]
+        counts = (count_parameters(stage.denoiser) for stage in self.stages)
+        return {**first, **dict(zip(names, counts, strict=True))}
+
+    def closed_form(self) -> int:
+        """Numbers that are computed from the pictures and not trained."""
+        return sum(value.numel() for value in self.stages[0].denoiser.buffers())
+
+    def _images(self, count: int) -> Images:
+        pixels = self.pictures[self.recipe.chain[0]].pixels
+        images = images_from_pixels(pixels[torch.arange(count) % len(pixels)])
+        return images.to(self.device).contiguous(memory_format=torch.channels_last)
+
+    def _step(self, objective: Objective, source: Source, batch: int, progress: float) -> float:
+        players = {name: Player(network, PlayerConfig()) for name, network in objective.players.items()}
+        clock = Clock(total=10**6, batch=batch, seed=0)
+
+        def step() -> None:
+            learn(players, objective.losses(source.batch(0, batch), progress, clock.rng()), clock)
+
+        return best_time(step, self.device, 2) / batch
+
+
+def few(pictures: Pictures) -> Pictures:
+    """Enough of them for a step; the closed form of the autoencoder wants more of small ones."""
+    return pictures.first(max(64, min(len(pictures), 2**25 // pictures.pixels[0].numel())))
+
+
+def phase_ends(losses: FirstStageConfig) -> list[float]:
+    """Fractions of the first leg at which its steps change their cost."""
+    changes = {1.0}
+    if losses.perceptual:
+        changes |= {losses.perceptual_start}
+    if losses.adversarial:
+        changes |= {losses.critic_start, max(losses.critic_start, losses.critic_used)}
+    return sorted(changes - {0.0})
+
+
+def count_parameters(network: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def seconds_an_image(phases: Phases) -> float:
+    """Averaged over the leg."""
+    starts = [0.0, *(end for end, _ in phases)]
+    return sum((end - start) * cost for start, (end, cost) in zip(starts, phases, strict=False))
