@@ -18,14 +18,14 @@ from collections.abc import Callable
 
 import torch
 
-from calotype.build import build_denoising, build_first_stage, build_space, build_stage
+from calotype.build import build_first_stage, build_space, build_stage
 from calotype.data.portraits import read_portraits
 from calotype.diffusion.gaussian import Mixture
-from calotype.learning.objectives import Objective
+from calotype.learning.objectives import Denoising, Objective
 from calotype.learning.player import Player, PlayerConfig
 from calotype.learning.train import Clock, learn
 from calotype.machine import best_time, examine
-from calotype.plan import propose
+from calotype.plan.choices import propose
 from calotype.recipe import check
 from calotype.vocabulary import Batch, Rng
 
@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=5)
     arguments = parser.parse_args()
     machine, pictures = examine(), read_portraits(arguments.size, 600)
-    proposal, _ = propose(pictures, machine, arguments.size, 600.0)
+    proposal, _ = propose(pictures, machine, 600.0, {"size": arguments.size})
     print(machine, "bfloat16" if machine.fast_bfloat16 else "float32")
     for name in ("autoencoder", "denoiser"):
         steps = []
@@ -63,7 +63,7 @@ def main() -> None:
                 side = arguments.size // space.reduction
                 shape = (recipe.denoiser.batch, 2 * space.channels, side, side)
                 mixture = Mixture(6, 256, space.channels * side**2)
-                objective = build_denoising(recipe, build_stage(recipe, space, 6, mixture))
+                objective = Denoising(build_stage(recipe, space, 6, mixture), 0.1)
                 objective.players["denoiser"].to(machine.device)
             clean = Rng(("bench",)).normal(*shape).clamp(-1, 1).to(machine.device).contiguous(memory_format=memory)
             batch = Batch(clean, torch.zeros(shape[0], dtype=torch.long, device=machine.device))
