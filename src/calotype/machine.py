@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import re
@@ -28,6 +29,8 @@ class Machine:
     """Whether bfloat16 arithmetic is faster than float32 here; on many CPUs it is ten times slower."""
     memory: int
     """Free bytes where the networks live."""
+    width: int = 1
+    """How many times larger batches must be than on a CPU, before this device is busy."""
 
     def __str__(self) -> str:
         threads = f", {self.threads} threads" if self.device.type == "cpu" else ""
@@ -57,9 +60,13 @@ def examine(wanted: str = "auto", threads: int | None = None) -> Machine:
     if threads is None:
         threads = choose_threads() if device.type == "cpu" else torch.get_num_threads()
     torch.set_num_threads(threads)
-    exact, rough = (time_convolution(device, dtype) for dtype in (torch.float32, torch.bfloat16))
-    flops = 2 * 9 * 64 * 64 * 8 * 32 * 32 / min(exact, rough)
-    return Machine(device, device_name(device), threads, flops, rough < 0.8 * exact, free_memory(device))
+    many = 8 if device.type == "cpu" else 512
+    exact, rough = (time_convolution(device, dtype, many) for dtype in (torch.float32, torch.bfloat16))
+    seconds = min(exact, rough) / many
+    alone = seconds if device.type == "cpu" else time_convolution(device, torch.bfloat16, 8) / 8
+    width = 2 ** max(0, min(3, int(math.log2(alone / seconds))))
+    flops = 2 * 9 * 64 * 64 * 32 * 32 / seconds
+    return Machine(device, device_name(device), threads, flops, rough < 0.8 * exact, free_memory(device), width)
 
 
 def choose_threads() -> int:
@@ -68,12 +75,12 @@ def choose_threads() -> int:
     timings: dict[int, float] = {}
     for threads in {cores, max(1, cores // 2)}:
         torch.set_num_threads(threads)
-        timings[threads] = time_convolution(torch.device("cpu"), torch.float32)
+        timings[threads] = time_convolution(torch.device("cpu"), torch.float32, 8)
     return min(timings, key=timings.__getitem__)
 
 
-def time_convolution(device: torch.device, dtype: torch.dtype) -> float:
-    image = torch.randn(8, 64, 32, 32, device=device).to(dtype).contiguous(memory_format=torch.channels_last)
+def time_convolution(device: torch.device, dtype: torch.dtype, count: int) -> float:
+    image = torch.randn(count, 64, 32, 32, device=device).to(dtype).contiguous(memory_format=torch.channels_last)
     weight = torch.randn(64, 64, 3, 3, device=device).to(dtype).contiguous(memory_format=torch.channels_last)
     return best_time(lambda: F.conv2d(image, weight, padding=1), device)
 

@@ -78,7 +78,7 @@ class Rng:
     """Randomness as a function of the place, not of the past: equal paths draw equal numbers.
 
     So a resumed run needs no generator state, and a picture does not depend on the batch it was made in.
-    Numbers are always drawn on the CPU, so that every device gets the same ones.
+    Numbers are drawn on the CPU, so that every device makes the same pictures; in training each draws its own.
     """
 
     path: tuple[int | str, ...]
@@ -93,6 +93,13 @@ class Rng:
 
     def normal(self, *shape: int) -> Tensor:
         return torch.from_numpy(self.generator().standard_normal(shape, dtype=np.float32))
+
+    def noise_like(self, images: Latents) -> Latents:
+        """For training: normal numbers drawn where `images` are; a GPU draws its own, a hundred times faster."""
+        if images.device.type == "cpu":
+            return self.normal(*images.shape)
+        seed = int(self.generator().integers(2**62))
+        return torch.empty_like(images).normal_(generator=torch.Generator(images.device).manual_seed(seed))
 
     def uniform(self, *shape: int) -> Tensor:
         return torch.from_numpy(self.generator().random(shape, dtype=np.float32))

@@ -16,9 +16,9 @@ from calotype.vocabulary import Batch, Rng
 
 def order(count: int, images_seen: int, batch: int, rng: Rng) -> Tensor:
     """Which of `count` pictures come next: each epoch is a new permutation, and a batch may span two epochs."""
-    places = torch.arange(images_seen, images_seen + batch)
-    epochs = {int(epoch): rng.at("epoch", int(epoch)).permutation(count) for epoch in (places // count).unique()}
-    return torch.stack([epochs[int(place // count)][place % count] for place in places])
+    first, last = images_seen // count, (images_seen + batch - 1) // count
+    epochs = torch.cat([rng.at("epoch", epoch).permutation(count) for epoch in range(first, last + 1)])
+    return epochs[images_seen - first * count :][:batch]
 
 
 @dataclass(frozen=True)
@@ -39,18 +39,19 @@ class PictureSource:
     def batch(self, images_seen: int, count: int) -> Batch:
         chosen = self.chosen[order(len(self.chosen), images_seen, count, self.rng)]
         rng = self.rng.at("pictures", images_seen)
-        images = images_from_pixels(self._crops(self.pictures.pixels[chosen], rng)).to(self.device)
+        images = images_from_pixels(self._crops(chosen, rng).to(self.device))
         if self.flip:
             images = torch.where(rng.at("flip").uniform(count, 1, 1, 1).to(self.device) < 0.5, images.flip(-1), images)
         images = images.contiguous(memory_format=torch.channels_last)
         smaller = shrunk(images, self.factor) if self.factor > 1 else None
         return Batch(images, self.pictures.labels[chosen].to(self.device), smaller)
 
-    def _crops(self, pixels: Tensor, rng: Rng) -> Tensor:
+    def _crops(self, chosen: Tensor, rng: Rng) -> Tensor:
+        pixels = self.pictures.pixels
         free = (pixels.shape[-1] - self.crop) // self.factor + 1
-        corners = (self.factor * rng.at("crop").integers(free, len(pixels), 2)).tolist()
-        cuts = [one[:, y : y + self.crop, x : x + self.crop] for one, (y, x) in zip(pixels, corners, strict=True)]
-        return torch.stack(cuts)
+        corners = (self.factor * rng.at("crop").integers(free, len(chosen), 2)).tolist()
+        places = zip(chosen.tolist(), corners, strict=True)
+        return torch.stack([pixels[one, :, y : y + self.crop, x : x + self.crop] for one, (y, x) in places])
 
 
 @dataclass(frozen=True)

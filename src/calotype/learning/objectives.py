@@ -68,7 +68,7 @@ class FirstStage:
     def losses(self, batch: Batch, progress: float, rng: Rng) -> dict[str, Loss]:
         real = batch.clean
         moments = self.vae.encode(real)
-        noise = rng.at("latents").normal(*moments.mean.shape).to(real.device)
+        noise = rng.at("latents").noise_like(moments.mean)
         fake = self.vae.decode(self.vae.sample(moments, noise))
         losses = {"autoencoder": self._autoencoder(real, fake, moments, progress)}
         if self.config.adversarial and progress >= self.config.critic_start:
@@ -139,11 +139,11 @@ class Denoising:
         count, device = len(batch), batch.clean.device
         clean = self.stage.space.sample(batch.clean, rng.at("latents"))
         sigma = self.stage.schedule.draw(count, rng.at("sigma")).to(device)
-        noise = rng.at("noise").normal(*clean.shape).to(device)
+        noise = rng.at("noise").noise_like(clean)
         told = rng.at("told").uniform(count).to(device) >= self.label_dropout
         labels = batch.labels.where(told, NOT_TOLD)
         level = self.stage.augmentation.draw(count, rng.at("augmentation")).to(device)
-        spoiling = torch.zeros(()) if batch.smaller is None else rng.at("spoiling").normal(*batch.smaller.shape)
-        condition = self.stage.condition(labels, batch.smaller, level, spoiling.to(device))
+        spoiling = clean if batch.smaller is None else rng.at("spoiling").noise_like(batch.smaller)
+        condition = self.stage.condition(labels, batch.smaller, level, spoiling)
         torch.manual_seed(int(rng.at("dropout").integers(2**62, 1)))  # dropout draws from torch's own generator
         return sigma, self.stage.denoiser.loss(clean, sigma, noise, condition)

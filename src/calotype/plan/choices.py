@@ -18,7 +18,7 @@ from calotype.data.images import images_from_pixels
 from calotype.machine import Machine
 from calotype.nets.dit import DitConfig
 from calotype.nets.unet import UnetConfig
-from calotype.recipe import Backbone, Recipe
+from calotype.recipe import AutoencoderRecipe, Backbone, DenoiserRecipe, Recipe
 from calotype.stage import enlarged, shrunk
 from calotype.vocabulary import UserError
 
@@ -70,15 +70,17 @@ def propose(
     if kind == "latent":
         reduction, channels = choose_space(chain[0])
         network = {"reduction": reduction, "channels": channels, **ladder(reduction)}
-        made["autoencoder"] = {"network": network, "crop": min(chain[0], LARGEST_CROP)}
+        batch = AutoencoderRecipe().batch * machine.width
+        made["autoencoder"] = {"batch": batch, "network": network, "crop": min(chain[0], LARGEST_CROP)}
         spread = 1.0
     else:
         reduction, channels = 1, 3
         spread = spread_of(pictures, chain[0])
     side = max(1, chain[0] // reduction)
-    backbone, why = choose_backbone(side, operations["denoiser"])
+    backbone, why = choose_backbone(side, operations["denoiser"], machine.width)
     shift = spread * max(1.0, math.sqrt(channels * side**2 / 4096))
     made["denoiser"] = {
+        "batch": DenoiserRecipe().batch * machine.width,
         "backbone": {**backbone, "dropout": 0.1 if few else 0.0},
         "schedule": {"kind": "flow", "shift": rounded(shift)},
         "spread": spread,
@@ -87,7 +89,7 @@ def propose(
     made["enlarge"] = {}
     for smaller, larger in pairwise(chain):
         leg = f"enlarge-{larger}"
-        made["enlarge"][str(larger)], reasons[leg] = enlarger(pictures, smaller, larger, operations[leg])
+        made["enlarge"][str(larger)], reasons[leg] = enlarger(pictures, smaller, larger, operations[leg], machine.width)
     return made, reasons
 
 
@@ -104,7 +106,7 @@ def choose_chain(kind: str, size: int) -> tuple[int, ...]:
 
 def choose_space(size: int) -> tuple[int, int]:
     """Reduction and channels of the autoencoder: 64 to 256 places up to 256 px; channels grow with the reduction."""
-    for smallest, reduction, channels in ((192, 16, 64), (48, 8, 32), (24, 4, 8)):
+    for smallest, reduction, channels in ((512, 16, 16), (192, 16, 64), (48, 8, 32), (24, 4, 8)):
         if size >= smallest:
             return reduction, channels
     return 4, 8
@@ -115,35 +117,35 @@ def ladder(reduction: int) -> dict[str, Any]:
     return {"stem": 4, "widths": {4: [96], 8: [96, 192], 16: [64, 128, 256], 32: [64, 128, 256, 256]}[reduction]}
 
 
-def choose_backbone(side: int, operations: float) -> tuple[dict[str, Any], str]:
-    """The largest DiT that can still see enough pictures with so many operations."""
+def choose_backbone(side: int, operations: float, width: int) -> tuple[dict[str, Any], str]:
+    """The largest DiT that can still see enough pictures with so many operations, in batches `width` times as large."""
     patch = max(1, side // 16)
     tokens = (side // patch) ** 2
-    for width, depth in ((768, 12), (512, 12), (384, 12), (384, 8), (256, 8), (192, 6), (128, 4)):
-        images = operations / (6 * 12 * width**2 * depth * tokens)  # 12 width ** 2 weights a layer, 6 operations each
-        if images >= ENOUGH_IMAGES:
+    for features, depth in ((768, 12), (512, 12), (384, 12), (384, 8), (256, 8), (192, 6), (128, 4)):
+        images = operations / (6 * 12 * features**2 * depth * tokens)  # 12 features ** 2 weights, 6 operations each
+        if images >= ENOUGH_IMAGES * width:
             break
-    return {"kind": "dit", "width": width, "depth": depth, "heads": width // 64, "patch": patch}, reason(images)
+    return {"kind": "dit", "width": features, "depth": depth, "heads": features // 64, "patch": patch}, reason(images)
 
 
 def reason(images: float) -> str:
     return f"the time allows about {images:,.0f} pictures of training with it"
 
 
-def enlarger(pictures: Pictures, smaller: int, size: int, operations: float) -> tuple[dict[str, Any], str]:
+def enlarger(pictures: Pictures, smaller: int, size: int, operations: float, width: int) -> tuple[dict[str, Any], str]:
     """A stage in pixels whose network is local, so that crops are enough: the widest UNet that sees enough of them."""
     factor = size // smaller
     patch = math.gcd(min(4, factor), size)
     crop = min(size, 128 if size <= LARGEST_CROP else LARGEST_CROP)
     multiples = (1, 2, 2) if crop % (4 * patch) == 0 else (1,)
-    for width, blocks in ((128, 3), (128, 2), (96, 2), (64, 2), (48, 2), (32, 2)):
-        backbone = UnetConfig(patch=patch, width=width, multiples=multiples, blocks=blocks, attention_levels=())
+    for features, blocks in ((128, 3), (128, 2), (96, 2), (64, 2), (48, 2), (32, 2)):
+        backbone = UnetConfig(patch=patch, width=features, multiples=multiples, blocks=blocks, attention_levels=())
         crops = operations / (3 * forward_operations(backbone, 6, 3, crop))
-        if crops >= ENOUGH_CROPS:
+        if crops >= ENOUGH_CROPS * width:
             break
     spread = spread_of(pictures, size, factor)
     settings = {
-        "batch": 8,
+        "batch": 8 * width,
         "backbone": backbone.model_dump(mode="json"),
         "schedule": {
             "kind": "karras",

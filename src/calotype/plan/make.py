@@ -12,7 +12,7 @@ from calotype.legs import LEVELS_TRIED
 from calotype.machine import Machine, peak_memory
 from calotype.plan.choices import Choice, check_sizes, explain, learning_rate, propose, shares
 from calotype.plan.measurement import Measurement, Phases, seconds_an_image
-from calotype.recipe import Recipe, check, merge
+from calotype.recipe import DiffusionConfig, Recipe, check, merge
 
 OVERHEAD = 0.05
 """Of the training time: previews, held-out measures, checkpoints, the log."""
@@ -60,7 +60,7 @@ def make_plan(pictures: Pictures, machine: Machine, budget: float, spent: float,
     Raises `UserError` where the settings do not fit the pictures.
     """
     proposal, reasons = propose(pictures, machine, budget, settings)
-    proposal = with_learning_rates(proposal, check(merge(proposal, settings)))
+    proposal = with_learning_rates(proposal, check(merge(proposal, settings)), machine.width)
     recipe = check(merge(proposal, settings))
     check_sizes(recipe)
     choices = explain(recipe, check(proposal), pictures, reasons)
@@ -71,11 +71,11 @@ def make_plan(pictures: Pictures, machine: Machine, budget: float, spent: float,
     return plan
 
 
-def with_learning_rates(proposal: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
-    """Those that go with the backbones as the user wants them."""
+def with_learning_rates(proposal: dict[str, Any], recipe: Recipe, width: int) -> dict[str, Any]:
+    """Those that go with the backbones as the user wants them, and with batches `width` times as large."""
 
-    def rate(config: Any) -> dict[str, Any]:
-        return {"learn": {"learning_rate": learning_rate(config.backbone)}}
+    def rate(config: DiffusionConfig) -> dict[str, Any]:
+        return {"learn": {"learning_rate": learning_rate(config.backbone) * min(2.0, width**0.5)}}
 
     above = {str(size): rate(recipe.enlarger(size)) for size in recipe.chain[1:]}
     return merge(proposal, {"denoiser": rate(recipe.denoiser), "enlarge": above})

@@ -31,8 +31,7 @@ class LatentSpace(nn.Module):
 
     def sample(self, moments: Recoloured, rng: Rng) -> Latents:
         parts = Moments(*moments.chunk(2, 1))
-        noise = rng.normal(*parts.mean.shape).to(moments.device)
-        return (self.vae.sample(parts, noise) - self.mean) / self.spread
+        return (self.vae.sample(parts, rng.noise_like(parts.mean)) - self.mean) / self.spread
 
     @torch.no_grad()
     def encode(self, images: Images) -> Latents:

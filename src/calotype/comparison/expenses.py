@@ -1,0 +1,153 @@
+"""What a run has cost to train, and what it costs to keep and to use."""
+
+from __future__ import annotations
+
+import copy
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from calotype.build import build_first_stage
+from calotype.comparison.competitor import Competitor, seconds_of
+from calotype.evaluate.costs import counted
+from calotype.learning.objectives import Denoising, Objective
+from calotype.learning.player import Player, PlayerConfig
+from calotype.learning.train import Clock, learn
+from calotype.plan.measurement import count_parameters, phase_ends, seconds_an_image
+from calotype.recipe import leg_above
+from calotype.report.folder import number
+from calotype.spaces.latent import LatentSpace
+from calotype.stage import Stage, generate, shrunk
+from calotype.vocabulary import NOT_TOLD, Batch, Rng
+
+COUNTS = (1, 4, 16)
+Flops = dict[str, float]
+
+
+def deployment(one: Competitor) -> dict[str, Any]:
+    """What must be set up to make pictures."""
+    folder = one.run.folder / "model"
+    files = sorted(file for file in folder.iterdir() if file.is_file())
+    networks = {name: count_parameters(network) for name, network in networks_of(one).items()}
+    return {
+        "networks": networks,
+        "count": len(networks),
+        "parameters": sum(networks.values()),
+        "bytes": sum(file.stat().st_size for file in files),
+        "files": [file.name for file in files],
+    }
+
+
+def networks_of(one: Competitor) -> dict[str, nn.Module]:
+    base, *above = one.model.stages
+    first = {"autoencoder": base.space.vae} if isinstance(base.space, LatentSpace) else {}
+    return {**first, "denoiser": base.denoiser, **{leg_above(stage.image_size): stage.denoiser for stage in above}}
+
+
+def cost(one: Competitor, pictures: int) -> dict[str, Any]:
+    """In floating-point operations (counted), seconds and bytes (measured); `pictures` were encoded before training."""
+    training, spent = list(legs_cost(one, pictures)), seconds_of(one.run)
+    return {
+        "flops_a_picture": sampling_flops(one),
+        "sampling": in_a_process_of_its_own(one),
+        "training": {
+            "legs": training,
+            "flops": sum(leg["flops"] for leg in training),
+            "flops_a_picture": sum(leg["flops_a_picture"] for leg in training),
+            "seconds": sum(leg["seconds"] for leg in training),
+        },
+        "seconds": spent,
+    }
+
+
+def sampling_flops(one: Competitor) -> int:
+    """Of one picture through all stages and the decoder, with the model's own steps and guidance."""
+    label = torch.tensor([0 if one.model.classes else NOT_TOLD], device=one.model.device)
+    rngs = [Rng(("cost",))]
+    return counted(lambda: generate(one.model.stages, label, one.model.samplings, rngs))
+
+
+def legs_cost(one: Competitor, pictures: int) -> Iterator[dict[str, Any]]:
+    """Of each leg; encoding all pictures for the denoiser counts as one, between the autoencoder and the denoiser."""
+    spent, flops = seconds_of(one.run), training_flops(one)
+    for leg, a_picture in flops.items():
+        seen = number(one.run.latest("step", leg).get("images_seen")) or 0.0
+        images = float(pictures * (2 if one.recipe.flip else 1)) if leg == "latents" else seen
+        yield {
+            "leg": leg,
+            "flops_a_picture": a_picture,
+            "images_seen": images,
+            "flops": a_picture * images,
+            "seconds": spent.get(leg, 0.0),
+        }
+
+
+def training_flops(one: Competitor) -> Flops:
+    """Of a picture in each leg: one real step, forward and backward, by its batch."""
+    recipe, (base, *above), found = one.recipe, one.model.stages, Flops()
+    if isinstance(base.space, LatentSpace):
+        found["autoencoder"] = autoencoder_flops(one, base.space)
+        image = torch.zeros(1, 3, base.image_size, base.image_size, device=one.model.device)
+        found["latents"] = float(counted(lambda: base.space.moments(image)))
+    found["denoiser"] = denoiser_flops(one, base, recipe.denoiser.batch, base.image_size)
+    for stage in above:
+        config = recipe.enlarger(stage.image_size)
+        found[leg_above(stage.image_size)] = denoiser_flops(one, stage, config.batch, config.crop or stage.image_size)
+    return found
+
+
+def autoencoder_flops(one: Competitor, space: LatentSpace) -> float:
+    """Averaged over the leg, whose steps grow dearer when the perceptual loss and the critic come in."""
+    config = one.recipe.autoencoder
+    objective = build_first_stage(one.recipe, learning(space.vae))
+    objective.critic.to(one.model.device)
+    objective.features.to(one.model.device)
+    side = config.crop or one.recipe.chain[0]
+    batch = Batch(*noise(one, config.batch, 3, side))
+    ends = phase_ends(config.losses)
+    return seconds_an_image([(end, step_flops(objective, batch, end - 1e-6)) for end in ends])
+
+
+def denoiser_flops(one: Competitor, stage: Stage, count: int, side: int) -> float:
+    clean, labels = noise(one, count, 3, side)
+    smaller = shrunk(clean, stage.factor) if stage.smaller_size else None
+    if isinstance(stage.space, LatentSpace):
+        clean = torch.cat([noise(one, count, stage.space.channels, stage.shape[-1])[0] for _ in range(2)], 1)
+    objective = Denoising(replace(stage, denoiser=learning(stage.denoiser)), one.recipe.denoiser.label_dropout)
+    return step_flops(objective, Batch(clean, labels, smaller), 0.0)
+
+
+def noise(one: Competitor, count: int, channels: int, side: int) -> tuple[torch.Tensor, torch.Tensor]:
+    clean = 0.1 * Rng(("cost", side)).normal(count, channels, side, side).to(one.model.device)
+    return clean, torch.full((count,), NOT_TOLD, device=one.model.device)
+
+
+def learning[Network: nn.Module](network: Network) -> Network:
+    return copy.deepcopy(network).train().requires_grad_(True)
+
+
+def step_flops(objective: Objective, batch: Batch, progress: float) -> float:
+    players = {name: Player(network, PlayerConfig()) for name, network in objective.players.items()}
+    clock = Clock(total=10**6, batch=len(batch), seed=0)
+    work = counted(lambda: learn(players, objective.losses(batch, progress, clock.rng()), clock))
+    return work / len(batch)
+
+
+def in_a_process_of_its_own(one: Competitor) -> dict[str, Any]:
+    """Seconds and memory of sampling, with nothing in memory but what sampling needs."""
+    model, threads = (one.run.folder / "model").resolve(), str(torch.get_num_threads())
+    command = [sys.executable, "-m", "calotype.comparison.deployed", str(model), str(one.model.device), threads]
+    done = subprocess.run(command + [str(count) for count in COUNTS], capture_output=True, text=True, check=False)
+    try:
+        return dict(json.loads(done.stdout.splitlines()[-1]))
+    except (IndexError, ValueError):
+        last = (done.stderr.strip().splitlines() or ["no word"])[-1]
+        reason = f"the process that samples ended with code {done.returncode}: {last}"
+        rows = [{"count": count, "seconds_a_picture": None, "bytes": None, "reason": reason} for count in COUNTS]
+        return {"loaded_bytes": None, "counts": rows, "reason": reason}
