@@ -31,9 +31,11 @@ from calotype.stage import Sampling, Stage, enlarged, generate
 from calotype.vocabulary import NOT_TOLD, Batch, Images, Labels, Rng
 
 PREVIEW_COUNT = 12
+PREVIEW_VALUES = 2**20
+"""Previews show fewer pictures where they are large: so many pixels in all, and 4 pictures at least."""
 CHECK_COUNT = 128
 CHECK_VALUES = 2**23
-"""A check looks at fewer pictures where they are large: at so many values in all, and at 16 pictures at least."""
+"""A check looks at fewer pictures where they are large: at so many values in all, and at 4 pictures at least."""
 GAUSSIAN_CHECK = 512
 LEVELS_TRIED = 6
 """How many augmentation levels are tried for a stage that enlarges."""
@@ -115,7 +117,7 @@ class Reconstructions:
 
     def draw(self, path: Path) -> None:
         """Originals, each with its reconstruction to the right."""
-        some = self.images[:PREVIEW_COUNT]
+        some = self.images[: max(4, min(PREVIEW_COUNT, PREVIEW_VALUES // self.images[0, 0].numel()))]
         pairs = torch.stack([some, self.reconstruct(some)], 1).flatten(0, 1)
         grid(pils_from_images(pairs), 6).save(path)
 
@@ -217,7 +219,7 @@ def each_class(count: int, classes: int, device: torch.device) -> Labels:
 
 
 def check_count(values: int) -> int:
-    return max(16, min(CHECK_COUNT, CHECK_VALUES // values))
+    return max(4, min(CHECK_COUNT, CHECK_VALUES // values))
 
 
 def fit_mixture(recipe: Recipe, pictures: Pictures, space: Space, examples: Examples) -> Mixture:
@@ -253,9 +255,10 @@ class Samples:
     def draw(self, path: Path) -> None:
         few = self.sampling.model_copy(update={"steps": min(10, self.sampling.steps)})
         device, smaller = self.held_out.labels.device, self.held_out.smaller
+        count = max(4, min(PREVIEW_COUNT, PREVIEW_VALUES // self.stage.image_size**2))
         rngs = [Rng(("preview", index)) for index in range(PREVIEW_COUNT)]
         if smaller is None:
-            shown = generate([self.stage], each_class(PREVIEW_COUNT, self.classes, device), [few], rngs)
+            shown = generate([self.stage], each_class(count, self.classes, device), [few], rngs[:count])
         else:
             shown = self._enlarged(smaller[: PREVIEW_COUNT // 2], few, rngs)
         grid(pils_from_images(shown), 6).save(path)

@@ -219,15 +219,22 @@ def _changes_kind(before: dict[str, Any], after: dict[str, Any]) -> bool:
 def check(settings: dict[str, Any], place: Any = lambda key: f"recipe: {key}") -> Recipe:
     """The recipe that the settings make over the defaults. Raises `UserError`: place, what is wrong, what to do."""
     try:
-        return Recipe.model_validate(merge(Recipe().model_dump(), settings))
+        return Recipe.model_validate(over_defaults(settings))
     except ValidationError as error:
         raise mistake(error.errors()[0], place) from None
+
+
+def over_defaults(settings: dict[str, Any]) -> dict[str, Any]:
+    """All settings, those of each stage that enlarges too."""
+    above = settings.get("enlarge")
+    stages = {"enlarge": {size: EnlargeRecipe().model_dump() for size in above}} if isinstance(above, dict) else {}
+    return merge(Recipe().model_dump(), stages, settings)
 
 
 def check_layer(settings: dict[str, Any], below: dict[str, Any], place: Any) -> None:
     """As `check`, but of keys and values alone: whether they fit together shows when all layers are there."""
     try:
-        Recipe.model_validate(merge(Recipe().model_dump(), below, settings))
+        Recipe.model_validate(over_defaults(merge(below, settings)))
     except ValidationError as error:
         for one in error.errors():
             if one["type"] != "value_error":
