@@ -112,6 +112,45 @@ def sample(
     voice.say(f"{count} pictures in {folder}; all of them: {folder / 'grid.png'}")
 
 
+@app.command()
+def enlarge(
+    run: RunFolder,
+    pictures: Annotated[Path, typer.Argument(help="A picture, or a folder of them.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="Where to write.")] = Path("enlarged"),
+    size: Annotated[
+        int | None, typer.Option(help="With the stage that makes this size. [default: the last]", show_default=False)
+    ] = None,
+    label: Annotated[str | None, typer.Option(help="Of which class they are.", show_default=False)] = None,
+    seed: Annotated[int, typer.Option(help="Equal seeds give equal pictures.")] = 0,
+    device: Device = "auto",
+) -> None:
+    """Enlarge pictures with a stage of a cascade."""
+    from calotype import commands
+    from calotype.voice import Terminal
+
+    voice = Terminal()
+    count = commands.enlarge(run, pictures, size, label, seed, out, device, voice)
+    voice.say(f"{count} pictures in {out}")
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of finished runs.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="Where to write compare.html and compare.json.", show_default=False)],
+    data: Annotated[
+        Path | None, typer.Option(help="Folder of pictures. [default: the first run's]", show_default=False)
+    ] = None,
+    count: Annotated[int, typer.Option(help="How many samples of each run.")] = 200,
+    seed: Annotated[int, typer.Option(help="Equal seeds give equal pictures.")] = 0,
+    device: Device = "auto",
+) -> None:
+    """Measure runs side by side: errors, cost, quality, overfitting, stability."""
+    from calotype import commands
+    from calotype.voice import Terminal
+
+    print(f"done: look at {commands.compare(runs, data, out, count, seed, device, Terminal()) / 'compare.html'}")
+
+
 @data.command()
 def portraits(
     size: Annotated[int, typer.Option(help="Side of the pictures in pixels.")] = 64,

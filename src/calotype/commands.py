@@ -17,8 +17,9 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from PIL import Image
 
-from calotype.data.folder import Pictures, read_folder
-from calotype.data.images import grid
+from calotype import comparison
+from calotype.data.folder import Pictures, list_pictures, read_folder
+from calotype.data.images import UnreadableError, grid, read_image
 from calotype.data.latents import cache_latents
 from calotype.data.portraits import read_portraits, write_portraits
 from calotype.files import read_json, write_json, write_whole
@@ -151,6 +152,36 @@ def sample(
     sampling = {**model.samplings[-1].model_dump(mode="json"), **{k: v for k, v in changes.items() if v is not None}}
     write_json(out / "samples.json", {"labels": names, "seed": seed, "sampling": sampling})
     return out
+
+
+def compare(
+    runs: Sequence[Path], data: Path | None, out: Path, count: int, seed: int, device: str, voice: Voice
+) -> Path:
+    """What the lecture claims of latent diffusion and cascades, measured on finished runs."""
+
+    def pictures(name: str, size: int) -> Pictures:
+        return read(None if name == PORTRAITS and not Path(name).exists() else Path(name), size, out / "cache", voice)
+
+    return comparison.compare(runs, data, out, count, seed, device, pictures, voice.bar)
+
+
+def enlarge(
+    folder: Path, pictures: Path, size: int | None, label: str | None, seed: int, out: Path, device: str, voice: Voice
+) -> int:
+    """Writes every picture enlarged, as PNG; those that cannot be read are named and left out. Returns how many."""
+    model, paths = load(folder, device), list_pictures(pictures)
+    model.enlarger(size)
+    out.mkdir(parents=True, exist_ok=True)
+    written = 0
+    with voice.bar("enlarge") as progress:
+        for index, path in enumerate(paths):
+            try:
+                model.enlarge(read_image(path), size, label, seed).save(out / f"{index:04d}-{safe(path.stem)}.png")
+                written += 1
+            except UnreadableError as error:
+                voice.say(str(error))
+            progress(index + 1, len(paths), path.name)
+    return written
 
 
 def write_data(size: int, count: int | None, out: Path, voice: Voice) -> None:

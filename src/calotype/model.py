@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import load_file
 
 from calotype.build import build_enlarger, build_space, build_stage
-from calotype.data.images import pils_from_images
+from calotype.data.images import images_from_pil, pils_from_images
 from calotype.diffusion.gaussian import Mixture
 from calotype.files import is_whole, read_json, whole_folder, write_json, write_tensors
 from calotype.machine import find_device
@@ -36,6 +37,8 @@ class Model:
     samplings: tuple[Sampling, ...]
     classes: tuple[str, ...]
     device: torch.device
+    units: tuple[int, ...] = ()
+    """What the sides of each stage's pictures must be multiples of."""
 
     def sample(self, count: int = 1, label: str | None = None, seed: int = 0, **changes: Any) -> list[Image.Image]:
         """`count` pictures; picture i depends on (seed, i, its label) only, not on how many are made with it.
@@ -56,6 +59,35 @@ class Model:
             told = torch.tensor([labels[index] for index in indices], device=self.device)
             rngs = [Rng((seed, "sample", index)) for index in indices]
             yield from pils_from_images(generate(self.stages, told, samplings, rngs))
+
+    def enlarge(
+        self, picture: Image.Image, size: int | None = None, label: str | None = None, seed: int = 0
+    ) -> Image.Image:
+        """A picture of any shape, through the stage that makes pictures of `size` px (default: the last one).
+
+        Its sides grow by that stage's factor. Raises `UserError` if no stage looks at a smaller picture.
+        """
+        index = self.enlarger(size)
+        stage, device = self.stages[index], self.device
+        images = images_from_pil(picture.convert("RGB")).to(device)
+        height, width = images.shape[-2:]
+        unit = max(1, self.units[index] // stage.factor)
+        images = F.pad(images, [0, -width % unit, 0, -height % unit], mode="replicate")
+        told = torch.tensor(self.labels(1, label) if label else [NOT_TOLD], device=device)
+        large = generate([stage], told, [self.samplings[index]], [Rng((seed, "enlarge"))], images)
+        return pils_from_images(large[:, :, : height * stage.factor, : width * stage.factor])[0]
+
+    def enlarger(self, size: int | None = None) -> int:
+        """Which stage enlarges to `size`."""
+        able = {stage.image_size: index for index, stage in enumerate(self.stages) if stage.smaller_size}
+        if not able:
+            raise UserError(
+                "this model has one stage, which looks at no smaller picture; to enlarge pictures, train with "
+                "--kind cascade"
+            )
+        if size is not None and size not in able:
+            raise UserError(f"no stage of this model enlarges to {size} px; it has {', '.join(map(str, able))}")
+        return able[size if size is not None else max(able)]
 
     def labels(self, count: int, label: str | None = None) -> list[int]:
         """The class of each picture, as an index; NOT_TOLD for a model without classes."""
@@ -129,7 +161,7 @@ def load(path: str | Path, device: str = "auto") -> Model:
         stages.append(stage)
     for stage in stages:
         stage.denoiser.to(where).eval().requires_grad_(False)
-    return Model(tuple(stages), recipe.samplings, classes, where)
+    return Model(tuple(stages), recipe.samplings, classes, where, recipe.units)
 
 
 def load_base(folder: Path, recipe: Recipe, classes: int, device: torch.device) -> Stage:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import tomllib
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
@@ -128,6 +129,13 @@ class Recipe(Config):
         return self.sampling, *(self.enlarger(size).sampling for size in self.chain[1:])
 
     @property
+    def units(self) -> tuple[int, ...]:
+        """What the sides of each stage's pictures must be multiples of."""
+        base = unit_of(self.denoiser.backbone) * (self.autoencoder.network.reduction if self.kind == "latent" else 1)
+        steps = pairwise(self.chain)
+        return base, *(math.lcm(unit_of(self.enlarger(larger).backbone), larger // small) for small, larger in steps)
+
+    @property
     def legs(self) -> dict[str, LegConfig]:
         """All that is trained, in order."""
         first: dict[str, LegConfig] = {"autoencoder": self.autoencoder} if self.kind == "latent" else {}
@@ -139,6 +147,11 @@ class Recipe(Config):
         for leg, number in images.items():
             settings = merge(settings, at_path(leg.replace("enlarge-", "enlarge.").split("."), {"images": number}))
         return check(merge(self.model_dump(), settings))
+
+
+def unit_of(backbone: Backbone) -> int:
+    """What the sides of a backbone's picture must be multiples of."""
+    return backbone.patch * (1 if isinstance(backbone, DitConfig) else 2 ** (len(backbone.multiples) - 1))
 
 
 def leg_above(size: int) -> str:

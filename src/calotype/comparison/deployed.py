@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ def measured(model: Model, counts: Sequence[int]) -> Iterator[dict[str, Any]]:
         if reason := too_much(count, seconds, held - loaded, free_memory(model.device)):
             yield {"count": count, "seconds_a_picture": None, "bytes": None, "reason": reason}
             continue
-        spent = timed(lambda count=count: sample(model, count), model.device)
+        spent = timed(partial(sample, model, count), model.device)
         found = most_memory(model.device)
         first = first if first[1] else (spent / count, found)
         yield {"count": count, "seconds_a_picture": spent / count, "bytes": found}

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -28,6 +28,7 @@ from calotype.vocabulary import NOT_TOLD, Batch, Rng
 
 COUNTS = (1, 4, 16)
 Flops = dict[str, float]
+Network = TypeVar("Network", bound=nn.Module)
 
 
 def deployment(one: Competitor) -> dict[str, Any]:
@@ -128,7 +129,7 @@ def noise(one: Competitor, count: int, channels: int, side: int) -> tuple[torch.
     return clean, torch.full((count,), NOT_TOLD, device=one.model.device)
 
 
-def learning[Network: nn.Module](network: Network) -> Network:
+def learning(network: Network) -> Network:
     return copy.deepcopy(network).train().requires_grad_(True)
 
 

@@ -61,7 +61,7 @@ def stability(one: Competitor) -> list[dict[str, Any]]:
 
 
 def unrest(steps: Sequence[Event], player: str, limits: dict[str, float]) -> dict[str, Any]:
-    losses = [sum(found.values()) for event in steps if (found := terms_of(event, player))]
+    losses = [sum(terms.values()) for event in steps if (terms := terms_of(event, player))]
     norms = [norm for event in steps if (norm := number(within(event, "norms").get(player))) is not None]
     limit = limits.get(player, PlayerConfig().clip)
     found: dict[str, Any] = {
@@ -97,10 +97,11 @@ def detrended_spread(values: Sequence[float]) -> float | None:
     half = np.array(values[len(values) // 2 :])
     if len(half) < FEWEST or not math.isfinite(half.sum()) or half.mean() == 0:
         return None
-    return float((half - running_median(half, max(5, len(half) // 5))).std(ddof=1) / abs(half.mean()))
+    rest = half - running_median(half, max(5, len(half) // 5))
+    return float(rest[1:-1].std(ddof=1) / abs(half.mean()))
 
 
 def running_median(values: Line, width: int) -> Line:
-    """Over `width` neighbours, over fewer at both ends."""
-    reach = width // 2
-    return np.array([np.median(values[max(0, at - reach) : at + reach + 1]) for at in range(len(values))])
+    """Over `width` neighbours, over fewer at both ends, as many on either side: so it follows a line."""
+    reaches = [min(width // 2, at, len(values) - 1 - at) for at in range(len(values))]
+    return np.array([np.median(values[at - reach : at + reach + 1]) for at, reach in enumerate(reaches)])

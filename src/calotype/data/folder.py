@@ -183,6 +183,11 @@ class _Listing:
         ]
 
 
+def list_pictures(place: Path) -> list[Path]:
+    """The picture files in a folder, or the one file. Raises `UserError` where there is none."""
+    return [place] if place.is_file() else [place / name for name in _listing(place).pictures]
+
+
 def _listing(folder: Path) -> _Listing:
     _check_folder(folder)
     root = folder.resolve()

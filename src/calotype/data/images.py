@@ -69,6 +69,11 @@ def images_from_pixels(pixels: UInt8[Tensor, "batch 3 height width"]) -> Images:
     return pixels.float() / 127.5 - 1
 
 
+def images_from_pil(picture: Image.Image) -> Images:
+    """A batch of one."""
+    return images_from_pixels(torch.from_numpy(np.asarray(picture).copy()).permute(2, 0, 1)[None])
+
+
 def pixels_from_images(images: Images) -> UInt8[Tensor, "batch 3 height width"]:
     return ((images.detach().float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 

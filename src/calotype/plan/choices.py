@@ -29,6 +29,7 @@ ENOUGH_CROPS = 12_000
 REACHED = 0.4
 """Of the speed of a single convolution, what a whole training step reaches."""
 FEW_PICTURES = 1000
+LARGEST_LATENT = 256
 LARGEST_CROP = 256
 """The autoencoder sees nothing that is larger than this; its networks are local."""
 WEIGHTS = {"autoencoder": 0.3, "denoiser": 0.7, "enlarge": 0.35}
@@ -94,7 +95,12 @@ def propose(
 
 
 def choose_chain(kind: str, size: int) -> tuple[int, ...]:
-    """A cascade grows by 4, or by 2 where that would begin below 64; small pictures are made from half their size."""
+    """A cascade grows by 4, or by 2 where that would begin below 64; small pictures are made from half their size.
+
+    Latents of large pictures have more places than a short training masters: up to 256 px in latents, then in pixels.
+    """
+    if kind == "latent" and size > LARGEST_LATENT and size % LARGEST_LATENT == 0:
+        return LARGEST_LATENT, size
     chain = [size]
     while kind == "cascade" and (len(chain) == 1 or chain[0] > 64):
         factor = next((factor for factor in (4, 2) if chain[0] % factor == 0 and chain[0] // factor >= 64), 0)
@@ -248,21 +254,19 @@ def backbone_above(size: int, recipe: Recipe) -> Backbone:
 
 def check_sizes(recipe: Recipe) -> None:
     """Pictures and crops must divide into what the networks need. Raises `UserError` with sizes that would fit."""
-    base = recipe.chain[0]
-    if recipe.kind == "latent":
-        unit, who = recipe.autoencoder.network.reduction * unit_of(recipe.denoiser.backbone), "autoencoder and denoiser"
+    base, units = recipe.chain[0], recipe.units
+    latent = recipe.kind == "latent"
+    who = "autoencoder and denoiser" if latent else "denoiser"
+    check_size("size" if len(recipe.chain) == 1 else "the first stage", base, units[0], who)
+    if latent:
         check_crop("autoencoder.crop", recipe.autoencoder.crop, base, recipe.autoencoder.network.reduction)
         check_critic(recipe)
-    else:
-        unit, who = unit_of(recipe.denoiser.backbone), "denoiser"
-    check_size("size" if len(recipe.chain) == 1 else "the first stage", base, unit, who)
-    for smaller, size in pairwise(recipe.chain):
+    for smaller, size, unit in zip(recipe.chain, recipe.chain[1:], units[1:], strict=False):
         config = recipe.enlarger(size)
-        unit = math.lcm(unit_of(config.backbone), size // smaller)
         check_size(f"the stage of {size} px", size, unit, "network")
         check_crop(f"enlarge.{size}.crop", config.crop, size, unit)
         if config.sampling.conditioning == "truncated" and (
-            config.augmentation.kind == "blur" or (recipe.kind == "latent" and smaller == base)
+            config.augmentation.kind == "blur" or (latent and smaller == base)
         ):
             raise UserError(
                 f"enlarge.{size}.sampling.conditioning is truncated, but that needs a stage in pixels before it and "
@@ -293,8 +297,3 @@ def check_critic(recipe: Recipe) -> None:
             f"the autoencoder sees {seen} px, but its critic halves them {halvings} times; take pictures and crops of "
             f"at least {2**halvings} px, or set autoencoder.critic.depth={int(math.log2(seen))}"
         )
-
-
-def unit_of(backbone: Backbone) -> int:
-    """What the side of its picture must be a multiple of."""
-    return backbone.patch * (1 if isinstance(backbone, DitConfig) else 2 ** (len(backbone.multiples) - 1))

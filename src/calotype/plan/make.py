@@ -7,15 +7,18 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from calotype.data.folder import Pictures
+from calotype.learning.player import PlayerConfig
 from calotype.learning.train import Clock
 from calotype.legs import LEVELS_TRIED
 from calotype.machine import Machine, peak_memory
 from calotype.plan.choices import Choice, check_sizes, explain, learning_rate, propose, shares
 from calotype.plan.measurement import Measurement, Phases, seconds_an_image
-from calotype.recipe import DiffusionConfig, Recipe, check, merge
+from calotype.recipe import DiffusionConfig, Recipe, check, leg_above, merge
 
 OVERHEAD = 0.05
 """Of the training time: previews, held-out measures, checkpoints, the log."""
+WARMUP_STEPS, LONGEST_WARMUP = 100, 0.25
+"""With 25 steps the network stays silent for the rest of a run of 500; with 60 it does not (dev/LOG.md, 2026-11-22)."""
 LEVEL_SHARE, FEWEST_LEVEL_CROPS, MOST_LEVEL_CROPS = 0.05, 12, 96
 """The search for an augmentation level may take this share of the time; with fewer crops it says nothing."""
 
@@ -96,7 +99,7 @@ def allot(plan: Plan, measured: Measurement, count: int, left: float) -> None:
             f"{samples + sum(fixed.values()):.0f} s more"
         )
     images = divide(plan, train)
-    plan.recipe = recipe.with_images(images)
+    plan.recipe = with_warmups(recipe, images).with_images(images)
     costs = {leg: seconds_an_image(phases) for leg, phases in plan.phases.items()}
     for leg in seconds:
         seconds[leg] = images[leg] * costs[leg] * (1 + OVERHEAD)
@@ -122,6 +125,18 @@ def divide(plan: Plan, train: float) -> dict[str, int]:
     return {
         leg: config.images or fit_images(parts[leg] * train / costs[leg], config.batch) for leg, config in legs.items()
     }
+
+
+def with_warmups(recipe: Recipe, images: dict[str, int]) -> Recipe:
+    """A diffusion model needs some hundred steps of warm-up to leave its silent start, however short the run is."""
+
+    def changed(leg: str, config: DiffusionConfig) -> dict[str, Any]:
+        default = PlayerConfig().warmup
+        needed = min(LONGEST_WARMUP, WARMUP_STEPS * config.batch / images[leg])
+        return {"learn": {"warmup": max(default, needed) if config.learn.warmup == default else config.learn.warmup}}
+
+    above = {str(size): changed(leg_above(size), recipe.enlarger(size)) for size in recipe.chain[1:]}
+    return check(merge(recipe.model_dump(), {"denoiser": changed("denoiser", recipe.denoiser), "enlarge": above}))
 
 
 def beside_training(plan: Plan, measured: Measurement, count: int, left: float) -> dict[str, float]:

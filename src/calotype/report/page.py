@@ -33,15 +33,20 @@ def write_report(run: Path) -> Path:
 
 def document(run: Run) -> str:
     parts = (masthead, hero, about, the_plan, learning, reconstructions, development, time_spent, recipe, notes)
+    return sheet(run.name, [whatever_happens(part, run) for part in parts])
+
+
+def sheet(title: str, parts: Sequence[Inside]) -> str:
+    """A page that needs nothing but itself."""
     head = tag(
         "head",
         tag("meta", charset="utf-8"),
         tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
         tag("meta", http_equiv="Content-Security-Policy", content=POLICY),
-        tag("title", f"{run.name} · Calotype"),
+        tag("title", f"{title} · Calotype"),
         tag("style", Html((files("calotype.report") / "style.css").read_text("utf-8"))),
     )
-    body = tag("body", tag("main", *(whatever_happens(part, run) for part in parts)))
+    body = tag("body", tag("main", *parts))
     return f"<!doctype html>\n{tag('html', head, body, lang='en').code}\n"
 
 

@@ -1,4 +1,4 @@
-"""Plots over images seen, as SVG: series are told apart by dashes or marks, and named where they end."""
+"""Plots over images seen, or another axis, as SVG: dashes and marks tell series apart, named where they end."""
 
 from __future__ import annotations
 
@@ -98,11 +98,16 @@ class Frame:
         return round(HEIGHT - BOTTOM - self.y.at(value) * (HEIGHT - TOP - BOTTOM), 1)
 
 
-def plot(title: str, y_title: str, series: Sequence[Series]) -> Html:
-    """Needs a point in each series."""
-    frame = Frame(axis_from_zero(max(one.points[-1][0] for one in series)), axis_around(extent(series)))
+def plot(title: str, y_title: str, series: Sequence[Series], x_title: str = "images seen") -> Html:
+    """Needs a point in each series. Images seen are counted from 0; another axis spans what there is of it."""
+    x = [place for one in series for place, _ in one.points]
+    frame = Frame(axis_from_zero(max(x)) if x_title == "images seen" else axis_around(x), axis_around(extent(series)))
     heights = spread([frame.y_at(one.strong()[-1][1]) for one in series], LABEL_GAP, HEIGHT - BOTTOM)
-    parts = [text(y_title + (", log scale" if frame.y.logarithmic else ""), 0.0, 11.0), *y_axis(frame), *x_axis(frame)]
+    parts = [
+        text(y_title + (", log scale" if frame.y.logarithmic else ""), 0.0, 11.0),
+        *y_axis(frame),
+        *x_axis(frame, x_title),
+    ]
     for index, (one, height) in enumerate(zip(series, heights, strict=True)):
         style = f"s{index % STYLES}"
         parts += [
@@ -173,11 +178,11 @@ def y_axis(frame: Frame) -> Iterator[Html]:
         yield text(f"{tick:.6g}".replace("-", "−"), LEFT - 6, height + 4, anchor="end")
 
 
-def x_axis(frame: Frame) -> Iterator[Html]:
+def x_axis(frame: Frame, title: str) -> Iterator[Html]:
     foot = HEIGHT - BOTTOM
     yield tag("line", x1=LEFT, x2=WIDTH - RIGHT, y1=foot, y2=foot, class_="axis")
     for tick in frame.x.ticks:
         place = frame.x_at(tick)
         yield tag("line", x1=place, x2=place, y1=foot, y2=foot + 4, class_="axis")
         yield text(short(tick), place, foot + 17, anchor="middle")
-    yield text("images seen", WIDTH - RIGHT, foot + 34, anchor="end")
+    yield text(title + (", log scale" if frame.x.logarithmic else ""), WIDTH - RIGHT, foot + 34, anchor="end")

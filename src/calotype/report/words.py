@@ -24,8 +24,8 @@ def count(value: float | None) -> str:
 
 
 def short(value: float, unit: str = "") -> str:
-    """Three digits, with thousands, millions and billions as letters: `3.7 M`."""
-    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+    """Three digits, with thousands, millions and so on as letters: `3.7 M`."""
+    for size, letter in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= size:
             return f"{value / size:.3g} {letter}{unit}"
     return f"{value:.3g} {unit}".rstrip()

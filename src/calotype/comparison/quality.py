@@ -1,0 +1,216 @@
+"""How good the pictures of every stage are, held against real ones of the same size, classes and number."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from calotype.comparison.competitor import Competitor
+from calotype.data.folder import Pictures
+from calotype.data.images import images_from_pixels, pixels_from_images
+from calotype.evaluate.distances import Features
+from calotype.evaluate.features import features
+from calotype.evaluate.sets import (
+    Estimate,
+    density_coverage,
+    frechet_estimate,
+    kernel_estimate,
+    nearest,
+    precision_recall,
+    share_estimate,
+)
+from calotype.spaces.latent import LatentSpace
+from calotype.stage import Sampling, Stage, generate, shrunk
+from calotype.vocabulary import Images, Labels, Rng, UserError
+
+Told = Callable[[int, int], None]
+CHUNK_VALUES = 2**20
+FEWEST_HELD_OUT = 50
+SHOWN = 12
+TRAIN_TIMES, FEWEST_TRAIN = 10, 250
+"""A sample's nearest training picture is sought among so many times as many as there are samples, at least so many."""
+
+
+@dataclass(frozen=True)
+class Reals:
+    """The real pictures: `chosen` are held against samples, `others` against these, as the floor."""
+
+    pictures: Pictures
+    chosen: Tensor
+    others: Tensor
+    notes: tuple[str, ...]
+    kept: dict[tuple[int, str], Features] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def images(self, chosen: Tensor, size: int) -> Images:
+        images = images_from_pixels(self.pictures.pixels[chosen])
+        return rounded(shrunk(images, images.shape[-1] // size))
+
+    def features(self, size: int, which: str = "chosen") -> Features:
+        """Of `chosen` or `others` at this size; looked at once."""
+        if (size, which) not in self.kept:
+            rows = getattr(self, which)
+            parts = (self.images(part, size) for part in rows.split(16))
+            self.kept[size, which] = features(parts)
+        return self.kept[size, which]
+
+
+def choose_reals(pictures: Pictures, count: int) -> Reals:
+    """Held-out pictures, or all where those are fewer than 50; as many others beside them, from what is left.
+
+    Raises `UserError` where there are fewer than four pictures.
+    """
+    held_out, train = pictures.held_out_indices, pictures.train_indices
+    pool, notes = held_out, []
+    if len(held_out) < min(FEWEST_HELD_OUT, count):
+        pool = torch.cat([held_out, train[~torch.isin(train, held_out)]])
+        notes = [f"only {len(held_out)} pictures are held out, so samples are held against trained ones too"]
+    if (number := min(count, len(pool), len(pictures) // 2)) < 2:
+        raise UserError(f"the data have {len(pictures)} pictures, but a comparison needs at least 4; add some")
+    if number < count:
+        notes.append(f"{count} samples were wanted; {number} can be held against as many real pictures")
+    rest = torch.cat([pool[number:], train[~torch.isin(train, pool)]])
+    return Reals(pictures, pool[:number], rest[:number], tuple(notes))
+
+
+@dataclass
+class Made:
+    """What the stages of one run made: features of each stage's pictures, and a few of the pictures."""
+
+    sampled: dict[int, list[Features]] = field(default_factory=dict)  # by size: the chain so far
+    given_real: dict[int, list[Features]] = field(default_factory=dict)  # by size: from real smaller pictures
+    through: list[Features] = field(default_factory=list)  # real pictures through the autoencoder
+    shown: list[Images] = field(default_factory=list)  # the first final pictures
+    small: list[Images] = field(default_factory=list)  # the first pictures of the first stage
+
+
+def make(one: Competitor, reals: Reals, seed: int, keep: int, told: Told) -> Made:
+    """Samples with the classes of the real pictures, a few at a time; picture i depends on (seed, i, class) only."""
+    model, made = one.model, Made()
+    chunk = max(1, min(8, CHUNK_VALUES // (3 * one.size**2)))
+    labels = one.labels(reals.pictures, reals.chosen)
+    for part in torch.arange(len(reals)).split(chunk):
+        rngs = [Rng((seed, "sample", int(index))) for index in part]
+        pictures = chain(model.stages, model.samplings, labels[part], rngs)
+        for stage, images in zip(model.stages, pictures, strict=True):
+            made.sampled.setdefault(stage.image_size, []).append(features([images]))
+        from_real(one, reals, reals.chosen[part], labels[part], rngs, made)
+        if int(part[0]) < max(keep, SHOWN):
+            made.shown.append(pictures[-1].cpu())
+            made.small.append(pictures[0])
+        told(int(part[-1]) + 1, len(reals))
+    return made
+
+
+def chain(stages: Sequence[Stage], samplings: Sequence[Sampling], labels: Labels, rngs: Sequence[Rng]) -> list[Images]:
+    """The finished pictures of every stage: the last are those of `generate`."""
+    made: list[Images] = []
+    for place, (stage, sampling) in enumerate(zip(stages, samplings, strict=True)):
+        if place and sampling.conditioning == "truncated":  # it goes on from what the stage before leaves unfinished
+            made.append(generate(stages[: place + 1], labels, samplings[: place + 1], rngs))
+        else:
+            made.append(generate([stage], labels, [sampling], rngs, made[-1] if made else None))
+    return made
+
+
+def from_real(one: Competitor, reals: Reals, chosen: Tensor, labels: Labels, rngs: Sequence[Rng], made: Made) -> None:
+    """What every later stage, or the autoencoder, makes of real pictures: its own part in what is wrong."""
+    device = one.model.device
+    base = one.model.stages[0]
+    if isinstance(base.space, LatentSpace):
+        real = reals.images(chosen, base.image_size).to(device)
+        made.through.append(features([rounded(base.space.decode(base.space.encode(real)))]))
+    for stage, sampling in zip(one.model.stages[1:], one.model.samplings[1:], strict=True):
+        assert stage.smaller_size is not None
+        smaller = reals.images(chosen, stage.smaller_size).to(device)
+        whole = sampling.model_copy(update={"conditioning": "whole"})
+        images = generate([stage], labels, [whole], rngs, smaller)
+        made.given_real.setdefault(stage.image_size, []).append(features([rounded(images)]))
+
+
+def rounded(images: Images) -> Images:
+    """As a file of 8 bits would have them."""
+    return images_from_pixels(pixels_from_images(images))
+
+
+def quality(one: Competitor, made: Made, reals: Reals, seed: int) -> dict[str, Any]:
+    """The whole chain, and every stage: `sampled` on what the stages before made, `given_real` on real pictures."""
+    stages = []
+    for stage in one.model.stages:
+        size = stage.image_size
+        kinds = {"sampled": made.sampled[size], "given_real": made.given_real.get(size, [])}
+        rows = {name: beside(np.concatenate(some), reals, size, seed) for name, some in kinds.items() if some}
+        stages.append({"size": size, **rows})
+    whole = stages[-1]["sampled"]
+    through = beside(np.concatenate(made.through), reals, one.recipe.chain[0], seed) if made.through else None
+    found: dict[str, Any] = {"whole": whole, "stages": stages}
+    return {**found, "autoencoder": through} if through else found
+
+
+def beside(made: Features, reals: Reals, size: int, seed: int) -> dict[str, Any]:
+    return measured(made, reals.features(size), seed)
+
+
+def floor(reals: Reals, size: int, seed: int) -> dict[str, Any]:
+    """Other real pictures in the place of samples: nothing can be expected to be better."""
+    return {"size": size, **measured(reals.features(size, "others"), reals.features(size), seed)}
+
+
+def measured(made: Features, real: Features, seed: int) -> dict[str, Any]:
+    rng = np.random.default_rng(seed)
+    precision, recall = precision_recall(real, made)
+    density, coverage = density_coverage(real, made)
+    return {
+        "fd_lite0": as_json(frechet_estimate(made, real, rng)),
+        "kernel_distance": as_json(kernel_estimate(made, real, rng)),
+        "precision": precision,
+        "recall": recall,
+        "density": density,
+        "coverage": coverage,
+        "n": [len(made), len(real)],
+    }
+
+
+def as_json(estimate: Estimate) -> dict[str, float | str | None]:
+    """An interval without an end is none, and says why."""
+    found: dict[str, float | str | None] = dict(estimate._asdict())
+    if not np.isfinite(estimate.high - estimate.low):
+        found |= {"low": None, "high": None, "reason": "one value has no spread"}
+    return found
+
+
+def memorised(made: Made, size: int, reals: Reals, train: Features) -> dict[str, Any]:
+    """How near samples lie to trained pictures, against how near held-out ones do."""
+    held_out = reals.features(size)[reals.pictures.held_out[reals.chosen].numpy()]
+    samples = np.concatenate(made.sampled[size])
+    if not len(held_out) or not len(train):
+        empty = dict.fromkeys(("samples_median", "held_out_median", "nearer"))
+        return {**empty, "reason": "no picture of the comparison is held out", "n": [len(samples), 0, len(train)]}
+    ours, theirs = nearest(samples, train), nearest(held_out, train)
+    near = int((ours < np.percentile(theirs, 5)).sum())
+    return {
+        "samples_median": float(np.median(ours)),
+        "held_out_median": float(np.median(theirs)),
+        "nearer": as_json(share_estimate(near, len(samples))),
+        "n": [len(samples), len(held_out), len(train)],
+    }
+
+
+def train_features(reals: Reals, size: int, told: Told) -> Features:
+    """Of trained pictures, evenly spread; none of them is held against samples where that can be helped."""
+    train = reals.pictures.train_indices
+    train = train[~torch.isin(train, torch.cat([reals.chosen, reals.others]))]
+    most = max(FEWEST_TRAIN, TRAIN_TIMES * len(reals))
+    chosen = train[torch.linspace(0, len(train) - 1, min(most, len(train))).round().long()]
+    rows = []
+    for start, part in enumerate(chosen.split(32)):
+        rows.append(features([reals.images(part, size)]))
+        told(start * 32 + len(part), len(chosen))
+    return np.concatenate(rows) if rows else reals.features(size)[:0]
