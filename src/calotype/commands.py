@@ -31,6 +31,7 @@ from calotype.legs import (
     denoiser_leg,
     enlarger_leg,
     latent_examples,
+    mistakes_leg,
     picture_examples,
     search_levels,
 )
@@ -160,9 +161,11 @@ def compare(
     """What the lecture claims of latent diffusion and cascades, measured on finished runs."""
 
     def pictures(name: str, size: int) -> Pictures:
-        return read(None if name == PORTRAITS and not Path(name).exists() else Path(name), size, out / "cache", voice)
+        embedded = name == PORTRAITS and not (data and data.exists())
+        return read(None if embedded else Path(name), size, out / "cache", voice)
 
-    return comparison.compare(runs, data, out, count, seed, device, pictures, voice.bar)
+    where = str(examine(device).device)
+    return comparison.compare(runs, data, out, count, seed, where, pictures, voice.bar)
 
 
 def enlarge(
@@ -220,7 +223,7 @@ def _develop(
     stages = [workshop.base(space, examples)]
     recipe = plan.recipe
     for size in recipe.chain[1:]:
-        stage = workshop.enlarger(size)
+        stage = workshop.enlarger(size, stages[-1])
         recipe = workshop.with_best_level(recipe, stages, stage)
         stages.append(stage)
     save_model(run.folder / "model", recipe, stages, pictures.classes)
@@ -263,13 +266,18 @@ class Workshop:
         self._go(leg)
         return leg.stage
 
-    def enlarger(self, size: int) -> Stage:
+    def enlarger(self, size: int, below: Stage) -> Stage:
         with self.run.timing("prepare"):
             pictures = self.pictures.shrunk(size)
             examples = crop_examples(self.recipe, size, pictures, self.device)
             leg = enlarger_leg(self.recipe, size, pictures, examples, self.device)
         self._go(leg)
-        return leg.stage
+        if not self.recipe.enlarger(size).mistakes.images:
+            return leg.stage
+        with self.run.timing("prepare"):
+            more = mistakes_leg(self.recipe, below, leg.stage, pictures, self.device)
+        self._go(more)
+        return more.stage
 
     def with_best_level(self, recipe: Recipe, below: Sequence[Stage], stage: Stage) -> Recipe:
         """The recipe with the augmentation that suits what the stages below make; a resumed run has it in its state."""

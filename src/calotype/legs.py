@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from jaxtyping import UInt8
 from torch import Tensor, nn
 
 from calotype.build import build_enlarger, build_first_stage, build_space, build_stage
 from calotype.data.folder import Pictures
-from calotype.data.images import grid, images_from_pixels, pils_from_images
+from calotype.data.images import grid, images_from_pixels, pils_from_images, pixels_from_images
 from calotype.data.latents import LatentCache
 from calotype.data.sources import LatentSource, PictureSource
 from calotype.diffusion.denoiser import Denoiser
@@ -19,15 +21,15 @@ from calotype.diffusion.gaussian import Mixture, fit
 from calotype.evaluate.levels import Search, in_parts, level_distance, search_level
 from calotype.evaluate.reconstruction import psnr
 from calotype.learning.objectives import Denoising
-from calotype.learning.player import Player
+from calotype.learning.player import Player, PlayerConfig
 from calotype.learning.run import Leg, deterministic
 from calotype.learning.train import Clock, Source
 from calotype.nets.perceptual import efficientnet_lite0, perceptual_distance
 from calotype.nets.vae import Vae
-from calotype.recipe import DiffusionConfig, Recipe, leg_above
+from calotype.recipe import DiffusionConfig, Recipe, leg_above, mistakes_above
 from calotype.spaces.latent import LatentSpace
 from calotype.spaces.pixel import Space
-from calotype.stage import Sampling, Stage, enlarged, generate
+from calotype.stage import Sampling, Stage, enlarged, generate, redrawn, shrunk
 from calotype.vocabulary import NOT_TOLD, Batch, Images, Labels, Rng
 
 PREVIEW_COUNT = 12
@@ -164,6 +166,42 @@ def enlarger_leg(
     deterministic(recipe.seed + size)
     stage, config = build_enlarger(recipe, size, len(pictures.classes)), recipe.enlarger(size)
     return diffusion_leg(leg_above(size), recipe, stage, config, config.sampling, pictures, examples, device)
+
+
+def mistakes_leg(recipe: Recipe, below: Stage, stage: Stage, pictures: Pictures, device: torch.device) -> DenoiserLeg:
+    """More training of `stage`, on pictures that the stage below has redrawn with its own mistakes."""
+    size, config = stage.image_size, recipe.enlarger(stage.image_size)
+    rng, few = Rng((recipe.seed, mistakes_above(size))), config.mistakes.pictures
+    stage = replace(stage, denoiser=copy.deepcopy(stage.denoiser).requires_grad_(True))
+
+    def examples(chosen: Tensor) -> Source:
+        some = chosen[:: max(1, len(chosen) // few)][:few]
+        small = redraw_all(recipe, below, pictures, some, device, rng)
+        crop = config.crop or size
+        return PictureSource(pictures, some, rng, device, crop, recipe.flip, stage.factor, small)
+
+    shorter = config.model_copy(update={"images": config.mistakes.images, "learn": gentler(config.learn)})
+    return diffusion_leg(mistakes_above(size), recipe, stage, shorter, config.sampling, pictures, examples, device)
+
+
+def gentler(learn: PlayerConfig) -> PlayerConfig:
+    """For a network that has learned already."""
+    return learn.model_copy(update={"learning_rate": learn.learning_rate / 4})
+
+
+def redraw_all(
+    recipe: Recipe, below: Stage, pictures: Pictures, chosen: Tensor, device: torch.device, rng: Rng
+) -> UInt8[Tensor, "count 3 size size"]:
+    """The chosen pictures at the size of the stage below, redrawn by it, a few at a time."""
+    index = recipe.chain.index(below.image_size)
+    time, made = recipe.enlarger(recipe.chain[index + 1]).mistakes.time, []
+    factor = pictures.pixels.shape[-1] // below.image_size
+    for part in chosen.split(8):
+        images = shrunk(images_from_pixels(pictures.pixels[part]).to(device), factor)
+        rngs = [rng.at("redrawn", int(one)) for one in part]
+        labels = pictures.labels[part].to(device)
+        made.append(pixels_from_images(redrawn(below, images, labels, recipe.samplings[index], time, rngs)).cpu())
+    return torch.cat(made)
 
 
 def diffusion_leg(

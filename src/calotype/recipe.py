@@ -73,6 +73,17 @@ class DenoiserRecipe(DiffusionConfig):
     """What stands beside the network before it has learned: the best linear denoiser of the data, or nothing."""
 
 
+class MistakesConfig(Config):
+    """A last leg on what the stage below makes of training pictures, so that its mistakes are known here."""
+
+    images: int = Field(default=0, ge=0)
+    """Crops to see; 0: no such leg."""
+    pictures: PositiveInt = 256
+    """How many pictures the stage below redraws."""
+    time: float = Field(default=0.5, gt=0, lt=1)
+    """From which time of a flow on: 0 leaves them as they are, near 1 nothing of them is left."""
+
+
 class EnlargeRecipe(DiffusionConfig):
     """A stage that looks at the picture of the stage before it, and works in pixels."""
 
@@ -84,6 +95,7 @@ class EnlargeRecipe(DiffusionConfig):
     augmentation: Augmentation = Noising()
     crop: int = Field(default=0, ge=0)
     """Side of the random crops to train on; 0: whole pictures."""
+    mistakes: MistakesConfig = MistakesConfig()
     sampling: Sampling = Sampling(steps=12, guidance=1.0)
 
 
@@ -139,13 +151,20 @@ class Recipe(Config):
     def legs(self) -> dict[str, LegConfig]:
         """All that is trained, in order."""
         first: dict[str, LegConfig] = {"autoencoder": self.autoencoder} if self.kind == "latent" else {}
-        return {**first, "denoiser": self.denoiser, **{leg_above(size): self.enlarger(size) for size in self.chain[1:]}}
+        legs = {**first, "denoiser": self.denoiser}
+        for size in self.chain[1:]:
+            legs[leg_above(size)] = above = self.enlarger(size)
+            if above.mistakes.images:
+                legs[mistakes_above(size)] = LegConfig(images=above.mistakes.images, batch=above.batch)
+        return legs
 
     def with_images(self, images: dict[str, int]) -> Recipe:
         """The same, with the number of pictures that each leg sees."""
         settings: dict[str, Any] = {}
         for leg, number in images.items():
-            settings = merge(settings, at_path(leg.replace("enlarge-", "enlarge.").split("."), {"images": number}))
+            name, _, size = leg.partition("-")
+            path = {"enlarge": ["enlarge", size], "mistakes": ["enlarge", size, "mistakes"]}.get(name, [name])
+            settings = merge(settings, at_path(path, {"images": number}))
         return check(merge(self.model_dump(), settings))
 
 
@@ -157,6 +176,10 @@ def unit_of(backbone: Backbone) -> int:
 def leg_above(size: int) -> str:
     """The name of the leg that learns to enlarge to this size."""
     return f"enlarge-{size}"
+
+
+def mistakes_above(size: int) -> str:
+    return f"mistakes-{size}"
 
 
 def at_path(path: Sequence[str], value: Any) -> Any:

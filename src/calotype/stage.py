@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -101,7 +102,7 @@ class Stage:
         shape = self.shape if smaller is None else self._shape_above(smaller)
         sigmas = [*(sigma for sigma in self.schedule.grid(sampling.steps) if sigma > until), until]
         noisy = sigmas[0] * noise_each([rng.at("start") for rng in rngs], shape).to(labels.device)
-        yield from self.develop(noisy, sigmas, self._told(labels, smaller, sampling, rngs), sampling, rngs)
+        yield from self.develop(noisy, sigmas, self.told(labels, smaller, sampling, rngs), sampling, rngs)
 
     def develop(
         self, noisy: Latents, sigmas: list[float], condition: Condition, sampling: Sampling, rngs: Sequence[Rng]
@@ -115,7 +116,8 @@ class Stage:
 
         yield from SAMPLERS[sampling.sampler](self.denoise(condition, sampling), noisy, sigmas, fresh)
 
-    def _told(self, labels: Labels, smaller: Images | None, sampling: Sampling, rngs: Sequence[Rng]) -> Condition:
+    def told(self, labels: Labels, smaller: Images | None, sampling: Sampling, rngs: Sequence[Rng]) -> Condition:
+        """The condition for sampling, with each image's own randomness."""
         level = torch.full(labels.shape, sampling.augmentation, device=labels.device)
         if smaller is None or sampling.conditioning == "truncated":  # a truncated picture is as noisy as that already
             return self.condition(labels, smaller, level, torch.zeros(()))
@@ -125,6 +127,23 @@ class Stage:
     def _shape_above(self, smaller: Images) -> tuple[int, int, int]:
         height, width = (side * self.factor // self.space.reduction for side in smaller.shape[-2:])
         return self.space.channels, height, width
+
+
+@torch.no_grad()
+def redrawn(
+    stage: Stage, images: Images, labels: Labels, sampling: Sampling, time: float, rngs: Sequence[Rng]
+) -> Images:
+    """Pictures made noisy up to `time` of a flow, in (0, 1), and made clean again by the stage (arXiv 2108.01073).
+
+    They keep what is larger than that noise; the rest is the stage's own, mistakes included.
+    """
+    sigma = stage.denoiser.spread * time / (1 - time)
+    clean = stage.space.encode(images)
+    noise = noise_each([rng.at("start") for rng in rngs], tuple(clean.shape[1:])).to(clean)
+    smaller = shrunk(images, stage.factor) if stage.smaller_size else None
+    condition = stage.told(labels, smaller, sampling, rngs)
+    sigmas = [sigma, *(one for one in stage.schedule.grid(sampling.steps) if one < sigma)]
+    return stage.space.decode(last(stage.develop(clean + sigma * noise, sigmas, condition, sampling, rngs)))
 
 
 def noise_each(rngs: Sequence[Rng], shape: tuple[int, ...]) -> Latents:
@@ -151,13 +170,14 @@ def generate(
     """Pictures through all stages, from noise or from `smaller`. `labels` and `rngs` have one entry a picture."""
     images = smaller
     for stage, sampling, until in zip(stages, samplings, stops(samplings), strict=True):
-        latents = None
-        for latents in stage.steps(labels, images, sampling, [rng.at(stage.image_size) for rng in rngs], until):  # noqa: B007
-            pass
-        assert latents is not None
+        latents = last(stage.steps(labels, images, sampling, [rng.at(stage.image_size) for rng in rngs], until))
         images = latents if until else stage.space.decode(latents)
     assert images is not None
     return images
+
+
+def last(states: Iterator[Latents]) -> Latents:
+    return deque(states, maxlen=1).pop()
 
 
 def stops(samplings: Sequence[Sampling]) -> list[float]:

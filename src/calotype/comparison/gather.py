@@ -72,8 +72,8 @@ def compare(
 
 def check_out(out: Path) -> None:
     """An earlier comparison is written over; nothing else is."""
-    ours = (out / "compare.json").exists()
-    if out.exists() and (out.is_file() or (any(out.iterdir()) and not ours)):
+    known = out.is_dir() and ((out / "compare.json").exists() or all(one.name == "cache" for one in out.iterdir()))
+    if out.exists() and not known:
         raise UserError(f"--out {out} is not an empty folder; choose another")
     out.mkdir(parents=True, exist_ok=True)
 

@@ -72,7 +72,7 @@ def unrest(steps: Sequence[Event], player: str, limits: dict[str, float]) -> dic
         "lines": len(norms),
     }
     if found["loss_spread"] is None or found["norm_spread"] is None:
-        found["reason"] = f"the log has {len(norms)} lines of it, and a spread needs {2 * FEWEST}"
+        found["reason"] = f"the log has {len(norms)} lines of it, and a spread needs {2 * FEWEST - 1}"
     return found
 
 

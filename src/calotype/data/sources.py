@@ -11,7 +11,7 @@ from calotype.data.folder import Pictures
 from calotype.data.images import images_from_pixels
 from calotype.data.latents import LatentCache
 from calotype.stage import shrunk
-from calotype.vocabulary import Batch, Rng
+from calotype.vocabulary import Batch, Images, Rng
 
 
 def order(count: int, images_seen: int, batch: int, rng: Rng) -> Tensor:
@@ -25,7 +25,8 @@ def order(count: int, images_seen: int, batch: int, rng: Rng) -> Tensor:
 class PictureSource:
     """Chosen pictures as images, cropped at random to `crop` pixels, half of them mirrored if `flip`.
 
-    With a `factor` above 1 each comes with its shrunk picture, and a crop's corner lies on a pixel of that.
+    With a `factor` above 1 each comes with its smaller picture, and a crop's corner lies on a pixel of that: the shrunk
+    picture, or the one in `smaller`, which has a row for each of `chosen`.
     """
 
     pictures: Pictures
@@ -35,23 +36,27 @@ class PictureSource:
     crop: int
     flip: bool
     factor: int = 1
+    smaller: Tensor | None = None
 
     def batch(self, images_seen: int, count: int) -> Batch:
-        chosen = self.chosen[order(len(self.chosen), images_seen, count, self.rng)]
-        rng = self.rng.at("pictures", images_seen)
-        images = images_from_pixels(self._crops(chosen, rng).to(self.device))
-        if self.flip:
-            images = torch.where(rng.at("flip").uniform(count, 1, 1, 1).to(self.device) < 0.5, images.flip(-1), images)
-        images = images.contiguous(memory_format=torch.channels_last)
+        places = order(len(self.chosen), images_seen, count, self.rng)
+        rng, chosen = self.rng.at("pictures", images_seen), self.chosen[places]
+        free = (self.pictures.pixels.shape[-1] - self.crop) // self.factor + 1
+        corners = rng.at("crop").integers(free, count, 2)
+        mirrored = (rng.at("flip").uniform(count, 1, 1, 1) < 0.5) & self.flip
+        images = self._crops(self.pictures.pixels, chosen, self.factor * corners, self.crop, mirrored)
         smaller = shrunk(images, self.factor) if self.factor > 1 else None
+        if self.smaller is not None:
+            smaller = self._crops(self.smaller, places, corners, self.crop // self.factor, mirrored)
         return Batch(images, self.pictures.labels[chosen].to(self.device), smaller)
 
-    def _crops(self, chosen: Tensor, rng: Rng) -> Tensor:
-        pixels = self.pictures.pixels
-        free = (pixels.shape[-1] - self.crop) // self.factor + 1
-        corners = (self.factor * rng.at("crop").integers(free, len(chosen), 2)).tolist()
-        places = zip(chosen.tolist(), corners, strict=True)
-        return torch.stack([pixels[one, :, y : y + self.crop, x : x + self.crop] for one, (y, x) in places])
+    def _crops(self, pixels: Tensor, rows: Tensor, corners: Tensor, side: int, mirrored: Tensor) -> Images:
+        places = zip(rows.tolist(), corners.tolist(), strict=True)
+        cuts = torch.stack([pixels[row, :, y : y + side, x : x + side] for row, (y, x) in places])
+        images = images_from_pixels(cuts.to(self.device))
+        if self.flip:
+            images = torch.where(mirrored.to(self.device), images.flip(-1), images)
+        return images.contiguous(memory_format=torch.channels_last)
 
 
 @dataclass(frozen=True)

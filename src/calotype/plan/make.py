@@ -159,8 +159,8 @@ def in_order(seconds: dict[str, float]) -> dict[str, float]:
 
     def place(what: str) -> tuple[int, int]:
         head, _, size = what.partition("-")
-        rank = ["autoencoder", "latents", "denoiser", "enlarge", "level", "samples"].index(head)
-        return (3, 2 * int(size) + (head == "level")) if size else (rank if rank < 3 else last, 0)
+        rank = ["autoencoder", "latents", "denoiser", "enlarge", "mistakes", "level", "samples"].index(head)
+        return (int(size), rank) if size else (last if head == "samples" else 0, rank)
 
     return {what: seconds[what] for what in sorted(seconds, key=place)}
 

@@ -16,7 +16,7 @@ from calotype.learning.player import Player, PlayerConfig
 from calotype.learning.train import Clock, Source, learn
 from calotype.legs import crop_examples, picture_examples, picture_source, start_linear
 from calotype.machine import best_time
-from calotype.recipe import Recipe, leg_above
+from calotype.recipe import Recipe, leg_above, mistakes_above
 from calotype.spaces.latent import LatentSpace
 from calotype.spaces.pixel import PixelSpace, Space
 from calotype.stage import Stage, generate
@@ -55,8 +55,10 @@ class Measurement:
     def phases(self) -> dict[str, Phases]:
         """Of every leg."""
         first = {} if isinstance(self.space, PixelSpace) else {"autoencoder": self._autoencoder()}
-        rest = {leg_above(stage.image_size): self._enlarger(stage) for stage in self.stages[1:]}
-        return {**first, "denoiser": self._denoiser(), **rest}
+        phases = {**first, "denoiser": self._denoiser()}
+        for stage in self.stages[1:]:
+            phases[leg_above(stage.image_size)] = phases[mistakes_above(stage.image_size)] = self._enlarger(stage)
+        return {leg: phases[leg] for leg in self.recipe.legs}
 
     def _autoencoder(self) -> Phases:
         """The critic makes steps dearer once it learns, and again once it is listened to."""

@@ -13,7 +13,7 @@ from calotype.report.measures import Found, called, figure_of, figures, interval
 from calotype.report.page import section, sheet
 from calotype.report.plot import Series
 from calotype.report.propagation import errors
-from calotype.report.words import UNKNOWN, count, duration, listed, memory, moment, plain, short
+from calotype.report.words import UNKNOWN, count, duration, memory, moment, plain, short
 
 GRID_BYTES = 2_400_000
 """The most that all grids may take together: 3.2 MB in base64."""
@@ -78,8 +78,7 @@ def samples(folder: Path, found: Found) -> Html:
         figure(show(folder / one["grid"], f"Samples of {called(one)}"), f"{called(one)}: {one['name']}.", "plate")
         for one in found["runs"]
     ]
-    classes = f" and classes, in turn: {listed(found['classes'])}" if found["classes"] else ""
-    how = f"Equal places have equal seeds{classes}."
+    how = "Equal places have equal seeds and classes."
     return section("Samples", tag("p", how), tag("div", *plates, class_="strip"))
 
 
