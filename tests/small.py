@@ -6,14 +6,15 @@ from contextlib import contextmanager
 import torch
 from PIL import Image
 
-from calotype import commands, plan
+from calotype import commands
 from calotype.commands import Wish, train
 from calotype.data.folder import Pictures
 from calotype.data.images import images_from_pixels, pils_from_images
 from calotype.data.latents import LatentCache
 from calotype.learning import run
-from calotype.legs import autoencoder_leg, denoiser_leg
+from calotype.legs import autoencoder_leg, denoiser_leg, latent_examples
 from calotype.machine import Machine
+from calotype.plan import measurement
 from calotype.recipe import check, merge
 from calotype.spaces.latent import LatentSpace
 from calotype.vocabulary import NOT_TOLD, Rng
@@ -36,6 +37,31 @@ SETTINGS = {
 }  # fmt: skip
 
 
+CASCADE = {
+    "kind": "cascade",
+    "size": 16,
+    "stages": [8, 16],
+    "flip": True,
+    "denoiser": SETTINGS["denoiser"],
+    "sampling": SETTINGS["sampling"],
+    "enlarge": {
+        "16": {
+            "images": 32, "batch": 4, "crop": 8,
+            "backbone": {
+                "kind": "unet", "patch": 2, "width": 8, "multiples": [1, 2], "blocks": 1, "attention_levels": [],
+                "dropout": 0.5,
+            },
+            "sampling": {"steps": 2},
+        }
+    },
+}  # fmt: skip
+HYBRID = merge(
+    SETTINGS,
+    {"stages": [8, 16], "autoencoder": {"crop": 8}, "enlarge": CASCADE["enlarge"]},
+)
+"""Latents first, then pixels."""
+
+
 def recipe(**changes):
     return check(merge(SETTINGS, changes))
 
@@ -52,7 +78,7 @@ def be_quick(patch):
         return 0.01
 
     patch.setattr(commands, "examine", lambda device, threads=None: machine())
-    patch.setattr(plan, "best_time", once)
+    patch.setattr(measurement, "best_time", once)
     patch.setattr(run, "PREVIEWS", (0.5, 1.0))
 
 
@@ -104,9 +130,9 @@ class Keeper:
         self.plans.append(made)
 
 
-def wish(folder, out, *overrides, size=16, budget=1e-6):
+def wish(folder, out, *overrides, size=16, budget=1e-6, settings=SETTINGS):
     """No time at all: the legs are as long as the settings say, and there are 4 samples at the end."""
-    return Wish(folder, size, budget, out, None, (*as_overrides(SETTINGS), *overrides))
+    return Wish(folder, size, budget, out, None, (*as_overrides(settings), *overrides))
 
 
 def as_overrides(settings, prefix=""):
@@ -133,8 +159,10 @@ def first_leg(**changes):
 def second_leg(**changes):
     """In the latents of an autoencoder that has not learned beyond its closed-form start."""
     settings = recipe(**changes)
-    space = LatentSpace(autoencoder_leg(settings, noise_pictures(), CPU).vae)
-    return denoiser_leg(settings, noise_pictures(), space, noise_cache(settings), CPU)
+    pictures = noise_pictures()
+    space = LatentSpace(autoencoder_leg(settings, pictures, CPU).vae)
+    examples = latent_examples(settings, pictures, noise_cache(settings), CPU)
+    return denoiser_leg(settings, pictures, space, examples, CPU)
 
 
 def noise_cache(settings, count=10):

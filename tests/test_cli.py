@@ -127,7 +127,7 @@ MISTAKES = {
     "size big": (["train", "{0}/pictures", "--size", "big"], "'--size'"),
     "budget": (["train", "{0}/pictures", "--budget", "soon"], "20s, 10m or 1h30m"),
     "no budget": (["plan", "{0}/pictures", "--budget", "0m"], "20s, 10m or 1h30m"),
-    "kind": (["train", "{0}/pictures", "--kind", "cascade"], "this version trains: latent"),
+    "kind": (["train", "{0}/pictures", "--kind", "gan"], "must be latent or cascade"),
     "no recipe": (["train", "{0}/pictures", "--recipe", "{0}/none.toml"], r"none\.toml does not exist"),
     "recipe": (["plan", "{0}/pictures", "--recipe", "{0}/recipe.toml"], "line 3: .*did you mean", bad_recipe),
     "key": (["train", "{0}/pictures", "--set", "denoiser.widht=3"], "unknown key denoiser.widht; did you mean"),
@@ -375,7 +375,7 @@ def test_a_model_of_another_version_is_refused(finished, tmp_path):
 
     with whole_folder(tmp_path / "model") as folder:
         write_json(folder / "model.json", {**read_json(finished / "model" / "model.json"), "format": 99})
-    with pytest.raises(UserError, match="has format 99, this version of calotype reads 1"):
+    with pytest.raises(UserError, match="has format 99, this version of calotype reads 2"):
         calotype.load(tmp_path / "model")
 
 

@@ -12,6 +12,7 @@ from calotype.vocabulary import NOT_TOLD, Condition, per_image
 WIDTH, CLASSES, SHAPE = 32, 3, (4, 2, 6, 4)
 SIGMA = torch.tensor([0.03, 0.4, 1.7, 25.0])
 LABELS = told(0, 1, 2, NOT_TOLD)
+spreads = pytest.mark.parametrize("spread", [1.0, 0.5, 0.06])
 
 
 def variance_preserving(sigma):
@@ -19,10 +20,10 @@ def variance_preserving(sigma):
     return (1 + sigma**2) ** -0.5, sigma * (1 + sigma**2) ** -0.5
 
 
-def target_of_edm(clean, noise, sigma):
-    """arXiv 2206.00364, eq. 8: what the network must say, for data of spread 0.5."""
-    variance = sigma**2 + 0.25
-    return (clean - 0.25 / variance * (clean + sigma * noise)) * variance**0.5 / (0.5 * sigma)
+def target_of_edm(clean, noise, sigma, spread=1.0):
+    """arXiv 2206.00364, eq. 8: what the network must say, for data of this spread."""
+    variance = sigma**2 + spread**2
+    return (clean - spread**2 / variance * (clean + sigma * noise)) * variance**0.5 / (spread * sigma)
 
 
 def target_of_velocity(clean, noise, sigma):
@@ -39,11 +40,11 @@ TARGETS = {
 }
 
 
-def loss_of_edm(clean, noise, sigma, answer):
+def loss_of_edm(clean, noise, sigma, answer, spread):
     """arXiv 2206.00364, eq. 2 and table 1: the weighted error of the denoised picture."""
-    variance = sigma**2 + 0.25
-    denoised = 0.25 / variance * (clean + sigma * noise) + sigma * 0.5 / variance**0.5 * answer
-    return variance / (0.5 * sigma) ** 2 * (denoised - clean) ** 2
+    variance = sigma**2 + spread**2
+    denoised = spread**2 / variance * (clean + sigma * noise) + sigma * spread / variance**0.5 * answer
+    return variance / (spread * sigma) ** 2 * (denoised - clean) ** 2
 
 
 @pytest.fixture
@@ -66,8 +67,8 @@ def network(kind, scaling="flow", precision="float32", smaller=0):
     return perturbed(Denoiser(backbone, WIDTH, CLASSES, scaling, precision))
 
 
-def fixed(answer, scaling):
-    return Denoiser(Fixed(answer), WIDTH, CLASSES, scaling)
+def fixed(answer, scaling, spread=1.0):
+    return Denoiser(Fixed(answer), WIDTH, CLASSES, scaling, spread=spread)
 
 
 @pytest.mark.parametrize("name", ["epsilon", "x0", "velocity", "flow"])
@@ -78,10 +79,12 @@ def test_the_loss_is_the_one_of_the_paper(name, clean, noise):
     assert torch.allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_the_loss_of_edm_is_the_weighted_error_of_the_picture(clean, noise):
+@spreads
+def test_the_loss_of_edm_is_the_weighted_error_of_the_picture(spread, clean, noise):
     answer = torch.randn(SHAPE)
-    expected = loss_of_edm(clean, noise, per_image(SIGMA), answer).mean((1, 2, 3))
-    assert torch.allclose(fixed(answer, "edm").loss(clean, SIGMA, noise, untold(4)), expected, rtol=1e-5, atol=1e-5)
+    expected = loss_of_edm(clean, noise, per_image(SIGMA), answer, spread).mean((1, 2, 3))
+    found = fixed(answer, "edm", spread).loss(clean, SIGMA, noise, untold(4))
+    assert torch.allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", SCALINGS)
@@ -115,9 +118,10 @@ def test_the_network_sees_the_straight_line_from_clean_to_noise(clean, noise):
 
 
 @pytest.mark.parametrize("sigma", [0.01, 0.5, 80.0])
-def test_edm_sees_and_says_pictures_of_unit_variance(sigma):
-    clean, noise = 0.5 * torch.randn(1, 1, 200, 200), torch.randn(1, 1, 200, 200)
-    denoiser, sigmas = fixed(torch.zeros_like(clean), "edm"), torch.tensor([sigma])
+@spreads
+def test_edm_sees_and_says_pictures_of_unit_variance(sigma, spread):
+    clean, noise = spread * torch.randn(1, 1, 200, 200), torch.randn(1, 1, 200, 200)
+    denoiser, sigmas = fixed(torch.zeros_like(clean), "edm", spread), torch.tensor([sigma])
     target_power = denoiser.loss(clean, sigmas, noise, untold(1)).item()  # of an answer of 0
     assert denoiser.backbone.seen.square().mean().item() == pytest.approx(1, abs=0.03)
     assert target_power == pytest.approx(1, abs=0.03)
@@ -168,3 +172,67 @@ def test_bfloat16_is_cheaper_arithmetic_and_nothing_else(kind, clean, noise):
     coarse.loss(clean, SIGMA, noise, replace(LABELS, augmentation=SIGMA)).mean().backward()
     tensors = [outputs[1], *coarse.parameters(), *(weight.grad for weight in coarse.parameters())]
     assert {tensor.dtype for tensor in tensors} == {torch.float32}
+
+
+# -- Data of another spread, about a smaller picture -------------------------------------------------------------------
+
+
+@spreads
+def test_the_scaling_of_edm_is_table_1_of_karras(spread):
+    """arXiv 2206.00364, with `sigma_data` the spread."""
+    scaling, sigma = fixed(None, "edm", spread).scaling(SIGMA, untold(4)), per_image(SIGMA)
+    assert torch.allclose(scaling.skip, spread**2 / (sigma**2 + spread**2))
+    assert torch.allclose(scaling.out, sigma * spread / (sigma**2 + spread**2).sqrt())
+    assert torch.allclose(scaling.input, (sigma**2 + spread**2) ** -0.5)
+
+
+@pytest.mark.parametrize("name", SCALINGS)
+def test_spread_1_is_the_scaling_itself(name):
+    found = fixed(None, name).scaling(SIGMA, untold(4))
+    assert all(torch.allclose(one, other) for one, other in zip(found, SCALINGS[name](per_image(SIGMA)), strict=True))
+
+
+@pytest.mark.parametrize("name", SCALINGS)
+def test_data_and_noise_of_another_unit_are_the_same_data_and_noise(name, clean, noise):
+    """Whatever is measured in units of the spread: the loss stays, and the estimate is measured in them too."""
+    answer = torch.randn(SHAPE)
+    one, other = fixed(answer, name), fixed(answer, name, 0.1)
+    sigma, smaller = SIGMA.clamp(max=5), torch.randn(SHAPE)
+    noisy = clean + per_image(sigma) * noise
+    for condition, scaled in ((untold(4), untold(4)), (about(smaller), about(0.1 * smaller))):
+        found = other(0.1 * noisy, 0.1 * sigma, scaled)
+        assert torch.allclose(found, 0.1 * one(noisy, sigma, condition), atol=1e-5)
+        found = other.loss(0.1 * clean, 0.1 * sigma, noise, scaled)
+        assert torch.allclose(found, one.loss(clean, sigma, noise, condition), rtol=1e-3)
+
+
+def about(smaller, **more):
+    return told(*[NOT_TOLD] * len(smaller), smaller=smaller, **more)
+
+
+@pytest.mark.parametrize("name", ["edm", "velocity"])
+@spreads
+def test_a_silent_network_is_the_exact_denoiser_of_gaussians_about_the_smaller_picture(name, spread, noise):
+    """With a doubt, the data lie about what is seen by both spreads: their squares add up."""
+    smaller, noisy, doubt = torch.randn(SHAPE), 3 * noise, torch.tensor([0.0, 0.05, 0.3, 2.0])
+    silent, sigma = fixed(torch.zeros(SHAPE), name, spread), per_image(SIGMA)
+    for condition, variance in (
+        (about(smaller), torch.tensor(spread**2)),
+        (about(smaller, doubt=doubt), spread**2 + per_image(doubt) ** 2),
+    ):
+        expected = (variance * noisy + sigma**2 * smaller) / (variance + sigma**2)
+        assert torch.allclose(silent(noisy, SIGMA, condition), expected, rtol=1e-4, atol=1e-5)
+
+
+@spreads
+def test_what_an_enlarging_network_sees_and_says_has_unit_variance(spread):
+    """Of data about a spoilt smaller picture, whose error is the doubt."""
+    shape, doubt = (1, 1, 200, 200), torch.tensor([2 * spread])
+    clean, noise = torch.randn(shape), torch.randn(shape)
+    smaller = clean - torch.hypot(torch.tensor(spread), doubt) * torch.randn(shape)
+    denoiser = fixed(torch.zeros(shape), "edm", spread)
+    for sigma in (0.01, 0.5, 80.0):
+        condition = about(smaller, doubt=doubt)
+        assert denoiser.loss(clean, torch.tensor([sigma]), noise, condition).item() == pytest.approx(1, abs=0.03)
+        seen = denoiser.backbone.seen
+        assert torch.equal(seen[:, 1:], smaller) and seen[:, :1].square().mean().item() == pytest.approx(1, abs=0.03)

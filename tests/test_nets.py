@@ -28,6 +28,7 @@ BACKBONES = {
     "unet": lambda: Unet(UnetConfig(width=WIDTH, blocks=1), 3, 2),
     "unet of one level": lambda: Unet(UnetConfig(width=WIDTH, multiples=(1,), attention_levels=(0,)), 3, 2),
     "unet of three levels": lambda: Unet(UnetConfig(width=WIDTH, multiples=(1, 2, 3), attention_levels=()), 3, 2),
+    "unet of patches": lambda: Unet(UnetConfig(patch=2, width=WIDTH, blocks=1), 3, 2),
 }
 backbones = pytest.mark.parametrize("backbone", BACKBONES.values(), ids=BACKBONES)
 
@@ -61,6 +62,34 @@ def test_the_vector_and_every_pixel_are_heard_everywhere(backbone):
     image.requires_grad_(True), vector.requires_grad_(True)
     network(image, vector)[0, 0, 0, 0].backward()
     assert (image.grad[0].abs().amax(0) > 0).all() and (vector.grad != 0).all()
+
+
+def wide_unet(patch, *attention):
+    """Sees about 30 patches in each direction if it is local; and a picture of 160 patches in a row of 4."""
+    config = UnetConfig(patch=patch, width=16, multiples=(1, 2), blocks=1, attention_levels=attention)
+    return perturbed(Unet(config, 3, 2)), torch.randn(1, 3, 4 * patch, 160 * patch), torch.randn(1, 16)
+
+
+@pytest.mark.parametrize("patch", [1, 2, 4])
+@pytest.mark.parametrize("attention", [(), (1,)])
+@torch.no_grad()
+def test_a_unet_without_attention_is_local(patch, attention):
+    network, image, vector = wide_unet(patch, *attention)
+    changed = image.clone()
+    changed[..., 0, -1] += 10
+    same = (network(image, vector) == network(changed, vector)).all(1)[0].all(0)
+    assert not same[-patch:].any() and same[: 120 * patch].all() == (not attention)
+
+
+@pytest.mark.parametrize("patch", [1, 2, 4])
+@torch.no_grad()
+def test_a_local_unet_on_a_crop_is_the_crop_of_the_unet_on_the_whole(patch):
+    """Away from the crop's border, which it sees as the picture's."""
+    network, image, vector = wide_unet(patch)
+    whole, crop = network(image, vector), network(image[..., 40 * patch : 120 * patch], vector)
+    inside, outside = slice(35 * patch, -35 * patch), slice(75 * patch, 85 * patch)
+    assert torch.allclose(crop[..., inside], whole[..., outside], atol=1e-5) and whole[..., outside].std() > 0.1
+    assert not torch.allclose(crop[..., : 4 * patch], whole[..., 40 * patch : 44 * patch], atol=0.01)
 
 
 @pytest.mark.parametrize("shift", [(1.0, 0.0), (0.0, 3.0), (5.0, 2.0)])

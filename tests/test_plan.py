@@ -1,31 +1,47 @@
 import json
 import math
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
-from small import CPU, machine, noise_pictures, recipe
+import torch
+from small import CASCADE, CPU, HYBRID, SETTINGS, be_quick, machine, noise_pictures, recipe
 
 from calotype.cli import seconds
+from calotype.data.images import images_from_pixels
 from calotype.learning.objectives import FirstStageConfig
 from calotype.learning.train import Clock, every
-from calotype.plan import (
-    AUTOENCODER_SHARE,
+from calotype.nets.dit import DitConfig
+from calotype.nets.unet import UnetConfig
+from calotype.plan import choices
+from calotype.plan.choices import (
+    ENOUGH_CROPS,
     ENOUGH_IMAGES,
     REACHED,
+    WEIGHTS,
     Choice,
-    Measurement,
+    check_sizes,
+    choose_backbone,
+    choose_chain,
+    enlarger,
+    forward_operations,
+    propose,
+    shares,
+    spread_of,
+)
+from calotype.plan.make import (
+    FEWEST_LEVEL_CROPS,
+    MOST_LEVEL_CROPS,
     Pace,
     Plan,
     allot,
-    check_sizes,
-    choose_backbone,
     fit_images,
-    phase_ends,
-    propose,
-    seconds_an_image,
+    make_plan,
 )
-from calotype.recipe import check, merge
+from calotype.plan.measurement import Measurement, phase_ends, seconds_an_image
+from calotype.recipe import EnlargeRecipe, check, merge
+from calotype.stage import enlarged, shrunk
 from calotype.vocabulary import UserError
 
 PHASES = {
@@ -35,6 +51,16 @@ PHASES = {
     "cheap at the end": [(0.5, 0.03), (1.0, 0.01)],
 }
 phases = pytest.mark.parametrize("phases", PHASES.values(), ids=PHASES)
+
+
+def estimated(config, in_channels, out_channels, side):
+    """Operations of a network, roughly: to count them takes half a second each."""
+    return 200 * config.blocks * (config.width * (side // config.patch)) ** 2
+
+
+@pytest.fixture(autouse=True)
+def estimates(monkeypatch):
+    monkeypatch.setattr(choices, "forward_operations", estimated)
 
 
 class Measured(Measurement):
@@ -102,7 +128,7 @@ def test_the_parts_of_the_plan_fill_the_time_that_is_left(left, sample):
 def test_the_first_leg_gets_its_share_of_the_training():
     predicted = allotted(3600.0).predicted["seconds"]
     share = predicted["autoencoder"] / (predicted["autoencoder"] + predicted["denoiser"])
-    assert share == pytest.approx(AUTOENCODER_SHARE, abs=0.001)
+    assert share == pytest.approx(WEIGHTS["autoencoder"] / (WEIGHTS["autoencoder"] + WEIGHTS["denoiser"]), abs=0.001)
 
 
 @pytest.mark.parametrize("fixed", ["autoencoder", "denoiser"])
@@ -221,8 +247,10 @@ def test_the_phases_end_where_the_losses_make_steps_dearer(config, ends):
 
 def proposed(size, budget=600.0, flops=1e11, **changes):
     fast = replace(machine(), flops=flops)
-    settings, choices = propose(noise_pictures(), fast, size, budget)
-    return check(merge(settings, changes)), choices
+    several = len(choose_chain(changes.get("kind", "latent"), size)) > 1
+    pictures = noise_pictures(3, size) if several else noise_pictures()
+    settings, reasons = propose(pictures, fast, budget, {"size": size, **changes})
+    return check(merge(settings, changes)), reasons
 
 
 @pytest.mark.parametrize("size", [8, 10, 16, 20, 31, 32, 47, 48, 64, 100, 128, 191, 192, 250, 256, 500, 512, 777, 1024])
@@ -271,10 +299,12 @@ def test_more_time_or_a_faster_machine_never_means_a_smaller_network():
 
 
 @pytest.mark.parametrize("operations", [1e10, 1e15, 1e17, 1e19])
-def test_the_network_is_the_largest_that_sees_enough(operations):
-    backbone, why = choose_backbone(8, operations)
+@pytest.mark.parametrize("width", [1, 4])
+def test_the_network_is_the_largest_that_sees_enough(operations, width):
+    """In steps of the same number, so more pictures where batches are larger."""
+    backbone, why = choose_backbone(8, operations, width)
     images = operations / (72 * backbone["width"] ** 2 * backbone["depth"] * 64)
-    assert images >= ENOUGH_IMAGES or backbone["width"] == 128
+    assert images >= width * ENOUGH_IMAGES or backbone["width"] == 128
     assert f"{images:,.0f} pictures" in why and 0 < REACHED < 1
 
 
@@ -290,3 +320,229 @@ def test_what_comes_after_a_leg():
     told = plan.predicted["seconds"]
     assert plan.after("denoiser") == told["samples"]
     assert math.isclose(plan.after("autoencoder"), told["latents"] + told["denoiser"] + told["samples"])
+
+
+# -- Chains of stages --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("size", "chain"),
+    [
+        (1024, (64, 256, 1024)),
+        (512, (64, 128, 512)),
+        (256, (64, 256)),
+        (128, (64, 128)),
+        (64, (32, 64)),
+        (32, (16, 32)),
+    ],
+)
+def test_a_cascade_grows_by_4_and_else_by_2(size, chain):
+    assert choose_chain("cascade", size) == chain
+
+
+@pytest.mark.parametrize("size", [32, 64, 100, 256, 300, 512, 1024])
+def test_latents_make_up_to_256_px_and_pixels_the_rest(size):
+    """Where that is a whole factor."""
+    assert choose_chain("latent", size) == ((256, size) if size in (512, 1024) else (size,))
+
+
+def test_every_even_size_has_a_chain():
+    for size in range(2, 2050, 2):
+        chain = choose_chain("cascade", size)
+        assert len(chain) > 1 and chain[-1] == size
+        assert {larger / smaller for smaller, larger in pairwise(chain)} <= {2, 4}
+
+
+@pytest.mark.parametrize("legs", [["denoiser"], ["autoencoder", "denoiser"], ["denoiser", "enlarge-16", "enlarge-64"]])
+def test_the_shares_are_the_weights_and_sum_to_1(legs):
+    found = shares(legs)
+    assert list(found) == legs and sum(found.values()) == pytest.approx(1)
+    for leg in legs:
+        ratio = WEIGHTS[leg.partition("-")[0]] / WEIGHTS["denoiser"]
+        assert found[leg] / found["denoiser"] == pytest.approx(ratio)
+
+
+@pytest.mark.parametrize(("patch", "side", "into", "out"), [(1, 8, 3, 3), (2, 8, 6, 3), (4, 16, 6, 3)])
+def test_the_operations_of_a_unet_are_those_counted_by_hand(patch, side, into, out):
+    """A multiplication and an addition are two; a 3x3 convolution has 9 of both for each pair of channels and place."""
+    width, places, squares = 8, (side // patch) ** 2, patch**2
+    config = UnetConfig(patch=patch, width=width, multiples=(1,), blocks=1, attention_levels=())
+    told = width * 2 * width  # scale and shift, from the vector
+    same = 2 * 9 * width * width * places + told
+    joined = 9 * 2 * width * width * places + 9 * width * width * places + 2 * width * width * places + told
+    ends = 9 * into * squares * width * places + 9 * width * out * squares * places
+    assert forward_operations(config, into, out, side) == 2 * (ends + (1 + 2) * same + 2 * joined)
+
+
+def test_the_operations_of_a_dit_are_those_counted_by_hand():
+    width, depth, patch, side, into, out = 16, 3, 2, 8, 6, 3
+    tokens, inner = (side // patch) ** 2, 64  # 8/3 of the width, to the next 32
+    config = DitConfig(width=width, depth=depth, heads=2, patch=patch)
+    attention = 4 * width * width * tokens + 2 * tokens * tokens * width
+    block = 6 * width * width + attention + 3 * width * inner * tokens
+    ends = into * patch**2 * width * tokens + 32 * width * tokens + out * patch**2 * width * tokens
+    assert forward_operations(config, into, out, side) == 2 * (ends + depth * block + 2 * width * width)
+
+
+def test_the_spread_is_measured_about_0_or_about_the_smaller_picture():
+    pictures = noise_pictures(40, 16)
+    images = images_from_pixels(pictures.pixels[pictures.train_indices])
+    assert spread_of(pictures, 16) == pytest.approx(images.square().mean().sqrt().item(), rel=0.01)
+    assert spread_of(pictures, 8) == pytest.approx(shrunk(images, 2).square().mean().sqrt().item(), rel=0.01)
+    about = (images - enlarged(shrunk(images, 4), 4)).square().mean().sqrt().item()
+    assert spread_of(pictures, 16, 4) == pytest.approx(about, rel=0.01) and about < spread_of(pictures, 16)
+
+
+def test_the_spread_of_flat_pictures_is_not_0():
+    grey = replace(noise_pictures(), pixels=torch.full((10, 3, 16, 16), 128, dtype=torch.uint8))
+    assert spread_of(grey, 16, 2) == 0.001
+
+
+@pytest.mark.parametrize(("smaller", "size"), [(8, 16), (16, 32), (16, 64), (10, 20)])
+@pytest.mark.parametrize("width", [1, 4])
+def test_the_enlarger_is_the_widest_that_sees_enough_and_local(smaller, size, width):
+    pictures = noise_pictures(size=size)
+    for operations in (1e9, 1e14, 1e18):
+        settings, why = enlarger(pictures, smaller, size, operations, width)
+        config = check({"size": size, "stages": [smaller, size], "enlarge": {str(size): settings}}).enlarger(size)
+        crops = operations / (3 * estimated(config.backbone, 6, 3, config.crop))
+        assert crops >= width * ENOUGH_CROPS or config.backbone.width == 32
+        assert f"{crops:,.0f} pictures" in why and config.backbone.attention_levels == () and config.crop <= size
+
+
+@pytest.mark.parametrize("size", [4, 8, 12, 16, 20, 24, 32, 40, 48, 64, 96, 128, 192, 256])
+@pytest.mark.parametrize("kind", ["latent", "cascade"])
+def test_a_proposal_of_either_kind_fits_its_size(kind, size):
+    if kind == "latent" and size % 8:
+        return
+    made, reasons = proposed(
+        size, kind=kind, **({} if kind == "cascade" else {"autoencoder": {"critic": {"depth": 2}}})
+    )
+    check_sizes(made)
+    assert made.kind == kind and set(reasons) == {leg for leg in made.legs if leg != "autoencoder"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "changes", "message"),
+    [
+        (
+            CASCADE,
+            {"enlarge": {"16": {"crop": 6}}},
+            r"enlarge\.16\.crop is 6, but must be at most 16 and a multiple of 4",
+        ),
+        (CASCADE, {"enlarge": {"16": {"crop": 20}}}, r"enlarge\.16\.crop is 20, but must be at most 16"),
+        (
+            CASCADE,
+            {"enlarge": {"16": {"backbone": {"multiples": [1, 1, 1, 1, 1]}}}},
+            "the stage of 16 px is 16, .* a multiple of 32; try 32",
+        ),
+        (CASCADE, {"denoiser": {"backbone": {"patch": 3}}}, "the first stage is 8, .* a multiple of 3; try 6 or 9"),
+        (
+            CASCADE,
+            {"enlarge": {"16": {"augmentation": {"kind": "blur"}, "sampling": {"conditioning": "truncated"}}}},
+            "conditioning is truncated, but .*; set it to whole",
+        ),
+        (
+            HYBRID,
+            {"enlarge": {"16": {"sampling": {"conditioning": "truncated"}}}},
+            "stage in pixels .* set it to whole",
+        ),
+        (HYBRID, {"autoencoder": {"crop": 16}}, "autoencoder.crop is 16, but must be at most 8"),
+    ],
+)
+def test_stages_that_do_not_fit_are_refused_with_what_would(settings, changes, message):
+    check_sizes(check(settings))
+    with pytest.raises(UserError, match=message) as error:
+        check_sizes(check(merge(settings, changes)))
+    assert "\n" not in str(error.value)
+
+
+THREE = merge(
+    CASCADE, {"size": 32, "stages": [8, 16, 32], "enlarge": {"32": {**CASCADE["enlarge"]["16"], "images": 0}}}
+)
+LEGS = {
+    "cascade": (CASCADE, ["denoiser", "enlarge-16", "level-16"]),
+    "hybrid": (HYBRID, ["autoencoder", "latents", "denoiser", "enlarge-16", "level-16"]),
+    "three stages": (THREE, ["denoiser", "enlarge-16", "level-16", "enlarge-32", "level-32"]),
+    "latent": (SETTINGS, ["autoencoder", "latents", "denoiser"]),
+}
+legs = pytest.mark.parametrize(("settings", "order"), LEGS.values(), ids=LEGS)
+
+
+def planned(monkeypatch, settings, budget=60.0):
+    be_quick(monkeypatch)
+    return make_plan(noise_pictures(size=settings["size"]), machine(), budget, 0.0, settings)
+
+
+@legs
+def test_a_plan_tells_the_seconds_of_all_that_is_done_in_order(monkeypatch, settings, order):
+    plan = planned(monkeypatch, settings)
+    told = plan.predicted["seconds"]
+    assert list(told) == [*order, "samples"] and all(seconds > 0 for seconds in told.values())
+    assert list(plan.predicted["images"]) == list(plan.phases) == list(plan.recipe.legs)
+    assert {leg: config.images for leg, config in plan.recipe.legs.items()} == plan.predicted["images"]
+    assert set(plan.predicted["parameters"]) == set(plan.recipe.legs)
+    for leg in plan.recipe.legs:
+        assert plan.after(leg) == pytest.approx(sum([*told.values()][[*told].index(leg) + 1 :]))
+    again = Plan.from_json(plan.recipe, json.loads(json.dumps(plan.as_json())))
+    assert again == plan and list(again.predicted["seconds"]) == list(told)
+
+
+def test_only_the_legs_that_are_not_set_share_what_is_left(monkeypatch):
+    plan = planned(monkeypatch, THREE)
+    assert plan.paced == ["enlarge-32"] and sum(plan.predicted["seconds"].values()) == pytest.approx(60, abs=0.1)
+    free = merge(THREE, {"denoiser": {"images": 0}, "enlarge": {"16": {"images": 0}}})
+    plan = planned(monkeypatch, free)
+    told = plan.predicted["seconds"]
+    assert plan.paced == list(plan.recipe.legs) and sum(told.values()) == pytest.approx(60, abs=0.1)
+    for leg, share in shares(plan.paced).items():
+        assert told[leg] == pytest.approx(share * sum(told[one] for one in plan.paced), abs=0.1)
+
+
+@pytest.mark.parametrize("budget", [1e-6, 0.5, 3.0, 60.0, 1e5])
+def test_the_level_is_searched_on_enough_crops_or_not_at_all(monkeypatch, budget):
+    plan = planned(monkeypatch, CASCADE, budget)
+    crops = plan.level_crops["16"]
+    assert crops == 0 or FEWEST_LEVEL_CROPS <= crops <= MOST_LEVEL_CROPS
+    assert (plan.predicted["seconds"]["level-16"] > 0) == (crops > 0)
+    assert plan.predicted["seconds"]["level-16"] <= 0.05 * budget + 1e-9
+    assert (budget < 1) <= (crops == 0) and (budget < 1e4 or crops == MOST_LEVEL_CROPS)
+
+
+def test_a_plan_of_a_cascade_says_its_stages_and_why(monkeypatch):
+    made = {choice.what: choice for choice in planned(monkeypatch, CASCADE).choices}
+    assert made["stages"].value == "8 px -> 16 px" and "latents" not in made
+    assert made["enlarge to 16"].why == "as you set it" and made["start"].why != "as you set it"
+
+
+def test_a_plan_measures_the_spreads_and_keeps_the_defaults_of_sampling(monkeypatch):
+    plan = planned(
+        monkeypatch, {"kind": "cascade", "size": 16, "denoiser": {"images": 32}, "enlarge": {"16": {"images": 8}}}
+    )
+    above, pictures = plan.recipe.enlarger(16), noise_pictures(size=16)
+    assert plan.recipe.chain == (8, 16) and above.spread == spread_of(pictures, 16, 2)
+    assert plan.recipe.denoiser.spread == spread_of(pictures, 8)
+    assert above.sampling == EnlargeRecipe().sampling.model_copy(update={"augmentation": 0.1})
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"kind": "cascade", "size": 31}, "size is 31, but a cascade needs an even one; try 30 or 32"),
+        ({"kind": "cascade", "size": 1}, "size is 1, .* try 2"),
+        ({"kind": "latent", "size": 31, "stages": [15, 31]}, r"^recipe: stages are \[15, 31\], but each must be"),
+        ({"kind": "cascade", "size": 16, "stages": [32, 16]}, r"^recipe: stages are \[32, 16\], but each must be"),
+    ],
+)
+def test_a_chain_that_does_not_fit_is_refused_before_anything_is_measured(settings, message):
+    pictures = replace(
+        noise_pictures(), pixels=torch.zeros(10, 3, settings["size"], settings["size"], dtype=torch.uint8)
+    )
+    with pytest.raises(UserError, match=message) as error:
+        propose(pictures, machine(), 600.0, settings)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("size", [768, 1280, 1536])
+def test_a_crop_that_nobody_set_fits_whatever_the_factor(size):
+    check_sizes(proposed(size)[0])

@@ -2,9 +2,10 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from small import SETTINGS, as_overrides
+from small import CASCADE, HYBRID, SETTINGS, as_overrides
 
 from calotype.recipe import (
+    EnlargeRecipe,
     Recipe,
     all_keys,
     check,
@@ -89,7 +90,7 @@ def test_a_recipe_that_is_not_there(tmp_path):
             read_recipe(path)
 
 
-@pytest.mark.parametrize("settings", [{}, SETTINGS, UNET, {"sampling": {"guidance_high": 3.0}}])
+@pytest.mark.parametrize("settings", [{}, SETTINGS, CASCADE, HYBRID, UNET, {"sampling": {"guidance_high": 3.0}}])
 def test_a_recipe_survives_being_written(tmp_path, settings):
     recipe = check(settings)
     assert check(read_recipe(written(tmp_path, to_toml(recipe)))) == recipe
@@ -196,6 +197,93 @@ def test_overrides_are_read_over_the_recipe_file():
 def test_a_recipe_can_be_given_as_overrides_alone():
     settings = check(merge(UNET, SETTINGS))
     assert check(read_overrides(as_overrides(settings.model_dump(mode="json")))) == settings
+
+
+# -- Chains of stages --------------------------------------------------------------------------------------------------
+
+CHAIN = ["kind=cascade", "size=32", "stages=[16,32]", "enlarge.32.images=640", "enlarge.32.crop=16", "seed=3"]
+
+
+def test_a_chain_can_be_given_as_overrides_and_survives_being_written(tmp_path):
+    recipe = check(read_overrides(CHAIN))
+    assert recipe.chain == (16, 32) and recipe.enlarger(32).images == 640 and recipe.enlarger(32).crop == 16
+    text = to_toml(recipe)
+    assert "autoencoder" not in text and tomllib.loads(text)["enlarge"]["32"]["images"] == 640
+    assert check(read_recipe(written(tmp_path, text))) == recipe
+
+
+@pytest.mark.parametrize("settings", [CASCADE, HYBRID], ids=["cascade", "hybrid"])
+def test_a_recipe_of_several_stages_survives_being_written(tmp_path, settings):
+    recipe, text = check(settings), to_toml(check(settings))
+    assert check(read_recipe(written(tmp_path, text))) == recipe
+    assert ("autoencoder" in tomllib.loads(text)) == (settings is HYBRID)
+    assert check(read_overrides(as_overrides(settings))) == recipe
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"size": 24, "stages": [16, 24]}, r"\[16, 24\], but each must be a whole multiple of the one before"),
+        ({"size": 16, "stages": [32, 16]}, r"\[32, 16\], but each must be a whole multiple"),
+        ({"size": 16, "stages": [16, 16]}, r"\[16, 16\], but each must be a whole multiple"),
+        ({"size": 64, "stages": [16, 32]}, "end at 32, but size is 64; the last stage makes that size"),
+        ({"size": 32, "stages": [16, 32], "enlarge": {"64": {}}}, r"enlarge.64 is set, but the stages are \[16, 32\]"),
+        ({"size": 32, "stages": [16, 32], "enlarge": {"16": {}}}, "enlarge.16 is set, but the stages are"),
+        ({"size": 32, "enlarge": {"32": {}}}, r"enlarge.32 is set, but the stages are \[32\]"),
+        ({"size": 32, "stages": [16, 32], "enlarge": {"large": {}}}, "enlarge.large is set, but"),
+        ({"size": 32, "stages": [0, 32]}, "stages.0.*greater than 0"),
+        ({"kind": "gan"}, "'latent' or 'cascade'"),
+    ],
+)
+def test_a_wrong_chain_is_refused_in_one_line(settings, message):
+    with pytest.raises(UserError, match=message) as error:
+        check(settings)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["enlarge.32.imagse=3"], "unknown key enlarge.32.imagse"),
+        (["enlarge.32.batch=0"], "enlarge.32.batch.*greater than 0"),
+        (["enlarge.32.augmentation.kind=salt"], "'noise', 'blur'"),
+        (["enlarge.32.sampling.conditioning=half"], "'whole' or 'truncated'"),
+        (["stages=16"], "stages"),
+    ],
+)
+def test_a_wrong_setting_of_a_stage_is_refused_in_one_line(given, message):
+    with pytest.raises(UserError, match=message) as error:
+        read_overrides(given)
+    assert "\n" not in str(error.value)
+
+
+def test_one_setting_of_a_stage_leaves_its_other_defaults():
+    """And says nothing of the kind of what it belongs to."""
+    plain, chain = EnlargeRecipe(), {"size": 32, "stages": [16, 32]}
+    for override, change in (
+        ("sampling.augmentation=0.3", {"sampling": {"augmentation": 0.3}}),
+        ("backbone.width=32", {"backbone": {"width": 32}}),
+        ("schedule.mean=-2.0", {"schedule": {"mean": -2.0}}),
+        ("augmentation.most=0.2", {"augmentation": {"most": 0.2}}),
+    ):
+        settings = read_overrides([f"enlarge.32.{override}"])
+        expected = EnlargeRecipe.model_validate(merge(plain.model_dump(), change))
+        assert check(merge(chain, settings)).enlarger(32) == expected != plain
+
+
+def test_each_leg_of_a_chain_has_its_images():
+    recipe = check(merge(HYBRID, {"stages": [4, 8, 16], "enlarge": {"8": {"batch": 2}}, "autoencoder": {"crop": 4}}))
+    assert list(recipe.legs) == ["autoencoder", "denoiser", "enlarge-8", "enlarge-16"]
+    images = dict(zip(recipe.legs, (8, 16, 24, 40), strict=True))
+    changed = recipe.with_images(images)
+    assert {leg: config.images for leg, config in changed.legs.items()} == images
+    assert changed.with_images({leg: config.images for leg, config in recipe.legs.items()}) == recipe
+    assert changed.with_images({}) == changed
+    assert [one.steps for one in changed.samplings] == [3, 12, 2]
+
+
+def test_a_chain_of_one_is_the_size():
+    assert check({"size": 48}).chain == (48,) and list(check({"kind": "cascade"}).legs) == ["denoiser"]
 
 
 # -- Merging -----------------------------------------------------------------------------------------------------------

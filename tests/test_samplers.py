@@ -22,7 +22,7 @@ from diffusers import (
     HeunDiscreteScheduler,
 )
 
-from calotype.diffusion.denoiser import edm, epsilon, flow, velocity, x0
+from calotype.diffusion.denoiser import edm, epsilon, flow, for_spread, velocity, x0
 from calotype.diffusion.noise import Cosine, DdpmTable, Flow, Karras
 from calotype.diffusion.samplers import SAMPLERS, ancestral, dpm_solver, euler, heun
 
@@ -140,11 +140,15 @@ def test_heun_is_that_of_diffusers(prediction, scaling, noise):
     assert torch.allclose(states, expected[steps], rtol=1e-4, atol=1e-4)
 
 
+def edm_of_half(sigma):
+    return for_spread(edm, sigma, torch.tensor(0.5))
+
+
 def test_euler_is_that_of_edm_in_diffusers(noise):
     theirs = EDMEulerScheduler()
     theirs.set_timesteps(20)
     sigmas = Karras().grid(20)
-    states = walk(euler, denoise_with(smooth_network, edm), sigmas[0] * noise, sigmas)
+    states = walk(euler, denoise_with(smooth_network, edm_of_half), sigmas[0] * noise, sigmas)
     expected = diffusers_walk(theirs, smooth_network, sigmas[0] * noise, sigmas[:-1])
     assert torch.allclose(states, expected, rtol=1e-5, atol=1e-5)
 

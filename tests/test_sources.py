@@ -8,6 +8,7 @@ from calotype.data.images import images_from_pixels
 from calotype.data.latents import cache_key, cache_latents
 from calotype.data.sources import LatentSource, PictureSource, order
 from calotype.spaces.latent import LatentSpace
+from calotype.stage import shrunk
 from calotype.vocabulary import Rng
 
 RNG = Rng(("sources",))
@@ -22,8 +23,9 @@ def numbered(count=10, size=8):
     return type(pictures)(pixels, torch.arange(count), (), pictures.held_out, "numbered")
 
 
-def picture_source(crop=8, flip=False):
-    return PictureSource(numbered(), RNG, CPU, crop, flip)
+def picture_source(crop=8, flip=False, factor=1):
+    pictures = numbered()
+    return PictureSource(pictures, pictures.train_indices, RNG, CPU, crop, flip, factor)
 
 
 def latent_source(flip=True):
@@ -94,6 +96,30 @@ def test_a_crop_is_a_square_of_its_picture(crop, flip):
             corners.add((int(top), int(left)))
     assert corners == {(top, left) for top in range(9 - crop) for left in range(9 - crop)}
     assert abs(mirrored - 180) < 5 * 90**0.5 if flip and crop > 1 else mirrored == 0
+
+
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize(("crop", "factor"), [(8, 2), (4, 2), (4, 4), (2, 2), (6, 3)])
+def test_each_crop_comes_with_its_shrunk_picture(crop, factor, flip):
+    """Its corner lies on a pixel of the smaller picture, and it is the crop of the smaller picture that is shrunk."""
+    source, corners = picture_source(crop, flip, factor), set()
+    whole = shrunk(
+        images_from_pixels(source.pictures.pixels[..., : 8 // factor * factor, : 8 // factor * factor]), factor
+    )
+    for epoch in range(20):
+        batch = source.batch(9 * epoch, 9)
+        assert torch.equal(batch.smaller, shrunk(batch.clean, factor))
+        for (_, row, column), small, label in zip(pixels(batch), batch.smaller, batch.labels, strict=True):
+            top, left = int(row.min()), int(column.min())
+            assert top % factor == left % factor == 0
+            corners.add((top, left))
+            part = whole[label, :, top // factor :, left // factor :][:, : crop // factor, : crop // factor]
+            assert torch.allclose(small.sort(-1).values, part.sort(-1).values, atol=1e-6)
+    assert len(corners) == ((8 - crop) // factor + 1) ** 2
+
+
+def test_without_a_factor_there_is_no_smaller_picture():
+    assert picture_source().batch(0, 4).smaller is None
 
 
 @pytest.mark.parametrize("flip", [False, True])

@@ -52,4 +52,4 @@ def build_enlarger(recipe: Recipe, size: int, classes: int) -> Stage:
 
 def build_first_stage(recipe: Recipe, vae: Vae) -> FirstStage:
     critic = channels_last(Critic(recipe.autoencoder.critic))
-    return FirstStage(vae, critic, channels_last(efficientnet_lite0()), recipe.autoencoder.losses)
+    return FirstStage(vae, critic, efficientnet_lite0(), recipe.autoencoder.losses)

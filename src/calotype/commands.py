@@ -36,7 +36,7 @@ from calotype.legs import (
     search_levels,
 )
 from calotype.machine import Machine, examine, peak_memory
-from calotype.model import load, save_model
+from calotype.model import changed_all, load, save_model
 from calotype.plan import Pace, Plan, make_plan
 from calotype.recipe import Recipe, check, merge, read_overrides, read_recipe, to_toml
 from calotype.report import write_report
@@ -150,8 +150,8 @@ def sample(
             pictures.append(picture)
             progress(index + 1, count, "")
     grid(pictures, columns(count)).save(out / "grid.png")
-    sampling = {**model.samplings[-1].model_dump(mode="json"), **{k: v for k, v in changes.items() if v is not None}}
-    write_json(out / "samples.json", {"labels": names, "seed": seed, "sampling": sampling})
+    first, *above = (one.model_dump(mode="json") for one in changed_all(model.samplings, changes))
+    write_json(out / "samples.json", {"labels": names, "seed": seed, "sampling": first, "enlarge": above})
     return out
 
 
@@ -288,7 +288,8 @@ class Workshop:
         if str(size) not in found:
             name = f"level-{size}"
             with self.run.timing(name), self.voice.bar(name) as bar:
-                search = search_levels(recipe, below, stage, self.pictures.shrunk(size), crops, told(bar))
+                progress = unless(self.stop, told(bar))
+                search = search_levels(recipe, below, stage, self.pictures.shrunk(size), crops, progress)
             found[str(size)] = {"best": search.best, "tried": [list(pair) for pair in search.tried.items()]}
             self.run.log("levels", size=size, **found[str(size)])
             self.run.save()
@@ -301,6 +302,17 @@ class Workshop:
             leg.pace = Pace(self.plan.phases[leg.name], self.plan.budget_seconds - others - self.plan.after(leg.name))
         with self.voice.bar(leg.name) as bar:
             go(self.run, leg, self.stop, bar)
+
+
+def unless(stop: threading.Event, progress: Callable[[int, int], None]) -> Callable[[int, int], None]:
+    """As `progress`, but raises `Interrupted` once `stop` is set."""
+
+    def heard(done: int, total: int) -> None:
+        if stop.is_set():
+            raise Interrupted
+        progress(done, total)
+
+    return heard
 
 
 def told(bar: Progress) -> Callable[[int, int], None]:

@@ -30,7 +30,7 @@ from calotype.recipe import DiffusionConfig, Recipe, leg_above, mistakes_above
 from calotype.spaces.latent import LatentSpace
 from calotype.spaces.pixel import Space
 from calotype.stage import Sampling, Stage, enlarged, generate, redrawn, shrunk
-from calotype.vocabulary import NOT_TOLD, Batch, Images, Labels, Rng
+from calotype.vocabulary import NOT_TOLD, Batch, Images, Labels, OtherImages, Rng
 
 PREVIEW_COUNT = 12
 PREVIEW_VALUES = 2**20
@@ -291,7 +291,7 @@ class Samples:
 
     @torch.no_grad()
     def draw(self, path: Path) -> None:
-        few = self.sampling.model_copy(update={"steps": min(10, self.sampling.steps)})
+        few = self.sampling.model_copy(update={"steps": min(10, self.sampling.steps), "conditioning": "whole"})
         device, smaller = self.held_out.labels.device, self.held_out.smaller
         count = max(4, min(PREVIEW_COUNT, PREVIEW_VALUES // self.stage.image_size**2))
         rngs = [Rng(("preview", index)) for index in range(PREVIEW_COUNT)]
@@ -301,7 +301,7 @@ class Samples:
             shown = self._enlarged(smaller[: PREVIEW_COUNT // 2], few, rngs)
         grid(pils_from_images(shown), 6).save(path)
 
-    def _enlarged(self, smaller: Images, sampling: Sampling, rngs: list[Rng]) -> Images:
+    def _enlarged(self, smaller: Images, sampling: Sampling, rngs: list[Rng]) -> OtherImages:
         """The smaller picture, what the stage makes of it, and what it was: side by side."""
         count = len(smaller)
         made = generate([self.stage], self.held_out.labels[:count], [sampling], rngs[:count], smaller)

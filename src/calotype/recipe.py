@@ -125,7 +125,9 @@ class Recipe(Config):
             raise ValueError(f"stages end at {self.chain[-1]}, but size is {self.size}; the last stage makes that size")
         above = {str(size) for size in self.chain[1:]}
         if unknown := set(self.enlarge) - above:
-            raise ValueError(f"enlarge.{min(unknown)} is set, but the stages are {list(self.chain)}")
+            raise ValueError(
+                f"enlarge.{min(unknown)} is set, but the stages are {list(self.chain)}; add it to them or leave it out"
+            )
         return self
 
     @property
@@ -283,6 +285,8 @@ def mistake(error: Any, place: Any) -> UserError:
         for part in error["loc"]
         if part not in ("dit", "unet", "flow", "ddpm", "cosine", "karras", "noise", "blur")
     )
+    if not error["loc"]:  # of the recipe as a whole
+        return UserError(f"{place('').rstrip(': ')}: {error['msg'].removeprefix('Value error, ')}")
     return UserError(f"{place(key)}: {explain(error, key)}")
 
 

@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from pydantic import Field, PositiveInt
+from torch import Tensor
 
 from calotype.diffusion.augmentation import Blurring, Noising
 from calotype.diffusion.denoiser import Denoiser
@@ -25,6 +26,7 @@ from calotype.vocabulary import (
     Labels,
     Latents,
     NoiseSchedule,
+    OtherImages,
     Rng,
     Sigmas,
 )
@@ -69,7 +71,7 @@ class Stage:
         """How many times larger than the smaller image; 1 if there is none."""
         return self.image_size // (self.smaller_size or self.image_size)
 
-    def condition(self, labels: Labels, smaller: Images | None, level: Sigmas, noise: Images) -> Condition:
+    def condition(self, labels: Labels, smaller: Images | None, level: Sigmas, noise: Tensor) -> Condition:
         """All that the denoiser is told: one line of code for training and sampling, so the two cannot drift apart.
 
         `smaller` is spoilt by `level`, enlarged, and brought into the space (arXiv 2106.15282, section 4).
@@ -150,11 +152,11 @@ def noise_each(rngs: Sequence[Rng], shape: tuple[int, ...]) -> Latents:
     return torch.stack([rng.normal(*shape) for rng in rngs])
 
 
-def enlarged(images: Images, factor: int) -> Images:
+def enlarged(images: Images, factor: int) -> OtherImages:
     return F.interpolate(images, scale_factor=factor, mode="bicubic")
 
 
-def shrunk(images: Images, factor: int) -> Images:
+def shrunk(images: Images, factor: int) -> OtherImages:
     """The mean of each square of `factor` pixels: so a crop of the shrunk picture is the shrunk crop."""
     return F.avg_pool2d(images, factor)
 
@@ -166,7 +168,7 @@ def generate(
     samplings: Sequence[Sampling],
     rngs: Sequence[Rng],
     smaller: Images | None = None,
-) -> Images:
+) -> OtherImages:
     """Pictures through all stages, from noise or from `smaller`. `labels` and `rngs` have one entry a picture."""
     images = smaller
     for stage, sampling, until in zip(stages, samplings, stops(samplings), strict=True):

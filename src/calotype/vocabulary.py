@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 Images = Float[Tensor, "batch 3 rows columns"]  # in [-1, 1]
+OtherImages = Float[Tensor, "_ 3 _ _"]  # images of another size
 Latents = Float[Tensor, "batch channel height width"]  # images or their latents, spread about 1
 Sigmas = Float[Tensor, " batch"]
 Labels = Int[Tensor, " batch"]  # 0 ... classes - 1, or NOT_TOLD

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import torch
 import torch.nn.functional as F
 from pydantic import Field, PositiveFloat
+from torch import Tensor
 
 from calotype.vocabulary import Config, Images, Rng, Sigmas, per_image
 
@@ -25,10 +26,10 @@ class Noising(Config):
         return draw_levels(self.most, self.share, count, rng)
 
     def doubt(self, level: Sigmas) -> Sigmas:
-        """Standard deviation of what the enlarged picture has of the noise: bicubic interpolation keeps 0.8 of it."""
-        return 0.8 * level
+        """Standard deviation of what the enlarged picture has of the noise: bicubic interpolation keeps 0.86 of it."""
+        return 0.86 * level
 
-    def apply(self, smaller: Images, level: Sigmas, noise: Images) -> Images:
+    def apply(self, smaller: Images, level: Sigmas, noise: Tensor) -> Images:
         return smaller + per_image(level) * noise
 
 
@@ -47,7 +48,7 @@ class Blurring(Config):
         """Blur takes away little that the stage does not add anyway."""
         return torch.zeros_like(level)
 
-    def apply(self, smaller: Images, level: Sigmas, noise: Images) -> Images:
+    def apply(self, smaller: Images, level: Sigmas, noise: Tensor) -> Images:
         """`noise` is not used."""
         return blurred(smaller, level, math.ceil(3 * self.most))
 

@@ -10,7 +10,7 @@ import torch
 from calotype.evaluate.distances import kernel_distance
 from calotype.evaluate.features import features
 from calotype.stage import Sampling, Stage, generate
-from calotype.vocabulary import Images, Labels, Rng
+from calotype.vocabulary import Images, Labels, OtherImages, Rng
 
 AT_ONCE = 8
 
@@ -48,7 +48,7 @@ def search_level(
 
 
 def level_distance(
-    stage: Stage, sampling: Sampling, smaller: Images, labels: Labels, real: Images
+    stage: Stage, sampling: Sampling, smaller: Images, labels: Labels, real: OtherImages
 ) -> Callable[[float], float]:
     """How far what the stage makes of `smaller` lies from `real`, at a level; each time with the same noise."""
     real_features = features(real.split(AT_ONCE))
@@ -68,7 +68,7 @@ def in_parts(
     labels: Labels,
     rngs: Sequence[Rng],
     smaller: Images | None = None,
-) -> Images:
+) -> OtherImages:
     """As `generate`, a few at a time."""
     parts = [slice(start, start + AT_ONCE) for start in range(0, len(labels), AT_ONCE)]
     small = [None if smaller is None else smaller[part] for part in parts]

@@ -143,7 +143,7 @@ class Denoising:
         told = rng.at("told").uniform(count).to(device) >= self.label_dropout
         labels = batch.labels.where(told, NOT_TOLD)
         level = self.stage.augmentation.draw(count, rng.at("augmentation")).to(device)
-        spoiling = clean if batch.smaller is None else rng.at("spoiling").noise_like(batch.smaller)
+        spoiling = torch.zeros(()) if batch.smaller is None else rng.at("spoiling").noise_like(batch.smaller)
         condition = self.stage.condition(labels, batch.smaller, level, spoiling)
         torch.manual_seed(int(rng.at("dropout").integers(2**62, 1)))  # dropout draws from torch's own generator
         return sigma, self.stage.denoiser.loss(clean, sigma, noise, condition)

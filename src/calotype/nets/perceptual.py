@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from calotype.nets.blocks import Resized
+from calotype.nets.blocks import Resized, channels_last
 from calotype.vocabulary import Images, Latents, UserError
 
 WEIGHTS_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
@@ -125,7 +125,7 @@ def efficientnet_lite0() -> EfficientNetLite0:
     if found != WEIGHTS_SHA256:
         raise UserError(f"{path}: sha256 is {found}, expected {WEIGHTS_SHA256}; reinstall the package")
     with torch.inference_mode(False):  # whoever asks first, later callers need the gradient of the pictures
-        network = EfficientNetLite0()
+        network = channels_last(EfficientNetLite0())
         network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     return network.eval().requires_grad_(False)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from itertools import pairwise
 from typing import Any
 
@@ -18,7 +18,7 @@ from calotype.data.images import images_from_pixels
 from calotype.machine import Machine
 from calotype.nets.dit import DitConfig
 from calotype.nets.unet import UnetConfig
-from calotype.recipe import AutoencoderRecipe, Backbone, DenoiserRecipe, Recipe
+from calotype.recipe import AutoencoderRecipe, Backbone, DenoiserRecipe, Recipe, check
 from calotype.stage import enlarged, shrunk
 from calotype.vocabulary import UserError
 
@@ -56,7 +56,7 @@ def propose(
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """Settings below those that the user has made, and why each leg has its backbone."""
     kind, size = settings.get("kind", "latent"), settings["size"]
-    chain = tuple(settings.get("stages") or choose_chain(kind, size))
+    chain = check({"kind": kind, "size": size, "stages": settings.get("stages") or choose_chain(kind, size)}).chain
     legs = ["autoencoder"] * (kind == "latent") + ["denoiser"] + [f"enlarge-{size}" for size in chain[1:]]
     operations = {leg: REACHED * machine.flops * budget * part for leg, part in shares(legs).items()}
     few = len(pictures.train_indices) < FEW_PICTURES
@@ -101,6 +101,9 @@ def choose_chain(kind: str, size: int) -> tuple[int, ...]:
     """
     if kind == "latent" and size > LARGEST_LATENT and size % LARGEST_LATENT == 0:
         return LARGEST_LATENT, size
+    if kind == "cascade" and size % 2:
+        near = [one for one in (size - 1, size + 1) if one]
+        raise UserError(f"size is {size}, but a cascade needs an even one; try {' or '.join(map(str, near))}")
     chain = [size]
     while kind == "cascade" and (len(chain) == 1 or chain[0] > 64):
         factor = next((factor for factor in (4, 2) if chain[0] % factor == 0 and chain[0] // factor >= 64), 0)
@@ -142,8 +145,9 @@ def enlarger(pictures: Pictures, smaller: int, size: int, operations: float, wid
     """A stage in pixels whose network is local, so that crops are enough: the widest UNet that sees enough of them."""
     factor = size // smaller
     patch = math.gcd(min(4, factor), size)
-    crop = min(size, 128 if size <= LARGEST_CROP else LARGEST_CROP)
-    multiples = (1, 2, 2) if crop % (4 * patch) == 0 else (1,)
+    multiples = (1, 2, 2) if size % (4 * patch) == 0 else (1,)
+    unit = math.lcm(patch * 2 ** (len(multiples) - 1), factor)
+    crop = min(size, 128 if size <= LARGEST_CROP else LARGEST_CROP) // unit * unit
     for features, blocks in ((128, 3), (128, 2), (96, 2), (64, 2), (48, 2), (32, 2)):
         backbone = UnetConfig(patch=patch, width=features, multiples=multiples, blocks=blocks, attention_levels=())
         crops = operations / (3 * forward_operations(backbone, 6, 3, crop))
@@ -167,6 +171,7 @@ def enlarger(pictures: Pictures, smaller: int, size: int, operations: float, wid
     return settings, reason(crops)
 
 
+@cache
 def forward_operations(config: Backbone, in_channels: int, out_channels: int, side: int) -> int:
     """Of one picture through a network, counted and not run."""
     with torch.device("meta"), FlopCounterMode(display=False) as counter, torch.no_grad():
@@ -265,6 +270,7 @@ def check_sizes(recipe: Recipe) -> None:
         config = recipe.enlarger(size)
         check_size(f"the stage of {size} px", size, unit, "network")
         check_crop(f"enlarge.{size}.crop", config.crop, size, unit)
+        check_stop(recipe, size)
         if config.sampling.conditioning == "truncated" and (
             config.augmentation.kind == "blur" or (latent and smaller == base)
         ):
@@ -272,6 +278,15 @@ def check_sizes(recipe: Recipe) -> None:
                 f"enlarge.{size}.sampling.conditioning is truncated, but that needs a stage in pixels before it and "
                 f"augmentation with noise; set it to whole"
             )
+
+
+def check_stop(recipe: Recipe, size: int) -> None:
+    """A stage can be stopped only at less noise than it starts from."""
+    below = recipe.chain.index(size) - 1
+    schedule = (recipe.enlarger(recipe.chain[below]) if below else recipe.denoiser).schedule
+    most, level = schedule.grid(recipe.samplings[below].steps)[0], recipe.enlarger(size).sampling.augmentation
+    if level >= most:
+        raise UserError(f"enlarge.{size}.sampling.augmentation is {level:g}, but must be below {most:.3g}")
 
 
 def check_size(what: str, size: int, unit: int, who: str) -> None:

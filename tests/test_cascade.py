@@ -1,0 +1,198 @@
+"""Runs of several stages, from pictures to pictures."""
+
+import contextlib
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from small import CASCADE, HYBRID, Keeper, be_quick, opened, wish, write_pictures
+from test_train import interrupted_at, products, resume
+
+import calotype
+from calotype import commands
+from calotype.data.images import images_from_pixels
+from calotype.files import read_json
+from calotype.learning.run import Interrupted
+from calotype.legs import LEVELS_TRIED
+from calotype.plan import choices, make, measurement
+from calotype.recipe import check, read_recipe
+from calotype.stage import generate
+from calotype.vocabulary import Rng
+
+KINDS = {"cascade": CASCADE, "hybrid": HYBRID}
+kinds = pytest.mark.parametrize("kind", KINDS)
+BUDGET = 1000.0
+SHORT = ["denoiser.images=8", "enlarge.16.images=8"]
+
+
+def be_quick_and_search(patch):
+    """Everything seems to take 10 s; so there is time for a search on the fewest crops, and for 12 samples."""
+    be_quick(patch)
+    patch.setattr(choices, "forward_operations", lambda *told: 10**12)  # counting takes longer than the training here
+    patch.setattr(measurement, "best_time", lambda work, device, repeats=5: [work(), 10.0][1])
+    patch.setattr(make, "MOST_LEVEL_CROPS", make.FEWEST_LEVEL_CROPS)
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    be_quick_and_search(monkeypatch)
+
+
+def trained(folder, kind, *overrides, budget=BUDGET):
+    write_pictures(folder / "pictures")
+    asked = wish(folder / "pictures", folder / "run", *overrides, budget=budget, settings=KINDS[kind])
+    return commands.train(asked, Keeper())
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A finished one of each kind. For reading only."""
+    with pytest.MonkeyPatch.context() as patch:
+        be_quick_and_search(patch)
+        return {kind: trained(tmp_path_factory.mktemp(kind), kind) for kind in KINDS}
+
+
+def events(run, kind):
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    return [line for line in lines if line["event"] == kind]
+
+
+@kinds
+def test_all_that_a_run_is_for_is_there(runs, kind):
+    run, first = runs[kind], ["autoencoder"] if kind == "hybrid" else []
+    state = read_json(run / "run.json")
+    assert state["state"] == "finished" and state["legs"] == dict.fromkeys(
+        [*first, "denoiser", "enlarge-16"], "finished"
+    )
+    weights = {f"{name}.safetensors" for name in (*first, "denoiser", "enlarge-16")}
+    assert {path.name for path in (run / "model").iterdir()} == {*weights, "model.json", "manifest.json"}
+    samples = opened(run / "samples")
+    assert {picture.size for name, picture in samples.items() if name != "grid.png"} == {(16, 16)} and len(
+        samples
+    ) == 13
+    assert [event["leg"] for event in events(run, "preview")] == [leg for leg in state["legs"] for _ in range(2)]
+    for event in events(run, "check"):
+        assert all(np.isfinite(value) for value in event["measures"].values())
+    assert "<html" in (run / "report.html").read_text()[:500]
+
+
+@kinds
+def test_the_recipe_of_a_run_is_that_of_its_model_but_for_the_level(runs, kind):
+    written = check(read_recipe(runs[kind] / "recipe.toml"))
+    model = check(read_json(runs[kind] / "model" / "model.json")["recipe"])
+    assert written.chain == (8, 16) and written.enlarger(16).images == 32
+    best = {"sampling": {"augmentation": model.enlarger(16).sampling.augmentation}}
+    assert check(commands.merge(written.model_dump(), {"enlarge": {"16": best}})) == model
+
+
+@kinds
+def test_the_level_that_was_found_is_the_level_of_the_model(runs, kind):
+    found = read_json(runs[kind] / "run.json")["levels"]["16"]
+    tried = dict(found["tried"])
+    assert 4 <= len(tried) <= LEVELS_TRIED and min(tried) == 0 and max(tried) == pytest.approx(0.3)
+    assert found["best"] == min(tried, key=tried.get)
+    assert calotype.load(runs[kind]).samplings[1].augmentation == found["best"]
+    (logged,) = events(runs[kind], "levels")
+    assert logged["size"] == 16 and logged["best"] == found["best"] and logged["tried"] == found["tried"]
+    assert read_json(runs[kind] / "run.json")["seconds"]["level-16"] > 0
+
+
+def test_without_time_the_level_stays_as_it_was(tmp_path, quick):
+    run = trained(tmp_path, "cascade", *SHORT, "enlarge.16.sampling.augmentation=0.25", budget=1e-6)
+    assert read_json(run / "run.json").get("levels", {}) == {} and events(run, "levels") == []
+    assert calotype.load(run).samplings[1].augmentation == 0.25
+
+
+@kinds
+def test_a_picture_depends_on_its_seed_number_and_label_alone(runs, kind):
+    model = calotype.load(runs[kind])
+    many, again, one = ([np.asarray(picture) for picture in model.sample(count, seed=5)] for count in (5, 5, 1))
+    assert all((picture == other).all() for picture, other in zip(many, again, strict=True))
+    assert (one[0] == many[0]).all() and len({picture.tobytes() for picture in many}) == 5
+    assert (np.asarray(model.sample(1, seed=6)[0]) != one[0]).any()
+    assert (np.asarray(model.sample(1, label="b", seed=5, guidance=300.0)[0]) != one[0]).any()
+
+
+@kinds
+def test_a_loaded_model_is_the_stages_that_were_trained(runs, kind):
+    """The averaged weights of the last checkpoint of each leg, and a picture of the first stage under the last one."""
+    model, run = calotype.load(runs[kind]), runs[kind]
+    for stage, leg in zip(model.stages, ("denoiser", "enlarge-16"), strict=True):
+        saved = load_file(run / "checkpoints" / f"{leg}-0000000032" / "denoiser.safetensors")
+        for name, value in stage.denoiser.named_parameters():
+            assert torch.equal(value, saved[f"average.{name}"]), name
+    assert [(stage.image_size, stage.smaller_size) for stage in model.stages] == [(8, None), (16, 8)]
+    assert model.stages[0].space.reduction == (4 if kind == "hybrid" else 1)
+    labels, rngs = torch.tensor([0, 1]), [Rng((0, "sample", index)) for index in range(2)]
+    below = generate(model.stages[:1], labels, model.samplings[:1], rngs)
+    above = generate(model.stages[1:], labels, model.samplings[1:], rngs, below)
+    pictures = torch.stack([torch.tensor(np.asarray(one)).permute(2, 0, 1) for one in model.sample(2, seed=0)])
+    assert (images_from_pixels(pictures) - above).abs().max() <= 1 / 127.5
+
+
+PLACES = {
+    "cascade": [("denoiser", 28), ("enlarge-16", 8), ("enlarge-16", 28)],
+    "hybrid": [("autoencoder", 16), ("denoiser", 20), ("enlarge-16", 16)],
+}
+
+
+@kinds
+def test_stopped_and_resumed_is_the_same_to_the_bit(tmp_path, monkeypatch, runs, quick, kind):
+    """Models, samples and levels; whichever leg it was stopped in, and at its end."""
+    interrupted_at(monkeypatch, PLACES[kind])
+    with pytest.raises(Interrupted):
+        trained(tmp_path, kind)
+    run = tmp_path / "run"
+    for _ in PLACES[kind][1:]:
+        assert read_json(run / "run.json")["state"] == "interrupted"
+        with pytest.raises(Interrupted):
+            resume(run)
+    resume(run)
+    one, other = read_json(run / "run.json"), read_json(runs[kind] / "run.json")
+    assert one["state"] == "finished" and products(run) == products(runs[kind])
+    assert (
+        one["levels"]["16"]["best"] == other["levels"]["16"]["best"]
+        and one["seconds"].keys() == other["seconds"].keys()
+    )
+
+
+def test_a_level_that_was_found_is_not_searched_again(tmp_path, monkeypatch, runs, quick):
+    with monkeypatch.context() as patch, contextlib.suppress(KeyError):
+        patch.setattr(commands, "save_model", lambda *told: {}["a crash"])
+        trained(tmp_path, "cascade")
+    assert read_json(tmp_path / "run" / "run.json")["state"] == "failed"
+    monkeypatch.setattr(commands, "search_levels", lambda *told: pytest.fail("searched again"))
+    resume(tmp_path / "run")
+    assert products(tmp_path / "run") == products(runs["cascade"])
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["enlarge.16.sampling.conditioning=truncated", "enlarge.16.sampling.augmentation=0.2"],
+        ["enlarge.16.augmentation.kind=blur"],
+        ["denoiser.start=nothing", "flip=false", "enlarge.16.crop=16"],
+        ["stages=[4,8,16]", "enlarge.8.images=8", "enlarge.8.batch=4", "enlarge.8.backbone.width=8"],
+        ["enlarge.16.scaling=flow", "enlarge.16.schedule.kind=flow", "sampling.sampler=ancestral"],
+    ],
+    ids=["truncated", "blur", "nothing beside", "three stages", "flow"],
+)
+def test_other_chains_train_and_sample(tmp_path, quick, overrides):
+    run = trained(tmp_path, "cascade", *overrides, *SHORT, budget=1e-6)
+    model = calotype.load(run)
+    assert len(model.sample(2)) == 2 and model.sample(1)[0].size == (16, 16)
+    assert len(model.stages) == len(model.samplings) == len(check(read_recipe(run / "recipe.toml")).chain)
+
+
+def test_steps_and_guidance_are_those_of_the_first_stage(runs):
+    """The sampler is everybody's."""
+    model, asked = calotype.load(runs["cascade"]), []
+    for stage in model.stages:
+        stage.denoiser.register_forward_pre_hook(lambda denoiser, told, size=stage.image_size: asked.append(size))
+    model.sample(1, steps=5, guidance=1.0, sampler="euler")
+    assert asked.count(8) == 5 and asked.count(16) == 2
+    asked.clear()
+    model.sample(1, steps=4, guidance=3.0, sampler="heun")
+    assert asked.count(8) == 2 * (2 * 4 - 1) and asked.count(16) == 2 * 2 - 1

@@ -1,0 +1,330 @@
+"""Two tiny runs side by side: every number is there, the verdicts are honest, and the page holds what it must."""
+
+import copy
+import json
+import math
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from small import CASCADE, SETTINGS, Keeper, be_quick, noise_pictures, wish, write_pictures
+
+from calotype import commands
+from calotype.comparison.competitor import without_seed
+from calotype.comparison.deployed import too_much
+from calotype.comparison.history import detrended_spread, gaps
+from calotype.comparison.quality import choose_reals
+from calotype.comparison.verdicts import CLAIMS, FAILS, HOLDS, NOT_SHOWN, verdicts
+from calotype.evaluate.propagation import CORRUPTIONS, STRENGTHS
+from calotype.files import read_json, write_json
+from calotype.recipe import check
+from calotype.report.comparison import document
+from calotype.vocabulary import UserError
+
+COUNT = 4
+NAME = "<b>cascade & co</b>"
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A folder of pictures, and a finished run of each kind on them. For reading only."""
+    folder = tmp_path_factory.mktemp("compared")
+    write_pictures(folder / "pictures", 20)
+    with pytest.MonkeyPatch.context() as patch:
+        be_quick(patch)
+        for name, settings in (("latent", SETTINGS), ("cascade", CASCADE)):
+            commands.train(wish(folder / "pictures", folder / name, settings=settings), Keeper())
+    facts = read_json(folder / "cascade" / "run.json")
+    write_json(folder / "cascade" / "run.json", {**facts, "name": NAME})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def out(home):
+    return compare(home, "latent", "cascade")
+
+
+@pytest.fixture
+def found(out):
+    return read_json(out / "compare.json")
+
+
+def compare(home, *names, out="out", count=COUNT, data=None):
+    with pytest.MonkeyPatch.context() as patch:
+        be_quick(patch)
+        return commands.compare([home / name for name in names], data, home / out, count, 0, "cpu", Keeper())
+
+
+def everything(value, path=()):
+    """All that is in nested dictionaries and lists, with where it is and the dictionary around it."""
+    pairs = value.items() if isinstance(value, dict) else enumerate(value)
+    for key, one in pairs:
+        if isinstance(one, dict | list):
+            yield from everything(one, (*path, key))
+        else:
+            yield (*path, key), one, value
+
+
+# -- compare.json ------------------------------------------------------------------------------------------------------
+
+
+def test_every_number_is_finite_or_has_a_reason(found):
+    for path, value, around in everything(found):
+        if value is None:
+            assert isinstance(around, dict), path
+            assert around["reason"], path
+        if isinstance(value, float):
+            assert math.isfinite(value), path
+
+
+def test_every_run_has_every_field(found):
+    one, other = found["runs"]
+    assert set(one) == set(other)
+    for name in ("deployment", "cost", "overfitting"):
+        assert set(one[name]) == set(other[name])
+    for run in found["runs"]:
+        assert [row["count"] for row in run["cost"]["sampling"]["counts"]] == [1, 4, 16]
+        assert all(row["bytes"] > 1e7 for row in run["cost"]["sampling"]["counts"])
+        assert run["quality"]["whole"]["n"] == [COUNT, COUNT]
+        levels = run["propagation"]["levels"]
+        wholes = {"stored", "none"} & set(levels) or {"matched"}
+        for level in wholes:
+            points = [
+                (one["corruption"], one["strength"]) for one in run["propagation"]["points"] if one["level"] == level
+            ]
+            assert points == [(kind, strength) for kind in CORRUPTIONS for strength in STRENGTHS]
+
+
+def test_what_is_deployed_is_what_lies_in_the_folder(found, home):
+    for run in found["runs"]:
+        files = list((home / run["folder"] / "model").iterdir())
+        assert run["deployment"]["bytes"] == sum(file.stat().st_size for file in files)
+        assert run["deployment"]["parameters"] == sum(run["deployment"]["networks"].values())
+
+
+def test_training_is_counted_for_every_leg(found):
+    latent, cascade = (run["cost"]["training"] for run in found["runs"])
+    assert [leg["leg"] for leg in latent["legs"]] == ["autoencoder", "latents", "denoiser"]
+    assert [leg["leg"] for leg in cascade["legs"]] == ["denoiser", "enlarge-16"]
+    for leg in [*latent["legs"], *cascade["legs"]]:
+        assert leg["flops"] == leg["flops_a_picture"] * leg["images_seen"] > 0
+    assert {leg["images_seen"] for leg in cascade["legs"]} == {32}
+
+
+def test_stages_are_measured_on_real_and_on_sampled_pictures(found):
+    latent, cascade = (run["quality"] for run in found["runs"])
+    assert [sorted(stage) for stage in cascade["stages"]] == [["sampled", "size"], ["given_real", "sampled", "size"]]
+    assert cascade["whole"] == cascade["stages"][-1]["sampled"]
+    assert "autoencoder" in latent
+    assert [one["size"] for one in found["floor"]] == [8, 16]
+
+
+def test_equal_seeds_give_equal_results(found, home):
+    again = read_json(compare(home, "latent", "cascade", out="again") / "compare.json")
+    for one, other in zip(found["runs"], again["runs"], strict=True):
+        assert one["quality"] == other["quality"]
+        assert one["propagation"] == other["propagation"]
+        assert one["cost"]["flops_a_picture"] == other["cost"]["flops_a_picture"]
+
+
+# -- The page ----------------------------------------------------------------------------------------------------------
+
+
+class Page(HTMLParser):
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.links, self.said = [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.links += [value for name, value in attrs if name in ("src", "href")]
+
+    def handle_data(self, data):
+        self.said.append(data)
+
+
+def test_the_page_is_offline_small_and_begins_with_the_verdicts(out, found):
+    text = (out / "compare.html").read_text()
+    page, said = Page(text), re.sub(r"\s+", " ", text)
+    assert len(text) < 5e6
+    assert all(link.startswith("data:") for link in page.links)
+    assert len(page.links) == 2
+    assert "script" not in page.tags
+    assert said.index("claims") < said.index(">Samples<") < said.index(">Errors<") < said.index(">Stability<")
+    assert all(one["claim"] in said for one in found["verdicts"])
+    assert "nan" not in "".join(page.said).lower()
+
+
+def test_markup_in_a_name_is_text(out):
+    text = (out / "compare.html").read_text()
+    assert NAME not in text
+    assert NAME in "".join(Page(text).said)
+
+
+def test_whatever_could_not_be_measured_is_left_out_of_the_page(out, found):
+    for run in found["runs"]:
+        run["propagation"] = {"levels": None, "points": None, "reason": "odd"}
+        for row in run["cost"]["sampling"]["counts"]:
+            row |= {"seconds_a_picture": None, "bytes": None, "reason": "left out: so slow"}
+    assert "left out: so slow" in document(out, found)
+    assert verdicts(found)[0]["verdict"] == NOT_SHOWN
+
+
+# -- Verdicts ----------------------------------------------------------------------------------------------------------
+
+
+def verdict(found, claim):
+    return {one["claim"]: one for one in verdicts(found)}[claim]
+
+
+def around(value, reach):
+    return {"value": value, "low": value - reach, "high": value + reach}
+
+
+@pytest.mark.parametrize(("latent", "cascade", "expected"), [
+    (around(100, 5), around(200, 5), HOLDS), (around(200, 5), around(100, 5), FAILS),
+    (around(100, 60), around(200, 60), NOT_SHOWN),
+])  # fmt: skip
+def test_quality_is_judged_by_intervals_whoever_wins(latent, cascade, expected, found):
+    for run, distance in zip(found["runs"], (latent, cascade), strict=True):
+        run["quality"]["whole"]["fd_lite0"] = distance
+        run["cost"]["training"]["seconds"] = 100.0
+    assert verdict(found, "Latent diffusion is better at equal budget")["verdict"] == expected
+
+
+def test_quality_at_unequal_budgets_shows_nothing(found):
+    for run, distance, seconds in zip(found["runs"], (around(1, 0), around(9, 0)), (300.0, 100.0), strict=True):
+        run["quality"]["whole"]["fd_lite0"] = distance
+        run["cost"]["training"]["seconds"] = seconds
+    said = verdict(found, "Latent diffusion is better at equal budget")
+    assert said["verdict"] == NOT_SHOWN
+    assert "budgets are not equal" in said["sentence"]
+
+
+@pytest.mark.parametrize(("effect", "expected"), [
+    (around(-0.3, 0.1), FAILS), (around(0.0, 0.02), HOLDS), (around(-0.05, 0.1), NOT_SHOWN),
+])  # fmt: skip
+def test_augmentation_corrects_errors_only_where_that_is_clear_and_not_tiny(effect, expected, found):
+    errors = found["runs"][1]["propagation"]
+    errors["levels"]["stored"]["amount"], errors["augmentation_effect"] = 0.1, effect
+    assert verdict(found, "No mechanism corrects them")["verdict"] == expected
+
+
+def test_a_cascade_that_keeps_no_augmentation_shows_nothing_of_it(found):
+    found["runs"][1]["propagation"]["levels"]["stored"]["amount"] = 0
+    assert verdict(found, "No mechanism corrects them")["verdict"] == NOT_SHOWN
+
+
+@pytest.mark.parametrize(("latent", "cascade", "expected"), [(1, 2, HOLDS), (2, 1, FAILS)])
+def test_what_is_counted_exactly_holds_or_does_not(latent, cascade, expected, found):
+    for run, number in zip(found["runs"], (latent, cascade), strict=True):
+        run["deployment"]["parameters"] = number * 1e6
+        run["cost"]["flops_a_picture"] = number * 1e9
+        run["deployment"]["networks"] = dict.fromkeys("abc"[:number], 1)
+    claims = ("Latent diffusion needs fewer parameters", "Latent diffusion samples cheaper")
+    assert {verdict(found, claim)["verdict"] for claim in claims} == {expected}
+
+
+def test_as_many_models_is_not_more(found):
+    assert verdict(found, "A cascade must deploy more models")["verdict"] == FAILS
+
+
+def test_every_claim_has_one_sentence_and_without_a_cascade_none_is_shown(found):
+    assert [one["claim"] for one in verdicts(found)] == list(CLAIMS)
+    found["runs"] = [found["runs"][0], copy.deepcopy(found["runs"][0])]
+    assert {one["verdict"] for one in verdicts(found)} == {NOT_SHOWN}
+
+
+# -- The parts ---------------------------------------------------------------------------------------------------------
+
+
+def test_reals_are_held_out_and_others_are_disjoint():
+    pictures = noise_pictures(600)
+    reals = choose_reals(pictures, 60)
+    assert len(reals) == len(reals.others) == 60
+    assert pictures.held_out[reals.chosen].all()
+    assert not np.isin(reals.chosen, reals.others).any()
+    assert not reals.notes
+
+
+def test_with_few_held_out_pictures_all_are_taken_and_the_notes_say_so():
+    reals = choose_reals(noise_pictures(30), 60)
+    assert len(reals) == len(reals.others) == 15
+    assert len(set(reals.chosen.tolist()) | set(reals.others.tolist())) == 30
+    assert len(reals.notes) == 2
+
+
+def test_a_gap_is_by_the_train_loss_and_its_growth_from_look_to_look():
+    looks = [
+        {"images_seen": seen, "measures": {"held_out_loss": held_out, "train_loss": 0.5}}
+        for seen, held_out in ((10, 0.55), (20, 0.75))
+    ]
+    found = gaps("denoiser", looks)
+    assert (found["gap_first"], found["gap_last"], found["growth"]) == pytest.approx((0.1, 0.5, 0.4))
+    assert gaps("autoencoder", [{"images_seen": 10, "measures": {"psnr": 20.0}}]) is None
+
+
+def test_a_trend_is_no_unrest_and_few_lines_say_nothing():
+    rng = np.random.default_rng(0)
+    line = 5 - 0.01 * np.arange(200)
+    assert detrended_spread(line.tolist()) < 1e-3
+    assert detrended_spread((3 + 0.3 * rng.standard_normal(400)).tolist()) == pytest.approx(0.1, rel=0.25)
+    assert detrended_spread([1.0] * 10) is None
+
+
+def test_recipes_are_alike_but_for_the_seed():
+    one, other, third = (check({**CASCADE, **changes}) for changes in ({}, {"seed": 5}, {"flip": False}))
+    assert without_seed(one) == without_seed(other) != without_seed(third)
+
+
+def test_what_would_take_too_long_or_too_much_is_left_out_with_a_reason():
+    assert too_much(16, 1.0, 0, 10**9) == ""
+    assert "80 s at 5.0 s" in too_much(16, 5.0, 0, 10**9)
+    assert "16.0 GB" in too_much(16, 1.0, 10**9, 10**9)
+
+
+# -- What the user gets wrong ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("names", "settings", "message"), [
+    (["latent"], {}, "1 run, but needs at least 2"),
+    (["latent", "pictures"], {}, "no run.json"),
+    (["latent", "cascade"], {"count": 1}, "count is 1, but must be at least 2"),
+    (["latent", "cascade"], {"out": "pictures"}, "not an empty folder"),
+])  # fmt: skip
+def test_wrong_inputs_are_told_in_one_line(names, settings, message, home):
+    with pytest.raises(UserError, match=message) as error:
+        compare(home, *names, **{"out": "wrong", **settings})
+    assert "\n" not in str(error.value)
+
+
+def test_an_unfinished_run_and_another_size_are_refused(home, tmp_path):
+    for name in ("latent", "cascade"):
+        (tmp_path / name).mkdir()
+        for part in ("run.json", "log.jsonl"):
+            (tmp_path / name / part).write_text((home / name / part).read_text())
+    facts = json.loads((tmp_path / "latent" / "run.json").read_text())
+    write_json(tmp_path / "latent" / "run.json", {**facts, "state": "interrupted"})
+    with pytest.raises(UserError, match="is interrupted, but must be finished; try: calotype resume"):
+        compare(tmp_path, "latent", "cascade")
+
+
+def test_runs_of_different_sizes_are_refused(home, monkeypatch):
+    from calotype.comparison import competitor
+
+    real = competitor.open_one
+
+    def smaller(key, folder, device):
+        one = real(key, folder, device)
+        return one if key == "A" else competitor.Competitor(key, one.run, one.model, check({"size": 8}))
+
+    monkeypatch.setattr(competitor, "open_one", smaller)
+    with pytest.raises(UserError, match=r"different sizes \(.* has 16 px, .* has 8 px\)"):
+        compare(home, "latent", "cascade", out="sizes")
+
+
+def test_too_few_pictures_are_told(home, tmp_path):
+    with pytest.raises(UserError, match="3 pictures, but a comparison needs at least 4"):
+        compare(home, "latent", "cascade", out="few", data=write_pictures(tmp_path / "few", 3))

@@ -1,0 +1,90 @@
+import numpy as np
+import pytest
+import torch
+from small import noise_pictures
+from test_stage import CLASSES, stage
+
+from calotype.data.images import images_from_pixels
+from calotype.evaluate import levels
+from calotype.evaluate.levels import Search, in_parts, level_distance, search_level
+from calotype.stage import Sampling, generate, shrunk
+from calotype.vocabulary import Rng
+
+CURVES = {
+    "convex": lambda level: (level - 0.37) ** 2,
+    "convex, best at 0": lambda level: level,
+    "convex, best at the most": lambda level: -level,
+    "best just beside 0": lambda level: (level - 0.05) ** 2,
+    "best just before the most": lambda level: (level - 0.95) ** 2,
+    "flat": lambda level: 1.0,
+    "rugged": lambda level: np.sin(40 * level),
+    "concave": lambda level: -((level - 0.5) ** 2),
+}
+curves = pytest.mark.parametrize("curve", CURVES.values(), ids=CURVES)
+
+
+def asked(curve, most, steps):
+    """What was asked, in order, and what was found."""
+    levels, told = [], []
+    search = search_level(
+        lambda level: levels.append(level) or float(curve(level / most)), most, steps, lambda *at: told.append(at)
+    )
+    assert told == [(number + 1, steps) for number in range(len(levels))]
+    return levels, search
+
+
+@curves
+@pytest.mark.parametrize("most", [0.3, 1.0, 2.5])
+@pytest.mark.parametrize("steps", [4, 6, 9])
+def test_the_level_found_is_as_good_as_the_best_of_an_even_grid(curve, most, steps):
+    """And of its neighbours halfway to the next ones; no level is tried twice or beyond the ends."""
+    levels, search = asked(curve, most, steps)
+    grid = np.linspace(0, most, steps - 2)
+    best = min(grid, key=lambda level: curve(level / most))
+    halfway = [level for level in (best - grid[1] / 2, best + grid[1] / 2) if -1e-9 <= level <= most + 1e-9]
+    near = [curve(level / most) for level in (*grid, *halfway)]
+    assert curve(search.best / most) <= min(near) + 1e-9
+    assert np.allclose(levels[: steps - 2], grid) and len({*levels}) == len(levels) <= steps
+    assert all(0 <= level <= most for level in levels) and set(search.tried) == set(levels)
+
+
+@pytest.mark.parametrize("place", np.linspace(0, 1, 21))
+def test_of_a_valley_the_bottom_is_found_to_a_quarter_of_the_grid(place):
+    _, search = asked(lambda level: abs(level - place), 1.0, 6)
+    assert abs(search.best - place) <= 1 / 12 + 1e-9
+
+
+def test_of_equals_the_smallest_level_is_the_best():
+    assert Search({0.3: 1.0, 0.1: 1.0, 0.2: 2.0}).best == 0.1
+
+
+# -- What a level is worth ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def crops():
+    return images_from_pixels(noise_pictures(12).pixels)
+
+
+def test_in_parts_is_as_at_once(monkeypatch):
+    chain, labels = [stage(4), stage(8, 4)], torch.arange(5) % CLASSES
+    samplings = [Sampling(steps=2), Sampling(steps=2, augmentation=0.2)]
+    rngs = [Rng((index,)) for index in range(5)]
+    whole = generate(chain, labels, samplings, rngs)
+    small = torch.rand(5, 3, 4, 4)
+    monkeypatch.setattr(levels, "AT_ONCE", 2)
+    assert torch.allclose(in_parts(chain, samplings, labels, rngs), whole, atol=1e-4)
+    above = generate(chain[1:], labels, samplings[1:], rngs, small)
+    assert torch.allclose(in_parts(chain[1:], samplings[1:], labels, rngs, small), above, atol=1e-4)
+
+
+def test_equal_levels_are_as_far_and_the_level_is_what_is_sampled_with(crops, monkeypatch):
+    """Whatever the stage's own sampling says, a truncated one too; each time with the same noise."""
+    one, labels = stage(16, 8), torch.arange(12) % CLASSES
+    seen = []
+    one.denoiser.register_forward_pre_hook(lambda denoiser, told: seen.append(told[2].augmentation))
+    own = Sampling(steps=2, guidance=1.0, augmentation=0.7, conditioning="truncated")
+    distance = level_distance(one, own, shrunk(crops, 2), labels, crops)
+    far = [distance(level) for level in (0.1, 0.3, 0.1)]
+    assert far[0] == far[2] != far[1] and all(np.isfinite(far))
+    assert {round(float(level), 4) for told in seen for level in told} == {0.1, 0.3}

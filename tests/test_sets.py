@@ -1,0 +1,103 @@
+import math
+
+import numpy as np
+import pytest
+
+from calotype.evaluate.distances import frechet_distance, kernel_distance
+from calotype.evaluate.sets import (
+    Estimate,
+    density_coverage,
+    distances,
+    frechet_estimate,
+    kernel_estimate,
+    mean_estimate,
+    nearest,
+    precision_recall,
+    radii,
+    share_estimate,
+)
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+@pytest.fixture
+def rows(rng):
+    return rng.standard_normal((30, 6))
+
+
+def test_identical_sets_have_precision_recall_and_coverage_1(rows):
+    assert precision_recall(rows, rows) == (1, 1)
+    assert density_coverage(rows, rows)[1] == 1
+
+
+def test_far_sets_have_nothing_in_common(rows):
+    assert precision_recall(rows, rows + 100) == (0, 0)
+    assert density_coverage(rows, rows + 100) == (0, 0)
+
+
+def test_a_set_within_one_spot_of_the_other_is_precise_and_recalls_little(rows):
+    centre = rows.mean(0)
+    precision, recall = precision_recall(rows, centre + 1e-3 * rows[:10])
+    assert precision == 1
+    assert recall == 0
+
+
+@pytest.mark.parametrize("k", [1, 3, 5])
+def test_all_four_against_brute_force(k, rng, rows):
+    fake = 0.8 * rng.standard_normal((20, 6)) + 0.3
+    reach = [sorted(np.linalg.norm(one - other) for other in rows)[k] for one in rows]
+    reach_fake = [sorted(np.linalg.norm(one - other) for other in fake)[k] for one in fake]
+    inside = [[np.linalg.norm(real - one) <= r for one in fake] for real, r in zip(rows, reach, strict=True)]
+    recalled = [any(np.linalg.norm(real - one) <= r for one, r in zip(fake, reach_fake, strict=True)) for real in rows]
+    assert precision_recall(rows, fake, k) == pytest.approx((np.any(inside, 0).mean(), np.mean(recalled)))
+    assert density_coverage(rows, fake, k) == pytest.approx((np.sum(inside) / (k * 20), np.any(inside, 1).mean()))
+
+
+def test_with_fewer_rows_than_neighbours_the_farthest_counts(rows):
+    few = rows[:3]
+    assert radii(few, 9) == pytest.approx(distances(few, few).max(1))
+
+
+def test_nearest(rows):
+    assert nearest(rows[:4], rows) == pytest.approx(np.zeros(4), abs=1e-6)
+    assert nearest(rows[:1], rows[:1] + 2.0) == pytest.approx(2 * math.sqrt(6))
+
+
+@pytest.mark.parametrize(("estimate", "distance"), [
+    (frechet_estimate, frechet_distance), (kernel_estimate, kernel_distance),
+])  # fmt: skip
+def test_an_interval_lies_around_its_distance_and_shrinks_with_the_number_of_rows(estimate, distance, rng):
+    few, many = (
+        estimate(rng.standard_normal((count, 5)), rng.standard_normal((count, 5)) + 0.5, rng) for count in (25, 400)
+    )
+    a, b = rng.standard_normal((2, 25, 5))
+    assert estimate(a, b, rng).value == distance(a, b)
+    assert few.low < few.value < few.high
+    assert many.high - many.low < 0.5 * (few.high - few.low)
+
+
+@pytest.mark.parametrize("estimate", [frechet_estimate, kernel_estimate])
+def test_the_interval_holds_the_truth_about_95_times_in_100(estimate, rng):
+    """Where the distance is that of two means far apart, both estimates have little bias."""
+    truth = np.mean([estimate(*sets(rng), rng).value for _ in range(60)])
+    held = [found.low <= truth <= found.high for found in (estimate(*sets(rng), rng) for _ in range(60))]
+    assert np.mean(held) > 0.8
+
+
+def sets(rng):
+    return rng.standard_normal((60, 3)), rng.standard_normal((60, 3)) + 2
+
+
+def test_mean_and_share_intervals():
+    assert mean_estimate(np.array([1.0, 3.0])) == pytest.approx((2, 2 - 12.71, 2 + 12.71))
+    assert mean_estimate(np.array([4.0])) == (4, -math.inf, math.inf)
+    assert share_estimate(0, 20)[:2] == (0, 0)
+    assert share_estimate(5, 10) == pytest.approx((0.5, 0.2366, 0.7634), abs=1e-4)
+
+
+def test_intervals_that_touch_are_not_apart():
+    assert Estimate(1, 0, 2).apart(Estimate(4, 3, 5))
+    assert not Estimate(1, 0, 2).apart(Estimate(3, 2, 4))
