@@ -47,7 +47,7 @@ def build_enlarger(recipe: Recipe, size: int, classes: int) -> Stage:
     backbone = build_backbone(config.backbone, 2 * space.channels, space.channels)
     denoiser = Denoiser(backbone, config.backbone.width, classes, config.scaling, recipe.precision, config.spread)
     smaller = recipe.chain[recipe.chain.index(size) - 1]
-    return Stage(denoiser, space, config.schedule, size, smaller, config.augmentation)
+    return Stage(denoiser, space, config.schedule, size, smaller, config.augmentation, config.contrast)
 
 
 def build_first_stage(recipe: Recipe, vae: Vae) -> FirstStage:

@@ -194,13 +194,13 @@ def redraw_all(
 ) -> UInt8[Tensor, "count 3 size size"]:
     """The chosen pictures at the size of the stage below, redrawn by it, a few at a time."""
     index = recipe.chain.index(below.image_size)
-    time, made = recipe.enlarger(recipe.chain[index + 1]).mistakes.time, []
+    share, made = recipe.enlarger(recipe.chain[index + 1]).mistakes.share, []
     factor = pictures.pixels.shape[-1] // below.image_size
     for part in chosen.split(8):
         images = shrunk(images_from_pixels(pictures.pixels[part]).to(device), factor)
         rngs = [rng.at("redrawn", int(one)) for one in part]
         labels = pictures.labels[part].to(device)
-        made.append(pixels_from_images(redrawn(below, images, labels, recipe.samplings[index], time, rngs)).cpu())
+        made.append(pixels_from_images(redrawn(below, images, labels, recipe.samplings[index], share, rngs)).cpu())
     return torch.cat(made)
 
 

@@ -80,8 +80,8 @@ class MistakesConfig(Config):
     """Crops to see; 0: no such leg."""
     pictures: PositiveInt = 256
     """How many pictures the stage below redraws."""
-    time: float = Field(default=0.5, gt=0, lt=1)
-    """From which time of a flow on: 0 leaves them as they are, near 1 nothing of them is left."""
+    share: float = Field(default=0.5, gt=0, lt=1)
+    """Of the steps of sampling that are done again: near 0 leaves them as they are, near 1 keeps nothing of them."""
 
 
 class EnlargeRecipe(DiffusionConfig):
@@ -90,8 +90,10 @@ class EnlargeRecipe(DiffusionConfig):
     backbone: Backbone = UnetConfig(patch=4, width=64, multiples=(1, 2, 2), attention_levels=())
     schedule: Schedule = Karras()
     scaling: ScalingName = "edm"
-    spread: PositiveFloat = 0.1
-    """Standard deviation of the pictures about the smaller ones, enlarged; the plan measures it."""
+    spread: PositiveFloat = 0.02
+    """Standard deviation of plain areas about the smaller picture, enlarged; the plan measures it,"""
+    contrast: float = Field(default=0.5, ge=0)
+    """and how much is added where there is contrast, as a multiple of that."""
     augmentation: Augmentation = Noising()
     crop: int = Field(default=0, ge=0)
     """Side of the random crops to train on; 0: whole pictures."""

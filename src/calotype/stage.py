@@ -9,6 +9,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from pydantic import Field, PositiveInt
 from torch import Tensor
 
@@ -29,6 +30,7 @@ from calotype.vocabulary import (
     OtherImages,
     Rng,
     Sigmas,
+    per_image,
 )
 
 NO_AUGMENTATION = Noising(share=0.0)
@@ -60,6 +62,8 @@ class Stage:
     image_size: int
     smaller_size: int | None = None
     augmentation: Noising | Blurring = NO_AUGMENTATION
+    contrast: float = 0.0
+    """How far off the enlarged picture is, as a multiple of its local contrast: edges are, plain areas are not."""
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -80,7 +84,8 @@ class Stage:
             return Condition(labels)
         spoilt = self.augmentation.apply(smaller, level, noise)
         above = self.space.encode(enlarged(spoilt, self.factor))
-        return Condition(labels, above, level, self.augmentation.doubt(level))
+        off = self.contrast * local_contrast(above, max(1, self.factor // 2))
+        return Condition(labels, above, level, torch.hypot(off, per_image(self.augmentation.doubt(level))))
 
     def denoise(self, condition: Condition, sampling: Sampling) -> Denoise:
         """The denoiser as a sampler sees it: a function of the noisy picture and sigma, guided as `sampling` says."""
@@ -133,19 +138,18 @@ class Stage:
 
 @torch.no_grad()
 def redrawn(
-    stage: Stage, images: Images, labels: Labels, sampling: Sampling, time: float, rngs: Sequence[Rng]
+    stage: Stage, images: Images, labels: Labels, sampling: Sampling, share: float, rngs: Sequence[Rng]
 ) -> Images:
-    """Pictures made noisy up to `time` of a flow, in (0, 1), and made clean again by the stage (arXiv 2108.01073).
+    """Pictures made noisy, and made clean again by the last steps of sampling (arXiv 2108.01073): `share` of them.
 
     They keep what is larger than that noise; the rest is the stage's own, mistakes included.
     """
-    sigma = stage.denoiser.spread * time / (1 - time)
+    sigmas = stage.schedule.grid(sampling.steps)[-1 - max(1, round(share * sampling.steps)) :]
     clean = stage.space.encode(images)
     noise = noise_each([rng.at("start") for rng in rngs], tuple(clean.shape[1:])).to(clean)
     smaller = shrunk(images, stage.factor) if stage.smaller_size else None
     condition = stage.told(labels, smaller, sampling, rngs)
-    sigmas = [sigma, *(one for one in stage.schedule.grid(sampling.steps) if one < sigma)]
-    return stage.space.decode(last(stage.develop(clean + sigma * noise, sigmas, condition, sampling, rngs)))
+    return stage.space.decode(last(stage.develop(clean + sigmas[0] * noise, sigmas, condition, sampling, rngs)))
 
 
 def noise_each(rngs: Sequence[Rng], shape: tuple[int, ...]) -> Latents:
@@ -154,6 +158,16 @@ def noise_each(rngs: Sequence[Rng], shape: tuple[int, ...]) -> Latents:
 
 def enlarged(images: Images, factor: int) -> OtherImages:
     return F.interpolate(images, scale_factor=factor, mode="bicubic")
+
+
+def local_contrast(images: Latents, radius: int) -> Float[Tensor, "batch 1 height width"]:
+    """Standard deviation in the square around each pixel, up to `radius` pixels away, over all channels."""
+
+    def around(values: Latents) -> Latents:
+        return F.avg_pool2d(values, 2 * radius + 1, 1, radius, count_include_pad=False)
+
+    variance = around(images.square()) - around(images).square()
+    return variance.mean(1, keepdim=True).clamp(min=0).sqrt()
 
 
 def shrunk(images: Images, factor: int) -> OtherImages:

@@ -44,8 +44,8 @@ class Condition:
 
     labels: Labels
     smaller: Latents | None = None  # the smaller picture, augmented, enlarged and brought into the stage's space
-    augmentation: Sigmas | None = None  # how much the smaller picture was spoilt on purpose,
-    doubt: Sigmas | None = None  # and how far off the enlarged one is for that: a standard deviation
+    augmentation: Sigmas | None = None  # how much the smaller picture was spoilt on purpose
+    doubt: Float[Tensor, "batch 1 _ _"] | None = None  # how far off `smaller` may be, here and there: a deviation
 
     def untold(self) -> Condition:
         return replace(self, labels=torch.full_like(self.labels, NOT_TOLD))

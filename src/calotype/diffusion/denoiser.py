@@ -68,7 +68,7 @@ class Denoiser(nn.Module):
     (the noise level, the label, the level of the augmentation) is summed into `vector`.
 
     Where it looks at a smaller picture, clean pictures are taken to lie around the enlarged one, and else around 0;
-    `spread` is their standard deviation about that.
+    `spread` is their standard deviation about that, to which the condition's doubt is added, square to square.
     """
 
     def __init__(
@@ -106,11 +106,12 @@ class Denoiser(nn.Module):
         return (guess - target).square().flatten(1).mean(1)
 
     def scaling(self, sigma: Sigmas, condition: Condition) -> Scaling:
-        return for_spread(self.row, per_image(sigma), per_image(self._spread(sigma, condition)))
+        return for_spread(self.row, per_image(sigma), self._spread(sigma, condition))
 
-    def _spread(self, sigma: Sigmas, condition: Condition) -> Sigmas:
-        known = torch.full_like(sigma, self.spread)
-        return known if condition.doubt is None else torch.hypot(known, condition.doubt)
+    def _spread(self, sigma: Sigmas, condition: Condition) -> Float[Tensor, "batch 1 _ _"]:
+        """At every place, where the doubt is larger in some than in others."""
+        everywhere = per_image(torch.full_like(sigma, self.spread))
+        return everywhere if condition.doubt is None else torch.hypot(everywhere, condition.doubt)
 
     def _known(self, scaling: Scaling, noisy: Latents, sigma: Sigmas, condition: Condition) -> Latents:
         """What the network need not say: the scaling's skip, or in its place the denoiser in closed form."""
@@ -120,11 +121,11 @@ class Denoiser(nn.Module):
 
     def _network(self, scale: Tensor, noisy: Latents, known: Latents, sigma: Sigmas, condition: Condition) -> Latents:
         image = scale * (noisy if condition.smaller is None else noisy - condition.smaller)
-        vector = self.noise_level(sigma / self._spread(sigma, condition)) + self.label(
+        vector = self.noise_level(sigma / self._spread(sigma, condition).mean((1, 2, 3))) + self.label(
             condition.labels.where(condition.labels != NOT_TOLD, self.classes)
         )
         if condition.augmentation is not None:
-            vector = vector + self.augmentation_level(condition.augmentation / self.spread)
+            vector = vector + self.augmentation_level(condition.augmentation)
         if self.mixture is not None:
             image = torch.cat([image, known], 1)
         if condition.smaller is not None:

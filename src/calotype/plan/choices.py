@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache, partial
 from itertools import pairwise
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from calotype.build import build_backbone
@@ -19,8 +20,8 @@ from calotype.machine import Machine
 from calotype.nets.dit import DitConfig
 from calotype.nets.unet import UnetConfig
 from calotype.recipe import AutoencoderRecipe, Backbone, DenoiserRecipe, Recipe, check
-from calotype.stage import enlarged, shrunk
-from calotype.vocabulary import UserError
+from calotype.stage import enlarged, local_contrast, shrunk
+from calotype.vocabulary import Images, UserError
 
 ENOUGH_IMAGES = 40_000
 """A smaller network that sees this many pictures is better than a larger one that sees fewer."""
@@ -29,6 +30,12 @@ ENOUGH_CROPS = 12_000
 REACHED = 0.4
 """Of the speed of a single convolution, what a whole training step reaches."""
 FEW_PICTURES = 1000
+FAINTEST = 2 / 255
+"""One level of 256: no picture is known better than that."""
+SURE = 0.5
+"""Doubt is taken for half of what it is: a network soon learns to say more, and grain that it is slow to undo stays."""
+TYPICAL_CONTRAST = 0.2
+"""At an edge that is worth getting right."""
 LARGEST_LATENT = 256
 LARGEST_CROP = 256
 """The autoencoder sees nothing that is larger than this; its networks are local."""
@@ -153,17 +160,19 @@ def enlarger(pictures: Pictures, smaller: int, size: int, operations: float, wid
         crops = operations / (3 * forward_operations(backbone, 6, 3, crop))
         if crops >= ENOUGH_CROPS * width:
             break
-    spread = spread_of(pictures, size, factor)
+    plain, contrast = doubts_of(pictures, size, factor)
+    spread = math.hypot(plain, contrast * TYPICAL_CONTRAST)
     settings = {
         "batch": 8 * width,
         "backbone": backbone.model_dump(mode="json"),
         "schedule": {
             "kind": "karras",
             "mean": rounded(math.log(spread)),
-            "smallest": rounded(0.02 * spread),
+            "smallest": rounded(max(0.1 * plain, 0.02 * spread)),
             "largest": rounded(30 * spread),
         },
-        "spread": spread,
+        "spread": plain,
+        "contrast": contrast,
         "augmentation": {"kind": "noise" if smaller <= WIDEST_NOISE else "blur"},
         "crop": crop,
         "sampling": {"augmentation": rounded(0.1 if smaller <= WIDEST_NOISE else 0.0)},
@@ -180,15 +189,36 @@ def forward_operations(config: Backbone, in_channels: int, out_channels: int, si
     return counter.get_total_flops()
 
 
-def spread_of(pictures: Pictures, size: int, factor: int = 0) -> float:
-    """Standard deviation of pictures of this size: about 0, or about their shrunk pictures, enlarged again."""
-    chosen = pictures.train_indices[:: max(1, len(pictures.train_indices) // 64)][:64]
-    squares = []
-    for one in chosen:
-        images = shrunk(images_from_pixels(pictures.pixels[one][None]), pictures.pixels.shape[-1] // size)
-        about = enlarged(shrunk(images, factor), factor) if factor else torch.zeros(())
-        squares.append((images - about).square().mean())
-    return rounded(max(1e-3, float(torch.stack(squares).mean().sqrt())))
+def spread_of(pictures: Pictures, size: int) -> float:
+    """Standard deviation of pictures of this size about 0."""
+    return rounded(max(1e-3, math.sqrt(mean_of(one.square() for one in some_images(pictures, size)))))
+
+
+def doubts_of(pictures: Pictures, size: int, factor: int) -> tuple[float, float]:
+    """How far pictures lie from their shrunk ones, enlarged: in plain areas, and as a multiple of local contrast."""
+    plain, wrong, contrasts = [], [], []
+    for images in some_images(pictures, size):
+        above = enlarged(shrunk(images, factor), factor)
+        error, contrast = (
+            (images - above).square().mean(1, keepdim=True),
+            local_contrast(above, max(1, factor // 2)).square(),
+        )
+        plain.append(error[contrast <= contrast.median()])
+        wrong.append(error)
+        contrasts.append(contrast)
+    floor = max(FAINTEST**2, mean_of(plain))
+    slope = max(0.0, mean_of(wrong) - floor) / max(1e-6, mean_of(contrasts))
+    return rounded(math.sqrt(floor)), rounded(SURE * math.sqrt(slope))
+
+
+def some_images(pictures: Pictures, size: int) -> Iterator[Images]:
+    """At most 64 training pictures, one at a time."""
+    for one in pictures.train_indices[:: max(1, len(pictures.train_indices) // 64)][:64]:
+        yield shrunk(images_from_pixels(pictures.pixels[one][None]), pictures.pixels.shape[-1] // size)
+
+
+def mean_of(values: Iterable[Tensor]) -> float:
+    return float(torch.stack([one.mean() for one in values]).mean())
 
 
 def rounded(value: float) -> float:
