@@ -1,4 +1,5 @@
 import errno
+import io
 import os
 import shutil
 import signal
@@ -302,16 +303,23 @@ def sampled(tell, run, out, *words):
     return {path.name: path.read_bytes() for path in out.iterdir()}
 
 
+def same(one, other):
+    first, second = (np.asarray(Image.open(io.BytesIO(png))).astype(int) for png in (one, other))
+    away = np.abs(first - second)
+    return away.max() <= 1 and away.mean() < 0.01
+
+
 @pytest.mark.parametrize("sampler", ["euler", "heun", "dpm_solver", "ancestral"])
 def test_a_picture_depends_on_its_seed_and_number_alone(tell, finished, tmp_path, sampler):
-    """To the byte, however many are made with it."""
+    """However many are made with it; sums in another order may tip a value that lies between two of 256 levels."""
     one, two, many = (
         sampled(tell, finished, tmp_path / count, "--count", count, "--seed", "7", "--sampler", sampler)
         for count in ("1", "2", "30")
     )
     shared = set(one) - {"grid.png", "samples.json"}
-    assert shared == {"7-0000-a.png"} and all(one[name] == two[name] == many[name] for name in shared)
-    assert two["7-0001-b.png"] == many["7-0001-b.png"] and len({*many.values()}) == len(many) == 32
+    assert shared == {"7-0000-a.png"} and len({*many.values()}) == len(many) == 32
+    assert same(one["7-0000-a.png"], two["7-0000-a.png"]) and same(one["7-0000-a.png"], many["7-0000-a.png"])
+    assert same(two["7-0001-b.png"], many["7-0001-b.png"])
     other = sampled(tell, finished, tmp_path / "other", "--count", "1", "--seed", "8", "--sampler", sampler)
     assert other["8-0000-a.png"] != one["7-0000-a.png"]
 

@@ -214,11 +214,13 @@ def about(smaller, **more):
 @spreads
 def test_a_silent_network_is_the_exact_denoiser_of_gaussians_about_the_smaller_picture(name, spread, noise):
     """With a doubt, the data lie about what is seen by both spreads: their squares add up."""
-    smaller, noisy, doubt = torch.randn(SHAPE), 3 * noise, torch.tensor([0.0, 0.05, 0.3, 2.0])
+    smaller, noisy = torch.randn(SHAPE), 3 * noise
+    each, everywhere = per_image(torch.tensor([0.0, 0.05, 0.3, 2.0])), torch.rand(SHAPE)[:, :1]
     silent, sigma = fixed(torch.zeros(SHAPE), name, spread), per_image(SIGMA)
     for condition, variance in (
         (about(smaller), torch.tensor(spread**2)),
-        (about(smaller, doubt=doubt), spread**2 + per_image(doubt) ** 2),
+        (about(smaller, doubt=each), spread**2 + each**2),
+        (about(smaller, doubt=everywhere), spread**2 + everywhere**2),
     ):
         expected = (variance * noisy + sigma**2 * smaller) / (variance + sigma**2)
         assert torch.allclose(silent(noisy, SIGMA, condition), expected, rtol=1e-4, atol=1e-5)
@@ -227,7 +229,8 @@ def test_a_silent_network_is_the_exact_denoiser_of_gaussians_about_the_smaller_p
 @spreads
 def test_what_an_enlarging_network_sees_and_says_has_unit_variance(spread):
     """Of data about a spoilt smaller picture, whose error is the doubt."""
-    shape, doubt = (1, 1, 200, 200), torch.tensor([2 * spread])
+    shape = (1, 1, 200, 200)
+    doubt = 4 * spread * torch.rand(shape)
     clean, noise = torch.randn(shape), torch.randn(shape)
     smaller = clean - torch.hypot(torch.tensor(spread), doubt) * torch.randn(shape)
     denoiser = fixed(torch.zeros(shape), "edm", spread)

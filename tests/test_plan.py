@@ -18,15 +18,19 @@ from calotype.plan import choices
 from calotype.plan.choices import (
     ENOUGH_CROPS,
     ENOUGH_IMAGES,
+    FAINTEST,
     REACHED,
+    SURE,
     WEIGHTS,
     Choice,
     check_sizes,
     choose_backbone,
     choose_chain,
+    doubts_of,
     enlarger,
     forward_operations,
     propose,
+    rounded,
     shares,
     spread_of,
 )
@@ -38,10 +42,11 @@ from calotype.plan.make import (
     allot,
     fit_images,
     make_plan,
+    with_warmups,
 )
 from calotype.plan.measurement import Measurement, phase_ends, seconds_an_image
 from calotype.recipe import EnlargeRecipe, check, merge
-from calotype.stage import enlarged, shrunk
+from calotype.stage import enlarged, local_contrast, shrunk
 from calotype.vocabulary import UserError
 
 PHASES = {
@@ -384,18 +389,33 @@ def test_the_operations_of_a_dit_are_those_counted_by_hand():
     assert forward_operations(config, into, out, side) == 2 * (ends + depth * block + 2 * width * width)
 
 
-def test_the_spread_is_measured_about_0_or_about_the_smaller_picture():
+def test_the_spread_is_measured_about_0():
     pictures = noise_pictures(40, 16)
     images = images_from_pixels(pictures.pixels[pictures.train_indices])
     assert spread_of(pictures, 16) == pytest.approx(images.square().mean().sqrt().item(), rel=0.01)
     assert spread_of(pictures, 8) == pytest.approx(shrunk(images, 2).square().mean().sqrt().item(), rel=0.01)
-    about = (images - enlarged(shrunk(images, 4), 4)).square().mean().sqrt().item()
-    assert spread_of(pictures, 16, 4) == pytest.approx(about, rel=0.01) and about < spread_of(pictures, 16)
 
 
-def test_the_spread_of_flat_pictures_is_not_0():
+def test_the_doubts_of_plain_areas_and_of_contrast_make_up_half_of_what_enlarging_gets_wrong():
+    pictures = noise_pictures(40, 16)
+    images = images_from_pixels(pictures.pixels[pictures.train_indices])
+    above = enlarged(shrunk(images, 4), 4)
+    plain, contrast = doubts_of(pictures, 16, 4)
+    found = plain**2 + (contrast / SURE) ** 2 * local_contrast(above, 2).square().mean()
+    assert float(found) == pytest.approx((images - above).square().mean().item(), rel=0.02)
+
+
+def test_flat_pictures_leave_the_doubt_of_one_level():
     grey = replace(noise_pictures(), pixels=torch.full((10, 3, 16, 16), 128, dtype=torch.uint8))
-    assert spread_of(grey, 16, 2) == 0.001
+    assert doubts_of(grey, 16, 2) == (rounded(FAINTEST), 0.0)
+
+
+@pytest.mark.parametrize(("images", "least"), [(320, 0.25), (16000, 0.2), (10**6, 0.05)])
+def test_a_short_run_warms_up_for_a_hundred_steps_or_a_quarter(images, least):
+    recipe = with_warmups(check({}), {"denoiser": images})
+    assert recipe.denoiser.learn.warmup == pytest.approx(least)
+    mine = check({"denoiser": {"learn": {"warmup": 0.01}}})
+    assert with_warmups(mine, {"denoiser": images}) == mine
 
 
 @pytest.mark.parametrize(("smaller", "size"), [(8, 16), (16, 32), (16, 64), (10, 20)])
@@ -520,7 +540,7 @@ def test_a_plan_measures_the_spreads_and_keeps_the_defaults_of_sampling(monkeypa
         monkeypatch, {"kind": "cascade", "size": 16, "denoiser": {"images": 32}, "enlarge": {"16": {"images": 8}}}
     )
     above, pictures = plan.recipe.enlarger(16), noise_pictures(size=16)
-    assert plan.recipe.chain == (8, 16) and above.spread == spread_of(pictures, 16, 2)
+    assert plan.recipe.chain == (8, 16) and (above.spread, above.contrast) == doubts_of(pictures, 16, 2)
     assert plan.recipe.denoiser.spread == spread_of(pictures, 8)
     assert above.sampling == EnlargeRecipe().sampling.model_copy(update={"augmentation": 0.1})
 

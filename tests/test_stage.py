@@ -11,7 +11,7 @@ from calotype.diffusion.noise import Karras
 from calotype.learning.objectives import Denoising
 from calotype.nets.unet import Unet, UnetConfig
 from calotype.spaces.pixel import PixelSpace
-from calotype.stage import Sampling, Stage, enlarged, generate, noise_each, shrunk, stops
+from calotype.stage import Sampling, Stage, enlarged, generate, noise_each, redrawn, shrunk, stops
 from calotype.vocabulary import NOT_TOLD, Batch, Rng, per_image
 
 CLASSES = 2
@@ -58,6 +58,27 @@ def equal(one, other):
     names = ("labels", "smaller", "augmentation", "doubt")
     pairs = [(getattr(one, name), getattr(other, name)) for name in names]
     return all(a is b or torch.equal(a, b) for a, b in pairs)
+
+
+def test_contrast_is_doubted_and_plain_areas_are_not():
+    half = torch.cat([torch.zeros(1, 3, 16, 8), torch.ones(1, 3, 16, 8)], 3)
+    doubt = replace(stage(32, 16), contrast=0.5).condition(LABELS[:1], half, torch.zeros(1), torch.zeros(())).doubt
+    assert doubt[..., :12].max() < 1e-3 and doubt[..., 20:].max() < 1e-3 and doubt[..., 15:17].min() > 0.1
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+def test_what_is_redrawn_depends_on_its_own_picture_and_noise_alone(chain, share):
+    images, sampling = torch.rand(3, 3, 4, 4) * 2 - 1, Sampling(steps=10, guidance=1.0)
+    found = redrawn(chain[0], images, LABELS, sampling, share, RNGS)
+    assert found.shape == images.shape and torch.equal(found, redrawn(chain[0], images, LABELS, sampling, share, RNGS))
+    alone = redrawn(chain[0], images[1:2], LABELS[1:2], sampling, share, RNGS[1:2])
+    assert torch.allclose(found[1:2], alone, atol=1e-4)
+
+
+def test_the_more_steps_are_redrawn_the_less_is_kept(chain):
+    images, sampling = torch.rand(3, 3, 4, 4) * 2 - 1, Sampling(steps=10, guidance=1.0)
+    away = [(redrawn(chain[0], images, LABELS, sampling, share, RNGS) - images).norm() for share in (0.1, 0.5, 0.9)]
+    assert away[0] < away[1] < away[2]
 
 
 # -- Smaller and larger pictures ---------------------------------------------------------------------------------------
@@ -118,7 +139,8 @@ def test_the_doubt_goes_with_the_level_and_is_that_of_the_augmentation():
     level, small = torch.tensor([0.0, 0.1, 0.3]), torch.zeros(3, 3, 4, 4)
     for augmentation in (Noising(), Blurring()):
         condition = stage(8, 4, augmentation).condition(LABELS, small, level, small)
-        assert torch.equal(condition.augmentation, level) and torch.equal(condition.doubt, augmentation.doubt(level))
+        assert torch.equal(condition.augmentation, level)
+        assert torch.allclose(condition.doubt, per_image(augmentation.doubt(level)).expand(3, 1, 8, 8))
 
 
 def test_the_first_stage_is_told_its_label_and_nothing_else():
