@@ -17,10 +17,10 @@ class Noising(Config):
     """Gaussian noise of a random level, which the network is told (arXiv 2106.15282, section 4.2): for small ones."""
 
     kind: Literal["noise"] = "noise"
-    most: PositiveFloat = 0.3
+    most: PositiveFloat = 0.2
     """Standard deviation; pictures are in [-1, 1]."""
-    share: float = Field(default=1.0, ge=0, le=1)
-    """How often a picture is augmented at all."""
+    share: float = Field(default=0.5, ge=0, le=1)
+    """How often a picture is augmented at all: a short training must know the plain ones well."""
 
     def draw(self, count: int, rng: Rng) -> Sigmas:
         return draw_levels(self.most, self.share, count, rng)

@@ -175,7 +175,6 @@ def enlarger(pictures: Pictures, smaller: int, size: int, operations: float, wid
         "contrast": contrast,
         "augmentation": {"kind": "noise" if smaller <= WIDEST_NOISE else "blur"},
         "crop": crop,
-        "sampling": {"augmentation": rounded(0.1 if smaller <= WIDEST_NOISE else 0.0)},
     }
     return settings, reason(crops)
 
