@@ -148,7 +148,7 @@ def redrawn(
     clean = stage.space.encode(images)
     noise = noise_each([rng.at("start") for rng in rngs], tuple(clean.shape[1:])).to(clean)
     smaller = shrunk(images, stage.factor) if stage.smaller_size else None
-    condition = stage.told(labels, smaller, sampling, rngs)
+    condition = stage.told(labels, smaller, sampling.model_copy(update={"conditioning": "whole"}), rngs)
     return stage.space.decode(last(stage.develop(clean + sigmas[0] * noise, sigmas, condition, sampling, rngs)))
 
 

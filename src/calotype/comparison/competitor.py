@@ -87,7 +87,7 @@ def without_seed(recipe: Recipe) -> dict[str, Any]:
 
 
 def by_clock(*path: str) -> bool:
-    return path[-1] in ("images", "seed", "learning_rate") or path[-2:] == ("sampling", "augmentation")
+    return path[-1] in ("images", "seed", "warmup") or path[-2:] == ("sampling", "augmentation")
 
 
 def seconds_of(run: Run) -> dict[str, float]:

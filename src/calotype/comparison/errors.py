@@ -49,8 +49,10 @@ def pictures_for(count: int) -> int:
 
 def relative_level(one: Competitor, spread: float) -> float:
     """A cascade's stored level at its second stage, by the spread of the pixels; half of its most where it is 0."""
-    level = one.model.samplings[1].augmentation or one.model.stages[1].augmentation.most / 2
-    return level / spread
+    augmentation = one.model.stages[1].augmentation
+    if augmentation.kind != "noise":  # a blur is no amount of noise
+        return USUAL
+    return (one.model.samplings[1].augmentation or augmentation.most / 2) / spread
 
 
 def levels_of(

@@ -20,7 +20,7 @@ from calotype.learning.objectives import Denoising, Objective
 from calotype.learning.player import Player, PlayerConfig
 from calotype.learning.train import Clock, learn
 from calotype.plan.measurement import count_parameters, phase_ends, seconds_an_image
-from calotype.recipe import leg_above
+from calotype.recipe import leg_above, mistakes_above
 from calotype.report.folder import number
 from calotype.spaces.latent import LatentSpace
 from calotype.stage import Stage, generate, shrunk
@@ -100,6 +100,9 @@ def training_flops(one: Competitor) -> Flops:
     for stage in above:
         config = recipe.enlarger(stage.image_size)
         found[leg_above(stage.image_size)] = denoiser_flops(one, stage, config.batch, config.crop or stage.image_size)
+        if config.mistakes.images:
+            found[mistakes_above(stage.image_size)] = found[leg_above(stage.image_size)]
+    assert set(recipe.legs) <= set(found)
     return found
 
 

@@ -191,11 +191,14 @@ def matched(runs: Sequence[Competitor], reals: Reals) -> tuple[float, int]:
 
 
 def seeds(runs: Sequence[Competitor], results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """How much a result hangs on the seed: runs whose recipes are equal but for that."""
-    settings = [without_seed(one.recipe) for one in runs]
+    """How much a result hangs on the seed: runs of equal recipe, budget and pictures, each with a seed of its own."""
+    settings = [
+        (without_seed(one.recipe), one.run.plan.get("budget_seconds"), one.run.facts.get("content")) for one in runs
+    ]
     groups = [[place for place, other in enumerate(settings) if other == one] for one in settings]
     groups = [group for place, group in enumerate(groups) if group[0] == place]
-    return [spread_of([results[place] for place in group]) for group in groups if len(group) > 1]
+    own = [group for group in groups if len(group) == len({runs[place].recipe.seed for place in group})]
+    return [spread_of([results[place] for place in group]) for group in own if len(group) > 1]
 
 
 def spread_of(results: Sequence[dict[str, Any]]) -> dict[str, Any]:

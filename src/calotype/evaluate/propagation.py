@@ -22,7 +22,7 @@ from calotype.diffusion.augmentation import blurred
 from calotype.evaluate.reconstruction import psnr
 from calotype.nets.blocks import Resized
 from calotype.nets.perceptual import efficientnet_lite0, perceptual_distance
-from calotype.stage import Sampling, Stage, enlarged, generate, shrunk
+from calotype.stage import Sampling, Stage, generate, shrunk
 from calotype.vocabulary import Images, Labels, Rng, per_image
 
 Corrupt = Callable[[Images, Rng], Images]
@@ -151,6 +151,11 @@ def at_level(stages: Sequence[Stage], samplings: Sequence[Sampling], share: floa
     return tuple(map(one, stages, samplings))
 
 
+def repeated(images: Images, factor: int) -> Resized:
+    """Each pixel as a square of `factor`: shrunk again, it is the same picture, so that nothing is lost on the way."""
+    return images.repeat_interleave(factor, 2).repeat_interleave(factor, 3)
+
+
 @torch.no_grad()
 def latent_case(
     stage: Stage, sampling: Sampling, labels: Labels, rngs: Sequence[Rng], sigma: float, small_size: int
@@ -165,7 +170,7 @@ def latent_case(
 
     @torch.no_grad()
     def finish(delta: Images | None) -> Resized:
-        spoilt = image if delta is None else image + enlarged(delta, factor)
+        spoilt = image if delta is None else image + repeated(delta, factor)
         start = state + stage.space.encode(spoilt) - known
         *_, latents = stage.develop(start, below, condition, sampling, own)
         return stage.space.decode(latents)

@@ -314,6 +314,12 @@ def check_stop(recipe: Recipe, size: int) -> None:
     below = recipe.chain.index(size) - 1
     schedule = (recipe.enlarger(recipe.chain[below]) if below else recipe.denoiser).schedule
     most, level = schedule.grid(recipe.samplings[below].steps)[0], recipe.enlarger(size).sampling.augmentation
+    trained = recipe.enlarger(size).augmentation.most
+    if level > trained:
+        raise UserError(
+            f"enlarge.{size}.sampling.augmentation is {level:g}, but must be at most what is trained, {trained:g}; "
+            f"lower it, or raise enlarge.{size}.augmentation.most"
+        )
     if level >= most:
         raise UserError(f"enlarge.{size}.sampling.augmentation is {level:g}, but must be below {most:.3g}")
 
