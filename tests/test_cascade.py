@@ -103,9 +103,9 @@ def test_the_level_that_was_found_is_the_level_of_the_model(runs, kind):
 
 
 def test_without_time_the_level_stays_as_it_was(tmp_path, quick):
-    run = trained(tmp_path, "cascade", *SHORT, "enlarge.16.sampling.augmentation=0.25", budget=1e-6)
+    run = trained(tmp_path, "cascade", *SHORT, "enlarge.16.sampling.augmentation=0.15", budget=1e-6)
     assert read_json(run / "run.json").get("levels", {}) == {} and events(run, "levels") == []
-    assert calotype.load(run).samplings[1].augmentation == 0.25
+    assert calotype.load(run).samplings[1].augmentation == 0.15
 
 
 @kinds

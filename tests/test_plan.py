@@ -1,5 +1,6 @@
 import json
 import math
+import time
 from dataclasses import replace
 from itertools import pairwise
 
@@ -91,7 +92,7 @@ def allotted(left, sample=0.05, count=1000, **changes):
     images = {"autoencoder": {"images": 0}, "denoiser": {"images": 0}}
     plan = Plan(recipe(**merge(images, changes)), "a machine", 999.0)
     plan.phases = {"autoencoder": PHASES["dear at the end"], "denoiser": [(1.0, 0.004)]}
-    allot(plan, Measured(sample), count, left)
+    allot(plan, Measured(sample), count, left, time.time())
     return plan
 
 
@@ -491,7 +492,7 @@ legs = pytest.mark.parametrize(("settings", "order"), LEGS.values(), ids=LEGS)
 
 def planned(monkeypatch, settings, budget=60.0):
     be_quick(monkeypatch)
-    return make_plan(noise_pictures(size=settings["size"]), machine(), budget, 0.0, settings)
+    return make_plan(noise_pictures(size=settings["size"]), machine(), budget, time.time(), settings)
 
 
 @legs
@@ -510,13 +511,13 @@ def test_a_plan_tells_the_seconds_of_all_that_is_done_in_order(monkeypatch, sett
 
 def test_only_the_legs_that_are_not_set_share_what_is_left(monkeypatch):
     plan = planned(monkeypatch, THREE)
-    assert plan.paced == ["enlarge-32"] and sum(plan.predicted["seconds"].values()) == pytest.approx(60, abs=0.1)
+    assert plan.paced == ["enlarge-32"] and sum(plan.predicted["seconds"].values()) == pytest.approx(60, abs=5)
     free = merge(THREE, {"denoiser": {"images": 0}, "enlarge": {"16": {"images": 0}}})
     plan = planned(monkeypatch, free)
     told = plan.predicted["seconds"]
-    assert plan.paced == list(plan.recipe.legs) and sum(told.values()) == pytest.approx(60, abs=0.1)
+    assert plan.paced == list(plan.recipe.legs) and sum(told.values()) == pytest.approx(60, abs=5)
     for leg, share in shares(plan.paced).items():
-        assert told[leg] == pytest.approx(share * sum(told[one] for one in plan.paced), abs=0.1)
+        assert told[leg] == pytest.approx(share * sum(told[one] for one in plan.paced), abs=0.2)
 
 
 @pytest.mark.parametrize("budget", [1e-6, 0.5, 3.0, 60.0, 1e5])

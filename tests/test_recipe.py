@@ -264,7 +264,7 @@ def test_one_setting_of_a_stage_leaves_its_other_defaults():
         ("sampling.augmentation=0.3", {"sampling": {"augmentation": 0.3}}),
         ("backbone.width=32", {"backbone": {"width": 32}}),
         ("schedule.mean=-2.0", {"schedule": {"mean": -2.0}}),
-        ("augmentation.most=0.2", {"augmentation": {"most": 0.2}}),
+        ("augmentation.most=0.4", {"augmentation": {"most": 0.4}}),
     ):
         settings = read_overrides([f"enlarge.32.{override}"])
         expected = EnlargeRecipe.model_validate(merge(plain.model_dump(), change))

@@ -116,7 +116,7 @@ def test_enlarged_keeps_flat_pictures_and_straight_slopes(factor):
 # -- What a stage is told ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("augmentation", [Noising(most=0.4), Blurring(share=1.0)], ids=["noise", "blur"])
+@pytest.mark.parametrize("augmentation", [Noising(most=0.4, share=1.0), Blurring(share=1.0)], ids=["noise", "blur"])
 def test_training_and_sampling_are_told_by_the_same_line(augmentation):
     """The smaller picture is spoilt first and enlarged then, and the level goes with it."""
     one, rng = stage(8, 4, augmentation), Rng(("told",))

@@ -174,6 +174,8 @@ def enlarge(
     """Writes every picture enlarged, as PNG; those that cannot be read are named and left out. Returns how many."""
     model, paths = load(folder, device), list_pictures(pictures)
     model.enlarger(size)
+    model.labels(1, label)
+    check_empty(out)
     out.mkdir(parents=True, exist_ok=True)
     written = 0
     with voice.bar("enlarge") as progress:
@@ -184,7 +186,14 @@ def enlarge(
             except UnreadableError as error:
                 voice.say(str(error))
             progress(index + 1, len(paths), path.name)
+    if not written:
+        raise UserError(f"no picture in {pictures} could be read, so none was enlarged")
     return written
+
+
+def check_empty(out: Path) -> None:
+    if out.exists() and (out.is_file() or any(out.iterdir())):
+        raise UserError(f"--out {out} is not an empty folder; choose another")
 
 
 def write_data(size: int, count: int | None, out: Path, voice: Voice) -> None:
@@ -320,7 +329,7 @@ def told(bar: Progress) -> Callable[[int, int], None]:
 
 
 def _plan(wish: Wish, settings: dict[str, Any], pictures: Pictures, machine: Machine) -> Plan:
-    return make_plan(pictures, machine, wish.budget, time.time() - wish.started, settings)
+    return make_plan(pictures, machine, wish.budget, wish.started, settings)
 
 
 def read(folder: Path | None, size: int, cache: Path | None, voice: Voice) -> Pictures:

@@ -175,7 +175,7 @@ def mistakes_leg(recipe: Recipe, below: Stage, stage: Stage, pictures: Pictures,
     stage = replace(stage, denoiser=copy.deepcopy(stage.denoiser).requires_grad_(True))
 
     def examples(chosen: Tensor) -> Source:
-        some = chosen[:: max(1, len(chosen) // few)][:few]
+        some = chosen[torch.linspace(0, len(chosen) - 1, min(few, len(chosen))).long()]
         small = redraw_all(recipe, below, pictures, some, device, rng)
         crop = config.crop or size
         return PictureSource(pictures, some, rng, device, crop, recipe.flip, stage.factor, small)

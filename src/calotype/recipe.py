@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 import tomllib
 from collections.abc import Iterable, Sequence
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -298,12 +299,19 @@ def explain(error: Any, key: str) -> str:
         shown = f" (got {got!r})" if isinstance(got, str | int | float | bool) else ""
         return f"{key}: {error['msg'].removeprefix('Value error, ')}{shown}"
     backbones = [f"denoiser.backbone.{name}" for kind in (UnetConfig, DitConfig) for name in kind.model_fields]
+    if (above := re.match(r"enlarge\.\d+\.", key)) is not None:
+        backbones += all_keys(EnlargeRecipe().model_dump(), above[0])
     known = sorted({*all_keys(Recipe().model_dump()), *backbones})
-    table, last = key.partition(".")[0], key.rpartition(".")[2]
-    near = {name.rpartition(".")[2]: name for name in sorted(known, key=lambda name: name.partition(".")[0] == table)}
+    table, last = key.rpartition(".")[0], key.rpartition(".")[2]
+    near = {name.rpartition(".")[2]: name for name in sorted(known, key=lambda name: common(name, table))}
     by_last = [near[name] for name in difflib.get_close_matches(last, near, 1, 0.6)]
     close = difflib.get_close_matches(key, known, 1, 0.75) or by_last or difflib.get_close_matches(key, known, 1, 0.5)
     return f"unknown key {key}" + (f"; did you mean {close[0]}?" if close else "")
+
+
+def common(name: str, table: str) -> int:
+    """How many letters two keys share at their beginning."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(name, table, strict=False)))
 
 
 def all_keys(settings: dict[str, Any], prefix: str = "") -> list[str]:

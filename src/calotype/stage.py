@@ -84,8 +84,9 @@ class Stage:
             return Condition(labels)
         spoilt = self.augmentation.apply(smaller, level, noise)
         above = self.space.encode(enlarged(spoilt, self.factor))
-        off = self.contrast * local_contrast(above, max(1, self.factor // 2))
-        return Condition(labels, above, level, torch.hypot(off, per_image(self.augmentation.doubt(level))))
+        spoils = per_image(self.augmentation.doubt(level))
+        contrast = (local_contrast(above, max(1, self.factor // 2)).square() - spoils**2).clamp(min=0).sqrt()
+        return Condition(labels, above, level, torch.hypot(self.contrast * contrast, spoils))
 
     def denoise(self, condition: Condition, sampling: Sampling) -> Denoise:
         """The denoiser as a sampler sees it: a function of the noisy picture and sigma, guided as `sampling` says."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -13,7 +14,7 @@ from calotype.legs import LEVELS_TRIED
 from calotype.machine import Machine, peak_memory
 from calotype.plan.choices import Choice, check_sizes, explain, learning_rate, propose, shares
 from calotype.plan.measurement import Measurement, Phases, seconds_an_image
-from calotype.recipe import DiffusionConfig, Recipe, check, leg_above, merge
+from calotype.recipe import DiffusionConfig, EnlargeRecipe, Recipe, check, leg_above, merge
 
 OVERHEAD = 0.05
 """Of the training time: previews, held-out measures, checkpoints, the log."""
@@ -56,8 +57,8 @@ class Plan:
         return sum(self.predicted["seconds"][what] for what in order[order.index(leg) + 1 :])
 
 
-def make_plan(pictures: Pictures, machine: Machine, budget: float, spent: float, settings: dict[str, Any]) -> Plan:
-    """A recipe that ends within `budget` seconds, of which `spent` are gone already.
+def make_plan(pictures: Pictures, machine: Machine, budget: float, started: float, settings: dict[str, Any]) -> Plan:
+    """A recipe that ends `budget` seconds after `started`, a time since the epoch; planning itself takes some of them.
 
     `settings` (of a recipe file and of `--set`) stand above what the plan would choose.
     Raises `UserError` where the settings do not fit the pictures.
@@ -70,7 +71,7 @@ def make_plan(pictures: Pictures, machine: Machine, budget: float, spent: float,
     plan = Plan(recipe, str(machine), budget, choices, notes=list(pictures.notes))
     measured = Measurement(recipe, pictures, machine.device)
     plan.phases = measured.phases()
-    allot(plan, measured, len(pictures), budget - spent)
+    allot(plan, measured, len(pictures), budget, started)
     return plan
 
 
@@ -84,9 +85,10 @@ def with_learning_rates(proposal: dict[str, Any], recipe: Recipe, width: int) ->
     return merge(proposal, {"denoiser": rate(recipe.denoiser), "enlarge": above})
 
 
-def allot(plan: Plan, measured: Measurement, count: int, left: float) -> None:
+def allot(plan: Plan, measured: Measurement, count: int, budget: float, started: float) -> None:
     """Divides the seconds that are left, and fills in how many images each leg sees."""
     recipe, a_picture = plan.recipe, measured.sample()
+    left = budget - (time.time() - started)
     seconds = dict.fromkeys(recipe.legs, 0.0)
     fixed = beside_training(plan, measured, count, left)
     some = max(4.0, min(48.0, 0.04 * left / a_picture))
@@ -148,9 +150,17 @@ def beside_training(plan: Plan, measured: Measurement, count: int, left: float) 
         below = sum(measured.sample_stage(place) for place in range(index))
         a_crop = below + LEVELS_TRIED * crop**2 * measured.sample_stage(index)
         crops = min(MOST_LEVEL_CROPS, int(LEVEL_SHARE * max(0.0, left) / a_crop))
-        plan.level_crops[str(size)] = crops if crops >= FEWEST_LEVEL_CROPS else 0
+        plan.level_crops[str(size)] = crops if crops >= FEWEST_LEVEL_CROPS and is_open(recipe, size) else 0
         fixed[f"level-{size}"] = plan.level_crops[str(size)] * a_crop
     return fixed
+
+
+def is_open(recipe: Recipe, size: int) -> bool:
+    """Whether the level of a stage's augmentation is to be searched: one that was trained, and that nobody has set."""
+    config = recipe.enlarger(size)
+    default = EnlargeRecipe().sampling
+    untouched = (config.sampling.augmentation, config.sampling.conditioning) == (0.0, default.conditioning)
+    return untouched and config.augmentation.share > 0
 
 
 def in_order(seconds: dict[str, float]) -> dict[str, float]:
