@@ -67,7 +67,7 @@ def the_verdicts(found: Found) -> Html:
         (one["claim"], f"{SIGNS.get(one['verdict'], '–')}\u00a0{one['verdict']}", one["sentence"])
         for one in found["verdicts"]
     ]
-    key = "In square brackets: the 95 % interval over the pictures drawn; another training would differ by more. A claim is not shown where"
+    key = "In square brackets: the 95 % interval over the pictures; other seeds differ more. A claim is not shown where"
     note = tag("p", f"{key} intervals overlap, or where a measure is missing.", class_="note")
     return section("The lecture’s claims", note, table(("Claim", "On these pictures", "Why"), rows, "words"))
 
