@@ -77,7 +77,7 @@ def be_quick(patch):
         work()
         return 0.01
 
-    patch.setattr(commands, "examine", lambda device, threads=None: machine())
+    patch.setattr(commands.training, "examine", lambda device, threads=None: machine())
     patch.setattr(measurement, "best_time", once)
     patch.setattr(run, "PREVIEWS", (0.5, 1.0))
 

@@ -20,7 +20,7 @@ from calotype.files import read_json
 from calotype.learning.run import Interrupted
 from calotype.legs import LEVELS_TRIED
 from calotype.plan import choices, make, measurement
-from calotype.recipe import check, read_recipe
+from calotype.recipe import check, merge, read_recipe
 from calotype.stage import generate
 from calotype.vocabulary import Rng, UserError
 
@@ -87,7 +87,7 @@ def test_the_recipe_of_a_run_is_that_of_its_model_but_for_the_level(runs, kind):
     model = check(read_json(runs[kind] / "model" / "model.json")["recipe"])
     assert written.chain == (8, 16) and written.enlarger(16).images == 32
     best = {"sampling": {"augmentation": model.enlarger(16).sampling.augmentation}}
-    assert check(commands.merge(written.model_dump(), {"enlarge": {"16": best}})) == model
+    assert check(merge(written.model_dump(), {"enlarge": {"16": best}})) == model
 
 
 @kinds
@@ -163,10 +163,10 @@ def test_stopped_and_resumed_is_the_same_to_the_bit(tmp_path, monkeypatch, runs,
 
 def test_a_level_that_was_found_is_not_searched_again(tmp_path, monkeypatch, runs, quick):
     with monkeypatch.context() as patch, contextlib.suppress(KeyError):
-        patch.setattr(commands, "save_model", lambda *told: {}["a crash"])
+        patch.setattr(commands.workshop, "save_model", lambda *told: {}["a crash"])
         trained(tmp_path, "cascade")
     assert read_json(tmp_path / "run" / "run.json")["state"] == "failed"
-    monkeypatch.setattr(commands, "search_levels", lambda *told: pytest.fail("searched again"))
+    monkeypatch.setattr(commands.workshop, "search_levels", lambda *told: pytest.fail("searched again"))
     resume(tmp_path / "run")
     assert products(tmp_path / "run") == products(runs["cascade"])
 

@@ -151,7 +151,7 @@ MISTAKES = {
 
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_of_the_user_is_told_in_one_line(tell, folder, monkeypatch, mistake):
-    monkeypatch.setattr(commands, "examine", lambda device: find(device) and machine())
+    monkeypatch.setattr(commands.training, "examine", lambda device: find(device) and machine())
     words, message, *prepare = MISTAKES[mistake]
     for work in prepare:
         work(folder)
@@ -219,7 +219,7 @@ def test_ctrl_c_before_training_ends_quietly(tell, folder, monkeypatch):
     def interrupt(device):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(commands, "examine", interrupt)
+    monkeypatch.setattr(commands.training, "examine", interrupt)
     code, _, wrong = tell("plan", folder, *SMALL)
     assert code == 130 and len(wrong) <= 1
 
@@ -287,7 +287,7 @@ def test_the_unet_of_a_recipe_file_trains(tell, folder):
 
 def test_a_run_that_fails_says_so_and_can_go_on(tell, folder, monkeypatch, finished):
     with monkeypatch.context() as patch:
-        patch.setattr(commands, "save_model", lambda *told: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))
+        patch.setattr(commands.workshop, "save_model", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))
         code, _, wrong = tell("train", folder, "--out", folder.parent / "run", *SMALL)
     assert code == 2 and len(wrong) == 1
     assert read_json(folder.parent / "run" / "run.json")["state"] == "failed"
@@ -508,7 +508,7 @@ def test_the_plan_is_told_in_full(finished, capsys):
 def test_the_first_free_folder_is_taken(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for number in (1, 2):
-        free = commands.run_folder(wish(tmp_path / "my pictures", None), 16)
+        free = commands.training.run_folder(wish(tmp_path / "my pictures", None), 16)
         assert free == Path("runs") / f"my pictures-16-{number}"
         free.mkdir(parents=True)
 

@@ -1,0 +1,25 @@
+"""Runs side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from calotype import comparison
+from calotype.commands.reading import PORTRAITS, read
+from calotype.commands.talk import Voice
+from calotype.data.folder import Pictures
+from calotype.machine import find_device
+
+
+def compare(
+    runs: Sequence[Path], data: Path | None, out: Path, count: int, seed: int, device: str, voice: Voice
+) -> Path:
+    """What the lecture claims of latent diffusion and cascades, measured on finished runs."""
+
+    def pictures(name: str, size: int) -> Pictures:
+        embedded = name == PORTRAITS and not (data and data.exists())
+        return read(None if embedded else Path(name), size, out / "cache", voice)
+
+    where = str(find_device(device))
+    return comparison.compare(runs, data, out, count, seed, where, pictures, voice.bar)

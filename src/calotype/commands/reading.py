@@ -1,0 +1,41 @@
+"""The pictures a command works on, and the folders it writes into."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from calotype.commands.talk import Voice
+from calotype.data.folder import Pictures, read_folder
+from calotype.data.portraits import read_portraits, write_portraits
+from calotype.vocabulary import UserError
+
+PORTRAITS = "portraits"
+
+
+def read(folder: Path | None, size: int, cache: Path | None, voice: Voice) -> Pictures:
+    with voice.bar("pictures") as progress:
+        if folder is None:
+            return read_portraits(size, progress=lambda done, total: progress(done, total, ""))
+        return read_folder(folder, size, cache, lambda done, total: progress(done, total, ""))
+
+
+def write_data(size: int, count: int | None, out: Path, voice: Voice) -> None:
+    """The embedded portraits as PNG files in class folders."""
+    with voice.bar("portraits") as progress:
+        write_portraits(size, count, out, lambda done, total: progress(done, total, ""))
+
+
+def free(path: Path) -> Path:
+    """The path with the first number behind it that is not taken."""
+    numbers = iter(range(1, 1 << 30))
+    return next(one for number in numbers if not (one := path.with_name(f"{path.name}-{number}")).exists())
+
+
+def check_empty(out: Path) -> None:
+    if out.exists() and (out.is_file() or any(out.iterdir())):
+        raise UserError(f"--out {out} is not an empty folder; choose another")
+
+
+def safe(name: str) -> str:
+    """A label as part of a file name."""
+    return "".join(letter if letter.isalnum() or letter in "-_" else "_" for letter in name)[:60]

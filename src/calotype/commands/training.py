@@ -1,0 +1,141 @@
+"""Plan, train, resume: from what the user asked for to a run."""
+
+from __future__ import annotations
+
+import datetime
+import platform
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from calotype.commands.reading import PORTRAITS, free, read
+from calotype.commands.talk import Voice
+from calotype.commands.workshop import develop
+from calotype.data.folder import Pictures
+from calotype.files import read_json, write_json, write_whole
+from calotype.learning.run import Run
+from calotype.machine import examine
+from calotype.plan import Plan, make_plan
+from calotype.recipe import Recipe, check, merge, read_overrides, read_recipe, to_toml
+from calotype.vocabulary import UserError
+
+SIZE = 64
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What the user asked for."""
+
+    folder: Path | None
+    """None: the embedded portraits."""
+    size: int | None
+    budget: float
+    """Seconds."""
+    out: Path | None = None
+    recipe: Path | None = None
+    overrides: Sequence[str] = ()
+    device: str = "auto"
+    kind: str | None = None
+    """`latent` or `cascade`; None: the recipe's, else latent."""
+    started: float = field(default_factory=time.time)
+    """When the budget began to run, in seconds since the epoch."""
+
+    def settings(self) -> dict[str, Any]:
+        """Of the recipe file and the overrides, with the size: the option's, else theirs, else 64."""
+        from_file = read_recipe(self.recipe) if self.recipe else {}
+        given = {name: value for name in ("size", "kind") if (value := getattr(self, name)) is not None}
+        settings = merge(from_file, read_overrides(self.overrides, from_file), given)
+        stages = settings.get("stages") or [SIZE]
+        return {"size": stages[-1], **settings}
+
+
+def plan(wish: Wish, voice: Voice) -> Plan:
+    """The plan alone."""
+    settings = wish.settings()
+    pictures = read(wish.folder, settings["size"], None, voice)
+    made = make_plan(pictures, examine(wish.device), wish.budget, wish.started, settings)
+    voice.plan(made)
+    return made
+
+
+def train(wish: Wish, voice: Voice) -> Path:
+    """From a folder of pictures to a model, its samples and a report. Returns the folder of the run."""
+    settings = wish.settings()
+    folder = run_folder(wish, settings["size"])
+    pictures = read(wish.folder, settings["size"], folder / "cache", voice)
+    was_read = time.time()
+    machine = examine(wish.device)
+    made = make_plan(pictures, machine, wish.budget, wish.started, settings)
+    voice.plan(made)
+    check_disk(folder, made)
+    voice.say(f"the run is in {folder}")
+    run = Run(folder, {**about(wish, folder, pictures, made.recipe), "threads": machine.threads})
+    run.spend("read", was_read - wish.started)
+    run.spend("plan", time.time() - was_read)
+    write_whole(folder / "recipe.toml", to_toml(made.recipe))
+    write_json(folder / "plan.json", made.as_json())
+    return develop(run, made, pictures, machine, voice)
+
+
+def resume(folder: Path, device: str, voice: Voice) -> Path:
+    """Goes on with a run that was stopped, wherever it was."""
+    run = Run.open(folder)
+    if run.state["state"] == "finished":
+        voice.say(f"{folder} is finished already; its report is {folder / 'report.html'}")
+        return folder
+    recipe = check(read_recipe(folder / "recipe.toml"))
+    made = Plan.from_json(recipe, read_json(folder / "plan.json"))
+    source = None if run.state["data"] == PORTRAITS else Path(run.state["data"])
+    pictures = read(source, recipe.size, folder / "cache", voice)
+    if pictures.content != run.state["content"]:
+        raise UserError(
+            f"the pictures in {source} have changed since {folder} was started; put them back, or start a new run"
+        )
+    return develop(run, made, pictures, examine(device, run.state.get("threads")), voice)
+
+
+def run_folder(wish: Wish, size: int) -> Path:
+    """`--out`, or the first free `runs/NAME-SIZE-N`. Raises `UserError` if `--out` has something in it."""
+    if wish.folder is not None and (wish.out or Path("runs")).resolve().is_relative_to(wish.folder.resolve()):
+        raise UserError(f"the run would lie inside the pictures in {wish.folder}; choose another place with --out")
+    if wish.out is not None:
+        if wish.out.exists() and (wish.out.is_file() or any(wish.out.iterdir())):
+            hint = f"go on with: calotype resume {wish.out}" if (wish.out / "run.json").exists() else "choose another"
+            raise UserError(f"--out {wish.out} is not an empty folder; {hint}")
+        return wish.out
+    name = wish.folder.resolve().name if wish.folder else PORTRAITS
+    kind = f"-{wish.kind}" if wish.kind == "cascade" else ""
+    return free(Path("runs") / f"{name}-{size}{kind}")
+
+
+def about(wish: Wish, folder: Path, pictures: Pictures, recipe: Recipe) -> dict[str, Any]:
+    """What `run.json` says at the start."""
+    versions = {name: version(name) for name in ("calotype", "torch")} | {"python": platform.python_version()}
+    return {
+        "format": 1,
+        "name": folder.name,
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "data": str(wish.folder.resolve()) if wish.folder else PORTRAITS,
+        "content": pictures.content,
+        "pictures": {"train": len(pictures.train_indices), "held_out": len(pictures.held_out_indices)},
+        "classes": list(pictures.classes),
+        "state": "training",
+        "legs": dict.fromkeys(recipe.legs, "waiting"),
+        "seconds": {},
+        "versions": versions,
+    }
+
+
+def check_disk(folder: Path, plan: Plan) -> None:
+    """Raises `UserError` before hours of training rather than after."""
+    folder.mkdir(parents=True, exist_ok=True)
+    needed, free = plan.predicted["disk_bytes"], shutil.disk_usage(folder).free
+    if needed > free:
+        raise UserError(
+            f"the run needs about {needed / 1e6:,.0f} MB in {folder}, but {free / 1e6:,.0f} MB are free; "
+            f"free some space, or choose another place with --out"
+        )
