@@ -6,6 +6,7 @@ from torch import nn
 
 from calotype.diffusion.denoiser import Denoiser
 from calotype.diffusion.gaussian import Mixture
+from calotype.learning.joint import Joint
 from calotype.learning.objectives import FirstStage
 from calotype.nets.blocks import channels_last
 from calotype.nets.critic import Critic
@@ -48,6 +49,11 @@ def build_enlarger(recipe: Recipe, size: int, classes: int) -> Stage:
     denoiser = Denoiser(backbone, config.backbone.width, classes, config.scaling, recipe.precision, config.spread)
     smaller = recipe.chain[recipe.chain.index(size) - 1]
     return Stage(denoiser, space, config.schedule, size, smaller, config.augmentation, config.contrast)
+
+
+def build_joint(recipe: Recipe, stage: Stage) -> Joint:
+    assert isinstance(stage.space, LatentSpace)
+    return Joint(stage, build_first_stage(recipe, stage.space.vae), recipe.denoiser.label_dropout, recipe.joint.losses)
 
 
 def build_first_stage(recipe: Recipe, vae: Vae) -> FirstStage:

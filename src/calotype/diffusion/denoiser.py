@@ -115,6 +115,8 @@ class Denoiser(nn.Module):
 
     def _known(self, scaling: Scaling, noisy: Latents, sigma: Sigmas, condition: Condition) -> Latents:
         """What the network need not say: the scaling's skip, or in its place the denoiser in closed form."""
+        if condition.known is not None:
+            return condition.known(noisy, sigma)
         if self.mixture is not None:
             return self.mixture.denoise(noisy, sigma, condition.labels)
         return scaling.skip * noisy if condition.smaller is None else torch.lerp(condition.smaller, noisy, scaling.skip)

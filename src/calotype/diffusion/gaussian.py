@@ -7,14 +7,15 @@ closed form. So that part is computed, and the network starts beside it and lear
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from calotype.vocabulary import NOT_TOLD, Labels, Latents, Rng, Sigmas, per_image
+from calotype.vocabulary import NOT_TOLD, Folds, Labels, Latents, Rng, Sigmas, per_image
 
 RANKS = (256, 64, 16, 0)
 """Numbers of principal axes that are tried; more than the data bear out does worse on held-out ones."""
@@ -82,6 +83,28 @@ class Mixture(nn.Module):
         return torch.softmax(likely.masked_fill(~possible, -torch.inf), 1)
 
 
+@dataclass(frozen=True)
+class Unseen:
+    """For each fold of the training pictures, the mixture of all others (stacking: Wolpert, Neural Networks, 1992).
+
+    A mixture knows the pictures that it was fitted to too well. A network that learns beside it would rely on that.
+    """
+
+    mixtures: tuple[Mixture, ...]
+
+    def of(self, fold: Folds, labels: Labels) -> Callable[[Latents, Sigmas], Latents]:
+        """The closed form for pictures of these folds."""
+
+        def denoise(noisy: Latents, sigma: Sigmas) -> Latents:
+            known = torch.empty_like(noisy)
+            for number, mixture in enumerate(self.mixtures):
+                if bool((inside := fold == number).any()):
+                    known[inside] = mixture.denoise(noisy[inside], sigma[inside], labels[inside])
+            return known
+
+        return denoise
+
+
 def squared_distances(
     points: Float[Tensor, "batch dimension"], means: Float[Tensor, "component dimension"]
 ) -> Float[Tensor, "batch component"]:
@@ -128,6 +151,18 @@ def fit(
             several = components_of(points, groups, clusters)
             candidates.append(mixture_of(several, len(several[0].variances)))
     return min(candidates, key=error)
+
+
+def refit(
+    like: Mixture, train: Float[Tensor, "count channel height width"], labels: Int[Tensor, " count"], folds: Folds
+) -> Unseen:
+    """For each fold, a mixture of as many components and axes as `like`, of the pictures outside it."""
+    points, made = train.flatten(1), []
+    for fold in folds.unique().tolist():
+        groups = groups_of(labels[folds != fold])
+        components = components_of(points[folds != fold], groups, max(1, len(like.means) // len(groups)))
+        made.append(mixture_of(components, min(like.axes.shape[1], len(components[0].variances))))
+    return Unseen(tuple(made))
 
 
 def groups_of(labels: Labels) -> dict[int, Tensor]:
