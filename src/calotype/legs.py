@@ -17,7 +17,7 @@ from calotype.data.images import grid, images_from_pixels, pils_from_images, pix
 from calotype.data.latents import LatentCache
 from calotype.data.sources import LatentSource, PictureSource
 from calotype.diffusion.denoiser import Denoiser
-from calotype.diffusion.gaussian import Mixture, Unseen, fit, refit
+from calotype.diffusion.gaussian import Mixture, Unseen, fit, flow_error, refit
 from calotype.evaluate.features import features
 from calotype.evaluate.levels import Search, in_parts, level_distance, search_level
 from calotype.evaluate.preference import Preference, prefer
@@ -43,6 +43,8 @@ CHECK_VALUES = 2**23
 """A check looks at fewer pictures where they are large: at so many values in all, and at 4 pictures at least."""
 GAUSSIAN_CHECK = 512
 FEWEST_TO_FOLD = 8
+OPTIMISTIC = 1.7
+"""Where the closed form's error is so many times larger on held-out pictures, each is trained beside that of others."""
 LEVELS_TRIED = 6
 """How many augmentation levels are tried for a stage that enlarges."""
 MOST_VALUES = 2**26
@@ -336,7 +338,7 @@ def check_count(values: int) -> int:
 def fit_mixture(recipe: Recipe, pictures: Pictures, space: Space, examples: Examples) -> tuple[Mixture, Unseen | None]:
     """The closed-form start of the denoiser, from as many training latents as `MOST_VALUES` allows.
 
-    And what stands in for it in training, where there are pictures enough for that.
+    And what stands in for it in training, where it knows its own pictures too well.
     """
     rng = Rng((recipe.seed, "gaussian"))
     train, held_out = examples(pictures.train_indices), examples(pictures.held_out_indices)
@@ -347,10 +349,13 @@ def fit_mixture(recipe: Recipe, pictures: Pictures, space: Space, examples: Exam
     sigma = recipe.denoiser.schedule.draw(len(known), rng.at("sigma")).to(known)
     noise = rng.at("noise").normal(*known.shape).to(known)
     mixture = fit(clean, on_solver(many.labels), known, on_solver(few.labels), sigma, noise)
+    labels, same = on_solver(many.labels), slice(0, len(known))
+    on_train = flow_error(mixture, clean[same], labels[same], sigma[: len(clean)], noise[: len(clean)])
+    on_held_out = flow_error(mixture, known, on_solver(few.labels), sigma, noise)
     folds = many.fold
-    if folds is None or min(folds.bincount(minlength=2)) < FEWEST_TO_FOLD:
+    if folds is None or min(folds.bincount(minlength=2)) < FEWEST_TO_FOLD or on_held_out < OPTIMISTIC * on_train:
         return mixture, None
-    return mixture, refit(mixture, clean, on_solver(many.labels), on_solver(folds))
+    return mixture, refit(mixture, clean, labels, on_solver(folds))
 
 
 def on_solver(values: Tensor) -> Tensor:

@@ -87,7 +87,7 @@ class Mixture(nn.Module):
 class Unseen:
     """For each fold of the training pictures, the mixture of all others (stacking: Wolpert, Neural Networks, 1992).
 
-    A mixture knows the pictures that it was fitted to too well. A network that learns beside it would rely on that.
+    The mixture of a few pictures knows them too well, and a network that learns beside it would rely on that.
     """
 
     mixtures: tuple[Mixture, ...]
@@ -132,16 +132,7 @@ def fit(
     sigma: Sigmas,
     noise: Latents,
 ) -> Mixture:
-    """The mixture of `train` that denoises `held_out`, made noisy by `sigma * noise`, best, of several ranks and sizes.
-
-    Errors count as in the loss of a flow, `((1 + sigma) / sigma) ** 2` times the squared error.
-    """
-    noisy, weight = held_out + per_image(sigma) * noise, ((1 + sigma) / sigma) ** 2
-
-    def error(mixture: Mixture) -> float:
-        denoised = mixture.denoise(noisy, sigma, held_out_labels)
-        return float(((denoised - held_out).square().flatten(1).mean(1) * weight).mean())
-
+    """The mixture of `train`, of several ranks and sizes, that denoises `held_out` (made noisy by `sigma * noise`) best."""
     points, groups = train.flatten(1), groups_of(labels)
     smallest = min(int(members.sum()) for members in groups.values())
     single = components_of(points, groups, 1)
@@ -150,7 +141,13 @@ def fit(
         if smallest >= FEWEST * clusters:
             several = components_of(points, groups, clusters)
             candidates.append(mixture_of(several, len(several[0].variances)))
-    return min(candidates, key=error)
+    return min(candidates, key=lambda one: flow_error(one, held_out, held_out_labels, sigma, noise))
+
+
+def flow_error(mixture: Mixture, clean: Latents, labels: Labels, sigma: Sigmas, noise: Latents) -> float:
+    """As in the loss of a flow: `((1 + sigma) / sigma) ** 2` times the squared error, of pictures + `sigma * noise`."""
+    denoised = mixture.denoise(clean + per_image(sigma) * noise, sigma, labels)
+    return float(((denoised - clean).square().flatten(1).mean(1) * ((1 + sigma) / sigma) ** 2).mean())
 
 
 def refit(
