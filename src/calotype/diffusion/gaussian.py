@@ -132,7 +132,7 @@ def fit(
     sigma: Sigmas,
     noise: Latents,
 ) -> Mixture:
-    """The mixture of `train`, of several ranks and sizes, that denoises `held_out` (made noisy by `sigma * noise`) best."""
+    """The mixture of `train`, of several ranks and sizes, that denoises `held_out + sigma * noise` best."""
     points, groups = train.flatten(1), groups_of(labels)
     smallest = min(int(members.sum()) for members in groups.values())
     single = components_of(points, groups, 1)
