@@ -18,6 +18,7 @@ from calotype.data.latents import LatentCache
 from calotype.data.sources import LatentSource, PictureSource
 from calotype.diffusion.denoiser import Denoiser
 from calotype.diffusion.gaussian import Mixture, Unseen, fit, flow_error, refit
+from calotype.diffusion.local import enlarged
 from calotype.evaluate.features import features
 from calotype.evaluate.levels import Search, in_parts, level_distance, search_level
 from calotype.evaluate.preference import Preference, prefer
@@ -32,7 +33,7 @@ from calotype.nets.vae import Vae
 from calotype.recipe import DiffusionConfig, Recipe, leg_above, mistakes_above
 from calotype.spaces.latent import LatentSpace
 from calotype.spaces.pixel import Space
-from calotype.stage import Sampling, Stage, enlarged, generate, redrawn, shrunk
+from calotype.stage import Sampling, Stage, generate, redrawn, shrunk
 from calotype.vocabulary import NOT_TOLD, Batch, Images, Labels, OtherImages, Rng
 
 PREVIEW_COUNT = 12
@@ -42,6 +43,7 @@ CHECK_COUNT = 128
 CHECK_VALUES = 2**23
 """A check looks at fewer pictures where they are large: at so many values in all, and at 4 pictures at least."""
 GAUSSIAN_CHECK = 512
+LOCAL_PLACES = 2**19
 FEWEST_TO_FOLD = 8
 OPTIMISTIC = 1.7
 """Where the closed form's error is so many times larger on held-out pictures, each is trained beside that of others."""
@@ -238,6 +240,7 @@ def enlarger_leg(
     """The diffusion model of a stage that looks at the pictures of the stage before it."""
     deterministic(recipe.seed + size)
     stage, config = build_enlarger(recipe, size, len(pictures.classes)), recipe.enlarger(size)
+    fit_local(stage, examples(pictures.train_indices), config.crop or size)
     objective = Denoising(stage, config.label_dropout)
     return diffusion_leg(leg_above(size), recipe, objective, config, config.sampling, pictures, examples, device)
 
@@ -361,6 +364,16 @@ def fit_mixture(recipe: Recipe, pictures: Pictures, space: Space, examples: Exam
 def on_solver(values: Tensor) -> Tensor:
     """Where linear algebra is complete: on CUDA, else on the CPU."""
     return values if values.device.type == "cuda" else values.cpu()
+
+
+def fit_local(stage: Stage, train: Source, crop: int) -> None:
+    """What is known of large pictures around their smaller ones, from enough crops of training pictures."""
+    if stage.denoiser.local is None:
+        return
+    places = (crop // stage.factor) ** 2
+    batch = max(1, LOCAL_PLACES // 16 // places)
+    batches = (train.batch(index * batch, batch) for index in range(16))
+    stage.denoiser.local.fit((one.smaller, one.clean) for one in batches if one.smaller is not None)
 
 
 @dataclass

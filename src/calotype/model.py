@@ -24,7 +24,7 @@ from calotype.spaces.pixel import PixelSpace, Space
 from calotype.stage import Sampling, Stage, generate
 from calotype.vocabulary import NOT_TOLD, Rng, UserError
 
-FORMAT = 2
+FORMAT = 3
 CHUNK_VALUES = 2**22
 """Pictures are made a few at a time, so that a thousand need no more memory than these many pixel values at once."""
 

@@ -104,9 +104,9 @@ class EnlargeRecipe(DiffusionConfig):
     schedule: Schedule = Karras()
     scaling: ScalingName = "edm"
     spread: PositiveFloat = 0.02
-    """Standard deviation of plain areas about the smaller picture, enlarged; the plan measures it,"""
-    contrast: float = Field(default=0.5, ge=0)
-    """and how much is added where there is contrast, as a multiple of that."""
+    """Standard deviation of plain areas about the smaller picture, enlarged; the plan measures it."""
+    start: Literal["gaussian", "nothing"] = "gaussian"
+    """What stands beside the network before it has learned: Gaussians of each kind of place, or nothing."""
     augmentation: Augmentation = Noising()
     crop: int = Field(default=0, ge=0)
     """Side of the random crops to train on; 0: whole pictures."""

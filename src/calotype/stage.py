@@ -9,13 +9,13 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
 from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from calotype.diffusion.augmentation import Blurring, Noising
 from calotype.diffusion.denoiser import Denoiser
 from calotype.diffusion.guidance import guided, within
+from calotype.diffusion.local import enlarged
 from calotype.diffusion.samplers import SAMPLERS, SamplerName
 from calotype.spaces.pixel import Space
 from calotype.vocabulary import (
@@ -62,8 +62,6 @@ class Stage:
     image_size: int
     smaller_size: int | None = None
     augmentation: Noising | Blurring = NO_AUGMENTATION
-    contrast: float = 0.0
-    """How far off the enlarged picture is, as a multiple of its local contrast: edges are, plain areas are not."""
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -83,10 +81,11 @@ class Stage:
         if smaller is None:
             return Condition(labels)
         spoilt = self.augmentation.apply(smaller, level, noise)
-        above = self.space.encode(enlarged(spoilt, self.factor))
-        spoils = per_image(self.augmentation.doubt(level))
-        contrast = (local_contrast(above, max(1, self.factor // 2)).square() - spoils**2).clamp(min=0).sqrt()
-        return Condition(labels, above, level, torch.hypot(self.contrast * contrast, spoils))
+        spoils = self.augmentation.doubt(level)
+        if self.denoiser.local is None:
+            return Condition(labels, self.space.encode(enlarged(spoilt, self.factor)), level, per_image(spoils))
+        around = self.denoiser.local.around(spoilt, spoils)
+        return Condition(labels, around.mean, level, around.doubt, around.denoise)
 
     def denoise(self, condition: Condition, sampling: Sampling) -> Denoise:
         """The denoiser as a sampler sees it: a function of the noisy picture and sigma, guided as `sampling` says."""
@@ -155,20 +154,6 @@ def redrawn(
 
 def noise_each(rngs: Sequence[Rng], shape: tuple[int, ...]) -> Latents:
     return torch.stack([rng.normal(*shape) for rng in rngs])
-
-
-def enlarged(images: Images, factor: int) -> OtherImages:
-    return F.interpolate(images, scale_factor=factor, mode="bicubic")
-
-
-def local_contrast(images: Latents, radius: int) -> Float[Tensor, "batch 1 height width"]:
-    """Standard deviation in the square around each pixel, up to `radius` pixels away, over all channels."""
-
-    def around(values: Latents) -> Latents:
-        return F.avg_pool2d(values, 2 * radius + 1, 1, radius, count_include_pad=False)
-
-    variance = around(images.square()) - around(images).square()
-    return variance.mean(1, keepdim=True).clamp(min=0).sqrt()
 
 
 def shrunk(images: Images, factor: int) -> OtherImages:
