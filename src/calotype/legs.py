@@ -18,6 +18,7 @@ from calotype.data.latents import LatentCache
 from calotype.data.sources import LatentSource, PictureSource
 from calotype.diffusion.denoiser import Denoiser
 from calotype.diffusion.gaussian import Mixture, fit
+from calotype.editing import redrawn
 from calotype.evaluate.levels import Search, in_parts, level_distance, search_level
 from calotype.evaluate.reconstruction import psnr
 from calotype.learning.objectives import Denoising
@@ -29,7 +30,7 @@ from calotype.nets.vae import Vae
 from calotype.recipe import DiffusionConfig, Recipe, leg_above, mistakes_above
 from calotype.spaces.latent import LatentSpace
 from calotype.spaces.pixel import Space
-from calotype.stage import Sampling, Stage, enlarged, generate, redrawn, shrunk
+from calotype.stage import Sampling, Stage, enlarged, generate, shrunk
 from calotype.vocabulary import NOT_TOLD, Batch, Images, Labels, OtherImages, Rng
 
 PREVIEW_COUNT = 12
