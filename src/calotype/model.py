@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from calotype.build import build_enlarger, build_space, build_stage
 from calotype.data.images import cut, images_from_pil, pils_from_images
 from calotype.diffusion.gaussian import Mixture
+from calotype.diffusion.samplers import SamplerName
 from calotype.editing import Between, Mask, canvas, feathered, masked, near, toward
 from calotype.files import is_whole, read_json, whole_folder, write_json, write_tensors
 from calotype.machine import find_device
@@ -33,6 +34,9 @@ CHUNK_VALUES = 2**22
 
 MOST_TIMES = 8
 """How many times wider or higher than what was learned pictures may be."""
+
+SEAMLESS: SamplerName = "ancestral"
+"""For inpainting: its fresh noise lets what is new agree with what is known."""
 
 Size = tuple[int, int]  # width and height in pixels
 
@@ -79,8 +83,9 @@ class Model:
 
         The largest part in the middle that has the shape of `size` is taken, and resized to that. `strength`, above 0
         and up to 1, is the share of the sampler's steps: little is changed near 0, and at 1 the picture is forgotten.
-        It is 0.6 by default, with a mask 1. Pixels further from the white than `reach` are kept to the bit. Without a
-        `label` nothing is told. Raises `UserError` as `sample` does, and for a strength or a mask that cannot be.
+        It is 0.6 by default, and 1 with a mask, where the sampler is `ancestral`, with 5.5 times the steps.
+        Pixels further from the white than `reach` are kept to the bit. Without a `label` nothing is told.
+        Raises `UserError` as `sample` does, and for a strength or a mask that cannot be.
         """
         return list(self.draw_again(picture, strength, mask, label, seed, count, size, **changes))
 
@@ -92,10 +97,12 @@ class Model:
         strength = (0.6 if mask is None else 1.0) if strength is None else strength
         if not 0 < strength <= 1:
             raise UserError(f"strength is {strength}, but must be above 0 and at most 1; try 0.6")
-        plain, full = self.canvas(size), self.image_size
+        full = self.image_size
         given = images_from_pil(cut(picture.convert("RGB"), *(size or (full, full)))).to(self.device)
-        white = torch.ones_like(given[:, :1]) if mask is None else white_of(mask, picture, given)
-        start = masked(given, white, full, near(given, full, strength, plain))
+        start, white = near(given, full, strength, self.canvas(size)), torch.ones_like(given[:, :1])
+        if mask is not None:
+            white = white_of(mask, picture, given)
+            start, changes = masked(given, white, full, start), seamless(changes)
         labels = self.labels(count, label) if label else [NOT_TOLD] * count
         for images in self._develop(labels, self.rngs(count, seed), changes, size, lambda part: start):
             yield from pils_from_images(torch.lerp(given, images, feathered(white, self.reach)))
@@ -222,9 +229,17 @@ def white_of(mask: Image.Image, picture: Image.Image, given: Images) -> Mask:
 
 
 def changed(sampling: Sampling, changes: dict[str, Any]) -> Sampling:
-    given = {name: value for name, value in changes.items() if value is not None}
-    recipe = check({"sampling": {**sampling.model_dump(), **given}}, lambda key: "sampling")
+    recipe = check({"sampling": {**sampling.model_dump(), **told(changes)}}, lambda key: "sampling")
     return recipe.sampling
+
+
+def seamless(changes: dict[str, Any]) -> dict[str, Any]:
+    """The changes, with the sampler for inpainting where none is asked for."""
+    return {"sampler": SEAMLESS, **told(changes)}
+
+
+def told(changes: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in changes.items() if value is not None}
 
 
 def changed_all(samplings: Sequence[Sampling], changes: dict[str, Any]) -> tuple[Sampling, ...]:

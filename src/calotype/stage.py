@@ -16,7 +16,7 @@ from torch import Tensor
 from calotype.diffusion.augmentation import Blurring, Noising
 from calotype.diffusion.denoiser import Denoiser
 from calotype.diffusion.guidance import guided, within
-from calotype.diffusion.samplers import SAMPLERS, SamplerName
+from calotype.diffusion.samplers import SAMPLERS, SamplerName, last_steps, resampled
 from calotype.spaces.pixel import Space
 from calotype.vocabulary import (
     NOT_TOLD,
@@ -29,6 +29,7 @@ from calotype.vocabulary import (
     NoiseSchedule,
     OtherImages,
     Randomness,
+    Sampler,
     Sigmas,
     per_image,
 )
@@ -69,6 +70,8 @@ class Origin:
     share: float = 1.0
     """Of the sampler's steps: the last ones are taken, and the others' noise is not put on."""
     bend: Bend = straight
+    again: tuple[float, ...] = ()
+    """Shares of these steps that are taken again, one after the other, with new noise."""
 
 
 Start = Callable[["Stage", OtherImages | None], Origin]  # of a stage, from the smaller picture; `editing` has them
@@ -151,10 +154,10 @@ class Stage:
         condition = self.told(labels, smaller, sampling, rngs)
         denoise = origin.bend(lambda condition: self.denoise(condition, sampling), condition)
         yield noisy
-        yield from self.develop(noisy, sigmas, denoise, sampling, rngs)
+        yield from self.develop(noisy, sigmas, denoise, resampled(SAMPLERS[sampling.sampler], origin.again), rngs)
 
     def develop(
-        self, noisy: Latents, sigmas: list[float], denoise: Denoise, sampling: Sampling, rngs: Sequence[Randomness]
+        self, noisy: Latents, sigmas: list[float], denoise: Denoise, sampler: Sampler, rngs: Sequence[Randomness]
     ) -> Iterator[Latents]:
         """The sampler's states after each step through `sigmas`, from `noisy` at the first of them."""
         draws = iter(range(1 << 30))
@@ -163,7 +166,7 @@ class Stage:
             draw = next(draws)
             return noise_each([rng.at("fresh", draw) for rng in rngs], tuple(noisy.shape[1:])).to(noisy.device)
 
-        yield from SAMPLERS[sampling.sampler](denoise, noisy, sigmas, fresh)
+        yield from sampler(denoise, noisy, sigmas, fresh)
 
     def told(self, labels: Labels, smaller: Images | None, sampling: Sampling, rngs: Sequence[Randomness]) -> Condition:
         """The condition for sampling, with each image's own randomness."""
@@ -172,11 +175,6 @@ class Stage:
             return self.condition(labels, smaller, level, torch.zeros(()))
         noise = noise_each([rng.at("augmentation") for rng in rngs], tuple(smaller.shape[1:]))
         return self.condition(labels, smaller, level, noise.to(smaller))
-
-
-def last_steps(grid: list[float], share: float) -> list[float]:
-    """The sigmas of the last `share` of the steps, at least of one."""
-    return grid[-1 - max(1, round(share * (len(grid) - 1))) :]
 
 
 def noise_each(rngs: Sequence[Randomness], shape: tuple[int, ...]) -> Latents:

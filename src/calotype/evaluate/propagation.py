@@ -19,6 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from calotype.diffusion.augmentation import blurred
+from calotype.diffusion.samplers import SAMPLERS
 from calotype.evaluate.reconstruction import psnr
 from calotype.nets.blocks import Resized
 from calotype.nets.perceptual import efficientnet_lite0, perceptual_distance
@@ -173,7 +174,7 @@ def latent_case(
     def finish(delta: Images | None) -> Resized:
         spoilt = image if delta is None else image + repeated(delta, factor)
         start = state + stage.space.encode(spoilt) - known
-        *_, latents = stage.develop(start, below, denoise, sampling, own)
+        *_, latents = stage.develop(start, below, denoise, SAMPLERS[sampling.sampler], own)
         return stage.space.decode(latents)
 
     return Case(shrunk(image, factor), finish)
