@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from calotype.diffusion.guidance import kept, mixed, windowed
+from calotype.diffusion.guidance import handed_over, kept
 from calotype.stage import Ask, Origin, Sampling, Stage, Start, from_noise, last, shrunk
 from calotype.vocabulary import (
     Condition,
@@ -25,28 +25,23 @@ from calotype.vocabulary import (
     OtherImages,
     Randomness,
     Sigmas,
-    per_image,
 )
 
 AGAIN = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
 """How inpainting goes on after its first way down: 5.5 times the steps in all, and half of the seam."""
 
+FINE = 100
+"""Steps of the grid on which one label is handed over to the next."""
+
 Mask = Float[Tensor, "1 1 rows columns"]  # 1: to be made anew, 0: kept
 
 
 def canvas(height: int, width: int, full: int) -> Start:
-    """Pictures larger than the stages have learned, of windows of the size that they have."""
+    """Pictures of another size than the stages have learned."""
 
     def begin(stage: Stage, smaller: OtherImages | None) -> Origin:
-        if smaller is not None:
-            return from_noise(stage, smaller)
-        _, window_height, window_width = stage.shape
-        shape = stage.shape_of(height * stage.image_size // full, width * stage.image_size // full)
-
-        def bend(ask: Ask, condition: Condition) -> Denoise:
-            return windowed(ask(condition), window_height, window_width)
-
-        return Origin(torch.zeros(1, *shape), bend=bend)
+        sides = (side * stage.image_size // full for side in (height, width))
+        return Origin(torch.zeros(1, *stage.shape_of(*sides)))
 
     return begin
 
@@ -85,14 +80,15 @@ def masked(picture: Images, mask: Mask, full: int, start: Start = from_noise) ->
 
 
 def toward(labels: Labels, share: Sigmas, start: Start = from_noise) -> Start:
-    """From what is told (at a share of 0) to these labels (at 1), one share a picture."""
+    """From what is told (at a share of 0) to these labels (at 1): they are told for the last `share` of the steps."""
 
     def begin(stage: Stage, smaller: OtherImages | None) -> Origin:
-        origin = start(stage, smaller)
+        origin, grid = start(stage, smaller), stage.schedule.grid(FINE)
+        limits = torch.tensor([grid[round(FINE * (1 - float(one)))] for one in share], device=labels.device)
 
         def bend(ask: Ask, condition: Condition) -> Denoise:
             other = origin.bend(ask, replace(condition, labels=labels))
-            return mixed(origin.bend(ask, condition), other, per_image(share))
+            return handed_over(origin.bend(ask, condition), other, limits)
 
         return replace(origin, bend=bend)
 
@@ -139,4 +135,5 @@ def slerp(one: Tensor, other: Tensor, share: float) -> Tensor:
     """Along the arc from `one` to `other`, so that noise stays as large as noise (Shoemake 1985)."""
     cosine = float(F.cosine_similarity(one.flatten().double(), other.flatten().double(), 0))
     angle = max(1e-4, math.acos(max(-1.0, min(1.0, cosine))))
-    return (math.sin((1 - share) * angle) * one + math.sin(share * angle) * other) / math.sin(angle)
+    left, right = (math.sin(part * angle) / math.sin(angle) for part in (1 - share, share))
+    return left * one + right * other

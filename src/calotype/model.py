@@ -62,8 +62,9 @@ class Model:
         """`count` pictures; picture i depends on (seed, i, its label, size) only, not on how many are made with it.
 
         `label` is one of `classes`; without it, picture i has class `i % len(classes)`. `size` is (width, height) in
-        pixels, by default what was learned. `changes` replace settings of `Sampling`: `steps`, `guidance`, `sampler`,
-        `guidance_low`, `guidance_high`. Raises `UserError` for an unknown label or setting, and a size that cannot be.
+        pixels: by default what was learned, and another one only with `denoiser.start = "nothing"`. `changes` replace
+        settings of `Sampling`: `steps`, `guidance`, `sampler`, `guidance_low`, `guidance_high`.
+        Raises `UserError` for an unknown label or setting, and for a size that cannot be.
         """
         return list(self.draw(count, label, seed, size, **changes))
 
@@ -97,9 +98,9 @@ class Model:
         strength = (0.6 if mask is None else 1.0) if strength is None else strength
         if not 0 < strength <= 1:
             raise UserError(f"strength is {strength}, but must be above 0 and at most 1; try 0.6")
-        full = self.image_size
+        plain, full = self.canvas(size), self.image_size
         given = images_from_pil(cut(picture.convert("RGB"), *(size or (full, full)))).to(self.device)
-        start, white = near(given, full, strength, self.canvas(size)), torch.ones_like(given[:, :1])
+        start, white = near(given, full, strength, plain), torch.ones_like(given[:, :1])
         if mask is not None:
             white = white_of(mask, picture, given)
             start, changes = masked(given, white, full, start), seamless(changes)
@@ -136,16 +137,21 @@ class Model:
         return [picture for images in made for picture in pils_from_images(images)]
 
     def canvas(self, size: Size | None) -> Start:
-        """From noise of the size that was learned, or of a larger one (width, height). Raises `UserError`."""
-        if size is None or size == (self.image_size, self.image_size):
+        """From noise of the size that was learned, or of another one (width, height). Raises `UserError`."""
+        full = self.image_size
+        if size is None or size == (full, full):
             return from_noise
         width, height = size
-        full = self.image_size
-        unit = math.lcm(*(full // stage.image_size * unit for stage, unit in zip(self.stages, self.units, strict=True)))
-        if width % unit or height % unit or not full <= min(size) <= max(size) <= MOST_TIMES * full:
+        if self.stages[0].denoiser.mixture is not None:
             raise UserError(
-                f"size is {width}x{height}, but this model has learned {full}x{full}: width and height must be "
-                f"multiples of {unit} from {full} to {MOST_TIMES * full}"
+                f"size is {width}x{height}, but this model starts from Gaussians of {full}x{full}, which have no other "
+                "size; train one with --set denoiser.start=nothing"
+            )
+        unit = math.lcm(*(full // stage.image_size * unit for stage, unit in zip(self.stages, self.units, strict=True)))
+        if width % unit or height % unit or not unit <= min(size) <= max(size) <= MOST_TIMES * full:
+            raise UserError(
+                f"size is {width}x{height}, but the sides of this model's pictures must be multiples of {unit} "
+                f"from {unit} to {MOST_TIMES * full}"
             )
         return canvas(height, width, full)
 

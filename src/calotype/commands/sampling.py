@@ -53,7 +53,8 @@ def sample(
         raise UserError(f"count is {count}, but must be at least 1")
     model = load(folder, device)
     changes = seamless(changes) if sheet.mask else changes
-    names = [model.classes[index] if index != NOT_TOLD else "picture" for index in model.labels(count, label)]
+    told = [NOT_TOLD] * count if sheet.picture and label is None else model.labels(count, label)
+    names = [model.classes[index] if index != NOT_TOLD else "picture" for index in told]
     made = sheet.draw(model, count, label, seed, changes)
     first, *above = (one.model_dump(mode="json") for one in changed_all(model.samplings, changes))
     out = out or free(folder / "samples")

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from calotype.vocabulary import Denoise, Latents
+from calotype.vocabulary import Denoise, Latents, Sigmas, per_image
 
 
 def guided(strong: Denoise, weak: Denoise, scale: float) -> Denoise:
@@ -25,9 +25,12 @@ def within(inside: Denoise, outside: Denoise, low: float = 0.0, high: float = ma
     return lambda noisy, sigma: (inside if low < sigma <= high else outside)(noisy, sigma)
 
 
-def mixed(one: Denoise, other: Denoise, share: Tensor) -> Denoise:
-    """From what `one` says at a share of 0 to what `other` says at 1: gradients of log-densities are mixed alike."""
-    return lambda noisy, sigma: torch.lerp(one(noisy, sigma), other(noisy, sigma), share)
+def handed_over(one: Denoise, other: Denoise, limits: Sigmas) -> Denoise:
+    """`other` up to each picture's own sigma, `one` above that: the large shapes of one, the details of the other.
+
+    The mean of both, in place of that, makes grey pictures of two at once.
+    """
+    return lambda noisy, sigma: torch.where(per_image(limits) >= sigma, other(noisy, sigma), one(noisy, sigma))
 
 
 def kept(denoise: Denoise, known: Latents, anew: Tensor) -> Denoise:
@@ -36,24 +39,3 @@ def kept(denoise: Denoise, known: Latents, anew: Tensor) -> Denoise:
     Samplers then make the known part exactly as noisy as the rest (arXiv 2011.13456, appendix I.2).
     """
     return lambda noisy, sigma: torch.lerp(known, denoise(noisy, sigma), anew)
-
-
-def windowed(denoise: Denoise, height: int, width: int) -> Denoise:
-    """The mean of what `denoise` says in windows of this size that overlap by half (arXiv 2302.08113, eq. 5)."""
-
-    def everywhere(noisy: Latents, sigma: float) -> Latents:
-        total, times = torch.zeros_like(noisy), torch.zeros_like(noisy[:1, :1])
-        for top in window_starts(noisy.shape[-2], height):
-            for left in window_starts(noisy.shape[-1], width):
-                part = (..., slice(top, top + height), slice(left, left + width))
-                total[part] += denoise(noisy[part], sigma)
-                times[part] += 1
-        return total / times
-
-    return everywhere
-
-
-def window_starts(side: int, window: int) -> list[int]:
-    """Evenly from one end to the other, so that neighbours overlap by half of the window or more."""
-    count = 1 + math.ceil((side - window) / max(1, window // 2))
-    return [round(index * (side - window) / max(1, count - 1)) for index in range(count)]
