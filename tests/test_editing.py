@@ -1,22 +1,21 @@
-import io
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from small import Keeper, opened, train_small
+from small import Keeper, be_quick, opened, train_small
+from test_cli import match, tell  # noqa: F401
 from test_stage import LABELS, PLAIN, RNGS, SAMPLINGS, chain, conditions_of  # noqa: F401
 
 import calotype
 from calotype import commands, editing
 from calotype.commands import Sheet
-from calotype.data.images import cut
+from calotype.data.images import cut, images_from_pil, pils_from_images
 from calotype.diffusion.guidance import handed_over, kept
 from calotype.diffusion.noise import Flow, Karras
 from calotype.diffusion.samplers import SAMPLERS, ancestral, dpm_solver, last_steps, resampled
 from calotype.editing import AGAIN, Between, canvas, feathered, masked, near, slerp
-from calotype.stage import generate, last, noise_each, stops
+from calotype.files import read_json
+from calotype.stage import generate, last, noise_each
 from calotype.vocabulary import Rng, UserError
 
 PICTURE = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(3)) * 1.8 - 0.9
@@ -30,22 +29,17 @@ def once_again(monkeypatch):
     monkeypatch.setattr(editing, "AGAIN", (0.5,))
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    """One that starts from Gaussians, and one that starts from nothing."""
-    from small import be_quick
+@pytest.fixture
+def model(finished):
+    return calotype.load(finished)
 
+
+@pytest.fixture(scope="module")
+def from_nothing(tmp_path_factory):
+    """A model without a closed form."""
     with pytest.MonkeyPatch.context() as patch:
         be_quick(patch)
-        return [
-            calotype.load(train_small(tmp_path_factory.mktemp(start), f"denoiser.start={start}"))
-            for start in ("gaussian", "nothing")
-        ]
-
-
-@pytest.fixture
-def model(runs):
-    return runs[0]
+        return calotype.load(train_small(tmp_path_factory.mktemp("nothing"), "denoiser.start=nothing"))
 
 
 def a_picture(width=16, height=16, seed=0):
@@ -76,7 +70,9 @@ def test_what_is_kept_is_said_to_the_bit_and_the_rest_is_asked():
 
 def test_a_picture_is_handed_over_at_its_own_sigma():
     one, other = (lambda noisy, sigma, value=value: torch.full_like(noisy, value) for value in (1.0, 2.0))
-    said = [handed_over(one, other, torch.tensor([0.0, 1.0, 5.0]))(torch.zeros(3, 1, 1, 1), at) for at in (0.5, 1.0, 2.0)]
+    said = [
+        handed_over(one, other, torch.tensor([0.0, 1.0, 5.0]))(torch.zeros(3, 1, 1, 1), at) for at in (0.5, 1.0, 2.0)
+    ]
     assert [one.flatten().tolist() for one in said] == [[1, 2, 2], [1, 2, 2], [1, 1, 2]]
 
 
@@ -192,7 +188,9 @@ def test_every_stage_keeps_what_it_knows_and_sees_nothing_under_the_mask(chain, 
     made = generate(chain, LABELS, samplings, RNGS, start=start)
     assert torch.equal(made[..., :8], PICTURE[..., :8].expand(3, -1, -1, -1))
     other = torch.where(HALF > 0, -PICTURE, PICTURE)
-    assert torch.equal(generate(chain, LABELS, samplings, RNGS, start=masked(other, HALF, 16, near(other, 16, 1.0))), made)
+    assert torch.equal(
+        generate(chain, LABELS, samplings, RNGS, start=masked(other, HALF, 16, near(other, 16, 1.0))), made
+    )
 
 
 @pytest.mark.parametrize("reach", [1, 2, 4, 8])
@@ -258,8 +256,6 @@ def test_pixels_beyond_the_edge_are_kept_to_the_bit(model):
 
 
 def test_little_strength_gives_what_the_autoencoder_makes_of_the_picture(model):
-    from calotype.data.images import images_from_pil, pils_from_images
-
     space, picture = model.stages[0].space, a_picture()
     (through,) = pils_from_images(space.decode(space.encode(images_from_pil(picture))))
     (made,) = model.redraw(picture, 1e-6, steps=1000)
@@ -277,19 +273,100 @@ def test_the_middle_of_a_picture_is_cut_out_and_one_of_the_size_stays_as_it_is()
     assert cut(picture, 40, 16).tobytes() == picture.tobytes() and cut(picture, 32, 8).size == (32, 8)
 
 
-def test_pictures_of_another_size_where_nothing_has_one_size(runs):
+def test_pictures_of_another_size_where_nothing_has_one_size(model, from_nothing):
     """The network's positions go on: the colours of a larger picture are those of the learned one."""
-    gaussian, nothing = runs
-    learned = np.stack([pixels(one) for one in nothing.sample(8, guidance=1.0)])
+    learned = np.stack([pixels(one) for one in from_nothing.sample(8, guidance=1.0)])
     for size in ((16, 24), (32, 16), (64, 64), (8, 8)):
-        made = [pixels(one) for one in nothing.sample(8, size=size, guidance=1.0)]
+        made = [pixels(one) for one in from_nothing.sample(8, size=size, guidance=1.0)]
         assert {one.shape for one in made} == {(size[1], size[0], 3)}
         assert np.stack(made).mean() == pytest.approx(learned.mean(), abs=25)
         assert np.stack(made).std() == pytest.approx(learned.std(), rel=0.4)
-    assert nothing.sample(1, size=(16, 16))[0].tobytes() == nothing.sample(1)[0].tobytes()
-    assert nothing.redraw(a_picture(50, 30), 0.5, size=(32, 16))[0].size == (32, 16)
+    assert from_nothing.sample(1, size=(16, 16))[0].tobytes() == from_nothing.sample(1)[0].tobytes()
+    assert from_nothing.redraw(a_picture(50, 30), 0.5, size=(32, 16))[0].size == (32, 16)
     with pytest.raises(UserError, match="Gaussians of 16x16, .* train one with --set denoiser.start=nothing"):
-        gaussian.sample(1, size=(16, 24))
+        model.sample(1, size=(16, 24))
     for size in ((18, 16), (0, 16), (1024, 16), (-16, 16)):
         with pytest.raises(UserError, match="must be multiples of 4 from 4 to 128"):
-            nothing.sample(1, size=size)
+            from_nothing.sample(1, size=size)
+
+
+# -- The command line --------------------------------------------------------------------------------------------------
+
+
+def saved(folder):
+    """A picture, masks and a file that is none of these, by name."""
+    black = Image.new("L", (16, 16))
+    for name, picture in {"picture": a_picture(), "mask": a_mask(), "small": a_mask(8, 8), "black": black}.items():
+        picture.save(folder / f"{name}.png")
+    (folder / "words.png").write_text("words")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--mask", "mask.png"], "--mask says how a picture changes, but there is none; add --from PICTURE"),
+        (["--strength", "0.5"], "--strength says how a picture changes"),
+        (["--from", "picture.png", "--strength", "0"], "strength is 0.0, but must be above 0 and at most 1"),
+        (["--from", "picture.png", "--strength", "1.1"], "strength is 1.1, but must be above 0"),
+        (["--from", "picture.png", "--strength", "nan"], "strength is nan, but must be above 0"),
+        (["--from", "none.png"], "none.png cannot be read as a picture: no such file"),
+        (["--from", "words.png"], "words.png cannot be read as a picture: found text"),
+        (["--from", "picture.png", "--mask", "words.png"], "words.png cannot be read as a picture"),
+        (["--from", "picture.png", "--mask", "small.png"], "the mask is 8x8, but the picture is 16x16; make them"),
+        (["--from", "picture.png", "--mask", "black.png"], "the mask has no white, so nothing would be made anew"),
+        (["--from", "picture.png", "--label", "zebra"], "label 'zebra' is unknown"),
+        (["--from", "picture.png", "--count", "0"], "count is 0"),
+        (["--size", "64"], "--size is '64', but must be width x height in pixels, as in 256x384"),
+        (["--size", "-4x8"], "--size is '-4x8', but must be"),
+        (["--size", "24x16"], "size is 24x16, but this model starts from Gaussians of 16x16"),
+    ],
+)
+def test_a_mistake_in_editing_is_told_in_one_line(tell, finished, tmp_path, monkeypatch, words, message):  # noqa: F811
+    monkeypatch.chdir(saved(tmp_path))
+    code, _, wrong = tell("sample", finished, "--out", "out", *words)
+    assert code == 2 and len(wrong) == 1 and not (tmp_path / "out").exists()
+    match(message, wrong[0])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--out", "way.mp4"], "--out way.mp4 must end in .webp or .gif"),
+        (["--out", "way.gif", "--seeds", "1"], "--seeds is '1', but must be two, with a comma"),
+        (["--out", "way.gif", "--seeds", "1,x"], "must be two whole numbers"),
+        (["--out", "way.gif", "--labels", "a,zebra"], "label 'zebra' is unknown"),
+        (["--out", "way.gif", "--frames", "1"], "frames is 1, but there must be at least 2"),
+    ],
+)
+def test_a_mistake_in_interpolating_is_told_in_one_line(tell, finished, tmp_path, monkeypatch, words, message):  # noqa: F811
+    monkeypatch.chdir(tmp_path)
+    code, _, wrong = tell("interpolate", finished, *words)
+    assert code == 2 and len(wrong) == 1 and [*tmp_path.iterdir()] == []
+    match(message, wrong[0])
+
+
+def test_versions_of_a_picture_from_the_command_line(tell, finished, model, tmp_path):  # noqa: F811
+    saved(tmp_path)
+    out = tmp_path / "out"
+    more = ["--mask", tmp_path / "mask.png", "--strength", "0.8"]
+    code, said, _ = tell("sample", finished, "--from", tmp_path / "picture.png", *more, "--count", "3", "--out", out)
+    assert code == 0 and "3 pictures in" in said[-1]
+    made, expected = opened(out), model.redraw(a_picture(), 0.8, a_mask(), count=3)
+    names = [f"0-{index:04d}-picture.png" for index in range(3)]
+    assert sorted(made) == [*names, "grid.png"]
+    assert [made[name].tobytes() for name in names] == [one.tobytes() for one in expected]
+    about = read_json(out / "samples.json")
+    assert about["strength"] == "0.8" and about["sampling"]["sampler"] == "ancestral"
+    with pytest.raises(UserError, match="add --from"):
+        commands.sample(finished, 1, None, 0, None, "cpu", Keeper(), Sheet(mask=tmp_path / "mask.png"))
+
+
+@pytest.mark.parametrize("suffix", [".webp", ".gif", ".PNG"])
+def test_the_file_of_a_way_has_all_its_frames(tell, finished, tmp_path, suffix):  # noqa: F811
+    out = tmp_path / f"way{suffix}"
+    code, said, _ = tell("interpolate", finished, "--seeds", "3,-4", "--labels", "a,b", "--frames", "5", "--out", out)
+    assert code == 0 and said[-1] == f"5 frames in {out}" and [*tmp_path.iterdir()] == [out]
+    file = Image.open(out)
+    assert getattr(file, "n_frames", 1) == (1 if suffix == ".PNG" else 5)
+    assert file.size == ((5 * 18 - 2, 16) if suffix == ".PNG" else (16, 16))
