@@ -70,10 +70,9 @@ def test_what_is_kept_is_said_to_the_bit_and_the_rest_is_asked():
 
 def test_a_picture_is_handed_over_at_its_own_sigma():
     one, other = (lambda noisy, sigma, value=value: torch.full_like(noisy, value) for value in (1.0, 2.0))
-    said = [
-        handed_over(one, other, torch.tensor([0.0, 1.0, 5.0]))(torch.zeros(3, 1, 1, 1), at) for at in (0.5, 1.0, 2.0)
-    ]
-    assert [one.flatten().tolist() for one in said] == [[1, 2, 2], [1, 2, 2], [1, 1, 2]]
+    both = handed_over(one, other, torch.tensor([0.0, 1.0, 5.0]))
+    said = [both(torch.zeros(3, 1, 1, 1), sigma).flatten().tolist() for sigma in (0.5, 1.0, 2.0)]
+    assert said == [[1, 2, 2], [1, 2, 2], [1, 1, 2]]
 
 
 def test_the_known_part_is_as_noisy_as_the_rest_at_every_step():
@@ -188,9 +187,8 @@ def test_every_stage_keeps_what_it_knows_and_sees_nothing_under_the_mask(chain, 
     made = generate(chain, LABELS, samplings, RNGS, start=start)
     assert torch.equal(made[..., :8], PICTURE[..., :8].expand(3, -1, -1, -1))
     other = torch.where(HALF > 0, -PICTURE, PICTURE)
-    assert torch.equal(
-        generate(chain, LABELS, samplings, RNGS, start=masked(other, HALF, 16, near(other, 16, 1.0))), made
-    )
+    start = masked(other, HALF, 16, near(other, 16, 1.0))
+    assert torch.equal(generate(chain, LABELS, samplings, RNGS, start=start), made)
 
 
 @pytest.mark.parametrize("reach", [1, 2, 4, 8])
@@ -283,7 +281,7 @@ def test_pictures_of_another_size_where_nothing_has_one_size(model, from_nothing
         assert np.stack(made).std() == pytest.approx(learned.std(), rel=0.4)
     assert from_nothing.sample(1, size=(16, 16))[0].tobytes() == from_nothing.sample(1)[0].tobytes()
     assert from_nothing.redraw(a_picture(50, 30), 0.5, size=(32, 16))[0].size == (32, 16)
-    with pytest.raises(UserError, match="Gaussians of 16x16, .* train one with --set denoiser.start=nothing"):
+    with pytest.raises(UserError, match=r"Gaussians of 16x16, .* train one with --set denoiser.start=nothing"):
         model.sample(1, size=(16, 24))
     for size in ((18, 16), (0, 16), (1024, 16), (-16, 16)):
         with pytest.raises(UserError, match="must be multiples of 4 from 4 to 128"):

@@ -39,12 +39,12 @@ def interpolate(
 
 
 def animated(pictures: list[Image.Image], suffix: str) -> bytes:
-    """The file's content; it plays for ever."""
+    """The file's content; it plays for ever. WebP keeps every pixel, GIF 256 colours a frame."""
     file = io.BytesIO()
     if suffix == ".png":
         grid(pictures, len(pictures)).save(file, "PNG")
     else:
-        more: dict[str, Any] = {"save_all": True, "append_images": pictures[1:], "loop": 0}
+        more: dict[str, Any] = {"save_all": True, "append_images": pictures[1:], "loop": 0, "lossless": True}
         pictures[0].save(file, suffix[1:].upper(), duration=FRAME_MILLISECONDS, **more)
     return file.getvalue()
 
