@@ -9,10 +9,11 @@ from calotype.diffusion.augmentation import Blurring, Noising
 from calotype.diffusion.denoiser import Denoiser
 from calotype.diffusion.local import enlarged
 from calotype.diffusion.noise import Karras
+from calotype.editing import redrawn
 from calotype.learning.objectives import Denoising
 from calotype.nets.unet import Unet, UnetConfig
 from calotype.spaces.pixel import PixelSpace
-from calotype.stage import Sampling, Stage, generate, noise_each, redrawn, shrunk, stops
+from calotype.stage import Sampling, Stage, generate, noise_each, shrunk, stops
 from calotype.vocabulary import NOT_TOLD, Batch, Rng, per_image
 
 CLASSES = 2

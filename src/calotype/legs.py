@@ -19,6 +19,7 @@ from calotype.data.sources import LatentSource, PictureSource
 from calotype.diffusion.denoiser import Denoiser
 from calotype.diffusion.gaussian import Mixture, Unseen, fit, flow_error, refit
 from calotype.diffusion.local import enlarged
+from calotype.editing import redrawn
 from calotype.evaluate.features import features
 from calotype.evaluate.levels import Search, in_parts, level_distance, search_level
 from calotype.evaluate.preference import Preference, prefer
@@ -33,7 +34,7 @@ from calotype.nets.vae import Vae
 from calotype.recipe import DiffusionConfig, Recipe, leg_above, mistakes_above
 from calotype.spaces.latent import LatentSpace
 from calotype.spaces.pixel import Space
-from calotype.stage import Sampling, Stage, generate, redrawn, shrunk
+from calotype.stage import Sampling, Stage, generate, shrunk
 from calotype.vocabulary import NOT_TOLD, Batch, Images, Labels, OtherImages, Rng
 
 PREVIEW_COUNT = 12

@@ -77,6 +77,15 @@ class NoiseSchedule(Protocol):
         ...
 
 
+@runtime_checkable
+class Randomness(Protocol):
+    """What sampling draws its noise from: an `Rng`, or what lies between two of them."""
+
+    def at(self, *where: int | str) -> Randomness: ...
+
+    def normal(self, *shape: int) -> Tensor: ...
+
+
 @dataclass(frozen=True)
 class Rng:
     """Randomness as a function of the place, not of the past: equal paths draw equal numbers.
