@@ -17,7 +17,7 @@ def autoencoder_kl(seed=0, **changes):
     torch.manual_seed(seed)
     network = AutoencoderKL(**{**SMALL, **changes}).eval().requires_grad_(False)
     for parameter in network.parameters():
-        parameter += 0.1 * torch.randn_like(parameter)
+        parameter.add_(0.1 * torch.randn_like(parameter))
     return network
 
 

@@ -3,7 +3,7 @@ import shutil
 
 import pytest
 import torch
-from folders import SMALL, autoencoder_kl, write_autoencoder
+from folders import autoencoder_kl, write_autoencoder
 from safetensors.torch import load_file, save_file
 
 from calotype.interop import diffusers
@@ -119,7 +119,7 @@ WRONG = {
     "huge levels": (change(block_out_channels=[10**12] * 3), "block_out_channels.0"),
     "many blocks": (change(layers_per_block=10**9), "layers_per_block"),
     "groups that do not fit": (change(norm_num_groups=5), "8 channels wide, but must be a multiple of its 5 groups"),
-    "other widths": (change(block_out_channels=[8, 16, 32]), "but its config.json makes it"),
+    "other widths": (change(block_out_channels=[8, 16, 32]), "conv_shortcut.weight, which its config.json asks for"),
     "fewer blocks": (change(layers_per_block=2), "which its config.json asks for"),
     "more than asked for": (change(use_quant_conv=False), "weights that its config.json does not ask for"),
     "a list": (lambda folder: (folder / "config.json").write_text("[1, 2]"), "the whole"),

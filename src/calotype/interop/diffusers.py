@@ -92,7 +92,7 @@ def find(path: Path) -> Path:
     for folder in (path, path / "vae"):
         if (folder / "config.json").is_file():
             return folder
-    raise UserError(f"--space: no config.json in {path}; expected the folder of an AutoencoderKL, as diffusers writes it")
+    raise UserError(f"--space: no config.json in {path}; expected the folder of an AutoencoderKL, as diffusers has it")
 
 
 def read_config(path: Path) -> KlConfig:
@@ -126,15 +126,17 @@ def read_weights(path: Path, config: KlConfig) -> dict[str, Tensor]:
     try:
         with safe_open(file, framework="pt") as opened:
             names = matched(file, config, set(opened.keys()))
-            check_shapes(file, config, {ours: opened.get_slice(name).get_shape() for ours, name in names.items()}, names)
+            check_shapes(
+                file, names, {ours: opened.get_slice(name).get_shape() for ours, name in names.items()}, config
+            )
             weights = {ours: opened.get_tensor(name).float() for ours, name in names.items()}
     except (SafetensorError, OSError) as error:
         raise UserError(f"{file} is damaged, or is not safetensors ({error}); copy it again") from None
     for ours, value in weights.items():
         if not value.isfinite().all():
             raise UserError(f"{file}: {names[ours]} has values that are not numbers; take another copy of the weights")
-    shapes = blueprint(config)
-    return {ours: value.reshape(shapes[ours]) for ours, value in weights.items()}
+    expected = blueprint(config)
+    return {ours: value.reshape(expected[ours]) for ours, value in weights.items()}
 
 
 def weights_file(path: Path) -> Path:
@@ -187,7 +189,7 @@ def their_names(ours: str) -> list[str]:
     return [f"{head}.attentions.{index}.{theirs}.{kind}" for theirs in IN_ATTENTION[part]]
 
 
-def check_shapes(file: Path, config: KlConfig, found: dict[str, list[int]], names: dict[str, str]) -> None:
+def check_shapes(file: Path, names: dict[str, str], found: dict[str, list[int]], config: KlConfig) -> None:
     """Old files have attention as 1x1 convolutions."""
     for ours, expected in blueprint(config).items():
         got = found[ours]

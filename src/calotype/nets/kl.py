@@ -1,4 +1,4 @@
-"""The autoencoder of Stable Diffusion, SDXL and FLUX (arXiv 2112.10752, appendix G): for weights that are there already.
+"""The autoencoder of Stable Diffusion, SDXL and FLUX (arXiv 2112.10752, appendix G), for weights that are there.
 
 Its arithmetic is that of diffusers' `AutoencoderKL`; `interop/diffusers.py` brings weights from there. What we train
 from nothing is `nets/vae.py`: group norms and attention look at the whole picture, so this one has no exact tiles.
@@ -9,7 +9,6 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Literal
 
-import torch
 import torch.nn.functional as F
 from pydantic import Field, PositiveInt, model_validator
 from torch import nn
@@ -123,9 +122,7 @@ class Level(nn.Module):
     ) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(Block(config, width if index else channels, width) for index in range(count))
-        self.attentions = nn.ModuleList(
-            Attention(config, width) if attention else nn.Identity() for _ in range(count)
-        )
+        self.attentions = nn.ModuleList(Attention(config, width) if attention else nn.Identity() for _ in range(count))
         self.resize = resize
 
     def forward(self, image: Latents) -> Resized:

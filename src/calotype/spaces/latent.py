@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from calotype.nets.blocks import Recoloured
-from calotype.nets.vae import Moments, Vae
+from calotype.nets.kl import Autoencoder
+from calotype.nets.vae import Moments
 from calotype.vocabulary import Images, Latents, Rng
 
 
@@ -18,7 +19,7 @@ class LatentSpace(nn.Module):
     mean: Tensor
     spread: Tensor
 
-    def __init__(self, vae: Vae) -> None:
+    def __init__(self, vae: Autoencoder) -> None:
         super().__init__()
         self.vae = vae
         self.channels, self.reduction = vae.config.channels, vae.config.reduction
