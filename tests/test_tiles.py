@@ -3,8 +3,8 @@ import torch
 from analytic import perturbed
 from torch import nn
 
-from calotype.nets.vae import Vae, VaeConfig
 from calotype.nets.kl import Kl, KlConfig
+from calotype.nets.vae import Vae, VaeConfig
 from calotype.spaces import tiles
 from calotype.spaces.latent import LatentSpace, about_tiles
 from calotype.spaces.tiles import Reach, Scale, measure_reach, spans, tiled, windows

@@ -21,6 +21,7 @@ from calotype.legs import (
     crop_examples,
     denoiser_leg,
     enlarger_leg,
+    held_out_images,
     latent_examples,
     mistakes_leg,
     picture_examples,
@@ -32,9 +33,9 @@ from calotype.machine import Machine, peak_memory
 from calotype.model import save_model
 from calotype.nets.kl import Autoencoder
 from calotype.plan import Pace, Plan
-from calotype.recipe import Recipe, check, merge
+from calotype.recipe import ImportedSpace, Recipe, check, merge
 from calotype.report import write_report
-from calotype.spaces.latent import LatentSpace
+from calotype.spaces.latent import LatentSpace, about_tiles
 from calotype.spaces.pixel import PixelSpace, Space
 from calotype.stage import Stage
 
@@ -101,6 +102,8 @@ class Workshop:
         with self.run.timing("latents"), self.voice.bar("latents") as bar:
             cache = cache_latents(space, pictures, self.recipe.flip, folder, self.device, counting(bar))
             space.measure(moments.float().to(self.device) for moments in cache.of(pictures.train_indices))
+            if isinstance(self.recipe.space, ImportedSpace):
+                self.run.log("note", text=about_tiles(space, held_out_images(pictures, 1, self.device)))
         return space, latent_examples(self.recipe, pictures, cache, self.device)
 
     def autoencoder(self, pictures: Pictures) -> Autoencoder:

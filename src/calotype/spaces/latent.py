@@ -70,11 +70,13 @@ def about_tiles(space: LatentSpace, images: Images) -> str:
     whole = space.vae.decode(latents).clamp(-1, 1)
     made = tiled(space.vae.decode, latents, scale, 3, reach, side).clamp(-1, 1)
     difference, mean = float((made - whole).abs().max()) / 2, float((made - whole).abs().mean()) / 2
-    measured = f"of {images.shape[-1]} px in tiles of {side * space.reduction} px, values differ by up to "
+    measured = (
+        f"on a held-out picture of {images.shape[-1]} px, in tiles of {side * space.reduction} px, values differ by"
+    )
     large = f"Pictures of more than {LARGE**0.5:.0f} x {LARGE**0.5:.0f} px"
     if reach.exact:
-        return f"{large} are decoded in tiles, which equals decoding them whole: {measured}{difference:.1e}."
+        return f"{large} are decoded in tiles, which equals decoding them whole: {measured} up to {difference:.1e}."
     return (
-        f"{large} cannot be decoded in exact tiles: this decoder normalises over the whole picture. Held-out ones "
-        f"{measured}{100 * difference:.2g} % of the range, {100 * mean:.2g} % on average."
+        f"{large} cannot be decoded in exact tiles: this decoder looks at the whole picture; "
+        f"{measured} up to {100 * difference:.2g} % of the range, {100 * mean:.2g} % on average."
     )
