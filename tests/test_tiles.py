@@ -46,13 +46,13 @@ def new_vae(reduction):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("side", [3, 8, 20])
+@pytest.mark.parametrize("side", [3, 12])
 @pytest.mark.parametrize("reduction", SIZES)
 def test_tiles_are_the_whole(reduction, side):
     """Of odd sizes, with one tile and with many, two pictures at once."""
     vae = new_vae(reduction)
-    latents = Rng(("latents",)).normal(2, 5, 11, 13)
-    images = Rng(("images",)).uniform(2, 3, 11 * reduction, 13 * reduction) * 2 - 1
+    latents = Rng(("latents",)).normal(2, 5, 13, 17)
+    images = Rng(("images",)).uniform(2, 3, 13 * reduction, 17 * reduction) * 2 - 1
     space = LatentSpace(vae)
     for network, image, scale, channels in (
         (vae.decode, latents, Scale(1, reduction), 3),

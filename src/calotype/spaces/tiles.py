@@ -67,7 +67,7 @@ def in_tiles(network: Network, image: Latents, scale: Scale, channels: int) -> R
 
 
 def tiled(network: Network, image: Latents, scale: Scale, channels: int, reach: Reach, side: int) -> Resized:
-    """`network(image)` through tiles of `side` cells, more where the overlap takes all of that, one after another."""
+    """`network(image)` through tiles of `side` cells, more where the overlap takes most of that, one after another."""
     height, width = (size // scale.before for size in image.shape[-2:])
     whole = image.new_zeros(len(image), channels, height * scale.after, width * scale.after)
     margin = reach.cells if reach.exact else min(reach.cells, side // 4)
@@ -82,8 +82,8 @@ def tiled(network: Network, image: Latents, scale: Scale, channels: int, reach: 
 
 
 def spans(cells: int, side: int, margin: int) -> Iterator[Span]:
-    """Tiles of about equal size, in order."""
-    count = -(-cells // max(1, side - 2 * margin))
+    """Tiles of about equal size, in order; each is responsible for at least as much as it sees to either side."""
+    count = -(-cells // max(1, margin, side - 2 * margin))
     for index in range(count):
         first, last = index * cells // count, (index + 1) * cells // count
         yield Span(max(0, first - margin), first, last, min(cells, last + margin))
