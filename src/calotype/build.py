@@ -9,12 +9,13 @@ from calotype.diffusion.gaussian import Mixture
 from calotype.diffusion.local import LocalGaussians
 from calotype.learning.joint import Joint
 from calotype.learning.objectives import FirstStage
-from calotype.nets.blocks import channels_last
+from calotype.nets.blocks import Precision, channels_last
 from calotype.nets.critic import Critic
 from calotype.nets.dit import Dit, DitConfig
+from calotype.nets.kl import Autoencoder, Kl, KlConfig
 from calotype.nets.perceptual import efficientnet_lite0
 from calotype.nets.unet import Unet, UnetConfig
-from calotype.nets.vae import Vae
+from calotype.nets.vae import Vae, VaeConfig
 from calotype.recipe import Backbone, Recipe
 from calotype.spaces.latent import LatentSpace
 from calotype.spaces.pixel import PixelSpace, Space
@@ -30,7 +31,15 @@ def build_backbone(config: Backbone, in_channels: int, out_channels: int) -> nn.
 
 
 def build_space(recipe: Recipe) -> LatentSpace:
-    return LatentSpace(channels_last(Vae(recipe.autoencoder.network, recipe.precision)))
+    return LatentSpace(build_autoencoder(recipe.autoencoder.network, recipe.precision))
+
+
+def build_autoencoder(config: VaeConfig | KlConfig, precision: Precision) -> Autoencoder:
+    match config:
+        case VaeConfig():
+            return channels_last(Vae(config, precision))
+        case KlConfig():
+            return channels_last(Kl(config, precision))
 
 
 def build_stage(recipe: Recipe, space: Space, classes: int, mixture: Mixture | None) -> Stage:
@@ -58,6 +67,6 @@ def build_joint(recipe: Recipe, stage: Stage) -> Joint:
     return Joint(stage, build_first_stage(recipe, stage.space.vae), recipe.denoiser.label_dropout, recipe.joint.losses)
 
 
-def build_first_stage(recipe: Recipe, vae: Vae) -> FirstStage:
+def build_first_stage(recipe: Recipe, vae: Autoencoder) -> FirstStage:
     critic = channels_last(Critic(recipe.autoencoder.critic))
     return FirstStage(vae, critic, efficientnet_lite0(), recipe.autoencoder.losses)

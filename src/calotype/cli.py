@@ -36,6 +36,13 @@ Budget = Annotated[str, typer.Option(help="How long it may take in all: 20s, 10m
 Kind = Annotated[
     str | None, typer.Option(help="What to train: latent or cascade. [default: latent]", show_default=False)
 ]
+Space = Annotated[
+    str | None,
+    typer.Option(
+        help="Where the autoencoder comes from: own, or diffusers:PATH, the folder of an AutoencoderKL. [default: own]",
+        show_default=False,
+    ),
+]
 Out = Annotated[Path | None, typer.Option(help="Where to write. [default: runs/NAME-SIZE-N]", show_default=False)]
 RecipeFile = Annotated[Path | None, typer.Option("--recipe", help="TOML file of settings.", show_default=False)]
 Set = Annotated[
@@ -56,31 +63,31 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
 @app.command()
 def train(
     folder: Folder, size: Size = None, budget: Budget = "30m", kind: Kind = None, out: Out = None,
-    recipe: RecipeFile = None, set: Set = None, device: Device = "auto",
+    recipe: RecipeFile = None, set: Set = None, device: Device = "auto", space: Space = None,
 ) -> None:  # fmt: skip
     """Plan, train, sample and report: from a folder of pictures to new ones."""
-    _train(_wish(folder, size, budget, kind, out, recipe, set, device))
+    _train(_wish(folder, size, budget, kind, out, recipe, set, device, space))
 
 
 @app.command()
 def plan(
     folder: Folder, size: Size = None, budget: Budget = "30m", kind: Kind = None,
-    recipe: RecipeFile = None, set: Set = None, device: Device = "auto",
+    recipe: RecipeFile = None, set: Set = None, device: Device = "auto", space: Space = None,
 ) -> None:  # fmt: skip
     """Show what `train` would do, why, and what it would cost."""
     from calotype import commands
     from calotype.voice import Terminal
 
-    commands.plan(_wish(folder, size, budget, kind, None, recipe, set, device), Terminal())
+    commands.plan(_wish(folder, size, budget, kind, None, recipe, set, device, space), Terminal())
 
 
 @app.command()
 def demo(
     size: Size = None, budget: Budget = "10m", kind: Kind = None, out: Out = None, recipe: RecipeFile = None,
-    set: Set = None, device: Device = "auto",
+    set: Set = None, device: Device = "auto", space: Space = None,
 ) -> None:  # fmt: skip
     """`train` on the embedded portraits."""
-    _train(_wish(None, size, budget, kind, out, recipe, set, device))
+    _train(_wish(None, size, budget, kind, out, recipe, set, device, space))
 
 
 @app.command()
@@ -213,7 +220,7 @@ def portraits(
 
 def _wish(
     folder: Path | None, size: int | None, budget: str, kind: str | None, out: Path | None, recipe: Path | None,
-    overrides: list[str] | None, device: str,
+    overrides: list[str] | None, device: str, space: str | None,
 ) -> Wish:  # fmt: skip
     import psutil
 
@@ -223,7 +230,7 @@ def _wish(
     if kind not in (None, "latent", "cascade"):
         raise UserError(f"--kind is {kind!r}, but must be latent or cascade")
     started = psutil.Process().create_time()
-    return Wish(folder, size, seconds(budget), out, recipe, tuple(overrides or ()), device, kind, started)
+    return Wish(folder, size, seconds(budget), out, recipe, tuple(overrides or ()), device, kind, started, space)
 
 
 def _train(wish: Wish) -> None:

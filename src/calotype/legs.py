@@ -24,14 +24,16 @@ from calotype.evaluate.features import features
 from calotype.evaluate.levels import Search, in_parts, level_distance, search_level
 from calotype.evaluate.preference import Preference, prefer
 from calotype.evaluate.reconstruction import psnr
+from calotype.interop import diffusers
 from calotype.learning.joint import Joint
 from calotype.learning.objectives import Denoising
 from calotype.learning.player import Player, PlayerConfig
 from calotype.learning.run import Leg, deterministic
 from calotype.learning.train import Clock, Source
+from calotype.nets.kl import Autoencoder, Kl
 from calotype.nets.perceptual import efficientnet_lite0, perceptual_distance
 from calotype.nets.vae import Vae
-from calotype.recipe import DiffusionConfig, Recipe, leg_above, mistakes_above
+from calotype.recipe import DiffusionConfig, ImportedSpace, Recipe, leg_above, mistakes_above
 from calotype.spaces.latent import LatentSpace
 from calotype.spaces.pixel import Space
 from calotype.stage import Sampling, Stage, generate, shrunk
@@ -56,11 +58,22 @@ Examples = Callable[[Tensor], Source]
 """From the indices of pictures to batches of them, as a denoiser wants them."""
 
 
-def start_linear(space: LatentSpace, pictures: Pictures, device: torch.device) -> None:
-    """The closed-form start of the autoencoder, from at most 2,000 training pictures."""
+def start_space(recipe: Recipe, pictures: Pictures, device: torch.device) -> LatentSpace:
+    """An autoencoder before its training: imported, or with the closed-form start from the training pictures."""
+    space = build_space(recipe).to(device)
+    if isinstance(recipe.space, ImportedSpace):
+        assert isinstance(space.vae, Kl)
+        space.vae.load_state_dict(diffusers.read_weights(Path(recipe.space.path), space.vae.config))
+    elif isinstance(space.vae, Vae):
+        start_linear(space.vae, pictures, device)
+    return space
+
+
+def start_linear(vae: Vae, pictures: Pictures, device: torch.device) -> None:
+    """From at most 2,000 training pictures."""
     most = max(16, min(2000, MOST_VALUES // pictures.pixels[0].numel()))
     chosen = pictures.train_indices[:: max(1, len(pictures.train_indices) // most)][:most]
-    space.vae.start_linear(images_from_pixels(pictures.pixels[chosen]).to(device))
+    vae.start_linear(images_from_pixels(pictures.pixels[chosen]).to(device))
 
 
 def picture_source(recipe: Recipe, pictures: Pictures, device: torch.device) -> PictureSource:
@@ -72,10 +85,10 @@ def picture_source(recipe: Recipe, pictures: Pictures, device: torch.device) -> 
 @dataclass
 class AutoencoderLeg(Leg):
     @property
-    def vae(self) -> Vae:
+    def vae(self) -> Autoencoder:
         """What was learned: the averaged weights."""
         vae = self.players["autoencoder"].average
-        assert isinstance(vae, Vae)
+        assert isinstance(vae, Autoencoder)
         return vae
 
 
@@ -96,8 +109,7 @@ def averaged(stage: Stage, player: Player) -> Stage:
 def autoencoder_leg(recipe: Recipe, pictures: Pictures, device: torch.device) -> AutoencoderLeg:
     """The first stage: pictures to latents and back."""
     deterministic(recipe.seed)
-    space = build_space(recipe).to(device)
-    start_linear(space, pictures, device)
+    space = start_space(recipe, pictures, device)
     config, objective = recipe.autoencoder, build_first_stage(recipe, space.vae)
     objective.critic.to(device)
     objective.features.to(device)
@@ -105,12 +117,16 @@ def autoencoder_leg(recipe: Recipe, pictures: Pictures, device: torch.device) ->
         "autoencoder": Player(space.vae, config.learn),
         "critic": Player(objective.critic, config.critic_learn),
     }
-    count = check_count(pictures.pixels[0].numel())
-    look = Reconstructions(held_out_images(pictures, count, device), players["autoencoder"].average)
+    look = reconstructions(pictures, players["autoencoder"].average, device)
     clock = Clock(config.images, config.batch, recipe.seed)
     return AutoencoderLeg(
         "autoencoder", objective, players, picture_source(recipe, pictures, device), clock, look.draw, look.measure
     )
+
+
+def reconstructions(pictures: Pictures, vae: nn.Module, device: torch.device) -> Reconstructions:
+    count = check_count(pictures.pixels[0].numel())
+    return Reconstructions(held_out_images(pictures, count, device), vae)
 
 
 @dataclass
@@ -122,7 +138,7 @@ class Reconstructions:
 
     @torch.no_grad()
     def reconstruct(self, images: Images) -> Images:
-        assert isinstance(self.vae, Vae)
+        assert isinstance(self.vae, Autoencoder)
         parts = [self.vae.decode(self.vae.encode(some).mean) for some in images.split(16)]
         return torch.cat(parts).clamp(-1, 1)
 
@@ -213,7 +229,7 @@ def trainable(stage: Stage) -> Stage:
     return replace(stage, space=space, denoiser=denoiser)
 
 
-def objective_vae(stage: Stage) -> Vae:
+def objective_vae(stage: Stage) -> Autoencoder:
     assert isinstance(stage.space, LatentSpace)
     return stage.space.vae
 

@@ -21,13 +21,14 @@ from calotype.diffusion.samplers import SamplerName
 from calotype.editing import Between, Mask, canvas, feathered, masked, near, toward
 from calotype.files import is_whole, read_json, whole_folder, write_json, write_tensors
 from calotype.machine import find_device
-from calotype.recipe import Recipe, check, leg_above
+from calotype.recipe import ImportedSpace, Recipe, check, leg_above
 from calotype.spaces.latent import LatentSpace
 from calotype.spaces.pixel import PixelSpace, Space
 from calotype.stage import Sampling, Stage, Start, from_noise, generate
 from calotype.vocabulary import NOT_TOLD, Images, OtherImages, Randomness, Rng, UserError
 
 FORMAT = 3
+AUTOENCODER = "autoencoder.safetensors"
 CHUNK_VALUES = 2**22
 """Pictures are made a few at a time, so that a thousand need no more memory than these many pixel values at once."""
 
@@ -261,11 +262,18 @@ def save_model(folder: Path, recipe: Recipe, stages: Sequence[Stage], classes: S
     """Writes all that sampling needs into one folder: a file of weights for each network, and one of settings."""
     with whole_folder(folder) as path:
         if isinstance(stages[0].space, LatentSpace):
-            write_tensors(path / "autoencoder.safetensors", stages[0].space.state_dict())
+            write_tensors(path / AUTOENCODER, stages[0].space.state_dict())
         for stage in stages:
             write_tensors(path / weights_file(stage.image_size, recipe), stage.denoiser.state_dict())
-        settings = recipe.model_dump(mode="json")
+        settings = deployed(recipe).model_dump(mode="json")
         write_json(path / "model.json", {"format": FORMAT, "classes": list(classes), "recipe": settings})
+
+
+def deployed(recipe: Recipe) -> Recipe:
+    """An imported autoencoder lies in the model's folder now, which knows of no other place."""
+    if not isinstance(recipe.space, ImportedSpace):
+        return recipe
+    return recipe.model_copy(update={"space": recipe.space.model_copy(update={"path": AUTOENCODER})})
 
 
 def weights_file(size: int, recipe: Recipe) -> str:
@@ -304,7 +312,7 @@ def load_base(folder: Path, recipe: Recipe, classes: int, device: torch.device) 
     space: Space = PixelSpace()
     if recipe.kind == "latent":
         latents = build_space(recipe)
-        latents.load_state_dict(load_file(folder / "autoencoder.safetensors"))
+        latents.load_state_dict(load_file(folder / AUTOENCODER))
         space = latents.to(device).eval().requires_grad_(False)
     weights = load_file(folder / weights_file(recipe.chain[0], recipe))
     mixture = Mixture(*weights["mixture.axes"].shape) if recipe.denoiser.start == "gaussian" else None

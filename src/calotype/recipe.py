@@ -23,12 +23,29 @@ from calotype.learning.player import PlayerConfig
 from calotype.nets.blocks import Precision
 from calotype.nets.critic import CriticConfig
 from calotype.nets.dit import DitConfig
+from calotype.nets.kl import KlConfig
 from calotype.nets.unet import UnetConfig
 from calotype.nets.vae import VaeConfig
 from calotype.stage import Sampling
 from calotype.vocabulary import Config, UserError
 
 Backbone = Annotated[UnetConfig | DitConfig, Field(discriminator="kind")]
+
+
+class OwnSpace(Config):
+    """The autoencoder is trained here, from nothing."""
+
+    kind: Literal["own"] = "own"
+
+
+class ImportedSpace(Config):
+    """The autoencoder is there already: `AutoencoderKL` in the layout of diffusers."""
+
+    kind: Literal["diffusers"] = "diffusers"
+    path: str
+    """Its folder, or that of a pipeline with a folder `vae`."""
+    finetune: bool = False
+    """Train it further on these pictures, before the denoiser."""
 
 
 class LegConfig(Config):
@@ -41,7 +58,7 @@ class LegConfig(Config):
 
 class AutoencoderRecipe(LegConfig):
     batch: PositiveInt = 8
-    network: VaeConfig = VaeConfig()
+    network: Annotated[VaeConfig | KlConfig, Field(discriminator="kind")] = VaeConfig()
     critic: CriticConfig = CriticConfig()
     losses: FirstStageConfig = FirstStageConfig()
     crop: int = Field(default=0, ge=0)
@@ -125,6 +142,8 @@ class Recipe(Config):
     flip: bool = False
     """Also train on mirror images."""
     precision: Precision = "float32"
+    space: Annotated[OwnSpace | ImportedSpace, Field(discriminator="kind")] = OwnSpace()
+    """Where the autoencoder comes from."""
     autoencoder: AutoencoderRecipe = AutoencoderRecipe()
     denoiser: DenoiserRecipe = DenoiserRecipe()
     joint: JointRecipe = JointRecipe()
@@ -148,6 +167,21 @@ class Recipe(Config):
             )
         return self
 
+    @model_validator(mode="after")
+    def _imported(self) -> Recipe:
+        if self.space.kind == "own":
+            return self
+        if self.kind == "cascade":
+            raise ValueError("space is imported, but a cascade works in pixels; leave one of both out")
+        if self.autoencoder.network.kind != "kl":
+            raise ValueError("space is imported, but autoencoder.network is set to another one; leave that out")
+        return self
+
+    @property
+    def trains_space(self) -> bool:
+        """An imported one is taken as it is."""
+        return self.kind == "latent" and (isinstance(self.space, OwnSpace) or self.space.finetune)
+
     @property
     def chain(self) -> tuple[int, ...]:
         return self.stages or (self.size,)
@@ -170,7 +204,7 @@ class Recipe(Config):
     @property
     def legs(self) -> dict[str, LegConfig]:
         """All that is trained, in order."""
-        first: dict[str, LegConfig] = {"autoencoder": self.autoencoder} if self.kind == "latent" else {}
+        first: dict[str, LegConfig] = {"autoencoder": self.autoencoder} if self.trains_space else {}
         legs = {**first, "denoiser": self.denoiser, **({"joint": self.joint} if self.joint.images else {})}
         for size in self.chain[1:]:
             legs[leg_above(size)] = above = self.enlarger(size)
@@ -209,7 +243,8 @@ def at_path(path: Sequence[str], value: Any) -> Any:
 
 def to_toml(recipe: Recipe) -> str:
     """All settings; a cascade has no autoencoder."""
-    return tomli_w.dumps(recipe.model_dump(mode="json", exclude={"autoencoder"} if recipe.kind == "cascade" else set()))
+    latent = {"autoencoder", "space"}
+    return tomli_w.dumps(recipe.model_dump(mode="json", exclude=latent if recipe.kind == "cascade" else set()))
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
@@ -297,12 +332,12 @@ def check_layer(settings: dict[str, Any], below: dict[str, Any], place: Any) -> 
                 raise mistake(one, place) from None
 
 
+KINDS = ("dit", "unet", "flow", "ddpm", "cosine", "karras", "noise", "blur", "vae", "kl", "own", "diffusers")
+"""What tells settings of one place apart; it stands in no key."""
+
+
 def mistake(error: Any, place: Any) -> UserError:
-    key = ".".join(
-        str(part)
-        for part in error["loc"]
-        if part not in ("dit", "unet", "flow", "ddpm", "cosine", "karras", "noise", "blur")
-    )
+    key = ".".join(str(part) for part in error["loc"] if part not in KINDS)
     if not error["loc"]:  # of the recipe as a whole
         return UserError(f"{place('').rstrip(': ')}: {error['msg'].removeprefix('Value error, ')}")
     return UserError(f"{place(key)}: {explain(error, key)}")

@@ -16,11 +16,12 @@ from calotype.commands.reading import PORTRAITS, free, read
 from calotype.commands.talk import Voice
 from calotype.commands.workshop import develop
 from calotype.data.folder import Pictures
-from calotype.files import read_json, write_json, write_whole
+from calotype.files import read_json, sha256, write_json, write_whole
+from calotype.interop import diffusers
 from calotype.learning.run import Run
 from calotype.machine import examine
 from calotype.plan import Plan, make_plan
-from calotype.recipe import Recipe, check, merge, read_overrides, read_recipe, to_toml
+from calotype.recipe import ImportedSpace, Recipe, check, merge, read_overrides, read_recipe, to_toml
 from calotype.vocabulary import UserError
 
 SIZE = 64
@@ -43,14 +44,29 @@ class Wish:
     """`latent` or `cascade`; None: the recipe's, else latent."""
     started: float = field(default_factory=time.time)
     """When the budget began to run, in seconds since the epoch."""
+    space: str | None = None
+    """`own` or `diffusers:PATH`; None: the recipe's, else own."""
 
     def settings(self) -> dict[str, Any]:
         """Of the recipe file and the overrides, with the size: the option's, else theirs, else 64."""
         from_file = read_recipe(self.recipe) if self.recipe else {}
         given = {name: value for name in ("size", "kind") if (value := getattr(self, name)) is not None}
-        settings = merge(from_file, read_overrides(self.overrides, from_file), given)
+        below = merge(from_file, read_space(self.space))
+        settings = merge(below, read_overrides(self.overrides, below), given)
+        if path := settings.get("space", {}).get("path"):
+            settings = merge(settings, {"space": {"path": str(Path(path).expanduser().resolve())}})
         stages = settings.get("stages") or [SIZE]
         return {"size": stages[-1], **settings}
+
+
+def read_space(text: str | None) -> dict[str, Any]:
+    """What `--space` says, as settings."""
+    kind, _, path = (text or "").partition(":")
+    if text is None or text == "own":
+        return {"space": {"kind": "own"}} if text else {}
+    if kind != "diffusers" or not path:
+        raise UserError(f"--space is {text!r}, but must be own, or diffusers:PATH with the folder of an AutoencoderKL")
+    return {"space": {"kind": kind, "path": path}}
 
 
 def plan(wish: Wish, voice: Voice) -> Plan:
@@ -95,7 +111,16 @@ def resume(folder: Path, device: str, voice: Voice) -> Path:
         raise UserError(
             f"the pictures in {source} have changed since {folder} was started; put them back, or start a new run"
         )
+    if content_of(recipe) != run.state.get("space"):
+        raise UserError(
+            f"the imported autoencoder has changed since {folder} was started; put it back, or start a new run"
+        )
     return develop(run, made, pictures, examine(device, run.state.get("threads")), voice)
+
+
+def content_of(recipe: Recipe) -> str | None:
+    """A hash of the weights that are imported, where there are any."""
+    return sha256(diffusers.weights_file(Path(recipe.space.path))) if isinstance(recipe.space, ImportedSpace) else None
 
 
 def run_folder(wish: Wish, size: int) -> Path:
@@ -121,6 +146,7 @@ def about(wish: Wish, folder: Path, pictures: Pictures, recipe: Recipe) -> dict[
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "data": str(wish.folder.resolve()) if wish.folder else PORTRAITS,
         "content": pictures.content,
+        "space": content_of(recipe),
         "pictures": {"train": len(pictures.train_indices), "held_out": len(pictures.held_out_indices)},
         "classes": list(pictures.classes),
         "state": "training",

@@ -13,26 +13,31 @@ from calotype.commands.sampling import sample
 from calotype.commands.talk import Voice, counting, unless
 from calotype.data.folder import Pictures
 from calotype.data.latents import cache_latents
-from calotype.learning.run import Interrupted, Leg, Run, go, stoppable
+from calotype.learning.run import Interrupted, Leg, Run, go, look, stoppable
+from calotype.learning.train import Clock
 from calotype.legs import (
     Examples,
     autoencoder_leg,
     crop_examples,
     denoiser_leg,
     enlarger_leg,
+    held_out_images,
     joint_leg,
     judge,
     latent_examples,
     mistakes_leg,
     picture_examples,
+    reconstructions,
     search_levels,
+    start_space,
 )
 from calotype.machine import Machine, peak_memory
 from calotype.model import save_model
+from calotype.nets.kl import Autoencoder
 from calotype.plan import Pace, Plan
-from calotype.recipe import Recipe, check, merge
+from calotype.recipe import ImportedSpace, Recipe, check, merge
 from calotype.report import write_report
-from calotype.spaces.latent import LatentSpace
+from calotype.spaces.latent import LatentSpace, about_tiles
 from calotype.spaces.pixel import PixelSpace, Space
 from calotype.stage import Stage
 
@@ -95,14 +100,26 @@ class Workshop:
         pictures = self.pictures.shrunk(self.recipe.chain[0])
         if self.recipe.kind == "cascade":
             return PixelSpace(), picture_examples(self.recipe, pictures, self.device)
-        with self.run.timing("prepare"):
-            leg = autoencoder_leg(self.recipe, pictures, self.device)
-        self._go(leg)
-        space, folder = LatentSpace(leg.vae).to(self.device), self.run.folder / "cache"
+        space, folder = LatentSpace(self.autoencoder(pictures)).to(self.device), self.run.folder / "cache"
         with self.run.timing("latents"), self.voice.bar("latents") as bar:
             cache = cache_latents(space, pictures, self.recipe.flip, folder, self.device, counting(bar))
             space.measure(moments.float().to(self.device) for moments in cache.of(pictures.train_indices))
+            if isinstance(self.recipe.space, ImportedSpace):
+                self.run.log("note", text=about_tiles(space, held_out_images(pictures, 1, self.device)))
         return space, latent_examples(self.recipe, pictures, cache, self.device)
+
+    def autoencoder(self, pictures: Pictures) -> Autoencoder:
+        """Trained, or as it was imported."""
+        if not self.recipe.trains_space:
+            with self.run.timing("prepare"):
+                vae = start_space(self.recipe, pictures, self.device).vae.eval().requires_grad_(False)
+                shown = reconstructions(pictures, vae, self.device)
+                look(self.run, "autoencoder", Clock(1, 1, self.recipe.seed), shown.draw, shown.measure)
+            return vae
+        with self.run.timing("prepare"):
+            leg = autoencoder_leg(self.recipe, pictures, self.device)
+        self._go(leg)
+        return leg.vae
 
     def base(self, space: Space, examples: Examples) -> Stage:
         with self.run.timing("prepare"):

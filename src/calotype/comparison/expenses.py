@@ -93,7 +93,8 @@ def training_flops(one: Competitor) -> Flops:
     """Of a picture in each leg: one real step, forward and backward, by its batch."""
     recipe, (base, *above), found = one.recipe, one.model.stages, Flops()
     if isinstance(base.space, LatentSpace):
-        found["autoencoder"] = autoencoder_flops(one, base.space)
+        if recipe.trains_space:
+            found["autoencoder"] = autoencoder_flops(one, base.space)
         image = torch.zeros(1, 3, base.image_size, base.image_size, device=one.model.device)
         found["latents"] = float(counted(lambda: base.space.moments(image)))
     found["denoiser"] = denoiser_flops(one, base, recipe.denoiser.batch, base.image_size)

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from calotype.diffusion.gaussian import Unseen
 from calotype.nets.critic import Critic
+from calotype.nets.kl import Autoencoder
 from calotype.nets.perceptual import EfficientNetLite0, perceptual_distance
-from calotype.nets.vae import Moments, Vae
+from calotype.nets.vae import Moments
 from calotype.stage import Stage
 from calotype.vocabulary import NOT_TOLD, Batch, Config, Images, Rng, Sigmas
 
@@ -62,7 +63,7 @@ class FirstStageConfig(Config):
 class FirstStage:
     """Reconstruction (L1 and perceptual), KL to N(0, 1), and a critic: arXiv 2112.10752, appendix G."""
 
-    def __init__(self, vae: Vae, critic: Critic, features: EfficientNetLite0, config: FirstStageConfig) -> None:
+    def __init__(self, vae: Autoencoder, critic: Critic, features: EfficientNetLite0, config: FirstStageConfig) -> None:
         self.vae, self.critic, self.features, self.config = vae, critic, features, config
         self.players: dict[str, nn.Module] = {"autoencoder": vae, "critic": critic}
 

@@ -132,7 +132,10 @@ def go(run: Run, leg: Leg, stop: threading.Event, progress: Callable[[int, int, 
     log = Log(run, leg, progress)
     chores = [
         Chore(always, log.note),
-        Chore(at_fractions(PREVIEWS, leg.clock.progress), lambda clock, news: look(run, leg)),
+        Chore(
+            at_fractions(PREVIEWS, leg.clock.progress),
+            lambda clock, news: look(run, leg.name, clock, leg.preview, leg.check),
+        ),
         Chore(every(3.0), lambda clock, news: leg.pace(clock)),
         Chore(after(spent, SAVE_SECONDS), save),
         Chore(always, stop_if_asked),
@@ -144,14 +147,16 @@ def go(run: Run, leg: Leg, stop: threading.Event, progress: Callable[[int, int, 
     run.save()
 
 
-def look(run: Run, leg: Leg) -> None:
+def look(
+    run: Run, name: str, clock: Clock, preview: Callable[[Path], None], check: Callable[[], dict[str, float]]
+) -> None:
     """A preview and the held-out measures, into the run's folder and its log."""
-    where = {"leg": leg.name, "images_seen": leg.clock.images_seen, "seconds": leg.clock.seconds}
-    file = f"previews/{leg.name}-{leg.clock.images_seen:010d}.png"
+    where = {"leg": name, "images_seen": clock.images_seen, "seconds": clock.seconds}
+    file = f"previews/{name}-{clock.images_seen:010d}.png"
     (run.folder / "previews").mkdir(exist_ok=True)
-    leg.preview(run.folder / file)
+    preview(run.folder / file)
     run.log("preview", **where, file=file)
-    run.log("check", **where, progress=leg.clock.progress, measures=leg.check())
+    run.log("check", **where, progress=clock.progress, measures=check())
 
 
 class Log:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -36,6 +36,7 @@ START_LOG_VARIANCE = math.log(0.1**2)
 
 
 class VaeConfig(Config):
+    kind: Literal["vae"] = "vae"
     reduction: int = Field(default=8, description="How many times smaller latents are than pictures, a side.")
     channels: PositiveInt = Field(default=16, description="Channels of the latents.")
     stem: PositiveInt = Field(default=4, description="Side of the patches that the networks see as one pixel.")

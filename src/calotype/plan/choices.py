@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from itertools import islice, pairwise
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,10 +18,12 @@ from calotype.build import build_backbone
 from calotype.data.folder import Pictures
 from calotype.data.images import images_from_pixels
 from calotype.diffusion.local import LocalGaussians
+from calotype.interop import diffusers
 from calotype.machine import Machine
 from calotype.nets.dit import DitConfig
 from calotype.nets.unet import UnetConfig
-from calotype.recipe import AutoencoderRecipe, Backbone, DenoiserRecipe, Recipe, check
+from calotype.nets.vae import VaeConfig
+from calotype.recipe import AutoencoderRecipe, Backbone, DenoiserRecipe, ImportedSpace, Recipe, check
 from calotype.stage import shrunk
 from calotype.vocabulary import Images, UserError
 
@@ -33,6 +36,8 @@ REACHED = 0.4
 FEW_PICTURES = 1000
 LOCAL_PLACES = 2**17
 """From as many places it is measured what is known of a large picture from its smaller one."""
+FINETUNE_RATE = 1e-4
+"""Of an autoencoder that has learned already."""
 LARGEST_LATENT = 256
 LARGEST_CROP = 256
 """The autoencoder sees nothing that is larger than this; its networks are local."""
@@ -60,8 +65,10 @@ def propose(
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """Settings below those that the user has made, and why each leg has its backbone."""
     kind, size = settings.get("kind", "latent"), settings["size"]
-    chain = check({"kind": kind, "size": size, "stages": settings.get("stages") or choose_chain(kind, size)}).chain
-    legs = ["autoencoder"] * (kind == "latent") + ["denoiser"] + [f"enlarge-{size}" for size in chain[1:]]
+    stages, space = settings.get("stages") or choose_chain(kind, size), from_elsewhere(settings)
+    asked = check({"kind": kind, "size": size, "stages": stages, **space})
+    chain = asked.chain
+    legs = ["autoencoder"] * asked.trains_space + ["denoiser"] + [f"enlarge-{size}" for size in chain[1:]]
     operations = {leg: REACHED * machine.flops * budget * part for leg, part in shares(legs).items()}
     few = len(pictures.train_indices) < FEW_PICTURES
     made: dict[str, Any] = {
@@ -71,12 +78,16 @@ def propose(
         "precision": "bfloat16" if machine.fast_bfloat16 else "float32",
         "flip": False,
         "sampling": {"guidance": 2.0 if pictures.classes else 1.0},
+        **space,
     }
     if kind == "latent":
-        reduction, channels = choose_space(chain[0])
-        network = {"reduction": reduction, "channels": channels, **ladder(reduction)}
+        network = asked.autoencoder.network if space else choose_network(chain[0])
+        reduction, channels = network.reduction, network.channels
         batch = AutoencoderRecipe().batch * machine.width
-        made["autoencoder"] = {"batch": batch, "network": network, "crop": min(chain[0], LARGEST_CROP)}
+        shape = network.model_dump(mode="json")
+        made["autoencoder"] = {"batch": batch, "network": shape, "crop": min(chain[0], LARGEST_CROP)}
+        if space:
+            made["autoencoder"]["learn"] = {"learning_rate": FINETUNE_RATE}
         spread = 1.0
     else:
         reduction, channels = 1, 3
@@ -115,6 +126,21 @@ def choose_chain(kind: str, size: int) -> tuple[int, ...]:
             break
         chain.insert(0, chain[0] // (factor or 2))
     return tuple(chain)
+
+
+def from_elsewhere(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings of an imported autoencoder, whose shape is in its folder; none for one of our own."""
+    space = settings.get("space", {})
+    if space.get("kind") != "diffusers":
+        return {}
+    network = diffusers.read_config(Path(space["path"])).model_dump(mode="json")
+    return {"space": space, "autoencoder": {"network": network}}
+
+
+def choose_network(size: int) -> VaeConfig:
+    """Of our own autoencoder."""
+    reduction, channels = choose_space(size)
+    return VaeConfig(reduction=reduction, channels=channels, **ladder(reduction))
 
 
 def choose_space(size: int) -> tuple[int, int]:
@@ -237,11 +263,14 @@ def explain(recipe: Recipe, proposed: Recipe, pictures: Pictures, reasons: dict[
         "latents", f"{side} x {side} x {network.channels} (f{network.reduction})",
         lambda one: one.autoencoder.network, "few places, so that the denoiser is cheap",
     )  # fmt: skip
+    if isinstance(recipe.space, ImportedSpace):
+        latents = replace(latents, why="as imported; mean and spread of each channel are measured on these pictures")
     chain = choice(
         "stages", " -> ".join(f"{size} px" for size in recipe.chain), lambda one: one.chain,
         "each looks at the picture of the one before; the first is small enough to get the whole right",
     )  # fmt: skip
     return [
+        *imported(recipe),
         *([latents] if recipe.kind == "latent" else []),
         *([chain] if len(recipe.chain) > 1 else []),
         choice(
@@ -270,6 +299,17 @@ def explain(recipe: Recipe, proposed: Recipe, pictures: Pictures, reasons: dict[
     ]  # fmt: skip
 
 
+def imported(recipe: Recipe) -> Iterator[Choice]:
+    """Whether the autoencoder is trained, where it comes from elsewhere."""
+    if isinstance(recipe.space, ImportedSpace):
+        value = f"imported from {recipe.space.path}"
+        if recipe.space.finetune:
+            yield Choice("autoencoder", f"{value}, and fine-tuned", "as you set it")
+        else:
+            why = "it has learned already, so its leg is left out; --set space.finetune=true trains it further"
+            yield Choice("autoencoder", value, why)
+
+
 def backbone_above(size: int, recipe: Recipe) -> Backbone:
     return recipe.enlarger(size).backbone
 
@@ -280,7 +320,7 @@ def check_sizes(recipe: Recipe) -> None:
     latent = recipe.kind == "latent"
     who = "autoencoder and denoiser" if latent else "denoiser"
     check_size("size" if len(recipe.chain) == 1 else "the first stage", base, units[0], who)
-    if latent:
+    if recipe.trains_space:
         check_crop("autoencoder.crop", recipe.autoencoder.crop, base, recipe.autoencoder.network.reduction)
         check_critic(recipe)
     for smaller, size, unit in zip(recipe.chain, recipe.chain[1:], units[1:], strict=False):

@@ -114,7 +114,7 @@ def allot(plan: Plan, measured: Measurement, count: int, budget: float, started:
         "seconds_a_step": {leg: costs[leg] * batches[leg] for leg in costs},
         "seconds": in_order({**seconds, **fixed, "samples": samples}),
         "peak_memory_bytes": peak_memory(measured.device),
-        "disk_bytes": disk_bytes(recipe, sum(parameters.values()), measured.closed_form(), count),
+        "disk_bytes": disk_bytes(recipe, parameters, measured.closed_form(), count),
     }
 
 
@@ -183,11 +183,15 @@ def fit_images(images: float, batch: int) -> int:
     return max(1, math.floor(images / batch)) * batch
 
 
-def disk_bytes(recipe: Recipe, parameters: int, closed_form: int, count: int) -> int:
-    """Two checkpoints of weights, average and two moments each, the model, and the latents in float16."""
+def disk_bytes(recipe: Recipe, parameters: dict[str, int], closed_form: int, count: int) -> int:
+    """Two checkpoints of weights, average and two moments each, the model, and the latents in float16.
+
+    An imported autoencoder that is not trained is in the model alone.
+    """
     network, base = recipe.autoencoder.network, recipe.chain[0]
     latents = 2 * network.channels * (base // network.reduction) ** 2 if recipe.kind == "latent" else 0
-    checkpoint, model = 4 * (4 * parameters + 2 * closed_form), 4 * (parameters + closed_form)
+    trained = sum(count for leg, count in parameters.items() if leg in recipe.legs)
+    checkpoint, model = 4 * (4 * trained + 2 * closed_form), 4 * (sum(parameters.values()) + closed_form)
     return 2 * checkpoint + model + 2 * latents * count * (2 if recipe.flip else 1)
 
 

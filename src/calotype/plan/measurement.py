@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from calotype.build import build_enlarger, build_first_stage, build_joint, build_space, build_stage
+from calotype.build import build_enlarger, build_first_stage, build_joint, build_stage
 from calotype.data.folder import Pictures
 from calotype.data.images import images_from_pixels
 from calotype.data.latents import LatentCache
@@ -14,7 +14,7 @@ from calotype.diffusion.gaussian import CLUSTERS, FEWEST, Mixture, largest_rank
 from calotype.learning.objectives import Denoising, FirstStageConfig, Objective
 from calotype.learning.player import Player, PlayerConfig
 from calotype.learning.train import Clock, Source, learn
-from calotype.legs import crop_examples, picture_examples, picture_source, start_linear
+from calotype.legs import crop_examples, picture_examples, picture_source, start_space
 from calotype.machine import best_time
 from calotype.recipe import Recipe, leg_above, mistakes_above
 from calotype.spaces.latent import LatentSpace
@@ -37,8 +37,7 @@ class Measurement:
         self.pictures = {size: some.shrunk(size) for size in recipe.chain}
         self.space: Space = PixelSpace()
         if recipe.kind == "latent":
-            self.space = build_space(recipe).to(device)
-            start_linear(self.space, self.pictures[recipe.chain[0]], device)
+            self.space = start_space(recipe, self.pictures[recipe.chain[0]], device)
         base = build_stage(recipe, self.space, classes, self._mixture(len(pictures), classes))
         self.stages = [base, *(build_enlarger(recipe, size, classes) for size in recipe.chain[1:])]
         for stage in self.stages:
@@ -54,7 +53,7 @@ class Measurement:
 
     def phases(self) -> dict[str, Phases]:
         """Of every leg."""
-        first = {} if isinstance(self.space, PixelSpace) else {"autoencoder": self._autoencoder()}
+        first = {"autoencoder": self._autoencoder()} if self.recipe.trains_space else {}
         phases = {**first, "denoiser": self._denoiser()}
         if "joint" in self.recipe.legs:
             phases["joint"] = self._joint()

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from calotype.nets.blocks import Recoloured
-from calotype.nets.vae import Moments, Vae
+from calotype.nets.kl import Autoencoder
+from calotype.nets.vae import Moments
+from calotype.spaces.tiles import LARGE, Scale, in_tiles, measure_reach, tiled
 from calotype.vocabulary import Images, Latents, Rng
 
 
@@ -18,7 +20,7 @@ class LatentSpace(nn.Module):
     mean: Tensor
     spread: Tensor
 
-    def __init__(self, vae: Vae) -> None:
+    def __init__(self, vae: Autoencoder) -> None:
         super().__init__()
         self.vae = vae
         self.channels, self.reduction = vae.config.channels, vae.config.reduction
@@ -27,6 +29,9 @@ class LatentSpace(nn.Module):
 
     @torch.no_grad()
     def moments(self, images: Images) -> Latents:
+        return in_tiles(self._moments, images, Scale(self.reduction, 1), 2 * self.channels)
+
+    def _moments(self, images: Images) -> Latents:
         return torch.cat(self.vae.encode(images), 1)
 
     def sample(self, moments: Recoloured, rng: Rng) -> Latents:
@@ -35,11 +40,14 @@ class LatentSpace(nn.Module):
 
     @torch.no_grad()
     def encode(self, images: Images) -> Latents:
-        return (self.vae.encode(images).mean - self.mean) / self.spread
+        return (self.moments(images).chunk(2, 1)[0] - self.mean) / self.spread
 
     @torch.no_grad()
     def decode(self, latents: Latents) -> Images:
-        return self.developed(latents).clamp(-1, 1)
+        return self._decode(latents * self.spread + self.mean).clamp_(-1, 1)
+
+    def _decode(self, latents: Latents) -> Images:
+        return in_tiles(self.vae.decode, latents, Scale(1, self.reduction), 3)
 
     def developed(self, latents: Latents) -> Images:
         """As `decode`, for training: with gradients, and not clamped."""
@@ -65,3 +73,23 @@ class LatentSpace(nn.Module):
             squares += (mean.square() + log_variance.exp()).sum((0, 2, 3), keepdim=True)
         self.mean.copy_(total / count)
         self.spread.copy_((squares / count - (total / count) ** 2).clamp(min=1e-8).sqrt())
+
+
+@torch.no_grad()
+def about_tiles(space: LatentSpace, images: Images) -> str:
+    """Whether large pictures can be decoded in tiles that equal the whole, measured on these images, in words."""
+    latents, scale = space.vae.encode(images).mean, Scale(1, space.reduction)
+    reach, side = measure_reach(space.vae.decode, latents, scale), max(1, max(latents.shape[-2:]) // 2)
+    whole = space.vae.decode(latents).clamp(-1, 1)
+    made = tiled(space.vae.decode, latents, scale, 3, reach, side).clamp(-1, 1)
+    difference, mean = float((made - whole).abs().max()) / 2, float((made - whole).abs().mean()) / 2
+    measured = (
+        f"on a held-out picture of {images.shape[-1]} px, in tiles of {side * space.reduction} px, values differ by"
+    )
+    large = f"Pictures of more than {LARGE**0.5:.0f} x {LARGE**0.5:.0f} px"
+    if reach.exact:
+        return f"{large} are decoded in tiles, which equals decoding them whole: {measured} up to {difference:.1e}."
+    return (
+        f"{large} cannot be decoded in exact tiles: this decoder looks at the whole picture; "
+        f"{measured} up to {100 * difference:.2g} % of the range, {100 * mean:.2g} % on average."
+    )

@@ -1,0 +1,192 @@
+"""The autoencoder of Stable Diffusion, SDXL and FLUX (arXiv 2112.10752, appendix G), for weights that are there.
+
+Its arithmetic is that of diffusers' `AutoencoderKL`; `interop/diffusers.py` brings weights from there. What we train
+from nothing is `nets/vae.py`: group norms and attention look at the whole picture, so this one has no exact tiles.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Literal
+
+import torch.nn.functional as F
+from pydantic import Field, PositiveInt, model_validator
+from torch import nn
+
+from calotype.nets.blocks import Precision, Recoloured, Resized, autocast
+from calotype.nets.vae import Moments, Vae
+from calotype.vocabulary import Config, Images, Latents
+
+MOST_LEVELS, MOST_BLOCKS = 8, 16
+
+
+class KlConfig(Config):
+    """Levels are counted from the picture down."""
+
+    kind: Literal["kl"] = "kl"
+    channels: PositiveInt = Field(default=4, description="Channels of the latents.")
+    widths: tuple[PositiveInt, ...] = Field(default=(128, 256, 512, 512), min_length=1, max_length=MOST_LEVELS)
+    blocks: int = Field(default=2, ge=1, le=MOST_BLOCKS, description="At each level; the decoder has one more.")
+    groups: PositiveInt = Field(default=32, description="Of channels that are normalised together.")
+    attention: bool = Field(default=True, description="In the middle, where the picture is smallest.")
+    encoder_attention_levels: tuple[int, ...] = ()
+    decoder_attention_levels: tuple[int, ...] = ()
+    mixes_moments: bool = Field(default=True, description="A 1x1 convolution after the encoder (`quant_conv`),")
+    mixes_latents: bool = Field(default=True, description="and one before the decoder (`post_quant_conv`).")
+
+    @model_validator(mode="after")
+    def _groups(self) -> KlConfig:
+        if odd := [width for width in self.widths if width % self.groups]:
+            raise ValueError(f"a level is {odd[0]} channels wide, but must be a multiple of its {self.groups} groups")
+        return self
+
+    @property
+    def reduction(self) -> int:
+        return int(2 ** (len(self.widths) - 1))
+
+
+class Kl(nn.Module):
+    """Images (batch, 3, height, width) <-> latents (batch, channels, height / reduction, width / reduction)."""
+
+    def __init__(self, config: KlConfig, precision: Precision = "float32") -> None:
+        super().__init__()
+        self.config, self.precision = config, precision
+        moments = 2 * config.channels
+        self.encoder, self.decoder = Encoder(config), Decoder(config)
+        self.mix_moments = nn.Conv2d(moments, moments, 1) if config.mixes_moments else nn.Identity()
+        self.mix_latents = nn.Conv2d(config.channels, config.channels, 1) if config.mixes_latents else nn.Identity()
+
+    def encode(self, images: Images) -> Moments:
+        with autocast(images.device, self.precision):
+            mean, log_variance = self.mix_moments(self.encoder(images)).float().chunk(2, 1)
+        return Moments(mean, log_variance.clamp(-30, 20))
+
+    def decode(self, latents: Latents) -> Images:
+        with autocast(latents.device, self.precision):
+            return self.decoder(self.mix_latents(latents)).float()
+
+    def sample(self, moments: Moments, noise: Latents) -> Latents:
+        """A draw from the posterior (arXiv 1312.6114, eq. 9)."""
+        return moments.mean + (moments.log_variance / 2).exp() * noise
+
+
+Autoencoder = Vae | Kl
+
+
+class Encoder(nn.Module):
+    def __init__(self, config: KlConfig) -> None:
+        super().__init__()
+        self.conv_in = nn.Conv2d(3, config.widths[0], 3, padding=1)
+        steps = list(pairwise((config.widths[0], *config.widths)))
+        self.levels = nn.Sequential(
+            *(
+                Level(config, config.blocks, before, width, level in config.encoder_attention_levels, resize)
+                for level, (before, width) in enumerate(steps)
+                for resize in [Halve(width) if level < len(steps) - 1 else nn.Identity()]
+            )
+        )
+        self.middle = middle(config)
+        self.norm = group_norm(config, config.widths[-1])
+        self.conv_out = nn.Conv2d(config.widths[-1], 2 * config.channels, 3, padding=1)
+
+    def forward(self, images: Images) -> Resized:
+        return self.conv_out(F.silu(self.norm(self.middle(self.levels(self.conv_in(images))))))
+
+
+class Decoder(nn.Module):
+    def __init__(self, config: KlConfig) -> None:
+        super().__init__()
+        upwards = config.widths[::-1]
+        self.conv_in = nn.Conv2d(config.channels, upwards[0], 3, padding=1)
+        self.middle = middle(config)
+        steps = list(pairwise((upwards[0], *upwards)))
+        self.levels = nn.Sequential(
+            *(
+                Level(config, config.blocks + 1, before, width, level in config.decoder_attention_levels, resize)
+                for level, (before, width) in zip(reversed(range(len(steps))), steps, strict=True)
+                for resize in [Double(width) if level else nn.Identity()]
+            )
+        )
+        self.norm = group_norm(config, upwards[-1])
+        self.conv_out = nn.Conv2d(upwards[-1], 3, 3, padding=1)
+
+    def forward(self, latents: Latents) -> Resized:
+        return self.conv_out(F.silu(self.norm(self.levels(self.middle(self.conv_in(latents))))))
+
+
+class Level(nn.Module):
+    """Blocks of one size, each followed by attention where there is any, and the step to the next size."""
+
+    def __init__(
+        self, config: KlConfig, count: int, channels: int, width: int, attention: bool, resize: nn.Module
+    ) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Block(config, width if index else channels, width) for index in range(count))
+        self.attentions = nn.ModuleList(Attention(config, width) if attention else nn.Identity() for _ in range(count))
+        self.resize = resize
+
+    def forward(self, image: Latents) -> Resized:
+        for block, attention in zip(self.blocks, self.attentions, strict=True):
+            image = attention(block(image))
+        return self.resize(image)
+
+
+def middle(config: KlConfig) -> nn.Sequential:
+    width = config.widths[-1]
+    attention = Attention(config, width) if config.attention else nn.Identity()
+    return nn.Sequential(Block(config, width, width), attention, Block(config, width, width))
+
+
+def group_norm(config: KlConfig, channels: int) -> nn.GroupNorm:
+    return nn.GroupNorm(config.groups, channels, eps=1e-6)
+
+
+class Block(nn.Module):
+    """Two 3x3 convolutions around a skip."""
+
+    def __init__(self, config: KlConfig, channels: int, width: int) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = group_norm(config, channels), group_norm(config, width)
+        self.conv1 = nn.Conv2d(channels, width, 3, padding=1)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1)
+        self.skip = nn.Identity() if channels == width else nn.Conv2d(channels, width, 1)
+
+    def forward(self, image: Latents) -> Recoloured:
+        inner = self.conv1(F.silu(self.norm1(image)))
+        return self.skip(image) + self.conv2(F.silu(self.norm2(inner)))
+
+
+class Attention(nn.Module):
+    """Self-attention over pixels with one head."""
+
+    def __init__(self, config: KlConfig, channels: int) -> None:
+        super().__init__()
+        self.norm = group_norm(config, channels)
+        self.query, self.key, self.value, self.out = (nn.Linear(channels, channels) for _ in range(4))
+
+    def forward(self, image: Latents) -> Latents:
+        pixels = self.norm(image).flatten(2).transpose(1, 2)[:, None]
+        mixed = F.scaled_dot_product_attention(self.query(pixels), self.key(pixels), self.value(pixels))
+        return image + self.out(mixed)[:, 0].transpose(1, 2).reshape(image.shape)
+
+
+class Halve(nn.Module):
+    """Half the side; zeros stand beside the last row and column alone."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+
+    def forward(self, image: Latents) -> Resized:
+        return self.conv(F.pad(image, (0, 1, 0, 1)))
+
+
+class Double(nn.Module):
+    """Twice the side: every pixel four times, then a convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, image: Latents) -> Resized:
+        return self.conv(F.interpolate(image, scale_factor=2.0, mode="nearest"))
