@@ -52,9 +52,7 @@ class Wish:
         from_file = read_recipe(self.recipe) if self.recipe else {}
         given = {name: value for name in ("size", "kind") if (value := getattr(self, name)) is not None}
         below = merge(from_file, read_space(self.space))
-        settings = merge(below, read_overrides(self.overrides, below), given)
-        if path := settings.get("space", {}).get("path"):
-            settings = merge(settings, {"space": {"path": str(Path(path).expanduser().resolve())}})
+        settings = located(merge(below, read_overrides(self.overrides, below), given))
         stages = settings.get("stages") or [SIZE]
         return {"size": stages[-1], **settings}
 
@@ -67,6 +65,16 @@ def read_space(text: str | None) -> dict[str, Any]:
     if kind != "diffusers" or not path:
         raise UserError(f"--space is {text!r}, but must be own, or diffusers:PATH with the folder of an AutoencoderKL")
     return {"space": {"kind": kind, "path": path}}
+
+
+def located(settings: dict[str, Any]) -> dict[str, Any]:
+    """With the whole path of an imported autoencoder, which must be there: pictures take long to read."""
+    if (path := settings.get("space", {}).get("path")) is None:
+        return settings
+    whole = Path(path).expanduser().resolve()
+    diffusers.read_config(whole)
+    diffusers.weights_file(whole)
+    return merge(settings, {"space": {"path": str(whole)}})
 
 
 def plan(wish: Wish, voice: Voice) -> Plan:
