@@ -42,15 +42,16 @@ Set = Annotated[
     list[str] | None, typer.Option("--set", help="One setting, as in denoiser.backbone.width=384.", show_default=False)
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
+Force = Annotated[bool, typer.Option("--force", help="Go on even with an autoencoder that is not fit to diffuse.")]
 
 
 @app.command()
 def train(
     folder: Folder, size: Size = None, budget: Budget = "30m", kind: Kind = None, out: Out = None,
-    recipe: RecipeFile = None, set: Set = None, device: Device = "auto",
+    recipe: RecipeFile = None, set: Set = None, device: Device = "auto", force: Force = False,
 ) -> None:  # fmt: skip
     """Plan, train, sample and report: from a folder of pictures to new ones."""
-    _train(_wish(folder, size, budget, kind, out, recipe, set, device))
+    _train(_wish(folder, size, budget, kind, out, recipe, set, device), force)
 
 
 @app.command()
@@ -68,20 +69,20 @@ def plan(
 @app.command()
 def demo(
     size: Size = None, budget: Budget = "10m", kind: Kind = None, out: Out = None, recipe: RecipeFile = None,
-    set: Set = None, device: Device = "auto",
+    set: Set = None, device: Device = "auto", force: Force = False,
 ) -> None:  # fmt: skip
     """`train` on the embedded portraits."""
-    _train(_wish(None, size, budget, kind, out, recipe, set, device))
+    _train(_wish(None, size, budget, kind, out, recipe, set, device), force)
 
 
 @app.command()
-def resume(run: RunFolder, device: Device = "auto") -> None:
+def resume(run: RunFolder, device: Device = "auto", force: Force = False) -> None:
     """Go on with a run that was stopped."""
     from calotype import commands
     from calotype.voice import Terminal
 
     voice = Terminal()
-    _tell(commands.resume(run, device, voice))
+    _tell(commands.resume(run, device, voice, force))
 
 
 @app.command()
@@ -151,6 +152,24 @@ def compare(
     print(f"done: look at {commands.compare(runs, data, out, count, seed, device, Terminal()) / 'compare.html'}")
 
 
+@app.command()
+def inspect(
+    run: RunFolder,
+    data: Annotated[
+        Path | None, typer.Option(help="Folder of pictures. [default: the run's]", show_default=False)
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Where to write inspection.html. [default: RUN]", show_default=False)
+    ] = None,
+    device: Device = "auto",
+) -> None:
+    """Say whether a run's autoencoder is fit to diffuse on, and if not, what to change."""
+    from calotype import commands
+    from calotype.voice import Terminal
+
+    print(f"look at {commands.inspect(run, data, out, device, Terminal()) / 'inspection.html'}")
+
+
 @data.command()
 def portraits(
     size: Annotated[int, typer.Option(help="Side of the pictures in pixels.")] = 64,
@@ -183,11 +202,11 @@ def _wish(
     return Wish(folder, size, seconds(budget), out, recipe, tuple(overrides or ()), device, kind, started)
 
 
-def _train(wish: Wish) -> None:
+def _train(wish: Wish, force: bool) -> None:
     from calotype import commands
     from calotype.voice import Terminal
 
-    _tell(commands.train(wish, Terminal()))
+    _tell(commands.train(wish, Terminal(), force))
 
 
 def _tell(folder: Path) -> None:

@@ -20,6 +20,7 @@ from calotype.diffusion.denoiser import Denoiser
 from calotype.diffusion.gaussian import Mixture, fit
 from calotype.evaluate.levels import Search, in_parts, level_distance, search_level
 from calotype.evaluate.reconstruction import psnr
+from calotype.learning.guard import CriticGuard
 from calotype.learning.objectives import Denoising
 from calotype.learning.player import Player, PlayerConfig
 from calotype.learning.run import Leg, deterministic
@@ -38,6 +39,9 @@ PREVIEW_VALUES = 2**20
 CHECK_COUNT = 128
 CHECK_VALUES = 2**23
 """A check looks at fewer pictures where they are large: at so many values in all, and at 4 pictures at least."""
+LOOK_COUNT, LOOK_VALUES = 64, 2**20
+GUARDED = 16
+"""Pictures by which the critic's guard judges: their mean PSNR is steady to a tenth of a dB from look to look."""
 GAUSSIAN_CHECK = 512
 LEVELS_TRIED = 6
 """How many augmentation levels are tried for a stage that enlarges."""
@@ -90,18 +94,17 @@ def autoencoder_leg(recipe: Recipe, pictures: Pictures, device: torch.device) ->
     space = build_space(recipe).to(device)
     start_linear(space, pictures, device)
     config, objective = recipe.autoencoder, build_first_stage(recipe, space.vae)
-    objective.critic.to(device)
     objective.features.to(device)
-    players = {
-        "autoencoder": Player(space.vae, config.learn),
-        "critic": Player(objective.critic, config.critic_learn),
-    }
+    learns = {"autoencoder": config.learn, "critic": config.critic_learn}
+    players = {name: Player(network.to(device), learns[name]) for name, network in objective.players.items()}
     count = check_count(pictures.pixels[0].numel())
     look = Reconstructions(held_out_images(pictures, count, device), players["autoencoder"].average)
     clock = Clock(config.images, config.batch, recipe.seed)
-    return AutoencoderLeg(
-        "autoencoder", objective, players, picture_source(recipe, pictures, device), clock, look.draw, look.measure
-    )
+    source = picture_source(recipe, pictures, device)
+    leg = AutoencoderLeg("autoencoder", objective, players, source, clock, look.draw, look.measure)
+    watched = Reconstructions(look.images[:GUARDED], space.vae)
+    guard = CriticGuard(objective, players["autoencoder"], watched.psnr)
+    return replace(leg, guards={"critic-guard": guard} if "critic" in players else {})
 
 
 @dataclass
@@ -122,6 +125,10 @@ class Reconstructions:
         some = self.images[: max(4, min(PREVIEW_COUNT, PREVIEW_VALUES // self.images[0, 0].numel()))]
         pairs = torch.stack([some, self.reconstruct(some)], 1).flatten(0, 1)
         grid(pils_from_images(pairs), 6).save(path)
+
+    def psnr(self) -> float:
+        """Mean, in dB; what is above 60 is equal to the eye, and must not count for more."""
+        return float(psnr(self.images, self.reconstruct(self.images)).clamp(max=60.0).mean())
 
     @torch.no_grad()
     def measure(self) -> dict[str, float]:
@@ -320,6 +327,18 @@ class Samples:
                 if len(third):
                     measures[f"{name}_loss_{level}_noise"] = float(third.mean())
         return measures
+
+
+def unseen_first(pictures: Pictures, count: int, device: torch.device) -> tuple[Images, int]:
+    """Held-out pictures, and trained ones where those are too few; with how many of them are held out."""
+    held_out = pictures.held_out_indices[:count]
+    chosen = torch.cat([held_out, pictures.train_indices[: count - len(held_out)]])
+    return images_from_pixels(pictures.pixels[chosen]).to(device), len(held_out)
+
+
+def look_count(values: int) -> int:
+    """How many pictures of so many values the doctor looks at between two legs: a few seconds' worth."""
+    return max(4, min(LOOK_COUNT, LOOK_VALUES // values))
 
 
 def held_out_images(pictures: Pictures, count: int, device: torch.device) -> Images:

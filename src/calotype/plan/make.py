@@ -142,9 +142,11 @@ def with_warmups(recipe: Recipe, images: dict[str, int]) -> Recipe:
 
 
 def beside_training(plan: Plan, measured: Measurement, count: int, left: float) -> dict[str, float]:
-    """Seconds of what comes after a leg: the latents after the autoencoder, a search after each stage that enlarges."""
+    """Seconds of what comes after a leg: latents and a look after the autoencoder, a search after each that enlarges."""
     recipe = plan.recipe
-    fixed = {"latents": measured.encode() * count * (2 if recipe.flip else 1)} if recipe.kind == "latent" else {}
+    encoded = count * (2 if recipe.flip else 1)
+    latent = {"latents": measured.encode() * encoded, "inspect": measured.inspect()}
+    fixed = latent if recipe.kind == "latent" else {}
     for index, size in enumerate(recipe.chain[1:], 1):
         crop = (recipe.enlarger(size).crop or size) / size
         below = sum(measured.sample_stage(place) for place in range(index))
@@ -169,7 +171,7 @@ def in_order(seconds: dict[str, float]) -> dict[str, float]:
 
     def place(what: str) -> tuple[int, int]:
         head, _, size = what.partition("-")
-        rank = ["autoencoder", "latents", "denoiser", "enlarge", "mistakes", "level", "samples"].index(head)
+        rank = ["autoencoder", "latents", "inspect", "denoiser", "enlarge", "mistakes", "level", "samples"].index(head)
         return (int(size), rank) if size else (last if head == "samples" else 0, rank)
 
     return {what: seconds[what] for what in sorted(seconds, key=place)}
