@@ -34,7 +34,7 @@ from calotype.vocabulary import Images, UserError
 
 FORMAT = 1
 COUNT, VALUES = 256, 2**22
-"""Pictures that are looked at, fewer where they are large; and for statistics, of a run that has none yet, four times."""
+"""Pictures that are looked at, fewer where they are large; four times as many for statistics where there are none."""
 SHOWN, SHOWN_VALUES, SHOWN_LATENTS, TILE = 8, 2**21, 3, 4
 """Pictures on the page, fewer where they are large, and latents, whose small places are shown as squares."""
 
@@ -164,7 +164,7 @@ def known(value: Any) -> Any:
 
 
 def plates(space: LatentSpace, images: Images) -> dict[str, Image.Image]:
-    """Originals, reconstructions and errors; and the channels of a few latents, each from black to white over 6 spreads."""
+    """Originals, reconstructions and errors; and the channels of a few latents, black to white over six spreads."""
     some = images[: max(2, min(SHOWN, SHOWN_VALUES // images[0].numel()))]
     latents = space.encode(some)
     fake = space.decode(latents)

@@ -20,7 +20,7 @@ LEAST_SIGNAL = 0.1
 MOST_STUCK = 0.5
 """A channel most of whose values stay where they are when every pixel changes has run into a limit."""
 FARTHEST_MEAN, FARTHEST_STD = 0.5, 2.0
-"""Held-out pictures differ from trained ones by a tenth; a mean half a spread off, or a spread off by two, is no chance."""
+"""Held-out pictures are off by a tenth; a mean half a spread off, or a spread twice or half of 1, is no chance."""
 LARGEST_STD = 100.0
 """Well-kept latents spread by 1 to 6; a spread of 100 grows on, and the latents are stored in 16 bits, up to 65,504."""
 LEAST_FORGIVING = 20.0
@@ -31,6 +31,8 @@ LEAST_OVER_BLOCKS = -1.0
 """dB by which reconstructions may be worse than a mean colour a place, which is what no training at all can give."""
 MOST_LOST = 1.0
 """dB of held-out PSNR lost again: a critic that sharpens costs less."""
+INVISIBLE = 40.0
+"""dB above which a loss cannot be seen."""
 CRITIC_WON = 0.97
 """Of its verdicts right: it has won, and a critic that has won only disturbs."""
 
@@ -180,7 +182,7 @@ def of_critic(measures: Measures) -> Iterator[Finding]:
     critic = measures.critic
     if critic is None:
         return
-    lost = critic.best - critic.last
+    lost = min(critic.best, INVISIBLE) - critic.last
     if lost > MOST_LOST:
         yield Finding(
             "critic gone wild",

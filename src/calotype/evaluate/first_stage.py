@@ -1,6 +1,6 @@
 """What an autoencoder does to pictures it has not seen, in numbers; `diagnosis.py` says what they mean.
 
-All of a latent is meant as a denoiser sees it, brought to mean 0 and spread 1 by the space's statistics, but for what is
+Latents are meant as a denoiser sees them, brought to mean 0 and spread 1 by the space's statistics, but for what is
 called raw.
 """
 

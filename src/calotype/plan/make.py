@@ -142,7 +142,7 @@ def with_warmups(recipe: Recipe, images: dict[str, int]) -> Recipe:
 
 
 def beside_training(plan: Plan, measured: Measurement, count: int, left: float) -> dict[str, float]:
-    """Seconds of what comes after a leg: latents and a look after the autoencoder, a search after each that enlarges."""
+    """Seconds of what comes after a leg: latents and the doctor, and a search after each stage that enlarges."""
     recipe = plan.recipe
     encoded = count * (2 if recipe.flip else 1)
     latent = {"latents": measured.encode() * encoded, "inspect": measured.inspect()}

@@ -95,9 +95,9 @@ class Measurement:
 
     def inspect(self) -> float:
         """Seconds of the doctor's look between two legs; 0 in pixels."""
-        if isinstance(self.space, PixelSpace):
+        if not isinstance(space := self.space, LatentSpace):
             return 0.0
-        space, images = self.space, self._images(4)
+        images = self._images(4)
         a_picture = best_time(lambda: measure(space, images, 0, thorough=False), self.device, 1) / len(images)
         return a_picture * look_count(images[0].numel())
 

@@ -45,8 +45,8 @@ def masthead(found: Found) -> Html:
         {
             "Pictures": f"{found['data']}: {measures['pictures']:,}, of them {measures['held_out']:,} never trained on",
             "Autoencoder": found["state"],
-            "Score": f"{figures(found['score'])}, of 1: how much of a picture’s looks is left after noise, the simplest "
-            "of denoisers and the decoder",
+            "Score": f"{figures(found['score'])}, of 1: how much of a picture’s looks is left after noise, the "
+            "simplest of denoisers and the decoder",
             "Inspected": f"{moment(found['created'])}, on {found['device']}",
         }
     )
