@@ -59,15 +59,14 @@ class Channel:
 
 @dataclass(frozen=True)
 class Spectrum:
-    """Power by frequency, in cycles a place: of the latents, and of the pictures shrunk to as many places."""
+    """Power by frequency, in cycles a place: of the latents, and of the pictures shrunk to as many places.
+
+    The mean is 1, and noise has 1 everywhere.
+    """
 
     frequencies: list[float]
     latents: list[float]
     pictures: list[float]
-
-    def fine(self, power: list[float]) -> float:
-        """The share above half of the highest frequency."""
-        return sum(power[len(power) // 2 :]) / max(sum(power), 1e-12)
 
 
 @dataclass(frozen=True)
@@ -182,8 +181,8 @@ def spectrum(latents: Latents, pictures: OtherImages) -> Spectrum:
     powers = []
     for values in (latents, pictures):
         power = cosines(values - values.mean(0)).square().mean(0).sum(0).flatten().double().cpu()
-        summed = torch.zeros(BARS, dtype=torch.float64).index_add(0, bins, power)
-        powers.append((summed[count > 0] / summed.sum().clamp(min=1e-12)).tolist())
+        summed = torch.zeros(BARS, dtype=torch.float64).index_add(0, bins, power / power.mean().clamp(min=1e-12))
+        powers.append((summed / count)[count > 0].tolist())
     return Spectrum(found, *powers)
 
 

@@ -128,13 +128,13 @@ def plots(found: Found) -> Html:
         for name in ("latents", "pictures")
     ]
     left = Series("left", [(float(sigma), 1 - value) for sigma, value in developed.items()], marked=True)
-    note = "Of the latents, and of the pictures shrunk to as many places; level lines are noise to a denoiser."
+    note = "Of the latents, and of the pictures shrunk to as many places; 1 everywhere is noise."
     how = "Of a picture’s looks, after noise on its latents, the simplest of denoisers and the decoder."
     return section(
         "Spectrum and noise",
         tag(
             "div",
-            figure_of("Spectrum", "share of the power", power, "cycles a place", note),
+            figure_of("Spectrum", "power", power, "cycles a place", note),
             figure_of("What is left", "share", [left], "sigma", how),
             class_="plots",
         ),
