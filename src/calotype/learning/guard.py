@@ -57,11 +57,11 @@ class CriticGuard:
         found, best = self.psnr(), self.best
         ruined = bool(self.before) and not found >= best - JUMP  # also where it is not a number
         if ruined:
-            self.player.restore(self.before, self.steps)
+            self.player.restore(copied(self.before), self.steps)
             self.objective.trust *= LOWERED
         elif found >= best:
             self.best, self.steps = found, self.player.steps
-            self.before = {name: value.detach().clone() for name, value in self.player.tensors().items()}
+            self.before = copied(self.player.tensors())
         return Look(found, self.best, self.objective.trust, ruined)
 
     def tensors(self) -> dict[str, Tensor]:
@@ -73,3 +73,8 @@ class CriticGuard:
         device = next(self.player.network.parameters()).device
         kept = {name.removeprefix("before."): value.to(device) for name, value in tensors.items() if name != "about"}
         self.before, self.steps = kept, steps
+
+
+def copied(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """So that what learns on does not change what is kept."""
+    return {name: value.detach().clone() for name, value in tensors.items()}
