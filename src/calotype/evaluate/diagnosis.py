@@ -27,8 +27,8 @@ LEAST_FORGIVING = 20.0
 """dB between pictures whose latents are a tenth of a spread apart: closed-form autoencoders have 30 and more."""
 WORST_COLOUR = 0.03
 """A shift of four levels of 255 in an even area can be seen."""
-LEAST_OVER_BLOCKS = -1.0
-"""dB by which reconstructions may be worse than a mean colour a place, which is what no training at all can give."""
+BELOW_BLOCKS, USELESS = 1.0, 20.0
+"""dB by which reconstructions may be worse than a mean colour a place; and dB below which that is no use at all."""
 MOST_LOST = 1.0
 """dB of held-out PSNR lost again: a critic that sharpens costs less."""
 INVISIBLE = 40.0
@@ -153,12 +153,13 @@ def of_scale(measures: Measures) -> Iterator[Finding]:
 
 def of_reconstruction(measures: Measures) -> Iterator[Finding]:
     found = measures.reconstruction
-    if found.psnr - found.blocks < LEAST_OVER_BLOCKS:
+    if found.psnr < found.blocks - BELOW_BLOCKS:
         yield Finding(
             "poor reconstruction",
             f"reconstructions have {found.psnr:.1f} dB, less than a mean colour for each place ({found.blocks:.1f} dB)",
-            found.psnr, found.blocks + LEAST_OVER_BLOCKS,
-            "the decoder has not learned to read these latents: train it longer, or with a lower learning rate", True,
+            found.psnr, found.blocks - BELOW_BLOCKS,
+            "the decoder has not learned to read these latents: train it longer, or with a lower learning rate",
+            found.psnr < USELESS,
         )  # fmt: skip
     shift = max(map(abs, measures.colour))
     if shift > WORST_COLOUR:
