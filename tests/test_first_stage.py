@@ -125,15 +125,15 @@ def test_a_trained_autoencoder_gets_none_and_a_better_score(pictures):
 
 
 def test_a_kl_of_weight_1_is_a_collapse(pictures, monkeypatch):
-    """Of all that the encoder can learn, at a rate at which 80 steps do what many would."""
+    """Of all that the encoder can learn, at a rate at which 60 steps do what many would."""
     monkeypatch.setattr(vae, "GAIN", 1.0)
-    space = trained(pictures[0], 1.0, lambda vae: [*vae.encoder.out.parameters(), vae.linear_in.weight], 0.1, 80)
+    space = trained(pictures[0], 1.0, lambda vae: [*vae.encoder.out.parameters(), vae.linear_in.weight], 0.12, 60)
     diagnosis = found(space, pictures[1])
     assert "posterior collapse" in names(diagnosis) and not diagnosis.fit
-    assert "autoencoder.losses.kl" in diagnosis.advice and diagnosis.score < 0.1
+    assert "autoencoder.losses.kl" in diagnosis.advice and diagnosis.score < 0.2
 
 
-def trained(images, kl, learns, rate, steps=40):
+def trained(images, kl, learns, rate, steps=25):
     """The closed-form start, after more steps on these weights, with their statistics."""
     space = linear(images)
     config = FirstStageConfig(kl=kl, perceptual=0, adversarial=0)

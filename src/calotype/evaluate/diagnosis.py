@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from statistics import mean
+from statistics import mean, median
 
 from calotype.evaluate.first_stage import MISTAKE, Channel, Measures
 
@@ -17,6 +17,8 @@ MOST = 0.5
 """What is wrong with more than this share of the channels is wrong with the whole; else it is a loss."""
 LEAST_SIGNAL = 0.1
 """A channel that is nine tenths noise tells a decoder next to nothing."""
+EVEN = 0.5
+"""Where most channels have more noise than picture, a decoder sees no more than a denoiser does half way."""
 MOST_STUCK = 0.5
 """A channel most of whose values stay where they are when every pixel changes has run into a limit."""
 FARTHEST_MEAN, FARTHEST_STD = 0.5, 2.0
@@ -93,12 +95,12 @@ def not_finite() -> Finding:
 
 def of_channels(measures: Measures) -> Iterator[Finding]:
     channels = measures.channels
-    silent = [one for one in channels if one.signal < LEAST_SIGNAL]
-    if len(silent) > MOST * len(channels):
+    silent, noisy = ([one for one in channels if one.signal < least] for least in (LEAST_SIGNAL, EVEN))
+    if len(noisy) > MOST * len(channels):
         yield Finding(
             "posterior collapse",
-            f"the posterior has collapsed: {said(silent, channels)} hold noise and no picture",
-            max(one.signal for one in silent), LEAST_SIGNAL,
+            f"the posterior has collapsed: {said(noisy, channels)} hold more noise than picture",
+            median(one.signal for one in noisy), EVEN,
             "lower autoencoder.losses.kl (1e-5 is the default) and train the autoencoder anew", True,
         )  # fmt: skip
         return
