@@ -37,8 +37,8 @@ SIGMAS = (0.0, 0.2, 0.5, 1.0)
 """Noise that is put on latents and taken away again: with more, nothing is left of the picture in any space."""
 BARS = 8
 """In a spectrum."""
-FEW = 16
-"""Pictures for what costs most: the perceptual distance."""
+SHARE = 4
+"""One in so many pictures is looked at where it costs most: with the perceptual distance."""
 TRANSFORMS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "half the size": lambda images: F.avg_pool2d(images, 2),
     "a quarter turn": lambda images: images.rot90(1, (2, 3)),
@@ -214,7 +214,7 @@ def equivariance(space: LatentSpace, images: Images, latents: Latents) -> dict[s
 
 
 def reconstruction(images: Images, fake: Images, space: LatentSpace, thorough: bool) -> Reconstruction:
-    few = slice(0, None if thorough else FEW)
+    few = slice(0, None) if thorough else some_of(images)
     side = space.reduction if space.channels >= 3 else images.shape[-1]
     blocks = F.interpolate(F.avg_pool2d(images, side), scale_factor=side)
     frechet = None
@@ -227,6 +227,10 @@ def reconstruction(images: Images, fake: Images, space: LatentSpace, thorough: b
         blocks=mean_psnr(images, blocks),
         frechet=frechet,
     )
+
+
+def some_of(batch: Tensor) -> slice:
+    return slice(0, max(2, len(batch) // SHARE))
 
 
 def mean_psnr(images: Images, others: Images) -> float:
@@ -245,7 +249,7 @@ def colour_bias(space: LatentSpace, images: Images) -> list[float]:
 
 
 def mistaken(space: LatentSpace, latents: Latents, fake: Images, rng: Rng) -> float:
-    few = slice(0, FEW)
+    few = some_of(latents)
     wrong = latents[few] + MISTAKE * rng.at("mistake").noise_like(latents[few])
     return mean_psnr(fake[few], in_parts(space.decode, wrong))
 
@@ -256,7 +260,7 @@ def developed(space: LatentSpace, clean: Latents, images: Images, rng: Rng) -> d
     1 is that of another picture. The denoiser is Wiener's, which knows the power of each frequency in each channel, and
     believes what the space's statistics say: mean 0 and spread 1. Where they are wrong, so is what it makes.
     """
-    few = slice(0, FEW)
+    few = some_of(images)
     offset, spread = clean.mean((0, 2, 3), keepdim=True), clean.std((0, 2, 3), correction=0, keepdim=True)
     known = (clean - offset).mean(0, keepdim=True) / spread.clamp(min=1e-8)
     power = cosines((clean - offset) / spread.clamp(min=1e-8) - known).square().mean(0)

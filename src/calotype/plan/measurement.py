@@ -97,7 +97,7 @@ class Measurement:
         """Seconds of the doctor's look between two legs; 0 in pixels."""
         if not isinstance(space := self.space, LatentSpace):
             return 0.0
-        images = self._images(4)
+        images = self._images(8)
         a_picture = best_time(lambda: measure(space, images, 0, thorough=False), self.device, 1) / len(images)
         return a_picture * look_count(images[0].numel())
 
