@@ -45,13 +45,16 @@ def save(folder: Path, leg: str, players: Mapping[str, Saved], clock: Clock) -> 
 
 
 def restore(folder: Path, leg: str, players: Mapping[str, Saved], clock: Clock) -> Path | None:
-    """Brings players and clock to the newest whole checkpoint of the leg, and returns it; None if there is none."""
+    """Brings players and clock to the newest whole checkpoint of the leg, and returns it; None if there is none.
+
+    A guard that a checkpoint of an earlier version does not know begins anew.
+    """
     path = next((path for path in reversed(checkpoints(folder, leg)) if is_whole(path)), None)
     if path is None:
         return None
     state = read_json(path / "state.json")
-    for name, player in players.items():
-        player.restore(load_file(path / f"{name}.safetensors"), state["steps"][name])
+    for name in [one for one in players if one in state["steps"]]:
+        players[name].restore(load_file(path / f"{name}.safetensors"), state["steps"][name])
     clock.restore(state["clock"])
     return path
 
