@@ -80,6 +80,9 @@ class Measured(Measurement):
     def encode(self):
         return self._encode
 
+    def inspect(self):
+        return 0.1
+
     def parameters(self):
         return {"autoencoder": 1000, "denoiser": 2000}
 
@@ -324,7 +327,8 @@ def test_what_comes_after_a_leg():
     plan = allotted(600.0)
     told = plan.predicted["seconds"]
     assert plan.after("denoiser") == told["samples"]
-    assert math.isclose(plan.after("autoencoder"), told["latents"] + told["denoiser"] + told["samples"])
+    after = ("latents", "inspect", "denoiser", "samples")
+    assert math.isclose(plan.after("autoencoder"), sum(told[what] for what in after))
 
 
 # -- Chains of stages --------------------------------------------------------------------------------------------------
@@ -485,9 +489,9 @@ THREE = merge(
 )
 LEGS = {
     "cascade": (CASCADE, ["denoiser", "enlarge-16", "level-16"]),
-    "hybrid": (HYBRID, ["autoencoder", "latents", "denoiser", "enlarge-16", "level-16"]),
+    "hybrid": (HYBRID, ["autoencoder", "latents", "inspect", "denoiser", "enlarge-16", "level-16"]),
     "three stages": (THREE, ["denoiser", "enlarge-16", "level-16", "enlarge-32", "level-32"]),
-    "latent": (SETTINGS, ["autoencoder", "latents", "denoiser"]),
+    "latent": (SETTINGS, ["autoencoder", "latents", "inspect", "denoiser"]),
 }
 legs = pytest.mark.parametrize(("settings", "order"), LEGS.values(), ids=LEGS)
 

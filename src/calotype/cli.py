@@ -58,15 +58,17 @@ SamplerOption = Annotated[
     str | None, typer.Option("--sampler", help="euler, heun, dpm_solver or ancestral.", show_default=False)
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
+Force = Annotated[bool, typer.Option("--force", help="Go on even with an autoencoder that is not fit to diffuse.")]
 
 
 @app.command()
 def train(
     folder: Folder, size: Size = None, budget: Budget = "30m", kind: Kind = None, out: Out = None,
     recipe: RecipeFile = None, set: Set = None, device: Device = "auto", space: Space = None,
+    force: Force = False,
 ) -> None:  # fmt: skip
     """Plan, train, sample and report: from a folder of pictures to new ones."""
-    _train(_wish(folder, size, budget, kind, out, recipe, set, device, space))
+    _train(_wish(folder, size, budget, kind, out, recipe, set, device, space), force)
 
 
 @app.command()
@@ -85,19 +87,20 @@ def plan(
 def demo(
     size: Size = None, budget: Budget = "10m", kind: Kind = None, out: Out = None, recipe: RecipeFile = None,
     set: Set = None, device: Device = "auto", space: Space = None,
+    force: Force = False,
 ) -> None:  # fmt: skip
     """`train` on the embedded portraits."""
-    _train(_wish(None, size, budget, kind, out, recipe, set, device, space))
+    _train(_wish(None, size, budget, kind, out, recipe, set, device, space), force)
 
 
 @app.command()
-def resume(run: RunFolder, device: Device = "auto") -> None:
+def resume(run: RunFolder, device: Device = "auto", force: Force = False) -> None:
     """Go on with a run that was stopped."""
     from calotype import commands
     from calotype.voice import Terminal
 
     voice = Terminal()
-    _tell(commands.resume(run, device, voice))
+    _tell(commands.resume(run, device, voice, force))
 
 
 @app.command()
@@ -201,6 +204,24 @@ def compare(
     print(f"done: look at {commands.compare(runs, data, out, count, seed, device, Terminal()) / 'compare.html'}")
 
 
+@app.command()
+def inspect(
+    run: RunFolder,
+    data: Annotated[
+        Path | None, typer.Option(help="Folder of pictures. [default: the run's]", show_default=False)
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Where to write inspection.html. [default: RUN]", show_default=False)
+    ] = None,
+    device: Device = "auto",
+) -> None:
+    """Say whether a run's autoencoder is fit to diffuse on, and if not, what to change."""
+    from calotype import commands
+    from calotype.voice import Terminal
+
+    print(f"look at {commands.inspect(run, data, out, device, Terminal()) / 'inspection.html'}")
+
+
 @data.command()
 def portraits(
     size: Annotated[int, typer.Option(help="Side of the pictures in pixels.")] = 64,
@@ -233,11 +254,11 @@ def _wish(
     return Wish(folder, size, seconds(budget), out, recipe, tuple(overrides or ()), device, kind, started, space)
 
 
-def _train(wish: Wish) -> None:
+def _train(wish: Wish, force: bool) -> None:
     from calotype import commands
     from calotype.voice import Terminal
 
-    _tell(commands.train(wish, Terminal()))
+    _tell(commands.train(wish, Terminal(), force))
 
 
 def _tell(folder: Path) -> None:

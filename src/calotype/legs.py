@@ -25,6 +25,7 @@ from calotype.evaluate.levels import Search, in_parts, level_distance, search_le
 from calotype.evaluate.preference import Preference, prefer
 from calotype.evaluate.reconstruction import psnr
 from calotype.interop import diffusers
+from calotype.learning.guard import CriticGuard
 from calotype.learning.joint import Joint
 from calotype.learning.objectives import Denoising
 from calotype.learning.player import Player, PlayerConfig
@@ -45,6 +46,9 @@ PREVIEW_VALUES = 2**20
 CHECK_COUNT = 128
 CHECK_VALUES = 2**23
 """A check looks at fewer pictures where they are large: at so many values in all, and at 4 pictures at least."""
+LOOK_COUNT, LOOK_VALUES = 64, 2**20
+GUARDED = 16
+"""Pictures by which the critic's guard judges: their mean PSNR is steady to a tenth of a dB from look to look."""
 GAUSSIAN_CHECK = 512
 LOCAL_PLACES = 2**19
 FEWEST_TO_FOLD = 8
@@ -111,17 +115,16 @@ def autoencoder_leg(recipe: Recipe, pictures: Pictures, device: torch.device) ->
     deterministic(recipe.seed)
     space = start_space(recipe, pictures, device)
     config, objective = recipe.autoencoder, build_first_stage(recipe, space.vae)
-    objective.critic.to(device)
     objective.features.to(device)
-    players = {
-        "autoencoder": Player(space.vae, config.learn),
-        "critic": Player(objective.critic, config.critic_learn),
-    }
+    learns = {"autoencoder": config.learn, "critic": config.critic_learn}
+    players = {name: Player(network.to(device), learns[name]) for name, network in objective.players.items()}
     look = reconstructions(pictures, players["autoencoder"].average, device)
     clock = Clock(config.images, config.batch, recipe.seed)
-    return AutoencoderLeg(
-        "autoencoder", objective, players, picture_source(recipe, pictures, device), clock, look.draw, look.measure
-    )
+    source = picture_source(recipe, pictures, device)
+    leg = AutoencoderLeg("autoencoder", objective, players, source, clock, look.draw, look.measure)
+    watched = Reconstructions(look.images[:GUARDED], space.vae)
+    guard = CriticGuard(objective, players["autoencoder"], watched.psnr)
+    return replace(leg, guards={"critic-guard": guard} if "critic" in players else {})
 
 
 def reconstructions(pictures: Pictures, vae: nn.Module, device: torch.device) -> Reconstructions:
@@ -147,6 +150,10 @@ class Reconstructions:
         some = self.images[: max(4, min(PREVIEW_COUNT, PREVIEW_VALUES // self.images[0, 0].numel()))]
         pairs = torch.stack([some, self.reconstruct(some)], 1).flatten(0, 1)
         grid(pils_from_images(pairs), 6).save(path)
+
+    def psnr(self) -> float:
+        """Mean, in dB; what is above 40 is equal to the eye, and must not count for more."""
+        return float(psnr(self.images, self.reconstruct(self.images)).clamp(max=40.0).mean())
 
     @torch.no_grad()
     def measure(self) -> dict[str, float]:
@@ -201,14 +208,10 @@ def joint_leg(recipe: Recipe, stage: Stage, pictures: Pictures, device: torch.de
     """More training of a stage in latents, together with the autoencoder that makes them."""
     deterministic(recipe.seed + 2)
     objective = build_joint(recipe, trainable(stage))
-    objective.first.critic.to(device)
     objective.first.features.to(device)
-    config = recipe.autoencoder
-    players = {
-        "autoencoder": Player(objective.space, gentler(config.learn)),
-        "critic": Player(objective.first.critic, config.critic_learn),
-        "denoiser": Player(objective.stage.denoiser, gentler(recipe.denoiser.learn)),
-    }
+    first, second = gentler(recipe.autoencoder.learn), gentler(recipe.denoiser.learn)
+    learns = {"autoencoder": first, "critic": recipe.autoencoder.critic_learn, "denoiser": second}
+    players = {name: Player(network.to(device), learns[name]) for name, network in objective.players.items()}
     source = picture_examples(recipe, pictures, device)(pictures.train_indices)
     clock = Clock(recipe.joint.images, recipe.joint.batch, recipe.seed)
     leg = JointLeg("joint", objective, players, source, clock, lambda path: None, dict)
@@ -435,6 +438,18 @@ class Samples:
                 if len(third):
                     measures[f"{name}_loss_{level}_noise"] = float(third.mean())
         return measures
+
+
+def unseen_first(pictures: Pictures, count: int, device: torch.device) -> tuple[Images, int]:
+    """Held-out pictures, and trained ones where those are too few; with how many of them are held out."""
+    held_out = pictures.held_out_indices[:count]
+    chosen = torch.cat([held_out, pictures.train_indices[: count - len(held_out)]])
+    return images_from_pixels(pictures.pixels[chosen]).to(device), len(held_out)
+
+
+def look_count(values: int) -> int:
+    """How many pictures of so many values the doctor looks at between two legs: a few seconds' worth."""
+    return max(4, min(LOOK_COUNT, LOOK_VALUES // values))
 
 
 def held_out_images(pictures: Pictures, count: int, device: torch.device) -> Images:

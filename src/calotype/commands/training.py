@@ -86,8 +86,11 @@ def plan(wish: Wish, voice: Voice) -> Plan:
     return made
 
 
-def train(wish: Wish, voice: Voice) -> Path:
-    """From a folder of pictures to a model, its samples and a report. Returns the folder of the run."""
+def train(wish: Wish, voice: Voice, force: bool = False) -> Path:
+    """From a folder of pictures to a model, its samples and a report. Returns the folder of the run.
+
+    `force` goes on with an autoencoder that the doctor finds unfit.
+    """
     settings = wish.settings()
     folder = run_folder(wish, settings["size"])
     pictures = read(wish.folder, settings["size"], folder / "cache", voice)
@@ -102,10 +105,10 @@ def train(wish: Wish, voice: Voice) -> Path:
     run.spend("plan", time.time() - was_read)
     write_whole(folder / "recipe.toml", to_toml(made.recipe))
     write_json(folder / "plan.json", made.as_json())
-    return develop(run, made, pictures, machine, voice)
+    return develop(run, made, pictures, machine, voice, force)
 
 
-def resume(folder: Path, device: str, voice: Voice) -> Path:
+def resume(folder: Path, device: str, voice: Voice, force: bool = False) -> Path:
     """Goes on with a run that was stopped, wherever it was."""
     run = Run.open(folder)
     if run.state["state"] == "finished":
@@ -123,7 +126,7 @@ def resume(folder: Path, device: str, voice: Voice) -> Path:
         raise UserError(
             f"the imported autoencoder has changed since {folder} was started; put it back, or start a new run"
         )
-    return develop(run, made, pictures, examine(device, run.state.get("threads")), voice)
+    return develop(run, made, pictures, examine(device, run.state.get("threads")), voice, force)
 
 
 def content_of(recipe: Recipe) -> str | None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from calotype.commands.inspecting import short_look
 from calotype.commands.sampling import sample
 from calotype.commands.talk import Voice, counting, unless
 from calotype.data.folder import Pictures
@@ -42,14 +43,17 @@ from calotype.spaces.pixel import PixelSpace, Space
 from calotype.stage import Stage
 
 
-def develop(run: Run, plan: Plan, pictures: Pictures, machine: Machine, voice: Voice) -> Path:
-    """All legs of a run, then its model, samples and report. Raises `Interrupted` when asked to stop."""
+def develop(run: Run, plan: Plan, pictures: Pictures, machine: Machine, voice: Voice, force: bool = False) -> Path:
+    """All legs of a run, then its model, samples and report. Raises `Interrupted` when asked to stop.
+
+    Without `force` it ends in a `UserError` where an autoencoder has come out that is not worth diffusing on.
+    """
     with run.locked():
         run.state["state"] = "training"
         run.save()
         try:
             with stoppable() as stop:
-                _develop(run, plan, pictures, machine.device, voice, stop)
+                _develop(Workshop(run, plan, pictures, machine.device, voice, stop, force))
             run.state["state"] = "finished"
         except (Interrupted, KeyboardInterrupt):
             run.state["state"] = "interrupted"
@@ -64,20 +68,18 @@ def develop(run: Run, plan: Plan, pictures: Pictures, machine: Machine, voice: V
     return run.folder
 
 
-def _develop(
-    run: Run, plan: Plan, pictures: Pictures, device: torch.device, voice: Voice, stop: threading.Event
-) -> None:
-    workshop = Workshop(run, plan, pictures, device, voice, stop)
+def _develop(workshop: Workshop) -> None:
+    run, plan, recipe = workshop.run, workshop.plan, workshop.recipe
     space, examples = workshop.space()
     stages = [workshop.joint(workshop.base(space, examples))]
-    recipe = plan.recipe
     for size in recipe.chain[1:]:
         stage = workshop.enlarger(size, stages[-1])
         recipe = workshop.with_best_level(recipe, stages, stage)
         stages.append(stage)
-    save_model(run.folder / "model", recipe, stages, pictures.classes)
+    save_model(run.folder / "model", recipe, stages, workshop.pictures.classes)
     with run.timing("samples"):
-        sample(run.folder, plan.final_count, None, recipe.seed, run.folder / "samples", str(device), voice)
+        device, voice = str(workshop.device), workshop.voice
+        sample(run.folder, plan.final_count, None, recipe.seed, run.folder / "samples", device, voice)
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,7 @@ class Workshop:
     device: torch.device
     voice: Voice
     stop: threading.Event
+    force: bool
 
     @property
     def recipe(self) -> Recipe:
@@ -106,6 +109,8 @@ class Workshop:
             space.measure(moments.float().to(self.device) for moments in cache.of(pictures.train_indices))
             if isinstance(self.recipe.space, ImportedSpace):
                 self.run.log("note", text=about_tiles(space, held_out_images(pictures, 1, self.device)))
+        with self.run.timing("inspect"):
+            short_look(self.run, space, pictures, self.voice, self.force)
         return space, latent_examples(self.recipe, pictures, cache, self.device)
 
     def autoencoder(self, pictures: Pictures) -> Autoencoder:

@@ -35,9 +35,7 @@ class Joint:
         assert isinstance(stage.space, LatentSpace)
         self.stage, self.space, self.first, self.config = stage, stage.space, first, config
         self.denoising = Denoising(stage, label_dropout)
-        self.players: dict[str, nn.Module] = {
-            "autoencoder": stage.space, "critic": first.critic, "denoiser": stage.denoiser,
-        }  # fmt: skip
+        self.players: dict[str, nn.Module] = {**first.players, "autoencoder": stage.space, "denoiser": stage.denoiser}
 
     def losses(self, batch: Batch, progress: float, rng: Rng) -> dict[str, Loss]:
         moments = self.space.vae.encode(batch.clean)

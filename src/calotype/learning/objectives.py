@@ -65,7 +65,14 @@ class FirstStage:
 
     def __init__(self, vae: Autoencoder, critic: Critic, features: EfficientNetLite0, config: FirstStageConfig) -> None:
         self.vae, self.critic, self.features, self.config = vae, critic, features, config
-        self.players: dict[str, nn.Module] = {"autoencoder": vae, "critic": critic}
+        self.players: dict[str, nn.Module] = {"autoencoder": vae, **({"critic": critic} if config.adversarial else {})}
+        self.trust = 1.0
+        """What is left of the critic's weight; lowered when it has done harm (`guard.py`)."""
+
+    @property
+    def listens_from(self) -> float:
+        """The fraction of the run from which on the autoencoder listens to the critic."""
+        return max(self.config.critic_start, self.config.critic_used)
 
     def losses(self, batch: Batch, progress: float, rng: Rng) -> dict[str, Loss]:
         return self.judged(batch.clean, self.vae.encode(batch.clean), progress, rng)
@@ -88,19 +95,20 @@ class FirstStage:
             terms["perceptual"] = config.perceptual * distance
         reconstruction = torch.stack(list(terms.values())).sum()
         terms["kl"] = config.kl * kl_to_normal(moments).mean()
-        if config.adversarial and progress >= max(config.critic_start, config.critic_used):
+        if config.adversarial and progress >= self.listens_from:
             terms["adversarial"] = self._adversarial(reconstruction, fake)
         return Loss(torch.stack(list(terms.values())).sum(), {name: term.detach() for name, term in terms.items()})
 
     def _adversarial(self, reconstruction: Tensor, fake: Images) -> Tensor:
-        """Hinge loss; its gradient at the picture is `adversarial` times the length of the reconstruction's.
+        """Hinge loss; its gradient at the picture is `adversarial` times the length of the reconstruction's, or less.
 
         The adaptive weight of arXiv 2012.09841, eq. 7, taken at the picture instead of the last layer, and capped.
         """
         some = share(len(fake), self.config.critic_share)
         loss = -self.critic(fake[-some:]).mean()
         ours, theirs = (torch.autograd.grad(part, fake, retain_graph=True)[0].norm() for part in (reconstruction, loss))
-        return (self.config.adversarial * ours / (theirs + 1e-8)).clamp(max=self.config.adversarial_cap) * loss
+        weight = (self.config.adversarial * ours / (theirs + 1e-8)).clamp(max=self.config.adversarial_cap)
+        return self.trust * weight * loss
 
     def _critic(self, real: Images, fake: Images) -> Loss:
         """Hinge loss (arXiv 1705.02894, eq. 3), with the logit gap and the share of right verdicts."""

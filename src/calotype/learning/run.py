@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +19,8 @@ from torch import Tensor
 
 from calotype.files import read_json, write_json
 from calotype.learning import checkpoint
+from calotype.learning.checkpoint import Saved
+from calotype.learning.guard import CriticGuard
 from calotype.learning.objectives import Objective
 from calotype.learning.player import Player
 from calotype.learning.train import Chore, Clock, News, Source, at_fractions, every, train
@@ -92,7 +94,10 @@ def was_running(process: int, lock: Path) -> bool:
 
 @dataclass
 class Leg:
-    """One thing to train. `preview` makes a picture; `check` measures on held-out data; `pace` keeps to the time."""
+    """One thing to train. `preview` makes a picture; `check` measures on held-out data; `pace` keeps to the time.
+
+    `guards` watch over players, and are saved with them.
+    """
 
     name: str
     objective: Objective
@@ -102,12 +107,18 @@ class Leg:
     preview: Callable[[Path], None]
     check: Callable[[], dict[str, float]]
     pace: Callable[[Clock], None] = lambda clock: None
+    guards: Mapping[str, CriticGuard] = field(default_factory=dict)
+
+    @property
+    def saved(self) -> dict[str, Saved]:
+        """All that a checkpoint must hold."""
+        return {**self.players, **self.guards}
 
 
 def go(run: Run, leg: Leg, stop: threading.Event, progress: Callable[[int, int, str], None]) -> None:
     """Trains a leg from its newest checkpoint to its end. Raises `Interrupted` after saving, if `stop` is set."""
     checkpoints = run.folder / "checkpoints"
-    found = checkpoint.restore(checkpoints, leg.name, leg.players, leg.clock)
+    found = checkpoint.restore(checkpoints, leg.name, leg.saved, leg.clock)
     if run.state["legs"][leg.name] == "finished" and (found is None or leg.clock.images_seen < leg.clock.total):
         raise UserError(
             f"the last checkpoint of the {leg.name} in {checkpoints} is missing or damaged, and what came after it was "
@@ -120,7 +131,7 @@ def go(run: Run, leg: Leg, stop: threading.Event, progress: Callable[[int, int, 
     spent = leg.clock.seconds
 
     def save(clock: Clock, news: News) -> None:
-        checkpoint.save(checkpoints, leg.name, leg.players, clock)
+        checkpoint.save(checkpoints, leg.name, leg.saved, clock)
         run.state["seconds"][leg.name] = clock.seconds
         run.save()
 
@@ -132,6 +143,7 @@ def go(run: Run, leg: Leg, stop: threading.Event, progress: Callable[[int, int, 
     log = Log(run, leg, progress)
     chores = [
         Chore(always, log.note),
+        *(Chore(at_fractions(one.looks, leg.clock.progress), watching(run, leg, one)) for one in leg.guards.values()),
         Chore(
             at_fractions(PREVIEWS, leg.clock.progress),
             lambda clock, news: look(run, leg.name, clock, leg.preview, leg.check),
@@ -157,6 +169,18 @@ def look(
     preview(run.folder / file)
     run.log("preview", **where, file=file)
     run.log("check", **where, progress=clock.progress, measures=check())
+
+
+def watching(run: Run, leg: Leg, guard: CriticGuard) -> Callable[[Clock, News], None]:
+    """Lets the guard look, and logs what it saw; what it did is a note, too."""
+
+    def watch(clock: Clock, news: News) -> None:
+        seen = guard.look()
+        run.log("guard", leg=leg.name, images_seen=clock.images_seen, **seen._asdict())
+        if seen.taken_back:
+            run.log("note", text=f"{leg.name} after {clock.images_seen} images: {seen}")
+
+    return watch
 
 
 class Log:

@@ -20,7 +20,7 @@ OVERHEAD = 0.05
 """Of the training time: previews, held-out measures, checkpoints, the log."""
 WARMUP_STEPS, LONGEST_WARMUP = 100, 0.25
 """With 25 steps the network stays silent for the rest of a run of 500; with 60 it does not (dev/LOG.md, 2026-11-22)."""
-ORDER = ("autoencoder", "latents", "denoiser", "joint", "judge", "enlarge", "mistakes", "level", "samples")
+ORDER = ("autoencoder", "latents", "inspect", "denoiser", "joint", "judge", "enlarge", "mistakes", "level", "samples")
 LEVEL_SHARE, FEWEST_LEVEL_CROPS, MOST_LEVEL_CROPS = 0.05, 12, 96
 """The search for an augmentation level may take this share of the time; with fewer crops it says nothing."""
 
@@ -143,9 +143,11 @@ def with_warmups(recipe: Recipe, images: dict[str, int]) -> Recipe:
 
 
 def beside_training(plan: Plan, measured: Measurement, count: int, left: float) -> dict[str, float]:
-    """Seconds of what comes after a leg: the latents after the autoencoder, a search after each stage that enlarges."""
+    """Seconds of what comes after a leg: latents and the doctor, and a search after each stage that enlarges."""
     recipe = plan.recipe
-    fixed = {"latents": measured.encode() * count * (2 if recipe.flip else 1)} if recipe.kind == "latent" else {}
+    encoded = count * (2 if recipe.flip else 1)
+    latent = {"latents": measured.encode() * encoded, "inspect": measured.inspect()}
+    fixed = latent if recipe.kind == "latent" else {}
     if "joint" in recipe.legs:
         fixed["judge"] = 2 * recipe.joint.pictures * measured.sample_stage(0)
     for index, size in enumerate(recipe.chain[1:], 1):

@@ -11,10 +11,11 @@ from calotype.data.images import images_from_pixels
 from calotype.data.latents import LatentCache
 from calotype.data.sources import LatentSource
 from calotype.diffusion.gaussian import CLUSTERS, FEWEST, Mixture, largest_rank
+from calotype.evaluate.first_stage import measure
 from calotype.learning.objectives import Denoising, FirstStageConfig, Objective
 from calotype.learning.player import Player, PlayerConfig
 from calotype.learning.train import Clock, Source, learn
-from calotype.legs import crop_examples, picture_examples, picture_source, start_space
+from calotype.legs import crop_examples, look_count, picture_examples, picture_source, start_space
 from calotype.machine import best_time
 from calotype.recipe import Recipe, leg_above, mistakes_above
 from calotype.spaces.latent import LatentSpace
@@ -101,6 +102,14 @@ class Measurement:
             return 0.0
         images = self._images(max(1, min(16, 16 * SAMPLE_VALUES // (3 * self.recipe.chain[0] ** 2))))
         return best_time(lambda: self.space.moments(images), self.device, 2) / len(images)
+
+    def inspect(self) -> float:
+        """Seconds of the doctor's look between two legs; 0 in pixels."""
+        if not isinstance(space := self.space, LatentSpace):
+            return 0.0
+        images = self._images(8)
+        a_picture = best_time(lambda: measure(space, images, 0, thorough=False), self.device, 1) / len(images)
+        return a_picture * look_count(images[0].numel())
 
     def sample(self) -> float:
         """Seconds a picture through all stages, with the recipe's steps and guidance."""

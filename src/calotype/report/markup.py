@@ -53,14 +53,18 @@ def pairs(values: dict[str, str]) -> Html | None:
 
 
 def picture(path: Path, alt: str, longest: int, limit: int) -> Html | None:
-    """The picture itself in an `img`: at most `longest` pixels a side and `limit` bytes; `None` if it cannot be read.
+    """The picture in a file as an `img`; `None` if it cannot be read."""
+    try:
+        return embedded(read_image(path), alt, longest, limit)
+    except UnreadableError:
+        return None
+
+
+def embedded(image: Image.Image, alt: str, longest: int, limit: int) -> Html:
+    """The picture itself in an `img`: at most `longest` pixels a side and `limit` bytes.
 
     It is shown at a whole multiple of its size where there is room, so that enlarged pixels are all alike.
     """
-    try:
-        image = read_image(path)
-    except UnreadableError:
-        return None
     image.thumbnail((longest, longest), Image.Resampling.LANCZOS)
     kind, content, (width, height) = next(encoded for encoded in encodings(image) if len(encoded[1]) <= limit)
     return tag(

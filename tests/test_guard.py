@@ -1,0 +1,125 @@
+"""A critic that does harm is taken back; without a critic nothing of it is there."""
+
+import json
+import math
+import threading
+
+import pytest
+from small import fingerprint, first_leg
+from test_train import run_in, silent
+
+from calotype.learning.guard import LOOKS, LOWERED, CriticGuard
+from calotype.learning.run import Interrupted, go
+from calotype.learning.train import learn
+
+
+def guarded(psnrs, **changes):
+    """A leg whose guard sees these numbers, one a look, by how far the leg is."""
+    leg = first_leg(**changes)
+    guard = leg.guards["critic-guard"]
+    seen = dict(zip(guard.looks, psnrs, strict=True))
+    guard.psnr = lambda: seen[max(place for place in seen if place <= leg.clock.progress + 1e-9)]
+    return leg, guard
+
+
+LONGER = {"autoencoder": {"images": 80, "losses": {"critic_start": 0.25, "critic_used": 0.5}}}
+FALLS = [28.0, 28.5, 27.8, 20.0, 28.4, math.nan]
+
+
+def test_what_a_critic_ruins_comes_back_and_it_counts_for_less():
+    leg = first_leg()
+    player = leg.players["autoencoder"]
+    psnrs = iter(FALLS)
+    guard = CriticGuard(leg.objective, player, lambda: next(psnrs))
+    prints, looks = [], []
+    for images_seen in range(0, 24, 4):
+        learn(leg.players, leg.objective.losses(leg.source.batch(images_seen, 4), 0.6, leg.clock.rng()), leg.clock)
+        prints.append(fingerprint({"autoencoder": player}))
+        looks.append(guard.look())
+        if looks[-1].taken_back:
+            assert fingerprint({"autoencoder": player}) == prints[1] and player.steps == 2
+        else:
+            assert fingerprint({"autoencoder": player}) == prints[-1]
+    assert [look.taken_back for look in looks] == [False, False, False, True, False, True]
+    assert leg.objective.trust == LOWERED**2 and guard.best == 28.5
+    assert "fell from 28.5 to 20.0 dB" in str(looks[3]) and "0.25 of what it did" in str(looks[3])
+
+
+def test_less_trust_is_a_smaller_gradient_from_the_critic():
+    leg = first_leg()
+    batch = leg.source.batch(0, 4)
+    full, less = (loss(leg, batch, trust) for trust in (1.0, 0.25))
+    assert less == pytest.approx(0.25 * full, rel=1e-5) and full != 0
+
+
+def loss(leg, batch, trust):
+    leg.objective.trust = trust
+    return float(leg.objective.losses(batch, 0.9, leg.clock.rng())["autoencoder"].terms["adversarial"])
+
+
+def test_a_resumed_run_is_the_same_to_the_bit_where_a_critic_was_taken_back(tmp_path):
+    """Stopped before, between and after the looks that take the weights back."""
+    whole, guard = guarded(FALLS, **LONGER)
+    go(run_in(tmp_path / "whole"), whole, threading.Event(), silent)
+    assert guard.objective.trust == LOWERED**2
+    run = run_in(tmp_path / "parts")
+    for until in (36, 56, 68, 76, None):
+        part, again = guarded(FALLS, **LONGER)
+        stop = threading.Event()
+        part.source = Stopping(part.source, stop, until)
+        try:
+            go(run, part, stop, silent)
+        except Interrupted:
+            assert part.clock.images_seen == until
+    assert fingerprint(part.saved) == fingerprint(whole.saved) and again.best == guard.best
+    assert again.objective.trust == guard.objective.trust
+    events = [json.loads(line) for line in (run.folder / "log.jsonl").read_text().splitlines()]
+    assert [one["taken_back"] for one in events if one["event"] == "guard"] == [False] * 3 + [True, False, True]
+    assert sum("the weights of before are back" in one.get("text", "") for one in events) == 2
+
+
+class Stopping:
+    """Asks to stop while the last batch before so many images is drawn."""
+
+    def __init__(self, source, stop, until):
+        self.source, self.stop, self.until = source, stop, until
+
+    def batch(self, images_seen, count):
+        if images_seen + count == self.until:
+            self.stop.set()
+        return self.source.batch(images_seen, count)
+
+
+def test_a_critic_that_goes_wild_ruins_nothing(tmp_path):
+    """Its gradient is a thousand times the reconstruction's."""
+    wild = {"adversarial": 1e3, "adversarial_cap": 1e9, "critic_start": 0.25, "critic_used": 0.5}
+    changes = {"images": 320, "losses": wild, "learn": {"learning_rate": 0.05, "decay": 0.0, "warmup": 0.0}}
+    ends = []
+    for name in ("guarded", "alone"):
+        leg = first_leg(autoencoder=changes)
+        psnr = leg.guards["critic-guard"].psnr
+        leg.guards = leg.guards if name == "guarded" else {}
+        go(run_in(tmp_path / name), leg, threading.Event(), silent)
+        ends.append(psnr())
+    log = [json.loads(line) for line in (tmp_path / "guarded" / "log.jsonl").read_text().splitlines()]
+    looks = [one for one in log if one["event"] == "guard"]
+    assert len(looks) == LOOKS and any(one["taken_back"] for one in looks)
+    assert ends[0] >= looks[-1]["best"] - 1.0 and ends[1] < ends[0] - 1.0
+
+
+def test_without_a_critic_nothing_of_it_is_there(tmp_path):
+    leg = first_leg(autoencoder={"losses": {"adversarial": 0}})
+    leg.objective.critic.register_forward_pre_hook(lambda *told: pytest.fail("the critic was asked"))
+    assert set(leg.players) == {"autoencoder"} and leg.guards == {} and set(leg.objective.players) == {"autoencoder"}
+    run = run_in(tmp_path / "run")
+    go(run, leg, threading.Event(), silent)
+    files = {path.name for path in run.folder.glob("checkpoints/*/*")}
+    assert files == {"autoencoder.safetensors", "state.json", "manifest.json"}
+    assert "critic" not in (run.folder / "log.jsonl").read_text()
+
+
+def test_a_guard_without_a_look_behind_it_takes_nothing_back():
+    leg = first_leg()
+    before = fingerprint(leg.players)
+    look = CriticGuard(leg.objective, leg.players["autoencoder"], lambda: math.nan).look()
+    assert not look.taken_back and leg.objective.trust == 1.0 and fingerprint(leg.players) == before
