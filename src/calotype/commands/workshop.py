@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from calotype.appraisal import write_card
 from calotype.commands.sampling import sample
 from calotype.commands.talk import Voice, counting, unless
 from calotype.data.folder import Pictures
@@ -71,6 +72,7 @@ def _develop(
     save_model(run.folder / "model", recipe, stages, pictures.classes)
     with run.timing("samples"):
         sample(run.folder, plan.final_count, None, recipe.seed, run.folder / "samples", str(device), voice)
+    write_card(run.folder)
 
 
 @dataclass(frozen=True)
