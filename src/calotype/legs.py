@@ -223,7 +223,8 @@ def diffusion_leg(
     rng = Rng((recipe.seed, name))
     look = Samples(averaged(stage, player), sampling, held_out, same, len(pictures.classes), rng)
     clock = Clock(config.images, config.batch, recipe.seed)
-    return DenoiserLeg(name, objective, {"denoiser": player}, train, clock, look.draw, look.measure)
+    players, count = {"denoiser": player}, len(held_out)
+    return DenoiserLeg(name, objective, players, train, clock, look.draw, look.measure, held_out=count)
 
 
 def search_levels(

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from calotype.evaluate.distances import Features, Others
+from calotype.evaluate.extrapolation import frechet_of_many
 from calotype.evaluate.features import LITE0, FeatureNetwork, distance_name
 from calotype.evaluate.sets import (
     Estimate,
@@ -19,9 +20,10 @@ from calotype.evaluate.sets import (
 
 Measure = dict[str, Any]
 Measured = Callable[[Features, Others, np.random.Generator], Estimate | float]
-FRECHET = "frechet"
+FRECHET, MANY_KEY = "frechet", "frechet_of_many"
 MEASURES: dict[str, tuple[int, Measured]] = {
     FRECHET: (50, frechet_estimate),
+    MANY_KEY: (500, frechet_of_many),
     "kernel_distance": (10, kernel_estimate),
     "precision": (20, lambda made, real, rng: precision_recall(real, made)[0]),
     "recall": (20, lambda made, real, rng: precision_recall(real, made)[1]),
@@ -36,7 +38,7 @@ def measured(made: Features, real: Others, seed: int, network: FeatureNetwork = 
     count = min(len(made), len(real))
     found: dict[str, Any] = {"n": [len(made), len(real)]}
     for name, (fewest, measure) in MEASURES.items():
-        key = distance_key(network) if name == FRECHET else name
+        key = name.replace(FRECHET, distance_key(network))
         found[key] = (
             as_json(measure(made, real, np.random.default_rng(seed)))
             if count >= fewest

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+import shutil
 import signal
 import threading
 import time
@@ -20,6 +22,7 @@ from torch import Tensor
 from calotype.files import read_json, write_json
 from calotype.learning import checkpoint
 from calotype.learning.objectives import Objective
+from calotype.learning.overfitting import watch
 from calotype.learning.player import Player
 from calotype.learning.train import Chore, Clock, News, Source, at_fractions, every, train
 from calotype.vocabulary import UserError
@@ -102,6 +105,10 @@ class Leg:
     preview: Callable[[Path], None]
     check: Callable[[], dict[str, float]]
     pace: Callable[[Clock], None] = lambda clock: None
+    held_out: int = 0
+    """Pictures that `check` measures the held-out loss on."""
+    most_rise: float = math.inf
+    """The leg ends when its held-out loss is more than so many times the best."""
 
 
 def go(run: Run, leg: Leg, stop: threading.Event, progress: Callable[[int, int, str], None]) -> None:
@@ -117,12 +124,18 @@ def go(run: Run, leg: Leg, stop: threading.Event, progress: Callable[[int, int, 
         run.log("note", text=f"{leg.name}: went on from {found.name}")
     run.state["legs"][leg.name] = "training"
     run.save()
-    spent = leg.clock.seconds
+    spent, guard = leg.clock.seconds, watch(checkpoints, leg.name, leg.players, leg.held_out, run.state)
 
     def save(clock: Clock, news: News) -> None:
         checkpoint.save(checkpoints, leg.name, leg.players, clock)
         run.state["seconds"][leg.name] = clock.seconds
         run.save()
+
+    def look_and_watch(clock: Clock, news: News) -> None:
+        guard.note(clock.images_seen, look(run, leg))
+        run.save()
+        if guard.rise > leg.most_rise:
+            clock.total = clock.images_seen
 
     def stop_if_asked(clock: Clock, news: News) -> None:
         if stop.is_set():
@@ -132,26 +145,32 @@ def go(run: Run, leg: Leg, stop: threading.Event, progress: Callable[[int, int, 
     log = Log(run, leg, progress)
     chores = [
         Chore(always, log.note),
-        Chore(at_fractions(PREVIEWS, leg.clock.progress), lambda clock, news: look(run, leg)),
+        Chore(at_fractions(PREVIEWS, leg.clock.progress), look_and_watch),
         Chore(every(3.0), lambda clock, news: leg.pace(clock)),
         Chore(after(spent, SAVE_SECONDS), save),
         Chore(always, stop_if_asked),
     ]
     train(leg.objective, leg.players, leg.source, leg.clock, chores)
     leg.clock.advance(0)
+    if said := guard.choose():
+        run.log("note", text=f"{leg.name}: {said}")
+        run.state["overfitted"] = {**run.state.get("overfitted", {}), leg.name: said}
     save(leg.clock, News({}, {}))
     run.state["legs"][leg.name] = "finished"
     run.save()
+    shutil.rmtree(guard.folder, ignore_errors=True)
 
 
-def look(run: Run, leg: Leg) -> None:
+def look(run: Run, leg: Leg) -> dict[str, float]:
     """A preview and the held-out measures, into the run's folder and its log."""
     where = {"leg": leg.name, "images_seen": leg.clock.images_seen, "seconds": leg.clock.seconds}
     file = f"previews/{leg.name}-{leg.clock.images_seen:010d}.png"
     (run.folder / "previews").mkdir(exist_ok=True)
     leg.preview(run.folder / file)
     run.log("preview", **where, file=file)
-    run.log("check", **where, progress=leg.clock.progress, measures=leg.check())
+    measures = leg.check()
+    run.log("check", **where, progress=leg.clock.progress, measures=measures)
+    return measures
 
 
 class Log:

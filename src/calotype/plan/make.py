@@ -181,11 +181,11 @@ def fit_images(images: float, batch: int) -> int:
 
 
 def disk_bytes(recipe: Recipe, parameters: int, closed_form: int, count: int) -> int:
-    """Two checkpoints of weights, average and two moments each, the model, and the latents in float16."""
+    """Two checkpoints of weights, average and two moments each, the best average, the model, the latents in float16."""
     network, base = recipe.autoencoder.network, recipe.chain[0]
     latents = 2 * network.channels * (base // network.reduction) ** 2 if recipe.kind == "latent" else 0
     checkpoint, model = 4 * (4 * parameters + 2 * closed_form), 4 * (parameters + closed_form)
-    return 2 * checkpoint + model + 2 * latents * count * (2 if recipe.flip else 1)
+    return 2 * checkpoint + 2 * model + 2 * latents * count * (2 if recipe.flip else 1)
 
 
 class Pace:

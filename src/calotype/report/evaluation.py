@@ -45,7 +45,8 @@ def about(found: dict[str, Any]) -> str:
 
 def names(found: dict[str, Any]) -> dict[str, str]:
     """What the measures are called; only features of Inception make a FID."""
-    return {found["features"]["key"]: found["features"]["distance"], **NAMES}
+    key, distance = found["features"]["key"], found["features"]["distance"]
+    return {key: distance, f"{key}_of_many": f"{distance} of 10,000 samples", **NAMES}
 
 
 def rows(found: dict[str, Any], measures: dict[str, Any]) -> Iterator[tuple[str, ...]]:
