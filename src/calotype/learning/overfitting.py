@@ -30,7 +30,7 @@ class Watch:
     folder: Path
     players: dict[str, Player]
     held_out: int
-    looks: dict[str, dict[str, float]]
+    looks: dict[str, Any]
 
     def note(self, images_seen: int, measures: Mapping[str, float]) -> None:
         """To be called at every look, with what it measured."""
@@ -51,11 +51,11 @@ class Watch:
         best, last = self.looks.get("best"), self.looks.get("last")
         if not best or not last or last["train_loss"] >= best["train_loss"]:
             return 1.0
-        return last["held_out_loss"] / best["held_out_loss"]
+        return float(last["held_out_loss"] / best["held_out_loss"])
 
     def choose(self) -> str:
         """Puts the best averaged weights in the place of overfitted ones, and says so; else says nothing."""
-        if self.rise <= CLEARLY or not is_whole(self.folder):
+        if not self.rise > CLEARLY or not is_whole(self.folder):
             return ""
         for name, player in self.players.items():
             player.average.load_state_dict(load_file(self.folder / f"{name}.safetensors"))
