@@ -12,8 +12,8 @@ from typing import Any
 
 from calotype.evaluate.memorisation import COPIES
 from calotype.files import write_whole
-from calotype.report.evaluation import about, reasons, rows
-from calotype.report.folder import Run, number, numbers, read_mapping, read_run, within
+from calotype.report.evaluation import about, read_evaluation, reasons, rows
+from calotype.report.folder import Run, number, numbers, read_run, within
 from calotype.report.words import count, duration, short
 
 CARD, PICTURE = "README.md", "samples.png"
@@ -28,7 +28,7 @@ def write_card(folder: Path) -> Path:
     run, model = read_run(folder), folder / "model"
     if (samples := folder / "samples" / "grid.png").is_file():
         write_whole(model / PICTURE, samples.read_bytes())
-    card = "\n".join(lines(run, read_mapping(folder / "evaluation.json"), licence(model / CARD, run)))
+    card = "\n".join(lines(run, read_evaluation(folder), licence(model / CARD, run)))
     write_whole(model / CARD, card + "\n")
     return model / CARD
 

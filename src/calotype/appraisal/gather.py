@@ -24,11 +24,9 @@ from calotype.evaluate.measures import distance_key, measured
 from calotype.files import write_json
 from calotype.machine import device_name
 from calotype.nets.perceptual import efficientnet_lite0
+from calotype.report.evaluation import FILE, FORMAT, PAIRS_FILE
 from calotype.stage import generate
 from calotype.vocabulary import Labels, Rng, UserError
-
-FORMAT = 1
-FILE, PAIRS_FILE = "evaluation.json", "nearest.png"
 
 
 @dataclass(frozen=True)

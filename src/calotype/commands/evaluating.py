@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from calotype.appraisal import FILE, Setup, appraise, summary, write_card
+from calotype.appraisal import Setup, appraise, summary, write_card
 from calotype.commands.reading import PORTRAITS, read
 from calotype.commands.talk import Voice
 from calotype.comparison.competitor import Competitor, open_one
@@ -12,6 +12,7 @@ from calotype.data.folder import Pictures
 from calotype.evaluate.features import LITE0, FeatureNetwork
 from calotype.machine import find_device
 from calotype.report import write_report
+from calotype.report.evaluation import FILE
 from calotype.vocabulary import UserError
 
 

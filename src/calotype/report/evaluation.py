@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from calotype.report.folder import Run, read_mapping
 from calotype.report.markup import Html, figure, picture, table, tag
 from calotype.report.measures import interval
 
+FORMAT = 1
+FILE, PAIRS_FILE = "evaluation.json", "nearest.png"
 PAIRS_BYTES = 500_000
 SAMPLED = ("Measure", "Samples", "Other real pictures", "Noise")
 THROUGH = ("Measure", "Reconstructions", "Other real pictures", "Before training")
@@ -19,10 +22,16 @@ NAMES = {
 }  # fmt: skip
 
 
+def read_evaluation(folder: Path) -> dict[str, Any]:
+    """Nothing where there is none, or one of another version."""
+    found = read_mapping(folder / FILE)
+    return found if found.get("format") == FORMAT else {}
+
+
 def evaluation(run: Run) -> Html | None:
-    if not (found := read_mapping(run.folder / "evaluation.json")):
+    if not (found := read_evaluation(run.folder)):
         return None
-    copies, shown = found["memorisation"], picture(run.folder / "nearest.png", "Pairs", 1400, PAIRS_BYTES)
+    copies, shown = found["memorisation"], picture(run.folder / PAIRS_FILE, "Pairs", 1400, PAIRS_BYTES)
     parts = [
         tag("h2", "Evaluation"),
         tag("p", about(found), class_="note"),
