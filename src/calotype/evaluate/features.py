@@ -29,7 +29,7 @@ INCEPTION = "Inception"
 
 @runtime_checkable
 class FeatureNetwork(Protocol):
-    """Looks at pictures. An object of one's own with these four takes another network's place: `docs/features.md`."""
+    """Looks at pictures. An object of one's own with these four takes its place, whatever it is read from."""
 
     name: str
     """Short; it stands in the name of the distance."""
