@@ -7,6 +7,7 @@ from calotype.evaluate.distances import frechet_distance, kernel_distance
 from calotype.evaluate.sets import (
     Estimate,
     density_coverage,
+    difference,
     distances,
     frechet_estimate,
     kernel_estimate,
@@ -96,6 +97,13 @@ def test_mean_and_share_intervals():
     assert mean_estimate(np.array([4.0])) == (4, -math.inf, math.inf)
     assert share_estimate(0, 20)[:2] == (0, 0)
     assert share_estimate(5, 10) == pytest.approx((0.5, 0.2366, 0.7634), abs=1e-4)
+
+
+def test_the_difference_of_shares_is_newcombes():
+    """His table II: 56 of 70 against 48 of 80, and 10 of 10 against 0 of 20."""
+    first = difference(share_estimate(56, 70), share_estimate(48, 80))
+    assert first == pytest.approx((0.2, 0.0524, 0.3339), abs=1e-4)
+    assert difference(share_estimate(10, 10), share_estimate(0, 20)) == pytest.approx((1, 0.6791, 1), abs=1e-4)
 
 
 def test_intervals_that_touch_are_not_apart():

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 
 from calotype.evaluate.distances import Features
 from calotype.evaluate.features import AnyImages
-from calotype.evaluate.sets import Estimate, distances, share_estimate
+from calotype.evaluate.sets import Estimate, difference, distances, share_estimate
 
 SIDE = 32
 """Pixels are compared at this side: what a copy loses in grain and sharpness is not seen."""
@@ -24,7 +24,7 @@ NEIGHBOURS = 12
 COPY = 1 / 3
 """A copy's distance to its nearest training picture, by the median distance to its next ones, is below this."""
 TOLERATED = 0.05
-"""Of samples that look like copies, more than there are of held-out pictures: then a model does not copy."""
+"""Share of samples that look like copies, above that of real pictures, that is not held against a model."""
 TWIN = 0.04
 """Root mean squared difference, of pixels in [-1, 1], below which two training pictures are the same one."""
 FEWEST = 20
@@ -117,11 +117,11 @@ def verdict(samples: Nearest, real: Nearest) -> Verdict:
     """`real` are pictures that nobody made: held-out ones, or training pictures among the others."""
     if not (np.isfinite(samples.ratio).all() and np.isfinite(real.ratio).all()):
         return Verdict(TOO_FEW, "one training picture has no neighbours to tell a copy by")
-    share, chance = share_of_copies(samples), share_of_copies(real)
+    more = difference(share_of_copies(samples), share_of_copies(real))
     told = f"{said(samples)} samples and {said(real)} real pictures look like copies of a training picture"
-    if len(samples.ratio) >= FEWEST and share.low > chance.high:
+    if len(samples.ratio) >= FEWEST and more.low > 0:
         return Verdict(COPIES, told)
-    if len(samples.ratio) >= FEWEST and share.high <= chance.value + TOLERATED:
+    if len(samples.ratio) >= FEWEST and more.high <= TOLERATED:
         return Verdict(DOES_NOT_COPY, told)
     return Verdict(TOO_FEW, f"{told}; more samples would tell")
 
