@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from calotype.evaluate.distances import frechet_distance, kernel_distance
+from calotype.evaluate.extrapolation import frechet_of_many, through
 from calotype.evaluate.sets import (
     Estimate,
     density_coverage,
@@ -90,6 +91,22 @@ def test_the_interval_holds_the_truth_about_95_times_in_100(estimate, rng):
 
 def sets(rng):
     return rng.standard_normal((60, 3)), rng.standard_normal((60, 3)) + 2
+
+
+def test_the_frechet_distance_of_many_from_few(rng):
+    """Nearer to the distance of 10,000 rows than the distance of these few is, and its interval holds that."""
+    real, many = rng.standard_normal((200, 30)), 1.2 * rng.standard_normal((10_000, 30))
+    truth = frechet_distance(many, real)
+    draws = [many[rng.permutation(10_000)[:200]] for _ in range(10)]
+    found = [frechet_of_many(rows, real, rng) for rows in draws]
+    plain = np.mean([frechet_distance(rows, real) for rows in draws])
+    assert abs(np.mean([one.value for one in found]) - truth) < 0.2 * (plain - truth)
+    assert sum(one.low <= truth <= one.high for one in found) >= 9
+
+
+def test_a_polynomial_goes_through_its_points():
+    places = (1.0, 1.5, 3.0)
+    assert through(places, [2 * one**2 - one + 4 for one in places], 0.25) == pytest.approx(2 / 16 - 0.25 + 4)
 
 
 def test_mean_and_share_intervals():

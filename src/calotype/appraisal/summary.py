@@ -20,4 +20,4 @@ def summary(found: dict[str, Any]) -> Iterator[str]:
 
 def lines(heads: tuple[str, ...], cells: Iterable[tuple[str, ...]]) -> Iterator[str]:
     for name, *rest in (heads, *cells):
-        yield (f"{name:<22}" + "".join(f"{one:<28}" for one in rest)).rstrip()
+        yield (f"{name:<28}" + "".join(f"{one:<28}" for one in rest)).rstrip()

@@ -39,7 +39,7 @@ def evaluation(run: Run) -> Html | None:
         found["autoencoder"] and table(THROUGH, rows(found, found["autoencoder"]), "figures"),
         tag("p", tag("b", f"Memorisation: {copies['verdict']}. "), f"{copies['sentence']}."),
         figure(shown, "The samples most like copies, each with its nearest training picture to the right.", "plate"),
-        tag("ul", *(tag("li", note) for note in found["notes"])) if found["notes"] else None,
+        tag("ul", *(tag("li", one) for one in (*reasons(found), *found["notes"]))),
     ]
     return tag("section", parts[0], tag("div", *parts[1:]))
 
@@ -59,9 +59,9 @@ def names(found: dict[str, Any]) -> dict[str, str]:
 
 
 def rows(found: dict[str, Any], measures: dict[str, Any]) -> Iterator[tuple[str, ...]]:
-    """Of every measure its name, and what samples, floor and ceiling have of it."""
+    """Of every measure that holds its name, and what samples, floor and ceiling have of it."""
     for key, name in names(found).items():
-        if key in measures["samples"]:
+        if measures["samples"].get(key, {}).get("value") is not None:
             yield name, *(interval(measures[column].get(key, {})) for column in COLUMNS)
 
 
