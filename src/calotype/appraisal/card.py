@@ -14,7 +14,7 @@ from calotype.evaluate.memorisation import COPIES
 from calotype.files import write_whole
 from calotype.report.evaluation import about, read_evaluation, reasons, rows
 from calotype.report.folder import Run, number, numbers, read_run, within
-from calotype.report.words import count, duration, short
+from calotype.report.words import count, short
 
 CARD, PICTURE = "README.md", "samples.png"
 UNSAID = "unknown"
@@ -69,11 +69,10 @@ def data(run: Run, found: Found) -> Iterator[str]:
 
 
 def recipe(run: Run, found: Found) -> Iterator[str]:
-    spent = numbers(within(run.facts, "seconds"))
     yield f"- {escaped(str(run.plan.get('kind') or UNSAID))} diffusion, seed {run.samples.get('seed', UNSAID)}"
     for leg, parameters in numbers(within(run.plan, "predicted", "parameters")).items():
         seen = count(number(run.latest("step", leg).get("images_seen")))
-        yield f"- {escaped(leg)}: {short(parameters)} parameters, {seen} images seen in {duration(spent.get(leg))}"
+        yield f"- {escaped(leg)}: {short(parameters)} parameters, {seen} images seen"
     yield f"- on {escaped(str(run.plan.get('device') or UNSAID))}; every setting is in `model.json`"
 
 
