@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from calotype.diffusion.augmentation import Blurring, Noising, blurred, draw_levels
-from calotype.stage import enlarged
+from calotype.diffusion.local import enlarged
 from calotype.vocabulary import Rng
 
 RNG = Rng(("augmentation",))

@@ -2,7 +2,7 @@ import pytest
 import torch
 from analytic import mixture as analytic_mixture
 
-from calotype.diffusion.gaussian import Mixture, fit
+from calotype.diffusion.gaussian import Mixture, fit, refit
 from calotype.vocabulary import NOT_TOLD
 
 SIGMAS = [0.01, 0.3, 1.0, 5.0, 100.0]
@@ -117,3 +117,33 @@ def test_classes_too_rare_for_a_gaussian_share_one():
     labels = torch.tensor([0] * 100 + [1] * 5)
     mixture = fitted(torch.randn(105, 2, 2, 2), labels)
     assert (mixture.label == NOT_TOLD).all()
+
+
+def test_an_unseen_closed_form_has_not_seen_the_picture():
+    """Of each fold it is the mixture of the others: a new value in one picture changes it for the other fold alone."""
+    torch.manual_seed(0)
+    train, folds = torch.randn(40, 2, 2, 2), torch.arange(40) % 2
+    like = fitted(train)
+    changed = train.clone()
+    changed[4] += 5
+
+    def refitted(pictures):
+        torch.manual_seed(1)  # the randomised decomposition draws from torch's own generator
+        return refit(like, pictures, untold(40), folds)
+
+    before, after = refitted(train), refitted(changed)
+    noisy, sigma = torch.randn(6, 2, 2, 2), torch.full((6,), 0.7)
+    for fold in (0, 1):
+        old, new = (unseen.of(torch.full((6,), fold), untold(6))(noisy, sigma) for unseen in (before, after))
+        assert torch.equal(old, new) == (fold == 0)
+
+
+def test_an_unseen_closed_form_answers_each_picture_by_its_fold():
+    train, folds = torch.randn(40, 2, 2, 2), torch.arange(40) % 2
+    unseen = refit(fitted(train), train, untold(40), folds)
+    noisy, sigma = torch.randn(4, 2, 2, 2), torch.rand(4) + 0.1
+    together = unseen.of(torch.tensor([0, 1, 1, 0]), untold(4))(noisy, sigma)
+    alone = [
+        unseen.mixtures[fold].denoise(noisy[i, None], sigma[i, None], untold(1)) for i, fold in enumerate([0, 1, 1, 0])
+    ]
+    assert torch.allclose(together, torch.cat(alone), atol=1e-5)

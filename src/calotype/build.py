@@ -6,6 +6,8 @@ from torch import nn
 
 from calotype.diffusion.denoiser import Denoiser
 from calotype.diffusion.gaussian import Mixture
+from calotype.diffusion.local import LocalGaussians
+from calotype.learning.joint import Joint
 from calotype.learning.objectives import FirstStage
 from calotype.nets.blocks import channels_last
 from calotype.nets.critic import Critic
@@ -42,12 +44,18 @@ def build_stage(recipe: Recipe, space: Space, classes: int, mixture: Mixture | N
 
 
 def build_enlarger(recipe: Recipe, size: int, classes: int) -> Stage:
-    """The stage that makes pictures of this size from those of the stage before."""
-    config, space = recipe.enlarger(size), PixelSpace()
-    backbone = build_backbone(config.backbone, 2 * space.channels, space.channels)
-    denoiser = Denoiser(backbone, config.backbone.width, classes, config.scaling, recipe.precision, config.spread)
-    smaller = recipe.chain[recipe.chain.index(size) - 1]
-    return Stage(denoiser, space, config.schedule, size, smaller, config.augmentation, config.contrast)
+    """The stage that makes pictures of this size from those of the stage before; `local` is still to be fitted."""
+    config, space, smaller = recipe.enlarger(size), PixelSpace(), recipe.chain[recipe.chain.index(size) - 1]
+    local = LocalGaussians(size // smaller) if config.start == "gaussian" else None
+    backbone = build_backbone(config.backbone, (2 if local is None else 3) * space.channels, space.channels)
+    width, spread = config.backbone.width, config.spread
+    denoiser = Denoiser(backbone, width, classes, config.scaling, recipe.precision, spread, local=local)
+    return Stage(denoiser, space, config.schedule, size, smaller, config.augmentation)
+
+
+def build_joint(recipe: Recipe, stage: Stage) -> Joint:
+    assert isinstance(stage.space, LatentSpace)
+    return Joint(stage, build_first_stage(recipe, stage.space.vae), recipe.denoiser.label_dropout, recipe.joint.losses)
 
 
 def build_first_stage(recipe: Recipe, vae: Vae) -> FirstStage:

@@ -41,6 +41,15 @@ RecipeFile = Annotated[Path | None, typer.Option("--recipe", help="TOML file of 
 Set = Annotated[
     list[str] | None, typer.Option("--set", help="One setting, as in denoiser.backbone.width=384.", show_default=False)
 ]
+CanvasSize = Annotated[
+    str | None,
+    typer.Option(help="Width x height in pixels, as in 256x384. [default: as learned]", show_default=False),
+]
+Steps = Annotated[int | None, typer.Option(help="Steps of the sampler.", show_default=False)]
+Guidance = Annotated[float | None, typer.Option(help="1 is none; 2 follows the label more.", show_default=False)]
+SamplerOption = Annotated[
+    str | None, typer.Option("--sampler", help="euler, heun, dpm_solver or ancestral.", show_default=False)
+]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
 
 
@@ -89,16 +98,24 @@ def sample(
     run: RunFolder,
     count: Annotated[int, typer.Option(help="How many pictures.")] = 16,
     label: Annotated[
-        str | None, typer.Option(help="Of which class. [default: each in turn]", show_default=False)
+        str | None,
+        typer.Option(help="Of which class. [default: each in turn; --from: any]", show_default=False),
     ] = None,
     seed: Annotated[int, typer.Option(help="Equal seeds give equal pictures.")] = 0,
-    steps: Annotated[int | None, typer.Option(help="Steps of the sampler.", show_default=False)] = None,
-    guidance: Annotated[
-        float | None, typer.Option(help="1 is none; 2 follows the label more.", show_default=False)
+    source: Annotated[
+        Path | None, typer.Option("--from", help="New versions of this picture.", show_default=False)
     ] = None,
-    sampler: Annotated[
-        str | None, typer.Option(help="euler, heun, dpm_solver or ancestral.", show_default=False)
+    strength: Annotated[
+        float | None,
+        typer.Option(help="How much of it changes, up to 1: all. [default: 0.6; with --mask 1]", show_default=False),
     ] = None,
+    mask: Annotated[
+        Path | None, typer.Option(help="Only where this picture of the same size is white.", show_default=False)
+    ] = None,
+    size: CanvasSize = None,
+    steps: Steps = None,
+    guidance: Guidance = None,
+    sampler: SamplerOption = None,
     out: Annotated[Path | None, typer.Option(help="Where to write. [default: RUN/samples]", show_default=False)] = None,
     device: Device = "auto",
 ) -> None:
@@ -108,8 +125,34 @@ def sample(
 
     voice = Terminal()
     wanted = {"steps": steps, "guidance": guidance, "sampler": sampler}
-    folder = commands.sample(run, count, label, seed, out, device, voice, **wanted)
+    sheet = commands.Sheet(size, source, strength, mask)
+    folder = commands.sample(run, count, label, seed, out, device, voice, sheet, **wanted)
     voice.say(f"{count} pictures in {folder}; all of them: {folder / 'grid.png'}")
+
+
+@app.command()
+def interpolate(
+    run: RunFolder,
+    out: Annotated[Path, typer.Option(help="FILE.webp or .gif: an animation; .png: a strip.", show_default=False)],
+    seeds: Annotated[str, typer.Option(help="From the first picture of one seed to that of the other.")] = "1,2",
+    frames: Annotated[int, typer.Option(help="How many pictures, both ends included.")] = 12,
+    labels: Annotated[
+        str | None, typer.Option(help="From this class to that: a,b. [default: the first]", show_default=False)
+    ] = None,
+    size: CanvasSize = None,
+    steps: Steps = None,
+    guidance: Guidance = None,
+    sampler: SamplerOption = None,
+    device: Device = "auto",
+) -> None:
+    """Show the way from one picture of a model to another."""
+    from calotype import commands
+    from calotype.voice import Terminal
+
+    voice = Terminal()
+    wanted = {"steps": steps, "guidance": guidance, "sampler": sampler}
+    commands.interpolate(run, seeds, frames, labels, size, out, device, voice, **wanted)
+    voice.say(f"{frames} frames in {out}")
 
 
 @app.command()

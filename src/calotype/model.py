@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,19 +15,30 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from calotype.build import build_enlarger, build_space, build_stage
-from calotype.data.images import images_from_pil, pils_from_images
+from calotype.data.images import cut, images_from_pil, pils_from_images
 from calotype.diffusion.gaussian import Mixture
+from calotype.diffusion.samplers import SamplerName
+from calotype.editing import Between, Mask, canvas, feathered, masked, near, toward
 from calotype.files import is_whole, read_json, whole_folder, write_json, write_tensors
 from calotype.machine import find_device
 from calotype.recipe import Recipe, check, leg_above
 from calotype.spaces.latent import LatentSpace
 from calotype.spaces.pixel import PixelSpace, Space
-from calotype.stage import Sampling, Stage, generate
-from calotype.vocabulary import NOT_TOLD, Rng, UserError
+from calotype.stage import Sampling, Stage, Start, from_noise, generate
+from calotype.vocabulary import NOT_TOLD, Images, OtherImages, Randomness, Rng, UserError
 
-FORMAT = 2
+FORMAT = 3
 CHUNK_VALUES = 2**22
 """Pictures are made a few at a time, so that a thousand need no more memory than these many pixel values at once."""
+
+
+MOST_TIMES = 8
+"""How many times wider or higher than what was learned pictures may be."""
+
+SEAMLESS: SamplerName = "ancestral"
+"""For inpainting: its fresh noise lets what is new agree with what is known."""
+
+Size = tuple[int, int]  # width and height in pixels
 
 
 @dataclass(frozen=True)
@@ -40,25 +52,127 @@ class Model:
     units: tuple[int, ...] = ()
     """What the sides of each stage's pictures must be multiples of."""
 
-    def sample(self, count: int = 1, label: str | None = None, seed: int = 0, **changes: Any) -> list[Image.Image]:
-        """`count` pictures; picture i depends on (seed, i, its label) only, not on how many are made with it.
+    @property
+    def image_size(self) -> int:
+        return self.stages[-1].image_size
 
-        `label` is one of `classes`; without it, picture i has class `i % len(classes)`. `changes` replace settings of
-        `Sampling`: `steps`, `guidance`, `sampler`, `guidance_low`, `guidance_high`.
-        Raises `UserError` for an unknown label or setting.
+    def sample(
+        self, count: int = 1, label: str | None = None, seed: int = 0, size: Size | None = None, **changes: Any
+    ) -> list[Image.Image]:
+        """`count` pictures; picture i depends on (seed, i, its label, size) only, not on how many are made with it.
+
+        `label` is one of `classes`; without it, picture i has class `i % len(classes)`. `size` is (width, height) in
+        pixels: by default what was learned, and another one only with `denoiser.start = "nothing"`. `changes` replace
+        settings of `Sampling`: `steps`, `guidance`, `sampler`, `guidance_low`, `guidance_high`.
+        Raises `UserError` for an unknown label or setting, and for a size that cannot be.
         """
-        return list(self.draw(count, label, seed, **changes))
+        return list(self.draw(count, label, seed, size, **changes))
 
-    def draw(self, count: int = 1, label: str | None = None, seed: int = 0, **changes: Any) -> Iterator[Image.Image]:
+    def draw(
+        self, count: int = 1, label: str | None = None, seed: int = 0, size: Size | None = None, **changes: Any
+    ) -> Iterator[Image.Image]:
         """The same, one after the other as they are made."""
-        labels = self.labels(count, label)
+        start, rngs = self.canvas(size), self.rngs(count, seed)
+        for images in self._develop(self.labels(count, label), rngs, changes, size, lambda part: start):
+            yield from pils_from_images(images)
+
+    def redraw(
+        self, picture: Image.Image, strength: float | None = None, mask: Image.Image | None = None,
+        label: str | None = None, seed: int = 0, count: int = 1, size: Size | None = None, **changes: Any,
+    ) -> list[Image.Image]:  # fmt: skip
+        """`count` new versions of a picture, all of it, or only where `mask`, a picture of the same size, is white.
+
+        The largest part in the middle that has the shape of `size` is taken, and resized to that. `strength`, above 0
+        and up to 1, is the share of the sampler's steps: little is changed near 0, and at 1 the picture is forgotten.
+        It is 0.6 by default, and 1 with a mask, where the sampler is `ancestral`, with 5.5 times the steps.
+        Pixels further from the white than `reach` are kept to the bit. Without a `label` nothing is told.
+        Raises `UserError` as `sample` does, and for a strength or a mask that cannot be.
+        """
+        return list(self.draw_again(picture, strength, mask, label, seed, count, size, **changes))
+
+    def draw_again(
+        self, picture: Image.Image, strength: float | None = None, mask: Image.Image | None = None,
+        label: str | None = None, seed: int = 0, count: int = 1, size: Size | None = None, **changes: Any,
+    ) -> Iterator[Image.Image]:  # fmt: skip
+        """The same, one after the other as they are made."""
+        strength = (0.6 if mask is None else 1.0) if strength is None else strength
+        if not 0 < strength <= 1:
+            raise UserError(f"strength is {strength}, but must be above 0 and at most 1; try 0.6")
+        plain, full = self.canvas(size), self.image_size
+        given = images_from_pil(cut(picture.convert("RGB"), *(size or (full, full)))).to(self.device)
+        start, white = near(given, full, strength, plain), torch.ones_like(given[:, :1])
+        if mask is not None:
+            white = white_of(mask, picture, given)
+            start, changes = masked(given, white, full, start), seamless(changes)
+        labels = self.labels(count, label) if label else [NOT_TOLD] * count
+        for images in self._develop(labels, self.rngs(count, seed), changes, size, lambda part: start):
+            yield from pils_from_images(torch.lerp(given, images, feathered(white, self.reach)))
+
+    @property
+    def reach(self) -> int:
+        """How far around a mask pictures may change, in pixels: the width of what the first stage sees as one."""
+        return self.stages[0].space.reduction * (self.image_size // self.stages[0].image_size)
+
+    def interpolate(
+        self, seeds: tuple[int, int] = (0, 1), frames: int = 12, labels: tuple[str, str] | None = None,
+        size: Size | None = None, **changes: Any,
+    ) -> list[Image.Image]:  # fmt: skip
+        """`frames` pictures, at least 2, from the first picture of one seed to that of another.
+
+        With two `labels` they also go from one class to the other. Raises `UserError` as `sample` does.
+        """
+        if frames < 2:
+            raise UserError(f"frames is {frames}, but there must be at least 2: the first and the last")
+        shares = torch.linspace(0, 1, frames, dtype=torch.float64).tolist()
+        first, last = ((Rng((seed, "sample", 0))) for seed in seeds)
+        rngs = [Between(first, last, share) for share in shares]
+        told = [self.labels(1, label)[0] for label in labels or (None, None)]
+        start = self.canvas(size)
+
+        def mixing(part: slice) -> Start:
+            some = torch.tensor(shares[part], device=self.device, dtype=torch.float32)
+            return toward(torch.full((len(some),), told[1], device=self.device), some, start) if labels else start
+
+        made = self._develop([told[0]] * frames, rngs, changes, size, mixing)
+        return [picture for images in made for picture in pils_from_images(images)]
+
+    def canvas(self, size: Size | None) -> Start:
+        """From noise of the size that was learned, or of another one (width, height). Raises `UserError`."""
+        full = self.image_size
+        if size is None or size == (full, full):
+            return from_noise
+        width, height = size
+        if self.stages[0].denoiser.mixture is not None:
+            raise UserError(
+                f"size is {width}x{height}, but this model starts from Gaussians of {full}x{full}, which have no other "
+                "size; train one with --set denoiser.start=nothing"
+            )
+        unit = math.lcm(*(full // stage.image_size * unit for stage, unit in zip(self.stages, self.units, strict=True)))
+        if width % unit or height % unit or not unit <= min(size) <= max(size) <= MOST_TIMES * full:
+            raise UserError(
+                f"size is {width}x{height}, but the sides of this model's pictures must be multiples of {unit} "
+                f"from {unit} to {MOST_TIMES * full}"
+            )
+        return canvas(height, width, full)
+
+    def rngs(self, count: int, seed: int) -> list[Rng]:
+        return [Rng((seed, "sample", index)) for index in range(count)]
+
+    def _develop(
+        self,
+        labels: Sequence[int],
+        rngs: Sequence[Randomness],
+        changes: dict[str, Any],
+        size: Size | None,
+        start: Callable[[slice], Start],
+    ) -> Iterator[OtherImages]:
+        """A few at a time; `start` may be another one for each part."""
         samplings = changed_all(self.samplings, changes)
-        chunk = max(1, min(32, CHUNK_VALUES // (3 * self.stages[-1].image_size ** 2)))
-        for start in range(0, count, chunk):
-            indices = range(start, min(start + chunk, count))
-            told = torch.tensor([labels[index] for index in indices], device=self.device)
-            rngs = [Rng((seed, "sample", index)) for index in indices]
-            yield from pils_from_images(generate(self.stages, told, samplings, rngs))
+        width, height = size or (self.image_size, self.image_size)
+        chunk = max(1, min(32, CHUNK_VALUES // (3 * width * height)))
+        for part in (slice(begin, begin + chunk) for begin in range(0, len(labels), chunk)):
+            told = torch.tensor(labels[part], device=self.device)
+            yield generate(self.stages, told, samplings, rngs[part], start=start(part))
 
     def enlarge(
         self, picture: Image.Image, size: int | None = None, label: str | None = None, seed: int = 0
@@ -106,10 +220,32 @@ def find_label(label: str, classes: Sequence[str]) -> int:
     raise UserError(f"label {label!r} is unknown; {hint}this model knows {', '.join(classes)}")
 
 
+def white_of(mask: Image.Image, picture: Image.Image, given: Images) -> Mask:
+    """1 where the mask is white, at the size of the picture as it is `given` to the stages."""
+    if mask.size != picture.size:
+        raise UserError(
+            f"the mask is {mask.width}x{mask.height}, but the picture is {picture.width}x{picture.height}; "
+            "make them the same size"
+        )
+    height, width = given.shape[-2:]
+    white = (images_from_pil(cut(mask.convert("RGB"), width, height)).mean(1, keepdim=True) > 0).float().to(given)
+    if not white.any():
+        raise UserError("the mask has no white, so nothing would be made anew; paint white what is to change")
+    return white
+
+
 def changed(sampling: Sampling, changes: dict[str, Any]) -> Sampling:
-    given = {name: value for name, value in changes.items() if value is not None}
-    recipe = check({"sampling": {**sampling.model_dump(), **given}}, lambda key: "sampling")
+    recipe = check({"sampling": {**sampling.model_dump(), **told(changes)}}, lambda key: "sampling")
     return recipe.sampling
+
+
+def seamless(changes: dict[str, Any]) -> dict[str, Any]:
+    """The changes, with the sampler for inpainting where none is asked for."""
+    return {"sampler": SEAMLESS, **told(changes)}
+
+
+def told(changes: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in changes.items() if value is not None}
 
 
 def changed_all(samplings: Sequence[Sampling], changes: dict[str, Any]) -> tuple[Sampling, ...]:

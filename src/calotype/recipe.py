@@ -17,6 +17,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, model_v
 from calotype.diffusion.augmentation import Augmentation, Noising
 from calotype.diffusion.denoiser import ScalingName
 from calotype.diffusion.noise import Flow, Karras, Schedule
+from calotype.learning.joint import JointConfig
 from calotype.learning.objectives import FirstStageConfig
 from calotype.learning.player import PlayerConfig
 from calotype.nets.blocks import Precision
@@ -47,6 +48,17 @@ class AutoencoderRecipe(LegConfig):
     """Side of the random crops to train on; 0: whole pictures."""
     learn: PlayerConfig = PlayerConfig(learning_rate=2e-3)
     critic_learn: PlayerConfig = PlayerConfig(learning_rate=4e-4, betas=(0.5, 0.9))
+
+
+class JointRecipe(LegConfig):
+    """A leg in which autoencoder and denoiser learn together; kept only if held-out pictures say that it is better."""
+
+    images: int = Field(default=0, ge=0)
+    """Pictures to see; 0: no such leg."""
+    batch: PositiveInt = 8
+    losses: JointConfig = JointConfig()
+    pictures: PositiveInt = 64
+    """How many samples from before and after are held against held-out pictures."""
 
 
 class DiffusionConfig(LegConfig):
@@ -92,9 +104,9 @@ class EnlargeRecipe(DiffusionConfig):
     schedule: Schedule = Karras()
     scaling: ScalingName = "edm"
     spread: PositiveFloat = 0.02
-    """Standard deviation of plain areas about the smaller picture, enlarged; the plan measures it,"""
-    contrast: float = Field(default=0.5, ge=0)
-    """and how much is added where there is contrast, as a multiple of that."""
+    """Standard deviation of plain areas about the smaller picture, enlarged; the plan measures it."""
+    start: Literal["gaussian", "nothing"] = "gaussian"
+    """What stands beside the network before it has learned: Gaussians of each kind of place, or nothing."""
     augmentation: Augmentation = Noising()
     crop: int = Field(default=0, ge=0)
     """Side of the random crops to train on; 0: whole pictures."""
@@ -115,6 +127,7 @@ class Recipe(Config):
     precision: Precision = "float32"
     autoencoder: AutoencoderRecipe = AutoencoderRecipe()
     denoiser: DenoiserRecipe = DenoiserRecipe()
+    joint: JointRecipe = JointRecipe()
     sampling: Sampling = Sampling()
     enlarge: dict[str, EnlargeRecipe] = Field(default_factory=dict)
     """Of each stage after the first, by its size: `--set enlarge.256.images=10000`."""
@@ -126,6 +139,8 @@ class Recipe(Config):
                 raise ValueError(f"stages are {list(self.chain)}, but each must be a whole multiple of the one before")
         if self.chain[-1] != self.size:
             raise ValueError(f"stages end at {self.chain[-1]}, but size is {self.size}; the last stage makes that size")
+        if self.kind == "cascade" and self.joint.images:
+            raise ValueError("joint.images is set, but a cascade has no autoencoder to train jointly; leave it out")
         above = {str(size) for size in self.chain[1:]}
         if unknown := set(self.enlarge) - above:
             raise ValueError(
@@ -156,7 +171,7 @@ class Recipe(Config):
     def legs(self) -> dict[str, LegConfig]:
         """All that is trained, in order."""
         first: dict[str, LegConfig] = {"autoencoder": self.autoencoder} if self.kind == "latent" else {}
-        legs = {**first, "denoiser": self.denoiser}
+        legs = {**first, "denoiser": self.denoiser, **({"joint": self.joint} if self.joint.images else {})}
         for size in self.chain[1:]:
             legs[leg_above(size)] = above = self.enlarger(size)
             if above.mistakes.images:

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
 from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from calotype.diffusion.augmentation import Blurring, Noising
 from calotype.diffusion.denoiser import Denoiser
 from calotype.diffusion.guidance import guided, within
-from calotype.diffusion.samplers import SAMPLERS, SamplerName
+from calotype.diffusion.local import enlarged
+from calotype.diffusion.samplers import SAMPLERS, SamplerName, last_steps, resampled
 from calotype.spaces.pixel import Space
 from calotype.vocabulary import (
     NOT_TOLD,
@@ -28,7 +28,8 @@ from calotype.vocabulary import (
     Latents,
     NoiseSchedule,
     OtherImages,
-    Rng,
+    Randomness,
+    Sampler,
     Sigmas,
     per_image,
 )
@@ -52,6 +53,37 @@ class Sampling(Config):
     """The smaller picture is made to its end and then made noisy by `augmentation`, or the stage before stops there."""
 
 
+Ask = Callable[[Condition], Denoise]  # the denoiser as a sampler sees it, told this
+Bend = Callable[[Ask, Condition], Denoise]  # another one in its place: what edits a picture, or mixes what is told
+
+
+def straight(ask: Ask, condition: Condition) -> Denoise:
+    return ask(condition)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What the sampling of one stage starts from, and whom it asks."""
+
+    clean: Latents
+    """Noise is put on this: on 0 where nothing is known. One for all pictures, or one each."""
+    share: float = 1.0
+    """Of the sampler's steps: the last ones are taken, and the others' noise is not put on."""
+    bend: Bend = straight
+    again: tuple[float, ...] = ()
+    """Shares of these steps that are taken again, one after the other, with new noise."""
+
+
+Start = Callable[["Stage", OtherImages | None], Origin]  # of a stage, from the smaller picture; `editing` has them
+
+
+def from_noise(stage: Stage, smaller: OtherImages | None) -> Origin:
+    """The size is that of `smaller` times the factor, where there is one: a crop, or a larger picture."""
+    square = stage.image_size, stage.image_size
+    height, width = square if smaller is None else (side * stage.factor for side in smaller.shape[-2:])
+    return Origin(torch.zeros(1, *stage.shape_of(height, width)))
+
+
 @dataclass(frozen=True)
 class Stage:
     """Makes images of one size: from noise, or from noise and a smaller image."""
@@ -62,13 +94,15 @@ class Stage:
     image_size: int
     smaller_size: int | None = None
     augmentation: Noising | Blurring = NO_AUGMENTATION
-    contrast: float = 0.0
-    """How far off the enlarged picture is, as a multiple of its local contrast: edges are, plain areas are not."""
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """Of the latents of one image."""
-        return self.space.channels, self.image_size // self.space.reduction, self.image_size // self.space.reduction
+        return self.shape_of(self.image_size, self.image_size)
+
+    def shape_of(self, height: int, width: int) -> tuple[int, int, int]:
+        """Of the latents of an image of another size than the stage has learned."""
+        return self.space.channels, height // self.space.reduction, width // self.space.reduction
 
     @property
     def factor(self) -> int:
@@ -83,10 +117,11 @@ class Stage:
         if smaller is None:
             return Condition(labels)
         spoilt = self.augmentation.apply(smaller, level, noise)
-        above = self.space.encode(enlarged(spoilt, self.factor))
-        spoils = per_image(self.augmentation.doubt(level))
-        contrast = (local_contrast(above, max(1, self.factor // 2)).square() - spoils**2).clamp(min=0).sqrt()
-        return Condition(labels, above, level, torch.hypot(self.contrast * contrast, spoils))
+        spoils = self.augmentation.doubt(level)
+        if self.denoiser.local is None:
+            return Condition(labels, self.space.encode(enlarged(spoilt, self.factor)), level, per_image(spoils))
+        around = self.denoiser.local.around(spoilt, spoils)
+        return Condition(labels, around.mean, level, around.doubt, around.denoise)
 
     def denoise(self, condition: Condition, sampling: Sampling) -> Denoise:
         """The denoiser as a sampler sees it: a function of the noisy picture and sigma, guided as `sampling` says."""
@@ -101,19 +136,27 @@ class Stage:
         return within(both, strong, sampling.guidance_low, sampling.guidance_high)
 
     def steps(
-        self, labels: Labels, smaller: Images | None, sampling: Sampling, rngs: Sequence[Rng], until: float = 0.0
+        self,
+        labels: Labels,
+        smaller: OtherImages | None,
+        sampling: Sampling,
+        rngs: Sequence[Randomness],
+        until: float = 0.0,
+        start: Start = from_noise,
     ) -> Iterator[Latents]:
-        """The sampler's states from noise down to sigma `until`, one image a `Rng`, on whose randomness alone it hangs.
-
-        The size is that of `smaller` times the factor, where there is one: a crop, or a larger picture.
-        """
-        shape = self.shape if smaller is None else self._shape_above(smaller)
-        sigmas = [*(sigma for sigma in self.schedule.grid(sampling.steps) if sigma > until), until]
-        noisy = sigmas[0] * noise_each([rng.at("start") for rng in rngs], shape).to(labels.device)
-        yield from self.develop(noisy, sigmas, self.told(labels, smaller, sampling, rngs), sampling, rngs)
+        """The sampler's states down to sigma `until`, the first included; an image hangs on its own `Rng` alone."""
+        origin = start(self, smaller)
+        grid = last_steps(self.schedule.grid(sampling.steps), origin.share)
+        sigmas = [*(sigma for sigma in grid if sigma > until), until]
+        noise = noise_each([rng.at("start") for rng in rngs], tuple(origin.clean.shape[1:]))
+        noisy = origin.clean.to(labels.device) + sigmas[0] * noise.to(labels.device)
+        condition = self.told(labels, smaller, sampling, rngs)
+        denoise = origin.bend(lambda condition: self.denoise(condition, sampling), condition)
+        yield noisy
+        yield from self.develop(noisy, sigmas, denoise, resampled(SAMPLERS[sampling.sampler], origin.again), rngs)
 
     def develop(
-        self, noisy: Latents, sigmas: list[float], condition: Condition, sampling: Sampling, rngs: Sequence[Rng]
+        self, noisy: Latents, sigmas: list[float], denoise: Denoise, sampler: Sampler, rngs: Sequence[Randomness]
     ) -> Iterator[Latents]:
         """The sampler's states after each step through `sigmas`, from `noisy` at the first of them."""
         draws = iter(range(1 << 30))
@@ -122,9 +165,9 @@ class Stage:
             draw = next(draws)
             return noise_each([rng.at("fresh", draw) for rng in rngs], tuple(noisy.shape[1:])).to(noisy.device)
 
-        yield from SAMPLERS[sampling.sampler](self.denoise(condition, sampling), noisy, sigmas, fresh)
+        yield from sampler(denoise, noisy, sigmas, fresh)
 
-    def told(self, labels: Labels, smaller: Images | None, sampling: Sampling, rngs: Sequence[Rng]) -> Condition:
+    def told(self, labels: Labels, smaller: Images | None, sampling: Sampling, rngs: Sequence[Randomness]) -> Condition:
         """The condition for sampling, with each image's own randomness."""
         level = torch.full(labels.shape, sampling.augmentation, device=labels.device)
         if smaller is None or sampling.conditioning == "truncated":  # a truncated picture is as noisy as that already
@@ -132,43 +175,9 @@ class Stage:
         noise = noise_each([rng.at("augmentation") for rng in rngs], tuple(smaller.shape[1:]))
         return self.condition(labels, smaller, level, noise.to(smaller))
 
-    def _shape_above(self, smaller: Images) -> tuple[int, int, int]:
-        height, width = (side * self.factor // self.space.reduction for side in smaller.shape[-2:])
-        return self.space.channels, height, width
 
-
-@torch.no_grad()
-def redrawn(
-    stage: Stage, images: Images, labels: Labels, sampling: Sampling, share: float, rngs: Sequence[Rng]
-) -> Images:
-    """Pictures made noisy, and made clean again by the last steps of sampling (arXiv 2108.01073): `share` of them.
-
-    They keep what is larger than that noise; the rest is the stage's own, mistakes included.
-    """
-    sigmas = stage.schedule.grid(sampling.steps)[-1 - max(1, round(share * sampling.steps)) :]
-    clean = stage.space.encode(images)
-    noise = noise_each([rng.at("start") for rng in rngs], tuple(clean.shape[1:])).to(clean)
-    smaller = shrunk(images, stage.factor) if stage.smaller_size else None
-    condition = stage.told(labels, smaller, sampling.model_copy(update={"conditioning": "whole"}), rngs)
-    return stage.space.decode(last(stage.develop(clean + sigmas[0] * noise, sigmas, condition, sampling, rngs)))
-
-
-def noise_each(rngs: Sequence[Rng], shape: tuple[int, ...]) -> Latents:
+def noise_each(rngs: Sequence[Randomness], shape: tuple[int, ...]) -> Latents:
     return torch.stack([rng.normal(*shape) for rng in rngs])
-
-
-def enlarged(images: Images, factor: int) -> OtherImages:
-    return F.interpolate(images, scale_factor=factor, mode="bicubic")
-
-
-def local_contrast(images: Latents, radius: int) -> Float[Tensor, "batch 1 height width"]:
-    """Standard deviation in the square around each pixel, up to `radius` pixels away, over all channels."""
-
-    def around(values: Latents) -> Latents:
-        return F.avg_pool2d(values, 2 * radius + 1, 1, radius, count_include_pad=False)
-
-    variance = around(images.square()) - around(images).square()
-    return variance.mean(1, keepdim=True).clamp(min=0).sqrt()
 
 
 def shrunk(images: Images, factor: int) -> OtherImages:
@@ -181,13 +190,14 @@ def generate(
     stages: Sequence[Stage],
     labels: Labels,
     samplings: Sequence[Sampling],
-    rngs: Sequence[Rng],
+    rngs: Sequence[Randomness],
     smaller: Images | None = None,
+    start: Start = from_noise,
 ) -> OtherImages:
     """Pictures through all stages, from noise or from `smaller`. `labels` and `rngs` have one entry a picture."""
     images = smaller
     for stage, sampling, until in zip(stages, samplings, stops(samplings), strict=True):
-        latents = last(stage.steps(labels, images, sampling, [rng.at(stage.image_size) for rng in rngs], until))
+        latents = last(stage.steps(labels, images, sampling, [rng.at(stage.image_size) for rng in rngs], until, start))
         images = latents if until else stage.space.decode(latents)
     assert images is not None
     return images

@@ -21,6 +21,7 @@ OtherImages = Float[Tensor, "_ 3 _ _"]  # images of another size
 Latents = Float[Tensor, "batch channel height width"]  # images or their latents, spread about 1
 Sigmas = Float[Tensor, " batch"]
 Labels = Int[Tensor, " batch"]  # 0 ... classes - 1, or NOT_TOLD
+Folds = Int[Tensor, " batch"]
 Denoise = Callable[[Latents, float], Latents]  # (noisy, sigma) -> estimate of clean: all that a sampler sees
 Fresh = Callable[[], Latents]  # new Gaussian noise of the sampler's shape
 Sampler = Callable[[Denoise, Latents, list[float], Fresh], Iterator[Latents]]
@@ -46,6 +47,7 @@ class Condition:
     smaller: Latents | None = None  # the smaller picture, augmented, enlarged and brought into the stage's space
     augmentation: Sigmas | None = None  # how much the smaller picture was spoilt on purpose
     doubt: Float[Tensor, "batch 1 _ _"] | None = None  # how far off `smaller` may be, here and there: a deviation
+    known: Callable[[Latents, Sigmas], Latents] | None = None  # in training: a closed form that has not seen it
 
     def untold(self) -> Condition:
         return replace(self, labels=torch.full_like(self.labels, NOT_TOLD))
@@ -58,6 +60,7 @@ class Batch:
     clean: Latents
     labels: Labels
     smaller: Images | None = None  # the same pictures, shrunk, for a stage that looks at them
+    fold: Folds | None = None  # which part of the training pictures each belongs to
 
     def __len__(self) -> int:
         return len(self.clean)
@@ -72,6 +75,15 @@ class NoiseSchedule(Protocol):
     def grid(self, steps: int) -> list[float]:
         """Falling sigmas, `steps + 1` of them; the last is 0."""
         ...
+
+
+@runtime_checkable
+class Randomness(Protocol):
+    """What sampling draws its noise from: an `Rng`, or what lies between two of them."""
+
+    def at(self, *where: int | str) -> Randomness: ...
+
+    def normal(self, *shape: int) -> Tensor: ...
 
 
 @dataclass(frozen=True)

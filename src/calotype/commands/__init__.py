@@ -2,11 +2,13 @@
 
 from calotype.commands.comparing import compare
 from calotype.commands.evaluating import evaluate
+from calotype.commands.interpolating import interpolate
 from calotype.commands.reading import write_data
-from calotype.commands.sampling import enlarge, sample
+from calotype.commands.sampling import Sheet, enlarge, sample
 from calotype.commands.talk import Progress, Voice
 from calotype.commands.training import Wish, plan, resume, train
 
 __all__ = [
-    "Progress", "Voice", "Wish", "compare", "enlarge", "evaluate", "plan", "resume", "sample", "train", "write_data",
+    "Progress", "Sheet", "Voice", "Wish", "compare", "enlarge", "evaluate", "interpolate", "plan", "resume", "sample",
+    "train", "write_data",
 ]  # fmt: skip

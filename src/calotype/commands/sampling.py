@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,29 +15,59 @@ from calotype.commands.talk import Voice
 from calotype.data.folder import list_pictures
 from calotype.data.images import UnreadableError, grid, read_image
 from calotype.files import write_json
-from calotype.model import changed_all, load
+from calotype.model import Model, changed_all, load, seamless
 from calotype.vocabulary import NOT_TOLD, UserError
 
 
+@dataclass(frozen=True)
+class Sheet:
+    """What pictures are drawn on: an empty one, or a picture, which changes all over or where its mask is white."""
+
+    size: str | None = None
+    """`256x384`: width and height in pixels; None: as learned."""
+    picture: Path | None = None
+    strength: float | None = None
+    mask: Path | None = None
+
+    def draw(
+        self, model: Model, count: int, label: str | None, seed: int, changes: dict[str, Any]
+    ) -> Iterator[Image.Image]:
+        """Pictures as they are made. Raises `UserError` for a mask or a strength without a picture."""
+        size = read_size(self.size)
+        if self.picture is not None:
+            white = read_image(self.mask) if self.mask else None
+            given = read_image(self.picture)
+            return model.draw_again(given, self.strength, white, label, seed, count, size, **changes)
+        for name in ("strength", "mask"):
+            if getattr(self, name) is not None:
+                raise UserError(f"--{name} says how a picture changes, but there is none; add --from PICTURE")
+        return model.draw(count, label, seed, size, **changes)
+
+
 def sample(
-    folder: Path, count: int, label: str | None, seed: int, out: Path | None, device: str, voice: Voice, **changes: Any
-) -> Path:
+    folder: Path, count: int, label: str | None, seed: int, out: Path | None, device: str, voice: Voice,
+    sheet: Sheet = Sheet(), **changes: Any,
+) -> Path:  # fmt: skip
     """Writes `count` pictures, one PNG each, and a grid of them."""
     if count < 1:
         raise UserError(f"count is {count}, but must be at least 1")
     model = load(folder, device)
-    names = [model.classes[index] if index != NOT_TOLD else "picture" for index in model.labels(count, label)]
+    changes = seamless(changes) if sheet.mask else changes
+    told = [NOT_TOLD] * count if sheet.picture and label is None else model.labels(count, label)
+    names = [model.classes[index] if index != NOT_TOLD else "picture" for index in told]
+    made = sheet.draw(model, count, label, seed, changes)
+    first, *above = (one.model_dump(mode="json") for one in changed_all(model.samplings, changes))
     out = out or free(folder / "samples")
-    out.mkdir(parents=True, exist_ok=True)
     pictures: list[Image.Image] = []
     with voice.bar("samples") as progress:
-        for index, picture in enumerate(model.draw(count, label, seed, **changes)):
+        for index, picture in enumerate(made):
+            out.mkdir(parents=True, exist_ok=True)
             picture.save(out / f"{seed}-{index:04d}-{safe(names[index])}.png")
             pictures.append(picture)
             progress(index + 1, count, "")
     grid(pictures, columns(count)).save(out / "grid.png")
-    first, *above = (one.model_dump(mode="json") for one in changed_all(model.samplings, changes))
-    write_json(out / "samples.json", {"labels": names, "seed": seed, "sampling": first, "enlarge": above})
+    about = {name: str(value) for name, value in vars(sheet).items() if value is not None}
+    write_json(out / "samples.json", {"labels": names, "seed": seed, "sampling": first, "enlarge": above, **about})
     return out
 
 
@@ -59,6 +92,16 @@ def enlarge(
     if not written:
         raise UserError(f"no picture in {pictures} could be read, so none was enlarged")
     return written
+
+
+def read_size(text: str | None) -> tuple[int, int] | None:
+    """`256x384`: width and height in pixels."""
+    if text is None:
+        return None
+    sides = re.fullmatch(r"(\d{1,6})x(\d{1,6})", text.strip().lower())
+    if sides is None:
+        raise UserError(f"--size is {text!r}, but must be width x height in pixels, as in 256x384")
+    return int(sides[1]), int(sides[2])
 
 
 def columns(count: int) -> int:

@@ -22,6 +22,8 @@ from calotype.legs import (
     crop_examples,
     denoiser_leg,
     enlarger_leg,
+    joint_leg,
+    judge,
     latent_examples,
     mistakes_leg,
     picture_examples,
@@ -64,7 +66,7 @@ def _develop(
 ) -> None:
     workshop = Workshop(run, plan, pictures, device, voice, stop)
     space, examples = workshop.space()
-    stages = [workshop.base(space, examples)]
+    stages = [workshop.joint(workshop.base(space, examples))]
     recipe = plan.recipe
     for size in recipe.chain[1:]:
         stage = workshop.enlarger(size, stages[-1])
@@ -110,6 +112,23 @@ class Workshop:
             leg = denoiser_leg(self.recipe, self.pictures, space, examples, self.device)
         self._go(leg)
         return leg.stage
+
+    def joint(self, stage: Stage) -> Stage:
+        """The same stage, trained on together with its autoencoder where the recipe says so and that made it better."""
+        if "joint" not in self.recipe.legs:
+            return stage
+        pictures = self.pictures.shrunk(self.recipe.chain[0])
+        with self.run.timing("prepare"):
+            leg = joint_leg(self.recipe, stage, pictures, self.device)
+        self._go(leg)
+        if (kept := self.run.state.get("joint_kept")) is None:
+            with self.run.timing("judge"), self.voice.bar("judge") as bar:
+                found = judge(self.recipe, stage, leg.stage, pictures, unless(self.stop, counting(bar)))
+            self.run.state["joint_kept"] = kept = found.after_is_better
+            self.run.log("note", text=f"joint leg: {found}; it is {'kept' if kept else 'not kept'}")
+            self.voice.say(f"joint leg {'kept' if kept else 'not kept'}: {found}")
+            self.run.save()
+        return leg.stage if kept else stage
 
     def enlarger(self, size: int, below: Stage) -> Stage:
         with self.run.timing("prepare"):

@@ -59,10 +59,15 @@ def read_image(path: Path, shortest: int | None = None) -> Image.Image:
 
 def fit(image: Image.Image, size: int) -> Square:
     """The centre square, resized."""
-    side = min(image.size)
-    left, top = (image.width - side) / 2, (image.height - side) / 2
-    box = (left, top, left + side, top + side)
-    return np.asarray(image.resize((size, size), Image.Resampling.LANCZOS, box, GAP))
+    return np.asarray(cut(image, size, size))
+
+
+def cut(image: Image.Image, width: int, height: int) -> Image.Image:
+    """The largest part of this shape in the middle, resized; a picture of this size stays as it is."""
+    part = min(image.width, image.height * width / height), min(image.height, image.width * height / width)
+    left, top = (image.width - part[0]) / 2, (image.height - part[1]) / 2
+    box = (left, top, left + part[0], top + part[1])
+    return image.resize((width, height), Image.Resampling.LANCZOS, box, GAP)
 
 
 def images_from_pixels(pixels: UInt8[Tensor, "batch 3 height width"]) -> Images:

@@ -11,7 +11,9 @@ from calotype.data.folder import Pictures
 from calotype.data.images import images_from_pixels
 from calotype.data.latents import LatentCache
 from calotype.stage import shrunk
-from calotype.vocabulary import Batch, Images, Rng
+from calotype.vocabulary import Batch, Folds, Images, Rng
+
+FOLDS = 2
 
 
 def order(count: int, images_seen: int, batch: int, rng: Rng) -> Tensor:
@@ -19,6 +21,11 @@ def order(count: int, images_seen: int, batch: int, rng: Rng) -> Tensor:
     first, last = images_seen // count, (images_seen + batch - 1) // count
     epochs = torch.cat([rng.at("epoch", epoch).permutation(count) for epoch in range(first, last + 1)])
     return epochs[images_seen - first * count :][:batch]
+
+
+def folds(chosen: Tensor) -> Folds:
+    """Two halves of the pictures; which one a picture is in hangs on its content, as the order of all does."""
+    return chosen % FOLDS
 
 
 @dataclass(frozen=True)
@@ -48,7 +55,7 @@ class PictureSource:
         smaller = shrunk(images, self.factor) if self.factor > 1 else None
         if self.smaller is not None:
             smaller = self._crops(self.smaller, places, corners, self.crop // self.factor, mirrored)
-        return Batch(images, self.pictures.labels[chosen].to(self.device), smaller)
+        return Batch(images, self.pictures.labels[chosen].to(self.device), smaller, folds(chosen).to(self.device))
 
     def _crops(self, pixels: Tensor, rows: Tensor, corners: Tensor, side: int, mirrored: Tensor) -> Images:
         places = zip(rows.tolist(), corners.tolist(), strict=True)
@@ -73,4 +80,5 @@ class LatentSource:
         picks = self.chosen[order(len(self.chosen), images_seen, count, self.rng)]
         sides = self.rng.at("flip", images_seen).integers(len(self.cache.moments), count)
         moments = self.cache.moments[sides, picks].float().to(self.device)
-        return Batch(moments.contiguous(memory_format=torch.channels_last), self.labels[picks].to(self.device))
+        moments = moments.contiguous(memory_format=torch.channels_last)
+        return Batch(moments, self.labels[picks].to(self.device), None, folds(picks).to(self.device))

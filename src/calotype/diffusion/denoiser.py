@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from calotype.diffusion.gaussian import Mixture
+from calotype.diffusion.local import LocalGaussians
 from calotype.nets.blocks import Precision, autocast, fourier_features
 from calotype.vocabulary import NOT_TOLD, Condition, Latents, Sigmas, per_image
 
@@ -67,6 +68,9 @@ class Denoiser(nn.Module):
     `backbone(image, vector)` gives an image of the shape of the noisy one; all that is told to it besides the picture
     (the noise level, the label, the level of the augmentation) is summed into `vector`.
 
+    What is known in closed form stands beside the backbone, which also sees it: a `mixture` of all pictures, or, for a
+    denoiser that looks at a smaller picture, `local` Gaussians around that.
+
     Where it looks at a smaller picture, clean pictures are taken to lie around the enlarged one, and else around 0;
     `spread` is their standard deviation about that, to which the condition's doubt is added, square to square.
     """
@@ -80,9 +84,10 @@ class Denoiser(nn.Module):
         precision: Precision = "float32",
         spread: float = 1.0,
         mixture: Mixture | None = None,
+        local: LocalGaussians | None = None,
     ) -> None:
         super().__init__()
-        self.mixture = mixture
+        self.mixture, self.local = mixture, local
         self.backbone, self.classes, self.precision, self.spread = backbone, classes, precision, spread
         self.row = SCALINGS[scaling]
         self.noise_level = LevelEmbedding(width)
@@ -115,6 +120,8 @@ class Denoiser(nn.Module):
 
     def _known(self, scaling: Scaling, noisy: Latents, sigma: Sigmas, condition: Condition) -> Latents:
         """What the network need not say: the scaling's skip, or in its place the denoiser in closed form."""
+        if condition.known is not None:
+            return condition.known(noisy, sigma)
         if self.mixture is not None:
             return self.mixture.denoise(noisy, sigma, condition.labels)
         return scaling.skip * noisy if condition.smaller is None else torch.lerp(condition.smaller, noisy, scaling.skip)
@@ -126,7 +133,7 @@ class Denoiser(nn.Module):
         )
         if condition.augmentation is not None:
             vector = vector + self.augmentation_level(condition.augmentation)
-        if self.mixture is not None:
+        if self.mixture is not None or self.local is not None:
             image = torch.cat([image, known], 1)
         if condition.smaller is not None:
             image = torch.cat([image, condition.smaller], 1)

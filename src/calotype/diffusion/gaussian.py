@@ -7,14 +7,15 @@ closed form. So that part is computed, and the network starts beside it and lear
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from calotype.vocabulary import NOT_TOLD, Labels, Latents, Rng, Sigmas, per_image
+from calotype.vocabulary import NOT_TOLD, Folds, Labels, Latents, Rng, Sigmas, per_image
 
 RANKS = (256, 64, 16, 0)
 """Numbers of principal axes that are tried; more than the data bear out does worse on held-out ones."""
@@ -82,6 +83,28 @@ class Mixture(nn.Module):
         return torch.softmax(likely.masked_fill(~possible, -torch.inf), 1)
 
 
+@dataclass(frozen=True)
+class Unseen:
+    """For each fold of the training pictures, the mixture of all others (stacking: Wolpert, Neural Networks, 1992).
+
+    The mixture of a few pictures knows them too well, and a network that learns beside it would rely on that.
+    """
+
+    mixtures: tuple[Mixture, ...]
+
+    def of(self, fold: Folds, labels: Labels) -> Callable[[Latents, Sigmas], Latents]:
+        """The closed form for pictures of these folds."""
+
+        def denoise(noisy: Latents, sigma: Sigmas) -> Latents:
+            known = torch.empty_like(noisy)
+            for number, mixture in enumerate(self.mixtures):
+                if bool((inside := fold == number).any()):
+                    known[inside] = mixture.denoise(noisy[inside], sigma[inside], labels[inside])
+            return known
+
+        return denoise
+
+
 def squared_distances(
     points: Float[Tensor, "batch dimension"], means: Float[Tensor, "component dimension"]
 ) -> Float[Tensor, "batch component"]:
@@ -109,16 +132,7 @@ def fit(
     sigma: Sigmas,
     noise: Latents,
 ) -> Mixture:
-    """The mixture of `train` that denoises `held_out`, made noisy by `sigma * noise`, best, of several ranks and sizes.
-
-    Errors count as in the loss of a flow, `((1 + sigma) / sigma) ** 2` times the squared error.
-    """
-    noisy, weight = held_out + per_image(sigma) * noise, ((1 + sigma) / sigma) ** 2
-
-    def error(mixture: Mixture) -> float:
-        denoised = mixture.denoise(noisy, sigma, held_out_labels)
-        return float(((denoised - held_out).square().flatten(1).mean(1) * weight).mean())
-
+    """The mixture of `train`, of several ranks and sizes, that denoises `held_out + sigma * noise` best."""
     points, groups = train.flatten(1), groups_of(labels)
     smallest = min(int(members.sum()) for members in groups.values())
     single = components_of(points, groups, 1)
@@ -127,7 +141,25 @@ def fit(
         if smallest >= FEWEST * clusters:
             several = components_of(points, groups, clusters)
             candidates.append(mixture_of(several, len(several[0].variances)))
-    return min(candidates, key=error)
+    return min(candidates, key=lambda one: flow_error(one, held_out, held_out_labels, sigma, noise))
+
+
+def flow_error(mixture: Mixture, clean: Latents, labels: Labels, sigma: Sigmas, noise: Latents) -> float:
+    """As in the loss of a flow: `((1 + sigma) / sigma) ** 2` times the squared error, of pictures + `sigma * noise`."""
+    denoised = mixture.denoise(clean + per_image(sigma) * noise, sigma, labels)
+    return float(((denoised - clean).square().flatten(1).mean(1) * ((1 + sigma) / sigma) ** 2).mean())
+
+
+def refit(
+    like: Mixture, train: Float[Tensor, "count channel height width"], labels: Int[Tensor, " count"], folds: Folds
+) -> Unseen:
+    """For each fold, a mixture of as many components and axes as `like`, of the pictures outside it."""
+    points, made = train.flatten(1), []
+    for fold in folds.unique().tolist():
+        groups = groups_of(labels[folds != fold])
+        components = components_of(points[folds != fold], groups, max(1, len(like.means) // len(groups)))
+        made.append(mixture_of(components, min(like.axes.shape[1], len(components[0].variances))))
+    return Unseen(tuple(made))
 
 
 def groups_of(labels: Labels) -> dict[int, Tensor]:

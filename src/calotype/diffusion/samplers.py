@@ -7,7 +7,7 @@ float32. All take the same arguments; `fresh` gives new noise, and only `ancestr
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Literal
 
@@ -59,6 +59,30 @@ def ancestral(denoise: Denoise, noisy: Latents, sigmas: list[float], fresh: Fres
         kept = (next_sigma / sigma) ** 2
         noisy = denoised + kept * (noisy - denoised) + next_sigma * math.sqrt(1 - kept) * fresh()
         yield noisy
+
+
+def resampled(sampler: Sampler, shares: Sequence[float]) -> Sampler:
+    """Goes back up, with fresh noise, and takes the last steps again, `shares` of them (arXiv 2201.09865, algorithm 1).
+
+    So what is new and what is known in a picture come to agree, turn by turn.
+    """
+
+    def walk(denoise: Denoise, noisy: Latents, sigmas: list[float], fresh: Fresh) -> Iterator[Latents]:
+        state = noisy
+        for state in sampler(denoise, noisy, sigmas, fresh):
+            yield state
+        for share in shares:
+            part = last_steps(sigmas, share)
+            up = state + math.sqrt(part[0] ** 2 - part[-1] ** 2) * fresh()
+            for state in sampler(denoise, up, part, fresh):
+                yield state
+
+    return walk
+
+
+def last_steps(sigmas: list[float], share: float) -> list[float]:
+    """The sigmas of the last `share` of the steps, at least of one."""
+    return sigmas[-1 - max(1, round(share * (len(sigmas) - 1))) :]
 
 
 SamplerName = Literal["euler", "heun", "dpm_solver", "ancestral"]

@@ -19,6 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from calotype.diffusion.augmentation import blurred
+from calotype.diffusion.samplers import SAMPLERS
 from calotype.evaluate.reconstruction import psnr
 from calotype.nets.blocks import Resized
 from calotype.nets.perceptual import efficientnet_lite0, perceptual_distance
@@ -164,7 +165,8 @@ def latent_case(
     own = [rng.at(stage.image_size) for rng in rngs]
     *_, state = stage.steps(labels, None, sampling, own, until=sigma)
     condition = stage.condition(labels, None, torch.zeros(len(labels)), torch.zeros(()))
-    image = stage.space.decode(stage.denoise(condition, sampling)(state, sigma))
+    denoise = stage.denoise(condition, sampling)
+    image = stage.space.decode(denoise(state, sigma))
     below = [sigma, *(one for one in stage.schedule.grid(sampling.steps) if one < sigma)]
     factor, known = stage.image_size // small_size, stage.space.encode(image)
 
@@ -172,7 +174,7 @@ def latent_case(
     def finish(delta: Images | None) -> Resized:
         spoilt = image if delta is None else image + repeated(delta, factor)
         start = state + stage.space.encode(spoilt) - known
-        *_, latents = stage.develop(start, below, condition, sampling, own)
+        *_, latents = stage.develop(start, below, denoise, SAMPLERS[sampling.sampler], own)
         return stage.space.decode(latents)
 
     return Case(shrunk(image, factor), finish)

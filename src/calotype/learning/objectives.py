@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -11,6 +11,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
+from calotype.diffusion.gaussian import Unseen
 from calotype.nets.critic import Critic
 from calotype.nets.perceptual import EfficientNetLite0, perceptual_distance
 from calotype.nets.vae import Moments, Vae
@@ -66,8 +67,10 @@ class FirstStage:
         self.players: dict[str, nn.Module] = {"autoencoder": vae, "critic": critic}
 
     def losses(self, batch: Batch, progress: float, rng: Rng) -> dict[str, Loss]:
-        real = batch.clean
-        moments = self.vae.encode(real)
+        return self.judged(batch.clean, self.vae.encode(batch.clean), progress, rng)
+
+    def judged(self, real: Images, moments: Moments, progress: float, rng: Rng) -> dict[str, Loss]:
+        """The losses of pictures that are encoded already."""
         noise = rng.at("latents").noise_like(moments.mean)
         fake = self.vae.decode(self.vae.sample(moments, noise))
         losses = {"autoencoder": self._autoencoder(real, fake, moments, progress)}
@@ -124,10 +127,13 @@ def kl_to_normal(moments: Moments) -> Tensor:
 
 
 class Denoising:
-    """The denoiser's loss on latents (or pixels) with random sigmas; some labels are not told, for guidance."""
+    """The denoiser's loss on latents (or pixels) with random sigmas; some labels are not told, for guidance.
 
-    def __init__(self, stage: Stage, label_dropout: float) -> None:
-        self.stage, self.label_dropout = stage, label_dropout
+    `unseen` are closed forms for the training pictures, none of which has seen the picture it is asked about.
+    """
+
+    def __init__(self, stage: Stage, label_dropout: float, unseen: Unseen | None = None) -> None:
+        self.stage, self.label_dropout, self.unseen = stage, label_dropout, unseen
         self.players: dict[str, nn.Module] = {"denoiser": stage.denoiser}
 
     def losses(self, batch: Batch, progress: float, rng: Rng) -> dict[str, Loss]:
@@ -145,5 +151,7 @@ class Denoising:
         level = self.stage.augmentation.draw(count, rng.at("augmentation")).to(device)
         spoiling = torch.zeros(()) if batch.smaller is None else rng.at("spoiling").noise_like(batch.smaller)
         condition = self.stage.condition(labels, batch.smaller, level, spoiling)
+        if self.unseen is not None and batch.fold is not None:
+            condition = replace(condition, known=self.unseen.of(batch.fold, labels))
         torch.manual_seed(int(rng.at("dropout").integers(2**62, 1)))  # dropout draws from torch's own generator
         return sigma, self.stage.denoiser.loss(clean, sigma, noise, condition)

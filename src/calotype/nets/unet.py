@@ -41,7 +41,8 @@ class UnetConfig(Config):
 class Unet(nn.Module):
     """(batch, in_channels, height, width) and (batch, config.width) -> (batch, out_channels, height, width).
 
-    Height and width must be multiples of `patch * 2 ** (levels - 1)`.
+    Height and width must be multiples of `patch * 2 ** (levels - 1)`. Beside the network, each pixel passes through a
+    matrix that hangs on the vector: the noise in a patch has more values than a narrow network has channels.
     """
 
     def __init__(self, config: UnetConfig, in_channels: int, out_channels: int) -> None:
@@ -78,8 +79,11 @@ class Unet(nn.Module):
                 self.up.append(Double(width))
         self.norm = ChannelNorm(here)
         self.conv_out = faint(nn.Conv2d(here, out_channels * config.patch**2, 3, padding=1))
+        self.through = faint(nn.Linear(config.width, out_channels * in_channels))
 
     def forward(self, image: Latents, vector: Vector) -> Recoloured:
+        mixing = self.through(F.silu(vector)).unflatten(1, (-1, image.shape[1]))
+        passed = torch.einsum("boi,bihw->bohw", mixing, image)
         image = self.conv_in(space_to_channel(image, self.patch))
         shelf = [image]
         for block in self.down:
@@ -91,7 +95,7 @@ class Unet(nn.Module):
             image = (
                 block(image, vector) if isinstance(block, Double) else block(torch.cat([image, shelf.pop()], 1), vector)
             )
-        return channel_to_space(self.conv_out(F.silu(self.norm(image))), self.patch)
+        return passed + channel_to_space(self.conv_out(F.silu(self.norm(image))), self.patch)
 
 
 class UnetLevel(nn.Module):

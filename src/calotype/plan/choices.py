@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache, partial
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import Any
 
 import torch
@@ -16,11 +16,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from calotype.build import build_backbone
 from calotype.data.folder import Pictures
 from calotype.data.images import images_from_pixels
+from calotype.diffusion.local import LocalGaussians
 from calotype.machine import Machine
 from calotype.nets.dit import DitConfig
 from calotype.nets.unet import UnetConfig
 from calotype.recipe import AutoencoderRecipe, Backbone, DenoiserRecipe, Recipe, check
-from calotype.stage import enlarged, local_contrast, shrunk
+from calotype.stage import shrunk
 from calotype.vocabulary import Images, UserError
 
 ENOUGH_IMAGES = 40_000
@@ -30,12 +31,8 @@ ENOUGH_CROPS = 12_000
 REACHED = 0.4
 """Of the speed of a single convolution, what a whole training step reaches."""
 FEW_PICTURES = 1000
-FAINTEST = 2 / 255
-"""One level of 256: no picture is known better than that."""
-SURE = 0.5
-"""Doubt is taken for half of what it is: a network soon learns to say more, and grain that it is slow to undo stays."""
-TYPICAL_CONTRAST = 0.2
-"""At an edge that is worth getting right."""
+LOCAL_PLACES = 2**17
+"""From as many places it is measured what is known of a large picture from its smaller one."""
 LARGEST_LATENT = 256
 LARGEST_CROP = 256
 """The autoencoder sees nothing that is larger than this; its networks are local."""
@@ -160,8 +157,7 @@ def enlarger(pictures: Pictures, smaller: int, size: int, operations: float, wid
         crops = operations / (3 * forward_operations(backbone, 6, 3, crop))
         if crops >= ENOUGH_CROPS * width:
             break
-    plain, contrast = doubts_of(pictures, size, factor)
-    spread = math.hypot(plain, contrast * TYPICAL_CONTRAST)
+    plain, spread = doubts_of(pictures, size, factor)
     settings = {
         "batch": 8 * width,
         "backbone": backbone.model_dump(mode="json"),
@@ -172,7 +168,6 @@ def enlarger(pictures: Pictures, smaller: int, size: int, operations: float, wid
             "largest": rounded(30 * spread),
         },
         "spread": plain,
-        "contrast": contrast,
         "augmentation": {"kind": "noise" if smaller <= WIDEST_NOISE else "blur"},
         "crop": crop,
     }
@@ -194,20 +189,13 @@ def spread_of(pictures: Pictures, size: int) -> float:
 
 
 def doubts_of(pictures: Pictures, size: int, factor: int) -> tuple[float, float]:
-    """How far pictures lie from their shrunk ones, enlarged: in plain areas, and as a multiple of local contrast."""
-    plain, wrong, contrasts = [], [], []
-    for images in some_images(pictures, size):
-        above = enlarged(shrunk(images, factor), factor)
-        error, contrast = (
-            (images - above).square().mean(1, keepdim=True),
-            local_contrast(above, max(1, factor // 2)).square(),
-        )
-        plain.append(error[contrast <= contrast.median()])
-        wrong.append(error)
-        contrasts.append(contrast)
-    floor = max(FAINTEST**2, mean_of(plain))
-    slope = max(0.0, mean_of(wrong) - floor) / max(1e-6, mean_of(contrasts))
-    return rounded(math.sqrt(floor)), rounded(SURE * math.sqrt(slope))
+    """How far pictures lie from what is known of them from their smaller ones: in plain areas, and everywhere."""
+    few = max(2, LOCAL_PLACES // (size // factor) ** 2)
+    pairs = [(shrunk(images, factor), images) for images in islice(some_images(pictures, size), few)]
+    local = LocalGaussians(factor)
+    local.fit(pairs)
+    doubts = (local.around(smaller, torch.zeros(1)).doubt for smaller, _ in pairs)
+    return rounded(float(local.plain)), rounded(math.sqrt(mean_of(one.square() for one in doubts)))
 
 
 def some_images(pictures: Pictures, size: int) -> Iterator[Images]:

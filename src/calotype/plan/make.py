@@ -20,6 +20,7 @@ OVERHEAD = 0.05
 """Of the training time: previews, held-out measures, checkpoints, the log."""
 WARMUP_STEPS, LONGEST_WARMUP = 100, 0.25
 """With 25 steps the network stays silent for the rest of a run of 500; with 60 it does not (dev/LOG.md, 2026-11-22)."""
+ORDER = ("autoencoder", "latents", "denoiser", "joint", "judge", "enlarge", "mistakes", "level", "samples")
 LEVEL_SHARE, FEWEST_LEVEL_CROPS, MOST_LEVEL_CROPS = 0.05, 12, 96
 """The search for an augmentation level may take this share of the time; with fewer crops it says nothing."""
 
@@ -145,6 +146,8 @@ def beside_training(plan: Plan, measured: Measurement, count: int, left: float) 
     """Seconds of what comes after a leg: the latents after the autoencoder, a search after each stage that enlarges."""
     recipe = plan.recipe
     fixed = {"latents": measured.encode() * count * (2 if recipe.flip else 1)} if recipe.kind == "latent" else {}
+    if "joint" in recipe.legs:
+        fixed["judge"] = 2 * recipe.joint.pictures * measured.sample_stage(0)
     for index, size in enumerate(recipe.chain[1:], 1):
         crop = (recipe.enlarger(size).crop or size) / size
         below = sum(measured.sample_stage(place) for place in range(index))
@@ -169,7 +172,7 @@ def in_order(seconds: dict[str, float]) -> dict[str, float]:
 
     def place(what: str) -> tuple[int, int]:
         head, _, size = what.partition("-")
-        rank = ["autoencoder", "latents", "denoiser", "enlarge", "mistakes", "level", "samples"].index(head)
+        rank = ORDER.index(head)
         return (int(size), rank) if size else (last if head == "samples" else 0, rank)
 
     return {what: seconds[what] for what in sorted(seconds, key=place)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from calotype.build import build_enlarger, build_first_stage, build_space, build_stage
+from calotype.build import build_enlarger, build_first_stage, build_joint, build_space, build_stage
 from calotype.data.folder import Pictures
 from calotype.data.images import images_from_pixels
 from calotype.data.latents import LatentCache
@@ -56,6 +56,8 @@ class Measurement:
         """Of every leg."""
         first = {} if isinstance(self.space, PixelSpace) else {"autoencoder": self._autoencoder()}
         phases = {**first, "denoiser": self._denoiser()}
+        if "joint" in self.recipe.legs:
+            phases["joint"] = self._joint()
         for stage in self.stages[1:]:
             phases[leg_above(stage.image_size)] = phases[mistakes_above(stage.image_size)] = self._enlarger(stage)
         return {leg: phases[leg] for leg in self.recipe.legs}
@@ -78,6 +80,15 @@ class Measurement:
             cache = LatentCache(moments[:1][None].expand(1, 2, *moments.shape[1:]))
             source = LatentSource(cache, torch.full((2,), NOT_TOLD), torch.arange(2), self.rng, self.device)
         return [(1.0, self._step(Denoising(self.stages[0], 0.0), source, self.recipe.denoiser.batch, 0.0))]
+
+    def _joint(self) -> Phases:
+        config, objective = self.recipe.joint, build_joint(self.recipe, self.stages[0])
+        objective.first.critic.to(self.device)
+        objective.first.features.to(self.device)
+        pictures = self.pictures[self.recipe.chain[0]]
+        source = picture_examples(self.recipe, pictures, self.device)(pictures.train_indices)
+        ends = phase_ends(self.recipe.autoencoder.losses)
+        return [(end, self._step(objective, source, config.batch, end - 1e-6)) for end in ends]
 
     def _enlarger(self, stage: Stage) -> Phases:
         size = stage.image_size

@@ -39,7 +39,20 @@ class LatentSpace(nn.Module):
 
     @torch.no_grad()
     def decode(self, latents: Latents) -> Images:
-        return self.vae.decode(latents * self.spread + self.mean).clamp(-1, 1)
+        return self.developed(latents).clamp(-1, 1)
+
+    def developed(self, latents: Latents) -> Images:
+        """As `decode`, for training: with gradients, and not clamped."""
+        return self.vae.decode(latents * self.spread + self.mean)
+
+    @torch.no_grad()
+    def follow(self, moments: Latents, new: float) -> None:
+        """Moves mean and spread a little towards those of these latents, while the autoencoder changes."""
+        mean, log_variance = moments.chunk(2, 1)
+        square = self.spread**2 + self.mean**2
+        self.mean.lerp_(mean.mean((0, 2, 3), keepdim=True), new)
+        square.lerp_((mean.square() + log_variance.exp()).mean((0, 2, 3), keepdim=True), new)
+        self.spread.copy_((square - self.mean**2).clamp(min=1e-8).sqrt())
 
     @torch.no_grad()
     def measure(self, moments: Iterable[Latents]) -> None:

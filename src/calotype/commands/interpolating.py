@@ -1,0 +1,56 @@
+"""Pictures between pictures."""
+
+from __future__ import annotations
+
+import io
+import re
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from calotype.commands.sampling import read_size
+from calotype.commands.talk import Voice
+from calotype.data.images import grid
+from calotype.files import write_whole
+from calotype.model import load
+from calotype.vocabulary import UserError
+
+FRAME_MILLISECONDS = 100
+FILES = (".webp", ".gif", ".png")
+
+
+def interpolate(
+    folder: Path, seeds: str, frames: int, labels: str | None, size: str | None, out: Path, device: str, voice: Voice,
+    **changes: Any,
+) -> Path:  # fmt: skip
+    """Writes the way from one picture to another: an animation, or a strip where `out` ends in .png."""
+    if out.suffix.lower() not in FILES:
+        raise UserError(f"--out {out} must end in .webp or .gif (an animation) or .png (a strip)")
+    ends, told = two("--seeds", seeds), two("--labels", labels) if labels else None
+    if not all(re.fullmatch(r"-?\d+", seed) for seed in ends):
+        raise UserError(f"--seeds is {seeds!r}, but must be two whole numbers, as in --seeds 1,2")
+    with voice.bar("frames"):
+        pictures = load(folder, device).interpolate(
+            (int(ends[0]), int(ends[1])), frames, told, read_size(size), **changes
+        )
+    write_whole(out, animated(pictures, out.suffix.lower()))
+    return out
+
+
+def animated(pictures: list[Image.Image], suffix: str) -> bytes:
+    """The file's content; it plays for ever. WebP keeps every pixel, GIF 256 colours a frame."""
+    file = io.BytesIO()
+    if suffix == ".png":
+        grid(pictures, len(pictures)).save(file, "PNG")
+    else:
+        more: dict[str, Any] = {"save_all": True, "append_images": pictures[1:], "loop": 0, "lossless": True}
+        pictures[0].save(file, suffix[1:].upper(), duration=FRAME_MILLISECONDS, **more)
+    return file.getvalue()
+
+
+def two(option: str, text: str) -> tuple[str, str]:
+    one, comma, other = (part.strip() for part in text.partition(","))
+    if not (one and comma and other):
+        raise UserError(f"{option} is {text!r}, but must be two, with a comma between them")
+    return one, other

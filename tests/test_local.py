@@ -1,0 +1,103 @@
+import pytest
+import torch
+
+from calotype.diffusion.local import LocalGaussians, enlarged, images_of, neighbourhoods, patches_of
+from calotype.stage import shrunk
+from calotype.vocabulary import Rng
+
+NONE = torch.zeros(1)
+
+
+def edges(count=24, side=32, seed=0):
+    """Straight edges of any direction between two grey levels, as no interpolation draws them."""
+    rng = Rng((seed, "edges"))
+    angle, place, low, high = (rng.at(name).uniform(count, 1, 1) for name in ("angle", "place", "low", "high"))
+    rows, columns = torch.meshgrid(torch.arange(side) / side - 0.5, torch.arange(side) / side - 0.5, indexing="ij")
+    across = rows * torch.cos(6.3 * angle) + columns * torch.sin(6.3 * angle)
+    images = torch.where(across > 0.6 * (place - 0.5), 0.2 + 0.8 * high, -0.2 - 0.8 * low)
+    return images[:, None].expand(-1, 3, -1, -1).contiguous()
+
+
+@pytest.fixture(scope="module")
+def local():
+    fitted = LocalGaussians(4)
+    fitted.fit((shrunk(part, 4), part) for part in edges(200).split(50))
+    return fitted
+
+
+@pytest.mark.parametrize("factor", [1, 2, 4])
+def test_patches_are_images_in_another_order(factor):
+    images = torch.randn(2, 3, 4 * factor, 6 * factor)
+    assert torch.equal(images_of(patches_of(images, factor), images, factor), images)
+
+
+def test_neighbourhoods_are_those_of_their_own_pixel():
+    """Row i is the window around pixel i, less its mean."""
+    smaller = torch.randn(2, 3, 6, 7)
+    places, contrast = neighbourhoods(smaller)
+    window = smaller[1, :, 1:6, 2:7]
+    window = (window - window.mean((1, 2), keepdim=True)).flatten()
+    assert torch.allclose(places[42 + 3 * 7 + 4], window, atol=1e-6)
+    assert contrast[42 + 3 * 7 + 4] == pytest.approx(float(window.square().mean().sqrt()), rel=1e-5)
+
+
+def test_what_is_known_of_new_edges_is_nearer_than_interpolation(local):
+    new = edges(16, seed=1)
+    smaller = shrunk(new, 4)
+    wrong = (local.around(smaller, torch.zeros(16)).mean - new).square().mean()
+    assert wrong < 0.7 * (enlarged(smaller, 4) - new).square().mean()
+
+
+def test_plain_areas_are_known_and_edges_are_doubted(local):
+    half = torch.cat([torch.zeros(1, 3, 16, 8), torch.ones(1, 3, 16, 8)], 3)
+    doubt = local.around(half, NONE).doubt
+    assert doubt[..., :20].max() < 0.02 and doubt[..., 44:].max() < 0.02 and doubt[..., 31:33].min() > 0.02
+
+
+def test_noise_on_the_smaller_picture_is_doubted_everywhere(local):
+    doubt = local.around(torch.zeros(1, 3, 8, 8), torch.tensor([0.1])).doubt
+    assert torch.allclose(doubt, torch.tensor(0.1), atol=1e-2)
+
+
+@pytest.mark.parametrize("sigma", [0.01, 0.1, 1.0])
+def test_denoising_is_the_posterior_mean_written_out_place_by_place(local, sigma):
+    """`mean + C (C + sigma^2)^-1 (noisy - mean)` with `C` of the place's kind, scaled by its contrast."""
+    smaller = shrunk(edges(2, seed=2), 4)
+    around = local.around(smaller, torch.zeros(2))
+    noisy = around.mean + torch.randn_like(around.mean)
+    found = patches_of(around.denoise(noisy, torch.full((2,), sigma)) - around.mean, 4)
+    places, contrast = neighbourhoods(smaller)
+    left, values = patches_of(noisy - around.mean, 4), torch.eye(48)
+    for place, kind in enumerate(local.kinds(places).tolist()):
+        own = local.axes[kind] @ torch.diag(local.variances[kind]) @ local.axes[kind].T
+        covariance = contrast[place] ** 2 * own + local.plain**2 * values
+        expected = covariance @ torch.linalg.solve(covariance + sigma**2 * values, left[place])
+        assert torch.allclose(found[place], expected, atol=2e-3)
+
+
+def test_without_noise_the_picture_is_kept_and_in_pure_noise_the_mean(local):
+    smaller = shrunk(edges(2, seed=3), 4)
+    around = local.around(smaller, torch.zeros(2))
+    noisy = around.mean + 0.1 * torch.randn_like(around.mean)
+    assert torch.allclose(around.denoise(noisy, torch.full((2,), 1e-5)), noisy, atol=1e-3)
+    assert torch.allclose(around.denoise(noisy, torch.full((2,), 1e4)), around.mean, atol=1e-3)
+
+
+def test_each_picture_is_enlarged_as_if_it_were_alone(local):
+    smaller = shrunk(edges(3, seed=4), 4)
+    together, alone = (local.around(some, torch.zeros(len(some))) for some in (smaller, smaller[1:2]))
+    noisy, sigma = torch.randn_like(together.mean), torch.tensor([0.1, 0.2, 0.3])
+    assert torch.allclose(together.mean[1:2], alone.mean, atol=1e-5)
+    assert torch.allclose(together.doubt[1:2], alone.doubt, atol=1e-5)
+    assert torch.allclose(together.denoise(noisy, sigma)[1:2], alone.denoise(noisy[1:2], sigma[1:2]), atol=1e-5)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_few_and_flat_pictures_can_be_fitted(count):
+    """And nothing in them is known better than half a step of 8 bits."""
+    fitted = LocalGaussians(2)
+    flat = torch.zeros(count, 3, 8, 8)
+    fitted.fit([(shrunk(flat, 2), flat)])
+    around = fitted.around(shrunk(flat, 2), torch.zeros(count))
+    assert torch.isfinite(around.denoise(flat + 0.1, torch.full((count,), 0.5))).all()
+    assert float(around.doubt.min()) > 1e-3
