@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 
 from calotype.evaluate.distances import frechet_distance, kernel_distance
+from calotype.evaluate.extrapolation import frechet_of_many, through
 from calotype.evaluate.sets import (
     Estimate,
     density_coverage,
+    difference,
     distances,
     frechet_estimate,
     kernel_estimate,
@@ -91,11 +93,34 @@ def sets(rng):
     return rng.standard_normal((60, 3)), rng.standard_normal((60, 3)) + 2
 
 
+def test_the_frechet_distance_of_many_from_few(rng):
+    """Nearer to the distance of 10,000 rows than the distance of these few is, and its interval holds that."""
+    real, many = rng.standard_normal((200, 30)), 1.2 * rng.standard_normal((10_000, 30))
+    truth = frechet_distance(many, real)
+    draws = [many[rng.permutation(10_000)[:200]] for _ in range(10)]
+    found = [frechet_of_many(rows, real, rng) for rows in draws]
+    plain = np.mean([frechet_distance(rows, real) for rows in draws])
+    assert abs(np.mean([one.value for one in found]) - truth) < 0.2 * (plain - truth)
+    assert sum(one.low <= truth <= one.high for one in found) >= 9
+
+
+def test_a_polynomial_goes_through_its_points():
+    places = (1.0, 1.5, 3.0)
+    assert through(places, [2 * one**2 - one + 4 for one in places], 0.25) == pytest.approx(2 / 16 - 0.25 + 4)
+
+
 def test_mean_and_share_intervals():
     assert mean_estimate(np.array([1.0, 3.0])) == pytest.approx((2, 2 - 12.71, 2 + 12.71))
     assert mean_estimate(np.array([4.0])) == (4, -math.inf, math.inf)
     assert share_estimate(0, 20)[:2] == (0, 0)
     assert share_estimate(5, 10) == pytest.approx((0.5, 0.2366, 0.7634), abs=1e-4)
+
+
+def test_the_difference_of_shares_is_newcombes():
+    """His table II: 56 of 70 against 48 of 80, and 10 of 10 against 0 of 20."""
+    first = difference(share_estimate(56, 70), share_estimate(48, 80))
+    assert first == pytest.approx((0.2, 0.0524, 0.3339), abs=1e-4)
+    assert difference(share_estimate(10, 10), share_estimate(0, 20)) == pytest.approx((1, 0.6791, 1), abs=1e-4)
 
 
 def test_intervals_that_touch_are_not_apart():

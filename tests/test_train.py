@@ -328,4 +328,4 @@ def test_nothing_of_a_run_is_a_pickle(monkeypatch, tmp_path, quick):
     resume(tmp_path / "run")
     load(tmp_path / "run").sample(1)
     suffixes = {path.suffix for path in (tmp_path / "run").rglob("*") if path.is_file()}
-    assert suffixes == {".json", ".jsonl", ".toml", ".safetensors", ".png", ".html"}
+    assert suffixes == {".json", ".jsonl", ".toml", ".safetensors", ".png", ".html", ".md"}

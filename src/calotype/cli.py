@@ -187,6 +187,27 @@ def enlarge(
 
 
 @app.command()
+def evaluate(
+    run: RunFolder,
+    data: Annotated[
+        Path | None, typer.Option(help="Folder of real pictures. [default: the run's own]", show_default=False)
+    ] = None,
+    count: Annotated[int, typer.Option(help="How many samples.")] = 200,
+    seed: Annotated[int, typer.Option(help="Equal seeds give equal pictures.")] = 0,
+    out: Annotated[
+        Path | None, typer.Option(help="Where to write. [default: RUN, its report and its card]", show_default=False)
+    ] = None,
+    device: Device = "auto",
+) -> None:
+    """Measure how good a run's pictures are, and whether it copies the pictures that it was trained on."""
+    from calotype import commands
+    from calotype.voice import Terminal
+
+    voice = Terminal()
+    voice.say(f"all numbers are in {commands.evaluate(run, data, count, seed, out, device, voice)}")
+
+
+@app.command()
 def compare(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of finished runs.", show_default=False)],
     out: Annotated[Path, typer.Option(help="Where to write compare.html and compare.json.", show_default=False)],

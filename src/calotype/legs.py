@@ -321,7 +321,8 @@ def diffusion_leg(
     rng = Rng((recipe.seed, name))
     look = Samples(averaged(stage, player), sampling, held_out, same, len(pictures.classes), rng)
     clock = Clock(config.images, config.batch, recipe.seed)
-    return DenoiserLeg(name, objective, {"denoiser": player}, train, clock, look.draw, look.measure)
+    players = {"denoiser": player}
+    return DenoiserLeg(name, objective, players, train, clock, look.draw, look.measure, held_out=len(held_out))
 
 
 def search_levels(

@@ -9,11 +9,13 @@ from pathlib import Path
 
 import torch
 
+from calotype.appraisal import write_card
 from calotype.commands.inspecting import short_look
 from calotype.commands.sampling import sample
 from calotype.commands.talk import Voice, counting, unless
 from calotype.data.folder import Pictures
 from calotype.data.latents import cache_latents
+from calotype.learning.overfitting import HOPELESS
 from calotype.learning.run import Interrupted, Leg, Run, go, look, stoppable
 from calotype.learning.train import Clock
 from calotype.legs import (
@@ -80,6 +82,7 @@ def _develop(workshop: Workshop) -> None:
     with run.timing("samples"):
         device, voice = str(workshop.device), workshop.voice
         sample(run.folder, plan.final_count, None, recipe.seed, run.folder / "samples", device, voice)
+    write_card(run.folder)
 
 
 @dataclass(frozen=True)
@@ -181,7 +184,10 @@ class Workshop:
 
     def _go(self, leg: Leg) -> None:
         if leg.name in self.plan.paced:
+            leg.most_rise = HOPELESS
             others = sum(seconds for what, seconds in self.run.state["seconds"].items() if what != leg.name)
             leg.pace = Pace(self.plan.phases[leg.name], self.plan.budget_seconds - others - self.plan.after(leg.name))
         with self.voice.bar(leg.name) as bar:
             go(self.run, leg, self.stop, bar)
+        if told := self.run.state.get("overfitted", {}).get(leg.name):
+            self.voice.say(f"{leg.name}: {told}")

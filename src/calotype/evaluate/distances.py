@@ -6,6 +6,8 @@ things, so the numbers cannot be compared. Both distances need the number of pic
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 from jaxtyping import Float
 
@@ -15,16 +17,30 @@ AT_ONCE = 1024
 """Rows of a kernel matrix that are in memory together."""
 
 
+class Gaussian(NamedTuple):
+    """With the mean and the covariance of a set; `root` is that of `covariance_root`."""
+
+    mean: Float[np.ndarray, " channel"]
+    root: Float[np.ndarray, "rank channel"]
+
+
+def gaussian(features: Features) -> Gaussian:
+    rows = features.astype(np.float64)
+    return Gaussian(rows.mean(0), covariance_root(rows))
+
+
 def frechet_distance(a: Features, b: Others) -> float:
     """Squared Fréchet distance of the Gaussians with the means and covariances of the sets (arXiv 1706.08500, eq. 6).
 
     It falls with the number of pictures: compare only sets of the same size. Needs two rows in each.
     """
-    a, b = a.astype(np.float64), b.astype(np.float64)
-    root_a, root_b = covariance_root(a), covariance_root(b)
-    overlap = np.linalg.svd(root_a @ root_b.T, compute_uv=False).sum()
-    between = np.square(a.mean(0) - b.mean(0)).sum()
-    return float(between + np.square(root_a).sum() + np.square(root_b).sum() - 2 * overlap)
+    return between(gaussian(a), gaussian(b))
+
+
+def between(a: Gaussian, b: Gaussian) -> float:
+    overlap = np.linalg.svd(a.root @ b.root.T, compute_uv=False).sum()
+    apart = np.square(a.mean - b.mean).sum()
+    return float(apart + np.square(a.root).sum() + np.square(b.root).sum() - 2 * overlap)
 
 
 def covariance_root(features: Features) -> Float[np.ndarray, "rank channel"]:

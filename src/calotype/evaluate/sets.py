@@ -138,3 +138,10 @@ def share_estimate(hits: int, count: int) -> Estimate:
     middle = (share + square / (2 * count)) / (1 + square / count)
     reach = NORMAL_95 * math.sqrt(share * (1 - share) / count + square / (4 * count**2)) / (1 + square / count)
     return Estimate(share, max(0.0, middle - reach), min(1.0, middle + reach))
+
+
+def difference(a: Estimate, b: Estimate) -> Estimate:
+    """How much larger share `a` is, with Newcombe's interval (Newcombe, Statistics in Medicine 17, 1998, method 10)."""
+    value = a.value - b.value
+    below, above = math.hypot(a.value - a.low, b.high - b.value), math.hypot(a.high - a.value, b.value - b.low)
+    return Estimate(value, value - below, value + above)

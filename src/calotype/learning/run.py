@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+import shutil
 import signal
 import threading
 import time
@@ -22,6 +24,7 @@ from calotype.learning import checkpoint
 from calotype.learning.checkpoint import Saved
 from calotype.learning.guard import CriticGuard
 from calotype.learning.objectives import Objective
+from calotype.learning.overfitting import watch
 from calotype.learning.player import Player
 from calotype.learning.train import Chore, Clock, News, Source, at_fractions, every, train
 from calotype.vocabulary import UserError
@@ -108,6 +111,10 @@ class Leg:
     check: Callable[[], dict[str, float]]
     pace: Callable[[Clock], None] = lambda clock: None
     guards: Mapping[str, CriticGuard] = field(default_factory=dict)
+    held_out: int = 0
+    """Pictures that `check` measures the held-out loss on."""
+    most_rise: float = math.inf
+    """The leg ends when its held-out loss is more than so many times the best."""
 
     @property
     def saved(self) -> dict[str, Saved]:
@@ -128,12 +135,18 @@ def go(run: Run, leg: Leg, stop: threading.Event, progress: Callable[[int, int, 
         run.log("note", text=f"{leg.name}: went on from {found.name}")
     run.state["legs"][leg.name] = "training"
     run.save()
-    spent = leg.clock.seconds
+    spent, guard = leg.clock.seconds, watch(checkpoints, leg.name, leg.players, leg.held_out, run.state)
 
     def save(clock: Clock, news: News) -> None:
         checkpoint.save(checkpoints, leg.name, leg.saved, clock)
         run.state["seconds"][leg.name] = clock.seconds
         run.save()
+
+    def look_and_watch(clock: Clock, news: News) -> None:
+        guard.note(clock.images_seen, look(run, leg.name, clock, leg.preview, leg.check))
+        run.save()
+        if guard.rise > leg.most_rise:
+            clock.total = clock.images_seen
 
     def stop_if_asked(clock: Clock, news: News) -> None:
         if stop.is_set():
@@ -144,31 +157,33 @@ def go(run: Run, leg: Leg, stop: threading.Event, progress: Callable[[int, int, 
     chores = [
         Chore(always, log.note),
         *(Chore(at_fractions(one.looks, leg.clock.progress), watching(run, leg, one)) for one in leg.guards.values()),
-        Chore(
-            at_fractions(PREVIEWS, leg.clock.progress),
-            lambda clock, news: look(run, leg.name, clock, leg.preview, leg.check),
-        ),
+        Chore(at_fractions(PREVIEWS, leg.clock.progress), look_and_watch),
         Chore(every(3.0), lambda clock, news: leg.pace(clock)),
         Chore(after(spent, SAVE_SECONDS), save),
         Chore(always, stop_if_asked),
     ]
     train(leg.objective, leg.players, leg.source, leg.clock, chores)
     leg.clock.advance(0)
+    if said := guard.choose():
+        run.log("note", text=f"{leg.name}: {said}")
+        run.state["overfitted"] = {**run.state.get("overfitted", {}), leg.name: said}
     save(leg.clock, News({}, {}))
     run.state["legs"][leg.name] = "finished"
     run.save()
+    shutil.rmtree(guard.folder, ignore_errors=True)
 
 
 def look(
     run: Run, name: str, clock: Clock, preview: Callable[[Path], None], check: Callable[[], dict[str, float]]
-) -> None:
+) -> dict[str, float]:
     """A preview and the held-out measures, into the run's folder and its log."""
     where = {"leg": name, "images_seen": clock.images_seen, "seconds": clock.seconds}
     file = f"previews/{name}-{clock.images_seen:010d}.png"
     (run.folder / "previews").mkdir(exist_ok=True)
     preview(run.folder / file)
     run.log("preview", **where, file=file)
-    run.log("check", **where, progress=clock.progress, measures=check())
+    run.log("check", **where, progress=clock.progress, measures=(measures := check()))
+    return measures
 
 
 def watching(run: Run, leg: Leg, guard: CriticGuard) -> Callable[[Clock, News], None]:

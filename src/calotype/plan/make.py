@@ -186,7 +186,7 @@ def fit_images(images: float, batch: int) -> int:
 
 
 def disk_bytes(recipe: Recipe, parameters: dict[str, int], closed_form: int, count: int) -> int:
-    """Two checkpoints of weights, average and two moments each, the model, and the latents in float16.
+    """Two checkpoints of weights, average and two moments each, the best average, the model, the latents in float16.
 
     An imported autoencoder that is not trained is in the model alone.
     """
@@ -194,7 +194,7 @@ def disk_bytes(recipe: Recipe, parameters: dict[str, int], closed_form: int, cou
     latents = 2 * network.channels * (base // network.reduction) ** 2 if recipe.kind == "latent" else 0
     trained = sum(count for leg, count in parameters.items() if leg in recipe.legs)
     checkpoint, model = 4 * (4 * trained + 2 * closed_form), 4 * (sum(parameters.values()) + closed_form)
-    return 2 * checkpoint + model + 2 * latents * count * (2 if recipe.flip else 1)
+    return 2 * checkpoint + 2 * model + 2 * latents * count * (2 if recipe.flip else 1)
 
 
 class Pace:

@@ -68,7 +68,7 @@ class Run:
 
 
 def read_run(folder: Path) -> Run:
-    facts, plan, samples = (_read_mapping(folder / name) for name in ("run.json", "plan.json", "samples/samples.json"))
+    facts, plan, samples = (read_mapping(folder / name) for name in ("run.json", "plan.json", "samples/samples.json"))
     events = (_read_event(line) for line in _read_text(folder / "log.jsonl").splitlines())
     return Run(folder, facts, plan, samples, _read_text(folder / "recipe.toml"), [event for event in events if event])
 
@@ -77,7 +77,7 @@ def _read_text(path: Path) -> str:
     return path.read_text("utf-8", "replace") if path.is_file() else ""
 
 
-def _read_mapping(path: Path) -> Event:
+def read_mapping(path: Path) -> Event:
     try:
         found = read_json(path)
     except (UserError, OSError):

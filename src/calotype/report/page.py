@@ -12,6 +12,7 @@ from typing import Any
 
 from calotype.files import write_whole
 from calotype.report.curves import leg_plots
+from calotype.report.evaluation import evaluation
 from calotype.report.folder import Preview, Run, number, numbers, read_run, within
 from calotype.report.markup import Html, Inside, figure, pairs, picture, table, tag
 from calotype.report.words import count, deviation, duration, listed, memory, moment, plain, short
@@ -32,7 +33,8 @@ def write_report(run: Path) -> Path:
 
 
 def document(run: Run) -> str:
-    parts = (masthead, hero, about, the_plan, learning, reconstructions, development, time_spent, recipe, notes)
+    first = (masthead, hero, about, evaluation, the_plan)
+    parts = (*first, learning, reconstructions, development, time_spent, recipe, notes)
     return sheet(run.name, [whatever_happens(part, run) for part in parts])
 
 

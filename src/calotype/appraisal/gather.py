@@ -1,0 +1,157 @@
+"""Gathers all measures of one run into `evaluation.json`, and shows the samples that are most like copies."""
+
+from __future__ import annotations
+
+import datetime
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from calotype.appraisal.copying import Copying, copying, unknown
+from calotype.appraisal.pictures import Bar, Halves, Library, halves
+from calotype.appraisal.reconstructions import reconstructions
+from calotype.appraisal.samples import Samples, make_samples, noise_features
+from calotype.comparison.competitor import Competitor
+from calotype.comparison.history import overfitting
+from calotype.data.folder import Pictures
+from calotype.data.images import grid, images_from_pixels, pils_from_images
+from calotype.evaluate.features import FeatureNetwork, distance_name
+from calotype.evaluate.measures import distance_key, measured
+from calotype.files import write_json
+from calotype.machine import device_name
+from calotype.nets.perceptual import efficientnet_lite0
+from calotype.report.evaluation import FILE, FORMAT, PAIRS_FILE
+from calotype.stage import generate
+from calotype.vocabulary import Labels, Rng, UserError
+
+
+@dataclass(frozen=True)
+class Setup:
+    """One run, `pictures` that its samples are held against, and those it was trained on if they can be read."""
+
+    one: Competitor
+    pictures: Pictures
+    trained: Pictures | None
+    cache: Path
+    count: int
+    seed: int
+    network: FeatureNetwork
+    bar: Bar
+
+    @property
+    def unseen(self) -> bool:
+        """Whether `pictures` are others than those of the run."""
+        return self.pictures.content != self.one.run.facts.get("content")
+
+    def library(self, pictures: Pictures, what: str) -> Library:
+        return Library(pictures, self.cache, self.network, what, self.bar)
+
+
+def appraise(setup: Setup, out: Path) -> dict[str, Any]:
+    """Writes `evaluation.json` and `nearest.png` into `out`, and returns what the first holds.
+
+    Raises `UserError` for fewer than two pictures, and for no samples.
+    """
+    if setup.count < 1:
+        raise UserError(f"count is {setup.count}, but must be at least 1; try 200")
+    efficientnet_lite0().to(setup.one.model.device)
+    pair = halves(setup.pictures, setup.count, setup.unseen)
+    again = torch.arange(setup.count) % len(pair.chosen)
+    labels = setup.one.labels(setup.pictures, pair.chosen[again])
+    with setup.bar("samples") as told:
+        samples = make_samples(setup.one.model, labels, setup.seed, setup.network, told)
+    copies = copies_of(setup, samples)
+    found = {
+        **about(setup, pair),
+        **measures(setup, pair, samples),
+        "memorisation": copies.found,
+        "gaps": overfitting(setup.one.run),
+    }
+    write_json(out / FILE, found)
+    if copies.pairs:
+        pairs(setup, labels, copies).save(out / PAIRS_FILE)
+    return found
+
+
+def about(setup: Setup, pair: Halves) -> dict[str, Any]:
+    device = setup.one.model.device
+    return {
+        "format": FORMAT,
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "versions": {"calotype": version("calotype"), "torch": version("torch")},
+        "device": f"{device.type} ({device_name(device)}, {torch.get_num_threads()} threads)",
+        "content": setup.pictures.content,
+        "unseen": setup.unseen,
+        "size": setup.one.size,
+        "kind": setup.one.kind,
+        "count": setup.count,
+        "seed": setup.seed,
+        "sampling": [one.model_dump(mode="json") for one in setup.one.model.samplings],
+        "features": {
+            "network": setup.network.name,
+            "distance": distance_name(setup.network),
+            "key": distance_key(setup.network),
+            "weights_sha256": setup.network.weights,
+            "preparation": setup.network.preparation,
+        },
+        "notes": [*pair.notes, *notes(setup)],
+    }
+
+
+def notes(setup: Setup) -> list[str]:
+    said = []
+    if setup.unseen:
+        said.append("the pictures that samples are held against are not those that the run was trained on")
+    if setup.one.model.classes != setup.pictures.classes:
+        said.append("the run was trained with other classes than the pictures have: its samples are of no class")
+    return said
+
+
+def measures(setup: Setup, pair: Halves, samples: Samples) -> dict[str, Any]:
+    """Of as many samples as there are real pictures; beside other real pictures (floor) and noise (ceiling)."""
+    one, library, number = setup.one, setup.library(setup.pictures, "real"), len(pair.chosen)
+    real, others = (library.features(rows, one.size) for rows in (pair.chosen, pair.others))
+    noise = noise_features(number, one.size, setup.seed, setup.network)
+    found = {
+        name: measured(rows, real, setup.seed, setup.network)
+        for name, rows in (("samples", samples.seen.features[:number]), ("floor", others), ("ceiling", noise))
+    }
+    return {
+        "measures": found,
+        "classes": by_class(setup, pair, samples),
+        "autoencoder": reconstructions(one, library, pair, setup.seed),
+    }
+
+
+def by_class(setup: Setup, pair: Halves, samples: Samples) -> list[dict[str, Any]]:
+    """The same, one class at a time, so of fewer pictures."""
+    one, library, labels = setup.one, setup.library(setup.pictures, "real"), setup.pictures.labels
+    classes = one.model.classes if one.model.classes == setup.pictures.classes else ()
+    found = []
+    for index, name in enumerate(classes):
+        real, others = (library.features(rows[labels[rows] == index], one.size) for rows in pair[:2])
+        number = len(pair.chosen)
+        made = samples.seen.features[:number][(samples.labels[:number] == index).numpy()]
+        sampled, floor = (measured(rows, real, setup.seed, setup.network) for rows in (made, others))
+        found.append({"class": name, "samples": sampled, "floor": floor})
+    return found
+
+
+def copies_of(setup: Setup, samples: Samples) -> Copying:
+    if setup.trained is None:
+        return unknown("the pictures that the run was trained on cannot be read, or have changed")
+    return copying(samples.seen, setup.library(setup.trained, "trained"), setup.one.size, setup.count)
+
+
+def pairs(setup: Setup, labels: Labels, copies: Copying) -> Image.Image:
+    """The samples most like copies, each with its nearest training picture to the right."""
+    assert setup.trained is not None
+    model, places = setup.one.model, torch.tensor([place for place, _ in copies.pairs])
+    rngs = [Rng((setup.seed, "sample", int(place))) for place in places]
+    made = generate(model.stages, labels[places.to(labels.device)], model.samplings, rngs).cpu()
+    trained = images_from_pixels(setup.trained.pixels[torch.tensor([row for _, row in copies.pairs])])
+    return grid(pils_from_images(torch.stack([made, trained], 1).flatten(0, 1)), 6)

@@ -1,0 +1,88 @@
+"""The real pictures that a run is held against, and those it was trained on, each looked at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from calotype.comparison.quality import rounded
+from calotype.data.folder import Pictures
+from calotype.data.images import images_from_pixels
+from calotype.evaluate.distances import Features
+from calotype.evaluate.features import FeatureNetwork, features, features_key, kept_features
+from calotype.evaluate.memorisation import Seen, small_pixels
+from calotype.stage import shrunk
+from calotype.vocabulary import Images, UserError
+
+AT_ONCE = 16
+Bar = Callable[[str], AbstractContextManager[Callable[[int, int, str], None]]]
+
+
+@dataclass(frozen=True)
+class Library:
+    """Pictures whose features are kept on disk, in `cache`."""
+
+    pictures: Pictures
+    cache: Path
+    network: FeatureNetwork
+    what: str
+    bar: Bar
+
+    def images(self, chosen: Tensor, size: int) -> Images:
+        images = images_from_pixels(self.pictures.pixels[chosen])
+        return rounded(shrunk(images, images.shape[-1] // size))
+
+    def features(self, chosen: Tensor, size: int, mirrored: bool = False) -> Features:
+        content = self.pictures.content + (" mirrored" if mirrored else "")
+
+        def look(missing: Tensor) -> Features:
+            rows, done = [], 0
+            with self.bar(self.what) as told:
+                for part in missing.split(AT_ONCE):
+                    images = self.images(part, size)
+                    rows.append(features([images.flip(-1) if mirrored else images], self.network))
+                    told(done := done + len(part), len(missing), "")
+            return np.concatenate(rows)
+
+        path = self.cache / f"features-{features_key(self.network, content, size)}.safetensors"
+        return kept_features(path, chosen, look)
+
+    def seen(self, chosen: Tensor, size: int, mirrored: bool) -> Seen:
+        """As memorisation compares pictures."""
+        pixels: list[Float[np.ndarray, "_ 3 side side"]]
+        pixels = [small_pixels(self.images(part, size)) for part in chosen.split(AT_ONCE)]
+        other_way = self.features(chosen, size, mirrored=True) if mirrored else None
+        return Seen(self.features(chosen, size), np.concatenate(pixels), other_way)
+
+
+class Halves(NamedTuple):
+    """Two sets of real pictures, as many in each and none in both: the floor is the one held against the other."""
+
+    chosen: Int[Tensor, " count"]
+    others: Int[Tensor, " count"]
+    notes: tuple[str, ...]
+
+
+def halves(pictures: Pictures, count: int, unseen: bool) -> Halves:
+    """At most `count` in each; samples are held against `chosen`, which are held-out pictures as far as they go.
+
+    `unseen`: none of them was trained on. Raises `UserError` for fewer than two pictures.
+    """
+    if (number := min(count, len(pictures) // 2)) < 1:
+        raise UserError("the data have 1 picture, but an evaluation needs at least 2; add some")
+    order = torch.argsort((~pictures.held_out).int(), stable=True)
+    chosen, others = order[:number], order[number : 2 * number]
+    notes = []
+    if number < count:
+        notes.append(f"{count} real pictures were wanted; {number} can be held against as many others")
+    if not unseen and (trained := int((~pictures.held_out[chosen]).sum())):
+        notes.append(f"of the {number} real pictures, {trained} were trained on: too few are held out")
+    return Halves(chosen, others, tuple(notes))

@@ -1,0 +1,23 @@
+"""What an evaluation found, in lines for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from calotype.report.evaluation import about, reasons, rows
+
+
+def summary(found: dict[str, Any]) -> Iterator[str]:
+    """The measures beside their floor and ceiling, those of the autoencoder, and whether it copies."""
+    yield about(found)
+    yield from lines(("", "samples", "other real pictures", "noise"), rows(found, found["measures"]))
+    if through := found["autoencoder"]:
+        yield from lines(("", "reconstructions", "other real pictures", "before training"), rows(found, through))
+    yield from (*reasons(found), *found["notes"])
+    yield f"memorisation: {found['memorisation']['verdict']}: {found['memorisation']['sentence']}"
+
+
+def lines(heads: tuple[str, ...], cells: Iterable[tuple[str, ...]]) -> Iterator[str]:
+    for name, *rest in (heads, *cells):
+        yield (f"{name:<28}" + "".join(f"{one:<28}" for one in rest)).rstrip()

@@ -1,0 +1,59 @@
+"""Is a run any good, and does it copy?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from calotype.appraisal import Setup, appraise, summary, write_card
+from calotype.commands.reading import PORTRAITS, read
+from calotype.commands.talk import Voice
+from calotype.comparison.competitor import Competitor, open_one
+from calotype.data.folder import Pictures
+from calotype.evaluate.features import LITE0, FeatureNetwork
+from calotype.machine import find_device
+from calotype.report import write_report
+from calotype.report.evaluation import FILE
+from calotype.vocabulary import UserError
+
+
+def evaluate(
+    run: Path,
+    data: Path | None,
+    count: int,
+    seed: int,
+    out: Path | None,
+    device: str,
+    voice: Voice,
+    network: FeatureNetwork = LITE0,
+) -> Path:
+    """Measures `count` samples of a finished run; returns the file that holds all numbers.
+
+    Without `out` they go into the run, its report and its model's card too. `network` looks at the pictures in the
+    place of EfficientNet-Lite0.
+    """
+    one, folder = open_one("A", run, str(find_device(device))), out or run
+    pictures, trained = pictures_of(one, data, folder / "cache", voice)
+    found = appraise(Setup(one, pictures, trained, folder / "cache", count, seed, network, voice.bar), folder)
+    for line in summary(found):
+        voice.say(line)
+    if out is None:
+        write_card(run)
+        write_report(run)
+    return folder / FILE
+
+
+def pictures_of(one: Competitor, data: Path | None, cache: Path, voice: Voice) -> tuple[Pictures, Pictures | None]:
+    """What samples are held against, and what the run was trained on: None where that is gone or has changed."""
+
+    def pictures(name: str) -> Pictures:
+        return read(None if name == PORTRAITS else Path(name), one.size, cache, voice)
+
+    own = str(one.run.facts.get("data") or PORTRAITS)
+    wanted = read(data, one.size, cache, voice) if data else pictures(own)
+    if wanted.content == one.run.facts.get("content"):
+        return wanted, wanted
+    try:
+        trained = pictures(own) if data else wanted
+    except UserError:
+        return wanted, None
+    return wanted, trained if trained.content == one.run.facts.get("content") else None

@@ -1,0 +1,239 @@
+"""One finished run evaluated: every number beside its floor and ceiling, or the reason why there is none."""
+
+import re
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from small import CASCADE, HYBRID, Keeper, be_quick, wish, write_pictures
+
+from calotype import commands
+from calotype.appraisal import write_card
+from calotype.appraisal.card import escaped
+from calotype.appraisal.pictures import halves
+from calotype.comparison.competitor import open_one
+from calotype.evaluate.features import LITE0, FeatureNetwork, distance_name, features_key, kept_features
+from calotype.evaluate.measures import MEASURES, distance_key, measured
+from calotype.files import is_whole, read_json, write_json
+from calotype.model import load
+from calotype.vocabulary import UserError
+
+HOSTILE = "<script>alert(1)</script> | [a](b) *c* `d`\n# e"
+
+
+@pytest.fixture(scope="module")
+def run(finished, tmp_path_factory):
+    """A run with a hostile name, evaluated."""
+    folder = tmp_path_factory.mktemp("appraised") / "run"
+    shutil.copytree(finished, folder)
+    write_json(folder / "run.json", {**read_json(folder / "run.json"), "name": HOSTILE})
+    evaluate(folder, count=24)
+    return folder
+
+
+@pytest.fixture
+def found(run):
+    return read_json(run / "evaluation.json")
+
+
+def evaluate(folder, data=None, count=4, out=None, network=LITE0):
+    voice = Keeper()
+    commands.evaluate(folder, data, count, 0, out, "cpu", voice, network)
+    return "\n".join(voice.said)
+
+
+# -- Measures ----------------------------------------------------------------------------------------------------------
+
+
+def test_what_so_few_pictures_cannot_give_says_so_and_the_rest_is_there():
+    rng = np.random.default_rng(0)
+    for count in (1, 10, 20, 50):
+        rows = measured(rng.standard_normal((count, 8)), rng.standard_normal((60, 8)), 0)
+        for name, (fewest, _) in MEASURES.items():
+            one = rows[name.replace("frechet", "fd_lite0")]
+            assert (one["value"] is not None) == (count >= fewest)
+            assert count >= fewest or f"{fewest} pictures" in one["reason"]
+
+
+class Other:
+    """A network of one's own: the mean colour."""
+
+    name, weights, preparation = "Colour", "none", "mean of all pixels"
+
+    def look(self, images):
+        return images.mean((2, 3))
+
+
+def test_only_inception_makes_a_fid():
+    assert distance_name(LITE0) == "FD-Lite0"
+    assert distance_name(Other()) == "FD-Colour"
+    inception = Other()
+    inception.name = "Inception"
+    assert distance_name(inception) == "FID"
+    assert isinstance(inception, FeatureNetwork)
+    for fraud in ("FID", "inception", "Inception v4"):
+        inception.name = fraud
+        assert distance_name(inception) == f"FD-{fraud}"
+
+
+def test_another_network_takes_the_place_of_the_usual_one(run, tmp_path):
+    said = evaluate(run, count=8, out=tmp_path, network=Other())
+    found = read_json(tmp_path / "evaluation.json")
+    assert found["features"]["distance"] == "FD-Colour"
+    assert distance_key(Other()) in found["measures"]["samples"]
+    assert "fd_lite0" not in found["measures"]["samples"]
+    assert "features of Colour" in said
+
+
+def test_features_are_looked_at_once_and_belong_to_pictures_network_and_size(tmp_path):
+    asked = []
+
+    def look(rows):
+        asked.extend(rows.tolist())
+        return np.stack([rows.double().numpy(), 2 * rows.double().numpy()], 1)
+
+    path = tmp_path / "features.safetensors"
+    for wanted in ([3, 1], [1, 2, 3], [2]):
+        rows = torch.tensor(wanted)
+        assert kept_features(path, rows, look)[:, 1].tolist() == [2.0 * one for one in wanted]
+    assert sorted(asked) == [1, 2, 3]
+    path.write_bytes(b"damaged")
+    assert kept_features(path, torch.tensor([1]), look).tolist() == [[1.0, 2.0]]
+    keys = [features_key(*one) for one in ((LITE0, "a", 16), (LITE0, "b", 16), (LITE0, "a", 8), (Other(), "a", 16))]
+    assert len(set(keys)) == 4
+
+
+# -- evaluation.json ---------------------------------------------------------------------------------------------------
+
+
+def test_numbers_have_what_they_are_to_be_read_with(found):
+    assert found["features"]["weights_sha256"] == LITE0.weights
+    assert "antialiased" in found["features"]["preparation"]
+    for column in ("samples", "floor", "ceiling"):
+        assert found["measures"][column]["n"] == [5, 5]  # half of ten pictures
+        assert found["autoencoder"][column]["n"] == [5, 5]
+    assert [one["class"] for one in found["classes"]] == ["a", "b"]
+    assert found["autoencoder"]["samples"]["psnr"]["low"] < found["autoencoder"]["samples"]["psnr"]["value"]
+    assert found["memorisation"]["n"] == [24, 9, 9]
+    assert set(found["gaps"][0]["levels"]) >= {"all"}
+    assert any("5 can be held against" in note for note in found["notes"])
+
+
+def test_samples_are_those_of_the_sample_command(run, monkeypatch):
+    """Picture i depends on the seed, i and its label."""
+    from calotype.appraisal.samples import make_samples
+    from calotype.data.images import images_from_pil
+    from calotype.evaluate.memorisation import small_pixels
+
+    model = load(run, "cpu")
+    samples = make_samples(model, torch.tensor([0, 1, 0]), 5, Other(), lambda *news: None)
+    drawn = np.concatenate([small_pixels(images_from_pil(one)) for one in model.sample(3, seed=5)])
+    assert samples.seen.pixels == pytest.approx(drawn, abs=1e-6)
+
+
+def test_the_numbers_are_the_same_the_second_time(run, tmp_path):
+    for name in ("one", "two"):
+        evaluate(run, count=4, out=tmp_path / name)
+    one, two = (read_json(tmp_path / name / "evaluation.json") for name in ("one", "two"))
+    del one["created"], two["created"]
+    assert one == two
+
+
+def test_the_two_halves_have_nothing_in_common(run):
+    pictures = write_pictures(run.parent / "many", 21)
+    from calotype.data.folder import read_folder
+
+    pair = halves(read_folder(pictures, 16), 8, unseen=False)
+    assert len(set(pair.chosen.tolist()) | set(pair.others.tolist())) == 16
+    assert pair.chosen[:2].tolist() == [0, 1]  # the held-out ones come first
+
+
+@pytest.mark.parametrize("settings", [CASCADE, HYBRID], ids=["cascade", "hybrid"])
+def test_chains_are_evaluated_too(tmp_path, monkeypatch, settings):
+    be_quick(monkeypatch)
+    write_pictures(tmp_path / "pictures")
+    folder = commands.train(wish(tmp_path / "pictures", tmp_path / "run", settings=settings), Keeper())
+    evaluate(folder)
+    found = read_json(folder / "evaluation.json")
+    assert found["size"] == 16
+    assert (found["autoencoder"] is None) == (settings is CASCADE)
+
+
+def test_unseen_data_are_told_apart_and_copies_are_still_sought(run, tmp_path):
+    write_pictures(tmp_path / "others", 12, seed=5)
+    evaluate(run, tmp_path / "others", count=24, out=tmp_path / "out")
+    found = read_json(tmp_path / "out" / "evaluation.json")
+    assert found["unseen"]
+    assert any("not those that the run was trained on" in note for note in found["notes"])
+    assert found["memorisation"]["n"] == [24, 9, 9]
+
+
+def test_without_the_training_pictures_nothing_is_said_of_copies(run, tmp_path):
+    write_pictures(tmp_path / "others", 12, seed=5)
+    shutil.copytree(run, tmp_path / "run")
+    write_json(tmp_path / "run" / "run.json", {**read_json(run / "run.json"), "data": str(tmp_path / "gone")})
+    said = evaluate(tmp_path / "run", tmp_path / "others")
+    assert "too few to say: the pictures that the run was trained on cannot be read" in said
+
+
+@pytest.mark.parametrize(("change", "count", "error"), [
+    ({}, 0, "count is 0"), ({"state": "interrupted"}, 4, "must be finished"), ({"data": "/gone"}, 4, "no folder"),
+])  # fmt: skip
+def test_mistakes_are_one_line(run, tmp_path, change, count, error):
+    shutil.copytree(run, tmp_path / "run")
+    write_json(tmp_path / "run" / "run.json", {**read_json(run / "run.json"), **change})
+    with pytest.raises(UserError, match=error) as caught:
+        evaluate(tmp_path / "run", count=count)
+    assert "\n" not in str(caught.value)
+
+
+def test_one_picture_is_too_few(run, tmp_path):
+    with pytest.raises(UserError, match="at least 2"):
+        evaluate(run, write_pictures(tmp_path / "one", 1, classes=()), out=tmp_path / "out")
+
+
+# -- The card and the page ---------------------------------------------------------------------------------------------
+
+
+def test_the_model_is_whole_with_its_card_before_and_after(finished, run):
+    for folder in (finished, run):
+        assert is_whole(folder / "model")
+        assert (folder / "model" / "samples.png").is_file()
+        assert open_one("A", folder, "cpu").model.sample(1)
+    assert "Not measured yet" in (finished / "model" / "README.md").read_text()
+    assert "Not measured yet" not in (run / "model" / "README.md").read_text()
+
+
+def test_the_card_says_what_a_stranger_must_know_and_no_file_name(run):
+    card = (run / "model" / "README.md").read_text()
+    facts = read_json(run / "run.json")
+    for told in ("9 pictures to train on, 1 held out", "2 classes: a, b", facts["content"], "license: unknown",
+                 "Too few to say", "seed 0", "calotype sample", "PSNR"):  # fmt: skip
+        assert told in card
+    assert str(run) not in card
+    assert facts["data"] not in card
+    assert ".png" not in card.replace("samples.png", "")
+
+
+def test_text_of_the_user_is_text_in_the_card_and_on_the_page(run):
+    card, page = (run / "model" / "README.md").read_text(), (run / "report.html").read_text()
+    title = next(line for line in card.splitlines() if line.startswith("# "))
+    assert not re.search(r"(?<!\\)[<>|\[\]*`]", title)
+    assert title.endswith(r"\# e")
+    assert "<script>" not in page
+    assert "Evaluation" in page
+    assert escaped("a\n\n- b") == "a - b"
+
+
+def test_a_licence_that_was_written_into_the_card_stays(run):
+    path = run / "model" / "README.md"
+    path.write_text(path.read_text().replace("license: unknown", "license: cc0-1.0"))
+    write_card(run)
+    assert "\nlicense: cc0-1.0\n" in path.read_text()
+
+
+def test_a_damaged_evaluation_costs_the_card_its_numbers_only(finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "run")
+    (tmp_path / "run" / "evaluation.json").write_text('{"features": {}}')
+    assert "Not measured yet" in write_card(tmp_path / "run").read_text()

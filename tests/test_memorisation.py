@@ -1,0 +1,152 @@
+"""Copies are told from pictures that are only alike, in features and pixels, mirrored or not."""
+
+import numpy as np
+import pytest
+import torch
+from small import CPU, noise_pictures
+
+from calotype.comparison.quality import rounded
+from calotype.data.images import images_from_pixels
+from calotype.evaluate.features import features
+from calotype.evaluate.memorisation import (
+    COPIES,
+    DOES_NOT_COPY,
+    SIDE,
+    TOO_FEW,
+    Nearest,
+    Seen,
+    nearest_trained,
+    share_of_copies,
+    share_of_twins,
+    small_pixels,
+    verdict,
+)
+from calotype.learning.train import train
+from calotype.legs import denoiser_leg, picture_examples
+from calotype.recipe import check
+from calotype.spaces.pixel import PixelSpace
+from calotype.stage import generate
+from calotype.vocabulary import NOT_TOLD, Rng
+
+
+def kind(count, seed):
+    """Pictures, and features that follow them."""
+    rng = np.random.default_rng(seed)
+    pixels = rng.uniform(-1, 1, (count, 3, 4, 4)).repeat(SIDE // 4, 2).repeat(SIDE // 4, 3).astype(np.float32)
+    return seen(pixels)
+
+
+def seen(pixels):
+    def of(some):
+        return some.reshape(len(some), -1).astype(np.float64)[:, ::16]
+
+    return Seen(of(pixels), pixels, of(pixels[..., ::-1]))
+
+
+def nearly(some, amount=0.05):
+    noise = np.random.default_rng(9).standard_normal(some.pixels.shape).astype(np.float32)
+    return seen(some.pixels + amount * noise)
+
+
+@pytest.fixture(scope="module")
+def trained():
+    return kind(60, 0)
+
+
+@pytest.fixture(scope="module")
+def others(trained):
+    return nearest_trained(kind(100, 1), trained)
+
+
+def test_the_nearest_is_the_nearest_by_brute_force(trained):
+    some = kind(20, 2)
+    found = nearest_trained(some, trained)
+    for row, picture in enumerate(some.pixels):
+        both = np.stack([picture, picture[..., ::-1]])[:, None] - trained.pixels
+        apart = np.sqrt(np.square(both).mean((2, 3, 4))).min(0)
+        assert found.apart[row] == pytest.approx(apart[found.place[row]], abs=1e-5)
+        assert found.apart[row] <= np.sort(apart)[11]  # by features first, so one of the nearest dozen
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_copies_are_found_where_they_come_from(trained, others, mirrored):
+    source = seen(trained.pixels[..., ::-1]) if mirrored else trained
+    found = nearest_trained(nearly(source), trained)
+    assert found.place.tolist() == list(range(60))
+    assert verdict(found, others).word == COPIES
+
+
+def test_pictures_of_the_same_kind_are_no_copies(trained, others):
+    found = nearest_trained(kind(100, 3), trained)
+    assert verdict(found, others).word == DOES_NOT_COPY
+
+
+def test_blurred_and_average_pictures_are_no_copies(trained, others):
+    """They are nearer to trained ones than real pictures are, but to many of them."""
+    average = seen(0.2 * kind(100, 4).pixels)
+    found = nearest_trained(average, trained)
+    assert np.median(found.apart) < np.median(others.apart)
+    assert verdict(found, others).word == DOES_NOT_COPY
+
+
+def test_a_tenth_of_copies_among_enough_samples_is_found(trained, others):
+    mixed = np.concatenate([kind(90, 5).pixels, nearly(trained).pixels[:10]])
+    found = nearest_trained(seen(mixed), trained)
+    assert share_of_copies(found).value == pytest.approx(0.1)
+    assert verdict(found, others).word == COPIES
+
+
+def test_of_few_samples_nothing_is_said(trained, others):
+    few = nearest_trained(kind(10, 6), trained)
+    assert verdict(few, others).word == TOO_FEW
+    alone = seen(trained.pixels[:1])
+    assert verdict(nearest_trained(trained, alone), others).word == TOO_FEW
+
+
+def test_real_pictures_that_look_like_copies_excuse_samples_that_do(trained):
+    """A folder of near doubles: then held-out pictures are as near as samples."""
+    near = nearest_trained(nearly(trained), trained)
+    assert verdict(near, near).word != COPIES
+
+
+def test_twins_are_counted_and_a_picture_is_not_its_own(trained):
+    twins = seen(np.concatenate([trained.pixels, nearly(trained, 0.01).pixels[:15]]))
+    assert share_of_twins(nearest_trained(trained, trained, themselves=True)).value == 0
+    assert share_of_twins(nearest_trained(twins, twins, themselves=True)).value == pytest.approx(30 / 75)
+
+
+def test_order_does_not_matter(trained):
+    turned = np.random.default_rng(0).permutation(60)
+    some = kind(20, 7)
+    there, back = nearest_trained(some, trained), nearest_trained(some, seen(trained.pixels[turned]))
+    assert turned[back.place].tolist() == there.place.tolist()
+    assert back.ratio == pytest.approx(there.ratio, abs=1e-6)
+
+
+def test_a_model_overfitted_to_four_pictures_is_flagged_and_one_of_many_is_not():
+    assert judged(5, 500).word == COPIES
+    assert judged(300, 60).word == DOES_NOT_COPY
+
+
+def judged(count, steps):
+    """A denoiser in pixels of 16 px, on `count` pictures of which a tenth is held out."""
+    settings = {
+        "kind": "cascade", "size": 16, "stages": [16], "flip": False,
+        "denoiser": {
+            "images": 8 * steps, "batch": 8, "label_dropout": 0.0, "learn": {"learning_rate": 4e-3},
+            "backbone": {"kind": "dit", "patch": 4, "width": 64, "depth": 2, "heads": 2},
+        },
+        "sampling": {"steps": 12, "guidance": 1.0},
+    }  # fmt: skip
+    recipe, pictures = check(settings), noise_pictures(count, classes=())
+    leg = denoiser_leg(recipe, pictures, PixelSpace(), picture_examples(recipe, pictures, CPU), CPU)
+    train(leg.objective, leg.players, leg.source, leg.clock, [])
+    labels, rngs = torch.full((80,), NOT_TOLD), [Rng(("sample", index)) for index in range(80)]
+    made = looked_at(rounded(generate([leg.stage], labels, [recipe.sampling], rngs)))
+    trained = looked_at(images_from_pixels(pictures.pixels[pictures.train_indices]))
+    real: Nearest = nearest_trained(trained, trained, themselves=True)
+    return verdict(nearest_trained(made, trained), real)
+
+
+def looked_at(images):
+    return Seen(features(images.split(32)), small_pixels(images), features(images.flip(-1).split(32)))
