@@ -26,7 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-data = typer.Typer(help="The embedded data.", no_args_is_help=True)
+data = typer.Typer(help="Pictures to train on, and the embedded ones.", no_args_is_help=True)
 app.add_typer(data, name="data")
 
 Folder = Annotated[Path, typer.Argument(help="Folder of pictures; class subfolders become labels.", show_default=False)]
@@ -166,6 +166,18 @@ def portraits(
     voice = Terminal()
     commands.write_data(size, count, out, voice)
     voice.say(f"portraits in {out}; their licences are in {out / 'LICENSE.md'}")
+
+
+@data.command("check")
+def check_data(
+    folder: Folder,
+    size: Annotated[int, typer.Option(help="Side of the pictures that would be trained on, in pixels.")] = 64,
+) -> None:
+    """Say what a folder holds; the exit code is 0 if training may start, else 2."""
+    from calotype import commands
+    from calotype.voice import Terminal
+
+    commands.check_data(folder, size, Terminal())
 
 
 def _wish(
