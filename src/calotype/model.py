@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,6 +131,17 @@ def save_model(folder: Path, recipe: Recipe, stages: Sequence[Stage], classes: S
             write_tensors(path / weights_file(stage.image_size, recipe), stage.denoiser.state_dict())
         settings = recipe.model_dump(mode="json")
         write_json(path / "model.json", {"format": FORMAT, "classes": list(classes), "recipe": settings})
+
+
+def store_sampling(folder: Path, sampling: Sampling) -> None:
+    """Makes this the first stage's sampling in a model folder, which is replaced as a whole, manifest included."""
+    about = read_json(folder / "model.json")
+    about["recipe"]["sampling"] = sampling.model_dump(mode="json")
+    with whole_folder(folder) as path:
+        for file in folder.iterdir():
+            if file.name not in ("manifest.json", "model.json"):
+                shutil.copy2(file, path / file.name)
+        write_json(path / "model.json", about)
 
 
 def weights_file(size: int, recipe: Recipe) -> str:

@@ -4,9 +4,13 @@ from calotype.commands.checking import check_data
 from calotype.commands.comparing import compare
 from calotype.commands.reading import write_data
 from calotype.commands.sampling import enlarge, sample
+from calotype.commands.showing import report, runs
+from calotype.commands.sweeping import sweep_run as sweep
 from calotype.commands.talk import Progress, Voice
 from calotype.commands.training import Wish, plan, resume, train
+from calotype.evaluate.sweep import Grid
 
 __all__ = [
-    "Progress", "Voice", "Wish", "check_data", "compare", "enlarge", "plan", "resume", "sample", "train", "write_data",
+    "Grid", "Progress", "Voice", "Wish", "check_data", "compare", "enlarge", "plan", "report", "resume", "runs",
+    "sample", "sweep", "train", "write_data",
 ]  # fmt: skip

@@ -15,6 +15,7 @@ from calotype.data.folder import Pictures
 from calotype.data.latents import cache_latents
 from calotype.learning.run import Interrupted, Leg, Run, go, stoppable
 from calotype.legs import (
+    DenoiserLeg,
     Examples,
     autoencoder_leg,
     crop_examples,
@@ -28,6 +29,7 @@ from calotype.legs import (
 from calotype.machine import Machine, peak_memory
 from calotype.model import save_model
 from calotype.plan import Pace, Plan
+from calotype.plan.measurement import count_parameters
 from calotype.recipe import Recipe, check, merge
 from calotype.report import write_report
 from calotype.spaces.latent import LatentSpace
@@ -105,21 +107,19 @@ class Workshop:
     def base(self, space: Space, examples: Examples) -> Stage:
         with self.run.timing("prepare"):
             leg = denoiser_leg(self.recipe, self.pictures, space, examples, self.device)
-        self._go(leg)
-        return leg.stage
+        return self._diffusion(leg)
 
     def enlarger(self, size: int, below: Stage) -> Stage:
         with self.run.timing("prepare"):
             pictures = self.pictures.shrunk(size)
             examples = crop_examples(self.recipe, size, pictures, self.device)
             leg = enlarger_leg(self.recipe, size, pictures, examples, self.device)
-        self._go(leg)
+        stage = self._diffusion(leg)
         if not self.recipe.enlarger(size).mistakes.images:
-            return leg.stage
+            return stage
         with self.run.timing("prepare"):
-            more = mistakes_leg(self.recipe, below, leg.stage, pictures, self.device)
-        self._go(more)
-        return more.stage
+            more = mistakes_leg(self.recipe, below, stage, pictures, self.device)
+        return self._diffusion(more)
 
     def with_best_level(self, recipe: Recipe, below: Sequence[Stage], stage: Stage) -> Recipe:
         """The recipe with the augmentation that suits what the stages below make; a resumed run has it in its state."""
@@ -138,9 +138,19 @@ class Workshop:
         best = {"sampling": {"augmentation": found[str(size)]["best"]}}
         return check(merge(recipe.model_dump(), {"enlarge": {str(size): best}}))
 
+    def _diffusion(self, leg: DenoiserLeg) -> Stage:
+        """Its stage; the report shows what the weights make that are not averaged."""
+        self._go(leg)
+        if not (raw := self.run.folder / "previews" / f"{leg.name}-raw.png").exists():
+            with self.run.timing("previews"):
+                leg.preview_raw(raw)
+        return leg.stage
+
     def _go(self, leg: Leg) -> None:
         if leg.name in self.plan.paced:
             others = sum(seconds for what, seconds in self.run.state["seconds"].items() if what != leg.name)
             leg.pace = Pace(self.plan.phases[leg.name], self.plan.budget_seconds - others - self.plan.after(leg.name))
         with self.voice.bar(leg.name) as bar:
             go(self.run, leg, self.stop, bar)
+        trained = [count_parameters(player.network) for name, player in leg.players.items() if name != "critic"]
+        self.run.state.setdefault("parameters", {})[leg.name] = sum(trained)

@@ -124,7 +124,7 @@ def kinds_of(image: Image.Image, turned: bool) -> Iterator[str]:
         yield "CMYK"
     if image.mode == "P":
         yield "palette"
-    if image.mode in {"I", "F"} or ";16" in f"{image.mode} {[tile[3] for tile in getattr(image, "tile", [])]}":
+    if image.mode in {"I", "F"} or ";16" in f"{image.mode} {[tile[3] for tile in getattr(image, 'tile', [])]}":
         yield "more than 8 bits"
     if image.has_transparency_data:
         yield "transparent"
