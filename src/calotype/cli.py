@@ -273,10 +273,8 @@ def listed(name: str, text: str, least: int) -> list[float]:
     """Numbers between commas. Raises `UserError` for anything else, and for numbers below `least`."""
     from calotype.vocabulary import UserError
 
-    parts = [part.strip() for part in text.split(",")]
-    if not all(
-        re.fullmatch(r"\d+" if name == "steps" else r"\d+(\.\d+)?", part) and float(part) >= least for part in parts
-    ):
+    kind, parts = r"\d+" if name == "steps" else r"\d+(\.\d+)?", [part.strip() for part in text.split(",")]
+    if not all(re.fullmatch(kind, part) and float(part) >= least for part in parts):
         raise UserError(
             f"--{name} is {text!r}, but must be numbers of at least {least} between commas, such as 8,16,32"
         )

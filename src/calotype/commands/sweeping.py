@@ -24,7 +24,8 @@ from calotype.stage import Sampling, Stage, generate
 from calotype.vocabulary import NOT_TOLD, Labels, Rng, UserError
 
 FORMAT = 1
-FEWEST = 4
+FEWEST, FEWEST_TO_CHOOSE = 4, 50
+"""Samples in a cell: to say anything, and to change what is stored with the model."""
 AT_ONCE_VALUES = 2**17
 """Pixels of the pictures that are made at once, 32 pictures at most."""
 
@@ -44,7 +45,8 @@ def sweep_run(folder: Path, data: Path | None, count: int, seed: int, grid: Grid
     with run.locked(), voice.bar("sweep") as bar:
         found = try_all(model.stages[0], model.samplings[0], pictures, known, count, seed, grid, counting(bar))
         write_json(folder / "sweep.json", {**found, "data": where, "notes": notes(run, pictures, known)})
-        store_sampling(folder / "model", Sampling(**found["best"]["sampling"]))
+        if found["n"] >= FEWEST_TO_CHOOSE:
+            store_sampling(folder / "model", Sampling(**found["best"]["sampling"]))
     write_report(folder)
     return str(found["why"])
 
@@ -96,7 +98,7 @@ def as_found(cells: Sequence[Cell], reals: Reals, size: int, seed: int, before: 
         "best": cell_json(best),
         "before": before.model_dump(mode="json"),
         "floor": {name: rest[name] for name in ("fd_lite0", "kernel_distance", "n")},
-        "why": why(cells, best),
+        "why": why(cells, best, len(reals)),
     }
 
 
@@ -112,15 +114,16 @@ def cell_json(cell: Cell) -> dict[str, Any]:
     }
 
 
-def why(cells: Sequence[Cell], best: Cell) -> str:
+def why(cells: Sequence[Cell], best: Cell, count: int) -> str:
     smallest = min(cells, key=lambda cell: cell.fd_lite0.value)
-    said = f"{in_words(best)} are the model\u2019s own from now on: "
-    if best is smallest:
-        return said + "no cell is nearer to real pictures, and none that is level with it is cheaper."
-    cheaper = smallest.calls / best.calls
-    return (
-        said + f"the cheapest cell that is level with the nearest, {in_words(smallest)}; {cheaper:.1f} times cheaper."
+    stored = (
+        "now stored with the model" if count >= FEWEST_TO_CHOOSE else f"not stored, as {count} pictures are too few"
     )
+    said = f"Best are {in_words(best)}, {stored}: "
+    if best is smallest:
+        return said + "no cell is nearer to real pictures, and no cheaper one is as near within the noise."
+    cheaper = smallest.calls / best.calls
+    return said + f"{cheaper:.1f} times cheaper than the nearest, {in_words(smallest)}, and as near within the noise."
 
 
 def in_words(cell: Cell) -> str:

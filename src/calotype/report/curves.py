@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from calotype.report.folder import Event, Run, numbers, within
 from calotype.report.markup import Html, table, tag
 from calotype.report.measures import figures
 from calotype.report.plot import Point, Series, plot
-from calotype.report.words import count, deviation, plain
+from calotype.report.words import UNKNOWN, count, deviation, plain
 
 Curves = dict[str, list[Point]]
 
@@ -46,7 +46,8 @@ GAP = Group(
     "With the same noise at every look. Where trained falls and held out rises, it learns by heart.",
 )
 SIDES = {"held_out_loss": "held out", "train_loss": "trained", "raw_held_out_loss": "held out, raw"}
-CALLED = {"psnr": "PSNR in dB", "ssim": "SSIM", "perceptual": "perceptual distance"}
+CALLED = {"psnr": "PSNR", "ssim": "SSIM", "perceptual": "perceptual distance"}
+UNITS = {"psnr": " dB"}
 LEVELS = ("", "_low_noise", "_middle_noise", "_high_noise")
 
 
@@ -110,6 +111,7 @@ def figures_of(group: Group, series: list[Series]) -> list[Html]:
 
 def losses_by_noise(last: dict[str, float]) -> Html | None:
     """At the last look: what was held out beside what was trained on, over all noise and by thirds of it."""
+    heads = ("Loss at the end", "Held out", "Trained", "Gap", "Held out, raw weights", "n")
     rows = [
         (plain(level).strip() or "all noise", figures(held_out), figures(trained), gap(held_out, trained),
          figures(last.get(f"raw_held_out_loss{level}")), count(last.get("n")))
@@ -117,11 +119,13 @@ def losses_by_noise(last: dict[str, float]) -> Html | None:
         if (held_out := last.get(f"held_out_loss{level}")) is not None
         for trained in [last.get(f"train_loss{level}")]
     ]  # fmt: skip
-    return (
-        table(("Loss at the end", "Held out", "Trained", "Gap", "Held out, raw weights", "n"), rows, "figures")
-        if rows
-        else None
-    )
+    return table(*without_unknown(heads, rows), "figures") if rows else None
+
+
+def without_unknown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> tuple[list[str], list[list[str]]]:
+    """Without columns of which nothing is known, as in runs of older versions."""
+    kept = [place for place in range(len(heads)) if any(row[place] != UNKNOWN for row in rows)]
+    return [heads[place] for place in kept], [[row[place] for place in kept] for row in rows]
 
 
 def gap(held_out: float, trained: float | None) -> str:
@@ -130,7 +134,8 @@ def gap(held_out: float, trained: float | None) -> str:
 
 def other_measures(last: dict[str, float]) -> Html | None:
     said = [
-        f"{CALLED.get(name, plain(name))} {value:.3g}{with_n(last.get(f'n_{name}', last.get('n')))}"
+        f"{CALLED.get(name, plain(name))} {value:.3g}{UNITS.get(name, '')}"
+        + with_n(last.get(f"n_{name}", last.get("n")))
         for name, value in last.items()
         if "_loss" not in name and name.split("_")[0] != "n"
     ]

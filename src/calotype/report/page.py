@@ -180,7 +180,8 @@ def predicted_and_measured(run: Run) -> Iterator[Row]:
     for what in ("parameters", "images"):
         for leg, value in numbers(within(plan, what)).items():
             found = number(within(run.facts, "parameters").get(leg)) if what == "parameters" else seen(run, leg)
-            yield cost(f"{leg}, {'images seen' if what == 'images' else what}", value, found, count)
+            if found is not None:
+                yield cost(f"{leg}, {'images seen' if what == 'images' else what}", value, found, count)
 
 
 def cost(name: str, predicted: float, measured: float | None, say: Callable[[float | None], str]) -> Row:
@@ -216,7 +217,10 @@ def bar(share: float) -> Html:
 
 def learning(run: Run) -> Html | None:
     legs = [leg_plots(run, leg) for leg in run.legs]
-    key = "Thin lines: as logged. Strong lines: running means. Rings: measured on pictures that are never trained on."
+    key = (
+        "Thin lines: as logged. Strong lines: running means. Marks: looks in between, on pictures that are never "
+        "trained on, unless they say trained."
+    )
     return section("Learning", tag("p", key, class_="note"), *legs) if any(legs) else None
 
 
