@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from calotype.commands.sampling import sample
+from calotype.commands.sampling import sample, show_neighbours
 from calotype.commands.talk import Voice, counting, unless
 from calotype.data.folder import Pictures
 from calotype.data.latents import cache_latents
@@ -35,6 +35,9 @@ from calotype.report import write_report
 from calotype.spaces.latent import LatentSpace
 from calotype.spaces.pixel import PixelSpace, Space
 from calotype.stage import Stage
+
+NEIGHBOURS_FROM = 300.0
+"""Seconds of budget: looking for the nearest training pictures takes a few, which a shorter run does not have."""
 
 
 def develop(run: Run, plan: Plan, pictures: Pictures, machine: Machine, voice: Voice) -> Path:
@@ -73,6 +76,9 @@ def _develop(
     save_model(run.folder / "model", recipe, stages, pictures.classes)
     with run.timing("samples"):
         sample(run.folder, plan.final_count, None, recipe.seed, run.folder / "samples", str(device), voice)
+    if plan.budget_seconds >= NEIGHBOURS_FROM:
+        with run.timing("neighbours"):
+            show_neighbours(run.folder / "samples", pictures, device)
 
 
 @dataclass(frozen=True)

@@ -99,7 +99,7 @@ def neighbours(run: Run) -> Html | None:
     caption = (
         f"Above: samples. Below: of {count(number(found.get('trained')))} training pictures and their mirror images, "
         f"the one nearest to each. Median distance {ratio(found)} that of as many held-out pictures (n = "
-        f"{count(number(found.get('n')))} each); far below 1 would be copying."
+        f"{how_many(found.get('n'))}); far below 1 would be copying."
     )
     plate = figure(shown, caption, "plate")
     return section("Nearest training pictures", plate) if plate else None
