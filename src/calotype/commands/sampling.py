@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ from calotype.vocabulary import NOT_TOLD, UserError
 
 PAIRS = 6
 """Samples that are shown beside training pictures."""
+MOST_VALUES = 2**30
+"""Of training pictures among which the nearest is sought: 5,461 of 256 px, evenly spread."""
 
 
 def sample(
@@ -85,7 +88,9 @@ def show_neighbours(samples: Path, pictures: Pictures, device: torch.device) -> 
     files = sorted(file for file in samples.glob("*.png") if file.name != "grid.png")[:PAIRS]
     made = torch.cat([images_from_pil(read_image(file)) for file in files])
     held_out = images_from_pixels(pictures.pixels[pictures.held_out_indices[: len(made)]])
-    trained = pictures.pixels[pictures.train_indices]
+    many = max(1, MOST_VALUES // pictures.pixels[0].numel())
+    chosen = pictures.train_indices[:: max(1, math.ceil(len(pictures.train_indices) / many))]
+    trained = pictures.pixels[chosen]
     efficientnet_lite0().to(device)
     ours, theirs = neighbours(made, trained), neighbours(held_out, trained)
     grid(pils_from_images(torch.cat([made, ours.images])), len(made)).save(samples / "nearest.png")
