@@ -10,7 +10,7 @@ from calotype.report.folder import Event, Run, numbers, within
 from calotype.report.markup import Html, table, tag
 from calotype.report.measures import figures
 from calotype.report.plot import Point, Series, plot
-from calotype.report.words import UNKNOWN, count, deviation, plain
+from calotype.report.words import UNKNOWN, called_leg, count, deviation, plain, title
 
 Curves = dict[str, list[Point]]
 
@@ -66,7 +66,7 @@ def leg_plots(run: Run, leg: str) -> Html | None:
     if not drawn and not last:
         return None
     return tag(
-        "div", tag("h3", f"The {leg}"), losses_by_noise(numbers(last)), other_measures(numbers(last)),
+        "div", tag("h3", title(called_leg(leg))), losses_by_noise(numbers(last)), other_measures(numbers(last)),
         tag("div", *drawn, class_="plots"),
     )  # fmt: skip
 

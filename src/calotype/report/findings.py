@@ -84,7 +84,11 @@ def lines(grid: dict[tuple[float, int], Event], sweep: Event) -> list[Series]:
 
 def conditions(sweep: Event) -> str:
     floor, kernel = within(sweep, "floor", "fd_lite0"), within(sweep, "best", "kernel_distance")
-    chosen = f"Kernel distance of the chosen cell (✓): {interval(kernel)}."
+    before = within(sweep, "before")
+    chosen = (
+        f"Kernel distance of the chosen cell (✓): {interval(kernel)}. Before, the model was sampled in "
+        f"{before.get('steps', UNKNOWN)} steps with guidance {before.get('guidance', UNKNOWN)}."
+    )
     return (
         f"n = {how_many(sweep.get('n'))} pictures of {count(number(sweep.get('size')))} px in each cell, from equal "
         f"seeds, against as many real ones (seed {sweep.get('seed')}); other real pictures come to {interval(floor)}. "

@@ -14,7 +14,7 @@ from calotype.report.curves import leg_plots
 from calotype.report.findings import neighbours, the_evaluation, the_sweep
 from calotype.report.folder import Preview, Run, number, numbers, read_run, within
 from calotype.report.markup import Html, Inside, figure, pairs, picture, section, table, tag
-from calotype.report.words import count, deviation, duration, listed, memory, moment, plain, short
+from calotype.report.words import called_leg, count, deviation, duration, listed, memory, moment, plain, short, title
 
 HERO_BYTES, RECONSTRUCTION_BYTES, PREVIEWS_BYTES = 1_000_000, 400_000, 1_200_000
 """The most that pictures may take: 3.4 MB with both reconstructions and the neighbours, 4.5 MB in base64."""
@@ -257,7 +257,7 @@ def strip_of(run: Run, leg: str, limit: int, most: int) -> Html:
     figures = [figure(show(one.file, f"Samples of the {leg}"), after(one), "frame") for one in chosen]
     raw = show(run.folder / "previews" / f"{leg}-raw.png", "The same without averaging")
     figures += [figure(raw, "At the end, with the weights of the last step instead of their average", "frame")]
-    return tag("div", tag("h3", f"The {leg}"), tag("div", *figures, class_="strip"))
+    return tag("div", tag("h3", title(called_leg(leg))), tag("div", *figures, class_="strip"))
 
 
 def recipe(run: Run) -> Html | None:

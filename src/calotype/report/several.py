@@ -15,7 +15,7 @@ from calotype.report.markup import Html, figure, pairs, picture, section, table,
 from calotype.report.measures import digits, figure_of, figures
 from calotype.report.page import sheet
 from calotype.report.plot import Series
-from calotype.report.words import UNKNOWN, count, duration, memory, moment, short
+from calotype.report.words import UNKNOWN, called_leg, count, duration, memory, moment, short, title
 from calotype.vocabulary import UserError
 
 GRIDS_BYTES = 2_400_000
@@ -97,9 +97,9 @@ def curves(runs: Keyed) -> Html | None:
     """What is measured on held-out pictures, each leg by images and by time, one line a run."""
     legs = dict.fromkeys(leg for run in runs.values() for leg in run.legs)
     drawn = [
-        figure_of(f"The {leg}", title, series, axis)
+        figure_of(title(called_leg(leg)), said, series, axis)
         for leg in legs
-        for name, title in MEASURES
+        for name, said in MEASURES
         for axis in AXES
         if (series := lines(runs, leg, name, axis))
     ]
