@@ -69,7 +69,7 @@ def test_distances_of_all_rows_are_those_of_the_sets():
 
 
 def test_without_labels_there_is_nothing_to_guide_away_from():
-    assert {one.guidance for one in Grid().samplings(Sampling(), told=False)} == {1.0}
+    assert {one.guidance for one in Grid().samplings(Sampling(guidance=2.5), told=False)} == {2.5}
     assert len(Grid().samplings(Sampling(), told=True)) == 12
 
 

@@ -13,7 +13,9 @@ from calotype.data.images import shown
 from calotype.data.survey import Seen, Survey, survey
 from calotype.vocabulary import UserError
 
-ASPECTS = ((0.6, "tall, below 3:5"), (0.95, "upright"), (1.05, "square"), (1.67, "lying"), (1e9, "wide, above 5:3"))
+ASPECTS = (
+    (0.6, "tall, below 3:5"), (0.95, "portrait"), (1.05, "square"), (1.67, "landscape"), (1e9, "wide, above 5:3"),
+)  # fmt: skip
 """Width by height, up to the number."""
 MOST, WIDEST = 10, 30
 
@@ -50,7 +52,8 @@ def lines(found: Survey) -> Iterator[tuple[str, str]]:
 def sizes(found: Survey) -> Iterator[tuple[str, str]]:
     by_area = sorted((one.size for one in found.seen), key=lambda size: size[0] * size[1])
     (low, high), middle = (by_area[0], by_area[-1]), median(width * height for width, height in by_area)
-    yield "sizes", f"{low[0]} x {low[1]} to {high[0]} x {high[1]} px, half of them above {middle / 1e6:.2g} megapixels"
+    most = f" to {high[0]} x {high[1]}" if high != low else ""
+    yield "sizes", f"{low[0]} x {low[1]}{most} px; the median has {middle / 1e6:.2g} megapixels"
     if small := found.small():
         yield "", f"{small:,} with a side below {found.size} px, which are enlarged"
 

@@ -62,7 +62,7 @@ def try_all(
 ) -> dict[str, Any]:  # fmt: skip
     """The first stage at every cell, as JSON. Samples have the classes of the real pictures where these are `known`.
 
-    Without classes there is nothing to guide away from, so guidance stays at 1.
+    Without classes there is nothing to guide away from, so guidance stays as it is.
     """
     device = next(stage.denoiser.parameters()).device
     efficientnet_lite0().to(device)

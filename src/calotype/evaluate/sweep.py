@@ -44,8 +44,8 @@ class Grid:
     guidance: Sequence[float] = (1.0, 1.5, 2.0, 3.0)
 
     def samplings(self, sampling: Sampling, told: bool) -> list[Sampling]:
-        """`sampling` in every cell; with guidance only where the labels are told."""
-        strengths = self.guidance if told else (1.0,)
+        """`sampling` in every cell; its guidance stays where the labels are not told, as it changes nothing there."""
+        strengths = self.guidance if told else (sampling.guidance,)
         changes = [{"steps": one, "guidance": strength} for strength, one in product(strengths, self.steps)]
         return [sampling.model_copy(update=change) for change in changes]
 

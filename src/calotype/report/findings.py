@@ -60,7 +60,8 @@ def the_sweep(run: Run) -> Html | None:
     drawn = figure_of("FD-Lite0 by guidance", "FD-Lite0", lines(grid, sweep), "steps", "Real: other real pictures.")
     return section(
         "Steps and guidance", tag("p", str(sweep.get("why") or "")), table(heads, rows, "figures"),
-        tag("p", conditions(sweep), class_="note"), tag("div", drawn, class_="plots"),
+        tag("p", conditions(sweep), class_="note"), *(tag("p", str(one)) for one in sweep.get("notes") or []),
+        tag("div", drawn, class_="plots"),
     )  # fmt: skip
 
 

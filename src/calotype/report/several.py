@@ -38,7 +38,7 @@ def write_several(folders: Sequence[Path], out: Path) -> Path:
 
 def document(runs: Keyed) -> str:
     briefs = {key: brief(run) for key, run in runs.items()}
-    parts = [masthead(briefs), main_table(runs, briefs), samples(runs), curves(runs), loss_note()]
+    parts = [masthead(briefs), main_table(runs, briefs), samples(runs), curves(runs), closing()]
     return sheet("Runs side by side", parts)
 
 
@@ -115,5 +115,5 @@ def lines(runs: Keyed, leg: str, measure: str, axis: str) -> list[Series]:
     return series
 
 
-def loss_note() -> Html:
+def closing() -> Html:
     return tag("p", "All runs, with more of each: the report.html in its own folder.", class_="note")
