@@ -87,6 +87,14 @@ def test_several_runs_share_one_page_and_its_plots(two):
     assert not {"script", "link"} & {name for name, _ in page.elements}
 
 
+def test_a_run_has_the_same_style_in_every_plot(two, tmp_path):
+    """Also where it is the only one that has such a leg."""
+    lines = [line.replace('"denoiser"', '"enlarge-64"') for line in (two[1] / "log.jsonl").read_text().splitlines()]
+    (two[1] / "log.jsonl").write_text("\n".join(lines))
+    drawn = Page(report(two, None)).source.partition("enlarges to 64 px")[2]
+    assert 'class="name s1">B' in drawn and "s0" not in drawn.partition("</svg>")[0]
+
+
 def test_markup_in_runs_side_by_side_stays_text(two):
     write_json(two[1] / "run.json", facts(name=EVIL, data=EVIL, state=EVIL, created=EVIL))
     shutil.rmtree(two[1] / "previews")

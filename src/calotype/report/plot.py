@@ -84,6 +84,7 @@ class Series:
     name: str
     points: list[Point]
     marked: bool = False
+    style: int | None = None  # its own in every plot; none: its place in this one
 
     def strong(self) -> list[Point]:
         return self.points if self.marked else smoothed(self.points)
@@ -114,7 +115,7 @@ def plot(title: str, y_title: str, series: Sequence[Series], x_title: str = "ima
         *x_axis(frame, x_title),
     ]
     for index, (one, height) in enumerate(zip(series, heights, strict=True)):
-        style = f"s{index % STYLES}"
+        style = f"s{(index if one.style is None else one.style) % STYLES}"
         parts += [
             *shapes(frame, one, style),
             text(plain(one.name)[:15], WIDTH - RIGHT + 8, height + 4, f"name {style}"),

@@ -94,10 +94,10 @@ def samples(runs: Keyed) -> Html | None:
 
 
 def curves(runs: Keyed) -> Html | None:
-    """What is measured on held-out pictures, each leg by images and by time, one line a run."""
+    """What is measured on held-out pictures, each leg by images and by time; a run has one style in all plots."""
     legs = dict.fromkeys(leg for run in runs.values() for leg in run.legs)
     drawn = [
-        figure_of(title(called_leg(leg)), said, series, axis)
+        figure_of(title(called_leg(leg)), said, series, axis, f"By {axis}.")
         for leg in legs
         for name, said in MEASURES
         for axis in AXES
@@ -108,10 +108,10 @@ def curves(runs: Keyed) -> Html | None:
 
 def lines(runs: Keyed, leg: str, measure: str, axis: str) -> list[Series]:
     series = []
-    for key, run in runs.items():
+    for style, (key, run) in enumerate(runs.items()):
         looks = [(AXES[axis](one), number(within(one, "measures").get(measure))) for one in run.history("check", leg)]
         points = [(x, y) for x, y in looks if x is not None and y is not None]
-        series += [Series(key, points, marked=True)] if points else []
+        series += [Series(key, points, marked=True, style=style)] if points else []
     return series
 
 
