@@ -38,13 +38,15 @@ def sweep_run(folder: Path, data: Path | None, count: int, seed: int, grid: Grid
     if count < FEWEST:
         raise UserError(f"--count is {count}, but must be at least {FEWEST}; try 200")
     run, model = Run.open(folder), load(folder, device)
-    where = str(data or run.state["data"])
+    where = str(data or run.state.get("data", PORTRAITS))
     source = None if where == PORTRAITS and data is None else Path(where)
     pictures = read(source, model.stages[-1].image_size, folder / "cache", voice)
     known = model.classes == pictures.classes
     with run.locked(), voice.bar("sweep") as bar:
         found = try_all(model.stages[0], model.samplings[0], pictures, known, count, seed, grid, counting(bar))
-        write_json(folder / "sweep.json", {**found, "data": where, "notes": notes(run, pictures, known)})
+        write_json(
+            folder / "sweep.json", {**found, "data": where, "notes": [*found["notes"], *notes(run, pictures, known)]}
+        )
         if found["n"] >= FEWEST_TO_CHOOSE:
             store_sampling(folder / "model", Sampling(**found["best"]["sampling"]))
     write_report(folder)
@@ -99,6 +101,7 @@ def as_found(cells: Sequence[Cell], reals: Reals, size: int, seed: int, before: 
         "before": before.model_dump(mode="json"),
         "floor": {name: rest[name] for name in ("fd_lite0", "kernel_distance", "n")},
         "why": why(cells, best, len(reals)),
+        "notes": list(reals.notes),
     }
 
 

@@ -112,24 +112,20 @@ def figures_of(group: Group, series: list[Series]) -> list[Html]:
 def losses_by_noise(last: dict[str, float]) -> Html | None:
     """At the last look: what was held out beside what was trained on, over all noise and by thirds of it."""
     heads = ("Loss at the end", "Held out", "Trained", "Gap", "Held out, raw weights", "n")
-    rows = [
-        (plain(level).strip() or "all noise", figures(held_out), figures(trained), gap(held_out, trained),
-         figures(last.get(f"raw_held_out_loss{level}")), count(last.get("n")))
-        for level in LEVELS
-        if (held_out := last.get(f"held_out_loss{level}")) is not None
-        for trained in [last.get(f"train_loss{level}")]
-    ]  # fmt: skip
+    rows = [losses_at(last, level) for level in LEVELS if f"held_out_loss{level}" in last]
     return table(*without_unknown(heads, rows), "figures") if rows else None
+
+
+def losses_at(last: dict[str, float], level: str) -> tuple[str, ...]:
+    held_out, trained, raw = (last.get(f"{side}_loss{level}") for side in ("held_out", "train", "raw_held_out"))
+    said = figures(held_out), figures(trained), deviation(trained, held_out), figures(raw)
+    return plain(level).strip() or "all noise", *said, count(last.get("n"))
 
 
 def without_unknown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> tuple[list[str], list[list[str]]]:
     """Without columns of which nothing is known, as in runs of older versions."""
     kept = [place for place in range(len(heads)) if any(row[place] != UNKNOWN for row in rows)]
     return [heads[place] for place in kept], [[row[place] for place in kept] for row in rows]
-
-
-def gap(held_out: float, trained: float | None) -> str:
-    return deviation(trained, held_out)
 
 
 def other_measures(last: dict[str, float]) -> Html | None:
