@@ -37,8 +37,10 @@ def two(tmp_path):
 
 def test_runs_are_listed_newest_first_with_their_figures(two, tmp_path):
     write_json(two[0] / "sweep.json", SWEEP)
+    write_json(two[1] / "evaluation.json", {"measures": {"samples": {"fd_lite0": {"value": 498.7}, "n": [60, 61]}}})
     voice = Keeper()
     runs(tmp_path, False, voice)
+    assert "FD-Lite0 499 (n = 60, 61)" in voice.said[0]
     assert voice.said[0].startswith("newer  finished  latent 64 px  portraits  9 min 41 s  PSNR 28.8 dB")
     assert voice.said[1].startswith("older") and "FD-Lite0 512 (n = 60)" in voice.said[1]
 

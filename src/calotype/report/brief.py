@@ -86,9 +86,8 @@ def last_measures(run: Run) -> dict[str, float]:
 
 def fd_lite0(run: Run) -> tuple[float | None, str]:
     """With its n: of `calotype evaluate`, else of the best cell of a sweep."""
-    best = within(run.sweep, "best")
-    for found, n in ((run.evaluation, run.evaluation.get("n")), (best, run.sweep.get("n"))):
-        one = within(found, "fd_lite0")
-        if (value := number(one.get("value"))) is not None:
-            return value, how_many(one.get("n", n))
+    evaluated, best = within(run.evaluation, "measures", "samples"), within(run.sweep, "best")
+    for found, n in ((evaluated, evaluated.get("n")), (best, run.sweep.get("n"))):
+        if (value := number(within(found, "fd_lite0").get("value"))) is not None:
+            return value, how_many(n)
     return None, ""

@@ -11,7 +11,7 @@ from calotype.report.measures import digits, figure_of, interval
 from calotype.report.plot import Series
 from calotype.report.words import UNKNOWN, count, plain
 
-NEAREST_BYTES = 400_000
+NEAREST_BYTES = 300_000
 MOST_DEEP = 4
 NEVER_FID = "Distances are of EfficientNet-Lite0 features and are never FID; smaller is better, at equal n only."
 

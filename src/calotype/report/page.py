@@ -16,8 +16,8 @@ from calotype.report.folder import Preview, Run, number, numbers, read_run, with
 from calotype.report.markup import Html, Inside, figure, pairs, picture, section, table, tag
 from calotype.report.words import called_leg, count, deviation, duration, listed, memory, moment, plain, short, title
 
-HERO_BYTES, RECONSTRUCTION_BYTES, PREVIEWS_BYTES = 1_000_000, 400_000, 1_200_000
-"""The most that pictures may take: 3.4 MB with both reconstructions and the neighbours, 4.5 MB in base64."""
+HERO_BYTES, RECONSTRUCTION_BYTES, PREVIEWS_BYTES = 1_000_000, 400_000, 1_000_000
+"""The most that pictures may take: 3.1 MB with both reconstructions and the neighbours, 4.2 MB in base64."""
 USUAL = {"seed": None, "guidance_low": 0.0, "guidance_high": 1e6, "augmentation": 0.0, "conditioning": "whole"}
 """Settings of sampling that need no words."""
 MOST_PREVIEWS, MOST_NOTES = 12, 100
