@@ -35,11 +35,13 @@ def test_any_size_and_a_single_trained_picture_will_do(size):
 def test_copies_lie_nearer_to_trained_pictures_than_held_out_ones_do(tmp_path):
     pictures = noise_pictures(40, 64)
     copies = pils_from_images(images_from_pixels(pictures.pixels[pictures.train_indices[:8]]))
+    for name in ("samples", "previews"):
+        (tmp_path / name).mkdir()
     for index, picture in enumerate(copies):
-        picture.save(tmp_path / f"0-{index:04d}.png")
-    copies[0].save(tmp_path / "grid.png")
+        picture.save(tmp_path / "samples" / f"0-{index:04d}.png")
+    copies[0].save(tmp_path / "samples" / "grid.png")
     show_neighbours(tmp_path, pictures, CPU)
-    found = read_json(tmp_path / "nearest.json")
+    found = read_json(tmp_path / "previews" / "nearest.json")
     assert found["n"] == [PAIRS, 4] and found["trained"] == 36
     assert found["samples_median"] < 0.1 * found["held_out_median"]
-    assert (tmp_path / "nearest.png").is_file()
+    assert (tmp_path / "previews" / "nearest.png").is_file()

@@ -83,9 +83,9 @@ def columns(count: int) -> int:
     return 6 if count > 6 and count % 6 == 0 else max(1, round(count**0.5))
 
 
-def show_neighbours(samples: Path, pictures: Pictures, device: torch.device) -> None:
-    """Writes the first samples in a folder above the training pictures nearest to them, and how near both lie."""
-    files = sorted(file for file in samples.glob("*.png") if file.name != "grid.png")[:PAIRS]
+def show_neighbours(run: Path, pictures: Pictures, device: torch.device) -> None:
+    """Writes the first samples of a run above the training pictures nearest to them, and how near both lie."""
+    files = sorted(file for file in (run / "samples").glob("*.png") if file.name != "grid.png")[:PAIRS]
     made = torch.cat([images_from_pil(read_image(file)) for file in files])
     held_out = images_from_pixels(pictures.pixels[pictures.held_out_indices[: len(made)]])
     many = max(1, MOST_VALUES // pictures.pixels[0].numel())
@@ -93,7 +93,7 @@ def show_neighbours(samples: Path, pictures: Pictures, device: torch.device) -> 
     trained = pictures.pixels[chosen]
     efficientnet_lite0().to(device)
     ours, theirs = neighbours(made, trained), neighbours(held_out, trained)
-    grid(pils_from_images(torch.cat([made, ours.images])), len(made)).save(samples / "nearest.png")
+    grid(pils_from_images(torch.cat([made, ours.images])), len(made)).save(run / "previews" / "nearest.png")
     found = {"samples_median": ours.distances, "held_out_median": theirs.distances}
     medians = {name: float(np.median(values)) for name, values in found.items()}
-    write_json(samples / "nearest.json", {**medians, "n": [len(made), len(held_out)], "trained": len(trained)})
+    write_json(run / "previews" / "nearest.json", {**medians, "n": [len(made), len(held_out)], "trained": len(trained)})

@@ -78,7 +78,7 @@ def _develop(
         sample(run.folder, plan.final_count, None, recipe.seed, run.folder / "samples", str(device), voice)
     if plan.budget_seconds >= NEIGHBOURS_FROM:
         with run.timing("neighbours"):
-            show_neighbours(run.folder / "samples", pictures, device)
+            show_neighbours(run.folder, pictures, device)
 
 
 @dataclass(frozen=True)

@@ -100,7 +100,7 @@ def conditions(sweep: Event) -> str:
 def neighbours(run: Run) -> Html | None:
     """Samples above the training pictures that are nearest to them."""
     found = run.nearest
-    shown = picture(run.folder / "samples" / "nearest.png", "Samples, and what is nearest", 1200, NEAREST_BYTES)
+    shown = picture(run.folder / "previews" / "nearest.png", "Samples, and what is nearest", 1200, NEAREST_BYTES)
     caption = (
         f"Above: samples. Below: of {count(number(found.get('trained')))} training pictures and their mirror images, "
         f"the one nearest to each. Median distance {ratio(found)} that of as many held-out pictures (n = "

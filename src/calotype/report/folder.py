@@ -34,7 +34,7 @@ class Run:
     log: list[Event]
     evaluation: Event  # evaluation.json, of `calotype evaluate`
     sweep: Event  # sweep.json, of `calotype sweep`
-    nearest: Event  # samples/nearest.json
+    nearest: Event  # previews/nearest.json
 
     @property
     def name(self) -> str:
@@ -82,7 +82,7 @@ class Run:
 
 
 def read_run(folder: Path) -> Run:
-    names = ("samples/samples.json", "evaluation.json", "sweep.json", "samples/nearest.json")
+    names = ("samples/samples.json", "evaluation.json", "sweep.json", "previews/nearest.json")
     facts, plan = (_read_mapping(folder / name) for name in ("run.json", "plan.json"))
     samples, evaluation, sweep, nearest = (_read_mapping(folder / name) for name in names)
     events = (_read_event(line) for line in _read_text(folder / "log.jsonl").splitlines())
