@@ -145,6 +145,13 @@ MISTAKES = {
     "resume nothing": (["resume", "{0}/nothing"], "is not a run"),
     "resume pictures": (["resume", "{0}/pictures"], "is not a run"),
     "sample nothing": (["sample", "{0}/nothing"], "expected the folder of a run"),
+    "check nothing": (["data", "check", "{0}/nothing"], "there is no folder"),
+    "check text": (["data", "check", "{0}/pictures"], "so training cannot start", only_text),
+    "check size": (["data", "check", "{0}/pictures", "--size", "0"], "at least 1"),
+    "runs nowhere": (["runs", "{0}/nothing"], "no run in"),
+    "report pictures": (["report", "{0}/pictures"], "is not a run"),
+    "sweep nothing": (["sweep", "{0}/nothing"], "is not a run"),
+    "sweep steps": (["sweep", "{0}/nothing", "--steps", "many"], "between commas"),
     "sample unfinished": (["sample", "{0}/run"], "training is not finished; try: calotype resume", a_run),
 }  # fmt: skip
 

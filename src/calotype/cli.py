@@ -26,7 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-data = typer.Typer(help="The embedded data.", no_args_is_help=True)
+data = typer.Typer(help="Pictures to train on, and the embedded ones.", no_args_is_help=True)
 app.add_typer(data, name="data")
 
 Folder = Annotated[Path, typer.Argument(help="Folder of pictures; class subfolders become labels.", show_default=False)]
@@ -226,6 +226,52 @@ def compare(
 
 
 @app.command()
+def sweep(
+    run: RunFolder,
+    data: Annotated[
+        Path | None, typer.Option(help="Folder of pictures. [default: the run's]", show_default=False)
+    ] = None,
+    count: Annotated[int, typer.Option(help="How many samples in each cell.")] = 200,
+    steps: Annotated[str, typer.Option(help="Steps to try.")] = "8,16,32",
+    guidance: Annotated[str, typer.Option(help="Guidance to try; 1 is none.")] = "1,1.5,2,3",
+    seed: Annotated[int, typer.Option(help="Equal seeds give equal pictures.")] = 0,
+    device: Device = "auto",
+) -> None:
+    """Try steps and guidance against real pictures, and store the best with the model."""
+    from calotype import commands
+    from calotype.voice import Terminal
+
+    grid = commands.Grid([int(one) for one in listed("steps", steps, 1)], listed("guidance", guidance, 0))
+    print(commands.sweep(run, data, count, seed, grid, device, Terminal()))
+
+
+@app.command()
+def runs(
+    folder: Annotated[Path, typer.Argument(help="Folder of runs.")] = Path("runs"),
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+) -> None:
+    """List runs with their state and main figures, newest first."""
+    from calotype import commands
+    from calotype.voice import Terminal
+
+    commands.runs(folder, as_json, Terminal())
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs.", show_default=False)],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="HTML file. [default: RUN/report.html; of several, beside them]", show_default=False),
+    ] = None,
+) -> None:
+    """Write the page of a run anew, or one page of several runs."""
+    from calotype import commands
+
+    print(f"done: look at {commands.report(runs, out)}")
+
+
+@app.command()
 def inspect(
     run: RunFolder,
     data: Annotated[
@@ -258,6 +304,18 @@ def portraits(
     voice = Terminal()
     commands.write_data(size, count, out, voice)
     voice.say(f"portraits in {out}; their licences are in {out / 'LICENSE.md'}")
+
+
+@data.command("check")
+def check_data(
+    folder: Folder,
+    size: Annotated[int, typer.Option(help="Side of the pictures that would be trained on, in pixels.")] = 64,
+) -> None:
+    """Say what a folder holds; the exit code is 0 if training may start, else 2."""
+    from calotype import commands
+    from calotype.voice import Terminal
+
+    commands.check_data(folder, size, Terminal())
 
 
 def _wish(
@@ -301,6 +359,18 @@ def seconds(text: str) -> float:
     if total < 1:
         raise UserError(f"--budget is {text!r}, but must be a time such as 20s, 10m or 1h30m")
     return float(total)
+
+
+def listed(name: str, text: str, least: int) -> list[float]:
+    """Numbers between commas. Raises `UserError` for anything else, and for numbers below `least`."""
+    from calotype.vocabulary import UserError
+
+    kind, parts = r"\d+" if name == "steps" else r"\d+(\.\d+)?", [part.strip() for part in text.split(",")]
+    if not all(re.fullmatch(kind, part) and float(part) >= least for part in parts):
+        raise UserError(
+            f"--{name} is {text!r}, but must be numbers of at least {least} between commas, such as 8,16,32"
+        )
+    return sorted({float(part) for part in parts})
 
 
 def main() -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -98,6 +99,9 @@ class AutoencoderLeg(Leg):
 
 @dataclass
 class DenoiserLeg(Leg):
+    preview_raw: Callable[[Path], None] = lambda path: None
+    """As `preview`, with the weights as the last step left them instead of their average."""
+
     @property
     def stage(self) -> Stage:
         """What was learned: the stage with the averaged weights."""
@@ -161,7 +165,8 @@ class Reconstructions:
         few = slice(0, 32)
         features = efficientnet_lite0().to(fake.device)
         distance = perceptual_distance(features, self.images[few], fake[few])
-        return {"psnr": float(psnr(self.images, fake).mean()), "perceptual": float(distance.mean())}
+        counts = {"n": float(len(fake)), "n_perceptual": float(len(distance))}
+        return {"psnr": float(psnr(self.images, fake).mean()), "perceptual": float(distance.mean()), **counts}
 
 
 def latent_examples(recipe: Recipe, pictures: Pictures, cache: LatentCache, device: torch.device) -> Examples:
@@ -218,7 +223,9 @@ def joint_leg(recipe: Recipe, stage: Stage, pictures: Pictures, device: torch.de
     count = check_count(pictures.pixels[0].numel())
     reconstructions = Reconstructions(held_out_images(pictures, count, device), objective_vae(leg.stage))
     batch = source.batch(0, 1)
-    samples = Samples(leg.stage, recipe.sampling, batch, batch, len(pictures.classes), Rng((recipe.seed, "joint")))
+    samples = Samples(
+        leg.stage, objective.stage, recipe.sampling, batch, batch, len(pictures.classes), Rng((recipe.seed, "joint"))
+    )
     leg.preview, leg.check = samples.draw, reconstructions.measure
     return leg
 
@@ -319,10 +326,20 @@ def diffusion_leg(
     held_out = examples(pictures.held_out_indices).batch(0, min(count, len(pictures.held_out_indices)))
     same = train.batch(0, len(held_out))
     rng = Rng((recipe.seed, name))
-    look = Samples(averaged(stage, player), sampling, held_out, same, len(pictures.classes), rng)
+    look = Samples(averaged(stage, player), stage, sampling, held_out, same, len(pictures.classes), rng)
     clock = Clock(config.images, config.batch, recipe.seed)
     players = {"denoiser": player}
-    return DenoiserLeg(name, objective, players, train, clock, look.draw, look.measure, held_out=len(held_out))
+    return DenoiserLeg(
+        name,
+        objective,
+        players,
+        train,
+        clock,
+        look.draw,
+        look.measure,
+        held_out=len(held_out),
+        preview_raw=look.draw_raw,
+    )
 
 
 def search_levels(
@@ -402,6 +419,7 @@ class Samples:
     """Pictures from a stage with seeds that stay the same, and its loss on held-out pictures and on trained ones."""
 
     stage: Stage
+    raw: Stage  # with the weights as they are, which are not averaged
     sampling: Sampling
     held_out: Batch
     train: Batch
@@ -420,6 +438,10 @@ class Samples:
             shown = self._enlarged(smaller[: PREVIEW_COUNT // 2], few, rngs)
         grid(pils_from_images(shown), 6).save(path)
 
+    def draw_raw(self, path: Path) -> None:
+        with at_rest(self.raw.denoiser):
+            replace(self, stage=self.raw).draw(path)
+
     def _enlarged(self, smaller: Images, sampling: Sampling, rngs: list[Rng]) -> OtherImages:
         """The smaller picture, what the stage makes of it, and what it was: side by side."""
         count = len(smaller)
@@ -430,15 +452,28 @@ class Samples:
     @torch.no_grad()
     def measure(self) -> dict[str, float]:
         """Losses, each time with the same noise, so that they can be compared; also by thirds of the noise levels."""
-        objective, rng, measures = Denoising(self.stage, label_dropout=0.0), self.rng.at("check"), {}
+        measures = {"n": float(len(self.held_out))}
         for name, batch in (("held_out", self.held_out), ("train", self.train)):
-            sigma, loss = objective.each(batch, rng)
-            measures[f"{name}_loss"] = float(loss.mean())
-            thirds = loss[sigma.argsort()].tensor_split(3)
-            for level, third in zip(("low", "middle", "high"), thirds, strict=True):
-                if len(third):
-                    measures[f"{name}_loss_{level}_noise"] = float(third.mean())
-        return measures
+            measures |= losses_of(self.stage, batch, self.rng.at("check"), name)
+        with at_rest(self.raw.denoiser):
+            return measures | losses_of(self.raw, self.held_out, self.rng.at("check"), "raw_held_out")
+
+
+def losses_of(stage: Stage, batch: Batch, rng: Rng, name: str) -> dict[str, float]:
+    sigma, loss = Denoising(stage, label_dropout=0.0).each(batch, rng)
+    thirds = zip(("low", "middle", "high"), loss[sigma.argsort()].tensor_split(3), strict=True)
+    by_noise = {f"{name}_loss_{level}_noise": float(third.mean()) for level, third in thirds if len(third)}
+    return {f"{name}_loss": float(loss.mean()), **by_noise}
+
+
+@contextmanager
+def at_rest(network: nn.Module) -> Iterator[None]:
+    """Without dropout, until it goes on learning."""
+    network.eval()
+    try:
+        yield
+    finally:
+        network.train()
 
 
 def unseen_first(pictures: Pictures, count: int, device: torch.device) -> tuple[Images, int]:

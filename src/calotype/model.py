@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -274,6 +275,17 @@ def deployed(recipe: Recipe) -> Recipe:
     if not isinstance(recipe.space, ImportedSpace):
         return recipe
     return recipe.model_copy(update={"space": recipe.space.model_copy(update={"path": AUTOENCODER})})
+
+
+def store_sampling(folder: Path, sampling: Sampling) -> None:
+    """Makes this the first stage's sampling in a model folder, which is replaced as a whole, manifest included."""
+    about = read_json(folder / "model.json")
+    about["recipe"]["sampling"] = sampling.model_dump(mode="json")
+    with whole_folder(folder) as path:
+        for file in folder.iterdir():
+            if file.name not in ("manifest.json", "model.json"):
+                shutil.copy2(file, path / file.name)
+        write_json(path / "model.json", about)
 
 
 def weights_file(size: int, recipe: Recipe) -> str:

@@ -2,21 +2,38 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from PIL import Image
 
 from calotype.commands.reading import check_empty, free, safe
 from calotype.commands.talk import Voice
-from calotype.data.folder import list_pictures
-from calotype.data.images import UnreadableError, grid, read_image
+from calotype.data.folder import Pictures, list_pictures
+from calotype.data.images import (
+    UnreadableError,
+    grid,
+    images_from_pil,
+    images_from_pixels,
+    pils_from_images,
+    read_image,
+)
+from calotype.evaluate.neighbours import neighbours
 from calotype.files import write_json
 from calotype.model import Model, changed_all, load, seamless
+from calotype.nets.perceptual import efficientnet_lite0
 from calotype.vocabulary import NOT_TOLD, UserError
+
+PAIRS = 6
+"""Samples that are shown beside training pictures."""
+MOST_VALUES = 2**30
+"""Of training pictures among which the nearest is sought: 5,461 of 256 px, evenly spread."""
 
 
 @dataclass(frozen=True)
@@ -107,3 +124,19 @@ def read_size(text: str | None) -> tuple[int, int] | None:
 def columns(count: int) -> int:
     """Of a grid: 6 where that fills it, else about square."""
     return 6 if count > 6 and count % 6 == 0 else max(1, round(count**0.5))
+
+
+def show_neighbours(run: Path, pictures: Pictures, device: torch.device) -> None:
+    """Writes the first samples of a run above the training pictures nearest to them, and how near both lie."""
+    files = sorted(file for file in (run / "samples").glob("*.png") if file.name != "grid.png")[:PAIRS]
+    made = torch.cat([images_from_pil(read_image(file)) for file in files])
+    held_out = images_from_pixels(pictures.pixels[pictures.held_out_indices[: len(made)]])
+    many = max(1, MOST_VALUES // pictures.pixels[0].numel())
+    chosen = pictures.train_indices[:: max(1, math.ceil(len(pictures.train_indices) / many))]
+    trained = pictures.pixels[chosen]
+    efficientnet_lite0().to(device)
+    ours, theirs = neighbours(made, trained), neighbours(held_out, trained)
+    grid(pils_from_images(torch.cat([made, ours.images])), len(made)).save(run / "previews" / "nearest.png")
+    found = {"samples_median": ours.distances, "held_out_median": theirs.distances}
+    medians = {name: float(np.median(values)) for name, values in found.items()}
+    write_json(run / "previews" / "nearest.json", {**medians, "n": [len(made), len(held_out)], "trained": len(trained)})

@@ -11,7 +11,7 @@ import torch
 
 from calotype.appraisal import write_card
 from calotype.commands.inspecting import short_look
-from calotype.commands.sampling import sample
+from calotype.commands.sampling import sample, show_neighbours
 from calotype.commands.talk import Voice, counting, unless
 from calotype.data.folder import Pictures
 from calotype.data.latents import cache_latents
@@ -19,6 +19,7 @@ from calotype.learning.overfitting import HOPELESS
 from calotype.learning.run import Interrupted, Leg, Run, go, look, stoppable
 from calotype.learning.train import Clock
 from calotype.legs import (
+    DenoiserLeg,
     Examples,
     autoencoder_leg,
     crop_examples,
@@ -38,11 +39,15 @@ from calotype.machine import Machine, peak_memory
 from calotype.model import save_model
 from calotype.nets.kl import Autoencoder
 from calotype.plan import Pace, Plan
+from calotype.plan.measurement import count_parameters
 from calotype.recipe import ImportedSpace, Recipe, check, merge
 from calotype.report import write_report
 from calotype.spaces.latent import LatentSpace, about_tiles
 from calotype.spaces.pixel import PixelSpace, Space
 from calotype.stage import Stage
+
+NEIGHBOURS_FROM = 300.0
+"""Seconds of budget: looking for the nearest training pictures takes a few, which a shorter run does not have."""
 
 
 def develop(run: Run, plan: Plan, pictures: Pictures, machine: Machine, voice: Voice, force: bool = False) -> Path:
@@ -82,6 +87,9 @@ def _develop(workshop: Workshop) -> None:
     with run.timing("samples"):
         device, voice = str(workshop.device), workshop.voice
         sample(run.folder, plan.final_count, None, recipe.seed, run.folder / "samples", device, voice)
+    if plan.budget_seconds >= NEIGHBOURS_FROM:
+        with run.timing("neighbours"):
+            show_neighbours(run.folder, workshop.pictures, workshop.device)
     write_card(run.folder)
 
 
@@ -132,8 +140,7 @@ class Workshop:
     def base(self, space: Space, examples: Examples) -> Stage:
         with self.run.timing("prepare"):
             leg = denoiser_leg(self.recipe, self.pictures, space, examples, self.device)
-        self._go(leg)
-        return leg.stage
+        return self._diffusion(leg)
 
     def joint(self, stage: Stage) -> Stage:
         """The same stage, trained on together with its autoencoder where the recipe says so and that made it better."""
@@ -157,13 +164,12 @@ class Workshop:
             pictures = self.pictures.shrunk(size)
             examples = crop_examples(self.recipe, size, pictures, self.device)
             leg = enlarger_leg(self.recipe, size, pictures, examples, self.device)
-        self._go(leg)
+        stage = self._diffusion(leg)
         if not self.recipe.enlarger(size).mistakes.images:
-            return leg.stage
+            return stage
         with self.run.timing("prepare"):
-            more = mistakes_leg(self.recipe, below, leg.stage, pictures, self.device)
-        self._go(more)
-        return more.stage
+            more = mistakes_leg(self.recipe, below, stage, pictures, self.device)
+        return self._diffusion(more)
 
     def with_best_level(self, recipe: Recipe, below: Sequence[Stage], stage: Stage) -> Recipe:
         """The recipe with the augmentation that suits what the stages below make; a resumed run has it in its state."""
@@ -182,6 +188,14 @@ class Workshop:
         best = {"sampling": {"augmentation": found[str(size)]["best"]}}
         return check(merge(recipe.model_dump(), {"enlarge": {str(size): best}}))
 
+    def _diffusion(self, leg: DenoiserLeg) -> Stage:
+        """Its stage; the report shows what the weights make that are not averaged."""
+        self._go(leg)
+        if not (raw := self.run.folder / "previews" / f"{leg.name}-raw.png").exists():
+            with self.run.timing("previews"):
+                leg.preview_raw(raw)
+        return leg.stage
+
     def _go(self, leg: Leg) -> None:
         if leg.name in self.plan.paced:
             leg.most_rise = HOPELESS
@@ -191,3 +205,5 @@ class Workshop:
             go(self.run, leg, self.stop, bar)
         if told := self.run.state.get("overfitted", {}).get(leg.name):
             self.voice.say(f"{leg.name}: {told}")
+        trained = [count_parameters(player.network) for name, player in leg.players.items() if name != "critic"]
+        self.run.state.setdefault("parameters", {})[leg.name] = sum(trained)

@@ -108,7 +108,7 @@ def read_folder(folder: Path, size: int, cache: Path | None = None, progress: Pr
     The pixels lie in memory, or, if they would take more than a quarter of what is free, in a file in `cache`.
     """
     check_size(size)
-    listing = _listing(folder)
+    listing = find_pictures(folder)
     sources, refused = _hashed(folder, listing.pictures)
     unique = distinct(sources)
     pixels, outcomes = _decoded(folder, unique, size, cache, progress)
@@ -169,7 +169,7 @@ def check_size(size: int) -> None:
 
 
 @dataclass
-class _Listing:
+class Listing:
     pictures: list[str] = field(default_factory=list)
     others: Counter[str] = field(default_factory=Counter)
     outside: int = 0
@@ -185,13 +185,13 @@ class _Listing:
 
 def list_pictures(place: Path) -> list[Path]:
     """The picture files in a folder, or the one file. Raises `UserError` where there is none."""
-    return [place] if place.is_file() else [place / name for name in _listing(place).pictures]
+    return [place] if place.is_file() else [place / name for name in find_pictures(place).pictures]
 
 
-def _listing(folder: Path) -> _Listing:
+def find_pictures(folder: Path) -> Listing:
     _check_folder(folder)
     root = folder.resolve()
-    listing = _Listing()
+    listing = Listing()
     for path in _visible_files(root, listing):
         if path.suffix.lower() not in SUFFIXES:
             listing.others[path.suffix.lower() or "none"] += 1
@@ -205,7 +205,7 @@ def _listing(folder: Path) -> _Listing:
     return listing
 
 
-def _visible_files(root: Path, listing: _Listing) -> Iterator[Path]:
+def _visible_files(root: Path, listing: Listing) -> Iterator[Path]:
     def closed(_: OSError) -> None:
         listing.closed += 1
 
@@ -236,7 +236,7 @@ def _closest(folder: Path) -> str:
     return f"did you mean {shown(folder.with_name(close[0]))}?" if close else "give a folder of pictures"
 
 
-def _no_pictures(folder: Path, listing: _Listing) -> str:
+def _no_pictures(folder: Path, listing: Listing) -> str:
     found = "; ".join(listing.notes()) or "it is empty"
     return f"no pictures in {shown(folder)}: looked for {' '.join(SUFFIXES)}; {found}"
 

@@ -66,9 +66,14 @@ def nearest(a: Features, b: Others) -> Float[np.ndarray, " count"]:
 
 
 def frechet_estimate(a: Features, b: Others, rng: np.random.Generator) -> Estimate:
-    """FD-Lite0 with its interval; `frechet_distance` says what it is.
+    """FD-Lite0 with its interval; `frechet_distance` says what it is."""
+    return bootstrapped(frechet_distance(a, b), frechet_of_rows(a, b), len(a), len(b), rng)
 
-    Every set that is drawn is measured on the inner products of the rows, so its features are not looked at again.
+
+def frechet_of_rows(a: Features, b: Others) -> Callable[[Places, Places], float]:
+    """The distance of the sets that have these rows of `a` and of `b`, repeats counted.
+
+    It is measured on the inner products of the rows, so the features are not looked at again.
     """
     a, b = a.astype(np.float64), b.astype(np.float64)
     of_a, of_b, between = a @ a.T, b @ b.T, a @ b.T
@@ -81,7 +86,7 @@ def frechet_estimate(a: Features, b: Others, rng: np.random.Generator) -> Estima
         overlap = np.linalg.svd(centred, compute_uv=False).sum() / math.sqrt((len(rows) - 1) * (len(columns) - 1))
         return float(means + variance(ours) + variance(theirs) - 2 * overlap)
 
-    return bootstrapped(frechet_distance(a, b), drawn, len(a), len(b), rng)
+    return drawn
 
 
 def variance(products: Square) -> float:

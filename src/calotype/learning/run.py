@@ -78,13 +78,20 @@ class Run:
     def locked(self) -> Iterator[None]:
         """One process at a time; the lock of a process that is gone does not count."""
         path = self.folder / "lock"
-        if path.exists() and (owner := path.read_text().strip()).isdigit() and was_running(int(owner), path):
+        if (owner := owner_of(self.folder)) is not None:
             raise UserError(f"{self.folder} is in use by process {owner}; wait for it, or stop it")
         path.write_text(str(os.getpid()))
         try:
             yield
         finally:
             path.unlink(missing_ok=True)
+
+
+def owner_of(folder: Path) -> int | None:
+    """The process that works on a run; None where there is none, or it is gone."""
+    lock = folder / "lock"
+    text = lock.read_text().strip() if lock.exists() else ""
+    return int(text) if text.isdigit() and was_running(int(text), lock) else None
 
 
 def was_running(process: int, lock: Path) -> bool:

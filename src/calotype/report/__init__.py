@@ -1,5 +1,7 @@
-"""A run folder -> one HTML page that holds all it shows: no network, no scripts, below 5 MB."""
+"""Run folders -> HTML pages that hold all they show: no network, no scripts, below 5 MB."""
 
+from calotype.report.brief import Brief, all_briefs
 from calotype.report.page import write_report
+from calotype.report.several import write_several
 
-__all__ = ["write_report"]
+__all__ = ["Brief", "all_briefs", "write_report", "write_several"]

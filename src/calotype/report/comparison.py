@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from calotype.files import write_whole
-from calotype.report.markup import Html, Inside, figure, picture, table, tag
+from calotype.report.markup import Html, Inside, figure, picture, section, table, tag
 from calotype.report.measures import Found, called, figure_of, figures, interval, percent
-from calotype.report.page import section, sheet
+from calotype.report.page import sheet
 from calotype.report.plot import Series
 from calotype.report.propagation import errors
 from calotype.report.words import UNKNOWN, count, duration, memory, moment, plain, short

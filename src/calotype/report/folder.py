@@ -5,6 +5,7 @@ from __future__ import annotations
 import bisect
 import json
 import math
+import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,9 @@ class Run:
     samples: Event  # samples/samples.json
     recipe: str
     log: list[Event]
+    evaluation: Event  # evaluation.json, of `calotype evaluate`
+    sweep: Event  # sweep.json, of `calotype sweep`
+    nearest: Event  # previews/nearest.json
 
     @property
     def name(self) -> str:
@@ -41,6 +45,16 @@ class Run:
         """In the order of their training."""
         in_log = [event["leg"] for event in self.log if isinstance(event.get("leg"), str)]
         return list(dict.fromkeys([*within(self.facts, "legs"), *in_log]))
+
+    @property
+    def chain(self) -> list[int]:
+        """Sides of the pictures after each stage; empty where the recipe does not say."""
+        try:
+            settings = tomllib.loads(self.recipe)
+        except tomllib.TOMLDecodeError:
+            return []
+        stages = settings.get("stages") or [settings.get("size")]
+        return stages if isinstance(stages, list) and all(isinstance(side, int) for side in stages) else []
 
     def history(self, kind: str, leg: str) -> list[Event]:
         """Events of a leg by images seen, without those that a resumed run went back behind and did again."""
@@ -68,9 +82,12 @@ class Run:
 
 
 def read_run(folder: Path) -> Run:
-    facts, plan, samples = (read_mapping(folder / name) for name in ("run.json", "plan.json", "samples/samples.json"))
+    names = ("samples/samples.json", "evaluation.json", "sweep.json", "previews/nearest.json")
+    facts, plan = (read_mapping(folder / name) for name in ("run.json", "plan.json"))
+    samples, evaluation, sweep, nearest = (read_mapping(folder / name) for name in names)
     events = (_read_event(line) for line in _read_text(folder / "log.jsonl").splitlines())
-    return Run(folder, facts, plan, samples, _read_text(folder / "recipe.toml"), [event for event in events if event])
+    log, recipe = [event for event in events if event], _read_text(folder / "recipe.toml")
+    return Run(folder, facts, plan, samples, recipe, log, evaluation, sweep, nearest)
 
 
 def _read_text(path: Path) -> str:

@@ -8,9 +8,9 @@ from pathlib import Path
 from PIL import Image
 
 from calotype.files import write_whole
-from calotype.report.markup import Html, embedded, figure, pairs, table, tag
+from calotype.report.markup import Html, embedded, figure, pairs, section, table, tag
 from calotype.report.measures import Found, digits, figure_of, figures, percent
-from calotype.report.page import section, sheet
+from calotype.report.page import sheet
 from calotype.report.plot import Series
 from calotype.report.words import UNKNOWN, moment
 

@@ -39,6 +39,10 @@ def markup(inside: Inside) -> str:
     return escape(inside or "")
 
 
+def section(title: str, *inside: Inside) -> Html:
+    return tag("section", tag("h2", title), tag("div", *inside))
+
+
 def table(heads: Sequence[str], rows: Iterable[Sequence[Inside]], kind: str) -> Html:
     """`kind` is its class: `words` or `figures`."""
     head = tag("thead", tag("tr", *(tag("th", name, scope="col") for name in heads)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from importlib.resources import files
@@ -13,28 +12,33 @@ from typing import Any
 from calotype.files import write_whole
 from calotype.report.curves import leg_plots
 from calotype.report.evaluation import evaluation
+from calotype.report.findings import neighbours, the_sweep
 from calotype.report.folder import Preview, Run, number, numbers, read_run, within
-from calotype.report.markup import Html, Inside, figure, pairs, picture, table, tag
-from calotype.report.words import count, deviation, duration, listed, memory, moment, plain, short
+from calotype.report.markup import Html, Inside, figure, pairs, picture, section, table, tag
+from calotype.report.words import called_leg, count, deviation, duration, listed, memory, moment, plain, short, title
 
-HERO_BYTES, RECONSTRUCTION_BYTES, PREVIEWS_BYTES = 1_200_000, 500_000, 1_200_000
-"""The most that pictures may take: 3.4 MB with both reconstructions, 4.5 MB in base64."""
+HERO_BYTES, RECONSTRUCTION_BYTES, PREVIEWS_BYTES = 1_000_000, 400_000, 1_000_000
+"""The most that pictures may take: 3.1 MB with both reconstructions and the neighbours, 4.2 MB in base64."""
+USUAL = {"seed": None, "guidance_low": 0.0, "guidance_high": 1e6, "augmentation": 0.0, "conditioning": "whole"}
+"""Settings of sampling that need no words."""
 MOST_PREVIEWS, MOST_NOTES = 12, 100
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 Row = tuple[Inside, ...]
 
 
-def write_report(run: Path) -> Path:
+def write_report(run: Path, out: Path | None = None) -> Path:
     """Makes `RUN/report.html` from whatever the folder of a run holds so far, and returns its path."""
-    path = run / "report.html"
+    path = out or run / "report.html"
     write_whole(path, document(read_run(run)))
     return path
 
 
 def document(run: Run) -> str:
-    first = (masthead, hero, about, evaluation, the_plan)
-    parts = (*first, learning, reconstructions, development, time_spent, recipe, notes)
+    parts = (
+        masthead, hero, about, the_plan, evaluation, the_sweep, neighbours, learning, reconstructions, development,
+        time_spent, recipe, notes,
+    )  # fmt: skip
     return sheet(run.name, [whatever_happens(part, run) for part in parts])
 
 
@@ -59,10 +63,6 @@ def whatever_happens(part: Callable[[Run], Html | None], run: Run) -> Html | Non
     except Exception as problem:
         name = plain(part.__name__)
         return tag("p", f"This part ({name}) cannot be shown: {type(problem).__name__}: {problem}", class_="note")
-
-
-def section(title: str, *inside: Inside) -> Html:
-    return tag("section", tag("h2", title), tag("div", *inside))
 
 
 # -- What it is --------------------------------------------------------------------------------------------------------
@@ -130,9 +130,7 @@ def after(preview: Preview) -> str:
 
 def sampled(run: Run) -> str:
     settings = {"seed": run.samples.get("seed"), **within(run.samples, "sampling")}
-    said = ", ".join(
-        f"{plain(name)} {setting(value)}" for name, value in settings.items() if value not in (None, math.inf)
-    )
+    said = ", ".join(f"{plain(name)} {setting(value)}" for name, value in settings.items() if value != USUAL.get(name))
     labels = labels_in_words(run.samples.get("labels") or []) if run.facts.get("classes") else ""
     return " ".join(filter(None, ("Samples.", labels, f"Made with {said}." if said else "")))
 
@@ -180,6 +178,11 @@ def predicted_and_measured(run: Run) -> Iterator[Row]:
         yield cost("whole run, beside its budget", budget, sum(spent.values()) or None, duration)
     if peak:
         yield cost("peak memory", peak, number(run.facts.get("peak_memory_bytes")), memory)
+    for what in ("parameters", "images"):
+        for leg, value in numbers(within(plan, what)).items():
+            found = number(within(run.facts, "parameters").get(leg)) if what == "parameters" else seen(run, leg)
+            if found is not None:
+                yield cost(f"{leg}, {'images seen' if what == 'images' else what}", value, found, count)
 
 
 def cost(name: str, predicted: float, measured: float | None, say: Callable[[float | None], str]) -> Row:
@@ -198,8 +201,12 @@ def time_spent(run: Run) -> Html | None:
 def pace(run: Run, leg: str) -> tuple[str, str]:
     """Images seen, and images a second: the median of the log."""
     speeds = [speed for event in run.history("step", leg) if (speed := number(event.get("images_a_second")))]
-    seen = number(run.latest("step", leg).get("images_seen"))
-    return count(seen) if seen else "", short(median(speeds)) if speeds else ""
+    return count(images) if (images := seen(run, leg)) else "", short(median(speeds)) if speeds else ""
+
+
+def seen(run: Run, leg: str) -> float | None:
+    """Images, so far."""
+    return number(run.latest("step", leg).get("images_seen"))
 
 
 def bar(share: float) -> Html:
@@ -211,7 +218,10 @@ def bar(share: float) -> Html:
 
 def learning(run: Run) -> Html | None:
     legs = [leg_plots(run, leg) for leg in run.legs]
-    key = "Thin lines: as logged. Strong lines: running means. Rings: measured on pictures that are never trained on."
+    key = (
+        "Thin lines: as logged. Strong lines: running means. Marks: looks in between, on pictures that are never "
+        "trained on, unless they say trained."
+    )
     return section("Learning", tag("p", key, class_="note"), *legs) if any(legs) else None
 
 
@@ -229,14 +239,26 @@ def reconstructions(run: Run) -> Html | None:
 
 
 def development(run: Run) -> Html | None:
-    """Previews of all legs but the autoencoder's: at most `MOST_PREVIEWS`, from the first to the last."""
-    previews = [one for leg in run.legs if leg != "autoencoder" for one in run.previews(leg)]
-    kept = min(len(previews), MOST_PREVIEWS)
+    """Previews of every leg but the autoencoder's, each beside what its weights make where they are not averaged."""
+    legs = [leg for leg in run.legs if leg != "autoencoder" and run.previews(leg)]
+    strips = [strip_of(run, leg, PREVIEWS_BYTES // len(legs), max(2, MOST_PREVIEWS // len(legs))) for leg in legs]
+    how = (
+        "Equal seeds at every look, so equal places show what was learned. Where a stage enlarges: what it sees, what "
+        "it makes of that, and the real picture."
+    )
+    return section("Development", tag("p", how), *strips) if strips else None
+
+
+def strip_of(run: Run, leg: str, limit: int, most: int) -> Html:
+    """At most `most` previews of a leg, from the first to the last."""
+    previews = run.previews(leg)
+    kept = min(len(previews), most)
     chosen = [previews[place * (len(previews) - 1) // max(1, kept - 1)] for place in range(kept)]
-    show = partial(picture, alt="Samples", longest=1000, limit=PREVIEWS_BYTES // max(1, kept))
-    figures = [figure(show(one.file), after(one), "frame") for one in chosen]
-    how = "Samples from the same noise each time, while the denoiser learns."
-    return section("Development", tag("p", how), tag("div", *figures, class_="strip")) if any(figures) else None
+    show = partial(picture, longest=1000, limit=limit // (kept + 1))
+    figures = [figure(show(one.file, f"Samples of the {leg}"), after(one), "frame") for one in chosen]
+    raw = show(run.folder / "previews" / f"{leg}-raw.png", "The same without averaging")
+    figures += [figure(raw, "At the end, with the weights of the last step instead of their average", "frame")]
+    return tag("div", tag("h3", title(called_leg(leg))), tag("div", *figures, class_="strip"))
 
 
 def recipe(run: Run) -> Html | None:

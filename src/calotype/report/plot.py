@@ -15,7 +15,12 @@ Point = tuple[float, float]
 WIDTH, HEIGHT = 400.0, 244.0
 LEFT, RIGHT, TOP, BOTTOM = 40.0, 88.0, 24.0, 48.0
 LABEL_GAP = 13.0
+COUNTED = ("images seen", "minutes")
 STYLES = 5  # s0 ... s4 in style.css
+SHAPES = {  # a square, a triangle, a diamond and a cross about the place
+    "s1": "m-3 -3h6v6h-6z", "s2": "m0 -4l4 7h-8z", "s3": "m0 -4.4l4.4 4.4l-4.4 4.4l-4.4 -4.4z",
+    "s4": "m-3 -3l6 6m0 -6l-6 6",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -79,6 +84,7 @@ class Series:
     name: str
     points: list[Point]
     marked: bool = False
+    style: int | None = None  # its own in every plot; none: its place in this one
 
     def strong(self) -> list[Point]:
         return self.points if self.marked else smoothed(self.points)
@@ -99,9 +105,9 @@ class Frame:
 
 
 def plot(title: str, y_title: str, series: Sequence[Series], x_title: str = "images seen") -> Html:
-    """Needs a point in each series. Images seen are counted from 0; another axis spans what there is of it."""
+    """Needs a point in each series. What is counted starts at 0; another axis spans what there is of it."""
     x = [place for one in series for place, _ in one.points]
-    frame = Frame(axis_from_zero(max(x)) if x_title == "images seen" else axis_around(x), axis_around(extent(series)))
+    frame = Frame(axis_from_zero(max(x)) if x_title in COUNTED else axis_around(x), axis_around(extent(series)))
     heights = spread([frame.y_at(one.strong()[-1][1]) for one in series], LABEL_GAP, HEIGHT - BOTTOM)
     parts = [
         text(y_title + (", log scale" if frame.y.logarithmic else ""), 0.0, 11.0),
@@ -109,7 +115,7 @@ def plot(title: str, y_title: str, series: Sequence[Series], x_title: str = "ima
         *x_axis(frame, x_title),
     ]
     for index, (one, height) in enumerate(zip(series, heights, strict=True)):
-        style = f"s{index % STYLES}"
+        style = f"s{(index if one.style is None else one.style) % STYLES}"
         parts += [
             *shapes(frame, one, style),
             text(plain(one.name)[:15], WIDTH - RIGHT + 8, height + 4, f"name {style}"),
@@ -148,7 +154,14 @@ def shapes(frame: Frame, series: Series, style: str) -> Iterator[Html]:
         yield line(frame, series.points, f"raw {style}")
     yield line(frame, series.strong(), f"line {style}")
     for x, y in series.points if series.marked else ():
-        yield tag("circle", cx=frame.x_at(x), cy=frame.y_at(y), r=3.2, class_=f"mark {style}")
+        yield mark(frame.x_at(x), frame.y_at(y), style)
+
+
+def mark(x: float, y: float, style: str) -> Html:
+    """A ring, or the shape of its style: so marks differ where colours cannot be seen."""
+    if style not in SHAPES:
+        return tag("circle", cx=x, cy=y, r=3.2, class_=f"mark {style}")
+    return tag("path", d=f"M{x:g} {y:g}{SHAPES[style]}", class_=f"mark {style}")
 
 
 def line(frame: Frame, points: Sequence[Point], kind: str) -> Html:

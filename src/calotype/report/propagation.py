@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from calotype.report.markup import Html, table, tag
+from calotype.report.markup import Html, section, table, tag
 from calotype.report.measures import Found, called, figure_of, interval
-from calotype.report.page import section
 from calotype.report.plot import Series
 
 

@@ -56,6 +56,17 @@ def plain(name: str) -> str:
     return name.replace("_", " ")
 
 
+def called_leg(leg: str) -> str:
+    """`the denoiser`, `the stage that enlarges to 256 px`."""
+    what, _, size = leg.partition("-")
+    stage = {"enlarge": f"stage that enlarges to {size} px", "mistakes": f"{size} px stage on its own mistakes"}
+    return f"the {stage.get(what, leg)}" if size else f"the {leg}"
+
+
+def title(words: str) -> str:
+    return words[:1].upper() + words[1:]
+
+
 def listed(names: Sequence[str], most: int = 12) -> str:
     more = f" and {len(names) - most:,} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more

@@ -1,0 +1,133 @@
+"""Steps and guidance of a model, tried against real pictures, and the best stored with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from calotype.commands.reading import PORTRAITS, read
+from calotype.commands.talk import Voice, counting
+from calotype.comparison.quality import Reals, as_json, choose_reals, floor, rounded
+from calotype.data.folder import Pictures
+from calotype.evaluate.distances import Features
+from calotype.evaluate.features import features
+from calotype.evaluate.sweep import Cell, Grid, pick, sweep
+from calotype.files import write_json
+from calotype.learning.run import Run
+from calotype.model import load, store_sampling
+from calotype.nets.perceptual import efficientnet_lite0
+from calotype.report import write_report
+from calotype.stage import Sampling, Stage, generate
+from calotype.vocabulary import NOT_TOLD, Labels, Rng, UserError
+
+FORMAT = 1
+FEWEST, FEWEST_TO_CHOOSE = 4, 50
+"""Samples in a cell: to say anything, and to change what is stored with the model."""
+AT_ONCE_VALUES = 2**17
+"""Pixels of the pictures that are made at once, 32 pictures at most."""
+
+
+def sweep_run(folder: Path, data: Path | None, count: int, seed: int, grid: Grid, device: str, voice: Voice) -> str:
+    """Writes `RUN/sweep.json` and the report, and makes the best cell the model's own sampling. Returns what it says.
+
+    Raises `UserError` for a run without a model, and for data that cannot be read.
+    """
+    if count < FEWEST:
+        raise UserError(f"--count is {count}, but must be at least {FEWEST}; try 200")
+    run, model = Run.open(folder), load(folder, device)
+    where = str(data or run.state.get("data", PORTRAITS))
+    source = None if where == PORTRAITS and data is None else Path(where)
+    pictures = read(source, model.stages[-1].image_size, folder / "cache", voice)
+    known = model.classes == pictures.classes
+    with run.locked(), voice.bar("sweep") as bar:
+        found = try_all(model.stages[0], model.samplings[0], pictures, known, count, seed, grid, counting(bar))
+        write_json(
+            folder / "sweep.json", {**found, "data": where, "notes": [*found["notes"], *notes(run, pictures, known)]}
+        )
+        if found["n"] >= FEWEST_TO_CHOOSE:
+            store_sampling(folder / "model", Sampling(**found["best"]["sampling"]))
+    write_report(folder)
+    return str(found["why"])
+
+
+def notes(run: Run, pictures: Pictures, known: bool) -> list[str]:
+    same = [] if pictures.content == run.state.get("content") else ["the model was trained on other pictures"]
+    return same if known else [*same, "its classes are not those of the pictures, so it was sampled without"]
+
+
+def try_all(
+    stage: Stage, sampling: Sampling, pictures: Pictures, known: bool, count: int, seed: int, grid: Grid,
+    progress: Callable[[int, int], None],
+) -> dict[str, Any]:  # fmt: skip
+    """The first stage at every cell, as JSON. Samples have the classes of the real pictures where these are `known`.
+
+    Without classes there is nothing to guide away from, so guidance stays as it is.
+    """
+    device = next(stage.denoiser.parameters()).device
+    efficientnet_lite0().to(device)
+    reals = choose_reals(pictures.shrunk(stage.image_size), count)
+    labels = reals.pictures.labels[reals.chosen] if known else torch.full((len(reals),), NOT_TOLD)
+    told = bool((labels != NOT_TOLD).any())
+    cells = sweep(
+        grid.samplings(sampling, told), maker(stage, labels.to(device), seed), reals.features(stage.image_size),
+        progress, seed,
+    )  # fmt: skip
+    return as_found(cells, reals, stage.image_size, seed, sampling)
+
+
+def maker(stage: Stage, labels: Labels, seed: int) -> Callable[[Sampling], Features]:
+    """Features of one picture a label; picture i has the same seed in every cell."""
+    rngs = [Rng((seed, "sample", index)) for index in range(len(labels))]
+    at_once = max(1, min(32, AT_ONCE_VALUES // stage.image_size**2))
+    parts = [slice(start, start + at_once) for start in range(0, len(labels), at_once)]
+    return lambda sampling: features(
+        rounded(generate([stage], labels[part], [sampling], rngs[part])).cpu() for part in parts
+    )
+
+
+def as_found(cells: Sequence[Cell], reals: Reals, size: int, seed: int, before: Sampling) -> dict[str, Any]:
+    best = pick(cells)
+    rest = floor(reals, size, seed)
+    return {
+        "format": FORMAT,
+        "size": size,
+        "n": len(reals),
+        "seed": seed,
+        "cells": [cell_json(cell) for cell in cells],
+        "best": cell_json(best),
+        "before": before.model_dump(mode="json"),
+        "floor": {name: rest[name] for name in ("fd_lite0", "kernel_distance", "n")},
+        "why": why(cells, best, len(reals)),
+        "notes": list(reals.notes),
+    }
+
+
+def cell_json(cell: Cell) -> dict[str, Any]:
+    return {
+        "steps": cell.sampling.steps,
+        "guidance": cell.sampling.guidance,
+        "calls": cell.calls,
+        "fd_lite0": as_json(cell.fd_lite0),
+        "kernel_distance": as_json(cell.kernel_distance),
+        "behind": as_json(cell.behind),
+        "sampling": cell.sampling.model_dump(mode="json"),
+    }
+
+
+def why(cells: Sequence[Cell], best: Cell, count: int) -> str:
+    smallest = min(cells, key=lambda cell: cell.fd_lite0.value)
+    stored = (
+        "now stored with the model" if count >= FEWEST_TO_CHOOSE else f"not stored, as {count} pictures are too few"
+    )
+    said = f"Best are {in_words(best)}, {stored}: "
+    if best is smallest:
+        return said + "no cell is nearer to real pictures, and no cheaper one is as near within the noise."
+    cheaper = smallest.calls / best.calls
+    return said + f"{cheaper:.1f} times cheaper than the nearest, {in_words(smallest)}, and as near within the noise."
+
+
+def in_words(cell: Cell) -> str:
+    return f"{cell.sampling.steps} steps with guidance {cell.sampling.guidance:g} (FD-Lite0 {cell.fd_lite0.value:.0f})"

@@ -1,0 +1,182 @@
+"""What a folder of pictures holds, seen in one pass that keeps a few hundred bytes a picture and no pixels."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import groupby
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Int8
+from PIL import Image
+
+from calotype.data.folder import Progress, Source, check_size, find_pictures, in_threads, watched
+from calotype.data.images import FORMATS, GAP, Square, UnreadableError, fit, read_image
+
+PRINT = 16
+"""Side of the grey picture whose edges are compared."""
+QUIET = 3
+"""Differences between neighbours up to this, of 255, are no edge: compression makes those."""
+ALIKE = 0.93
+"""From this cosine on, two prints are of one picture: 99 of 100 copies at half the size, saved as JPEG at quality 60,
+come to 0.96 and more; of 1,000 drawn portraits put together from the same parts, a few pairs do (dev/LOG.md)."""
+AT_ONCE = 1024
+UPRIGHT = 1
+ORIENTATION = 274
+
+Print = Int8[np.ndarray, " edges"]
+
+
+class Seen(NamedTuple):
+    """One picture that can be read."""
+
+    name: str
+    size: tuple[int, int]
+    kinds: tuple[str, ...]
+    digest: str  # of the square that would be trained on
+    print: Print
+
+
+@dataclass(frozen=True)
+class Survey:
+    size: int
+    seen: list[Seen] = field(default_factory=list)
+    refused: dict[str, str] = field(default_factory=dict)  # name: reason
+    notes: list[str] = field(default_factory=list)  # on files that were passed over
+    captions: int = 0
+    described: int = 0
+
+    def labels(self) -> dict[str, int]:
+        """Pictures by first-level subfolder, "" for those in none."""
+        folders = sorted(Source("", one.name).folder for one in self.seen)
+        return {name: len(list(group)) for name, group in groupby(folders)}
+
+    def small(self) -> int:
+        """How many have to be enlarged."""
+        return sum(min(one.size) < self.size for one in self.seen)
+
+    def equal(self) -> list[list[str]]:
+        """Groups of names whose pictures would be trained on as the same pixels."""
+        ordered = sorted(self.seen, key=lambda one: (one.digest, one.name))
+        groups = ([one.name for one in group] for _, group in groupby(ordered, lambda one: one.digest))
+        return sorted(names for names in groups if len(names) > 1)
+
+    def alike(self) -> list[tuple[str, str]]:
+        """Names of different pictures that look the same, each with the first one that it looks like."""
+        unique = list({one.digest: one for one in reversed(self.seen)}.values())[::-1]
+        first = alike_pairs([one.print for one in unique])
+        return [(unique[one].name, unique[other].name) for one, other in first]
+
+
+def survey(folder: Path, size: int, progress: Progress | None = None) -> Survey:
+    """Raises `UserError` for a folder that is not there or holds no picture files; unreadable ones are told."""
+    check_size(size)
+    listing = find_pictures(folder)
+    names = listing.pictures
+    found = watched(in_threads(partial(look_at, folder, size=size), names), len(names), progress)
+    seen, refused = [], {}
+    for name, one in zip(names, found, strict=True):
+        if isinstance(one, Seen):
+            seen.append(one)
+        else:
+            refused[name] = one
+    captions = sum((folder / name).with_suffix(".txt").is_file() for name in names)
+    described = sum(count_described(path) for path in folder.rglob("metadata.jsonl") if path.is_file())
+    return Survey(size, seen, refused, listing.notes(), captions, described)
+
+
+def look_at(folder: Path, name: str, size: int) -> Seen | str:
+    """What there is to say of one picture, or why it cannot be read."""
+    path = folder / name
+    try:
+        square = fit(read_image(path, shortest=math.ceil(GAP * size)), size)
+        with Image.open(path, formats=FORMATS) as image:
+            turned = orientation(image) != UPRIGHT
+            shape = image.size[::-1] if orientation(image) >= 5 else image.size
+            kinds = tuple(kinds_of(image, turned))
+    except UnreadableError as problem:
+        return problem.reason
+    except OSError as problem:  # it went away between the two looks
+        return problem.strerror or "unreadable"
+    return Seen(name, shape, kinds, hashlib.sha256(square.tobytes()).hexdigest(), print_of(square))
+
+
+def orientation(image: Image.Image) -> int:
+    """As EXIF counts: 1 is upright, from 5 on width and height are exchanged."""
+    try:
+        found = image.getexif().get(ORIENTATION, UPRIGHT)
+    except Exception:  # broken EXIF data says nothing
+        return UPRIGHT
+    return found if found in range(1, 9) else UPRIGHT
+
+
+def kinds_of(image: Image.Image, turned: bool) -> Iterator[str]:
+    """What is special about a picture that has been opened; none of it hinders training."""
+    if turned:
+        yield "turned by EXIF"
+    if image.mode == "CMYK":
+        yield "CMYK"
+    if image.mode == "P":
+        yield "palette"
+    if image.mode in {"I", "F"} or ";16" in f"{image.mode} {[tile[3] for tile in getattr(image, 'tile', [])]}":
+        yield "more than 8 bits"
+    if image.has_transparency_data:
+        yield "transparent"
+    if getattr(image, "is_animated", False):
+        yield "animated"
+
+
+def count_described(path: Path) -> int:
+    """Lines with a file's name and a text or caption."""
+
+    def is_one(line: str) -> bool:
+        try:
+            found = json.loads(line)
+        except ValueError:
+            return False
+        return isinstance(found, dict) and "file_name" in found and bool({"text", "caption"} & found.keys())
+
+    try:
+        with path.open(encoding="utf-8", errors="replace") as file:
+            return sum(map(is_one, file))
+    except OSError:
+        return 0
+
+
+# -- Pictures that look the same ---------------------------------------------------------------------------------------
+
+
+def print_of(square: Square) -> Print:
+    """A perceptual hash: whether grey rises, falls or stays from each place to its right and to its lower neighbour.
+
+    So it is the same at another size or brightness, and after compression.
+    """
+    grey = Image.fromarray(square).convert("L").resize((PRINT, PRINT), Image.Resampling.BOX)
+    values = np.asarray(grey).astype(np.int16)
+    steps = np.concatenate([np.diff(values, axis=axis).ravel() for axis in (0, 1)])
+    return (np.sign(steps) * (np.abs(steps) > QUIET)).astype(np.int8)
+
+
+def alike_pairs(prints: Sequence[Print]) -> list[tuple[int, int]]:
+    """Places of prints that are like one before, each with the first such; blank ones are like nothing."""
+    if not prints:
+        return []
+    edges = np.stack(prints).astype(np.float32)
+    lengths = np.linalg.norm(edges, axis=1, keepdims=True)
+    edges = np.divide(edges, lengths, out=np.zeros_like(edges), where=lengths > 0)
+    pairs = []
+    for start in range(0, len(edges), AT_ONCE):
+        like = edges[start : start + AT_ONCE] @ edges.T >= ALIKE
+        first = like.argmax(1)
+        pairs += [
+            (row, int(other))
+            for row, (other, any_) in enumerate(zip(first, like.any(1), strict=True), start)
+            if any_ and other < row
+        ]
+    return pairs

@@ -1,0 +1,84 @@
+"""What was measured on a finished model: sections that are there where their files are."""
+
+from __future__ import annotations
+
+from calotype.report.folder import Event, Run, number, within
+from calotype.report.markup import Html, figure, picture, section, table, tag
+from calotype.report.measures import figure_of, interval
+from calotype.report.plot import Series
+from calotype.report.words import UNKNOWN, count
+
+NEAREST_BYTES = 300_000
+MOST_DEEP = 4
+NEVER_FID = "Distances are of EfficientNet-Lite0 features and are never FID; smaller is better, at equal n only."
+
+
+def the_sweep(run: Run) -> Html | None:
+    """Guidance by steps, with the distance from real pictures in each cell."""
+    sweep, cells = run.sweep, [one for one in run.sweep.get("cells") or [] if isinstance(one, dict)]
+    if not cells:
+        return None
+    all_steps, guidances = (sorted({one[key] for one in cells}) for key in ("steps", "guidance"))
+    grid = {(one["guidance"], one["steps"]): one for one in cells}
+    best = within(sweep, "best")
+    rows = [
+        (f"guidance {guidance:g}", *(cell(grid.get((guidance, steps)), best) for steps in all_steps))
+        for guidance in guidances
+    ]
+    heads = ("FD-Lite0", *(f"{steps} steps" for steps in all_steps))
+    drawn = figure_of("FD-Lite0 by guidance", "FD-Lite0", lines(grid, sweep), "steps", "Real: other real pictures.")
+    return section(
+        "Steps and guidance", tag("p", str(sweep.get("why") or "")), table(heads, rows, "figures"),
+        tag("p", conditions(sweep), class_="note"), *(tag("p", str(one)) for one in sweep.get("notes") or []),
+        tag("div", drawn, class_="plots"),
+    )  # fmt: skip
+
+
+def cell(one: Event | None, best: Event) -> str:
+    if one is None:
+        return UNKNOWN
+    chosen = (one["guidance"], one["steps"]) == (best.get("guidance"), best.get("steps"))
+    return interval(within(one, "fd_lite0")) + ("\u00a0✓" if chosen else "")
+
+
+def lines(grid: dict[tuple[float, int], Event], sweep: Event) -> list[Series]:
+    """A line a guidance over steps, and the floor through all of them."""
+    found: dict[float, list[tuple[float, float]]] = {}
+    for (guidance, steps), one in sorted(grid.items()):
+        found.setdefault(guidance, []).append((float(steps), float(one["fd_lite0"]["value"])))
+    series = [Series(f"guidance {guidance:g}", points, marked=True) for guidance, points in found.items()]
+    floor = number(within(sweep, "floor", "fd_lite0").get("value"))
+    ends = [float(steps) for _, steps in grid]
+    return [*series, *([] if floor is None else [Series("real", [(x, floor) for x in (min(ends), max(ends))], True)])]
+
+
+def conditions(sweep: Event) -> str:
+    floor, kernel = within(sweep, "floor", "fd_lite0"), within(sweep, "best", "kernel_distance")
+    before = within(sweep, "before")
+    chosen = (
+        f"Kernel distance of the chosen cell (✓): {interval(kernel)}. Before, the model was sampled in "
+        f"{before.get('steps', UNKNOWN)} steps with guidance {before.get('guidance', UNKNOWN)}."
+    )
+    return (
+        f"n = {how_many(sweep.get('n'))} pictures of {count(number(sweep.get('size')))} px in each cell, from equal "
+        f"seeds, against as many real ones (seed {sweep.get('seed')}); other real pictures come to {interval(floor)}. "
+        f"{chosen} In square brackets: the 95 % interval. {NEVER_FID}"
+    )
+
+
+def neighbours(run: Run) -> Html | None:
+    """Samples above the training pictures that are nearest to them."""
+    found = run.nearest
+    shown = picture(run.folder / "previews" / "nearest.png", "Samples, and what is nearest", 1200, NEAREST_BYTES)
+    caption = (
+        f"Above: samples. Below: of {count(number(found.get('trained')))} training pictures and their mirror images, "
+        f"the one nearest to each. Median distance {ratio(found)} that of as many held-out pictures (n = "
+        f"{how_many(found.get('n'))}); far below 1 would be copying."
+    )
+    plate = figure(shown, caption, "plate")
+    return section("Nearest training pictures", plate) if plate else None
+
+
+def ratio(found: Event) -> str:
+    ours, theirs = number(found.get("samples_median")), number(found.get("held_out_median"))
+    return f"{ours / theirs:.2f} times" if ours is not None and theirs else "not known beside"

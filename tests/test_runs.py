@@ -1,0 +1,172 @@
+"""Lists of runs, and one page of several."""
+
+import json
+import os
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+from small import Keeper, second_leg
+from test_report import Page, facts, fake_run, flat
+
+from calotype.commands import report, runs
+from calotype.files import write_json
+from calotype.report.brief import all_briefs, brief_of
+from calotype.report.findings import how_many, measures_in
+from calotype.report.folder import read_run
+from calotype.report.page import write_report
+from calotype.vocabulary import UserError
+
+EVIL = '<script>alert("[red]&\x1b[31m\n")</script>'
+CELL = {"steps": 8, "guidance": 1.5, "fd_lite0": {"value": 512.0, "low": 500.0, "high": 524.0}}
+SWEEP = {
+    "cells": [CELL, {**CELL, "steps": 16, "fd_lite0": {"value": 520.0}}], "best": CELL, "n": 60, "size": 64, "seed": 0,
+    "floor": {"fd_lite0": {"value": 151.0}}, "why": "Best are 8 steps.",
+}  # fmt: skip
+
+
+@pytest.fixture
+def two(tmp_path):
+    """An older run and a newer one."""
+    older = fake_run(tmp_path / "older", flat)
+    newer = fake_run(tmp_path / "newer", flat)
+    write_json(newer / "run.json", facts(name="newer", created="2026-11-23T00:00:00+00:00"))
+    return older, newer
+
+
+def test_runs_are_listed_newest_first_with_their_figures(two, tmp_path):
+    write_json(two[0] / "sweep.json", SWEEP)
+    write_json(two[1] / "evaluation.json", {"measures": {"samples": {"fd_lite0": {"value": 498.7}, "n": [60, 61]}}})
+    voice = Keeper()
+    runs(tmp_path, False, voice)
+    assert "FD-Lite0 499 (n = 60, 61)" in voice.said[0]
+    assert voice.said[0].startswith("newer  finished  latent 64 px  portraits  9 min 41 s  PSNR 28.8 dB")
+    assert voice.said[1].startswith("older") and "FD-Lite0 512 (n = 60)" in voice.said[1]
+
+
+def test_json_lines_hold_the_same(two, tmp_path):
+    voice = Keeper()
+    found = runs(tmp_path, True, voice)
+    told = [json.loads(line) for line in voice.said]
+    assert [(one["name"], one["psnr"]) for one in told] == [(one.name, one.psnr) for one in found]
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1]", '{"legs": 5, "seconds": [1], "created": 3, "name": {"a": 1}}'])
+def test_a_broken_run_is_one_line_among_the_others(two, tmp_path, content):
+    (two[0] / "run.json").write_text(content)
+    voice = Keeper()
+    runs(tmp_path, False, voice)
+    assert len(voice.said) == 2 and "finished" in voice.said[0] + voice.said[1]
+
+
+def test_names_from_outside_stay_one_printable_line(two, tmp_path):
+    write_json(two[0] / "run.json", facts(state=EVIL, data=EVIL, created=EVIL))
+    voice = Keeper()
+    runs(tmp_path, False, voice)
+    assert len(voice.said) == 2 and all(line.isprintable() for line in voice.said)
+
+
+def test_a_run_whose_process_is_gone_was_killed(two):
+    write_json(two[0] / "run.json", facts(state="training"))
+    (two[0] / "lock").write_text("999999999")
+    assert brief_of(two[0]).state == "killed"
+    (two[0] / "lock").write_text(str(os.getpid()))
+    assert brief_of(two[0]).state == "training"
+
+
+def test_without_runs_it_says_where_it_looked(tmp_path):
+    with pytest.raises(UserError, match="no run in"):
+        all_briefs(tmp_path)
+    with pytest.raises(UserError, match="is not a run"):
+        report([tmp_path], None)
+
+
+def test_several_runs_share_one_page_and_its_plots(two):
+    page = Page(report(two, None))
+    assert "2 runs" in page.text and "older" in page.text and "newer" in page.text
+    assert len(page.all("svg")) == 4 and len(page.all("img")) == 2  # PSNR and loss, over images and over minutes
+    assert not {"script", "link"} & {name for name, _ in page.elements}
+
+
+def test_a_run_has_the_same_style_in_every_plot(two, tmp_path):
+    """Also where it is the only one that has such a leg."""
+    lines = [line.replace('"denoiser"', '"enlarge-64"') for line in (two[1] / "log.jsonl").read_text().splitlines()]
+    (two[1] / "log.jsonl").write_text("\n".join(lines))
+    drawn = Page(report(two, None)).source.partition("enlarges to 64 px")[2]
+    assert 'class="name s1">B' in drawn and "s0" not in drawn.partition("</svg>")[0]
+
+
+def test_markup_in_runs_side_by_side_stays_text(two):
+    write_json(two[1] / "run.json", facts(name=EVIL, data=EVIL, state=EVIL, created=EVIL))
+    shutil.rmtree(two[1] / "previews")
+    page = Page(report(two, two[0] / "both.html"))
+    assert not page.all("script") and page.source.count("&lt;script&gt;") >= 3
+
+
+def test_a_page_of_several_stays_below_5_mb(tmp_path):
+    grain = Image.fromarray(np.random.default_rng(0).integers(0, 256, (500, 500, 3), dtype=np.uint8))
+    folders = [fake_run(tmp_path / str(number), flat) for number in range(3)]
+    for folder in folders:
+        grain.save(folder / "samples" / "grid.png")
+    page = Page(report(folders, None))
+    assert len(page.all("img")) == 3 and len(page.source.encode()) < 5_000_000
+
+
+def test_the_sweep_shows_every_cell_with_its_n_and_marks_the_chosen(two):
+    write_json(two[0] / "sweep.json", SWEEP)
+    text = Page(write_report(two[0])).text
+    assert "512 [500, 524]\xa0✓" in text.replace("\u2009", " ") or "512 [500, 524] ✓" in text
+    assert "n = 60 pictures" in text and "come to 151" in text and "520" in text
+
+
+@pytest.mark.parametrize("sweep", [{"cells": [{}]}, {"cells": 5}, {"cells": [CELL], "best": 3}, {"cells": [EVIL]}])
+def test_an_odd_sweep_does_not_break_the_page(two, sweep):
+    write_json(two[0] / "sweep.json", sweep)
+    assert "The plan" in Page(write_report(two[0])).text
+
+
+def test_every_number_of_an_evaluation_has_its_n():
+    found = {
+        "fd_lite0": {"value": 512.0, "low": 500.0, "high": 524.0, "n": [60, 61]},
+        "autoencoder": {"n": 32, "psnr": 28.5, "deeper": {"ssim": 0.9}},
+        "text": EVIL, "list": [1, 2], "nothing": None,
+    }  # fmt: skip
+    assert list(measures_in(found, "", "–")) == [
+        ("fd lite0", "512 [500, 524]", "60, 61"), ("autoencoder, psnr", "28.5", "32"),
+        ("autoencoder, deeper, ssim", "0.9", "32"),
+    ]  # fmt: skip
+    assert how_many(None) == "" and how_many([5, "x"]) == "5"
+
+
+def test_an_evaluation_is_shown_where_there_is_one(two):
+    assert "Evaluation" not in Page(write_report(two[0])).text
+    write_json(two[0] / "evaluation.json", {"fd_lite0": {"value": 700.0}, "n": 36, EVIL: 1.0})
+    page = Page(write_report(two[0]))
+    assert "fd lite0 700 36" in page.text and not page.all("script")
+
+
+def test_averaged_and_raw_weights_stand_beside_each_other(two):
+    flat("", 0).save(two[0] / "previews" / "denoiser-raw.png")
+    measures = {"held_out_loss": 0.5, "train_loss": 0.4, "raw_held_out_loss": 0.6, "n": 128}
+    check = {"event": "check", "leg": "denoiser", "images_seen": 9e9, "measures": measures}
+    with (two[0] / "log.jsonl").open("a") as file:
+        file.write(json.dumps(check) + "\n")
+    text = Page(write_report(two[0])).text
+    assert "all noise 0.5 0.4 +25 % 0.6 128" in text and "the last step instead of their average" in text
+
+
+def test_a_run_keeps_what_its_raw_weights_make_and_how_many_pictures_measured_them(finished):
+    assert (finished / "previews" / "denoiser-raw.png").is_file()
+    last = read_run(finished).latest("check", "denoiser")["measures"]
+    assert last["n"] == 1 and last["raw_held_out_loss"] > 0
+    shapes = read_run(finished).facts["parameters"]
+    assert shapes == read_run(finished).plan["predicted"]["parameters"]
+
+
+def test_raw_weights_are_measured_as_the_average_is_and_go_on_learning():
+    """Before the first step both are the same network, so both have the same loss, dropout or not."""
+    leg = second_leg()
+    measures = leg.check()
+    assert measures["raw_held_out_loss"] == measures["held_out_loss"]
+    assert leg.players["denoiser"].network.training and not leg.stage.denoiser.training

@@ -1,0 +1,119 @@
+"""The sweep over steps and guidance: what it picks, on features whose distances are known, and what it stores."""
+
+import numpy as np
+import pytest
+from small import Keeper, be_quick, train_small
+
+from calotype import commands
+from calotype.cli import listed
+from calotype.commands import Grid, sweeping
+from calotype.evaluate.distances import frechet_distance
+from calotype.evaluate.sets import Estimate, frechet_estimate, frechet_of_rows
+from calotype.evaluate.sweep import Cell, pick, sweep
+from calotype.files import is_whole, read_json
+from calotype.model import load, store_sampling
+from calotype.stage import Sampling
+from calotype.vocabulary import UserError
+
+REAL = np.random.default_rng(0).standard_normal((60, 8))
+NOISE = np.random.default_rng(1).standard_normal((60, 8))
+
+
+def cell(steps, guidance, value, behind=0.0, reach=0.0):
+    estimate = Estimate(behind, behind - reach, behind + reach)
+    return Cell(Sampling(steps=steps, guidance=guidance), Estimate(value, value, value), estimate, estimate)
+
+
+def tried(shifts):
+    """Cells whose pictures differ from real ones by a shift of the mean: FD grows by its square."""
+    samplings = [Sampling(steps=steps, guidance=1.0) for steps in shifts]
+    return sweep(samplings, lambda sampling: NOISE + shifts[sampling.steps], REAL, lambda done, total: None)
+
+
+def test_each_cell_has_its_distance():
+    shifts = {8: 0.5, 16: 0.1, 32: 0.0}
+    for one in tried(shifts):
+        expected = frechet_distance(NOISE + shifts[one.sampling.steps], REAL)
+        assert one.fd_lite0.value == pytest.approx(expected, rel=1e-9)
+
+
+def test_a_difference_on_equal_seeds_is_surer_than_the_distances():
+    """A shift that changes the distance by less than its own interval is told apart from none all the same."""
+    small, none = tried({8: 0.35, 16: 0.0})
+    assert none.fd_lite0.high > small.fd_lite0.low  # apart, the two cannot be told
+    assert small.behind.low > 0 and not small.level
+    assert pick([small, none]) is none
+
+
+def test_equal_cells_are_level_and_the_cheaper_wins():
+    cells = tried({8: 0.0, 16: 0.0, 32: 0.0})
+    assert all(one.level for one in cells) and pick(cells).sampling.steps == 8
+
+
+def test_guidance_costs_as_much_as_twice_the_steps():
+    assert [cell(8, 2.0, 1.0).calls, cell(16, 1.0, 1.0).calls, cell(8, 1.0, 1.0).calls] == [16, 16, 8]
+    assert pick([cell(8, 2.0, 5.0), cell(16, 1.0, 4.0)]).fd_lite0.value == 4.0  # as dear, and nearer
+
+
+def test_a_cheaper_cell_loses_where_it_is_further_than_a_standard_error():
+    near, far = cell(32, 1.0, 10.0), cell(8, 1.0, 11.0, behind=1.0, reach=1.9)
+    assert pick([near, far]) is near
+    assert pick([near, cell(8, 1.0, 11.0, behind=1.0, reach=2.0)]).sampling.steps == 8
+
+
+def test_distances_of_all_rows_are_those_of_the_sets():
+    rows = np.arange(60)
+    assert frechet_of_rows(NOISE, REAL)(rows, rows) == pytest.approx(frechet_distance(NOISE, REAL), rel=1e-9)
+    low, high = frechet_estimate(NOISE, REAL, np.random.default_rng(0))[1:]
+    assert low < frechet_distance(NOISE, REAL) < high
+
+
+def test_without_labels_there_is_nothing_to_guide_away_from():
+    assert {one.guidance for one in Grid().samplings(Sampling(guidance=2.5), told=False)} == {2.5}
+    assert len(Grid().samplings(Sampling(), told=True)) == 12
+
+
+@pytest.mark.parametrize("text", ["", "8,", "a", "-1", "0", "8.5", "nan", "1e9", "8;16"])
+def test_wrong_steps_are_told_in_one_line(text):
+    with pytest.raises(UserError, match="between commas"):
+        listed("steps", text, 1)
+
+
+def test_numbers_between_commas():
+    assert listed("guidance", " 3, 1.5,1,1", 0) == [1.0, 1.5, 3.0]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        be_quick(patch)
+        return train_small(tmp_path_factory.mktemp("swept"))
+
+
+def test_storing_a_sampling_changes_it_and_nothing_else(run):
+    before, model = load(run), run / "model"
+    settings = read_json(model / "model.json")
+    store_sampling(model, before.samplings[0].model_copy(update={"steps": 5, "guidance": 1.5}))
+    assert is_whole(model) and list(run.glob(".model*")) == []
+    settings["recipe"]["sampling"] |= {"steps": 5, "guidance": 1.5}
+    assert read_json(model / "model.json") == settings
+    same = {"steps": before.samplings[0].steps, "guidance": before.samplings[0].guidance}
+    assert load(run).sample(seed=3, **same)[0].tobytes() == before.sample(seed=3)[0].tobytes()
+
+
+def test_a_sweep_is_kept_and_its_best_cell_becomes_the_models_own(run, monkeypatch):
+    monkeypatch.setattr(sweeping, "FEWEST_TO_CHOOSE", 4)
+    said = commands.sweep(run, None, 4, 0, Grid((1, 2), (1.0, 2.0)), "cpu", Keeper())
+    found = read_json(run / "sweep.json")
+    assert len(found["cells"]) == 4 and found["n"] == 4 and found["floor"]["n"] == [4, 4] and said == found["why"]
+    sampling = load(run).samplings[0]
+    assert (sampling.steps, sampling.guidance) == (found["best"]["steps"], found["best"]["guidance"])
+    assert found["why"] in (run / "report.html").read_text()
+
+
+def test_too_few_pictures_change_nothing(run):
+    before = read_json(run / "model" / "manifest.json")
+    assert "not stored" in commands.sweep(run, None, 4, 0, Grid((1,), (1.0,)), "cpu", Keeper())
+    assert read_json(run / "model" / "manifest.json") == before
+    with pytest.raises(UserError, match="--count is 3"):
+        commands.sweep(run, None, 3, 0, Grid(), "cpu", Keeper())
