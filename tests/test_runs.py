@@ -13,7 +13,7 @@ from test_report import Page, facts, fake_run, flat
 from calotype.commands import report, runs
 from calotype.files import write_json
 from calotype.report.brief import all_briefs, brief_of
-from calotype.report.findings import how_many, measures_in
+from calotype.report.findings import how_many
 from calotype.report.folder import read_run
 from calotype.report.page import write_report
 from calotype.vocabulary import UserError
@@ -126,34 +126,8 @@ def test_an_odd_sweep_does_not_break_the_page(two, sweep):
     assert "The plan" in Page(write_report(two[0])).text
 
 
-def test_every_number_of_an_evaluation_has_its_n():
-    found = {
-        "fd_lite0": {"value": 512.0, "low": 500.0, "high": 524.0, "n": [60, 61]},
-        "autoencoder": {"n": 32, "psnr": 28.5, "deeper": {"ssim": 0.9}},
-        "text": EVIL, "list": [1, 2], "nothing": None,
-    }  # fmt: skip
-    assert list(measures_in(found, "", "–")) == [
-        ("fd lite0", "512 [500, 524]", "60, 61"), ("autoencoder, psnr", "28.5", "32"),
-        ("autoencoder, deeper, ssim", "0.9", "32"),
-    ]  # fmt: skip
+def test_a_number_of_pictures_is_one_or_one_a_side():
     assert how_many(None) == "" and how_many([5, "x"]) == "5"
-
-
-def test_an_evaluation_is_shown_where_there_is_one(two):
-    assert "Evaluation" not in Page(write_report(two[0])).text
-    write_json(two[0] / "evaluation.json", {"fd_lite0": {"value": 700.0}, "n": 36, EVIL: 1.0})
-    page = Page(write_report(two[0]))
-    assert "fd lite0 700 36" in page.text and not page.all("script")
-
-
-def test_averaged_and_raw_weights_stand_beside_each_other(two):
-    flat("", 0).save(two[0] / "previews" / "denoiser-raw.png")
-    measures = {"held_out_loss": 0.5, "train_loss": 0.4, "raw_held_out_loss": 0.6, "n": 128}
-    check = {"event": "check", "leg": "denoiser", "images_seen": 9e9, "measures": measures}
-    with (two[0] / "log.jsonl").open("a") as file:
-        file.write(json.dumps(check) + "\n")
-    text = Page(write_report(two[0])).text
-    assert "all noise 0.5 0.4 +25 % 0.6 128" in text and "the last step instead of their average" in text
 
 
 def test_a_run_keeps_what_its_raw_weights_make_and_how_many_pictures_measured_them(finished):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from calotype.report.folder import Event, Run, number, within
 from calotype.report.markup import Html, figure, picture, section, table, tag
 from calotype.report.measures import figure_of, interval
@@ -11,6 +13,12 @@ from calotype.report.words import UNKNOWN, count
 NEAREST_BYTES = 300_000
 MOST_DEEP = 4
 NEVER_FID = "Distances are of EfficientNet-Lite0 features and are never FID; smaller is better, at equal n only."
+
+
+def how_many(n: Any) -> str:
+    """One number, or one a side."""
+    sides = n if isinstance(n, list) else [n]
+    return ", ".join(count(side) for one in sides if (side := number(one)) is not None)
 
 
 def the_sweep(run: Run) -> Html | None:
