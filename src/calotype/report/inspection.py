@@ -32,7 +32,8 @@ def write_inspection(folder: Path, found: Found, plates: Mapping[str, Image.Imag
 def document(found: Found, plates: Mapping[str, Image.Image]) -> str:
     parts = [
         masthead(found), findings(found), section("Pictures", plate(plates, "reconstructions")), numbers(found),
-        section("Channels of a few latents", plate(plates, "channels")), latents(found), plots(found), every_channel(found),
+        section("Channels of a few latents", plate(plates, "channels")), latents(found), plots(found),
+        every_channel(found),
     ]  # fmt: skip
     return sheet(f"{found['name']}, inspected", parts)
 
