@@ -244,7 +244,8 @@ def apart(images: Images, others: Images) -> Float[Tensor, " batch"]:
 
 def colour_bias(space: LatentSpace, images: Images) -> list[float]:
     """Of pictures of one colour, each the mean colour of a picture."""
-    flat = images[:AT_ONCE].mean((2, 3), keepdim=True).expand_as(images[:AT_ONCE]).contiguous()
+    some = images[some_of(images)]
+    flat = some.mean((2, 3), keepdim=True).expand_as(some).contiguous()
     return (space.decode(space.encode(flat)) - flat).mean((0, 2, 3)).tolist()
 
 

@@ -31,7 +31,8 @@ def write_inspection(folder: Path, found: Found, plates: Mapping[str, Image.Imag
 
 def document(found: Found, plates: Mapping[str, Image.Image]) -> str:
     parts = [
-        masthead(found), findings(found), pictures(plates), numbers(found), latents(found), plots(found),
+        masthead(found), findings(found), section("Pictures", plate(plates, "reconstructions")), numbers(found),
+        section("Channels of a few latents", plate(plates, "channels")), latents(found), plots(found),
         every_channel(found),
     ]  # fmt: skip
     return sheet(f"{found['name']}, inspected", parts)
@@ -68,12 +69,9 @@ def number(value: float | None) -> str:
     return UNKNOWN if value is None else digits(value)
 
 
-def pictures(plates: Mapping[str, Image.Image]) -> Html:
-    shown = [
-        figure(embedded(plates[name], caption, 1600, PLATE_BYTES), caption, "plate")
-        for name, caption in CAPTIONS.items()
-    ]
-    return section("Pictures", tag("div", *shown))
+def plate(plates: Mapping[str, Image.Image], name: str) -> Html | None:
+    caption = CAPTIONS[name]
+    return figure(embedded(plates[name], caption, 1600, PLATE_BYTES), caption, "plate")
 
 
 def numbers(found: Found) -> Html:
