@@ -34,11 +34,11 @@ def evaluation(run: Run) -> Html | None:
     copies, shown = found["memorisation"], picture(run.folder / PAIRS_FILE, "Pairs", 1400, PAIRS_BYTES)
     parts = [
         tag("p", about(found), class_="note"),
-        tag("p", tag("b", f"Memorisation: {copies['verdict']}. "), f"{copies['sentence']}."),
         tag("ul", *(tag("li", one) for one in (*reasons(found), *found["notes"]))),
+        tag("p", tag("b", f"Memorisation: {copies['verdict']}. "), f"{copies['sentence']}."),
+        figure(shown, "The samples most like copies, each with its nearest training picture to the right.", "plate"),
         table(SAMPLED, rows(found, found["measures"]), "figures"),
         found["autoencoder"] and table(THROUGH, rows(found, found["autoencoder"]), "figures"),
-        figure(shown, "The samples most like copies, each with its nearest training picture to the right.", "plate"),
     ]
     return tag("section", tag("h2", "Evaluation"), tag("div", *parts))
 
