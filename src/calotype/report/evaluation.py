@@ -33,15 +33,14 @@ def evaluation(run: Run) -> Html | None:
         return None
     copies, shown = found["memorisation"], picture(run.folder / PAIRS_FILE, "Pairs", 1400, PAIRS_BYTES)
     parts = [
-        tag("h2", "Evaluation"),
         tag("p", about(found), class_="note"),
-        table(SAMPLED, rows(found, found["measures"]), "figures"),
-        found["autoencoder"] and table(THROUGH, rows(found, found["autoencoder"]), "figures"),
+        tag("ul", *(tag("li", one) for one in (*reasons(found), *found["notes"]))),
         tag("p", tag("b", f"Memorisation: {copies['verdict']}. "), f"{copies['sentence']}."),
         figure(shown, "The samples most like copies, each with its nearest training picture to the right.", "plate"),
-        tag("ul", *(tag("li", one) for one in (*reasons(found), *found["notes"]))),
+        table(SAMPLED, rows(found, found["measures"]), "figures"),
+        found["autoencoder"] and table(THROUGH, rows(found, found["autoencoder"]), "figures"),
     ]
-    return tag("section", parts[0], tag("div", *parts[1:]))
+    return tag("section", tag("h2", "Evaluation"), tag("div", *parts))
 
 
 def about(found: dict[str, Any]) -> str:
