@@ -365,7 +365,8 @@ def test_a_model_works_alone_wherever_it_is(tell, finished, tmp_path):
     """Without the run, the pictures or a network that it would have to fetch."""
     moved = shutil.copytree(finished / "model", tmp_path / "elsewhere" / "model of mine")
     names = {path.name for path in moved.iterdir()}
-    assert names == {"model.json", "manifest.json", "autoencoder.safetensors", "denoiser.safetensors"}
+    weights, card = {"autoencoder.safetensors", "denoiser.safetensors"}, {"README.md", "samples.png"}
+    assert names == {"model.json", "manifest.json", *weights, *card}
     assert sampled(tell, moved, tmp_path / "a", "--count", "2") == sampled(
         tell, finished, tmp_path / "b", "--count", "2"
     )

@@ -73,7 +73,7 @@ def recipe(run: Run, found: Found) -> Iterator[str]:
     for leg, parameters in numbers(within(run.plan, "predicted", "parameters")).items():
         seen = count(number(run.latest("step", leg).get("images_seen")))
         yield f"- {escaped(leg)}: {short(parameters)} parameters, {seen} images seen"
-    yield f"- on {escaped(str(run.plan.get('device') or UNSAID))}; every setting is in `model.json`"
+    yield "- every setting is in `model.json`"
 
 
 def measures(run: Run, found: Found) -> Iterator[str]:
