@@ -70,7 +70,13 @@ def test_all_that_a_run_is_for_is_there(runs, kind):
         [*first, "denoiser", "enlarge-16"], "finished"
     )
     weights = {f"{name}.safetensors" for name in (*first, "denoiser", "enlarge-16")}
-    assert {path.name for path in (run / "model").iterdir()} == {*weights, "model.json", "manifest.json"}
+    assert {path.name for path in (run / "model").iterdir()} == {
+        *weights,
+        "model.json",
+        "manifest.json",
+        "README.md",
+        "samples.png",
+    }
     samples = opened(run / "samples")
     assert {picture.size for name, picture in samples.items() if name != "grid.png"} == {(16, 16)} and len(
         samples
