@@ -9,7 +9,7 @@ demo: .venv/ready
 	$(BIN)/calotype demo
 
 test: lint
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadfile
 
 lint: .venv/ready-dev
 	$(BIN)/ruff check src tests bench
