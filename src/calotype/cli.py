@@ -87,14 +87,19 @@ def resume(run: RunFolder, device: Device = "auto") -> None:
 @app.command()
 def sample(
     run: RunFolder,
-    count: Annotated[int, typer.Option(help="How many pictures.")] = 16,
+    count: Annotated[
+        int | None, typer.Option(help="How many pictures. [default: 16, or one a prompt]", show_default=False)
+    ] = None,
     label: Annotated[
         str | None, typer.Option(help="Of which class. [default: each in turn]", show_default=False)
     ] = None,
+    prompt: Annotated[str | None, typer.Option(help="What they show, in words.", show_default=False)] = None,
+    negative: Annotated[str | None, typer.Option(help="What guidance leads away from.", show_default=False)] = None,
+    prompts: Annotated[Path | None, typer.Option(help="File of prompts, one a line.", show_default=False)] = None,
     seed: Annotated[int, typer.Option(help="Equal seeds give equal pictures.")] = 0,
     steps: Annotated[int | None, typer.Option(help="Steps of the sampler.", show_default=False)] = None,
     guidance: Annotated[
-        float | None, typer.Option(help="1 is none; 2 follows the label more.", show_default=False)
+        float | None, typer.Option(help="1 is none; 2 follows label and prompt more.", show_default=False)
     ] = None,
     sampler: Annotated[
         str | None, typer.Option(help="euler, heun, dpm_solver or ancestral.", show_default=False)
@@ -107,7 +112,9 @@ def sample(
     from calotype.voice import Terminal
 
     voice = Terminal()
-    wanted = {"steps": steps, "guidance": guidance, "sampler": sampler}
+    asked = _prompts(prompt, prompts)
+    wanted = {"steps": steps, "guidance": guidance, "sampler": sampler, "prompt": asked, "negative": negative}
+    count = (len(asked) if prompts else 16) if count is None else count
     folder = commands.sample(run, count, label, seed, out, device, voice, **wanted)
     voice.say(f"{count} pictures in {folder}; all of them: {folder / 'grid.png'}")
 
@@ -166,6 +173,15 @@ def portraits(
     voice = Terminal()
     commands.write_data(size, count, out, voice)
     voice.say(f"portraits in {out}; their licences are in {out / 'LICENSE.md'}")
+
+
+def _prompts(prompt: str | None, file: Path | None) -> list[str]:
+    from calotype import commands
+    from calotype.vocabulary import UserError
+
+    if prompt is not None and file is not None:
+        raise UserError("--prompt and --prompts both say what to show; leave one out")
+    return commands.read_prompts(file) if file else [prompt or ""] * (prompt is not None)
 
 
 def _wish(

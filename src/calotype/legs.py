@@ -15,7 +15,7 @@ from calotype.build import build_enlarger, build_first_stage, build_space, build
 from calotype.data.folder import Pictures
 from calotype.data.images import grid, images_from_pixels, pils_from_images, pixels_from_images
 from calotype.data.latents import LatentCache
-from calotype.data.sources import LatentSource, PictureSource
+from calotype.data.sources import LatentSource, PictureSource, drawn
 from calotype.diffusion.denoiser import Denoiser
 from calotype.diffusion.gaussian import Mixture, fit
 from calotype.evaluate.levels import Search, in_parts, level_distance, search_level
@@ -30,7 +30,7 @@ from calotype.recipe import DiffusionConfig, Recipe, leg_above, mistakes_above
 from calotype.spaces.latent import LatentSpace
 from calotype.spaces.pixel import Space
 from calotype.stage import Sampling, Stage, enlarged, generate, redrawn, shrunk
-from calotype.vocabulary import NOT_TOLD, Batch, Images, Labels, OtherImages, Rng
+from calotype.vocabulary import NOT_TOLD, Batch, Images, Labels, OtherImages, Rng, Text
 
 PREVIEW_COUNT = 12
 PREVIEW_VALUES = 2**20
@@ -45,6 +45,19 @@ MOST_VALUES = 2**26
 
 Examples = Callable[[Tensor], Source]
 """From the indices of pictures to batches of them, as a denoiser wants them."""
+
+
+def as_read(recipe: Recipe, pictures: Pictures) -> Pictures:
+    """Without captions where nothing reads them."""
+    return pictures if recipe.denoiser.text.kind != "none" else replace(pictures, captions=None)
+
+
+def held_out_prompts(pictures: Pictures, count: int) -> tuple[str, ...]:
+    """Captions of pictures that are not trained on, to sample with; none where there are none."""
+    captions = pictures.captions
+    told = [index for index in pictures.held_out_indices.tolist() if captions and captions.of[index]]
+    text = drawn(captions, torch.tensor(told[:count], dtype=torch.long), Rng(("prompts",)))
+    return text.wanted if text else ()
 
 
 def start_linear(space: LatentSpace, pictures: Pictures, device: torch.device) -> None:
@@ -134,7 +147,7 @@ class Reconstructions:
 
 def latent_examples(recipe: Recipe, pictures: Pictures, cache: LatentCache, device: torch.device) -> Examples:
     rng = Rng((recipe.seed, "latents"))
-    return lambda chosen: LatentSource(cache, pictures.labels, chosen, rng, device)
+    return lambda chosen: LatentSource(cache, pictures.labels, chosen, rng, device, pictures.captions)
 
 
 def picture_examples(recipe: Recipe, pictures: Pictures, device: torch.device) -> Examples:
@@ -200,7 +213,9 @@ def redraw_all(
         images = shrunk(images_from_pixels(pictures.pixels[part]).to(device), factor)
         rngs = [rng.at("redrawn", int(one)) for one in part]
         labels = pictures.labels[part].to(device)
-        made.append(pixels_from_images(redrawn(below, images, labels, recipe.samplings[index], share, rngs)).cpu())
+        text = drawn(pictures.captions, part, rng.at("redrawn", int(part[0])))
+        again = redrawn(below, images, labels, recipe.samplings[index], share, rngs, text)
+        made.append(pixels_from_images(again).cpu())
     return torch.cat(made)
 
 
@@ -223,7 +238,9 @@ def diffusion_leg(
     rng = Rng((recipe.seed, name))
     look = Samples(averaged(stage, player), sampling, held_out, same, len(pictures.classes), rng)
     clock = Clock(config.images, config.batch, recipe.seed)
-    return DenoiserLeg(name, objective, {"denoiser": player}, train, clock, look.draw, look.measure)
+    leg = DenoiserLeg(name, objective, {"denoiser": player}, train, clock, look.draw, look.measure)
+    leg.prompts = look.prompts
+    return leg
 
 
 def search_levels(
@@ -292,19 +309,41 @@ class Samples:
     @torch.no_grad()
     def draw(self, path: Path) -> None:
         few = self.sampling.model_copy(update={"steps": min(10, self.sampling.steps), "conditioning": "whole"})
-        device, smaller = self.held_out.labels.device, self.held_out.smaller
-        count = max(4, min(PREVIEW_COUNT, PREVIEW_VALUES // self.stage.image_size**2))
+        smaller = self.held_out.smaller
         rngs = [Rng(("preview", index)) for index in range(PREVIEW_COUNT)]
         if smaller is None:
-            shown = generate([self.stage], each_class(count, self.classes, device), [few], rngs[:count])
+            labels, text = self.asked(self.count)
+            shown = generate([self.stage], labels, [few], rngs[: len(labels)], text=text)
         else:
-            shown = self._enlarged(smaller[: PREVIEW_COUNT // 2], few, rngs)
+            shown = self._enlarged(smaller[: self.count], few, rngs)
         grid(pils_from_images(shown), 6).save(path)
+
+    @property
+    def count(self) -> int:
+        """Of pictures in a preview."""
+        most = max(4, min(PREVIEW_COUNT, PREVIEW_VALUES // self.stage.image_size**2))
+        return most if self.held_out.smaller is None else PREVIEW_COUNT // 2
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """Of the pictures in a preview."""
+        text = self.text(self.count)
+        return text.wanted if text else ()
+
+    def asked(self, count: int) -> tuple[Labels, Text | None]:
+        """What previews show: held-out captions, alone, as prompts are; else every class in turn."""
+        labels = each_class(count, self.classes, self.held_out.labels.device)
+        if (text := self.text(count)) is None:
+            return labels, None
+        return torch.full_like(labels[: len(text.wanted)], NOT_TOLD), text
+
+    def text(self, count: int) -> Text | None:
+        return self.held_out.text and Text(self.held_out.text.wanted[:count])
 
     def _enlarged(self, smaller: Images, sampling: Sampling, rngs: list[Rng]) -> OtherImages:
         """The smaller picture, what the stage makes of it, and what it was: side by side."""
         count = len(smaller)
-        made = generate([self.stage], self.held_out.labels[:count], [sampling], rngs[:count], smaller)
+        made = generate([self.stage], self.held_out.labels[:count], [sampling], rngs[:count], smaller, self.text(count))
         before = enlarged(smaller, self.stage.factor).clamp(-1, 1)
         return torch.stack([before, made, self.held_out.clean[:count]], 1).flatten(0, 1)
 

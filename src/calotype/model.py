@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,15 +15,17 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from calotype.build import build_enlarger, build_space, build_stage
+from calotype.data.captions import clean
 from calotype.data.images import images_from_pil, pils_from_images
 from calotype.diffusion.gaussian import Mixture
 from calotype.files import is_whole, read_json, whole_folder, write_json, write_tensors
 from calotype.machine import find_device
+from calotype.nets.text import Reading, TextEncoder
 from calotype.recipe import Recipe, check, leg_above
 from calotype.spaces.latent import LatentSpace
 from calotype.spaces.pixel import PixelSpace, Space
 from calotype.stage import Sampling, Stage, generate
-from calotype.vocabulary import NOT_TOLD, Rng, UserError
+from calotype.vocabulary import NOT_TOLD, Rng, Text, UserError
 
 FORMAT = 2
 CHUNK_VALUES = 2**22
@@ -40,25 +43,46 @@ class Model:
     units: tuple[int, ...] = ()
     """What the sides of each stage's pictures must be multiples of."""
 
-    def sample(self, count: int = 1, label: str | None = None, seed: int = 0, **changes: Any) -> list[Image.Image]:
-        """`count` pictures; picture i depends on (seed, i, its label) only, not on how many are made with it.
+    def sample(
+        self,
+        count: int = 1,
+        label: str | None = None,
+        seed: int = 0,
+        prompt: str | Sequence[str] | None = None,
+        negative: str | None = None,
+        **changes: Any,
+    ) -> list[Image.Image]:
+        """`count` pictures; picture i depends on (seed, i, its label and prompt) only, not on those made with it.
 
-        `label` is one of `classes`; without it, picture i has class `i % len(classes)`. `changes` replace settings of
-        `Sampling`: `steps`, `guidance`, `sampler`, `guidance_low`, `guidance_high`.
-        Raises `UserError` for an unknown label or setting.
+        `label` is one of `classes`; without it and without a prompt, picture i has class `i % len(classes)`. `prompt`
+        is one for all, or picture i has prompt `i % len(prompt)`; guidance leads away from `negative`. `changes`
+        replace settings of `Sampling`: `steps`, `guidance`, `sampler`, `guidance_low`, `guidance_high`.
+        Raises `UserError` for an unknown label or setting, and for a prompt to a model that does not read; warns of one
+        that is too long.
         """
-        return list(self.draw(count, label, seed, **changes))
+        for warning in self.cuts(prompt):
+            warnings.warn(warning, stacklevel=2)
+        return list(self.draw(count, label, seed, prompt, negative, **changes))
 
-    def draw(self, count: int = 1, label: str | None = None, seed: int = 0, **changes: Any) -> Iterator[Image.Image]:
+    def draw(
+        self,
+        count: int = 1,
+        label: str | None = None,
+        seed: int = 0,
+        prompt: str | Sequence[str] | None = None,
+        negative: str | None = None,
+        **changes: Any,
+    ) -> Iterator[Image.Image]:
         """The same, one after the other as they are made."""
-        labels = self.labels(count, label)
+        labels, text = self.labels(count, label, prompt), self.text(count, prompt, negative)
         samplings = changed_all(self.samplings, changes)
         chunk = max(1, min(32, CHUNK_VALUES // (3 * self.stages[-1].image_size ** 2)))
         for start in range(0, count, chunk):
             indices = range(start, min(start + chunk, count))
             told = torch.tensor([labels[index] for index in indices], device=self.device)
             rngs = [Rng((seed, "sample", index)) for index in indices]
-            yield from pils_from_images(generate(self.stages, told, samplings, rngs))
+            some = text and Text(text.wanted[start : start + chunk], text.unwanted[start : start + chunk])
+            yield from pils_from_images(generate(self.stages, told, samplings, rngs, text=some))
 
     def enlarge(
         self, picture: Image.Image, size: int | None = None, label: str | None = None, seed: int = 0
@@ -89,11 +113,45 @@ class Model:
             raise UserError(f"no stage of this model enlarges to {size} px; it has {', '.join(map(str, able))}")
         return able[size if size is not None else max(able)]
 
-    def labels(self, count: int, label: str | None = None) -> list[int]:
-        """The class of each picture, as an index; NOT_TOLD for a model without classes."""
+    def labels(self, count: int, label: str | None = None, prompt: str | Sequence[str] | None = None) -> list[int]:
+        """The class of each picture, as an index; NOT_TOLD for a model without classes, or where a prompt says it."""
         if label is not None:
             return [find_label(label, self.classes)] * count
-        return [index % len(self.classes) if self.classes else NOT_TOLD for index in range(count)]
+        return [index % len(self.classes) if self.classes and not prompt else NOT_TOLD for index in range(count)]
+
+    def text(self, count: int, prompt: str | Sequence[str] | None = None, negative: str | None = None) -> Text | None:
+        """What each picture shows, and what it does not. Raises `UserError` where the model does not read."""
+        prompts = as_prompts(prompt)
+        if not any(prompts) and not negative:
+            return None
+        if self.reader is None:
+            raise UserError(
+                "this model was trained without captions, so it reads no prompt; leave it out, or train on pictures "
+                "with captions"
+            )
+        wanted = tuple(prompts[index % len(prompts)] if prompts else "" for index in range(count))
+        return Text(wanted, (clean(negative),) * count if negative else ())
+
+    @property
+    def reader(self) -> TextEncoder | None:
+        """What reads prompts."""
+        backbone = self.stages[0].denoiser.backbone
+        return backbone.encoder if isinstance(backbone, Reading) else None
+
+    def cuts(self, prompt: str | Sequence[str] | None) -> list[str]:
+        """Warnings of prompts that are too long."""
+        if self.reader is None:
+            return []
+        rests = {one: rest for one in as_prompts(prompt) if (rest := self.reader.rest(one))}
+        return [
+            f"a prompt is cut after {one[: len(one) - len(rest)].strip()[-30:]!r}: this model reads no more of it"
+            for one, rest in rests.items()
+        ]
+
+
+def as_prompts(prompt: str | Sequence[str] | None) -> list[str]:
+    """One for all or several, in the letters that captions are read in."""
+    return [clean(one) for one in ([prompt] if isinstance(prompt, str) else prompt or [])]
 
 
 def find_label(label: str, classes: Sequence[str]) -> int:

@@ -22,12 +22,14 @@ from calotype.learning.player import PlayerConfig
 from calotype.nets.blocks import Precision
 from calotype.nets.critic import CriticConfig
 from calotype.nets.dit import DitConfig
+from calotype.nets.text import BytesConfig, NoText
 from calotype.nets.unet import UnetConfig
 from calotype.nets.vae import VaeConfig
 from calotype.stage import Sampling
 from calotype.vocabulary import Config, UserError
 
 Backbone = Annotated[UnetConfig | DitConfig, Field(discriminator="kind")]
+TextConfig = Annotated[NoText | BytesConfig, Field(discriminator="kind")]
 
 
 class LegConfig(Config):
@@ -57,7 +59,7 @@ class DiffusionConfig(LegConfig):
     scaling: ScalingName
     spread: PositiveFloat
     label_dropout: float = Field(default=0.1, ge=0, le=1)
-    """How often a label is not told, so that the model can be guided away from what it says without one."""
+    """How often label and caption are not told, so that the model can be guided away from what it says without them."""
     learn: PlayerConfig = PlayerConfig()
 
 
@@ -72,6 +74,8 @@ class DenoiserRecipe(DiffusionConfig):
     """Standard deviation of what is to be made: 1 in latents, about 0.5 in pixels."""
     start: Literal["gaussian", "nothing"] = "gaussian"
     """What stands beside the network before it has learned: the best linear denoiser of the data, or nothing."""
+    text: TextConfig = NoText()
+    """How captions and prompts are read, in all stages; each has its own encoder, which learns with it."""
 
 
 class MistakesConfig(Config):
@@ -286,7 +290,7 @@ def mistake(error: Any, place: Any) -> UserError:
     key = ".".join(
         str(part)
         for part in error["loc"]
-        if part not in ("dit", "unet", "flow", "ddpm", "cosine", "karras", "noise", "blur")
+        if part not in ("dit", "unet", "flow", "ddpm", "cosine", "karras", "noise", "blur", "bytes", "none")
     )
     if not error["loc"]:  # of the recipe as a whole
         return UserError(f"{place('').rstrip(': ')}: {error['msg'].removeprefix('Value error, ')}")
@@ -299,6 +303,7 @@ def explain(error: Any, key: str) -> str:
         shown = f" (got {got!r})" if isinstance(got, str | int | float | bool) else ""
         return f"{key}: {error['msg'].removeprefix('Value error, ')}{shown}"
     backbones = [f"denoiser.backbone.{name}" for kind in (UnetConfig, DitConfig) for name in kind.model_fields]
+    backbones += [f"denoiser.text.{name}" for name in BytesConfig.model_fields]
     if (above := re.match(r"enlarge\.\d+\.", key)) is not None:
         backbones += all_keys(EnlargeRecipe().model_dump(), above[0])
     known = sorted({*all_keys(Recipe().model_dump()), *backbones})

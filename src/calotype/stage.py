@@ -30,6 +30,7 @@ from calotype.vocabulary import (
     OtherImages,
     Rng,
     Sigmas,
+    Text,
     per_image,
 )
 
@@ -42,7 +43,7 @@ class Sampling(Config):
     sampler: SamplerName = "dpm_solver"
     steps: PositiveInt = 24
     guidance: float = Field(default=2.0, ge=0)
-    """1 is none; above 1 away from what the model says without the label."""
+    """1 is none; above 1 away from what the model says without label and text."""
     guidance_low: float = Field(default=0.0, ge=0)
     guidance_high: float = Field(default=1e6, gt=0)
     """Guidance is used for sigmas between these two."""
@@ -75,18 +76,20 @@ class Stage:
         """How many times larger than the smaller image; 1 if there is none."""
         return self.image_size // (self.smaller_size or self.image_size)
 
-    def condition(self, labels: Labels, smaller: Images | None, level: Sigmas, noise: Tensor) -> Condition:
+    def condition(
+        self, labels: Labels, smaller: Images | None, level: Sigmas, noise: Tensor, text: Text | None = None
+    ) -> Condition:
         """All that the denoiser is told: one line of code for training and sampling, so the two cannot drift apart.
 
         `smaller` is spoilt by `level`, enlarged, and brought into the space (arXiv 2106.15282, section 4).
         """
         if smaller is None:
-            return Condition(labels)
+            return Condition(labels, text=text)
         spoilt = self.augmentation.apply(smaller, level, noise)
         above = self.space.encode(enlarged(spoilt, self.factor))
         spoils = per_image(self.augmentation.doubt(level))
         contrast = (local_contrast(above, max(1, self.factor // 2)).square() - spoils**2).clamp(min=0).sqrt()
-        return Condition(labels, above, level, torch.hypot(self.contrast * contrast, spoils))
+        return Condition(labels, above, level, torch.hypot(self.contrast * contrast, spoils), text)
 
     def denoise(self, condition: Condition, sampling: Sampling) -> Denoise:
         """The denoiser as a sampler sees it: a function of the noisy picture and sigma, guided as `sampling` says."""
@@ -95,13 +98,20 @@ class Stage:
             return lambda noisy, sigma: self.denoiser(noisy, torch.full_like(noisy[:, 0, 0, 0], sigma), condition)
 
         strong = told(condition)
-        if sampling.guidance == 1 or bool((condition.labels == NOT_TOLD).all()):
+        untold = condition.untold()
+        if sampling.guidance == 1 or (bool((condition.labels == NOT_TOLD).all()) and condition.text == untold.text):
             return strong
-        both = guided(strong, told(condition.untold()), sampling.guidance)
+        both = guided(strong, told(untold), sampling.guidance)
         return within(both, strong, sampling.guidance_low, sampling.guidance_high)
 
     def steps(
-        self, labels: Labels, smaller: Images | None, sampling: Sampling, rngs: Sequence[Rng], until: float = 0.0
+        self,
+        labels: Labels,
+        smaller: Images | None,
+        sampling: Sampling,
+        rngs: Sequence[Rng],
+        until: float = 0.0,
+        text: Text | None = None,
     ) -> Iterator[Latents]:
         """The sampler's states from noise down to sigma `until`, one image a `Rng`, on whose randomness alone it hangs.
 
@@ -110,7 +120,7 @@ class Stage:
         shape = self.shape if smaller is None else self._shape_above(smaller)
         sigmas = [*(sigma for sigma in self.schedule.grid(sampling.steps) if sigma > until), until]
         noisy = sigmas[0] * noise_each([rng.at("start") for rng in rngs], shape).to(labels.device)
-        yield from self.develop(noisy, sigmas, self.told(labels, smaller, sampling, rngs), sampling, rngs)
+        yield from self.develop(noisy, sigmas, self.told(labels, smaller, sampling, rngs, text), sampling, rngs)
 
     def develop(
         self, noisy: Latents, sigmas: list[float], condition: Condition, sampling: Sampling, rngs: Sequence[Rng]
@@ -124,13 +134,20 @@ class Stage:
 
         yield from SAMPLERS[sampling.sampler](self.denoise(condition, sampling), noisy, sigmas, fresh)
 
-    def told(self, labels: Labels, smaller: Images | None, sampling: Sampling, rngs: Sequence[Rng]) -> Condition:
+    def told(
+        self,
+        labels: Labels,
+        smaller: Images | None,
+        sampling: Sampling,
+        rngs: Sequence[Rng],
+        text: Text | None = None,
+    ) -> Condition:
         """The condition for sampling, with each image's own randomness."""
         level = torch.full(labels.shape, sampling.augmentation, device=labels.device)
         if smaller is None or sampling.conditioning == "truncated":  # a truncated picture is as noisy as that already
-            return self.condition(labels, smaller, level, torch.zeros(()))
+            return self.condition(labels, smaller, level, torch.zeros(()), text)
         noise = noise_each([rng.at("augmentation") for rng in rngs], tuple(smaller.shape[1:]))
-        return self.condition(labels, smaller, level, noise.to(smaller))
+        return self.condition(labels, smaller, level, noise.to(smaller), text)
 
     def _shape_above(self, smaller: Images) -> tuple[int, int, int]:
         height, width = (side * self.factor // self.space.reduction for side in smaller.shape[-2:])
@@ -139,7 +156,13 @@ class Stage:
 
 @torch.no_grad()
 def redrawn(
-    stage: Stage, images: Images, labels: Labels, sampling: Sampling, share: float, rngs: Sequence[Rng]
+    stage: Stage,
+    images: Images,
+    labels: Labels,
+    sampling: Sampling,
+    share: float,
+    rngs: Sequence[Rng],
+    text: Text | None = None,
 ) -> Images:
     """Pictures made noisy, and made clean again by the last steps of sampling (arXiv 2108.01073): `share` of them.
 
@@ -149,7 +172,7 @@ def redrawn(
     clean = stage.space.encode(images)
     noise = noise_each([rng.at("start") for rng in rngs], tuple(clean.shape[1:])).to(clean)
     smaller = shrunk(images, stage.factor) if stage.smaller_size else None
-    condition = stage.told(labels, smaller, sampling.model_copy(update={"conditioning": "whole"}), rngs)
+    condition = stage.told(labels, smaller, sampling.model_copy(update={"conditioning": "whole"}), rngs, text)
     return stage.space.decode(last(stage.develop(clean + sigmas[0] * noise, sigmas, condition, sampling, rngs)))
 
 
@@ -183,11 +206,13 @@ def generate(
     samplings: Sequence[Sampling],
     rngs: Sequence[Rng],
     smaller: Images | None = None,
+    text: Text | None = None,
 ) -> OtherImages:
-    """Pictures through all stages, from noise or from `smaller`. `labels` and `rngs` have one entry a picture."""
+    """Pictures through all stages, from noise or from `smaller`; labels, rngs and text have one entry a picture."""
     images = smaller
     for stage, sampling, until in zip(stages, samplings, stops(samplings), strict=True):
-        latents = last(stage.steps(labels, images, sampling, [rng.at(stage.image_size) for rng in rngs], until))
+        own = [rng.at(stage.image_size) for rng in rngs]
+        latents = last(stage.steps(labels, images, sampling, own, until, text))
         images = latents if until else stage.space.decode(latents)
     assert images is not None
     return images

@@ -39,6 +39,18 @@ class Config(BaseModel):
 
 
 @dataclass(frozen=True)
+class Text:
+    """What the pictures of a batch show, in words, one entry a picture; "" is not told."""
+
+    wanted: tuple[str, ...]
+    unwanted: tuple[str, ...] = ()
+    """What guidance leads away from, instead of from "not told"."""
+
+    def untold(self) -> Text:
+        return Text(self.unwanted or ("",) * len(self.wanted))
+
+
+@dataclass(frozen=True)
 class Condition:
     """What a denoiser is told besides the noisy picture and its sigma."""
 
@@ -46,9 +58,10 @@ class Condition:
     smaller: Latents | None = None  # the smaller picture, augmented, enlarged and brought into the stage's space
     augmentation: Sigmas | None = None  # how much the smaller picture was spoilt on purpose
     doubt: Float[Tensor, "batch 1 _ _"] | None = None  # how far off `smaller` may be, here and there: a deviation
+    text: Text | None = None  # for a denoiser that reads
 
     def untold(self) -> Condition:
-        return replace(self, labels=torch.full_like(self.labels, NOT_TOLD))
+        return replace(self, labels=torch.full_like(self.labels, NOT_TOLD), text=self.text and self.text.untold())
 
 
 @dataclass(frozen=True)
@@ -58,6 +71,7 @@ class Batch:
     clean: Latents
     labels: Labels
     smaller: Images | None = None  # the same pictures, shrunk, for a stage that looks at them
+    text: Text | None = None  # one of each picture's captions, where there are any
 
     def __len__(self) -> int:
         return len(self.clean)

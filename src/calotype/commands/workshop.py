@@ -16,10 +16,12 @@ from calotype.data.latents import cache_latents
 from calotype.learning.run import Interrupted, Leg, Run, go, stoppable
 from calotype.legs import (
     Examples,
+    as_read,
     autoencoder_leg,
     crop_examples,
     denoiser_leg,
     enlarger_leg,
+    held_out_prompts,
     latent_examples,
     mistakes_leg,
     picture_examples,
@@ -60,6 +62,7 @@ def develop(run: Run, plan: Plan, pictures: Pictures, machine: Machine, voice: V
 def _develop(
     run: Run, plan: Plan, pictures: Pictures, device: torch.device, voice: Voice, stop: threading.Event
 ) -> None:
+    pictures = as_read(plan.recipe, pictures)
     workshop = Workshop(run, plan, pictures, device, voice, stop)
     space, examples = workshop.space()
     stages = [workshop.base(space, examples)]
@@ -70,7 +73,8 @@ def _develop(
         stages.append(stage)
     save_model(run.folder / "model", recipe, stages, pictures.classes)
     with run.timing("samples"):
-        sample(run.folder, plan.final_count, None, recipe.seed, run.folder / "samples", str(device), voice)
+        where, prompts = run.folder / "samples", held_out_prompts(pictures, plan.final_count)
+        sample(run.folder, plan.final_count, None, recipe.seed, where, str(device), voice, prompt=prompts)
 
 
 @dataclass(frozen=True)

@@ -102,6 +102,8 @@ class Leg:
     preview: Callable[[Path], None]
     check: Callable[[], dict[str, float]]
     pace: Callable[[Clock], None] = lambda clock: None
+    prompts: tuple[str, ...] = ()
+    """What the pictures in `preview` were asked to show."""
 
 
 def go(run: Run, leg: Leg, stop: threading.Event, progress: Callable[[int, int, str], None]) -> None:
@@ -150,7 +152,7 @@ def look(run: Run, leg: Leg) -> None:
     file = f"previews/{leg.name}-{leg.clock.images_seen:010d}.png"
     (run.folder / "previews").mkdir(exist_ok=True)
     leg.preview(run.folder / file)
-    run.log("preview", **where, file=file)
+    run.log("preview", **where, file=file, **({"prompts": leg.prompts} if leg.prompts else {}))
     run.log("check", **where, progress=leg.clock.progress, measures=leg.check())
 
 

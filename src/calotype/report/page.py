@@ -18,7 +18,7 @@ from calotype.report.words import count, deviation, duration, listed, memory, mo
 
 HERO_BYTES, RECONSTRUCTION_BYTES, PREVIEWS_BYTES = 1_200_000, 500_000, 1_200_000
 """The most that pictures may take: 3.4 MB with both reconstructions, 4.5 MB in base64."""
-MOST_PREVIEWS, MOST_NOTES = 12, 100
+MOST_PREVIEWS, MOST_NOTES, MOST_PROMPTS = 12, 100, 48
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 Row = tuple[Inside, ...]
@@ -119,7 +119,16 @@ def hero(run: Run) -> Html | None:
     if shown is None and latest is not None:
         caption = f"The latest preview, after {after(latest)}; the run has no samples yet."
         shown = figure(show(latest.file, "The latest preview"), caption, "plate")
-    return shown and tag("div", shown, class_="hero")
+    asked = prompted([str(one) for one in run.samples.get("prompts") or []])
+    return shown and tag("div", shown, asked, class_="hero")
+
+
+def prompted(prompts: Sequence[str]) -> Html | None:
+    """What pictures were asked to show, in reading order."""
+    if not prompts:
+        return None
+    said = [tag("li", one or "no prompt") for one in prompts[:MOST_PROMPTS]]
+    return tag("details", tag("summary", "The prompts, in reading order"), tag("ol", *said))
 
 
 def after(preview: Preview) -> str:
@@ -234,7 +243,8 @@ def development(run: Run) -> Html | None:
     show = partial(picture, alt="Samples", longest=1000, limit=PREVIEWS_BYTES // max(1, kept))
     figures = [figure(show(one.file), after(one), "frame") for one in chosen]
     how = "Samples from the same noise each time, while the denoiser learns."
-    return section("Development", tag("p", how), tag("div", *figures, class_="strip")) if any(figures) else None
+    asked = prompted(chosen[-1].prompts) if chosen else None
+    return section("Development", tag("p", how), tag("div", *figures, class_="strip"), asked) if any(figures) else None
 
 
 def recipe(run: Run) -> Html | None:
