@@ -48,12 +48,15 @@ def read_portraits(size: int, count: int | None = None, progress: Progress | Non
 
     Their captions, one in English and one in Vietnamese, are made from what is drawn.
     """
-    count = _checked_count(count, size)
-    path = _cache_folder() / f"portraits-{size}-{count}-{_fingerprint()}.npy"
-    pixels, facts = stored(path) or _drawn(path, size, count, progress)
+    pixels, facts = _kept(size, count, progress)
     sources = [Source(*fact) for fact in facts["sources"]]
     pictures = assemble(pixels, sources, STYLES, size, [*facts["notes"], *class_notes(sources, STYLES)])
     return with_captions(pictures, Captions(tuple(map(describe, facts["drawn"])), optional=True))
+
+
+def read_drawn(size: int, count: int | None = None) -> list[Facts]:
+    """What is drawn on the portraits of `read_portraits`, in their order."""
+    return list(_kept(size, count)[1]["drawn"])
 
 
 def write_portraits(size: int, count: int | None, folder: Path, progress: Progress | None = None) -> None:
@@ -74,6 +77,13 @@ def write_portraits(size: int, count: int | None, folder: Path, progress: Progre
 def licence() -> str:
     """Who drew the styles, and under which licences."""
     return next(content for name, content in _members() if name == "LICENSE.md").decode()
+
+
+def _kept(size: int, count: int | None, progress: Progress | None = None) -> tuple[Pixels, Any]:
+    """Drawn now, or by an earlier call."""
+    count = _checked_count(count, size)
+    path = _cache_folder() / f"portraits-{size}-{count}-{_fingerprint()}.npy"
+    return stored(path) or _drawn(path, size, count, progress)
 
 
 def _drawn(path: Path, size: int, count: int, progress: Progress | None) -> tuple[Pixels, Any]:

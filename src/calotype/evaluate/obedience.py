@@ -1,0 +1,83 @@
+"""Does a model show what it was told? Colours are measured, classes are recognised, and captions are told apart."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from calotype.evaluate.distances import Features
+from calotype.stage import Stage
+from calotype.vocabulary import NOT_TOLD, Condition, Images, Latents, Rng, Text, per_image
+
+Palette = Float[Tensor, "colour 3"]  # in [-1, 1], as pictures
+Choice = Int[Tensor, " batch"]
+
+NEAR = 0.25
+"""How far a pixel may be from a colour to count as that colour: 32 of 255 in each channel would be 0.43."""
+
+
+def palette(colours: Sequence[str]) -> Palette:
+    """From `#rrggbb`."""
+    return torch.tensor([[int(one[at : at + 2], 16) / 127.5 - 1 for at in (1, 3, 5)] for one in colours])
+
+
+def background(images: Images, colours: Palette) -> Choice:
+    """Which colour the upper corners have, an eighth of the side each: the nearest to their median."""
+    side = max(1, images.shape[-1] // 8)
+    corners = torch.cat([images[..., :side, :side], images[..., :side, -side:]], 3)
+    return torch.cdist(corners.flatten(2).median(2).values.float(), colours).argmin(1)
+
+
+def clothing(images: Images, colours: Palette) -> Choice:
+    """Which colour most pixels of the lowest quarter have."""
+    lower = images[..., -(images.shape[-2] // 4) :, :].flatten(2).transpose(1, 2)
+    away = torch.cdist(lower.float(), colours.expand(len(lower), -1, -1))
+    near = away.min(2, keepdim=True).values.clamp(max=NEAR)
+    return (away <= near).sum(1).argmax(1)
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """Ridge regression on features, to one column a class."""
+
+    weights: np.ndarray[tuple[int, int], np.dtype[np.float64]]
+    mean: np.ndarray[tuple[int], np.dtype[np.float64]]
+
+    def __call__(self, features: Features) -> Choice:
+        return torch.from_numpy(((features - self.mean) @ self.weights).argmax(1))
+
+
+def learn_classes(features: Features, labels: Choice, ridge: float = 1e-2) -> Classifier:
+    """From real pictures; how often it is right on others of them belongs beside whatever it says of samples."""
+    mean = features.mean(0, dtype=np.float64)
+    centred, targets = features - mean, np.eye(int(labels.max()) + 1)[labels.numpy()]
+    gram = centred.T @ centred
+    gram[np.diag_indices_from(gram)] += ridge * np.trace(gram) / len(gram)
+    return Classifier(np.linalg.solve(gram, centred.T @ (targets - targets.mean(0))), mean)
+
+
+@torch.no_grad()
+def retrieval(stage: Stage, clean: Latents, captions: Sequence[str], rng: Rng, draws: int = 4) -> float:
+    """How often a picture is denoised best with its own caption among all n (arXiv 2303.16203); by chance, 1 / n.
+
+    Every caption meets the same noise, `draws` times for each picture.
+    """
+    right = 0
+    everyone = Text(tuple(captions))
+    labels = torch.full((len(captions),), NOT_TOLD, device=clean.device)
+    for index, one in enumerate(clean):
+        error = torch.zeros(len(captions), device=clean.device)
+        for draw in range(draws):
+            own = rng.at(index, draw)
+            sigma = stage.schedule.draw(1, own.at("sigma")).to(clean).expand(len(captions))
+            noise = own.noise_like(one)[None].expand(len(captions), -1, -1, -1)
+            same = one[None].expand_as(noise)
+            denoised = stage.denoiser(same + per_image(sigma) * noise, sigma, Condition(labels, text=everyone))
+            error += (denoised - same).square().flatten(1).mean(1) / sigma**2
+        right += captions[int(error.argmin())] == captions[index]
+    return right / len(captions)
