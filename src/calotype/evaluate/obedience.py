@@ -12,7 +12,7 @@ from torch import Tensor
 
 from calotype.evaluate.distances import Features
 from calotype.stage import Stage
-from calotype.vocabulary import NOT_TOLD, Condition, Images, Latents, Rng, Text, per_image
+from calotype.vocabulary import NOT_TOLD, Condition, Images, Latents, Rng, Text
 
 Palette = Float[Tensor, "colour 3"]  # in [-1, 1], as pictures
 Choice = Int[Tensor, " batch"]
@@ -67,17 +67,15 @@ def retrieval(stage: Stage, clean: Latents, captions: Sequence[str], rng: Rng, d
 
     Every caption meets the same noise, `draws` times for each picture.
     """
-    right = 0
-    everyone = Text(tuple(captions))
-    labels = torch.full((len(captions),), NOT_TOLD, device=clean.device)
-    for index, one in enumerate(clean):
-        error = torch.zeros(len(captions), device=clean.device)
+    count, right = len(captions), 0
+    condition = Condition(torch.full((count,), NOT_TOLD, device=clean.device), text=Text(tuple(captions)))
+    for index, own in enumerate(captions):
+        same = clean[[index]].expand(count, -1, -1, -1)
+        error = torch.zeros(count, device=clean.device)
         for draw in range(draws):
-            own = rng.at(index, draw)
-            sigma = stage.schedule.draw(1, own.at("sigma")).to(clean).expand(len(captions))
-            noise = own.noise_like(one)[None].expand(len(captions), -1, -1, -1)
-            same = one[None].expand_as(noise)
-            denoised = stage.denoiser(same + per_image(sigma) * noise, sigma, Condition(labels, text=everyone))
-            error += (denoised - same).square().flatten(1).mean(1) / sigma**2
-        right += captions[int(error.argmin())] == captions[index]
-    return right / len(captions)
+            here = rng.at(index, draw)
+            sigma = stage.schedule.draw(1, here.at("sigma")).to(clean).expand(count)
+            noise = here.noise_like(clean[[index]]).expand_as(same)
+            error += stage.denoiser.loss(same, sigma, noise, condition)
+        right += captions[int(error.argmin())] == own
+    return right / count
