@@ -39,7 +39,7 @@ def test_every_line_of_a_text_file_is_a_caption(folder):
     (folder / "2.txt").write_bytes(b"\xef\xbb\xbfwith a mark of its order")
     of, notes = captions_of(folder, "0.png", "1.png", "2.png")
     assert of == ((), ("a cat", "một con mèo"), ("with a mark of its order",))
-    assert notes == ["captions of 2 pictures, from .txt files (2); 1 pictures have none, which counts as not told"]
+    assert notes == ["captions of 2 pictures, from .txt files (2); 1 picture without one: not told"]
 
 
 def test_metadata_names_pictures_below_it_and_may_have_several_captions(folder):
@@ -106,7 +106,7 @@ def test_marks_that_turn_or_control_text_are_taken_out_and_counted(folder):
     (folder / "0.txt").write_text("evil \u202egnp.exe\u202c \x1b[31mred", encoding="utf-8")
     of, notes = captions_of(folder, "0.png")
     assert of == (("evil gnp.exe [31mred",),)
-    assert notes[1:] == ["1 captions lost control or direction marks, or their end"]
+    assert notes[1:] == ["1 caption lost marks that control or turn text, or a long end"]
 
 
 def test_a_malformed_line_is_named_and_the_others_count(folder):
@@ -136,8 +136,8 @@ def test_nothing_outside_the_folder_is_read(folder, tmp_path):
     of, notes = captions_of(folder, "0.png", "1.png", "2.png", "sub/1.png")
     assert of == ((), (), ("two",), ())
     assert notes[1:] == [
-        "3 lines of metadata name files outside the folder: ignored",
-        "1 lines of metadata name no picture that was read",
+        "3 lines of metadata named files outside the folder: ignored",
+        "1 line of metadata named no picture that was read",
     ]
 
 

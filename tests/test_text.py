@@ -135,6 +135,15 @@ def test_the_loss_reaches_every_parameter_that_reads(config):
     assert network.backbone.encoder.letters.weight.grad.any()
 
 
+@backbones
+def test_bfloat16_reads_alike(config):
+    exact = perturbed(denoiser(config), 0.1)
+    coarse = Denoiser(build_reading(config, 3, 3, CONFIG), config.width, 2, "flow", "bfloat16")
+    coarse.load_state_dict(exact.state_dict())
+    one, other = (answer(network, TEXTS) for network in (exact, coarse))
+    assert 1e-4 < (one - other).norm() / one.norm() < 0.05
+
+
 def test_untold_text_is_what_guidance_leads_away_from():
     plain, against = (Condition(torch.zeros(2).long(), text=Text(("a", "b"), more)) for more in ((), ("x", "y")))
     assert plain.untold().text == Text(("", "")) and against.untold().text == Text(("x", "y"))

@@ -62,17 +62,20 @@ class Found:
     def notes(self, names: Sequence[str]) -> list[str]:
         told = sum(name in self.captions for name in names)
         kinds = " and ".join(f"{kind} ({count:,})" for kind, count in sorted(self.described.items()))
-        missing = f"; {len(names) - told:,} pictures have none, which counts as not told" if told < len(names) else ""
-        refused = f"{', '.join(self.refused[:5])}" + (
-            f" and {len(self.refused) - 5:,} more" if len(self.refused) > 5 else ""
-        )
-        return [
-            *([f"captions of {told:,} pictures, from {kinds}{missing}"] if told else []),
-            *([f"passed over as captions: {refused}"] if refused else []),
-            *([f"{self.cleaned:,} captions lost control or direction marks, or their end"] if self.cleaned else []),
-            *([f"{self.outside:,} lines of metadata name files outside the folder: ignored"] if self.outside else []),
-            *([f"{self.strangers:,} lines of metadata name no picture that was read"] if self.strangers else []),
-        ]
+        missing = f"; {many(len(names) - told, 'picture')} without one: not told" if told < len(names) else ""
+        more = f" and {len(self.refused) - 5:,} more" if len(self.refused) > 5 else ""
+        said = {
+            f"captions of {many(told, 'picture')}, from {kinds}{missing}": told,
+            f"passed over as captions: {', '.join(self.refused[:5])}{more}": len(self.refused),
+            f"{many(self.cleaned, 'caption')} lost marks that control or turn text, or a long end": self.cleaned,
+            f"{many(self.outside, 'line')} of metadata named files outside the folder: ignored": self.outside,
+            f"{many(self.strangers, 'line')} of metadata named no picture that was read": self.strangers,
+        }
+        return [note for note, count in said.items() if count]
+
+
+def many(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def read_captions(folder: Path, names: Sequence[str]) -> tuple[Captions | None, Found]:

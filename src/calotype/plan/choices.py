@@ -298,7 +298,7 @@ def choose_text(captions: Captions | None, width: int, depth: int) -> dict[str, 
 
 def describe_text(recipe: Recipe) -> str:
     text = recipe.denoiser.text
-    return "none" if text.kind == "none" else f"bytes: {text.depth} layers, width {text.width}, {text.words} words"
+    return "none" if text.kind == "none" else f"bytes, width {text.width}, depth {text.depth}, up to {text.words} words"
 
 
 def reason_of_text(captions: Captions) -> str:
