@@ -180,11 +180,11 @@ def test_a_caption_that_names_the_colour_is_obeyed():
     clean = torch.tensor(list(colours.values()))[:, :, None, None].expand(-1, -1, 4, 4)
     network = denoiser(DitConfig(width=32, depth=1, heads=2, patch=2))
     objective = Denoising(Stage(network, PixelSpace(), Flow(), 4), 0.1)
-    players, clock = {"denoiser": Player(network, PlayerConfig(learning_rate=4e-3, warmup=0.0))}, Clock(10**6, 24, 0)
-    batch = Batch(clean.repeat(8, 1, 1, 1), torch.full((24,), NOT_TOLD), text=Text(names * 8))
-    for _ in range(200):
+    players, clock = {"denoiser": Player(network, PlayerConfig(learning_rate=4e-3, warmup=0.0))}, Clock(10**6, 12, 0)
+    batch = Batch(clean.repeat(4, 1, 1, 1), torch.full((12,), NOT_TOLD), text=Text(names * 4))
+    for _ in range(140):
         learn(players, objective.losses(batch, 0.0, clock.rng()), clock)
-        clock.advance(24)
+        clock.advance(12)
     stage, sampling = objective.stage, Sampling(steps=8)
     asked = Text(names[::-1], ())
     rngs = [Rng((index,)) for index in range(3)]
@@ -216,7 +216,7 @@ def test_a_captioned_folder_becomes_a_model_that_reads(folder, tmp_path, setting
     assert "captions of 10 pictures, from .txt files (10)" in voice.plans[0].notes
     asked = read_json(run / "samples" / "samples.json")["prompts"]
     page = (run / "report.html").read_text()
-    assert len(asked) == 4 and "<b>" not in page.replace("<body>", "") and "The prompts, in reading order" in page
+    assert len(asked) == 4 and "picture <b>" not in page and "The prompts, in reading order" in page
     model = calotype.load(run)
     one, other = (model.sample(2, prompt=prompt, seed=3) for prompt in ("bức tranh 1", ["bức tranh 1", "bức tranh 2"]))
     assert all(stage.denoiser.backbone.encoder is not None for stage in model.stages)
