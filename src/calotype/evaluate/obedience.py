@@ -17,8 +17,8 @@ from calotype.vocabulary import NOT_TOLD, Condition, Images, Latents, Rng, Text
 Palette = Float[Tensor, "colour 3"]  # in [-1, 1], as pictures
 Choice = Int[Tensor, " batch"]
 
-NEAR = 0.25
-"""How far a pixel may be from a colour to count as that colour: 32 of 255 in each channel would be 0.43."""
+NEAR = 0.4
+"""How far a pixel may be from a colour to count as that colour: about 30 of 255 in each channel."""
 
 
 def palette(colours: Sequence[str]) -> Palette:
@@ -34,11 +34,12 @@ def background(images: Images, colours: Palette) -> Choice:
 
 
 def clothing(images: Images, colours: Palette) -> Choice:
-    """Which colour most pixels of the lowest quarter have."""
-    lower = images[..., -(images.shape[-2] // 4) :, :].flatten(2).transpose(1, 2)
-    away = torch.cdist(lower.float(), colours.expand(len(lower), -1, -1))
-    near = away.min(2, keepdim=True).values.clamp(max=NEAR)
-    return (away <= near).sum(1).argmax(1)
+    """Which of the colours most pixels have in the middle of the lowest eighth."""
+    height, width = images.shape[-2:]
+    lower = images[..., -max(1, height // 8) :, width // 4 : -(width // 4)].flatten(2).transpose(1, 2)
+    away, nearest = torch.cdist(lower.float(), colours.expand(len(lower), -1, -1)).min(2)
+    count = [((nearest == colour) & (away < NEAR)).sum(1) for colour in range(len(colours))]
+    return torch.stack(count, 1).argmax(1)
 
 
 @dataclass(frozen=True)
