@@ -140,7 +140,8 @@ def sampled(run: Run) -> str:
     said = ", ".join(
         f"{plain(name)} {setting(value)}" for name, value in settings.items() if value not in (None, math.inf)
     )
-    labels = labels_in_words(run.samples.get("labels") or []) if run.facts.get("classes") else ""
+    labelled = run.facts.get("classes") and not run.samples.get("prompts")
+    labels = labels_in_words(run.samples.get("labels") or []) if labelled else ""
     return " ".join(filter(None, ("Samples.", labels, f"Made with {said}." if said else "")))
 
 
