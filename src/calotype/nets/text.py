@@ -69,22 +69,21 @@ class BytesEncoder(nn.Module):
         self.letters = nn.Embedding(256 * LETTERS, config.width, padding_idx=0)
         self.norm_in = nn.RMSNorm(config.width, eps=1e-6)
         self.neighbours = nn.Conv1d(config.width, config.width, 5, padding=2)
-        self.start = nn.Parameter(torch.randn(1, 1, config.width))
         self.blocks = nn.ModuleList(TextBlock(config.width, config.heads) for _ in range(config.depth))
         self.norm = nn.RMSNorm(config.width, eps=1e-6)
 
     def forward(self, texts: Sequence[str]) -> Words:
-        letters = tokens_of(texts, self.config.words).to(self.start.device)
+        letters = tokens_of(texts, self.config.words).to(self.letters.weight.device)
         mask = letters.any(2)
         places = 256 * torch.arange(LETTERS, device=letters.device)
         tokens = self.norm_in(self.letters((letters + places) * (letters > 0)).sum(2)) * mask[..., None]
         tokens = tokens + self.neighbours(tokens.transpose(1, 2)).transpose(1, 2)
-        tokens = torch.cat([self.start.expand(len(texts), 1, -1), tokens], 1)
-        heard = F.pad(mask, (1, 0), value=True)
+        heard = mask | ~mask.any(1, keepdim=True)  # attention to nothing at all is not a number
         for block in self.blocks:
             tokens = block(tokens, heard)
         tokens = self.norm(tokens)
-        return Words(tokens[:, 1:], mask, tokens[:, 0] * mask.any(1, keepdim=True))
+        together = (tokens * mask[..., None]).sum(1) / mask.sum(1, keepdim=True).clamp(min=1).sqrt()
+        return Words(tokens, mask, together)
 
     def rest(self, text: str) -> str:
         return text_of(pieces(text)[self.config.words :])
