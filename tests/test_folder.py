@@ -244,7 +244,7 @@ def test_a_stop_while_the_cache_is_written_leaves_nothing_behind(tmp_path, no_me
 
 def test_a_full_disk_is_told_before_anything_is_decoded(tmp_path, no_memory, monkeypatch):
     album(tmp_path / "album", 4)
-    monkeypatch.setattr(module.shutil, "disk_usage", lambda _: namedtuple("Usage", "free")(100))
+    monkeypatch.setattr("shutil.disk_usage", lambda _: namedtuple("Usage", "free")(100))
     monkeypatch.setattr(module, "read_image", unreadable)
     with pytest.raises(UserError, match=r"only 0\.0 GB are free"):
         read_folder(tmp_path / "album", 16, tmp_path / "cache")

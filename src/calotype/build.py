@@ -14,20 +14,31 @@ from calotype.nets.critic import Critic
 from calotype.nets.dit import Dit, DitConfig
 from calotype.nets.kl import Autoencoder, Kl, KlConfig
 from calotype.nets.perceptual import efficientnet_lite0
+from calotype.nets.text import BytesConfig, BytesEncoder, NoText, Reading
 from calotype.nets.unet import Unet, UnetConfig
 from calotype.nets.vae import Vae, VaeConfig
-from calotype.recipe import Backbone, Recipe
+from calotype.recipe import Backbone, Recipe, TextConfig
 from calotype.spaces.latent import LatentSpace
 from calotype.spaces.pixel import PixelSpace, Space
 from calotype.stage import Stage
 
 
-def build_backbone(config: Backbone, in_channels: int, out_channels: int) -> nn.Module:
+def build_backbone(config: Backbone, in_channels: int, out_channels: int, context_width: int = 0) -> nn.Module:
     match config:
         case UnetConfig():
-            return channels_last(Unet(config, in_channels, out_channels))
+            return channels_last(Unet(config, in_channels, out_channels, context_width))
         case DitConfig():
-            return Dit(config, in_channels, out_channels)
+            return Dit(config, in_channels, out_channels, context_width)
+
+
+def build_reading(config: Backbone, in_channels: int, out_channels: int, text: TextConfig) -> nn.Module:
+    """A backbone, with ears for words if there is a text encoder."""
+    match text:
+        case NoText():
+            return build_backbone(config, in_channels, out_channels)
+        case BytesConfig():
+            backbone = build_backbone(config, in_channels, out_channels, text.width)
+            return Reading(backbone, BytesEncoder(text), config.width)
 
 
 def build_space(recipe: Recipe) -> LatentSpace:
@@ -46,7 +57,7 @@ def build_stage(recipe: Recipe, space: Space, classes: int, mixture: Mixture | N
     """The first stage. With a mixture, the backbone also sees what that makes of the noisy picture."""
     config = recipe.denoiser
     seen = 1 if mixture is None else 2
-    backbone = build_backbone(config.backbone, seen * space.channels, space.channels)
+    backbone = build_reading(config.backbone, seen * space.channels, space.channels, config.text)
     width = config.backbone.width
     denoiser = Denoiser(backbone, width, classes, config.scaling, recipe.precision, config.spread, mixture)
     return Stage(denoiser, space, config.schedule, recipe.chain[0])
@@ -56,7 +67,8 @@ def build_enlarger(recipe: Recipe, size: int, classes: int) -> Stage:
     """The stage that makes pictures of this size from those of the stage before; `local` is still to be fitted."""
     config, space, smaller = recipe.enlarger(size), PixelSpace(), recipe.chain[recipe.chain.index(size) - 1]
     local = LocalGaussians(size // smaller) if config.start == "gaussian" else None
-    backbone = build_backbone(config.backbone, (2 if local is None else 3) * space.channels, space.channels)
+    seen = 2 if local is None else 3
+    backbone = build_reading(config.backbone, seen * space.channels, space.channels, recipe.denoiser.text)
     width, spread = config.backbone.width, config.spread
     denoiser = Denoiser(backbone, width, classes, config.scaling, recipe.precision, spread, local=local)
     return Stage(denoiser, space, config.schedule, size, smaller, config.augmentation)

@@ -53,7 +53,7 @@ CanvasSize = Annotated[
     typer.Option(help="Width x height in pixels, as in 256x384. [default: as learned]", show_default=False),
 ]
 Steps = Annotated[int | None, typer.Option(help="Steps of the sampler.", show_default=False)]
-Guidance = Annotated[float | None, typer.Option(help="1 is none; 2 follows the label more.", show_default=False)]
+Guidance = Annotated[float | None, typer.Option(help="1 is none; 2 follows label and prompt more.", show_default=False)]
 SamplerOption = Annotated[
     str | None, typer.Option("--sampler", help="euler, heun, dpm_solver or ancestral.", show_default=False)
 ]
@@ -106,11 +106,16 @@ def resume(run: RunFolder, device: Device = "auto", force: Force = False) -> Non
 @app.command()
 def sample(
     run: RunFolder,
-    count: Annotated[int, typer.Option(help="How many pictures.")] = 16,
+    count: Annotated[
+        int | None, typer.Option(help="How many pictures. [default: 16, or one a prompt]", show_default=False)
+    ] = None,
     label: Annotated[
         str | None,
         typer.Option(help="Of which class. [default: each in turn; --from: any]", show_default=False),
     ] = None,
+    prompt: Annotated[str | None, typer.Option(help="What they show, in words.", show_default=False)] = None,
+    negative: Annotated[str | None, typer.Option(help="What guidance leads away from.", show_default=False)] = None,
+    prompts: Annotated[Path | None, typer.Option(help="File of prompts, one a line.", show_default=False)] = None,
     seed: Annotated[int, typer.Option(help="Equal seeds give equal pictures.")] = 0,
     source: Annotated[
         Path | None, typer.Option("--from", help="New versions of this picture.", show_default=False)
@@ -134,7 +139,9 @@ def sample(
     from calotype.voice import Terminal
 
     voice = Terminal()
-    wanted = {"steps": steps, "guidance": guidance, "sampler": sampler}
+    asked = _prompts(prompt, prompts)
+    wanted = {"prompt": asked, "negative": negative, "steps": steps, "guidance": guidance, "sampler": sampler}
+    count = (len(asked) if prompts else 16) if count is None else count
     sheet = commands.Sheet(size, source, strength, mask)
     folder = commands.sample(run, count, label, seed, out, device, voice, sheet, **wanted)
     voice.say(f"{count} pictures in {folder}; all of them: {folder / 'grid.png'}")
@@ -316,6 +323,15 @@ def check_data(
     from calotype.voice import Terminal
 
     commands.check_data(folder, size, Terminal())
+
+
+def _prompts(prompt: str | None, file: Path | None) -> list[str]:
+    from calotype import commands
+    from calotype.vocabulary import UserError
+
+    if prompt is not None and file is not None:
+        raise UserError("--prompt and --prompts both say what to show; leave one out")
+    return commands.read_prompts(file) if file else [prompt or ""] * (prompt is not None)
 
 
 def _wish(

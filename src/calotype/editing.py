@@ -25,6 +25,7 @@ from calotype.vocabulary import (
     OtherImages,
     Randomness,
     Sigmas,
+    Text,
 )
 
 AGAIN = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
@@ -104,7 +105,13 @@ def feathered(mask: Mask, reach: int) -> Mask:
 
 @torch.no_grad()
 def redrawn(
-    stage: Stage, images: Images, labels: Labels, sampling: Sampling, share: float, rngs: Sequence[Randomness]
+    stage: Stage,
+    images: Images,
+    labels: Labels,
+    sampling: Sampling,
+    share: float,
+    rngs: Sequence[Randomness],
+    text: Text | None = None,
 ) -> Images:
     """Pictures made noisy, and made clean again by the last steps of sampling (arXiv 2108.01073): `share` of them.
 
@@ -113,7 +120,7 @@ def redrawn(
     smaller = shrunk(images, stage.factor) if stage.smaller_size else None
     whole = sampling.model_copy(update={"conditioning": "whole"})
     start = near(images, stage.image_size, share)
-    return stage.space.decode(last(stage.steps(labels, smaller, whole, rngs, start=start)))
+    return stage.space.decode(last(stage.steps(labels, smaller, whole, rngs, start=start, text=text)))
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from calotype.build import build_enlarger, build_first_stage, build_joint, build
 from calotype.data.folder import Pictures
 from calotype.data.images import grid, images_from_pixels, pils_from_images, pixels_from_images
 from calotype.data.latents import LatentCache
-from calotype.data.sources import LatentSource, PictureSource
+from calotype.data.sources import LatentSource, PictureSource, drawn
 from calotype.diffusion.denoiser import Denoiser
 from calotype.diffusion.gaussian import Mixture, Unseen, fit, flow_error, refit
 from calotype.diffusion.local import enlarged
@@ -39,7 +39,7 @@ from calotype.recipe import DiffusionConfig, ImportedSpace, Recipe, leg_above, m
 from calotype.spaces.latent import LatentSpace
 from calotype.spaces.pixel import Space
 from calotype.stage import Sampling, Stage, generate, shrunk
-from calotype.vocabulary import NOT_TOLD, Batch, Images, Labels, OtherImages, Rng
+from calotype.vocabulary import NOT_TOLD, Batch, Images, Labels, OtherImages, Rng, Text
 
 PREVIEW_COUNT = 12
 PREVIEW_VALUES = 2**20
@@ -61,6 +61,19 @@ MOST_VALUES = 2**26
 
 Examples = Callable[[Tensor], Source]
 """From the indices of pictures to batches of them, as a denoiser wants them."""
+
+
+def as_read(recipe: Recipe, pictures: Pictures) -> Pictures:
+    """Without captions where nothing reads them."""
+    return pictures if recipe.denoiser.text.kind != "none" else replace(pictures, captions=None)
+
+
+def held_out_prompts(pictures: Pictures, count: int) -> tuple[str, ...]:
+    """Captions of pictures that are not trained on, to sample with; none where there are none."""
+    captions = pictures.captions
+    told = [index for index in pictures.held_out_indices.tolist() if captions and captions.of[index]]
+    text = drawn(captions, torch.tensor(told[:count], dtype=torch.long), Rng(("prompts",)))
+    return text.wanted if text else ()
 
 
 def start_space(recipe: Recipe, pictures: Pictures, device: torch.device) -> LatentSpace:
@@ -171,7 +184,7 @@ class Reconstructions:
 
 def latent_examples(recipe: Recipe, pictures: Pictures, cache: LatentCache, device: torch.device) -> Examples:
     rng = Rng((recipe.seed, "latents"))
-    return lambda chosen: LatentSource(cache, pictures.labels, chosen, rng, device)
+    return lambda chosen: LatentSource(cache, pictures.labels, chosen, rng, device, pictures.captions)
 
 
 def picture_examples(recipe: Recipe, pictures: Pictures, device: torch.device) -> Examples:
@@ -305,7 +318,9 @@ def redraw_all(
         images = shrunk(images_from_pixels(pictures.pixels[part]).to(device), factor)
         rngs = [rng.at("redrawn", int(one)) for one in part]
         labels = pictures.labels[part].to(device)
-        made.append(pixels_from_images(redrawn(below, images, labels, recipe.samplings[index], share, rngs)).cpu())
+        text = drawn(pictures.captions, part, rng.at("redrawn", int(part[0])))
+        again = redrawn(below, images, labels, recipe.samplings[index], share, rngs, text)
+        made.append(pixels_from_images(again).cpu())
     return torch.cat(made)
 
 
@@ -328,16 +343,16 @@ def diffusion_leg(
     rng = Rng((recipe.seed, name))
     look = Samples(averaged(stage, player), stage, sampling, held_out, same, len(pictures.classes), rng)
     clock = Clock(config.images, config.batch, recipe.seed)
-    players = {"denoiser": player}
     return DenoiserLeg(
         name,
         objective,
-        players,
+        {"denoiser": player},
         train,
         clock,
         look.draw,
         look.measure,
         held_out=len(held_out),
+        prompts=look.prompts,
         preview_raw=look.draw_raw,
     )
 
@@ -429,23 +444,46 @@ class Samples:
     @torch.no_grad()
     def draw(self, path: Path) -> None:
         few = self.sampling.model_copy(update={"steps": min(10, self.sampling.steps), "conditioning": "whole"})
-        device, smaller = self.held_out.labels.device, self.held_out.smaller
-        count = max(4, min(PREVIEW_COUNT, PREVIEW_VALUES // self.stage.image_size**2))
+        smaller = self.held_out.smaller
         rngs = [Rng(("preview", index)) for index in range(PREVIEW_COUNT)]
         if smaller is None:
-            shown = generate([self.stage], each_class(count, self.classes, device), [few], rngs[:count])
+            labels, text = self.asked(self.count)
+            shown = generate([self.stage], labels, [few], rngs[: len(labels)], text=text)
         else:
-            shown = self._enlarged(smaller[: PREVIEW_COUNT // 2], few, rngs)
+            shown = self._enlarged(smaller[: self.count], few, rngs)
         grid(pils_from_images(shown), 6).save(path)
 
     def draw_raw(self, path: Path) -> None:
         with at_rest(self.raw.denoiser):
             replace(self, stage=self.raw).draw(path)
 
+    @property
+    def count(self) -> int:
+        """Of pictures in a preview."""
+        most = max(4, min(PREVIEW_COUNT, PREVIEW_VALUES // self.stage.image_size**2))
+        return most if self.held_out.smaller is None else PREVIEW_COUNT // 2
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """Of the pictures in a preview."""
+        text = self.text(self.count)
+        return text.wanted if text else ()
+
+    def asked(self, count: int) -> tuple[Labels, Text | None]:
+        """What previews show: held-out captions, alone, as prompts are; else every class in turn."""
+        labels = each_class(count, self.classes, self.held_out.labels.device)
+        if (text := self.text(count)) is None:
+            return labels, None
+        return torch.full_like(labels[: len(text.wanted)], NOT_TOLD), text
+
+    def text(self, count: int) -> Text | None:
+        return self.held_out.text and self.held_out.text.of(slice(count))
+
     def _enlarged(self, smaller: Images, sampling: Sampling, rngs: list[Rng]) -> OtherImages:
         """The smaller picture, what the stage makes of it, and what it was: side by side."""
         count = len(smaller)
-        made = generate([self.stage], self.held_out.labels[:count], [sampling], rngs[:count], smaller)
+        labels, text = self.held_out.labels[:count], self.text(count)
+        made = generate([self.stage], labels, [sampling], rngs[:count], smaller, text=text)
         before = enlarged(smaller, self.stage.factor).clamp(-1, 1)
         return torch.stack([before, made, self.held_out.clean[:count]], 1).flatten(0, 1)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 import shutil
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,17 +17,19 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from calotype.build import build_enlarger, build_space, build_stage
+from calotype.data.captions import clean
 from calotype.data.images import cut, images_from_pil, pils_from_images
 from calotype.diffusion.gaussian import Mixture
 from calotype.diffusion.samplers import SamplerName
 from calotype.editing import Between, Mask, canvas, feathered, masked, near, toward
 from calotype.files import is_whole, read_json, whole_folder, write_json, write_tensors
 from calotype.machine import find_device
+from calotype.nets.text import Reading, TextEncoder
 from calotype.recipe import ImportedSpace, Recipe, check, leg_above
 from calotype.spaces.latent import LatentSpace
 from calotype.spaces.pixel import PixelSpace, Space
 from calotype.stage import Sampling, Stage, Start, from_noise, generate
-from calotype.vocabulary import NOT_TOLD, Images, OtherImages, Randomness, Rng, UserError
+from calotype.vocabulary import NOT_TOLD, Images, OtherImages, Randomness, Rng, Text, UserError
 
 FORMAT = 3
 AUTOENCODER = "autoencoder.safetensors"
@@ -41,6 +44,7 @@ SEAMLESS: SamplerName = "ancestral"
 """For inpainting: its fresh noise lets what is new agree with what is known."""
 
 Size = tuple[int, int]  # width and height in pixels
+Prompt = str | Sequence[str] | None  # one for all pictures, or several in turn
 
 
 @dataclass(frozen=True)
@@ -59,42 +63,52 @@ class Model:
         return self.stages[-1].image_size
 
     def sample(
-        self, count: int = 1, label: str | None = None, seed: int = 0, size: Size | None = None, **changes: Any
-    ) -> list[Image.Image]:
-        """`count` pictures; picture i depends on (seed, i, its label, size) only, not on how many are made with it.
+        self, count: int = 1, label: str | None = None, seed: int = 0, size: Size | None = None,
+        *, prompt: Prompt = None, negative: str | None = None, **changes: Any,
+    ) -> list[Image.Image]:  # fmt: skip
+        """`count` pictures; picture i depends on (seed, i, its label, prompt and size) only, not on those made with it.
 
-        `label` is one of `classes`; without it, picture i has class `i % len(classes)`. `size` is (width, height) in
-        pixels: by default what was learned, and another one only with `denoiser.start = "nothing"`. `changes` replace
-        settings of `Sampling`: `steps`, `guidance`, `sampler`, `guidance_low`, `guidance_high`.
-        Raises `UserError` for an unknown label or setting, and for a size that cannot be.
+        `label` is one of `classes`; without it and without a prompt, picture i has class `i % len(classes)`. `prompt`
+        is one for all, or picture i has prompt `i % len(prompt)`; guidance leads away from `negative`. `size` is
+        (width, height) in pixels: by default what was learned, and another one only with `denoiser.start = "nothing"`.
+        `changes` replace settings of `Sampling`: `steps`, `guidance`, `sampler`, `guidance_low`, `guidance_high`.
+        Raises `UserError` for an unknown label or setting, for a size that cannot be, and for a prompt to a model that
+        does not read; warns of one that is too long.
         """
-        return list(self.draw(count, label, seed, size, **changes))
+        self._warn(prompt)
+        return list(self.draw(count, label, seed, size, prompt=prompt, negative=negative, **changes))
 
     def draw(
-        self, count: int = 1, label: str | None = None, seed: int = 0, size: Size | None = None, **changes: Any
-    ) -> Iterator[Image.Image]:
+        self, count: int = 1, label: str | None = None, seed: int = 0, size: Size | None = None,
+        *, prompt: Prompt = None, negative: str | None = None, **changes: Any,
+    ) -> Iterator[Image.Image]:  # fmt: skip
         """The same, one after the other as they are made."""
         start, rngs = self.canvas(size), self.rngs(count, seed)
-        for images in self._develop(self.labels(count, label), rngs, changes, size, lambda part: start):
+        labels, text = self.labels(count, label, prompt), self.text(count, prompt, negative)
+        for images in self._develop(labels, text, rngs, changes, size, lambda part: start):
             yield from pils_from_images(images)
 
     def redraw(
         self, picture: Image.Image, strength: float | None = None, mask: Image.Image | None = None,
-        label: str | None = None, seed: int = 0, count: int = 1, size: Size | None = None, **changes: Any,
+        label: str | None = None, seed: int = 0, count: int = 1, size: Size | None = None,
+        *, prompt: Prompt = None, negative: str | None = None, **changes: Any,
     ) -> list[Image.Image]:  # fmt: skip
         """`count` new versions of a picture, all of it, or only where `mask`, a picture of the same size, is white.
 
         The largest part in the middle that has the shape of `size` is taken, and resized to that. `strength`, above 0
         and up to 1, is the share of the sampler's steps: little is changed near 0, and at 1 the picture is forgotten.
         It is 0.6 by default, and 1 with a mask, where the sampler is `ancestral`, with 5.5 times the steps.
-        Pixels further from the white than `reach` are kept to the bit. Without a `label` nothing is told.
+        Pixels further from the white than `reach` are kept to the bit. Without a `label` none is told.
         Raises `UserError` as `sample` does, and for a strength or a mask that cannot be.
         """
-        return list(self.draw_again(picture, strength, mask, label, seed, count, size, **changes))
+        self._warn(prompt)
+        wanted = {"prompt": prompt, "negative": negative, **changes}
+        return list(self.draw_again(picture, strength, mask, label, seed, count, size, **wanted))
 
     def draw_again(
         self, picture: Image.Image, strength: float | None = None, mask: Image.Image | None = None,
-        label: str | None = None, seed: int = 0, count: int = 1, size: Size | None = None, **changes: Any,
+        label: str | None = None, seed: int = 0, count: int = 1, size: Size | None = None,
+        *, prompt: Prompt = None, negative: str | None = None, **changes: Any,
     ) -> Iterator[Image.Image]:  # fmt: skip
         """The same, one after the other as they are made."""
         strength = (0.6 if mask is None else 1.0) if strength is None else strength
@@ -107,7 +121,8 @@ class Model:
             white = white_of(mask, picture, given)
             start, changes = masked(given, white, full, start), seamless(changes)
         labels = self.labels(count, label) if label else [NOT_TOLD] * count
-        for images in self._develop(labels, self.rngs(count, seed), changes, size, lambda part: start):
+        text, rngs = self.text(count, prompt, negative), self.rngs(count, seed)
+        for images in self._develop(labels, text, rngs, changes, size, lambda part: start):
             yield from pils_from_images(torch.lerp(given, images, feathered(white, self.reach)))
 
     @property
@@ -117,25 +132,28 @@ class Model:
 
     def interpolate(
         self, seeds: tuple[int, int] = (0, 1), frames: int = 12, labels: tuple[str, str] | None = None,
-        size: Size | None = None, **changes: Any,
+        size: Size | None = None, *, prompt: str | None = None, negative: str | None = None, **changes: Any,
     ) -> list[Image.Image]:  # fmt: skip
         """`frames` pictures, at least 2, from the first picture of one seed to that of another.
 
-        With two `labels` they also go from one class to the other. Raises `UserError` as `sample` does.
+        With two `labels` they also go from one class to the other; `prompt` is the same all the way.
+        Raises `UserError` as `sample` does.
         """
+        self._warn(prompt)
         if frames < 2:
             raise UserError(f"frames is {frames}, but there must be at least 2: the first and the last")
         shares = torch.linspace(0, 1, frames, dtype=torch.float64).tolist()
         first, last = ((Rng((seed, "sample", 0))) for seed in seeds)
         rngs = [Between(first, last, share) for share in shares]
-        told = [self.labels(1, label)[0] for label in labels or (None, None)]
+        told = [self.labels(1, label, prompt)[0] for label in labels or (None, None)]
+        text = self.text(frames, prompt, negative)
         start = self.canvas(size)
 
         def mixing(part: slice) -> Start:
             some = torch.tensor(shares[part], device=self.device, dtype=torch.float32)
             return toward(torch.full((len(some),), told[1], device=self.device), some, start) if labels else start
 
-        made = self._develop([told[0]] * frames, rngs, changes, size, mixing)
+        made = self._develop([told[0]] * frames, text, rngs, changes, size, mixing)
         return [picture for images in made for picture in pils_from_images(images)]
 
     def canvas(self, size: Size | None) -> Start:
@@ -163,6 +181,7 @@ class Model:
     def _develop(
         self,
         labels: Sequence[int],
+        text: Text | None,
         rngs: Sequence[Randomness],
         changes: dict[str, Any],
         size: Size | None,
@@ -174,7 +193,7 @@ class Model:
         chunk = max(1, min(32, CHUNK_VALUES // (3 * width * height)))
         for part in (slice(begin, begin + chunk) for begin in range(0, len(labels), chunk)):
             told = torch.tensor(labels[part], device=self.device)
-            yield generate(self.stages, told, samplings, rngs[part], start=start(part))
+            yield generate(self.stages, told, samplings, rngs[part], start=start(part), text=text and text.of(part))
 
     def enlarge(
         self, picture: Image.Image, size: int | None = None, label: str | None = None, seed: int = 0
@@ -205,11 +224,49 @@ class Model:
             raise UserError(f"no stage of this model enlarges to {size} px; it has {', '.join(map(str, able))}")
         return able[size if size is not None else max(able)]
 
-    def labels(self, count: int, label: str | None = None) -> list[int]:
-        """The class of each picture, as an index; NOT_TOLD for a model without classes."""
+    def labels(self, count: int, label: str | None = None, prompt: Prompt = None) -> list[int]:
+        """The class of each picture, as an index; NOT_TOLD for a model without classes, or where a prompt says it."""
         if label is not None:
             return [find_label(label, self.classes)] * count
-        return [index % len(self.classes) if self.classes else NOT_TOLD for index in range(count)]
+        return [index % len(self.classes) if self.classes and not prompt else NOT_TOLD for index in range(count)]
+
+    def text(self, count: int, prompt: Prompt = None, negative: str | None = None) -> Text | None:
+        """What each picture shows, and what it does not. Raises `UserError` where the model does not read."""
+        prompts = as_prompts(prompt)
+        if not any(prompts) and not negative:
+            return None
+        if self.reader is None:
+            raise UserError(
+                "this model was trained without captions, so it reads no prompt; leave it out, or train on pictures "
+                "with captions"
+            )
+        wanted = tuple(prompts[index % len(prompts)] if prompts else "" for index in range(count))
+        return Text(wanted, (clean(negative),) * count if negative else ())
+
+    @property
+    def reader(self) -> TextEncoder | None:
+        """What reads prompts."""
+        backbone = self.stages[0].denoiser.backbone
+        return backbone.encoder if isinstance(backbone, Reading) else None
+
+    def cuts(self, prompt: Prompt) -> list[str]:
+        """Warnings of prompts that are too long."""
+        if self.reader is None:
+            return []
+        rests = {one: rest for one in as_prompts(prompt) if (rest := self.reader.rest(one))}
+        return [
+            f"a prompt is cut after {one[: len(one) - len(rest)].strip()[-30:]!r}: this model reads no more of it"
+            for one, rest in rests.items()
+        ]
+
+    def _warn(self, prompt: Prompt) -> None:
+        for warning in self.cuts(prompt):
+            warnings.warn(warning, stacklevel=3)
+
+
+def as_prompts(prompt: Prompt) -> list[str]:
+    """One for all or several, in the letters that captions are read in."""
+    return [clean(one) for one in ([prompt] if isinstance(prompt, str) else prompt or [])]
 
 
 def find_label(label: str, classes: Sequence[str]) -> int:

@@ -24,12 +24,14 @@ from calotype.nets.blocks import Precision
 from calotype.nets.critic import CriticConfig
 from calotype.nets.dit import DitConfig
 from calotype.nets.kl import KlConfig
+from calotype.nets.text import BytesConfig, NoText
 from calotype.nets.unet import UnetConfig
 from calotype.nets.vae import VaeConfig
 from calotype.stage import Sampling
 from calotype.vocabulary import Config, UserError
 
 Backbone = Annotated[UnetConfig | DitConfig, Field(discriminator="kind")]
+TextConfig = Annotated[NoText | BytesConfig, Field(discriminator="kind")]
 
 
 class OwnSpace(Config):
@@ -86,7 +88,7 @@ class DiffusionConfig(LegConfig):
     scaling: ScalingName
     spread: PositiveFloat
     label_dropout: float = Field(default=0.1, ge=0, le=1)
-    """How often a label is not told, so that the model can be guided away from what it says without one."""
+    """How often label and caption are not told, so that the model can be guided away from what it says without them."""
     learn: PlayerConfig = PlayerConfig()
 
 
@@ -101,6 +103,8 @@ class DenoiserRecipe(DiffusionConfig):
     """Standard deviation of what is to be made: 1 in latents, about 0.5 in pixels."""
     start: Literal["gaussian", "nothing"] = "gaussian"
     """What stands beside the network before it has learned: the best linear denoiser of the data, or nothing."""
+    text: TextConfig = NoText()
+    """How captions and prompts are read, in all stages; each has its own encoder, which learns with it."""
 
 
 class MistakesConfig(Config):
@@ -332,7 +336,10 @@ def check_layer(settings: dict[str, Any], below: dict[str, Any], place: Any) -> 
                 raise mistake(one, place) from None
 
 
-KINDS = ("dit", "unet", "flow", "ddpm", "cosine", "karras", "noise", "blur", "vae", "kl", "own", "diffusers")
+KINDS = (
+    "dit", "unet", "flow", "ddpm", "cosine", "karras", "noise", "blur", "vae", "kl", "own", "diffusers",
+    "bytes", "none",
+)  # fmt: skip
 """What tells settings of one place apart; it stands in no key."""
 
 
@@ -349,6 +356,7 @@ def explain(error: Any, key: str) -> str:
         shown = f" (got {got!r})" if isinstance(got, str | int | float | bool) else ""
         return f"{key}: {error['msg'].removeprefix('Value error, ')}{shown}"
     backbones = [f"denoiser.backbone.{name}" for kind in (UnetConfig, DitConfig) for name in kind.model_fields]
+    backbones += [f"denoiser.text.{name}" for name in BytesConfig.model_fields]
     if (above := re.match(r"enlarge\.\d+\.", key)) is not None:
         backbones += all_keys(EnlargeRecipe().model_dump(), above[0])
     known = sorted({*all_keys(Recipe().model_dump()), *backbones})

@@ -31,6 +31,7 @@ from calotype.vocabulary import (
     Randomness,
     Sampler,
     Sigmas,
+    Text,
     per_image,
 )
 
@@ -43,7 +44,7 @@ class Sampling(Config):
     sampler: SamplerName = "dpm_solver"
     steps: PositiveInt = 24
     guidance: float = Field(default=2.0, ge=0)
-    """1 is none; above 1 away from what the model says without the label."""
+    """1 is none; above 1 away from what the model says without label and text."""
     guidance_low: float = Field(default=0.0, ge=0)
     guidance_high: float = Field(default=1e6, gt=0)
     """Guidance is used for sigmas between these two."""
@@ -109,19 +110,22 @@ class Stage:
         """How many times larger than the smaller image; 1 if there is none."""
         return self.image_size // (self.smaller_size or self.image_size)
 
-    def condition(self, labels: Labels, smaller: Images | None, level: Sigmas, noise: Tensor) -> Condition:
+    def condition(
+        self, labels: Labels, smaller: Images | None, level: Sigmas, noise: Tensor, text: Text | None = None
+    ) -> Condition:
         """All that the denoiser is told: one line of code for training and sampling, so the two cannot drift apart.
 
         `smaller` is spoilt by `level`, enlarged, and brought into the space (arXiv 2106.15282, section 4).
         """
         if smaller is None:
-            return Condition(labels)
+            return Condition(labels, text=text)
         spoilt = self.augmentation.apply(smaller, level, noise)
         spoils = self.augmentation.doubt(level)
         if self.denoiser.local is None:
-            return Condition(labels, self.space.encode(enlarged(spoilt, self.factor)), level, per_image(spoils))
+            above = self.space.encode(enlarged(spoilt, self.factor))
+            return Condition(labels, above, level, per_image(spoils), text=text)
         around = self.denoiser.local.around(spoilt, spoils)
-        return Condition(labels, around.mean, level, around.doubt, around.denoise)
+        return Condition(labels, around.mean, level, around.doubt, around.denoise, text)
 
     def denoise(self, condition: Condition, sampling: Sampling) -> Denoise:
         """The denoiser as a sampler sees it: a function of the noisy picture and sigma, guided as `sampling` says."""
@@ -130,9 +134,10 @@ class Stage:
             return lambda noisy, sigma: self.denoiser(noisy, torch.full_like(noisy[:, 0, 0, 0], sigma), condition)
 
         strong = told(condition)
-        if sampling.guidance == 1 or bool((condition.labels == NOT_TOLD).all()):
+        untold = condition.untold()
+        if sampling.guidance == 1 or (bool((condition.labels == NOT_TOLD).all()) and condition.text == untold.text):
             return strong
-        both = guided(strong, told(condition.untold()), sampling.guidance)
+        both = guided(strong, told(untold), sampling.guidance)
         return within(both, strong, sampling.guidance_low, sampling.guidance_high)
 
     def steps(
@@ -143,6 +148,7 @@ class Stage:
         rngs: Sequence[Randomness],
         until: float = 0.0,
         start: Start = from_noise,
+        text: Text | None = None,
     ) -> Iterator[Latents]:
         """The sampler's states down to sigma `until`, the first included; an image hangs on its own `Rng` alone."""
         origin = start(self, smaller)
@@ -150,7 +156,7 @@ class Stage:
         sigmas = [*(sigma for sigma in grid if sigma > until), until]
         noise = noise_each([rng.at("start") for rng in rngs], tuple(origin.clean.shape[1:]))
         noisy = origin.clean.to(labels.device) + sigmas[0] * noise.to(labels.device)
-        condition = self.told(labels, smaller, sampling, rngs)
+        condition = self.told(labels, smaller, sampling, rngs, text)
         denoise = origin.bend(lambda condition: self.denoise(condition, sampling), condition)
         yield noisy
         yield from self.develop(noisy, sigmas, denoise, resampled(SAMPLERS[sampling.sampler], origin.again), rngs)
@@ -167,13 +173,20 @@ class Stage:
 
         yield from sampler(denoise, noisy, sigmas, fresh)
 
-    def told(self, labels: Labels, smaller: Images | None, sampling: Sampling, rngs: Sequence[Randomness]) -> Condition:
+    def told(
+        self,
+        labels: Labels,
+        smaller: Images | None,
+        sampling: Sampling,
+        rngs: Sequence[Randomness],
+        text: Text | None = None,
+    ) -> Condition:
         """The condition for sampling, with each image's own randomness."""
         level = torch.full(labels.shape, sampling.augmentation, device=labels.device)
         if smaller is None or sampling.conditioning == "truncated":  # a truncated picture is as noisy as that already
-            return self.condition(labels, smaller, level, torch.zeros(()))
+            return self.condition(labels, smaller, level, torch.zeros(()), text)
         noise = noise_each([rng.at("augmentation") for rng in rngs], tuple(smaller.shape[1:]))
-        return self.condition(labels, smaller, level, noise.to(smaller))
+        return self.condition(labels, smaller, level, noise.to(smaller), text)
 
 
 def noise_each(rngs: Sequence[Randomness], shape: tuple[int, ...]) -> Latents:
@@ -193,11 +206,13 @@ def generate(
     rngs: Sequence[Randomness],
     smaller: Images | None = None,
     start: Start = from_noise,
+    text: Text | None = None,
 ) -> OtherImages:
-    """Pictures through all stages, from noise or from `smaller`. `labels` and `rngs` have one entry a picture."""
+    """Pictures through all stages, from noise or from `smaller`; labels, rngs and text have one entry a picture."""
     images = smaller
     for stage, sampling, until in zip(stages, samplings, stops(samplings), strict=True):
-        latents = last(stage.steps(labels, images, sampling, [rng.at(stage.image_size) for rng in rngs], until, start))
+        own = [rng.at(stage.image_size) for rng in rngs]
+        latents = last(stage.steps(labels, images, sampling, own, until, start, text))
         images = latents if until else stage.space.decode(latents)
     assert images is not None
     return images

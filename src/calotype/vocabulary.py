@@ -40,6 +40,21 @@ class Config(BaseModel):
 
 
 @dataclass(frozen=True)
+class Text:
+    """What the pictures of a batch show, in words, one entry a picture; "" is not told."""
+
+    wanted: tuple[str, ...]
+    unwanted: tuple[str, ...] = ()
+    """What guidance leads away from, instead of from "not told"."""
+
+    def of(self, part: slice) -> Text:
+        return Text(self.wanted[part], self.unwanted[part])
+
+    def untold(self) -> Text:
+        return Text(self.unwanted or ("",) * len(self.wanted))
+
+
+@dataclass(frozen=True)
 class Condition:
     """What a denoiser is told besides the noisy picture and its sigma."""
 
@@ -48,9 +63,10 @@ class Condition:
     augmentation: Sigmas | None = None  # how much the smaller picture was spoilt on purpose
     doubt: Float[Tensor, "batch 1 _ _"] | None = None  # how far off `smaller` may be, here and there: a deviation
     known: Callable[[Latents, Sigmas], Latents] | None = None  # in training: a closed form that has not seen it
+    text: Text | None = None  # for a denoiser that reads
 
     def untold(self) -> Condition:
-        return replace(self, labels=torch.full_like(self.labels, NOT_TOLD))
+        return replace(self, labels=torch.full_like(self.labels, NOT_TOLD), text=self.text and self.text.untold())
 
 
 @dataclass(frozen=True)
@@ -61,6 +77,7 @@ class Batch:
     labels: Labels
     smaller: Images | None = None  # the same pictures, shrunk, for a stage that looks at them
     fold: Folds | None = None  # which part of the training pictures each belongs to
+    text: Text | None = None  # one of each picture's captions, where there are any
 
     def __len__(self) -> int:
         return len(self.clean)

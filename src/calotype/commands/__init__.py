@@ -6,7 +6,7 @@ from calotype.commands.evaluating import evaluate
 from calotype.commands.inspecting import inspect
 from calotype.commands.interpolating import interpolate
 from calotype.commands.reading import write_data
-from calotype.commands.sampling import Sheet, enlarge, sample
+from calotype.commands.sampling import Sheet, enlarge, read_prompts, sample
 from calotype.commands.showing import report, runs
 from calotype.commands.sweeping import sweep_run as sweep
 from calotype.commands.talk import Progress, Voice
@@ -15,5 +15,5 @@ from calotype.evaluate.sweep import Grid
 
 __all__ = [
     "Grid", "Progress", "Sheet", "Voice", "Wish", "check_data", "compare", "enlarge", "evaluate", "inspect",
-    "interpolate", "plan", "report", "resume", "runs", "sample", "sweep", "train", "write_data",
+    "interpolate", "plan", "read_prompts", "report", "resume", "runs", "sample", "sweep", "train", "write_data",
 ]  # fmt: skip

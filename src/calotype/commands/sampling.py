@@ -15,6 +15,7 @@ from PIL import Image
 
 from calotype.commands.reading import check_empty, free, safe
 from calotype.commands.talk import Voice
+from calotype.data.captions import decoded
 from calotype.data.folder import Pictures, list_pictures
 from calotype.data.images import (
     UnreadableError,
@@ -47,45 +48,65 @@ class Sheet:
     mask: Path | None = None
 
     def draw(
-        self, model: Model, count: int, label: str | None, seed: int, changes: dict[str, Any]
+        self, model: Model, count: int, label: str | None, seed: int, wanted: dict[str, Any]
     ) -> Iterator[Image.Image]:
         """Pictures as they are made. Raises `UserError` for a mask or a strength without a picture."""
         size = read_size(self.size)
         if self.picture is not None:
             white = read_image(self.mask) if self.mask else None
             given = read_image(self.picture)
-            return model.draw_again(given, self.strength, white, label, seed, count, size, **changes)
+            return model.draw_again(given, self.strength, white, label, seed, count, size, **wanted)
         for name in ("strength", "mask"):
             if getattr(self, name) is not None:
                 raise UserError(f"--{name} says how a picture changes, but there is none; add --from PICTURE")
-        return model.draw(count, label, seed, size, **changes)
+        return model.draw(count, label, seed, size, **wanted)
 
 
 def sample(
     folder: Path, count: int, label: str | None, seed: int, out: Path | None, device: str, voice: Voice,
-    sheet: Sheet = Sheet(), **changes: Any,
+    sheet: Sheet = Sheet(), **wanted: Any,
 ) -> Path:  # fmt: skip
-    """Writes `count` pictures, one PNG each, and a grid of them."""
+    """Writes `count` pictures, one PNG each, and a grid of them; `wanted` is what else `Model.draw` takes."""
     if count < 1:
         raise UserError(f"count is {count}, but must be at least 1")
     model = load(folder, device)
-    changes = seamless(changes) if sheet.mask else changes
-    told = [NOT_TOLD] * count if sheet.picture and label is None else model.labels(count, label)
+    prompt, negative = wanted.get("prompt"), wanted.get("negative")
+    for warning in model.cuts(prompt):
+        voice.say(warning)
+    text = model.text(count, prompt, negative)
+    told = [NOT_TOLD] * count if sheet.picture and label is None else model.labels(count, label, prompt)
     names = [model.classes[index] if index != NOT_TOLD else "picture" for index in told]
-    made = sheet.draw(model, count, label, seed, changes)
+    made = sheet.draw(model, count, label, seed, wanted)
+    changes = {name: value for name, value in wanted.items() if name not in ("prompt", "negative")}
+    changes = seamless(changes) if sheet.mask else changes
     first, *above = (one.model_dump(mode="json") for one in changed_all(model.samplings, changes))
     out = out or free(folder / "samples")
     pictures: list[Image.Image] = []
     with voice.bar("samples") as progress:
         for index, picture in enumerate(made):
             out.mkdir(parents=True, exist_ok=True)
-            picture.save(out / f"{seed}-{index:04d}-{safe(names[index])}.png")
+            name = (text and text.wanted[index]) or names[index]
+            picture.save(out / f"{seed}-{index:04d}-{safe(name)}.png")
             pictures.append(picture)
             progress(index + 1, count, "")
     grid(pictures, columns(count)).save(out / "grid.png")
     about = {name: str(value) for name, value in vars(sheet).items() if value is not None}
-    write_json(out / "samples.json", {"labels": names, "seed": seed, "sampling": first, "enlarge": above, **about})
+    said = {"prompts": text.wanted, "negative": negative} if text else {}
+    settings = {"seed": seed, **said, "sampling": first, "enlarge": above, **about}
+    write_json(out / "samples.json", {"labels": names, **settings})
     return out
+
+
+def read_prompts(path: Path) -> list[str]:
+    """One a line. Raises `UserError` where that is not what the file holds."""
+    try:
+        prompts = [line for line in decoded(path.read_bytes()).splitlines() if line.strip()]
+    except (OSError, ValueError) as problem:
+        reason = getattr(problem, "strerror", None) or problem
+        raise UserError(f"{path} is no file of prompts, one a line: {reason}") from None
+    if not prompts:
+        raise UserError(f"{path} is empty; write prompts into it, one a line")
+    return prompts
 
 
 def enlarge(

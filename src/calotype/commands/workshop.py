@@ -21,11 +21,13 @@ from calotype.learning.train import Clock
 from calotype.legs import (
     DenoiserLeg,
     Examples,
+    as_read,
     autoencoder_leg,
     crop_examples,
     denoiser_leg,
     enlarger_leg,
     held_out_images,
+    held_out_prompts,
     joint_leg,
     judge,
     latent_examples,
@@ -60,7 +62,7 @@ def develop(run: Run, plan: Plan, pictures: Pictures, machine: Machine, voice: V
         run.save()
         try:
             with stoppable() as stop:
-                _develop(Workshop(run, plan, pictures, machine.device, voice, stop, force))
+                _develop(Workshop(run, plan, as_read(plan.recipe, pictures), machine.device, voice, stop, force))
             run.state["state"] = "finished"
         except (Interrupted, KeyboardInterrupt):
             run.state["state"] = "interrupted"
@@ -86,7 +88,8 @@ def _develop(workshop: Workshop) -> None:
     save_model(run.folder / "model", recipe, stages, workshop.pictures.classes)
     with run.timing("samples"):
         device, voice = str(workshop.device), workshop.voice
-        sample(run.folder, plan.final_count, None, recipe.seed, run.folder / "samples", device, voice)
+        prompts = held_out_prompts(workshop.pictures, plan.final_count)
+        sample(run.folder, plan.final_count, None, recipe.seed, run.folder / "samples", device, voice, prompt=prompts)
     if plan.budget_seconds >= NEIGHBOURS_FROM:
         with run.timing("neighbours"):
             show_neighbours(run.folder, workshop.pictures, workshop.device)

@@ -6,7 +6,6 @@ import difflib
 import hashlib
 import math
 import os
-import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,12 +15,12 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-import numpy as np
 import psutil
 import torch
 from jaxtyping import Bool, Int, UInt8
 from torch import Tensor
 
+from calotype.data.captions import Captions, read_captions
 from calotype.data.images import (
     GAP,
     SUFFIXES,
@@ -32,13 +31,12 @@ from calotype.data.images import (
     read_image,
     shown,
 )
-from calotype.files import read_json, sha256, write_json
+from calotype.data.pixels import Pixels, in_memory, on_disk
+from calotype.files import sha256
 from calotype.stage import shrunk
 from calotype.vocabulary import NOT_TOLD, Labels, UserError
 
-Pixels = np.ndarray[tuple[int, int, int, int], np.dtype[np.uint8]]  # (count, 3, size, size)
 Progress = Callable[[int, int], None]  # (done, of how many)
-Fill = Callable[[Pixels], Any]  # writes the pixels, and returns what else is to be known of them, as JSON
 T = TypeVar("T")
 
 MOST_HELD_OUT = 1000
@@ -58,6 +56,7 @@ class Pictures:
     held_out: Bool[Tensor, " count"]
     content: str  # hash over the pictures' content and how they were prepared
     notes: tuple[str, ...] = ()  # plain sentences for the plan
+    captions: Captions | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -72,7 +71,9 @@ class Pictures:
     def first(self, count: int) -> Pictures:
         """A few of them, spread evenly over all, held-out ones too."""
         chosen = torch.arange(0, len(self), max(1, len(self) // count))[:count]
-        return replace(self, pixels=self.pixels[chosen], labels=self.labels[chosen], held_out=self.held_out[chosen])
+        captions = self.captions and self.captions.at(chosen.tolist())
+        pixels, labels, held_out = self.pixels[chosen], self.labels[chosen], self.held_out[chosen]
+        return replace(self, pixels=pixels, labels=labels, held_out=held_out, captions=captions)
 
     @property
     def train_indices(self) -> Int[Tensor, " train"]:
@@ -118,14 +119,25 @@ def read_folder(folder: Path, size: int, cache: Path | None = None, progress: Pr
     if not read:
         raise UserError(f"no picture in {shown(folder)} could be read: {_some(refused)}")
     classes = _classes(read)
+    captions, found = read_captions(folder, [source.name for source in read])
+    listing.others -= Counter(Path(name).suffix for name in found.files)
     notes = [
         *listing.notes(),
         *_refused_note(refused, len(listing.pictures)),
         *duplicates_note(sources, unique),
         *note(sum(outcome.enlarged for outcome in outcomes), "picture", f"smaller than {size} px, and enlarged"),
         *class_notes(read, classes),
+        *found.notes([source.name for source in read]),
     ]
-    return assemble(pixels, read, classes, size, notes)
+    return with_captions(assemble(pixels, read, classes, size, notes), captions)
+
+
+def with_captions(pictures: Pictures, captions: Captions | None) -> Pictures:
+    """Other captions are other content, where they are read."""
+    if captions is None or captions.optional:
+        return replace(pictures, captions=captions)
+    told = hashlib.sha256(f"{pictures.content} {captions.of}".encode("utf-8", "replace")).hexdigest()[:32]
+    return replace(pictures, captions=captions, content=told)
 
 
 def assemble(
@@ -305,57 +317,6 @@ def watched(things: Iterable[T], total: int, progress: Progress | None) -> Itera
         if progress is not None:
             progress(done, total)
         yield thing
-
-
-# -- Pixels in memory and on disk --------------------------------------------------------------------------------------
-
-
-def in_memory(shape: tuple[int, int, int, int], fill: Fill) -> tuple[Pixels, Any]:
-    pixels = np.empty(shape, np.uint8)
-    return pixels, fill(pixels)
-
-
-def on_disk(path: Path, shape: tuple[int, int, int, int], fill: Fill) -> tuple[Pixels, Any]:
-    """What `fill` made when `path` was first asked for."""
-    return stored(path) or _store(path, shape, fill)
-
-
-def stored(path: Path) -> tuple[Pixels, Any] | None:
-    """Pixels mapped from a file (writing to them changes memory only), and the facts beside them."""
-    try:
-        return _mapped(path), read_json(path.with_suffix(".json"))
-    except (OSError, ValueError):  # not there, or not whole
-        return None
-
-
-def _store(path: Path, shape: tuple[int, int, int, int], fill: Fill) -> tuple[Pixels, Any]:
-    """Under another name until it is whole; the facts come last, so that they vouch for the pixels."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _check_room(path.parent, math.prod(shape))
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        pixels = np.lib.format.open_memmap(temporary, "w+", np.uint8, shape)
-        facts = fill(pixels)
-        del pixels  # Windows does not rename a file that is mapped
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    write_json(path.with_suffix(".json"), facts)
-    return _mapped(path), facts
-
-
-def _mapped(path: Path) -> Pixels:
-    pixels: Pixels = np.load(path, mmap_mode="c", allow_pickle=False)
-    return pixels
-
-
-def _check_room(folder: Path, needed: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise UserError(
-            f"the pictures take {needed / 1e9:.1f} GB at this size, but only {free / 1e9:.1f} GB are free in "
-            f"{shown(folder)}; choose a smaller size or another disk"
-        )
 
 
 # -- Classes and notes -------------------------------------------------------------------------------------------------

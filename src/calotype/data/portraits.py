@@ -20,9 +20,10 @@ import numpy as np
 import resvg_py
 from PIL import Image
 
+from calotype.data.captions import Captions
+from calotype.data.describing import Facts, describe
 from calotype.data.folder import (
     Pictures,
-    Pixels,
     Progress,
     Source,
     assemble,
@@ -30,12 +31,11 @@ from calotype.data.folder import (
     class_notes,
     distinct,
     duplicates_note,
-    in_memory,
     in_threads,
-    on_disk,
-    stored,
+    with_captions,
 )
 from calotype.data.images import shown
+from calotype.data.pixels import Pixels, in_memory, on_disk, stored
 from calotype.vocabulary import UserError
 
 STYLES = ("adventurer", "lorelei", "micah", "notionists", "open-peeps", "personas")
@@ -44,12 +44,19 @@ STEP = 16_000  # drawings times pixels of a side: about half a second's work
 
 
 def read_portraits(size: int, count: int | None = None, progress: Progress | None = None) -> Pictures:
-    """`count` portraits, evenly over the styles, which are the classes; drawn once, then kept in the user's cache."""
-    count = _checked_count(count, size)
-    path = _cache_folder() / f"portraits-{size}-{count}-{_fingerprint()}.npy"
-    pixels, facts = stored(path) or _drawn(path, size, count, progress)
+    """`count` portraits, evenly over the styles, which are the classes; drawn once, then kept in the user's cache.
+
+    Their captions, one in English and one in Vietnamese, are made from what is drawn.
+    """
+    pixels, facts = _kept(size, count, progress)
     sources = [Source(*fact) for fact in facts["sources"]]
-    return assemble(pixels, sources, STYLES, size, [*facts["notes"], *class_notes(sources, STYLES)])
+    pictures = assemble(pixels, sources, STYLES, size, [*facts["notes"], *class_notes(sources, STYLES)])
+    return with_captions(pictures, Captions(tuple(map(describe, facts["drawn"])), optional=True))
+
+
+def read_drawn(size: int, count: int | None = None) -> list[Facts]:
+    """What is drawn on the portraits of `read_portraits`, in their order."""
+    return list(_kept(size, count)[1]["drawn"])
 
 
 def write_portraits(size: int, count: int | None, folder: Path, progress: Progress | None = None) -> None:
@@ -72,11 +79,23 @@ def licence() -> str:
     return next(content for name, content in _members() if name == "LICENSE.md").decode()
 
 
+def _kept(size: int, count: int | None, progress: Progress | None = None) -> tuple[Pixels, Any]:
+    """Drawn now, or by an earlier call."""
+    count = _checked_count(count, size)
+    path = _cache_folder() / f"portraits-{size}-{count}-{_fingerprint()}.npy"
+    return stored(path) or _drawn(path, size, count, progress)
+
+
 def _drawn(path: Path, size: int, count: int, progress: Progress | None) -> tuple[Pixels, Any]:
     members = dict(_members())
     sources = [Source(hashlib.sha256(members[name]).hexdigest(), name) for name in _chosen(members, count)]
     unique = distinct(sources)
-    facts = {"sources": unique, "notes": duplicates_note(sources, unique)}
+    drawn = _facts(members)
+    facts = {
+        "sources": unique,
+        "notes": duplicates_note(sources, unique),
+        "drawn": [drawn[source.name] for source in unique],
+    }
     shape = (len(unique), 3, size, size)
     fill = partial(_paint, [members[source.name] for source in unique], facts=facts, progress=progress)
     try:
@@ -156,7 +175,14 @@ def _chosen(names: Iterable[str], count: int) -> list[str]:
 def _metadata(lines: bytes, style: str, wanted: set[str]) -> Iterator[str]:
     for fact in map(json.loads, lines.decode().splitlines()):
         if f"{style}/{fact['file_name']}" in wanted:
-            yield json.dumps(fact | {"file_name": fact["file_name"].replace(".svg", ".png")}, ensure_ascii=False) + "\n"
+            named = {"file_name": fact["file_name"].replace(".svg", ".png"), "captions": describe(fact)}
+            yield json.dumps(fact | named, ensure_ascii=False) + "\n"
+
+
+def _facts(members: dict[str, bytes]) -> dict[str, Facts]:
+    """What is drawn, by the name of the drawing."""
+    lines = {style: members[f"{style}/metadata.jsonl"].decode().splitlines() for style in STYLES}
+    return {f"{style}/{fact['file_name']}": fact for style in STYLES for fact in map(json.loads, lines[style])}
 
 
 def _archive() -> bytes:
@@ -172,7 +198,7 @@ def _members() -> Iterator[tuple[str, bytes]]:
 
 
 def _fingerprint() -> str:
-    return hashlib.sha256(_archive() + resvg_py.__version__.encode()).hexdigest()[:12]
+    return hashlib.sha256(_archive() + f"{resvg_py.__version__}, with what is drawn".encode()).hexdigest()[:12]
 
 
 def _cache_folder() -> Path:

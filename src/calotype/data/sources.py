@@ -7,11 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from calotype.data.captions import Captions
 from calotype.data.folder import Pictures
 from calotype.data.images import images_from_pixels
 from calotype.data.latents import LatentCache
 from calotype.stage import shrunk
-from calotype.vocabulary import Batch, Folds, Images, Rng
+from calotype.vocabulary import Batch, Folds, Images, Rng, Text
 
 FOLDS = 2
 
@@ -55,7 +56,8 @@ class PictureSource:
         smaller = shrunk(images, self.factor) if self.factor > 1 else None
         if self.smaller is not None:
             smaller = self._crops(self.smaller, places, corners, self.crop // self.factor, mirrored)
-        return Batch(images, self.pictures.labels[chosen].to(self.device), smaller, folds(chosen).to(self.device))
+        labels, text = self.pictures.labels[chosen], drawn(self.pictures.captions, chosen, rng)
+        return Batch(images, labels.to(self.device), smaller, folds(chosen).to(self.device), text)
 
     def _crops(self, pixels: Tensor, rows: Tensor, corners: Tensor, side: int, mirrored: Tensor) -> Images:
         places = zip(rows.tolist(), corners.tolist(), strict=True)
@@ -75,10 +77,21 @@ class LatentSource:
     chosen: Tensor
     rng: Rng
     device: torch.device
+    captions: Captions | None = None
 
     def batch(self, images_seen: int, count: int) -> Batch:
         picks = self.chosen[order(len(self.chosen), images_seen, count, self.rng)]
         sides = self.rng.at("flip", images_seen).integers(len(self.cache.moments), count)
         moments = self.cache.moments[sides, picks].float().to(self.device)
-        moments = moments.contiguous(memory_format=torch.channels_last)
-        return Batch(moments, self.labels[picks].to(self.device), None, folds(picks).to(self.device))
+        clean = moments.contiguous(memory_format=torch.channels_last)
+        text = drawn(self.captions, picks, self.rng.at("pictures", images_seen))
+        return Batch(clean, self.labels[picks].to(self.device), None, folds(picks).to(self.device), text)
+
+
+def drawn(captions: Captions | None, chosen: Tensor, rng: Rng) -> Text | None:
+    """One of each picture's captions."""
+    if captions is None:
+        return None
+    draws = rng.at("caption").uniform(len(chosen)).tolist()
+    several = [captions.of[index] or ("",) for index in chosen.tolist()]
+    return Text(tuple(some[int(draw * len(some))] for some, draw in zip(several, draws, strict=True)))

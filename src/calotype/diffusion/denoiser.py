@@ -66,7 +66,8 @@ class Denoiser(nn.Module):
     """Looks at a noisy picture and its sigma, and says what the clean picture is.
 
     `backbone(image, vector)` gives an image of the shape of the noisy one; all that is told to it besides the picture
-    (the noise level, the label, the level of the augmentation) is summed into `vector`.
+    (the noise level, the label, the level of the augmentation) is summed into `vector`. One that reads is also given
+    the texts.
 
     What is known in closed form stands beside the backbone, which also sees it: a `mixture` of all pictures, or, for a
     denoiser that looks at a smaller picture, `local` Gaussians around that.
@@ -137,8 +138,9 @@ class Denoiser(nn.Module):
             image = torch.cat([image, known], 1)
         if condition.smaller is not None:
             image = torch.cat([image, condition.smaller], 1)
+        told = () if condition.text is None else (condition.text.wanted,)
         with autocast(image.device, self.precision):
-            return self.backbone(image, vector).float()
+            return self.backbone(image, vector, *told).float()
 
 
 class LevelEmbedding(nn.Module):

@@ -10,7 +10,7 @@ from calotype.learning.objectives import Denoising, FirstStage, Loss, edge_dista
 from calotype.nets.vae import Moments
 from calotype.spaces.latent import LatentSpace
 from calotype.stage import Stage
-from calotype.vocabulary import Batch, Config, Images, Labels, Rng, per_image
+from calotype.vocabulary import Batch, Condition, Config, Images, Rng, per_image
 
 TRACKING = 0.02
 """How much of the latents' statistics is new with each batch."""
@@ -41,20 +41,20 @@ class Joint:
         moments = self.space.vae.encode(batch.clean)
         losses = self.first.judged(batch.clean, moments, progress, rng.at("first"))
         self.space.follow(torch.cat(moments, 1).detach(), TRACKING)
-        latents = Batch(torch.cat(moments, 1).detach(), batch.labels)
+        latents = Batch(torch.cat(moments, 1).detach(), batch.labels, text=batch.text)
         losses["denoiser"] = self.denoising.losses(latents, progress, rng.at("denoiser"))["denoiser"]
         some = share(len(batch), self.config.foresight_share)
         few = Moments(moments.mean[:some], moments.log_variance[:some])
-        foreseen = self.config.foresight * self._foreseen(batch.clean[:some], few, batch.labels[:some], rng)
+        told = Condition(batch.labels[:some], text=batch.text and batch.text.of(slice(some)))
+        foreseen = self.config.foresight * self._foreseen(batch.clean[:some], few, told, rng)
         first = losses["autoencoder"]
         losses["autoencoder"] = Loss(first.total + foreseen, {**first.terms, "foreseen": foreseen.detach()})
         return losses
 
-    def _foreseen(self, real: Images, moments: Moments, labels: Labels, rng: Rng) -> Tensor:
+    def _foreseen(self, real: Images, moments: Moments, told: Condition, rng: Rng) -> Tensor:
         """How far a picture is from itself, encoded, made noisy, denoised and decoded."""
         clean = self.space.sample(torch.cat(moments, 1), rng.at("foreseen"))
         sigma = self.stage.schedule.draw(len(real), rng.at("sigma")).to(real.device)
         noisy = clean + per_image(sigma) * rng.at("noise").noise_like(clean)
-        condition = self.stage.condition(labels, None, torch.zeros_like(sigma), torch.zeros(()))
-        fake = self.space.developed(self.stage.denoiser(noisy, sigma, condition))
+        fake = self.space.developed(self.stage.denoiser(noisy, sigma, told))
         return (fake - real).abs().mean() + self.first.config.edges * edge_distance(real, fake)

@@ -17,7 +17,7 @@ from calotype.nets.kl import Autoencoder
 from calotype.nets.perceptual import EfficientNetLite0, perceptual_distance
 from calotype.nets.vae import Moments
 from calotype.stage import Stage
-from calotype.vocabulary import NOT_TOLD, Batch, Config, Images, Rng, Sigmas
+from calotype.vocabulary import NOT_TOLD, Batch, Config, Images, Labels, Rng, Sigmas, Text
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ def kl_to_normal(moments: Moments) -> Tensor:
 
 
 class Denoising:
-    """The denoiser's loss on latents (or pixels) with random sigmas; some labels are not told, for guidance.
+    """The denoiser's loss on latents (or pixels) with random sigmas; some labels and captions are not told.
 
     `unseen` are closed forms for the training pictures, none of which has seen the picture it is asked about.
     """
@@ -155,12 +155,29 @@ class Denoising:
         clean = self.stage.space.sample(batch.clean, rng.at("latents"))
         sigma = self.stage.schedule.draw(count, rng.at("sigma")).to(device)
         noise = rng.at("noise").noise_like(clean)
-        told = rng.at("told").uniform(count).to(device) >= self.label_dropout
-        labels = batch.labels.where(told, NOT_TOLD)
+        labels, text = told(batch, self.label_dropout, rng)
         level = self.stage.augmentation.draw(count, rng.at("augmentation")).to(device)
         spoiling = torch.zeros(()) if batch.smaller is None else rng.at("spoiling").noise_like(batch.smaller)
-        condition = self.stage.condition(labels, batch.smaller, level, spoiling)
+        condition = self.stage.condition(labels, batch.smaller, level, spoiling, text)
         if self.unseen is not None and batch.fold is not None:
             condition = replace(condition, known=self.unseen.of(batch.fold, labels))
         torch.manual_seed(int(rng.at("dropout").integers(2**62, 1)))  # dropout draws from torch's own generator
         return sigma, self.stage.denoiser.loss(clean, sigma, noise, condition)
+
+
+def told(batch: Batch, dropout: float, rng: Rng) -> tuple[Labels, Text | None]:
+    """What a denoiser is told of each picture: nothing, with the probability `dropout`; else its label and its caption.
+
+    Where it has both, it must also do with one of them: four times as often with the caption, as prompts are.
+    """
+    count = len(batch)
+    something = rng.at("told").uniform(count) >= dropout
+    if batch.text is None:
+        return batch.labels.where(something.to(batch.labels.device), NOT_TOLD), None
+    labelled = (batch.labels != NOT_TOLD).cpu()
+    captioned = torch.tensor([bool(caption) for caption in batch.text.wanted])
+    alone = rng.at("alone").uniform(count) / max(dropout, 1e-9)
+    label = something & ~(captioned & (alone < 4))
+    caption = something & ~(labelled & captioned & (alone >= 4) & (alone < 5))
+    captions = (one if kept else "" for one, kept in zip(batch.text.wanted, caption.tolist(), strict=True))
+    return batch.labels.where(label.to(batch.labels.device), NOT_TOLD), Text(tuple(captions))

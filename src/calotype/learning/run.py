@@ -122,6 +122,8 @@ class Leg:
     """Pictures that `check` measures the held-out loss on."""
     most_rise: float = math.inf
     """The leg ends when its held-out loss is more than so many times the best."""
+    prompts: tuple[str, ...] = ()
+    """What the pictures in `preview` were asked to show."""
 
     @property
     def saved(self) -> dict[str, Saved]:
@@ -150,7 +152,7 @@ def go(run: Run, leg: Leg, stop: threading.Event, progress: Callable[[int, int, 
         run.save()
 
     def look_and_watch(clock: Clock, news: News) -> None:
-        guard.note(clock.images_seen, look(run, leg.name, clock, leg.preview, leg.check))
+        guard.note(clock.images_seen, look(run, leg.name, clock, leg.preview, leg.check, leg.prompts))
         run.save()
         if guard.rise > leg.most_rise:
             clock.total = clock.images_seen
@@ -181,14 +183,19 @@ def go(run: Run, leg: Leg, stop: threading.Event, progress: Callable[[int, int, 
 
 
 def look(
-    run: Run, name: str, clock: Clock, preview: Callable[[Path], None], check: Callable[[], dict[str, float]]
+    run: Run,
+    name: str,
+    clock: Clock,
+    preview: Callable[[Path], None],
+    check: Callable[[], dict[str, float]],
+    prompts: tuple[str, ...] = (),
 ) -> dict[str, float]:
     """A preview and the held-out measures, into the run's folder and its log."""
     where = {"leg": name, "images_seen": clock.images_seen, "seconds": clock.seconds}
     file = f"previews/{name}-{clock.images_seen:010d}.png"
     (run.folder / "previews").mkdir(exist_ok=True)
     preview(run.folder / file)
-    run.log("preview", **where, file=file)
+    run.log("preview", **where, file=file, **({"prompts": prompts} if prompts else {}))
     run.log("check", **where, progress=clock.progress, measures=(measures := check()))
     return measures
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from contextlib import AbstractContextManager
-from typing import Literal, TypeVar
+from typing import Literal, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from calotype.vocabulary import Latents
@@ -19,6 +19,15 @@ Vector = Float[Tensor, "batch features"]
 Tokens = Float[Tensor, "batch token features"]
 Recoloured = Float[Tensor, "batch _ height width"]  # an image of the same size, with channels of its own
 Resized = Float[Tensor, "batch _ _ _"]  # an image of another size
+Heads = Float[Tensor, "batch head _ width"]  # queries, keys or values
+
+
+class Words(NamedTuple):
+    """What a text encoder makes of texts."""
+
+    context: Float[Tensor, "batch word features"]
+    mask: Bool[Tensor, "batch word"]  # False where a text has ended
+    pooled: Vector  # of the whole text; 0 for an empty one
 
 
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[None]:
@@ -103,20 +112,49 @@ class ResidualBlock(nn.Module):
         return self.skip(image) + self.conv_out(inner)
 
 
+class WordAttention(nn.Module):
+    """Attention whose keys and values are the picture's and, beside them, those of words (GLIDE, arXiv 2112.10741).
+
+    So words cost two matrices each and nothing a pixel, and a text of no words changes nothing.
+    """
+
+    def __init__(self, width: int, heads: int, context_width: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.key_value = nn.Linear(context_width, 2 * width, bias=False)
+        self.norm_key = nn.RMSNorm(width // heads, eps=1e-6)
+
+    def forward(self, query: Heads, key: Heads, value: Heads, words: Words) -> Heads:
+        both = self.key_value(words.context).unflatten(2, (2, self.heads, -1))
+        more_keys, more_values = both.transpose(1, 3).unbind(2)
+        keys = torch.cat([key, self.norm_key(more_keys).to(key.dtype)], 2)
+        values = torch.cat([value, more_values.to(value.dtype)], 2)
+        mask = F.pad(words.mask, (key.shape[2], 0), value=True)[:, None, None]
+        return F.scaled_dot_product_attention(query, keys, values, mask)
+
+
 class AttentionBlock(nn.Module):
     """Self-attention over pixels, with queries and keys of unit size (arXiv 2302.05442, section 2.1)."""
 
-    def __init__(self, channels: int, head_width: int = 64) -> None:
+    def __init__(self, channels: int, head_width: int = 64, context_width: int = 0) -> None:
         super().__init__()
         self.heads = math.gcd(channels, max(1, channels // head_width))
         self.norm = ChannelNorm(channels)
         self.query_key_value = nn.Conv2d(channels, 3 * channels, 1)
         self.out = zero(nn.Conv2d(channels, channels, 1))
         self.norm_query, self.norm_key = (nn.RMSNorm(channels // self.heads, eps=1e-6) for _ in range(2))
+        self.listen = WordAttention(channels, self.heads, context_width) if context_width else None
 
-    def forward(self, image: Latents) -> Latents:
+    def forward(self, image: Latents, words: Words | None = None) -> Latents:
         batch, channels, height, width = image.shape
         heads = self.query_key_value(self.norm(image)).reshape(batch, 3, self.heads, -1, height * width)
         query, key, value = heads.transpose(3, 4).unbind(1)
-        mixed = F.scaled_dot_product_attention(self.norm_query(query), self.norm_key(key), value)
+        mixed = attend(self.norm_query(query), self.norm_key(key), value, self.listen, words)
         return image + self.out(mixed.transpose(2, 3).reshape(batch, channels, height, width))
+
+
+def attend(query: Heads, key: Heads, value: Heads, listen: WordAttention | None, words: Words | None) -> Heads:
+    """To the picture, and to words where there are any and the network has ears for them."""
+    if listen is None or words is None:
+        return F.scaled_dot_product_attention(query, key, value)
+    return listen(query, key, value, words)

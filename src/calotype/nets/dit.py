@@ -11,7 +11,18 @@ from jaxtyping import Float
 from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
-from calotype.nets.blocks import Recoloured, Tokens, Vector, channel_to_space, faint, space_to_channel, zero
+from calotype.nets.blocks import (
+    Recoloured,
+    Tokens,
+    Vector,
+    WordAttention,
+    Words,
+    attend,
+    channel_to_space,
+    faint,
+    space_to_channel,
+    zero,
+)
 from calotype.vocabulary import Config, Latents
 
 Rotation = tuple[Float[Tensor, "token half"], Float[Tensor, "token half"]]
@@ -39,20 +50,20 @@ class DitConfig(Config):
 class Dit(nn.Module):
     """(batch, in_channels, height, width) and (batch, config.width) -> (batch, out_channels, height, width).
 
-    Height and width must be multiples of `config.patch`.
+    Height and width must be multiples of `config.patch`. With a `context_width` it attends to words, too.
     """
 
-    def __init__(self, config: DitConfig, in_channels: int, out_channels: int) -> None:
+    def __init__(self, config: DitConfig, in_channels: int, out_channels: int, context_width: int = 0) -> None:
         super().__init__()
         self.patch, self.head_width = config.patch, config.width // config.heads
         self.embed = nn.Linear(in_channels * config.patch**2, config.width)
         self.place = nn.Linear(32, config.width, bias=False)
-        self.blocks = nn.ModuleList(DitBlock(config) for _ in range(config.depth))
+        self.blocks = nn.ModuleList(DitBlock(config, context_width) for _ in range(config.depth))
         self.norm = nn.RMSNorm(config.width, eps=1e-6, elementwise_affine=False)
         self.modulation = zero(nn.Linear(config.width, 2 * config.width))
         self.out = faint(nn.Linear(config.width, out_channels * config.patch**2))
 
-    def forward(self, image: Latents, vector: Vector) -> Recoloured:
+    def forward(self, image: Latents, vector: Vector, words: Words | None = None) -> Recoloured:
         patches = space_to_channel(image, self.patch)
         height, width = patches.shape[-2:]
         ys, xs = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
@@ -61,7 +72,7 @@ class Dit(nn.Module):
         tokens = self.embed(patches.flatten(2).transpose(1, 2)) + self.place(place_features(places, height, width))
         vector = F.silu(vector)
         for block in self.blocks:
-            tokens = block(tokens, vector, rotation)
+            tokens = block(tokens, vector, rotation, words)
         scale, shift = self.modulation(vector)[:, None].chunk(2, -1)
         tokens = self.out(self.norm(tokens) * (1 + scale) + shift)
         return channel_to_space(tokens.transpose(1, 2).unflatten(2, (height, width)), self.patch)
@@ -70,7 +81,7 @@ class Dit(nn.Module):
 class DitBlock(nn.Module):
     """Attention, then a feed-forward network; the vector scales, shifts, gates both; gates start at 0 (adaLN-zero)."""
 
-    def __init__(self, config: DitConfig) -> None:
+    def __init__(self, config: DitConfig, context_width: int = 0) -> None:
         super().__init__()
         inner = 32 * math.ceil(config.width * config.expansion / 32)
         self.heads, self.dropout = config.heads, config.dropout
@@ -81,16 +92,17 @@ class DitBlock(nn.Module):
         self.attention_out = nn.Linear(config.width, config.width, bias=False)
         self.gate_up = nn.Linear(config.width, 2 * inner, bias=False)
         self.down = nn.Linear(inner, config.width, bias=False)
+        self.listen = WordAttention(config.width, config.heads, context_width) if context_width else None
 
-    def forward(self, tokens: Tokens, vector: Vector, rotation: Rotation) -> Tokens:
+    def forward(self, tokens: Tokens, vector: Vector, rotation: Rotation, words: Words | None = None) -> Tokens:
         scale1, shift1, gate1, scale2, shift2, gate2 = self.modulation(vector)[:, None].chunk(6, -1)
-        tokens = tokens + gate1 * self._attend(self.norm(tokens) * (1 + scale1) + shift1, rotation)
+        tokens = tokens + gate1 * self._attend(self.norm(tokens) * (1 + scale1) + shift1, rotation, words)
         return tokens + gate2 * self._feed(self.norm(tokens) * (1 + scale2) + shift2)
 
-    def _attend(self, tokens: Tokens, rotation: Rotation) -> Tokens:
+    def _attend(self, tokens: Tokens, rotation: Rotation, words: Words | None) -> Tokens:
         query, key, value = self.query_key_value(tokens).unflatten(2, (3, self.heads, -1)).transpose(1, 3).unbind(2)
         query, key = rotate(self.norm_query(query), rotation), rotate(self.norm_key(key), rotation)
-        mixed = F.scaled_dot_product_attention(query, key, value.to(query.dtype))
+        mixed = attend(query, key, value.to(query.dtype), self.listen, words)
         return self.attention_out(mixed.transpose(1, 2).flatten(2))
 
     def _feed(self, tokens: Tokens) -> Tokens:

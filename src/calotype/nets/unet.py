@@ -16,6 +16,7 @@ from calotype.nets.blocks import (
     ResidualBlock,
     Resized,
     Vector,
+    Words,
     channel_to_space,
     faint,
     space_to_channel,
@@ -43,14 +44,16 @@ class Unet(nn.Module):
 
     Height and width must be multiples of `patch * 2 ** (levels - 1)`. Beside the network, each pixel passes through a
     matrix that hangs on the vector: the noise in a patch has more values than a narrow network has channels.
+    With a `context_width` it attends to words, too.
     """
 
-    def __init__(self, config: UnetConfig, in_channels: int, out_channels: int) -> None:
+    def __init__(self, config: UnetConfig, in_channels: int, out_channels: int, context_width: int = 0) -> None:
         super().__init__()
         widths = [config.width * multiple for multiple in config.multiples]
 
         def level(index: int, in_width: int, out_width: int) -> UnetLevel:
-            return UnetLevel(in_width, out_width, config, attention=index in config.attention_levels)
+            attention = index in config.attention_levels
+            return UnetLevel(in_width, out_width, config, attention, context_width)
 
         self.patch = config.patch
         self.conv_in = nn.Conv2d(in_channels * config.patch**2, widths[0], 3, padding=1)
@@ -65,7 +68,7 @@ class Unet(nn.Module):
                 shelf.append(width)
         self.middle = nn.ModuleList(
             [
-                UnetLevel(widths[-1], widths[-1], config, attention=len(widths) - 1 in config.attention_levels),
+                level(len(widths) - 1, widths[-1], widths[-1]),
                 UnetLevel(widths[-1], widths[-1], config, attention=False),
             ]
         )
@@ -81,31 +84,32 @@ class Unet(nn.Module):
         self.conv_out = faint(nn.Conv2d(here, out_channels * config.patch**2, 3, padding=1))
         self.through = faint(nn.Linear(config.width, out_channels * in_channels))
 
-    def forward(self, image: Latents, vector: Vector) -> Recoloured:
+    def forward(self, image: Latents, vector: Vector, words: Words | None = None) -> Recoloured:
         mixing = self.through(F.silu(vector)).unflatten(1, (-1, image.shape[1]))
         passed = torch.einsum("boi,bihw->bohw", mixing, image)
         image = self.conv_in(space_to_channel(image, self.patch))
         shelf = [image]
         for block in self.down:
-            image = block(image, vector)
+            image = block(image, vector, words)
             shelf.append(image)
         for block in self.middle:
-            image = block(image, vector)
+            image = block(image, vector, words)
         for block in self.up:
-            image = (
-                block(image, vector) if isinstance(block, Double) else block(torch.cat([image, shelf.pop()], 1), vector)
-            )
+            image = block(image if isinstance(block, Double) else torch.cat([image, shelf.pop()], 1), vector, words)
         return passed + channel_to_space(self.conv_out(F.silu(self.norm(image))), self.patch)
 
 
 class UnetLevel(nn.Module):
-    def __init__(self, in_width: int, out_width: int, config: UnetConfig, attention: bool) -> None:
+    def __init__(
+        self, in_width: int, out_width: int, config: UnetConfig, attention: bool, context_width: int = 0
+    ) -> None:
         super().__init__()
         self.residual = ResidualBlock(in_width, out_width, config.width, config.dropout)
-        self.attention = AttentionBlock(out_width) if attention else nn.Identity()
+        self.attention = AttentionBlock(out_width, context_width=context_width) if attention else None
 
-    def forward(self, image: Latents, vector: Vector) -> Recoloured:
-        return self.attention(self.residual(image, vector))
+    def forward(self, image: Latents, vector: Vector, words: Words | None = None) -> Recoloured:
+        image = self.residual(image, vector)
+        return image if self.attention is None else self.attention(image, words)
 
 
 class Halve(nn.Module):
@@ -113,7 +117,7 @@ class Halve(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(width, width, 3, stride=2, padding=1)
 
-    def forward(self, image: Latents, vector: Vector) -> Resized:
+    def forward(self, image: Latents, vector: Vector, words: Words | None = None) -> Resized:
         return self.conv(image)
 
 
@@ -122,5 +126,5 @@ class Double(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(width, width, 3, padding=1)
 
-    def forward(self, image: Latents, vector: Vector) -> Resized:
+    def forward(self, image: Latents, vector: Vector, words: Words | None = None) -> Resized:
         return self.conv(F.interpolate(image, scale_factor=2, mode="nearest"))

@@ -12,7 +12,7 @@ from calotype.learning.player import PlayerConfig
 from calotype.learning.train import Clock
 from calotype.legs import LEVELS_TRIED
 from calotype.machine import Machine, peak_memory
-from calotype.plan.choices import Choice, check_sizes, explain, learning_rate, propose, shares
+from calotype.plan.choices import Choice, check_sizes, check_text, explain, learning_rate, propose, shares
 from calotype.plan.measurement import Measurement, Phases, seconds_an_image
 from calotype.recipe import DiffusionConfig, EnlargeRecipe, Recipe, check, leg_above, merge
 
@@ -68,6 +68,7 @@ def make_plan(pictures: Pictures, machine: Machine, budget: float, started: floa
     proposal = with_learning_rates(proposal, check(merge(proposal, settings)), machine.width)
     recipe = check(merge(proposal, settings))
     check_sizes(recipe)
+    check_text(recipe, pictures)
     choices = explain(recipe, check(proposal), pictures, reasons)
     plan = Plan(recipe, str(machine), budget, choices, notes=list(pictures.notes))
     measured = Measurement(recipe, pictures, machine.device)

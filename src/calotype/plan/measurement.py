@@ -15,7 +15,14 @@ from calotype.evaluate.first_stage import measure
 from calotype.learning.objectives import Denoising, FirstStageConfig, Objective
 from calotype.learning.player import Player, PlayerConfig
 from calotype.learning.train import Clock, Source, learn
-from calotype.legs import crop_examples, look_count, picture_examples, picture_source, start_space
+from calotype.legs import (
+    as_read,
+    crop_examples,
+    look_count,
+    picture_examples,
+    picture_source,
+    start_space,
+)
 from calotype.machine import best_time
 from calotype.recipe import Recipe, leg_above, mistakes_above
 from calotype.spaces.latent import LatentSpace
@@ -34,7 +41,7 @@ class Measurement:
 
     def __init__(self, recipe: Recipe, pictures: Pictures, device: torch.device) -> None:
         self.recipe, self.device, self.rng = recipe, device, Rng((recipe.seed, "plan"))
-        classes, some = len(pictures.classes), few(pictures)
+        classes, some = len(pictures.classes), few(as_read(recipe, pictures))
         self.pictures = {size: some.shrunk(size) for size in recipe.chain}
         self.space: Space = PixelSpace()
         if recipe.kind == "latent":
@@ -78,7 +85,8 @@ class Measurement:
         if isinstance(self.space, LatentSpace):
             moments = self.space.moments(self._images(2)).half().cpu()
             cache = LatentCache(moments[:1][None].expand(1, 2, *moments.shape[1:]))
-            source = LatentSource(cache, torch.full((2,), NOT_TOLD), torch.arange(2), self.rng, self.device)
+            captions = pictures.captions and pictures.captions.at([0, len(pictures) - 1])
+            source = LatentSource(cache, torch.full((2,), NOT_TOLD), torch.arange(2), self.rng, self.device, captions)
         return [(1.0, self._step(Denoising(self.stages[0], 0.0), source, self.recipe.denoiser.batch, 0.0))]
 
     def _joint(self) -> Phases:

@@ -22,6 +22,7 @@ class Preview:
     file: Path
     images_seen: float
     seconds: float | None
+    prompts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,10 @@ class Run:
         home = self.folder.resolve()
         previews = [
             Preview(
-                (home / str(event.get("file"))).resolve(), float(event["images_seen"]), number(event.get("seconds"))
+                (home / str(event.get("file"))).resolve(),
+                float(event["images_seen"]),
+                number(event.get("seconds")),
+                tuple(map(str, event.get("prompts") or [])),
             )
             for event in self.history("preview", leg)
         ]

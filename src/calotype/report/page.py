@@ -21,7 +21,7 @@ HERO_BYTES, RECONSTRUCTION_BYTES, PREVIEWS_BYTES = 1_000_000, 400_000, 1_000_000
 """The most that pictures may take: 3.1 MB with both reconstructions and the neighbours, 4.2 MB in base64."""
 USUAL = {"seed": None, "guidance_low": 0.0, "guidance_high": 1e6, "augmentation": 0.0, "conditioning": "whole"}
 """Settings of sampling that need no words."""
-MOST_PREVIEWS, MOST_NOTES = 12, 100
+MOST_PREVIEWS, MOST_NOTES, MOST_PROMPTS = 12, 100, 48
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 Row = tuple[Inside, ...]
@@ -121,7 +121,16 @@ def hero(run: Run) -> Html | None:
     if shown is None and latest is not None:
         caption = f"The latest preview, after {after(latest)}; the run has no samples yet."
         shown = figure(show(latest.file, "The latest preview"), caption, "plate")
-    return shown and tag("div", shown, class_="hero")
+    asked = prompted([str(one) for one in run.samples.get("prompts") or []])
+    return shown and tag("div", shown, asked, class_="hero")
+
+
+def prompted(prompts: Sequence[str]) -> Html | None:
+    """What pictures were asked to show, in reading order."""
+    if not prompts:
+        return None
+    said = [tag("li", one or "no prompt") for one in prompts[:MOST_PROMPTS]]
+    return tag("details", tag("summary", "The prompts, in reading order"), tag("ol", *said))
 
 
 def after(preview: Preview) -> str:
@@ -131,7 +140,8 @@ def after(preview: Preview) -> str:
 def sampled(run: Run) -> str:
     settings = {"seed": run.samples.get("seed"), **within(run.samples, "sampling")}
     said = ", ".join(f"{plain(name)} {setting(value)}" for name, value in settings.items() if value != USUAL.get(name))
-    labels = labels_in_words(run.samples.get("labels") or []) if run.facts.get("classes") else ""
+    labelled = run.facts.get("classes") and not run.samples.get("prompts")
+    labels = labels_in_words(run.samples.get("labels") or []) if labelled else ""
     return " ".join(filter(None, ("Samples.", labels, f"Made with {said}." if said else "")))
 
 
@@ -258,7 +268,8 @@ def strip_of(run: Run, leg: str, limit: int, most: int) -> Html:
     figures = [figure(show(one.file, f"Samples of the {leg}"), after(one), "frame") for one in chosen]
     raw = show(run.folder / "previews" / f"{leg}-raw.png", "The same without averaging")
     figures += [figure(raw, "At the end, with the weights of the last step instead of their average", "frame")]
-    return tag("div", tag("h3", title(called_leg(leg))), tag("div", *figures, class_="strip"))
+    asked = prompted(previews[-1].prompts)
+    return tag("div", tag("h3", title(called_leg(leg))), tag("div", *figures, class_="strip"), asked)
 
 
 def recipe(run: Run) -> Html | None:

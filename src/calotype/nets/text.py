@@ -1,0 +1,144 @@
+"""Text encoders: texts in, words to attend to out. And the wrapper that lets a backbone read them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Literal, Protocol, runtime_checkable
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Int
+from pydantic import Field, PositiveInt, model_validator
+from torch import Tensor, nn
+
+from calotype.nets.blocks import Recoloured, Tokens, Vector, Words, zero
+from calotype.vocabulary import Config, Latents
+
+LETTERS = 12
+"""Bytes of a word that are read at once; a longer one is read in parts."""
+WORD = re.compile(r"\w+[^\w\s]* ?|[^\w\s]+ ?|\s")
+"""A word with the punctuation and the space behind it; every letter of a text is in one of them."""
+
+
+@runtime_checkable
+class TextEncoder(Protocol):
+    """Reads texts in any language that it knows; an empty one has no words."""
+
+    width: int
+
+    def __call__(self, texts: Sequence[str]) -> Words: ...
+
+    def rest(self, text: str) -> str:
+        """What it does not read of a text that is too long."""
+        ...
+
+
+class NoText(Config):
+    kind: Literal["none"] = "none"
+
+
+class BytesConfig(Config):
+    """Learned together with the denoiser, from nothing, in whatever languages the captions have."""
+
+    kind: Literal["bytes"] = "bytes"
+    width: PositiveInt = 64
+    depth: PositiveInt = 1
+    heads: PositiveInt = 2
+    words: int = Field(default=64, ge=1, le=512)
+    """The rest of a longer text is not read."""
+
+    @model_validator(mode="after")
+    def _heads(self) -> BytesConfig:
+        if self.width % self.heads:
+            raise ValueError(f"width is {self.width}, but must be a multiple of heads = {self.heads}")
+        return self
+
+
+class BytesEncoder(nn.Module):
+    """A small transformer over words, each the sum of its bytes at their places in it (words in place of bytes: as in
+    arXiv 2404.14408, so that a caption costs less than a picture). Lower and upper case are one.
+
+    A convolution shows each word its neighbours, and so in which order they stand (arXiv 2006.11477).
+    """
+
+    def __init__(self, config: BytesConfig) -> None:
+        super().__init__()
+        self.config, self.width = config, config.width
+        self.letters = nn.Embedding(256 * LETTERS, config.width, padding_idx=0)
+        self.norm_in = nn.RMSNorm(config.width, eps=1e-6)
+        self.neighbours = nn.Conv1d(config.width, config.width, 5, padding=2)
+        self.blocks = nn.ModuleList(TextBlock(config.width, config.heads) for _ in range(config.depth))
+        self.norm = nn.RMSNorm(config.width, eps=1e-6)
+
+    def forward(self, texts: Sequence[str]) -> Words:
+        letters = tokens_of(texts, self.config.words).to(self.letters.weight.device)
+        mask = letters.any(2)
+        places = 256 * torch.arange(LETTERS, device=letters.device)
+        tokens = self.norm_in(self.letters((letters + places) * (letters > 0)).sum(2)) * mask[..., None]
+        tokens = tokens + self.neighbours(tokens.transpose(1, 2)).transpose(1, 2)
+        heard = mask | ~mask.any(1, keepdim=True)  # attention to nothing at all is not a number
+        for block in self.blocks:
+            tokens = block(tokens, heard)
+        tokens = self.norm(tokens)
+        together = (tokens * mask[..., None]).sum(1) / mask.sum(1, keepdim=True).clamp(min=1).sqrt()
+        return Words(tokens, mask, together)
+
+    def rest(self, text: str) -> str:
+        return text_of(pieces(text)[self.config.words :])
+
+
+class TextBlock(nn.Module):
+    """Attention, then a feed-forward network; both start silent."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm_attend, self.norm_feed = (nn.RMSNorm(width, eps=1e-6) for _ in range(2))
+        self.query_key_value = nn.Linear(width, 3 * width, bias=False)
+        self.norm_query, self.norm_key = (nn.RMSNorm(width // heads, eps=1e-6) for _ in range(2))
+        self.out = zero(nn.Linear(width, width, bias=False))
+        self.up, self.down = nn.Linear(width, 4 * width), zero(nn.Linear(4 * width, width))
+
+    def forward(self, tokens: Tokens, mask: Bool[Tensor, "batch token"]) -> Tokens:
+        heads = self.query_key_value(self.norm_attend(tokens)).unflatten(2, (3, self.heads, -1))
+        query, key, value = heads.transpose(1, 3).unbind(2)
+        query, key = self.norm_query(query).to(value.dtype), self.norm_key(key).to(value.dtype)
+        mixed = F.scaled_dot_product_attention(query, key, value, mask[:, None, None])
+        tokens = tokens + self.out(mixed.transpose(1, 2).flatten(2))
+        return tokens + self.down(F.gelu(self.up(self.norm_feed(tokens))))
+
+
+class Reading(nn.Module):
+    """A backbone that reads: it attends to the words of a text, and the whole text is added to its vector."""
+
+    def __init__(self, backbone: nn.Module, encoder: TextEncoder, width: int) -> None:
+        super().__init__()
+        self.backbone, self.encoder = backbone, encoder
+        self.whole = nn.Linear(encoder.width, width, bias=False)
+
+    def forward(self, image: Latents, vector: Vector, texts: Sequence[str] | None = None) -> Recoloured:
+        if texts is None:
+            return self.backbone(image, vector)
+        words = self.encoder(texts)
+        return self.backbone(image, vector + self.whole(words.pooled), words)
+
+
+def tokens_of(texts: Sequence[str], most: int) -> Int[Tensor, "batch word 12"]:
+    """The bytes of each text's first `most` words, 0 where a word or a text has ended."""
+    read = [pieces(text)[:most] for text in texts]
+    longest = max(1, *map(len, read))
+    rows = [b"".join(word.ljust(LETTERS, b"\0") for word in words).ljust(longest * LETTERS, b"\0") for words in read]
+    return torch.frombuffer(bytearray(b"".join(rows)), dtype=torch.uint8).reshape(-1, longest, LETTERS).long()
+
+
+@lru_cache(maxsize=2**16)
+def pieces(text: str) -> tuple[bytes, ...]:
+    """The words of a text as UTF-8, in lower case, long ones in parts."""
+    words = (word.encode("utf-8", "replace") for word in WORD.findall(text.lower().replace("\0", " ")))
+    return tuple(word[start : start + LETTERS] for word in words for start in range(0, len(word), LETTERS))
+
+
+def text_of(words: Sequence[bytes]) -> str:
+    return b"".join(words).decode("utf-8", "replace")

@@ -1,0 +1,166 @@
+import json
+import os
+
+import pytest
+import torch
+from small import write_pictures
+
+from calotype.data.captions import MOST_BYTES, clean, read_captions
+from calotype.data.describing import describe
+from calotype.data.folder import read_folder
+from calotype.data.portraits import read_drawn, read_portraits
+from calotype.data.sources import drawn
+from calotype.vocabulary import Rng
+
+TWO = torch.arange(2)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Ten pictures, `0.png` to `9.png`, without classes."""
+    return write_pictures(tmp_path / "album", classes=())
+
+
+def captions_of(folder, *names):
+    captions, found = read_captions(folder, names)
+    return (captions.of if captions else None), found.notes(names)
+
+
+def metadata(place, *lines):
+    content = [line if isinstance(line, bytes) else json.dumps(line).encode() for line in lines]
+    (place / "metadata.jsonl").write_bytes(b"\n".join(content))
+
+
+# -- What is understood ------------------------------------------------------------------------------------------------
+
+
+def test_every_line_of_a_text_file_is_a_caption(folder):
+    (folder / "1.txt").write_text("a cat\n\n một con mèo \r\n", encoding="utf-8")
+    (folder / "2.txt").write_bytes(b"\xef\xbb\xbfwith a mark of its order")
+    of, notes = captions_of(folder, "0.png", "1.png", "2.png")
+    assert of == ((), ("a cat", "một con mèo"), ("with a mark of its order",))
+    assert notes == ["captions of 2 pictures, from .txt files (2); 1 picture without one: not told"]
+
+
+def test_metadata_names_pictures_below_it_and_may_have_several_captions(folder):
+    (folder / "sub").mkdir()
+    metadata(folder, {"file_name": "0.png", "text": "zero"}, {"file_name": "sub/9.png", "captions": ["a", "b"]})
+    metadata(
+        folder / "sub", {"file_name": "9.png", "caption": "c", "other": [1, {}]}, {"file_name": "../1.png", "text": "d"}
+    )
+    (folder / "sub" / "9.txt").write_text("e")
+    assert captions_of(folder, "0.png", "1.png", "sub/9.png")[0] == (("zero",), ("d",), ("a", "b", "c", "e"))
+
+
+def test_pictures_without_captions_have_none_and_nothing_is_said(folder):
+    assert captions_of(folder, "0.png") == (None, [])
+    pictures = read_folder(folder, 16)
+    assert pictures.captions is None and pictures.notes == ()
+
+
+def test_captions_follow_their_pictures_and_are_content(folder):
+    before = read_folder(folder, 16)
+    for index in range(10):
+        (folder / f"{index}.txt").write_text(f"number {index}")
+    after = read_folder(folder, 16)
+    assert after.content != before.content
+    assert [note for note in after.notes if "passed over" in note] == []
+    for row, (caption,) in zip(after.pixels, after.captions.of, strict=True):
+        (folder / "alone").mkdir(exist_ok=True)
+        name = caption.removeprefix("number ")
+        (folder / f"{name}.png").replace(folder / "alone" / "one.png")
+        assert (read_folder(folder / "alone", 16).pixels[0] == row).all()
+    few = after.first(3)
+    assert few.captions.of == tuple(after.captions.of[index] for index in (0, 3, 6))
+
+
+def test_one_of_several_captions_is_drawn_each_time(folder):
+    (folder / "0.txt").write_text("a\nb\nc")
+    captions = read_captions(folder, ["0.png", "1.png"])[0]
+    texts = [drawn(captions, TWO, Rng((seed,))).wanted for seed in range(40)]
+    assert {text[0] for text in texts} == {"a", "b", "c"} and {text[1] for text in texts} == {""}
+    assert drawn(captions, TWO, Rng((3,))).wanted == texts[3]
+
+
+def test_accents_are_composed_so_that_equal_words_are_equal_bytes():
+    assert clean("ca\u0302y  thu\u031b\u0301\n") == "cây thứ"
+
+
+# -- What is odd -------------------------------------------------------------------------------------------------------
+
+ODD = {
+    "NUL bytes": (b"a\0b", "0.txt (holds NUL bytes)"),
+    "10 MB": (b"a " * 5_000_000, f"0.txt (longer than {MOST_BYTES // 1024} kB)"),
+    "UTF-16": ("một".encode("utf-16-le") + b"\xff", "0.txt (holds NUL bytes)"),
+    "Latin-1": ("déjà vu".encode("latin-1"), "0.txt (not UTF-8)"),
+}
+
+
+@pytest.mark.parametrize(("content", "said"), ODD.values(), ids=ODD)
+def test_what_is_no_text_is_passed_over_in_one_line(folder, content, said):
+    (folder / "0.txt").write_bytes(content)
+    assert captions_of(folder, "0.png") == (None, [f"passed over as captions: {said}"])
+
+
+def test_marks_that_turn_or_control_text_are_taken_out_and_counted(folder):
+    (folder / "0.txt").write_text("evil \u202egnp.exe\u202c \x1b[31mred", encoding="utf-8")
+    of, notes = captions_of(folder, "0.png")
+    assert of == (("evil gnp.exe [31mred",),)
+    assert notes[1:] == ["1 caption lost marks that control or turn text, or a long end"]
+
+
+def test_a_malformed_line_is_named_and_the_others_count(folder):
+    lines = [{"file_name": "0.png", "text": "zero"}] * 5000
+    lines[4999] = b'{"file_name": "0.png", "text": '
+    bad = [b"[" * 40000, b'"no table"', b'{"file_name": "0.png", "text": 5}', b"x" * 3 * MOST_BYTES, b"\xff"]
+    metadata(folder, *lines, *bad, {"file_name": "1.png", "text": "one"})
+    of, notes = captions_of(folder, "0.png", "1.png")
+    assert len(of[0]) == 4999 and of[1] == ("one",)
+    assert notes[1] == (
+        "passed over as captions: line 5,000 of metadata.jsonl (not JSON), "
+        "line 5,001 of metadata.jsonl (nested too deeply), line 5,002 of metadata.jsonl (no file_name), "
+        "line 5,003 of metadata.jsonl (text is not text), line 5,004 of metadata.jsonl (longer than 64 kB) "
+        "and 1 more"
+    )
+
+
+def test_nothing_outside_the_folder_is_read(folder, tmp_path):
+    (tmp_path / "secret.txt").write_text("secret")
+    (folder / "0.txt").symlink_to(tmp_path / "secret.txt")
+    (folder / "sub").mkdir()
+    (tmp_path / "elsewhere.jsonl").write_text('{"file_name": "1.png", "text": "secret"}')
+    (folder / "sub" / "metadata.jsonl").symlink_to(tmp_path / "elsewhere.jsonl")
+    os.mkfifo(folder / "1.txt")  # to open it would wait for ever
+    outside = [{"file_name": name, "text": "x"} for name in ("../secret.png", "/etc/passwd", "sub/../../0.png")]
+    metadata(folder, *outside, {"file_name": "nobody.png", "text": "x"}, {"file_name": "sub/../2.png", "text": "two"})
+    of, notes = captions_of(folder, "0.png", "1.png", "2.png", "sub/1.png")
+    assert of == ((), (), ("two",), ())
+    assert notes[1:] == [
+        "3 lines of metadata named files outside the folder: ignored",
+        "1 line of metadata named no picture that was read",
+    ]
+
+
+# -- The portraits -----------------------------------------------------------------------------------------------------
+
+
+def test_portraits_have_a_caption_in_each_language():
+    facts = {
+        "style": "open-peeps", "primaryBackgroundColor": "#a8d5a2", "head": "short4", "face": "old",
+        "facialHair": "moustache2", "skinColor": "#ae5d29", "clothingColor": "#fdea6b",
+    }  # fmt: skip
+    assert describe(facts) == (
+        "an open peeps portrait, brown skin, short hair, yellow clothes, moustache, on a light green background",
+        "chân dung kiểu open peeps, da nâu, tóc ngắn, quần áo vàng, có ria mép, trên nền xanh lá nhạt",
+    )
+
+
+def test_all_portraits_are_described_and_differ(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    pictures = read_portraits(2, 24)
+    assert pictures.captions.optional
+    assert [describe(one) for one in read_drawn(2, 24)] == list(pictures.captions.of)
+    for english, vietnamese in pictures.captions.of:
+        assert english.endswith(" background") and vietnamese.startswith("chân dung kiểu ")
+        assert english.count(",") == vietnamese.count(",")
+    assert len({english for english, _ in pictures.captions.of}) == 24
