@@ -12,6 +12,7 @@ from calotype.learning.train import learn
 from calotype.legs import joint_leg
 from calotype.model import load
 from calotype.vocabulary import Rng, UserError
+from calotype.voice import cost
 
 JOINT = {"images": 12, "batch": 4, "pictures": 4}
 SET = ("joint.images=12", "joint.batch=4", "joint.pictures=4")
@@ -96,8 +97,18 @@ def test_a_run_with_a_joint_leg_says_whether_it_was_kept(tmp_path, monkeypatch):
     assert list(state["legs"]) == ["autoencoder", "denoiser", "joint"] and set(state["legs"].values()) == {"finished"}
     notes = [json.loads(line).get("text", "") for line in (run / "log.jsonl").read_text().splitlines()]
     assert any("joint leg" in note and ("is kept" in note or "not kept" in note) for note in notes)
-    assert "judge" in read_json(run / "plan.json")["predicted"]["seconds"]
+    predicted = read_json(run / "plan.json")["predicted"]
+    assert "judge" in predicted["seconds"] and "joint" in predicted["seconds"]
     assert len(load(run).sample(2)) == 2
+
+
+def test_the_plan_of_a_joint_leg_is_told(tmp_path, monkeypatch):
+    """Its parameters are those of both networks."""
+    be_quick(monkeypatch)
+    write_pictures(tmp_path / "pictures")
+    made = commands.plan(wish(tmp_path / "pictures", None, *SET), Keeper())
+    both = made.parameters("autoencoder") + made.parameters("denoiser")
+    assert made.parameters("joint") == both and any(line.startswith("joint") for line in cost(made))
 
 
 @pytest.mark.parametrize("kept", [True, False])

@@ -75,9 +75,8 @@ def cost(plan: Plan) -> list[str]:
     predicted, seconds = plan.predicted, plan.predicted["seconds"]
     lines = [f"device       {plan.device}, {plan.recipe.precision}"]
     for leg in plan.recipe.legs:
-        parameters = predicted["parameters"][leg.replace("mistakes", "enlarge")]
         lines.append(
-            f"{leg:<12} {parameters / 1e6:.1f} M parameters, {predicted['steps'][leg]:,} steps of "
+            f"{leg:<12} {plan.parameters(leg) / 1e6:.1f} M parameters, {predicted['steps'][leg]:,} steps of "
             f"{predicted['seconds_a_step'][leg]:.2f} s, {duration(seconds[leg])}"
         )
     beside = sum(spent for what, spent in seconds.items() if what not in plan.recipe.legs)

@@ -52,6 +52,11 @@ class Plan:
         phases = {leg: [(end, cost) for end, cost in phases] for leg, phases in about["phases"].items()}
         return cls(recipe, **kept, phases=phases, choices=[Choice(**choice) for choice in about["choices"]])
 
+    def parameters(self, leg: str) -> int:
+        """Of all networks that a leg trains, but the critic."""
+        networks = ["autoencoder", "denoiser"] if leg == "joint" else [leg.replace("mistakes", "enlarge")]
+        return sum(self.predicted["parameters"][network] for network in networks)
+
     def after(self, leg: str) -> float:
         """Predicted seconds of all that comes after a leg."""
         order = list(self.predicted["seconds"])
