@@ -205,9 +205,12 @@ def of_critic(measures: Measures) -> Iterator[Finding]:
 
 
 def fitness(measures: Measures) -> float:
-    """What is left of pictures after noise, the simplest denoiser and the decoder, less what wrong statistics cost."""
-    left = 1 - mean(measures.developed.values())
-    return max(0.0, left) * mean(map(agreement, measures.channels)) if math.isfinite(left) else 0.0
+    """What is left of pictures after noise, the simplest denoiser and the decoder, less what wrong statistics cost.
+
+    1 where nothing is lost, a half where what comes out is as far off as another picture; for pictures of one size.
+    """
+    lost = mean(measures.developed.values())
+    return mean(map(agreement, measures.channels)) / (1 + lost) if math.isfinite(lost) else 0.0
 
 
 def agreement(channel: Channel) -> float:
