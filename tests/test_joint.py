@@ -11,7 +11,7 @@ from calotype.files import read_json
 from calotype.learning.train import learn
 from calotype.legs import joint_leg
 from calotype.model import load
-from calotype.vocabulary import Rng, UserError
+from calotype.vocabulary import Condition, Rng, UserError
 
 JOINT = {"images": 12, "batch": 4, "pictures": 4}
 SET = ("joint.images=12", "joint.batch=4", "joint.pictures=4")
@@ -47,7 +47,7 @@ def test_foresight_reaches_the_encoder_through_denoiser_and_decoder():
     )
     assert float((with_it.total - without.total).detach()) == pytest.approx(float(with_it.terms["foreseen"]), rel=1e-3)
     moments = joint.space.vae.encode(batch.clean)
-    foreseen = joint._foreseen(batch.clean, moments, batch.labels, Rng((0,)))
+    foreseen = joint._foreseen(batch.clean, moments, Condition(batch.labels), Rng((0,)))
     for part in (joint.space.vae.encoder, joint.space.vae.decoder):
         assert any(gradient is not None and gradient.abs().sum() > 0 for gradient in gradients(foreseen, part))
 

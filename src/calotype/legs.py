@@ -235,11 +235,12 @@ def joint_leg(recipe: Recipe, stage: Stage, pictures: Pictures, device: torch.de
     leg = JointLeg("joint", objective, players, source, clock, lambda path: None, dict)
     count = check_count(pictures.pixels[0].numel())
     reconstructions = Reconstructions(held_out_images(pictures, count, device), objective_vae(leg.stage))
-    batch = source.batch(0, 1)
+    shown = picture_examples(recipe, pictures, device)(pictures.held_out_indices)
+    batch = shown.batch(0, min(PREVIEW_COUNT, len(pictures.held_out_indices)))
     samples = Samples(
         leg.stage, objective.stage, recipe.sampling, batch, batch, len(pictures.classes), Rng((recipe.seed, "joint"))
     )
-    leg.preview, leg.check = samples.draw, reconstructions.measure
+    leg.preview, leg.check, leg.prompts = samples.draw, reconstructions.measure, samples.prompts
     return leg
 
 
@@ -263,11 +264,11 @@ def judge(
     """Whether the joint leg has made samples better: as many from before and after as held-out pictures."""
     device = next(before.denoiser.parameters()).device
     real = held_out_images(pictures, recipe.joint.pictures, device)
-    labels = each_class(recipe.joint.pictures, len(pictures.classes), device)
+    labels, text = asked(pictures, recipe.joint.pictures, device)
     rngs = [Rng((recipe.seed, "judge", index)) for index in range(len(labels))]
     rows, blurs = [], []
     for number, stage in enumerate((before, after)):
-        made = in_parts([stage], [recipe.sampling], labels, rngs)
+        made = in_parts([stage], [recipe.sampling], labels, rngs, text=text)
         rows.append(features(made.split(32)))
         blurs.append(Reconstructions(real, objective_vae(stage)).measure()["perceptual"])
         progress(number + 1, 2)
@@ -368,17 +369,25 @@ def search_levels(
     """Which augmentation brings what `stage` makes of pictures from `below` nearest to held-out ones, on few crops."""
     device = next(stage.denoiser.parameters()).device
     rng = Rng((recipe.seed, "level", stage.image_size))
-    labels = each_class(count, len(pictures.classes), device)
+    labels, text = asked(pictures, count, device)
     rngs = [rng.at("sample", index) for index in range(count)]
-    small = in_parts(below, recipe.samplings[: len(below)], labels, rngs)
+    small = in_parts(below, recipe.samplings[: len(below)], labels, rngs, text=text)
     config = recipe.enlarger(stage.image_size)
     side = (config.crop or stage.image_size) // stage.factor
     corners = rng.at("crop").integers(small.shape[-1] - side + 1, count, 2).tolist()
     crops = torch.stack([one[:, y : y + side, x : x + side] for one, (y, x) in zip(small, corners, strict=True)])
     held_out = crop_examples(recipe, stage.image_size, pictures, device)(pictures.held_out_indices)
     real = held_out.batch(0, count).clean
-    distance = level_distance(stage, config.sampling, crops, labels, real)
+    distance = level_distance(stage, config.sampling, crops, labels, real, text)
     return search_level(distance, stage.augmentation.most, LEVELS_TRIED, progress)
+
+
+def asked(pictures: Pictures, count: int, device: torch.device) -> tuple[Labels, Text | None]:
+    """What a stage is judged by: held-out captions in turn, alone, as prompts are; else every class in turn."""
+    if not (prompts := held_out_prompts(pictures, count)):
+        return each_class(count, len(pictures.classes), device), None
+    text = Text(tuple(prompts[index % len(prompts)] for index in range(count)))
+    return torch.full((count,), NOT_TOLD, device=device), text
 
 
 def each_class(count: int, classes: int, device: torch.device) -> Labels:
@@ -477,7 +486,7 @@ class Samples:
         return torch.full_like(labels[: len(text.wanted)], NOT_TOLD), text
 
     def text(self, count: int) -> Text | None:
-        return self.held_out.text and self.held_out.text.of(slice(count))
+        return self.held_out.text and Text(self.held_out.text.wanted[:count])
 
     def _enlarged(self, smaller: Images, sampling: Sampling, rngs: list[Rng]) -> OtherImages:
         """The smaller picture, what the stage makes of it, and what it was: side by side."""
