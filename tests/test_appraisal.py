@@ -127,7 +127,7 @@ def test_samples_are_those_of_the_sample_command(run, monkeypatch):
     from calotype.evaluate.memorisation import small_pixels
 
     model = load(run, "cpu")
-    samples = make_samples(model, torch.tensor([0, 1, 0]), 5, Other(), lambda *news: None)
+    samples = make_samples(model, torch.tensor([0, 1, 0]), None, 5, Other(), lambda *news: None)
     drawn = np.concatenate([small_pixels(images_from_pil(one)) for one in model.sample(3, seed=5)])
     assert samples.seen.pixels == pytest.approx(drawn, abs=1e-6)
 

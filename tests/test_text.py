@@ -1,5 +1,6 @@
 import re
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -227,6 +228,24 @@ def test_a_captioned_folder_becomes_a_model_that_reads(folder, tmp_path, setting
     assert model.labels(3, prompt="x") == [NOT_TOLD] * 3 and model.labels(2, "b", "x") == [1, 1]
     with pytest.warns(UserWarning, match="a prompt is cut after '.*w w'"):
         model.sample(1, prompt="w " * 200)
+
+
+def test_a_model_that_reads_is_edited_swept_and_evaluated(folder, tmp_path):
+    """With a joint leg; what is told changes the picture, and none of the ways to sample forgets it."""
+    joint = ("joint.images=12", "joint.batch=4", "joint.pictures=4")
+    run = train(wish(folder, tmp_path / "run", *joint), Keeper())
+    model = calotype.load(run)
+    for stage in model.stages:
+        perturbed(stage.denoiser)
+    given = Image.new("RGB", (16, 16), "red")
+    mask = Image.new("RGB", (16, 16), "white")
+    ways = (model.sample, partial(model.redraw, given, 0.9, mask), partial(model.interpolate, frames=2))
+    for ask in ways:
+        one, other = (ask(prompt=prompt)[0].tobytes() for prompt in ("bức tranh", "a cat"))
+        assert one != other
+    commands.sweep(run, None, 4, 0, commands.Grid((2,), (1.0, 2.0)), "cpu", Keeper())
+    assert {cell["guidance"] for cell in read_json(run / "sweep.json")["cells"]} == {1.0, 2.0}
+    commands.evaluate(run, None, 4, 0, tmp_path / "evaluation", "cpu", Keeper())
 
 
 def assert_alike(one, other):

@@ -193,7 +193,8 @@ class Model:
         chunk = max(1, min(32, CHUNK_VALUES // (3 * width * height)))
         for part in (slice(begin, begin + chunk) for begin in range(0, len(labels), chunk)):
             told = torch.tensor(labels[part], device=self.device)
-            yield generate(self.stages, told, samplings, rngs[part], start=start(part), text=text and text.of(part))
+            some = text and text.at(range(len(labels))[part])
+            yield generate(self.stages, told, samplings, rngs[part], start=start(part), text=some)
 
     def enlarge(
         self, picture: Image.Image, size: int | None = None, label: str | None = None, seed: int = 0

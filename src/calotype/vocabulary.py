@@ -6,7 +6,7 @@ A picture is made *noisy* by adding `sigma` times Gaussian noise. `sigma` is the
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
@@ -47,8 +47,9 @@ class Text:
     unwanted: tuple[str, ...] = ()
     """What guidance leads away from, instead of from "not told"."""
 
-    def of(self, part: slice) -> Text:
-        return Text(self.wanted[part], self.unwanted[part])
+    def at(self, chosen: Sequence[int]) -> Text:
+        unwanted = tuple(self.unwanted[index] for index in chosen) if self.unwanted else ()
+        return Text(tuple(self.wanted[index] for index in chosen), unwanted)
 
     def untold(self) -> Text:
         return Text(self.unwanted or ("",) * len(self.wanted))

@@ -26,7 +26,7 @@ from calotype.machine import device_name
 from calotype.nets.perceptual import efficientnet_lite0
 from calotype.report.evaluation import FILE, FORMAT, PAIRS_FILE
 from calotype.stage import generate
-from calotype.vocabulary import Labels, Rng, UserError
+from calotype.vocabulary import Labels, Rng, Text, UserError
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,9 @@ def appraise(setup: Setup, out: Path) -> dict[str, Any]:
     pair = halves(setup.pictures, setup.count, setup.unseen)
     again = torch.arange(setup.count) % len(pair.chosen)
     labels = setup.one.labels(setup.pictures, pair.chosen[again])
+    text = setup.one.text(setup.pictures, pair.chosen[again])
     with setup.bar("samples") as told:
-        samples = make_samples(setup.one.model, labels, setup.seed, setup.network, told)
+        samples = make_samples(setup.one.model, labels, text, setup.seed, setup.network, told)
     copies = copies_of(setup, samples)
     found = {
         **about(setup, pair),
@@ -73,7 +74,7 @@ def appraise(setup: Setup, out: Path) -> dict[str, Any]:
     }
     write_json(out / FILE, found)
     if copies.pairs:
-        pairs(setup, labels, copies).save(out / PAIRS_FILE)
+        pairs(setup, labels, text, copies).save(out / PAIRS_FILE)
     return found
 
 
@@ -147,11 +148,12 @@ def copies_of(setup: Setup, samples: Samples) -> Copying:
     return copying(samples.seen, setup.library(setup.trained, "trained"), setup.one.size, setup.count)
 
 
-def pairs(setup: Setup, labels: Labels, copies: Copying) -> Image.Image:
+def pairs(setup: Setup, labels: Labels, text: Text | None, copies: Copying) -> Image.Image:
     """The samples most like copies, each with its nearest training picture to the right."""
     assert setup.trained is not None
     model, places = setup.one.model, torch.tensor([place for place, _ in copies.pairs])
     rngs = [Rng((setup.seed, "sample", int(place))) for place in places]
-    made = generate(model.stages, labels[places.to(labels.device)], model.samplings, rngs).cpu()
+    some = text and text.at(places.tolist())
+    made = generate(model.stages, labels[places.to(labels.device)], model.samplings, rngs, text=some).cpu()
     trained = images_from_pixels(setup.trained.pixels[torch.tensor([row for _, row in copies.pairs])])
     return grid(pils_from_images(torch.stack([made, trained], 1).flatten(0, 1)), 6)

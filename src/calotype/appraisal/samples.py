@@ -14,7 +14,7 @@ from calotype.evaluate.features import FeatureNetwork, features
 from calotype.evaluate.memorisation import Seen, small_pixels
 from calotype.model import Model
 from calotype.stage import generate
-from calotype.vocabulary import Labels, Rng
+from calotype.vocabulary import Labels, Rng, Text
 
 Told = Callable[[int, int, str], None]
 
@@ -25,12 +25,15 @@ class Samples:
     labels: Labels
 
 
-def make_samples(model: Model, labels: Labels, seed: int, network: FeatureNetwork, told: Told) -> Samples:
-    """Picture i depends on (seed, i, its label) only, so it is the one that `calotype sample` makes."""
+def make_samples(
+    model: Model, labels: Labels, text: Text | None, seed: int, network: FeatureNetwork, told: Told
+) -> Samples:
+    """Picture i depends on (seed, i, its label and text) only, so it is the one that `calotype sample` makes."""
     size, rows, mirrored, pixels = model.stages[-1].image_size, [], [], []
     for part in torch.arange(len(labels)).split(max(1, min(16, CHUNK_VALUES // (3 * size**2)))):
         rngs = [Rng((seed, "sample", int(index))) for index in part]
-        images = rounded(generate(model.stages, labels[part.to(labels.device)], model.samplings, rngs))
+        some = text and text.at(part.tolist())
+        images = rounded(generate(model.stages, labels[part.to(labels.device)], model.samplings, rngs, text=some))
         rows.append(features([images], network))
         mirrored.append(features([images.flip(-1)], network))
         pixels.append(small_pixels(images))

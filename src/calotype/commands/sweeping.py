@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from calotype.model import load, store_sampling
 from calotype.nets.perceptual import efficientnet_lite0
 from calotype.report import write_report
 from calotype.stage import Sampling, Stage, generate
-from calotype.vocabulary import NOT_TOLD, Labels, Rng, UserError
+from calotype.vocabulary import NOT_TOLD, Labels, Rng, Text, UserError
 
 FORMAT = 1
 FEWEST, FEWEST_TO_CHOOSE = 4, 50
@@ -41,6 +42,7 @@ def sweep_run(folder: Path, data: Path | None, count: int, seed: int, grid: Grid
     where = str(data or run.state.get("data", PORTRAITS))
     source = None if where == PORTRAITS and data is None else Path(where)
     pictures = read(source, model.stages[-1].image_size, folder / "cache", voice)
+    pictures = pictures if model.reader else replace(pictures, captions=None)
     known = model.classes == pictures.classes
     with run.locked(), voice.bar("sweep") as bar:
         found = try_all(model.stages[0], model.samplings[0], pictures, known, count, seed, grid, counting(bar))
@@ -62,29 +64,33 @@ def try_all(
     stage: Stage, sampling: Sampling, pictures: Pictures, known: bool, count: int, seed: int, grid: Grid,
     progress: Callable[[int, int], None],
 ) -> dict[str, Any]:  # fmt: skip
-    """The first stage at every cell, as JSON. Samples have the classes of the real pictures where these are `known`.
+    """The first stage at every cell, as JSON. Samples have the captions of the real pictures, and their classes where
+    these are `known`.
 
-    Without classes there is nothing to guide away from, so guidance stays as it is.
+    Without either there is nothing to guide away from, so guidance stays as it is.
     """
     device = next(stage.denoiser.parameters()).device
     efficientnet_lite0().to(device)
     reals = choose_reals(pictures.shrunk(stage.image_size), count)
     labels = reals.pictures.labels[reals.chosen] if known else torch.full((len(reals),), NOT_TOLD)
-    told = bool((labels != NOT_TOLD).any())
+    text = reals.pictures.captions.first(reals.chosen.tolist()) if reals.pictures.captions else None
+    told = text is not None or bool((labels != NOT_TOLD).any())
     cells = sweep(
-        grid.samplings(sampling, told), maker(stage, labels.to(device), seed), reals.features(stage.image_size),
+        grid.samplings(sampling, told), maker(stage, labels.to(device), text, seed), reals.features(stage.image_size),
         progress, seed,
     )  # fmt: skip
     return as_found(cells, reals, stage.image_size, seed, sampling)
 
 
-def maker(stage: Stage, labels: Labels, seed: int) -> Callable[[Sampling], Features]:
+def maker(stage: Stage, labels: Labels, text: Text | None, seed: int) -> Callable[[Sampling], Features]:
     """Features of one picture a label; picture i has the same seed in every cell."""
     rngs = [Rng((seed, "sample", index)) for index in range(len(labels))]
     at_once = max(1, min(32, AT_ONCE_VALUES // stage.image_size**2))
     parts = [slice(start, start + at_once) for start in range(0, len(labels), at_once)]
+    told = [text and text.at(range(len(labels))[part]) for part in parts]
     return lambda sampling: features(
-        rounded(generate([stage], labels[part], [sampling], rngs[part])).cpu() for part in parts
+        rounded(generate([stage], labels[part], [sampling], rngs[part], text=some)).cpu()
+        for part, some in zip(parts, told, strict=True)
     )
 
 

@@ -15,7 +15,9 @@ from calotype.files import read_json
 from calotype.model import Model, load
 from calotype.recipe import Recipe, check
 from calotype.report.folder import Run, read_run, within
-from calotype.vocabulary import NOT_TOLD, Labels, UserError
+from calotype.vocabulary import NOT_TOLD, Labels, Text, UserError
+
+PROMPT = "a person with short dark hair and a red shirt, smiling"
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,12 @@ class Competitor:
         known = self.model.classes == pictures.classes
         labels = pictures.labels[chosen] if known else torch.full((len(chosen),), NOT_TOLD)
         return labels.to(self.model.device)
+
+    def text(self, pictures: Pictures, chosen: torch.Tensor) -> Text | None:
+        """The captions of these pictures, for a model that reads."""
+        if self.model.reader is None or pictures.captions is None:
+            return None
+        return pictures.captions.first(chosen.tolist())
 
 
 def open_all(folders: Sequence[Path], device: str) -> list[Competitor]:
@@ -88,6 +96,11 @@ def without_seed(recipe: Recipe) -> dict[str, Any]:
 
 def by_clock(*path: str) -> bool:
     return path[-1] in ("images", "seed", "warmup") or path[-2:] == ("sampling", "augmentation")
+
+
+def usual_text(model: Model, count: int) -> Text | None:
+    """What costs are counted with: as much to read as most prompts have."""
+    return None if model.reader is None else model.text(count, PROMPT)
 
 
 def seconds_of(run: Run) -> dict[str, float]:

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from calotype.comparison.competitor import usual_text
 from calotype.evaluate.costs import most_memory
 from calotype.machine import free_memory, timed
 from calotype.model import Model, load
@@ -53,7 +54,8 @@ def sample(model: Model, count: int, steps: int | None = None) -> None:
     samplings = [one if steps is None else one.model_copy(update={"steps": steps}) for one in model.samplings]
     labels = torch.tensor([index % max(1, len(model.classes)) for index in range(count)], device=model.device)
     labels = labels if model.classes else torch.full_like(labels, NOT_TOLD)
-    generate(model.stages, labels, samplings, [Rng(("cost", index)) for index in range(count)])
+    rngs = [Rng(("cost", index)) for index in range(count)]
+    generate(model.stages, labels, samplings, rngs, text=usual_text(model, count))
 
 
 def main(folder: str, device: str, threads: str, *counts: str) -> None:

@@ -21,7 +21,7 @@ from calotype.evaluate.propagation import (
     latent_case,
 )
 from calotype.evaluate.sets import mean_estimate
-from calotype.vocabulary import Images, Labels, Rng
+from calotype.vocabulary import Images, Labels, Rng, Text
 
 SHARES = (0.25, 0.5, 1.0)
 SIGMAS = (0.1, 1.0, 3.0)
@@ -56,7 +56,7 @@ def relative_level(one: Competitor, spread: float) -> float:
 
 
 def levels_of(
-    one: Competitor, labels: Labels, seed: int, small: Images, sigma: float, small_size: int
+    one: Competitor, labels: Labels, text: Text | None, seed: int, small: Images, sigma: float, small_size: int
 ) -> Iterator[Level]:
     rngs = [Rng((seed, "sample", index)) for index in range(len(labels))]
     base, *above = one.model.stages
@@ -65,13 +65,13 @@ def levels_of(
         high = base.schedule.grid(own.steps)[0]
         wanted = {"matched": sigma} | {f"{sigma:g}": sigma for sigma in SIGMAS}
         for name, amount in ((name, min(sigma, high / 2)) for name, sigma in wanted.items()):
-            case = latent_case(base, own, labels, rngs, amount, small_size)
+            case = latent_case(base, own, labels, rngs, amount, small_size, text)
             yield Level(name, amount, case, name == "matched")
         return
     shares = {"stored": None, "none": 0.0, **{f"{share:g} of the most": share for share in SHARES}}
     for name, part in shares.items():
         changed = at_level(above, samplings, part)
-        case = cascade_case(above, changed, labels, rngs, small)
+        case = cascade_case(above, changed, labels, rngs, small, text)
         yield Level(name, changed[0].augmentation, case, part in (None, 0.0))
 
 

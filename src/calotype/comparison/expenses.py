@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from calotype.build import build_first_stage
-from calotype.comparison.competitor import Competitor, seconds_of
+from calotype.comparison.competitor import Competitor, seconds_of, usual_text
 from calotype.evaluate.costs import counted
 from calotype.learning.objectives import Denoising, Objective
 from calotype.learning.player import Player, PlayerConfig
@@ -71,7 +71,7 @@ def sampling_flops(one: Competitor) -> int:
     """Of one picture through all stages and the decoder, with the model's own steps and guidance."""
     label = torch.tensor([0 if one.model.classes else NOT_TOLD], device=one.model.device)
     rngs = [Rng(("cost",))]
-    return counted(lambda: generate(one.model.stages, label, one.model.samplings, rngs))
+    return counted(lambda: generate(one.model.stages, label, one.model.samplings, rngs, text=usual_text(one.model, 1)))
 
 
 def legs_cost(one: Competitor, pictures: int) -> Iterator[dict[str, Any]]:

@@ -176,7 +176,8 @@ def errors_of(one: Competitor, made: Made, setup: Setup, sigma: float, small_siz
         reason = f"{one.size} px cannot be shrunk to the {small_size} px at which errors are compared"
         return {"propagation": {"levels": None, "points": None, "reason": reason}}
     with setup.bar(f"{one.key} errors") as told:
-        levels = list(levels_of(one, labels, setup.seed, small, sigma, small_size))
+        text = one.text(reals.pictures, reals.chosen[: len(small)])
+        levels = list(levels_of(one, labels, text, setup.seed, small, sigma, small_size))
         found = propagation(one, levels, setup.seed, lambda done, total: told(done, total, ""))
     return {"propagation": found}
 

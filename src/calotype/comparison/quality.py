@@ -26,7 +26,7 @@ from calotype.evaluate.sets import (
 )
 from calotype.spaces.latent import LatentSpace
 from calotype.stage import Sampling, Stage, generate, shrunk
-from calotype.vocabulary import Images, Labels, Rng, UserError
+from calotype.vocabulary import Images, Labels, Rng, Text, UserError
 
 Told = Callable[[int, int], None]
 CHUNK_VALUES = 2**20
@@ -92,13 +92,14 @@ class Made:
 
 
 def make(one: Competitor, reals: Reals, seed: int, keep: int, told: Told) -> Made:
-    """Samples with the classes of the real pictures, a few at a time; picture i depends on (seed, i, class) only."""
+    """Samples with the classes and captions of the real pictures; picture i depends on (seed, i, these two) only."""
     model, made = one.model, Made()
     chunk = max(1, min(8, CHUNK_VALUES // (3 * one.size**2)))
     labels = one.labels(reals.pictures, reals.chosen)
     for part in torch.arange(len(reals)).split(chunk):
         rngs = [Rng((seed, "sample", int(index))) for index in part]
-        pictures = chain(model.stages, model.samplings, labels[part], rngs)
+        text = one.text(reals.pictures, reals.chosen[part])
+        pictures = chain(model.stages, model.samplings, labels[part], rngs, text)
         for stage, images in zip(model.stages, pictures, strict=True):
             made.sampled.setdefault(stage.image_size, []).append(features([images]))
         from_real(one, reals, reals.chosen[part], labels[part], rngs, made)
@@ -109,14 +110,16 @@ def make(one: Competitor, reals: Reals, seed: int, keep: int, told: Told) -> Mad
     return made
 
 
-def chain(stages: Sequence[Stage], samplings: Sequence[Sampling], labels: Labels, rngs: Sequence[Rng]) -> list[Images]:
+def chain(
+    stages: Sequence[Stage], samplings: Sequence[Sampling], labels: Labels, rngs: Sequence[Rng], text: Text | None
+) -> list[Images]:
     """The finished pictures of every stage: the last are those of `generate`."""
     made: list[Images] = []
     for place, (stage, sampling) in enumerate(zip(stages, samplings, strict=True)):
         if place and sampling.conditioning == "truncated":  # it goes on from what the stage before leaves unfinished
-            made.append(generate(stages[: place + 1], labels, samplings[: place + 1], rngs))
+            made.append(generate(stages[: place + 1], labels, samplings[: place + 1], rngs, text=text))
         else:
-            made.append(generate([stage], labels, [sampling], rngs, made[-1] if made else None))
+            made.append(generate([stage], labels, [sampling], rngs, made[-1] if made else None, text=text))
     return made
 
 
@@ -131,7 +134,7 @@ def from_real(one: Competitor, reals: Reals, chosen: Tensor, labels: Labels, rng
         assert stage.smaller_size is not None
         smaller = reals.images(chosen, stage.smaller_size).to(device)
         whole = sampling.model_copy(update={"conditioning": "whole"})
-        images = generate([stage], labels, [whole], rngs, smaller)
+        images = generate([stage], labels, [whole], rngs, smaller, text=one.text(reals.pictures, chosen))
         made.given_real.setdefault(stage.image_size, []).append(features([rounded(images)]))
 
 

@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from calotype.data.images import shown
+from calotype.vocabulary import Text
 
 METADATA = "metadata.jsonl"
 KEYS = ("text", "caption", "captions", "texts")
@@ -31,6 +32,10 @@ class Captions:
 
     def at(self, chosen: Iterable[int]) -> Captions:
         return Captions(tuple(self.of[index] for index in chosen), self.optional)
+
+    def first(self, chosen: Iterable[int]) -> Text:
+        """The first of each of these pictures, as prompts."""
+        return Text(tuple(next(iter(self.of[index]), "") for index in chosen))
 
     @property
     def told(self) -> int:

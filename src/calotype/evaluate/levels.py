@@ -10,7 +10,7 @@ import torch
 from calotype.evaluate.distances import kernel_distance
 from calotype.evaluate.features import features
 from calotype.stage import Sampling, Stage, generate
-from calotype.vocabulary import Images, Labels, OtherImages, Rng
+from calotype.vocabulary import Images, Labels, OtherImages, Rng, Text
 
 AT_ONCE = 8
 
@@ -48,7 +48,12 @@ def search_level(
 
 
 def level_distance(
-    stage: Stage, sampling: Sampling, smaller: Images, labels: Labels, real: OtherImages
+    stage: Stage,
+    sampling: Sampling,
+    smaller: Images,
+    labels: Labels,
+    real: OtherImages,
+    text: Text | None = None,
 ) -> Callable[[float], float]:
     """How far what the stage makes of `smaller` lies from `real`, at a level; each time with the same noise."""
     real_features = features(real.split(AT_ONCE))
@@ -56,7 +61,7 @@ def level_distance(
     def distance(level: float) -> float:
         changed = sampling.model_copy(update={"augmentation": level, "conditioning": "whole"})
         rngs = [Rng(("level", index)) for index in range(len(smaller))]
-        made = in_parts([stage], [changed], labels, rngs, smaller)
+        made = in_parts([stage], [changed], labels, rngs, smaller, text)
         return kernel_distance(features(made.split(AT_ONCE)), real_features)
 
     return distance
@@ -68,9 +73,14 @@ def in_parts(
     labels: Labels,
     rngs: Sequence[Rng],
     smaller: Images | None = None,
+    text: Text | None = None,
 ) -> OtherImages:
     """As `generate`, a few at a time."""
     parts = [slice(start, start + AT_ONCE) for start in range(0, len(labels), AT_ONCE)]
     small = [None if smaller is None else smaller[part] for part in parts]
-    made = [generate(stages, labels[part], samplings, rngs[part], one) for part, one in zip(parts, small, strict=True)]
+    told = [text and text.at(range(len(labels))[part]) for part in parts]
+    made = [
+        generate(stages, labels[part], samplings, rngs[part], one, text=some)
+        for part, one, some in zip(parts, small, told, strict=True)
+    ]
     return torch.cat(made)

@@ -24,7 +24,7 @@ from calotype.evaluate.reconstruction import psnr
 from calotype.nets.blocks import Resized
 from calotype.nets.perceptual import efficientnet_lite0, perceptual_distance
 from calotype.stage import Sampling, Stage, generate, shrunk
-from calotype.vocabulary import Images, Labels, Rng, per_image
+from calotype.vocabulary import Images, Labels, Rng, Text, per_image
 
 Corrupt = Callable[[Images, Rng], Images]
 Finish = Callable[[Images | None], Resized]
@@ -131,12 +131,17 @@ def seen(images: Tensor) -> Tensor:
 
 
 def cascade_case(
-    stages: Sequence[Stage], samplings: Sequence[Sampling], labels: Labels, rngs: Sequence[Rng], small: Images
+    stages: Sequence[Stage],
+    samplings: Sequence[Sampling],
+    labels: Labels,
+    rngs: Sequence[Rng],
+    small: Images,
+    text: Text | None = None,
 ) -> Case:
     """`stages` are those above the first, which has made `small`."""
 
     def finish(delta: Images | None) -> Resized:
-        return generate(stages, labels, samplings, rngs, small if delta is None else small + delta)
+        return generate(stages, labels, samplings, rngs, small if delta is None else small + delta, text=text)
 
     return Case(small, finish)
 
@@ -159,12 +164,18 @@ def repeated(images: Images, factor: int) -> Resized:
 
 @torch.no_grad()
 def latent_case(
-    stage: Stage, sampling: Sampling, labels: Labels, rngs: Sequence[Rng], sigma: float, small_size: int
+    stage: Stage,
+    sampling: Sampling,
+    labels: Labels,
+    rngs: Sequence[Rng],
+    sigma: float,
+    small_size: int,
+    text: Text | None = None,
 ) -> Case:
     """Corrupts what the denoiser sees at `sigma`."""
     own = [rng.at(stage.image_size) for rng in rngs]
-    *_, state = stage.steps(labels, None, sampling, own, until=sigma)
-    condition = stage.condition(labels, None, torch.zeros(len(labels)), torch.zeros(()))
+    *_, state = stage.steps(labels, None, sampling, own, until=sigma, text=text)
+    condition = stage.condition(labels, None, torch.zeros(len(labels)), torch.zeros(()), text)
     denoise = stage.denoise(condition, sampling)
     image = stage.space.decode(denoise(state, sigma))
     below = [sigma, *(one for one in stage.schedule.grid(sampling.steps) if one < sigma)]

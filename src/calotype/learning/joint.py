@@ -45,7 +45,7 @@ class Joint:
         losses["denoiser"] = self.denoising.losses(latents, progress, rng.at("denoiser"))["denoiser"]
         some = share(len(batch), self.config.foresight_share)
         few = Moments(moments.mean[:some], moments.log_variance[:some])
-        told = Condition(batch.labels[:some], text=batch.text and batch.text.of(slice(some)))
+        told = Condition(batch.labels[:some], text=batch.text and batch.text.at(range(some)))
         foreseen = self.config.foresight * self._foreseen(batch.clean[:some], few, told, rng)
         first = losses["autoencoder"]
         losses["autoencoder"] = Loss(first.total + foreseen, {**first.terms, "foreseen": foreseen.detach()})

@@ -1,0 +1,91 @@
+"""The leg of a denoiser, and that of the first stage."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from calotype.build import build_stage
+from calotype.data.folder import Pictures
+from calotype.diffusion.denoiser import Denoiser
+from calotype.learning.objectives import Denoising
+from calotype.learning.player import Player, PlayerConfig
+from calotype.learning.run import Leg, deterministic
+from calotype.learning.train import Clock
+from calotype.legs.closed_form import fit_mixture
+from calotype.legs.examples import Examples
+from calotype.legs.looks import Samples, check_count
+from calotype.recipe import DiffusionConfig, Recipe
+from calotype.spaces.pixel import Space
+from calotype.stage import Sampling, Stage
+from calotype.vocabulary import Rng
+
+
+@dataclass
+class DenoiserLeg(Leg):
+    preview_raw: Callable[[Path], None] = lambda path: None
+    """As `preview`, with the weights as the last step left them instead of their average."""
+
+    @property
+    def stage(self) -> Stage:
+        """What was learned: the stage with the averaged weights."""
+        assert isinstance(self.objective, Denoising)
+        return averaged(self.objective.stage, self.players["denoiser"])
+
+
+def averaged(stage: Stage, player: Player) -> Stage:
+    assert isinstance(player.average, Denoiser)
+    return replace(stage, denoiser=player.average)
+
+
+def denoiser_leg(
+    recipe: Recipe, pictures: Pictures, space: Space, examples: Examples, device: torch.device
+) -> DenoiserLeg:
+    """The diffusion model of the first stage, in pixels or in the latents of a trained autoencoder."""
+    deterministic(recipe.seed + 1)
+    gaussian = recipe.denoiser.start == "gaussian"
+    mixture, unseen = fit_mixture(recipe, pictures, space, examples) if gaussian else (None, None)
+    stage = build_stage(recipe, space, len(pictures.classes), mixture)
+    objective = Denoising(stage, recipe.denoiser.label_dropout, unseen)
+    return diffusion_leg("denoiser", recipe, objective, recipe.denoiser, recipe.sampling, pictures, examples, device)
+
+
+def diffusion_leg(
+    name: str,
+    recipe: Recipe,
+    objective: Denoising,
+    config: DiffusionConfig,
+    sampling: Sampling,
+    pictures: Pictures,
+    examples: Examples,
+    device: torch.device,
+) -> DenoiserLeg:
+    stage = objective.stage
+    player = Player(stage.denoiser.to(device), config.learn)
+    train = examples(pictures.train_indices)
+    count = check_count(train.batch(0, 1).clean[0].numel())
+    held_out = examples(pictures.held_out_indices).batch(0, min(count, len(pictures.held_out_indices)))
+    same = train.batch(0, len(held_out))
+    rng = Rng((recipe.seed, name))
+    look = Samples(averaged(stage, player), stage, sampling, held_out, same, len(pictures.classes), rng)
+    clock = Clock(config.images, config.batch, recipe.seed)
+    return DenoiserLeg(
+        name,
+        objective,
+        {"denoiser": player},
+        train,
+        clock,
+        look.draw,
+        look.measure,
+        held_out=len(held_out),
+        prompts=look.prompts,
+        preview_raw=look.draw_raw,
+    )
+
+
+def gentler(learn: PlayerConfig) -> PlayerConfig:
+    """For a network that has learned already."""
+    return learn.model_copy(update={"learning_rate": learn.learning_rate / 4})
