@@ -41,7 +41,8 @@ def fit_mixture(recipe: Recipe, pictures: Pictures, space: Space, examples: Exam
     folds = many.fold
     if folds is None or min(folds.bincount(minlength=2)) < FEWEST_TO_FOLD or on_held_out < OPTIMISTIC * on_train:
         return mixture, None
-    return mixture, refit(mixture, clean, labels, on_solver(folds))
+    unseen = refit(mixture, clean, labels, on_solver(folds))
+    return mixture, Unseen(tuple(one.to(few.clean.device) for one in unseen.mixtures))
 
 
 def on_solver(values: Tensor) -> Tensor:
@@ -56,4 +57,5 @@ def fit_local(stage: Stage, train: Source, crop: int) -> None:
     places = (crop // stage.factor) ** 2
     batch = max(1, LOCAL_PLACES // 16 // places)
     batches = (train.batch(index * batch, batch) for index in range(16))
-    stage.denoiser.local.fit((one.smaller, one.clean) for one in batches if one.smaller is not None)
+    pairs = [(on_solver(one.smaller), on_solver(one.clean)) for one in batches if one.smaller is not None]
+    stage.denoiser.local.to(pairs[0][0].device).fit(pairs)
