@@ -126,7 +126,7 @@ def uniform_of_time(sigma):
         (Karras(), lambda sigma: normal_share((sigma.log() + 1.2) / 1.2)),
         (Flow(shift=3.0, mean=0.3, spread=0.8), uniform_of_time),
     ],
-    ids=repr,
+    ids=["ddpm", "cosine", "karras", "flow"],
 )
 def test_draws_have_the_stated_distribution(schedule, uniform_of):
     count = 20_000
