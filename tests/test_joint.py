@@ -3,9 +3,11 @@ import json
 import numpy as np
 import pytest
 import torch
-from small import CPU, Keeper, be_quick, noise_pictures, recipe, second_leg, train_small, wish, write_pictures
+from small import CPU, Keeper, be_quick, noise_pictures, recipe, second_leg, wish, write_pictures
 
 from calotype import commands
+from calotype.comparison.competitor import open_one
+from calotype.comparison.expenses import training_flops
 from calotype.evaluate.preference import prefer
 from calotype.files import read_json
 from calotype.learning.train import learn
@@ -15,7 +17,13 @@ from calotype.vocabulary import Condition, Rng, UserError
 from calotype.voice import cost
 
 JOINT = {"images": 12, "batch": 4, "pictures": 4}
-SET = ("joint.images=12", "joint.batch=4", "joint.pictures=4")
+SET = ("joint.images=12", "joint.batch=4", "joint.pictures=8")
+
+
+def train_joint(folder, *overrides, count=160):
+    """On enough pictures to hold some out."""
+    write_pictures(folder / "pictures", count)
+    return commands.train(wish(folder / "pictures", folder / "run", *overrides), Keeper())
 
 
 def leg(**losses):
@@ -92,7 +100,7 @@ def test_what_is_new_is_kept_only_where_it_is_better(before, after, blur, better
 
 def test_a_run_with_a_joint_leg_says_whether_it_was_kept(tmp_path, monkeypatch):
     be_quick(monkeypatch)
-    run = train_small(tmp_path, *SET)
+    run = train_joint(tmp_path, *SET)
     state = read_json(run / "run.json")
     assert list(state["legs"]) == ["autoencoder", "denoiser", "joint"] and set(state["legs"].values()) == {"finished"}
     notes = [json.loads(line).get("text", "") for line in (run / "log.jsonl").read_text().splitlines()]
@@ -100,12 +108,14 @@ def test_a_run_with_a_joint_leg_says_whether_it_was_kept(tmp_path, monkeypatch):
     predicted = read_json(run / "plan.json")["predicted"]
     assert "judge" in predicted["seconds"] and "joint" in predicted["seconds"]
     assert len(load(run).sample(2)) == 2
+    counted = training_flops(open_one("a", run, "cpu"))
+    assert counted["joint"] > counted["autoencoder"] + counted["denoiser"] / 2  # for `calotype compare`
 
 
 def test_the_plan_of_a_joint_leg_is_told(tmp_path, monkeypatch):
     """Its parameters are those of both networks."""
     be_quick(monkeypatch)
-    write_pictures(tmp_path / "pictures")
+    write_pictures(tmp_path / "pictures", 160)
     made = commands.plan(wish(tmp_path / "pictures", None, *SET), Keeper())
     both = made.parameters("autoencoder") + made.parameters("denoiser")
     assert made.parameters("joint") == both and any(line.startswith("joint") for line in cost(made))
@@ -115,9 +125,15 @@ def test_the_plan_of_a_joint_leg_is_told(tmp_path, monkeypatch):
 def test_the_model_is_the_one_that_was_preferred(tmp_path, monkeypatch, kept):
     be_quick(monkeypatch)
     monkeypatch.setattr("calotype.evaluate.preference.Preference.after_is_better", kept)
-    plain = load(train_small(tmp_path / "plain")).stages[0].space.state_dict()
-    joint = load(train_small(tmp_path / "joint", *SET)).stages[0].space.state_dict()
+    plain = load(train_joint(tmp_path / "plain")).stages[0].space.state_dict()
+    joint = load(train_joint(tmp_path / "joint", *SET)).stages[0].space.state_dict()
     assert all(torch.equal(plain[name], joint[name]) for name in plain) == (not kept)
+
+
+def test_too_few_held_out_pictures_cannot_judge(tmp_path, monkeypatch):
+    be_quick(monkeypatch)
+    with pytest.raises(UserError, match=r"1 pictures are held out.*8 or more"):
+        train_joint(tmp_path, *SET, count=10)
 
 
 def test_a_cascade_has_nothing_to_train_jointly(tmp_path, monkeypatch):

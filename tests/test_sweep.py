@@ -101,6 +101,16 @@ def test_storing_a_sampling_changes_it_and_nothing_else(run):
     assert load(run).sample(seed=3, **same)[0].tobytes() == before.sample(seed=3)[0].tobytes()
 
 
+def test_the_card_may_still_be_written_by_hand_after_a_sampling_was_stored(run):
+    model = run / "model"
+    store_sampling(model, load(run).samplings[0])
+    card = (model / "README.md").read_text()
+    (model / "README.md").write_text(card + "licence: mine")
+    assert is_whole(model) and (model / "samples.png").exists()
+    store_sampling(model, load(run).samplings[0])
+    assert (model / "README.md").read_text() == card + "licence: mine"
+
+
 def test_a_sweep_is_kept_and_its_best_cell_becomes_the_models_own(run, monkeypatch):
     monkeypatch.setattr(sweeping, "FEWEST_TO_CHOOSE", 4)
     said = commands.sweep(run, None, 4, 0, Grid((1, 2), (1.0, 2.0)), "cpu", Keeper())

@@ -22,7 +22,7 @@ from calotype.data.images import cut, images_from_pil, pils_from_images
 from calotype.diffusion.gaussian import Mixture
 from calotype.diffusion.samplers import SamplerName
 from calotype.editing import Between, Mask, canvas, feathered, masked, near, toward
-from calotype.files import is_whole, read_json, whole_folder, write_json, write_tensors
+from calotype.files import is_whole, read_json, whole_folder, write_json, write_tensors, write_whole
 from calotype.machine import find_device
 from calotype.nets.text import Reading, TextEncoder
 from calotype.recipe import ImportedSpace, Recipe, check, leg_above
@@ -336,14 +336,16 @@ def deployed(recipe: Recipe) -> Recipe:
 
 
 def store_sampling(folder: Path, sampling: Sampling) -> None:
-    """Makes this the first stage's sampling in a model folder, which is replaced as a whole, manifest included."""
-    about = read_json(folder / "model.json")
+    """Makes this the first stage's sampling in a model folder, which is replaced as a whole; its card comes along."""
+    about, named = read_json(folder / "model.json"), set(read_json(folder / "manifest.json"))
     about["recipe"]["sampling"] = sampling.model_dump(mode="json")
+    beside = {file.name: file.read_bytes() for file in folder.iterdir() if file.name not in {*named, "manifest.json"}}
     with whole_folder(folder) as path:
-        for file in folder.iterdir():
-            if file.name not in ("manifest.json", "model.json"):
-                shutil.copy2(file, path / file.name)
+        for name in named - {"model.json"}:
+            shutil.copy2(folder / name, path / name)
         write_json(path / "model.json", about)
+    for name, content in beside.items():
+        write_whole(folder / name, content)
 
 
 def weights_file(size: int, recipe: Recipe) -> str:

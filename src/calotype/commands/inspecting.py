@@ -21,12 +21,14 @@ from calotype.data.images import grid, images_from_pixels, pils_from_images
 from calotype.evaluate.diagnosis import Diagnosis, diagnose
 from calotype.evaluate.first_stage import CriticHealth, Measures, error_map, measure
 from calotype.files import is_whole, write_json
+from calotype.interop import diffusers
 from calotype.learning.checkpoint import checkpoints
 from calotype.learning.run import Run
 from calotype.legs import look_count, unseen_first
 from calotype.machine import find_device
+from calotype.nets.kl import KlConfig
 from calotype.nets.perceptual import efficientnet_lite0
-from calotype.recipe import Recipe, check, read_recipe
+from calotype.recipe import ImportedSpace, Recipe, check, read_recipe
 from calotype.report.folder import number, numbers, read_run, within
 from calotype.report.inspection import write_inspection
 from calotype.spaces.latent import LatentSpace
@@ -79,6 +81,9 @@ def find_weights(folder: Path, recipe: Recipe) -> tuple[dict[str, torch.Tensor],
     if is_whole(folder / "model"):
         return load_file(folder / "model" / "autoencoder.safetensors"), "finished"
     whole = [path for path in checkpoints(folder / "checkpoints", "autoencoder") if is_whole(path)]
+    if not whole and isinstance(recipe.space, ImportedSpace) and isinstance(recipe.autoencoder.network, KlConfig):
+        weights = diffusers.read_weights(Path(recipe.space.path), recipe.autoencoder.network)
+        return {f"vae.{name}": value for name, value in weights.items()}, "as imported"
     if not whole:
         raise UserError(f"{folder} has no autoencoder yet; go on with: calotype resume {folder}")
     tensors = load_file(whole[-1] / "autoencoder.safetensors")

@@ -104,6 +104,7 @@ def as_found(cells: Sequence[Cell], reals: Reals, size: int, seed: int, before: 
         "seed": seed,
         "cells": [cell_json(cell) for cell in cells],
         "best": cell_json(best),
+        "stored": len(reals) >= FEWEST_TO_CHOOSE,
         "before": before.model_dump(mode="json"),
         "floor": {name: rest[name] for name in ("fd_lite0", "kernel_distance", "n")},
         "why": why(cells, best, len(reals)),

@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Int8
 from PIL import Image
 
+from calotype.data.captions import KEYS
 from calotype.data.folder import Progress, Source, check_size, find_pictures, in_threads, watched
 from calotype.data.images import FORMATS, GAP, Square, UnreadableError, fit, read_image
 
@@ -138,9 +139,9 @@ def count_described(path: Path) -> int:
     def is_one(line: str) -> bool:
         try:
             found = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             return False
-        return isinstance(found, dict) and "file_name" in found and bool({"text", "caption"} & found.keys())
+        return isinstance(found, dict) and "file_name" in found and bool(set(KEYS) & found.keys())
 
     try:
         with path.open(encoding="utf-8", errors="replace") as file:

@@ -67,7 +67,7 @@ def distance_name(network: FeatureNetwork) -> str:
     return "FID" if network.name == INCEPTION else f"FD-{network.name}"
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def features(
     images_batches: Iterable[AnyImages], network: FeatureNetwork = LITE0
 ) -> Float[np.ndarray, "count channel"]:

@@ -154,17 +154,18 @@ def in_parts(work: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:
 
 
 def channels(space: LatentSpace, images: Images, moments: Latents, rng: Rng) -> list[Channel]:
-    raw = Moments(*(one.double() for one in moments.chunk(2, 1)))
+    raw = Moments(*(one.cpu().double() for one in moments.chunk(2, 1)))
     signal, noise = over_channel(raw.mean).var(1, correction=0), over_channel(raw.log_variance.exp()).mean(1)
     kl = (raw.mean.square() + raw.log_variance.exp() - 1 - raw.log_variance) / 2
     mean, std = over_channel(raw.mean).mean(1), (signal + noise).sqrt()
-    touched = in_parts(space.moments, images + TOUCH * rng.at("touch").noise_like(images)).chunk(2, 1)[0]
+    touched = in_parts(space.moments, images + TOUCH * rng.at("touch").noise_like(images)).chunk(2, 1)[0].cpu()
     moved = over_channel((touched - raw.mean).abs()) / std.clamp(min=1e-12)[:, None]
+    centre, spread = space.mean.flatten().cpu(), space.spread.flatten().cpu()
     columns = (
-        (mean - space.mean.flatten()) / space.spread.flatten(), std / space.spread.flatten(), mean, std,
+        (mean - centre) / spread, std / spread, mean, std,
         over_channel(kl).mean(1), signal / (signal + noise).clamp(min=1e-12), (moved < STILL).double().mean(1),
     )  # fmt: skip
-    return [Channel(*row) for row in torch.stack([one.double().cpu() for one in columns], 1).tolist()]
+    return [Channel(*row) for row in torch.stack([one.double() for one in columns], 1).tolist()]
 
 
 def over_channel(values: Latents) -> Float[Tensor, "channel values"]:
@@ -180,7 +181,7 @@ def spectrum(latents: Latents, pictures: OtherImages) -> Spectrum:
     found = [(one + 0.5) / (2 * BARS) for one in range(BARS) if count[one]]
     powers = []
     for values in (latents, pictures):
-        power = cosines(values - values.mean(0)).square().mean(0).sum(0).flatten().double().cpu()
+        power = cosines(values - values.mean(0)).square().mean(0).sum(0).flatten().cpu().double()
         summed = torch.zeros(BARS, dtype=torch.float64).index_add(0, bins, power / power.mean().clamp(min=1e-12))
         powers.append((summed / count)[count > 0].tolist())
     return Spectrum(found, *powers)
@@ -281,7 +282,7 @@ def receptive_field(space: LatentSpace, latents: Latents) -> ReceptiveField:
     moved = latents.clone()
     moved[:, :, height, width] += 1.0
     plain, other = (space.vae.decode(one * space.spread + space.mean) for one in (latents, moved))
-    change = (other - plain).abs().mean((0, 1)).double().cpu()
+    change = (other - plain).abs().mean((0, 1)).cpu().double()
     rows, columns = (torch.arange(side) for side in change.shape)
     side = space.reduction
     away = torch.maximum(beyond(rows, height * side, side)[:, None], beyond(columns, width * side, side))

@@ -87,7 +87,7 @@ def judge(
     """Whether the joint leg has made samples better: as many from before and after as held-out pictures."""
     device = next(before.denoiser.parameters()).device
     real = held_out_images(pictures, recipe.joint.pictures, device)
-    labels, text = asked(pictures, recipe.joint.pictures, device)
+    labels, text = asked(pictures, len(real), device)
     rngs = [Rng((recipe.seed, "judge", index)) for index in range(len(labels))]
     rows, blurs = [], []
     for number, stage in enumerate((before, after)):

@@ -35,6 +35,7 @@ ENOUGH_CROPS = 12_000
 REACHED = 0.4
 """Of the speed of a single convolution, what a whole training step reaches."""
 FEW_PICTURES = 1000
+FEWEST_TO_JUDGE = 8
 LOCAL_PLACES = 2**17
 """From as many places it is measured what is known of a large picture from its smaller one."""
 FINETUNE_RATE = 1e-4
@@ -182,7 +183,7 @@ def enlarger(pictures: Pictures, smaller: int, size: int, operations: float, wid
     crop = min(size, 128 if size <= LARGEST_CROP else LARGEST_CROP) // unit * unit
     for features, blocks in ((128, 3), (128, 2), (96, 2), (64, 2), (48, 2), (32, 2)):
         backbone = UnetConfig(patch=patch, width=features, multiples=multiples, blocks=blocks, attention_levels=())
-        crops = operations / (3 * forward_operations(backbone, 6, 3, crop))
+        crops = operations / (3 * forward_operations(backbone, 9, 3, crop))
         if crops >= ENOUGH_CROPS * width:
             break
     plain, spread = doubts_of(pictures, size, factor)
@@ -333,6 +334,15 @@ def reason_of_text(captions: Captions) -> str:
     if captions.optional:
         return "the labels say less and are learned sooner; --set denoiser.text.kind=bytes reads the captions"
     return f"{captions.told:,} of {len(captions.of):,} pictures have captions; the encoder learns with the denoiser"
+
+
+def check_joint(recipe: Recipe, pictures: Pictures) -> None:
+    """Raises `UserError` where too few pictures are held out to say whether a joint leg has made anything better."""
+    if recipe.joint.images and (held_out := len(pictures.held_out_indices)) < FEWEST_TO_JUDGE:
+        raise UserError(
+            f"joint.images is set, but {held_out} pictures are held out and a joint leg is judged by "
+            f"{FEWEST_TO_JUDGE} or more; take more pictures, or leave joint.images out"
+        )
 
 
 def check_text(recipe: Recipe, pictures: Pictures) -> None:

@@ -12,7 +12,7 @@ from calotype.learning.player import PlayerConfig
 from calotype.learning.train import Clock
 from calotype.legs import LEVELS_TRIED
 from calotype.machine import Machine, peak_memory
-from calotype.plan.choices import Choice, check_sizes, check_text, explain, learning_rate, propose, shares
+from calotype.plan.choices import Choice, check_joint, check_sizes, check_text, explain, learning_rate, propose, shares
 from calotype.plan.measurement import Measurement, Phases, seconds_an_image
 from calotype.recipe import DiffusionConfig, EnlargeRecipe, Recipe, check, leg_above, merge
 
@@ -54,13 +54,17 @@ class Plan:
 
     def parameters(self, leg: str) -> int:
         """Of all networks that a leg trains, but the critic."""
-        networks = ["autoencoder", "denoiser"] if leg == "joint" else [leg.replace("mistakes", "enlarge")]
-        return sum(self.predicted["parameters"][network] for network in networks)
+        return sum(self.predicted["parameters"][network] for network in networks_of(leg))
 
     def after(self, leg: str) -> float:
         """Predicted seconds of all that comes after a leg."""
         order = list(self.predicted["seconds"])
         return sum(self.predicted["seconds"][what] for what in order[order.index(leg) + 1 :])
+
+
+def networks_of(leg: str) -> list[str]:
+    """Which networks a leg trains, by the leg that trains them first."""
+    return ["autoencoder", "denoiser"] if leg == "joint" else [leg.replace("mistakes", "enlarge")]
 
 
 def make_plan(pictures: Pictures, machine: Machine, budget: float, started: float, settings: dict[str, Any]) -> Plan:
@@ -74,6 +78,7 @@ def make_plan(pictures: Pictures, machine: Machine, budget: float, started: floa
     recipe = check(merge(proposal, settings))
     check_sizes(recipe)
     check_text(recipe, pictures)
+    check_joint(recipe, pictures)
     choices = explain(recipe, check(proposal), pictures, reasons)
     plan = Plan(recipe, str(machine), budget, choices, notes=list(pictures.notes))
     measured = Measurement(recipe, pictures, machine.device)
@@ -198,7 +203,7 @@ def disk_bytes(recipe: Recipe, parameters: dict[str, int], closed_form: int, cou
     """
     network, base = recipe.autoencoder.network, recipe.chain[0]
     latents = 2 * network.channels * (base // network.reduction) ** 2 if recipe.kind == "latent" else 0
-    trained = sum(count for leg, count in parameters.items() if leg in recipe.legs)
+    trained = sum(parameters[network] for leg in recipe.legs for network in networks_of(leg))
     checkpoint, model = 4 * (4 * trained + 2 * closed_form), 4 * (sum(parameters.values()) + closed_form)
     return 2 * checkpoint + 2 * model + 2 * latents * count * (2 if recipe.flip else 1)
 

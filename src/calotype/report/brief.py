@@ -85,8 +85,9 @@ def last_measures(run: Run) -> dict[str, float]:
 
 
 def fd_lite0(run: Run) -> tuple[float | None, str]:
-    """With its n: of `calotype evaluate`, else of the best cell of a sweep."""
-    evaluated, best = within(run.evaluation, "measures", "samples"), within(run.sweep, "best")
+    """With its n: of `calotype evaluate`, else of the best cell of a sweep that was stored."""
+    evaluated = within(run.evaluation, "measures", "samples")
+    best = within(run.sweep, "best") if run.sweep.get("stored") else {}
     for found, n in ((evaluated, evaluated.get("n")), (best, run.sweep.get("n"))):
         if (value := number(within(found, "fd_lite0").get("value"))) is not None:
             return value, how_many(n)

@@ -138,5 +138,5 @@ def strip_influence(network: Network, image: Latents, scale: Scale) -> Float[Ten
         felt = network(strip)[..., middle * scale.after : (middle + 1) * scale.after]
         mixed = felt * rng.at("mixture").normal(*felt.shape).to(felt)
         (gradient,) = torch.autograd.grad(mixed.sum(), strip)
-    cells = gradient.double().abs().sum((0, 1, 2)).unflatten(0, (STRIP, scale.before)).sum(1)
+    cells = gradient.cpu().double().abs().sum((0, 1, 2)).unflatten(0, (STRIP, scale.before)).sum(1)
     return cells[middle:] + cells[: middle + 1].flip(0)
