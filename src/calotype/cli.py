@@ -143,6 +143,7 @@ def interpolate(
     labels: Annotated[
         str | None, typer.Option(help="From this class to that: a,b. [default: the first]", show_default=False)
     ] = None,
+    prompt: Annotated[str | None, typer.Option(help="What all of them show, in words.", show_default=False)] = None,
     size: CanvasSize = None,
     steps: Steps = None,
     guidance: Guidance = None,
@@ -154,7 +155,7 @@ def interpolate(
     from calotype.voice import Terminal
 
     voice = Terminal()
-    wanted = {"steps": steps, "guidance": guidance, "sampler": sampler}
+    wanted = {"steps": steps, "guidance": guidance, "sampler": sampler, "prompt": prompt}
     commands.interpolate(run, seeds, frames, labels, size, out, device, voice, **wanted)
     voice.say(f"{frames} frames in {out}")
 
