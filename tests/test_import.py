@@ -50,7 +50,7 @@ def asked(pictures, out, folder, *overrides):
 def run(patch, pictures, folder, tmp_path_factory):
     """Its autoencoder is gone afterwards."""
     theirs = shutil.copytree(folder, tmp_path_factory.mktemp("gone") / "kl")
-    run = train(asked(pictures, pictures.parent / "run", theirs), Keeper())
+    run = train(asked(pictures, pictures.parent / "run", theirs), Keeper(), force=True)  # random: not fit to diffuse
     shutil.rmtree(theirs)
     return run
 
@@ -90,7 +90,7 @@ def test_the_model_has_all_it_needs_and_reconstructs_as_diffusers_does(run, fold
 
 
 def test_fine_tuning_starts_from_the_imported_weights(patch, pictures, folder, tmp_path):
-    out = train(asked(pictures, tmp_path / "run", folder, "space.finetune=true"), Keeper())
+    out = train(asked(pictures, tmp_path / "run", folder, "space.finetune=true"), Keeper(), force=True)
     assert read_json(out / "run.json")["legs"] == {"autoencoder": "finished", "denoiser": "finished"}
     learned, before = load(out).stages[0].space.vae, diffusers.read_weights(folder, diffusers.read_config(folder))
     moved = max(float((value - before[name]).abs().max()) for name, value in learned.state_dict().items())
@@ -102,7 +102,7 @@ def test_a_stopped_run_goes_on_where_it_was_and_refuses_other_weights(patch, pic
     with pytest.MonkeyPatch.context() as stop:
         stop.setattr(commands.workshop, "denoiser_leg", interrupted)
         with pytest.raises(Interrupted):
-            train(asked(pictures, out, theirs), Keeper())
+            train(asked(pictures, out, theirs), Keeper(), force=True)
     write_autoencoder(theirs, seed=1)
     with pytest.raises(UserError, match="the imported autoencoder has changed"):
         commands.resume(out, "cpu", Keeper())
@@ -111,6 +111,13 @@ def test_a_stopped_run_goes_on_where_it_was_and_refuses_other_weights(patch, pic
     assert {name: one.tobytes() for name, one in opened(out / "samples").items()} == {
         name: one.tobytes() for name, one in opened(run / "samples").items()
     }
+
+
+def test_what_is_imported_and_unfit_can_be_looked_at(patch, pictures, folder, tmp_path):
+    """Before there is any model: the run says where to look, so there must be something to see."""
+    with pytest.raises(UserError, match=r"calotype inspect .*--force"):
+        train(asked(pictures, tmp_path / "run", folder), Keeper())
+    assert (commands.inspect(tmp_path / "run", None, None, "cpu", Keeper()) / "inspection.html").exists()
 
 
 def interrupted(*arguments):

@@ -21,7 +21,8 @@ from calotype.vocabulary import UserError
 EVIL = '<script>alert("[red]&\x1b[31m\n")</script>'
 CELL = {"steps": 8, "guidance": 1.5, "fd_lite0": {"value": 512.0, "low": 500.0, "high": 524.0}}
 SWEEP = {
-    "cells": [CELL, {**CELL, "steps": 16, "fd_lite0": {"value": 520.0}}], "best": CELL, "n": 60, "size": 64, "seed": 0,
+    "cells": [CELL, {**CELL, "steps": 16, "fd_lite0": {"value": 520.0}}], "best": CELL, "stored": True, "n": 60,
+    "size": 64, "seed": 0,
     "floor": {"fd_lite0": {"value": 151.0}}, "why": "Best are 8 steps.",
 }  # fmt: skip
 
