@@ -48,6 +48,8 @@ from calotype.spaces.latent import LatentSpace, about_tiles
 from calotype.spaces.pixel import PixelSpace, Space
 from calotype.stage import Stage
 
+SHORT = 60.0
+"""Seconds of a leg: previews along the way would take a good part of a shorter one."""
 NEIGHBOURS_FROM = 300.0
 """Seconds of budget: looking for the nearest training pictures takes a few, which a shorter run does not have."""
 
@@ -202,6 +204,7 @@ class Workshop:
     def _go(self, leg: Leg) -> None:
         if leg.name in self.plan.paced:
             leg.most_rise = HOPELESS
+            leg.looks = (1.0,) if self.plan.predicted["seconds"][leg.name] < SHORT else ()
             others = sum(seconds for what, seconds in self.run.state["seconds"].items() if what != leg.name)
             leg.pace = Pace(self.plan.phases[leg.name], self.plan.budget_seconds - others - self.plan.after(leg.name))
         with self.voice.bar(leg.name) as bar:

@@ -117,6 +117,8 @@ class Leg:
     preview: Callable[[Path], None]
     check: Callable[[], dict[str, float]]
     pace: Callable[[Clock], None] = lambda clock: None
+    looks: tuple[float, ...] = ()
+    """Fractions after which `preview` and `check` are called; none: `PREVIEWS`."""
     guards: Mapping[str, CriticGuard] = field(default_factory=dict)
     held_out: int = 0
     """Pictures that `check` measures the held-out loss on."""
@@ -166,7 +168,7 @@ def go(run: Run, leg: Leg, stop: threading.Event, progress: Callable[[int, int, 
     chores = [
         Chore(always, log.note),
         *(Chore(at_fractions(one.looks, leg.clock.progress), watching(run, leg, one)) for one in leg.guards.values()),
-        Chore(at_fractions(PREVIEWS, leg.clock.progress), look_and_watch),
+        Chore(at_fractions(leg.looks or PREVIEWS, leg.clock.progress), look_and_watch),
         Chore(every(3.0), lambda clock, news: leg.pace(clock)),
         Chore(after(spent, SAVE_SECONDS), save),
         Chore(always, stop_if_asked),
