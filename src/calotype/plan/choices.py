@@ -181,11 +181,17 @@ def enlarger(pictures: Pictures, smaller: int, size: int, operations: float, wid
     multiples = (1, 2, 2) if size % (4 * patch) == 0 else (1,)
     unit = math.lcm(patch * 2 ** (len(multiples) - 1), factor)
     crop = min(size, 128 if size <= LARGEST_CROP else LARGEST_CROP) // unit * unit
-    for features, blocks in ((128, 3), (128, 2), (96, 2), (64, 2), (48, 2), (32, 2)):
-        backbone = UnetConfig(patch=patch, width=features, multiples=multiples, blocks=blocks, attention_levels=())
-        crops = operations / (3 * forward_operations(backbone, 9, 3, crop))
-        if crops >= ENOUGH_CROPS * width:
+
+    def seen_by(features: int, blocks: int) -> tuple[UnetConfig, float]:
+        network = UnetConfig(patch=patch, width=features, multiples=multiples, blocks=blocks, attention_levels=())
+        return network, operations / (3 * forward_operations(network, 9, 3, crop))
+
+    backbone, crops = seen_by(32, 2)
+    for features, blocks in ((48, 2), (64, 2), (96, 2), (128, 2), (128, 3)):
+        wider, fewer = seen_by(features, blocks)
+        if fewer < ENOUGH_CROPS * width:
             break
+        backbone, crops = wider, fewer
     plain, spread = doubts_of(pictures, size, factor)
     settings = {
         "batch": 8 * width,

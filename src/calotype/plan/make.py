@@ -20,7 +20,19 @@ OVERHEAD = 0.05
 """Of the training time: previews, held-out measures, checkpoints, the log."""
 WARMUP_STEPS, LONGEST_WARMUP = 100, 0.25
 """With 25 steps the network stays silent for the rest of a run of 500; with 60 it does not (dev/LOG.md, 2026-11-22)."""
-ORDER = ("autoencoder", "latents", "inspect", "denoiser", "joint", "judge", "enlarge", "mistakes", "level", "samples")
+ORDER = (
+    "autoencoder",
+    "latents",
+    "inspect",
+    "denoiser",
+    "joint",
+    "judge",
+    "prepare",
+    "enlarge",
+    "mistakes",
+    "level",
+    "samples",
+)
 LEVEL_SHARE, FEWEST_LEVEL_CROPS, MOST_LEVEL_CROPS = 0.05, 12, 96
 """The search for an augmentation level may take this share of the time; with fewer crops it says nothing."""
 
@@ -73,7 +85,9 @@ def make_plan(pictures: Pictures, machine: Machine, budget: float, started: floa
     `settings` (of a recipe file and of `--set`) stand above what the plan would choose.
     Raises `UserError` where the settings do not fit the pictures.
     """
+    began = time.time()
     proposal, reasons = propose(pictures, machine, budget, settings)
+    proposing = time.time() - began
     proposal = with_learning_rates(proposal, check(merge(proposal, settings)), machine.width)
     recipe = check(merge(proposal, settings))
     check_sizes(recipe)
@@ -83,7 +97,7 @@ def make_plan(pictures: Pictures, machine: Machine, budget: float, started: floa
     plan = Plan(recipe, str(machine), budget, choices, notes=list(pictures.notes))
     measured = Measurement(recipe, pictures, machine.device)
     plan.phases = measured.phases()
-    allot(plan, measured, len(pictures), budget, started)
+    allot(plan, measured, len(pictures), budget, started, proposing)
     return plan
 
 
@@ -97,12 +111,18 @@ def with_learning_rates(proposal: dict[str, Any], recipe: Recipe, width: int) ->
     return merge(proposal, {"denoiser": rate(recipe.denoiser), "enlarge": above})
 
 
-def allot(plan: Plan, measured: Measurement, count: int, budget: float, started: float) -> None:
-    """Divides the seconds that are left, and fills in how many images each leg sees."""
+def allot(plan: Plan, measured: Measurement, count: int, budget: float, started: float, proposing: float = 0.0) -> None:
+    """Divides the seconds that are left, and fills in how many images each leg sees.
+
+    `proposing` is how long it took to say what suits the pictures, most of it closed forms of stages that enlarge; they
+    are fitted anew, to more pictures, before their legs.
+    """
     recipe, a_picture = plan.recipe, measured.sample()
     left = budget - (time.time() - started)
     seconds = dict.fromkeys(recipe.legs, 0.0)
     fixed = beside_training(plan, measured, count, left)
+    if recipe.chain[1:]:
+        fixed["prepare"] = proposing
     some = max(4.0, min(48.0, 0.04 * left / a_picture))
     plan.final_count = max(4, int(some) // 6 * 6)
     samples = some * a_picture + 1.0  # not of `final_count`, which jumps: more time must not mean less training
