@@ -326,8 +326,8 @@ def test_a_plan_survives_being_written():
 def test_what_comes_after_a_leg():
     plan = allotted(600.0)
     told = plan.predicted["seconds"]
-    assert plan.after("denoiser") == told["samples"]
-    after = ("latents", "inspect", "denoiser", "samples")
+    assert plan.after("denoiser") == told["previews"] + told["samples"]
+    after = ("latents", "inspect", "denoiser", "previews", "samples")
     assert math.isclose(plan.after("autoencoder"), sum(told[what] for what in after))
 
 
@@ -488,9 +488,9 @@ THREE = merge(
     CASCADE, {"size": 32, "stages": [8, 16, 32], "enlarge": {"32": {**CASCADE["enlarge"]["16"], "images": 0}}}
 )
 LEGS = {
-    "cascade": (CASCADE, ["denoiser", "enlarge-16", "level-16"]),
-    "hybrid": (HYBRID, ["autoencoder", "latents", "inspect", "denoiser", "enlarge-16", "level-16"]),
-    "three stages": (THREE, ["denoiser", "enlarge-16", "level-16", "enlarge-32", "level-32"]),
+    "cascade": (CASCADE, ["denoiser", "prepare", "enlarge-16", "level-16"]),
+    "hybrid": (HYBRID, ["autoencoder", "latents", "inspect", "denoiser", "prepare", "enlarge-16", "level-16"]),
+    "three stages": (THREE, ["denoiser", "prepare", "enlarge-16", "level-16", "enlarge-32", "level-32"]),
     "latent": (SETTINGS, ["autoencoder", "latents", "inspect", "denoiser"]),
 }
 legs = pytest.mark.parametrize(("settings", "order"), LEGS.values(), ids=LEGS)
@@ -505,7 +505,7 @@ def planned(monkeypatch, settings, budget=60.0):
 def test_a_plan_tells_the_seconds_of_all_that_is_done_in_order(monkeypatch, settings, order):
     plan = planned(monkeypatch, settings)
     told = plan.predicted["seconds"]
-    assert list(told) == [*order, "samples"] and all(seconds > 0 for seconds in told.values())
+    assert list(told) == [*order, "previews", "samples"] and all(seconds > 0 for seconds in told.values())
     assert list(plan.predicted["images"]) == list(plan.phases) == list(plan.recipe.legs)
     assert {leg: config.images for leg, config in plan.recipe.legs.items()} == plan.predicted["images"]
     assert set(plan.predicted["parameters"]) == set(plan.recipe.legs)

@@ -22,7 +22,7 @@ WINDOW = 5
 """Side of the neighbourhood, in pixels of the smaller picture."""
 KINDS = 512
 MOST_PLACES = 60_000
-"""Of which the kinds are found; half of them where there is contrast."""
+"""Of which the kinds are found, all from the half with more contrast."""
 RIDGE = 0.02
 """Of the linear functions, as a share of the mean square of what they look at."""
 SPARE = 50
@@ -122,8 +122,10 @@ class LocalGaussians(nn.Module):
         common = torch.linalg.solve(places.T @ places + contrast.square().sum() * unit, places.T @ left)
         left = left - places @ common
         spread = left.T @ left / contrast.square().sum()
-        for kind in range(KINDS):
-            seen, wanted, strength = places[kinds == kind], left[kinds == kind], contrast[kinds == kind].square().sum()
+        order, counts = kinds.argsort(stable=True), kinds.bincount(minlength=KINDS).tolist()
+        by_kind = zip(*(values[order].split(counts) for values in (places, left, contrast)), strict=True)
+        for kind, (seen, wanted, contrasts) in enumerate(by_kind):
+            strength = contrasts.square().sum()
             more = torch.linalg.solve(seen.T @ seen + (strength + spare) * unit, seen.T @ wanted)
             wrong = wanted - seen @ more
             variances, self.axes[kind] = torch.linalg.eigh((wrong.T @ wrong + spare * spread) / (strength + spare))
@@ -131,7 +133,7 @@ class LocalGaussians(nn.Module):
             self.variances[kind] = SURE**2 * variances.clamp(min=0)
 
     def _examples(self, smaller: Images, large: OtherImages) -> tuple[Places, Tensor, Tensor]:
-        """Neighbourhoods, their contrast, and what bicubic interpolation leaves to be said; a part of all places."""
+        """Neighbourhoods, their contrast, and what bicubic interpolation leaves to be said."""
         places, contrast = neighbourhoods(smaller)
         left = patches_of(large - enlarged(smaller, self.factor), self.factor)
         return places, contrast.clamp(min=1e-4), left

@@ -18,21 +18,14 @@ from calotype.recipe import DiffusionConfig, EnlargeRecipe, Recipe, check, leg_a
 
 OVERHEAD = 0.05
 """Of the training time: previews, held-out measures, checkpoints, the log."""
+LAST_LOOKS = 10.0
+"""Samples' worth of time at the ends of the legs: a dozen at under half of the steps, averaged and raw."""
 WARMUP_STEPS, LONGEST_WARMUP = 100, 0.25
 """With 25 steps the network stays silent for the rest of a run of 500; with 60 it does not (dev/LOG.md, 2026-11-22)."""
 ORDER = (
-    "autoencoder",
-    "latents",
-    "inspect",
-    "denoiser",
-    "joint",
-    "judge",
-    "prepare",
-    "enlarge",
-    "mistakes",
-    "level",
-    "samples",
-)
+    "autoencoder", "latents", "inspect", "denoiser", "joint", "judge", "prepare", "enlarge", "mistakes", "level",
+    "previews", "samples",
+)  # fmt: skip
 LEVEL_SHARE, FEWEST_LEVEL_CROPS, MOST_LEVEL_CROPS = 0.05, 12, 96
 """The search for an augmentation level may take this share of the time; with fewer crops it says nothing."""
 
@@ -126,6 +119,7 @@ def allot(plan: Plan, measured: Measurement, count: int, budget: float, started:
     some = max(4.0, min(48.0, 0.04 * left / a_picture))
     plan.final_count = max(4, int(some) // 6 * 6)
     samples = some * a_picture + 1.0  # not of `final_count`, which jumps: more time must not mean less training
+    fixed["previews"] = LAST_LOOKS * a_picture
     train = max(0.0, left - sum(fixed.values()) - samples) / (1 + OVERHEAD)
     if not train:
         plan.notes.append(
@@ -206,7 +200,7 @@ def in_order(seconds: dict[str, float]) -> dict[str, float]:
     def place(what: str) -> tuple[int, int]:
         head, _, size = what.partition("-")
         rank = ORDER.index(head)
-        return (int(size), rank) if size else (last if head == "samples" else 0, rank)
+        return (int(size), rank) if size else (last if head in ("previews", "samples") else 0, rank)
 
     return {what: seconds[what] for what in sorted(seconds, key=place)}
 
