@@ -7,18 +7,20 @@ from torch import Tensor
 from calotype.data.folder import Pictures
 from calotype.diffusion.gaussian import Mixture, Unseen, fit, flow_error, refit
 from calotype.learning.train import Source
-from calotype.legs.examples import Examples
+from calotype.legs.examples import MOST_VALUES, Examples
 from calotype.recipe import Recipe
 from calotype.spaces.pixel import Space
 from calotype.stage import Stage
 from calotype.vocabulary import Rng
 
 GAUSSIAN_CHECK = 512
+"""Held-out pictures by which the size of the mixture is chosen."""
 LOCAL_PLACES = 2**19
+"""Pixels of smaller pictures, with what lies below them, to which the kinds of places are fitted."""
 FEWEST_TO_FOLD = 8
+"""Pictures that each half needs, if the closed form of one is to stand in for the other's."""
 OPTIMISTIC = 1.7
 """Where the closed form's error is so many times larger on held-out pictures, each is trained beside that of others."""
-MOST_VALUES = 2**26
 
 
 def fit_mixture(recipe: Recipe, pictures: Pictures, space: Space, examples: Examples) -> tuple[Mixture, Unseen | None]:

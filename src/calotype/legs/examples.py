@@ -15,6 +15,9 @@ from calotype.learning.train import Source
 from calotype.recipe import Recipe, leg_above
 from calotype.vocabulary import Rng
 
+MOST_VALUES = 2**26
+"""Closed forms are fitted to as many pictures, or latents, as have so many values in all."""
+
 Examples = Callable[[Tensor], Source]
 """From the indices of pictures to batches of them, as a denoiser wants them."""
 

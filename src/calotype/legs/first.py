@@ -15,7 +15,7 @@ from calotype.learning.guard import CriticGuard
 from calotype.learning.player import Player
 from calotype.learning.run import Leg, deterministic
 from calotype.learning.train import Clock
-from calotype.legs.examples import picture_source
+from calotype.legs.examples import MOST_VALUES, picture_source
 from calotype.legs.looks import Reconstructions, reconstructions
 from calotype.nets.kl import Autoencoder, Kl
 from calotype.nets.vae import Vae
@@ -24,7 +24,6 @@ from calotype.spaces.latent import LatentSpace
 
 GUARDED = 16
 """Pictures by which the critic's guard judges: their mean PSNR is steady to a tenth of a dB from look to look."""
-MOST_VALUES = 2**26
 
 
 @dataclass
