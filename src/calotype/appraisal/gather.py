@@ -20,12 +20,12 @@ from calotype.comparison.history import overfitting
 from calotype.data.folder import Pictures
 from calotype.data.images import grid, images_from_pixels, pils_from_images
 from calotype.evaluate.features import FeatureNetwork, distance_name
+from calotype.evaluate.levels import in_parts
 from calotype.evaluate.measures import distance_key, measured
 from calotype.files import write_json
 from calotype.machine import device_name
 from calotype.nets.perceptual import efficientnet_lite0
 from calotype.report.evaluation import FILE, FORMAT, PAIRS_FILE
-from calotype.stage import generate
 from calotype.vocabulary import Labels, Rng, Text, UserError
 
 
@@ -154,6 +154,6 @@ def pairs(setup: Setup, labels: Labels, text: Text | None, copies: Copying) -> I
     model, places = setup.one.model, torch.tensor([place for place, _ in copies.pairs])
     rngs = [Rng((setup.seed, "sample", int(place))) for place in places]
     some = text and text.at(places.tolist())
-    made = generate(model.stages, labels[places.to(labels.device)], model.samplings, rngs, text=some).cpu()
+    made = in_parts(model.stages, model.samplings, labels[places.to(labels.device)], rngs, text=some).cpu()
     trained = images_from_pixels(setup.trained.pixels[torch.tensor([row for _, row in copies.pairs])])
     return grid(pils_from_images(torch.stack([made, trained], 1).flatten(0, 1)), 6)

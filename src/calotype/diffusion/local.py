@@ -23,6 +23,8 @@ WINDOW = 5
 KINDS = 512
 MOST_PLACES = 60_000
 """Of which the kinds are found, all from the half with more contrast."""
+AT_ONCE = 2**16
+"""Places whose distances to all kinds are in memory together: 128 MB."""
 RIDGE = 0.02
 """Of the linear functions, as a share of the mean square of what they look at."""
 SPARE = 50
@@ -106,7 +108,7 @@ class LocalGaussians(nn.Module):
         return Around(mean, doubt, by_kind, self.axes, variances, self.factor)
 
     def kinds(self, places: Places) -> Kinds:
-        return torch.cdist(forms(places), self.centres).argmin(1)
+        return torch.cat([torch.cdist(some, self.centres).argmin(1) for some in forms(places).split(AT_ONCE)])
 
     @torch.no_grad()
     def fit(self, pairs: Iterable[tuple[Images, OtherImages]]) -> None:
