@@ -5,8 +5,7 @@ import pytest
 import torch
 from small import CPU, noise_pictures
 
-from calotype.comparison.quality import rounded
-from calotype.data.images import images_from_pixels
+from calotype.data.images import images_from_pixels, rounded
 from calotype.evaluate.features import features
 from calotype.evaluate.memorisation import (
     COPIES,

@@ -86,7 +86,16 @@ def test_captions_are_counted_where_they_belong_to_pictures(odd):
     (odd / "a" / "alone.txt").write_text("of nothing")
     (odd / "metadata.jsonl").write_text('{"file_name": "moving.gif", "text": "it moves"}\n{"style": 3}\n[]\nbroken')
     found = survey(odd, 64)
-    assert (found.captions, found.described) == (1, 1)
+    assert found.captions == {".txt files": 1, "metadata.jsonl": 1}
+    assert any("line 4 of metadata.jsonl" in note for note in found.notes)
+
+
+def test_captions_are_counted_as_training_reads_them(odd):
+    """Lists of them too; and lines nested too deeply are named, as all that is no caption."""
+    lines = ['{"file_name": "moving.gif", "captions": ["one", "two"]}', "[" * 200_000]
+    (odd / "metadata.jsonl").write_text("\n".join(lines))
+    found = survey(odd, 64)
+    assert found.captions == {"metadata.jsonl": 1} and any("line 2 of" in note for note in found.notes)
 
 
 def test_hostile_names_stay_on_one_line_and_bad_files_are_named_with_reasons(tmp_path):

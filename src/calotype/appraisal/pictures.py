@@ -13,9 +13,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from calotype.comparison.quality import rounded
 from calotype.data.folder import Pictures
-from calotype.data.images import images_from_pixels
+from calotype.data.images import images_from_pixels, rounded
 from calotype.evaluate.distances import Features
 from calotype.evaluate.features import FeatureNetwork, features, features_key, kept_features
 from calotype.evaluate.memorisation import Seen, small_pixels

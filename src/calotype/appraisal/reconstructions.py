@@ -11,8 +11,8 @@ from torch import Tensor
 from calotype.appraisal.pictures import AT_ONCE, Halves, Library
 from calotype.build import build_space
 from calotype.comparison.competitor import Competitor
-from calotype.comparison.quality import rounded
 from calotype.data.folder import Pictures
+from calotype.data.images import rounded
 from calotype.evaluate.features import features
 from calotype.evaluate.measures import as_json, distance_key, measured
 from calotype.evaluate.propagation import seen

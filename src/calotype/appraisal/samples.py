@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from calotype.comparison.quality import CHUNK_VALUES, rounded
+from calotype.comparison.quality import CHUNK_VALUES
+from calotype.data.images import rounded
 from calotype.evaluate.distances import Features
 from calotype.evaluate.features import FeatureNetwork, features
 from calotype.evaluate.memorisation import Seen, small_pixels

@@ -40,7 +40,8 @@ def lines(found: Survey) -> Iterator[tuple[str, str]]:
         yield from sizes(found)
         yield from named("aspect", aspects(found.seen))
         yield "labels", labels(found)
-        yield "captions", f"{found.captions:,} in .txt files beside pictures, {found.described:,} in metadata.jsonl"
+        described = ", ".join(f"{count:,} in {kind}" for kind, count in sorted(found.captions.items()))
+        yield "captions", described or "none"
     kinds = Counter(kind for one in found.seen for kind in one.kinds)
     yield "kinds", ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common()) or "nothing special"
     yield from named("equal", few([" = ".join(map(shown, names)) for names in found.equal()]))

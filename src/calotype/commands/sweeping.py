@@ -11,10 +11,12 @@ import torch
 
 from calotype.commands.reading import PORTRAITS, read
 from calotype.commands.talk import Voice, counting
-from calotype.comparison.quality import Reals, as_json, choose_reals, floor, rounded
+from calotype.comparison.quality import Reals, choose_reals, floor
 from calotype.data.folder import Pictures
+from calotype.data.images import rounded
 from calotype.evaluate.distances import Features
 from calotype.evaluate.features import features
+from calotype.evaluate.measures import as_json
 from calotype.evaluate.sweep import Cell, Grid, pick, sweep
 from calotype.files import write_json
 from calotype.learning.run import Run

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from calotype.comparison.competitor import Competitor
-from calotype.comparison.quality import as_json
+from calotype.evaluate.measures import as_json
 from calotype.evaluate.propagation import (
     CORRUPTIONS,
     MIDDLE,

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from calotype.comparison.competitor import Competitor
 from calotype.data.folder import Pictures
-from calotype.data.images import images_from_pixels, pixels_from_images
+from calotype.data.images import images_from_pixels, rounded
 from calotype.evaluate.distances import Features
 from calotype.evaluate.features import features
+from calotype.evaluate.measures import as_json
 from calotype.evaluate.sets import (
-    Estimate,
     density_coverage,
     frechet_estimate,
     kernel_estimate,
@@ -138,11 +138,6 @@ def from_real(one: Competitor, reals: Reals, chosen: Tensor, labels: Labels, rng
         made.given_real.setdefault(stage.image_size, []).append(features([rounded(images)]))
 
 
-def rounded(images: Images) -> Images:
-    """As a file of 8 bits would have them."""
-    return images_from_pixels(pixels_from_images(images))
-
-
 def quality(one: Competitor, made: Made, reals: Reals, seed: int) -> dict[str, Any]:
     """The whole chain, and every stage: `sampled` on what the stages before made, `given_real` on real pictures."""
     stages = []
@@ -158,15 +153,16 @@ def quality(one: Competitor, made: Made, reals: Reals, seed: int) -> dict[str, A
 
 
 def beside(made: Features, reals: Reals, size: int, seed: int) -> dict[str, Any]:
-    return measured(made, reals.features(size), seed)
+    return apart(made, reals.features(size), seed)
 
 
 def floor(reals: Reals, size: int, seed: int) -> dict[str, Any]:
     """Other real pictures in the place of samples: nothing can be expected to be better."""
-    return {"size": size, **measured(reals.features(size, "others"), reals.features(size), seed)}
+    return {"size": size, **apart(reals.features(size, "others"), reals.features(size), seed)}
 
 
-def measured(made: Features, real: Features, seed: int) -> dict[str, Any]:
+def apart(made: Features, real: Features, seed: int) -> dict[str, Any]:
+    """All measures, of however few pictures: the intervals and n beside them say what they are worth."""
     rng = np.random.default_rng(seed)
     precision, recall = precision_recall(real, made)
     density, coverage = density_coverage(real, made)
@@ -179,14 +175,6 @@ def measured(made: Features, real: Features, seed: int) -> dict[str, Any]:
         "coverage": coverage,
         "n": [len(made), len(real)],
     }
-
-
-def as_json(estimate: Estimate) -> dict[str, float | str | None]:
-    """An interval without an end is none, and says why."""
-    found: dict[str, float | str | None] = dict(estimate._asdict())
-    if not np.isfinite(estimate.high - estimate.low):
-        found |= {"low": None, "high": None, "reason": "one value has no spread"}
-    return found
 
 
 def memorised(made: Made, size: int, reals: Reals, train: Features) -> dict[str, Any]:

@@ -83,6 +83,11 @@ def pixels_from_images(images: Images) -> UInt8[Tensor, "batch 3 height width"]:
     return ((images.detach().float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
+def rounded(images: Images) -> Images:
+    """As a file of 8 bits would have them."""
+    return images_from_pixels(pixels_from_images(images))
+
+
 def pils_from_images(images: Images) -> list[Image.Image]:
     return [Image.fromarray(picture) for picture in pixels_from_images(images).permute(0, 2, 3, 1).cpu().numpy()]
 

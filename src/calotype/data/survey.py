@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Int8
 from PIL import Image
 
-from calotype.data.captions import KEYS
+from calotype.data.captions import read_captions
 from calotype.data.folder import Progress, Source, check_size, find_pictures, in_threads, watched
 from calotype.data.images import FORMATS, GAP, Square, UnreadableError, fit, read_image
 
@@ -50,8 +50,8 @@ class Survey:
     seen: list[Seen] = field(default_factory=list)
     refused: dict[str, str] = field(default_factory=dict)  # name: reason
     notes: list[str] = field(default_factory=list)  # on files that were passed over
-    captions: int = 0
-    described: int = 0
+    captions: Counter[str] = field(default_factory=Counter)
+    """Pictures with captions, by the kind of file that holds them."""
 
     def labels(self) -> dict[str, int]:
         """Pictures by first-level subfolder, "" for those in none."""
@@ -87,9 +87,9 @@ def survey(folder: Path, size: int, progress: Progress | None = None) -> Survey:
             seen.append(one)
         else:
             refused[name] = one
-    captions = sum((folder / name).with_suffix(".txt").is_file() for name in names)
-    described = sum(count_described(path) for path in folder.rglob("metadata.jsonl") if path.is_file())
-    return Survey(size, seen, refused, listing.notes(), captions, described)
+    words = read_captions(folder, [one.name for one in seen])[1]
+    notes = [*listing.notes(), *words.notes([one.name for one in seen])]
+    return Survey(size, seen, refused, notes, words.described)
 
 
 def look_at(folder: Path, name: str, size: int) -> Seen | str:
@@ -131,23 +131,6 @@ def kinds_of(image: Image.Image, turned: bool) -> Iterator[str]:
         yield "transparent"
     if getattr(image, "is_animated", False):
         yield "animated"
-
-
-def count_described(path: Path) -> int:
-    """Lines with a file's name and a text or caption."""
-
-    def is_one(line: str) -> bool:
-        try:
-            found = json.loads(line)
-        except (ValueError, RecursionError):
-            return False
-        return isinstance(found, dict) and "file_name" in found and bool(set(KEYS) & found.keys())
-
-    try:
-        with path.open(encoding="utf-8", errors="replace") as file:
-            return sum(map(is_one, file))
-    except OSError:
-        return 0
 
 
 # -- Pictures that look the same ---------------------------------------------------------------------------------------
