@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from calotype.diffusion.denoiser import Denoiser
-from calotype.diffusion.gaussian import Mixture
+from calotype.diffusion.gaussian import ClosedForm
 from calotype.diffusion.local import LocalGaussians
 from calotype.learning.joint import Joint
 from calotype.learning.objectives import FirstStage
@@ -53,7 +53,7 @@ def build_autoencoder(config: VaeConfig | KlConfig, precision: Precision) -> Aut
             return channels_last(Kl(config, precision))
 
 
-def build_stage(recipe: Recipe, space: Space, classes: int, mixture: Mixture | None) -> Stage:
+def build_stage(recipe: Recipe, space: Space, classes: int, mixture: ClosedForm | None) -> Stage:
     """The first stage. With a mixture, the backbone also sees what that makes of the noisy picture."""
     config = recipe.denoiser
     seen = 1 if mixture is None else 2

@@ -19,8 +19,8 @@ from safetensors.torch import load_file
 from calotype.build import build_enlarger, build_space, build_stage
 from calotype.data.captions import clean
 from calotype.data.images import cut, images_from_pil, pils_from_images
-from calotype.diffusion.gaussian import Mixture
 from calotype.diffusion.samplers import SamplerName
+from calotype.diffusion.words import closed_form_like
 from calotype.editing import Between, Mask, canvas, feathered, masked, near, toward
 from calotype.files import is_whole, read_json, whole_folder, write_json, write_tensors, write_whole
 from calotype.machine import find_device
@@ -31,7 +31,7 @@ from calotype.spaces.pixel import PixelSpace, Space
 from calotype.stage import Sampling, Stage, Start, from_noise, generate
 from calotype.vocabulary import NOT_TOLD, Images, OtherImages, Randomness, Rng, Text, UserError
 
-FORMAT = 3
+FORMAT = 4
 AUTOENCODER = "autoencoder.safetensors"
 CHUNK_VALUES = 2**22
 """Pictures are made a few at a time, so that a thousand need no more memory than these many pixel values at once."""
@@ -387,7 +387,7 @@ def load_base(folder: Path, recipe: Recipe, classes: int, device: torch.device) 
         latents.load_state_dict(load_file(folder / AUTOENCODER))
         space = latents.to(device).eval().requires_grad_(False)
     weights = load_file(folder / weights_file(recipe.chain[0], recipe))
-    mixture = Mixture(*weights["mixture.axes"].shape) if recipe.denoiser.start == "gaussian" else None
+    mixture = closed_form_like(weights, "mixture.") if recipe.denoiser.start == "gaussian" else None
     stage = build_stage(recipe, space, classes, mixture)
     stage.denoiser.load_state_dict(weights)
     return stage

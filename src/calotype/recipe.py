@@ -181,6 +181,17 @@ class Recipe(Config):
             raise ValueError("space is imported, but autoencoder.network is set to another one; leave that out")
         return self
 
+    @model_validator(mode="after")
+    def _halves(self) -> Recipe:
+        autoencoder, places = self.autoencoder, 2 * self.autoencoder.network.reduction
+        side = autoencoder.crop or self.chain[0]
+        if self.kind == "latent" and autoencoder.losses.equivariance and side % places:
+            raise ValueError(
+                f"autoencoder.losses.equivariance is set, but half of {side} px is not a multiple of the reduction "
+                f"{places // 2}; choose a size or an autoencoder.crop that is a multiple of {places}"
+            )
+        return self
+
     @property
     def trains_space(self) -> bool:
         """An imported one is taken as it is."""

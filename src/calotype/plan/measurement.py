@@ -10,7 +10,8 @@ from calotype.data.folder import Pictures
 from calotype.data.images import images_from_pixels
 from calotype.data.latents import LatentCache
 from calotype.data.sources import LatentSource
-from calotype.diffusion.gaussian import CLUSTERS, FEWEST, Mixture, largest_rank
+from calotype.diffusion.gaussian import CLUSTERS, FEWEST, ClosedForm, Mixture, largest_rank
+from calotype.diffusion.words import DIRECTIONS, ToldMixture
 from calotype.evaluate.first_stage import measure
 from calotype.learning.objectives import Denoising, FirstStageConfig, Objective
 from calotype.learning.player import Player, PlayerConfig
@@ -51,13 +52,17 @@ class Measurement:
         for stage in self.stages:
             stage.denoiser.to(device)
 
-    def _mixture(self, count: int, classes: int) -> Mixture | None:
+    def _mixture(self, count: int, classes: int) -> ClosedForm | None:
         """As large as it may get."""
         if self.recipe.denoiser.start == "nothing":
             return None
         dimension, groups = self.space.channels * (self.recipe.chain[0] // self.space.reduction) ** 2, max(1, classes)
         components = groups * (max(CLUSTERS) if count >= FEWEST * groups * max(CLUSTERS) else 1)
-        return Mixture(components, largest_rank(count, dimension, components), dimension)
+        mixture = Mixture(components, largest_rank(count, dimension, components), dimension)
+        if self.recipe.denoiser.text.kind == "none":
+            return mixture
+        told = Mixture(components, largest_rank(count, dimension, components), dimension)
+        return ToldMixture(mixture, told, groups, DIRECTIONS)
 
     def phases(self) -> dict[str, Phases]:
         """Of every leg."""
