@@ -201,6 +201,14 @@ def test_a_recipe_can_be_given_as_overrides_alone():
 
 # -- Chains of stages --------------------------------------------------------------------------------------------------
 
+
+def test_equivariance_wants_whole_latents_of_half_the_picture():
+    losses = {"losses": {"equivariance": 0.25}}
+    assert check({"size": 64, "autoencoder": losses}).autoencoder.losses.equivariance == 0.25
+    with pytest.raises(UserError, match="multiple of 16"):
+        check({"size": 72, "autoencoder": losses})
+
+
 CHAIN = ["kind=cascade", "size=32", "stages=[16,32]", "enlarge.32.images=640", "enlarge.32.crop=16", "seed=3"]
 
 

@@ -32,7 +32,7 @@ FEWEST_HEARD = 8
 """where so many captions have them."""
 DIRECTIONS = 64
 """Words move the pictures of a group in so many ways (reduced rank: Izenman, J. Multivariate Analysis 5, 1975)."""
-RIDGES = (1.0, 10.0, 100.0)
+RIDGES = (100.0, 10.0, 1.0)
 UNLIKELY = 1e-4
 """A group that the words speak against is at least so likely."""
 
@@ -93,6 +93,11 @@ def closed_form_like(tensors: Mapping[str, Tensor], prefix: str) -> Mixture | To
     return ToldMixture(untold, told, groups, directions)
 
 
+class Pair(NamedTuple):
+    bags: Heard
+    points: Flat
+
+
 class Captioned(NamedTuple):
     """Pictures with what is told of them: of each its label and its caption, "" where it has none."""
 
@@ -114,41 +119,39 @@ class Captioned(NamedTuple):
         clean, labels = torch.cat([self.clean, others.clean]), torch.cat([self.labels, others.labels])
         return Captioned(clean, labels, [*self.texts, *others.texts])
 
-    def bags(self, heard: Int[Tensor, " heard"]) -> Heard:
-        """For words that are heard alone."""
+    def pair(self, heard: Int[Tensor, " heard"]) -> Pair:
+        """Their words, those that are heard, and their values."""
         parts = [bags_of(self.texts[start : start + 1024])[:, heard] for start in range(0, len(self.texts), 1024)]
-        return torch.cat(parts or [torch.zeros(0, len(heard))]).to(self.clean)
+        return Pair(torch.cat(parts or [torch.zeros(0, len(heard))]).to(self.clean), self.clean.flatten(1).clone())
+
+    def membership(self, groups: Sequence[int]) -> Flat:
+        """1 in the column of a picture's group."""
+        columns = [self.labels == label if label != NOT_TOLD else self.labels == self.labels for label in groups]
+        return torch.stack(columns, 1).to(self.clean)
 
 
 def fit_told(untold: Mixture, train: Captioned, again: Captioned, held_out: Captioned) -> ToldMixture | None:
-    """Of as many components and axes as `untold`, with the ridge that says most of `held_out`; None without words.
+    """Of as many components and axes as `untold`; None where no words come often enough.
 
-    `again` are the same pictures, perhaps with others of their captions.
+    `again` are the same pictures, perhaps with others of their captions. `held_out` ones choose the ridges.
     """
     more, groups = train.and_again(again), groups_of(train.labels)
     heard = often(more.texts)
     if not len(heard):
         return None
-    pairs = [[(one.bags(heard), one.clean.flatten(1)) for one in (more.of(k), held_out.of(k))] for k in groups]
-
-    def wrong(regressions: Sequence[Regression]) -> float:
-        parts = zip(regressions, pairs, strict=True)
-        return sum(float((points - one.of(bags)).square().sum()) for one, (_, (bags, points)) in parts)
-
-    best = min(zip(*(regress(*known, RIDGES) for known, _ in pairs), strict=True), key=wrong)
-    left, bags = train.clean.flatten(1).clone(), train.bags(heard)
+    best = [regress(more.of(label).pair(heard), held_out.of(label).pair(heard)) for label in groups]
+    bags, left = train.pair(heard)
     for members, one in zip(groups.values(), best, strict=True):
         left[members] -= one.of(bags[members])
     components = components_of(left, groups, max(1, len(untold.means) // len(groups)))
     mixture = mixture_of(components, min(untold.axes.shape[1], len(components[0].variances)))
-    membership = torch.stack([members.to(left) for members in groups.values()], 1)
-    votes = regress(bags, membership, RIDGES)[-1]
-    made = ToldMixture(untold, mixture, len(groups), len(best[0].out)).to(left.device)
+    votes = regress(*(one.pair(heard)._replace(points=one.membership(list(groups))) for one in (more, held_out)))
+    made = ToldMixture(untold, mixture, len(groups), max(len(one.out) for one in best)).to(left.device)
     made.group[:] = torch.tensor([list(groups).index(one.label) for one in components])
     made.vote[heard], made.bias[:] = votes.into @ votes.out, votes.constant
     for index, one in enumerate(best):
         mixture.means[made.group == index] += one.constant
-        made.into[index, heard], made.out[index] = one.into, one.out
+        made.into[index, heard, : len(one.out)], made.out[index, : len(one.out)] = one.into, one.out
     return made
 
 
@@ -163,17 +166,17 @@ class Regression(NamedTuple):
         return bags @ self.into @ self.out + self.constant
 
 
-def regress(bags: Heard, points: Flat, ridges: Sequence[float]) -> list[Regression]:
-    """Ridge regressions, each only in the directions in which it moves points most."""
-    middle, centre = bags.mean(0), points.mean(0)
-    words, found = bags - middle, []
-    gram, shared = (words.T @ words).double(), (words.T @ (points - centre)).double()
-    for ridge in ridges:
-        weights = torch.linalg.solve(gram + ridge * torch.eye(len(gram)).to(gram), shared).to(points)
-        *_, directions = torch.svd_lowrank(words @ weights, q=min(DIRECTIONS, *weights.shape, len(points)))
+def regress(known: Pair, unseen: Pair) -> Regression:
+    """Ridge regression in the directions in which it moves points most; with the ridge that says most of `unseen`."""
+    middle, centre = known.bags.mean(0), known.points.mean(0)
+    words, found = known.bags - middle, []
+    gram, shared = (words.T @ words).double(), (words.T @ (known.points - centre)).double()
+    for ridge in RIDGES:
+        weights = torch.linalg.solve(gram + ridge * torch.eye(len(gram)).to(gram), shared).to(words)
+        *_, directions = torch.svd_lowrank(words @ weights, q=min(DIRECTIONS, *weights.shape, len(words)))
         into = weights @ directions
         found.append(Regression(into, directions.T, centre - middle @ into @ directions.T))
-    return found
+    return min(found, key=lambda one: float((unseen.points - one.of(unseen.bags)).square().sum()))
 
 
 def often(texts: Iterable[str]) -> Int[Tensor, " heard"]:
