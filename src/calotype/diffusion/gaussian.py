@@ -7,6 +7,7 @@ closed form. So that part is computed, and the network starts beside it and lear
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -15,6 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from calotype.diffusion.windows import windowed
 from calotype.vocabulary import NOT_TOLD, Folds, Labels, Latents, Rng, Sigmas, per_image
 
 RANKS = (256, 64, 16, 0)
@@ -49,12 +51,22 @@ class Mixture(nn.Module):
         self.register_buffer("prior", torch.full((components,), 1 / components))
         self.register_buffer("label", torch.full((components,), NOT_TOLD))
 
+    def side(self, channels: int) -> int:
+        """Of the square that the mixture is fitted to."""
+        return math.isqrt(self.means.shape[1] // channels)
+
     @torch.no_grad()
     def denoise(self, noisy: Latents, sigma: Sigmas, labels: Labels) -> Latents:
         """The posterior mean of the clean picture, over the components of its class, or over all where it is not told.
 
-        Within a component each axis is shrunk by `variance / (variance + sigma ** 2)`, and a component counts as likely
-        as it makes the noisy picture (Bishop 2006, eq. 2.116 and 9.13).
+        A picture that is larger than what the mixture is fitted to, is seen through windows of that size.
+        """
+        return windowed(noisy, self.side(noisy.shape[1]), lambda part: self._denoise(part, sigma, labels))
+
+    def _denoise(self, noisy: Latents, sigma: Sigmas, labels: Labels) -> Latents:
+        """Within a component each axis is shrunk by `variance / (variance + sigma ** 2)`.
+
+        And a component counts as likely as it makes the noisy picture (Bishop 2006, eq. 2.116 and 9.13).
         """
         flat, noise = noisy.flatten(1), sigma[:, None] ** 2
         along = torch.einsum("bd,krd->bkr", flat, self.axes) - torch.einsum("kd,krd->kr", self.means, self.axes)
