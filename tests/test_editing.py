@@ -271,21 +271,28 @@ def test_the_middle_of_a_picture_is_cut_out_and_one_of_the_size_stays_as_it_is()
     assert cut(picture, 40, 16).tobytes() == picture.tobytes() and cut(picture, 32, 8).size == (32, 8)
 
 
-def test_pictures_of_another_size_where_nothing_has_one_size(model, from_nothing):
-    """The network's positions go on: the colours of a larger picture are those of the learned one."""
-    learned = np.stack([pixels(one) for one in from_nothing.sample(8, guidance=1.0)])
-    for size in ((16, 24), (32, 16), (64, 64), (8, 8)):
-        made = [pixels(one) for one in from_nothing.sample(8, size=size, guidance=1.0)]
-        assert {one.shape for one in made} == {(size[1], size[0], 3)}
-        assert np.stack(made).mean() == pytest.approx(learned.mean(), abs=25)
-        assert np.stack(made).std() == pytest.approx(learned.std(), rel=0.4)
-    assert from_nothing.sample(1, size=(16, 16))[0].tobytes() == from_nothing.sample(1)[0].tobytes()
-    assert from_nothing.redraw(a_picture(50, 30), 0.5, size=(32, 16))[0].size == (32, 16)
-    with pytest.raises(UserError, match=r"Gaussians of 16x16, .* train one with --set denoiser.start=nothing"):
-        model.sample(1, size=(16, 24))
+@pytest.mark.parametrize("size", [(16, 24), (32, 16), (64, 64)])
+@pytest.mark.parametrize("start", ["closed form", "nothing"])
+def test_pictures_of_another_size(model, from_nothing, size, start):
+    """Positions go on, and so do windows: a larger picture has the colours of those that were learned."""
+    one = from_nothing if start == "nothing" else model
+    learned, made = (np.stack([*map(pixels, one.sample(8, size=some, guidance=1.0))]) for some in (None, size))
+    assert made.shape == (8, size[1], size[0], 3)
+    assert made.mean() == pytest.approx(learned.mean(), abs=25) and made.std() == pytest.approx(learned.std(), rel=0.4)
+    assert one.sample(1, size=(16, 16))[0].tobytes() == one.sample(1)[0].tobytes()
+    assert one.redraw(a_picture(50, 30), 0.5, size=size)[0].size == size
+
+
+def test_a_size_that_cannot_be_is_refused(model, from_nothing):
+    """A closed form knows nothing of a part of its pictures."""
+    assert from_nothing.sample(1, size=(8, 4))[0].size == (8, 4)
     for size in ((18, 16), (0, 16), (1024, 16), (-16, 16)):
         with pytest.raises(UserError, match="must be multiples of 4 from 4 to 128"):
             from_nothing.sample(1, size=size)
+        with pytest.raises(UserError, match="must be multiples of 4 from 16 to 128"):
+            model.sample(1, size=size)
+    with pytest.raises(UserError, match=r"size is 24x12, but the sides .* from 16 to 128"):
+        model.sample(1, size=(24, 12))
 
 
 # -- The command line --------------------------------------------------------------------------------------------------
@@ -317,7 +324,10 @@ def saved(folder):
         (["--from", "picture.png", "--count", "0"], "count is 0"),
         (["--size", "64"], "--size is '64', but must be width x height in pixels, as in 256x384"),
         (["--size", "-4x8"], "--size is '-4x8', but must be"),
-        (["--size", "24x16"], "size is 24x16, but this model starts from Gaussians of 16x16"),
+        (
+            ["--size", "24x12"],
+            "size is 24x12, but the sides of this model's pictures must be multiples of 4 from 16",
+        ),
     ],
 )
 def test_a_mistake_in_editing_is_told_in_one_line(tell, finished, tmp_path, monkeypatch, words, message):  # noqa: F811

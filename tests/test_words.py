@@ -75,7 +75,13 @@ def test_each_picture_is_denoised_by_what_is_told_of_it_alone():
     assert torch.allclose(together[1], nothing[1], atol=1e-6) and not torch.allclose(together[0], nothing[0], atol=0.1)
 
 
-def test_the_words_of_a_room_for_them_are_those_that_were_stored():
+def test_a_larger_canvas_is_told_in_every_window():
+    form, texts = told_by(pictures(600)), Text(("a red ball",))
+    found = form.denoise(torch.zeros(1, 2, 4, 3), torch.full((1,), 1e3), untold(1), texts)
+    assert torch.allclose(found[:, 0], torch.full((1, 4, 3), 3.0), atol=0.1)
+
+
+def test_an_empty_one_has_room_for_what_was_stored():
     form = told_by(pictures(600))
     other = closed_form_like({f"mixture.{name}": one for name, one in form.state_dict().items()}, "mixture.")
     assert isinstance(other, nn.Module) and isinstance(other, ClosedForm)

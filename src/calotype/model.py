@@ -70,7 +70,7 @@ class Model:
 
         `label` is one of `classes`; without it and without a prompt, picture i has class `i % len(classes)`. `prompt`
         is one for all, or picture i has prompt `i % len(prompt)`; guidance leads away from `negative`. `size` is
-        (width, height) in pixels: by default what was learned, and another one only with `denoiser.start = "nothing"`.
+        (width, height) in pixels, by default what was learned.
         `changes` replace settings of `Sampling`: `steps`, `guidance`, `sampler`, `guidance_low`, `guidance_high`.
         Raises `UserError` for an unknown label or setting, for a size that cannot be, and for a prompt to a model that
         does not read; warns of one that is too long.
@@ -162,18 +162,20 @@ class Model:
         if size is None or size == (full, full):
             return from_noise
         width, height = size
-        if self.stages[0].denoiser.mixture is not None:
-            raise UserError(
-                f"size is {width}x{height}, but this model starts from Gaussians of {full}x{full}, which have no other "
-                "size; train one with --set denoiser.start=nothing"
-            )
         unit = math.lcm(*(full // stage.image_size * unit for stage, unit in zip(self.stages, self.units, strict=True)))
-        if width % unit or height % unit or not unit <= min(size) <= max(size) <= MOST_TIMES * full:
+        least, most = max(unit, self.least), MOST_TIMES * full
+        if width % unit or height % unit or not least <= min(size) <= max(size) <= most:
             raise UserError(
                 f"size is {width}x{height}, but the sides of this model's pictures must be multiples of {unit} "
-                f"from {unit} to {MOST_TIMES * full}"
+                f"from {least} to {most}"
             )
         return canvas(height, width, full)
+
+    @property
+    def least(self) -> int:
+        """What the sides of pictures must be at least, in pixels: the window that the closed form looks through."""
+        space, mixture = self.stages[0].space, self.stages[0].denoiser.mixture
+        return 0 if mixture is None else mixture.side(space.channels) * self.reach
 
     def rngs(self, count: int, seed: int) -> list[Rng]:
         return [Rng((seed, "sample", index)) for index in range(count)]

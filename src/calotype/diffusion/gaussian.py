@@ -7,6 +7,7 @@ closed form. So that part is computed, and the network starts beside it and lear
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -15,6 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from calotype.diffusion.windows import windowed
 from calotype.vocabulary import NOT_TOLD, Folds, Labels, Latents, Rng, Sigmas, Text, per_image
 
 RANKS = (256, 64, 16, 0)
@@ -30,9 +32,15 @@ MOST_AXIS_VALUES = 2**24
 """The axes of all components take 64 MB, or 16 axes each if that is more."""
 
 
+Means = Float[Tensor, "pictures component dimension"]  # of every picture (1), or of each
+Prior = Float[Tensor, "pictures component"]
+
+
 @runtime_checkable
 class ClosedForm(Protocol):
     """The posterior mean of the clean picture, given the noisy one, its label and its caption."""
+
+    def side(self, channels: int) -> int: ...
 
     def denoise(self, noisy: Latents, sigma: Sigmas, labels: Labels, text: Text | None = None) -> Latents: ...
 
@@ -56,6 +64,10 @@ class Mixture(nn.Module):
         self.register_buffer("prior", torch.full((components,), 1 / components))
         self.register_buffer("label", torch.full((components,), NOT_TOLD))
 
+    def side(self, channels: int) -> int:
+        """Of the square that the mixture is fitted to."""
+        return math.isqrt(self.means.shape[1] // channels)
+
     def denoise(self, noisy: Latents, sigma: Sigmas, labels: Labels, text: Text | None = None) -> Latents:
         """The posterior mean of the clean picture, over the components of its class, or over all where it is not told.
 
@@ -64,18 +76,17 @@ class Mixture(nn.Module):
         return self.around(self.means[None], self.prior[None], noisy, sigma, labels)
 
     @torch.no_grad()
-    def around(
-        self,
-        means: Float[Tensor, "pictures component dimension"],
-        prior: Float[Tensor, "pictures component"],
-        noisy: Latents,
-        sigma: Sigmas,
-        labels: Labels,
-    ) -> Latents:
+    def around(self, means: Means, prior: Prior, noisy: Latents, sigma: Sigmas, labels: Labels) -> Latents:
         """The same where the components have these means and weights, for every picture or for each.
 
-        Within a component each axis is shrunk by `variance / (variance + sigma ** 2)`, and a component counts as likely
-        as it makes the noisy picture (Bishop 2006, eq. 2.116 and 9.13).
+        A picture that is larger than what the mixture is fitted to is seen through windows of that size.
+        """
+        return windowed(noisy, self.side(noisy.shape[1]), lambda part: self._around(means, prior, part, sigma, labels))
+
+    def _around(self, means: Means, prior: Prior, noisy: Latents, sigma: Sigmas, labels: Labels) -> Latents:
+        """Within a component each axis is shrunk by `variance / (variance + sigma ** 2)`.
+
+        And a component counts as likely as it makes the noisy picture (Bishop 2006, eq. 2.116 and 9.13).
         """
         flat, noise = noisy.flatten(1), sigma[:, None] ** 2
         along = torch.einsum("bd,krd->bkr", flat, self.axes) - torch.einsum("pkd,krd->pkr", means, self.axes)
@@ -88,7 +99,7 @@ class Mixture(nn.Module):
 
     def _chosen(
         self,
-        prior: Float[Tensor, "pictures component"],
+        prior: Prior,
         away: Float[Tensor, "batch component"],
         along: Float[Tensor, "batch component rank"],
         noise: Float[Tensor, "batch 1"],
@@ -127,9 +138,7 @@ class Unseen:
         return denoise
 
 
-def squared_distances(
-    points: Float[Tensor, "batch dimension"], means: Float[Tensor, "pictures component dimension"]
-) -> Float[Tensor, "batch component"]:
+def squared_distances(points: Float[Tensor, "batch dimension"], means: Means) -> Float[Tensor, "batch component"]:
     """In float64 where there is one: small differences of large distances count, and the batch must not change them."""
     if points.device.type != "mps":
         points, means = points.double(), means.double()

@@ -63,6 +63,9 @@ class ToldMixture(nn.Module):
         self.register_buffer("vote", torch.zeros(BUCKETS, groups))
         self.register_buffer("bias", torch.full((groups,), 1 / groups))
 
+    def side(self, channels: int) -> int:
+        return self.untold.side(channels)
+
     @torch.no_grad()
     def denoise(self, noisy: Latents, sigma: Sigmas, labels: Labels, text: Text | None = None) -> Latents:
         """The posterior mean of the clean picture, given what is told of it."""
