@@ -89,8 +89,9 @@ class Mixture(nn.Module):
         And a component counts as likely as it makes the noisy picture (Bishop 2006, eq. 2.116 and 9.13).
         """
         flat, noise = noisy.flatten(1), sigma[:, None] ** 2
-        along = torch.einsum("bd,krd->bkr", flat, self.axes) - torch.einsum("pkd,krd->pkr", means, self.axes)
-        chosen = self._chosen(prior, squared_distances(flat, means), along, noise, labels).to(flat)
+        away = flat[:, None] - means
+        along = torch.einsum("bkd,krd->bkr", away, self.axes)
+        chosen = self._chosen(prior, squared_lengths(away), along, noise, labels).to(flat)
         shrunk, elsewhere = self.variances / (self.variances + noise[..., None]), self.rest / (self.rest + noise)
         kept = chosen * elsewhere
         inside = (chosen[..., None] * (shrunk - elsewhere[..., None]) * along).flatten(1) @ self.axes.flatten(0, 1)
@@ -138,12 +139,9 @@ class Unseen:
         return denoise
 
 
-def squared_distances(points: Float[Tensor, "batch dimension"], means: Means) -> Float[Tensor, "batch component"]:
+def squared_lengths(away: Float[Tensor, "batch component dimension"]) -> Float[Tensor, "batch component"]:
     """In float64 where there is one: small differences of large distances count, and the batch must not change them."""
-    if points.device.type != "mps":
-        points, means = points.double(), means.double()
-    some = points[None] if len(means) == 1 else points[:, None]
-    return torch.cdist(some, means, compute_mode="donot_use_mm_for_euclid_dist").square().reshape(len(points), -1)
+    return (away if away.device.type == "mps" else away.double()).square().sum(2)
 
 
 class Component(NamedTuple):
