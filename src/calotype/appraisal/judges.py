@@ -58,7 +58,8 @@ def see(judges: Judges, images: Images, asked: Sequence[Facts]) -> list[Shown]:
     for one, place in zip(found, background(images, palette(list(BACKGROUNDS))), strict=True):
         one["background"] = grounds[int(place)]
     for style, judge in judges.within.items():
-        rows = of_style(asked, style)
+        if not (rows := of_style(asked, style)):
+            continue
         for row, seen in zip(rows, judge(images[rows]), strict=True):
             found[row] |= seen
         if colours := CLOTHES.get(style):

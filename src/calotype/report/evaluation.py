@@ -103,14 +103,19 @@ def obeyed_rows(obeyed: dict[str, Any]) -> Iterator[tuple[str, ...]]:
 
 def about_obedience(obeyed: dict[str, Any]) -> str:
     """How the rows are to be read, and what is not among them."""
-    said = ["Of how many samples it is to be seen what they were told, in 1"]
-    if prompts := obeyed.get("attributes"):
-        said.append(f"{max(one['n'] for one in prompts)} prompts a language, each of which no training caption says")
-        said.append("beside them the same judges on held-out portraits and their own captions")
-    if sought := next((one for one in obeyed["retrieval"] if one.get("value") is not None), None):
+    said = []
+    if attributes := obeyed.get("attributes"):
+        asked = max(one["n"] for one in attributes)
         said.append(
-            f"captions: how often a held-out picture of {sought['stage_size']} px is denoised best with its own, at "
-            f"{sought['levels']} levels of noise"
+            f"Shares of samples that show what they were told: {asked} prompts a language, none of them said by a "
+            "training caption. Beside them the same judges on held-out portraits with their own captions, and what "
+            "would be right at most if all samples were alike."
         )
-    said += [f"no captions: {one['reason']}" for one in obeyed["retrieval"] if one.get("value") is None]
-    return "; ".join([*said, *(f"left out: {one}" for one in obeyed["left_out"])]) + "."
+    for sought in obeyed["retrieval"][:1]:
+        level = f"at {sought.get('levels')} levels of noise, at {sought.get('stage_size')} px"
+        said.append(
+            f"Captions were not told apart: {sought['reason']}."
+            if sought.get("value") is None
+            else f"Captions: how often a held-out picture is denoised best with its own, {level}."
+        )
+    return " ".join([*said, *(f"Left out: {one}." for one in obeyed.get("left_out") or [])])
