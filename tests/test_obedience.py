@@ -23,7 +23,7 @@ from calotype.spaces.pixel import PixelSpace
 from calotype.stage import Stage
 from calotype.vocabulary import Rng
 
-COUNT, SIZE = 360, 32
+COUNT, SIZE, HELD_OUT = 600, 64, 60
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +110,9 @@ def judged(pictures, drawn, tmp_path_factory):
         with pytest.MonkeyPatch.context() as patch:
             facts = [drawn[row] for row in rows.tolist()]
             patch.setattr("calotype.appraisal.obedience.unseen", lambda known, count: facts)
-            found, plate = ask(Painter(images[order]), library(pictures, tmp_path_factory.mktemp("a")), drawn, 36, 0)
+            found, plate = ask(
+                Painter(images[order]), library(pictures, tmp_path_factory.mktemp("a")), drawn, HELD_OUT, 0
+            )
         assert plate.width > plate.height and found["prompts"][0] == describe(facts[0])[0]
         return {"languages": LANGUAGES, "retrieval": [{"value": None, "reason": "none"}] * 2, **found}
 
@@ -118,24 +120,20 @@ def judged(pictures, drawn, tmp_path_factory):
 
 
 def test_who_obeys_is_as_often_right_as_the_judges_are(judged):
-    found = judged(torch.arange(36))
+    found = judged(torch.arange(HELD_OUT))
     abouts = {one["about"]: one for one in found["attributes"]}
     for one in abouts.values():
         own = {end: one["real"][end] for end in ("value", "low", "high")}
         assert one["samples"] == [own, own] and one["real"]["chance"] == one["chance"] < own["value"]
     assert all(abouts[about]["real"]["value"] == 1 for about in OF_ALL)
-    assert (
-        abouts["clothes"]["real"]["value"] > 0.8
-        and abouts["clothes"]["n"] == sum(prompt.count("clothes") for prompt in found["prompts"][:36]) * 1
-        or abouts["clothes"]["n"] > 0
-    )
+    assert abouts["clothes"]["real"]["value"] > 0.8
     (first, *_) = obeyed_rows(found)
-    assert first == ("background, n = 36", *["1 [0.904, 1]"] * 3, f"{abouts['background']['chance']:.3g}")
+    assert first == ("background, n = 60", *["1 [0.94, 1]"] * 3, f"{abouts['background']['chance']:.3g}")
     assert "hardly better than guessing" in about_obedience(found)
 
 
 def test_who_does_not_read_is_right_by_chance(judged):
-    for one in judged(Rng(("shuffled",)).permutation(36))["attributes"]:
+    for one in judged(Rng(("shuffled",)).permutation(HELD_OUT))["attributes"]:
         assert one["samples"][0]["low"] <= one["chance"]
 
 
