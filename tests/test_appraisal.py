@@ -118,6 +118,7 @@ def test_numbers_have_what_they_are_to_be_read_with(found):
     assert found["memorisation"]["n"] == [24, 9, 9]
     assert set(found["gaps"][0]["levels"]) >= {"all"}
     assert any("5 can be held against" in note for note in found["notes"])
+    assert found["obedience"] == {"reason": "the model was trained without captions"}
 
 
 def test_samples_are_those_of_the_sample_command(run, monkeypatch):

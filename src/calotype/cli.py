@@ -8,7 +8,7 @@ import re
 import sys
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -189,17 +189,21 @@ def evaluate(
     ] = None,
     count: Annotated[int, typer.Option(help="How many samples.")] = 200,
     seed: Annotated[int, typer.Option(help="Equal seeds give equal pictures.")] = 0,
+    steps: Steps = None,
+    guidance: Guidance = None,
+    sampler: SamplerOption = None,
     out: Annotated[
         Path | None, typer.Option(help="Where to write. [default: RUN, its report and its card]", show_default=False)
     ] = None,
     device: Device = "auto",
 ) -> None:
-    """Measure how good a run's pictures are, and whether it copies the pictures that it was trained on."""
+    """Measure how good a run's pictures are, whether it copies those it was trained on, and whether it obeys."""
     from calotype import commands
     from calotype.voice import Terminal
 
     voice = Terminal()
-    voice.say(f"all numbers are in {commands.evaluate(run, data, count, seed, out, device, voice)}")
+    wanted: dict[str, Any] = {"steps": steps, "guidance": guidance, "sampler": sampler}
+    voice.say(f"all numbers are in {commands.evaluate(run, data, count, seed, out, device, voice, **wanted)}")
 
 
 @app.command()

@@ -12,7 +12,15 @@ from typing import Any
 
 from calotype.evaluate.memorisation import COPIES
 from calotype.files import write_whole
-from calotype.report.evaluation import about, read_evaluation, reasons, rows
+from calotype.report.evaluation import (
+    OBEYED,
+    about,
+    about_obedience,
+    obeyed_rows,
+    read_evaluation,
+    reasons,
+    rows,
+)
 from calotype.report.folder import Run, number, numbers, read_run, within
 from calotype.report.words import count, short
 
@@ -100,6 +108,17 @@ def memorisation(run: Run, found: Found) -> Iterator[str]:
         yield "Not measured yet."
 
 
+def obedience(run: Run, found: Found) -> Iterator[str]:
+    obeyed = found.get("obedience") or {}
+    if obeyed.get("languages"):
+        heads = ("told", *obeyed["languages"], *(title.lower() for title in OBEYED))
+        yield from (f"| {' | '.join(heads)} |", f"|{' --- |' * len(heads)}")
+        yield from (f"| {escaped(name)} | {' | '.join(cells)} |" for name, *cells in obeyed_rows(obeyed))
+        yield from ("", escaped(about_obedience(obeyed)))
+    elif found:
+        yield f"Not measured: {escaped(str(obeyed.get('reason') or UNSAID))}."
+
+
 def limits(run: Run, found: Found) -> Iterator[str]:
     yield "- It knows nothing but its training pictures: their subjects, their style, and what is one-sided in them."
     if (number(within(run.facts, "pictures").get("train")) or 0) < FEW_PICTURES:
@@ -117,8 +136,8 @@ def sampling(run: Run, found: Found) -> Iterator[str]:
 
 
 SECTIONS = {
-    "Pictures": data, "Recipe": recipe, "Measures": measures, "Memorisation": memorisation, "Known limits": limits,
-    "How to sample": sampling,
+    "Pictures": data, "Recipe": recipe, "Measures": measures, "Memorisation": memorisation, "Does it obey?": obedience,
+    "Known limits": limits, "How to sample": sampling,
 }  # fmt: skip
 
 

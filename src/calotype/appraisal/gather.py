@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -12,11 +13,13 @@ import torch
 from PIL import Image
 
 from calotype.appraisal.copying import Copying, copying, unknown
+from calotype.appraisal.obedience import Obedience, obedience
 from calotype.appraisal.pictures import Bar, Halves, Library, halves
 from calotype.appraisal.reconstructions import reconstructions
 from calotype.appraisal.samples import Samples, make_samples, noise_features
 from calotype.comparison.competitor import Competitor
 from calotype.comparison.history import overfitting
+from calotype.data.describing import Facts
 from calotype.data.folder import Pictures
 from calotype.data.images import grid, images_from_pixels, pils_from_images
 from calotype.evaluate.features import FeatureNetwork, distance_name
@@ -25,7 +28,7 @@ from calotype.evaluate.measures import distance_key, measured
 from calotype.files import write_json
 from calotype.machine import device_name
 from calotype.nets.perceptual import efficientnet_lite0
-from calotype.report.evaluation import FILE, FORMAT, PAIRS_FILE
+from calotype.report.evaluation import FILE, FORMAT, PAIRS_FILE, PROMPTED_FILE
 from calotype.vocabulary import Labels, Rng, Text, UserError
 
 
@@ -41,6 +44,8 @@ class Setup:
     seed: int
     network: FeatureNetwork
     bar: Bar
+    drawn: Sequence[Facts] = ()
+    """What `trained` show, where that is known."""
 
     @property
     def unseen(self) -> bool:
@@ -65,16 +70,19 @@ def appraise(setup: Setup, out: Path) -> dict[str, Any]:
     text = setup.one.text(setup.pictures, pair.chosen[again])
     with setup.bar("samples") as told:
         samples = make_samples(setup.one.model, labels, text, setup.seed, setup.network, told)
-    copies = copies_of(setup, samples)
+    copies, obeyed = copies_of(setup, samples), obedience_of(setup)
     found = {
         **about(setup, pair),
         **measures(setup, pair, samples),
         "memorisation": copies.found,
+        "obedience": obeyed.found,
         "gaps": overfitting(setup.one.run),
     }
     write_json(out / FILE, found)
     if copies.pairs:
         pairs(setup, labels, text, copies).save(out / PAIRS_FILE)
+    if obeyed.plate:
+        obeyed.plate.save(out / PROMPTED_FILE)
     return found
 
 
@@ -146,6 +154,11 @@ def copies_of(setup: Setup, samples: Samples) -> Copying:
     if setup.trained is None:
         return unknown("the pictures that the run was trained on cannot be read, or have changed")
     return copying(samples.seen, setup.library(setup.trained, "trained"), setup.one.size, setup.count)
+
+
+def obedience_of(setup: Setup) -> Obedience:
+    pictures = setup.trained if setup.trained is not None and setup.drawn else setup.pictures
+    return obedience(setup.one, setup.library(pictures, "real"), setup.drawn, setup.count, setup.seed)
 
 
 def pairs(setup: Setup, labels: Labels, text: Text | None, copies: Copying) -> Image.Image:

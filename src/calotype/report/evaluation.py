@@ -8,13 +8,15 @@ from typing import Any
 
 from calotype.report.folder import Run, read_mapping
 from calotype.report.markup import Html, figure, picture, table, tag
-from calotype.report.measures import interval
+from calotype.report.measures import digits, interval
+from calotype.report.words import UNKNOWN
 
 FORMAT = 1
-FILE, PAIRS_FILE = "evaluation.json", "nearest.png"
+FILE, PAIRS_FILE, PROMPTED_FILE = "evaluation.json", "nearest.png", "prompted.png"
 PAIRS_BYTES = 500_000
 SAMPLED = ("Measure", "Samples", "Other real pictures", "Noise")
 THROUGH = ("Measure", "Reconstructions", "Other real pictures", "Before training")
+OBEYED = ("Real pictures", "At most, unread")
 COLUMNS = ("samples", "floor", "ceiling")
 NAMES = {
     "kernel_distance": "kernel distance", "precision": "precision", "recall": "recall", "density": "density",
@@ -39,16 +41,33 @@ def evaluation(run: Run) -> Html | None:
         figure(shown, "The samples most like copies, each with its nearest training picture to the right.", "plate"),
         table(SAMPLED, rows(found, found["measures"]), "figures"),
         found["autoencoder"] and table(THROUGH, rows(found, found["autoencoder"]), "figures"),
+        *obedience(run, found.get("obedience") or {}),
     ]
     return tag("section", tag("h2", "Evaluation"), tag("div", *parts))
+
+
+def obedience(run: Run, obeyed: dict[str, Any]) -> Iterator[Html | None]:
+    """What was told and what is to be seen, where the model reads."""
+    if not obeyed.get("languages"):
+        return
+    yield tag("h3", "Does it obey?")
+    yield tag("p", about_obedience(obeyed), class_="note")
+    yield table(("Told", *obeyed["languages"], *OBEYED), obeyed_rows(obeyed), "figures")
+    if prompts := obeyed.get("prompts"):
+        shown = picture(run.folder / PROMPTED_FILE, "Prompted samples", 1400, PAIRS_BYTES)
+        yield figure(shown, "The first prompts of each language, in rows.", "plate")
+        yield tag(
+            "details", tag("summary", "The prompts, in reading order"), tag("ol", *(tag("li", one) for one in prompts))
+        )
 
 
 def about(found: dict[str, Any]) -> str:
     """Of how many pictures, seen by what."""
     made, real = found["measures"]["samples"]["n"]
-    network = found["features"]
+    network, sampling = found["features"], found["sampling"][0]
     seen = f"features of {network['network']} (weights {network['weights_sha256'][:12]}, {network['preparation']})"
-    return f"{made} samples against {real} real pictures, seed {found['seed']}, {seen}."
+    way = f"seed {found['seed']}, {sampling['steps']} steps, guidance {sampling['guidance']:g}"
+    return f"{made} samples against {real} real pictures, {way}, {seen}."
 
 
 def names(found: dict[str, Any]) -> dict[str, str]:
@@ -69,3 +88,34 @@ def reasons(found: dict[str, Any]) -> Iterator[str]:
     for key, name in names(found).items():
         if reason := found["measures"]["samples"].get(key, {}).get("reason"):
             yield f"no {name}: {reason}"
+
+
+def obeyed_rows(obeyed: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+    """Shares of samples that show what they were told, of held-out pictures, and of what guessing would get."""
+    for one in obeyed.get("attributes") or []:
+        ends = interval(one["real"]), digits(one["chance"])
+        yield f"{one['about']}, n = {one['n']}", *map(interval, one["samples"]), *ends
+    sought = [one for one in obeyed["retrieval"] if one.get("value") is not None]
+    if sought:
+        name = f"1 of {sought[0]['candidates']} captions, n = {sought[0]['n']}"
+        yield name, *map(interval, obeyed["retrieval"]), UNKNOWN, digits(sought[0]["chance"])
+
+
+def about_obedience(obeyed: dict[str, Any]) -> str:
+    """How the rows are to be read, and what is not among them."""
+    said = []
+    if attributes := obeyed.get("attributes"):
+        asked = max(one["n"] for one in attributes)
+        said.append(
+            f"Shares of samples that show what they were told: {asked} prompts a language, none of them said by a "
+            "training caption. Beside them the same judges on held-out portraits with their own captions, and what "
+            "would be right at most if all samples were alike."
+        )
+    for sought in obeyed["retrieval"][:1]:
+        level = f"at {sought.get('levels')} levels of noise, at {sought.get('stage_size')} px"
+        said.append(
+            f"Captions were not told apart: {sought['reason']}."
+            if sought.get("value") is None
+            else f"Captions: how often a held-out picture is denoised best with its own, {level}."
+        )
+    return " ".join([*said, *(f"Left out: {one}." for one in obeyed.get("left_out") or [])])
