@@ -97,7 +97,7 @@ def looked_at(leg: AutoencoderLeg, pictures: Pictures, device: torch.device) -> 
 
 @torch.no_grad()
 def drawn(leg: AutoencoderLeg, pictures: Pictures, device: torch.device) -> Image.Image:
-    """Held-out pictures above what the autoencoder makes of them, one pixel each: their middles, where they are large."""
+    """Held-out pictures above what the autoencoder makes of them: their middles, where they are large."""
     images = held_out_images(pictures, SHOWN, device)
     fake = torch.cat([leg.vae.decode(leg.vae.encode(one).mean).clamp(-1, 1) for one in images.split(1)])
     edge = max(0, (images.shape[-1] - SIDE) // 2)
