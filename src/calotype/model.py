@@ -17,7 +17,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from calotype.build import build_enlarger, build_space, build_stage
-from calotype.data.captions import clean
+from calotype.data.captions import as_prompts, clean
 from calotype.data.images import cut, images_from_pil, pils_from_images
 from calotype.diffusion.gaussian import Mixture
 from calotype.diffusion.samplers import SamplerName
@@ -268,11 +268,6 @@ class Model:
     def _warn(self, prompt: Prompt) -> None:
         for warning in self.cuts(prompt):
             warnings.warn(warning, stacklevel=3)
-
-
-def as_prompts(prompt: Prompt) -> list[str]:
-    """One for all or several, in the letters that captions are read in."""
-    return [clean(one) for one in ([prompt] if isinstance(prompt, str) else prompt or [])]
 
 
 def find_label(label: str, classes: Sequence[str]) -> int:
