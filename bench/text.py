@@ -20,7 +20,7 @@ from calotype.data.captions import Captions
 from calotype.data.portraits import read_portraits
 from calotype.data.sources import drawn
 from calotype.diffusion.gaussian import Mixture
-from calotype.diffusion.words import DIRECTIONS, ToldMixture
+from calotype.diffusion.told import DIRECTIONS, ToldMixture
 from calotype.learning.objectives import Denoising
 from calotype.learning.player import Player, PlayerConfig
 from calotype.learning.train import Clock, learn

@@ -144,6 +144,9 @@ def interpolate(
         str | None, typer.Option(help="From this class to that: a,b. [default: the first]", show_default=False)
     ] = None,
     prompt: Annotated[str | None, typer.Option(help="What all of them show, in words.", show_default=False)] = None,
+    prompts: Annotated[
+        str | None, typer.Option(help="From these words to those: 'a red cat|a blue dog'.", show_default=False)
+    ] = None,
     size: CanvasSize = None,
     steps: Steps = None,
     guidance: Guidance = None,
@@ -155,7 +158,7 @@ def interpolate(
     from calotype.voice import Terminal
 
     voice = Terminal()
-    wanted = {"steps": steps, "guidance": guidance, "sampler": sampler, "prompt": prompt}
+    wanted = {"steps": steps, "guidance": guidance, "sampler": sampler, "prompt": prompt, "prompts": prompts}
     commands.interpolate(run, seeds, frames, labels, size, out, device, voice, **wanted)
     voice.say(f"{frames} frames in {out}")
 

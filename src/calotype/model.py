@@ -17,12 +17,13 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from calotype.build import build_enlarger, build_space, build_stage
-from calotype.data.captions import clean
+from calotype.data.captions import as_prompts, clean
 from calotype.data.images import cut, images_from_pil, pils_from_images
 from calotype.diffusion.samplers import SamplerName
-from calotype.diffusion.words import closed_form_like
+from calotype.diffusion.told import closed_form_like
 from calotype.editing import Between, Mask, canvas, feathered, masked, near, toward
 from calotype.files import is_whole, read_json, whole_folder, write_json, write_tensors, write_whole
+from calotype.interop.transformers import at_hand
 from calotype.machine import find_device
 from calotype.nets.text import Reading, TextEncoder
 from calotype.recipe import ImportedSpace, Recipe, check, leg_above
@@ -132,28 +133,32 @@ class Model:
 
     def interpolate(
         self, seeds: tuple[int, int] = (0, 1), frames: int = 12, labels: tuple[str, str] | None = None,
-        size: Size | None = None, *, prompt: str | None = None, negative: str | None = None, **changes: Any,
+        size: Size | None = None, *, prompts: tuple[str, str] | None = None, prompt: str | None = None,
+        negative: str | None = None, **changes: Any,
     ) -> list[Image.Image]:  # fmt: skip
         """`frames` pictures, at least 2, from the first picture of one seed to that of another.
 
-        With two `labels` they also go from one class to the other; `prompt` is the same all the way.
+        With two `labels` or two `prompts` they also go from the one to the other; `prompt` is the same all the way.
         Raises `UserError` as `sample` does.
         """
-        self._warn(prompt)
+        if prompts and prompt is not None:
+            raise UserError("prompt is the same all the way, prompts are its two ends; leave one out")
+        self._warn(prompts or prompt)
         if frames < 2:
             raise UserError(f"frames is {frames}, but there must be at least 2: the first and the last")
-        shares = torch.linspace(0, 1, frames, dtype=torch.float64).tolist()
+        ends, shares = prompts or (prompt, prompt), torch.linspace(0, 1, frames, dtype=torch.float64).tolist()
         first, last = ((Rng((seed, "sample", 0))) for seed in seeds)
         rngs = [Between(first, last, share) for share in shares]
-        told = [self.labels(1, label, prompt)[0] for label in labels or (None, None)]
-        text = self.text(frames, prompt, negative)
-        start = self.canvas(size)
+        told = [self.labels(1, label, end)[0] for label, end in zip(labels or (None, None), ends, strict=True)]
+        texts, start = [self.text(frames, end, negative) for end in ends], self.canvas(size)
 
         def mixing(part: slice) -> Start:
             some = torch.tensor(shares[part], device=self.device, dtype=torch.float32)
-            return toward(torch.full((len(some),), told[1], device=self.device), some, start) if labels else start
+            last = torch.full((len(some),), told[1], device=self.device)
+            text = texts[1] and texts[1].at(range(frames)[part])
+            return toward(last, text, some, start) if labels or prompts else start
 
-        made = self._develop([told[0]] * frames, text, rngs, changes, size, mixing)
+        made = self._develop([told[0]] * frames, texts[0], rngs, changes, size, mixing)
         return [picture for images in made for picture in pils_from_images(images)]
 
     def canvas(self, size: Size | None) -> Start:
@@ -267,11 +272,6 @@ class Model:
             warnings.warn(warning, stacklevel=3)
 
 
-def as_prompts(prompt: Prompt) -> list[str]:
-    """One for all or several, in the letters that captions are read in."""
-    return [clean(one) for one in ([prompt] if isinstance(prompt, str) else prompt or [])]
-
-
 def find_label(label: str, classes: Sequence[str]) -> int:
     if label in classes:
         return classes.index(label)
@@ -338,13 +338,16 @@ def deployed(recipe: Recipe) -> Recipe:
 
 
 def store_sampling(folder: Path, sampling: Sampling) -> None:
-    """Makes this the first stage's sampling in a model folder, which is replaced as a whole; its card comes along."""
-    about, named = read_json(folder / "model.json"), set(read_json(folder / "manifest.json"))
+    """Makes this the first stage's sampling in a model folder, which is replaced as a whole; the rest comes along."""
+    about, own = read_json(folder / "model.json"), {*read_json(folder / "manifest.json"), "manifest.json"}
     about["recipe"]["sampling"] = sampling.model_dump(mode="json")
-    beside = {file.name: file.read_bytes() for file in folder.iterdir() if file.name not in {*named, "manifest.json"}}
+    beside = {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file() and file.name not in own}
+
+    def left_out(place: str, names: list[str]) -> set[str]:
+        return {*beside, "manifest.json"} if Path(place) == folder else set()
+
     with whole_folder(folder) as path:
-        for name in named - {"model.json"}:
-            shutil.copy2(folder / name, path / name)
+        shutil.copytree(folder, path, symlinks=True, ignore=left_out, dirs_exist_ok=True)
         write_json(path / "model.json", about)
     for name, content in beside.items():
         write_whole(folder / name, content)
@@ -370,6 +373,7 @@ def load(path: str | Path, device: str = "auto") -> Model:
         raise UserError(
             f"{folder} has format {about.get('format')}, this version of calotype reads {FORMAT}; update one"
         )
+    about["recipe"]["denoiser"]["text"] = at_hand(folder, about["recipe"]["denoiser"]["text"])
     recipe, classes = check(about["recipe"], lambda key: f"{folder}/model.json"), tuple(about["classes"])
     where = find_device(device)
     stages = [load_base(folder, recipe, len(classes), where)]

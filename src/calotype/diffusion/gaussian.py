@@ -71,7 +71,7 @@ class Mixture(nn.Module):
     def denoise(self, noisy: Latents, sigma: Sigmas, labels: Labels, text: Text | None = None) -> Latents:
         """The posterior mean of the clean picture, over the components of its class, or over all where it is not told.
 
-        What captions say is not known here (but in `words.py`).
+        What captions say is not known here (but in `told.py`).
         """
         return self.around(self.means[None], self.prior[None], noisy, sigma, labels)
 

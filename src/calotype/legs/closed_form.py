@@ -8,7 +8,7 @@ from torch import Tensor
 
 from calotype.data.folder import Pictures
 from calotype.diffusion.gaussian import ClosedForm, Mixture, Unseen, fit, flow_error, refit
-from calotype.diffusion.words import Captioned, fit_told
+from calotype.diffusion.told import Captioned, fit_told
 from calotype.learning.train import Source
 from calotype.legs.examples import MOST_VALUES, Examples
 from calotype.recipe import Recipe

@@ -3,11 +3,11 @@ import torch
 from torch import nn
 
 from calotype.diffusion.gaussian import ClosedForm, fit
-from calotype.diffusion.words import FEWEST_HEARD, Captioned, bags_of, buckets, closed_form_like, fit_told
+from calotype.diffusion.told import FEWEST_HEARD, Captioned, bags_of, buckets, closed_form_like, fit_told
 from calotype.vocabulary import NOT_TOLD, Rng, Text
 
 COLOURS = {"red": 3.0, "green": 0.0, "blue": -3.0}
-RNG = Rng(("words",))
+RNG = Rng(("told",))
 
 
 def untold(count):
