@@ -373,6 +373,8 @@ def explain(error: Any, key: str) -> str:
         backbones += all_keys(EnlargeRecipe().model_dump(), above[0])
     known = sorted({*all_keys(Recipe().model_dump()), *backbones})
     table, last = key.rpartition(".")[0], key.rpartition(".")[2]
+    if key in known:
+        return f"{key} belongs to another kind; set {table}.kind with it"
     near = {name.rpartition(".")[2]: name for name in sorted(known, key=lambda name: common(name, table))}
     by_last = [near[name] for name in difflib.get_close_matches(last, near, 1, 0.6)]
     close = difflib.get_close_matches(key, known, 1, 0.75) or by_last or difflib.get_close_matches(key, known, 1, 0.5)

@@ -137,10 +137,10 @@ class Frozen:
         said = [self.of(text) for text in texts]
         counts = torch.tensor([len(one.context) for one in said])
         context = torch.zeros(len(said), max(1, int(counts.max())), self.width, dtype=torch.half)
-        for row, one in zip(context, said, strict=True):
-            row[: len(one.context)] = one.context
-        mask = torch.arange(context.shape[1]) < counts[:, None]
-        return Words(context, mask, torch.stack([one.pooled for one in said]))
+        pooled = torch.zeros(len(said), self.width, dtype=torch.half)
+        for row, one in enumerate(said):
+            context[row, : len(one.context)], pooled[row] = one
+        return Words(context, torch.arange(context.shape[1]) < counts[:, None], pooled)
 
     def of(self, text: str) -> Said:
         """An empty text has no words, though encoders would have some for it."""
