@@ -190,7 +190,9 @@ def evaluate(
     data: Annotated[
         Path | None, typer.Option(help="Folder of real pictures. [default: the run's own]", show_default=False)
     ] = None,
-    count: Annotated[int, typer.Option(help="How many samples.")] = 200,
+    count: Annotated[
+        int, typer.Option(help="How many samples; of portraits with captions, in each language too.")
+    ] = 200,
     seed: Annotated[int, typer.Option(help="Equal seeds give equal pictures.")] = 0,
     steps: Steps = None,
     guidance: Guidance = None,

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 LANGUAGES = ("English", "Vietnamese")
 Saying = tuple[str, str]  # in these
-Facts = Mapping[str, str]
+Facts = Mapping[str, Any]
 Shown = dict[str, str]  # what is to be seen, in English, by what it is about: {"glasses": "sunglasses"}
 
 TRIES = 3000
