@@ -6,9 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from calotype.report.curves import without_unknown
+from calotype.report.findings import how_many
 from calotype.report.folder import Run, read_mapping
-from calotype.report.markup import Html, figure, picture, table, tag
-from calotype.report.measures import interval
+from calotype.report.markup import Html, figure, picture, section, table, tag
+from calotype.report.measures import figures, interval, share
+from calotype.report.words import count, title
 
 FORMAT = 1
 FILE, PAIRS_FILE = "evaluation.json", "nearest.png"
@@ -35,12 +38,58 @@ def evaluation(run: Run) -> Html | None:
     parts = [
         tag("p", about(found), class_="note"),
         tag("ul", *(tag("li", one) for one in (*reasons(found), *found["notes"]))),
-        tag("p", tag("b", f"Memorisation: {copies['verdict']}. "), f"{copies['sentence']}."),
+        table(SAMPLED, with_n(found, found["measures"]), "figures"),
+        found["autoencoder"] and table(THROUGH, with_n(found, found["autoencoder"]), "figures"),
+        by_class(found),
+        tag("h3", "Memorisation"),
+        tag("p", tag("b", f"{title(copies['verdict'])}. "), f"{copies['sentence']}. {twins(copies)}"),
+        copying(copies),
         figure(shown, "The samples most like copies, each with its nearest training picture to the right.", "plate"),
-        table(SAMPLED, rows(found, found["measures"]), "figures"),
-        found["autoencoder"] and table(THROUGH, rows(found, found["autoencoder"]), "figures"),
     ]
-    return tag("section", tag("h2", "Evaluation"), tag("div", *parts))
+    return section("Evaluation", *parts)
+
+
+def with_n(found: dict[str, Any], measures: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+    yield from rows(found, measures)
+    yield "n, real n", *(how_many(measures[column]["n"]) for column in COLUMNS)
+
+
+def by_class(found: dict[str, Any]) -> Html | None:
+    """Of fewer pictures than all, so of some measures there is nothing to say."""
+    key, distance = found["features"]["key"], found["features"]["distance"]
+    heads = ("Class", distance, "Kernel distance", "Of other real pictures", "Precision, recall", "n, real n")
+    cells = [
+        (
+            one["class"],
+            interval(one["samples"][key]),
+            *(interval(one[column]["kernel_distance"]) for column in ("samples", "floor")),
+            ", ".join(interval(one["samples"][name]) for name in ("precision", "recall")),
+            how_many(one["samples"]["n"]),
+        )
+        for one in found["classes"]
+    ]
+    return table(*without_unknown(heads, cells), "figures") if cells else None
+
+
+def copying(copies: dict[str, Any]) -> Html | None:
+    """Samples, and pictures that nobody made, beside the training pictures nearest to them."""
+    if "samples" not in copies:
+        return None
+    heads = ("Medians, but for copies", "Copies", "Pixels apart", "By the next ones", "n")
+    cells = [
+        (name, share(one["copies"]), figures(one["apart_median"]), figures(one["ratio_median"]), count(n))
+        for name, one, n in zip(("samples", copies["real_are"]), (copies["samples"], copies["real"]), copies["n"][:2])
+    ]
+    return table(heads, cells, "figures")
+
+
+def twins(copies: dict[str, Any]) -> str:
+    """Duplicates inside the training set."""
+    if "twins" not in copies:
+        return ""
+    return (
+        f"Of {count(copies['n'][2])} training pictures {share(copies['twins'])} have another that is almost the same."
+    )
 
 
 def about(found: dict[str, Any]) -> str:
