@@ -179,10 +179,9 @@ def quality(found: Found) -> Html:
 
 
 def quality_row(name: str, size: int, one: Found) -> Row:
-    shares = (
-        f"{one[a]['value']:.2f}, {one[b]['value']:.2f}" for a, b in (("precision", "recall"), ("density", "coverage"))
-    )
-    return (name, str(size), interval(one["fd_lite0"]), interval(one["kernel_distance"]), *shares, str(one["n"][0]))
+    pairs = (("precision", "recall"), ("density", "coverage"))
+    overlaps = (", ".join(f"{one[key]['value']:.2f}" for key in pair) for pair in pairs)
+    return (name, str(size), interval(one["fd_lite0"]), interval(one["kernel_distance"]), *overlaps, str(one["n"][0]))
 
 
 # -- Learning ----------------------------------------------------------------------------------------------------------

@@ -76,20 +76,20 @@ def copying(copies: dict[str, Any]) -> Html | None:
     if "samples" not in copies:
         return None
     heads = ("Medians, but for copies", "Copies", "Pixels apart", "By the next ones", "n")
-    cells = [
-        (name, share(one["copies"]), figures(one["apart_median"]), figures(one["ratio_median"]), count(n))
-        for name, one, n in zip(("samples", copies["real_are"]), (copies["samples"], copies["real"]), copies["n"][:2])
-    ]
+    made, real, _ = copies["n"]
+    cells = (nearest_row("samples", copies["samples"], made), nearest_row(copies["real_are"], copies["real"], real))
     return table(heads, cells, "figures")
+
+
+def nearest_row(name: str, one: dict[str, Any], n: int) -> tuple[str, ...]:
+    return name, share(one["copies"]), figures(one["apart_median"]), figures(one["ratio_median"]), count(n)
 
 
 def twins(copies: dict[str, Any]) -> str:
     """Duplicates inside the training set."""
     if "twins" not in copies:
         return ""
-    return (
-        f"Of {count(copies['n'][2])} training pictures {share(copies['twins'])} have another that is almost the same."
-    )
+    return f"Of {count(copies['n'][2])} training pictures {share(copies['twins'])} have another that is almost equal."
 
 
 def about(found: dict[str, Any]) -> str:
