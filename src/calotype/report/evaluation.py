@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from calotype.report.curves import without_unknown
-from calotype.report.findings import how_many
 from calotype.report.folder import Run, read_mapping
 from calotype.report.markup import Html, figure, picture, section, table, tag
 from calotype.report.measures import figures, interval, share
-from calotype.report.words import count, title
+from calotype.report.words import UNKNOWN, count, title
 
 FORMAT = 1
 FILE, PAIRS_FILE = "evaluation.json", "nearest.png"
@@ -43,7 +42,7 @@ def evaluation(run: Run) -> Html | None:
         by_class(found),
         tag("h3", "Memorisation"),
         tag("p", tag("b", f"{title(copies['verdict'])}. "), f"{copies['sentence']}. {twins(copies)}"),
-        copying(copies),
+        *copying(copies),
         figure(shown, "The samples most like copies, each with its nearest training picture to the right.", "plate"),
     ]
     return section("Evaluation", *parts)
@@ -51,34 +50,43 @@ def evaluation(run: Run) -> Html | None:
 
 def with_n(found: dict[str, Any], measures: dict[str, Any]) -> Iterator[tuple[str, ...]]:
     yield from rows(found, measures)
-    yield "n, real n", *(how_many(measures[column]["n"]) for column in COLUMNS)
+    yield "n, as many real ones", *(count(measures[column]["n"][0]) for column in COLUMNS)
 
 
 def by_class(found: dict[str, Any]) -> Html | None:
     """Of fewer pictures than all, so of some measures there is nothing to say."""
     key, distance = found["features"]["key"], found["features"]["distance"]
-    heads = ("Class", distance, "Kernel distance", "Of other real pictures", "Precision, recall", "n, real n")
+    heads = ("Class", distance, "Kernel distance", "Of other real pictures", "Precision, recall", "n")
     cells = [
         (
             one["class"],
             interval(one["samples"][key]),
             *(interval(one[column]["kernel_distance"]) for column in ("samples", "floor")),
-            ", ".join(interval(one["samples"][name]) for name in ("precision", "recall")),
-            how_many(one["samples"]["n"]),
+            ", ".join(hundredths(one["samples"][name]["value"]) for name in ("precision", "recall")),
+            count(one["samples"]["n"][0]),
         )
         for one in found["classes"]
     ]
     return table(*without_unknown(heads, cells), "figures") if cells else None
 
 
-def copying(copies: dict[str, Any]) -> Html | None:
+def hundredths(value: float | None) -> str:
+    return UNKNOWN if value is None else f"{value:.2f}"
+
+
+def copying(copies: dict[str, Any]) -> Iterator[Html]:
     """Samples, and pictures that nobody made, beside the training pictures nearest to them."""
     if "samples" not in copies:
-        return None
-    heads = ("Medians, but for copies", "Copies", "Pixels apart", "By the next ones", "n")
-    made, real, _ = copies["n"]
+        return
+    heads = ("Pictures", "Copies", "Distance to the nearest", "By that to the next", "n")
+    made, real, trained = copies["n"]
     cells = (nearest_row("samples", copies["samples"], made), nearest_row(copies["real_are"], copies["real"], real))
-    return table(heads, cells, "figures")
+    yield table(heads, cells, "figures")
+    how = (
+        f"Distances are medians of the root mean squared difference of pixels, in [−1, 1], to {count(trained)} "
+        "training pictures and their mirror images; the last one by the distance to the next nearest."
+    )
+    yield tag("p", how, class_="note")
 
 
 def nearest_row(name: str, one: dict[str, Any], n: int) -> tuple[str, ...]:
