@@ -66,9 +66,12 @@ def test_a_cheaper_cell_loses_where_it_is_further_than_a_standard_error():
     assert pick([near, cell(8, 1.0, 11.0, behind=1.0, reach=2.0)]).sampling.steps == 8
 
 
-def test_distances_of_all_rows_are_those_of_the_sets():
+def test_distances_of_rows_are_those_of_the_sets_that_they_make():
     rows = np.arange(60)
     assert frechet_of_rows(NOISE, REAL)(rows, rows) == pytest.approx(frechet_distance(NOISE, REAL), rel=1e-9)
+    some, others = np.random.default_rng(2).integers(60, size=(2, 60))  # with repeats
+    expected = frechet_distance(NOISE[some], REAL[others])
+    assert frechet_of_rows(NOISE, REAL)(some, others) == pytest.approx(expected, rel=1e-9)
     low, high = frechet_estimate(NOISE, REAL, np.random.default_rng(0))[1:]
     assert low < frechet_distance(NOISE, REAL) < high
 
