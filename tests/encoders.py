@@ -73,7 +73,9 @@ def write_encoder(folder: Path, kind: str = "bert", seed: int = 0) -> Path:
         "xlm-roberta": lambda: transformers.XLMRobertaModel(transformers.XLMRobertaConfig(**shape, **known)),
         "mpnet": lambda: transformers.MPNetModel(transformers.MPNetConfig(**shape, **known)),
         "clip_text_model": lambda: transformers.CLIPTextModel(transformers.CLIPTextConfig(**shape, **known)),
-        "clip": lambda: transformers.CLIPModel(transformers.CLIPConfig(text_config=shape | known, vision_config=seeing)),
+        "clip": lambda: transformers.CLIPModel(
+            transformers.CLIPConfig(text_config=shape | known, vision_config=seeing)
+        ),
         "t5": lambda: transformers.T5ForConditionalGeneration(transformers.T5Config(**deep, vocab_size=len(WORDS))),
         "mt5": lambda: transformers.MT5Model(transformers.MT5Config(**deep, vocab_size=len(WORDS))),
         "umt5": lambda: transformers.UMT5EncoderModel(transformers.UMT5Config(**deep, vocab_size=len(WORDS))),

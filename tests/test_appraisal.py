@@ -150,6 +150,14 @@ def test_the_two_halves_have_nothing_in_common(run):
     assert pair.chosen[:2].tolist() == [0, 1]  # the held-out ones come first
 
 
+@pytest.mark.parametrize(("rows", "said"), [([0, 99], "saw 1 of the 5"), ([9], "on other real pictures")])
+def test_it_says_whether_a_sweep_chose_by_the_same_pictures(run, tmp_path, rows, said):
+    shutil.copytree(run, tmp_path / "run")
+    content = read_json(run / "run.json")["content"]
+    write_json(tmp_path / "run" / "sweep.json", {"stored": True, "content": content, "rows": rows})
+    assert said in evaluate(tmp_path / "run", out=tmp_path / "out", count=24)
+
+
 @pytest.mark.parametrize("settings", [CASCADE, HYBRID], ids=["cascade", "hybrid"])
 def test_chains_are_evaluated_too(tmp_path, monkeypatch, settings):
     be_quick(monkeypatch)

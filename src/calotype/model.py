@@ -29,14 +29,11 @@ from calotype.nets.text import Reading, TextEncoder
 from calotype.recipe import ImportedSpace, Recipe, check, leg_above
 from calotype.spaces.latent import LatentSpace
 from calotype.spaces.pixel import PixelSpace, Space
-from calotype.stage import Sampling, Stage, Start, from_noise, generate
+from calotype.stage import Sampling, Stage, Start, from_noise, generate, in_turn
 from calotype.vocabulary import NOT_TOLD, Images, OtherImages, Randomness, Rng, Text, UserError
 
 FORMAT = 4
 AUTOENCODER = "autoencoder.safetensors"
-CHUNK_VALUES = 2**22
-"""Pictures are made a few at a time, so that a thousand need no more memory than these many pixel values at once."""
-
 
 MOST_TIMES = 8
 """How many times wider or higher than what was learned pictures may be."""
@@ -197,8 +194,7 @@ class Model:
         """A few at a time; `start` may be another one for each part."""
         samplings = changed_all(self.samplings, changes)
         width, height = size or (self.image_size, self.image_size)
-        chunk = max(1, min(32, CHUNK_VALUES // (3 * width * height)))
-        for part in (slice(begin, begin + chunk) for begin in range(0, len(labels), chunk)):
+        for part in in_turn(len(labels), height, width):
             told = torch.tensor(labels[part], device=self.device)
             some = text and text.at(range(len(labels))[part])
             yield generate(self.stages, told, samplings, rngs[part], start=start(part), text=some)

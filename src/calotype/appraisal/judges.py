@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from calotype.appraisal.pictures import AT_ONCE, Library
+from calotype.appraisal.pictures import Library
 from calotype.data.describing import BACKGROUNDS, CLOTHES, Facts, shown, styles_of
 from calotype.evaluate.obedience import SIDE, Judge, Shown, Tally, background, clothing, learn, palette, tally
 from calotype.vocabulary import Images, OtherImages
@@ -86,7 +86,7 @@ def tallies(judges: Judges, found: Sequence[Shown], asked: Sequence[Facts]) -> T
 
 
 def looked_at(library: Library, rows: Sequence[int], size: int, most: int) -> OtherImages:
-    parts = torch.tensor(rows).split(AT_ONCE)
+    parts = library.parts(torch.tensor(rows))
     return torch.cat([small(library.images(part, size), most) for part in parts])
 
 

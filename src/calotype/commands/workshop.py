@@ -98,7 +98,7 @@ def _develop(workshop: Workshop) -> None:
         sample(run.folder, plan.final_count, None, recipe.seed, run.folder / "samples", device, voice, prompt=prompts)
     if plan.budget_seconds >= NEIGHBOURS_FROM:
         with run.timing("neighbours"):
-            show_neighbours(run.folder, workshop.pictures, workshop.device)
+            show_neighbours(run.folder, workshop.pictures)
     write_card(run.folder)
 
 

@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from calotype.report.curves import without_unknown
 from calotype.report.folder import Run, read_mapping
-from calotype.report.markup import Html, figure, picture, table, tag
-from calotype.report.measures import digits, interval
-from calotype.report.words import UNKNOWN
+from calotype.report.markup import Html, figure, picture, section, table, tag
+from calotype.report.measures import digits, figures, interval, share
+from calotype.report.words import UNKNOWN, count, title
 
 FORMAT = 1
 FILE, PAIRS_FILE, PROMPTED_FILE = "evaluation.json", "nearest.png", "prompted.png"
@@ -37,13 +38,68 @@ def evaluation(run: Run) -> Html | None:
     parts = [
         tag("p", about(found), class_="note"),
         tag("ul", *(tag("li", one) for one in (*reasons(found), *found["notes"]))),
-        tag("p", tag("b", f"Memorisation: {copies['verdict']}. "), f"{copies['sentence']}."),
+        table(SAMPLED, with_n(found, found["measures"]), "figures"),
+        found["autoencoder"] and table(THROUGH, with_n(found, found["autoencoder"]), "figures"),
+        by_class(found),
+        tag("h3", "Memorisation"),
+        tag("p", tag("b", f"{title(copies['verdict'])}. "), f"{copies['sentence']}. {twins(copies)}"),
+        *copying(copies),
         figure(shown, "The samples most like copies, each with its nearest training picture to the right.", "plate"),
-        table(SAMPLED, rows(found, found["measures"]), "figures"),
-        found["autoencoder"] and table(THROUGH, rows(found, found["autoencoder"]), "figures"),
         *obedience(run, found.get("obedience") or {}),
     ]
-    return tag("section", tag("h2", "Evaluation"), tag("div", *parts))
+    return section("Evaluation", *parts)
+
+
+def with_n(found: dict[str, Any], measures: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+    yield from rows(found, measures)
+    yield "n, as many real ones", *(count(measures[column]["n"][0]) for column in COLUMNS)
+
+
+def by_class(found: dict[str, Any]) -> Html | None:
+    """Of fewer pictures than all, so of some measures there is nothing to say."""
+    key, distance = found["features"]["key"], found["features"]["distance"]
+    heads = ("Class", distance, "Kernel distance", "Of other real pictures", "Precision, recall", "n")
+    cells = [
+        (
+            one["class"],
+            interval(one["samples"][key]),
+            *(interval(one[column]["kernel_distance"]) for column in ("samples", "floor")),
+            ", ".join(hundredths(one["samples"][name]["value"]) for name in ("precision", "recall")),
+            count(one["samples"]["n"][0]),
+        )
+        for one in found["classes"]
+    ]
+    return table(*without_unknown(heads, cells), "figures") if cells else None
+
+
+def hundredths(value: float | None) -> str:
+    return UNKNOWN if value is None else f"{value:.2f}"
+
+
+def copying(copies: dict[str, Any]) -> Iterator[Html]:
+    """Samples, and pictures that nobody made, beside the training pictures nearest to them."""
+    if "samples" not in copies:
+        return
+    heads = ("Pictures", "Copies", "Distance to the nearest", "By that to the next", "n")
+    made, real, trained = copies["n"]
+    cells = (nearest_row("samples", copies["samples"], made), nearest_row(copies["real_are"], copies["real"], real))
+    yield table(heads, cells, "figures")
+    how = (
+        f"Distances are medians of the root mean squared difference of pixels, in [−1, 1], to {count(trained)} "
+        "training pictures and their mirror images; the last one by the distance to the next nearest."
+    )
+    yield tag("p", how, class_="note")
+
+
+def nearest_row(name: str, one: dict[str, Any], n: int) -> tuple[str, ...]:
+    return name, share(one["copies"]), figures(one["apart_median"]), figures(one["ratio_median"]), count(n)
+
+
+def twins(copies: dict[str, Any]) -> str:
+    """Duplicates inside the training set."""
+    if "twins" not in copies:
+        return ""
+    return f"Of {count(copies['n'][2])} training pictures {share(copies['twins'])} have another that is almost equal."
 
 
 def obedience(run: Run, obeyed: dict[str, Any]) -> Iterator[Html | None]:
