@@ -24,7 +24,7 @@ from calotype.data.portraits import read_portraits
 from calotype.evaluate.diagnosis import diagnose
 from calotype.evaluate.first_stage import Measures, measure
 from calotype.learning.train import Chore, Clock, News, train
-from calotype.legs import autoencoder_leg, held_out_images, unseen_first
+from calotype.legs import autoencoder_leg, held_out_images, look_count, unseen_first
 from calotype.legs.first import AutoencoderLeg
 from calotype.machine import examine
 from calotype.nets import vae
@@ -32,7 +32,7 @@ from calotype.plan.choices import ladder, propose
 from calotype.recipe import Recipe, check, merge
 from calotype.spaces.latent import LatentSpace
 
-CHECKED, MEASURED = 48, 200
+CHECKED = 48
 SHOWN, SIDE = 4, 512
 
 
@@ -92,9 +92,10 @@ def learned(recipe: Recipe, pictures: Pictures, device: torch.device, seconds: f
 
 def looked_at(leg: AutoencoderLeg, pictures: Pictures, device: torch.device) -> Measures:
     space = LatentSpace(leg.vae)
-    chosen = pictures.train_indices[:MEASURED]
-    space.measure(space.moments(images_from_pixels(pictures.pixels[some]).to(device)) for some in chosen.split(16))
-    return measure(space, *unseen_first(pictures, CHECKED, device))
+    count = min(CHECKED, look_count(pictures.pixels[0].numel()))
+    chosen = pictures.train_indices[: 4 * count]
+    space.measure(space.moments(images_from_pixels(pictures.pixels[some]).to(device)) for some in chosen.split(4))
+    return measure(space, *unseen_first(pictures, count, device))
 
 
 @torch.no_grad()
