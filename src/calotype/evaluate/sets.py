@@ -74,8 +74,8 @@ def frechet_of_rows(a: Features, b: Others) -> Callable[[Places, Places], float]
     """The distance of the sets that have these rows of `a` and of `b`, repeats counted.
 
     It is measured on the inner products of the rows, so the features are not looked at again. A row that is there
-    three times is there once, with a weight of 3: a third of all rows drawn with replacement are repeats, and a
-    decomposition of so many fewer takes a quarter of the time.
+    three times is there once, with a weight of 3: a third of all rows drawn with replacement are repeats, and to
+    decompose so many fewer takes a third of the time.
     """
     a, b = a.astype(np.float64), b.astype(np.float64)
     of_a, of_b, between = a @ a.T, b @ b.T, a @ b.T
