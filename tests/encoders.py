@@ -58,7 +58,7 @@ def write_encoder(folder: Path, kind: str = "bert", seed: int = 0) -> Path:
     }
     short = {"dim": WIDTH, "n_layers": 2, "n_heads": 2, "hidden_dim": 32}
     deep = {"d_model": WIDTH, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 2}
-    seeing = {
+    eyes = {
         "hidden_size": 8,
         "num_hidden_layers": 1,
         "num_attention_heads": 2,
@@ -73,9 +73,7 @@ def write_encoder(folder: Path, kind: str = "bert", seed: int = 0) -> Path:
         "xlm-roberta": lambda: transformers.XLMRobertaModel(transformers.XLMRobertaConfig(**shape, **known)),
         "mpnet": lambda: transformers.MPNetModel(transformers.MPNetConfig(**shape, **known)),
         "clip_text_model": lambda: transformers.CLIPTextModel(transformers.CLIPTextConfig(**shape, **known)),
-        "clip": lambda: transformers.CLIPModel(
-            transformers.CLIPConfig(text_config=shape | known, vision_config=seeing)
-        ),
+        "clip": lambda: transformers.CLIPModel(transformers.CLIPConfig(text_config=shape | known, vision_config=eyes)),
         "t5": lambda: transformers.T5ForConditionalGeneration(transformers.T5Config(**deep, vocab_size=len(WORDS))),
         "mt5": lambda: transformers.MT5Model(transformers.MT5Config(**deep, vocab_size=len(WORDS))),
         "umt5": lambda: transformers.UMT5EncoderModel(transformers.UMT5Config(**deep, vocab_size=len(WORDS))),

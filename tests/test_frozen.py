@@ -22,6 +22,7 @@ from calotype.data.words import cache_words
 from calotype.diffusion.denoiser import Denoiser
 from calotype.files import read_json, write_json
 from calotype.interop import minilm, transformers
+from calotype.interop.vocabulary import need
 from calotype.learning.player import Player, PlayerConfig
 from calotype.model import store_sampling
 from calotype.nets.bert import Bert
@@ -196,9 +197,9 @@ def test_minilm_is_the_same_from_its_folder():
 
 
 def test_without_its_package_one_line_says_what_to_install(monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    for ask in (minilm.find, lambda: transformers.digest_of("anywhere")):
-        with pytest.raises(UserError, match=r"try: pip install 'calotype\[text\]'"):
+    monkeypatch.setattr(minilm, "PACKAGE", "no-such-package")
+    for ask in (minilm.find, lambda: need("no_such_package")):
+        with pytest.raises(UserError, match=r"needs the package no.such.package; try: pip install 'calotype\[text\]'"):
             ask()
 
 
@@ -295,8 +296,8 @@ def test_a_wrong_folder_is_one_line(tmp_path, name, said):
     assert said in str(error.value) and "\n" not in str(error.value) and len(str(error.value)) < 600
 
 
+@with_transformers
 def test_an_encoder_that_has_changed_is_refused(tmp_path):
-    pytest.importorskip("transformers")
     folder = write_encoder(tmp_path / "encoder")
     digest = transformers.digest_of(folder)
     assert transformers.open_reader(FolderConfig(path=str(folder), digest=digest)).digest.startswith(digest)
