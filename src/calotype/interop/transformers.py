@@ -68,7 +68,7 @@ def open_reader(config: FolderConfig) -> Reader:
     kind, settings = read_config(folder)
     network = build(folder, kind, settings)
     theirs: Any = network.config
-    spare = theirs.pad_token_id + 1 if kind in SHIFTED else 0
+    spare = (theirs.pad_token_id or 0) + 1 if kind in SHIFTED else 0
     most = min(config.words, getattr(theirs, "max_position_embeddings", config.words + spare) - spare)
     spell = open_vocabulary(folder / FILE, most, theirs.vocab_size)
     reader = Theirs(network).eval().requires_grad_(False)
