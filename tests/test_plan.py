@@ -71,6 +71,8 @@ def estimates(monkeypatch):
 class Measured(Measurement):
     """A machine whose costs are known."""
 
+    reading = (0.0, 0)
+
     def __init__(self, sample=0.05, encode=0.001):
         self.device, self._sample, self._encode = CPU, sample, encode
 

@@ -191,9 +191,9 @@ def test_whether_settings_fit_together_shows_when_all_are_there(given, below):
 def test_overrides_are_read_over_the_recipe_file():
     """`blocks` is a setting of the UNet that the file names, not of the default DiT."""
     assert read_overrides(["denoiser.backbone.blocks=1"], UNET) == {"denoiser": {"backbone": {"blocks": 1}}}
-    with pytest.raises(UserError, match=r"unknown key denoiser\.backbone\.blocks"):
+    with pytest.raises(UserError, match=r"denoiser\.backbone\.blocks belongs to another kind; set .*\.kind with it"):
         read_overrides(["denoiser.backbone.blocks=1"])
-    with pytest.raises(UserError, match=r"unknown key denoiser\.backbone\.heads"):
+    with pytest.raises(UserError, match=r"denoiser\.backbone\.heads belongs to another kind"):
         read_overrides(["denoiser.backbone.heads=1"], UNET)
 
 
@@ -346,10 +346,12 @@ def strings(schema, definitions, path=""):
 def test_no_setting_can_name_code_and_one_names_a_folder():
     """Every text in a recipe is one of a closed list, and no table takes other keys than its own.
 
-    But for the folder of an imported autoencoder, of which JSON and safetensors are read, and nothing runs.
+    But for the folders of an imported autoencoder and of a text encoder (with its hash), of which JSON and safetensors
+    are read, and nothing runs.
     """
     schema = Recipe.model_json_schema()
-    assert list(strings(schema, schema["$defs"])) == [".space.path"]
+    free = {".space.path", ".denoiser.text.path", ".denoiser.text.digest"}
+    assert set(strings(schema, schema["$defs"])) == free
     assert list(strings({"properties": {"free": {"type": "string"}}}, {})) == [".free"]
     tables = [schema, *(part for part in schema["$defs"].values() if part["type"] == "object")]
     assert len(tables) > 8 and all(table["additionalProperties"] is False for table in tables)
