@@ -32,7 +32,7 @@ from calotype.plan.choices import ladder, propose
 from calotype.recipe import Recipe, check, merge
 from calotype.spaces.latent import LatentSpace
 
-CHECKED = 48
+CHECKED, MEASURED = 48, 64
 SHOWN, SIDE = 4, 512
 
 
@@ -93,7 +93,7 @@ def learned(recipe: Recipe, pictures: Pictures, device: torch.device, seconds: f
 def looked_at(leg: AutoencoderLeg, pictures: Pictures, device: torch.device) -> Measures:
     space = LatentSpace(leg.vae)
     count = min(CHECKED, look_count(pictures.pixels[0].numel()))
-    chosen = pictures.train_indices[: 4 * count]
+    chosen = pictures.train_indices[: max(MEASURED, 4 * count)]
     space.measure(space.moments(images_from_pixels(pictures.pixels[some]).to(device)) for some in chosen.split(4))
     return measure(space, *unseen_first(pictures, count, device))
 

@@ -391,7 +391,7 @@ def test_a_model_of_another_version_is_refused(finished, tmp_path):
 
     with whole_folder(tmp_path / "model") as folder:
         write_json(folder / "model.json", {**read_json(finished / "model" / "model.json"), "format": 99})
-    with pytest.raises(UserError, match="has format 99, this version of calotype reads 3"):
+    with pytest.raises(UserError, match="has format 99, this version of calotype reads 4"):
         calotype.load(tmp_path / "model")
 
 

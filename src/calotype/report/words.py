@@ -19,7 +19,7 @@ def duration(seconds: float | None) -> str:
     return f"{minutes // 60:,} h {minutes % 60:02d} min"
 
 
-def count(value: float | None) -> str:
+def count(value: int | float | None) -> str:
     return UNKNOWN if value is None else f"{value:,.0f}"
 
 
