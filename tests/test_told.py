@@ -75,6 +75,13 @@ def test_each_picture_is_denoised_by_what_is_told_of_it_alone():
     assert torch.allclose(together[1], nothing[1], atol=1e-6) and not torch.allclose(together[0], nothing[0], atol=0.1)
 
 
+def test_words_that_say_nothing_of_the_group_leave_it_as_likely_as_it_is():
+    train, held_out = (pictures(count, (torch.arange(count) % 10 == 0).long(), seed=count) for count in (1000, 100))
+    form = told_by(*(one._replace(texts=[text[:-5] for text in one.texts]) for one in (train, held_out)))
+    found = form.denoise(torch.zeros(1, 2, 2, 2), torch.full((1,), 1e3), untold(1), Text(("a green",)))
+    assert torch.allclose(found[0, 1].mean(), torch.tensor(0.1 * 5.0), atol=0.1)
+
+
 def test_a_larger_canvas_is_told_in_every_window():
     form, texts = told_by(pictures(600)), Text(("a red ball",))
     found = form.denoise(torch.zeros(1, 2, 4, 3), torch.full((1,), 1e3), untold(1), texts)

@@ -44,7 +44,8 @@ Flat = Float[Tensor, "count dimension"]
 class ToldMixture(nn.Module):
     """A mixture for pictures of which something is told, beside the one for those of which nothing is.
 
-    Of each group, `into` and `out` are the regression on words in two factors; `vote` and `bias` say how likely it is.
+    Of each group, `into` and `out` are the regression on words in two factors; `vote` and `bias` say how likely it is,
+    and the prior of `told` how likely a component is within its group.
     """
 
     group: Int[Tensor, " component"]
@@ -151,6 +152,7 @@ def fit_told(untold: Mixture, train: Captioned, again: Captioned, held_out: Capt
     votes = regress(*(one.pair(heard)._replace(points=one.membership(list(groups))) for one in (more, held_out)))
     made = ToldMixture(untold, mixture, len(groups), max(len(one.out) for one in best)).to(left.device)
     made.group[:] = torch.tensor([list(groups).index(one.label) for one in components])
+    mixture.prior /= torch.zeros_like(made.bias).index_add(0, made.group, mixture.prior)[made.group]
     made.vote[heard], made.bias[:] = votes.into @ votes.out, votes.constant
     for index, one in enumerate(best):
         mixture.means[made.group == index] += one.constant
