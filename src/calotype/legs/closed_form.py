@@ -81,7 +81,7 @@ def best_told(mixture: Mixture, train: Captioned, again: Captioned, trial: Trial
     if sum(map(bool, train.texts)) < FEWEST_TOLD:
         return mixture
     heard = fit_told(mixture, train.told(), again.told(), trial.known.told())
-    if heard is None or trial.optimistic(heard, train) or trial.error(heard) > trial.error(mixture):
+    if heard is None or trial.optimistic(heard, train) or trial.error(heard) >= trial.error(mixture):
         return mixture
     return heard
 
