@@ -139,9 +139,11 @@ class Recipe(Config):
     kind: Literal["latent", "cascade"] = "latent"
     """What the first stage works in: the latents of an autoencoder, or pixels."""
     size: PositiveInt = 64
-    """Side of the pictures in pixels; each is cropped to a square around its middle."""
+    """Side of the pictures in pixels; each is cropped to a square around its middle, or see `shapes`."""
     stages: tuple[PositiveInt, ...] = ()
     """Side of the pictures after each stage; none: one stage of `size`."""
+    shapes: PositiveInt = 1
+    """Shapes to train on, from 1:2 to 2:1, each about as large as the square, which is always one; 1: only that."""
     seed: int = 0
     flip: bool = False
     """Also train on mirror images."""
@@ -164,6 +166,8 @@ class Recipe(Config):
             raise ValueError(f"stages end at {self.chain[-1]}, but size is {self.size}; the last stage makes that size")
         if self.kind == "cascade" and self.joint.images:
             raise ValueError("joint.images is set, but a cascade has no autoencoder to train jointly; leave it out")
+        if self.shapes > 1 and self.joint.images:
+            raise ValueError("joint.images is set, but a joint leg is trained on squares alone; leave it or shapes out")
         above = {str(size) for size in self.chain[1:]}
         if unknown := set(self.enlarge) - above:
             raise ValueError(
@@ -204,6 +208,11 @@ class Recipe(Config):
         base = unit_of(self.denoiser.backbone) * (self.autoencoder.network.reduction if self.kind == "latent" else 1)
         steps = pairwise(self.chain)
         return base, *(math.lcm(unit_of(self.enlarger(larger).backbone), larger // small) for small, larger in steps)
+
+    @property
+    def unit(self) -> int:
+        """What the sides of finished pictures must be multiples of."""
+        return math.lcm(*(self.size // size * unit for size, unit in zip(self.chain, self.units, strict=True)))
 
     @property
     def legs(self) -> dict[str, LegConfig]:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from itertools import product
+
+import torch
 from torch import Tensor
 
-from calotype.data.folder import Pictures
 from calotype.diffusion.gaussian import Mixture, Unseen, fit, flow_error, refit
+from calotype.diffusion.windows import windows
 from calotype.learning.train import Source
-from calotype.legs.examples import MOST_VALUES, Examples
+from calotype.legs.examples import MOST_VALUES, Form
+from calotype.nets.blocks import Resized
 from calotype.recipe import Recipe
 from calotype.spaces.pixel import Space
 from calotype.stage import Stage
-from calotype.vocabulary import Rng
+from calotype.vocabulary import Batch, Latents, Rng
 
 GAUSSIAN_CHECK = 512
 """Held-out pictures by which the size of the mixture is chosen."""
@@ -23,28 +29,51 @@ OPTIMISTIC = 1.7
 """Where the closed form's error is so many times larger on held-out pictures, each is trained beside that of others."""
 
 
-def fit_mixture(recipe: Recipe, pictures: Pictures, space: Space, examples: Examples) -> tuple[Mixture, Unseen | None]:
+def fit_mixture(recipe: Recipe, forms: Sequence[Form], space: Space) -> tuple[Mixture, Unseen | None]:
     """The closed-form start of the denoiser, from as many training latents as `MOST_VALUES` allows.
 
-    And what stands in for it in training, where it knows its own pictures too well.
+    And what stands in for it in training, where it knows its own pictures too well. Of several forms, it is fitted to
+    the largest square that lies in all of them, and sees each through such windows.
     """
     rng = Rng((recipe.seed, "gaussian"))
-    train, held_out = examples(pictures.train_indices), examples(pictures.held_out_indices)
-    few = held_out.batch(0, min(GAUSSIAN_CHECK, len(pictures.held_out_indices)))
-    most = max(2, MOST_VALUES // few.clean[0].numel())
-    many = train.batch(0, min(most, len(pictures.train_indices)))
-    clean, known = (on_solver(space.sample(one.clean, rng)) for one in (many, few))
+    few = some_of(forms, [form.pictures.held_out_indices for form in forms], GAUSSIAN_CHECK)
+    most = max(2, MOST_VALUES // few[0].clean[0].numel())
+    many = some_of(forms, [form.pictures.train_indices for form in forms], most)
+    side = min(side for one in (*many, *few) for side in one.clean.shape[-2:])
+
+    def seen(batches: Sequence[Batch]) -> Latents:
+        drawn = (space.sample(one.clean, rng) for one in batches)
+        return on_solver(torch.cat([a_window(latents, side, rng.at("window")) for latents in drawn]))
+
+    clean, known = seen(many), seen(few)
+    labels, others = (on_solver(torch.cat([one.labels for one in batches])) for batches in (many, few))
     sigma = recipe.denoiser.schedule.draw(len(known), rng.at("sigma")).to(known)
     noise = rng.at("noise").normal(*known.shape).to(known)
-    mixture = fit(clean, on_solver(many.labels), known, on_solver(few.labels), sigma, noise)
-    labels, same = on_solver(many.labels), slice(0, len(known))
+    mixture = fit(clean, labels, known, others, sigma, noise)
+    same = slice(0, len(known))
     on_train = flow_error(mixture, clean[same], labels[same], sigma[: len(clean)], noise[: len(clean)])
-    on_held_out = flow_error(mixture, known, on_solver(few.labels), sigma, noise)
-    folds = many.fold
-    if folds is None or min(folds.bincount(minlength=2)) < FEWEST_TO_FOLD or on_held_out < OPTIMISTIC * on_train:
+    on_held_out = flow_error(mixture, known, others, sigma, noise)
+    folds = on_solver(torch.cat([one.fold for one in many if one.fold is not None] or [torch.empty(0).long()]))
+    if min(folds.bincount(minlength=2)) < FEWEST_TO_FOLD or on_held_out < OPTIMISTIC * on_train:
         return mixture, None
-    unseen = refit(mixture, clean, labels, on_solver(folds))
-    return mixture, Unseen(tuple(one.to(few.clean.device) for one in unseen.mixtures))
+    unseen = refit(mixture, clean, labels, folds)
+    return mixture, Unseen(tuple(one.to(few[0].clean.device) for one in unseen.mixtures))
+
+
+def some_of(forms: Sequence[Form], rows: Sequence[Tensor], most: int) -> list[Batch]:
+    """At most so many of these pictures in all, of each form in proportion; no batch of a form that has none."""
+    total = sum(map(len, rows))
+    counts = [min(len(chosen), math.ceil(most * len(chosen) / total)) for chosen in rows]
+    sources = (form.examples(chosen) for form, chosen in zip(forms, rows, strict=True))
+    return [source.batch(0, count) for source, count in zip(sources, counts, strict=True) if count]
+
+
+def a_window(latents: Latents, side: int, rng: Rng) -> Resized:
+    """Of each picture, one of the windows that it is seen through."""
+    places = list(product(*(windows(length, side) for length in latents.shape[-2:])))
+    drawn = rng.integers(len(places), len(latents)).tolist()
+    parts = ((rows, columns) for (rows, _), (columns, _) in (places[one] for one in drawn))
+    return torch.stack([one[:, rows, columns] for one, (rows, columns) in zip(latents, parts, strict=True)])
 
 
 def on_solver(values: Tensor) -> Tensor:
