@@ -15,7 +15,7 @@ from calotype.learning.player import Player, PlayerConfig
 from calotype.learning.run import Leg, deterministic
 from calotype.learning.train import Clock
 from calotype.legs.closed_form import fit_mixture
-from calotype.legs.examples import Form, main_form, mixed
+from calotype.legs.examples import Form, MixedSource, main_form
 from calotype.legs.looks import Samples, check_count
 from calotype.recipe import DiffusionConfig, Recipe
 from calotype.spaces.pixel import Space
@@ -60,9 +60,11 @@ def diffusion_leg(
     device: torch.device,
 ) -> DenoiserLeg:
     """Trained on all forms, and looked at on one."""
-    stage, (pictures, examples) = objective.stage, main_form(forms)
+    stage, rng, main = objective.stage, Rng((recipe.seed, name)), main_form(forms)
     player = Player(stage.denoiser.to(device), config.learn)
-    train, rng = examples(pictures.train_indices), Rng((recipe.seed, name))
+    trained = [one.pictures.train_indices for one in forms]
+    sources = [one.examples(chosen) for one, chosen in zip(forms, trained, strict=True)]
+    (pictures, examples), train = forms[main], sources[main]
     count = check_count(train.batch(0, 1).clean[0].numel())
     held_out = examples(pictures.held_out_indices).batch(0, min(count, len(pictures.held_out_indices)))
     same = train.batch(0, len(held_out))
@@ -72,7 +74,7 @@ def diffusion_leg(
         name,
         objective,
         {"denoiser": player},
-        mixed(forms, rng),
+        MixedSource(sources, [*map(len, trained)], rng),
         clock,
         look.draw,
         look.measure,

@@ -46,16 +46,9 @@ class MixedSource:
         return self.sources[bisect(ends, drawn)].batch(images_seen, count)
 
 
-def mixed(forms: Sequence[Form], rng: Rng) -> MixedSource:
-    """The training pictures of all forms."""
-    rows = [form.pictures.train_indices for form in forms]
-    sources = [form.examples(chosen) for form, chosen in zip(forms, rows, strict=True)]
-    return MixedSource(sources, [len(chosen) for chosen in rows], rng)
-
-
-def main_form(forms: Sequence[Form]) -> Form:
+def main_form(forms: Sequence[Form]) -> int:
     """By which a leg is judged: that with the most held-out pictures."""
-    return max(forms, key=lambda form: len(form.pictures.held_out_indices))
+    return max(range(len(forms)), key=lambda place: len(forms[place].pictures.held_out_indices))
 
 
 def as_read(recipe: Recipe, pictures: Pictures) -> Pictures:
