@@ -20,6 +20,7 @@ from calotype.data.captions import Captions
 from calotype.data.portraits import read_portraits
 from calotype.data.sources import drawn
 from calotype.diffusion.gaussian import Mixture
+from calotype.diffusion.told import DIRECTIONS, ToldMixture
 from calotype.learning.objectives import Denoising
 from calotype.learning.player import Player, PlayerConfig
 from calotype.learning.train import Clock, learn
@@ -32,7 +33,9 @@ from calotype.vocabulary import Batch, Rng
 def stepper(recipe: Recipe, captions: Captions | None) -> Callable[[], object]:
     space, count = build_space(recipe), recipe.denoiser.batch
     side = recipe.size // space.reduction
-    objective = Denoising(build_stage(recipe, space, 6, Mixture(6, 256, space.channels * side**2)), 0.1)
+    plain, told = (Mixture(24, 256, space.channels * side**2) for _ in range(2))
+    mixture = plain if captions is None else ToldMixture(plain, told, 6, DIRECTIONS)
+    objective = Denoising(build_stage(recipe, space, 6, mixture), 0.1)
     players = {"denoiser": Player(objective.stage.denoiser, PlayerConfig())}
     clean = Rng(("bench",)).normal(count, 2 * space.channels, side, side).clamp(-1, 1)
     clean = clean.contiguous(memory_format=torch.channels_last)

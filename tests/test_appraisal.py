@@ -118,6 +118,7 @@ def test_numbers_have_what_they_are_to_be_read_with(found):
     assert found["memorisation"]["n"] == [24, 9, 9]
     assert set(found["gaps"][0]["levels"]) >= {"all"}
     assert any("5 can be held against" in note for note in found["notes"])
+    assert found["obedience"] == {"reason": "the model was trained without captions"}
 
 
 def test_samples_are_those_of_the_sample_command(run, monkeypatch):
@@ -147,6 +148,14 @@ def test_the_two_halves_have_nothing_in_common(run):
     pair = halves(read_folder(pictures, 16), 8, unseen=False)
     assert len(set(pair.chosen.tolist()) | set(pair.others.tolist())) == 16
     assert pair.chosen[:2].tolist() == [0, 1]  # the held-out ones come first
+
+
+@pytest.mark.parametrize(("rows", "said"), [([0, 99], "saw 1 of the 5"), ([9], "on other real pictures")])
+def test_it_says_whether_a_sweep_chose_by_the_same_pictures(run, tmp_path, rows, said):
+    shutil.copytree(run, tmp_path / "run")
+    content = read_json(run / "run.json")["content"]
+    write_json(tmp_path / "run" / "sweep.json", {"stored": True, "content": content, "rows": rows})
+    assert said in evaluate(tmp_path / "run", out=tmp_path / "out", count=24)
 
 
 @pytest.mark.parametrize("settings", [CASCADE, HYBRID], ids=["cascade", "hybrid"])

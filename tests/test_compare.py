@@ -242,7 +242,7 @@ def test_every_claim_has_one_sentence_and_without_a_cascade_none_is_shown(found)
 
 def test_reals_are_held_out_and_others_are_disjoint():
     pictures = noise_pictures(600)
-    reals = choose_reals(pictures, 60)
+    reals = choose_reals(pictures, 60, pictures.held_out_indices)
     assert len(reals) == len(reals.others) == 60
     assert pictures.held_out[reals.chosen].all()
     assert not np.isin(reals.chosen, reals.others).any()
@@ -250,7 +250,8 @@ def test_reals_are_held_out_and_others_are_disjoint():
 
 
 def test_with_few_held_out_pictures_all_are_taken_and_the_notes_say_so():
-    reals = choose_reals(noise_pictures(30), 60)
+    pictures = noise_pictures(30)
+    reals = choose_reals(pictures, 60, pictures.held_out_indices)
     assert len(reals) == len(reals.others) == 15
     assert len(set(reals.chosen.tolist()) | set(reals.others.tolist())) == 30
     assert len(reals.notes) == 2

@@ -345,6 +345,9 @@ def test_a_mistake_in_editing_is_told_in_one_line(tell, finished, tmp_path, monk
         (["--out", "way.gif", "--seeds", "1,x"], "must be two whole numbers"),
         (["--out", "way.gif", "--labels", "a,zebra"], "label 'zebra' is unknown"),
         (["--out", "way.gif", "--frames", "1"], "frames is 1, but there must be at least 2"),
+        (["--out", "way.gif", "--prompts", "a, b"], "--prompts is 'a, b', but must be two, with a bar"),
+        (["--out", "way.gif", "--prompts", "a|b", "--prompt", "c"], "prompts are its two ends; leave one out"),
+        (["--out", "way.gif", "--prompts", "a|b"], "trained without captions, so it reads no prompt"),
     ],
 )
 def test_a_mistake_in_interpolating_is_told_in_one_line(tell, finished, tmp_path, monkeypatch, words, message):  # noqa: F811

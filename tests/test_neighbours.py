@@ -1,35 +1,39 @@
-"""The nearest training picture, where it is known which that is."""
+"""The nearest training picture at the end of a run, without a network: where it is known which that is."""
 
 import pytest
 import torch
-from small import CPU, noise_pictures, noise_pixels
+from small import noise_pictures, noise_pixels
 
 from calotype.commands.sampling import PAIRS, show_neighbours
 from calotype.data.images import images_from_pixels, pils_from_images
-from calotype.evaluate.neighbours import neighbours
+from calotype.evaluate.memorisation import facing, glanced_at, nearest_trained
 from calotype.files import read_json
 
-TRAINED = noise_pixels(40, 64)
+TRAINED = images_from_pixels(noise_pixels(40, 64))
+
+
+def nearest(images, trained=TRAINED):
+    return nearest_trained(glanced_at(images), glanced_at(trained))
 
 
 def test_a_copy_finds_its_original_mirrored_or_not():
-    images = images_from_pixels(TRAINED[[7, 3, 21]])
-    found = neighbours(torch.cat([images, images.flip(-1)]), TRAINED)
-    assert found.places == [7, 3, 21, 7, 3, 21]
-    assert found.distances == pytest.approx(0, abs=1e-3)
-    assert torch.equal(found.images, torch.cat([images, images.flip(-1)]))
+    images = TRAINED[[7, 3, 21]]
+    both = torch.cat([images, images.flip(-1)])
+    found = nearest(both)
+    assert found.place.tolist() == [7, 3, 21, 7, 3, 21]
+    assert found.apart == pytest.approx(0, abs=1e-3)
+    assert torch.equal(facing(TRAINED[found.place], both), both)
 
 
 def test_a_blurred_and_darker_copy_finds_its_original():
-    images = images_from_pixels(TRAINED[:6])
-    blurred = torch.nn.functional.avg_pool2d(images, 3, 1, 1, count_include_pad=False) - 0.05
-    assert neighbours(blurred, TRAINED).places == list(range(6))
+    blurred = torch.nn.functional.avg_pool2d(TRAINED[:6], 3, 1, 1, count_include_pad=False) - 0.05
+    assert nearest(blurred).place.tolist() == list(range(6))
 
 
 @pytest.mark.parametrize("size", [8, 16, 100])
 def test_any_size_and_a_single_trained_picture_will_do(size):
-    found = neighbours(images_from_pixels(noise_pixels(2, 4 * size)), noise_pixels(1, 4 * size, seed=1))
-    assert found.places == [0, 0] and found.images.shape == (2, 3, 4 * size, 4 * size)
+    some, trained = (images_from_pixels(noise_pixels(count, 4 * size, seed=count)) for count in (2, 1))
+    assert nearest(some, trained).place.tolist() == [0, 0]
 
 
 def test_copies_lie_nearer_to_trained_pictures_than_held_out_ones_do(tmp_path):
@@ -40,7 +44,7 @@ def test_copies_lie_nearer_to_trained_pictures_than_held_out_ones_do(tmp_path):
     for index, picture in enumerate(copies):
         picture.save(tmp_path / "samples" / f"0-{index:04d}.png")
     copies[0].save(tmp_path / "samples" / "grid.png")
-    show_neighbours(tmp_path, pictures, CPU)
+    show_neighbours(tmp_path, pictures)
     found = read_json(tmp_path / "previews" / "nearest.json")
     assert found["n"] == [PAIRS, 4] and found["trained"] == 36
     assert found["samples_median"] < 0.1 * found["held_out_median"]

@@ -73,6 +73,34 @@ def test_every_term_of_the_first_stage_is_its_formula():
     assert loss.total.item() == pytest.approx(sum(expected.values()).item(), rel=1e-5)
 
 
+class Blocks(Vae):
+    """An autoencoder of mean colours: it stays the same under shrinking and turning."""
+
+    def __init__(self):
+        super().__init__(VaeConfig(reduction=4, channels=3, widths=(8,)))
+
+    def encode(self, images):
+        mean = torch.nn.functional.avg_pool2d(images, 4)
+        return Moments(mean, torch.full_like(mean, -30.0))
+
+    def sample(self, moments, noise):
+        return moments.mean
+
+    def decode(self, latents):
+        return latents.repeat_interleave(4, 2).repeat_interleave(4, 3)
+
+
+@pytest.mark.parametrize("place", range(6))
+def test_mean_colours_are_equivariant_and_a_decoder_that_knows_left_from_right_is_not(place):
+    stage = first_stage(Blocks(), equivariance=0.5, edges=0.0, perceptual=0.0, adversarial=0.0)
+    coarse = RNG.at("coarse").uniform(2 * 3 * 4).reshape(2, 3, 2, 2).repeat_interleave(8, 2).repeat_interleave(8, 3)
+    batch = Batch(coarse.float(), torch.full((2,), NOT_TOLD))
+    assert stage.losses(batch, 0.0, RNG.at(place))["autoencoder"].terms["equivariance"] == pytest.approx(0, abs=1e-6)
+    stage.vae.decode = lambda latents: Blocks().decode(latents) + torch.linspace(-1, 1, latents.shape[-1] * 4)
+    wrong = stage.losses(batch, 0.0, RNG.at(place))["autoencoder"].terms["equivariance"]
+    assert wrong == pytest.approx(0.5 * torch.linspace(-1, 1, 8).abs().mean().item(), rel=1e-3)
+
+
 @pytest.mark.parametrize(("mean", "spread"), [(0.0, 1.0), (1.5, 1.0), (0.0, 0.1), (-2.0, 3.0)])
 def test_the_kl_is_that_of_two_gaussians(mean, spread):
     moments = Moments(torch.full((1, 1, 1, 1), mean), torch.full((1, 1, 1, 1), 2 * math.log(spread)))

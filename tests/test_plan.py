@@ -9,13 +9,13 @@ import pytest
 import torch
 from small import CASCADE, CPU, HYBRID, SETTINGS, be_quick, machine, noise_pictures, recipe
 
-from calotype.cli import seconds
 from calotype.data.images import images_from_pixels
 from calotype.diffusion.local import FAINTEST, LocalGaussians
 from calotype.learning.objectives import FirstStageConfig
 from calotype.learning.train import Clock, every
 from calotype.nets.dit import DitConfig
 from calotype.nets.unet import UnetConfig
+from calotype.options import seconds
 from calotype.plan import choices
 from calotype.plan.choices import (
     ENOUGH_CROPS,

@@ -66,6 +66,9 @@ def test_an_unknown_key_is_shown_with_its_line_and_what_may_be_meant(tmp_path, t
         ("[denoiser.backbone]\nkind = 'transformer'", 1, "expected tags: 'unet', 'dit'"),
         ("[denoiser.schedule]\nkind = 'flow'\nstart = 1.0", 3, "less than 1 (got 1.0)"),
         ("denoiser = 5", 1, "denoiser"),
+        ("[denoiser.text]\npath = 'encoder'", 2, "path belongs to another kind; set denoiser.text.kind with it"),
+        ("[denoiser.text]\nkind = 'minilm'\nwords = 4", 3, "greater than or equal to 8 (got 4)"),
+        ("denoiser.text.kind = 'folder'", 1, "Field required"),
         ("precision = 'float16'", 1, "'float32' or 'bfloat16' (got 'float16')"),
         ("[autoencoder.learn]\nbetas = [0.9, 1.5]", 2, "less than 1"),
         ("[denoiser.learn]\naverage = nan", 2, "average"),
@@ -200,6 +203,14 @@ def test_a_recipe_can_be_given_as_overrides_alone():
 
 
 # -- Chains of stages --------------------------------------------------------------------------------------------------
+
+
+def test_equivariance_wants_whole_latents_of_half_the_picture():
+    losses = {"losses": {"equivariance": 0.25}}
+    assert check({"size": 64, "autoencoder": losses}).autoencoder.losses.equivariance == 0.25
+    with pytest.raises(UserError, match="multiple of 16"):
+        check({"size": 72, "autoencoder": losses})
+
 
 CHAIN = ["kind=cascade", "size=32", "stages=[16,32]", "enlarge.32.images=640", "enlarge.32.crop=16", "seed=3"]
 

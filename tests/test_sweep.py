@@ -2,20 +2,25 @@
 
 import numpy as np
 import pytest
-from small import Keeper, be_quick, train_small
+import torch
+from small import Keeper, be_quick, noise_pictures, train_small, wish, write_pictures
 
 from calotype import commands
-from calotype.cli import listed
+from calotype.appraisal.pictures import halves
 from calotype.commands import Grid, sweeping
+from calotype.commands.sweeping import for_choosing, maker
+from calotype.comparison.quality import choose_reals
 from calotype.evaluate.distances import frechet_distance
 from calotype.evaluate.sets import Estimate, frechet_estimate, frechet_of_rows
 from calotype.evaluate.sweep import Cell, pick, sweep
 from calotype.files import is_whole, read_json
 from calotype.model import load, store_sampling
+from calotype.options import listed
 from calotype.stage import Sampling
 from calotype.vocabulary import UserError
 
 REAL = np.random.default_rng(0).standard_normal((60, 8))
+IMAGES = torch.zeros(2, 3, 16, 16)
 NOISE = np.random.default_rng(1).standard_normal((60, 8))
 
 
@@ -61,9 +66,12 @@ def test_a_cheaper_cell_loses_where_it_is_further_than_a_standard_error():
     assert pick([near, cell(8, 1.0, 11.0, behind=1.0, reach=2.0)]).sampling.steps == 8
 
 
-def test_distances_of_all_rows_are_those_of_the_sets():
+def test_distances_of_rows_are_those_of_the_sets_that_they_make():
     rows = np.arange(60)
     assert frechet_of_rows(NOISE, REAL)(rows, rows) == pytest.approx(frechet_distance(NOISE, REAL), rel=1e-9)
+    some, others = np.random.default_rng(2).integers(60, size=(2, 60))  # with repeats
+    expected = frechet_distance(NOISE[some], REAL[others])
+    assert frechet_of_rows(NOISE, REAL)(some, others) == pytest.approx(expected, rel=1e-9)
     low, high = frechet_estimate(NOISE, REAL, np.random.default_rng(0))[1:]
     assert low < frechet_distance(NOISE, REAL) < high
 
@@ -109,6 +117,36 @@ def test_the_card_may_still_be_written_by_hand_after_a_sampling_was_stored(run):
     assert is_whole(model) and (model / "samples.png").exists()
     store_sampling(model, load(run).samplings[0])
     assert (model / "README.md").read_text() == card + "licence: mine"
+
+
+def test_a_sweep_chooses_by_other_pictures_than_evaluation_judges_by():
+    pictures = noise_pictures(2000)
+    reals = choose_reals(pictures, 90, for_choosing(pictures))
+    judged = halves(pictures, 90, unseen=False).chosen
+    assert pictures.held_out[reals.chosen].all() and len(reals) == len(reals.others) == 90
+    assert not set(reals.chosen.tolist()) & (set(judged.tolist()) | set(reals.others.tolist()))
+    few = noise_pictures(300)
+    assert sorted(for_choosing(few).tolist()) == few.held_out_indices.tolist()  # half of 30 is too few to choose by
+
+
+def test_a_sweep_has_other_seeds_than_samples(run, monkeypatch):
+    drawn = []
+
+    def made(stages, labels, samplings, rngs, text):
+        drawn.extend(rngs)
+        return IMAGES
+
+    monkeypatch.setattr(sweeping, "generate", made)
+    maker(load(run).stages[0], torch.zeros(2, dtype=torch.long), None, 0)(Sampling())
+    assert not set(drawn) & set(load(run).rngs(100, 0))
+
+
+def test_guidance_that_changes_nothing_is_told_in_one_line(tmp_path, monkeypatch):
+    be_quick(monkeypatch)
+    write_pictures(tmp_path / "pictures", classes=())
+    run, voice = commands.train(wish(tmp_path / "pictures", tmp_path / "run"), Keeper()), Keeper()
+    commands.sweep(run, None, 4, 0, Grid((1,), (0.0,)), "cpu", voice)
+    assert voice.said == [sweeping.UNGUIDED] and sweeping.UNGUIDED in (run / "report.html").read_text()
 
 
 def test_a_sweep_is_kept_and_its_best_cell_becomes_the_models_own(run, monkeypatch):

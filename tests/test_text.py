@@ -16,7 +16,7 @@ from calotype.data.folder import read_folder
 from calotype.data.sources import PictureSource
 from calotype.diffusion.denoiser import Denoiser
 from calotype.diffusion.noise import Flow
-from calotype.evaluate.obedience import background, clothing, learn_classes, palette, retrieval
+from calotype.evaluate.obedience import retrieval
 from calotype.files import read_json
 from calotype.learning.objectives import Denoising, told
 from calotype.learning.player import Player, PlayerConfig
@@ -195,8 +195,8 @@ def test_a_caption_that_names_the_colour_is_obeyed():
     assert (made.mean((2, 3)) - clean.flip(0).mean((2, 3))).abs().max() < 0.35
     away = generate([stage], torch.full((3,), NOT_TOLD), [sampling], rngs, text=Text(("",) * 3, (names[0],) * 3))
     assert (torch.cdist(away.mean((2, 3)), clean.mean((2, 3))).argmin(1) != 0).all()
-    assert retrieval(stage, clean, names, Rng((5,))) == 1
-    assert retrieval(stage, clean, names[::-1], Rng((5,))) < 0.5
+    assert retrieval(stage, clean, names, Rng((5,))).all()
+    assert retrieval(stage, clean, names[::-1], Rng((5,))).sum() < 2
 
 
 # -- Through the commands ----------------------------------------------------------------------------------------------
@@ -228,6 +228,12 @@ def test_a_captioned_folder_becomes_a_model_that_reads(folder, tmp_path, setting
     assert model.labels(3, prompt="x") == [NOT_TOLD] * 3 and model.labels(2, "b", "x") == [1, 1]
     with pytest.warns(UserWarning, match="a prompt is cut after '.*w w'"):
         model.sample(1, prompt="w " * 200)
+    for stage in model.stages:
+        perturbed(stage.denoiser)
+    frames = model.interpolate((3, 3), 3, prompts=("bức tranh 1", "a cat"), guidance=3.0)
+    for frame, prompt in ((frames[0], "bức tranh 1"), (frames[-1], "a cat")):
+        assert_alike(frame, model.sample(1, prompt=prompt, seed=3, guidance=3.0)[0])
+    assert len({frame.tobytes() for frame in frames}) == 3
 
 
 def test_a_model_that_reads_is_edited_swept_and_evaluated(folder, tmp_path, monkeypatch):
@@ -246,7 +252,13 @@ def test_a_model_that_reads_is_edited_swept_and_evaluated(folder, tmp_path, monk
         assert one != other
     commands.sweep(run, None, 4, 0, commands.Grid((2,), (1.0, 2.0)), "cpu", Keeper())
     assert {cell["guidance"] for cell in read_json(run / "sweep.json")["cells"]} == {1.0, 2.0}
-    commands.evaluate(run, None, 4, 0, tmp_path / "evaluation", "cpu", Keeper())
+    voice = Keeper()
+    commands.evaluate(run, None, 4, 0, None, "cpu", voice, guidance=3.5)
+    found = read_json(run / "evaluation.json")
+    assert found["sampling"][0]["guidance"] == 3.5 and found["obedience"]["languages"] == ["captions"]
+    why = "it needs 2 held-out pictures with captions of their own, and there are 1"
+    for page in ("\n".join(voice.said), (run / "report.html").read_text(), (run / "model" / "README.md").read_text()):
+        assert why in page and "what these pictures show is not known" in page
 
 
 def assert_alike(one, other):
@@ -285,21 +297,3 @@ def test_sources_hand_out_the_captions_of_their_pictures(folder):
     for image, caption in zip(batch.clean, batch.text.wanted, strict=True):
         row = next(row for row, captions in enumerate(pictures.captions.of) if caption in captions)
         assert torch.equal(image, pictures.pixels[row].float() / 127.5 - 1)
-
-
-# -- Obedience ---------------------------------------------------------------------------------------------------------
-
-
-def test_colours_are_measured_where_they_are():
-    colours = palette(["#ff0000", "#00ff00", "#0000ff"])
-    images = colours[[1, 2]][:, :, None, None].expand(-1, -1, 16, 16).clone()
-    images[:, :, 8:, 4:12] = colours[0][:, None, None]
-    images[:, :, 15:] = colours[0][:, None, None] + 0.05
-    assert background(images, colours).tolist() == [1, 2] and clothing(images, colours).tolist() == [0, 0]
-
-
-def test_a_classifier_of_features_finds_what_is_linear():
-    features = Rng(("features",)).normal(300, 20).double()
-    labels = (features @ Rng(("truth",)).normal(20, 3).double()).argmax(1)
-    classify = learn_classes(features[:200].numpy(), labels[:200])
-    assert (classify(features[200:].numpy()) == labels[200:]).float().mean() > 0.8

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from torch import nn
 
 from calotype.diffusion.denoiser import Denoiser
-from calotype.diffusion.gaussian import Mixture
+from calotype.diffusion.gaussian import ClosedForm
 from calotype.diffusion.local import LocalGaussians
+from calotype.interop import minilm, transformers
 from calotype.learning.joint import Joint
 from calotype.learning.objectives import FirstStage
 from calotype.nets.blocks import Precision, channels_last
 from calotype.nets.critic import Critic
 from calotype.nets.dit import Dit, DitConfig
+from calotype.nets.frozen import FolderConfig, Frozen, FrozenConfig, MiniLmConfig, Projected
 from calotype.nets.kl import Autoencoder, Kl, KlConfig
 from calotype.nets.perceptual import efficientnet_lite0
-from calotype.nets.text import BytesConfig, BytesEncoder, NoText, Reading
+from calotype.nets.text import BytesConfig, BytesEncoder, NoText, Reading, TextEncoder
 from calotype.nets.unet import Unet, UnetConfig
 from calotype.nets.vae import Vae, VaeConfig
 from calotype.recipe import Backbone, Recipe, TextConfig
@@ -33,12 +37,29 @@ def build_backbone(config: Backbone, in_channels: int, out_channels: int, contex
 
 def build_reading(config: Backbone, in_channels: int, out_channels: int, text: TextConfig) -> nn.Module:
     """A backbone, with ears for words if there is a text encoder."""
+    if isinstance(text, NoText):
+        return build_backbone(config, in_channels, out_channels)
+    encoder = build_encoder(text, config.width)
+    return Reading(build_backbone(config, in_channels, out_channels, encoder.width), encoder, config.width)
+
+
+def build_encoder(text: BytesConfig | FrozenConfig, width: int) -> TextEncoder:
+    """Of its own width, or, where it is frozen, brought to `width`."""
     match text:
-        case NoText():
-            return build_backbone(config, in_channels, out_channels)
         case BytesConfig():
-            backbone = build_backbone(config, in_channels, out_channels, text.width)
-            return Reading(backbone, BytesEncoder(text), config.width)
+            return BytesEncoder(text)
+        case MiniLmConfig() | FolderConfig():
+            return Projected(build_frozen(text), width)
+
+
+@lru_cache(2)
+def build_frozen(text: FrozenConfig) -> Frozen:
+    """One for all stages: they share its weights, and what it has said."""
+    match text:
+        case MiniLmConfig():
+            return Frozen(minilm.open_reader(text))
+        case FolderConfig():
+            return Frozen(transformers.open_reader(text))
 
 
 def build_space(recipe: Recipe) -> LatentSpace:
@@ -53,7 +74,7 @@ def build_autoencoder(config: VaeConfig | KlConfig, precision: Precision) -> Aut
             return channels_last(Kl(config, precision))
 
 
-def build_stage(recipe: Recipe, space: Space, classes: int, mixture: Mixture | None) -> Stage:
+def build_stage(recipe: Recipe, space: Space, classes: int, mixture: ClosedForm | None) -> Stage:
     """The first stage. With a mixture, the backbone also sees what that makes of the noisy picture."""
     config = recipe.denoiser
     seen = 1 if mixture is None else 2

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import sys
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -28,6 +27,8 @@ from calotype.options import (
     Size,
     Space,
     Steps,
+    listed,
+    seconds,
 )
 
 if TYPE_CHECKING:
@@ -144,6 +145,9 @@ def interpolate(
         str | None, typer.Option(help="From this class to that: a,b. [default: the first]", show_default=False)
     ] = None,
     prompt: Annotated[str | None, typer.Option(help="What all of them show, in words.", show_default=False)] = None,
+    prompts: Annotated[
+        str | None, typer.Option(help="From these words to those: 'a red cat|a blue dog'.", show_default=False)
+    ] = None,
     size: CanvasSize = None,
     steps: Steps = None,
     guidance: Guidance = None,
@@ -155,7 +159,7 @@ def interpolate(
     from calotype.voice import Terminal
 
     voice = Terminal()
-    wanted = {"steps": steps, "guidance": guidance, "sampler": sampler, "prompt": prompt}
+    wanted = {"steps": steps, "guidance": guidance, "sampler": sampler, "prompt": prompt, "prompts": prompts}
     commands.interpolate(run, seeds, frames, labels, size, out, device, voice, **wanted)
     voice.say(f"{frames} frames in {out}")
 
@@ -187,19 +191,25 @@ def evaluate(
     data: Annotated[
         Path | None, typer.Option(help="Folder of real pictures. [default: the run's own]", show_default=False)
     ] = None,
-    count: Annotated[int, typer.Option(help="How many samples.")] = 200,
+    count: Annotated[
+        int, typer.Option(help="How many samples; of portraits with captions, in each language too.")
+    ] = 200,
     seed: Annotated[int, typer.Option(help="Equal seeds give equal pictures.")] = 0,
+    steps: Steps = None,
+    guidance: Guidance = None,
+    sampler: SamplerOption = None,
     out: Annotated[
         Path | None, typer.Option(help="Where to write. [default: RUN, its report and its card]", show_default=False)
     ] = None,
     device: Device = "auto",
 ) -> None:
-    """Measure how good a run's pictures are, and whether it copies the pictures that it was trained on."""
+    """Measure how good a run's pictures are, whether it copies those it was trained on, and whether it obeys."""
     from calotype import commands
     from calotype.voice import Terminal
 
     voice = Terminal()
-    voice.say(f"all numbers are in {commands.evaluate(run, data, count, seed, out, device, voice)}")
+    wanted: dict[str, Any] = {"steps": steps, "guidance": guidance, "sampler": sampler}
+    voice.say(f"all numbers are in {commands.evaluate(run, data, count, seed, out, device, voice, **wanted)}")
 
 
 @app.command()
@@ -347,34 +357,6 @@ def _train(wish: Wish, force: bool) -> None:
 def _tell(folder: Path) -> None:
     print(f"done: look at {folder / 'report.html'} and {folder / 'samples' / 'grid.png'}")
     print(f"more pictures: calotype sample {folder} --count 16")
-
-
-def seconds(text: str) -> float:
-    """`90`, `20s`, `10m`, `1h30m`, `2d` in seconds. Raises `UserError` for anything else, and for nothing at all."""
-    from calotype.vocabulary import UserError
-
-    text = text.strip().lower()
-    parts = re.fullmatch(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m(?:in)?)?(?:(\d+)s)?", f"{text}s" if text.isdigit() else text)
-    total = (
-        sum(int(part or 0) * unit for part, unit in zip(parts.groups(), (86400, 3600, 60, 1), strict=True))
-        if parts
-        else 0
-    )
-    if total < 1:
-        raise UserError(f"--budget is {text!r}, but must be a time such as 20s, 10m or 1h30m")
-    return float(total)
-
-
-def listed(name: str, text: str, least: int) -> list[float]:
-    """Numbers between commas. Raises `UserError` for anything else, and for numbers below `least`."""
-    from calotype.vocabulary import UserError
-
-    kind, parts = r"\d+" if name == "steps" else r"\d+(\.\d+)?", [part.strip() for part in text.split(",")]
-    if not all(re.fullmatch(kind, part) and float(part) >= least for part in parts):
-        raise UserError(
-            f"--{name} is {text!r}, but must be numbers of at least {least} between commas, such as 8,16,32"
-        )
-    return sorted({float(part) for part in parts})
 
 
 def main() -> None:

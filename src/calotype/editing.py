@@ -80,15 +80,15 @@ def masked(picture: Images, mask: Mask, full: int, start: Start = from_noise) ->
     return begin
 
 
-def toward(labels: Labels, share: Sigmas, start: Start = from_noise) -> Start:
-    """From what is told (at a share of 0) to these labels (at 1): they are told for the last `share` of the steps."""
+def toward(labels: Labels, text: Text | None, share: Sigmas, start: Start = from_noise) -> Start:
+    """From what is told (at a share of 0) to these labels and this text (at 1), for the last `share` of the steps."""
 
     def begin(stage: Stage, smaller: OtherImages | None) -> Origin:
         origin, grid = start(stage, smaller), stage.schedule.grid(FINE)
         limits = torch.tensor([grid[round(FINE * (1 - float(one)))] for one in share], device=labels.device)
 
         def bend(ask: Ask, condition: Condition) -> Denoise:
-            other = origin.bend(ask, replace(condition, labels=labels))
+            other = origin.bend(ask, replace(condition, labels=labels, text=text))
             return handed_over(origin.bend(ask, condition), other, limits)
 
         return replace(origin, bend=bend)

@@ -17,25 +17,23 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from calotype.build import build_enlarger, build_space, build_stage
-from calotype.data.captions import clean
+from calotype.data.captions import as_prompts, clean
 from calotype.data.images import cut, images_from_pil, pils_from_images
-from calotype.diffusion.gaussian import Mixture
 from calotype.diffusion.samplers import SamplerName
+from calotype.diffusion.told import closed_form_like
 from calotype.editing import Between, Mask, canvas, feathered, masked, near, toward
 from calotype.files import is_whole, read_json, whole_folder, write_json, write_tensors, write_whole
+from calotype.interop.transformers import at_hand
 from calotype.machine import find_device
 from calotype.nets.text import Reading, TextEncoder
 from calotype.recipe import ImportedSpace, Recipe, check, leg_above
 from calotype.spaces.latent import LatentSpace
 from calotype.spaces.pixel import PixelSpace, Space
-from calotype.stage import Sampling, Stage, Start, from_noise, generate
+from calotype.stage import Sampling, Stage, Start, from_noise, generate, in_turn
 from calotype.vocabulary import NOT_TOLD, Images, OtherImages, Randomness, Rng, Text, UserError
 
-FORMAT = 3
+FORMAT = 4
 AUTOENCODER = "autoencoder.safetensors"
-CHUNK_VALUES = 2**22
-"""Pictures are made a few at a time, so that a thousand need no more memory than these many pixel values at once."""
-
 
 MOST_TIMES = 8
 """How many times wider or higher than what was learned pictures may be."""
@@ -132,28 +130,32 @@ class Model:
 
     def interpolate(
         self, seeds: tuple[int, int] = (0, 1), frames: int = 12, labels: tuple[str, str] | None = None,
-        size: Size | None = None, *, prompt: str | None = None, negative: str | None = None, **changes: Any,
+        size: Size | None = None, *, prompts: tuple[str, str] | None = None, prompt: str | None = None,
+        negative: str | None = None, **changes: Any,
     ) -> list[Image.Image]:  # fmt: skip
         """`frames` pictures, at least 2, from the first picture of one seed to that of another.
 
-        With two `labels` they also go from one class to the other; `prompt` is the same all the way.
+        With two `labels` or two `prompts` they also go from the one to the other; `prompt` is the same all the way.
         Raises `UserError` as `sample` does.
         """
-        self._warn(prompt)
+        if prompts and prompt is not None:
+            raise UserError("prompt is the same all the way, prompts are its two ends; leave one out")
+        self._warn(prompts or prompt)
         if frames < 2:
             raise UserError(f"frames is {frames}, but there must be at least 2: the first and the last")
-        shares = torch.linspace(0, 1, frames, dtype=torch.float64).tolist()
+        ends, shares = prompts or (prompt, prompt), torch.linspace(0, 1, frames, dtype=torch.float64).tolist()
         first, last = ((Rng((seed, "sample", 0))) for seed in seeds)
         rngs = [Between(first, last, share) for share in shares]
-        told = [self.labels(1, label, prompt)[0] for label in labels or (None, None)]
-        text = self.text(frames, prompt, negative)
-        start = self.canvas(size)
+        told = [self.labels(1, label, end)[0] for label, end in zip(labels or (None, None), ends, strict=True)]
+        texts, start = [self.text(frames, end, negative) for end in ends], self.canvas(size)
 
         def mixing(part: slice) -> Start:
             some = torch.tensor(shares[part], device=self.device, dtype=torch.float32)
-            return toward(torch.full((len(some),), told[1], device=self.device), some, start) if labels else start
+            last = torch.full((len(some),), told[1], device=self.device)
+            text = texts[1] and texts[1].at(range(frames)[part])
+            return toward(last, text, some, start) if labels or prompts else start
 
-        made = self._develop([told[0]] * frames, text, rngs, changes, size, mixing)
+        made = self._develop([told[0]] * frames, texts[0], rngs, changes, size, mixing)
         return [picture for images in made for picture in pils_from_images(images)]
 
     def canvas(self, size: Size | None) -> Start:
@@ -192,8 +194,7 @@ class Model:
         """A few at a time; `start` may be another one for each part."""
         samplings = changed_all(self.samplings, changes)
         width, height = size or (self.image_size, self.image_size)
-        chunk = max(1, min(32, CHUNK_VALUES // (3 * width * height)))
-        for part in (slice(begin, begin + chunk) for begin in range(0, len(labels), chunk)):
+        for part in in_turn(len(labels), height, width):
             told = torch.tensor(labels[part], device=self.device)
             some = text and text.at(range(len(labels))[part])
             yield generate(self.stages, told, samplings, rngs[part], start=start(part), text=some)
@@ -267,11 +268,6 @@ class Model:
             warnings.warn(warning, stacklevel=3)
 
 
-def as_prompts(prompt: Prompt) -> list[str]:
-    """One for all or several, in the letters that captions are read in."""
-    return [clean(one) for one in ([prompt] if isinstance(prompt, str) else prompt or [])]
-
-
 def find_label(label: str, classes: Sequence[str]) -> int:
     if label in classes:
         return classes.index(label)
@@ -338,13 +334,16 @@ def deployed(recipe: Recipe) -> Recipe:
 
 
 def store_sampling(folder: Path, sampling: Sampling) -> None:
-    """Makes this the first stage's sampling in a model folder, which is replaced as a whole; its card comes along."""
-    about, named = read_json(folder / "model.json"), set(read_json(folder / "manifest.json"))
+    """Makes this the first stage's sampling in a model folder, which is replaced as a whole; the rest comes along."""
+    about, own = read_json(folder / "model.json"), {*read_json(folder / "manifest.json"), "manifest.json"}
     about["recipe"]["sampling"] = sampling.model_dump(mode="json")
-    beside = {file.name: file.read_bytes() for file in folder.iterdir() if file.name not in {*named, "manifest.json"}}
+    beside = {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file() and file.name not in own}
+
+    def left_out(place: str, names: list[str]) -> set[str]:
+        return {*beside, "manifest.json"} if Path(place) == folder else set()
+
     with whole_folder(folder) as path:
-        for name in named - {"model.json"}:
-            shutil.copy2(folder / name, path / name)
+        shutil.copytree(folder, path, symlinks=True, ignore=left_out, dirs_exist_ok=True)
         write_json(path / "model.json", about)
     for name, content in beside.items():
         write_whole(folder / name, content)
@@ -370,6 +369,7 @@ def load(path: str | Path, device: str = "auto") -> Model:
         raise UserError(
             f"{folder} has format {about.get('format')}, this version of calotype reads {FORMAT}; update one"
         )
+    about["recipe"]["denoiser"]["text"] = at_hand(folder, about["recipe"]["denoiser"]["text"])
     recipe, classes = check(about["recipe"], lambda key: f"{folder}/model.json"), tuple(about["classes"])
     where = find_device(device)
     stages = [load_base(folder, recipe, len(classes), where)]
@@ -389,7 +389,7 @@ def load_base(folder: Path, recipe: Recipe, classes: int, device: torch.device) 
         latents.load_state_dict(load_file(folder / AUTOENCODER))
         space = latents.to(device).eval().requires_grad_(False)
     weights = load_file(folder / weights_file(recipe.chain[0], recipe))
-    mixture = Mixture(*weights["mixture.axes"].shape) if recipe.denoiser.start == "gaussian" else None
+    mixture = closed_form_like(weights, "mixture.") if recipe.denoiser.start == "gaussian" else None
     stage = build_stage(recipe, space, classes, mixture)
     stage.denoiser.load_state_dict(weights)
     return stage

@@ -1,7 +1,8 @@
-"""The options that several commands share."""
+"""The options that several commands share, and how those are read that are more than a number or a path."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -37,3 +38,31 @@ SamplerOption = Annotated[
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
 Force = Annotated[bool, typer.Option("--force", help="Go on even with an autoencoder that is not fit to diffuse.")]
+
+
+def seconds(text: str) -> float:
+    """`90`, `20s`, `10m`, `1h30m`, `2d` in seconds. Raises `UserError` for anything else, and for nothing at all."""
+    from calotype.vocabulary import UserError
+
+    text = text.strip().lower()
+    parts = re.fullmatch(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m(?:in)?)?(?:(\d+)s)?", f"{text}s" if text.isdigit() else text)
+    total = (
+        sum(int(part or 0) * unit for part, unit in zip(parts.groups(), (86400, 3600, 60, 1), strict=True))
+        if parts
+        else 0
+    )
+    if total < 1:
+        raise UserError(f"--budget is {text!r}, but must be a time such as 20s, 10m or 1h30m")
+    return float(total)
+
+
+def listed(name: str, text: str, least: int) -> list[float]:
+    """Numbers between commas. Raises `UserError` for anything else, and for numbers below `least`."""
+    from calotype.vocabulary import UserError
+
+    kind, parts = r"\d+" if name == "steps" else r"\d+(\.\d+)?", [part.strip() for part in text.split(",")]
+    if not all(re.fullmatch(kind, part) and float(part) >= least for part in parts):
+        raise UserError(
+            f"--{name} is {text!r}, but must be numbers of at least {least} between commas, such as 8,16,32"
+        )
+    return sorted({float(part) for part in parts})

@@ -23,6 +23,7 @@ from calotype.learning.player import PlayerConfig
 from calotype.nets.blocks import Precision
 from calotype.nets.critic import CriticConfig
 from calotype.nets.dit import DitConfig
+from calotype.nets.frozen import FolderConfig, FrozenConfig
 from calotype.nets.kl import KlConfig
 from calotype.nets.text import BytesConfig, NoText
 from calotype.nets.unet import UnetConfig
@@ -31,7 +32,7 @@ from calotype.stage import Sampling
 from calotype.vocabulary import Config, UserError
 
 Backbone = Annotated[UnetConfig | DitConfig, Field(discriminator="kind")]
-TextConfig = Annotated[NoText | BytesConfig, Field(discriminator="kind")]
+TextConfig = Annotated[NoText | BytesConfig | FrozenConfig, Field(discriminator="kind")]
 
 
 class OwnSpace(Config):
@@ -104,7 +105,7 @@ class DenoiserRecipe(DiffusionConfig):
     start: Literal["gaussian", "nothing"] = "gaussian"
     """What stands beside the network before it has learned: the best linear denoiser of the data, or nothing."""
     text: TextConfig = NoText()
-    """How captions and prompts are read, in all stages; each has its own encoder, which learns with it."""
+    """How captions and prompts are read, in all stages; in each, what learns of it learns with its denoiser."""
 
 
 class MistakesConfig(Config):
@@ -183,6 +184,17 @@ class Recipe(Config):
             raise ValueError("space is imported, but a cascade works in pixels; leave one of both out")
         if self.autoencoder.network.kind != "kl":
             raise ValueError("space is imported, but autoencoder.network is set to another one; leave that out")
+        return self
+
+    @model_validator(mode="after")
+    def _halves(self) -> Recipe:
+        autoencoder, places = self.autoencoder, 2 * self.autoencoder.network.reduction
+        side = autoencoder.crop or self.chain[0]
+        if self.kind == "latent" and autoencoder.losses.equivariance and side % places:
+            raise ValueError(
+                f"autoencoder.losses.equivariance is set, but half of {side} px is not a multiple of the reduction "
+                f"{places // 2}; choose a size or an autoencoder.crop that is a multiple of {places}"
+            )
         return self
 
     @property
@@ -347,7 +359,7 @@ def check_layer(settings: dict[str, Any], below: dict[str, Any], place: Any) -> 
 
 KINDS = (
     "dit", "unet", "flow", "ddpm", "cosine", "karras", "noise", "blur", "vae", "kl", "own", "diffusers",
-    "bytes", "none",
+    "bytes", "minilm", "folder", "none",
 )  # fmt: skip
 """What tells settings of one place apart; it stands in no key."""
 
@@ -365,11 +377,13 @@ def explain(error: Any, key: str) -> str:
         shown = f" (got {got!r})" if isinstance(got, str | int | float | bool) else ""
         return f"{key}: {error['msg'].removeprefix('Value error, ')}{shown}"
     backbones = [f"denoiser.backbone.{name}" for kind in (UnetConfig, DitConfig) for name in kind.model_fields]
-    backbones += [f"denoiser.text.{name}" for name in BytesConfig.model_fields]
+    backbones += [f"denoiser.text.{name}" for kind in (BytesConfig, FolderConfig) for name in kind.model_fields]
     if (above := re.match(r"enlarge\.\d+\.", key)) is not None:
         backbones += all_keys(EnlargeRecipe().model_dump(), above[0])
     known = sorted({*all_keys(Recipe().model_dump()), *backbones})
     table, last = key.rpartition(".")[0], key.rpartition(".")[2]
+    if key in known:
+        return f"{key} belongs to another kind; set {table}.kind with it"
     near = {name.rpartition(".")[2]: name for name in sorted(known, key=lambda name: common(name, table))}
     by_last = [near[name] for name in difflib.get_close_matches(last, near, 1, 0.6)]
     close = difflib.get_close_matches(key, known, 1, 0.75) or by_last or difflib.get_close_matches(key, known, 1, 0.5)

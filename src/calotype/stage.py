@@ -36,6 +36,8 @@ from calotype.vocabulary import (
 )
 
 NO_AUGMENTATION = Noising(share=0.0)
+AT_ONCE, AT_ONCE_VALUES = 32, 2**22
+"""So many pictures at most, and so many pixel values of them, are made together."""
 
 
 class Sampling(Config):
@@ -216,6 +218,12 @@ def generate(
         images = latents if until else stage.space.decode(latents)
     assert images is not None
     return images
+
+
+def in_turn(count: int, height: int, width: int) -> list[slice]:
+    """Which pictures are made together: a few at a time, so that a thousand need no more memory than these."""
+    few = max(1, min(AT_ONCE, AT_ONCE_VALUES // (3 * height * width)))
+    return [slice(start, start + few) for start in range(0, count, few)]
 
 
 def last(states: Iterator[Latents]) -> Latents:

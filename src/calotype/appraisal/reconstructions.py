@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from calotype.appraisal.pictures import AT_ONCE, Halves, Library
+from calotype.appraisal.pictures import Halves, Library
 from calotype.build import build_space
 from calotype.comparison.competitor import Competitor
 from calotype.data.folder import Pictures
@@ -23,6 +23,7 @@ from calotype.legs import start_linear
 from calotype.nets.perceptual import efficientnet_lite0, perceptual_distance
 from calotype.nets.vae import Vae
 from calotype.spaces.latent import LatentSpace
+from calotype.stage import in_turn
 from calotype.vocabulary import Images
 
 ENOUGH = 2000
@@ -60,8 +61,8 @@ def untrained(one: Competitor, pictures: Pictures) -> LatentSpace:
 
 def through(space: LatentSpace, size: int, library: Library, chosen: Tensor, seed: int) -> dict[str, Any]:
     rows, close = [], []
-    for part in chosen.split(AT_ONCE):
-        images = library.images(part, size).to(space.mean.device)
+    for part in in_turn(len(chosen), size, size):
+        images = library.images(chosen[part], size).to(space.mean.device)
         fake = rounded(space.decode(space.encode(images)))
         rows.append(features([fake], library.network))
         close.append(closeness(images, fake))

@@ -5,16 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
-import torch
-
-from calotype.comparison.quality import CHUNK_VALUES
 from calotype.data.images import rounded
 from calotype.evaluate.distances import Features
 from calotype.evaluate.features import FeatureNetwork, features
-from calotype.evaluate.memorisation import Seen, small_pixels
+from calotype.evaluate.memorisation import Seen, small_pixels, together
 from calotype.model import Model
-from calotype.stage import generate
+from calotype.stage import generate, in_turn
 from calotype.vocabulary import Labels, Rng, Text
 
 Told = Callable[[int, int, str], None]
@@ -30,16 +26,14 @@ def make_samples(
     model: Model, labels: Labels, text: Text | None, seed: int, network: FeatureNetwork, told: Told
 ) -> Samples:
     """Picture i depends on (seed, i, its label and text) only, so it is the one that `calotype sample` makes."""
-    size, rows, mirrored, pixels = model.stages[-1].image_size, [], [], []
-    for part in torch.arange(len(labels)).split(max(1, min(16, CHUNK_VALUES // (3 * size**2)))):
-        rngs = [Rng((seed, "sample", int(index))) for index in part]
-        some = text and text.at(part.tolist())
-        images = rounded(generate(model.stages, labels[part.to(labels.device)], model.samplings, rngs, text=some))
-        rows.append(features([images], network))
-        mirrored.append(features([images.flip(-1)], network))
-        pixels.append(small_pixels(images))
-        told(int(part[-1]) + 1, len(labels), "")
-    return Samples(Seen(np.concatenate(rows), np.concatenate(pixels), np.concatenate(mirrored)), labels.cpu())
+    size, seen = model.stages[-1].image_size, []
+    all_rngs = model.rngs(len(labels), seed)
+    for part in in_turn(len(labels), size, size):
+        some = text and text.at(range(len(labels))[part])
+        images = rounded(generate(model.stages, labels[part], model.samplings, all_rngs[part], text=some))
+        seen.append(Seen(features([images], network), small_pixels(images), features([images.flip(-1)], network)))
+        told(min(part.stop, len(labels)), len(labels), "")
+    return Samples(together(seen), labels.cpu())
 
 
 def noise_features(count: int, size: int, seed: int, network: FeatureNetwork) -> Features:

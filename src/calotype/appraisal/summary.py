@@ -5,17 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from calotype.report.evaluation import about, reasons, rows
+from calotype.report.evaluation import OBEYED, about, about_obedience, obeyed_rows, reasons, rows
 
 
 def summary(found: dict[str, Any]) -> Iterator[str]:
-    """The measures beside their floor and ceiling, those of the autoencoder, and whether it copies."""
+    """The measures beside their floor and ceiling, those of the autoencoder; does it copy, does it obey."""
     yield about(found)
     yield from lines(("", "samples", "other real pictures", "noise"), rows(found, found["measures"]))
     if through := found["autoencoder"]:
         yield from lines(("", "reconstructions", "other real pictures", "before training"), rows(found, through))
     yield from (*reasons(found), *found["notes"])
     yield f"memorisation: {found['memorisation']['verdict']}: {found['memorisation']['sentence']}"
+    if reason := found["obedience"].get("reason"):
+        yield f"obedience: not measured: {reason}"
+        return
+    heads = (title.lower() for title in OBEYED)
+    yield from lines(("told", *found["obedience"]["languages"], *heads), obeyed_rows(found["obedience"]))
+    yield about_obedience(found["obedience"])
 
 
 def lines(heads: tuple[str, ...], cells: Iterable[tuple[str, ...]]) -> Iterator[str]:

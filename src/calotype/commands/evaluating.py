@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from calotype.appraisal import Setup, appraise, summary, write_card
 from calotype.commands.reading import PORTRAITS, read
 from calotype.commands.talk import Voice
 from calotype.comparison.competitor import Competitor, open_one
 from calotype.data.folder import Pictures
+from calotype.data.portraits import read_drawn
 from calotype.evaluate.features import LITE0, FeatureNetwork
 from calotype.machine import find_device
+from calotype.model import changed_all
 from calotype.report import write_report
 from calotype.report.evaluation import FILE
 from calotype.vocabulary import UserError
@@ -25,15 +29,17 @@ def evaluate(
     device: str,
     voice: Voice,
     network: FeatureNetwork = LITE0,
+    **changes: Any,
 ) -> Path:
     """Measures `count` samples of a finished run; returns the file that holds all numbers.
 
     Without `out` they go into the run, its report and its model's card too. `network` looks at the pictures in the
-    place of EfficientNet-Lite0.
+    place of EfficientNet-Lite0. Samples are made as the model has stored it, but for `changes`: see `Model.sample`.
     """
-    one, folder = open_one("A", run, str(find_device(device))), out or run
+    one, folder = changed_in(open_one("A", run, str(find_device(device))), changes), out or run
     pictures, trained = pictures_of(one, data, folder / "cache", voice)
-    found = appraise(Setup(one, pictures, trained, folder / "cache", count, seed, network, voice.bar), folder)
+    drawn = read_drawn(one.size) if trained is not None and data_of_run(one) == PORTRAITS else ()
+    found = appraise(Setup(one, pictures, trained, folder / "cache", count, seed, network, voice.bar, drawn), folder)
     for line in summary(found):
         voice.say(line)
     if out is None:
@@ -42,13 +48,21 @@ def evaluate(
     return folder / FILE
 
 
+def changed_in(one: Competitor, changes: dict[str, Any]) -> Competitor:
+    return replace(one, model=replace(one.model, samplings=changed_all(one.model.samplings, changes)))
+
+
+def data_of_run(one: Competitor) -> str:
+    return str(one.run.facts.get("data") or PORTRAITS)
+
+
 def pictures_of(one: Competitor, data: Path | None, cache: Path, voice: Voice) -> tuple[Pictures, Pictures | None]:
     """What samples are held against, and what the run was trained on: None where that is gone or has changed."""
 
     def pictures(name: str) -> Pictures:
         return read(None if name == PORTRAITS else Path(name), one.size, cache, voice)
 
-    own = str(one.run.facts.get("data") or PORTRAITS)
+    own = data_of_run(one)
     wanted = read(data, one.size, cache, voice) if data else pictures(own)
     if wanted.content == one.run.facts.get("content"):
         return wanted, wanted

@@ -25,16 +25,16 @@ from calotype.data.images import (
     pils_from_images,
     read_image,
 )
-from calotype.evaluate.neighbours import neighbours
+from calotype.evaluate.memorisation import facing, glanced_at, nearest_trained, together
 from calotype.files import write_json
 from calotype.model import Model, changed_all, load, seamless
-from calotype.nets.perceptual import efficientnet_lite0
 from calotype.vocabulary import NOT_TOLD, UserError
 
 PAIRS = 6
 """Samples that are shown beside training pictures."""
 MOST_VALUES = 2**30
 """Of training pictures among which the nearest is sought: 5,461 of 256 px, evenly spread."""
+GLANCES = 64
 
 
 @dataclass(frozen=True)
@@ -147,17 +147,17 @@ def columns(count: int) -> int:
     return 6 if count > 6 and count % 6 == 0 else max(1, round(count**0.5))
 
 
-def show_neighbours(run: Path, pictures: Pictures, device: torch.device) -> None:
+def show_neighbours(run: Path, pictures: Pictures) -> None:
     """Writes the first samples of a run above the training pictures nearest to them, and how near both lie."""
     files = sorted(file for file in (run / "samples").glob("*.png") if file.name != "grid.png")[:PAIRS]
     made = torch.cat([images_from_pil(read_image(file)) for file in files])
     held_out = images_from_pixels(pictures.pixels[pictures.held_out_indices[: len(made)]])
     many = max(1, MOST_VALUES // pictures.pixels[0].numel())
     chosen = pictures.train_indices[:: max(1, math.ceil(len(pictures.train_indices) / many))]
-    trained = pictures.pixels[chosen]
-    efficientnet_lite0().to(device)
-    ours, theirs = neighbours(made, trained), neighbours(held_out, trained)
-    grid(pils_from_images(torch.cat([made, ours.images])), len(made)).save(run / "previews" / "nearest.png")
-    found = {"samples_median": ours.distances, "held_out_median": theirs.distances}
+    trained = together(glanced_at(images_from_pixels(pictures.pixels[part])) for part in chosen.split(GLANCES))
+    ours, theirs = (nearest_trained(glanced_at(images), trained) for images in (made, held_out))
+    nearest = facing(images_from_pixels(pictures.pixels[chosen[torch.from_numpy(ours.place)]]), made)
+    grid(pils_from_images(torch.cat([made, nearest])), len(made)).save(run / "previews" / "nearest.png")
+    found = {"samples_median": ours.apart, "held_out_median": theirs.apart}
     medians = {name: float(np.median(values)) for name, values in found.items()}
-    write_json(run / "previews" / "nearest.json", {**medians, "n": [len(made), len(held_out)], "trained": len(trained)})
+    write_json(run / "previews" / "nearest.json", {**medians, "n": [len(made), len(held_out)], "trained": len(chosen)})

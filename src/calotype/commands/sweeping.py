@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from calotype.commands.reading import PORTRAITS, read
 from calotype.commands.talk import Voice, counting
@@ -23,14 +24,13 @@ from calotype.learning.run import Run
 from calotype.model import load, store_sampling
 from calotype.nets.perceptual import efficientnet_lite0
 from calotype.report import write_report
-from calotype.stage import Sampling, Stage, generate
+from calotype.stage import Sampling, Stage, generate, in_turn
 from calotype.vocabulary import NOT_TOLD, Labels, Rng, Text, UserError
 
 FORMAT = 1
 FEWEST, FEWEST_TO_CHOOSE = 4, 50
 """Samples in a cell: to say anything, and to change what is stored with the model."""
-AT_ONCE_VALUES = 2**17
-"""Pixels of the pictures that are made at once, 32 pictures at most."""
+UNGUIDED = "the model is told no labels or captions here, so guidance changes nothing; only steps are tried"
 
 
 def sweep_run(folder: Path, data: Path | None, count: int, seed: int, grid: Grid, device: str, voice: Voice) -> str:
@@ -46,11 +46,11 @@ def sweep_run(folder: Path, data: Path | None, count: int, seed: int, grid: Grid
     pictures = read(source, model.stages[-1].image_size, folder / "cache", voice)
     pictures = pictures if model.reader else replace(pictures, captions=None)
     known = model.classes == pictures.classes
+    for note in (said := notes(run, pictures, known)):
+        voice.say(note)
     with run.locked(), voice.bar("sweep") as bar:
         found = try_all(model.stages[0], model.samplings[0], pictures, known, count, seed, grid, counting(bar))
-        write_json(
-            folder / "sweep.json", {**found, "data": where, "notes": [*found["notes"], *notes(run, pictures, known)]}
-        )
+        write_json(folder / "sweep.json", {**found, "data": where, "notes": [*found["notes"], *said]})
         if found["n"] >= FEWEST_TO_CHOOSE:
             store_sampling(folder / "model", Sampling(**found["best"]["sampling"]))
     write_report(folder)
@@ -58,8 +58,14 @@ def sweep_run(folder: Path, data: Path | None, count: int, seed: int, grid: Grid
 
 
 def notes(run: Run, pictures: Pictures, known: bool) -> list[str]:
-    same = [] if pictures.content == run.state.get("content") else ["the model was trained on other pictures"]
-    return same if known else [*same, "its classes are not those of the pictures, so it was sampled without"]
+    said = [] if pictures.content == run.state.get("content") else ["the model was trained on other pictures"]
+    said += [] if known else ["its classes are not those of the pictures, so it is sampled without"]
+    return said if guidable(pictures, known) else [*said, UNGUIDED]
+
+
+def guidable(pictures: Pictures, known: bool) -> bool:
+    """Whether samples are told anything that guidance could lead to."""
+    return pictures.captions is not None or (known and bool(pictures.classes))
 
 
 def try_all(
@@ -73,22 +79,27 @@ def try_all(
     """
     device = next(stage.denoiser.parameters()).device
     efficientnet_lite0().to(device)
-    reals = choose_reals(pictures.shrunk(stage.image_size), count)
+    reals = choose_reals(pictures.shrunk(stage.image_size), count, for_choosing(pictures))
     labels = reals.pictures.labels[reals.chosen] if known else torch.full((len(reals),), NOT_TOLD)
     text = reals.pictures.captions.first(reals.chosen.tolist()) if reals.pictures.captions else None
-    told = text is not None or bool((labels != NOT_TOLD).any())
-    cells = sweep(
-        grid.samplings(sampling, told), maker(stage, labels.to(device), text, seed), reals.features(stage.image_size),
-        progress, seed,
-    )  # fmt: skip
+    samplings, made = grid.samplings(sampling, guidable(pictures, known)), maker(stage, labels.to(device), text, seed)
+    cells = sweep(samplings, made, reals.features(stage.image_size), progress, seed)
     return as_found(cells, reals, stage.image_size, seed, sampling)
 
 
+def for_choosing(pictures: Pictures) -> Tensor:
+    """The later half of the held-out pictures, from its end, as evaluation takes the earlier ones; all where half is
+    too few to choose by.
+    """
+    held_out = pictures.held_out_indices.flip(0)
+    half = held_out[: len(held_out) // 2]
+    return half if len(half) >= FEWEST_TO_CHOOSE else held_out
+
+
 def maker(stage: Stage, labels: Labels, text: Text | None, seed: int) -> Callable[[Sampling], Features]:
-    """Features of one picture a label; picture i has the same seed in every cell."""
-    rngs = [Rng((seed, "sample", index)) for index in range(len(labels))]
-    at_once = max(1, min(32, AT_ONCE_VALUES // stage.image_size**2))
-    parts = [slice(start, start + at_once) for start in range(0, len(labels), at_once)]
+    """Features of one picture a label; picture i has the same seed in every cell, and `calotype sample` another."""
+    rngs = [Rng((seed, "sweep", index)) for index in range(len(labels))]
+    parts = in_turn(len(labels), stage.image_size, stage.image_size)
     told = [text and text.at(range(len(labels))[part]) for part in parts]
     return lambda sampling: features(
         rounded(generate([stage], labels[part], [sampling], rngs[part], text=some)).cpu()
@@ -104,6 +115,8 @@ def as_found(cells: Sequence[Cell], reals: Reals, size: int, seed: int, before: 
         "size": size,
         "n": len(reals),
         "seed": seed,
+        "content": reals.pictures.content,
+        "rows": reals.chosen.tolist(),
         "cells": [cell_json(cell) for cell in cells],
         "best": cell_json(best),
         "stored": len(reals) >= FEWEST_TO_CHOOSE,

@@ -17,7 +17,7 @@ from calotype.commands.talk import Voice
 from calotype.commands.workshop import develop
 from calotype.data.folder import Pictures
 from calotype.files import read_json, sha256, write_json, write_whole
-from calotype.interop import diffusers
+from calotype.interop import diffusers, minilm, transformers
 from calotype.learning.run import Run
 from calotype.machine import examine
 from calotype.plan import Plan, make_plan
@@ -52,7 +52,7 @@ class Wish:
         from_file = read_recipe(self.recipe) if self.recipe else {}
         given = {name: value for name in ("size", "kind") if (value := getattr(self, name)) is not None}
         below = merge(from_file, read_space(self.space))
-        settings = located(merge(below, read_overrides(self.overrides, below), given))
+        settings = with_encoder(located(merge(below, read_overrides(self.overrides, below), given)))
         stages = settings.get("stages") or [SIZE]
         return {"size": stages[-1], **settings}
 
@@ -75,6 +75,19 @@ def located(settings: dict[str, Any]) -> dict[str, Any]:
     diffusers.read_config(whole)
     diffusers.weights_file(whole)
     return merge(settings, {"space": {"path": str(whole)}})
+
+
+def with_encoder(settings: dict[str, Any]) -> dict[str, Any]:
+    """As `located`, of a frozen text encoder; with its hash, so that another one is not taken for it later."""
+    text = settings.get("denoiser", {}).get("text", {})
+    if text.get("kind") == "minilm":
+        minilm.find()
+    if text.get("kind") != "folder" or "path" not in text:
+        return settings
+    whole = Path(text["path"]).expanduser().resolve()
+    transformers.read_config(whole)
+    found = {"path": str(whole), "digest": text.get("digest") or transformers.digest_of(whole)}
+    return merge(settings, {"denoiser": {"text": found}})
 
 
 def plan(wish: Wish, voice: Voice) -> Plan:

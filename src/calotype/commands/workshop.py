@@ -11,12 +11,14 @@ from pathlib import Path
 import torch
 
 from calotype.appraisal import write_card
+from calotype.build import build_frozen
 from calotype.commands.inspecting import short_look
 from calotype.commands.sampling import sample, show_neighbours
 from calotype.commands.talk import Voice, counting, unless
 from calotype.data.folder import Pictures
 from calotype.data.latents import cache_latents
 from calotype.data.shapes import read_forms, shapes_of
+from calotype.data.words import cache_words
 from calotype.learning.overfitting import HOPELESS
 from calotype.learning.run import Interrupted, Leg, Run, go, look, stoppable
 from calotype.learning.train import Clock
@@ -41,6 +43,7 @@ from calotype.legs import (
 )
 from calotype.machine import Machine, peak_memory
 from calotype.model import save_model
+from calotype.nets.frozen import FrozenConfig
 from calotype.nets.kl import Autoencoder
 from calotype.plan import Pace, Plan
 from calotype.plan.measurement import count_parameters
@@ -83,6 +86,7 @@ def develop(run: Run, plan: Plan, pictures: Pictures, machine: Machine, voice: V
 
 def _develop(workshop: Workshop) -> None:
     run, plan, recipe = workshop.run, workshop.plan, workshop.recipe
+    workshop.words()
     stages = [workshop.joint(workshop.base(*workshop.space()))]
     for size in recipe.chain[1:]:
         stage = workshop.enlarger(size, stages[-1])
@@ -95,7 +99,7 @@ def _develop(workshop: Workshop) -> None:
         sample(run.folder, plan.final_count, None, recipe.seed, run.folder / "samples", device, voice, prompt=prompts)
     if plan.budget_seconds >= NEIGHBOURS_FROM:
         with run.timing("neighbours"):
-            show_neighbours(run.folder, workshop.pictures, workshop.device)
+            show_neighbours(run.folder, workshop.pictures)
     write_card(run.folder)
 
 
@@ -114,6 +118,13 @@ class Workshop:
     @property
     def recipe(self) -> Recipe:
         return self.plan.recipe
+
+    def words(self) -> None:
+        """A frozen text encoder reads all captions, before anything learns from them."""
+        text, captions = self.recipe.denoiser.text, self.pictures.captions
+        if isinstance(text, FrozenConfig) and captions is not None:
+            with self.run.timing("captions"), self.voice.bar("captions") as bar:
+                cache_words(build_frozen(text), captions, self.run.folder / "cache", self.device, counting(bar))
 
     def forms(self, pictures: Pictures) -> Sequence[Pictures]:
         """What the first stage learns from, at its size: these squares, or the pictures in several shapes."""

@@ -35,7 +35,7 @@ from calotype.nets.perceptual import efficientnet_lite0
 from calotype.report.comparison import write_comparison
 from calotype.vocabulary import UserError
 
-FORMAT = 1
+FORMAT = 2
 Bar = Callable[[str], AbstractContextManager[Callable[[int, int, str], None]]]
 Read = Callable[[str, int], Pictures]
 """From the name of the data and the size to the pictures."""
@@ -62,7 +62,7 @@ def compare(
     name = data_of(runs, data)
     pictures = read(name, runs[0].size)
     efficientnet_lite0().to(find_device(device))
-    setup = Setup(runs, choose_reals(pictures, count), seed, bar)
+    setup = Setup(runs, choose_reals(pictures, count, pictures.held_out_indices), seed, bar)
     found = {**about(setup, name), **measures(setup, out)}
     found["verdicts"] = verdicts(found)
     write_json(out / "compare.json", found)

@@ -14,22 +14,14 @@ from calotype.comparison.competitor import Competitor
 from calotype.data.folder import Pictures
 from calotype.data.images import images_from_pixels, rounded
 from calotype.evaluate.distances import Features
-from calotype.evaluate.features import features
-from calotype.evaluate.measures import as_json
-from calotype.evaluate.sets import (
-    density_coverage,
-    frechet_estimate,
-    kernel_estimate,
-    nearest,
-    precision_recall,
-    share_estimate,
-)
+from calotype.evaluate.features import LITE0, features
+from calotype.evaluate.measures import FRECHET, MANY_KEY, MEASURES, as_json, distance_key, measure
+from calotype.evaluate.sets import nearest, share_estimate
 from calotype.spaces.latent import LatentSpace
-from calotype.stage import Sampling, Stage, generate, shrunk
+from calotype.stage import Sampling, Stage, generate, in_turn, shrunk
 from calotype.vocabulary import Images, Labels, Rng, Text, UserError
 
 Told = Callable[[int, int], None]
-CHUNK_VALUES = 2**20
 FEWEST_HELD_OUT = 50
 SHOWN = 12
 TRAIN_TIMES, FEWEST_TRAIN = 10, 250
@@ -62,21 +54,21 @@ class Reals:
         return self.kept[size, which]
 
 
-def choose_reals(pictures: Pictures, count: int) -> Reals:
-    """Held-out pictures, or all where those are fewer than 50; as many others beside them, from what is left.
+def choose_reals(pictures: Pictures, count: int, held_out: Tensor) -> Reals:
+    """The first of these held-out pictures, or all pictures where they are fewer than 50; as many others beside them.
 
     Raises `UserError` where there are fewer than four pictures.
     """
-    held_out, train = pictures.held_out_indices, pictures.train_indices
+    others = torch.cat([pictures.held_out_indices, pictures.train_indices])
     pool, notes = held_out, []
     if len(held_out) < min(FEWEST_HELD_OUT, count):
-        pool = torch.cat([held_out, train[~torch.isin(train, held_out)]])
+        pool = torch.cat([held_out, others[~torch.isin(others, held_out)]])
         notes = [f"only {len(held_out)} pictures are held out, so samples are held against trained ones too"]
     if (number := min(count, len(pool), len(pictures) // 2)) < 2:
         raise UserError(f"the data have {len(pictures)} pictures, but a comparison needs at least 4; add some")
     if number < count:
         notes.append(f"{count} samples were wanted; {number} can be held against as many real pictures")
-    rest = torch.cat([pool[number:], train[~torch.isin(train, pool)]])
+    rest = torch.cat([pool[number:], others[~torch.isin(others, pool)]])
     return Reals(pictures, pool[:number], rest[:number], tuple(notes))
 
 
@@ -94,19 +86,18 @@ class Made:
 def make(one: Competitor, reals: Reals, seed: int, keep: int, told: Told) -> Made:
     """Samples with the classes and captions of the real pictures; picture i depends on (seed, i, these two) only."""
     model, made = one.model, Made()
-    chunk = max(1, min(8, CHUNK_VALUES // (3 * one.size**2)))
-    labels = one.labels(reals.pictures, reals.chosen)
-    for part in torch.arange(len(reals)).split(chunk):
-        rngs = [Rng((seed, "sample", int(index))) for index in part]
+    labels, all_rngs = one.labels(reals.pictures, reals.chosen), model.rngs(len(reals), seed)
+    for part in in_turn(len(reals), one.size, one.size):
+        rngs = all_rngs[part]
         text = one.text(reals.pictures, reals.chosen[part])
         pictures = chain(model.stages, model.samplings, labels[part], rngs, text)
         for stage, images in zip(model.stages, pictures, strict=True):
             made.sampled.setdefault(stage.image_size, []).append(features([images]))
         from_real(one, reals, reals.chosen[part], labels[part], rngs, made)
-        if int(part[0]) < max(keep, SHOWN):
+        if part.start < max(keep, SHOWN):
             made.shown.append(pictures[-1].cpu())
             made.small.append(pictures[0])
-        told(int(part[-1]) + 1, len(reals))
+        told(min(part.stop, len(reals)), len(reals))
     return made
 
 
@@ -163,18 +154,8 @@ def floor(reals: Reals, size: int, seed: int) -> dict[str, Any]:
 
 def apart(made: Features, real: Features, seed: int) -> dict[str, Any]:
     """All measures, of however few pictures: the intervals and n beside them say what they are worth."""
-    rng = np.random.default_rng(seed)
-    precision, recall = precision_recall(real, made)
-    density, coverage = density_coverage(real, made)
-    return {
-        "fd_lite0": as_json(frechet_estimate(made, real, rng)),
-        "kernel_distance": as_json(kernel_estimate(made, real, rng)),
-        "precision": precision,
-        "recall": recall,
-        "density": density,
-        "coverage": coverage,
-        "n": [len(made), len(real)],
-    }
+    found = {name: measure(name, made, real, seed) for name in MEASURES if name != MANY_KEY}
+    return {distance_key(LITE0): found.pop(FRECHET), **found, "n": [len(made), len(real)]}
 
 
 def memorised(made: Made, size: int, reals: Reals, train: Features) -> dict[str, Any]:

@@ -179,6 +179,11 @@ def clean(text: str) -> str:
     return " ".join("".join(kept).split())[:MOST_LETTERS]
 
 
+def as_prompts(prompt: str | Sequence[str] | None) -> list[str]:
+    """One for all pictures or several, in the letters that captions are read in."""
+    return [clean(one) for one in ([prompt] if isinstance(prompt, str) else prompt or [])]
+
+
 def plain(text: str) -> str:
     return unicodedata.normalize("NFC", " ".join(text.split()))
 

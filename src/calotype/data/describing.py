@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import random
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
-Saying = tuple[str, str]  # in English, in Vietnamese
-Facts = Mapping[str, str]
+LANGUAGES = ("English", "Vietnamese")
+Saying = tuple[str, str]  # in these
+Facts = Mapping[str, Any]
+Shown = dict[str, str]  # what is to be seen, in English, by what it is about: {"glasses": "sunglasses"}
+
+TRIES = 3000
+"""Combinations that are tried in search of one that is new."""
 
 BACKGROUNDS: dict[str, Saying] = {
     "#ffd5dc": ("pink", "hồng"),
@@ -115,48 +122,89 @@ def describe(facts: Facts) -> Saying:
     article = "an" if name[0] in "aeiou" else "a"
     whole = (f"{article} {name} portrait", f"chân dung kiểu {name}")
     around = (f"on a {background[0]} background", f"trên nền {background[1]}")
-    english, vietnamese = (", ".join(parts) for parts in zip(whole, *seen(facts), around, strict=True))
+    said = (saying for _, saying in seen(facts))
+    english, vietnamese = (", ".join(parts) for parts in zip(whole, *said, around, strict=True))
     return english, vietnamese
 
 
-def seen(facts: Facts) -> Iterator[Saying]:
+def shown(facts: Facts) -> Shown:
+    """The same, one by one."""
+    said = {about: saying[0] for about, saying in seen(facts)}
+    return {"background": BACKGROUNDS[facts["primaryBackgroundColor"]][0], "style": facts["style"], **said}
+
+
+def unseen(drawn: Sequence[Facts], count: int) -> list[Facts]:
+    """`count` combinations of what is drawn, within each style in turn, that no caption of `drawn` says.
+
+    Fewer, or none, where all that can be found are there. Equal arguments give equal combinations.
+    """
+    known, dice = {said for one in drawn for said in describe(one)}, random.Random(0)
+    makers = {style: mixing([one for one in drawn if one["style"] == style], dice) for style in styles_of(drawn)}
+    made: list[Facts] = []
+    while makers and len(made) < count:
+        for style, make in list(makers.items()):
+            tried = (make() for _ in range(TRIES))
+            if new := next((one for one in tried if known.isdisjoint(describe(one))), None):
+                made.append(new)
+            else:
+                del makers[style]
+    return made[:count]
+
+
+def styles_of(drawn: Iterable[Facts]) -> list[str]:
+    return sorted({one["style"] for one in drawn})
+
+
+def mixing(alike: Sequence[Facts], dice: random.Random) -> Callable[[], Facts]:
+    """Makes portraits of one style, each attribute from another one; so as few of them wear glasses as of these."""
+    keys = sorted({key for one in alike for key in one})
+
+    def make() -> Facts:
+        drawn = {key: dice.choice(alike).get(key) for key in keys}
+        return {key: value for key, value in drawn.items() if value is not None}
+
+    return make
+
+
+def seen(facts: Facts) -> Iterator[tuple[str, Saying]]:
+    """What can be seen, each with what it is about."""
     skin = SKINS.get(facts.get("skinColor") or facts.get("baseColor") or "")
     if skin:
-        yield f"{skin[0]} skin", f"da {skin[1]}"
+        yield "skin", (f"{skin[0]} skin", f"da {skin[1]}")
     yield from hair(facts)
     style = facts["style"]
     if style in CLOTHES:
         colour = CLOTHES[style][facts[CLOTHING_KEYS[style]]]
-        yield f"{colour[0]} clothes", f"quần áo {colour[1]}"
+        yield "clothes", (f"{colour[0]} clothes", f"quần áo {colour[1]}")
     if mouth := first(MOUTHS, facts.get("mouth") or facts.get("face") or ""):
-        yield mouth
+        yield "face", mouth
     if "beard" in facts or "facialHair" in facts:
-        yield first(BEARDS, facts.get("facialHair") or "") or BEARDS[""]
+        yield "beard", first(BEARDS, facts.get("facialHair") or "") or BEARDS[""]
     if facts.get("features") == "mustache":
-        yield BEARDS["mustache"]
+        yield "beard", BEARDS["mustache"]
     yield from worn(facts)
 
 
-def hair(facts: Facts) -> Iterator[Saying]:
+def hair(facts: Facts) -> Iterator[tuple[str, Saying]]:
     """How it is cut where the name says so, and its colour where that can be seen."""
     name = (facts.get("head") or facts.get("hair") or "").lower()
     cut = first(HEADS, name)
     if cut:
-        yield cut
+        yield "hair or hat", cut
     colour = HAIRS.get(facts.get("hairColor") or "")
     if colour and facts["style"] != "lorelei" and not any(hat in name for hat in HATS):
-        yield f"{colour[0]} hair", f"tóc {colour[1]}"
+        yield "hair colour", (f"{colour[0]} hair", f"tóc {colour[1]}")
 
 
-def worn(facts: Facts) -> Iterator[Saying]:
+def worn(facts: Facts) -> Iterator[tuple[str, Saying]]:
     things = [facts.get(key, "") for key in ("accessories", "mask", "features")]
     things += [facts["eyes"]] if facts["style"] == "personas" else []
     things += [key for key in ("glasses", "freckles") if key in facts]
     for thing in things:
         if said := first(WORN, thing):
-            yield said
+            yield (said[0] if said[0] in ("face mask", "freckles") else "glasses"), said
     if "earrings" in facts:
-        yield "earrings", "đeo bông tai"
+        yield "earrings", ("earrings", "đeo bông tai")
 
 
 def first(sayings: Mapping[str, Saying], name: str) -> Saying | None:

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from calotype.diffusion.gaussian import Mixture
+from calotype.diffusion.gaussian import ClosedForm
 from calotype.diffusion.local import LocalGaussians
 from calotype.nets.blocks import Precision, autocast, fourier_features
 from calotype.vocabulary import NOT_TOLD, Condition, Latents, Sigmas, per_image
@@ -84,7 +84,7 @@ class Denoiser(nn.Module):
         scaling: ScalingName,
         precision: Precision = "float32",
         spread: float = 1.0,
-        mixture: Mixture | None = None,
+        mixture: ClosedForm | None = None,
         local: LocalGaussians | None = None,
     ) -> None:
         super().__init__()
@@ -124,7 +124,7 @@ class Denoiser(nn.Module):
         if condition.known is not None:
             return condition.known(noisy, sigma)
         if self.mixture is not None:
-            return self.mixture.denoise(noisy, sigma, condition.labels)
+            return self.mixture.denoise(noisy, sigma, condition.labels, condition.text)
         return scaling.skip * noisy if condition.smaller is None else torch.lerp(condition.smaller, noisy, scaling.skip)
 
     def _network(self, scale: Tensor, noisy: Latents, known: Latents, sigma: Sigmas, condition: Condition) -> Latents:

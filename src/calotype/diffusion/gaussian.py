@@ -10,14 +10,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from calotype.diffusion.windows import windowed
-from calotype.vocabulary import NOT_TOLD, Folds, Labels, Latents, Rng, Sigmas, per_image
+from calotype.vocabulary import NOT_TOLD, Folds, Labels, Latents, Rng, Sigmas, Text, per_image
 
 RANKS = (256, 64, 16, 0)
 """Numbers of principal axes that are tried; more than the data bear out does worse on held-out ones."""
@@ -30,6 +30,19 @@ SHARED = 0.5
 """How much of a component's covariance is that of its class around the components' means."""
 MOST_AXIS_VALUES = 2**24
 """The axes of all components take 64 MB, or 16 axes each if that is more."""
+
+
+Means = Float[Tensor, "pictures component dimension"]  # of every picture (1), or of each
+Prior = Float[Tensor, "pictures component"]
+
+
+@runtime_checkable
+class ClosedForm(Protocol):
+    """The posterior mean of the clean picture, given the noisy one, its label and its caption."""
+
+    def side(self, channels: int) -> int: ...
+
+    def denoise(self, noisy: Latents, sigma: Sigmas, labels: Labels, text: Text | None = None) -> Latents: ...
 
 
 class Mixture(nn.Module):
@@ -55,30 +68,39 @@ class Mixture(nn.Module):
         """Of the square that the mixture is fitted to."""
         return math.isqrt(self.means.shape[1] // channels)
 
-    @torch.no_grad()
-    def denoise(self, noisy: Latents, sigma: Sigmas, labels: Labels) -> Latents:
+    def denoise(self, noisy: Latents, sigma: Sigmas, labels: Labels, text: Text | None = None) -> Latents:
         """The posterior mean of the clean picture, over the components of its class, or over all where it is not told.
 
-        A picture that is larger than what the mixture is fitted to, is seen through windows of that size.
+        What captions say is not known here (but in `told.py`).
         """
-        return windowed(noisy, self.side(noisy.shape[1]), lambda part: self._denoise(part, sigma, labels))
+        return self.around(self.means[None], self.prior[None], noisy, sigma, labels)
 
-    def _denoise(self, noisy: Latents, sigma: Sigmas, labels: Labels) -> Latents:
+    @torch.no_grad()
+    def around(self, means: Means, prior: Prior, noisy: Latents, sigma: Sigmas, labels: Labels) -> Latents:
+        """The same where the components have these means and weights, for every picture or for each.
+
+        A picture that is larger than what the mixture is fitted to is seen through windows of that size.
+        """
+        return windowed(noisy, self.side(noisy.shape[1]), lambda part: self._around(means, prior, part, sigma, labels))
+
+    def _around(self, means: Means, prior: Prior, noisy: Latents, sigma: Sigmas, labels: Labels) -> Latents:
         """Within a component each axis is shrunk by `variance / (variance + sigma ** 2)`.
 
         And a component counts as likely as it makes the noisy picture (Bishop 2006, eq. 2.116 and 9.13).
         """
         flat, noise = noisy.flatten(1), sigma[:, None] ** 2
-        along = torch.einsum("bd,krd->bkr", flat, self.axes) - torch.einsum("kd,krd->kr", self.means, self.axes)
-        chosen = self._chosen(squared_distances(flat, self.means), along, noise, labels).to(flat)
+        away = flat[:, None] - means
+        along = torch.einsum("bkd,krd->bkr", away, self.axes)
+        chosen = self._chosen(prior, squared_lengths(away), along, noise, labels).to(flat)
         shrunk, elsewhere = self.variances / (self.variances + noise[..., None]), self.rest / (self.rest + noise)
         kept = chosen * elsewhere
         inside = (chosen[..., None] * (shrunk - elsewhere[..., None]) * along).flatten(1) @ self.axes.flatten(0, 1)
-        around = (chosen - kept) @ self.means + kept.sum(1, keepdim=True) * flat
-        return (around + inside).reshape(noisy.shape)
+        middle = ((chosen - kept)[:, None] @ means)[:, 0] + kept.sum(1, keepdim=True) * flat
+        return (middle + inside).reshape(noisy.shape)
 
     def _chosen(
         self,
+        prior: Prior,
         away: Float[Tensor, "batch component"],
         along: Float[Tensor, "batch component rank"],
         noise: Float[Tensor, "batch 1"],
@@ -91,7 +113,7 @@ class Mixture(nn.Module):
         volume = of_axes.log().sum(2) + others * of_rest.log()
         possible = (labels[:, None] == self.label) | (self.label == NOT_TOLD) | (labels[:, None] == NOT_TOLD)
         possible = possible | ~possible.any(1, keepdim=True)  # a class without a component of its own may be any
-        likely = self.prior.log() - (distance + volume) / 2
+        likely = prior.log() - (distance + volume) / 2
         return torch.softmax(likely.masked_fill(~possible, -torch.inf), 1)
 
 
@@ -117,13 +139,9 @@ class Unseen:
         return denoise
 
 
-def squared_distances(
-    points: Float[Tensor, "batch dimension"], means: Float[Tensor, "component dimension"]
-) -> Float[Tensor, "batch component"]:
+def squared_lengths(away: Float[Tensor, "batch component dimension"]) -> Float[Tensor, "batch component"]:
     """In float64 where there is one: small differences of large distances count, and the batch must not change them."""
-    if points.device.type != "mps":
-        points, means = points.double(), means.double()
-    return torch.cdist(points, means, compute_mode="donot_use_mm_for_euclid_dist").square()
+    return (away if away.device.type == "mps" else away.double()).square().sum(2)
 
 
 class Component(NamedTuple):
@@ -156,9 +174,11 @@ def fit(
     return min(candidates, key=lambda one: flow_error(one, held_out, held_out_labels, sigma, noise))
 
 
-def flow_error(mixture: Mixture, clean: Latents, labels: Labels, sigma: Sigmas, noise: Latents) -> float:
+def flow_error(
+    mixture: ClosedForm, clean: Latents, labels: Labels, sigma: Sigmas, noise: Latents, text: Text | None = None
+) -> float:
     """As in the loss of a flow: `((1 + sigma) / sigma) ** 2` times the squared error, of pictures + `sigma * noise`."""
-    denoised = mixture.denoise(clean + per_image(sigma) * noise, sigma, labels)
+    denoised = mixture.denoise(clean + per_image(sigma) * noise, sigma, labels, text)
     return float(((denoised - clean).square().flatten(1).mean(1) * ((1 + sigma) / sigma) ** 2).mean())
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import prod
 
 import torch
 
 from calotype.evaluate.distances import kernel_distance
 from calotype.evaluate.features import features
-from calotype.stage import Sampling, Stage, generate
+from calotype.stage import Sampling, Stage, generate, in_turn
 from calotype.vocabulary import Images, Labels, OtherImages, Rng, Text
 
 AT_ONCE = 8
@@ -76,7 +77,9 @@ def in_parts(
     text: Text | None = None,
 ) -> OtherImages:
     """As `generate`, a few at a time."""
-    parts = [slice(start, start + AT_ONCE) for start in range(0, len(labels), AT_ONCE)]
+    full, factor = stages[-1].image_size, prod(stage.factor for stage in stages)
+    height, width = (full, full) if smaller is None else (side * factor for side in smaller.shape[-2:])
+    parts = in_turn(len(labels), height, width)
     small = [None if smaller is None else smaller[part] for part in parts]
     told = [text and text.at(range(len(labels))[part]) for part in parts]
     made = [

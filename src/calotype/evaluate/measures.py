@@ -37,14 +37,18 @@ def measured(made: Features, real: Others, seed: int, network: FeatureNetwork = 
     """By name; the Fréchet distance by that of its network: `fd_lite0`."""
     count = min(len(made), len(real))
     found: dict[str, Any] = {"n": [len(made), len(real)]}
-    for name, (fewest, measure) in MEASURES.items():
-        key = name.replace(FRECHET, distance_key(network))
-        found[key] = (
-            as_json(measure(made, real, np.random.default_rng(seed)))
+    for name, (fewest, _) in MEASURES.items():
+        found[name.replace(FRECHET, distance_key(network))] = (
+            measure(name, made, real, seed)
             if count >= fewest
             else too_few(f"it needs {fewest} pictures on either side, and there are {count}")
         )
     return found
+
+
+def measure(name: str, made: Features, real: Others, seed: int) -> Measure:
+    """One of `MEASURES`, of however few pictures."""
+    return as_json(MEASURES[name][1](made, real, np.random.default_rng(seed)))
 
 
 def distance_key(network: FeatureNetwork) -> str:

@@ -7,18 +7,22 @@ al., arXiv 2301.13188, section 4), which a blurred or an average picture does no
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 
 from calotype.evaluate.distances import Features
 from calotype.evaluate.features import AnyImages
 from calotype.evaluate.sets import Estimate, difference, distances, share_estimate
+from calotype.vocabulary import Images
 
 SIDE = 32
 """Pixels are compared at this side: what a copy loses in grain and sharpness is not seen."""
+BLOCK = 2
 NEIGHBOURS = 12
 """So many training pictures, the nearest by features, are compared by pixels."""
 COPY = 1 / 3
@@ -63,6 +67,19 @@ def small_pixels(images: AnyImages) -> Float[np.ndarray, "_ 3 side side"]:
     return np.asarray(shrunk.cpu().numpy(), np.float32)
 
 
+def glanced_at(images: AnyImages) -> Seen:
+    """In a moment, without a network: blocks of their pixels stand for features."""
+    pixels = small_pixels(images)
+    blocks = pixels.reshape(len(pixels), 3, SIDE // BLOCK, BLOCK, SIDE // BLOCK, BLOCK).mean((3, 5))
+    ahead, mirrored = (side.reshape(len(pixels), -1) for side in (blocks, blocks[..., ::-1]))
+    return Seen(ahead, pixels, mirrored)
+
+
+def together(parts: Iterable[Seen]) -> Seen:
+    features, pixels, mirrored = zip(*parts, strict=True)
+    return Seen(np.concatenate(features), np.concatenate(pixels), np.concatenate(mirrored))
+
+
 def nearest_trained(some: Seen, trained: Seen, themselves: bool = False) -> Nearest:
     """By features, then by pixels, mirror images too; `themselves`: `some` are `trained`, and do not count themselves.
 
@@ -102,6 +119,12 @@ def pixels_apart(
         both = np.stack([picture, picture[..., ::-1]])[:, None] - trained[chosen][None]
         found[row] = np.sqrt(np.square(both).mean((2, 3, 4))).min(0)
     return found
+
+
+def facing(trained: Images, images: Images) -> Images:
+    """Each trained picture as it is, or mirrored where it so lies nearer to its image."""
+    ahead, mirrored = ((one - images).square().flatten(1).mean(1) for one in (trained, trained.flip(-1)))
+    return torch.where((mirrored < ahead)[:, None, None, None], trained.flip(-1), trained)
 
 
 def share_of_copies(found: Nearest) -> Estimate:

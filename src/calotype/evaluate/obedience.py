@@ -1,24 +1,32 @@
-"""Does a model show what it was told? Colours are measured, classes are recognised, and captions are told apart."""
+"""Does a model show what it was told? Colours are measured, parts are recognised, and captions are told apart."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-from jaxtyping import Float, Int
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from calotype.evaluate.distances import Features
 from calotype.stage import Stage
-from calotype.vocabulary import NOT_TOLD, Condition, Images, Latents, Rng, Text
+from calotype.vocabulary import NOT_TOLD, Condition, Images, Latents, OtherImages, Rng, Text
 
 Palette = Float[Tensor, "colour 3"]  # in [-1, 1], as pictures
 Choice = Int[Tensor, " batch"]
+Shown = Mapping[str, str]  # what is to be seen, by what it is about; nothing, where it is not there
 
 NEAR = 0.4
 """How far a pixel may be from a colour to count as that colour: about 30 of 255 in each channel."""
+SIDE = 32
+"""Pixels a side in which a judge sees a picture."""
+LEVELS = 4
+"""Noise levels at which captions are told apart: they cut what is trained on into equal parts."""
+
+
+# -- Colours -----------------------------------------------------------------------------------------------------------
 
 
 def palette(colours: Sequence[str]) -> Palette:
@@ -42,41 +50,119 @@ def clothing(images: Images, colours: Palette) -> Choice:
     return torch.stack(count, 1).argmax(1)
 
 
+# -- What is drawn -----------------------------------------------------------------------------------------------------
+
+
 @dataclass(frozen=True)
-class Classifier:
-    """Ridge regression on features, to one column a class."""
+class Judge:
+    """Says what pictures show: kernel ridge regression to one column a value, of which the largest counts.
 
-    weights: np.ndarray[tuple[int, int], np.dtype[np.float64]]
-    mean: np.ndarray[tuple[int], np.dtype[np.float64]]
+    The kernel is a squared product: what counts are pixels and pairs of them, so a part may have any colour.
+    """
 
-    def __call__(self, features: Features) -> Choice:
-        return torch.from_numpy(((features - self.mean) @ self.weights).argmax(1))
+    known: Float[Tensor, "known value"]
+    mean: Float[Tensor, " value"]
+    weights: Float[Tensor, "known column"]
+    shares: Float[Tensor, " column"]
+    values: dict[str, tuple[str, ...]]
+    """What each attribute may be, in the order of the columns."""
+
+    def __call__(self, images: OtherImages) -> list[Shown]:
+        found = kernel(rows_of(images) - self.mean, self.known) @ self.weights + self.shares
+        columns = found.split([len(values) for values in self.values.values()], 1)
+        named = [
+            [values[int(place)] for place in column.argmax(1)]
+            for values, column in zip(self.values.values(), columns, strict=True)
+        ]
+        return [dict(zip(self.values, one, strict=True)) for one in zip(*named, strict=True)]
 
 
-def learn_classes(features: Features, labels: Choice, ridge: float = 1e-2) -> Classifier:
-    """From real pictures; how often it is right on others of them belongs beside whatever it says of samples."""
-    mean = features.mean(0, dtype=np.float64)
-    centred, targets = features - mean, np.eye(int(labels.max()) + 1)[labels.numpy()]
-    gram = centred.T @ centred
-    gram[np.diag_indices_from(gram)] += ridge * np.trace(gram) / len(gram)
-    return Classifier(np.linalg.solve(gram, centred.T @ (targets - targets.mean(0))), mean)
+def learn(images: OtherImages, shown: Sequence[Shown], ridge: float = 1e-2) -> Judge:
+    """From real pictures; how often it is right on others of them belongs beside whatever it says of samples.
+
+    Every other picture is softened, as samples are softer than what they were learned from.
+    """
+    values = {
+        about: tuple(sorted({one.get(about, "") for one in shown}))
+        for about in sorted({key for one in shown for key in one})
+    }
+    told = [
+        torch.tensor([[float(one.get(about, "") == value) for value in several] for one in shown])
+        for about, several in values.items()
+    ]
+    targets, rows = torch.cat(told, 1).double(), rows_of(images)
+    rows[::2] = rows_of(softened(images[::2]))
+    mean, shares = rows.mean(0), targets.mean(0)
+    gram = kernel(rows - mean, rows - mean)
+    weights = torch.linalg.solve(gram + ridge * torch.eye(len(gram)), targets - shares)
+    return Judge(rows - mean, mean, weights, shares, values)
+
+
+def rows_of(images: OtherImages) -> Float[Tensor, "batch value"]:
+    """The pictures as a judge sees them."""
+    return F.interpolate(images.float(), size=(SIDE, SIDE), mode="bilinear", antialias=True).flatten(1).double().cpu()
+
+
+def softened(images: OtherImages) -> OtherImages:
+    small = F.interpolate(images.float(), size=(SIDE, SIDE), mode="bilinear", antialias=True)
+    return F.avg_pool2d(small, 3, 1, 1, count_include_pad=False)
+
+
+def kernel(rows: Float[Tensor, "batch value"], known: Float[Tensor, "known value"]) -> Float[Tensor, "batch known"]:
+    unit = known.square().sum(1).mean()
+    return (1 + rows @ known.T / unit).square()
+
+
+# -- Agreement ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Tally:
+    """Of `count` pictures, how many show what was told; and how many would, at most, if they all showed the same."""
+
+    hits: int
+    same: int
+    count: int
+
+    def __add__(self, other: Tally) -> Tally:
+        return Tally(self.hits + other.hits, self.same + other.same, self.count + other.count)
+
+    @property
+    def chance(self) -> float:
+        """The most that whoever has not read can expect."""
+        return self.same / self.count
+
+    @property
+    def skill(self) -> float:
+        """1 for all, 0 for no more than by chance (Cohen, Educational and Psychological Measurement 20, 1960)."""
+        return (self.hits - self.same) / (self.count - self.same) if self.count > self.same else 0.0
+
+
+def tally(found: Sequence[Shown], told: Sequence[Shown], about: str) -> Tally:
+    wanted = [one.get(about, "") for one in told]
+    hits = sum(one.get(about, "") == value for one, value in zip(found, wanted, strict=True))
+    return Tally(hits, max(Counter(wanted).values()), len(wanted))
+
+
+# -- Captions ----------------------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
-def retrieval(stage: Stage, clean: Latents, captions: Sequence[str], rng: Rng, draws: int = 4) -> float:
-    """How often a picture is denoised best with its own caption among all n (arXiv 2303.16203); by chance, 1 / n.
+def retrieval(stage: Stage, clean: Latents, captions: Sequence[str], rng: Rng) -> Bool[Tensor, " batch"]:
+    """Whether each picture is denoised best with its own caption, at its place, among all n (arXiv 2303.16203).
 
-    Every caption meets the same noise, `draws` times for each picture.
+    By chance, that is 1 in n. All captions meet the same noise, at `LEVELS` levels of what the stage has trained on.
     """
-    count, right = len(captions), 0
+    count = len(captions)
     condition = Condition(torch.full((count,), NOT_TOLD, device=clean.device), text=Text(tuple(captions)))
-    for index, own in enumerate(captions):
-        same = clean[[index]].expand(count, -1, -1, -1)
+    cuts = torch.arange(1, LEVELS + 1) / (LEVELS + 1)
+    levels = stage.schedule.draw(4096, rng.at("levels")).quantile(cuts).tolist()
+    right = []
+    for index, picture in enumerate(clean):
+        same = picture.expand(count, -1, -1, -1)
         error = torch.zeros(count, device=clean.device)
-        for draw in range(draws):
-            here = rng.at(index, draw)
-            sigma = stage.schedule.draw(1, here.at("sigma")).to(clean).expand(count)
-            noise = here.noise_like(clean[[index]]).expand_as(same)
-            error += stage.denoiser.loss(same, sigma, noise, condition)
-        right += captions[int(error.argmin())] == own
-    return right / count
+        for place, level in enumerate(levels):
+            noise = rng.at(index, place).normal(*picture.shape).to(clean).expand_as(same)
+            error += stage.denoiser.loss(same, torch.full_like(error, level), noise, condition)
+        right.append(int(error.argmin()) == index)
+    return torch.tensor(right)

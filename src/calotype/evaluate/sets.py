@@ -73,26 +73,33 @@ def frechet_estimate(a: Features, b: Others, rng: np.random.Generator) -> Estima
 def frechet_of_rows(a: Features, b: Others) -> Callable[[Places, Places], float]:
     """The distance of the sets that have these rows of `a` and of `b`, repeats counted.
 
-    It is measured on the inner products of the rows, so the features are not looked at again.
+    It is measured on the inner products of the rows, so the features are not looked at again. A row that is there
+    three times is there once, with a weight of 3: a third of all rows drawn with replacement are repeats, and to
+    decompose so many fewer takes a third of the time.
     """
     a, b = a.astype(np.float64), b.astype(np.float64)
     of_a, of_b, between = a @ a.T, b @ b.T, a @ b.T
 
     def drawn(rows: Places, columns: Places) -> float:
-        ours, theirs = of_a[np.ix_(rows, rows)], of_b[np.ix_(columns, columns)]
-        cross = between[np.ix_(rows, columns)]
-        means = ours.mean() + theirs.mean() - 2 * cross.mean()
-        centred = cross - cross.mean(0) - cross.mean(1)[:, None] + cross.mean()
-        overlap = np.linalg.svd(centred, compute_uv=False).sum() / math.sqrt((len(rows) - 1) * (len(columns) - 1))
-        return float(means + variance(ours) + variance(theirs) - 2 * overlap)
+        (ours, ours_times), (theirs, theirs_times) = (np.unique(one, return_counts=True) for one in (rows, columns))
+        our_mean, our_variance = moments(of_a[np.ix_(ours, ours)], ours_times)
+        their_mean, their_variance = moments(of_b[np.ix_(theirs, theirs)], theirs_times)
+        cross = between[np.ix_(ours, theirs)]
+        by_row, by_column = cross @ theirs_times / len(columns), ours_times @ cross / len(rows)
+        whole = float(by_column @ theirs_times) / len(columns)
+        centred = cross - by_row[:, None] - by_column + whole
+        weighted = np.sqrt(ours_times)[:, None] * centred * np.sqrt(theirs_times)
+        overlap = np.linalg.svd(weighted, compute_uv=False).sum() / math.sqrt((len(rows) - 1) * (len(columns) - 1))
+        return float(our_mean + their_mean - 2 * whole + our_variance + their_variance - 2 * overlap)
 
     return drawn
 
 
-def variance(products: Square) -> float:
-    """The trace of the covariance of rows with these inner products."""
-    count = len(products)
-    return float((np.trace(products) - count * products.mean()) / (count - 1))
+def moments(products: Square, times: Places) -> tuple[float, float]:
+    """Of rows with these inner products: the squared length of the mean, and the trace of the covariance."""
+    count = times.sum()
+    mean = float(times @ products @ times) / count**2
+    return mean, float((times @ np.diag(products) - count * mean) / (count - 1))
 
 
 def kernel_estimate(a: Features, b: Others, rng: np.random.Generator) -> Estimate:

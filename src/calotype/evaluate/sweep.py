@@ -44,7 +44,7 @@ class Grid:
     guidance: Sequence[float] = (1.0, 1.5, 2.0, 3.0)
 
     def samplings(self, sampling: Sampling, told: bool) -> list[Sampling]:
-        """`sampling` in every cell; its guidance stays where the labels are not told, as it changes nothing there."""
+        """`sampling` in every cell; its guidance stays where nothing is `told` that it could lead to."""
         strengths = self.guidance if told else (sampling.guidance,)
         changes = [{"steps": one, "guidance": strength} for strength, one in product(strengths, self.steps)]
         return [sampling.model_copy(update=change) for change in changes]

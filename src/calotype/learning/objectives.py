@@ -17,7 +17,7 @@ from calotype.nets.kl import Autoencoder
 from calotype.nets.perceptual import EfficientNetLite0, perceptual_distance
 from calotype.nets.vae import Moments
 from calotype.stage import Stage
-from calotype.vocabulary import NOT_TOLD, Batch, Config, Images, Labels, Rng, Sigmas, Text
+from calotype.vocabulary import NOT_TOLD, Batch, Config, Images, Labels, Latents, Rng, Sigmas, Text
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,9 @@ class FirstStageConfig(Config):
     perceptual_share: float = Field(default=0.25, gt=0, le=1)
     """Fraction of each batch that the perceptual distance looks at: it costs more than the autoencoder."""
     kl: float = Field(default=1e-5, ge=0)
+    equivariance: float = Field(default=0.0, ge=0)
+    """Of how far latents shrunk to half and turned are from becoming the picture shrunk and turned (EQ-VAE, arXiv
+    2502.09509, eq. 5)."""
     adversarial: float = Field(default=0.1, ge=0)
     """Gradient of the critic's loss at the picture, relative to the reconstruction's. 0: no critic at all."""
     adversarial_cap: float = Field(default=1.0, gt=0)
@@ -79,20 +82,34 @@ class FirstStage:
 
     def judged(self, real: Images, moments: Moments, progress: float, rng: Rng) -> dict[str, Loss]:
         """The losses of pictures that are encoded already."""
-        noise = rng.at("latents").noise_like(moments.mean)
-        fake = self.vae.decode(self.vae.sample(moments, noise))
-        losses = {"autoencoder": self._autoencoder(real, fake, moments, progress)}
+        latents = self.vae.sample(moments, rng.at("latents").noise_like(moments.mean))
+        fake = self.vae.decode(latents)
+        terms = self._reconstruction(real, fake, progress)
+        if self.config.equivariance:
+            terms["equivariance"] = self.config.equivariance * self._equivariance(real, latents, rng)
+        losses = {"autoencoder": self._autoencoder(terms, fake, moments, progress)}
         if self.config.adversarial and progress >= self.config.critic_start:
             losses["critic"] = self._critic(real, fake.detach())
         return losses
 
-    def _autoencoder(self, real: Images, fake: Images, moments: Moments, progress: float) -> Loss:
+    def _reconstruction(self, real: Images, fake: Images, progress: float) -> dict[str, Tensor]:
         config = self.config
         terms = {"l1": (fake - real).abs().mean(), "edges": config.edges * edge_distance(real, fake)}
         if config.perceptual and progress >= config.perceptual_start:
             some = share(len(real), config.perceptual_share)
             distance = perceptual_distance(self.features, fake[:some], real[:some]).mean()
             terms["perceptual"] = config.perceptual * distance
+        return terms
+
+    def _equivariance(self, real: Images, latents: Latents, rng: Rng) -> Tensor:
+        """The L1 distances of pictures of half the size, turned by a random number of quarters."""
+        quarters = int(rng.at("quarters").integers(4, 1))
+        wanted, start = (torch.rot90(F.avg_pool2d(one, 2), quarters, (-2, -1)) for one in (real, latents))
+        fake = self.vae.decode(start)
+        return (fake - wanted).abs().mean() + self.config.edges * edge_distance(wanted, fake)
+
+    def _autoencoder(self, terms: dict[str, Tensor], fake: Images, moments: Moments, progress: float) -> Loss:
+        config = self.config
         reconstruction = torch.stack(list(terms.values())).sum()
         terms["kl"] = config.kl * kl_to_normal(moments).mean()
         if config.adversarial and progress >= self.listens_from:

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from itertools import product
 
 import torch
 from torch import Tensor
 
-from calotype.diffusion.gaussian import Mixture, Unseen, fit, flow_error, refit
+from calotype.diffusion.gaussian import ClosedForm, Mixture, Unseen, fit, flow_error, refit
+from calotype.diffusion.told import Captioned, fit_told
 from calotype.diffusion.windows import windows
 from calotype.learning.train import Source
 from calotype.legs.examples import MOST_VALUES, Form
-from calotype.nets.blocks import Resized
 from calotype.recipe import Recipe
 from calotype.spaces.pixel import Space
 from calotype.stage import Stage
-from calotype.vocabulary import Batch, Latents, Rng
+from calotype.vocabulary import Batch, Latents, Rng, Sigmas, Text
 
 GAUSSIAN_CHECK = 512
 """Held-out pictures by which the size of the mixture is chosen."""
@@ -25,55 +26,100 @@ LOCAL_PLACES = 2**19
 """Pixels of smaller pictures, with what lies below them, to which the kinds of places are fitted."""
 FEWEST_TO_FOLD = 8
 """Pictures that each half needs, if the closed form of one is to stand in for the other's."""
+FEWEST_TOLD = 64
+"""Captions without which words are not tried."""
 OPTIMISTIC = 1.7
 """Where the closed form's error is so many times larger on held-out pictures, each is trained beside that of others."""
 
 
-def fit_mixture(recipe: Recipe, forms: Sequence[Form], space: Space) -> tuple[Mixture, Unseen | None]:
+@dataclass(frozen=True)
+class Trial:
+    """Pictures by which closed forms are judged, with their noise."""
+
+    known: Captioned
+    sigma: Sigmas
+    noise: Latents
+
+    def error(self, form: ClosedForm, of: Captioned | None = None) -> float:
+        """Of these pictures, or of as many others with the same noise."""
+        clean, labels, text = of or self.known
+        count = min(len(clean), len(self.sigma))
+        some, told = slice(0, count), Text(tuple(text[:count]))
+        return flow_error(form, clean[some], labels[some], self.sigma[some], self.noise[some], told)
+
+    def optimistic(self, form: ClosedForm, train: Captioned) -> bool:
+        return self.error(form) >= OPTIMISTIC * self.error(form, train)
+
+
+def fit_mixture(recipe: Recipe, forms: Sequence[Form], space: Space) -> tuple[ClosedForm, Unseen | None]:
     """The closed-form start of the denoiser, from as many training latents as `MOST_VALUES` allows.
 
     And what stands in for it in training, where it knows its own pictures too well. Of several forms, it is fitted to
     the largest square that lies in all of them, and sees each through such windows.
     """
     rng = Rng((recipe.seed, "gaussian"))
-    few = some_of(forms, [form.pictures.held_out_indices for form in forms], GAUSSIAN_CHECK)
-    most = max(2, MOST_VALUES // few[0].clean[0].numel())
-    many = some_of(forms, [form.pictures.train_indices for form in forms], most)
-    side = min(side for one in (*many, *few) for side in one.clean.shape[-2:])
-
-    def seen(batches: Sequence[Batch]) -> Latents:
-        drawn = (space.sample(one.clean, rng) for one in batches)
-        return on_solver(torch.cat([a_window(latents, side, rng.at("window")) for latents in drawn]))
-
-    clean, known = seen(many), seen(few)
-    labels, others = (on_solver(torch.cat([one.labels for one in batches])) for batches in (many, few))
-    sigma = recipe.denoiser.schedule.draw(len(known), rng.at("sigma")).to(known)
-    noise = rng.at("noise").normal(*known.shape).to(known)
-    mixture = fit(clean, labels, known, others, sigma, noise)
-    same = slice(0, len(known))
-    on_train = flow_error(mixture, clean[same], labels[same], sigma[: len(clean)], noise[: len(clean)])
-    on_held_out = flow_error(mixture, known, others, sigma, noise)
-    folds = on_solver(torch.cat([one.fold for one in many if one.fold is not None] or [torch.empty(0).long()]))
-    if min(folds.bincount(minlength=2)) < FEWEST_TO_FOLD or on_held_out < OPTIMISTIC * on_train:
-        return mixture, None
-    unseen = refit(mixture, clean, labels, folds)
-    return mixture, Unseen(tuple(one.to(few[0].clean.device) for one in unseen.mixtures))
+    trained = [one.pictures.train_indices for one in forms]
+    few = some_of(forms, [one.pictures.held_out_indices for one in forms], GAUSSIAN_CHECK, rng)
+    most = max(2, MOST_VALUES // few.clean[0].numel())
+    many = some_of(forms, trained, most, rng)
+    train, known = (captioned(one, space, rng) for one in (many, few))
+    sigma = recipe.denoiser.schedule.draw(len(few), rng.at("sigma")).to(known.clean)
+    trial = Trial(known, sigma, rng.at("noise").normal(*known.clean.shape).to(known.clean))
+    mixture = fit(train.clean, train.labels, known.clean, known.labels, trial.sigma, trial.noise)
+    folds = many.fold
+    if folds is None or min(folds.bincount(minlength=2)) < FEWEST_TO_FOLD or not trial.optimistic(mixture, train):
+        others = some_of(forms, trained, most, rng, 1)  # the same with other captions, perhaps
+        return best_told(mixture, train, captioned(others, space, rng.at("again")), trial), None
+    unseen = refit(mixture, train.clean, train.labels, on_solver(folds))
+    return mixture, Unseen(tuple(one.to(few.clean.device) for one in unseen.mixtures))
 
 
-def some_of(forms: Sequence[Form], rows: Sequence[Tensor], most: int) -> list[Batch]:
-    """At most so many of these pictures in all, of each form in proportion; no batch of a form that has none."""
-    total = sum(map(len, rows))
+def some_of(forms: Sequence[Form], rows: Sequence[Tensor], most: int, rng: Rng, turn: int = 0) -> Batch:
+    """At most so many of these pictures in all, of each form in proportion; in the next turn, the next so many."""
+    side, total = common_side(forms), sum(map(len, rows))
     counts = [min(len(chosen), math.ceil(most * len(chosen) / total)) for chosen in rows]
     sources = (form.examples(chosen) for form, chosen in zip(forms, rows, strict=True))
-    return [source.batch(0, count) for source, count in zip(sources, counts, strict=True) if count]
+    drawn = (source.batch(turn * count, count) for source, count in zip(sources, counts, strict=True) if count)
+    return joined([through_windows(one, side, rng.at("window", turn, place)) for place, one in enumerate(drawn)])
 
 
-def a_window(latents: Latents, side: int, rng: Rng) -> Resized:
-    """Of each picture, one of the windows that it is seen through."""
-    places = list(product(*(windows(length, side) for length in latents.shape[-2:])))
-    drawn = rng.integers(len(places), len(latents)).tolist()
-    parts = ((rows, columns) for (rows, _), (columns, _) in (places[one] for one in drawn))
-    return torch.stack([one[:, rows, columns] for one, (rows, columns) in zip(latents, parts, strict=True)])
+def common_side(forms: Sequence[Form]) -> int:
+    """Of the largest square that lies in all forms, as they are cached."""
+    return min(side for one in forms for side in one.examples(torch.arange(1)).batch(0, 1).clean.shape[-2:])
+
+
+def through_windows(batch: Batch, side: int, rng: Rng) -> Batch:
+    """Of each picture, one of the squares that it is seen through."""
+    places = list(product(*(windows(length, side) for length in batch.clean.shape[-2:])))
+    drawn = (places[place] for place in rng.integers(len(places), len(batch)).tolist())
+    squares = [one[:, rows, columns] for one, ((rows, _), (columns, _)) in zip(batch.clean, drawn, strict=True)]
+    return replace(batch, clean=torch.stack(squares))
+
+
+def joined(batches: Sequence[Batch]) -> Batch:
+    """All their pictures, in turn: so any first ones are of each batch in proportion."""
+    turns = torch.cat([(torch.arange(len(one)) + 0.5) / len(one) for one in batches]).argsort(stable=True)
+    clean = torch.cat([one.clean for one in batches])[turns].contiguous(memory_format=torch.channels_last)
+    labels = torch.cat([one.labels for one in batches])[turns]
+    folds = [one.fold for one in batches if one.fold is not None]
+    texts = [text for one in batches if one.text for text in one.text.wanted]
+    fold = torch.cat(folds)[turns] if folds else None
+    return Batch(clean, labels, None, fold, Text(tuple(texts)).at(turns.tolist()) if texts else None)
+
+
+def captioned(batch: Batch, space: Space, rng: Rng) -> Captioned:
+    text = ("",) * len(batch) if batch.text is None else batch.text.wanted
+    return Captioned(on_solver(space.sample(batch.clean, rng)), on_solver(batch.labels), text)
+
+
+def best_told(mixture: Mixture, train: Captioned, again: Captioned, trial: Trial) -> ClosedForm:
+    """One that hears words, if held-out pictures say that it is better; `mixture` itself where nothing is told."""
+    if sum(map(bool, train.texts)) < FEWEST_TOLD:
+        return mixture
+    heard = fit_told(mixture, train.told(), again.told(), trial.known.told())
+    if heard is None or trial.optimistic(heard, train) or trial.error(heard) > trial.error(mixture):
+        return mixture
+    return heard
 
 
 def on_solver(values: Tensor) -> Tensor:

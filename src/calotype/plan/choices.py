@@ -15,7 +15,6 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from calotype.build import build_backbone
-from calotype.data.captions import Captions
 from calotype.data.folder import Pictures
 from calotype.data.images import images_from_pixels
 from calotype.diffusion.local import LocalGaussians
@@ -24,6 +23,7 @@ from calotype.machine import Machine
 from calotype.nets.dit import DitConfig
 from calotype.nets.unet import UnetConfig
 from calotype.nets.vae import VaeConfig
+from calotype.plan.reading import choose_text, describe_text, reason_of_text
 from calotype.recipe import AutoencoderRecipe, Backbone, DenoiserRecipe, ImportedSpace, Recipe, check
 from calotype.stage import shrunk
 from calotype.vocabulary import Images, UserError
@@ -324,38 +324,12 @@ def imported(recipe: Recipe) -> Iterator[Choice]:
             yield Choice("autoencoder", value, why)
 
 
-def choose_text(captions: Captions | None, width: int, depth: int) -> dict[str, Any]:
-    """Half as wide as the denoiser and a quarter as deep: about a tenth of its cost."""
-    if captions is None or captions.optional:
-        return {"kind": "none"}
-    return {"kind": "bytes", "width": width // 2, "heads": max(1, width // 64), "depth": max(1, depth // 4)}
-
-
-def describe_text(recipe: Recipe) -> str:
-    text = recipe.denoiser.text
-    return "none" if text.kind == "none" else f"bytes, width {text.width}, depth {text.depth}, up to {text.words} words"
-
-
-def reason_of_text(captions: Captions) -> str:
-    if captions.optional:
-        return "the labels say less and are learned sooner; --set denoiser.text.kind=bytes reads the captions"
-    return f"{captions.told:,} of {len(captions.of):,} pictures have captions; the encoder learns with the denoiser"
-
-
 def check_joint(recipe: Recipe, pictures: Pictures) -> None:
     """Raises `UserError` where too few pictures are held out to say whether a joint leg has made anything better."""
     if recipe.joint.images and (held_out := len(pictures.held_out_indices)) < FEWEST_TO_JUDGE:
         raise UserError(
             f"joint.images is set, but {held_out} pictures are held out and a joint leg is judged by "
             f"{FEWEST_TO_JUDGE} or more; take more pictures, or leave joint.images out"
-        )
-
-
-def check_text(recipe: Recipe, pictures: Pictures) -> None:
-    if recipe.denoiser.text.kind != "none" and not pictures.captions:
-        raise UserError(
-            f"denoiser.text.kind is {recipe.denoiser.text.kind}, but none of the pictures has a caption; write them "
-            f"into .txt files beside the pictures or into metadata.jsonl, or set it to none"
         )
 
 

@@ -13,8 +13,9 @@ from calotype.learning.player import PlayerConfig
 from calotype.learning.train import Clock
 from calotype.legs import LEVELS_TRIED
 from calotype.machine import Machine, peak_memory
-from calotype.plan.choices import Choice, check_joint, check_sizes, check_text, explain, learning_rate, propose, shares
+from calotype.plan.choices import Choice, check_joint, check_sizes, explain, learning_rate, propose, shares
 from calotype.plan.measurement import Measurement, Phases, seconds_an_image
+from calotype.plan.reading import check_text
 from calotype.recipe import DiffusionConfig, EnlargeRecipe, Recipe, check, leg_above, merge
 
 OVERHEAD = 0.05
@@ -24,8 +25,8 @@ LAST_LOOKS = 10.0
 WARMUP_STEPS, LONGEST_WARMUP = 100, 0.25
 """With 25 steps the network stays silent for the rest of a run of 500; with 60 it does not (dev/LOG.md, 2026-11-22)."""
 ORDER = (
-    "autoencoder", "latents", "inspect", "denoiser", "joint", "judge", "prepare", "enlarge", "mistakes", "level",
-    "previews", "samples",
+    "captions", "autoencoder", "latents", "inspect", "denoiser", "joint", "judge", "prepare", "enlarge", "mistakes",
+    "level", "previews", "samples",
 )  # fmt: skip
 LEVEL_SHARE, FEWEST_LEVEL_CROPS, MOST_LEVEL_CROPS = 0.05, 12, 96
 """The search for an augmentation level may take this share of the time; with fewer crops it says nothing."""
@@ -141,7 +142,7 @@ def allot(plan: Plan, measured: Measurement, count: int, budget: float, started:
         "seconds_a_step": {leg: costs[leg] * batches[leg] for leg in costs},
         "seconds": in_order({**seconds, **fixed, "samples": samples}),
         "peak_memory_bytes": peak_memory(measured.device),
-        "disk_bytes": disk_bytes(recipe, parameters, measured.closed_form(), count),
+        "disk_bytes": disk_bytes(recipe, parameters, measured.closed_form(), count) + measured.reading[1],
     }
 
 
@@ -175,6 +176,8 @@ def beside_training(plan: Plan, measured: Measurement, count: int, left: float) 
     encoded = count * (2 if recipe.flip else 1)
     latent = {"latents": measured.encode() * encoded, "inspect": measured.inspect()}
     fixed = latent if recipe.kind == "latent" else {}
+    if seconds := measured.reading[0]:
+        fixed["captions"] = seconds
     if "joint" in recipe.legs:
         fixed["judge"] = 2 * recipe.joint.pictures * measured.sample_stage(0)
     for index, size in enumerate(recipe.chain[1:], 1):

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import torch
 from torch import nn
 
-from calotype.build import build_enlarger, build_first_stage, build_joint, build_stage
+from calotype.build import build_enlarger, build_first_stage, build_frozen, build_joint, build_stage
 from calotype.data.folder import Pictures
 from calotype.data.images import images_from_pixels
 from calotype.data.latents import LatentCache
 from calotype.data.sources import LatentSource
-from calotype.diffusion.gaussian import CLUSTERS, FEWEST, Mixture, largest_rank
+from calotype.data.words import distinct, read_on
+from calotype.diffusion.gaussian import CLUSTERS, FEWEST, ClosedForm, Mixture, largest_rank
+from calotype.diffusion.told import DIRECTIONS, ToldMixture
 from calotype.evaluate.first_stage import measure
 from calotype.learning.objectives import Denoising, FirstStageConfig, Objective
 from calotype.learning.player import Player, PlayerConfig
@@ -24,6 +28,7 @@ from calotype.legs import (
     start_space,
 )
 from calotype.machine import best_time
+from calotype.nets.frozen import FrozenConfig
 from calotype.recipe import Recipe, leg_above, mistakes_above
 from calotype.spaces.latent import LatentSpace
 from calotype.spaces.pixel import PixelSpace, Space
@@ -41,6 +46,7 @@ class Measurement:
 
     def __init__(self, recipe: Recipe, pictures: Pictures, device: torch.device) -> None:
         self.recipe, self.device, self.rng = recipe, device, Rng((recipe.seed, "plan"))
+        self.texts = distinct(pictures.captions) if pictures.captions else []
         classes, some = len(pictures.classes), few(as_read(recipe, pictures))
         self.pictures = {size: some.shrunk(size) for size in recipe.chain}
         self.space: Space = PixelSpace()
@@ -51,13 +57,17 @@ class Measurement:
         for stage in self.stages:
             stage.denoiser.to(device)
 
-    def _mixture(self, count: int, classes: int) -> Mixture | None:
+    def _mixture(self, count: int, classes: int) -> ClosedForm | None:
         """As large as it may get."""
         if self.recipe.denoiser.start == "nothing":
             return None
         dimension, groups = self.space.channels * (self.recipe.chain[0] // self.space.reduction) ** 2, max(1, classes)
         components = groups * (max(CLUSTERS) if count >= FEWEST * groups * max(CLUSTERS) else 1)
-        return Mixture(components, largest_rank(count, dimension, components), dimension)
+        mixture = Mixture(components, largest_rank(count, dimension, components), dimension)
+        if self.recipe.denoiser.text.kind == "none":
+            return mixture
+        told = Mixture(components, largest_rank(count, dimension, components), dimension)
+        return ToldMixture(mixture, told, groups, DIRECTIONS)
 
     def phases(self) -> dict[str, Phases]:
         """Of every leg."""
@@ -110,6 +120,17 @@ class Measurement:
             return 0.0
         images = self._images(max(1, min(16, 16 * SAMPLE_VALUES // (3 * self.recipe.chain[0] ** 2))))
         return best_time(lambda: self.space.moments(images), self.device, 2) / len(images)
+
+    @cached_property
+    def reading(self) -> tuple[float, int]:
+        """Seconds until a frozen text encoder has read all captions, and the bytes of what it says; 0 without one."""
+        text = self.recipe.denoiser.text
+        if not isinstance(text, FrozenConfig):
+            return 0.0, 0
+        some = self.texts[:: max(1, len(self.texts) // 32)][:32]
+        reader, share = build_frozen(text).reader, len(self.texts) / len(some)
+        seconds = best_time(lambda: read_on(reader, some, self.device), self.device, 1)
+        return share * seconds, int(share * read_on(reader, some, self.device).context.nbytes)
 
     def inspect(self) -> float:
         """Seconds of the doctor's look between two legs; 0 in pixels."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from calotype.files import write_whole
 from calotype.report.markup import Html, Inside, figure, picture, section, table, tag
-from calotype.report.measures import Found, called, figure_of, figures, interval, percent
+from calotype.report.measures import Found, called, figure_of, figures, interval, percent, share
 from calotype.report.page import sheet
 from calotype.report.plot import Series
 from calotype.report.propagation import errors
@@ -179,8 +179,9 @@ def quality(found: Found) -> Html:
 
 
 def quality_row(name: str, size: int, one: Found) -> Row:
-    shares = (f"{one[a]:.2f}, {one[b]:.2f}" for a, b in (("precision", "recall"), ("density", "coverage")))
-    return (name, str(size), interval(one["fd_lite0"]), interval(one["kernel_distance"]), *shares, str(one["n"][0]))
+    pairs = (("precision", "recall"), ("density", "coverage"))
+    overlaps = (", ".join(f"{one[key]['value']:.2f}" for key in pair) for pair in pairs)
+    return (name, str(size), interval(one["fd_lite0"]), interval(one["kernel_distance"]), *overlaps, str(one["n"][0]))
 
 
 # -- Learning ----------------------------------------------------------------------------------------------------------
@@ -211,9 +212,9 @@ def gap_lines(leg: Found) -> list[Series]:
 
 def nearest_row(one: Found) -> Row:
     near = one["overfitting"]["nearest"]
-    share = near["nearer"] and interval({key: 100 * near["nearer"][key] for key in ("value", "low", "high")}) + " %"
+    nearer = share(near["nearer"]) if near["nearer"] else UNKNOWN
     number = ", ".join(f"{value:,}" for value in near["n"])
-    return called(one), figures(near["samples_median"]), figures(near["held_out_median"]), share or UNKNOWN, number
+    return called(one), figures(near["samples_median"]), figures(near["held_out_median"]), nearer, number
 
 
 def stability(found: Found) -> Html:

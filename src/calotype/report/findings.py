@@ -69,7 +69,8 @@ def conditions(sweep: Event) -> str:
     )
     return (
         f"n = {how_many(sweep.get('n'))} pictures of {count(number(sweep.get('size')))} px in each cell, from equal "
-        f"seeds, against as many real ones (seed {sweep.get('seed')}); other real pictures come to {interval(floor)}. "
+        f"seeds (of {sweep.get('seed')}, others than those of samples), against as many real ones from the later half "
+        f"of what is held out, where that suffices; other real pictures come to {interval(floor)}. "
         f"{chosen} In square brackets: the 95 % interval. {NEVER_FID}"
     )
 

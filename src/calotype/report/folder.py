@@ -48,13 +48,17 @@ class Run:
         return list(dict.fromkeys([*within(self.facts, "legs"), *in_log]))
 
     @property
+    def settings(self) -> Event:
+        """What the recipe says."""
+        try:
+            return tomllib.loads(self.recipe)
+        except tomllib.TOMLDecodeError:
+            return {}
+
+    @property
     def chain(self) -> list[int]:
         """Sides of the pictures after each stage; empty where the recipe does not say."""
-        try:
-            settings = tomllib.loads(self.recipe)
-        except tomllib.TOMLDecodeError:
-            return []
-        stages = settings.get("stages") or [settings.get("size")]
+        stages = self.settings.get("stages") or [self.settings.get("size")]
         return stages if isinstance(stages, list) and all(isinstance(side, int) for side in stages) else []
 
     def history(self, kind: str, leg: str) -> list[Event]:

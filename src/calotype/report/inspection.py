@@ -7,6 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from calotype.evaluate.first_stage import SHARE
 from calotype.files import write_whole
 from calotype.report.markup import Html, embedded, figure, pairs, section, table, tag
 from calotype.report.measures import Found, digits, figure_of, figures, percent
@@ -77,7 +78,7 @@ def plate(plates: Mapping[str, Image.Image], name: str) -> Html | None:
 def numbers(found: Found) -> Html:
     measures = found["measures"]
     one = measures["reconstruction"]
-    frechet = UNKNOWN if one["frechet"] is None else f"{digits(one['frechet'])} (n = {measures['pictures']})"
+    frechet = UNKNOWN if one["frechet"] is None else digits(one["frechet"])
     rows = [
         ("PSNR", f"{number(one['psnr'])} dB", f"a mean colour for each place would have {number(one['blocks'])} dB"),
         ("SSIM", number(one["ssim"]), "1 is equal"),
@@ -88,7 +89,8 @@ def numbers(found: Found) -> Html:
         ("Receptive field", field_of(measures["receptive_field"]), "how far the decoder spreads one place"),
         ("Critic", critic_of(measures["critic"]), "from the log"),
     ]  # fmt: skip
-    return section("Reconstruction", table(("What", "Measured", ""), rows, "words"))
+    n = f"n = {measures['pictures']:,} pictures."
+    return section("Reconstruction", table(("What", "Measured", ""), rows, "words"), tag("p", n, class_="note"))
 
 
 def field_of(field: Found | None) -> str:
@@ -116,7 +118,9 @@ def latents(found: Found) -> Html:
     rows.append(
         ("a tenth of a spread wrong", f"{number(measures['mistaken'])} dB", "between the pictures that come of it")
     )
-    return section("Latents", table(("What", "Measured", ""), rows, "words"))
+    whole = measures["pictures"]
+    n = f"n = {whole:,} pictures; {max(2, whole // SHARE):,} where latents are made wrong, or noisy as below."
+    return section("Latents", table(("What", "Measured", ""), rows, "words"), tag("p", n, class_="note"))
 
 
 def plots(found: Found) -> Html:

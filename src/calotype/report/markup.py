@@ -46,8 +46,16 @@ def section(title: str, *inside: Inside) -> Html:
 def table(heads: Sequence[str], rows: Iterable[Sequence[Inside]], kind: str) -> Html:
     """`kind` is its class: `words` or `figures`."""
     head = tag("thead", tag("tr", *(tag("th", name, scope="col") for name in heads)))
-    body = tag("tbody", *(tag("tr", *(tag("td", cell) for cell in row)) for row in rows))
+    body = tag("tbody", *(tag("tr", *map(cell, row)) for row in rows))
     return tag("div", tag("table", head, body, class_=kind), class_="wide")
+
+
+def cell(inside: Inside) -> Html:
+    """The ends of an interval may stand below its value, where there is little room."""
+    if not isinstance(inside, str) or " [" not in inside:
+        return tag("td", inside)
+    value, ends = inside.split(" [", 1)
+    return tag("td", value, tag("span", f" [{ends}", class_="ends"))
 
 
 def pairs(values: dict[str, str]) -> Html | None:

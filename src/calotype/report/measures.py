@@ -33,6 +33,11 @@ def interval(one: Found) -> str:
     return digits(float(one["value"])) + ends
 
 
+def share(one: Found) -> str:
+    """The same in hundredths."""
+    return interval({key: 100 * one[key] for key in ("value", "low", "high")}) + " %"
+
+
 def digits(value: float) -> str:
     return (f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}").replace("-", "−")
 

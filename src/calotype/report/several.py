@@ -15,7 +15,7 @@ from calotype.report.markup import Html, figure, pairs, picture, section, table,
 from calotype.report.measures import digits, figure_of, figures
 from calotype.report.page import sheet
 from calotype.report.plot import Series
-from calotype.report.words import UNKNOWN, called_leg, count, duration, memory, moment, short, title
+from calotype.report.words import UNKNOWN, called_leg, clipped, count, duration, memory, moment, short, title
 from calotype.vocabulary import UserError
 
 GRIDS_BYTES = 2_400_000
@@ -54,7 +54,7 @@ def main_table(runs: Keyed, briefs: dict[str, Brief]) -> Html:
         ("state", lambda run, one: one.state),
         ("kind", lambda run, one: one.kind or UNKNOWN),
         ("size in px", lambda run, one: one.chain or UNKNOWN),
-        ("data", lambda run, one: one.data or UNKNOWN),
+        ("data", lambda run, one: clipped(one.data) or UNKNOWN),
         ("training pictures", lambda run, one: count(number(within(run.facts, "pictures").get("train")))),
         ("budget", lambda run, one: duration(number(run.plan.get("budget_seconds")))),
         ("time spent", lambda run, one: duration(one.seconds)),

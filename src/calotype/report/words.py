@@ -52,6 +52,10 @@ def moment(text: str) -> str:
     return f"{then.day} {then:%B %Y, %H:%M %Z}".rstrip()
 
 
+def clipped(text: str, most: int = 24) -> str:
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
 def plain(name: str) -> str:
     return name.replace("_", " ")
 

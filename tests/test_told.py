@@ -1,0 +1,121 @@
+import pytest
+import torch
+from torch import nn
+
+from calotype.diffusion.gaussian import ClosedForm, fit
+from calotype.diffusion.told import FEWEST_HEARD, Captioned, bags_of, buckets, closed_form_like, fit_told
+from calotype.vocabulary import NOT_TOLD, Rng, Text
+
+COLOURS = {"red": 3.0, "green": 0.0, "blue": -3.0}
+RNG = Rng(("told",))
+
+
+def untold(count):
+    return torch.full((count,), NOT_TOLD)
+
+
+def pictures(count, labels=None, spread=0.2, seed=0):
+    """Around the number of the colour that is told, in the first half of the values; the second has the label's."""
+    labels = untold(count) if labels is None else labels
+    named = [list(COLOURS)[number] for number in RNG.at("colour", seed).integers(3, count).tolist()]
+    clean = spread * RNG.at("spread", seed).normal(count, 2, 2, 2)
+    clean[:, 0] += torch.tensor([COLOURS[name] for name in named])[:, None, None]
+    clean[:, 1] += 5.0 * labels.clamp(min=0)[:, None, None]
+    kinds = ["ball", "cube"]
+    return Captioned(clean, labels, [f"A {one} {kinds[k]}." for one, k in zip(named, labels.clamp(min=0), strict=True)])
+
+
+def told_by(train, held_out=None):
+    held_out = held_out or pictures(60, seed=1)
+    sigma, noise = torch.full((len(held_out.texts),), 0.5), RNG.at("noise").normal(*held_out.clean.shape)
+    untold_form = fit(train.clean, train.labels, held_out.clean, held_out.labels, sigma, noise)
+    made = fit_told(untold_form, train, train, held_out)
+    assert made is not None
+    return made
+
+
+def test_lost_in_noise_a_picture_is_what_its_caption_says():
+    form, lost = told_by(pictures(600)), torch.zeros(3, 2, 2, 2)
+    found = form.denoise(lost, torch.full((3,), 1e3), untold(3), Text(tuple(f"a {one} ball" for one in COLOURS)))
+    assert torch.allclose(found[:, 0].mean((1, 2)), torch.tensor(list(COLOURS.values())), atol=0.1)
+    assert found[:, 1].abs().max() < 0.1
+
+
+def test_what_words_leave_is_the_gaussian_around_them():
+    """The posterior mean for a spread of 0.2 around the told colour; without words it would be one of three colours."""
+    form, sigma = told_by(pictures(3000)), 0.4
+    clean = pictures(40, seed=2)
+    noisy = clean.clean + sigma * RNG.at("other").normal(*clean.clean.shape)
+    centre = torch.zeros_like(noisy)
+    centre[:, 0] = torch.tensor([COLOURS[text.split()[1]] for text in clean.texts])[:, None, None]
+    exact = centre + 0.2**2 / (0.2**2 + sigma**2) * (noisy - centre)
+    found = form.denoise(noisy, torch.full((40,), sigma), untold(40), Text(tuple(clean.texts)))
+    assert (found - exact).square().mean() < 0.002
+
+
+def test_words_say_which_group_it_is_where_the_label_does_not():
+    labels = torch.arange(800) % 2
+    form = told_by(pictures(800, labels), pictures(60, torch.arange(60) % 2, seed=1))
+    lost, texts = torch.zeros(2, 2, 2, 2), Text(("a green ball", "a green cube"))
+    found = form.denoise(lost, torch.full((2,), 1e3), untold(2), texts)[:, 1].mean((1, 2))
+    assert torch.allclose(found, torch.tensor([0.0, 5.0]), atol=0.3)
+    against = form.denoise(lost, torch.full((2,), 1e3), torch.tensor([1, 0]), texts)[:, 1].mean((1, 2))
+    assert torch.allclose(against, torch.tensor([5.0, 0.0]), atol=0.3)  # but the label has the last word
+
+
+def test_each_picture_is_denoised_by_what_is_told_of_it_alone():
+    form, noisy = told_by(pictures(600)), RNG.at("noisy").normal(4, 2, 2, 2)
+    sigma, texts = torch.tensor([0.1, 1.0, 3.0, 10.0]), ("a red ball", "", "a blue ball", "")
+    together = form.denoise(noisy, sigma, untold(4), Text(texts))
+    for row in range(4):
+        one = form.denoise(noisy[[row]], sigma[[row]], untold(1), Text(texts[row : row + 1]))
+        assert torch.allclose(together[row], one[0], atol=1e-5)
+    nothing = form.denoise(noisy, sigma, untold(4))
+    assert torch.equal(nothing, form.untold.denoise(noisy, sigma, untold(4)))
+    assert torch.allclose(together[1], nothing[1], atol=1e-6) and not torch.allclose(together[0], nothing[0], atol=0.1)
+
+
+def test_a_larger_canvas_is_told_in_every_window():
+    form, texts = told_by(pictures(600)), Text(("a red ball",))
+    found = form.denoise(torch.zeros(1, 2, 4, 3), torch.full((1,), 1e3), untold(1), texts)
+    assert torch.allclose(found[:, 0], torch.full((1, 4, 3), 3.0), atol=0.1)
+
+
+def test_an_empty_one_has_room_for_what_was_stored():
+    form = told_by(pictures(600))
+    other = closed_form_like({f"mixture.{name}": one for name, one in form.state_dict().items()}, "mixture.")
+    assert isinstance(other, nn.Module) and isinstance(other, ClosedForm)
+    other.load_state_dict(form.state_dict())
+    noisy, texts = RNG.at("noisy").normal(2, 2, 2, 2), Text(("a red ball", "blue"))
+    same = (one.denoise(noisy, torch.ones(2), untold(2), texts) for one in (form, other))
+    assert torch.equal(*same)
+
+
+def test_rare_words_are_not_heard():
+    train = pictures(60)
+    rare = train._replace(texts=[f"word{row // (FEWEST_HEARD // 2 - 1)}" for row in range(60)])
+    untold_form = fit(train.clean, untold(60), train.clean, untold(60), torch.ones(60), torch.randn_like(train.clean))
+    assert fit_told(untold_form, rare, rare, train) is None
+
+
+def test_a_group_of_few_is_moved_in_fewer_ways():
+    labels = (torch.arange(300) % 30 == 0).long()
+    form = told_by(pictures(300, labels), pictures(60, torch.arange(60) % 2, seed=1))
+    assert (
+        form.denoise(torch.zeros(2, 2, 2, 2), torch.ones(2), torch.tensor([0, 1]), Text(("red", "red")))
+        .isfinite()
+        .all()
+    )
+
+
+@pytest.mark.parametrize("text", ["\0\0", "!?!", "\u202e", "a" * 100_000, "\ud800"])
+def test_odd_captions_move_nothing_far(text):
+    form = told_by(pictures(600))
+    found = form.denoise(torch.zeros(1, 2, 2, 2), torch.full((1,), 1e3), untold(1), Text((text,)))
+    assert found.isfinite().all() and found.abs().max() < 10
+
+
+def test_case_and_punctuation_say_nothing_and_order_does():
+    assert buckets("A red, BALL!") == buckets("a red ball")
+    assert set(buckets("red hair blue eyes")) != set(buckets("blue hair red eyes"))
+    assert bags_of(["", "a"]).sum(1).tolist() == [0, 1]
