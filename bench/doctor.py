@@ -28,9 +28,10 @@ from calotype.evaluate.first_stage import measure
 from calotype.learning.train import train
 from calotype.legs import Form, autoencoder_leg, denoiser_leg, each_class, latent_examples, look_count, unseen_first
 from calotype.plan.choices import ladder
-from calotype.recipe import Recipe, check, merge
+from calotype.recipe import Recipe, check
 from calotype.spaces.latent import LatentSpace
 from calotype.stage import Stage, generate
+from calotype.tables import merge
 from calotype.vocabulary import Images, Rng
 
 CPU = torch.device("cpu")

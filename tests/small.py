@@ -15,8 +15,9 @@ from calotype.learning import run
 from calotype.legs import Form, autoencoder_leg, denoiser_leg, latent_examples
 from calotype.machine import Machine
 from calotype.plan import measurement
-from calotype.recipe import check, merge
+from calotype.recipe import check
 from calotype.spaces.latent import LatentSpace
+from calotype.tables import merge
 from calotype.vocabulary import NOT_TOLD, Rng
 
 CPU = torch.device("cpu")

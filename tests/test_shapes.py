@@ -1,5 +1,6 @@
 import re
 from collections import Counter
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -10,13 +11,14 @@ from small import CASCADE, CPU, Keeper, be_quick, noise_pixels, recipe, wish
 import calotype
 from calotype.commands import check_data, plan, resume, train
 from calotype.data import shapes
+from calotype.data.captions import Captions
 from calotype.data.folder import read_folder
 from calotype.data.images import cut, images_from_pixels, pils_from_images
 from calotype.data.shapes import Shape, cut_away, read_forms, shape_notes, shapes_of, sort
 from calotype.data.sources import PictureSource
 from calotype.files import read_json
 from calotype.legs import Form, picture_examples
-from calotype.legs.closed_form import fit_mixture
+from calotype.legs.closed_form import fit_mixture, some_of
 from calotype.legs.examples import MixedSource, main_form
 from calotype.spaces.pixel import PixelSpace
 from calotype.vocabulary import Rng, UserError
@@ -185,6 +187,30 @@ def test_the_closed_form_of_several_shapes_sees_them_all(folder, tmp_path):
         sigma, noisy = torch.ones(len(clean)), clean + torch.randn_like(clean)
         wrong = (mixture.denoise(noisy, sigma, form.pictures.labels) - clean).square().mean()
         assert wrong < 0.5 * (clean - clean.mean()).square().mean()
+
+
+def test_a_window_keeps_the_caption_of_its_picture_and_any_first_ones_are_of_all_forms(folder, tmp_path):
+    pictures = read_folder(folder, 16)
+    named = replace(pictures, captions=Captions(tuple((one.path.stem,) for one in pictures.originals)))
+    parts = read_forms(named, THREE, 1, tmp_path)
+    forms = [Form(one, picture_examples(recipe(flip=False), one, CPU)) for one in parts]
+    whole = {
+        original.path.stem: image
+        for one in parts
+        for original, image in zip(one.originals, images_from_pixels(one.pixels), strict=True)
+    }
+    for turn in range(2):
+        seen = some_of(forms, [torch.arange(len(one)) for one in parts], len(whole), Rng(("seen",)), turn)
+        assert sorted(seen.text.wanted) == sorted(whole)
+        for window, name in zip(seen.clean, seen.text.wanted, strict=True):
+            places = whole[name].unfold(1, 12, 1).unfold(2, 12, 1)
+            assert (places == window[:, None, None]).all(-1).all(-1).all(0).any()
+        for first in range(1, len(whole)):
+            counts = Counter(whole[name].shape for name in seen.text.wanted[:first])
+            expected = (first * len(one) / len(whole) for one in parts)
+            assert all(
+                abs(counts[one.pixels.shape[1:]] - share) <= 1 for one, share in zip(parts, expected, strict=True)
+            )
 
 
 def test_a_leg_is_judged_by_the_form_with_most_held_out_pictures(folder, tmp_path):

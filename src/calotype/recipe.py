@@ -6,7 +6,7 @@ import difflib
 import math
 import re
 import tomllib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from itertools import pairwise, takewhile
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -29,6 +29,7 @@ from calotype.nets.text import BytesConfig, NoText
 from calotype.nets.unet import UnetConfig
 from calotype.nets.vae import VaeConfig
 from calotype.stage import Sampling
+from calotype.tables import all_keys, at_path, line_of, merge, read_value
 from calotype.vocabulary import Config, UserError
 
 Backbone = Annotated[UnetConfig | DitConfig, Field(discriminator="kind")]
@@ -261,11 +262,6 @@ def mistakes_above(size: int) -> str:
     return f"mistakes-{size}"
 
 
-def at_path(path: Sequence[str], value: Any) -> Any:
-    """`value` in nested tables: `{"a": {"b": value}}`."""
-    return {path[0]: at_path(path[1:], value)} if path else value
-
-
 def to_toml(recipe: Recipe) -> str:
     """All settings; a cascade has no autoencoder."""
     latent = {"autoencoder", "space"}
@@ -306,30 +302,6 @@ def read_overrides(overrides: Iterable[str], below: dict[str, Any] | None = None
         table[key] = read_value(value)
     check_layer(settings, below or {}, lambda key: f"--set {key}")
     return settings
-
-
-def read_value(text: str) -> Any:
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return text
-
-
-def merge(*layers: dict[str, Any]) -> dict[str, Any]:
-    """Later settings over earlier ones, table by table; a table of another `kind` replaces the whole table."""
-    merged: dict[str, Any] = {}
-    for layer in layers:
-        for key, value in layer.items():
-            before = merged.get(key)
-            if isinstance(value, dict) and isinstance(before, dict) and not _changes_kind(before, value):
-                merged[key] = merge(before, value)
-            else:
-                merged[key] = value
-    return merged
-
-
-def _changes_kind(before: dict[str, Any], after: dict[str, Any]) -> bool:
-    return "kind" in after and after["kind"] != before.get("kind")
 
 
 def check(settings: dict[str, Any], place: Any = lambda key: f"recipe: {key}") -> Recipe:
@@ -393,27 +365,3 @@ def explain(error: Any, key: str) -> str:
 def common(name: str, table: str) -> int:
     """How many letters two keys share at their beginning."""
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(name, table, strict=False)))
-
-
-def all_keys(settings: dict[str, Any], prefix: str = "") -> list[str]:
-    keys = []
-    for key, value in settings.items():
-        keys.append(prefix + key)
-        if isinstance(value, dict):
-            keys += all_keys(value, f"{prefix}{key}.")
-    return keys
-
-
-def line_of(text: str, key: str) -> int:
-    """The line where a dotted key is set: below its table's heading, else wherever its last part stands first."""
-    *tables, last = key.split(".")
-    heading, lines = ".".join(tables), text.splitlines()
-    here = ""
-    for number, line in enumerate(lines, 1):
-        stripped = line.strip()
-        if stripped.startswith("["):
-            here = stripped.strip("[] ")
-        name = stripped.split("=")[0].strip()
-        if (here == heading and name == last) or (not here and name == key) or here == key:
-            return number
-    return next((number for number, line in enumerate(lines, 1) if last in line), 1)

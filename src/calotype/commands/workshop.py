@@ -47,11 +47,12 @@ from calotype.nets.frozen import FrozenConfig
 from calotype.nets.kl import Autoencoder
 from calotype.plan import Pace, Plan
 from calotype.plan.measurement import count_parameters
-from calotype.recipe import ImportedSpace, Recipe, check, merge
+from calotype.recipe import ImportedSpace, Recipe, check
 from calotype.report import write_report
 from calotype.spaces.latent import LatentSpace, about_tiles
 from calotype.spaces.pixel import PixelSpace, Space
 from calotype.stage import Stage
+from calotype.tables import merge
 
 SHORT = 60.0
 """Seconds of a leg: previews along the way would take a good part of a shorter one."""

@@ -16,7 +16,8 @@ from calotype.machine import Machine, peak_memory
 from calotype.plan.choices import Choice, check_joint, check_sizes, explain, learning_rate, propose, shares
 from calotype.plan.measurement import Measurement, Phases, seconds_an_image
 from calotype.plan.reading import check_text
-from calotype.recipe import DiffusionConfig, EnlargeRecipe, Recipe, check, leg_above, merge
+from calotype.recipe import DiffusionConfig, EnlargeRecipe, Recipe, check, leg_above
+from calotype.tables import merge
 
 OVERHEAD = 0.05
 """Of the training time: previews, held-out measures, checkpoints, the log."""
