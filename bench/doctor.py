@@ -26,11 +26,12 @@ from calotype.evaluate.distances import frechet_distance
 from calotype.evaluate.features import features
 from calotype.evaluate.first_stage import measure
 from calotype.learning.train import train
-from calotype.legs import autoencoder_leg, denoiser_leg, each_class, latent_examples, look_count, unseen_first
+from calotype.legs import Form, autoencoder_leg, denoiser_leg, each_class, latent_examples, look_count, unseen_first
 from calotype.plan.choices import ladder
-from calotype.recipe import Recipe, check, merge
+from calotype.recipe import Recipe, check
 from calotype.spaces.latent import LatentSpace
 from calotype.stage import Stage, generate
+from calotype.tables import merge
 from calotype.vocabulary import Images, Rng
 
 CPU = torch.device("cpu")
@@ -103,7 +104,8 @@ def main() -> None:
             space, cache = first_stage(name, recipe, pictures, Path(folder))
         measures = measure(space, images, held_out, thorough=False)
         diagnosis = diagnose(measures)
-        leg = denoiser_leg(recipe, pictures, space, latent_examples(recipe, pictures, cache, CPU), CPU)
+        form = Form(pictures, latent_examples(recipe, pictures, cache, CPU))
+        leg = denoiser_leg(recipe, [form], space, CPU)
         train(leg.objective, leg.players, leg.source, leg.clock, [])
         made = features(samples(leg.stage, recipe, len(pictures.classes), len(chosen)))
         scores.append(diagnosis.score)

@@ -29,8 +29,9 @@ from calotype.legs.first import AutoencoderLeg
 from calotype.machine import examine
 from calotype.nets import vae
 from calotype.plan.choices import ladder, propose
-from calotype.recipe import Recipe, check, merge
+from calotype.recipe import Recipe, check
 from calotype.spaces.latent import LatentSpace
+from calotype.tables import merge
 
 CHECKED, MEASURED = 48, 64
 SHOWN, SIDE = 4, 512

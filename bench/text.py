@@ -26,7 +26,8 @@ from calotype.learning.player import Player, PlayerConfig
 from calotype.learning.train import Clock, learn
 from calotype.machine import examine
 from calotype.plan.choices import choose_text, propose
-from calotype.recipe import Recipe, check, merge
+from calotype.recipe import Recipe, check
+from calotype.tables import merge
 from calotype.vocabulary import Batch, Rng
 
 

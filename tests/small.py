@@ -12,11 +12,12 @@ from calotype.data.folder import Pictures
 from calotype.data.images import images_from_pixels, pils_from_images
 from calotype.data.latents import LatentCache
 from calotype.learning import run
-from calotype.legs import autoencoder_leg, denoiser_leg, latent_examples
+from calotype.legs import Form, autoencoder_leg, denoiser_leg, latent_examples
 from calotype.machine import Machine
 from calotype.plan import measurement
-from calotype.recipe import check, merge
+from calotype.recipe import check
 from calotype.spaces.latent import LatentSpace
+from calotype.tables import merge
 from calotype.vocabulary import NOT_TOLD, Rng
 
 CPU = torch.device("cpu")
@@ -162,7 +163,7 @@ def second_leg(**changes):
     pictures = noise_pictures()
     space = LatentSpace(autoencoder_leg(settings, pictures, CPU).vae)
     examples = latent_examples(settings, pictures, noise_cache(settings), CPU)
-    return denoiser_leg(settings, pictures, space, examples, CPU)
+    return denoiser_leg(settings, [Form(pictures, examples)], space, CPU)
 
 
 def noise_cache(settings, count=10):

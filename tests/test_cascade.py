@@ -20,8 +20,9 @@ from calotype.files import read_json
 from calotype.learning.run import Interrupted
 from calotype.legs import LEVELS_TRIED
 from calotype.plan import choices, make, measurement
-from calotype.recipe import check, merge, read_recipe
+from calotype.recipe import check, read_recipe
 from calotype.stage import generate
+from calotype.tables import merge
 from calotype.vocabulary import Rng, UserError
 
 KINDS = {"cascade": CASCADE, "hybrid": HYBRID}

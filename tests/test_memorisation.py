@@ -21,7 +21,7 @@ from calotype.evaluate.memorisation import (
     verdict,
 )
 from calotype.learning.train import train
-from calotype.legs import denoiser_leg, picture_examples
+from calotype.legs import Form, denoiser_leg, picture_examples
 from calotype.recipe import check
 from calotype.spaces.pixel import PixelSpace
 from calotype.stage import generate
@@ -138,7 +138,8 @@ def judged(count, steps):
         "sampling": {"steps": 12, "guidance": 1.0},
     }  # fmt: skip
     recipe, pictures = check(settings), noise_pictures(count, classes=())
-    leg = denoiser_leg(recipe, pictures, PixelSpace(), picture_examples(recipe, pictures, CPU), CPU)
+    form = Form(pictures, picture_examples(recipe, pictures, CPU))
+    leg = denoiser_leg(recipe, [form], PixelSpace(), CPU)
     train(leg.objective, leg.players, leg.source, leg.clock, [])
     labels, rngs = torch.full((80,), NOT_TOLD), [Rng(("sample", index)) for index in range(80)]
     made = looked_at(rounded(generate([leg.stage], labels, [recipe.sampling], rngs)))

@@ -45,8 +45,9 @@ from calotype.plan.make import (
     with_warmups,
 )
 from calotype.plan.measurement import Measurement, phase_ends, seconds_an_image
-from calotype.recipe import EnlargeRecipe, check, merge
+from calotype.recipe import EnlargeRecipe, check
 from calotype.stage import shrunk
+from calotype.tables import merge
 from calotype.vocabulary import UserError
 
 PHASES = {

@@ -6,7 +6,7 @@ import difflib
 import math
 import re
 import tomllib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from itertools import pairwise, takewhile
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -29,6 +29,7 @@ from calotype.nets.text import BytesConfig, NoText
 from calotype.nets.unet import UnetConfig
 from calotype.nets.vae import VaeConfig
 from calotype.stage import Sampling
+from calotype.tables import all_keys, at_path, line_of, merge, read_value
 from calotype.vocabulary import Config, UserError
 
 Backbone = Annotated[UnetConfig | DitConfig, Field(discriminator="kind")]
@@ -140,9 +141,11 @@ class Recipe(Config):
     kind: Literal["latent", "cascade"] = "latent"
     """What the first stage works in: the latents of an autoencoder, or pixels."""
     size: PositiveInt = 64
-    """Side of the pictures in pixels; each is cropped to a square around its middle."""
+    """Side of the pictures in pixels; each is cropped to a square around its middle, or see `shapes`."""
     stages: tuple[PositiveInt, ...] = ()
     """Side of the pictures after each stage; none: one stage of `size`."""
+    shapes: PositiveInt = 1
+    """Shapes to train on, from 1:2 to 2:1, each about as large as the square, which is always one; 1: only that."""
     seed: int = 0
     flip: bool = False
     """Also train on mirror images."""
@@ -165,6 +168,8 @@ class Recipe(Config):
             raise ValueError(f"stages end at {self.chain[-1]}, but size is {self.size}; the last stage makes that size")
         if self.kind == "cascade" and self.joint.images:
             raise ValueError("joint.images is set, but a cascade has no autoencoder to train jointly; leave it out")
+        if self.shapes > 1 and self.joint.images:
+            raise ValueError("joint.images is set, but a joint leg is trained on squares alone; leave it or shapes out")
         above = {str(size) for size in self.chain[1:]}
         if unknown := set(self.enlarge) - above:
             raise ValueError(
@@ -218,6 +223,11 @@ class Recipe(Config):
         return base, *(math.lcm(unit_of(self.enlarger(larger).backbone), larger // small) for small, larger in steps)
 
     @property
+    def unit(self) -> int:
+        """What the sides of finished pictures must be multiples of."""
+        return math.lcm(*(self.size // size * unit for size, unit in zip(self.chain, self.units, strict=True)))
+
+    @property
     def legs(self) -> dict[str, LegConfig]:
         """All that is trained, in order."""
         first: dict[str, LegConfig] = {"autoencoder": self.autoencoder} if self.trains_space else {}
@@ -250,11 +260,6 @@ def leg_above(size: int) -> str:
 
 def mistakes_above(size: int) -> str:
     return f"mistakes-{size}"
-
-
-def at_path(path: Sequence[str], value: Any) -> Any:
-    """`value` in nested tables: `{"a": {"b": value}}`."""
-    return {path[0]: at_path(path[1:], value)} if path else value
 
 
 def to_toml(recipe: Recipe) -> str:
@@ -297,30 +302,6 @@ def read_overrides(overrides: Iterable[str], below: dict[str, Any] | None = None
         table[key] = read_value(value)
     check_layer(settings, below or {}, lambda key: f"--set {key}")
     return settings
-
-
-def read_value(text: str) -> Any:
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return text
-
-
-def merge(*layers: dict[str, Any]) -> dict[str, Any]:
-    """Later settings over earlier ones, table by table; a table of another `kind` replaces the whole table."""
-    merged: dict[str, Any] = {}
-    for layer in layers:
-        for key, value in layer.items():
-            before = merged.get(key)
-            if isinstance(value, dict) and isinstance(before, dict) and not _changes_kind(before, value):
-                merged[key] = merge(before, value)
-            else:
-                merged[key] = value
-    return merged
-
-
-def _changes_kind(before: dict[str, Any], after: dict[str, Any]) -> bool:
-    return "kind" in after and after["kind"] != before.get("kind")
 
 
 def check(settings: dict[str, Any], place: Any = lambda key: f"recipe: {key}") -> Recipe:
@@ -384,27 +365,3 @@ def explain(error: Any, key: str) -> str:
 def common(name: str, table: str) -> int:
     """How many letters two keys share at their beginning."""
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(name, table, strict=False)))
-
-
-def all_keys(settings: dict[str, Any], prefix: str = "") -> list[str]:
-    keys = []
-    for key, value in settings.items():
-        keys.append(prefix + key)
-        if isinstance(value, dict):
-            keys += all_keys(value, f"{prefix}{key}.")
-    return keys
-
-
-def line_of(text: str, key: str) -> int:
-    """The line where a dotted key is set: below its table's heading, else wherever its last part stands first."""
-    *tables, last = key.split(".")
-    heading, lines = ".".join(tables), text.splitlines()
-    here = ""
-    for number, line in enumerate(lines, 1):
-        stripped = line.strip()
-        if stripped.startswith("["):
-            here = stripped.strip("[] ")
-        name = stripped.split("=")[0].strip()
-        if (here == heading and name == last) or (not here and name == key) or here == key:
-            return number
-    return next((number for number, line in enumerate(lines, 1) if last in line), 1)

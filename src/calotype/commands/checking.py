@@ -10,6 +10,7 @@ from statistics import median
 from calotype.commands.talk import Voice, counting
 from calotype.data.folder import MOST_HELD_OUT
 from calotype.data.images import shown
+from calotype.data.shapes import Shape, shape_notes
 from calotype.data.survey import Seen, Survey, survey
 from calotype.vocabulary import UserError
 
@@ -39,6 +40,7 @@ def lines(found: Survey) -> Iterator[tuple[str, str]]:
     if found.seen:
         yield from sizes(found)
         yield from named("aspect", aspects(found.seen))
+        yield from named("", shape_notes([Shape(*one.size) for one in found.seen], 1, found.size, 1))
         yield "labels", labels(found)
         described = ", ".join(f"{count:,} in {kind}" for kind, count in sorted(found.captions.items()))
         yield "captions", described or "none"

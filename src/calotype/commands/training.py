@@ -21,7 +21,8 @@ from calotype.interop import diffusers, minilm, transformers
 from calotype.learning.run import Run
 from calotype.machine import examine
 from calotype.plan import Plan, make_plan
-from calotype.recipe import ImportedSpace, Recipe, check, merge, read_overrides, read_recipe, to_toml
+from calotype.recipe import ImportedSpace, Recipe, check, read_overrides, read_recipe, to_toml
+from calotype.tables import merge
 from calotype.vocabulary import UserError
 
 SIZE = 64

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -16,13 +17,14 @@ from calotype.commands.sampling import sample, show_neighbours
 from calotype.commands.talk import Voice, counting, unless
 from calotype.data.folder import Pictures
 from calotype.data.latents import cache_latents
+from calotype.data.shapes import read_forms, shapes_of
 from calotype.data.words import cache_words
 from calotype.learning.overfitting import HOPELESS
 from calotype.learning.run import Interrupted, Leg, Run, go, look, stoppable
 from calotype.learning.train import Clock
 from calotype.legs import (
     DenoiserLeg,
-    Examples,
+    Form,
     as_read,
     autoencoder_leg,
     crop_examples,
@@ -45,11 +47,12 @@ from calotype.nets.frozen import FrozenConfig
 from calotype.nets.kl import Autoencoder
 from calotype.plan import Pace, Plan
 from calotype.plan.measurement import count_parameters
-from calotype.recipe import ImportedSpace, Recipe, check, merge
+from calotype.recipe import ImportedSpace, Recipe, check
 from calotype.report import write_report
 from calotype.spaces.latent import LatentSpace, about_tiles
 from calotype.spaces.pixel import PixelSpace, Space
 from calotype.stage import Stage
+from calotype.tables import merge
 
 SHORT = 60.0
 """Seconds of a leg: previews along the way would take a good part of a shorter one."""
@@ -85,8 +88,7 @@ def develop(run: Run, plan: Plan, pictures: Pictures, machine: Machine, voice: V
 def _develop(workshop: Workshop) -> None:
     run, plan, recipe = workshop.run, workshop.plan, workshop.recipe
     workshop.words()
-    space, examples = workshop.space()
-    stages = [workshop.joint(workshop.base(space, examples))]
+    stages = [workshop.joint(workshop.base(*workshop.space()))]
     for size in recipe.chain[1:]:
         stage = workshop.enlarger(size, stages[-1])
         recipe = workshop.with_best_level(recipe, stages, stage)
@@ -125,20 +127,33 @@ class Workshop:
             with self.run.timing("captions"), self.voice.bar("captions") as bar:
                 cache_words(build_frozen(text), captions, self.run.folder / "cache", self.device, counting(bar))
 
-    def space(self) -> tuple[Space, Examples]:
+    def forms(self, pictures: Pictures) -> Sequence[Pictures]:
+        """What the first stage learns from, at its size: these squares, or the pictures in several shapes."""
+        recipe = self.recipe
+        if recipe.shapes == 1:
+            return [pictures]
+        shapes, folder = shapes_of(recipe.shapes, recipe.size, recipe.unit), self.run.folder / "cache"
+        with self.run.timing("read"), self.voice.bar("shapes") as bar:
+            return read_forms(pictures, shapes, recipe.size // recipe.chain[0], folder, counting(bar))
+
+    def space(self) -> tuple[Space, Sequence[Form]]:
         """What the first stage works in, and its training examples in there."""
         pictures = self.pictures.shrunk(self.recipe.chain[0])
+        forms = self.forms(pictures)
         if self.recipe.kind == "cascade":
-            return PixelSpace(), picture_examples(self.recipe, pictures, self.device)
+            return PixelSpace(), [Form(one, picture_examples(self.recipe, one, self.device)) for one in forms]
         space, folder = LatentSpace(self.autoencoder(pictures)).to(self.device), self.run.folder / "cache"
         with self.run.timing("latents"), self.voice.bar("latents") as bar:
-            cache = cache_latents(space, pictures, self.recipe.flip, folder, self.device, counting(bar))
-            space.measure(moments.float().to(self.device) for moments in cache.of(pictures.train_indices))
+            flip, told = self.recipe.flip, counting(bar)
+            caches = [cache_latents(space, one, flip, folder, self.device, told) for one in forms]
+            trained = (cache.of(one.train_indices) for one, cache in zip(forms, caches, strict=True))
+            space.measure(moments.float().to(self.device) for moments in chain.from_iterable(trained))
             if isinstance(self.recipe.space, ImportedSpace):
                 self.run.log("note", text=about_tiles(space, held_out_images(pictures, 1, self.device)))
         with self.run.timing("inspect"):
             short_look(self.run, space, pictures, self.voice, self.force)
-        return space, latent_examples(self.recipe, pictures, cache, self.device)
+        pairs = zip(forms, caches, strict=True)
+        return space, [Form(one, latent_examples(self.recipe, one, cache, self.device)) for one, cache in pairs]
 
     def autoencoder(self, pictures: Pictures) -> Autoencoder:
         """Trained, or as it was imported."""
@@ -153,9 +168,9 @@ class Workshop:
         self._go(leg)
         return leg.vae
 
-    def base(self, space: Space, examples: Examples) -> Stage:
+    def base(self, space: Space, forms: Sequence[Form]) -> Stage:
         with self.run.timing("prepare"):
-            leg = denoiser_leg(self.recipe, self.pictures, space, examples, self.device)
+            leg = denoiser_leg(self.recipe, forms, space, self.device)
         return self._diffusion(leg)
 
     def joint(self, stage: Stage) -> Stage:

@@ -15,6 +15,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+import numpy as np
 import psutil
 import torch
 from jaxtyping import Bool, Int, UInt8
@@ -25,7 +26,7 @@ from calotype.data.images import (
     GAP,
     SUFFIXES,
     UnreadableError,
-    fit,
+    cut,
     images_from_pixels,
     pixels_from_images,
     read_image,
@@ -50,30 +51,39 @@ class Pictures:
     So neither the order nor the choice of held-out ones depends on names, and equal `content` means equal rows.
     """
 
-    pixels: UInt8[Tensor, "count 3 size size"]  # in memory, or mapped from a file
+    pixels: UInt8[Tensor, "count 3 rows columns"]  # in memory, or mapped from a file; squares, but for `shapes.py`
     labels: Labels  # index into `classes`, or NOT_TOLD
     classes: tuple[str, ...]
     held_out: Bool[Tensor, " count"]
     content: str  # hash over the pictures' content and how they were prepared
     notes: tuple[str, ...] = ()  # plain sentences for the plan
     captions: Captions | None = None
+    originals: tuple[Original, ...] = ()  # one a picture; none where they were drawn, as squares
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def shrunk(self, size: int) -> Pictures:
-        """The same pictures, smaller by a whole factor; they lie in memory."""
-        if size == (before := self.pixels.shape[-1]):
+        """The same squares, smaller by a whole factor; they lie in memory."""
+        return self.smaller(self.pixels.shape[-1] // size)
+
+    def smaller(self, factor: int) -> Pictures:
+        if factor == 1:
             return self
-        parts = [shrunk(images_from_pixels(part), before // size) for part in self.pixels.split(64)]
+        parts = [shrunk(images_from_pixels(part), factor) for part in self.pixels.split(64)]
         return replace(self, pixels=torch.cat([pixels_from_images(part) for part in parts]))
 
     def first(self, count: int) -> Pictures:
         """A few of them, spread evenly over all, held-out ones too."""
         chosen = torch.arange(0, len(self), max(1, len(self) // count))[:count]
+        return self.at(chosen, self.pixels[chosen])
+
+    def at(self, chosen: Int[Tensor, " _"], pixels: UInt8[Tensor, "_ 3 _ _"]) -> Pictures:
+        """Some of them, with these pixels."""
         captions = self.captions and self.captions.at(chosen.tolist())
-        pixels, labels, held_out = self.pixels[chosen], self.labels[chosen], self.held_out[chosen]
-        return replace(self, pixels=pixels, labels=labels, held_out=held_out, captions=captions)
+        originals = tuple(self.originals[index] for index in chosen.tolist()) if self.originals else ()
+        labels, held_out = self.labels[chosen], self.held_out[chosen]
+        return replace(self, pixels=pixels, labels=labels, held_out=held_out, captions=captions, originals=originals)
 
     @property
     def train_indices(self) -> Int[Tensor, " train"]:
@@ -82,6 +92,14 @@ class Pictures:
     @property
     def held_out_indices(self) -> Int[Tensor, " held_out"]:
         return self.held_out.nonzero().flatten()
+
+
+class Original(NamedTuple):
+    """The file that a picture was read from, and how large it is there."""
+
+    path: Path
+    width: int
+    height: int
 
 
 class Source(NamedTuple):
@@ -101,6 +119,8 @@ class Outcome(NamedTuple):
 
     refused: str = ""
     enlarged: bool = False
+    size: tuple[int, int] = (1, 1)
+    """Width and height in its file, or those at which a JPEG was decoded."""
 
 
 def read_folder(folder: Path, size: int, cache: Path | None = None, progress: Progress | None = None) -> Pictures:
@@ -112,7 +132,8 @@ def read_folder(folder: Path, size: int, cache: Path | None = None, progress: Pr
     listing = find_pictures(folder)
     sources, refused = _hashed(folder, listing.pictures)
     unique = distinct(sources)
-    pixels, outcomes = _decoded(folder, unique, size, cache, progress)
+    kept = cache and cache / f"pixels-{content_hash(unique, size)}.npy"
+    pixels, outcomes = decoded([folder / source.name for source in unique], (size, size), kept, progress)
     refused |= {source.name: outcome.refused for source, outcome in zip(unique, outcomes, strict=True)}
     refused = {name: reason for name, reason in refused.items() if reason}
     read = [source for source in unique if source.name not in refused]
@@ -129,7 +150,9 @@ def read_folder(folder: Path, size: int, cache: Path | None = None, progress: Pr
         *class_notes(read, classes),
         *found.notes([source.name for source in read]),
     ]
-    return with_captions(assemble(pixels, read, classes, size, notes), captions)
+    sizes = (outcome.size for outcome in outcomes if not outcome.refused)
+    originals = tuple(Original(folder / source.name, *own) for source, own in zip(read, sizes, strict=True))
+    return with_captions(replace(assemble(pixels, read, classes, size, notes), originals=originals), captions)
 
 
 def with_captions(pictures: Pictures, captions: Captions | None) -> Pictures:
@@ -275,31 +298,32 @@ def _digest(path: Path) -> str | OSError:
         return problem
 
 
-def _decoded(
-    folder: Path, sources: Sequence[Source], size: int, cache: Path | None, progress: Progress | None
+def decoded(
+    paths: Sequence[Path], shape: tuple[int, int], kept: Path | None, progress: Progress | None
 ) -> tuple[Pixels, list[Outcome]]:
-    shape = (len(sources), 3, size, size)
-    fill = partial(_decode, folder, sources, progress=progress)
-    if cache is None or math.prod(shape) <= psutil.virtual_memory().available / 4:
-        pixels, outcomes = in_memory(shape, fill)
+    """Pictures of (rows, columns); in the file `kept`, if they would take more than a quarter of the free memory."""
+    whole = (len(paths), 3, *shape)
+    fill = partial(_decode, paths, progress=progress)
+    if kept is None or math.prod(whole) <= psutil.virtual_memory().available / 4:
+        pixels, outcomes = in_memory(whole, fill)
     else:
-        pixels, outcomes = on_disk(cache / f"pixels-{content_hash(sources, size)}.npy", shape, fill)
+        pixels, outcomes = on_disk(kept, whole, fill)
     return pixels, [Outcome(*outcome) for outcome in outcomes]
 
 
-def _decode(folder: Path, sources: Sequence[Source], pixels: Pixels, progress: Progress | None) -> list[Outcome]:
+def _decode(paths: Sequence[Path], pixels: Pixels, progress: Progress | None) -> list[Outcome]:
     """Fills the first rows of `pixels` with those that can be read, without gaps."""
-    size = pixels.shape[-1]
+    height, width = pixels.shape[2:]
 
-    def place(row: int, source: Source) -> Outcome:
+    def place(row: int, path: Path) -> Outcome:
         try:
-            image = read_image(folder / source.name, shortest=math.ceil(GAP * size))
+            image = read_image(path, shortest=math.ceil(GAP * max(height, width)))
         except UnreadableError as problem:
             return Outcome(problem.reason)
-        pixels[row] = fit(image, size).transpose(2, 0, 1)
-        return Outcome(enlarged=min(image.size) < size)
+        pixels[row] = np.asarray(cut(image, width, height)).transpose(2, 0, 1)
+        return Outcome(enlarged=image.width < width or image.height < height, size=image.size)
 
-    outcomes = list(watched(in_threads(place, range(len(sources)), sources), len(sources), progress))
+    outcomes = list(watched(in_threads(place, range(len(paths)), paths), len(paths), progress))
     for new, old in enumerate(row for row, outcome in enumerate(outcomes) if not outcome.refused):
         if new != old:
             pixels[new] = pixels[old]

@@ -38,8 +38,9 @@ def cache_latents(
     progress: Callable[[int, int], None],
     batch: int = 32,
 ) -> LatentCache:
-    """Encodes all pictures, or reads what an earlier call with equal weights and pictures has written."""
-    path = folder / f"latents-{cache_key(space.vae, pictures.content, flip)}.safetensors"
+    """Encodes all pictures of a shape, or reads what an earlier call with equal weights and pictures has written."""
+    rows, columns = pictures.pixels.shape[-2:]
+    path = folder / f"latents-{columns}x{rows}-{cache_key(space.vae, pictures.content, flip)}.safetensors"
     if (found := read_cache(path)) is None:
         sides = [
             encode(space, pictures, mirrored, device, progress, batch)
@@ -47,7 +48,7 @@ def cache_latents(
         ]
         found = LatentCache(torch.stack(sides).contiguous())
         write_tensors(path, {"moments": found.moments})
-        for old in folder.glob("latents-*.safetensors"):
+        for old in folder.glob(f"latents-{columns}x{rows}-*.safetensors"):
             if old != path:
                 old.unlink()
     return found

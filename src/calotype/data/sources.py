@@ -31,7 +31,7 @@ def folds(chosen: Tensor) -> Folds:
 
 @dataclass(frozen=True)
 class PictureSource:
-    """Chosen pictures as images, cropped at random to `crop` pixels, half of them mirrored if `flip`.
+    """Chosen pictures as images, half of them mirrored if `flip`: random squares of `crop` pixels, or whole ones (0).
 
     With a `factor` above 1 each comes with its smaller picture, and a crop's corner lies on a pixel of that: the shrunk
     picture, or the one in `smaller`, which has a row for each of `chosen`.
@@ -49,19 +49,22 @@ class PictureSource:
     def batch(self, images_seen: int, count: int) -> Batch:
         places = order(len(self.chosen), images_seen, count, self.rng)
         rng, chosen = self.rng.at("pictures", images_seen), self.chosen[places]
-        free = (self.pictures.pixels.shape[-1] - self.crop) // self.factor + 1
+        shape = self.pictures.pixels.shape[-2:]
+        height, width = (self.crop or side for side in shape)
+        free = (shape[-1] - width) // self.factor + 1
         corners = rng.at("crop").integers(free, count, 2)
         mirrored = (rng.at("flip").uniform(count, 1, 1, 1) < 0.5) & self.flip
-        images = self._crops(self.pictures.pixels, chosen, self.factor * corners, self.crop, mirrored)
+        images = self._crops(self.pictures.pixels, chosen, self.factor * corners, (height, width), mirrored)
         smaller = shrunk(images, self.factor) if self.factor > 1 else None
         if self.smaller is not None:
-            smaller = self._crops(self.smaller, places, corners, self.crop // self.factor, mirrored)
+            sides = height // self.factor, width // self.factor
+            smaller = self._crops(self.smaller, places, corners, sides, mirrored)
         labels, text = self.pictures.labels[chosen], drawn(self.pictures.captions, chosen, rng)
         return Batch(images, labels.to(self.device), smaller, folds(chosen).to(self.device), text)
 
-    def _crops(self, pixels: Tensor, rows: Tensor, corners: Tensor, side: int, mirrored: Tensor) -> Images:
-        places = zip(rows.tolist(), corners.tolist(), strict=True)
-        cuts = torch.stack([pixels[row, :, y : y + side, x : x + side] for row, (y, x) in places])
+    def _crops(self, pixels: Tensor, rows: Tensor, corners: Tensor, sides: tuple[int, int], mirrored: Tensor) -> Images:
+        places, (height, width) = zip(rows.tolist(), corners.tolist(), strict=True), sides
+        cuts = torch.stack([pixels[row, :, y : y + height, x : x + width] for row, (y, x) in places])
         images = images_from_pixels(cuts.to(self.device))
         if self.flip:
             images = torch.where(mirrored.to(self.device), images.flip(-1), images)

@@ -2,7 +2,15 @@
 
 from calotype.legs.diffusion import DenoiserLeg, denoiser_leg
 from calotype.legs.enlarging import LEVELS_TRIED, enlarger_leg, mistakes_leg, search_levels
-from calotype.legs.examples import Examples, as_read, crop_examples, latent_examples, picture_examples, picture_source
+from calotype.legs.examples import (
+    Examples,
+    Form,
+    as_read,
+    crop_examples,
+    latent_examples,
+    picture_examples,
+    picture_source,
+)
 from calotype.legs.first import autoencoder_leg, start_linear, start_space
 from calotype.legs.joint import joint_leg, judge
 from calotype.legs.looks import each_class, held_out_images, held_out_prompts, look_count, reconstructions, unseen_first
@@ -11,6 +19,7 @@ __all__ = [
     "LEVELS_TRIED",
     "DenoiserLeg",
     "Examples",
+    "Form",
     "as_read",
     "autoencoder_leg",
     "crop_examples",

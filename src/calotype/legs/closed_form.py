@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import product
 
+import torch
 from torch import Tensor
 
-from calotype.data.folder import Pictures
 from calotype.diffusion.gaussian import ClosedForm, Mixture, Unseen, fit, flow_error, refit
 from calotype.diffusion.told import Captioned, fit_told
+from calotype.diffusion.windows import windows
 from calotype.learning.train import Source
-from calotype.legs.examples import MOST_VALUES, Examples
+from calotype.legs.examples import MOST_VALUES, Form
 from calotype.recipe import Recipe
 from calotype.spaces.pixel import Space
 from calotype.stage import Stage
@@ -47,28 +51,60 @@ class Trial:
         return self.error(form) >= OPTIMISTIC * self.error(form, train)
 
 
-def fit_mixture(
-    recipe: Recipe, pictures: Pictures, space: Space, examples: Examples
-) -> tuple[ClosedForm, Unseen | None]:
+def fit_mixture(recipe: Recipe, forms: Sequence[Form], space: Space) -> tuple[ClosedForm, Unseen | None]:
     """The closed-form start of the denoiser, from as many training latents as `MOST_VALUES` allows.
 
-    And what stands in for it in training, where it knows its own pictures too well.
+    And what stands in for it in training, where it knows its own pictures too well. Of several forms, it is fitted to
+    the largest square that lies in all of them, and sees each through such windows.
     """
     rng = Rng((recipe.seed, "gaussian"))
-    source, held_out = examples(pictures.train_indices), examples(pictures.held_out_indices)
-    few = held_out.batch(0, min(GAUSSIAN_CHECK, len(pictures.held_out_indices)))
+    trained = [one.pictures.train_indices for one in forms]
+    few = some_of(forms, [one.pictures.held_out_indices for one in forms], GAUSSIAN_CHECK, rng)
     most = max(2, MOST_VALUES // few.clean[0].numel())
-    many = source.batch(0, min(most, len(pictures.train_indices)))
+    many = some_of(forms, trained, most, rng)
     train, known = (captioned(one, space, rng) for one in (many, few))
     sigma = recipe.denoiser.schedule.draw(len(few), rng.at("sigma")).to(known.clean)
     trial = Trial(known, sigma, rng.at("noise").normal(*known.clean.shape).to(known.clean))
     mixture = fit(train.clean, train.labels, known.clean, known.labels, trial.sigma, trial.noise)
     folds = many.fold
     if folds is None or min(folds.bincount(minlength=2)) < FEWEST_TO_FOLD or not trial.optimistic(mixture, train):
-        again = captioned(source.batch(len(many), len(many)), space, rng.at("again"))  # with other captions, perhaps
-        return best_told(mixture, train, again, trial), None
+        others = some_of(forms, trained, most, rng, 1)  # the same with other captions, perhaps
+        return best_told(mixture, train, captioned(others, space, rng.at("again")), trial), None
     unseen = refit(mixture, train.clean, train.labels, on_solver(folds))
     return mixture, Unseen(tuple(one.to(few.clean.device) for one in unseen.mixtures))
+
+
+def some_of(forms: Sequence[Form], rows: Sequence[Tensor], most: int, rng: Rng, turn: int = 0) -> Batch:
+    """At most so many of these pictures in all, of each form in proportion; in the next turn, the next so many."""
+    side, total = common_side(forms), sum(map(len, rows))
+    counts = [min(len(chosen), math.ceil(most * len(chosen) / total)) for chosen in rows]
+    sources = (form.examples(chosen) for form, chosen in zip(forms, rows, strict=True))
+    drawn = (source.batch(turn * count, count) for source, count in zip(sources, counts, strict=True) if count)
+    return joined([through_windows(one, side, rng.at("window", turn, place)) for place, one in enumerate(drawn)])
+
+
+def common_side(forms: Sequence[Form]) -> int:
+    """Of the largest square that lies in all forms, as they are cached."""
+    return min(side for one in forms for side in one.examples(torch.arange(1)).batch(0, 1).clean.shape[-2:])
+
+
+def through_windows(batch: Batch, side: int, rng: Rng) -> Batch:
+    """Of each picture, one of the squares that it is seen through."""
+    places = list(product(*(windows(length, side) for length in batch.clean.shape[-2:])))
+    drawn = (places[place] for place in rng.integers(len(places), len(batch)).tolist())
+    squares = [one[:, rows, columns] for one, ((rows, _), (columns, _)) in zip(batch.clean, drawn, strict=True)]
+    return replace(batch, clean=torch.stack(squares))
+
+
+def joined(batches: Sequence[Batch]) -> Batch:
+    """All their pictures, in turn: so any first ones are of each batch in proportion."""
+    turns = torch.cat([(torch.arange(len(one)) + 0.5) / len(one) for one in batches]).argsort(stable=True)
+    clean = torch.cat([one.clean for one in batches])[turns].contiguous(memory_format=torch.channels_last)
+    labels = torch.cat([one.labels for one in batches])[turns]
+    folds = [one.fold for one in batches if one.fold is not None]
+    texts = [text for one in batches if one.text for text in one.text.wanted]
+    fold = torch.cat(folds)[turns] if folds else None
+    return Batch(clean, labels, None, fold, Text(tuple(texts)).at(turns.tolist()) if texts else None)
 
 
 def captioned(batch: Batch, space: Space, rng: Rng) -> Captioned:

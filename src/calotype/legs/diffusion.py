@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from calotype.build import build_stage
-from calotype.data.folder import Pictures
 from calotype.diffusion.denoiser import Denoiser
 from calotype.learning.objectives import Denoising
 from calotype.learning.player import Player, PlayerConfig
 from calotype.learning.run import Leg, deterministic
 from calotype.learning.train import Clock
 from calotype.legs.closed_form import fit_mixture
-from calotype.legs.examples import Examples
+from calotype.legs.examples import Form, MixedSource, main_form
 from calotype.legs.looks import Samples, check_count
 from calotype.recipe import DiffusionConfig, Recipe
 from calotype.spaces.pixel import Space
@@ -41,16 +40,14 @@ def averaged(stage: Stage, player: Player) -> Stage:
     return replace(stage, denoiser=player.average)
 
 
-def denoiser_leg(
-    recipe: Recipe, pictures: Pictures, space: Space, examples: Examples, device: torch.device
-) -> DenoiserLeg:
+def denoiser_leg(recipe: Recipe, forms: Sequence[Form], space: Space, device: torch.device) -> DenoiserLeg:
     """The diffusion model of the first stage, in pixels or in the latents of a trained autoencoder."""
     deterministic(recipe.seed + 1)
     gaussian = recipe.denoiser.start == "gaussian"
-    mixture, unseen = fit_mixture(recipe, pictures, space, examples) if gaussian else (None, None)
-    stage = build_stage(recipe, space, len(pictures.classes), mixture)
+    mixture, unseen = fit_mixture(recipe, forms, space) if gaussian else (None, None)
+    stage = build_stage(recipe, space, len(forms[0].pictures.classes), mixture)
     objective = Denoising(stage, recipe.denoiser.label_dropout, unseen)
-    return diffusion_leg("denoiser", recipe, objective, recipe.denoiser, recipe.sampling, pictures, examples, device)
+    return diffusion_leg("denoiser", recipe, objective, recipe.denoiser, recipe.sampling, forms, device)
 
 
 def diffusion_leg(
@@ -59,24 +56,25 @@ def diffusion_leg(
     objective: Denoising,
     config: DiffusionConfig,
     sampling: Sampling,
-    pictures: Pictures,
-    examples: Examples,
+    forms: Sequence[Form],
     device: torch.device,
 ) -> DenoiserLeg:
-    stage = objective.stage
+    """Trained on all forms, and looked at on one."""
+    stage, rng, main = objective.stage, Rng((recipe.seed, name)), main_form(forms)
     player = Player(stage.denoiser.to(device), config.learn)
-    train = examples(pictures.train_indices)
+    trained = [one.pictures.train_indices for one in forms]
+    sources = [one.examples(chosen) for one, chosen in zip(forms, trained, strict=True)]
+    (pictures, examples), train = forms[main], sources[main]
     count = check_count(train.batch(0, 1).clean[0].numel())
     held_out = examples(pictures.held_out_indices).batch(0, min(count, len(pictures.held_out_indices)))
     same = train.batch(0, len(held_out))
-    rng = Rng((recipe.seed, name))
     look = Samples(averaged(stage, player), stage, sampling, held_out, same, len(pictures.classes), rng)
     clock = Clock(config.images, config.batch, recipe.seed)
     return DenoiserLeg(
         name,
         objective,
         {"denoiser": player},
-        train,
+        MixedSource(sources, [*map(len, trained)], rng),
         clock,
         look.draw,
         look.measure,

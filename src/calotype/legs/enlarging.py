@@ -21,7 +21,7 @@ from calotype.learning.run import deterministic
 from calotype.learning.train import Source
 from calotype.legs.closed_form import fit_local
 from calotype.legs.diffusion import DenoiserLeg, diffusion_leg, gentler
-from calotype.legs.examples import Examples, crop_examples
+from calotype.legs.examples import Examples, Form, crop_examples
 from calotype.legs.looks import asked
 from calotype.recipe import Recipe, leg_above, mistakes_above
 from calotype.stage import Stage, shrunk
@@ -38,8 +38,8 @@ def enlarger_leg(
     deterministic(recipe.seed + size)
     stage, config = build_enlarger(recipe, size, len(pictures.classes)), recipe.enlarger(size)
     fit_local(stage, examples(pictures.train_indices), config.crop or size)
-    objective = Denoising(stage, config.label_dropout)
-    return diffusion_leg(leg_above(size), recipe, objective, config, config.sampling, pictures, examples, device)
+    objective, forms = Denoising(stage, config.label_dropout), [Form(pictures, examples)]
+    return diffusion_leg(leg_above(size), recipe, objective, config, config.sampling, forms, device)
 
 
 def mistakes_leg(recipe: Recipe, below: Stage, stage: Stage, pictures: Pictures, device: torch.device) -> DenoiserLeg:
@@ -55,8 +55,8 @@ def mistakes_leg(recipe: Recipe, below: Stage, stage: Stage, pictures: Pictures,
         return PictureSource(pictures, some, rng, device, crop, recipe.flip, stage.factor, small)
 
     shorter = config.model_copy(update={"images": config.mistakes.images, "learn": gentler(config.learn)})
-    objective = Denoising(stage, config.label_dropout)
-    return diffusion_leg(mistakes_above(size), recipe, objective, shorter, config.sampling, pictures, examples, device)
+    objective, forms = Denoising(stage, config.label_dropout), [Form(pictures, examples)]
+    return diffusion_leg(mistakes_above(size), recipe, objective, shorter, config.sampling, forms, device)
 
 
 def redraw_all(

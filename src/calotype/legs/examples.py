@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+from bisect import bisect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,13 +16,39 @@ from calotype.data.latents import LatentCache
 from calotype.data.sources import LatentSource, PictureSource
 from calotype.learning.train import Source
 from calotype.recipe import Recipe, leg_above
-from calotype.vocabulary import Rng
+from calotype.vocabulary import Batch, Rng
 
 MOST_VALUES = 2**26
 """Closed forms are fitted to as many pictures, or latents, as have so many values in all."""
 
 Examples = Callable[[Tensor], Source]
 """From the indices of pictures to batches of them, as a denoiser wants them."""
+
+
+class Form(NamedTuple):
+    """Pictures of one shape, and examples of them."""
+
+    pictures: Pictures
+    examples: Examples
+
+
+@dataclass(frozen=True)
+class MixedSource:
+    """Batches of one form each, drawn as often as it has pictures: so every picture is as likely as any other."""
+
+    sources: Sequence[Source]
+    counts: Sequence[int]
+    rng: Rng
+
+    def batch(self, images_seen: int, count: int) -> Batch:
+        ends = list(accumulate(self.counts))
+        drawn = int(self.rng.at("form", images_seen).integers(ends[-1], 1))
+        return self.sources[bisect(ends, drawn)].batch(images_seen, count)
+
+
+def main_form(forms: Sequence[Form]) -> int:
+    """By which a leg is judged: that with the most held-out pictures."""
+    return max(range(len(forms)), key=lambda place: len(forms[place].pictures.held_out_indices))
 
 
 def as_read(recipe: Recipe, pictures: Pictures) -> Pictures:
@@ -39,8 +68,8 @@ def latent_examples(recipe: Recipe, pictures: Pictures, cache: LatentCache, devi
 
 
 def picture_examples(recipe: Recipe, pictures: Pictures, device: torch.device) -> Examples:
-    rng, size = Rng((recipe.seed, "base")), recipe.chain[0]
-    return lambda chosen: PictureSource(pictures, chosen, rng, device, size, recipe.flip)
+    rng = Rng((recipe.seed, "base"))
+    return lambda chosen: PictureSource(pictures, chosen, rng, device, 0, recipe.flip)
 
 
 def crop_examples(recipe: Recipe, size: int, pictures: Pictures, device: torch.device) -> Examples:

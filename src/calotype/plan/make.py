@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from calotype.data.folder import Pictures
+from calotype.data.shapes import shape_notes, sizes_of
 from calotype.learning.player import PlayerConfig
 from calotype.learning.train import Clock
 from calotype.legs import LEVELS_TRIED
@@ -15,7 +16,8 @@ from calotype.machine import Machine, peak_memory
 from calotype.plan.choices import Choice, check_joint, check_sizes, explain, learning_rate, propose, shares
 from calotype.plan.measurement import Measurement, Phases, seconds_an_image
 from calotype.plan.reading import check_text
-from calotype.recipe import DiffusionConfig, EnlargeRecipe, Recipe, check, leg_above, merge
+from calotype.recipe import DiffusionConfig, EnlargeRecipe, Recipe, check, leg_above
+from calotype.tables import merge
 
 OVERHEAD = 0.05
 """Of the training time: previews, held-out measures, checkpoints, the log."""
@@ -88,7 +90,8 @@ def make_plan(pictures: Pictures, machine: Machine, budget: float, started: floa
     check_text(recipe, pictures)
     check_joint(recipe, pictures)
     choices = explain(recipe, check(proposal), pictures, reasons)
-    plan = Plan(recipe, str(machine), budget, choices, notes=list(pictures.notes))
+    shapes = shape_notes(sizes_of(pictures), recipe.shapes, recipe.size, recipe.unit)
+    plan = Plan(recipe, str(machine), budget, choices, notes=[*pictures.notes, *shapes])
     measured = Measurement(recipe, pictures, machine.device)
     plan.phases = measured.phases()
     allot(plan, measured, len(pictures), budget, started, proposing)

@@ -1,0 +1,60 @@
+"""Settings as nested tables, as TOML has them: laid over one another, and found in the text."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Sequence
+from typing import Any
+
+
+def merge(*layers: dict[str, Any]) -> dict[str, Any]:
+    """Later settings over earlier ones, table by table; a table of another `kind` replaces the whole table."""
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        for key, value in layer.items():
+            before = merged.get(key)
+            if isinstance(value, dict) and isinstance(before, dict) and not _changes_kind(before, value):
+                merged[key] = merge(before, value)
+            else:
+                merged[key] = value
+    return merged
+
+
+def _changes_kind(before: dict[str, Any], after: dict[str, Any]) -> bool:
+    return "kind" in after and after["kind"] != before.get("kind")
+
+
+def at_path(path: Sequence[str], value: Any) -> Any:
+    """`value` in nested tables: `{"a": {"b": value}}`."""
+    return {path[0]: at_path(path[1:], value)} if path else value
+
+
+def all_keys(settings: dict[str, Any], prefix: str = "") -> list[str]:
+    keys = []
+    for key, value in settings.items():
+        keys.append(prefix + key)
+        if isinstance(value, dict):
+            keys += all_keys(value, f"{prefix}{key}.")
+    return keys
+
+
+def read_value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def line_of(text: str, key: str) -> int:
+    """The line where a dotted key is set: below its table's heading, else wherever its last part stands first."""
+    *tables, last = key.split(".")
+    heading, lines = ".".join(tables), text.splitlines()
+    here = ""
+    for number, line in enumerate(lines, 1):
+        stripped = line.strip()
+        if stripped.startswith("["):
+            here = stripped.strip("[] ")
+        name = stripped.split("=")[0].strip()
+        if (here == heading and name == last) or (not here and name == key) or here == key:
+            return number
+    return next((number for number, line in enumerate(lines, 1) if last in line), 1)

@@ -1,0 +1,255 @@
+import re
+from collections import Counter
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+import torch
+from PIL import Image
+from small import CASCADE, CPU, Keeper, be_quick, noise_pixels, recipe, wish
+
+import calotype
+from calotype.commands import check_data, plan, resume, train
+from calotype.data import shapes
+from calotype.data.captions import Captions
+from calotype.data.folder import read_folder
+from calotype.data.images import cut, images_from_pixels, pils_from_images
+from calotype.data.shapes import Shape, cut_away, read_forms, shape_notes, shapes_of, sort
+from calotype.data.sources import PictureSource
+from calotype.files import read_json
+from calotype.legs import Form, picture_examples
+from calotype.legs.closed_form import fit_mixture, some_of
+from calotype.legs.examples import MixedSource, main_form
+from calotype.spaces.pixel import PixelSpace
+from calotype.vocabulary import Rng, UserError
+
+TALL, SQUARE, WIDE = Shape(12, 24), Shape(16, 16), Shape(24, 12)
+THREE = (TALL, SQUARE, WIDE)
+
+
+@pytest.fixture
+def few(monkeypatch):
+    """A shape needs only two pictures."""
+    monkeypatch.setattr(shapes, "FEWEST", 2)
+
+
+def write_shapes(folder, counts, seed=0):
+    """Pictures of two classes in these sizes, in turn."""
+    sizes = [size for size, count in counts.items() for _ in range(count)]
+    for index, (size, picture) in enumerate(zip(sizes, pils_from_images(coloured(len(sizes), seed)), strict=True)):
+        place = folder / "ab"[index % 2]
+        place.mkdir(parents=True, exist_ok=True)
+        picture.resize(size).save(place / f"{index}.png")
+    return folder
+
+
+def coloured(count, seed):
+    return images_from_pixels(noise_pixels(count, 16, seed))
+
+
+@pytest.fixture
+def folder(tmp_path, few):
+    return write_shapes(tmp_path / "pictures", {(30, 60): 12, (40, 40): 5, (50, 26): 8, (44, 40): 3, (400, 8): 1})
+
+
+# -- Shapes ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [1, 3, 5, 9])
+@pytest.mark.parametrize(("size", "unit"), [(64, 8), (256, 16), (16, 4), (1000, 1)])
+def test_shapes_are_as_large_as_the_square_and_go_evenly_from_tall_to_wide(count, size, unit):
+    made = shapes_of(count, size, unit)
+    assert Shape(size, size) in made and [Shape(*reversed(one)) for one in reversed(made)] == made
+    assert all(side % unit == 0 for one in made for side in one)
+    assert all(abs(one.width * one.height - size**2) <= 1.5 * unit * size for one in made)
+    ratios = [one.width / one.height for one in made]
+    assert ratios == sorted(set(ratios)) and len(made) <= count
+    if unit == 1 and count > 1:
+        assert ratios[-1] == pytest.approx(2, rel=0.01)
+        steps = [after / before for before, after in pairwise(ratios)]
+        assert steps == pytest.approx([4 ** (1 / (count - 1))] * (count - 1), rel=0.02)
+
+
+@pytest.mark.parametrize("size", [(30, 60), (61, 33), (400, 8), (1, 1), (37, 37)])
+@pytest.mark.parametrize("shape", THREE)
+def test_what_is_cut_away_is_what_is_missing(size, shape):
+    """Of the rows or the columns of a picture that is enlarged enough to be cut without rounding."""
+    width, height = (side * 24 for side in size)
+    part = min(width, height * shape.width / shape.height) * min(height, width * shape.height / shape.width)
+    assert cut_away(Shape(*size), shape) == pytest.approx(1 - part / (width * height))
+    assert cut_away(shape, shape) == 0 <= cut_away(Shape(*size), shape) < 1
+
+
+def test_pictures_go_to_the_nearest_shape_that_is_not_rare():
+    sizes = [Shape(10, 20)] * 20 + [Shape(10, 10)] * 20 + [Shape(90, 40)] * 15 + [Shape(1, 900)]
+    assert Counter(sort(sizes, THREE)) == {TALL: 21, SQUARE: 35}
+    assert Counter(sort([*sizes, Shape(90, 40)], THREE)) == {TALL: 21, SQUARE: 20, WIDE: 16}
+    assert sort(sizes[::-1], THREE) == sort(sizes, THREE)[::-1]
+    assert sort([Shape(10, 20), Shape(20, 10), Shape(9, 20)], THREE) == [TALL] * 3
+
+
+def test_notes_say_what_squares_cut_away_and_what_shapes_leave():
+    sizes = [Shape(30, 60)] * 20 + [Shape(10, 10)] * 20
+    assert shape_notes([Shape(7, 7)] * 3, 1, 16, 4) == []
+    (said,) = shape_notes(sizes, 1, 16, 4)
+    assert said == "squares cut away 25% of 40 pictures; with --set shapes=5 it is 0%"
+    told, default = shape_notes(sizes, 3, 16, 4)
+    assert told == (
+        "shapes: 12 x 24 px 20, 16 x 16 px 20; 0% of each is cut away on average, 20 are enlarged (25% with squares)"
+    )
+    assert "squares" in default and "--size" in default
+
+
+# -- Reading -----------------------------------------------------------------------------------------------------------
+
+
+def test_every_picture_is_in_one_form_as_it_is_cut_from_its_file(folder, tmp_path):
+    pictures = read_folder(folder, 16)
+    forms = read_forms(pictures, THREE, 1, tmp_path)
+    assert [(*reversed(one.pixels.shape[2:]), len(one)) for one in forms] == [(*TALL, 12), (*WIDE, 9), (*SQUARE, 8)]
+    seen = {original.path: index for index, original in enumerate(pictures.originals)}
+    for form in forms:
+        for row, original in enumerate(form.originals):
+            index = seen.pop(original.path)
+            assert form.held_out[row] == pictures.held_out[index] and form.labels[row] == pictures.labels[index]
+            (made,) = pils_from_images(images_from_pixels(form.pixels[row, None]))
+            assert made.tobytes() == cut(Image.open(original.path), *made.size).tobytes()
+    assert not seen and len({form.content for form in forms}) == 3
+    half = read_forms(pictures, THREE, 2, tmp_path)
+    assert [tuple(one.pixels.shape[2:]) for one in half] == [(12, 6), (6, 12), (8, 8)]
+
+
+def test_a_picture_that_has_gone_since_is_told(folder, tmp_path):
+    pictures = read_folder(folder, 16)
+    pictures.originals[3].path.unlink()
+    with pytest.raises(UserError, match=r"\.png could be read before, but not now: no such file.*; put it back"):
+        read_forms(pictures, THREE, 1, tmp_path)
+
+
+def test_data_check_says_what_squares_cut_away(folder):
+    voice = Keeper()
+    check_data(folder, 16, voice)
+    assert any(
+        re.search(r"squares cut away \d+% of 29 pictures; with --set shapes=5 it is \d%", one) for one in voice.said
+    )
+
+
+# -- Batches and closed forms ------------------------------------------------------------------------------------------
+
+
+def forms_of(folder, tmp_path):
+    parts = read_forms(read_folder(folder, 16), THREE, 1, tmp_path)
+    return [Form(one, picture_examples(recipe(), one, CPU)) for one in parts]
+
+
+def mixed(forms, *path):
+    rows = [form.pictures.train_indices for form in forms]
+    sources = [form.examples(chosen) for form, chosen in zip(forms, rows, strict=True)]
+    return MixedSource(sources, [*map(len, rows)], Rng(path))
+
+
+def test_a_batch_is_of_one_shape_and_a_function_of_the_clock(folder, tmp_path):
+    forms = forms_of(folder, tmp_path)
+    source, again = (mixed(forms, "mixed") for _ in range(2))
+    batches = [source.batch(images_seen, 4) for images_seen in range(0, 400, 4)]
+    assert {tuple(one.clean.shape[2:]) for one in batches} == {(24, 12), (12, 24), (16, 16)}
+    assert all(
+        torch.equal(one.clean, again.batch(4 * place, 4).clean) for place, one in reversed([*enumerate(batches)])
+    )
+
+
+def test_every_picture_is_as_likely_as_any_other(folder, tmp_path):
+    """As often within what chance allows: 5 standard deviations of a count of pairs."""
+    forms, seen = forms_of(folder, tmp_path), Counter()
+    source = mixed(forms, "mixed")
+    for images_seen in range(0, 2000, 2):
+        for image in source.batch(images_seen, 2).clean:
+            seen[min(one.numpy().tobytes() for one in (image, image.flip(-1)))] += 1
+    expected = 2000 / sum(len(form.pictures.train_indices) for form in forms)
+    assert len(seen) == 27 and max(abs(times - expected) for times in seen.values()) < 5 * (2 * expected) ** 0.5
+
+
+def test_one_form_is_what_it_is_without_others(folder):
+    pictures = read_folder(folder, 16)
+    examples = picture_examples(recipe(), pictures, CPU)
+    alone = PictureSource(pictures, pictures.train_indices, Rng((0, "base")), CPU, 16, True)
+    for source in (examples(pictures.train_indices), mixed([Form(pictures, examples)], "any")):
+        assert all(torch.equal(source.batch(place, 5).clean, alone.batch(place, 5).clean) for place in (0, 7, 300))
+
+
+def test_the_closed_form_of_several_shapes_sees_them_all(folder, tmp_path):
+    """Through the largest square that lies in all of them; and better than no knowledge at all."""
+    forms = forms_of(folder, tmp_path)
+    mixture, _ = fit_mixture(recipe(), forms, PixelSpace())
+    assert mixture.side(3) == 12
+    for form in forms:
+        clean = images_from_pixels(form.pictures.pixels)
+        sigma, noisy = torch.ones(len(clean)), clean + torch.randn_like(clean)
+        wrong = (mixture.denoise(noisy, sigma, form.pictures.labels) - clean).square().mean()
+        assert wrong < 0.5 * (clean - clean.mean()).square().mean()
+
+
+def test_a_window_keeps_the_caption_of_its_picture_and_any_first_ones_are_of_all_forms(folder, tmp_path):
+    pictures = read_folder(folder, 16)
+    named = replace(pictures, captions=Captions(tuple((one.path.stem,) for one in pictures.originals)))
+    parts = read_forms(named, THREE, 1, tmp_path)
+    forms = [Form(one, picture_examples(recipe(flip=False), one, CPU)) for one in parts]
+    whole = {
+        original.path.stem: image
+        for one in parts
+        for original, image in zip(one.originals, images_from_pixels(one.pixels), strict=True)
+    }
+    for turn in range(2):
+        seen = some_of(forms, [torch.arange(len(one)) for one in parts], len(whole), Rng(("seen",)), turn)
+        assert sorted(seen.text.wanted) == sorted(whole)
+        for window, name in zip(seen.clean, seen.text.wanted, strict=True):
+            places = whole[name].unfold(1, 12, 1).unfold(2, 12, 1)
+            assert (places == window[:, None, None]).all(-1).all(-1).all(0).any()
+        for first in range(1, len(whole)):
+            counts = Counter(whole[name].shape for name in seen.text.wanted[:first])
+            expected = (first * len(one) / len(whole) for one in parts)
+            assert all(
+                abs(counts[one.pixels.shape[1:]] - share) <= 1 for one, share in zip(parts, expected, strict=True)
+            )
+
+
+def test_a_leg_is_judged_by_the_form_with_most_held_out_pictures(folder, tmp_path):
+    forms = forms_of(folder, tmp_path)
+    counts = [len(form.pictures.held_out_indices) for form in forms]
+    assert sum(counts) == 2 and counts[main_form(forms)] == max(counts) > 0
+
+
+# -- Runs --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def quick(monkeypatch, few):
+    be_quick(monkeypatch)
+
+
+def test_from_pictures_of_many_shapes_to_pictures_of_many_shapes(folder, tmp_path, quick):
+    run = train(wish(folder, tmp_path / "run", "shapes=3"), Keeper())
+    notes = " ".join(read_json(run / "plan.json")["notes"])
+    assert "shapes: 12 x 24 px 12, 24 x 12 px 9, 16 x 16 px 8;" in notes and "(38% with squares)" in notes
+    assert len([*(run / "cache").glob("latents-*.safetensors")]) == 3
+    model = calotype.load(run)
+    assert model.sample()[0].size == (16, 16) and model.least == 12
+    for size in (*THREE, (32, 20)):
+        assert model.sample(1, size=size)[0].size == tuple(size)
+    with pytest.raises(UserError, match="multiples of 4 from 12 to 128"):
+        model.sample(1, size=(8, 24))
+    assert resume(run, "cpu", Keeper()) == run
+
+
+def test_a_cascade_learns_shapes_in_its_first_stage(folder, tmp_path, quick):
+    model = calotype.load(train(wish(folder, tmp_path / "run", "shapes=3", settings=CASCADE), Keeper()))
+    assert model.least == 12
+    for size in ((12, 24), (24, 12), (16, 32)):
+        assert model.sample(1, size=size)[0].size == size
+
+
+def test_squares_stay_squares_and_a_joint_leg_wants_them(tmp_path, quick):
+    made = plan(wish(write_shapes(tmp_path / "squares", {(20, 20): 10}), tmp_path / "run", "shapes=3"), Keeper())
+    assert any(note.startswith("shapes: 16 x 16 px 10; 0% of each") for note in made.notes)
+    with pytest.raises(UserError, match=r"joint.images is set, but a joint leg is trained on squares alone"):
+        recipe(shapes=3, joint={"images": 8})
