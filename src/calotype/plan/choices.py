@@ -160,7 +160,7 @@ def choose_network(size: int) -> VaeConfig:
 
 def choose_space(size: int) -> tuple[int, int]:
     """Reduction and channels of the autoencoder: 64 to 256 places up to 256 px; channels grow with the reduction."""
-    for smallest, reduction, channels in ((512, 16, 16), (192, 16, 64), (48, 8, 32), (24, 4, 8)):
+    for smallest, reduction, channels in ((192, 16, 64), (48, 8, 32), (24, 4, 8)):
         if size >= smallest:
             return reduction, channels
     return 4, 8
