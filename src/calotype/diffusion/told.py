@@ -126,7 +126,7 @@ class Captioned(NamedTuple):
     def pair(self, heard: Int[Tensor, " heard"]) -> Pair:
         """Their words, those that are heard, and their values."""
         parts = [bags_of(self.texts[start : start + 1024])[:, heard] for start in range(0, len(self.texts), 1024)]
-        return Pair(torch.cat(parts or [torch.zeros(0, len(heard))]).to(self.clean), self.clean.flatten(1).clone())
+        return Pair(torch.cat(parts or [torch.zeros(0, len(heard))]).to(self.clean), self.clean.flatten(1))
 
     def membership(self, groups: Sequence[int]) -> Flat:
         """1 in the column of a picture's group."""
@@ -144,7 +144,8 @@ def fit_told(untold: Mixture, train: Captioned, again: Captioned, held_out: Capt
     if not len(heard):
         return None
     best = [regress(more.of(label).pair(heard), held_out.of(label).pair(heard)) for label in groups]
-    bags, left = train.pair(heard)
+    bags, points = train.pair(heard)
+    left = points.clone()
     for members, one in zip(groups.values(), best, strict=True):
         left[members] -= one.of(bags[members])
     components = components_of(left, groups, max(1, len(untold.means) // len(groups)))
