@@ -125,4 +125,5 @@ def test_odd_captions_move_nothing_far(text):
 def test_case_and_punctuation_say_nothing_and_order_does():
     assert buckets("A red, BALL!") == buckets("a red ball")
     assert set(buckets("red hair blue eyes")) != set(buckets("blue hair red eyes"))
+    assert set(buckets("粉色头发")) & set(buckets("粉色背景"))  # no spaces, but letters in common
     assert bags_of(["", "a"]).sum(1).tolist() == [0, 1]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,8 @@ class Setup:
     bar: Bar
     drawn: Sequence[Facts] = ()
     """What `trained` show, where that is known."""
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    """Of the sampling that is stored with the model."""
 
     @property
     def unseen(self) -> bool:
@@ -117,6 +119,8 @@ def about(setup: Setup, pair: Halves) -> dict[str, Any]:
 
 def notes(setup: Setup, pair: Halves) -> list[str]:
     said = [] if (swept := of_the_sweep(setup, pair)) is None else [swept]
+    if asked := ", ".join(f"{name} {value}" for name, value in setup.changes.items() if value is not None):
+        said.append(f"samples are made with {asked}, as asked, not as is stored with the model")
     if setup.unseen:
         said.append("the pictures that samples are held against are not those that the run was trained on")
     if setup.one.model.classes != setup.pictures.classes:

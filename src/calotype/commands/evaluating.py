@@ -39,7 +39,8 @@ def evaluate(
     one, folder = changed_in(open_one("A", run, str(find_device(device))), changes), out or run
     pictures, trained = pictures_of(one, data, folder / "cache", voice)
     drawn = read_drawn(one.size) if trained is not None and data_of_run(one) == PORTRAITS else ()
-    found = appraise(Setup(one, pictures, trained, folder / "cache", count, seed, network, voice.bar, drawn), folder)
+    setup = Setup(one, pictures, trained, folder / "cache", count, seed, network, voice.bar, drawn, changes)
+    found = appraise(setup, folder)
     for line in summary(found):
         voice.say(line)
     if out is None:

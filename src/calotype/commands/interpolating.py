@@ -60,6 +60,6 @@ def animated(pictures: list[Image.Image], suffix: str) -> bytes:
 
 def two(option: str, text: str, between: str = ",") -> tuple[str, str]:
     one, found, other = (part.strip() for part in text.partition(between))
-    if not (one and found and other):
+    if not (one and found and other) or between in other:
         raise UserError(f"{option} is {text!r}, but must be two, with a {BETWEEN[between]} between them")
     return one, other

@@ -21,7 +21,9 @@ from torch import Tensor, nn
 from calotype.diffusion.gaussian import Mixture, components_of, groups_of, mixture_of
 from calotype.vocabulary import NOT_TOLD, Labels, Latents, Sigmas, Text
 
-WORD = re.compile(r"\w+")
+WHOLE = r"\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff"
+"""Thai, Japanese and Chinese have no spaces between words: each letter is one, and runs of three do the rest."""
+WORD = re.compile(rf"[{WHOLE}]|(?:(?![{WHOLE}])\w)+")
 LONGEST = 3
 """Words and runs of so many words are heard,"""
 BUCKETS = 4096

@@ -100,7 +100,7 @@ def learn(images: OtherImages, shown: Sequence[Shown], ridge: float = 1e-2) -> J
 
 def rows_of(images: OtherImages) -> Float[Tensor, "batch value"]:
     """The pictures as a judge sees them."""
-    return F.interpolate(images.float(), size=(SIDE, SIDE), mode="bilinear", antialias=True).flatten(1).double().cpu()
+    return F.interpolate(images.float(), size=(SIDE, SIDE), mode="bilinear", antialias=True).flatten(1).cpu().double()
 
 
 def softened(images: OtherImages) -> OtherImages:
