@@ -84,6 +84,8 @@ def appraise(setup: Setup, out: Path) -> dict[str, Any]:
         "obedience": obeyed.found,
         "gaps": overfitting(setup.one.run),
     }
+    for shown in (PAIRS_FILE, PROMPTED_FILE):  # of an earlier evaluation
+        (out / shown).unlink(missing_ok=True)
     write_json(out / FILE, found)
     if copies.pairs:
         pairs(setup, labels, text, copies).save(out / PAIRS_FILE)

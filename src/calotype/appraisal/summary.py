@@ -25,5 +25,8 @@ def summary(found: dict[str, Any]) -> Iterator[str]:
 
 
 def lines(heads: tuple[str, ...], cells: Iterable[tuple[str, ...]]) -> Iterator[str]:
-    for name, *rest in (heads, *cells):
+    """Nothing where there is no row: so few pictures give no number."""
+    if not (found := list(cells)):
+        return
+    for name, *rest in (heads, *found):
         yield (f"{name:<28}" + "".join(f"{one:<28}" for one in rest)).rstrip()
