@@ -31,6 +31,8 @@ SHARED = 0.5
 MOST_AXIS_VALUES = 2**24
 """The axes of all components take 64 MB, or 16 axes each if that is more."""
 
+AT_ONCE = 64
+"""Pictures of which the distances to all means are in memory together."""
 
 Means = Float[Tensor, "pictures component dimension"]  # of every picture (1), or of each
 Prior = Float[Tensor, "pictures component"]
@@ -178,7 +180,10 @@ def flow_error(
     mixture: ClosedForm, clean: Latents, labels: Labels, sigma: Sigmas, noise: Latents, text: Text | None = None
 ) -> float:
     """As in the loss of a flow: `((1 + sigma) / sigma) ** 2` times the squared error, of pictures + `sigma * noise`."""
-    denoised = mixture.denoise(clean + per_image(sigma) * noise, sigma, labels, text)
+    noisy, parts = clean + per_image(sigma) * noise, torch.arange(len(clean)).split(AT_ONCE)
+    denoised = torch.cat(
+        [mixture.denoise(noisy[some], sigma[some], labels[some], text and text.at(some.tolist())) for some in parts]
+    )
     return float(((denoised - clean).square().flatten(1).mean(1) * ((1 + sigma) / sigma) ** 2).mean())
 
 
