@@ -19,8 +19,8 @@ from calotype.build import build_space, build_stage
 from calotype.data.captions import Captions
 from calotype.data.portraits import read_portraits
 from calotype.data.sources import drawn
-from calotype.diffusion.gaussian import Mixture
-from calotype.diffusion.told import DIRECTIONS, ToldMixture
+from calotype.diffusion.gaussian import ClosedForm, Mixture
+from calotype.diffusion.told import DIRECTIONS, MOST_HEARD, ToldMixture
 from calotype.learning.objectives import Denoising
 from calotype.learning.player import Player, PlayerConfig
 from calotype.learning.train import Clock, learn
@@ -34,15 +34,26 @@ from calotype.vocabulary import Batch, Rng
 def stepper(recipe: Recipe, captions: Captions | None) -> Callable[[], object]:
     space, count = build_space(recipe), recipe.denoiser.batch
     side = recipe.size // space.reduction
-    plain, told = (Mixture(24, 256, space.channels * side**2) for _ in range(2))
-    mixture = plain if captions is None else ToldMixture(plain, told, 6, DIRECTIONS)
-    objective = Denoising(build_stage(recipe, space, 6, mixture), 0.1)
+    objective = Denoising(build_stage(recipe, space, 6, mixture_for(captions, space.channels * side**2)), 0.1, 0.5)
     players = {"denoiser": Player(objective.stage.denoiser, PlayerConfig())}
     clean = Rng(("bench",)).normal(count, 2 * space.channels, side, side).clamp(-1, 1)
     clean = clean.contiguous(memory_format=torch.channels_last)
     text = drawn(captions, torch.arange(count), Rng(("captions",)))
-    batch, clock = Batch(clean, torch.zeros(count, dtype=torch.long), text=text), Clock(10**6, count, 0)
+    batch, clock = Batch(clean, torch.arange(count) % 6, text=text), Clock(10**6, count, 0)
     return lambda: learn(players, objective.losses(batch, 0.0, clock.rng()), clock)
+
+
+def mixture_for(captions: Captions | None, dimension: int) -> ClosedForm:
+    """Of as many components as a fit to the portraits has, with words that tell six styles apart."""
+    groups, plain = 6 if captions is None else 12, captions is None
+    mixture = Mixture(4 * groups, 256, dimension)
+    mixture.group[:] = torch.arange(4 * groups) // 4
+    mixture.label[:] = torch.arange(24) // 4 if plain else torch.arange(48) // 8
+    if plain:
+        return mixture
+    told = ToldMixture(mixture, groups, MOST_HEARD, DIRECTIONS)
+    told.vote.copy_(5 * Rng(("votes",)).normal(*told.vote.shape))
+    return told
 
 
 def processor_seconds(step: Callable[[], object]) -> float:

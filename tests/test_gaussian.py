@@ -2,7 +2,7 @@ import pytest
 import torch
 from analytic import mixture as analytic_mixture
 
-from calotype.diffusion.gaussian import Mixture, fit, refit
+from calotype.diffusion.gaussian import Mixture, components_of, fit, mixture_of, refit
 from calotype.vocabulary import NOT_TOLD
 
 SIGMAS = [0.01, 0.3, 1.0, 5.0, 100.0]
@@ -13,6 +13,7 @@ def filled(means, axes, variances, rest, label=None):
     mixture.means.copy_(means), mixture.axes.copy_(axes), mixture.variances.copy_(variances), mixture.rest.copy_(rest)
     mixture.prior.fill_(1 / len(means))
     mixture.label.copy_(torch.tensor([NOT_TOLD] * len(means) if label is None else label))
+    mixture.group.copy_(mixture.label.unique_consecutive(return_inverse=True)[1])
     return mixture.double()
 
 
@@ -53,13 +54,25 @@ def test_one_component_is_the_posterior_mean_of_a_gaussian(sigma, rank):
 def test_several_components_are_the_posterior_mean_of_their_mixture(sigma, label):
     """And of the components of a label alone, where that is told."""
     means = torch.randn(4, 6, dtype=torch.float64)
-    labels = None if label is None else [0, 2, 1, 2]
+    labels = None if label is None else [0, 1, 2, 2]
     mixture = filled(means, torch.zeros(4, 0, 6), torch.zeros(4, 0), torch.full((4,), 0.09), labels)
     noisy = torch.randn(7, 6, 1, 1, dtype=torch.float64)
     told = untold(7) if label is None else torch.full((7,), label)
-    exact = analytic_mixture(means if label is None else means[[1, 3]], 0.3)
+    exact = analytic_mixture(means if label is None else means[[2, 3]], 0.3)
     found = mixture.denoise(noisy, torch.full((7,), sigma).double(), told)
     assert torch.allclose(found, exact(noisy, sigma), atol=1e-6)
+
+
+def test_axes_of_no_length_change_nothing():
+    """So components of unlike numbers of axes stand in one mixture."""
+    points = torch.cat([torch.randn(60, 8) + 9, 3 * torch.randn(60, 8)])
+    groups = {0: torch.arange(120) < 60, 1: torch.arange(120) >= 60}
+    parts = [components_of(points, {label: groups[label]}, 1, rank) for label, rank in enumerate((2, 6))]
+    both, noisy = mixture_of([*parts[0], *parts[1]], 6), torch.randn(5, 8, 1, 1)
+    for label, rank in enumerate((2, 6)):
+        alone = mixture_of(parts[label], rank)
+        found, expected = (one.denoise(noisy, torch.ones(5), torch.full((5,), label)) for one in (both, alone))
+        assert torch.allclose(found, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("sigma", SIGMAS)

@@ -47,7 +47,7 @@ def test_train_looks_between_the_legs_and_says_so(finished):
     assert state["inspection"]["verdict"] == look["verdict"] and state["seconds"]["inspect"] > 0
     assert look["fit"] and look["measures"]["pictures"] == 10 and look["measures"]["receptive_field"] is None
     order = list(read_json(finished / "plan.json")["predicted"]["seconds"])
-    assert order == ["autoencoder", "latents", "inspect", "denoiser", "previews", "samples"]
+    assert order == ["autoencoder", "latents", "inspect", "fit", "denoiser", "previews", "samples"]
 
 
 def test_names_are_escaped_and_other_pictures_are_all_held_out(finished, tmp_path):

@@ -86,6 +86,9 @@ class Measured(Measurement):
     def inspect(self):
         return 0.1
 
+    def fit(self, count):
+        return 0.2
+
     def parameters(self):
         return {"autoencoder": 1000, "denoiser": 2000}
 
@@ -330,7 +333,7 @@ def test_what_comes_after_a_leg():
     plan = allotted(600.0)
     told = plan.predicted["seconds"]
     assert plan.after("denoiser") == told["previews"] + told["samples"]
-    after = ("latents", "inspect", "denoiser", "previews", "samples")
+    after = ("latents", "inspect", "fit", "denoiser", "previews", "samples")
     assert math.isclose(plan.after("autoencoder"), sum(told[what] for what in after))
 
 
@@ -491,10 +494,10 @@ THREE = merge(
     CASCADE, {"size": 32, "stages": [8, 16, 32], "enlarge": {"32": {**CASCADE["enlarge"]["16"], "images": 0}}}
 )
 LEGS = {
-    "cascade": (CASCADE, ["denoiser", "prepare", "enlarge-16", "level-16"]),
-    "hybrid": (HYBRID, ["autoencoder", "latents", "inspect", "denoiser", "prepare", "enlarge-16", "level-16"]),
-    "three stages": (THREE, ["denoiser", "prepare", "enlarge-16", "level-16", "enlarge-32", "level-32"]),
-    "latent": (SETTINGS, ["autoencoder", "latents", "inspect", "denoiser"]),
+    "cascade": (CASCADE, ["fit", "denoiser", "prepare", "enlarge-16", "level-16"]),
+    "hybrid": (HYBRID, ["autoencoder", "latents", "inspect", "fit", "denoiser", "prepare", "enlarge-16", "level-16"]),
+    "three stages": (THREE, ["fit", "denoiser", "prepare", "enlarge-16", "level-16", "enlarge-32", "level-32"]),
+    "latent": (SETTINGS, ["autoencoder", "latents", "inspect", "fit", "denoiser"]),
 }
 legs = pytest.mark.parametrize(("settings", "order"), LEGS.values(), ids=LEGS)
 

@@ -161,7 +161,7 @@ def test_nothing_the_caption_and_the_label_are_each_told_alone():
     batch = Batch(
         torch.zeros(count, 1, 1, 1), torch.arange(count) % 3 - 1, text=Text(("x", "", "y", "") * (count // 4))
     )
-    labels, text = told(batch, 0.1, Rng((0,)))
+    labels, text = told(batch, 0.1, 0.0, Rng((0,)))
     label, caption = labels >= 0, torch.tensor([bool(one) for one in text.wanted])
     has_label, has_caption = batch.labels >= 0, torch.tensor([bool(one) for one in batch.text.wanted])
     both = has_label & has_caption
@@ -173,7 +173,8 @@ def test_nothing_the_caption_and_the_label_are_each_told_alone():
     found = {name: float(one.float().mean()) for name, one in shares.items()}
     expected = {"nothing": 0.1, "caption": 0.36, "label": 0.09, "only label": 0.9, "only caption": 0.9}
     assert found == pytest.approx(expected, abs=0.04)
-    assert told(batch, 0.0, Rng((0,)))[1] == batch.text and torch.equal(told(batch, 0.0, Rng((0,)))[0], batch.labels)
+    assert told(batch, 0.0, 0.0, Rng((0,)))[1] == batch.text
+    assert torch.equal(told(batch, 0.0, 0.0, Rng((0,)))[0], batch.labels)
 
 
 def test_a_caption_that_names_the_colour_is_obeyed():

@@ -11,7 +11,7 @@ from calotype.diffusion.gaussian import ClosedForm
 from calotype.diffusion.local import LocalGaussians
 from calotype.interop import minilm, transformers
 from calotype.learning.joint import Joint
-from calotype.learning.objectives import FirstStage
+from calotype.learning.objectives import Denoising, FirstStage
 from calotype.nets.blocks import Precision, channels_last
 from calotype.nets.critic import Critic
 from calotype.nets.dit import Dit, DitConfig
@@ -97,7 +97,8 @@ def build_enlarger(recipe: Recipe, size: int, classes: int) -> Stage:
 
 def build_joint(recipe: Recipe, stage: Stage) -> Joint:
     assert isinstance(stage.space, LatentSpace)
-    return Joint(stage, build_first_stage(recipe, stage.space.vae), recipe.denoiser.label_dropout, recipe.joint.losses)
+    denoising = Denoising(stage, recipe.denoiser.label_dropout, recipe.denoiser.phrase_dropout)
+    return Joint(denoising, build_first_stage(recipe, stage.space.vae), recipe.joint.losses)
 
 
 def build_first_stage(recipe: Recipe, vae: Autoencoder) -> FirstStage:

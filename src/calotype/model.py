@@ -32,7 +32,7 @@ from calotype.spaces.pixel import PixelSpace, Space
 from calotype.stage import Sampling, Stage, Start, from_noise, generate, in_turn
 from calotype.vocabulary import NOT_TOLD, Images, OtherImages, Randomness, Rng, Text, UserError
 
-FORMAT = 4
+FORMAT = 5
 AUTOENCODER = "autoencoder.safetensors"
 
 MOST_TIMES = 8

@@ -169,7 +169,7 @@ class Workshop:
         return leg.vae
 
     def base(self, space: Space, forms: Sequence[Form]) -> Stage:
-        with self.run.timing("prepare"):
+        with self.run.timing("fit"):
             leg = denoiser_leg(self.recipe, forms, space, self.device)
         return self._diffusion(leg)
 

@@ -11,6 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from calotype.data.captions import Captions
+from calotype.diffusion.telling import parts
 from calotype.files import write_tensors
 from calotype.nets.frozen import Frozen, Reader, Table, read_all, unseen
 
@@ -44,7 +45,8 @@ def read_on(
 
 
 def distinct(captions: Captions) -> list[str]:
-    return sorted({text for some in captions.of for text in some})
+    """With what they say in parts, as training may tell them."""
+    return sorted({one for some in captions.of for text in some for one in (text, *parts(text))})
 
 
 def read_table(path: Path, texts: Sequence[str]) -> Table | None:

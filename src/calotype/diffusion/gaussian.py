@@ -10,10 +10,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from calotype.diffusion.windows import windowed
@@ -34,8 +35,9 @@ MOST_AXIS_VALUES = 2**24
 AT_ONCE = 64
 """Pictures of which the distances to all means are in memory together."""
 
-Means = Float[Tensor, "pictures component dimension"]  # of every picture (1), or of each
-Prior = Float[Tensor, "pictures component"]
+Prior = Float[Tensor, "batch component"]
+Flat = Float[Tensor, "batch dimension"]
+Shift = Callable[[int, Int[Tensor, " rows"]], Flat]  # how far the means of a group lie from theirs, for these pictures
 
 
 @runtime_checkable
@@ -48,7 +50,10 @@ class ClosedForm(Protocol):
 
 
 class Mixture(nn.Module):
-    """A mixture of Gaussians, each with `rank` principal axes of their own variance and one variance for the rest."""
+    """A mixture of Gaussians, each with `rank` principal axes of their own variance and one variance for the rest.
+
+    The components of a group, which is a class or a part of one, lie together and are asked together.
+    """
 
     means: Float[Tensor, "component dimension"]
     axes: Float[Tensor, "component rank dimension"]
@@ -56,6 +61,7 @@ class Mixture(nn.Module):
     rest: Float[Tensor, " component"]
     prior: Float[Tensor, " component"]
     label: Int[Tensor, " component"]
+    group: Int[Tensor, " component"]
 
     def __init__(self, components: int, rank: int, dimension: int) -> None:
         super().__init__()
@@ -65,6 +71,7 @@ class Mixture(nn.Module):
         self.register_buffer("rest", torch.ones(components))
         self.register_buffer("prior", torch.full((components,), 1 / components))
         self.register_buffer("label", torch.full((components,), NOT_TOLD))
+        self.register_buffer("group", torch.zeros(components, dtype=torch.long))
 
     def side(self, channels: int) -> int:
         """Of the square that the mixture is fitted to."""
@@ -75,48 +82,62 @@ class Mixture(nn.Module):
 
         What captions say is not known here (but in `told.py`).
         """
-        return self.around(self.means[None], self.prior[None], noisy, sigma, labels)
+        return self.around(self.prior * self.possible(labels), noisy, sigma)
+
+    def possible(self, labels: Labels) -> Bool[Tensor, "batch component"]:
+        """Which components may have made a picture of this class."""
+        possible = (labels[:, None] == self.label) | (self.label == NOT_TOLD) | (labels[:, None] == NOT_TOLD)
+        return possible | ~possible.any(1, keepdim=True)  # a class without a component of its own may be any
 
     @torch.no_grad()
-    def around(self, means: Means, prior: Prior, noisy: Latents, sigma: Sigmas, labels: Labels) -> Latents:
-        """The same where the components have these means and weights, for every picture or for each.
+    def around(self, prior: Prior, noisy: Latents, sigma: Sigmas, shift: Shift | None = None) -> Latents:
+        """The same where the components are so likely for each picture, and the means of its groups are shifted so.
 
         A picture that is larger than what the mixture is fitted to is seen through windows of that size.
         """
-        return windowed(noisy, self.side(noisy.shape[1]), lambda part: self._around(means, prior, part, sigma, labels))
+        return windowed(noisy, self.side(noisy.shape[1]), lambda part: self._around(prior, part, sigma, shift))
 
-    def _around(self, means: Means, prior: Prior, noisy: Latents, sigma: Sigmas, labels: Labels) -> Latents:
-        """Within a component each axis is shrunk by `variance / (variance + sigma ** 2)`.
+    def _around(self, prior: Prior, noisy: Latents, sigma: Sigmas, shift: Shift | None) -> Latents:
+        """What the groups say, each as likely as it makes the noisy picture; one without a prior is not asked."""
+        flat, noise, asked = noisy.flatten(1), sigma[:, None] ** 2, (prior > 0).cpu()
+        said, groups = [], self._groups()
+        found = exact(prior).new_full((len(flat), len(groups)), -torch.inf)
+        for number, some in enumerate(groups):
+            rows = asked[:, some].any(1).nonzero()[:, 0].to(flat.device)
+            if len(rows):
+                centre = torch.zeros_like(flat[:1]) if shift is None else shift(number, rows)
+                found[rows, number], answer = self._ask(some, prior[rows, some], flat[rows] - centre, noise[rows])
+                said.append((rows, number, centre + answer))
+        chosen, denoised = torch.softmax(found, 1).to(flat), torch.zeros_like(flat)
+        for rows, number, answer in said:
+            denoised[rows] += chosen[rows, number, None] * answer
+        return denoised.reshape(noisy.shape)
 
-        And a component counts as likely as it makes the noisy picture (Bishop 2006, eq. 2.116 and 9.13).
+    def _groups(self) -> list[slice]:
+        ends = [0, *accumulate(self.group.unique_consecutive(return_counts=True)[1].tolist())]
+        return [slice(*both) for both in pairwise(ends)]
+
+    def _ask(
+        self, some: slice, prior: Prior, flat: Flat, noise: Float[Tensor, "batch 1"]
+    ) -> tuple[Float[Tensor, " batch"], Flat]:
+        """The logarithm of how likely these components together make pictures, and their posterior mean.
+
+        Within a component each axis is shrunk by `variance / (variance + sigma ** 2)`, and a component counts as likely
+        as it makes the noisy picture (Bishop 2006, eq. 2.116 and 9.13).
         """
-        flat, noise = noisy.flatten(1), sigma[:, None] ** 2
+        means, axes, variances, rest = (one[some] for one in (self.means, self.axes, self.variances, self.rest))
         away = flat[:, None] - means
-        along = torch.einsum("bkd,krd->bkr", away, self.axes)
-        chosen = self._chosen(prior, squared_lengths(away), along, noise, labels).to(flat)
-        shrunk, elsewhere = self.variances / (self.variances + noise[..., None]), self.rest / (self.rest + noise)
-        kept = chosen * elsewhere
-        inside = (chosen[..., None] * (shrunk - elsewhere[..., None]) * along).flatten(1) @ self.axes.flatten(0, 1)
-        middle = ((chosen - kept)[:, None] @ means)[:, 0] + kept.sum(1, keepdim=True) * flat
-        return (middle + inside).reshape(noisy.shape)
-
-    def _chosen(
-        self,
-        prior: Prior,
-        away: Float[Tensor, "batch component"],
-        along: Float[Tensor, "batch component rank"],
-        noise: Float[Tensor, "batch 1"],
-        labels: Labels,
-    ) -> Float[Tensor, "batch component"]:
-        """Posterior probabilities, from the squared distance to each mean (`away`) and the part along each axis."""
-        of_axes, of_rest = self.variances + noise[..., None], self.rest + noise
-        others = self.means.shape[1] - along.shape[2]
-        distance = (along.square() / of_axes).sum(2) + (away - along.square().sum(2)).clamp(min=0) / of_rest
+        along = torch.einsum("bkd,krd->bkr", away, axes)
+        of_axes, of_rest, others = variances + noise[..., None], rest + noise, means.shape[1] - axes.shape[1]
+        distance = (along.square() / of_axes).sum(2)
+        distance = distance + (squared_lengths(away) - along.square().sum(2)).clamp(min=0) / of_rest
         volume = of_axes.log().sum(2) + others * of_rest.log()
-        possible = (labels[:, None] == self.label) | (self.label == NOT_TOLD) | (labels[:, None] == NOT_TOLD)
-        possible = possible | ~possible.any(1, keepdim=True)  # a class without a component of its own may be any
         likely = prior.log() - (distance + volume) / 2
-        return torch.softmax(likely.masked_fill(~possible, -torch.inf), 1)
+        chosen, elsewhere = torch.softmax(likely, 1).to(flat), rest / of_rest
+        kept = chosen * elsewhere
+        inside = (chosen[..., None] * (variances / of_axes - elsewhere[..., None]) * along).flatten(1)
+        middle = (chosen - kept) @ means + kept.sum(1, keepdim=True) * flat
+        return likely.logsumexp(1), middle + inside @ axes.flatten(0, 1)
 
 
 @dataclass(frozen=True)
@@ -141,9 +162,13 @@ class Unseen:
         return denoise
 
 
-def squared_lengths(away: Float[Tensor, "batch component dimension"]) -> Float[Tensor, "batch component"]:
+def exact(values: Tensor) -> Tensor:
     """In float64 where there is one: small differences of large distances count, and the batch must not change them."""
-    return (away if away.device.type == "mps" else away.double()).square().sum(2)
+    return values if values.device.type == "mps" else values.double()
+
+
+def squared_lengths(away: Float[Tensor, "batch component dimension"]) -> Float[Tensor, "batch component"]:
+    return exact(away).square().sum(2)
 
 
 class Component(NamedTuple):
@@ -167,11 +192,12 @@ def fit(
     """The mixture of `train`, of several ranks and sizes, that denoises `held_out + sigma * noise` best."""
     points, groups = train.flatten(1), groups_of(labels)
     smallest = min(int(members.sum()) for members in groups.values())
-    single = components_of(points, groups, 1)
+    single = components_of(points, groups, 1, largest_rank(smallest, points.shape[1], len(groups)))
     candidates = [mixture_of(single, min(rank, len(single[0].variances))) for rank in RANKS]
     for clusters in CLUSTERS:
         if smallest >= FEWEST * clusters:
-            several = components_of(points, groups, clusters)
+            rank = largest_rank(smallest, points.shape[1], clusters * len(groups))
+            several = components_of(points, groups, clusters, rank)
             candidates.append(mixture_of(several, len(several[0].variances)))
     return min(candidates, key=lambda one: flow_error(one, held_out, held_out_labels, sigma, noise))
 
@@ -194,8 +220,9 @@ def refit(
     points, made = train.flatten(1), []
     for fold in folds.unique().tolist():
         groups = groups_of(labels[folds != fold])
-        components = components_of(points[folds != fold], groups, max(1, len(like.means) // len(groups)))
-        made.append(mixture_of(components, min(like.axes.shape[1], len(components[0].variances))))
+        clusters, smallest = max(1, len(like.means) // len(groups)), min(int(one.sum()) for one in groups.values())
+        rank = min(like.axes.shape[1], largest_rank(smallest, points.shape[1], clusters * len(groups)))
+        made.append(mixture_of(components_of(points[folds != fold], groups, clusters, rank), rank))
     return Unseen(tuple(made))
 
 
@@ -214,11 +241,9 @@ def largest_rank(count: int, dimension: int, components: int) -> int:
 
 
 def components_of(
-    points: Float[Tensor, "count dimension"], groups: dict[int, Tensor], clusters: int
+    points: Float[Tensor, "count dimension"], groups: dict[int, Tensor], clusters: int, rank: int
 ) -> list[Component]:
     """Each group in `clusters` parts. A part's covariance is half its own and half its group's within the parts."""
-    smallest = min(int(members.sum()) for members in groups.values())
-    rank = largest_rank(smallest, points.shape[1], clusters * len(groups))
     components = []
     for label, members in groups.items():
         mine = points[members]
@@ -253,14 +278,18 @@ def nearest_means(points: Float[Tensor, "count dimension"], clusters: int, round
 
 
 def mixture_of(components: Sequence[Component], rank: int) -> Mixture:
+    """With the first so many axes of each. One that has fewer gets axes of no length, which change nothing."""
     dimension, count = len(components[0].mean), sum(component.size for component in components)
     mixture = Mixture(len(components), rank, dimension).to(components[0].mean.device)
     for index, component in enumerate(components):
         mixture.means[index] = component.mean
-        mixture.axes[index] = component.axes[:rank]
-        mixture.variances[index] = component.variances[:rank].clamp(min=1e-6)
-        left = component.total - component.variances[:rank].sum()
-        mixture.rest[index] = (left / max(1, dimension - rank)).clamp(min=1e-4)
+        own = min(rank, len(component.variances))
+        left = component.total - component.variances[:own].sum()
+        mixture.rest[index] = (left / max(1, dimension - own)).clamp(min=1e-4)
+        mixture.axes[index, :own] = component.axes[:own]
+        mixture.variances[index] = mixture.rest[index]
+        mixture.variances[index, :own] = component.variances[:own].clamp(min=1e-6)
         mixture.prior[index] = component.size / count
         mixture.label[index] = component.label
+    mixture.group[:] = mixture.label.unique_consecutive(return_inverse=True)[1]
     return mixture

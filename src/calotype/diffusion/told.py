@@ -3,6 +3,9 @@
 A mixture of linear experts (Jordan and Jacobs, Neural Computation 6, 1994, section 2): given its caption, a picture of
 a group is Gaussian around the ridge regression of pictures on the words of their captions, and which group it is, the
 words say too. What words explain is no longer left to chance, so that a model obeys before it has learned.
+
+Each class has two groups: pictures with all of their captions, and with some of them or none. What a caption leaves
+open is spread as widely as pictures are, and what it says is not.
 """
 
 from __future__ import annotations
@@ -15,10 +18,11 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from calotype.diffusion.gaussian import Mixture, components_of, groups_of, mixture_of
+from calotype.diffusion.gaussian import Mixture, components_of, groups_of, largest_rank, mixture_of
 from calotype.vocabulary import NOT_TOLD, Labels, Latents, Sigmas, Text
 
 WHOLE = r"\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff"
@@ -35,72 +39,65 @@ FEWEST_HEARD = 8
 DIRECTIONS = 64
 """Words move the pictures of a group in so many ways (reduced rank: Izenman, J. Multivariate Analysis 5, 1975)."""
 RIDGES = (100.0, 10.0, 1.0)
-UNLIKELY = 1e-4
-"""A group that the words speak against is at least so likely."""
+UNLIKELY = 1e-3
+"""A component that words make so much less likely than the likeliest is not asked."""
+ROUNDS = 30
+"""Of the search for what words say of the group,"""
+DOUBT = 1.0
+"""whose weights cost so much."""
 
-Bags = Float[Tensor, "batch 4096"]
-Heard = Float[Tensor, "count heard"]
+Bags = Float[Tensor, "count heard"]
 Flat = Float[Tensor, "count dimension"]
 
 
 class ToldMixture(nn.Module):
-    """A mixture for pictures of which something is told, beside the one for those of which nothing is.
+    """A mixture for pictures of which something is told.
 
-    Of each group, `into` and `out` are the regression on words in two factors; `vote` and `bias` say how likely it is,
-    and the prior of `told` how likely a component is within its group.
+    Of each group, `into` and `out` are the regression on the words that are `heard`, in two factors; `vote` and `bias`
+    say how likely it is, and the prior of `mixture` how likely a component is within its group.
     """
 
-    group: Int[Tensor, " component"]
-    into: Float[Tensor, "group 4096 direction"]
+    heard: Int[Tensor, " heard"]
+    into: Float[Tensor, "group heard direction"]
     out: Float[Tensor, "group direction dimension"]
-    vote: Float[Tensor, "4096 group"]
+    vote: Float[Tensor, "heard group"]
     bias: Float[Tensor, " group"]
 
-    def __init__(self, untold: Mixture, told: Mixture, groups: int, directions: int) -> None:
+    def __init__(self, mixture: Mixture, groups: int, heard: int, directions: int) -> None:
         super().__init__()
-        self.untold, self.told = untold, told
-        components, dimension = told.means.shape
-        self.register_buffer("group", torch.arange(components) % groups)
-        self.register_buffer("into", torch.zeros(groups, BUCKETS, directions))
-        self.register_buffer("out", torch.zeros(groups, directions, dimension))
-        self.register_buffer("vote", torch.zeros(BUCKETS, groups))
-        self.register_buffer("bias", torch.full((groups,), 1 / groups))
+        self.mixture = mixture
+        self.register_buffer("heard", torch.arange(heard))
+        self.register_buffer("into", torch.zeros(groups, heard, directions))
+        self.register_buffer("out", torch.zeros(groups, directions, mixture.means.shape[1]))
+        self.register_buffer("vote", torch.zeros(heard, groups))
+        self.register_buffer("bias", torch.zeros(groups))
 
     def side(self, channels: int) -> int:
-        return self.untold.side(channels)
+        return self.mixture.side(channels)
 
     @torch.no_grad()
     def denoise(self, noisy: Latents, sigma: Sigmas, labels: Labels, text: Text | None = None) -> Latents:
         """The posterior mean of the clean picture, given what is told of it."""
-        texts = ("",) * len(noisy) if text is None else text.wanted
-        told = torch.tensor([bool(one) for one in texts], device=noisy.device)
-        if not told.any():
-            return self.untold.denoise(noisy, sigma, labels)
-        denoised = torch.empty_like(noisy)
-        denoised[told] = self._told(noisy[told], sigma[told], labels[told], [one for one in texts if one])
-        if not told.all():
-            denoised[~told] = self.untold.denoise(noisy[~told], sigma[~told], labels[~told])
-        return denoised
+        bags = bags_of(("",) * len(noisy) if text is None else text.wanted, self.heard).to(noisy)
+        likely = torch.softmax(bags @ self.vote + self.bias, 1)
+        prior = self.mixture.prior * likely[:, self.mixture.group] * self.mixture.possible(labels)
+        prior = prior.where(prior >= UNLIKELY * prior.amax(1, keepdim=True), 0)
 
-    def _told(self, noisy: Latents, sigma: Sigmas, labels: Labels, texts: Sequence[str]) -> Latents:
-        bags, mixture = bags_of(texts).to(noisy), self.told
-        moved = torch.einsum("gbr,grd->bgd", bags @ self.into, self.out)
-        likely = (bags @ self.vote + self.bias).clamp(min=UNLIKELY)
-        prior = mixture.prior * likely[:, self.group]
-        return mixture.around(mixture.means + moved[:, self.group], prior / prior.sum(1, True), noisy, sigma, labels)
+        def shift(group: int, rows: Tensor) -> Flat:
+            return bags[rows] @ self.into[group] @ self.out[group]
+
+        return self.mixture.around(prior / prior.sum(1, keepdim=True), noisy, sigma, shift)
 
 
 def closed_form_like(tensors: Mapping[str, Tensor], prefix: str) -> Mixture | ToldMixture:
     """An empty one with room for these tensors."""
     if f"{prefix}into" not in tensors:
         return Mixture(*tensors[f"{prefix}axes"].shape)
-    untold, told = (Mixture(*tensors[f"{prefix}{name}.axes"].shape) for name in ("untold", "told"))
-    groups, _, directions = tensors[f"{prefix}into"].shape
-    return ToldMixture(untold, told, groups, directions)
+    return ToldMixture(Mixture(*tensors[f"{prefix}mixture.axes"].shape), *tensors[f"{prefix}into"].shape)
 
 
 class Pair(NamedTuple):
-    bags: Heard
+    bags: Bags
     points: Flat
 
 
@@ -127,40 +124,85 @@ class Captioned(NamedTuple):
 
     def pair(self, heard: Int[Tensor, " heard"]) -> Pair:
         """Their words, those that are heard, and their values."""
-        parts = [bags_of(self.texts[start : start + 1024])[:, heard] for start in range(0, len(self.texts), 1024)]
-        return Pair(torch.cat(parts or [torch.zeros(0, len(heard))]).to(self.clean), self.clean.flatten(1))
-
-    def membership(self, groups: Sequence[int]) -> Flat:
-        """1 in the column of a picture's group."""
-        columns = [self.labels == label if label != NOT_TOLD else self.labels == self.labels for label in groups]
-        return torch.stack(columns, 1).to(self.clean)
+        return Pair(bags_of(self.texts, heard).to(self.clean), self.clean.flatten(1))
 
 
-def fit_told(untold: Mixture, train: Captioned, again: Captioned, held_out: Captioned) -> ToldMixture | None:
-    """Of as many components and axes as `untold`; None where no words come often enough.
+class Known(NamedTuple):
+    """Pictures with all of their captions, then with some of them, and what is told of others to judge by."""
 
-    `again` are the same pictures, perhaps with others of their captions. `held_out` ones choose the ridges.
+    train: Captioned
+    held_out: Captioned
+
+    def of(self, group: int) -> Known:
+        return Known(*(one.of(group) for one in self))
+
+
+def fit_told(like: Mixture, levels: Sequence[Known]) -> ToldMixture | None:
+    """Of as many components a group as `like` has a class, and as many axes; None where no words come often enough.
+
+    A group is a class, told so much of as one of `levels` has it. Held-out pictures choose the ridges.
     """
-    more, groups = train.and_again(again), groups_of(train.labels)
-    heard = often(more.texts)
+    heard = often(text for level in levels for text in level.train.texts)
+    classes = {tuple(groups_of(level.train.labels)) for level in levels}
+    labels = list(classes.pop()) if len(classes) == 1 else [NOT_TOLD]
     if not len(heard):
         return None
-    best = [regress(more.of(label).pair(heard), held_out.of(label).pair(heard)) for label in groups]
-    bags, points = train.pair(heard)
-    left = points.clone()
-    for members, one in zip(groups.values(), best, strict=True):
-        left[members] -= one.of(bags[members])
-    components = components_of(left, groups, max(1, len(untold.means) // len(groups)))
-    mixture = mixture_of(components, min(untold.axes.shape[1], len(components[0].variances)))
-    votes = regress(*(one.pair(heard)._replace(points=one.membership(list(groups))) for one in (more, held_out)))
-    made = ToldMixture(untold, mixture, len(groups), max(len(one.out) for one in best)).to(left.device)
-    made.group[:] = torch.tensor([list(groups).index(one.label) for one in components])
-    mixture.prior /= torch.zeros_like(made.bias).index_add(0, made.group, mixture.prior)[made.group]
-    made.vote[heard], made.bias[:] = votes.into @ votes.out, votes.constant
-    for index, one in enumerate(best):
-        mixture.means[made.group == index] += one.constant
-        made.into[index, heard, : len(one.out)], made.out[index, : len(one.out)] = one.into, one.out
+    groups = [level.of(label) for label in labels for level in levels]
+    clusters = max(1, len(like.means) // len(groups_of(levels[-1].train.labels)))
+    components, best = [], []
+    for number, group in enumerate(groups):
+        (bags, points), unseen = (one.pair(heard) for one in group)
+        best.append(regress(Pair(bags, points), unseen))
+        rank = min(like.axes.shape[1], largest_rank(len(points), points.shape[1], clusters * len(labels)))
+        members = {number: torch.ones(len(points), dtype=torch.bool, device=points.device)}
+        components += components_of(points - best[-1].of(bags), members, min(clusters, len(points)), rank)
+    mixture = mixture_of(components, max(len(one.variances) for one in components))
+    made = ToldMixture(mixture, len(groups), len(heard), max(len(one.out) for one in best)).to(mixture.means.device)
+    mixture.prior /= torch.zeros_like(made.bias).index_add(0, mixture.group, mixture.prior)[mixture.group]
+    mixture.label[:] = torch.tensor(labels).repeat_interleave(len(levels)).to(mixture.label)[mixture.group]
+    made.heard[:] = heard
+    made.vote[:], made.bias[:] = gate_of(spoken([one.train for one in groups], heard))
+    for number, one in enumerate(best):
+        mixture.means[mixture.group == number] += one.constant
+        made.into[number, :, : len(one.out)], made.out[number, : len(one.out)] = one.into, one.out
     return made
+
+
+class Spoken(NamedTuple):
+    """Words of pictures, and which group each is in."""
+
+    bags: Bags
+    group: Int[Tensor, " count"]
+
+
+def spoken(groups: Sequence[Captioned], heard: Int[Tensor, " heard"]) -> Spoken:
+    parts = [one.pair(heard).bags for one in groups]
+    numbers = [torch.full((len(one),), number, device=one.device) for number, one in enumerate(parts)]
+    return Spoken(torch.cat(parts), torch.cat(numbers))
+
+
+class Gate(NamedTuple):
+    """Of a picture with these words, group g is as likely as `softmax(bags @ vote + bias)` says."""
+
+    vote: Float[Tensor, "heard group"]
+    bias: Float[Tensor, " group"]
+
+
+def gate_of(known: Spoken) -> Gate:
+    """Softmax regression. Where words say nothing, a group is as likely as it is large."""
+    shares = torch.bincount(known.group).to(known.bags).log()
+    gate = Gate(known.bags.new_zeros(known.bags.shape[1], len(shares)).requires_grad_(), shares.requires_grad_())
+    search = torch.optim.LBFGS(list(gate), max_iter=ROUNDS, line_search_fn="strong_wolfe")
+
+    def ask() -> Tensor:
+        search.zero_grad()
+        wrong = F.cross_entropy(known.bags @ gate.vote + gate.bias, known.group)
+        loss = wrong + DOUBT * gate.vote.square().sum() / len(known.bags)
+        loss.backward()
+        return loss
+
+    search.step(ask)
+    return Gate(*(one.detach() for one in gate))
 
 
 class Regression(NamedTuple):
@@ -170,21 +212,24 @@ class Regression(NamedTuple):
     out: Float[Tensor, "direction dimension"]
     constant: Float[Tensor, " dimension"]
 
-    def of(self, bags: Heard) -> Flat:
+    def of(self, bags: Bags) -> Flat:
         return bags @ self.into @ self.out + self.constant
 
 
 def regress(known: Pair, unseen: Pair) -> Regression:
     """Ridge regression in the directions in which it moves points most; with the ridge that says most of `unseen`."""
     middle, centre = known.bags.mean(0), known.points.mean(0)
-    words, found = known.bags - middle, []
-    gram, shared = (words.T @ words).double(), (words.T @ (known.points - centre)).double()
-    for ridge in RIDGES:
-        weights = torch.linalg.solve(gram + ridge * torch.eye(len(gram)).to(gram), shared).to(words)
-        *_, directions = torch.svd_lowrank(words @ weights, q=min(DIRECTIONS, *weights.shape, len(words)))
-        into = weights @ directions
-        found.append(Regression(into, directions.T, centre - middle @ into @ directions.T))
-    return min(found, key=lambda one: float((unseen.points - one.of(unseen.bags)).square().sum()))
+    words, others, wanted = known.bags - middle, unseen.bags - middle, unseen.points - centre
+    values, basis = torch.linalg.eigh((words.T @ words).double())
+    shared, seen = basis.T.to(words) @ (words.T @ (known.points - centre)), others @ basis.to(words)
+
+    def missed(ridge: float) -> float:
+        return float((wanted - seen @ (shared / (values + ridge)[:, None].to(words))).square().sum())
+
+    weights = basis.to(words) @ (shared / (values + min(RIDGES, key=missed))[:, None].to(words))
+    *_, directions = torch.svd_lowrank(words @ weights, q=min(DIRECTIONS, *weights.shape, len(words)))
+    into = weights @ directions
+    return Regression(into, directions.T, centre - middle @ into @ directions.T)
 
 
 def often(texts: Iterable[str]) -> Int[Tensor, " heard"]:
@@ -194,11 +239,12 @@ def often(texts: Iterable[str]) -> Int[Tensor, " heard"]:
     return torch.tensor(most, dtype=torch.long)
 
 
-def bags_of(texts: Sequence[str]) -> Bags:
+def bags_of(texts: Sequence[str], heard: Int[Tensor, " heard"]) -> Bags:
     """1 where a text has a word, or a run of words, of that bucket."""
-    bags = torch.zeros(len(texts), BUCKETS)
+    columns = {bucket: column for column, bucket in enumerate(heard.tolist())}
+    bags = torch.zeros(len(texts), len(heard))
     for row, text in enumerate(texts):
-        bags[row, list(buckets(text))] = 1
+        bags[row, [columns[bucket] for bucket in buckets(text) if bucket in columns]] = 1
     return bags
 
 

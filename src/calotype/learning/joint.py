@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from calotype.learning.objectives import Denoising, FirstStage, Loss, edge_distance, share
 from calotype.nets.vae import Moments
 from calotype.spaces.latent import LatentSpace
-from calotype.stage import Stage
 from calotype.vocabulary import Batch, Condition, Config, Images, Rng, per_image
 
 TRACKING = 0.02
@@ -31,10 +30,10 @@ class Joint:
     The latents' statistics follow while the encoder moves, and no gradient runs through them.
     """
 
-    def __init__(self, stage: Stage, first: FirstStage, label_dropout: float, config: JointConfig) -> None:
+    def __init__(self, denoising: Denoising, first: FirstStage, config: JointConfig) -> None:
+        stage = denoising.stage
         assert isinstance(stage.space, LatentSpace)
-        self.stage, self.space, self.first, self.config = stage, stage.space, first, config
-        self.denoising = Denoising(stage, label_dropout)
+        self.denoising, self.stage, self.space, self.first, self.config = denoising, stage, stage.space, first, config
         self.players: dict[str, nn.Module] = {**first.players, "autoencoder": stage.space, "denoiser": stage.denoiser}
 
     def losses(self, batch: Batch, progress: float, rng: Rng) -> dict[str, Loss]:

@@ -12,6 +12,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from calotype.diffusion.gaussian import Unseen
+from calotype.diffusion.telling import partly
 from calotype.nets.critic import Critic
 from calotype.nets.kl import Autoencoder
 from calotype.nets.perceptual import EfficientNetLite0, perceptual_distance
@@ -158,8 +159,11 @@ class Denoising:
     `unseen` are closed forms for the training pictures, none of which has seen the picture it is asked about.
     """
 
-    def __init__(self, stage: Stage, label_dropout: float, unseen: Unseen | None = None) -> None:
-        self.stage, self.label_dropout, self.unseen = stage, label_dropout, unseen
+    def __init__(
+        self, stage: Stage, label_dropout: float, phrase_dropout: float = 0.0, unseen: Unseen | None = None
+    ) -> None:
+        self.stage, self.unseen = stage, unseen
+        self.label_dropout, self.phrase_dropout = label_dropout, phrase_dropout
         self.players: dict[str, nn.Module] = {"denoiser": stage.denoiser}
 
     def losses(self, batch: Batch, progress: float, rng: Rng) -> dict[str, Loss]:
@@ -172,7 +176,7 @@ class Denoising:
         clean = self.stage.space.sample(batch.clean, rng.at("latents"))
         sigma = self.stage.schedule.draw(count, rng.at("sigma")).to(device)
         noise = rng.at("noise").noise_like(clean)
-        labels, text = told(batch, self.label_dropout, rng)
+        labels, text = told(batch, self.label_dropout, self.phrase_dropout, rng)
         level = self.stage.augmentation.draw(count, rng.at("augmentation")).to(device)
         spoiling = torch.zeros(()) if batch.smaller is None else rng.at("spoiling").noise_like(batch.smaller)
         condition = self.stage.condition(labels, batch.smaller, level, spoiling, text)
@@ -182,10 +186,11 @@ class Denoising:
         return sigma, self.stage.denoiser.loss(clean, sigma, noise, condition)
 
 
-def told(batch: Batch, dropout: float, rng: Rng) -> tuple[Labels, Text | None]:
+def told(batch: Batch, dropout: float, phrases: float, rng: Rng) -> tuple[Labels, Text | None]:
     """What a denoiser is told of each picture: nothing, with the probability `dropout`; else its label and its caption.
 
-    Where it has both, it must also do with one of them: four times as often with the caption, as prompts are.
+    Where it has both, it must also do with one of them: four times as often with the caption, as prompts are. And a
+    caption says only some of its phrases with the probability `phrases`.
     """
     count = len(batch)
     something = rng.at("told").uniform(count) >= dropout
@@ -196,5 +201,6 @@ def told(batch: Batch, dropout: float, rng: Rng) -> tuple[Labels, Text | None]:
     alone = rng.at("alone").uniform(count) / max(dropout, 1e-9)
     label = something & ~(captioned & (alone < 4))
     caption = something & ~(labelled & captioned & (alone >= 4) & (alone < 5))
-    captions = (one if kept else "" for one, kept in zip(batch.text.wanted, caption.tolist(), strict=True))
+    said = partly(batch.text.wanted, phrases, rng)
+    captions = (one if kept else "" for one, kept in zip(said, caption.tolist(), strict=True))
     return batch.labels.where(label.to(batch.labels.device), NOT_TOLD), Text(tuple(captions))

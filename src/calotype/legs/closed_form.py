@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from calotype.diffusion.gaussian import ClosedForm, Mixture, Unseen, fit, flow_error, refit
-from calotype.diffusion.told import Captioned, fit_told
+from calotype.diffusion.telling import parts
+from calotype.diffusion.told import Captioned, Known, fit_told
 from calotype.diffusion.windows import windows
 from calotype.learning.train import Source
 from calotype.legs.examples import MOST_VALUES, Form
@@ -28,6 +29,8 @@ FEWEST_TO_FOLD = 8
 """Pictures that each half needs, if the closed form of one is to stand in for the other's."""
 FEWEST_TOLD = 64
 """Captions without which words are not tried."""
+SILENT = 0.2
+"""Training tells about so many pictures no words at all."""
 OPTIMISTIC = 1.7
 """Where the closed form's error is so many times larger on held-out pictures, each is trained beside that of others."""
 
@@ -69,7 +72,9 @@ def fit_mixture(recipe: Recipe, forms: Sequence[Form], space: Space) -> tuple[Cl
     folds = many.fold
     if folds is None or min(folds.bincount(minlength=2)) < FEWEST_TO_FOLD or not trial.optimistic(mixture, train):
         others = some_of(forms, trained, most, rng, 1)  # the same with other captions, perhaps
-        return best_told(mixture, train, captioned(others, space, rng.at("again")), trial), None
+        return best_told(
+            mixture, train, captioned(others, space, rng.at("again")), trial, recipe.denoiser.phrase_dropout
+        ), None
     unseen = refit(mixture, train.clean, train.labels, on_solver(folds))
     return mixture, Unseen(tuple(one.to(few.clean.device) for one in unseen.mixtures))
 
@@ -112,14 +117,34 @@ def captioned(batch: Batch, space: Space, rng: Rng) -> Captioned:
     return Captioned(on_solver(space.sample(batch.clean, rng)), on_solver(batch.labels), text)
 
 
-def best_told(mixture: Mixture, train: Captioned, again: Captioned, trial: Trial) -> ClosedForm:
+def best_told(mixture: Mixture, train: Captioned, again: Captioned, trial: Trial, phrases: float) -> ClosedForm:
     """One that hears words, if held-out pictures say that it is better; `mixture` itself where nothing is told."""
     if sum(map(bool, train.texts)) < FEWEST_TOLD:
         return mixture
-    heard = fit_told(mixture, train.told(), again.told(), trial.known.told())
-    if heard is None or trial.optimistic(heard, train) or trial.error(heard) >= trial.error(mixture):
+    held_out, rng = trial.known, Rng(("telling",))
+    whole = Known(train.and_again(again).told(), held_out.told())
+    less = [said_less(one, phrases, rng.at(place)) for place, one in enumerate((train, again, held_out))]
+    heard = fit_told(mixture, [whole, Known(less[0].and_again(less[1]), less[2])])
+    mixed = Trial(every_other(held_out, less[2]), trial.sigma, trial.noise)
+    if heard is None or mixed.optimistic(heard, every_other(train, less[0])):
         return mixture
-    return heard
+    return heard if mixed.error(heard) < mixed.error(mixture) else mixture
+
+
+def said_less(pictures: Captioned, phrases: float, rng: Rng) -> Captioned:
+    """Told in part, and some of them not at all, about as often as training tells either."""
+    nothing = SILENT / (SILENT + phrases)
+    silent = (rng.at("silent").uniform(len(pictures.texts)) < nothing).tolist()
+    texts = [parts(text)[:1] for text in pictures.texts]
+    return pictures._replace(
+        texts=["" if quiet or not said else said[0] for quiet, said in zip(silent, texts, strict=True)]
+    )
+
+
+def every_other(one: Captioned, other: Captioned) -> Captioned:
+    """The same pictures, told by turns as the one and as the other has it."""
+    texts = [pair[place % 2] for place, pair in enumerate(zip(one.texts, other.texts, strict=True))]
+    return one._replace(texts=texts)
 
 
 def on_solver(values: Tensor) -> Tensor:

@@ -26,8 +26,8 @@ LAST_LOOKS = 10.0
 WARMUP_STEPS, LONGEST_WARMUP = 100, 0.25
 """With 25 steps the network stays silent for the rest of a run of 500; with 60 it does not (dev/LOG.md, 2026-11-22)."""
 ORDER = (
-    "captions", "autoencoder", "latents", "inspect", "denoiser", "joint", "judge", "prepare", "enlarge", "mistakes",
-    "level", "previews", "samples",
+    "captions", "autoencoder", "latents", "inspect", "fit", "denoiser", "joint", "judge", "prepare", "enlarge",
+    "mistakes", "level", "previews", "samples",
 )  # fmt: skip
 LEVEL_SHARE, FEWEST_LEVEL_CROPS, MOST_LEVEL_CROPS = 0.05, 12, 96
 """The search for an augmentation level may take this share of the time; with fewer crops it says nothing."""
@@ -172,11 +172,11 @@ def with_warmups(recipe: Recipe, images: dict[str, int]) -> Recipe:
 
 
 def beside_training(plan: Plan, measured: Measurement, count: int, left: float) -> dict[str, float]:
-    """Seconds of what comes after a leg: latents and the doctor, and a search after each stage that enlarges."""
+    """Seconds of what comes between legs: latents, the doctor, the closed form, a search after each stage above."""
     recipe = plan.recipe
     encoded = count * (2 if recipe.flip else 1)
     latent = {"latents": measured.encode() * encoded, "inspect": measured.inspect()}
-    fixed = latent if recipe.kind == "latent" else {}
+    fixed = (latent if recipe.kind == "latent" else {}) | {"fit": measured.fit(count)}
     if seconds := measured.reading[0]:
         fixed["captions"] = seconds
     if "joint" in recipe.legs:

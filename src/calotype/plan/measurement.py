@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import cached_property
 
 import torch
@@ -14,7 +15,7 @@ from calotype.data.latents import LatentCache
 from calotype.data.sources import LatentSource
 from calotype.data.words import distinct, read_on
 from calotype.diffusion.gaussian import CLUSTERS, FEWEST, ClosedForm, Mixture, largest_rank
-from calotype.diffusion.told import DIRECTIONS, ToldMixture
+from calotype.diffusion.told import DIRECTIONS, MOST_HEARD, ToldMixture
 from calotype.evaluate.first_stage import measure
 from calotype.learning.objectives import Denoising, FirstStageConfig, Objective
 from calotype.learning.player import Player, PlayerConfig
@@ -27,6 +28,7 @@ from calotype.legs import (
     picture_source,
     start_space,
 )
+from calotype.legs.examples import MOST_VALUES
 from calotype.machine import best_time
 from calotype.nets.frozen import FrozenConfig
 from calotype.recipe import Recipe, leg_above, mistakes_above
@@ -39,6 +41,12 @@ Phases = list[tuple[float, float]]
 """The leg up to this fraction costs so many seconds an image."""
 SAMPLE_VALUES = 2**20
 """Sampling is timed on 8 pictures, fewer where they are large."""
+FITTED = 50_000
+"""Operations that the closed form takes for each number that it is fitted to,"""
+TOLD = 175_000
+"""and more where it hears words; both measured, on 8,100 portraits."""
+SQUARE = 1024
+"""Side of the matrices by which it is measured how fast they are multiplied."""
 
 
 class Measurement:
@@ -63,11 +71,10 @@ class Measurement:
             return None
         dimension, groups = self.space.channels * (self.recipe.chain[0] // self.space.reduction) ** 2, max(1, classes)
         components = groups * (max(CLUSTERS) if count >= FEWEST * groups * max(CLUSTERS) else 1)
-        mixture = Mixture(components, largest_rank(count, dimension, components), dimension)
         if self.recipe.denoiser.text.kind == "none":
-            return mixture
-        told = Mixture(components, largest_rank(count, dimension, components), dimension)
-        return ToldMixture(mixture, told, groups, DIRECTIONS)
+            return Mixture(components, largest_rank(count, dimension, components), dimension)
+        mixture = Mixture(2 * components, largest_rank(count, dimension, components), dimension)
+        return ToldMixture(mixture, 2 * groups, MOST_HEARD, DIRECTIONS)
 
     def phases(self) -> dict[str, Phases]:
         """Of every leg."""
@@ -165,6 +172,15 @@ class Measurement:
         names = ["denoiser", *(leg_above(stage.image_size) for stage in self.stages[1:])]
         counts = (count_parameters(stage.denoiser) for stage in self.stages)
         return {**first, **dict(zip(names, counts, strict=True))}
+
+    def fit(self, count: int) -> float:
+        """Seconds for the closed form of so many pictures."""
+        if (form := self.stages[0].denoiser.mixture) is None:
+            return 0.0
+        square = torch.ones(SQUARE, SQUARE, device=self.device)
+        operations = FITTED + (TOLD if isinstance(form, ToldMixture) else 0)
+        values = min(MOST_VALUES, count * math.prod(self.stages[0].shape))
+        return operations * values * best_time(lambda: square @ square, self.device) / (2 * SQUARE**3)
 
     def closed_form(self) -> int:
         """Numbers that are computed from the pictures and not trained."""

@@ -1,0 +1,51 @@
+"""Captions that say less: prompts do, so a model is trained on parts of its captions, too.
+
+Tags, phrases and sentences are left out one by one; a caption of a single phrase is cut to some words in a row.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+import zlib
+from collections.abc import Sequence
+from functools import lru_cache
+
+from calotype.vocabulary import Rng
+
+PARTS = 3
+"""Of each caption; always the same, so that a frozen encoder can have read them all."""
+PHRASE = re.compile(r".+?(?:[,;:.!?|]+(?=\s|$)|[，；：。！？、।]+|$)\s*", re.DOTALL)
+"""With the mark behind it, which ends it only before a space or where the script writes none."""
+MARKS = ",;:|，；：、 "
+
+
+@lru_cache(maxsize=2**16)
+def parts(text: str) -> tuple[str, ...]:
+    """Up to `PARTS` different captions that say less than this one; none of a single word."""
+    dice = random.Random(zlib.crc32(text.encode("utf-8", "replace")))
+    found = dict.fromkeys(part(text, dice) for _ in range(PARTS))
+    return tuple(one for one in found if one and one != text)
+
+
+def part(text: str, dice: random.Random) -> str:
+    """Some of its phrases, in their order: equally likely one, two, ... or all but one; or some words in a row."""
+    pieces, words = PHRASE.findall(text), text.split()
+    many = pieces if len(pieces) > 1 else words
+    if len(many) < 2:
+        return ""
+    kept = dice.randrange(1, len(many))
+    if many is words:
+        start = dice.randrange(len(words) - kept + 1)
+        return " ".join(words[start : start + kept])
+    return "".join(pieces[place] for place in sorted(dice.sample(range(len(pieces)), kept))).strip(MARKS)
+
+
+def partly(texts: Sequence[str], share: float, rng: Rng) -> tuple[str, ...]:
+    """Parts of about such a share of these captions, all of the others."""
+    draws, places = rng.at("partly").uniform(len(texts)).tolist(), rng.at("which").uniform(len(texts)).tolist()
+    said = []
+    for text, draw, place in zip(texts, draws, places, strict=True):
+        fewer = parts(text) if draw < share else ()
+        said.append(fewer[int(place * len(fewer))] if fewer else text)
+    return tuple(said)

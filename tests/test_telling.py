@@ -1,0 +1,54 @@
+import pytest
+
+from calotype.diffusion.telling import PARTS, partly, parts
+from calotype.vocabulary import Rng
+
+TAGS = "1girl, solo, smile, red hair, outdoors"
+RNG = Rng(("telling",))
+
+
+@pytest.mark.parametrize(
+    ("text", "mark"),
+    [
+        (TAGS, ", "),
+        ("A dog runs. It is 1.5 m tall. It is brown.", ". "),
+        ("チワワ、草、青い空", "、"),
+        ("x; y; z", "; "),
+    ],
+)
+def test_parts_are_some_of_the_phrases_in_their_order(text, mark):
+    phrases = [one.strip(".") for one in text.split(mark)]
+    for one in parts(text):
+        said = [phrase.strip(".") for phrase in one.split(mark)]
+        assert 0 < len(said) < len(phrases) and [phrase for phrase in phrases if phrase in said] == said
+
+
+def test_a_caption_of_one_phrase_is_cut_to_words_in_a_row():
+    for one in parts("a small dog on the grass"):
+        assert one in "a small dog on the grass" and one != "a small dog on the grass" and one == one.strip()
+
+
+@pytest.mark.parametrize("text", ["", "tench", "tench,", " , ", "...", "\0", "a" * 100_000])
+def test_what_cannot_say_less_has_no_parts(text):
+    assert parts(text) == ()
+
+
+@pytest.mark.parametrize("text", ["\ud800 a b", "x, " * 5000, ", , a, ,b", "؟، أ، ب", "a\u2028b c"])
+def test_parts_of_odd_captions_are_sound(text):
+    found = parts(text)
+    assert len(found) <= PARTS and all(one and one != text and len(one) <= len(text) for one in found)
+
+
+def test_the_parts_of_a_caption_are_always_the_same_and_of_any_length():
+    assert parts(TAGS) == parts(TAGS[:3] + TAGS[3:]) and len(set(parts(TAGS))) == len(parts(TAGS))
+    lengths = {len(one.split(", ")) for number in range(60) for one in parts(TAGS.replace("1", str(number)))}
+    assert lengths == {1, 2, 3, 4}
+
+
+def test_a_share_of_captions_says_less():
+    texts = [f"{number}, solo, smile" for number in range(2000)] + ["", "tench"]
+    told = partly(texts, 0.3, RNG)
+    assert len(told) == len(texts) and told[-2:] == ("", "tench")
+    changed = [(one, whole) for one, whole in zip(told, texts, strict=True) if one != whole]
+    assert len(changed) / 2000 == pytest.approx(0.3, abs=0.03) and all(one in parts(whole) for one, whole in changed)
+    assert partly(texts, 0.0, RNG) == tuple(texts) and partly(texts, 0.3, RNG) == told
