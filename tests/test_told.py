@@ -90,6 +90,9 @@ def test_words_say_which_group_it_is_where_the_label_does_not():
     assert torch.allclose(found, torch.tensor([0.0, 5.0]), atol=0.3)
     against = form.denoise(lost, torch.full((2,), 1e3), torch.tensor([1, 0]), texts)[:, 1].mean((1, 2))
     assert torch.allclose(against, torch.tensor([5.0, 0.0]), atol=0.3)  # but the label has the last word
+    form.vote *= 100
+    against = form.denoise(lost, torch.full((2,), 1e3), torch.tensor([1, 0]), texts)[:, 1].mean((1, 2))
+    assert torch.allclose(against, torch.tensor([5.0, 0.0]), atol=0.3)  # however loud the words are
 
 
 def test_what_a_caption_leaves_open_is_as_wide_as_pictures_are():

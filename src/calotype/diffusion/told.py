@@ -79,14 +79,14 @@ class ToldMixture(nn.Module):
     def denoise(self, noisy: Latents, sigma: Sigmas, labels: Labels, text: Text | None = None) -> Latents:
         """The posterior mean of the clean picture, given what is told of it."""
         bags = bags_of(("",) * len(noisy) if text is None else text.wanted, self.heard).to(noisy)
-        likely = torch.softmax(bags @ self.vote + self.bias, 1)
-        prior = self.mixture.prior * likely[:, self.mixture.group] * self.mixture.possible(labels)
+        likely = self.mixture.prior.log() + (bags @ self.vote + self.bias)[:, self.mixture.group]
+        prior = torch.softmax(likely.masked_fill(~self.mixture.possible(labels), -torch.inf), 1)
         prior = prior.where(prior >= UNLIKELY * prior.amax(1, keepdim=True), 0)
 
         def shift(group: int, rows: Tensor) -> Flat:
             return bags[rows] @ self.into[group] @ self.out[group]
 
-        return self.mixture.around(prior / prior.sum(1, keepdim=True), noisy, sigma, shift)
+        return self.mixture.around(prior, noisy, sigma, shift)
 
 
 def closed_form_like(tensors: Mapping[str, Tensor], prefix: str) -> Mixture | ToldMixture:
