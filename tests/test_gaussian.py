@@ -151,6 +151,16 @@ def test_an_unseen_closed_form_has_not_seen_the_picture():
         assert torch.equal(old, new) == (fold == 0)
 
 
+def test_few_axes_of_an_unseen_closed_form_are_the_principal_ones():
+    """As those of the mixture it stands in for are: the first of many, not as many as a rough search finds."""
+    train, folds = (torch.randn(400, 16) * torch.linspace(1, 2, 16)).reshape(-1, 4, 2, 2), torch.arange(400) % 2
+    like = mixture_of(components_of(train.flatten(1), {NOT_TOLD: folds >= 0}, 1, 16), 3)
+    unseen = refit(like, train, untold(400), folds)
+    for fold, mixture in enumerate(unseen.mixtures):
+        exact = torch.linalg.eigvalsh(train[folds != fold].flatten(1).T.cov(correction=0)).flip(0)[:3]
+        assert torch.allclose(mixture.variances[0], exact, rtol=1e-2)
+
+
 def test_an_unseen_closed_form_answers_each_picture_by_its_fold():
     train, folds = torch.randn(40, 2, 2, 2), torch.arange(40) % 2
     unseen = refit(fitted(train), train, untold(40), folds)

@@ -221,8 +221,9 @@ def refit(
     for fold in folds.unique().tolist():
         groups = groups_of(labels[folds != fold])
         clusters, smallest = max(1, len(like.means) // len(groups)), min(int(one.sum()) for one in groups.values())
-        rank = min(like.axes.shape[1], largest_rank(smallest, points.shape[1], clusters * len(groups)))
-        made.append(mixture_of(components_of(points[folds != fold], groups, clusters, rank), rank))
+        rank = largest_rank(smallest, points.shape[1], clusters * len(groups))
+        components = components_of(points[folds != fold], groups, clusters, rank)
+        made.append(mixture_of(components, min(like.axes.shape[1], rank)))
     return Unseen(tuple(made))
 
 
@@ -243,7 +244,10 @@ def largest_rank(count: int, dimension: int, components: int) -> int:
 def components_of(
     points: Float[Tensor, "count dimension"], groups: dict[int, Tensor], clusters: int, rank: int
 ) -> list[Component]:
-    """Each group in `clusters` parts. A part's covariance is half its own and half its group's within the parts."""
+    """Each group in `clusters` parts. A part's covariance is half its own and half its group's within the parts.
+
+    The last of the axes are rough: who wants few takes the first of many.
+    """
     components = []
     for label, members in groups.items():
         mine = points[members]

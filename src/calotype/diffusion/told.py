@@ -153,10 +153,10 @@ def fit_told(like: Mixture, levels: Sequence[Known]) -> ToldMixture | None:
     for number, group in enumerate(groups):
         (bags, points), unseen = (one.pair(heard) for one in group)
         best.append(regress(Pair(bags, points), unseen))
-        rank = min(like.axes.shape[1], largest_rank(len(points), points.shape[1], clusters * len(labels)))
+        rank = largest_rank(len(points), points.shape[1], clusters * len(labels))
         members = {number: torch.ones(len(points), dtype=torch.bool, device=points.device)}
         components += components_of(points - best[-1].of(bags), members, min(clusters, len(points)), rank)
-    mixture = mixture_of(components, max(len(one.variances) for one in components))
+    mixture = mixture_of(components, min(like.axes.shape[1], max(len(one.variances) for one in components)))
     made = ToldMixture(mixture, len(groups), len(heard), max(len(one.out) for one in best)).to(mixture.means.device)
     mixture.prior /= torch.zeros_like(made.bias).index_add(0, mixture.group, mixture.prior)[mixture.group]
     mixture.label[:] = torch.tensor(labels).repeat_interleave(len(levels)).to(mixture.label)[mixture.group]
