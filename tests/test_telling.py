@@ -1,3 +1,5 @@
+import time
+
 import pytest
 
 from calotype.diffusion.telling import PARTS, partly, parts
@@ -37,6 +39,12 @@ def test_what_cannot_say_less_has_no_parts(text):
 def test_parts_of_odd_captions_are_sound(text):
     found = parts(text)
     assert len(found) <= PARTS and all(one and one != text and len(one) <= len(text) for one in found)
+
+
+def test_a_row_of_marks_is_read_once():
+    start = time.process_time()
+    assert parts("a b" + "." * 4000 + "x")
+    assert time.process_time() - start < 0.3
 
 
 def test_the_parts_of_a_caption_are_always_the_same_and_of_any_length():

@@ -1,3 +1,5 @@
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -177,6 +179,12 @@ def test_odd_captions_move_nothing_far(text):
     form = told_by(pictures(600))
     found = form.denoise(torch.zeros(1, 2, 2, 2), torch.full((1,), 1e3), untold(1), Text((text,)))
     assert found.isfinite().all() and found.abs().max() < 10
+
+
+def test_the_words_of_a_caption_take_little_memory():
+    """For 65,536 captions are kept, of up to 2,000 letters."""
+    found = buckets(" ".join(f"word{number}" for number in range(200)))
+    assert len(found) > 500 and sys.getsizeof(found) < 4 * len(found)
 
 
 def test_case_and_punctuation_say_nothing_and_order_does():

@@ -15,7 +15,7 @@ from calotype.vocabulary import Rng
 
 PARTS = 3
 """Of each caption; always the same, so that a frozen encoder can have read them all."""
-PHRASE = re.compile(r".+?(?:[,;:.!?|]+(?=\s|$)|[，；：。！？、।]+|$)\s*", re.DOTALL)
+PHRASE = re.compile(r".+?(?:[,;:.!?|]++(?=\s|$)|[，；：。！？、।]+|$)\s*", re.DOTALL)
 """With the mark behind it, which ends it only before a space or where the script writes none."""
 MARKS = ",;:|，；：、 "
 
@@ -24,21 +24,25 @@ MARKS = ",;:|，；：、 "
 def parts(text: str) -> tuple[str, ...]:
     """Up to `PARTS` different captions that say less than this one; none of a single word."""
     dice = random.Random(zlib.crc32(text.encode("utf-8", "replace")))
-    found = dict.fromkeys(part(text, dice) for _ in range(PARTS))
+    phrases, words = PHRASE.findall(text), text.split()
+    if len(phrases) > 1:
+        found = dict.fromkeys(some_phrases(phrases, dice) for _ in range(PARTS))
+    else:
+        found = dict.fromkeys(words_in_a_row(words, dice) for _ in range(PARTS if len(words) > 1 else 0))
     return tuple(one for one in found if one and one != text)
 
 
-def part(text: str, dice: random.Random) -> str:
-    """Some of its phrases, in their order: equally likely one, two, ... or all but one; or some words in a row."""
-    pieces, words = PHRASE.findall(text), text.split()
-    many = pieces if len(pieces) > 1 else words
-    if len(many) < 2:
-        return ""
-    kept = dice.randrange(1, len(many))
-    if many is words:
-        start = dice.randrange(len(words) - kept + 1)
-        return " ".join(words[start : start + kept])
-    return "".join(pieces[place] for place in sorted(dice.sample(range(len(pieces)), kept))).strip(MARKS)
+def some_phrases(phrases: Sequence[str], dice: random.Random) -> str:
+    """In their order; equally likely one, two, ... or all but one."""
+    kept = dice.sample(range(len(phrases)), dice.randrange(1, len(phrases)))
+    return "".join(phrases[place] for place in sorted(kept)).strip(MARKS)
+
+
+def words_in_a_row(words: Sequence[str], dice: random.Random) -> str:
+    """Equally likely one, two, ... or all but one."""
+    kept = dice.randrange(1, len(words))
+    start = dice.randrange(len(words) - kept + 1)
+    return " ".join(words[start : start + kept])
 
 
 def partly(texts: Sequence[str], share: float, rng: Rng) -> tuple[str, ...]:

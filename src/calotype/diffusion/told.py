@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 import zlib
+from array import array
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
@@ -249,7 +250,8 @@ def bags_of(texts: Sequence[str], heard: Int[Tensor, " heard"]) -> Bags:
 
 
 @lru_cache(maxsize=2**16)
-def buckets(text: str) -> tuple[int, ...]:
+def buckets(text: str) -> Sequence[int]:
+    """In two bytes each, as those of many captions are kept."""
     words = WORD.findall(text.lower())
     runs = {" ".join(words[at : at + length]) for length in range(1, LONGEST + 1) for at in range(len(words))}
-    return tuple({zlib.crc32(run.encode("utf-8", "replace")) % BUCKETS for run in runs})
+    return array("H", {zlib.crc32(run.encode("utf-8", "replace")) % BUCKETS for run in runs})
