@@ -10,6 +10,7 @@ import torch
 from small import CASCADE, CPU, HYBRID, SETTINGS, be_quick, machine, noise_pictures, recipe
 
 from calotype.data.images import images_from_pixels
+from calotype.diffusion.gaussian import Mixture
 from calotype.diffusion.local import FAINTEST, LocalGaussians
 from calotype.learning.objectives import FirstStageConfig
 from calotype.learning.train import Clock, every
@@ -44,11 +45,11 @@ from calotype.plan.make import (
     make_plan,
     with_warmups,
 )
-from calotype.plan.measurement import Measurement, phase_ends, seconds_an_image
+from calotype.plan.measurement import Measurement, by_class, phase_ends, seconds_an_image
 from calotype.recipe import EnlargeRecipe, check
 from calotype.stage import shrunk
 from calotype.tables import merge
-from calotype.vocabulary import UserError
+from calotype.vocabulary import NOT_TOLD, UserError
 
 PHASES = {
     "one": [(1.0, 0.01)],
@@ -327,6 +328,15 @@ def test_a_plan_survives_being_written():
     plan.choices, plan.notes = [Choice("what", "value", "why")], ["a note"]
     again = Plan.from_json(plan.recipe, json.loads(json.dumps(plan.as_json())))
     assert again == plan and Pace(again.phases["autoencoder"], 1.0).done(0.6) == pytest.approx(0.6 * 0.01 / 0.01295)
+
+
+def test_the_plan_times_a_closed_form_that_asks_one_class_for_a_picture(monkeypatch):
+    """As in training. Of two classes each with all of a caption and with some, so two groups of two components."""
+    mixture, asked = by_class(Mixture(8, 0, 4), 2, 2), []
+    monkeypatch.setattr(mixture, "_ask", lambda *told: asked.append(told[0]) or Mixture._ask(mixture, *told))
+    mixture.denoise(torch.zeros(3, 1, 2, 2), torch.ones(3), torch.ones(3, dtype=torch.long))
+    assert asked == [slice(4, 6), slice(6, 8)]
+    assert (by_class(Mixture(8, 0, 4), 0, 2).label == NOT_TOLD).all()
 
 
 def test_what_comes_after_a_leg():

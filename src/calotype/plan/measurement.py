@@ -54,7 +54,8 @@ class Measurement:
 
     def __init__(self, recipe: Recipe, pictures: Pictures, device: torch.device) -> None:
         self.recipe, self.device, self.rng = recipe, device, Rng((recipe.seed, "plan"))
-        self.texts = distinct(pictures.captions) if pictures.captions else []
+        frozen = isinstance(recipe.denoiser.text, FrozenConfig)
+        self.texts = distinct(pictures.captions) if pictures.captions and frozen else []
         classes, some = len(pictures.classes), few(as_read(recipe, pictures))
         self.pictures = {size: some.shrunk(size) for size in recipe.chain}
         self.space: Space = PixelSpace()
@@ -72,9 +73,9 @@ class Measurement:
         dimension, groups = self.space.channels * (self.recipe.chain[0] // self.space.reduction) ** 2, max(1, classes)
         components = groups * (max(CLUSTERS) if count >= FEWEST * groups * max(CLUSTERS) else 1)
         if self.recipe.denoiser.text.kind == "none":
-            return Mixture(components, largest_rank(count, dimension, components), dimension)
+            return by_class(Mixture(components, largest_rank(count, dimension, components), dimension), classes, 1)
         mixture = Mixture(2 * components, largest_rank(count, dimension, components), dimension)
-        return ToldMixture(mixture, 2 * groups, MOST_HEARD, DIRECTIONS)
+        return ToldMixture(by_class(mixture, classes, 2), 2 * groups, MOST_HEARD, DIRECTIONS)
 
     def phases(self) -> dict[str, Phases]:
         """Of every leg."""
@@ -102,8 +103,9 @@ class Measurement:
         if isinstance(self.space, LatentSpace):
             moments = self.space.moments(self._images(2)).half().cpu()
             cache = LatentCache(moments[:1][None].expand(1, 2, *moments.shape[1:]))
-            captions = pictures.captions and pictures.captions.at([0, len(pictures) - 1])
-            source = LatentSource(cache, torch.full((2,), NOT_TOLD), torch.arange(2), self.rng, self.device, captions)
+            ends = [0, len(pictures) - 1]
+            labels, captions = pictures.labels[ends], pictures.captions and pictures.captions.at(ends)
+            source = LatentSource(cache, labels, torch.arange(2), self.rng, self.device, captions)
         return [(1.0, self._step(Denoising(self.stages[0], 0.0), source, self.recipe.denoiser.batch, 0.0))]
 
     def _joint(self) -> Phases:
@@ -204,6 +206,14 @@ class Measurement:
 def few(pictures: Pictures) -> Pictures:
     """Enough of them for a step; the closed form of the autoencoder wants more of small ones."""
     return pictures.first(max(64, min(len(pictures), 2**25 // pictures.pixels[0].numel())))
+
+
+def by_class(mixture: Mixture, classes: int, groups: int) -> Mixture:
+    """As a fit has it, with so many groups a class: of a picture whose class is told, the others are not asked."""
+    number, each = torch.arange(len(mixture.means)), len(mixture.means) // max(1, classes)
+    mixture.group[:] = number // (each // groups)
+    mixture.label[:] = number // each if classes else NOT_TOLD
+    return mixture
 
 
 def phase_ends(losses: FirstStageConfig) -> list[float]:
