@@ -16,6 +16,8 @@ RNG = Rng(("telling",))
         ("A dog runs. It is 1.5 m tall. It is brown.", ". "),
         ("チワワ、草、青い空", "、"),
         ("x; y; z", "; "),
+        ("1girl,solo,smile", ","),
+        ("1,000 men, a dog, a cat", ", "),
     ],
 )
 def test_parts_are_some_of_the_phrases_in_their_order(text, mark):

@@ -15,8 +15,8 @@ from calotype.vocabulary import Rng
 
 PARTS = 3
 """Of each caption; always the same, so that a frozen encoder can have read them all."""
-PHRASE = re.compile(r".+?(?:[,;:.!?|]++(?=\s|$)|[，；：。！？、।]+|$)\s*", re.DOTALL)
-"""With the mark behind it, which ends it only before a space or where the script writes none."""
+PHRASE = re.compile(r".+?(?:[,;|]++(?!\d)|[,;:.!?|]++(?=\s|$)|[，；：。！？、।]+|$)\s*", re.DOTALL)
+"""With the mark behind it. Full stops end it only before a space, and commas not within numbers."""
 MARKS = ",;:|，；：、 "
 
 

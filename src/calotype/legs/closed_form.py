@@ -122,9 +122,9 @@ def best_told(mixture: Mixture, train: Captioned, again: Captioned, trial: Trial
     if sum(map(bool, train.texts)) < FEWEST_TOLD:
         return mixture
     held_out, rng = trial.known, Rng(("telling",))
-    whole = Known(train.and_again(again).told(), held_out.told())
     less = [said_less(one, phrases, rng.at(place)) for place, one in enumerate((train, again, held_out))]
-    heard = fit_told(mixture, [whole, Known(less[0].and_again(less[1]), less[2])])
+    whole = Known(train.and_again(again), held_out)
+    heard = fit_told(mixture, whole, Known(less[0].and_again(less[1]), less[2]))
     mixed = Trial(every_other(held_out, less[2]), trial.sigma, trial.noise)
     if heard is None or mixed.optimistic(heard, every_other(train, less[0])):
         return mixture
