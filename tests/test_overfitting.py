@@ -1,6 +1,8 @@
 """The best weights of a leg are kept, and are what an overfitted leg ends with; a resumed one too."""
 
 import copy
+import json
+import math
 import threading
 
 import pytest
@@ -102,7 +104,7 @@ class Stop(threading.Event):
         return self.left < 0
 
 
-def train_leg(folder, monkeypatch, after=10**9, most_rise=1e9):
+def train_leg(folder, monkeypatch, after=10**9, most_rise=1e9, look_share=math.inf):
     """8 steps with 4 looks, of which the second is best; stops after some steps, and then goes on."""
     monkeypatch.setattr("calotype.learning.run.PREVIEWS", (0.25, 0.5, 0.75, 1.0))
     folder.mkdir(exist_ok=True)
@@ -111,7 +113,7 @@ def train_leg(folder, monkeypatch, after=10**9, most_rise=1e9):
     else:
         run = Run(folder, {"legs": {"denoiser": "waiting"}, "seconds": {}})
     leg = second_leg()
-    leg.held_out, leg.most_rise, leg.preview = ENOUGH, most_rise, lambda path: None
+    leg.held_out, leg.most_rise, leg.preview, leg.look_share = ENOUGH, most_rise, lambda path: None, look_share
     table = {8: GOOD, 16: BETTER, 24: {"held_out_loss": 1.0, "train_loss": 0.5}, 32: WORSE}
     leg.check = lambda: table[leg.clock.images_seen]
     go(run, leg, Stop(after), lambda done, total, note: None)
@@ -150,3 +152,9 @@ def test_a_leg_that_may_be_cut_short_is(tmp_path, monkeypatch):
     leg = train_leg(tmp_path / "run", monkeypatch, most_rise=HOPELESS)
     assert leg.clock.images_seen == leg.clock.total == 24
     assert checkpoint.restore(tmp_path / "run" / "checkpoints", "denoiser", second_leg().players, leg.clock)
+
+
+def test_dear_looks_are_left_out_but_for_the_last(tmp_path, monkeypatch):
+    train_leg(tmp_path / "run", monkeypatch, look_share=0.0)
+    lines = (json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines())
+    assert [line["images_seen"] for line in lines if line["event"] == "check"] == [8, 32]

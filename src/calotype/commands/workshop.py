@@ -56,6 +56,8 @@ from calotype.tables import merge
 
 SHORT = 60.0
 """Seconds of a leg: previews along the way would take a good part of a shorter one."""
+LOOK_SHARE = 0.05
+"""Of a leg's time, where the clock decides how long it is: dear previews are made less often."""
 NEIGHBOURS_FROM = 300.0
 """Seconds of budget: looking for the nearest training pictures takes a few, which a shorter run does not have."""
 
@@ -229,7 +231,7 @@ class Workshop:
 
     def _go(self, leg: Leg) -> None:
         if leg.name in self.plan.paced:
-            leg.most_rise = HOPELESS
+            leg.most_rise, leg.look_share = HOPELESS, LOOK_SHARE
             leg.looks = (1.0,) if self.plan.predicted["seconds"][leg.name] < SHORT else ()
             others = sum(seconds for what, seconds in self.run.state["seconds"].items() if what != leg.name)
             leg.pace = Pace(self.plan.phases[leg.name], self.plan.budget_seconds - others - self.plan.after(leg.name))

@@ -119,6 +119,8 @@ class Leg:
     pace: Callable[[Clock], None] = lambda clock: None
     looks: tuple[float, ...] = ()
     """Fractions after which `preview` and `check` are called; none: `PREVIEWS`."""
+    look_share: float = math.inf
+    """A look before the end is left out while looks have taken more than this share of the leg's time."""
     guards: Mapping[str, CriticGuard] = field(default_factory=dict)
     held_out: int = 0
     """Pictures that `check` measures the held-out loss on."""
@@ -153,9 +155,16 @@ def go(run: Run, leg: Leg, stop: threading.Event, progress: Callable[[int, int, 
         run.state["seconds"][leg.name] = clock.seconds
         run.save()
 
+    at_look, looked = at_fractions(leg.looks or PREVIEWS, leg.clock.progress), [0.0]
+
+    def look_is_due(clock: Clock) -> bool:
+        return at_look(clock) and (clock.progress >= 1 or looked[-1] <= leg.look_share * clock.seconds)
+
     def look_and_watch(clock: Clock, news: News) -> None:
+        start = time.perf_counter()
         guard.note(clock.images_seen, look(run, leg.name, clock, leg.preview, leg.check, leg.prompts))
         run.save()
+        looked.append(looked[-1] + time.perf_counter() - start)
         if guard.rise > leg.most_rise:
             clock.total = clock.images_seen
 
@@ -168,7 +177,7 @@ def go(run: Run, leg: Leg, stop: threading.Event, progress: Callable[[int, int, 
     chores = [
         Chore(always, log.note),
         *(Chore(at_fractions(one.looks, leg.clock.progress), watching(run, leg, one)) for one in leg.guards.values()),
-        Chore(at_fractions(leg.looks or PREVIEWS, leg.clock.progress), look_and_watch),
+        Chore(look_is_due, look_and_watch),
         Chore(every(3.0), lambda clock, news: leg.pace(clock)),
         Chore(after(spent, SAVE_SECONDS), save),
         Chore(always, stop_if_asked),
