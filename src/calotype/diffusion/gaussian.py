@@ -30,7 +30,7 @@ FEWEST = 40
 SHARED = 0.5
 """How much of a component's covariance is that of its class around the components' means."""
 MOST_AXIS_VALUES = 2**24
-"""The axes of all components take 64 MB, or 16 axes each if that is more."""
+"""The axes of all components take 64 MB, or 16 axes each if that is more; with words (`told.py`) twice that."""
 
 AT_ONCE = 64
 """Pictures of which the distances to all means are in memory together."""
@@ -237,7 +237,7 @@ def groups_of(labels: Labels) -> dict[int, Tensor]:
 
 
 def largest_rank(count: int, dimension: int, components: int) -> int:
-    """The most axes a component may have, for `count` pictures in all of `dimension` values each."""
+    """The most axes a component may have, for `count` pictures of `dimension` values each in the smallest group."""
     return min(max(RANKS), count, dimension, max(16, MOST_AXIS_VALUES // (components * dimension)))
 
 
