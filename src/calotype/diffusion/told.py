@@ -4,8 +4,8 @@ A mixture of linear experts (Jordan and Jacobs, Neural Computation 6, 1994, sect
 a group is Gaussian around the ridge regression of pictures on the words of their captions, and which group it is, the
 words say too. What words explain is no longer left to chance, so that a model obeys before it has learned.
 
-Each class has three groups: pictures of which all is said that their captions say, most of it, and little or nothing.
-So what a prompt leaves open is spread as widely as pictures are, and what it says is not.
+Each class has two groups: pictures with all of their captions, and with some of them or none. What a caption leaves
+open is spread as widely as pictures are, and what it says is not.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from calotype.diffusion.gaussian import Mixture, components_of, groups_of, largest_rank, mixture_of
@@ -114,7 +114,7 @@ class Captioned(NamedTuple):
         return self.at([row for row, text in enumerate(self.texts) if text])
 
     def of(self, group: int) -> Captioned:
-        return self if group == NOT_TOLD else self.at(places(self.labels == group))
+        return self if group == NOT_TOLD else self.at((self.labels == group).nonzero()[:, 0].tolist())
 
     def at(self, rows: Sequence[int]) -> Captioned:
         return Captioned(self.clean[rows], self.labels[rows], [self.texts[row] for row in rows])
@@ -129,7 +129,7 @@ class Captioned(NamedTuple):
 
 
 class Known(NamedTuple):
-    """Pictures to learn from, with what is told of them, and others to judge by."""
+    """Pictures with all of their captions, then with some of them, and what is told of others to judge by."""
 
     train: Captioned
     held_out: Captioned
@@ -138,72 +138,35 @@ class Known(NamedTuple):
         return Known(*(one.of(group) for one in self))
 
 
-def fit_told(like: Mixture, whole: Known, less: Known) -> ToldMixture | None:
-    """Of as many components a group as `like` has a class, and all with twice its axes; None without common words.
+def fit_told(like: Mixture, levels: Sequence[Known]) -> ToldMixture | None:
+    """Of as many components a group as `like` has a class, and as many axes; None where no words come often enough.
 
-    `less` are the pictures of `whole`, one by one, told in part or not at all.
+    A group is a class, told so much of as one of `levels` has it. Held-out pictures choose the ridges.
     """
-    heard = often(text for one in (whole, less) for text in one.train.texts)
+    heard = often(text for level in levels for text in level.train.texts)
+    classes = {tuple(groups_of(level.train.labels)) for level in levels}
+    labels = list(classes.pop()) if len(classes) == 1 else [NOT_TOLD]
     if not len(heard):
         return None
-    labels = list(groups_of(whole.train.told().labels))
-    if labels != list(groups_of(whole.train.labels)):
-        labels = [NOT_TOLD]
-    groups = [(label, one) for label in labels for one in levels(whole.of(label), less.of(label), heard)]
-    clusters = max(1, len(like.means) // len(labels))
+    groups = [level.of(label) for label in labels for level in levels]
+    clusters = max(1, len(like.means) // len(groups_of(levels[-1].train.labels)))
     components, best = [], []
-    for number, (_, group) in enumerate(groups):
-        known, unseen = (one.pair(heard) for one in group)
-        best.append(regress(known, unseen))
-        rank = largest_rank(len(known.points), known.points.shape[1], clusters * len(labels))
-        members = {number: torch.ones(len(known.points), dtype=torch.bool, device=known.points.device)}
-        parts = components_of(known.points - best[-1].of(known.bags), members, min(clusters, len(known.points)), rank)
-        components += parts
-    most = max(1, 2 * len(labels) * like.axes.shape[1] // len(groups))
-    mixture = mixture_of(components, min(most, max(len(one.variances) for one in components)))
+    for number, group in enumerate(groups):
+        (bags, points), unseen = (one.pair(heard) for one in group)
+        best.append(regress(Pair(bags, points), unseen))
+        rank = largest_rank(len(points), points.shape[1], clusters * len(labels))
+        members = {number: torch.ones(len(points), dtype=torch.bool, device=points.device)}
+        components += components_of(points - best[-1].of(bags), members, min(clusters, len(points)), rank)
+    mixture = mixture_of(components, min(like.axes.shape[1], max(len(one.variances) for one in components)))
     made = ToldMixture(mixture, len(groups), len(heard), max(len(one.out) for one in best)).to(mixture.means.device)
     mixture.prior /= torch.zeros_like(made.bias).index_add(0, mixture.group, mixture.prior)[mixture.group]
-    mixture.label[:] = torch.tensor([label for label, _ in groups]).to(mixture.label)[mixture.group]
+    mixture.label[:] = torch.tensor(labels).repeat_interleave(len(levels)).to(mixture.label)[mixture.group]
     made.heard[:] = heard
-    made.vote[:], made.bias[:] = gate_of(spoken([one.train for _, one in groups], heard))
+    made.vote[:], made.bias[:] = gate_of(spoken([one.train for one in groups], heard))
     for number, one in enumerate(best):
         mixture.means[mixture.group == number] += one.constant
         made.into[number, :, : len(one.out)], made.out[number, : len(one.out)] = one.into, one.out
     return made
-
-
-def levels(whole: Known, less: Known, heard: Int[Tensor, " heard"]) -> list[Known]:
-    """All told; most of it; little or nothing. Fewer where pictures are few, or all alike in that."""
-    told = Known(*(one.told() for one in whole))
-    words = regress(*(one.pair(heard) for one in told))
-    far = [left_out(words, *both, heard) for both in zip(whole, less, strict=True)]
-    near = [one < parted(far[0]) for one in far]
-    most = Known(*(one.at(places(some)) for one, some in zip(less, near, strict=True)))
-    little = Known(*(one.at(places(~some)) for one, some in zip(less, near, strict=True)))
-    return [told, most, little] if min(len(one.train.texts) for one in (most, little)) >= FEWEST_HEARD else [told, less]
-
-
-def left_out(
-    words: Regression, whole: Captioned, less: Captioned, heard: Int[Tensor, " heard"]
-) -> Float[Tensor, " count"]:
-    """How far the words that `less` leaves out move each picture: without end where there are none to leave out."""
-    missing = (bags_of(whole.texts, heard) - bags_of(less.texts, heard)).to(words.into)
-    silent = torch.tensor([not text for text in whole.texts], device=missing.device)
-    return (missing @ words.into).norm(dim=1).masked_fill(silent, torch.inf)
-
-
-def places(chosen: Bool[Tensor, " count"]) -> list[int]:
-    return chosen.nonzero()[:, 0].tolist()
-
-
-def parted(values: Float[Tensor, " count"]) -> float:
-    """Where two groups of numbers part: their means differ most, by how many there are (Otsu, IEEE SMC 9, 1979)."""
-    ordered = values[values.isfinite()].sort().values.double()
-    below = torch.arange(1, len(ordered), device=ordered.device)
-    sums, total = ordered.cumsum(0)[:-1], ordered.sum()
-    above = len(ordered) - below
-    place = int((below * above * (sums / below - (total - sums) / above).square()).argmax())
-    return float((ordered[place] + ordered[place + 1]) / 2)
 
 
 class Spoken(NamedTuple):

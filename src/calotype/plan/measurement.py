@@ -43,7 +43,7 @@ SAMPLE_VALUES = 2**20
 """Sampling is timed on 8 pictures, fewer where they are large."""
 FITTED = 50_000
 """Operations that the closed form takes for each number that it is fitted to,"""
-TOLD = 200_000
+TOLD = 175_000
 """and more where it hears words; both measured, on 8,100 portraits."""
 SQUARE = 1024
 """Side of the matrices by which it is measured how fast they are multiplied."""
@@ -74,8 +74,8 @@ class Measurement:
         components = groups * (max(CLUSTERS) if count >= FEWEST * groups * max(CLUSTERS) else 1)
         if self.recipe.denoiser.text.kind == "none":
             return by_class(Mixture(components, largest_rank(count, dimension, components), dimension), classes, 1)
-        mixture = Mixture(3 * components, 2 * largest_rank(count, dimension, components) // 3, dimension)
-        return ToldMixture(by_class(mixture, classes, 3), 3 * groups, MOST_HEARD, DIRECTIONS)
+        mixture = Mixture(2 * components, largest_rank(count, dimension, components), dimension)
+        return ToldMixture(by_class(mixture, classes, 2), 2 * groups, MOST_HEARD, DIRECTIONS)
 
     def phases(self) -> dict[str, Phases]:
         """Of every leg."""
