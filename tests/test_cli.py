@@ -388,10 +388,11 @@ def test_a_damaged_model_is_refused(tell, finished, tmp_path, name, damage):
 
 def test_a_model_of_another_version_is_refused(finished, tmp_path):
     from calotype.files import whole_folder, write_json
+    from calotype.model import FORMAT
 
     with whole_folder(tmp_path / "model") as folder:
         write_json(folder / "model.json", {**read_json(finished / "model" / "model.json"), "format": 99})
-    with pytest.raises(UserError, match="has format 99, this version of calotype reads 4"):
+    with pytest.raises(UserError, match=f"has format 99, this version of calotype reads {FORMAT}"):
         calotype.load(tmp_path / "model")
 
 
