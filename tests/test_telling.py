@@ -16,7 +16,7 @@ RNG = Rng(("telling",))
         ("A dog runs. It is 1.5 m tall. It is brown.", ". "),
         ("チワワ、草、青い空", "、"),
         ("x; y; z", "; "),
-        ("1girl,solo,smile", ","),
+        ("1girl,solo,2dogs,smile", ","),
         ("1,000 men, a dog, a cat", ", "),
     ],
 )

@@ -92,7 +92,7 @@ class DiffusionConfig(LegConfig):
     label_dropout: float = Field(default=0.1, ge=0, le=1)
     """How often label and caption are not told, so that the model can be guided away from what it says without them."""
     phrase_dropout: float = Field(default=0.5, ge=0, le=1)
-    """How often a caption says only some of what it says, as prompts do; the rest is left open then, not denied."""
+    """How often only a part of a caption is told, as prompts do; what it leaves out is open then, not denied."""
     learn: PlayerConfig = PlayerConfig()
 
 

@@ -15,7 +15,7 @@ from calotype.vocabulary import Rng
 
 PARTS = 3
 """Of each caption; always the same, so that a frozen encoder can have read them all."""
-PHRASE = re.compile(r".+?(?:[,;|]++(?!\d)|[,;:.!?|]++(?=\s|$)|[，；：。！？、।]+|$)\s*", re.DOTALL)
+PHRASE = re.compile(r".+?(?:(?<!\d)[,;|]++|[,;|]++(?!\d)|[,;:.!?|]++(?=\s|$)|[，；：。！？、।]+|$)\s*", re.DOTALL)
 """With the mark behind it. Full stops end it only before a space, and commas not within numbers."""
 MARKS = ",;:|，；：、 "
 

@@ -4,8 +4,8 @@ A mixture of linear experts (Jordan and Jacobs, Neural Computation 6, 1994, sect
 a group is Gaussian around the ridge regression of pictures on the words of their captions, and which group it is, the
 words say too. What words explain is no longer left to chance, so that a model obeys before it has learned.
 
-Each class has two groups: pictures with all of their captions, and with some of them or none. What a caption leaves
-open is spread as widely as pictures are, and what it says is not.
+Each class has two groups: pictures with whole captions, and with parts of them or none. What a caption leaves open is
+spread as widely as pictures are, and what it says is not.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ Flat = Float[Tensor, "count dimension"]
 
 
 class ToldMixture(nn.Module):
-    """A mixture for pictures of which something is told.
+    """A mixture whose groups are moved, and made more or less likely, by the words that are told.
 
     Of each group, `into` and `out` are the regression on the words that are `heard`, in two factors; `vote` and `bias`
     say how likely it is, and the prior of `mixture` how likely a component is within its group.
@@ -129,7 +129,7 @@ class Captioned(NamedTuple):
 
 
 class Known(NamedTuple):
-    """Pictures with all of their captions, then with some of them, and what is told of others to judge by."""
+    """Pictures to learn from and others to judge by, all told so much: whole captions, or parts of them and none."""
 
     train: Captioned
     held_out: Captioned
@@ -141,7 +141,8 @@ class Known(NamedTuple):
 def fit_told(like: Mixture, levels: Sequence[Known]) -> ToldMixture | None:
     """Of as many components a group as `like` has a class, and as many axes; None where no words come often enough.
 
-    A group is a class, told so much of as one of `levels` has it. Held-out pictures choose the ridges.
+    A group is a class, told so much of as one of `levels` has it, or all pictures where these differ in their classes.
+    Held-out pictures choose the ridges.
     """
     heard = often(text for level in levels for text in level.train.texts)
     classes = {tuple(groups_of(level.train.labels)) for level in levels}
@@ -190,7 +191,7 @@ class Gate(NamedTuple):
 
 
 def gate_of(known: Spoken) -> Gate:
-    """Softmax regression. Where words say nothing, a group is as likely as it is large."""
+    """Softmax regression, which starts with each group as likely as it is large."""
     shares = torch.bincount(known.group).to(known.bags).log()
     gate = Gate(known.bags.new_zeros(known.bags.shape[1], len(shares)).requires_grad_(), shares.requires_grad_())
     search = torch.optim.LBFGS(list(gate), max_iter=ROUNDS, line_search_fn="strong_wolfe")
