@@ -120,7 +120,7 @@ class Leg:
     looks: tuple[float, ...] = ()
     """Fractions after which `preview` and `check` are called; none: `PREVIEWS`."""
     look_share: float = math.inf
-    """A look (picture, measures, watch for overfitting) before the end is left out while looks took more of the time."""
+    """A look (picture, measures, watch for overfitting) before the end is left out while looks took a larger share."""
     guards: Mapping[str, CriticGuard] = field(default_factory=dict)
     held_out: int = 0
     """Pictures that `check` measures the held-out loss on."""
