@@ -26,6 +26,7 @@ from calotype.learning.player import Player, PlayerConfig
 from calotype.learning.train import Clock, learn
 from calotype.machine import examine
 from calotype.plan.choices import choose_text, propose
+from calotype.plan.measurement import by_class
 from calotype.recipe import Recipe, check
 from calotype.tables import merge
 from calotype.vocabulary import Batch, Rng
@@ -45,13 +46,9 @@ def stepper(recipe: Recipe, captions: Captions | None) -> Callable[[], object]:
 
 def mixture_for(captions: Captions | None, dimension: int) -> ClosedForm:
     """Of as many components as a fit to the portraits has, with words that tell six styles apart."""
-    groups, plain = 6 if captions is None else 12, captions is None
-    mixture = Mixture(4 * groups, 256, dimension)
-    mixture.group[:] = torch.arange(4 * groups) // 4
-    mixture.label[:] = torch.arange(24) // 4 if plain else torch.arange(48) // 8
-    if plain:
-        return mixture
-    told = ToldMixture(mixture, groups, MOST_HEARD, DIRECTIONS)
+    if captions is None:
+        return by_class(Mixture(24, 256, dimension), 6, 1)
+    told = ToldMixture(by_class(Mixture(48, 256, dimension), 6, 2), 12, MOST_HEARD, DIRECTIONS)
     told.vote.copy_(5 * Rng(("votes",)).normal(*told.vote.shape))
     return told
 

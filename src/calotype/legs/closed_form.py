@@ -72,9 +72,8 @@ def fit_mixture(recipe: Recipe, forms: Sequence[Form], space: Space) -> tuple[Cl
     folds = many.fold
     if folds is None or min(folds.bincount(minlength=2)) < FEWEST_TO_FOLD or not trial.optimistic(mixture, train):
         others = some_of(forms, trained, most, rng, 1)  # the same with other captions, perhaps
-        return best_told(
-            mixture, train, captioned(others, space, rng.at("again")), trial, recipe.denoiser.phrase_dropout
-        ), None
+        again = captioned(others, space, rng.at("again"))
+        return best_told(mixture, train, again, trial, recipe.denoiser.phrase_dropout), None
     unseen = refit(mixture, train.clean, train.labels, on_solver(folds))
     return mixture, Unseen(tuple(one.to(few.clean.device) for one in unseen.mixtures))
 
