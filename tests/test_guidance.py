@@ -2,11 +2,19 @@ import math
 
 import pytest
 import torch
-from analytic import gaussian, log_density, walk
+from analytic import Fixed, gaussian, log_density, perturbed, walk
+from small import recipe
 
-from calotype.diffusion.guidance import guided, within
+from calotype.build import build_stage
+from calotype.diffusion.gaussian import Mixture
+from calotype.diffusion.guidance import guided, rising, within
 from calotype.diffusion.noise import Karras
 from calotype.diffusion.samplers import euler
+from calotype.editing import masked, near
+from calotype.recipe import check
+from calotype.spaces.pixel import PixelSpace
+from calotype.stage import Sampling, filled, generate
+from calotype.vocabulary import NOT_TOLD, Condition, Rng, Text, UserError
 
 STRONG, WEAK = gaussian(1.0, 0.5), gaussian(0.2, 0.9)
 
@@ -74,3 +82,124 @@ def test_wrappers_nest(noisy):
     expected = other + 2 * (weak + 3 * (strong - weak) - other)
     assert torch.allclose(guided(inner, third, 2.0)(noisy, sigma), expected)
     assert torch.allclose(guided(inner, third, 2.0)(noisy, 0.5), 2 * STRONG(noisy, 0.5) - third(noisy, 0.5))
+
+
+# -- The closed form as the guide --------------------------------------------------------------------------------------
+
+SIZE = 8
+PRIOR = Sampling(steps=4, guide="prior", guidance=3.0, guidance_slope=0.5)
+RNGS = [Rng(("guide", index)) for index in range(3)]
+LABELS = torch.tensor([0, 1, NOT_TOLD])
+
+
+def a_mixture():
+    torch.manual_seed(0)
+    mixture = Mixture(2, 3, 3 * SIZE**2)
+    mixture.means.copy_(torch.randn_like(mixture.means))
+    mixture.axes.copy_(torch.linalg.qr(torch.randn(2, 3 * SIZE**2, 3))[0].mT)
+    mixture.variances.uniform_(0.5, 2.0)
+    mixture.rest.fill_(0.1)
+    mixture.label.copy_(torch.tensor([0, 1]))
+    mixture.group.copy_(torch.tensor([0, 1]))
+    return mixture
+
+
+@pytest.fixture(scope="module")
+def stage():
+    """In pixels, with two classes, captions, a closed form and a network that says something."""
+    torch.manual_seed(1)
+    settings = {"backbone": {"kind": "dit", "width": 64, "depth": 2, "heads": 1, "patch": 2}}
+    text = {"kind": "bytes", "width": 32, "heads": 1, "depth": 1}
+    wanted = check({"kind": "cascade", "size": SIZE, "denoiser": {**settings, "text": text}})
+    made = build_stage(wanted, PixelSpace(), 2, a_mixture())
+    perturbed(made.denoiser.backbone, 0.05)
+    made.denoiser.eval()
+    return made
+
+
+def answers(stage, sampling, condition, noisy, sigma):
+    with torch.no_grad():
+        return stage.denoise(condition, sampling)(noisy, sigma)
+
+
+@pytest.mark.parametrize("sigma", [0.05, 0.5, 1.0, 2.0, 40.0])
+def test_the_scale_rises_between_a_fifth_and_five_times_its_reference(sigma):
+    reference = torch.tensor([0.2, 1.0])
+    found = rising(4.0, 0.75, reference)(sigma).flatten()
+    for scale, own in zip(found.tolist(), reference.tolist(), strict=True):
+        ramp = max(-1.0, min(1.0, math.log(sigma / own) / math.log(5)))
+        assert scale == pytest.approx(1 + 3 * (1 + 0.75 * ramp), rel=1e-5)
+    assert torch.equal(rising(1.0, 0.75, reference)(sigma), torch.ones(2, 1, 1, 1))  # 1 disables it at every sigma
+
+
+@pytest.mark.parametrize("sigma", [0.1, 1.0, 10.0])
+def test_guidance_by_the_prior_extrapolates_from_it_through_the_network(stage, sigma):
+    noisy, condition = torch.randn(3, 3, SIZE, SIZE), Condition(LABELS)
+    with torch.no_grad():
+        network = stage.denoiser(noisy, filled(sigma, noisy), condition)
+        prior = stage.denoiser.mixture.denoise(noisy, filled(sigma, noisy), LABELS)
+    scale = 1 + 2.0 * (1 + 0.5 * max(-1.0, min(1.0, math.log(sigma) / math.log(5))))
+    assert torch.allclose(answers(stage, PRIOR, condition, noisy, sigma), prior + scale * (network - prior), atol=1e-5)
+    assert (network - prior).abs().max() > 1e-2
+
+
+def test_a_silent_network_is_not_guided_anywhere(stage, monkeypatch):
+    """Where the network adds nothing to the closed form, every scale gives the closed form."""
+    noisy, condition = torch.randn(3, 3, SIZE, SIZE), Condition(LABELS)
+    monkeypatch.setitem(stage.denoiser._modules, "backbone", Fixed(torch.zeros_like(noisy)))
+    prior = stage.denoiser.mixture.denoise(noisy, filled(0.7, noisy), LABELS)
+    for scale in (1.0, 3.0, 9.0):
+        sampling = PRIOR.model_copy(update={"guidance": scale})
+        assert torch.allclose(answers(stage, sampling, condition, noisy, 0.7), prior, atol=1e-5)
+
+
+def calls(stage, sampling, condition):
+    count = []
+    hook = stage.denoiser.backbone.register_forward_pre_hook(lambda *asked: count.append(1))
+    answers(stage, sampling, condition, torch.randn(3, 3, SIZE, SIZE), 0.7)
+    hook.remove()
+    return len(count)
+
+
+def test_the_prior_costs_no_second_call_of_the_network_but_a_negative_prompt_does(stage):
+    plain, negative = Text(("a cat",) * 3), Text(("a cat",) * 3, ("grass",) * 3)
+    assert calls(stage, PRIOR, Condition(LABELS, text=plain)) == 1
+    assert calls(stage, PRIOR, Condition(LABELS, text=negative)) == 2
+    assert calls(stage, PRIOR.model_copy(update={"guide": "unconditional"}), Condition(LABELS, text=plain)) == 2
+    assert calls(stage, PRIOR.model_copy(update={"guidance": 1.0}), Condition(LABELS, text=negative)) == 1
+
+
+def test_a_negative_prompt_moves_away_from_what_it_says(stage):
+    noisy = torch.randn(3, 3, SIZE, SIZE)
+    with_prompt, against = Condition(LABELS, text=Text(("a cat",) * 3)), Text(("a cat",) * 3, ("grass",) * 3)
+    positive = answers(stage, PRIOR, with_prompt, noisy, 0.7)
+    negative = answers(stage, PRIOR, Condition(LABELS, text=against).untold(), noisy, 0.7)
+    found = answers(stage, PRIOR, Condition(LABELS, text=against), noisy, 0.7)
+    assert ((found - positive) * (positive - negative)).sum() > 0
+    assert torch.allclose(found, positive + 0.3 * (positive - negative), atol=1e-4)
+
+
+def test_a_picture_guided_by_the_prior_does_not_depend_on_its_batch(stage):
+    text = Text(("a cat", "a dog", ""))
+    together = generate([stage], LABELS, [PRIOR], RNGS, text=text)
+    alone = generate([stage], LABELS[1:2], [PRIOR], RNGS[1:2], text=text.at([1]))
+    assert torch.allclose(together[1:2], alone, atol=1e-4)
+
+
+def test_edits_are_guided_by_the_prior_too(stage):
+    picture, mask = torch.rand(1, 3, SIZE, SIZE) * 2 - 1, torch.zeros(1, 1, SIZE, SIZE)
+    mask[..., :4] = 1
+    unguided = PRIOR.model_copy(update={"guidance": 1.0})
+    for start in (near(picture, SIZE, 0.5), masked(picture, mask, SIZE)):
+        guided_by_prior, without = (generate([stage], LABELS, [one], RNGS, start=start) for one in (PRIOR, unguided))
+        assert (guided_by_prior - without).abs().max() > 1e-2
+    assert torch.allclose(guided_by_prior[..., 4:], picture[..., 4:].expand(3, -1, -1, -1), atol=1e-5)
+
+
+def test_a_model_without_a_closed_form_is_not_guided_by_it():
+    with pytest.raises(UserError, match=r"sampling.guide is prior, but denoiser.start is nothing"):
+        check({"denoiser": {"start": "nothing"}, "sampling": {"guide": "prior"}})
+    with pytest.raises(UserError, match=r"enlarge.128.sampling.guide is prior, but enlarge.128.start is nothing"):
+        settings = {"start": "nothing", "sampling": {"guide": "prior"}}
+        check({"kind": "cascade", "size": 128, "stages": [64, 128], "enlarge": {"128": settings}})
+    assert recipe().sampling.guide == "unconditional"  # of models that were written before there was another guide

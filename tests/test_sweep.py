@@ -1,5 +1,7 @@
 """The sweep over steps and guidance: what it picks, on features whose distances are known, and what it stores."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -57,6 +59,7 @@ def test_equal_cells_are_level_and_the_cheaper_wins():
 
 def test_guidance_costs_as_much_as_twice_the_steps():
     assert [cell(8, 2.0, 1.0).calls, cell(16, 1.0, 1.0).calls, cell(8, 1.0, 1.0).calls] == [16, 16, 8]
+    assert replace(cell(8, 2.0, 1.0), sampling=Sampling(steps=8, guide="prior")).calls == 8
     assert pick([cell(8, 2.0, 5.0), cell(16, 1.0, 4.0)]).fd_lite0.value == 4.0  # as dear, and nearer
 
 
@@ -77,8 +80,22 @@ def test_distances_of_rows_are_those_of_the_sets_that_they_make():
 
 
 def test_without_labels_there_is_nothing_to_guide_away_from():
-    assert {one.guidance for one in Grid().samplings(Sampling(guidance=2.5), told=False)} == {2.5}
-    assert len(Grid().samplings(Sampling(), told=True)) == 12
+    cells = Grid().samplings(Sampling(guidance=2.5), conditional=False, has_prior=False)
+    assert {one.guidance for one in cells} == {2.5} and [one.steps for one in cells] == [8, 12, 24]
+
+
+def test_every_guide_that_there_is_is_tried():
+    def guides(conditional, has_prior, **some):
+        cells = Grid(steps=(8,), **some).samplings(Sampling(guide="prior"), conditional, has_prior)
+        return [(one.guide, one.guidance) for one in cells]
+
+    prior = [("prior", scale) for scale in (1.0, 2.0, 3.0, 4.0)]
+    unconditional = [("unconditional", scale) for scale in (1.5, 2.0, 3.0)]
+    assert guides(conditional=False, has_prior=True) == prior
+    assert guides(conditional=True, has_prior=True) == prior + unconditional  # a scale of 1 is tried once
+    assert guides(True, True, guides=("unconditional",), guidance=(2.0,)) == [("unconditional", 2.0)]
+    slopes = Grid((8,), (3.0,), ("prior",), (0.0, 0.5)).samplings(Sampling(), conditional=True, has_prior=True)
+    assert [one.guidance_slope for one in slopes] == [0.0, 0.5]
 
 
 @pytest.mark.parametrize("text", ["", "8,", "a", "-1", "0", "8.5", "nan", "1e9", "8;16"])
@@ -144,8 +161,11 @@ def test_a_sweep_has_other_seeds_than_samples(run, monkeypatch):
 def test_guidance_that_changes_nothing_is_told_in_one_line(tmp_path, monkeypatch):
     be_quick(monkeypatch)
     write_pictures(tmp_path / "pictures", classes=())
-    run, voice = commands.train(wish(tmp_path / "pictures", tmp_path / "run"), Keeper()), Keeper()
-    commands.sweep(run, None, 4, 0, Grid((1,), (0.0,)), "cpu", voice)
+    run, voice = (
+        commands.train(wish(tmp_path / "pictures", tmp_path / "run", "denoiser.start=nothing"), Keeper()),
+        Keeper(),
+    )
+    commands.sweep(run, None, 4, 0, Grid((1,)), "cpu", voice)
     assert voice.said == [sweeping.UNGUIDED] and sweeping.UNGUIDED in (run / "report.html").read_text()
 
 
@@ -153,7 +173,7 @@ def test_a_sweep_is_kept_and_its_best_cell_becomes_the_models_own(run, monkeypat
     monkeypatch.setattr(sweeping, "FEWEST_TO_CHOOSE", 4)
     said = commands.sweep(run, None, 4, 0, Grid((1, 2), (1.0, 2.0)), "cpu", Keeper())
     found = read_json(run / "sweep.json")
-    assert len(found["cells"]) == 4 and found["n"] == 4 and found["floor"]["n"] == [4, 4] and said == found["why"]
+    assert len(found["cells"]) == 6 and found["n"] == 4 and found["floor"]["n"] == [4, 4] and said == found["why"]
     sampling = load(run).samplings[0]
     assert (sampling.steps, sampling.guidance) == (found["best"]["steps"], found["best"]["guidance"])
     assert found["why"] in (run / "report.html").read_text()

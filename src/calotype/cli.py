@@ -27,6 +27,7 @@ from calotype.options import (
     Size,
     Space,
     Steps,
+    guides,
     listed,
     seconds,
 )
@@ -237,16 +238,34 @@ def sweep(
         Path | None, typer.Option(help="Folder of pictures. [default: the run's]", show_default=False)
     ] = None,
     count: Annotated[int, typer.Option(help="How many samples in each cell.")] = 200,
-    steps: Annotated[str, typer.Option(help="Steps to try.")] = "8,16,32",
-    guidance: Annotated[str, typer.Option(help="Guidance to try; 1 is none.")] = "1,1.5,2,3",
+    steps: Annotated[str, typer.Option(help="Steps to try.")] = "8,12,24",
+    guidance: Annotated[
+        str | None,
+        typer.Option(
+            help="Guidance scales to try. [default: 1,2,3,4 with the prior as the guide, else 1,1.5,2,3]",
+            show_default=False,
+        ),
+    ] = None,
+    guide: Annotated[
+        str | None, typer.Option(help="prior or unconditional. [default: both]", show_default=False)
+    ] = None,
+    slope: Annotated[
+        str | None,
+        typer.Option(help="Slopes of the scale over sigma to try. [default: the model's]", show_default=False),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Equal seeds give equal pictures.")] = 0,
     device: Device = "auto",
 ) -> None:
-    """Try steps and guidance against real pictures, and store the best with the model."""
+    """Try steps, guides and guidance scales against validation pictures, and store the best with the model."""
     from calotype import commands
     from calotype.voice import Terminal
 
-    grid = commands.Grid([int(one) for one in listed("steps", steps, 1)], listed("guidance", guidance, 0))
+    grid = commands.Grid(
+        [int(one) for one in listed("steps", steps, 1)],
+        listed("guidance", guidance, 0) if guidance else (),
+        guides(guide),
+        listed("slope", slope, 0) if slope else (),
+    )
     print(commands.sweep(run, data, count, seed, grid, device, Terminal()))
 
 

@@ -69,7 +69,8 @@ class Model:
         `label` is one of `classes`; without it and without a prompt, picture i has class `i % len(classes)`. `prompt`
         is one for all, or picture i has prompt `i % len(prompt)`; guidance leads away from `negative`. `size` is
         (width, height) in pixels, by default what was learned.
-        `changes` replace settings of `Sampling`: `steps`, `guidance`, `sampler`, `guidance_low`, `guidance_high`.
+        `changes` replace settings of `Sampling`: `steps`, `sampler`, `guide`, `guidance`, `guidance_slope`,
+        `guidance_low`, `guidance_high`.
         Raises `UserError` for an unknown label or setting, for a size that cannot be, and for a prompt to a model that
         does not read; warns of one that is too long.
         """
@@ -193,6 +194,7 @@ class Model:
     ) -> Iterator[OtherImages]:
         """A few at a time; `start` may be another one for each part."""
         samplings = changed_all(self.samplings, changes)
+        check_guide(samplings[0], self.stages[0])
         width, height = size or (self.image_size, self.image_size)
         for part in in_turn(len(labels), height, width):
             told = torch.tensor(labels[part], device=self.device)
@@ -293,8 +295,16 @@ def white_of(mask: Image.Image, picture: Image.Image, given: Images) -> Mask:
 
 
 def changed(sampling: Sampling, changes: dict[str, Any]) -> Sampling:
+    """Raises `UserError` for a wrong value."""
     recipe = check({"sampling": {**sampling.model_dump(), **told(changes)}}, lambda key: "sampling")
     return recipe.sampling
+
+
+def check_guide(sampling: Sampling, stage: Stage) -> None:
+    if sampling.guide == "prior" and not stage.denoiser.has_prior:
+        raise UserError(
+            "guide is prior, but this model has no closed form (denoiser.start is nothing); set guide to unconditional"
+        )
 
 
 def seamless(changes: dict[str, Any]) -> dict[str, Any]:
@@ -312,7 +322,7 @@ def changed_all(samplings: Sequence[Sampling], changes: dict[str, Any]) -> tuple
     return changed(samplings[0], changes), *(changed(sampling, shared) for sampling in samplings[1:])
 
 
-FIRST_STAGE = ("steps", "guidance", "guidance_low", "guidance_high")
+FIRST_STAGE = ("steps", "guide", "guidance", "guidance_slope", "guidance_low", "guidance_high")
 
 
 def save_model(folder: Path, recipe: Recipe, stages: Sequence[Stage], classes: Sequence[str]) -> None:

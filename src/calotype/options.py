@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
+
+Guide = Literal["prior", "unconditional"]
 
 Folder = Annotated[Path, typer.Argument(help="Folder of pictures; class subfolders become labels.", show_default=False)]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.", show_default=False)]
@@ -32,7 +34,7 @@ CanvasSize = Annotated[
     typer.Option(help="Width x height in pixels, as in 256x384. [default: as learned]", show_default=False),
 ]
 Steps = Annotated[int | None, typer.Option(help="Steps of the sampler.", show_default=False)]
-Guidance = Annotated[float | None, typer.Option(help="1 is none; 2 follows label and prompt more.", show_default=False)]
+Guidance = Annotated[float | None, typer.Option(help="Guidance scale; 1 disables it.", show_default=False)]
 SamplerOption = Annotated[
     str | None, typer.Option("--sampler", help="euler, heun, dpm_solver or ancestral.", show_default=False)
 ]
@@ -54,6 +56,17 @@ def seconds(text: str) -> float:
     if total < 1:
         raise UserError(f"--budget is {text!r}, but must be a time such as 20s, 10m or 1h30m")
     return float(total)
+
+
+def guides(text: str | None) -> tuple[Guide, ...]:
+    """The guides that are named, between commas; none stands for all. Raises `UserError` for another word."""
+    from calotype.vocabulary import UserError
+
+    known: dict[str, Guide] = {"prior": "prior", "unconditional": "unconditional"}
+    names = [name.strip() for name in (text or "").split(",") if name.strip()]
+    if unknown := [name for name in names if name not in known]:
+        raise UserError(f"--guide is {unknown[0]!r}, but must be prior, unconditional, or both between commas")
+    return tuple(known[name] for name in names)
 
 
 def listed(name: str, text: str, least: int) -> list[float]:

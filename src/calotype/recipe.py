@@ -180,6 +180,18 @@ class Recipe(Config):
         return self
 
     @model_validator(mode="after")
+    def _guided(self) -> Recipe:
+        starts = {"": self.denoiser.start, **{f"enlarge.{size}.": self.enlarger(size).start for size in self.chain[1:]}}
+        for (place, start), sampling in zip(starts.items(), self.samplings, strict=True):
+            if sampling.guide == "prior" and start == "nothing":
+                key = "denoiser.start" if not place else f"{place}start"
+                raise ValueError(
+                    f"{place}sampling.guide is prior, but {key} is nothing, so there is no closed form to guide away "
+                    f"from; set the guide to unconditional"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _imported(self) -> Recipe:
         if self.space.kind == "own":
             return self

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from calotype.diffusion.augmentation import Blurring, Noising
 from calotype.diffusion.denoiser import Denoiser
-from calotype.diffusion.guidance import guided, within
+from calotype.diffusion.guidance import guided, rising, within
 from calotype.diffusion.local import enlarged
 from calotype.diffusion.samplers import SAMPLERS, SamplerName, last_steps, resampled
 from calotype.spaces.pixel import Space
@@ -36,8 +36,13 @@ from calotype.vocabulary import (
 )
 
 NO_AUGMENTATION = Noising(share=0.0)
+NEGATIVE = 1.3
+"""Guidance scale away from a negative prompt, where the prior is the guide."""
 AT_ONCE, AT_ONCE_VALUES = 32, 2**22
 """So many pictures at most, and so many pixel values of them, are made together."""
+
+
+Guide = Literal["unconditional", "prior"]
 
 
 class Sampling(Config):
@@ -45,8 +50,13 @@ class Sampling(Config):
 
     sampler: SamplerName = "dpm_solver"
     steps: PositiveInt = 24
+    guide: Guide = "unconditional"
+    """The weaker denoiser that guidance leads away from: the model without label and caption (classifier-free
+    guidance), or its closed form with the same label and caption (autoguidance: no second call of the network)."""
     guidance: float = Field(default=2.0, ge=0)
-    """1 is none; above 1 away from what the model says without label and text."""
+    """Guidance scale; 1 disables it. With the prior as the guide, the scale at `sigma = sigma_data`."""
+    guidance_slope: float = Field(default=0.75, ge=-1, le=1)
+    """How much the scale grows with sigma where the prior is the guide (`guidance.rising`)."""
     guidance_low: float = Field(default=0.0, ge=0)
     guidance_high: float = Field(default=1e6, gt=0)
     """Guidance is used for sigmas between these two."""
@@ -131,16 +141,32 @@ class Stage:
 
     def denoise(self, condition: Condition, sampling: Sampling) -> Denoise:
         """The denoiser as a sampler sees it: a function of the noisy picture and sigma, guided as `sampling` says."""
-
-        def told(condition: Condition) -> Denoise:
-            return lambda noisy, sigma: self.denoiser(noisy, torch.full_like(noisy[:, 0, 0, 0], sigma), condition)
-
-        strong = told(condition)
-        untold = condition.untold()
-        if sampling.guidance == 1 or (bool((condition.labels == NOT_TOLD).all()) and condition.text == untold.text):
+        strong, unconditional = self._network(condition), condition.untold()
+        if sampling.guidance == 1:
             return strong
-        both = guided(strong, told(untold), sampling.guidance)
+        if sampling.guide == "prior":
+            guided_by_prior = self._guided_by_prior(condition, sampling)
+            negative = unconditional if condition.text is not None and condition.text.unwanted else None
+            both = guided_by_prior if negative is None else guided(
+                guided_by_prior, self._guided_by_prior(negative, sampling), NEGATIVE
+            )  # fmt: skip
+        elif (condition.labels == NOT_TOLD).all() and condition.text == unconditional.text:
+            return strong
+        else:
+            both = guided(strong, self._network(unconditional), sampling.guidance)
         return within(both, strong, sampling.guidance_low, sampling.guidance_high)
+
+    def _network(self, condition: Condition) -> Denoise:
+        return lambda noisy, sigma: self.denoiser(noisy, filled(sigma, noisy), condition)
+
+    def _guided_by_prior(self, condition: Condition, sampling: Sampling) -> Denoise:
+        """Autoguidance with the closed form as the weaker model: it costs no second call of the network."""
+
+        def prior(noisy: Latents, sigma: float) -> Latents:
+            return self.denoiser.prior_mean(noisy, filled(sigma, noisy), condition)
+
+        scale = rising(sampling.guidance, sampling.guidance_slope, self.denoiser.sigma_data(condition))
+        return guided(self._network(condition), prior, scale)
 
     def steps(
         self,
@@ -189,6 +215,11 @@ class Stage:
             return self.condition(labels, smaller, level, torch.zeros(()), text)
         noise = noise_each([rng.at("augmentation") for rng in rngs], tuple(smaller.shape[1:]))
         return self.condition(labels, smaller, level, noise.to(smaller), text)
+
+
+def filled(sigma: float, noisy: Latents) -> Sigmas:
+    """The same sigma for every image."""
+    return torch.full_like(noisy[:, 0, 0, 0], sigma)
 
 
 def noise_each(rngs: Sequence[Randomness], shape: tuple[int, ...]) -> Latents:

@@ -24,13 +24,14 @@ from calotype.learning.run import Run
 from calotype.model import load, store_sampling
 from calotype.nets.perceptual import efficientnet_lite0
 from calotype.report import write_report
+from calotype.report.words import guidance_in_words
 from calotype.stage import Sampling, Stage, generate, in_turn
 from calotype.vocabulary import NOT_TOLD, Labels, Rng, Text, UserError
 
 FORMAT = 1
 FEWEST, FEWEST_TO_CHOOSE = 4, 50
 """Samples in a cell: to say anything, and to change what is stored with the model."""
-UNGUIDED = "the model is told no labels or captions here, so guidance changes nothing; only steps are tried"
+UNGUIDED = "without labels, captions and a closed form there is nothing to guide away from; only steps are tried"
 
 
 def sweep_run(folder: Path, data: Path | None, count: int, seed: int, grid: Grid, device: str, voice: Voice) -> str:
@@ -46,7 +47,7 @@ def sweep_run(folder: Path, data: Path | None, count: int, seed: int, grid: Grid
     pictures = read(source, model.stages[-1].image_size, folder / "cache", voice)
     pictures = pictures if model.reader else replace(pictures, captions=None)
     known = model.classes == pictures.classes
-    for note in (said := notes(run, pictures, known)):
+    for note in (said := notes(run, pictures, known, model.stages[0].denoiser.has_prior)):
         voice.say(note)
     with run.locked(), voice.bar("sweep") as bar:
         found = try_all(model.stages[0], model.samplings[0], pictures, known, count, seed, grid, counting(bar))
@@ -57,14 +58,14 @@ def sweep_run(folder: Path, data: Path | None, count: int, seed: int, grid: Grid
     return str(found["why"])
 
 
-def notes(run: Run, pictures: Pictures, known: bool) -> list[str]:
+def notes(run: Run, pictures: Pictures, known: bool, has_prior: bool) -> list[str]:
     said = [] if pictures.content == run.state.get("content") else ["the model was trained on other pictures"]
     said += [] if known else ["its classes are not those of the pictures, so it is sampled without"]
-    return said if guidable(pictures, known) else [*said, UNGUIDED]
+    return said if has_prior or conditional(pictures, known) else [*said, UNGUIDED]
 
 
-def guidable(pictures: Pictures, known: bool) -> bool:
-    """Whether samples are told anything that guidance could lead to."""
+def conditional(pictures: Pictures, known: bool) -> bool:
+    """Whether samples have labels or captions."""
     return pictures.captions is not None or (known and bool(pictures.classes))
 
 
@@ -74,15 +75,14 @@ def try_all(
 ) -> dict[str, Any]:  # fmt: skip
     """The first stage at every cell, as JSON. Samples have the captions of the real pictures, and their classes where
     these are `known`.
-
-    Without either there is nothing to guide away from, so guidance stays as it is.
     """
     device = next(stage.denoiser.parameters()).device
     efficientnet_lite0().to(device)
     reals = choose_reals(pictures.shrunk(stage.image_size), count, for_choosing(pictures))
     labels = reals.pictures.labels[reals.chosen] if known else torch.full((len(reals),), NOT_TOLD)
     text = reals.pictures.captions.first(reals.chosen.tolist()) if reals.pictures.captions else None
-    samplings, made = grid.samplings(sampling, guidable(pictures, known)), maker(stage, labels.to(device), text, seed)
+    samplings = grid.samplings(sampling, conditional(pictures, known), stage.denoiser.has_prior)
+    made = maker(stage, labels.to(device), text, seed)
     cells = sweep(samplings, made, reals.features(stage.image_size), progress, seed)
     return as_found(cells, reals, stage.image_size, seed, sampling)
 
@@ -131,6 +131,7 @@ def cell_json(cell: Cell) -> dict[str, Any]:
     return {
         "steps": cell.sampling.steps,
         "guidance": cell.sampling.guidance,
+        "guide": cell.sampling.guide,
         "calls": cell.calls,
         "fd_lite0": as_json(cell.fd_lite0),
         "kernel_distance": as_json(cell.kernel_distance),
@@ -152,4 +153,5 @@ def why(cells: Sequence[Cell], best: Cell, count: int) -> str:
 
 
 def in_words(cell: Cell) -> str:
-    return f"{cell.sampling.steps} steps with guidance {cell.sampling.guidance:g} (FD-Lite0 {cell.fd_lite0.value:.0f})"
+    one = cell.sampling
+    return f"{one.steps} steps, {guidance_in_words(one.model_dump())} (FD-Lite0 {cell.fd_lite0.value:.0f})"

@@ -111,6 +111,19 @@ class Denoiser(nn.Module):
         guess = self._network(scaling.input, noisy, known, sigma, condition)
         return (guess - target).square().flatten(1).mean(1)
 
+    @property
+    def has_prior(self) -> bool:
+        """Whether a closed form stands beside the network."""
+        return self.mixture is not None or self.local is not None
+
+    def prior_mean(self, noisy: Latents, sigma: Sigmas, condition: Condition) -> Latents:
+        """The posterior mean of the clean picture under the closed form alone, given the same condition."""
+        return self._known(self.scaling(sigma, condition), noisy, sigma, condition)
+
+    def sigma_data(self, condition: Condition) -> Sigmas:
+        """Standard deviation of what is to be generated about its prior mean, of each image."""
+        return self._spread(torch.ones_like(condition.labels, dtype=torch.float32), condition).mean((1, 2, 3))
+
     def scaling(self, sigma: Sigmas, condition: Condition) -> Scaling:
         return for_spread(self.row, per_image(sigma), self._spread(sigma, condition))
 
@@ -134,7 +147,7 @@ class Denoiser(nn.Module):
         )
         if condition.augmentation is not None:
             vector = vector + self.augmentation_level(condition.augmentation)
-        if self.mixture is not None or self.local is not None:
+        if self.has_prior:
             image = torch.cat([image, known], 1)
         if condition.smaller is not None:
             image = torch.cat([image, condition.smaller], 1)

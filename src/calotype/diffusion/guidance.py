@@ -3,21 +3,44 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from calotype.vocabulary import Denoise, Latents, Sigmas, per_image
 
+Scale = Callable[[float], Float[Tensor, "batch 1 1 1"]]  # sigma -> guidance scale of each image
+RAMP = math.log(5)
+"""The scale changes between a fifth of the reference sigma and five times it, linearly in log sigma."""
 
-def guided(strong: Denoise, weak: Denoise, scale: float) -> Denoise:
-    """Steps away from what `weak` says (classifier-free guidance, arXiv 2207.12598, eq. 6, with `scale = 1 + w`)."""
+
+def guided(strong: Denoise, weak: Denoise, scale: float | Scale) -> Denoise:
+    """`weak + scale * (strong - weak)`: extrapolates from a weaker denoiser through a stronger one.
+
+    With the unconditional model as `weak` this is classifier-free guidance (arXiv 2207.12598, eq. 6, `scale = 1 + w`);
+    with a worse model of the same data and condition it is autoguidance (arXiv 2406.02507, eq. 4).
+    """
 
     def denoise(noisy: Latents, sigma: float) -> Latents:
         away = weak(noisy, sigma)
-        return away + scale * (strong(noisy, sigma) - away)
+        return away + (scale(sigma) if callable(scale) else scale) * (strong(noisy, sigma) - away)
 
     return denoise
+
+
+def rising(scale: float, slope: float, reference: Sigmas) -> Scale:
+    """`1 + (scale - 1) * (1 + slope * r)`, where r rises from -1 at `reference / 5` to 1 at `5 * reference`.
+
+    At `sigma = reference` it is `scale`. A positive slope guides where large shapes are decided, and spares details.
+    """
+
+    def at(sigma: float) -> Float[Tensor, "batch 1 1 1"]:
+        ramp = (torch.log(sigma / reference) / RAMP).clamp(-1, 1)
+        return per_image(1 + (scale - 1) * (1 + slope * ramp))
+
+    return at
 
 
 def within(inside: Denoise, outside: Denoise, low: float = 0.0, high: float = math.inf) -> Denoise:

@@ -1,17 +1,18 @@
-"""Which steps and which guidance suit a trained model best: a small grid, judged by the same real pictures."""
+"""Which steps, guide and guidance scale suit a trained model best: a small grid, judged by the same real pictures."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
 from calotype.evaluate.distances import Features
 from calotype.evaluate.sets import NORMAL_95, ROUNDS, Estimate, frechet_estimate, frechet_of_rows, kernel_estimate
-from calotype.stage import Sampling
+from calotype.stage import Guide, Sampling
 
 CALLS_A_STEP = {"heun": 2}
 
@@ -29,7 +30,7 @@ class Cell:
     @property
     def calls(self) -> int:
         """Of the network, for a picture."""
-        twice = 1 if self.sampling.guidance == 1 else 2
+        twice = 2 if self.sampling.guide == "unconditional" and self.sampling.guidance != 1 else 1
         return self.sampling.steps * twice * CALLS_A_STEP.get(self.sampling.sampler, 1)
 
     @property
@@ -38,16 +39,39 @@ class Cell:
         return self.behind.value <= (self.behind.high - self.behind.value) / NORMAL_95
 
 
+SCALES = {"prior": (1.0, 2.0, 3.0, 4.0), "unconditional": (1.0, 1.5, 2.0, 3.0)}
+"""Guidance scales to try with each guide."""
+
+
 @dataclass(frozen=True)
 class Grid:
-    steps: Sequence[int] = (8, 16, 32)
-    guidance: Sequence[float] = (1.0, 1.5, 2.0, 3.0)
+    """What a sweep tries; an empty list stands for the usual values."""
 
-    def samplings(self, sampling: Sampling, told: bool) -> list[Sampling]:
-        """`sampling` in every cell; its guidance stays where nothing is `told` that it could lead to."""
-        strengths = self.guidance if told else (sampling.guidance,)
-        changes = [{"steps": one, "guidance": strength} for strength, one in product(strengths, self.steps)]
-        return [sampling.model_copy(update=change) for change in changes]
+    steps: Sequence[int] = (8, 12, 24)
+    guidance: Sequence[float] = ()
+    guides: Sequence[Guide] = ()
+    slopes: Sequence[float] = ()
+
+    def samplings(self, sampling: Sampling, conditional: bool, has_prior: bool) -> list[Sampling]:
+        """`sampling` in every cell.
+
+        Without a label or caption (`conditional`) the unconditional model is no guide, and without a closed form
+        (`has_prior`) that is none; where there is none at all, only the steps differ.
+        """
+        possible: list[Guide] = ["prior"] * has_prior + ["unconditional"] * conditional  # type: ignore[assignment]
+        guides = [guide for guide in possible if guide in (self.guides or possible)]
+        changes = list(dict.fromkeys(change for guide in guides for change in self.guidances(guide, sampling)))
+        guidances = [dict(change) for change in changes] or [{}]
+        return [sampling.model_copy(update={"steps": one, **some}) for some, one in product(guidances, self.steps)]
+
+    def guidances(self, guide: Guide, sampling: Sampling) -> Iterator[tuple[tuple[str, Any], ...]]:
+        """Settings of one guide; a scale of 1 is the same with every guide and slope."""
+        slopes = (self.slopes or (sampling.guidance_slope,)) if guide == "prior" else (sampling.guidance_slope,)
+        for scale, slope in product(self.guidance or SCALES[guide], slopes):
+            if scale == 1:
+                yield (("guidance", scale),)
+            else:
+                yield ("guide", guide), ("guidance", scale), ("guidance_slope", slope)
 
 
 def sweep(

@@ -43,10 +43,10 @@ FINETUNE_RATE = 1e-4
 LARGEST_LATENT = 256
 STEPS = 12
 """Of a sampler in latents: a sweep over portraits found 24 no nearer to real ones (dev/LOG.md),"""
-LABELLED = 2.0
-"""guidance by labels nearest at 2,"""
-TOLD = 1.3
-"""and words as well obeyed at 1.3 as at 2, and less at 3."""
+PRIOR_GUIDED = {"guide": "prior", "guidance": 3.0, "guidance_slope": 0.75}
+"""and the closed form the best guide (dev/LOG.md, 2026-11-28)."""
+LABELLED, CAPTIONED = 2.0, 1.3
+"""Classifier-free guidance, where there is no closed form: labels nearest at 2, captions as well followed at 1.3."""
 LARGEST_CROP = 256
 """The autoencoder sees nothing that is larger than this; its networks are local."""
 WEIGHTS = {"autoencoder": 0.3, "denoiser": 0.7, "enlarge": 0.35}
@@ -85,7 +85,7 @@ def propose(
         "stages": list(chain),
         "precision": "bfloat16" if machine.fast_bfloat16 else "float32",
         "flip": False,
-        "sampling": {"guidance": choose_guidance(pictures, settings), **({"steps": STEPS} if kind == "latent" else {})},
+        "sampling": choose_guidance(pictures, settings) | ({"steps": STEPS} if kind == "latent" else {}),
         **space,
     }
     if kind == "latent":
@@ -146,10 +146,13 @@ def from_elsewhere(settings: dict[str, Any]) -> dict[str, Any]:
     return {"space": space, "autoencoder": {"network": network}}
 
 
-def choose_guidance(pictures: Pictures, settings: dict[str, Any]) -> float:
-    """1 where nothing is told, and less for words than for labels: the closed form has heard them already."""
-    text = settings.get("denoiser", {}).get("text") or choose_text(pictures.captions, 64, 1)
-    return TOLD if text.get("kind") != "none" else LABELLED if pictures.classes else 1.0
+def choose_guidance(pictures: Pictures, settings: dict[str, Any]) -> dict[str, Any]:
+    """The closed form is the guide where there is one; else the model without its condition, where it has any."""
+    denoiser = settings.get("denoiser", {})
+    if denoiser.get("start") != "nothing":
+        return PRIOR_GUIDED
+    text = denoiser.get("text") or choose_text(pictures.captions, 64, 1)
+    return {"guidance": CAPTIONED if text.get("kind") != "none" else LABELLED if pictures.classes else 1.0}
 
 
 def choose_network(size: int) -> VaeConfig:

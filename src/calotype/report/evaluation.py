@@ -10,7 +10,7 @@ from calotype.report.curves import without_unknown
 from calotype.report.folder import Run, read_mapping
 from calotype.report.markup import Html, figure, picture, section, table, tag
 from calotype.report.measures import digits, figures, interval, share
-from calotype.report.words import UNKNOWN, count, title
+from calotype.report.words import UNKNOWN, count, guidance_in_words, title
 
 FORMAT = 1
 FILE, PAIRS_FILE, PROMPTED_FILE = "evaluation.json", "nearest.png", "prompted.png"
@@ -122,7 +122,7 @@ def about(found: dict[str, Any]) -> str:
     made, real = found["measures"]["samples"]["n"]
     network, sampling = found["features"], found["sampling"][0]
     seen = f"features of {network['network']} (weights {network['weights_sha256'][:12]}, {network['preparation']})"
-    way = f"seed {found['seed']}, {sampling['steps']} steps, guidance {sampling['guidance']:g}"
+    way = f"seed {found['seed']}, {sampling['steps']} steps, {guidance_in_words(sampling)}"
     return f"{made} samples against {real} real pictures, {way}, {seen}."
 
 

@@ -8,7 +8,7 @@ from calotype.report.folder import Event, Run, number, within
 from calotype.report.markup import Html, figure, picture, section, table, tag
 from calotype.report.measures import figure_of, interval
 from calotype.report.plot import Series
-from calotype.report.words import UNKNOWN, count
+from calotype.report.words import UNKNOWN, count, guidance_in_words
 
 NEAREST_BYTES = 300_000
 MOST_DEEP = 4
@@ -26,12 +26,12 @@ def the_sweep(run: Run) -> Html | None:
     sweep, cells = run.sweep, [one for one in run.sweep.get("cells") or [] if isinstance(one, dict)]
     if not cells:
         return None
-    all_steps, guidances = (sorted({one[key] for one in cells}) for key in ("steps", "guidance"))
-    grid = {(one["guidance"], one["steps"]): one for one in cells}
+    all_steps = sorted({one["steps"] for one in cells})
+    grid = {(guided_as(one), one["steps"]): one for one in cells}
     best = within(sweep, "best")
     rows = [
-        (f"guidance {guidance:g}", *(cell(grid.get((guidance, steps)), best) for steps in all_steps))
-        for guidance in guidances
+        (guidance, *(cell(grid.get((guidance, steps)), best) for steps in all_steps))
+        for guidance in dict.fromkeys(map(guided_as, cells))
     ]
     heads = ("FD-Lite0", *(f"{steps} steps" for steps in all_steps))
     drawn = figure_of("FD-Lite0 by guidance", "FD-Lite0", lines(grid, sweep), "steps", "Real: other real pictures.")
@@ -42,19 +42,23 @@ def the_sweep(run: Run) -> Html | None:
     )  # fmt: skip
 
 
+def guided_as(one: Event) -> str:
+    return guidance_in_words(within(one, "sampling") or one)
+
+
 def cell(one: Event | None, best: Event) -> str:
     if one is None:
         return UNKNOWN
-    chosen = (one["guidance"], one["steps"]) == (best.get("guidance"), best.get("steps"))
+    chosen = (guided_as(one), one["steps"]) == (guided_as(best), best.get("steps"))
     return interval(within(one, "fd_lite0")) + ("\u00a0✓" if chosen else "")
 
 
-def lines(grid: dict[tuple[float, int], Event], sweep: Event) -> list[Series]:
+def lines(grid: dict[tuple[str, int], Event], sweep: Event) -> list[Series]:
     """A line a guidance over steps, and the floor through all of them."""
-    found: dict[float, list[tuple[float, float]]] = {}
-    for (guidance, steps), one in sorted(grid.items()):
+    found: dict[str, list[tuple[float, float]]] = {}
+    for (guidance, steps), one in sorted(grid.items(), key=lambda pair: pair[0][1]):
         found.setdefault(guidance, []).append((float(steps), float(one["fd_lite0"]["value"])))
-    series = [Series(f"guidance {guidance:g}", points, marked=True) for guidance, points in found.items()]
+    series = [Series(guidance, points, marked=True) for guidance, points in found.items()]
     floor = number(within(sweep, "floor", "fd_lite0").get("value"))
     ends = [float(steps) for _, steps in grid]
     return [*series, *([] if floor is None else [Series("real", [(x, floor) for x in (min(ends), max(ends))], True)])]
@@ -65,7 +69,7 @@ def conditions(sweep: Event) -> str:
     before = within(sweep, "before")
     chosen = (
         f"Kernel distance of the chosen cell (✓): {interval(kernel)}. Before, the model was sampled in "
-        f"{before.get('steps', UNKNOWN)} steps with guidance {before.get('guidance', UNKNOWN)}."
+        f"{before.get('steps', UNKNOWN)} steps, {guidance_in_words(before)}."
     )
     return (
         f"n = {how_many(sweep.get('n'))} pictures of {count(number(sweep.get('size')))} px in each cell, from equal "

@@ -15,12 +15,26 @@ from calotype.report.evaluation import evaluation
 from calotype.report.findings import neighbours, the_sweep
 from calotype.report.folder import Preview, Run, number, numbers, read_run, within
 from calotype.report.markup import Html, Inside, figure, pairs, picture, section, table, tag
-from calotype.report.words import called_leg, count, deviation, duration, listed, memory, moment, plain, short, title
+from calotype.report.words import (
+    called_leg,
+    count,
+    deviation,
+    duration,
+    guidance_in_words,
+    listed,
+    memory,
+    moment,
+    plain,
+    short,
+    title,
+)
 
 HERO_BYTES, RECONSTRUCTION_BYTES, PREVIEWS_BYTES = 1_000_000, 400_000, 1_000_000
 """The most that pictures may take: 3.1 MB with both reconstructions and the neighbours, 4.2 MB in base64."""
 USUAL = {"seed": None, "guidance_low": 0.0, "guidance_high": 1e6, "augmentation": 0.0, "conditioning": "whole"}
 """Settings of sampling that need no words."""
+GUIDES = ("guide", "guidance", "guidance_slope")
+"""Settings that `guidance_in_words` reads."""
 MOST_PREVIEWS, MOST_NOTES, MOST_PROMPTS = 12, 100, 48
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
@@ -139,7 +153,10 @@ def after(preview: Preview) -> str:
 
 def sampled(run: Run) -> str:
     settings = {"seed": run.samples.get("seed"), **within(run.samples, "sampling")}
-    said = ", ".join(f"{plain(name)} {setting(value)}" for name, value in settings.items() if value != USUAL.get(name))
+    guidance = [guidance_in_words(settings)] if "guidance" in settings else []
+    others = {name: value for name, value in settings.items() if name not in GUIDES}
+    shown = [f"{plain(name)} {setting(value)}" for name, value in others.items() if value != USUAL.get(name)]
+    said = ", ".join([*shown, *guidance])
     labelled = run.facts.get("classes") and not run.samples.get("prompts")
     labels = labels_in_words(run.samples.get("labels") or []) if labelled else ""
     return " ".join(filter(None, ("Samples.", labels, f"Made with {said}." if said else "")))

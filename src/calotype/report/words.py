@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
+from typing import Any
 
 UNKNOWN = "–"
 
@@ -65,6 +66,19 @@ def called_leg(leg: str) -> str:
     what, _, size = leg.partition("-")
     stage = {"enlarge": f"stage that enlarges to {size} px", "mistakes": f"{size} px stage on its own mistakes"}
     return f"the {stage.get(what, leg)}" if size else f"the {leg}"
+
+
+def guidance_in_words(sampling: Mapping[str, Any]) -> str:
+    """Scale, guide and slope, as far as they say something; older files have no guide."""
+    scale = sampling.get("guidance")
+    if not isinstance(scale, float | int):
+        return f"guidance {UNKNOWN}"
+    if scale == 1:
+        return "no guidance"
+    if sampling.get("guide") != "prior":
+        return f"guidance {scale:g}"
+    slope = sampling.get("guidance_slope") or 0.0
+    return f"guidance {scale:g} by the prior" + (f", slope {slope:g}" if slope else "")
 
 
 def title(words: str) -> str:
