@@ -119,3 +119,15 @@ class Fixed(nn.Module):
     def forward(self, image, vector):
         self.seen = image
         return self.answer
+
+
+def slope_error(function, at, step=1e-6, directions=4):
+    """How far derivatives by autograd are from central differences, as a share of these: along random directions."""
+    with torch.enable_grad():
+        point = at.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(function(point), point)
+    along = torch.randn(directions, *at.shape, dtype=at.dtype)
+    with torch.no_grad():
+        slopes = [(function(at + step * one) - function(at - step * one)) / (2 * step) for one in along]
+    expected = torch.stack(slopes)
+    return float(((gradient * along).flatten(1).sum(1) - expected).norm() / expected.norm())

@@ -3,7 +3,9 @@ import json
 import numpy as np
 import pytest
 import torch
+from analytic import slope_error
 from small import CPU, Keeper, be_quick, noise_pictures, recipe, second_leg, wish, write_pictures
+from test_gradients import Weighted, captioned
 
 from calotype import commands
 from calotype.comparison.competitor import open_one
@@ -13,7 +15,8 @@ from calotype.files import read_json
 from calotype.learning.train import learn
 from calotype.legs import joint_leg
 from calotype.model import load
-from calotype.vocabulary import Condition, Rng, UserError
+from calotype.nets.vae import Moments
+from calotype.vocabulary import Condition, Rng, Text, UserError
 from calotype.voice import cost
 
 JOINT = {"images": 12, "batch": 4, "pictures": 4}
@@ -59,6 +62,23 @@ def test_foresight_reaches_the_encoder_through_denoiser_and_decoder():
     foreseen = joint._foreseen(batch.clean, moments, Condition(batch.labels), Rng((0,)))
     for part in (joint.space.vae.encoder, joint.space.vae.decoder):
         assert any(gradient is not None and gradient.abs().sum() > 0 for gradient in gradients(foreseen, part))
+
+
+@pytest.mark.parametrize("place", [0, 1, 2, 3])
+@pytest.mark.parametrize("labels", [[0, 1, 1, 0], [-1, -1, -1, -1]])
+@pytest.mark.parametrize("text", [None, Text(("red", "red ball", "", "ball"))])
+def test_the_gradient_of_foresight_is_its_slope(text, labels, place):
+    """Through the closed form too, at all noise levels, and through the network beside it."""
+    stage = second_leg().stage
+    stage.denoiser.mixture, stage.denoiser.backbone = captioned(channels=3), Weighted(3)
+    joint = joint_leg(recipe(joint=JOINT), stage, noise_pictures(), CPU).objective
+    images, condition = leg().source.batch(0, 4).clean.double(), Condition(torch.tensor(labels), text=text)
+    mean, log_variance = (one.detach() for one in joint.space.double().vae.encode(images))
+
+    def ahead(mean):
+        return joint._foreseen(images, Moments(mean, log_variance), condition, Rng((place,)))
+
+    assert slope_error(ahead, mean, step=1e-4) < 0.01
 
 
 def test_a_step_moves_each_player_and_leaves_the_linear_path_and_what_was_before():

@@ -42,7 +42,7 @@ Shift = Callable[[int, Int[Tensor, " rows"]], Flat]  # how far the means of a gr
 
 @runtime_checkable
 class ClosedForm(Protocol):
-    """The posterior mean of the clean picture, given the noisy one, its label and its caption."""
+    """The posterior mean of the clean picture, given the noisy one, its label and its caption; differentiable."""
 
     def side(self, channels: int) -> int: ...
 
@@ -89,7 +89,6 @@ class Mixture(nn.Module):
         possible = (labels[:, None] == self.label) | (self.label == NOT_TOLD) | (labels[:, None] == NOT_TOLD)
         return possible | ~possible.any(1, keepdim=True)  # a class without a component of its own may be any
 
-    @torch.no_grad()
     def around(self, prior: Prior, noisy: Latents, sigma: Sigmas, shift: Shift | None = None) -> Latents:
         """The same where the components are so likely for each picture, and the means of its groups are shifted so.
 

@@ -76,7 +76,6 @@ class ToldMixture(nn.Module):
     def side(self, channels: int) -> int:
         return self.mixture.side(channels)
 
-    @torch.no_grad()
     def denoise(self, noisy: Latents, sigma: Sigmas, labels: Labels, text: Text | None = None) -> Latents:
         """The posterior mean of the clean picture, given what is told of it."""
         bags = bags_of(("",) * len(noisy) if text is None else text.wanted, self.heard).to(noisy)
