@@ -75,9 +75,7 @@ class ToldMixture(Fitted):
         self.register_buffer("bias", torch.zeros(groups))
 
     @classmethod
-    def sized(
-        cls, components: int, rank: int, dimension: int, groups: int, heard: int, directions: int
-    ) -> ToldMixture:
+    def sized(cls, components: int, rank: int, dimension: int, groups: int, heard: int, directions: int) -> ToldMixture:
         """An empty one."""
         return cls(Mixture(components, rank, dimension), groups, heard, directions)
 

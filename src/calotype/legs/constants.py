@@ -66,8 +66,8 @@ def fitted_late(run: Run, leg: str, fit: Fit) -> Constants:
     finished = run.state["legs"].get(leg) == "finished"
     again = "start a new run" if finished else f"remove checkpoints/{leg}-* to train the {leg} from its start"
     raise UserError(
-        f"{run.folder / 'constants' / leg} is missing or damaged, but must be as it was when the {leg} was trained with "
-        f"it; put it back from a copy, or {again}"
+        f"{run.folder / 'constants' / leg} is missing or damaged, but the checkpoints of the {leg} were trained with it; "
+        f"put it back from a copy, or {again}"
     )
 
 
