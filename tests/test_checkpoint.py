@@ -9,6 +9,7 @@ from test_files import contents, damages, every_failure
 from calotype.files import is_whole
 from calotype.learning import checkpoint
 from calotype.learning.train import Chore, train
+from calotype.nets.fitted import load_trained, trained_state
 
 
 class Stop(Exception):  # noqa: N818
@@ -50,7 +51,7 @@ def test_stop_and_resume_is_the_same_to_the_bit(leg, until, ends, tmp_path):
     torch.manual_seed(12345), torch.randn(7)  # the past of torch's own generator is not restored, and need not be
     second = LEGS[leg]()
     for player in second.players.values():
-        player.network.load_state_dict({name: value + 1 for name, value in player.network.state_dict().items()})
+        load_trained(player.network, {name: value + 1 for name, value in trained_state(player.network).items()})
     restore(tmp_path, second)
     assert second.clock.images_seen == until
     assert fingerprint(go_on(second).players) == ends[leg]

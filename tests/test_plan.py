@@ -96,6 +96,12 @@ class Measured(Measurement):
     def closed_form(self):
         return 500
 
+    def constants(self):
+        return 600
+
+    def critic(self):
+        return 100
+
 
 def allotted(left, sample=0.05, count=1000, **changes):
     images = {"autoencoder": {"images": 0}, "denoiser": {"images": 0}}

@@ -55,6 +55,27 @@ def test_every_epoch_is_a_permutation_of_its_own(count):
     assert count < 7 or len(epochs.unique(dim=0)) == 6
 
 
+@pytest.mark.parametrize("count", [1, 7, 50])
+@pytest.mark.parametrize("batch", [1, 3, 32])
+def test_the_order_is_that_of_the_epochs_one_after_the_other(count, batch):
+    epochs = torch.cat([RNG.at("epoch", epoch).permutation(count) for epoch in range(100 * batch // count + 1)])
+    for start in (0, 5, 2 * batch, 99 * batch):
+        assert torch.equal(order(count, start, batch, RNG), epochs[start : start + batch])
+
+
+def test_an_epoch_is_permuted_once_and_not_for_every_batch(monkeypatch):
+    """Of two sources in turn, as where there are pictures of two shapes."""
+    drawn, real = [], Rng.permutation
+    monkeypatch.setattr(Rng, "permutation", lambda self, count: drawn.append(count) or real(self, count))
+    rng = Rng(("once",))
+    for start in range(0, 300, 4):
+        first = order(100, start, 4, rng)
+        first += 1  # what is handed out is the caller's own
+        order(60, start, 4, rng)
+    assert sorted(drawn) == [60] * 5 + [100] * 3
+    assert torch.equal(order(100, 0, 4, rng), real(rng.at("epoch", 0), 100)[:4])
+
+
 def test_each_picture_is_as_likely_in_each_place():
     places = torch.stack([order(4, 4 * epoch, 4, RNG) for epoch in range(2000)])
     counts = torch.nn.functional.one_hot(places).sum(0)

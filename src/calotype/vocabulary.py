@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
@@ -132,6 +133,20 @@ class Rng:
         seed = int(self.generator().integers(2**62))
         return torch.empty_like(images).normal_(generator=torch.Generator(images.device).manual_seed(seed))
 
+    @contextmanager
+    def seeding(self, device: torch.device) -> Iterator[None]:
+        """Within it, torch's own generator of a device (dropout has no other) draws from this place.
+
+        The caller's numbers go on behind it as if nothing had been drawn; no other device's generator is touched.
+        """
+        generator = own_generator(device)
+        before = generator.get_state()
+        generator.manual_seed(int(self.generator().integers(2**62)))
+        try:
+            yield
+        finally:
+            generator.set_state(before)
+
     def uniform(self, *shape: int) -> Tensor:
         return torch.from_numpy(self.generator().random(shape, dtype=np.float32))
 
@@ -140,6 +155,17 @@ class Rng:
 
     def permutation(self, count: int) -> Tensor:
         return torch.from_numpy(self.generator().permutation(count))
+
+
+def own_generator(device: torch.device) -> torch.Generator:
+    """What torch draws from on a device where nobody hands it a generator."""
+    match device.type:
+        case "cuda":
+            index = torch.cuda.current_device() if device.index is None else device.index
+            return torch.cuda.default_generators[index]
+        case "mps":
+            return torch.mps._get_default_mps_generator()
+    return torch.default_generator
 
 
 def per_image(values: Sigmas) -> Float[Tensor, "batch 1 1 1"]:

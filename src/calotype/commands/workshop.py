@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
@@ -34,6 +35,7 @@ from calotype.legs import (
     held_out_prompts,
     joint_leg,
     judge,
+    keep,
     latent_examples,
     mistakes_leg,
     picture_examples,
@@ -47,7 +49,7 @@ from calotype.nets.frozen import FrozenConfig
 from calotype.nets.kl import Autoencoder
 from calotype.plan import Pace, Plan
 from calotype.plan.measurement import count_parameters
-from calotype.recipe import ImportedSpace, Recipe, check
+from calotype.recipe import ImportedSpace, Recipe, check, leg_above
 from calotype.report import write_report
 from calotype.spaces.latent import LatentSpace, about_tiles
 from calotype.spaces.pixel import PixelSpace, Space
@@ -172,7 +174,7 @@ class Workshop:
 
     def base(self, space: Space, forms: Sequence[Form]) -> Stage:
         with self.run.timing("fit"):
-            leg = denoiser_leg(self.recipe, forms, space, self.device)
+            leg = denoiser_leg(self.recipe, forms, space, self.device, partial(keep, self.run, "denoiser"))
         return self._diffusion(leg)
 
     def joint(self, stage: Stage) -> Stage:
@@ -196,7 +198,8 @@ class Workshop:
         with self.run.timing("prepare"):
             pictures = self.pictures.shrunk(size)
             examples = crop_examples(self.recipe, size, pictures, self.device)
-            leg = enlarger_leg(self.recipe, size, pictures, examples, self.device)
+            kept = partial(keep, self.run, leg_above(size))
+            leg = enlarger_leg(self.recipe, size, pictures, examples, self.device, kept)
         stage = self._diffusion(leg)
         if not self.recipe.enlarger(size).mistakes.images:
             return stage

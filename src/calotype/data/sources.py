@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
 from calotype.data.captions import Captions
@@ -15,13 +17,25 @@ from calotype.stage import shrunk
 from calotype.vocabulary import Batch, Folds, Images, Rng, Text
 
 FOLDS = 2
+EPOCHS_KEPT = 8
+"""Orders of epochs in memory: two at the seam of two epochs, for each of a few shapes; 4 MB each a million pictures."""
 
 
 def order(count: int, images_seen: int, batch: int, rng: Rng) -> Tensor:
     """Which of `count` pictures come next: each epoch is a new permutation, and a batch may span two epochs."""
     first, last = images_seen // count, (images_seen + batch - 1) // count
-    epochs = torch.cat([rng.at("epoch", epoch).permutation(count) for epoch in range(first, last + 1)])
-    return epochs[images_seen - first * count :][:batch]
+    start = images_seen - first * count
+    parts = []
+    for epoch in range(first, last + 1):
+        parts.append(order_of_epoch(count, epoch, rng)[start : start + batch].long())
+        start, batch = 0, batch - len(parts[-1])
+    return torch.cat(parts)
+
+
+@lru_cache(EPOCHS_KEPT)
+def order_of_epoch(count: int, epoch: int, rng: Rng) -> Int[Tensor, " count"]:
+    """The permutation of one epoch, drawn once and not for every batch; nobody may write into it."""
+    return rng.at("epoch", epoch).permutation(count).int()
 
 
 def folds(chosen: Tensor) -> Folds:

@@ -15,9 +15,10 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from calotype.diffusion.windows import windowed
+from calotype.nets.fitted import Fitted
 from calotype.vocabulary import NOT_TOLD, Folds, Labels, Latents, Rng, Sigmas, Text, per_image
 
 RANKS = (256, 64, 16, 0)
@@ -49,7 +50,7 @@ class ClosedForm(Protocol):
     def denoise(self, noisy: Latents, sigma: Sigmas, labels: Labels, text: Text | None = None) -> Latents: ...
 
 
-class Mixture(nn.Module):
+class Mixture(Fitted):
     """A mixture of Gaussians, each with `rank` principal axes of their own variance and one variance for the rest.
 
     The components of a group, which is a class or a part of one, lie together and are asked together.
@@ -72,6 +73,10 @@ class Mixture(nn.Module):
         self.register_buffer("prior", torch.full((components,), 1 / components))
         self.register_buffer("label", torch.full((components,), NOT_TOLD))
         self.register_buffer("group", torch.zeros(components, dtype=torch.long))
+
+    @property
+    def shape(self) -> dict[str, int]:
+        return dict(zip(("components", "rank", "dimension"), self.axes.shape, strict=True))
 
     def side(self, channels: int) -> int:
         """Of the square that the mixture is fitted to."""

@@ -14,8 +14,9 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
+from calotype.nets.fitted import Fitted
 from calotype.vocabulary import Images, Latents, OtherImages, Rng, Sigmas
 
 WINDOW = 5
@@ -73,7 +74,7 @@ class Around(NamedTuple):
         return self.mean + images_of(self.by_kind.times(shrunk, self.axes.mT), self.mean, self.factor)
 
 
-class LocalGaussians(nn.Module):
+class LocalGaussians(Fitted):
     """`around(smaller)` says where the larger pictures lie; all of it is fitted, nothing trained."""
 
     centres: Float[Tensor, "kind window"]
@@ -84,13 +85,22 @@ class LocalGaussians(nn.Module):
 
     def __init__(self, factor: int, channels: int = 3) -> None:
         super().__init__()
-        self.factor = factor
-        neighbours, values = channels * WINDOW**2, channels * factor**2
+        self.factor, self.channels = factor, channels
+        neighbours, values = self.neighbours(channels), channels * factor**2
         self.register_buffer("centres", torch.zeros(KINDS, WINDOW**2))
         self.register_buffer("weights", torch.zeros(KINDS, neighbours, values))
         self.register_buffer("axes", torch.eye(values).repeat(KINDS, 1, 1))
         self.register_buffer("variances", torch.ones(KINDS, values))
         self.register_buffer("plain", torch.tensor(FAINTEST))
+
+    @staticmethod
+    def neighbours(channels: int) -> int:
+        """Values in the neighbourhood of a pixel."""
+        return channels * WINDOW**2
+
+    @property
+    def shape(self) -> dict[str, int]:
+        return {"factor": self.factor, "channels": self.channels}
 
     @torch.no_grad()
     def around(self, smaller: Images, spoils: Sigmas) -> Around:

@@ -21,9 +21,10 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from calotype.diffusion.gaussian import Mixture, components_of, groups_of, largest_rank, mixture_of
+from calotype.nets.fitted import Fitted
 from calotype.vocabulary import NOT_TOLD, Labels, Latents, Sigmas, Text
 
 WHOLE = r"\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff"
@@ -51,7 +52,7 @@ Bags = Float[Tensor, "count heard"]
 Flat = Float[Tensor, "count dimension"]
 
 
-class ToldMixture(nn.Module):
+class ToldMixture(Fitted):
     """A mixture whose groups are moved, and made more or less likely, by the words that are told.
 
     Of each group, `into` and `out` are the regression on the words that are `heard`, in two factors; `vote` and `bias`
@@ -72,6 +73,15 @@ class ToldMixture(nn.Module):
         self.register_buffer("out", torch.zeros(groups, directions, mixture.means.shape[1]))
         self.register_buffer("vote", torch.zeros(heard, groups))
         self.register_buffer("bias", torch.zeros(groups))
+
+    @classmethod
+    def sized(cls, components: int, rank: int, dimension: int, groups: int, heard: int, directions: int) -> ToldMixture:
+        """An empty one."""
+        return cls(Mixture(components, rank, dimension), groups, heard, directions)
+
+    @property
+    def shape(self) -> dict[str, int]:
+        return {**self.mixture.shape, **dict(zip(("groups", "heard", "directions"), self.into.shape, strict=True))}
 
     def side(self, channels: int) -> int:
         return self.mixture.side(channels)

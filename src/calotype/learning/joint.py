@@ -55,5 +55,6 @@ class Joint:
         clean = self.space.sample(torch.cat(moments, 1), rng.at("foreseen"))
         sigma = self.stage.schedule.draw(len(real), rng.at("sigma")).to(real.device)
         noisy = clean + per_image(sigma) * rng.at("noise").noise_like(clean)
-        fake = self.space.developed(self.stage.denoiser(noisy, sigma, told))
+        with rng.at("dropout").seeding(real.device):
+            fake = self.space.developed(self.stage.denoiser(noisy, sigma, told))
         return (fake - real).abs().mean() + self.first.config.edges * edge_distance(real, fake)

@@ -182,8 +182,8 @@ class Denoising:
         condition = self.stage.condition(labels, batch.smaller, level, spoiling, text)
         if self.unseen is not None and batch.fold is not None:
             condition = replace(condition, known=self.unseen.of(batch.fold, labels))
-        torch.manual_seed(int(rng.at("dropout").integers(2**62, 1)))  # dropout draws from torch's own generator
-        return sigma, self.stage.denoiser.loss(clean, sigma, noise, condition)
+        with rng.at("dropout").seeding(device):
+            return sigma, self.stage.denoiser.loss(clean, sigma, noise, condition)
 
 
 def told(batch: Batch, dropout: float, phrases: float, rng: Rng) -> tuple[Labels, Text | None]:

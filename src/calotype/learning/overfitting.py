@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from calotype.files import is_whole, whole_folder, write_tensors
 from calotype.learning.player import Player
+from calotype.nets.fitted import load_trained, trained_state
 
 CLEARLY = 1.02
 """A held-out loss this many times its best has risen: both are of the same pictures with the same noise."""
@@ -41,7 +42,7 @@ class Watch:
         if best is None or look["held_out_loss"] < best["held_out_loss"]:
             with whole_folder(self.folder) as path:
                 for name, player in self.players.items():
-                    write_tensors(path / f"{name}.safetensors", player.average.state_dict())
+                    write_tensors(path / f"{name}.safetensors", trained_state(player.average))
             self.looks["best"] = look
         self.looks["last"] = look
 
@@ -58,7 +59,7 @@ class Watch:
         if not self.rise > CLEARLY or not is_whole(self.folder):
             return ""
         for name, player in self.players.items():
-            player.average.load_state_dict(load_file(self.folder / f"{name}.safetensors"))
+            load_trained(player.average, load_file(self.folder / f"{name}.safetensors"))
         return (
             f"overfitted: its held-out loss rose by {self.rise - 1:.0%} while the one on trained pictures fell, so "
             f"it ends with its weights of {self.looks['best']['images_seen']:,} images seen; more pictures would help"

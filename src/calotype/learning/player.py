@@ -12,6 +12,7 @@ import torch
 from pydantic import Field, PositiveFloat
 from torch import Tensor, nn
 
+from calotype.nets.fitted import load_trained, trained_state
 from calotype.vocabulary import Config
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
@@ -74,19 +75,20 @@ class Player:
         new = 1 - (1 - 1 / self.steps) ** (average_power(self.config.average) + 1)
         torch._foreach_lerp_(list(self.average.parameters()), list(self.network.parameters()), new)
         for kept, buffer in zip(self.average.buffers(), self.network.buffers(), strict=True):
-            kept.copy_(buffer)
+            if kept is not buffer:  # what is fitted is shared, and never changes
+                kept.copy_(buffer)
 
     def tensors(self) -> dict[str, Tensor]:
-        """All state, as named tensors."""
-        named = {f"network.{name}": value for name, value in self.network.state_dict().items()}
-        named |= {f"average.{name}": value for name, value in self.average.state_dict().items()}
+        """All that training changes, as named tensors."""
+        named = {f"network.{name}": value for name, value in trained_state(self.network).items()}
+        named |= {f"average.{name}": value for name, value in trained_state(self.average).items()}
         for index, slots in self.optimizer.state_dict()["state"].items():
             named |= {f"optimizer.{index}.{name}": value for name, value in slots.items()}
         return named
 
     def restore(self, tensors: dict[str, Tensor], steps: int) -> None:
-        self.network.load_state_dict(_under("network.", tensors.items()))
-        self.average.load_state_dict(_under("average.", tensors.items()))
+        load_trained(self.network, _under("network.", tensors.items()))
+        load_trained(self.average, _under("average.", tensors.items()))
         state: dict[int, dict[str, Tensor]] = {}
         for name, value in _under("optimizer.", tensors.items()).items():
             index, slot = name.split(".")

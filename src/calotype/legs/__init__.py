@@ -1,5 +1,6 @@
 """The legs of a run: what each trains, on what, and how it is looked at. The plan shares these lines."""
 
+from calotype.legs.constants import keep
 from calotype.legs.diffusion import DenoiserLeg, denoiser_leg
 from calotype.legs.enlarging import LEVELS_TRIED, enlarger_leg, mistakes_leg, search_levels
 from calotype.legs.examples import (
@@ -30,6 +31,7 @@ __all__ = [
     "held_out_prompts",
     "joint_leg",
     "judge",
+    "keep",
     "latent_examples",
     "look_count",
     "mistakes_leg",

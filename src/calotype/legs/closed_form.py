@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from calotype.diffusion.gaussian import ClosedForm, Mixture, Unseen, fit, flow_error, refit
+from calotype.diffusion.local import LocalGaussians
 from calotype.diffusion.telling import parts
 from calotype.diffusion.told import Captioned, Known, fit_told
 from calotype.diffusion.windows import windows
@@ -18,7 +19,6 @@ from calotype.learning.train import Source
 from calotype.legs.examples import MOST_VALUES, Form
 from calotype.recipe import Recipe
 from calotype.spaces.pixel import Space
-from calotype.stage import Stage
 from calotype.vocabulary import Batch, Latents, Rng, Sigmas, Text
 
 GAUSSIAN_CHECK = 512
@@ -147,12 +147,11 @@ def on_solver(values: Tensor) -> Tensor:
     return values if values.device.type == "cuda" else values.cpu()
 
 
-def fit_local(stage: Stage, train: Source, crop: int) -> None:
+def fit_local(local: LocalGaussians, train: Source, crop: int) -> LocalGaussians:
     """What is known of large pictures around their smaller ones, from enough crops of training pictures."""
-    if stage.denoiser.local is None:
-        return
-    places = (crop // stage.factor) ** 2
+    places = (crop // local.factor) ** 2
     batch = max(1, LOCAL_PLACES // 16 // places)
     batches = (train.batch(index * batch, batch) for index in range(16))
     pairs = [(on_solver(one.smaller), on_solver(one.clean)) for one in batches if one.smaller is not None]
-    stage.denoiser.local.to(pairs[0][0].device).fit(pairs)
+    local.to(pairs[0][0].device).fit(pairs)
+    return local

@@ -15,6 +15,7 @@ from calotype.learning.player import Player, PlayerConfig
 from calotype.learning.run import Leg, deterministic
 from calotype.learning.train import Clock
 from calotype.legs.closed_form import fit_mixture
+from calotype.legs.constants import Constants, Keep, as_constants, fit_anew, from_constants
 from calotype.legs.examples import Form, MixedSource, main_form
 from calotype.legs.looks import Samples, check_count
 from calotype.recipe import DiffusionConfig, Recipe
@@ -40,11 +41,17 @@ def averaged(stage: Stage, player: Player) -> Stage:
     return replace(stage, denoiser=player.average)
 
 
-def denoiser_leg(recipe: Recipe, forms: Sequence[Form], space: Space, device: torch.device) -> DenoiserLeg:
+def denoiser_leg(
+    recipe: Recipe, forms: Sequence[Form], space: Space, device: torch.device, keep: Keep = fit_anew
+) -> DenoiserLeg:
     """The diffusion model of the first stage, in pixels or in the latents of a trained autoencoder."""
-    deterministic(recipe.seed + 1)
-    gaussian = recipe.denoiser.start == "gaussian"
-    mixture, unseen = fit_mixture(recipe, forms, space) if gaussian else (None, None)
+
+    def fit() -> Constants:
+        deterministic(recipe.seed + 1)
+        return as_constants(*fit_mixture(recipe, forms, space))
+
+    mixture, unseen = from_constants(keep(fit), device) if recipe.denoiser.start == "gaussian" else (None, None)
+    deterministic(recipe.seed + 1)  # the same weights, whether the closed form was fitted or read
     stage = build_stage(recipe, space, len(forms[0].pictures.classes), mixture)
     objective = Denoising(stage, recipe.denoiser.label_dropout, recipe.denoiser.phrase_dropout, unseen)
     return diffusion_leg("denoiser", recipe, objective, recipe.denoiser, recipe.sampling, forms, device)

@@ -20,6 +20,7 @@ from calotype.learning.objectives import Denoising
 from calotype.learning.run import deterministic
 from calotype.learning.train import Source
 from calotype.legs.closed_form import fit_local
+from calotype.legs.constants import Keep, fit_anew
 from calotype.legs.diffusion import DenoiserLeg, diffusion_leg, gentler
 from calotype.legs.examples import Examples, Form, crop_examples
 from calotype.legs.looks import asked
@@ -32,12 +33,14 @@ LEVELS_TRIED = 6
 
 
 def enlarger_leg(
-    recipe: Recipe, size: int, pictures: Pictures, examples: Examples, device: torch.device
+    recipe: Recipe, size: int, pictures: Pictures, examples: Examples, device: torch.device, keep: Keep = fit_anew
 ) -> DenoiserLeg:
     """The diffusion model of a stage that looks at the pictures of the stage before it."""
     deterministic(recipe.seed + size)
     stage, config = build_enlarger(recipe, size, len(pictures.classes)), recipe.enlarger(size)
-    fit_local(stage, examples(pictures.train_indices), config.crop or size)
+    if (local := stage.denoiser.local) is not None:
+        train, crop = examples(pictures.train_indices), config.crop or size
+        local.load_state_dict(keep(lambda: {"local": fit_local(local, train, crop)})["local"].state_dict())
     objective, forms = Denoising(stage, config.label_dropout, config.phrase_dropout), [Form(pictures, examples)]
     return diffusion_leg(leg_above(size), recipe, objective, config, config.sampling, forms, device)
 

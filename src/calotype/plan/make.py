@@ -9,6 +9,7 @@ from typing import Any
 
 from calotype.data.folder import Pictures
 from calotype.data.shapes import shape_notes, sizes_of
+from calotype.learning.checkpoint import KEPT as CHECKPOINTS
 from calotype.learning.player import PlayerConfig
 from calotype.learning.train import Clock
 from calotype.legs import LEVELS_TRIED
@@ -143,7 +144,7 @@ def allot(plan: Plan, measured: Measurement, count: int, budget: float, started:
         "seconds_a_step": {leg: costs[leg] * batches[leg] for leg in costs},
         "seconds": in_order({**seconds, **fixed, "samples": samples}),
         "peak_memory_bytes": peak_memory(measured.device),
-        "disk_bytes": disk_bytes(recipe, parameters, measured.closed_form(), count) + measured.reading[1],
+        "disk_bytes": disk_bytes(recipe, measured, count) + measured.reading[1],
     }
 
 
@@ -216,16 +217,28 @@ def fit_images(images: float, batch: int) -> int:
     return max(1, math.floor(images / batch)) * batch
 
 
-def disk_bytes(recipe: Recipe, parameters: dict[str, int], closed_form: int, count: int) -> int:
-    """Two checkpoints of weights, average and two moments each, the best average, the model, the latents in float16.
+def disk_bytes(recipe: Recipe, measured: Measurement, count: int) -> int:
+    """At most: two checkpoints a leg, what the closed forms were fitted to be, the model, the latents in float16.
 
-    An imported autoencoder that is not trained is in the model alone.
+    And, for a while, what is written whole before the old is removed: a third checkpoint beside the best average
+    weights, or a second model. An imported autoencoder that is not trained is in the model alone.
     """
     network, base = recipe.autoencoder.network, recipe.chain[0]
     latents = 2 * network.channels * (base // network.reduction) ** 2 if recipe.kind == "latent" else 0
-    trained = sum(parameters[network] for leg in recipe.legs for network in networks_of(leg))
-    checkpoint, model = 4 * (4 * trained + 2 * closed_form), 4 * (sum(parameters.values()) + closed_form)
-    return 2 * checkpoint + 2 * model + 2 * latents * count * (2 if recipe.flip else 1)
+    legs = [checkpoint_numbers(recipe, measured, leg) for leg in recipe.legs]
+    model = sum(measured.parameters().values()) + measured.closed_form()
+    spare = max([model, *(leg + leg // 4 for leg in legs)])
+    numbers = CHECKPOINTS * sum(legs) + spare + model + measured.constants()
+    return 4 * numbers + 2 * latents * count * (2 if recipe.flip else 1)
+
+
+def checkpoint_numbers(recipe: Recipe, measured: Measurement, leg: str) -> int:
+    """Weights, their average and two moments of each network; again, of an autoencoder whose critic is guarded."""
+    parameters = measured.parameters()
+    networks = [parameters[network] for network in networks_of(leg)]
+    if leg in ("autoencoder", "joint") and recipe.autoencoder.losses.adversarial:
+        networks += [measured.critic(), *([parameters["autoencoder"]] if leg == "autoencoder" else [])]
+    return 4 * sum(networks)
 
 
 class Pace:

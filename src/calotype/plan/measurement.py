@@ -12,7 +12,7 @@ from calotype.build import build_enlarger, build_first_stage, build_frozen, buil
 from calotype.data.folder import Pictures
 from calotype.data.images import images_from_pixels
 from calotype.data.latents import LatentCache
-from calotype.data.sources import LatentSource
+from calotype.data.sources import FOLDS, LatentSource
 from calotype.data.words import distinct, read_on
 from calotype.diffusion.gaussian import CLUSTERS, FEWEST, ClosedForm, Mixture, largest_rank
 from calotype.diffusion.told import DIRECTIONS, MOST_HEARD, ToldMixture
@@ -30,6 +30,8 @@ from calotype.legs import (
 )
 from calotype.legs.examples import MOST_VALUES
 from calotype.machine import best_time
+from calotype.nets.critic import Critic
+from calotype.nets.fitted import fitted_numbers
 from calotype.nets.frozen import FrozenConfig
 from calotype.recipe import Recipe, leg_above, mistakes_above
 from calotype.spaces.latent import LatentSpace
@@ -175,6 +177,11 @@ class Measurement:
         counts = (count_parameters(stage.denoiser) for stage in self.stages)
         return {**first, **dict(zip(names, counts, strict=True))}
 
+    def critic(self) -> int:
+        """Parameters of the critic, which is trained beside the autoencoder and is no part of the model."""
+        with torch.device("meta"):
+            return count_parameters(Critic(self.recipe.autoencoder.critic))
+
     def fit(self, count: int) -> float:
         """Seconds for the closed form of so many pictures."""
         if (form := self.stages[0].denoiser.mixture) is None:
@@ -185,8 +192,16 @@ class Measurement:
         return operations * values * best_time(lambda: square @ square, self.device) / (2 * SQUARE**3)
 
     def closed_form(self) -> int:
-        """Numbers that are computed from the pictures and not trained."""
-        return sum(value.numel() for value in self.stages[0].denoiser.buffers())
+        """Numbers of the model that are computed from the pictures and not trained, at most."""
+        return sum(fitted_numbers(stage.denoiser) for stage in self.stages)
+
+    def constants(self) -> int:
+        """The same as a run keeps them: of few pictures each fold has a mixture of its own, without captions."""
+        if (form := self.stages[0].denoiser.mixture) is None:
+            return self.closed_form()
+        kept = fitted_numbers(self.stages[0].denoiser)
+        plain = kept if isinstance(form, Mixture) else fitted_numbers(form) // 2
+        return self.closed_form() + max(0, (1 + FOLDS) * plain - kept)
 
     def _images(self, count: int) -> Images:
         pixels = self.pictures[self.recipe.chain[0]].pixels

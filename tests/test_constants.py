@@ -1,0 +1,293 @@
+"""What is fitted in closed form: shared, kept once, never fitted again, and no part of what training changes."""
+
+import contextlib
+import copy
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from small import CASCADE, LEGS, SETTINGS, Keeper, be_quick, fingerprint, second_leg, train_small, wish, write_pictures
+from test_checkpoint import go_on
+from test_joint import leg as joint_leg
+from test_train import interrupted_at, products, resume
+
+from calotype import commands
+from calotype.diffusion.closed_forms import within
+from calotype.diffusion.gaussian import Mixture
+from calotype.diffusion.local import LocalGaussians
+from calotype.diffusion.told import ToldMixture
+from calotype.files import read_json, sha256, whole_folder, write_json, write_tensors
+from calotype.learning.run import Interrupted
+from calotype.legs import closed_form, constants, diffusion, enlarging
+from calotype.model import load
+from calotype.nets.fitted import Fitted, fitted_numbers, trained_state
+from calotype.vocabulary import Rng, UserError
+
+LEG_OF = {"latent": ("denoiser", SETTINGS), "cascade": ("enlarge-16", CASCADE)}
+kinds = pytest.mark.parametrize("kind", LEG_OF)
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    be_quick(monkeypatch)
+
+
+def filled(form):
+    for name, value in form.state_dict().items():
+        value.copy_(
+            Rng((name,)).integers(9, *value.shape)
+            if not value.is_floating_point()
+            else Rng((name,)).normal(*value.shape)
+        )
+    return form
+
+
+FORMS = {
+    "mixture": lambda: filled(Mixture(3, 2, 12)),
+    "conditional mixture": lambda: filled(ToldMixture(Mixture(4, 2, 12), 2, 5, 3)),
+    "local Gaussians": lambda: filled(LocalGaussians(2)),
+}
+forms = pytest.mark.parametrize("form", FORMS)
+
+
+def interrupted(tmp_path, monkeypatch, kind, seen):
+    """A run stopped while it draws the batch after so many images of the leg whose closed form is looked at."""
+    leg, settings = LEG_OF[kind]
+    write_pictures(tmp_path / "pictures")
+    with monkeypatch.context() as patch:
+        interrupted_at(patch, [(leg, seen)])
+        with pytest.raises(Interrupted):
+            commands.train(wish(tmp_path / "pictures", tmp_path / "run", settings=settings), Keeper())
+    return tmp_path / "run", leg
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """Of each kind, a run that was never stopped."""
+    with pytest.MonkeyPatch.context() as patch:
+        be_quick(patch)
+        return {
+            kind: train_small(tmp_path_factory.mktemp(kind), settings=settings)
+            for kind, (_, settings) in LEG_OF.items()
+        }
+
+
+def never_fitted(monkeypatch):
+    for module, name in ((diffusion, "fit_mixture"), (enlarging, "fit_local")):
+        monkeypatch.setattr(module, name, lambda *given: pytest.fail("fitted again"))
+
+
+# -- Shared ------------------------------------------------------------------------------------------------------------
+
+
+@forms
+def test_a_copy_of_a_network_has_the_same_closed_form(form):
+    network = torch.nn.ModuleDict({"form": FORMS[form](), "trained": torch.nn.Linear(2, 2)})
+    other = copy.deepcopy(network)
+    assert other["form"] is network["form"] and other["trained"] is not network["trained"]
+    assert set(trained_state(network)) == {"trained.weight", "trained.bias"}
+    assert fitted_numbers(network) == sum(value.numel() for value in network["form"].state_dict().values())
+
+
+def test_a_step_copies_no_constant_and_a_checkpoint_holds_none(monkeypatch):
+    leg = second_leg()
+    player = leg.players["denoiser"]
+    assert isinstance(player.network.mixture, Fitted) and player.average.mixture is player.network.mixture
+    assert not any("mixture" in name for name in player.tensors())
+    fitted = {id(value) for value in player.network.mixture.buffers()}
+    real = torch.Tensor.copy_
+    monkeypatch.setattr(
+        torch.Tensor, "copy_", lambda to, *given: pytest.fail("copied") if id(to) in fitted else real(to, *given)
+    )
+    go_on(leg, 8)
+
+
+# -- Kept --------------------------------------------------------------------------------------------------------------
+
+
+@forms
+def test_what_is_read_is_what_was_written(form, tmp_path):
+    constants.write(tmp_path / "kept", {"mixture": FORMS[form]()})
+    found = constants.read(tmp_path / "kept")["mixture"]
+    assert type(found) is type(FORMS[form]()) and found.shape == FORMS[form]().shape
+    for name, value in FORMS[form]().state_dict().items():
+        assert torch.equal(found.state_dict()[name], value) and found.state_dict()[name].dtype == value.dtype
+    assert json.loads((tmp_path / "kept" / "constants.json").read_text())["mixture"]["kind"] == form
+
+
+@forms
+def test_tensors_that_do_not_say_what_they_are_are_known_by_their_names(form):
+    tensors = {f"network.here.{name}": value for name, value in FORMS[form]().state_dict().items()}
+    found = within({**tensors, "network.other": torch.zeros(1)}, "network.here.")
+    assert found.shape == FORMS[form]().shape
+    assert all(torch.equal(value, tensors[f"network.here.{name}"]) for name, value in found.state_dict().items())
+    assert within(tensors, "network.nowhere.") is None
+
+
+@kinds
+def test_an_interrupted_leg_goes_on_with_what_was_fitted(tmp_path, monkeypatch, whole, kind):
+    """With dropout of 0.5 and a closed form: to the bit, and nothing is fitted a second time."""
+    run, leg = interrupted(tmp_path, monkeypatch, kind, 20)
+    (path,) = (run / "checkpoints").glob(f"{leg}-*")
+    assert not any("mixture." in name or "local." in name for name in load_file(path / "denoiser.safetensors"))
+    never_fitted(monkeypatch)
+    resume(run)
+    assert products(run) == products(whole[kind])
+
+
+def test_what_stands_in_for_the_closed_form_in_training_is_kept_too(tmp_path, monkeypatch):
+    """Of few pictures: the mixtures of the folds."""
+    monkeypatch.setattr(closed_form, "FEWEST_TO_FOLD", 1)
+    monkeypatch.setattr(closed_form, "OPTIMISTIC", 0.0)
+    straight = train_small(tmp_path / "straight")
+    run, leg = interrupted(tmp_path, monkeypatch, "latent", 20)
+    assert set(read_json(run / "constants" / leg / "constants.json")) == {"mixture", "unseen-0", "unseen-1"}
+    never_fitted(monkeypatch)
+    resume(run)
+    assert products(run) == products(straight)
+
+
+@kinds
+def test_a_run_of_an_earlier_version_resumes(tmp_path, monkeypatch, whole, kind):
+    """Its checkpoints hold what was fitted, twice, and there is no folder of constants."""
+    run, leg = interrupted(tmp_path, monkeypatch, kind, 20)
+    (path,) = (run / "checkpoints").glob(f"{leg}-*")
+    name = "mixture" if kind == "latent" else "local"
+    fitted = constants.read(run / "constants" / leg)[name].state_dict()
+    for legs in {leg, "denoiser"}:
+        for path in (run / "checkpoints").glob(f"{legs}-*"):
+            as_of_old(path, name if legs == leg else "mixture", constants.read(run / "constants" / legs))
+    shutil.rmtree(run / "constants")
+    state = read_json(run / "run.json")
+    del state["constants"]
+    write_json(run / "run.json", state)
+    other = {key: value.clone() for key, value in fitted.items()}
+    resume(run)
+    assert products(run) == products(whole[kind])
+    kept = constants.read(run / "constants" / leg)[name].state_dict()
+    assert all(torch.equal(kept[key], value) for key, value in other.items())
+
+
+def as_of_old(path, name, kept):
+    tensors, state = load_file(path / "denoiser.safetensors"), read_json(path / "state.json")
+    for side in ("network", "average"):
+        tensors |= {f"{side}.{name}.{key}": value.clone() for key, value in kept[name].state_dict().items()}
+    with whole_folder(path) as again:
+        write_tensors(again / "denoiser.safetensors", tensors)
+        write_json(again / "state.json", state)
+
+
+def damage(folder, how):
+    if how == "missing":
+        shutil.rmtree(folder)
+    elif how == "damaged":
+        file = next(folder.glob("*.safetensors"))
+        content = bytearray(file.read_bytes())
+        content[-1] ^= 1
+        file.write_bytes(bytes(content))
+    else:
+        kept = constants.read(folder)
+        name, form = next(iter(kept.items()))
+        constants.write(folder, {**kept, name: filled(form)})
+
+
+HOW = pytest.mark.parametrize("how", ["missing", "damaged", "another one"])
+
+
+@kinds
+@HOW
+def test_constants_that_checkpoints_need_are_not_fitted_again(tmp_path, monkeypatch, kind, how):
+    run, leg = interrupted(tmp_path, monkeypatch, kind, 20)
+    damage(run / "constants" / leg, how)
+    never_fitted(monkeypatch)
+    with pytest.raises(
+        UserError, match=f"constants/{leg} is missing or damaged.*put it back.*checkpoints/{leg}-"
+    ) as error:
+        resume(run)
+    assert "\n" not in str(error.value)
+
+
+@HOW
+def test_constants_that_no_checkpoint_needs_are_fitted_again(tmp_path, monkeypatch, whole, how):
+    run, leg = interrupted(tmp_path, monkeypatch, "latent", 20)
+    for path in (run / "checkpoints").glob(f"{leg}-*"):
+        shutil.rmtree(path)
+    damage(run / "constants" / leg, how)
+    resume(run)
+    assert products(run) == products(whole["latent"])
+    notes = [json.loads(line).get("text", "") for line in (run / "log.jsonl").read_text().splitlines()]
+    assert sum(f"constants/{leg} was missing or damaged" in note for note in notes) == 1
+
+
+def test_without_a_checkpoint_the_weights_start_the_same_beside_what_was_kept(tmp_path, monkeypatch, whole):
+    run, leg = interrupted(tmp_path, monkeypatch, "latent", 20)
+    for path in (run / "checkpoints").glob(f"{leg}-*"):
+        shutil.rmtree(path)
+    never_fitted(monkeypatch)
+    resume(run)
+    assert products(run) == products(whole["latent"])
+
+
+def test_the_hash_of_the_constants_is_in_the_run(whole):
+    for run in whole.values():
+        hashes = read_json(run / "run.json")["constants"]
+        assert hashes == {path.name: sha256(path / "manifest.json") for path in (run / "constants").iterdir()}
+
+
+@kinds
+def test_a_model_folder_holds_its_closed_form_once(whole, kind):
+    leg, _ = LEG_OF[kind]
+    kept = constants.read(whole[kind] / "constants" / leg)["mixture" if kind == "latent" else "local"].state_dict()
+    tensors = load_file(whole[kind] / "model" / f"{leg}.safetensors")
+    for name, value in kept.items():
+        assert [key for key in tensors if key.endswith(f".{name}")] == [
+            f"{'mixture' if kind == 'latent' else 'local'}.{name}"
+        ]
+        assert torch.equal(tensors[f"{'mixture' if kind == 'latent' else 'local'}.{name}"], value)
+    assert read_json(whole[kind] / "model" / "model.json")["format"] == 5 and load(whole[kind]).sample(1)
+
+
+def tensor_bytes(folder):
+    values = (value for path in folder.rglob("*.safetensors") for value in load_file(path).values())
+    return sum(value.numel() * value.element_size() for value in values)
+
+
+@kinds
+def test_the_disk_that_is_planned_is_enough_and_not_much_more(whole, kind):
+    """A leg of a minute or more has a second checkpoint; and what is written stands beside what it replaces."""
+    run = whole[kind]
+    legs = [tensor_bytes(path) for path in (run / "checkpoints").iterdir()]
+    most = tensor_bytes(run) + sum(legs) + max(tensor_bytes(run / "model"), 1.25 * max(legs))
+    assert most <= read_json(run / "plan.json")["predicted"]["disk_bytes"] <= 1.1 * most
+
+
+# -- The caller's randomness -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("leg", [*LEGS, "joint"])
+def test_training_leaves_the_callers_generator_alone(leg):
+    """And hangs on nothing that was drawn from it."""
+    ends = []
+    for seed in (1, 2):
+        trained = joint_leg() if leg == "joint" else LEGS[leg]()
+        torch.manual_seed(seed)
+        before = torch.get_rng_state()
+        ends.append(fingerprint(go_on(trained, 8).players))
+        assert torch.equal(torch.get_rng_state(), before)
+    assert ends[0] == ends[1]
+
+
+def test_dropout_draws_from_the_place_and_not_from_the_past():
+    rng, cpu, drawn = Rng(("dropout",)), torch.device("cpu"), []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        expected = torch.randn(3)
+        torch.manual_seed(seed)
+        with contextlib.suppress(KeyError), rng.seeding(cpu):
+            drawn.append(torch.randn(3))
+            raise KeyError
+        assert torch.equal(torch.randn(3), expected)
+    torch.manual_seed(int(rng.integers(2**62, 1)))
+    assert torch.equal(drawn[0], drawn[1]) and torch.equal(drawn[0], torch.randn(3))
