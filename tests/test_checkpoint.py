@@ -10,6 +10,7 @@ from calotype.files import is_whole
 from calotype.learning import checkpoint
 from calotype.learning.train import Chore, train
 from calotype.nets.fitted import load_trained, trained_state
+from calotype.vocabulary import UserError
 
 
 class Stop(Exception):  # noqa: N818
@@ -96,17 +97,58 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(saved, tmp_path, ends
     assert fingerprint(go_on(leg).players) == ends["denoiser"]
 
 
-@pytest.mark.parametrize(("damaged", "until"), [((16,), 12), ((8, 16), 4), ((8, 16), 12)])
-def test_what_is_saved_after_a_fall_back_outlives_the_damaged(saved, tmp_path, damaged, until, ends):
-    """Or the next stop would start from nothing once more."""
+def damage(folder, *images):
+    """Takes the state of these checkpoints away; returns what puts it back."""
+    states = {path: path.read_bytes() for one in images if (path := folder / f"denoiser-{one:010d}" / "state.json")}
+    for path in states:
+        path.unlink()
+    return lambda: [path.write_bytes(content) for path, content in states.items()]
+
+
+def test_a_damaged_checkpoint_outlives_what_is_saved_before_it_and_no_longer(saved, tmp_path, ends):
+    """Who puts the missing file back goes on from it; until then each restore names it."""
     folder = shutil.copytree(saved[0], tmp_path / "damaged")
-    for images in damaged:
-        (folder / f"denoiser-{images:010d}" / "state.json").unlink()
-    first, second = LEGS["denoiser"](), LEGS["denoiser"]()
-    assert (restore(folder, first) is None) == (len(damaged) == 2)
-    save(folder, go_on(first, until))
-    assert restore(folder, second).name == f"denoiser-{until:010d}"
+    put_back = damage(folder, 16)
+    first, second, warnings = LEGS["denoiser"](), LEGS["denoiser"](), []
+    assert checkpoint.restore(folder, first.name, first.players, first.clock, warnings.append).name.endswith("08")
+    assert warnings == [
+        "checkpoint denoiser-0000000016 is damaged (state.json is missing); using denoiser-0000000008 instead"
+    ]
+    save(folder, go_on(first, 12))
+    assert names(folder) == [f"denoiser-{images:010d}" for images in (8, 12, 16)]
+    assert restore(folder, second).name == "denoiser-0000000012"
+    put_back()
+    assert restore(folder, second).name == "denoiser-0000000016"
+    damage(folder, 16)
+    restore(folder, second)
+    save(folder, go_on(second, 20))
+    assert names(folder) == ["denoiser-0000000012", "denoiser-0000000020"]
     assert fingerprint(go_on(second).players) == ends["denoiser"]
+
+
+def test_where_all_are_damaged_all_are_named_and_nothing_is_changed(saved, tmp_path):
+    folder = shutil.copytree(saved[0], tmp_path / "damaged")
+    damage(folder, 16)
+    weights = folder / "denoiser-0000000008" / "denoiser.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    before, leg = contents(folder), LEGS["denoiser"]()
+    untouched = fingerprint(leg.players)
+    with pytest.raises(UserError, match=r"no checkpoint of the denoiser in .* is whole") as error:
+        restore(folder, leg)
+    said = str(error.value)
+    assert "denoiser-0000000016 is damaged (state.json is missing)" in said and "\n" not in said
+    assert "denoiser-0000000008 is damaged (denoiser.safetensors has" in said and "instead of" in said
+    assert contents(folder) == before and fingerprint(leg.players) == untouched and leg.clock.images_seen == 0
+
+
+def test_the_newest_is_that_of_the_most_images(saved, tmp_path):
+    """In the order of letters 10,000,000,000 comes before 8; and a leg is not another whose name begins like it."""
+    folder = shutil.copytree(saved[0], tmp_path / "many")
+    (folder / "denoiser-0000000016").rename(folder / "denoiser-10000000000")
+    shutil.copytree(folder / "denoiser-0000000008", folder / "denoiser-64-0000000008")
+    found = checkpoint.checkpoints(folder, "denoiser")
+    assert [path.name for path in found] == ["denoiser-0000000008", "denoiser-10000000000"]
+    assert restore(folder, LEGS["denoiser"]()).name == "denoiser-10000000000"
 
 
 def test_two_are_kept_and_other_legs_are_left_alone(tmp_path):

@@ -52,10 +52,12 @@ def folder(tmp_path):
 
 
 def python(*lines, **more):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent)}
+    """A process that has the same calotype as this one, and the tests beside it."""
+    places = os.pathsep.join(map(str, (Path(__file__).parent, Path(calotype.__file__).parents[1])))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": places}
     return subprocess.Popen(
         [sys.executable, "-c", "\n".join(lines)], env=environment, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, **more,
+        **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **more},
     )  # fmt: skip
 
 
@@ -434,11 +436,11 @@ files._put = put
 """
 
 
-def training(folder, wait):
+def training(folder, wait, **more):
     """Another process that trains, at the place where it waits."""
     mark, go = folder.parent / "mark", folder.parent / "go"
     names = {"mark": str(mark), "go": str(go), "folder": str(folder), "run": str(folder.parent / "run")}
-    process = python(TRAIN.format(wait=wait, words=SMALL, **names))
+    process = python(TRAIN.format(wait=wait, words=SMALL, **names), **more)
     end = time.monotonic() + 60
     while not mark.exists() and process.poll() is None and time.monotonic() < end:
         time.sleep(0.02)

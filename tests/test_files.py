@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from calotype.files import is_whole, read_json, whole_folder, write_json, write_whole
+from calotype.files import damage, is_whole, read_json, whole_folder, write_json, write_whole
 from calotype.vocabulary import UserError
 
 
@@ -60,6 +60,9 @@ def test_a_file_is_written_as_given(tmp_path, content):
 
 
 def test_a_file_is_the_old_one_or_the_new_one(tmp_path):
+    """Its content reaches the disk first, then it takes the name, then the name reaches the disk."""
+    steps = ["content", "name", "name on disk"]
+
     def work(fails_at):
         (tmp_path / "file").write_text("old")
         if fails_at is None:
@@ -67,7 +70,8 @@ def test_a_file_is_the_old_one_or_the_new_one(tmp_path):
         else:
             with pytest.raises(OSError, match="No space"):
                 write_whole(tmp_path / "file", "new")
-        assert contents(tmp_path) == {"file": b"old" if fails_at is not None else b"new"}
+        old = fails_at is not None and steps[fails_at] != "name on disk"
+        assert contents(tmp_path) == {"file": b"old" if old else b"new"}
 
     every_failure(work)
 
@@ -105,11 +109,40 @@ def test_a_folder_that_is_given_up_leaves_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_manifest_tells_of_every_file_and_all_may_be_read(tmp_path):
-    write_two(tmp_path / "folder", "text")
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
+def test_the_manifest_tells_of_every_file_and_modes_follow_the_umask(tmp_path, umask):
+    before = os.umask(umask)
+    try:
+        write_two(tmp_path / "folder", "text")
+    finally:
+        os.umask(before)
     manifest = read_json(tmp_path / "folder" / "manifest.json")
     assert sorted(manifest) == ["a.txt", "b.json"] and manifest["a.txt"]["bytes"] == 4
-    assert all(stat.S_IMODE((tmp_path / "folder" / name).stat().st_mode) == 0o644 for name in manifest)
+    modes = {stat.S_IMODE((tmp_path / "folder" / name).stat().st_mode) for name in (*manifest, "manifest.json")}
+    assert modes == {0o666 & ~umask}
+
+
+def test_all_files_are_on_the_disk_before_the_manifest_and_the_manifest_before_the_name(tmp_path, monkeypatch):
+    """Also those that were not written by `write_whole`; after a crash, what has a manifest is complete."""
+    order, names = [], {}
+
+    def record(owner, name, what):
+        real = getattr(owner, name)
+
+        def call(first, *more):
+            order.append(what(first))
+            return real(first, *more)
+
+        monkeypatch.setattr(owner, name, call)
+
+    record(os, "fsync", lambda descriptor: Path(f"/proc/self/fd/{descriptor}").readlink().name)
+    record(Path, "rename", lambda path: "rename")
+    with whole_folder(tmp_path / "folder") as folder:
+        (folder / "other.txt").write_text("not flushed by who wrote it")
+        names["temporary"] = folder.name
+    manifest = next(place for place, name in enumerate(order) if name.startswith(".manifest.json."))
+    assert order.index("other.txt") < manifest < order.index(names["temporary"]) < order.index("rename")
+    assert order[-1] == tmp_path.name
 
 
 def damages(folder):
@@ -122,16 +155,19 @@ def damages(folder):
             yield path, new
 
 
-def test_every_damage_is_seen(tmp_path):
+def test_every_damage_is_seen_and_named(tmp_path):
     folder = tmp_path / "folder"
     write_two(folder, "text")
-    assert is_whole(folder)
+    assert is_whole(folder) and damage(folder) == ""
     for path, damaged in damages(folder):
         sound = path.read_bytes()
         path.unlink() if damaged is None else path.write_bytes(damaged)
         assert not is_whole(folder), (path.name, damaged)
+        named = "other content" if path.name != "manifest.json" else ""  # a flipped bit there may name any file
+        expected = f"{path.name} is missing" if damaged is None else named if len(damaged) == len(sound) else path.name
+        assert expected in damage(folder) and "\n" not in damage(folder)
         path.write_bytes(sound)
-    assert is_whole(folder) and not is_whole(tmp_path / "elsewhere")
+    assert is_whole(folder) and damage(tmp_path / "elsewhere") == "manifest.json is missing"
 
 
 @pytest.mark.parametrize("manifest", ["{}", "[]", "1", "null", '{"a.txt": 1}', '{"a.txt": {}}', "{", "\xff"])

@@ -31,6 +31,7 @@ from calotype.options import (
     listed,
     seconds,
 )
+from calotype.process import lasting_streams, unwound_by_signals
 
 if TYPE_CHECKING:
     from calotype.commands import Wish
@@ -379,11 +380,14 @@ def _tell(folder: Path) -> None:
 
 
 def main() -> None:
-    """Exit codes: 0 done, 1 our mistake, 2 the user's (one line, no traceback), 130 stopped by Ctrl-C."""
-    try:
-        sys.exit(app(standalone_mode=False))
-    except Exception as error:
-        sys.exit(_explain(error))
+    """Exit codes: 0 done, 1 our mistake, 2 the user's (one line, no traceback); stopped: 130 by Ctrl-C, 143 by SIGTERM,
+    129 by SIGHUP.
+    """
+    with lasting_streams(), unwound_by_signals():
+        try:
+            sys.exit(app(standalone_mode=False))
+        except Exception as error:
+            sys.exit(_explain(error))
 
 
 def _explain(error: Exception) -> int:
@@ -397,7 +401,7 @@ def _explain(error: Exception) -> int:
 
     if isinstance(error, Interrupted):
         print(f"stopped; what was learned is saved. Go on with: calotype resume {error}", file=sys.stderr)
-        return 130
+        return 128 + error.signal_number
     if isinstance(error, UserError):
         print(f"calotype: {error}", file=sys.stderr)
         return 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -18,7 +19,7 @@ from calotype.vocabulary import UserError
 
 
 def write_whole(path: Path, content: bytes | str) -> None:
-    """Replaces the file in one step, after the new content has reached the disk."""
+    """Replaces the file in one step, after the new content has reached the disk. Its mode follows the umask."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -27,12 +28,13 @@ def write_whole(path: Path, content: bytes | str) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+        _to_disk(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """As safetensors, but a full disk is an `OSError`, and the file can be read by all who may read the folder."""
+    """As safetensors, but a full disk is an `OSError`, and the mode of the file follows the umask."""
     write_whole(path, save({name: value.contiguous() for name, value in tensors.items()}))
 
 
@@ -52,19 +54,20 @@ def read_json(path: Path) -> Any:
 
 @contextlib.contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """A folder to write into; it takes the name `path` when all is on the disk, with a manifest of sizes and hashes."""
+    """A folder to write into; it takes the name `path` when all is on the disk.
+
+    Its manifest of sizes and hashes is written last, so that whatever has a manifest is complete.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
         yield temporary
         files = sorted(file for file in temporary.iterdir() if file.is_file())
+        for file in files:
+            _to_disk(file)
         manifest = {file.name: {"bytes": file.stat().st_size, "sha256": sha256(file)} for file in files}
         write_json(temporary / "manifest.json", manifest)
-        for file in files:
-            file.chmod(0o644)
-            _to_disk(file)
-        _to_disk(temporary)
         _put(temporary, path)
         _to_disk(path.parent)
     finally:
@@ -87,14 +90,36 @@ def _put(temporary: Path, path: Path) -> None:
 
 def is_whole(path: Path) -> bool:
     """Whether a folder holds just what its manifest says."""
+    return not damage(path)
+
+
+def damage(path: Path) -> str:
+    """How the files of a folder differ from its manifest, in one line; empty where the folder is whole."""
     try:
-        manifest = json.loads((path / "manifest.json").read_text())
-        return bool(manifest) and all(
-            (path / name).stat().st_size == entry["bytes"] and sha256(path / name) == entry["sha256"]
-            for name, entry in manifest.items()
-        )
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
-        return False
+        manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return "manifest.json is missing"
+    except (OSError, ValueError) as error:
+        return f"manifest.json cannot be read ({error})"
+    if not manifest or not isinstance(manifest, dict):
+        return "manifest.json lists no files"
+    return ", ".join(filter(None, (_damage(path / name, entry) for name, entry in manifest.items())))
+
+
+def _damage(file: Path, entry: Any) -> str:
+    match entry:
+        case {"bytes": int(size), "sha256": str(digest)}:
+            pass
+        case _:
+            return f"manifest.json has no size and hash of {file.name}"
+    try:
+        if (found := file.stat().st_size) != size:
+            return f"{file.name} has {found:,} bytes instead of {size:,}"
+        return "" if sha256(file) == digest else f"{file.name} has other content than when it was written"
+    except FileNotFoundError:
+        return f"{file.name} is missing"
+    except (OSError, ValueError) as error:
+        return f"{file.name} cannot be read ({error})"
 
 
 def sha256(path: Path) -> str:
@@ -103,8 +128,14 @@ def sha256(path: Path) -> str:
 
 
 def _to_disk(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
+    """Flushes a file, or the names in a folder; some network file systems and Windows cannot do the latter."""
+    if os.name == "nt" and path.is_dir():
+        return
+    descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP) or not path.is_dir():
+            raise
     finally:
         os.close(descriptor)

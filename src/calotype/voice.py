@@ -22,7 +22,7 @@ class Terminal:
     """Says everything on standard output; no bar is shown for what takes less than a moment."""
 
     def __init__(self) -> None:
-        self.console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+        self.console = Console(highlight=False, soft_wrap=not (sys.stdout and sys.stdout.isatty()))
 
     def say(self, text: str) -> None:
         self.console.print(escape(text))

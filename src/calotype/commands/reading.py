@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from calotype.commands.talk import Voice
@@ -28,7 +29,7 @@ def write_data(size: int, count: int | None, out: Path, voice: Voice) -> None:
 def free(path: Path) -> Path:
     """The path with the first number behind it that is not taken."""
     numbers = iter(range(1, 1 << 30))
-    return next(one for number in numbers if not (one := path.with_name(f"{path.name}-{number}")).exists())
+    return next(one for number in numbers if not os.path.lexists(one := path.with_name(f"{path.name}-{number}")))
 
 
 def check_empty(out: Path) -> None:

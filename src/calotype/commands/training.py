@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import datetime
+import os
 import platform
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -18,6 +20,7 @@ from calotype.commands.workshop import develop
 from calotype.data.folder import Pictures
 from calotype.files import read_json, sha256, write_json, write_whole
 from calotype.interop import diffusers, minilm, transformers
+from calotype.learning.lock import locked
 from calotype.learning.run import Run
 from calotype.machine import examine
 from calotype.plan import Plan, make_plan
@@ -106,28 +109,40 @@ def train(wish: Wish, voice: Voice, force: bool = False) -> Path:
     `force` goes on with an autoencoder that the doctor finds unfit.
     """
     settings = wish.settings()
-    folder = run_folder(wish, settings["size"])
-    pictures = read(wish.folder, settings["size"], folder / "cache", voice)
-    was_read = time.time()
-    machine = examine(wish.device)
-    made = make_plan(pictures, machine, wish.budget, wish.started, settings)
-    voice.plan(made)
-    check_disk(folder, made)
-    voice.say(f"the run is in {folder}")
-    run = Run(folder, {**about(wish, folder, pictures, made.recipe), "threads": machine.threads})
-    run.spend("read", was_read - wish.started)
-    run.spend("plan", time.time() - was_read)
-    write_whole(folder / "recipe.toml", to_toml(made.recipe))
-    write_json(folder / "plan.json", made.as_json())
-    return develop(run, made, pictures, machine, voice, force)
+    with claimed(wish, settings["size"]) as folder:
+        pictures = read(wish.folder, settings["size"], folder / "cache", voice)
+        was_read = time.time()
+        machine = examine(wish.device)
+        made = make_plan(pictures, machine, wish.budget, wish.started, settings)
+        voice.plan(made)
+        check_disk(folder, made)
+        voice.say(f"the run is in {folder}")
+        write_whole(folder / "recipe.toml", to_toml(made.recipe))
+        write_json(folder / "plan.json", made.as_json())
+        run = Run(folder, {**about(wish, folder, pictures, made.recipe), "threads": machine.threads})
+        run.spend("read", was_read - wish.started)  # writes run.json, after all that resuming needs
+        run.spend("plan", time.time() - was_read)
+        return develop(run, made, pictures, machine, voice, force)
 
 
 def resume(folder: Path, device: str, voice: Voice, force: bool = False) -> Path:
     """Goes on with a run that was stopped, wherever it was."""
     run = Run.open(folder)
-    if run.state["state"] == "finished":
-        voice.say(f"{folder} is finished already; its report is {folder / 'report.html'}")
+    if is_finished(run, voice):
         return folder
+    with run.locked():
+        run = Run.open(folder)  # as the owner before has left it
+        return folder if is_finished(run, voice) else _resume(run, device, voice, force)
+
+
+def is_finished(run: Run, voice: Voice) -> bool:
+    if finished := run.state["state"] == "finished":
+        voice.say(f"{run.folder} is finished already; its report is {run.folder / 'report.html'}")
+    return finished
+
+
+def _resume(run: Run, device: str, voice: Voice, force: bool) -> Path:
+    folder = run.folder
     recipe = check(read_recipe(folder / "recipe.toml"))
     made = Plan.from_json(recipe, read_json(folder / "plan.json"))
     source = None if run.state["data"] == PORTRAITS else Path(run.state["data"])
@@ -148,18 +163,65 @@ def content_of(recipe: Recipe) -> str | None:
     return sha256(diffusers.weights_file(Path(recipe.space.path))) if isinstance(recipe.space, ImportedSpace) else None
 
 
+@contextmanager
+def claimed(wish: Wish, size: int) -> Iterator[Path]:
+    """The folder of a new run, which no other process has or gets; removed again if no run came of it."""
+    folder, missing = claim(wish, size)
+    try:
+        with locked(folder):
+            check_out(wish)  # once more: another process may have had the lock meanwhile
+            try:
+                yield folder
+            finally:
+                if not (folder / "run.json").exists():
+                    remove_preparations(folder)
+    finally:
+        for path in missing:
+            with suppress(OSError):  # not empty
+                path.rmdir()
+
+
+def claim(wish: Wish, size: int) -> tuple[Path, list[Path]]:
+    """Makes the folder of a run, with the folders above that were missing, too (deepest first).
+
+    Two processes that ask at the same time for `runs/NAME-SIZE-N` get different ones: making a folder is one step.
+    """
+    while True:
+        folder = run_folder(wish, size)
+        missing = [path for path in (folder, *folder.parents) if not path.exists()]
+        try:
+            folder.mkdir(parents=True, exist_ok=wish.out is not None)
+            return folder, missing
+        except FileExistsError:
+            if wish.out is not None or not os.path.lexists(folder):
+                raise
+
+
+def remove_preparations(folder: Path) -> None:
+    """What a run has before its `run.json`."""
+    shutil.rmtree(folder / "cache", ignore_errors=True)
+    for name in ("recipe.toml", "plan.json"):
+        (folder / name).unlink(missing_ok=True)
+
+
 def run_folder(wish: Wish, size: int) -> Path:
     """`--out`, or the first free `runs/NAME-SIZE-N`. Raises `UserError` if `--out` has something in it."""
     if wish.folder is not None and (wish.out or Path("runs")).resolve().is_relative_to(wish.folder.resolve()):
         raise UserError(f"the run would lie inside the pictures in {wish.folder}; choose another place with --out")
     if wish.out is not None:
-        if wish.out.exists() and (wish.out.is_file() or any(wish.out.iterdir())):
-            hint = f"go on with: calotype resume {wish.out}" if (wish.out / "run.json").exists() else "choose another"
-            raise UserError(f"--out {wish.out} is not an empty folder; {hint}")
+        check_out(wish)
         return wish.out
     name = wish.folder.resolve().name if wish.folder else PORTRAITS
     kind = f"-{wish.kind}" if wish.kind == "cascade" else ""
     return free(Path("runs") / f"{name}-{size}{kind}")
+
+
+def check_out(wish: Wish) -> None:
+    """Raises `UserError` if `--out` has something in it; a lock says nothing, for its owner may be gone."""
+    out = wish.out
+    if out is not None and out.exists() and (out.is_file() or any(path.name != "lock" for path in out.iterdir())):
+        hint = f"go on with: calotype resume {out}" if (out / "run.json").exists() else "choose another"
+        raise UserError(f"--out {out} is not an empty folder; {hint}")
 
 
 def about(wish: Wish, folder: Path, pictures: Pictures, recipe: Recipe) -> dict[str, Any]:
@@ -183,7 +245,6 @@ def about(wish: Wish, folder: Path, pictures: Pictures, recipe: Recipe) -> dict[
 
 def check_disk(folder: Path, plan: Plan) -> None:
     """Raises `UserError` before hours of training rather than after."""
-    folder.mkdir(parents=True, exist_ok=True)
     needed, free = plan.predicted["disk_bytes"], shutil.disk_usage(folder).free
     if needed > free:
         raise UserError(

@@ -67,18 +67,18 @@ NEIGHBOURS_FROM = 300.0
 def develop(run: Run, plan: Plan, pictures: Pictures, machine: Machine, voice: Voice, force: bool = False) -> Path:
     """All legs of a run, then its model, samples and report. Raises `Interrupted` when asked to stop.
 
-    Without `force` it ends in a `UserError` where an autoencoder has come out that is not worth diffusing on.
+    The caller holds the lock of the run. Without `force` it ends in a `UserError` where an autoencoder has come out
+    that is not worth diffusing on.
     """
-    with run.locked():
-        run.state["state"] = "training"
-        run.save()
+    run.state["state"] = "training"
+    run.save()
+    with stoppable() as stop:
         try:
-            with stoppable() as stop:
-                _develop(Workshop(run, plan, as_read(plan.recipe, pictures), machine.device, voice, stop, force))
+            _develop(Workshop(run, plan, as_read(plan.recipe, pictures), machine.device, voice, stop, force))
             run.state["state"] = "finished"
-        except (Interrupted, KeyboardInterrupt):
+        except (Interrupted, KeyboardInterrupt, SystemExit):  # the latter two: at once, by a second signal
             run.state["state"] = "interrupted"
-            raise Interrupted(str(run.folder)) from None
+            raise Interrupted(str(run.folder), stop.signal_number) from None
         except BaseException:
             run.state["state"] = "failed"
             raise
@@ -239,7 +239,7 @@ class Workshop:
             others = sum(seconds for what, seconds in self.run.state["seconds"].items() if what != leg.name)
             leg.pace = Pace(self.plan.phases[leg.name], self.plan.budget_seconds - others - self.plan.after(leg.name))
         with self.voice.bar(leg.name) as bar:
-            go(self.run, leg, self.stop, bar)
+            go(self.run, leg, self.stop, bar, self.voice.say)
         if told := self.run.state.get("overfitted", {}).get(leg.name):
             self.voice.say(f"{leg.name}: {told}")
         trained = [count_parameters(player.network) for name, player in leg.players.items() if name != "critic"]

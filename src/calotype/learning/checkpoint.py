@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from safetensors.torch import load_file
 from torch import Tensor
 
-from calotype.files import is_whole, read_json, whole_folder, write_json, write_tensors
+from calotype.files import damage, is_whole, read_json, whole_folder, write_json, write_tensors
 from calotype.learning.train import Clock
+from calotype.vocabulary import UserError
 
 KEPT = 2
 """Checkpoints of a leg that stay: the newest, and the one before in case the newest is damaged."""
@@ -29,35 +31,69 @@ class Saved(Protocol):
 
 
 def save(folder: Path, leg: str, players: Mapping[str, Saved], clock: Clock) -> None:
-    """Writes `folder/leg-<images seen>`, then removes older ones of the same leg, and what a killed process left.
-
-    Those with a higher number were damaged, or the run would have gone on from them.
-    """
+    """Writes `folder/leg-<images seen>`, then removes what it makes needless: see `_needless`."""
     saved = folder / f"{leg}-{clock.images_seen:010d}"
     with whole_folder(saved) as path:
         for name, player in players.items():
             write_tensors(path / f"{name}.safetensors", player.tensors())
         steps = {name: player.steps for name, player in players.items()}
         write_json(path / "state.json", {"clock": clock.state(), "steps": steps})
-    kept = [path for path in checkpoints(folder, leg) if path <= saved][-KEPT:]
-    for old in {*checkpoints(folder, leg), *folder.glob(f".{leg}-*")} - {*kept}:
-        shutil.rmtree(old)
+    for old in (*_needless(folder, leg, saved), *folder.glob(f".{leg}-*.tmp")):
+        shutil.rmtree(old, ignore_errors=True)
 
 
-def restore(folder: Path, leg: str, players: Mapping[str, Saved], clock: Clock) -> Path | None:
-    """Brings players and clock to the newest whole checkpoint of the leg, and returns it; None if there is none.
+def _needless(folder: Path, leg: str, saved: Path) -> list[Path]:
+    """Checkpoints before `saved`, damaged or whole, but for the newest whole ones.
 
+    One of more images stays until it is overtaken: it was damaged when the leg was restored, and may be rescued.
+    """
+    before = [path for path in checkpoints(folder, leg) if images_seen(path) < images_seen(saved)]
+    kept = [path for path in reversed(before) if is_whole(path)][: KEPT - 1]
+    return [path for path in before if path not in kept]
+
+
+def restore(
+    folder: Path,
+    leg: str,
+    players: Mapping[str, Saved],
+    clock: Clock,
+    warn: Callable[[str], None] = lambda text: None,
+) -> Path | None:
+    """Brings players and clock to the newest whole checkpoint of the leg, and returns it; None if there is none at all.
+
+    `warn` gets a line for each newer one that is damaged. Raises `UserError`, and changes nothing, if all are damaged.
     A guard that a checkpoint of an earlier version does not know begins anew.
     """
-    path = next((path for path in reversed(checkpoints(folder, leg)) if is_whole(path)), None)
-    if path is None:
-        return None
+    damaged = []
+    for path in reversed(checkpoints(folder, leg)):
+        if wrong := damage(path):
+            damaged.append(f"{path.name} is damaged ({wrong})")
+            continue
+        for problem in damaged:
+            warn(f"checkpoint {problem}; using {path.name} instead")
+        _load(path, players, clock)
+        return path
+    if damaged:
+        raise UserError(
+            f"no checkpoint of the {leg} in {folder} is whole: {'; '.join(damaged)}; nothing was deleted: put a copy "
+            f"back, or move these folders away to train the {leg} from its start"
+        )
+    return None
+
+
+def _load(path: Path, players: Mapping[str, Saved], clock: Clock) -> None:
     state = read_json(path / "state.json")
     for name in [one for one in players if one in state["steps"]]:
         players[name].restore(load_file(path / f"{name}.safetensors"), state["steps"][name])
     clock.restore(state["clock"])
-    return path
 
 
 def checkpoints(folder: Path, leg: str) -> list[Path]:
-    return sorted(folder.glob(f"{leg}-" + "[0-9]" * 10))
+    """Whole and damaged ones, in the order of their number of images."""
+    name = re.compile(re.escape(leg) + r"-\d{10,}")
+    found = folder.iterdir() if folder.is_dir() else ()
+    return sorted((path for path in found if name.fullmatch(path.name) and path.is_dir()), key=images_seen)
+
+
+def images_seen(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
 import signal
 import threading
@@ -15,7 +14,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 from torch import Tensor
 
@@ -23,6 +21,7 @@ from calotype.files import read_json, write_json
 from calotype.learning import checkpoint
 from calotype.learning.checkpoint import Saved
 from calotype.learning.guard import CriticGuard
+from calotype.learning.lock import clean_up, locked
 from calotype.learning.objectives import Objective
 from calotype.learning.overfitting import watch
 from calotype.learning.player import Player
@@ -35,7 +34,17 @@ SAVE_SECONDS, LOG_SECONDS = 60.0, 2.0
 
 
 class Interrupted(Exception):  # noqa: N818
-    """The user asked to stop; everything is saved."""
+    """The user asked to stop; everything is saved. `signal_number` is that of the signal that asked."""
+
+    def __init__(self, folder: str = "", signal_number: int = signal.SIGINT) -> None:
+        super().__init__(folder)
+        self.signal_number = int(signal_number)
+
+
+class Stop(threading.Event):
+    """Is set when the user asks to stop; `signal_number` is that of the first signal that did."""
+
+    signal_number: int = signal.SIGINT
 
 
 @dataclass
@@ -76,30 +85,10 @@ class Run:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """One process at a time; the lock of a process that is gone does not count."""
-        path = self.folder / "lock"
-        if (owner := owner_of(self.folder)) is not None:
-            raise UserError(f"{self.folder} is in use by process {owner}; wait for it, or stop it")
-        path.write_text(str(os.getpid()))
-        try:
+        """One process at a time (see `lock.locked`), which first ends what a killed one had begun to write."""
+        with locked(self.folder):
+            clean_up(self.folder)
             yield
-        finally:
-            path.unlink(missing_ok=True)
-
-
-def owner_of(folder: Path) -> int | None:
-    """The process that works on a run; None where there is none, or it is gone."""
-    lock = folder / "lock"
-    text = lock.read_text().strip() if lock.exists() else ""
-    return int(text) if text.isdigit() and was_running(int(text), lock) else None
-
-
-def was_running(process: int, lock: Path) -> bool:
-    """Whether this very process, and not a later one with its number (in a container, soon), wrote the lock."""
-    try:
-        return psutil.Process(process).create_time() <= lock.stat().st_mtime + 1
-    except psutil.NoSuchProcess:
-        return False
 
 
 @dataclass
@@ -135,10 +124,24 @@ class Leg:
         return {**self.players, **self.guards}
 
 
-def go(run: Run, leg: Leg, stop: threading.Event, progress: Callable[[int, int, str], None]) -> None:
-    """Trains a leg from its newest checkpoint to its end. Raises `Interrupted` after saving, if `stop` is set."""
+def go(
+    run: Run,
+    leg: Leg,
+    stop: threading.Event,
+    progress: Callable[[int, int, str], None],
+    warn: Callable[[str], None] = lambda text: None,
+) -> None:
+    """Trains a leg from its newest checkpoint to its end. Raises `Interrupted` after saving, if `stop` is set.
+
+    `warn` gets a line for each damaged checkpoint that was passed over; the log of the run gets it as well.
+    """
     checkpoints = run.folder / "checkpoints"
-    found = checkpoint.restore(checkpoints, leg.name, leg.saved, leg.clock)
+
+    def note(text: str) -> None:
+        run.log("note", text=f"{leg.name}: {text}")
+        warn(text)
+
+    found = checkpoint.restore(checkpoints, leg.name, leg.saved, leg.clock, note)
     if run.state["legs"][leg.name] == "finished" and (found is None or leg.clock.images_seen < leg.clock.total):
         raise UserError(
             f"the last checkpoint of the {leg.name} in {checkpoints} is missing or damaged, and what came after it was "
@@ -263,18 +266,28 @@ def after(spent: float, seconds: float) -> Callable[[Clock], bool]:
     return lambda clock: clock.seconds >= spent + seconds and due(clock)
 
 
+STOPPING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+"""Ctrl-C, `kill`, and a terminal or connection that closes. Windows has no SIGHUP."""
+
+
 @contextmanager
-def stoppable() -> Iterator[threading.Event]:
-    """An event that the first Ctrl-C (or SIGTERM) sets; the second stops at once."""
-    stop = threading.Event()
+def stoppable() -> Iterator[Stop]:
+    """An event that the first Ctrl-C, SIGTERM or SIGHUP sets; the same signal once more stops at once.
+
+    Except a second SIGHUP: the kernel and the shell both send one when a terminal closes, within a millisecond.
+    Under `nohup` SIGHUP is ignored from the start, and stays so.
+    """
+    stop = Stop()
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.getsignal(number) for number in STOPPING if not ignored_hangup(number)}
 
     def ask(number: int, frame: object) -> None:
+        if not stop.is_set():
+            stop.signal_number = number
         stop.set()
-        signal.signal(number, before[signal.Signals(number)])
+        signal.signal(number, signal.SIG_IGN if is_hangup(number) else before[signal.Signals(number)])
 
     for number in before:
         signal.signal(number, ask)
@@ -283,6 +296,14 @@ def stoppable() -> Iterator[threading.Event]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def is_hangup(number: int) -> bool:
+    return number == getattr(signal, "SIGHUP", None)
+
+
+def ignored_hangup(number: int) -> bool:
+    return is_hangup(number) and signal.getsignal(number) is signal.SIG_IGN
 
 
 def deterministic(seed: int) -> None:

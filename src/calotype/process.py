@@ -1,0 +1,91 @@
+"""The command line as a process: streams that outlive their reader, and signals that let it clean up."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, TextIO, cast
+
+READER_IS_GONE = {errno.EPIPE, errno.EIO, errno.ECONNRESET, *([errno.EINVAL] if os.name == "nt" else [])}
+"""A pipe (on Windows the last), a terminal and a socket that nobody reads any more."""
+UNWINDING = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+
+
+class LastingStream:
+    """A text stream whose writer goes on, in silence, when its reader is gone. All other errors are raised."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+    def write(self, text: str) -> int:
+        self._attempt(lambda: self.stream.write(text))
+        return len(text)
+
+    def flush(self) -> None:
+        self._attempt(self.stream.flush)
+
+    def _attempt(self, work: Callable[[], Any]) -> None:
+        try:
+            work()
+        except OSError as error:
+            if error.errno not in READER_IS_GONE:
+                raise
+            discard(self.stream)
+
+
+def discard(stream: TextIO) -> None:
+    """From now on what is written goes nowhere: also what is still buffered, which Python would complain about."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        with suppress(OSError):  # a stream in memory has no descriptor
+            os.dup2(nowhere, stream.fileno())
+    finally:
+        os.close(nowhere)
+
+
+@contextmanager
+def lasting_streams() -> Iterator[None]:
+    """`head` may leave before training ends."""
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = (cast(TextIO, LastingStream(one) if one else one) for one in before)
+    try:
+        yield
+    finally:
+        for stream in filter(None, (sys.stdout, sys.stderr)):
+            with suppress(OSError):  # Python tries once more when it ends, and reports it
+                stream.flush()
+        sys.stdout, sys.stderr = before
+
+
+@contextmanager
+def unwound_by_signals() -> Iterator[None]:
+    """SIGTERM and SIGHUP end the process by way of its `finally`, with the usual 128 + number; a second one at once.
+
+    Those that are ignored from the start, as under `nohup`, stay so.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(number: int, frame: object) -> None:
+        again = signal.SIG_DFL if number == signal.SIGTERM else signal.SIG_IGN  # one hangup is often two signals
+        signal.signal(number, again)
+        raise SystemExit(128 + number)
+
+    before = {number: signal.getsignal(number) for number in UNWINDING}
+    usual = [number for number, handler in before.items() if handler is signal.SIG_DFL]
+    for number in usual:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number in usual:
+            signal.signal(number, signal.SIG_DFL)
