@@ -46,7 +46,7 @@ def denoiser_leg(recipe: Recipe, forms: Sequence[Form], space: Space, device: to
     gaussian = recipe.denoiser.start == "gaussian"
     mixture, unseen = fit_mixture(recipe, forms, space) if gaussian else (None, None)
     stage = build_stage(recipe, space, len(forms[0].pictures.classes), mixture)
-    objective = Denoising(stage, recipe.denoiser.label_dropout, recipe.denoiser.phrase_dropout, unseen)
+    objective = Denoising(stage, recipe.denoiser, unseen)
     return diffusion_leg("denoiser", recipe, objective, recipe.denoiser, recipe.sampling, forms, device)
 
 
