@@ -63,7 +63,7 @@ def main() -> None:
                 side = arguments.size // space.reduction
                 shape = (recipe.denoiser.batch, 2 * space.channels, side, side)
                 mixture = Mixture(6, 256, space.channels * side**2)
-                objective = Denoising(build_stage(recipe, space, 6, mixture), 0.1)
+                objective = Denoising(build_stage(recipe, space, 6, mixture), recipe.denoiser)
                 objective.players["denoiser"].to(machine.device)
             clean = Rng(("bench",)).normal(*shape).clamp(-1, 1).to(machine.device).contiguous(memory_format=memory)
             batch = Batch(clean, torch.zeros(shape[0], dtype=torch.long, device=machine.device))

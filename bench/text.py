@@ -35,7 +35,9 @@ from calotype.vocabulary import Batch, Rng
 def stepper(recipe: Recipe, captions: Captions | None) -> Callable[[], object]:
     space, count = build_space(recipe), recipe.denoiser.batch
     side = recipe.size // space.reduction
-    objective = Denoising(build_stage(recipe, space, 6, mixture_for(captions, space.channels * side**2)), 0.1, 0.5)
+    objective = Denoising(
+        build_stage(recipe, space, 6, mixture_for(captions, space.channels * side**2)), recipe.denoiser
+    )
     players = {"denoiser": Player(objective.stage.denoiser, PlayerConfig())}
     clean = Rng(("bench",)).normal(count, 2 * space.channels, side, side).clamp(-1, 1)
     clean = clean.contiguous(memory_format=torch.channels_last)

@@ -134,10 +134,24 @@ def test_a_kl_of_weight_1_is_a_collapse(pictures, monkeypatch):
     assert "autoencoder.losses.kl" in diagnosis.advice and diagnosis.score < 0.9 * healthy.score
 
 
-def trained(images, kl, learns, rate, steps=25):
+def test_a_decoder_that_was_trained_on_noise_is_moved_less_by_it(pictures):
+    """By a tenth of the latents' deviation; and the clean picture is hardly worse for it."""
+
+    def both(space):
+        return [*space.encoder.parameters(), *space.decoder.parameters()]
+
+    plain, robust = (
+        measure(trained(pictures[0], 1e-5, both, 0.005, 60, latent_noise=level), pictures[1], 16, thorough=False)
+        for level in (0.0, 0.2)
+    )
+    assert robust.mistaken > plain.mistaken + 0.2
+    assert robust.reconstruction.psnr > plain.reconstruction.psnr - 0.3
+
+
+def trained(images, kl, learns, rate, steps=25, **losses):
     """The closed-form start, after more steps on these weights, with their statistics."""
     space = linear(images)
-    config = FirstStageConfig(kl=kl, perceptual=0, adversarial=0)
+    config = FirstStageConfig(kl=kl, perceptual=0, adversarial=0, **losses)
     objective = FirstStage(space.vae, Critic(CriticConfig(width=4)), efficientnet_lite0(), config)
     for parameter in learns(space.vae):
         parameter.requires_grad_(True)

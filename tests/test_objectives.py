@@ -11,10 +11,12 @@ from calotype.data.images import images_from_pixels
 from calotype.diffusion.denoiser import Denoiser
 from calotype.diffusion.noise import Flow
 from calotype.learning.objectives import (
+    ConditionDropout,
     Denoising,
     FirstStage,
     FirstStageConfig,
     Objective,
+    add_latent_noise,
     edge_distance,
     kl_to_normal,
     share,
@@ -44,7 +46,7 @@ def batch_of(count=4, size=16):
 
 def first_stage(vae=None, **config):
     critic = perturbed(Critic(CriticConfig(width=4, depth=2)))
-    config = FirstStageConfig(**{"perceptual_start": 0.0} | config)
+    config = FirstStageConfig(**{"perceptual_start": 0.0, "latent_noise": 0.0} | config)
     return FirstStage(vae or tiny_vae(), critic, efficientnet_lite0(), config)
 
 
@@ -128,6 +130,41 @@ def test_the_hinge_loss_is_its_formula():
     loss = stage.losses(batch, 0.0, RNG)["critic"]
     assert loss.terms == {name: pytest.approx(value, rel=1e-3, abs=1e-6) for name, value in expected.items()}
     assert loss.total.item() == pytest.approx(expected["hinge"], rel=1e-4)
+
+
+# -- Noise on latents --------------------------------------------------------------------------------------------------
+
+
+def test_latent_noise_has_one_level_a_picture_relative_to_each_channel():
+    """Its level is U(0, most), of mean most / 2 and deviation most / sqrt(12); noise is white within a picture."""
+    scales = torch.tensor([0.01, 1.0, 30.0])[:, None, None]
+    latents = 5 + scales * RNG.at("latents").normal(400, 3, 24, 24)
+    noise = (add_latent_noise(latents, 0.3, RNG) - latents) / latents.std((0, 2, 3), keepdim=True)
+    levels = noise.std((2, 3))
+    assert torch.allclose(levels, levels.mean(1, keepdim=True), rtol=0.2, atol=1e-3)  # alike in all channels
+    assert levels.max() < 0.3 * 1.1 and noise.mean().abs() < 1e-3
+    level = levels.mean(1)
+    assert level.mean() == pytest.approx(0.15, abs=4 * 0.3 / (12 * 400) ** 0.5)
+    assert level.std() == pytest.approx(0.3 / 12**0.5, rel=0.1)
+
+
+def test_latent_noise_is_relative_so_scale_is_no_way_out():
+    latents = RNG.at("latents").normal(4, 2, 8, 8)
+    noisy, larger = (add_latent_noise(scale * latents, 0.2, RNG) for scale in (1, 1000))
+    assert torch.allclose(1000 * noisy, larger, rtol=1e-4, atol=1e-2) and not torch.equal(noisy, latents)
+    latents.requires_grad_(True)
+    (gradient,) = grad((add_latent_noise(latents, 0.2, RNG) * noisy).sum(), latents)
+    assert torch.allclose(gradient, noisy)  # that of the sum without noise
+    assert add_latent_noise(latents, 0.0, RNG) is latents
+
+
+def test_the_picture_that_is_judged_is_decoded_from_noisy_latents():
+    stage, batch = first_stage(**{**ALONE, "latent_noise": 0.5}), batch_of()
+    moments = stage.vae.encode(batch.clean)
+    latents = stage.vae.sample(moments, RNG.at("latents").normal(*moments.mean.shape))
+    fake = stage.vae.decode(add_latent_noise(latents, 0.5, RNG.at("latent noise")))
+    terms = stage.losses(batch, 0.0, RNG)["autoencoder"].terms
+    assert terms["l1"] == pytest.approx((fake - batch.clean).abs().mean().item(), rel=1e-5)
 
 
 @pytest.mark.parametrize(("count", "fraction", "some"), [(8, 0.25, 2), (8, 1.0, 8), (3, 0.01, 1), (1, 0.5, 1)])
@@ -271,7 +308,8 @@ def denoising(dropout=0.0, label_dropout=0.1, classes=3, space=None):
     space = space or PixelSpace()
     config = DitConfig(width=16, depth=1, heads=2, dropout=dropout)
     backbone = perturbed(Dit(config, space.channels, space.channels))
-    return Denoising(Stage(Denoiser(backbone, 16, classes, "flow"), space, Flow(), 4), label_dropout)
+    conditions = ConditionDropout(label_dropout=label_dropout, caption_alone=0.0, label_alone=0.0)
+    return Denoising(Stage(Denoiser(backbone, 16, classes, "flow"), space, Flow(), 4), conditions)
 
 
 def small_batch(count=6):
@@ -311,16 +349,16 @@ def test_dropout_is_another_one_at_each_place():
     assert torch.equal(masks[0], masks[1]) and not torch.equal(masks[0], masks[2])
 
 
-@pytest.mark.parametrize("share_untold", [0.0, 0.1, 0.5, 1.0])
-def test_the_share_of_labels_that_are_not_told(share_untold):
-    objective, count = denoising(label_dropout=share_untold), 4000
+@pytest.mark.parametrize("share_dropped", [0.0, 0.1, 0.5, 1.0])
+def test_the_share_of_labels_that_are_dropped(share_dropped):
+    objective, count = denoising(label_dropout=share_dropped), 4000
     seen = []
-    objective.stage.denoiser.label.register_forward_pre_hook(lambda layer, told: seen.append(told[0]))
+    objective.stage.denoiser.label.register_forward_pre_hook(lambda layer, given: seen.append(given[0]))
     labels = torch.arange(count) % 3
     objective.losses(Batch(torch.zeros(count, 3, 2, 2), labels), 0.0, RNG)
-    untold = seen[0] == 3
-    assert torch.equal(seen[0][~untold], labels[~untold])
-    assert abs(untold.double().mean() - share_untold) <= 4 * math.sqrt(share_untold * (1 - share_untold) / count)
+    dropped = seen[0] == 3
+    assert torch.equal(seen[0][~dropped], labels[~dropped])
+    assert abs(dropped.double().mean() - share_dropped) <= 4 * math.sqrt(share_dropped * (1 - share_dropped) / count)
 
 
 def test_the_denoiser_hears_its_loss_everywhere():

@@ -202,6 +202,15 @@ def test_a_recipe_can_be_given_as_overrides_alone():
     assert check(read_overrides(as_overrides(settings.model_dump(mode="json")))) == settings
 
 
+@pytest.mark.parametrize("place", ["denoiser", "enlarge.32"])
+def test_dropout_of_more_than_all_pictures_is_refused(place):
+    wrong = [f"{place}.label_dropout=0.3", f"{place}.caption_alone=0.5", f"{place}.label_alone=0.25"]
+    with pytest.raises(UserError, match=rf"{place}: .*0.3, .*0.5 and .*0.25 sum to 1.05, .*at most 1; lower") as error:
+        check(read_overrides([*CHAIN, *wrong]))
+    assert "\n" not in str(error.value)
+    assert check(read_overrides([*CHAIN, *wrong[:2], f"{place}.label_alone=0.2"]))
+
+
 # -- Chains of stages --------------------------------------------------------------------------------------------------
 
 

@@ -119,7 +119,7 @@ def test_training_and_sampling_are_told_by_the_same_line(augmentation):
     small, clean = torch.rand(3, 3, 4, 4), torch.rand(3, 3, 8, 8)
     given = []
     one.denoiser.loss = lambda clean, sigma, noise, condition: given.append(condition) or torch.zeros(3)
-    Denoising(one, label_dropout=0.0).each(Batch(clean, LABELS, small), rng)
+    Denoising(one).each(Batch(clean, LABELS, small), rng)
     level, noise = augmentation.draw(3, rng.at("augmentation")), rng.at("spoiling").normal(3, 3, 4, 4)
     assert equal(given[0], one.condition(LABELS, small, level, noise))
     assert torch.equal(given[0].smaller, enlarged(augmentation.apply(small, level, noise), 2)) and level.all()

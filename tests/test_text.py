@@ -18,7 +18,7 @@ from calotype.diffusion.denoiser import Denoiser
 from calotype.diffusion.noise import Flow
 from calotype.evaluate.obedience import retrieval
 from calotype.files import read_json
-from calotype.learning.objectives import Denoising, told
+from calotype.learning.objectives import NO_DROPOUT, ConditionDropout, Denoising, drop_condition
 from calotype.learning.player import Player, PlayerConfig
 from calotype.learning.train import Clock, learn
 from calotype.nets.dit import DitConfig
@@ -153,28 +153,71 @@ def test_untold_text_is_what_guidance_leads_away_from():
     assert (plain.untold().labels == NOT_TOLD).all()
 
 
-# -- What is told in training ------------------------------------------------------------------------------------------
+# -- Dropout of label and caption --------------------------------------------------------------------------------------
 
 
-def test_nothing_the_caption_and_the_label_are_each_told_alone():
-    count = 4000
+CASES = {
+    "label and caption": (True, True),
+    "label": (True, False),
+    "caption": (False, True),
+    "neither": (False, False),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    ("neither", "caption_alone", "label_alone"),
+    [
+        (0.1, 0.4, 0.1),
+        (0.0, 0.4, 0.1),
+        (0.0, 0.0, 0.0),
+        (0.25, 0.4, 0.1),
+        (0.5, 0.3, 0.2),
+        (0.2, 0.0, 0.5),
+        (1.0, 0.0, 0.0),
+    ],
+)
+def test_dropout_gives_each_case_as_often_as_its_setting_says(case, neither, caption_alone, label_alone):
+    """Within four standard deviations of the binomial distribution, whatever the picture has."""
+    count, (labelled, captioned) = 20_000, CASES[case]
     batch = Batch(
-        torch.zeros(count, 1, 1, 1), torch.arange(count) % 3 - 1, text=Text(("x", "", "y", "") * (count // 4))
+        torch.zeros(count, 1, 1, 1), torch.full((count,), 2 if labelled else NOT_TOLD),
+        text=Text(("a, b" if captioned else "",) * count),
+    )  # fmt: skip
+    dropout = ConditionDropout(
+        label_dropout=neither, caption_alone=caption_alone, label_alone=label_alone, phrase_dropout=0.0
     )
-    labels, text = told(batch, 0.1, 0.0, Rng((0,)))
-    label, caption = labels >= 0, torch.tensor([bool(one) for one in text.wanted])
-    has_label, has_caption = batch.labels >= 0, torch.tensor([bool(one) for one in batch.text.wanted])
-    both = has_label & has_caption
-    shares = {
-        "nothing": (~label & ~caption)[both], "caption": (~label & caption)[both],
-        "label": (label & ~caption)[both], "only label": label[has_label & ~has_caption],
-        "only caption": caption[~has_label & has_caption],
-    }  # fmt: skip
-    found = {name: float(one.float().mean()) for name, one in shares.items()}
-    expected = {"nothing": 0.1, "caption": 0.36, "label": 0.09, "only label": 0.9, "only caption": 0.9}
-    assert found == pytest.approx(expected, abs=0.04)
-    assert told(batch, 0.0, 0.0, Rng((0,)))[1] == batch.text
-    assert torch.equal(told(batch, 0.0, 0.0, Rng((0,)))[0], batch.labels)
+    labels, text = drop_condition(batch, dropout, Rng((case, f"{neither}")))
+    assert set(labels.tolist()) <= {2, NOT_TOLD} and set(text.wanted) <= {"a, b", ""}
+    given = list(zip((labels >= 0).tolist(), map(bool, text.wanted), strict=True))
+    expected = dict.fromkeys(CASES.values(), 0.0)
+    if labelled and captioned:
+        both = 1 - neither - caption_alone - label_alone
+        expected |= {(True, True): both, (True, False): label_alone, (False, True): caption_alone}
+    else:
+        expected[labelled, captioned] = 1 - neither
+    expected[False, False] = neither if labelled or captioned else 1.0
+    for kind, share in expected.items():
+        bound = 4 * (share * (1 - share) / count) ** 0.5
+        assert abs(given.count(kind) / count - share) <= bound + 1e-9, kind
+
+
+def test_what_is_dropped_of_a_picture_does_not_depend_on_the_others():
+    """Nor does a batch without captions drop other labels than one whose captions are empty."""
+    batch = Batch(torch.zeros(64, 1, 1, 1), torch.arange(64) % 3 - 1, text=Text(("x", "", "y, z", "") * 16))
+    labels, text = drop_condition(batch, ConditionDropout(), Rng((0,)))
+    more = Batch(torch.zeros(64, 1, 1, 1), batch.labels.clone(), text=Text((*batch.text.wanted[:63], "")))
+    again, other = drop_condition(more, ConditionDropout(), Rng((0,)))
+    assert torch.equal(labels[:63], again[:63]) and text.wanted[:63] == other.wanted[:63]
+    silent, plain = (Batch(batch.clean, batch.labels, text=one) for one in (Text(("",) * 64), None))
+    dropped = [drop_condition(one, ConditionDropout(label_dropout=0.4), Rng((0,)))[0] for one in (silent, plain)]
+    assert torch.equal(*dropped) and drop_condition(plain, ConditionDropout(), Rng((0,)))[1] is None
+
+
+def test_without_dropout_everything_is_given():
+    batch = Batch(torch.zeros(64, 1, 1, 1), torch.arange(64) % 3, text=Text(("a, b", "c") * 32))
+    labels, text = drop_condition(batch, NO_DROPOUT, Rng((0,)))
+    assert torch.equal(labels, batch.labels) and text == batch.text
 
 
 def test_a_caption_that_names_the_colour_is_obeyed():
@@ -183,7 +226,7 @@ def test_a_caption_that_names_the_colour_is_obeyed():
     names = tuple(f"a {name} picture" for name in colours)
     clean = torch.tensor(list(colours.values()))[:, :, None, None].expand(-1, -1, 4, 4)
     network = denoiser(DitConfig(width=32, depth=1, heads=2, patch=2))
-    objective = Denoising(Stage(network, PixelSpace(), Flow(), 4), 0.1)
+    objective = Denoising(Stage(network, PixelSpace(), Flow(), 4), ConditionDropout(phrase_dropout=0.0))
     players, clock = {"denoiser": Player(network, PlayerConfig(learning_rate=4e-3, warmup=0.0))}, Clock(10**6, 12, 0)
     batch = Batch(clean.repeat(4, 1, 1, 1), torch.full((12,), NOT_TOLD), text=Text(names * 4))
     for _ in range(140):

@@ -97,7 +97,7 @@ def build_enlarger(recipe: Recipe, size: int, classes: int) -> Stage:
 
 def build_joint(recipe: Recipe, stage: Stage) -> Joint:
     assert isinstance(stage.space, LatentSpace)
-    denoising = Denoising(stage, recipe.denoiser.label_dropout, recipe.denoiser.phrase_dropout)
+    denoising = Denoising(stage, recipe.denoiser)
     return Joint(denoising, build_first_stage(recipe, stage.space.vae), recipe.joint.losses)
 
 

@@ -18,7 +18,7 @@ from calotype.diffusion.augmentation import Augmentation, Noising
 from calotype.diffusion.denoiser import ScalingName
 from calotype.diffusion.noise import Flow, Karras, Schedule
 from calotype.learning.joint import JointConfig
-from calotype.learning.objectives import FirstStageConfig
+from calotype.learning.objectives import ConditionDropout, FirstStageConfig
 from calotype.learning.player import PlayerConfig
 from calotype.nets.blocks import Precision
 from calotype.nets.critic import CriticConfig
@@ -82,17 +82,13 @@ class JointRecipe(LegConfig):
     """How many samples from before and after are held against held-out pictures."""
 
 
-class DiffusionConfig(LegConfig):
+class DiffusionConfig(LegConfig, ConditionDropout):
     """What the diffusion models of all stages have."""
 
     backbone: Backbone
     schedule: Schedule
     scaling: ScalingName
     spread: PositiveFloat
-    label_dropout: float = Field(default=0.1, ge=0, le=1)
-    """How often label and caption are not told, so that the model can be guided away from what it says without them."""
-    phrase_dropout: float = Field(default=0.5, ge=0, le=1)
-    """How often only a part of a caption is told, as prompts do; what it leaves out is open then, not denied."""
     learn: PlayerConfig = PlayerConfig()
 
 

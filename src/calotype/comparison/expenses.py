@@ -137,7 +137,7 @@ def denoiser_flops(one: Competitor, stage: Stage, count: int, side: int) -> floa
     smaller = shrunk(clean, stage.factor) if stage.smaller_size else None
     if isinstance(stage.space, LatentSpace):
         clean = torch.cat([noise(one, count, stage.space.channels, stage.shape[-1])[0] for _ in range(2)], 1)
-    objective = Denoising(replace(stage, denoiser=learning(stage.denoiser)), one.recipe.denoiser.label_dropout)
+    objective = Denoising(replace(stage, denoiser=learning(stage.denoiser)), one.recipe.denoiser)
     return step_flops(objective, Batch(clean, labels, smaller), 0.0)
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from calotype.diffusion.gaussian import Unseen
@@ -18,7 +19,7 @@ from calotype.nets.kl import Autoencoder
 from calotype.nets.perceptual import EfficientNetLite0, perceptual_distance
 from calotype.nets.vae import Moments
 from calotype.stage import Stage
-from calotype.vocabulary import NOT_TOLD, Batch, Config, Images, Labels, Latents, Rng, Sigmas, Text
+from calotype.vocabulary import NOT_TOLD, Batch, Config, Images, Labels, Latents, Rng, Sigmas, Text, per_image
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,9 @@ class FirstStageConfig(Config):
     perceptual_share: float = Field(default=0.25, gt=0, le=1)
     """Fraction of each batch that the perceptual distance looks at: it costs more than the autoencoder."""
     kl: float = Field(default=1e-5, ge=0)
+    latent_noise: float = Field(default=0.2, ge=0)
+    """Most noise on the latents that the decoder is trained on, relative to each channel's standard deviation, so that
+    it tolerates the errors of a denoiser (RAE, arXiv 2510.11690, section 4.3)."""
     equivariance: float = Field(default=0.0, ge=0)
     """Of how far latents shrunk to half and turned are from becoming the picture shrunk and turned (EQ-VAE, arXiv
     2502.09509, eq. 5)."""
@@ -84,7 +88,7 @@ class FirstStage:
     def judged(self, real: Images, moments: Moments, progress: float, rng: Rng) -> dict[str, Loss]:
         """The losses of pictures that are encoded already."""
         latents = self.vae.sample(moments, rng.at("latents").noise_like(moments.mean))
-        fake = self.vae.decode(latents)
+        fake = self.vae.decode(add_latent_noise(latents, self.config.latent_noise, rng.at("latent noise")))
         terms = self._reconstruction(real, fake, progress)
         if self.config.equivariance:
             terms["equivariance"] = self.config.equivariance * self._equivariance(real, latents, rng)
@@ -138,6 +142,18 @@ class FirstStage:
         return Loss(total, {"hinge": total.detach(), "right": right, "gap": gap})
 
 
+def add_latent_noise(latents: Latents, most: float, rng: Rng) -> Latents:
+    """With Gaussian noise of a level from U(0, most) for each picture, relative to each channel's standard deviation.
+
+    The latter is of this batch and without gradient, so that an encoder gains nothing from larger latents.
+    """
+    if not most:
+        return latents
+    level = per_image(most * rng.at("level").uniform(len(latents))).to(latents)
+    deviation = latents.detach().std((0, 2, 3), correction=0, keepdim=True)
+    return latents + level * deviation * rng.at("noise").noise_like(latents)
+
+
 def share(count: int, fraction: float) -> int:
     return max(1, round(count * fraction))
 
@@ -153,17 +169,44 @@ def kl_to_normal(moments: Moments) -> Tensor:
     return 0.5 * (moments.mean.square() + moments.log_variance.exp() - 1 - moments.log_variance)
 
 
+class ConditionDropout(Config):
+    """Classifier-free dropout of label and caption (arXiv 2207.12598, section 3.2), in probabilities.
+
+    Of a picture that has both, training gives neither, the caption alone, the label alone, or both, which is the rest.
+    """
+
+    label_dropout: float = Field(default=0.1, ge=0, le=1)
+    """Neither: so that the model can be guided away from what it makes without them."""
+    caption_alone: float = Field(default=0.4, ge=0, le=1)
+    """The caption without its label, as prompts are."""
+    label_alone: float = Field(default=0.1, ge=0, le=1)
+    """The label without its caption."""
+    phrase_dropout: float = Field(default=0.5, ge=0, le=1)
+    """How often only a part of a caption is given, as prompts do; what it leaves out is open then, not denied."""
+
+    @model_validator(mode="after")
+    def _sum(self) -> ConditionDropout:
+        total = self.label_dropout + self.caption_alone + self.label_alone
+        if total > 1 + 1e-6:
+            raise ValueError(
+                f"label_dropout {self.label_dropout:g}, caption_alone {self.caption_alone:g} and label_alone "
+                f"{self.label_alone:g} sum to {total:g}, but are shares of the same pictures and expected to sum to at "
+                f"most 1; lower caption_alone or label_alone"
+            )
+        return self
+
+
+NO_DROPOUT = ConditionDropout(label_dropout=0, caption_alone=0, label_alone=0, phrase_dropout=0)
+
+
 class Denoising:
-    """The denoiser's loss on latents (or pixels) with random sigmas; some labels and captions are not told.
+    """The denoiser's loss on latents (or pixels) with random sigmas, under dropout of labels and captions.
 
     `unseen` are closed forms for the training pictures, none of which has seen the picture it is asked about.
     """
 
-    def __init__(
-        self, stage: Stage, label_dropout: float, phrase_dropout: float = 0.0, unseen: Unseen | None = None
-    ) -> None:
-        self.stage, self.unseen = stage, unseen
-        self.label_dropout, self.phrase_dropout = label_dropout, phrase_dropout
+    def __init__(self, stage: Stage, dropout: ConditionDropout = NO_DROPOUT, unseen: Unseen | None = None) -> None:
+        self.stage, self.dropout, self.unseen = stage, dropout, unseen
         self.players: dict[str, nn.Module] = {"denoiser": stage.denoiser}
 
     def losses(self, batch: Batch, progress: float, rng: Rng) -> dict[str, Loss]:
@@ -176,7 +219,7 @@ class Denoising:
         clean = self.stage.space.sample(batch.clean, rng.at("latents"))
         sigma = self.stage.schedule.draw(count, rng.at("sigma")).to(device)
         noise = rng.at("noise").noise_like(clean)
-        labels, text = told(batch, self.label_dropout, self.phrase_dropout, rng)
+        labels, text = drop_condition(batch, self.dropout, rng.at("condition"))
         level = self.stage.augmentation.draw(count, rng.at("augmentation")).to(device)
         spoiling = torch.zeros(()) if batch.smaller is None else rng.at("spoiling").noise_like(batch.smaller)
         condition = self.stage.condition(labels, batch.smaller, level, spoiling, text)
@@ -186,21 +229,18 @@ class Denoising:
             return sigma, self.stage.denoiser.loss(clean, sigma, noise, condition)
 
 
-def told(batch: Batch, dropout: float, phrases: float, rng: Rng) -> tuple[Labels, Text | None]:
-    """What a denoiser is told of each picture: nothing, with the probability `dropout`; else its label and its caption.
+def drop_condition(batch: Batch, dropout: ConditionDropout, rng: Rng) -> tuple[Labels, Text | None]:
+    """The labels and captions that are given in this step: one draw for each picture decides between the four cases.
 
-    Where it has both, it must also do with one of them: four times as often with the caption, as prompts are. And a
-    caption says only some of its phrases with the probability `phrases`.
+    A picture that has only one of both loses it with the probability `label_dropout`.
     """
-    count = len(batch)
-    something = rng.at("told").uniform(count) >= dropout
+    draw, captions = rng.uniform(len(batch)), ("",) * len(batch) if batch.text is None else batch.text.wanted
+    both = (batch.labels != NOT_TOLD).cpu() & torch.tensor([bool(caption) for caption in captions])
+    bounds = accumulate((dropout.label_dropout, dropout.caption_alone, dropout.label_alone))
+    neither, caption_alone, label_alone = (draw < bound for bound in bounds)  # each holds those before it
+    label_given, caption_given = ~(neither | caption_alone & both), ~(neither | label_alone & ~caption_alone & both)
+    labels = batch.labels.where(label_given.to(batch.labels.device), NOT_TOLD)
     if batch.text is None:
-        return batch.labels.where(something.to(batch.labels.device), NOT_TOLD), None
-    labelled = (batch.labels != NOT_TOLD).cpu()
-    captioned = torch.tensor([bool(caption) for caption in batch.text.wanted])
-    alone = rng.at("alone").uniform(count) / max(dropout, 1e-9)
-    label = something & ~(captioned & (alone < 4))
-    caption = something & ~(labelled & captioned & (alone >= 4) & (alone < 5))
-    said = partly(batch.text.wanted, phrases, rng)
-    captions = (one if kept else "" for one, kept in zip(said, caption.tolist(), strict=True))
-    return batch.labels.where(label.to(batch.labels.device), NOT_TOLD), Text(tuple(captions))
+        return labels, None
+    given = zip(partly(captions, dropout.phrase_dropout, rng), caption_given.tolist(), strict=True)
+    return labels, Text(tuple(caption if kept else "" for caption, kept in given))

@@ -53,7 +53,7 @@ def denoiser_leg(
     mixture, unseen = from_constants(keep(fit), device) if recipe.denoiser.start == "gaussian" else (None, None)
     deterministic(recipe.seed + 1)  # the same weights, whether the closed form was fitted or read
     stage = build_stage(recipe, space, len(forms[0].pictures.classes), mixture)
-    objective = Denoising(stage, recipe.denoiser.label_dropout, recipe.denoiser.phrase_dropout, unseen)
+    objective = Denoising(stage, recipe.denoiser, unseen)
     return diffusion_leg("denoiser", recipe, objective, recipe.denoiser, recipe.sampling, forms, device)
 
 

@@ -41,7 +41,7 @@ def enlarger_leg(
     if (local := stage.denoiser.local) is not None:
         train, crop = examples(pictures.train_indices), config.crop or size
         local.load_state_dict(keep(lambda: {"local": fit_local(local, train, crop)})["local"].state_dict())
-    objective, forms = Denoising(stage, config.label_dropout, config.phrase_dropout), [Form(pictures, examples)]
+    objective, forms = Denoising(stage, config), [Form(pictures, examples)]
     return diffusion_leg(leg_above(size), recipe, objective, config, config.sampling, forms, device)
 
 
@@ -58,7 +58,7 @@ def mistakes_leg(recipe: Recipe, below: Stage, stage: Stage, pictures: Pictures,
         return PictureSource(pictures, some, rng, device, crop, recipe.flip, stage.factor, small)
 
     shorter = config.model_copy(update={"images": config.mistakes.images, "learn": gentler(config.learn)})
-    objective, forms = Denoising(stage, config.label_dropout, config.phrase_dropout), [Form(pictures, examples)]
+    objective, forms = Denoising(stage, config), [Form(pictures, examples)]
     return diffusion_leg(mistakes_above(size), recipe, objective, shorter, config.sampling, forms, device)
 
 

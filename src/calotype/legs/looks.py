@@ -137,7 +137,7 @@ class Samples:
 
 
 def losses_of(stage: Stage, batch: Batch, rng: Rng, name: str) -> dict[str, float]:
-    sigma, loss = Denoising(stage, label_dropout=0.0).each(batch, rng)
+    sigma, loss = Denoising(stage).each(batch, rng)
     thirds = zip(("low", "middle", "high"), loss[sigma.argsort()].tensor_split(3), strict=True)
     by_noise = {f"{name}_loss_{level}_noise": float(third.mean()) for level, third in thirds if len(third)}
     return {f"{name}_loss": float(loss.mean()), **by_noise}

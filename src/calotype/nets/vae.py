@@ -32,7 +32,8 @@ from calotype.vocabulary import Config, Images, Latents
 GAIN = 0.1
 """Of the networks beside the linear path: without it, Adam's first steps on their last layers undo that start."""
 START_LOG_VARIANCE = math.log(0.1**2)
-"""Latents spread about 1 start with noise of 0.1: a decoder that has seen noise forgives the denoiser's mistakes."""
+"""Of the posterior: a standard deviation of 0.1 where latents have 1. Training lowers it to about 0.001, as a small KL
+weight allows; what makes the decoder robust to the denoiser's errors is `FirstStageConfig.latent_noise`."""
 
 
 class VaeConfig(Config):

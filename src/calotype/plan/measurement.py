@@ -108,7 +108,7 @@ class Measurement:
             ends = [0, len(pictures) - 1]
             labels, captions = pictures.labels[ends], pictures.captions and pictures.captions.at(ends)
             source = LatentSource(cache, labels, torch.arange(2), self.rng, self.device, captions)
-        return [(1.0, self._step(Denoising(self.stages[0], 0.0), source, self.recipe.denoiser.batch, 0.0))]
+        return [(1.0, self._step(Denoising(self.stages[0]), source, self.recipe.denoiser.batch, 0.0))]
 
     def _joint(self) -> Phases:
         config, objective = self.recipe.joint, build_joint(self.recipe, self.stages[0])
@@ -123,7 +123,7 @@ class Measurement:
         size = stage.image_size
         pictures = self.pictures[size]
         source = crop_examples(self.recipe, size, pictures, self.device)(pictures.train_indices)
-        return [(1.0, self._step(Denoising(stage, 0.0), source, self.recipe.enlarger(size).batch, 0.0))]
+        return [(1.0, self._step(Denoising(stage), source, self.recipe.enlarger(size).batch, 0.0))]
 
     def encode(self) -> float:
         """Seconds a picture; 0 in pixels."""
