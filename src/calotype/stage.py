@@ -120,11 +120,10 @@ class Stage:
         if smaller is None:
             return Condition(labels, text=text)
         spoilt = self.augmentation.apply(smaller, level, noise)
-        spoils = self.augmentation.doubt(level)
         if self.denoiser.local is None:
             above = self.space.encode(enlarged(spoilt, self.factor))
-            return Condition(labels, above, level, per_image(spoils), text=text)
-        around = self.denoiser.local.around(spoilt, spoils)
+            return Condition(labels, above, level, per_image(self.augmentation.doubt(level)), text=text)
+        around = self.denoiser.local.around(spoilt, self.augmentation.noise(level))
         return Condition(labels, around.mean, level, around.doubt, around.denoise, text)
 
     def prior_mean(self, condition: Condition) -> Latents:
