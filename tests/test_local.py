@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from calotype.diffusion.local import LocalGaussians, enlarged, images_of, neighbourhoods, patches_of
+from calotype.diffusion.local import SURE, LocalGaussians, enlarged, images_of, neighbourhoods, patches_of
 from calotype.stage import shrunk
 from calotype.vocabulary import Rng
 
@@ -54,9 +54,11 @@ def test_plain_areas_are_known_and_edges_are_doubted(local):
     assert doubt[..., :20].max() < 0.02 and doubt[..., 44:].max() < 0.02 and doubt[..., 31:33].min() > 0.02
 
 
-def test_noise_on_the_smaller_picture_is_doubted_everywhere(local):
-    doubt = local.around(torch.zeros(1, 3, 8, 8), torch.tensor([0.1])).doubt
-    assert torch.allclose(doubt, torch.tensor(0.1), atol=1e-2)
+@pytest.mark.parametrize("level", [0.05, 0.2])
+def test_the_doubt_of_a_grey_picture_with_noise_is_the_noise_that_reaches_the_mean(local, level):
+    noisy = level * torch.randn(8, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    around = local.around(noisy, torch.full((8,), level))
+    assert around.doubt.square().mean() == pytest.approx(float(around.mean.square().mean()), rel=0.1)
 
 
 @pytest.mark.parametrize("sigma", [0.01, 0.1, 1.0])
@@ -69,7 +71,7 @@ def test_denoising_is_the_posterior_mean_written_out_place_by_place(local, sigma
     places, contrast = neighbourhoods(smaller)
     left, values = patches_of(noisy - around.mean, 4), torch.eye(48)
     for place, kind in enumerate(local.kinds(places).tolist()):
-        own = local.axes[kind] @ torch.diag(local.variances[kind]) @ local.axes[kind].T
+        own = SURE**2 * local.axes[kind] @ torch.diag(local.variances[kind]) @ local.axes[kind].T
         covariance = contrast[place] ** 2 * own + local.plain**2 * values
         expected = covariance @ torch.linalg.solve(covariance + sigma**2 * values, left[place])
         assert torch.allclose(found[place], expected, atol=2e-3)

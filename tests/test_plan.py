@@ -1,5 +1,6 @@
 import json
 import math
+import re
 import time
 from dataclasses import replace
 from itertools import pairwise
@@ -24,10 +25,9 @@ from calotype.plan.choices import (
     REACHED,
     WEIGHTS,
     Choice,
-    check_sizes,
     choose_backbone,
     choose_chain,
-    doubts_of,
+    deviations_of,
     enlarger,
     forward_operations,
     propose,
@@ -46,6 +46,7 @@ from calotype.plan.make import (
     with_warmups,
 )
 from calotype.plan.measurement import Measurement, by_class, phase_ends, seconds_an_image
+from calotype.plan.sizes import MOST_TOKENS, check_sizes, choose_patch
 from calotype.recipe import EnlargeRecipe, check
 from calotype.stage import shrunk
 from calotype.tables import merge
@@ -288,6 +289,54 @@ def test_a_proposal_fits_or_says_which_size_would(size):
             check_sizes(proposed(int(other))[0])
 
 
+SIZES = {"latent": range(16, 1101), "cascade": range(16, 1101)}
+
+
+def accepted(kind, size):
+    """What a plan of this size proposes, which is not refused afterwards; or the sizes that its refusal names."""
+    settings = {"kind": kind, "size": size}
+    try:
+        made = check(propose(noise_pictures(), machine(), 600.0, settings)[0])
+        check_sizes(made)
+    except UserError as error:
+        return None, [int(one) for one in re.findall(r"\d+", str(error).split("try ")[1])]
+    return made, []
+
+
+@pytest.mark.parametrize("kind", SIZES)
+def test_of_all_sizes_each_is_accepted_or_the_refusal_names_some_that_are(monkeypatch, kind):
+    """Patches divide the places, however odd, and a denoiser never has more tokens than it can attend to."""
+    monkeypatch.setattr(choices, "spread_of", lambda *about: 0.5)
+    monkeypatch.setattr(choices, "deviations_of", lambda *about: (0.01, 0.1))
+    refused = 0
+    for size in SIZES[kind]:
+        made, others = accepted(kind, size)
+        refused += made is None
+        if made is None:
+            assert others and all(accepted(kind, other)[0] for other in others), size
+        else:
+            side = made.chain[0] // (made.autoencoder.network.reduction if kind == "latent" else 1)
+            tokens, rest = divmod(side, made.denoiser.backbone.patch)
+            assert rest == 0 and tokens <= MOST_TOKENS, size
+    unit = 2 if kind == "cascade" else 4
+    assert refused < len(SIZES[kind]) * (1 - 1 / (4 * unit))
+
+
+@pytest.mark.parametrize("side", range(1, 129))
+def test_a_patch_divides_and_leaves_sixteen_tokens_where_it_can(side):
+    patch = choose_patch(side)
+    assert side % patch == 0
+    if side % max(1, side // 16) == 0:
+        assert patch == max(1, side // 16)
+    tokens = [side // one for one in range(1, side + 1) if side % one == 0]
+    assert 16 <= side // patch < 32 or abs(np.log(side / patch / 16)) == min(abs(np.log(np.array(tokens) / 16)))
+
+
+def test_560_pixels_have_35_places_which_pairs_do_not_divide():
+    made, _ = accepted("latent", 560)
+    assert made.chain == (560,) and 35 % made.denoiser.backbone.patch == 0
+
+
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 7])
 def test_a_size_too_small_for_the_networks_is_refused(size):
     with pytest.raises(UserError, match=r"(try|at least) \d+"):
@@ -426,7 +475,7 @@ def test_the_spread_is_measured_about_0():
 def test_the_doubts_are_those_of_what_is_fitted():
     pictures = noise_pictures(40, 16)
     images = images_from_pixels(pictures.pixels[pictures.train_indices])
-    plain, everywhere = doubts_of(pictures, 16, 4)
+    plain, everywhere = deviations_of(pictures, 16, 4)
     local = LocalGaussians(4)
     local.fit([(shrunk(images, 4), images)])
     doubt = local.around(shrunk(images, 4), torch.zeros(len(images))).doubt
@@ -436,7 +485,8 @@ def test_the_doubts_are_those_of_what_is_fitted():
 
 def test_flat_pictures_leave_the_doubt_of_one_level():
     grey = replace(noise_pictures(), pixels=torch.full((10, 3, 16, 16), 128, dtype=torch.uint8))
-    assert doubts_of(grey, 16, 2) == (rounded(FAINTEST), rounded(FAINTEST))
+    assert deviations_of(grey, 16, 2) == (rounded(FAINTEST), rounded(FAINTEST))
+    assert deviations_of(grey, 16, 2, "nothing") == (rounded(FAINTEST), rounded(FAINTEST))
 
 
 @pytest.mark.parametrize(("images", "least"), [(320, 0.25), (16000, 0.2), (10**6, 0.05)])
@@ -569,7 +619,8 @@ def test_a_plan_measures_the_spreads_and_keeps_the_defaults_of_sampling(monkeypa
         monkeypatch, {"kind": "cascade", "size": 16, "denoiser": {"images": 32}, "enlarge": {"16": {"images": 8}}}
     )
     above, pictures = plan.recipe.enlarger(16), noise_pictures(size=16)
-    assert plan.recipe.chain == (8, 16) and above.spread == doubts_of(pictures, 16, 2)[0]
+    assert plan.recipe.chain == (8, 16) and above.spread == 0
+    assert above.schedule.largest == pytest.approx(15 * deviations_of(pictures, 16, 2)[1], rel=0.01)
     assert plan.recipe.denoiser.spread == spread_of(pictures, 8)
     assert above.sampling == EnlargeRecipe().sampling
 

@@ -22,7 +22,7 @@ from calotype.vocabulary import (
     Denoise,
     Images,
     Labels,
-    OtherImages,
+    Latents,
     Randomness,
     Sigmas,
     Text,
@@ -38,11 +38,11 @@ Mask = Float[Tensor, "1 1 rows columns"]  # 1: to be made anew, 0: kept
 
 
 def canvas(height: int, width: int, full: int) -> Start:
-    """Pictures of another size than the stages have learned."""
+    """Pictures of another size than the stages have learned: the first one starts from it, the others follow."""
 
-    def begin(stage: Stage, smaller: OtherImages | None) -> Origin:
+    def begin(stage: Stage, mean: Latents) -> Origin:
         sides = (side * stage.image_size // full for side in (height, width))
-        return Origin(torch.zeros(1, *stage.shape_of(*sides)))
+        return Origin(mean if stage.smaller_size else mean.new_zeros(1, *stage.shape_of(*sides)))
 
     return begin
 
@@ -54,9 +54,11 @@ def near(picture: Images, full: int, strength: float, start: Start = from_noise)
     made. With a strength of 1 nothing of the picture is left: that is plain sampling.
     """
 
-    def begin(stage: Stage, smaller: OtherImages | None) -> Origin:
-        clean = stage.space.encode(shrunk(picture, full // stage.image_size))
-        return replace(start(stage, smaller), clean=clean if strength < 1 else 0 * clean, share=strength)
+    def begin(stage: Stage, mean: Latents) -> Origin:
+        origin = start(stage, mean)
+        if strength == 1:
+            return origin
+        return replace(origin, clean=stage.space.encode(shrunk(picture, full // stage.image_size)), share=strength)
 
     return begin
 
@@ -67,8 +69,8 @@ def masked(picture: Images, mask: Mask, full: int, start: Start = from_noise) ->
     What lies under the mask is painted grey first, so that no latent beside it knows of it.
     """
 
-    def begin(stage: Stage, smaller: OtherImages | None) -> Origin:
-        origin, factor = start(stage, smaller), full // stage.image_size
+    def begin(stage: Stage, mean: Latents) -> Origin:
+        origin, factor = start(stage, mean), full // stage.image_size
         known = stage.space.encode(shrunk(picture * (1 - mask), factor))
         anew = F.max_pool2d(mask, factor * stage.space.reduction)
 
@@ -83,8 +85,8 @@ def masked(picture: Images, mask: Mask, full: int, start: Start = from_noise) ->
 def toward(labels: Labels, text: Text | None, share: Sigmas, start: Start = from_noise) -> Start:
     """From what is told (at a share of 0) to these labels and this text (at 1), for the last `share` of the steps."""
 
-    def begin(stage: Stage, smaller: OtherImages | None) -> Origin:
-        origin, grid = start(stage, smaller), stage.schedule.grid(FINE)
+    def begin(stage: Stage, mean: Latents) -> Origin:
+        origin, grid = start(stage, mean), stage.schedule.grid(FINE)
         limits = torch.tensor([grid[round(FINE * (1 - float(one)))] for one in share], device=labels.device)
 
         def bend(ask: Ask, condition: Condition) -> Denoise:

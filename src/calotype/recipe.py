@@ -33,6 +33,7 @@ from calotype.tables import all_keys, at_path, line_of, merge, read_value
 from calotype.vocabulary import Config, UserError
 
 Backbone = Annotated[UnetConfig | DitConfig, Field(discriminator="kind")]
+StartName = Literal["gaussian", "nothing"]
 TextConfig = Annotated[NoText | BytesConfig | FrozenConfig, Field(discriminator="kind")]
 
 
@@ -101,7 +102,7 @@ class DenoiserRecipe(DiffusionConfig):
     scaling: ScalingName = "flow"
     spread: PositiveFloat = 1.0
     """Standard deviation of what is to be made: 1 in latents, about 0.5 in pixels."""
-    start: Literal["gaussian", "nothing"] = "gaussian"
+    start: StartName = "gaussian"
     """What stands beside the network before it has learned: the best linear denoiser of the data, or nothing."""
     text: TextConfig = NoText()
     """How captions and prompts are read, in all stages; in each, what learns of it learns with its denoiser."""
@@ -124,15 +125,26 @@ class EnlargeRecipe(DiffusionConfig):
     backbone: Backbone = UnetConfig(patch=4, width=64, multiples=(1, 2, 2), attention_levels=())
     schedule: Schedule = Karras()
     scaling: ScalingName = "edm"
-    spread: PositiveFloat = 0.02
-    """Standard deviation of plain areas about the smaller picture, enlarged; the plan measures it."""
-    start: Literal["gaussian", "nothing"] = "gaussian"
+    spread: float = Field(default=0.0, ge=0)
+    """Standard deviation of pictures about the smaller one, enlarged, beside what the Gaussians say: 0 with them.
+
+    The plan measures it where it starts from nothing. Models of format 5 were trained with that of plain areas here.
+    """
+    start: StartName = "gaussian"
     """What stands beside the network before it has learned: Gaussians of each kind of place, or nothing."""
     augmentation: Augmentation = Noising()
     crop: int = Field(default=0, ge=0)
     """Side of the random crops to train on; 0: whole pictures."""
     mistakes: MistakesConfig = MistakesConfig()
     sampling: Sampling = Sampling(steps=12, guidance=1.0)
+
+    @model_validator(mode="after")
+    def _spread(self) -> EnlargeRecipe:
+        if self.start == "nothing" and not self.spread:
+            raise ValueError(
+                "spread is 0, but a stage that starts from nothing needs one above 0; leave it to the plan"
+            )
+        return self
 
 
 class Recipe(Config):

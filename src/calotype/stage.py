@@ -79,7 +79,7 @@ class Origin:
     """What the sampling of one stage starts from, and whom it asks."""
 
     clean: Latents
-    """Noise is put on this: on 0 where nothing is known. One for all pictures, or one each."""
+    """Noise is put on this: on the prior mean, or on a picture. One for all pictures, or one each."""
     share: float = 1.0
     """Of the sampler's steps: the last ones are taken, and the others' noise is not put on."""
     bend: Bend = straight
@@ -87,14 +87,12 @@ class Origin:
     """Shares of these steps that are taken again, one after the other, with new noise."""
 
 
-Start = Callable[["Stage", OtherImages | None], Origin]  # of a stage, from the smaller picture; `editing` has them
+Start = Callable[["Stage", Latents], Origin]  # of a stage, given the prior mean; `editing` has more of them
 
 
-def from_noise(stage: Stage, smaller: OtherImages | None) -> Origin:
-    """The size is that of `smaller` times the factor, where there is one: a crop, or a larger picture."""
-    square = stage.image_size, stage.image_size
-    height, width = square if smaller is None else (side * stage.factor for side in smaller.shape[-2:])
-    return Origin(torch.zeros(1, *stage.shape_of(height, width)))
+def from_noise(stage: Stage, mean: Latents) -> Origin:
+    """Plain sampling: noise around the prior mean."""
+    return Origin(mean)
 
 
 @dataclass(frozen=True)
@@ -132,12 +130,21 @@ class Stage:
         if smaller is None:
             return Condition(labels, text=text)
         spoilt = self.augmentation.apply(smaller, level, noise)
-        spoils = self.augmentation.doubt(level)
         if self.denoiser.local is None:
             above = self.space.encode(enlarged(spoilt, self.factor))
-            return Condition(labels, above, level, per_image(spoils), text=text)
-        around = self.denoiser.local.around(spoilt, spoils)
+            return Condition(labels, above, level, per_image(self.augmentation.doubt(level)), text=text)
+        around = self.denoiser.local.around(spoilt, self.augmentation.noise(level))
         return Condition(labels, around.mean, level, around.doubt, around.denoise, text)
+
+    def prior_mean(self, condition: Condition) -> Latents:
+        """The mean of clean pictures before anything of the noisy one is seen, where sampling starts.
+
+        It is the smaller picture, enlarged (the size follows it), and 0 where there is none. Sigma starts at a few
+        times the deviation from this mean, not at that of pictures from 0, so no other start will do.
+        """
+        if condition.smaller is not None:
+            return condition.smaller
+        return torch.zeros(1, *self.shape, device=condition.labels.device)
 
     def denoise(self, condition: Condition, sampling: Sampling) -> Denoise:
         """The denoiser as a sampler sees it: a function of the noisy picture and sigma, guided as `sampling` says."""
@@ -179,12 +186,12 @@ class Stage:
         text: Text | None = None,
     ) -> Iterator[Latents]:
         """The sampler's states down to sigma `until`, the first included; an image hangs on its own `Rng` alone."""
-        origin = start(self, smaller)
+        condition = self.told(labels, smaller, sampling, rngs, text)
+        origin = start(self, self.prior_mean(condition))
         grid = last_steps(self.schedule.grid(sampling.steps), origin.share)
         sigmas = [*(sigma for sigma in grid if sigma > until), until]
         noise = noise_each([rng.at("start") for rng in rngs], tuple(origin.clean.shape[1:]))
         noisy = origin.clean.to(labels.device) + sigmas[0] * noise.to(labels.device)
-        condition = self.told(labels, smaller, sampling, rngs, text)
         denoise = origin.bend(lambda condition: self.denoise(condition, sampling), condition)
         yield noisy
         yield from self.develop(noisy, sigmas, denoise, resampled(SAMPLERS[sampling.sampler], origin.again), rngs)

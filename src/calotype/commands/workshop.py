@@ -218,7 +218,7 @@ class Workshop:
             with self.run.timing(name), self.voice.bar(name) as bar:
                 progress = unless(self.stop, counting(bar))
                 search = search_levels(recipe, below, stage, self.pictures.shrunk(size), crops, progress)
-            found[str(size)] = {"best": search.best, "tried": [list(pair) for pair in search.tried.items()]}
+            found[str(size)] = search.as_json()
             self.run.log("levels", size=size, **found[str(size)])
             self.run.save()
         best = {"sampling": {"augmentation": found[str(size)]["best"]}}

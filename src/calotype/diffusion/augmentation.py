@@ -25,6 +25,10 @@ class Noising(Config):
     def draw(self, count: int, rng: Rng) -> Sigmas:
         return draw_levels(self.most, self.share, count, rng)
 
+    def noise(self, level: Sigmas) -> Sigmas:
+        """Standard deviation of the noise that is put on the smaller picture."""
+        return level
+
     def doubt(self, level: Sigmas) -> Sigmas:
         """Standard deviation of what the enlarged picture has of the noise: bicubic interpolation keeps 0.86 of it."""
         return 0.86 * level
@@ -43,6 +47,10 @@ class Blurring(Config):
 
     def draw(self, count: int, rng: Rng) -> Sigmas:
         return draw_levels(self.most, self.share, count, rng)
+
+    def noise(self, level: Sigmas) -> Sigmas:
+        """Blur puts none on it."""
+        return torch.zeros_like(level)
 
     def doubt(self, level: Sigmas) -> Sigmas:
         """Blur takes away little that the stage does not add anyway."""

@@ -9,7 +9,7 @@ of a noisy picture has a closed form, and the network beside it learns what is l
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -31,9 +31,13 @@ RIDGE = 0.02
 SPARE = 50
 """For how many places what is known of all kinds counts in what is known of each."""
 SURE = 0.5
-"""Of the deviation that is left is taken for random: the rest the network can learn to say."""
+"""Fraction of the residual standard deviation treated as noise by `denoise`: the network can learn to say the rest."""
 STILLEST = 4
 """Plain is the quarter of all places with the least contrast."""
+IN_CONTRAST = 1 - 1 / WINDOW**2
+"""Of the variance of noise, what is left in a neighbourhood less its mean."""
+INTERPOLATED = 0.86**2
+"""Of the variance of noise, what bicubic interpolation leaves."""
 FAINTEST = 1 / 510
 """Half a step of 8 bits, in [-1, 1]: nothing is known better than that."""
 
@@ -60,17 +64,20 @@ class Around(NamedTuple):
 
     mean: OtherImages
     doubt: Float[Tensor, "batch 1 _ _"]
-    """Standard deviation about it."""
+    """Standard deviation about it: the root of the mean of `variances` at each place."""
     by_kind: ByKind
     axes: Float[Tensor, "kind value axis"]
     variances: Float[Tensor, "place axis"]
+    """About the mean, along the axes of each place's kind."""
+    random: Float[Tensor, "place axis"]
+    """The part of them that is treated as noise: the variances of the Gaussians of `denoise`."""
     factor: int
 
     def denoise(self, noisy: Latents, sigma: Sigmas) -> Latents:
-        """The posterior mean of the clean picture: each axis of each patch is shrunk by `v / (v + sigma ** 2)`."""
+        """The posterior mean of the clean picture: each axis of each patch is shrunk by `v / (v + sigma^2)`."""
         patches = patches_of(noisy - self.mean, self.factor)
         noise = (sigma**2).repeat_interleave(len(patches) // len(noisy))[:, None]
-        shrunk = self.by_kind.times(patches, self.axes) * (self.variances / (self.variances + noise))
+        shrunk = self.by_kind.times(patches, self.axes) * (self.random / (self.random + noise))
         return self.mean + images_of(self.by_kind.times(shrunk, self.axes.mT), self.mean, self.factor)
 
 
@@ -81,6 +88,10 @@ class LocalGaussians(Fitted):
     weights: Float[Tensor, "kind neighbour value"]
     axes: Float[Tensor, "kind value axis"]
     variances: Float[Tensor, "kind axis"]
+    noise_gain: Float[Tensor, "kind axis"]
+    """Variance of the mean along each axis, by that of noise on the smaller picture."""
+    random_share: Float[Tensor, ""]
+    """Of the variances that scale with the contrast."""
     plain: Float[Tensor, ""]
 
     def __init__(self, factor: int, channels: int = 3) -> None:
@@ -91,6 +102,8 @@ class LocalGaussians(Fitted):
         self.register_buffer("weights", torch.zeros(KINDS, neighbours, values))
         self.register_buffer("axes", torch.eye(values).repeat(KINDS, 1, 1))
         self.register_buffer("variances", torch.ones(KINDS, values))
+        self.register_buffer("noise_gain", torch.ones(KINDS, values))
+        self.register_buffer("random_share", torch.tensor(SURE**2))
         self.register_buffer("plain", torch.tensor(FAINTEST))
 
     @staticmethod
@@ -103,19 +116,23 @@ class LocalGaussians(Fitted):
         return {"factor": self.factor, "channels": self.channels}
 
     @torch.no_grad()
-    def around(self, smaller: Images, spoils: Sigmas) -> Around:
-        """`spoils` is the standard deviation of noise that has been put on each of the smaller pictures."""
+    def around(self, smaller: Images, noise: Sigmas) -> Around:
+        """`noise` is the standard deviation of noise that has been put on each of the smaller pictures.
+
+        That noise is in the mean, `noise_gain` times as large, and in the contrast, of which it is taken away again.
+        """
         places, contrast = neighbourhoods(smaller)
         kinds = self.kinds(places)
         by_kind = ByKind(kinds.argsort(stable=True), kinds.bincount(minlength=KINDS).tolist())
         above = enlarged(smaller, self.factor)
         mean = above + images_of(by_kind.times(places, self.weights), above, self.factor)
-        spoilt = (spoils**2).repeat_interleave(len(places) // len(smaller))
-        strength = (contrast**2 - spoilt).clamp(min=0)
-        variances = strength[:, None] * self.variances[kinds] + (self.plain**2 + spoilt)[:, None]
+        added = (noise**2).repeat_interleave(len(places) // len(smaller))[:, None]
+        strength = (contrast[:, None] ** 2 - IN_CONTRAST * added).clamp(min=0)
+        scaling, fixed = strength * self.variances[kinds], self.plain**2 + self.noise_gain[kinds] * added
+        variances, random = scaling + fixed, self.random_share * scaling + fixed
         doubt = variances.mean(1).sqrt().reshape(len(smaller), 1, *smaller.shape[-2:])
         doubt = F.interpolate(doubt, scale_factor=self.factor)
-        return Around(mean, doubt, by_kind, self.axes, variances, self.factor)
+        return Around(mean, doubt, by_kind, self.axes, variances, random, self.factor)
 
     def kinds(self, places: Places) -> Kinds:
         return torch.cat([torch.cdist(some, self.centres).argmin(1) for some in forms(places).split(AT_ONCE)])
@@ -142,7 +159,24 @@ class LocalGaussians(Fitted):
             wrong = wanted - seen @ more
             variances, self.axes[kind] = torch.linalg.eigh((wrong.T @ wrong + spare * spread) / (strength + spare))
             self.weights[kind] = common + more
-            self.variances[kind] = SURE**2 * variances.clamp(min=0)
+            self.variances[kind] = variances.clamp(min=0)
+        self.noise_gain.copy_(self._noise_gain())
+
+    def _noise_gain(self) -> Float[Tensor, "kind axis"]:
+        """Of each kind's linear function of its window: interpolation and weights, applied to one pixel at a time."""
+        values = self.weights.shape[1]
+        pixels = torch.eye(values).to(self.weights).unflatten(1, (-1, WINDOW, WINDOW))
+        interpolated, seen = (
+            rows.reshape(values, WINDOW**2, -1)[:, WINDOW**2 // 2]
+            for rows in (patches_of(enlarged(pixels, self.factor), self.factor), neighbourhoods(pixels)[0])
+        )
+        return ((interpolated + seen @ self.weights) @ self.axes).square().sum(1)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """Models of format 5 lack both buffers: they were trained with one gain and all variances random."""
+        state_dict.setdefault(f"{prefix}noise_gain", torch.full_like(self.noise_gain, INTERPOLATED))
+        state_dict.setdefault(f"{prefix}random_share", torch.ones_like(self.random_share))
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _examples(self, smaller: Images, large: OtherImages) -> tuple[Places, Tensor, Tensor]:
         """Neighbourhoods, their contrast, and what bicubic interpolation leaves to be said."""

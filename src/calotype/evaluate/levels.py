@@ -5,34 +5,63 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 from calotype.evaluate.distances import kernel_distance
 from calotype.evaluate.features import features
+from calotype.evaluate.pairing import Values, difference, draws, is_level, redrawn, standard_error
+from calotype.evaluate.sets import Estimate, kernel_of_rows
 from calotype.stage import Sampling, Stage, generate, in_turn
 from calotype.vocabulary import Images, Labels, OtherImages, Rng, Text
 
 AT_ONCE = 8
 
 
+class Distance(NamedTuple):
+    """A kernel distance from real pictures, and what it is on sets drawn with replacement, the same for all levels."""
+
+    value: float
+    drawn: Values
+
+
 @dataclass(frozen=True)
 class Search:
-    """What was tried: the kernel distance from real pictures at each level, and the level with the smallest."""
+    """What was tried: the distance from real pictures at each level."""
 
-    tried: dict[float, float]
+    tried: dict[float, Distance]
+
+    @property
+    def nearest(self) -> float:
+        return min(self.tried, key=lambda level: (self.tried[level].value, level))
 
     @property
     def best(self) -> float:
-        return min(self.tried, key=lambda level: (self.tried[level], level))
+        """The smallest level that is within a standard error of the nearest: augmentation must prove its worth."""
+        return min(level for level in self.tried if is_level(self.behind(level)))
+
+    def behind(self, level: float) -> Estimate:
+        """How much further than the nearest."""
+        one, other = self.tried[level], self.tried[self.nearest]
+        return difference(one.value, other.value, one.drawn - other.drawn)
+
+    def as_json(self) -> dict[str, Any]:
+        """`tried` has each level with its distance; `standard_errors` are those of the differences to the nearest."""
+        return {
+            "best": self.best,
+            "tried": [[level, one.value] for level, one in self.tried.items()],
+            "standard_errors": [standard_error(self.behind(level)) for level in self.tried],
+        }
 
 
 def search_level(
-    distance: Callable[[float], float], most: float, steps: int, progress: Callable[[int, int], None]
+    distance: Callable[[float], Distance], most: float, steps: int, progress: Callable[[int, int], None]
 ) -> Search:
-    """The best of an even grid from 0 to `most`, then halfway to its better neighbour and beyond it."""
+    """The distances at an even grid from 0 to `most`, then halfway from the nearest to its neighbours."""
     grid = max(2, steps - 2)
-    tried: dict[float, float] = {}
+    tried: dict[float, Distance] = {}
 
     def attempt(level: float) -> None:
         if level not in tried:
@@ -42,7 +71,7 @@ def search_level(
     for place in range(grid):
         attempt(most * place / (grid - 1))
     gap = most / (grid - 1) / 2
-    for level in (Search(tried).best - gap, Search(tried).best + gap):
+    for level in (Search(tried).nearest - gap, Search(tried).nearest + gap):
         if 0 <= level <= most:
             attempt(level)
     return Search(tried)
@@ -55,15 +84,17 @@ def level_distance(
     labels: Labels,
     real: OtherImages,
     text: Text | None = None,
-) -> Callable[[float], float]:
+) -> Callable[[float], Distance]:
     """How far what the stage makes of `smaller` lies from `real`, at a level; each time with the same noise."""
     real_features = features(real.split(AT_ONCE))
+    same = draws(len(smaller), len(real), np.random.default_rng(0))
 
-    def distance(level: float) -> float:
+    def distance(level: float) -> Distance:
         changed = sampling.model_copy(update={"augmentation": level, "conditioning": "whole"})
         rngs = [Rng(("level", index)) for index in range(len(smaller))]
         made = in_parts([stage], [changed], labels, rngs, smaller, text)
-        return kernel_distance(features(made.split(AT_ONCE)), real_features)
+        of_made = features(made.split(AT_ONCE))
+        return Distance(kernel_distance(of_made, real_features), redrawn(kernel_of_rows(of_made, real_features), same))
 
     return distance
 

@@ -103,7 +103,12 @@ def moments(products: Square, times: Places) -> tuple[float, float]:
 
 
 def kernel_estimate(a: Features, b: Others, rng: np.random.Generator) -> Estimate:
-    """The kernel distance with its interval; a row that was drawn twice is no pair with itself."""
+    """The kernel distance with its interval."""
+    return bootstrapped(kernel_distance(a, b), kernel_of_rows(a, b), len(a), len(b), rng)
+
+
+def kernel_of_rows(a: Features, b: Others) -> Callable[[Places, Places], float]:
+    """As `frechet_of_rows`; a row that was drawn twice is no pair with itself."""
     a, b = a.astype(np.float64), b.astype(np.float64)
     of_a, of_b, between = ((x @ y.T / a.shape[1] + 1) ** 3 for x, y in ((a, a), (b, b), (a, b)))
 
@@ -112,7 +117,7 @@ def kernel_estimate(a: Features, b: Others, rng: np.random.Generator) -> Estimat
         cross = ours @ between @ theirs / (len(a) * len(b))
         return float(mean_of_pairs(of_a, ours) + mean_of_pairs(of_b, theirs) - 2 * cross)
 
-    return bootstrapped(kernel_distance(a, b), drawn, len(a), len(b), rng)
+    return drawn
 
 
 def mean_of_pairs(kernel: Square, times: Float[np.ndarray, " count"] | Places) -> float:

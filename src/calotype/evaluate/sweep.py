@@ -8,10 +8,10 @@ from itertools import product
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
 
 from calotype.evaluate.distances import Features
-from calotype.evaluate.sets import NORMAL_95, ROUNDS, Estimate, frechet_estimate, frechet_of_rows, kernel_estimate
+from calotype.evaluate.pairing import difference, draws, is_level, redrawn
+from calotype.evaluate.sets import Estimate, frechet_estimate, frechet_of_rows, kernel_estimate
 from calotype.stage import Guide, Sampling
 
 CALLS_A_STEP = {"heun": 2}
@@ -35,8 +35,8 @@ class Cell:
 
     @property
     def level(self) -> bool:
-        """Whether it is within a standard error of the smallest (the rule of Breiman et al. 1984, section 3.4.3)."""
-        return self.behind.value <= (self.behind.high - self.behind.value) / NORMAL_95
+        """Whether it is within a standard error of the smallest."""
+        return is_level(self.behind)
 
 
 SCALES = {"prior": (1.0, 2.0, 3.0, 4.0), "unconditional": (1.0, 1.5, 2.0, 3.0)}
@@ -88,28 +88,17 @@ def sweep(
         progress(done, len(samplings))
     estimates = [frechet_estimate(one, real, np.random.default_rng(seed)) for one in found]
     smallest = min(range(len(found)), key=lambda place: estimates[place].value)
-    drawn = redrawn(found, real, np.random.default_rng(seed))
+    same = draws(len(found[0]), len(real), np.random.default_rng(seed))
+    drawn = [redrawn(frechet_of_rows(one, real), same) for one in found]
     return [
         Cell(
             sampling,
             estimates[place],
             kernel_estimate(found[place], real, np.random.default_rng(seed)),
-            difference(estimates[place], estimates[smallest], drawn[place] - drawn[smallest]),
+            difference(estimates[place].value, estimates[smallest].value, drawn[place] - drawn[smallest]),
         )
         for place, sampling in enumerate(samplings)
     ]
-
-
-def redrawn(found: Sequence[Features], real: Features, rng: np.random.Generator) -> Float[np.ndarray, "cells rounds"]:
-    """FD-Lite0 of each cell on sets drawn with replacement: the same seeds and real pictures for all cells at once."""
-    count, measures = len(real), [frechet_of_rows(one, real) for one in found]
-    draws = [(rng.integers(len(found[0]), size=len(found[0])), rng.integers(count, size=count)) for _ in range(ROUNDS)]
-    return np.array([[measure(*draw) for draw in draws] for measure in measures])
-
-
-def difference(one: Estimate, other: Estimate, drawn: Float[np.ndarray, " rounds"]) -> Estimate:
-    value, reach = one.value - other.value, NORMAL_95 * float(np.std(drawn, ddof=1))
-    return Estimate(value, value - reach, value + reach)
 
 
 def pick(cells: Sequence[Cell]) -> Cell:

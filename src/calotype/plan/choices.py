@@ -17,14 +17,15 @@ from torch.utils.flop_counter import FlopCounterMode
 from calotype.build import build_backbone
 from calotype.data.folder import Pictures
 from calotype.data.images import images_from_pixels
-from calotype.diffusion.local import LocalGaussians
+from calotype.diffusion.local import FAINTEST, LocalGaussians, enlarged
 from calotype.interop import diffusers
 from calotype.machine import Machine
 from calotype.nets.dit import DitConfig
 from calotype.nets.unet import UnetConfig
 from calotype.nets.vae import VaeConfig
 from calotype.plan.reading import choose_text, describe_text, reason_of_text
-from calotype.recipe import AutoencoderRecipe, Backbone, DenoiserRecipe, ImportedSpace, Recipe, check
+from calotype.plan.sizes import check_tokens, choose_patch
+from calotype.recipe import AutoencoderRecipe, Backbone, DenoiserRecipe, ImportedSpace, Recipe, StartName, check
 from calotype.stage import shrunk
 from calotype.vocabulary import Images, UserError
 
@@ -51,6 +52,9 @@ LARGEST_CROP = 256
 """The autoencoder sees nothing that is larger than this; its networks are local."""
 WEIGHTS = {"autoencoder": 0.3, "denoiser": 0.7, "enlarge": 0.35}
 """How the training time is shared by the legs of a run, relative to one another."""
+MIDDLE_SIGMA, SMALLEST_SIGMA, LARGEST_SIGMA = 0.6, 0.01, 15
+"""Of a stage that enlarges, by the deviation: the median in training (0.6 in arXiv 2206.00364, table 1) and the ends of
+sampling. It starts at the prior mean, so the largest need only bury the deviation; more would cost steps."""
 WIDEST_NOISE = 128
 """Smaller pictures up to this size are augmented with noise, larger ones with blur."""
 
@@ -101,6 +105,8 @@ def propose(
         reduction, channels = 1, 3
         spread = spread_of(pictures, chain[0])
     side = max(1, chain[0] // reduction)
+    if "backbone" not in settings.get("denoiser", {}):
+        check_tokens(chain, reduction)
     backbone, why = choose_backbone(side, operations["denoiser"], machine.width)
     shift = spread * max(1.0, math.sqrt(channels * side**2 / 4096))
     made["denoiser"] = {
@@ -114,7 +120,10 @@ def propose(
     made["enlarge"] = {}
     for smaller, larger in pairwise(chain):
         leg = f"enlarge-{larger}"
-        made["enlarge"][str(larger)], reasons[leg] = enlarger(pictures, smaller, larger, operations[leg], machine.width)
+        start = settings.get("enlarge", {}).get(str(larger), {}).get("start", "gaussian")
+        made["enlarge"][str(larger)], reasons[leg] = enlarger(
+            pictures, smaller, larger, operations[leg], machine.width, start
+        )
     return made, reasons
 
 
@@ -176,7 +185,7 @@ def ladder(reduction: int) -> dict[str, Any]:
 
 def choose_backbone(side: int, operations: float, width: int) -> tuple[dict[str, Any], str]:
     """The largest DiT that can still see enough pictures with so many operations, in batches `width` times as large."""
-    patch = max(1, side // 16)
+    patch = choose_patch(side)
     tokens = (side // patch) ** 2
     for features, depth in ((768, 12), (512, 12), (384, 12), (384, 8), (256, 8), (192, 6), (128, 4)):
         images = operations / (6 * 12 * features**2 * depth * tokens)  # 12 features ** 2 weights, 6 operations each
@@ -189,7 +198,9 @@ def reason(images: float) -> str:
     return f"the time allows about {images:,.0f} pictures of training with it"
 
 
-def enlarger(pictures: Pictures, smaller: int, size: int, operations: float, width: int) -> tuple[dict[str, Any], str]:
+def enlarger(
+    pictures: Pictures, smaller: int, size: int, operations: float, width: int, start: StartName = "gaussian"
+) -> tuple[dict[str, Any], str]:
     """A stage in pixels whose network is local, so that crops are enough: the widest UNet that sees enough of them."""
     factor = size // smaller
     patch = math.gcd(min(4, factor), size)
@@ -207,17 +218,17 @@ def enlarger(pictures: Pictures, smaller: int, size: int, operations: float, wid
         if fewer < ENOUGH_CROPS * width:
             break
         backbone, crops = wider, fewer
-    plain, spread = doubts_of(pictures, size, factor)
+    plain, deviation = deviations_of(pictures, size, factor, start)
     settings = {
         "batch": 8 * width,
         "backbone": backbone.model_dump(mode="json"),
         "schedule": {
             "kind": "karras",
-            "mean": rounded(math.log(spread)),
-            "smallest": rounded(max(0.1 * plain, 0.02 * spread)),
-            "largest": rounded(30 * spread),
+            "mean": rounded(math.log(MIDDLE_SIGMA * deviation)),
+            "smallest": rounded(max(0.1 * plain, SMALLEST_SIGMA * deviation)),
+            "largest": rounded(LARGEST_SIGMA * deviation),
         },
-        "spread": plain,
+        "spread": deviation if start == "nothing" else 0.0,
         "augmentation": {"kind": "noise" if smaller <= WIDEST_NOISE else "blur"},
         "crop": crop,
     }
@@ -238,14 +249,21 @@ def spread_of(pictures: Pictures, size: int) -> float:
     return rounded(max(1e-3, math.sqrt(mean_of(one.square() for one in some_images(pictures, size)))))
 
 
-def doubts_of(pictures: Pictures, size: int, factor: int) -> tuple[float, float]:
-    """How far pictures lie from what is known of them from their smaller ones: in plain areas, and everywhere."""
+def deviations_of(pictures: Pictures, size: int, factor: int, start: StartName = "gaussian") -> tuple[float, float]:
+    """Standard deviation of pictures about what is known of them from their smaller ones: in plain areas, everywhere.
+
+    Known is the mean of the closed form, or, where it starts from nothing, the smaller picture enlarged.
+    """
     few = max(2, LOCAL_PLACES // (size // factor) ** 2)
     pairs = [(shrunk(images, factor), images) for images in islice(some_images(pictures, size), few)]
     local = LocalGaussians(factor)
     local.fit(pairs)
-    doubts = (local.around(smaller, torch.zeros(1)).doubt for smaller, _ in pairs)
-    return rounded(float(local.plain)), rounded(math.sqrt(mean_of(one.square() for one in doubts)))
+    if start == "nothing":
+        left = (images - enlarged(smaller, factor) for smaller, images in pairs)
+    else:
+        left = (local.around(smaller, torch.zeros(1)).doubt for smaller, _ in pairs)
+    everywhere = max(FAINTEST, math.sqrt(mean_of(one.square() for one in left)))
+    return rounded(float(local.plain)), rounded(everywhere)
 
 
 def some_images(pictures: Pictures, size: int) -> Iterator[Images]:
@@ -350,66 +368,3 @@ def check_joint(recipe: Recipe, pictures: Pictures) -> None:
 
 def backbone_above(size: int, recipe: Recipe) -> Backbone:
     return recipe.enlarger(size).backbone
-
-
-def check_sizes(recipe: Recipe) -> None:
-    """Pictures and crops must divide into what the networks need. Raises `UserError` with sizes that would fit."""
-    base, units = recipe.chain[0], recipe.units
-    latent = recipe.kind == "latent"
-    who = "autoencoder and denoiser" if latent else "denoiser"
-    check_size("size" if len(recipe.chain) == 1 else "the first stage", base, units[0], who)
-    if recipe.trains_space:
-        check_crop("autoencoder.crop", recipe.autoencoder.crop, base, recipe.autoencoder.network.reduction)
-        check_critic(recipe)
-    for smaller, size, unit in zip(recipe.chain, recipe.chain[1:], units[1:], strict=False):
-        config = recipe.enlarger(size)
-        check_size(f"the stage of {size} px", size, unit, "network")
-        check_crop(f"enlarge.{size}.crop", config.crop, size, unit)
-        check_stop(recipe, size)
-        if config.sampling.conditioning == "truncated" and (
-            config.augmentation.kind == "blur" or (latent and smaller == base)
-        ):
-            raise UserError(
-                f"enlarge.{size}.sampling.conditioning is truncated, but that needs a stage in pixels before it and "
-                f"augmentation with noise; set it to whole"
-            )
-
-
-def check_stop(recipe: Recipe, size: int) -> None:
-    """A stage can be stopped only at less noise than it starts from."""
-    below = recipe.chain.index(size) - 1
-    schedule = (recipe.enlarger(recipe.chain[below]) if below else recipe.denoiser).schedule
-    most, level = schedule.grid(recipe.samplings[below].steps)[0], recipe.enlarger(size).sampling.augmentation
-    trained = recipe.enlarger(size).augmentation.most
-    if level > trained:
-        raise UserError(
-            f"enlarge.{size}.sampling.augmentation is {level:g}, but must be at most what is trained, {trained:g}; "
-            f"lower it, or raise enlarge.{size}.augmentation.most"
-        )
-    if level >= most:
-        raise UserError(f"enlarge.{size}.sampling.augmentation is {level:g}, but must be below {most:.3g}")
-
-
-def check_size(what: str, size: int, unit: int, who: str) -> None:
-    if size % unit:
-        near = sorted({max(unit, size // unit * unit), -(-size // unit) * unit})
-        raise UserError(
-            f"{what} is {size}, but this {who} need{'' if 'and' in who else 's'} a multiple of {unit}; "
-            f"try {' or '.join(map(str, near))}"
-        )
-
-
-def check_crop(what: str, crop: int, size: int, unit: int) -> None:
-    if crop % unit or crop > size:
-        raise UserError(
-            f"{what} is {crop}, but must be at most {size} and a multiple of {unit}; 0 takes whole pictures"
-        )
-
-
-def check_critic(recipe: Recipe) -> None:
-    seen, halvings = recipe.autoencoder.crop or recipe.chain[0], recipe.autoencoder.critic.depth
-    if seen < 2**halvings:
-        raise UserError(
-            f"the autoencoder sees {seen} px, but its critic halves them {halvings} times; take pictures and crops of "
-            f"at least {2**halvings} px, or set autoencoder.critic.depth={int(math.log2(seen))}"
-        )

@@ -14,9 +14,10 @@ from calotype.learning.player import PlayerConfig
 from calotype.learning.train import Clock
 from calotype.legs import LEVELS_TRIED
 from calotype.machine import Machine, peak_memory
-from calotype.plan.choices import Choice, check_joint, check_sizes, explain, learning_rate, propose, shares
+from calotype.plan.choices import Choice, check_joint, explain, learning_rate, propose, shares
 from calotype.plan.measurement import Measurement, Phases, seconds_an_image
 from calotype.plan.reading import check_text
+from calotype.plan.sizes import check_sizes
 from calotype.recipe import DiffusionConfig, EnlargeRecipe, Recipe, check, leg_above
 from calotype.tables import merge
 
