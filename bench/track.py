@@ -227,7 +227,7 @@ def table(rows: Sequence[tuple[str, Found]]) -> list[str]:
     lines.append("| --- " * (lines[0].count("|") - 1) + "|")
     for name, found in rows:
         first = found["distances"][names[0]]
-        cells = [value(found["distances"][network]["frechet"], ".1f") for network in names]
+        cells = [value(found["distances"][network]["frechet"], ".4g") for network in names]
         cells += [value(first["kernel_distance"], ".3f")] + [value(first[key], ".2f") for key in heads[-4:]]
         cells += [share(found["faces"][key]) for key in ("features", "dark skin")]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
@@ -235,7 +235,7 @@ def table(rows: Sequence[tuple[str, Found]]) -> list[str]:
 
 
 def value(found: Found, form: str) -> str:
-    interval = f" ±{(found['high'] - found['low']) / 2:{form}}" if "low" in found else ""
+    interval = f" ±{(found['high'] - found['low']) / 2:{form.replace('4', '2')}}" if "low" in found else ""
     return f"{found['value']:{form}}{interval}"
 
 

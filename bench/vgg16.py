@@ -22,7 +22,8 @@ from calotype.files import sha256
 from calotype.vocabulary import UserError
 
 WEIGHTS_SHA256 = "4502df9d0a88873911ea191cb2be5147d190f6a7f4c21731a418960f6bdb8e8f"
-BLOCKS = (2, 2, 3, 3, 3)
+BLOCKS = (2, 2, 3, 3)
+"""Convolutions of each block that is used. Of blocks 3, 4 and 5, the fourth told altered portraits best from others."""
 MEAN = (122.67892, 116.66877, 104.00699)
 """Of ImageNet's red, green and blue, from 0 to 255: what the network was trained to see subtracted."""
 SIZE = 96
@@ -30,11 +31,15 @@ Layer = tuple[Float[Tensor, "out in 3 3"], Float[Tensor, " out"]]
 
 
 class Vgg16:
-    """The 512 features after the last convolution, averaged over the picture."""
+    """The 512 features of the fourth block, averaged over the picture.
+
+    At each place they are first divided by their root mean square (as LPIPS does, arXiv 1801.03924, but for a constant):
+    otherwise a few loud channels drown the others, and 60 real portraits were farther from real ones than samples.
+    """
 
     name = "VGG16"
     weights = WEIGHTS_SHA256
-    preparation = f"{SIZE} px, bilinear, antialiased"
+    preparation = f"{SIZE} px, bilinear, antialiased; block 4, of unit root mean square"
 
     @torch.no_grad()
     def look(self, images: AnyImages) -> Float[Tensor, "_ 512"]:
@@ -45,7 +50,7 @@ class Vgg16:
             image = F.max_pool2d(image, 2) if index else image
             for weight, bias in block:
                 image = F.relu(F.conv2d(image, weight, bias, padding=1))
-        return image.mean((2, 3))
+        return F.rms_norm(image.movedim(1, -1), image.shape[1:2]).mean((1, 2))
 
 
 @cache

@@ -109,14 +109,19 @@ def judged(
 
 def learn_face_judges(pixels: Pixels, drawn: Sequence[Facts]) -> FaceJudges:
     """From training portraits of one size, and what is drawn on them: the first `LEARNED` of each style are used."""
+    of_style = {
+        style: [row for row, facts in enumerate(drawn) if facts["style"] == style] for style in styles_of(drawn)
+    }
+    chosen = [row for rows in of_style.values() for row in rows[:LEARNED]]
+    facts = [drawn[row] for row in chosen]
+    images = images_from_pixels(pixels[chosen])
+    blank = images_from_pixels(read_featureless(facts, pixels.shape[-1]))
     features, skin = {}, {}
-    for style in styles_of(drawn):
-        rows = [row for row, facts in enumerate(drawn) if facts["style"] == style][:LEARNED]
-        images, facts = images_from_pixels(pixels[rows]), [drawn[row] for row in rows]
-        blank = images_from_pixels(read_featureless(facts, pixels.shape[-1]))
-        features[style] = learn_features(images, blank)
-        if skin_of(facts[0]) in SKINS:
-            skin[style] = learn_skin(images, facts)
+    for style in of_style:
+        rows = [row for row, one in enumerate(facts) if one["style"] == style]
+        features[style] = learn_features(images[rows], blank[rows])
+        if skin_of(facts[rows[0]]) in SKINS:
+            skin[style] = learn_skin(images[rows], [facts[row] for row in rows])
     return FaceJudges(features, skin)
 
 
