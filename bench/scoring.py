@@ -93,4 +93,4 @@ def looked_at(network: FeatureNetwork, images: Images) -> Float[np.ndarray, "cou
 
 
 def as_share(share: Share) -> Found:
-    return as_json(share.estimate) | {"n": share.count}
+    return as_json(share.estimate) | {"n": share.total}

@@ -33,7 +33,7 @@ Layer = tuple[Float[Tensor, "out in 3 3"], Float[Tensor, " out"]]
 class Vgg16:
     """The 512 features of the fourth block, averaged over the picture.
 
-    At each place they are first divided by their root mean square (as LPIPS does, arXiv 1801.03924, but for a constant):
+    At each place they are first divided by their root mean square (LPIPS, arXiv 1801.03924, but for a constant):
     otherwise a few loud channels drown the others, and 60 real portraits were farther from real ones than samples.
     """
 

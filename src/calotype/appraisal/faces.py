@@ -62,12 +62,12 @@ class SkinJudge:
 
 class Share(NamedTuple):
     hits: int
-    count: int
+    total: int
 
     @property
     def estimate(self) -> Estimate:
         """With Wilson's interval."""
-        return share_estimate(self.hits, self.count)
+        return share_estimate(self.hits, self.total)
 
     def agrees(self, other: Share) -> bool:
         """Whether 0 is within Newcombe's interval of the difference."""
