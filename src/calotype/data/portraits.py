@@ -74,6 +74,18 @@ def write_portraits(size: int, count: int | None, folder: Path, progress: Progre
     _render([members[name] for name in names], size, lambda row, image: image.save(paths[row]), progress)
 
 
+def drawings() -> dict[str, tuple[bytes, Facts]]:
+    """Every drawing (SVG), and what is drawn on it, by `style/file`."""
+    members = dict(_members())
+    return {name: (members[name], facts) for name, facts in _facts(members).items()}
+
+
+def rendered(drawings: Sequence[bytes], size: int) -> Pixels:
+    """Pixels of drawings (SVG), (count, 3, size, size)."""
+    pixels, _ = in_memory((len(drawings), 3, size, size), partial(_paint, drawings, facts=None, progress=None))
+    return pixels
+
+
 def licence() -> str:
     """Who drew the styles, and under which licences."""
     return next(content for name, content in _members() if name == "LICENSE.md").decode()
