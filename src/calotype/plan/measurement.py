@@ -200,7 +200,7 @@ class Measurement:
         if (form := self.stages[0].denoiser.mixture) is None:
             return self.closed_form()
         kept = fitted_numbers(self.stages[0].denoiser)
-        plain = kept if isinstance(form, Mixture) else fitted_numbers(form) // 2
+        plain = fitted_numbers(form) // 2 if isinstance(form, ToldMixture) else kept
         return self.closed_form() + max(0, (1 + FOLDS) * plain - kept)
 
     def _images(self, count: int) -> Images:
