@@ -114,7 +114,8 @@ def train(wish: Wish, voice: Voice, force: bool = False) -> Path:
     voice.plan(made)
     check_disk(folder, made)
     voice.say(f"the run is in {folder}")
-    run = Run(folder, {**about(wish, folder, pictures, made.recipe), "threads": machine.threads})
+    state = {**about(wish, folder, pictures, made.recipe), "threads": machine.threads}
+    run = Run(folder, state, began=wish.started)
     run.spend("read", was_read - wish.started)
     run.spend("plan", time.time() - was_read)
     write_whole(folder / "recipe.toml", to_toml(made.recipe))
@@ -124,7 +125,7 @@ def train(wish: Wish, voice: Voice, force: bool = False) -> Path:
 
 def resume(folder: Path, device: str, voice: Voice, force: bool = False) -> Path:
     """Goes on with a run that was stopped, wherever it was."""
-    run = Run.open(folder)
+    run, began = Run.open(folder), time.time()
     if run.state["state"] == "finished":
         voice.say(f"{folder} is finished already; its report is {folder / 'report.html'}")
         return folder
@@ -140,7 +141,9 @@ def resume(folder: Path, device: str, voice: Voice, force: bool = False) -> Path
         raise UserError(
             f"the imported autoencoder has changed since {folder} was started; put it back, or start a new run"
         )
-    return develop(run, made, pictures, examine(device, run.state.get("threads")), voice, force)
+    machine = examine(device, run.state.get("threads"))
+    run.began = began
+    return develop(run, made, pictures, machine, voice, force, read_seconds=time.time() - began)
 
 
 def content_of(recipe: Recipe) -> str | None:

@@ -66,7 +66,7 @@ def fitted_late(run: Run, leg: str, fit: Fit) -> Constants:
     finished = run.state["legs"].get(leg) == "finished"
     again = "start a new run" if finished else f"remove checkpoints/{leg}-* to train the {leg} from its start"
     raise UserError(
-        f"{run.folder / 'constants' / leg} is missing or damaged, but the checkpoints of the {leg} were trained with it; "
+        f"{run.folder / 'constants' / leg} is missing or damaged, but checkpoints of the {leg} were trained with it; "
         f"put it back from a copy, or {again}"
     )
 
