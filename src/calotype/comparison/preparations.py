@@ -81,7 +81,7 @@ def redrawing_flops(one: Competitor, size: int) -> float:
     image = torch.zeros(1, 3, below.image_size, below.image_size, device=device)
     label, rngs = torch.full((1,), NOT_TOLD, device=device), [Rng(("cost",))]
     each = counted(lambda: redrawn(below, image, label, sampling, config.share, rngs, usual_text(one.model, 1)))
-    return each * min(config.pictures, trained_on(one))
+    return float(each) * min(config.pictures, trained_on(one))
 
 
 def trained_on(one: Competitor) -> float:
@@ -96,7 +96,7 @@ def judging_flops(one: Competitor) -> float:
     assert isinstance(space, LatentSpace)
     through = counted(lambda: space.decode(space.encode(image)))
     looked = counted(lambda: features([image]))
-    return one.recipe.joint.pictures * (2 * (sampling_flops(one, stages, samplings) + through) + 3 * looked)
+    return float(one.recipe.joint.pictures) * (2 * (sampling_flops(one, stages, samplings) + through) + 3 * looked)
 
 
 def search_flops(one: Competitor, size: int) -> float:

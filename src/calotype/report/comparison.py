@@ -99,7 +99,7 @@ def deployment(found: Found) -> Html:
     ]
     note = (
         "Fitted are the closed forms, the linear path of an autoencoder and the statistics of its latents. A frozen "
-        "text encoder, trained elsewhere and kept outside of the model folder, counts as a network with all its numbers."
+        "text encoder, trained elsewhere and not in the model folder, counts as a network, with all its numbers."
     )
     return section("Deployment", side_by_side(found, rows), tag("p", note, class_="note"))
 
