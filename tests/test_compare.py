@@ -4,10 +4,14 @@ import copy
 import json
 import math
 import re
+import shutil
+import time
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file
 from small import CASCADE, SETTINGS, Keeper, be_quick, noise_pictures, wish, write_pictures
 
 from calotype import commands
@@ -16,6 +20,7 @@ from calotype.comparison.deployed import too_much
 from calotype.comparison.history import detrended_spread, gaps
 from calotype.comparison.quality import choose_reals
 from calotype.comparison.verdicts import CLAIMS, FAILS, HOLDS, NOT_SHOWN, verdicts
+from calotype.evaluate.costs import counter
 from calotype.evaluate.propagation import CORRUPTIONS, STRENGTHS
 from calotype.files import read_json, write_json
 from calotype.recipe import check
@@ -34,7 +39,9 @@ def home(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         be_quick(patch)
         for name, settings in (("latent", SETTINGS), ("cascade", CASCADE)):
+            start = time.perf_counter()
             commands.train(wish(folder / "pictures", folder / name, settings=settings), Keeper())
+            write_json(folder / f"{name}.json", time.perf_counter() - start)
     facts = read_json(folder / "cascade" / "run.json")
     write_json(folder / "cascade" / "run.json", {**facts, "name": NAME})
     return folder
@@ -48,6 +55,12 @@ def out(home):
 @pytest.fixture
 def found(out):
     return read_json(out / "compare.json")
+
+
+@pytest.fixture
+def clocked(home):
+    """Seconds of each run, by a clock outside of it."""
+    return {name: read_json(home / f"{name}.json") for name in ("latent", "cascade")}
 
 
 def compare(home, *names, out="out", count=COUNT, data=None):
@@ -100,7 +113,8 @@ def test_what_is_deployed_is_what_lies_in_the_folder(found, home):
     for run in found["runs"]:
         files = list((home / run["folder"] / "model").iterdir())
         assert run["deployment"]["bytes"] == sum(file.stat().st_size for file in files)
-        assert run["deployment"]["parameters"] == sum(run["deployment"]["networks"].values())
+        for kind, number in run["deployment"]["parameters"].items():
+            assert number == sum(network[kind] for network in run["deployment"]["networks"].values())
 
 
 def test_training_is_counted_for_every_leg(found):
@@ -220,7 +234,7 @@ def test_a_cascade_that_keeps_no_augmentation_shows_nothing_of_it(found):
 @pytest.mark.parametrize(("latent", "cascade", "expected"), [(1, 2, HOLDS), (2, 1, FAILS)])
 def test_what_is_counted_exactly_holds_or_does_not(latent, cascade, expected, found):
     for run, number in zip(found["runs"], (latent, cascade), strict=True):
-        run["deployment"]["parameters"] = number * 1e6
+        run["deployment"]["parameters"] |= {"sum": number * 1e6}
         run["cost"]["flops_a_picture"] = number * 1e9
         run["deployment"]["networks"] = dict.fromkeys("abc"[:number], 1)
     claims = ("Latent diffusion needs fewer parameters", "Latent diffusion samples cheaper")
@@ -329,3 +343,92 @@ def test_runs_of_different_sizes_are_refused(home, monkeypatch):
 def test_too_few_pictures_are_told(home, tmp_path):
     with pytest.raises(UserError, match="3 pictures, but a comparison needs at least 4"):
         compare(home, "latent", "cascade", out="few", data=write_pictures(tmp_path / "few", 3))
+
+
+# -- Nothing is left out -----------------------------------------------------------------------------------------------
+
+
+def test_the_numbers_that_are_counted_are_those_in_the_folder(found, home):
+    """Four bytes each; the few whole numbers (labels, groups) have eight."""
+    for run in found["runs"]:
+        files = (home / run["folder"] / "model").glob("*.safetensors")
+        values = [value for path in files for value in load_file(path).values()]
+        there = sum(value.numel() * value.element_size() for value in values)
+        whole = sum(value.numel() for value in values if not value.is_floating_point())
+        numbers = run["deployment"]["parameters"]
+        assert there - 4 * whole == 4 * (numbers["trained"] + numbers["fitted"])
+        assert numbers["fitted"] > 0 and numbers["text_encoder"] == 0
+        assert numbers["sum"] == numbers["trained"] + numbers["fitted"]
+
+
+def test_trained_numbers_are_those_that_an_optimizer_moves(found, home):
+    for run in found["runs"]:
+        folder = home / run["folder"] / "checkpoints"
+        for leg, player in (("autoencoder", "autoencoder"), ("denoiser", "denoiser"), ("enlarge-16", "denoiser")):
+            if leg in run["deployment"]["networks"]:
+                tensors = load_file(next(folder.glob(f"{leg}-*")) / f"{player}.safetensors")
+                moved = sum(value.numel() for name, value in tensors.items() if name.endswith(".exp_avg"))
+                assert run["deployment"]["networks"][leg]["trained"] == moved
+
+
+def test_the_parts_of_the_clock_and_the_rest_are_the_whole(found, clocked):
+    """By a clock around the whole command; and no second is counted twice, or the rest would be below 0."""
+    for run in found["runs"]:
+        clock = run["cost"]["clock"]
+        assert sum(clock["parts"].values()) + clock["other"] == pytest.approx(clock["seconds"], rel=1e-6)
+        assert clock["seconds"] == pytest.approx(clocked[run["kind"]], rel=0.02)
+        assert 0 <= clock["other"] < 0.2 * clock["seconds"]
+
+
+def test_what_is_done_once_counts_in_training(found):
+    latent, cascade = (run["cost"]["training"] for run in found["runs"])
+    assert [row["part"] for row in latent["preparations"]] == ["prepare", "fit"]
+    assert [row["part"] for row in cascade["preparations"]] == ["prepare", "fit"]
+    for training in (latent, cascade):
+        rows = [*training["legs"], *training["preparations"]]
+        assert all(row["flops"] > 0 and row["seconds"] > 0 for row in rows)
+        assert training["flops"] == sum(row["flops"] for row in rows)
+        assert training["seconds"] == sum(row["seconds"] for row in rows)
+        once = sum(row["flops"] for row in training["preparations"])
+        marginal = sum(leg["flops_a_picture"] for leg in training["legs"])
+        assert training["flops_a_picture"] == pytest.approx(marginal + once / 32)
+
+
+def test_more_fitted_numbers_cost_the_verdict(found):
+    claim = "Latent diffusion needs fewer parameters"
+    before = verdict(found, claim)
+    assert "fitted in closed form" in before["sentence"]
+    for run, fitted in zip(found["runs"], (72e6, 0), strict=True):
+        numbers = run["deployment"]["parameters"]
+        run["deployment"]["parameters"] = {**numbers, "fitted": fitted, "sum": numbers["trained"] + fitted}
+    assert verdict(found, claim)["verdict"] == FAILS
+
+
+def test_a_run_that_counted_no_operations_of_its_closed_forms_wins_nothing_by_it(home, tmp_path, out):
+    """One of an earlier version, which also has no clock of the whole."""
+    shutil.copytree(home / "latent", tmp_path / "latent")
+    shutil.copytree(home / "cascade", tmp_path / "cascade")
+    shutil.copytree(home / "pictures", tmp_path / "pictures")
+    state = read_json(tmp_path / "latent" / "run.json")
+    write_json(
+        tmp_path / "latent" / "run.json",
+        {name: value for name, value in state.items() if name not in ("operations", "wall_seconds")},
+    )
+    found = read_json(compare(tmp_path, "latent", "cascade") / "compare.json")
+    latent = found["runs"][0]["cost"]
+    assert latent["training"]["flops"] is None and "train it again" in latent["training"]["reason"]
+    assert latent["clock"]["seconds"] is None and latent["clock"]["reason"]
+    said = verdict(found, "Latent diffusion trains cheaper")
+    assert said["verdict"] == NOT_SHOWN and "not counted" in said["sentence"]
+    test_every_number_is_finite_or_has_a_reason(found)
+    assert "The clock" in (tmp_path / "out" / "compare.html").read_text()
+
+
+def test_the_operations_of_solvers_are_counted():
+    points = torch.randn(50, 20, generator=torch.Generator().manual_seed(0))
+    square = torch.eye(20)
+    with counter() as count:
+        torch.linalg.qr(points), torch.linalg.eigh(square), torch.cdist(points, points[:4])
+        torch.linalg.solve(square, square[:, :3])
+    qr, eigh, distances, solve = 4 * 50 * 20**2 - 4 * 20**3 // 3, 9 * 20**3, 2 * 50 * 4 * 20, 2 * 20**3 // 3 + 2400
+    assert count.get_total_flops() == pytest.approx(qr + eigh + distances + solve, rel=1e-3)

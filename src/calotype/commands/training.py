@@ -119,7 +119,8 @@ def train(wish: Wish, voice: Voice, force: bool = False) -> Path:
         voice.say(f"the run is in {folder}")
         write_whole(folder / "recipe.toml", to_toml(made.recipe))
         write_json(folder / "plan.json", made.as_json())
-        run = Run(folder, {**about(wish, folder, pictures, made.recipe), "threads": machine.threads})
+        state = {**about(wish, folder, pictures, made.recipe), "threads": machine.threads}
+        run = Run(folder, state, began=wish.started)
         run.spend("read", was_read - wish.started)  # writes run.json, after all that resuming needs
         run.spend("plan", time.time() - was_read)
         return develop(run, made, pictures, machine, voice, force)
@@ -127,11 +128,12 @@ def train(wish: Wish, voice: Voice, force: bool = False) -> Path:
 
 def resume(folder: Path, device: str, voice: Voice, force: bool = False) -> Path:
     """Goes on with a run that was stopped, wherever it was."""
-    run = Run.open(folder)
+    began, run = time.time(), Run.open(folder)
     if is_finished(run, voice):
         return folder
     with run.locked():
         run = Run.open(folder)  # as the owner before has left it
+        run.began = began
         return folder if is_finished(run, voice) else _resume(run, device, voice, force)
 
 
@@ -155,7 +157,8 @@ def _resume(run: Run, device: str, voice: Voice, force: bool) -> Path:
         raise UserError(
             f"the imported autoencoder has changed since {folder} was started; put it back, or start a new run"
         )
-    return develop(run, made, pictures, examine(device, run.state.get("threads")), voice, force)
+    machine = examine(device, run.state.get("threads"))
+    return develop(run, made, pictures, machine, voice, force, read_seconds=time.time() - run.began)
 
 
 def content_of(recipe: Recipe) -> str | None:

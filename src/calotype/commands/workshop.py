@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -20,6 +21,7 @@ from calotype.data.folder import Pictures
 from calotype.data.latents import cache_latents
 from calotype.data.shapes import read_forms, shapes_of
 from calotype.data.words import cache_words
+from calotype.evaluate.costs import counter
 from calotype.learning.overfitting import HOPELESS
 from calotype.learning.run import Interrupted, Leg, Run, go, look, stoppable
 from calotype.learning.train import Clock
@@ -64,14 +66,17 @@ NEIGHBOURS_FROM = 300.0
 """Seconds of budget: looking for the nearest training pictures takes a few, which a shorter run does not have."""
 
 
-def develop(run: Run, plan: Plan, pictures: Pictures, machine: Machine, voice: Voice, force: bool = False) -> Path:
+def develop(
+    run: Run, plan: Plan, pictures: Pictures, machine: Machine, voice: Voice, force: bool = False,
+    *, read_seconds: float = 0.0,
+) -> Path:  # fmt: skip
     """All legs of a run, then its model, samples and report. Raises `Interrupted` when asked to stop.
 
     The caller holds the lock of the run. Without `force` it ends in a `UserError` where an autoencoder has come out
     that is not worth diffusing on.
     """
     run.state["state"] = "training"
-    run.save()
+    run.spend("read", read_seconds)
     with stoppable() as stop:
         try:
             _develop(Workshop(run, plan, as_read(plan.recipe, pictures), machine.device, voice, stop, force))
@@ -86,6 +91,7 @@ def develop(run: Run, plan: Plan, pictures: Pictures, machine: Machine, voice: V
             run.state["peak_memory_bytes"] = peak_memory(machine.device)
             run.save()
             write_report(run.folder)
+            run.save()  # with the seconds that the report took
     return run.folder
 
 
@@ -97,7 +103,8 @@ def _develop(workshop: Workshop) -> None:
         stage = workshop.enlarger(size, stages[-1])
         recipe = workshop.with_best_level(recipe, stages, stage)
         stages.append(stage)
-    save_model(run.folder / "model", recipe, stages, workshop.pictures.classes)
+    with run.timing("model"):
+        save_model(run.folder / "model", recipe, stages, workshop.pictures.classes)
     with run.timing("samples"):
         device, voice = str(workshop.device), workshop.voice
         prompts = held_out_prompts(workshop.pictures, plan.final_count)
@@ -167,13 +174,13 @@ class Workshop:
                 shown = reconstructions(pictures, vae, self.device)
                 look(self.run, "autoencoder", Clock(1, 1, self.recipe.seed), shown.draw, shown.measure)
             return vae
-        with self.run.timing("prepare"):
+        with self._fitting("prepare"):
             leg = autoencoder_leg(self.recipe, pictures, self.device)
         self._go(leg)
         return leg.vae
 
     def base(self, space: Space, forms: Sequence[Form]) -> Stage:
-        with self.run.timing("fit"):
+        with self._fitting("fit"):
             leg = denoiser_leg(self.recipe, forms, space, self.device, partial(keep, self.run, "denoiser"))
         return self._diffusion(leg)
 
@@ -195,7 +202,7 @@ class Workshop:
         return leg.stage if kept else stage
 
     def enlarger(self, size: int, below: Stage) -> Stage:
-        with self.run.timing("prepare"):
+        with self._fitting("prepare"):
             pictures = self.pictures.shrunk(size)
             examples = crop_examples(self.recipe, size, pictures, self.device)
             kept = partial(keep, self.run, leg_above(size))
@@ -223,6 +230,14 @@ class Workshop:
             self.run.save()
         best = {"sampling": {"augmentation": found[str(size)]["best"]}}
         return check(merge(recipe.model_dump(), {"enlarge": {str(size): best}}))
+
+    @contextmanager
+    def _fitting(self, what: str) -> Iterator[None]:
+        """Over all sittings, the seconds and the floating-point operations of what is fitted in closed form."""
+        with self.run.timing(what), counter() as count:
+            yield
+        operations = self.run.state.setdefault("operations", {})
+        operations[what] = operations.get(what, 0) + count.get_total_flops()
 
     def _diffusion(self, leg: DenoiserLeg) -> Stage:
         """Its stage; the report shows what the weights make that are not averaged."""

@@ -15,72 +15,124 @@ from torch import nn
 
 from calotype.build import build_first_stage, build_joint
 from calotype.comparison.competitor import Competitor, seconds_of, usual_text
+from calotype.comparison.preparations import (
+    NO_RECORD,
+    frozen_encoder,
+    preparations,
+    reading_flops,
+    sampling_flops,
+)
+from calotype.data.folder import Pictures
 from calotype.evaluate.costs import counted
 from calotype.learning.objectives import Denoising, Objective
 from calotype.learning.player import Player, PlayerConfig
 from calotype.learning.train import Clock, learn
 from calotype.legs.joint import trainable
-from calotype.plan.measurement import count_parameters, phase_ends, seconds_an_image
+from calotype.nets.fitted import fitted_numbers
+from calotype.nets.vae import Vae
+from calotype.plan.measurement import phase_ends, seconds_an_image
 from calotype.recipe import leg_above, mistakes_above
-from calotype.report.folder import number
+from calotype.report.folder import Run, number
 from calotype.spaces.latent import LatentSpace
-from calotype.stage import Stage, generate, shrunk
+from calotype.stage import Stage, shrunk
 from calotype.vocabulary import NOT_TOLD, Batch, Rng
 
 COUNTS = (1, 4, 16)
+KINDS = ("trained", "fitted", "text_encoder")
 Flops = dict[str, float]
 Network = TypeVar("Network", bound=nn.Module)
 
 
 def deployment(one: Competitor) -> dict[str, Any]:
-    """What must be set up to make pictures."""
+    """What must be set up to make pictures: all numbers, those of a text encoder outside the folder too."""
     folder = one.run.folder / "model"
     files = sorted(file for file in folder.iterdir() if file.is_file())
-    networks = {name: count_parameters(network) for name, network in networks_of(one).items()}
+    networks = numbers_of(one)
+    kinds = {kind: sum(numbers[kind] for numbers in networks.values()) for kind in KINDS}
     return {
         "networks": networks,
         "count": len(networks),
-        "parameters": sum(networks.values()),
+        "parameters": {**kinds, "sum": sum(kinds.values())},
         "bytes": sum(file.stat().st_size for file in files),
         "files": [file.name for file in files],
     }
 
 
-def networks_of(one: Competitor) -> dict[str, nn.Module]:
+def numbers_of(one: Competitor) -> dict[str, dict[str, int]]:
+    """Of each network, how many numbers are trained, fitted in closed form, or those of a frozen text encoder."""
     base, *above = one.model.stages
-    first = {"autoencoder": base.space.vae} if isinstance(base.space, LatentSpace) else {}
-    return {**first, "denoiser": base.denoiser, **{leg_above(stage.image_size): stage.denoiser for stage in above}}
+    found = {"autoencoder": numbers_in(base.space)} if isinstance(base.space, LatentSpace) else {}
+    found["denoiser"] = numbers_in(base.denoiser)
+    found |= {leg_above(stage.image_size): numbers_in(stage.denoiser) for stage in above}
+    if (frozen := frozen_encoder(one)) is not None:
+        found["text encoder"] = kinds_of(text_encoder=all_numbers(frozen.reader.network))
+    return found
 
 
-def cost(one: Competitor, pictures: int) -> dict[str, Any]:
+def numbers_in(network: nn.Module) -> dict[str, int]:
+    """Fitted are a closed form, the linear path of an autoencoder, and the statistics of its latents."""
+    fitted = fitted_numbers(network)
+    if isinstance(network, LatentSpace):
+        fitted += network.mean.numel() + network.spread.numel()
+        if isinstance(vae := network.vae, Vae):
+            fitted += all_numbers(vae.linear_in) + all_numbers(vae.linear_out)
+    return kinds_of(trained=all_numbers(network) - fitted, fitted=fitted)
+
+
+def kinds_of(**numbers: int) -> dict[str, int]:
+    found = {kind: numbers.get(kind, 0) for kind in KINDS}
+    return {**found, "sum": sum(found.values())}
+
+
+def all_numbers(network: nn.Module) -> int:
+    return sum(value.numel() for value in network.state_dict().values())
+
+
+def cost(one: Competitor, pictures: Pictures) -> dict[str, Any]:
     """In floating-point operations (counted), seconds and bytes (measured); `pictures` were encoded before training."""
-    training, spent = list(legs_cost(one, pictures)), seconds_of(one.run)
+    frozen, prompt = frozen_encoder(one), usual_text(one.model, 1)
+    reading = reading_flops(frozen, list(prompt.wanted)) if frozen and prompt else 0
     return {
-        "flops_a_picture": sampling_flops(one),
+        "flops_a_picture": sampling_flops(one, one.model.stages, one.model.samplings) + reading,
         "sampling": in_a_process_of_its_own(one),
-        "training": {
-            "legs": training,
-            "flops": sum(leg["flops"] for leg in training),
-            "flops_a_picture": sum(leg["flops_a_picture"] for leg in training),
-            "seconds": sum(leg["seconds"] for leg in training),
-        },
-        "seconds": spent,
+        "training": training_cost(one, pictures),
+        "clock": clock(one.run),
     }
 
 
-def sampling_flops(one: Competitor) -> int:
-    """Of one picture through all stages and the decoder, with the model's own steps and guidance."""
-    label = torch.tensor([0 if one.model.classes else NOT_TOLD], device=one.model.device)
-    rngs = [Rng(("cost",))]
-    return counted(lambda: generate(one.model.stages, label, one.model.samplings, rngs, text=usual_text(one.model, 1)))
+def training_cost(one: Competitor, pictures: Pictures) -> dict[str, Any]:
+    """Legs and preparations; these are spread over the pictures that the denoiser has seen."""
+    legs, others = list(legs_cost(one, len(pictures))), list(preparations(one, pictures))
+    found = {"legs": legs, "preparations": others, "seconds": sum(row["seconds"] for row in [*legs, *others])}
+    unknown = [row["part"] for row in others if row["flops"] is None]
+    if unknown:
+        return {**found, "flops": None, "flops_a_picture": None, "reason": f"{', '.join(unknown)}: {NO_RECORD}"}
+    once, seen = sum(row["flops"] for row in others), max(1.0, images_seen(one, "denoiser"))
+    return {
+        **found,
+        "flops": sum(leg["flops"] for leg in legs) + once,
+        "flops_a_picture": sum(leg["flops_a_picture"] for leg in legs) + once / seen,
+    }
+
+
+def clock(run: Run) -> dict[str, Any]:
+    """What the whole run took, and its parts; `other` is what none of them has: starts, reports, work that was lost."""
+    parts, whole = seconds_of(run), number(run.facts.get("wall_seconds"))
+    if whole is None:
+        reason = "the run was made by a version that did not time it as a whole"
+        return {"parts": parts, "seconds": None, "other": None, "reason": reason}
+    return {"parts": parts, "seconds": whole, "other": whole - sum(parts.values())}
+
+
+def images_seen(one: Competitor, leg: str) -> float:
+    return number(one.run.latest("step", leg).get("images_seen")) or 0.0
 
 
 def legs_cost(one: Competitor, pictures: int) -> Iterator[dict[str, Any]]:
     """Of each leg; encoding all pictures for the denoiser counts as one, between the autoencoder and the denoiser."""
     spent, flops = seconds_of(one.run), training_flops(one)
     for leg, a_picture in flops.items():
-        seen = number(one.run.latest("step", leg).get("images_seen")) or 0.0
-        images = float(pictures * (2 if one.recipe.flip else 1)) if leg == "latents" else seen
+        images = float(pictures * (2 if one.recipe.flip else 1)) if leg == "latents" else images_seen(one, leg)
         yield {
             "leg": leg,
             "flops_a_picture": a_picture,
@@ -127,7 +179,8 @@ def joint_flops(one: Competitor) -> float:
     objective = build_joint(one.recipe, trainable(one.model.stages[0]))
     for network in (objective.first.critic, objective.first.features):
         network.to(one.model.device)
-    batch = Batch(*noise(one, one.recipe.joint.batch, 3, one.recipe.chain[0]))
+    count = one.recipe.joint.batch
+    batch = Batch(*noise(one, count, 3, one.recipe.chain[0]), text=usual_text(one.model, count))
     ends = phase_ends(one.recipe.autoencoder.losses)
     return seconds_an_image([(end, step_flops(objective, batch, end - 1e-6)) for end in ends])
 
@@ -138,7 +191,7 @@ def denoiser_flops(one: Competitor, stage: Stage, count: int, side: int) -> floa
     if isinstance(stage.space, LatentSpace):
         clean = torch.cat([noise(one, count, stage.space.channels, stage.shape[-1])[0] for _ in range(2)], 1)
     objective = Denoising(replace(stage, denoiser=learning(stage.denoiser)), one.recipe.denoiser)
-    return step_flops(objective, Batch(clean, labels, smaller), 0.0)
+    return step_flops(objective, Batch(clean, labels, smaller, text=usual_text(one.model, count)), 0.0)
 
 
 def noise(one: Competitor, count: int, channels: int, side: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -35,7 +35,7 @@ from calotype.nets.perceptual import efficientnet_lite0
 from calotype.report.comparison import write_comparison
 from calotype.vocabulary import UserError
 
-FORMAT = 2
+FORMAT = 3
 Bar = Callable[[str], AbstractContextManager[Callable[[int, int, str], None]]]
 Read = Callable[[str, int], Pictures]
 """From the name of the data and the size to the pictures."""
@@ -158,7 +158,7 @@ def measures_of(one: Competitor, made: Made, setup: Setup, train: Any) -> dict[s
     reals = setup.reals
     with setup.bar(f"{one.key} costs") as told:
         told(0, 1, "")
-        expenses = cost(one, len(reals.pictures))
+        expenses = cost(one, reals.pictures)
         told(1, 1, "")
     return {
         "deployment": deployment(one),

@@ -91,9 +91,11 @@ def models(latent: Found, cascade: Found, found: Found) -> Judged:
 
 
 def parameters(latent: Found, cascade: Found, found: Found) -> Judged:
-    ours, theirs = (float(one["deployment"]["parameters"]) for one in (latent, cascade))
-    said = f"The latent model has {count(ours)} parameters, its autoencoder among them; the cascade {count(theirs)}"
-    return fewer(ours, theirs), f"{said}: {times(ours, theirs)}."
+    """All numbers that were trained or fitted, and those of a text encoder that was trained elsewhere."""
+    ours, theirs = (one["deployment"]["parameters"] for one in (latent, cascade))
+    said = f"The latent model has {numbers(ours)}, its autoencoder among them; the cascade {numbers(theirs)}"
+    sums = float(ours["sum"]), float(theirs["sum"])
+    return fewer(*sums), f"{said}: {times(*sums)}."
 
 
 def sampling(latent: Found, cascade: Found, found: Found) -> Judged:
@@ -107,12 +109,15 @@ def sampling(latent: Found, cascade: Found, found: Found) -> Judged:
 
 
 def training(latent: Found, cascade: Found, found: Found) -> Judged:
-    """By the picture seen: what is spent in all is what the budget was."""
+    """By the picture seen: what is spent in all is what the budget was. What is not known speaks for nobody."""
     ours, theirs = (one["cost"]["training"] for one in (latent, cascade))
+    if missing := [one["reason"] for one in (ours, theirs) if one["flops_a_picture"] is None]:
+        raise MissingError(f"It was not counted: {missing[0]}.")
     a_picture = [float(one["flops_a_picture"]) for one in (ours, theirs)]
     return fewer(*a_picture), (
-        f"Learning from one picture in every leg takes {flops(a_picture[0])} in latents and {flops(a_picture[1])} in "
-        f"the cascade: {times(*a_picture)}. In all, {flops(ours['flops'])} and {flops(theirs['flops'])} were spent."
+        f"Learning from one picture in every leg, with its share of closed forms, captions and searches, takes "
+        f"{flops(a_picture[0])} in latents and {flops(a_picture[1])} in the cascade: {times(*a_picture)}. In all, "
+        f"{flops(ours['flops'])} and {flops(theirs['flops'])} were spent."
     )
 
 
@@ -253,6 +258,13 @@ def distance(found: Estimate) -> str:
 
 def count(value: float) -> str:
     return f"{value / 1e6:.3g} million"
+
+
+def numbers(parameters: Found) -> str:
+    frozen = float(parameters["text_encoder"])
+    encoder = f", {count(frozen)} of a frozen text encoder" if frozen else ""
+    trained, fitted = (count(float(parameters[kind])) for kind in ("trained", "fitted"))
+    return f"{count(float(parameters['sum']))} parameters ({trained} trained, {fitted} fitted in closed form{encoder})"
 
 
 def flops(value: float) -> str:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from math import prod
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -21,6 +23,42 @@ def counted(work: Callable[[], object]) -> int:
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         work()
     return int(counter.get_total_flops())
+
+
+def counter() -> FlopCounterMode:
+    """Counts within a `with` block, decompositions too: `get_total_flops()`. It changes nothing that is computed."""
+    aten = torch.ops.aten
+    solvers = {
+        aten.linalg_qr: qr_flops, aten._linalg_svd: svd_flops, aten._linalg_eigh: eigh_flops,
+        aten._linalg_solve_ex: solve_flops, aten._euclidean_dist: distance_flops, aten._cdist_forward: distance_flops,
+    }  # fmt: skip
+    return FlopCounterMode(display=False, custom_mapping=solvers)
+
+
+def qr_flops(shape: torch.Size, *others: Any, **more: Any) -> int:
+    """With the thin Q (Golub and Van Loan, Matrix Computations, 4th edition, section 5.2.2)."""
+    most, least = max(shape[-2:]), min(shape[-2:])
+    return prod(shape[:-2]) * (4 * most * least**2 - 4 * least**3 // 3)
+
+
+def svd_flops(shape: torch.Size, *others: Any, **more: Any) -> int:
+    """Thin, of either side (the same, figure 8.6.1)."""
+    most, least = max(shape[-2:]), min(shape[-2:])
+    return prod(shape[:-2]) * (6 * most * least**2 + 20 * least**3)
+
+
+def eigh_flops(shape: torch.Size, *others: Any, **more: Any) -> int:
+    """Values and vectors (the same, section 8.3.5)."""
+    return prod(shape[:-1]) * 9 * shape[-1] ** 2
+
+
+def solve_flops(matrix: torch.Size, right: torch.Size, *others: Any, **more: Any) -> int:
+    """By LU decomposition (the same, section 3.2)."""
+    return prod(matrix[:-1]) * (2 * matrix[-1] ** 2 // 3) + 2 * prod(right) * matrix[-1]
+
+
+def distance_flops(points: torch.Size, others: torch.Size, *rest: Any, **more: Any) -> int:
+    return 2 * prod(points) * others[-2]
 
 
 def most_memory(device: torch.device) -> int:

@@ -53,6 +53,8 @@ class Run:
 
     folder: Path
     state: dict[str, Any] = field(default_factory=dict)
+    began: float | None = None
+    """Since when, in seconds since the epoch, `wall_seconds` in the state goes on; it is brought up to each `save`."""
 
     @classmethod
     def open(cls, folder: Path) -> Run:
@@ -63,6 +65,9 @@ class Run:
         return cls(folder, read_json(folder / "run.json"))
 
     def save(self) -> None:
+        if self.began is not None:
+            began, self.began = self.began, time.time()
+            self.state["wall_seconds"] = self.state.get("wall_seconds", 0.0) + self.began - began
         write_json(self.folder / "run.json", self.state)
 
     def log(self, event: str, **what: Any) -> None:
@@ -307,7 +312,11 @@ def ignored_hangup(number: int) -> bool:
 
 
 def deterministic(seed: int) -> None:
-    """Weights start from the seed, and CUDA picks algorithms that give the same result every time."""
+    """Seeds torch's own generators, from which new weights are drawn, and has cuDNN repeat its results.
+
+    On one machine's CPU with as many threads a run comes out the same to the bit, stopped and resumed or not. On CUDA
+    it is not promised: other kernels than cuDNN's add in an order that changes.
+    """
     torch.manual_seed(seed)
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True

@@ -197,10 +197,10 @@ class Measurement:
 
     def constants(self) -> int:
         """The same as a run keeps them: of few pictures each fold has a mixture of its own, without captions."""
-        if (form := self.stages[0].denoiser.mixture) is None:
+        form, kept = self.stages[0].denoiser.mixture, fitted_numbers(self.stages[0].denoiser)
+        if form is None:
             return self.closed_form()
-        kept = fitted_numbers(self.stages[0].denoiser)
-        plain = fitted_numbers(form) // 2 if isinstance(form, ToldMixture) else kept
+        plain = fitted_numbers(form) // 2 if isinstance(form, ToldMixture) else kept  # two groups a class: see told.py
         return self.closed_form() + max(0, (1 + FOLDS) * plain - kept)
 
     def _images(self, count: int) -> Images:

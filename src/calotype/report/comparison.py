@@ -17,6 +17,10 @@ from calotype.report.words import UNKNOWN, count, duration, memory, moment, plai
 
 GRID_BYTES = 2_400_000
 """The most that all grids may take together: 3.2 MB in base64."""
+KINDS = {
+    "trained": "parameters, trained", "fitted": "parameters, fitted in closed form",
+    "text_encoder": "parameters, frozen text encoder", "sum": "parameters in all",
+}  # fmt: skip
 SIGNS = {"holds": "✓", "does not hold": "✗"}
 FILE = "compare.html"
 
@@ -89,11 +93,19 @@ def deployment(found: Found) -> Html:
     rows = [
         ("networks", [f"{one['deployment']['count']}" for one in found["runs"]]),
         *((f"parameters, {name}", [network(one, name) for one in found["runs"]]) for name in network_names(found)),
-        ("parameters in all", [short(float(one["deployment"]["parameters"])) for one in found["runs"]]),
+        *((name, [parameters_of(one, kind) for one in found["runs"]]) for kind, name in KINDS.items()),
         ("model folder", [memory(float(one["deployment"]["bytes"])) for one in found["runs"]]),
         ("files", [str(len(one["deployment"]["files"])) for one in found["runs"]]),
     ]
-    return section("Deployment", side_by_side(found, rows))
+    note = (
+        "Fitted are the closed forms, the linear path of an autoencoder and the statistics of its latents. A frozen "
+        "text encoder, trained elsewhere and not in the model folder, counts as a network, with all its numbers."
+    )
+    return section("Deployment", side_by_side(found, rows), tag("p", note, class_="note"))
+
+
+def parameters_of(one: Found, kind: str) -> str:
+    return short(float(one["deployment"]["parameters"][kind]))
 
 
 def network_names(found: Found) -> list[str]:
@@ -101,8 +113,8 @@ def network_names(found: Found) -> list[str]:
 
 
 def network(one: Found, name: str) -> str:
-    value = one["deployment"]["networks"].get(name)
-    return UNKNOWN if value is None else short(float(value))
+    found = one["deployment"]["networks"].get(name)
+    return UNKNOWN if found is None else short(float(found["sum"]))
 
 
 def side_by_side(found: Found, rows: Iterable[tuple[str, Sequence[str]]]) -> Html:
@@ -121,7 +133,7 @@ def cost(found: Found) -> Html:
             (f"peak memory, {number} at once", [memory(known(row["bytes"])) for row in at_once]),
         ]
     rows += [("memory when loaded", [memory(known(one["cost"]["sampling"]["loaded_bytes"])) for one in runs])]
-    legs = [row for one in runs for row in leg_rows(one)]
+    legs, parts = ([row for one in runs for row in rows_of(one)] for rows_of in (leg_rows, clock_rows))
     left_out = [
         f"{called(one)}: {row['reason']}."
         for one in runs
@@ -130,12 +142,15 @@ def cost(found: Found) -> Html:
     ]
     note = (
         "Floating-point operations are counted in a real call, a multiply-add as two; memory is that of a process "
-        "which has only the model. FLOP a picture of a leg is forward and backward; in all, one picture in every leg."
+        "which has only the model. FLOP a picture of a leg is forward and backward; in all, one picture in every leg, "
+        "with its share of what is done once (closed forms, captions, searches, judging), spread over the pictures "
+        "that the denoiser has seen. Previews and held-out measures are in the time of a leg, not in its FLOP."
     )
     return section(
         "Cost", side_by_side(found, rows), tag("h3", "Training"),
         table(("Leg", "FLOP a picture", "Images seen", "FLOP", "Time"), legs, "figures"),
         tag("p", " ".join([note, *left_out]), class_="note"),
+        tag("h3", "The clock"), table(("Part", "Time"), parts, "figures"),
     )  # fmt: skip
 
 
@@ -146,11 +161,25 @@ def known(value: Any) -> float | None:
 
 def leg_rows(one: Found) -> list[Row]:
     training = one["cost"]["training"]
+    once = [
+        {**row, "leg": row["part"], "flops_a_picture": None, "images_seen": None} for row in training["preparations"]
+    ]
     return [
-        (f"{called(one)}, {leg['leg']}", short(leg["flops_a_picture"]), count(leg["images_seen"]), short(leg["flops"]),
-         duration(leg["seconds"]))
-        for leg in [*training["legs"], {**training, "leg": "in all", "images_seen": None}]
+        (f"{called(one)}, {leg['leg']}", operations(leg["flops_a_picture"]), count(leg["images_seen"]),
+         operations(leg["flops"]), duration(leg["seconds"]))
+        for leg in [*once, *training["legs"], {**training, "leg": "in all", "images_seen": None}]
     ]  # fmt: skip
+
+
+def operations(value: float | None) -> str:
+    return UNKNOWN if value is None else short(float(value))
+
+
+def clock_rows(one: Found) -> list[Row]:
+    """All seconds of a run, from reading the pictures to the report."""
+    clock = one["cost"]["clock"]
+    parts = {**clock["parts"], "other": clock["other"], "whole run": clock["seconds"]}
+    return [(f"{called(one)}, {name}", duration(known(seconds))) for name, seconds in parts.items()]
 
 
 # -- Quality -----------------------------------------------------------------------------------------------------------
