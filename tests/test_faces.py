@@ -86,4 +86,3 @@ def test_shares_agree_as_the_interval_of_their_difference_says():
     """Newcombe's upper end is d + sqrt((u1 - p1)^2 + (p2 - l2)^2); Wilson's u1 is 0.952 for 91 and 0.945 for 90."""
     assert Share(91, 100).agrees(Share(950, 1000))  # -0.04 + sqrt(0.042^2 + 0.015^2) = 0.005
     assert not Share(90, 100).agrees(Share(950, 1000))  # -0.05 + sqrt(0.045^2 + 0.015^2) = -0.003
-    assert Share(1, 2).agrees(Share(950, 1000))
