@@ -55,6 +55,14 @@ def test_real_portraits_have_features_and_the_same_drawings_without_them_have_no
     assert judges.have_features(blank, styles).float().mean() < 0.05
 
 
+def test_a_dark_disc_has_no_features(judges, others):
+    """Skin of samples may be darker than any that is drawn."""
+    _, drawn, styles = others
+    blank = images_from_pixels(read_featureless(drawn, 64))
+    for brightness in (0.6, 0.3, 0.15):
+        assert judges.have_features((blank + 1) * brightness - 1, styles).float().mean() < 0.05
+
+
 def test_what_has_no_features_is_the_same_outside_the_face(others):
     images, drawn, _ = others
     changed = (images != images_from_pixels(read_featureless(drawn, 64))).any(1)
