@@ -30,6 +30,9 @@ ALWAYS = 0.8
 """The skin's region has the colour of the skin on at least so many portraits; hair and glasses cover the rest."""
 CLOSE = 0.15
 """How far a pixel may be from the drawn colour of the skin to have it: shadows and lines are further."""
+DARKEST, DARKEST_BLANK = 0.6, 0.15
+"""Brightness that the judge learns from. Strong guidance makes skin darker than any that is drawn: a judge that has
+never seen that takes a black disc for eyes and a mouth (two of three blank portraits at 0.6 of their brightness)."""
 PRESENT, ABSENT = {"features": "present"}, {"features": "absent"}
 Pixels = UInt8[Tensor, "count 3 size size"]
 
@@ -129,9 +132,9 @@ def learn_features(images: Images, blank: Images) -> FeatureJudge:
     """From portraits, and the same without features."""
     change = (images - blank).abs().mean((0, 1))
     rows, columns = (extent(change.amax(axis) > EDGE * change.max()) for axis in (1, 0))
-    seen = [one[..., rows, columns] for one in (images, moved(images), blank, moved(blank))]
+    sets = [images, darkened(moved(images), DARKEST), blank, darkened(moved(blank), DARKEST_BLANK)]
     shown = [PRESENT] * (2 * len(images)) + [ABSENT] * (2 * len(blank))
-    return FeatureJudge(rows, columns, learn(torch.cat(seen), shown))
+    return FeatureJudge(rows, columns, learn(torch.cat(sets)[..., rows, columns], shown))
 
 
 def moved(images: Images) -> Images:
@@ -142,6 +145,14 @@ def moved(images: Images) -> Images:
     reach = max(1, size // 64)
     steps = torch.cartesian_prod(*[torch.arange(-reach, reach + 1)] * 2).tolist()
     return torch.stack([one.roll(steps[row % len(steps)], (1, 2)) for row, one in enumerate(soft)])
+
+
+def darkened(images: Images, darkest: float) -> Images:
+    """To shares of their brightness, evenly from `darkest` to 1, in an order that is always the same."""
+    shares = torch.linspace(darkest, 1, len(images))[
+        torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
+    ]
+    return (images + 1) * shares[:, None, None, None] - 1
 
 
 def extent(inside: Bool[Tensor, " side"]) -> slice:
