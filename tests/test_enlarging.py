@@ -147,8 +147,8 @@ def variance_ratios(stage, sampling, count=16):
 def test_with_many_steps_the_variances_are_those_of_the_gaussians(gaussians, sampler, level):
     """Along all axes together, and where they are largest, which is at edges."""
     stage = silent(gaussians)
-    stage = replace(stage, schedule=stage.schedule.model_copy(update={"largest": 60 * stage.schedule.largest}))
-    steps = {"euler": 600, "ancestral": 600}.get(sampler, 100)
+    stage = replace(stage, schedule=stage.schedule.model_copy(update={"largest": 4 * stage.schedule.largest}))
+    steps = {"euler": 400, "ancestral": 400}.get(sampler, 50)
     ratios, variances = variance_ratios(stage, Sampling(sampler=sampler, steps=steps, guidance=1.0, augmentation=level))
     large = variances >= variances.quantile(0.9) if variances.numel() < 1e6 else variances > 4 * variances.mean()
     assert float(ratios[variances > stage.schedule.smallest**2 * 100].mean()) == pytest.approx(1, abs=0.05)
@@ -168,15 +168,18 @@ def test_with_the_steps_of_a_plan_the_variances_are_a_seventh_off_at_most(gaussi
 
 @pytest.fixture(scope="module")
 def portraits():
-    return images_from_pixels(read_portraits(128, 200).pixels[torch.arange(200)])
+    return images_from_pixels(read_portraits(128, 600).pixels[torch.arange(600)])
 
 
 @pytest.mark.parametrize("factor", [2, 4])
 def test_pictures_are_as_far_from_the_mean_as_is_predicted(portraits, factor):
-    """With and without noise on the smaller ones; the noise of plain areas along each axis, not only on average."""
-    train, unseen = portraits[0::2], portraits[1::2]
+    """With and without noise on the smaller ones; the noise of plain areas along each axis, not only on average.
+
+    Of pictures that the fit has not seen: few of them do not make it sure.
+    """
+    train, unseen = portraits[Rng(("fit",)).permutation(600)].split([400, 200])
     fitted = LocalGaussians(factor)
-    fitted.fit((shrunk(part, factor), part) for part in train.split(25))
+    fitted.fit((shrunk(part, factor), part) for part in train[: 100 * factor].split(25))
     for level in (0.0, 0.05, 0.1, 0.2):
         small = shrunk(unseen, factor)
         noise = level * torch.randn(small.shape, generator=torch.Generator().manual_seed(1))
@@ -187,7 +190,7 @@ def test_pictures_are_as_far_from_the_mean_as_is_predicted(portraits, factor):
         still = neighbourhoods(small)[1] < 1e-3
         if level:
             ratios = around.variances[still].mean(0) / left[still].mean(0)
-            assert float(ratios.min()) > 0.9 and float(ratios.max()) < 1.1
+            assert float(ratios.min()) > 0.85 and float(ratios.max()) < 1.15
 
 
 def test_plain_areas_have_the_spread_of_plain_areas_once(gaussians):
