@@ -290,13 +290,13 @@ def test_a_proposal_fits_or_says_which_size_would(size):
 
 
 SIZES = {"latent": range(16, 1101), "cascade": range(16, 1101)}
+TEN = noise_pictures()
 
 
 def accepted(kind, size):
     """What a plan of this size proposes, which is not refused afterwards; or the sizes that its refusal names."""
-    settings = {"kind": kind, "size": size}
     try:
-        made = check(propose(noise_pictures(), machine(), 600.0, settings)[0])
+        made = check(propose(TEN, machine(), 600.0, {"kind": kind, "size": size})[0])
         check_sizes(made)
     except UserError as error:
         return None, [int(one) for one in re.findall(r"\d+", str(error).split("try ")[1])]

@@ -90,6 +90,8 @@ class LocalGaussians(Fitted):
     variances: Float[Tensor, "kind axis"]
     noise_gain: Float[Tensor, "kind axis"]
     """Variance of the mean along each axis, by that of noise on the smaller picture."""
+    contrast_gain: Float[Tensor, ""]
+    """Variance of the contrast by that of such noise."""
     random_share: Float[Tensor, ""]
     """Of the variances that scale with the contrast."""
     plain: Float[Tensor, ""]
@@ -103,6 +105,7 @@ class LocalGaussians(Fitted):
         self.register_buffer("axes", torch.eye(values).repeat(KINDS, 1, 1))
         self.register_buffer("variances", torch.ones(KINDS, values))
         self.register_buffer("noise_gain", torch.ones(KINDS, values))
+        self.register_buffer("contrast_gain", torch.tensor(IN_CONTRAST))
         self.register_buffer("random_share", torch.tensor(SURE**2))
         self.register_buffer("plain", torch.tensor(FAINTEST))
 
@@ -127,7 +130,7 @@ class LocalGaussians(Fitted):
         above = enlarged(smaller, self.factor)
         mean = above + images_of(by_kind.times(places, self.weights), above, self.factor)
         added = (noise**2).repeat_interleave(len(places) // len(smaller))[:, None]
-        strength = (contrast[:, None] ** 2 - IN_CONTRAST * added).clamp(min=0)
+        strength = (contrast[:, None] ** 2 - self.contrast_gain * added).clamp(min=0)
         scaling, fixed = strength * self.variances[kinds], self.plain**2 + self.noise_gain[kinds] * added
         variances, random = scaling + fixed, self.random_share * scaling + fixed
         doubt = variances.mean(1).sqrt().reshape(len(smaller), 1, *smaller.shape[-2:])
@@ -155,8 +158,9 @@ class LocalGaussians(Fitted):
         by_kind = zip(*(values[order].split(counts) for values in (places, left, contrast)), strict=True)
         for kind, (seen, wanted, contrasts) in enumerate(by_kind):
             strength = contrasts.square().sum()
-            more = torch.linalg.solve(seen.T @ seen + (strength + spare) * unit, seen.T @ wanted)
-            wrong = wanted - seen @ more
+            inverse = torch.linalg.inv(seen.T @ seen + (strength + spare) * unit)
+            more = inverse @ (seen.T @ wanted)
+            wrong = (wanted - seen @ more) / (1 - leverage(seen, inverse))
             variances, self.axes[kind] = torch.linalg.eigh((wrong.T @ wrong + spare * spread) / (strength + spare))
             self.weights[kind] = common + more
             self.variances[kind] = variances.clamp(min=0)
@@ -173,8 +177,9 @@ class LocalGaussians(Fitted):
         return ((interpolated + seen @ self.weights) @ self.axes).square().sum(1)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        """Models of format 5 lack both buffers: they were trained with one gain and all variances random."""
+        """Models of format 5 lack these: they were trained with one gain for all, and all of the variances random."""
         state_dict.setdefault(f"{prefix}noise_gain", torch.full_like(self.noise_gain, INTERPOLATED))
+        state_dict.setdefault(f"{prefix}contrast_gain", torch.full_like(self.contrast_gain, INTERPOLATED))
         state_dict.setdefault(f"{prefix}random_share", torch.ones_like(self.random_share))
         super()._load_from_state_dict(state_dict, prefix, *args)
 
@@ -183,6 +188,15 @@ class LocalGaussians(Fitted):
         places, contrast = neighbourhoods(smaller)
         left = patches_of(large - enlarged(smaller, self.factor), self.factor)
         return places, contrast.clamp(min=1e-4), left
+
+
+def leverage(seen: Places, inverse: Float[Tensor, "neighbour neighbour"]) -> Float[Tensor, "place 1"]:
+    """How much of each place its own fit follows: an error divided by the rest is that of a fit without the place.
+
+    The leave-one-out residual of ridge regression (Allen, Technometrics 16, 1974), so few pictures do not look well
+    known.
+    """
+    return ((seen @ inverse) * seen).sum(1, keepdim=True).clamp(0, 0.9)
 
 
 def neighbourhoods(smaller: Images) -> tuple[Places, Float[Tensor, " place"]]:

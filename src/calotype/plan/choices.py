@@ -24,7 +24,7 @@ from calotype.nets.dit import DitConfig
 from calotype.nets.unet import UnetConfig
 from calotype.nets.vae import VaeConfig
 from calotype.plan.reading import choose_text, describe_text, reason_of_text
-from calotype.plan.sizes import check_tokens, choose_patch
+from calotype.plan.sizes import check_tokens, choose_patch, fits
 from calotype.recipe import AutoencoderRecipe, Backbone, DenoiserRecipe, ImportedSpace, Recipe, StartName, check
 from calotype.stage import shrunk
 from calotype.vocabulary import Images, UserError
@@ -135,7 +135,7 @@ def choose_chain(kind: str, size: int) -> tuple[int, ...]:
     if kind == "latent" and size > LARGEST_LATENT and size % LARGEST_LATENT == 0:
         return LARGEST_LATENT, size
     if kind == "cascade" and size % 2:
-        near = [one for one in (size - 1, size + 1) if one]
+        near = [one for step in (-1, 1) if (one := next_even(size, step))]
         raise UserError(f"size is {size}, but a cascade needs an even one; try {' or '.join(map(str, near))}")
     chain = [size]
     while kind == "cascade" and (len(chain) == 1 or chain[0] > 64):
@@ -144,6 +144,12 @@ def choose_chain(kind: str, size: int) -> tuple[int, ...]:
             break
         chain.insert(0, chain[0] // (factor or 2))
     return tuple(chain)
+
+
+def next_even(size: int, step: int) -> int:
+    """From an odd size, the next one below or above that makes a cascade; 0 where there is none."""
+    sizes = range(size + step, 4 * size if step > 0 else 0, 2 * step)
+    return next((one for one in sizes if fits(choose_chain("cascade", one)[0], 1)), 0)
 
 
 def from_elsewhere(settings: dict[str, Any]) -> dict[str, Any]:

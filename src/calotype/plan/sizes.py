@@ -23,23 +23,28 @@ def choose_patch(side: int) -> int:
     return min(divisors, key=lambda patch: abs(math.log(TOKENS * patch / side)))
 
 
-def check_tokens(chain: tuple[int, ...], reduction: int) -> None:
-    """Raises `UserError` where the places of the first stage divide into too many patches only, with sizes that do not.
+def fits(base: int, reduction: int) -> bool:
+    """Whether a first stage of `base` px has whole latents, and few enough tokens of them.
 
     Places along a side that are a large prime have no patches but those of one place.
     """
+    side, rest = divmod(base, reduction)
+    return side > 0 and not rest and side // choose_patch(side) <= MOST_TOKENS
 
-    def fits(base: int) -> bool:
-        side = base // reduction
-        return side > 0 and base % reduction == 0 and side // choose_patch(side) <= MOST_TOKENS
 
+def check_tokens(chain: tuple[int, ...], reduction: int) -> None:
+    """Raises `UserError` where the first stage, or one of the next whole latents, has too many tokens.
+
+    `check_size` says it where the sizes beside it would do.
+    """
     base, factor = chain[0], chain[-1] // chain[0]
-    if base < reduction or (tokens := (side := base // reduction) // choose_patch(side)) <= MOST_TOKENS:
+    below = max(reduction, base // reduction * reduction)
+    if fits(below, reduction) and (below >= base or fits(below + reduction, reduction)):
         return
-    near = [next(one for one in count(base + step, step) if fits(one)) * factor for step in (-1, 1)]
+    near = [next(one for one in count(base + step, step) if fits(one, reduction)) * factor for step in (-1, 1)]
     raise UserError(
-        f"the first stage is {base} px, but that makes {tokens} tokens along a side, and a denoiser takes "
-        f"at most {MOST_TOKENS}; try a size of {near[0]} or {near[1]}, or set denoiser.backbone"
+        f"the first stage is {base} px, but a denoiser takes at most {MOST_TOKENS} tokens along a side, patches that "
+        f"divide its places; try a size of {near[0]} or {near[1]}, or set denoiser.backbone"
     )
 
 
