@@ -17,7 +17,7 @@ from calotype.diffusion.gaussian import Mixture, flow_errors
 from calotype.diffusion.told import ToldMixture
 from calotype.vocabulary import Labels, Latents, Text
 
-FACTORS = (1.25, 1.5, 2.0, 3.0)
+FACTORS = (1.25, 1.5, 2.0, 3.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0)
 """That are tried on the variance outside the axes."""
 LEAST_SIGMA, MOST_SIGMA = 0.03, 0.3
 """Noise at which they are judged: above it, what lies outside the axes is lost with any of them."""
