@@ -16,6 +16,7 @@ from calotype.data.folder import read_folder
 from calotype.data.images import cut, images_from_pixels, pils_from_images
 from calotype.data.shapes import Shape, cut_away, read_forms, shape_notes, shapes_of, sort
 from calotype.data.sources import PictureSource
+from calotype.diffusion import calibration
 from calotype.files import read_json
 from calotype.legs import Form, picture_examples
 from calotype.legs.closed_form import fit_mixture, some_of
@@ -187,6 +188,21 @@ def test_the_closed_form_of_several_shapes_sees_them_all(folder, tmp_path):
         sigma, noisy = torch.ones(len(clean)), clean + torch.randn_like(clean)
         wrong = (mixture.denoise(noisy, sigma, form.pictures.labels) - clean).square().mean()
         assert wrong < 0.5 * (clean - clean.mean()).square().mean()
+
+
+def test_the_closed_form_is_calibrated_on_held_out_pictures(tmp_path, few):
+    """What `fit_mixture` gives has more variance outside its axes than the fit left there, where pictures are few."""
+    pictures = read_folder(write_shapes(tmp_path / "pictures", {(16, 16): 60}), 16)
+    forms = [Form(pictures, picture_examples(recipe(flip=False), pictures, CPU))]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(calibration, "FACTORS", (1.0,))
+        before, _ = fit_mixture(recipe(flip=False), forms, PixelSpace())
+    after, _ = fit_mixture(recipe(flip=False), forms, PixelSpace())
+    clean = images_from_pixels(pictures.pixels[pictures.held_out_indices])
+    noisy, sigma = clean + 0.1 * torch.randn_like(clean), torch.full((len(clean),), 0.1)
+    labels = pictures.labels[pictures.held_out_indices]
+    wrong = [(one.denoise(noisy, sigma, labels) - clean).square().mean() for one in (before, after)]
+    assert (after.rest > 1.2 * before.rest).all() and wrong[1] < wrong[0]
 
 
 def test_a_window_keeps_the_caption_of_its_picture_and_any_first_ones_are_of_all_forms(folder, tmp_path):

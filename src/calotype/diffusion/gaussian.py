@@ -209,12 +209,19 @@ def fit(
 def flow_error(
     mixture: ClosedForm, clean: Latents, labels: Labels, sigma: Sigmas, noise: Latents, text: Text | None = None
 ) -> float:
+    """The mean of `flow_errors`."""
+    return float(flow_errors(mixture, clean, labels, sigma, noise, text).mean())
+
+
+def flow_errors(
+    mixture: ClosedForm, clean: Latents, labels: Labels, sigma: Sigmas, noise: Latents, text: Text | None = None
+) -> Float[Tensor, " batch"]:
     """As in the loss of a flow: `((1 + sigma) / sigma) ** 2` times the squared error, of pictures + `sigma * noise`."""
     noisy, parts = clean + per_image(sigma) * noise, torch.arange(len(clean)).split(AT_ONCE)
     denoised = torch.cat(
         [mixture.denoise(noisy[some], sigma[some], labels[some], text and text.at(some.tolist())) for some in parts]
     )
-    return float(((denoised - clean).square().flatten(1).mean(1) * ((1 + sigma) / sigma) ** 2).mean())
+    return (denoised - clean).square().flatten(1).mean(1) * ((1 + sigma) / sigma) ** 2
 
 
 def refit(

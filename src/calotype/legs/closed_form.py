@@ -10,6 +10,7 @@ from itertools import product
 import torch
 from torch import Tensor
 
+from calotype.diffusion.calibration import Fitted, calibrated
 from calotype.diffusion.gaussian import ClosedForm, Mixture, Unseen, fit, flow_error, refit
 from calotype.diffusion.local import LocalGaussians
 from calotype.diffusion.telling import parts
@@ -50,6 +51,11 @@ class Trial:
         some, told = slice(0, count), Text(tuple(text[:count]))
         return flow_error(form, clean[some], labels[some], self.sigma[some], self.noise[some], told)
 
+    def calibrated(self, form: Fitted) -> Fitted:
+        """With as much variance outside the axes as these pictures have."""
+        clean, labels, text = self.known
+        return calibrated(form, clean, labels, self.noise, Text(tuple(text)))
+
     def optimistic(self, form: ClosedForm, train: Captioned) -> bool:
         return self.error(form) >= OPTIMISTIC * self.error(form, train)
 
@@ -69,13 +75,14 @@ def fit_mixture(recipe: Recipe, forms: Sequence[Form], space: Space) -> tuple[Cl
     sigma = recipe.denoiser.schedule.draw(len(few), rng.at("sigma")).to(known.clean)
     trial = Trial(known, sigma, rng.at("noise").normal(*known.clean.shape).to(known.clean))
     mixture = fit(train.clean, train.labels, known.clean, known.labels, trial.sigma, trial.noise)
+    mixture = trial.calibrated(mixture)
     folds = many.fold
     if folds is None or min(folds.bincount(minlength=2)) < FEWEST_TO_FOLD or not trial.optimistic(mixture, train):
         others = some_of(forms, trained, most, rng, 1)  # the same with other captions, perhaps
         again = captioned(others, space, rng.at("again"))
         return best_told(mixture, train, again, trial, recipe.denoiser.phrase_dropout), None
     unseen = refit(mixture, train.clean, train.labels, on_solver(folds))
-    return mixture, Unseen(tuple(one.to(few.clean.device) for one in unseen.mixtures))
+    return mixture, Unseen(tuple(trial.calibrated(one).to(few.clean.device) for one in unseen.mixtures))
 
 
 def some_of(forms: Sequence[Form], rows: Sequence[Tensor], most: int, rng: Rng, turn: int = 0) -> Batch:
@@ -127,9 +134,10 @@ def best_told(mixture: Mixture, train: Captioned, again: Captioned, trial: Trial
     whole = Known(train.and_again(again).told(), held_out.told())
     less = [said_less(one, phrases, rng.at(place)) for place, one in enumerate((train, again, held_out))]
     heard = fit_told(mixture, [whole, Known(less[0].and_again(less[1]), less[2])])
-    if heard is None or trial.optimistic(heard, train) or trial.error(heard) >= trial.error(mixture):
+    if heard is None:
         return mixture
-    return heard
+    heard = trial.calibrated(heard)
+    return mixture if trial.optimistic(heard, train) or trial.error(heard) >= trial.error(mixture) else heard
 
 
 def said_less(pictures: Captioned, phrases: float, rng: Rng) -> Captioned:
