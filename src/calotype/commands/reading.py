@@ -7,16 +7,18 @@ from pathlib import Path
 from calotype.commands.talk import Voice
 from calotype.data.folder import Pictures, read_folder
 from calotype.data.portraits import read_portraits, write_portraits
+from calotype.data.split import Rule, three_sets
 from calotype.vocabulary import UserError
 
 PORTRAITS = "portraits"
 
 
-def read(folder: Path | None, size: int, cache: Path | None, voice: Voice) -> Pictures:
+def read(folder: Path | None, size: int, cache: Path | None, voice: Voice, rule: Rule = three_sets) -> Pictures:
+    """The pictures in a folder, or the portraits, split by `rule`: see `rule_of` for those of a run."""
     with voice.bar("pictures") as progress:
         if folder is None:
-            return read_portraits(size, progress=lambda done, total: progress(done, total, ""))
-        return read_folder(folder, size, cache, lambda done, total: progress(done, total, ""))
+            return read_portraits(size, progress=lambda done, total: progress(done, total, ""), rule=rule)
+        return read_folder(folder, size, cache, lambda done, total: progress(done, total, ""), rule)
 
 
 def write_data(size: int, count: int | None, out: Path, voice: Voice) -> None:

@@ -8,6 +8,7 @@ import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,15 @@ from calotype.commands.reading import PORTRAITS, free, read
 from calotype.commands.talk import Voice
 from calotype.commands.workshop import develop
 from calotype.data.folder import Pictures
+from calotype.data.split import FILE as SPLIT_FILE
+from calotype.data.split import VERSION as SPLIT_VERSION
+from calotype.data.split import Rule, rule_of, three_sets
 from calotype.files import read_json, sha256, write_json, write_whole
 from calotype.interop import diffusers, minilm, transformers
 from calotype.learning.run import Run
 from calotype.machine import examine
 from calotype.plan import Plan, make_plan
-from calotype.recipe import ImportedSpace, Recipe, check, read_overrides, read_recipe, to_toml
+from calotype.recipe import ImportedSpace, Recipe, check, read_overrides, read_recipe, read_split, to_toml
 from calotype.tables import merge
 from calotype.vocabulary import UserError
 
@@ -56,6 +60,11 @@ class Wish:
         settings = with_encoder(located(merge(below, read_overrides(self.overrides, below), given)))
         stages = settings.get("stages") or [SIZE]
         return {"size": stages[-1], **settings}
+
+
+def rule_for(settings: dict[str, Any]) -> Rule:
+    """How a new run splits its pictures."""
+    return partial(three_sets, config=read_split(settings))
 
 
 def read_space(text: str | None) -> dict[str, Any]:
@@ -94,7 +103,7 @@ def with_encoder(settings: dict[str, Any]) -> dict[str, Any]:
 def plan(wish: Wish, voice: Voice) -> Plan:
     """The plan alone."""
     settings = wish.settings()
-    pictures = read(wish.folder, settings["size"], None, voice)
+    pictures = read(wish.folder, settings["size"], None, voice, rule_for(settings))
     made = make_plan(pictures, examine(wish.device), wish.budget, wish.started, settings)
     voice.plan(made)
     return made
@@ -107,7 +116,7 @@ def train(wish: Wish, voice: Voice, force: bool = False) -> Path:
     """
     settings = wish.settings()
     folder = run_folder(wish, settings["size"])
-    pictures = read(wish.folder, settings["size"], folder / "cache", voice)
+    pictures = read(wish.folder, settings["size"], folder / "cache", voice, rule_for(settings))
     was_read = time.time()
     machine = examine(wish.device)
     made = make_plan(pictures, machine, wish.budget, wish.started, settings)
@@ -119,6 +128,7 @@ def train(wish: Wish, voice: Voice, force: bool = False) -> Path:
     run.spend("plan", time.time() - was_read)
     write_whole(folder / "recipe.toml", to_toml(made.recipe))
     write_json(folder / "plan.json", made.as_json())
+    write_json(folder / SPLIT_FILE, pictures.split.as_json())
     return develop(run, made, pictures, machine, voice, force)
 
 
@@ -131,7 +141,7 @@ def resume(folder: Path, device: str, voice: Voice, force: bool = False) -> Path
     recipe = check(read_recipe(folder / "recipe.toml"))
     made = Plan.from_json(recipe, read_json(folder / "plan.json"))
     source = None if run.state["data"] == PORTRAITS else Path(run.state["data"])
-    pictures = read(source, recipe.size, folder / "cache", voice)
+    pictures = read(source, recipe.size, folder / "cache", voice, rule_of(folder))
     if pictures.content != run.state["content"]:
         raise UserError(
             f"the pictures in {source} have changed since {folder} was started; put them back, or start a new run"
@@ -172,7 +182,12 @@ def about(wish: Wish, folder: Path, pictures: Pictures, recipe: Recipe) -> dict[
         "data": str(wish.folder.resolve()) if wish.folder else PORTRAITS,
         "content": pictures.content,
         "space": content_of(recipe),
-        "pictures": {"train": len(pictures.train_indices), "held_out": len(pictures.held_out_indices)},
+        "pictures": {
+            "train": len(pictures.train_indices),
+            "validation": len(pictures.validation_indices),
+            "test": len(pictures.test_indices),
+        },
+        "split": {"version": SPLIT_VERSION, **recipe.split.model_dump()},
         "classes": list(pictures.classes),
         "state": "training",
         "legs": dict.fromkeys(recipe.legs, "waiting"),
