@@ -182,11 +182,7 @@ def about(wish: Wish, folder: Path, pictures: Pictures, recipe: Recipe) -> dict[
         "data": str(wish.folder.resolve()) if wish.folder else PORTRAITS,
         "content": pictures.content,
         "space": content_of(recipe),
-        "pictures": {
-            "train": len(pictures.train_indices),
-            "validation": len(pictures.validation_indices),
-            "test": len(pictures.test_indices),
-        },
+        "pictures": pictures.split.counts,
         "split": {"version": SPLIT_VERSION, **recipe.split.model_dump()},
         "classes": list(pictures.classes),
         "state": "training",

@@ -69,7 +69,7 @@ def prints_of(pixels: UInt8[Tensor, "count 3 rows columns"]) -> Prints:
 
     def look(part: Tensor) -> Prints:
         pictures = part.permute(0, 2, 3, 1).contiguous().numpy()
-        found = edges_of(shrunk_together(pictures))
+        found: Prints = edges_of(shrunk_together(pictures))
         for row in np.flatnonzero(~found.any(1)):
             found[row] = bits_of(pictures[row], found.shape[1])
         return found
@@ -101,9 +101,7 @@ def alike_pairs(prints: Sequence[Print]) -> list[tuple[int, int]]:
         like = alike(edges[start : start + AT_ONCE], edges)
         first = like.argmax(1)
         pairs += [
-            (row, int(other))
-            for row, (other, any_) in enumerate(zip(first, like.any(1), strict=True), start)
-            if any_ and other < row
+            (start + row, int(first[row])) for row in np.flatnonzero(like.any(1)).tolist() if first[row] < start + row
         ]
     return pairs
 

@@ -73,10 +73,17 @@ class Split:
     def at(self, chosen: Int[Tensor, " _"]) -> Split:
         return Split(self.train[chosen], self.validation[chosen], self.test[chosen], self.notes)
 
+    @property
+    def sets(self) -> dict[str, Bool[Tensor, " count"]]:
+        return {"train": self.train, "validation": self.validation, "test": self.test}
+
+    @property
+    def counts(self) -> dict[str, int]:
+        return {name: int(inside.sum()) for name, inside in self.sets.items()}
+
     def as_json(self) -> dict[str, Any]:
-        """The rows of each set; `content` of the pictures says whose rows they are."""
-        sets = {"train": self.train, "validation": self.validation, "test": self.test}
-        rows = {name: inside.nonzero().flatten().tolist() for name, inside in sets.items()}
+        """The rows of each set, which belong to pictures of the same content."""
+        rows = {name: inside.nonzero().flatten().tolist() for name, inside in self.sets.items()}
         return {"version": VERSION, "count": len(self), **rows}
 
 
@@ -116,7 +123,8 @@ def recorded(found: dict[str, Any]) -> Rule:
     def rule(pixels: UInt8[Tensor, "count 3 rows columns"], labels: Labels, classes: Sequence[str] = ()) -> Split:
         if len(labels) != found["count"]:
             return three_sets(pixels, labels, classes)
-        return Split(*(rows_set(found[name], len(labels)) for name in ("train", "validation", "test")))
+        train, validation, test = (rows_set(found[name], len(labels)) for name in ("train", "validation", "test"))
+        return Split(train, validation, test)
 
     return rule
 
