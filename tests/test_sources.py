@@ -125,9 +125,9 @@ def test_without_a_factor_there_is_no_smaller_picture():
 @pytest.mark.parametrize("flip", [False, True])
 def test_latents_come_with_their_label_from_either_side(flip):
     source = latent_source(flip)
-    batches = [source.batch(9 * epoch, 9) for epoch in range(20)]
+    batches = [source.batch(8 * epoch, 8) for epoch in range(20)]
     assert all(torch.equal(batch.clean[:, 0].amax((1, 2)).long(), batch.labels) for batch in batches)
-    seen = [batch.clean[index] for batch in batches for index in range(9) if batch.labels[index] == 4]
+    seen = [batch.clean[index] for batch in batches for index in range(8) if batch.labels[index] == 4]
     sides = [sum(torch.equal(one, side[4].float()) for one in seen) for side in source.cache.moments]
     assert sum(sides) == 20 and min(sides) > 2 * flip
     first = [

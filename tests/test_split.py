@@ -11,7 +11,7 @@ from small import noise_pixels, write_pictures
 from calotype.data import split as module
 from calotype.data.folder import Source, assemble, read_folder
 from calotype.data.prints import alike_pairs, near_duplicates, print_of, prints_of
-from calotype.data.split import SplitConfig, first_tenth, quotas, recorded, three_sets
+from calotype.data.split import DEFAULT, SplitConfig, first_tenth, quotas, recorded, three_sets
 from calotype.recipe import check, read_overrides, read_split
 from calotype.vocabulary import NOT_TOLD, UserError
 
@@ -22,7 +22,7 @@ def photographs(count, size=SIDE, seed=0):
     return noise_pixels(count, size, seed)
 
 
-def split_of(sizes, config=SplitConfig(), seed=0):
+def split_of(sizes, config=DEFAULT, seed=0):
     """Of classes of these sizes, mixed; all pictures differ."""
     labels = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
     labels = labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))]
@@ -37,15 +37,20 @@ def crossing(split, prints):
     return [int(near_duplicates(prints[sets[one]], prints[sets[other]]).sum()) for one, other in pairs]
 
 
-def copies(pictures, count, side=SIDE):
-    """The first `count` of them, shrunk, saved as JPEG, and brought back to their size."""
-    made = []
-    for picture in pictures[:count]:
-        small = Image.fromarray(picture.permute(1, 2, 0).numpy()).resize((3 * side // 4,) * 2, Image.Resampling.LANCZOS)
-        small.save(buffer := io.BytesIO(), "JPEG", quality=90)
-        again = np.array(Image.open(buffer).convert("RGB").resize((side, side), Image.Resampling.LANCZOS))
-        made.append(torch.from_numpy(again).permute(2, 0, 1))
-    return torch.stack(made)
+def soft_photographs(count, side=48):
+    """Soft spots of colour: what stays itself when it is shrunk."""
+    spots = np.random.default_rng(1).integers(0, 256, (count, 6, 6, 3), dtype=np.uint8)
+    return [Image.fromarray(one).resize((side, side), Image.Resampling.BICUBIC) for one in spots]
+
+
+def copy_of(picture):
+    """Smaller, as a JPEG, at its old size."""
+    picture.resize((36, 36)).save(buffer := io.BytesIO(), "JPEG", quality=75)
+    return Image.open(buffer).convert("RGB").resize(picture.size, Image.Resampling.LANCZOS)
+
+
+def pixels_of(pictures):
+    return torch.from_numpy(np.stack([np.asarray(one) for one in pictures])).permute(0, 3, 1, 2).contiguous()
 
 
 # -- How many ----------------------------------------------------------------------------------------------------------
@@ -101,9 +106,7 @@ def test_each_set_has_the_classes_in_proportion_and_those_without_a_label_too():
 def test_the_notes_say_how_many_and_which_classes_are_too_small():
     split, _ = split_of([40, 1, 2])
     assert split.notes[0] == "37 pictures to train on, 2 for validation, 4 for the test"
-    assert "2 classes are too small to be tested: 'class 1' 1, 'class 2' 2".replace("'", "") in "".join(
-        note.replace("'", "") for note in split.notes
-    )
+    assert "2 classes are too small to be tested: class 1 1, class 2 2" in split.notes
 
 
 def test_a_single_picture_is_in_all_three_sets():
@@ -132,7 +135,7 @@ def test_names_and_order_of_files_make_no_difference(tmp_path):
 
 
 def test_a_picture_more_changes_little():
-    """Two of a set at most: one that comes and one that goes, in a folder whose pictures all differ."""
+    """At most three of a set: its size changes by one, and the new picture takes the place of another."""
     pixels, rng = photographs(80), np.random.default_rng(0)
     digests = [f"{number:08}" for number in rng.permutation(10**6)[:80]]
 
@@ -143,17 +146,17 @@ def test_a_picture_more_changes_little():
 
     for count in range(60, 79):
         for before, after in zip(kept(count), kept(count + 1), strict=True):
-            assert len(before ^ after) <= 2 + (count + 1) % 20 == 0 or len(before ^ after) <= 3
+            assert len(before ^ after) <= 3
 
 
 def test_near_duplicates_lie_on_one_side():
     """Resized and recompressed copies of 40 of 100 pictures, in another class."""
-    pixels = photographs(100)
-    every = torch.cat([pixels, copies(pixels, 40)])
+    pictures = soft_photographs(100)
+    every = pixels_of([*pictures, *map(copy_of, pictures[:40])])
     labels = torch.cat([torch.arange(100) % 2, torch.arange(40) % 2 + 1])
     turn = torch.randperm(140)
     prints = prints_of(every[turn])
-    assert near_duplicates(prints_of(every[100:]), prints_of(pixels)).all()
+    assert near_duplicates(prints_of(every[100:]), prints_of(every[:40])).all()
     assert any(crossing(first_tenth(every[turn], labels[turn]), prints))  # a split that does not look cuts pairs
     split = three_sets(every[turn], labels[turn], ("a", "b", "c"))
     assert crossing(split, prints) == [0, 0, 0]
