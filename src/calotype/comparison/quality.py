@@ -23,7 +23,7 @@ from calotype.stage import Sampling, Stage, generate, in_turn, shrunk
 from calotype.vocabulary import Images, Labels, Rng, Text, UserError
 
 Told = Callable[[int, int], None]
-Rows = Int[Tensor, " rows"]
+Rows = Int[Tensor, " _"]
 FEWEST = 2
 """Pictures of a set that samples are held against; where it has fewer, others are taken too."""
 SHOWN = 12
