@@ -169,9 +169,8 @@ def test_every_picture_is_as_likely_as_any_other(folder, tmp_path):
             seen[min(one.numpy().tobytes() for one in (image, image.flip(-1)))] += 1
     trained = sum(len(form.pictures.train_indices) for form in forms)
     expected = 2000 / trained
-    assert (
-        len(seen) == trained == 26 and max(abs(times - expected) for times in seen.values()) < 5 * (2 * expected) ** 0.5
-    )
+    assert len(seen) == trained == 26
+    assert max(abs(times - expected) for times in seen.values()) < 5 * (2 * expected) ** 0.5
 
 
 def test_one_form_is_what_it_is_without_others(folder):

@@ -155,7 +155,7 @@ def measures(setup: Setup, pair: Halves, samples: Samples) -> dict[str, Any]:
     return {
         "measures": found,
         "classes": by_class(setup, pair, samples),
-        "autoencoder": reconstructions(one, library, pair, setup.seed),
+        "autoencoder": reconstructions(one, library, setup.trained or setup.pictures, pair, setup.seed),
     }
 
 
