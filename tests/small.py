@@ -11,6 +11,7 @@ from calotype.commands import Wish, train
 from calotype.data.folder import Pictures
 from calotype.data.images import images_from_pixels, pils_from_images
 from calotype.data.latents import LatentCache
+from calotype.data.split import Split
 from calotype.learning import run
 from calotype.legs import Form, autoencoder_leg, denoiser_leg, latent_examples
 from calotype.machine import Machine
@@ -94,8 +95,13 @@ def noise_pixels(count, size=16, seed=0):
 
 def noise_pictures(count=10, size=16, classes=("a", "b"), seed=0):
     labels = torch.arange(count) % len(classes) if classes else torch.full((count,), NOT_TOLD)
-    held_out = torch.arange(count) < max(1, count // 10)
-    return Pictures(noise_pixels(count, size, seed), labels, classes, held_out, f"content {seed}")
+    return Pictures(noise_pixels(count, size, seed), labels, classes, tenths(count), f"content {seed}")
+
+
+def tenths(count):
+    """A tenth to choose by, the next tenth for the test."""
+    tenth = (torch.arange(count) / max(1, count // 10)).long()
+    return Split(tenth > 1, tenth == 0, tenth == 1)
 
 
 def write_pictures(folder, count=10, size=16, classes=("a", "b"), seed=0):

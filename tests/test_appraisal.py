@@ -2,17 +2,22 @@
 
 import re
 import shutil
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from small import CASCADE, HYBRID, Keeper, be_quick, wish, write_pictures
+from PIL import Image
+from small import CASCADE, HYBRID, Keeper, be_quick, noise_pictures, noise_pixels, wish, write_pictures
 
 from calotype import commands
 from calotype.appraisal import write_card
 from calotype.appraisal.card import escaped
 from calotype.appraisal.pictures import halves
 from calotype.comparison.competitor import open_one
+from calotype.data.folder import read_folder
+from calotype.data.split import SplitConfig, three_sets
 from calotype.evaluate.features import LITE0, FeatureNetwork, distance_name, features_key, kept_features
 from calotype.evaluate.measures import MEASURES, distance_key, measured
 from calotype.files import is_whole, read_json, write_json
@@ -111,13 +116,14 @@ def test_numbers_have_what_they_are_to_be_read_with(found):
     assert found["features"]["weights_sha256"] == LITE0.weights
     assert "antialiased" in found["features"]["preparation"]
     for column in ("samples", "floor", "ceiling"):
-        assert found["measures"][column]["n"] == [5, 5]  # half of ten pictures
-        assert found["autoencoder"][column]["n"] == [5, 5]
+        assert found["measures"][column]["n"] == [2, 2]  # of ten pictures, one for the test and one for validation
+        assert found["autoencoder"][column]["n"] == [2, 2]
     assert [one["class"] for one in found["classes"]] == ["a", "b"]
     assert found["autoencoder"]["samples"]["psnr"]["low"] < found["autoencoder"]["samples"]["psnr"]["value"]
-    assert found["memorisation"]["n"] == [24, 9, 9]
+    assert found["memorisation"]["n"] == [24, 8, 8]
+    assert found["unseen"] and found["pictures"] == {"train": 8, "validation": 1, "test": 1}
     assert set(found["gaps"][0]["levels"]) >= {"all"}
-    assert any("5 can be held against" in note for note in found["notes"])
+    assert any("2 can be held against" in note for note in found["notes"])
     assert found["obedience"] == {"reason": "the model was trained without captions"}
 
 
@@ -143,17 +149,34 @@ def test_the_numbers_are_the_same_the_second_time(run, tmp_path):
 
 def test_the_two_halves_have_nothing_in_common(run):
     pictures = write_pictures(run.parent / "many", 21)
-    from calotype.data.folder import read_folder
+    pictures = read_folder(pictures, 16)
+    pair = halves(pictures, 8)
+    assert len(set(pair.chosen.tolist()) | set(pair.others.tolist())) == 4
+    assert pair.chosen.tolist() == pictures.test_indices.tolist()
 
-    pair = halves(read_folder(pictures, 16), 8, unseen=False)
-    assert len(set(pair.chosen.tolist()) | set(pair.others.tolist())) == 16
-    assert pair.chosen[:2].tolist() == [0, 1]  # the held-out ones come first
+
+def test_samples_are_held_against_test_pictures_alone_and_the_floor_is_no_test_picture_twice():
+    """Others go on with test pictures, then with validation pictures, and the notes say so."""
+    pictures = noise_pictures(100)
+    pair = halves(pictures, 8)
+    assert pair.chosen.tolist() == [*range(10, 18)] and pair.others.tolist() == [18, 19, *range(6)]
+    assert pair.notes == (
+        "of the 8 others that they are held against, as the floor, 6 are validation pictures: too few are held out",
+    )
+    assert halves(pictures, 5).notes == ()
 
 
-@pytest.mark.parametrize(("rows", "said"), [([0, 99], "saw 1 of the 5"), ([9], "on other real pictures")])
-def test_it_says_whether_a_sweep_chose_by_the_same_pictures(run, tmp_path, rows, said):
+def test_without_a_test_set_validation_pictures_take_its_place():
+    split = three_sets(noise_pixels(100), torch.zeros(100, dtype=torch.long), (), SplitConfig(test=0))
+    pair = halves(replace(noise_pictures(100), split=split), 5)
+    assert split.validation[pair.chosen].all() and split.train[pair.others].all()
+    assert pair.notes[0] == "of the 5 real pictures, 5 are validation pictures: too few are held out"
+
+
+@pytest.mark.parametrize(("kind", "said"), [("test", "saw 1 of the 2"), ("train", "on other real pictures")])
+def test_it_says_whether_a_sweep_chose_by_the_same_pictures(run, tmp_path, kind, said):
     shutil.copytree(run, tmp_path / "run")
-    content = read_json(run / "run.json")["content"]
+    content, rows = read_json(run / "run.json")["content"], read_json(run / "split.json")[kind]
     write_json(tmp_path / "run" / "sweep.json", {"stored": True, "content": content, "rows": rows})
     assert said in evaluate(tmp_path / "run", out=tmp_path / "out", count=24)
 
@@ -174,8 +197,68 @@ def test_unseen_data_are_told_apart_and_copies_are_still_sought(run, tmp_path):
     evaluate(run, tmp_path / "others", count=24, out=tmp_path / "out")
     found = read_json(tmp_path / "out" / "evaluation.json")
     assert found["unseen"]
-    assert any("not those that the run was trained on" in note for note in found["notes"])
-    assert found["memorisation"]["n"] == [24, 9, 9]
+    assert "none of the 12 pictures was in the training set, nor is like one of it" in found["notes"]
+    assert found["memorisation"]["n"] == [24, 8, 8] and found["measures"]["samples"]["n"] == [6, 6]
+
+
+def kind_of(run, kind):
+    """The files of a run's pictures in one of its sets."""
+    pictures = read_folder(Path(read_json(run / "run.json")["data"]), 16)
+    return [pictures.originals[row].path for row in read_json(run / "split.json")[kind]]
+
+
+def copied(paths, folder):
+    """Under other names, as BMP files: equal pixels, other bytes."""
+    folder.mkdir()
+    for index, path in enumerate(paths):
+        Image.open(path).save(folder / f"{index}.bmp")
+    return folder
+
+
+def test_pictures_that_the_run_was_trained_on_are_counted_and_left_out(run, tmp_path):
+    trained = kind_of(run, "train")
+    data = copied([*trained, *kind_of(run, "validation")], tmp_path / "data")
+    write_pictures(data, 4, seed=5, classes=())
+    said = evaluate(run, data, out=tmp_path / "out")
+    note = "8 of 13 pictures were in the training set and 1 in the validation set; measured on the other 4"
+    assert any(note in one for one in read_json(tmp_path / "out" / "evaluation.json")["notes"]) and note in said
+    found = read_json(tmp_path / "out" / "evaluation.json")
+    assert found["unseen"] and found["measures"]["samples"]["n"] == [4, 4]
+    assert found["pictures"] == {"train": 8, "validation": 1, "test": 4}
+
+
+def test_a_folder_of_training_pictures_alone_says_nothing_of_new_ones(run, tmp_path):
+    with pytest.raises(UserError, match="has seen all 8 pictures") as error:
+        evaluate(run, copied(kind_of(run, "train"), tmp_path / "data"), out=tmp_path / "out")
+    assert "\n" not in str(error.value)
+
+
+def test_the_runs_own_folder_by_name_is_split_as_the_run_has_it(run, tmp_path):
+    evaluate(run, out=tmp_path / "one")
+    evaluate(run, Path(read_json(run / "run.json")["data"]), out=tmp_path / "two")
+    one, two = (read_json(tmp_path / name / "evaluation.json") for name in ("one", "two"))
+    assert one["measures"] == two["measures"] and one["pictures"] == two["pictures"]
+
+
+def test_a_run_of_an_earlier_version_is_judged_by_its_first_tenth_and_says_that_it_chose_by_them(run, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    (tmp_path / "run" / "split.json").unlink()
+    facts = read_json(run / "run.json")
+    write_json(tmp_path / "run" / "run.json", {name: value for name, value in facts.items() if name != "split"})
+    said = evaluate(tmp_path / "run", out=tmp_path / "out")
+    assert "were also used for choices in training" in said
+    assert read_json(tmp_path / "out" / "evaluation.json")["pictures"] == {"train": 9, "validation": 1, "test": 1}
+
+
+def test_where_the_folder_has_changed_nobody_knows_what_the_run_has_seen(run, tmp_path):
+    data = tmp_path / "data"
+    shutil.copytree(read_json(run / "run.json")["data"], data)
+    shutil.copytree(run, tmp_path / "run")
+    write_json(tmp_path / "run" / "run.json", {**read_json(run / "run.json"), "data": str(data)})
+    write_pictures(data, 2, seed=5)
+    said = evaluate(tmp_path / "run", out=tmp_path / "out")
+    assert "it is not known whether it has seen" in said
+    assert read_json(tmp_path / "out" / "evaluation.json")["unseen"] is None
 
 
 def test_without_the_training_pictures_nothing_is_said_of_copies(run, tmp_path):
@@ -199,7 +282,7 @@ def test_mistakes_are_one_line(run, tmp_path, change, count, error):
 
 def test_one_picture_is_too_few(run, tmp_path):
     with pytest.raises(UserError, match="at least 2"):
-        evaluate(run, write_pictures(tmp_path / "one", 1, classes=()), out=tmp_path / "out")
+        evaluate(run, write_pictures(tmp_path / "one", 1, classes=(), seed=5), out=tmp_path / "out")
 
 
 # -- The card and the page ---------------------------------------------------------------------------------------------
@@ -217,8 +300,8 @@ def test_the_model_is_whole_with_its_card_before_and_after(finished, run):
 def test_the_card_says_what_a_stranger_must_know_and_no_file_name(run):
     card = (run / "model" / "README.md").read_text()
     facts = read_json(run / "run.json")
-    for told in ("9 pictures to train on, 1 held out", "2 classes: a, b", facts["content"], "license: unknown",
-                 "Too few to say", "seed 0", "calotype sample", "PSNR"):  # fmt: skip
+    for told in ("8 pictures to train on, 1 for validation, 1 for the test", "2 classes: a, b", facts["content"],
+                 "license: unknown", "Too few to say", "seed 0", "calotype sample", "PSNR"):  # fmt: skip
         assert told in card
     assert str(run) not in card
     assert facts["data"] not in card

@@ -55,7 +55,7 @@ def test_metadata_names_pictures_below_it_and_may_have_several_captions(folder):
 def test_pictures_without_captions_have_none_and_nothing_is_said(folder):
     assert captions_of(folder, "0.png") == (None, [])
     pictures = read_folder(folder, 16)
-    assert pictures.captions is None and pictures.notes == ()
+    assert pictures.captions is None and pictures.notes == pictures.split.notes
 
 
 def test_captions_follow_their_pictures_and_are_content(folder):

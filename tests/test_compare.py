@@ -11,15 +11,19 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
-from small import CASCADE, SETTINGS, Keeper, be_quick, noise_pictures, wish, write_pictures
+from small import CASCADE, SETTINGS, Keeper, be_quick, noise_pictures, noise_pixels, wish, write_pictures
 
 from calotype import commands
 from calotype.comparison.competitor import without_seed
 from calotype.comparison.deployed import too_much
 from calotype.comparison.history import detrended_spread, gaps
+from calotype.comparison.overlap import unseen_by_all
 from calotype.comparison.quality import choose_reals
 from calotype.comparison.verdicts import CLAIMS, FAILS, HOLDS, NOT_SHOWN, verdicts
+from calotype.data.folder import read_folder
+from calotype.data.split import Split, three_sets
 from calotype.evaluate.costs import counter
 from calotype.evaluate.propagation import CORRUPTIONS, STRENGTHS
 from calotype.files import read_json, write_json
@@ -254,21 +258,46 @@ def test_every_claim_has_one_sentence_and_without_a_cascade_none_is_shown(found)
 # -- The parts ---------------------------------------------------------------------------------------------------------
 
 
-def test_reals_are_held_out_and_others_are_disjoint():
+def test_reals_are_test_pictures_and_others_are_disjoint():
     pictures = noise_pictures(600)
-    reals = choose_reals(pictures, 60, pictures.held_out_indices)
-    assert len(reals) == len(reals.others) == 60
-    assert pictures.held_out[reals.chosen].all()
+    reals = choose_reals(pictures, 30)
+    assert len(reals) == len(reals.others) == 30
+    assert pictures.split.test[torch.cat([reals.chosen, reals.others])].all()
     assert not np.isin(reals.chosen, reals.others).any()
     assert not reals.notes
 
 
-def test_with_few_held_out_pictures_all_are_taken_and_the_notes_say_so():
+def test_with_few_test_pictures_the_floor_has_others_and_the_notes_say_so():
     pictures = noise_pictures(30)
-    reals = choose_reals(pictures, 60, pictures.held_out_indices)
-    assert len(reals) == len(reals.others) == 15
-    assert len(set(reals.chosen.tolist()) | set(reals.others.tolist())) == 30
+    reals = choose_reals(pictures, 60)
+    assert len(reals) == len(reals.others) == 3
+    assert pictures.split.test[reals.chosen].all() and pictures.split.validation[reals.others].all()
     assert len(reals.notes) == 2
+    with pytest.raises(UserError, match="at least 4"):
+        choose_reals(noise_pictures(3), 60)
+
+
+def test_pictures_are_unseen_where_no_run_has_trained_on_them_or_chosen_by_them():
+    one, two = (three_sets(noise_pixels(100, seed=seed), torch.zeros(100, dtype=torch.long)) for seed in (0, 1))
+    both = unseen_by_all([one, Split(*(inside.flip(0) for inside in two.sets.values())), None], 100)
+    assert torch.equal(both.test, one.test & two.test.flip(0))
+    assert torch.equal(both.train, one.train | two.train.flip(0))
+    assert not (both.test & (one.validation | two.validation.flip(0) | both.train)).any()
+    assert torch.equal(unseen_by_all([one], 100).validation, one.validation)
+    assert unseen_by_all([None], 100).test.all()
+
+
+def test_other_pictures_are_compared_without_those_that_a_run_has_seen(home):
+    """As BMP files, so of other content, beside new ones."""
+    pictures = read_folder(home / "pictures", 16)
+    trained = read_json(home / "latent" / "split.json")["train"]
+    (home / "mixed").mkdir()
+    for row in trained[:5]:
+        path = pictures.originals[row].path
+        Image.open(path).save(home / "mixed" / f"{path.stem}.bmp")
+    write_pictures(home / "mixed", 6, classes=(), seed=9)
+    found = read_json(compare(home, "latent", "cascade", out="seen", data=home / "mixed") / "compare.json")
+    assert found["count"] == 4 and sum("it has seen 5 of these 11" in note for note in found["notes"]) == 2
 
 
 def test_a_gap_is_by_the_train_loss_and_its_growth_from_look_to_look():

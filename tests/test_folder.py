@@ -40,7 +40,8 @@ def test_each_picture_is_there_once_as_the_decoder_gives_it(tmp_path):
     paths = [*album(tmp_path, 3), *album(tmp_path / "deeper" / "still", 3, first=3)]
     pictures = read_folder(tmp_path, 16)
     assert pictures.pixels.shape == (6, 3, 16, 16) and rows(pictures) == {pixels_of(path) for path in paths}
-    assert pictures.classes == () and (pictures.labels == NOT_TOLD).all() and pictures.notes == ()
+    assert pictures.classes == () and (pictures.labels == NOT_TOLD).all()
+    assert pictures.notes == pictures.split.notes
 
 
 @pytest.mark.skipif(os.name == "nt", reason="such names do not exist there")
@@ -59,7 +60,7 @@ def test_names_make_no_difference(tmp_path):
         picture(tmp_path / "plain" / f"{seed}.png", seed)
     odd, plain = read_folder(tmp_path / "odd", 16), read_folder(tmp_path / "plain", 16)
     assert odd.content == plain.content and torch.equal(odd.pixels, plain.pixels)
-    assert torch.equal(odd.held_out, plain.held_out)
+    assert all(torch.equal(inside, plain.split.sets[name]) for name, inside in odd.split.sets.items())
 
 
 def test_content_tells_the_pictures_and_the_size(tmp_path):
@@ -70,37 +71,6 @@ def test_content_tells_the_pictures_and_the_size(tmp_path):
     picture(tmp_path / "new.png", seed=78)
     seen.add(read_folder(tmp_path, 16).content)
     assert len(seen) == 4
-
-
-@pytest.mark.parametrize("count, held_out", [(2, 1), (9, 1), (19, 1), (20, 2), (59, 5)])
-def test_a_tenth_is_held_out_and_the_rest_is_trained_on(tmp_path, count, held_out):
-    album(tmp_path, count)
-    pictures = read_folder(tmp_path, 4)
-    split = torch.cat([pictures.held_out_indices, pictures.train_indices])
-    assert len(pictures.held_out_indices) == held_out and split.sort().values.tolist() == list(range(count))
-
-
-def test_never_more_than_a_thousand_are_held_out():
-    sources = [module.Source(f"{place:05}", "") for place in range(11_000)]
-    assert module.assemble(np.zeros((11_000, 3, 1, 1), np.uint8), sources, (), 1, []).held_out.sum() == 1000
-
-
-def test_a_single_picture_is_trained_on_and_held_out(tmp_path):
-    album(tmp_path, 1)
-    pictures = read_folder(tmp_path, 16)
-    assert pictures.train_indices.tolist() == pictures.held_out_indices.tolist() == [0]
-    assert told(pictures, "only 1 picture", "held out")
-
-
-def test_one_more_picture_moves_at_most_one_across_the_split(tmp_path):
-    album(tmp_path, 29)
-    before = read_folder(tmp_path, 8)
-    for seed in range(100, 112):
-        new = picture(tmp_path / f"{seed}.png", seed)
-        after = read_folder(tmp_path, 8)
-        kept = rows(after, after.held_out) - {pixels_of(new, 8)}
-        assert len(kept ^ rows(before, before.held_out)) <= 1
-        before = after
 
 
 def test_equal_files_are_read_once(tmp_path):

@@ -14,6 +14,7 @@ from calotype.data.captions import Captions
 from calotype.data.describing import LANGUAGES, describe, shown, unseen
 from calotype.data.images import images_from_pixels, pils_from_images
 from calotype.data.portraits import STYLES, read_drawn, read_portraits
+from calotype.data.split import Split
 from calotype.diffusion.denoiser import Denoiser
 from calotype.diffusion.noise import Flow
 from calotype.evaluate.features import LITE0
@@ -103,7 +104,7 @@ class Painter(Competitor):
 @pytest.fixture(scope="module")
 def judged(pictures, drawn, tmp_path_factory):
     """What is found of a model that answers with the held-out pictures, in order or not."""
-    rows = pictures.held_out_indices
+    rows = pictures.test_indices
     images = images_from_pixels(pictures.pixels[rows])
 
     def judge(order):
@@ -159,7 +160,8 @@ def sought(error, count=64, held_out=40, folder=None):
     told = tuple((f"{float(image.mean()):.6f}",) for image in images)
     pictures = noise_pictures(80)
     object.__setattr__(pictures, "captions", Captions(told))
-    object.__setattr__(pictures, "held_out", torch.arange(80) < held_out)
+    test = torch.arange(80) < held_out
+    object.__setattr__(pictures, "split", Split(~test, torch.zeros_like(test), test))
     one = object.__new__(Painter)
     stage = Stage(Toy(error), PixelSpace(), Flow(), 16)
     object.__setattr__(one, "model", SimpleNamespace(stages=(stage,), device=torch.device("cpu")))

@@ -41,7 +41,7 @@ def test_portraits_are_spread_evenly_over_the_styles():
     pictures = read_portraits(SIZE, COUNT)
     assert pictures.pixels.shape == (COUNT, 3, SIZE, SIZE) and pictures.classes == STYLES
     assert sorted(pictures.labels.bincount().tolist()) == [3, 3, 3, 3, 4, 4]
-    assert len(pictures.held_out_indices) == 2
+    assert len(pictures.test_indices) == 2 and len(pictures.validation_indices) == 1
 
 
 def test_fewer_portraits_are_the_first_of_more():

@@ -112,7 +112,9 @@ def test_every_picture_is_in_one_form_as_it_is_cut_from_its_file(folder, tmp_pat
     for form in forms:
         for row, original in enumerate(form.originals):
             index = seen.pop(original.path)
-            assert form.held_out[row] == pictures.held_out[index] and form.labels[row] == pictures.labels[index]
+            assert form.labels[row] == pictures.labels[index]
+            for name, inside in pictures.split.sets.items():
+                assert form.split.sets[name][row] == inside[index]
             (made,) = pils_from_images(images_from_pixels(form.pixels[row, None]))
             assert made.tobytes() == cut(Image.open(original.path), *made.size).tobytes()
     assert not seen and len({form.content for form in forms}) == 3
@@ -166,8 +168,10 @@ def test_every_picture_is_as_likely_as_any_other(folder, tmp_path):
     for images_seen in range(0, 2000, 2):
         for image in source.batch(images_seen, 2).clean:
             seen[min(one.numpy().tobytes() for one in (image, image.flip(-1)))] += 1
-    expected = 2000 / sum(len(form.pictures.train_indices) for form in forms)
-    assert len(seen) == 27 and max(abs(times - expected) for times in seen.values()) < 5 * (2 * expected) ** 0.5
+    trained = sum(len(form.pictures.train_indices) for form in forms)
+    expected = 2000 / trained
+    assert len(seen) == trained == 26
+    assert max(abs(times - expected) for times in seen.values()) < 5 * (2 * expected) ** 0.5
 
 
 def test_one_form_is_what_it_is_without_others(folder):
@@ -231,8 +235,8 @@ def test_a_window_keeps_the_caption_of_its_picture_and_any_first_ones_are_of_all
 
 def test_a_leg_is_judged_by_the_form_with_most_held_out_pictures(folder, tmp_path):
     forms = forms_of(folder, tmp_path)
-    counts = [len(form.pictures.held_out_indices) for form in forms]
-    assert sum(counts) == 2 and counts[main_form(forms)] == max(counts) > 0
+    counts = [len(form.pictures.validation_indices) for form in forms]
+    assert sum(counts) == 1 and counts[main_form(forms)] == max(counts) > 0
 
 
 # -- Runs --------------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from small import Keeper, be_quick, noise_pictures, train_small, wish, write_pic
 from calotype import commands
 from calotype.appraisal.pictures import halves
 from calotype.commands import Grid, sweeping
-from calotype.commands.sweeping import for_choosing, maker
+from calotype.commands.sweeping import maker
 from calotype.comparison.quality import choose_reals
 from calotype.evaluate.distances import frechet_distance
 from calotype.evaluate.sets import Estimate, frechet_estimate, frechet_of_rows
@@ -136,14 +136,15 @@ def test_the_card_may_still_be_written_by_hand_after_a_sampling_was_stored(run):
     assert (model / "README.md").read_text() == card + "licence: mine"
 
 
-def test_a_sweep_chooses_by_other_pictures_than_evaluation_judges_by():
-    pictures = noise_pictures(2000)
-    reals = choose_reals(pictures, 90, for_choosing(pictures))
-    judged = halves(pictures, 90, unseen=False).chosen
-    assert pictures.held_out[reals.chosen].all() and len(reals) == len(reals.others) == 90
-    assert not set(reals.chosen.tolist()) & (set(judged.tolist()) | set(reals.others.tolist()))
-    few = noise_pictures(300)
-    assert sorted(for_choosing(few).tolist()) == few.held_out_indices.tolist()  # half of 30 is too few to choose by
+def test_a_sweep_chooses_by_validation_pictures_and_sees_no_test_picture():
+    for count in (2000, 300, 20):
+        pictures = noise_pictures(count)
+        reals = choose_reals(pictures, 90, by_validation=True)
+        assert pictures.split.validation[reals.chosen].all() and len(reals) == min(90, count // 10) == len(reals.others)
+        seen = torch.cat([reals.chosen, reals.others])
+        assert not pictures.split.test[seen].any() and len(seen.unique()) == len(seen)
+        judged = halves(pictures, 90)
+        assert not set(reals.chosen.tolist()) & set(judged.chosen.tolist())
 
 
 def test_a_sweep_has_other_seeds_than_samples(run, monkeypatch):

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 import tomli_w
 from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, model_validator
 
+from calotype.data.split import SplitConfig
 from calotype.diffusion.augmentation import Augmentation, Noising
 from calotype.diffusion.denoiser import ScalingName
 from calotype.diffusion.noise import Flow, Karras, Schedule
@@ -157,6 +158,8 @@ class Recipe(Config):
     shapes: PositiveInt = 1
     """Shapes to train on, from 1:2 to 2:1, each about as large as the square, which is always one; 1: only that."""
     seed: int = 0
+    split: SplitConfig = SplitConfig()
+    """How many pictures are kept from training, for validation and test."""
     flip: bool = False
     """Also train on mirror images."""
     precision: Precision = "float32"
@@ -332,6 +335,11 @@ def check(settings: dict[str, Any], place: Any = lambda key: f"recipe: {key}") -
         return Recipe.model_validate(over_defaults(settings))
     except ValidationError as error:
         raise mistake(error.errors()[0], place) from None
+
+
+def read_split(settings: dict[str, Any]) -> SplitConfig:
+    """How the pictures are to be split, which is needed before the plan makes a recipe of all settings."""
+    return check({"split": settings.get("split", {})}).split
 
 
 def over_defaults(settings: dict[str, Any]) -> dict[str, Any]:

@@ -70,10 +70,20 @@ def version(run: Run) -> str:
 
 def data(run: Run, found: Found) -> Iterator[str]:
     pictures = numbers(within(run.facts, "pictures"))
-    yield f"- {count(pictures.get('train'))} pictures to train on, {count(pictures.get('held_out'))} held out"
+    yield f"- {', '.join(counted(pictures))}"
     if classes := run.facts.get("classes") or []:
         yield f"- {len(classes)} classes: {', '.join(escaped(str(name)) for name in classes)}"
     yield f"- hash of the pictures and their preparation: {escaped(str(run.facts.get('content') or UNSAID))}"
+
+
+def counted(pictures: dict[str, float]) -> Iterator[str]:
+    """Runs of earlier versions have no validation set."""
+    yield f"{count(pictures.get('train'))} pictures to train on"
+    if "held_out" in pictures:
+        yield f"{count(pictures['held_out'])} held out"
+    else:
+        yield f"{count(pictures.get('validation'))} for validation"
+        yield f"{count(pictures.get('test'))} for the test"
 
 
 def recipe(run: Run, found: Found) -> Iterator[str]:

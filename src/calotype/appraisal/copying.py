@@ -41,21 +41,21 @@ def unknown(reason: str) -> Copying:
 
 
 def copying(samples: Seen, library: Library, size: int, count: int) -> Copying:
-    """`count`: held-out pictures that are looked at, at most."""
+    """`count`: test pictures that are looked at, at most."""
     rows = spread(library.pictures.train_indices, MOST_TRAINED)
-    held_out = library.pictures.held_out_indices[:count]
+    test = library.pictures.test_indices[:count]
     if len(rows) < 3:
         return unknown(f"a copy is told by its neighbours, and there are {len(rows)} training pictures")
     trained = library.seen(rows, size, mirrored=False)
     of_samples, among = nearest_trained(samples, trained), nearest_trained(trained, trained, themselves=True)
-    real = among if len(held_out) < FEWEST else nearest_trained(library.seen(held_out, size, mirrored=True), trained)
+    real = among if len(test) < FEWEST else nearest_trained(library.seen(test, size, mirrored=True), trained)
     word, sentence = verdict(of_samples, real)
     found = {
         "verdict": word,
         "sentence": sentence,
         "samples": shares(of_samples),
         "real": shares(real),
-        "real_are": "training pictures, each beside the others" if real is among else "held-out pictures",
+        "real_are": "training pictures, each beside the others" if real is among else "test pictures",
         "twins": as_json(share_of_twins(among)),
         "n": [len(of_samples.place), len(real.place), len(rows)],
     }

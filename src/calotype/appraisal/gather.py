@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from PIL import Image
+from torch import Tensor
 
 from calotype.appraisal.copying import Copying, copying, unknown
 from calotype.appraisal.obedience import Obedience, obedience
@@ -52,11 +53,14 @@ class Setup:
     """What `trained` show, where that is known."""
     changes: Mapping[str, Any] = field(default_factory=dict)
     """Of the sampling that is stored with the model."""
+    seen: Sequence[str] = ()
+    """What there is to say of `pictures` that the run has seen."""
 
-    @property
-    def unseen(self) -> bool:
-        """Whether `pictures` are others than those of the run."""
-        return self.pictures.content != self.one.run.facts.get("content")
+    def unseen(self, chosen: Tensor) -> bool | None:
+        """Whether none of these pictures was trained on; None: nobody knows."""
+        if self.trained is None:
+            return None
+        return not self.pictures.split.train[chosen].any()
 
     def library(self, pictures: Pictures, what: str) -> Library:
         return Library(pictures, self.cache, self.network, what, self.bar)
@@ -70,7 +74,7 @@ def appraise(setup: Setup, out: Path) -> dict[str, Any]:
     if setup.count < 1:
         raise UserError(f"count is {setup.count}, but must be at least 1; try 200")
     efficientnet_lite0().to(setup.one.model.device)
-    pair = halves(setup.pictures, setup.count, setup.unseen)
+    pair = halves(setup.pictures, setup.count)
     again = torch.arange(setup.count) % len(pair.chosen)
     labels = setup.one.labels(setup.pictures, pair.chosen[again])
     text = setup.one.text(setup.pictures, pair.chosen[again])
@@ -102,7 +106,8 @@ def about(setup: Setup, pair: Halves) -> dict[str, Any]:
         "versions": {"calotype": version("calotype"), "torch": version("torch")},
         "device": f"{device.type} ({device_name(device)}, {torch.get_num_threads()} threads)",
         "content": setup.pictures.content,
-        "unseen": setup.unseen,
+        "unseen": setup.unseen(pair.chosen),
+        "pictures": setup.pictures.split.counts,
         "size": setup.one.size,
         "kind": setup.one.kind,
         "count": setup.count,
@@ -115,7 +120,7 @@ def about(setup: Setup, pair: Halves) -> dict[str, Any]:
             "weights_sha256": setup.network.weights,
             "preparation": setup.network.preparation,
         },
-        "notes": [*pair.notes, *notes(setup, pair)],
+        "notes": [*pair.notes, *setup.seen, *notes(setup, pair)],
     }
 
 
@@ -123,8 +128,6 @@ def notes(setup: Setup, pair: Halves) -> list[str]:
     said = [] if (swept := of_the_sweep(setup, pair)) is None else [swept]
     if asked := ", ".join(f"{name} {value}" for name, value in setup.changes.items() if value is not None):
         said.append(f"samples are made with {asked}, as asked, not as is stored with the model")
-    if setup.unseen:
-        said.append("the pictures that samples are held against are not those that the run was trained on")
     if setup.one.model.classes != setup.pictures.classes:
         said.append("the run was trained with other classes than the pictures have: its samples are of no class")
     return said
@@ -152,7 +155,7 @@ def measures(setup: Setup, pair: Halves, samples: Samples) -> dict[str, Any]:
     return {
         "measures": found,
         "classes": by_class(setup, pair, samples),
-        "autoencoder": reconstructions(one, library, pair, setup.seed),
+        "autoencoder": reconstructions(one, library, setup.trained or setup.pictures, pair, setup.seed),
     }
 
 

@@ -62,11 +62,11 @@ def obedience(one: Competitor, library: Library, drawn: Sequence[Facts], count: 
 
 
 def seek(one: Competitor, library: Library, place: int, count: int, seed: int) -> Measure:
-    """How often a held-out picture is denoised best with its own caption, the one at `place` where it has several."""
+    """How often a test picture is denoised best with its own caption, the one at `place` where it has several."""
     own = own_captions(library, place)
     among = min(CANDIDATES, len(own))
     if among < 2:
-        return too_few(f"it needs 2 held-out pictures with captions of their own, and there are {among}")
+        return too_few(f"it needs 2 test pictures with captions of their own, and there are {among}")
     stage, rows = one.model.stages[0], list(own)[: len(own) // among * among]
     few, hits = min(count, MOST_SOUGHT, len(rows)), []
     with library.bar("captions") as told:
@@ -81,9 +81,9 @@ def seek(one: Competitor, library: Library, place: int, count: int, seed: int) -
 
 
 def own_captions(library: Library, place: int) -> dict[int, str]:
-    """Of held-out pictures, no two with the same."""
+    """Of test pictures, no two with the same."""
     captions, found = library.pictures.captions, dict[str, int]()
-    for row in library.pictures.held_out_indices.tolist():
+    for row in library.pictures.test_indices.tolist():
         if captions is not None and (said := captions.of[row][place : place + 1] or captions.of[row][:1]):
             found.setdefault(said[0], row)
     return {row: caption for caption, row in found.items()}
@@ -95,9 +95,9 @@ def own_captions(library: Library, place: int) -> dict[int, str]:
 def ask(
     one: Competitor, library: Library, drawn: Sequence[Facts], count: int, seed: int
 ) -> tuple[Found, Image.Image | None]:
-    """Samples of prompts that no training caption says, in each language, judged as held-out portraits are."""
+    """Samples of prompts that no training caption says, in each language, judged as test portraits are."""
     wanted = unseen([drawn[row] for row in library.pictures.train_indices.tolist()], count)
-    others = library.pictures.held_out_indices.tolist()
+    others = library.pictures.test_indices.tolist()
     if not wanted or not others:
         return {"left_out": ["attributes: too few portraits for prompts that no caption says"]}, None
     with library.bar("judges") as told:

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from calotype.comparison.quality import real_sets
 from calotype.data.folder import Pictures
 from calotype.data.images import images_from_pixels, rounded
 from calotype.evaluate.distances import Features
@@ -73,18 +73,12 @@ class Halves(NamedTuple):
     notes: tuple[str, ...]
 
 
-def halves(pictures: Pictures, count: int, unseen: bool) -> Halves:
-    """At most `count` in each; samples are held against `chosen`, which are held-out pictures as far as they go.
+def halves(pictures: Pictures, count: int) -> Halves:
+    """At most `count` in each; samples are held against `chosen`, which are test pictures: see `real_sets`.
 
-    `unseen`: none of them was trained on. Raises `UserError` for fewer than two pictures.
+    Raises `UserError` for fewer than two pictures.
     """
-    if (number := min(count, len(pictures) // 2)) < 1:
+    pair = Halves(*real_sets(pictures, count))
+    if not len(pair.chosen):
         raise UserError("the data have 1 picture, but an evaluation needs at least 2; add some")
-    order = torch.argsort((~pictures.held_out).int(), stable=True)
-    chosen, others = order[:number], order[number : 2 * number]
-    notes = []
-    if number < count:
-        notes.append(f"{count} real pictures were wanted; {number} can be held against as many others")
-    if not unseen and (trained := int((~pictures.held_out[chosen]).sum())):
-        notes.append(f"of the {number} real pictures, {trained} were trained on: too few are held out")
-    return Halves(chosen, others, tuple(notes))
+    return pair

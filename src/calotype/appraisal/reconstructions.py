@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,9 @@ EQUAL = 120.0
 """dB of two pictures that are equal."""
 
 
-def reconstructions(one: Competitor, library: Library, pair: Halves, seed: int) -> dict[str, Any] | None:
+def reconstructions(
+    one: Competitor, library: Library, trained: Pictures, pair: Halves, seed: int
+) -> dict[str, Any] | None:
     """Of real pictures; None for a model without an autoencoder.
 
     The floor is other real pictures in their place; the ceiling, the autoencoder's closed form before any training.
@@ -42,7 +45,7 @@ def reconstructions(one: Competitor, library: Library, pair: Halves, seed: int) 
         return None
     real, key = library.features(pair.chosen, size), distance_key(library.network)
     floor = measured(library.features(pair.others, size), real, seed, library.network)
-    before = untrained(one, library.pictures)
+    before = untrained(one, trained)
     return {
         "samples": through(space, size, library, pair.chosen, seed),
         "floor": {key: floor[key], "n": floor["n"]},
@@ -55,7 +58,10 @@ def untrained(one: Competitor, pictures: Pictures) -> LatentSpace:
     deterministic(one.recipe.seed)
     space = build_space(one.recipe).to(one.model.device)
     if isinstance(space.vae, Vae):
-        start_linear(space.vae, pictures.first(ENOUGH).shrunk(one.recipe.chain[0]), one.model.device)
+        few = pictures.first(ENOUGH).shrunk(one.recipe.chain[0])
+        if not few.split.train.any():  # other pictures, as those of the run cannot be read
+            few = replace(few, split=replace(few.split, train=~few.split.train))
+        start_linear(space.vae, few, one.model.device)
     return space.eval()
 
 

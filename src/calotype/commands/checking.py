@@ -8,9 +8,9 @@ from pathlib import Path
 from statistics import median
 
 from calotype.commands.talk import Voice, counting
-from calotype.data.folder import MOST_HELD_OUT
 from calotype.data.images import shown
 from calotype.data.shapes import Shape, shape_notes
+from calotype.data.split import MOST_TEST, MOST_VALIDATION
 from calotype.data.survey import Seen, Survey, survey
 from calotype.vocabulary import UserError
 
@@ -29,7 +29,10 @@ def check_data(folder: Path, size: int, voice: Voice) -> Survey:
         voice.say(f"{name:<12} {said}".rstrip())
     if not found.seen:
         raise UserError(f"no picture in {shown(folder)} could be read, so training cannot start; the reasons are above")
-    voice.say(f"training may start; a tenth of the pictures, at most {MOST_HELD_OUT:,}, will be held out")
+    voice.say(
+        f"training may start; a tenth of the pictures (at most {MOST_TEST:,}) will be kept for the test, a twentieth "
+        f"(at most {MOST_VALIDATION:,}) for validation, by class"
+    )
     return found
 
 

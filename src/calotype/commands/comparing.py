@@ -6,9 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from calotype import comparison
-from calotype.commands.reading import PORTRAITS, read
+from calotype.commands.reading import PORTRAITS, read, read_own
 from calotype.commands.talk import Voice
+from calotype.comparison.competitor import Competitor
+from calotype.comparison.gather import Access
 from calotype.data.folder import Pictures
+from calotype.data.split import rule_of
 from calotype.machine import find_device
 
 
@@ -19,7 +22,10 @@ def compare(
 
     def pictures(name: str, size: int) -> Pictures:
         embedded = name == PORTRAITS and not (data and data.exists())
-        return read(None if embedded else Path(name), size, out / "cache", voice)
+        return read(None if embedded else Path(name), size, out / "cache", voice, rule_of(runs[0]))
+
+    def own(one: Competitor) -> Pictures | None:
+        return read_own(one.run.folder, one.run.facts, one.size, out / "cache", voice)
 
     where = str(find_device(device))
-    return comparison.compare(runs, data, out, count, seed, where, pictures, voice.bar)
+    return comparison.compare(runs, data, out, count, seed, where, Access(pictures, own), voice.bar)

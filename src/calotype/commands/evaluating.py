@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from calotype.appraisal import Setup, appraise, summary, write_card
-from calotype.commands.reading import PORTRAITS, read
+from calotype.commands.reading import PORTRAITS, read_as_run, read_own
 from calotype.commands.talk import Voice
 from calotype.comparison.competitor import Competitor, open_one
+from calotype.comparison.overlap import judged_by
 from calotype.data.folder import Pictures
 from calotype.data.portraits import read_drawn
 from calotype.evaluate.features import LITE0, FeatureNetwork
@@ -17,7 +18,6 @@ from calotype.machine import find_device
 from calotype.model import changed_all
 from calotype.report import write_report
 from calotype.report.evaluation import FILE
-from calotype.vocabulary import UserError
 
 
 def evaluate(
@@ -39,7 +39,8 @@ def evaluate(
     one, folder = changed_in(open_one("A", run, str(find_device(device))), changes), out or run
     pictures, trained = pictures_of(one, data, folder / "cache", voice)
     drawn = read_drawn(one.size) if trained is not None and data_of_run(one) == PORTRAITS else ()
-    setup = Setup(one, pictures, trained, folder / "cache", count, seed, network, voice.bar, drawn, changes)
+    pictures, seen = judged_by(one, pictures, trained)
+    setup = Setup(one, pictures, trained, folder / "cache", count, seed, network, voice.bar, drawn, changes, seen)
     found = appraise(setup, folder)
     for line in summary(found):
         voice.say(line)
@@ -59,16 +60,8 @@ def data_of_run(one: Competitor) -> str:
 
 def pictures_of(one: Competitor, data: Path | None, cache: Path, voice: Voice) -> tuple[Pictures, Pictures | None]:
     """What samples are held against, and what the run was trained on: None where that is gone or has changed."""
-
-    def pictures(name: str) -> Pictures:
-        return read(None if name == PORTRAITS else Path(name), one.size, cache, voice)
-
-    own = data_of_run(one)
-    wanted = read(data, one.size, cache, voice) if data else pictures(own)
-    if wanted.content == one.run.facts.get("content"):
+    folder, facts = one.run.folder, one.run.facts
+    wanted = read_as_run(folder, facts, data, one.size, cache, voice)
+    if wanted.content == facts.get("content"):
         return wanted, wanted
-    try:
-        trained = pictures(own) if data else wanted
-    except UserError:
-        return wanted, None
-    return wanted, trained if trained.content == one.run.facts.get("content") else None
+    return wanted, read_own(folder, facts, one.size, cache, voice) if data else None

@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from calotype.build import build_space
-from calotype.commands.reading import PORTRAITS, read
+from calotype.commands.reading import read_as_run
 from calotype.commands.talk import Voice
 from calotype.data.folder import Pictures
 from calotype.data.images import grid, images_from_pixels, pils_from_images
@@ -54,7 +54,7 @@ def inspect(folder: Path, data: Path | None, out: Path | None, device: str, voic
         raise UserError(f"--out {out} is a file; choose a folder")
     weights, stage = find_weights(folder, recipe)
     source = str(data or run.state["data"])
-    pictures = read(None if source == PORTRAITS and data is None else Path(source), recipe.size, out / "cache", voice)
+    pictures = read_as_run(folder, run.state, data, recipe.size, out / "cache", voice)
     foreign = pictures.content != run.state["content"]
     pictures = pictures.shrunk(recipe.chain[0])
     space = build_space(recipe).to(where)

@@ -151,7 +151,8 @@ def show_neighbours(run: Path, pictures: Pictures) -> None:
     """Writes the first samples of a run above the training pictures nearest to them, and how near both lie."""
     files = sorted(file for file in (run / "samples").glob("*.png") if file.name != "grid.png")[:PAIRS]
     made = torch.cat([images_from_pil(read_image(file)) for file in files])
-    held_out = images_from_pixels(pictures.pixels[pictures.held_out_indices[: len(made)]])
+    own = pictures.test_indices if len(pictures.test_indices) else pictures.validation_indices
+    held_out = images_from_pixels(pictures.pixels[own[: len(made)]])
     many = max(1, MOST_VALUES // pictures.pixels[0].numel())
     chosen = pictures.train_indices[:: max(1, math.ceil(len(pictures.train_indices) / many))]
     trained = together(glanced_at(images_from_pixels(pictures.pixels[part])) for part in chosen.split(GLANCES))

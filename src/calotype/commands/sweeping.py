@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from calotype.commands.reading import PORTRAITS, read
+from calotype.commands.reading import PORTRAITS, read_as_run
 from calotype.commands.talk import Voice, counting
 from calotype.comparison.quality import Reals, choose_reals, floor
 from calotype.data.folder import Pictures
@@ -43,8 +42,7 @@ def sweep_run(folder: Path, data: Path | None, count: int, seed: int, grid: Grid
         raise UserError(f"--count is {count}, but must be at least {FEWEST}; try 200")
     run, model = Run.open(folder), load(folder, device)
     where = str(data or run.state.get("data", PORTRAITS))
-    source = None if where == PORTRAITS and data is None else Path(where)
-    pictures = read(source, model.stages[-1].image_size, folder / "cache", voice)
+    pictures = read_as_run(folder, run.state, data, model.stages[-1].image_size, folder / "cache", voice)
     pictures = pictures if model.reader else replace(pictures, captions=None)
     known = model.classes == pictures.classes
     for note in (said := notes(run, pictures, known, model.stages[0].denoiser.has_prior)):
@@ -73,27 +71,18 @@ def try_all(
     stage: Stage, sampling: Sampling, pictures: Pictures, known: bool, count: int, seed: int, grid: Grid,
     progress: Callable[[int, int], None],
 ) -> dict[str, Any]:  # fmt: skip
-    """The first stage at every cell, as JSON. Samples have the captions of the real pictures, and their classes where
-    these are `known`.
+    """The first stage at every cell, held against validation pictures, as JSON. Samples have the captions of these,
+    and their classes where these are `known`.
     """
     device = next(stage.denoiser.parameters()).device
     efficientnet_lite0().to(device)
-    reals = choose_reals(pictures.shrunk(stage.image_size), count, for_choosing(pictures))
+    reals = choose_reals(pictures.shrunk(stage.image_size), count, by_validation=True)
     labels = reals.pictures.labels[reals.chosen] if known else torch.full((len(reals),), NOT_TOLD)
     text = reals.pictures.captions.first(reals.chosen.tolist()) if reals.pictures.captions else None
     samplings = grid.samplings(sampling, conditional(pictures, known), stage.denoiser.has_prior)
     made = maker(stage, labels.to(device), text, seed)
     cells = sweep(samplings, made, reals.features(stage.image_size), progress, seed)
     return as_found(cells, reals, stage.image_size, seed, sampling)
-
-
-def for_choosing(pictures: Pictures) -> Tensor:
-    """The later half of the held-out pictures, from its end, as evaluation takes the earlier ones; all where half is
-    too few to choose by.
-    """
-    held_out = pictures.held_out_indices.flip(0)
-    half = held_out[: len(held_out) // 2]
-    return half if len(half) >= FEWEST_TO_CHOOSE else held_out
 
 
 def maker(stage: Stage, labels: Labels, text: Text | None, seed: int) -> Callable[[Sampling], Features]:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,16 @@ from calotype.commands.reading import PORTRAITS, free, read
 from calotype.commands.talk import Voice
 from calotype.commands.workshop import develop
 from calotype.data.folder import Pictures
+from calotype.data.split import FILE as SPLIT_FILE
+from calotype.data.split import VERSION as SPLIT_VERSION
+from calotype.data.split import Rule, rule_of, three_sets
 from calotype.files import read_json, sha256, write_json, write_whole
 from calotype.interop import diffusers, minilm, transformers
 from calotype.learning.lock import locked
 from calotype.learning.run import Run
 from calotype.machine import examine
 from calotype.plan import Plan, make_plan
-from calotype.recipe import ImportedSpace, Recipe, check, read_overrides, read_recipe, to_toml
+from calotype.recipe import ImportedSpace, Recipe, check, read_overrides, read_recipe, read_split, to_toml
 from calotype.tables import merge
 from calotype.vocabulary import UserError
 
@@ -59,6 +63,11 @@ class Wish:
         settings = with_encoder(located(merge(below, read_overrides(self.overrides, below), given)))
         stages = settings.get("stages") or [SIZE]
         return {"size": stages[-1], **settings}
+
+
+def rule_for(settings: dict[str, Any]) -> Rule:
+    """How a new run splits its pictures."""
+    return partial(three_sets, config=read_split(settings))
 
 
 def read_space(text: str | None) -> dict[str, Any]:
@@ -97,7 +106,7 @@ def with_encoder(settings: dict[str, Any]) -> dict[str, Any]:
 def plan(wish: Wish, voice: Voice) -> Plan:
     """The plan alone."""
     settings = wish.settings()
-    pictures = read(wish.folder, settings["size"], None, voice)
+    pictures = read(wish.folder, settings["size"], None, voice, rule_for(settings))
     made = make_plan(pictures, examine(wish.device), wish.budget, wish.started, settings)
     voice.plan(made)
     return made
@@ -110,7 +119,7 @@ def train(wish: Wish, voice: Voice, force: bool = False) -> Path:
     """
     settings = wish.settings()
     with claimed(wish, settings["size"]) as folder:
-        pictures = read(wish.folder, settings["size"], folder / "cache", voice)
+        pictures = read(wish.folder, settings["size"], folder / "cache", voice, rule_for(settings))
         was_read = time.time()
         machine = examine(wish.device)
         made = make_plan(pictures, machine, wish.budget, wish.started, settings)
@@ -119,6 +128,7 @@ def train(wish: Wish, voice: Voice, force: bool = False) -> Path:
         voice.say(f"the run is in {folder}")
         write_whole(folder / "recipe.toml", to_toml(made.recipe))
         write_json(folder / "plan.json", made.as_json())
+        write_json(folder / SPLIT_FILE, pictures.split.as_json())
         state = {**about(wish, folder, pictures, made.recipe), "threads": machine.threads}
         run = Run(folder, state, began=wish.started)
         run.spend("read", was_read - wish.started)  # writes run.json, after all that resuming needs
@@ -133,8 +143,7 @@ def resume(folder: Path, device: str, voice: Voice, force: bool = False) -> Path
         return folder
     with run.locked():
         run = Run.open(folder)  # as the owner before has left it
-        run.began = began
-        return folder if is_finished(run, voice) else _resume(run, device, voice, force)
+        return folder if is_finished(run, voice) else _resume(run, began, device, voice, force)
 
 
 def is_finished(run: Run, voice: Voice) -> bool:
@@ -143,12 +152,12 @@ def is_finished(run: Run, voice: Voice) -> bool:
     return finished
 
 
-def _resume(run: Run, device: str, voice: Voice, force: bool) -> Path:
+def _resume(run: Run, began: float, device: str, voice: Voice, force: bool) -> Path:
     folder = run.folder
     recipe = check(read_recipe(folder / "recipe.toml"))
     made = Plan.from_json(recipe, read_json(folder / "plan.json"))
     source = None if run.state["data"] == PORTRAITS else Path(run.state["data"])
-    pictures = read(source, recipe.size, folder / "cache", voice)
+    pictures = read(source, recipe.size, folder / "cache", voice, rule_of(folder))
     if pictures.content != run.state["content"]:
         raise UserError(
             f"the pictures in {source} have changed since {folder} was started; put them back, or start a new run"
@@ -158,7 +167,8 @@ def _resume(run: Run, device: str, voice: Voice, force: bool) -> Path:
             f"the imported autoencoder has changed since {folder} was started; put it back, or start a new run"
         )
     machine = examine(device, run.state.get("threads"))
-    return develop(run, made, pictures, machine, voice, force, read_seconds=time.time() - run.began)
+    run.began = began
+    return develop(run, made, pictures, machine, voice, force, read_seconds=time.time() - began)
 
 
 def content_of(recipe: Recipe) -> str | None:
@@ -237,7 +247,8 @@ def about(wish: Wish, folder: Path, pictures: Pictures, recipe: Recipe) -> dict[
         "data": str(wish.folder.resolve()) if wish.folder else PORTRAITS,
         "content": pictures.content,
         "space": content_of(recipe),
-        "pictures": {"train": len(pictures.train_indices), "held_out": len(pictures.held_out_indices)},
+        "pictures": pictures.split.counts,
+        "split": {"version": SPLIT_VERSION, **recipe.split.model_dump()},
         "classes": list(pictures.classes),
         "state": "training",
         "legs": dict.fromkeys(recipe.legs, "waiting"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +16,7 @@ from calotype.comparison.competitor import Competitor, data_of, open_all, withou
 from calotype.comparison.errors import USUAL, levels_of, pictures_for, propagation, relative_level
 from calotype.comparison.expenses import cost, deployment
 from calotype.comparison.history import overfitting, stability
+from calotype.comparison.overlap import Own, notes_of, split_by, unseen_by_all
 from calotype.comparison.quality import (
     SHOWN,
     Made,
@@ -41,6 +43,13 @@ Read = Callable[[str, int], Pictures]
 """From the name of the data and the size to the pictures."""
 
 
+class Access(NamedTuple):
+    """How pictures are read: those that runs are judged by, and those of a run."""
+
+    read: Read
+    own: Own
+
+
 class Setup(NamedTuple):
     runs: list[Competitor]
     reals: Reals
@@ -49,7 +58,14 @@ class Setup(NamedTuple):
 
 
 def compare(
-    folders: Sequence[Path], data: Path | None, out: Path, count: int, seed: int, device: str, read: Read, bar: Bar
+    folders: Sequence[Path],
+    data: Path | None,
+    out: Path,
+    count: int,
+    seed: int,
+    device: str,
+    access: Access,
+    bar: Bar,
 ) -> Path:
     """Writes `compare.json`, `compare.html` and a grid of every run into `out`, and returns `out`.
 
@@ -60,10 +76,12 @@ def compare(
     check_out(out)
     runs = open_all(folders, device)
     name = data_of(runs, data)
-    pictures = read(name, runs[0].size)
+    pictures = access.read(name, runs[0].size)
     efficientnet_lite0().to(find_device(device))
-    setup = Setup(runs, choose_reals(pictures, count, pictures.held_out_indices), seed, bar)
-    found = {**about(setup, name), **measures(setup, out)}
+    splits = [split_by(one, pictures, access.own) for one in runs]
+    pictures = replace(pictures, split=unseen_by_all(splits, len(pictures)))
+    setup = Setup(runs, choose_reals(pictures, count), seed, bar)
+    found = {**about(setup, name, notes_of(runs, splits, pictures, name)), **measures(setup, out)}
     found["verdicts"] = verdicts(found)
     write_json(out / "compare.json", found)
     write_comparison(out, found)
@@ -78,9 +96,9 @@ def check_out(out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
 
 
-def about(setup: Setup, data: str) -> dict[str, Any]:
+def about(setup: Setup, data: str, seen: Sequence[str]) -> dict[str, Any]:
     runs, reals, device = setup.runs, setup.reals, setup.runs[0].model.device
-    notes = [*reals.notes, *class_notes(runs, reals.pictures), *data_notes(runs, reals.pictures, data)]
+    notes = [*reals.notes, *class_notes(runs, reals.pictures), *seen]
     return {
         "format": FORMAT,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -101,14 +119,6 @@ def class_notes(runs: Sequence[Competitor], pictures: Pictures) -> list[str]:
         f"run {one.key} was trained with other classes than the data have, so its pictures are sampled without a class"
         for one in runs
         if one.model.classes != pictures.classes
-    ]
-
-
-def data_notes(runs: Sequence[Competitor], pictures: Pictures, data: str) -> list[str]:
-    return [
-        f"run {one.key} was trained on other pictures than those in {data}, so what is held out here may be trained on"
-        for one in runs
-        if one.run.facts.get("content") != pictures.content
     ]
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
 from calotype.comparison.competitor import Competitor
@@ -22,7 +23,9 @@ from calotype.stage import Sampling, Stage, generate, in_turn, shrunk
 from calotype.vocabulary import Images, Labels, Rng, Text, UserError
 
 Told = Callable[[int, int], None]
-FEWEST_HELD_OUT = 50
+Rows = Int[Tensor, " _"]
+FEWEST = 2
+"""Pictures of a set that samples are held against; where it has fewer, others are taken too."""
 SHOWN = 12
 TRAIN_TIMES, FEWEST_TRAIN = 10, 250
 """A sample's nearest training picture is sought among so many times as many as there are samples, at least so many."""
@@ -54,22 +57,56 @@ class Reals:
         return self.kept[size, which]
 
 
-def choose_reals(pictures: Pictures, count: int, held_out: Tensor) -> Reals:
-    """The first of these held-out pictures, or all pictures where they are fewer than 50; as many others beside them.
+def choose_reals(pictures: Pictures, count: int, by_validation: bool = False) -> Reals:
+    """Test pictures, or validation pictures, and as many others beside them, as the floor.
 
     Raises `UserError` where there are fewer than four pictures.
     """
-    others = torch.cat([pictures.held_out_indices, pictures.train_indices])
-    pool, notes = held_out, []
-    if len(held_out) < min(FEWEST_HELD_OUT, count):
-        pool = torch.cat([held_out, others[~torch.isin(others, held_out)]])
-        notes = [f"only {len(held_out)} pictures are held out, so samples are held against trained ones too"]
-    if (number := min(count, len(pool), len(pictures) // 2)) < 2:
+    chosen, others, notes = real_sets(pictures, count, by_validation)
+    if len(chosen) < 2:
         raise UserError(f"the data have {len(pictures)} pictures, but a comparison needs at least 4; add some")
-    if number < count:
-        notes.append(f"{count} samples were wanted; {number} can be held against as many real pictures")
-    rest = torch.cat([pool[number:], others[~torch.isin(others, pool)]])
-    return Reals(pictures, pool[:number], rest[:number], tuple(notes))
+    return Reals(pictures, chosen, others, notes)
+
+
+def real_sets(pictures: Pictures, count: int, by_validation: bool = False) -> tuple[Rows, Rows, tuple[str, ...]]:
+    """`count` pictures to hold samples against, as many others, and what is to be said of them; fewer where there are
+    not so many.
+
+    The first are test pictures alone (or validation pictures, and then no test picture is in either), unless there
+    are fewer than two. The others go on with test pictures, then with validation pictures, then with training ones.
+    """
+    sets = [pictures.validation_indices, pictures.train_indices]
+    sets = sets if by_validation else [pictures.test_indices, *sets]
+    pools = [distinct(sets[: place + 1]) for place in range(len(sets))]
+    pool, every = next((one for one in pools if len(one) >= FEWEST), pools[-1]), pools[-1]
+    number = min(count, len(pool), len(every) // 2)
+    chosen, others = every[:number], every[number : 2 * number]
+    short = [f"{count} real pictures were wanted; {number} can be held against as many others"]
+    return (
+        chosen,
+        others,
+        (
+            *(short if number < count else []),
+            *borrowed(pictures, chosen, sets[0], f"of the {number} real pictures"),
+            *borrowed(pictures, others, sets[0], f"of the {number} others that they are held against, as the floor"),
+        ),
+    )
+
+
+def distinct(sets: Sequence[Rows]) -> Rows:
+    """All rows in order, each once: pictures that are too few for three sets are in several."""
+    return torch.tensor(list(dict.fromkeys(torch.cat(list(sets)).tolist())), dtype=torch.long)
+
+
+def borrowed(pictures: Pictures, rows: Rows, own: Rows, which: str) -> list[str]:
+    """A note where some are not of the set that they should be of."""
+    more = rows[~torch.isin(rows, own)]
+    if not len(more):
+        return []
+    trained = int(pictures.split.train[more].sum())
+    kinds = {"are validation pictures": len(more) - trained, "were trained on": trained}
+    said = " and ".join(f"{number} {what}" for what, number in kinds.items() if number)
+    return [f"{which}, {said}: too few are held out"]
 
 
 @dataclass
@@ -160,11 +197,15 @@ def apart(made: Features, real: Features, seed: int) -> dict[str, Any]:
 
 def memorised(made: Made, size: int, reals: Reals, train: Features) -> dict[str, Any]:
     """How near samples lie to trained pictures, against how near held-out ones do."""
-    held_out = reals.features(size)[reals.pictures.held_out[reals.chosen].numpy()]
+    held_out = reals.features(size)[~reals.pictures.split.train[reals.chosen].numpy()]
     samples = np.concatenate(made.sampled[size])
     if not len(held_out) or not len(train):
         empty = dict.fromkeys(("samples_median", "held_out_median", "nearer"))
-        return {**empty, "reason": "no picture of the comparison is held out", "n": [len(samples), 0, len(train)]}
+        return {
+            **empty,
+            "reason": "no picture of the comparison is held out, or none was trained on",
+            "n": [len(samples), 0, len(train)],
+        }
     ours, theirs = nearest(samples, train), nearest(held_out, train)
     near = int((ours < np.percentile(theirs, 5)).sum())
     return {

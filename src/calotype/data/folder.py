@@ -1,4 +1,4 @@
-"""A folder of pictures, read once: decoded at one size, labelled by subfolder, a few held out by their content."""
+"""A folder of pictures, read once: decoded at one size, labelled by subfolder, split into three sets."""
 
 from __future__ import annotations
 
@@ -33,6 +33,7 @@ from calotype.data.images import (
     shown,
 )
 from calotype.data.pixels import Pixels, in_memory, on_disk
+from calotype.data.split import Rule, Split, three_sets
 from calotype.files import sha256
 from calotype.stage import shrunk
 from calotype.vocabulary import NOT_TOLD, Labels, UserError
@@ -40,7 +41,6 @@ from calotype.vocabulary import NOT_TOLD, Labels, UserError
 Progress = Callable[[int, int], None]  # (done, of how many)
 T = TypeVar("T")
 
-MOST_HELD_OUT = 1000
 PREPARATION = "upright, sRGB, over white, centre square, Lanczos with gap 3; version 1"
 
 
@@ -48,13 +48,13 @@ PREPARATION = "upright, sRGB, over white, centre square, Lanczos with gap 3; ver
 class Pictures:
     """All pictures of a folder at one size, decoded once, in the order of their content hashes.
 
-    So neither the order nor the choice of held-out ones depends on names, and equal `content` means equal rows.
+    So neither the order nor the split depends on names, and equal `content` means equal rows.
     """
 
     pixels: UInt8[Tensor, "count 3 rows columns"]  # in memory, or mapped from a file; squares, but for `shapes.py`
     labels: Labels  # index into `classes`, or NOT_TOLD
     classes: tuple[str, ...]
-    held_out: Bool[Tensor, " count"]
+    split: Split
     content: str  # hash over the pictures' content and how they were prepared
     notes: tuple[str, ...] = ()  # plain sentences for the plan
     captions: Captions | None = None
@@ -74,7 +74,7 @@ class Pictures:
         return replace(self, pixels=torch.cat([pixels_from_images(part) for part in parts]))
 
     def first(self, count: int) -> Pictures:
-        """A few of them, spread evenly over all, held-out ones too."""
+        """A few of them, spread evenly over all sets."""
         chosen = torch.arange(0, len(self), max(1, len(self) // count))[:count]
         return self.at(chosen, self.pixels[chosen])
 
@@ -82,16 +82,30 @@ class Pictures:
         """Some of them, with these pixels."""
         captions = self.captions and self.captions.at(chosen.tolist())
         originals = tuple(self.originals[index] for index in chosen.tolist()) if self.originals else ()
-        labels, held_out = self.labels[chosen], self.held_out[chosen]
-        return replace(self, pixels=pixels, labels=labels, held_out=held_out, captions=captions, originals=originals)
+        labels, split = self.labels[chosen], self.split.at(chosen)
+        return replace(self, pixels=pixels, labels=labels, split=split, captions=captions, originals=originals)
 
     @property
     def train_indices(self) -> Int[Tensor, " train"]:
-        return torch.arange(1) if len(self) == 1 else (~self.held_out).nonzero().flatten()
+        return self.split.train.nonzero().flatten()
 
     @property
-    def held_out_indices(self) -> Int[Tensor, " held_out"]:
-        return self.held_out.nonzero().flatten()
+    def validation_indices(self) -> Int[Tensor, " validation"]:
+        """For every choice."""
+        return self.split.validation.nonzero().flatten()
+
+    @property
+    def test_indices(self) -> Int[Tensor, " test"]:
+        """For what is reported, and nothing else; none where there are too few pictures or the recipe wants none."""
+        return self.split.test.nonzero().flatten()
+
+    @property
+    def held_out_indices(self) -> Int[Tensor, " validation"]:  # old name of `validation_indices`, until all use that
+        return self.validation_indices
+
+    @property
+    def held_out(self) -> Bool[Tensor, " count"]:  # old name of `split.validation`, until all use that
+        return self.split.validation
 
 
 class Original(NamedTuple):
@@ -123,7 +137,9 @@ class Outcome(NamedTuple):
     """Width and height in its file, or those at which a JPEG was decoded."""
 
 
-def read_folder(folder: Path, size: int, cache: Path | None = None, progress: Progress | None = None) -> Pictures:
+def read_folder(
+    folder: Path, size: int, cache: Path | None = None, progress: Progress | None = None, rule: Rule = three_sets
+) -> Pictures:
     """All pictures below `folder`; those that cannot be read are left out, and the notes say why.
 
     The pixels lie in memory, or, if they would take more than a quarter of what is free, in a file in `cache`.
@@ -152,7 +168,7 @@ def read_folder(folder: Path, size: int, cache: Path | None = None, progress: Pr
     ]
     sizes = (outcome.size for outcome in outcomes if not outcome.refused)
     originals = tuple(Original(folder / source.name, *own) for source, own in zip(read, sizes, strict=True))
-    return with_captions(replace(assemble(pixels, read, classes, size, notes), originals=originals), captions)
+    return with_captions(replace(assemble(pixels, read, classes, size, notes, rule), originals=originals), captions)
 
 
 def with_captions(pictures: Pictures, captions: Captions | None) -> Pictures:
@@ -164,25 +180,20 @@ def with_captions(pictures: Pictures, captions: Captions | None) -> Pictures:
 
 
 def assemble(
-    pixels: Pixels, sources: Sequence[Source], classes: Sequence[str], size: int, notes: list[str]
+    pixels: Pixels,
+    sources: Sequence[Source],
+    classes: Sequence[str],
+    size: int,
+    notes: Sequence[str],
+    rule: Rule = three_sets,
 ) -> Pictures:
     """`sources` are in the order of their digests, as `distinct` gives them; of the pixels, the first of them count."""
-    count, index = len(sources), {name: place for place, name in enumerate(classes)}
-    if count == 1:
-        notes = [*notes, "there is only 1 picture: it is trained on, and held out as well"]
-    return Pictures(
-        pixels=torch.from_numpy(pixels[:count]),
-        labels=torch.tensor([index.get(source.folder, NOT_TOLD) for source in sources]),
-        classes=tuple(classes),
-        held_out=torch.arange(count) < _held_out_count(count),
-        content=content_hash(sources, size),
-        notes=tuple(notes),
-    )
-
-
-def _held_out_count(count: int) -> int:
-    """A tenth. They are the first in the order of hashes, so that a picture more or less changes the choice by one."""
-    return min(MOST_HELD_OUT, max(1, count // 10))
+    index = {name: place for place, name in enumerate(classes)}
+    labels = torch.tensor([index.get(source.folder, NOT_TOLD) for source in sources])
+    rows = torch.from_numpy(pixels[: len(sources)])
+    split = rule(rows, labels, classes)
+    content = content_hash(sources, size)
+    return Pictures(rows, labels, tuple(classes), split, content, (*notes, *split.notes))
 
 
 def content_hash(sources: Sequence[Source], size: int) -> str:

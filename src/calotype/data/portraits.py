@@ -36,6 +36,7 @@ from calotype.data.folder import (
 )
 from calotype.data.images import shown
 from calotype.data.pixels import Pixels, in_memory, on_disk, stored
+from calotype.data.split import Rule, three_sets
 from calotype.vocabulary import UserError
 
 STYLES = ("adventurer", "lorelei", "micah", "notionists", "open-peeps", "personas")
@@ -43,14 +44,16 @@ COUNT = 9000
 STEP = 16_000  # drawings times pixels of a side: about half a second's work
 
 
-def read_portraits(size: int, count: int | None = None, progress: Progress | None = None) -> Pictures:
+def read_portraits(
+    size: int, count: int | None = None, progress: Progress | None = None, rule: Rule = three_sets
+) -> Pictures:
     """`count` portraits, evenly over the styles, which are the classes; drawn once, then kept in the user's cache.
 
     Their captions, one in English and one in Vietnamese, are made from what is drawn.
     """
     pixels, facts = _kept(size, count, progress)
     sources = [Source(*fact) for fact in facts["sources"]]
-    pictures = assemble(pixels, sources, STYLES, size, [*facts["notes"], *class_notes(sources, STYLES)])
+    pictures = assemble(pixels, sources, STYLES, size, [*facts["notes"], *class_notes(sources, STYLES)], rule)
     return with_captions(pictures, Captions(tuple(map(describe, facts["drawn"])), optional=True))
 
 

@@ -5,33 +5,22 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-from jaxtyping import Int8
 from PIL import Image
 
 from calotype.data.captions import read_captions
 from calotype.data.folder import Progress, Source, check_size, find_pictures, in_threads, watched
-from calotype.data.images import FORMATS, GAP, Square, UnreadableError, fit, read_image
+from calotype.data.images import FORMATS, GAP, UnreadableError, fit, read_image
+from calotype.data.prints import Print, alike_pairs, print_of
 
-PRINT = 16
-"""Side of the grey picture whose edges are compared."""
-QUIET = 3
-"""Differences between neighbours up to this, of 255, are no edge: compression makes those."""
-ALIKE = 0.93
-"""From this cosine on, two prints are of one picture: 99 of 100 copies at half the size, saved as JPEG at quality 60,
-come to 0.96 and more; of 1,000 drawn portraits put together from the same parts, a few pairs do (dev/LOG.md)."""
-AT_ONCE = 1024
 UPRIGHT = 1
 ORIENTATION = 274
-
-Print = Int8[np.ndarray, " edges"]
 
 
 class Seen(NamedTuple):
@@ -131,36 +120,3 @@ def kinds_of(image: Image.Image, turned: bool) -> Iterator[str]:
         yield "transparent"
     if getattr(image, "is_animated", False):
         yield "animated"
-
-
-# -- Pictures that look the same ---------------------------------------------------------------------------------------
-
-
-def print_of(square: Square) -> Print:
-    """A perceptual hash: whether grey rises, falls or stays from each place to its right and to its lower neighbour.
-
-    So it is the same at another size or brightness, and after compression.
-    """
-    grey = Image.fromarray(square).convert("L").resize((PRINT, PRINT), Image.Resampling.BOX)
-    values = np.asarray(grey).astype(np.int16)
-    steps = np.concatenate([np.diff(values, axis=axis).ravel() for axis in (0, 1)])
-    return (np.sign(steps) * (np.abs(steps) > QUIET)).astype(np.int8)
-
-
-def alike_pairs(prints: Sequence[Print]) -> list[tuple[int, int]]:
-    """Places of prints that are like one before, each with the first such; blank ones are like nothing."""
-    if not prints:
-        return []
-    edges = np.stack(prints).astype(np.float32)
-    lengths = np.linalg.norm(edges, axis=1, keepdims=True)
-    edges = np.divide(edges, lengths, out=np.zeros_like(edges), where=lengths > 0)
-    pairs = []
-    for start in range(0, len(edges), AT_ONCE):
-        like = edges[start : start + AT_ONCE] @ edges.T >= ALIKE
-        first = like.argmax(1)
-        pairs += [
-            (row, int(other))
-            for row, (other, any_) in enumerate(zip(first, like.any(1), strict=True), start)
-            if any_ and other < row
-        ]
-    return pairs

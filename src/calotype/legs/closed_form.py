@@ -68,7 +68,7 @@ def fit_mixture(recipe: Recipe, forms: Sequence[Form], space: Space) -> tuple[Cl
     """
     rng = Rng((recipe.seed, "gaussian"))
     trained = [one.pictures.train_indices for one in forms]
-    few = some_of(forms, [one.pictures.held_out_indices for one in forms], GAUSSIAN_CHECK, rng)
+    few = some_of(forms, [one.pictures.validation_indices for one in forms], GAUSSIAN_CHECK, rng)
     most = max(2, MOST_VALUES // few.clean[0].numel())
     many = some_of(forms, trained, most, rng)
     train, known = (captioned(one, space, rng) for one in (many, few))

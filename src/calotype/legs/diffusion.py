@@ -73,7 +73,7 @@ def diffusion_leg(
     sources = [one.examples(chosen) for one, chosen in zip(forms, trained, strict=True)]
     (pictures, examples), train = forms[main], sources[main]
     count = check_count(train.batch(0, 1).clean[0].numel())
-    held_out = examples(pictures.held_out_indices).batch(0, min(count, len(pictures.held_out_indices)))
+    held_out = examples(pictures.validation_indices).batch(0, min(count, len(pictures.validation_indices)))
     same = train.batch(0, len(held_out))
     look = Samples(averaged(stage, player), stage, sampling, held_out, same, len(pictures.classes), rng)
     clock = Clock(config.images, config.batch, recipe.seed)

@@ -97,7 +97,7 @@ def search_levels(
     side = (config.crop or stage.image_size) // stage.factor
     corners = rng.at("crop").integers(small.shape[-1] - side + 1, count, 2).tolist()
     crops = torch.stack([one[:, y : y + side, x : x + side] for one, (y, x) in zip(small, corners, strict=True)])
-    held_out = crop_examples(recipe, stage.image_size, pictures, device)(pictures.held_out_indices)
+    held_out = crop_examples(recipe, stage.image_size, pictures, device)(pictures.validation_indices)
     real = held_out.batch(0, count).clean
     distance = level_distance(stage, config.sampling, crops, labels, real, text)
     return search_level(distance, stage.augmentation.most, LEVELS_TRIED, progress)

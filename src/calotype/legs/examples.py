@@ -48,7 +48,7 @@ class MixedSource:
 
 def main_form(forms: Sequence[Form]) -> int:
     """By which a leg is judged: that with the most held-out pictures."""
-    return max(range(len(forms)), key=lambda place: len(forms[place].pictures.held_out_indices))
+    return max(range(len(forms)), key=lambda place: len(forms[place].pictures.validation_indices))
 
 
 def as_read(recipe: Recipe, pictures: Pictures) -> Pictures:

@@ -58,8 +58,8 @@ def joint_leg(recipe: Recipe, stage: Stage, pictures: Pictures, device: torch.de
     leg = JointLeg("joint", objective, players, source, clock, lambda path: None, dict)
     count = check_count(pictures.pixels[0].numel())
     reconstructions = Reconstructions(held_out_images(pictures, count, device), objective_vae(leg.stage))
-    shown = picture_examples(recipe, pictures, device)(pictures.held_out_indices)
-    batch = shown.batch(0, min(PREVIEW_COUNT, len(pictures.held_out_indices)))
+    shown = picture_examples(recipe, pictures, device)(pictures.validation_indices)
+    batch = shown.batch(0, min(PREVIEW_COUNT, len(pictures.validation_indices)))
     samples = Samples(
         leg.stage, objective.stage, recipe.sampling, batch, batch, len(pictures.classes), Rng((recipe.seed, "joint"))
     )

@@ -156,7 +156,7 @@ def at_rest(network: nn.Module) -> Iterator[None]:
 def held_out_prompts(pictures: Pictures, count: int) -> tuple[str, ...]:
     """Captions of pictures that are not trained on, to sample with; none where there are none."""
     captions = pictures.captions
-    told = [index for index in pictures.held_out_indices.tolist() if captions and captions.of[index]]
+    told = [index for index in pictures.validation_indices.tolist() if captions and captions.of[index]]
     text = drawn(captions, torch.tensor(told[:count], dtype=torch.long), Rng(("prompts",)))
     return text.wanted if text else ()
 
@@ -186,11 +186,11 @@ def look_count(values: int) -> int:
 
 def unseen_first(pictures: Pictures, count: int, device: torch.device) -> tuple[Images, int]:
     """Held-out pictures, and trained ones where those are too few; with how many of them are held out."""
-    held_out = pictures.held_out_indices[:count]
+    held_out = pictures.validation_indices[:count]
     chosen = torch.cat([held_out, pictures.train_indices[: count - len(held_out)]])
     return images_from_pixels(pictures.pixels[chosen]).to(device), len(held_out)
 
 
 def held_out_images(pictures: Pictures, count: int, device: torch.device) -> Images:
-    chosen = pictures.held_out_indices[:count]
+    chosen = pictures.validation_indices[:count]
     return images_from_pixels(pictures.pixels[chosen]).to(device).contiguous(memory_format=torch.channels_last)

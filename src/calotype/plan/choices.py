@@ -365,7 +365,7 @@ def imported(recipe: Recipe) -> Iterator[Choice]:
 
 def check_joint(recipe: Recipe, pictures: Pictures) -> None:
     """Raises `UserError` where too few pictures are held out to say whether a joint leg has made anything better."""
-    if recipe.joint.images and (held_out := len(pictures.held_out_indices)) < FEWEST_TO_JUDGE:
+    if recipe.joint.images and (held_out := len(pictures.validation_indices)) < FEWEST_TO_JUDGE:
         raise UserError(
             f"joint.images is set, but {held_out} pictures are held out and a joint leg is judged by "
             f"{FEWEST_TO_JUDGE} or more; take more pictures, or leave joint.images out"

@@ -123,8 +123,9 @@ def about(run: Run) -> Html | None:
 
 
 def counted(run: Run) -> Iterator[str]:
+    roles = {"train": "to train on", "validation": "for validation", "test": "for the test"}
     for role, value in numbers(within(run.facts, "pictures")).items():
-        yield f"{count(value)} {'to train on' if role == 'train' else plain(role)}"
+        yield f"{count(value)} {roles.get(role, plain(role))}"
 
 
 def hero(run: Run) -> Html | None:
