@@ -138,7 +138,7 @@ def test_a_colour_profile_is_applied(tmp_path):
     assert close(read_image(tmp_path / "a.png"), np.full((4, 4, 3), expected))
 
 
-@pytest.mark.parametrize("profile", [b"no profile", linear_light_profile()[:300]])
+@pytest.mark.parametrize("profile", [b"no profile", linear_light_profile()[:300]], ids=["no profile", "cut off"])
 def test_a_broken_colour_profile_is_passed_over(tmp_path, profile):
     corners().save(tmp_path / "a.png", icc_profile=profile)
     assert close(read_image(tmp_path / "a.png"), corners(), 0)
