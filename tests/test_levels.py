@@ -5,7 +5,7 @@ from small import noise_pictures
 from test_stage import CLASSES, stage
 
 from calotype.data.images import images_from_pixels
-from calotype.evaluate.levels import Search, in_parts, level_distance, search_level
+from calotype.evaluate.levels import Distance, Search, in_parts, level_distance, search_level
 from calotype.stage import Sampling, generate, shrunk
 from calotype.vocabulary import Rng
 
@@ -22,11 +22,16 @@ CURVES = {
 curves = pytest.mark.parametrize("curve", CURVES.values(), ids=CURVES)
 
 
+def certain(value):
+    """A distance that is the same on every set that is drawn: only exact equals are level with it."""
+    return Distance(float(value), np.full(50, float(value)))
+
+
 def asked(curve, most, steps):
     """What was asked, in order, and what was found."""
     levels, told = [], []
     search = search_level(
-        lambda level: levels.append(level) or float(curve(level / most)), most, steps, lambda *at: told.append(at)
+        lambda level: levels.append(level) or certain(curve(level / most)), most, steps, lambda *at: told.append(at)
     )
     assert told == [(number + 1, steps) for number in range(len(levels))]
     return levels, search
@@ -54,7 +59,7 @@ def test_of_a_valley_the_bottom_is_found_to_a_quarter_of_the_grid(place):
 
 
 def test_of_equals_the_smallest_level_is_the_best():
-    assert Search({0.3: 1.0, 0.1: 1.0, 0.2: 2.0}).best == 0.1
+    assert Search({0.3: certain(1.0), 0.1: certain(1.0), 0.2: certain(2.0)}).best == 0.1
 
 
 # -- What a level is worth ---------------------------------------------------------------------------------------------
@@ -85,5 +90,6 @@ def test_equal_levels_are_as_far_and_the_level_is_what_is_sampled_with(crops, mo
     own = Sampling(steps=2, guidance=1.0, augmentation=0.7, conditioning="truncated")
     distance = level_distance(one, own, shrunk(crops, 2), labels, crops)
     far = [distance(level) for level in (0.1, 0.3, 0.1)]
-    assert far[0] == far[2] != far[1] and all(np.isfinite(far))
+    assert far[0].value == far[2].value != far[1].value and all(np.isfinite(one.value) for one in far)
+    assert np.array_equal(far[0].drawn, far[2].drawn)
     assert {round(float(level), 4) for told in seen for level in told} == {0.1, 0.3}
