@@ -32,7 +32,7 @@ FEWEST_TOLD = 64
 """Captions without which words are not tried."""
 SILENT = 0.2
 """Training tells about so many pictures no words at all."""
-OPTIMISTIC = 1.7
+OPTIMISTIC = 1.3
 """Where the closed form's error is so many times larger on held-out pictures, each is trained beside that of others."""
 OPTIMISTIC_SIGMAS = (1.0, 10.0)
 """The noise at which this is judged: what is over-fitted at lower noise is calibrated, and there the weaker closed form
