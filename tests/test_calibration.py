@@ -7,6 +7,7 @@ from analytic import untold
 from calotype.diffusion.calibration import FACTORS, calibrated, with_more_outside
 from calotype.diffusion.gaussian import Mixture, components_of, flow_errors, mixture_of
 from calotype.diffusion.told import Captioned, Known, fit_told
+from calotype.legs.closed_form import Trial
 from calotype.vocabulary import NOT_TOLD, Rng, Text
 
 SHAPE = (4, 4, 4)
@@ -76,6 +77,21 @@ def test_components_with_fewer_axes_still_answer_as_alone():
         )
         assert torch.allclose(found, expected, atol=1e-5)
     assert all(torch.equal(value, kept[name]) for name, value in both.state_dict().items())
+
+
+@pytest.mark.parametrize(("count", "rank", "optimistic"), [(6, 5, True), (66, 60, False), (3000, 2, False)])
+def test_calibration_mends_optimism_at_low_noise_and_what_is_left_is_at_high_noise(count, rank, optimistic):
+    """Of very few pictures the mean and the largest variances are wrong as well, which calibration does not mend."""
+    validation, train = (
+        Captioned(clean, untold(len(clean)).labels, [""] * len(clean))
+        for clean in (drawn(200, "validation"), drawn(count, "train"))
+    )
+    trial = Trial(validation, torch.ones(200), RNG.at("noise").normal(200, *SHAPE))
+    before, low = mixture(train.clean, rank), torch.full((min(count, 200),), 0.05)
+    after = trial.calibrated(before)
+    ratios = [trial.error(form, sigma=low) / trial.error(form, train, low) for form in (before, after)]
+    assert trial.optimistic(after, train) == optimistic
+    assert (ratios[0] > 1.7 and ratios[1] < 1.4) == (count < 100)
 
 
 def test_a_mixture_with_words_is_calibrated_too():

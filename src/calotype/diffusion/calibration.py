@@ -15,7 +15,7 @@ import torch
 
 from calotype.diffusion.gaussian import Mixture, flow_errors
 from calotype.diffusion.told import ToldMixture
-from calotype.vocabulary import Labels, Latents, Text
+from calotype.vocabulary import Labels, Latents, Sigmas, Text
 
 FACTORS = (1.25, 1.5, 2.0, 3.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0)
 """That are tried on the variance outside the axes."""
@@ -32,7 +32,7 @@ def calibrated(form: Fitted, clean: Latents, labels: Labels, noise: Latents, tex
     """
     if len(clean) < 2:
         return form
-    sigma = torch.linspace(math.log(LEAST_SIGMA), math.log(MOST_SIGMA), len(clean)).exp().to(clean)
+    sigma = log_spaced(LEAST_SIGMA, MOST_SIGMA, len(clean)).to(clean)
 
     def errors(one: Fitted) -> torch.Tensor:
         return flow_errors(one, clean, labels, sigma, noise, text)
@@ -42,6 +42,10 @@ def calibrated(form: Fitted, clean: Latents, labels: Labels, noise: Latents, tex
     factor, change = min(changes.items(), key=lambda item: float(item[1].mean()))
     clearly = float(change.mean() + change.std() / len(clean) ** 0.5) < 0
     return with_more_outside(form, factor) if clearly else form
+
+
+def log_spaced(least: float, most: float, count: int) -> Sigmas:
+    return torch.linspace(math.log(least), math.log(most), count).exp()
 
 
 def with_more_outside(form: Fitted, factor: float) -> Fitted:

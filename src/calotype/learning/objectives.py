@@ -50,9 +50,9 @@ class FirstStageConfig(Config):
     perceptual_share: float = Field(default=0.25, gt=0, le=1)
     """Fraction of each batch that the perceptual distance looks at: it costs more than the autoencoder."""
     kl: float = Field(default=1e-5, ge=0)
-    latent_noise: float = Field(default=0.15, ge=0)
+    latent_noise: float = Field(default=0.0, ge=0)
     """Most noise on the latents that the decoder is trained on, relative to each channel's standard deviation, so that
-    it tolerates the errors of a denoiser (RAE, arXiv 2510.11690, section 4.3)."""
+    it tolerates noise there (RAE, arXiv 2510.11690, section 4.3). It costs detail; dev/LOG.md has the table."""
     equivariance: float = Field(default=0.0, ge=0)
     """Of how far latents shrunk to half and turned are from becoming the picture shrunk and turned (EQ-VAE, arXiv
     2502.09509, eq. 5)."""
