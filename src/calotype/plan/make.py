@@ -13,7 +13,7 @@ from calotype.learning.player import PlayerConfig
 from calotype.learning.train import Clock
 from calotype.legs import LEVELS_TRIED
 from calotype.machine import Machine, peak_memory
-from calotype.plan.choices import Choice, check_joint, check_sizes, explain, learning_rate, propose, shares
+from calotype.plan.choices import Choice, check_sizes, explain, learning_rate, propose, shares
 from calotype.plan.measurement import Measurement, Phases, seconds_an_image
 from calotype.plan.reading import check_text
 from calotype.recipe import DiffusionConfig, EnlargeRecipe, Recipe, check, leg_above
@@ -26,7 +26,7 @@ LAST_LOOKS = 10.0
 WARMUP_STEPS, LONGEST_WARMUP = 100, 0.25
 """With 25 steps the network stays silent for the rest of a run of 500; with 60 it does not (dev/LOG.md, 2026-11-22)."""
 ORDER = (
-    "captions", "autoencoder", "latents", "inspect", "fit", "denoiser", "joint", "judge", "prepare", "enlarge",
+    "captions", "autoencoder", "latents", "inspect", "fit", "denoiser", "prepare", "enlarge",
     "mistakes", "level", "previews", "samples",
 )  # fmt: skip
 LEVEL_SHARE, FEWEST_LEVEL_CROPS, MOST_LEVEL_CROPS = 0.05, 12, 96
@@ -61,8 +61,8 @@ class Plan:
         return cls(recipe, **kept, phases=phases, choices=[Choice(**choice) for choice in about["choices"]])
 
     def parameters(self, leg: str) -> int:
-        """Of all networks that a leg trains, but the critic."""
-        return sum(self.predicted["parameters"][network] for network in networks_of(leg))
+        """Of the network that a leg trains; the critic is not counted."""
+        return int(self.predicted["parameters"][network_of(leg)])
 
     def after(self, leg: str) -> float:
         """Predicted seconds of all that comes after a leg."""
@@ -70,9 +70,9 @@ class Plan:
         return sum(self.predicted["seconds"][what] for what in order[order.index(leg) + 1 :])
 
 
-def networks_of(leg: str) -> list[str]:
-    """Which networks a leg trains, by the leg that trains them first."""
-    return ["autoencoder", "denoiser"] if leg == "joint" else [leg.replace("mistakes", "enlarge")]
+def network_of(leg: str) -> str:
+    """Which network a leg trains, by the leg that trains it first."""
+    return leg.replace("mistakes", "enlarge")
 
 
 def make_plan(pictures: Pictures, machine: Machine, budget: float, started: float, settings: dict[str, Any]) -> Plan:
@@ -88,7 +88,6 @@ def make_plan(pictures: Pictures, machine: Machine, budget: float, started: floa
     recipe = check(merge(proposal, settings))
     check_sizes(recipe)
     check_text(recipe, pictures)
-    check_joint(recipe, pictures)
     choices = explain(recipe, check(proposal), pictures, reasons)
     shapes = shape_notes(sizes_of(pictures), recipe.shapes, recipe.size, recipe.unit)
     plan = Plan(recipe, str(machine), budget, choices, notes=[*pictures.notes, *shapes])
@@ -179,8 +178,6 @@ def beside_training(plan: Plan, measured: Measurement, count: int, left: float) 
     fixed = (latent if recipe.kind == "latent" else {}) | {"fit": measured.fit(count)}
     if seconds := measured.reading[0]:
         fixed["captions"] = seconds
-    if "joint" in recipe.legs:
-        fixed["judge"] = 2 * recipe.joint.pictures * measured.sample_stage(0)
     for index, size in enumerate(recipe.chain[1:], 1):
         crop = (recipe.enlarger(size).crop or size) / size
         below = sum(measured.sample_stage(place) for place in range(index))
@@ -223,7 +220,7 @@ def disk_bytes(recipe: Recipe, parameters: dict[str, int], closed_form: int, cou
     """
     network, base = recipe.autoencoder.network, recipe.chain[0]
     latents = 2 * network.channels * (base // network.reduction) ** 2 if recipe.kind == "latent" else 0
-    trained = sum(parameters[network] for leg in recipe.legs for network in networks_of(leg))
+    trained = sum(parameters[network_of(leg)] for leg in recipe.legs)
     checkpoint, model = 4 * (4 * trained + 2 * closed_form), 4 * (sum(parameters.values()) + closed_form)
     return 2 * checkpoint + 2 * model + 2 * latents * count * (2 if recipe.flip else 1)
 
