@@ -398,6 +398,19 @@ def test_a_model_of_another_version_is_refused(finished, tmp_path):
         calotype.load(tmp_path / "model")
 
 
+@pytest.mark.parametrize("images", [0, 960])
+def test_a_model_written_when_there_was_a_joint_leg_makes_the_same_pictures(finished, tmp_path, images):
+    from calotype.files import whole_folder, write_json
+
+    about = read_json(finished / "model" / "model.json")
+    joint = {"images": images, "batch": 8, "losses": {"foresight": 0.5, "foresight_share": 0.5}, "pictures": 64}
+    with whole_folder(tmp_path / "model") as folder:
+        shutil.copytree(finished / "model", folder, ignore=shutil.ignore_patterns("manifest.json"), dirs_exist_ok=True)
+        write_json(folder / "model.json", {**about, "recipe": {**about["recipe"], "joint": joint}})
+    old, new = (calotype.load(path).sample(1)[0] for path in (tmp_path, finished))
+    assert old.tobytes() == new.tobytes()
+
+
 # -- Processes ---------------------------------------------------------------------------------------------------------
 
 TRAIN = """

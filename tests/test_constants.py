@@ -10,7 +10,6 @@ import torch
 from safetensors.torch import load_file
 from small import CASCADE, LEGS, SETTINGS, Keeper, be_quick, fingerprint, second_leg, train_small, wish, write_pictures
 from test_checkpoint import go_on
-from test_joint import leg as joint_leg
 from test_train import interrupted_at, products, resume
 
 from calotype import commands
@@ -266,12 +265,12 @@ def test_the_disk_that_is_planned_is_enough_and_not_much_more(whole, kind):
 # -- The caller's randomness -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("leg", [*LEGS, "joint"])
+@pytest.mark.parametrize("leg", LEGS)
 def test_training_leaves_the_callers_generator_alone(leg):
     """And hangs on nothing that was drawn from it."""
     ends = []
     for seed in (1, 2):
-        trained = joint_leg() if leg == "joint" else LEGS[leg]()
+        trained = LEGS[leg]()
         torch.manual_seed(seed)
         before = torch.get_rng_state()
         ends.append(fingerprint(go_on(trained, 8).players))

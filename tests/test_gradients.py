@@ -77,6 +77,16 @@ def test_the_gradient_of_local_gaussians_is_their_slope(sigma):
     assert wrong(lambda one: around.denoise(one, torch.full((2,), sigma).double()), noisy) < 0.001
 
 
+@pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
+@pytest.mark.parametrize("labels", LABELS.values(), ids=LABELS)
+def test_the_gradient_of_a_denoiser_beside_its_closed_form_is_its_slope(labels, text):
+    """Of both together: the network also sees what the closed form says. It answers in float32."""
+    denoiser = Denoiser(Weighted(2), 8, 2, "flow", mixture=captioned())
+    sigmas, condition = torch.tensor([0.05, 0.3, 1.0, 5.0]), Condition(labels, text=text)
+    weights, noisy = (torch.randn(4, 2, 4, 4, dtype=torch.float64) for _ in range(2))
+    assert slope_error(lambda one: (weights * denoiser(one, sigmas, condition)).sum(), noisy, step=1e-3) < 0.01
+
+
 @pytest.mark.parametrize("form", [several, captioned])
 def test_no_graph_is_built_where_the_picture_needs_no_gradient(form):
     """So a step of training a denoiser pays nothing for it."""
@@ -99,4 +109,5 @@ class Weighted(torch.nn.Module):
         self.channels, self.weight = channels, torch.nn.Parameter(torch.ones(()))
 
     def forward(self, image, vector, *text):
-        return self.weight * image[:, : self.channels] + vector.mean()
+        seen, known = image.split(self.channels, 1)
+        return self.weight * torch.tanh(seen - known) + vector.mean()

@@ -1,4 +1,5 @@
 import tomllib
+import warnings
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,15 @@ def refused(folder, text):
 
 
 # -- Files -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("images", [0, 960])
+def test_a_recipe_written_when_there_was_a_joint_leg_is_read_without_it(tmp_path, images):
+    """With a warning where it asks for one."""
+    path = written(tmp_path, f"size = 32\n\n[joint]\nimages = {images}\nbatch = 8\n\n[joint.losses]\nforesight = 0.5")
+    with warnings.catch_warnings(record=True) as said:
+        assert read_recipe(path) == {"size": 32}
+    assert [str(one.message).startswith(f"{path} sets joint.images, but") for one in said] == [True] * bool(images)
 
 
 @pytest.mark.parametrize(

@@ -268,8 +268,6 @@ def test_a_cascade_learns_shapes_in_its_first_stage(folder, tmp_path, quick):
         assert model.sample(1, size=size)[0].size == size
 
 
-def test_squares_stay_squares_and_a_joint_leg_wants_them(tmp_path, quick):
+def test_squares_stay_squares(tmp_path, quick):
     made = plan(wish(write_shapes(tmp_path / "squares", {(20, 20): 10}), tmp_path / "run", "shapes=3"), Keeper())
     assert any(note.startswith("shapes: 16 x 16 px 10; 0% of each") for note in made.notes)
-    with pytest.raises(UserError, match=r"joint.images is set, but a joint leg is trained on squares alone"):
-        recipe(shapes=3, joint={"images": 8})

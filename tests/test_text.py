@@ -280,11 +280,9 @@ def test_a_captioned_folder_becomes_a_model_that_reads(folder, tmp_path, setting
     assert len({frame.tobytes() for frame in frames}) == 3
 
 
-def test_a_model_that_reads_is_edited_swept_and_evaluated(folder, tmp_path, monkeypatch):
-    """With a joint leg; what is told changes the picture, and none of the ways to sample forgets it."""
-    monkeypatch.setattr("calotype.plan.choices.FEWEST_TO_JUDGE", 1)
-    joint = ("joint.images=12", "joint.batch=4", "joint.pictures=4")
-    run = train(wish(folder, tmp_path / "run", *joint), Keeper())
+def test_a_model_that_reads_is_edited_swept_and_evaluated(folder, tmp_path):
+    """The prompt changes the picture, and none of the ways to sample forgets it."""
+    run = train(wish(folder, tmp_path / "run"), Keeper())
     model = calotype.load(run)
     for stage in model.stages:
         perturbed(stage.denoiser)

@@ -10,8 +10,7 @@ from calotype.diffusion.denoiser import Denoiser
 from calotype.diffusion.gaussian import ClosedForm
 from calotype.diffusion.local import LocalGaussians
 from calotype.interop import minilm, transformers
-from calotype.learning.joint import Joint
-from calotype.learning.objectives import Denoising, FirstStage
+from calotype.learning.objectives import FirstStage
 from calotype.nets.blocks import Precision, channels_last
 from calotype.nets.critic import Critic
 from calotype.nets.dit import Dit, DitConfig
@@ -93,12 +92,6 @@ def build_enlarger(recipe: Recipe, size: int, classes: int) -> Stage:
     width, spread = config.backbone.width, config.spread
     denoiser = Denoiser(backbone, width, classes, config.scaling, recipe.precision, spread, local=local)
     return Stage(denoiser, space, config.schedule, size, smaller, config.augmentation)
-
-
-def build_joint(recipe: Recipe, stage: Stage) -> Joint:
-    assert isinstance(stage.space, LatentSpace)
-    denoising = Denoising(stage, recipe.denoiser)
-    return Joint(denoising, build_first_stage(recipe, stage.space.vae), recipe.joint.losses)
 
 
 def build_first_stage(recipe: Recipe, vae: Autoencoder) -> FirstStage:

@@ -6,6 +6,7 @@ import difflib
 import math
 import re
 import tomllib
+import warnings
 from collections.abc import Iterable
 from itertools import pairwise, takewhile
 from pathlib import Path
@@ -18,7 +19,6 @@ from calotype.data.split import SplitConfig
 from calotype.diffusion.augmentation import Augmentation, Noising
 from calotype.diffusion.denoiser import ScalingName
 from calotype.diffusion.noise import Flow, Karras, Schedule
-from calotype.learning.joint import JointConfig
 from calotype.learning.objectives import ConditionDropout, FirstStageConfig
 from calotype.learning.player import PlayerConfig
 from calotype.nets.blocks import Precision
@@ -71,17 +71,6 @@ class AutoencoderRecipe(LegConfig):
     """Side of the random crops to train on; 0: whole pictures."""
     learn: PlayerConfig = PlayerConfig(learning_rate=2e-3)
     critic_learn: PlayerConfig = PlayerConfig(learning_rate=4e-4, betas=(0.5, 0.9))
-
-
-class JointRecipe(LegConfig):
-    """A leg in which autoencoder and denoiser learn together; kept only if held-out pictures say that it is better."""
-
-    images: int = Field(default=0, ge=0)
-    """Pictures to see; 0: no such leg."""
-    batch: PositiveInt = 8
-    losses: JointConfig = JointConfig()
-    pictures: PositiveInt = 64
-    """How many samples from before and after are held against held-out pictures."""
 
 
 class DiffusionConfig(LegConfig, ConditionDropout):
@@ -167,7 +156,6 @@ class Recipe(Config):
     """Where the autoencoder comes from."""
     autoencoder: AutoencoderRecipe = AutoencoderRecipe()
     denoiser: DenoiserRecipe = DenoiserRecipe()
-    joint: JointRecipe = JointRecipe()
     sampling: Sampling = Sampling()
     enlarge: dict[str, EnlargeRecipe] = Field(default_factory=dict)
     """Of each stage after the first, by its size: `--set enlarge.256.images=10000`."""
@@ -179,10 +167,6 @@ class Recipe(Config):
                 raise ValueError(f"stages are {list(self.chain)}, but each must be a whole multiple of the one before")
         if self.chain[-1] != self.size:
             raise ValueError(f"stages end at {self.chain[-1]}, but size is {self.size}; the last stage makes that size")
-        if self.kind == "cascade" and self.joint.images:
-            raise ValueError("joint.images is set, but a cascade has no autoencoder to train jointly; leave it out")
-        if self.shapes > 1 and self.joint.images:
-            raise ValueError("joint.images is set, but a joint leg is trained on squares alone; leave it or shapes out")
         above = {str(size) for size in self.chain[1:]}
         if unknown := set(self.enlarge) - above:
             raise ValueError(
@@ -256,7 +240,7 @@ class Recipe(Config):
     def legs(self) -> dict[str, LegConfig]:
         """All that is trained, in order."""
         first: dict[str, LegConfig] = {"autoencoder": self.autoencoder} if self.trains_space else {}
-        legs = {**first, "denoiser": self.denoiser, **({"joint": self.joint} if self.joint.images else {})}
+        legs = {**first, "denoiser": self.denoiser}
         for size in self.chain[1:]:
             legs[leg_above(size)] = above = self.enlarger(size)
             if above.mistakes.images:
@@ -294,7 +278,10 @@ def to_toml(recipe: Recipe) -> str:
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
-    """The settings in a file, checked against the schema. Raises `UserError` with file and line."""
+    """The settings in a file, checked against the schema. Raises `UserError` with file and line.
+
+    Warns where the file asks for a joint leg, which is left out.
+    """
     try:
         text = path.read_text()
         settings = tomllib.loads(text)
@@ -304,8 +291,23 @@ def read_recipe(path: Path) -> dict[str, Any]:
         raise UserError(f"recipe {path} cannot be read: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"recipe {path} is not TOML: {error}") from None
+    joint, settings = settings.get("joint"), without_joint(settings)
+    if isinstance(joint, dict) and joint.get("images"):
+        warnings.warn(
+            f"{path} sets joint.images, but there is no joint leg any more (the same time in the legs before it makes "
+            f"better pictures); it is left out",
+            stacklevel=2,
+        )
     check_layer(settings, {}, lambda key: f"{path}, line {line_of(text, key)}")
     return settings
+
+
+def without_joint(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a recipe written when autoencoder and denoiser could be trained jointly, without those of that.
+
+    Weights that a joint leg has trained are of the same networks, so such models open as all others do.
+    """
+    return {name: value for name, value in settings.items() if name != "joint"}
 
 
 def read_overrides(overrides: Iterable[str], below: dict[str, Any] | None = None) -> dict[str, Any]:

@@ -35,8 +35,6 @@ from calotype.legs import (
     enlarger_leg,
     held_out_images,
     held_out_prompts,
-    joint_leg,
-    judge,
     keep,
     latent_examples,
     mistakes_leg,
@@ -98,7 +96,7 @@ def develop(
 def _develop(workshop: Workshop) -> None:
     run, plan, recipe = workshop.run, workshop.plan, workshop.recipe
     workshop.words()
-    stages = [workshop.joint(workshop.base(*workshop.space()))]
+    stages = [workshop.base(*workshop.space())]
     for size in recipe.chain[1:]:
         stage = workshop.enlarger(size, stages[-1])
         recipe = workshop.with_best_level(recipe, stages, stage)
@@ -183,23 +181,6 @@ class Workshop:
         with self._fitting("fit"):
             leg = denoiser_leg(self.recipe, forms, space, self.device, partial(keep, self.run, "denoiser"))
         return self._diffusion(leg)
-
-    def joint(self, stage: Stage) -> Stage:
-        """The same stage, trained on together with its autoencoder where the recipe says so and that made it better."""
-        if "joint" not in self.recipe.legs:
-            return stage
-        pictures = self.pictures.shrunk(self.recipe.chain[0])
-        with self.run.timing("prepare"):
-            leg = joint_leg(self.recipe, stage, pictures, self.device)
-        self._go(leg)
-        if (kept := self.run.state.get("joint_kept")) is None:
-            with self.run.timing("judge"), self.voice.bar("judge") as bar:
-                found = judge(self.recipe, stage, leg.stage, pictures, unless(self.stop, counting(bar)))
-            self.run.state["joint_kept"] = kept = found.after_is_better
-            self.run.log("note", text=f"joint leg: {found}; it is {'kept' if kept else 'not kept'}")
-            self.voice.say(f"joint leg {'kept' if kept else 'not kept'}: {found}")
-            self.run.save()
-        return leg.stage if kept else stage
 
     def enlarger(self, size: int, below: Stage) -> Stage:
         with self._fitting("prepare"):

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from calotype.build import build_first_stage, build_joint
+from calotype.build import build_first_stage
 from calotype.comparison.competitor import Competitor, seconds_of, usual_text
 from calotype.comparison.preparations import (
     NO_RECORD,
@@ -27,7 +27,6 @@ from calotype.evaluate.costs import counted
 from calotype.learning.objectives import Denoising, Objective
 from calotype.learning.player import Player, PlayerConfig
 from calotype.learning.train import Clock, learn
-from calotype.legs.joint import trainable
 from calotype.nets.fitted import fitted_numbers
 from calotype.nets.vae import Vae
 from calotype.plan.measurement import phase_ends, seconds_an_image
@@ -156,8 +155,6 @@ def training_flops(one: Competitor) -> Flops:
         found[leg_above(stage.image_size)] = denoiser_flops(one, stage, config.batch, config.crop or stage.image_size)
         if config.mistakes.images:
             found[mistakes_above(stage.image_size)] = found[leg_above(stage.image_size)]
-    if "joint" in recipe.legs:
-        found["joint"] = joint_flops(one)
     assert set(recipe.legs) <= set(found)
     return found
 
@@ -171,17 +168,6 @@ def autoencoder_flops(one: Competitor, space: LatentSpace) -> float:
     side = config.crop or one.recipe.chain[0]
     batch = Batch(*noise(one, config.batch, 3, side))
     ends = phase_ends(config.losses)
-    return seconds_an_image([(end, step_flops(objective, batch, end - 1e-6)) for end in ends])
-
-
-def joint_flops(one: Competitor) -> float:
-    """Averaged over the leg, as of the autoencoder's."""
-    objective = build_joint(one.recipe, trainable(one.model.stages[0]))
-    for network in (objective.first.critic, objective.first.features):
-        network.to(one.model.device)
-    count = one.recipe.joint.batch
-    batch = Batch(*noise(one, count, 3, one.recipe.chain[0]), text=usual_text(one.model, count))
-    ends = phase_ends(one.recipe.autoencoder.losses)
     return seconds_an_image([(end, step_flops(objective, batch, end - 1e-6)) for end in ends])
 
 

@@ -87,8 +87,6 @@ def clip(one: Competitor, leg: str) -> dict[str, float]:
     recipe = one.recipe
     if leg == "autoencoder":
         return {"autoencoder": recipe.autoencoder.learn.clip, "critic": recipe.autoencoder.critic_learn.clip}
-    if leg == "joint":
-        return {**clip(one, "autoencoder"), **clip(one, "denoiser")}
     if leg == "denoiser":
         return {"denoiser": recipe.denoiser.learn.clip}
     return {"denoiser": recipe.enlarger(int(leg.rpartition("-")[2])).learn.clip}

@@ -1,4 +1,4 @@
-"""What a run has cost beside its legs: closed forms, captions that are read, searches, and what judges."""
+"""What a run has cost beside its legs: closed forms, captions that are read, and searches."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from calotype.evaluate.features import features
 from calotype.nets.frozen import Frozen, Projected
 from calotype.recipe import mistakes_above
 from calotype.report.folder import number, within
-from calotype.spaces.latent import LatentSpace
 from calotype.stage import Sampling, Stage, generate
 from calotype.vocabulary import NOT_TOLD, Rng
 
@@ -41,8 +40,6 @@ def preparation_flops(one: Competitor, pictures: Pictures) -> dict[str, float | 
         if part in seconds_of(one.run):
             counted_then = number(recorded.get(part))
             found[part] = None if counted_then is None else counted_then + (redrawing if part == "prepare" else 0)
-    if "joint" in recipe.legs:
-        found["judge"] = judging_flops(one)
     for size in recipe.chain[1:]:
         if str(size) in within(one.run.facts, "levels"):
             found[f"level-{size}"] = search_flops(one, size)
@@ -86,17 +83,6 @@ def redrawing_flops(one: Competitor, size: int) -> float:
 
 def trained_on(one: Competitor) -> float:
     return number(within(one.run.facts, "pictures").get("train")) or 0.0
-
-
-def judging_flops(one: Competitor) -> float:
-    """Samples and reconstructions from before the joint leg and after it, and the features of all."""
-    stages, samplings = one.model.stages[:1], one.model.samplings[:1]
-    image = torch.zeros(1, 3, stages[0].image_size, stages[0].image_size, device=one.model.device)
-    space = stages[0].space
-    assert isinstance(space, LatentSpace)
-    through = counted(lambda: space.decode(space.encode(image)))
-    looked = counted(lambda: features([image]))
-    return float(one.recipe.joint.pictures) * (2 * (sampling_flops(one, stages, samplings) + through) + 3 * looked)
 
 
 def search_flops(one: Competitor, size: int) -> float:

@@ -83,10 +83,8 @@ class FirstStage:
         return max(self.config.critic_start, self.config.critic_used)
 
     def losses(self, batch: Batch, progress: float, rng: Rng) -> dict[str, Loss]:
-        return self.judged(batch.clean, self.vae.encode(batch.clean), progress, rng)
-
-    def judged(self, real: Images, moments: Moments, progress: float, rng: Rng) -> dict[str, Loss]:
-        """The losses of pictures that are encoded already."""
+        real = batch.clean
+        moments = self.vae.encode(real)
         latents = self.vae.sample(moments, rng.at("latents").noise_like(moments.mean))
         fake = self.vae.decode(add_latent_noise(latents, self.config.latent_noise, rng.at("latent noise")))
         terms = self._reconstruction(real, fake, progress)

@@ -13,7 +13,6 @@ from calotype.legs.examples import (
     picture_source,
 )
 from calotype.legs.first import autoencoder_leg, start_linear, start_space
-from calotype.legs.joint import joint_leg, judge
 from calotype.legs.looks import each_class, held_out_images, held_out_prompts, look_count, reconstructions, unseen_first
 
 __all__ = [
@@ -29,8 +28,6 @@ __all__ = [
     "enlarger_leg",
     "held_out_images",
     "held_out_prompts",
-    "joint_leg",
-    "judge",
     "keep",
     "latent_examples",
     "look_count",

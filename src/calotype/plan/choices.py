@@ -36,7 +36,6 @@ ENOUGH_CROPS = 12_000
 REACHED = 0.4
 """Of the speed of a single convolution, what a whole training step reaches."""
 FEW_PICTURES = 1000
-FEWEST_TO_JUDGE = 8
 LOCAL_PLACES = 2**17
 """From as many places it is measured what is known of a large picture from its smaller one."""
 FINETUNE_RATE = 1e-4
@@ -361,15 +360,6 @@ def imported(recipe: Recipe) -> Iterator[Choice]:
         else:
             why = "it has learned already, so its leg is left out; --set space.finetune=true trains it further"
             yield Choice("autoencoder", value, why)
-
-
-def check_joint(recipe: Recipe, pictures: Pictures) -> None:
-    """Raises `UserError` where too few pictures are held out to say whether a joint leg has made anything better."""
-    if recipe.joint.images and (held_out := len(pictures.validation_indices)) < FEWEST_TO_JUDGE:
-        raise UserError(
-            f"joint.images is set, but {held_out} pictures are held out and a joint leg is judged by "
-            f"{FEWEST_TO_JUDGE} or more; take more pictures, or leave joint.images out"
-        )
 
 
 def backbone_above(size: int, recipe: Recipe) -> Backbone:

@@ -14,7 +14,7 @@ from calotype.learning.player import PlayerConfig
 from calotype.learning.train import Clock
 from calotype.legs import LEVELS_TRIED
 from calotype.machine import Machine, peak_memory
-from calotype.plan.choices import Choice, check_joint, explain, learning_rate, propose, shares
+from calotype.plan.choices import Choice, explain, learning_rate, propose, shares
 from calotype.plan.measurement import Measurement, Phases, seconds_an_image
 from calotype.plan.reading import check_text
 from calotype.plan.sizes import check_sizes
@@ -28,7 +28,7 @@ LAST_LOOKS = 10.0
 WARMUP_STEPS, LONGEST_WARMUP = 100, 0.25
 """With 25 steps the network stays silent for the rest of a run of 500; with 60 it does not (dev/LOG.md, 2026-11-22)."""
 ORDER = (
-    "captions", "autoencoder", "latents", "inspect", "fit", "denoiser", "joint", "judge", "prepare", "enlarge",
+    "captions", "autoencoder", "latents", "inspect", "fit", "denoiser", "prepare", "enlarge",
     "mistakes", "level", "previews", "samples",
 )  # fmt: skip
 LEVEL_SHARE, FEWEST_LEVEL_CROPS, MOST_LEVEL_CROPS = 0.05, 12, 96
@@ -63,8 +63,8 @@ class Plan:
         return cls(recipe, **kept, phases=phases, choices=[Choice(**choice) for choice in about["choices"]])
 
     def parameters(self, leg: str) -> int:
-        """Of all networks that a leg trains, but the critic."""
-        return sum(self.predicted["parameters"][network] for network in networks_of(leg))
+        """Of the network that a leg trains; the critic is not counted."""
+        return int(self.predicted["parameters"][network_of(leg)])
 
     def after(self, leg: str) -> float:
         """Predicted seconds of all that comes after a leg."""
@@ -72,9 +72,9 @@ class Plan:
         return sum(self.predicted["seconds"][what] for what in order[order.index(leg) + 1 :])
 
 
-def networks_of(leg: str) -> list[str]:
-    """Which networks a leg trains, by the leg that trains them first."""
-    return ["autoencoder", "denoiser"] if leg == "joint" else [leg.replace("mistakes", "enlarge")]
+def network_of(leg: str) -> str:
+    """Which network a leg trains, by the leg that trains it first."""
+    return leg.replace("mistakes", "enlarge")
 
 
 def make_plan(pictures: Pictures, machine: Machine, budget: float, started: float, settings: dict[str, Any]) -> Plan:
@@ -90,7 +90,6 @@ def make_plan(pictures: Pictures, machine: Machine, budget: float, started: floa
     recipe = check(merge(proposal, settings))
     check_sizes(recipe)
     check_text(recipe, pictures)
-    check_joint(recipe, pictures)
     choices = explain(recipe, check(proposal), pictures, reasons)
     shapes = shape_notes(sizes_of(pictures), recipe.shapes, recipe.size, recipe.unit)
     plan = Plan(recipe, str(machine), budget, choices, notes=[*pictures.notes, *shapes])
@@ -181,8 +180,6 @@ def beside_training(plan: Plan, measured: Measurement, count: int, left: float) 
     fixed = (latent if recipe.kind == "latent" else {}) | {"fit": measured.fit(count)}
     if seconds := measured.reading[0]:
         fixed["captions"] = seconds
-    if "joint" in recipe.legs:
-        fixed["judge"] = 2 * recipe.joint.pictures * measured.sample_stage(0)
     for index, size in enumerate(recipe.chain[1:], 1):
         crop = (recipe.enlarger(size).crop or size) / size
         below = sum(measured.sample_stage(place) for place in range(index))
@@ -236,10 +233,10 @@ def disk_bytes(recipe: Recipe, measured: Measurement, count: int) -> int:
 def checkpoint_numbers(recipe: Recipe, measured: Measurement, leg: str) -> int:
     """Weights, their average and two moments of each network; again, of an autoencoder whose critic is guarded."""
     parameters = measured.parameters()
-    networks = [parameters[network] for network in networks_of(leg)]
-    if leg in ("autoencoder", "joint") and recipe.autoencoder.losses.adversarial:
-        networks += [measured.critic(), *([parameters["autoencoder"]] if leg == "autoencoder" else [])]
-    return 4 * sum(networks)
+    numbers = parameters[network_of(leg)]
+    if leg == "autoencoder" and recipe.autoencoder.losses.adversarial:
+        numbers += measured.critic() + parameters["autoencoder"]
+    return 4 * numbers
 
 
 class Pace:

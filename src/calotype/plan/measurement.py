@@ -8,7 +8,7 @@ from functools import cached_property
 import torch
 from torch import nn
 
-from calotype.build import build_enlarger, build_first_stage, build_frozen, build_joint, build_stage
+from calotype.build import build_enlarger, build_first_stage, build_frozen, build_stage
 from calotype.data.folder import Pictures
 from calotype.data.images import images_from_pixels
 from calotype.data.latents import LatentCache
@@ -83,8 +83,6 @@ class Measurement:
         """Of every leg."""
         first = {"autoencoder": self._autoencoder()} if self.recipe.trains_space else {}
         phases = {**first, "denoiser": self._denoiser()}
-        if "joint" in self.recipe.legs:
-            phases["joint"] = self._joint()
         for stage in self.stages[1:]:
             phases[leg_above(stage.image_size)] = phases[mistakes_above(stage.image_size)] = self._enlarger(stage)
         return {leg: phases[leg] for leg in self.recipe.legs}
@@ -109,15 +107,6 @@ class Measurement:
             labels, captions = pictures.labels[ends], pictures.captions and pictures.captions.at(ends)
             source = LatentSource(cache, labels, torch.arange(2), self.rng, self.device, captions)
         return [(1.0, self._step(Denoising(self.stages[0]), source, self.recipe.denoiser.batch, 0.0))]
-
-    def _joint(self) -> Phases:
-        config, objective = self.recipe.joint, build_joint(self.recipe, self.stages[0])
-        objective.first.critic.to(self.device)
-        objective.first.features.to(self.device)
-        pictures = self.pictures[self.recipe.chain[0]]
-        source = picture_examples(self.recipe, pictures, self.device)(pictures.train_indices)
-        ends = phase_ends(self.recipe.autoencoder.losses)
-        return [(end, self._step(objective, source, config.batch, end - 1e-6)) for end in ends]
 
     def _enlarger(self, stage: Stage) -> Phases:
         size = stage.image_size

@@ -49,19 +49,6 @@ class LatentSpace(nn.Module):
     def _decode(self, latents: Latents) -> Images:
         return in_tiles(self.vae.decode, latents, Scale(1, self.reduction), 3)
 
-    def developed(self, latents: Latents) -> Images:
-        """As `decode`, for training: with gradients, and not clamped."""
-        return self.vae.decode(latents * self.spread + self.mean)
-
-    @torch.no_grad()
-    def follow(self, moments: Latents, new: float) -> None:
-        """Moves mean and spread a little towards those of these latents, while the autoencoder changes."""
-        mean, log_variance = moments.chunk(2, 1)
-        square = self.spread**2 + self.mean**2
-        self.mean.lerp_(mean.mean((0, 2, 3), keepdim=True), new)
-        square.lerp_((mean.square() + log_variance.exp()).mean((0, 2, 3), keepdim=True), new)
-        self.spread.copy_((square - self.mean**2).clamp(min=1e-8).sqrt())
-
     @torch.no_grad()
     def measure(self, moments: Iterable[Latents]) -> None:
         """Sets mean and spread from the training pictures' moments: spread of the means, and the posterior's own."""
