@@ -5,7 +5,10 @@ from small import noise_pictures
 from test_stage import CLASSES, stage
 
 from calotype.data.images import images_from_pixels
+from calotype.evaluate.distances import kernel_distance
 from calotype.evaluate.levels import Distance, Search, in_parts, level_distance, search_level
+from calotype.evaluate.pairing import draws, redrawn
+from calotype.evaluate.sets import kernel_of_rows
 from calotype.stage import Sampling, generate, shrunk
 from calotype.vocabulary import Rng
 
@@ -22,8 +25,8 @@ CURVES = {
 curves = pytest.mark.parametrize("curve", CURVES.values(), ids=CURVES)
 
 
-def certain(value):
-    """A distance that is the same on every set that is drawn: only exact equals are level with it."""
+def sure(value):
+    """A distance that is the same on all drawn sets."""
     return Distance(float(value), np.full(50, float(value)))
 
 
@@ -31,7 +34,7 @@ def asked(curve, most, steps):
     """What was asked, in order, and what was found."""
     levels, told = [], []
     search = search_level(
-        lambda level: levels.append(level) or certain(curve(level / most)), most, steps, lambda *at: told.append(at)
+        lambda level: levels.append(level) or sure(curve(level / most)), most, steps, lambda *at: told.append(at)
     )
     assert told == [(number + 1, steps) for number in range(len(levels))]
     return levels, search
@@ -59,7 +62,43 @@ def test_of_a_valley_the_bottom_is_found_to_a_quarter_of_the_grid(place):
 
 
 def test_of_equals_the_smallest_level_is_the_best():
-    assert Search({0.3: certain(1.0), 0.1: certain(1.0), 0.2: certain(2.0)}).best == 0.1
+    assert Search({0.3: sure(1.0), 0.1: sure(1.0), 0.2: sure(2.0)}).best == 0.1
+
+
+@pytest.mark.parametrize(("error", "best"), [(0.5, 0.2), (2.0, 0.0)])
+def test_a_level_must_be_better_by_more_than_a_standard_error(error, best):
+    """Of the difference to the nearest, on the same drawn sets; not of the distances, which may be far less sure."""
+    common, own = 100 * np.random.default_rng(0).standard_normal(50), np.random.default_rng(1).standard_normal(50)
+    own *= error / own.std(ddof=1)
+    search = Search({0.0: Distance(1.0, 1 + common + own), 0.2: Distance(0.0, common)})
+    assert search.nearest == 0.2 and search.best == best
+    assert search.as_json()["standard_errors"] == pytest.approx([error, 0.0])
+
+
+def searched(seed, shifts, count=48, channels=24):
+    """Samples that change more and more with the level, and lie `shifts(level)` off the real ones."""
+    rng = np.random.default_rng(seed)
+    one, other, real = rng.standard_normal((3, count, channels))
+    same = draws(count, count, np.random.default_rng(0))
+
+    def distance(level):
+        made = np.cos(level) * one + np.sin(level) * other + shifts(level) / np.sqrt(channels)
+        return Distance(kernel_distance(made, real), redrawn(kernel_of_rows(made, real), same))
+
+    return search_level(distance, 1.0, 6, lambda *at: None)
+
+
+def test_of_equally_good_levels_none_is_nearly_always_taken():
+    """The nearest is any of them: that is noise."""
+    found = [searched(seed, lambda level: 0.0) for seed in range(40)]
+    assert np.mean([one.best == 0 for one in found]) >= 0.85
+    assert np.mean([one.nearest == 0 for one in found]) < 0.7
+
+
+@pytest.mark.parametrize("good", [0.0, 1 / 3, 1.0])
+def test_a_level_that_is_clearly_better_is_taken(good):
+    for seed in range(10):
+        assert searched(seed, lambda level: 2.5 * (abs(level - good) > 0.01)).best == pytest.approx(good)
 
 
 # -- What a level is worth ---------------------------------------------------------------------------------------------
@@ -90,6 +129,6 @@ def test_equal_levels_are_as_far_and_the_level_is_what_is_sampled_with(crops, mo
     own = Sampling(steps=2, guidance=1.0, augmentation=0.7, conditioning="truncated")
     distance = level_distance(one, own, shrunk(crops, 2), labels, crops)
     far = [distance(level) for level in (0.1, 0.3, 0.1)]
-    assert far[0].value == far[2].value != far[1].value and all(np.isfinite(one.value) for one in far)
-    assert np.array_equal(far[0].drawn, far[2].drawn)
+    assert far[0].value == far[2].value != far[1].value and np.array_equal(far[0].drawn, far[2].drawn)
+    assert all(np.isfinite(one.value) and np.isfinite(one.drawn).all() for one in far)
     assert {round(float(level), 4) for told in seen for level in told} == {0.1, 0.3}
