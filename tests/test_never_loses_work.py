@@ -306,11 +306,11 @@ def abort(patch, problem):
 
     real = commands.training.read
 
-    def read(folder, size, cache, voice):
+    def read(folder, size, cache, voice, rule):
         Claimed.folder = cache.parent
         cache.mkdir()
         (cache / "pixels.npy").touch()
-        return real(folder, size, cache, voice)
+        return real(folder, size, cache, voice, rule)
 
     patch.setattr(commands.training, "read", read)
     patch.setattr(commands.training, "make_plan", fail)

@@ -213,7 +213,7 @@ def claim(wish: Wish, size: int) -> tuple[Path, list[Path]]:
 def remove_preparations(folder: Path) -> None:
     """What a run has before its `run.json`."""
     shutil.rmtree(folder / "cache", ignore_errors=True)
-    for name in ("recipe.toml", "plan.json"):
+    for name in ("recipe.toml", "plan.json", SPLIT_FILE):
         (folder / name).unlink(missing_ok=True)
 
 

@@ -143,8 +143,9 @@ def go(
     checkpoints = run.folder / "checkpoints"
 
     def note(text: str) -> None:
-        run.log("note", text=f"{leg.name}: {text}")
-        warn(text)
+        line = f"{leg.name}: {text}"
+        run.log("note", text=line)
+        warn(line)
 
     found = checkpoint.restore(checkpoints, leg.name, leg.saved, leg.clock, note)
     if run.state["legs"][leg.name] == "finished" and (found is None or leg.clock.images_seen < leg.clock.total):
