@@ -64,6 +64,8 @@ def inspect(folder: Path, data: Path | None, out: Path | None, device: str, voic
         space.measure(space.moments(some) for some in trained(pictures, where))
     count = max(4, min(COUNT, VALUES // pictures.pixels[0].numel()))
     images, held_out = unseen_first(pictures, count, where)
+    if foreign:  # all of them are unseen, whatever set they would be in
+        images = images_from_pixels(pictures.pixels[:count]).to(where)
     efficientnet_lite0().to(where)
     with voice.bar("inspect"):
         found = measure(space, images, len(images) if foreign else held_out, critic=critic_of(folder))

@@ -49,9 +49,18 @@ def log_spaced(least: float, most: float, count: int) -> Sigmas:
 
 
 def with_more_outside(form: Fitted, factor: float) -> Fitted:
-    """A copy that shares all constants but these variances; those along axes are never smaller than outside."""
-    changed = copy.deepcopy(form, {id(constant): constant for constant in form.buffers()})
+    """Another one that shares all constants but these variances; those along axes are never smaller than outside."""
+    changed = sharing(form)
+    if isinstance(changed, ToldMixture):
+        changed.mixture = sharing(changed.mixture)
     mixture = changed.mixture if isinstance(changed, ToldMixture) else changed
     mixture.rest = factor * mixture.rest
     mixture.variances = torch.maximum(mixture.variances, mixture.rest[:, None])
     return changed
+
+
+def sharing(form: Fitted) -> Fitted:
+    """Another module with the same tensors, each of which can be replaced here alone."""
+    other = copy.copy(form)
+    other._buffers, other._modules = {**form._buffers}, {**form._modules}
+    return other
