@@ -16,7 +16,8 @@ from safetensors.torch import load_file
 from small import CASCADE, SETTINGS, Keeper, be_quick, noise_pictures, noise_pixels, wish, write_pictures
 
 from calotype import commands
-from calotype.comparison.competitor import without_seed
+from calotype.comparison import quality
+from calotype.comparison.competitor import open_one, without_seed
 from calotype.comparison.deployed import too_much
 from calotype.comparison.history import detrended_spread, gaps
 from calotype.comparison.overlap import unseen_by_all
@@ -39,7 +40,7 @@ NAME = "<b>cascade & co</b>"
 def home(tmp_path_factory):
     """A folder of pictures, and a finished run of each kind on them. For reading only."""
     folder = tmp_path_factory.mktemp("compared")
-    write_pictures(folder / "pictures", 20)
+    write_pictures(folder / "pictures", 40)
     with pytest.MonkeyPatch.context() as patch:
         be_quick(patch)
         for name, settings in (("latent", SETTINGS), ("cascade", CASCADE)):
@@ -265,6 +266,18 @@ def test_reals_are_test_pictures_and_others_are_disjoint():
     assert pictures.split.test[torch.cat([reals.chosen, reals.others])].all()
     assert not np.isin(reals.chosen, reals.others).any()
     assert not reals.notes
+
+
+@pytest.mark.parametrize("name", ["latent", "cascade"])
+def test_samples_are_looked_at_in_the_8_bits_that_real_pictures_have(home, name, monkeypatch):
+    looked_at = []
+    monkeypatch.setattr(quality, "features", lambda parts: looked_at.extend(parts) or np.zeros((1, 1)))
+    one, pictures = open_one("A", home / name, "cpu"), read_folder(home / "pictures", 16)
+    quality.make(one, choose_reals(pictures, 2), 0, 1, lambda *step: None)
+    assert len(looked_at) == 2 + (name == "cascade")
+    for images in looked_at:
+        levels = (images + 1) * 127.5
+        assert torch.allclose(levels, levels.round(), atol=1e-3) and levels.unique().numel() > 3
 
 
 def test_with_few_test_pictures_the_floor_has_others_and_the_notes_say_so():

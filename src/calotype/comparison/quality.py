@@ -129,7 +129,7 @@ def make(one: Competitor, reals: Reals, seed: int, keep: int, told: Told) -> Mad
         text = one.text(reals.pictures, reals.chosen[part])
         pictures = chain(model.stages, model.samplings, labels[part], rngs, text)
         for stage, images in zip(model.stages, pictures, strict=True):
-            made.sampled.setdefault(stage.image_size, []).append(features([images]))
+            made.sampled.setdefault(stage.image_size, []).append(features([rounded(images)]))
         from_real(one, reals, reals.chosen[part], labels[part], rngs, made)
         if part.start < max(keep, SHOWN):
             made.shown.append(pictures[-1].cpu())
