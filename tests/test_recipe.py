@@ -12,6 +12,7 @@ from calotype.recipe import (
     check,
     line_of,
     merge,
+    of_this_version,
     read_overrides,
     read_recipe,
     read_value,
@@ -396,3 +397,11 @@ def at(settings, key):
 def test_toml_is_the_only_syntax(tmp_path):
     text = to_toml(check(SETTINGS))
     assert tomllib.loads(text)["denoiser"]["backbone"]["kind"] == "dit"
+
+
+@pytest.mark.parametrize("dropped", [0.0, 0.1, 0.55, 0.8, 1.0])
+def test_a_recipe_of_an_earlier_version_opens_at_every_label_dropout(dropped):
+    table = {"label_dropout": dropped}
+    found = check(of_this_version({"size": 128, "stages": [64, 128], "denoiser": table, "enlarge": {"128": table}}))
+    for one in (found.denoiser, found.enlarger(128)):
+        assert one.label_dropout == dropped and one.caption_alone == pytest.approx(min(0.4, 1 - dropped))

@@ -26,7 +26,7 @@ from calotype.files import is_whole, read_json, whole_folder, write_json, write_
 from calotype.interop.transformers import at_hand
 from calotype.machine import find_device
 from calotype.nets.text import Reading, TextEncoder
-from calotype.recipe import ImportedSpace, Recipe, check, leg_above, without_joint
+from calotype.recipe import ImportedSpace, Recipe, check, leg_above, of_this_version
 from calotype.spaces.latent import LatentSpace
 from calotype.spaces.pixel import PixelSpace, Space
 from calotype.stage import Sampling, Stage, Start, from_noise, generate, in_turn
@@ -380,7 +380,10 @@ def load(path: str | Path, device: str = "auto") -> Model:
             f"{folder} has format {about.get('format')}, this version of calotype reads {FORMAT}; update one"
         )
     about["recipe"]["denoiser"]["text"] = at_hand(folder, about["recipe"]["denoiser"]["text"])
-    recipe, classes = check(without_joint(about["recipe"]), lambda key: f"{folder}/model.json"), tuple(about["classes"])
+    recipe, classes = (
+        check(of_this_version(about["recipe"]), lambda key: f"{folder}/model.json"),
+        tuple(about["classes"]),
+    )
     where = find_device(device)
     stages = [load_base(folder, recipe, len(classes), where)]
     for size in recipe.chain[1:]:

@@ -291,7 +291,7 @@ def read_recipe(path: Path) -> dict[str, Any]:
         raise UserError(f"recipe {path} cannot be read: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"recipe {path} is not TOML: {error}") from None
-    joint, settings = settings.get("joint"), without_joint(settings)
+    joint, settings = settings.get("joint"), of_this_version(settings)
     if isinstance(joint, dict) and joint.get("images"):
         warnings.warn(
             f"{path} sets joint.images, but there is no joint leg any more (the same time in the legs before it makes "
@@ -302,12 +302,26 @@ def read_recipe(path: Path) -> dict[str, Any]:
     return settings
 
 
-def without_joint(settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings of a recipe written when autoencoder and denoiser could be trained jointly, without those of that.
+def of_this_version(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings of an earlier version, as this one has them.
 
-    Weights that a joint leg has trained are of the same networks, so such models open as all others do.
+    The joint leg is gone; weights that it has trained are of the same networks. And where `label_dropout` leaves no room
+    for the usual shares of a caption or a label alone, these are smaller.
     """
-    return {name: value for name, value in settings.items() if name != "joint"}
+    changed = {name: value for name, value in settings.items() if name != "joint"}
+    if isinstance(table := changed.get("denoiser"), dict):
+        changed["denoiser"] = with_room(table)
+    if isinstance(above := changed.get("enlarge"), dict):
+        changed["enlarge"] = {size: with_room(one) if isinstance(one, dict) else one for size, one in above.items()}
+    return changed
+
+
+def with_room(table: dict[str, Any]) -> dict[str, Any]:
+    dropped, usual = table.get("label_dropout"), ConditionDropout()
+    if not isinstance(dropped, float | int) or not 0 <= dropped <= 1 or {"caption_alone", "label_alone"} & {*table}:
+        return table
+    caption = min(usual.caption_alone, 1 - dropped)
+    return {**table, "caption_alone": caption, "label_alone": min(usual.label_alone, max(0.0, 1 - dropped - caption))}
 
 
 def read_overrides(overrides: Iterable[str], below: dict[str, Any] | None = None) -> dict[str, Any]:

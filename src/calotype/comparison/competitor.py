@@ -13,7 +13,7 @@ import torch
 from calotype.data.folder import Pictures
 from calotype.files import read_json
 from calotype.model import Model, load
-from calotype.recipe import Recipe, check, without_joint
+from calotype.recipe import Recipe, check, of_this_version
 from calotype.report.folder import Run, read_run, within
 from calotype.vocabulary import NOT_TOLD, Labels, Text, UserError
 
@@ -75,7 +75,7 @@ def open_one(key: str, folder: Path, device: str) -> Competitor:
         raise UserError(f"{folder} is {state}, but must be finished; try: calotype resume {folder}")
     model = load(folder, device)
     settings = read_json(folder / "model" / "model.json")["recipe"]
-    recipe = check(without_joint(settings), lambda key: f"{folder}/model/model.json")
+    recipe = check(of_this_version(settings), lambda key: f"{folder}/model/model.json")
     return Competitor(key, run, model, recipe)
 
 
