@@ -305,8 +305,8 @@ def read_recipe(path: Path) -> dict[str, Any]:
 def of_this_version(settings: dict[str, Any]) -> dict[str, Any]:
     """The settings of an earlier version, as this one has them.
 
-    The joint leg is gone; weights that it has trained are of the same networks. Where `label_dropout` leaves no room for
-    the usual shares of a caption or a label alone, these are smaller.
+    The joint leg is gone; weights that it has trained are of the same networks. Where `label_dropout` leaves no room
+    for the usual shares of a caption or a label alone, these are smaller.
     """
     changed = {name: value for name, value in settings.items() if name != "joint"}
     if isinstance(table := changed.get("denoiser"), dict):
