@@ -95,7 +95,7 @@ def main() -> None:
     arguments = parser.parse_args()
     begun, pictures = time.perf_counter(), read_portraits(arguments.size, arguments.pictures)
     images, held_out = unseen_first(pictures, look_count(3 * arguments.size**2), CPU)
-    chosen = pictures.held_out_indices[: arguments.count]
+    chosen = pictures.validation_indices[: arguments.count]
     real = features(images_from_pixels(pictures.pixels[chosen]).split(50))
     scores, distances = [], []
     for name, changes in AUTOENCODERS.items():

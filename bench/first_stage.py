@@ -163,8 +163,8 @@ def main() -> None:
     arguments = parser.parse_args()
     size, machine = arguments.size, examine()
     pictures = read_folder(arguments.folder, size) if arguments.folder else read_portraits(size, arguments.count)
-    what = f"{len(pictures.train_indices):,} pictures of {size} px, {len(pictures.held_out_indices)} held out"
-    print(f"{machine}; {what}, of which {min(CHECKED, len(pictures.held_out_indices))} are looked at", flush=True)
+    what = f"{len(pictures.train_indices):,} pictures of {size} px, {len(pictures.validation_indices)} held out"
+    print(f"{machine}; {what}, of which {min(CHECKED, len(pictures.validation_indices))} are looked at", flush=True)
     compare(pictures, machine, size, sorted(arguments.seconds), arguments.rates)
 
 

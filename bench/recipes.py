@@ -137,7 +137,7 @@ def main() -> None:
         arguments.out.mkdir(parents=True, exist_ok=True)
     size, machine = arguments.size, examine()
     pictures = read_folder(arguments.folder, size) if arguments.folder else read_portraits(size, arguments.count)
-    what = f"{len(pictures.train_indices):,} pictures of {size} px, {len(pictures.held_out_indices)} held out"
+    what = f"{len(pictures.train_indices):,} pictures of {size} px, {len(pictures.validation_indices)} held out"
     print(f"{machine}; {what}, {arguments.seconds:.0f} s each", flush=True)
     print("recipe | pictures seen | PSNR | SSIM | perceptual | equivariance | score | found", flush=True)
     proposal, _ = propose(pictures, machine, arguments.seconds, {"size": size, "stages": [size]})

@@ -34,7 +34,7 @@ def main() -> None:
     arguments = parser.parse_args()
     model = calotype.load(arguments.run)
     pictures, drawn = read_portraits(model.image_size), read_drawn(model.image_size)
-    rows, held_out = pictures.train_indices[:LEARNED].tolist(), pictures.held_out_indices
+    rows, held_out = pictures.train_indices[:LEARNED].tolist(), pictures.test_indices
     judge = learn(images_from_pixels(pictures.pixels[rows]), [{"style": drawn[row]["style"]} for row in rows])
     real = images_from_pixels(pictures.pixels[held_out])
     print(f"real portraits: {in_effect(styles(judge, real)):.1f} styles, {in_effect(grounds(real)):.1f} backgrounds")

@@ -230,8 +230,10 @@ def separated(
 ) -> Int[np.ndarray, " count"]:
     """The set of each picture, where those that look alike are in the same one; `first` are compared first."""
     total = sum(int(counts.sum()) for counts in share.values())
-    groups = Groups(prints, min(LARGEST_GROUP, max(3, total // 2)), limit=1000 + 4 * total)
+    groups = Groups(prints, min(LARGEST_GROUP, max(3, total // 2)), limit=1000 + 2 * total)
     groups.learn(first)
+    if not groups.are_small(first):
+        return np.full(len(prints), TRAIN)
     for _ in range(AHEAD):
         groups.learn_neighbours()
     stratum, sets = np.empty(len(prints), int), np.full(len(prints), TRAIN)
@@ -266,6 +268,10 @@ class Groups:
         new = [row for row in rows if row not in self.found]
         if new:
             self.found.update(zip(new, neighbours(self.prints[new], self.prints, self.most), strict=True))
+
+    def are_small(self, rows: Sequence[int]) -> bool:
+        """Whether at least a quarter of these have few that look like them; if not, to look for such takes too long."""
+        return 4 * sum(len(self.found[row]) <= self.most for row in rows) >= len(rows)
 
     def learn_neighbours(self) -> None:
         """Of all pictures that have been asked for, at once, which is faster than one by one."""

@@ -164,7 +164,7 @@ def about_obedience(obeyed: dict[str, Any]) -> str:
         asked = max(one["n"] for one in attributes)
         said.append(
             f"Shares of samples that show what they were told: {asked} prompts a language, none of them said by a "
-            "training caption. Beside them the same judges on held-out portraits with their own captions, and what "
+            "training caption. Beside them the same judges on test portraits with their own captions, and what "
             "would be right at most if all samples were alike."
         )
     for sought in obeyed["retrieval"][:1]:
@@ -172,6 +172,6 @@ def about_obedience(obeyed: dict[str, Any]) -> str:
         said.append(
             f"Captions were not told apart: {sought['reason']}."
             if sought.get("value") is None
-            else f"Captions: how often a held-out picture is denoised best with its own, {level}."
+            else f"Captions: how often a test picture is denoised best with its own, {level}."
         )
     return " ".join([*said, *(f"Left out: {one}." for one in obeyed.get("left_out") or [])])

@@ -73,8 +73,8 @@ def conditions(sweep: Event) -> str:
     )
     return (
         f"n = {how_many(sweep.get('n'))} pictures of {count(number(sweep.get('size')))} px in each cell, from equal "
-        f"seeds (of {sweep.get('seed')}, others than those of samples), against as many real ones from the later half "
-        f"of what is held out, where that suffices; other real pictures come to {interval(floor)}. "
+        f"seeds (of {sweep.get('seed')}, others than those of samples), against as many real ones, validation "
+        f"pictures where those suffice; other real pictures come to {interval(floor)}. "
         f"{chosen} In square brackets: the 95 % interval. {NEVER_FID}"
     )
 
@@ -85,7 +85,7 @@ def neighbours(run: Run) -> Html | None:
     shown = picture(run.folder / "previews" / "nearest.png", "Samples, and what is nearest", 1200, NEAREST_BYTES)
     caption = (
         f"Above: samples. Below: of {count(number(found.get('trained')))} training pictures and their mirror images, "
-        f"the one nearest to each. Median distance {ratio(found)} that of as many held-out pictures (n = "
+        f"the one nearest to each. Median distance {ratio(found)} that of as many test pictures (n = "
         f"{how_many(found.get('n'))}); far below 1 would be copying."
     )
     plate = figure(shown, caption, "plate")
