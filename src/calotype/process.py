@@ -19,7 +19,7 @@ UNWINDING = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(
 class LastingStream:
     """A text stream whose writer goes on, in silence, when its reader is gone. All other errors are raised."""
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: Any) -> None:
         self.stream = stream
 
     def __getattr__(self, name: str) -> Any:
@@ -41,7 +41,7 @@ class LastingStream:
             discard(self.stream)
 
 
-def discard(stream: TextIO) -> None:
+def discard(stream: Any) -> None:
     """From now on what is written goes nowhere: also what is still buffered, which Python would complain about."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     try:
