@@ -8,9 +8,10 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
-from small import Keeper, be_quick, second_leg, wish
+from small import Keeper, be_quick, second_leg, wish, write_pictures
 from test_cli import SMALL, WHILE_IT_LEARNS, folder, python, resumed, tell, training
 from test_train import interrupted_at, products, run_in, silent
 
@@ -40,14 +41,18 @@ def events(run):
 # -- Damaged checkpoints -----------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def stopped(folder, monkeypatch):
+def stopped_run(folder, patch):
     """A run that was stopped in its first leg, with checkpoints after 8 and 12 images."""
-    monkeypatch.setattr(runs, "SAVE_SECONDS", 0.0)
-    interrupted_at(monkeypatch, [("autoencoder", 8)])
+    patch.setattr(runs, "SAVE_SECONDS", 0.0)
+    interrupted_at(patch, [("autoencoder", 8)])
     with pytest.raises(Interrupted):
         commands.train(wish(folder, folder.parent / "run"), Keeper())
     return folder.parent / "run"
+
+
+@pytest.fixture
+def stopped(folder, monkeypatch):
+    return stopped_run(folder, monkeypatch)
 
 
 def test_a_damaged_checkpoint_is_named_on_the_console_and_in_the_log(tell, stopped, finished):
@@ -58,7 +63,7 @@ def test_a_damaged_checkpoint_is_named_on_the_console_and_in_the_log(tell, stopp
     notes = [event["text"] for event in events(stopped) if event["event"] == "note"]
     for told in (said, notes):
         (line,) = (line for line in told if warning in line)
-        assert line.endswith("using autoencoder-0000000008 instead") and "autoencoder: " in line
+        assert line.endswith("using autoencoder-0000000008 instead")
     assert "autoencoder: went on from autoencoder-0000000008" in notes
     assert products(stopped) == products(finished)
 
@@ -122,21 +127,21 @@ def test_a_folder_gets_its_name_back_if_its_process_was_killed_while_it_was_repl
 CONTEND = """
 import os, sys, time
 from pathlib import Path
-{imports}
+from calotype.learning.run import Run
 from calotype.vocabulary import UserError
 folder, inside, start = Path({folder!r}), Path({folder!r}) / 'inside', time.time() + 0.5
 def contend():
     while time.time() < start: pass
-    won = 0
     for attempt in range(150):
         try:
-            with {lock}:
+            with Run(folder).locked():
                 os.close(os.open(inside, os.O_CREAT | os.O_EXCL))
+                time.sleep(0.0002)
                 os.unlink(inside)
-                won += 1
+                (folder / 'won').touch()
         except UserError as error:
             assert 'in use by ' in str(error)
-    os._exit(0 if won else 3)
+    os._exit(0)
 children = []
 for _ in range(4):
     if not (child := os.fork()):
@@ -151,10 +156,8 @@ print([os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
 def test_of_processes_that_take_the_lock_at_once_exactly_one_has_it(tmp_path):
     """Four processes, 150 attempts each: whoever is inside makes a file that must not be there yet."""
     run = run_in(tmp_path / "run")
-    imports = "from calotype.learning.run import Run"
-    script = CONTEND.format(imports=imports, lock="Run(folder).locked()", folder=str(run.folder))
-    said, wrong = python(script).communicate(timeout=60)
-    assert wrong == "" and said == "[0, 0, 0, 0]\n"
+    said, wrong = python(CONTEND.format(folder=str(run.folder))).communicate(timeout=60)
+    assert wrong == "" and said == "[0, 0, 0, 0]\n" and (run.folder / "won").exists()
     assert owner_of(run.folder) is None and not (run.folder / "lock").exists()
 
 
@@ -216,54 +219,70 @@ import pytest
 import small
 from calotype import cli, commands
 small.be_quick(pytest.MonkeyPatch())
-here, arguments = Path.cwd(), {arguments!r}
 def meet(name):
-    '''Goes on when all processes are here.'''
-    (here / f'{{name}}-{{os.getpid()}}').touch()
+    # goes on when both processes are here
+    Path(f'{{name}}-{{os.getpid()}}').touch()
     end = time.monotonic() + 20
-    while len([*here.glob(name + '-*')]) < len(arguments) and time.monotonic() < end: time.sleep(0.001)
-{meet}
-def call(words):
-    meet('start')
+    while len([*Path.cwd().glob(name + '-*')]) < 2 and time.monotonic() < end: time.sleep(0.001)
+def while_they_read():
+    real = commands.training.read
+    def read(*told):
+        pictures = real(*told)
+        meet('read')
+        return pictures
+    commands.training.read = read
+def call(here, words):
+    os.chdir(here)
     sys.argv = ['calotype', *words]
-    sys.stdout = open(here / f'{{os.getpid()}}.out', 'w')
-    sys.stderr = open(here / f'{{os.getpid()}}.err', 'w')
+    sys.stdout, sys.stderr = open(f'{{os.getpid()}}.out', 'w'), open(f'{{os.getpid()}}.err', 'w')
+    if here.endswith('apart'): while_they_read()
+    meet('start')
     try: cli.main()
     except SystemExit as end:
         sys.stderr.flush()
         os._exit(end.code or 0)
     except BaseException: traceback.print_exc()
     os._exit(99)
-children = []
-for words in arguments:
-    if not (child := os.fork()): call(words)
-    children.append(child)
-for child in children: print(child, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-"""
-WHILE_THEY_READ = """
-real = commands.training.read
-def read(*told):
-    pictures = real(*told)
-    meet('read')
-    return pictures
-commands.training.read = read
+for here, calls in {calls!r}.items():
+    children = []
+    for words in calls:
+        if not (child := os.fork()): call(here, words)
+        children.append(child)
+    for child in children: print(here, child, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 
 
-def at_once(where, *arguments, meet=""):
-    """Command lines in one folder at the same time: their process numbers, exit codes and standard errors."""
-    words = [[str(word) for word in one] for one in arguments]
-    said, wrong = python(AT_ONCE.format(arguments=words, meet=meet), cwd=where).communicate(timeout=120)
+@pytest.fixture(scope="module")
+def at_once(tmp_path_factory):
+    """Where two command lines each ran at the same time; and their process numbers, exit codes and standard errors."""
+    place = tmp_path_factory.mktemp("at once")
+    pictures = write_pictures(place / "pictures")
+    with pytest.MonkeyPatch.context() as patch:
+        be_quick(patch)
+        run = stopped_run(pictures, patch)
+    trainings = [["train", str(pictures), *SMALL, "--set", f"seed={seed}"] for seed in (1, 2)]
+    calls = {
+        "apart": trainings,
+        "together": [[*words, "--out", "same"] for words in trainings],
+        "resumed": [["resume", str(run)]] * 2,
+    }
+    for name in calls:
+        (place / name).mkdir()
+    script = AT_ONCE.format(calls={str(place / name): words for name, words in calls.items()})
+    said, wrong = python(script).communicate(timeout=240)
     assert wrong == ""
-    ends = [tuple(map(int, line.split())) for line in said.splitlines()]
-    return [(process, code, (where / f"{process}.err").read_text()) for process, code in ends]
+    ends = [line.rsplit(" ", 2) for line in said.splitlines()]
+    found = [(Path(here).name, int(child), int(code), Path(here, f"{child}.err")) for here, child, code in ends]
+    return place, {
+        name: [(child, code, error.read_text()) for here, child, code, error in found if here == name] for name in calls
+    }
 
 
-def test_two_trainings_that_start_at_once_get_two_folders(folder, tmp_path):
-    calls = [["train", folder, *SMALL, "--set", f"seed={seed}"] for seed in (1, 2)]
-    ends = at_once(tmp_path, *calls, meet=WHILE_THEY_READ)
-    assert [(code, wrong) for _, code, wrong in ends] == [(0, "")] * 2
-    folders = sorted((tmp_path / "runs").iterdir())
+def test_two_trainings_that_start_at_once_get_two_folders(at_once):
+    """Both have read their pictures before either goes on."""
+    place, ends = at_once
+    assert [(code, wrong) for _, code, wrong in ends["apart"]] == [(0, "")] * 2
+    folders = sorted((place / "apart" / "runs").iterdir())
     assert [path.name for path in folders] == ["pictures-16-1", "pictures-16-2"]
     seeds = [read_recipe(path / "recipe.toml")["seed"] for path in folders]
     assert sorted(seeds) == [1, 2]
@@ -272,23 +291,22 @@ def test_two_trainings_that_start_at_once_get_two_folders(folder, tmp_path):
         assert read_json(path / "model" / "model.json")["recipe"]["seed"] == seed and is_whole(path / "model")
 
 
-def test_two_trainings_with_the_same_out_are_one_run_and_one_error(folder, tmp_path):
-    calls = [["train", folder, "--out", "same", *SMALL, "--set", f"seed={seed}"] for seed in (1, 2)]
-    ends = at_once(tmp_path, *calls)
-    assert sorted(code for _, code, _ in ends) == [0, 2]
-    (wrong,) = (wrong for _, code, wrong in ends if code == 2)
+def test_two_trainings_with_the_same_out_are_one_run_and_one_error(at_once):
+    place, ends = at_once
+    codes = [code for _, code, _ in ends["together"]]
+    assert sorted(codes) == [0, 2]
+    wrong = ends["together"][codes.index(2)][2]
     assert wrong.count("\n") == 1 and ("in use by process" in wrong or "is not an empty folder" in wrong)
-    run = tmp_path / "same"
-    seed = read_recipe(run / "recipe.toml")["seed"]
-    assert read_json(run / "run.json")["state"] == "finished"
-    assert read_json(run / "model" / "model.json")["recipe"]["seed"] == seed == ends[0][1] // 2 + 1
+    run, seed = place / "together" / "same", codes.index(0) + 1
+    assert read_json(run / "run.json")["state"] == "finished" and read_recipe(run / "recipe.toml")["seed"] == seed
+    assert read_json(run / "model" / "model.json")["recipe"]["seed"] == seed and is_whole(run / "model")
 
 
-def test_of_two_that_resume_at_once_one_goes_on_and_the_other_names_it(stopped, tmp_path, finished):
-    ends = at_once(tmp_path, *[["resume", stopped]] * 2)
-    (winner,) = (process for process, code, _ in ends if code == 0)
-    (wrong,) = (wrong for _, code, wrong in ends if code == 2)
-    assert f"in use by process {winner}" in wrong and products(stopped) == products(finished)
+def test_of_two_that_resume_at_once_one_goes_on_and_the_other_names_it(at_once, finished):
+    place, ends = at_once
+    (winner,) = (child for child, code, _ in ends["resumed"] if code == 0)
+    (wrong,) = (wrong for _, code, wrong in ends["resumed"] if code == 2)
+    assert f"in use by process {winner}" in wrong and products(place / "run") == products(finished)
 
 
 # -- The folder of a run -----------------------------------------------------------------------------------------------
@@ -336,12 +354,13 @@ def test_an_aborted_plan_leaves_no_folder(tell, folder, monkeypatch, tmp_path, o
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_the_lock_that_a_killed_process_left_in_out_does_not_make_it_full(folder, tmp_path):
+def test_the_lock_that_a_killed_process_left_in_out_does_not_make_it_full(folder, tmp_path, monkeypatch):
     """It was killed while it planned, so that there is nothing to go on with."""
+    monkeypatch.setattr(commands.training, "develop", lambda run, *more: run.folder)
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "lock").write_text(str(GONE))
     run = commands.train(wish(folder, tmp_path / "run"), Keeper())
-    assert read_json(run / "run.json")["state"] == "finished"
+    assert read_json(run / "run.json")["legs"] == {"autoencoder": "waiting", "denoiser": "waiting"}
 
 
 def test_run_json_comes_after_all_that_resuming_needs(folder, tmp_path, monkeypatch):
@@ -426,8 +445,10 @@ def test_a_hangup_saves_and_stops(folder, finished):
     assert resumed(run) == products(finished)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
-@pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.parametrize(
+    ("number", "code", "times"),
+    [(signal.SIGTERM, 143, 1), (signal.SIGTERM, 143, 2), (signal.SIGINT, 130, 2), (signal.SIGHUP, 129, 2)],
+)
 def test_exit_codes_tell_the_signal(tell, folder, monkeypatch, number, code, times):
     """Whether it saved first, or stopped at once as it was asked again."""
     real = commands.workshop.go
