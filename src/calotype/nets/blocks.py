@@ -22,6 +22,14 @@ Resized = Float[Tensor, "batch _ _ _"]  # an image of another size
 Heads = Float[Tensor, "batch head _ width"]  # queries, keys or values
 
 
+class RmsNorm(nn.RMSNorm):
+    """As `torch.nn.RMSNorm`, with its weight in the precision of the input: torch has a fused kernel for that alone."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = None if self.weight is None else self.weight.to(x.dtype)
+        return F.rms_norm(x, self.normalized_shape, weight, self.eps)
+
+
 class Words(NamedTuple):
     """What a text encoder makes of texts."""
 
@@ -122,7 +130,7 @@ class WordAttention(nn.Module):
         super().__init__()
         self.heads = heads
         self.key_value = nn.Linear(context_width, 2 * width, bias=False)
-        self.norm_key = nn.RMSNorm(width // heads, eps=1e-6)
+        self.norm_key = RmsNorm(width // heads, eps=1e-6)
 
     def forward(self, query: Heads, key: Heads, value: Heads, words: Words) -> Heads:
         both = self.key_value(words.context).unflatten(2, (2, self.heads, -1))
@@ -142,7 +150,7 @@ class AttentionBlock(nn.Module):
         self.norm = ChannelNorm(channels)
         self.query_key_value = nn.Conv2d(channels, 3 * channels, 1)
         self.out = zero(nn.Conv2d(channels, channels, 1))
-        self.norm_query, self.norm_key = (nn.RMSNorm(channels // self.heads, eps=1e-6) for _ in range(2))
+        self.norm_query, self.norm_key = (RmsNorm(channels // self.heads, eps=1e-6) for _ in range(2))
         self.listen = WordAttention(channels, self.heads, context_width) if context_width else None
 
     def forward(self, image: Latents, words: Words | None = None) -> Latents:

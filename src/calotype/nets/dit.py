@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from calotype.nets.blocks import (
     Recoloured,
+    RmsNorm,
     Tokens,
     Vector,
     WordAttention,
@@ -88,7 +89,7 @@ class DitBlock(nn.Module):
         self.norm = nn.RMSNorm(config.width, eps=1e-6, elementwise_affine=False)
         self.modulation = zero(nn.Linear(config.width, 6 * config.width))
         self.query_key_value = nn.Linear(config.width, 3 * config.width, bias=False)
-        self.norm_query, self.norm_key = (nn.RMSNorm(config.width // config.heads, eps=1e-6) for _ in range(2))
+        self.norm_query, self.norm_key = (RmsNorm(config.width // config.heads, eps=1e-6) for _ in range(2))
         self.attention_out = nn.Linear(config.width, config.width, bias=False)
         self.gate_up = nn.Linear(config.width, 2 * inner, bias=False)
         self.down = nn.Linear(inner, config.width, bias=False)

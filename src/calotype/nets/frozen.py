@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor, nn
 
-from calotype.nets.blocks import Words
+from calotype.nets.blocks import RmsNorm, Words
 from calotype.vocabulary import Config
 
 KEPT = 1024
@@ -159,7 +159,7 @@ class Projected(nn.Module):
     def __init__(self, frozen: Frozen, width: int) -> None:
         super().__init__()
         self.frozen, self.width = frozen, width
-        self.norm = nn.RMSNorm(frozen.width, eps=1e-6)
+        self.norm = RmsNorm(frozen.width, eps=1e-6)
         self.project = nn.Linear(frozen.width, width, bias=False)  # nothing stays nothing
 
     def forward(self, texts: Sequence[str]) -> Words:

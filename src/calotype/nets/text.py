@@ -13,7 +13,7 @@ from jaxtyping import Bool, Int
 from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
-from calotype.nets.blocks import Recoloured, Tokens, Vector, Words, zero
+from calotype.nets.blocks import Recoloured, RmsNorm, Tokens, Vector, Words, zero
 from calotype.vocabulary import Config, Latents
 
 LETTERS = 12
@@ -67,10 +67,10 @@ class BytesEncoder(nn.Module):
         super().__init__()
         self.config, self.width = config, config.width
         self.letters = nn.Embedding(256 * LETTERS, config.width, padding_idx=0)
-        self.norm_in = nn.RMSNorm(config.width, eps=1e-6)
+        self.norm_in = RmsNorm(config.width, eps=1e-6)
         self.neighbours = nn.Conv1d(config.width, config.width, 5, padding=2)
         self.blocks = nn.ModuleList(TextBlock(config.width, config.heads) for _ in range(config.depth))
-        self.norm = nn.RMSNorm(config.width, eps=1e-6)
+        self.norm = RmsNorm(config.width, eps=1e-6)
 
     def forward(self, texts: Sequence[str]) -> Words:
         letters = tokens_of(texts, self.config.words).to(self.letters.weight.device)
@@ -95,9 +95,9 @@ class TextBlock(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.norm_attend, self.norm_feed = (nn.RMSNorm(width, eps=1e-6) for _ in range(2))
+        self.norm_attend, self.norm_feed = (RmsNorm(width, eps=1e-6) for _ in range(2))
         self.query_key_value = nn.Linear(width, 3 * width, bias=False)
-        self.norm_query, self.norm_key = (nn.RMSNorm(width // heads, eps=1e-6) for _ in range(2))
+        self.norm_query, self.norm_key = (RmsNorm(width // heads, eps=1e-6) for _ in range(2))
         self.out = zero(nn.Linear(width, width, bias=False))
         self.up, self.down = nn.Linear(width, 4 * width), zero(nn.Linear(4 * width, width))
 
