@@ -125,14 +125,18 @@ def test_a_folder_gets_its_name_back_if_its_process_was_killed_while_it_was_repl
 # -- The lock ----------------------------------------------------------------------------------------------------------
 
 CONTEND = """
-import os, sys, time
+import os, random, sys, time
 from pathlib import Path
 from calotype.learning.run import Run
 from calotype.vocabulary import UserError
 folder, inside, start = Path({folder!r}), Path({folder!r}) / 'inside', time.time() + 0.5
+def switch(*call):
+    if random.random() < 0.03: time.sleep(0.0003)
 def contend():
     while time.time() < start: pass
-    for attempt in range(150):
+    random.seed(os.getpid())
+    sys.setprofile(switch)
+    for attempt in range(60):
         try:
             with Run(folder).locked():
                 os.close(os.open(inside, os.O_CREAT | os.O_EXCL))
@@ -154,7 +158,10 @@ print([os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
 
 
 def test_of_processes_that_take_the_lock_at_once_exactly_one_has_it(tmp_path):
-    """Four processes, 150 attempts each: whoever is inside makes a file that must not be there yet."""
+    """Four processes, 60 attempts each, that are put to sleep now and then between any two calls of functions.
+
+    Whoever is inside makes a file that must not be there yet.
+    """
     run = run_in(tmp_path / "run")
     said, wrong = python(CONTEND.format(folder=str(run.folder))).communicate(timeout=60)
     assert wrong == "" and said == "[0, 0, 0, 0]\n" and (run.folder / "won").exists()
