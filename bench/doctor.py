@@ -20,19 +20,22 @@ import torch
 from calotype.data.folder import Pictures
 from calotype.data.images import images_from_pixels
 from calotype.data.latents import LatentCache, cache_latents
-from calotype.data.portraits import read_portraits
-from calotype.evaluate.diagnosis import diagnose
-from calotype.evaluate.distances import frechet_distance
-from calotype.evaluate.features import features
-from calotype.evaluate.first_stage import measure
-from calotype.learning.train import train
-from calotype.legs import Form, autoencoder_leg, denoiser_leg, each_class, latent_examples, look_count, unseen_first
-from calotype.plan.choices import ladder
+from calotype.demo.portraits import read_portraits
+from calotype.diffusion.stage import Stage, generate
+from calotype.evaluation.autoencoder import measure
+from calotype.evaluation.diagnosis import diagnose
+from calotype.evaluation.distances import frechet_distance
+from calotype.evaluation.features import features
+from calotype.planning.choices import ladder
 from calotype.recipe import Recipe, check
 from calotype.spaces.latent import LatentSpace
-from calotype.stage import Stage, generate
 from calotype.tables import merge
-from calotype.vocabulary import Images, Rng
+from calotype.training.autoencoder_leg import autoencoder_leg
+from calotype.training.denoiser_leg import denoiser_leg
+from calotype.training.examples import Bucket, latent_examples
+from calotype.training.loop import train
+from calotype.training.previews import each_class, look_count, unseen_first
+from calotype.types import Images, Rng
 
 CPU = torch.device("cpu")
 AUTOENCODERS = {
@@ -104,7 +107,7 @@ def main() -> None:
             space, cache = first_stage(name, recipe, pictures, Path(folder))
         measures = measure(space, images, held_out, thorough=False)
         diagnosis = diagnose(measures)
-        form = Form(pictures, latent_examples(recipe, pictures, cache, CPU))
+        form = Bucket(pictures, latent_examples(recipe, pictures, cache, CPU))
         leg = denoiser_leg(recipe, [form], space, CPU)
         train(leg.objective, leg.players, leg.source, leg.clock, [])
         made = features(samples(leg.stage, recipe, len(pictures.classes), len(chosen)))

@@ -27,15 +27,17 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from calotype.data.folder import Pictures, read_folder
-from calotype.data.portraits import read_portraits
-from calotype.evaluate.reconstruction import psnr
-from calotype.learning.train import Chore, Clock, News, train
-from calotype.legs import autoencoder_leg, held_out_images, picture_source
+from calotype.demo.portraits import read_portraits
+from calotype.evaluation.reconstruction import psnr
 from calotype.machine import Machine, examine
 from calotype.nets.perceptual import efficientnet_lite0, perceptual_distance
-from calotype.plan.choices import propose
+from calotype.planning.choices import propose
 from calotype.recipe import Recipe, check
-from calotype.vocabulary import Images
+from calotype.training.autoencoder_leg import autoencoder_leg
+from calotype.training.examples import picture_source
+from calotype.training.loop import Hook, StepResult, TrainProgress, train
+from calotype.training.previews import held_out_images
+from calotype.types import Images
 
 BATCH, WEIGHT_DECAY, CLIP, PERCEPTUAL, KL = 4, 1e-2, 1.0, 0.5, 1e-6
 GROUPS = 4
@@ -76,10 +78,10 @@ def ours(recipe: Recipe, pictures: Pictures, device: torch.device, seconds: floa
     leg.clock.seconds = time.perf_counter() - start  # its closed-form start is part of it
     leg.clock.total = 10**6 * recipe.autoencoder.batch
 
-    def follow(clock: Clock, news: News) -> None:
+    def follow(clock: TrainProgress, news: StepResult) -> None:
         clock.total = max(clock.images_seen, round(clock.images_seen * seconds / clock.seconds))
 
-    train(leg.objective, leg.players, leg.source, leg.clock, [Chore(lambda clock: True, follow)])
+    train(leg.objective, leg.players, leg.source, leg.clock, [Hook(lambda clock: True, follow)])
     return leg.vae, leg.clock.images_seen
 
 

@@ -17,10 +17,10 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from calotype.data.describing import Facts
-from calotype.data.portraits import STYLES, read_drawn, read_portraits
+from calotype.demo.describing import Facts
+from calotype.demo.portraits import STYLES, read_drawn, read_portraits
 from calotype.files import read_json, sha256, whole_folder, write_json
-from calotype.vocabulary import UserError
+from calotype.types import UserError
 
 PARTS = {"test": 1000, "floor": 1000, "validation": 500}
 """Taken in this order; `train` is the rest."""

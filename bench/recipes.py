@@ -20,18 +20,18 @@ from PIL import Image
 
 from calotype.data.folder import Pictures, read_folder
 from calotype.data.images import grid, images_from_pixels, pils_from_images
-from calotype.data.portraits import read_portraits
-from calotype.evaluate.diagnosis import diagnose
-from calotype.evaluate.first_stage import Measures, measure
-from calotype.learning.train import Chore, Clock, News, train
-from calotype.legs import autoencoder_leg, held_out_images, look_count, unseen_first
-from calotype.legs.first import AutoencoderLeg
+from calotype.demo.portraits import read_portraits
+from calotype.evaluation.autoencoder import Measures, measure
+from calotype.evaluation.diagnosis import diagnose
 from calotype.machine import examine
 from calotype.nets import vae
-from calotype.plan.choices import ladder, propose
+from calotype.planning.choices import ladder, propose
 from calotype.recipe import Recipe, check
 from calotype.spaces.latent import LatentSpace
 from calotype.tables import merge
+from calotype.training.autoencoder_leg import AutoencoderLeg, autoencoder_leg
+from calotype.training.loop import Hook, StepResult, TrainProgress, train
+from calotype.training.previews import held_out_images, look_count, unseen_first
 
 CHECKED, MEASURED = 48, 64
 SHOWN, SIDE = 4, 512
@@ -73,7 +73,7 @@ def begin_anywhere(network: vae.Vae, pictures: Pictures, device: torch.device) -
 
 
 SURGERY = {
-    "no closed-form start": ("calotype.legs.first.start_linear", begin_anywhere),
+    "no closed-form start": ("calotype.training.autoencoder_leg.start_linear", begin_anywhere),
     "no shortcuts": ("calotype.nets.vae.match_channels", lambda image, count: torch.zeros(())),
 }
 
@@ -84,10 +84,10 @@ def learned(recipe: Recipe, pictures: Pictures, device: torch.device, seconds: f
     leg = autoencoder_leg(recipe, pictures, device)
     leg.clock.total = 10**6 * recipe.autoencoder.batch
 
-    def follow(clock: Clock, news: News) -> None:
+    def follow(clock: TrainProgress, news: StepResult) -> None:
         clock.total = max(clock.images_seen, round(clock.images_seen * seconds / (time.process_time() - start)))
 
-    train(leg.objective, leg.players, leg.source, leg.clock, [Chore(lambda clock: True, follow)])
+    train(leg.objective, leg.players, leg.source, leg.clock, [Hook(lambda clock: True, follow)])
     return leg
 
 

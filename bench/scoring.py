@@ -13,11 +13,11 @@ import torch
 import vgg16
 from jaxtyping import Float
 
-from calotype.appraisal.faces import FaceJudges, Share, learn_face_judges
 from calotype.data.images import images_from_pixels
-from calotype.evaluate.features import LITE0, FeatureNetwork, features, features_key, kept_features
-from calotype.evaluate.measures import as_json, measure
-from calotype.vocabulary import Images
+from calotype.demo.faces import FaceJudges, Share, learn_face_judges
+from calotype.evaluation.features import LITE0, FeatureNetwork, features, features_key, kept_features
+from calotype.evaluation.measures import as_json, measure
+from calotype.types import Images
 
 MEASURES = ("frechet", "kernel_distance", "precision", "recall", "density", "coverage")
 AT_ONCE = 16

@@ -17,11 +17,11 @@ from pathlib import Path
 import torch
 
 import calotype
-from calotype.data.describing import BACKGROUNDS, LANGUAGES
 from calotype.data.images import images_from_pil, images_from_pixels
-from calotype.data.portraits import read_drawn, read_portraits
-from calotype.evaluate.obedience import Judge, background, learn, palette
-from calotype.vocabulary import Images
+from calotype.demo.describing import BACKGROUNDS, LANGUAGES
+from calotype.demo.portraits import read_drawn, read_portraits
+from calotype.evaluation.alignment import Judge, background, learn, palette
+from calotype.types import Images
 
 LEARNED = 1200
 """Training portraits from which the judge of styles learns."""

@@ -19,26 +19,26 @@ from collections.abc import Callable
 import torch
 
 from calotype.build import build_first_stage, build_space, build_stage
-from calotype.data.portraits import read_portraits
-from calotype.diffusion.gaussian import Mixture
-from calotype.learning.objectives import Denoising, Objective
-from calotype.learning.player import Player, PlayerConfig
-from calotype.learning.train import Clock, learn
+from calotype.demo.portraits import read_portraits
 from calotype.machine import best_time, examine
-from calotype.plan.choices import propose
+from calotype.planning.choices import propose
+from calotype.priors.gaussian import GaussianMixture
 from calotype.recipe import check
-from calotype.vocabulary import Batch, Rng
+from calotype.training.loop import TrainProgress, learn
+from calotype.training.objectives import DenoisingObjective, Objective
+from calotype.training.state import OptimizerConfig, TrainState
+from calotype.types import Batch, Rng
 
 
 def stepper(objective: Objective, batch: Batch, plain: bool, device: torch.device) -> Callable[[], object]:
     if plain:
         for network in objective.players.values():
             network.to(memory_format=torch.contiguous_format)
-    players = {name: Player(network, PlayerConfig()) for name, network in objective.players.items()}
+    players = {name: TrainState(network, OptimizerConfig()) for name, network in objective.players.items()}
     if plain:
         for player in players.values():
             player.optimizer = torch.optim.AdamW(player.parameters, 1e-3)
-    clock = Clock(10**6, len(batch), 0)
+    clock = TrainProgress(10**6, len(batch), 0)
     return lambda: learn(players, objective.losses(batch, 0.0, clock.rng()), clock)
 
 
@@ -62,8 +62,8 @@ def main() -> None:
             else:
                 side = arguments.size // space.reduction
                 shape = (recipe.denoiser.batch, 2 * space.channels, side, side)
-                mixture = Mixture(6, 256, space.channels * side**2)
-                objective = Denoising(build_stage(recipe, space, 6, mixture), recipe.denoiser)
+                mixture = GaussianMixture(6, 256, space.channels * side**2)
+                objective = DenoisingObjective(build_stage(recipe, space, 6, mixture), recipe.denoiser)
                 objective.players["denoiser"].to(machine.device)
             clean = Rng(("bench",)).normal(*shape).clamp(-1, 1).to(machine.device).contiguous(memory_format=memory)
             batch = Batch(clean, torch.zeros(shape[0], dtype=torch.long, device=machine.device))

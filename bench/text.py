@@ -17,40 +17,40 @@ import torch
 
 from calotype.build import build_space, build_stage
 from calotype.data.captions import Captions
-from calotype.data.portraits import read_portraits
 from calotype.data.sources import drawn
-from calotype.diffusion.gaussian import ClosedForm, Mixture
-from calotype.diffusion.told import DIRECTIONS, MOST_HEARD, ToldMixture
-from calotype.learning.objectives import Denoising
-from calotype.learning.player import Player, PlayerConfig
-from calotype.learning.train import Clock, learn
+from calotype.demo.portraits import read_portraits
 from calotype.machine import examine
-from calotype.plan.choices import choose_text, propose
-from calotype.plan.measurement import by_class
+from calotype.planning.choices import choose_text, propose
+from calotype.planning.measurement import by_class
+from calotype.priors.captioned import DIRECTIONS, MOST_HEARD, CaptionedMixture
+from calotype.priors.gaussian import GaussianMixture, Prior
 from calotype.recipe import Recipe, check
 from calotype.tables import merge
-from calotype.vocabulary import Batch, Rng
+from calotype.training.loop import TrainProgress, learn
+from calotype.training.objectives import DenoisingObjective
+from calotype.training.state import OptimizerConfig, TrainState
+from calotype.types import Batch, Rng
 
 
 def stepper(recipe: Recipe, captions: Captions | None) -> Callable[[], object]:
     space, count = build_space(recipe), recipe.denoiser.batch
     side = recipe.size // space.reduction
-    objective = Denoising(
+    objective = DenoisingObjective(
         build_stage(recipe, space, 6, mixture_for(captions, space.channels * side**2)), recipe.denoiser
     )
-    players = {"denoiser": Player(objective.stage.denoiser, PlayerConfig())}
+    players = {"denoiser": TrainState(objective.stage.denoiser, OptimizerConfig())}
     clean = Rng(("bench",)).normal(count, 2 * space.channels, side, side).clamp(-1, 1)
     clean = clean.contiguous(memory_format=torch.channels_last)
     text = drawn(captions, torch.arange(count), Rng(("captions",)))
-    batch, clock = Batch(clean, torch.arange(count) % 6, text=text), Clock(10**6, count, 0)
+    batch, clock = Batch(clean, torch.arange(count) % 6, text=text), TrainProgress(10**6, count, 0)
     return lambda: learn(players, objective.losses(batch, 0.0, clock.rng()), clock)
 
 
-def mixture_for(captions: Captions | None, dimension: int) -> ClosedForm:
+def mixture_for(captions: Captions | None, dimension: int) -> Prior:
     """Of as many components as a fit to the portraits has, with words that tell six styles apart."""
     if captions is None:
-        return by_class(Mixture(24, 256, dimension), 6, 1)
-    told = ToldMixture(by_class(Mixture(48, 256, dimension), 6, 2), 12, MOST_HEARD, DIRECTIONS)
+        return by_class(GaussianMixture(24, 256, dimension), 6, 1)
+    told = CaptionedMixture(by_class(GaussianMixture(48, 256, dimension), 6, 2), 12, MOST_HEARD, DIRECTIONS)
     told.vote.copy_(5 * Rng(("votes",)).normal(*told.vote.shape))
     return told
 

@@ -15,10 +15,10 @@ import torch
 from calotype.machine import peak_memory
 from calotype.nets.blocks import channels_last
 from calotype.nets.vae import Vae, VaeConfig
-from calotype.plan.choices import ladder
+from calotype.planning.choices import ladder
 from calotype.spaces.latent import LatentSpace
 from calotype.spaces.tiles import TILE, Scale, measure_reach, tiled
-from calotype.vocabulary import Rng
+from calotype.types import Rng
 
 CHANNELS = {8: 32, 16: 16}
 

@@ -32,7 +32,7 @@ from calotype.machine import examine
 from calotype.model import changed_all, load
 from calotype.recipe import Recipe
 from calotype.tables import read_value
-from calotype.vocabulary import Images, UserError
+from calotype.types import Images, UserError
 
 CACHE = Path.home() / ".cache" / "calotype" / "track"
 FEWEST_PAIRS = 3
@@ -155,7 +155,7 @@ def compare(wanted: argparse.Namespace) -> None:
 
 def train_one(folder: Path, run: Path, size: int, budget: str, settings: Sequence[str]) -> None:
     """What a user does who types `calotype train`, with this version of it."""
-    start = [sys.executable, "-c", "from calotype.cli import main; main()", "train", str(folder)]
+    start = [sys.executable, "-c", "from calotype.cli.app import main; main()", "train", str(folder)]
     split = ["split.test=0"] if "split" in recipe_keys() else []  # the track has test pictures of its own
     sets = [word for setting in [*split, *settings] for word in ("--set", setting)]
     subprocess.run([*start, "--size", str(size), "--budget", budget, "--out", str(run), *sets], check=True)

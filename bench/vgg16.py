@@ -17,9 +17,9 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from calotype.evaluate.features import AnyImages
+from calotype.evaluation.features import AnyImages
 from calotype.files import sha256
-from calotype.vocabulary import UserError
+from calotype.types import UserError
 
 WEIGHTS_SHA256 = "4502df9d0a88873911ea191cb2be5147d190f6a7f4c21731a418960f6bdb8e8f"
 BLOCKS = (2, 2, 3, 3)

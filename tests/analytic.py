@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from calotype.vocabulary import NOT_TOLD, Condition, Rng
+from calotype.types import NULL_LABEL, Condition, Rng
 
 DDPM_BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 WEIGHT = Rng(("smooth network",)).normal(4, 4)
@@ -105,8 +105,8 @@ def told(*labels, **more):
     return Condition(torch.tensor(labels), **more)
 
 
-def untold(count):
-    return told(*[NOT_TOLD] * count)
+def unconditional(count):
+    return told(*[NULL_LABEL] * count)
 
 
 class Fixed(nn.Module):

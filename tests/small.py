@@ -6,20 +6,22 @@ from contextlib import contextmanager
 import torch
 from PIL import Image
 
-from calotype import commands
-from calotype.commands import Wish, train
+from calotype.cli import commands
+from calotype.cli.commands import TrainRequest, train
 from calotype.data.folder import Pictures
 from calotype.data.images import images_from_pixels, pils_from_images
 from calotype.data.latents import LatentCache
 from calotype.data.split import Split
-from calotype.learning import run
-from calotype.legs import Form, autoencoder_leg, denoiser_leg, latent_examples
 from calotype.machine import Machine
-from calotype.plan import measurement
+from calotype.planning import measurement
 from calotype.recipe import check
 from calotype.spaces.latent import LatentSpace
 from calotype.tables import merge
-from calotype.vocabulary import NOT_TOLD, Rng
+from calotype.training import run
+from calotype.training.autoencoder_leg import autoencoder_leg
+from calotype.training.denoiser_leg import denoiser_leg
+from calotype.training.examples import Bucket, latent_examples
+from calotype.types import NULL_LABEL, Rng
 
 CPU = torch.device("cpu")
 SETTINGS = {
@@ -94,7 +96,7 @@ def noise_pixels(count, size=16, seed=0):
 
 
 def noise_pictures(count=10, size=16, classes=("a", "b"), seed=0):
-    labels = torch.arange(count) % len(classes) if classes else torch.full((count,), NOT_TOLD)
+    labels = torch.arange(count) % len(classes) if classes else torch.full((count,), NULL_LABEL)
     return Pictures(noise_pixels(count, size, seed), labels, classes, tenths(count), f"content {seed}")
 
 
@@ -139,7 +141,7 @@ class Keeper:
 
 def wish(folder, out, *overrides, size=16, budget=1e-6, settings=SETTINGS):
     """No time at all: the legs are as long as the settings say, and there are 4 samples at the end."""
-    return Wish(folder, size, budget, out, None, (*as_overrides(settings), *overrides))
+    return TrainRequest(folder, size, budget, out, None, (*as_overrides(settings), *overrides))
 
 
 def as_overrides(settings, prefix=""):
@@ -169,7 +171,7 @@ def second_leg(**changes):
     pictures = noise_pictures()
     space = LatentSpace(autoencoder_leg(settings, pictures, CPU).vae)
     examples = latent_examples(settings, pictures, noise_cache(settings), CPU)
-    return denoiser_leg(settings, [Form(pictures, examples)], space, CPU)
+    return denoiser_leg(settings, [Bucket(pictures, examples)], space, CPU)
 
 
 def noise_cache(settings, count=10):

@@ -11,18 +11,17 @@ import torch
 from PIL import Image
 from small import CASCADE, HYBRID, Keeper, be_quick, noise_pictures, noise_pixels, wish, write_pictures
 
-from calotype import commands
-from calotype.appraisal import write_card
-from calotype.appraisal.card import escaped
-from calotype.appraisal.pictures import halves
-from calotype.comparison.competitor import open_one
+from calotype.cli import commands
 from calotype.data.folder import read_folder
 from calotype.data.split import SplitConfig, three_sets
-from calotype.evaluate.features import LITE0, FeatureNetwork, distance_name, features_key, kept_features
-from calotype.evaluate.measures import MEASURES, distance_key, measured
+from calotype.evaluation.candidate import open_one
+from calotype.evaluation.features import LITE0, FeatureNetwork, distance_name, features_key, kept_features
+from calotype.evaluation.measures import MEASURES, distance_key, measured
+from calotype.evaluation.references import halves
 from calotype.files import is_whole, read_json, write_json
 from calotype.model import load
-from calotype.vocabulary import UserError
+from calotype.report.card import escaped, write_card
+from calotype.types import UserError
 
 HOSTILE = "<script>alert(1)</script> | [a](b) *c* `d`\n# e"
 
@@ -129,9 +128,9 @@ def test_numbers_have_what_they_are_to_be_read_with(found):
 
 def test_samples_are_those_of_the_sample_command(run, monkeypatch):
     """Picture i depends on the seed, i and its label."""
-    from calotype.appraisal.samples import make_samples
     from calotype.data.images import images_from_pil
-    from calotype.evaluate.memorisation import small_pixels
+    from calotype.evaluation.memorisation import small_pixels
+    from calotype.evaluation.samples import make_samples
 
     model = load(run, "cpu")
     samples = make_samples(model, torch.tensor([0, 1, 0]), None, 5, Other(), lambda *news: None)

@@ -1,12 +1,12 @@
 import pytest
 import torch
 
-from calotype.diffusion.augmentation import Blurring, Noising, blurred, draw_levels
-from calotype.diffusion.local import enlarged
-from calotype.vocabulary import Rng
+from calotype.diffusion.augmentation import BlurAugmentation, NoiseAugmentation, blurred, draw_levels
+from calotype.priors.patches import enlarged
+from calotype.types import Rng
 
 RNG = Rng(("augmentation",))
-AUGMENTATIONS = {"noise": Noising(), "blur": Blurring()}
+AUGMENTATIONS = {"noise": NoiseAugmentation(), "blur": BlurAugmentation()}
 augmentations = pytest.mark.parametrize("augmentation", AUGMENTATIONS.values(), ids=AUGMENTATIONS)
 
 
@@ -59,13 +59,21 @@ def test_more_blur_leaves_less(images):
 
 def test_blur_looks_at_no_noise_and_noise_adds_its_level(images):
     levels, noise = torch.tensor([0.1, 0.2, 0.5]), torch.randn_like(images)
-    assert torch.equal(Blurring().apply(images, levels, noise), Blurring().apply(images, levels, -noise))
-    noisy = Noising().apply(images, levels, noise)
+    assert torch.equal(
+        BlurAugmentation().apply(images, levels, noise), BlurAugmentation().apply(images, levels, -noise)
+    )
+    noisy = NoiseAugmentation().apply(images, levels, noise)
     assert torch.allclose(noisy - images, levels[:, None, None, None] * noise, atol=1e-6)
 
 
 @pytest.mark.parametrize(
-    "augmentation", [Noising(most=0.3), Noising(most=2.0, share=0.25), Blurring(), Noising(share=0)]
+    "augmentation",
+    [
+        NoiseAugmentation(most=0.3),
+        NoiseAugmentation(most=2.0, share=0.25),
+        BlurAugmentation(),
+        NoiseAugmentation(share=0),
+    ],
 )
 def test_levels_are_even_between_0_and_the_most_for_the_share(augmentation):
     count, most, share = 4000, augmentation.most, augmentation.share
@@ -86,4 +94,4 @@ def test_levels_are_a_function_of_the_place():
 @pytest.mark.parametrize("factor", [2, 4])
 def test_the_doubt_is_what_the_enlarged_picture_has_of_the_noise(factor):
     noise = enlarged(torch.randn(1, 3, 96, 96), factor)
-    assert Noising().doubt(torch.ones(1)).item() == pytest.approx(noise.std().item(), rel=0.1)
+    assert NoiseAugmentation().doubt(torch.ones(1)).item() == pytest.approx(noise.std().item(), rel=0.1)

@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from analytic import untold
+from analytic import unconditional
 
-from calotype.diffusion.calibration import FACTORS, calibrated, with_more_outside
-from calotype.diffusion.gaussian import Mixture, components_of, flow_errors, mixture_of
-from calotype.diffusion.told import Captioned, Known, fit_told
-from calotype.legs.closed_form import Trial
-from calotype.vocabulary import NOT_TOLD, Rng, Text
+from calotype.priors.calibration import FACTORS, calibrated, with_more_outside
+from calotype.priors.captioned import Captioned, Known, fit_told
+from calotype.priors.gaussian import GaussianMixture, components_of, flow_errors, mixture_of
+from calotype.training.fitting import Trial
+from calotype.types import NULL_LABEL, Rng, Text
 
 SHAPE = (4, 4, 4)
 SPREAD = torch.cat([torch.logspace(0.5, -0.5, 8), torch.full((56,), 0.1)])
@@ -23,16 +23,16 @@ def drawn(count, where):
 
 def mixture(train, rank=24):
     torch.manual_seed(0)
-    return mixture_of(components_of(train.flatten(1), {NOT_TOLD: torch.ones(len(train)) > 0}, 1, rank), rank)
+    return mixture_of(components_of(train.flatten(1), {NULL_LABEL: torch.ones(len(train)) > 0}, 1, rank), rank)
 
 
 def error(form, clean, sigma, where="noise", text=None):
     sigmas, noise = torch.full((len(clean),), sigma), RNG.at(where).normal(*clean.shape)
-    return float(flow_errors(form, clean, untold(len(clean)).labels, sigmas, noise, text).mean())
+    return float(flow_errors(form, clean, unconditional(len(clean)).labels, sigmas, noise, text).mean())
 
 
 def calibrated_on(form, clean, text=None):
-    return calibrated(form, clean, untold(len(clean)).labels, RNG.at("noise").normal(*clean.shape), text)
+    return calibrated(form, clean, unconditional(len(clean)).labels, RNG.at("noise").normal(*clean.shape), text)
 
 
 def test_few_pictures_leave_too_little_outside_the_axes_and_calibration_mends_it():
@@ -58,7 +58,9 @@ def test_the_validation_error_never_rises(train, count):
     before, validation = mixture(drawn(train, "train")), drawn(count, "validation")
     after = calibrated_on(before, validation)
     sigma, noise = torch.logspace(-1.523, -0.523, count), RNG.at("noise").normal(count, *SHAPE)
-    errors = [flow_errors(one, validation, untold(count).labels, sigma, noise).mean().item() for one in (before, after)]
+    errors = [
+        flow_errors(one, validation, unconditional(count).labels, sigma, noise).mean().item() for one in (before, after)
+    ]
     assert errors[1] <= errors[0] * (1 + 1e-5)
     assert count > 1 or after is before
 
@@ -83,7 +85,7 @@ def test_components_with_fewer_axes_still_answer_as_alone():
 def test_calibration_mends_optimism_at_low_noise_and_what_is_left_is_at_high_noise(count, rank, optimistic):
     """Of very few pictures the mean and the largest variances are wrong as well, which calibration does not mend."""
     validation, train = (
-        Captioned(clean, untold(len(clean)).labels, [""] * len(clean))
+        Captioned(clean, unconditional(len(clean)).labels, [""] * len(clean))
         for clean in (drawn(200, "validation"), drawn(count, "train"))
     )
     trial = Trial(validation, torch.ones(200), RNG.at("noise").normal(200, *SHAPE))
@@ -98,12 +100,16 @@ def test_a_mixture_with_words_is_calibrated_too():
     def captioned(count, where):
         clean, red = drawn(count, where), RNG.at("words", where).uniform(count) < 0.5
         clean += 2.0 * red[:, None, None, None]
-        return Captioned(clean, untold(count).labels, ["red" if one else "blue" for one in red.tolist()])
+        return Captioned(clean, unconditional(count).labels, ["red" if one else "blue" for one in red.tolist()])
 
     train, validation, test = (captioned(count, where) for count, where in ((60, "a"), (200, "b"), (1000, "c")))
     torch.manual_seed(0)
     form = fit_told(mixture(train.clean), [Known(train, validation)])
     after = calibrated_on(form, validation.clean, Text(tuple(validation.texts)))
     text = Text(tuple(test.texts))
-    assert isinstance(after.mixture, Mixture) and after.out is form.out and after.mixture.rest[0] > form.mixture.rest[0]
+    assert (
+        isinstance(after.mixture, GaussianMixture)
+        and after.out is form.out
+        and after.mixture.rest[0] > form.mixture.rest[0]
+    )
     assert error(after, test.clean, 0.1, text=text) < 0.99 * error(form, test.clean, 0.1, text=text)

@@ -6,11 +6,11 @@ import torch
 from small import write_pictures
 
 from calotype.data.captions import MOST_BYTES, clean, read_captions
-from calotype.data.describing import describe
 from calotype.data.folder import read_folder
-from calotype.data.portraits import read_drawn, read_portraits
 from calotype.data.sources import drawn
-from calotype.vocabulary import Rng
+from calotype.demo.describing import describe
+from calotype.demo.portraits import read_drawn, read_portraits
+from calotype.types import Rng
 
 TWO = torch.arange(2)
 

@@ -13,17 +13,18 @@ from small import CASCADE, HYBRID, Keeper, be_quick, opened, wish, write_picture
 from test_train import interrupted_at, products, resume
 
 import calotype
-from calotype import commands
+from calotype.cli import commands
 from calotype.data.images import images_from_pixels
-from calotype.diffusion.augmentation import Noising
+from calotype.diffusion.augmentation import NoiseAugmentation
+from calotype.diffusion.stage import generate
 from calotype.files import read_json
-from calotype.learning.run import Interrupted
-from calotype.legs import LEVELS_TRIED
-from calotype.plan import choices, make, measurement
+from calotype.planning import choices, make, measurement
 from calotype.recipe import check, read_recipe
-from calotype.stage import generate
 from calotype.tables import merge
-from calotype.vocabulary import Rng, UserError
+from calotype.training import pipeline
+from calotype.training.enlarging_leg import LEVELS_TRIED
+from calotype.training.run import Interrupted
+from calotype.types import Rng, UserError
 
 KINDS = {"cascade": CASCADE, "hybrid": HYBRID}
 kinds = pytest.mark.parametrize("kind", KINDS)
@@ -101,7 +102,7 @@ def test_the_recipe_of_a_run_is_that_of_its_model_but_for_the_level(runs, kind):
 def test_the_level_that_was_found_is_the_level_of_the_model(runs, kind):
     found = read_json(runs[kind] / "run.json")["levels"]["16"]
     tried = dict(found["tried"])
-    assert 4 <= len(tried) <= LEVELS_TRIED and min(tried) == 0 and max(tried) == pytest.approx(Noising().most)
+    assert 4 <= len(tried) <= LEVELS_TRIED and min(tried) == 0 and max(tried) == pytest.approx(NoiseAugmentation().most)
     errors, nearest = dict(zip(tried, found["standard_errors"], strict=True)), min(tried.values())
     assert found["best"] == min(level for level in tried if tried[level] - nearest <= errors[level])
     assert calotype.load(runs[kind]).samplings[1].augmentation == found["best"]
@@ -171,10 +172,10 @@ def test_stopped_and_resumed_is_the_same_to_the_bit(tmp_path, monkeypatch, runs,
 
 def test_a_level_that_was_found_is_not_searched_again(tmp_path, monkeypatch, runs, quick):
     with monkeypatch.context() as patch, contextlib.suppress(KeyError):
-        patch.setattr(commands.workshop, "save_model", lambda *told: {}["a crash"])
+        patch.setattr(pipeline, "save_model", lambda *told: {}["a crash"])
         trained(tmp_path, "cascade")
     assert read_json(tmp_path / "run" / "run.json")["state"] == "failed"
-    monkeypatch.setattr(commands.workshop, "search_levels", lambda *told: pytest.fail("searched again"))
+    monkeypatch.setattr(pipeline, "search_levels", lambda *told: pytest.fail("searched again"))
     resume(tmp_path / "run")
     assert products(tmp_path / "run") == products(runs["cascade"])
 

@@ -7,10 +7,10 @@ from small import LEGS, fingerprint
 from test_files import contents, damages, every_failure
 
 from calotype.files import is_whole
-from calotype.learning import checkpoint
-from calotype.learning.train import Chore, train
-from calotype.nets.fitted import load_trained, trained_state
-from calotype.vocabulary import UserError
+from calotype.priors.fitted import load_trained, trained_state
+from calotype.training import checkpoint
+from calotype.training.loop import Hook, train
+from calotype.types import UserError
 
 
 class Stop(Exception):  # noqa: N818
@@ -23,7 +23,7 @@ def go_on(leg, until=None, chores=()):
     def stop(clock, news):
         raise Stop
 
-    stops = [Chore(lambda clock: until is not None and clock.images_seen >= until, stop)]
+    stops = [Hook(lambda clock: until is not None and clock.images_seen >= until, stop)]
     with contextlib.suppress(Stop):
         train(leg.objective, leg.players, leg.source, leg.clock, [*chores, *stops])
     return leg

@@ -15,12 +15,14 @@ from small import SETTINGS, Keeper, as_overrides, be_quick, machine, opened, tra
 from test_train import products
 
 import calotype
-from calotype import cli, commands
+from calotype.cli import app as cli
+from calotype.cli import commands
+from calotype.cli.console import Terminal, duration
 from calotype.files import read_json
-from calotype.learning.run import Run
-from calotype.plan import Plan
-from calotype.vocabulary import UserError
-from calotype.voice import Terminal, duration
+from calotype.planning import Plan
+from calotype.training import pipeline
+from calotype.training.run import Run
+from calotype.types import UserError
 
 SETS = [word for override in as_overrides(SETTINGS) for word in ("--set", override)]
 SMALL = ["--size", "16", "--budget", "1s", *SETS]
@@ -68,7 +70,7 @@ def test_help_comes_at_once():
     """Without torch, which takes seconds to import."""
     process = python(
         "import sys, calotype",
-        "from calotype.cli import main",
+        "from calotype.cli.app import main",
         "for words in ([], ['train'], ['plan'], ['demo'], ['resume'], ['sample'], ['data'], ['data', 'portraits']):",
         "    sys.argv = ['calotype', *words, '--help']",
         "    try: main()",
@@ -296,7 +298,7 @@ def test_the_unet_of_a_recipe_file_trains(tell, folder):
 
 def test_a_run_that_fails_says_so_and_can_go_on(tell, folder, monkeypatch, finished):
     with monkeypatch.context() as patch:
-        patch.setattr(commands.workshop, "save_model", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))
+        patch.setattr(pipeline, "save_model", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))
         code, _, wrong = tell("train", folder, "--out", folder.parent / "run", *SMALL)
     assert code == 2 and len(wrong) == 1
     assert read_json(folder.parent / "run" / "run.json")["state"] == "failed"
@@ -336,7 +338,7 @@ def test_a_picture_depends_on_its_seed_and_number_alone(tell, finished, tmp_path
 def test_chunks_do_not_show(finished, monkeypatch):
     model = calotype.load(finished)
     whole = [np.asarray(picture) for picture in model.sample(5, seed=1)]
-    monkeypatch.setattr("calotype.stage.AT_ONCE_VALUES", 2 * 3 * 16**2)
+    monkeypatch.setattr("calotype.diffusion.stage.AT_ONCE_VALUES", 2 * 3 * 16**2)
     assert all((one == other).all() for one, other in zip(whole, model.sample(5, seed=1), strict=True))
 
 
@@ -418,9 +420,11 @@ import sys, time
 from pathlib import Path
 import pytest
 import small
-from calotype import cli, commands, files
+from calotype import files
+from calotype.cli import app as cli
+from calotype.cli import commands
 from calotype.data import sources
-from calotype.learning import run
+from calotype.training import run
 small.be_quick(pytest.MonkeyPatch())
 run.SAVE_SECONDS = 0.0
 mark, go = Path({mark!r}), Path({go!r})

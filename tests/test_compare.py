@@ -15,22 +15,22 @@ from PIL import Image
 from safetensors.torch import load_file
 from small import CASCADE, SETTINGS, Keeper, be_quick, noise_pictures, noise_pixels, wish, write_pictures
 
-from calotype import commands
-from calotype.comparison import quality
-from calotype.comparison.competitor import open_one, without_seed
-from calotype.comparison.deployed import too_much
-from calotype.comparison.history import detrended_spread, gaps
-from calotype.comparison.overlap import unseen_by_all
-from calotype.comparison.quality import choose_reals
-from calotype.comparison.verdicts import CLAIMS, FAILS, HOLDS, NOT_SHOWN, verdicts
+from calotype.cli import commands
 from calotype.data.folder import read_folder
 from calotype.data.split import Split, three_sets
-from calotype.evaluate.costs import counter
-from calotype.evaluate.propagation import CORRUPTIONS, STRENGTHS
+from calotype.evaluation import quality
+from calotype.evaluation.candidate import open_one, without_seed
+from calotype.evaluation.counting import counter
+from calotype.evaluation.deployed import too_much
+from calotype.evaluation.history import detrended_spread, gaps
+from calotype.evaluation.overlap import unseen_by_all
+from calotype.evaluation.propagation import CORRUPTIONS, STRENGTHS
+from calotype.evaluation.quality import choose_reals
+from calotype.evaluation.verdicts import CLAIMS, FAILS, HOLDS, NOT_SHOWN, verdicts
 from calotype.files import read_json, write_json
 from calotype.recipe import check
 from calotype.report.comparison import document
-from calotype.vocabulary import UserError
+from calotype.types import UserError
 
 COUNT = 4
 NAME = "<b>cascade & co</b>"
@@ -369,13 +369,13 @@ def test_an_unfinished_run_and_another_size_are_refused(home, tmp_path):
 
 
 def test_runs_of_different_sizes_are_refused(home, monkeypatch):
-    from calotype.comparison import competitor
+    from calotype.evaluation import candidate as competitor
 
     real = competitor.open_one
 
     def smaller(key, folder, device):
         one = real(key, folder, device)
-        return one if key == "A" else competitor.Competitor(key, one.run, one.model, check({"size": 8}))
+        return one if key == "A" else competitor.Candidate(key, one.run, one.model, check({"size": 8}))
 
     monkeypatch.setattr(competitor, "open_one", smaller)
     with pytest.raises(UserError, match=r"different sizes \(.* has 16 px, .* has 8 px\)"):

@@ -12,17 +12,20 @@ from small import CASCADE, LEGS, SETTINGS, Keeper, be_quick, fingerprint, second
 from test_checkpoint import go_on
 from test_train import interrupted_at, products, resume
 
-from calotype import commands
-from calotype.diffusion.closed_forms import within
-from calotype.diffusion.gaussian import Mixture
-from calotype.diffusion.local import LocalGaussians
-from calotype.diffusion.told import ToldMixture
+from calotype.cli import commands
 from calotype.files import read_json, sha256, whole_folder, write_json, write_tensors
-from calotype.learning.run import Interrupted
-from calotype.legs import closed_form, constants, diffusion, enlarging
 from calotype.model import load
-from calotype.nets.fitted import Fitted, fitted_numbers, trained_state
-from calotype.vocabulary import Rng, UserError
+from calotype.priors.captioned import CaptionedMixture
+from calotype.priors.fitted import Fitted, fitted_numbers, trained_state
+from calotype.priors.gaussian import GaussianMixture
+from calotype.priors.patches import PatchPrior
+from calotype.priors.stored import within
+from calotype.training import constants
+from calotype.training import denoiser_leg as diffusion
+from calotype.training import enlarging_leg as enlarging
+from calotype.training import fitting as closed_form
+from calotype.training.run import Interrupted
+from calotype.types import Rng, UserError
 
 LEG_OF = {"latent": ("denoiser", SETTINGS), "cascade": ("enlarge-16", CASCADE)}
 kinds = pytest.mark.parametrize("kind", LEG_OF)
@@ -44,9 +47,9 @@ def filled(form):
 
 
 FORMS = {
-    "mixture": lambda: filled(Mixture(3, 2, 12)),
-    "conditional mixture": lambda: filled(ToldMixture(Mixture(4, 2, 12), 2, 5, 3)),
-    "local Gaussians": lambda: filled(LocalGaussians(2)),
+    "mixture": lambda: filled(GaussianMixture(3, 2, 12)),
+    "conditional mixture": lambda: filled(CaptionedMixture(GaussianMixture(4, 2, 12), 2, 5, 3)),
+    "local Gaussians": lambda: filled(PatchPrior(2)),
 }
 forms = pytest.mark.parametrize("form", FORMS)
 

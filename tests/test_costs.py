@@ -3,10 +3,10 @@ import torch.nn.functional as F
 from small import second_leg
 from torch import nn
 
-from calotype.evaluate.costs import counted, most_memory
+from calotype.diffusion.stage import Sampling, generate
+from calotype.evaluation.counting import counted, most_memory
 from calotype.nets.dit import Dit, DitConfig
-from calotype.stage import Sampling, generate
-from calotype.vocabulary import Rng
+from calotype.types import Rng
 
 
 def test_a_multiply_add_counts_two():

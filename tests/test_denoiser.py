@@ -2,16 +2,16 @@ from dataclasses import replace
 
 import pytest
 import torch
-from analytic import Fixed, perturbed, silent_parameters, told, untold
+from analytic import Fixed, perturbed, silent_parameters, told, unconditional
 
 from calotype.diffusion.denoiser import SCALINGS, Denoiser
 from calotype.nets.dit import Dit, DitConfig
 from calotype.nets.unet import Unet, UnetConfig
-from calotype.vocabulary import NOT_TOLD, Condition, per_image
+from calotype.types import NULL_LABEL, Condition, per_image
 
 WIDTH, CLASSES, SHAPE = 32, 3, (4, 2, 6, 4)
 SIGMA = torch.tensor([0.03, 0.4, 1.7, 25.0])
-LABELS = told(0, 1, 2, NOT_TOLD)
+LABELS = told(0, 1, 2, NULL_LABEL)
 spreads = pytest.mark.parametrize("spread", [1.0, 0.5, 0.06])
 
 
@@ -75,7 +75,7 @@ def fixed(answer, scaling, spread=1.0):
 def test_the_loss_is_the_one_of_the_paper(name, clean, noise):
     answer = torch.randn(SHAPE)
     expected = ((answer - TARGETS[name](clean, noise, per_image(SIGMA))) ** 2).mean((1, 2, 3))
-    found = fixed(answer, name).loss(clean, SIGMA, noise, untold(4))
+    found = fixed(answer, name).loss(clean, SIGMA, noise, unconditional(4))
     assert torch.allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
@@ -83,7 +83,7 @@ def test_the_loss_is_the_one_of_the_paper(name, clean, noise):
 def test_the_loss_of_edm_is_the_weighted_error_of_the_picture(spread, clean, noise):
     answer = torch.randn(SHAPE)
     expected = loss_of_edm(clean, noise, per_image(SIGMA), answer, spread).mean((1, 2, 3))
-    found = fixed(answer, "edm", spread).loss(clean, SIGMA, noise, untold(4))
+    found = fixed(answer, "edm", spread).loss(clean, SIGMA, noise, unconditional(4))
     assert torch.allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
@@ -91,8 +91,8 @@ def test_the_loss_of_edm_is_the_weighted_error_of_the_picture(spread, clean, noi
 def test_a_perfect_network_gives_the_clean_picture(name, clean, noise):
     sigma = per_image(SIGMA)
     denoiser = fixed(TARGETS[name](clean, noise, sigma), name)
-    assert torch.allclose(denoiser(clean + sigma * noise, SIGMA, untold(4)), clean, atol=1e-5)
-    assert denoiser.loss(clean, SIGMA, noise, untold(4)).max() < 1e-6
+    assert torch.allclose(denoiser(clean + sigma * noise, SIGMA, unconditional(4)), clean, atol=1e-5)
+    assert denoiser.loss(clean, SIGMA, noise, unconditional(4)).max() < 1e-6
 
 
 @pytest.mark.parametrize("name", SCALINGS)
@@ -107,13 +107,13 @@ def test_the_loss_is_the_error_of_the_denoised_picture_over_out(name, clean, noi
 @pytest.mark.parametrize("name", ["epsilon", "x0", "velocity"])
 def test_the_network_sees_the_variance_preserving_picture(name, clean, noise):
     denoiser, (a, b) = fixed(noise, name), variance_preserving(per_image(SIGMA))
-    denoiser.loss(clean, SIGMA, noise, untold(4))
+    denoiser.loss(clean, SIGMA, noise, unconditional(4))
     assert torch.allclose(denoiser.backbone.seen, a * clean + b * noise, atol=1e-6)
 
 
 def test_the_network_sees_the_straight_line_from_clean_to_noise(clean, noise):
     denoiser, time = fixed(noise, "flow"), per_image(SIGMA / (1 + SIGMA))
-    denoiser.loss(clean, SIGMA, noise, untold(4))
+    denoiser.loss(clean, SIGMA, noise, unconditional(4))
     assert torch.allclose(denoiser.backbone.seen, (1 - time) * clean + time * noise, atol=1e-6)
 
 
@@ -122,7 +122,7 @@ def test_the_network_sees_the_straight_line_from_clean_to_noise(clean, noise):
 def test_edm_sees_and_says_pictures_of_unit_variance(sigma, spread):
     clean, noise = spread * torch.randn(1, 1, 200, 200), torch.randn(1, 1, 200, 200)
     denoiser, sigmas = fixed(torch.zeros_like(clean), "edm", spread), torch.tensor([sigma])
-    target_power = denoiser.loss(clean, sigmas, noise, untold(1)).item()  # of an answer of 0
+    target_power = denoiser.loss(clean, sigmas, noise, unconditional(1)).item()  # of an answer of 0
     assert denoiser.backbone.seen.square().mean().item() == pytest.approx(1, abs=0.03)
     assert target_power == pytest.approx(1, abs=0.03)
 
@@ -140,7 +140,7 @@ def test_everything_that_is_told_is_heard(noise):
     """Each label and not being told, sigma, the smaller picture and its augmentation."""
     denoiser, smaller = network("dit", "x0", smaller=1), torch.randn(1, 1, 6, 4)
     one, sigma, level = noise[:1] / 10, torch.tensor([0.5]), torch.tensor([0.2])
-    asked = [(sigma, told(label, smaller=smaller, augmentation=level)) for label in (NOT_TOLD, 0, 1, 2)]
+    asked = [(sigma, told(label, smaller=smaller, augmentation=level)) for label in (NULL_LABEL, 0, 1, 2)]
     asked += [(sigma, told(0, smaller=change, augmentation=level)) for change in (smaller + 0.1, -smaller)]
     asked += [(sigma, told(0, smaller=smaller, augmentation=change)) for change in (None, level + 0.1)]
     asked += [(sigma + 0.1, told(0, smaller=smaller, augmentation=level))]
@@ -150,8 +150,8 @@ def test_everything_that_is_told_is_heard(noise):
 
 def test_untold_forgets_the_label_and_nothing_else():
     condition = told(0, 2, smaller=torch.ones(2, 1, 2, 2), augmentation=torch.ones(2))
-    forgotten = condition.untold()
-    assert torch.equal(forgotten.labels, untold(2).labels)
+    forgotten = condition.unconditional()
+    assert torch.equal(forgotten.labels, unconditional(2).labels)
     assert forgotten.smaller is condition.smaller and forgotten.augmentation is condition.augmentation
 
 
@@ -166,7 +166,7 @@ def test_the_loss_reaches_every_parameter(kind, scaling, clean, noise):
 def test_bfloat16_is_cheaper_arithmetic_and_nothing_else(kind, clean, noise):
     exact, coarse = network(kind, "x0"), network(kind, "x0", "bfloat16")
     coarse.load_state_dict(exact.state_dict())
-    outputs = [denoiser(clean + noise, SIGMA, untold(4)) for denoiser in (exact, coarse)]
+    outputs = [denoiser(clean + noise, SIGMA, unconditional(4)) for denoiser in (exact, coarse)]
     difference = (outputs[0] - outputs[1]).norm() / outputs[0].norm()
     assert 1e-4 < difference < 0.03
     coarse.loss(clean, SIGMA, noise, replace(LABELS, augmentation=SIGMA)).mean().backward()
@@ -180,7 +180,7 @@ def test_bfloat16_is_cheaper_arithmetic_and_nothing_else(kind, clean, noise):
 @spreads
 def test_the_scaling_of_edm_is_table_1_of_karras(spread):
     """arXiv 2206.00364, with `sigma_data` the spread."""
-    scaling, sigma = fixed(None, "edm", spread).scaling(SIGMA, untold(4)), per_image(SIGMA)
+    scaling, sigma = fixed(None, "edm", spread).scaling(SIGMA, unconditional(4)), per_image(SIGMA)
     assert torch.allclose(scaling.skip, spread**2 / (sigma**2 + spread**2))
     assert torch.allclose(scaling.out, sigma * spread / (sigma**2 + spread**2).sqrt())
     assert torch.allclose(scaling.input, (sigma**2 + spread**2) ** -0.5)
@@ -188,7 +188,7 @@ def test_the_scaling_of_edm_is_table_1_of_karras(spread):
 
 @pytest.mark.parametrize("name", SCALINGS)
 def test_spread_1_is_the_scaling_itself(name):
-    found = fixed(None, name).scaling(SIGMA, untold(4))
+    found = fixed(None, name).scaling(SIGMA, unconditional(4))
     assert all(torch.allclose(one, other) for one, other in zip(found, SCALINGS[name](per_image(SIGMA)), strict=True))
 
 
@@ -199,7 +199,7 @@ def test_data_and_noise_of_another_unit_are_the_same_data_and_noise(name, clean,
     one, other = fixed(answer, name), fixed(answer, name, 0.1)
     sigma, smaller = SIGMA.clamp(max=5), torch.randn(SHAPE)
     noisy = clean + per_image(sigma) * noise
-    for condition, scaled in ((untold(4), untold(4)), (about(smaller), about(0.1 * smaller))):
+    for condition, scaled in ((unconditional(4), unconditional(4)), (about(smaller), about(0.1 * smaller))):
         found = other(0.1 * noisy, 0.1 * sigma, scaled)
         assert torch.allclose(found, 0.1 * one(noisy, sigma, condition), atol=1e-5)
         found = other.loss(0.1 * clean, 0.1 * sigma, noise, scaled)
@@ -207,7 +207,7 @@ def test_data_and_noise_of_another_unit_are_the_same_data_and_noise(name, clean,
 
 
 def about(smaller, **more):
-    return told(*[NOT_TOLD] * len(smaller), smaller=smaller, **more)
+    return told(*[NULL_LABEL] * len(smaller), smaller=smaller, **more)
 
 
 @pytest.mark.parametrize("name", ["edm", "velocity"])

@@ -7,16 +7,17 @@ from test_cli import match, tell  # noqa: F401
 from test_stage import LABELS, PLAIN, RNGS, SAMPLINGS, chain, conditions_of  # noqa: F401
 
 import calotype
-from calotype import commands, editing
-from calotype.commands import Sheet
+from calotype.cli import commands
+from calotype.cli.commands import SampleRequest
 from calotype.data.images import cut, images_from_pil, pils_from_images
+from calotype.diffusion import init as editing
 from calotype.diffusion.guidance import handed_over, kept
-from calotype.diffusion.noise import Flow, Karras
+from calotype.diffusion.init import AGAIN, Between, canvas, feathered, masked, near, slerp
 from calotype.diffusion.samplers import SAMPLERS, ancestral, dpm_solver, last_steps, resampled
-from calotype.editing import AGAIN, Between, canvas, feathered, masked, near, slerp
+from calotype.diffusion.schedules import Flow, Karras
+from calotype.diffusion.stage import generate, last, noise_each
 from calotype.files import read_json
-from calotype.stage import generate, last, noise_each
-from calotype.vocabulary import Rng, UserError
+from calotype.types import Rng, UserError
 
 PICTURE = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(3)) * 1.8 - 0.9
 HALF = (torch.arange(16) >= 8).float().expand(1, 1, 16, 16)
@@ -370,7 +371,7 @@ def test_versions_of_a_picture_from_the_command_line(tell, finished, model, tmp_
     about = read_json(out / "samples.json")
     assert about["strength"] == "0.8" and about["sampling"]["sampler"] == "ancestral"
     with pytest.raises(UserError, match="add --from"):
-        commands.sample(finished, 1, None, 0, None, "cpu", Keeper(), Sheet(mask=tmp_path / "mask.png"))
+        commands.sample(finished, 1, None, 0, None, "cpu", Keeper(), SampleRequest(mask=tmp_path / "mask.png"))
 
 
 @pytest.mark.parametrize("suffix", [".webp", ".gif", ".PNG"])

@@ -9,16 +9,16 @@ from test_stage import CLASSES, Silent
 
 from calotype.build import build_enlarger
 from calotype.data.images import images_from_pixels
-from calotype.data.portraits import read_portraits
-from calotype.diffusion.augmentation import Noising
+from calotype.demo.portraits import read_portraits
+from calotype.diffusion.augmentation import NoiseAugmentation
 from calotype.diffusion.denoiser import Denoiser
-from calotype.diffusion.local import LocalGaussians, enlarged, neighbourhoods, patches_of
-from calotype.diffusion.noise import Karras
-from calotype.editing import canvas, masked, near, toward
+from calotype.diffusion.init import canvas, masked, near, toward
+from calotype.diffusion.schedules import Karras
+from calotype.diffusion.stage import Sampling, Stage, from_noise, last, shrunk
+from calotype.priors.patches import PatchPrior, enlarged, neighbourhoods, patches_of
 from calotype.recipe import check
 from calotype.spaces.pixel import PixelSpace
-from calotype.stage import Sampling, Stage, from_noise, last, shrunk
-from calotype.vocabulary import Rng, UserError
+from calotype.types import Rng, UserError
 
 DETERMINISTIC = ("euler", "heun", "dpm_solver")
 SIDE = 32
@@ -44,7 +44,7 @@ RNGS = [Rng(("pair",)), Mirrored(Rng(("pair",)))]
 
 @pytest.fixture(scope="module", params=[2, 4])
 def gaussians(request):
-    fitted = LocalGaussians(request.param)
+    fitted = PatchPrior(request.param)
     fitted.fit((shrunk(part, request.param), part) for part in edges(200).split(50))
     return fitted
 
@@ -56,7 +56,7 @@ def silent(local=None, factor=2, spread=0.0):
     deviation = spread or float(local.around(shrunk(images, factor), torch.zeros(32)).doubt.square().mean().sqrt())
     denoiser = Denoiser(Silent(), 8, CLASSES, "edm", spread=spread, local=local).eval()
     schedule = Karras(smallest=0.01 * deviation, largest=15 * deviation)
-    return Stage(denoiser, PixelSpace(), schedule, SIDE, SIDE // factor, Noising())
+    return Stage(denoiser, PixelSpace(), schedule, SIDE, SIDE // factor, NoiseAugmentation())
 
 
 def small_pair(stage, side=SIDE):
@@ -179,7 +179,7 @@ def test_pictures_are_as_far_from_the_mean_as_is_predicted(portraits, factor):
     """
     train, unseen = portraits[Rng(("fit",)).permutation(600)].split([400, 200])
     unseen = unseen[: 50 * factor]
-    fitted = LocalGaussians(factor)
+    fitted = PatchPrior(factor)
     fitted.fit((shrunk(part, factor), part) for part in train[: 100 * factor].split(25))
     for level in (0.0, 0.05, 0.1, 0.2):
         small = shrunk(unseen, factor)
@@ -217,7 +217,7 @@ def test_gaussians_of_format_5_open_and_predict_what_they_did(gaussians, level):
     """One gain for all axes, and all variances random: as their networks have learned beside them."""
     since = ("noise_gain", "contrast_gain", "random_share")
     old = {name: value for name, value in gaussians.state_dict().items() if name not in since}
-    opened = LocalGaussians(gaussians.factor)
+    opened = PatchPrior(gaussians.factor)
     opened.load_state_dict(old)
     small = shrunk(edges(4, SIDE, seed=3), gaussians.factor)
     small = small + level * torch.randn(small.shape, generator=torch.Generator().manual_seed(0))

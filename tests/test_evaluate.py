@@ -3,9 +3,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from calotype.evaluate.distances import frechet_distance, kernel_distance
-from calotype.evaluate.features import CHANNELS, features
-from calotype.evaluate.reconstruction import blurred, psnr, ssim
+from calotype.evaluation.distances import frechet_distance, kernel_distance
+from calotype.evaluation.features import CHANNELS, features
+from calotype.evaluation.reconstruction import blurred, psnr, ssim
 
 
 @pytest.fixture
@@ -100,7 +100,7 @@ def test_kernel_distance_has_no_bias_and_the_frechet_distance_has(draw):
 def test_kernel_distance_does_not_depend_on_the_blocks(draw, monkeypatch):
     a, b = draw((50, 4)), draw((30, 4))
     whole = kernel_distance(a, b)
-    monkeypatch.setattr("calotype.evaluate.distances.AT_ONCE", 7)
+    monkeypatch.setattr("calotype.evaluation.distances.AT_ONCE", 7)
     assert kernel_distance(a, b) == pytest.approx(whole)
 
 

@@ -6,14 +6,14 @@ from encoders import small_reader
 from small import Keeper, be_quick, wish, write_pictures
 from test_cascade import be_quick_and_search, trained
 
-from calotype import commands
-from calotype.commands.reading import read
-from calotype.comparison.competitor import open_one
-from calotype.comparison.expenses import cost, deployment
-from calotype.comparison.preparations import frozen_encoder, preparations, sampling_flops
+from calotype.cli import commands
+from calotype.cli.commands.reading import read
 from calotype.data.words import distinct
-from calotype.evaluate.costs import counted
-from calotype.evaluate.features import features
+from calotype.evaluation.candidate import open_one
+from calotype.evaluation.counting import counted
+from calotype.evaluation.expenses import cost, deployment
+from calotype.evaluation.features import features
+from calotype.evaluation.preparations import frozen_encoder, preparations, sampling_flops
 from calotype.files import read_json
 from calotype.interop import minilm
 from calotype.nets.frozen import Frozen, read_all
@@ -49,7 +49,7 @@ def test_a_frozen_encoder_counts_as_a_network_and_what_it_reads_as_work(tmp_path
         path.with_suffix(".txt").write_text(f"a red cat {index % 3}, on the sofa", encoding="utf-8")
     be_quick(monkeypatch)
     frozen = Frozen(small_reader(tmp_path / "vocabulary"))
-    for place in ("build", "commands.workshop", "plan.measurement"):
+    for place in ("build", "training.pipeline", "planning.measurement"):
         monkeypatch.setattr(f"calotype.{place}.build_frozen", lambda text: frozen)
     monkeypatch.setattr(minilm, "find", lambda: tmp_path)
     run = commands.train(wish(tmp_path / "pictures", tmp_path / "run", "denoiser.text.kind=minilm"), Keeper())

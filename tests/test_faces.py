@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from calotype.appraisal import faces
-from calotype.appraisal.faces import Share, is_dark, learn_face_judges, learn_skin, skin_of
-from calotype.data.featureless import read_featureless, without_parts
 from calotype.data.images import images_from_pixels
-from calotype.data.portraits import STYLES, read_drawn, read_portraits
-from calotype.evaluate.obedience import palette
+from calotype.demo import faces
+from calotype.demo.faces import Share, is_dark, learn_face_judges, learn_skin, skin_of
+from calotype.demo.featureless import read_featureless, without_parts
+from calotype.demo.portraits import STYLES, read_drawn, read_portraits
+from calotype.evaluation.alignment import palette
 
 LEARNED, OTHERS = 480, 240
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from calotype.files import damage, is_whole, read_json, whole_folder, write_json, write_whole
-from calotype.vocabulary import UserError
+from calotype.types import UserError
 
 
 class Disk:

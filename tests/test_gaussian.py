@@ -2,23 +2,23 @@ import pytest
 import torch
 from analytic import mixture as analytic_mixture
 
-from calotype.diffusion.gaussian import Mixture, components_of, fit, mixture_of, refit
-from calotype.vocabulary import NOT_TOLD
+from calotype.priors.gaussian import GaussianMixture, components_of, fit, mixture_of, refit
+from calotype.types import NULL_LABEL
 
 SIGMAS = [0.01, 0.3, 1.0, 5.0, 100.0]
 
 
 def filled(means, axes, variances, rest, label=None):
-    mixture = Mixture(*axes.shape[:2], axes.shape[2])
+    mixture = GaussianMixture(*axes.shape[:2], axes.shape[2])
     mixture.means.copy_(means), mixture.axes.copy_(axes), mixture.variances.copy_(variances), mixture.rest.copy_(rest)
     mixture.prior.fill_(1 / len(means))
-    mixture.label.copy_(torch.tensor([NOT_TOLD] * len(means) if label is None else label))
+    mixture.label.copy_(torch.tensor([NULL_LABEL] * len(means) if label is None else label))
     mixture.group.copy_(mixture.label.unique_consecutive(return_inverse=True)[1])
     return mixture.double()
 
 
-def untold(count):
-    return torch.full((count,), NOT_TOLD)
+def unconditional(count):
+    return torch.full((count,), NULL_LABEL)
 
 
 def parted(means, spreads, counts):
@@ -28,7 +28,7 @@ def parted(means, spreads, counts):
 
 
 def fitted(train, labels=None, seed=1):
-    labels = untold(len(train)) if labels is None else labels
+    labels = unconditional(len(train)) if labels is None else labels
     torch.manual_seed(seed)
     sigma = torch.rand(len(train)) * 2 + 0.05
     return fit(train, labels, train, labels, sigma, torch.randn_like(train))
@@ -45,7 +45,7 @@ def test_one_component_is_the_posterior_mean_of_a_gaussian(sigma, rank):
     shrink = covariance @ torch.linalg.inv(covariance + sigma**2 * torch.eye(8))
     expected = mean + (noisy.flatten(1) - mean) @ shrink.T
     mixture = filled(mean[None], axes[None], variances[None], torch.tensor([0.3]))
-    found = mixture.denoise(noisy, torch.full((5,), sigma).double(), untold(5))
+    found = mixture.denoise(noisy, torch.full((5,), sigma).double(), unconditional(5))
     assert torch.allclose(found.flatten(1), expected, atol=1e-6)
 
 
@@ -57,7 +57,7 @@ def test_several_components_are_the_posterior_mean_of_their_mixture(sigma, label
     labels = None if label is None else [0, 1, 2, 2]
     mixture = filled(means, torch.zeros(4, 0, 6), torch.zeros(4, 0), torch.full((4,), 0.09), labels)
     noisy = torch.randn(7, 6, 1, 1, dtype=torch.float64)
-    told = untold(7) if label is None else torch.full((7,), label)
+    told = unconditional(7) if label is None else torch.full((7,), label)
     exact = analytic_mixture(means if label is None else means[[2, 3]], 0.3)
     found = mixture.denoise(noisy, torch.full((7,), sigma).double(), told)
     assert torch.allclose(found, exact(noisy, sigma), atol=1e-6)
@@ -82,9 +82,9 @@ def test_the_answer_does_not_depend_on_the_batch(sigma):
     mixture = filled(means, torch.zeros(3, 0, 2048), torch.zeros(3, 0), torch.full((3,), 0.1)).float()
     noisy = (means[torch.arange(40) % 3] + sigma * torch.randn(40, 2048)).reshape(40, 32, 8, 8)
     levels = torch.full((40,), sigma)
-    together = mixture.denoise(noisy, levels, untold(40))
-    alone = torch.cat([mixture.denoise(noisy[[one]], levels[[one]], untold(1)) for one in range(40)])
-    exact = mixture.double().denoise(noisy.double(), levels.double(), untold(40))
+    together = mixture.denoise(noisy, levels, unconditional(40))
+    alone = torch.cat([mixture.denoise(noisy[[one]], levels[[one]], unconditional(1)) for one in range(40)])
+    exact = mixture.double().denoise(noisy.double(), levels.double(), unconditional(40))
     assert torch.allclose(together, alone, atol=2e-6) and torch.allclose(together.double(), exact, atol=1e-3)
 
 
@@ -93,7 +93,7 @@ def test_the_fit_finds_the_gaussian_it_was_drawn_from():
     mixture = fitted(parted([torch.arange(8.0)], [spread], [4000]))
     sigma, noisy = torch.full((50,), 0.7), torch.arange(8.0) + torch.randn(50, 8)
     exact = torch.arange(8.0) + spread**2 / (spread**2 + 0.49) * (noisy - torch.arange(8.0))
-    found = mixture.denoise(noisy.reshape(-1, 2, 2, 2), sigma, untold(50)).flatten(1)
+    found = mixture.denoise(noisy.reshape(-1, 2, 2, 2), sigma, unconditional(50)).flatten(1)
     assert (found - exact).square().mean() < 0.01
 
 
@@ -103,7 +103,7 @@ def test_labels_have_means_of_their_own():
     mixture, lost = fitted(train, labels), torch.zeros(2, 2, 2, 2)
     found = mixture.denoise(lost, torch.full((2,), 1000.0), torch.tensor([0, 1])).flatten(1).mean(1)
     assert torch.allclose(found, torch.tensor([0.0, 5.0]), atol=0.1)
-    both = mixture.denoise(lost, torch.full((2,), 1000.0), untold(2)).mean()
+    both = mixture.denoise(lost, torch.full((2,), 1000.0), unconditional(2)).mean()
     assert abs(both - 2.5) < 0.2
 
 
@@ -122,14 +122,14 @@ def test_poor_data_make_a_sound_mixture(train):
     train = train()
     mixture = fitted(train)
     for sigma in (1e-3, 1.0, 1e3):
-        found = mixture.denoise(train[:50], torch.full((len(train[:50]),), sigma), untold(len(train[:50])))
+        found = mixture.denoise(train[:50], torch.full((len(train[:50]),), sigma), unconditional(len(train[:50])))
         assert found.isfinite().all() and (sigma > 1e-3 or torch.allclose(found, train[:50], atol=0.1))
 
 
 def test_classes_too_rare_for_a_gaussian_share_one():
     labels = torch.tensor([0] * 100 + [1] * 5)
     mixture = fitted(torch.randn(105, 2, 2, 2), labels)
-    assert (mixture.label == NOT_TOLD).all()
+    assert (mixture.label == NULL_LABEL).all()
 
 
 def test_an_unseen_closed_form_has_not_seen_the_picture():
@@ -142,20 +142,20 @@ def test_an_unseen_closed_form_has_not_seen_the_picture():
 
     def refitted(pictures):
         torch.manual_seed(1)  # the randomised decomposition draws from torch's own generator
-        return refit(like, pictures, untold(40), folds)
+        return refit(like, pictures, unconditional(40), folds)
 
     before, after = refitted(train), refitted(changed)
     noisy, sigma = torch.randn(6, 2, 2, 2), torch.full((6,), 0.7)
     for fold in (0, 1):
-        old, new = (unseen.of(torch.full((6,), fold), untold(6))(noisy, sigma) for unseen in (before, after))
+        old, new = (unseen.of(torch.full((6,), fold), unconditional(6))(noisy, sigma) for unseen in (before, after))
         assert torch.equal(old, new) == (fold == 0)
 
 
 def test_few_axes_of_an_unseen_closed_form_are_the_principal_ones():
     """As those of the mixture it stands in for are: the first of many, not as many as a rough search finds."""
     train, folds = (torch.randn(400, 16) * torch.linspace(1, 2, 16)).reshape(-1, 4, 2, 2), torch.arange(400) % 2
-    like = mixture_of(components_of(train.flatten(1), {NOT_TOLD: folds >= 0}, 1, 16), 3)
-    unseen = refit(like, train, untold(400), folds)
+    like = mixture_of(components_of(train.flatten(1), {NULL_LABEL: folds >= 0}, 1, 16), 3)
+    unseen = refit(like, train, unconditional(400), folds)
     for fold, mixture in enumerate(unseen.mixtures):
         exact = torch.linalg.eigvalsh(train[folds != fold].flatten(1).T.cov(correction=0)).flip(0)[:3]
         assert torch.allclose(mixture.variances[0], exact, rtol=1e-2)
@@ -163,10 +163,11 @@ def test_few_axes_of_an_unseen_closed_form_are_the_principal_ones():
 
 def test_an_unseen_closed_form_answers_each_picture_by_its_fold():
     train, folds = torch.randn(40, 2, 2, 2), torch.arange(40) % 2
-    unseen = refit(fitted(train), train, untold(40), folds)
+    unseen = refit(fitted(train), train, unconditional(40), folds)
     noisy, sigma = torch.randn(4, 2, 2, 2), torch.rand(4) + 0.1
-    together = unseen.of(torch.tensor([0, 1, 1, 0]), untold(4))(noisy, sigma)
+    together = unseen.of(torch.tensor([0, 1, 1, 0]), unconditional(4))(noisy, sigma)
     alone = [
-        unseen.mixtures[fold].denoise(noisy[i, None], sigma[i, None], untold(1)) for i, fold in enumerate([0, 1, 1, 0])
+        unseen.mixtures[fold].denoise(noisy[i, None], sigma[i, None], unconditional(1))
+        for i, fold in enumerate([0, 1, 1, 0])
     ]
     assert torch.allclose(together, torch.cat(alone), atol=1e-5)

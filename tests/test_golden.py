@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from calotype import load
-from calotype.cli import main
-from calotype.data.portraits import write_portraits
+from calotype.cli.app import main
+from calotype.demo.portraits import write_portraits
 
 GOLDEN = Path(__file__).parent / "golden"
 STYLES = ("adventurer", "micah")

@@ -5,19 +5,23 @@ import copy
 import pytest
 import torch
 from analytic import slope_error
-from test_gaussian import filled, untold
+from test_gaussian import filled, unconditional
 from test_local import edges
 
 from calotype.diffusion.denoiser import Denoiser
-from calotype.diffusion.gaussian import Unseen
-from calotype.diffusion.local import LocalGaussians
-from calotype.diffusion.told import ToldMixture, buckets
-from calotype.stage import shrunk
-from calotype.vocabulary import Condition, Text
+from calotype.diffusion.stage import shrunk
+from calotype.priors.captioned import CaptionedMixture, buckets
+from calotype.priors.gaussian import CrossFitted
+from calotype.priors.patches import PatchPrior
+from calotype.types import Condition, Text
 
 SIGMAS = [0.05, 0.3, 1.0, 5.0]
 CANVASES = {"as fitted": (4, 4), "larger": (6, 9)}
-LABELS = {"labels": torch.tensor([0, 1, 1, 0]), "some labels": torch.tensor([0, -1, 1, -1]), "no labels": untold(4)}
+LABELS = {
+    "labels": torch.tensor([0, 1, 1, 0]),
+    "some labels": torch.tensor([0, -1, 1, -1]),
+    "no labels": unconditional(4),
+}
 TEXTS = {"captions": Text(("red", "red ball", "", "ball")), "no captions": None}
 
 
@@ -31,7 +35,7 @@ def several(channels=2):
 
 def captioned(channels=2):
     """Of the same components; of two words each moves both classes, and makes one of them likelier."""
-    form = ToldMixture(several(channels), 2, 2, 1).double()
+    form = CaptionedMixture(several(channels), 2, 2, 1).double()
     form.heard.copy_(torch.tensor(sorted([*buckets("red"), *buckets("ball")])))
     form.into.normal_(), form.out.normal_(std=0.2), form.vote.normal_()
     return form
@@ -63,14 +67,14 @@ def test_the_gradient_of_a_mixture_that_captions_shift_is_its_slope(sigma, shape
 
 
 def test_the_gradient_of_a_cross_fitted_mixture_is_its_slope():
-    known = Unseen((several(), several())).of(torch.tensor([0, 1, 1, 0]), LABELS["some labels"])
+    known = CrossFitted((several(), several())).of(torch.tensor([0, 1, 1, 0]), LABELS["some labels"])
     sigmas = torch.tensor([0.1, 0.5, 1.0, 3.0]).double()
     assert wrong(lambda one: known(one, sigmas), torch.randn(4, 2, 4, 4, dtype=torch.float64)) < 0.001
 
 
 @pytest.mark.parametrize("sigma", SIGMAS)
 def test_the_gradient_of_local_gaussians_is_their_slope(sigma):
-    local = LocalGaussians(4)
+    local = PatchPrior(4)
     local.fit((shrunk(part, 4), part) for part in edges(60).split(30))
     around = copy.deepcopy(local).double().around(shrunk(edges(2, seed=2), 4).double(), torch.zeros(2).double())
     noisy = around.mean + sigma * torch.randn_like(around.mean)

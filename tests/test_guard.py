@@ -8,9 +8,9 @@ import pytest
 from small import fingerprint, first_leg
 from test_train import run_in, silent
 
-from calotype.learning.guard import LOOKS, LOWERED, CriticGuard
-from calotype.learning.run import Interrupted, go
-from calotype.learning.train import learn
+from calotype.training.critic_guard import LOOKS, LOWERED, CriticGuard
+from calotype.training.loop import learn
+from calotype.training.run import Interrupted, go
 
 
 def guarded(psnrs, **changes):

@@ -6,15 +6,15 @@ from analytic import Fixed, gaussian, log_density, perturbed, walk
 from small import recipe
 
 from calotype.build import build_stage
-from calotype.diffusion.gaussian import Mixture
 from calotype.diffusion.guidance import guided, rising, within
-from calotype.diffusion.noise import Karras
+from calotype.diffusion.init import masked, near
 from calotype.diffusion.samplers import euler
-from calotype.editing import masked, near
+from calotype.diffusion.schedules import Karras
+from calotype.diffusion.stage import Sampling, filled, generate
+from calotype.priors.gaussian import GaussianMixture
 from calotype.recipe import check
 from calotype.spaces.pixel import PixelSpace
-from calotype.stage import Sampling, filled, generate
-from calotype.vocabulary import NOT_TOLD, Condition, Rng, Text, UserError
+from calotype.types import NULL_LABEL, Condition, Rng, Text, UserError
 
 STRONG, WEAK = gaussian(1.0, 0.5), gaussian(0.2, 0.9)
 
@@ -89,12 +89,12 @@ def test_wrappers_nest(noisy):
 SIZE = 8
 PRIOR = Sampling(steps=4, guide="prior", guidance=3.0, guidance_slope=0.5)
 RNGS = [Rng(("guide", index)) for index in range(3)]
-LABELS = torch.tensor([0, 1, NOT_TOLD])
+LABELS = torch.tensor([0, 1, NULL_LABEL])
 
 
 def a_mixture():
     torch.manual_seed(0)
-    mixture = Mixture(2, 3, 3 * SIZE**2)
+    mixture = GaussianMixture(2, 3, 3 * SIZE**2)
     mixture.means.copy_(torch.randn_like(mixture.means))
     mixture.axes.copy_(torch.linalg.qr(torch.randn(2, 3 * SIZE**2, 3))[0].mT)
     mixture.variances.uniform_(0.5, 2.0)
@@ -173,7 +173,7 @@ def test_a_negative_prompt_moves_away_from_what_it_says(stage):
     noisy = torch.randn(3, 3, SIZE, SIZE)
     with_prompt, against = Condition(LABELS, text=Text(("a cat",) * 3)), Text(("a cat",) * 3, ("grass",) * 3)
     positive = answers(stage, PRIOR, with_prompt, noisy, 0.7)
-    negative = answers(stage, PRIOR, Condition(LABELS, text=against).untold(), noisy, 0.7)
+    negative = answers(stage, PRIOR, Condition(LABELS, text=against).unconditional(), noisy, 0.7)
     found = answers(stage, PRIOR, Condition(LABELS, text=against), noisy, 0.7)
     assert ((found - positive) * (positive - negative)).sum() > 0
     assert torch.allclose(found, positive + 0.3 * (positive - negative), atol=1e-4)

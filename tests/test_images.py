@@ -8,7 +8,7 @@ import torch
 from PIL import Image, ImageCms
 
 from calotype.data.images import fit, grid, images_from_pixels, pils_from_images, read_image, shown
-from calotype.vocabulary import UserError
+from calotype.types import UserError
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 HALF_RED = (255, 127, 127)  # over white

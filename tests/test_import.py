@@ -10,14 +10,15 @@ from folders import write_autoencoder
 from safetensors.torch import load_file
 from small import SETTINGS, Keeper, be_quick, noise_pixels, opened, wish, write_pictures
 
-from calotype import commands
-from calotype.commands import Wish, train
+from calotype.cli import commands
+from calotype.cli.commands import TrainRequest, train
 from calotype.data.images import images_from_pixels
 from calotype.files import read_json
 from calotype.interop import diffusers
-from calotype.learning.run import Interrupted
 from calotype.model import load
-from calotype.vocabulary import UserError
+from calotype.training import pipeline
+from calotype.training.run import Interrupted
+from calotype.types import UserError
 
 IMPORTED = {
     **SETTINGS,
@@ -101,7 +102,7 @@ def test_fine_tuning_starts_from_the_imported_weights(patch, pictures, folder, t
 def test_a_stopped_run_goes_on_where_it_was_and_refuses_other_weights(patch, pictures, folder, run, tmp_path):
     theirs, out = shutil.copytree(folder, tmp_path / "kl"), tmp_path / "run"
     with pytest.MonkeyPatch.context() as stop:
-        stop.setattr(commands.workshop, "denoiser_leg", interrupted)
+        stop.setattr(pipeline, "denoiser_leg", interrupted)
         with pytest.raises(Interrupted):
             train(asked(pictures, out, theirs), Keeper(), force=True)
     write_autoencoder(theirs, seed=1)
@@ -139,7 +140,9 @@ WRONG = {
 
 @pytest.mark.parametrize(("space", "overrides", "said"), WRONG.values(), ids=WRONG)
 def test_wrong_wishes_are_said_in_a_line(patch, pictures, folder, space, overrides, said):
-    wanted = Wish(pictures, None, 1e-6, None, None, overrides, "cpu", None, 0.0, space and space.format(folder=folder))
+    wanted = TrainRequest(
+        pictures, None, 1e-6, None, None, overrides, "cpu", None, 0.0, space and space.format(folder=folder)
+    )
     with pytest.raises(UserError, match=re.escape(said)) as error:
         commands.plan(wanted, Keeper())
     assert len(str(error.value).splitlines()) == 1

@@ -8,11 +8,12 @@ import pytest
 from small import CASCADE, HYBRID, Keeper, be_quick, train_small, wish, write_pictures
 from test_train import interrupted_at
 
-from calotype import cli, commands
+from calotype.cli import app as cli
+from calotype.cli import commands
 from calotype.files import read_json
-from calotype.learning.run import Interrupted
 from calotype.spaces.latent import LatentSpace
-from calotype.vocabulary import UserError
+from calotype.training.run import Interrupted
+from calotype.types import UserError
 
 
 @pytest.fixture(autouse=True)

@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from calotype.interop import diffusers
 from calotype.nets.kl import Kl
-from calotype.vocabulary import Rng, UserError
+from calotype.types import Rng, UserError
 
 STABLE_DIFFUSION = {"layers_per_block": 2, "latent_channels": 4, "scaling_factor": 0.18215}
 CONFIGS = {

@@ -5,12 +5,12 @@ from small import noise_pictures
 from test_stage import CLASSES, stage
 
 from calotype.data.images import images_from_pixels
-from calotype.evaluate.distances import kernel_distance
-from calotype.evaluate.levels import Distance, Search, in_parts, level_distance, search_level
-from calotype.evaluate.pairing import draws, redrawn
-from calotype.evaluate.sets import kernel_of_rows
-from calotype.stage import Sampling, generate, shrunk
-from calotype.vocabulary import Rng
+from calotype.diffusion.stage import Sampling, generate, shrunk
+from calotype.evaluation.distances import kernel_distance
+from calotype.evaluation.intervals import kernel_of_rows
+from calotype.evaluation.levels import Distance, Search, in_parts, level_distance, search_level
+from calotype.evaluation.pairing import draws, redrawn
+from calotype.types import Rng
 
 CURVES = {
     "convex": lambda level: (level - 0.37) ** 2,
@@ -115,7 +115,7 @@ def test_in_parts_is_as_at_once(monkeypatch):
     rngs = [Rng((index,)) for index in range(5)]
     whole = generate(chain, labels, samplings, rngs)
     small = torch.rand(5, 3, 4, 4)
-    monkeypatch.setattr("calotype.stage.AT_ONCE", 2)
+    monkeypatch.setattr("calotype.diffusion.stage.AT_ONCE", 2)
     assert torch.allclose(in_parts(chain, samplings, labels, rngs), whole, atol=1e-4)
     above = generate(chain[1:], labels, samplings[1:], rngs, small)
     assert torch.allclose(in_parts(chain[1:], samplings[1:], labels, rngs, small), above, atol=1e-4)

@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from calotype.diffusion.local import SURE, LocalGaussians, enlarged, images_of, neighbourhoods, patches_of
-from calotype.stage import shrunk
-from calotype.vocabulary import Rng
+from calotype.diffusion.stage import shrunk
+from calotype.priors.patches import SURE, PatchPrior, enlarged, images_of, neighbourhoods, patches_of
+from calotype.types import Rng
 
 NONE = torch.zeros(1)
 
@@ -20,7 +20,7 @@ def edges(count=24, side=32, seed=0):
 
 @pytest.fixture(scope="module")
 def local():
-    fitted = LocalGaussians(4)
+    fitted = PatchPrior(4)
     fitted.fit((shrunk(part, 4), part) for part in edges(200).split(50))
     return fitted
 
@@ -97,7 +97,7 @@ def test_each_picture_is_enlarged_as_if_it_were_alone(local):
 @pytest.mark.parametrize("count", [1, 3])
 def test_few_and_flat_pictures_can_be_fitted(count):
     """And nothing in them is known better than half a step of 8 bits."""
-    fitted = LocalGaussians(2)
+    fitted = PatchPrior(2)
     flat = torch.zeros(count, 3, 8, 8)
     fitted.fit([(shrunk(flat, 2), flat)])
     around = fitted.around(shrunk(flat, 2), torch.zeros(count))

@@ -6,8 +6,9 @@ import torch
 from small import CPU, noise_pictures
 
 from calotype.data.images import images_from_pixels, rounded
-from calotype.evaluate.features import features
-from calotype.evaluate.memorisation import (
+from calotype.diffusion.stage import generate
+from calotype.evaluation.features import features
+from calotype.evaluation.memorisation import (
     COPIES,
     DOES_NOT_COPY,
     SIDE,
@@ -20,12 +21,12 @@ from calotype.evaluate.memorisation import (
     small_pixels,
     verdict,
 )
-from calotype.learning.train import train
-from calotype.legs import Form, denoiser_leg, picture_examples
 from calotype.recipe import check
 from calotype.spaces.pixel import PixelSpace
-from calotype.stage import generate
-from calotype.vocabulary import NOT_TOLD, Rng
+from calotype.training.denoiser_leg import denoiser_leg
+from calotype.training.examples import Bucket, picture_examples
+from calotype.training.loop import train
+from calotype.types import NULL_LABEL, Rng
 
 
 def kind(count, seed):
@@ -138,10 +139,10 @@ def judged(count, steps):
         "sampling": {"steps": 12, "guidance": 1.0},
     }  # fmt: skip
     recipe, pictures = check(settings), noise_pictures(count, classes=())
-    form = Form(pictures, picture_examples(recipe, pictures, CPU))
+    form = Bucket(pictures, picture_examples(recipe, pictures, CPU))
     leg = denoiser_leg(recipe, [form], PixelSpace(), CPU)
     train(leg.objective, leg.players, leg.source, leg.clock, [])
-    labels, rngs = torch.full((80,), NOT_TOLD), [Rng(("sample", index)) for index in range(80)]
+    labels, rngs = torch.full((80,), NULL_LABEL), [Rng(("sample", index)) for index in range(80)]
     made = looked_at(rounded(generate([leg.stage], labels, [recipe.sampling], rngs)))
     trained = looked_at(images_from_pixels(pictures.pixels[pictures.train_indices]))
     real: Nearest = nearest_trained(trained, trained, themselves=True)

@@ -4,9 +4,9 @@ import pytest
 import torch
 from small import noise_pictures, noise_pixels
 
-from calotype.commands.sampling import PAIRS, show_neighbours
+from calotype.cli.commands.sampling import PAIRS, show_neighbours
 from calotype.data.images import images_from_pixels, pils_from_images
-from calotype.evaluate.memorisation import facing, glanced_at, nearest_trained
+from calotype.evaluation.memorisation import facing, glanced_at, nearest_trained
 from calotype.files import read_json
 
 TRAINED = images_from_pixels(noise_pixels(40, 64))

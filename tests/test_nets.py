@@ -19,7 +19,7 @@ from calotype.nets.blocks import (
 from calotype.nets.dit import Dit, DitConfig, place_features, rotate, rotations
 from calotype.nets.perceptual import GROUPS, EfficientNetLite0, efficientnet_lite0, perceptual_distance
 from calotype.nets.unet import Unet, UnetConfig
-from calotype.vocabulary import UserError
+from calotype.types import UserError
 
 WIDTH = 32
 BACKBONES = {

@@ -15,14 +15,15 @@ from small import Keeper, be_quick, second_leg, wish, write_pictures
 from test_cli import SMALL, WHILE_IT_LEARNS, folder, python, resumed, tell, training
 from test_train import interrupted_at, products, run_in, silent
 
-from calotype import commands
+from calotype.cli import commands
+from calotype.cli.process import LastingStream
 from calotype.files import is_whole, read_json, whole_folder, write_json
-from calotype.learning import run as runs
-from calotype.learning.lock import clean_up, locked, owner_of
-from calotype.learning.run import Interrupted, Run, go, stoppable
-from calotype.process import LastingStream
 from calotype.recipe import read_recipe
-from calotype.vocabulary import UserError
+from calotype.training import pipeline
+from calotype.training import run as runs
+from calotype.training.lock import clean_up, locked, owner_of
+from calotype.training.run import Interrupted, Run, go, stoppable
+from calotype.types import UserError
 
 __all__ = ["folder", "tell"]
 GONE = 2**22 - 1
@@ -127,8 +128,8 @@ def test_a_folder_gets_its_name_back_if_its_process_was_killed_while_it_was_repl
 CONTEND = """
 import os, random, sys, time
 from pathlib import Path
-from calotype.learning.run import Run
-from calotype.vocabulary import UserError
+from calotype.training.run import Run
+from calotype.types import UserError
 folder, inside, start = Path({folder!r}), Path({folder!r}) / 'inside', time.time() + 0.5
 def switch(*call):
     if random.random() < 0.03: time.sleep(0.0003)
@@ -171,7 +172,7 @@ def test_of_processes_that_take_the_lock_at_once_exactly_one_has_it(tmp_path):
 HOLD = """
 import sys, time
 from pathlib import Path
-from calotype.learning.run import Run
+from calotype.training.run import Run
 with Run(Path({folder!r})).locked():
     print('locked', flush=True)
     time.sleep(60)
@@ -194,7 +195,7 @@ def test_the_lock_of_a_killed_process_does_not_block_and_that_of_a_living_one_na
 
 
 def test_a_lock_whose_owner_is_not_yet_written_is_a_lock(tmp_path, monkeypatch):
-    monkeypatch.setattr("calotype.learning.lock.NAME_SECONDS", 0.05)
+    monkeypatch.setattr("calotype.training.lock.NAME_SECONDS", 0.05)
     with locked(tmp_path):
         (tmp_path / "lock").write_text("")
         with pytest.raises(UserError, match="in use by another process"), locked(tmp_path):
@@ -224,7 +225,8 @@ import os, sys, time, traceback
 from pathlib import Path
 import pytest
 import small
-from calotype import cli, commands
+from calotype.cli import app as cli
+from calotype.cli import commands
 small.be_quick(pytest.MonkeyPatch())
 def meet(name):
     # goes on when both processes are here
@@ -458,14 +460,14 @@ def test_a_hangup_saves_and_stops(folder, finished):
 )
 def test_exit_codes_tell_the_signal(tell, folder, monkeypatch, number, code, times):
     """Whether it saved first, or stopped at once as it was asked again."""
-    real = commands.workshop.go
+    real = pipeline.go
 
     def go(run, leg, stop, *more):
         for _ in range(times):
             signal.raise_signal(number)
         return real(run, leg, stop, *more)
 
-    monkeypatch.setattr(commands.workshop, "go", go)
+    monkeypatch.setattr(pipeline, "go", go)
     before = [signal.getsignal(one) for one in runs.STOPPING]
     ended, _, wrong = tell("train", folder, "--out", folder.parent / "run", *SMALL)
     assert ended == code and len(wrong) == 1 and "Go on with: calotype resume" in wrong[0]

@@ -7,8 +7,8 @@ import torch
 from analytic import distance_to_uniform, normal_share
 from diffusers import DDPMScheduler, EDMEulerScheduler, EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler
 
-from calotype.diffusion.noise import Cosine, DdpmTable, Flow, Karras
-from calotype.vocabulary import Rng
+from calotype.diffusion.schedules import Cosine, DdpmTable, Flow, Karras
+from calotype.types import Rng
 
 
 def is_falling_to_zero(sigmas):

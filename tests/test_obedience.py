@@ -6,23 +6,23 @@ import pytest
 import torch
 from small import Keeper, noise_pictures
 
-from calotype.appraisal.judges import OF_ALL
-from calotype.appraisal.obedience import ask, seek
-from calotype.appraisal.pictures import Library
-from calotype.comparison.competitor import Competitor
 from calotype.data.captions import Captions
-from calotype.data.describing import LANGUAGES, describe, shown, unseen
 from calotype.data.images import images_from_pixels, pils_from_images
-from calotype.data.portraits import STYLES, read_drawn, read_portraits
 from calotype.data.split import Split
+from calotype.demo.describing import LANGUAGES, describe, shown, unseen
+from calotype.demo.judges import OF_ALL
+from calotype.demo.portraits import STYLES, read_drawn, read_portraits
 from calotype.diffusion.denoiser import Denoiser
-from calotype.diffusion.noise import Flow
-from calotype.evaluate.features import LITE0
-from calotype.evaluate.obedience import background, clothing, learn, palette, tally
+from calotype.diffusion.schedules import Flow
+from calotype.diffusion.stage import Stage
+from calotype.evaluation.alignment import background, clothing, learn, palette, tally
+from calotype.evaluation.candidate import Candidate
+from calotype.evaluation.features import LITE0
+from calotype.evaluation.prompts import ask, seek
+from calotype.evaluation.references import Library
 from calotype.report.evaluation import about_obedience, obeyed_rows
 from calotype.spaces.pixel import PixelSpace
-from calotype.stage import Stage
-from calotype.vocabulary import Rng
+from calotype.types import Rng
 
 COUNT, SIZE, HELD_OUT = 600, 64, 61  # a tenth, rounded within each style
 
@@ -92,7 +92,7 @@ def test_what_is_shown_is_what_the_caption_says(drawn):
 # -- Portraits ---------------------------------------------------------------------------------------------------------
 
 
-class Painter(Competitor):
+class Painter(Candidate):
     """Answers each prompt with a given picture."""
 
     size = SIZE
@@ -110,7 +110,7 @@ def judged(pictures, drawn, tmp_path_factory):
     def judge(order):
         with pytest.MonkeyPatch.context() as patch:
             facts = [drawn[row] for row in rows.tolist()]
-            patch.setattr("calotype.appraisal.obedience.unseen", lambda known, count: facts)
+            patch.setattr("calotype.evaluation.prompts.unseen", lambda known, count: facts)
             found, plate = ask(
                 Painter(images[order]), library(pictures, tmp_path_factory.mktemp("a")), drawn, HELD_OUT, 0
             )

@@ -9,28 +9,28 @@ from torch.autograd import grad, gradcheck
 
 from calotype.data.images import images_from_pixels
 from calotype.diffusion.denoiser import Denoiser
-from calotype.diffusion.noise import Flow
-from calotype.learning.objectives import (
-    ConditionDropout,
-    Denoising,
-    FirstStage,
-    FirstStageConfig,
-    Objective,
-    add_latent_noise,
-    edge_distance,
-    kl_to_normal,
-    share,
-)
-from calotype.learning.player import Player, PlayerConfig
-from calotype.learning.train import Clock, learn
+from calotype.diffusion.schedules import Flow
+from calotype.diffusion.stage import Stage
 from calotype.nets.critic import Critic, CriticConfig
 from calotype.nets.dit import Dit, DitConfig
 from calotype.nets.perceptual import efficientnet_lite0, perceptual_distance
 from calotype.nets.vae import Moments, Vae, VaeConfig
 from calotype.spaces.latent import LatentSpace
 from calotype.spaces.pixel import PixelSpace
-from calotype.stage import Stage
-from calotype.vocabulary import NOT_TOLD, Batch, Rng
+from calotype.training.loop import TrainProgress, learn
+from calotype.training.objectives import (
+    AutoencoderLossConfig,
+    AutoencoderObjective,
+    ConditionDropout,
+    DenoisingObjective,
+    Objective,
+    add_latent_noise,
+    edge_distance,
+    kl_to_normal,
+    share,
+)
+from calotype.training.state import OptimizerConfig, TrainState
+from calotype.types import NULL_LABEL, Batch, Rng
 
 RNG = Rng(("objectives",))
 ALONE = {"edges": 0.0, "perceptual": 0.0, "kl": 0.0, "adversarial": 0.0}
@@ -41,13 +41,13 @@ def tiny_vae():
 
 
 def batch_of(count=4, size=16):
-    return Batch(images_from_pixels(noise_pixels(count, size)), torch.full((count,), NOT_TOLD))
+    return Batch(images_from_pixels(noise_pixels(count, size)), torch.full((count,), NULL_LABEL))
 
 
 def first_stage(vae=None, **config):
     critic = perturbed(Critic(CriticConfig(width=4, depth=2)))
-    config = FirstStageConfig(**{"perceptual_start": 0.0, "latent_noise": 0.0} | config)
-    return FirstStage(vae or tiny_vae(), critic, efficientnet_lite0(), config)
+    config = AutoencoderLossConfig(**{"perceptual_start": 0.0, "latent_noise": 0.0} | config)
+    return AutoencoderObjective(vae or tiny_vae(), critic, efficientnet_lite0(), config)
 
 
 def reconstruct(stage, images):
@@ -96,7 +96,7 @@ class Blocks(Vae):
 def test_mean_colours_are_equivariant_and_a_decoder_that_knows_left_from_right_is_not(place):
     stage = first_stage(Blocks(), equivariance=0.5, edges=0.0, perceptual=0.0, adversarial=0.0)
     coarse = RNG.at("coarse").uniform(2 * 3 * 4).reshape(2, 3, 2, 2).repeat_interleave(8, 2).repeat_interleave(8, 3)
-    batch = Batch(coarse.float(), torch.full((2,), NOT_TOLD))
+    batch = Batch(coarse.float(), torch.full((2,), NULL_LABEL))
     assert stage.losses(batch, 0.0, RNG.at(place))["autoencoder"].terms["equivariance"] == pytest.approx(0, abs=1e-6)
     stage.vae.decode = lambda latents: Blocks().decode(latents) + torch.linspace(-1, 1, latents.shape[-1] * 4)
     wrong = stage.losses(batch, 0.0, RNG.at(place))["autoencoder"].terms["equivariance"]
@@ -250,7 +250,7 @@ def test_the_critic_is_heard_as_loud_as_asked(adversarial, cap, capped):
 
 def test_no_loss_leaves_a_gradient_on_the_other_player():
     stage, batch = first_stage(critic_start=0.0, critic_used=0.0), batch_of()
-    players = {name: Player(network, PlayerConfig()) for name, network in stage.players.items()}
+    players = {name: TrainState(network, OptimizerConfig()) for name, network in stage.players.items()}
     losses = stage.losses(batch, 0.9, RNG)
     for name, other in (("autoencoder", "critic"), ("critic", "autoencoder")):
         players[name].backward(losses[name].total)
@@ -266,9 +266,9 @@ def test_players_learn_together_what_each_would_learn_alone():
     def after(*names):
         torch.manual_seed(0)
         stage = first_stage(critic_start=0.0, critic_used=0.0)
-        players = {name: Player(network, PlayerConfig()) for name, network in stage.players.items()}
+        players = {name: TrainState(network, OptimizerConfig()) for name, network in stage.players.items()}
         losses = stage.losses(batch_of(), 0.5, RNG)
-        learn(players, {name: losses[name] for name in names}, Clock(8, 4, 0, images_seen=4))
+        learn(players, {name: losses[name] for name in names}, TrainProgress(8, 4, 0, images_seen=4))
         return {name: fingerprint({name: player}) for name, player in players.items()}
 
     nobody, vae, critic = after(), after("autoencoder"), after("critic")
@@ -309,7 +309,7 @@ def denoising(dropout=0.0, label_dropout=0.1, classes=3, space=None):
     config = DitConfig(width=16, depth=1, heads=2, dropout=dropout)
     backbone = perturbed(Dit(config, space.channels, space.channels))
     conditions = ConditionDropout(label_dropout=label_dropout, caption_alone=0.0, label_alone=0.0)
-    return Denoising(Stage(Denoiser(backbone, 16, classes, "flow"), space, Flow(), 4), conditions)
+    return DenoisingObjective(Stage(Denoiser(backbone, 16, classes, "flow"), space, Flow(), 4), conditions)
 
 
 def small_batch(count=6):

@@ -11,11 +11,11 @@ from small import fingerprint, second_leg
 from torch import nn
 
 from calotype.files import read_json
-from calotype.learning import checkpoint
-from calotype.learning.overfitting import CLEARLY, ENOUGH, HOPELESS, watch
-from calotype.learning.player import Player, PlayerConfig
-from calotype.learning.run import Interrupted, Run, go
-from calotype.learning.train import Chore, train
+from calotype.training import checkpoint
+from calotype.training.early_stopping import CLEARLY, ENOUGH, HOPELESS, watch
+from calotype.training.loop import Hook, train
+from calotype.training.run import Interrupted, Run, go
+from calotype.training.state import OptimizerConfig, TrainState
 
 GOOD, BETTER, WORSE = (
     {"held_out_loss": held_out, "train_loss": train} for held_out, train in ((1.0, 1.0), (0.9, 0.8), (1.2, 0.3))
@@ -24,7 +24,7 @@ GOOD, BETTER, WORSE = (
 
 @pytest.fixture
 def players():
-    return {"denoiser": Player(nn.Linear(2, 2), PlayerConfig())}
+    return {"denoiser": TrainState(nn.Linear(2, 2), OptimizerConfig())}
 
 
 def weights_of(players):
@@ -106,7 +106,7 @@ class Stop(threading.Event):
 
 def train_leg(folder, monkeypatch, after=10**9, most_rise=1e9, look_share=math.inf):
     """8 steps with 4 looks, of which the second is best; stops after some steps, and then goes on."""
-    monkeypatch.setattr("calotype.learning.run.PREVIEWS", (0.25, 0.5, 0.75, 1.0))
+    monkeypatch.setattr("calotype.training.run.PREVIEWS", (0.25, 0.5, 0.75, 1.0))
     folder.mkdir(exist_ok=True)
     if (folder / "run.json").exists():
         run = Run.open(folder)
@@ -130,7 +130,7 @@ def test_a_leg_that_overfits_ends_with_the_weights_of_its_best_look(tmp_path, mo
         if clock.images_seen == 16:
             seen.update({name: value.clone() for name, value in shorter.stage.denoiser.state_dict().items()})
 
-    train(shorter.objective, shorter.players, shorter.source, shorter.clock, [Chore(lambda clock: True, keep)])
+    train(shorter.objective, shorter.players, shorter.source, shorter.clock, [Hook(lambda clock: True, keep)])
     for name, value in leg.stage.denoiser.state_dict().items():
         assert torch.equal(value, seen[name]), name
     run = read_json(tmp_path / "run" / "run.json")

@@ -10,16 +10,13 @@ import pytest
 import torch
 from small import CASCADE, CPU, HYBRID, SETTINGS, be_quick, machine, noise_pictures, recipe
 
+from calotype.cli.options import seconds
 from calotype.data.images import images_from_pixels
-from calotype.diffusion.gaussian import Mixture
-from calotype.diffusion.local import FAINTEST, LocalGaussians
-from calotype.learning.objectives import FirstStageConfig
-from calotype.learning.train import Clock, every
+from calotype.diffusion.stage import shrunk
 from calotype.nets.dit import DitConfig
 from calotype.nets.unet import UnetConfig
-from calotype.options import seconds
-from calotype.plan import choices
-from calotype.plan.choices import (
+from calotype.planning import choices
+from calotype.planning.choices import (
     ENOUGH_CROPS,
     ENOUGH_IMAGES,
     REACHED,
@@ -35,22 +32,25 @@ from calotype.plan.choices import (
     shares,
     spread_of,
 )
-from calotype.plan.make import (
+from calotype.planning.make import (
     FEWEST_LEVEL_CROPS,
     MOST_LEVEL_CROPS,
-    Pace,
+    BudgetController,
     Plan,
     allot,
     fit_images,
     make_plan,
     with_warmups,
 )
-from calotype.plan.measurement import Measurement, by_class, phase_ends, seconds_an_image
-from calotype.plan.sizes import MOST_TOKENS, check_sizes, choose_patch
+from calotype.planning.measurement import Measurement, by_class, phase_ends, seconds_an_image
+from calotype.planning.sizes import MOST_TOKENS, check_sizes, choose_patch
+from calotype.priors.gaussian import GaussianMixture
+from calotype.priors.patches import FAINTEST, PatchPrior
 from calotype.recipe import EnlargeRecipe, check
-from calotype.stage import shrunk
 from calotype.tables import merge
-from calotype.vocabulary import NOT_TOLD, UserError
+from calotype.training.loop import TrainProgress, every
+from calotype.training.objectives import AutoencoderLossConfig
+from calotype.types import NULL_LABEL, UserError
 
 PHASES = {
     "one": [(1.0, 0.01)],
@@ -202,8 +202,8 @@ def test_images_are_whole_batches(batch):
 
 def paced(phases, speed, seconds, batch=16, due_every=3.0):
     """Seconds that a leg takes on a machine on which a step costs `speed(clock, phase)` times what was measured."""
-    clock = Clock(fit_images(seconds / seconds_an_image(phases), batch), batch, 0)
-    pace, due = Pace(phases, seconds), every(due_every)
+    clock = TrainProgress(fit_images(seconds / seconds_an_image(phases), batch), batch, 0)
+    pace, due = BudgetController(phases, seconds), every(due_every)
     while clock.images_seen < clock.total:
         phase, cost = next((number, cost) for number, (end, cost) in enumerate(phases) if clock.progress < end)
         clock.images_seen += batch
@@ -240,7 +240,7 @@ def test_a_leg_keeps_to_its_time_where_the_machine_gets_busy_half_way(phases, be
 @phases
 def test_the_work_done_is_the_share_of_the_time(phases):
     """By summing step by step what a leg costs."""
-    pace, total = Pace(phases, 1.0), 1000
+    pace, total = BudgetController(phases, 1.0), 1000
     costs = [next(cost for end, cost in phases if step / total < end) for step in range(total)]
     for step in range(0, total + 1, 50):
         assert pace.done(step / total) == pytest.approx(sum(costs[:step]) / sum(costs), abs=0.01)
@@ -261,7 +261,7 @@ def test_the_work_done_is_the_share_of_the_time(phases):
     ],
 )
 def test_the_phases_end_where_the_losses_make_steps_dearer(config, ends):
-    assert phase_ends(FirstStageConfig(**config)) == ends
+    assert phase_ends(AutoencoderLossConfig(**config)) == ends
 
 
 # -- Sizes -------------------------------------------------------------------------------------------------------------
@@ -382,16 +382,18 @@ def test_a_plan_survives_being_written():
     plan = allotted(60.0)
     plan.choices, plan.notes = [Choice("what", "value", "why")], ["a note"]
     again = Plan.from_json(plan.recipe, json.loads(json.dumps(plan.as_json())))
-    assert again == plan and Pace(again.phases["autoencoder"], 1.0).done(0.6) == pytest.approx(0.6 * 0.01 / 0.01295)
+    assert again == plan and BudgetController(again.phases["autoencoder"], 1.0).done(0.6) == pytest.approx(
+        0.6 * 0.01 / 0.01295
+    )
 
 
 def test_the_plan_times_a_closed_form_that_asks_one_class_for_a_picture(monkeypatch):
     """As in training. Of two classes each with all of a caption and with some, so two groups of two components."""
-    mixture, asked = by_class(Mixture(8, 0, 4), 2, 2), []
-    monkeypatch.setattr(mixture, "_ask", lambda *told: asked.append(told[0]) or Mixture._ask(mixture, *told))
+    mixture, asked = by_class(GaussianMixture(8, 0, 4), 2, 2), []
+    monkeypatch.setattr(mixture, "_ask", lambda *told: asked.append(told[0]) or GaussianMixture._ask(mixture, *told))
     mixture.denoise(torch.zeros(3, 1, 2, 2), torch.ones(3), torch.ones(3, dtype=torch.long))
     assert asked == [slice(4, 6), slice(6, 8)]
-    assert (by_class(Mixture(8, 0, 4), 0, 2).label == NOT_TOLD).all()
+    assert (by_class(GaussianMixture(8, 0, 4), 0, 2).label == NULL_LABEL).all()
 
 
 def test_what_comes_after_a_leg():
@@ -476,7 +478,7 @@ def test_the_doubts_are_those_of_what_is_fitted():
     pictures = noise_pictures(40, 16)
     images = images_from_pixels(pictures.pixels[pictures.train_indices])
     plain, everywhere = deviations_of(pictures, 16, 4)
-    local = LocalGaussians(4)
+    local = PatchPrior(4)
     local.fit([(shrunk(images, 4), images)])
     doubt = local.around(shrunk(images, 4), torch.zeros(len(images))).doubt
     assert plain == pytest.approx(float(local.plain), rel=0.01)

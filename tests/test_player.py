@@ -8,7 +8,7 @@ from safetensors.torch import load, save
 from small import fingerprint
 from torch import nn
 
-from calotype.learning.player import NotFiniteError, Player, PlayerConfig, average_power, learning_rate_factor
+from calotype.training.state import NotFiniteError, OptimizerConfig, TrainState, average_power, learning_rate_factor
 
 NETWORKS = {
     "plain": lambda: nn.Sequential(nn.Conv2d(3, 5, 3), nn.SiLU(), nn.Conv2d(5, 2, 1)),
@@ -38,15 +38,15 @@ def learned(player, *places):
     ],
 )
 def test_the_learning_rate_rises_stays_and_falls(warmup, decay, corners):
-    config = PlayerConfig(warmup=warmup, decay=decay)
+    config = OptimizerConfig(warmup=warmup, decay=decay)
     assert {at: pytest.approx(learning_rate_factor(at, config)) for at in corners} == corners
 
 
 def test_the_optimizer_takes_the_learning_rate_of_the_place():
     """Without momentum and second moments, Adam's step is the learning rate, whatever the gradient."""
     network = nn.Linear(1, 1, bias=False)
-    config = PlayerConfig(learning_rate=0.5, warmup=0.2, decay=0.5, betas=(0.0, 0.0))
-    player, before = Player(network, config), network.weight.item()
+    config = OptimizerConfig(learning_rate=0.5, warmup=0.2, decay=0.5, betas=(0.0, 0.0))
+    player, before = TrainState(network, config), network.weight.item()
     for progress, factor in ((0.1, 0.5), (0.3, 1.0), (0.9, 0.2)):
         player.backward(7 * network.weight.sum())
         player.step(progress)
@@ -73,7 +73,7 @@ def test_the_average_is_as_wide_as_asked(width):
 @pytest.mark.parametrize("width", [0.05, 0.2])
 def test_the_average_is_the_weighted_mean_of_all_weights_so_far(width):
     """Step t of T has `(t ** (power + 1) - (t - 1) ** (power + 1)) / T ** (power + 1)`: the start counts nothing."""
-    player, history = Player(NETWORKS["channels last"](), PlayerConfig(average=width)), []
+    player, history = TrainState(NETWORKS["channels last"](), OptimizerConfig(average=width)), []
     for place in range(9):
         learned(player, place)
         history.append([weight.detach().clone().double() for weight in player.network.parameters()])
@@ -84,7 +84,7 @@ def test_the_average_is_the_weighted_mean_of_all_weights_so_far(width):
 
 
 def test_the_average_follows_buffers_and_neither_learns_nor_drops_out():
-    player = learned(Player(NETWORKS["with buffers"](), PlayerConfig()), 1, 2, 3)
+    player = learned(TrainState(NETWORKS["with buffers"](), OptimizerConfig()), 1, 2, 3)
     assert player.average[1].num_batches_tracked == 3
     assert torch.equal(player.average[1].running_mean, player.network[1].running_mean)
     assert not player.average.training and not any(weight.requires_grad for weight in player.average.parameters())
@@ -92,7 +92,7 @@ def test_the_average_follows_buffers_and_neither_learns_nor_drops_out():
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_gradient_that_is_not_a_number_moves_nothing(bad):
-    player = learned(Player(NETWORKS["plain"](), PlayerConfig()), 1, 2)
+    player = learned(TrainState(NETWORKS["plain"](), OptimizerConfig()), 1, 2)
     before = fingerprint({"": player})
     player.backward(bad * player.network[0].bias.sum())
     with pytest.raises(NotFiniteError, match=r"norm of the gradient is (nan|inf)"):
@@ -100,7 +100,7 @@ def test_a_gradient_that_is_not_a_number_moves_nothing(bad):
     assert fingerprint({"": player}) == before and player.steps == 2
     assert all(weight.grad is None for weight in player.parameters)
     assert fingerprint({"": learned(player, 3)}) == fingerprint(
-        {"": learned(Player(again(NETWORKS["plain"]), PlayerConfig()), 1, 2, 3)}
+        {"": learned(TrainState(again(NETWORKS["plain"]), OptimizerConfig()), 1, 2, 3)}
     )
 
 
@@ -111,7 +111,7 @@ def again(network):
 
 def test_a_long_gradient_is_cut_to_length_and_its_length_told():
     network = nn.Linear(2, 1, bias=False)
-    player = Player(network, PlayerConfig(clip=0.5, betas=(0.0, 0.999)))
+    player = TrainState(network, OptimizerConfig(clip=0.5, betas=(0.0, 0.999)))
     player.backward((network.weight * torch.tensor([3.0, 4.0])).sum())
     assert player.step(0.5) == pytest.approx(5.0)
     squares = player.tensors()["optimizer.0.exp_avg_sq"].sum() / (1 - 0.999)
@@ -122,18 +122,18 @@ def test_a_long_gradient_is_cut_to_length_and_its_length_told():
 @pytest.mark.parametrize("stop", [1, 4])
 def test_a_restored_player_goes_on_as_if_nothing_had_happened(network, stop):
     """To the bit, in another process's memory: through safetensors, into a network with other weights."""
-    whole = learned(Player(network(), PlayerConfig(weight_decay=0.1)), *range(6))
-    first = learned(Player(again(network), PlayerConfig(weight_decay=0.1)), *range(stop))
+    whole = learned(TrainState(network(), OptimizerConfig(weight_decay=0.1)), *range(6))
+    first = learned(TrainState(again(network), OptimizerConfig(weight_decay=0.1)), *range(stop))
     saved = load(save({name: value.contiguous() for name, value in first.tensors().items()}))
     torch.manual_seed(99)
-    second = Player(network(), PlayerConfig(weight_decay=0.1))
+    second = TrainState(network(), OptimizerConfig(weight_decay=0.1))
     second.restore(saved, first.steps)
     assert fingerprint({"": second}) == fingerprint({"": first})
     assert fingerprint({"": learned(second, *range(stop, 6))}) == fingerprint({"": whole})
 
 
 def test_a_frozen_weight_stays():
-    player = Player(NETWORKS["partly frozen"](), PlayerConfig(weight_decay=0.5))
+    player = TrainState(NETWORKS["partly frozen"](), OptimizerConfig(weight_decay=0.5))
     before = player.network[0].weight.clone()
     learned(player, 1, 2, 3)
     assert torch.equal(player.network[0].weight, before) and torch.equal(player.average[0].weight, before)
@@ -145,4 +145,4 @@ def test_a_frozen_weight_stays():
 )
 def test_settings_that_cannot_train_are_refused(wrong):
     with pytest.raises(ValidationError):
-        PlayerConfig(**wrong)
+        OptimizerConfig(**wrong)

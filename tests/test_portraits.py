@@ -6,10 +6,10 @@ import pytest
 import torch
 from PIL import Image
 
-from calotype.data import portraits as module
 from calotype.data.folder import read_folder
-from calotype.data.portraits import STYLES, licence, read_portraits, write_portraits
-from calotype.vocabulary import UserError
+from calotype.demo import portraits as module
+from calotype.demo.portraits import STYLES, licence, read_portraits, write_portraits
+from calotype.types import UserError
 
 SIZE, COUNT = 16, 20
 

@@ -7,7 +7,8 @@ from small import CASCADE, noise_pixels, second_leg
 
 from calotype.build import build_enlarger
 from calotype.data.images import images_from_pixels
-from calotype.evaluate.propagation import (
+from calotype.diffusion.stage import Sampling, shrunk
+from calotype.evaluation.propagation import (
     CORRUPTIONS,
     STRENGTHS,
     Case,
@@ -19,8 +20,7 @@ from calotype.evaluate.propagation import (
     survival,
 )
 from calotype.recipe import check
-from calotype.stage import Sampling, shrunk
-from calotype.vocabulary import Rng
+from calotype.types import Rng
 
 LABELS = torch.tensor([0, 1, 0])
 RNGS = [Rng((0, index)) for index in range(3)]

@@ -18,7 +18,7 @@ from calotype.recipe import (
     read_value,
     to_toml,
 )
-from calotype.vocabulary import UserError
+from calotype.types import UserError
 
 RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.toml"))
 UNET = {"denoiser": {"backbone": {"kind": "unet", "width": 32}, "schedule": {"kind": "karras"}, "scaling": "edm"}}

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from calotype.evaluate.distances import frechet_distance, kernel_distance
-from calotype.evaluate.reconstruction import psnr, ssim
-from calotype.evaluate.sets import precision_recall
+from calotype.evaluation.distances import frechet_distance, kernel_distance
+from calotype.evaluation.intervals import precision_recall
+from calotype.evaluation.reconstruction import psnr, ssim
 
 
 @pytest.fixture

@@ -10,13 +10,13 @@ from PIL import Image
 from small import Keeper, second_leg
 from test_report import Page, facts, fake_run, flat
 
-from calotype.commands import report, runs
+from calotype.cli.commands import report, runs
 from calotype.files import write_json
 from calotype.report.brief import all_briefs, brief_of
 from calotype.report.findings import how_many
 from calotype.report.folder import read_run
 from calotype.report.page import write_report
-from calotype.vocabulary import UserError
+from calotype.types import UserError
 
 EVIL = '<script>alert("[red]&\x1b[31m\n")</script>'
 CELL = {"steps": 8, "guidance": 1.5, "fd_lite0": {"value": 512.0, "low": 500.0, "high": 524.0}}

@@ -23,8 +23,8 @@ from diffusers import (
 )
 
 from calotype.diffusion.denoiser import edm, epsilon, flow, for_spread, velocity, x0
-from calotype.diffusion.noise import Cosine, DdpmTable, Flow, Karras
 from calotype.diffusion.samplers import SAMPLERS, ancestral, dpm_solver, euler, heun
+from calotype.diffusion.schedules import Cosine, DdpmTable, Flow, Karras
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__:DeprecationWarning")  # of diffusers
 MODES = torch.tensor([[1.0, 0.0], [-0.5, 0.8], [-0.4, -0.9]], dtype=torch.float64)

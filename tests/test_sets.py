@@ -3,9 +3,9 @@ import math
 import numpy as np
 import pytest
 
-from calotype.evaluate.distances import frechet_distance, kernel_distance
-from calotype.evaluate.extrapolation import frechet_of_many, through
-from calotype.evaluate.sets import (
+from calotype.evaluation.distances import frechet_distance, kernel_distance
+from calotype.evaluation.extrapolation import frechet_of_many, through
+from calotype.evaluation.intervals import (
     Estimate,
     density_coverage,
     difference,

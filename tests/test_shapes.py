@@ -9,20 +9,19 @@ from PIL import Image
 from small import CASCADE, CPU, Keeper, be_quick, noise_pixels, recipe, wish
 
 import calotype
-from calotype.commands import check_data, plan, resume, train
+from calotype.cli.commands import check_data, plan, resume, train
 from calotype.data import shapes
 from calotype.data.captions import Captions
 from calotype.data.folder import read_folder
 from calotype.data.images import cut, images_from_pixels, pils_from_images
 from calotype.data.shapes import Shape, cut_away, read_forms, shape_notes, shapes_of, sort
 from calotype.data.sources import PictureSource
-from calotype.diffusion import calibration
 from calotype.files import read_json
-from calotype.legs import Form, picture_examples
-from calotype.legs.closed_form import fit_mixture, some_of
-from calotype.legs.examples import MixedSource, main_form
+from calotype.priors import calibration
 from calotype.spaces.pixel import PixelSpace
-from calotype.vocabulary import Rng, UserError
+from calotype.training.examples import Bucket, MixedSource, main_form, picture_examples
+from calotype.training.fitting import fit_mixture, some_of
+from calotype.types import Rng, UserError
 
 TALL, SQUARE, WIDE = Shape(12, 24), Shape(16, 16), Shape(24, 12)
 THREE = (TALL, SQUARE, WIDE)
@@ -142,7 +141,7 @@ def test_data_check_says_what_squares_cut_away(folder):
 
 def forms_of(folder, tmp_path):
     parts = read_forms(read_folder(folder, 16), THREE, 1, tmp_path)
-    return [Form(one, picture_examples(recipe(), one, CPU)) for one in parts]
+    return [Bucket(one, picture_examples(recipe(), one, CPU)) for one in parts]
 
 
 def mixed(forms, *path):
@@ -178,7 +177,7 @@ def test_one_form_is_what_it_is_without_others(folder):
     pictures = read_folder(folder, 16)
     examples = picture_examples(recipe(), pictures, CPU)
     alone = PictureSource(pictures, pictures.train_indices, Rng((0, "base")), CPU, 16, True)
-    for source in (examples(pictures.train_indices), mixed([Form(pictures, examples)], "any")):
+    for source in (examples(pictures.train_indices), mixed([Bucket(pictures, examples)], "any")):
         assert all(torch.equal(source.batch(place, 5).clean, alone.batch(place, 5).clean) for place in (0, 7, 300))
 
 
@@ -197,7 +196,7 @@ def test_the_closed_form_of_several_shapes_sees_them_all(folder, tmp_path):
 def test_the_closed_form_is_calibrated_on_held_out_pictures(tmp_path, few):
     """What `fit_mixture` gives has more variance outside its axes than the fit left there, where pictures are few."""
     pictures = read_folder(write_shapes(tmp_path / "pictures", {(16, 16): 60}), 16)
-    forms = [Form(pictures, picture_examples(recipe(flip=False), pictures, CPU))]
+    forms = [Bucket(pictures, picture_examples(recipe(flip=False), pictures, CPU))]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(calibration, "FACTORS", (1.0,))
         before, _ = fit_mixture(recipe(flip=False), forms, PixelSpace())
@@ -213,7 +212,7 @@ def test_a_window_keeps_the_caption_of_its_picture_and_any_first_ones_are_of_all
     pictures = read_folder(folder, 16)
     named = replace(pictures, captions=Captions(tuple((one.path.stem,) for one in pictures.originals)))
     parts = read_forms(named, THREE, 1, tmp_path)
-    forms = [Form(one, picture_examples(recipe(flip=False), one, CPU)) for one in parts]
+    forms = [Bucket(one, picture_examples(recipe(flip=False), one, CPU)) for one in parts]
     whole = {
         original.path.stem: image
         for one in parts

@@ -7,9 +7,9 @@ from calotype.data import latents
 from calotype.data.images import images_from_pixels
 from calotype.data.latents import cache_key, cache_latents
 from calotype.data.sources import LatentSource, PictureSource, order
+from calotype.diffusion.stage import shrunk
 from calotype.spaces.latent import LatentSpace
-from calotype.stage import shrunk
-from calotype.vocabulary import Rng
+from calotype.types import Rng
 
 RNG = Rng(("sources",))
 

@@ -13,7 +13,7 @@ from calotype.data.folder import Source, assemble, read_folder
 from calotype.data.prints import alike_pairs, near_duplicates, print_of, prints_of
 from calotype.data.split import DEFAULT, SplitConfig, first_tenth, quotas, recorded, three_sets
 from calotype.recipe import check, read_overrides, read_split
-from calotype.vocabulary import NOT_TOLD, UserError
+from calotype.types import NULL_LABEL, UserError
 
 SIDE = 16
 
@@ -96,10 +96,10 @@ def test_quotas_are_within_one_of_their_share_where_there_is_room(seed):
 
 
 def test_each_set_has_the_classes_in_proportion_and_those_without_a_label_too():
-    labels = torch.tensor([0] * 200 + [1] * 100 + [NOT_TOLD] * 100)[torch.randperm(400)]
+    labels = torch.tensor([0] * 200 + [1] * 100 + [NULL_LABEL] * 100)[torch.randperm(400)]
     split = three_sets(photographs(400), labels, ("a", "b"))
     for name, total in (("test", 40), ("validation", 20)):
-        found = [int((labels[split.sets[name]] == label).sum()) for label in (0, 1, NOT_TOLD)]
+        found = [int((labels[split.sets[name]] == label).sum()) for label in (0, 1, NULL_LABEL)]
         assert found == [total // 2, total // 4, total // 4]
 
 
@@ -141,7 +141,7 @@ def test_a_picture_more_changes_little():
 
     def kept(count):
         ordered = sorted(range(count), key=lambda index: digests[index])
-        split = three_sets(pixels[ordered], torch.full((count,), NOT_TOLD))
+        split = three_sets(pixels[ordered], torch.full((count,), NULL_LABEL))
         return [{ordered[row] for row in inside.nonzero().flatten().tolist()} for inside in split.sets.values()]
 
     for count in range(60, 79):
@@ -166,7 +166,7 @@ def test_near_duplicates_lie_on_one_side():
 def test_where_every_picture_has_a_copy_pairs_stay_together():
     pixels = photographs(30)
     every = torch.cat([pixels, pixels.roll(1, 0) // 2 * 2])[torch.randperm(60)]
-    split = three_sets(every, torch.full((60,), NOT_TOLD))
+    split = three_sets(every, torch.full((60,), NULL_LABEL))
     assert crossing(split, prints_of(every)) == [0, 0, 0]
     assert split.counts["test"] == 6 and split.counts["validation"] == 4
 
@@ -174,7 +174,7 @@ def test_where_every_picture_has_a_copy_pairs_stay_together():
 def test_equal_pictures_without_edges_lie_on_one_side():
     """A blank picture has no print, so it is like none but an equal one."""
     grey = torch.arange(60, dtype=torch.uint8).repeat(2).reshape(-1, 1, 1, 1).expand(-1, 3, SIDE, SIDE)
-    split = three_sets(grey, torch.full((120,), NOT_TOLD))
+    split = three_sets(grey, torch.full((120,), NULL_LABEL))
     sets = torch.stack([*split.sets.values()]).int().argmax(0)
     assert torch.equal(sets[:60], sets[60:]) and min(split.counts.values()) > 0
 
@@ -192,7 +192,7 @@ def test_chains_of_alike_pictures_are_not_cut():
 def test_where_most_pictures_look_alike_the_sets_are_as_large_and_the_notes_say_so():
     one = photographs(1).expand(200, -1, -1, -1).clone()
     one[:, :, 0, 0] = torch.arange(200, dtype=torch.uint8)[:, None]
-    split = three_sets(one, torch.full((200,), NOT_TOLD))
+    split = three_sets(one, torch.full((200,), NULL_LABEL))
     assert list(split.counts.values()) == [170, 10, 20]
     assert any("near-duplicates could not be kept in one set" in note for note in split.notes)
 
@@ -203,7 +203,7 @@ def test_few_pictures_are_compared_with_all():
     pixels = photographs(400)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "neighbours", lambda some, others, most: compared.extend(some) or [[]] * len(some))
-        three_sets(pixels, torch.full((400,), NOT_TOLD))
+        three_sets(pixels, torch.full((400,), NULL_LABEL))
     assert len(compared) == 60
 
 

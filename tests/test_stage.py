@@ -5,19 +5,19 @@ import torch
 from analytic import perturbed, told
 from torch import nn
 
-from calotype.diffusion.augmentation import Blurring, Noising
+from calotype.diffusion.augmentation import BlurAugmentation, NoiseAugmentation
 from calotype.diffusion.denoiser import Denoiser
-from calotype.diffusion.local import enlarged
-from calotype.diffusion.noise import Karras
-from calotype.editing import redrawn
-from calotype.learning.objectives import Denoising
+from calotype.diffusion.init import redrawn
+from calotype.diffusion.schedules import Karras
+from calotype.diffusion.stage import Sampling, Stage, generate, noise_each, shrunk, stops
 from calotype.nets.unet import Unet, UnetConfig
+from calotype.priors.patches import enlarged
 from calotype.spaces.pixel import PixelSpace
-from calotype.stage import Sampling, Stage, generate, noise_each, shrunk, stops
-from calotype.vocabulary import NOT_TOLD, Batch, Rng, per_image
+from calotype.training.objectives import DenoisingObjective
+from calotype.types import NULL_LABEL, Batch, Rng, per_image
 
 CLASSES = 2
-LABELS = torch.tensor([0, 1, NOT_TOLD])
+LABELS = torch.tensor([0, 1, NULL_LABEL])
 RNGS = [Rng(("stage", index)) for index in range(3)]
 PLAIN = Sampling(steps=3, guidance=1.0)
 SAMPLINGS = {
@@ -41,7 +41,7 @@ def stage(size, smaller=None, augmentation=None):
     backbone = perturbed(Unet(config, 3 if smaller is None else 6, 3), 0.03)
     denoiser = Denoiser(backbone, 8, CLASSES, "edm", spread=0.5).eval()
     schedule = Karras(smallest=0.01, largest=20.0)
-    return Stage(denoiser, PixelSpace(), schedule, size, smaller, augmentation or Noising())
+    return Stage(denoiser, PixelSpace(), schedule, size, smaller, augmentation or NoiseAugmentation())
 
 
 @pytest.fixture
@@ -112,14 +112,16 @@ def test_enlarged_keeps_flat_pictures_and_straight_slopes(factor):
 # -- What a stage is told ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("augmentation", [Noising(most=0.4, share=1.0), Blurring(share=1.0)], ids=["noise", "blur"])
+@pytest.mark.parametrize(
+    "augmentation", [NoiseAugmentation(most=0.4, share=1.0), BlurAugmentation(share=1.0)], ids=["noise", "blur"]
+)
 def test_training_and_sampling_are_told_by_the_same_line(augmentation):
     """The smaller picture is spoilt first and enlarged then, and the level goes with it."""
     one, rng = stage(8, 4, augmentation), Rng(("told",))
     small, clean = torch.rand(3, 3, 4, 4), torch.rand(3, 3, 8, 8)
     given = []
     one.denoiser.loss = lambda clean, sigma, noise, condition: given.append(condition) or torch.zeros(3)
-    Denoising(one).each(Batch(clean, LABELS, small), rng)
+    DenoisingObjective(one).each(Batch(clean, LABELS, small), rng)
     level, noise = augmentation.draw(3, rng.at("augmentation")), rng.at("spoiling").normal(3, 3, 4, 4)
     assert equal(given[0], one.condition(LABELS, small, level, noise))
     assert torch.equal(given[0].smaller, enlarged(augmentation.apply(small, level, noise), 2)) and level.all()
@@ -133,7 +135,7 @@ def test_training_and_sampling_are_told_by_the_same_line(augmentation):
 
 def test_the_doubt_goes_with_the_level_and_is_that_of_the_augmentation():
     level, small = torch.tensor([0.0, 0.1, 0.3]), torch.zeros(3, 3, 4, 4)
-    for augmentation in (Noising(), Blurring()):
+    for augmentation in (NoiseAugmentation(), BlurAugmentation()):
         condition = stage(8, 4, augmentation).condition(LABELS, small, level, small)
         assert torch.equal(condition.augmentation, level)
         assert torch.allclose(condition.doubt, per_image(augmentation.doubt(level)).expand(3, 1, 8, 8))
@@ -141,7 +143,7 @@ def test_the_doubt_goes_with_the_level_and_is_that_of_the_augmentation():
 
 def test_the_first_stage_is_told_its_label_and_nothing_else():
     small = torch.zeros(3, 3, 4, 4)
-    assert equal(stage(4).condition(LABELS, None, torch.zeros(3), small), told(0, 1, NOT_TOLD))
+    assert equal(stage(4).condition(LABELS, None, torch.zeros(3), small), told(0, 1, NULL_LABEL))
 
 
 def test_the_factor_is_that_of_the_sizes():
@@ -200,7 +202,7 @@ class Silent(nn.Module):
 def point(spread=1e-3, size=16, smaller=None):
     """A stage whose pictures are all grey, exactly."""
     denoiser = Denoiser(Silent(), 8, CLASSES, "edm", spread=spread)
-    return Stage(denoiser, PixelSpace(), Karras(smallest=0.01, largest=20.0), size, smaller, Noising())
+    return Stage(denoiser, PixelSpace(), Karras(smallest=0.01, largest=20.0), size, smaller, NoiseAugmentation())
 
 
 def conditioned(conditioning, level, sampler="dpm_solver"):

@@ -7,10 +7,10 @@ import pytest
 from PIL import Image
 from small import Keeper, noise_pixels, write_pictures
 
-from calotype.commands import check_data
+from calotype.cli.commands import check_data
 from calotype.data.images import fit
 from calotype.data.survey import alike_pairs, print_of, survey
-from calotype.vocabulary import UserError
+from calotype.types import UserError
 
 
 def photograph(seed, width=160, height=120):

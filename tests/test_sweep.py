@@ -7,19 +7,19 @@ import pytest
 import torch
 from small import Keeper, be_quick, noise_pictures, train_small, wish, write_pictures
 
-from calotype import commands
-from calotype.appraisal.pictures import halves
-from calotype.commands import Grid, sweeping
-from calotype.commands.sweeping import maker
-from calotype.comparison.quality import choose_reals
-from calotype.evaluate.distances import frechet_distance
-from calotype.evaluate.sets import Estimate, frechet_estimate, frechet_of_rows
-from calotype.evaluate.sweep import Cell, pick, sweep
+from calotype.cli import commands
+from calotype.cli.commands import Grid, sweeping
+from calotype.cli.commands.sweeping import maker
+from calotype.cli.options import listed
+from calotype.diffusion.stage import Sampling
+from calotype.evaluation.distances import frechet_distance
+from calotype.evaluation.intervals import Estimate, frechet_estimate, frechet_of_rows
+from calotype.evaluation.quality import choose_reals
+from calotype.evaluation.references import halves
+from calotype.evaluation.sweep import Cell, pick, sweep
 from calotype.files import is_whole, read_json
 from calotype.model import load, store_sampling
-from calotype.options import listed
-from calotype.stage import Sampling
-from calotype.vocabulary import UserError
+from calotype.types import UserError
 
 REAL = np.random.default_rng(0).standard_normal((60, 8))
 IMAGES = torch.zeros(2, 3, 16, 16)

@@ -2,8 +2,8 @@ import time
 
 import pytest
 
-from calotype.diffusion.telling import PARTS, partly, parts
-from calotype.vocabulary import Rng
+from calotype.data.caption_dropout import PARTS, partly, parts
+from calotype.types import Rng
 
 TAGS = "1girl, solo, smile, red hair, outdoors"
 RNG = Rng(("telling",))

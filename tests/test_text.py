@@ -4,30 +4,30 @@ from functools import partial
 
 import pytest
 import torch
-from analytic import perturbed, silent_parameters, untold
+from analytic import perturbed, silent_parameters, unconditional
 from PIL import Image
 from small import CASCADE, SETTINGS, Keeper, be_quick, machine, noise_pictures, wish, write_pictures
 
 import calotype
-from calotype import commands
 from calotype.build import build_reading
-from calotype.commands import train
+from calotype.cli import commands
+from calotype.cli.commands import train
 from calotype.data.folder import read_folder
 from calotype.data.sources import PictureSource
 from calotype.diffusion.denoiser import Denoiser
-from calotype.diffusion.noise import Flow
-from calotype.evaluate.obedience import retrieval
+from calotype.diffusion.schedules import Flow
+from calotype.diffusion.stage import Sampling, Stage, generate
+from calotype.evaluation.alignment import retrieval
 from calotype.files import read_json
-from calotype.learning.objectives import NO_DROPOUT, ConditionDropout, Denoising, drop_condition
-from calotype.learning.player import Player, PlayerConfig
-from calotype.learning.train import Clock, learn
 from calotype.nets.dit import DitConfig
 from calotype.nets.text import LETTERS, BytesConfig, BytesEncoder, NoText, pieces, text_of, tokens_of
 from calotype.nets.unet import UnetConfig
-from calotype.plan.make import make_plan
+from calotype.planning.make import make_plan
 from calotype.spaces.pixel import PixelSpace
-from calotype.stage import Sampling, Stage, generate
-from calotype.vocabulary import NOT_TOLD, Batch, Condition, Rng, Text, UserError
+from calotype.training.loop import TrainProgress, learn
+from calotype.training.objectives import NO_DROPOUT, ConditionDropout, DenoisingObjective, drop_condition
+from calotype.training.state import OptimizerConfig, TrainState
+from calotype.types import NULL_LABEL, Batch, Condition, Rng, Text, UserError
 
 CONFIG = BytesConfig(width=16, depth=2, heads=2, words=8)
 DIT = DitConfig(width=16, depth=2, heads=2)
@@ -46,7 +46,7 @@ def denoiser(config, text=CONFIG):
 def answer(network, texts, noisy=None, sigma=SIGMA):
     count = len(texts) if texts else 3
     noisy = torch.randn(3, 3, 8, 4, generator=torch.Generator().manual_seed(1))[:count] if noisy is None else noisy
-    condition = replace(untold(count), text=Text(tuple(texts)) if texts else None)
+    condition = replace(unconditional(count), text=Text(tuple(texts)) if texts else None)
     return network(noisy, sigma[:count], condition)
 
 
@@ -132,7 +132,7 @@ def test_permuting_the_batch_permutes_the_output(config):
 def test_the_loss_reaches_every_parameter_that_reads(config):
     network = perturbed(denoiser(config), 0.1)
     clean, noise = torch.randn(3, 3, 8, 4), torch.randn(3, 3, 8, 4)
-    loss = network.loss(clean, SIGMA, noise, replace(untold(3), text=Text(TEXTS))).mean()
+    loss = network.loss(clean, SIGMA, noise, replace(unconditional(3), text=Text(TEXTS))).mean()
     silent = [name for name in silent_parameters(network, loss) if "letters" not in name]  # most bytes are in no text
     assert [name for name in silent if re.search("encoder|listen|whole", name)] == []
     assert network.backbone.encoder.letters.weight.grad.any()
@@ -149,8 +149,8 @@ def test_bfloat16_reads_alike(config):
 
 def test_untold_text_is_what_guidance_leads_away_from():
     plain, against = (Condition(torch.zeros(2).long(), text=Text(("a", "b"), more)) for more in ((), ("x", "y")))
-    assert plain.untold().text == Text(("", "")) and against.untold().text == Text(("x", "y"))
-    assert (plain.untold().labels == NOT_TOLD).all()
+    assert plain.unconditional().text == Text(("", "")) and against.unconditional().text == Text(("x", "y"))
+    assert (plain.unconditional().labels == NULL_LABEL).all()
 
 
 # -- Dropout of label and caption --------------------------------------------------------------------------------------
@@ -181,14 +181,14 @@ def test_dropout_gives_each_case_as_often_as_its_setting_says(case, neither, cap
     """Within four standard deviations of the binomial distribution, whatever the picture has."""
     count, (labelled, captioned) = 20_000, CASES[case]
     batch = Batch(
-        torch.zeros(count, 1, 1, 1), torch.full((count,), 2 if labelled else NOT_TOLD),
+        torch.zeros(count, 1, 1, 1), torch.full((count,), 2 if labelled else NULL_LABEL),
         text=Text(("a, b" if captioned else "",) * count),
     )  # fmt: skip
     dropout = ConditionDropout(
         label_dropout=neither, caption_alone=caption_alone, label_alone=label_alone, phrase_dropout=0.0
     )
     labels, text = drop_condition(batch, dropout, Rng((case, f"{neither}")))
-    assert set(labels.tolist()) <= {2, NOT_TOLD} and set(text.wanted) <= {"a, b", ""}
+    assert set(labels.tolist()) <= {2, NULL_LABEL} and set(text.wanted) <= {"a, b", ""}
     given = list(zip((labels >= 0).tolist(), map(bool, text.wanted), strict=True))
     expected = dict.fromkeys(CASES.values(), 0.0)
     if labelled and captioned:
@@ -226,18 +226,21 @@ def test_a_caption_that_names_the_colour_is_obeyed():
     names = tuple(f"a {name} picture" for name in colours)
     clean = torch.tensor(list(colours.values()))[:, :, None, None].expand(-1, -1, 4, 4)
     network = denoiser(DitConfig(width=32, depth=1, heads=2, patch=2))
-    objective = Denoising(Stage(network, PixelSpace(), Flow(), 4), ConditionDropout(phrase_dropout=0.0))
-    players, clock = {"denoiser": Player(network, PlayerConfig(learning_rate=4e-3, warmup=0.0))}, Clock(10**6, 12, 0)
-    batch = Batch(clean.repeat(4, 1, 1, 1), torch.full((12,), NOT_TOLD), text=Text(names * 4))
+    objective = DenoisingObjective(Stage(network, PixelSpace(), Flow(), 4), ConditionDropout(phrase_dropout=0.0))
+    players, clock = (
+        {"denoiser": TrainState(network, OptimizerConfig(learning_rate=4e-3, warmup=0.0))},
+        TrainProgress(10**6, 12, 0),
+    )
+    batch = Batch(clean.repeat(4, 1, 1, 1), torch.full((12,), NULL_LABEL), text=Text(names * 4))
     for _ in range(140):
         learn(players, objective.losses(batch, 0.0, clock.rng()), clock)
         clock.advance(12)
     stage, sampling = objective.stage, Sampling(steps=8)
     asked = Text(names[::-1], ())
     rngs = [Rng((index,)) for index in range(3)]
-    made = generate([stage], torch.full((3,), NOT_TOLD), [sampling], rngs, text=asked)
+    made = generate([stage], torch.full((3,), NULL_LABEL), [sampling], rngs, text=asked)
     assert (made.mean((2, 3)) - clean.flip(0).mean((2, 3))).abs().max() < 0.35
-    away = generate([stage], torch.full((3,), NOT_TOLD), [sampling], rngs, text=Text(("",) * 3, (names[0],) * 3))
+    away = generate([stage], torch.full((3,), NULL_LABEL), [sampling], rngs, text=Text(("",) * 3, (names[0],) * 3))
     assert (torch.cdist(away.mean((2, 3)), clean.mean((2, 3))).argmin(1) != 0).all()
     assert retrieval(stage, clean, names, Rng((5,))).all()
     assert retrieval(stage, clean, names[::-1], Rng((5,))).sum() < 2
@@ -269,7 +272,7 @@ def test_a_captioned_folder_becomes_a_model_that_reads(folder, tmp_path, setting
     assert all(stage.denoiser.backbone.encoder is not None for stage in model.stages)
     assert_alike(one[0], other[0])
     assert_alike(one[0], model.sample(1, prompt=" Bức tranh 1", seed=3)[0])
-    assert model.labels(3, prompt="x") == [NOT_TOLD] * 3 and model.labels(2, "b", "x") == [1, 1]
+    assert model.labels(3, prompt="x") == [NULL_LABEL] * 3 and model.labels(2, "b", "x") == [1, 1]
     with pytest.warns(UserWarning, match="a prompt is cut after '.*w w'"):
         model.sample(1, prompt="w " * 200)
     for stage in model.stages:

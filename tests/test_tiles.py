@@ -8,7 +8,7 @@ from calotype.nets.vae import Vae, VaeConfig
 from calotype.spaces import tiles
 from calotype.spaces.latent import LatentSpace, about_tiles
 from calotype.spaces.tiles import Reach, Scale, measure_reach, spans, tiled, windows
-from calotype.vocabulary import Rng
+from calotype.types import Rng
 
 SIZES = {4: (8,), 8: (8, 16), 16: (8, 16, 16), 32: (8, 16, 8, 32)}
 SEEN = {

@@ -4,9 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from calotype.diffusion import told
-from calotype.diffusion.gaussian import ClosedForm, fit
-from calotype.diffusion.told import (
+from calotype.priors import captioned as told
+from calotype.priors.captioned import (
     BUCKETS,
     FEWEST_HEARD,
     Captioned,
@@ -16,19 +15,20 @@ from calotype.diffusion.told import (
     closed_form_like,
     fit_told,
 )
-from calotype.vocabulary import NOT_TOLD, Rng, Text
+from calotype.priors.gaussian import Prior, fit
+from calotype.types import NULL_LABEL, Rng, Text
 
 COLOURS = {"red": 3.0, "green": 0.0, "blue": -3.0}
 RNG = Rng(("told",))
 
 
-def untold(count):
-    return torch.full((count,), NOT_TOLD)
+def unconditional(count):
+    return torch.full((count,), NULL_LABEL)
 
 
 def pictures(count, labels=None, spread=0.2, seed=0):
     """Around the number of the colour that is told, in the first half of the values; the second has the label's."""
-    labels = untold(count) if labels is None else labels
+    labels = unconditional(count) if labels is None else labels
     named = [list(COLOURS)[number] for number in RNG.at("colour", seed).integers(3, count).tolist()]
     clean = spread * RNG.at("spread", seed).normal(count, 2, 2, 2)
     clean[:, 0] += torch.tensor([COLOURS[name] for name in named])[:, None, None]
@@ -67,7 +67,7 @@ def silent(some):
 
 def test_lost_in_noise_a_picture_is_what_its_caption_says():
     form, lost = told_by(pictures(600)), torch.zeros(3, 2, 2, 2)
-    found = form.denoise(lost, torch.full((3,), 1e3), untold(3), Text(tuple(f"a {one} ball" for one in COLOURS)))
+    found = form.denoise(lost, torch.full((3,), 1e3), unconditional(3), Text(tuple(f"a {one} ball" for one in COLOURS)))
     assert torch.allclose(found[:, 0].mean((1, 2)), torch.tensor(list(COLOURS.values())), atol=0.1)
     assert found[:, 1].abs().max() < 0.1
 
@@ -80,7 +80,7 @@ def test_what_words_leave_is_the_gaussian_around_them():
     centre = torch.zeros_like(noisy)
     centre[:, 0] = torch.tensor([COLOURS[text.split()[1]] for text in clean.texts])[:, None, None]
     exact = centre + 0.2**2 / (0.2**2 + sigma**2) * (noisy - centre)
-    found = form.denoise(noisy, torch.full((40,), sigma), untold(40), Text(tuple(clean.texts)))
+    found = form.denoise(noisy, torch.full((40,), sigma), unconditional(40), Text(tuple(clean.texts)))
     assert (found - exact).square().mean() < 0.002
 
 
@@ -88,7 +88,7 @@ def test_words_say_which_group_it_is_where_the_label_does_not():
     labels = torch.arange(800) % 2
     form = told_by(pictures(800, labels), pictures(60, torch.arange(60) % 2, seed=1))
     lost, texts = torch.zeros(2, 2, 2, 2), Text(("a green ball", "a green cube"))
-    found = form.denoise(lost, torch.full((2,), 1e3), untold(2), texts)[:, 1].mean((1, 2))
+    found = form.denoise(lost, torch.full((2,), 1e3), unconditional(2), texts)[:, 1].mean((1, 2))
     assert torch.allclose(found, torch.tensor([0.0, 5.0]), atol=0.3)
     against = form.denoise(lost, torch.full((2,), 1e3), torch.tensor([1, 0]), texts)[:, 1].mean((1, 2))
     assert torch.allclose(against, torch.tensor([5.0, 0.0]), atol=0.3)  # but the label has the last word
@@ -104,8 +104,8 @@ def test_what_a_caption_leaves_open_is_as_wide_as_pictures_are():
         for one in (pictures(1200), pictures(60, seed=1))
     )
     form, blue = told_by_parts(train, held_out), torch.full((1, 2, 2, 2), COLOURS["blue"])
-    red = form.denoise(blue, torch.full((1,), 1e3), untold(1), Text(("a ball., red",)))
-    still = form.denoise(blue, torch.full((1,), 1.0), untold(1), Text(("a ball.",)))
+    red = form.denoise(blue, torch.full((1,), 1e3), unconditional(1), Text(("a ball., red",)))
+    still = form.denoise(blue, torch.full((1,), 1.0), unconditional(1), Text(("a ball.",)))
     assert red[:, 0].mean() > 2.8 and still[:, 0].mean() < -2.5
 
 
@@ -115,10 +115,10 @@ def test_a_group_that_words_speak_against_is_not_asked(monkeypatch):
     asked, ask = [], form.mixture._ask
     monkeypatch.setattr(form.mixture, "_ask", lambda *told: asked.append(len(told[2])) or ask(*told))
     noisy, sigma = torch.zeros(2, 2, 2, 2), torch.ones(2)
-    form.denoise(noisy, sigma, untold(2), Text(("a red ball", "a red cube")))
+    form.denoise(noisy, sigma, unconditional(2), Text(("a red ball", "a red cube")))
     assert asked == [2, 2, 2, 2]  # each of both classes with a caption and without, as none is out of the question
     monkeypatch.setattr(told, "UNLIKELY", 0.1)
-    form.denoise(noisy, sigma, untold(2), Text(("a red ball", "a red cube")))
+    form.denoise(noisy, sigma, unconditional(2), Text(("a red ball", "a red cube")))
     form.denoise(noisy, sigma, torch.tensor([0, 0]), None)
     assert asked[4:] == [1, 1, 2]
 
@@ -126,41 +126,43 @@ def test_a_group_that_words_speak_against_is_not_asked(monkeypatch):
 def test_each_picture_is_denoised_by_what_is_told_of_it_alone():
     form, noisy = told_by(pictures(600)), RNG.at("noisy").normal(4, 2, 2, 2)
     sigma, texts = torch.tensor([0.1, 1.0, 3.0, 10.0]), ("a red ball", "", "a blue ball", "")
-    together = form.denoise(noisy, sigma, untold(4), Text(texts))
+    together = form.denoise(noisy, sigma, unconditional(4), Text(texts))
     for row in range(4):
-        one = form.denoise(noisy[[row]], sigma[[row]], untold(1), Text(texts[row : row + 1]))
+        one = form.denoise(noisy[[row]], sigma[[row]], unconditional(1), Text(texts[row : row + 1]))
         assert torch.allclose(together[row], one[0], atol=1e-5)
-    nothing = form.denoise(noisy, sigma, untold(4))
+    nothing = form.denoise(noisy, sigma, unconditional(4))
     assert torch.allclose(together[1], nothing[1], atol=1e-6) and not torch.allclose(together[2], nothing[2], atol=0.1)
 
 
 def test_words_that_say_nothing_of_the_group_leave_it_as_likely_as_it_is():
     train, held_out = (pictures(count, (torch.arange(count) % 10 == 0).long(), seed=count) for count in (1000, 100))
     form = told_by(*(one._replace(texts=[text[:-5] for text in one.texts]) for one in (train, held_out)))
-    found = form.denoise(torch.zeros(1, 2, 2, 2), torch.full((1,), 1e3), untold(1), Text(("a green",)))
+    found = form.denoise(torch.zeros(1, 2, 2, 2), torch.full((1,), 1e3), unconditional(1), Text(("a green",)))
     assert torch.allclose(found[0, 1].mean(), torch.tensor(0.1 * 5.0), atol=0.1)
 
 
 def test_a_larger_canvas_is_told_in_every_window():
     form, texts = told_by(pictures(600)), Text(("a red ball",))
-    found = form.denoise(torch.zeros(1, 2, 4, 3), torch.full((1,), 1e3), untold(1), texts)
+    found = form.denoise(torch.zeros(1, 2, 4, 3), torch.full((1,), 1e3), unconditional(1), texts)
     assert torch.allclose(found[:, 0], torch.full((1, 4, 3), 3.0), atol=0.1)
 
 
 def test_an_empty_one_has_room_for_what_was_stored():
     form = told_by(pictures(600))
     other = closed_form_like({f"mixture.{name}": one for name, one in form.state_dict().items()}, "mixture.")
-    assert isinstance(other, nn.Module) and isinstance(other, ClosedForm)
+    assert isinstance(other, nn.Module) and isinstance(other, Prior)
     other.load_state_dict(form.state_dict())
     noisy, texts = RNG.at("noisy").normal(2, 2, 2, 2), Text(("a red ball", "blue"))
-    same = (one.denoise(noisy, torch.ones(2), untold(2), texts) for one in (form, other))
+    same = (one.denoise(noisy, torch.ones(2), unconditional(2), texts) for one in (form, other))
     assert torch.equal(*same)
 
 
 def test_rare_words_are_not_heard():
     train = pictures(60)
     rare = train._replace(texts=[f"word{row // (FEWEST_HEARD // 2 - 1)}" for row in range(60)])
-    untold_form = fit(train.clean, untold(60), train.clean, untold(60), torch.ones(60), torch.randn_like(train.clean))
+    untold_form = fit(
+        train.clean, unconditional(60), train.clean, unconditional(60), torch.ones(60), torch.randn_like(train.clean)
+    )
     assert fit_told(untold_form, [Known(rare, train)]) is None
 
 
@@ -177,7 +179,7 @@ def test_a_group_of_few_is_moved_in_fewer_ways():
 @pytest.mark.parametrize("text", ["\0\0", "!?!", "\u202e", "a" * 100_000, "\ud800"])
 def test_odd_captions_move_nothing_far(text):
     form = told_by(pictures(600))
-    found = form.denoise(torch.zeros(1, 2, 2, 2), torch.full((1,), 1e3), untold(1), Text((text,)))
+    found = form.denoise(torch.zeros(1, 2, 2, 2), torch.full((1,), 1e3), unconditional(1), Text((text,)))
     assert found.isfinite().all() and found.abs().max() < 10
 
 

@@ -15,9 +15,9 @@ import portrait_split
 import track
 import vgg16
 
-from calotype.evaluate.distances import frechet_distance
-from calotype.evaluate.features import FeatureNetwork, features
-from calotype.vocabulary import UserError
+from calotype.evaluation.distances import frechet_distance
+from calotype.evaluation.features import FeatureNetwork, features
+from calotype.types import UserError
 
 STYLES = ["round", "square", "wide"] * 20
 

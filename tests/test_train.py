@@ -14,15 +14,15 @@ import torch
 from small import LEGS, Keeper, be_quick, fingerprint, first_leg, second_leg, wish, write_pictures
 from test_checkpoint import go_on
 
-from calotype import commands
+from calotype.cli import commands
 from calotype.data.sources import LatentSource, PictureSource
 from calotype.files import read_json
-from calotype.learning import checkpoint
-from calotype.learning.run import Interrupted, Run, average, go, stoppable
-from calotype.learning.train import Chore, Clock, Source, at_fractions, every, learn, train
 from calotype.model import load
 from calotype.nets.perceptual import efficientnet_lite0
-from calotype.vocabulary import Rng, UserError
+from calotype.training import checkpoint
+from calotype.training.loop import Hook, Source, TrainProgress, at_fractions, every, learn, train
+from calotype.training.run import Interrupted, Run, average, go, stoppable
+from calotype.types import Rng, UserError
 
 
 def run_in(folder):
@@ -47,8 +47,8 @@ def test_the_loop_sees_each_batch_once_and_does_chores_after_it():
     )()
     assert isinstance(source, Source)
     chores = [
-        Chore(lambda clock: True, lambda clock, news: seen.append(("always", clock.images_seen))),
-        Chore(at_fractions([0.5, 0.6, 1.0]), lambda clock, news: seen.append(("fraction", clock.images_seen))),
+        Hook(lambda clock: True, lambda clock, news: seen.append(("always", clock.images_seen))),
+        Hook(at_fractions([0.5, 0.6, 1.0]), lambda clock, news: seen.append(("fraction", clock.images_seen))),
     ]
     train(leg.objective, leg.players, source, leg.clock, chores)
     starts = range(0, 32, 4)
@@ -76,7 +76,7 @@ def test_a_loop_that_has_ended_does_nothing():
     ],
 )
 def test_due_once_at_each_fraction(fractions, seen, steps, due):
-    clock, chore = Clock(100, 1, 0), at_fractions(fractions, seen)
+    clock, chore = TrainProgress(100, 1, 0), at_fractions(fractions, seen)
     found = []
     for progress in steps:
         clock.images_seen = round(100 * progress)
@@ -85,7 +85,7 @@ def test_due_once_at_each_fraction(fractions, seen, steps, due):
 
 
 def test_due_every_so_many_seconds_of_training():
-    clock, chore, found = Clock(100, 1, 0), every(10.0), []
+    clock, chore, found = TrainProgress(100, 1, 0), every(10.0), []
     for seconds in (0, 4, 9.9, 10, 12, 19.9, 21, 30.9, 31, 55, 56, 65):
         clock.seconds = float(seconds)
         found += [seconds] if chore(clock) else []
@@ -95,12 +95,12 @@ def test_due_every_so_many_seconds_of_training():
 def test_the_clock_counts_training_and_not_the_time_between(monkeypatch):
     now = [100.0]
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
-    clock = Clock(8, 4, seed=3, started=100.0)
+    clock = TrainProgress(8, 4, seed=3, started=100.0)
     now[0] += 2
     clock.advance(4)
     saved = json.loads(json.dumps(clock.state()))
     now[0] += 1000
-    other = Clock(99, 4, seed=3)
+    other = TrainProgress(99, 4, seed=3)
     other.restore(saved)
     now[0] += 1
     assert other.rng() == clock.rng()

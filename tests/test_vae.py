@@ -9,7 +9,7 @@ from small import noise_pixels
 
 from calotype.data.images import images_from_pixels
 from calotype.nets.vae import START_LOG_VARIANCE, Fold, Unfold, Vae, VaeConfig, match_channels
-from calotype.plan.choices import ladder
+from calotype.planning.choices import ladder
 
 SMALL = {4: (8,), 8: (8, 16), 16: (8, 16, 16), 32: (8, 16, 8, 32)}
 

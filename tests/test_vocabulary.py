@@ -2,7 +2,7 @@ import pytest
 import torch
 from jaxtyping import TypeCheckError
 
-from calotype.vocabulary import Condition, Rng
+from calotype.types import Condition, Rng
 
 PATHS = [(), (0,), (1,), (-1,), ("0",), (0, 0), (0, 1), (1, 0), (12,), (1, 2), ("noise", 0), ("noise0",), ("noise, 0",)]
 DRAWS = {

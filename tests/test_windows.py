@@ -1,8 +1,8 @@
 import pytest
 import torch
-from test_gaussian import filled, untold
+from test_gaussian import filled, unconditional
 
-from calotype.diffusion.windows import windowed, windows
+from calotype.priors.windows import windowed, windows
 
 
 def contrary(part):
@@ -53,7 +53,7 @@ def test_what_moves_by_half_a_window_is_blended_as_before():
 def test_where_no_place_knows_of_another_the_closed_form_is_exact_on_every_canvas(sigma):
     variance, mean, noisy = 0.3, 0.7, torch.randn(2, 2, 5, 11, dtype=torch.float64)
     mixture = filled(torch.full((1, 32), mean), torch.zeros(1, 0, 32), torch.zeros(1, 0), torch.tensor([variance]))
-    found = mixture.denoise(noisy, torch.full((2,), sigma).double(), untold(2))
+    found = mixture.denoise(noisy, torch.full((2,), sigma).double(), unconditional(2))
     assert torch.allclose(found, mean + variance / (variance + sigma**2) * (noisy - mean), atol=1e-6)
 
 
@@ -63,5 +63,5 @@ def test_a_canvas_of_repeated_pictures_is_known_in_each_of_them():
     means = torch.stack([one, other]).flatten(1)
     mixture = filled(means, torch.zeros(2, 0, 48), torch.zeros(2, 0), torch.full((2,), 0.01))
     canvas = torch.cat([one, one], 2)[None]
-    found = mixture.denoise(canvas + 0.1 * torch.randn_like(canvas), torch.full((1,), 0.1).double(), untold(1))
+    found = mixture.denoise(canvas + 0.1 * torch.randn_like(canvas), torch.full((1,), 0.1).double(), unconditional(1))
     assert (found - canvas)[..., [0, 7]].abs().max() < 0.35 and (found - canvas)[..., 0].abs().mean() < 0.1

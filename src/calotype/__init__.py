@@ -13,14 +13,14 @@ __all__ = ["Model", "UserError", "__version__", "load"]
 
 if TYPE_CHECKING:
     from calotype.model import Model, load
-    from calotype.vocabulary import UserError
+    from calotype.types import UserError
 
 
 def __getattr__(name: str) -> Any:
     """Loads torch only when something that needs it is asked for, so that the command line starts at once."""
     import importlib
 
-    rooms = {"Model": "calotype.model", "load": "calotype.model", "UserError": "calotype.vocabulary"}
+    rooms = {"Model": "calotype.model", "load": "calotype.model", "UserError": "calotype.types"}
     if name not in rooms:
         raise AttributeError(f"module 'calotype' has no attribute {name!r}")
     return getattr(importlib.import_module(rooms[name]), name)

@@ -7,23 +7,23 @@ from functools import lru_cache
 from torch import nn
 
 from calotype.diffusion.denoiser import Denoiser
-from calotype.diffusion.gaussian import ClosedForm
-from calotype.diffusion.local import LocalGaussians
+from calotype.diffusion.stage import Stage
 from calotype.interop import minilm, transformers
-from calotype.learning.objectives import FirstStage
 from calotype.nets.blocks import Precision, channels_last
 from calotype.nets.critic import Critic
 from calotype.nets.dit import Dit, DitConfig
 from calotype.nets.frozen import FolderConfig, Frozen, FrozenConfig, MiniLmConfig, Projected
 from calotype.nets.kl import Autoencoder, Kl, KlConfig
 from calotype.nets.perceptual import efficientnet_lite0
-from calotype.nets.text import BytesConfig, BytesEncoder, NoText, Reading, TextEncoder
+from calotype.nets.text import BytesConfig, BytesEncoder, NoText, TextConditioned, TextEncoder
 from calotype.nets.unet import Unet, UnetConfig
 from calotype.nets.vae import Vae, VaeConfig
+from calotype.priors.gaussian import Prior
+from calotype.priors.patches import PatchPrior
 from calotype.recipe import Backbone, Recipe, TextConfig
 from calotype.spaces.latent import LatentSpace
 from calotype.spaces.pixel import PixelSpace, Space
-from calotype.stage import Stage
+from calotype.training.objectives import AutoencoderObjective
 
 
 def build_backbone(config: Backbone, in_channels: int, out_channels: int, context_width: int = 0) -> nn.Module:
@@ -39,7 +39,7 @@ def build_reading(config: Backbone, in_channels: int, out_channels: int, text: T
     if isinstance(text, NoText):
         return build_backbone(config, in_channels, out_channels)
     encoder = build_encoder(text, config.width)
-    return Reading(build_backbone(config, in_channels, out_channels, encoder.width), encoder, config.width)
+    return TextConditioned(build_backbone(config, in_channels, out_channels, encoder.width), encoder, config.width)
 
 
 def build_encoder(text: BytesConfig | FrozenConfig, width: int) -> TextEncoder:
@@ -73,7 +73,7 @@ def build_autoencoder(config: VaeConfig | KlConfig, precision: Precision) -> Aut
             return channels_last(Kl(config, precision))
 
 
-def build_stage(recipe: Recipe, space: Space, classes: int, mixture: ClosedForm | None) -> Stage:
+def build_stage(recipe: Recipe, space: Space, classes: int, mixture: Prior | None) -> Stage:
     """The first stage. With a mixture, the backbone also sees what that makes of the noisy picture."""
     config = recipe.denoiser
     seen = 1 if mixture is None else 2
@@ -86,7 +86,7 @@ def build_stage(recipe: Recipe, space: Space, classes: int, mixture: ClosedForm 
 def build_enlarger(recipe: Recipe, size: int, classes: int) -> Stage:
     """The stage that makes pictures of this size from those of the stage before; `local` is still to be fitted."""
     config, space, smaller = recipe.enlarger(size), PixelSpace(), recipe.chain[recipe.chain.index(size) - 1]
-    local = LocalGaussians(size // smaller) if config.start == "gaussian" else None
+    local = PatchPrior(size // smaller) if config.start == "gaussian" else None
     seen = 2 if local is None else 3
     backbone = build_reading(config.backbone, seen * space.channels, space.channels, recipe.denoiser.text)
     width, spread = config.backbone.width, config.spread
@@ -94,6 +94,6 @@ def build_enlarger(recipe: Recipe, size: int, classes: int) -> Stage:
     return Stage(denoiser, space, config.schedule, size, smaller, config.augmentation)
 
 
-def build_first_stage(recipe: Recipe, vae: Autoencoder) -> FirstStage:
+def build_first_stage(recipe: Recipe, vae: Autoencoder) -> AutoencoderObjective:
     critic = channels_last(Critic(recipe.autoencoder.critic))
-    return FirstStage(vae, critic, efficientnet_lite0(), recipe.autoencoder.losses)
+    return AutoencoderObjective(vae, critic, efficientnet_lite0(), recipe.autoencoder.losses)

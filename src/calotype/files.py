@@ -15,7 +15,7 @@ from typing import Any
 from safetensors.torch import save
 from torch import Tensor
 
-from calotype.vocabulary import UserError
+from calotype.types import UserError
 
 
 def write_whole(path: Path, content: bytes | str) -> None:

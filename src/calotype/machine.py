@@ -15,7 +15,7 @@ import psutil
 import torch
 import torch.nn.functional as F
 
-from calotype.vocabulary import UserError
+from calotype.types import UserError
 
 
 @dataclass(frozen=True)

@@ -19,18 +19,18 @@ from safetensors.torch import load_file
 from calotype.build import build_enlarger, build_space, build_stage
 from calotype.data.captions import as_prompts, clean
 from calotype.data.images import cut, images_from_pil, pils_from_images
+from calotype.diffusion.init import Between, Mask, canvas, feathered, masked, near, toward
 from calotype.diffusion.samplers import SamplerName
-from calotype.diffusion.told import closed_form_like
-from calotype.editing import Between, Mask, canvas, feathered, masked, near, toward
+from calotype.diffusion.stage import Initializer, Sampling, Stage, from_noise, generate, in_turn
 from calotype.files import is_whole, read_json, whole_folder, write_json, write_tensors, write_whole
 from calotype.interop.transformers import at_hand
 from calotype.machine import find_device
-from calotype.nets.text import Reading, TextEncoder
+from calotype.nets.text import TextConditioned, TextEncoder
+from calotype.priors.captioned import closed_form_like
 from calotype.recipe import ImportedSpace, Recipe, check, leg_above, of_this_version
 from calotype.spaces.latent import LatentSpace
 from calotype.spaces.pixel import PixelSpace, Space
-from calotype.stage import Sampling, Stage, Start, from_noise, generate, in_turn
-from calotype.vocabulary import NOT_TOLD, Images, OtherImages, Randomness, Rng, Text, UserError
+from calotype.types import NULL_LABEL, Images, OtherImages, Randomness, Rng, Text, UserError
 
 FORMAT = 5
 AUTOENCODER = "autoencoder.safetensors"
@@ -119,7 +119,7 @@ class Model:
         if mask is not None:
             white = white_of(mask, picture, given)
             start, changes = masked(given, white, full, start), seamless(changes)
-        labels = self.labels(count, label) if label else [NOT_TOLD] * count
+        labels = self.labels(count, label) if label else [NULL_LABEL] * count
         text, rngs = self.text(count, prompt, negative), self.rngs(count, seed)
         for images in self._develop(labels, text, rngs, changes, size, lambda part: start):
             yield from pils_from_images(torch.lerp(given, images, feathered(white, self.reach)))
@@ -150,7 +150,7 @@ class Model:
         told = [self.labels(1, label, end)[0] for label, end in zip(labels or (None, None), ends, strict=True)]
         texts, start = [self.text(frames, end, negative) for end in ends], self.canvas(size)
 
-        def mixing(part: slice) -> Start:
+        def mixing(part: slice) -> Initializer:
             some = torch.tensor(shares[part], device=self.device, dtype=torch.float32)
             last = torch.full((len(some),), told[1], device=self.device)
             text = texts[1] and texts[1].at(range(frames)[part])
@@ -159,7 +159,7 @@ class Model:
         made = self._develop([told[0]] * frames, texts[0], rngs, changes, size, mixing)
         return [picture for images in made for picture in pils_from_images(images)]
 
-    def canvas(self, size: Size | None) -> Start:
+    def canvas(self, size: Size | None) -> Initializer:
         """From noise of the size that was learned, or of another one (width, height). Raises `UserError`."""
         full = self.image_size
         if size is None or size == (full, full):
@@ -190,7 +190,7 @@ class Model:
         rngs: Sequence[Randomness],
         changes: dict[str, Any],
         size: Size | None,
-        start: Callable[[slice], Start],
+        start: Callable[[slice], Initializer],
     ) -> Iterator[OtherImages]:
         """A few at a time; `start` may be another one for each part."""
         samplings = changed_all(self.samplings, changes)
@@ -214,7 +214,7 @@ class Model:
         height, width = images.shape[-2:]
         unit = max(1, self.units[index] // stage.factor)
         images = F.pad(images, [0, -width % unit, 0, -height % unit], mode="replicate")
-        told = torch.tensor(self.labels(1, label) if label else [NOT_TOLD], device=device)
+        told = torch.tensor(self.labels(1, label) if label else [NULL_LABEL], device=device)
         large = generate([stage], told, [self.samplings[index]], [Rng((seed, "enlarge"))], images)
         return pils_from_images(large[:, :, : height * stage.factor, : width * stage.factor])[0]
 
@@ -234,7 +234,7 @@ class Model:
         """The class of each picture, as an index; NOT_TOLD for a model without classes, or where a prompt says it."""
         if label is not None:
             return [find_label(label, self.classes)] * count
-        return [index % len(self.classes) if self.classes and not prompt else NOT_TOLD for index in range(count)]
+        return [index % len(self.classes) if self.classes and not prompt else NULL_LABEL for index in range(count)]
 
     def text(self, count: int, prompt: Prompt = None, negative: str | None = None) -> Text | None:
         """What each picture shows, and what it does not. Raises `UserError` where the model does not read."""
@@ -253,7 +253,7 @@ class Model:
     def reader(self) -> TextEncoder | None:
         """What reads prompts."""
         backbone = self.stages[0].denoiser.backbone
-        return backbone.encoder if isinstance(backbone, Reading) else None
+        return backbone.encoder if isinstance(backbone, TextConditioned) else None
 
     def cuts(self, prompt: Prompt) -> list[str]:
         """Warnings of prompts that are too long."""

@@ -16,11 +16,10 @@ import tomli_w
 from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, model_validator
 
 from calotype.data.split import SplitConfig
-from calotype.diffusion.augmentation import Augmentation, Noising
+from calotype.diffusion.augmentation import Augmentation, NoiseAugmentation
 from calotype.diffusion.denoiser import ScalingName
-from calotype.diffusion.noise import Flow, Karras, Schedule
-from calotype.learning.objectives import ConditionDropout, FirstStageConfig
-from calotype.learning.player import PlayerConfig
+from calotype.diffusion.schedules import Flow, Karras, Schedule
+from calotype.diffusion.stage import Sampling
 from calotype.nets.blocks import Precision
 from calotype.nets.critic import CriticConfig
 from calotype.nets.dit import DitConfig
@@ -29,9 +28,10 @@ from calotype.nets.kl import KlConfig
 from calotype.nets.text import BytesConfig, NoText
 from calotype.nets.unet import UnetConfig
 from calotype.nets.vae import VaeConfig
-from calotype.stage import Sampling
 from calotype.tables import all_keys, at_path, line_of, merge, read_value
-from calotype.vocabulary import Config, UserError
+from calotype.training.objectives import AutoencoderLossConfig, ConditionDropout
+from calotype.training.state import OptimizerConfig
+from calotype.types import Config, UserError
 
 Backbone = Annotated[UnetConfig | DitConfig, Field(discriminator="kind")]
 StartName = Literal["gaussian", "nothing"]
@@ -66,11 +66,11 @@ class AutoencoderRecipe(LegConfig):
     batch: PositiveInt = 8
     network: Annotated[VaeConfig | KlConfig, Field(discriminator="kind")] = VaeConfig()
     critic: CriticConfig = CriticConfig()
-    losses: FirstStageConfig = FirstStageConfig()
+    losses: AutoencoderLossConfig = AutoencoderLossConfig()
     crop: int = Field(default=0, ge=0)
     """Side of the random crops to train on; 0: whole pictures."""
-    learn: PlayerConfig = PlayerConfig(learning_rate=2e-3)
-    critic_learn: PlayerConfig = PlayerConfig(learning_rate=4e-4, betas=(0.5, 0.9))
+    learn: OptimizerConfig = OptimizerConfig(learning_rate=2e-3)
+    critic_learn: OptimizerConfig = OptimizerConfig(learning_rate=4e-4, betas=(0.5, 0.9))
 
 
 class DiffusionConfig(LegConfig, ConditionDropout):
@@ -80,7 +80,7 @@ class DiffusionConfig(LegConfig, ConditionDropout):
     schedule: Schedule
     scaling: ScalingName
     spread: PositiveFloat
-    learn: PlayerConfig = PlayerConfig()
+    learn: OptimizerConfig = OptimizerConfig()
 
 
 class DenoiserRecipe(DiffusionConfig):
@@ -98,7 +98,7 @@ class DenoiserRecipe(DiffusionConfig):
     """How captions and prompts are read, in all stages; in each, what learns of it learns with its denoiser."""
 
 
-class MistakesConfig(Config):
+class ExposureConfig(Config):
     """A last leg on what the stage below makes of training pictures, so that its mistakes are known here."""
 
     images: int = Field(default=0, ge=0)
@@ -122,10 +122,10 @@ class EnlargeRecipe(DiffusionConfig):
     """
     start: StartName = "gaussian"
     """What stands beside the network before it has learned: Gaussians of each kind of place, or nothing."""
-    augmentation: Augmentation = Noising()
+    augmentation: Augmentation = NoiseAugmentation()
     crop: int = Field(default=0, ge=0)
     """Side of the random crops to train on; 0: whole pictures."""
-    mistakes: MistakesConfig = MistakesConfig()
+    mistakes: ExposureConfig = ExposureConfig()
     sampling: Sampling = Sampling(steps=12, guidance=1.0)
 
     @model_validator(mode="after")

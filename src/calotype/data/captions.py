@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from calotype.data.images import shown
-from calotype.vocabulary import Text
+from calotype.types import Text
 
 METADATA = "metadata.jsonl"
 KEYS = ("text", "caption", "captions", "texts")

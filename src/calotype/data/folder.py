@@ -34,9 +34,9 @@ from calotype.data.images import (
 )
 from calotype.data.pixels import Pixels, in_memory, on_disk
 from calotype.data.split import Rule, Split, three_sets
+from calotype.diffusion.stage import shrunk
 from calotype.files import sha256
-from calotype.stage import shrunk
-from calotype.vocabulary import NOT_TOLD, Labels, UserError
+from calotype.types import NULL_LABEL, Labels, UserError
 
 Progress = Callable[[int, int], None]  # (done, of how many)
 T = TypeVar("T")
@@ -189,7 +189,7 @@ def assemble(
 ) -> Pictures:
     """`sources` are in the order of their digests, as `distinct` gives them; of the pixels, the first of them count."""
     index = {name: place for place, name in enumerate(classes)}
-    labels = torch.tensor([index.get(source.folder, NOT_TOLD) for source in sources])
+    labels = torch.tensor([index.get(source.folder, NULL_LABEL) for source in sources])
     rows = torch.from_numpy(pixels[: len(sources)])
     split = rule(rows, labels, classes)
     content = content_hash(sources, size)

@@ -13,7 +13,7 @@ import numpy as np
 
 from calotype.data.images import shown
 from calotype.files import read_json, write_json
-from calotype.vocabulary import UserError
+from calotype.types import UserError
 
 Pixels = np.ndarray[tuple[int, int, int, int], np.dtype[np.uint8]]  # (count, 3, size, size)
 Fill = Callable[[Pixels], Any]  # writes the pixels, and returns what else is to be known of them, as JSON

@@ -18,7 +18,7 @@ import torch
 
 from calotype.data.folder import Pictures, Progress, decoded
 from calotype.data.images import shown
-from calotype.vocabulary import UserError
+from calotype.types import UserError
 
 WIDEST = 2.0
 """Times as wide as high, or as high as wide."""

@@ -13,8 +13,8 @@ from calotype.data.captions import Captions
 from calotype.data.folder import Pictures
 from calotype.data.images import images_from_pixels
 from calotype.data.latents import LatentCache
-from calotype.stage import shrunk
-from calotype.vocabulary import Batch, Folds, Images, Rng, Text
+from calotype.diffusion.stage import shrunk
+from calotype.types import Batch, Folds, Images, Rng, Text
 
 FOLDS = 2
 EPOCHS_KEPT = 8

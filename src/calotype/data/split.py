@@ -20,7 +20,7 @@ from torch import Tensor
 from calotype.data.images import shown
 from calotype.data.prints import Prints, neighbours, prints_of
 from calotype.files import read_json
-from calotype.vocabulary import NOT_TOLD, Config, Labels
+from calotype.types import NULL_LABEL, Config, Labels
 
 VERSION = 1
 FILE = "split.json"
@@ -305,7 +305,7 @@ def class_notes(
     of_class = {int(labels[rows[0]]): sets[list(rows)] for rows in strata}
     notes = []
     for name, what in ((VALIDATION, "validated"), (TEST, "tested")):
-        few = {label: len(own) for label, own in sorted(of_class.items()) if label != NOT_TOLD and name not in own}
+        few = {label: len(own) for label, own in sorted(of_class.items()) if label != NULL_LABEL and name not in own}
         if classes and few and (sets == name).any():
             named = [f"{shown(classes[label])} {number}" for label, number in few.items()]
             more = f" and {len(named) - 20} more" if len(named) > 20 else ""

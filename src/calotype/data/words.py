@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
+from calotype.data.caption_dropout import parts
 from calotype.data.captions import Captions
-from calotype.diffusion.telling import parts
 from calotype.files import write_tensors
 from calotype.nets.frozen import Frozen, Reader, Table, read_all, unseen
 

@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from pydantic import Field, PositiveFloat
 from torch import Tensor
 
-from calotype.vocabulary import Config, Images, Rng, Sigmas, per_image
+from calotype.types import Config, Images, Rng, Sigmas, per_image
 
 
-class Noising(Config):
+class NoiseAugmentation(Config):
     """Gaussian noise of a random level, which the network is told (arXiv 2106.15282, section 4.2): for small ones."""
 
     kind: Literal["noise"] = "noise"
@@ -37,7 +37,7 @@ class Noising(Config):
         return smaller + per_image(level) * noise
 
 
-class Blurring(Config):
+class BlurAugmentation(Config):
     """Gaussian blur on half of the examples (arXiv 2106.15282, section 4.1): for large smaller pictures."""
 
     kind: Literal["blur"] = "blur"
@@ -61,7 +61,7 @@ class Blurring(Config):
         return blurred(smaller, level, math.ceil(3 * self.most))
 
 
-Augmentation = Annotated[Noising | Blurring, Field(discriminator="kind")]
+Augmentation = Annotated[NoiseAugmentation | BlurAugmentation, Field(discriminator="kind")]
 
 
 def draw_levels(most: float, share: float, count: int, rng: Rng) -> Sigmas:

@@ -10,10 +10,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from calotype.diffusion.gaussian import ClosedForm
-from calotype.diffusion.local import LocalGaussians
 from calotype.nets.blocks import Precision, autocast, fourier_features
-from calotype.vocabulary import NOT_TOLD, Condition, Latents, Sigmas, per_image
+from calotype.priors.gaussian import Prior
+from calotype.priors.patches import PatchPrior
+from calotype.types import NULL_LABEL, Condition, Latents, Sigmas, per_image
 
 
 class Scaling(NamedTuple):
@@ -84,8 +84,8 @@ class Denoiser(nn.Module):
         scaling: ScalingName,
         precision: Precision = "float32",
         spread: float = 1.0,
-        mixture: ClosedForm | None = None,
-        local: LocalGaussians | None = None,
+        mixture: Prior | None = None,
+        local: PatchPrior | None = None,
     ) -> None:
         super().__init__()
         self.mixture, self.local = mixture, local
@@ -143,7 +143,7 @@ class Denoiser(nn.Module):
     def _network(self, scale: Tensor, noisy: Latents, known: Latents, sigma: Sigmas, condition: Condition) -> Latents:
         image = scale * (noisy if condition.smaller is None else noisy - condition.smaller)
         vector = self.noise_level(sigma / self._spread(sigma, condition).mean((1, 2, 3))) + self.label(
-            condition.labels.where(condition.labels != NOT_TOLD, self.classes)
+            condition.labels.where(condition.labels != NULL_LABEL, self.classes)
         )
         if condition.augmentation is not None:
             vector = vector + self.augmentation_level(condition.augmentation)

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from calotype.vocabulary import Denoise, Latents, Sigmas, per_image
+from calotype.types import Denoise, Latents, Sigmas, per_image
 
 Scale = Callable[[float], Float[Tensor, "batch 1 1 1"]]  # sigma -> guidance scale of each image
 RAMP = math.log(5)

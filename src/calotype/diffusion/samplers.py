@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Literal
 
-from calotype.vocabulary import Denoise, Fresh, Latents, Sampler
+from calotype.types import Denoise, Fresh, Latents, Sampler
 
 
 def euler(denoise: Denoise, noisy: Latents, sigmas: list[float], fresh: Fresh) -> Iterator[Latents]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from calotype.files import read_json
 from calotype.nets.kl import MOST_BLOCKS, MOST_LEVELS, Kl, KlConfig
-from calotype.vocabulary import UserError
+from calotype.types import UserError
 
 WEIGHTS, PICKLED = "diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin"
 LFS_POINTER = b"version https://git-lfs"

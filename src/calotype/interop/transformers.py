@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from calotype.files import read_json, sha256
 from calotype.interop.vocabulary import FILE, need, open_vocabulary
-from calotype.nets.frozen import FolderConfig, Reader, Said
-from calotype.vocabulary import UserError
+from calotype.nets.frozen import Encoding, FolderConfig, Reader
+from calotype.types import UserError
 
 KINDS = {
     "bert": "BertModel",
@@ -50,11 +50,11 @@ class Theirs(nn.Module):
         super().__init__()
         self.network = network
 
-    def forward(self, tokens: Int[Tensor, "text token"]) -> Said:
+    def forward(self, tokens: Int[Tensor, "text token"]) -> Encoding:
         said = self.network(input_ids=tokens, attention_mask=torch.ones_like(tokens))
         context = said.last_hidden_state
         is_clip = type(self.network).__name__ == "CLIPTextModel"
-        return Said(context, said.pooler_output if is_clip else context.mean(1))
+        return Encoding(context, said.pooler_output if is_clip else context.mean(1))
 
 
 def open_reader(config: FolderConfig) -> Reader:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from calotype.nets.frozen import Pieces
-from calotype.vocabulary import UserError
+from calotype.types import UserError
 
 FILE = "tokenizer.json"
 

@@ -7,7 +7,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from calotype.nets.blocks import Tokens
-from calotype.nets.frozen import Said
+from calotype.nets.frozen import Encoding
 
 
 class Bert(nn.Module):
@@ -21,12 +21,12 @@ class Bert(nn.Module):
         self.norm = nn.LayerNorm(width, eps=1e-12)
         self.blocks = nn.ModuleList(BertBlock(width, heads) for _ in range(depth))
 
-    def forward(self, tokens: Int[Tensor, "text token"]) -> Said:
+    def forward(self, tokens: Int[Tensor, "text token"]) -> Encoding:
         places = self.places.weight[: tokens.shape[1]]
         context = self.norm(self.words(tokens) + places + self.sentences.weight[0])
         for block in self.blocks:
             context = block(context)
-        return Said(context, context.mean(1))
+        return Encoding(context, context.mean(1))
 
 
 class BertBlock(nn.Module):

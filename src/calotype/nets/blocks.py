@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from calotype.vocabulary import Latents
+from calotype.types import Latents
 
 Network = TypeVar("Network", bound=nn.Module)
 Precision = Literal["float32", "bfloat16"]

@@ -9,7 +9,7 @@ from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from calotype.nets.blocks import ChannelNorm
-from calotype.vocabulary import Config, Images
+from calotype.types import Config, Images
 
 
 class CriticConfig(Config):

@@ -24,7 +24,7 @@ from calotype.nets.blocks import (
     space_to_channel,
     zero,
 )
-from calotype.vocabulary import Config, Latents
+from calotype.types import Config, Latents
 
 Rotation = tuple[Float[Tensor, "token half"], Float[Tensor, "token half"]]
 

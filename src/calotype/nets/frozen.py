@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from calotype.nets.blocks import RmsNorm, Words
-from calotype.vocabulary import Config
+from calotype.types import Config
 
 KEPT = 1024
 """Texts outside of the table whose words are kept: prompts, which every step of a sampler asks for again."""
@@ -50,7 +50,7 @@ class Pieces(NamedTuple):
     rest: str
 
 
-class Said(NamedTuple):
+class Encoding(NamedTuple):
     """What an encoder says of a text, or of texts of equally many tokens."""
 
     context: Float[Tensor, "*batch token features"]
@@ -63,18 +63,18 @@ class Reader:
 
     spell: Callable[[str], Pieces]
     network: nn.Module
-    """From tokens (text, token) to `Said`."""
+    """From tokens (text, token) to `Encoding`."""
     width: int
     digest: str
     """Of all that its answers hang on."""
 
     @torch.no_grad()
-    def say(self, tokens: Int[Tensor, "text token"]) -> Said:
+    def say(self, tokens: Int[Tensor, "text token"]) -> Encoding:
         """In half precision on the CPU; computed in float32, whatever the denoiser around it does."""
         device = next(self.network.parameters()).device
         with torch.autocast(device.type, enabled=False):
             said = self.network(tokens.to(device))
-        return Said(*(one.half().cpu() for one in said))
+        return Encoding(*(one.half().cpu() for one in said))
 
 
 @dataclass(frozen=True)
@@ -87,10 +87,10 @@ class Table:
     context: Float[Tensor, "token features"]
     pooled: Float[Tensor, "text features"]
 
-    def of(self, text: str) -> Said:
+    def of(self, text: str) -> Encoding:
         row = self.rows[text]
         begin, end = self.ends[row : row + 2].tolist()
-        return Said(self.context[begin:end], self.pooled[row])
+        return Encoding(self.context[begin:end], self.pooled[row])
 
 
 def unseen(done: int, total: int) -> None:
@@ -142,11 +142,11 @@ class Frozen:
             context[row, : len(one.context)], pooled[row] = one
         return Words(context, torch.arange(context.shape[1]) < counts[:, None], pooled)
 
-    def of(self, text: str) -> Said:
+    def of(self, text: str) -> Encoding:
         """An empty text has no words, though encoders would have some for it."""
         if not text:
             nothing = torch.zeros(1, self.width, dtype=torch.half)
-            return Said(nothing[:0], nothing[0])
+            return Encoding(nothing[:0], nothing[0])
         return self.table.of(text) if text in self.table.rows else self._read(text)
 
     def rest(self, text: str) -> str:

@@ -15,7 +15,7 @@ from torch import nn
 
 from calotype.nets.blocks import Precision, Recoloured, Resized, autocast
 from calotype.nets.vae import Moments, Vae
-from calotype.vocabulary import Config, Images, Latents
+from calotype.types import Config, Images, Latents
 
 MOST_LEVELS, MOST_BLOCKS = 8, 16
 

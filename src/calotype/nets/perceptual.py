@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from calotype.nets.blocks import Resized, channels_last
-from calotype.vocabulary import Images, Latents, UserError
+from calotype.types import Images, Latents, UserError
 
 WEIGHTS_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 STAGES = 4

@@ -14,7 +14,7 @@ from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from calotype.nets.blocks import Recoloured, RmsNorm, Tokens, Vector, Words, zero
-from calotype.vocabulary import Config, Latents
+from calotype.types import Config, Latents
 
 LETTERS = 12
 """Bytes of a word that are read at once; a longer one is read in parts."""
@@ -110,7 +110,7 @@ class TextBlock(nn.Module):
         return tokens + self.down(F.gelu(self.up(self.norm_feed(tokens))))
 
 
-class Reading(nn.Module):
+class TextConditioned(nn.Module):
     """A backbone that reads: it attends to the words of a text, and the whole text is added to its vector."""
 
     def __init__(self, backbone: nn.Module, encoder: TextEncoder, width: int) -> None:

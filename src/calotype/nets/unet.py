@@ -21,7 +21,7 @@ from calotype.nets.blocks import (
     faint,
     space_to_channel,
 )
-from calotype.vocabulary import Config, Latents
+from calotype.types import Config, Latents
 
 
 class UnetConfig(Config):

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from calotype.files import read_json
-from calotype.learning.lock import owner_of
 from calotype.report.findings import how_many
 from calotype.report.folder import Run, number, numbers, read_run, within
-from calotype.vocabulary import UserError
+from calotype.training.lock import owner_of
+from calotype.types import UserError
 
 
 @dataclass(frozen=True)

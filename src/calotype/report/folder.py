@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from calotype.files import read_json
-from calotype.vocabulary import UserError
+from calotype.types import UserError
 
 Event = dict[str, Any]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from calotype.evaluate.first_stage import SHARE
+from calotype.evaluation.autoencoder import SHARE
 from calotype.files import write_whole
 from calotype.report.markup import Html, embedded, figure, pairs, section, table, tag
 from calotype.report.measures import Found, digits, figure_of, figures, percent

@@ -16,7 +16,7 @@ from calotype.report.measures import digits, figure_of, figures
 from calotype.report.page import sheet
 from calotype.report.plot import Series
 from calotype.report.words import UNKNOWN, called_leg, clipped, count, duration, memory, moment, short, title
-from calotype.vocabulary import UserError
+from calotype.types import UserError
 
 GRIDS_BYTES = 2_400_000
 MEASURES = (("psnr", "PSNR in dB"), ("held_out_loss", "held-out loss"))

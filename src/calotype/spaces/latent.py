@@ -11,7 +11,7 @@ from calotype.nets.blocks import Recoloured
 from calotype.nets.kl import Autoencoder
 from calotype.nets.vae import Moments
 from calotype.spaces.tiles import LARGE, Scale, in_tiles, measure_reach, tiled
-from calotype.vocabulary import Images, Latents, Rng
+from calotype.types import Images, Latents, Rng
 
 
 class LatentSpace(nn.Module):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Protocol, runtime_checkable
 
 from calotype.nets.blocks import Recoloured
-from calotype.vocabulary import Images, Latents, Rng
+from calotype.types import Images, Latents, Rng
 
 
 @runtime_checkable

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from calotype.nets.blocks import Resized
-from calotype.vocabulary import Latents, Rng
+from calotype.types import Latents, Rng
 
 Network = Callable[[Latents], Resized]
 

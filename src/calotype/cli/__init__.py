@@ -1,0 +1,1 @@
+"""The command line: argument parsing, console output, and one function per command."""

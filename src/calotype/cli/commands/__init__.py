@@ -1,0 +1,37 @@
+"""What can be asked of Calotype. Whoever talks to people calls these functions, and report through a `Console`."""
+
+from calotype.cli.commands.checking import check_data
+from calotype.cli.commands.comparing import compare
+from calotype.cli.commands.evaluating import evaluate
+from calotype.cli.commands.inspecting import inspect
+from calotype.cli.commands.interpolating import interpolate
+from calotype.cli.commands.reading import write_data
+from calotype.cli.commands.sampling import SampleRequest, enlarge, read_prompts, sample
+from calotype.cli.commands.showing import report, runs
+from calotype.cli.commands.sweeping import sweep_run as sweep
+from calotype.cli.commands.talk import Console, Progress
+from calotype.cli.commands.training import TrainRequest, plan, resume, train
+from calotype.evaluation.sweep import Grid
+
+__all__ = [
+    "Console",
+    "Grid",
+    "Progress",
+    "SampleRequest",
+    "TrainRequest",
+    "check_data",
+    "compare",
+    "enlarge",
+    "evaluate",
+    "inspect",
+    "interpolate",
+    "plan",
+    "read_prompts",
+    "report",
+    "resume",
+    "runs",
+    "sample",
+    "sweep",
+    "train",
+    "write_data",
+]  # fmt: skip

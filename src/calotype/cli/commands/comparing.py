@@ -1,0 +1,31 @@
+"""Runs side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from calotype.cli.commands.reading import PORTRAITS, read, read_own
+from calotype.cli.commands.talk import Console
+from calotype.data.folder import Pictures
+from calotype.data.split import rule_of
+from calotype.evaluation import compare as comparison
+from calotype.evaluation.candidate import Candidate
+from calotype.evaluation.compare import Access
+from calotype.machine import find_device
+
+
+def compare(
+    runs: Sequence[Path], data: Path | None, out: Path, count: int, seed: int, device: str, voice: Console
+) -> Path:
+    """What the lecture claims of latent diffusion and cascades, measured on finished runs."""
+
+    def pictures(name: str, size: int) -> Pictures:
+        embedded = name == PORTRAITS and not (data and data.exists())
+        return read(None if embedded else Path(name), size, out / "cache", voice, rule_of(runs[0]))
+
+    def own(one: Candidate) -> Pictures | None:
+        return read_own(one.run.folder, one.run.facts, one.size, out / "cache", voice)
+
+    where = str(find_device(device))
+    return comparison.compare(runs, data, out, count, seed, where, Access(pictures, own), voice.bar)

@@ -1,0 +1,69 @@
+"""Is a run any good, and does it copy?"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from calotype.cli.commands.reading import PORTRAITS, read_as_run, read_own
+from calotype.cli.commands.talk import Console
+from calotype.data.folder import Pictures
+from calotype.demo.portraits import read_drawn
+from calotype.evaluation.candidate import Candidate, open_one
+from calotype.evaluation.evaluate import Setup, appraise
+from calotype.evaluation.features import LITE0, FeatureNetwork
+from calotype.evaluation.overlap import judged_by
+from calotype.evaluation.summary import summary
+from calotype.machine import find_device
+from calotype.model import changed_all
+from calotype.report import write_report
+from calotype.report.card import write_card
+from calotype.report.evaluation import FILE
+
+
+def evaluate(
+    run: Path,
+    data: Path | None,
+    count: int,
+    seed: int,
+    out: Path | None,
+    device: str,
+    voice: Console,
+    network: FeatureNetwork = LITE0,
+    **changes: Any,
+) -> Path:
+    """Measures `count` samples of a finished run; returns the file that holds all numbers.
+
+    Without `out` they go into the run, its report and its model's card too. `network` looks at the pictures in the
+    place of EfficientNet-Lite0. Samples are made as the model has stored it, but for `changes`: see `Model.sample`.
+    """
+    one, folder = changed_in(open_one("A", run, str(find_device(device))), changes), out or run
+    pictures, trained = pictures_of(one, data, folder / "cache", voice)
+    drawn = read_drawn(one.size) if trained is not None and data_of_run(one) == PORTRAITS else ()
+    pictures, seen = judged_by(one, pictures, trained)
+    setup = Setup(one, pictures, trained, folder / "cache", count, seed, network, voice.bar, drawn, changes, seen)
+    found = appraise(setup, folder)
+    for line in summary(found):
+        voice.say(line)
+    if out is None:
+        write_card(run)
+        write_report(run)
+    return folder / FILE
+
+
+def changed_in(one: Candidate, changes: dict[str, Any]) -> Candidate:
+    return replace(one, model=replace(one.model, samplings=changed_all(one.model.samplings, changes)))
+
+
+def data_of_run(one: Candidate) -> str:
+    return str(one.run.facts.get("data") or PORTRAITS)
+
+
+def pictures_of(one: Candidate, data: Path | None, cache: Path, voice: Console) -> tuple[Pictures, Pictures | None]:
+    """What samples are held against, and what the run was trained on: None where that is gone or has changed."""
+    folder, facts = one.run.folder, one.run.facts
+    wanted = read_as_run(folder, facts, data, one.size, cache, voice)
+    if wanted.content == facts.get("content"):
+        return wanted, wanted
+    return wanted, read_own(folder, facts, one.size, cache, voice) if data else None

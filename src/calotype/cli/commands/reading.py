@@ -1,0 +1,70 @@
+"""The pictures a command works on, and the folders it writes into."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from calotype.cli.commands.talk import Console
+from calotype.data.folder import Pictures, read_folder
+from calotype.data.split import Rule, rule_of, three_sets
+from calotype.demo.portraits import read_portraits, write_portraits
+from calotype.types import UserError
+
+PORTRAITS = "portraits"
+
+
+def read(folder: Path | None, size: int, cache: Path | None, voice: Console, rule: Rule = three_sets) -> Pictures:
+    """The pictures in a folder, or the portraits, split by `rule`: see `rule_of` for those of a run."""
+    with voice.bar("pictures") as progress:
+        if folder is None:
+            return read_portraits(size, progress=lambda done, total: progress(done, total, ""), rule=rule)
+        return read_folder(folder, size, cache, lambda done, total: progress(done, total, ""), rule)
+
+
+def read_as_run(
+    run: Path, facts: Mapping[str, Any], data: Path | None, size: int, cache: Path, voice: Console
+) -> Pictures:
+    """The pictures in `data`, or those of a run of which `run.json` says `facts`: with the run's split where they are
+    those that it was trained on, else split anew.
+    """
+    name = str(data or facts.get("data") or PORTRAITS)
+    source = None if name == PORTRAITS and data is None else Path(name)
+    pictures = read(source, size, cache, voice, rule_of(run))
+    if pictures.content == facts.get("content"):
+        return pictures
+    return replace(pictures, split=three_sets(pictures.pixels, pictures.labels, pictures.classes))
+
+
+def read_own(run: Path, facts: Mapping[str, Any], size: int, cache: Path, voice: Console) -> Pictures | None:
+    """The pictures that a run was trained on; None where they cannot be read, or have changed."""
+    try:
+        pictures = read_as_run(run, facts, None, size, cache, voice)
+    except UserError:
+        return None
+    return pictures if pictures.content == facts.get("content") else None
+
+
+def write_data(size: int, count: int | None, out: Path, voice: Console) -> None:
+    """The embedded portraits as PNG files in class folders."""
+    with voice.bar("portraits") as progress:
+        write_portraits(size, count, out, lambda done, total: progress(done, total, ""))
+
+
+def free(path: Path) -> Path:
+    """The path with the first number behind it that is not taken."""
+    numbers = iter(range(1, 1 << 30))
+    return next(one for number in numbers if not os.path.lexists(one := path.with_name(f"{path.name}-{number}")))
+
+
+def check_empty(out: Path) -> None:
+    if out.exists() and (out.is_file() or any(out.iterdir())):
+        raise UserError(f"--out {out} is not an empty folder; choose another")
+
+
+def safe(name: str) -> str:
+    """A label as part of a file name."""
+    return "".join(letter if letter.isalnum() or letter in "-_" else "_" for letter in name)[:60]

@@ -1,0 +1,267 @@
+"""Plan, train, resume: from what the user asked for to a run."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from calotype.cli.commands.reading import PORTRAITS, free, read
+from calotype.cli.commands.talk import Console
+from calotype.data.folder import Pictures
+from calotype.data.split import FILE as SPLIT_FILE
+from calotype.data.split import VERSION as SPLIT_VERSION
+from calotype.data.split import Rule, rule_of, three_sets
+from calotype.files import read_json, sha256, write_json, write_whole
+from calotype.interop import diffusers, minilm, transformers
+from calotype.machine import examine
+from calotype.planning import Plan, make_plan
+from calotype.recipe import ImportedSpace, Recipe, check, read_overrides, read_recipe, read_split, to_toml
+from calotype.tables import merge
+from calotype.training.lock import locked
+from calotype.training.pipeline import develop
+from calotype.training.run import Run
+from calotype.types import UserError
+
+SIZE = 64
+
+
+@dataclass(frozen=True)
+class TrainRequest:
+    """What the user asked for."""
+
+    folder: Path | None
+    """None: the embedded portraits."""
+    size: int | None
+    budget: float
+    """Seconds."""
+    out: Path | None = None
+    recipe: Path | None = None
+    overrides: Sequence[str] = ()
+    device: str = "auto"
+    kind: str | None = None
+    """`latent` or `cascade`; None: the recipe's, else latent."""
+    started: float = field(default_factory=time.time)
+    """When the budget began to run, in seconds since the epoch."""
+    space: str | None = None
+    """`own` or `diffusers:PATH`; None: the recipe's, else own."""
+
+    def settings(self) -> dict[str, Any]:
+        """Of the recipe file and the overrides, with the size: the option's, else theirs, else 64."""
+        from_file = read_recipe(self.recipe) if self.recipe else {}
+        given = {name: value for name in ("size", "kind") if (value := getattr(self, name)) is not None}
+        below = merge(from_file, read_space(self.space))
+        settings = with_encoder(located(merge(below, read_overrides(self.overrides, below), given)))
+        stages = settings.get("stages") or [SIZE]
+        return {"size": stages[-1], **settings}
+
+
+def rule_for(settings: dict[str, Any]) -> Rule:
+    """How a new run splits its pictures."""
+    return partial(three_sets, config=read_split(settings))
+
+
+def read_space(text: str | None) -> dict[str, Any]:
+    """What `--space` says, as settings."""
+    kind, _, path = (text or "").partition(":")
+    if text is None or text == "own":
+        return {"space": {"kind": "own"}} if text else {}
+    if kind != "diffusers" or not path:
+        raise UserError(f"--space is {text!r}, but must be own, or diffusers:PATH with the folder of an AutoencoderKL")
+    return {"space": {"kind": kind, "path": path}}
+
+
+def located(settings: dict[str, Any]) -> dict[str, Any]:
+    """With the whole path of an imported autoencoder, which must be there: pictures take long to read."""
+    if (path := settings.get("space", {}).get("path")) is None:
+        return settings
+    whole = Path(path).expanduser().resolve()
+    diffusers.read_config(whole)
+    diffusers.weights_file(whole)
+    return merge(settings, {"space": {"path": str(whole)}})
+
+
+def with_encoder(settings: dict[str, Any]) -> dict[str, Any]:
+    """As `located`, of a frozen text encoder; with its hash, so that another one is not taken for it later."""
+    text = settings.get("denoiser", {}).get("text", {})
+    if text.get("kind") == "minilm":
+        minilm.find()
+    if text.get("kind") != "folder" or "path" not in text:
+        return settings
+    whole = Path(text["path"]).expanduser().resolve()
+    transformers.read_config(whole)
+    found = {"path": str(whole), "digest": text.get("digest") or transformers.digest_of(whole)}
+    return merge(settings, {"denoiser": {"text": found}})
+
+
+def plan(wish: TrainRequest, voice: Console) -> Plan:
+    """The plan alone."""
+    settings = wish.settings()
+    pictures = read(wish.folder, settings["size"], None, voice, rule_for(settings))
+    made = make_plan(pictures, examine(wish.device), wish.budget, wish.started, settings)
+    voice.plan(made)
+    return made
+
+
+def train(wish: TrainRequest, voice: Console, force: bool = False) -> Path:
+    """From a folder of pictures to a model, its samples and a report. Returns the folder of the run.
+
+    `force` goes on with an autoencoder that the doctor finds unfit.
+    """
+    settings = wish.settings()
+    with claimed(wish, settings["size"]) as folder:
+        pictures = read(wish.folder, settings["size"], folder / "cache", voice, rule_for(settings))
+        was_read = time.time()
+        machine = examine(wish.device)
+        made = make_plan(pictures, machine, wish.budget, wish.started, settings)
+        voice.plan(made)
+        check_disk(folder, made)
+        voice.say(f"the run is in {folder}")
+        write_whole(folder / "recipe.toml", to_toml(made.recipe))
+        write_json(folder / "plan.json", made.as_json())
+        write_json(folder / SPLIT_FILE, pictures.split.as_json())
+        state = {**about(wish, folder, pictures, made.recipe), "threads": machine.threads}
+        run = Run(folder, state, began=wish.started)
+        run.spend("read", was_read - wish.started)  # writes run.json, after all that resuming needs
+        run.spend("plan", time.time() - was_read)
+        return develop(run, made, pictures, machine, voice, force)
+
+
+def resume(folder: Path, device: str, voice: Console, force: bool = False) -> Path:
+    """Goes on with a run that was stopped, wherever it was."""
+    began, run = time.time(), Run.open(folder)
+    if is_finished(run, voice):
+        return folder
+    with run.locked():
+        run = Run.open(folder)  # as the owner before has left it
+        return folder if is_finished(run, voice) else _resume(run, began, device, voice, force)
+
+
+def is_finished(run: Run, voice: Console) -> bool:
+    if finished := run.state["state"] == "finished":
+        voice.say(f"{run.folder} is finished already; its report is {run.folder / 'report.html'}")
+    return finished
+
+
+def _resume(run: Run, began: float, device: str, voice: Console, force: bool) -> Path:
+    folder = run.folder
+    recipe = check(read_recipe(folder / "recipe.toml"))
+    made = Plan.from_json(recipe, read_json(folder / "plan.json"))
+    source = None if run.state["data"] == PORTRAITS else Path(run.state["data"])
+    pictures = read(source, recipe.size, folder / "cache", voice, rule_of(folder))
+    if pictures.content != run.state["content"]:
+        raise UserError(
+            f"the pictures in {source} have changed since {folder} was started; put them back, or start a new run"
+        )
+    if content_of(recipe) != run.state.get("space"):
+        raise UserError(
+            f"the imported autoencoder has changed since {folder} was started; put it back, or start a new run"
+        )
+    machine = examine(device, run.state.get("threads"))
+    run.began = began
+    return develop(run, made, pictures, machine, voice, force, read_seconds=time.time() - began)
+
+
+def content_of(recipe: Recipe) -> str | None:
+    """A hash of the weights that are imported, where there are any."""
+    return sha256(diffusers.weights_file(Path(recipe.space.path))) if isinstance(recipe.space, ImportedSpace) else None
+
+
+@contextmanager
+def claimed(wish: TrainRequest, size: int) -> Iterator[Path]:
+    """The folder of a new run, which no other process has or gets; removed again if no run came of it."""
+    folder, missing = claim(wish, size)
+    try:
+        with locked(folder):
+            check_out(wish)  # once more: another process may have had the lock meanwhile
+            try:
+                yield folder
+            finally:
+                if not (folder / "run.json").exists():
+                    remove_preparations(folder)
+    finally:
+        for path in missing:
+            with suppress(OSError):  # not empty
+                path.rmdir()
+
+
+def claim(wish: TrainRequest, size: int) -> tuple[Path, list[Path]]:
+    """Makes the folder of a run, with the folders above that were missing, too (deepest first).
+
+    Two processes that ask at the same time for `runs/NAME-SIZE-N` get different ones: making a folder is one step.
+    """
+    while True:
+        folder = run_folder(wish, size)
+        missing = [path for path in (folder, *folder.parents) if not path.exists()]
+        try:
+            folder.mkdir(parents=True, exist_ok=wish.out is not None)
+            return folder, missing
+        except FileExistsError:
+            if wish.out is not None or not os.path.lexists(folder):
+                raise
+
+
+def remove_preparations(folder: Path) -> None:
+    """What a run has before its `run.json`."""
+    shutil.rmtree(folder / "cache", ignore_errors=True)
+    for name in ("recipe.toml", "plan.json", SPLIT_FILE):
+        (folder / name).unlink(missing_ok=True)
+
+
+def run_folder(wish: TrainRequest, size: int) -> Path:
+    """`--out`, or the first free `runs/NAME-SIZE-N`. Raises `UserError` if `--out` has something in it."""
+    if wish.folder is not None and (wish.out or Path("runs")).resolve().is_relative_to(wish.folder.resolve()):
+        raise UserError(f"the run would lie inside the pictures in {wish.folder}; choose another place with --out")
+    if wish.out is not None:
+        check_out(wish)
+        return wish.out
+    name = wish.folder.resolve().name if wish.folder else PORTRAITS
+    kind = f"-{wish.kind}" if wish.kind == "cascade" else ""
+    return free(Path("runs") / f"{name}-{size}{kind}")
+
+
+def check_out(wish: TrainRequest) -> None:
+    """Raises `UserError` if `--out` has something in it; a lock says nothing, for its owner may be gone."""
+    out = wish.out
+    if out is not None and out.exists() and (out.is_file() or any(path.name != "lock" for path in out.iterdir())):
+        hint = f"go on with: calotype resume {out}" if (out / "run.json").exists() else "choose another"
+        raise UserError(f"--out {out} is not an empty folder; {hint}")
+
+
+def about(wish: TrainRequest, folder: Path, pictures: Pictures, recipe: Recipe) -> dict[str, Any]:
+    """What `run.json` says at the start."""
+    versions = {name: version(name) for name in ("calotype", "torch")} | {"python": platform.python_version()}
+    return {
+        "format": 1,
+        "name": folder.name,
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "data": str(wish.folder.resolve()) if wish.folder else PORTRAITS,
+        "content": pictures.content,
+        "space": content_of(recipe),
+        "pictures": pictures.split.counts,
+        "split": {"version": SPLIT_VERSION, **recipe.split.model_dump()},
+        "classes": list(pictures.classes),
+        "state": "training",
+        "legs": dict.fromkeys(recipe.legs, "waiting"),
+        "seconds": {},
+        "versions": versions,
+    }
+
+
+def check_disk(folder: Path, plan: Plan) -> None:
+    """Raises `UserError` before hours of training rather than after."""
+    needed, free = plan.predicted["disk_bytes"], shutil.disk_usage(folder).free
+    if needed > free:
+        raise UserError(
+            f"the run needs about {needed / 1e6:,.0f} MB in {folder}, but {free / 1e6:,.0f} MB are free; "
+            f"free some space, or choose another place with --out"
+        )

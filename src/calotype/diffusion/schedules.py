@@ -1,0 +1,107 @@
+"""Noise schedules: which sigmas to train on (`draw`), and which to step through when sampling (`grid`).
+
+A variance-preserving process `x_t = a x + b n` is the noisy picture `x + sigma n` times `a`, with `sigma = b / a`;
+a flow `(1 - t) x + t n` has `sigma = t / (1 - t)`. So every schedule of the field is a choice of sigmas.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field, PositiveFloat
+from torch import Tensor
+
+from calotype.types import Config, Rng, Sigmas, UserError
+
+
+class DdpmTable(Config):
+    """The table of `T` variances of DDPM (arXiv 2006.11239, section 4; `scaled_linear`: arXiv 2112.10752)."""
+
+    kind: Literal["ddpm"] = "ddpm"
+    spacing: Literal["linear", "scaled_linear"] = "scaled_linear"
+    first: PositiveFloat = 0.00085
+    last: PositiveFloat = 0.012
+    length: int = Field(default=1000, ge=1)
+
+    def table(self) -> Tensor:
+        """All `length` sigmas, rising: `sqrt((1 - a) / a)` with `a` the running product of `1 - beta` (eq. 4)."""
+        power = 1.0 if self.spacing == "linear" else 0.5
+        betas = torch.linspace(self.first**power, self.last**power, self.length, dtype=torch.float64) ** (1 / power)
+        kept = torch.cumprod(1 - betas, 0)
+        return ((1 - kept) / kept).sqrt()
+
+    def draw(self, count: int, rng: Rng) -> Sigmas:
+        return self.table()[rng.integers(self.length, count)].float()
+
+    def grid(self, steps: int) -> list[float]:
+        """Spaced evenly in time from the noisiest entry ("trailing": arXiv 2305.08891, table 2)."""
+        if steps > self.length:
+            raise UserError(f"steps is {steps}, but this model's noise table has {self.length}; take at most that many")
+        times = (torch.arange(steps, 0, -1, dtype=torch.float64) * self.length / steps).round().long() - 1
+        return [*self.table()[times].tolist(), 0.0]
+
+
+class Cosine(Config):
+    """`sigma = tan` of an angle that grows evenly (arXiv 2102.09672, eq. 17), times `shift` (arXiv 2301.11093, eq. 9).
+
+    `shift` above 1 puts more noise on larger pictures, whose neighbouring pixels say the same.
+    """
+
+    kind: Literal["cosine"] = "cosine"
+    shift: PositiveFloat = 1.0
+    smallest: PositiveFloat = 0.01
+    largest: PositiveFloat = 160.0
+
+    def _sigma(self, time: Tensor) -> Tensor:
+        low, high = (math.atan(limit / self.shift) for limit in (self.smallest, self.largest))
+        return self.shift * torch.tan(low + (high - low) * time)
+
+    def draw(self, count: int, rng: Rng) -> Sigmas:
+        return self._sigma(rng.uniform(count).double()).float()
+
+    def grid(self, steps: int) -> list[float]:
+        return [*self._sigma(torch.linspace(1, 0, steps + 1, dtype=torch.float64)[:-1]).tolist(), 0.0]
+
+
+class Karras(Config):
+    """Log-normal in training, evenly spaced in `sigma ** (1 / rho)` in sampling (arXiv 2206.00364, table 1, eq. 5)."""
+
+    kind: Literal["karras"] = "karras"
+    mean: float = -1.2
+    spread: PositiveFloat = 1.2
+    smallest: PositiveFloat = 0.002
+    largest: PositiveFloat = 80.0
+    rho: PositiveFloat = 7.0
+
+    def draw(self, count: int, rng: Rng) -> Sigmas:
+        return (self.mean + self.spread * rng.normal(count)).exp()
+
+    def grid(self, steps: int) -> list[float]:
+        high, low = self.largest ** (1 / self.rho), self.smallest ** (1 / self.rho)
+        return [*(torch.linspace(high, low, steps, dtype=torch.float64) ** self.rho).tolist(), 0.0]
+
+
+class Flow(Config):
+    """Rectified flow: logit-normal time in training, even time in sampling (arXiv 2403.03206, section 3.1).
+
+    Logit-normal time is log-normal sigma, and the paper's resolution shift (eq. 23) multiplies sigma.
+    Pure noise, `t = 1`, is approached, not reached: the first step starts at `t = start`, before the shift.
+    """
+
+    kind: Literal["flow"] = "flow"
+    shift: PositiveFloat = 1.0
+    mean: float = 0.0
+    spread: PositiveFloat = 1.0
+    start: float = Field(default=0.996, gt=0, lt=1)
+
+    def draw(self, count: int, rng: Rng) -> Sigmas:
+        return self.shift * (self.mean + self.spread * rng.normal(count)).exp()
+
+    def grid(self, steps: int) -> list[float]:
+        times = torch.linspace(self.start, 0, steps + 1, dtype=torch.float64)
+        return (self.shift * times / (1 - times)).tolist()
+
+
+Schedule = Annotated[DdpmTable | Cosine | Karras | Flow, Field(discriminator="kind")]

@@ -1,1 +1,0 @@
-"""How good pictures are: alone beside their originals, and as a set beside another set."""

@@ -1,0 +1,1 @@
+"""Every judgement of a trained model: measures, intervals, reference sets, `evaluate`, `compare` and their verdicts."""

@@ -1,0 +1,168 @@
+"""Does a model show what it was told? Colours are measured, parts are recognised, and captions are told apart."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from calotype.diffusion.stage import Stage
+from calotype.types import NULL_LABEL, Condition, Images, Latents, OtherImages, Rng, Text
+
+Palette = Float[Tensor, "colour 3"]  # in [-1, 1], as pictures
+Choice = Int[Tensor, " batch"]
+Shown = Mapping[str, str]  # what is to be seen, by what it is about; nothing, where it is not there
+
+NEAR = 0.4
+"""How far a pixel may be from a colour to count as that colour: about 30 of 255 in each channel."""
+SIDE = 32
+"""Pixels a side in which a judge sees a picture."""
+LEVELS = 4
+"""Noise levels at which captions are told apart: they cut what is trained on into equal parts."""
+
+
+# -- Colours -----------------------------------------------------------------------------------------------------------
+
+
+def palette(colours: Sequence[str]) -> Palette:
+    """From `#rrggbb`."""
+    return torch.tensor([[int(one[at : at + 2], 16) / 127.5 - 1 for at in (1, 3, 5)] for one in colours])
+
+
+def background(images: Images, colours: Palette) -> Choice:
+    """Which colour the upper corners have, an eighth of the side each: the nearest to their median."""
+    side = max(1, images.shape[-1] // 8)
+    corners = torch.cat([images[..., :side, :side], images[..., :side, -side:]], 3)
+    return torch.cdist(corners.flatten(2).median(2).values.float(), colours).argmin(1)
+
+
+def clothing(images: Images, colours: Palette) -> Choice:
+    """Which of the colours most pixels have in the middle of the lowest eighth."""
+    height, width = images.shape[-2:]
+    lower = images[..., -max(1, height // 8) :, width // 4 : -(width // 4)].flatten(2).transpose(1, 2)
+    away, nearest = torch.cdist(lower.float(), colours.expand(len(lower), -1, -1)).min(2)
+    count = [((nearest == colour) & (away < NEAR)).sum(1) for colour in range(len(colours))]
+    return torch.stack(count, 1).argmax(1)
+
+
+# -- What is drawn -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Says what pictures show: kernel ridge regression to one column a value, of which the largest counts.
+
+    The kernel is a squared product: what counts are pixels and pairs of them, so a part may have any colour.
+    """
+
+    known: Float[Tensor, "known value"]
+    mean: Float[Tensor, " value"]
+    weights: Float[Tensor, "known column"]
+    shares: Float[Tensor, " column"]
+    values: dict[str, tuple[str, ...]]
+    """What each attribute may be, in the order of the columns."""
+
+    def __call__(self, images: OtherImages) -> list[Shown]:
+        found = kernel(rows_of(images) - self.mean, self.known) @ self.weights + self.shares
+        columns = found.split([len(values) for values in self.values.values()], 1)
+        named = [
+            [values[int(place)] for place in column.argmax(1)]
+            for values, column in zip(self.values.values(), columns, strict=True)
+        ]
+        return [dict(zip(self.values, one, strict=True)) for one in zip(*named, strict=True)]
+
+
+def learn(images: OtherImages, shown: Sequence[Shown], ridge: float = 1e-2) -> Judge:
+    """From real pictures; how often it is right on others of them belongs beside whatever it says of samples.
+
+    Every other picture is softened, as samples are softer than what they were learned from.
+    """
+    values = {
+        about: tuple(sorted({one.get(about, "") for one in shown}))
+        for about in sorted({key for one in shown for key in one})
+    }
+    told = [
+        torch.tensor([[float(one.get(about, "") == value) for value in several] for one in shown])
+        for about, several in values.items()
+    ]
+    targets, rows = torch.cat(told, 1).double(), rows_of(images)
+    rows[::2] = rows_of(softened(images[::2]))
+    mean, shares = rows.mean(0), targets.mean(0)
+    gram = kernel(rows - mean, rows - mean)
+    weights = torch.linalg.solve(gram + ridge * torch.eye(len(gram)), targets - shares)
+    return Judge(rows - mean, mean, weights, shares, values)
+
+
+def rows_of(images: OtherImages) -> Float[Tensor, "batch value"]:
+    """The pictures as a judge sees them."""
+    return F.interpolate(images.float(), size=(SIDE, SIDE), mode="bilinear", antialias=True).flatten(1).cpu().double()
+
+
+def softened(images: OtherImages) -> OtherImages:
+    small = F.interpolate(images.float(), size=(SIDE, SIDE), mode="bilinear", antialias=True)
+    return F.avg_pool2d(small, 3, 1, 1, count_include_pad=False)
+
+
+def kernel(rows: Float[Tensor, "batch value"], known: Float[Tensor, "known value"]) -> Float[Tensor, "batch known"]:
+    unit = known.square().sum(1).mean()
+    return (1 + rows @ known.T / unit).square()
+
+
+# -- Agreement ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Tally:
+    """Of `count` pictures, how many show what was told; and how many would, at most, if they all showed the same."""
+
+    hits: int
+    same: int
+    count: int
+
+    def __add__(self, other: Tally) -> Tally:
+        return Tally(self.hits + other.hits, self.same + other.same, self.count + other.count)
+
+    @property
+    def chance(self) -> float:
+        """The most that whoever has not read can expect."""
+        return self.same / self.count
+
+    @property
+    def skill(self) -> float:
+        """1 for all, 0 for no more than by chance (Cohen, Educational and Psychological Measurement 20, 1960)."""
+        return (self.hits - self.same) / (self.count - self.same) if self.count > self.same else 0.0
+
+
+def tally(found: Sequence[Shown], told: Sequence[Shown], about: str) -> Tally:
+    wanted = [one.get(about, "") for one in told]
+    hits = sum(one.get(about, "") == value for one, value in zip(found, wanted, strict=True))
+    return Tally(hits, max(Counter(wanted).values()), len(wanted))
+
+
+# -- Captions ----------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def retrieval(stage: Stage, clean: Latents, captions: Sequence[str], rng: Rng) -> Bool[Tensor, " batch"]:
+    """Whether each picture is denoised best with its own caption, at its place, among all n (arXiv 2303.16203).
+
+    By chance, that is 1 in n. All captions meet the same noise, at `LEVELS` levels of what the stage has trained on.
+    """
+    count = len(captions)
+    condition = Condition(torch.full((count,), NULL_LABEL, device=clean.device), text=Text(tuple(captions)))
+    cuts = torch.arange(1, LEVELS + 1) / (LEVELS + 1)
+    levels = stage.schedule.draw(4096, rng.at("levels")).quantile(cuts).tolist()
+    right = []
+    for index, picture in enumerate(clean):
+        same = picture.expand(count, -1, -1, -1)
+        error = torch.zeros(count, device=clean.device)
+        for place, level in enumerate(levels):
+            noise = rng.at(index, place).normal(*picture.shape).to(clean).expand_as(same)
+            error += stage.denoiser.loss(same, torch.full_like(error, level), noise, condition)
+        right.append(int(error.argmin()) == index)
+    return torch.tensor(right)

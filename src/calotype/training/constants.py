@@ -1,0 +1,109 @@
+"""The closed forms of a run: fitted once, kept in its folder, and read from there ever after."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from calotype.files import is_whole, read_json, sha256, whole_folder, write_json, write_tensors
+from calotype.priors.fitted import Fitted
+from calotype.priors.gaussian import CrossFitted, GaussianMixture, Prior
+from calotype.priors.stored import KINDS, kind_of, within
+from calotype.training.checkpoint import checkpoints
+from calotype.training.run import Run
+from calotype.types import UserError
+
+Constants = dict[str, Fitted]
+"""What is fitted for a leg, by its name in the denoiser; `unseen-0` and so on stand in for it in training."""
+Fit = Callable[[], Constants]
+Keep = Callable[[Fit], Constants]
+"""From what fits the constants to the constants."""
+
+
+def fit_anew(fit: Fit) -> Constants:
+    """Without a run there is nothing to keep them in."""
+    return fit()
+
+
+def keep(run: Run, leg: str, fit: Fit) -> Constants:
+    """The constants of a leg on the CPU, from the run's folder; fitted and written there if the leg has not begun.
+
+    Raises `UserError` where they are missing or damaged, and checkpoints were trained with them.
+    """
+    folder, hashes = run.folder / "constants" / leg, run.state.setdefault("constants", {})
+    if not is_kept(folder, hashes.get(leg)):
+        write(folder, fitted_late(run, leg, fit) if has_begun(run, leg) else fitted_first(run, leg, fit))
+    hashes[leg] = sha256(folder / "manifest.json")
+    run.save()
+    return read(folder)
+
+
+def is_kept(folder: Path, expected: str | None) -> bool:
+    """Whether the folder is whole, and the one that was written; before its hash is known, any whole one is."""
+    return is_whole(folder) and expected in (None, sha256(folder / "manifest.json"))
+
+
+def has_begun(run: Run, leg: str) -> bool:
+    return bool(checkpoints(run.folder / "checkpoints", leg)) or run.state["legs"].get(leg) == "finished"
+
+
+def fitted_first(run: Run, leg: str, fit: Fit) -> Constants:
+    if leg in run.state["constants"]:
+        text = f"{leg}: {run.folder / 'constants' / leg} was missing or damaged, and no checkpoint needs what it held"
+        run.log("note", text=f"{text}: it was fitted again")
+    return fit()
+
+
+def fitted_late(run: Run, leg: str, fit: Fit) -> Constants:
+    """Checkpoints of earlier versions hold their constants, but not what stood in for them in training."""
+    older = None if leg in run.state["constants"] else in_checkpoint(run, leg)
+    if older:
+        return {**fit(), **older}
+    finished = run.state["legs"].get(leg) == "finished"
+    again = "start a new run" if finished else f"remove checkpoints/{leg}-* to train the {leg} from its start"
+    raise UserError(
+        f"{run.folder / 'constants' / leg} is missing or damaged, but checkpoints of the {leg} were trained with it: "
+        f"put it back from a copy, or {again}"
+    )
+
+
+def in_checkpoint(run: Run, leg: str) -> Constants | None:
+    path = next((path for path in reversed(checkpoints(run.folder / "checkpoints", leg)) if is_whole(path)), None)
+    tensors = load_file(path / "denoiser.safetensors") if path else {}
+    found = {name: within(tensors, f"network.{name}.") for name in ("mixture", "local")}
+    return {name: form for name, form in found.items() if form is not None}
+
+
+def write(folder: Path, constants: Constants) -> None:
+    about = {name: {"kind": kind_of(form), "shape": form.shape} for name, form in constants.items()}
+    with whole_folder(folder) as path:
+        write_json(path / "constants.json", about)
+        for name, form in constants.items():
+            write_tensors(path / f"{name}.safetensors", form.state_dict())
+
+
+def read(folder: Path) -> Constants:
+    def one(name: str, about: dict[str, Any]) -> Fitted:
+        form = KINDS[about["kind"]](**about["shape"])
+        form.load_state_dict(load_file(folder / f"{name}.safetensors"))
+        return form
+
+    return {name: one(name, about) for name, about in read_json(folder / "constants.json").items()}
+
+
+def as_constants(mixture: Prior, unseen: CrossFitted | None) -> Constants:
+    assert isinstance(mixture, Fitted)
+    others = unseen.mixtures if unseen else ()
+    return {"mixture": mixture, **{f"unseen-{fold}": one for fold, one in enumerate(others)}}
+
+
+def from_constants(constants: Constants, device: torch.device) -> tuple[Prior, CrossFitted | None]:
+    mixture = constants["mixture"]
+    assert isinstance(mixture, Prior)
+    others = (constants.get(f"unseen-{fold}") for fold in range(len(constants)))
+    unseen = tuple(one.to(device) for one in others if isinstance(one, GaussianMixture))
+    return mixture, CrossFitted(unseen) if unseen else None

@@ -1,0 +1,79 @@
+"""What legs train on."""
+
+from __future__ import annotations
+
+from bisect import bisect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from calotype.data.folder import Pictures
+from calotype.data.latents import LatentCache
+from calotype.data.sources import LatentSource, PictureSource
+from calotype.recipe import Recipe, leg_above
+from calotype.training.loop import Source
+from calotype.types import Batch, Rng
+
+MOST_VALUES = 2**26
+"""Closed forms are fitted to as many pictures, or latents, as have so many values in all."""
+
+Examples = Callable[[Tensor], Source]
+"""From the indices of pictures to batches of them, as a denoiser wants them."""
+
+
+class Bucket(NamedTuple):
+    """Pictures of one shape, and examples of them."""
+
+    pictures: Pictures
+    examples: Examples
+
+
+@dataclass(frozen=True)
+class MixedSource:
+    """Batches of one form each, drawn as often as it has pictures: so every picture is as likely as any other."""
+
+    sources: Sequence[Source]
+    counts: Sequence[int]
+    rng: Rng
+
+    def batch(self, images_seen: int, count: int) -> Batch:
+        ends = list(accumulate(self.counts))
+        drawn = int(self.rng.at("form", images_seen).integers(ends[-1], 1))
+        return self.sources[bisect(ends, drawn)].batch(images_seen, count)
+
+
+def main_form(forms: Sequence[Bucket]) -> int:
+    """By which a leg is judged: that with the most held-out pictures."""
+    return max(range(len(forms)), key=lambda place: len(forms[place].pictures.validation_indices))
+
+
+def as_read(recipe: Recipe, pictures: Pictures) -> Pictures:
+    """Without captions where nothing reads them."""
+    return pictures if recipe.denoiser.text.kind != "none" else replace(pictures, captions=None)
+
+
+def picture_source(recipe: Recipe, pictures: Pictures, device: torch.device) -> PictureSource:
+    """For the autoencoder."""
+    crop = recipe.autoencoder.crop or recipe.chain[0]
+    return PictureSource(pictures, pictures.train_indices, Rng((recipe.seed, "pictures")), device, crop, recipe.flip)
+
+
+def latent_examples(recipe: Recipe, pictures: Pictures, cache: LatentCache, device: torch.device) -> Examples:
+    rng = Rng((recipe.seed, "latents"))
+    return lambda chosen: LatentSource(cache, pictures.labels, chosen, rng, device, pictures.captions)
+
+
+def picture_examples(recipe: Recipe, pictures: Pictures, device: torch.device) -> Examples:
+    rng = Rng((recipe.seed, "base"))
+    return lambda chosen: PictureSource(pictures, chosen, rng, device, 0, recipe.flip)
+
+
+def crop_examples(recipe: Recipe, size: int, pictures: Pictures, device: torch.device) -> Examples:
+    """With their smaller pictures, for the stage that makes pictures of this size."""
+    rng, crop = Rng((recipe.seed, leg_above(size))), recipe.enlarger(size).crop or size
+    factor = size // recipe.chain[recipe.chain.index(size) - 1]
+    return lambda chosen: PictureSource(pictures, chosen, rng, device, crop, recipe.flip, factor)

@@ -1,0 +1,232 @@
+"""All legs of a run, then its model, samples and report."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain
+from pathlib import Path
+
+import torch
+
+from calotype.build import build_frozen
+from calotype.cli.commands.inspecting import short_look
+from calotype.cli.commands.sampling import sample, show_neighbours
+from calotype.cli.commands.talk import Console, counting, unless
+from calotype.data.folder import Pictures
+from calotype.data.latents import cache_latents
+from calotype.data.shapes import read_forms, shapes_of
+from calotype.data.words import cache_words
+from calotype.diffusion.stage import Stage
+from calotype.evaluation.counting import counter
+from calotype.machine import Machine, peak_memory
+from calotype.model import save_model
+from calotype.nets.frozen import FrozenConfig
+from calotype.nets.kl import Autoencoder
+from calotype.planning import BudgetController, Plan
+from calotype.planning.measurement import count_parameters
+from calotype.recipe import ImportedSpace, Recipe, check, leg_above
+from calotype.report import write_report
+from calotype.report.card import write_card
+from calotype.spaces.latent import LatentSpace, about_tiles
+from calotype.spaces.pixel import PixelSpace, Space
+from calotype.tables import merge
+from calotype.training.autoencoder_leg import autoencoder_leg, start_space
+from calotype.training.constants import keep
+from calotype.training.denoiser_leg import DenoiserLeg, denoiser_leg
+from calotype.training.early_stopping import HOPELESS
+from calotype.training.enlarging_leg import enlarger_leg, mistakes_leg, search_levels
+from calotype.training.examples import Bucket, as_read, crop_examples, latent_examples, picture_examples
+from calotype.training.loop import TrainProgress
+from calotype.training.previews import held_out_images, held_out_prompts, reconstructions
+from calotype.training.run import Interrupted, Leg, Run, go, look, stoppable
+
+SHORT = 60.0
+"""Seconds of a leg: previews along the way would take a good part of a shorter one."""
+LOOK_SHARE = 0.05
+"""Of a leg's time, where the clock decides how long it is: dear previews are made less often."""
+NEIGHBOURS_FROM = 300.0
+"""Seconds of budget: looking for the nearest training pictures takes a few, which a shorter run does not have."""
+
+
+def develop(
+    run: Run, plan: Plan, pictures: Pictures, machine: Machine, voice: Console, force: bool = False,
+    *, read_seconds: float = 0.0,
+) -> Path:  # fmt: skip
+    """All legs of a run, then its model, samples and report. Raises `Interrupted` when asked to stop.
+
+    The caller holds the lock of the run. Without `force` it ends in a `UserError` where an autoencoder has come out
+    that is not worth diffusing on.
+    """
+    run.state["state"] = "training"
+    run.spend("read", read_seconds)
+    with stoppable() as stop:
+        try:
+            _develop(Pipeline(run, plan, as_read(plan.recipe, pictures), machine.device, voice, stop, force))
+            run.state["state"] = "finished"
+        except (Interrupted, KeyboardInterrupt, SystemExit):  # the latter two: at once, by a second signal
+            run.state["state"] = "interrupted"
+            raise Interrupted(str(run.folder), stop.signal_number) from None
+        except BaseException:
+            run.state["state"] = "failed"
+            raise
+        finally:
+            run.state["peak_memory_bytes"] = peak_memory(machine.device)
+            run.save()
+            write_report(run.folder)
+            run.save()  # with the seconds that the report took
+    return run.folder
+
+
+def _develop(workshop: Pipeline) -> None:
+    run, plan, recipe = workshop.run, workshop.plan, workshop.recipe
+    workshop.words()
+    stages = [workshop.base(*workshop.space())]
+    for size in recipe.chain[1:]:
+        stage = workshop.enlarger(size, stages[-1])
+        recipe = workshop.with_best_level(recipe, stages, stage)
+        stages.append(stage)
+    with run.timing("model"):
+        save_model(run.folder / "model", recipe, stages, workshop.pictures.classes)
+    with run.timing("samples"):
+        device, voice = str(workshop.device), workshop.voice
+        prompts = held_out_prompts(workshop.pictures, plan.final_count)
+        sample(run.folder, plan.final_count, None, recipe.seed, run.folder / "samples", device, voice, prompt=prompts)
+    if plan.budget_seconds >= NEIGHBOURS_FROM:
+        with run.timing("neighbours"):
+            show_neighbours(run.folder, workshop.pictures)
+    write_card(run.folder)
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """What all legs of one run need; its methods make the parts of the model, one after the other."""
+
+    run: Run
+    plan: Plan
+    pictures: Pictures
+    device: torch.device
+    voice: Console
+    stop: threading.Event
+    force: bool
+
+    @property
+    def recipe(self) -> Recipe:
+        return self.plan.recipe
+
+    def words(self) -> None:
+        """A frozen text encoder reads all captions, before anything learns from them."""
+        text, captions = self.recipe.denoiser.text, self.pictures.captions
+        if isinstance(text, FrozenConfig) and captions is not None:
+            with self.run.timing("captions"), self.voice.bar("captions") as bar:
+                cache_words(build_frozen(text), captions, self.run.folder / "cache", self.device, counting(bar))
+
+    def forms(self, pictures: Pictures) -> Sequence[Pictures]:
+        """What the first stage learns from, at its size: these squares, or the pictures in several shapes."""
+        recipe = self.recipe
+        if recipe.shapes == 1:
+            return [pictures]
+        shapes, folder = shapes_of(recipe.shapes, recipe.size, recipe.unit), self.run.folder / "cache"
+        with self.run.timing("read"), self.voice.bar("shapes") as bar:
+            return read_forms(pictures, shapes, recipe.size // recipe.chain[0], folder, counting(bar))
+
+    def space(self) -> tuple[Space, Sequence[Bucket]]:
+        """What the first stage works in, and its training examples in there."""
+        pictures = self.pictures.shrunk(self.recipe.chain[0])
+        forms = self.forms(pictures)
+        if self.recipe.kind == "cascade":
+            return PixelSpace(), [Bucket(one, picture_examples(self.recipe, one, self.device)) for one in forms]
+        space, folder = LatentSpace(self.autoencoder(pictures)).to(self.device), self.run.folder / "cache"
+        with self.run.timing("latents"), self.voice.bar("latents") as bar:
+            flip, told = self.recipe.flip, counting(bar)
+            caches = [cache_latents(space, one, flip, folder, self.device, told) for one in forms]
+            trained = (cache.of(one.train_indices) for one, cache in zip(forms, caches, strict=True))
+            space.measure(moments.float().to(self.device) for moments in chain.from_iterable(trained))
+            if isinstance(self.recipe.space, ImportedSpace):
+                self.run.log("note", text=about_tiles(space, held_out_images(pictures, 1, self.device)))
+        with self.run.timing("inspect"):
+            short_look(self.run, space, pictures, self.voice, self.force)
+        pairs = zip(forms, caches, strict=True)
+        return space, [Bucket(one, latent_examples(self.recipe, one, cache, self.device)) for one, cache in pairs]
+
+    def autoencoder(self, pictures: Pictures) -> Autoencoder:
+        """Trained, or as it was imported."""
+        if not self.recipe.trains_space:
+            with self.run.timing("prepare"):
+                vae = start_space(self.recipe, pictures, self.device).vae.eval().requires_grad_(False)
+                shown = reconstructions(pictures, vae, self.device)
+                look(self.run, "autoencoder", TrainProgress(1, 1, self.recipe.seed), shown.draw, shown.measure)
+            return vae
+        with self._fitting("prepare"):
+            leg = autoencoder_leg(self.recipe, pictures, self.device)
+        self._go(leg)
+        return leg.vae
+
+    def base(self, space: Space, forms: Sequence[Bucket]) -> Stage:
+        with self._fitting("fit"):
+            leg = denoiser_leg(self.recipe, forms, space, self.device, partial(keep, self.run, "denoiser"))
+        return self._diffusion(leg)
+
+    def enlarger(self, size: int, below: Stage) -> Stage:
+        with self._fitting("prepare"):
+            pictures = self.pictures.shrunk(size)
+            examples = crop_examples(self.recipe, size, pictures, self.device)
+            kept = partial(keep, self.run, leg_above(size))
+            leg = enlarger_leg(self.recipe, size, pictures, examples, self.device, kept)
+        stage = self._diffusion(leg)
+        if not self.recipe.enlarger(size).mistakes.images:
+            return stage
+        with self.run.timing("prepare"):
+            more = mistakes_leg(self.recipe, below, stage, pictures, self.device)
+        return self._diffusion(more)
+
+    def with_best_level(self, recipe: Recipe, below: Sequence[Stage], stage: Stage) -> Recipe:
+        """The recipe with the augmentation that suits what the stages below make; a resumed run has it in its state."""
+        size, found = stage.image_size, self.run.state.setdefault("levels", {})
+        crops = self.plan.level_crops.get(str(size), 0)
+        if not crops:
+            return recipe
+        if str(size) not in found:
+            name = f"level-{size}"
+            with self.run.timing(name), self.voice.bar(name) as bar:
+                progress = unless(self.stop, counting(bar))
+                search = search_levels(recipe, below, stage, self.pictures.shrunk(size), crops, progress)
+            found[str(size)] = search.as_json()
+            self.run.log("levels", size=size, **found[str(size)])
+            self.run.save()
+        best = {"sampling": {"augmentation": found[str(size)]["best"]}}
+        return check(merge(recipe.model_dump(), {"enlarge": {str(size): best}}))
+
+    @contextmanager
+    def _fitting(self, what: str) -> Iterator[None]:
+        """Over all sittings, the seconds and the floating-point operations of what is fitted in closed form."""
+        with self.run.timing(what), counter() as count:
+            yield
+        operations = self.run.state.setdefault("operations", {})
+        operations[what] = operations.get(what, 0) + count.get_total_flops()
+
+    def _diffusion(self, leg: DenoiserLeg) -> Stage:
+        """Its stage; the report shows what the weights make that are not averaged."""
+        self._go(leg)
+        if not (raw := self.run.folder / "previews" / f"{leg.name}-raw.png").exists():
+            with self.run.timing("previews"):
+                leg.preview_raw(raw)
+        return leg.stage
+
+    def _go(self, leg: Leg) -> None:
+        if leg.name in self.plan.paced:
+            leg.most_rise, leg.look_share = HOPELESS, LOOK_SHARE
+            leg.looks = (1.0,) if self.plan.predicted["seconds"][leg.name] < SHORT else ()
+            others = sum(seconds for what, seconds in self.run.state["seconds"].items() if what != leg.name)
+            leg.pace = BudgetController(
+                self.plan.phases[leg.name], self.plan.budget_seconds - others - self.plan.after(leg.name)
+            )
+        with self.voice.bar(leg.name) as bar:
+            go(self.run, leg, self.stop, bar, self.voice.say)
+        if told := self.run.state.get("overfitted", {}).get(leg.name):
+            self.voice.say(f"{leg.name}: {told}")
+        trained = [count_parameters(player.network) for name, player in leg.players.items() if name != "critic"]
+        self.run.state.setdefault("parameters", {})[leg.name] = sum(trained)

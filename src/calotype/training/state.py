@@ -1,0 +1,119 @@
+"""A player: a network with its optimizer and the average of its weights."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterable
+from typing import Annotated
+
+import numpy as np
+import torch
+from pydantic import Field, PositiveFloat
+from torch import Tensor, nn
+
+from calotype.priors.fitted import load_trained, trained_state
+from calotype.types import Config
+
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
+class OptimizerConfig(Config):
+    learning_rate: PositiveFloat = 1e-3
+    warmup: float = Field(default=0.05, ge=0, lt=1)
+    """Fraction of the run in which the learning rate rises from 0."""
+    decay: float = Field(default=0.5, ge=0, le=1)
+    """Fraction of the run, at its end, in which the learning rate falls to 0."""
+    betas: tuple[Beta, Beta] = (0.9, 0.95)
+    weight_decay: float = Field(default=0.0, ge=0)
+    clip: PositiveFloat = 1.0
+    """The gradient is scaled down where its norm is above this."""
+    average: float = Field(default=0.05, gt=0, lt=0.28)
+    """Width of the average of the weights, as a fraction of the run so far."""
+
+
+class NotFiniteError(ArithmeticError):
+    """The gradient is not a number; the weights have not been touched."""
+
+
+class TrainState:
+    """Learns with AdamW and keeps a power-function average of its weights (arXiv 2312.02696, eq. 121 and 123)."""
+
+    def __init__(self, network: nn.Module, config: OptimizerConfig) -> None:
+        self.network, self.config = network, config
+        self.average = copy.deepcopy(network).eval().requires_grad_(False)
+        self.parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
+        self.optimizer = torch.optim.AdamW(
+            self.parameters, config.learning_rate, config.betas, weight_decay=config.weight_decay, fused=True
+        )
+        self.steps = 0
+
+    def backward(self, loss: Tensor) -> None:
+        """Gradients on this player's own weights and on nobody else's."""
+        loss.backward(inputs=self.parameters)
+
+    def step(self, progress: float) -> float:
+        """One update; `progress` in [0, 1) is how much of the run is over. Returns the norm of the gradient.
+
+        Raises `NotFiniteError`, before any weight is touched, if that norm is not a number.
+        """
+        norm = float(nn.utils.clip_grad_norm_(self.parameters, self.config.clip))
+        if not math.isfinite(norm):
+            self.optimizer.zero_grad()
+            raise NotFiniteError(f"the norm of the gradient is {norm}")
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.config.learning_rate * learning_rate_factor(progress, self.config)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.steps += 1
+        self._follow()
+        return norm
+
+    @torch.no_grad()
+    def _follow(self) -> None:
+        """The average after step t is `(1 - 1/t) ** (power + 1)` old and the rest new."""
+        new = 1 - (1 - 1 / self.steps) ** (average_power(self.config.average) + 1)
+        torch._foreach_lerp_(list(self.average.parameters()), list(self.network.parameters()), new)
+        for kept, buffer in zip(self.average.buffers(), self.network.buffers(), strict=True):
+            if kept is not buffer:  # what is fitted is shared, and never changes
+                kept.copy_(buffer)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All that training changes, as named tensors."""
+        named = {f"network.{name}": value for name, value in trained_state(self.network).items()}
+        named |= {f"average.{name}": value for name, value in trained_state(self.average).items()}
+        for index, slots in self.optimizer.state_dict()["state"].items():
+            named |= {f"optimizer.{index}.{name}": value for name, value in slots.items()}
+        return named
+
+    def restore(self, tensors: dict[str, Tensor], steps: int) -> None:
+        load_trained(self.network, _under("network.", tensors.items()))
+        load_trained(self.average, _under("average.", tensors.items()))
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, value in _under("optimizer.", tensors.items()).items():
+            index, slot = name.split(".")
+            state.setdefault(int(index), {})[slot] = _laid_out_as(self.parameters[int(index)], value)
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
+        self.steps = steps
+
+
+def _laid_out_as(parameter: Tensor, value: Tensor) -> Tensor:
+    """The fused optimizer walks along the memory, so its moments must lie as the weights do (channels last)."""
+    return torch.empty_like(parameter).copy_(value) if value.shape == parameter.shape else value
+
+
+def _under(prefix: str, named: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in named if name.startswith(prefix)}
+
+
+def learning_rate_factor(progress: float, config: OptimizerConfig) -> float:
+    """Rises over the warm-up, stays at 1, falls along a line to 0."""
+    rising = progress / config.warmup if config.warmup else 1.0
+    falling = (1 - progress) / config.decay if config.decay else 1.0
+    return min(1.0, rising, falling)
+
+
+def average_power(width: float) -> float:
+    """The exponent of an average whose standard deviation is `width` of the run (arXiv 2312.02696, algorithm 2)."""
+    roots = np.roots([1, 7, 16 - width**-2, 12 - width**-2])
+    return float(roots.real.max())
