@@ -78,7 +78,7 @@ def ours(recipe: Recipe, pictures: Pictures, device: torch.device, seconds: floa
     leg.clock.seconds = time.perf_counter() - start  # its closed-form start is part of it
     leg.clock.total = 10**6 * recipe.autoencoder.batch
 
-    def follow(clock: TrainProgress, news: StepResult) -> None:
+    def follow(clock: TrainProgress, result: StepResult) -> None:
         clock.total = max(clock.images_seen, round(clock.images_seen * seconds / clock.seconds))
 
     train(leg.objective, leg.players, leg.source, leg.clock, [Hook(lambda clock: True, follow)])

@@ -84,7 +84,7 @@ def learned(recipe: Recipe, pictures: Pictures, device: torch.device, seconds: f
     leg = autoencoder_leg(recipe, pictures, device)
     leg.clock.total = 10**6 * recipe.autoencoder.batch
 
-    def follow(clock: TrainProgress, news: StepResult) -> None:
+    def follow(clock: TrainProgress, result: StepResult) -> None:
         clock.total = max(clock.images_seen, round(clock.images_seen * seconds / (time.process_time() - start)))
 
     train(leg.objective, leg.players, leg.source, leg.clock, [Hook(lambda clock: True, follow)])

@@ -139,7 +139,7 @@ class Keeper:
         self.plans.append(made)
 
 
-def wish(folder, out, *overrides, size=16, budget=1e-6, settings=SETTINGS):
+def request(folder, out, *overrides, size=16, budget=1e-6, settings=SETTINGS):
     """No time at all: the legs are as long as the settings say, and there are 4 samples at the end."""
     return TrainRequest(folder, size, budget, out, None, (*as_overrides(settings), *overrides))
 
@@ -158,7 +158,7 @@ def as_overrides(settings, prefix=""):
 def train_small(folder, *overrides, **changes):
     """A finished run in `folder/run` on ten pictures in `folder/pictures`."""
     write_pictures(folder / "pictures")
-    return train(wish(folder / "pictures", folder / "run", *overrides, **changes), Keeper())
+    return train(request(folder / "pictures", folder / "run", *overrides, **changes), Keeper())
 
 
 def first_leg(**changes):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from small import CASCADE, HYBRID, Keeper, be_quick, noise_pictures, noise_pixels, wish, write_pictures
+from small import CASCADE, HYBRID, Keeper, be_quick, noise_pictures, noise_pixels, request, write_pictures
 
 from calotype.cli import commands
 from calotype.data.folder import read_folder
@@ -42,9 +42,9 @@ def found(run):
 
 
 def evaluate(folder, data=None, count=4, out=None, network=LITE0):
-    voice = Keeper()
-    commands.evaluate(folder, data, count, 0, out, "cpu", voice, network)
-    return "\n".join(voice.said)
+    console = Keeper()
+    commands.evaluate(folder, data, count, 0, out, "cpu", console, network)
+    return "\n".join(console.said)
 
 
 # -- Measures ----------------------------------------------------------------------------------------------------------
@@ -133,7 +133,7 @@ def test_samples_are_those_of_the_sample_command(run, monkeypatch):
     from calotype.evaluation.samples import make_samples
 
     model = load(run, "cpu")
-    samples = make_samples(model, torch.tensor([0, 1, 0]), None, 5, Other(), lambda *news: None)
+    samples = make_samples(model, torch.tensor([0, 1, 0]), None, 5, Other(), lambda *result: None)
     drawn = np.concatenate([small_pixels(images_from_pil(one)) for one in model.sample(3, seed=5)])
     assert samples.seen.pixels == pytest.approx(drawn, abs=1e-6)
 
@@ -184,7 +184,7 @@ def test_it_says_whether_a_sweep_chose_by_the_same_pictures(run, tmp_path, kind,
 def test_chains_are_evaluated_too(tmp_path, monkeypatch, settings):
     be_quick(monkeypatch)
     write_pictures(tmp_path / "pictures")
-    folder = commands.train(wish(tmp_path / "pictures", tmp_path / "run", settings=settings), Keeper())
+    folder = commands.train(request(tmp_path / "pictures", tmp_path / "run", settings=settings), Keeper())
     evaluate(folder)
     found = read_json(folder / "evaluation.json")
     assert found["size"] == 16

@@ -24,7 +24,7 @@ def impulse(size=41):
 @augmentations
 def test_level_0_is_the_identity(augmentation, images):
     assert torch.equal(augmentation.apply(images, torch.zeros(3), torch.randn_like(images)), images)
-    assert augmentation.doubt(torch.zeros(3)).eq(0).all()
+    assert augmentation.deviation(torch.zeros(3)).eq(0).all()
 
 
 @augmentations
@@ -94,4 +94,4 @@ def test_levels_are_a_function_of_the_place():
 @pytest.mark.parametrize("factor", [2, 4])
 def test_the_doubt_is_what_the_enlarged_picture_has_of_the_noise(factor):
     noise = enlarged(torch.randn(1, 3, 96, 96), factor)
-    assert NoiseAugmentation().doubt(torch.ones(1)).item() == pytest.approx(noise.std().item(), rel=0.1)
+    assert NoiseAugmentation().deviation(torch.ones(1)).item() == pytest.approx(noise.std().item(), rel=0.1)

@@ -77,9 +77,9 @@ def test_captions_follow_their_pictures_and_are_content(folder):
 def test_one_of_several_captions_is_drawn_each_time(folder):
     (folder / "0.txt").write_text("a\nb\nc")
     captions = read_captions(folder, ["0.png", "1.png"])[0]
-    texts = [drawn(captions, TWO, Rng((seed,))).wanted for seed in range(40)]
+    texts = [drawn(captions, TWO, Rng((seed,))).prompts for seed in range(40)]
     assert {text[0] for text in texts} == {"a", "b", "c"} and {text[1] for text in texts} == {""}
-    assert drawn(captions, TWO, Rng((3,))).wanted == texts[3]
+    assert drawn(captions, TWO, Rng((3,))).prompts == texts[3]
 
 
 def test_accents_are_composed_so_that_equal_words_are_equal_bytes():

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from small import CASCADE, HYBRID, Keeper, be_quick, opened, wish, write_pictures
+from small import CASCADE, HYBRID, Keeper, be_quick, opened, request, write_pictures
 from test_train import interrupted_at, products, resume
 
 import calotype
@@ -47,7 +47,7 @@ def quick(monkeypatch):
 
 def trained(folder, kind, *overrides, budget=BUDGET):
     write_pictures(folder / "pictures")
-    asked = wish(folder / "pictures", folder / "run", *overrides, budget=budget, settings=KINDS[kind])
+    asked = request(folder / "pictures", folder / "run", *overrides, budget=budget, settings=KINDS[kind])
     return commands.train(asked, Keeper())
 
 
@@ -135,7 +135,7 @@ def test_a_loaded_model_is_the_stages_that_were_trained(runs, kind):
         saved = load_file(run / "checkpoints" / f"{leg}-0000000032" / "denoiser.safetensors")
         for name, value in stage.denoiser.named_parameters():
             assert torch.equal(value, saved[f"average.{name}"]), name
-    assert [(stage.image_size, stage.smaller_size) for stage in model.stages] == [(8, None), (16, 8)]
+    assert [(stage.image_size, stage.low_res_size) for stage in model.stages] == [(8, None), (16, 8)]
     assert model.stages[0].space.reduction == (4 if kind == "hybrid" else 1)
     labels, rngs = torch.tensor([0, 1]), [Rng((0, "sample", index)) for index in range(2)]
     below = generate(model.stages[:1], labels, model.samplings[:1], rngs)
@@ -221,9 +221,9 @@ def test_any_picture_is_enlarged_whatever_its_shape(tmp_path, runs):
     assert model.enlarge(picture, seed=1).tobytes() != model.enlarge(picture, seed=2).tobytes()
     write_pictures(tmp_path / "small", size=8)
     (tmp_path / "small" / "a" / "not a picture.jpg").write_text("words")
-    voice = Keeper()
-    assert commands.enlarge(runs["cascade"], tmp_path / "small", None, "a", 0, tmp_path / "out", "cpu", voice) == 10
-    assert "not a picture.jpg" in voice.said[0] and {one.size for one in opened(tmp_path / "out").values()} == {
+    console = Keeper()
+    assert commands.enlarge(runs["cascade"], tmp_path / "small", None, "a", 0, tmp_path / "out", "cpu", console) == 10
+    assert "not a picture.jpg" in console.said[0] and {one.size for one in opened(tmp_path / "out").values()} == {
         (16, 16)
     }
     with pytest.raises(UserError, match="no stage of this model enlarges to 64 px; it has 16"):

@@ -17,15 +17,15 @@ class Stop(Exception):  # noqa: N818
     pass
 
 
-def go_on(leg, until=None, chores=()):
+def go_on(leg, until=None, hooks=()):
     """Trains a leg to its end, or until so many images are seen."""
 
-    def stop(clock, news):
+    def stop(clock, result):
         raise Stop
 
     stops = [Hook(lambda clock: until is not None and clock.images_seen >= until, stop)]
     with contextlib.suppress(Stop):
-        train(leg.objective, leg.players, leg.source, leg.clock, [*chores, *stops])
+        train(leg.objective, leg.players, leg.source, leg.clock, [*hooks, *stops])
     return leg
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from small import SETTINGS, Keeper, as_overrides, be_quick, machine, opened, train_small, wish, write_pictures
+from small import SETTINGS, Keeper, as_overrides, be_quick, machine, opened, request, train_small, write_pictures
 from test_train import products
 
 import calotype
@@ -514,9 +514,9 @@ def test_durations(seconds, text):
 
 def test_a_terminal_says_what_it_is_told_whatever_is_in_it(capsys):
     """Square brackets are markup to rich."""
-    voice = Terminal()
-    voice.say("[bold]run[/bold] [1/2] [/nonsense]")
-    with voice.bar("[red]pictures") as progress:
+    console = Terminal()
+    console.say("[bold]run[/bold] [1/2] [/nonsense]")
+    with console.bar("[red]pictures") as progress:
         progress(3, 3, "[/x] done")
     said = capsys.readouterr().out.splitlines()
     assert said[0] == "[bold]run[/bold] [1/2] [/nonsense]"
@@ -536,7 +536,7 @@ def test_the_plan_is_told_in_full(finished, capsys):
 def test_the_first_free_folder_is_taken(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for number in (1, 2):
-        free = commands.training.run_folder(wish(tmp_path / "my pictures", None), 16)
+        free = commands.training.run_folder(request(tmp_path / "my pictures", None), 16)
         assert free == Path("runs") / f"my pictures-16-{number}"
         free.mkdir(parents=True)
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from small import CASCADE, SETTINGS, Keeper, be_quick, noise_pictures, noise_pixels, wish, write_pictures
+from small import CASCADE, SETTINGS, Keeper, be_quick, noise_pictures, noise_pixels, request, write_pictures
 
 from calotype.cli import commands
 from calotype.data.folder import read_folder
@@ -45,7 +45,7 @@ def home(tmp_path_factory):
         be_quick(patch)
         for name, settings in (("latent", SETTINGS), ("cascade", CASCADE)):
             start = time.perf_counter()
-            commands.train(wish(folder / "pictures", folder / name, settings=settings), Keeper())
+            commands.train(request(folder / "pictures", folder / name, settings=settings), Keeper())
             write_json(folder / f"{name}.json", time.perf_counter() - start)
     facts = read_json(folder / "cascade" / "run.json")
     write_json(folder / "cascade" / "run.json", {**facts, "name": NAME})
@@ -373,11 +373,11 @@ def test_runs_of_different_sizes_are_refused(home, monkeypatch):
 
     real = competitor.open_one
 
-    def smaller(key, folder, device):
+    def low_res(key, folder, device):
         one = real(key, folder, device)
         return one if key == "A" else competitor.Candidate(key, one.run, one.model, check({"size": 8}))
 
-    monkeypatch.setattr(competitor, "open_one", smaller)
+    monkeypatch.setattr(competitor, "open_one", low_res)
     with pytest.raises(UserError, match=r"different sizes \(.* has 16 px, .* has 8 px\)"):
         compare(home, "latent", "cascade", out="sizes")
 

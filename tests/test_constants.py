@@ -8,7 +8,18 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file
-from small import CASCADE, LEGS, SETTINGS, Keeper, be_quick, fingerprint, second_leg, train_small, wish, write_pictures
+from small import (
+    CASCADE,
+    LEGS,
+    SETTINGS,
+    Keeper,
+    be_quick,
+    fingerprint,
+    request,
+    second_leg,
+    train_small,
+    write_pictures,
+)
 from test_checkpoint import go_on
 from test_train import interrupted_at, products, resume
 
@@ -61,7 +72,7 @@ def interrupted(tmp_path, monkeypatch, kind, seen):
     with monkeypatch.context() as patch:
         interrupted_at(patch, [(leg, seen)])
         with pytest.raises(Interrupted):
-            commands.train(wish(tmp_path / "pictures", tmp_path / "run", settings=settings), Keeper())
+            commands.train(request(tmp_path / "pictures", tmp_path / "run", settings=settings), Keeper())
     return tmp_path / "run", leg
 
 

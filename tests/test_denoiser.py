@@ -57,12 +57,12 @@ def noise():
     return torch.randn(SHAPE)
 
 
-def network(kind, scaling="flow", precision="float32", smaller=0):
+def network(kind, scaling="flow", precision="float32", low_res=0):
     """A denoiser of two channels, with no weight at 0."""
     backbone = (
-        Dit(DitConfig(width=WIDTH, depth=2, heads=2, patch=2), 2 + smaller, 2)
+        Dit(DitConfig(width=WIDTH, depth=2, heads=2, patch=2), 2 + low_res, 2)
         if kind == "dit"
-        else Unet(UnetConfig(width=WIDTH, blocks=1), 2 + smaller, 2)
+        else Unet(UnetConfig(width=WIDTH, blocks=1), 2 + low_res, 2)
     )
     return perturbed(Denoiser(backbone, WIDTH, CLASSES, scaling, precision))
 
@@ -130,35 +130,35 @@ def test_edm_sees_and_says_pictures_of_unit_variance(sigma, spread):
 @pytest.mark.parametrize("kind", ["dit", "unet"])
 def test_permuting_the_batch_permutes_the_output(kind, noise):
     order = torch.tensor([2, 0, 3, 1])
-    denoiser, labels, smaller, level = network(kind, smaller=1), LABELS.labels, torch.randn(4, 1, 6, 4), SIGMA / 9
-    output = denoiser(noise, SIGMA, Condition(labels, smaller, level))
-    permuted = denoiser(noise[order], SIGMA[order], Condition(labels[order], smaller[order], level[order]))
+    denoiser, labels, low_res, level = network(kind, low_res=1), LABELS.labels, torch.randn(4, 1, 6, 4), SIGMA / 9
+    output = denoiser(noise, SIGMA, Condition(labels, low_res, level))
+    permuted = denoiser(noise[order], SIGMA[order], Condition(labels[order], low_res[order], level[order]))
     assert torch.allclose(permuted, output[order], atol=1e-4, rtol=1e-4)
 
 
 def test_everything_that_is_told_is_heard(noise):
     """Each label and not being told, sigma, the smaller picture and its augmentation."""
-    denoiser, smaller = network("dit", "x0", smaller=1), torch.randn(1, 1, 6, 4)
+    denoiser, low_res = network("dit", "x0", low_res=1), torch.randn(1, 1, 6, 4)
     one, sigma, level = noise[:1] / 10, torch.tensor([0.5]), torch.tensor([0.2])
-    asked = [(sigma, told(label, smaller=smaller, augmentation=level)) for label in (NULL_LABEL, 0, 1, 2)]
-    asked += [(sigma, told(0, smaller=change, augmentation=level)) for change in (smaller + 0.1, -smaller)]
-    asked += [(sigma, told(0, smaller=smaller, augmentation=change)) for change in (None, level + 0.1)]
-    asked += [(sigma + 0.1, told(0, smaller=smaller, augmentation=level))]
+    asked = [(sigma, told(label, low_res=low_res, augmentation=level)) for label in (NULL_LABEL, 0, 1, 2)]
+    asked += [(sigma, told(0, low_res=change, augmentation=level)) for change in (low_res + 0.1, -low_res)]
+    asked += [(sigma, told(0, low_res=low_res, augmentation=change)) for change in (None, level + 0.1)]
+    asked += [(sigma + 0.1, told(0, low_res=low_res, augmentation=level))]
     answers = torch.cat([denoiser(one, *question) for question in asked]).flatten(1)
     assert torch.pdist(answers).min() > 1e-3
 
 
 def test_untold_forgets_the_label_and_nothing_else():
-    condition = told(0, 2, smaller=torch.ones(2, 1, 2, 2), augmentation=torch.ones(2))
+    condition = told(0, 2, low_res=torch.ones(2, 1, 2, 2), augmentation=torch.ones(2))
     forgotten = condition.unconditional()
     assert torch.equal(forgotten.labels, unconditional(2).labels)
-    assert forgotten.smaller is condition.smaller and forgotten.augmentation is condition.augmentation
+    assert forgotten.low_res is condition.low_res and forgotten.augmentation is condition.augmentation
 
 
 @pytest.mark.parametrize("scaling", SCALINGS)
 @pytest.mark.parametrize("kind", ["dit", "unet"])
 def test_the_loss_reaches_every_parameter(kind, scaling, clean, noise):
-    denoiser, condition = network(kind, scaling, smaller=1), replace(LABELS, smaller=noise[:, :1], augmentation=SIGMA)
+    denoiser, condition = network(kind, scaling, low_res=1), replace(LABELS, low_res=noise[:, :1], augmentation=SIGMA)
     assert silent_parameters(denoiser, denoiser.loss(clean, SIGMA, noise, condition).mean()) == []
 
 
@@ -197,32 +197,32 @@ def test_data_and_noise_of_another_unit_are_the_same_data_and_noise(name, clean,
     """Whatever is measured in units of the spread: the loss stays, and the estimate is measured in them too."""
     answer = torch.randn(SHAPE)
     one, other = fixed(answer, name), fixed(answer, name, 0.1)
-    sigma, smaller = SIGMA.clamp(max=5), torch.randn(SHAPE)
+    sigma, low_res = SIGMA.clamp(max=5), torch.randn(SHAPE)
     noisy = clean + per_image(sigma) * noise
-    for condition, scaled in ((unconditional(4), unconditional(4)), (about(smaller), about(0.1 * smaller))):
+    for condition, scaled in ((unconditional(4), unconditional(4)), (about(low_res), about(0.1 * low_res))):
         found = other(0.1 * noisy, 0.1 * sigma, scaled)
         assert torch.allclose(found, 0.1 * one(noisy, sigma, condition), atol=1e-5)
         found = other.loss(0.1 * clean, 0.1 * sigma, noise, scaled)
         assert torch.allclose(found, one.loss(clean, sigma, noise, condition), rtol=1e-3)
 
 
-def about(smaller, **more):
-    return told(*[NULL_LABEL] * len(smaller), smaller=smaller, **more)
+def about(low_res, **more):
+    return told(*[NULL_LABEL] * len(low_res), low_res=low_res, **more)
 
 
 @pytest.mark.parametrize("name", ["edm", "velocity"])
 @spreads
 def test_a_silent_network_is_the_exact_denoiser_of_gaussians_about_the_smaller_picture(name, spread, noise):
     """With a doubt, the data lie about what is seen by both spreads: their squares add up."""
-    smaller, noisy = torch.randn(SHAPE), 3 * noise
+    low_res, noisy = torch.randn(SHAPE), 3 * noise
     each, everywhere = per_image(torch.tensor([0.0, 0.05, 0.3, 2.0])), torch.rand(SHAPE)[:, :1]
     silent, sigma = fixed(torch.zeros(SHAPE), name, spread), per_image(SIGMA)
     for condition, variance in (
-        (about(smaller), torch.tensor(spread**2)),
-        (about(smaller, doubt=each), spread**2 + each**2),
-        (about(smaller, doubt=everywhere), spread**2 + everywhere**2),
+        (about(low_res), torch.tensor(spread**2)),
+        (about(low_res, deviation=each), spread**2 + each**2),
+        (about(low_res, deviation=everywhere), spread**2 + everywhere**2),
     ):
-        expected = (variance * noisy + sigma**2 * smaller) / (variance + sigma**2)
+        expected = (variance * noisy + sigma**2 * low_res) / (variance + sigma**2)
         assert torch.allclose(silent(noisy, SIGMA, condition), expected, rtol=1e-4, atol=1e-5)
 
 
@@ -230,12 +230,12 @@ def test_a_silent_network_is_the_exact_denoiser_of_gaussians_about_the_smaller_p
 def test_what_an_enlarging_network_sees_and_says_has_unit_variance(spread):
     """Of data about a spoilt smaller picture, whose error is the doubt."""
     shape = (1, 1, 200, 200)
-    doubt = 4 * spread * torch.rand(shape)
+    deviation = 4 * spread * torch.rand(shape)
     clean, noise = torch.randn(shape), torch.randn(shape)
-    smaller = clean - torch.hypot(torch.tensor(spread), doubt) * torch.randn(shape)
+    low_res = clean - torch.hypot(torch.tensor(spread), deviation) * torch.randn(shape)
     denoiser = fixed(torch.zeros(shape), "edm", spread)
     for sigma in (0.01, 0.5, 80.0):
-        condition = about(smaller, doubt=doubt)
+        condition = about(low_res, deviation=deviation)
         assert denoiser.loss(clean, torch.tensor([sigma]), noise, condition).item() == pytest.approx(1, abs=0.03)
         seen = denoiser.backbone.seen
-        assert torch.equal(seen[:, 1:], smaller) and seen[:, :1].square().mean().item() == pytest.approx(1, abs=0.03)
+        assert torch.equal(seen[:, 1:], low_res) and seen[:, :1].square().mean().item() == pytest.approx(1, abs=0.03)

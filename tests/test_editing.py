@@ -11,8 +11,8 @@ from calotype.cli import commands
 from calotype.cli.commands import SampleRequest
 from calotype.data.images import cut, images_from_pil, pils_from_images
 from calotype.diffusion import init as editing
-from calotype.diffusion.guidance import handed_over, kept
-from calotype.diffusion.init import AGAIN, Between, canvas, feathered, masked, near, slerp
+from calotype.diffusion.guidance import kept, switched
+from calotype.diffusion.init import AGAIN, Between, canvas, feathered, image_to_image, inpainting, slerp
 from calotype.diffusion.samplers import SAMPLERS, ancestral, dpm_solver, last_steps, resampled
 from calotype.diffusion.schedules import Flow, Karras
 from calotype.diffusion.stage import generate, last, noise_each
@@ -71,7 +71,7 @@ def test_what_is_kept_is_said_to_the_bit_and_the_rest_is_asked():
 
 def test_a_picture_is_handed_over_at_its_own_sigma():
     one, other = (lambda noisy, sigma, value=value: torch.full_like(noisy, value) for value in (1.0, 2.0))
-    both = handed_over(one, other, torch.tensor([0.0, 1.0, 5.0]))
+    both = switched(one, other, torch.tensor([0.0, 1.0, 5.0]))
     said = [both(torch.zeros(3, 1, 1, 1), sigma).flatten().tolist() for sigma in (0.5, 1.0, 2.0)]
     assert said == [[1, 2, 2], [1, 2, 2], [1, 1, 2]]
 
@@ -154,28 +154,28 @@ def test_the_last_steps(share, count):
 def test_little_strength_gives_the_picture_back(chain, samplings):  # noqa: F811
     """Through all stages, whose last step has almost no noise."""
     fine = [one.model_copy(update={"steps": 100, "augmentation": 0.0}) for one in samplings]
-    made = generate(chain, LABELS, fine, RNGS, start=near(PICTURE, 16, 0.001))
+    made = generate(chain, LABELS, fine, RNGS, start=image_to_image(PICTURE, 16, 0.001))
     assert (made - PICTURE).abs().max() < 0.05
 
 
 @samplings
 def test_full_strength_is_plain_sampling_to_the_bit(chain, samplings):  # noqa: F811
     plain = generate(chain, LABELS, samplings, RNGS)
-    assert torch.equal(generate(chain, LABELS, samplings, RNGS, start=near(PICTURE, 16, 1.0)), plain)
-    assert not torch.equal(generate(chain, LABELS, samplings, RNGS, start=near(PICTURE, 16, 0.7)), plain)
+    assert torch.equal(generate(chain, LABELS, samplings, RNGS, start=image_to_image(PICTURE, 16, 1.0)), plain)
+    assert not torch.equal(generate(chain, LABELS, samplings, RNGS, start=image_to_image(PICTURE, 16, 0.7)), plain)
 
 
 @samplings
 def test_the_more_strength_the_further_from_the_picture(chain, samplings):  # noqa: F811
     steady = [one.model_copy(update={"steps": 10}) for one in samplings]
-    made = [generate(chain, LABELS, steady, RNGS, start=near(PICTURE, 16, one)) for one in (0.1, 0.5, 1.0)]
+    made = [generate(chain, LABELS, steady, RNGS, start=image_to_image(PICTURE, 16, one)) for one in (0.1, 0.5, 1.0)]
     away = [(images - PICTURE).square().mean().item() for images in made]
     assert away == sorted(away) and away[0] < away[2] / 2
 
 
 @samplings
 def test_an_edited_picture_does_not_depend_on_its_batch(chain, samplings, once_again):  # noqa: F811
-    start = masked(PICTURE, HALF, 16, near(PICTURE, 16, 0.8))
+    start = inpainting(PICTURE, HALF, 16, image_to_image(PICTURE, 16, 0.8))
     together = generate(chain, LABELS, samplings, RNGS, start=start)
     assert torch.equal(together, generate(chain, LABELS, samplings, RNGS, start=start))
     alone = generate(chain, LABELS[1:2], samplings, RNGS[1:2], start=start)
@@ -184,11 +184,11 @@ def test_an_edited_picture_does_not_depend_on_its_batch(chain, samplings, once_a
 
 @samplings
 def test_every_stage_keeps_what_it_knows_and_sees_nothing_under_the_mask(chain, samplings, once_again):  # noqa: F811
-    start = masked(PICTURE, HALF, 16, near(PICTURE, 16, 1.0))
+    start = inpainting(PICTURE, HALF, 16, image_to_image(PICTURE, 16, 1.0))
     made = generate(chain, LABELS, samplings, RNGS, start=start)
     assert torch.equal(made[..., :8], PICTURE[..., :8].expand(3, -1, -1, -1))
     other = torch.where(HALF > 0, -PICTURE, PICTURE)
-    start = masked(other, HALF, 16, near(other, 16, 1.0))
+    start = inpainting(other, HALF, 16, image_to_image(other, 16, 1.0))
     assert torch.equal(generate(chain, LABELS, samplings, RNGS, start=start), made)
 
 

@@ -12,7 +12,7 @@ from calotype.data.images import images_from_pixels
 from calotype.demo.portraits import read_portraits
 from calotype.diffusion.augmentation import NoiseAugmentation
 from calotype.diffusion.denoiser import Denoiser
-from calotype.diffusion.init import canvas, masked, near, toward
+from calotype.diffusion.init import canvas, condition_switch, image_to_image, inpainting
 from calotype.diffusion.schedules import Karras
 from calotype.diffusion.stage import Sampling, Stage, from_noise, last, shrunk
 from calotype.priors.patches import PatchPrior, enlarged, neighbourhoods, patches_of
@@ -53,7 +53,7 @@ def silent(local=None, factor=2, spread=0.0):
     """A stage with the schedule that a plan would measure for it."""
     factor = local.factor if local else factor
     images = edges(32)
-    deviation = spread or float(local.around(shrunk(images, factor), torch.zeros(32)).doubt.square().mean().sqrt())
+    deviation = spread or float(local.around(shrunk(images, factor), torch.zeros(32)).deviation.square().mean().sqrt())
     denoiser = Denoiser(Silent(), 8, CLASSES, "edm", spread=spread, local=local).eval()
     schedule = Karras(smallest=0.01 * deviation, largest=15 * deviation)
     return Stage(denoiser, PixelSpace(), schedule, SIDE, SIDE // factor, NoiseAugmentation())
@@ -63,15 +63,15 @@ def small_pair(stage, side=SIDE):
     return shrunk(edges(1, side, seed=5), stage.factor).expand(2, -1, -1, -1)
 
 
-def made(stage, sampling, start=from_noise, smaller=None):
-    smaller = small_pair(stage) if smaller is None else smaller
+def made(stage, sampling, start=from_noise, low_res=None):
+    low_res = small_pair(stage) if low_res is None else low_res
     with torch.no_grad():
-        return last(stage.steps(PAIR, smaller, sampling, RNGS, start=start))
+        return last(stage.steps(PAIR, low_res, sampling, RNGS, start=start))
 
 
-def known_mean(stage, sampling, smaller=None):
-    smaller = small_pair(stage) if smaller is None else smaller
-    return stage.told(PAIR, smaller, sampling, RNGS).smaller
+def known_mean(stage, sampling, low_res=None):
+    low_res = small_pair(stage) if low_res is None else low_res
+    return stage.told(PAIR, low_res, sampling, RNGS).low_res
 
 
 def is_mean(pictures, expected):
@@ -107,12 +107,16 @@ def test_from_nothing_it_is_the_smaller_picture_enlarged(sampler, factor):
 def test_every_start_begins_at_the_prior_mean(gaussians, height):
     """On another canvas, with a strength of 1, and on the way from one label to another."""
     stage, sampling = silent(gaussians), Sampling(steps=12, guidance=1.0)
-    smaller = small_pair(stage, height)
-    plain = made(stage, sampling, smaller=smaller)
-    assert is_mean(plain, known_mean(stage, sampling, smaller))
-    starts = canvas(height, height, SIDE), near(edges(1, height), SIDE, 1.0), toward(PAIR, None, torch.ones(2))
+    low_res = small_pair(stage, height)
+    plain = made(stage, sampling, low_res=low_res)
+    assert is_mean(plain, known_mean(stage, sampling, low_res))
+    starts = (
+        canvas(height, height, SIDE),
+        image_to_image(edges(1, height), SIDE, 1.0),
+        condition_switch(PAIR, None, torch.ones(2)),
+    )
     for start in starts:
-        assert torch.equal(made(stage, sampling, start, smaller), plain)
+        assert torch.equal(made(stage, sampling, start, low_res), plain)
 
 
 @pytest.mark.parametrize("sampler", [*DETERMINISTIC, "ancestral"])
@@ -121,7 +125,7 @@ def test_inpainting_keeps_what_is_known_and_the_rest_has_its_mean(gaussians, sam
     """The squares below different pixels are independent, so the rest has the mean that it has without a mask."""
     stage, sampling = silent(gaussians), Sampling(sampler=sampler, steps=12, guidance=1.0)
     picture, mask = edges(1, SIDE, seed=9), (torch.arange(SIDE) >= SIDE // 2).float().expand(1, 1, SIDE, SIDE)
-    pictures = made(stage, sampling, masked(picture, mask, SIDE, near(picture, SIDE, strength)))
+    pictures = made(stage, sampling, inpainting(picture, mask, SIDE, image_to_image(picture, SIDE, strength)))
     assert torch.equal(pictures[..., : SIDE // 2], picture[..., : SIDE // 2].expand(2, -1, -1, -1))
     if strength == 1:
         assert is_mean(pictures[..., SIDE // 2 :], known_mean(stage, sampling)[..., SIDE // 2 :])
@@ -187,7 +191,7 @@ def test_pictures_are_as_far_from_the_mean_as_is_predicted(portraits, factor):
         around = fitted.around(small + noise, torch.full((len(small),), level))
         left = around.by_kind.times(patches_of(unseen - around.mean, factor), around.axes).square()
         assert float(around.variances.mean() / left.mean()) == pytest.approx(1, abs=0.1), level
-        assert float(around.doubt.square().mean() / left.mean()) == pytest.approx(1, abs=0.1), level
+        assert float(around.deviation.square().mean() / left.mean()) == pytest.approx(1, abs=0.1), level
         still = neighbourhoods(small)[1] < 1e-3
         if level:
             ratios = around.variances[still].mean(0) / left[still].mean(0)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from encoders import small_reader
-from small import Keeper, be_quick, wish, write_pictures
+from small import Keeper, be_quick, request, write_pictures
 from test_cascade import be_quick_and_search, trained
 
 from calotype.cli import commands
@@ -52,7 +52,7 @@ def test_a_frozen_encoder_counts_as_a_network_and_what_it_reads_as_work(tmp_path
     for place in ("build", "training.pipeline", "planning.measurement"):
         monkeypatch.setattr(f"calotype.{place}.build_frozen", lambda text: frozen)
     monkeypatch.setattr(minilm, "find", lambda: tmp_path)
-    run = commands.train(wish(tmp_path / "pictures", tmp_path / "run", "denoiser.text.kind=minilm"), Keeper())
+    run = commands.train(request(tmp_path / "pictures", tmp_path / "run", "denoiser.text.kind=minilm"), Keeper())
     one, pictures = open_one("A", run, "cpu"), read(tmp_path / "pictures", 16, None, Keeper())
     assert frozen_encoder(one) is frozen
     found = deployment(one)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from analytic import perturbed, unconditional
 from safetensors import safe_open
-from small import CASCADE, SETTINGS, Keeper, be_quick, wish, write_pictures
+from small import CASCADE, SETTINGS, Keeper, be_quick, request, write_pictures
 from torch import nn
 from torch.nn.functional import cosine_similarity
 
@@ -328,13 +328,13 @@ def test_a_model_with_a_frozen_encoder_is_trained_and_sampled(folder, tmp_path, 
     monkeypatch.setattr("calotype.training.pipeline.build_frozen", lambda text: frozen)
     monkeypatch.setattr("calotype.planning.measurement.build_frozen", lambda text: Frozen(small_reader(tmp_path)))
     monkeypatch.setattr(minilm, "find", lambda: tmp_path)
-    voice = Keeper()
-    run = train(wish(folder, tmp_path / "run", "denoiser.text.kind=minilm", settings=settings), voice)
+    console = Keeper()
+    run = train(request(folder, tmp_path / "run", "denoiser.text.kind=minilm", settings=settings), console)
     told = [text for path in folder.rglob("*.txt") for text in path.read_text(encoding="utf-8").splitlines()]
     count = len({one for text in told for one in (text, *parts(text))})
     assert count <= reader.network.asked <= 2 * count  # once for the table; once more what the plan timed steps with
-    (choice,) = [one for one in voice.plans[0].choices if one.what == "text"]
-    assert choice.value.startswith("MiniLM (English), frozen") and "captions" in voice.bars
+    (choice,) = [one for one in console.plans[0].choices if one.what == "text"]
+    assert choice.value.startswith("MiniLM (English), frozen") and "captions" in console.bars
     assert len([*(run / "cache").glob("words-*.safetensors")]) == 1
     for file in [*run.rglob("*.safetensors")]:
         with safe_open(file, "pt") as weights:
@@ -351,7 +351,9 @@ def test_a_model_with_a_frozen_encoder_is_trained_and_sampled(folder, tmp_path, 
 @with_transformers
 def test_a_model_finds_its_encoder_where_it_was_or_beside_its_weights(folder, tmp_path):
     encoder = write_encoder(tmp_path / "encoder", "xlm-roberta")
-    run = train(wish(folder, tmp_path / "run", "denoiser.text.kind=folder", f"denoiser.text.path={encoder}"), Keeper())
+    run = train(
+        request(folder, tmp_path / "run", "denoiser.text.kind=folder", f"denoiser.text.path={encoder}"), Keeper()
+    )
     digest = read_json(run / "model" / "model.json")["recipe"]["denoiser"]["text"]["digest"]
     assert digest == transformers.digest_of(encoder) and digest in (run / "model" / "README.md").read_text()
     deployed = shutil.copytree(run / "model", tmp_path / "deployed")
@@ -376,7 +378,7 @@ def test_a_model_finds_its_encoder_where_it_was_or_beside_its_weights(folder, tm
 def test_a_wrong_encoder_is_told_before_pictures_are_read(tmp_path, name):
     encoder = write_encoder(tmp_path / "encoder")
     spoil(name)(encoder)
-    asked = wish(tmp_path / "no pictures", None, "denoiser.text.kind=folder", f"denoiser.text.path={encoder}")
+    asked = request(tmp_path / "no pictures", None, "denoiser.text.kind=folder", f"denoiser.text.path={encoder}")
     with pytest.raises(UserError, match="encoder") as error:
         commands.plan(asked, Keeper())
     assert "\n" not in str(error.value)

@@ -7,7 +7,7 @@ from small import recipe
 
 from calotype.build import build_stage
 from calotype.diffusion.guidance import guided, rising, within
-from calotype.diffusion.init import masked, near
+from calotype.diffusion.init import image_to_image, inpainting
 from calotype.diffusion.samplers import euler
 from calotype.diffusion.schedules import Karras
 from calotype.diffusion.stage import Sampling, filled, generate
@@ -190,7 +190,7 @@ def test_edits_are_guided_by_the_prior_too(stage):
     picture, mask = torch.rand(1, 3, SIZE, SIZE) * 2 - 1, torch.zeros(1, 1, SIZE, SIZE)
     mask[..., :4] = 1
     unguided = PRIOR.model_copy(update={"guidance": 1.0})
-    for start in (near(picture, SIZE, 0.5), masked(picture, mask, SIZE)):
+    for start in (image_to_image(picture, SIZE, 0.5), inpainting(picture, mask, SIZE)):
         guided_by_prior, without = (generate([stage], LABELS, [one], RNGS, start=start) for one in (PRIOR, unguided))
         assert (guided_by_prior - without).abs().max() > 1e-2
     assert torch.allclose(guided_by_prior[..., 4:], picture[..., 4:].expand(3, -1, -1, -1), atol=1e-5)

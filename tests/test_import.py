@@ -8,7 +8,7 @@ import torch
 from diffusers import AutoencoderKL
 from folders import write_autoencoder
 from safetensors.torch import load_file
-from small import SETTINGS, Keeper, be_quick, noise_pixels, opened, wish, write_pictures
+from small import SETTINGS, Keeper, be_quick, noise_pixels, opened, request, write_pictures
 
 from calotype.cli import commands
 from calotype.cli.commands import TrainRequest, train
@@ -44,7 +44,7 @@ def pictures(tmp_path_factory):
 
 
 def asked(pictures, out, folder, *overrides):
-    return replace(wish(pictures, out, *overrides, settings=IMPORTED), space=f"diffusers:{folder}")
+    return replace(request(pictures, out, *overrides, settings=IMPORTED), space=f"diffusers:{folder}")
 
 
 @pytest.fixture(scope="module")

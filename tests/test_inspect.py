@@ -5,7 +5,7 @@ import shutil
 import sys
 
 import pytest
-from small import CASCADE, HYBRID, Keeper, be_quick, train_small, wish, write_pictures
+from small import CASCADE, HYBRID, Keeper, be_quick, request, train_small, write_pictures
 from test_train import interrupted_at
 
 from calotype.cli import app as cli
@@ -22,10 +22,10 @@ def quick(monkeypatch):
 
 
 def inspected(run, out=None, data=None):
-    voice = Keeper()
-    folder = commands.inspect(run, data, out, "cpu", voice)
+    console = Keeper()
+    folder = commands.inspect(run, data, out, "cpu", console)
     page = (folder / "inspection.html").read_text()
-    return read_json(folder / "inspection.json"), page, voice.said
+    return read_json(folder / "inspection.json"), page, console.said
 
 
 def events(run, kind):
@@ -66,7 +66,7 @@ def test_half_a_run_is_inspected_from_its_newest_checkpoint(tmp_path, monkeypatc
     write_pictures(tmp_path / "pictures")
     interrupted_at(monkeypatch, [("autoencoder", 20)])
     with pytest.raises(Interrupted):
-        commands.train(wish(tmp_path / "pictures", tmp_path / "run"), Keeper())
+        commands.train(request(tmp_path / "pictures", tmp_path / "run"), Keeper())
     found, _, _ = inspected(tmp_path / "run")
     assert found["state"] == "after 24 images" and found["measures"]["finite"]
     assert all(0.5 < one["std"] < 2 for one in found["measures"]["channels"])
@@ -106,10 +106,10 @@ def test_train_stops_where_going_on_would_be_a_waste_and_goes_on_by_force(tmp_pa
 
     monkeypatch.setattr(LatentSpace, "measure", wrong)
     write_pictures(tmp_path / "pictures")
-    voice = Keeper()
+    console = Keeper()
     with pytest.raises(UserError, match=r"wrong statistics.* calotype resume .*run --force") as error:
-        commands.train(wish(tmp_path / "pictures", run), voice)
-    assert "\n" not in str(error.value) and any("wrong statistics" in line for line in voice.said)
+        commands.train(request(tmp_path / "pictures", run), console)
+    assert "\n" not in str(error.value) and any("wrong statistics" in line for line in console.said)
     state = read_json(run / "run.json")
     assert (state["state"], state["legs"]["denoiser"]) == ("failed", "waiting")
     with pytest.raises(UserError, match="--force"):
@@ -124,5 +124,5 @@ def test_train_stops_where_going_on_would_be_a_waste_and_goes_on_by_force(tmp_pa
 def test_train_goes_on_by_force(tmp_path, monkeypatch):
     monkeypatch.setattr(LatentSpace, "measure", lambda space, moments: space.spread.fill_(1e-3))
     write_pictures(tmp_path / "pictures")
-    run = commands.train(wish(tmp_path / "pictures", tmp_path / "run"), Keeper(), force=True)
+    run = commands.train(request(tmp_path / "pictures", tmp_path / "run"), Keeper(), force=True)
     assert read_json(run / "run.json")["state"] == "finished"

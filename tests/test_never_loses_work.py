@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from small import Keeper, be_quick, second_leg, wish, write_pictures
+from small import Keeper, be_quick, request, second_leg, write_pictures
 from test_cli import SMALL, WHILE_IT_LEARNS, folder, python, resumed, tell, training
 from test_train import interrupted_at, products, run_in, silent
 
@@ -47,7 +47,7 @@ def stopped_run(folder, patch):
     patch.setattr(runs, "SAVE_SECONDS", 0.0)
     interrupted_at(patch, [("autoencoder", 8)])
     with pytest.raises(Interrupted):
-        commands.train(wish(folder, folder.parent / "run"), Keeper())
+        commands.train(request(folder, folder.parent / "run"), Keeper())
     return folder.parent / "run"
 
 
@@ -333,11 +333,11 @@ def abort(patch, problem):
 
     real = commands.training.read
 
-    def read(folder, size, cache, voice, rule):
+    def read(folder, size, cache, console, rule):
         Claimed.folder = cache.parent
         cache.mkdir()
         (cache / "pixels.npy").touch()
-        return real(folder, size, cache, voice, rule)
+        return real(folder, size, cache, console, rule)
 
     patch.setattr(commands.training, "read", read)
     patch.setattr(commands.training, "make_plan", fail)
@@ -368,7 +368,7 @@ def test_the_lock_that_a_killed_process_left_in_out_does_not_make_it_full(folder
     monkeypatch.setattr(commands.training, "develop", lambda run, *more: run.folder)
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "lock").write_text(str(GONE))
-    run = commands.train(wish(folder, tmp_path / "run"), Keeper())
+    run = commands.train(request(folder, tmp_path / "run"), Keeper())
     assert read_json(run / "run.json")["legs"] == {"autoencoder": "waiting", "denoiser": "waiting"}
 
 
@@ -379,7 +379,7 @@ def test_run_json_comes_after_all_that_resuming_needs(folder, tmp_path, monkeypa
 
     monkeypatch.setattr(Run, "spend", spend)
     with pytest.raises(KeyboardInterrupt):
-        commands.train(wish(folder, tmp_path / "run"), Keeper())
+        commands.train(request(folder, tmp_path / "run"), Keeper())
     assert not (tmp_path / "run").exists()
 
 

@@ -150,7 +150,7 @@ class Toy(Denoiser):
 
     def loss(self, clean, sigma, noise, condition):
         assert (noise == noise[0]).all() and (sigma == sigma[0]).all()
-        return self.error(clean, condition.text.wanted)
+        return self.error(clean, condition.text.prompts)
 
 
 def sought(error, count=64, held_out=40, folder=None):

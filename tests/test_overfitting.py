@@ -126,7 +126,7 @@ def test_a_leg_that_overfits_ends_with_the_weights_of_its_best_look(tmp_path, mo
     shorter.clock.total = 32  # the schedules are those of the whole leg
     seen = {}
 
-    def keep(clock, news):
+    def keep(clock, result):
         if clock.images_seen == 16:
             seen.update({name: value.clone() for name, value in shorter.stage.denoiser.state_dict().items()})
 

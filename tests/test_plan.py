@@ -432,7 +432,7 @@ def test_every_even_size_has_a_chain():
     for size in range(2, 2050, 2):
         chain = choose_chain("cascade", size)
         assert len(chain) > 1 and chain[-1] == size
-        assert {larger / smaller for smaller, larger in pairwise(chain)} <= {2, 4}
+        assert {larger / low_res for low_res, larger in pairwise(chain)} <= {2, 4}
 
 
 @pytest.mark.parametrize("legs", [["denoiser"], ["autoencoder", "denoiser"], ["denoiser", "enlarge-16", "enlarge-64"]])
@@ -480,9 +480,9 @@ def test_the_doubts_are_those_of_what_is_fitted():
     plain, everywhere = deviations_of(pictures, 16, 4)
     local = PatchPrior(4)
     local.fit([(shrunk(images, 4), images)])
-    doubt = local.around(shrunk(images, 4), torch.zeros(len(images))).doubt
+    deviation = local.around(shrunk(images, 4), torch.zeros(len(images))).deviation
     assert plain == pytest.approx(float(local.plain), rel=0.01)
-    assert everywhere == pytest.approx(float(doubt.square().mean().sqrt()), rel=0.05)
+    assert everywhere == pytest.approx(float(deviation.square().mean().sqrt()), rel=0.05)
 
 
 def test_flat_pictures_leave_the_doubt_of_one_level():
@@ -499,13 +499,13 @@ def test_a_short_run_warms_up_for_a_hundred_steps_or_a_quarter(images, least):
     assert with_warmups(mine, {"denoiser": images}) == mine
 
 
-@pytest.mark.parametrize(("smaller", "size"), [(8, 16), (16, 32), (16, 64), (10, 20)])
+@pytest.mark.parametrize(("low_res", "size"), [(8, 16), (16, 32), (16, 64), (10, 20)])
 @pytest.mark.parametrize("width", [1, 4])
-def test_the_enlarger_is_the_widest_that_sees_enough_and_local(smaller, size, width):
+def test_the_enlarger_is_the_widest_that_sees_enough_and_local(low_res, size, width):
     pictures = noise_pictures(size=size)
     for operations in (1e9, 1e14, 1e18):
-        settings, why = enlarger(pictures, smaller, size, operations, width)
-        config = check({"size": size, "stages": [smaller, size], "enlarge": {str(size): settings}}).enlarger(size)
+        settings, why = enlarger(pictures, low_res, size, operations, width)
+        config = check({"size": size, "stages": [low_res, size], "enlarge": {str(size): settings}}).enlarger(size)
         crops = operations / (3 * estimated(config.backbone, 6, 3, config.crop))
         assert crops >= width * ENOUGH_CROPS or config.backbone.width == 32
         assert f"{crops:,.0f} pictures" in why and config.backbone.attention_levels == () and config.crop <= size

@@ -6,7 +6,7 @@ from itertools import pairwise
 import pytest
 import torch
 from PIL import Image
-from small import CASCADE, CPU, Keeper, be_quick, noise_pixels, recipe, wish
+from small import CASCADE, CPU, Keeper, be_quick, noise_pixels, recipe, request
 
 import calotype
 from calotype.cli.commands import check_data, plan, resume, train
@@ -129,10 +129,10 @@ def test_a_picture_that_has_gone_since_is_told(folder, tmp_path):
 
 
 def test_data_check_says_what_squares_cut_away(folder):
-    voice = Keeper()
-    check_data(folder, 16, voice)
+    console = Keeper()
+    check_data(folder, 16, console)
     assert any(
-        re.search(r"squares cut away \d+% of 29 pictures; with --set shapes=5 it is \d%", one) for one in voice.said
+        re.search(r"squares cut away \d+% of 29 pictures; with --set shapes=5 it is \d%", one) for one in console.said
     )
 
 
@@ -220,12 +220,12 @@ def test_a_window_keeps_the_caption_of_its_picture_and_any_first_ones_are_of_all
     }
     for turn in range(2):
         seen = some_of(forms, [torch.arange(len(one)) for one in parts], len(whole), Rng(("seen",)), turn)
-        assert sorted(seen.text.wanted) == sorted(whole)
-        for window, name in zip(seen.clean, seen.text.wanted, strict=True):
+        assert sorted(seen.text.prompts) == sorted(whole)
+        for window, name in zip(seen.clean, seen.text.prompts, strict=True):
             places = whole[name].unfold(1, 12, 1).unfold(2, 12, 1)
             assert (places == window[:, None, None]).all(-1).all(-1).all(0).any()
         for first in range(1, len(whole)):
-            counts = Counter(whole[name].shape for name in seen.text.wanted[:first])
+            counts = Counter(whole[name].shape for name in seen.text.prompts[:first])
             expected = (first * len(one) / len(whole) for one in parts)
             assert all(
                 abs(counts[one.pixels.shape[1:]] - share) <= 1 for one, share in zip(parts, expected, strict=True)
@@ -247,7 +247,7 @@ def quick(monkeypatch, few):
 
 
 def test_from_pictures_of_many_shapes_to_pictures_of_many_shapes(folder, tmp_path, quick):
-    run = train(wish(folder, tmp_path / "run", "shapes=3"), Keeper())
+    run = train(request(folder, tmp_path / "run", "shapes=3"), Keeper())
     notes = " ".join(read_json(run / "plan.json")["notes"])
     assert "shapes: 12 x 24 px 12, 24 x 12 px 9, 16 x 16 px 8;" in notes and "(38% with squares)" in notes
     assert len([*(run / "cache").glob("latents-*.safetensors")]) == 3
@@ -261,12 +261,12 @@ def test_from_pictures_of_many_shapes_to_pictures_of_many_shapes(folder, tmp_pat
 
 
 def test_a_cascade_learns_shapes_in_its_first_stage(folder, tmp_path, quick):
-    model = calotype.load(train(wish(folder, tmp_path / "run", "shapes=3", settings=CASCADE), Keeper()))
+    model = calotype.load(train(request(folder, tmp_path / "run", "shapes=3", settings=CASCADE), Keeper()))
     assert model.least == 12
     for size in ((12, 24), (24, 12), (16, 32)):
         assert model.sample(1, size=size)[0].size == size
 
 
 def test_squares_stay_squares(tmp_path, quick):
-    made = plan(wish(write_shapes(tmp_path / "squares", {(20, 20): 10}), tmp_path / "run", "shapes=3"), Keeper())
+    made = plan(request(write_shapes(tmp_path / "squares", {(20, 20): 10}), tmp_path / "run", "shapes=3"), Keeper())
     assert any(note.startswith("shapes: 16 x 16 px 10; 0% of each") for note in made.notes)

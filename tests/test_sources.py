@@ -129,8 +129,8 @@ def test_each_crop_comes_with_its_shrunk_picture(crop, factor, flip):
     )
     for epoch in range(20):
         batch = source.batch(9 * epoch, 9)
-        assert torch.equal(batch.smaller, shrunk(batch.clean, factor))
-        for (_, row, column), small, label in zip(pixels(batch), batch.smaller, batch.labels, strict=True):
+        assert torch.equal(batch.low_res, shrunk(batch.clean, factor))
+        for (_, row, column), small, label in zip(pixels(batch), batch.low_res, batch.labels, strict=True):
             top, left = int(row.min()), int(column.min())
             assert top % factor == left % factor == 0
             corners.add((top, left))
@@ -140,7 +140,7 @@ def test_each_crop_comes_with_its_shrunk_picture(crop, factor, flip):
 
 
 def test_without_a_factor_there_is_no_smaller_picture():
-    assert picture_source().batch(0, 4).smaller is None
+    assert picture_source().batch(0, 4).low_res is None
 
 
 @pytest.mark.parametrize("flip", [False, True])

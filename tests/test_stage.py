@@ -7,7 +7,7 @@ from torch import nn
 
 from calotype.diffusion.augmentation import BlurAugmentation, NoiseAugmentation
 from calotype.diffusion.denoiser import Denoiser
-from calotype.diffusion.init import redrawn
+from calotype.diffusion.init import sdedit
 from calotype.diffusion.schedules import Karras
 from calotype.diffusion.stage import Sampling, Stage, generate, noise_each, shrunk, stops
 from calotype.nets.unet import Unet, UnetConfig
@@ -36,12 +36,12 @@ SAMPLINGS = {
 samplings = pytest.mark.parametrize("samplings", SAMPLINGS.values(), ids=SAMPLINGS)
 
 
-def stage(size, smaller=None, augmentation=None):
-    config = UnetConfig(width=8, patch=1 if smaller is None else 2, multiples=(1,), blocks=1, attention_levels=())
-    backbone = perturbed(Unet(config, 3 if smaller is None else 6, 3), 0.03)
+def stage(size, low_res=None, augmentation=None):
+    config = UnetConfig(width=8, patch=1 if low_res is None else 2, multiples=(1,), blocks=1, attention_levels=())
+    backbone = perturbed(Unet(config, 3 if low_res is None else 6, 3), 0.03)
     denoiser = Denoiser(backbone, 8, CLASSES, "edm", spread=0.5).eval()
     schedule = Karras(smallest=0.01, largest=20.0)
-    return Stage(denoiser, PixelSpace(), schedule, size, smaller, augmentation or NoiseAugmentation())
+    return Stage(denoiser, PixelSpace(), schedule, size, low_res, augmentation or NoiseAugmentation())
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def conditions_of(stage):
 
 
 def equal(one, other):
-    names = ("labels", "smaller", "augmentation", "doubt")
+    names = ("labels", "low_res", "augmentation", "deviation")
     pairs = [(getattr(one, name), getattr(other, name)) for name in names]
     return all(a is b or torch.equal(a, b) for a, b in pairs)
 
@@ -65,15 +65,15 @@ def equal(one, other):
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
 def test_what_is_redrawn_depends_on_its_own_picture_and_noise_alone(chain, share):
     images, sampling = torch.rand(3, 3, 4, 4) * 2 - 1, Sampling(steps=10, guidance=1.0)
-    found = redrawn(chain[0], images, LABELS, sampling, share, RNGS)
-    assert found.shape == images.shape and torch.equal(found, redrawn(chain[0], images, LABELS, sampling, share, RNGS))
-    alone = redrawn(chain[0], images[1:2], LABELS[1:2], sampling, share, RNGS[1:2])
+    found = sdedit(chain[0], images, LABELS, sampling, share, RNGS)
+    assert found.shape == images.shape and torch.equal(found, sdedit(chain[0], images, LABELS, sampling, share, RNGS))
+    alone = sdedit(chain[0], images[1:2], LABELS[1:2], sampling, share, RNGS[1:2])
     assert torch.allclose(found[1:2], alone, atol=1e-4)
 
 
 def test_the_more_steps_are_redrawn_the_less_is_kept(chain):
     images, sampling = torch.rand(3, 3, 4, 4) * 2 - 1, Sampling(steps=10, guidance=1.0)
-    away = [(redrawn(chain[0], images, LABELS, sampling, share, RNGS) - images).norm() for share in (0.1, 0.5, 0.9)]
+    away = [(sdedit(chain[0], images, LABELS, sampling, share, RNGS) - images).norm() for share in (0.1, 0.5, 0.9)]
     assert away[0] < away[1] < away[2]
 
 
@@ -124,7 +124,7 @@ def test_training_and_sampling_are_told_by_the_same_line(augmentation):
     DenoisingObjective(one).each(Batch(clean, LABELS, small), rng)
     level, noise = augmentation.draw(3, rng.at("augmentation")), rng.at("spoiling").normal(3, 3, 4, 4)
     assert equal(given[0], one.condition(LABELS, small, level, noise))
-    assert torch.equal(given[0].smaller, enlarged(augmentation.apply(small, level, noise), 2)) and level.all()
+    assert torch.equal(given[0].low_res, enlarged(augmentation.apply(small, level, noise), 2)) and level.all()
 
     seen = conditions_of(one)
     generate([one], LABELS, [Sampling(steps=2, guidance=1.0, augmentation=0.25)], RNGS, small)
@@ -138,7 +138,7 @@ def test_the_doubt_goes_with_the_level_and_is_that_of_the_augmentation():
     for augmentation in (NoiseAugmentation(), BlurAugmentation()):
         condition = stage(8, 4, augmentation).condition(LABELS, small, level, small)
         assert torch.equal(condition.augmentation, level)
-        assert torch.allclose(condition.doubt, per_image(augmentation.doubt(level)).expand(3, 1, 8, 8))
+        assert torch.allclose(condition.deviation, per_image(augmentation.deviation(level)).expand(3, 1, 8, 8))
 
 
 def test_the_first_stage_is_told_its_label_and_nothing_else():
@@ -199,10 +199,10 @@ class Silent(nn.Module):
         return torch.zeros_like(image[:, :3])
 
 
-def point(spread=1e-3, size=16, smaller=None):
+def point(spread=1e-3, size=16, low_res=None):
     """A stage whose pictures are all grey, exactly."""
     denoiser = Denoiser(Silent(), 8, CLASSES, "edm", spread=spread)
-    return Stage(denoiser, PixelSpace(), Karras(smallest=0.01, largest=20.0), size, smaller, NoiseAugmentation())
+    return Stage(denoiser, PixelSpace(), Karras(smallest=0.01, largest=20.0), size, low_res, NoiseAugmentation())
 
 
 def conditioned(conditioning, level, sampler="dpm_solver"):
@@ -219,7 +219,7 @@ def conditioned(conditioning, level, sampler="dpm_solver"):
 @pytest.mark.parametrize("level", [0.05, 0.3, 1.0])
 def test_a_truncated_stage_hands_on_its_noisy_state_and_no_noise_is_added(level, sampler):
     condition, states = conditioned("truncated", level, sampler)
-    assert torch.equal(condition.smaller, enlarged(states[-1], 2))
+    assert torch.equal(condition.low_res, enlarged(states[-1], 2))
     assert states[-1].std().item() == pytest.approx(level, rel=0.05)
     assert condition.augmentation.tolist() == pytest.approx([level] * 3)
 
@@ -229,11 +229,11 @@ def test_a_whole_picture_gets_the_noise_of_its_level(level):
     condition, states = conditioned("whole", level)
     noise = noise_each([rng.at(32, "augmentation") for rng in RNGS], (3, 16, 16))
     expected = enlarged(states[-1] + per_image(torch.full((3,), level)) * noise, 2)
-    assert states[-1].abs().max() < 0.01 and torch.allclose(condition.smaller, expected, atol=1e-6)
+    assert states[-1].abs().max() < 0.01 and torch.allclose(condition.low_res, expected, atol=1e-6)
 
 
 def test_what_is_whole_and_what_is_truncated_are_as_noisy():
-    spreads = [conditioned(conditioning, 0.3)[0].smaller.std().item() for conditioning in ("whole", "truncated")]
+    spreads = [conditioned(conditioning, 0.3)[0].low_res.std().item() for conditioning in ("whole", "truncated")]
     assert spreads[0] == pytest.approx(spreads[1], rel=0.05)
 
 

@@ -101,18 +101,18 @@ def test_captions_are_counted_as_training_reads_them(odd):
 def test_hostile_names_stay_on_one_line_and_bad_files_are_named_with_reasons(tmp_path):
     write_pictures(tmp_path, count=4, classes=())
     (tmp_path / "<b>\x1b[31m\n.png").write_bytes(b"")
-    voice = Keeper()
-    check_data(tmp_path, 16, voice)
-    assert "unreadable   1: '<b>\\x1b[31m\\n.png': found nothing (0 bytes)" in "\n".join(voice.said)
-    assert all(line.isprintable() for line in voice.said)
+    console = Keeper()
+    check_data(tmp_path, 16, console)
+    assert "unreadable   1: '<b>\\x1b[31m\\n.png': found nothing (0 bytes)" in "\n".join(console.said)
+    assert all(line.isprintable() for line in console.said)
 
 
 def test_where_nothing_can_be_read_training_may_not_start(tmp_path):
     (tmp_path / "holiday.jpg").write_text("no picture")
-    voice = Keeper()
+    console = Keeper()
     with pytest.raises(UserError, match="could be read, so training cannot start"):
-        check_data(tmp_path, 16, voice)
-    assert any("holiday.jpg: found text" in line for line in voice.said)
+        check_data(tmp_path, 16, console)
+    assert any("holiday.jpg: found text" in line for line in console.said)
 
 
 def test_no_pixels_are_kept(tmp_path):

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from small import Keeper, be_quick, noise_pictures, train_small, wish, write_pictures
+from small import Keeper, be_quick, noise_pictures, request, train_small, write_pictures
 
 from calotype.cli import commands
 from calotype.cli.commands import Grid, sweeping
@@ -162,12 +162,12 @@ def test_a_sweep_has_other_seeds_than_samples(run, monkeypatch):
 def test_guidance_that_changes_nothing_is_told_in_one_line(tmp_path, monkeypatch):
     be_quick(monkeypatch)
     write_pictures(tmp_path / "pictures", classes=())
-    run, voice = (
-        commands.train(wish(tmp_path / "pictures", tmp_path / "run", "denoiser.start=nothing"), Keeper()),
+    run, console = (
+        commands.train(request(tmp_path / "pictures", tmp_path / "run", "denoiser.start=nothing"), Keeper()),
         Keeper(),
     )
-    commands.sweep(run, None, 4, 0, Grid((1,)), "cpu", voice)
-    assert voice.said == [sweeping.UNGUIDED] and sweeping.UNGUIDED in (run / "report.html").read_text()
+    commands.sweep(run, None, 4, 0, Grid((1,)), "cpu", console)
+    assert console.said == [sweeping.UNGUIDED] and sweeping.UNGUIDED in (run / "report.html").read_text()
 
 
 def test_a_sweep_is_kept_and_its_best_cell_becomes_the_models_own(run, monkeypatch):

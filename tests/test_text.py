@@ -6,7 +6,7 @@ import pytest
 import torch
 from analytic import perturbed, silent_parameters, unconditional
 from PIL import Image
-from small import CASCADE, SETTINGS, Keeper, be_quick, machine, noise_pictures, wish, write_pictures
+from small import CASCADE, SETTINGS, Keeper, be_quick, machine, noise_pictures, request, write_pictures
 
 import calotype
 from calotype.build import build_reading
@@ -188,8 +188,8 @@ def test_dropout_gives_each_case_as_often_as_its_setting_says(case, neither, cap
         label_dropout=neither, caption_alone=caption_alone, label_alone=label_alone, phrase_dropout=0.0
     )
     labels, text = drop_condition(batch, dropout, Rng((case, f"{neither}")))
-    assert set(labels.tolist()) <= {2, NULL_LABEL} and set(text.wanted) <= {"a, b", ""}
-    given = list(zip((labels >= 0).tolist(), map(bool, text.wanted), strict=True))
+    assert set(labels.tolist()) <= {2, NULL_LABEL} and set(text.prompts) <= {"a, b", ""}
+    given = list(zip((labels >= 0).tolist(), map(bool, text.prompts), strict=True))
     expected = dict.fromkeys(CASES.values(), 0.0)
     if labelled and captioned:
         both = 1 - neither - caption_alone - label_alone
@@ -206,9 +206,9 @@ def test_what_is_dropped_of_a_picture_does_not_depend_on_the_others():
     """Nor does a batch without captions drop other labels than one whose captions are empty."""
     batch = Batch(torch.zeros(64, 1, 1, 1), torch.arange(64) % 3 - 1, text=Text(("x", "", "y, z", "") * 16))
     labels, text = drop_condition(batch, ConditionDropout(), Rng((0,)))
-    more = Batch(torch.zeros(64, 1, 1, 1), batch.labels.clone(), text=Text((*batch.text.wanted[:63], "")))
+    more = Batch(torch.zeros(64, 1, 1, 1), batch.labels.clone(), text=Text((*batch.text.prompts[:63], "")))
     again, other = drop_condition(more, ConditionDropout(), Rng((0,)))
-    assert torch.equal(labels[:63], again[:63]) and text.wanted[:63] == other.wanted[:63]
+    assert torch.equal(labels[:63], again[:63]) and text.prompts[:63] == other.prompts[:63]
     silent, plain = (Batch(batch.clean, batch.labels, text=one) for one in (Text(("",) * 64), None))
     dropped = [drop_condition(one, ConditionDropout(label_dropout=0.4), Rng((0,)))[0] for one in (silent, plain)]
     assert torch.equal(*dropped) and drop_condition(plain, ConditionDropout(), Rng((0,)))[1] is None
@@ -259,11 +259,11 @@ def folder(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("settings", [SETTINGS, CASCADE], ids=["latent", "cascade"])
 def test_a_captioned_folder_becomes_a_model_that_reads(folder, tmp_path, settings):
-    voice = Keeper()
-    run = train(wish(folder, tmp_path / "run", settings=settings), voice)
-    (choice,) = [one for one in voice.plans[0].choices if one.what == "text"]
+    console = Keeper()
+    run = train(request(folder, tmp_path / "run", settings=settings), console)
+    (choice,) = [one for one in console.plans[0].choices if one.what == "text"]
     assert choice.value.startswith("bytes") and choice.why.startswith("10 of 10 pictures have captions")
-    assert "captions of 10 pictures, from .txt files (10)" in voice.plans[0].notes
+    assert "captions of 10 pictures, from .txt files (10)" in console.plans[0].notes
     asked = read_json(run / "samples" / "samples.json")["prompts"]
     page = (run / "report.html").read_text()
     assert len(asked) == 4 and "picture <b>" not in page and "The prompts, in reading order" in page
@@ -285,7 +285,7 @@ def test_a_captioned_folder_becomes_a_model_that_reads(folder, tmp_path, setting
 
 def test_a_model_that_reads_is_edited_swept_and_evaluated(folder, tmp_path):
     """The prompt changes the picture, and none of the ways to sample forgets it."""
-    run = train(wish(folder, tmp_path / "run"), Keeper())
+    run = train(request(folder, tmp_path / "run"), Keeper())
     model = calotype.load(run)
     for stage in model.stages:
         perturbed(stage.denoiser)
@@ -297,13 +297,13 @@ def test_a_model_that_reads_is_edited_swept_and_evaluated(folder, tmp_path):
         assert one != other
     commands.sweep(run, None, 4, 0, commands.Grid((2,), (1.0, 2.0)), "cpu", Keeper())
     assert {cell["guidance"] for cell in read_json(run / "sweep.json")["cells"]} == {1.0, 2.0}
-    voice = Keeper()
-    commands.evaluate(run, None, 4, 0, None, "cpu", voice, guidance=3.5)
+    console = Keeper()
+    commands.evaluate(run, None, 4, 0, None, "cpu", console, guidance=3.5)
     found = read_json(run / "evaluation.json")
     assert any("guidance 3.5, as asked" in note for note in found["notes"])
     assert found["sampling"][0]["guidance"] == 3.5 and found["obedience"]["languages"] == ["captions"]
     why = "it needs 2 test pictures with captions of their own, and there are 1"
-    for page in ("\n".join(voice.said), (run / "report.html").read_text(), (run / "model" / "README.md").read_text()):
+    for page in ("\n".join(console.said), (run / "report.html").read_text(), (run / "model" / "README.md").read_text()):
         assert why in page and "what these pictures show is not known" in page
 
 
@@ -313,7 +313,7 @@ def assert_alike(one, other):
 
 
 def test_without_captions_or_where_they_are_turned_off_nothing_reads(folder, tmp_path):
-    run = train(wish(folder, tmp_path / "off", "denoiser.text.kind=none"), Keeper())
+    run = train(request(folder, tmp_path / "off", "denoiser.text.kind=none"), Keeper())
     assert calotype.load(run).reader is None and "prompts" not in read_json(run / "samples" / "samples.json")
     with pytest.raises(UserError, match="trained without captions, so it reads no prompt") as error:
         commands.sample(run, 1, None, 0, tmp_path / "out", "cpu", Keeper(), prompt="a cat")
@@ -340,6 +340,6 @@ def test_sources_hand_out_the_captions_of_their_pictures(folder):
     pictures = read_folder(folder, 16)
     source = PictureSource(pictures, pictures.train_indices, Rng((0,)), torch.device("cpu"), 16, False)
     batch = source.batch(0, 9)
-    for image, caption in zip(batch.clean, batch.text.wanted, strict=True):
+    for image, caption in zip(batch.clean, batch.text.prompts, strict=True):
         row = next(row for row, captions in enumerate(pictures.captions.of) if caption in captions)
         assert torch.equal(image, pictures.pixels[row].float() / 127.5 - 1)

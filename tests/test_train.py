@@ -11,7 +11,7 @@ import time
 import psutil
 import pytest
 import torch
-from small import LEGS, Keeper, be_quick, fingerprint, first_leg, second_leg, wish, write_pictures
+from small import LEGS, Keeper, be_quick, fingerprint, first_leg, request, second_leg, write_pictures
 from test_checkpoint import go_on
 
 from calotype.cli import commands
@@ -46,11 +46,11 @@ def test_the_loop_sees_each_batch_once_and_does_chores_after_it():
         "Kept", (), {"batch": lambda self, start, count: seen.append(("batch", start)) or real(start, count)}
     )()
     assert isinstance(source, Source)
-    chores = [
-        Hook(lambda clock: True, lambda clock, news: seen.append(("always", clock.images_seen))),
-        Hook(at_fractions([0.5, 0.6, 1.0]), lambda clock, news: seen.append(("fraction", clock.images_seen))),
+    hooks = [
+        Hook(lambda clock: True, lambda clock, result: seen.append(("always", clock.images_seen))),
+        Hook(at_fractions([0.5, 0.6, 1.0]), lambda clock, result: seen.append(("fraction", clock.images_seen))),
     ]
-    train(leg.objective, leg.players, source, leg.clock, chores)
+    train(leg.objective, leg.players, source, leg.clock, hooks)
     starts = range(0, 32, 4)
     assert [at for what, at in seen if what == "batch"] == list(starts)
     assert [at for what, at in seen if what == "always"] == [start + 4 for start in starts]
@@ -76,19 +76,19 @@ def test_a_loop_that_has_ended_does_nothing():
     ],
 )
 def test_due_once_at_each_fraction(fractions, seen, steps, due):
-    clock, chore = TrainProgress(100, 1, 0), at_fractions(fractions, seen)
+    clock, hook = TrainProgress(100, 1, 0), at_fractions(fractions, seen)
     found = []
     for progress in steps:
         clock.images_seen = round(100 * progress)
-        found += [progress] if chore(clock) else []
+        found += [progress] if hook(clock) else []
     assert found == due
 
 
 def test_due_every_so_many_seconds_of_training():
-    clock, chore, found = TrainProgress(100, 1, 0), every(10.0), []
+    clock, hook, found = TrainProgress(100, 1, 0), every(10.0), []
     for seconds in (0, 4, 9.9, 10, 12, 19.9, 21, 30.9, 31, 55, 56, 65):
         clock.seconds = float(seconds)
-        found += [seconds] if chore(clock) else []
+        found += [seconds] if hook(clock) else []
     assert found == [10, 21, 31, 55, 65]
 
 
@@ -270,7 +270,7 @@ def test_stopped_and_resumed_is_the_same_to_the_bit(tmp_path, monkeypatch, finis
     write_pictures(tmp_path / "pictures")
     run, states = tmp_path / "run", []
     interrupted_at(monkeypatch, [("autoencoder", 8), ("autoencoder", 16), ("autoencoder", 28), ("denoiser", 20)])
-    for work in (lambda: commands.train(wish(tmp_path / "pictures", run), Keeper()), *[lambda: resume(run)] * 4):
+    for work in (lambda: commands.train(request(tmp_path / "pictures", run), Keeper()), *[lambda: resume(run)] * 4):
         with contextlib.suppress(Interrupted):
             work()
         states.append(read_json(run / "run.json"))
@@ -285,16 +285,16 @@ def resume(run):
 
 
 def test_a_finished_run_is_left_as_it_is(finished):
-    before, voice = products(finished), Keeper()
-    assert commands.resume(finished, "auto", voice) == finished
-    assert "finished already" in voice.said[0] and products(finished) == before
+    before, console = products(finished), Keeper()
+    assert commands.resume(finished, "auto", console) == finished
+    assert "finished already" in console.said[0] and products(finished) == before
 
 
 def test_other_pictures_are_refused(tmp_path, monkeypatch, quick):
     write_pictures(tmp_path / "pictures")
     interrupted_at(monkeypatch, [("autoencoder", 8)])
     with pytest.raises(Interrupted):
-        commands.train(wish(tmp_path / "pictures", tmp_path / "run"), Keeper())
+        commands.train(request(tmp_path / "pictures", tmp_path / "run"), Keeper())
     write_pictures(tmp_path / "pictures", count=3, seed=1)
     with pytest.raises(UserError, match="have changed since"):
         resume(tmp_path / "run")
@@ -306,7 +306,7 @@ def test_a_run_that_is_in_use_is_left_alone(tmp_path, monkeypatch, quick):
     run = tmp_path / "run"
     interrupted_at(monkeypatch, [("autoencoder", 8)])
     with pytest.raises(Interrupted):
-        commands.train(wish(tmp_path / "pictures", run), Keeper())
+        commands.train(request(tmp_path / "pictures", run), Keeper())
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     with Run.open(run).locked(), pytest.raises(UserError, match="in use by process"):
         resume(run)
@@ -326,7 +326,7 @@ def test_nothing_of_a_run_is_a_pickle(monkeypatch, tmp_path, quick):
             monkeypatch.setattr(owner, name, no)
     interrupted_at(monkeypatch, [("denoiser", 8)])
     with pytest.raises(Interrupted):
-        commands.train(wish(tmp_path / "pictures", tmp_path / "run"), Keeper())
+        commands.train(request(tmp_path / "pictures", tmp_path / "run"), Keeper())
     resume(tmp_path / "run")
     load(tmp_path / "run").sample(1)
     suffixes = {path.suffix for path in (tmp_path / "run").rglob("*") if path.is_file()}

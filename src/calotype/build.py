@@ -85,13 +85,13 @@ def build_stage(recipe: Recipe, space: Space, classes: int, mixture: Prior | Non
 
 def build_enlarger(recipe: Recipe, size: int, classes: int) -> Stage:
     """The stage that makes pictures of this size from those of the stage before; `local` is still to be fitted."""
-    config, space, smaller = recipe.enlarger(size), PixelSpace(), recipe.chain[recipe.chain.index(size) - 1]
-    local = PatchPrior(size // smaller) if config.start == "gaussian" else None
+    config, space, low_res = recipe.enlarger(size), PixelSpace(), recipe.chain[recipe.chain.index(size) - 1]
+    local = PatchPrior(size // low_res) if config.start == "gaussian" else None
     seen = 2 if local is None else 3
     backbone = build_reading(config.backbone, seen * space.channels, space.channels, recipe.denoiser.text)
     width, spread = config.backbone.width, config.spread
     denoiser = Denoiser(backbone, width, classes, config.scaling, recipe.precision, spread, local=local)
-    return Stage(denoiser, space, config.schedule, size, smaller, config.augmentation)
+    return Stage(denoiser, space, config.schedule, size, low_res, config.augmentation)
 
 
 def build_first_stage(recipe: Recipe, vae: Autoencoder) -> AutoencoderObjective:

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from calotype.build import build_enlarger, build_space, build_stage
 from calotype.data.captions import as_prompts, clean
 from calotype.data.images import cut, images_from_pil, pils_from_images
-from calotype.diffusion.init import Between, Mask, canvas, feathered, masked, near, toward
+from calotype.diffusion.init import Between, Mask, canvas, condition_switch, feathered, image_to_image, inpainting
 from calotype.diffusion.samplers import SamplerName
 from calotype.diffusion.stage import Initializer, Sampling, Stage, from_noise, generate, in_turn
 from calotype.files import is_whole, read_json, whole_folder, write_json, write_tensors, write_whole
@@ -115,10 +115,10 @@ class Model:
             raise UserError(f"strength is {strength}, but must be above 0 and at most 1; try 0.6")
         plain, full = self.canvas(size), self.image_size
         given = images_from_pil(cut(picture.convert("RGB"), *(size or (full, full)))).to(self.device)
-        start, white = near(given, full, strength, plain), torch.ones_like(given[:, :1])
+        start, white = image_to_image(given, full, strength, plain), torch.ones_like(given[:, :1])
         if mask is not None:
             white = white_of(mask, picture, given)
-            start, changes = masked(given, white, full, start), seamless(changes)
+            start, changes = inpainting(given, white, full, start), seamless(changes)
         labels = self.labels(count, label) if label else [NULL_LABEL] * count
         text, rngs = self.text(count, prompt, negative), self.rngs(count, seed)
         for images in self._develop(labels, text, rngs, changes, size, lambda part: start):
@@ -154,7 +154,7 @@ class Model:
             some = torch.tensor(shares[part], device=self.device, dtype=torch.float32)
             last = torch.full((len(some),), told[1], device=self.device)
             text = texts[1] and texts[1].at(range(frames)[part])
-            return toward(last, text, some, start) if labels or prompts else start
+            return condition_switch(last, text, some, start) if labels or prompts else start
 
         made = self._develop([told[0]] * frames, texts[0], rngs, changes, size, mixing)
         return [picture for images in made for picture in pils_from_images(images)]
@@ -220,7 +220,7 @@ class Model:
 
     def enlarger(self, size: int | None = None) -> int:
         """Which stage enlarges to `size`."""
-        able = {stage.image_size: index for index, stage in enumerate(self.stages) if stage.smaller_size}
+        able = {stage.image_size: index for index, stage in enumerate(self.stages) if stage.low_res_size}
         if not able:
             raise UserError(
                 "this model has one stage, which looks at no smaller picture; to enlarge pictures, train with "

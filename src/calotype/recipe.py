@@ -162,8 +162,8 @@ class Recipe(Config):
 
     @model_validator(mode="after")
     def _chain(self) -> Recipe:
-        for smaller, larger in pairwise(self.chain):
-            if larger % smaller or larger <= smaller:
+        for low_res, larger in pairwise(self.chain):
+            if larger % low_res or larger <= low_res:
                 raise ValueError(f"stages are {list(self.chain)}, but each must be a whole multiple of the one before")
         if self.chain[-1] != self.size:
             raise ValueError(f"stages end at {self.chain[-1]}, but size is {self.size}; the last stage makes that size")

@@ -44,16 +44,16 @@ class Config(BaseModel):
 class Text:
     """What the pictures of a batch show, in words, one entry a picture; "" is not told."""
 
-    wanted: tuple[str, ...]
-    unwanted: tuple[str, ...] = ()
+    prompts: tuple[str, ...]
+    negatives: tuple[str, ...] = ()
     """What guidance leads away from, instead of from "not told"."""
 
     def at(self, chosen: Sequence[int]) -> Text:
-        unwanted = tuple(self.unwanted[index] for index in chosen) if self.unwanted else ()
-        return Text(tuple(self.wanted[index] for index in chosen), unwanted)
+        negatives = tuple(self.negatives[index] for index in chosen) if self.negatives else ()
+        return Text(tuple(self.prompts[index] for index in chosen), negatives)
 
     def unconditional(self) -> Text:
-        return Text(self.unwanted or ("",) * len(self.wanted))
+        return Text(self.negatives or ("",) * len(self.prompts))
 
 
 @dataclass(frozen=True)
@@ -61,9 +61,9 @@ class Condition:
     """What a denoiser is told besides the noisy picture and its sigma."""
 
     labels: Labels
-    smaller: Latents | None = None  # the smaller picture, augmented, enlarged and brought into the stage's space
+    low_res: Latents | None = None  # the smaller picture, augmented, enlarged and brought into the stage's space
     augmentation: Sigmas | None = None  # how much the smaller picture was spoilt on purpose
-    doubt: Float[Tensor, "batch 1 _ _"] | None = None  # how far off `smaller` may be, here and there: a deviation
+    deviation: Float[Tensor, "batch 1 _ _"] | None = None  # how far off `low_res` may be, here and there: a deviation
     known: Callable[[Latents, Sigmas], Latents] | None = None  # in training: a closed form that has not seen it
     text: Text | None = None  # for a denoiser that reads
 
@@ -79,7 +79,7 @@ class Batch:
 
     clean: Latents
     labels: Labels
-    smaller: Images | None = None  # the same pictures, shrunk, for a stage that looks at them
+    low_res: Images | None = None  # the same pictures, shrunk, for a stage that looks at them
     fold: Folds | None = None  # which part of the training pictures each belongs to
     text: Text | None = None  # one of each picture's captions, where there are any
 

@@ -89,8 +89,8 @@ def resume(run: RunFolder, device: Device = "auto", force: Force = False) -> Non
     from calotype.cli import commands
     from calotype.cli.console import Terminal
 
-    voice = Terminal()
-    _tell(commands.resume(run, device, voice, force))
+    console = Terminal()
+    _tell(commands.resume(run, device, console, force))
 
 
 @app.command()
@@ -128,13 +128,13 @@ def sample(
     from calotype.cli import commands
     from calotype.cli.console import Terminal
 
-    voice = Terminal()
+    console = Terminal()
     asked = _prompts(prompt, prompts)
     wanted = {"prompt": asked, "negative": negative, "steps": steps, "guidance": guidance, "sampler": sampler}
     count = (len(asked) if prompts else 16) if count is None else count
     sheet = commands.SampleRequest(size, source, strength, mask)
-    folder = commands.sample(run, count, label, seed, out, device, voice, sheet, **wanted)
-    voice.say(f"{count} pictures in {folder}; all of them: {folder / 'grid.png'}")
+    folder = commands.sample(run, count, label, seed, out, device, console, sheet, **wanted)
+    console.say(f"{count} pictures in {folder}; all of them: {folder / 'grid.png'}")
 
 
 @app.command()
@@ -160,10 +160,10 @@ def interpolate(
     from calotype.cli import commands
     from calotype.cli.console import Terminal
 
-    voice = Terminal()
+    console = Terminal()
     wanted = {"steps": steps, "guidance": guidance, "sampler": sampler, "prompt": prompt, "prompts": prompts}
-    commands.interpolate(run, seeds, frames, labels, size, out, device, voice, **wanted)
-    voice.say(f"{frames} frames in {out}")
+    commands.interpolate(run, seeds, frames, labels, size, out, device, console, **wanted)
+    console.say(f"{frames} frames in {out}")
 
 
 @app.command()
@@ -182,9 +182,9 @@ def enlarge(
     from calotype.cli import commands
     from calotype.cli.console import Terminal
 
-    voice = Terminal()
-    count = commands.enlarge(run, pictures, size, label, seed, out, device, voice)
-    voice.say(f"{count} pictures in {out}")
+    console = Terminal()
+    count = commands.enlarge(run, pictures, size, label, seed, out, device, console)
+    console.say(f"{count} pictures in {out}")
 
 
 @app.command()
@@ -209,9 +209,9 @@ def evaluate(
     from calotype.cli import commands
     from calotype.cli.console import Terminal
 
-    voice = Terminal()
+    console = Terminal()
     wanted: dict[str, Any] = {"steps": steps, "guidance": guidance, "sampler": sampler}
-    voice.say(f"all numbers are in {commands.evaluate(run, data, count, seed, out, device, voice, **wanted)}")
+    console.say(f"all numbers are in {commands.evaluate(run, data, count, seed, out, device, console, **wanted)}")
 
 
 @app.command()
@@ -326,9 +326,9 @@ def portraits(
     from calotype.cli import commands
     from calotype.cli.console import Terminal
 
-    voice = Terminal()
-    commands.write_data(size, count, out, voice)
-    voice.say(f"portraits in {out}; their licences are in {out / 'LICENSE.md'}")
+    console = Terminal()
+    commands.write_data(size, count, out, console)
+    console.say(f"portraits in {out}; their licences are in {out / 'LICENSE.md'}")
 
 
 @data.command("check")
@@ -369,11 +369,11 @@ def _wish(
     )
 
 
-def _train(wish: TrainRequest, force: bool) -> None:
+def _train(request: TrainRequest, force: bool) -> None:
     from calotype.cli import commands
     from calotype.cli.console import Terminal
 
-    _tell(commands.train(wish, Terminal(), force))
+    _tell(commands.train(request, Terminal(), force))
 
 
 def _tell(folder: Path) -> None:

@@ -65,9 +65,9 @@ class Pictures:
 
     def shrunk(self, size: int) -> Pictures:
         """The same squares, smaller by a whole factor; they lie in memory."""
-        return self.smaller(self.pixels.shape[-1] // size)
+        return self.low_res(self.pixels.shape[-1] // size)
 
-    def smaller(self, factor: int) -> Pictures:
+    def low_res(self, factor: int) -> Pictures:
         if factor == 1:
             return self
         parts = [shrunk(images_from_pixels(part), factor) for part in self.pixels.split(64)]

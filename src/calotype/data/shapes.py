@@ -75,7 +75,7 @@ def read_forms(
         return [pictures]
     own = sort(sizes_of(pictures), shapes)
     rows = {shape: [index for index, one in enumerate(own) if one == shape] for shape, _ in Counter(own).most_common()}
-    return [_read_form(pictures, chosen, shape, cache, progress).smaller(factor) for shape, chosen in rows.items()]
+    return [_read_form(pictures, chosen, shape, cache, progress).low_res(factor) for shape, chosen in rows.items()]
 
 
 def _read_form(

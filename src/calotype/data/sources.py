@@ -48,7 +48,7 @@ class PictureSource:
     """Chosen pictures as images, half of them mirrored if `flip`: random squares of `crop` pixels, or whole ones (0).
 
     With a `factor` above 1 each comes with its smaller picture, and a crop's corner lies on a pixel of that: the shrunk
-    picture, or the one in `smaller`, which has a row for each of `chosen`.
+    picture, or the one in `low_res`, which has a row for each of `chosen`.
     """
 
     pictures: Pictures
@@ -58,7 +58,7 @@ class PictureSource:
     crop: int
     flip: bool
     factor: int = 1
-    smaller: Tensor | None = None
+    low_res: Tensor | None = None
 
     def batch(self, images_seen: int, count: int) -> Batch:
         places = order(len(self.chosen), images_seen, count, self.rng)
@@ -69,12 +69,12 @@ class PictureSource:
         corners = rng.at("crop").integers(free, count, 2)
         mirrored = (rng.at("flip").uniform(count, 1, 1, 1) < 0.5) & self.flip
         images = self._crops(self.pictures.pixels, chosen, self.factor * corners, (height, width), mirrored)
-        smaller = shrunk(images, self.factor) if self.factor > 1 else None
-        if self.smaller is not None:
+        low_res = shrunk(images, self.factor) if self.factor > 1 else None
+        if self.low_res is not None:
             sides = height // self.factor, width // self.factor
-            smaller = self._crops(self.smaller, places, corners, sides, mirrored)
+            low_res = self._crops(self.low_res, places, corners, sides, mirrored)
         labels, text = self.pictures.labels[chosen], drawn(self.pictures.captions, chosen, rng)
-        return Batch(images, labels.to(self.device), smaller, folds(chosen).to(self.device), text)
+        return Batch(images, labels.to(self.device), low_res, folds(chosen).to(self.device), text)
 
     def _crops(self, pixels: Tensor, rows: Tensor, corners: Tensor, sides: tuple[int, int], mirrored: Tensor) -> Images:
         places, (height, width) = zip(rows.tolist(), corners.tolist(), strict=True), sides

@@ -29,12 +29,12 @@ class NoiseAugmentation(Config):
         """Standard deviation of the noise that is put on the smaller picture."""
         return level
 
-    def doubt(self, level: Sigmas) -> Sigmas:
+    def deviation(self, level: Sigmas) -> Sigmas:
         """Standard deviation of what the enlarged picture has of the noise: bicubic interpolation keeps 0.86 of it."""
         return 0.86 * level
 
-    def apply(self, smaller: Images, level: Sigmas, noise: Tensor) -> Images:
-        return smaller + per_image(level) * noise
+    def apply(self, low_res: Images, level: Sigmas, noise: Tensor) -> Images:
+        return low_res + per_image(level) * noise
 
 
 class BlurAugmentation(Config):
@@ -52,13 +52,13 @@ class BlurAugmentation(Config):
         """Blur puts none on it."""
         return torch.zeros_like(level)
 
-    def doubt(self, level: Sigmas) -> Sigmas:
+    def deviation(self, level: Sigmas) -> Sigmas:
         """Blur takes away little that the stage does not add anyway."""
         return torch.zeros_like(level)
 
-    def apply(self, smaller: Images, level: Sigmas, noise: Tensor) -> Images:
+    def apply(self, low_res: Images, level: Sigmas, noise: Tensor) -> Images:
         """`noise` is not used."""
-        return blurred(smaller, level, math.ceil(3 * self.most))
+        return blurred(low_res, level, math.ceil(3 * self.most))
 
 
 Augmentation = Annotated[NoiseAugmentation | BlurAugmentation, Field(discriminator="kind")]

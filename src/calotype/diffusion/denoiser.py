@@ -130,7 +130,7 @@ class Denoiser(nn.Module):
     def _spread(self, sigma: Sigmas, condition: Condition) -> Float[Tensor, "batch 1 _ _"]:
         """At every place, where the doubt is larger in some than in others."""
         everywhere = per_image(torch.full_like(sigma, self.spread))
-        return everywhere if condition.doubt is None else torch.hypot(everywhere, condition.doubt)
+        return everywhere if condition.deviation is None else torch.hypot(everywhere, condition.deviation)
 
     def _known(self, scaling: Scaling, noisy: Latents, sigma: Sigmas, condition: Condition) -> Latents:
         """What the network need not say: the scaling's skip, or in its place the denoiser in closed form."""
@@ -138,10 +138,10 @@ class Denoiser(nn.Module):
             return condition.known(noisy, sigma)
         if self.mixture is not None:
             return self.mixture.denoise(noisy, sigma, condition.labels, condition.text)
-        return scaling.skip * noisy if condition.smaller is None else torch.lerp(condition.smaller, noisy, scaling.skip)
+        return scaling.skip * noisy if condition.low_res is None else torch.lerp(condition.low_res, noisy, scaling.skip)
 
     def _network(self, scale: Tensor, noisy: Latents, known: Latents, sigma: Sigmas, condition: Condition) -> Latents:
-        image = scale * (noisy if condition.smaller is None else noisy - condition.smaller)
+        image = scale * (noisy if condition.low_res is None else noisy - condition.low_res)
         vector = self.noise_level(sigma / self._spread(sigma, condition).mean((1, 2, 3))) + self.label(
             condition.labels.where(condition.labels != NULL_LABEL, self.classes)
         )
@@ -149,9 +149,9 @@ class Denoiser(nn.Module):
             vector = vector + self.augmentation_level(condition.augmentation)
         if self.has_prior:
             image = torch.cat([image, known], 1)
-        if condition.smaller is not None:
-            image = torch.cat([image, condition.smaller], 1)
-        told = () if condition.text is None else (condition.text.wanted,)
+        if condition.low_res is not None:
+            image = torch.cat([image, condition.low_res], 1)
+        told = () if condition.text is None else (condition.text.prompts,)
         with autocast(image.device, self.precision):
             return self.backbone(image, vector, *told).float()
 

@@ -48,7 +48,7 @@ def within(inside: Denoise, outside: Denoise, low: float = 0.0, high: float = ma
     return lambda noisy, sigma: (inside if low < sigma <= high else outside)(noisy, sigma)
 
 
-def handed_over(one: Denoise, other: Denoise, limits: Sigmas) -> Denoise:
+def switched(one: Denoise, other: Denoise, limits: Sigmas) -> Denoise:
     """`other` up to each picture's own sigma, `one` above that: the large shapes of one, the details of the other.
 
     The mean of both, in place of that, makes grey pictures of two at once.

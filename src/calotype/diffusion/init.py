@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from calotype.diffusion.guidance import handed_over, kept
+from calotype.diffusion.guidance import kept, switched
 from calotype.diffusion.stage import DenoiserFor, Initializer, SamplerInit, Sampling, Stage, from_noise, last, shrunk
 from calotype.types import (
     Condition,
@@ -42,12 +42,12 @@ def canvas(height: int, width: int, full: int) -> Initializer:
 
     def begin(stage: Stage, mean: Latents) -> SamplerInit:
         sides = (side * stage.image_size // full for side in (height, width))
-        return SamplerInit(mean if stage.smaller_size else mean.new_zeros(1, *stage.shape_of(*sides)))
+        return SamplerInit(mean if stage.low_res_size else mean.new_zeros(1, *stage.shape_of(*sides)))
 
     return begin
 
 
-def near(picture: Images, full: int, strength: float, start: Initializer = from_noise) -> Initializer:
+def image_to_image(picture: Images, full: int, strength: float, start: Initializer = from_noise) -> Initializer:
     """Image-to-image (arXiv 2108.01073): the last steps alone, `strength` of them, from the picture with their noise.
 
     What is larger than that noise stays. In a cascade every stage does so, and each looks at what the one below has
@@ -63,7 +63,7 @@ def near(picture: Images, full: int, strength: float, start: Initializer = from_
     return begin
 
 
-def masked(picture: Images, mask: Mask, full: int, start: Initializer = from_noise) -> Initializer:
+def inpainting(picture: Images, mask: Mask, full: int, start: Initializer = from_noise) -> Initializer:
     """Inpainting: `start` where the mask is 1; elsewhere the picture is known to every stage, at every step.
 
     What lies under the mask is painted grey first, so that no latent beside it knows of it.
@@ -82,7 +82,7 @@ def masked(picture: Images, mask: Mask, full: int, start: Initializer = from_noi
     return begin
 
 
-def toward(labels: Labels, text: Text | None, share: Sigmas, start: Initializer = from_noise) -> Initializer:
+def condition_switch(labels: Labels, text: Text | None, share: Sigmas, start: Initializer = from_noise) -> Initializer:
     """From what is told (at a share of 0) to these labels and this text (at 1), for the last `share` of the steps."""
 
     def begin(stage: Stage, mean: Latents) -> SamplerInit:
@@ -91,7 +91,7 @@ def toward(labels: Labels, text: Text | None, share: Sigmas, start: Initializer 
 
         def bend(ask: DenoiserFor, condition: Condition) -> Denoise:
             other = origin.bend(ask, replace(condition, labels=labels, text=text))
-            return handed_over(origin.bend(ask, condition), other, limits)
+            return switched(origin.bend(ask, condition), other, limits)
 
         return replace(origin, bend=bend)
 
@@ -106,7 +106,7 @@ def feathered(mask: Mask, reach: int) -> Mask:
 
 
 @torch.no_grad()
-def redrawn(
+def sdedit(
     stage: Stage,
     images: Images,
     labels: Labels,
@@ -119,10 +119,10 @@ def redrawn(
 
     They keep what is larger than that noise; the rest is the stage's own, mistakes included.
     """
-    smaller = shrunk(images, stage.factor) if stage.smaller_size else None
+    low_res = shrunk(images, stage.factor) if stage.low_res_size else None
     whole = sampling.model_copy(update={"conditioning": "whole"})
-    start = near(images, stage.image_size, share)
-    return stage.space.decode(last(stage.steps(labels, smaller, whole, rngs, start=start, text=text)))
+    start = image_to_image(images, stage.image_size, share)
+    return stage.space.decode(last(stage.steps(labels, low_res, whole, rngs, start=start, text=text)))
 
 
 @dataclass(frozen=True)

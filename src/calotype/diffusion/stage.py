@@ -105,7 +105,7 @@ class Stage:
     space: Space
     schedule: NoiseSchedule
     image_size: int
-    smaller_size: int | None = None
+    low_res_size: int | None = None
     augmentation: NoiseAugmentation | BlurAugmentation = NO_AUGMENTATION
 
     @property
@@ -120,23 +120,23 @@ class Stage:
     @property
     def factor(self) -> int:
         """How many times larger than the smaller image; 1 if there is none."""
-        return self.image_size // (self.smaller_size or self.image_size)
+        return self.image_size // (self.low_res_size or self.image_size)
 
     def condition(
-        self, labels: Labels, smaller: Images | None, level: Sigmas, noise: Tensor, text: Text | None = None
+        self, labels: Labels, low_res: Images | None, level: Sigmas, noise: Tensor, text: Text | None = None
     ) -> Condition:
         """All that the denoiser is told: one line of code for training and sampling, so the two cannot drift apart.
 
-        `smaller` is spoilt by `level`, enlarged, and brought into the space (arXiv 2106.15282, section 4).
+        `low_res` is spoilt by `level`, enlarged, and brought into the space (arXiv 2106.15282, section 4).
         """
-        if smaller is None:
+        if low_res is None:
             return Condition(labels, text=text)
-        spoilt = self.augmentation.apply(smaller, level, noise)
+        spoilt = self.augmentation.apply(low_res, level, noise)
         if self.denoiser.local is None:
             above = self.space.encode(enlarged(spoilt, self.factor))
-            return Condition(labels, above, level, per_image(self.augmentation.doubt(level)), text=text)
+            return Condition(labels, above, level, per_image(self.augmentation.deviation(level)), text=text)
         around = self.denoiser.local.around(spoilt, self.augmentation.noise(level))
-        return Condition(labels, around.mean, level, around.doubt, around.denoise, text)
+        return Condition(labels, around.mean, level, around.deviation, around.denoise, text)
 
     def prior_mean(self, condition: Condition) -> Latents:
         """The mean of clean pictures before anything of the noisy one is seen, where sampling starts.
@@ -144,8 +144,8 @@ class Stage:
         It is the smaller picture, enlarged (the size follows it), and 0 where there is none. Sigma starts at a few
         times the deviation from this mean, not at that of pictures from 0, so no other start will do.
         """
-        if condition.smaller is not None:
-            return condition.smaller
+        if condition.low_res is not None:
+            return condition.low_res
         return torch.zeros(1, *self.shape, device=condition.labels.device)
 
     def denoise(self, condition: Condition, sampling: Sampling) -> Denoise:
@@ -155,7 +155,7 @@ class Stage:
             return strong
         if sampling.guide == "prior":
             guided_by_prior = self._guided_by_prior(condition, sampling)
-            negative = unconditional if condition.text is not None and condition.text.unwanted else None
+            negative = unconditional if condition.text is not None and condition.text.negatives else None
             both = guided_by_prior if negative is None else guided(
                 guided_by_prior, self._guided_by_prior(negative, sampling), NEGATIVE
             )  # fmt: skip
@@ -180,7 +180,7 @@ class Stage:
     def steps(
         self,
         labels: Labels,
-        smaller: OtherImages | None,
+        low_res: OtherImages | None,
         sampling: Sampling,
         rngs: Sequence[Randomness],
         until: float = 0.0,
@@ -188,7 +188,7 @@ class Stage:
         text: Text | None = None,
     ) -> Iterator[Latents]:
         """The sampler's states down to sigma `until`, the first included; an image hangs on its own `Rng` alone."""
-        condition = self.told(labels, smaller, sampling, rngs, text)
+        condition = self.told(labels, low_res, sampling, rngs, text)
         origin = start(self, self.prior_mean(condition))
         grid = last_steps(self.schedule.grid(sampling.steps), origin.share)
         sigmas = [*(sigma for sigma in grid if sigma > until), until]
@@ -213,17 +213,17 @@ class Stage:
     def told(
         self,
         labels: Labels,
-        smaller: Images | None,
+        low_res: Images | None,
         sampling: Sampling,
         rngs: Sequence[Randomness],
         text: Text | None = None,
     ) -> Condition:
         """The condition for sampling, with each image's own randomness."""
         level = torch.full(labels.shape, sampling.augmentation, device=labels.device)
-        if smaller is None or sampling.conditioning == "truncated":  # a truncated picture is as noisy as that already
-            return self.condition(labels, smaller, level, torch.zeros(()), text)
-        noise = noise_each([rng.at("augmentation") for rng in rngs], tuple(smaller.shape[1:]))
-        return self.condition(labels, smaller, level, noise.to(smaller), text)
+        if low_res is None or sampling.conditioning == "truncated":  # a truncated picture is as noisy as that already
+            return self.condition(labels, low_res, level, torch.zeros(()), text)
+        noise = noise_each([rng.at("augmentation") for rng in rngs], tuple(low_res.shape[1:]))
+        return self.condition(labels, low_res, level, noise.to(low_res), text)
 
 
 def filled(sigma: float, noisy: Latents) -> Sigmas:
@@ -246,12 +246,12 @@ def generate(
     labels: Labels,
     samplings: Sequence[Sampling],
     rngs: Sequence[Randomness],
-    smaller: Images | None = None,
+    low_res: Images | None = None,
     start: Initializer = from_noise,
     text: Text | None = None,
 ) -> OtherImages:
-    """Pictures through all stages, from noise or from `smaller`; labels, rngs and text have one entry a picture."""
-    images = smaller
+    """Pictures through all stages, from noise or from `low_res`; labels, rngs and text have one entry a picture."""
+    images = low_res
     for stage, sampling, until in zip(stages, samplings, stops(samplings), strict=True):
         own = [rng.at(stage.image_size) for rng in rngs]
         latents = last(stage.steps(labels, images, sampling, own, until, start, text))

@@ -66,7 +66,7 @@ class Setup:
         return Library(pictures, self.cache, self.network, what, self.bar)
 
 
-def appraise(setup: Setup, out: Path) -> dict[str, Any]:
+def evaluate_run(setup: Setup, out: Path) -> dict[str, Any]:
     """Writes `evaluation.json` and `nearest.png` into `out`, and returns what the first holds.
 
     Raises `UserError` for fewer than two pictures, and for no samples.

@@ -90,7 +90,7 @@ def all_numbers(network: nn.Module) -> int:
 def cost(one: Candidate, pictures: Pictures) -> dict[str, Any]:
     """In floating-point operations (counted), seconds and bytes (measured); `pictures` were encoded before training."""
     frozen, prompt = frozen_encoder(one), usual_text(one.model, 1)
-    reading = reading_flops(frozen, list(prompt.wanted)) if frozen and prompt else 0
+    reading = reading_flops(frozen, list(prompt.prompts)) if frozen and prompt else 0
     return {
         "flops_a_picture": sampling_flops(one, one.model.stages, one.model.samplings) + reading,
         "sampling": in_a_process_of_its_own(one),
@@ -173,11 +173,11 @@ def autoencoder_flops(one: Candidate, space: LatentSpace) -> float:
 
 def denoiser_flops(one: Candidate, stage: Stage, count: int, side: int) -> float:
     clean, labels = noise(one, count, 3, side)
-    smaller = shrunk(clean, stage.factor) if stage.smaller_size else None
+    low_res = shrunk(clean, stage.factor) if stage.low_res_size else None
     if isinstance(stage.space, LatentSpace):
         clean = torch.cat([noise(one, count, stage.space.channels, stage.shape[-1])[0] for _ in range(2)], 1)
     objective = DenoisingObjective(replace(stage, denoiser=learning(stage.denoiser)), one.recipe.denoiser)
-    return step_flops(objective, Batch(clean, labels, smaller, text=usual_text(one.model, count)), 0.0)
+    return step_flops(objective, Batch(clean, labels, low_res, text=usual_text(one.model, count)), 0.0)
 
 
 def noise(one: Candidate, count: int, channels: int, side: int) -> tuple[torch.Tensor, torch.Tensor]:

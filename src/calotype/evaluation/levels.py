@@ -80,19 +80,19 @@ def search_level(
 def level_distance(
     stage: Stage,
     sampling: Sampling,
-    smaller: Images,
+    low_res: Images,
     labels: Labels,
     real: OtherImages,
     text: Text | None = None,
 ) -> Callable[[float], Distance]:
-    """How far what the stage makes of `smaller` lies from `real`, at a level; each time with the same noise."""
+    """How far what the stage makes of `low_res` lies from `real`, at a level; each time with the same noise."""
     real_features = features(real.split(AT_ONCE))
-    same = draws(len(smaller), len(real), np.random.default_rng(0))
+    same = draws(len(low_res), len(real), np.random.default_rng(0))
 
     def distance(level: float) -> Distance:
         changed = sampling.model_copy(update={"augmentation": level, "conditioning": "whole"})
-        rngs = [Rng(("level", index)) for index in range(len(smaller))]
-        made = in_parts([stage], [changed], labels, rngs, smaller, text)
+        rngs = [Rng(("level", index)) for index in range(len(low_res))]
+        made = in_parts([stage], [changed], labels, rngs, low_res, text)
         of_made = features(made.split(AT_ONCE))
         return Distance(kernel_distance(of_made, real_features), redrawn(kernel_of_rows(of_made, real_features), same))
 
@@ -104,14 +104,14 @@ def in_parts(
     samplings: Sequence[Sampling],
     labels: Labels,
     rngs: Sequence[Rng],
-    smaller: Images | None = None,
+    low_res: Images | None = None,
     text: Text | None = None,
 ) -> OtherImages:
     """As `generate`, a few at a time."""
     full, factor = stages[-1].image_size, prod(stage.factor for stage in stages)
-    height, width = (full, full) if smaller is None else (side * factor for side in smaller.shape[-2:])
+    height, width = (full, full) if low_res is None else (side * factor for side in low_res.shape[-2:])
     parts = in_turn(len(labels), height, width)
-    small = [None if smaller is None else smaller[part] for part in parts]
+    small = [None if low_res is None else low_res[part] for part in parts]
     told = [text and text.at(range(len(labels))[part]) for part in parts]
     made = [
         generate(stages, labels[part], samplings, rngs[part], one, text=some)

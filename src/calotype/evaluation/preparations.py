@@ -10,7 +10,7 @@ import torch
 
 from calotype.data.folder import Pictures
 from calotype.data.words import distinct
-from calotype.diffusion.init import redrawn
+from calotype.diffusion.init import sdedit
 from calotype.diffusion.stage import Sampling, Stage, generate
 from calotype.evaluation.candidate import Candidate, seconds_of, usual_text
 from calotype.evaluation.counting import counted
@@ -64,11 +64,11 @@ def sampling_flops(one: Candidate, stages: tuple[Stage, ...], samplings: tuple[S
     """Of one picture through these stages, a prompt read before; from a smaller one of `side` pixels if above 0."""
     device, text = one.model.device, usual_text(one.model, 1)
     if text is not None and (frozen := frozen_encoder(one)) is not None:
-        for prompt in text.wanted:
+        for prompt in text.prompts:
             frozen.of(prompt)
     label = torch.tensor([0 if one.model.classes else NULL_LABEL], device=device)
-    smaller = torch.zeros(1, 3, side, side, device=device) if side else None
-    return counted(lambda: generate(stages, label, samplings, [Rng(("cost",))], smaller, text=text))
+    low_res = torch.zeros(1, 3, side, side, device=device) if side else None
+    return counted(lambda: generate(stages, label, samplings, [Rng(("cost",))], low_res, text=text))
 
 
 def redrawing_flops(one: Candidate, size: int) -> float:
@@ -77,7 +77,7 @@ def redrawing_flops(one: Candidate, size: int) -> float:
     below, config, sampling = one.model.stages[index], one.recipe.enlarger(size).mistakes, one.recipe.samplings[index]
     image = torch.zeros(1, 3, below.image_size, below.image_size, device=device)
     label, rngs = torch.full((1,), NULL_LABEL, device=device), [Rng(("cost",))]
-    each = counted(lambda: redrawn(below, image, label, sampling, config.share, rngs, usual_text(one.model, 1)))
+    each = counted(lambda: sdedit(below, image, label, sampling, config.share, rngs, usual_text(one.model, 1)))
     return float(each) * min(config.pictures, trained_on(one))
 
 

@@ -159,10 +159,10 @@ def from_real(one: Candidate, reals: Reals, chosen: Tensor, labels: Labels, rngs
         real = reals.images(chosen, base.image_size).to(device)
         made.through.append(features([rounded(base.space.decode(base.space.encode(real)))]))
     for stage, sampling in zip(one.model.stages[1:], one.model.samplings[1:], strict=True):
-        assert stage.smaller_size is not None
-        smaller = reals.images(chosen, stage.smaller_size).to(device)
+        assert stage.low_res_size is not None
+        low_res = reals.images(chosen, stage.low_res_size).to(device)
         whole = sampling.model_copy(update={"conditioning": "whole"})
-        images = generate([stage], labels, [whole], rngs, smaller, text=one.text(reals.pictures, chosen))
+        images = generate([stage], labels, [whole], rngs, low_res, text=one.text(reals.pictures, chosen))
         made.given_real.setdefault(stage.image_size, []).append(features([rounded(images)]))
 
 

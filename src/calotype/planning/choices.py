@@ -117,11 +117,11 @@ def propose(
     }
     reasons = {"denoiser": why}
     made["enlarge"] = {}
-    for smaller, larger in pairwise(chain):
+    for low_res, larger in pairwise(chain):
         leg = f"enlarge-{larger}"
         start = settings.get("enlarge", {}).get(str(larger), {}).get("start", "gaussian")
         made["enlarge"][str(larger)], reasons[leg] = enlarger(
-            pictures, smaller, larger, operations[leg], machine.width, start
+            pictures, low_res, larger, operations[leg], machine.width, start
         )
     return made, reasons
 
@@ -204,10 +204,10 @@ def reason(images: float) -> str:
 
 
 def enlarger(
-    pictures: Pictures, smaller: int, size: int, operations: float, width: int, start: StartName = "gaussian"
+    pictures: Pictures, low_res: int, size: int, operations: float, width: int, start: StartName = "gaussian"
 ) -> tuple[dict[str, Any], str]:
     """A stage in pixels whose network is local, so that crops are enough: the widest UNet that sees enough of them."""
-    factor = size // smaller
+    factor = size // low_res
     patch = math.gcd(min(4, factor), size)
     multiples = (1, 2, 2) if size % (4 * patch) == 0 else (1,)
     unit = math.lcm(patch * 2 ** (len(multiples) - 1), factor)
@@ -234,7 +234,7 @@ def enlarger(
             "largest": rounded(LARGEST_SIGMA * deviation),
         },
         "spread": deviation if start == "nothing" else 0.0,
-        "augmentation": {"kind": "noise" if smaller <= WIDEST_NOISE else "blur"},
+        "augmentation": {"kind": "noise" if low_res <= WIDEST_NOISE else "blur"},
         "crop": crop,
     }
     return settings, reason(crops)
@@ -264,9 +264,9 @@ def deviations_of(pictures: Pictures, size: int, factor: int, start: StartName =
     local = PatchPrior(factor)
     local.fit(pairs)
     if start == "nothing":
-        left = (images - enlarged(smaller, factor) for smaller, images in pairs)
+        left = (images - enlarged(low_res, factor) for low_res, images in pairs)
     else:
-        left = (local.around(smaller, torch.zeros(1)).doubt for smaller, _ in pairs)
+        left = (local.around(low_res, torch.zeros(1)).deviation for low_res, _ in pairs)
     everywhere = max(FAINTEST, math.sqrt(mean_of(one.square() for one in left)))
     return rounded(float(local.plain)), rounded(everywhere)
 

@@ -149,10 +149,10 @@ class Measurement:
         count = max(1, min(8, SAMPLE_VALUES // stage.image_size**2))
         labels = torch.full((count,), NULL_LABEL, device=self.device)
         rngs = [self.rng.at(place) for place in range(count)]
-        small = stage.smaller_size and torch.zeros(count, 3, stage.smaller_size, stage.smaller_size, device=self.device)
-        smaller = small if isinstance(small, torch.Tensor) else None
+        small = stage.low_res_size and torch.zeros(count, 3, stage.low_res_size, stage.low_res_size, device=self.device)
+        low_res = small if isinstance(small, torch.Tensor) else None
         latents = torch.zeros(count, *stage.shape, device=self.device)
-        whole = best_time(lambda: generate([stage], labels, [few_steps], rngs, smaller), self.device, 1)
+        whole = best_time(lambda: generate([stage], labels, [few_steps], rngs, low_res), self.device, 1)
         decode = best_time(lambda: stage.space.decode(latents), self.device, 1)
         return (max(0.0, whole - decode) / steps * sampling.steps + decode) / count
 

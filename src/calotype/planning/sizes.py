@@ -57,13 +57,13 @@ def check_sizes(recipe: Recipe) -> None:
     if recipe.trains_space:
         check_crop("autoencoder.crop", recipe.autoencoder.crop, base, recipe.autoencoder.network.reduction)
         check_critic(recipe)
-    for smaller, size, unit in zip(recipe.chain, recipe.chain[1:], units[1:], strict=False):
+    for low_res, size, unit in zip(recipe.chain, recipe.chain[1:], units[1:], strict=False):
         config = recipe.enlarger(size)
         check_size(f"the stage of {size} px", size, unit, "network")
         check_crop(f"enlarge.{size}.crop", config.crop, size, unit)
         check_stop(recipe, size)
         if config.sampling.conditioning == "truncated" and (
-            config.augmentation.kind == "blur" or (latent and smaller == base)
+            config.augmentation.kind == "blur" or (latent and low_res == base)
         ):
             raise UserError(
                 f"enlarge.{size}.sampling.conditioning is truncated, but that needs a stage in pixels before it and "

@@ -90,7 +90,7 @@ class CaptionedMixture(Fitted):
 
     def denoise(self, noisy: Latents, sigma: Sigmas, labels: Labels, text: Text | None = None) -> Latents:
         """The posterior mean of the clean picture, given what is told of it."""
-        bags = bags_of(("",) * len(noisy) if text is None else text.wanted, self.heard).to(noisy)
+        bags = bags_of(("",) * len(noisy) if text is None else text.prompts, self.heard).to(noisy)
         likely = self.mixture.prior.log() + (bags @ self.vote + self.bias)[:, self.mixture.group]
         prior = torch.softmax(likely.masked_fill(~self.mixture.possible(labels), -torch.inf), 1)
         prior = prior.where(prior >= UNLIKELY * prior.amax(1, keepdim=True), 0)

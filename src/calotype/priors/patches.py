@@ -63,7 +63,7 @@ class PatchPosterior(NamedTuple):
     """Where large pictures lie, given their smaller ones."""
 
     mean: OtherImages
-    doubt: Float[Tensor, "batch 1 _ _"]
+    deviation: Float[Tensor, "batch 1 _ _"]
     """Standard deviation about it: the root of the mean of `variances` at each place."""
     by_kind: ByKind
     axes: Float[Tensor, "kind value axis"]
@@ -82,7 +82,7 @@ class PatchPosterior(NamedTuple):
 
 
 class PatchPrior(Fitted):
-    """`around(smaller)` says where the larger pictures lie; all of it is fitted, nothing trained."""
+    """`around(low_res)` says where the larger pictures lie; all of it is fitted, nothing trained."""
 
     centres: Float[Tensor, "kind window"]
     weights: Float[Tensor, "kind neighbour value"]
@@ -119,23 +119,23 @@ class PatchPrior(Fitted):
         return {"factor": self.factor, "channels": self.channels}
 
     @torch.no_grad()
-    def around(self, smaller: Images, noise: Sigmas) -> PatchPosterior:
+    def around(self, low_res: Images, noise: Sigmas) -> PatchPosterior:
         """`noise` is the standard deviation of noise that has been put on each of the smaller pictures.
 
         That noise is in the mean, `noise_gain` times as large, and in the contrast, of which it is taken away again.
         """
-        places, contrast = neighbourhoods(smaller)
+        places, contrast = neighbourhoods(low_res)
         kinds = self.kinds(places)
         by_kind = ByKind(kinds.argsort(stable=True), kinds.bincount(minlength=KINDS).tolist())
-        above = enlarged(smaller, self.factor)
+        above = enlarged(low_res, self.factor)
         mean = above + images_of(by_kind.times(places, self.weights), above, self.factor)
-        added = (noise**2).repeat_interleave(len(places) // len(smaller))[:, None]
+        added = (noise**2).repeat_interleave(len(places) // len(low_res))[:, None]
         strength = (contrast[:, None] ** 2 - self.contrast_gain * added).clamp(min=0)
         scaling, fixed = strength * self.variances[kinds], self.plain**2 + self.noise_gain[kinds] * added
         variances, random = scaling + fixed, self.random_share * scaling + fixed
-        doubt = variances.mean(1).sqrt().reshape(len(smaller), 1, *smaller.shape[-2:])
-        doubt = F.interpolate(doubt, scale_factor=self.factor)
-        return PatchPosterior(mean, doubt, by_kind, self.axes, variances, random, self.factor)
+        deviation = variances.mean(1).sqrt().reshape(len(low_res), 1, *low_res.shape[-2:])
+        deviation = F.interpolate(deviation, scale_factor=self.factor)
+        return PatchPosterior(mean, deviation, by_kind, self.axes, variances, random, self.factor)
 
     def kinds(self, places: Places) -> Kinds:
         return torch.cat([torch.cdist(some, self.centres).argmin(1) for some in forms(places).split(AT_ONCE)])
@@ -143,7 +143,7 @@ class PatchPrior(Fitted):
     @torch.no_grad()
     def fit(self, pairs: Iterable[tuple[Images, OtherImages]]) -> None:
         """From smaller pictures and their large ones."""
-        parts = [self._examples(smaller, large) for smaller, large in pairs]
+        parts = [self._examples(low_res, large) for low_res, large in pairs]
         places, contrast, left = (torch.cat(part) for part in zip(*parts, strict=True))
         still = left[contrast.argsort()[: len(left) // STILLEST + 1]]
         self.plain.copy_(still.square().mean().sqrt().clamp(min=FAINTEST))
@@ -183,10 +183,10 @@ class PatchPrior(Fitted):
         state_dict.setdefault(f"{prefix}random_share", torch.ones_like(self.random_share))
         super()._load_from_state_dict(state_dict, prefix, *args)
 
-    def _examples(self, smaller: Images, large: OtherImages) -> tuple[Places, Tensor, Tensor]:
+    def _examples(self, low_res: Images, large: OtherImages) -> tuple[Places, Tensor, Tensor]:
         """Neighbourhoods, their contrast, and what bicubic interpolation leaves to be said."""
-        places, contrast = neighbourhoods(smaller)
-        left = patches_of(large - enlarged(smaller, self.factor), self.factor)
+        places, contrast = neighbourhoods(low_res)
+        left = patches_of(large - enlarged(low_res, self.factor), self.factor)
         return places, contrast.clamp(min=1e-4), left
 
 
@@ -199,11 +199,11 @@ def leverage(seen: Places, inverse: Float[Tensor, "neighbour neighbour"]) -> Flo
     return ((seen @ inverse) * seen).sum(1, keepdim=True).clamp(0, 0.9)
 
 
-def neighbourhoods(smaller: Images) -> tuple[Places, Float[Tensor, " place"]]:
+def neighbourhoods(low_res: Images) -> tuple[Places, Float[Tensor, " place"]]:
     """Around each pixel, less its mean colour; and the standard deviation in it."""
     margin = WINDOW // 2
-    places = F.unfold(F.pad(smaller, [margin] * 4, mode="replicate"), WINDOW).transpose(1, 2).flatten(0, 1)
-    colours = places.unflatten(1, (smaller.shape[1], -1))
+    places = F.unfold(F.pad(low_res, [margin] * 4, mode="replicate"), WINDOW).transpose(1, 2).flatten(0, 1)
+    colours = places.unflatten(1, (low_res.shape[1], -1))
     places = (colours - colours.mean(2, keepdim=True)).flatten(1)
     return places, places.square().mean(1).sqrt()
 

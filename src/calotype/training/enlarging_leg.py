@@ -14,7 +14,7 @@ from calotype.build import build_enlarger
 from calotype.data.folder import Pictures
 from calotype.data.images import images_from_pixels, pixels_from_images
 from calotype.data.sources import PictureSource, drawn
-from calotype.diffusion.init import redrawn
+from calotype.diffusion.init import sdedit
 from calotype.diffusion.stage import Stage, shrunk
 from calotype.evaluation.levels import Search, in_parts, level_distance, search_level
 from calotype.recipe import Recipe, leg_above, mistakes_above
@@ -74,7 +74,7 @@ def redraw_all(
         rngs = [rng.at("redrawn", int(one)) for one in part]
         labels = pictures.labels[part].to(device)
         text = drawn(pictures.captions, part, rng.at("redrawn", int(part[0])))
-        again = redrawn(below, images, labels, recipe.samplings[index], share, rngs, text)
+        again = sdedit(below, images, labels, recipe.samplings[index], share, rngs, text)
         made.append(pixels_from_images(again).cpu())
     return torch.cat(made)
 

@@ -120,13 +120,13 @@ def joined(batches: Sequence[Batch]) -> Batch:
     clean = torch.cat([one.clean for one in batches])[turns].contiguous(memory_format=torch.channels_last)
     labels = torch.cat([one.labels for one in batches])[turns]
     folds = [one.fold for one in batches if one.fold is not None]
-    texts = [text for one in batches if one.text for text in one.text.wanted]
+    texts = [text for one in batches if one.text for text in one.text.prompts]
     fold = torch.cat(folds)[turns] if folds else None
     return Batch(clean, labels, None, fold, Text(tuple(texts)).at(turns.tolist()) if texts else None)
 
 
 def captioned(batch: Batch, space: Space, rng: Rng) -> Captioned:
-    text = ("",) * len(batch) if batch.text is None else batch.text.wanted
+    text = ("",) * len(batch) if batch.text is None else batch.text.prompts
     return Captioned(on_solver(space.sample(batch.clean, rng)), on_solver(batch.labels), text)
 
 
@@ -167,6 +167,6 @@ def fit_local(local: PatchPrior, train: Source, crop: int) -> PatchPrior:
     places = (crop // local.factor) ** 2
     batch = max(1, LOCAL_PLACES // 16 // places)
     batches = (train.batch(index * batch, batch) for index in range(16))
-    pairs = [(on_solver(one.smaller), on_solver(one.clean)) for one in batches if one.smaller is not None]
+    pairs = [(on_solver(one.low_res), on_solver(one.clean)) for one in batches if one.low_res is not None]
     local.to(pairs[0][0].device).fit(pairs)
     return local

@@ -72,16 +72,16 @@ class Hook:
 
 
 def train(
-    objective: Objective, players: dict[str, TrainState], source: Source, clock: TrainProgress, chores: Sequence[Hook]
+    objective: Objective, players: dict[str, TrainState], source: Source, clock: TrainProgress, hooks: Sequence[Hook]
 ) -> None:
     clock.started = time.perf_counter()
     while clock.images_seen < clock.total:
         batch = source.batch(clock.images_seen, clock.batch)
-        news = learn(players, objective.losses(batch, clock.progress, clock.rng()), clock)
+        result = learn(players, objective.losses(batch, clock.progress, clock.rng()), clock)
         clock.advance(len(batch))
-        for chore in chores:
-            if chore.due(clock):
-                chore.run(clock, news)
+        for hook in hooks:
+            if hook.due(clock):
+                hook.run(clock, result)
 
 
 def learn(players: dict[str, TrainState], losses: dict[str, Loss], clock: TrainProgress) -> StepResult:

@@ -221,8 +221,8 @@ class DenoisingObjective:
         noise = rng.at("noise").noise_like(clean)
         labels, text = drop_condition(batch, self.dropout, rng.at("condition"))
         level = self.stage.augmentation.draw(count, rng.at("augmentation")).to(device)
-        spoiling = torch.zeros(()) if batch.smaller is None else rng.at("spoiling").noise_like(batch.smaller)
-        condition = self.stage.condition(labels, batch.smaller, level, spoiling, text)
+        spoiling = torch.zeros(()) if batch.low_res is None else rng.at("spoiling").noise_like(batch.low_res)
+        condition = self.stage.condition(labels, batch.low_res, level, spoiling, text)
         if self.unseen is not None and batch.fold is not None:
             condition = replace(condition, known=self.unseen.of(batch.fold, labels))
         with rng.at("dropout").seeding(device):
@@ -234,7 +234,7 @@ def drop_condition(batch: Batch, dropout: ConditionDropout, rng: Rng) -> tuple[L
 
     A picture that has only one of both loses it with the probability `label_dropout`.
     """
-    draw, captions = rng.uniform(len(batch)), ("",) * len(batch) if batch.text is None else batch.text.wanted
+    draw, captions = rng.uniform(len(batch)), ("",) * len(batch) if batch.text is None else batch.text.prompts
     both = (batch.labels != NULL_LABEL).cpu() & torch.tensor([bool(caption) for caption in captions])
     bounds = accumulate((dropout.label_dropout, dropout.caption_alone, dropout.label_alone))
     neither, caption_alone, label_alone = (draw < bound for bound in bounds)  # each holds those before it

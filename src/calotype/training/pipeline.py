@@ -53,7 +53,7 @@ NEIGHBOURS_FROM = 300.0
 
 
 def develop(
-    run: Run, plan: Plan, pictures: Pictures, machine: Machine, voice: Console, force: bool = False,
+    run: Run, plan: Plan, pictures: Pictures, machine: Machine, console: Console, force: bool = False,
     *, read_seconds: float = 0.0,
 ) -> Path:  # fmt: skip
     """All legs of a run, then its model, samples and report. Raises `Interrupted` when asked to stop.
@@ -65,7 +65,7 @@ def develop(
     run.spend("read", read_seconds)
     with stoppable() as stop:
         try:
-            _develop(Pipeline(run, plan, as_read(plan.recipe, pictures), machine.device, voice, stop, force))
+            _develop(Pipeline(run, plan, as_read(plan.recipe, pictures), machine.device, console, stop, force))
             run.state["state"] = "finished"
         except (Interrupted, KeyboardInterrupt, SystemExit):  # the latter two: at once, by a second signal
             run.state["state"] = "interrupted"
@@ -92,9 +92,9 @@ def _develop(workshop: Pipeline) -> None:
     with run.timing("model"):
         save_model(run.folder / "model", recipe, stages, workshop.pictures.classes)
     with run.timing("samples"):
-        device, voice = str(workshop.device), workshop.voice
+        device, console = str(workshop.device), workshop.console
         prompts = held_out_prompts(workshop.pictures, plan.final_count)
-        sample(run.folder, plan.final_count, None, recipe.seed, run.folder / "samples", device, voice, prompt=prompts)
+        sample(run.folder, plan.final_count, None, recipe.seed, run.folder / "samples", device, console, prompt=prompts)
     if plan.budget_seconds >= NEIGHBOURS_FROM:
         with run.timing("neighbours"):
             show_neighbours(run.folder, workshop.pictures)
@@ -109,7 +109,7 @@ class Pipeline:
     plan: Plan
     pictures: Pictures
     device: torch.device
-    voice: Console
+    console: Console
     stop: threading.Event
     force: bool
 
@@ -121,7 +121,7 @@ class Pipeline:
         """A frozen text encoder reads all captions, before anything learns from them."""
         text, captions = self.recipe.denoiser.text, self.pictures.captions
         if isinstance(text, FrozenConfig) and captions is not None:
-            with self.run.timing("captions"), self.voice.bar("captions") as bar:
+            with self.run.timing("captions"), self.console.bar("captions") as bar:
                 cache_words(build_frozen(text), captions, self.run.folder / "cache", self.device, counting(bar))
 
     def forms(self, pictures: Pictures) -> Sequence[Pictures]:
@@ -130,7 +130,7 @@ class Pipeline:
         if recipe.shapes == 1:
             return [pictures]
         shapes, folder = shapes_of(recipe.shapes, recipe.size, recipe.unit), self.run.folder / "cache"
-        with self.run.timing("read"), self.voice.bar("shapes") as bar:
+        with self.run.timing("read"), self.console.bar("shapes") as bar:
             return read_forms(pictures, shapes, recipe.size // recipe.chain[0], folder, counting(bar))
 
     def space(self) -> tuple[Space, Sequence[Bucket]]:
@@ -140,7 +140,7 @@ class Pipeline:
         if self.recipe.kind == "cascade":
             return PixelSpace(), [Bucket(one, picture_examples(self.recipe, one, self.device)) for one in forms]
         space, folder = LatentSpace(self.autoencoder(pictures)).to(self.device), self.run.folder / "cache"
-        with self.run.timing("latents"), self.voice.bar("latents") as bar:
+        with self.run.timing("latents"), self.console.bar("latents") as bar:
             flip, told = self.recipe.flip, counting(bar)
             caches = [cache_latents(space, one, flip, folder, self.device, told) for one in forms]
             trained = (cache.of(one.train_indices) for one, cache in zip(forms, caches, strict=True))
@@ -148,7 +148,7 @@ class Pipeline:
             if isinstance(self.recipe.space, ImportedSpace):
                 self.run.log("note", text=about_tiles(space, held_out_images(pictures, 1, self.device)))
         with self.run.timing("inspect"):
-            short_look(self.run, space, pictures, self.voice, self.force)
+            short_look(self.run, space, pictures, self.console, self.force)
         pairs = zip(forms, caches, strict=True)
         return space, [Bucket(one, latent_examples(self.recipe, one, cache, self.device)) for one, cache in pairs]
 
@@ -191,7 +191,7 @@ class Pipeline:
             return recipe
         if str(size) not in found:
             name = f"level-{size}"
-            with self.run.timing(name), self.voice.bar(name) as bar:
+            with self.run.timing(name), self.console.bar(name) as bar:
                 progress = unless(self.stop, counting(bar))
                 search = search_levels(recipe, below, stage, self.pictures.shrunk(size), crops, progress)
             found[str(size)] = search.as_json()
@@ -224,9 +224,9 @@ class Pipeline:
             leg.pace = BudgetController(
                 self.plan.phases[leg.name], self.plan.budget_seconds - others - self.plan.after(leg.name)
             )
-        with self.voice.bar(leg.name) as bar:
-            go(self.run, leg, self.stop, bar, self.voice.say)
+        with self.console.bar(leg.name) as bar:
+            go(self.run, leg, self.stop, bar, self.console.say)
         if told := self.run.state.get("overfitted", {}).get(leg.name):
-            self.voice.say(f"{leg.name}: {told}")
+            self.console.say(f"{leg.name}: {told}")
         trained = [count_parameters(player.network) for name, player in leg.players.items() if name != "critic"]
         self.run.state.setdefault("parameters", {})[leg.name] = sum(trained)

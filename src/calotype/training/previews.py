@@ -83,13 +83,13 @@ class Samples:
     @torch.no_grad()
     def draw(self, path: Path) -> None:
         few = self.sampling.model_copy(update={"steps": min(10, self.sampling.steps), "conditioning": "whole"})
-        smaller = self.held_out.smaller
+        low_res = self.held_out.low_res
         rngs = [Rng(("preview", index)) for index in range(PREVIEW_COUNT)]
-        if smaller is None:
+        if low_res is None:
             labels, text = self.asked(self.count)
             shown = generate([self.stage], labels, [few], rngs[: len(labels)], text=text)
         else:
-            shown = self._enlarged(smaller[: self.count], few, rngs)
+            shown = self._enlarged(low_res[: self.count], few, rngs)
         grid(pils_from_images(shown), 6).save(path)
 
     def draw_raw(self, path: Path) -> None:
@@ -100,30 +100,30 @@ class Samples:
     def count(self) -> int:
         """Of pictures in a preview."""
         most = max(4, min(PREVIEW_COUNT, PREVIEW_VALUES // self.stage.image_size**2))
-        return most if self.held_out.smaller is None else PREVIEW_COUNT // 2
+        return most if self.held_out.low_res is None else PREVIEW_COUNT // 2
 
     @property
     def prompts(self) -> tuple[str, ...]:
         """Of the pictures in a preview."""
         text = self.text(self.count)
-        return text.wanted if text else ()
+        return text.prompts if text else ()
 
     def asked(self, count: int) -> tuple[Labels, Text | None]:
         """What previews show: held-out captions, alone, as prompts are; else every class in turn."""
         labels = each_class(count, self.classes, self.held_out.labels.device)
         if (text := self.text(count)) is None:
             return labels, None
-        return torch.full_like(labels[: len(text.wanted)], NULL_LABEL), text
+        return torch.full_like(labels[: len(text.prompts)], NULL_LABEL), text
 
     def text(self, count: int) -> Text | None:
-        return self.held_out.text and Text(self.held_out.text.wanted[:count])
+        return self.held_out.text and Text(self.held_out.text.prompts[:count])
 
-    def _enlarged(self, smaller: Images, sampling: Sampling, rngs: list[Rng]) -> OtherImages:
+    def _enlarged(self, low_res: Images, sampling: Sampling, rngs: list[Rng]) -> OtherImages:
         """The smaller picture, what the stage makes of it, and what it was: side by side."""
-        count = len(smaller)
+        count = len(low_res)
         labels, text = self.held_out.labels[:count], self.text(count)
-        made = generate([self.stage], labels, [sampling], rngs[:count], smaller, text=text)
-        before = enlarged(smaller, self.stage.factor).clamp(-1, 1)
+        made = generate([self.stage], labels, [sampling], rngs[:count], low_res, text=text)
+        before = enlarged(low_res, self.stage.factor).clamp(-1, 1)
         return torch.stack([before, made, self.held_out.clean[:count]], 1).flatten(0, 1)
 
     @torch.no_grad()
@@ -158,7 +158,7 @@ def held_out_prompts(pictures: Pictures, count: int) -> tuple[str, ...]:
     captions = pictures.captions
     told = [index for index in pictures.validation_indices.tolist() if captions and captions.of[index]]
     text = drawn(captions, torch.tensor(told[:count], dtype=torch.long), Rng(("prompts",)))
-    return text.wanted if text else ()
+    return text.prompts if text else ()
 
 
 def asked(pictures: Pictures, count: int, device: torch.device) -> tuple[Labels, Text | None]:

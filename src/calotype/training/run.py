@@ -159,7 +159,7 @@ def go(
     run.save()
     spent, guard = leg.clock.seconds, watch(checkpoints, leg.name, leg.players, leg.held_out, run.state)
 
-    def save(clock: TrainProgress, news: StepResult) -> None:
+    def save(clock: TrainProgress, result: StepResult) -> None:
         checkpoint.save(checkpoints, leg.name, leg.saved, clock)
         run.state["seconds"][leg.name] = clock.seconds
         run.save()
@@ -169,7 +169,7 @@ def go(
     def look_is_due(clock: TrainProgress) -> bool:
         return at_look(clock) and (clock.progress >= 1 or looked[-1] <= leg.look_share * clock.seconds)
 
-    def look_and_watch(clock: TrainProgress, news: StepResult) -> None:
+    def look_and_watch(clock: TrainProgress, result: StepResult) -> None:
         start = time.perf_counter()
         guard.note(clock.images_seen, look(run, leg.name, clock, leg.preview, leg.check, leg.prompts))
         run.save()
@@ -177,21 +177,21 @@ def go(
         if guard.rise > leg.most_rise:
             clock.total = clock.images_seen
 
-    def stop_if_asked(clock: TrainProgress, news: StepResult) -> None:
+    def stop_if_asked(clock: TrainProgress, result: StepResult) -> None:
         if stop.is_set():
-            save(clock, news)
+            save(clock, result)
             raise Interrupted
 
     log = Log(run, leg, progress)
-    chores = [
+    hooks = [
         Hook(always, log.note),
         *(Hook(at_fractions(one.looks, leg.clock.progress), watching(run, leg, one)) for one in leg.guards.values()),
         Hook(look_is_due, look_and_watch),
-        Hook(every(3.0), lambda clock, news: leg.pace(clock)),
+        Hook(every(3.0), lambda clock, result: leg.pace(clock)),
         Hook(after(spent, SAVE_SECONDS), save),
         Hook(always, stop_if_asked),
     ]
-    train(leg.objective, leg.players, leg.source, leg.clock, chores)
+    train(leg.objective, leg.players, leg.source, leg.clock, hooks)
     leg.clock.advance(0)
     if said := guard.choose():
         run.log("note", text=f"{leg.name}: {said}")
@@ -223,7 +223,7 @@ def look(
 def watching(run: Run, leg: Leg, guard: CriticGuard) -> Callable[[TrainProgress, StepResult], None]:
     """Lets the guard look, and logs what it saw; what it did is a note, too."""
 
-    def watch(clock: TrainProgress, news: StepResult) -> None:
+    def watch(clock: TrainProgress, result: StepResult) -> None:
         seen = guard.look()
         run.log("guard", leg=leg.name, images_seen=clock.images_seen, **seen._asdict())
         if seen.taken_back:
@@ -237,23 +237,23 @@ class Log:
 
     def __init__(self, run: Run, leg: Leg, progress: Callable[[int, int, str], None]) -> None:
         self.run, self.leg, self.progress = run, leg, progress
-        self.news: list[StepResult] = []
+        self.result: list[StepResult] = []
         self.last, self.last_seen = leg.clock.seconds, leg.clock.images_seen
 
-    def note(self, clock: TrainProgress, news: StepResult) -> None:
-        self.news.append(news)
+    def note(self, clock: TrainProgress, result: StepResult) -> None:
+        self.result.append(result)
         if clock.seconds - self.last < LOG_SECONDS and clock.images_seen < clock.total:
             return
         speed = (clock.images_seen - self.last_seen) / max(clock.seconds - self.last, 1e-9)
-        terms = average([one.terms for one in self.news])
-        norms = average([one.norms for one in self.news])
+        terms = average([one.terms for one in self.result])
+        norms = average([one.norms for one in self.result])
         self.run.log(
             "step", leg=self.leg.name, images_seen=clock.images_seen, progress=clock.progress, seconds=clock.seconds,
             terms=terms, norms=norms, images_a_second=speed,
         )  # fmt: skip
         shown = ", ".join(f"{name.split('.')[-1]} {value:.3f}" for name, value in list(terms.items())[:3])
         self.progress(clock.images_seen, clock.total, f"{shown}, {speed:.0f} pictures/s")
-        self.news, self.last, self.last_seen = [], clock.seconds, clock.images_seen
+        self.result, self.last, self.last_seen = [], clock.seconds, clock.images_seen
 
 
 def average(records: Sequence[dict[str, Tensor] | dict[str, float]]) -> dict[str, float]:

@@ -21,15 +21,15 @@ ASPECTS = (
 MOST, WIDEST = 10, 30
 
 
-def check_data(folder: Path, size: int, voice: Console) -> Survey:
+def check_data(folder: Path, size: int, console: Console) -> Survey:
     """Says what the folder holds. Raises `UserError` where training could not start."""
-    with voice.bar("pictures") as bar:
+    with console.bar("pictures") as bar:
         found = survey(folder, size, counting(bar))
     for name, said in lines(found):
-        voice.say(f"{name:<12} {said}".rstrip())
+        console.say(f"{name:<12} {said}".rstrip())
     if not found.seen:
         raise UserError(f"no picture in {shown(folder)} could be read, so training cannot start; the reasons are above")
-    voice.say(
+    console.say(
         f"training may start; a tenth of the pictures (at most {MOST_TEST:,}) will be kept for the test, a twentieth "
         f"(at most {MOST_VALIDATION:,}) for validation, by class"
     )

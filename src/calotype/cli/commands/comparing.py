@@ -16,16 +16,16 @@ from calotype.machine import find_device
 
 
 def compare(
-    runs: Sequence[Path], data: Path | None, out: Path, count: int, seed: int, device: str, voice: Console
+    runs: Sequence[Path], data: Path | None, out: Path, count: int, seed: int, device: str, console: Console
 ) -> Path:
     """What the lecture claims of latent diffusion and cascades, measured on finished runs."""
 
     def pictures(name: str, size: int) -> Pictures:
         embedded = name == PORTRAITS and not (data and data.exists())
-        return read(None if embedded else Path(name), size, out / "cache", voice, rule_of(runs[0]))
+        return read(None if embedded else Path(name), size, out / "cache", console, rule_of(runs[0]))
 
     def own(one: Candidate) -> Pictures | None:
-        return read_own(one.run.folder, one.run.facts, one.size, out / "cache", voice)
+        return read_own(one.run.folder, one.run.facts, one.size, out / "cache", console)
 
     where = str(find_device(device))
-    return comparison.compare(runs, data, out, count, seed, where, Access(pictures, own), voice.bar)
+    return comparison.compare(runs, data, out, count, seed, where, Access(pictures, own), console.bar)

@@ -11,7 +11,7 @@ from calotype.cli.commands.talk import Console
 from calotype.data.folder import Pictures
 from calotype.demo.portraits import read_drawn
 from calotype.evaluation.candidate import Candidate, open_one
-from calotype.evaluation.evaluate import Setup, appraise
+from calotype.evaluation.evaluate import Setup, evaluate_run
 from calotype.evaluation.features import LITE0, FeatureNetwork
 from calotype.evaluation.overlap import judged_by
 from calotype.evaluation.summary import summary
@@ -29,7 +29,7 @@ def evaluate(
     seed: int,
     out: Path | None,
     device: str,
-    voice: Console,
+    console: Console,
     network: FeatureNetwork = LITE0,
     **changes: Any,
 ) -> Path:
@@ -39,13 +39,13 @@ def evaluate(
     place of EfficientNet-Lite0. Samples are made as the model has stored it, but for `changes`: see `Model.sample`.
     """
     one, folder = changed_in(open_one("A", run, str(find_device(device))), changes), out or run
-    pictures, trained = pictures_of(one, data, folder / "cache", voice)
+    pictures, trained = pictures_of(one, data, folder / "cache", console)
     drawn = read_drawn(one.size) if trained is not None and data_of_run(one) == PORTRAITS else ()
     pictures, seen = judged_by(one, pictures, trained)
-    setup = Setup(one, pictures, trained, folder / "cache", count, seed, network, voice.bar, drawn, changes, seen)
-    found = appraise(setup, folder)
+    setup = Setup(one, pictures, trained, folder / "cache", count, seed, network, console.bar, drawn, changes, seen)
+    found = evaluate_run(setup, folder)
     for line in summary(found):
-        voice.say(line)
+        console.say(line)
     if out is None:
         write_card(run)
         write_report(run)
@@ -60,10 +60,10 @@ def data_of_run(one: Candidate) -> str:
     return str(one.run.facts.get("data") or PORTRAITS)
 
 
-def pictures_of(one: Candidate, data: Path | None, cache: Path, voice: Console) -> tuple[Pictures, Pictures | None]:
+def pictures_of(one: Candidate, data: Path | None, cache: Path, console: Console) -> tuple[Pictures, Pictures | None]:
     """What samples are held against, and what the run was trained on: None where that is gone or has changed."""
     folder, facts = one.run.folder, one.run.facts
-    wanted = read_as_run(folder, facts, data, one.size, cache, voice)
+    wanted = read_as_run(folder, facts, data, one.size, cache, console)
     if wanted.content == facts.get("content"):
         return wanted, wanted
-    return wanted, read_own(folder, facts, one.size, cache, voice) if data else None
+    return wanted, read_own(folder, facts, one.size, cache, console) if data else None

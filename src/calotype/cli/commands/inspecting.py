@@ -41,7 +41,7 @@ SHOWN, SHOWN_VALUES, SHOWN_LATENTS, TILE = 8, 2**21, 3, 4
 """Pictures on the page, fewer where they are large, and latents, whose small places are shown as squares."""
 
 
-def inspect(folder: Path, data: Path | None, out: Path | None, device: str, voice: Console) -> Path:
+def inspect(folder: Path, data: Path | None, out: Path | None, device: str, console: Console) -> Path:
     """Writes `inspection.json` and `inspection.html`, says the verdict, and returns the folder with them.
 
     Raises `UserError` for what is no run, has no autoencoder (yet), or is a cascade.
@@ -54,7 +54,7 @@ def inspect(folder: Path, data: Path | None, out: Path | None, device: str, voic
         raise UserError(f"--out {out} is a file; choose a folder")
     weights, stage = find_weights(folder, recipe)
     source = str(data or run.state["data"])
-    pictures = read_as_run(folder, run.state, data, recipe.size, out / "cache", voice)
+    pictures = read_as_run(folder, run.state, data, recipe.size, out / "cache", console)
     foreign = pictures.content != run.state["content"]
     pictures = pictures.shrunk(recipe.chain[0])
     space = build_space(recipe).to(where)
@@ -67,14 +67,14 @@ def inspect(folder: Path, data: Path | None, out: Path | None, device: str, voic
     if foreign:  # all of them are unseen, whatever set they would be in
         images = images_from_pixels(pictures.pixels[:count]).to(where)
     efficientnet_lite0().to(where)
-    with voice.bar("inspect"):
+    with console.bar("inspect"):
         found = measure(space, images, len(images) if foreign else held_out, critic=critic_of(folder))
     diagnosis = diagnose(found)
     about = {"data": source, "state": stage, "device": str(where), "foreign": foreign}
     said = as_json(run, about, found, diagnosis)
     write_json(out / "inspection.json", said)
     write_inspection(out, said, plates(space, images))
-    tell(diagnosis, voice)
+    tell(diagnosis, console)
     return out
 
 
@@ -114,11 +114,11 @@ def critic_of(folder: Path) -> CriticHealth | None:
     return CriticHealth(right, gap, max(found), found[-1], back, 1.0 if trust is None else trust)
 
 
-def short_look(run: Run, space: LatentSpace, pictures: Pictures, voice: Console, force: bool) -> None:
+def short_look(run: Run, space: LatentSpace, pictures: Pictures, console: Console, force: bool) -> None:
     """The doctor's short look between two legs. Raises `UserError` where going on would waste the user's time."""
     found = run.state.get("inspection")
     if found is None:
-        found = run.state["inspection"] = seen_in_short(run, space, pictures, voice)
+        found = run.state["inspection"] = seen_in_short(run, space, pictures, console)
     if found["advice"] and not force and not found.get("forced"):
         raise UserError(
             f"{found['verdict']} {found['advice']}. A denoiser on it would be a waste of time, so the run has stopped; "
@@ -128,22 +128,22 @@ def short_look(run: Run, space: LatentSpace, pictures: Pictures, voice: Console,
     run.save()
 
 
-def seen_in_short(run: Run, space: LatentSpace, pictures: Pictures, voice: Console) -> dict[str, Any]:
+def seen_in_short(run: Run, space: LatentSpace, pictures: Pictures, console: Console) -> dict[str, Any]:
     device = space.mean.device
     images, held_out = unseen_first(pictures, look_count(pictures.pixels[0].numel()), device)
     efficientnet_lite0().to(device)
     space.requires_grad_(False)
     measures = measure(space, images, held_out, thorough=False, critic=critic_of(run.folder))
     diagnosis = diagnose(measures)
-    tell(diagnosis, voice)
+    tell(diagnosis, console)
     run.log("inspection", **known({**summary(diagnosis), "measures": asdict(measures)}))
     return {"verdict": diagnosis.verdict, "score": diagnosis.score, "advice": "" if diagnosis.fit else diagnosis.advice}
 
 
-def tell(diagnosis: Diagnosis, voice: Console) -> None:
-    voice.say(f"autoencoder: {diagnosis.verdict}")
+def tell(diagnosis: Diagnosis, console: Console) -> None:
+    console.say(f"autoencoder: {diagnosis.verdict}")
     for one in diagnosis.findings:
-        voice.say(f"- {one.name}: {one.what}; {one.advice}")
+        console.say(f"- {one.name}: {one.what}; {one.advice}")
 
 
 def summary(diagnosis: Diagnosis) -> dict[str, Any]:

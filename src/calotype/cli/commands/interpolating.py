@@ -24,8 +24,8 @@ BETWEEN = {",": "comma", "|": "bar |"}
 
 
 def interpolate(
-    folder: Path, seeds: str, frames: int, labels: str | None, size: str | None, out: Path, device: str, voice: Console,
-    **wanted: Any,
+    folder: Path, seeds: str, frames: int, labels: str | None, size: str | None, out: Path, device: str,
+    console: Console, **wanted: Any,
 ) -> Path:  # fmt: skip
     """Writes the way from one picture to another: an animation, or a strip where `out` ends in .png.
 
@@ -40,8 +40,8 @@ def interpolate(
         raise UserError(f"--seeds is {seeds!r}, but must be two whole numbers, as in --seeds 1,2")
     model = load(folder, device)
     for warning in model.cuts(wanted.get("prompts") or wanted.get("prompt")):
-        voice.say(warning)
-    with voice.bar("frames"), warnings.catch_warnings(action="ignore", category=UserWarning):
+        console.say(warning)
+    with console.bar("frames"), warnings.catch_warnings(action="ignore", category=UserWarning):
         pictures = model.interpolate((int(ends[0]), int(ends[1])), frames, told, read_size(size), **wanted)
     write_whole(out, animated(pictures, out.suffix.lower()))
     return out

@@ -17,40 +17,40 @@ from calotype.types import UserError
 PORTRAITS = "portraits"
 
 
-def read(folder: Path | None, size: int, cache: Path | None, voice: Console, rule: Rule = three_sets) -> Pictures:
+def read(folder: Path | None, size: int, cache: Path | None, console: Console, rule: Rule = three_sets) -> Pictures:
     """The pictures in a folder, or the portraits, split by `rule`: see `rule_of` for those of a run."""
-    with voice.bar("pictures") as progress:
+    with console.bar("pictures") as progress:
         if folder is None:
             return read_portraits(size, progress=lambda done, total: progress(done, total, ""), rule=rule)
         return read_folder(folder, size, cache, lambda done, total: progress(done, total, ""), rule)
 
 
 def read_as_run(
-    run: Path, facts: Mapping[str, Any], data: Path | None, size: int, cache: Path, voice: Console
+    run: Path, facts: Mapping[str, Any], data: Path | None, size: int, cache: Path, console: Console
 ) -> Pictures:
     """The pictures in `data`, or those of a run of which `run.json` says `facts`: with the run's split where they are
     those that it was trained on, else split anew.
     """
     name = str(data or facts.get("data") or PORTRAITS)
     source = None if name == PORTRAITS and data is None else Path(name)
-    pictures = read(source, size, cache, voice, rule_of(run))
+    pictures = read(source, size, cache, console, rule_of(run))
     if pictures.content == facts.get("content"):
         return pictures
     return replace(pictures, split=three_sets(pictures.pixels, pictures.labels, pictures.classes))
 
 
-def read_own(run: Path, facts: Mapping[str, Any], size: int, cache: Path, voice: Console) -> Pictures | None:
+def read_own(run: Path, facts: Mapping[str, Any], size: int, cache: Path, console: Console) -> Pictures | None:
     """The pictures that a run was trained on; None where they cannot be read, or have changed."""
     try:
-        pictures = read_as_run(run, facts, None, size, cache, voice)
+        pictures = read_as_run(run, facts, None, size, cache, console)
     except UserError:
         return None
     return pictures if pictures.content == facts.get("content") else None
 
 
-def write_data(size: int, count: int | None, out: Path, voice: Console) -> None:
+def write_data(size: int, count: int | None, out: Path, console: Console) -> None:
     """The embedded portraits as PNG files in class folders."""
-    with voice.bar("portraits") as progress:
+    with console.bar("portraits") as progress:
         write_portraits(size, count, out, lambda done, total: progress(done, total, ""))
 
 

@@ -63,7 +63,7 @@ class SampleRequest:
 
 
 def sample(
-    folder: Path, count: int, label: str | None, seed: int, out: Path | None, device: str, voice: Console,
+    folder: Path, count: int, label: str | None, seed: int, out: Path | None, device: str, console: Console,
     sheet: SampleRequest = SampleRequest(), **wanted: Any,
 ) -> Path:  # fmt: skip
     """Writes `count` pictures, one PNG each, and a grid of them; `wanted` is what else `Model.draw` takes."""
@@ -72,7 +72,7 @@ def sample(
     model = load(folder, device)
     prompt, negative = wanted.get("prompt"), wanted.get("negative")
     for warning in model.cuts(prompt):
-        voice.say(warning)
+        console.say(warning)
     text = model.text(count, prompt, negative)
     told = [NULL_LABEL] * count if sheet.picture and label is None else model.labels(count, label, prompt)
     names = [model.classes[index] if index != NULL_LABEL else "picture" for index in told]
@@ -82,16 +82,16 @@ def sample(
     first, *above = (one.model_dump(mode="json") for one in changed_all(model.samplings, changes))
     out = out or free(folder / "samples")
     pictures: list[Image.Image] = []
-    with voice.bar("samples") as progress:
+    with console.bar("samples") as progress:
         for index, picture in enumerate(made):
             out.mkdir(parents=True, exist_ok=True)
-            name = (text and text.wanted[index]) or names[index]
+            name = (text and text.prompts[index]) or names[index]
             picture.save(out / f"{seed}-{index:04d}-{safe(name)}.png")
             pictures.append(picture)
             progress(index + 1, count, "")
     grid(pictures, columns(count)).save(out / "grid.png")
     about = {name: str(value) for name, value in vars(sheet).items() if value is not None}
-    said = {"prompts": text.wanted, "negative": negative} if text else {}
+    said = {"prompts": text.prompts, "negative": negative} if text else {}
     settings = {"seed": seed, **said, "sampling": first, "enlarge": above, **about}
     write_json(out / "samples.json", {"labels": names, **settings})
     return out
@@ -110,7 +110,14 @@ def read_prompts(path: Path) -> list[str]:
 
 
 def enlarge(
-    folder: Path, pictures: Path, size: int | None, label: str | None, seed: int, out: Path, device: str, voice: Console
+    folder: Path,
+    pictures: Path,
+    size: int | None,
+    label: str | None,
+    seed: int,
+    out: Path,
+    device: str,
+    console: Console,
 ) -> int:
     """Writes every picture enlarged, as PNG; those that cannot be read are named and left out. Returns how many."""
     model, paths = load(folder, device), list_pictures(pictures)
@@ -119,13 +126,13 @@ def enlarge(
     check_empty(out)
     out.mkdir(parents=True, exist_ok=True)
     written = 0
-    with voice.bar("enlarge") as progress:
+    with console.bar("enlarge") as progress:
         for index, path in enumerate(paths):
             try:
                 model.enlarge(read_image(path), size, label, seed).save(out / f"{index:04d}-{safe(path.stem)}.png")
                 written += 1
             except UnreadableError as error:
-                voice.say(str(error))
+                console.say(str(error))
             progress(index + 1, len(paths), path.name)
     if not written:
         raise UserError(f"no picture in {pictures} could be read, so none was enlarged")

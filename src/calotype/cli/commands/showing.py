@@ -14,13 +14,13 @@ from calotype.report.words import duration, moment
 from calotype.types import UserError
 
 
-def runs(folder: Path, as_json: bool, voice: Console) -> list[Brief]:
+def runs(folder: Path, as_json: bool, console: Console) -> list[Brief]:
     """Tells all runs in a folder, newest first: a line each, or a JSON object."""
     found = all_briefs(folder)
     rows = [[json.dumps(asdict(one), default=str)] if as_json else cells(one) for one in found]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
-        voice.say("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        console.say("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
     return found
 
 

@@ -33,7 +33,7 @@ FEWEST, FEWEST_TO_CHOOSE = 4, 50
 UNGUIDED = "without labels, captions and a closed form there is nothing to guide away from; only steps are tried"
 
 
-def sweep_run(folder: Path, data: Path | None, count: int, seed: int, grid: Grid, device: str, voice: Console) -> str:
+def sweep_run(folder: Path, data: Path | None, count: int, seed: int, grid: Grid, device: str, console: Console) -> str:
     """Writes `RUN/sweep.json` and the report, and makes the best cell the model's own sampling. Returns what it says.
 
     Raises `UserError` for a run without a model, and for data that cannot be read.
@@ -42,12 +42,12 @@ def sweep_run(folder: Path, data: Path | None, count: int, seed: int, grid: Grid
         raise UserError(f"--count is {count}, but must be at least {FEWEST}; try 200")
     run, model = Run.open(folder), load(folder, device)
     where = str(data or run.state.get("data", PORTRAITS))
-    pictures = read_as_run(folder, run.state, data, model.stages[-1].image_size, folder / "cache", voice)
+    pictures = read_as_run(folder, run.state, data, model.stages[-1].image_size, folder / "cache", console)
     pictures = pictures if model.reader else replace(pictures, captions=None)
     known = model.classes == pictures.classes
     for note in (said := notes(run, pictures, known, model.stages[0].denoiser.has_prior)):
-        voice.say(note)
-    with run.locked(), voice.bar("sweep") as bar:
+        console.say(note)
+    with run.locked(), console.bar("sweep") as bar:
         found = try_all(model.stages[0], model.samplings[0], pictures, known, count, seed, grid, counting(bar))
         write_json(folder / "sweep.json", {**found, "data": where, "notes": [*found["notes"], *said]})
         if found["n"] >= FEWEST_TO_CHOOSE:

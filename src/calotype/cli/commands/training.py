@@ -103,61 +103,61 @@ def with_encoder(settings: dict[str, Any]) -> dict[str, Any]:
     return merge(settings, {"denoiser": {"text": found}})
 
 
-def plan(wish: TrainRequest, voice: Console) -> Plan:
+def plan(request: TrainRequest, console: Console) -> Plan:
     """The plan alone."""
-    settings = wish.settings()
-    pictures = read(wish.folder, settings["size"], None, voice, rule_for(settings))
-    made = make_plan(pictures, examine(wish.device), wish.budget, wish.started, settings)
-    voice.plan(made)
+    settings = request.settings()
+    pictures = read(request.folder, settings["size"], None, console, rule_for(settings))
+    made = make_plan(pictures, examine(request.device), request.budget, request.started, settings)
+    console.plan(made)
     return made
 
 
-def train(wish: TrainRequest, voice: Console, force: bool = False) -> Path:
+def train(request: TrainRequest, console: Console, force: bool = False) -> Path:
     """From a folder of pictures to a model, its samples and a report. Returns the folder of the run.
 
     `force` goes on with an autoencoder that the doctor finds unfit.
     """
-    settings = wish.settings()
-    with claimed(wish, settings["size"]) as folder:
-        pictures = read(wish.folder, settings["size"], folder / "cache", voice, rule_for(settings))
+    settings = request.settings()
+    with claimed(request, settings["size"]) as folder:
+        pictures = read(request.folder, settings["size"], folder / "cache", console, rule_for(settings))
         was_read = time.time()
-        machine = examine(wish.device)
-        made = make_plan(pictures, machine, wish.budget, wish.started, settings)
-        voice.plan(made)
+        machine = examine(request.device)
+        made = make_plan(pictures, machine, request.budget, request.started, settings)
+        console.plan(made)
         check_disk(folder, made)
-        voice.say(f"the run is in {folder}")
+        console.say(f"the run is in {folder}")
         write_whole(folder / "recipe.toml", to_toml(made.recipe))
         write_json(folder / "plan.json", made.as_json())
         write_json(folder / SPLIT_FILE, pictures.split.as_json())
-        state = {**about(wish, folder, pictures, made.recipe), "threads": machine.threads}
-        run = Run(folder, state, began=wish.started)
-        run.spend("read", was_read - wish.started)  # writes run.json, after all that resuming needs
+        state = {**about(request, folder, pictures, made.recipe), "threads": machine.threads}
+        run = Run(folder, state, began=request.started)
+        run.spend("read", was_read - request.started)  # writes run.json, after all that resuming needs
         run.spend("plan", time.time() - was_read)
-        return develop(run, made, pictures, machine, voice, force)
+        return develop(run, made, pictures, machine, console, force)
 
 
-def resume(folder: Path, device: str, voice: Console, force: bool = False) -> Path:
+def resume(folder: Path, device: str, console: Console, force: bool = False) -> Path:
     """Goes on with a run that was stopped, wherever it was."""
     began, run = time.time(), Run.open(folder)
-    if is_finished(run, voice):
+    if is_finished(run, console):
         return folder
     with run.locked():
         run = Run.open(folder)  # as the owner before has left it
-        return folder if is_finished(run, voice) else _resume(run, began, device, voice, force)
+        return folder if is_finished(run, console) else _resume(run, began, device, console, force)
 
 
-def is_finished(run: Run, voice: Console) -> bool:
+def is_finished(run: Run, console: Console) -> bool:
     if finished := run.state["state"] == "finished":
-        voice.say(f"{run.folder} is finished already; its report is {run.folder / 'report.html'}")
+        console.say(f"{run.folder} is finished already; its report is {run.folder / 'report.html'}")
     return finished
 
 
-def _resume(run: Run, began: float, device: str, voice: Console, force: bool) -> Path:
+def _resume(run: Run, began: float, device: str, console: Console, force: bool) -> Path:
     folder = run.folder
     recipe = check(read_recipe(folder / "recipe.toml"))
     made = Plan.from_json(recipe, read_json(folder / "plan.json"))
     source = None if run.state["data"] == PORTRAITS else Path(run.state["data"])
-    pictures = read(source, recipe.size, folder / "cache", voice, rule_of(folder))
+    pictures = read(source, recipe.size, folder / "cache", console, rule_of(folder))
     if pictures.content != run.state["content"]:
         raise UserError(
             f"the pictures in {source} have changed since {folder} was started; put them back, or start a new run"
@@ -168,7 +168,7 @@ def _resume(run: Run, began: float, device: str, voice: Console, force: bool) ->
         )
     machine = examine(device, run.state.get("threads"))
     run.began = began
-    return develop(run, made, pictures, machine, voice, force, read_seconds=time.time() - began)
+    return develop(run, made, pictures, machine, console, force, read_seconds=time.time() - began)
 
 
 def content_of(recipe: Recipe) -> str | None:
@@ -177,12 +177,12 @@ def content_of(recipe: Recipe) -> str | None:
 
 
 @contextmanager
-def claimed(wish: TrainRequest, size: int) -> Iterator[Path]:
+def claimed(request: TrainRequest, size: int) -> Iterator[Path]:
     """The folder of a new run, which no other process has or gets; removed again if no run came of it."""
-    folder, missing = claim(wish, size)
+    folder, missing = claim(request, size)
     try:
         with locked(folder):
-            check_out(wish)  # once more: another process may have had the lock meanwhile
+            check_out(request)  # once more: another process may have had the lock meanwhile
             try:
                 yield folder
             finally:
@@ -194,19 +194,19 @@ def claimed(wish: TrainRequest, size: int) -> Iterator[Path]:
                 path.rmdir()
 
 
-def claim(wish: TrainRequest, size: int) -> tuple[Path, list[Path]]:
+def claim(request: TrainRequest, size: int) -> tuple[Path, list[Path]]:
     """Makes the folder of a run, with the folders above that were missing, too (deepest first).
 
     Two processes that ask at the same time for `runs/NAME-SIZE-N` get different ones: making a folder is one step.
     """
     while True:
-        folder = run_folder(wish, size)
+        folder = run_folder(request, size)
         missing = [path for path in (folder, *folder.parents) if not path.exists()]
         try:
-            folder.mkdir(parents=True, exist_ok=wish.out is not None)
+            folder.mkdir(parents=True, exist_ok=request.out is not None)
             return folder, missing
         except FileExistsError:
-            if wish.out is not None or not os.path.lexists(folder):
+            if request.out is not None or not os.path.lexists(folder):
                 raise
 
 
@@ -217,34 +217,34 @@ def remove_preparations(folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
 
 
-def run_folder(wish: TrainRequest, size: int) -> Path:
+def run_folder(request: TrainRequest, size: int) -> Path:
     """`--out`, or the first free `runs/NAME-SIZE-N`. Raises `UserError` if `--out` has something in it."""
-    if wish.folder is not None and (wish.out or Path("runs")).resolve().is_relative_to(wish.folder.resolve()):
-        raise UserError(f"the run would lie inside the pictures in {wish.folder}; choose another place with --out")
-    if wish.out is not None:
-        check_out(wish)
-        return wish.out
-    name = wish.folder.resolve().name if wish.folder else PORTRAITS
-    kind = f"-{wish.kind}" if wish.kind == "cascade" else ""
+    if request.folder is not None and (request.out or Path("runs")).resolve().is_relative_to(request.folder.resolve()):
+        raise UserError(f"the run would lie inside the pictures in {request.folder}; choose another place with --out")
+    if request.out is not None:
+        check_out(request)
+        return request.out
+    name = request.folder.resolve().name if request.folder else PORTRAITS
+    kind = f"-{request.kind}" if request.kind == "cascade" else ""
     return free(Path("runs") / f"{name}-{size}{kind}")
 
 
-def check_out(wish: TrainRequest) -> None:
+def check_out(request: TrainRequest) -> None:
     """Raises `UserError` if `--out` has something in it; a lock says nothing, for its owner may be gone."""
-    out = wish.out
+    out = request.out
     if out is not None and out.exists() and (out.is_file() or any(path.name != "lock" for path in out.iterdir())):
         hint = f"go on with: calotype resume {out}" if (out / "run.json").exists() else "choose another"
         raise UserError(f"--out {out} is not an empty folder; {hint}")
 
 
-def about(wish: TrainRequest, folder: Path, pictures: Pictures, recipe: Recipe) -> dict[str, Any]:
+def about(request: TrainRequest, folder: Path, pictures: Pictures, recipe: Recipe) -> dict[str, Any]:
     """What `run.json` says at the start."""
     versions = {name: version(name) for name in ("calotype", "torch")} | {"python": platform.python_version()}
     return {
         "format": 1,
         "name": folder.name,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "data": str(wish.folder.resolve()) if wish.folder else PORTRAITS,
+        "data": str(request.folder.resolve()) if request.folder else PORTRAITS,
         "content": pictures.content,
         "space": content_of(recipe),
         "pictures": pictures.split.counts,
