@@ -269,7 +269,7 @@ def test_without_the_training_pictures_nothing_is_said_of_copies(run, tmp_path):
 
 
 @pytest.mark.parametrize(("change", "count", "error"), [
-    ({}, 0, "count is 0"), ({"state": "interrupted"}, 4, "must be finished"), ({"data": "/gone"}, 4, "no folder"),
+    ({}, 0, "count is 0"), ({"status": "interrupted"}, 4, "must be finished"), ({"data": "/gone"}, 4, "no folder"),
 ])  # fmt: skip
 def test_mistakes_are_one_line(run, tmp_path, change, count, error):
     shutil.copytree(run, tmp_path / "run")

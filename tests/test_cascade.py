@@ -68,7 +68,7 @@ def events(run, kind):
 def test_all_that_a_run_is_for_is_there(runs, kind):
     run, first = runs[kind], ["autoencoder"] if kind == "hybrid" else []
     state = read_json(run / "run.json")
-    assert state["state"] == "finished" and state["legs"] == dict.fromkeys(
+    assert state["status"] == "finished" and state["legs"] == dict.fromkeys(
         [*first, "denoiser", "enlarge-16"], "finished"
     )
     weights = {f"{name}.safetensors" for name in (*first, "denoiser", "enlarge-16")}
@@ -158,12 +158,12 @@ def test_stopped_and_resumed_is_the_same_to_the_bit(tmp_path, monkeypatch, runs,
         trained(tmp_path, kind)
     run = tmp_path / "run"
     for _ in PLACES[kind][1:]:
-        assert read_json(run / "run.json")["state"] == "interrupted"
+        assert read_json(run / "run.json")["status"] == "interrupted"
         with pytest.raises(Interrupted):
             resume(run)
     resume(run)
     one, other = read_json(run / "run.json"), read_json(runs[kind] / "run.json")
-    assert one["state"] == "finished" and products(run) == products(runs[kind])
+    assert one["status"] == "finished" and products(run) == products(runs[kind])
     assert (
         one["levels"]["16"]["best"] == other["levels"]["16"]["best"]
         and one["seconds"].keys() == other["seconds"].keys()
@@ -174,7 +174,7 @@ def test_a_level_that_was_found_is_not_searched_again(tmp_path, monkeypatch, run
     with monkeypatch.context() as patch, contextlib.suppress(KeyError):
         patch.setattr(pipeline, "save_model", lambda *told: {}["a crash"])
         trained(tmp_path, "cascade")
-    assert read_json(tmp_path / "run" / "run.json")["state"] == "failed"
+    assert read_json(tmp_path / "run" / "run.json")["status"] == "failed"
     monkeypatch.setattr(pipeline, "search_levels", lambda *told: pytest.fail("searched again"))
     resume(tmp_path / "run")
     assert products(tmp_path / "run") == products(runs["cascade"])

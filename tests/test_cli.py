@@ -20,8 +20,8 @@ from calotype.cli import commands
 from calotype.cli.console import Terminal, duration
 from calotype.files import read_json
 from calotype.planning import Plan
+from calotype.run import Run
 from calotype.training import pipeline
-from calotype.training.run import Run
 from calotype.types import UserError
 
 SETS = [word for override in as_overrides(SETTINGS) for word in ("--set", override)]
@@ -252,7 +252,7 @@ def test_from_pictures_to_pictures(tell, folder, finished):
     assert all((run / name).stat().st_size for name in ("report.html", "recipe.toml", "plan.json", "log.jsonl"))
     assert products(run) == products(finished)  # nothing depends on who asks, or on when
     state = read_json(run / "run.json")
-    assert state["state"] == "finished" and set(state["legs"].values()) == {"finished"}
+    assert state["status"] == "finished" and set(state["legs"].values()) == {"finished"}
     code, said, wrong = tell("sample", run, "--count", "2", "--label", "b", "--seed", "3", "--steps", "2")
     assert (code, wrong) == (0, [])
     assert {"3-0000-b.png", "3-0001-b.png", "grid.png"} <= {path.name for path in (run / "samples-1").iterdir()}
@@ -301,7 +301,7 @@ def test_a_run_that_fails_says_so_and_can_go_on(tell, folder, monkeypatch, finis
         patch.setattr(pipeline, "save_model", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))
         code, _, wrong = tell("train", folder, "--out", folder.parent / "run", *SMALL)
     assert code == 2 and len(wrong) == 1
-    assert read_json(folder.parent / "run" / "run.json")["state"] == "failed"
+    assert read_json(folder.parent / "run" / "run.json")["status"] == "failed"
     assert tell("resume", folder.parent / "run")[0] == 0
     assert products(folder.parent / "run") == products(finished)
 
@@ -485,7 +485,7 @@ def test_ctrl_c_saves_and_says_so(folder, finished):
     go.touch()
     _, wrong = process.communicate(timeout=60)
     assert process.returncode == 130 and wrong.count("\n") == 1 and "what was learned is saved" in wrong
-    assert Run.open(run).state["state"] == "interrupted"
+    assert Run.open(run).state.status == "interrupted"
     assert (run / "checkpoints" / "autoencoder-0000000024").is_dir() and (run / "report.html").exists()
     assert resumed(run) == products(finished)
 

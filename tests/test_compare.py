@@ -363,7 +363,7 @@ def test_an_unfinished_run_and_another_size_are_refused(home, tmp_path):
         for part in ("run.json", "log.jsonl"):
             (tmp_path / name / part).write_text((home / name / part).read_text())
     facts = json.loads((tmp_path / "latent" / "run.json").read_text())
-    write_json(tmp_path / "latent" / "run.json", {**facts, "state": "interrupted"})
+    write_json(tmp_path / "latent" / "run.json", {**facts, "status": "interrupted"})
     with pytest.raises(UserError, match="is interrupted, but must be finished; try: calotype resume"):
         compare(tmp_path, "latent", "cascade")
 

@@ -111,18 +111,18 @@ def test_train_stops_where_going_on_would_be_a_waste_and_goes_on_by_force(tmp_pa
         commands.train(request(tmp_path / "pictures", run), console)
     assert "\n" not in str(error.value) and any("wrong statistics" in line for line in console.said)
     state = read_json(run / "run.json")
-    assert (state["state"], state["legs"]["denoiser"]) == ("failed", "waiting")
+    assert (state["status"], state["legs"]["denoiser"]) == ("failed", "waiting")
     with pytest.raises(UserError, match="--force"):
         commands.resume(run, "cpu", Keeper())
     interrupted_at(monkeypatch, [("denoiser", 8)])
     with pytest.raises(Interrupted):
         commands.resume(run, "cpu", Keeper(), force=True)
     commands.resume(run, "cpu", Keeper())  # once is enough
-    assert read_json(run / "run.json")["state"] == "finished" and len(events(run, "inspection")) == 1
+    assert read_json(run / "run.json")["status"] == "finished" and len(events(run, "inspection")) == 1
 
 
 def test_train_goes_on_by_force(tmp_path, monkeypatch):
     monkeypatch.setattr(LatentSpace, "measure", lambda space, moments: space.spread.fill_(1e-3))
     write_pictures(tmp_path / "pictures")
     run = commands.train(request(tmp_path / "pictures", tmp_path / "run"), Keeper(), force=True)
-    assert read_json(run / "run.json")["state"] == "finished"
+    assert read_json(run / "run.json")["status"] == "finished"

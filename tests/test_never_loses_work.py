@@ -19,10 +19,11 @@ from calotype.cli import commands
 from calotype.cli.process import LastingStream
 from calotype.files import is_whole, read_json, whole_folder, write_json
 from calotype.recipe import read_recipe
+from calotype.run import Run
 from calotype.training import pipeline
 from calotype.training import run as runs
 from calotype.training.lock import clean_up, locked, owner_of
-from calotype.training.run import Interrupted, Run, go, stoppable
+from calotype.training.run import Interrupted, go, stoppable
 from calotype.types import UserError
 
 __all__ = ["folder", "tell"]
@@ -106,7 +107,7 @@ def test_who_takes_the_lock_removes_what_killed_processes_had_begun(tmp_path):
     (run.folder / "cache" / f".pixels.npy.{GONE}.tmp").touch()
     (run.folder / alive).touch()
     (run.folder / ".hidden.tmp").touch()  # the user's
-    with run.locked():
+    with locked(run.folder):
         left = {path.name for path in run.folder.rglob("*")}
     assert left == {"run.json", "lock", "checkpoints", "cache", alive, ".hidden.tmp"}
 
@@ -128,7 +129,7 @@ def test_a_folder_gets_its_name_back_if_its_process_was_killed_while_it_was_repl
 CONTEND = """
 import os, random, sys, time
 from pathlib import Path
-from calotype.training.run import Run
+from calotype.training.lock import locked
 from calotype.types import UserError
 folder, inside, start = Path({folder!r}), Path({folder!r}) / 'inside', time.time() + 0.5
 def switch(*call):
@@ -139,7 +140,7 @@ def contend():
     sys.setprofile(switch)
     for attempt in range(60):
         try:
-            with Run(folder).locked():
+            with locked(folder):
                 os.close(os.open(inside, os.O_CREAT | os.O_EXCL))
                 time.sleep(0.0002)
                 os.unlink(inside)
@@ -172,8 +173,8 @@ def test_of_processes_that_take_the_lock_at_once_exactly_one_has_it(tmp_path):
 HOLD = """
 import sys, time
 from pathlib import Path
-from calotype.training.run import Run
-with Run(Path({folder!r})).locked():
+from calotype.training.lock import locked
+with locked(Path({folder!r})):
     print('locked', flush=True)
     time.sleep(60)
 """
@@ -184,12 +185,12 @@ def test_the_lock_of_a_killed_process_does_not_block_and_that_of_a_living_one_na
     process = python(HOLD.format(folder=str(run.folder)))
     assert process.stdout.readline() == "locked\n"
     assert owner_of(run.folder) == process.pid
-    with pytest.raises(UserError, match=f"in use by process {process.pid}"), run.locked():
+    with pytest.raises(UserError, match=f"in use by process {process.pid}"), locked(run.folder):
         pass
     process.kill()
     process.communicate()
     assert (run.folder / "lock").exists() and owner_of(run.folder) is None
-    with run.locked():
+    with locked(run.folder):
         assert owner_of(run.folder) == os.getpid()
     assert not (run.folder / "lock").exists()
 
@@ -296,7 +297,7 @@ def test_two_trainings_that_start_at_once_get_two_folders(at_once):
     seeds = [read_recipe(path / "recipe.toml")["seed"] for path in folders]
     assert sorted(seeds) == [1, 2]
     for path, seed in zip(folders, seeds, strict=True):
-        assert read_json(path / "run.json")["state"] == "finished" and not (path / "lock").exists()
+        assert read_json(path / "run.json")["status"] == "finished" and not (path / "lock").exists()
         assert read_json(path / "model" / "model.json")["recipe"]["seed"] == seed and is_whole(path / "model")
 
 
@@ -307,7 +308,7 @@ def test_two_trainings_with_the_same_out_are_one_run_and_one_error(at_once):
     wrong = ends["together"][codes.index(2)][2]
     assert wrong.count("\n") == 1 and ("in use by process" in wrong or "is not an empty folder" in wrong)
     run, seed = place / "together" / "same", codes.index(0) + 1
-    assert read_json(run / "run.json")["state"] == "finished" and read_recipe(run / "recipe.toml")["seed"] == seed
+    assert read_json(run / "run.json")["status"] == "finished" and read_recipe(run / "recipe.toml")["seed"] == seed
     assert read_json(run / "model" / "model.json")["recipe"]["seed"] == seed and is_whole(run / "model")
 
 
@@ -400,7 +401,7 @@ def test_training_goes_on_in_silence_when_its_pipe_is_closed(folder, finished):
     process.stdout.close()
     assert process.stderr.read() == "" and process.wait(60) == 0
     run = folder.parent / "run"
-    assert read_json(run / "run.json")["state"] == "finished" and products(run) == products(finished)
+    assert read_json(run / "run.json")["status"] == "finished" and products(run) == products(finished)
 
 
 def test_under_nohup_training_outlives_its_terminal(folder, finished):
@@ -417,7 +418,7 @@ def test_under_nohup_training_outlives_its_terminal(folder, finished):
     go_on.touch()
     assert process.wait(60) == 0
     run = folder.parent / "run"
-    assert read_json(run / "run.json")["state"] == "finished" and products(run) == products(finished)
+    assert read_json(run / "run.json")["status"] == "finished" and products(run) == products(finished)
 
 
 @pytest.mark.parametrize("number", [errno.EPIPE, errno.EIO, errno.ENOSPC])
@@ -450,7 +451,7 @@ def test_a_hangup_saves_and_stops(folder, finished):
     _, wrong = process.communicate(timeout=60)
     assert process.returncode == 129 and wrong.count("\n") == 1 and "what was learned is saved" in wrong
     run = folder.parent / "run"
-    assert Run.open(run).state["state"] == "interrupted" and not (run / "lock").exists()
+    assert Run.open(run).state.status == "interrupted" and not (run / "lock").exists()
     assert resumed(run) == products(finished)
 
 
@@ -471,7 +472,7 @@ def test_exit_codes_tell_the_signal(tell, folder, monkeypatch, number, code, tim
     before = [signal.getsignal(one) for one in runs.STOPPING]
     ended, _, wrong = tell("train", folder, "--out", folder.parent / "run", *SMALL)
     assert ended == code and len(wrong) == 1 and "Go on with: calotype resume" in wrong[0]
-    assert read_json(folder.parent / "run" / "run.json")["state"] == "interrupted"
+    assert read_json(folder.parent / "run" / "run.json")["status"] == "interrupted"
     saved = (folder.parent / "run" / "checkpoints").exists()
     assert saved == (times == 1 or number == signal.SIGHUP)
     assert [signal.getsignal(one) for one in runs.STOPPING] == before

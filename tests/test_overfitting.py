@@ -11,10 +11,11 @@ from small import fingerprint, second_leg
 from torch import nn
 
 from calotype.files import read_json
+from calotype.run import Run, RunState
 from calotype.training import checkpoint
 from calotype.training.early_stopping import CLEARLY, ENOUGH, HOPELESS, watch
 from calotype.training.loop import Hook, train
-from calotype.training.run import Interrupted, Run, go
+from calotype.training.run import Interrupted, go
 from calotype.training.state import OptimizerConfig, TrainState
 
 GOOD, BETTER, WORSE = (
@@ -37,7 +38,7 @@ def change(players, value):
 
 def looked(folder, players, looks, held_out=ENOUGH, state=None):
     """A watch that has seen these looks, each with weights of its own: 0, 1, 2 ..."""
-    guard = watch(folder, "denoiser", players, held_out, {} if state is None else state)
+    guard = watch(folder, "denoiser", players, held_out, RunState() if state is None else state)
     for place, look in enumerate(looks):
         change(players, place)
         guard.note(100 * place, look)
@@ -73,7 +74,7 @@ def test_few_held_out_pictures_say_nothing(tmp_path, players):
 
 
 def test_a_watch_that_was_interrupted_knows_what_it_saw(tmp_path, players):
-    state = {}
+    state = RunState()
     looked(tmp_path, players, [GOOD, BETTER], state=state)
     guard = looked(tmp_path, players, [], state=copy.deepcopy(state))
     change(players, 5)
@@ -108,10 +109,7 @@ def train_leg(folder, monkeypatch, after=10**9, most_rise=1e9, look_share=math.i
     """8 steps with 4 looks, of which the second is best; stops after some steps, and then goes on."""
     monkeypatch.setattr("calotype.training.run.PREVIEWS", (0.25, 0.5, 0.75, 1.0))
     folder.mkdir(exist_ok=True)
-    if (folder / "run.json").exists():
-        run = Run.open(folder)
-    else:
-        run = Run(folder, {"legs": {"denoiser": "waiting"}, "seconds": {}})
+    run = Run.open(folder) if (folder / "run.json").exists() else Run(folder, RunState(legs={"denoiser": "waiting"}))
     leg = second_leg()
     leg.held_out, leg.most_rise, leg.preview, leg.look_share = ENOUGH, most_rise, lambda path: None, look_share
     table = {8: GOOD, 16: BETTER, 24: {"held_out_loss": 1.0, "train_loss": 0.5}, 32: WORSE}

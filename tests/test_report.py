@@ -57,7 +57,7 @@ def plan(**changes):
 def facts(**changes):
     facts = {
         "format": 1, "name": "portraits-64", "created": "2026-11-22T17:00:00+00:00", "data": "portraits",
-        "pictures": {"train": 8872, "held_out": 128}, "classes": STYLES, "state": "finished",
+        "pictures": {"train": 8872, "held_out": 128}, "classes": STYLES, "status": "finished",
         "legs": {"autoencoder": "finished", "denoiser": "finished"}, "seconds": SECONDS,
         "peak_memory_bytes": 2_300_000_000, "versions": {"calotype": "0.1.0", "torch": "2.13.0", "python": "3.11"},
     }  # fmt: skip
@@ -182,7 +182,7 @@ def test_the_page_fetches_nothing_and_runs_nothing(run):
 
 def test_markup_from_outside_stays_text(run):
     evil = '<script>alert("&\'1")</script>'
-    write_json(run / "run.json", facts(name=evil, data=evil, classes=[evil], state=evil, versions={evil: evil}))
+    write_json(run / "run.json", facts(name=evil, data=evil, classes=[evil], status=evil, versions={evil: evil}))
     choice = {"what": evil, "value": evil, "why": evil}
     write_json(run / "plan.json", plan(kind=evil, device=evil, notes=[evil], choices=[choice]))
     write_json(run / "samples" / "samples.json", {"labels": [evil], "seed": evil, "sampling": {evil: evil}})
@@ -230,7 +230,7 @@ def test_broken_files_do_not_break_the_page(run, content):
 
 def test_a_run_that_was_stopped_says_how_far_it_came(run):
     states = {"autoencoder": "finished", "denoiser": "training"}
-    write_json(run / "run.json", facts(state="interrupted", legs=states))
+    write_json(run / "run.json", facts(status="interrupted", legs=states))
     (run / "samples" / "grid.png").unlink()
     lines = (run / "log.jsonl").read_text().splitlines()
     short = [

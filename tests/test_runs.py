@@ -62,14 +62,14 @@ def test_a_broken_run_is_one_line_among_the_others(two, tmp_path, content):
 
 
 def test_names_from_outside_stay_one_printable_line(two, tmp_path):
-    write_json(two[0] / "run.json", facts(state=EVIL, data=EVIL, created=EVIL))
+    write_json(two[0] / "run.json", facts(status=EVIL, data=EVIL, created=EVIL))
     console = Keeper()
     runs(tmp_path, False, console)
     assert len(console.said) == 2 and all(line.isprintable() for line in console.said)
 
 
 def test_a_run_whose_process_is_gone_was_killed(two):
-    write_json(two[0] / "run.json", facts(state="training"))
+    write_json(two[0] / "run.json", facts(status="training"))
     (two[0] / "lock").write_text("999999999")
     assert brief_of(two[0]).state == "killed"
     (two[0] / "lock").write_text(str(os.getpid()))
@@ -99,7 +99,7 @@ def test_a_run_has_the_same_style_in_every_plot(two, tmp_path):
 
 
 def test_markup_in_runs_side_by_side_stays_text(two):
-    write_json(two[1] / "run.json", facts(name=EVIL, data=EVIL, state=EVIL, created=EVIL))
+    write_json(two[1] / "run.json", facts(name=EVIL, data=EVIL, status=EVIL, created=EVIL))
     shutil.rmtree(two[1] / "previews")
     page = Page(report(two, two[0] / "both.html"))
     assert not page.all("script") and page.source.count("&lt;script&gt;") >= 3

@@ -19,15 +19,17 @@ from calotype.data.sources import LatentSource, PictureSource
 from calotype.files import read_json
 from calotype.model import load
 from calotype.nets.perceptual import efficientnet_lite0
+from calotype.run import Run, RunState
 from calotype.training import checkpoint
+from calotype.training.lock import locked
 from calotype.training.loop import Hook, Source, TrainProgress, at_fractions, every, learn, train
-from calotype.training.run import Interrupted, Run, average, go, stoppable
+from calotype.training.run import Interrupted, average, go, stoppable
 from calotype.types import Rng, UserError
 
 
 def run_in(folder):
     folder.mkdir()
-    run = Run(folder, {"legs": {"autoencoder": "waiting", "denoiser": "waiting"}, "seconds": {}})
+    run = Run(folder, RunState(legs={"autoencoder": "waiting", "denoiser": "waiting"}))
     run.save()
     return run
 
@@ -211,11 +213,11 @@ def test_elsewhere_than_in_the_main_thread_nothing_listens():
 
 def test_a_run_is_locked_against_a_living_process(tmp_path):
     run = run_in(tmp_path / "run")
-    with run.locked():
-        with pytest.raises(UserError, match=f"in use by process {os.getpid()}"), run.locked():
+    with locked(run.folder):
+        with pytest.raises(UserError, match=f"in use by process {os.getpid()}"), locked(run.folder):
             pass
         assert (run.folder / "lock").exists()
-    with run.locked():
+    with locked(run.folder):
         pass
 
 
@@ -228,7 +230,7 @@ def test_the_lock_of_a_process_that_is_gone_does_not_count(tmp_path, owner):
     if owner == "later":
         born = psutil.Process().create_time()
         os.utime(lock, (born - 60, born - 60))
-    with run.locked():
+    with locked(run.folder):
         assert lock.read_text() == str(os.getpid())
 
 
@@ -274,7 +276,7 @@ def test_stopped_and_resumed_is_the_same_to_the_bit(tmp_path, monkeypatch, finis
         with contextlib.suppress(Interrupted):
             work()
         states.append(read_json(run / "run.json"))
-    assert [state["state"] for state in states] == ["interrupted"] * 4 + ["finished"]
+    assert [state["status"] for state in states] == ["interrupted"] * 4 + ["finished"]
     assert [state["legs"]["denoiser"] for state in states] == ["waiting"] * 3 + ["training", "finished"]
     assert products(run) == products(finished)
     assert read_json(run / "run.json")["seconds"].keys() == read_json(finished / "run.json")["seconds"].keys()
@@ -308,7 +310,7 @@ def test_a_run_that_is_in_use_is_left_alone(tmp_path, monkeypatch, quick):
     with pytest.raises(Interrupted):
         commands.train(request(tmp_path / "pictures", run), Keeper())
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
-    with Run.open(run).locked(), pytest.raises(UserError, match="in use by process"):
+    with locked(run), pytest.raises(UserError, match="in use by process"):
         resume(run)
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
 

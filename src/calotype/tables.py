@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 
@@ -58,3 +59,21 @@ def line_of(text: str, key: str) -> int:
         if (here == heading and name == last) or (not here and name == key) or here == key:
             return number
     return next((number for number, line in enumerate(lines, 1) if last in line), 1)
+
+
+def within(mapping: Mapping[str, Any], *keys: str) -> dict[str, Any]:
+    """The mapping at the end of a path of keys, empty where there is none."""
+    for key in keys:
+        inner = mapping.get(key)
+        mapping = inner if isinstance(inner, dict) else {}
+    return dict(mapping)
+
+
+def number(value: Any) -> float | None:
+    """The value if it is a finite number."""
+    finite = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return float(value) if finite else None
+
+
+def numbers(mapping: Mapping[str, Any]) -> dict[str, float]:
+    return {key: finite for key, value in mapping.items() if (finite := number(value)) is not None}

@@ -14,7 +14,8 @@ from calotype.data.folder import Pictures
 from calotype.files import read_json
 from calotype.model import Model, load
 from calotype.recipe import Recipe, check, of_this_version
-from calotype.report.folder import Run, read_run, within
+from calotype.report.folder import Run, read_run
+from calotype.tables import within
 from calotype.types import NULL_LABEL, Labels, Text, UserError
 
 PROMPT = "a person with short dark hair and a red shirt, smiling"
@@ -70,8 +71,8 @@ def open_one(key: str, folder: Path, device: str) -> Candidate:
     if not (folder / "run.json").is_file():
         raise UserError(f"{folder} is not the folder of a run: it has no run.json; give what `calotype train` wrote")
     run = read_run(folder)
-    if run.facts.get("state") != "finished":
-        state = run.facts.get("state") or "damaged"
+    if run.facts.get("status") != "finished":
+        state = run.facts.get("status") or "damaged"
         raise UserError(f"{folder} is {state}, but must be finished; try: calotype resume {folder}")
     model = load(folder, device)
     settings = read_json(folder / "model" / "model.json")["recipe"]

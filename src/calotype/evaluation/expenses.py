@@ -29,8 +29,9 @@ from calotype.nets.vae import Vae
 from calotype.planning.measurement import mean_cost, phase_ends
 from calotype.priors.fitted import fitted_numbers
 from calotype.recipe import leg_above, mistakes_above
-from calotype.report.folder import Run, number
+from calotype.report.folder import Run
 from calotype.spaces.latent import LatentSpace
+from calotype.tables import number
 from calotype.training.loop import TrainProgress, learn
 from calotype.training.objectives import DenoisingObjective, Objective
 from calotype.training.state import OptimizerConfig, TrainState

@@ -10,7 +10,9 @@ import numpy as np
 from jaxtyping import Float
 
 from calotype.evaluation.candidate import Candidate
-from calotype.report.folder import Event, Run, number, numbers, within
+from calotype.report.folder import Run
+from calotype.run import Event
+from calotype.tables import number, numbers, within
 from calotype.training.state import OptimizerConfig
 
 Line = Float[np.ndarray, " count"]

@@ -17,7 +17,7 @@ from calotype.evaluation.counting import counted
 from calotype.evaluation.features import features
 from calotype.nets.frozen import Frozen, Projected
 from calotype.recipe import mistakes_above
-from calotype.report.folder import number, within
+from calotype.tables import number, within
 from calotype.types import NULL_LABEL, Rng
 
 NO_RECORD = "the run was made by a version that did not count what its closed forms take; train it again"

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from calotype.files import read_json
 from calotype.report.findings import how_many
-from calotype.report.folder import Run, number, numbers, read_run, within
+from calotype.report.folder import Run, read_run
+from calotype.tables import number, numbers, within
 from calotype.training.lock import owner_of
 from calotype.types import UserError
 
@@ -72,7 +73,7 @@ def brief_of(folder: Path) -> Brief:
 
 def state_of(run: Run) -> str:
     """A run that says it trains while no process works on it was killed."""
-    state = str(run.facts.get("state") or "unknown")
+    state = str(run.facts.get("status") or "unknown")
     return "killed" if state == "training" and owner_of(run.folder) is None else state
 
 

@@ -21,8 +21,9 @@ from calotype.report.evaluation import (
     reasons,
     rows,
 )
-from calotype.report.folder import Run, number, numbers, read_run, within
+from calotype.report.folder import Run, read_run
 from calotype.report.words import count, short
+from calotype.tables import number, numbers, within
 
 CARD, PICTURE = "README.md", "samples.png"
 UNSAID = "unknown"

@@ -6,11 +6,13 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from calotype.report.folder import Event, Run, numbers, within
+from calotype.report.folder import Run
 from calotype.report.markup import Html, table, tag
 from calotype.report.measures import figures
 from calotype.report.plot import Point, Series, plot
 from calotype.report.words import UNKNOWN, called_leg, count, deviation, plain, title
+from calotype.run import Event
+from calotype.tables import numbers, within
 
 Curves = dict[str, list[Point]]
 

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from calotype.report.curves import without_unknown
-from calotype.report.folder import Run, read_mapping
+from calotype.report.folder import Run
 from calotype.report.markup import Html, figure, picture, section, table, tag
 from calotype.report.measures import digits, figures, interval, share
 from calotype.report.words import UNKNOWN, count, guidance_in_words, title
+from calotype.run import read_mapping
 
 FORMAT = 1
 FILE, PAIRS_FILE, PROMPTED_FILE = "evaluation.json", "nearest.png", "prompted.png"

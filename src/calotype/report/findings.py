@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from calotype.report.folder import Event, Run, number, within
+from calotype.report.folder import Run
 from calotype.report.markup import Html, figure, picture, section, table, tag
 from calotype.report.measures import figure_of, interval
 from calotype.report.plot import Series
 from calotype.report.words import UNKNOWN, count, guidance_in_words
+from calotype.run import Event
+from calotype.tables import number, within
 
 NEAREST_BYTES = 300_000
 MOST_DEEP = 4

@@ -4,17 +4,12 @@ from __future__ import annotations
 
 import bisect
 import json
-import math
 import tomllib
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from calotype.files import read_json
-from calotype.types import UserError
-
-Event = dict[str, Any]
+from calotype.run import Event, of_this_version, read_mapping
+from calotype.tables import number, within
 
 
 @dataclass(frozen=True)
@@ -91,7 +86,7 @@ class Run:
 
 def read_run(folder: Path) -> Run:
     names = ("samples/samples.json", "evaluation.json", "sweep.json", "previews/nearest.json")
-    facts, plan = (read_mapping(folder / name) for name in ("run.json", "plan.json"))
+    facts, plan = of_this_version(read_mapping(folder / "run.json")), read_mapping(folder / "plan.json")
     samples, evaluation, sweep, nearest = (read_mapping(folder / name) for name in names)
     events = (_read_event(line) for line in _read_text(folder / "log.jsonl").splitlines())
     log, recipe = [event for event in events if event], _read_text(folder / "recipe.toml")
@@ -102,14 +97,6 @@ def _read_text(path: Path) -> str:
     return path.read_text("utf-8", "replace") if path.is_file() else ""
 
 
-def read_mapping(path: Path) -> Event:
-    try:
-        found = read_json(path)
-    except (UserError, OSError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
 def _read_event(line: str) -> Event:
     """Empty for a line that was cut short when its process was killed."""
     try:
@@ -117,21 +104,3 @@ def _read_event(line: str) -> Event:
     except ValueError:
         return {}
     return found if isinstance(found, dict) else {}
-
-
-def within(mapping: Mapping[str, Any], *keys: str) -> Event:
-    """The mapping at the end of a path of keys, empty where there is none."""
-    for key in keys:
-        found = mapping.get(key)
-        mapping = found if isinstance(found, dict) else {}
-    return dict(mapping)
-
-
-def number(value: Any) -> float | None:
-    """The value if it is a finite number."""
-    known = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return float(value) if known else None
-
-
-def numbers(mapping: Mapping[str, Any]) -> dict[str, float]:
-    return {key: found for key, value in mapping.items() if (found := number(value)) is not None}

@@ -13,7 +13,7 @@ from calotype.files import write_whole
 from calotype.report.curves import leg_plots
 from calotype.report.evaluation import evaluation
 from calotype.report.findings import neighbours, the_sweep
-from calotype.report.folder import Preview, Run, number, numbers, read_run, within
+from calotype.report.folder import Preview, Run, read_run
 from calotype.report.markup import Html, Inside, figure, pairs, picture, section, table, tag
 from calotype.report.words import (
     called_leg,
@@ -28,6 +28,7 @@ from calotype.report.words import (
     short,
     title,
 )
+from calotype.tables import number, numbers, within
 
 HERO_BYTES, RECONSTRUCTION_BYTES, PREVIEWS_BYTES = 1_000_000, 400_000, 1_000_000
 """The most that pictures may take: 3.1 MB with both reconstructions and the neighbours, 4.2 MB in base64."""
@@ -95,7 +96,7 @@ def masthead(run: Run) -> Html:
 
 def summary(run: Run) -> str:
     """What state the run is in, after how long, and when it was started."""
-    state, spent = str(run.facts.get("state") or "unfinished"), sum(numbers(within(run.facts, "seconds")).values())
+    state, spent = str(run.facts.get("status") or "unfinished"), sum(numbers(within(run.facts, "seconds")).values())
     created = run.facts.get("created")
     told = [state.capitalize() + (f" after {duration(spent)}" if spent else ""), *unfinished_legs(run)]
     return ", ".join(told) + (f"; started {moment(str(created))}." if created else ".")

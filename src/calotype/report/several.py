@@ -10,12 +10,14 @@ from string import ascii_uppercase
 from calotype.files import write_whole
 from calotype.report.brief import Brief, brief
 from calotype.report.curves import with_n
-from calotype.report.folder import Event, Run, number, read_run, within
+from calotype.report.folder import Run, read_run
 from calotype.report.markup import Html, figure, pairs, picture, section, table, tag
 from calotype.report.measures import digits, figure_of, figures
 from calotype.report.page import sheet
 from calotype.report.plot import Series
 from calotype.report.words import UNKNOWN, called_leg, clipped, count, duration, memory, moment, short, title
+from calotype.run import Event
+from calotype.tables import number, within
 from calotype.types import UserError
 
 GRIDS_BYTES = 2_400_000

@@ -13,8 +13,8 @@ from calotype.files import is_whole, read_json, sha256, whole_folder, write_json
 from calotype.priors.fitted import Fitted
 from calotype.priors.gaussian import CrossFitted, GaussianMixture, Prior
 from calotype.priors.stored import KINDS, kind_of, within
+from calotype.run import Run
 from calotype.training.checkpoint import checkpoints
-from calotype.training.run import Run
 from calotype.types import UserError
 
 Constants = dict[str, Fitted]
@@ -34,7 +34,7 @@ def keep(run: Run, leg: str, fit: Fit) -> Constants:
 
     Raises `UserError` where they are missing or damaged, and checkpoints were trained with them.
     """
-    folder, hashes = run.folder / "constants" / leg, run.state.setdefault("constants", {})
+    folder, hashes = run.folder / "constants" / leg, run.state.constants
     if not is_kept(folder, hashes.get(leg)):
         write(folder, fitted_late(run, leg, fit) if has_begun(run, leg) else fitted_first(run, leg, fit))
     hashes[leg] = sha256(folder / "manifest.json")
@@ -48,11 +48,11 @@ def is_kept(folder: Path, expected: str | None) -> bool:
 
 
 def has_begun(run: Run, leg: str) -> bool:
-    return bool(checkpoints(run.folder / "checkpoints", leg)) or run.state["legs"].get(leg) == "finished"
+    return bool(checkpoints(run.folder / "checkpoints", leg)) or run.state.legs.get(leg) == "finished"
 
 
 def fitted_first(run: Run, leg: str, fit: Fit) -> Constants:
-    if leg in run.state["constants"]:
+    if leg in run.state.constants:
         text = f"{leg}: {run.folder / 'constants' / leg} was missing or damaged, and no checkpoint needs what it held"
         run.log("note", text=f"{text}: it was fitted again")
     return fit()
@@ -60,10 +60,10 @@ def fitted_first(run: Run, leg: str, fit: Fit) -> Constants:
 
 def fitted_late(run: Run, leg: str, fit: Fit) -> Constants:
     """Checkpoints of earlier versions hold their constants, but not what stood in for them in training."""
-    older = None if leg in run.state["constants"] else in_checkpoint(run, leg)
+    older = None if leg in run.state.constants else in_checkpoint(run, leg)
     if older:
         return {**fit(), **older}
-    finished = run.state["legs"].get(leg) == "finished"
+    finished = run.state.legs.get(leg) == "finished"
     again = "start a new run" if finished else f"remove checkpoints/{leg}-* to train the {leg} from its start"
     raise UserError(
         f"{run.folder / 'constants' / leg} is missing or damaged, but checkpoints of the {leg} were trained with it: "

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from safetensors.torch import load_file
 
 from calotype.files import is_whole, whole_folder, write_tensors
 from calotype.priors.fitted import load_trained, trained_state
+from calotype.run import Losses, RunState, Validation
 from calotype.training.state import TrainState
 
 CLEARLY = 1.02
@@ -23,51 +23,51 @@ ENOUGH = 32
 
 @dataclass
 class EarlyStopping:
-    """Keeps the averaged weights of the best look in `folder`. `looks` is kept in `run.json`, so a resumed run has it.
+    """Keeps the averaged weights of the best look in `folder`.
 
-    A leg that went back behind its best look comes by it again, with equal weights.
+    `validation` is stored in `run.json`, so a resumed run has it. A leg that went back behind its best look comes by it
+    again, with equal weights.
     """
 
     folder: Path
     players: dict[str, TrainState]
     held_out: int
-    looks: dict[str, Any]
+    validation: Validation
 
     def note(self, images_seen: int, measures: Mapping[str, float]) -> None:
         """To be called at every look, with what it measured."""
         if self.held_out < ENOUGH or "held_out_loss" not in measures:
             return
-        look = {"images_seen": images_seen, **{name: measures[name] for name in ("held_out_loss", "train_loss")}}
-        best = self.looks.get("best")
-        if best is None or look["held_out_loss"] < best["held_out_loss"]:
+        names = ("held_out_loss", "train_loss")
+        last = Losses(images_seen=images_seen, **{name: measures[name] for name in names})
+        best = self.validation.best
+        if best is None or last.held_out_loss < best.held_out_loss:
             with whole_folder(self.folder) as path:
                 for name, player in self.players.items():
                     write_tensors(path / f"{name}.safetensors", trained_state(player.average))
-            self.looks["best"] = look
-        self.looks["last"] = look
+            self.validation.best = last
+        self.validation.last = last
 
     @property
     def rise(self) -> float:
         """The last held-out loss by the best one, if the loss on trained pictures has fallen since; else 1."""
-        best, last = self.looks.get("best"), self.looks.get("last")
-        if not best or not last or last["train_loss"] >= best["train_loss"]:
+        best, last = self.validation.best, self.validation.last
+        if not best or not last or last.train_loss >= best.train_loss:
             return 1.0
-        return float(last["held_out_loss"] / best["held_out_loss"])
+        return last.held_out_loss / best.held_out_loss
 
     def choose(self) -> str:
         """Puts the best averaged weights in the place of overfitted ones, and says so; else says nothing."""
-        if not self.rise > CLEARLY or not is_whole(self.folder):
+        if (best := self.validation.best) is None or not self.rise > CLEARLY or not is_whole(self.folder):
             return ""
         for name, player in self.players.items():
             load_trained(player.average, load_file(self.folder / f"{name}.safetensors"))
         return (
             f"overfitted: its held-out loss rose by {self.rise - 1:.0%} while the one on trained pictures fell, so "
-            f"it ends with its weights of {self.looks['best']['images_seen']:,} images seen; more pictures would help"
+            f"it ends with its weights of {best.images_seen:,} images seen; more pictures would help"
         )
 
 
-def watch(
-    folder: Path, leg: str, players: dict[str, TrainState], held_out: int, state: dict[str, Any]
-) -> EarlyStopping:
+def watch(folder: Path, leg: str, players: dict[str, TrainState], held_out: int, state: RunState) -> EarlyStopping:
     """`folder` is that of the checkpoints, `state` what `run.json` holds."""
-    return EarlyStopping(folder / f"best-{leg}", players, held_out, state.setdefault("looks", {}).setdefault(leg, {}))
+    return EarlyStopping(folder / f"best-{leg}", players, held_out, state.validation.setdefault(leg, Validation()))

@@ -32,8 +32,9 @@ UNFINISHED = re.compile(r"\.(?P<name>.+)\.(?P<process>\d+)\.(?P<kind>tmp|old)")
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Holds `folder/lock`. Raises `UserError`, with the number of the process, if another holds it.
+    """Holds `folder/lock`, and ends what killed processes had begun to write in the folder.
 
+    Raises `UserError`, with the number of the process, if another holds the lock.
     The operating system grants the lock in one step and releases it when its process ends, however it ends.
     Network file systems: Linux locks files on NFS across machines; where a file system has no locks at all, only the
     process number in the file counts, which is not safe against two starts in the same instant or on two machines.
@@ -45,6 +46,7 @@ def locked(folder: Path) -> Iterator[None]:
         file.truncate(0)
         file.write(str(os.getpid()).encode())
         file.flush()
+        clean_up(folder)
         try:
             yield
         finally:

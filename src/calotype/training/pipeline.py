@@ -31,6 +31,7 @@ from calotype.planning.measurement import count_parameters
 from calotype.recipe import ImportedSpace, Recipe, check, leg_above
 from calotype.report import write_report
 from calotype.report.card import write_card
+from calotype.run import LevelSearch, Run
 from calotype.spaces.latent import LatentSpace, about_tiles
 from calotype.spaces.pixel import PixelSpace, Space
 from calotype.tables import merge
@@ -42,7 +43,7 @@ from calotype.training.enlarging_leg import enlarger_leg, mistakes_leg, search_l
 from calotype.training.examples import Bucket, as_read, crop_examples, latent_examples, picture_examples
 from calotype.training.loop import TrainProgress
 from calotype.training.previews import held_out_images, held_out_prompts, reconstructions
-from calotype.training.run import Interrupted, Leg, Run, go, look, stoppable
+from calotype.training.run import Interrupted, Leg, go, look, stoppable
 
 SHORT = 60.0
 """Seconds of a leg: previews along the way would take a good part of a shorter one."""
@@ -61,20 +62,20 @@ def develop(
     The caller holds the lock of the run. Without `force` it ends in a `UserError` where an autoencoder has come out
     that is not worth diffusing on.
     """
-    run.state["state"] = "training"
+    run.state.status = "training"
     run.spend("read", read_seconds)
     with stoppable() as stop:
         try:
             _develop(Pipeline(run, plan, as_read(plan.recipe, pictures), machine.device, console, stop, force))
-            run.state["state"] = "finished"
+            run.state.status = "finished"
         except (Interrupted, KeyboardInterrupt, SystemExit):  # the latter two: at once, by a second signal
-            run.state["state"] = "interrupted"
+            run.state.status = "interrupted"
             raise Interrupted(str(run.folder), stop.signal_number) from None
         except BaseException:
-            run.state["state"] = "failed"
+            run.state.status = "failed"
             raise
         finally:
-            run.state["peak_memory_bytes"] = peak_memory(machine.device)
+            run.state.peak_memory_bytes = peak_memory(machine.device)
             run.save()
             write_report(run.folder)
             run.save()  # with the seconds that the report took
@@ -185,7 +186,7 @@ class Pipeline:
 
     def with_best_level(self, recipe: Recipe, below: Sequence[Stage], stage: Stage) -> Recipe:
         """The recipe with the augmentation that suits what the stages below make; a resumed run has it in its state."""
-        size, found = stage.image_size, self.run.state.setdefault("levels", {})
+        size, found = stage.image_size, self.run.state.levels
         crops = self.plan.level_crops.get(str(size), 0)
         if not crops:
             return recipe
@@ -194,10 +195,10 @@ class Pipeline:
             with self._counting(name), self.console.bar(name) as bar:
                 progress = unless(self.stop, counting(bar))
                 search = search_levels(recipe, below, stage, self.pictures.shrunk(size), crops, progress)
-            found[str(size)] = search.as_json()
-            self.run.log("levels", size=size, **found[str(size)])
+            found[str(size)] = LevelSearch.model_validate(search.as_json())
+            self.run.log("levels", size=size, **search.as_json())
             self.run.save()
-        best = {"sampling": {"augmentation": found[str(size)]["best"]}}
+        best = {"sampling": {"augmentation": found[str(size)].best}}
         return check(merge(recipe.model_dump(), {"enlarge": {str(size): best}}))
 
     @contextmanager
@@ -205,7 +206,7 @@ class Pipeline:
         """Seconds and floating-point operations, over all sittings, of what is done once: fits, encodings, searches."""
         with self.run.timing(what), counter() as count:
             yield
-        operations = self.run.state.setdefault("operations", {})
+        operations = self.run.state.operations
         operations[what] = operations.get(what, 0) + count.get_total_flops()
 
     def _diffusion(self, leg: DenoiserLeg) -> Stage:
@@ -220,13 +221,13 @@ class Pipeline:
         if leg.name in self.plan.paced:
             leg.most_rise, leg.look_share = HOPELESS, LOOK_SHARE
             leg.looks = (1.0,) if self.plan.predicted["seconds"][leg.name] < SHORT else ()
-            others = sum(seconds for what, seconds in self.run.state["seconds"].items() if what != leg.name)
+            others = sum(seconds for what, seconds in self.run.state.seconds.items() if what != leg.name)
             leg.pace = BudgetController(
                 self.plan.phases[leg.name], self.plan.budget_seconds - others - self.plan.after(leg.name)
             )
         with self.console.bar(leg.name) as bar:
             go(self.run, leg, self.stop, bar, self.console.say)
-        if told := self.run.state.get("overfitted", {}).get(leg.name):
+        if told := self.run.state.overfitted.get(leg.name):
             self.console.say(f"{leg.name}: {told}")
         trained = [count_parameters(player.network) for name, player in leg.players.items() if name != "critic"]
-        self.run.state.setdefault("parameters", {})[leg.name] = sum(trained)
+        self.run.state.parameters[leg.name] = sum(trained)

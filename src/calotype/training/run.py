@@ -1,8 +1,7 @@
-"""A run: a folder, and a list of legs that each train one thing, in order. `resume` goes on with the unfinished one."""
+"""A leg of a run: trained from its newest checkpoint to its end, with previews, validation, log and checkpoints."""
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 import signal
@@ -12,17 +11,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from calotype.files import read_json, write_json
+from calotype.run import Run
 from calotype.training import checkpoint
 from calotype.training.checkpoint import Saved
 from calotype.training.critic_guard import CriticGuard
 from calotype.training.early_stopping import watch
-from calotype.training.lock import clean_up, locked
 from calotype.training.loop import Hook, Source, StepResult, TrainProgress, at_fractions, every, train
 from calotype.training.objectives import Objective
 from calotype.training.state import TrainState
@@ -45,55 +42,6 @@ class Stop(threading.Event):
     """Is set when the user asks to stop; `signal_number` is that of the first signal that did."""
 
     signal_number: int = signal.SIGINT
-
-
-@dataclass
-class Run:
-    """The folder of a run. `state` is what `run.json` holds."""
-
-    folder: Path
-    state: dict[str, Any] = field(default_factory=dict)
-    began: float | None = None
-    """Since when, in seconds since the epoch, `wall_seconds` in the state goes on; it is brought up to each `save`."""
-
-    @classmethod
-    def open(cls, folder: Path) -> Run:
-        if not (folder / "run.json").exists():
-            raise UserError(
-                f"{folder} is not a run: it has no run.json; expected a folder that `calotype train` has written"
-            )
-        return cls(folder, read_json(folder / "run.json"))
-
-    def save(self) -> None:
-        if self.began is not None:
-            began, self.began = self.began, time.time()
-            self.state["wall_seconds"] = self.state.get("wall_seconds", 0.0) + self.began - began
-        write_json(self.folder / "run.json", self.state)
-
-    def log(self, event: str, **what: Any) -> None:
-        with (self.folder / "log.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"event": event, **what}) + "\n")
-
-    def spend(self, what: str, seconds: float) -> None:
-        """Adds to the time that something took, over all sittings."""
-        spent = self.state.setdefault("seconds", {})
-        spent[what] = spent.get(what, 0.0) + seconds
-        self.save()
-
-    @contextmanager
-    def timing(self, what: str) -> Iterator[None]:
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.spend(what, time.perf_counter() - start)
-
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """One process at a time (see `lock.locked`), which first ends what a killed one had begun to write."""
-        with locked(self.folder):
-            clean_up(self.folder)
-            yield
 
 
 @dataclass
@@ -148,20 +96,20 @@ def go(
         warn(line)
 
     found = checkpoint.restore(checkpoints, leg.name, leg.saved, leg.clock, note)
-    if run.state["legs"][leg.name] == "finished" and (found is None or leg.clock.images_seen < leg.clock.total):
+    if run.state.legs[leg.name] == "finished" and (found is None or leg.clock.images_seen < leg.clock.total):
         raise UserError(
             f"the last checkpoint of the {leg.name} in {checkpoints} is missing or damaged, and what came after it was "
             f"made with it; put it back, or start a new run"
         )
     if found is not None:
         run.log("note", text=f"{leg.name}: went on from {found.name}")
-    run.state["legs"][leg.name] = "training"
+    run.state.legs[leg.name] = "training"
     run.save()
     spent, guard = leg.clock.seconds, watch(checkpoints, leg.name, leg.players, leg.held_out, run.state)
 
     def save(clock: TrainProgress, result: StepResult) -> None:
         checkpoint.save(checkpoints, leg.name, leg.saved, clock)
-        run.state["seconds"][leg.name] = clock.seconds
+        run.state.seconds[leg.name] = clock.seconds
         run.save()
 
     at_look, looked = at_fractions(leg.looks or PREVIEWS, leg.clock.progress), [0.0]
@@ -195,9 +143,9 @@ def go(
     leg.clock.advance(0)
     if said := guard.choose():
         run.log("note", text=f"{leg.name}: {said}")
-        run.state["overfitted"] = {**run.state.get("overfitted", {}), leg.name: said}
+        run.state.overfitted[leg.name] = said
     save(leg.clock, StepResult({}, {}))
-    run.state["legs"][leg.name] = "finished"
+    run.state.legs[leg.name] = "finished"
     run.save()
     shutil.rmtree(guard.folder, ignore_errors=True)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from calotype.cli.commands.reading import PORTRAITS, read, read_own
+from calotype.cli.commands.reading import read, read_own
 from calotype.cli.commands.talk import Console
 from calotype.data.folder import Pictures
 from calotype.data.split import rule_of
@@ -13,6 +13,7 @@ from calotype.evaluation import compare as comparison
 from calotype.evaluation.candidate import Candidate
 from calotype.evaluation.compare import Access
 from calotype.machine import find_device
+from calotype.run import PORTRAITS, Run
 
 
 def compare(
@@ -25,7 +26,7 @@ def compare(
         return read(None if embedded else Path(name), size, out / "cache", console, rule_of(runs[0]))
 
     def own(one: Candidate) -> Pictures | None:
-        return read_own(one.run.folder, one.run.facts, one.size, out / "cache", console)
+        return read_own(Run.open(one.run.folder), one.size, out / "cache", console)
 
     where = str(find_device(device))
     return comparison.compare(runs, data, out, count, seed, where, Access(pictures, own), console.bar)

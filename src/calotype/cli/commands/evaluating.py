@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from calotype.cli.commands.reading import PORTRAITS, read_as_run, read_own
+from calotype.cli.commands.reading import read_as_run, read_own
 from calotype.cli.commands.talk import Console
 from calotype.data.folder import Pictures
 from calotype.demo.portraits import read_drawn
@@ -20,6 +20,7 @@ from calotype.model import changed_all
 from calotype.report import write_report
 from calotype.report.card import write_card
 from calotype.report.evaluation import FILE
+from calotype.run import PORTRAITS, Run
 
 
 def evaluate(
@@ -62,8 +63,8 @@ def data_of_run(one: Candidate) -> str:
 
 def pictures_of(one: Candidate, data: Path | None, cache: Path, console: Console) -> tuple[Pictures, Pictures | None]:
     """What samples are held against, and what the run was trained on: None where that is gone or has changed."""
-    folder, facts = one.run.folder, one.run.facts
-    wanted = read_as_run(folder, facts, data, one.size, cache, console)
-    if wanted.content == facts.get("content"):
+    run = Run.open(one.run.folder)
+    wanted = read_as_run(run, data, one.size, cache, console)
+    if wanted.content == run.state.content:
         return wanted, wanted
-    return wanted, read_own(folder, facts, one.size, cache, console) if data else None
+    return wanted, read_own(run, one.size, cache, console) if data else None

@@ -26,12 +26,13 @@ from calotype.machine import find_device
 from calotype.nets.kl import KlConfig
 from calotype.nets.perceptual import efficientnet_lite0
 from calotype.recipe import ImportedSpace, Recipe, check, read_recipe
-from calotype.report.folder import number, numbers, read_run, within
+from calotype.report.folder import read_run
 from calotype.report.inspection import write_inspection
+from calotype.run import Inspection, Run
 from calotype.spaces.latent import LatentSpace
+from calotype.tables import number, numbers, within
 from calotype.training.checkpoint import checkpoints
 from calotype.training.previews import look_count, unseen_first
-from calotype.training.run import Run
 from calotype.types import Images, UserError
 
 FORMAT = 1
@@ -53,9 +54,9 @@ def inspect(folder: Path, data: Path | None, out: Path | None, device: str, cons
     if (out := out or folder).exists() and not out.is_dir():
         raise UserError(f"--out {out} is a file; choose a folder")
     weights, stage = find_weights(folder, recipe)
-    source = str(data or run.state["data"])
-    pictures = read_as_run(folder, run.state, data, recipe.size, out / "cache", console)
-    foreign = pictures.content != run.state["content"]
+    source = str(data or run.state.data)
+    pictures = read_as_run(run, data, recipe.size, out / "cache", console)
+    foreign = pictures.content != run.state.content
     pictures = pictures.shrunk(recipe.chain[0])
     space = build_space(recipe).to(where)
     space.load_state_dict({**space.state_dict(), **weights})
@@ -116,19 +117,19 @@ def critic_of(folder: Path) -> CriticHealth | None:
 
 def short_look(run: Run, space: LatentSpace, pictures: Pictures, console: Console, force: bool) -> None:
     """The doctor's short look between two legs. Raises `UserError` where going on would waste the user's time."""
-    found = run.state.get("inspection")
+    found = run.state.inspection
     if found is None:
-        found = run.state["inspection"] = seen_in_short(run, space, pictures, console)
-    if found["advice"] and not force and not found.get("forced"):
+        found = run.state.inspection = seen_in_short(run, space, pictures, console)
+    if found.advice and not force and not found.forced:
         raise UserError(
-            f"{found['verdict']} {found['advice']}. A denoiser on it would be a waste of time, so the run has stopped; "
+            f"{found.verdict} {found.advice}. A denoiser on it would be a waste of time, so the run has stopped; "
             f"look closer with: calotype inspect {run.folder}; or go on with: calotype resume {run.folder} --force"
         )
-    found["forced"] = bool(found["advice"])
+    found.forced = bool(found.advice)
     run.save()
 
 
-def seen_in_short(run: Run, space: LatentSpace, pictures: Pictures, console: Console) -> dict[str, Any]:
+def seen_in_short(run: Run, space: LatentSpace, pictures: Pictures, console: Console) -> Inspection:
     device = space.mean.device
     images, held_out = unseen_first(pictures, look_count(pictures.pixels[0].numel()), device)
     efficientnet_lite0().to(device)
@@ -137,7 +138,8 @@ def seen_in_short(run: Run, space: LatentSpace, pictures: Pictures, console: Con
     diagnosis = diagnose(measures)
     tell(diagnosis, console)
     run.log("inspection", **known({**summary(diagnosis), "measures": asdict(measures)}))
-    return {"verdict": diagnosis.verdict, "score": diagnosis.score, "advice": "" if diagnosis.fit else diagnosis.advice}
+    advice = "" if diagnosis.fit else diagnosis.advice
+    return Inspection(verdict=diagnosis.verdict, score=diagnosis.score, advice=advice)
 
 
 def tell(diagnosis: Diagnosis, console: Console) -> None:
@@ -152,7 +154,7 @@ def summary(diagnosis: Diagnosis) -> dict[str, Any]:
 
 
 def as_json(run: Run, about: dict[str, Any], measures: Measures, diagnosis: Diagnosis) -> dict[str, Any]:
-    name = run.state.get("name") or run.folder.resolve().name
+    name = run.name
     created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     facts = {"format": FORMAT, "name": name, "created": created, **about}
     return dict(known({**facts, **summary(diagnosis), "measures": asdict(measures)}))

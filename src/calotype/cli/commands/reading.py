@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from calotype.cli.commands.talk import Console
 from calotype.data.folder import Pictures, read_folder
 from calotype.data.split import Rule, rule_of, three_sets
 from calotype.demo.portraits import read_portraits, write_portraits
+from calotype.run import PORTRAITS, Run
 from calotype.types import UserError
-
-PORTRAITS = "portraits"
 
 
 def read(folder: Path | None, size: int, cache: Path | None, console: Console, rule: Rule = three_sets) -> Pictures:
@@ -25,27 +22,23 @@ def read(folder: Path | None, size: int, cache: Path | None, console: Console, r
         return read_folder(folder, size, cache, lambda done, total: progress(done, total, ""), rule)
 
 
-def read_as_run(
-    run: Path, facts: Mapping[str, Any], data: Path | None, size: int, cache: Path, console: Console
-) -> Pictures:
-    """The pictures in `data`, or those of a run of which `run.json` says `facts`: with the run's split where they are
-    those that it was trained on, else split anew.
-    """
-    name = str(data or facts.get("data") or PORTRAITS)
+def read_as_run(run: Run, data: Path | None, size: int, cache: Path, console: Console) -> Pictures:
+    """The pictures in `data`, or those of a run: with its split where it was trained on them, else with a new one."""
+    name = str(data or run.state.data)
     source = None if name == PORTRAITS and data is None else Path(name)
-    pictures = read(source, size, cache, console, rule_of(run))
-    if pictures.content == facts.get("content"):
+    pictures = read(source, size, cache, console, rule_of(run.folder))
+    if pictures.content == run.state.content:
         return pictures
     return replace(pictures, split=three_sets(pictures.pixels, pictures.labels, pictures.classes))
 
 
-def read_own(run: Path, facts: Mapping[str, Any], size: int, cache: Path, console: Console) -> Pictures | None:
+def read_own(run: Run, size: int, cache: Path, console: Console) -> Pictures | None:
     """The pictures that a run was trained on; None where they cannot be read, or have changed."""
     try:
-        pictures = read_as_run(run, facts, None, size, cache, console)
+        pictures = read_as_run(run, None, size, cache, console)
     except UserError:
         return None
-    return pictures if pictures.content == facts.get("content") else None
+    return pictures if pictures.content == run.state.content else None
 
 
 def write_data(size: int, count: int | None, out: Path, console: Console) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from calotype.cli.commands.reading import PORTRAITS, read_as_run
+from calotype.cli.commands.reading import read_as_run
 from calotype.cli.commands.talk import Console, counting
 from calotype.data.folder import Pictures
 from calotype.data.images import rounded
@@ -24,7 +24,8 @@ from calotype.model import load, store_sampling
 from calotype.nets.perceptual import efficientnet_lite0
 from calotype.report import write_report
 from calotype.report.words import guidance_in_words
-from calotype.training.run import Run
+from calotype.run import Run
+from calotype.training.lock import locked
 from calotype.types import NULL_LABEL, Labels, Rng, Text, UserError
 
 FORMAT = 1
@@ -41,13 +42,13 @@ def sweep_run(folder: Path, data: Path | None, count: int, seed: int, grid: Grid
     if count < FEWEST:
         raise UserError(f"--count is {count}, but must be at least {FEWEST}; try 200")
     run, model = Run.open(folder), load(folder, device)
-    where = str(data or run.state.get("data", PORTRAITS))
-    pictures = read_as_run(folder, run.state, data, model.stages[-1].image_size, folder / "cache", console)
+    where = str(data or run.state.data)
+    pictures = read_as_run(run, data, model.stages[-1].image_size, folder / "cache", console)
     pictures = pictures if model.reader else replace(pictures, captions=None)
     known = model.classes == pictures.classes
     for note in (said := notes(run, pictures, known, model.stages[0].denoiser.has_prior)):
         console.say(note)
-    with run.locked(), console.bar("sweep") as bar:
+    with locked(folder), console.bar("sweep") as bar:
         found = try_all(model.stages[0], model.samplings[0], pictures, known, count, seed, grid, counting(bar))
         write_json(folder / "sweep.json", {**found, "data": where, "notes": [*found["notes"], *said]})
         if found["n"] >= FEWEST_TO_CHOOSE:
@@ -57,7 +58,7 @@ def sweep_run(folder: Path, data: Path | None, count: int, seed: int, grid: Grid
 
 
 def notes(run: Run, pictures: Pictures, known: bool, has_prior: bool) -> list[str]:
-    said = [] if pictures.content == run.state.get("content") else ["the model was trained on other pictures"]
+    said = [] if pictures.content == run.state.content else ["the model was trained on other pictures"]
     said += [] if known else ["its classes are not those of the pictures, so it is sampled without"]
     return said if has_prior or conditional(pictures, known) else [*said, UNGUIDED]
 

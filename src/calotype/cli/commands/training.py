@@ -15,7 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from calotype.cli.commands.reading import PORTRAITS, free, read
+from calotype.cli.commands.reading import free, read
 from calotype.cli.commands.talk import Console
 from calotype.data.folder import Pictures
 from calotype.data.split import FILE as SPLIT_FILE
@@ -26,10 +26,10 @@ from calotype.interop import diffusers, minilm, transformers
 from calotype.machine import examine
 from calotype.planning import Plan, make_plan
 from calotype.recipe import ImportedSpace, Recipe, check, read_overrides, read_recipe, read_split, to_toml
+from calotype.run import PORTRAITS, Run, RunState, SplitRecord
 from calotype.tables import merge
 from calotype.training.lock import locked
 from calotype.training.pipeline import develop
-from calotype.training.run import Run
 from calotype.types import UserError
 
 SIZE = 64
@@ -129,7 +129,7 @@ def train(request: TrainRequest, console: Console, force: bool = False) -> Path:
         write_whole(folder / "recipe.toml", to_toml(made.recipe))
         write_json(folder / "plan.json", made.as_json())
         write_json(folder / SPLIT_FILE, pictures.split.as_json())
-        state = {**about(request, folder, pictures, made.recipe), "threads": machine.threads}
+        state = initial_state(request, folder, pictures, made.recipe, machine.threads)
         run = Run(folder, state, began=request.started)
         run.spend("read", was_read - request.started)  # writes run.json, after all that resuming needs
         run.spend("plan", time.time() - was_read)
@@ -141,13 +141,13 @@ def resume(folder: Path, device: str, console: Console, force: bool = False) -> 
     began, run = time.time(), Run.open(folder)
     if is_finished(run, console):
         return folder
-    with run.locked():
+    with locked(folder):
         run = Run.open(folder)  # as the owner before has left it
         return folder if is_finished(run, console) else _resume(run, began, device, console, force)
 
 
 def is_finished(run: Run, console: Console) -> bool:
-    if finished := run.state["state"] == "finished":
+    if finished := run.state.status == "finished":
         console.say(f"{run.folder} is finished already; its report is {run.folder / 'report.html'}")
     return finished
 
@@ -156,17 +156,17 @@ def _resume(run: Run, began: float, device: str, console: Console, force: bool) 
     folder = run.folder
     recipe = check(read_recipe(folder / "recipe.toml"))
     made = Plan.from_json(recipe, read_json(folder / "plan.json"))
-    source = None if run.state["data"] == PORTRAITS else Path(run.state["data"])
+    source = None if run.state.data == PORTRAITS else Path(run.state.data)
     pictures = read(source, recipe.size, folder / "cache", console, rule_of(folder))
-    if pictures.content != run.state["content"]:
+    if pictures.content != run.state.content:
         raise UserError(
             f"the pictures in {source} have changed since {folder} was started; put them back, or start a new run"
         )
-    if content_of(recipe) != run.state.get("space"):
+    if content_of(recipe) != run.state.imported_weights:
         raise UserError(
             f"the imported autoencoder has changed since {folder} was started; put it back, or start a new run"
         )
-    machine = examine(device, run.state.get("threads"))
+    machine = examine(device, run.state.threads)
     run.began = began
     return develop(run, made, pictures, machine, console, force, read_seconds=time.time() - began)
 
@@ -237,24 +237,22 @@ def check_out(request: TrainRequest) -> None:
         raise UserError(f"--out {out} is not an empty folder; {hint}")
 
 
-def about(request: TrainRequest, folder: Path, pictures: Pictures, recipe: Recipe) -> dict[str, Any]:
+def initial_state(request: TrainRequest, folder: Path, pictures: Pictures, recipe: Recipe, threads: int) -> RunState:
     """What `run.json` says at the start."""
-    versions = {name: version(name) for name in ("calotype", "torch")} | {"python": platform.python_version()}
-    return {
-        "format": 1,
-        "name": folder.name,
-        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "data": str(request.folder.resolve()) if request.folder else PORTRAITS,
-        "content": pictures.content,
-        "space": content_of(recipe),
-        "pictures": pictures.split.counts,
-        "split": {"version": SPLIT_VERSION, **recipe.split.model_dump()},
-        "classes": list(pictures.classes),
-        "state": "training",
-        "legs": dict.fromkeys(recipe.legs, "waiting"),
-        "seconds": {},
-        "versions": versions,
-    }
+    return RunState(
+        name=folder.name,
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        data=str(request.folder.resolve()) if request.folder else PORTRAITS,
+        content=pictures.content,
+        imported_weights=content_of(recipe),
+        pictures=pictures.split.counts,
+        split=SplitRecord(version=SPLIT_VERSION, **recipe.split.model_dump()),
+        classes=list(pictures.classes),
+        status="training",
+        legs=dict.fromkeys(recipe.legs, "waiting"),
+        versions={name: version(name) for name in ("calotype", "torch")} | {"python": platform.python_version()},
+        threads=threads,
+    )
 
 
 def check_disk(folder: Path, plan: Plan) -> None:

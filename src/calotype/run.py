@@ -1,0 +1,237 @@
+"""A run: its folder, its state (`run.json`) and its log (`log.jsonl`), as training writes and all others read them."""
+
+from __future__ import annotations
+
+import bisect
+import json
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from calotype.files import read_json, write_json
+from calotype.tables import number
+from calotype.types import UserError
+
+VERSION = 2
+"""Of `run.json`. Files of version 1 have no `version`, and other names for some keys: see `RENAMED`."""
+RENAMED = {"state": "status", "looks": "validation", "space": "imported_weights"}
+"""Keys of version 1 by their names now."""
+PORTRAITS = "portraits"
+"""What a run has in place of a folder of pictures when it trains on the embedded portraits."""
+Event = dict[str, Any]
+Status = Literal["unknown", "training", "interrupted", "failed", "finished"]
+LegStatus = Literal["waiting", "training", "finished"]
+
+
+class Stored(BaseModel):
+    """What `run.json` holds. Keys of a later version are ignored, so that a run can be looked at with an older one."""
+
+    model_config = ConfigDict(extra="ignore", validate_assignment=True)
+
+
+class Losses(Stored):
+    """Losses of a leg's averaged weights, on validation pictures and on as many training pictures."""
+
+    images_seen: int
+    held_out_loss: float
+    train_loss: float
+
+
+class Validation(Stored):
+    """By which early stopping decides."""
+
+    best: Losses | None = None
+    last: Losses | None = None
+
+
+class Inspection(Stored):
+    """The verdict on an autoencoder, before a denoiser is trained on its latents."""
+
+    verdict: str
+    score: float
+    advice: str = ""
+    """Empty where it is fit to diffuse on."""
+    forced: bool = False
+    """Whether the user went on all the same."""
+
+
+class LevelSearch(Stored):
+    """The search for the augmentation level of a stage that enlarges."""
+
+    best: float
+    tried: list[tuple[float, float]] = []
+    """Levels, each with its distance from real pictures."""
+    standard_errors: list[float] = []
+    """Of the distances' differences to the smallest one."""
+
+
+class SplitRecord(Stored):
+    """How the pictures were split: the version of the rule, and its fractions."""
+
+    version: int
+    validation: float
+    test: float
+
+
+class RunState(Stored):
+    """What a run needs to be resumed, and what it has cost: seconds, operations and parameters by leg or step."""
+
+    version: int = VERSION
+    name: str = ""
+    created: str = ""
+    """ISO 8601, UTC."""
+    data: str = PORTRAITS
+    """The folder of the pictures, or "portraits"."""
+    content: str = ""
+    """Hash of the pictures and how they were prepared."""
+    imported_weights: str | None = None
+    """Hash of the file of an imported autoencoder."""
+    pictures: dict[str, int] = Field(default_factory=dict)
+    """How many are in each set."""
+    split: SplitRecord | None = None
+    """None where the run was made before there were three sets."""
+    classes: list[str] = Field(default_factory=list)
+    status: Status = "unknown"
+    legs: dict[str, LegStatus] = Field(default_factory=dict)
+    """In the order of their training."""
+    seconds: dict[str, float] = Field(default_factory=dict)
+    """Over all sessions of the run."""
+    wall_seconds: float = 0.0
+    operations: dict[str, int] = Field(default_factory=dict)
+    """Floating-point operations of what is fitted in closed form."""
+    parameters: dict[str, int] = Field(default_factory=dict)
+    peak_memory_bytes: int | None = None
+    versions: dict[str, str] = Field(default_factory=dict)
+    threads: int | None = None
+    validation: dict[str, Validation] = Field(default_factory=dict)
+    overfitted: dict[str, str] = Field(default_factory=dict)
+    """What was done about it, in a sentence."""
+    inspection: Inspection | None = None
+    levels: dict[str, LevelSearch] = Field(default_factory=dict)
+    """By the size of the stage."""
+    constants: dict[str, str] = Field(default_factory=dict)
+    """Hash of the manifest of each leg's closed forms."""
+
+
+def of_this_version(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of a `run.json` of this version or an earlier one, with the keys of this one."""
+    if "version" in stored:
+        return dict(stored)
+    renamed = {RENAMED.get(key, key): value for key, value in stored.items() if key != "format"}
+    return {"version": VERSION, **renamed}
+
+
+def read_state(file: Path) -> RunState:
+    """Raises `UserError` where the file is missing, damaged, or of a later version."""
+    stored = read_json(file)
+    if not isinstance(stored, dict):
+        raise UserError(f"{file} is damaged: it holds a {type(stored).__name__}, but a table of keys is expected")
+    current = of_this_version(stored)
+    if isinstance(current["version"], int) and current["version"] > VERSION:
+        raise UserError(f"{file} is of version {current['version']}, but at most {VERSION} is known; update calotype")
+    try:
+        return RunState.model_validate(current)
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        key = ".".join(map(str, wrong["loc"]))
+        raise UserError(f"{file} is damaged: {key}: {wrong['msg']} (got {wrong['input']!r})") from None
+
+
+@dataclass
+class Run:
+    """The folder of a run, with what its files say."""
+
+    folder: Path
+    state: RunState = field(default_factory=RunState)
+    began: float | None = None
+    """Since when, in seconds since the epoch, `wall_seconds` goes on; None for who only reads."""
+
+    @classmethod
+    def open(cls, folder: Path) -> Run:
+        """Raises `UserError` where the folder is not that of a run, or its `run.json` is damaged."""
+        if not (folder / "run.json").exists():
+            raise UserError(
+                f"{folder} is not a run: it has no run.json; expected a folder that `calotype train` has written"
+            )
+        return cls(folder, read_state(folder / "run.json"))
+
+    @property
+    def name(self) -> str:
+        return self.state.name or self.folder.resolve().name
+
+    # -- Writing -------------------------------------------------------------------------------------------------------
+
+    def save(self) -> None:
+        """Writes `run.json`."""
+        if self.began is not None:
+            began, self.began = self.began, time.time()
+            self.state.wall_seconds += self.began - began
+        write_json(self.folder / "run.json", self.state.model_dump(exclude_none=True))
+
+    def log(self, event: str, **fields: Any) -> None:
+        with (self.folder / "log.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"event": event, **fields}) + "\n")
+
+    def spend(self, step: str, seconds: float) -> None:
+        """Adds to the time that a step took, over all sessions."""
+        self.state.seconds[step] = self.state.seconds.get(step, 0.0) + seconds
+        self.save()
+
+    @contextmanager
+    def timing(self, step: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.spend(step, time.perf_counter() - start)
+
+    # -- Reading -------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def plan(self) -> dict[str, Any]:
+        """`plan.json`; empty where it is missing or damaged."""
+        return read_mapping(self.folder / "plan.json")
+
+    @cached_property
+    def events(self) -> list[Event]:
+        """The log, read once; without lines that are damaged, as the last one is where a process was killed."""
+        file = self.folder / "log.jsonl"
+        lines = file.read_text("utf-8", "replace").splitlines() if file.is_file() else []
+        return [event for line in lines if (event := _event(line))]
+
+    def history(self, kind: str, leg: str) -> list[Event]:
+        """Events of a leg by images seen, without those that a resumed run went back behind and did again."""
+        kept: list[Event] = []
+        for event in self.events:
+            seen = number(event.get("images_seen"))
+            if event.get("event") == kind and event.get("leg") == leg and seen is not None:
+                del kept[bisect.bisect_left(kept, seen, key=lambda old: float(old["images_seen"])) :]
+                kept.append(event)
+        return kept
+
+    def latest(self, kind: str, leg: str) -> Event:
+        """The last event of `history`; empty where there is none."""
+        return next(reversed(self.history(kind, leg)), {})
+
+
+def read_mapping(file: Path) -> dict[str, Any]:
+    """The table in a JSON file; empty where the file is missing or damaged."""
+    try:
+        stored = read_json(file)
+    except (UserError, OSError):
+        return {}
+    return stored if isinstance(stored, dict) else {}
+
+
+def _event(line: str) -> Event:
+    try:
+        event = json.loads(line)
+    except ValueError:
+        return {}
+    return event if isinstance(event, dict) else {}
