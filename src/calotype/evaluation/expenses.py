@@ -25,7 +25,7 @@ from calotype.evaluation.preparations import (
     sampling_flops,
 )
 from calotype.nets.vae import Vae
-from calotype.planning.measurement import phase_ends, seconds_an_image
+from calotype.planning.measurement import mean_cost, phase_ends
 from calotype.priors.fitted import fitted_numbers
 from calotype.recipe import OptimizerConfig, exposure_above, leg_above
 from calotype.report.folder import Run
@@ -169,7 +169,7 @@ def autoencoder_flops(one: Candidate, space: LatentSpace) -> float:
     side = config.crop or one.recipe.chain[0]
     batch = Batch(*noise(one, config.batch, 3, side))
     ends = phase_ends(config.losses)
-    return seconds_an_image([(end, step_flops(objective, batch, end - 1e-6)) for end in ends])
+    return mean_cost([(end, step_flops(objective, batch, end - 1e-6)) for end in ends])
 
 
 def denoiser_flops(one: Candidate, stage: Stage, count: int, side: int) -> float:

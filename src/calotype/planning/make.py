@@ -11,7 +11,7 @@ from calotype.data.folder import Pictures
 from calotype.data.shapes import shape_notes, sizes_of
 from calotype.machine import Machine, peak_memory
 from calotype.planning.choices import Choice, explain, learning_rate, propose, shares
-from calotype.planning.measurement import Measurement, Phases, seconds_an_image
+from calotype.planning.measurement import Measurement, Phases, mean_cost
 from calotype.planning.reading import check_text
 from calotype.planning.sizes import check_sizes
 from calotype.recipe import DiffusionConfig, EnlargeRecipe, OptimizerConfig, Recipe, check, leg_above
@@ -42,6 +42,8 @@ class Plan:
     choices: list[Choice] = field(default_factory=list)
     predicted: dict[str, Any] = field(default_factory=dict)
     phases: dict[str, Phases] = field(default_factory=dict)
+    flops: dict[str, float] = field(default_factory=dict)
+    """Floating-point operations an image in each leg, forward and backward."""
     paced: list[str] = field(default_factory=list)
     """Legs whose length follows the clock; the others see as many images as the user has set."""
     final_count: int = 16
@@ -59,7 +61,10 @@ class Plan:
         names = ("device", "budget_seconds", "predicted", "paced", "final_count", "level_crops", "notes")
         kept = {name: about[name] for name in names}
         phases = {leg: [(end, cost) for end, cost in phases] for leg, phases in about["phases"].items()}
-        return cls(recipe, **kept, phases=phases, choices=[Choice(**choice) for choice in about["choices"]])
+        flops = about.get("flops", {})  # plans of version 0.1.0 have none
+        return cls(
+            recipe, **kept, phases=phases, flops=flops, choices=[Choice(**choice) for choice in about["choices"]]
+        )
 
     def parameters(self, leg: str) -> int:
         """Of the network that a leg trains; the critic is not counted."""
@@ -93,7 +98,7 @@ def make_plan(pictures: Pictures, machine: Machine, budget: float, started: floa
     shapes = shape_notes(sizes_of(pictures), recipe.shapes, recipe.size, recipe.unit)
     plan = Plan(recipe, str(machine), budget, choices, notes=[*pictures.notes, *shapes])
     measured = Measurement(recipe, pictures, machine.device)
-    plan.phases = measured.phases()
+    plan.phases, plan.flops = measured.phases(), measured.flops()
     allot(plan, measured, len(pictures), budget, started, proposing)
     return plan
 
@@ -132,7 +137,7 @@ def allot(plan: Plan, measured: Measurement, count: int, budget: float, started:
         )
     images = divide(plan, train)
     plan.recipe = with_warmups(recipe, images).with_images(images)
-    costs = {leg: seconds_an_image(phases) for leg, phases in plan.phases.items()}
+    costs = {leg: mean_cost(phases) for leg, phases in plan.phases.items()}
     for leg in seconds:
         seconds[leg] = images[leg] * costs[leg] * (1 + OVERHEAD)
     parameters, batches = measured.parameters(), {leg: config.batch for leg, config in recipe.legs.items()}
@@ -150,7 +155,7 @@ def allot(plan: Plan, measured: Measurement, count: int, budget: float, started:
 def divide(plan: Plan, train: float) -> dict[str, int]:
     """How many images each leg sees in `train` seconds: as the user has set it, the others by their shares."""
     legs = plan.recipe.legs
-    costs = {leg: seconds_an_image(phases) for leg, phases in plan.phases.items()}
+    costs = {leg: mean_cost(phases) for leg, phases in plan.phases.items()}
     plan.paced = [leg for leg, config in legs.items() if not config.images]
     train = max(0.0, train - sum(config.images * costs[leg] for leg, config in legs.items()))
     parts = shares(plan.paced) if plan.paced else {}
@@ -247,7 +252,7 @@ class BudgetController:
     def done(self, progress: float) -> float:
         """The share of the leg's work that lies before this fraction of its images."""
         before = [(min(end, progress), cost) for end, cost in self.phases]
-        return seconds_an_image(before) / seconds_an_image(self.phases)
+        return mean_cost(before) / mean_cost(self.phases)
 
     def __call__(self, clock: TrainProgress) -> None:
         done = self.done(clock.progress)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -16,6 +17,7 @@ from calotype.data.sources import FOLDS, LatentSource
 from calotype.data.words import distinct, read_on
 from calotype.diffusion.stage import Stage, generate
 from calotype.evaluation.autoencoder import measure
+from calotype.evaluation.counting import counted
 from calotype.machine import best_time
 from calotype.nets.critic import Critic
 from calotype.nets.frozen import FrozenConfig
@@ -34,7 +36,7 @@ from calotype.training.state import TrainState
 from calotype.types import NULL_LABEL, Images, Rng
 
 Phases = list[tuple[float, float]]
-"""The leg up to this fraction costs so many seconds an image."""
+"""The leg up to this fraction costs so many seconds (or operations) an image."""
 SAMPLE_VALUES = 2**20
 """Sampling is timed on 8 pictures, fewer where they are large."""
 FITTED = 50_000
@@ -43,6 +45,17 @@ TOLD = 175_000
 """and more where it hears words; both measured, on 8,100 portraits."""
 SQUARE = 1024
 """Side of the matrices by which it is measured how fast they are multiplied."""
+
+
+class StepCost(NamedTuple):
+    """Of a training step, by the image."""
+
+    seconds: float
+    flops: float
+
+
+Steps = list[tuple[float, StepCost]]
+"""What a step costs in the leg up to this fraction."""
 
 
 class Measurement:
@@ -75,15 +88,24 @@ class Measurement:
         mixture = GaussianMixture(2 * components, largest_rank(count, dimension, components), dimension)
         return CaptionedMixture(by_class(mixture, classes, 2), 2 * groups, MOST_HEARD, DIRECTIONS)
 
-    def phases(self) -> dict[str, Phases]:
+    @cached_property
+    def steps(self) -> dict[str, Steps]:
         """Of every leg."""
         first = {"autoencoder": self._autoencoder()} if self.recipe.trains_space else {}
-        phases = {**first, "denoiser": self._denoiser()}
+        steps = {**first, "denoiser": self._denoiser()}
         for stage in self.stages[1:]:
-            phases[leg_above(stage.image_size)] = phases[exposure_above(stage.image_size)] = self._enlarger(stage)
-        return {leg: phases[leg] for leg in self.recipe.legs}
+            steps[leg_above(stage.image_size)] = steps[exposure_above(stage.image_size)] = self._enlarger(stage)
+        return {leg: steps[leg] for leg in self.recipe.legs}
 
-    def _autoencoder(self) -> Phases:
+    def phases(self) -> dict[str, Phases]:
+        """Seconds of every leg."""
+        return {leg: [(end, cost.seconds) for end, cost in steps] for leg, steps in self.steps.items()}
+
+    def flops(self) -> dict[str, float]:
+        """Floating-point operations an image, averaged over each leg."""
+        return {leg: mean_cost([(end, cost.flops) for end, cost in steps]) for leg, steps in self.steps.items()}
+
+    def _autoencoder(self) -> Steps:
         """The critic makes steps dearer once it learns, and again once it is listened to."""
         assert isinstance(self.space, LatentSpace)
         config, objective = self.recipe.autoencoder, autoencoder_objective(self.recipe, self.space.vae)
@@ -93,7 +115,7 @@ class Measurement:
         ends = phase_ends(config.losses)
         return [(end, self._step(objective, source, config.batch, end - 1e-6)) for end in ends]
 
-    def _denoiser(self) -> Phases:
+    def _denoiser(self) -> Steps:
         pictures = self.pictures[self.recipe.chain[0]]
         source: Source = picture_examples(self.recipe, pictures, self.device)(pictures.train_indices)
         if isinstance(self.space, LatentSpace):
@@ -104,7 +126,7 @@ class Measurement:
             source = LatentSource(cache, labels, torch.arange(2), self.rng, self.device, captions)
         return [(1.0, self._step(DenoisingObjective(self.stages[0]), source, self.recipe.denoiser.batch, 0.0))]
 
-    def _enlarger(self, stage: Stage) -> Phases:
+    def _enlarger(self, stage: Stage) -> Steps:
         size = stage.image_size
         pictures = self.pictures[size]
         source = crop_examples(self.recipe, size, pictures, self.device)(pictures.train_indices)
@@ -195,14 +217,15 @@ class Measurement:
         images = images_from_pixels(pixels[torch.arange(count) % len(pixels)])
         return images.to(self.device).contiguous(memory_format=torch.channels_last)
 
-    def _step(self, objective: Objective, source: Source, batch: int, progress: float) -> float:
+    def _step(self, objective: Objective, source: Source, batch: int, progress: float) -> StepCost:
         players = {name: TrainState(network, OptimizerConfig()) for name, network in objective.players.items()}
         clock = TrainProgress(total=10**6, batch=batch, seed=0)
 
         def step() -> None:
             learn(players, objective.losses(source.batch(0, batch), progress, clock.rng()), clock)
 
-        return best_time(step, self.device, 2) / batch
+        flops = counted(step)
+        return StepCost(best_time(step, self.device, 2) / batch, flops / batch)
 
 
 def few(pictures: Pictures) -> Pictures:
@@ -232,7 +255,7 @@ def count_parameters(network: nn.Module) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
 
 
-def seconds_an_image(phases: Phases) -> float:
-    """Averaged over the leg."""
+def mean_cost(phases: Phases) -> float:
+    """Seconds or operations an image, averaged over the leg."""
     starts = [0.0, *(end for end, _ in phases)]
     return sum((end - start) * cost for start, (end, cost) in zip(starts, phases, strict=False))

@@ -122,7 +122,7 @@ class Pipeline:
         """A frozen text encoder reads all captions, before anything learns from them."""
         text, captions = self.recipe.denoiser.text, self.pictures.captions
         if isinstance(text, FrozenConfig) and captions is not None:
-            with self.run.timing("captions"), self.console.bar("captions") as bar:
+            with self._counting("captions"), self.console.bar("captions") as bar:
                 cache_words(build_frozen(text), captions, self.run.folder / "cache", self.device, counting(bar))
 
     def forms(self, pictures: Pictures) -> Sequence[Pictures]:
@@ -141,7 +141,7 @@ class Pipeline:
         if self.recipe.kind == "cascade":
             return PixelSpace(), [Bucket(one, picture_examples(self.recipe, one, self.device)) for one in forms]
         space, folder = LatentSpace(self.autoencoder(pictures)).to(self.device), self.run.folder / "cache"
-        with self.run.timing("latents"), self.console.bar("latents") as bar:
+        with self._counting("latents"), self.console.bar("latents") as bar:
             flip, told = self.recipe.flip, counting(bar)
             caches = [cache_latents(space, one, flip, folder, self.device, told) for one in forms]
             trained = (cache.of(one.train_indices) for one, cache in zip(forms, caches, strict=True))
@@ -161,18 +161,18 @@ class Pipeline:
                 shown = reconstructions(pictures, vae, self.device)
                 look(self.run, "autoencoder", TrainProgress(1, 1, self.recipe.seed), shown.draw, shown.measure)
             return vae
-        with self._fitting("prepare"):
+        with self._counting("prepare"):
             leg = autoencoder_leg(self.recipe, pictures, self.device)
         self._go(leg)
         return leg.vae
 
     def base(self, space: Space, forms: Sequence[Bucket]) -> Stage:
-        with self._fitting("fit"):
+        with self._counting("fit"):
             leg = denoiser_leg(self.recipe, forms, space, self.device, partial(keep, self.run, "denoiser"))
         return self._diffusion(leg)
 
     def enlarger(self, size: int, below: Stage) -> Stage:
-        with self._fitting("prepare"):
+        with self._counting("prepare"):
             pictures = self.pictures.shrunk(size)
             examples = crop_examples(self.recipe, size, pictures, self.device)
             kept = partial(keep, self.run, leg_above(size))
@@ -180,7 +180,7 @@ class Pipeline:
         stage = self._diffusion(leg)
         if not self.recipe.enlarger(size).exposure.images:
             return stage
-        with self.run.timing("prepare"):
+        with self._counting("prepare"):
             more = exposure_leg(self.recipe, below, stage, pictures, self.device)
         return self._diffusion(more)
 
@@ -192,7 +192,7 @@ class Pipeline:
             return recipe
         if str(size) not in found:
             name = f"level-{size}"
-            with self.run.timing(name), self.console.bar(name) as bar:
+            with self._counting(name), self.console.bar(name) as bar:
                 progress = unless(self.stop, counting(bar))
                 search = search_levels(recipe, below, stage, self.pictures.shrunk(size), crops, progress)
             found[str(size)] = LevelSearch.model_validate(search.as_json())
@@ -202,8 +202,8 @@ class Pipeline:
         return check(merge(recipe.model_dump(), {"enlarge": {str(size): best}}))
 
     @contextmanager
-    def _fitting(self, what: str) -> Iterator[None]:
-        """Over all sittings, the seconds and the floating-point operations of what is fitted in closed form."""
+    def _counting(self, what: str) -> Iterator[None]:
+        """Seconds and floating-point operations, over all sittings, of what is done once: fits, encodings, searches."""
         with self.run.timing(what), counter() as count:
             yield
         operations = self.run.state.operations
