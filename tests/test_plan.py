@@ -487,7 +487,7 @@ def test_the_doubts_are_those_of_what_is_fitted():
 def test_flat_pictures_leave_the_doubt_of_one_level():
     grey = replace(noise_pictures(), pixels=torch.full((10, 3, 16, 16), 128, dtype=torch.uint8))
     assert deviations_of(grey, 16, 2) == (rounded(FAINTEST), rounded(FAINTEST))
-    assert deviations_of(grey, 16, 2, "nothing") == (rounded(FAINTEST), rounded(FAINTEST))
+    assert deviations_of(grey, 16, 2, "none") == (rounded(FAINTEST), rounded(FAINTEST))
 
 
 @pytest.mark.parametrize(("images", "least"), [(320, 0.25), (16000, 0.2), (10**6, 0.05)])
@@ -613,8 +613,8 @@ def test_the_level_is_searched_on_enough_crops_or_not_at_all(monkeypatch, budget
 def test_a_plan_of_a_cascade_says_its_stages_and_why(monkeypatch):
     made = {choice.what: choice for choice in planned(monkeypatch, CASCADE).choices}
     assert made["stages"].value == "8 px -> 16 px" and "latents" not in made
-    assert made["enlarge to 16"].why == "as you set it" and made["start"].why != "as you set it"
-    assert made["enlarge to 16"].by_user and not made["start"].by_user
+    assert made["enlarge to 16"].why == "as you set it" and made["prior"].why != "as you set it"
+    assert made["enlarge to 16"].by_user and not made["prior"].by_user
 
 
 def test_a_plan_measures_the_spreads_and_keeps_the_defaults_of_sampling(monkeypatch):
@@ -622,9 +622,9 @@ def test_a_plan_measures_the_spreads_and_keeps_the_defaults_of_sampling(monkeypa
         monkeypatch, {"kind": "cascade", "size": 16, "denoiser": {"images": 32}, "enlarge": {"16": {"images": 8}}}
     )
     above, pictures = plan.recipe.enlarger(16), noise_pictures(size=16)
-    assert plan.recipe.chain == (8, 16) and above.spread == 0
+    assert plan.recipe.chain == (8, 16) and above.sigma_data == 0
     assert above.schedule.largest == pytest.approx(15 * deviations_of(pictures, 16, 2)[1], rel=0.01)
-    assert plan.recipe.denoiser.spread == spread_of(pictures, 8)
+    assert plan.recipe.denoiser.sigma_data == spread_of(pictures, 8)
     assert above.sampling == EnlargeRecipe().sampling
 
 

@@ -95,7 +95,7 @@ def make_plan(pictures: Pictures, machine: Machine, budget: float, started: floa
     check_sizes(recipe)
     check_text(recipe, pictures)
     choices = explain(recipe, check(proposal), pictures, reasons)
-    shapes = shape_notes(sizes_of(pictures), recipe.shapes, recipe.size, recipe.unit)
+    shapes = shape_notes(sizes_of(pictures), recipe.aspect_buckets, recipe.size, recipe.unit)
     plan = Plan(recipe, str(machine), budget, choices, notes=[*pictures.notes, *shapes])
     measured = Measurement(recipe, pictures, machine.device)
     plan.phases, plan.flops = measured.phases(), measured.flops()

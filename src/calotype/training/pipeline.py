@@ -128,9 +128,9 @@ class Pipeline:
     def forms(self, pictures: Pictures) -> Sequence[Pictures]:
         """What the first stage learns from, at its size: these squares, or the pictures in several shapes."""
         recipe = self.recipe
-        if recipe.shapes == 1:
+        if recipe.aspect_buckets == 1:
             return [pictures]
-        shapes, folder = shapes_of(recipe.shapes, recipe.size, recipe.unit), self.run.folder / "cache"
+        shapes, folder = shapes_of(recipe.aspect_buckets, recipe.size, recipe.unit), self.run.folder / "cache"
         with self.run.timing("read"), self.console.bar("shapes") as bar:
             return read_forms(pictures, shapes, recipe.size // recipe.chain[0], folder, counting(bar))
 
