@@ -25,13 +25,14 @@ from calotype.evaluation.preparations import (
     sampling_flops,
 )
 from calotype.nets.vae import Vae
-from calotype.planning.measurement import mean_cost, phase_ends
+from calotype.planning.measurement import phase_ends
 from calotype.priors.fitted import fitted_numbers
 from calotype.recipe import OptimizerConfig, exposure_above, leg_above
 from calotype.report.folder import Run
 from calotype.spaces.latent import LatentSpace
 from calotype.tables import number
 from calotype.training.autoencoder_leg import autoencoder_objective
+from calotype.training.budget import mean_cost
 from calotype.training.loop import TrainProgress, learn
 from calotype.training.objectives import DenoisingObjective, Objective
 from calotype.training.state import TrainState

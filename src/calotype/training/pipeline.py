@@ -26,7 +26,7 @@ from calotype.machine import Machine, peak_memory
 from calotype.model import save_model
 from calotype.nets.frozen import FrozenConfig
 from calotype.nets.kl import Autoencoder
-from calotype.planning import BudgetController, Plan
+from calotype.planning import Plan
 from calotype.planning.measurement import count_parameters
 from calotype.recipe import ImportedSpace, Recipe, check, leg_above
 from calotype.report import write_report
@@ -36,6 +36,7 @@ from calotype.spaces.latent import LatentSpace, about_tiles
 from calotype.spaces.pixel import PixelSpace, Space
 from calotype.tables import merge
 from calotype.training.autoencoder_leg import autoencoder_leg, start_space
+from calotype.training.budget import BudgetController
 from calotype.training.constants import keep
 from calotype.training.denoiser_leg import DenoiserLeg, denoiser_leg
 from calotype.training.early_stopping import HOPELESS
@@ -223,7 +224,7 @@ class Pipeline:
             leg.looks = (1.0,) if self.plan.predicted["seconds"][leg.name] < SHORT else ()
             others = sum(seconds for what, seconds in self.run.state.seconds.items() if what != leg.name)
             leg.pace = BudgetController(
-                self.plan.phases[leg.name], self.plan.budget_seconds - others - self.plan.after(leg.name)
+                self.plan.phases[leg.name], self.plan.budget_seconds - others - self.plan.time_budget.after(leg.name)
             )
         with self.console.bar(leg.name) as bar:
             go(self.run, leg, self.stop, bar, self.console.say)
