@@ -25,7 +25,6 @@ from calotype.evaluation.preparations import (
     sampling_flops,
 )
 from calotype.nets.vae import Vae
-from calotype.planning.measurement import phase_ends
 from calotype.priors.fitted import fitted_numbers
 from calotype.recipe import OptimizerConfig, exposure_above, leg_above
 from calotype.report.folder import Run
@@ -169,7 +168,7 @@ def autoencoder_flops(one: Candidate, space: LatentSpace) -> float:
     objective.features.to(one.model.device)
     side = config.crop or one.recipe.chain[0]
     batch = Batch(*noise(one, config.batch, 3, side))
-    ends = phase_ends(config.losses)
+    ends = config.losses.phase_ends
     return mean_cost([(end, step_flops(objective, batch, end - 1e-6)) for end in ends])
 
 

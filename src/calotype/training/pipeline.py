@@ -27,7 +27,7 @@ from calotype.model import save_model
 from calotype.nets.frozen import FrozenConfig
 from calotype.nets.kl import Autoencoder
 from calotype.planning import Plan
-from calotype.planning.measurement import count_parameters
+from calotype.planning.measure import count_parameters
 from calotype.recipe import ImportedSpace, Recipe, leg_above
 from calotype.report import write_report
 from calotype.report.card import write_card
