@@ -30,11 +30,11 @@ from calotype.planning.choices import ladder
 from calotype.recipe import Recipe, check
 from calotype.spaces.latent import LatentSpace
 from calotype.tables import merge
-from calotype.training.autoencoder_leg import autoencoder_leg
-from calotype.training.denoiser_leg import denoiser_leg
+from calotype.training.legs import autoencoder_leg
+from calotype.training.legs import denoiser_leg
 from calotype.training.examples import Bucket, latent_examples
 from calotype.training.loop import train
-from calotype.training.previews import each_class, look_count, unseen_first
+from calotype.training.previews import each_class, inspection_count, validation_first
 from calotype.types import Images, Rng
 
 CPU = torch.device("cpu")
@@ -97,7 +97,7 @@ def main() -> None:
     parser.add_argument("--start", choices=["gaussian", "nothing"], default="gaussian")
     arguments = parser.parse_args()
     begun, pictures = time.perf_counter(), read_portraits(arguments.size, arguments.pictures)
-    images, held_out = unseen_first(pictures, look_count(3 * arguments.size**2), CPU)
+    images, held_out = validation_first(pictures, inspection_count(3 * arguments.size**2), CPU)
     chosen = pictures.validation_indices[: arguments.count]
     real = features(images_from_pixels(pictures.pixels[chosen]).split(50))
     scores, distances = [], []

@@ -33,10 +33,10 @@ from calotype.machine import Machine, examine
 from calotype.nets.perceptual import efficientnet_lite0, perceptual_distance
 from calotype.planning.choices import propose
 from calotype.recipe import Recipe, check
-from calotype.training.autoencoder_leg import autoencoder_leg
+from calotype.training.legs import autoencoder_leg
 from calotype.training.examples import picture_source
 from calotype.training.loop import Hook, StepResult, TrainProgress, train
-from calotype.training.previews import held_out_images
+from calotype.training.previews import validation_images
 from calotype.types import Images
 
 BATCH, WEIGHT_DECAY, CLIP, PERCEPTUAL, KL = 4, 1e-2, 1.0, 0.5, 1e-6
@@ -123,7 +123,7 @@ def follow_their_script(
             start = time.perf_counter()
             step(theirs, features, source.batch(seen, BATCH).clean, optimizer)
             seen, spent = seen + BATCH, spent + time.perf_counter() - start
-        found.append((quality(theirs, held_out_images(pictures, CHECKED, device)), seen))
+        found.append((quality(theirs, validation_images(pictures, CHECKED, device)), seen))
     return found
 
 
@@ -140,7 +140,7 @@ def step(theirs: AutoencoderKL, features: nn.Module, real: Images, optimizer: to
 
 
 def compare(pictures: Pictures, machine: Machine, size: int, marks: list[float], rates: list[float]) -> None:
-    held_out = held_out_images(pictures, CHECKED, machine.device)
+    held_out = validation_images(pictures, CHECKED, machine.device)
     for seconds in marks:
         proposal, _ = propose(pictures, machine, seconds, {"size": size, "stages": [size]})
         recipe = check(proposal)

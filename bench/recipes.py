@@ -29,9 +29,9 @@ from calotype.planning.choices import ladder, propose
 from calotype.recipe import Recipe, check
 from calotype.spaces.latent import LatentSpace
 from calotype.tables import merge
-from calotype.training.autoencoder_leg import AutoencoderLeg, autoencoder_leg
+from calotype.training.legs import AutoencoderLeg, autoencoder_leg
 from calotype.training.loop import Hook, StepResult, TrainProgress, train
-from calotype.training.previews import held_out_images, look_count, unseen_first
+from calotype.training.previews import validation_images, inspection_count, validation_first
 
 CHECKED, MEASURED = 48, 64
 SHOWN, SIDE = 4, 512
@@ -72,7 +72,7 @@ def begin_anywhere(network: vae.Vae, pictures: Pictures, device: torch.device) -
 
 
 SURGERY = {
-    "no closed-form start": ("calotype.training.autoencoder_leg.start_linear", begin_anywhere),
+    "no closed-form start": ("calotype.training.legs.start_linear", begin_anywhere),
     "no shortcuts": ("calotype.nets.vae.match_channels", lambda image, count: torch.zeros(())),
 }
 
@@ -92,16 +92,16 @@ def learned(recipe: Recipe, pictures: Pictures, device: torch.device, seconds: f
 
 def looked_at(leg: AutoencoderLeg, pictures: Pictures, device: torch.device) -> Measures:
     space = LatentSpace(leg.vae)
-    count = min(CHECKED, look_count(pictures.pixels[0].numel()))
+    count = min(CHECKED, inspection_count(pictures.pixels[0].numel()))
     chosen = pictures.train_indices[: max(MEASURED, 4 * count)]
     space.measure(space.moments(images_from_pixels(pictures.pixels[some]).to(device)) for some in chosen.split(4))
-    return measure(space, *unseen_first(pictures, count, device))
+    return measure(space, *validation_first(pictures, count, device))
 
 
 @torch.no_grad()
 def drawn(leg: AutoencoderLeg, pictures: Pictures, device: torch.device) -> Image.Image:
     """Held-out pictures above what the autoencoder makes of them: their middles, where they are large."""
-    images = held_out_images(pictures, SHOWN, device)
+    images = validation_images(pictures, SHOWN, device)
     fake = torch.cat([leg.vae.decode(leg.vae.encode(one).mean).clamp(-1, 1) for one in images.split(1)])
     edge = max(0, (images.shape[-1] - SIDE) // 2)
     shown = [one[..., edge : edge + SIDE, edge : edge + SIDE] for one in (images, fake)]

@@ -24,7 +24,7 @@ from calotype.machine import best_time, examine
 from calotype.planning.choices import propose
 from calotype.priors.gaussian import GaussianMixture
 from calotype.recipe import OptimizerConfig, check
-from calotype.training.autoencoder_leg import autoencoder_objective
+from calotype.training.legs import autoencoder_objective
 from calotype.training.loop import TrainProgress, learn
 from calotype.training.objectives import DenoisingObjective, Objective
 from calotype.training.state import TrainState

@@ -18,8 +18,8 @@ from calotype.recipe import check
 from calotype.spaces.latent import LatentSpace
 from calotype.tables import merge
 from calotype.training import run
-from calotype.training.autoencoder_leg import autoencoder_leg
-from calotype.training.denoiser_leg import denoiser_leg
+from calotype.training.legs import autoencoder_leg
+from calotype.training.legs import denoiser_leg
 from calotype.training.examples import Bucket, latent_examples
 from calotype.types import NULL_LABEL, Rng
 

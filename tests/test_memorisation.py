@@ -23,7 +23,7 @@ from calotype.evaluation.memorisation import (
 )
 from calotype.recipe import check
 from calotype.spaces.pixel import PixelSpace
-from calotype.training.denoiser_leg import denoiser_leg
+from calotype.training.legs import denoiser_leg
 from calotype.training.examples import Bucket, picture_examples
 from calotype.training.loop import train
 from calotype.types import NULL_LABEL, Rng
