@@ -27,12 +27,12 @@ from calotype.evaluation.diagnosis import diagnose
 from calotype.evaluation.distances import frechet_distance
 from calotype.evaluation.features import features
 from calotype.planning.choices import ladder
-from calotype.recipe import Recipe, check
+from calotype.recipe import Recipe
+from calotype.settings import parse_recipe
 from calotype.spaces.latent import LatentSpace
 from calotype.tables import merge
-from calotype.training.legs import autoencoder_leg
-from calotype.training.legs import denoiser_leg
 from calotype.training.examples import Bucket, latent_examples
+from calotype.training.legs import autoencoder_leg, denoiser_leg
 from calotype.training.loop import train
 from calotype.training.previews import each_class, inspection_count, validation_first
 from calotype.types import Images, Rng
@@ -56,18 +56,18 @@ FORGOTTEN = 5.0
 def settings(arguments: argparse.Namespace, changes: dict[str, object]) -> Recipe:
     usual = {"images": arguments.autoencoder, "network": {"reduction": 4, "channels": 8, **ladder(4)}}
     backbone = {"kind": "dit", "width": 128, "depth": 3, "heads": 2}
-    denoiser = {"images": arguments.denoiser, "batch": 32, "backbone": backbone, "start": arguments.start}
+    denoiser = {"images": arguments.denoiser, "batch": 32, "backbone": backbone, "prior": arguments.prior}
     denoiser["learn"] = {"learning_rate": 0.003, "warmup": 0.2}
     recipe = {"size": arguments.size, "autoencoder": merge(usual, changes), "denoiser": denoiser}
-    return check({**recipe, "sampling": {"steps": 16, "guidance": 1.0}})
+    return parse_recipe({**recipe, "sampling": {"steps": 16, "guidance": 1.0}})
 
 
 def first_stage(name: str, recipe: Recipe, pictures: Pictures, folder: Path) -> tuple[LatentSpace, LatentCache]:
     leg = autoencoder_leg(recipe, pictures, CPU)
-    train(leg.objective, leg.players, leg.source, leg.clock, [])
-    space = LatentSpace(leg.vae)
+    train(leg.objective, leg.states, leg.source, leg.clock, [])
+    space = LatentSpace(leg.trained)
     if name == "noisy posterior":
-        leg.vae.encoder.out.bias[space.channels :] += COLLAPSED
+        leg.trained.encoder.out.bias[space.channels :] += COLLAPSED
     cache = cache_latents(space, pictures, False, folder, CPU, lambda done, total: None)
     space.measure(moments.float() for moments in cache.of(pictures.train_indices))
     if name == "wrong statistics":
@@ -94,7 +94,7 @@ def main() -> None:
     parser.add_argument("--autoencoder", type=int, default=240)
     parser.add_argument("--denoiser", type=int, default=480)
     parser.add_argument("--count", type=int, default=100)
-    parser.add_argument("--start", choices=["gaussian", "nothing"], default="gaussian")
+    parser.add_argument("--prior", choices=["gaussian", "none"], default="gaussian")
     arguments = parser.parse_args()
     begun, pictures = time.perf_counter(), read_portraits(arguments.size, arguments.pictures)
     images, held_out = validation_first(pictures, inspection_count(3 * arguments.size**2), CPU)
@@ -109,8 +109,8 @@ def main() -> None:
         diagnosis = diagnose(measures)
         form = Bucket(pictures, latent_examples(recipe, pictures, cache, CPU))
         leg = denoiser_leg(recipe, [form], space, CPU)
-        train(leg.objective, leg.players, leg.source, leg.clock, [])
-        made = features(samples(leg.stage, recipe, len(pictures.classes), len(chosen)))
+        train(leg.objective, leg.states, leg.source, leg.clock, [])
+        made = features(samples(leg.trained, recipe, len(pictures.classes), len(chosen)))
         scores.append(diagnosis.score)
         distances.append(frechet_distance(made, real))
         found = ", ".join(one.name for one in diagnosis.findings) or "nothing"

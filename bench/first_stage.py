@@ -32,9 +32,10 @@ from calotype.evaluation.reconstruction import psnr
 from calotype.machine import Machine, examine
 from calotype.nets.perceptual import efficientnet_lite0, perceptual_distance
 from calotype.planning.choices import propose
-from calotype.recipe import Recipe, check
-from calotype.training.legs import autoencoder_leg
+from calotype.recipe import Recipe
+from calotype.settings import parse_recipe
 from calotype.training.examples import picture_source
+from calotype.training.legs import autoencoder_leg
 from calotype.training.loop import Hook, StepResult, TrainProgress, train
 from calotype.training.previews import validation_images
 from calotype.types import Images
@@ -81,8 +82,8 @@ def ours(recipe: Recipe, pictures: Pictures, device: torch.device, seconds: floa
     def follow(clock: TrainProgress, result: StepResult) -> None:
         clock.total = max(clock.images_seen, round(clock.images_seen * seconds / clock.seconds))
 
-    train(leg.objective, leg.players, leg.source, leg.clock, [Hook(lambda clock: True, follow)])
-    return leg.vae, leg.clock.images_seen
+    train(leg.objective, leg.states, leg.source, leg.clock, [Hook(lambda clock: True, follow)])
+    return leg.trained, leg.clock.images_seen
 
 
 def comparable(recipe: Recipe, size: int, wanted: int) -> AutoencoderKL:
@@ -143,7 +144,7 @@ def compare(pictures: Pictures, machine: Machine, size: int, marks: list[float],
     held_out = validation_images(pictures, CHECKED, machine.device)
     for seconds in marks:
         proposal, _ = propose(pictures, machine, seconds, {"size": size, "stages": [size]})
-        recipe = check(proposal)
+        recipe = parse_recipe(proposal)
         vae, seen = ours(recipe, pictures, machine.device, seconds)
         print(f"ours, {seconds:.0f} s: {quality(vae, held_out):.2f} dB, {seen:,} pictures", flush=True)
     wanted = operations(vae, size)

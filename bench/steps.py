@@ -23,7 +23,8 @@ from calotype.demo.portraits import read_portraits
 from calotype.machine import best_time, examine
 from calotype.planning.choices import propose
 from calotype.priors.gaussian import GaussianMixture
-from calotype.recipe import OptimizerConfig, check
+from calotype.recipe import OptimizerConfig
+from calotype.settings import parse_recipe
 from calotype.training.legs import autoencoder_objective
 from calotype.training.loop import TrainProgress, learn
 from calotype.training.objectives import DenoisingObjective, Objective
@@ -33,9 +34,9 @@ from calotype.types import Batch, Rng
 
 def stepper(objective: Objective, batch: Batch, plain: bool, device: torch.device) -> Callable[[], object]:
     if plain:
-        for network in objective.players.values():
+        for network in objective.networks.values():
             network.to(memory_format=torch.contiguous_format)
-    players = {name: TrainState(network, OptimizerConfig()) for name, network in objective.players.items()}
+    players = {name: TrainState(network, OptimizerConfig()) for name, network in objective.networks.items()}
     if plain:
         for player in players.values():
             player.optimizer = torch.optim.AdamW(player.parameters, 1e-3)
@@ -54,7 +55,7 @@ def main() -> None:
     for name in ("autoencoder", "denoiser"):
         steps = []
         for plain in (False, True):
-            recipe = check({**proposal, "precision": "float32" if plain else proposal["precision"]})
+            recipe = parse_recipe({**proposal, "precision": "float32" if plain else proposal["precision"]})
             memory = torch.contiguous_format if plain else torch.channels_last
             space = build_space(recipe).to(machine.device)
             if name == "autoencoder":
@@ -65,7 +66,7 @@ def main() -> None:
                 shape = (recipe.denoiser.batch, 2 * space.channels, side, side)
                 mixture = GaussianMixture(6, 256, space.channels * side**2)
                 objective = DenoisingObjective(build_stage(recipe, space, 6, mixture), recipe.denoiser)
-                objective.players["denoiser"].to(machine.device)
+                objective.networks["denoiser"].to(machine.device)
             clean = Rng(("bench",)).normal(*shape).clamp(-1, 1).to(machine.device).contiguous(memory_format=memory)
             batch = Batch(clean, torch.zeros(shape[0], dtype=torch.long, device=machine.device))
             steps.append(stepper(objective, batch, plain, machine.device))

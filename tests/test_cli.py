@@ -424,9 +424,9 @@ from calotype import files
 from calotype.cli import app as cli
 from calotype.cli import commands
 from calotype.data import sources
-from calotype.training import run
+from calotype.training import leg
 small.be_quick(pytest.MonkeyPatch())
-run.SAVE_SECONDS = 0.0
+leg.SAVE_SECONDS = 0.0
 mark, go = Path({mark!r}), Path({go!r})
 def wait():
     mark.touch()
@@ -524,9 +524,9 @@ def test_a_terminal_says_what_it_is_told_whatever_is_in_it(capsys):
 
 
 def test_the_plan_is_told_in_full(finished, capsys):
-    from calotype.recipe import check, read_recipe
+    from calotype.settings import parse_recipe, read_recipe
 
-    plan = Plan.from_json(check(read_recipe(finished / "recipe.toml")), read_json(finished / "plan.json"))
+    plan = Plan.from_json(parse_recipe(read_recipe(finished / "recipe.toml")), read_json(finished / "plan.json"))
     Terminal().plan(plan)
     said = capsys.readouterr().out
     assert all(choice.what in said for choice in plan.choices) and all(note in said for note in plan.notes)

@@ -23,8 +23,9 @@ from calotype.machine import peak_memory
 from calotype.model import save_model
 from calotype.nets.frozen import FrozenConfig
 from calotype.nets.kl import Autoencoder
-from calotype.recipe import ImportedSpace, Recipe, check, leg_above
+from calotype.recipe import ImportedSpace, Recipe, leg_above
 from calotype.run import LevelSearch, Run
+from calotype.settings import parse_recipe
 from calotype.spaces.latent import LatentSpace, about_tiles
 from calotype.spaces.pixel import PixelSpace, Space
 from calotype.tables import merge
@@ -126,9 +127,9 @@ class Pipeline:
             caches = [cache_latents(space, one, flip, folder, self.device, progress) for one in buckets]
             trained = (cache.of(one.train_indices) for one, cache in zip(buckets, caches, strict=True))
             space.measure(moments.float().to(self.device) for moments in chain.from_iterable(trained))
+        with self.run.timing("inspect"):
             if isinstance(self.recipe.space, ImportedSpace):
                 self.run.log("note", text=about_tiles(space, validation_images(pictures, 1, self.device)))
-        with self.run.timing("inspect"):
             require_fit(self.run, space, pictures, self.reporter.say, self.force)
         pairs = zip(buckets, caches, strict=True)
         return space, [Bucket(one, latent_examples(self.recipe, one, cache, self.device)) for one, cache in pairs]
@@ -179,7 +180,7 @@ class Pipeline:
             self.run.log("levels", size=stage.image_size, **search.as_json())
             self.run.save()
         best = {"sampling": {"augmentation": levels[size].best}}
-        return check(merge(recipe.model_dump(), {"enlarge": {size: best}}))
+        return parse_recipe(merge(recipe.model_dump(), {"enlarge": {size: best}}))
 
     @contextmanager
     def _counting(self, step: str) -> Iterator[None]:
