@@ -393,7 +393,7 @@ def test_training_goes_on_in_silence_when_its_pipe_is_closed(folder, finished):
     words = ["train", str(folder), "--out", str(folder.parent / "run"), *SMALL]
     process = python(
         "import sys, pytest, small",
-        "from calotype import cli",
+        "from calotype.cli import app as cli",
         "small.be_quick(pytest.MonkeyPatch())",
         f"sys.argv = ['calotype', *{words!r}]",
         "cli.main()",
