@@ -14,7 +14,7 @@ from calotype.settings import parse_recipe
 from calotype.tables import merge
 from calotype.training.budget import mean_cost, whole_batches
 from calotype.training.checkpoint import KEPT as CHECKPOINTS
-from calotype.training.enlarging_leg import LEVELS_TRIED
+from calotype.training.levels import LEVELS_TRIED
 
 OVERHEAD = 0.05
 """Fraction of the training time for previews, held-out measures, checkpoints and the log."""

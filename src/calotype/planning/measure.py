@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from calotype.build import build_enlarger, build_frozen, build_stage
+from calotype.build import build_enlarger, build_frozen, build_stage, initial_space
 from calotype.data.folder import Pictures
 from calotype.data.images import images_from_pixels
 from calotype.data.latents import LatentCache
@@ -22,17 +22,22 @@ from calotype.machine import best_time
 from calotype.nets.critic import Critic
 from calotype.nets.frozen import FrozenConfig
 from calotype.priors.captioned import DIRECTIONS, MOST_HEARD, CaptionedMixture
-from calotype.priors.fitted import fitted_numbers
+from calotype.priors.fitted import MOST_VALUES, fitted_numbers
 from calotype.priors.gaussian import CLUSTERS, FEWEST, GaussianMixture, Prior, largest_rank
 from calotype.recipe import OptimizerConfig, Recipe, exposure_above, leg_above
 from calotype.spaces.latent import LatentSpace
 from calotype.spaces.pixel import PixelSpace, Space
-from calotype.training.autoencoder_leg import autoencoder_objective, start_space
 from calotype.training.budget import Phases, mean_cost
-from calotype.training.examples import MOST_VALUES, as_read, crop_examples, picture_examples, picture_source
+from calotype.training.examples import (
+    crop_examples,
+    picture_examples,
+    picture_source,
+    without_unread_captions,
+)
+from calotype.training.legs import autoencoder_objective
 from calotype.training.loop import Source, TrainProgress, learn
 from calotype.training.objectives import DenoisingObjective, Objective
-from calotype.training.previews import look_count
+from calotype.training.previews import inspection_count
 from calotype.training.state import TrainState
 from calotype.types import NULL_LABEL, Images, Rng
 
@@ -65,11 +70,11 @@ class Measurement:
         self.recipe, self.device, self.rng = recipe, device, Rng((recipe.seed, "plan"))
         frozen = isinstance(recipe.denoiser.text, FrozenConfig)
         self.texts = distinct(pictures.captions) if pictures.captions and frozen else []
-        classes, few = len(pictures.classes), few_pictures(as_read(recipe, pictures))
+        classes, few = len(pictures.classes), few_pictures(without_unread_captions(recipe, pictures))
         self.pictures = {size: few.shrunk(size) for size in recipe.chain}
         self.space: Space = PixelSpace()
         if recipe.kind == "latent":
-            self.space = start_space(recipe, self.pictures[recipe.chain[0]], device)
+            self.space = initial_space(recipe, self.pictures[recipe.chain[0]], device)
         base = build_stage(recipe, self.space, classes, self._mixture(len(pictures), classes))
         self.stages = [base, *(build_enlarger(recipe, size, classes) for size in recipe.chain[1:])]
         for stage in self.stages:
@@ -133,7 +138,7 @@ class Measurement:
         return [(1.0, self._step(DenoisingObjective(stage), source, self.recipe.enlarger(size).batch))]
 
     def _step(self, objective: Objective, source: Source, batch: int, progress: float = 0.0) -> StepCost:
-        states = {name: TrainState(network, OptimizerConfig()) for name, network in objective.players.items()}
+        states = {name: TrainState(network, OptimizerConfig()) for name, network in objective.networks.items()}
         clock = TrainProgress(total=10**6, batch=batch, seed=0)
 
         def step() -> None:
@@ -168,7 +173,7 @@ class Measurement:
             return 0.0
         images = self._images(8)
         seconds = best_time(lambda: measure(space, images, 0, thorough=False), self.device, 1)
-        return seconds / len(images) * look_count(images[0].numel())
+        return seconds / len(images) * inspection_count(images[0].numel())
 
     def fit(self, count: int) -> float:
         """Seconds in which the prior is fitted to so many pictures."""
