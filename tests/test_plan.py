@@ -588,12 +588,15 @@ def test_a_plan_tells_the_seconds_of_all_that_is_done_in_order(monkeypatch, sett
 
 
 def test_only_the_legs_that_are_not_set_share_what_is_left(monkeypatch):
+    began = time.time()
     plan = planned(monkeypatch, THREE)
-    assert plan.paced == ["enlarge-32"] and sum(plan.predicted["seconds"].values()) == pytest.approx(60, abs=5)
+    planning = time.time() - began
+    assert plan.paced == ["enlarge-32"] and 59 - planning <= sum(plan.predicted["seconds"].values()) <= 61
     free = merge(THREE, {"denoiser": {"images": 0}, "enlarge": {"16": {"images": 0}}})
+    began = time.time()
     plan = planned(monkeypatch, free)
-    told = plan.predicted["seconds"]
-    assert plan.paced == list(plan.recipe.legs) and sum(told.values()) == pytest.approx(60, abs=5)
+    planning, told = time.time() - began, plan.predicted["seconds"]
+    assert plan.paced == list(plan.recipe.legs) and 59 - planning <= sum(told.values()) <= 61
     for leg, share in time_shares(plan.paced).items():
         assert told[leg] == pytest.approx(share * sum(told[one] for one in plan.paced), abs=0.2)
 
