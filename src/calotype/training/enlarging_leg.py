@@ -17,11 +17,12 @@ from calotype.data.sources import PictureSource, drawn
 from calotype.diffusion.init import sdedit
 from calotype.diffusion.stage import Stage, shrunk
 from calotype.evaluation.levels import Search, in_parts, level_distance, search_level
+from calotype.priors.patches import PatchPrior
 from calotype.recipe import Recipe, exposure_above, leg_above
 from calotype.training.constants import Keep, fit_anew
 from calotype.training.denoiser_leg import DenoiserLeg, diffusion_leg, gentler
 from calotype.training.examples import Bucket, Examples, crop_examples
-from calotype.training.fitting import fit_local
+from calotype.training.fitting import fit_patches
 from calotype.training.loop import Source
 from calotype.training.objectives import DenoisingObjective
 from calotype.training.previews import asked
@@ -38,9 +39,9 @@ def enlarger_leg(
     """The diffusion model of a stage that looks at the pictures of the stage before it."""
     deterministic(recipe.seed + size)
     stage, config = build_enlarger(recipe, size, len(pictures.classes)), recipe.enlarger(size)
-    if (local := stage.denoiser.local) is not None:
+    if isinstance(prior := stage.denoiser.prior, PatchPrior):
         train, crop = examples(pictures.train_indices), config.crop or size
-        local.load_state_dict(keep(lambda: {"local": fit_local(local, train, crop)})["local"].state_dict())
+        prior.load_state_dict(keep(lambda: {"local": fit_patches(prior, train, crop)})["local"].state_dict())
     objective, forms = DenoisingObjective(stage, config), [Bucket(pictures, examples)]
     return diffusion_leg(leg_above(size), recipe, objective, config, config.sampling, forms, device)
 
