@@ -398,7 +398,7 @@ def _explain(error: Exception) -> int:
         print(about if "\n" in about else f"calotype: {about.rstrip('.')}; try: calotype --help", file=sys.stderr)
         return 2
 
-    from calotype.training.run import Interrupted
+    from calotype.training.signals import Interrupted
     from calotype.types import UserError
 
     if isinstance(error, Interrupted):

@@ -31,8 +31,8 @@ from calotype.recipe import OptimizerConfig, exposure_above, leg_above
 from calotype.report.folder import Run
 from calotype.spaces.latent import LatentSpace
 from calotype.tables import number
-from calotype.training.autoencoder_leg import autoencoder_objective
 from calotype.training.budget import mean_cost
+from calotype.training.legs import autoencoder_objective
 from calotype.training.loop import TrainProgress, learn
 from calotype.training.objectives import DenoisingObjective, Objective
 from calotype.training.state import TrainState
@@ -192,7 +192,7 @@ def learning(network: Network) -> Network:
 
 
 def step_flops(objective: Objective, batch: Batch, progress: float) -> float:
-    players = {name: TrainState(network, OptimizerConfig()) for name, network in objective.players.items()}
+    players = {name: TrainState(network, OptimizerConfig()) for name, network in objective.networks.items()}
     clock = TrainProgress(total=10**6, batch=len(batch), seed=0)
     work = counted(lambda: learn(players, objective.losses(batch, progress, clock.rng()), clock))
     return work / len(batch)

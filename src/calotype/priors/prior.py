@@ -14,6 +14,9 @@ from torch import Tensor, nn
 
 from calotype.types import Condition, Latents, Sigmas
 
+MOST_VALUES = 2**26
+"""Values of all images, or latents, to which a prior is fitted at most."""
+
 
 class Prior(nn.Module):
     """A distribution of clean latents with a closed-form posterior mean.

@@ -15,10 +15,11 @@ from calotype.priors import selection
 from calotype.priors.captioned import CaptionedMixture, FittingSet
 from calotype.priors.gaussian import CrossFitted, GaussianMixture
 from calotype.priors.patches import PatchPrior
+from calotype.priors.prior import MOST_VALUES
 from calotype.recipe import Recipe
 from calotype.spaces.pixel import Space
 from calotype.spaces.tiling import half_overlapping
-from calotype.training.examples import MOST_VALUES, Bucket
+from calotype.training.examples import Bucket
 from calotype.training.loop import Source
 from calotype.types import Batch, Rng, Text
 
