@@ -23,7 +23,7 @@ from calotype.machine import Machine
 from calotype.nets.unet import UnetConfig
 from calotype.nets.vae import VaeConfig
 from calotype.planning.sizes import check_tokens, choose_patch, fits
-from calotype.priors.patches import FAINTEST, PatchPrior, enlarged
+from calotype.priors.patches import LEAST_DEVIATION, PatchPrior, enlarged
 from calotype.recipe import AutoencoderRecipe, Backbone, DenoiserRecipe, PriorName, leg_above
 from calotype.settings import parse_recipe
 from calotype.types import Images, UserError
@@ -283,8 +283,8 @@ def measure_residuals(pictures: Pictures, size: int, factor: int, prior: PriorNa
     if prior == "none":
         residuals = (images - enlarged(low_res, factor) for low_res, images in pairs)
     else:
-        residuals = (fitted.around(low_res, torch.zeros(1)).deviation for low_res, _ in pairs)
-    overall = max(FAINTEST, math.sqrt(mean_of(residual.square() for residual in residuals)))
+        residuals = (fitted.posterior(low_res, torch.zeros(1)).deviation for low_res, _ in pairs)
+    overall = max(LEAST_DEVIATION, math.sqrt(mean_of(residual.square() for residual in residuals)))
     return rounded(float(fitted.plain)), rounded(overall)
 
 

@@ -21,9 +21,11 @@ from calotype.evaluation.counting import counted
 from calotype.machine import best_time
 from calotype.nets.critic import Critic
 from calotype.nets.frozen import FrozenConfig
-from calotype.priors.captioned import DIRECTIONS, MOST_HEARD, CaptionedMixture
-from calotype.priors.fitted import MOST_VALUES, fitted_numbers
-from calotype.priors.gaussian import CLUSTERS, FEWEST, GaussianMixture, Prior, largest_rank
+from calotype.priors.captioned import DIRECTIONS, CaptionedMixture
+from calotype.priors.gaussian import GaussianMixture
+from calotype.priors.gaussian_fit import CLUSTERS, FEWEST, largest_rank
+from calotype.priors.ngrams import MOST_WORDS
+from calotype.priors.prior import MOST_VALUES, Prior, constant_count
 from calotype.recipe import OptimizerConfig, Recipe, exposure_above, leg_above
 from calotype.spaces.latent import LatentSpace
 from calotype.spaces.pixel import PixelSpace, Space
@@ -90,7 +92,7 @@ class Measurement:
         if self.recipe.denoiser.text.kind == "none":
             return by_class(GaussianMixture(components, rank, dimension), classes, 1)
         mixture = by_class(GaussianMixture(2 * components, rank, dimension), classes, 2)
-        return CaptionedMixture(mixture, 2 * groups, MOST_HEARD, DIRECTIONS)
+        return CaptionedMixture(mixture, 2 * groups, MOST_WORDS, DIRECTIONS)
 
     # -- Training ------------------------------------------------------------------------------------------------------
 
@@ -177,7 +179,7 @@ class Measurement:
 
     def fit(self, count: int) -> float:
         """Seconds in which the prior is fitted to so many pictures."""
-        if (prior := self.stages[0].denoiser.mixture) is None:
+        if (prior := self.stages[0].denoiser.prior) is None:
             return 0.0
         matrix = torch.ones(MATRIX_SIDE, MATRIX_SIDE, device=self.device)
         flops = FIT_FLOPS + (CAPTION_FIT_FLOPS if isinstance(prior, CaptionedMixture) else 0)
@@ -223,15 +225,15 @@ class Measurement:
 
     def prior_values(self) -> int:
         """Values of the model that are fitted in closed form, at most."""
-        return sum(fitted_numbers(stage.denoiser) for stage in self.stages)
+        return sum(constant_count(stage.denoiser) for stage in self.stages)
 
     def constant_values(self) -> int:
         """The same as a run stores them: of few pictures, each fold has a mixture of its own, without captions."""
-        prior, stored = self.stages[0].denoiser.mixture, fitted_numbers(self.stages[0].denoiser)
+        prior, stored = self.stages[0].denoiser.prior, constant_count(self.stages[0].denoiser)
         if prior is None:
             return self.prior_values()
         # with captions, each class has two groups
-        plain = fitted_numbers(prior) // 2 if isinstance(prior, CaptionedMixture) else stored
+        plain = constant_count(prior) // 2 if isinstance(prior, CaptionedMixture) else stored
         return self.prior_values() + max(0, (1 + FOLDS) * plain - stored)
 
 
