@@ -144,7 +144,7 @@ def variance_ratios(stage, sampling, count=16):
         samples = last(stage.steps(labels, shrunk(images, stage.factor), sampling, rngs))
     condition = stage.sampling_condition(labels, shrunk(images, stage.factor), sampling, rngs)
     around = condition.posterior_mean.__self__
-    left = around.by_kind.times(patches_of(samples - around.mean, stage.factor), around.axes)
+    left = around.by_cluster.times(patches_of(samples - around.mean, stage.factor), around.axes)
     return left.square() / around.random, around.random
 
 
@@ -191,7 +191,7 @@ def test_pictures_are_as_far_from_the_mean_as_is_predicted(portraits, factor):
         small = shrunk(unseen, factor)
         noise = level * torch.randn(small.shape, generator=torch.Generator().manual_seed(1))
         around = fitted.posterior(small + noise, torch.full((len(small),), level))
-        left = around.by_kind.times(patches_of(unseen - around.mean, factor), around.axes).square()
+        left = around.by_cluster.times(patches_of(unseen - around.mean, factor), around.axes).square()
         assert float(around.variances.mean() / left.mean()) == pytest.approx(1, abs=0.1), level
         assert float(around.deviation.square().mean() / left.mean()) == pytest.approx(1, abs=0.1), level
         still = windows_of(small)[1] < 1e-3

@@ -16,7 +16,7 @@ from calotype.evaluation.features import features
 from calotype.evaluation.preparations import frozen_encoder, preparations, sampling_flops
 from calotype.files import read_json
 from calotype.interop import minilm
-from calotype.nets.frozen import Frozen, read_all
+from calotype.nets.frozen import Frozen, encode_all
 
 
 def parts_of(one, pictures):
@@ -60,7 +60,7 @@ def test_a_frozen_encoder_counts_as_a_network_and_what_it_reads_as_work(tmp_path
     assert found["networks"]["text encoder"] == {"trained": 0, "fitted": 0, "text_encoder": numbers, "sum": numbers}
     assert found["count"] == 3 and found["parameters"]["text_encoder"] == numbers > 0
     texts = distinct(pictures.captions)
-    whole = counted(lambda: read_all(frozen.reader, texts))
+    whole = counted(lambda: encode_all(frozen.reader, texts))
     assert parts_of(one, pictures)["captions"]["flops"] == pytest.approx(whole) and whole > 0
     spent = cost(one, pictures)
     again = sampling_flops(one, one.model.stages, one.model.samplings)

@@ -261,7 +261,7 @@ class Model:
         """Warnings of prompts that are too long."""
         if self.reader is None:
             return []
-        rests = {one: rest for one in as_prompts(prompt) if (rest := self.reader.rest(one))}
+        rests = {one: rest for one in as_prompts(prompt) if (rest := self.reader.truncated(one))}
         return [
             f"a prompt is cut after {one[: len(one) - len(rest)].strip()[-30:]!r}: this model reads no more of it"
             for one, rest in rests.items()

@@ -54,9 +54,9 @@ def frozen_encoder(one: Candidate) -> Frozen | None:
 
 def reading_flops(frozen: Frozen, texts: list[str]) -> float:
     """Texts of equally many tokens take equally many operations."""
-    lengths = Counter(len(frozen.reader.spell(text).tokens) for text in texts)
+    lengths = Counter(len(frozen.reader.tokenize(text).tokens) for text in texts)
     tokens = (torch.zeros(1, length, dtype=torch.long) for length in lengths if length)
-    each = {one.shape[1]: counted(lambda one=one: frozen.reader.say(one)) for one in tokens}  # type: ignore[misc]
+    each = {one.shape[1]: counted(lambda one=one: frozen.reader.encode(one)) for one in tokens}  # type: ignore[misc]
     return float(sum(count * each.get(length, 0) for length, count in lengths.items()))
 
 

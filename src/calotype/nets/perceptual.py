@@ -22,7 +22,7 @@ from calotype.types import Images, Latents, UserError
 
 WEIGHTS_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 STAGES = 4
-"""How many of the seven stages the perceptual distance looks at; the later ones know objects, not edges."""
+"""How many of the seven stages the perceptual distance looks at; the later ones represent objects, not edges."""
 
 
 class Group(NamedTuple):
