@@ -145,7 +145,7 @@ def variance_ratios(stage, sampling, count=16):
     condition = stage.sampling_condition(labels, shrunk(images, stage.factor), sampling, rngs)
     around = condition.posterior_mean.__self__
     left = around.by_cluster.times(patches_of(samples - around.mean, stage.factor), around.axes)
-    return left.square() / around.random, around.random
+    return left.square() / around.noise_variances, around.noise_variances
 
 
 @pytest.mark.parametrize("sampler", [*DETERMINISTIC, "ancestral"])
@@ -233,5 +233,5 @@ def test_gaussians_of_format_5_open_and_predict_what_they_did(gaussians, level):
     places, contrast = windows_of(small)
     strength = (contrast**2 - (0.86 * level) ** 2).clamp(min=0)
     before = strength[:, None] * opened.variances[opened.kinds(places)] + opened.plain**2 + (0.86 * level) ** 2
-    assert torch.equal(around.random, around.variances)
-    assert torch.allclose(around.random, before, rtol=1e-4)
+    assert torch.equal(around.noise_variances, around.variances)
+    assert torch.allclose(around.noise_variances, before, rtol=1e-4)

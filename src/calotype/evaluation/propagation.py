@@ -18,7 +18,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from calotype.diffusion.augmentation import blurred
+from calotype.diffusion.augmentation import gaussian_blur
 from calotype.diffusion.samplers import SAMPLERS
 from calotype.diffusion.stage import Sampling, Stage, generate, shrunk
 from calotype.evaluation.reconstruction import psnr
@@ -43,7 +43,7 @@ def noised(images: Images, rng: Rng) -> Images:
 def smeared(images: Images, rng: Rng) -> Images:
     """Under a Gaussian of a twentieth of the side."""
     spread = images.shape[-1] / 20
-    return blurred(images, torch.full_like(images[:, 0, 0, 0], spread), max(1, min(round(3 * spread), 64)))
+    return gaussian_blur(images, torch.full_like(images[:, 0, 0, 0], spread), max(1, min(round(3 * spread), 64)))
 
 
 def compressed(images: Images, rng: Rng) -> Images:

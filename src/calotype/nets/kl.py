@@ -28,7 +28,7 @@ class KlConfig(Config):
     widths: tuple[PositiveInt, ...] = Field(default=(128, 256, 512, 512), min_length=1, max_length=MOST_LEVELS)
     blocks: int = Field(default=2, ge=1, le=MOST_BLOCKS, description="At each level; the decoder has one more.")
     groups: PositiveInt = Field(default=32, description="Of channels that are normalised together.")
-    attention: bool = Field(default=True, description="In the middle, where the picture is smallest.")
+    attention: bool = Field(default=True, description="In the middle, where the image is smallest.")
     encoder_attention_levels: tuple[int, ...] = ()
     decoder_attention_levels: tuple[int, ...] = ()
     mixes_moments: bool = Field(default=True, description="A 1x1 convolution after the encoder (`quant_conv`),")
@@ -85,7 +85,7 @@ class KlEncoder(nn.Module):
                 for resize in [KlDownsample(width) if level < len(steps) - 1 else nn.Identity()]
             )
         )
-        self.middle = middle(config)
+        self.middle = kl_middle(config)
         self.norm = group_norm(config, config.widths[-1])
         self.conv_out = nn.Conv2d(config.widths[-1], 2 * config.channels, 3, padding=1)
 
@@ -98,7 +98,7 @@ class KlDecoder(nn.Module):
         super().__init__()
         upwards = config.widths[::-1]
         self.conv_in = nn.Conv2d(config.channels, upwards[0], 3, padding=1)
-        self.middle = middle(config)
+        self.middle = kl_middle(config)
         steps = list(pairwise((upwards[0], *upwards)))
         self.levels = nn.Sequential(
             *(
@@ -133,7 +133,7 @@ class KlLevel(nn.Module):
         return self.resize(image)
 
 
-def middle(config: KlConfig) -> nn.Sequential:
+def kl_middle(config: KlConfig) -> nn.Sequential:
     width = config.widths[-1]
     attention = KlAttention(config, width) if config.attention else nn.Identity()
     return nn.Sequential(KlBlock(config, width, width), attention, KlBlock(config, width, width))
