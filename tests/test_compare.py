@@ -439,7 +439,7 @@ def test_what_is_done_once_counts_in_training(found):
         assert training["flops_a_picture"] == pytest.approx(marginal + once / 32)
 
 
-def test_more_fitted_numbers_cost_the_verdict(found):
+def test_more_constant_count_cost_the_verdict(found):
     claim = "Latent diffusion needs fewer parameters"
     before = verdict(found, claim)
     assert "fitted in closed form" in before["sentence"]

@@ -26,7 +26,7 @@ from calotype.evaluation.preparations import (
 )
 from calotype.nets.vae import Vae
 from calotype.planning.measurement import phase_ends
-from calotype.priors.fitted import fitted_numbers
+from calotype.priors.prior import constant_count
 from calotype.recipe import OptimizerConfig, exposure_above, leg_above
 from calotype.report.folder import Run
 from calotype.spaces.latent import LatentSpace
@@ -72,7 +72,7 @@ def numbers_of(one: Candidate) -> dict[str, dict[str, int]]:
 
 def numbers_in(network: nn.Module) -> dict[str, int]:
     """Fitted are a closed form, the linear path of an autoencoder, and the statistics of its latents."""
-    fitted = fitted_numbers(network)
+    fitted = constant_count(network)
     if isinstance(network, LatentSpace):
         fitted += network.mean.numel() + network.spread.numel()
         if isinstance(vae := network.vae, Vae):
