@@ -135,7 +135,7 @@ def test_the_loss_reaches_every_parameter_that_reads(config):
     clean, noise = torch.randn(3, 3, 8, 4), torch.randn(3, 3, 8, 4)
     loss = network.loss(clean, SIGMA, noise, replace(unconditional(3), text=Text(TEXTS))).mean()
     silent = [name for name in silent_parameters(network, loss) if "letters" not in name]  # most bytes are in no text
-    assert [name for name in silent if re.search("encoder|text_attention|whole", name)] == []
+    assert [name for name in silent if re.search("encoder|text_attention|pooled_projection", name)] == []
     assert network.backbone.encoder.letters.weight.grad.any()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +13,7 @@ from jaxtyping import Bool, Int
 from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
-from calotype.nets.blocks import Recoloured, RmsNorm, TextContext, Tokens, Vector, zero
+from calotype.nets.blocks import Recoloured, RmsNorm, TextContext, Tokens, Vector, rename_keys, zero
 from calotype.types import Config, Latents
 
 LETTERS = 12
@@ -116,13 +116,18 @@ class TextConditioned(nn.Module):
     def __init__(self, backbone: nn.Module, encoder: TextEncoder, width: int) -> None:
         super().__init__()
         self.backbone, self.encoder = backbone, encoder
-        self.whole = nn.Linear(encoder.width, width, bias=False)
+        self.pooled_projection = nn.Linear(encoder.width, width, bias=False)
 
     def forward(self, image: Latents, vector: Vector, texts: Sequence[str] | None = None) -> Recoloured:
         if texts is None:
             return self.backbone(image, vector)
         words = self.encoder(texts)
-        return self.backbone(image, vector + self.whole(words.pooled), words)
+        return self.backbone(image, vector + self.pooled_projection(words.pooled), words)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """Reads models of version 0.1, too."""
+        rename_keys(state_dict, prefix, {"whole.": "pooled_projection."})
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 def tokens_of(texts: Sequence[str], most: int) -> Int[Tensor, "batch word 12"]:

@@ -68,15 +68,15 @@ class CaptionedMixture(Prior):
 
     @classmethod
     def sized(
-        cls, components: int, rank: int, dimension: int, groups: int, heard: int, directions: int
+        cls, components: int, rank: int, dimension: int, groups: int, words: int, directions: int
     ) -> CaptionedMixture:
-        """An empty prior; `heard` is the number of words, by the name that `constants.json` has for it."""
-        return cls(GaussianMixture(components, rank, dimension), groups, heard, directions)
+        """An empty prior."""
+        return cls(GaussianMixture(components, rank, dimension), groups, words, directions)
 
     @property
     def shape(self) -> dict[str, int]:
         groups, words, directions = self.regression_in.shape
-        return {**self.mixture.shape, "groups": groups, "heard": words, "directions": directions}
+        return {**self.mixture.shape, "groups": groups, "words": words, "directions": directions}
 
     def side(self, channels: int) -> int:
         return self.mixture.side(channels)

@@ -34,7 +34,8 @@ def description(prior: Prior) -> dict[str, Any]:
 
 def described(about: Mapping[str, Any]) -> Prior:
     """An empty prior of this kind and shape."""
-    return PRIORS[about["kind"]](**about["shape"])
+    shape = {"words" if name == "heard" else name: count for name, count in about["shape"].items()}  # of version 0.1
+    return PRIORS[about["kind"]](**shape)
 
 
 PREFIXES = ("prior.", "mixture.", "local.")
