@@ -82,7 +82,7 @@ def compare(
     pictures = replace(pictures, split=unseen_by_all(splits, len(pictures)))
     setup = Setup(runs, choose_reals(pictures, count), seed, bar)
     found = {**about(setup, name, notes_of(runs, splits, pictures, name)), **measures(setup, out)}
-    found["verdicts"] = verdicts(found)
+    found["verdicts"] = verdicts(found["runs"])
     write_json(out / "compare.json", found)
     write_comparison(out, found)
     return out
