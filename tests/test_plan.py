@@ -46,10 +46,9 @@ from calotype.planning.measurement import Measurement, by_class, mean_cost, phas
 from calotype.planning.sizes import MOST_TOKENS, check_sizes, choose_patch
 from calotype.priors.gaussian import GaussianMixture
 from calotype.priors.patches import FAINTEST, PatchPrior
-from calotype.recipe import EnlargeRecipe, check
+from calotype.recipe import AutoencoderLossConfig, EnlargeRecipe, check
 from calotype.tables import merge
 from calotype.training.loop import TrainProgress, every
-from calotype.training.objectives import AutoencoderLossConfig
 from calotype.types import NULL_LABEL, UserError
 
 PHASES = {

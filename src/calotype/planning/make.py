@@ -14,12 +14,11 @@ from calotype.planning.choices import Choice, explain, learning_rate, propose, s
 from calotype.planning.measurement import Measurement, Phases, mean_cost
 from calotype.planning.reading import check_text
 from calotype.planning.sizes import check_sizes
-from calotype.recipe import DiffusionConfig, EnlargeRecipe, Recipe, check, leg_above
+from calotype.recipe import DiffusionConfig, EnlargeRecipe, OptimizerConfig, Recipe, check, leg_above
 from calotype.tables import merge
 from calotype.training.checkpoint import KEPT as CHECKPOINTS
 from calotype.training.enlarging_leg import LEVELS_TRIED
 from calotype.training.loop import TrainProgress
-from calotype.training.state import OptimizerConfig
 
 OVERHEAD = 0.05
 """Of the training time: previews, held-out measures, checkpoints, the log."""
@@ -29,7 +28,7 @@ WARMUP_STEPS, LONGEST_WARMUP = 100, 0.25
 """With 25 steps the network stays silent for the rest of a run of 500; with 60 it does not (dev/LOG.md, 2026-11-22)."""
 ORDER = (
     "captions", "autoencoder", "latents", "inspect", "fit", "denoiser", "prepare", "enlarge",
-    "mistakes", "level", "previews", "samples",
+    "exposure", "level", "previews", "samples",
 )  # fmt: skip
 LEVEL_SHARE, FEWEST_LEVEL_CROPS, MOST_LEVEL_CROPS = 0.05, 12, 96
 """The search for an augmentation level may take this share of the time; with fewer crops it says nothing."""
@@ -79,7 +78,7 @@ class Plan:
 
 def network_of(leg: str) -> str:
     """Which network a leg trains, by the leg that trains it first."""
-    return leg.replace("mistakes", "enlarge")
+    return leg.replace("exposure", "enlarge")
 
 
 def make_plan(pictures: Pictures, machine: Machine, budget: float, started: float, settings: dict[str, Any]) -> Plan:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from calotype.build import build_enlarger, build_first_stage, build_frozen, build_stage
+from calotype.build import build_enlarger, build_frozen, build_stage
 from calotype.data.folder import Pictures
 from calotype.data.images import images_from_pixels
 from calotype.data.latents import LatentCache
@@ -24,15 +24,15 @@ from calotype.nets.frozen import FrozenConfig
 from calotype.priors.captioned import DIRECTIONS, MOST_HEARD, CaptionedMixture
 from calotype.priors.fitted import fitted_numbers
 from calotype.priors.gaussian import CLUSTERS, FEWEST, GaussianMixture, Prior, largest_rank
-from calotype.recipe import Recipe, leg_above, mistakes_above
+from calotype.recipe import AutoencoderLossConfig, OptimizerConfig, Recipe, exposure_above, leg_above
 from calotype.spaces.latent import LatentSpace
 from calotype.spaces.pixel import PixelSpace, Space
-from calotype.training.autoencoder_leg import start_space
+from calotype.training.autoencoder_leg import autoencoder_objective, start_space
 from calotype.training.examples import MOST_VALUES, as_read, crop_examples, picture_examples, picture_source
 from calotype.training.loop import Source, TrainProgress, learn
-from calotype.training.objectives import AutoencoderLossConfig, DenoisingObjective, Objective
+from calotype.training.objectives import DenoisingObjective, Objective
 from calotype.training.previews import look_count
-from calotype.training.state import OptimizerConfig, TrainState
+from calotype.training.state import TrainState
 from calotype.types import NULL_LABEL, Images, Rng
 
 Phases = list[tuple[float, float]]
@@ -94,7 +94,7 @@ class Measurement:
         first = {"autoencoder": self._autoencoder()} if self.recipe.trains_space else {}
         steps = {**first, "denoiser": self._denoiser()}
         for stage in self.stages[1:]:
-            steps[leg_above(stage.image_size)] = steps[mistakes_above(stage.image_size)] = self._enlarger(stage)
+            steps[leg_above(stage.image_size)] = steps[exposure_above(stage.image_size)] = self._enlarger(stage)
         return {leg: steps[leg] for leg in self.recipe.legs}
 
     def phases(self) -> dict[str, Phases]:
@@ -108,7 +108,7 @@ class Measurement:
     def _autoencoder(self) -> Steps:
         """The critic makes steps dearer once it learns, and again once it is listened to."""
         assert isinstance(self.space, LatentSpace)
-        config, objective = self.recipe.autoencoder, build_first_stage(self.recipe, self.space.vae)
+        config, objective = self.recipe.autoencoder, autoencoder_objective(self.recipe, self.space.vae)
         objective.critic.to(self.device)
         objective.features.to(self.device)
         source = picture_source(self.recipe, self.pictures[self.recipe.chain[0]], self.device)

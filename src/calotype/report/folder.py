@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import bisect
-import json
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
-from calotype.run import Event, of_this_version, read_mapping
+from calotype.run import Event, of_this_version, read_events, read_mapping
 from calotype.tables import number, within
 
 
@@ -88,19 +87,9 @@ def read_run(folder: Path) -> Run:
     names = ("samples/samples.json", "evaluation.json", "sweep.json", "previews/nearest.json")
     facts, plan = of_this_version(read_mapping(folder / "run.json")), read_mapping(folder / "plan.json")
     samples, evaluation, sweep, nearest = (read_mapping(folder / name) for name in names)
-    events = (_read_event(line) for line in _read_text(folder / "log.jsonl").splitlines())
-    log, recipe = [event for event in events if event], _read_text(folder / "recipe.toml")
+    log, recipe = read_events(folder / "log.jsonl"), _read_text(folder / "recipe.toml")
     return Run(folder, facts, plan, samples, recipe, log, evaluation, sweep, nearest)
 
 
 def _read_text(path: Path) -> str:
     return path.read_text("utf-8", "replace") if path.is_file() else ""
-
-
-def _read_event(line: str) -> Event:
-    """Empty for a line that was cut short when its process was killed."""
-    try:
-        found = json.loads(line)
-    except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}

@@ -64,7 +64,7 @@ def plain(name: str) -> str:
 def called_leg(leg: str) -> str:
     """`the denoiser`, `the stage that enlarges to 256 px`."""
     what, _, size = leg.partition("-")
-    stage = {"enlarge": f"stage that enlarges to {size} px", "mistakes": f"{size} px stage on its own mistakes"}
+    stage = {"enlarge": f"stage that enlarges to {size} px", "exposure": f"exposure fine-tuning of the {size} px stage"}
     return f"the {stage.get(what, leg)}" if size else f"the {leg}"
 
 

@@ -39,7 +39,7 @@ from calotype.training.autoencoder_leg import autoencoder_leg, start_space
 from calotype.training.constants import keep
 from calotype.training.denoiser_leg import DenoiserLeg, denoiser_leg
 from calotype.training.early_stopping import HOPELESS
-from calotype.training.enlarging_leg import enlarger_leg, mistakes_leg, search_levels
+from calotype.training.enlarging_leg import enlarger_leg, exposure_leg, search_levels
 from calotype.training.examples import Bucket, as_read, crop_examples, latent_examples, picture_examples
 from calotype.training.loop import TrainProgress
 from calotype.training.previews import held_out_images, held_out_prompts, reconstructions
@@ -178,10 +178,10 @@ class Pipeline:
             kept = partial(keep, self.run, leg_above(size))
             leg = enlarger_leg(self.recipe, size, pictures, examples, self.device, kept)
         stage = self._diffusion(leg)
-        if not self.recipe.enlarger(size).mistakes.images:
+        if not self.recipe.enlarger(size).exposure.images:
             return stage
         with self._counting("prepare"):
-            more = mistakes_leg(self.recipe, below, stage, pictures, self.device)
+            more = exposure_leg(self.recipe, below, stage, pictures, self.device)
         return self._diffusion(more)
 
     def with_best_level(self, recipe: Recipe, below: Sequence[Stage], stage: Stage) -> Recipe:
