@@ -185,7 +185,7 @@ def test_a_level_that_was_found_is_not_searched_again(tmp_path, monkeypatch, run
     [
         ["enlarge.16.sampling.conditioning=truncated", "enlarge.16.sampling.augmentation=0.2"],
         ["enlarge.16.augmentation.kind=blur"],
-        ["denoiser.start=nothing", "enlarge.16.start=nothing", "flip=false", "enlarge.16.crop=16"],
+        ["denoiser.prior=none", "enlarge.16.prior=none", "flip=false", "enlarge.16.crop=16"],
         ["stages=[4,8,16]", "enlarge.8.images=8", "enlarge.8.batch=4", "enlarge.8.backbone.width=8"],
         ["enlarge.16.scaling=flow", "enlarge.16.schedule.kind=flow", "sampling.sampler=ancestral"],
     ],

@@ -211,8 +211,8 @@ def test_plain_areas_have_the_spread_of_plain_areas_once(gaussians):
 
 
 def test_a_stage_from_nothing_needs_a_spread():
-    bare = {"kind": "cascade", "size": 32, "stages": [16, 32], "enlarge": {"32": {"start": "nothing"}}}
-    with pytest.raises(UserError, match="spread is 0, but a stage that starts from nothing needs one above 0"):
+    bare = {"kind": "cascade", "size": 32, "stages": [16, 32], "enlarge": {"32": {"prior": "none"}}}
+    with pytest.raises(UserError, match="sigma_data is 0, but must be above 0 for a stage without a prior"):
         check(bare)
 
 

@@ -197,9 +197,9 @@ def test_edits_are_guided_by_the_prior_too(stage):
 
 
 def test_a_model_without_a_closed_form_is_not_guided_by_it():
-    with pytest.raises(UserError, match=r"sampling.guide is prior, but denoiser.start is nothing"):
-        check({"denoiser": {"start": "nothing"}, "sampling": {"guide": "prior"}})
-    with pytest.raises(UserError, match=r"enlarge.128.sampling.guide is prior, but enlarge.128.start is nothing"):
-        settings = {"start": "nothing", "spread": 0.02, "sampling": {"guide": "prior"}}
+    with pytest.raises(UserError, match=r"sampling.guide is prior, but denoiser.prior is none"):
+        check({"denoiser": {"prior": "none"}, "sampling": {"guide": "prior"}})
+    with pytest.raises(UserError, match=r"enlarge.128.sampling.guide is prior, but enlarge.128.prior is none"):
+        settings = {"prior": "none", "sigma_data": 0.02, "sampling": {"guide": "prior"}}
         check({"kind": "cascade", "size": 128, "stages": [64, 128], "enlarge": {"128": settings}})
     assert recipe().sampling.guide == "unconditional"  # of models that were written before there was another guide

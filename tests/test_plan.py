@@ -35,19 +35,18 @@ from calotype.planning.choices import (
 from calotype.planning.make import (
     FEWEST_LEVEL_CROPS,
     MOST_LEVEL_CROPS,
-    BudgetController,
     Plan,
     allot,
-    fit_images,
     make_plan,
     with_warmups,
 )
-from calotype.planning.measurement import Measurement, by_class, mean_cost, phase_ends
+from calotype.planning.measurement import Measurement, by_class, phase_ends
 from calotype.planning.sizes import MOST_TOKENS, check_sizes, choose_patch
 from calotype.priors.gaussian import GaussianMixture
 from calotype.priors.patches import FAINTEST, PatchPrior
 from calotype.recipe import AutoencoderLossConfig, EnlargeRecipe, check
 from calotype.tables import merge
+from calotype.training.budget import BudgetController, mean_cost, whole_batches
 from calotype.training.loop import TrainProgress, every
 from calotype.types import NULL_LABEL, UserError
 
@@ -191,7 +190,7 @@ def test_no_time_at_all_still_trains_a_batch(left):
 @pytest.mark.parametrize("batch", [1, 4, 7, 32])
 def test_images_are_whole_batches(batch):
     for images in (0.0, 0.3, 1.0, 6.99, 7.0, 31.9, 1000.5):
-        fitted = fit_images(images, batch)
+        fitted = whole_batches(images, batch)
         assert fitted % batch == 0 and fitted >= batch
         assert fitted == batch or images - batch < fitted <= images
 
@@ -201,7 +200,7 @@ def test_images_are_whole_batches(batch):
 
 def paced(phases, speed, seconds, batch=16, due_every=3.0):
     """Seconds that a leg takes on a machine on which a step costs `speed(clock, phase)` times what was measured."""
-    clock = TrainProgress(fit_images(seconds / mean_cost(phases), batch), batch, 0)
+    clock = TrainProgress(whole_batches(seconds / mean_cost(phases), batch), batch, 0)
     pace, due = BudgetController(phases, seconds), every(due_every)
     while clock.images_seen < clock.total:
         phase, cost = next((number, cost) for number, (end, cost) in enumerate(phases) if clock.progress < end)
@@ -398,9 +397,9 @@ def test_the_plan_times_a_closed_form_that_asks_one_class_for_a_picture(monkeypa
 def test_what_comes_after_a_leg():
     plan = allotted(600.0)
     told = plan.predicted["seconds"]
-    assert plan.after("denoiser") == told["previews"] + told["samples"]
+    assert plan.time_budget.after("denoiser") == told["previews"] + told["samples"]
     after = ("latents", "inspect", "fit", "denoiser", "previews", "samples")
-    assert math.isclose(plan.after("autoencoder"), sum(told[what] for what in after))
+    assert math.isclose(plan.time_budget.after("autoencoder"), sum(told[what] for what in after))
 
 
 # -- Chains of stages --------------------------------------------------------------------------------------------------
@@ -487,7 +486,7 @@ def test_the_doubts_are_those_of_what_is_fitted():
 def test_flat_pictures_leave_the_doubt_of_one_level():
     grey = replace(noise_pictures(), pixels=torch.full((10, 3, 16, 16), 128, dtype=torch.uint8))
     assert deviations_of(grey, 16, 2) == (rounded(FAINTEST), rounded(FAINTEST))
-    assert deviations_of(grey, 16, 2, "nothing") == (rounded(FAINTEST), rounded(FAINTEST))
+    assert deviations_of(grey, 16, 2, "none") == (rounded(FAINTEST), rounded(FAINTEST))
 
 
 @pytest.mark.parametrize(("images", "least"), [(320, 0.25), (16000, 0.2), (10**6, 0.05)])
@@ -584,7 +583,7 @@ def test_a_plan_tells_the_seconds_of_all_that_is_done_in_order(monkeypatch, sett
     assert set(plan.predicted["parameters"]) == set(plan.recipe.legs)
     assert set(plan.flops) == set(plan.recipe.legs) and all(flops > 0 for flops in plan.flops.values())
     for leg in plan.recipe.legs:
-        assert plan.after(leg) == pytest.approx(sum([*told.values()][[*told].index(leg) + 1 :]))
+        assert plan.time_budget.after(leg) == pytest.approx(sum([*told.values()][[*told].index(leg) + 1 :]))
     again = Plan.from_json(plan.recipe, json.loads(json.dumps(plan.as_json())))
     assert again == plan and list(again.predicted["seconds"]) == list(told)
 
@@ -613,8 +612,8 @@ def test_the_level_is_searched_on_enough_crops_or_not_at_all(monkeypatch, budget
 def test_a_plan_of_a_cascade_says_its_stages_and_why(monkeypatch):
     made = {choice.what: choice for choice in planned(monkeypatch, CASCADE).choices}
     assert made["stages"].value == "8 px -> 16 px" and "latents" not in made
-    assert made["enlarge to 16"].why == "as you set it" and made["start"].why != "as you set it"
-    assert made["enlarge to 16"].by_user and not made["start"].by_user
+    assert made["enlarge to 16"].why == "as you set it" and made["prior"].why != "as you set it"
+    assert made["enlarge to 16"].by_user and not made["prior"].by_user
 
 
 def test_a_plan_measures_the_spreads_and_keeps_the_defaults_of_sampling(monkeypatch):
@@ -622,9 +621,9 @@ def test_a_plan_measures_the_spreads_and_keeps_the_defaults_of_sampling(monkeypa
         monkeypatch, {"kind": "cascade", "size": 16, "denoiser": {"images": 32}, "enlarge": {"16": {"images": 8}}}
     )
     above, pictures = plan.recipe.enlarger(16), noise_pictures(size=16)
-    assert plan.recipe.chain == (8, 16) and above.spread == 0
+    assert plan.recipe.chain == (8, 16) and above.sigma_data == 0
     assert above.schedule.largest == pytest.approx(15 * deviations_of(pictures, 16, 2)[1], rel=0.01)
-    assert plan.recipe.denoiser.spread == spread_of(pictures, 8)
+    assert plan.recipe.denoiser.sigma_data == spread_of(pictures, 8)
     assert above.sampling == EnlargeRecipe().sampling
 
 

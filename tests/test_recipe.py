@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 from small import CASCADE, HYBRID, SETTINGS, as_overrides
 
+from calotype.files import read_json
 from calotype.recipe import (
+    GONE,
     EnlargeRecipe,
     Recipe,
     all_keys,
@@ -18,6 +20,7 @@ from calotype.recipe import (
     read_value,
     to_toml,
 )
+from calotype.tables import at_path
 from calotype.types import UserError
 
 RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.toml"))
@@ -416,3 +419,60 @@ def test_a_recipe_of_an_earlier_version_opens_at_every_label_dropout(dropped):
     found = check(of_this_version({"size": 128, "stages": [64, 128], "denoiser": table, "enlarge": {"128": table}}))
     for one in (found.denoiser, found.enlarger(128)):
         assert one.label_dropout == dropped and one.caption_alone == pytest.approx(min(0.4, 1 - dropped))
+
+
+# -- Keys of version 0.1 -----------------------------------------------------------------------------------------------
+
+GOLDEN = Path(__file__).parent / "golden"
+OLD_KEYS = [
+    ("shapes", "aspect_buckets", 3, 3),
+    ("denoiser.start", "denoiser.prior", "nothing", "none"),
+    ("denoiser.spread", "denoiser.sigma_data", 0.5, 0.5),
+    ("denoiser.phrase_dropout", "denoiser.caption_dropout", 0.25, 0.25),
+    ("denoiser.schedule.spread", "denoiser.schedule.std", 0.75, 0.75),
+    ("enlarge.64.start", "enlarge.64.prior", "gaussian", "gaussian"),
+    ("enlarge.64.spread", "enlarge.64.sigma_data", 0.1, 0.1),
+    ("enlarge.64.schedule.spread", "enlarge.64.schedule.std", 1.5, 1.5),
+    ("enlarge.64.mistakes.images", "enlarge.64.exposure.images", 8, 8),
+]
+
+
+@pytest.mark.parametrize(("old", "new", "value", "read"), OLD_KEYS)
+def test_a_file_may_have_the_old_name_of_a_key(tmp_path, old, new, value, read):
+    assert read_recipe(written(tmp_path, f"{old} = {value!r}")) == nested(new, read)
+
+
+@pytest.mark.parametrize(("old", "new", "value", "read"), OLD_KEYS)
+def test_an_old_key_on_the_command_line_is_refused_with_its_new_name(old, new, value, read):
+    with pytest.raises(UserError, match=rf"--set {old}={value}: {old} has another name now; set {new}$"):
+        read_overrides([f"{old}={value}"])
+
+
+@pytest.mark.parametrize("name", ["labels", "captions", "cascade"])
+def test_the_recipe_of_a_model_of_version_0_1_keeps_all_its_values(name):
+    old = read_json(GOLDEN / name / "model.json")["recipe"]
+    now = check(of_this_version(old)).model_dump(mode="json")
+    assert now["denoiser"]["schedule"]["std"] == old["denoiser"]["schedule"]["spread"]
+    assert now["denoiser"]["sigma_data"] == old["denoiser"]["spread"]
+    assert sorted(values(now)) == sorted(values({**old, "autoencoder": without_gone(old["autoencoder"])}))
+
+
+def test_the_recipe_of_a_stopped_run_of_version_0_1_is_read():
+    recipe = check(read_recipe(GOLDEN / "stopped-run" / "recipe.toml"))
+    assert (recipe.denoiser.prior, recipe.denoiser.images, recipe.aspect_buckets) == ("gaussian", 20000, 1)
+
+
+def nested(key, value):
+    return at_path(key.split("."), value)
+
+
+def without_gone(autoencoder):
+    losses = {name: value for name, value in autoencoder["losses"].items() if f"autoencoder.losses.{name}" not in GONE}
+    return {**autoencoder, "losses": losses}
+
+
+def values(settings):
+    """All values, as text, in whatever order."""
+    if isinstance(settings, dict):
+        return [value for table in settings.values() for value in values(table)]
+    return [repr(settings)]

@@ -33,7 +33,7 @@ from calotype.types import Config, UserError
 
 Backbone = Annotated[UnetConfig | DitConfig, Field(discriminator="kind")]
 Beta = Annotated[float, Field(ge=0, lt=1)]
-StartName = Literal["gaussian", "nothing"]
+PriorName = Literal["gaussian", "none"]
 TextConfig = Annotated[NoText | BytesConfig | FrozenConfig, Field(discriminator="kind")]
 
 
@@ -102,7 +102,7 @@ class ConditionDropout(Config):
     """The caption without its label, as prompts are."""
     label_alone: float = Field(default=0.1, ge=0, le=1)
     """The label without its caption."""
-    phrase_dropout: float = Field(default=0.5, ge=0, le=1)
+    caption_dropout: float = Field(default=0.5, ge=0, le=1)
     """How often only a part of a caption is given, as prompts do; what it leaves out is open then, not denied."""
 
     @model_validator(mode="after")
@@ -142,7 +142,7 @@ class DiffusionConfig(LegConfig, ConditionDropout):
     backbone: Backbone
     schedule: Schedule
     scaling: ScalingName
-    spread: PositiveFloat
+    sigma_data: PositiveFloat
     learn: OptimizerConfig = OptimizerConfig()
 
 
@@ -153,9 +153,9 @@ class DenoiserRecipe(DiffusionConfig):
     backbone: Backbone = DitConfig()
     schedule: Schedule = Flow()
     scaling: ScalingName = "flow"
-    spread: PositiveFloat = 1.0
+    sigma_data: PositiveFloat = 1.0
     """Standard deviation of what is to be made: 1 in latents, about 0.5 in pixels."""
-    start: StartName = "gaussian"
+    prior: PriorName = "gaussian"
     """What stands beside the network before it has learned: the best linear denoiser of the data, or nothing."""
     text: TextConfig = NoText()
     """How captions and prompts are read, in all stages; in each, what learns of it learns with its denoiser."""
@@ -178,12 +178,12 @@ class EnlargeRecipe(DiffusionConfig):
     backbone: Backbone = UnetConfig(patch=4, width=64, multiples=(1, 2, 2), attention_levels=())
     schedule: Schedule = Karras()
     scaling: ScalingName = "edm"
-    spread: float = Field(default=0.0, ge=0)
+    sigma_data: float = Field(default=0.0, ge=0)
     """Standard deviation of pictures about the smaller one, enlarged, beside what the Gaussians say: 0 with them.
 
     The plan measures it where it starts from nothing. Models of format 5 were trained with that of plain areas here.
     """
-    start: StartName = "gaussian"
+    prior: PriorName = "gaussian"
     """What stands beside the network before it has learned: Gaussians of each kind of place, or nothing."""
     augmentation: Augmentation = NoiseAugmentation()
     crop: int = Field(default=0, ge=0)
@@ -192,11 +192,9 @@ class EnlargeRecipe(DiffusionConfig):
     sampling: Sampling = Sampling(steps=12, guidance=1.0)
 
     @model_validator(mode="after")
-    def _spread(self) -> EnlargeRecipe:
-        if self.start == "nothing" and not self.spread:
-            raise ValueError(
-                "spread is 0, but a stage that starts from nothing needs one above 0; leave it to the plan"
-            )
+    def _sigma_data(self) -> EnlargeRecipe:
+        if self.prior == "none" and not self.sigma_data:
+            raise ValueError("sigma_data is 0, but must be above 0 for a stage without a prior; leave it to the plan")
         return self
 
 
@@ -204,10 +202,10 @@ class Recipe(Config):
     kind: Literal["latent", "cascade"] = "latent"
     """What the first stage works in: the latents of an autoencoder, or pixels."""
     size: PositiveInt = 64
-    """Side of the pictures in pixels; each is cropped to a square around its middle, or see `shapes`."""
+    """Side of the pictures in pixels; each is cropped to a square around its middle, or see `aspect_buckets`."""
     stages: tuple[PositiveInt, ...] = ()
     """Side of the pictures after each stage; none: one stage of `size`."""
-    shapes: PositiveInt = 1
+    aspect_buckets: PositiveInt = 1
     """Shapes to train on, from 1:2 to 2:1, each about as large as the square, which is always one; 1: only that."""
     seed: int = 0
     split: SplitConfig = SplitConfig()
@@ -239,12 +237,12 @@ class Recipe(Config):
 
     @model_validator(mode="after")
     def _guided(self) -> Recipe:
-        starts = {"": self.denoiser.start, **{f"enlarge.{size}.": self.enlarger(size).start for size in self.chain[1:]}}
-        for (place, start), sampling in zip(starts.items(), self.samplings, strict=True):
-            if sampling.guide == "prior" and start == "nothing":
-                key = "denoiser.start" if not place else f"{place}start"
+        priors = {"": self.denoiser.prior, **{f"enlarge.{size}.": self.enlarger(size).prior for size in self.chain[1:]}}
+        for (place, prior), sampling in zip(priors.items(), self.samplings, strict=True):
+            if sampling.guide == "prior" and prior == "none":
+                key = "denoiser.prior" if not place else f"{place}prior"
                 raise ValueError(
-                    f"{place}sampling.guide is prior, but {key} is nothing, so there is no closed form to guide away "
+                    f"{place}sampling.guide is prior, but {key} is none, so there is no closed form to guide away "
                     f"from; set the guide to unconditional"
                 )
         return self
@@ -364,8 +362,38 @@ def is_set(value: Any) -> bool:
     return bool(value.get("images") if isinstance(value, dict) else value)
 
 
+DIFFUSION = r"(denoiser|enlarge\.[^.]+)"
+RENAMED = {
+    r"shapes": "aspect_buckets",
+    rf"{DIFFUSION}\.start": r"\1.prior",
+    rf"{DIFFUSION}\.spread": r"\1.sigma_data",
+    rf"{DIFFUSION}\.schedule\.spread": r"\1.schedule.std",
+    rf"{DIFFUSION}\.phrase_dropout": r"\1.caption_dropout",
+    rf"{DIFFUSION}\.mistakes": r"\1.exposure",
+}
+"""Keys of version 0.1, as patterns, and their names now. A prior that was `"nothing"` is `"none"`."""
+
+
+def new_key(key: str) -> str:
+    """`enlarge.64.mistakes.images` is `enlarge.64.exposure.images` now."""
+    for old, new in RENAMED.items():
+        key = re.sub(rf"^{old}(?![^.])", new, key)
+    return key
+
+
+def with_new_keys(settings: dict[str, Any], table: str = "") -> dict[str, Any]:
+    changed: dict[str, Any] = {}
+    for name, value in settings.items():
+        key = new_key(f"{table}{name}")
+        changed[key.removeprefix(table)] = (
+            with_new_keys(value, f"{key}.") if isinstance(value, dict) else
+            "none" if (name, value) == ("start", "nothing") else value
+        )  # fmt: skip
+    return changed
+
+
 def of_this_version(settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings of an earlier version, as this one has them.
+    """The settings of version 0.1, as this one has them.
 
     What is gone is left out. Where `label_dropout` leaves no room for the usual shares of a caption or a label alone,
     these are smaller.
@@ -373,17 +401,12 @@ def of_this_version(settings: dict[str, Any]) -> dict[str, Any]:
     changed = settings
     for key in GONE:
         changed = without(changed, key)
+    changed = with_new_keys(changed)
     if isinstance(table := changed.get("denoiser"), dict):
-        changed = {**changed, "denoiser": with_room(table)}
+        changed["denoiser"] = with_room(table)
     if isinstance(above := changed.get("enlarge"), dict):
-        changed = {**changed, "enlarge": {size: stage_of_this_version(one) for size, one in above.items()}}
+        changed["enlarge"] = {size: with_room(one) if isinstance(one, dict) else one for size, one in above.items()}
     return changed
-
-
-def stage_of_this_version(table: Any) -> Any:
-    if not isinstance(table, dict):
-        return table
-    return with_room({"exposure" if key == "mistakes" else key: value for key, value in table.items()})
 
 
 def with_room(table: dict[str, Any]) -> dict[str, Any]:
@@ -404,6 +427,8 @@ def read_overrides(overrides: Iterable[str], below: dict[str, Any] | None = None
         path, equals, value = override.partition("=")
         if not equals or not path.strip():
             raise UserError(f"--set {override}: expected key=value, as in --set denoiser.backbone.width=384")
+        if (key := new_key(path.strip())) != path.strip():
+            raise UserError(f"--set {override}: {path.strip()} has another name now; set {key}")
         *tables, key = path.strip().split(".")
         table = settings
         for name in tables:

@@ -1,8 +1,7 @@
-"""The plan itself: how the time is divided, what is predicted, and how a leg keeps to its time."""
+"""The plan itself: how the time is divided, and what is predicted."""
 
 from __future__ import annotations
 
-import math
 import time
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -11,14 +10,14 @@ from calotype.data.folder import Pictures
 from calotype.data.shapes import shape_notes, sizes_of
 from calotype.machine import Machine, peak_memory
 from calotype.planning.choices import Choice, explain, learning_rate, propose, shares
-from calotype.planning.measurement import Measurement, Phases, mean_cost
+from calotype.planning.measurement import Measurement
 from calotype.planning.reading import check_text
 from calotype.planning.sizes import check_sizes
 from calotype.recipe import DiffusionConfig, EnlargeRecipe, OptimizerConfig, Recipe, check, leg_above
 from calotype.tables import merge
+from calotype.training.budget import Phases, TimeBudget, mean_cost, whole_batches
 from calotype.training.checkpoint import KEPT as CHECKPOINTS
 from calotype.training.enlarging_leg import LEVELS_TRIED
-from calotype.training.loop import TrainProgress
 
 OVERHEAD = 0.05
 """Of the training time: previews, held-out measures, checkpoints, the log."""
@@ -70,10 +69,11 @@ class Plan:
         """Of the network that a leg trains; the critic is not counted."""
         return int(self.predicted["parameters"][network_of(leg)])
 
-    def after(self, leg: str) -> float:
-        """Predicted seconds of all that comes after a leg."""
-        order = list(self.predicted["seconds"])
-        return sum(self.predicted["seconds"][what] for what in order[order.index(leg) + 1 :])
+    @property
+    def time_budget(self) -> TimeBudget:
+        """What training needs of this plan."""
+        seconds = self.predicted["seconds"]
+        return TimeBudget(self.budget_seconds, seconds, self.phases, self.paced, self.level_crops)
 
 
 def network_of(leg: str) -> str:
@@ -95,7 +95,7 @@ def make_plan(pictures: Pictures, machine: Machine, budget: float, started: floa
     check_sizes(recipe)
     check_text(recipe, pictures)
     choices = explain(recipe, check(proposal), pictures, reasons)
-    shapes = shape_notes(sizes_of(pictures), recipe.shapes, recipe.size, recipe.unit)
+    shapes = shape_notes(sizes_of(pictures), recipe.aspect_buckets, recipe.size, recipe.unit)
     plan = Plan(recipe, str(machine), budget, choices, notes=[*pictures.notes, *shapes])
     measured = Measurement(recipe, pictures, machine.device)
     plan.phases, plan.flops = measured.phases(), measured.flops()
@@ -160,7 +160,8 @@ def divide(plan: Plan, train: float) -> dict[str, int]:
     train = max(0.0, train - sum(config.images * costs[leg] for leg, config in legs.items()))
     parts = shares(plan.paced) if plan.paced else {}
     return {
-        leg: config.images or fit_images(parts[leg] * train / costs[leg], config.batch) for leg, config in legs.items()
+        leg: config.images or whole_batches(parts[leg] * train / costs[leg], config.batch)
+        for leg, config in legs.items()
     }
 
 
@@ -214,11 +215,6 @@ def in_order(seconds: dict[str, float]) -> dict[str, float]:
     return {what: seconds[what] for what in sorted(seconds, key=place)}
 
 
-def fit_images(images: float, batch: int) -> int:
-    """Whole batches, at least one."""
-    return max(1, math.floor(images / batch)) * batch
-
-
 def disk_bytes(recipe: Recipe, measured: Measurement, count: int) -> int:
     """At most: two checkpoints a leg, what the closed forms were fitted to be, the model, the latents in float16.
 
@@ -241,24 +237,3 @@ def checkpoint_numbers(recipe: Recipe, measured: Measurement, leg: str) -> int:
     if leg == "autoencoder" and recipe.autoencoder.losses.adversarial:
         numbers += measured.critic() + parameters["autoencoder"]
     return 4 * numbers
-
-
-class BudgetController:
-    """Keeps a leg to its time: if this machine is faster or slower than measured, the leg gets longer or shorter."""
-
-    def __init__(self, phases: Phases, seconds: float) -> None:
-        self.phases, self.seconds = phases, seconds
-
-    def done(self, progress: float) -> float:
-        """The share of the leg's work that lies before this fraction of its images."""
-        before = [(min(end, progress), cost) for end, cost in self.phases]
-        return mean_cost(before) / mean_cost(self.phases)
-
-    def __call__(self, clock: TrainProgress) -> None:
-        done = self.done(clock.progress)
-        if not 0.02 < done < 0.97:
-            return
-        ahead = clock.seconds * (1 - done) / done
-        stretch = max(0.5, min(2.0, (self.seconds - clock.seconds) / ahead))
-        images = clock.images_seen + (clock.total - clock.images_seen) * stretch
-        clock.total = max(clock.images_seen + clock.batch, fit_images(images, clock.batch))

@@ -28,6 +28,7 @@ from calotype.recipe import AutoencoderLossConfig, OptimizerConfig, Recipe, expo
 from calotype.spaces.latent import LatentSpace
 from calotype.spaces.pixel import PixelSpace, Space
 from calotype.training.autoencoder_leg import autoencoder_objective, start_space
+from calotype.training.budget import Phases, mean_cost
 from calotype.training.examples import MOST_VALUES, as_read, crop_examples, picture_examples, picture_source
 from calotype.training.loop import Source, TrainProgress, learn
 from calotype.training.objectives import DenoisingObjective, Objective
@@ -35,8 +36,6 @@ from calotype.training.previews import look_count
 from calotype.training.state import TrainState
 from calotype.types import NULL_LABEL, Images, Rng
 
-Phases = list[tuple[float, float]]
-"""The leg up to this fraction costs so many seconds (or operations) an image."""
 SAMPLE_VALUES = 2**20
 """Sampling is timed on 8 pictures, fewer where they are large."""
 FITTED = 50_000
@@ -77,7 +76,7 @@ class Measurement:
 
     def _mixture(self, count: int, classes: int) -> Prior | None:
         """As large as it may get."""
-        if self.recipe.denoiser.start == "nothing":
+        if self.recipe.denoiser.prior == "none":
             return None
         dimension, groups = self.space.channels * (self.recipe.chain[0] // self.space.reduction) ** 2, max(1, classes)
         components = groups * (max(CLUSTERS) if count >= FEWEST * groups * max(CLUSTERS) else 1)
@@ -253,9 +252,3 @@ def phase_ends(losses: AutoencoderLossConfig) -> list[float]:
 
 def count_parameters(network: nn.Module) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
-
-
-def mean_cost(phases: Phases) -> float:
-    """Seconds or operations an image, averaged over the leg."""
-    starts = [0.0, *(end for end, _ in phases)]
-    return sum((end - start) * cost for start, (end, cost) in zip(starts, phases, strict=False))

@@ -26,7 +26,7 @@ from calotype.machine import Machine, peak_memory
 from calotype.model import save_model
 from calotype.nets.frozen import FrozenConfig
 from calotype.nets.kl import Autoencoder
-from calotype.planning import BudgetController, Plan
+from calotype.planning import Plan
 from calotype.planning.measurement import count_parameters
 from calotype.recipe import ImportedSpace, Recipe, check, leg_above
 from calotype.report import write_report
@@ -36,6 +36,7 @@ from calotype.spaces.latent import LatentSpace, about_tiles
 from calotype.spaces.pixel import PixelSpace, Space
 from calotype.tables import merge
 from calotype.training.autoencoder_leg import autoencoder_leg, start_space
+from calotype.training.budget import BudgetController
 from calotype.training.constants import keep
 from calotype.training.denoiser_leg import DenoiserLeg, denoiser_leg
 from calotype.training.early_stopping import HOPELESS
@@ -128,9 +129,9 @@ class Pipeline:
     def forms(self, pictures: Pictures) -> Sequence[Pictures]:
         """What the first stage learns from, at its size: these squares, or the pictures in several shapes."""
         recipe = self.recipe
-        if recipe.shapes == 1:
+        if recipe.aspect_buckets == 1:
             return [pictures]
-        shapes, folder = shapes_of(recipe.shapes, recipe.size, recipe.unit), self.run.folder / "cache"
+        shapes, folder = shapes_of(recipe.aspect_buckets, recipe.size, recipe.unit), self.run.folder / "cache"
         with self.run.timing("read"), self.console.bar("shapes") as bar:
             return read_forms(pictures, shapes, recipe.size // recipe.chain[0], folder, counting(bar))
 
@@ -223,7 +224,7 @@ class Pipeline:
             leg.looks = (1.0,) if self.plan.predicted["seconds"][leg.name] < SHORT else ()
             others = sum(seconds for what, seconds in self.run.state.seconds.items() if what != leg.name)
             leg.pace = BudgetController(
-                self.plan.phases[leg.name], self.plan.budget_seconds - others - self.plan.after(leg.name)
+                self.plan.phases[leg.name], self.plan.budget_seconds - others - self.plan.time_budget.after(leg.name)
             )
         with self.console.bar(leg.name) as bar:
             go(self.run, leg, self.stop, bar, self.console.say)
