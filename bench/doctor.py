@@ -27,7 +27,8 @@ from calotype.evaluation.diagnosis import diagnose
 from calotype.evaluation.distances import frechet_distance
 from calotype.evaluation.features import features
 from calotype.planning.choices import ladder
-from calotype.recipe import Recipe, check
+from calotype.recipe import Recipe
+from calotype.settings import parse_recipe
 from calotype.spaces.latent import LatentSpace
 from calotype.tables import merge
 from calotype.training.autoencoder_leg import autoencoder_leg
@@ -59,7 +60,7 @@ def settings(arguments: argparse.Namespace, changes: dict[str, object]) -> Recip
     denoiser = {"images": arguments.denoiser, "batch": 32, "backbone": backbone, "prior": arguments.prior}
     denoiser["learn"] = {"learning_rate": 0.003, "warmup": 0.2}
     recipe = {"size": arguments.size, "autoencoder": merge(usual, changes), "denoiser": denoiser}
-    return check({**recipe, "sampling": {"steps": 16, "guidance": 1.0}})
+    return parse_recipe({**recipe, "sampling": {"steps": 16, "guidance": 1.0}})
 
 
 def first_stage(name: str, recipe: Recipe, pictures: Pictures, folder: Path) -> tuple[LatentSpace, LatentCache]:

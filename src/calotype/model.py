@@ -27,13 +27,14 @@ from calotype.interop.transformers import at_hand
 from calotype.machine import find_device
 from calotype.nets.text import TextConditioned, TextEncoder
 from calotype.priors.captioned import closed_form_like
-from calotype.recipe import ImportedSpace, Recipe, check, leg_above, of_this_version
+from calotype.recipe import ImportedSpace, Recipe, leg_above
+from calotype.settings import parse_recipe, upgraded
 from calotype.spaces.latent import LatentSpace
 from calotype.spaces.pixel import PixelSpace, Space
 from calotype.types import NULL_LABEL, Images, OtherImages, Randomness, Rng, Text, UserError
 
 FORMAT, READABLE = 6, (5, 6)
-"""Of `model.json`. Format 5, of version 0.1, has other names in its recipe: see `of_this_version`."""
+"""Of `model.json`. Format 5, of version 0.1, has other names in its recipe: see `upgraded`."""
 AUTOENCODER = "autoencoder.safetensors"
 
 MOST_TIMES = 8
@@ -297,7 +298,7 @@ def white_of(mask: Image.Image, picture: Image.Image, given: Images) -> Mask:
 
 def changed(sampling: Sampling, changes: dict[str, Any]) -> Sampling:
     """Raises `UserError` for a wrong value."""
-    recipe = check({"sampling": {**sampling.model_dump(), **told(changes)}}, lambda key: "sampling")
+    recipe = parse_recipe({"sampling": {**sampling.model_dump(), **told(changes)}}, lambda key: "sampling")
     return recipe.sampling
 
 
@@ -382,7 +383,7 @@ def load(path: str | Path, device: str = "auto") -> Model:
         )
     about["recipe"]["denoiser"]["text"] = at_hand(folder, about["recipe"]["denoiser"]["text"])
     recipe, classes = (
-        check(of_this_version(about["recipe"]), lambda key: f"{folder}/model.json"),
+        parse_recipe(upgraded(about["recipe"]), lambda key: f"{folder}/model.json"),
         tuple(about["classes"]),
     )
     where = find_device(device)

@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import math
-import re
-import tomllib
-import warnings
-from collections.abc import Iterable
-from itertools import pairwise, takewhile
-from pathlib import Path
+from itertools import pairwise
 from typing import Annotated, Any, Literal
 
-import tomli_w
-from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from calotype.data.split import SplitConfig
 from calotype.diffusion.augmentation import Augmentation, NoiseAugmentation
@@ -23,13 +16,13 @@ from calotype.diffusion.stage import Sampling
 from calotype.nets.blocks import Precision
 from calotype.nets.critic import CriticConfig
 from calotype.nets.dit import DitConfig
-from calotype.nets.frozen import FolderConfig, FrozenConfig
+from calotype.nets.frozen import FrozenConfig
 from calotype.nets.kl import KlConfig
 from calotype.nets.text import BytesConfig, NoText
 from calotype.nets.unet import UnetConfig
 from calotype.nets.vae import VaeConfig
-from calotype.tables import all_keys, at_path, line_of, merge, read_value, value_at, without
-from calotype.types import Config, UserError
+from calotype.tables import at_path, merge
+from calotype.types import Config
 
 Backbone = Annotated[UnetConfig | DitConfig, Field(discriminator="kind")]
 Beta = Annotated[float, Field(ge=0, lt=1)]
@@ -304,7 +297,7 @@ class Recipe(Config):
             name, _, size = leg.partition("-")
             path = {"enlarge": ["enlarge", size], "exposure": ["enlarge", size, "exposure"]}.get(name, [name])
             settings = merge(settings, at_path(path, {"images": number}))
-        return check(merge(self.model_dump(), settings))
+        return Recipe.model_validate(merge(self.model_dump(), settings))
 
 
 def unit_of(backbone: Backbone) -> int:
@@ -320,191 +313,3 @@ def leg_above(size: int) -> str:
 def exposure_above(size: int) -> str:
     """The name of its exposure fine-tuning."""
     return f"exposure-{size}"
-
-
-def to_toml(recipe: Recipe) -> str:
-    """All settings; a cascade has no autoencoder."""
-    latent = {"autoencoder", "space"}
-    return tomli_w.dumps(recipe.model_dump(mode="json", exclude=latent if recipe.kind == "cascade" else set()))
-
-
-def read_recipe(path: Path) -> dict[str, Any]:
-    """The settings in a file, checked against the schema. Raises `UserError` with file and line.
-
-    Warns where the file sets what is gone, which is left out.
-    """
-    try:
-        text = path.read_text()
-        settings = tomllib.loads(text)
-    except FileNotFoundError:
-        raise UserError(f"recipe {path} does not exist") from None
-    except OSError as error:
-        raise UserError(f"recipe {path} cannot be read: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"recipe {path} is not TOML: {error}") from None
-    for key in filter(lambda key: is_set(value_at(settings, key)), GONE):
-        warnings.warn(f"{path} sets {key}, but it is gone: {GONE[key]}; it is left out", stacklevel=2)
-    settings = of_this_version(settings)
-    check_layer(settings, {}, lambda key: f"{path}, line {line_of(text, key)}")
-    return settings
-
-
-GONE = {
-    "joint": "the same time in the legs before it makes better pictures",
-    "autoencoder.losses.equivariance": "it cost 1.6 dB of the reconstruction and gained nothing",
-    "autoencoder.losses.latent_noise": "it cost detail and made no better samples",
-}
-"""Settings of earlier versions that measurement did not bear out. They changed no network: its weights open."""
-
-
-def is_set(value: Any) -> bool:
-    """Whether an earlier version did anything for it: a leg of no images was none."""
-    return bool(value.get("images") if isinstance(value, dict) else value)
-
-
-DIFFUSION = r"(denoiser|enlarge\.[^.]+)"
-RENAMED = {
-    r"shapes": "aspect_buckets",
-    rf"{DIFFUSION}\.start": r"\1.prior",
-    rf"{DIFFUSION}\.spread": r"\1.sigma_data",
-    rf"{DIFFUSION}\.schedule\.spread": r"\1.schedule.std",
-    rf"{DIFFUSION}\.phrase_dropout": r"\1.caption_dropout",
-    rf"{DIFFUSION}\.mistakes": r"\1.exposure",
-}
-"""Keys of version 0.1, as patterns, and their names now. A prior that was `"nothing"` is `"none"`."""
-
-
-def new_key(key: str) -> str:
-    """`enlarge.64.mistakes.images` is `enlarge.64.exposure.images` now."""
-    for old, new in RENAMED.items():
-        key = re.sub(rf"^{old}(?![^.])", new, key)
-    return key
-
-
-def with_new_keys(settings: dict[str, Any], table: str = "") -> dict[str, Any]:
-    changed: dict[str, Any] = {}
-    for name, value in settings.items():
-        key = new_key(f"{table}{name}")
-        changed[key.removeprefix(table)] = (
-            with_new_keys(value, f"{key}.") if isinstance(value, dict) else
-            "none" if (name, value) == ("start", "nothing") else value
-        )  # fmt: skip
-    return changed
-
-
-def of_this_version(settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings of version 0.1, as this one has them.
-
-    What is gone is left out. Where `label_dropout` leaves no room for the usual shares of a caption or a label alone,
-    these are smaller.
-    """
-    changed = settings
-    for key in GONE:
-        changed = without(changed, key)
-    changed = with_new_keys(changed)
-    if isinstance(table := changed.get("denoiser"), dict):
-        changed["denoiser"] = with_room(table)
-    if isinstance(above := changed.get("enlarge"), dict):
-        changed["enlarge"] = {size: with_room(one) if isinstance(one, dict) else one for size, one in above.items()}
-    return changed
-
-
-def with_room(table: dict[str, Any]) -> dict[str, Any]:
-    dropped, usual = table.get("label_dropout"), ConditionDropout()
-    if not isinstance(dropped, float | int) or not 0 <= dropped <= 1 or {"caption_alone", "label_alone"} & {*table}:
-        return table
-    caption = min(usual.caption_alone, 1 - dropped)
-    return {**table, "caption_alone": caption, "label_alone": min(usual.label_alone, max(0.0, 1 - dropped - caption))}
-
-
-def read_overrides(overrides: Iterable[str], below: dict[str, Any] | None = None) -> dict[str, Any]:
-    """`["a.b=1", "a.c=x"]` as nested settings; values are TOML where they can be read as such, else text.
-
-    `below` are the settings that they go over, which say what kind of backbone and schedule is meant.
-    """
-    settings: dict[str, Any] = {}
-    for override in overrides:
-        path, equals, value = override.partition("=")
-        if not equals or not path.strip():
-            raise UserError(f"--set {override}: expected key=value, as in --set denoiser.backbone.width=384")
-        if (key := new_key(path.strip())) != path.strip():
-            raise UserError(f"--set {override}: {path.strip()} has another name now; set {key}")
-        *tables, key = path.strip().split(".")
-        table = settings
-        for name in tables:
-            table = table.setdefault(name, {})
-            if not isinstance(table, dict):
-                raise UserError(f"--set {override}: {name} has been given a value already")
-        table[key] = read_value(value)
-    check_layer(settings, below or {}, lambda key: f"--set {key}")
-    return settings
-
-
-def check(settings: dict[str, Any], place: Any = lambda key: f"recipe: {key}") -> Recipe:
-    """The recipe that the settings make over the defaults. Raises `UserError`: place, what is wrong, what to do."""
-    try:
-        return Recipe.model_validate(over_defaults(settings))
-    except ValidationError as error:
-        raise mistake(error.errors()[0], place) from None
-
-
-def read_split(settings: dict[str, Any]) -> SplitConfig:
-    """How the pictures are to be split, which is needed before the plan makes a recipe of all settings."""
-    return check({"split": settings.get("split", {})}).split
-
-
-def over_defaults(settings: dict[str, Any]) -> dict[str, Any]:
-    """All settings, those of each stage that enlarges too."""
-    above = settings.get("enlarge")
-    stages = {"enlarge": {size: EnlargeRecipe().model_dump() for size in above}} if isinstance(above, dict) else {}
-    return merge(Recipe().model_dump(), stages, settings)
-
-
-def check_layer(settings: dict[str, Any], below: dict[str, Any], place: Any) -> None:
-    """As `check`, but of keys and values alone: whether they fit together shows when all layers are there."""
-    try:
-        Recipe.model_validate(over_defaults(merge(below, settings)))
-    except ValidationError as error:
-        for one in error.errors():
-            if one["type"] != "value_error":
-                raise mistake(one, place) from None
-
-
-KINDS = (
-    "dit", "unet", "flow", "ddpm", "cosine", "karras", "noise", "blur", "vae", "kl", "own", "diffusers",
-    "bytes", "minilm", "folder", "none",
-)  # fmt: skip
-"""What tells settings of one place apart; it stands in no key."""
-
-
-def mistake(error: Any, place: Any) -> UserError:
-    key = ".".join(str(part) for part in error["loc"] if part not in KINDS)
-    if not error["loc"]:  # of the recipe as a whole
-        return UserError(f"{place('').rstrip(': ')}: {error['msg'].removeprefix('Value error, ')}")
-    return UserError(f"{place(key)}: {explain(error, key)}")
-
-
-def explain(error: Any, key: str) -> str:
-    if key in GONE:
-        return f"{key} is gone: {GONE[key]}; leave it out"
-    if error["type"] != "extra_forbidden":
-        got = error.get("input")
-        shown = f" (got {got!r})" if isinstance(got, str | int | float | bool) else ""
-        return f"{key}: {error['msg'].removeprefix('Value error, ')}{shown}"
-    backbones = [f"denoiser.backbone.{name}" for kind in (UnetConfig, DitConfig) for name in kind.model_fields]
-    backbones += [f"denoiser.text.{name}" for kind in (BytesConfig, FolderConfig) for name in kind.model_fields]
-    if (above := re.match(r"enlarge\.\d+\.", key)) is not None:
-        backbones += all_keys(EnlargeRecipe().model_dump(), above[0])
-    known = sorted({*all_keys(Recipe().model_dump()), *backbones})
-    table, last = key.rpartition(".")[0], key.rpartition(".")[2]
-    if key in known:
-        return f"{key} belongs to another kind; set {table}.kind with it"
-    near = {name.rpartition(".")[2]: name for name in sorted(known, key=lambda name: common(name, table))}
-    by_last = [near[name] for name in difflib.get_close_matches(last, near, 1, 0.6)]
-    close = difflib.get_close_matches(key, known, 1, 0.75) or by_last or difflib.get_close_matches(key, known, 1, 0.5)
-    return f"unknown key {key}" + (f"; did you mean {close[0]}?" if close else "")
-
-
-def common(name: str, table: str) -> int:
-    """How many letters two keys share at their beginning."""
-    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(name, table, strict=False)))

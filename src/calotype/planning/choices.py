@@ -26,7 +26,8 @@ from calotype.nets.vae import VaeConfig
 from calotype.planning.reading import choose_text, describe_text, reason_of_text
 from calotype.planning.sizes import check_tokens, choose_patch, fits
 from calotype.priors.patches import FAINTEST, PatchPrior, enlarged
-from calotype.recipe import AutoencoderRecipe, Backbone, DenoiserRecipe, ImportedSpace, PriorName, Recipe, check
+from calotype.recipe import AutoencoderRecipe, Backbone, DenoiserRecipe, ImportedSpace, PriorName, Recipe
+from calotype.settings import parse_recipe
 from calotype.types import Images, UserError
 
 ENOUGH_IMAGES = 40_000
@@ -78,7 +79,7 @@ def propose(
     """Settings below those that the user has made, and why each leg has its backbone."""
     kind, size = settings.get("kind", "latent"), settings["size"]
     stages, space = settings.get("stages") or choose_chain(kind, size), from_elsewhere(settings)
-    asked = check({"kind": kind, "size": size, "stages": stages, **space})
+    asked = parse_recipe({"kind": kind, "size": size, "stages": stages, **space})
     chain = asked.chain
     legs = ["autoencoder"] * asked.trains_space + ["denoiser"] + [f"enlarge-{size}" for size in chain[1:]]
     operations = {leg: REACHED * machine.flops * budget * part for leg, part in shares(legs).items()}

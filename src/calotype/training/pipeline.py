@@ -28,10 +28,11 @@ from calotype.nets.frozen import FrozenConfig
 from calotype.nets.kl import Autoencoder
 from calotype.planning import Plan
 from calotype.planning.measurement import count_parameters
-from calotype.recipe import ImportedSpace, Recipe, check, leg_above
+from calotype.recipe import ImportedSpace, Recipe, leg_above
 from calotype.report import write_report
 from calotype.report.card import write_card
 from calotype.run import LevelSearch, Run
+from calotype.settings import parse_recipe
 from calotype.spaces.latent import LatentSpace, about_tiles
 from calotype.spaces.pixel import PixelSpace, Space
 from calotype.tables import merge
@@ -200,7 +201,7 @@ class Pipeline:
             self.run.log("levels", size=size, **search.as_json())
             self.run.save()
         best = {"sampling": {"augmentation": found[str(size)].best}}
-        return check(merge(recipe.model_dump(), {"enlarge": {str(size): best}}))
+        return parse_recipe(merge(recipe.model_dump(), {"enlarge": {str(size): best}}))
 
     @contextmanager
     def _counting(self, what: str) -> Iterator[None]:
