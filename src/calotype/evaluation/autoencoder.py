@@ -18,8 +18,7 @@ from torch import Tensor
 from calotype.diffusion.stage import shrunk
 from calotype.evaluation.distances import frechet_distance
 from calotype.evaluation.features import features
-from calotype.evaluation.propagation import seen
-from calotype.evaluation.reconstruction import WINDOW, psnr, ssim
+from calotype.evaluation.reconstruction import WINDOW, at_least_64, psnr, ssim
 from calotype.nets.blocks import Resized
 from calotype.nets.perceptual import efficientnet_lite0, perceptual_distance
 from calotype.nets.vae import Moments
@@ -240,7 +239,7 @@ def mean_psnr(images: Images, others: Images) -> float:
 
 def apart(images: Images, others: Images) -> Float[Tensor, " batch"]:
     network = efficientnet_lite0().to(images.device)
-    return perceptual_distance(network, seen(images), seen(others))
+    return perceptual_distance(network, at_least_64(images), at_least_64(others))
 
 
 def colour_bias(space: LatentSpace, images: Images) -> list[float]:

@@ -31,6 +31,7 @@ from calotype.files import write_json
 from calotype.machine import device_name
 from calotype.nets.perceptual import efficientnet_lite0
 from calotype.report.evaluation import FILE, FORMAT, PAIRS_FILE, PROMPTED_FILE
+from calotype.run import read_mapping
 from calotype.types import Labels, Rng, Text, UserError
 
 PAIR_SIDE = 256
@@ -135,7 +136,7 @@ def notes(setup: Setup, pair: Halves) -> list[str]:
 
 def of_the_sweep(setup: Setup, pair: Halves) -> str | None:
     """Whether steps and guidance were chosen by the pictures that they are judged by now; None: not by these data."""
-    found = setup.one.run.sweep
+    found = read_mapping(setup.one.run.folder / "sweep.json")
     if not found.get("stored") or found.get("content") != setup.pictures.content:
         return None
     if both := len(set(found["rows"]) & set(pair.chosen.tolist())):

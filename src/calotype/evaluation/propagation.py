@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
@@ -26,7 +25,7 @@ from calotype.diffusion.stage import Sampling, Stage, generate, last, shrunk
 from calotype.evaluation.candidate import Candidate
 from calotype.evaluation.intervals import Estimate, mean_estimate
 from calotype.evaluation.measures import as_json
-from calotype.evaluation.reconstruction import psnr
+from calotype.evaluation.reconstruction import at_least_64, psnr
 from calotype.nets.blocks import Resized
 from calotype.nets.perceptual import efficientnet_lite0, perceptual_distance
 from calotype.spaces.latent import LatentSpace
@@ -151,11 +150,6 @@ def survival(corruption: str, strength: float, delta: Images, plain: Tensor, cor
     distance = perceptual_distance(network, at_least_64(plain), at_least_64(corrupted))
     values = (left, psnr(plain, corrupted).clamp(max=MOST_PSNR), distance)
     return Survival(corruption, strength, *(one.double().cpu().numpy() for one in values))
-
-
-def at_least_64(images: Tensor) -> Tensor:
-    """Pixels a side: below that the perceptual network has few places left."""
-    return images if images.shape[-1] >= 64 else F.interpolate(images, size=(64, 64), mode="bilinear")
 
 
 # -- Ways to go on -----------------------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from calotype.data.folder import Pictures
+from calotype.data.folder import Pictures, Progress
 from calotype.data.images import images_from_pixels, rounded
 from calotype.diffusion.stage import Sampling, Stage, generate, in_turn, shrunk
 from calotype.evaluation.candidate import Candidate
@@ -22,7 +22,6 @@ from calotype.evaluation.measures import FRECHET, MANY_KEY, MEASURES, as_json, d
 from calotype.spaces.latent import LatentSpace
 from calotype.types import Images, Labels, Rng, Text, UserError
 
-Told = Callable[[int, int], None]
 Rows = Int[Tensor, " _"]
 FEWEST = 2
 """Pictures of a set that samples are held against; where it has fewer, others are taken too."""
@@ -110,31 +109,36 @@ def borrowed(pictures: Pictures, rows: Rows, own: Rows, which: str) -> list[str]
 
 
 @dataclass
-class Made:
-    """What the stages of one run made: features of each stage's pictures, and a few of the pictures."""
+class Generated:
+    """Of one run: features of each stage's pictures by their size, and a few of the pictures."""
 
-    sampled: dict[int, list[Features]] = field(default_factory=dict)  # by size: the chain so far
-    given_real: dict[int, list[Features]] = field(default_factory=dict)  # by size: from real smaller pictures
-    through: list[Features] = field(default_factory=list)  # real pictures through the autoencoder
-    shown: list[Images] = field(default_factory=list)  # the first final pictures
-    small: list[Images] = field(default_factory=list)  # the first pictures of the first stage
+    sampled: dict[int, list[Features]] = field(default_factory=dict)
+    """Of the chain so far."""
+    given_real: dict[int, list[Features]] = field(default_factory=dict)
+    """Enlarged from real pictures, shrunk."""
+    reconstructed: list[Features] = field(default_factory=list)
+    """Real pictures through the autoencoder."""
+    shown: list[Images] = field(default_factory=list)
+    """The first final pictures."""
+    small: list[Images] = field(default_factory=list)
+    """The first pictures of the first stage."""
 
 
-def make(one: Candidate, reals: Reals, seed: int, keep: int, told: Told) -> Made:
+def generated(one: Candidate, reals: Reals, seed: int, keep: int, progress: Progress) -> Generated:
     """Samples with the classes and captions of the real pictures; picture i depends on (seed, i, these two) only."""
-    model, made = one.model, Made()
+    model, made = one.model, Generated()
     labels, all_rngs = one.labels(reals.pictures, reals.chosen), model.rngs(len(reals), seed)
     for part in in_turn(len(reals), one.size, one.size):
-        rngs = all_rngs[part]
-        text = one.text(reals.pictures, reals.chosen[part])
+        chosen, rngs = reals.chosen[part], all_rngs[part]
+        text = one.text(reals.pictures, chosen)
         pictures = chain(model.stages, model.samplings, labels[part], rngs, text)
         for stage, images in zip(model.stages, pictures, strict=True):
             made.sampled.setdefault(stage.image_size, []).append(features([rounded(images)]))
-        from_real(one, reals, reals.chosen[part], labels[part], rngs, made)
+        from_real(one, reals, chosen, labels[part], rngs, made)
         if part.start < max(keep, SHOWN):
             made.shown.append(pictures[-1].cpu())
             made.small.append(pictures[0])
-        told(min(part.stop, len(reals)), len(reals))
+        progress(min(part.stop, len(reals)), len(reals))
     return made
 
 
@@ -151,13 +155,14 @@ def chain(
     return made
 
 
-def from_real(one: Candidate, reals: Reals, chosen: Tensor, labels: Labels, rngs: Sequence[Rng], made: Made) -> None:
-    """What every later stage, or the autoencoder, makes of real pictures: its own part in what is wrong."""
-    device = one.model.device
-    base = one.model.stages[0]
+def from_real(
+    one: Candidate, reals: Reals, chosen: Tensor, labels: Labels, rngs: Sequence[Rng], made: Generated
+) -> None:
+    """What each later stage, or the autoencoder, makes of real pictures: its own part in what is wrong."""
+    device, base = one.model.device, one.model.stages[0]
     if isinstance(base.space, LatentSpace):
         real = reals.images(chosen, base.image_size).to(device)
-        made.through.append(features([rounded(base.space.decode(base.space.encode(real)))]))
+        made.reconstructed.append(features([rounded(base.space.decode(base.space.encode(real)))]))
     for stage, sampling in zip(one.model.stages[1:], one.model.samplings[1:], strict=True):
         assert stage.low_res_size is not None
         low_res = reals.images(chosen, stage.low_res_size).to(device)
@@ -166,64 +171,53 @@ def from_real(one: Candidate, reals: Reals, chosen: Tensor, labels: Labels, rngs
         made.given_real.setdefault(stage.image_size, []).append(features([rounded(images)]))
 
 
-def quality(one: Candidate, made: Made, reals: Reals, seed: int) -> dict[str, Any]:
+def quality(one: Candidate, made: Generated, reals: Reals, seed: int) -> dict[str, Any]:
     """The whole chain, and every stage: `sampled` on what the stages before made, `given_real` on real pictures."""
     stages = []
-    for stage in one.model.stages:
-        size = stage.image_size
-        kinds = {"sampled": made.sampled[size], "given_real": made.given_real.get(size, [])}
-        rows = {name: beside(np.concatenate(some), reals, size, seed) for name, some in kinds.items() if some}
-        stages.append({"size": size, **rows})
-    whole = stages[-1]["sampled"]
-    through = beside(np.concatenate(made.through), reals, one.recipe.chain[0], seed) if made.through else None
-    found: dict[str, Any] = {"whole": whole, "stages": stages}
-    return {**found, "autoencoder": through} if through else found
-
-
-def beside(made: Features, reals: Reals, size: int, seed: int) -> dict[str, Any]:
-    return apart(made, reals.features(size), seed)
+    for size in one.recipe.chain:
+        ways = {"sampled": made.sampled[size], "given_real": made.given_real.get(size, [])}
+        measured = {name: against(np.concatenate(rows), reals, size, seed) for name, rows in ways.items() if rows}
+        stages.append({"size": size, **measured})
+    found = {"whole": stages[-1]["sampled"], "stages": stages}
+    if not made.reconstructed:
+        return found
+    return {**found, "autoencoder": against(np.concatenate(made.reconstructed), reals, one.recipe.chain[0], seed)}
 
 
 def floor(reals: Reals, size: int, seed: int) -> dict[str, Any]:
     """Other real pictures in the place of samples: nothing can be expected to be better."""
-    return {"size": size, **apart(reals.features(size, "others"), reals.features(size), seed)}
+    return {"size": size, **against(reals.features(size, "others"), reals, size, seed)}
 
 
-def apart(made: Features, real: Features, seed: int) -> dict[str, Any]:
-    """All measures, of however few pictures: the intervals and n beside them say what they are worth."""
+def against(made: Features, reals: Reals, size: int, seed: int) -> dict[str, Any]:
+    """All measures, of however few pictures: the intervals and n beside them show what they are worth."""
+    real = reals.features(size)
     found = {name: measure(name, made, real, seed) for name in MEASURES if name != MANY_KEY}
     return {distance_key(LITE0): found.pop(FRECHET), **found, "n": [len(made), len(real)]}
 
 
-def memorised(made: Made, size: int, reals: Reals, train: Features) -> dict[str, Any]:
-    """How near samples lie to trained pictures, against how near held-out ones do."""
+def nearest_trained(made: Generated, size: int, reals: Reals, trained: Features) -> dict[str, Any]:
+    """How near samples lie to training pictures, against how near held-out ones do; `nearer`: than 95 % of those."""
     held_out = reals.features(size)[~reals.pictures.split.train[reals.chosen].numpy()]
     samples = np.concatenate(made.sampled[size])
-    if not len(held_out) or not len(train):
-        empty = dict.fromkeys(("samples_median", "held_out_median", "nearer"))
-        return {
-            **empty,
-            "reason": "no picture of the comparison is held out, or none was trained on",
-            "n": [len(samples), 0, len(train)],
-        }
-    ours, theirs = nearest(samples, train), nearest(held_out, train)
+    count = {"n": [len(samples), len(held_out), len(trained)]}
+    if not len(held_out) or not len(trained):
+        reason = "no picture of the comparison is held out, or none was trained on"
+        return {"samples_median": None, "held_out_median": None, "nearer": None, "reason": reason, **count}
+    ours, theirs = nearest(samples, trained), nearest(held_out, trained)
     near = int((ours < np.percentile(theirs, 5)).sum())
-    return {
-        "samples_median": float(np.median(ours)),
-        "held_out_median": float(np.median(theirs)),
-        "nearer": as_json(share_estimate(near, len(samples))),
-        "n": [len(samples), len(held_out), len(train)],
-    }
+    medians = {"samples_median": float(np.median(ours)), "held_out_median": float(np.median(theirs))}
+    return {**medians, "nearer": as_json(share_estimate(near, len(samples))), **count}
 
 
-def train_features(reals: Reals, size: int, told: Told) -> Features:
-    """Of trained pictures, evenly spread; none of them is held against samples where that can be helped."""
+def train_features(reals: Reals, size: int, progress: Progress) -> Features:
+    """Of training pictures, evenly spread; none of them is held against samples where that can be helped."""
     train = reals.pictures.train_indices
     train = train[~torch.isin(train, torch.cat([reals.chosen, reals.others]))]
     most = max(FEWEST_TRAIN, TRAIN_TIMES * len(reals))
     chosen = train[torch.linspace(0, len(train) - 1, min(most, len(train))).round().long()]
     rows = []
-    for start, part in enumerate(chosen.split(32)):
+    for part in chosen.split(32):
         rows.append(features([reals.images(part, size)]))
-        told(start * 32 + len(part), len(chosen))
+        progress(sum(map(len, rows)), len(chosen))
     return np.concatenate(rows) if rows else reals.features(size)[:0]

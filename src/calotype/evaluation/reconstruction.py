@@ -40,3 +40,8 @@ def blurred(images: Images) -> Resized:
     for kernel in (weights.reshape(1, 1, -1, 1), weights.reshape(1, 1, 1, -1)):
         images = F.conv2d(images, kernel.expand(3, 1, -1, -1), groups=3)
     return images
+
+
+def at_least_64(images: Tensor) -> Tensor:
+    """Pixels a side: below that the perceptual network has few places left."""
+    return images if images.shape[-1] >= 64 else F.interpolate(images, size=(64, 64), mode="bilinear")

@@ -17,8 +17,7 @@ from calotype.evaluation.candidate import Candidate
 from calotype.evaluation.features import features
 from calotype.evaluation.intervals import mean_estimate
 from calotype.evaluation.measures import as_json, distance_key, measured
-from calotype.evaluation.propagation import seen
-from calotype.evaluation.reconstruction import WINDOW, psnr, ssim
+from calotype.evaluation.reconstruction import WINDOW, at_least_64, psnr, ssim
 from calotype.evaluation.references import Halves, Library
 from calotype.nets.perceptual import efficientnet_lite0, perceptual_distance
 from calotype.nets.vae import Vae
@@ -83,7 +82,7 @@ def closeness(images: Images, fake: Images) -> dict[str, Float[np.ndarray, " bat
     network = efficientnet_lite0().to(images.device)
     found = {
         "psnr": psnr(images, fake).clamp(max=EQUAL),
-        "perceptual": perceptual_distance(network, seen(images), seen(fake)),
+        "perceptual": perceptual_distance(network, at_least_64(images), at_least_64(fake)),
     }
     if images.shape[-1] >= WINDOW:
         found["ssim"] = ssim(images, fake)

@@ -20,7 +20,7 @@ from calotype.model import changed_all
 from calotype.report import write_report
 from calotype.report.card import write_card
 from calotype.report.evaluation import FILE
-from calotype.run import PORTRAITS, Run
+from calotype.run import PORTRAITS
 
 
 def evaluate(
@@ -58,12 +58,12 @@ def changed_in(one: Candidate, changes: dict[str, Any]) -> Candidate:
 
 
 def data_of_run(one: Candidate) -> str:
-    return str(one.run.facts.get("data") or PORTRAITS)
+    return one.run.state.data
 
 
 def pictures_of(one: Candidate, data: Path | None, cache: Path, console: Console) -> tuple[Pictures, Pictures | None]:
     """What samples are held against, and what the run was trained on: None where that is gone or has changed."""
-    run = Run.open(one.run.folder)
+    run = one.run
     wanted = read_as_run(run, data, one.size, cache, console)
     if wanted.content == run.state.content:
         return wanted, wanted
