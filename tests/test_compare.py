@@ -11,6 +11,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 import torch
+from calotype.evaluation.deployed import too_much
 from PIL import Image
 from safetensors.torch import load_file
 from small import CASCADE, SETTINGS, Keeper, be_quick, noise_pictures, noise_pixels, request, write_pictures
@@ -21,7 +22,6 @@ from calotype.data.split import Split, three_sets
 from calotype.evaluation import quality
 from calotype.evaluation.candidate import open_one, without_seed
 from calotype.evaluation.counting import counter
-from calotype.evaluation.deployed import too_much
 from calotype.evaluation.history import detrended_spread, gaps
 from calotype.evaluation.overlap import unseen_by_all
 from calotype.evaluation.propagation import CORRUPTIONS, STRENGTHS

@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from calotype.evaluation.expenses import cost, deployment
+from calotype.evaluation.preparations import frozen_encoder, preparations, sampling_flops
 from encoders import small_reader
 from small import Keeper, be_quick, request, write_pictures
 from test_cascade import be_quick_and_search, trained
@@ -11,9 +13,7 @@ from calotype.cli.commands.reading import read
 from calotype.data.words import distinct
 from calotype.evaluation.candidate import open_one
 from calotype.evaluation.counting import counted
-from calotype.evaluation.expenses import cost, deployment
 from calotype.evaluation.features import features
-from calotype.evaluation.preparations import frozen_encoder, preparations, sampling_flops
 from calotype.files import read_json
 from calotype.interop import minilm
 from calotype.nets.frozen import Frozen, read_all

@@ -106,7 +106,7 @@ def agreed(*verdicts: str) -> str:
 # -- Wording -----------------------------------------------------------------------------------------------------------
 
 
-def shown(found: Estimate, times: float = 1, sign: str = "") -> str:
+def shown(found: Estimate, times: float = 1.0, sign: str = "") -> str:
     """With its interval, where it has one."""
     known = found.low < found.high and math.isfinite(found.high - found.low)
     ends = f" [{digits(times * found.low)}, {digits(times * found.high)}]" if known else ""
@@ -114,7 +114,7 @@ def shown(found: Estimate, times: float = 1, sign: str = "") -> str:
 
 
 def share(found: Estimate) -> str:
-    return f"{shown(found, 100)} %"
+    return f"{shown(found, 100.0)} %"
 
 
 def digits(value: float, sign: str = "") -> str:

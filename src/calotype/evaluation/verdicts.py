@@ -130,7 +130,7 @@ def no_correction(latent: Runs, cascade: Runs) -> Judgement:
             "beside a cascade without it."
         )
     sentence = "Survival of an error changes by " + ", ".join(
-        f"{shown(effect, 100, '+')} points with {name}" for name, effect in effects.items()
+        f"{shown(effect, 100.0, '+')} points with {name}" for name, effect in effects.items()
     )
     before = over_seeds(untuned(cascade) or cascade, lambda run: survival(run, "none"))
     best = min(effects, key=lambda name: effects[name].value)
