@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from calotype.cli.commands.reading import read_as_run
-from calotype.cli.commands.talk import Console, counting
+from calotype.cli.console import Console, counting
 from calotype.data.folder import Pictures
 from calotype.data.images import rounded
 from calotype.diffusion.stage import Sampling, Stage, generate, in_turn
