@@ -57,7 +57,6 @@ RECIPES: dict[str, dict[str, object]] = {
     "no perceptual loss": losses(perceptual=0.0),
     "perceptual x 4": losses(perceptual=0.08),
     "no critic": losses(adversarial=0.0),
-    "equivariance 0.25": losses(equivariance=0.25),
     "half the rate": {"learn": {"learning_rate": 1e-3}},
     "warm-up of a quarter": {"learn": {"learning_rate": 2e-3, "warmup": 0.25}},
     "encoder 2, decoder 1": {"network": {"encoder_blocks": 2, "decoder_blocks": 1}},

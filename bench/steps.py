@@ -18,15 +18,16 @@ from collections.abc import Callable
 
 import torch
 
-from calotype.build import build_first_stage, build_space, build_stage
+from calotype.build import build_space, build_stage
 from calotype.demo.portraits import read_portraits
 from calotype.machine import best_time, examine
 from calotype.planning.choices import propose
 from calotype.priors.gaussian import GaussianMixture
-from calotype.recipe import check
+from calotype.recipe import OptimizerConfig, check
+from calotype.training.autoencoder_leg import autoencoder_objective
 from calotype.training.loop import TrainProgress, learn
 from calotype.training.objectives import DenoisingObjective, Objective
-from calotype.training.state import OptimizerConfig, TrainState
+from calotype.training.state import TrainState
 from calotype.types import Batch, Rng
 
 
@@ -58,7 +59,7 @@ def main() -> None:
             space = build_space(recipe).to(machine.device)
             if name == "autoencoder":
                 shape: tuple[int, ...] = (recipe.autoencoder.batch, 3, arguments.size, arguments.size)
-                objective: Objective = build_first_stage(recipe, space.vae)
+                objective: Objective = autoencoder_objective(recipe, space.vae)
             else:
                 side = arguments.size // space.reduction
                 shape = (recipe.denoiser.batch, 2 * space.channels, side, side)

@@ -24,11 +24,11 @@ from calotype.planning.choices import choose_text, propose
 from calotype.planning.measurement import by_class
 from calotype.priors.captioned import DIRECTIONS, MOST_HEARD, CaptionedMixture
 from calotype.priors.gaussian import GaussianMixture, Prior
-from calotype.recipe import Recipe, check
+from calotype.recipe import OptimizerConfig, Recipe, check
 from calotype.tables import merge
 from calotype.training.loop import TrainProgress, learn
 from calotype.training.objectives import DenoisingObjective
-from calotype.training.state import OptimizerConfig, TrainState
+from calotype.training.state import TrainState
 from calotype.types import Batch, Rng
 
 

@@ -201,15 +201,15 @@ def test_other_chains_train_and_sample(tmp_path, quick, overrides):
 def test_a_leg_on_its_own_mistakes_goes_on_from_what_was_learned(tmp_path, quick):
     """And is the one that is deployed."""
     run = trained(
-        tmp_path, "cascade", *SHORT, "enlarge.16.mistakes.images=8", "enlarge.16.mistakes.pictures=3", budget=1e-6
+        tmp_path, "cascade", *SHORT, "enlarge.16.exposure.images=8", "enlarge.16.exposure.pictures=3", budget=1e-6
     )
     legs = json.loads((run / "run.json").read_text())["legs"]
-    assert list(legs) == ["denoiser", "enlarge-16", "mistakes-16"] and set(legs.values()) == {"finished"}
+    assert list(legs) == ["denoiser", "enlarge-16", "exposure-16"] and set(legs.values()) == {"finished"}
     kept = {leg: load_file(max(run.glob(f"checkpoints/{leg}-*")) / "denoiser.safetensors") for leg in list(legs)[1:]}
     deployed = load_file(run / "model" / "enlarge-16.safetensors")
     deployed = {name: value for name, value in deployed.items() if not name.startswith("local.")}  # not trained
     for name, value in deployed.items():
-        assert torch.equal(value, kept["mistakes-16"][f"average.{name}"])
+        assert torch.equal(value, kept["exposure-16"][f"average.{name}"])
     moved = [not torch.equal(value, kept["enlarge-16"][f"average.{name}"]) for name, value in deployed.items()]
     assert any(moved)
 

@@ -27,7 +27,7 @@ def test_a_search_and_redrawn_mistakes_are_counted(tmp_path):
     """By hand: each crop is made once below, and at each level tried; features are taken of all, and of the real."""
     with pytest.MonkeyPatch.context() as patch:
         be_quick_and_search(patch)
-        mistakes = ("enlarge.16.mistakes.images=8", "enlarge.16.mistakes.pictures=4")
+        mistakes = ("enlarge.16.exposure.images=8", "enlarge.16.exposure.pictures=4")
         run = trained(tmp_path, "cascade", *mistakes)
     one, pictures = open_one("A", run, "cpu"), read(tmp_path / "pictures", 16, None, Keeper())
     rows, state = parts_of(one, pictures), read_json(run / "run.json")
@@ -41,7 +41,7 @@ def test_a_search_and_redrawn_mistakes_are_counted(tmp_path):
     assert crops > 0 and tried >= 4
     assert rows["level-16"]["flops"] == crops * (below + seen + tried * (level + seen))
     legs = [leg["leg"] for leg in cost(one, pictures)["training"]["legs"]]
-    assert legs == ["denoiser", "enlarge-16", "mistakes-16"]
+    assert legs == ["denoiser", "enlarge-16", "exposure-16"]
 
 
 def test_a_frozen_encoder_counts_as_a_network_and_what_it_reads_as_work(tmp_path, monkeypatch):

@@ -30,7 +30,8 @@ from calotype.nets.bert import Bert
 from calotype.nets.dit import Dit, DitConfig
 from calotype.nets.frozen import FolderConfig, Frozen, MiniLmConfig, Projected, read_all
 from calotype.nets.text import TextConditioned
-from calotype.training.state import OptimizerConfig, TrainState
+from calotype.recipe import OptimizerConfig
+from calotype.training.state import TrainState
 from calotype.types import Text, UserError
 
 with_transformers = pytest.mark.skipif(not importlib.util.find_spec("transformers"), reason="needs transformers")

@@ -15,21 +15,19 @@ from calotype.nets.critic import Critic, CriticConfig
 from calotype.nets.dit import Dit, DitConfig
 from calotype.nets.perceptual import efficientnet_lite0, perceptual_distance
 from calotype.nets.vae import Moments, Vae, VaeConfig
+from calotype.recipe import AutoencoderLossConfig, ConditionDropout, OptimizerConfig
 from calotype.spaces.latent import LatentSpace
 from calotype.spaces.pixel import PixelSpace
 from calotype.training.loop import TrainProgress, learn
 from calotype.training.objectives import (
-    AutoencoderLossConfig,
     AutoencoderObjective,
-    ConditionDropout,
     DenoisingObjective,
     Objective,
-    add_latent_noise,
     edge_distance,
     kl_to_normal,
     share,
 )
-from calotype.training.state import OptimizerConfig, TrainState
+from calotype.training.state import TrainState
 from calotype.types import NULL_LABEL, Batch, Rng
 
 RNG = Rng(("objectives",))
@@ -46,7 +44,7 @@ def batch_of(count=4, size=16):
 
 def first_stage(vae=None, **config):
     critic = perturbed(Critic(CriticConfig(width=4, depth=2)))
-    config = AutoencoderLossConfig(**{"perceptual_start": 0.0, "latent_noise": 0.0} | config)
+    config = AutoencoderLossConfig(**{"perceptual_start": 0.0} | config)
     return AutoencoderObjective(vae or tiny_vae(), critic, efficientnet_lite0(), config)
 
 
@@ -73,34 +71,6 @@ def test_every_term_of_the_first_stage_is_its_formula():
     loss = stage.losses(batch, 0.0, RNG)["autoencoder"]
     assert loss.terms == {name: pytest.approx(value.item(), rel=1e-4) for name, value in expected.items()}
     assert loss.total.item() == pytest.approx(sum(expected.values()).item(), rel=1e-5)
-
-
-class Blocks(Vae):
-    """An autoencoder of mean colours: it stays the same under shrinking and turning."""
-
-    def __init__(self):
-        super().__init__(VaeConfig(reduction=4, channels=3, widths=(8,)))
-
-    def encode(self, images):
-        mean = torch.nn.functional.avg_pool2d(images, 4)
-        return Moments(mean, torch.full_like(mean, -30.0))
-
-    def sample(self, moments, noise):
-        return moments.mean
-
-    def decode(self, latents):
-        return latents.repeat_interleave(4, 2).repeat_interleave(4, 3)
-
-
-@pytest.mark.parametrize("place", range(6))
-def test_mean_colours_are_equivariant_and_a_decoder_that_knows_left_from_right_is_not(place):
-    stage = first_stage(Blocks(), equivariance=0.5, edges=0.0, perceptual=0.0, adversarial=0.0)
-    coarse = RNG.at("coarse").uniform(2 * 3 * 4).reshape(2, 3, 2, 2).repeat_interleave(8, 2).repeat_interleave(8, 3)
-    batch = Batch(coarse.float(), torch.full((2,), NULL_LABEL))
-    assert stage.losses(batch, 0.0, RNG.at(place))["autoencoder"].terms["equivariance"] == pytest.approx(0, abs=1e-6)
-    stage.vae.decode = lambda latents: Blocks().decode(latents) + torch.linspace(-1, 1, latents.shape[-1] * 4)
-    wrong = stage.losses(batch, 0.0, RNG.at(place))["autoencoder"].terms["equivariance"]
-    assert wrong == pytest.approx(0.5 * torch.linspace(-1, 1, 8).abs().mean().item(), rel=1e-3)
 
 
 @pytest.mark.parametrize(("mean", "spread"), [(0.0, 1.0), (1.5, 1.0), (0.0, 0.1), (-2.0, 3.0)])
@@ -130,41 +100,6 @@ def test_the_hinge_loss_is_its_formula():
     loss = stage.losses(batch, 0.0, RNG)["critic"]
     assert loss.terms == {name: pytest.approx(value, rel=1e-3, abs=1e-6) for name, value in expected.items()}
     assert loss.total.item() == pytest.approx(expected["hinge"], rel=1e-4)
-
-
-# -- Noise on latents --------------------------------------------------------------------------------------------------
-
-
-def test_latent_noise_has_one_level_a_picture_relative_to_each_channel():
-    """Its level is U(0, most), of mean most / 2 and deviation most / sqrt(12); noise is white within a picture."""
-    scales = torch.tensor([0.01, 1.0, 30.0])[:, None, None]
-    latents = 5 + scales * RNG.at("latents").normal(400, 3, 24, 24)
-    noise = (add_latent_noise(latents, 0.3, RNG) - latents) / latents.std((0, 2, 3), keepdim=True)
-    levels = noise.std((2, 3))
-    assert torch.allclose(levels, levels.mean(1, keepdim=True), rtol=0.2, atol=1e-3)  # alike in all channels
-    assert levels.max() < 0.3 * 1.1 and noise.mean().abs() < 1e-3
-    level = levels.mean(1)
-    assert level.mean() == pytest.approx(0.15, abs=4 * 0.3 / (12 * 400) ** 0.5)
-    assert level.std() == pytest.approx(0.3 / 12**0.5, rel=0.1)
-
-
-def test_latent_noise_is_relative_so_scale_is_no_way_out():
-    latents = RNG.at("latents").normal(4, 2, 8, 8)
-    noisy, larger = (add_latent_noise(scale * latents, 0.2, RNG) for scale in (1, 1000))
-    assert torch.allclose(1000 * noisy, larger, rtol=1e-4, atol=1e-2) and not torch.equal(noisy, latents)
-    latents.requires_grad_(True)
-    (gradient,) = grad((add_latent_noise(latents, 0.2, RNG) * noisy).sum(), latents)
-    assert torch.allclose(gradient, noisy)  # that of the sum without noise
-    assert add_latent_noise(latents, 0.0, RNG) is latents
-
-
-def test_the_picture_that_is_judged_is_decoded_from_noisy_latents():
-    stage, batch = first_stage(**{**ALONE, "latent_noise": 0.5}), batch_of()
-    moments = stage.vae.encode(batch.clean)
-    latents = stage.vae.sample(moments, RNG.at("latents").normal(*moments.mean.shape))
-    fake = stage.vae.decode(add_latent_noise(latents, 0.5, RNG.at("latent noise")))
-    terms = stage.losses(batch, 0.0, RNG)["autoencoder"].terms
-    assert terms["l1"] == pytest.approx((fake - batch.clean).abs().mean().item(), rel=1e-5)
 
 
 @pytest.mark.parametrize(("count", "fraction", "some"), [(8, 0.25, 2), (8, 1.0, 8), (3, 0.01, 1), (1, 0.5, 1)])

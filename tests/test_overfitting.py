@@ -11,12 +11,13 @@ from small import fingerprint, second_leg
 from torch import nn
 
 from calotype.files import read_json
+from calotype.recipe import OptimizerConfig
 from calotype.run import Run, RunState
 from calotype.training import checkpoint
 from calotype.training.early_stopping import CLEARLY, ENOUGH, HOPELESS, watch
 from calotype.training.loop import Hook, train
 from calotype.training.run import Interrupted, go
-from calotype.training.state import OptimizerConfig, TrainState
+from calotype.training.state import TrainState
 
 GOOD, BETTER, WORSE = (
     {"held_out_loss": held_out, "train_loss": train} for held_out, train in ((1.0, 1.0), (0.9, 0.8), (1.2, 0.3))

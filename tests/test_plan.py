@@ -35,21 +35,19 @@ from calotype.planning.choices import (
 from calotype.planning.make import (
     FEWEST_LEVEL_CROPS,
     MOST_LEVEL_CROPS,
-    BudgetController,
     Plan,
     allot,
-    fit_images,
     make_plan,
     with_warmups,
 )
-from calotype.planning.measurement import Measurement, by_class, phase_ends, seconds_an_image
+from calotype.planning.measurement import Measurement, by_class, phase_ends
 from calotype.planning.sizes import MOST_TOKENS, check_sizes, choose_patch
 from calotype.priors.gaussian import GaussianMixture
 from calotype.priors.patches import FAINTEST, PatchPrior
-from calotype.recipe import EnlargeRecipe, check
+from calotype.recipe import AutoencoderLossConfig, EnlargeRecipe, check
 from calotype.tables import merge
+from calotype.training.budget import BudgetController, mean_cost, whole_batches
 from calotype.training.loop import TrainProgress, every
-from calotype.training.objectives import AutoencoderLossConfig
 from calotype.types import NULL_LABEL, UserError
 
 PHASES = {
@@ -192,7 +190,7 @@ def test_no_time_at_all_still_trains_a_batch(left):
 @pytest.mark.parametrize("batch", [1, 4, 7, 32])
 def test_images_are_whole_batches(batch):
     for images in (0.0, 0.3, 1.0, 6.99, 7.0, 31.9, 1000.5):
-        fitted = fit_images(images, batch)
+        fitted = whole_batches(images, batch)
         assert fitted % batch == 0 and fitted >= batch
         assert fitted == batch or images - batch < fitted <= images
 
@@ -202,7 +200,7 @@ def test_images_are_whole_batches(batch):
 
 def paced(phases, speed, seconds, batch=16, due_every=3.0):
     """Seconds that a leg takes on a machine on which a step costs `speed(clock, phase)` times what was measured."""
-    clock = TrainProgress(fit_images(seconds / seconds_an_image(phases), batch), batch, 0)
+    clock = TrainProgress(whole_batches(seconds / mean_cost(phases), batch), batch, 0)
     pace, due = BudgetController(phases, seconds), every(due_every)
     while clock.images_seen < clock.total:
         phase, cost = next((number, cost) for number, (end, cost) in enumerate(phases) if clock.progress < end)
@@ -220,7 +218,7 @@ def paced(phases, speed, seconds, batch=16, due_every=3.0):
 def test_a_leg_keeps_to_its_time_on_a_faster_or_slower_machine(phases, speed, seconds):
     clock = paced(phases, lambda clock, phase: speed, seconds)
     assert clock.seconds == pytest.approx(seconds, rel=0.03)
-    assert clock.total == pytest.approx(seconds / seconds_an_image(phases) / speed, rel=0.06)
+    assert clock.total == pytest.approx(seconds / mean_cost(phases) / speed, rel=0.06)
 
 
 @pytest.mark.parametrize("wrong", [0.7, 1.4])
@@ -244,7 +242,7 @@ def test_the_work_done_is_the_share_of_the_time(phases):
     costs = [next(cost for end, cost in phases if step / total < end) for step in range(total)]
     for step in range(0, total + 1, 50):
         assert pace.done(step / total) == pytest.approx(sum(costs[:step]) / sum(costs), abs=0.01)
-    assert seconds_an_image(phases) == pytest.approx(sum(costs) / total, rel=0.01)
+    assert mean_cost(phases) == pytest.approx(sum(costs) / total, rel=0.01)
 
 
 @pytest.mark.parametrize(
@@ -399,9 +397,9 @@ def test_the_plan_times_a_closed_form_that_asks_one_class_for_a_picture(monkeypa
 def test_what_comes_after_a_leg():
     plan = allotted(600.0)
     told = plan.predicted["seconds"]
-    assert plan.after("denoiser") == told["previews"] + told["samples"]
+    assert plan.time_budget.after("denoiser") == told["previews"] + told["samples"]
     after = ("latents", "inspect", "fit", "denoiser", "previews", "samples")
-    assert math.isclose(plan.after("autoencoder"), sum(told[what] for what in after))
+    assert math.isclose(plan.time_budget.after("autoencoder"), sum(told[what] for what in after))
 
 
 # -- Chains of stages --------------------------------------------------------------------------------------------------
@@ -583,8 +581,9 @@ def test_a_plan_tells_the_seconds_of_all_that_is_done_in_order(monkeypatch, sett
     assert list(plan.predicted["images"]) == list(plan.phases) == list(plan.recipe.legs)
     assert {leg: config.images for leg, config in plan.recipe.legs.items()} == plan.predicted["images"]
     assert set(plan.predicted["parameters"]) == set(plan.recipe.legs)
+    assert set(plan.flops) == set(plan.recipe.legs) and all(flops > 0 for flops in plan.flops.values())
     for leg in plan.recipe.legs:
-        assert plan.after(leg) == pytest.approx(sum([*told.values()][[*told].index(leg) + 1 :]))
+        assert plan.time_budget.after(leg) == pytest.approx(sum([*told.values()][[*told].index(leg) + 1 :]))
     again = Plan.from_json(plan.recipe, json.loads(json.dumps(plan.as_json())))
     assert again == plan and list(again.predicted["seconds"]) == list(told)
 
@@ -614,6 +613,7 @@ def test_a_plan_of_a_cascade_says_its_stages_and_why(monkeypatch):
     made = {choice.what: choice for choice in planned(monkeypatch, CASCADE).choices}
     assert made["stages"].value == "8 px -> 16 px" and "latents" not in made
     assert made["enlarge to 16"].why == "as you set it" and made["start"].why != "as you set it"
+    assert made["enlarge to 16"].by_user and not made["start"].by_user
 
 
 def test_a_plan_measures_the_spreads_and_keeps_the_defaults_of_sampling(monkeypatch):

@@ -8,7 +8,8 @@ from safetensors.torch import load, save
 from small import fingerprint
 from torch import nn
 
-from calotype.training.state import NotFiniteError, OptimizerConfig, TrainState, average_power, learning_rate_factor
+from calotype.recipe import OptimizerConfig
+from calotype.training.state import NotFiniteError, TrainState, average_power, learning_rate_factor
 
 NETWORKS = {
     "plain": lambda: nn.Sequential(nn.Conv2d(3, 5, 3), nn.SiLU(), nn.Conv2d(5, 2, 1)),

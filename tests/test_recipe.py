@@ -45,7 +45,25 @@ def test_a_recipe_written_when_there_was_a_joint_leg_is_read_without_it(tmp_path
     path = written(tmp_path, f"size = 32\n\n[joint]\nimages = {images}\nbatch = 8\n\n[joint.losses]\nforesight = 0.5")
     with warnings.catch_warnings(record=True) as said:
         assert read_recipe(path) == {"size": 32}
-    assert [str(one.message).startswith(f"{path} sets joint.images, but") for one in said] == [True] * bool(images)
+    assert [str(one.message).startswith(f"{path} sets joint, but") for one in said] == [True] * bool(images)
+
+
+@pytest.mark.parametrize("name", ["equivariance", "latent_noise"])
+@pytest.mark.parametrize("value", [0.0, 0.25])
+def test_a_loss_that_is_gone_is_left_out_and_named_where_it_was_used(tmp_path, name, value):
+    path = written(tmp_path, f"[autoencoder.losses]\nkl = 1e-5\n{name} = {value}")
+    with warnings.catch_warnings(record=True) as warned:
+        assert read_recipe(path) == {"autoencoder": {"losses": {"kl": 1e-5}}}
+    messages = [str(one.message) for one in warned]
+    assert len(messages) == (value > 0) and all(f"sets autoencoder.losses.{name}, but" in one for one in messages)
+    with pytest.raises(UserError, match=f"autoencoder.losses.{name} is gone: .*; leave it out"):
+        read_overrides([f"autoencoder.losses.{name}={value}"])
+
+
+def test_exposure_fine_tuning_had_another_name():
+    above = {"images": 8, "share": 0.25}
+    read = of_this_version({"enlarge": {"64": {"mistakes": above}}})
+    assert read["enlarge"]["64"]["exposure"] == above and "mistakes" not in read["enlarge"]["64"]
 
 
 @pytest.mark.parametrize(
@@ -223,13 +241,6 @@ def test_dropout_of_more_than_all_pictures_is_refused(place):
 
 
 # -- Chains of stages --------------------------------------------------------------------------------------------------
-
-
-def test_equivariance_wants_whole_latents_of_half_the_picture():
-    losses = {"losses": {"equivariance": 0.25}}
-    assert check({"size": 64, "autoencoder": losses}).autoencoder.losses.equivariance == 0.25
-    with pytest.raises(UserError, match="multiple of 16"):
-        check({"size": 72, "autoencoder": losses})
 
 
 CHAIN = ["kind=cascade", "size=32", "stages=[16,32]", "enlarge.32.images=640", "enlarge.32.crop=16", "seed=3"]

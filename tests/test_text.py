@@ -23,10 +23,11 @@ from calotype.nets.dit import DitConfig
 from calotype.nets.text import LETTERS, BytesConfig, BytesEncoder, NoText, pieces, text_of, tokens_of
 from calotype.nets.unet import UnetConfig
 from calotype.planning.make import make_plan
+from calotype.recipe import ConditionDropout, OptimizerConfig
 from calotype.spaces.pixel import PixelSpace
 from calotype.training.loop import TrainProgress, learn
-from calotype.training.objectives import NO_DROPOUT, ConditionDropout, DenoisingObjective, drop_condition
-from calotype.training.state import OptimizerConfig, TrainState
+from calotype.training.objectives import NO_DROPOUT, DenoisingObjective, drop_condition
+from calotype.training.state import TrainState
 from calotype.types import NULL_LABEL, Batch, Condition, Rng, Text, UserError
 
 CONFIG = BytesConfig(width=16, depth=2, heads=2, words=8)

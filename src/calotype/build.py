@@ -10,11 +10,9 @@ from calotype.diffusion.denoiser import Denoiser
 from calotype.diffusion.stage import Stage
 from calotype.interop import minilm, transformers
 from calotype.nets.blocks import Precision, channels_last
-from calotype.nets.critic import Critic
 from calotype.nets.dit import Dit, DitConfig
 from calotype.nets.frozen import FolderConfig, Frozen, FrozenConfig, MiniLmConfig, Projected
 from calotype.nets.kl import Autoencoder, Kl, KlConfig
-from calotype.nets.perceptual import efficientnet_lite0
 from calotype.nets.text import BytesConfig, BytesEncoder, NoText, TextConditioned, TextEncoder
 from calotype.nets.unet import Unet, UnetConfig
 from calotype.nets.vae import Vae, VaeConfig
@@ -23,7 +21,6 @@ from calotype.priors.patches import PatchPrior
 from calotype.recipe import Backbone, Recipe, TextConfig
 from calotype.spaces.latent import LatentSpace
 from calotype.spaces.pixel import PixelSpace, Space
-from calotype.training.objectives import AutoencoderObjective
 
 
 def build_backbone(config: Backbone, in_channels: int, out_channels: int, context_width: int = 0) -> nn.Module:
@@ -92,8 +89,3 @@ def build_enlarger(recipe: Recipe, size: int, classes: int) -> Stage:
     width, spread = config.backbone.width, config.spread
     denoiser = Denoiser(backbone, width, classes, config.scaling, recipe.precision, spread, local=local)
     return Stage(denoiser, space, config.schedule, size, low_res, config.augmentation)
-
-
-def build_first_stage(recipe: Recipe, vae: Autoencoder) -> AutoencoderObjective:
-    critic = channels_last(Critic(recipe.autoencoder.critic))
-    return AutoencoderObjective(vae, critic, efficientnet_lite0(), recipe.autoencoder.losses)

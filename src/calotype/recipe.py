@@ -28,12 +28,11 @@ from calotype.nets.kl import KlConfig
 from calotype.nets.text import BytesConfig, NoText
 from calotype.nets.unet import UnetConfig
 from calotype.nets.vae import VaeConfig
-from calotype.tables import all_keys, at_path, line_of, merge, read_value
-from calotype.training.objectives import AutoencoderLossConfig, ConditionDropout
-from calotype.training.state import OptimizerConfig
+from calotype.tables import all_keys, at_path, line_of, merge, read_value, value_at, without
 from calotype.types import Config, UserError
 
 Backbone = Annotated[UnetConfig | DitConfig, Field(discriminator="kind")]
+Beta = Annotated[float, Field(ge=0, lt=1)]
 StartName = Literal["gaussian", "nothing"]
 TextConfig = Annotated[NoText | BytesConfig | FrozenConfig, Field(discriminator="kind")]
 
@@ -52,6 +51,70 @@ class ImportedSpace(Config):
     """Its folder, or that of a pipeline with a folder `vae`."""
     finetune: bool = False
     """Train it further on these pictures, before the denoiser."""
+
+
+class OptimizerConfig(Config):
+    learning_rate: PositiveFloat = 1e-3
+    warmup: float = Field(default=0.05, ge=0, lt=1)
+    """Fraction of the run in which the learning rate rises from 0."""
+    decay: float = Field(default=0.5, ge=0, le=1)
+    """Fraction of the run, at its end, in which the learning rate falls to 0."""
+    betas: tuple[Beta, Beta] = (0.9, 0.95)
+    weight_decay: float = Field(default=0.0, ge=0)
+    clip: PositiveFloat = 1.0
+    """The gradient is scaled down where its norm is above this."""
+    average: float = Field(default=0.05, gt=0, lt=0.28)
+    """Width of the average of the weights, as a fraction of the run so far."""
+
+
+class AutoencoderLossConfig(Config):
+    """Weights of the three losses, and when the critic plays. Fractions are of the run, never steps."""
+
+    edges: float = Field(default=0.5, ge=0)
+    """Of the L1 distance of neighbouring pixels' differences, beside the L1 distance of the pixels, which has 1."""
+    perceptual: float = Field(default=0.02, ge=0)
+    perceptual_start: float = Field(default=0.5, ge=0, le=1)
+    """From this fraction of the run on: large shapes first, and half of the run at half the cost."""
+    perceptual_share: float = Field(default=0.25, gt=0, le=1)
+    """Fraction of each batch that the perceptual distance looks at: it costs more than the autoencoder."""
+    kl: float = Field(default=1e-5, ge=0)
+    adversarial: float = Field(default=0.1, ge=0)
+    """Gradient of the critic's loss at the picture, relative to the reconstruction's. 0: no critic at all."""
+    adversarial_cap: float = Field(default=1.0, gt=0)
+    """The most that the critic's loss may be multiplied by to reach that."""
+    critic_start: float = Field(default=0.6, ge=0, le=1)
+    """The critic learns from here on, at first alone,"""
+    critic_used: float = Field(default=0.75, ge=0, le=1)
+    """and the autoencoder listens to it from here on."""
+    critic_share: float = Field(default=0.5, gt=0, le=1)
+    """Fraction of each batch that the critic looks at."""
+
+
+class ConditionDropout(Config):
+    """Classifier-free dropout of label and caption (arXiv 2207.12598, section 3.2), in probabilities.
+
+    Of a picture that has both, training gives neither, the caption alone, the label alone, or both, which is the rest.
+    """
+
+    label_dropout: float = Field(default=0.1, ge=0, le=1)
+    """Neither: so that the model can be guided away from what it makes without them."""
+    caption_alone: float = Field(default=0.4, ge=0, le=1)
+    """The caption without its label, as prompts are."""
+    label_alone: float = Field(default=0.1, ge=0, le=1)
+    """The label without its caption."""
+    phrase_dropout: float = Field(default=0.5, ge=0, le=1)
+    """How often only a part of a caption is given, as prompts do; what it leaves out is open then, not denied."""
+
+    @model_validator(mode="after")
+    def _sum(self) -> ConditionDropout:
+        total = self.label_dropout + self.caption_alone + self.label_alone
+        if total > 1 + 1e-6:
+            raise ValueError(
+                f"label_dropout {self.label_dropout:g}, caption_alone {self.caption_alone:g} and label_alone "
+                f"{self.label_alone:g} sum to {total:g}, but are shares of the same pictures and expected to sum to at "
+                f"most 1; lower caption_alone or label_alone"
+            )
+        return self
 
 
 class LegConfig(Config):
@@ -99,7 +162,7 @@ class DenoiserRecipe(DiffusionConfig):
 
 
 class ExposureConfig(Config):
-    """A last leg on what the stage below makes of training pictures, so that its mistakes are known here."""
+    """Exposure fine-tuning: a last leg on training pictures that the stage below has redrawn, with its artefacts."""
 
     images: int = Field(default=0, ge=0)
     """Crops to see; 0: no such leg."""
@@ -125,7 +188,7 @@ class EnlargeRecipe(DiffusionConfig):
     augmentation: Augmentation = NoiseAugmentation()
     crop: int = Field(default=0, ge=0)
     """Side of the random crops to train on; 0: whole pictures."""
-    mistakes: ExposureConfig = ExposureConfig()
+    exposure: ExposureConfig = ExposureConfig()
     sampling: Sampling = Sampling(steps=12, guidance=1.0)
 
     @model_validator(mode="after")
@@ -196,17 +259,6 @@ class Recipe(Config):
             raise ValueError("space is imported, but autoencoder.network is set to another one; leave that out")
         return self
 
-    @model_validator(mode="after")
-    def _halves(self) -> Recipe:
-        autoencoder, places = self.autoencoder, 2 * self.autoencoder.network.reduction
-        side = autoencoder.crop or self.chain[0]
-        if self.kind == "latent" and autoencoder.losses.equivariance and side % places:
-            raise ValueError(
-                f"autoencoder.losses.equivariance is set, but half of {side} px is not a multiple of the reduction "
-                f"{places // 2}; choose a size or an autoencoder.crop that is a multiple of {places}"
-            )
-        return self
-
     @property
     def trains_space(self) -> bool:
         """An imported one is taken as it is."""
@@ -243,8 +295,8 @@ class Recipe(Config):
         legs = {**first, "denoiser": self.denoiser}
         for size in self.chain[1:]:
             legs[leg_above(size)] = above = self.enlarger(size)
-            if above.mistakes.images:
-                legs[mistakes_above(size)] = LegConfig(images=above.mistakes.images, batch=above.batch)
+            if above.exposure.images:
+                legs[exposure_above(size)] = LegConfig(images=above.exposure.images, batch=above.batch)
         return legs
 
     def with_images(self, images: dict[str, int]) -> Recipe:
@@ -252,7 +304,7 @@ class Recipe(Config):
         settings: dict[str, Any] = {}
         for leg, number in images.items():
             name, _, size = leg.partition("-")
-            path = {"enlarge": ["enlarge", size], "mistakes": ["enlarge", size, "mistakes"]}.get(name, [name])
+            path = {"enlarge": ["enlarge", size], "exposure": ["enlarge", size, "exposure"]}.get(name, [name])
             settings = merge(settings, at_path(path, {"images": number}))
         return check(merge(self.model_dump(), settings))
 
@@ -267,8 +319,9 @@ def leg_above(size: int) -> str:
     return f"enlarge-{size}"
 
 
-def mistakes_above(size: int) -> str:
-    return f"mistakes-{size}"
+def exposure_above(size: int) -> str:
+    """The name of its exposure fine-tuning."""
+    return f"exposure-{size}"
 
 
 def to_toml(recipe: Recipe) -> str:
@@ -280,7 +333,7 @@ def to_toml(recipe: Recipe) -> str:
 def read_recipe(path: Path) -> dict[str, Any]:
     """The settings in a file, checked against the schema. Raises `UserError` with file and line.
 
-    Warns where the file asks for a joint leg, which is left out.
+    Warns where the file sets what is gone, which is left out.
     """
     try:
         text = path.read_text()
@@ -291,29 +344,46 @@ def read_recipe(path: Path) -> dict[str, Any]:
         raise UserError(f"recipe {path} cannot be read: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"recipe {path} is not TOML: {error}") from None
-    joint, settings = settings.get("joint"), of_this_version(settings)
-    if isinstance(joint, dict) and joint.get("images"):
-        warnings.warn(
-            f"{path} sets joint.images, but there is no joint leg any more (the same time in the legs before it makes "
-            f"better pictures); it is left out",
-            stacklevel=2,
-        )
+    for key in filter(lambda key: is_set(value_at(settings, key)), GONE):
+        warnings.warn(f"{path} sets {key}, but it is gone: {GONE[key]}; it is left out", stacklevel=2)
+    settings = of_this_version(settings)
     check_layer(settings, {}, lambda key: f"{path}, line {line_of(text, key)}")
     return settings
+
+
+GONE = {
+    "joint": "the same time in the legs before it makes better pictures",
+    "autoencoder.losses.equivariance": "it cost 1.6 dB of the reconstruction and gained nothing",
+    "autoencoder.losses.latent_noise": "it cost detail and made no better samples",
+}
+"""Settings of earlier versions that measurement did not bear out. They changed no network: its weights open."""
+
+
+def is_set(value: Any) -> bool:
+    """Whether an earlier version did anything for it: a leg of no images was none."""
+    return bool(value.get("images") if isinstance(value, dict) else value)
 
 
 def of_this_version(settings: dict[str, Any]) -> dict[str, Any]:
     """The settings of an earlier version, as this one has them.
 
-    The joint leg is gone; weights that it has trained are of the same networks. Where `label_dropout` leaves no room
-    for the usual shares of a caption or a label alone, these are smaller.
+    What is gone is left out. Where `label_dropout` leaves no room for the usual shares of a caption or a label alone,
+    these are smaller.
     """
-    changed = {name: value for name, value in settings.items() if name != "joint"}
+    changed = settings
+    for key in GONE:
+        changed = without(changed, key)
     if isinstance(table := changed.get("denoiser"), dict):
-        changed["denoiser"] = with_room(table)
+        changed = {**changed, "denoiser": with_room(table)}
     if isinstance(above := changed.get("enlarge"), dict):
-        changed["enlarge"] = {size: with_room(one) if isinstance(one, dict) else one for size, one in above.items()}
+        changed = {**changed, "enlarge": {size: stage_of_this_version(one) for size, one in above.items()}}
     return changed
+
+
+def stage_of_this_version(table: Any) -> Any:
+    if not isinstance(table, dict):
+        return table
+    return with_room({"exposure" if key == "mistakes" else key: value for key, value in table.items()})
 
 
 def with_room(table: dict[str, Any]) -> dict[str, Any]:
@@ -390,6 +460,8 @@ def mistake(error: Any, place: Any) -> UserError:
 
 
 def explain(error: Any, key: str) -> str:
+    if key in GONE:
+        return f"{key} is gone: {GONE[key]}; leave it out"
     if error["type"] != "extra_forbidden":
         got = error.get("input")
         shown = f" (got {got!r})" if isinstance(got, str | int | float | bool) else ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import json
+import re
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -22,6 +23,8 @@ VERSION = 2
 """Of `run.json`. Files of version 1 have no `version`, and other names for some keys: see `RENAMED`."""
 RENAMED = {"state": "status", "looks": "validation", "space": "imported_weights"}
 """Keys of version 1 by their names now."""
+EXPOSURE = re.compile(r'"mistakes-(\d+)"')
+"""The leg of exposure fine-tuning in version 1: in `run.json`, `plan.json` and the log."""
 PORTRAITS = "portraits"
 """What a run has in place of a folder of pictures when it trains on the embedded portraits."""
 Event = dict[str, Any]
@@ -127,9 +130,14 @@ def of_this_version(stored: Mapping[str, Any]) -> dict[str, Any]:
     return {"version": VERSION, **renamed}
 
 
+def read_stored(file: Path) -> Any:
+    """A JSON file of a run, with today's names of legs. Raises `UserError` where it is missing or damaged."""
+    return json.loads(EXPOSURE.sub(r'"exposure-\1"', json.dumps(read_json(file))))
+
+
 def read_state(file: Path) -> RunState:
     """Raises `UserError` where the file is missing, damaged, or of a later version."""
-    stored = read_json(file)
+    stored = read_stored(file)
     if not isinstance(stored, dict):
         raise UserError(f"{file} is damaged: it holds a {type(stored).__name__}, but a table of keys is expected")
     current = of_this_version(stored)
@@ -200,10 +208,8 @@ class Run:
 
     @cached_property
     def events(self) -> list[Event]:
-        """The log, read once; without lines that are damaged, as the last one is where a process was killed."""
-        file = self.folder / "log.jsonl"
-        lines = file.read_text("utf-8", "replace").splitlines() if file.is_file() else []
-        return [event for line in lines if (event := _event(line))]
+        """The log, read once."""
+        return read_events(self.folder / "log.jsonl")
 
     def history(self, kind: str, leg: str) -> list[Event]:
         """Events of a leg by images seen, without those that a resumed run went back behind and did again."""
@@ -223,15 +229,21 @@ class Run:
 def read_mapping(file: Path) -> dict[str, Any]:
     """The table in a JSON file; empty where the file is missing or damaged."""
     try:
-        stored = read_json(file)
+        stored = read_stored(file)
     except (UserError, OSError):
         return {}
     return stored if isinstance(stored, dict) else {}
 
 
+def read_events(file: Path) -> list[Event]:
+    """Those of a log, without lines that are damaged, as the last one is where a process was killed."""
+    lines = file.read_text("utf-8", "replace").splitlines() if file.is_file() else []
+    return [event for line in lines if (event := _event(line))]
+
+
 def _event(line: str) -> Event:
     try:
-        event = json.loads(line)
+        event = json.loads(EXPOSURE.sub(r'"exposure-\1"', line))
     except ValueError:
         return {}
     return event if isinstance(event, dict) else {}

@@ -30,6 +30,21 @@ def at_path(path: Sequence[str], value: Any) -> Any:
     return {path[0]: at_path(path[1:], value)} if path else value
 
 
+def value_at(settings: dict[str, Any], key: str) -> Any:
+    """Of a dotted key; None where it is not set."""
+    *tables, last = key.split(".")
+    return within(settings, *tables).get(last)
+
+
+def without(settings: dict[str, Any], key: str) -> dict[str, Any]:
+    """The settings without a dotted key."""
+    first, _, rest = key.partition(".")
+    if not rest:
+        return {name: value for name, value in settings.items() if name != first}
+    inner = settings.get(first)
+    return {**settings, first: without(inner, rest)} if isinstance(inner, dict) else settings
+
+
 def all_keys(settings: dict[str, Any], prefix: str = "") -> list[str]:
     keys = []
     for key, value in settings.items():

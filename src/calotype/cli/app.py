@@ -25,7 +25,6 @@ from calotype.cli.options import (
     Kind,
     Label,
     NewRun,
-
     RecipeFile,
     RunFolder,
     SamplerName,

@@ -42,7 +42,7 @@ class LastingStream:
 
 
 def discard(stream: Any) -> None:
-    """Redirects a stream to the null device, with what is still buffered: Python would report that it cannot flush it."""
+    """Redirects a stream and its buffer to the null device, or Python would report at its end that it cannot flush."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     try:
         with suppress(OSError):  # a stream in memory has no descriptor

@@ -9,30 +9,40 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from calotype.machine import peak_memory
 
 
 def counted(work: Callable[[], object]) -> int:
-    """Floating-point operations of the matrix products and convolutions that are run; a multiply-add counts two.
-
-    Attention is taken apart into its products: the counter does not know the fused one of the CPU, and would say 0.
-    """
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+    """Floating-point operations of the matrix products and convolutions that are run; a multiply-add counts two."""
+    with counter() as count:
         work()
-    return int(counter.get_total_flops())
+    return int(count.get_total_flops())
 
 
 def counter() -> FlopCounterMode:
-    """Counts within a `with` block, decompositions too: `get_total_flops()`. It changes nothing that is computed."""
+    """Counts within a `with` block, also decompositions and the fused attention of the CPU: `get_total_flops()`.
+
+    It changes nothing that is computed.
+    """
     aten = torch.ops.aten
-    solvers = {
+    missing = {
+        aten._scaled_dot_product_flash_attention_for_cpu: attention_flops,
+        aten._scaled_dot_product_flash_attention_for_cpu_backward: attention_backward_flops,
         aten.linalg_qr: qr_flops, aten._linalg_svd: svd_flops, aten._linalg_eigh: eigh_flops,
         aten._linalg_solve_ex: solve_flops, aten._euclidean_dist: distance_flops, aten._cdist_forward: distance_flops,
     }  # fmt: skip
-    return FlopCounterMode(display=False, custom_mapping=solvers)
+    return FlopCounterMode(display=False, custom_mapping=missing)
+
+
+def attention_flops(query: torch.Size, key: torch.Size, value: torch.Size, *others: Any, **more: Any) -> int:
+    """The fused attention of the CPU, which torch's own table does not have."""
+    return sdpa_flop_count(query, key, value)
+
+
+def attention_backward_flops(gradient: torch.Size, query: torch.Size, *others: Any, **more: Any) -> int:
+    return sdpa_backward_flop_count(gradient, query, *others[:2])
 
 
 def qr_flops(shape: torch.Size, *others: Any, **more: Any) -> int:

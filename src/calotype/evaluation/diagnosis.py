@@ -177,7 +177,7 @@ def of_decoder(measures: Measures) -> Iterator[Finding]:
             "unforgiving decoder",
             f"latents {MISTAKE:g} of their spread apart decode to pictures {measures.mistaken:.1f} dB apart",
             measures.mistaken, LEAST_FORGIVING,
-            "raise autoencoder.losses.latent_noise, so that the decoder sees noise in training", False,
+            "train the autoencoder longer, or on fewer channels (autoencoder.network.channels)", False,
         )  # fmt: skip
 
 

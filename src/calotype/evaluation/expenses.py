@@ -13,7 +13,6 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from calotype.build import build_first_stage
 from calotype.data.folder import Pictures
 from calotype.diffusion.stage import Stage, shrunk
 from calotype.evaluation.candidate import Candidate, seconds_of, usual_text
@@ -26,15 +25,17 @@ from calotype.evaluation.preparations import (
     sampling_flops,
 )
 from calotype.nets.vae import Vae
-from calotype.planning.measurement import phase_ends, seconds_an_image
+from calotype.planning.measurement import phase_ends
 from calotype.priors.fitted import fitted_numbers
-from calotype.recipe import leg_above, mistakes_above
+from calotype.recipe import OptimizerConfig, exposure_above, leg_above
 from calotype.report.folder import Run
 from calotype.spaces.latent import LatentSpace
 from calotype.tables import number
+from calotype.training.autoencoder_leg import autoencoder_objective
+from calotype.training.budget import mean_cost
 from calotype.training.loop import TrainProgress, learn
 from calotype.training.objectives import DenoisingObjective, Objective
-from calotype.training.state import OptimizerConfig, TrainState
+from calotype.training.state import TrainState
 from calotype.types import NULL_LABEL, Batch, Rng
 
 COUNTS = (1, 4, 16)
@@ -154,8 +155,8 @@ def training_flops(one: Candidate) -> Flops:
     for stage in above:
         config = recipe.enlarger(stage.image_size)
         found[leg_above(stage.image_size)] = denoiser_flops(one, stage, config.batch, config.crop or stage.image_size)
-        if config.mistakes.images:
-            found[mistakes_above(stage.image_size)] = found[leg_above(stage.image_size)]
+        if config.exposure.images:
+            found[exposure_above(stage.image_size)] = found[leg_above(stage.image_size)]
     assert set(recipe.legs) <= set(found)
     return found
 
@@ -163,13 +164,13 @@ def training_flops(one: Candidate) -> Flops:
 def autoencoder_flops(one: Candidate, space: LatentSpace) -> float:
     """Averaged over the leg, whose steps grow dearer when the perceptual loss and the critic come in."""
     config = one.recipe.autoencoder
-    objective = build_first_stage(one.recipe, learning(space.vae))
+    objective = autoencoder_objective(one.recipe, learning(space.vae))
     objective.critic.to(one.model.device)
     objective.features.to(one.model.device)
     side = config.crop or one.recipe.chain[0]
     batch = Batch(*noise(one, config.batch, 3, side))
     ends = phase_ends(config.losses)
-    return seconds_an_image([(end, step_flops(objective, batch, end - 1e-6)) for end in ends])
+    return mean_cost([(end, step_flops(objective, batch, end - 1e-6)) for end in ends])
 
 
 def denoiser_flops(one: Candidate, stage: Stage, count: int, side: int) -> float:

@@ -10,10 +10,10 @@ import numpy as np
 from jaxtyping import Float
 
 from calotype.evaluation.candidate import Candidate
+from calotype.recipe import OptimizerConfig
 from calotype.report.folder import Run
 from calotype.run import Event
 from calotype.tables import number, numbers, within
-from calotype.training.state import OptimizerConfig
 
 Line = Float[np.ndarray, " count"]
 FEWEST = 6

@@ -16,7 +16,7 @@ from calotype.evaluation.candidate import Candidate, seconds_of, usual_text
 from calotype.evaluation.counting import counted
 from calotype.evaluation.features import features
 from calotype.nets.frozen import Frozen, Projected
-from calotype.recipe import mistakes_above
+from calotype.recipe import exposure_above
 from calotype.tables import number, within
 from calotype.types import NULL_LABEL, Rng
 
@@ -35,7 +35,7 @@ def preparation_flops(one: Candidate, pictures: Pictures) -> dict[str, float | N
     recipe, recorded, found = one.recipe, within(one.run.facts, "operations"), dict[str, float | None]()
     if (frozen := frozen_encoder(one)) is not None and pictures.captions is not None:
         found["captions"] = reading_flops(frozen, distinct(pictures.captions))
-    redrawing = sum(redrawing_flops(one, size) for size in recipe.chain[1:] if mistakes_above(size) in recipe.legs)
+    redrawing = sum(redrawing_flops(one, size) for size in recipe.chain[1:] if exposure_above(size) in recipe.legs)
     for part in ("prepare", "fit"):
         if part in seconds_of(one.run):
             counted_then = number(recorded.get(part))
@@ -74,7 +74,7 @@ def sampling_flops(one: Candidate, stages: tuple[Stage, ...], samplings: tuple[S
 def redrawing_flops(one: Candidate, size: int) -> float:
     """Of the pictures that the stage below has redrawn, for its mistakes."""
     index, device = one.recipe.chain.index(size) - 1, one.model.device
-    below, config, sampling = one.model.stages[index], one.recipe.enlarger(size).mistakes, one.recipe.samplings[index]
+    below, config, sampling = one.model.stages[index], one.recipe.enlarger(size).exposure, one.recipe.samplings[index]
     image = torch.zeros(1, 3, below.image_size, below.image_size, device=device)
     label, rngs = torch.full((1,), NULL_LABEL, device=device), [Rng(("cost",))]
     each = counted(lambda: sdedit(below, image, label, sampling, config.share, rngs, usual_text(one.model, 1)))

@@ -33,7 +33,7 @@ GAIN = 0.1
 """Of the networks beside the linear path: without it, Adam's first steps on their last layers undo that start."""
 START_LOG_VARIANCE = math.log(0.1**2)
 """Of the posterior: a standard deviation of 0.1 where latents have 1. Training lowers it to about 0.001, as a small KL
-weight allows; only `AutoencoderLossConfig.latent_noise` makes a decoder robust to noise on its latents."""
+weight allows."""
 
 
 class VaeConfig(Config):

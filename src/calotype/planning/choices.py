@@ -63,6 +63,7 @@ class Choice:
     what: str
     value: str
     why: str
+    by_user: bool = False
 
 
 def shares(legs: Iterable[str]) -> dict[str, float]:
@@ -302,7 +303,9 @@ def explain(recipe: Recipe, proposed: Recipe, pictures: Pictures, reasons: dict[
     """What was chosen, by the plan with its reason or by the user."""
 
     def choice(what: str, value: str, of: Callable[[Recipe], object], why: str) -> Choice:
-        return Choice(what, value, why if of(recipe) == of(proposed) else "as you set it")
+        if of(recipe) == of(proposed):
+            return Choice(what, value, why)
+        return Choice(what, value, "as you set it", by_user=True)
 
     network, count = recipe.autoencoder.network, len(pictures.train_indices)
     side = recipe.chain[0] // network.reduction

@@ -1,8 +1,7 @@
-"""The plan itself: how the time is divided, what is predicted, and how a leg keeps to its time."""
+"""The plan itself: how the time is divided, and what is predicted."""
 
 from __future__ import annotations
 
-import math
 import time
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -11,15 +10,14 @@ from calotype.data.folder import Pictures
 from calotype.data.shapes import shape_notes, sizes_of
 from calotype.machine import Machine, peak_memory
 from calotype.planning.choices import Choice, explain, learning_rate, propose, shares
-from calotype.planning.measurement import Measurement, Phases, seconds_an_image
+from calotype.planning.measurement import Measurement
 from calotype.planning.reading import check_text
 from calotype.planning.sizes import check_sizes
-from calotype.recipe import DiffusionConfig, EnlargeRecipe, Recipe, check, leg_above
+from calotype.recipe import DiffusionConfig, EnlargeRecipe, OptimizerConfig, Recipe, check, leg_above
 from calotype.tables import merge
+from calotype.training.budget import Phases, TimeBudget, mean_cost, whole_batches
 from calotype.training.checkpoint import KEPT as CHECKPOINTS
 from calotype.training.enlarging_leg import LEVELS_TRIED
-from calotype.training.loop import TrainProgress
-from calotype.training.state import OptimizerConfig
 
 OVERHEAD = 0.05
 """Of the training time: previews, held-out measures, checkpoints, the log."""
@@ -29,7 +27,7 @@ WARMUP_STEPS, LONGEST_WARMUP = 100, 0.25
 """With 25 steps the network stays silent for the rest of a run of 500; with 60 it does not (dev/LOG.md, 2026-11-22)."""
 ORDER = (
     "captions", "autoencoder", "latents", "inspect", "fit", "denoiser", "prepare", "enlarge",
-    "mistakes", "level", "previews", "samples",
+    "exposure", "level", "previews", "samples",
 )  # fmt: skip
 LEVEL_SHARE, FEWEST_LEVEL_CROPS, MOST_LEVEL_CROPS = 0.05, 12, 96
 """The search for an augmentation level may take this share of the time; with fewer crops it says nothing."""
@@ -43,6 +41,8 @@ class Plan:
     choices: list[Choice] = field(default_factory=list)
     predicted: dict[str, Any] = field(default_factory=dict)
     phases: dict[str, Phases] = field(default_factory=dict)
+    flops: dict[str, float] = field(default_factory=dict)
+    """Floating-point operations an image in each leg, forward and backward."""
     paced: list[str] = field(default_factory=list)
     """Legs whose length follows the clock; the others see as many images as the user has set."""
     final_count: int = 16
@@ -60,21 +60,25 @@ class Plan:
         names = ("device", "budget_seconds", "predicted", "paced", "final_count", "level_crops", "notes")
         kept = {name: about[name] for name in names}
         phases = {leg: [(end, cost) for end, cost in phases] for leg, phases in about["phases"].items()}
-        return cls(recipe, **kept, phases=phases, choices=[Choice(**choice) for choice in about["choices"]])
+        flops = about.get("flops", {})  # plans of version 0.1.0 have none
+        return cls(
+            recipe, **kept, phases=phases, flops=flops, choices=[Choice(**choice) for choice in about["choices"]]
+        )
 
     def parameters(self, leg: str) -> int:
         """Of the network that a leg trains; the critic is not counted."""
         return int(self.predicted["parameters"][network_of(leg)])
 
-    def after(self, leg: str) -> float:
-        """Predicted seconds of all that comes after a leg."""
-        order = list(self.predicted["seconds"])
-        return sum(self.predicted["seconds"][what] for what in order[order.index(leg) + 1 :])
+    @property
+    def time_budget(self) -> TimeBudget:
+        """What training needs of this plan."""
+        seconds = self.predicted["seconds"]
+        return TimeBudget(self.budget_seconds, seconds, self.phases, self.paced, self.level_crops)
 
 
 def network_of(leg: str) -> str:
     """Which network a leg trains, by the leg that trains it first."""
-    return leg.replace("mistakes", "enlarge")
+    return leg.replace("exposure", "enlarge")
 
 
 def make_plan(pictures: Pictures, machine: Machine, budget: float, started: float, settings: dict[str, Any]) -> Plan:
@@ -94,7 +98,7 @@ def make_plan(pictures: Pictures, machine: Machine, budget: float, started: floa
     shapes = shape_notes(sizes_of(pictures), recipe.shapes, recipe.size, recipe.unit)
     plan = Plan(recipe, str(machine), budget, choices, notes=[*pictures.notes, *shapes])
     measured = Measurement(recipe, pictures, machine.device)
-    plan.phases = measured.phases()
+    plan.phases, plan.flops = measured.phases(), measured.flops()
     allot(plan, measured, len(pictures), budget, started, proposing)
     return plan
 
@@ -133,7 +137,7 @@ def allot(plan: Plan, measured: Measurement, count: int, budget: float, started:
         )
     images = divide(plan, train)
     plan.recipe = with_warmups(recipe, images).with_images(images)
-    costs = {leg: seconds_an_image(phases) for leg, phases in plan.phases.items()}
+    costs = {leg: mean_cost(phases) for leg, phases in plan.phases.items()}
     for leg in seconds:
         seconds[leg] = images[leg] * costs[leg] * (1 + OVERHEAD)
     parameters, batches = measured.parameters(), {leg: config.batch for leg, config in recipe.legs.items()}
@@ -151,12 +155,13 @@ def allot(plan: Plan, measured: Measurement, count: int, budget: float, started:
 def divide(plan: Plan, train: float) -> dict[str, int]:
     """How many images each leg sees in `train` seconds: as the user has set it, the others by their shares."""
     legs = plan.recipe.legs
-    costs = {leg: seconds_an_image(phases) for leg, phases in plan.phases.items()}
+    costs = {leg: mean_cost(phases) for leg, phases in plan.phases.items()}
     plan.paced = [leg for leg, config in legs.items() if not config.images]
     train = max(0.0, train - sum(config.images * costs[leg] for leg, config in legs.items()))
     parts = shares(plan.paced) if plan.paced else {}
     return {
-        leg: config.images or fit_images(parts[leg] * train / costs[leg], config.batch) for leg, config in legs.items()
+        leg: config.images or whole_batches(parts[leg] * train / costs[leg], config.batch)
+        for leg, config in legs.items()
     }
 
 
@@ -210,11 +215,6 @@ def in_order(seconds: dict[str, float]) -> dict[str, float]:
     return {what: seconds[what] for what in sorted(seconds, key=place)}
 
 
-def fit_images(images: float, batch: int) -> int:
-    """Whole batches, at least one."""
-    return max(1, math.floor(images / batch)) * batch
-
-
 def disk_bytes(recipe: Recipe, measured: Measurement, count: int) -> int:
     """At most: two checkpoints a leg, what the closed forms were fitted to be, the model, the latents in float16.
 
@@ -237,24 +237,3 @@ def checkpoint_numbers(recipe: Recipe, measured: Measurement, leg: str) -> int:
     if leg == "autoencoder" and recipe.autoencoder.losses.adversarial:
         numbers += measured.critic() + parameters["autoencoder"]
     return 4 * numbers
-
-
-class BudgetController:
-    """Keeps a leg to its time: if this machine is faster or slower than measured, the leg gets longer or shorter."""
-
-    def __init__(self, phases: Phases, seconds: float) -> None:
-        self.phases, self.seconds = phases, seconds
-
-    def done(self, progress: float) -> float:
-        """The share of the leg's work that lies before this fraction of its images."""
-        before = [(min(end, progress), cost) for end, cost in self.phases]
-        return seconds_an_image(before) / seconds_an_image(self.phases)
-
-    def __call__(self, clock: TrainProgress) -> None:
-        done = self.done(clock.progress)
-        if not 0.02 < done < 0.97:
-            return
-        ahead = clock.seconds * (1 - done) / done
-        stretch = max(0.5, min(2.0, (self.seconds - clock.seconds) / ahead))
-        images = clock.images_seen + (clock.total - clock.images_seen) * stretch
-        clock.total = max(clock.images_seen + clock.batch, fit_images(images, clock.batch))

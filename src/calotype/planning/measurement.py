@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from torch import nn
 
-from calotype.build import build_enlarger, build_first_stage, build_frozen, build_stage
+from calotype.build import build_enlarger, build_frozen, build_stage
 from calotype.data.folder import Pictures
 from calotype.data.images import images_from_pixels
 from calotype.data.latents import LatentCache
@@ -16,25 +17,25 @@ from calotype.data.sources import FOLDS, LatentSource
 from calotype.data.words import distinct, read_on
 from calotype.diffusion.stage import Stage, generate
 from calotype.evaluation.autoencoder import measure
+from calotype.evaluation.counting import counted
 from calotype.machine import best_time
 from calotype.nets.critic import Critic
 from calotype.nets.frozen import FrozenConfig
 from calotype.priors.captioned import DIRECTIONS, MOST_HEARD, CaptionedMixture
 from calotype.priors.fitted import fitted_numbers
 from calotype.priors.gaussian import CLUSTERS, FEWEST, GaussianMixture, Prior, largest_rank
-from calotype.recipe import Recipe, leg_above, mistakes_above
+from calotype.recipe import AutoencoderLossConfig, OptimizerConfig, Recipe, exposure_above, leg_above
 from calotype.spaces.latent import LatentSpace
 from calotype.spaces.pixel import PixelSpace, Space
-from calotype.training.autoencoder_leg import start_space
+from calotype.training.autoencoder_leg import autoencoder_objective, start_space
+from calotype.training.budget import Phases, mean_cost
 from calotype.training.examples import MOST_VALUES, as_read, crop_examples, picture_examples, picture_source
 from calotype.training.loop import Source, TrainProgress, learn
-from calotype.training.objectives import AutoencoderLossConfig, DenoisingObjective, Objective
+from calotype.training.objectives import DenoisingObjective, Objective
 from calotype.training.previews import look_count
-from calotype.training.state import OptimizerConfig, TrainState
+from calotype.training.state import TrainState
 from calotype.types import NULL_LABEL, Images, Rng
 
-Phases = list[tuple[float, float]]
-"""The leg up to this fraction costs so many seconds an image."""
 SAMPLE_VALUES = 2**20
 """Sampling is timed on 8 pictures, fewer where they are large."""
 FITTED = 50_000
@@ -43,6 +44,17 @@ TOLD = 175_000
 """and more where it hears words; both measured, on 8,100 portraits."""
 SQUARE = 1024
 """Side of the matrices by which it is measured how fast they are multiplied."""
+
+
+class StepCost(NamedTuple):
+    """Of a training step, by the image."""
+
+    seconds: float
+    flops: float
+
+
+Steps = list[tuple[float, StepCost]]
+"""What a step costs in the leg up to this fraction."""
 
 
 class Measurement:
@@ -75,25 +87,34 @@ class Measurement:
         mixture = GaussianMixture(2 * components, largest_rank(count, dimension, components), dimension)
         return CaptionedMixture(by_class(mixture, classes, 2), 2 * groups, MOST_HEARD, DIRECTIONS)
 
-    def phases(self) -> dict[str, Phases]:
+    @cached_property
+    def steps(self) -> dict[str, Steps]:
         """Of every leg."""
         first = {"autoencoder": self._autoencoder()} if self.recipe.trains_space else {}
-        phases = {**first, "denoiser": self._denoiser()}
+        steps = {**first, "denoiser": self._denoiser()}
         for stage in self.stages[1:]:
-            phases[leg_above(stage.image_size)] = phases[mistakes_above(stage.image_size)] = self._enlarger(stage)
-        return {leg: phases[leg] for leg in self.recipe.legs}
+            steps[leg_above(stage.image_size)] = steps[exposure_above(stage.image_size)] = self._enlarger(stage)
+        return {leg: steps[leg] for leg in self.recipe.legs}
 
-    def _autoencoder(self) -> Phases:
+    def phases(self) -> dict[str, Phases]:
+        """Seconds of every leg."""
+        return {leg: [(end, cost.seconds) for end, cost in steps] for leg, steps in self.steps.items()}
+
+    def flops(self) -> dict[str, float]:
+        """Floating-point operations an image, averaged over each leg."""
+        return {leg: mean_cost([(end, cost.flops) for end, cost in steps]) for leg, steps in self.steps.items()}
+
+    def _autoencoder(self) -> Steps:
         """The critic makes steps dearer once it learns, and again once it is listened to."""
         assert isinstance(self.space, LatentSpace)
-        config, objective = self.recipe.autoencoder, build_first_stage(self.recipe, self.space.vae)
+        config, objective = self.recipe.autoencoder, autoencoder_objective(self.recipe, self.space.vae)
         objective.critic.to(self.device)
         objective.features.to(self.device)
         source = picture_source(self.recipe, self.pictures[self.recipe.chain[0]], self.device)
         ends = phase_ends(config.losses)
         return [(end, self._step(objective, source, config.batch, end - 1e-6)) for end in ends]
 
-    def _denoiser(self) -> Phases:
+    def _denoiser(self) -> Steps:
         pictures = self.pictures[self.recipe.chain[0]]
         source: Source = picture_examples(self.recipe, pictures, self.device)(pictures.train_indices)
         if isinstance(self.space, LatentSpace):
@@ -104,7 +125,7 @@ class Measurement:
             source = LatentSource(cache, labels, torch.arange(2), self.rng, self.device, captions)
         return [(1.0, self._step(DenoisingObjective(self.stages[0]), source, self.recipe.denoiser.batch, 0.0))]
 
-    def _enlarger(self, stage: Stage) -> Phases:
+    def _enlarger(self, stage: Stage) -> Steps:
         size = stage.image_size
         pictures = self.pictures[size]
         source = crop_examples(self.recipe, size, pictures, self.device)(pictures.train_indices)
@@ -195,14 +216,15 @@ class Measurement:
         images = images_from_pixels(pixels[torch.arange(count) % len(pixels)])
         return images.to(self.device).contiguous(memory_format=torch.channels_last)
 
-    def _step(self, objective: Objective, source: Source, batch: int, progress: float) -> float:
+    def _step(self, objective: Objective, source: Source, batch: int, progress: float) -> StepCost:
         players = {name: TrainState(network, OptimizerConfig()) for name, network in objective.players.items()}
         clock = TrainProgress(total=10**6, batch=batch, seed=0)
 
         def step() -> None:
             learn(players, objective.losses(source.batch(0, batch), progress, clock.rng()), clock)
 
-        return best_time(step, self.device, 2) / batch
+        flops = counted(step)
+        return StepCost(best_time(step, self.device, 2) / batch, flops / batch)
 
 
 def few(pictures: Pictures) -> Pictures:
@@ -230,9 +252,3 @@ def phase_ends(losses: AutoencoderLossConfig) -> list[float]:
 
 def count_parameters(network: nn.Module) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
-
-
-def seconds_an_image(phases: Phases) -> float:
-    """Averaged over the leg."""
-    starts = [0.0, *(end for end, _ in phases)]
-    return sum((end - start) * cost for start, (end, cost) in zip(starts, phases, strict=False))

@@ -89,7 +89,7 @@ def listing(names: Sequence[str], most: int = 12) -> str:
 def leg_name(leg: str) -> str:
     """`Denoiser`, `Stage that enlarges to 256 px`."""
     kind, _, size = leg.partition("-")
-    stage = {"enlarge": f"stage that enlarges to {size} px", "mistakes": f"exposure fine-tuning at {size} px"}
+    stage = {"enlarge": f"stage that enlarges to {size} px", "exposure": f"exposure fine-tuning of the {size} px stage"}
     return sentence(stage.get(kind, leg) if size else leg)
 
 

@@ -10,7 +10,6 @@ from typing import Any
 from calotype.files import write_whole
 from calotype.report.curves import training_curves
 from calotype.report.evaluation import evaluation
-from calotype.report.folder import legs_of, previews, read_run, recipe_text
 from calotype.report.format import (
     count,
     date,
@@ -41,6 +40,7 @@ from calotype.report.html import (
     table,
     tag,
 )
+from calotype.report.reading import legs_of, previews, read_run, recipe_text
 from calotype.report.sweep import sweep
 from calotype.run import Run, read_mapping
 from calotype.tables import number, numbers, within
@@ -125,7 +125,7 @@ def samples_caption(run: Run) -> str:
     shown = [f"{spaced(name)} {setting(value)}" for name, value in other.items()]
     shown += [guidance(settings)] if "guidance" in settings else []
     labels = labels_text(samples.get("labels") or []) if run.state.classes and not samples.get("prompts") else ""
-    return " ".join(filter(None, ("Samples.", labels, shown and f"Sampling: {', '.join(shown)}.")))
+    return " ".join(filter(None, ("Samples.", labels, f"Sampling: {', '.join(shown)}." if shown else "")))
 
 
 def setting(value: Any) -> str:
@@ -218,9 +218,9 @@ def neighbours(run: Run) -> Html | None:
     ours, theirs = number(found.get("samples_median")), number(found.get("held_out_median"))
     ratio = f"{ours / theirs:.2f} times" if ours is not None and theirs else "unknown, as a multiple of"
     caption = (
-        f"Above: samples. Below: the nearest of {count(number(found.get('trained')))} training pictures and their mirror "
-        f"images. The median distance is {ratio} that of as many test pictures (n = {sample_sizes(found.get('n'))}); a "
-        f"ratio far below 1 is a sign of memorisation."
+        f"Above: samples. Below: the nearest of {count(number(found.get('trained')))} training pictures and their "
+        f"mirror images. The median distance is {ratio} that of as many test pictures "
+        f"(n = {sample_sizes(found.get('n'))}); a ratio far below 1 is a sign of memorisation."
     )
     nearest = figure(run.folder / "previews" / "nearest.png", caption, 1200, NEAREST_BYTES)
     return section("Nearest training pictures", nearest)
@@ -242,8 +242,8 @@ def development(run: Run) -> Html | None:
     legs = [leg for leg in legs_of(run) if leg != "autoencoder" and previews(run, leg)]
     strips = [samples_of(run, leg, PREVIEWS_BYTES // len(legs), max(2, MOST_PREVIEWS // len(legs))) for leg in legs]
     explanation = (
-        "Each preview has the same seeds. For a stage that enlarges: its low-resolution input, its output, and the real "
-        "picture."
+        "All previews have the same seeds. For a stage that enlarges: its low-resolution input, its output and the "
+        "real picture."
     )
     return section("Samples during training", tag("p", explanation), *strips) if strips else None
 

@@ -9,10 +9,21 @@ from string import ascii_uppercase
 
 from calotype.files import write_whole
 from calotype.report.curves import with_n
-from calotype.report.folder import legs_of, read_run, sizes_of
-from calotype.report.format import UNKNOWN, clipped, count, date, digits, duration, leg_name, memory, sample_sizes, scaled
+from calotype.report.format import (
+    UNKNOWN,
+    clipped,
+    count,
+    date,
+    digits,
+    duration,
+    leg_name,
+    memory,
+    sample_sizes,
+    scaled,
+)
 from calotype.report.html import Html, aside, definitions, figure, masthead, page, section, strip, table
 from calotype.report.plot import Series, plot
+from calotype.report.reading import legs_of, read_run, sizes_of
 from calotype.run import Event, Run, read_mapping
 from calotype.tables import number, numbers, within
 from calotype.training.lock import owner_of
@@ -130,8 +141,8 @@ def main_table(runs: Mapping[str, Run]) -> Html | None:
     }
     body = [(name, *(text(runs[key], one) or UNKNOWN for key, one in summaries.items())) for name, text in rows.items()]
     note = (
-        "Held-out losses are comparable only between runs of the same kind, size and parameterisation, FD-Lite0 only at "
-        "equal n. For both, smaller is better."
+        "Held-out losses are comparable only between runs of the same kind, size and parameterisation, FD-Lite0 only "
+        "at equal n. For both, smaller is better."
     )
     return section("Figures", table(("", *runs), body), aside(note))
 

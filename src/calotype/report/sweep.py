@@ -62,9 +62,9 @@ def lines(grid: Grid, found: Mapping[str, Any]) -> list[Series]:
 def conditions(found: Mapping[str, Any]) -> str:
     before, best = within(found, "before"), within(found, "best")
     return (
-        f"Each cell: n = {sample_sizes(found.get('n'))} pictures of {count(number(found.get('size')))} px with the same "
-        f"seeds, against as many real pictures (validation pictures if there are enough). Other real pictures come to "
-        f"{interval(within(found, 'floor', 'fd_lite0'))}. Kernel distance of the chosen cell (✓): "
+        f"Each cell: n = {sample_sizes(found.get('n'))} pictures of {count(number(found.get('size')))} px with the "
+        f"same seeds, against as many real pictures (validation pictures if there are enough). Other real pictures "
+        f"come to {interval(within(found, 'floor', 'fd_lite0'))}. Kernel distance of the chosen cell (✓): "
         f"{interval(within(best, 'kernel_distance'))}. Before the sweep the model used {before.get('steps', UNKNOWN)} "
         f"steps, {guidance(before)}. In square brackets: 95% intervals. {NEVER_FID}"
     )

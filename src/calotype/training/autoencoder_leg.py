@@ -7,17 +7,21 @@ from pathlib import Path
 
 import torch
 
-from calotype.build import build_first_stage, build_space
+from calotype.build import build_space
 from calotype.data.folder import Pictures
 from calotype.data.images import images_from_pixels
 from calotype.interop import diffusers
+from calotype.nets.blocks import channels_last
+from calotype.nets.critic import Critic
 from calotype.nets.kl import Autoencoder, Kl
+from calotype.nets.perceptual import efficientnet_lite0
 from calotype.nets.vae import Vae
 from calotype.recipe import ImportedSpace, Recipe
 from calotype.spaces.latent import LatentSpace
 from calotype.training.critic_guard import CriticGuard
 from calotype.training.examples import MOST_VALUES, picture_source
 from calotype.training.loop import TrainProgress
+from calotype.training.objectives import AutoencoderObjective
 from calotype.training.previews import Reconstructions, reconstructions
 from calotype.training.run import Leg, deterministic
 from calotype.training.state import TrainState
@@ -40,7 +44,7 @@ def autoencoder_leg(recipe: Recipe, pictures: Pictures, device: torch.device) ->
     """The first stage: pictures to latents and back."""
     deterministic(recipe.seed)
     space = start_space(recipe, pictures, device)
-    config, objective = recipe.autoencoder, build_first_stage(recipe, space.vae)
+    config, objective = recipe.autoencoder, autoencoder_objective(recipe, space.vae)
     objective.features.to(device)
     learns = {"autoencoder": config.learn, "critic": config.critic_learn}
     players = {name: TrainState(network.to(device), learns[name]) for name, network in objective.players.items()}
@@ -51,6 +55,11 @@ def autoencoder_leg(recipe: Recipe, pictures: Pictures, device: torch.device) ->
     watched = Reconstructions(look.images[:GUARDED], space.vae)
     guard = CriticGuard(objective, players["autoencoder"], watched.psnr)
     return replace(leg, guards={"critic-guard": guard} if "critic" in players else {})
+
+
+def autoencoder_objective(recipe: Recipe, vae: Autoencoder) -> AutoencoderObjective:
+    critic = channels_last(Critic(recipe.autoencoder.critic))
+    return AutoencoderObjective(vae, critic, efficientnet_lite0(), recipe.autoencoder.losses)
 
 
 def start_space(recipe: Recipe, pictures: Pictures, device: torch.device) -> LatentSpace:

@@ -81,6 +81,12 @@ def restore(
     return None
 
 
+def rename_legs(folder: Path) -> None:
+    """Gives the checkpoints of exposure fine-tuning in runs of version 0.1 the name of that leg."""
+    for path in folder.glob("mistakes-*"):
+        path.rename(path.with_name(path.name.replace("mistakes", "exposure", 1)))
+
+
 def _load(path: Path, players: Mapping[str, Saved], clock: TrainProgress) -> None:
     state = read_json(path / "state.json")
     for name in [one for one in players if one in state["steps"]]:

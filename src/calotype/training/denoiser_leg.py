@@ -11,7 +11,7 @@ import torch
 from calotype.build import build_stage
 from calotype.diffusion.denoiser import Denoiser
 from calotype.diffusion.stage import Sampling, Stage
-from calotype.recipe import DiffusionConfig, Recipe
+from calotype.recipe import DiffusionConfig, OptimizerConfig, Recipe
 from calotype.spaces.pixel import Space
 from calotype.training.constants import Constants, Keep, as_constants, fit_anew, from_constants
 from calotype.training.examples import Bucket, MixedSource, main_form
@@ -20,7 +20,7 @@ from calotype.training.loop import TrainProgress
 from calotype.training.objectives import DenoisingObjective
 from calotype.training.previews import Samples, check_count
 from calotype.training.run import Leg, deterministic
-from calotype.training.state import OptimizerConfig, TrainState
+from calotype.training.state import TrainState
 from calotype.types import Rng
 
 
@@ -65,9 +65,10 @@ def diffusion_leg(
     sampling: Sampling,
     forms: Sequence[Bucket],
     device: torch.device,
+    stream: str = "",
 ) -> DenoiserLeg:
     """Trained on all forms, and looked at on one."""
-    stage, rng, main = objective.stage, Rng((recipe.seed, name)), main_form(forms)
+    stage, rng, main = objective.stage, Rng((recipe.seed, stream or name)), main_form(forms)
     player = TrainState(stage.denoiser.to(device), config.learn)
     trained = [one.pictures.train_indices for one in forms]
     sources = [one.examples(chosen) for one, chosen in zip(forms, trained, strict=True)]

@@ -17,7 +17,7 @@ from calotype.data.sources import PictureSource, drawn
 from calotype.diffusion.init import sdedit
 from calotype.diffusion.stage import Stage, shrunk
 from calotype.evaluation.levels import Search, in_parts, level_distance, search_level
-from calotype.recipe import Recipe, leg_above, mistakes_above
+from calotype.recipe import Recipe, exposure_above, leg_above
 from calotype.training.constants import Keep, fit_anew
 from calotype.training.denoiser_leg import DenoiserLeg, diffusion_leg, gentler
 from calotype.training.examples import Bucket, Examples, crop_examples
@@ -45,10 +45,11 @@ def enlarger_leg(
     return diffusion_leg(leg_above(size), recipe, objective, config, config.sampling, forms, device)
 
 
-def mistakes_leg(recipe: Recipe, below: Stage, stage: Stage, pictures: Pictures, device: torch.device) -> DenoiserLeg:
-    """More training of `stage`, on pictures that the stage below has redrawn with its own mistakes."""
+def exposure_leg(recipe: Recipe, below: Stage, stage: Stage, pictures: Pictures, device: torch.device) -> DenoiserLeg:
+    """Exposure fine-tuning: more training on pictures that the stage below has redrawn, with its artefacts."""
     size, config = stage.image_size, recipe.enlarger(stage.image_size)
-    rng, few = Rng((recipe.seed, mistakes_above(size))), config.mistakes.pictures
+    stream = f"mistakes-{size}"  # as in version 0.1: another name would draw other numbers
+    rng, few = Rng((recipe.seed, stream)), config.exposure.pictures
     stage = replace(stage, denoiser=copy.deepcopy(stage.denoiser).requires_grad_(True))
 
     def examples(chosen: Tensor) -> Source:
@@ -57,9 +58,9 @@ def mistakes_leg(recipe: Recipe, below: Stage, stage: Stage, pictures: Pictures,
         crop = config.crop or size
         return PictureSource(pictures, some, rng, device, crop, recipe.flip, stage.factor, small)
 
-    shorter = config.model_copy(update={"images": config.mistakes.images, "learn": gentler(config.learn)})
+    shorter = config.model_copy(update={"images": config.exposure.images, "learn": gentler(config.learn)})
     objective, forms = DenoisingObjective(stage, config), [Bucket(pictures, examples)]
-    return diffusion_leg(mistakes_above(size), recipe, objective, shorter, config.sampling, forms, device)
+    return diffusion_leg(exposure_above(size), recipe, objective, shorter, config.sampling, forms, device, stream)
 
 
 def redraw_all(
@@ -67,7 +68,7 @@ def redraw_all(
 ) -> UInt8[Tensor, "count 3 size size"]:
     """The chosen pictures at the size of the stage below, redrawn by it, a few at a time."""
     index = recipe.chain.index(below.image_size)
-    share, made = recipe.enlarger(recipe.chain[index + 1]).mistakes.share, []
+    share, made = recipe.enlarger(recipe.chain[index + 1]).exposure.share, []
     factor = pictures.pixels.shape[-1] // below.image_size
     for part in chosen.split(8):
         images = shrunk(images_from_pixels(pictures.pixels[part]).to(device), factor)

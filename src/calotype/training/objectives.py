@@ -9,7 +9,6 @@ from typing import Protocol, runtime_checkable
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from calotype.data.caption_dropout import partly
@@ -19,7 +18,8 @@ from calotype.nets.kl import Autoencoder
 from calotype.nets.perceptual import EfficientNetLite0, perceptual_distance
 from calotype.nets.vae import Moments
 from calotype.priors.gaussian import CrossFitted
-from calotype.types import NULL_LABEL, Batch, Config, Images, Labels, Latents, Rng, Sigmas, Text, per_image
+from calotype.recipe import AutoencoderLossConfig, ConditionDropout
+from calotype.types import NULL_LABEL, Batch, Images, Labels, Rng, Sigmas, Text
 
 
 @dataclass(frozen=True)
@@ -37,35 +37,6 @@ class Objective(Protocol):
     players: dict[str, nn.Module]
 
     def losses(self, batch: Batch, progress: float, rng: Rng) -> dict[str, Loss]: ...
-
-
-class AutoencoderLossConfig(Config):
-    """Weights of the three losses, and when the critic plays. Fractions are of the run, never steps."""
-
-    edges: float = Field(default=0.5, ge=0)
-    """Of the L1 distance of neighbouring pixels' differences, beside the L1 distance of the pixels, which has 1."""
-    perceptual: float = Field(default=0.02, ge=0)
-    perceptual_start: float = Field(default=0.5, ge=0, le=1)
-    """From this fraction of the run on: large shapes first, and half of the run at half the cost."""
-    perceptual_share: float = Field(default=0.25, gt=0, le=1)
-    """Fraction of each batch that the perceptual distance looks at: it costs more than the autoencoder."""
-    kl: float = Field(default=1e-5, ge=0)
-    latent_noise: float = Field(default=0.0, ge=0)
-    """Most noise on the latents that the decoder is trained on, relative to each channel's standard deviation, so that
-    it tolerates noise there (RAE, arXiv 2510.11690, section 4.3). It costs detail; dev/LOG.md has the table."""
-    equivariance: float = Field(default=0.0, ge=0)
-    """Of how far latents shrunk to half and turned are from becoming the picture shrunk and turned (EQ-VAE, arXiv
-    2502.09509, eq. 5)."""
-    adversarial: float = Field(default=0.1, ge=0)
-    """Gradient of the critic's loss at the picture, relative to the reconstruction's. 0: no critic at all."""
-    adversarial_cap: float = Field(default=1.0, gt=0)
-    """The most that the critic's loss may be multiplied by to reach that."""
-    critic_start: float = Field(default=0.6, ge=0, le=1)
-    """The critic learns from here on, at first alone,"""
-    critic_used: float = Field(default=0.75, ge=0, le=1)
-    """and the autoencoder listens to it from here on."""
-    critic_share: float = Field(default=0.5, gt=0, le=1)
-    """Fraction of each batch that the critic looks at."""
 
 
 class AutoencoderObjective:
@@ -88,10 +59,8 @@ class AutoencoderObjective:
         real = batch.clean
         moments = self.vae.encode(real)
         latents = self.vae.sample(moments, rng.at("latents").noise_like(moments.mean))
-        fake = self.vae.decode(add_latent_noise(latents, self.config.latent_noise, rng.at("latent noise")))
+        fake = self.vae.decode(latents)
         terms = self._reconstruction(real, fake, progress)
-        if self.config.equivariance:
-            terms["equivariance"] = self.config.equivariance * self._equivariance(real, latents, rng)
         losses = {"autoencoder": self._autoencoder(terms, fake, moments, progress)}
         if self.config.adversarial and progress >= self.config.critic_start:
             losses["critic"] = self._critic(real, fake.detach())
@@ -105,13 +74,6 @@ class AutoencoderObjective:
             distance = perceptual_distance(self.features, fake[:some], real[:some]).mean()
             terms["perceptual"] = config.perceptual * distance
         return terms
-
-    def _equivariance(self, real: Images, latents: Latents, rng: Rng) -> Tensor:
-        """The L1 distances of pictures of half the size, turned by a random number of quarters."""
-        quarters = int(rng.at("quarters").integers(4, 1))
-        wanted, start = (torch.rot90(F.avg_pool2d(one, 2), quarters, (-2, -1)) for one in (real, latents))
-        fake = self.vae.decode(start)
-        return (fake - wanted).abs().mean() + self.config.edges * edge_distance(wanted, fake)
 
     def _autoencoder(self, terms: dict[str, Tensor], fake: Images, moments: Moments, progress: float) -> Loss:
         config = self.config
@@ -142,18 +104,6 @@ class AutoencoderObjective:
         return Loss(total, {"hinge": total.detach(), "right": right, "gap": gap})
 
 
-def add_latent_noise(latents: Latents, most: float, rng: Rng) -> Latents:
-    """With Gaussian noise of a level from U(0, most) for each picture, relative to each channel's standard deviation.
-
-    The latter is of this batch and without gradient, so that an encoder gains nothing from larger latents.
-    """
-    if not most:
-        return latents
-    level = per_image(most * rng.at("level").uniform(len(latents))).to(latents)
-    deviation = latents.detach().std((0, 2, 3), correction=0, keepdim=True)
-    return latents + level * deviation * rng.at("noise").noise_like(latents)
-
-
 def share(count: int, fraction: float) -> int:
     return max(1, round(count * fraction))
 
@@ -167,33 +117,6 @@ def edge_distance(real: Images, fake: Images) -> Tensor:
 def kl_to_normal(moments: Moments) -> Tensor:
     """KL divergence of the posterior from N(0, 1), one number a latent value, in nats (arXiv 1312.6114, appendix B)."""
     return 0.5 * (moments.mean.square() + moments.log_variance.exp() - 1 - moments.log_variance)
-
-
-class ConditionDropout(Config):
-    """Classifier-free dropout of label and caption (arXiv 2207.12598, section 3.2), in probabilities.
-
-    Of a picture that has both, training gives neither, the caption alone, the label alone, or both, which is the rest.
-    """
-
-    label_dropout: float = Field(default=0.1, ge=0, le=1)
-    """Neither: so that the model can be guided away from what it makes without them."""
-    caption_alone: float = Field(default=0.4, ge=0, le=1)
-    """The caption without its label, as prompts are."""
-    label_alone: float = Field(default=0.1, ge=0, le=1)
-    """The label without its caption."""
-    phrase_dropout: float = Field(default=0.5, ge=0, le=1)
-    """How often only a part of a caption is given, as prompts do; what it leaves out is open then, not denied."""
-
-    @model_validator(mode="after")
-    def _sum(self) -> ConditionDropout:
-        total = self.label_dropout + self.caption_alone + self.label_alone
-        if total > 1 + 1e-6:
-            raise ValueError(
-                f"label_dropout {self.label_dropout:g}, caption_alone {self.caption_alone:g} and label_alone "
-                f"{self.label_alone:g} sum to {total:g}, but are shares of the same pictures and expected to sum to at "
-                f"most 1; lower caption_alone or label_alone"
-            )
-        return self
 
 
 NO_DROPOUT = ConditionDropout(label_dropout=0, caption_alone=0, label_alone=0, phrase_dropout=0)

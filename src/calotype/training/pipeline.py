@@ -15,7 +15,8 @@ import torch
 from calotype.build import build_frozen
 from calotype.cli.commands.inspecting import short_look
 from calotype.cli.commands.sampling import sample, show_neighbours
-from calotype.cli.commands.talk import Console, counting, unless
+from calotype.cli.commands.talk import unless
+from calotype.cli.console import Console, counting
 from calotype.data.folder import Pictures
 from calotype.data.latents import cache_latents
 from calotype.data.shapes import read_forms, shapes_of
@@ -26,7 +27,7 @@ from calotype.machine import Machine, peak_memory
 from calotype.model import save_model
 from calotype.nets.frozen import FrozenConfig
 from calotype.nets.kl import Autoencoder
-from calotype.planning import BudgetController, Plan
+from calotype.planning import Plan
 from calotype.planning.measurement import count_parameters
 from calotype.recipe import ImportedSpace, Recipe, check, leg_above
 from calotype.report import write_report
@@ -36,10 +37,11 @@ from calotype.spaces.latent import LatentSpace, about_tiles
 from calotype.spaces.pixel import PixelSpace, Space
 from calotype.tables import merge
 from calotype.training.autoencoder_leg import autoencoder_leg, start_space
+from calotype.training.budget import BudgetController
 from calotype.training.constants import keep
 from calotype.training.denoiser_leg import DenoiserLeg, denoiser_leg
 from calotype.training.early_stopping import HOPELESS
-from calotype.training.enlarging_leg import enlarger_leg, mistakes_leg, search_levels
+from calotype.training.enlarging_leg import enlarger_leg, exposure_leg, search_levels
 from calotype.training.examples import Bucket, as_read, crop_examples, latent_examples, picture_examples
 from calotype.training.loop import TrainProgress
 from calotype.training.previews import held_out_images, held_out_prompts, reconstructions
@@ -122,7 +124,7 @@ class Pipeline:
         """A frozen text encoder reads all captions, before anything learns from them."""
         text, captions = self.recipe.denoiser.text, self.pictures.captions
         if isinstance(text, FrozenConfig) and captions is not None:
-            with self.run.timing("captions"), self.console.bar("captions") as bar:
+            with self._counting("captions"), self.console.bar("captions") as bar:
                 cache_words(build_frozen(text), captions, self.run.folder / "cache", self.device, counting(bar))
 
     def forms(self, pictures: Pictures) -> Sequence[Pictures]:
@@ -141,7 +143,7 @@ class Pipeline:
         if self.recipe.kind == "cascade":
             return PixelSpace(), [Bucket(one, picture_examples(self.recipe, one, self.device)) for one in forms]
         space, folder = LatentSpace(self.autoencoder(pictures)).to(self.device), self.run.folder / "cache"
-        with self.run.timing("latents"), self.console.bar("latents") as bar:
+        with self._counting("latents"), self.console.bar("latents") as bar:
             flip, told = self.recipe.flip, counting(bar)
             caches = [cache_latents(space, one, flip, folder, self.device, told) for one in forms]
             trained = (cache.of(one.train_indices) for one, cache in zip(forms, caches, strict=True))
@@ -161,27 +163,27 @@ class Pipeline:
                 shown = reconstructions(pictures, vae, self.device)
                 look(self.run, "autoencoder", TrainProgress(1, 1, self.recipe.seed), shown.draw, shown.measure)
             return vae
-        with self._fitting("prepare"):
+        with self._counting("prepare"):
             leg = autoencoder_leg(self.recipe, pictures, self.device)
         self._go(leg)
         return leg.vae
 
     def base(self, space: Space, forms: Sequence[Bucket]) -> Stage:
-        with self._fitting("fit"):
+        with self._counting("fit"):
             leg = denoiser_leg(self.recipe, forms, space, self.device, partial(keep, self.run, "denoiser"))
         return self._diffusion(leg)
 
     def enlarger(self, size: int, below: Stage) -> Stage:
-        with self._fitting("prepare"):
+        with self._counting("prepare"):
             pictures = self.pictures.shrunk(size)
             examples = crop_examples(self.recipe, size, pictures, self.device)
             kept = partial(keep, self.run, leg_above(size))
             leg = enlarger_leg(self.recipe, size, pictures, examples, self.device, kept)
         stage = self._diffusion(leg)
-        if not self.recipe.enlarger(size).mistakes.images:
+        if not self.recipe.enlarger(size).exposure.images:
             return stage
-        with self.run.timing("prepare"):
-            more = mistakes_leg(self.recipe, below, stage, pictures, self.device)
+        with self._counting("prepare"):
+            more = exposure_leg(self.recipe, below, stage, pictures, self.device)
         return self._diffusion(more)
 
     def with_best_level(self, recipe: Recipe, below: Sequence[Stage], stage: Stage) -> Recipe:
@@ -192,7 +194,7 @@ class Pipeline:
             return recipe
         if str(size) not in found:
             name = f"level-{size}"
-            with self.run.timing(name), self.console.bar(name) as bar:
+            with self._counting(name), self.console.bar(name) as bar:
                 progress = unless(self.stop, counting(bar))
                 search = search_levels(recipe, below, stage, self.pictures.shrunk(size), crops, progress)
             found[str(size)] = LevelSearch.model_validate(search.as_json())
@@ -202,8 +204,8 @@ class Pipeline:
         return check(merge(recipe.model_dump(), {"enlarge": {str(size): best}}))
 
     @contextmanager
-    def _fitting(self, what: str) -> Iterator[None]:
-        """Over all sittings, the seconds and the floating-point operations of what is fitted in closed form."""
+    def _counting(self, what: str) -> Iterator[None]:
+        """Seconds and floating-point operations, over all sittings, of what is done once: fits, encodings, searches."""
         with self.run.timing(what), counter() as count:
             yield
         operations = self.run.state.operations
@@ -223,7 +225,7 @@ class Pipeline:
             leg.looks = (1.0,) if self.plan.predicted["seconds"][leg.name] < SHORT else ()
             others = sum(seconds for what, seconds in self.run.state.seconds.items() if what != leg.name)
             leg.pace = BudgetController(
-                self.plan.phases[leg.name], self.plan.budget_seconds - others - self.plan.after(leg.name)
+                self.plan.phases[leg.name], self.plan.budget_seconds - others - self.plan.time_budget.after(leg.name)
             )
         with self.console.bar(leg.name) as bar:
             go(self.run, leg, self.stop, bar, self.console.say)

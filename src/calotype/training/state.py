@@ -5,31 +5,13 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterable
-from typing import Annotated
 
 import numpy as np
 import torch
-from pydantic import Field, PositiveFloat
 from torch import Tensor, nn
 
 from calotype.priors.fitted import load_trained, trained_state
-from calotype.types import Config
-
-Beta = Annotated[float, Field(ge=0, lt=1)]
-
-
-class OptimizerConfig(Config):
-    learning_rate: PositiveFloat = 1e-3
-    warmup: float = Field(default=0.05, ge=0, lt=1)
-    """Fraction of the run in which the learning rate rises from 0."""
-    decay: float = Field(default=0.5, ge=0, le=1)
-    """Fraction of the run, at its end, in which the learning rate falls to 0."""
-    betas: tuple[Beta, Beta] = (0.9, 0.95)
-    weight_decay: float = Field(default=0.0, ge=0)
-    clip: PositiveFloat = 1.0
-    """The gradient is scaled down where its norm is above this."""
-    average: float = Field(default=0.05, gt=0, lt=0.28)
-    """Width of the average of the weights, as a fraction of the run so far."""
+from calotype.recipe import OptimizerConfig
 
 
 class NotFiniteError(ArithmeticError):

@@ -9,8 +9,8 @@ from calotype.cli.commands.reading import write_data
 from calotype.cli.commands.sampling import SampleRequest, enlarge, read_prompts, sample
 from calotype.cli.commands.showing import report, runs
 from calotype.cli.commands.sweeping import sweep_run as sweep
-from calotype.cli.console import Console, Progress
 from calotype.cli.commands.training import TrainRequest, plan, resume, train
+from calotype.cli.console import Console, Progress
 from calotype.evaluation.sweep import Grid
 
 __all__ = [

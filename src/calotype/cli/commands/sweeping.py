@@ -23,7 +23,7 @@ from calotype.files import write_json
 from calotype.model import load, store_sampling
 from calotype.nets.perceptual import efficientnet_lite0
 from calotype.report import write_report
-from calotype.report.words import guidance_in_words
+from calotype.report.format import guidance as guidance_text
 from calotype.run import Run
 from calotype.training.lock import locked
 from calotype.types import NULL_LABEL, Labels, Rng, Text, UserError
@@ -144,4 +144,4 @@ def why(cells: Sequence[Cell], best: Cell, count: int) -> str:
 
 def in_words(cell: Cell) -> str:
     one = cell.sampling
-    return f"{one.steps} steps, {guidance_in_words(one.model_dump())} (FD-Lite0 {cell.fd_lite0.value:.0f})"
+    return f"{one.steps} steps, {guidance_text(one.model_dump())} (FD-Lite0 {cell.fd_lite0.value:.0f})"

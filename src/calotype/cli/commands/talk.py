@@ -5,9 +5,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
-from calotype.cli.console import Console as Console
-from calotype.cli.console import Progress as Progress
-from calotype.cli.console import counting as counting
 from calotype.training.run import Interrupted
 
 

@@ -21,13 +21,14 @@ from calotype.data.folder import Pictures
 from calotype.data.split import FILE as SPLIT_FILE
 from calotype.data.split import VERSION as SPLIT_VERSION
 from calotype.data.split import Rule, rule_of, three_sets
-from calotype.files import read_json, sha256, write_json, write_whole
+from calotype.files import sha256, write_json, write_whole
 from calotype.interop import diffusers, minilm, transformers
 from calotype.machine import examine
 from calotype.planning import Plan, make_plan
 from calotype.recipe import ImportedSpace, Recipe, check, read_overrides, read_recipe, read_split, to_toml
-from calotype.run import PORTRAITS, Run, RunState, SplitRecord
+from calotype.run import PORTRAITS, Run, RunState, SplitRecord, read_stored
 from calotype.tables import merge
+from calotype.training.checkpoint import rename_legs
 from calotype.training.lock import locked
 from calotype.training.pipeline import develop
 from calotype.types import UserError
@@ -155,7 +156,7 @@ def is_finished(run: Run, console: Console) -> bool:
 def _resume(run: Run, began: float, device: str, console: Console, force: bool) -> Path:
     folder = run.folder
     recipe = check(read_recipe(folder / "recipe.toml"))
-    made = Plan.from_json(recipe, read_json(folder / "plan.json"))
+    made = Plan.from_json(recipe, read_stored(folder / "plan.json"))
     source = None if run.state.data == PORTRAITS else Path(run.state.data)
     pictures = read(source, recipe.size, folder / "cache", console, rule_of(folder))
     if pictures.content != run.state.content:
@@ -166,6 +167,7 @@ def _resume(run: Run, began: float, device: str, console: Console, force: bool) 
         raise UserError(
             f"the imported autoencoder has changed since {folder} was started; put it back, or start a new run"
         )
+    rename_legs(folder / "checkpoints")
     machine = examine(device, run.state.threads)
     run.began = began
     return develop(run, made, pictures, machine, console, force, read_seconds=time.time() - began)
