@@ -27,7 +27,8 @@ from calotype.evaluation.diagnosis import diagnose
 from calotype.evaluation.distances import frechet_distance
 from calotype.evaluation.features import features
 from calotype.planning.choices import ladder
-from calotype.recipe import Recipe, check
+from calotype.recipe import Recipe
+from calotype.settings import parse_recipe
 from calotype.spaces.latent import LatentSpace
 from calotype.tables import merge
 from calotype.training.autoencoder_leg import autoencoder_leg
@@ -56,10 +57,10 @@ FORGOTTEN = 5.0
 def settings(arguments: argparse.Namespace, changes: dict[str, object]) -> Recipe:
     usual = {"images": arguments.autoencoder, "network": {"reduction": 4, "channels": 8, **ladder(4)}}
     backbone = {"kind": "dit", "width": 128, "depth": 3, "heads": 2}
-    denoiser = {"images": arguments.denoiser, "batch": 32, "backbone": backbone, "start": arguments.start}
+    denoiser = {"images": arguments.denoiser, "batch": 32, "backbone": backbone, "prior": arguments.prior}
     denoiser["learn"] = {"learning_rate": 0.003, "warmup": 0.2}
     recipe = {"size": arguments.size, "autoencoder": merge(usual, changes), "denoiser": denoiser}
-    return check({**recipe, "sampling": {"steps": 16, "guidance": 1.0}})
+    return parse_recipe({**recipe, "sampling": {"steps": 16, "guidance": 1.0}})
 
 
 def first_stage(name: str, recipe: Recipe, pictures: Pictures, folder: Path) -> tuple[LatentSpace, LatentCache]:
@@ -94,7 +95,7 @@ def main() -> None:
     parser.add_argument("--autoencoder", type=int, default=240)
     parser.add_argument("--denoiser", type=int, default=480)
     parser.add_argument("--count", type=int, default=100)
-    parser.add_argument("--start", choices=["gaussian", "nothing"], default="gaussian")
+    parser.add_argument("--prior", choices=["gaussian", "none"], default="gaussian")
     arguments = parser.parse_args()
     begun, pictures = time.perf_counter(), read_portraits(arguments.size, arguments.pictures)
     images, held_out = unseen_first(pictures, look_count(3 * arguments.size**2), CPU)

@@ -32,7 +32,8 @@ from calotype.evaluation.reconstruction import psnr
 from calotype.machine import Machine, examine
 from calotype.nets.perceptual import efficientnet_lite0, perceptual_distance
 from calotype.planning.choices import propose
-from calotype.recipe import Recipe, check
+from calotype.recipe import Recipe
+from calotype.settings import parse_recipe
 from calotype.training.autoencoder_leg import autoencoder_leg
 from calotype.training.examples import picture_source
 from calotype.training.loop import Hook, StepResult, TrainProgress, train
@@ -143,7 +144,7 @@ def compare(pictures: Pictures, machine: Machine, size: int, marks: list[float],
     held_out = held_out_images(pictures, CHECKED, machine.device)
     for seconds in marks:
         proposal, _ = propose(pictures, machine, seconds, {"size": size, "stages": [size]})
-        recipe = check(proposal)
+        recipe = parse_recipe(proposal)
         vae, seen = ours(recipe, pictures, machine.device, seconds)
         print(f"ours, {seconds:.0f} s: {quality(vae, held_out):.2f} dB, {seen:,} pictures", flush=True)
     wanted = operations(vae, size)

@@ -26,7 +26,8 @@ from calotype.evaluation.diagnosis import diagnose
 from calotype.machine import examine
 from calotype.nets import vae
 from calotype.planning.choices import ladder, propose
-from calotype.recipe import Recipe, check
+from calotype.recipe import Recipe
+from calotype.settings import parse_recipe
 from calotype.spaces.latent import LatentSpace
 from calotype.tables import merge
 from calotype.training.autoencoder_leg import AutoencoderLeg, autoencoder_leg
@@ -141,7 +142,7 @@ def main() -> None:
     print("recipe | pictures seen | PSNR | SSIM | perceptual | equivariance | score | found", flush=True)
     proposal, _ = propose(pictures, machine, arguments.seconds, {"size": size, "stages": [size]})
     for name in arguments.only:
-        recipe = check(merge(proposal, {"autoencoder": RECIPES[name]}))
+        recipe = parse_recipe(merge(proposal, {"autoencoder": RECIPES[name]}))
         print(row(name, recipe, pictures, machine.device, arguments.seconds, arguments.out), flush=True)
 
 

@@ -23,7 +23,8 @@ from calotype.demo.portraits import read_portraits
 from calotype.machine import best_time, examine
 from calotype.planning.choices import propose
 from calotype.priors.gaussian import GaussianMixture
-from calotype.recipe import OptimizerConfig, check
+from calotype.recipe import OptimizerConfig
+from calotype.settings import parse_recipe
 from calotype.training.autoencoder_leg import autoencoder_objective
 from calotype.training.loop import TrainProgress, learn
 from calotype.training.objectives import DenoisingObjective, Objective
@@ -54,7 +55,7 @@ def main() -> None:
     for name in ("autoencoder", "denoiser"):
         steps = []
         for plain in (False, True):
-            recipe = check({**proposal, "precision": "float32" if plain else proposal["precision"]})
+            recipe = parse_recipe({**proposal, "precision": "float32" if plain else proposal["precision"]})
             memory = torch.contiguous_format if plain else torch.channels_last
             space = build_space(recipe).to(machine.device)
             if name == "autoencoder":

@@ -24,7 +24,8 @@ from calotype.planning.choices import choose_text, propose
 from calotype.planning.measurement import by_class
 from calotype.priors.captioned import DIRECTIONS, MOST_HEARD, CaptionedMixture
 from calotype.priors.gaussian import GaussianMixture, Prior
-from calotype.recipe import OptimizerConfig, Recipe, check
+from calotype.recipe import OptimizerConfig, Recipe
+from calotype.settings import parse_recipe
 from calotype.tables import merge
 from calotype.training.loop import TrainProgress, learn
 from calotype.training.objectives import DenoisingObjective
@@ -72,8 +73,8 @@ def main() -> None:
     backbone, captions = proposal["denoiser"]["backbone"], pictures.captions
     assert captions is not None
     text = choose_text(Captions(captions.of), backbone["width"], backbone["depth"])
-    reading = stepper(check(merge(proposal, {"denoiser": {"text": text}})), captions)
-    deaf = stepper(check(proposal), None)
+    reading = stepper(parse_recipe(merge(proposal, {"denoiser": {"text": text}})), captions)
+    deaf = stepper(parse_recipe(proposal), None)
     pairs = []
     for _ in range(arguments.pairs + 1):  # the first one warms up
         pairs.append([min(processor_seconds(step) for _ in range(3)) for step in (reading, deaf)])

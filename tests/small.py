@@ -14,7 +14,7 @@ from calotype.data.latents import LatentCache
 from calotype.data.split import Split
 from calotype.machine import Machine
 from calotype.planning import measurement
-from calotype.recipe import check
+from calotype.settings import parse_recipe
 from calotype.spaces.latent import LatentSpace
 from calotype.tables import merge
 from calotype.training import run
@@ -67,7 +67,7 @@ HYBRID = merge(
 
 
 def recipe(**changes):
-    return check(merge(SETTINGS, changes))
+    return parse_recipe(merge(SETTINGS, changes))
 
 
 def machine():

@@ -19,7 +19,7 @@ from calotype.diffusion.augmentation import NoiseAugmentation
 from calotype.diffusion.stage import generate
 from calotype.files import read_json
 from calotype.planning import choices, make, measurement
-from calotype.recipe import check, read_recipe
+from calotype.settings import parse_recipe, read_recipe
 from calotype.tables import merge
 from calotype.training import pipeline
 from calotype.training.enlarging_leg import LEVELS_TRIED
@@ -91,11 +91,11 @@ def test_all_that_a_run_is_for_is_there(runs, kind):
 
 @kinds
 def test_the_recipe_of_a_run_is_that_of_its_model_but_for_the_level(runs, kind):
-    written = check(read_recipe(runs[kind] / "recipe.toml"))
-    model = check(read_json(runs[kind] / "model" / "model.json")["recipe"])
+    written = parse_recipe(read_recipe(runs[kind] / "recipe.toml"))
+    model = parse_recipe(read_json(runs[kind] / "model" / "model.json")["recipe"])
     assert written.chain == (8, 16) and written.enlarger(16).images == 32
     best = {"sampling": {"augmentation": model.enlarger(16).sampling.augmentation}}
-    assert check(merge(written.model_dump(), {"enlarge": {"16": best}})) == model
+    assert parse_recipe(merge(written.model_dump(), {"enlarge": {"16": best}})) == model
 
 
 @kinds
@@ -185,7 +185,7 @@ def test_a_level_that_was_found_is_not_searched_again(tmp_path, monkeypatch, run
     [
         ["enlarge.16.sampling.conditioning=truncated", "enlarge.16.sampling.augmentation=0.2"],
         ["enlarge.16.augmentation.kind=blur"],
-        ["denoiser.start=nothing", "enlarge.16.start=nothing", "flip=false", "enlarge.16.crop=16"],
+        ["denoiser.prior=none", "enlarge.16.prior=none", "flip=false", "enlarge.16.crop=16"],
         ["stages=[4,8,16]", "enlarge.8.images=8", "enlarge.8.batch=4", "enlarge.8.backbone.width=8"],
         ["enlarge.16.scaling=flow", "enlarge.16.schedule.kind=flow", "sampling.sampler=ancestral"],
     ],
@@ -195,7 +195,7 @@ def test_other_chains_train_and_sample(tmp_path, quick, overrides):
     run = trained(tmp_path, "cascade", *overrides, *SHORT, budget=1e-6)
     model = calotype.load(run)
     assert len(model.sample(2)) == 2 and model.sample(1)[0].size == (16, 16)
-    assert len(model.stages) == len(model.samplings) == len(check(read_recipe(run / "recipe.toml")).chain)
+    assert len(model.stages) == len(model.samplings) == len(parse_recipe(read_recipe(run / "recipe.toml")).chain)
 
 
 def test_a_leg_on_its_own_mistakes_goes_on_from_what_was_learned(tmp_path, quick):

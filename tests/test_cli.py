@@ -524,9 +524,9 @@ def test_a_terminal_says_what_it_is_told_whatever_is_in_it(capsys):
 
 
 def test_the_plan_is_told_in_full(finished, capsys):
-    from calotype.recipe import check, read_recipe
+    from calotype.settings import parse_recipe, read_recipe
 
-    plan = Plan.from_json(check(read_recipe(finished / "recipe.toml")), read_json(finished / "plan.json"))
+    plan = Plan.from_json(parse_recipe(read_recipe(finished / "recipe.toml")), read_json(finished / "plan.json"))
     Terminal().plan(plan)
     said = capsys.readouterr().out
     assert all(choice.what in said for choice in plan.choices) and all(note in said for note in plan.notes)

@@ -28,8 +28,8 @@ from calotype.evaluation.propagation import CORRUPTIONS, STRENGTHS
 from calotype.evaluation.quality import choose_reals
 from calotype.evaluation.verdicts import CLAIMS, FAILS, HOLDS, NOT_SHOWN, verdicts
 from calotype.files import read_json, write_json
-from calotype.recipe import check
 from calotype.report.comparison import document
+from calotype.settings import parse_recipe
 from calotype.types import UserError
 
 COUNT = 4
@@ -332,7 +332,7 @@ def test_a_trend_is_no_unrest_and_few_lines_say_nothing():
 
 
 def test_recipes_are_alike_but_for_the_seed():
-    one, other, third = (check({**CASCADE, **changes}) for changes in ({}, {"seed": 5}, {"flip": False}))
+    one, other, third = (parse_recipe({**CASCADE, **changes}) for changes in ({}, {"seed": 5}, {"flip": False}))
     assert without_seed(one) == without_seed(other) != without_seed(third)
 
 
@@ -375,7 +375,7 @@ def test_runs_of_different_sizes_are_refused(home, monkeypatch):
 
     def low_res(key, folder, device):
         one = real(key, folder, device)
-        return one if key == "A" else competitor.Candidate(key, one.run, one.model, check({"size": 8}))
+        return one if key == "A" else competitor.Candidate(key, one.run, one.model, parse_recipe({"size": 8}))
 
     monkeypatch.setattr(competitor, "open_one", low_res)
     with pytest.raises(UserError, match=r"different sizes \(.* has 16 px, .* has 8 px\)"):

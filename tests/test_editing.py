@@ -40,7 +40,7 @@ def from_nothing(tmp_path_factory):
     """A model without a closed form."""
     with pytest.MonkeyPatch.context() as patch:
         be_quick(patch)
-        return calotype.load(train_small(tmp_path_factory.mktemp("nothing"), "denoiser.start=nothing"))
+        return calotype.load(train_small(tmp_path_factory.mktemp("nothing"), "denoiser.prior=none"))
 
 
 def a_picture(width=16, height=16, seed=0):

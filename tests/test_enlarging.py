@@ -16,7 +16,7 @@ from calotype.diffusion.init import canvas, condition_switch, image_to_image, in
 from calotype.diffusion.schedules import Karras
 from calotype.diffusion.stage import Sampling, Stage, from_noise, last, shrunk
 from calotype.priors.patches import PatchPrior, enlarged, neighbourhoods, patches_of
-from calotype.recipe import check
+from calotype.settings import parse_recipe
 from calotype.spaces.pixel import PixelSpace
 from calotype.types import Rng, UserError
 
@@ -201,7 +201,9 @@ def test_pictures_are_as_far_from_the_mean_as_is_predicted(portraits, factor):
 def test_plain_areas_have_the_spread_of_plain_areas_once(gaussians):
     """The network's outputs are scaled by the deviation that the Gaussians predict, and by nothing beside it."""
     size, factor = SIDE, gaussians.factor
-    recipe = check({"kind": "cascade", "size": size, "stages": [size // factor, size], "enlarge": {str(size): {}}})
+    recipe = parse_recipe(
+        {"kind": "cascade", "size": size, "stages": [size // factor, size], "enlarge": {str(size): {}}}
+    )
     stage = build_enlarger(recipe, size, 0)
     stage.denoiser.local.load_state_dict(gaussians.state_dict())
     grey = torch.zeros(1, 3, size // factor, size // factor)
@@ -211,9 +213,9 @@ def test_plain_areas_have_the_spread_of_plain_areas_once(gaussians):
 
 
 def test_a_stage_from_nothing_needs_a_spread():
-    bare = {"kind": "cascade", "size": 32, "stages": [16, 32], "enlarge": {"32": {"start": "nothing"}}}
-    with pytest.raises(UserError, match="spread is 0, but a stage that starts from nothing needs one above 0"):
-        check(bare)
+    bare = {"kind": "cascade", "size": 32, "stages": [16, 32], "enlarge": {"32": {"prior": "none"}}}
+    with pytest.raises(UserError, match="sigma_data is 0, but must be above 0 for a stage without a prior"):
+        parse_recipe(bare)
 
 
 @pytest.mark.parametrize("level", [0.0, 0.1])

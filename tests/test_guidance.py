@@ -12,7 +12,7 @@ from calotype.diffusion.samplers import euler
 from calotype.diffusion.schedules import Karras
 from calotype.diffusion.stage import Sampling, filled, generate
 from calotype.priors.gaussian import GaussianMixture
-from calotype.recipe import check
+from calotype.settings import parse_recipe
 from calotype.spaces.pixel import PixelSpace
 from calotype.types import NULL_LABEL, Condition, Rng, Text, UserError
 
@@ -110,7 +110,7 @@ def stage():
     torch.manual_seed(1)
     settings = {"backbone": {"kind": "dit", "width": 64, "depth": 2, "heads": 1, "patch": 2}}
     text = {"kind": "bytes", "width": 32, "heads": 1, "depth": 1}
-    wanted = check({"kind": "cascade", "size": SIZE, "denoiser": {**settings, "text": text}})
+    wanted = parse_recipe({"kind": "cascade", "size": SIZE, "denoiser": {**settings, "text": text}})
     made = build_stage(wanted, PixelSpace(), 2, a_mixture())
     perturbed(made.denoiser.backbone, 0.05)
     made.denoiser.eval()
@@ -197,9 +197,9 @@ def test_edits_are_guided_by_the_prior_too(stage):
 
 
 def test_a_model_without_a_closed_form_is_not_guided_by_it():
-    with pytest.raises(UserError, match=r"sampling.guide is prior, but denoiser.start is nothing"):
-        check({"denoiser": {"start": "nothing"}, "sampling": {"guide": "prior"}})
-    with pytest.raises(UserError, match=r"enlarge.128.sampling.guide is prior, but enlarge.128.start is nothing"):
-        settings = {"start": "nothing", "spread": 0.02, "sampling": {"guide": "prior"}}
-        check({"kind": "cascade", "size": 128, "stages": [64, 128], "enlarge": {"128": settings}})
+    with pytest.raises(UserError, match=r"sampling.guide is prior, but denoiser.prior is none"):
+        parse_recipe({"denoiser": {"prior": "none"}, "sampling": {"guide": "prior"}})
+    with pytest.raises(UserError, match=r"enlarge.128.sampling.guide is prior, but enlarge.128.prior is none"):
+        settings = {"prior": "none", "sigma_data": 0.02, "sampling": {"guide": "prior"}}
+        parse_recipe({"kind": "cascade", "size": 128, "stages": [64, 128], "enlarge": {"128": settings}})
     assert recipe().sampling.guide == "unconditional"  # of models that were written before there was another guide

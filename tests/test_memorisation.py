@@ -21,7 +21,7 @@ from calotype.evaluation.memorisation import (
     small_pixels,
     verdict,
 )
-from calotype.recipe import check
+from calotype.settings import parse_recipe
 from calotype.spaces.pixel import PixelSpace
 from calotype.training.denoiser_leg import denoiser_leg
 from calotype.training.examples import Bucket, picture_examples
@@ -138,7 +138,7 @@ def judged(count, steps):
         },
         "sampling": {"steps": 12, "guidance": 1.0},
     }  # fmt: skip
-    recipe, pictures = check(settings), noise_pictures(count, classes=())
+    recipe, pictures = parse_recipe(settings), noise_pictures(count, classes=())
     form = Bucket(pictures, picture_examples(recipe, pictures, CPU))
     leg = denoiser_leg(recipe, [form], PixelSpace(), CPU)
     train(leg.objective, leg.players, leg.source, leg.clock, [])

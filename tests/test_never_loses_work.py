@@ -18,8 +18,8 @@ from test_train import interrupted_at, products, run_in, silent
 from calotype.cli import commands
 from calotype.cli.process import LastingStream
 from calotype.files import is_whole, read_json, whole_folder, write_json
-from calotype.recipe import read_recipe
 from calotype.run import Run
+from calotype.settings import read_recipe
 from calotype.training import pipeline
 from calotype.training import run as runs
 from calotype.training.lock import clean_up, locked, owner_of

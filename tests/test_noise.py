@@ -124,7 +124,7 @@ def uniform_of_time(sigma):
         (DdpmTable(), uniform_of_ddpm),
         (Cosine(shift=3.0), uniform_of_cosine),
         (Karras(), lambda sigma: normal_share((sigma.log() + 1.2) / 1.2)),
-        (Flow(shift=3.0, mean=0.3, spread=0.8), uniform_of_time),
+        (Flow(shift=3.0, mean=0.3, std=0.8), uniform_of_time),
     ],
     ids=["ddpm", "cosine", "karras", "flow"],
 )

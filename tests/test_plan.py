@@ -44,7 +44,8 @@ from calotype.planning.measurement import Measurement, by_class, phase_ends
 from calotype.planning.sizes import MOST_TOKENS, check_sizes, choose_patch
 from calotype.priors.gaussian import GaussianMixture
 from calotype.priors.patches import FAINTEST, PatchPrior
-from calotype.recipe import AutoencoderLossConfig, EnlargeRecipe, check
+from calotype.recipe import AutoencoderLossConfig, EnlargeRecipe
+from calotype.settings import parse_recipe
 from calotype.tables import merge
 from calotype.training.budget import BudgetController, mean_cost, whole_batches
 from calotype.training.loop import TrainProgress, every
@@ -270,7 +271,7 @@ def proposed(size, budget=600.0, flops=1e11, **changes):
     several = len(choose_chain(changes.get("kind", "latent"), size)) > 1
     pictures = noise_pictures(3, size) if several else noise_pictures()
     settings, reasons = propose(pictures, fast, budget, {"size": size, **changes})
-    return check(merge(settings, changes)), reasons
+    return parse_recipe(merge(settings, changes)), reasons
 
 
 @pytest.mark.parametrize("size", [8, 10, 16, 20, 31, 32, 47, 48, 64, 100, 128, 191, 192, 250, 256, 500, 512, 777, 1024])
@@ -294,7 +295,7 @@ TEN = noise_pictures()
 def accepted(kind, size):
     """What a plan of this size proposes, which is not refused afterwards; or the sizes that its refusal names."""
     try:
-        made = check(propose(TEN, machine(), 600.0, {"kind": kind, "size": size})[0])
+        made = parse_recipe(propose(TEN, machine(), 600.0, {"kind": kind, "size": size})[0])
         check_sizes(made)
     except UserError as error:
         return None, [int(one) for one in re.findall(r"\d+", str(error).split("try ")[1])]
@@ -486,14 +487,14 @@ def test_the_doubts_are_those_of_what_is_fitted():
 def test_flat_pictures_leave_the_doubt_of_one_level():
     grey = replace(noise_pictures(), pixels=torch.full((10, 3, 16, 16), 128, dtype=torch.uint8))
     assert deviations_of(grey, 16, 2) == (rounded(FAINTEST), rounded(FAINTEST))
-    assert deviations_of(grey, 16, 2, "nothing") == (rounded(FAINTEST), rounded(FAINTEST))
+    assert deviations_of(grey, 16, 2, "none") == (rounded(FAINTEST), rounded(FAINTEST))
 
 
 @pytest.mark.parametrize(("images", "least"), [(320, 0.25), (16000, 0.2), (10**6, 0.05)])
 def test_a_short_run_warms_up_for_a_hundred_steps_or_a_quarter(images, least):
-    recipe = with_warmups(check({}), {"denoiser": images})
+    recipe = with_warmups(parse_recipe({}), {"denoiser": images})
     assert recipe.denoiser.learn.warmup == pytest.approx(least)
-    mine = check({"denoiser": {"learn": {"warmup": 0.01}}})
+    mine = parse_recipe({"denoiser": {"learn": {"warmup": 0.01}}})
     assert with_warmups(mine, {"denoiser": images}) == mine
 
 
@@ -503,7 +504,9 @@ def test_the_enlarger_is_the_widest_that_sees_enough_and_local(low_res, size, wi
     pictures = noise_pictures(size=size)
     for operations in (1e9, 1e14, 1e18):
         settings, why = enlarger(pictures, low_res, size, operations, width)
-        config = check({"size": size, "stages": [low_res, size], "enlarge": {str(size): settings}}).enlarger(size)
+        config = parse_recipe({"size": size, "stages": [low_res, size], "enlarge": {str(size): settings}}).enlarger(
+            size
+        )
         crops = operations / (3 * estimated(config.backbone, 6, 3, config.crop))
         assert crops >= width * ENOUGH_CROPS or config.backbone.width == 32
         assert f"{crops:,.0f} pictures" in why and config.backbone.attention_levels == () and config.crop <= size
@@ -550,9 +553,9 @@ def test_a_proposal_of_either_kind_fits_its_size(kind, size):
     ],
 )
 def test_stages_that_do_not_fit_are_refused_with_what_would(settings, changes, message):
-    check_sizes(check(settings))
+    check_sizes(parse_recipe(settings))
     with pytest.raises(UserError, match=message) as error:
-        check_sizes(check(merge(settings, changes)))
+        check_sizes(parse_recipe(merge(settings, changes)))
     assert "\n" not in str(error.value)
 
 
@@ -612,8 +615,8 @@ def test_the_level_is_searched_on_enough_crops_or_not_at_all(monkeypatch, budget
 def test_a_plan_of_a_cascade_says_its_stages_and_why(monkeypatch):
     made = {choice.what: choice for choice in planned(monkeypatch, CASCADE).choices}
     assert made["stages"].value == "8 px -> 16 px" and "latents" not in made
-    assert made["enlarge to 16"].why == "as you set it" and made["start"].why != "as you set it"
-    assert made["enlarge to 16"].by_user and not made["start"].by_user
+    assert made["enlarge to 16"].why == "as you set it" and made["prior"].why != "as you set it"
+    assert made["enlarge to 16"].by_user and not made["prior"].by_user
 
 
 def test_a_plan_measures_the_spreads_and_keeps_the_defaults_of_sampling(monkeypatch):
@@ -621,9 +624,9 @@ def test_a_plan_measures_the_spreads_and_keeps_the_defaults_of_sampling(monkeypa
         monkeypatch, {"kind": "cascade", "size": 16, "denoiser": {"images": 32}, "enlarge": {"16": {"images": 8}}}
     )
     above, pictures = plan.recipe.enlarger(16), noise_pictures(size=16)
-    assert plan.recipe.chain == (8, 16) and above.spread == 0
+    assert plan.recipe.chain == (8, 16) and above.sigma_data == 0
     assert above.schedule.largest == pytest.approx(15 * deviations_of(pictures, 16, 2)[1], rel=0.01)
-    assert plan.recipe.denoiser.spread == spread_of(pictures, 8)
+    assert plan.recipe.denoiser.sigma_data == spread_of(pictures, 8)
     assert above.sampling == EnlargeRecipe().sampling
 
 

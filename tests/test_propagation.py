@@ -19,7 +19,7 @@ from calotype.evaluation.propagation import (
     length,
     survival,
 )
-from calotype.recipe import check
+from calotype.settings import parse_recipe
 from calotype.types import Rng
 
 LABELS = torch.tensor([0, 1, 0])
@@ -35,7 +35,7 @@ def small():
 @pytest.fixture(scope="module")
 def cascade(small):
     torch.manual_seed(0)
-    stage = build_enlarger(check(CASCADE), 16, 2)
+    stage = build_enlarger(parse_recipe(CASCADE), 16, 2)
     stage.denoiser.eval().requires_grad_(False)
     return cascade_case([stage], at_level([stage], [Sampling(steps=3)], 0.0), LABELS, RNGS, small)
 
@@ -88,7 +88,7 @@ def test_the_latent_case_corrupts_what_the_denoiser_sees(latent):
 
 
 def test_a_level_is_a_share_of_what_the_stage_was_trained_with():
-    stage = build_enlarger(check(CASCADE), 16, 2)
+    stage = build_enlarger(parse_recipe(CASCADE), 16, 2)
     sampling = Sampling(steps=40, augmentation=0.1, conditioning="truncated")
     stored, none, half = (at_level([stage], [sampling], share)[0] for share in (None, 0.0, 0.5))
     assert (stored.augmentation, none.augmentation, half.augmentation) == (0.1, 0, stage.augmentation.most / 2)

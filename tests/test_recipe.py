@@ -5,19 +5,10 @@ from pathlib import Path
 import pytest
 from small import CASCADE, HYBRID, SETTINGS, as_overrides
 
-from calotype.recipe import (
-    EnlargeRecipe,
-    Recipe,
-    all_keys,
-    check,
-    line_of,
-    merge,
-    of_this_version,
-    read_overrides,
-    read_recipe,
-    read_value,
-    to_toml,
-)
+from calotype.files import read_json
+from calotype.recipe import EnlargeRecipe, Recipe
+from calotype.settings import REMOVED, parse_recipe, read_overrides, read_recipe, to_toml, upgraded
+from calotype.tables import all_keys, at_path, line_of, merge, read_value
 from calotype.types import UserError
 
 RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.toml"))
@@ -62,7 +53,7 @@ def test_a_loss_that_is_gone_is_left_out_and_named_where_it_was_used(tmp_path, n
 
 def test_exposure_fine_tuning_had_another_name():
     above = {"images": 8, "share": 0.25}
-    read = of_this_version({"enlarge": {"64": {"mistakes": above}}})
+    read = upgraded({"enlarge": {"64": {"mistakes": above}}})
     assert read["enlarge"]["64"]["exposure"] == above and "mistakes" not in read["enlarge"]["64"]
 
 
@@ -124,13 +115,13 @@ def test_a_recipe_that_is_not_there(tmp_path):
 
 @pytest.mark.parametrize("settings", [{}, SETTINGS, CASCADE, HYBRID, UNET, {"sampling": {"guidance_high": 3.0}}])
 def test_a_recipe_survives_being_written(tmp_path, settings):
-    recipe = check(settings)
-    assert check(read_recipe(written(tmp_path, to_toml(recipe)))) == recipe
+    recipe = parse_recipe(settings)
+    assert parse_recipe(read_recipe(written(tmp_path, to_toml(recipe)))) == recipe
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=[path.stem for path in RECIPES])
 def test_the_recipes_of_the_project_are_sound(path):
-    assert check(read_recipe(path))
+    assert parse_recipe(read_recipe(path))
 
 
 @pytest.mark.parametrize(
@@ -213,8 +204,8 @@ def test_whether_settings_fit_together_shows_when_all_are_there(given, below):
     settings = read_overrides([given])
     for alone in (settings, below):
         with pytest.raises(UserError, match="recipe: "):
-            check(alone)
-    assert check(merge(below, settings))
+            parse_recipe(alone)
+    assert parse_recipe(merge(below, settings))
 
 
 def test_overrides_are_read_over_the_recipe_file():
@@ -227,17 +218,17 @@ def test_overrides_are_read_over_the_recipe_file():
 
 
 def test_a_recipe_can_be_given_as_overrides_alone():
-    settings = check(merge(UNET, SETTINGS))
-    assert check(read_overrides(as_overrides(settings.model_dump(mode="json")))) == settings
+    settings = parse_recipe(merge(UNET, SETTINGS))
+    assert parse_recipe(read_overrides(as_overrides(settings.model_dump(mode="json")))) == settings
 
 
 @pytest.mark.parametrize("place", ["denoiser", "enlarge.32"])
 def test_dropout_of_more_than_all_pictures_is_refused(place):
     wrong = [f"{place}.label_dropout=0.3", f"{place}.caption_alone=0.5", f"{place}.label_alone=0.25"]
     with pytest.raises(UserError, match=rf"{place}: .*0.3, .*0.5 and .*0.25 sum to 1.05, .*at most 1; lower") as error:
-        check(read_overrides([*CHAIN, *wrong]))
+        parse_recipe(read_overrides([*CHAIN, *wrong]))
     assert "\n" not in str(error.value)
-    assert check(read_overrides([*CHAIN, *wrong[:2], f"{place}.label_alone=0.2"]))
+    assert parse_recipe(read_overrides([*CHAIN, *wrong[:2], f"{place}.label_alone=0.2"]))
 
 
 # -- Chains of stages --------------------------------------------------------------------------------------------------
@@ -247,19 +238,19 @@ CHAIN = ["kind=cascade", "size=32", "stages=[16,32]", "enlarge.32.images=640", "
 
 
 def test_a_chain_can_be_given_as_overrides_and_survives_being_written(tmp_path):
-    recipe = check(read_overrides(CHAIN))
+    recipe = parse_recipe(read_overrides(CHAIN))
     assert recipe.chain == (16, 32) and recipe.enlarger(32).images == 640 and recipe.enlarger(32).crop == 16
     text = to_toml(recipe)
     assert "autoencoder" not in text and tomllib.loads(text)["enlarge"]["32"]["images"] == 640
-    assert check(read_recipe(written(tmp_path, text))) == recipe
+    assert parse_recipe(read_recipe(written(tmp_path, text))) == recipe
 
 
 @pytest.mark.parametrize("settings", [CASCADE, HYBRID], ids=["cascade", "hybrid"])
 def test_a_recipe_of_several_stages_survives_being_written(tmp_path, settings):
-    recipe, text = check(settings), to_toml(check(settings))
-    assert check(read_recipe(written(tmp_path, text))) == recipe
+    recipe, text = parse_recipe(settings), to_toml(parse_recipe(settings))
+    assert parse_recipe(read_recipe(written(tmp_path, text))) == recipe
     assert ("autoencoder" in tomllib.loads(text)) == (settings is HYBRID)
-    assert check(read_overrides(as_overrides(settings))) == recipe
+    assert parse_recipe(read_overrides(as_overrides(settings))) == recipe
 
 
 @pytest.mark.parametrize(
@@ -279,7 +270,7 @@ def test_a_recipe_of_several_stages_survives_being_written(tmp_path, settings):
 )
 def test_a_wrong_chain_is_refused_in_one_line(settings, message):
     with pytest.raises(UserError, match=message) as error:
-        check(settings)
+        parse_recipe(settings)
     assert "\n" not in str(error.value)
 
 
@@ -310,11 +301,13 @@ def test_one_setting_of_a_stage_leaves_its_other_defaults():
     ):
         settings = read_overrides([f"enlarge.32.{override}"])
         expected = EnlargeRecipe.model_validate(merge(plain.model_dump(), change))
-        assert check(merge(chain, settings)).enlarger(32) == expected != plain
+        assert parse_recipe(merge(chain, settings)).enlarger(32) == expected != plain
 
 
 def test_each_leg_of_a_chain_has_its_images():
-    recipe = check(merge(HYBRID, {"stages": [4, 8, 16], "enlarge": {"8": {"batch": 2}}, "autoencoder": {"crop": 4}}))
+    recipe = parse_recipe(
+        merge(HYBRID, {"stages": [4, 8, 16], "enlarge": {"8": {"batch": 2}}, "autoencoder": {"crop": 4}})
+    )
     assert list(recipe.legs) == ["autoencoder", "denoiser", "enlarge-8", "enlarge-16"]
     images = dict(zip(recipe.legs, (8, 16, 24, 40), strict=True))
     changed = recipe.with_images(images)
@@ -325,7 +318,7 @@ def test_each_leg_of_a_chain_has_its_images():
 
 
 def test_a_chain_of_one_is_the_size():
-    assert check({"size": 48}).chain == (48,) and list(check({"kind": "cascade"}).legs) == ["denoiser"]
+    assert parse_recipe({"size": 48}).chain == (48,) and list(parse_recipe({"kind": "cascade"}).legs) == ["denoiser"]
 
 
 # -- Merging -----------------------------------------------------------------------------------------------------------
@@ -406,13 +399,72 @@ def at(settings, key):
 
 
 def test_toml_is_the_only_syntax(tmp_path):
-    text = to_toml(check(SETTINGS))
+    text = to_toml(parse_recipe(SETTINGS))
     assert tomllib.loads(text)["denoiser"]["backbone"]["kind"] == "dit"
 
 
 @pytest.mark.parametrize("dropped", [0.0, 0.1, 0.55, 0.8, 1.0])
 def test_a_recipe_of_an_earlier_version_opens_at_every_label_dropout(dropped):
     table = {"label_dropout": dropped}
-    found = check(of_this_version({"size": 128, "stages": [64, 128], "denoiser": table, "enlarge": {"128": table}}))
+    found = parse_recipe(upgraded({"size": 128, "stages": [64, 128], "denoiser": table, "enlarge": {"128": table}}))
     for one in (found.denoiser, found.enlarger(128)):
         assert one.label_dropout == dropped and one.caption_alone == pytest.approx(min(0.4, 1 - dropped))
+
+
+# -- Keys of version 0.1 -----------------------------------------------------------------------------------------------
+
+GOLDEN = Path(__file__).parent / "golden"
+OLD_KEYS = [
+    ("shapes", "aspect_buckets", 3, 3),
+    ("denoiser.start", "denoiser.prior", "nothing", "none"),
+    ("denoiser.spread", "denoiser.sigma_data", 0.5, 0.5),
+    ("denoiser.phrase_dropout", "denoiser.caption_dropout", 0.25, 0.25),
+    ("denoiser.schedule.spread", "denoiser.schedule.std", 0.75, 0.75),
+    ("enlarge.64.start", "enlarge.64.prior", "gaussian", "gaussian"),
+    ("enlarge.64.spread", "enlarge.64.sigma_data", 0.1, 0.1),
+    ("enlarge.64.schedule.spread", "enlarge.64.schedule.std", 1.5, 1.5),
+    ("enlarge.64.mistakes.images", "enlarge.64.exposure.images", 8, 8),
+]
+
+
+@pytest.mark.parametrize(("old", "new", "value", "read"), OLD_KEYS)
+def test_a_file_may_have_the_old_name_of_a_key(tmp_path, old, new, value, read):
+    assert read_recipe(written(tmp_path, f"{old} = {value!r}")) == nested(new, read)
+
+
+@pytest.mark.parametrize(("old", "new", "value", "read"), OLD_KEYS)
+def test_an_old_key_on_the_command_line_is_refused_with_its_new_name(old, new, value, read):
+    with pytest.raises(UserError, match=rf"--set {old}={value}: {old} has another name now; set {new}$"):
+        read_overrides([f"{old}={value}"])
+
+
+@pytest.mark.parametrize("name", ["labels", "captions", "cascade"])
+def test_the_recipe_of_a_model_of_version_0_1_keeps_all_its_values(name):
+    old = read_json(GOLDEN / name / "model.json")["recipe"]
+    now = parse_recipe(upgraded(old)).model_dump(mode="json")
+    assert now["denoiser"]["schedule"]["std"] == old["denoiser"]["schedule"]["spread"]
+    assert now["denoiser"]["sigma_data"] == old["denoiser"]["spread"]
+    assert sorted(values(now)) == sorted(values({**old, "autoencoder": without_gone(old["autoencoder"])}))
+
+
+def test_the_recipe_of_a_stopped_run_of_version_0_1_is_read():
+    recipe = parse_recipe(read_recipe(GOLDEN / "stopped-run" / "recipe.toml"))
+    assert (recipe.denoiser.prior, recipe.denoiser.images, recipe.aspect_buckets) == ("gaussian", 20000, 1)
+
+
+def nested(key, value):
+    return at_path(key.split("."), value)
+
+
+def without_gone(autoencoder):
+    losses = {
+        name: value for name, value in autoencoder["losses"].items() if f"autoencoder.losses.{name}" not in REMOVED
+    }
+    return {**autoencoder, "losses": losses}
+
+
+def values(settings):
+    """All values, as text, in whatever order."""
+    if isinstance(settings, dict):
+        return [value for table in settings.values() for value in values(table)]
+    return [repr(settings)]

@@ -92,7 +92,7 @@ def test_notes_say_what_squares_cut_away_and_what_shapes_leave():
     sizes = [Shape(30, 60)] * 20 + [Shape(10, 10)] * 20
     assert shape_notes([Shape(7, 7)] * 3, 1, 16, 4) == []
     (said,) = shape_notes(sizes, 1, 16, 4)
-    assert said == "squares cut away 25% of 40 pictures; with --set shapes=5 it is 0%"
+    assert said == "squares cut away 25% of 40 pictures; with --set aspect_buckets=5 it is 0%"
     told, default = shape_notes(sizes, 3, 16, 4)
     assert told == (
         "shapes: 12 x 24 px 20, 16 x 16 px 20; 0% of each is cut away on average, 20 are enlarged (25% with squares)"
@@ -132,7 +132,8 @@ def test_data_check_says_what_squares_cut_away(folder):
     console = Keeper()
     check_data(folder, 16, console)
     assert any(
-        re.search(r"squares cut away \d+% of 29 pictures; with --set shapes=5 it is \d%", one) for one in console.said
+        re.search(r"squares cut away \d+% of 29 pictures; with --set aspect_buckets=5 it is \d%", one)
+        for one in console.said
     )
 
 
@@ -247,7 +248,7 @@ def quick(monkeypatch, few):
 
 
 def test_from_pictures_of_many_shapes_to_pictures_of_many_shapes(folder, tmp_path, quick):
-    run = train(request(folder, tmp_path / "run", "shapes=3"), Keeper())
+    run = train(request(folder, tmp_path / "run", "aspect_buckets=3"), Keeper())
     notes = " ".join(read_json(run / "plan.json")["notes"])
     assert "shapes: 12 x 24 px 12, 24 x 12 px 9, 16 x 16 px 8;" in notes and "(38% with squares)" in notes
     assert len([*(run / "cache").glob("latents-*.safetensors")]) == 3
@@ -261,12 +262,14 @@ def test_from_pictures_of_many_shapes_to_pictures_of_many_shapes(folder, tmp_pat
 
 
 def test_a_cascade_learns_shapes_in_its_first_stage(folder, tmp_path, quick):
-    model = calotype.load(train(request(folder, tmp_path / "run", "shapes=3", settings=CASCADE), Keeper()))
+    model = calotype.load(train(request(folder, tmp_path / "run", "aspect_buckets=3", settings=CASCADE), Keeper()))
     assert model.least == 12
     for size in ((12, 24), (24, 12), (16, 32)):
         assert model.sample(1, size=size)[0].size == size
 
 
 def test_squares_stay_squares(tmp_path, quick):
-    made = plan(request(write_shapes(tmp_path / "squares", {(20, 20): 10}), tmp_path / "run", "shapes=3"), Keeper())
+    made = plan(
+        request(write_shapes(tmp_path / "squares", {(20, 20): 10}), tmp_path / "run", "aspect_buckets=3"), Keeper()
+    )
     assert any(note.startswith("shapes: 16 x 16 px 10; 0% of each") for note in made.notes)

@@ -12,7 +12,7 @@ from calotype.data import split as module
 from calotype.data.folder import Source, assemble, read_folder
 from calotype.data.prints import alike_pairs, near_duplicates, print_of, prints_of
 from calotype.data.split import DEFAULT, SplitConfig, first_tenth, quotas, recorded, three_sets
-from calotype.recipe import check, read_overrides, read_split
+from calotype.settings import parse_recipe, parse_split, read_overrides
 from calotype.types import NULL_LABEL, UserError
 
 SIDE = 16
@@ -226,14 +226,14 @@ def test_there_may_be_no_test_set():
 
 def test_fractions_are_settings_of_a_recipe():
     settings = read_overrides(["split.test=0.2", "split.validation=0.3"])
-    assert read_split(settings) == check(settings).split == SplitConfig(test=0.2, validation=0.3)
-    assert list(split_of([100], read_split(settings))[0].counts.values()) == [50, 30, 20]
+    assert parse_split(settings) == parse_recipe(settings).split == SplitConfig(test=0.2, validation=0.3)
+    assert list(split_of([100], parse_split(settings))[0].counts.values()) == [50, 30, 20]
 
 
 @pytest.mark.parametrize("wrong", ["split.validation=0", "split.test=-0.1", "split.test=0.46", "split.tset=0.1"])
 def test_wrong_fractions_are_refused_in_one_line(wrong):
     with pytest.raises(UserError, match="split") as error:
-        read_split(read_overrides([wrong]))
+        parse_split(read_overrides([wrong]))
     assert "\n" not in str(error.value)
 
 

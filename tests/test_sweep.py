@@ -163,7 +163,7 @@ def test_guidance_that_changes_nothing_is_told_in_one_line(tmp_path, monkeypatch
     be_quick(monkeypatch)
     write_pictures(tmp_path / "pictures", classes=())
     run, console = (
-        commands.train(request(tmp_path / "pictures", tmp_path / "run", "denoiser.start=nothing"), Keeper()),
+        commands.train(request(tmp_path / "pictures", tmp_path / "run", "denoiser.prior=none"), Keeper()),
         Keeper(),
     )
     commands.sweep(run, None, 4, 0, Grid((1,)), "cpu", console)

@@ -186,7 +186,7 @@ def test_dropout_gives_each_case_as_often_as_its_setting_says(case, neither, cap
         text=Text(("a, b" if captioned else "",) * count),
     )  # fmt: skip
     dropout = ConditionDropout(
-        label_dropout=neither, caption_alone=caption_alone, label_alone=label_alone, phrase_dropout=0.0
+        label_dropout=neither, caption_alone=caption_alone, label_alone=label_alone, caption_dropout=0.0
     )
     labels, text = drop_condition(batch, dropout, Rng((case, f"{neither}")))
     assert set(labels.tolist()) <= {2, NULL_LABEL} and set(text.prompts) <= {"a, b", ""}
@@ -227,7 +227,7 @@ def test_a_caption_that_names_the_colour_is_obeyed():
     names = tuple(f"a {name} picture" for name in colours)
     clean = torch.tensor(list(colours.values()))[:, :, None, None].expand(-1, -1, 4, 4)
     network = denoiser(DitConfig(width=32, depth=1, heads=2, patch=2))
-    objective = DenoisingObjective(Stage(network, PixelSpace(), Flow(), 4), ConditionDropout(phrase_dropout=0.0))
+    objective = DenoisingObjective(Stage(network, PixelSpace(), Flow(), 4), ConditionDropout(caption_dropout=0.0))
     players, clock = (
         {"denoiser": TrainState(network, OptimizerConfig(learning_rate=4e-3, warmup=0.0))},
         TrainProgress(10**6, 12, 0),

@@ -76,16 +76,16 @@ def build_stage(recipe: Recipe, space: Space, classes: int, mixture: Prior | Non
     seen = 1 if mixture is None else 2
     backbone = build_reading(config.backbone, seen * space.channels, space.channels, config.text)
     width = config.backbone.width
-    denoiser = Denoiser(backbone, width, classes, config.scaling, recipe.precision, config.spread, mixture)
+    denoiser = Denoiser(backbone, width, classes, config.scaling, recipe.precision, config.sigma_data, mixture)
     return Stage(denoiser, space, config.schedule, recipe.chain[0])
 
 
 def build_enlarger(recipe: Recipe, size: int, classes: int) -> Stage:
     """The stage that makes pictures of this size from those of the stage before; `local` is still to be fitted."""
     config, space, low_res = recipe.enlarger(size), PixelSpace(), recipe.chain[recipe.chain.index(size) - 1]
-    local = PatchPrior(size // low_res) if config.start == "gaussian" else None
+    local = PatchPrior(size // low_res) if config.prior == "gaussian" else None
     seen = 2 if local is None else 3
     backbone = build_reading(config.backbone, seen * space.channels, space.channels, recipe.denoiser.text)
-    width, spread = config.backbone.width, config.spread
-    denoiser = Denoiser(backbone, width, classes, config.scaling, recipe.precision, spread, local=local)
+    width, sigma_data = config.backbone.width, config.sigma_data
+    denoiser = Denoiser(backbone, width, classes, config.scaling, recipe.precision, sigma_data, local=local)
     return Stage(denoiser, space, config.schedule, size, low_res, config.augmentation)

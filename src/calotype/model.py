@@ -27,12 +27,14 @@ from calotype.interop.transformers import at_hand
 from calotype.machine import find_device
 from calotype.nets.text import TextConditioned, TextEncoder
 from calotype.priors.captioned import closed_form_like
-from calotype.recipe import ImportedSpace, Recipe, check, leg_above, of_this_version
+from calotype.recipe import ImportedSpace, Recipe, leg_above
+from calotype.settings import parse_recipe, upgraded
 from calotype.spaces.latent import LatentSpace
 from calotype.spaces.pixel import PixelSpace, Space
 from calotype.types import NULL_LABEL, Images, OtherImages, Randomness, Rng, Text, UserError
 
-FORMAT = 5
+FORMAT, READABLE = 6, (5, 6)
+"""Of `model.json`. Format 5, of version 0.1, has other names in its recipe: see `upgraded`."""
 AUTOENCODER = "autoencoder.safetensors"
 
 MOST_TIMES = 8
@@ -296,14 +298,14 @@ def white_of(mask: Image.Image, picture: Image.Image, given: Images) -> Mask:
 
 def changed(sampling: Sampling, changes: dict[str, Any]) -> Sampling:
     """Raises `UserError` for a wrong value."""
-    recipe = check({"sampling": {**sampling.model_dump(), **told(changes)}}, lambda key: "sampling")
+    recipe = parse_recipe({"sampling": {**sampling.model_dump(), **told(changes)}}, lambda key: "sampling")
     return recipe.sampling
 
 
 def check_guide(sampling: Sampling, stage: Stage) -> None:
     if sampling.guide == "prior" and not stage.denoiser.has_prior:
         raise UserError(
-            "guide is prior, but this model has no closed form (denoiser.start is nothing); set guide to unconditional"
+            "guide is prior, but this model has no closed form (denoiser.prior is none); set guide to unconditional"
         )
 
 
@@ -375,13 +377,13 @@ def load(path: str | Path, device: str = "auto") -> Model:
     if not is_whole(folder):
         raise UserError(f"the model in {folder} is damaged: its files are not what manifest.json says; copy it again")
     about = read_json(folder / "model.json")
-    if about.get("format") != FORMAT:
+    if about.get("format") not in READABLE:
         raise UserError(
-            f"{folder} has format {about.get('format')}, this version of calotype reads {FORMAT}; update one"
+            f"{folder} has format {about.get('format')}, this version of calotype reads {READABLE}; update one"
         )
     about["recipe"]["denoiser"]["text"] = at_hand(folder, about["recipe"]["denoiser"]["text"])
     recipe, classes = (
-        check(of_this_version(about["recipe"]), lambda key: f"{folder}/model.json"),
+        parse_recipe(upgraded(about["recipe"]), lambda key: f"{folder}/model.json"),
         tuple(about["classes"]),
     )
     where = find_device(device)
@@ -402,7 +404,7 @@ def load_base(folder: Path, recipe: Recipe, classes: int, device: torch.device) 
         latents.load_state_dict(load_file(folder / AUTOENCODER))
         space = latents.to(device).eval().requires_grad_(False)
     weights = load_file(folder / weights_file(recipe.chain[0], recipe))
-    mixture = closed_form_like(weights, "mixture.") if recipe.denoiser.start == "gaussian" else None
+    mixture = closed_form_like(weights, "mixture.") if recipe.denoiser.prior == "gaussian" else None
     stage = build_stage(recipe, space, classes, mixture)
     stage.denoiser.load_state_dict(weights)
     return stage

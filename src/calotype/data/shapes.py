@@ -122,4 +122,7 @@ def shape_notes(sizes: Sequence[Shape], count: int, size: int, unit: int) -> lis
     if (lost := mean_cut(sizes, [square] * len(sizes))) < WORTH_TELLING:
         return []
     kept = mean_cut(sizes, sort(sizes, several))
-    return [f"squares cut away {lost:.0%} of {len(sizes):,} pictures; with --set shapes={SUGGESTED} it is {kept:.0%}"]
+    return [
+        f"squares cut away {lost:.0%} of {len(sizes):,} pictures; "
+        f"with --set aspect_buckets={SUGGESTED} it is {kept:.0%}"
+    ]

@@ -70,13 +70,13 @@ class Karras(Config):
 
     kind: Literal["karras"] = "karras"
     mean: float = -1.2
-    spread: PositiveFloat = 1.2
+    std: PositiveFloat = 1.2
     smallest: PositiveFloat = 0.002
     largest: PositiveFloat = 80.0
     rho: PositiveFloat = 7.0
 
     def draw(self, count: int, rng: Rng) -> Sigmas:
-        return (self.mean + self.spread * rng.normal(count)).exp()
+        return (self.mean + self.std * rng.normal(count)).exp()
 
     def grid(self, steps: int) -> list[float]:
         high, low = self.largest ** (1 / self.rho), self.smallest ** (1 / self.rho)
@@ -93,11 +93,11 @@ class Flow(Config):
     kind: Literal["flow"] = "flow"
     shift: PositiveFloat = 1.0
     mean: float = 0.0
-    spread: PositiveFloat = 1.0
+    std: PositiveFloat = 1.0
     start: float = Field(default=0.996, gt=0, lt=1)
 
     def draw(self, count: int, rng: Rng) -> Sigmas:
-        return self.shift * (self.mean + self.spread * rng.normal(count)).exp()
+        return self.shift * (self.mean + self.std * rng.normal(count)).exp()
 
     def grid(self, steps: int) -> list[float]:
         times = torch.linspace(self.start, 0, steps + 1, dtype=torch.float64)

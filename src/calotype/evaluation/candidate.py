@@ -13,8 +13,9 @@ import torch
 from calotype.data.folder import Pictures
 from calotype.files import read_json
 from calotype.model import Model, load
-from calotype.recipe import Recipe, check, of_this_version
+from calotype.recipe import Recipe
 from calotype.report.folder import Run, read_run
+from calotype.settings import parse_recipe, upgraded
 from calotype.tables import within
 from calotype.types import NULL_LABEL, Labels, Text, UserError
 
@@ -76,7 +77,7 @@ def open_one(key: str, folder: Path, device: str) -> Candidate:
         raise UserError(f"{folder} is {state}, but must be finished; try: calotype resume {folder}")
     model = load(folder, device)
     settings = read_json(folder / "model" / "model.json")["recipe"]
-    recipe = check(of_this_version(settings), lambda key: f"{folder}/model/model.json")
+    recipe = parse_recipe(upgraded(settings), lambda key: f"{folder}/model/model.json")
     return Candidate(key, run, model, recipe)
 
 

@@ -26,7 +26,8 @@ from calotype.nets.vae import VaeConfig
 from calotype.planning.reading import choose_text, describe_text, reason_of_text
 from calotype.planning.sizes import check_tokens, choose_patch, fits
 from calotype.priors.patches import FAINTEST, PatchPrior, enlarged
-from calotype.recipe import AutoencoderRecipe, Backbone, DenoiserRecipe, ImportedSpace, Recipe, StartName, check
+from calotype.recipe import AutoencoderRecipe, Backbone, DenoiserRecipe, ImportedSpace, PriorName, Recipe
+from calotype.settings import parse_recipe
 from calotype.types import Images, UserError
 
 ENOUGH_IMAGES = 40_000
@@ -78,7 +79,7 @@ def propose(
     """Settings below those that the user has made, and why each leg has its backbone."""
     kind, size = settings.get("kind", "latent"), settings["size"]
     stages, space = settings.get("stages") or choose_chain(kind, size), from_elsewhere(settings)
-    asked = check({"kind": kind, "size": size, "stages": stages, **space})
+    asked = parse_recipe({"kind": kind, "size": size, "stages": stages, **space})
     chain = asked.chain
     legs = ["autoencoder"] * asked.trains_space + ["denoiser"] + [f"enlarge-{size}" for size in chain[1:]]
     operations = {leg: REACHED * machine.flops * budget * part for leg, part in shares(legs).items()}
@@ -100,29 +101,29 @@ def propose(
         made["autoencoder"] = {"batch": batch, "network": shape, "crop": min(chain[0], LARGEST_CROP)}
         if space:
             made["autoencoder"]["learn"] = {"learning_rate": FINETUNE_RATE}
-        spread = 1.0
+        sigma_data = 1.0
     else:
         reduction, channels = 1, 3
-        spread = spread_of(pictures, chain[0])
+        sigma_data = spread_of(pictures, chain[0])
     side = max(1, chain[0] // reduction)
     if "backbone" not in settings.get("denoiser", {}):
         check_tokens(chain, reduction)
     backbone, why = choose_backbone(side, operations["denoiser"], machine.width)
-    shift = spread * max(1.0, math.sqrt(channels * side**2 / 4096))
+    shift = sigma_data * max(1.0, math.sqrt(channels * side**2 / 4096))
     made["denoiser"] = {
         "batch": DenoiserRecipe().batch * machine.width,
         "backbone": {**backbone, "dropout": 0.1 if few else 0.0},
         "schedule": {"kind": "flow", "shift": rounded(shift)},
-        "spread": spread,
+        "sigma_data": sigma_data,
         "text": choose_text(pictures.captions, backbone["width"], backbone["depth"]),
     }
     reasons = {"denoiser": why}
     made["enlarge"] = {}
     for low_res, larger in pairwise(chain):
         leg = f"enlarge-{larger}"
-        start = settings.get("enlarge", {}).get(str(larger), {}).get("start", "gaussian")
+        prior = settings.get("enlarge", {}).get(str(larger), {}).get("prior", "gaussian")
         made["enlarge"][str(larger)], reasons[leg] = enlarger(
-            pictures, low_res, larger, operations[leg], machine.width, start
+            pictures, low_res, larger, operations[leg], machine.width, prior
         )
     return made, reasons
 
@@ -164,7 +165,7 @@ def from_elsewhere(settings: dict[str, Any]) -> dict[str, Any]:
 def choose_guidance(pictures: Pictures, settings: dict[str, Any]) -> dict[str, Any]:
     """The closed form is the guide where there is one; else the model without its condition, where it has any."""
     denoiser = settings.get("denoiser", {})
-    if denoiser.get("start") != "nothing":
+    if denoiser.get("prior") != "none":
         return PRIOR_GUIDED
     text = denoiser.get("text") or choose_text(pictures.captions, 64, 1)
     return {"guidance": CAPTIONED if text.get("kind") != "none" else LABELLED if pictures.classes else 1.0}
@@ -205,7 +206,7 @@ def reason(images: float) -> str:
 
 
 def enlarger(
-    pictures: Pictures, low_res: int, size: int, operations: float, width: int, start: StartName = "gaussian"
+    pictures: Pictures, low_res: int, size: int, operations: float, width: int, prior: PriorName = "gaussian"
 ) -> tuple[dict[str, Any], str]:
     """A stage in pixels whose network is local, so that crops are enough: the widest UNet that sees enough of them."""
     factor = size // low_res
@@ -224,7 +225,7 @@ def enlarger(
         if fewer < ENOUGH_CROPS * width:
             break
         backbone, crops = wider, fewer
-    plain, deviation = deviations_of(pictures, size, factor, start)
+    plain, deviation = deviations_of(pictures, size, factor, prior)
     settings = {
         "batch": 8 * width,
         "backbone": backbone.model_dump(mode="json"),
@@ -234,7 +235,7 @@ def enlarger(
             "smallest": rounded(max(0.1 * plain, SMALLEST_SIGMA * deviation)),
             "largest": rounded(LARGEST_SIGMA * deviation),
         },
-        "spread": deviation if start == "nothing" else 0.0,
+        "sigma_data": deviation if prior == "none" else 0.0,
         "augmentation": {"kind": "noise" if low_res <= WIDEST_NOISE else "blur"},
         "crop": crop,
     }
@@ -255,7 +256,7 @@ def spread_of(pictures: Pictures, size: int) -> float:
     return rounded(max(1e-3, math.sqrt(mean_of(one.square() for one in some_images(pictures, size)))))
 
 
-def deviations_of(pictures: Pictures, size: int, factor: int, start: StartName = "gaussian") -> tuple[float, float]:
+def deviations_of(pictures: Pictures, size: int, factor: int, prior: PriorName = "gaussian") -> tuple[float, float]:
     """Standard deviation of pictures about what is known of them from their smaller ones: in plain areas, everywhere.
 
     Known is the mean of the closed form, or, where it starts from nothing, the smaller picture enlarged.
@@ -264,7 +265,7 @@ def deviations_of(pictures: Pictures, size: int, factor: int, start: StartName =
     pairs = [(shrunk(images, factor), images) for images in islice(some_images(pictures, size), few)]
     local = PatchPrior(factor)
     local.fit(pairs)
-    if start == "nothing":
+    if prior == "none":
         left = (images - enlarged(low_res, factor) for low_res, images in pairs)
     else:
         left = (local.around(low_res, torch.zeros(1)).deviation for low_res, _ in pairs)
@@ -336,7 +337,7 @@ def explain(recipe: Recipe, proposed: Recipe, pictures: Pictures, reasons: dict[
             for size in recipe.chain[1:]
         ),
         choice(
-            "start", recipe.denoiser.start, lambda one: one.denoiser.start,
+            "prior", recipe.denoiser.prior, lambda one: one.denoiser.prior,
             "closed-form Gaussians are the best denoiser that needs no training; the network learns what is left",
         ),
         choice("schedule", recipe.denoiser.schedule.kind, lambda one: one.denoiser.schedule, "straight paths"),

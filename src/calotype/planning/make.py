@@ -13,7 +13,8 @@ from calotype.planning.choices import Choice, explain, learning_rate, propose, s
 from calotype.planning.measurement import Measurement
 from calotype.planning.reading import check_text
 from calotype.planning.sizes import check_sizes
-from calotype.recipe import DiffusionConfig, EnlargeRecipe, OptimizerConfig, Recipe, check, leg_above
+from calotype.recipe import DiffusionConfig, EnlargeRecipe, OptimizerConfig, Recipe, leg_above
+from calotype.settings import parse_recipe
 from calotype.tables import merge
 from calotype.training.budget import Phases, TimeBudget, mean_cost, whole_batches
 from calotype.training.checkpoint import KEPT as CHECKPOINTS
@@ -90,12 +91,12 @@ def make_plan(pictures: Pictures, machine: Machine, budget: float, started: floa
     began = time.time()
     proposal, reasons = propose(pictures, machine, budget, settings)
     proposing = time.time() - began
-    proposal = with_learning_rates(proposal, check(merge(proposal, settings)), machine.width)
-    recipe = check(merge(proposal, settings))
+    proposal = with_learning_rates(proposal, parse_recipe(merge(proposal, settings)), machine.width)
+    recipe = parse_recipe(merge(proposal, settings))
     check_sizes(recipe)
     check_text(recipe, pictures)
-    choices = explain(recipe, check(proposal), pictures, reasons)
-    shapes = shape_notes(sizes_of(pictures), recipe.shapes, recipe.size, recipe.unit)
+    choices = explain(recipe, parse_recipe(proposal), pictures, reasons)
+    shapes = shape_notes(sizes_of(pictures), recipe.aspect_buckets, recipe.size, recipe.unit)
     plan = Plan(recipe, str(machine), budget, choices, notes=[*pictures.notes, *shapes])
     measured = Measurement(recipe, pictures, machine.device)
     plan.phases, plan.flops = measured.phases(), measured.flops()
@@ -174,7 +175,9 @@ def with_warmups(recipe: Recipe, images: dict[str, int]) -> Recipe:
         return {"learn": {"warmup": max(default, needed) if config.learn.warmup == default else config.learn.warmup}}
 
     above = {str(size): changed(leg_above(size), recipe.enlarger(size)) for size in recipe.chain[1:]}
-    return check(merge(recipe.model_dump(), {"denoiser": changed("denoiser", recipe.denoiser), "enlarge": above}))
+    return parse_recipe(
+        merge(recipe.model_dump(), {"denoiser": changed("denoiser", recipe.denoiser), "enlarge": above})
+    )
 
 
 def beside_training(plan: Plan, measured: Measurement, count: int, left: float) -> dict[str, float]:

@@ -76,7 +76,7 @@ class Measurement:
 
     def _mixture(self, count: int, classes: int) -> Prior | None:
         """As large as it may get."""
-        if self.recipe.denoiser.start == "nothing":
+        if self.recipe.denoiser.prior == "none":
             return None
         dimension, groups = self.space.channels * (self.recipe.chain[0] // self.space.reduction) ** 2, max(1, classes)
         components = groups * (max(CLUSTERS) if count >= FEWEST * groups * max(CLUSTERS) else 1)

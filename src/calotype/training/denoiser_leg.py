@@ -50,7 +50,7 @@ def denoiser_leg(
         deterministic(recipe.seed + 1)
         return as_constants(*fit_mixture(recipe, forms, space))
 
-    mixture, unseen = from_constants(keep(fit), device) if recipe.denoiser.start == "gaussian" else (None, None)
+    mixture, unseen = from_constants(keep(fit), device) if recipe.denoiser.prior == "gaussian" else (None, None)
     deterministic(recipe.seed + 1)  # the same weights, whether the closed form was fitted or read
     stage = build_stage(recipe, space, len(forms[0].pictures.classes), mixture)
     objective = DenoisingObjective(stage, recipe.denoiser, unseen)

@@ -87,7 +87,7 @@ def fit_mixture(recipe: Recipe, forms: Sequence[Bucket], space: Space) -> tuple[
     if folds is None or min(folds.bincount(minlength=2)) < FEWEST_TO_FOLD or not trial.optimistic(mixture, train):
         others = some_of(forms, trained, most, rng, 1)  # the same with other captions, perhaps
         again = captioned(others, space, rng.at("again"))
-        return best_told(mixture, train, again, trial, recipe.denoiser.phrase_dropout), None
+        return best_told(mixture, train, again, trial, recipe.denoiser.caption_dropout), None
     unseen = refit(mixture, train.clean, train.labels, on_solver(folds))
     return mixture, CrossFitted(tuple(trial.calibrated(one).to(few.clean.device) for one in unseen.mixtures))
 

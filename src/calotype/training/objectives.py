@@ -119,7 +119,7 @@ def kl_to_normal(moments: Moments) -> Tensor:
     return 0.5 * (moments.mean.square() + moments.log_variance.exp() - 1 - moments.log_variance)
 
 
-NO_DROPOUT = ConditionDropout(label_dropout=0, caption_alone=0, label_alone=0, phrase_dropout=0)
+NO_DROPOUT = ConditionDropout(label_dropout=0, caption_alone=0, label_alone=0, caption_dropout=0)
 
 
 class DenoisingObjective:
@@ -165,5 +165,5 @@ def drop_condition(batch: Batch, dropout: ConditionDropout, rng: Rng) -> tuple[L
     labels = batch.labels.where(label_given.to(batch.labels.device), NULL_LABEL)
     if batch.text is None:
         return labels, None
-    given = zip(partly(captions, dropout.phrase_dropout, rng), caption_given.tolist(), strict=True)
+    given = zip(partly(captions, dropout.caption_dropout, rng), caption_given.tolist(), strict=True)
     return labels, Text(tuple(caption if kept else "" for caption, kept in given))

@@ -29,10 +29,11 @@ from calotype.nets.frozen import FrozenConfig
 from calotype.nets.kl import Autoencoder
 from calotype.planning import Plan
 from calotype.planning.measurement import count_parameters
-from calotype.recipe import ImportedSpace, Recipe, check, leg_above
+from calotype.recipe import ImportedSpace, Recipe, leg_above
 from calotype.report import write_report
 from calotype.report.card import write_card
 from calotype.run import LevelSearch, Run
+from calotype.settings import parse_recipe
 from calotype.spaces.latent import LatentSpace, about_tiles
 from calotype.spaces.pixel import PixelSpace, Space
 from calotype.tables import merge
@@ -130,9 +131,9 @@ class Pipeline:
     def forms(self, pictures: Pictures) -> Sequence[Pictures]:
         """What the first stage learns from, at its size: these squares, or the pictures in several shapes."""
         recipe = self.recipe
-        if recipe.shapes == 1:
+        if recipe.aspect_buckets == 1:
             return [pictures]
-        shapes, folder = shapes_of(recipe.shapes, recipe.size, recipe.unit), self.run.folder / "cache"
+        shapes, folder = shapes_of(recipe.aspect_buckets, recipe.size, recipe.unit), self.run.folder / "cache"
         with self.run.timing("read"), self.console.bar("shapes") as bar:
             return read_forms(pictures, shapes, recipe.size // recipe.chain[0], folder, counting(bar))
 
@@ -201,7 +202,7 @@ class Pipeline:
             self.run.log("levels", size=size, **search.as_json())
             self.run.save()
         best = {"sampling": {"augmentation": found[str(size)].best}}
-        return check(merge(recipe.model_dump(), {"enlarge": {str(size): best}}))
+        return parse_recipe(merge(recipe.model_dump(), {"enlarge": {str(size): best}}))
 
     @contextmanager
     def _counting(self, what: str) -> Iterator[None]:

@@ -25,10 +25,11 @@ from calotype.interop import diffusers
 from calotype.machine import find_device
 from calotype.nets.kl import KlConfig
 from calotype.nets.perceptual import efficientnet_lite0
-from calotype.recipe import ImportedSpace, Recipe, check, read_recipe
+from calotype.recipe import ImportedSpace, Recipe
 from calotype.report.folder import read_run
 from calotype.report.inspection import write_inspection
 from calotype.run import Inspection, Run
+from calotype.settings import parse_recipe, read_recipe
 from calotype.spaces.latent import LatentSpace
 from calotype.tables import number, numbers, within
 from calotype.training.checkpoint import checkpoints
@@ -48,7 +49,7 @@ def inspect(folder: Path, data: Path | None, out: Path | None, device: str, cons
     Raises `UserError` for what is no run, has no autoencoder (yet), or is a cascade.
     """
     run, where = Run.open(folder), find_device(device)
-    recipe = check(read_recipe(folder / "recipe.toml"))
+    recipe = parse_recipe(read_recipe(folder / "recipe.toml"))
     if recipe.kind == "cascade":
         raise UserError(f"{folder} is a cascade: it works in pixels, and has no autoencoder to inspect")
     if (out := out or folder).exists() and not out.is_dir():

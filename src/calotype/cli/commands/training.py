@@ -25,8 +25,9 @@ from calotype.files import sha256, write_json, write_whole
 from calotype.interop import diffusers, minilm, transformers
 from calotype.machine import examine
 from calotype.planning import Plan, make_plan
-from calotype.recipe import ImportedSpace, Recipe, check, read_overrides, read_recipe, read_split, to_toml
+from calotype.recipe import ImportedSpace, Recipe
 from calotype.run import PORTRAITS, Run, RunState, SplitRecord, read_stored
+from calotype.settings import parse_recipe, parse_split, read_overrides, read_recipe, to_toml
 from calotype.tables import merge
 from calotype.training.checkpoint import rename_legs
 from calotype.training.lock import locked
@@ -68,7 +69,7 @@ class TrainRequest:
 
 def rule_for(settings: dict[str, Any]) -> Rule:
     """How a new run splits its pictures."""
-    return partial(three_sets, config=read_split(settings))
+    return partial(three_sets, config=parse_split(settings))
 
 
 def read_space(text: str | None) -> dict[str, Any]:
@@ -155,7 +156,7 @@ def is_finished(run: Run, console: Console) -> bool:
 
 def _resume(run: Run, began: float, device: str, console: Console, force: bool) -> Path:
     folder = run.folder
-    recipe = check(read_recipe(folder / "recipe.toml"))
+    recipe = parse_recipe(read_recipe(folder / "recipe.toml"))
     made = Plan.from_json(recipe, read_stored(folder / "plan.json"))
     source = None if run.state.data == PORTRAITS else Path(run.state.data)
     pictures = read(source, recipe.size, folder / "cache", console, rule_of(folder))
