@@ -22,7 +22,7 @@ from calotype.report.evaluation import (
     rows,
 )
 from calotype.report.folder import Run, read_run
-from calotype.report.words import count, short
+from calotype.report.format import count, scaled
 from calotype.tables import number, numbers, within
 
 CARD, PICTURE = "README.md", "samples.png"
@@ -91,7 +91,7 @@ def recipe(run: Run, found: Found) -> Iterator[str]:
     yield f"- {escaped(str(run.plan.get('kind') or UNSAID))} diffusion, seed {run.samples.get('seed', UNSAID)}"
     for leg, parameters in numbers(within(run.plan, "predicted", "parameters")).items():
         seen = count(number(run.latest("step", leg).get("images_seen")))
-        yield f"- {escaped(leg)}: {short(parameters)} parameters, {seen} images seen"
+        yield f"- {escaped(leg)}: {scaled(parameters)} parameters, {seen} images seen"
     yield from reader(within(run.settings, "denoiser", "text"))
     yield "- every setting is in `model.json`"
 

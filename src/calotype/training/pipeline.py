@@ -15,7 +15,8 @@ import torch
 from calotype.build import build_frozen
 from calotype.cli.commands.inspecting import short_look
 from calotype.cli.commands.sampling import sample, show_neighbours
-from calotype.cli.commands.talk import Console, counting, unless
+from calotype.cli.commands.talk import unless
+from calotype.cli.console import Console, counting
 from calotype.data.folder import Pictures
 from calotype.data.latents import cache_latents
 from calotype.data.shapes import read_forms, shapes_of

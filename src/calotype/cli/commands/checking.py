@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import median
 
-from calotype.cli.commands.talk import Console, counting
+from calotype.cli.console import Console, counting
 from calotype.data.images import shown
 from calotype.data.shapes import Shape, shape_notes
 from calotype.data.split import MOST_TEST, MOST_VALIDATION

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from calotype.cli.commands.reading import read, read_own
-from calotype.cli.commands.talk import Console
+from calotype.cli.console import Console
 from calotype.data.folder import Pictures
 from calotype.data.split import rule_of
 from calotype.evaluation import compare as comparison

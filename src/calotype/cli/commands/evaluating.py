@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from calotype.cli.commands.reading import read_as_run, read_own
-from calotype.cli.commands.talk import Console
+from calotype.cli.console import Console
 from calotype.data.folder import Pictures
 from calotype.demo.portraits import read_drawn
 from calotype.evaluation.candidate import Candidate, open_one

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from calotype.build import build_space
 from calotype.cli.commands.reading import read_as_run
-from calotype.cli.commands.talk import Console
+from calotype.cli.console import Console
 from calotype.data.folder import Pictures
 from calotype.data.images import grid, images_from_pixels, pils_from_images
 from calotype.evaluation.autoencoder import CriticHealth, Measures, error_map, measure

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from calotype.cli.commands.reading import read_as_run
-from calotype.cli.commands.talk import Console, counting
+from calotype.cli.console import Console, counting
 from calotype.data.folder import Pictures
 from calotype.data.images import rounded
 from calotype.diffusion.stage import Sampling, Stage, generate, in_turn
@@ -23,7 +23,7 @@ from calotype.files import write_json
 from calotype.model import load, store_sampling
 from calotype.nets.perceptual import efficientnet_lite0
 from calotype.report import write_report
-from calotype.report.words import guidance_in_words
+from calotype.report.format import guidance as guidance_text
 from calotype.run import Run
 from calotype.training.lock import locked
 from calotype.types import NULL_LABEL, Labels, Rng, Text, UserError
@@ -144,4 +144,4 @@ def why(cells: Sequence[Cell], best: Cell, count: int) -> str:
 
 def in_words(cell: Cell) -> str:
     one = cell.sampling
-    return f"{one.steps} steps, {guidance_in_words(one.model_dump())} (FD-Lite0 {cell.fd_lite0.value:.0f})"
+    return f"{one.steps} steps, {guidance_text(one.model_dump())} (FD-Lite0 {cell.fd_lite0.value:.0f})"
