@@ -16,9 +16,9 @@ from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
 from calotype.data.images import images_from_pixels
+from calotype.demo.classifier import AttributeClassifier, Palette, fit_classifier, palette
 from calotype.demo.describing import BROWN, DARK, SKINS, Facts, styles_of
 from calotype.demo.featureless import read_featureless
-from calotype.evaluation.alignment import Judge, Palette, learn, palette
 from calotype.evaluation.intervals import Estimate, difference, share_estimate
 from calotype.types import Images
 
@@ -43,7 +43,7 @@ class FeatureJudge:
 
     rows: slice
     columns: slice
-    judge: Judge
+    judge: AttributeClassifier
 
     def __call__(self, images: Images) -> Bool[Tensor, " count"]:
         found = self.judge(images[..., self.rows, self.columns])
@@ -134,7 +134,7 @@ def learn_features(images: Images, blank: Images) -> FeatureJudge:
     rows, columns = (extent(change.amax(axis) > EDGE * change.max()) for axis in (1, 0))
     sets = [images, darkened(moved(images), DARKEST), blank, darkened(moved(blank), DARKEST_BLANK)]
     shown = [PRESENT] * (2 * len(images)) + [ABSENT] * (2 * len(blank))
-    return FeatureJudge(rows, columns, learn(torch.cat(sets)[..., rows, columns], shown))
+    return FeatureJudge(rows, columns, fit_classifier(torch.cat(sets)[..., rows, columns], shown))
 
 
 def moved(images: Images) -> Images:

@@ -18,9 +18,8 @@ from torch import Tensor
 from calotype.diffusion.stage import shrunk
 from calotype.evaluation.distances import frechet_distance
 from calotype.evaluation.features import features
-from calotype.evaluation.reconstruction import WINDOW, at_least_64, psnr, ssim
+from calotype.evaluation.reconstruction import EQUAL, WINDOW, perceptual, psnr, ssim
 from calotype.nets.blocks import Resized
-from calotype.nets.perceptual import efficientnet_lite0, perceptual_distance
 from calotype.nets.vae import Moments
 from calotype.spaces.latent import LatentSpace
 from calotype.types import Images, Latents, OtherImages, Rng
@@ -136,7 +135,7 @@ def measure(
         spectrum=spectrum(mean, shrunk(images, space.reduction)),
         equivariance=equivariance(space, images, mean),
         colour=colour_bias(space, images),
-        reconstruction=reconstruction(images, fake, space, thorough and finite),
+        reconstruction=reconstruction_of(images, fake, space, thorough and finite),
         mistaken=mistaken(space, mean, fake, rng),
         developed=developed(space, clean, images, rng),
         finite=finite,
@@ -213,7 +212,7 @@ def equivariance(space: LatentSpace, images: Images, latents: Latents) -> dict[s
 # -- The pictures ------------------------------------------------------------------------------------------------------
 
 
-def reconstruction(images: Images, fake: Images, space: LatentSpace, thorough: bool) -> Reconstruction:
+def reconstruction_of(images: Images, fake: Images, space: LatentSpace, thorough: bool) -> Reconstruction:
     few = slice(0, None) if thorough else some_of(images)
     side = space.reduction if space.channels >= 3 else images.shape[-1]
     blocks = F.interpolate(F.avg_pool2d(images, side), scale_factor=side)
@@ -223,7 +222,7 @@ def reconstruction(images: Images, fake: Images, space: LatentSpace, thorough: b
     return Reconstruction(
         psnr=mean_psnr(images, fake),
         ssim=float(ssim(images, fake).mean()) if images.shape[-1] >= WINDOW else None,
-        perceptual=float(apart(images[few], fake[few]).mean()),
+        perceptual=float(perceptual(images[few], fake[few]).mean()),
         blocks=mean_psnr(images, blocks),
         frechet=frechet,
     )
@@ -234,12 +233,7 @@ def some_of(batch: Tensor) -> slice:
 
 
 def mean_psnr(images: Images, others: Images) -> float:
-    return float(psnr(images, others).clamp(max=120.0).mean())
-
-
-def apart(images: Images, others: Images) -> Float[Tensor, " batch"]:
-    network = efficientnet_lite0().to(images.device)
-    return perceptual_distance(network, at_least_64(images), at_least_64(others))
+    return float(psnr(images, others).clamp(max=EQUAL).mean())
 
 
 def colour_bias(space: LatentSpace, images: Images) -> list[float]:
@@ -265,12 +259,12 @@ def developed(space: LatentSpace, clean: Latents, images: Images, rng: Rng) -> d
     offset, spread = clean.mean((0, 2, 3), keepdim=True), clean.std((0, 2, 3), correction=0, keepdim=True)
     known = (clean - offset).mean(0, keepdim=True) / spread.clamp(min=1e-8)
     power = cosines((clean - offset) / spread.clamp(min=1e-8) - known).square().mean(0)
-    other = apart(images[few], images[few].roll(1, 0)).mean().clamp(min=1e-8)
+    other = perceptual(images[few], images[few].roll(1, 0)).mean().clamp(min=1e-8)
     found = {}
     for sigma in SIGMAS:
         noise = rng.at("noise", str(sigma)).noise_like(clean[few])
         wave = cosines(clean[few] + sigma * noise - known) * power / (power + sigma**2).clamp(min=1e-8)
-        distance = apart(images[few], in_parts(space.decode, cosines(wave, back=True) + known)).mean()
+        distance = perceptual(images[few], in_parts(space.decode, cosines(wave, back=True) + known)).mean()
         found[f"{sigma:g}"] = float(distance / other)
     return found
 

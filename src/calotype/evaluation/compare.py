@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import datetime
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -16,30 +14,25 @@ from calotype.data.folder import Pictures
 from calotype.data.images import grid, pils_from_images
 from calotype.evaluation.candidate import Candidate
 from calotype.evaluation.cost import cost, deployment
+from calotype.evaluation.features import Lite0
 from calotype.evaluation.history import overfitting, stability
 from calotype.evaluation.overlap import ReadOwn, notes_of, split_by, unseen_by_all
 from calotype.evaluation.propagation import USUAL, Subjects, matched_level, pictures_for, propagation
 from calotype.evaluation.quality import (
     SHOWN,
     Generated,
-    Reals,
-    choose_reals,
     floor,
     generated,
-    nearest_trained,
+    nearest_to_training,
     quality,
     train_features,
 )
-from calotype.evaluation.references import Bar
+from calotype.evaluation.references import Bar, FeatureStore, ReferenceSet, reference_rows
+from calotype.evaluation.results import COMPARISON_FILE, ComparisonResult, Json, conditions, write_result
 from calotype.evaluation.verdicts import verdicts
-from calotype.files import write_json
-from calotype.machine import device_name
-from calotype.nets.perceptual import efficientnet_lite0
 from calotype.types import Rng, UserError
 
 FORMAT = 4
-FILE = "compare.json"
-Found = dict[str, Any]
 Read = Callable[[str, int], Pictures]
 """From the name of the data and the size to the pictures."""
 
@@ -47,7 +40,7 @@ Read = Callable[[str, int], Pictures]
 @dataclass(frozen=True)
 class Comparison:
     runs: Sequence[Candidate]
-    reals: Reals
+    reference: ReferenceSet
     seed: int
     bar: Bar
     out: Path
@@ -56,7 +49,7 @@ class Comparison:
 def compare(
     runs: Sequence[Candidate], data: Path | None, out: Path, count: int, seed: int, read: Read, read_own: ReadOwn,
     bar: Bar,
-) -> Found:  # fmt: skip
+) -> Json:  # fmt: skip
     """Writes `compare.json` and a grid of samples of every run into `out`; returns what the first holds.
 
     Raises `UserError` for data that cannot be read, and an `out` that has other files.
@@ -66,7 +59,6 @@ def compare(
     check_out(out)
     name = runs[0].run.state.data if data is None else str(data)
     pictures = read(name, runs[0].size)
-    efficientnet_lite0().to(runs[0].model.device)
     splits = [split_by(one, pictures, read_own) for one in runs]
     notes = [
         f"run {one.key} {note}"
@@ -74,34 +66,34 @@ def compare(
         for note in notes_of(one, split, pictures)
     ]
     pictures = replace(pictures, split=unseen_by_all(splits, len(pictures)))
-    comparison = Comparison(runs, choose_reals(pictures, count), seed, bar, out)
+    store = FeatureStore(pictures, Lite0(runs[0].model.device), out / "cache", bar, "real")
+    reference = ReferenceSet(store, reference_rows(pictures, count, fewest=2))
+    comparison = Comparison(runs, reference, seed, bar, out)
     found = {**about(comparison, name, notes), **measures(comparison)}
     found["verdicts"] = verdicts(found["runs"])
-    write_json(out / FILE, found)
+    write_result(out / COMPARISON_FILE, ComparisonResult.model_validate(found))
     return found
 
 
 def check_out(out: Path) -> None:
     """An earlier comparison is written over; nothing else is."""
-    known = out.is_dir() and ((out / FILE).exists() or all(one.name == "cache" for one in out.iterdir()))
+    known = out.is_dir() and ((out / COMPARISON_FILE).exists() or all(one.name == "cache" for one in out.iterdir()))
     if out.exists() and not known:
         raise UserError(f"--out {out} is not an empty folder; choose another")
     out.mkdir(parents=True, exist_ok=True)
 
 
-def about(comparison: Comparison, data: str, notes: Sequence[str]) -> Found:
-    runs, reals, device = comparison.runs, comparison.reals, comparison.runs[0].model.device
+def about(comparison: Comparison, data: str, notes: Sequence[str]) -> Json:
+    runs, reference, device = comparison.runs, comparison.reference, comparison.runs[0].model.device
     return {
         "format": FORMAT,
-        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "versions": {"calotype": version("calotype"), "torch": version("torch")},
-        "device": f"{device.type} ({device_name(device)}, {torch.get_num_threads()} threads)",
+        **conditions(device),
         "data": data,
-        "classes": list(reals.pictures.classes),
+        "classes": list(reference.pictures.classes),
         "size": runs[0].size,
-        "count": len(reals),
+        "count": len(reference),
         "seed": comparison.seed,
-        "notes": [*reals.notes, *other_classes(runs, reals.pictures), *notes, *equal_seeds(runs)],
+        "notes": [*reference.rows.notes, *other_classes(runs, reference.pictures), *notes, *equal_seeds(runs)],
     }
 
 
@@ -122,24 +114,26 @@ def equal_seeds(runs: Sequence[Candidate]) -> list[str]:
     ]
 
 
-def measures(comparison: Comparison) -> Found:
-    runs, reals, seed = comparison.runs, comparison.reals, comparison.seed
-    with comparison.bar("trained") as progress:
-        trained = train_features(reals, runs[0].size, lambda done, total: progress(done, total, ""))
-    matched = matched_noise(runs, reals)
+def measures(comparison: Comparison) -> Json:
+    runs, reference, seed = comparison.runs, comparison.reference, comparison.seed
+    trained = train_features(reference, runs[0].size)
+    matched = matched_noise(runs, reference)
     return {
         "matched_sigma": matched[0],
         "runs": [measures_of(one, comparison, trained, *matched) for one in runs],
-        "floor": [floor(reals, size, seed) for size in sorted({size for one in runs for size in one.recipe.chain})],
+        "floor": [floor(reference, size, seed) for size in sorted({size for one in runs for size in one.recipe.chain})],
     }
 
 
-def measures_of(one: Candidate, comparison: Comparison, trained: Any, sigma: float, small_size: int) -> Found:
-    reals, seed, bar = comparison.reals, comparison.seed, comparison.bar
+def measures_of(one: Candidate, comparison: Comparison, trained: Any, sigma: float, small_size: int) -> Json:
+    reference, seed, bar = comparison.reference, comparison.seed, comparison.bar
     with bar(f"{one.key} samples") as progress:
-        made = generated(one, reals, seed, pictures_for(len(reals)), lambda done, total: progress(done, total, ""))
+        made = generated(
+            one, reference, seed, pictures_for(len(reference)), lambda done, total: progress(done, total, "")
+        )
+    nearest = nearest_to_training(made, one.size, reference, trained)
     file = f"grid-{one.key}.png"
-    grid(pils_from_images(torch.cat(made.shown)[by_class(reals)]), 6).save(comparison.out / file)
+    grid(pils_from_images(torch.cat(made.shown)[by_class(reference)]), 6).save(comparison.out / file)
     with bar(f"{one.key} costs"):
         deployed, costs = deployment(one), cost(one)
     return {
@@ -153,39 +147,42 @@ def measures_of(one: Candidate, comparison: Comparison, trained: Any, sigma: flo
         "grid": file,
         "deployment": deployed,
         "cost": costs,
-        "quality": quality(one, made, reals, seed),
-        "overfitting": {"legs": overfitting(one.run), "nearest": nearest_trained(made, one.size, reals, trained)},
+        "quality": quality(one, made, reference, seed),
+        "overfitting": {
+            "legs": overfitting(one.run),
+            "nearest": nearest,
+        },
         "stability": stability(one.run, one.recipe),
         "propagation": errors(one, made, comparison, sigma, small_size),
     }
 
 
-def by_class(reals: Reals) -> torch.Tensor:
+def by_class(reference: ReferenceSet) -> torch.Tensor:
     """The first samples of each class, each class in turn, so that equal places of two grids hold equal classes."""
-    labels = reals.pictures.labels[reals.chosen][: max(pictures_for(len(reals)), SHOWN)].tolist()
+    labels = reference.pictures.labels[reference.chosen][: max(pictures_for(len(reference)), SHOWN)].tolist()
     turns = [labels[:place].count(label) for place, label in enumerate(labels)]
     return torch.tensor(sorted(range(len(labels)), key=lambda place: (turns[place], labels[place]))[:SHOWN])
 
 
-def errors(one: Candidate, made: Generated, comparison: Comparison, sigma: float, small_size: int) -> Found:
+def errors(one: Candidate, made: Generated, comparison: Comparison, sigma: float, small_size: int) -> Json:
     if one.size % small_size:
         reason = f"{one.size} px cannot be shrunk to the {small_size} px at which errors are compared"
         return {"arms": None, "points": None, "reason": reason}
-    reals, small = comparison.reals, torch.cat(made.small)[: pictures_for(len(comparison.reals))]
-    rows = reals.chosen[: len(small)]
+    reference, small = comparison.reference, torch.cat(made.small)[: pictures_for(len(comparison.reference))]
+    rows = reference.chosen[: len(small)]
     rngs = [Rng((comparison.seed, "sample", index)) for index in range(len(small))]
-    subjects = Subjects(one.labels(reals.pictures, rows), rngs, small, one.text(reals.pictures, rows))
-    real = reals.images(rows, one.size).to(one.model.device)
+    subjects = Subjects(one.labels(reference.pictures, rows), rngs, small, one.text(reference.pictures, rows))
+    real = reference.images(rows, one.size).to(one.model.device)
     with comparison.bar(f"{one.key} errors") as progress:
         return propagation(
             one, subjects, real, sigma, small_size, comparison.seed, lambda done, total: progress(done, total, "")
         )
 
 
-def matched_noise(runs: Sequence[Candidate], reals: Reals) -> tuple[float, int]:
+def matched_noise(runs: Sequence[Candidate], reference: ReferenceSet) -> tuple[float, int]:
     """Sigma and size at which errors are put into latents: as noisy for them, and as small, as in the first cascade."""
     cascade = next((one for one in runs if len(one.recipe.chain) > 1), None)
     if cascade is None:
         return USUAL, max(1, runs[0].size // 4)
     size = cascade.recipe.chain[0]
-    return matched_level(cascade, float(reals.images(reals.chosen, size).std())), size
+    return matched_level(cascade, float(reference.images(reference.chosen, size).std())), size

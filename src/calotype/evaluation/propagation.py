@@ -25,9 +25,8 @@ from calotype.diffusion.stage import Sampling, Stage, generate, last, shrunk
 from calotype.evaluation.candidate import Candidate
 from calotype.evaluation.intervals import Estimate, mean_estimate
 from calotype.evaluation.measures import as_json
-from calotype.evaluation.reconstruction import at_least_64, psnr
+from calotype.evaluation.reconstruction import perceptual, psnr
 from calotype.nets.blocks import Resized
-from calotype.nets.perceptual import efficientnet_lite0, perceptual_distance
 from calotype.spaces.latent import LatentSpace
 from calotype.types import Images, Labels, Latents, Rng, Text, per_image
 
@@ -146,8 +145,7 @@ def survival(corruption: str, strength: float, delta: Images, plain: Tensor, cor
     """0 where nothing was added."""
     factor = plain.shape[-1] // delta.shape[-1]
     left = norm(shrunk(corrupted, factor) - shrunk(plain, factor)) / norm(delta).clamp(min=1e-8)
-    network = efficientnet_lite0().to(plain.device)
-    distance = perceptual_distance(network, at_least_64(plain), at_least_64(corrupted))
+    distance = perceptual(plain, corrupted)
     values = (left, psnr(plain, corrupted).clamp(max=MOST_PSNR), distance)
     return Survival(corruption, strength, *(one.double().cpu().numpy() for one in values))
 

@@ -26,7 +26,6 @@ from calotype.machine import find_device
 from calotype.nets.kl import KlConfig
 from calotype.nets.perceptual import efficientnet_lite0
 from calotype.recipe import ImportedSpace, Recipe
-from calotype.report.folder import read_run
 from calotype.report.inspection import write_inspection
 from calotype.run import Inspection, Run
 from calotype.settings import parse_recipe, read_recipe
@@ -104,7 +103,7 @@ def trained(pictures: Pictures, device: torch.device) -> Iterator[torch.Tensor]:
 
 def critic_of(folder: Path) -> CriticHealth | None:
     """What the log says of the critic; None where there is none, or it has not been listened to yet."""
-    run = read_run(folder)
+    run = Run.open(folder)
     terms = within(run.latest("step", "autoencoder"), "terms")
     guarded, checked = run.history("guard", "autoencoder"), run.history("check", "autoencoder")
     right, gap = number(terms.get("critic.right")), number(terms.get("critic.gap"))

@@ -15,13 +15,13 @@ from calotype.data.folder import Pictures
 from calotype.data.images import rounded
 from calotype.diffusion.stage import Sampling, Stage, generate, in_turn
 from calotype.evaluation.distances import Features
-from calotype.evaluation.features import features
+from calotype.evaluation.features import Lite0, features
 from calotype.evaluation.measures import as_json
-from calotype.evaluation.quality import Reals, choose_reals, floor
+from calotype.evaluation.quality import floor
+from calotype.evaluation.references import FeatureStore, ReferenceSet, reference_rows
+from calotype.evaluation.results import SWEEP_FILE, SweepResult, write_result
 from calotype.evaluation.sweep import Cell, Grid, pick, sweep
-from calotype.files import write_json
 from calotype.model import load, store_sampling
-from calotype.nets.perceptual import efficientnet_lite0
 from calotype.report import write_report
 from calotype.report.format import guidance as guidance_text
 from calotype.run import Run
@@ -48,9 +48,13 @@ def sweep_run(folder: Path, data: Path | None, count: int, seed: int, grid: Grid
     known = model.classes == pictures.classes
     for note in (said := notes(run, pictures, known, model.stages[0].denoiser.has_prior)):
         console.say(note)
+    stage, sampling = model.stages[0], model.samplings[0]
+    store = FeatureStore(pictures.shrunk(stage.image_size), Lite0(model.device), folder / "cache", console.bar, "real")
+    reference = ReferenceSet(store, reference_rows(store.pictures, count, by_validation=True, fewest=2))
     with locked(folder), console.bar("sweep") as bar:
-        found = try_all(model.stages[0], model.samplings[0], pictures, known, count, seed, grid, counting(bar))
-        write_json(folder / "sweep.json", {**found, "data": where, "notes": [*found["notes"], *said]})
+        found = try_all(stage, sampling, reference, known, seed, grid, counting(bar))
+        found |= {"data": where, "notes": [*found["notes"], *said]}
+        write_result(folder / SWEEP_FILE, SweepResult.model_validate(found))
         if found["n"] >= FEWEST_TO_CHOOSE:
             store_sampling(folder / "model", Sampling(**found["best"]["sampling"]))
     write_report(folder)
@@ -69,21 +73,19 @@ def conditional(pictures: Pictures, known: bool) -> bool:
 
 
 def try_all(
-    stage: Stage, sampling: Sampling, pictures: Pictures, known: bool, count: int, seed: int, grid: Grid,
+    stage: Stage, sampling: Sampling, reference: ReferenceSet, known: bool, seed: int, grid: Grid,
     progress: Callable[[int, int], None],
 ) -> dict[str, Any]:  # fmt: skip
-    """The first stage at every cell, held against validation pictures, as JSON. Samples have the captions of these,
-    and their classes where these are `known`.
+    """The first stage at every cell, compared with validation pictures. Samples have the captions of these, and their
+    classes where these are `known`.
     """
-    device = next(stage.denoiser.parameters()).device
-    efficientnet_lite0().to(device)
-    reals = choose_reals(pictures.shrunk(stage.image_size), count, by_validation=True)
-    labels = reals.pictures.labels[reals.chosen] if known else torch.full((len(reals),), NULL_LABEL)
-    text = reals.pictures.captions.first(reals.chosen.tolist()) if reals.pictures.captions else None
+    pictures, rows = reference.pictures, reference.chosen
+    labels = pictures.labels[rows] if known else torch.full((len(rows),), NULL_LABEL)
+    text = pictures.captions.first(rows.tolist()) if pictures.captions else None
     samplings = grid.samplings(sampling, conditional(pictures, known), stage.denoiser.has_prior)
-    made = maker(stage, labels.to(device), text, seed)
-    cells = sweep(samplings, made, reals.features(stage.image_size), progress, seed)
-    return as_found(cells, reals, stage.image_size, seed, sampling)
+    made = maker(stage, labels.to(next(stage.denoiser.parameters()).device), text, seed)
+    cells = sweep(samplings, made, reference.features(stage.image_size), progress, seed)
+    return as_found(cells, reference, stage.image_size, seed, sampling)
 
 
 def maker(stage: Stage, labels: Labels, text: Text | None, seed: int) -> Callable[[Sampling], Features]:
@@ -97,23 +99,23 @@ def maker(stage: Stage, labels: Labels, text: Text | None, seed: int) -> Callabl
     )
 
 
-def as_found(cells: Sequence[Cell], reals: Reals, size: int, seed: int, before: Sampling) -> dict[str, Any]:
+def as_found(cells: Sequence[Cell], reference: ReferenceSet, size: int, seed: int, before: Sampling) -> dict[str, Any]:
     best = pick(cells)
-    rest = floor(reals, size, seed)
+    rest = floor(reference, size, seed)
     return {
         "format": FORMAT,
         "size": size,
-        "n": len(reals),
+        "n": len(reference),
         "seed": seed,
-        "content": reals.pictures.content,
-        "rows": reals.chosen.tolist(),
+        "content": reference.pictures.content,
+        "rows": reference.chosen.tolist(),
         "cells": [cell_json(cell) for cell in cells],
         "best": cell_json(best),
-        "stored": len(reals) >= FEWEST_TO_CHOOSE,
+        "stored": len(reference) >= FEWEST_TO_CHOOSE,
         "before": before.model_dump(mode="json"),
         "floor": {name: rest[name] for name in ("fd_lite0", "kernel_distance", "n")},
-        "why": why(cells, best, len(reals)),
-        "notes": list(reals.notes),
+        "why": why(cells, best, len(reference)),
+        "notes": list(reference.rows.notes),
     }
 
 
