@@ -23,11 +23,12 @@ from calotype.evaluation.candidate import open_one
 from calotype.evaluation.compare import equal_seeds
 from calotype.evaluation.counting import counter
 from calotype.evaluation.evidence import UNDECIDED
+from calotype.evaluation.features import LITE0
 from calotype.evaluation.footprint import too_much
 from calotype.evaluation.history import detrended_spread, gaps
 from calotype.evaluation.overlap import unseen_by_all
 from calotype.evaluation.propagation import CORRUPTIONS, STRENGTHS
-from calotype.evaluation.quality import choose_reals
+from calotype.evaluation.references import FeatureStore, ReferenceSet, reference_rows
 from calotype.evaluation.verdicts import CLAIMS, verdicts
 from calotype.files import read_json, write_json
 from calotype.report.comparison import document
@@ -209,7 +210,7 @@ def test_the_page_has_a_verdict_on_every_claim_with_its_time(out, found):
 
 def test_reals_are_test_pictures_and_others_are_disjoint():
     pictures = noise_pictures(600)
-    reals = choose_reals(pictures, 30)
+    reals = reference_rows(pictures, 30)
     assert len(reals) == len(reals.others) == 30
     assert pictures.split.test[torch.cat([reals.chosen, reals.others])].all()
     assert not np.isin(reals.chosen, reals.others).any()
@@ -217,11 +218,12 @@ def test_reals_are_test_pictures_and_others_are_disjoint():
 
 
 @pytest.mark.parametrize("name", ["latent", "cascade"])
-def test_samples_are_looked_at_in_the_8_bits_that_real_pictures_have(home, name, monkeypatch):
+def test_samples_are_looked_at_in_the_8_bits_that_real_pictures_have(home, name, monkeypatch, tmp_path):
     looked_at = []
-    monkeypatch.setattr(quality, "features", lambda parts: looked_at.extend(parts) or np.zeros((1, 1)))
+    monkeypatch.setattr(quality, "features", lambda parts, network: looked_at.extend(parts) or np.zeros((1, 1)))
     one, pictures = open_one("A", home / name, "cpu"), read_folder(home / "pictures", 16)
-    quality.generated(one, choose_reals(pictures, 2), 0, 1, lambda *step: None)
+    store = FeatureStore(pictures, LITE0, tmp_path, Keeper().bar, "real")
+    quality.generated(one, ReferenceSet(store, reference_rows(pictures, 2)), 0, 1, lambda *step: None)
     assert len(looked_at) == 2 + (name == "cascade")
     for images in looked_at:
         levels = (images + 1) * 127.5
@@ -230,12 +232,12 @@ def test_samples_are_looked_at_in_the_8_bits_that_real_pictures_have(home, name,
 
 def test_with_few_test_pictures_the_floor_has_others_and_the_notes_say_so():
     pictures = noise_pictures(30)
-    reals = choose_reals(pictures, 60)
+    reals = reference_rows(pictures, 60)
     assert len(reals) == len(reals.others) == 3
     assert pictures.split.test[reals.chosen].all() and pictures.split.validation[reals.others].all()
     assert len(reals.notes) == 2
     with pytest.raises(UserError, match="at least 4"):
-        choose_reals(noise_pictures(3), 60)
+        reference_rows(noise_pictures(3), 60, fewest=2)
 
 
 def test_pictures_are_unseen_where_no_run_has_trained_on_them_or_chosen_by_them():

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool
@@ -40,6 +40,7 @@ class Judged:
     plate: Image.Image | None = None
 
 
+@runtime_checkable
 class PromptJudge(Protocol):
     """Knows what is to be seen in the run's pictures; handed in by the command."""
 

@@ -39,15 +39,20 @@ def measured(made: Features, real: Others, seed: int, network: FeatureNetwork, a
     `any_count`: of however few, but not the extrapolated distance; intervals and n show what they are worth.
     """
     count, result = min(len(made), len(real)), dict[str, Measure]()
-    for name, (fewest, estimator) in MEASURES.items():
+    for name, (fewest, _) in MEASURES.items():
         if any_count and name == MANY_KEY:
             continue
         result[name.replace(FRECHET, distance_key(network))] = (
-            as_measure(estimator(made, real, np.random.default_rng(seed)))
+            measure(name, made, real, seed)
             if any_count or count >= fewest
             else too_few(f"it needs {fewest} pictures on either side, and there are {count}")
         )
     return SetMeasures.of((len(made), len(real)), result)
+
+
+def measure(name: str, made: Features, real: Others, seed: int) -> Measure:
+    """One of `MEASURES`, of however few pictures."""
+    return as_measure(MEASURES[name][1](made, real, np.random.default_rng(seed)))
 
 
 def distance_key(network: FeatureNetwork) -> str:
