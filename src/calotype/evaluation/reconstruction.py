@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from calotype.build import build_space
+from calotype.build import build_space, start_linear
 from calotype.data.folder import Pictures
-from calotype.data.images import images_from_pixels, rounded
+from calotype.data.images import rounded
 from calotype.diffusion.stage import in_turn
 from calotype.evaluation.candidate import Candidate
 from calotype.evaluation.distances import Features
@@ -27,8 +29,8 @@ from calotype.types import Images
 
 PEAK = 2.0
 WINDOW, SPREAD = 11, 1.5
-ENOUGH, MOST_VALUES = 2000, 2**26
-"""Pictures that the closed-form start of an autoencoder is made from, and most values in them."""
+ENOUGH = 2000
+"""Pictures that the closed-form start of an autoencoder is made from."""
 EQUAL = 120.0
 """dB of two equal pictures."""
 
@@ -95,9 +97,9 @@ def untrained(one: Candidate, pictures: Pictures) -> LatentSpace:
         space = build_space(one.recipe).to(one.model.device)
     if isinstance(space.vae, Vae):
         few = pictures.first(ENOUGH).shrunk(one.recipe.chain[0])
-        rows = few.train_indices if few.split.train.any() else torch.arange(len(few))
-        images = images_from_pixels(few.pixels[rows[: max(16, MOST_VALUES // few.pixels[0].numel())]])
-        space.vae.start_linear(images.to(one.model.device))
+        if not few.split.train.any():  # other pictures, as those of the run cannot be read
+            few = replace(few, split=replace(few.split, train=~few.split.train))
+        start_linear(space.vae, few, one.model.device)
     return space.eval()
 
 
