@@ -22,8 +22,8 @@ from calotype.planning import choices, make, measurement
 from calotype.settings import parse_recipe, read_recipe
 from calotype.tables import merge
 from calotype.training import pipeline
-from calotype.training.enlarging_leg import LEVELS_TRIED
-from calotype.training.run import Interrupted
+from calotype.training.levels import LEVELS_TRIED
+from calotype.training.signals import Interrupted
 from calotype.types import Rng, UserError
 
 KINDS = {"cascade": CASCADE, "hybrid": HYBRID}

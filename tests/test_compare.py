@@ -177,7 +177,9 @@ def test_the_page_is_offline_small_and_begins_with_the_verdicts(out, found):
     assert all(link.startswith("data:") for link in page.links)
     assert len(page.links) == 2
     assert "script" not in page.tags
-    assert said.index("claims") < said.index(">Samples<") < said.index(">Error propagation<") < said.index(">Stability<")
+    assert (
+        said.index("claims") < said.index(">Samples<") < said.index(">Error propagation<") < said.index(">Stability<")
+    )
     assert all(one["claim"] in said for one in found["verdicts"])
     assert "nan" not in "".join(page.said).lower()
 

@@ -31,11 +31,9 @@ from calotype.priors.fitted import Fitted, fitted_numbers, trained_state
 from calotype.priors.gaussian import GaussianMixture
 from calotype.priors.patches import PatchPrior
 from calotype.priors.stored import within
-from calotype.training import constants
-from calotype.training import denoiser_leg as diffusion
-from calotype.training import enlarging_leg as enlarging
+from calotype.training import constants, legs
 from calotype.training import fitting as closed_form
-from calotype.training.run import Interrupted
+from calotype.training.signals import Interrupted
 from calotype.types import Rng, UserError
 
 LEG_OF = {"latent": ("denoiser", SETTINGS), "cascade": ("enlarge-16", CASCADE)}
@@ -88,8 +86,8 @@ def whole(tmp_path_factory):
 
 
 def never_fitted(monkeypatch):
-    for module, name in ((diffusion, "fit_mixture"), (enlarging, "fit_local")):
-        monkeypatch.setattr(module, name, lambda *given: pytest.fail("fitted again"))
+    for name in ("fit_mixture", "fit_local"):
+        monkeypatch.setattr(legs, name, lambda *given: pytest.fail("fitted again"))
 
 
 # -- Shared ------------------------------------------------------------------------------------------------------------
@@ -106,7 +104,7 @@ def test_a_copy_of_a_network_has_the_same_closed_form(form):
 
 def test_a_step_copies_no_constant_and_a_checkpoint_holds_none(monkeypatch):
     leg = second_leg()
-    player = leg.players["denoiser"]
+    player = leg.states["denoiser"]
     assert isinstance(player.network.mixture, Fitted) and player.average.mixture is player.network.mixture
     assert not any("mixture" in name for name in player.tensors())
     fitted = {id(value) for value in player.network.mixture.buffers()}
@@ -169,9 +167,9 @@ def test_a_run_of_an_earlier_version_resumes(tmp_path, monkeypatch, whole, kind)
     (path,) = (run / "checkpoints").glob(f"{leg}-*")
     name = "mixture" if kind == "latent" else "local"
     fitted = constants.read(run / "constants" / leg)[name].state_dict()
-    for legs in {leg, "denoiser"}:
-        for path in (run / "checkpoints").glob(f"{legs}-*"):
-            as_of_old(path, name if legs == leg else "mixture", constants.read(run / "constants" / legs))
+    for name_of_leg in {leg, "denoiser"}:
+        for path in (run / "checkpoints").glob(f"{name_of_leg}-*"):
+            as_of_old(path, name if name_of_leg == leg else "mixture", constants.read(run / "constants" / name_of_leg))
     shutil.rmtree(run / "constants")
     state = read_json(run / "run.json")
     del state["constants"]
@@ -259,7 +257,7 @@ def test_a_model_folder_holds_its_closed_form_once(whole, kind):
             f"{'mixture' if kind == 'latent' else 'local'}.{name}"
         ]
         assert torch.equal(tensors[f"{'mixture' if kind == 'latent' else 'local'}.{name}"], value)
-    assert read_json(whole[kind] / "model" / "model.json")["format"] == 5 and load(whole[kind]).sample(1)
+    assert read_json(whole[kind] / "model" / "model.json")["format"] == 6 and load(whole[kind]).sample(1)
 
 
 def tensor_bytes(folder):
@@ -287,7 +285,7 @@ def test_training_leaves_the_callers_generator_alone(leg):
         trained = LEGS[leg]()
         torch.manual_seed(seed)
         before = torch.get_rng_state()
-        ends.append(fingerprint(go_on(trained, 8).players))
+        ends.append(fingerprint(go_on(trained, 8).states))
         assert torch.equal(torch.get_rng_state(), before)
     assert ends[0] == ends[1]
 

@@ -23,8 +23,8 @@ from calotype.evaluation.memorisation import (
 )
 from calotype.settings import parse_recipe
 from calotype.spaces.pixel import PixelSpace
-from calotype.training.denoiser_leg import denoiser_leg
 from calotype.training.examples import Bucket, picture_examples
+from calotype.training.legs import denoiser_leg
 from calotype.training.loop import train
 from calotype.types import NULL_LABEL, Rng
 
@@ -141,9 +141,9 @@ def judged(count, steps):
     recipe, pictures = parse_recipe(settings), noise_pictures(count, classes=())
     form = Bucket(pictures, picture_examples(recipe, pictures, CPU))
     leg = denoiser_leg(recipe, [form], PixelSpace(), CPU)
-    train(leg.objective, leg.players, leg.source, leg.clock, [])
+    train(leg.objective, leg.states, leg.source, leg.clock, [])
     labels, rngs = torch.full((80,), NULL_LABEL), [Rng(("sample", index)) for index in range(80)]
-    made = looked_at(rounded(generate([leg.stage], labels, [recipe.sampling], rngs)))
+    made = looked_at(rounded(generate([leg.trained], labels, [recipe.sampling], rngs)))
     trained = looked_at(images_from_pixels(pictures.pixels[pictures.train_indices]))
     real: Nearest = nearest_trained(trained, trained, themselves=True)
     return verdict(nearest_trained(made, trained), real)

@@ -19,7 +19,7 @@ from calotype.data.sources import PictureSource
 from calotype.files import read_json
 from calotype.priors import calibration
 from calotype.spaces.pixel import PixelSpace
-from calotype.training.examples import Bucket, MixedSource, main_form, picture_examples
+from calotype.training.examples import Bucket, MixedSource, main_bucket, picture_examples
 from calotype.training.fitting import fit_mixture, some_of
 from calotype.types import Rng, UserError
 
@@ -236,7 +236,7 @@ def test_a_window_keeps_the_caption_of_its_picture_and_any_first_ones_are_of_all
 def test_a_leg_is_judged_by_the_form_with_most_held_out_pictures(folder, tmp_path):
     forms = forms_of(folder, tmp_path)
     counts = [len(form.pictures.validation_indices) for form in forms]
-    assert sum(counts) == 1 and counts[main_form(forms)] == max(counts) > 0
+    assert sum(counts) == 1 and counts[main_bucket(forms)] == max(counts) > 0
 
 
 # -- Runs --------------------------------------------------------------------------------------------------------------

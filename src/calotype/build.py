@@ -1,14 +1,18 @@
-"""From a recipe to objects: the match statements, and nothing else."""
+"""From a recipe to objects."""
 
 from __future__ import annotations
 
 from functools import lru_cache
+from pathlib import Path
 
+import torch
 from torch import nn
 
+from calotype.data.folder import Pictures
+from calotype.data.images import images_from_pixels
 from calotype.diffusion.denoiser import Denoiser
 from calotype.diffusion.stage import Stage
-from calotype.interop import minilm, transformers
+from calotype.interop import diffusers, minilm, transformers
 from calotype.nets.blocks import Precision, channels_last
 from calotype.nets.dit import Dit, DitConfig
 from calotype.nets.frozen import FolderConfig, Frozen, FrozenConfig, MiniLmConfig, Projected
@@ -16,9 +20,10 @@ from calotype.nets.kl import Autoencoder, Kl, KlConfig
 from calotype.nets.text import BytesConfig, BytesEncoder, NoText, TextConditioned, TextEncoder
 from calotype.nets.unet import Unet, UnetConfig
 from calotype.nets.vae import Vae, VaeConfig
+from calotype.priors.fitted import MOST_VALUES
 from calotype.priors.gaussian import Prior
 from calotype.priors.patches import PatchPrior
-from calotype.recipe import Backbone, Recipe, TextConfig
+from calotype.recipe import Backbone, ImportedSpace, Recipe, TextConfig
 from calotype.spaces.latent import LatentSpace
 from calotype.spaces.pixel import PixelSpace, Space
 
@@ -60,6 +65,24 @@ def build_frozen(text: FrozenConfig) -> Frozen:
 
 def build_space(recipe: Recipe) -> LatentSpace:
     return LatentSpace(build_autoencoder(recipe.autoencoder.network, recipe.precision))
+
+
+def initial_space(recipe: Recipe, pictures: Pictures, device: torch.device) -> LatentSpace:
+    """An autoencoder before its training: imported, or with the closed-form start from the training pictures."""
+    space = build_space(recipe).to(device)
+    if isinstance(recipe.space, ImportedSpace):
+        assert isinstance(space.vae, Kl)
+        space.vae.load_state_dict(diffusers.read_weights(Path(recipe.space.path), space.vae.config))
+    elif isinstance(space.vae, Vae):
+        start_linear(space.vae, pictures, device)
+    return space
+
+
+def start_linear(vae: Vae, pictures: Pictures, device: torch.device) -> None:
+    """The PCA of the patches of at most 2,000 training pictures."""
+    most = max(16, min(2000, MOST_VALUES // pictures.pixels[0].numel()))
+    chosen = pictures.train_indices[:: max(1, len(pictures.train_indices) // most)][:most]
+    vae.start_linear(images_from_pixels(pictures.pixels[chosen]).to(device))
 
 
 def build_autoencoder(config: VaeConfig | KlConfig, precision: Precision) -> Autoencoder:

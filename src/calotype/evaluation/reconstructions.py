@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from calotype.build import build_space
+from calotype.build import build_space, start_linear
 from calotype.data.folder import Pictures
 from calotype.data.images import rounded
 from calotype.diffusion.stage import in_turn
@@ -19,11 +19,10 @@ from calotype.evaluation.intervals import mean_estimate
 from calotype.evaluation.measures import as_json, distance_key, measured
 from calotype.evaluation.reconstruction import WINDOW, at_least_64, psnr, ssim
 from calotype.evaluation.references import Halves, Library
+from calotype.machine import deterministic
 from calotype.nets.perceptual import efficientnet_lite0, perceptual_distance
 from calotype.nets.vae import Vae
 from calotype.spaces.latent import LatentSpace
-from calotype.training.autoencoder_leg import start_linear
-from calotype.training.run import deterministic
 from calotype.types import Images
 
 ENOUGH = 2000

@@ -7,6 +7,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+MOST_VALUES = 2**26
+"""Closed forms are fitted to as many pictures, or latents, as have so many values in all."""
+
 
 class Fitted(nn.Module):
     """Copies of a network share it, and checkpoints leave it out.

@@ -24,7 +24,7 @@ Keep = Callable[[Fit], Constants]
 """From what fits the constants to the constants."""
 
 
-def fit_anew(fit: Fit) -> Constants:
+def fit_now(fit: Fit) -> Constants:
     """Without a run there is nothing to keep them in."""
     return fit()
 

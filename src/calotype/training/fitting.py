@@ -13,12 +13,13 @@ from torch import Tensor
 from calotype.data.caption_dropout import parts
 from calotype.priors.calibration import Fitted, calibrated, log_spaced
 from calotype.priors.captioned import Captioned, Known, fit_told
+from calotype.priors.fitted import MOST_VALUES
 from calotype.priors.gaussian import CrossFitted, GaussianMixture, Prior, fit, flow_error, refit
 from calotype.priors.patches import PatchPrior
 from calotype.priors.windows import windows
 from calotype.recipe import Recipe
 from calotype.spaces.pixel import Space
-from calotype.training.examples import MOST_VALUES, Bucket
+from calotype.training.examples import Bucket
 from calotype.training.loop import Source
 from calotype.types import Batch, Latents, Rng, Sigmas, Text
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from calotype.cli.commands.reading import read_as_run
-from calotype.cli.console import Console, counting
+from calotype.cli.console import Console
 from calotype.data.folder import Pictures
 from calotype.data.images import rounded
 from calotype.diffusion.stage import Sampling, Stage, generate, in_turn
@@ -26,6 +26,7 @@ from calotype.report import write_report
 from calotype.report.format import guidance as guidance_text
 from calotype.run import Run
 from calotype.training.lock import locked
+from calotype.training.reporter import counting
 from calotype.types import NULL_LABEL, Labels, Rng, Text, UserError
 
 FORMAT = 1

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from calotype.cli.commands.reading import free, read
+from calotype.cli.commands.sampling import sample, show_neighbours
 from calotype.cli.console import Console
 from calotype.data.folder import Pictures
 from calotype.data.split import FILE as SPLIT_FILE
@@ -23,18 +24,24 @@ from calotype.data.split import VERSION as SPLIT_VERSION
 from calotype.data.split import Rule, rule_of, three_sets
 from calotype.files import sha256, write_json, write_whole
 from calotype.interop import diffusers, minilm, transformers
-from calotype.machine import examine
+from calotype.machine import Machine, examine
 from calotype.planning import Plan, make_plan
 from calotype.recipe import ImportedSpace, Recipe
+from calotype.report import write_report
+from calotype.report.card import write_card
 from calotype.run import PORTRAITS, Run, RunState, SplitRecord, read_stored
 from calotype.settings import parse_recipe, parse_split, read_overrides, read_recipe, to_toml
 from calotype.tables import merge
 from calotype.training.checkpoint import rename_legs
+from calotype.training.examples import without_unread_captions
 from calotype.training.lock import locked
-from calotype.training.pipeline import develop
+from calotype.training.pipeline import Pipeline, recorded
+from calotype.training.previews import held_out_prompts
 from calotype.types import UserError
 
 SIZE = 64
+NEIGHBOURS_FROM = 300.0
+"""Seconds of budget: the search for nearest training pictures takes a few, which a shorter run does not have."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +142,30 @@ def train(request: TrainRequest, console: Console, force: bool = False) -> Path:
         run = Run(folder, state, began=request.started)
         run.spend("read", was_read - request.started)  # writes run.json, after all that resuming needs
         run.spend("plan", time.time() - was_read)
-        return develop(run, made, pictures, machine, console, force)
+        return produce(run, made, pictures, machine, console, force)
+
+
+def produce(run: Run, plan: Plan, pictures: Pictures, machine: Machine, console: Console, force: bool) -> Path:
+    """The model of a run, its samples, its card and its report. Raises `Interrupted` when asked to stop.
+
+    The caller holds the lock of the run. The report is written also of what was interrupted, or has failed.
+    """
+    recipe, folder, device = plan.recipe, run.folder, machine.device
+    pictures = without_unread_captions(recipe, pictures)
+    try:
+        with recorded(run, device) as stop:
+            Pipeline(run, recipe, plan.time_budget, pictures, device, console, stop, force).train()
+            with run.timing("samples"):
+                prompts, count = held_out_prompts(pictures, plan.final_count), plan.final_count
+                sample(folder, count, None, recipe.seed, folder / "samples", str(device), console, prompt=prompts)
+            if plan.budget_seconds >= NEIGHBOURS_FROM:
+                with run.timing("neighbours"):
+                    show_neighbours(folder, pictures)
+            write_card(folder)
+    finally:
+        write_report(folder)
+        run.save()  # with the seconds that the report took
+    return folder
 
 
 def resume(folder: Path, device: str, console: Console, force: bool = False) -> Path:
@@ -171,7 +201,8 @@ def _resume(run: Run, began: float, device: str, console: Console, force: bool) 
     rename_legs(folder / "checkpoints")
     machine = examine(device, run.state.threads)
     run.began = began
-    return develop(run, made, pictures, machine, console, force, read_seconds=time.time() - began)
+    run.spend("read", time.time() - began)
+    return produce(run, made, pictures, machine, console, force)
 
 
 def content_of(recipe: Recipe) -> str | None:
