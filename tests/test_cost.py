@@ -67,5 +67,6 @@ def test_a_frozen_encoder_counts_as_a_network_and_what_it_reads_as_work(tmp_path
     assert parts_of(one)["captions"]["flops"] == pytest.approx(whole) and whole > 0
     assert list(parts_of(one)) == ["autoencoder", "denoiser", "captions", "prepare", "latents", "fit"]
     prompt = counted(lambda: read_all(frozen.reader, [PROMPT]))
+    frozen([PROMPT])  # it keeps what it has read
     plain = flops_through(one, slice(0, 1), text=one.model.text(1, PROMPT))
     assert sampling_flops(one) == plain + prompt == sampling_flops(one)

@@ -19,7 +19,7 @@ LINE_SECONDS = 10.0
 
 @runtime_checkable
 class Console(Reporter, Protocol):
-    """A reporter of training that can show a plan, too."""
+    """How a command talks: lines, bars for what takes long, and the plan."""
 
     def plan(self, plan: Plan) -> None: ...
 

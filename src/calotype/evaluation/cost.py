@@ -148,7 +148,7 @@ def clock(run: Run) -> dict[str, Any]:
     return {"parts": parts, "seconds": whole, "other": whole - sum(parts.values())}
 
 
-def sampling_flops(one: Candidate) -> float:
+def sampling_flops(one: Candidate) -> int:
     """Of one picture through all stages, its prompt's encoding included."""
     model, text, frozen = one.model, usual_text(one.model, 1), frozen_encoder(one)
     reading = 0
