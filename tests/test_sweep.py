@@ -10,7 +10,7 @@ from small import Keeper, be_quick, noise_pictures, request, train_small, write_
 from calotype.cli import commands
 from calotype.cli.commands import Grid, sweeping
 from calotype.cli.commands.sweeping import maker
-from calotype.cli.options import listed
+from calotype.cli.options import numbers
 from calotype.diffusion.stage import Sampling
 from calotype.evaluation.distances import frechet_distance
 from calotype.evaluation.intervals import Estimate, frechet_estimate, frechet_of_rows
@@ -100,11 +100,11 @@ def test_every_guide_that_there_is_is_tried():
 @pytest.mark.parametrize("text", ["", "8,", "a", "-1", "0", "8.5", "nan", "1e9", "8;16"])
 def test_wrong_steps_are_told_in_one_line(text):
     with pytest.raises(UserError, match="between commas"):
-        listed("steps", text, 1)
+        numbers("steps", text, 1)
 
 
 def test_numbers_between_commas():
-    assert listed("guidance", " 3, 1.5,1,1", 0) == [1.0, 1.5, 3.0]
+    assert numbers("guidance", " 3, 1.5,1,1", 0) == [1.0, 1.5, 3.0]
 
 
 @pytest.fixture(scope="module")

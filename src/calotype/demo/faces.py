@@ -46,8 +46,8 @@ class FeatureJudge:
     judge: AttributeClassifier
 
     def __call__(self, images: Images) -> Bool[Tensor, " count"]:
-        found = self.judge(images[..., self.rows, self.columns])
-        return torch.tensor([one["features"] == "present" for one in found])
+        shown = self.judge(images[..., self.rows, self.columns])
+        return torch.tensor([one["features"] == "present" for one in shown])
 
 
 @dataclass(frozen=True)
@@ -96,8 +96,8 @@ class FaceJudges:
 
     def shares(self, images: Images, styles: Sequence[str]) -> dict[str, Share]:
         """Of the pictures: how many have features, and how many of those with coloured skin have dark skin."""
-        found = {"features": self.have_features(images, styles), "dark skin": self.have_dark_skin(images, styles)}
-        return {name: Share(int(one.sum()), len(one)) for name, one in found.items() if len(one)}
+        answers = {"features": self.have_features(images, styles), "dark skin": self.have_dark_skin(images, styles)}
+        return {name: Share(int(one.sum()), len(one)) for name, one in answers.items() if len(one)}
 
 
 def judged(

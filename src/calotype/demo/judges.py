@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from calotype.data.images import grid, pils_from_images
+from calotype.data.images import grid, pils_from_images, pixels_from_images
 from calotype.demo.classifier import (
     SIDE,
     AttributeClassifier,
@@ -21,12 +21,13 @@ from calotype.demo.classifier import (
     tally,
 )
 from calotype.demo.describing import BACKGROUNDS, CLOTHES, LANGUAGES, Facts, describe, shown, styles_of, unseen
+from calotype.demo.faces import LEARNED, learn_face_judges
 from calotype.evaluation.alignment import Judged, prompted_samples
 from calotype.evaluation.candidate import Candidate
 from calotype.evaluation.intervals import share_estimate
 from calotype.evaluation.measures import as_measure
 from calotype.evaluation.references import FeatureStore
-from calotype.evaluation.results import Accuracy, Attribute
+from calotype.evaluation.results import Accuracy, Attribute, Share
 from calotype.types import Images, OtherImages
 
 MOST_LEARNED = 1200
@@ -63,18 +64,45 @@ class PortraitJudge:
             judges = fit_classifiers(store, self.drawn, one.size, progress)
         facts = [self.drawn[row] for row in test]
         real = tallies(judges, visible(judges, shrunk_images(store, test, one.size, LARGEST), facts), facts)
-        sampled, plates, prompts = [], [], []
+        sampled, plates, prompts, all_images = [], [], [], list[OtherImages]()
         for place, language in enumerate(self.languages):
             texts = [describe(each)[place] for each in prompted]
             images = prompted_samples(one, texts, seed, store.bar, f"prompts in {language}", at_most_largest)
             sampled.append(tallies(judges, visible(judges, images, prompted), prompted))
+            all_images.append(images)
             plates += pils_from_images(images[:SHOWN])
             prompts += texts[:SHOWN]
         reliable = {about for about, one_tally in real.items() if one_tally.skill >= SKILL}
         table = [attribute(about, sampled, real, reliable) for about in abouts(reliable & set(sampled[0]))]
         rest = ", ".join(f"{about}{f' ({style})' if style else ''}" for style, about in sorted(set(real) - reliable))
         left_out = [f"{rest}: on real portraits the judge is hardly better than guessing"] if rest else []
-        return Judged(table, left_out=left_out, prompts=prompts, plate=grid(plates, SHOWN))
+        shares = face_shares(store, self.drawn, one.size, all_images[0], prompted)
+        return Judged(table, shares, left_out, prompts, grid(plates, SHOWN))
+
+
+def face_shares(
+    store: FeatureStore, drawn: Sequence[Facts], size: int, images: OtherImages, prompted: Sequence[Facts]
+) -> list[Share]:
+    """How many samples, and how many test portraits, have facial features and dark skin: strong guidance loses both."""
+    train, test = store.pictures.train_indices.tolist(), store.pictures.test_indices.tolist()
+    chosen = [
+        row for style in styles_of(drawn) for row in [row for row in train if drawn[row]["style"] == style][:LEARNED]
+    ]
+    pixels = pixels_from_images(shrunk_images(store, chosen, size, LARGEST))
+    judges = learn_face_judges(pixels, [drawn[row] for row in chosen])
+    real = judges.shares(shrunk_images(store, test, size, LARGEST), [drawn[row]["style"] for row in test])
+    samples = judges.shares(images, [facts["style"] for facts in prompted])
+    return [
+        Share(
+            about=about,
+            samples=as_measure(share.estimate),
+            real=as_measure(real[about].estimate),
+            n=(share.total, real[about].total),
+            agrees=share.agrees(real[about]),
+        )
+        for about, share in samples.items()
+        if about in real
+    ]
 
 
 def attribute(about: str, sampled: Sequence[Tallies], real: Tallies, reliable: set[About]) -> Attribute:
@@ -110,13 +138,13 @@ class PortraitClassifiers:
 def fit_classifiers(store: FeatureStore, drawn: Sequence[Facts], size: int, progress: Progress) -> PortraitClassifiers:
     """From training portraits; `drawn` is what all of the library's show."""
     rows, styles = store.pictures.train_indices.tolist(), styles_of(drawn)
-    some = {style: [row for row in rows if drawn[row]["style"] == style][:MOST_LEARNED] for style in styles}
+    chosen_of = {style: [row for row in rows if drawn[row]["style"] == style][:MOST_LEARNED] for style in styles}
     pictures, within = {}, {}
-    for place, (style, chosen) in enumerate(some.items(), 1):
+    for place, (style, chosen) in enumerate(chosen_of.items(), 1):
         pictures[style] = shrunk_images(store, chosen, size, SIDE)
         within[style] = fit_classifier(pictures[style], [recognised(drawn[row]) for row in chosen])
-        progress(place, len(some), style)
-    few = MOST_LEARNED // len(some)
+        progress(place, len(chosen_of), style)
+    few = MOST_LEARNED // len(chosen_of)
     named = [{"style": style} for style, images in pictures.items() for _ in images[:few]]
     return PortraitClassifiers(fit_classifier(torch.cat([images[:few] for images in pictures.values()]), named), within)
 
@@ -154,7 +182,7 @@ def tallies(judges: PortraitClassifiers, attributes: Sequence[Shown], facts: Seq
     counted = {(ALL, about): tally(attributes, prompted, about) for about in OF_ALL}
     for style, judge in judges.within.items():
         if rows := of_style(facts, style):
-            seen, own = ([some[row] for row in rows] for some in (attributes, prompted))
+            seen, own = ([each[row] for row in rows] for each in (attributes, prompted))
             abouts = [*judge.values, *(["clothes"] if style in CLOTHES else [])]
             counted |= {(style, about): tally(seen, own, about) for about in abouts}
     return counted

@@ -145,7 +145,7 @@ def measure(
 
 
 def in_parts(work: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:
-    return torch.cat([work(some) for some in batch.split(AT_ONCE)])
+    return torch.cat([work(part) for part in batch.split(AT_ONCE)])
 
 
 # -- The latents -------------------------------------------------------------------------------------------------------
@@ -176,13 +176,13 @@ def spectrum(latents: Latents, pictures: OtherImages) -> Spectrum:
     frequency = torch.hypot(*torch.meshgrid(*(torch.arange(side) / (2 * side) for side in shape), indexing="ij"))
     bins = (frequency * 2 * BARS).long().clamp(max=BARS - 1).flatten()
     count = torch.bincount(bins, minlength=BARS)
-    found = [(one + 0.5) / (2 * BARS) for one in range(BARS) if count[one]]
+    frequencies = [(bar + 0.5) / (2 * BARS) for bar in range(BARS) if count[bar]]
     powers = []
     for values in (latents, pictures):
         power = cosines(values - values.mean(0)).square().mean(0).sum(0).flatten().cpu().double()
         summed = torch.zeros(BARS, dtype=torch.float64).index_add(0, bins, power / power.mean().clamp(min=1e-12))
         powers.append((summed / count)[count > 0].tolist())
-    return Spectrum(found, *powers)
+    return Spectrum(frequencies, *powers)
 
 
 def cosines(values: Latents, back: bool = False) -> Latents:
@@ -201,19 +201,19 @@ def equivariance(space: LatentSpace, images: Images, latents: Latents) -> dict[s
     """Latents of changed pictures against latents changed so (arXiv 2502.09509, section 3): 0 is equal, 2 unrelated."""
     sides = latents.shape[-2:]
     even = not any(side % 2 for side in sides)
-    found = {}
+    result = {}
     for name, change in TRANSFORMS.items() if even else list(TRANSFORMS.items())[1:]:
-        wanted = change(latents)
-        wrong = in_parts(space.encode, change(images)) - wanted
-        found[name] = float(wrong.square().mean() / wanted.var(correction=0).clamp(min=1e-12))
-    return found
+        expected = change(latents)
+        wrong = in_parts(space.encode, change(images)) - expected
+        result[name] = float(wrong.square().mean() / expected.var(correction=0).clamp(min=1e-12))
+    return result
 
 
 # -- The pictures ------------------------------------------------------------------------------------------------------
 
 
 def reconstruction_of(images: Images, fake: Images, space: LatentSpace, thorough: bool) -> Reconstruction:
-    few = slice(0, None) if thorough else some_of(images)
+    few = slice(0, None) if thorough else fraction(images)
     side = space.reduction if space.channels >= 3 else images.shape[-1]
     blocks = F.interpolate(F.avg_pool2d(images, side), scale_factor=side)
     frechet = None
@@ -228,7 +228,7 @@ def reconstruction_of(images: Images, fake: Images, space: LatentSpace, thorough
     )
 
 
-def some_of(batch: Tensor) -> slice:
+def fraction(batch: Tensor) -> slice:
     return slice(0, max(2, len(batch) // SHARE))
 
 
@@ -238,13 +238,13 @@ def mean_psnr(images: Images, others: Images) -> float:
 
 def colour_bias(space: LatentSpace, images: Images) -> list[float]:
     """Of pictures of one colour, each the mean colour of a picture."""
-    some = images[some_of(images)]
-    flat = some.mean((2, 3), keepdim=True).expand_as(some).contiguous()
+    few = images[fraction(images)]
+    flat = few.mean((2, 3), keepdim=True).expand_as(few).contiguous()
     return (space.decode(space.encode(flat)) - flat).mean((0, 2, 3)).tolist()
 
 
 def mistaken(space: LatentSpace, latents: Latents, fake: Images, rng: Rng) -> float:
-    few = some_of(latents)
+    few = fraction(latents)
     wrong = latents[few] + MISTAKE * rng.at("mistake").noise_like(latents[few])
     return mean_psnr(fake[few], in_parts(space.decode, wrong))
 
@@ -255,18 +255,18 @@ def developed(space: LatentSpace, clean: Latents, images: Images, rng: Rng) -> d
     1 is that of another picture. The denoiser is Wiener's, which knows the power of each frequency in each channel, and
     believes what the space's statistics say: mean 0 and spread 1. Where they are wrong, so is what it makes.
     """
-    few = some_of(images)
+    few = fraction(images)
     offset, spread = clean.mean((0, 2, 3), keepdim=True), clean.std((0, 2, 3), correction=0, keepdim=True)
     known = (clean - offset).mean(0, keepdim=True) / spread.clamp(min=1e-8)
     power = cosines((clean - offset) / spread.clamp(min=1e-8) - known).square().mean(0)
     other = perceptual(images[few], images[few].roll(1, 0)).mean().clamp(min=1e-8)
-    found = {}
+    result = {}
     for sigma in SIGMAS:
         noise = rng.at("noise", str(sigma)).noise_like(clean[few])
         wave = cosines(clean[few] + sigma * noise - known) * power / (power + sigma**2).clamp(min=1e-8)
         distance = perceptual(images[few], in_parts(space.decode, cosines(wave, back=True) + known)).mean()
-        found[f"{sigma:g}"] = float(distance / other)
-    return found
+        result[f"{sigma:g}"] = float(distance / other)
+    return result
 
 
 def receptive_field(space: LatentSpace, latents: Latents) -> ReceptiveField:

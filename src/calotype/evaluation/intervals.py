@@ -134,8 +134,8 @@ def bootstrapped(
     The normal interval of the bootstrap (Efron and Tibshirani 1993, chapter 13), because both distances are larger
     for sets with repeats than for the sets themselves, so percentiles would miss the value.
     """
-    found = [drawn(rng.integers(rows, size=rows), rng.integers(columns, size=columns)) for _ in range(ROUNDS)]
-    reach = NORMAL_95 * float(np.std(found, ddof=1))
+    resampled = [drawn(rng.integers(rows, size=rows), rng.integers(columns, size=columns)) for _ in range(ROUNDS)]
+    reach = NORMAL_95 * float(np.std(resampled, ddof=1))
     return Estimate(value, value - reach, value + reach)
 
 

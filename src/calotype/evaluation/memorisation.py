@@ -92,26 +92,26 @@ def concatenated(parts: Iterable[Compared]) -> Compared:
     return Compared(np.concatenate(features), np.concatenate(pixels), np.concatenate(mirrored))
 
 
-def nearest_trained(some: Compared, trained: Compared, themselves: bool = False) -> Nearest:
-    """By features, then by pixels, mirror images too; `themselves`: `some` are `trained`, and do not count themselves.
+def nearest_trained(images: Compared, trained: Compared, themselves: bool = False) -> Nearest:
+    """By features, then by pixels, mirror images too; `themselves`: `images` are `trained`, without themselves.
 
-    Needs one training picture, or two where they do not count themselves.
+    Needs one training picture, or two where they are without themselves.
     """
-    blocks = [slice(start, start + AT_ONCE) for start in range(0, len(some.pixels), AT_ONCE)]
-    parts = [_nearest(some, block, trained, themselves) for block in blocks]
+    blocks = [slice(start, start + AT_ONCE) for start in range(0, len(images.pixels), AT_ONCE)]
+    parts = [_nearest(images, block, trained, themselves) for block in blocks]
     return Nearest(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 
-def _nearest(some: Compared, block: slice, trained: Compared, themselves: bool) -> Nearest:
-    apart = distances(some.features[block], trained.features)
-    if some.mirrored is not None:
-        apart = np.minimum(apart, distances(some.mirrored[block], trained.features))
+def _nearest(images: Compared, block: slice, trained: Compared, themselves: bool) -> Nearest:
+    apart = distances(images.features[block], trained.features)
+    if images.mirrored is not None:
+        apart = np.minimum(apart, distances(images.mirrored[block], trained.features))
     rows = np.arange(len(apart))
     if themselves:
         apart[rows, rows + block.start] = np.inf
     count = min(NEIGHBOURS, len(trained.pixels) - themselves)
     candidates = np.argsort(apart, 1)[:, :count]
-    pixels = pixels_apart(some.pixels[block], trained.pixels, candidates)
+    pixels = pixels_apart(images.pixels[block], trained.pixels, candidates)
     best = pixels.argmin(1)
     place = candidates[rows, best]
     others = np.sort(pixels, 1)[:, 1:]
@@ -121,13 +121,13 @@ def _nearest(some: Compared, block: slice, trained: Compared, themselves: bool) 
 
 
 def pixels_apart(
-    some: Float[np.ndarray, "count 3 side side"],
+    images: Float[np.ndarray, "count 3 side side"],
     trained: Float[np.ndarray, "trained 3 side side"],
     candidates: Int[np.ndarray, "count candidates"],
 ) -> Float[np.ndarray, "count candidates"]:
     """Root mean squared difference to each candidate or its mirror image, whichever is nearer."""
     result = np.empty(candidates.shape, np.float32)
-    for row, (picture, chosen) in enumerate(zip(some, candidates, strict=True)):
+    for row, (picture, chosen) in enumerate(zip(images, candidates, strict=True)):
         both = np.stack([picture, picture[..., ::-1]])[:, None] - trained[chosen][None]
         result[row] = np.sqrt(np.square(both).mean((2, 3, 4))).min(0)
     return result
@@ -185,7 +185,7 @@ def memorisation(
     """`compared` gives the pictures of these rows, with their mirror images or without."""
     rows = evenly(train, MOST_TRAINED)
     if len(rows) < 3:
-        return unmeasured(f"a copy is told by its neighbours, and there are {len(rows)} training pictures")
+        return unmeasured(f"a copy is told apart by its neighbours, and there are {len(rows)} training pictures")
     trained = compared(rows, False)
     of_samples, among = nearest_trained(samples, trained), nearest_trained(trained, trained, themselves=True)
     real = among if len(test) < FEWEST else nearest_trained(compared(test, True), trained)

@@ -110,12 +110,12 @@ def through(space: LatentSpace, size: int, reference: ReferenceSet, seed: int) -
         fake = rounded(space.decode(space.encode(images)))
         rows.append(features([fake], network))
         pairs.append(similarity(images, fake))
-    whole = measured(np.concatenate(rows), reference.features(size), seed, network).stored()
+    distances = measured(np.concatenate(rows), reference.features(size), seed, network).stored()
     means = {
         name: as_measure(mean_estimate(torch.cat([one[name] for one in pairs]).double().cpu().numpy()))
         for name in pairs[0]
     }
-    return SetMeasures.model_validate({**means, **{name: whole[name] for name in (distance_key(network), "n")}})
+    return SetMeasures.model_validate({**means, **{name: distances[name] for name in (distance_key(network), "n")}})
 
 
 def similarity(images: Images, fake: Images) -> dict[str, Float[Tensor, " batch"]]:

@@ -131,11 +131,11 @@ class Attribute(Schema):
 
 
 class Share(Schema):
-    """Of one visible property: its share of the samples and of the real portraits of the same styles."""
+    """How many of the samples of prompts, and of real test pictures, show something."""
 
     about: str
-    samples: Accuracy | Measure
-    real: Accuracy | Measure
+    samples: Measure
+    real: Measure
     n: tuple[int, int]
     agrees: bool
     """Whether 0 lies in the interval of the difference."""

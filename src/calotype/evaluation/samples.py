@@ -28,8 +28,8 @@ def make_samples(
     size, parts = model.stages[-1].image_size, []
     all_rngs = model.rngs(len(labels), seed)
     for part in in_turn(len(labels), size, size):
-        some = text and text.at(range(len(labels))[part])
-        images = rounded(generate(model.stages, labels[part], model.samplings, all_rngs[part], text=some))
+        prompts = text and text.at(range(len(labels))[part])
+        images = rounded(generate(model.stages, labels[part], model.samplings, all_rngs[part], text=prompts))
         parts.append(Compared(features([images], network), small_pixels(images), features([images.flip(-1)], network)))
         progress(min(part.stop, len(labels)), len(labels), "")
     return EvaluatedSamples(concatenated(parts), labels.cpu())

