@@ -100,7 +100,7 @@ def duplicates(copies: dict[str, Any]) -> str:
     """Inside the training set."""
     if "duplicates" not in copies:
         return ""
-    return f"Near-duplicates among {count(copies['n'][2])} training pictures: {interval(copies['twins'], '%')}."
+    return f"Near-duplicates among {count(copies['n'][2])} training pictures: {interval(copies['duplicates'], '%')}."
 
 
 def alignment(run: Run, result: dict[str, Any]) -> Iterator[Html | None]:
