@@ -147,7 +147,7 @@ class Toy(Denoiser):
 
     def __init__(self, error):
         torch.nn.Module.__init__(self)
-        self.error, self.local = error, None
+        self.error, self.prior = error, None
 
     def loss(self, clean, sigma, noise, condition):
         assert (noise == noise[0]).all() and (sigma == sigma[0]).all()

@@ -207,7 +207,7 @@ def test_a_leg_on_its_own_mistakes_goes_on_from_what_was_learned(tmp_path, quick
     assert list(legs) == ["denoiser", "enlarge-16", "exposure-16"] and set(legs.values()) == {"finished"}
     kept = {leg: load_file(max(run.glob(f"checkpoints/{leg}-*")) / "denoiser.safetensors") for leg in list(legs)[1:]}
     deployed = load_file(run / "model" / "enlarge-16.safetensors")
-    deployed = {name: value for name, value in deployed.items() if not name.startswith("local.")}  # not trained
+    deployed = {name: value for name, value in deployed.items() if not name.startswith("prior.")}  # not trained
     for name, value in deployed.items():
         assert torch.equal(value, kept["exposure-16"][f"average.{name}"])
     moved = [not torch.equal(value, kept["enlarge-16"][f"average.{name}"]) for name, value in deployed.items()]

@@ -7,7 +7,7 @@ from small import LEGS, fingerprint
 from test_files import contents, damages, every_failure
 
 from calotype.files import is_whole
-from calotype.priors.fitted import load_trained, trained_state
+from calotype.priors.prior import load_trained, trained_state
 from calotype.training import checkpoint
 from calotype.training.loop import Hook, train
 from calotype.types import UserError

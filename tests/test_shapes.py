@@ -21,7 +21,7 @@ from calotype.priors import calibration
 from calotype.spaces.pixel import PixelSpace
 from calotype.training.examples import Bucket, MixedSource, main_bucket, picture_examples
 from calotype.training.fitting import fit_mixture, some_of
-from calotype.types import Rng, UserError
+from calotype.types import Condition, Rng, UserError
 
 TALL, SQUARE, WIDE = Shape(12, 24), Shape(16, 16), Shape(24, 12)
 THREE = (TALL, SQUARE, WIDE)
@@ -190,7 +190,7 @@ def test_the_closed_form_of_several_shapes_sees_them_all(folder, tmp_path):
     for form in forms:
         clean = images_from_pixels(form.pictures.pixels)
         sigma, noisy = torch.ones(len(clean)), clean + torch.randn_like(clean)
-        wrong = (mixture.denoise(noisy, sigma, form.pictures.labels) - clean).square().mean()
+        wrong = (mixture.mean(noisy, sigma, Condition(form.pictures.labels)) - clean).square().mean()
         assert wrong < 0.5 * (clean - clean.mean()).square().mean()
 
 
@@ -205,7 +205,7 @@ def test_the_closed_form_is_calibrated_on_held_out_pictures(tmp_path, few):
     clean = images_from_pixels(pictures.pixels[pictures.held_out_indices])
     noisy, sigma = clean + 0.1 * torch.randn_like(clean), torch.full((len(clean),), 0.1)
     labels = pictures.labels[pictures.held_out_indices]
-    wrong = [(one.denoise(noisy, sigma, labels) - clean).square().mean() for one in (before, after)]
+    wrong = [(one.mean(noisy, sigma, Condition(labels)) - clean).square().mean() for one in (before, after)]
     assert (after.rest > 1.2 * before.rest).all() and wrong[1] < wrong[0]
 
 

@@ -20,9 +20,8 @@ from calotype.nets.kl import Autoencoder, Kl, KlConfig
 from calotype.nets.text import BytesConfig, BytesEncoder, NoText, TextConditioned, TextEncoder
 from calotype.nets.unet import Unet, UnetConfig
 from calotype.nets.vae import Vae, VaeConfig
-from calotype.priors.fitted import MOST_VALUES
-from calotype.priors.gaussian import Prior
 from calotype.priors.patches import PatchPrior
+from calotype.priors.prior import MOST_VALUES, Prior
 from calotype.recipe import Backbone, ImportedSpace, Recipe, TextConfig
 from calotype.spaces.latent import LatentSpace
 from calotype.spaces.pixel import PixelSpace, Space
@@ -93,22 +92,22 @@ def build_autoencoder(config: VaeConfig | KlConfig, precision: Precision) -> Aut
             return channels_last(Kl(config, precision))
 
 
-def build_stage(recipe: Recipe, space: Space, classes: int, mixture: Prior | None) -> Stage:
-    """The first stage. With a mixture, the backbone also sees what that makes of the noisy picture."""
+def build_stage(recipe: Recipe, space: Space, classes: int, prior: Prior | None) -> Stage:
+    """The first stage. With a prior, the backbone also gets its mean."""
     config = recipe.denoiser
-    seen = 1 if mixture is None else 2
+    seen = 1 if prior is None else 2
     backbone = build_reading(config.backbone, seen * space.channels, space.channels, config.text)
     width = config.backbone.width
-    denoiser = Denoiser(backbone, width, classes, config.scaling, recipe.precision, config.sigma_data, mixture)
+    denoiser = Denoiser(backbone, width, classes, config.scaling, recipe.precision, config.sigma_data, prior)
     return Stage(denoiser, space, config.schedule, recipe.chain[0])
 
 
 def build_enlarger(recipe: Recipe, size: int, classes: int) -> Stage:
-    """The stage that makes pictures of this size from those of the stage before; `local` is still to be fitted."""
+    """The stage that makes pictures of this size from those of the stage before; its prior is still to be fitted."""
     config, space, low_res = recipe.enlarger(size), PixelSpace(), recipe.chain[recipe.chain.index(size) - 1]
-    local = PatchPrior(size // low_res) if config.prior == "gaussian" else None
-    seen = 2 if local is None else 3
+    prior = PatchPrior(size // low_res) if config.prior == "gaussian" else None
+    seen = 2 if prior is None else 3
     backbone = build_reading(config.backbone, seen * space.channels, space.channels, recipe.denoiser.text)
-    width, sigma_data = config.backbone.width, config.sigma_data
-    denoiser = Denoiser(backbone, width, classes, config.scaling, recipe.precision, sigma_data, local=local)
+    width = config.backbone.width
+    denoiser = Denoiser(backbone, width, classes, config.scaling, recipe.precision, config.sigma_data, prior)
     return Stage(denoiser, space, config.schedule, size, low_res, config.augmentation)

@@ -18,7 +18,7 @@ from calotype.evaluation.counting import counted
 from calotype.evaluation.footprint import footprint
 from calotype.nets.frozen import Frozen, Projected, read_all
 from calotype.nets.vae import Vae
-from calotype.priors.fitted import fitted_numbers
+from calotype.priors.prior import constant_count
 from calotype.recipe import leg_above
 from calotype.run import Run
 from calotype.spaces.latent import LatentSpace
@@ -76,7 +76,7 @@ def parameters(network: nn.Module) -> dict[str, int]:
     """Trained, fitted in closed form (priors, an autoencoder's linear path, statistics of latents), or of a frozen
     text encoder.
     """
-    kind, fitted = "trained", fitted_numbers(network)
+    kind, fitted = "trained", constant_count(network)
     if isinstance(network, LatentSpace):
         fitted += network.mean.numel() + network.spread.numel()
         if isinstance(vae := network.vae, Vae):

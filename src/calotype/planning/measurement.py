@@ -21,9 +21,11 @@ from calotype.evaluation.counting import counted
 from calotype.machine import best_time
 from calotype.nets.critic import Critic
 from calotype.nets.frozen import FrozenConfig
-from calotype.priors.captioned import DIRECTIONS, MOST_HEARD, CaptionedMixture
-from calotype.priors.fitted import MOST_VALUES, fitted_numbers
-from calotype.priors.gaussian import CLUSTERS, FEWEST, GaussianMixture, Prior, largest_rank
+from calotype.priors.captioned import DIRECTIONS, CaptionedMixture
+from calotype.priors.gaussian import GaussianMixture
+from calotype.priors.gaussian_fit import CLUSTERS, FEWEST, largest_rank
+from calotype.priors.ngrams import MOST_WORDS
+from calotype.priors.prior import MOST_VALUES, Prior, constant_count
 from calotype.recipe import AutoencoderLossConfig, OptimizerConfig, Recipe, exposure_above, leg_above
 from calotype.spaces.latent import LatentSpace
 from calotype.spaces.pixel import PixelSpace, Space
@@ -90,7 +92,7 @@ class Measurement:
                 GaussianMixture(components, largest_rank(count, dimension, components), dimension), classes, 1
             )
         mixture = GaussianMixture(2 * components, largest_rank(count, dimension, components), dimension)
-        return CaptionedMixture(by_class(mixture, classes, 2), 2 * groups, MOST_HEARD, DIRECTIONS)
+        return CaptionedMixture(by_class(mixture, classes, 2), 2 * groups, MOST_WORDS, DIRECTIONS)
 
     @cached_property
     def steps(self) -> dict[str, Steps]:
@@ -195,7 +197,7 @@ class Measurement:
 
     def fit(self, count: int) -> float:
         """Seconds for the closed form of so many pictures."""
-        if (form := self.stages[0].denoiser.mixture) is None:
+        if (form := self.stages[0].denoiser.prior) is None:
             return 0.0
         square = torch.ones(SQUARE, SQUARE, device=self.device)
         operations = FITTED + (TOLD if isinstance(form, CaptionedMixture) else 0)
@@ -204,15 +206,15 @@ class Measurement:
 
     def closed_form(self) -> int:
         """Numbers of the model that are computed from the pictures and not trained, at most."""
-        return sum(fitted_numbers(stage.denoiser) for stage in self.stages)
+        return sum(constant_count(stage.denoiser) for stage in self.stages)
 
     def constants(self) -> int:
         """The same as a run keeps them: of few pictures each fold has a mixture of its own, without captions."""
-        form, kept = self.stages[0].denoiser.mixture, fitted_numbers(self.stages[0].denoiser)
+        form, kept = self.stages[0].denoiser.prior, constant_count(self.stages[0].denoiser)
         if form is None:
             return self.closed_form()
         plain = (
-            fitted_numbers(form) // 2 if isinstance(form, CaptionedMixture) else kept
+            constant_count(form) // 2 if isinstance(form, CaptionedMixture) else kept
         )  # two groups a class: see told.py
         return self.closed_form() + max(0, (1 + FOLDS) * plain - kept)
 

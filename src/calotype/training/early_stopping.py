@@ -9,7 +9,7 @@ from pathlib import Path
 from safetensors.torch import load_file
 
 from calotype.files import is_whole, whole_folder, write_tensors
-from calotype.priors.fitted import load_trained, trained_state
+from calotype.priors.prior import load_trained, trained_state
 from calotype.run import Losses, Validation
 from calotype.training.state import TrainState
 

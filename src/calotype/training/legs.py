@@ -22,12 +22,13 @@ from calotype.nets.blocks import channels_last
 from calotype.nets.critic import Critic
 from calotype.nets.kl import Autoencoder
 from calotype.nets.perceptual import efficientnet_lite0
+from calotype.priors.patches import PatchPrior
 from calotype.recipe import DiffusionConfig, OptimizerConfig, Recipe, exposure_above, leg_above
 from calotype.spaces.pixel import Space
 from calotype.training.constants import Constants, Keep, as_constants, fit_now, from_constants
 from calotype.training.critic_guard import CriticGuard
 from calotype.training.examples import Bucket, Examples, MixedSource, main_bucket, picture_source
-from calotype.training.fitting import fit_local, fit_mixture
+from calotype.training.fitting import fit_mixture, fit_patches
 from calotype.training.leg import Leg
 from calotype.training.loop import Source, TrainProgress
 from calotype.training.objectives import AutoencoderObjective, DenoisingObjective
@@ -96,9 +97,9 @@ def enlarger_leg(
     """A stage that enlarges the pictures of the stage before it."""
     deterministic(recipe.seed + size)
     stage, config = build_enlarger(recipe, size, len(pictures.classes)), recipe.enlarger(size)
-    if (local := stage.denoiser.local) is not None:
+    if isinstance(prior := stage.denoiser.prior, PatchPrior):
         train, crop = examples(pictures.train_indices), config.crop or size
-        local.load_state_dict(keep(lambda: {"local": fit_local(local, train, crop)})["local"].state_dict())
+        prior.load_state_dict(keep(lambda: {"local": fit_patches(prior, train, crop)})["local"].state_dict())
     objective, buckets = DenoisingObjective(stage, config), [Bucket(pictures, examples)]
     return diffusion_leg(leg_above(size), recipe, objective, config, config.sampling, buckets, device)
 

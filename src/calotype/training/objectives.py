@@ -150,7 +150,7 @@ class DenoisingObjective:
         spoiling = torch.zeros(()) if batch.low_res is None else rng.at("spoiling").noise_like(batch.low_res)
         condition = self.stage.condition(labels, batch.low_res, level, spoiling, text)
         if self.cross_fitted is not None and batch.fold is not None:
-            condition = replace(condition, known=self.cross_fitted.of(batch.fold, labels))
+            condition = replace(condition, posterior_mean=self.cross_fitted.of(batch.fold, labels))
         with rng.at("dropout").seeding(device):
             return sigma, self.stage.denoiser.loss(clean, sigma, noise, condition)
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from calotype.priors.fitted import load_trained, trained_state
+from calotype.priors.prior import load_trained, trained_state
 from calotype.recipe import OptimizerConfig
 
 
