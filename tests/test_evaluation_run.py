@@ -196,7 +196,8 @@ def test_unseen_data_are_told_apart_and_copies_are_still_sought(run, tmp_path):
     evaluate(run, tmp_path / "others", count=24, out=tmp_path / "out")
     found = read_json(tmp_path / "out" / "evaluation.json")
     assert found["unseen"]
-    assert "none of the 12 pictures was in the training set, nor is like one of it" in found["notes"]
+    note = "of these 12, 0 are in its training set and 0 in its validation set"
+    assert any(note in each for each in found["notes"])
     assert found["memorisation"]["n"] == [24, 8, 8] and found["measures"]["samples"]["n"] == [6, 6]
 
 
@@ -219,7 +220,10 @@ def test_pictures_that_the_run_was_trained_on_are_counted_and_left_out(run, tmp_
     data = copied([*trained, *kind_of(run, "validation")], tmp_path / "data")
     write_pictures(data, 4, seed=5, classes=())
     said = evaluate(run, data, out=tmp_path / "out")
-    note = "8 of 13 pictures were in the training set and 1 in the validation set; measured on the other 4"
+    note = (
+        "of these 13, 8 are in its training set and 1 in its validation set (near-duplicates count as equal); "
+        "it is measured on the other 4"
+    )
     assert any(note in one for one in read_json(tmp_path / "out" / "evaluation.json")["notes"]) and note in said
     found = read_json(tmp_path / "out" / "evaluation.json")
     assert found["unseen"] and found["measures"]["samples"]["n"] == [4, 4]
@@ -245,7 +249,7 @@ def test_a_run_of_an_earlier_version_is_judged_by_its_first_tenth_and_says_that_
     facts = read_json(run / "run.json")
     write_json(tmp_path / "run" / "run.json", {name: value for name, value in facts.items() if name != "split"})
     said = evaluate(tmp_path / "run", out=tmp_path / "out")
-    assert "were also used for choices in training" in said
+    assert "it has made choices by its held-out pictures" in said
     assert read_json(tmp_path / "out" / "evaluation.json")["pictures"] == {"train": 9, "validation": 1, "test": 1}
 
 
