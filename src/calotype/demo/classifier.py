@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,11 +11,12 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from calotype.demo.describing import Shown
 from calotype.types import Images, OtherImages
 
 Palette = Float[Tensor, "colour 3"]  # in [-1, 1], as pictures
 Choice = Int[Tensor, " batch"]
-Shown = Mapping[str, str]  # what is to be seen, by what it is about; nothing, where it is not there
+
 
 NEAR = 0.4
 """How far a pixel may be from a colour to count as that colour: about 30 of 255 in each channel."""

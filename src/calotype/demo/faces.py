@@ -19,7 +19,7 @@ from calotype.data.images import images_from_pixels
 from calotype.demo.classifier import AttributeClassifier, Palette, fit_classifier, palette
 from calotype.demo.describing import BROWN, DARK, SKINS, Facts, styles_of
 from calotype.demo.featureless import read_featureless
-from calotype.evaluation.intervals import Estimate, difference, share_estimate
+from calotype.evaluation.intervals import Estimate, difference_of_shares, share_estimate
 from calotype.types import Images
 
 LEARNED = 300
@@ -74,7 +74,7 @@ class Share(NamedTuple):
 
     def agrees(self, other: Share) -> bool:
         """Whether 0 is within Newcombe's interval of the difference."""
-        between = difference(self.estimate, other.estimate)
+        between = difference_of_shares(self.estimate, other.estimate)
         return between.low <= 0 <= between.high
 
 
@@ -87,12 +87,12 @@ class FaceJudges:
 
     def have_features(self, images: Images, styles: Sequence[str]) -> Bool[Tensor, " count"]:
         """Whether the face of each picture (in [-1, 1], of the size learned from) has features."""
-        return judged(self.features, images, styles)
+        return by_style(self.features, images, styles)
 
     def have_dark_skin(self, images: Images, styles: Sequence[str]) -> Bool[Tensor, " coloured"]:
         """The same of dark skin; only of the pictures whose style has coloured skin, in their order."""
         rows = [row for row, style in enumerate(styles) if style in self.skin]
-        return judged(self.skin, images[rows], [styles[row] for row in rows])
+        return by_style(self.skin, images[rows], [styles[row] for row in rows])
 
     def shares(self, images: Images, styles: Sequence[str]) -> dict[str, Share]:
         """Of the pictures: how many have features, and how many of those with coloured skin have dark skin."""
@@ -100,7 +100,7 @@ class FaceJudges:
         return {name: Share(int(one.sum()), len(one)) for name, one in answers.items() if len(one)}
 
 
-def judged(
+def by_style(
     judges: dict[str, FeatureJudge] | dict[str, SkinJudge], images: Images, styles: Sequence[str]
 ) -> Bool[Tensor, " count"]:
     answers = torch.zeros(len(images), dtype=torch.bool)

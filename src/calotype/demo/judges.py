@@ -12,7 +12,6 @@ from calotype.data.images import grid, pils_from_images, pixels_from_images
 from calotype.demo.classifier import (
     SIDE,
     AttributeClassifier,
-    Shown,
     Tally,
     background,
     clothing,
@@ -20,7 +19,7 @@ from calotype.demo.classifier import (
     palette,
     tally,
 )
-from calotype.demo.describing import BACKGROUNDS, CLOTHES, LANGUAGES, Facts, describe, shown, styles_of, unseen
+from calotype.demo.describing import BACKGROUNDS, CLOTHES, LANGUAGES, Facts, Shown, describe, shown, styles_of, unseen
 from calotype.demo.faces import LEARNED, learn_face_judges
 from calotype.evaluation.alignment import Judged, prompted_samples
 from calotype.evaluation.candidate import Candidate

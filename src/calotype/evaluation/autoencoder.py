@@ -116,15 +116,15 @@ class Measures:
 
 
 @torch.no_grad()
-def measure(
+def measure_autoencoder(
     space: LatentSpace, images: Images, held_out: int, thorough: bool = True, critic: CriticHealth | None = None
 ) -> Measures:
     """All of it on `images`, the first `held_out` of which were never trained on; not `thorough`: the cheap part."""
     rng = Rng(("first stage",))
-    moments = in_parts(space.moments, images)
+    moments = batched(space.moments, images)
     clean = space.sample(moments, rng.at("posterior"))
     mean = (moments.chunk(2, 1)[0] - space.mean) / space.spread
-    fake = in_parts(space.decode, mean)
+    fake = batched(space.decode, mean)
     finite = bool(moments.isfinite().all() and fake.isfinite().all())
     return Measures(
         pictures=len(images),
@@ -144,7 +144,7 @@ def measure(
     )
 
 
-def in_parts(work: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:
+def batched(work: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:
     return torch.cat([work(part) for part in batch.split(AT_ONCE)])
 
 
@@ -156,7 +156,7 @@ def channels(space: LatentSpace, images: Images, moments: Latents, rng: Rng) -> 
     signal, noise = over_channel(raw.mean).var(1, correction=0), over_channel(raw.log_variance.exp()).mean(1)
     kl = (raw.mean.square() + raw.log_variance.exp() - 1 - raw.log_variance) / 2
     mean, std = over_channel(raw.mean).mean(1), (signal + noise).sqrt()
-    touched = in_parts(space.moments, images + TOUCH * rng.at("touch").noise_like(images)).chunk(2, 1)[0].cpu()
+    touched = batched(space.moments, images + TOUCH * rng.at("touch").noise_like(images)).chunk(2, 1)[0].cpu()
     moved = over_channel((touched - raw.mean).abs()) / std.clamp(min=1e-12)[:, None]
     centre, spread = space.mean.flatten().cpu(), space.spread.flatten().cpu()
     columns = (
@@ -204,7 +204,7 @@ def equivariance(space: LatentSpace, images: Images, latents: Latents) -> dict[s
     result = {}
     for name, change in TRANSFORMS.items() if even else list(TRANSFORMS.items())[1:]:
         expected = change(latents)
-        wrong = in_parts(space.encode, change(images)) - expected
+        wrong = batched(space.encode, change(images)) - expected
         result[name] = float(wrong.square().mean() / expected.var(correction=0).clamp(min=1e-12))
     return result
 
@@ -246,7 +246,7 @@ def colour_bias(space: LatentSpace, images: Images) -> list[float]:
 def mistaken(space: LatentSpace, latents: Latents, fake: Images, rng: Rng) -> float:
     few = fraction(latents)
     wrong = latents[few] + MISTAKE * rng.at("mistake").noise_like(latents[few])
-    return mean_psnr(fake[few], in_parts(space.decode, wrong))
+    return mean_psnr(fake[few], batched(space.decode, wrong))
 
 
 def developed(space: LatentSpace, clean: Latents, images: Images, rng: Rng) -> dict[str, float]:
@@ -264,7 +264,7 @@ def developed(space: LatentSpace, clean: Latents, images: Images, rng: Rng) -> d
     for sigma in SIGMAS:
         noise = rng.at("noise", str(sigma)).noise_like(clean[few])
         wave = cosines(clean[few] + sigma * noise - known) * power / (power + sigma**2).clamp(min=1e-8)
-        distance = perceptual(images[few], in_parts(space.decode, cosines(wave, back=True) + known)).mean()
+        distance = perceptual(images[few], batched(space.decode, cosines(wave, back=True) + known)).mean()
         result[f"{sigma:g}"] = float(distance / other)
     return result
 

@@ -28,7 +28,7 @@ from calotype.evaluation.quality import (
     train_features,
 )
 from calotype.evaluation.references import Bar, FeatureStore, ReferenceSet, reference_rows
-from calotype.evaluation.results import COMPARISON_FILE, ComparisonResult, Json, conditions, write_result
+from calotype.evaluation.results import COMPARISON_FILE, ComparisonResult, Json, measured_with, write_result
 from calotype.evaluation.verdicts import verdicts
 from calotype.types import Rng, UserError
 
@@ -87,7 +87,7 @@ def about(comparison: Comparison, data: str, notes: Sequence[str]) -> Json:
     runs, reference, device = comparison.runs, comparison.reference, comparison.runs[0].model.device
     return {
         "format": FORMAT,
-        **conditions(device),
+        **measured_with(device),
         "data": data,
         "classes": list(reference.pictures.classes),
         "size": runs[0].size,

@@ -20,7 +20,7 @@ from calotype.evaluation.features import FeatureNetwork, distance_name
 from calotype.evaluation.history import overfitting
 from calotype.evaluation.measures import distance_key, measured
 from calotype.evaluation.memorisation import MemorisationResult, memorisation, mirrored_to_match, unmeasured
-from calotype.evaluation.reconstruction import reconstruction
+from calotype.evaluation.reconstruction import evaluate_reconstruction
 from calotype.evaluation.references import Bar, FeatureStore, ReferenceSet, reference_rows
 from calotype.evaluation.results import (
     EVALUATION_FILE,
@@ -33,7 +33,7 @@ from calotype.evaluation.results import (
     FeatureInfo,
     Json,
     LegGaps,
-    conditions,
+    measured_with,
     write_result,
 )
 from calotype.evaluation.samples import EvaluatedSamples, make_samples, noise_features
@@ -93,10 +93,10 @@ def evaluate_run(request: EvaluationRequest, out: Path) -> EvaluationResult:
     copies, aligned = memorisation_of(request, samples), alignment_of(request)
     result = EvaluationResult(
         format=2,
-        **about(request),
-        measures=measures(request, samples),
-        classes=by_class(request, samples),
-        autoencoder=reconstruction(one, reference, request.trained or request.pictures, request.seed),
+        **evaluation_facts(request),
+        measures=distance_columns(request, samples),
+        classes=class_columns(request, samples),
+        autoencoder=evaluate_reconstruction(one, reference, request.trained or request.pictures, request.seed),
         memorisation=copies.measures,
         alignment=aligned.measures,
         overfitting=[LegGaps(**leg) for leg in overfitting(one.run)],
@@ -112,10 +112,10 @@ def evaluate_run(request: EvaluationRequest, out: Path) -> EvaluationResult:
     return result
 
 
-def about(request: EvaluationRequest) -> Json:
+def evaluation_facts(request: EvaluationRequest) -> Json:
     network = request.network
     return {
-        **conditions(request.one.model.device),
+        **measured_with(request.one.model.device),
         "content": request.pictures.content,
         "unseen": request.unseen,
         "pictures": request.pictures.split.counts,
@@ -131,11 +131,11 @@ def about(request: EvaluationRequest) -> Json:
             weights_sha256=network.weights,
             preparation=network.preparation,
         ),
-        "notes": [*request.reference.rows.notes, *request.seen, *notes(request)],
+        "notes": [*request.reference.rows.notes, *request.seen, *evaluation_notes(request)],
     }
 
 
-def notes(request: EvaluationRequest) -> list[str]:
+def evaluation_notes(request: EvaluationRequest) -> list[str]:
     collected = [] if (swept := sweep_note(request)) is None else [swept]
     if changed := ", ".join(f"{name} {value}" for name, value in request.changes.items() if value is not None):
         collected.append(f"samples are made with {changed}, as asked, not as is stored with the model")
@@ -155,7 +155,7 @@ def sweep_note(request: EvaluationRequest) -> str | None:
     return "steps and guidance were chosen by a sweep on other real pictures and other seeds"
 
 
-def measures(request: EvaluationRequest, samples: EvaluatedSamples) -> Columns:
+def distance_columns(request: EvaluationRequest, samples: EvaluatedSamples) -> Columns:
     """Of as many samples as there are real pictures; beside other real pictures (floor) and noise (ceiling)."""
     reference, size = request.reference, request.one.size
     noise = noise_features(len(reference), size, request.seed, request.network)
@@ -167,7 +167,7 @@ def measures(request: EvaluationRequest, samples: EvaluatedSamples) -> Columns:
     )
 
 
-def by_class(request: EvaluationRequest, samples: EvaluatedSamples) -> list[ClassMeasures]:
+def class_columns(request: EvaluationRequest, samples: EvaluatedSamples) -> list[ClassMeasures]:
     """The same, one class at a time, so of fewer pictures."""
     one, reference, labels = request.one, request.reference, request.pictures.labels
     classes = one.model.classes if one.model.classes == request.pictures.classes else ()

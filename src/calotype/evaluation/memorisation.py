@@ -19,7 +19,7 @@ from torch import Tensor
 
 from calotype.evaluation.distances import Features
 from calotype.evaluation.features import AnyImages
-from calotype.evaluation.intervals import Estimate, difference, distances, nearest, share_estimate
+from calotype.evaluation.intervals import Estimate, difference_of_shares, distances, nearest_distance, share_estimate
 from calotype.evaluation.measures import as_measure
 from calotype.evaluation.results import Copies, Memorisation, Nearness
 from calotype.types import Images
@@ -152,7 +152,7 @@ def verdict(samples: Nearest, real: Nearest) -> Verdict:
     """`real`: held-out pictures, or training pictures among the others."""
     if not (np.isfinite(samples.ratio).all() and np.isfinite(real.ratio).all()):
         return Verdict(TOO_FEW, "one training picture has no neighbours to tell a copy by")
-    more = difference(share_of_copies(samples), share_of_copies(real))
+    more = difference_of_shares(share_of_copies(samples), share_of_copies(real))
     counts = f"{copies_in(samples)} samples and {copies_in(real)} real pictures look like copies of a training picture"
     if len(samples.ratio) >= FEWEST and more.low > 0:
         return Verdict(COPIES, counts)
@@ -220,7 +220,7 @@ def nearness(samples: Features, held_out: Features, trained: Features) -> Nearne
     if not len(held_out) or not len(trained):
         reason = "no picture of the comparison is held out, or none was trained on"
         return Nearness(samples_median=None, held_out_median=None, nearer=None, reason=reason, n=n)
-    ours, theirs = nearest(samples, trained), nearest(held_out, trained)
+    ours, theirs = nearest_distance(samples, trained), nearest_distance(held_out, trained)
     near = share_estimate(int((ours < np.percentile(theirs, 5)).sum()), len(samples))
     medians = (float(np.median(each)) for each in (ours, theirs))
     return Nearness(samples_median=next(medians), held_out_median=next(medians), nearer=as_measure(near), n=n)

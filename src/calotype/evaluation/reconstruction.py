@@ -76,7 +76,7 @@ def perceptual(images: Images, others: Images) -> Float[Tensor, " batch"]:
 # -- Of a run ----------------------------------------------------------------------------------------------------------
 
 
-def reconstruction(one: Candidate, reference: ReferenceSet, trained: Pictures, seed: int) -> Columns | None:
+def evaluate_reconstruction(one: Candidate, reference: ReferenceSet, trained: Pictures, seed: int) -> Columns | None:
     """Of the reference pictures; None for a model without an autoencoder.
 
     The floor is other real pictures in their place; the ceiling, the autoencoder's closed form before any training.
@@ -86,7 +86,7 @@ def reconstruction(one: Candidate, reference: ReferenceSet, trained: Pictures, s
         return None
     floor = measured(reference.floor(size), reference.features(size), seed, network).stored()
     distance = {name: floor[name] for name in (distance_key(network), "n")}
-    samples, ceiling = (through(each, size, reference, seed) for each in (space, untrained(one, trained)))
+    samples, ceiling = (through_autoencoder(each, size, reference, seed) for each in (space, untrained(one, trained)))
     return Columns(samples=samples, floor=SetMeasures(**distance), ceiling=ceiling)
 
 
@@ -103,7 +103,7 @@ def untrained(one: Candidate, pictures: Pictures) -> LatentSpace:
     return space.eval()
 
 
-def through(space: LatentSpace, size: int, reference: ReferenceSet, seed: int) -> SetMeasures:
+def through_autoencoder(space: LatentSpace, size: int, reference: ReferenceSet, seed: int) -> SetMeasures:
     network, rows, pairs = reference.network, list[Features](), list[dict[str, Tensor]]()
     for part in in_turn(len(reference), size, size):
         images = reference.images(reference.chosen[part], size).to(space.mean.device)

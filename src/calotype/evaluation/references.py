@@ -117,7 +117,7 @@ def reference_rows(pictures: Pictures, count: int, by_validation: bool = False, 
     """
     sets = [pictures.validation_indices, pictures.train_indices]
     sets = sets if by_validation else [pictures.test_indices, *sets]
-    pools = [distinct(sets[: place + 1]) for place in range(len(sets))]
+    pools = [distinct_rows(sets[: place + 1]) for place in range(len(sets))]
     pool, every = next((one for one in pools if len(one) >= FEWEST), pools[-1]), pools[-1]
     number = min(count, len(pool), len(every) // 2)
     if number < fewest:
@@ -136,7 +136,7 @@ def reference_rows(pictures: Pictures, count: int, by_validation: bool = False, 
     )
 
 
-def distinct(sets: Sequence[Rows]) -> Rows:
+def distinct_rows(sets: Sequence[Rows]) -> Rows:
     """All rows in order, each once: pictures that are too few for three sets are in several."""
     return torch.tensor(list(dict.fromkeys(torch.cat(list(sets)).tolist())), dtype=torch.long)
 

@@ -172,7 +172,7 @@ class LegGaps(Schema):
 # -- Files -------------------------------------------------------------------------------------------------------------
 
 
-class Result(Schema):
+class StoredResult(Schema):
     """One file: what it was measured with, and the measures."""
 
     format: int
@@ -184,7 +184,7 @@ class Result(Schema):
     notes: list[str]
 
 
-class EvaluationResult(Result):
+class EvaluationResult(StoredResult):
     format: Literal[2]
     content: str
     unseen: bool | None
@@ -248,7 +248,7 @@ class RunMeasures(Schema):
     propagation: dict[str, Any]
 
 
-class ComparisonResult(Result):
+class ComparisonResult(StoredResult):
     format: Literal[4]
     data: str
     classes: list[str]
@@ -295,7 +295,7 @@ class SweepResult(Schema):
 Results = TypeVar("Results", EvaluationResult, ComparisonResult, SweepResult)
 
 
-def conditions(device: torch.device) -> Json:
+def measured_with(device: torch.device) -> Json:
     """When, with what and where a result was measured."""
     return {
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -311,12 +311,12 @@ def write_result(path: Path, result: EvaluationResult | ComparisonResult | Sweep
 def read_result(path: Path, schema: type[Results]) -> Results | None:
     """None where there is no file, a damaged one, or one of a format that cannot be read."""
     try:
-        return schema.model_validate(upgraded(read_mapping(path)))
+        return schema.model_validate(upgraded_evaluation(read_mapping(path)))
     except ValidationError:
         return None
 
 
-def upgraded(stored: Json) -> Json:
+def upgraded_evaluation(stored: Json) -> Json:
     """An evaluation of format 1, with the names of format 2; all else as it is."""
     if stored.get("format") != 1 or "obedience" not in stored:
         return stored

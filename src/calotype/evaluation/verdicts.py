@@ -36,7 +36,7 @@ from calotype.evaluation.evidence import (
     spread_over_seeds,
     survival,
 )
-from calotype.evaluation.intervals import Estimate, difference
+from calotype.evaluation.intervals import Estimate, difference_of_shares
 
 MOSTLY, LITTLE = 0.5, 0.05
 """An error propagates where more than the first survives; a change by less than the second is next to nothing."""
@@ -154,7 +154,7 @@ def mechanisms(cascade: Runs) -> dict[str, Estimate]:
     tuned = [run for run in cascade if run["propagation"].get("exposure")]
     if tuned and (others := untuned(cascade)):
         with_it, without = (over_seeds(runs, lambda run: survival(run, "none")) for runs in (tuned, others))
-        found["exposure fine-tuning"] = difference(with_it, without)
+        found["exposure fine-tuning"] = difference_of_shares(with_it, without)
     return found
 
 

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from calotype.data.folder import Pictures
-from calotype.evaluation.autoencoder import CriticHealth, measure
+from calotype.evaluation.autoencoder import CriticHealth, measure_autoencoder
 from calotype.evaluation.diagnosis import Diagnosis, diagnose
 from calotype.run import Inspection, Run
 from calotype.spaces.latent import LatentSpace
@@ -39,7 +39,7 @@ def inspect_briefly(run: Run, space: LatentSpace, pictures: Pictures, say: Calla
     count = inspection_count(pictures.pixels[0].numel())
     images, held_out = validation_first(pictures, count, device)
     space.requires_grad_(False)
-    measures = measure(space, images, held_out, thorough=False, critic=critic_health(Run(run.folder)))
+    measures = measure_autoencoder(space, images, held_out, thorough=False, critic=critic_health(Run(run.folder)))
     diagnosis = diagnose(measures)
     say_diagnosis(diagnosis, say)
     run.log("inspection", **finite({**as_record(diagnosis), "measures": asdict(measures)}))

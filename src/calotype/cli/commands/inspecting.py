@@ -17,7 +17,7 @@ from calotype.cli.commands.reading import read_as_run
 from calotype.cli.console import Console
 from calotype.data.folder import Pictures
 from calotype.data.images import grid, images_from_pixels, pils_from_images
-from calotype.evaluation.autoencoder import Measures, error_map, measure
+from calotype.evaluation.autoencoder import Measures, error_map, measure_autoencoder
 from calotype.evaluation.diagnosis import Diagnosis, diagnose
 from calotype.files import is_whole, write_json
 from calotype.interop import diffusers
@@ -66,10 +66,10 @@ def inspect(folder: Path, data: Path | None, out: Path | None, device: str, cons
     if foreign:  # all of them are unseen, whatever set they would be in
         images = images_from_pixels(pictures.pixels[:count]).to(where)
     with console.bar("inspect"):
-        measures = measure(space, images, len(images) if foreign else held_out, critic=critic_health(run))
+        measures = measure_autoencoder(space, images, len(images) if foreign else held_out, critic=critic_health(run))
     diagnosis = diagnose(measures)
     about = {"data": source, "state": stage, "device": str(where), "foreign": foreign}
-    result = as_json(run, about, measures, diagnosis)
+    result = inspection_record(run, about, measures, diagnosis)
     write_json(out / "inspection.json", result)
     write_inspection(out, result, plates(space, images))
     say_diagnosis(diagnosis, console.say)
@@ -98,7 +98,7 @@ def trained(pictures: Pictures, device: torch.device) -> Iterator[torch.Tensor]:
         yield images_from_pixels(pictures.pixels[chosen]).to(device)
 
 
-def as_json(run: Run, about: dict[str, Any], measures: Measures, diagnosis: Diagnosis) -> dict[str, Any]:
+def inspection_record(run: Run, about: dict[str, Any], measures: Measures, diagnosis: Diagnosis) -> dict[str, Any]:
     name = run.name
     created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     facts = {"format": FORMAT, "name": name, "created": created, **about}
