@@ -182,7 +182,7 @@ def test_the_page_is_offline_small_and_begins_with_the_verdicts(out, found):
         said.index("claims") < said.index(">Samples<") < said.index(">Error propagation<") < said.index(">Stability<")
     )
     assert all(one["claim"] in said for one in found["verdicts"])
-    assert "nan" not in "".join(page.said).lower()
+    assert "nan" not in " ".join(page.said).lower()
 
 
 def test_markup_in_a_name_is_text(out):
