@@ -196,7 +196,8 @@ def cheaper(latent: Runs, cascade: Runs, what: str, operations: Callable[[Measur
     return Judgement(
         verdict if bought else UNDECIDED,
         f"{what} takes {digits(ours / 1e9)} GFLOP in latents, the autoencoder included, and {digits(theirs / 1e9)} in "
-        f"the cascade ({digits(times)} times as many); FD-Lite0 is {shown(quality[0])} and {shown(quality[1])}: {note}.",
+        f"the cascade ({digits(times)} times as many); FD-Lite0 is {shown(quality[0])} and {shown(quality[1])}: "
+        f"{note}.",
     )
 
 
