@@ -14,7 +14,7 @@ from calotype.diffusion.stage import Sampling, Stage, generate, in_turn
 from calotype.evaluation.distances import kernel_distance
 from calotype.evaluation.features import features
 from calotype.evaluation.intervals import Estimate, kernel_of_rows
-from calotype.evaluation.pairing import Values, difference, draws, is_level, redrawn, standard_error
+from calotype.evaluation.pairing import Values, draws, is_level, paired_difference, redrawn, standard_error
 from calotype.types import Images, Labels, OtherImages, Rng, Text
 
 AT_ONCE = 8
@@ -45,7 +45,7 @@ class Search:
     def behind(self, level: float) -> Estimate:
         """How much further than the nearest."""
         one, other = self.tried[level], self.tried[self.nearest]
-        return difference(one.value, other.value, one.drawn - other.drawn)
+        return paired_difference(one.value, other.value, one.drawn - other.drawn)
 
     def as_json(self) -> dict[str, Any]:
         """`tried` has each level with its distance; `standard_errors` are those of the differences to the nearest."""

@@ -26,7 +26,7 @@ def redrawn(measure: Callable[[Places, Places], float], drawn: Sequence[Draw]) -
     return np.array([measure(*one) for one in drawn])
 
 
-def difference(one: float, other: float, drawn: Values) -> Estimate:
+def paired_difference(one: float, other: float, drawn: Values) -> Estimate:
     """How much larger `one` is; `drawn` are the differences on drawn sets."""
     value, reach = one - other, NORMAL_95 * float(np.std(drawn, ddof=1))
     return Estimate(value, value - reach, value + reach)

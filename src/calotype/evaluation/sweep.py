@@ -12,7 +12,7 @@ import numpy as np
 from calotype.diffusion.stage import Guide, Sampling
 from calotype.evaluation.distances import Features
 from calotype.evaluation.intervals import Estimate, frechet_estimate, frechet_of_rows, kernel_estimate
-from calotype.evaluation.pairing import difference, draws, is_level, redrawn
+from calotype.evaluation.pairing import draws, is_level, paired_difference, redrawn
 
 CALLS_A_STEP = {"heun": 2}
 
@@ -95,7 +95,7 @@ def sweep(
             sampling,
             estimates[place],
             kernel_estimate(found[place], real, np.random.default_rng(seed)),
-            difference(estimates[place].value, estimates[smallest].value, drawn[place] - drawn[smallest]),
+            paired_difference(estimates[place].value, estimates[smallest].value, drawn[place] - drawn[smallest]),
         )
         for place, sampling in enumerate(samplings)
     ]

@@ -16,7 +16,7 @@ from calotype.data.latents import LatentCache
 from calotype.data.sources import FOLDS, LatentSource
 from calotype.data.words import distinct, read_on
 from calotype.diffusion.stage import Stage, generate
-from calotype.evaluation.autoencoder import measure
+from calotype.evaluation.autoencoder import measure_autoencoder
 from calotype.evaluation.counting import counted
 from calotype.machine import best_time
 from calotype.nets.critic import Critic
@@ -161,7 +161,9 @@ class Measurement:
         if not isinstance(space := self.space, LatentSpace):
             return 0.0
         images = self._images(8)
-        a_picture = best_time(lambda: measure(space, images, 0, thorough=False), self.device, 1) / len(images)
+        a_picture = best_time(lambda: measure_autoencoder(space, images, 0, thorough=False), self.device, 1) / len(
+            images
+        )
         return a_picture * inspection_count(images[0].numel())
 
     def sample(self) -> float:
