@@ -37,8 +37,8 @@ def several(channels=2):
 def captioned(channels=2):
     """Of the same components; of two words each moves both classes, and makes one of them likelier."""
     form = CaptionedMixture(several(channels), 2, 2, 1).double()
-    form.heard.copy_(torch.tensor(sorted([*buckets("red"), *buckets("ball")])))
-    form.into.normal_(), form.out.normal_(std=0.2), form.gate.normal_()
+    form.vocabulary.copy_(torch.tensor(sorted([*buckets("red"), *buckets("ball")])))
+    form.regression_in.normal_(), form.regression_out.normal_(std=0.2), form.gate.normal_()
     return form
 
 
