@@ -195,8 +195,8 @@ def cheaper(latent: Runs, cascade: Runs, what: str, operations: Callable[[Measur
     note = "at equal quality" if same else "the cheaper is also the better" if bought else "not at equal quality"
     return Judgement(
         verdict if bought else UNDECIDED,
-        f"{what} takes {digits(ours / 1e9)} GFLOP in latents, the autoencoder included, and {digits(theirs / 1e9)} in "
-        f"the cascade ({digits(times)} times as many); FD-Lite0 is {shown(quality[0])} and {shown(quality[1])}: {note}.",
+        f"{what} takes {digits(ours / 1e9)} GFLOP in latents, the autoencoder included, and {digits(theirs / 1e9)} "
+        f"({digits(times)} times as many) in the cascade; FD-Lite0 is {shown(quality[0])} and {shown(quality[1])}: {note}.",
     )
 
 
