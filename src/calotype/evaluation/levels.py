@@ -17,7 +17,7 @@ from calotype.evaluation.intervals import Estimate, kernel_of_rows
 from calotype.evaluation.pairing import Values, draws, is_level, paired_difference, redrawn, standard_error
 from calotype.types import Images, Labels, OtherImages, Rng, Text
 
-AT_ONCE = 8
+FEATURES_AT_ONCE = 8
 
 
 class Distance(NamedTuple):
@@ -86,14 +86,14 @@ def level_distance(
     text: Text | None = None,
 ) -> Callable[[float], Distance]:
     """How far what the stage makes of `low_res` lies from `real`, at a level; each time with the same noise."""
-    real_features = features(real.split(AT_ONCE))
+    real_features = features(real.split(FEATURES_AT_ONCE))
     same = draws(len(low_res), len(real), np.random.default_rng(0))
 
     def distance(level: float) -> Distance:
         changed = sampling.model_copy(update={"augmentation": level, "conditioning": "whole"})
         rngs = [Rng(("level", index)) for index in range(len(low_res))]
         made = in_parts([stage], [changed], labels, rngs, low_res, text)
-        of_made = features(made.split(AT_ONCE))
+        of_made = features(made.split(FEATURES_AT_ONCE))
         return Distance(kernel_distance(of_made, real_features), redrawn(kernel_of_rows(of_made, real_features), same))
 
     return distance
