@@ -269,7 +269,7 @@ def judge_overfitting(latent: Runs, cascade: Runs) -> Judgement:
     return Judgement(
         agreed(lower(*near), lower(*gaps) if enough else UNDECIDED),
         f"{percents(near[0])} of the samples in latents and {percents(near[1])} in the cascade are nearer to a trained "
-        f"picture than 95 % of held-out ones are; the held-out loss rose over the train loss by {percents(gaps[0])} and "
+        f"picture than 95 % of held-out ones are; the held-out loss rose over the train's by {percents(gaps[0])} and "
         f"{percents(gaps[1])} of it ({seeds(latent)} and {seeds(cascade)}; judged from {SEEDS} of each).",
     )
 

@@ -21,15 +21,16 @@ def require_fit(
     run: Run, space: LatentSpace, pictures: Pictures, say: Callable[[str], None], force: bool = False
 ) -> None:
     """Inspects the autoencoder once. Raises `UserError` where it is unfit to diffuse on, unless `force` is set."""
-    found = run.state.inspection
-    if found is None:
-        found = run.state.inspection = inspect_briefly(run, space, pictures, say)
-    if found.advice and not force and not found.forced:
+    inspection = run.state.inspection
+    if inspection is None:
+        inspection = run.state.inspection = inspect_briefly(run, space, pictures, say)
+    if inspection.advice and not force and not inspection.forced:
         raise UserError(
-            f"{found.verdict} {found.advice}. A denoiser on it would be a waste of time, so the run has stopped; "
-            f"look closer with: calotype inspect {run.folder}; or go on with: calotype resume {run.folder} --force"
+            f"{inspection.verdict} {inspection.advice}. A denoiser on it would be a waste of time, so the run has "
+            f"stopped; look closer with: calotype inspect {run.folder}; or go on with: calotype resume {run.folder} "
+            f"--force"
         )
-    found.forced = bool(found.advice)
+    inspection.forced = bool(inspection.advice)
     run.save()
 
 

@@ -95,7 +95,7 @@ def maker(stage: Stage, labels: Labels, text: Text | None, seed: int) -> Callabl
     parts = in_turn(len(labels), stage.image_size, stage.image_size)
     prompts = [text and text.at(range(len(labels))[part]) for part in parts]
     return lambda sampling: features(
-        rounded(generate([stage], labels[part], [sampling], rngs[part], text=prompt)).cpu()
+        rounded(generate([stage], labels[part], [sampling], rngs[part], text=prompt))
         for part, prompt in zip(parts, prompts, strict=True)
     )
 
