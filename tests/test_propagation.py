@@ -50,7 +50,7 @@ def cascade(small):
 @pytest.fixture(scope="module")
 def latent(small):
     torch.manual_seed(0)
-    return latent_arm(second_leg().stage, Sampling(steps=3), Subjects(LABELS, RNGS, small), 0.3, 8)
+    return latent_arm(second_leg().trained, Sampling(steps=3), Subjects(LABELS, RNGS, small), 0.3, 8)
 
 
 @pytest.mark.parametrize("model", ["cascade", "latent"])
@@ -142,7 +142,7 @@ def test_effects_are_paired_by_picture(small):
 
 
 def test_the_error_of_an_autoencoder_is_by_the_contrast_of_the_picture():
-    images, space = images_from_pixels(noise_pixels(3, 16)), second_leg().stage.space
+    images, space = images_from_pixels(noise_pixels(3, 16)), second_leg().trained.space
     error = autoencoder_error(space, images, 2)
     again = space.decode(space.encode(images)).detach()
     first = norm(shrunk(again, 2) - shrunk(images, 2)) / contrast(shrunk(images, 2))

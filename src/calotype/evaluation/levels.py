@@ -1,4 +1,4 @@
-"""Which augmentation suits a stage best: tried after training, on pictures that the stages before it have made."""
+"""The augmentation level of a stage that enlarges: searched after training, on pictures of the stages before it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FEATURES_AT_ONCE = 8
 
 
 class Distance(NamedTuple):
-    """A kernel distance from real pictures, and what it is on sets drawn with replacement, the same for all levels."""
+    """A kernel distance from real pictures, and its values on bootstrap sets, which are the same for all levels."""
 
     value: float
     drawn: Values
@@ -29,7 +29,7 @@ class Distance(NamedTuple):
 
 @dataclass(frozen=True)
 class Search:
-    """What was tried: the distance from real pictures at each level."""
+    """The distance from real pictures at each level that was tried."""
 
     tried: dict[float, Distance]
 
@@ -85,7 +85,7 @@ def level_distance(
     real: OtherImages,
     text: Text | None = None,
 ) -> Callable[[float], Distance]:
-    """How far what the stage makes of `low_res` lies from `real`, at a level; each time with the same noise."""
+    """From a level to the distance of what the stage makes of `low_res` from `real`; each time with equal noise."""
     real_features = features(real.split(FEATURES_AT_ONCE))
     same = draws(len(low_res), len(real), np.random.default_rng(0))
 
@@ -107,14 +107,12 @@ def in_parts(
     low_res: Images | None = None,
     text: Text | None = None,
 ) -> OtherImages:
-    """As `generate`, a few at a time."""
+    """As `generate`, a few pictures at a time."""
     full, factor = stages[-1].image_size, prod(stage.factor for stage in stages)
     height, width = (full, full) if low_res is None else (side * factor for side in low_res.shape[-2:])
-    parts = in_turn(len(labels), height, width)
-    small = [None if low_res is None else low_res[part] for part in parts]
-    told = [text and text.at(range(len(labels))[part]) for part in parts]
-    made = [
-        generate(stages, labels[part], samplings, rngs[part], one, text=some)
-        for part, one, some in zip(parts, small, told, strict=True)
-    ]
-    return torch.cat(made)
+
+    def part_of(part: slice) -> OtherImages:
+        small, prompts = (None if low_res is None else low_res[part]), text and text.at(range(len(labels))[part])
+        return generate(stages, labels[part], samplings, rngs[part], small, text=prompts)
+
+    return torch.cat([part_of(part) for part in in_turn(len(labels), height, width)])

@@ -216,17 +216,17 @@ def training_operations(run: MeasuredRun) -> float:
 def judge_parameters(latent: Runs, cascade: Runs) -> Judgement:
     """At equal quality, and only where the plan did not choose the widths: it goes by the time there is to train."""
     ours, theirs = ([run["deployment"] for run in runs] for runs in (latent, cascade))
-    said = f"The latent model has {kinds_of_parameters(ours[0])}; the cascade {kinds_of_parameters(theirs[0])}"
+    counts = f"The latent model has {kinds_of_parameters(ours[0])}; the cascade {kinds_of_parameters(theirs[0])}"
     verdict, of_denoisers = (
         fewer(*(fmean(map(count, each)) for each in (ours, theirs))) for count in (all_parameters, denoisers)
     )
     if not all(one["widths_by_user"] for one in (*ours, *theirs)):
-        return Judgement(UNDECIDED, f"{said}. The plan chose these widths by its time, which is no evidence.")
+        return Judgement(UNDECIDED, f"{counts}. The plan chose these widths by its time, which is no evidence.")
     if not equal(*(over_seeds(runs, frechet) for runs in (latent, cascade))):
-        return Judgement(UNDECIDED, f"{said}, but not at equal quality.")
+        return Judgement(UNDECIDED, f"{counts}, but not at equal quality.")
     if verdict != of_denoisers:
-        return Judgement(UNDECIDED, f"{said}: it depends on whether the autoencoder is counted.")
-    return Judgement(verdict, f"{said}, at equal quality.")
+        return Judgement(UNDECIDED, f"{counts}: it depends on whether the autoencoder is counted.")
+    return Judgement(verdict, f"{counts}, at equal quality.")
 
 
 def all_parameters(deployment: MeasuredRun) -> float:
@@ -250,14 +250,14 @@ def kinds_of_parameters(deployment: MeasuredRun) -> str:
 def judge_better(latent: Runs, cascade: Runs) -> Judgement:
     ours, theirs = (over_seeds(runs, frechet) for runs in (latent, cascade))
     spent = [float(run["cost"]["training"]["seconds"]) for run in (*latent, *cascade)]
-    said = (
+    sentence = (
         f"FD-Lite0 is {with_interval(ours)} in latents and {with_interval(theirs)} in the cascade (n = "
         f"{latent[0]['quality']['whole']['n'][0]}; {seeds(latent)} and {seeds(cascade)}), after {min(spent):,.0f} to "
         f"{max(spent):,.0f} s of training"
     )
     if min(spent) <= 0 or max(spent) / min(spent) > EQUAL_BUDGETS:
-        return Judgement(UNDECIDED, f"{said}: the budgets are not equal.")
-    return Judgement(lower(ours, theirs), f"{said}.")
+        return Judgement(UNDECIDED, f"{sentence}: the budgets are not equal.")
+    return Judgement(lower(ours, theirs), f"{sentence}.")
 
 
 def judge_overfitting(latent: Runs, cascade: Runs) -> Judgement:
