@@ -116,12 +116,14 @@ def judged(pictures, drawn, tmp_path_factory):
         assert found.plate.width > found.plate.height and found.prompts[0] == describe(facts[0])[0]
         attributes = [attribute.stored() for attribute in found.attributes]
         retrieval = [{"value": None, "reason": "none"}] * 2
-        return {"languages": LANGUAGES, "retrieval": retrieval, "attributes": attributes, "left_out": found.left_out}
+        shares = {share.about: share.stored() for share in found.shares}
+        measured = {"attributes": attributes, "left_out": found.left_out, "shares": shares}
+        return {"languages": LANGUAGES, "retrieval": retrieval, **measured}
 
     return judge
 
 
-def test_who_obeys_is_as_often_right_as_the_judges_are(judged):
+def test_a_model_that_paints_its_prompts_is_as_accurate_as_the_judges(judged):
     found = judged(torch.arange(HELD_OUT))
     abouts = {one["about"]: one for one in found["attributes"]}
     for one in abouts.values():
@@ -129,12 +131,15 @@ def test_who_obeys_is_as_often_right_as_the_judges_are(judged):
         assert one["samples"] == [own, own] and one["real"]["chance"] == one["chance"] < own["value"]
     assert all(abouts[about]["real"]["value"] == 1 for about in OF_ALL)
     assert abouts["clothes"]["real"]["value"] > 0.8
+    assert set(found["shares"]) == {"features", "dark skin"}
+    for share in found["shares"].values():
+        assert share["samples"] == share["real"] and share["agrees"]
     (first, *_) = alignment_rows(found)
     assert first == (f"background, n = {HELD_OUT}", *["1 [0.941, 1]"] * 3, f"{abouts['background']['chance']:.3g}")
     assert "hardly better than guessing" in about_alignment(found)
 
 
-def test_who_does_not_read_is_right_by_chance(judged):
+def test_a_model_that_ignores_its_prompts_is_right_by_chance(judged):
     for one in judged(Rng(("shuffled",)).permutation(HELD_OUT))["attributes"]:
         assert one["samples"][0]["low"] <= one["chance"]
 

@@ -11,7 +11,7 @@ from calotype.cli.commands.reading import read
 from calotype.data.words import distinct
 from calotype.diffusion.stage import generate
 from calotype.evaluation.candidate import PROMPT, open_one
-from calotype.evaluation.cost import deployment, frozen_encoder, sampling_flops, training_cost
+from calotype.evaluation.cost import deployment_cost, frozen_encoder, sampling_flops, training_cost
 from calotype.evaluation.counting import counted
 from calotype.evaluation.features import features
 from calotype.files import read_json
@@ -59,7 +59,7 @@ def test_a_frozen_encoder_counts_as_a_network_and_what_it_reads_as_work(tmp_path
     run = commands.train(request(tmp_path / "pictures", tmp_path / "run", "denoiser.text.kind=minilm"), Keeper())
     one, pictures = open_one("A", run, "cpu"), read(tmp_path / "pictures", 16, None, Keeper())
     assert frozen_encoder(one) is frozen
-    found = deployment(one)
+    found = deployment_cost(one)
     numbers = sum(value.numel() for value in frozen.reader.network.state_dict().values())
     assert found["networks"]["text encoder"] == {"trained": 0, "fitted": 0, "text_encoder": numbers, "sum": numbers}
     assert found["count"] == 3 and found["parameters"]["text_encoder"] == numbers > 0

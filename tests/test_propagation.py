@@ -21,10 +21,10 @@ from calotype.evaluation.propagation import (
     contrast,
     corruption_of,
     latent_arm,
-    measured,
+    measure_arms,
     norm,
     repeated,
-    survival,
+    survival_of,
 )
 from calotype.settings import parse_recipe
 from calotype.types import Rng
@@ -50,7 +50,7 @@ def cascade(small):
 @pytest.fixture(scope="module")
 def latent(small):
     torch.manual_seed(0)
-    return latent_arm(second_leg().stage, Sampling(steps=3), Subjects(LABELS, RNGS, small), 0.3, 8)
+    return latent_arm(second_leg().trained, Sampling(steps=3), Subjects(LABELS, RNGS, small), 0.3, 8)
 
 
 @pytest.mark.parametrize("model", ["cascade", "latent"])
@@ -58,7 +58,7 @@ def test_no_error_leaves_nothing_at_all(model, request):
     arm = request.getfixturevalue(model)
     nothing = torch.zeros_like(arm.small)
     assert torch.equal(arm.finish(None), arm.finish(nothing))
-    found = survival("noise", 0.0, nothing, arm.finish(None), arm.finish(nothing))
+    found = survival_of("noise", 0.0, nothing, arm.finish(None), arm.finish(nothing))
     assert (found.survival == 0).all()
     assert (found.perceptual == 0).all()
 
@@ -133,7 +133,7 @@ def test_effects_are_paired_by_picture(small):
         )
 
     arms = [Arm("none", 0.0, small, keeping(1.0)), Arm("augmentation", 0.1, small, keeping(0.5), thorough=False)]
-    found = measured(arms, Rng((6,)), lambda done, total: None)
+    found = measure_arms(arms, Rng((6,)), lambda done, total: None)
     assert found["effects"]["augmentation"]["value"] == pytest.approx(-0.5, abs=1e-4)
     assert found["effects"]["augmentation"]["high"] < -0.49 and found["arms"]["none"]["value"] == pytest.approx(
         1, abs=1e-4
@@ -142,7 +142,7 @@ def test_effects_are_paired_by_picture(small):
 
 
 def test_the_error_of_an_autoencoder_is_by_the_contrast_of_the_picture():
-    images, space = images_from_pixels(noise_pixels(3, 16)), second_leg().stage.space
+    images, space = images_from_pixels(noise_pixels(3, 16)), second_leg().trained.space
     error = autoencoder_error(space, images, 2)
     again = space.decode(space.encode(images)).detach()
     first = norm(shrunk(again, 2) - shrunk(images, 2)) / contrast(shrunk(images, 2))

@@ -26,7 +26,7 @@ from calotype.evaluation.candidate import Candidate
 from calotype.evaluation.intervals import share_estimate
 from calotype.evaluation.measures import as_measure
 from calotype.evaluation.references import FeatureStore
-from calotype.evaluation.results import Accuracy, Attribute, Share
+from calotype.evaluation.results import Accuracy, Attribute, PropertyShare
 from calotype.types import Images, OtherImages
 
 MOST_LEARNED = 1200
@@ -63,25 +63,24 @@ class PortraitJudge:
             judges = fit_classifiers(store, self.drawn, one.size, progress)
         facts = [self.drawn[row] for row in test]
         real = tallies(judges, visible(judges, shrunk_images(store, test, one.size, LARGEST), facts), facts)
-        sampled, plates, prompts, all_images = [], [], [], list[OtherImages]()
+        sampled, plates, prompts, shares = [], [], [], list[PropertyShare]()
         for place, language in enumerate(self.languages):
             texts = [describe(each)[place] for each in prompted]
             images = prompted_samples(one, texts, seed, store.bar, f"prompts in {language}", at_most_largest)
             sampled.append(tallies(judges, visible(judges, images, prompted), prompted))
-            all_images.append(images)
+            shares = shares or face_shares(store, self.drawn, one.size, images, prompted)
             plates += pils_from_images(images[:SHOWN])
             prompts += texts[:SHOWN]
         reliable = {about for about, one_tally in real.items() if one_tally.skill >= SKILL}
         table = [attribute(about, sampled, real, reliable) for about in abouts(reliable & set(sampled[0]))]
         rest = ", ".join(f"{about}{f' ({style})' if style else ''}" for style, about in sorted(set(real) - reliable))
         left_out = [f"{rest}: on real portraits the judge is hardly better than guessing"] if rest else []
-        shares = face_shares(store, self.drawn, one.size, all_images[0], prompted)
         return Judged(table, shares, left_out, prompts, grid(plates, SHOWN))
 
 
 def face_shares(
     store: FeatureStore, drawn: Sequence[Facts], size: int, images: OtherImages, prompted: Sequence[Facts]
-) -> list[Share]:
+) -> list[PropertyShare]:
     """How many samples, and how many test portraits, have facial features and dark skin: strong guidance loses both."""
     train, test = store.pictures.train_indices.tolist(), store.pictures.test_indices.tolist()
     chosen = [
@@ -92,7 +91,7 @@ def face_shares(
     real = judges.shares(shrunk_images(store, test, size, LARGEST), [drawn[row]["style"] for row in test])
     samples = judges.shares(images, [facts["style"] for facts in prompted])
     return [
-        Share(
+        PropertyShare(
             about=about,
             samples=as_measure(share.estimate),
             real=as_measure(real[about].estimate),

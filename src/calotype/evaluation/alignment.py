@@ -19,7 +19,7 @@ from calotype.evaluation.candidate import Candidate
 from calotype.evaluation.intervals import share_estimate
 from calotype.evaluation.measures import as_measure, too_few
 from calotype.evaluation.references import Bar, FeatureStore
-from calotype.evaluation.results import Alignment, Attribute, Retrieval, Share
+from calotype.evaluation.results import Alignment, Attribute, PropertyShare, Retrieval
 from calotype.types import NULL_LABEL, Condition, Images, Latents, OtherImages, Rng, Text
 
 LEVELS = 4
@@ -33,7 +33,7 @@ class Judged:
     """What a judge has found in samples of prompts."""
 
     attributes: list[Attribute] = field(default_factory=list)
-    shares: list[Share] = field(default_factory=list)
+    shares: list[PropertyShare] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
     prompts: list[str] = field(default_factory=list)
     """The first of each language, in the order of the plate."""

@@ -13,13 +13,13 @@ import torch
 from calotype.data.folder import Pictures
 from calotype.data.images import grid, pils_from_images
 from calotype.evaluation.candidate import Candidate
-from calotype.evaluation.cost import cost, deployment
+from calotype.evaluation.cost import deployment_cost, run_cost
 from calotype.evaluation.features import Lite0
-from calotype.evaluation.history import overfitting, stability
+from calotype.evaluation.history import generalisation_gaps, log_spreads
 from calotype.evaluation.overlap import ReadOwn, notes_of, split_by, unseen_by_all
 from calotype.evaluation.propagation import USUAL, Subjects, matched_level, pictures_for, propagation
 from calotype.evaluation.quality import (
-    SHOWN,
+    GRID_SAMPLES,
     Generated,
     floor,
     generated,
@@ -32,7 +32,7 @@ from calotype.evaluation.results import COMPARISON_FILE, ComparisonResult, Json,
 from calotype.evaluation.verdicts import verdicts
 from calotype.types import Rng, UserError
 
-FORMAT = 4
+COMPARE_FORMAT = 4
 Read = Callable[[str, int], Pictures]
 """From the name of the data and the size to the pictures."""
 
@@ -56,7 +56,7 @@ def compare(
     """
     if count < 2:
         raise UserError(f"count is {count}, but must be at least 2; try 200")
-    check_out(out)
+    check_comparison_folder(out)
     name = runs[0].run.state.data if data is None else str(data)
     pictures = read(name, runs[0].size)
     splits = [split_by(one, pictures, read_own) for one in runs]
@@ -69,13 +69,13 @@ def compare(
     store = FeatureStore(pictures, Lite0(runs[0].model.device), out / "cache", bar, "real")
     reference = ReferenceSet(store, reference_rows(pictures, count, fewest=2))
     comparison = Comparison(runs, reference, seed, bar, out)
-    found = {**about(comparison, name, notes), **measures(comparison)}
+    found = {**comparison_facts(comparison, name, notes), **all_measures(comparison)}
     found["verdicts"] = verdicts(found["runs"])
     write_result(out / COMPARISON_FILE, ComparisonResult.model_validate(found))
     return found
 
 
-def check_out(out: Path) -> None:
+def check_comparison_folder(out: Path) -> None:
     """An earlier comparison is written over; nothing else is."""
     known = out.is_dir() and ((out / COMPARISON_FILE).exists() or all(one.name == "cache" for one in out.iterdir()))
     if out.exists() and not known:
@@ -83,10 +83,10 @@ def check_out(out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
 
 
-def about(comparison: Comparison, data: str, notes: Sequence[str]) -> Json:
+def comparison_facts(comparison: Comparison, data: str, notes: Sequence[str]) -> Json:
     runs, reference, device = comparison.runs, comparison.reference, comparison.runs[0].model.device
     return {
-        "format": FORMAT,
+        "format": COMPARE_FORMAT,
         **measured_with(device),
         "data": data,
         "classes": list(reference.pictures.classes),
@@ -114,7 +114,7 @@ def equal_seeds(runs: Sequence[Candidate]) -> list[str]:
     ]
 
 
-def measures(comparison: Comparison) -> Json:
+def all_measures(comparison: Comparison) -> Json:
     runs, reference, seed = comparison.runs, comparison.reference, comparison.seed
     trained = train_features(reference, runs[0].size)
     matched = matched_noise(runs, reference)
@@ -133,9 +133,9 @@ def measures_of(one: Candidate, comparison: Comparison, trained: Any, sigma: flo
         )
     nearest = nearest_to_training(made, one.size, reference, trained)
     file = f"grid-{one.key}.png"
-    grid(pils_from_images(torch.cat(made.shown)[by_class(reference)]), 6).save(comparison.out / file)
+    grid(pils_from_images(torch.cat(made.shown)[class_order(reference)]), 6).save(comparison.out / file)
     with bar(f"{one.key} costs"):
-        deployed, costs = deployment(one), cost(one)
+        deployed, costs = deployment_cost(one), run_cost(one)
     return {
         "key": one.key,
         "name": one.run.name,
@@ -149,19 +149,19 @@ def measures_of(one: Candidate, comparison: Comparison, trained: Any, sigma: flo
         "cost": costs,
         "quality": quality(one, made, reference, seed),
         "overfitting": {
-            "legs": overfitting(one.run),
+            "legs": generalisation_gaps(one.run),
             "nearest": nearest,
         },
-        "stability": stability(one.run, one.recipe),
+        "stability": log_spreads(one.run, one.recipe),
         "propagation": errors(one, made, comparison, sigma, small_size),
     }
 
 
-def by_class(reference: ReferenceSet) -> torch.Tensor:
+def class_order(reference: ReferenceSet) -> torch.Tensor:
     """The first samples of each class, each class in turn, so that equal places of two grids hold equal classes."""
-    labels = reference.pictures.labels[reference.chosen][: max(pictures_for(len(reference)), SHOWN)].tolist()
+    labels = reference.pictures.labels[reference.chosen][: max(pictures_for(len(reference)), GRID_SAMPLES)].tolist()
     turns = [labels[:place].count(label) for place, label in enumerate(labels)]
-    return torch.tensor(sorted(range(len(labels)), key=lambda place: (turns[place], labels[place]))[:SHOWN])
+    return torch.tensor(sorted(range(len(labels)), key=lambda place: (turns[place], labels[place]))[:GRID_SAMPLES])
 
 
 def errors(one: Candidate, made: Generated, comparison: Comparison, sigma: float, small_size: int) -> Json:

@@ -25,7 +25,7 @@ from calotype.spaces.latent import LatentSpace
 from calotype.tables import number
 from calotype.types import NULL_LABEL, Rng
 
-KINDS = ("trained", "fitted", "text_encoder")
+PARAMETER_KINDS = ("trained", "fitted", "text_encoder")
 ONCE = ("captions", "latents", "prepare", "fit")
 """What is done once, besides a search (`level-SIZE`) for each stage that enlarges."""
 NOT_COUNTED = "a run of an earlier version, which did not count it"
@@ -34,15 +34,15 @@ NOT_COUNTED = "a run of an earlier version, which did not count it"
 # -- To keep -----------------------------------------------------------------------------------------------------------
 
 
-def deployment(one: Candidate) -> dict[str, Any]:
+def deployment_cost(one: Candidate) -> dict[str, Any]:
     """All that must be set up to make pictures, a text encoder outside of the model's folder too.
 
     `sequential_bytes` are those of the largest network: each can be loaded when its turn has come.
     """
     files = sorted(file for file in (one.run.folder / "model").iterdir() if file.is_file())
-    networks = {name: parameters(network) for name, network in networks_of(one).items()}
+    networks = {name: parameters_by_kind(network) for name, network in networks_of(one).items()}
     sizes = [all_bytes(network) for network in networks_of(one).values()]
-    kinds = {kind: sum(network[kind] for network in networks.values()) for kind in KINDS}
+    kinds = {kind: sum(network[kind] for network in networks.values()) for kind in PARAMETER_KINDS}
     return {
         "networks": networks,
         "count": len(networks),
@@ -72,7 +72,7 @@ def frozen_encoder(one: Candidate) -> Frozen | None:
     return reader.frozen if isinstance(reader, Projected) else None
 
 
-def parameters(network: nn.Module) -> dict[str, int]:
+def parameters_by_kind(network: nn.Module) -> dict[str, int]:
     """Trained, fitted in closed form (priors, an autoencoder's linear path, statistics of latents), or of a frozen
     text encoder.
     """
@@ -84,7 +84,7 @@ def parameters(network: nn.Module) -> dict[str, int]:
     elif not isinstance(network, Denoiser):
         kind = "text_encoder"
     whole = all_numbers(network)
-    return {**dict.fromkeys(KINDS, 0), kind: whole - fitted, "fitted": fitted, "sum": whole}
+    return {**dict.fromkeys(PARAMETER_KINDS, 0), kind: whole - fitted, "fitted": fitted, "sum": whole}
 
 
 def all_numbers(network: nn.Module) -> int:
@@ -105,7 +105,7 @@ def widths_by_user(one: Candidate) -> bool:
 # -- To train and to use -----------------------------------------------------------------------------------------------
 
 
-def cost(one: Candidate) -> dict[str, Any]:
+def run_cost(one: Candidate) -> dict[str, Any]:
     return {
         "flops_a_picture": sampling_flops(one),
         "sampling": footprint(one),

@@ -17,7 +17,7 @@ from calotype.diffusion.stage import generate, shrunk
 from calotype.evaluation.alignment import AlignmentResult, PromptJudge, alignment
 from calotype.evaluation.candidate import Candidate
 from calotype.evaluation.features import FeatureNetwork, distance_name
-from calotype.evaluation.history import overfitting
+from calotype.evaluation.history import generalisation_gaps
 from calotype.evaluation.measures import distance_key, measured
 from calotype.evaluation.memorisation import MemorisationResult, memorisation, mirrored_to_match, unmeasured
 from calotype.evaluation.reconstruction import evaluate_reconstruction
@@ -99,7 +99,7 @@ def evaluate_run(request: EvaluationRequest, out: Path) -> EvaluationResult:
         autoencoder=evaluate_reconstruction(one, reference, request.trained or request.pictures, request.seed),
         memorisation=copies.measures,
         alignment=aligned.measures,
-        overfitting=[LegGaps(**leg) for leg in overfitting(one.run)],
+        overfitting=[LegGaps(**leg) for leg in generalisation_gaps(one.run)],
         shares=aligned.judged.shares,
     )
     for plate in (PAIRS_FILE, PROMPTED_FILE):  # of an earlier evaluation

@@ -17,8 +17,8 @@ SEEDS = 3
 PRECISE = 0.25
 """Two distances are equal where their intervals overlap and reach no further than this part of their values."""
 
-Measures = dict[str, Any]
-Runs = Sequence[Measures]
+MeasuredRun = dict[str, Any]
+Runs = Sequence[MeasuredRun]
 
 
 class MissingError(ValueError):
@@ -28,7 +28,7 @@ class MissingError(ValueError):
 # -- Reading -----------------------------------------------------------------------------------------------------------
 
 
-def estimate(measures: Measures, name: str) -> Estimate:
+def estimate(measures: MeasuredRun, name: str) -> Estimate:
     """Raises `MissingError` where it was not measured; without an interval it is as wide as can be."""
     one = measures.get(name)
     if not isinstance(one, dict) or one.get("value") is None:
@@ -39,17 +39,17 @@ def estimate(measures: Measures, name: str) -> Estimate:
     )
 
 
-def frechet(run: Measures) -> Estimate:
+def frechet(run: MeasuredRun) -> Estimate:
     return estimate(run["quality"]["whole"], "fd_lite0")
 
 
-def survival(run: Measures, arm: str) -> Estimate:
+def survived(run: MeasuredRun, arm: str) -> Estimate:
     """What is left of an error of middle strength, over all corruptions."""
     measured = run["propagation"]
     return estimate({**(measured.get("arms") or {}), "reason": measured.get("reason")}, arm)
 
 
-def gap(run: Measures) -> Estimate:
+def gap(run: MeasuredRun) -> Estimate:
     """How far the held-out loss has risen above the train loss, in the leg where it rose most; without an interval."""
     if not (legs := run["overfitting"]["legs"]):
         raise MissingError(f"It was not measured: the log of run {run['key']} has no held-out losses.")
@@ -57,7 +57,7 @@ def gap(run: Measures) -> Estimate:
     return Estimate(growth, growth, growth)
 
 
-def over_seeds(runs: Runs, measure: Callable[[Measures], Estimate]) -> Estimate:
+def over_seeds(runs: Runs, measure: Callable[[MeasuredRun], Estimate]) -> Estimate:
     """Of three runs and more, the mean with Student's interval; of fewer, all that their own intervals span."""
     each = [measure(run) for run in runs]
     if len(each) >= SEEDS:
@@ -65,7 +65,7 @@ def over_seeds(runs: Runs, measure: Callable[[Measures], Estimate]) -> Estimate:
     return Estimate(fmean(one.value for one in each), min(one.low for one in each), max(one.high for one in each))
 
 
-def spread_over_seeds(runs: Runs, measure: Callable[[Measures], Estimate]) -> Estimate:
+def spread_over_seeds(runs: Runs, measure: Callable[[MeasuredRun], Estimate]) -> Estimate:
     """Standard deviation by the mean, its logarithm taken as normal: half that of a chi-squared value.
 
     The variance of the latter, a trigamma function of the degrees of freedom, is right to a tenth from two on.
@@ -106,18 +106,18 @@ def agreed(*verdicts: str) -> str:
 # -- Wording -----------------------------------------------------------------------------------------------------------
 
 
-def shown(found: Estimate, times: float = 1.0, sign: str = "") -> str:
+def with_interval(found: Estimate, times: float = 1.0, sign: str = "") -> str:
     """With its interval, where it has one."""
     known = found.low < found.high and math.isfinite(found.high - found.low)
-    ends = f" [{digits(times * found.low)}, {digits(times * found.high)}]" if known else ""
-    return digits(times * found.value, sign) + ends
+    ends = f" [{figures(times * found.low)}, {figures(times * found.high)}]" if known else ""
+    return figures(times * found.value, sign) + ends
 
 
-def share(found: Estimate) -> str:
-    return f"{shown(found, 100.0)} %"
+def percents(found: Estimate) -> str:
+    return f"{with_interval(found, 100.0)} %"
 
 
-def digits(value: float, sign: str = "") -> str:
+def figures(value: float, sign: str = "") -> str:
     return f"{value:{sign},.0f}" if abs(value) >= 100 else f"{value:{sign}.2g}"
 
 

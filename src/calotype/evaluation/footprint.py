@@ -24,7 +24,7 @@ from calotype.types import NULL_LABEL, Rng
 
 COUNTS = (1, 4, 16)
 """Pictures at once. They rise, so the most memory so far is that of the last one."""
-LONGEST = 60.0
+MOST_SECONDS = 60.0
 """Seconds: what is predicted to take longer is left out."""
 
 
@@ -38,21 +38,21 @@ def footprint(one: Candidate) -> dict[str, Any]:
     except (IndexError, ValueError):
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         reason = f"the process that samples ended with code {done.returncode}: {last}"
-        return {"loaded_bytes": None, "counts": [unmeasured(count, reason) for count in COUNTS], "reason": reason}
+        return {"loaded_bytes": None, "counts": [not_measured(count, reason) for count in COUNTS], "reason": reason}
 
 
-def unmeasured(count: int, reason: str) -> dict[str, Any]:
+def not_measured(count: int, reason: str) -> dict[str, Any]:
     return {"count": count, "seconds_a_picture": None, "bytes": None, "reason": reason}
 
 
-def measured(model: Model) -> Iterator[dict[str, Any]]:
-    sample(model, 1, steps=1)  # to warm up
+def sampling_costs(model: Model) -> Iterator[dict[str, Any]]:
+    sample_batch(model, 1, steps=1)  # to warm up
     loaded, seconds, rise = most_memory(model.device), 0.0, 0
     for count in COUNTS:
         if reason := too_much(count, seconds, rise, free_memory(model.device)):
-            yield unmeasured(count, reason)
+            yield not_measured(count, reason)
             continue
-        spent, most = timed(partial(sample, model, count), model.device), most_memory(model.device)
+        spent, most = timed(partial(sample_batch, model, count), model.device), most_memory(model.device)
         if count == COUNTS[0]:
             seconds, rise = spent / count, most - loaded
         yield {"count": count, "seconds_a_picture": spent / count, "bytes": most}
@@ -60,14 +60,14 @@ def measured(model: Model) -> Iterator[dict[str, Any]]:
 
 def too_much(count: int, seconds: float, rise: int, free: int) -> str:
     """Why so many are not tried; empty if they are. `seconds` and `rise` (in bytes) are those of one picture."""
-    if count * seconds > LONGEST:
+    if count * seconds > MOST_SECONDS:
         return f"left out: {count} pictures would take about {count * seconds:,.0f} s at {seconds:,.1f} s for one"
     if count * rise > 0.8 * free:
         return f"left out: {count} pictures would need about {count * rise / 1e9:,.1f} GB, {free / 1e9:,.1f} are free"
     return ""
 
 
-def sample(model: Model, count: int, steps: int | None = None) -> None:
+def sample_batch(model: Model, count: int, steps: int | None = None) -> None:
     """All at once."""
     samplings = [one if steps is None else one.model_copy(update={"steps": steps}) for one in model.samplings]
     labels = torch.arange(count, device=model.device) % max(1, len(model.classes))
@@ -80,7 +80,7 @@ def main(folder: str, device: str, threads: str) -> None:
     torch.set_num_threads(int(threads))
     model = load(Path(folder), device)
     loaded = most_memory(model.device)
-    print(json.dumps({"loaded_bytes": loaded, "counts": list(measured(model))}))
+    print(json.dumps({"loaded_bytes": loaded, "counts": list(sampling_costs(model))}))
 
 
 if __name__ == "__main__":

@@ -12,15 +12,15 @@ from calotype.recipe import OptimizerConfig, Recipe
 from calotype.run import Event, Run
 from calotype.tables import number, numbers, within
 
-FEWEST = 6
+FEWEST_LINES = 6
 """Lines of the log in half a leg: of fewer no spread is taken."""
-LEVELS = {"all": "", "low_noise": "_low_noise", "middle_noise": "_middle_noise", "high_noise": "_high_noise"}
+LEVEL_SUFFIXES = {"all": "", "low_noise": "_low_noise", "middle_noise": "_middle_noise", "high_noise": "_high_noise"}
 
 
 # -- Overfitting -------------------------------------------------------------------------------------------------------
 
 
-def overfitting(run: Run) -> list[dict[str, Any]]:
+def generalisation_gaps(run: Run) -> list[dict[str, Any]]:
     """Of every leg that learns to denoise: its loss on held-out and on training pictures, at every validation."""
     return [found for leg in run.state.legs if (found := gaps(leg, run.history("check", leg)))]
 
@@ -30,7 +30,7 @@ def gaps(leg: str, validations: Sequence[Event]) -> dict[str, Any] | None:
     the two sets differ, so what counts is how it grows.
     """
     measures = [(float(one["images_seen"]), numbers(within(one, "measures"))) for one in validations]
-    levels = {name: gap_curve(measures, suffix) for name, suffix in LEVELS.items()}
+    levels = {name: gap_curve(measures, suffix) for name, suffix in LEVEL_SUFFIXES.items()}
     if not (line := levels["all"]):
         return None
     curves = {name: curve for name, curve in levels.items() if len(curve) == len(line)}
@@ -49,7 +49,7 @@ def gap_curve(validations: Sequence[tuple[float, dict[str, float]]], suffix: str
 # -- Stability ---------------------------------------------------------------------------------------------------------
 
 
-def stability(run: Run, recipe: Recipe) -> list[dict[str, Any]]:
+def log_spreads(run: Run, recipe: Recipe) -> list[dict[str, Any]]:
     """Of every leg and network: how its loss and the norm of its gradient spread from line to line of the log."""
     rows = []
     for leg, config in recipe.legs.items():
@@ -57,16 +57,16 @@ def stability(run: Run, recipe: Recipe) -> list[dict[str, Any]]:
         seen = np.array([0.0, *(float(event["images_seen"]) for event in steps)])
         steps_a_line = float(np.median(np.diff(seen))) / config.batch if steps else 1.0
         for network in dict.fromkeys(name for event in steps for name in numbers(within(event, "norms"))):
-            spreads = spread(steps, network, optimizer(recipe, leg, network).clip)
+            spreads = spreads_of(steps, network, optimizer(recipe, leg, network).clip)
             rows.append({"leg": leg, "network": network, "steps_a_line": steps_a_line, **spreads})
     return rows
 
 
-def spread(steps: Sequence[Event], network: str, clip: float) -> dict[str, Any]:
+def spreads_of(steps: Sequence[Event], network: str, clip: float) -> dict[str, Any]:
     losses = [sum(terms.values()) for event in steps if (terms := terms_of(event, network))]
     norms = [norm for event in steps if (norm := number(within(event, "norms").get(network))) is not None]
     loss_spread, norm_spread = detrended_spread(losses), detrended_spread(norms)
-    unknown = {"reason": f"the log has {len(norms)} lines of it, and a spread needs {2 * FEWEST - 1}"}
+    unknown = {"reason": f"the log has {len(norms)} lines of it, and a spread needs {2 * FEWEST_LINES - 1}"}
     return {
         "loss_spread": loss_spread,
         "norm_spread": norm_spread,
@@ -92,7 +92,7 @@ def optimizer(recipe: Recipe, leg: str, network: str) -> OptimizerConfig:
 def detrended_spread(values: Sequence[float]) -> float | None:
     """Standard deviation about a running median, by the mean, over the second half; None where there are too few."""
     half = np.array(values[len(values) // 2 :])
-    if len(half) < FEWEST or not math.isfinite(half.sum()) or half.mean() == 0:
+    if len(half) < FEWEST_LINES or not math.isfinite(half.sum()) or half.mean() == 0:
         return None
     reach = max(5, len(half) // 5) // 2
     widths = [min(reach, at, len(half) - 1 - at) for at in range(len(half))]  # symmetric, so that it follows a line

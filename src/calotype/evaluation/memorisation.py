@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from calotype.evaluation.distances import Features
+from calotype.evaluation.distances import Features, Others
 from calotype.evaluation.features import AnyImages
 from calotype.evaluation.intervals import Estimate, difference_of_shares, distances, nearest_distance, share_estimate
 from calotype.evaluation.measures import as_measure
@@ -214,7 +214,7 @@ def copies(nearest_ones: Nearest) -> Copies:
     )
 
 
-def nearness(samples: Features, held_out: Features, trained: Features) -> Nearness:
+def nearness(samples: Features, held_out: Others, trained: Float[np.ndarray, "trained channel"]) -> Nearness:
     """How near samples lie to training pictures in feature space, compared with held-out pictures."""
     n = (len(samples), len(held_out), len(trained))
     if not len(held_out) or not len(trained):

@@ -33,11 +33,11 @@ from calotype.types import Images, Labels, Latents, Rng, Text, per_image
 Corrupt = Callable[[Images, Rng], Images]
 Finish = Callable[[Images | None], Resized]
 """From what is added to the small pictures (None: nothing) to the final ones."""
-Values = Float[np.ndarray, " count"]
+PerPicture = Float[np.ndarray, " count"]
 STRENGTHS, MIDDLE = (0.05, 0.1, 0.2, 0.4, 0.8), 0.2
 SHARES = (0.25, 0.5, 1.0)
 """Of the most augmentation that a stage was trained with: levels to try besides the stored one."""
-SIGMAS = (0.1, 1.0, 3.0)
+LATENT_SIGMAS = (0.1, 1.0, 3.0)
 USUAL = 0.3
 """Sigma for latents where no cascade gives a level to compare with."""
 MOST_STEPS = 8
@@ -115,11 +115,11 @@ class Survival:
 
     corruption: str
     strength: float
-    survival: Values
+    survival: PerPicture
     """Norm of what is left, shrunk to the small size, by that of what was added: 1 is all of it, 0 nothing."""
-    psnr: Values
+    psnr: PerPicture
     """Of the final pictures with and without it, in dB."""
-    perceptual: Values
+    perceptual: PerPicture
 
 
 @dataclass(frozen=True)
@@ -138,10 +138,10 @@ class Arm:
         plain = self.finish(None)
         for corruption, strength in points:
             delta = corruption_of(self.small, corruption, strength, rng.at(corruption))
-            yield survival(corruption, strength, delta, plain, self.finish(delta))
+            yield survival_of(corruption, strength, delta, plain, self.finish(delta))
 
 
-def survival(corruption: str, strength: float, delta: Images, plain: Tensor, corrupted: Tensor) -> Survival:
+def survival_of(corruption: str, strength: float, delta: Images, plain: Tensor, corrupted: Tensor) -> Survival:
     """0 where nothing was added."""
     factor = plain.shape[-1] // delta.shape[-1]
     left = norm(shrunk(corrupted, factor) - shrunk(plain, factor)) / norm(delta).clamp(min=1e-8)
@@ -265,7 +265,7 @@ def propagation(
         exposure = any(one.recipe.enlarger(stage.image_size).exposure.images for stage in above)
         extra = {"own": used, "exposure": exposure}
     else:
-        sampling, sigmas = one.model.samplings[0], {"matched": sigma, **{f"{each:g}": each for each in SIGMAS}}
+        sampling, sigmas = one.model.samplings[0], {"matched": sigma, **{f"{each:g}": each for each in LATENT_SIGMAS}}
         high = base.schedule.grid(sampling.steps)[0] / 2
         arms = [
             latent_arm(base, sampling, subjects, min(each, high), small_size, name) for name, each in sigmas.items()
@@ -273,15 +273,15 @@ def propagation(
         extra = {"own": "matched"}
         if isinstance(base.space, LatentSpace):
             extra["autoencoder_error"] = as_json(autoencoder_error(base.space, real, one.size // small_size))
-    return {**measured(arms, Rng((seed, "corruption")), progress), **extra}
+    return {**measure_arms(arms, Rng((seed, "corruption")), progress), **extra}
 
 
-def measured(arms: Sequence[Arm], rng: Rng, progress: Progress) -> dict[str, Any]:
+def measure_arms(arms: Sequence[Arm], rng: Rng, progress: Progress) -> dict[str, Any]:
     """`effects`: by how much more survives in an arm than without a mechanism, paired by picture."""
     middle = [(corruption, MIDDLE) for corruption in CORRUPTIONS]
     total = sum(len(EVERY if arm.thorough else middle) for arm in arms)
     points: list[dict[str, Any]] = []
-    means: dict[str, Values] = {}
+    means: dict[str, PerPicture] = {}
     for arm in arms:
         found = []
         for one in arm.survivals(EVERY if arm.thorough else middle, rng):

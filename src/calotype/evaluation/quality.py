@@ -22,7 +22,7 @@ from calotype.evaluation.results import Json
 from calotype.spaces.latent import LatentSpace
 from calotype.types import Images, Labels, Rng, Text
 
-SHOWN = 12
+GRID_SAMPLES = 12
 TRAIN_TIMES, FEWEST_TRAIN = 10, 250
 """A sample's nearest training picture is sought among so many times as many as there are samples, at least so many."""
 
@@ -54,7 +54,7 @@ def generated(one: Candidate, reference: ReferenceSet, seed: int, keep: int, pro
         for stage, images in zip(model.stages, pictures, strict=True):
             made.sampled.setdefault(stage.image_size, []).append(features([rounded(images)], reference.network))
         from_real(one, reference, chosen, labels[part], rngs, made)
-        if part.start < max(keep, SHOWN):
+        if part.start < max(keep, GRID_SAMPLES):
             made.shown.append(pictures[-1].cpu())
             made.small.append(pictures[0])
         progress(min(part.stop, len(reference)), len(reference))

@@ -130,7 +130,7 @@ class Attribute(Schema):
     real: Accuracy
 
 
-class Share(Schema):
+class PropertyShare(Schema):
     """How many of the samples of prompts, and of real test pictures, show something."""
 
     about: str
@@ -200,7 +200,7 @@ class EvaluationResult(StoredResult):
     memorisation: Memorisation
     alignment: Alignment
     overfitting: list[LegGaps]
-    shares: list[Share] = []
+    shares: list[PropertyShare] = []
 
 
 class StageQuality(Schema):

@@ -18,23 +18,23 @@ from calotype.evaluation.evidence import (
     REFUTED,
     SEEDS,
     UNDECIDED,
-    Measures,
+    MeasuredRun,
     MissingError,
     Runs,
     agreed,
-    digits,
     equal,
     estimate,
     fewer,
+    figures,
     frechet,
     gap,
     lower,
     over_seeds,
+    percents,
     seeds,
-    share,
-    shown,
     spread_over_seeds,
-    survival,
+    survived,
+    with_interval,
 )
 from calotype.evaluation.intervals import Estimate, difference_of_shares
 
@@ -100,19 +100,19 @@ def judged(claim: Claim, latent: Runs, cascade: Runs) -> Judgement:
 # -- The cascade's errors ----------------------------------------------------------------------------------------------
 
 
-def propagation(latent: Runs, cascade: Runs) -> Judgement:
+def judge_propagation(latent: Runs, cascade: Runs) -> Judgement:
     """As each cascade is sampled; beside it, the same error in latents, and the autoencoder's own."""
-    left = over_seeds(cascade, lambda run: survival(run, run["propagation"].get("own", "none")))
+    left = over_seeds(cascade, lambda run: survived(run, run["propagation"].get("own", "none")))
     measured = cascade[0]["propagation"]
     parts = [
-        f"Of an error of {digits(100 * measured['strength'])} % in the cascade's {measured['size']} px picture, "
-        f"{share(left)} is left in the final one (five corruptions, n = {measured['n']}, {seeds(cascade)})"
+        f"Of an error of {figures(100 * measured['strength'])} % in the cascade's {measured['size']} px picture, "
+        f"{percents(left)} is left in the final one (five corruptions, n = {measured['n']}, {seeds(cascade)})"
     ]
     if latent and all(run["propagation"].get("arms") for run in latent):
-        inside = over_seeds(latent, lambda run: survival(run, "matched"))
+        inside = over_seeds(latent, lambda run: survived(run, "matched"))
         own = over_seeds(latent, lambda run: estimate(run["propagation"], "autoencoder_error"))
-        parts.append(f"of the same error inside latent diffusion, at equal noise, {share(inside)}")
-        parts.append(f"the autoencoder adds an error of {share(own)} of its own, and nothing after it corrects that")
+        parts.append(f"of the same error inside latent diffusion, at equal noise, {percents(inside)}")
+        parts.append(f"the autoencoder adds an error of {percents(own)} of its own, and nothing after it corrects that")
     if left.low > MOSTLY:
         verdict = CONFIRMED
     elif left.high < MOSTLY:
@@ -122,7 +122,7 @@ def propagation(latent: Runs, cascade: Runs) -> Judgement:
     return Judgement(verdict, "; ".join(parts) + ". The mark is half of the error.")
 
 
-def no_correction(latent: Runs, cascade: Runs) -> Judgement:
+def judge_correction(latent: Runs, cascade: Runs) -> Judgement:
     """Of every mechanism that a cascade here uses: does it lower what survives, by more than next to nothing?"""
     if not (effects := mechanisms(cascade)):
         raise MissingError(
@@ -130,18 +130,18 @@ def no_correction(latent: Runs, cascade: Runs) -> Judgement:
             "beside a cascade without it."
         )
     sentence = "Survival of an error changes by " + ", ".join(
-        f"{shown(effect, 100.0, '+')} points with {name}" for name, effect in effects.items()
+        f"{with_interval(effect, 100.0, '+')} points with {name}" for name, effect in effects.items()
     )
-    before = over_seeds(untuned(cascade) or cascade, lambda run: survival(run, "none"))
+    before = over_seeds(untuned(cascade) or cascade, lambda run: survived(run, "none"))
     best = min(effects, key=lambda name: effects[name].value)
     if effects[best].high < -LITTLE:
         left = before.value + effects[best].value
         verdict = PARTLY if left > MOSTLY * before.value else REFUTED
-        return Judgement(verdict, f"{sentence}; without any, {share(before)} survives. So {best} corrects a part.")
+        return Judgement(verdict, f"{sentence}; without any, {percents(before)} survives. So {best} corrects a part.")
     verdict = CONFIRMED if all(effect.low > -LITTLE for effect in effects.values()) else UNDECIDED
     return Judgement(
         verdict,
-        f"{sentence}; without any, {share(before)} survives. Less than {100 * LITTLE:g} points are next to nothing.",
+        f"{sentence}; without any, {percents(before)} survives. Less than {100 * LITTLE:g} points are next to nothing.",
     )
 
 
@@ -153,7 +153,7 @@ def mechanisms(cascade: Runs) -> dict[str, Estimate]:
             found[arm] = over_seeds(having, partial(estimate, name=arm))
     tuned = [run for run in cascade if run["propagation"].get("exposure")]
     if tuned and (others := untuned(cascade)):
-        with_it, without = (over_seeds(runs, lambda run: survival(run, "none")) for runs in (tuned, others))
+        with_it, without = (over_seeds(runs, lambda run: survived(run, "none")) for runs in (tuned, others))
         found["exposure fine-tuning"] = difference_of_shares(with_it, without)
     return found
 
@@ -165,18 +165,18 @@ def untuned(cascade: Runs) -> Runs:
 # -- What it takes -----------------------------------------------------------------------------------------------------
 
 
-def more_models(latent: Runs, cascade: Runs) -> Judgement:
+def judge_models(latent: Runs, cascade: Runs) -> Judgement:
     ours, theirs = (runs[0]["deployment"] for runs in (latent, cascade))
     parts = [
-        f"{name} has {one['count']} networks ({', '.join(one['networks'])}), {digits(one['resident_bytes'] / 1e6)} MB "
-        f"with all of them in memory and {digits(one['sequential_bytes'] / 1e6)} MB with one at a time"
+        f"{name} has {one['count']} networks ({', '.join(one['networks'])}), {figures(one['resident_bytes'] / 1e6)} MB "
+        f"with all of them in memory and {figures(one['sequential_bytes'] / 1e6)} MB with one at a time"
         for name, one in (("The cascade", theirs), ("the latent model", ours))
     ]
     verdict = CONFIRMED if theirs["count"] > ours["count"] else REFUTED
     return Judgement(verdict, "; ".join(parts) + ". Either is one folder and one command, and can run in turn.")
 
 
-def end_to_end(latent: Runs, cascade: Runs) -> Judgement:
+def judge_end_to_end(latent: Runs, cascade: Runs) -> Judgement:
     return Judgement(
         REFUTED,
         "Latent diffusion is one folder to deploy, but is trained in two stages: the autoencoder, then the denoiser on "
@@ -185,7 +185,7 @@ def end_to_end(latent: Runs, cascade: Runs) -> Judgement:
     )
 
 
-def cheaper(latent: Runs, cascade: Runs, what: str, operations: Callable[[Measures], float]) -> Judgement:
+def judge_cost(latent: Runs, cascade: Runs, what: str, operations: Callable[[MeasuredRun], float]) -> Judgement:
     """By operations at equal quality, or where the cheaper is also the better: else they buy different things."""
     ours, theirs = (fmean(map(operations, runs)) for runs in (latent, cascade))
     quality = [over_seeds(runs, frechet) for runs in (latent, cascade)]
@@ -193,19 +193,19 @@ def cheaper(latent: Runs, cascade: Runs, what: str, operations: Callable[[Measur
     same = equal(*quality)
     bought = same or lower(*quality) == verdict
     note = "at equal quality" if same else "the cheaper is also the better" if bought else "not at equal quality"
+    distances = " and ".join(map(with_interval, quality))
     return Judgement(
         verdict if bought else UNDECIDED,
-        f"{what} takes {digits(ours / 1e9)} GFLOP in latents, the autoencoder included, and {digits(theirs / 1e9)} in "
-        f"the cascade ({digits(times)} times as many); FD-Lite0 is {shown(quality[0])} and {shown(quality[1])}: "
-        f"{note}.",
+        f"{what} takes {figures(ours / 1e9)} GFLOP in latents, the autoencoder included, and {figures(theirs / 1e9)} "
+        f"({figures(times)} times as many) in the cascade; FD-Lite0 is {distances}: {note}.",
     )
 
 
-def sampling_operations(run: Measures) -> float:
+def sampling_operations(run: MeasuredRun) -> float:
     return float(run["cost"]["flops_a_picture"])
 
 
-def training_operations(run: Measures) -> float:
+def training_operations(run: MeasuredRun) -> float:
     """What is unknown of one run counts for neither kind."""
     training = run["cost"]["training"]
     if training["flops"] is None:
@@ -213,31 +213,31 @@ def training_operations(run: Measures) -> float:
     return float(training["flops"])
 
 
-def parameters(latent: Runs, cascade: Runs) -> Judgement:
+def judge_parameters(latent: Runs, cascade: Runs) -> Judgement:
     """At equal quality, and only where the plan did not choose the widths: it goes by the time there is to train."""
     ours, theirs = ([run["deployment"] for run in runs] for runs in (latent, cascade))
-    said = f"The latent model has {kinds_of_parameters(ours[0])}; the cascade {kinds_of_parameters(theirs[0])}"
+    counts = f"The latent model has {kinds_of_parameters(ours[0])}; the cascade {kinds_of_parameters(theirs[0])}"
     verdict, of_denoisers = (
         fewer(*(fmean(map(count, each)) for each in (ours, theirs))) for count in (all_parameters, denoisers)
     )
     if not all(one["widths_by_user"] for one in (*ours, *theirs)):
-        return Judgement(UNDECIDED, f"{said}. The plan chose these widths by its time, which is no evidence.")
+        return Judgement(UNDECIDED, f"{counts}. The plan chose these widths by its time, which is no evidence.")
     if not equal(*(over_seeds(runs, frechet) for runs in (latent, cascade))):
-        return Judgement(UNDECIDED, f"{said}, but not at equal quality.")
+        return Judgement(UNDECIDED, f"{counts}, but not at equal quality.")
     if verdict != of_denoisers:
-        return Judgement(UNDECIDED, f"{said}: it depends on whether the autoencoder is counted.")
-    return Judgement(verdict, f"{said}, at equal quality.")
+        return Judgement(UNDECIDED, f"{counts}: it depends on whether the autoencoder is counted.")
+    return Judgement(verdict, f"{counts}, at equal quality.")
 
 
-def all_parameters(deployment: Measures) -> float:
+def all_parameters(deployment: MeasuredRun) -> float:
     return float(deployment["parameters"]["sum"])
 
 
-def denoisers(deployment: Measures) -> float:
+def denoisers(deployment: MeasuredRun) -> float:
     return all_parameters(deployment) - float(deployment["networks"].get("autoencoder", {}).get("sum", 0))
 
 
-def kinds_of_parameters(deployment: Measures) -> str:
+def kinds_of_parameters(deployment: MeasuredRun) -> str:
     kinds = {name.replace("_", " "): number for name, number in deployment["parameters"].items() if name != "sum"}
     kinds["in the autoencoder"] = all_parameters(deployment) - denoisers(deployment)
     parts = ", ".join(f"{number / 1e6:.3g} {name}" for name, number in kinds.items() if number)
@@ -247,20 +247,20 @@ def kinds_of_parameters(deployment: Measures) -> str:
 # -- What it gives -----------------------------------------------------------------------------------------------------
 
 
-def better(latent: Runs, cascade: Runs) -> Judgement:
+def judge_better(latent: Runs, cascade: Runs) -> Judgement:
     ours, theirs = (over_seeds(runs, frechet) for runs in (latent, cascade))
     spent = [float(run["cost"]["training"]["seconds"]) for run in (*latent, *cascade)]
-    said = (
-        f"FD-Lite0 is {shown(ours)} in latents and {shown(theirs)} in the cascade (n = "
+    sentence = (
+        f"FD-Lite0 is {with_interval(ours)} in latents and {with_interval(theirs)} in the cascade (n = "
         f"{latent[0]['quality']['whole']['n'][0]}; {seeds(latent)} and {seeds(cascade)}), after {min(spent):,.0f} to "
         f"{max(spent):,.0f} s of training"
     )
     if min(spent) <= 0 or max(spent) / min(spent) > EQUAL_BUDGETS:
-        return Judgement(UNDECIDED, f"{said}: the budgets are not equal.")
-    return Judgement(lower(ours, theirs), f"{said}.")
+        return Judgement(UNDECIDED, f"{sentence}: the budgets are not equal.")
+    return Judgement(lower(ours, theirs), f"{sentence}.")
 
 
-def overfitting(latent: Runs, cascade: Runs) -> Judgement:
+def judge_overfitting(latent: Runs, cascade: Runs) -> Judgement:
     """By samples that are near to trained pictures, and over seeds by the gap between losses; both must agree."""
     both = (latent, cascade)
     near = [over_seeds(runs, lambda run: estimate(run["overfitting"]["nearest"], "nearer")) for runs in both]
@@ -268,40 +268,40 @@ def overfitting(latent: Runs, cascade: Runs) -> Judgement:
     enough = min(map(len, both)) >= SEEDS
     return Judgement(
         agreed(lower(*near), lower(*gaps) if enough else UNDECIDED),
-        f"{share(near[0])} of the samples in latents and {share(near[1])} in the cascade are nearer to a trained "
-        f"picture than 95 % of held-out ones are; the held-out loss rose above the train loss by {share(gaps[0])} and "
-        f"{share(gaps[1])} of it ({seeds(latent)} and {seeds(cascade)}; judged from {SEEDS} of each).",
+        f"{percents(near[0])} of the samples in latents and {percents(near[1])} in the cascade are nearer to a trained "
+        f"picture than 95 % of held-out ones are; the held-out loss rose over the train's by {percents(gaps[0])} and "
+        f"{percents(gaps[1])} of it ({seeds(latent)} and {seeds(cascade)}; judged from {SEEDS} of each).",
     )
 
 
-def stability(latent: Runs, cascade: Runs) -> Judgement:
+def judge_stability(latent: Runs, cascade: Runs) -> Judgement:
     """By how far FD lies apart between seeds. How far a loss moves is reported: unlike losses cannot be compared."""
     both = (latent, cascade)
     unrest = [
         max((row["loss_spread"] or 0.0 for run in runs for row in run["stability"]), default=0.0) for runs in both
     ]
-    losses = f"losses move by {digits(100 * unrest[0])} % and {digits(100 * unrest[1])} % along a leg (not compared)"
+    losses = f"losses move by {figures(100 * unrest[0])} % and {figures(100 * unrest[1])} % along a leg (not compared)"
     if min(map(len, both)) < SEEDS:
         raise MissingError(f"Seeds are judged from {SEEDS} of each kind; {losses}.")
     spreads = [spread_over_seeds(runs, frechet) for runs in both]
     return Judgement(
         lower(*spreads),
-        f"Between {seeds(latent)} FD-Lite0 spreads by {share(spreads[0])} of its mean in latents, and between "
-        f"{seeds(cascade)} by {share(spreads[1])} in the cascade; {losses}.",
+        f"Between {seeds(latent)} FD-Lite0 spreads by {percents(spreads[0])} of its mean in latents, and between "
+        f"{seeds(cascade)} by {percents(spreads[1])} in the cascade; {losses}.",
     )
 
 
 CLAIMS = (
-    Claim("2:36", "In a cascade, errors propagate", propagation, needs="cascade"),
-    Claim("2:56", "No mechanism corrects them", no_correction, needs="cascade"),
-    Claim("3:24", "A cascade needs more models, set up and run together", more_models),
-    Claim("3:32", "Latent diffusion is better at equal budget", better, ours=True),
-    Claim("6:07", "Latent diffusion is one end-to-end model", end_to_end, needs=""),
+    Claim("2:36", "In a cascade, errors propagate", judge_propagation, needs="cascade"),
+    Claim("2:56", "No mechanism corrects them", judge_correction, needs="cascade"),
+    Claim("3:24", "A cascade needs more models, set up and run together", judge_models),
+    Claim("3:32", "Latent diffusion is better at equal budget", judge_better, ours=True),
+    Claim("6:07", "Latent diffusion is one end-to-end model", judge_end_to_end, needs=""),
     Claim("6:47", "Latent diffusion takes less computation to sample",
-          partial(cheaper, what="A picture", operations=sampling_operations)),
+          partial(judge_cost, what="A picture", operations=sampling_operations)),
     Claim("6:47", "Latent diffusion takes less computation to train",
-          partial(cheaper, what="Training", operations=training_operations)),
-    Claim("6:57", "Latent diffusion needs fewer parameters", parameters),
-    Claim("7:03", "Latent diffusion overfits less", overfitting),
-    Claim("7:09", "Latent diffusion trains more stably", stability),
+          partial(judge_cost, what="Training", operations=training_operations)),
+    Claim("6:57", "Latent diffusion needs fewer parameters", judge_parameters),
+    Claim("7:03", "Latent diffusion overfits less", judge_overfitting),
+    Claim("7:09", "Latent diffusion trains more stably", judge_stability),
 )  # fmt: skip
