@@ -96,13 +96,13 @@ def test_the_gradient_of_a_denoiser_beside_its_closed_form_is_its_slope(labels, 
 def test_no_graph_is_built_where_the_picture_needs_no_gradient(form):
     """So a step of training a denoiser pays nothing for it."""
     saved = []
-    denoiser = Denoiser(Weighted(2), 8, 2, "flow", mixture=form().float())
+    denoiser = Denoiser(Weighted(2), 8, 2, "flow", prior=form().float())
     clean, noise, condition = torch.randn(4, 2, 4, 4), torch.randn(4, 2, 4, 4), Condition(LABELS["labels"])
     with torch.autograd.graph.saved_tensors_hooks(lambda one: saved.append(one) or one, lambda one: one):
         denoiser.loss(clean, torch.ones(4), noise, condition).mean().backward()
         with_form, saved[:] = len(saved), []
         known = lambda noisy, sigma: torch.zeros_like(noisy)  # noqa: E731
-        denoiser.loss(clean, torch.ones(4), noise, Condition(condition.labels, known=known)).mean().backward()
+        denoiser.loss(clean, torch.ones(4), noise, Condition(condition.labels, posterior_mean=known)).mean().backward()
     assert with_form == len(saved) > 0
 
 
