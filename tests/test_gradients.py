@@ -86,7 +86,7 @@ def test_the_gradient_of_local_gaussians_is_their_slope(sigma):
 @pytest.mark.parametrize("labels", LABELS.values(), ids=LABELS)
 def test_the_gradient_of_a_denoiser_beside_its_closed_form_is_its_slope(labels, text):
     """Of both together: the network also sees what the closed form says. It answers in float32."""
-    denoiser = Denoiser(Weighted(2), 8, 2, "flow", mixture=captioned())
+    denoiser = Denoiser(Weighted(2), 8, 2, "flow", prior=captioned())
     sigmas, condition = torch.tensor([0.05, 0.3, 1.0, 5.0]), Condition(labels, text=text)
     weights, noisy = (torch.randn(4, 2, 4, 4, dtype=torch.float64) for _ in range(2))
     assert slope_error(lambda one: (weights * denoiser(one, sigmas, condition)).sum(), noisy, step=1e-3) < 0.01
