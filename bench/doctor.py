@@ -22,7 +22,7 @@ from calotype.data.images import images_from_pixels
 from calotype.data.latents import LatentCache, cache_latents
 from calotype.demo.portraits import read_portraits
 from calotype.diffusion.stage import Stage, generate
-from calotype.evaluation.autoencoder import measure
+from calotype.evaluation.autoencoder import measure_autoencoder
 from calotype.evaluation.diagnosis import diagnose
 from calotype.evaluation.distances import frechet_distance
 from calotype.evaluation.features import features
@@ -105,7 +105,7 @@ def main() -> None:
         recipe = settings(arguments, changes)
         with tempfile.TemporaryDirectory() as folder:
             space, cache = first_stage(name, recipe, pictures, Path(folder))
-        measures = measure(space, images, held_out, thorough=False)
+        measures = measure_autoencoder(space, images, held_out, thorough=False)
         diagnosis = diagnose(measures)
         form = Bucket(pictures, latent_examples(recipe, pictures, cache, CPU))
         leg = denoiser_leg(recipe, [form], space, CPU)

@@ -16,14 +16,14 @@ from calotype.data.latents import LatentCache
 from calotype.data.sources import FOLDS, LatentSource
 from calotype.data.words import distinct, read_on
 from calotype.diffusion.stage import Stage, generate
-from calotype.evaluation.autoencoder import measure
+from calotype.evaluation.autoencoder import measure_autoencoder
 from calotype.evaluation.counting import counted
 from calotype.machine import best_time
 from calotype.nets.critic import Critic
 from calotype.nets.frozen import FrozenConfig
 from calotype.priors.captioned import DIRECTIONS, CaptionedMixture
 from calotype.priors.gaussian import GaussianMixture
-from calotype.priors.gaussian_fit import CLUSTERS, FEWEST, largest_rank
+from calotype.priors.gaussian_fit import CLUSTERS, FEWEST_PER_COMPONENT, largest_rank
 from calotype.priors.ngrams import MOST_WORDS
 from calotype.priors.prior import MOST_VALUES, Prior, constant_count
 from calotype.recipe import OptimizerConfig, Recipe, exposure_above, leg_above
@@ -87,7 +87,7 @@ class Measurement:
         if self.recipe.denoiser.prior == "none":
             return None
         dimension, groups = self.space.channels * (self.recipe.chain[0] // self.space.reduction) ** 2, max(1, classes)
-        components = groups * (max(CLUSTERS) if count >= FEWEST * groups * max(CLUSTERS) else 1)
+        components = groups * (max(CLUSTERS) if count >= FEWEST_PER_COMPONENT * groups * max(CLUSTERS) else 1)
         rank = largest_rank(count, dimension, components)
         if self.recipe.denoiser.text.kind == "none":
             return by_class(GaussianMixture(components, rank, dimension), classes, 1)
@@ -174,7 +174,7 @@ class Measurement:
         if not isinstance(space := self.space, LatentSpace):
             return 0.0
         images = self._images(8)
-        seconds = best_time(lambda: measure(space, images, 0, thorough=False), self.device, 1)
+        seconds = best_time(lambda: measure_autoencoder(space, images, 0, thorough=False), self.device, 1)
         return seconds / len(images) * inspection_count(images[0].numel())
 
     def fit(self, count: int) -> float:

@@ -97,8 +97,8 @@ def _load(path: Path, states: Mapping[str, Saved], clock: TrainProgress) -> None
 def checkpoints(folder: Path, leg: str) -> list[Path]:
     """Whole and damaged ones, in the order of their number of images."""
     name = re.compile(re.escape(leg) + r"-\d{10,}")
-    found = folder.iterdir() if folder.is_dir() else ()
-    return sorted((path for path in found if name.fullmatch(path.name) and path.is_dir()), key=images_seen)
+    paths = folder.iterdir() if folder.is_dir() else ()
+    return sorted((path for path in paths if name.fullmatch(path.name) and path.is_dir()), key=images_seen)
 
 
 def images_seen(checkpoint: Path) -> int:

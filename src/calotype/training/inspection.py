@@ -8,9 +8,8 @@ from dataclasses import asdict
 from typing import Any
 
 from calotype.data.folder import Pictures
-from calotype.evaluation.autoencoder import CriticHealth, measure
+from calotype.evaluation.autoencoder import CriticHealth, measure_autoencoder
 from calotype.evaluation.diagnosis import Diagnosis, diagnose
-from calotype.nets.perceptual import efficientnet_lite0
 from calotype.run import Inspection, Run
 from calotype.spaces.latent import LatentSpace
 from calotype.tables import number, numbers, within
@@ -22,15 +21,16 @@ def require_fit(
     run: Run, space: LatentSpace, pictures: Pictures, say: Callable[[str], None], force: bool = False
 ) -> None:
     """Inspects the autoencoder once. Raises `UserError` where it is unfit to diffuse on, unless `force` is set."""
-    found = run.state.inspection
-    if found is None:
-        found = run.state.inspection = inspect_briefly(run, space, pictures, say)
-    if found.advice and not force and not found.forced:
+    inspection = run.state.inspection
+    if inspection is None:
+        inspection = run.state.inspection = inspect_briefly(run, space, pictures, say)
+    if inspection.advice and not force and not inspection.forced:
         raise UserError(
-            f"{found.verdict} {found.advice}. A denoiser on it would be a waste of time, so the run has stopped; "
-            f"look closer with: calotype inspect {run.folder}; or go on with: calotype resume {run.folder} --force"
+            f"{inspection.verdict} {inspection.advice}. A denoiser on it would be a waste of time, so the run has "
+            f"stopped; look closer with: calotype inspect {run.folder}; or go on with: calotype resume {run.folder} "
+            f"--force"
         )
-    found.forced = bool(found.advice)
+    inspection.forced = bool(inspection.advice)
     run.save()
 
 
@@ -39,9 +39,8 @@ def inspect_briefly(run: Run, space: LatentSpace, pictures: Pictures, say: Calla
     device = space.mean.device
     count = inspection_count(pictures.pixels[0].numel())
     images, held_out = validation_first(pictures, count, device)
-    efficientnet_lite0().to(device)
     space.requires_grad_(False)
-    measures = measure(space, images, held_out, thorough=False, critic=critic_health(Run(run.folder)))
+    measures = measure_autoencoder(space, images, held_out, thorough=False, critic=critic_health(Run(run.folder)))
     diagnosis = diagnose(measures)
     say_diagnosis(diagnosis, say)
     run.log("inspection", **finite({**as_record(diagnosis), "measures": asdict(measures)}))

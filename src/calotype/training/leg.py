@@ -105,7 +105,7 @@ def train_leg(
     validate = ValidationHook(run, leg.name, leg.validator, stopping, due, limits.validation_share, limits.max_rise)
     hooks = [
         Hook(always, StepLog(run, leg.name, leg.clock, progress)),
-        *(Hook(at_fractions(one.fractions, seen), guarding(run, leg.name, one)) for one in leg.guards.values()),
+        *(Hook(at_fractions(guard.fractions, seen), guarding(run, leg.name, guard)) for guard in leg.guards.values()),
         Hook(validate.due, validate),
         Hook(every(CONTROL_SECONDS), control),
         Hook(after(spent, SAVE_SECONDS), save),

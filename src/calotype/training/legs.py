@@ -109,7 +109,7 @@ def exposure_leg(recipe: Recipe, below: Stage, stage: Stage, pictures: Pictures,
     size, config = stage.image_size, recipe.enlarger(stage.image_size)
     stream = f"mistakes-{size}"  # as in version 0.1: another name would draw other numbers
     rng, count = Rng((recipe.seed, stream)), config.exposure.pictures
-    stage = replace(stage, denoiser=copy.deepcopy(stage.denoiser).requires_grad_(True))
+    stage = replace(stage, denoiser=copy.deepcopy(stage.denoiser).train().requires_grad_(True))
 
     def examples(chosen: Tensor) -> Source:
         redrawn = chosen[torch.linspace(0, len(chosen) - 1, min(count, len(chosen))).long()]

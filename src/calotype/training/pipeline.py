@@ -41,7 +41,7 @@ from calotype.training.levels import search_levels
 from calotype.training.loop import TrainProgress
 from calotype.training.previews import reconstructions, validation_images
 from calotype.training.reporter import Reporter, counting, until_stopped
-from calotype.training.signals import Interrupted, Stop, stoppable
+from calotype.training.signals import Interrupted, Stop
 
 SHORT = 60.0
 """Seconds of a leg: previews along the way would take a good part of a shorter one."""
@@ -51,25 +51,25 @@ Result = TypeVar("Result")
 
 
 @contextmanager
-def recorded(run: Run, device: torch.device) -> Iterator[Stop]:
-    """Keeps the status of a run while it is worked on; yields what is set when it is asked to stop.
+def recorded(run: Run, device: torch.device, stop: Stop) -> Iterator[None]:
+    """Records the status of a run while it is worked on, and raises `Interrupted` for whatever a signal raised.
 
-    Raises `Interrupted` in place of whatever a signal raised. The caller holds the lock of the run.
+    The caller holds the lock of the run.
     """
     run.state.status = "training"
-    with stoppable() as stop:
-        try:
-            yield stop
-            run.state.status = "finished"
-        except (Interrupted, KeyboardInterrupt, SystemExit):  # the latter two: at once, by a second signal
-            run.state.status = "interrupted"
-            raise Interrupted(str(run.folder), stop.signal_number) from None
-        except BaseException:
-            run.state.status = "failed"
-            raise
-        finally:
-            run.state.peak_memory_bytes = peak_memory(device)
-            run.save()
+    run.save()
+    try:
+        yield
+        run.state.status = "finished"
+    except (Interrupted, KeyboardInterrupt, SystemExit):  # the latter two: at once, by a second signal
+        run.state.status = "interrupted"
+        raise Interrupted(str(run.folder), stop.signal_number) from None
+    except BaseException:
+        run.state.status = "failed"
+        raise
+    finally:
+        run.state.peak_memory_bytes = peak_memory(device)
+        run.save()
 
 
 @dataclass(frozen=True)
@@ -120,19 +120,19 @@ class Pipeline:
         pictures = self.pictures.shrunk(self.recipe.chain[0])
         buckets = self.buckets(pictures)
         if self.recipe.kind == "cascade":
-            return PixelSpace(), [Bucket(one, picture_examples(self.recipe, one, self.device)) for one in buckets]
+            return PixelSpace(), [Bucket(each, picture_examples(self.recipe, each, self.device)) for each in buckets]
         space, folder = LatentSpace(self.autoencoder(pictures)).to(self.device), self.run.folder / "cache"
         with self._counting("latents"), self.reporter.bar("latents") as bar:
             flip, progress = self.recipe.flip, counting(bar)
-            caches = [cache_latents(space, one, flip, folder, self.device, progress) for one in buckets]
-            trained = (cache.of(one.train_indices) for one, cache in zip(buckets, caches, strict=True))
+            caches = [cache_latents(space, each, flip, folder, self.device, progress) for each in buckets]
+            trained = (cache.of(each.train_indices) for each, cache in zip(buckets, caches, strict=True))
             space.measure(moments.float().to(self.device) for moments in chain.from_iterable(trained))
         with self.run.timing("inspect"):
             if isinstance(self.recipe.space, ImportedSpace):
                 self.run.log("note", text=about_tiles(space, validation_images(pictures, 1, self.device)))
             require_fit(self.run, space, pictures, self.reporter.say, self.force)
         pairs = zip(buckets, caches, strict=True)
-        return space, [Bucket(one, latent_examples(self.recipe, one, cache, self.device)) for one, cache in pairs]
+        return space, [Bucket(each, latent_examples(self.recipe, each, cache, self.device)) for each, cache in pairs]
 
     def autoencoder(self, pictures: Pictures) -> Autoencoder:
         """Trained, or as it was imported."""

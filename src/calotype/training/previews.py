@@ -142,11 +142,12 @@ def losses_by_noise(stage: Stage, batch: Batch, rng: Rng, name: str) -> dict[str
 @contextmanager
 def evaluating(network: nn.Module) -> Iterator[None]:
     """In evaluation mode, without dropout."""
+    training = network.training
     network.eval()
     try:
         yield
     finally:
-        network.train()
+        network.train(training)
 
 
 def held_out_prompts(pictures: Pictures, count: int) -> tuple[str, ...]:
