@@ -22,7 +22,7 @@ from calotype.data.images import images_from_pixels
 from calotype.data.latents import LatentCache, cache_latents
 from calotype.demo.portraits import read_portraits
 from calotype.diffusion.stage import Stage, generate
-from calotype.evaluation.autoencoder import measure
+from calotype.evaluation.autoencoder import measure_autoencoder
 from calotype.evaluation.diagnosis import diagnose
 from calotype.evaluation.distances import frechet_distance
 from calotype.evaluation.features import features
@@ -31,11 +31,10 @@ from calotype.recipe import Recipe
 from calotype.settings import parse_recipe
 from calotype.spaces.latent import LatentSpace
 from calotype.tables import merge
-from calotype.training.autoencoder_leg import autoencoder_leg
-from calotype.training.denoiser_leg import denoiser_leg
 from calotype.training.examples import Bucket, latent_examples
+from calotype.training.legs import autoencoder_leg, denoiser_leg
 from calotype.training.loop import train
-from calotype.training.previews import each_class, look_count, unseen_first
+from calotype.training.previews import each_class, inspection_count, validation_first
 from calotype.types import Images, Rng
 
 CPU = torch.device("cpu")
@@ -65,10 +64,10 @@ def settings(arguments: argparse.Namespace, changes: dict[str, object]) -> Recip
 
 def first_stage(name: str, recipe: Recipe, pictures: Pictures, folder: Path) -> tuple[LatentSpace, LatentCache]:
     leg = autoencoder_leg(recipe, pictures, CPU)
-    train(leg.objective, leg.players, leg.source, leg.clock, [])
-    space = LatentSpace(leg.vae)
+    train(leg.objective, leg.states, leg.source, leg.clock, [])
+    space = LatentSpace(leg.trained)
     if name == "noisy posterior":
-        leg.vae.encoder.out.bias[space.channels :] += COLLAPSED
+        leg.trained.encoder.out.bias[space.channels :] += COLLAPSED
     cache = cache_latents(space, pictures, False, folder, CPU, lambda done, total: None)
     space.measure(moments.float() for moments in cache.of(pictures.train_indices))
     if name == "wrong statistics":
@@ -98,7 +97,7 @@ def main() -> None:
     parser.add_argument("--prior", choices=["gaussian", "none"], default="gaussian")
     arguments = parser.parse_args()
     begun, pictures = time.perf_counter(), read_portraits(arguments.size, arguments.pictures)
-    images, held_out = unseen_first(pictures, look_count(3 * arguments.size**2), CPU)
+    images, held_out = validation_first(pictures, inspection_count(3 * arguments.size**2), CPU)
     chosen = pictures.validation_indices[: arguments.count]
     real = features(images_from_pixels(pictures.pixels[chosen]).split(50))
     scores, distances = [], []
@@ -106,12 +105,12 @@ def main() -> None:
         recipe = settings(arguments, changes)
         with tempfile.TemporaryDirectory() as folder:
             space, cache = first_stage(name, recipe, pictures, Path(folder))
-        measures = measure(space, images, held_out, thorough=False)
+        measures = measure_autoencoder(space, images, held_out, thorough=False)
         diagnosis = diagnose(measures)
         form = Bucket(pictures, latent_examples(recipe, pictures, cache, CPU))
         leg = denoiser_leg(recipe, [form], space, CPU)
-        train(leg.objective, leg.players, leg.source, leg.clock, [])
-        made = features(samples(leg.stage, recipe, len(pictures.classes), len(chosen)))
+        train(leg.objective, leg.states, leg.source, leg.clock, [])
+        made = features(samples(leg.trained, recipe, len(pictures.classes), len(chosen)))
         scores.append(diagnosis.score)
         distances.append(frechet_distance(made, real))
         found = ", ".join(one.name for one in diagnosis.findings) or "nothing"

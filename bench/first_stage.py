@@ -34,10 +34,10 @@ from calotype.nets.perceptual import efficientnet_lite0, perceptual_distance
 from calotype.planning.choices import propose
 from calotype.recipe import Recipe
 from calotype.settings import parse_recipe
-from calotype.training.autoencoder_leg import autoencoder_leg
 from calotype.training.examples import picture_source
+from calotype.training.legs import autoencoder_leg
 from calotype.training.loop import Hook, StepResult, TrainProgress, train
-from calotype.training.previews import held_out_images
+from calotype.training.previews import validation_images
 from calotype.types import Images
 
 BATCH, WEIGHT_DECAY, CLIP, PERCEPTUAL, KL = 4, 1e-2, 1.0, 0.5, 1e-6
@@ -82,8 +82,8 @@ def ours(recipe: Recipe, pictures: Pictures, device: torch.device, seconds: floa
     def follow(clock: TrainProgress, result: StepResult) -> None:
         clock.total = max(clock.images_seen, round(clock.images_seen * seconds / clock.seconds))
 
-    train(leg.objective, leg.players, leg.source, leg.clock, [Hook(lambda clock: True, follow)])
-    return leg.vae, leg.clock.images_seen
+    train(leg.objective, leg.states, leg.source, leg.clock, [Hook(lambda clock: True, follow)])
+    return leg.trained, leg.clock.images_seen
 
 
 def comparable(recipe: Recipe, size: int, wanted: int) -> AutoencoderKL:
@@ -124,7 +124,7 @@ def follow_their_script(
             start = time.perf_counter()
             step(theirs, features, source.batch(seen, BATCH).clean, optimizer)
             seen, spent = seen + BATCH, spent + time.perf_counter() - start
-        found.append((quality(theirs, held_out_images(pictures, CHECKED, device)), seen))
+        found.append((quality(theirs, validation_images(pictures, CHECKED, device)), seen))
     return found
 
 
@@ -141,7 +141,7 @@ def step(theirs: AutoencoderKL, features: nn.Module, real: Images, optimizer: to
 
 
 def compare(pictures: Pictures, machine: Machine, size: int, marks: list[float], rates: list[float]) -> None:
-    held_out = held_out_images(pictures, CHECKED, machine.device)
+    held_out = validation_images(pictures, CHECKED, machine.device)
     for seconds in marks:
         proposal, _ = propose(pictures, machine, seconds, {"size": size, "stages": [size]})
         recipe = parse_recipe(proposal)

@@ -21,18 +21,20 @@ from PIL import Image
 from calotype.data.folder import Pictures, read_folder
 from calotype.data.images import grid, images_from_pixels, pils_from_images
 from calotype.demo.portraits import read_portraits
-from calotype.evaluation.autoencoder import Measures, measure
+from calotype.evaluation.autoencoder import Measures, measure_autoencoder
 from calotype.evaluation.diagnosis import diagnose
 from calotype.machine import examine
 from calotype.nets import vae
+from calotype.nets.kl import Autoencoder
 from calotype.planning.choices import ladder, propose
 from calotype.recipe import Recipe
 from calotype.settings import parse_recipe
 from calotype.spaces.latent import LatentSpace
 from calotype.tables import merge
-from calotype.training.autoencoder_leg import AutoencoderLeg, autoencoder_leg
+from calotype.training.leg import Leg
+from calotype.training.legs import autoencoder_leg
 from calotype.training.loop import Hook, StepResult, TrainProgress, train
-from calotype.training.previews import held_out_images, look_count, unseen_first
+from calotype.training.previews import inspection_count, validation_first, validation_images
 
 CHECKED, MEASURED = 48, 64
 SHOWN, SIDE = 4, 512
@@ -73,12 +75,12 @@ def begin_anywhere(network: vae.Vae, pictures: Pictures, device: torch.device) -
 
 
 SURGERY = {
-    "no closed-form start": ("calotype.training.autoencoder_leg.start_linear", begin_anywhere),
+    "no closed-form start": ("calotype.build.start_linear", begin_anywhere),
     "no shortcuts": ("calotype.nets.vae.match_channels", lambda image, count: torch.zeros(())),
 }
 
 
-def learned(recipe: Recipe, pictures: Pictures, device: torch.device, seconds: float) -> AutoencoderLeg:
+def learned(recipe: Recipe, pictures: Pictures, device: torch.device, seconds: float) -> Leg[Autoencoder]:
     """After so many seconds of the processor, the closed-form start among them; progress is the share of them."""
     start = time.process_time()
     leg = autoencoder_leg(recipe, pictures, device)
@@ -87,23 +89,23 @@ def learned(recipe: Recipe, pictures: Pictures, device: torch.device, seconds: f
     def follow(clock: TrainProgress, result: StepResult) -> None:
         clock.total = max(clock.images_seen, round(clock.images_seen * seconds / (time.process_time() - start)))
 
-    train(leg.objective, leg.players, leg.source, leg.clock, [Hook(lambda clock: True, follow)])
+    train(leg.objective, leg.states, leg.source, leg.clock, [Hook(lambda clock: True, follow)])
     return leg
 
 
-def looked_at(leg: AutoencoderLeg, pictures: Pictures, device: torch.device) -> Measures:
-    space = LatentSpace(leg.vae)
-    count = min(CHECKED, look_count(pictures.pixels[0].numel()))
+def looked_at(leg: Leg[Autoencoder], pictures: Pictures, device: torch.device) -> Measures:
+    space = LatentSpace(leg.trained)
+    count = min(CHECKED, inspection_count(pictures.pixels[0].numel()))
     chosen = pictures.train_indices[: max(MEASURED, 4 * count)]
     space.measure(space.moments(images_from_pixels(pictures.pixels[some]).to(device)) for some in chosen.split(4))
-    return measure(space, *unseen_first(pictures, count, device))
+    return measure_autoencoder(space, *validation_first(pictures, count, device))
 
 
 @torch.no_grad()
-def drawn(leg: AutoencoderLeg, pictures: Pictures, device: torch.device) -> Image.Image:
+def drawn(leg: Leg[Autoencoder], pictures: Pictures, device: torch.device) -> Image.Image:
     """Held-out pictures above what the autoencoder makes of them: their middles, where they are large."""
-    images = held_out_images(pictures, SHOWN, device)
-    fake = torch.cat([leg.vae.decode(leg.vae.encode(one).mean).clamp(-1, 1) for one in images.split(1)])
+    images = validation_images(pictures, SHOWN, device)
+    fake = torch.cat([leg.trained.decode(leg.trained.encode(one).mean).clamp(-1, 1) for one in images.split(1)])
     edge = max(0, (images.shape[-1] - SIDE) // 2)
     shown = [one[..., edge : edge + SIDE, edge : edge + SIDE] for one in (images, fake)]
     return grid(pils_from_images(torch.cat(shown)), len(images))

@@ -25,7 +25,7 @@ from calotype.planning.choices import propose
 from calotype.priors.gaussian import GaussianMixture
 from calotype.recipe import OptimizerConfig
 from calotype.settings import parse_recipe
-from calotype.training.autoencoder_leg import autoencoder_objective
+from calotype.training.legs import autoencoder_objective
 from calotype.training.loop import TrainProgress, learn
 from calotype.training.objectives import DenoisingObjective, Objective
 from calotype.training.state import TrainState
@@ -34,9 +34,9 @@ from calotype.types import Batch, Rng
 
 def stepper(objective: Objective, batch: Batch, plain: bool, device: torch.device) -> Callable[[], object]:
     if plain:
-        for network in objective.players.values():
+        for network in objective.networks.values():
             network.to(memory_format=torch.contiguous_format)
-    players = {name: TrainState(network, OptimizerConfig()) for name, network in objective.players.items()}
+    players = {name: TrainState(network, OptimizerConfig()) for name, network in objective.networks.items()}
     if plain:
         for player in players.values():
             player.optimizer = torch.optim.AdamW(player.parameters, 1e-3)
@@ -66,7 +66,7 @@ def main() -> None:
                 shape = (recipe.denoiser.batch, 2 * space.channels, side, side)
                 mixture = GaussianMixture(6, 256, space.channels * side**2)
                 objective = DenoisingObjective(build_stage(recipe, space, 6, mixture), recipe.denoiser)
-                objective.players["denoiser"].to(machine.device)
+                objective.networks["denoiser"].to(machine.device)
             clean = Rng(("bench",)).normal(*shape).clamp(-1, 1).to(machine.device).contiguous(memory_format=memory)
             batch = Batch(clean, torch.zeros(shape[0], dtype=torch.long, device=machine.device))
             steps.append(stepper(objective, batch, plain, machine.device))

@@ -22,8 +22,10 @@ from calotype.demo.portraits import read_portraits
 from calotype.machine import examine
 from calotype.planning.choices import choose_text, propose
 from calotype.planning.measurement import by_class
-from calotype.priors.captioned import DIRECTIONS, MOST_HEARD, CaptionedMixture
-from calotype.priors.gaussian import GaussianMixture, Prior
+from calotype.priors.captioned import DIRECTIONS, CaptionedMixture
+from calotype.priors.gaussian import GaussianMixture
+from calotype.priors.ngrams import MOST_WORDS
+from calotype.priors.prior import Prior
 from calotype.recipe import OptimizerConfig, Recipe
 from calotype.settings import parse_recipe
 from calotype.tables import merge
@@ -51,7 +53,7 @@ def mixture_for(captions: Captions | None, dimension: int) -> Prior:
     """Of as many components as a fit to the portraits has, with words that tell six styles apart."""
     if captions is None:
         return by_class(GaussianMixture(24, 256, dimension), 6, 1)
-    told = CaptionedMixture(by_class(GaussianMixture(48, 256, dimension), 6, 2), 12, MOST_HEARD, DIRECTIONS)
+    told = CaptionedMixture(by_class(GaussianMixture(48, 256, dimension), 6, 2), 12, MOST_WORDS, DIRECTIONS)
     told.vote.copy_(5 * Rng(("votes",)).normal(*told.vote.shape))
     return told
 

@@ -17,10 +17,9 @@ from calotype.planning import measurement
 from calotype.settings import parse_recipe
 from calotype.spaces.latent import LatentSpace
 from calotype.tables import merge
-from calotype.training import run
-from calotype.training.autoencoder_leg import autoencoder_leg
-from calotype.training.denoiser_leg import denoiser_leg
+from calotype.training import leg
 from calotype.training.examples import Bucket, latent_examples
+from calotype.training.legs import autoencoder_leg, denoiser_leg
 from calotype.types import NULL_LABEL, Rng
 
 CPU = torch.device("cpu")
@@ -83,7 +82,7 @@ def be_quick(patch):
 
     patch.setattr(commands.training, "examine", lambda device, threads=None: machine())
     patch.setattr(measurement, "best_time", once)
-    patch.setattr(run, "PREVIEWS", (0.5, 1.0))
+    patch.setattr(leg, "PREVIEWS", (0.5, 1.0))
 
 
 def noise_pixels(count, size=16, seed=0):
@@ -169,7 +168,7 @@ def second_leg(**changes):
     """In the latents of an autoencoder that has not learned beyond its closed-form start."""
     settings = recipe(**changes)
     pictures = noise_pictures()
-    space = LatentSpace(autoencoder_leg(settings, pictures, CPU).vae)
+    space = LatentSpace(autoencoder_leg(settings, pictures, CPU).trained)
     examples = latent_examples(settings, pictures, noise_cache(settings), CPU)
     return denoiser_leg(settings, [Bucket(pictures, examples)], space, CPU)
 

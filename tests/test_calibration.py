@@ -4,11 +4,12 @@ import pytest
 import torch
 from analytic import unconditional
 
-from calotype.priors.calibration import FACTORS, calibrated, with_more_outside
-from calotype.priors.captioned import Captioned, Known, fit_told
-from calotype.priors.gaussian import GaussianMixture, components_of, flow_errors, mixture_of
-from calotype.training.fitting import Trial
-from calotype.types import NULL_LABEL, Rng, Text
+from calotype.priors.calibration import FACTORS, calibrated, with_residual
+from calotype.priors.captioned import CaptionLevel, FittingSet, fit_captioned
+from calotype.priors.gaussian import GaussianMixture
+from calotype.priors.gaussian_fit import components_of, flow_errors, mixture_of
+from calotype.priors.selection import Trial
+from calotype.types import NULL_LABEL, Condition, Rng, Text
 
 SHAPE = (4, 4, 4)
 SPREAD = torch.cat([torch.logspace(0.5, -0.5, 8), torch.full((56,), 0.1)])
@@ -73,9 +74,10 @@ def test_components_with_fewer_axes_still_answer_as_alone():
     both, noisy = mixture_of([*parts[0], *parts[1]], 6), torch.randn(5, 8, 1, 1)
     kept = {name: value.clone() for name, value in both.state_dict().items()}
     for label, rank in enumerate((2, 6)):
-        alone = with_more_outside(mixture_of(parts[label], rank), 2.0)
+        alone = with_residual(mixture_of(parts[label], rank), 2.0)
         found, expected = (
-            one.denoise(noisy, torch.ones(5), torch.full((5,), label)) for one in (with_more_outside(both, 2.0), alone)
+            one.mean(noisy, torch.ones(5), Condition(torch.full((5,), label)))
+            for one in (with_residual(both, 2.0), alone)
         )
         assert torch.allclose(found, expected, atol=1e-5)
     assert all(torch.equal(value, kept[name]) for name, value in both.state_dict().items())
@@ -85,7 +87,7 @@ def test_components_with_fewer_axes_still_answer_as_alone():
 def test_calibration_mends_optimism_at_low_noise_and_what_is_left_is_at_high_noise(count, rank, optimistic):
     """Of very few pictures the mean and the largest variances are wrong as well, which calibration does not mend."""
     validation, train = (
-        Captioned(clean, unconditional(len(clean)).labels, [""] * len(clean))
+        FittingSet(clean, unconditional(len(clean)).labels, [""] * len(clean))
         for clean in (drawn(200, "validation"), drawn(count, "train"))
     )
     trial = Trial(validation, torch.ones(200), RNG.at("noise").normal(200, *SHAPE))
@@ -100,16 +102,16 @@ def test_a_mixture_with_words_is_calibrated_too():
     def captioned(count, where):
         clean, red = drawn(count, where), RNG.at("words", where).uniform(count) < 0.5
         clean += 2.0 * red[:, None, None, None]
-        return Captioned(clean, unconditional(count).labels, ["red" if one else "blue" for one in red.tolist()])
+        return FittingSet(clean, unconditional(count).labels, ["red" if one else "blue" for one in red.tolist()])
 
     train, validation, test = (captioned(count, where) for count, where in ((60, "a"), (200, "b"), (1000, "c")))
     torch.manual_seed(0)
-    form = fit_told(mixture(train.clean), [Known(train, validation)])
+    form = fit_captioned(mixture(train.clean), [CaptionLevel(train, validation)])
     after = calibrated_on(form, validation.clean, Text(tuple(validation.texts)))
     text = Text(tuple(test.texts))
     assert (
         isinstance(after.mixture, GaussianMixture)
-        and after.out is form.out
+        and after.regression_out is form.regression_out
         and after.mixture.rest[0] > form.mixture.rest[0]
     )
     assert error(after, test.clean, 0.1, text=text) < 0.99 * error(form, test.clean, 0.1, text=text)

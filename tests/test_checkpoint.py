@@ -7,7 +7,7 @@ from small import LEGS, fingerprint
 from test_files import contents, damages, every_failure
 
 from calotype.files import is_whole
-from calotype.priors.fitted import load_trained, trained_state
+from calotype.priors.prior import load_trained, trained_state
 from calotype.training import checkpoint
 from calotype.training.loop import Hook, train
 from calotype.types import UserError
@@ -25,22 +25,22 @@ def go_on(leg, until=None, hooks=()):
 
     stops = [Hook(lambda clock: until is not None and clock.images_seen >= until, stop)]
     with contextlib.suppress(Stop):
-        train(leg.objective, leg.players, leg.source, leg.clock, [*hooks, *stops])
+        train(leg.objective, leg.states, leg.source, leg.clock, [*hooks, *stops])
     return leg
 
 
 def save(folder, leg):
-    checkpoint.save(folder, leg.name, leg.players, leg.clock)
+    checkpoint.save(folder, leg.name, leg.states, leg.clock)
 
 
 def restore(folder, leg):
-    return checkpoint.restore(folder, leg.name, leg.players, leg.clock)
+    return checkpoint.restore(folder, leg.name, leg.states, leg.clock)
 
 
 @pytest.fixture(scope="module")
 def ends():
     """What each leg comes to without a stop."""
-    return {name: fingerprint(go_on(make()).players) for name, make in LEGS.items()}
+    return {name: fingerprint(go_on(make()).states) for name, make in LEGS.items()}
 
 
 @pytest.mark.parametrize(
@@ -51,11 +51,11 @@ def test_stop_and_resume_is_the_same_to_the_bit(leg, until, ends, tmp_path):
     save(tmp_path, go_on(LEGS[leg](), until))
     torch.manual_seed(12345), torch.randn(7)  # the past of torch's own generator is not restored, and need not be
     second = LEGS[leg]()
-    for player in second.players.values():
+    for player in second.states.values():
         load_trained(player.network, {name: value + 1 for name, value in trained_state(player.network).items()})
     restore(tmp_path, second)
     assert second.clock.images_seen == until
-    assert fingerprint(go_on(second).players) == ends[leg]
+    assert fingerprint(go_on(second).states) == ends[leg]
 
 
 @pytest.mark.parametrize("leg", ["autoencoder", "denoiser"])
@@ -64,7 +64,7 @@ def test_many_stops_are_the_same_to_the_bit(leg, ends, tmp_path):
         now = LEGS[leg]()
         restore(tmp_path, now)
         save(tmp_path, go_on(now, until))
-    assert fingerprint(now.players) == ends[leg]
+    assert fingerprint(now.states) == ends[leg]
 
 
 def names(folder):
@@ -78,23 +78,23 @@ def saved(tmp_path_factory):
     leg, prints = LEGS["denoiser"](), {}
     for until in (8, 16):
         save(folder, go_on(leg, until))
-        prints[until] = fingerprint(leg.players)
+        prints[until] = fingerprint(leg.states)
     return folder, prints
 
 
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(saved, tmp_path, ends):
     folder, prints = saved
     leg = LEGS["denoiser"]()
-    assert restore(folder, leg).name == "denoiser-0000000016" and fingerprint(leg.players) == prints[16]
+    assert restore(folder, leg).name == "denoiser-0000000016" and fingerprint(leg.states) == prints[16]
     shutil.copytree(folder, tmp_path / "damaged")
     newest = tmp_path / "damaged" / "denoiser-0000000016"
     for path, damaged in damages(newest):
         sound = path.read_bytes()
         path.unlink() if damaged is None else path.write_bytes(damaged)
         assert restore(tmp_path / "damaged", leg).name == "denoiser-0000000008"
-        assert fingerprint(leg.players) == prints[8] and leg.clock.images_seen == 8
+        assert fingerprint(leg.states) == prints[8] and leg.clock.images_seen == 8
         path.write_bytes(sound)
-    assert fingerprint(go_on(leg).players) == ends["denoiser"]
+    assert fingerprint(go_on(leg).states) == ends["denoiser"]
 
 
 def damage(folder, *images):
@@ -110,7 +110,7 @@ def test_a_damaged_checkpoint_outlives_what_is_saved_before_it_and_no_longer(sav
     folder = shutil.copytree(saved[0], tmp_path / "damaged")
     put_back = damage(folder, 16)
     first, second, warnings = LEGS["denoiser"](), LEGS["denoiser"](), []
-    assert checkpoint.restore(folder, first.name, first.players, first.clock, warnings.append).name.endswith("08")
+    assert checkpoint.restore(folder, first.name, first.states, first.clock, warnings.append).name.endswith("08")
     assert warnings == [
         "checkpoint denoiser-0000000016 is damaged (state.json is missing); using denoiser-0000000008 instead"
     ]
@@ -123,7 +123,7 @@ def test_a_damaged_checkpoint_outlives_what_is_saved_before_it_and_no_longer(sav
     restore(folder, second)
     save(folder, go_on(second, 20))
     assert names(folder) == ["denoiser-0000000012", "denoiser-0000000020"]
-    assert fingerprint(go_on(second).players) == ends["denoiser"]
+    assert fingerprint(go_on(second).states) == ends["denoiser"]
 
 
 def test_where_all_are_damaged_all_are_named_and_nothing_is_changed(saved, tmp_path):
@@ -132,13 +132,13 @@ def test_where_all_are_damaged_all_are_named_and_nothing_is_changed(saved, tmp_p
     weights = folder / "denoiser-0000000008" / "denoiser.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
     before, leg = contents(folder), LEGS["denoiser"]()
-    untouched = fingerprint(leg.players)
+    untouched = fingerprint(leg.states)
     with pytest.raises(UserError, match=r"no checkpoint of the denoiser in .* is whole") as error:
         restore(folder, leg)
     said = str(error.value)
     assert "denoiser-0000000016 is damaged (state.json is missing)" in said and "\n" not in said
     assert "denoiser-0000000008 is damaged (denoiser.safetensors has" in said and "instead of" in said
-    assert contents(folder) == before and fingerprint(leg.players) == untouched and leg.clock.images_seen == 0
+    assert contents(folder) == before and fingerprint(leg.states) == untouched and leg.clock.images_seen == 0
 
 
 def test_the_newest_is_that_of_the_most_images(saved, tmp_path):
@@ -165,9 +165,9 @@ def test_two_are_kept_and_other_legs_are_left_alone(tmp_path):
 
 def test_nothing_saved_is_nothing_restored(tmp_path):
     leg = LEGS["denoiser"]()
-    before = fingerprint(leg.players)
+    before = fingerprint(leg.states)
     assert restore(tmp_path / "not there", leg) is None
-    assert fingerprint(leg.players) == before and leg.clock.images_seen == 0
+    assert fingerprint(leg.states) == before and leg.clock.images_seen == 0
 
 
 @pytest.mark.parametrize("again", [False, True], ids=["a new one", "the same once more"])
@@ -192,7 +192,7 @@ def test_a_save_that_fails_leaves_the_one_before(saved, tmp_path, again):
         assert all(is_whole(path) for path in place.iterdir())
         found = LEGS["denoiser"]()
         assert restore(place, found).name in ("denoiser-0000000016", new)
-        assert fingerprint(found.players) in (prints[16], fingerprint(leg.players))
+        assert fingerprint(found.states) in (prints[16], fingerprint(leg.states))
 
     every_failure(work, (checkpoint, "write_tensors"))
 

@@ -424,9 +424,9 @@ from calotype import files
 from calotype.cli import app as cli
 from calotype.cli import commands
 from calotype.data import sources
-from calotype.training import run
+from calotype.training import leg
 small.be_quick(pytest.MonkeyPatch())
-run.SAVE_SECONDS = 0.0
+leg.SAVE_SECONDS = 0.0
 mark, go = Path({mark!r}), Path({go!r})
 def wait():
     mark.touch()

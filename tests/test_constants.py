@@ -26,16 +26,14 @@ from test_train import interrupted_at, products, resume
 from calotype.cli import commands
 from calotype.files import read_json, sha256, whole_folder, write_json, write_tensors
 from calotype.model import load
-from calotype.priors.captioned import CaptionedMixture
-from calotype.priors.fitted import Fitted, fitted_numbers, trained_state
+from calotype.priors import selection
+from calotype.priors.captioned import RENAMED, CaptionedMixture
 from calotype.priors.gaussian import GaussianMixture
 from calotype.priors.patches import PatchPrior
-from calotype.priors.stored import within
-from calotype.training import constants
-from calotype.training import denoiser_leg as diffusion
-from calotype.training import enlarging_leg as enlarging
-from calotype.training import fitting as closed_form
-from calotype.training.run import Interrupted
+from calotype.priors.prior import Prior, constant_count, trained_state
+from calotype.priors.stored import prior_in
+from calotype.training import constants, legs
+from calotype.training.signals import Interrupted
 from calotype.types import Rng, UserError
 
 LEG_OF = {"latent": ("denoiser", SETTINGS), "cascade": ("enlarge-16", CASCADE)}
@@ -88,8 +86,8 @@ def whole(tmp_path_factory):
 
 
 def never_fitted(monkeypatch):
-    for module, name in ((diffusion, "fit_mixture"), (enlarging, "fit_local")):
-        monkeypatch.setattr(module, name, lambda *given: pytest.fail("fitted again"))
+    for name in ("fit_mixture", "fit_patches"):
+        monkeypatch.setattr(legs, name, lambda *given: pytest.fail("fitted again"))
 
 
 # -- Shared ------------------------------------------------------------------------------------------------------------
@@ -101,15 +99,15 @@ def test_a_copy_of_a_network_has_the_same_closed_form(form):
     other = copy.deepcopy(network)
     assert other["form"] is network["form"] and other["trained"] is not network["trained"]
     assert set(trained_state(network)) == {"trained.weight", "trained.bias"}
-    assert fitted_numbers(network) == sum(value.numel() for value in network["form"].state_dict().values())
+    assert constant_count(network) == sum(value.numel() for value in network["form"].state_dict().values())
 
 
 def test_a_step_copies_no_constant_and_a_checkpoint_holds_none(monkeypatch):
     leg = second_leg()
-    player = leg.players["denoiser"]
-    assert isinstance(player.network.mixture, Fitted) and player.average.mixture is player.network.mixture
-    assert not any("mixture" in name for name in player.tensors())
-    fitted = {id(value) for value in player.network.mixture.buffers()}
+    player = leg.states["denoiser"]
+    assert isinstance(player.network.prior, Prior) and player.average.prior is player.network.prior
+    assert not any("prior" in name for name in player.tensors())
+    fitted = {id(value) for value in player.network.prior.buffers()}
     real = torch.Tensor.copy_
     monkeypatch.setattr(
         torch.Tensor, "copy_", lambda to, *given: pytest.fail("copied") if id(to) in fitted else real(to, *given)
@@ -131,12 +129,22 @@ def test_what_is_read_is_what_was_written(form, tmp_path):
 
 
 @forms
-def test_tensors_that_do_not_say_what_they_are_are_known_by_their_names(form):
-    tensors = {f"network.here.{name}": value for name, value in FORMS[form]().state_dict().items()}
-    found = within({**tensors, "network.other": torch.zeros(1)}, "network.here.")
+@pytest.mark.parametrize("place", ["prior", "mixture", "local"])
+def test_a_prior_without_kind_and_shape_is_recognised_by_its_tensors(form, place):
+    tensors = {f"network.{place}.{name}": value for name, value in FORMS[form]().state_dict().items()}
+    found = prior_in({**tensors, "network.other": torch.zeros(1)}, "network.")
     assert found.shape == FORMS[form]().shape
-    assert all(torch.equal(value, tensors[f"network.here.{name}"]) for name, value in found.state_dict().items())
-    assert within(tensors, "network.nowhere.") is None
+    assert all(torch.equal(value, tensors[f"network.{place}.{name}"]) for name, value in found.state_dict().items())
+    assert prior_in(tensors, "average.") is None
+
+
+def test_a_captioned_mixture_opens_under_the_names_of_version_0_1():
+    new = FORMS["conditional mixture"]()
+    old_names = {now: before for before, now in RENAMED.items()}
+    tensors = {f"mixture.{old_names.get(name, name)}": value for name, value in new.state_dict().items()}
+    found = prior_in(tensors)
+    assert "mixture.vote" in tensors and "gate" in found.state_dict()
+    assert all(torch.equal(value, found.state_dict()[name]) for name, value in new.state_dict().items())
 
 
 @kinds
@@ -144,7 +152,7 @@ def test_an_interrupted_leg_goes_on_with_what_was_fitted(tmp_path, monkeypatch, 
     """With dropout of 0.5 and a closed form: to the bit, and nothing is fitted a second time."""
     run, leg = interrupted(tmp_path, monkeypatch, kind, 20)
     (path,) = (run / "checkpoints").glob(f"{leg}-*")
-    assert not any("mixture." in name or "local." in name for name in load_file(path / "denoiser.safetensors"))
+    assert not any("prior." in name for name in load_file(path / "denoiser.safetensors"))
     never_fitted(monkeypatch)
     resume(run)
     assert products(run) == products(whole[kind])
@@ -152,8 +160,8 @@ def test_an_interrupted_leg_goes_on_with_what_was_fitted(tmp_path, monkeypatch, 
 
 def test_what_stands_in_for_the_closed_form_in_training_is_kept_too(tmp_path, monkeypatch):
     """Of few pictures: the mixtures of the folds."""
-    monkeypatch.setattr(closed_form, "FEWEST_TO_FOLD", 1)
-    monkeypatch.setattr(closed_form, "OPTIMISTIC", 0.0)
+    monkeypatch.setattr(selection, "FEWEST_TO_FOLD", 1)
+    monkeypatch.setattr(selection, "OPTIMISTIC", 0.0)
     straight = train_small(tmp_path / "straight")
     run, leg = interrupted(tmp_path, monkeypatch, "latent", 20)
     assert set(read_json(run / "constants" / leg / "constants.json")) == {"mixture", "unseen-0", "unseen-1"}
@@ -169,9 +177,9 @@ def test_a_run_of_an_earlier_version_resumes(tmp_path, monkeypatch, whole, kind)
     (path,) = (run / "checkpoints").glob(f"{leg}-*")
     name = "mixture" if kind == "latent" else "local"
     fitted = constants.read(run / "constants" / leg)[name].state_dict()
-    for legs in {leg, "denoiser"}:
-        for path in (run / "checkpoints").glob(f"{legs}-*"):
-            as_of_old(path, name if legs == leg else "mixture", constants.read(run / "constants" / legs))
+    for name_of_leg in {leg, "denoiser"}:
+        for path in (run / "checkpoints").glob(f"{name_of_leg}-*"):
+            as_of_old(path, name if name_of_leg == leg else "mixture", constants.read(run / "constants" / name_of_leg))
     shutil.rmtree(run / "constants")
     state = read_json(run / "run.json")
     del state["constants"]
@@ -255,11 +263,9 @@ def test_a_model_folder_holds_its_closed_form_once(whole, kind):
     kept = constants.read(whole[kind] / "constants" / leg)["mixture" if kind == "latent" else "local"].state_dict()
     tensors = load_file(whole[kind] / "model" / f"{leg}.safetensors")
     for name, value in kept.items():
-        assert [key for key in tensors if key.endswith(f".{name}")] == [
-            f"{'mixture' if kind == 'latent' else 'local'}.{name}"
-        ]
-        assert torch.equal(tensors[f"{'mixture' if kind == 'latent' else 'local'}.{name}"], value)
-    assert read_json(whole[kind] / "model" / "model.json")["format"] == 5 and load(whole[kind]).sample(1)
+        assert [key for key in tensors if key.endswith(f".{name}")] == [f"prior.{name}"]
+        assert torch.equal(tensors[f"prior.{name}"], value)
+    assert read_json(whole[kind] / "model" / "model.json")["format"] == 6 and load(whole[kind]).sample(1)
 
 
 def tensor_bytes(folder):
@@ -287,7 +293,7 @@ def test_training_leaves_the_callers_generator_alone(leg):
         trained = LEGS[leg]()
         torch.manual_seed(seed)
         before = torch.get_rng_state()
-        ends.append(fingerprint(go_on(trained, 8).players))
+        ends.append(fingerprint(go_on(trained, 8).states))
         assert torch.equal(torch.get_rng_state(), before)
     assert ends[0] == ends[1]
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 from analytic import Fixed, perturbed, silent_parameters, told, unconditional
 
-from calotype.diffusion.denoiser import SCALINGS, Denoiser
+from calotype.diffusion.denoiser import Denoiser
+from calotype.diffusion.scalings import SCALINGS
 from calotype.nets.dit import Dit, DitConfig
 from calotype.nets.unet import Unet, UnetConfig
 from calotype.types import NULL_LABEL, Condition, per_image
@@ -68,7 +69,7 @@ def network(kind, scaling="flow", precision="float32", low_res=0):
 
 
 def fixed(answer, scaling, spread=1.0):
-    return Denoiser(Fixed(answer), WIDTH, CLASSES, scaling, spread=spread)
+    return Denoiser(Fixed(answer), WIDTH, CLASSES, scaling, sigma_data=spread)
 
 
 @pytest.mark.parametrize("name", ["epsilon", "x0", "velocity", "flow"])
@@ -180,7 +181,7 @@ def test_bfloat16_is_cheaper_arithmetic_and_nothing_else(kind, clean, noise):
 @spreads
 def test_the_scaling_of_edm_is_table_1_of_karras(spread):
     """arXiv 2206.00364, with `sigma_data` the spread."""
-    scaling, sigma = fixed(None, "edm", spread).scaling(SIGMA, unconditional(4)), per_image(SIGMA)
+    scaling, sigma = fixed(None, "edm", spread).scalings(SIGMA, unconditional(4)), per_image(SIGMA)
     assert torch.allclose(scaling.skip, spread**2 / (sigma**2 + spread**2))
     assert torch.allclose(scaling.out, sigma * spread / (sigma**2 + spread**2).sqrt())
     assert torch.allclose(scaling.input, (sigma**2 + spread**2) ** -0.5)
@@ -188,7 +189,7 @@ def test_the_scaling_of_edm_is_table_1_of_karras(spread):
 
 @pytest.mark.parametrize("name", SCALINGS)
 def test_spread_1_is_the_scaling_itself(name):
-    found = fixed(None, name).scaling(SIGMA, unconditional(4))
+    found = fixed(None, name).scalings(SIGMA, unconditional(4))
     assert all(torch.allclose(one, other) for one, other in zip(found, SCALINGS[name](per_image(SIGMA)), strict=True))
 
 

@@ -11,8 +11,8 @@ from calotype.cli import commands
 from calotype.cli.commands import SampleRequest
 from calotype.data.images import cut, images_from_pil, pils_from_images
 from calotype.diffusion import init as editing
-from calotype.diffusion.guidance import kept, switched
-from calotype.diffusion.init import AGAIN, Between, canvas, feathered, image_to_image, inpainting, slerp
+from calotype.diffusion.guidance import switched, with_known_part
+from calotype.diffusion.init import RESAMPLING, Between, canvas, feathered, image_to_image, inpainting, slerp
 from calotype.diffusion.samplers import SAMPLERS, ancestral, dpm_solver, last_steps, resampled
 from calotype.diffusion.schedules import Flow, Karras
 from calotype.diffusion.stage import generate, last, noise_each
@@ -27,7 +27,7 @@ samplings = pytest.mark.parametrize("samplings", [SAMPLINGS[kind] for kind in KI
 
 @pytest.fixture
 def once_again(monkeypatch):
-    monkeypatch.setattr(editing, "AGAIN", (0.5,))
+    monkeypatch.setattr(editing, "RESAMPLING", (0.5,))
 
 
 @pytest.fixture
@@ -65,7 +65,7 @@ def pixels(picture):
 def test_what_is_kept_is_said_to_the_bit_and_the_rest_is_asked():
     known, noisy = torch.randn(2, 3, 4, 4), torch.randn(2, 3, 4, 4)
     anew = (torch.arange(4) > 1).float().expand(1, 1, 4, 4)
-    said = kept(lambda noisy, sigma: noisy / sigma, known, anew)(noisy, 3.0)
+    said = with_known_part(lambda noisy, sigma: noisy / sigma, known, anew)(noisy, 3.0)
     assert torch.equal(said[..., :2], known[..., :2]) and torch.equal(said[..., 2:], noisy[..., 2:] / 3.0)
 
 
@@ -78,7 +78,7 @@ def test_a_picture_is_handed_over_at_its_own_sigma():
 
 def test_the_known_part_is_as_noisy_as_the_rest_at_every_step():
     known, sigmas, noise = torch.ones(1, 1, 1, 20_000), Karras().grid(12), torch.randn(1, 1, 1, 20_000)
-    denoise = kept(lambda noisy, sigma: noisy, known, torch.zeros(1, 1, 1, 1))
+    denoise = with_known_part(lambda noisy, sigma: noisy, known, torch.zeros(1, 1, 1, 1))
     for sampler in SAMPLERS.values():
         states = list(sampler(denoise, known + sigmas[0] * noise, sigmas, lambda: torch.randn(1, 1, 1, 20_000)))
         for state, sigma in zip(states, sigmas[1:], strict=True):
@@ -109,14 +109,14 @@ def inpainted(sampler, pictures, denoise):
         return torch.randn(pictures.shape, dtype=torch.float64)
 
     start = torch.lerp(pictures, torch.zeros_like(pictures), anew) + sigmas[0] * fresh()
-    return last(sampler(kept(denoise, pictures, anew), start, sigmas, fresh)).flatten(1)
+    return last(sampler(with_known_part(denoise, pictures, anew), start, sigmas, fresh)).flatten(1)
 
 
 def test_the_new_part_is_drawn_given_the_known_one():
     """Far from the seam at once; beside it the errors of one way down are halved by those that follow."""
     pictures, denoise, mean, spread = field()
     errors, jumps = [], []
-    for sampler in (dpm_solver, resampled(ancestral, AGAIN)):
+    for sampler in (dpm_solver, resampled(ancestral, RESAMPLING)):
         made = inpainted(sampler, pictures, denoise)
         assert torch.equal(made[:, :8], pictures.flatten(1)[:, :8])
         errors.append(((made[:, 8:] - mean).square().mean(0).sqrt() / spread).tolist())

@@ -15,7 +15,7 @@ from calotype.diffusion.denoiser import Denoiser
 from calotype.diffusion.init import canvas, condition_switch, image_to_image, inpainting
 from calotype.diffusion.schedules import Karras
 from calotype.diffusion.stage import Sampling, Stage, from_noise, last, shrunk
-from calotype.priors.patches import PatchPrior, enlarged, neighbourhoods, patches_of
+from calotype.priors.patches import PatchPrior, enlarged, patches_of, windows_of
 from calotype.settings import parse_recipe
 from calotype.spaces.pixel import PixelSpace
 from calotype.types import Rng, UserError
@@ -53,8 +53,10 @@ def silent(local=None, factor=2, spread=0.0):
     """A stage with the schedule that a plan would measure for it."""
     factor = local.factor if local else factor
     images = edges(32)
-    deviation = spread or float(local.around(shrunk(images, factor), torch.zeros(32)).deviation.square().mean().sqrt())
-    denoiser = Denoiser(Silent(), 8, CLASSES, "edm", spread=spread, local=local).eval()
+    deviation = spread or float(
+        local.posterior(shrunk(images, factor), torch.zeros(32)).deviation.square().mean().sqrt()
+    )
+    denoiser = Denoiser(Silent(), 8, CLASSES, "edm", sigma_data=spread, prior=local).eval()
     schedule = Karras(smallest=0.01 * deviation, largest=15 * deviation)
     return Stage(denoiser, PixelSpace(), schedule, SIDE, SIDE // factor, NoiseAugmentation())
 
@@ -71,7 +73,7 @@ def made(stage, sampling, start=from_noise, low_res=None):
 
 def known_mean(stage, sampling, low_res=None):
     low_res = small_pair(stage) if low_res is None else low_res
-    return stage.told(PAIR, low_res, sampling, RNGS).low_res
+    return stage.sampling_condition(PAIR, low_res, sampling, RNGS).low_res
 
 
 def is_mean(pictures, expected):
@@ -92,7 +94,7 @@ def test_the_mean_of_samples_is_the_posterior_mean(gaussians, sampler, condition
     expected = known_mean(stage, sampling)
     assert is_mean(made(stage, sampling), expected)
     if not level:
-        assert torch.equal(expected, gaussians.around(small_pair(stage), torch.zeros(2)).mean)
+        assert torch.equal(expected, gaussians.posterior(small_pair(stage), torch.zeros(2)).mean)
 
 
 @pytest.mark.parametrize("sampler", [*DETERMINISTIC, "ancestral"])
@@ -140,8 +142,8 @@ def variance_ratios(stage, sampling, count=16):
     rngs = [Rng(("covariance", index)) for index in range(count)]
     with torch.no_grad():
         samples = last(stage.steps(labels, shrunk(images, stage.factor), sampling, rngs))
-    condition = stage.told(labels, shrunk(images, stage.factor), sampling, rngs)
-    around = condition.known.__self__
+    condition = stage.sampling_condition(labels, shrunk(images, stage.factor), sampling, rngs)
+    around = condition.posterior_mean.__self__
     left = around.by_kind.times(patches_of(samples - around.mean, stage.factor), around.axes)
     return left.square() / around.random, around.random
 
@@ -188,11 +190,11 @@ def test_pictures_are_as_far_from_the_mean_as_is_predicted(portraits, factor):
     for level in (0.0, 0.05, 0.1, 0.2):
         small = shrunk(unseen, factor)
         noise = level * torch.randn(small.shape, generator=torch.Generator().manual_seed(1))
-        around = fitted.around(small + noise, torch.full((len(small),), level))
+        around = fitted.posterior(small + noise, torch.full((len(small),), level))
         left = around.by_kind.times(patches_of(unseen - around.mean, factor), around.axes).square()
         assert float(around.variances.mean() / left.mean()) == pytest.approx(1, abs=0.1), level
         assert float(around.deviation.square().mean() / left.mean()) == pytest.approx(1, abs=0.1), level
-        still = neighbourhoods(small)[1] < 1e-3
+        still = windows_of(small)[1] < 1e-3
         if level:
             ratios = around.variances[still].mean(0) / left[still].mean(0)
             assert float(ratios.min()) > 0.85 and float(ratios.max()) < 1.15
@@ -205,10 +207,10 @@ def test_plain_areas_have_the_spread_of_plain_areas_once(gaussians):
         {"kind": "cascade", "size": size, "stages": [size // factor, size], "enlarge": {str(size): {}}}
     )
     stage = build_enlarger(recipe, size, 0)
-    stage.denoiser.local.load_state_dict(gaussians.state_dict())
+    stage.denoiser.prior.load_state_dict(gaussians.state_dict())
     grey = torch.zeros(1, 3, size // factor, size // factor)
     condition = stage.condition(PAIR[:1], grey, torch.zeros(1), torch.zeros(()))
-    scale = stage.denoiser.scaling(torch.tensor([1e4]), condition).out
+    scale = stage.denoiser.scalings(torch.tensor([1e4]), condition).out
     assert torch.allclose(scale, gaussians.plain.expand_as(scale), rtol=1e-3)
 
 
@@ -227,8 +229,8 @@ def test_gaussians_of_format_5_open_and_predict_what_they_did(gaussians, level):
     opened.load_state_dict(old)
     small = shrunk(edges(4, SIDE, seed=3), gaussians.factor)
     small = small + level * torch.randn(small.shape, generator=torch.Generator().manual_seed(0))
-    around = opened.around(small, torch.full((4,), level))
-    places, contrast = neighbourhoods(small)
+    around = opened.posterior(small, torch.full((4,), level))
+    places, contrast = windows_of(small)
     strength = (contrast**2 - (0.86 * level) ** 2).clamp(min=0)
     before = strength[:, None] * opened.variances[opened.kinds(places)] + opened.plain**2 + (0.86 * level) ** 2
     assert torch.equal(around.random, around.variances)

@@ -2,8 +2,10 @@ import pytest
 import torch
 from analytic import mixture as analytic_mixture
 
-from calotype.priors.gaussian import GaussianMixture, components_of, fit, mixture_of, refit
-from calotype.types import NULL_LABEL
+from calotype.priors.gaussian import GaussianMixture
+from calotype.priors.gaussian_fit import components_of, cross_fit, mixture_of
+from calotype.priors.gaussian_fit import fit_classes as fit
+from calotype.types import NULL_LABEL, Condition
 
 SIGMAS = [0.01, 0.3, 1.0, 5.0, 100.0]
 
@@ -45,7 +47,7 @@ def test_one_component_is_the_posterior_mean_of_a_gaussian(sigma, rank):
     shrink = covariance @ torch.linalg.inv(covariance + sigma**2 * torch.eye(8))
     expected = mean + (noisy.flatten(1) - mean) @ shrink.T
     mixture = filled(mean[None], axes[None], variances[None], torch.tensor([0.3]))
-    found = mixture.denoise(noisy, torch.full((5,), sigma).double(), unconditional(5))
+    found = mixture.mean(noisy, torch.full((5,), sigma).double(), Condition(unconditional(5)))
     assert torch.allclose(found.flatten(1), expected, atol=1e-6)
 
 
@@ -59,7 +61,7 @@ def test_several_components_are_the_posterior_mean_of_their_mixture(sigma, label
     noisy = torch.randn(7, 6, 1, 1, dtype=torch.float64)
     told = unconditional(7) if label is None else torch.full((7,), label)
     exact = analytic_mixture(means if label is None else means[[2, 3]], 0.3)
-    found = mixture.denoise(noisy, torch.full((7,), sigma).double(), told)
+    found = mixture.mean(noisy, torch.full((7,), sigma).double(), Condition(told))
     assert torch.allclose(found, exact(noisy, sigma), atol=1e-6)
 
 
@@ -71,7 +73,7 @@ def test_axes_of_no_length_change_nothing():
     both, noisy = mixture_of([*parts[0], *parts[1]], 6), torch.randn(5, 8, 1, 1)
     for label, rank in enumerate((2, 6)):
         alone = mixture_of(parts[label], rank)
-        found, expected = (one.denoise(noisy, torch.ones(5), torch.full((5,), label)) for one in (both, alone))
+        found, expected = (one.mean(noisy, torch.ones(5), Condition(torch.full((5,), label))) for one in (both, alone))
         assert torch.allclose(found, expected, atol=1e-5)
 
 
@@ -82,9 +84,9 @@ def test_the_answer_does_not_depend_on_the_batch(sigma):
     mixture = filled(means, torch.zeros(3, 0, 2048), torch.zeros(3, 0), torch.full((3,), 0.1)).float()
     noisy = (means[torch.arange(40) % 3] + sigma * torch.randn(40, 2048)).reshape(40, 32, 8, 8)
     levels = torch.full((40,), sigma)
-    together = mixture.denoise(noisy, levels, unconditional(40))
-    alone = torch.cat([mixture.denoise(noisy[[one]], levels[[one]], unconditional(1)) for one in range(40)])
-    exact = mixture.double().denoise(noisy.double(), levels.double(), unconditional(40))
+    together = mixture.mean(noisy, levels, Condition(unconditional(40)))
+    alone = torch.cat([mixture.mean(noisy[[one]], levels[[one]], Condition(unconditional(1))) for one in range(40)])
+    exact = mixture.double().mean(noisy.double(), levels.double(), Condition(unconditional(40)))
     assert torch.allclose(together, alone, atol=2e-6) and torch.allclose(together.double(), exact, atol=1e-3)
 
 
@@ -93,7 +95,7 @@ def test_the_fit_finds_the_gaussian_it_was_drawn_from():
     mixture = fitted(parted([torch.arange(8.0)], [spread], [4000]))
     sigma, noisy = torch.full((50,), 0.7), torch.arange(8.0) + torch.randn(50, 8)
     exact = torch.arange(8.0) + spread**2 / (spread**2 + 0.49) * (noisy - torch.arange(8.0))
-    found = mixture.denoise(noisy.reshape(-1, 2, 2, 2), sigma, unconditional(50)).flatten(1)
+    found = mixture.mean(noisy.reshape(-1, 2, 2, 2), sigma, Condition(unconditional(50))).flatten(1)
     assert (found - exact).square().mean() < 0.01
 
 
@@ -101,9 +103,9 @@ def test_labels_have_means_of_their_own():
     labels = torch.arange(200) % 2
     train = parted([torch.zeros(8)], [0.1], [200]) + 5.0 * labels.reshape(-1, 1, 1, 1)
     mixture, lost = fitted(train, labels), torch.zeros(2, 2, 2, 2)
-    found = mixture.denoise(lost, torch.full((2,), 1000.0), torch.tensor([0, 1])).flatten(1).mean(1)
+    found = mixture.mean(lost, torch.full((2,), 1000.0), Condition(torch.tensor([0, 1]))).flatten(1).mean(1)
     assert torch.allclose(found, torch.tensor([0.0, 5.0]), atol=0.1)
-    both = mixture.denoise(lost, torch.full((2,), 1000.0), unconditional(2)).mean()
+    both = mixture.mean(lost, torch.full((2,), 1000.0), Condition(unconditional(2))).mean()
     assert abs(both - 2.5) < 0.2
 
 
@@ -122,7 +124,9 @@ def test_poor_data_make_a_sound_mixture(train):
     train = train()
     mixture = fitted(train)
     for sigma in (1e-3, 1.0, 1e3):
-        found = mixture.denoise(train[:50], torch.full((len(train[:50]),), sigma), unconditional(len(train[:50])))
+        found = mixture.mean(
+            train[:50], torch.full((len(train[:50]),), sigma), Condition(unconditional(len(train[:50])))
+        )
         assert found.isfinite().all() and (sigma > 1e-3 or torch.allclose(found, train[:50], atol=0.1))
 
 
@@ -142,7 +146,7 @@ def test_an_unseen_closed_form_has_not_seen_the_picture():
 
     def refitted(pictures):
         torch.manual_seed(1)  # the randomised decomposition draws from torch's own generator
-        return refit(like, pictures, unconditional(40), folds)
+        return cross_fit(like, pictures, unconditional(40), folds)
 
     before, after = refitted(train), refitted(changed)
     noisy, sigma = torch.randn(6, 2, 2, 2), torch.full((6,), 0.7)
@@ -155,7 +159,7 @@ def test_few_axes_of_an_unseen_closed_form_are_the_principal_ones():
     """As those of the mixture it stands in for are: the first of many, not as many as a rough search finds."""
     train, folds = (torch.randn(400, 16) * torch.linspace(1, 2, 16)).reshape(-1, 4, 2, 2), torch.arange(400) % 2
     like = mixture_of(components_of(train.flatten(1), {NULL_LABEL: folds >= 0}, 1, 16), 3)
-    unseen = refit(like, train, unconditional(400), folds)
+    unseen = cross_fit(like, train, unconditional(400), folds)
     for fold, mixture in enumerate(unseen.mixtures):
         exact = torch.linalg.eigvalsh(train[folds != fold].flatten(1).T.cov(correction=0)).flip(0)[:3]
         assert torch.allclose(mixture.variances[0], exact, rtol=1e-2)
@@ -163,11 +167,11 @@ def test_few_axes_of_an_unseen_closed_form_are_the_principal_ones():
 
 def test_an_unseen_closed_form_answers_each_picture_by_its_fold():
     train, folds = torch.randn(40, 2, 2, 2), torch.arange(40) % 2
-    unseen = refit(fitted(train), train, unconditional(40), folds)
+    unseen = cross_fit(fitted(train), train, unconditional(40), folds)
     noisy, sigma = torch.randn(4, 2, 2, 2), torch.rand(4) + 0.1
     together = unseen.of(torch.tensor([0, 1, 1, 0]), unconditional(4))(noisy, sigma)
     alone = [
-        unseen.mixtures[fold].denoise(noisy[i, None], sigma[i, None], unconditional(1))
+        unseen.mixtures[fold].mean(noisy[i, None], sigma[i, None], Condition(unconditional(1)))
         for i, fold in enumerate([0, 1, 1, 0])
     ]
     assert torch.allclose(together, torch.cat(alone), atol=1e-5)

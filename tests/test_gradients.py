@@ -10,8 +10,9 @@ from test_local import edges
 
 from calotype.diffusion.denoiser import Denoiser
 from calotype.diffusion.stage import shrunk
-from calotype.priors.captioned import CaptionedMixture, buckets
+from calotype.priors.captioned import CaptionedMixture
 from calotype.priors.gaussian import CrossFitted
+from calotype.priors.ngrams import buckets
 from calotype.priors.patches import PatchPrior
 from calotype.types import Condition, Text
 
@@ -37,7 +38,7 @@ def captioned(channels=2):
     """Of the same components; of two words each moves both classes, and makes one of them likelier."""
     form = CaptionedMixture(several(channels), 2, 2, 1).double()
     form.heard.copy_(torch.tensor(sorted([*buckets("red"), *buckets("ball")])))
-    form.into.normal_(), form.out.normal_(std=0.2), form.vote.normal_()
+    form.into.normal_(), form.out.normal_(std=0.2), form.gate.normal_()
     return form
 
 
@@ -53,7 +54,7 @@ def wrong(denoise, noisy):
 def test_the_gradient_of_a_mixture_is_its_slope(sigma, shape, labels):
     mixture, sigmas = several(), torch.full((4,), sigma).double()
     noisy = (0.6 + sigma) * torch.randn(4, 2, *shape, dtype=torch.float64)
-    assert wrong(lambda one: mixture.denoise(one, sigmas, labels), noisy) < 0.001
+    assert wrong(lambda one: mixture.mean(one, sigmas, Condition(labels)), noisy) < 0.001
 
 
 @pytest.mark.parametrize("sigma", SIGMAS)
@@ -63,7 +64,7 @@ def test_the_gradient_of_a_mixture_is_its_slope(sigma, shape, labels):
 def test_the_gradient_of_a_mixture_that_captions_shift_is_its_slope(sigma, shape, labels, text):
     form, sigmas = captioned(), torch.full((4,), sigma).double()
     noisy = (0.6 + sigma) * torch.randn(4, 2, *shape, dtype=torch.float64)
-    assert wrong(lambda one: form.denoise(one, sigmas, labels, text), noisy) < 0.001
+    assert wrong(lambda one: form.mean(one, sigmas, Condition(labels, text=text)), noisy) < 0.001
 
 
 def test_the_gradient_of_a_cross_fitted_mixture_is_its_slope():
@@ -76,7 +77,7 @@ def test_the_gradient_of_a_cross_fitted_mixture_is_its_slope():
 def test_the_gradient_of_local_gaussians_is_their_slope(sigma):
     local = PatchPrior(4)
     local.fit((shrunk(part, 4), part) for part in edges(60).split(30))
-    around = copy.deepcopy(local).double().around(shrunk(edges(2, seed=2), 4).double(), torch.zeros(2).double())
+    around = copy.deepcopy(local).double().posterior(shrunk(edges(2, seed=2), 4).double(), torch.zeros(2).double())
     noisy = around.mean + sigma * torch.randn_like(around.mean)
     assert wrong(lambda one: around.denoise(one, torch.full((2,), sigma).double()), noisy) < 0.001
 

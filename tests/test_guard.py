@@ -3,21 +3,23 @@
 import json
 import math
 import threading
+from dataclasses import replace
 
 import pytest
 from small import fingerprint, first_leg
 from test_train import run_in, silent
 
-from calotype.training.critic_guard import LOOKS, LOWERED, CriticGuard
+from calotype.training.critic_guard import CHECKS, LOWERED, CriticGuard
+from calotype.training.leg import train_leg
 from calotype.training.loop import learn
-from calotype.training.run import Interrupted, go
+from calotype.training.signals import Interrupted
 
 
 def guarded(psnrs, **changes):
-    """A leg whose guard sees these numbers, one a look, by how far the leg is."""
+    """A leg whose guard sees these numbers, one a check, by how far the leg is."""
     leg = first_leg(**changes)
     guard = leg.guards["critic-guard"]
-    seen = dict(zip(guard.looks, psnrs, strict=True))
+    seen = dict(zip(guard.fractions, psnrs, strict=True))
     guard.psnr = lambda: seen[max(place for place in seen if place <= leg.clock.progress + 1e-9)]
     return leg, guard
 
@@ -28,21 +30,21 @@ FALLS = [28.0, 28.5, 27.8, 20.0, 28.4, math.nan]
 
 def test_what_a_critic_ruins_comes_back_and_it_counts_for_less():
     leg = first_leg()
-    player = leg.players["autoencoder"]
+    player = leg.states["autoencoder"]
     psnrs = iter(FALLS)
     guard = CriticGuard(leg.objective, player, lambda: next(psnrs))
-    prints, looks = [], []
+    prints, checks = [], []
     for images_seen in range(0, 24, 4):
-        learn(leg.players, leg.objective.losses(leg.source.batch(images_seen, 4), 0.6, leg.clock.rng()), leg.clock)
+        learn(leg.states, leg.objective.losses(leg.source.batch(images_seen, 4), 0.6, leg.clock.rng()), leg.clock)
         prints.append(fingerprint({"autoencoder": player}))
-        looks.append(guard.look())
-        if looks[-1].taken_back:
+        checks.append(guard.check())
+        if checks[-1].taken_back:
             assert fingerprint({"autoencoder": player}) == prints[1] and player.steps == 2
         else:
             assert fingerprint({"autoencoder": player}) == prints[-1]
-    assert [look.taken_back for look in looks] == [False, False, False, True, False, True]
+    assert [check.taken_back for check in checks] == [False, False, False, True, False, True]
     assert leg.objective.trust == LOWERED**2 and guard.best == 28.5
-    assert "fell from 28.5 to 20.0 dB" in str(looks[3]) and "0.25 of what it did" in str(looks[3])
+    assert "fell from 28.5 to 20.0 dB" in str(checks[3]) and "0.25 of what it did" in str(checks[3])
 
 
 def test_less_trust_is_a_smaller_gradient_from_the_critic():
@@ -58,17 +60,17 @@ def loss(leg, batch, trust):
 
 
 def test_a_resumed_run_is_the_same_to_the_bit_where_a_critic_was_taken_back(tmp_path):
-    """Stopped before, between and after the looks that take the weights back."""
+    """Stopped before, between and after the checks that take the weights back."""
     whole, guard = guarded(FALLS, **LONGER)
-    go(run_in(tmp_path / "whole"), whole, threading.Event(), silent)
+    train_leg(run_in(tmp_path / "whole"), whole, threading.Event(), silent)
     assert guard.objective.trust == LOWERED**2
     run = run_in(tmp_path / "parts")
     for until in (36, 56, 68, 76, None):
         part, again = guarded(FALLS, **LONGER)
         stop = threading.Event()
-        part.source = Stopping(part.source, stop, until)
+        part = replace(part, source=Stopping(part.source, stop, until))
         try:
-            go(run, part, stop, silent)
+            train_leg(run, part, stop, silent)
         except Interrupted:
             assert part.clock.images_seen == until
     assert fingerprint(part.saved) == fingerprint(whole.saved) and again.best == guard.best
@@ -98,28 +100,28 @@ def test_a_critic_that_goes_wild_ruins_nothing(tmp_path):
     for name in ("guarded", "alone"):
         leg = first_leg(autoencoder=changes)
         psnr = leg.guards["critic-guard"].psnr
-        leg.guards = leg.guards if name == "guarded" else {}
-        go(run_in(tmp_path / name), leg, threading.Event(), silent)
+        leg = replace(leg, guards=leg.guards if name == "guarded" else {})
+        train_leg(run_in(tmp_path / name), leg, threading.Event(), silent)
         ends.append(psnr())
     log = [json.loads(line) for line in (tmp_path / "guarded" / "log.jsonl").read_text().splitlines()]
-    looks = [one for one in log if one["event"] == "guard"]
-    assert len(looks) == LOOKS and any(one["taken_back"] for one in looks)
-    assert ends[0] >= looks[-1]["best"] - 1.0 and ends[1] < ends[0] - 1.0
+    checks = [one for one in log if one["event"] == "guard"]
+    assert len(checks) == CHECKS and any(one["taken_back"] for one in checks)
+    assert ends[0] >= checks[-1]["best"] - 1.0 and ends[1] < ends[0] - 1.0
 
 
 def test_without_a_critic_nothing_of_it_is_there(tmp_path):
     leg = first_leg(autoencoder={"losses": {"adversarial": 0}})
     leg.objective.critic.register_forward_pre_hook(lambda *told: pytest.fail("the critic was asked"))
-    assert set(leg.players) == {"autoencoder"} and leg.guards == {} and set(leg.objective.players) == {"autoencoder"}
+    assert set(leg.states) == {"autoencoder"} and leg.guards == {} and set(leg.objective.networks) == {"autoencoder"}
     run = run_in(tmp_path / "run")
-    go(run, leg, threading.Event(), silent)
+    train_leg(run, leg, threading.Event(), silent)
     files = {path.name for path in run.folder.glob("checkpoints/*/*")}
     assert files == {"autoencoder.safetensors", "state.json", "manifest.json"}
     assert "critic" not in (run.folder / "log.jsonl").read_text()
 
 
-def test_a_guard_without_a_look_behind_it_takes_nothing_back():
+def test_a_guard_without_a_check_behind_it_takes_nothing_back():
     leg = first_leg()
-    before = fingerprint(leg.players)
-    look = CriticGuard(leg.objective, leg.players["autoencoder"], lambda: math.nan).look()
-    assert not look.taken_back and leg.objective.trust == 1.0 and fingerprint(leg.players) == before
+    before = fingerprint(leg.states)
+    check = CriticGuard(leg.objective, leg.states["autoencoder"], lambda: math.nan).check()
+    assert not check.taken_back and leg.objective.trust == 1.0 and fingerprint(leg.states) == before

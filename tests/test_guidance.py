@@ -137,7 +137,7 @@ def test_guidance_by_the_prior_extrapolates_from_it_through_the_network(stage, s
     noisy, condition = torch.randn(3, 3, SIZE, SIZE), Condition(LABELS)
     with torch.no_grad():
         network = stage.denoiser(noisy, filled(sigma, noisy), condition)
-        prior = stage.denoiser.mixture.denoise(noisy, filled(sigma, noisy), LABELS)
+        prior = stage.denoiser.prior.mean(noisy, filled(sigma, noisy), Condition(LABELS))
     scale = 1 + 2.0 * (1 + 0.5 * max(-1.0, min(1.0, math.log(sigma) / math.log(5))))
     assert torch.allclose(answers(stage, PRIOR, condition, noisy, sigma), prior + scale * (network - prior), atol=1e-5)
     assert (network - prior).abs().max() > 1e-2
@@ -147,7 +147,7 @@ def test_a_silent_network_is_not_guided_anywhere(stage, monkeypatch):
     """Where the network adds nothing to the closed form, every scale gives the closed form."""
     noisy, condition = torch.randn(3, 3, SIZE, SIZE), Condition(LABELS)
     monkeypatch.setitem(stage.denoiser._modules, "backbone", Fixed(torch.zeros_like(noisy)))
-    prior = stage.denoiser.mixture.denoise(noisy, filled(0.7, noisy), LABELS)
+    prior = stage.denoiser.prior.mean(noisy, filled(0.7, noisy), Condition(LABELS))
     for scale in (1.0, 3.0, 9.0):
         sampling = PRIOR.model_copy(update={"guidance": scale})
         assert torch.allclose(answers(stage, sampling, condition, noisy, 0.7), prior, atol=1e-5)

@@ -13,18 +13,18 @@ from calotype.evaluation.memorisation import (
     DOES_NOT_COPY,
     SIDE,
     TOO_FEW,
+    Compared,
     Nearest,
-    Seen,
     nearest_trained,
     share_of_copies,
-    share_of_twins,
+    share_of_duplicates,
     small_pixels,
     verdict,
 )
 from calotype.settings import parse_recipe
 from calotype.spaces.pixel import PixelSpace
-from calotype.training.denoiser_leg import denoiser_leg
 from calotype.training.examples import Bucket, picture_examples
+from calotype.training.legs import denoiser_leg
 from calotype.training.loop import train
 from calotype.types import NULL_LABEL, Rng
 
@@ -40,7 +40,7 @@ def seen(pixels):
     def of(some):
         return some.reshape(len(some), -1).astype(np.float64)[:, ::16]
 
-    return Seen(of(pixels), pixels, of(pixels[..., ::-1]))
+    return Compared(of(pixels), pixels, of(pixels[..., ::-1]))
 
 
 def nearly(some, amount=0.05):
@@ -109,10 +109,10 @@ def test_real_pictures_that_look_like_copies_excuse_samples_that_do(trained):
     assert verdict(near, near).word != COPIES
 
 
-def test_twins_are_counted_and_a_picture_is_not_its_own(trained):
+def test_near_duplicates_are_counted_and_a_picture_is_not_its_own(trained):
     twins = seen(np.concatenate([trained.pixels, nearly(trained, 0.01).pixels[:15]]))
-    assert share_of_twins(nearest_trained(trained, trained, themselves=True)).value == 0
-    assert share_of_twins(nearest_trained(twins, twins, themselves=True)).value == pytest.approx(30 / 75)
+    assert share_of_duplicates(nearest_trained(trained, trained, themselves=True)).value == 0
+    assert share_of_duplicates(nearest_trained(twins, twins, themselves=True)).value == pytest.approx(30 / 75)
 
 
 def test_order_does_not_matter(trained):
@@ -141,13 +141,13 @@ def judged(count, steps):
     recipe, pictures = parse_recipe(settings), noise_pictures(count, classes=())
     form = Bucket(pictures, picture_examples(recipe, pictures, CPU))
     leg = denoiser_leg(recipe, [form], PixelSpace(), CPU)
-    train(leg.objective, leg.players, leg.source, leg.clock, [])
+    train(leg.objective, leg.states, leg.source, leg.clock, [])
     labels, rngs = torch.full((80,), NULL_LABEL), [Rng(("sample", index)) for index in range(80)]
-    made = looked_at(rounded(generate([leg.stage], labels, [recipe.sampling], rngs)))
+    made = looked_at(rounded(generate([leg.trained], labels, [recipe.sampling], rngs)))
     trained = looked_at(images_from_pixels(pictures.pixels[pictures.train_indices]))
     real: Nearest = nearest_trained(trained, trained, themselves=True)
     return verdict(nearest_trained(made, trained), real)
 
 
 def looked_at(images):
-    return Seen(features(images.split(32)), small_pixels(images), features(images.flip(-1).split(32)))
+    return Compared(features(images.split(32)), small_pixels(images), features(images.flip(-1).split(32)))

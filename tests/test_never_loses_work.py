@@ -20,10 +20,11 @@ from calotype.cli.process import LastingStream
 from calotype.files import is_whole, read_json, whole_folder, write_json
 from calotype.run import Run
 from calotype.settings import read_recipe
-from calotype.training import pipeline
-from calotype.training import run as runs
+from calotype.training import leg as legs
+from calotype.training import pipeline, signals
+from calotype.training.leg import train_leg
 from calotype.training.lock import clean_up, locked, owner_of
-from calotype.training.run import Interrupted, go, stoppable
+from calotype.training.signals import Interrupted, stoppable
 from calotype.types import UserError
 
 __all__ = ["folder", "tell"]
@@ -45,7 +46,7 @@ def events(run):
 
 def stopped_run(folder, patch):
     """A run that was stopped in its first leg, with checkpoints after 8 and 12 images."""
-    patch.setattr(runs, "SAVE_SECONDS", 0.0)
+    patch.setattr(legs, "SAVE_SECONDS", 0.0)
     interrupted_at(patch, [("autoencoder", 8)])
     with pytest.raises(Interrupted):
         commands.train(request(folder, folder.parent / "run"), Keeper())
@@ -83,14 +84,14 @@ def test_where_all_checkpoints_are_damaged_resuming_is_an_error_that_deletes_not
 
 
 def test_a_leg_hands_its_warnings_to_whoever_trains_it(tmp_path):
-    run, leg, stop, warnings = run_in(tmp_path / "run"), second_leg(), runs.Stop(), []
+    run, leg, stop, warnings = run_in(tmp_path / "run"), second_leg(), signals.Stop(), []
     stop.set()
     with pytest.raises(Interrupted):
-        go(run, leg, stop, silent, warnings.append)
+        train_leg(run, leg, stop, silent, warnings.append)
     assert warnings == []
     (run.folder / "checkpoints" / "denoiser-0000000004" / "manifest.json").unlink()
     with pytest.raises(UserError, match=r"denoiser-0000000004 is damaged \(manifest.json is missing\)"):
-        go(run, second_leg(), stop, silent, warnings.append)
+        train_leg(run, second_leg(), stop, silent, warnings.append)
     assert read_json(run.folder / "run.json")["legs"]["denoiser"] == "training"
 
 
@@ -366,7 +367,7 @@ def test_an_aborted_plan_leaves_no_folder(tell, folder, monkeypatch, tmp_path, o
 
 def test_the_lock_that_a_killed_process_left_in_out_does_not_make_it_full(folder, tmp_path, monkeypatch):
     """It was killed while it planned, so that there is nothing to go on with."""
-    monkeypatch.setattr(commands.training, "develop", lambda run, *more: run.folder)
+    monkeypatch.setattr(commands.training, "produce", lambda run, *more: run.folder)
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "lock").write_text(str(GONE))
     run = commands.train(request(folder, tmp_path / "run"), Keeper())
@@ -392,7 +393,7 @@ def test_training_goes_on_in_silence_when_its_pipe_is_closed(folder, finished):
     words = ["train", str(folder), "--out", str(folder.parent / "run"), *SMALL]
     process = python(
         "import sys, pytest, small",
-        "from calotype import cli",
+        "from calotype.cli import app as cli",
         "small.be_quick(pytest.MonkeyPatch())",
         f"sys.argv = ['calotype', *{words!r}]",
         "cli.main()",
@@ -461,21 +462,21 @@ def test_a_hangup_saves_and_stops(folder, finished):
 )
 def test_exit_codes_tell_the_signal(tell, folder, monkeypatch, number, code, times):
     """Whether it saved first, or stopped at once as it was asked again."""
-    real = pipeline.go
+    real = pipeline.train_leg
 
-    def go(run, leg, stop, *more):
+    def train_leg(run, leg, stop, *more):
         for _ in range(times):
             signal.raise_signal(number)
         return real(run, leg, stop, *more)
 
-    monkeypatch.setattr(pipeline, "go", go)
-    before = [signal.getsignal(one) for one in runs.STOPPING]
+    monkeypatch.setattr(pipeline, "train_leg", train_leg)
+    before = [signal.getsignal(one) for one in signals.STOPPING]
     ended, _, wrong = tell("train", folder, "--out", folder.parent / "run", *SMALL)
     assert ended == code and len(wrong) == 1 and "Go on with: calotype resume" in wrong[0]
     assert read_json(folder.parent / "run" / "run.json")["status"] == "interrupted"
     saved = (folder.parent / "run" / "checkpoints").exists()
     assert saved == (times == 1 or number == signal.SIGHUP)
-    assert [signal.getsignal(one) for one in runs.STOPPING] == before
+    assert [signal.getsignal(one) for one in signals.STOPPING] == before
 
 
 def test_a_hangup_that_is_ignored_from_the_start_stays_ignored():

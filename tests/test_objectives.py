@@ -185,7 +185,7 @@ def test_the_critic_is_heard_as_loud_as_asked(adversarial, cap, capped):
 
 def test_no_loss_leaves_a_gradient_on_the_other_player():
     stage, batch = first_stage(critic_start=0.0, critic_used=0.0), batch_of()
-    players = {name: TrainState(network, OptimizerConfig()) for name, network in stage.players.items()}
+    players = {name: TrainState(network, OptimizerConfig()) for name, network in stage.networks.items()}
     losses = stage.losses(batch, 0.9, RNG)
     for name, other in (("autoencoder", "critic"), ("critic", "autoencoder")):
         players[name].backward(losses[name].total)
@@ -201,7 +201,7 @@ def test_players_learn_together_what_each_would_learn_alone():
     def after(*names):
         torch.manual_seed(0)
         stage = first_stage(critic_start=0.0, critic_used=0.0)
-        players = {name: TrainState(network, OptimizerConfig()) for name, network in stage.players.items()}
+        players = {name: TrainState(network, OptimizerConfig()) for name, network in stage.networks.items()}
         losses = stage.losses(batch_of(), 0.5, RNG)
         learn(players, {name: losses[name] for name in names}, TrainProgress(8, 4, 0, images_seen=4))
         return {name: fingerprint({name: player}) for name, player in players.items()}
@@ -306,5 +306,5 @@ def test_the_denoiser_hears_its_loss_everywhere():
 
 def test_both_are_objectives():
     for objective, names in ((first_stage(), {"autoencoder", "critic"}), (denoising(), {"denoiser"})):
-        assert isinstance(objective, Objective) and set(objective.players) == names
+        assert isinstance(objective, Objective) and set(objective.networks) == names
         assert set(objective.losses(batch_of(size=4), 0.99, RNG)) <= names

@@ -43,13 +43,13 @@ from calotype.planning.make import (
 from calotype.planning.measurement import Measurement, by_class, phase_ends
 from calotype.planning.sizes import MOST_TOKENS, check_sizes, choose_patch
 from calotype.priors.gaussian import GaussianMixture
-from calotype.priors.patches import FAINTEST, PatchPrior
+from calotype.priors.patches import LEAST_DEVIATION, PatchPrior
 from calotype.recipe import AutoencoderLossConfig, EnlargeRecipe
 from calotype.settings import parse_recipe
 from calotype.tables import merge
 from calotype.training.budget import BudgetController, mean_cost, whole_batches
 from calotype.training.loop import TrainProgress, every
-from calotype.types import NULL_LABEL, UserError
+from calotype.types import NULL_LABEL, Condition, UserError
 
 PHASES = {
     "one": [(1.0, 0.01)],
@@ -389,8 +389,10 @@ def test_a_plan_survives_being_written():
 def test_the_plan_times_a_closed_form_that_asks_one_class_for_a_picture(monkeypatch):
     """As in training. Of two classes each with all of a caption and with some, so two groups of two components."""
     mixture, asked = by_class(GaussianMixture(8, 0, 4), 2, 2), []
-    monkeypatch.setattr(mixture, "_ask", lambda *told: asked.append(told[0]) or GaussianMixture._ask(mixture, *told))
-    mixture.denoise(torch.zeros(3, 1, 2, 2), torch.ones(3), torch.ones(3, dtype=torch.long))
+    monkeypatch.setattr(
+        mixture, "_group_mean", lambda *told: asked.append(told[0]) or GaussianMixture._ask(mixture, *told)
+    )
+    mixture.mean(torch.zeros(3, 1, 2, 2), torch.ones(3), Condition(torch.ones(3, dtype=torch.long)))
     assert asked == [slice(4, 6), slice(6, 8)]
     assert (by_class(GaussianMixture(8, 0, 4), 0, 2).label == NULL_LABEL).all()
 
@@ -479,15 +481,15 @@ def test_the_doubts_are_those_of_what_is_fitted():
     plain, everywhere = deviations_of(pictures, 16, 4)
     local = PatchPrior(4)
     local.fit([(shrunk(images, 4), images)])
-    deviation = local.around(shrunk(images, 4), torch.zeros(len(images))).deviation
+    deviation = local.posterior(shrunk(images, 4), torch.zeros(len(images))).deviation
     assert plain == pytest.approx(float(local.plain), rel=0.01)
     assert everywhere == pytest.approx(float(deviation.square().mean().sqrt()), rel=0.05)
 
 
 def test_flat_pictures_leave_the_doubt_of_one_level():
     grey = replace(noise_pictures(), pixels=torch.full((10, 3, 16, 16), 128, dtype=torch.uint8))
-    assert deviations_of(grey, 16, 2) == (rounded(FAINTEST), rounded(FAINTEST))
-    assert deviations_of(grey, 16, 2, "none") == (rounded(FAINTEST), rounded(FAINTEST))
+    assert deviations_of(grey, 16, 2) == (rounded(LEAST_DEVIATION), rounded(LEAST_DEVIATION))
+    assert deviations_of(grey, 16, 2, "none") == (rounded(LEAST_DEVIATION), rounded(LEAST_DEVIATION))
 
 
 @pytest.mark.parametrize(("images", "least"), [(320, 0.25), (16000, 0.2), (10**6, 0.05)])

@@ -162,8 +162,8 @@ def test_the_page_is_whole_and_shows_every_part(run):
     for words in (
         "portraits-64", "latent diffusion", "64 × 64 px", "22 November 2026, 17:00 UTC", "Finished after 9 min 41 s;",
         "8,872 for training, 128 held out", "sampler dpm solver, steps 24, guidance 2",
-        "Labels in turn: adventurer, lorelei",
-        "the fewest that keep lines sharp", "Plan", "Training curves", "Reconstructions", "Samples during training", "Time",
+        "Labels in turn: adventurer, lorelei", "Plan", "Training curves", "Reconstructions", "Time",
+        "the fewest that keep lines sharp", "Samples during training",
         "PSNR 28.8 dB", "perceptual distance 0.1", "201,600", "2 min 31 s", "+2 %", "2.3 GB", "10 min 00 s",
         "images seen", "log scale", "held out", "recipe.toml", "images = 80_000", "9,000 pictures", "went on from",
     ):  # fmt: skip

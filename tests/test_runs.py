@@ -142,6 +142,6 @@ def test_a_run_keeps_what_its_raw_weights_make_and_how_many_pictures_measured_th
 def test_raw_weights_are_measured_as_the_average_is_and_go_on_learning():
     """Before the first step both are the same network, so both have the same loss, dropout or not."""
     leg = second_leg()
-    measures = leg.check()
+    measures = leg.validator.measure()
     assert measures["raw_held_out_loss"] == measures["held_out_loss"]
-    assert leg.players["denoiser"].network.training and not leg.stage.denoiser.training
+    assert leg.states["denoiser"].network.training and not leg.trained.denoiser.training

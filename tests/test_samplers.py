@@ -22,8 +22,8 @@ from diffusers import (
     HeunDiscreteScheduler,
 )
 
-from calotype.diffusion.denoiser import edm, epsilon, flow, for_spread, velocity, x0
 from calotype.diffusion.samplers import SAMPLERS, ancestral, dpm_solver, euler, heun
+from calotype.diffusion.scalings import edm, epsilon, flow, for_sigma_data, velocity, x0
 from calotype.diffusion.schedules import Cosine, DdpmTable, Flow, Karras
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__:DeprecationWarning")  # of diffusers
@@ -141,7 +141,7 @@ def test_heun_is_that_of_diffusers(prediction, scaling, noise):
 
 
 def edm_of_half(sigma):
-    return for_spread(edm, sigma, torch.tensor(0.5))
+    return for_sigma_data(edm, sigma, torch.tensor(0.5))
 
 
 def test_euler_is_that_of_edm_in_diffusers(noise):

@@ -19,9 +19,9 @@ from calotype.data.sources import PictureSource
 from calotype.files import read_json
 from calotype.priors import calibration
 from calotype.spaces.pixel import PixelSpace
-from calotype.training.examples import Bucket, MixedSource, main_form, picture_examples
+from calotype.training.examples import Bucket, MixedSource, main_bucket, picture_examples
 from calotype.training.fitting import fit_mixture, some_of
-from calotype.types import Rng, UserError
+from calotype.types import Condition, Rng, UserError
 
 TALL, SQUARE, WIDE = Shape(12, 24), Shape(16, 16), Shape(24, 12)
 THREE = (TALL, SQUARE, WIDE)
@@ -190,7 +190,7 @@ def test_the_closed_form_of_several_shapes_sees_them_all(folder, tmp_path):
     for form in forms:
         clean = images_from_pixels(form.pictures.pixels)
         sigma, noisy = torch.ones(len(clean)), clean + torch.randn_like(clean)
-        wrong = (mixture.denoise(noisy, sigma, form.pictures.labels) - clean).square().mean()
+        wrong = (mixture.mean(noisy, sigma, Condition(form.pictures.labels)) - clean).square().mean()
         assert wrong < 0.5 * (clean - clean.mean()).square().mean()
 
 
@@ -205,7 +205,7 @@ def test_the_closed_form_is_calibrated_on_held_out_pictures(tmp_path, few):
     clean = images_from_pixels(pictures.pixels[pictures.held_out_indices])
     noisy, sigma = clean + 0.1 * torch.randn_like(clean), torch.full((len(clean),), 0.1)
     labels = pictures.labels[pictures.held_out_indices]
-    wrong = [(one.denoise(noisy, sigma, labels) - clean).square().mean() for one in (before, after)]
+    wrong = [(one.mean(noisy, sigma, Condition(labels)) - clean).square().mean() for one in (before, after)]
     assert (after.rest > 1.2 * before.rest).all() and wrong[1] < wrong[0]
 
 
@@ -236,7 +236,7 @@ def test_a_window_keeps_the_caption_of_its_picture_and_any_first_ones_are_of_all
 def test_a_leg_is_judged_by_the_form_with_most_held_out_pictures(folder, tmp_path):
     forms = forms_of(folder, tmp_path)
     counts = [len(form.pictures.validation_indices) for form in forms]
-    assert sum(counts) == 1 and counts[main_form(forms)] == max(counts) > 0
+    assert sum(counts) == 1 and counts[main_bucket(forms)] == max(counts) > 0
 
 
 # -- Runs --------------------------------------------------------------------------------------------------------------

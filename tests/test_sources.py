@@ -162,7 +162,7 @@ def test_latents_come_with_their_label_from_either_side(flip):
 
 
 def space():
-    space = LatentSpace(first_leg().vae)
+    space = LatentSpace(first_leg().trained)
     return space.requires_grad_(False)
 
 

@@ -39,7 +39,7 @@ samplings = pytest.mark.parametrize("samplings", SAMPLINGS.values(), ids=SAMPLIN
 def stage(size, low_res=None, augmentation=None):
     config = UnetConfig(width=8, patch=1 if low_res is None else 2, multiples=(1,), blocks=1, attention_levels=())
     backbone = perturbed(Unet(config, 3 if low_res is None else 6, 3), 0.03)
-    denoiser = Denoiser(backbone, 8, CLASSES, "edm", spread=0.5).eval()
+    denoiser = Denoiser(backbone, 8, CLASSES, "edm", sigma_data=0.5).eval()
     schedule = Karras(smallest=0.01, largest=20.0)
     return Stage(denoiser, PixelSpace(), schedule, size, low_res, augmentation or NoiseAugmentation())
 
@@ -201,7 +201,7 @@ class Silent(nn.Module):
 
 def point(spread=1e-3, size=16, low_res=None):
     """A stage whose pictures are all grey, exactly."""
-    denoiser = Denoiser(Silent(), 8, CLASSES, "edm", spread=spread)
+    denoiser = Denoiser(Silent(), 8, CLASSES, "edm", sigma_data=spread)
     return Stage(denoiser, PixelSpace(), Karras(smallest=0.01, largest=20.0), size, low_res, NoiseAugmentation())
 
 

@@ -302,7 +302,7 @@ def test_a_model_that_reads_is_edited_swept_and_evaluated(folder, tmp_path):
     commands.evaluate(run, None, 4, 0, None, "cpu", console, guidance=3.5)
     found = read_json(run / "evaluation.json")
     assert any("guidance 3.5, as asked" in note for note in found["notes"])
-    assert found["sampling"][0]["guidance"] == 3.5 and found["obedience"]["languages"] == ["captions"]
+    assert found["sampling"][0]["guidance"] == 3.5 and found["alignment"]["languages"] == ["captions"]
     why = "it needs 2 test pictures with captions of their own, and there are 1"
     for page in ("\n".join(console.said), (run / "report.html").read_text(), (run / "model" / "README.md").read_text()):
         assert why in page and "what these pictures show is not known" in page

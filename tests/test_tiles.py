@@ -7,7 +7,7 @@ from calotype.nets.kl import Kl, KlConfig
 from calotype.nets.vae import Vae, VaeConfig
 from calotype.spaces import tiles
 from calotype.spaces.latent import LatentSpace, about_tiles
-from calotype.spaces.tiles import Reach, Scale, measure_reach, spans, tiled, windows
+from calotype.spaces.tiles import Reach, Scale, measure_reach, spans, tile_windows, tiled
 from calotype.types import Rng
 
 SIZES = {4: (8,), 8: (8, 16), 16: (8, 16, 16), 32: (8, 16, 8, 32)}
@@ -69,12 +69,11 @@ def test_tiles_are_the_whole(reduction, side):
 def test_fading_tiles_sum_to_one_and_none_ends_in_a_step():
     """Of odd sizes, cut into tiles that are larger, smaller and as large as the picture."""
     for cells, side in ((1, 4), (5, 4), (17, 8), (33, 16), (16, 16)):
-        places = list(spans(cells, side, side // 4))
-        shares, total = windows(places, 2, False, torch.zeros(1).double()), torch.zeros(2 * cells).double()
-        for place, share in zip(places, shares, strict=True):
-            total[2 * place.start : 2 * place.end] += share
-            assert place.start == 0 or share[0] < 0.5
-        assert torch.allclose(total, torch.ones(2 * cells).double())
+        windows, total = tile_windows(spans(cells, side, side // 4), Scale(1, 2), exact=False), torch.zeros(2 * cells)
+        for read, write, weight in windows:
+            total[write] += weight
+            assert write.start == 2 * read.start and (read.start == 0 or weight[0] < 0.5)
+        assert torch.allclose(total, torch.ones(2 * cells))
 
 
 @torch.no_grad()

@@ -5,18 +5,12 @@ import torch
 from torch import nn
 
 from calotype.priors import captioned as told
-from calotype.priors.captioned import (
-    BUCKETS,
-    FEWEST_HEARD,
-    Captioned,
-    Known,
-    bags_of,
-    buckets,
-    closed_form_like,
-    fit_told,
-)
-from calotype.priors.gaussian import Prior, fit
-from calotype.types import NULL_LABEL, Rng, Text
+from calotype.priors.captioned import CaptionLevel, FittingSet, fit_captioned
+from calotype.priors.gaussian_fit import fit_classes as fit
+from calotype.priors.ngrams import BUCKETS, FEWEST_CAPTIONS, bags_of, buckets
+from calotype.priors.prior import Prior
+from calotype.priors.stored import prior_in
+from calotype.types import NULL_LABEL, Condition, Rng, Text
 
 COLOURS = {"red": 3.0, "green": 0.0, "blue": -3.0}
 RNG = Rng(("told",))
@@ -34,12 +28,16 @@ def pictures(count, labels=None, spread=0.2, seed=0):
     clean[:, 0] += torch.tensor([COLOURS[name] for name in named])[:, None, None]
     clean[:, 1] += 5.0 * labels.clamp(min=0)[:, None, None]
     kinds = ["ball", "cube"]
-    return Captioned(clean, labels, [f"A {one} {kinds[k]}." for one, k in zip(named, labels.clamp(min=0), strict=True)])
+    return FittingSet(
+        clean, labels, [f"A {one} {kinds[k]}." for one, k in zip(named, labels.clamp(min=0), strict=True)]
+    )
 
 
 def told_by(train, held_out=None):
     held_out = held_out or pictures(60, seed=1)
-    made = fit_told(like(train, held_out), [Known(train, held_out), Known(*map(silent, (train, held_out)))])
+    made = fit_captioned(
+        like(train, held_out), [CaptionLevel(train, held_out), CaptionLevel(*map(silent, (train, held_out)))]
+    )
     assert made is not None
     return made
 
@@ -51,7 +49,9 @@ def like(train, held_out):
 
 def told_by_parts(train, held_out):
     """Each picture with all of its caption, and with its first phrase."""
-    made = fit_told(like(train, held_out), [Known(train, held_out), Known(*map(first_phrases, (train, held_out)))])
+    made = fit_captioned(
+        like(train, held_out), [CaptionLevel(train, held_out), CaptionLevel(*map(first_phrases, (train, held_out)))]
+    )
     assert made is not None
     return made
 
@@ -67,7 +67,9 @@ def silent(some):
 
 def test_lost_in_noise_a_picture_is_what_its_caption_says():
     form, lost = told_by(pictures(600)), torch.zeros(3, 2, 2, 2)
-    found = form.denoise(lost, torch.full((3,), 1e3), unconditional(3), Text(tuple(f"a {one} ball" for one in COLOURS)))
+    found = form.mean(
+        lost, torch.full((3,), 1e3), Condition(unconditional(3), text=Text(tuple(f"a {one} ball" for one in COLOURS)))
+    )
     assert torch.allclose(found[:, 0].mean((1, 2)), torch.tensor(list(COLOURS.values())), atol=0.1)
     assert found[:, 1].abs().max() < 0.1
 
@@ -80,7 +82,7 @@ def test_what_words_leave_is_the_gaussian_around_them():
     centre = torch.zeros_like(noisy)
     centre[:, 0] = torch.tensor([COLOURS[text.split()[1]] for text in clean.texts])[:, None, None]
     exact = centre + 0.2**2 / (0.2**2 + sigma**2) * (noisy - centre)
-    found = form.denoise(noisy, torch.full((40,), sigma), unconditional(40), Text(tuple(clean.texts)))
+    found = form.mean(noisy, torch.full((40,), sigma), Condition(unconditional(40), text=Text(tuple(clean.texts))))
     assert (found - exact).square().mean() < 0.002
 
 
@@ -88,12 +90,12 @@ def test_words_say_which_group_it_is_where_the_label_does_not():
     labels = torch.arange(800) % 2
     form = told_by(pictures(800, labels), pictures(60, torch.arange(60) % 2, seed=1))
     lost, texts = torch.zeros(2, 2, 2, 2), Text(("a green ball", "a green cube"))
-    found = form.denoise(lost, torch.full((2,), 1e3), unconditional(2), texts)[:, 1].mean((1, 2))
+    found = form.mean(lost, torch.full((2,), 1e3), Condition(unconditional(2), text=texts))[:, 1].mean((1, 2))
     assert torch.allclose(found, torch.tensor([0.0, 5.0]), atol=0.3)
-    against = form.denoise(lost, torch.full((2,), 1e3), torch.tensor([1, 0]), texts)[:, 1].mean((1, 2))
+    against = form.mean(lost, torch.full((2,), 1e3), Condition(torch.tensor([1, 0]), text=texts))[:, 1].mean((1, 2))
     assert torch.allclose(against, torch.tensor([5.0, 0.0]), atol=0.3)  # but the label has the last word
-    form.vote *= 100
-    against = form.denoise(lost, torch.full((2,), 1e3), torch.tensor([1, 0]), texts)[:, 1].mean((1, 2))
+    form.gate *= 100
+    against = form.mean(lost, torch.full((2,), 1e3), Condition(torch.tensor([1, 0]), text=texts))[:, 1].mean((1, 2))
     assert torch.allclose(against, torch.tensor([5.0, 0.0]), atol=0.3)  # however loud the words are
 
 
@@ -104,73 +106,75 @@ def test_what_a_caption_leaves_open_is_as_wide_as_pictures_are():
         for one in (pictures(1200), pictures(60, seed=1))
     )
     form, blue = told_by_parts(train, held_out), torch.full((1, 2, 2, 2), COLOURS["blue"])
-    red = form.denoise(blue, torch.full((1,), 1e3), unconditional(1), Text(("a ball., red",)))
-    still = form.denoise(blue, torch.full((1,), 1.0), unconditional(1), Text(("a ball.",)))
+    red = form.mean(blue, torch.full((1,), 1e3), Condition(unconditional(1), text=Text(("a ball., red",))))
+    still = form.mean(blue, torch.full((1,), 1.0), Condition(unconditional(1), text=Text(("a ball.",))))
     assert red[:, 0].mean() > 2.8 and still[:, 0].mean() < -2.5
 
 
 def test_a_group_that_words_speak_against_is_not_asked(monkeypatch):
     labels = torch.arange(800) % 2
     form = told_by(pictures(800, labels), pictures(60, torch.arange(60) % 2, seed=1))
-    asked, ask = [], form.mixture._ask
-    monkeypatch.setattr(form.mixture, "_ask", lambda *told: asked.append(len(told[2])) or ask(*told))
+    asked, ask = [], form.mixture._group_mean
+    monkeypatch.setattr(form.mixture, "_group_mean", lambda *told: asked.append(len(told[2])) or ask(*told))
     noisy, sigma = torch.zeros(2, 2, 2, 2), torch.ones(2)
-    form.denoise(noisy, sigma, unconditional(2), Text(("a red ball", "a red cube")))
+    form.mean(noisy, sigma, Condition(unconditional(2), text=Text(("a red ball", "a red cube"))))
     assert asked == [2, 2, 2, 2]  # each of both classes with a caption and without, as none is out of the question
-    monkeypatch.setattr(told, "UNLIKELY", 0.1)
-    form.denoise(noisy, sigma, unconditional(2), Text(("a red ball", "a red cube")))
-    form.denoise(noisy, sigma, torch.tensor([0, 0]), None)
+    monkeypatch.setattr(told, "NEGLIGIBLE", 0.1)
+    form.mean(noisy, sigma, Condition(unconditional(2), text=Text(("a red ball", "a red cube"))))
+    form.mean(noisy, sigma, Condition(torch.tensor([0, 0]), text=None))
     assert asked[4:] == [1, 1, 2]
 
 
 def test_each_picture_is_denoised_by_what_is_told_of_it_alone():
     form, noisy = told_by(pictures(600)), RNG.at("noisy").normal(4, 2, 2, 2)
     sigma, texts = torch.tensor([0.1, 1.0, 3.0, 10.0]), ("a red ball", "", "a blue ball", "")
-    together = form.denoise(noisy, sigma, unconditional(4), Text(texts))
+    together = form.mean(noisy, sigma, Condition(unconditional(4), text=Text(texts)))
     for row in range(4):
-        one = form.denoise(noisy[[row]], sigma[[row]], unconditional(1), Text(texts[row : row + 1]))
+        one = form.mean(noisy[[row]], sigma[[row]], Condition(unconditional(1), text=Text(texts[row : row + 1])))
         assert torch.allclose(together[row], one[0], atol=1e-5)
-    nothing = form.denoise(noisy, sigma, unconditional(4))
+    nothing = form.mean(noisy, sigma, Condition(unconditional(4)))
     assert torch.allclose(together[1], nothing[1], atol=1e-6) and not torch.allclose(together[2], nothing[2], atol=0.1)
 
 
 def test_words_that_say_nothing_of_the_group_leave_it_as_likely_as_it_is():
     train, held_out = (pictures(count, (torch.arange(count) % 10 == 0).long(), seed=count) for count in (1000, 100))
     form = told_by(*(one._replace(texts=[text[:-5] for text in one.texts]) for one in (train, held_out)))
-    found = form.denoise(torch.zeros(1, 2, 2, 2), torch.full((1,), 1e3), unconditional(1), Text(("a green",)))
+    found = form.mean(
+        torch.zeros(1, 2, 2, 2), torch.full((1,), 1e3), Condition(unconditional(1), text=Text(("a green",)))
+    )
     assert torch.allclose(found[0, 1].mean(), torch.tensor(0.1 * 5.0), atol=0.1)
 
 
 def test_a_larger_canvas_is_told_in_every_window():
     form, texts = told_by(pictures(600)), Text(("a red ball",))
-    found = form.denoise(torch.zeros(1, 2, 4, 3), torch.full((1,), 1e3), unconditional(1), texts)
+    found = form.mean(torch.zeros(1, 2, 4, 3), torch.full((1,), 1e3), Condition(unconditional(1), text=texts))
     assert torch.allclose(found[:, 0], torch.full((1, 4, 3), 3.0), atol=0.1)
 
 
 def test_an_empty_one_has_room_for_what_was_stored():
     form = told_by(pictures(600))
-    other = closed_form_like({f"mixture.{name}": one for name, one in form.state_dict().items()}, "mixture.")
+    other = prior_in({f"mixture.{name}": one for name, one in form.state_dict().items()})
     assert isinstance(other, nn.Module) and isinstance(other, Prior)
     other.load_state_dict(form.state_dict())
     noisy, texts = RNG.at("noisy").normal(2, 2, 2, 2), Text(("a red ball", "blue"))
-    same = (one.denoise(noisy, torch.ones(2), unconditional(2), texts) for one in (form, other))
+    same = (one.mean(noisy, torch.ones(2), Condition(unconditional(2), text=texts)) for one in (form, other))
     assert torch.equal(*same)
 
 
 def test_rare_words_are_not_heard():
     train = pictures(60)
-    rare = train._replace(texts=[f"word{row // (FEWEST_HEARD // 2 - 1)}" for row in range(60)])
+    rare = train._replace(texts=[f"word{row // (FEWEST_CAPTIONS // 2 - 1)}" for row in range(60)])
     untold_form = fit(
         train.clean, unconditional(60), train.clean, unconditional(60), torch.ones(60), torch.randn_like(train.clean)
     )
-    assert fit_told(untold_form, [Known(rare, train)]) is None
+    assert fit_captioned(untold_form, [CaptionLevel(rare, train)]) is None
 
 
 def test_a_group_of_few_is_moved_in_fewer_ways():
     labels = (torch.arange(300) % 30 == 0).long()
     form = told_by(pictures(300, labels), pictures(60, torch.arange(60) % 2, seed=1))
     assert (
-        form.denoise(torch.zeros(2, 2, 2, 2), torch.ones(2), torch.tensor([0, 1]), Text(("red", "red")))
+        form.mean(torch.zeros(2, 2, 2, 2), torch.ones(2), Condition(torch.tensor([0, 1]), text=Text(("red", "red"))))
         .isfinite()
         .all()
     )
@@ -179,7 +183,7 @@ def test_a_group_of_few_is_moved_in_fewer_ways():
 @pytest.mark.parametrize("text", ["\0\0", "!?!", "\u202e", "a" * 100_000, "\ud800"])
 def test_odd_captions_move_nothing_far(text):
     form = told_by(pictures(600))
-    found = form.denoise(torch.zeros(1, 2, 2, 2), torch.full((1,), 1e3), unconditional(1), Text((text,)))
+    found = form.mean(torch.zeros(1, 2, 2, 2), torch.full((1,), 1e3), Condition(unconditional(1), text=Text((text,))))
     assert found.isfinite().all() and found.abs().max() < 10
 
 

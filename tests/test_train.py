@@ -21,9 +21,11 @@ from calotype.model import load
 from calotype.nets.perceptual import efficientnet_lite0
 from calotype.run import Run, RunState
 from calotype.training import checkpoint
+from calotype.training.hooks import average
+from calotype.training.leg import train_leg
 from calotype.training.lock import locked
 from calotype.training.loop import Hook, Source, TrainProgress, at_fractions, every, learn, train
-from calotype.training.run import Interrupted, average, go, stoppable
+from calotype.training.signals import Interrupted, stoppable
 from calotype.types import Rng, UserError
 
 
@@ -52,20 +54,20 @@ def test_the_loop_sees_each_batch_once_and_does_chores_after_it():
         Hook(lambda clock: True, lambda clock, result: seen.append(("always", clock.images_seen))),
         Hook(at_fractions([0.5, 0.6, 1.0]), lambda clock, result: seen.append(("fraction", clock.images_seen))),
     ]
-    train(leg.objective, leg.players, source, leg.clock, hooks)
+    train(leg.objective, leg.states, source, leg.clock, hooks)
     starts = range(0, 32, 4)
     assert [at for what, at in seen if what == "batch"] == list(starts)
     assert [at for what, at in seen if what == "always"] == [start + 4 for start in starts]
     assert [at for what, at in seen if what == "fraction"] == [16, 20, 32]
-    assert leg.players["denoiser"].steps == 8
+    assert leg.states["denoiser"].steps == 8
 
 
 def test_a_loop_that_has_ended_does_nothing():
     leg = second_leg()
     leg.clock.images_seen = leg.clock.total
-    before = fingerprint(leg.players)
-    train(leg.objective, leg.players, leg.source, leg.clock, [])
-    assert fingerprint(leg.players) == before
+    before = fingerprint(leg.states)
+    train(leg.objective, leg.states, leg.source, leg.clock, [])
+    assert fingerprint(leg.states) == before
 
 
 @pytest.mark.parametrize(
@@ -115,11 +117,11 @@ def test_the_clock_counts_training_and_not_the_time_between(monkeypatch):
 def test_a_leg_is_the_same_every_time_and_another_with_another_seed(leg):
     """`go_on` of test_checkpoint, 4 steps; the seed of torch's generator outside does not count."""
     torch.manual_seed(5)
-    one = fingerprint(go_on(LEGS[leg](), 16).players)
+    one = fingerprint(go_on(LEGS[leg](), 16).states)
     torch.manual_seed(6)
-    assert fingerprint(go_on(LEGS[leg](), 16).players) == one
+    assert fingerprint(go_on(LEGS[leg](), 16).states) == one
     if leg == "denoiser":
-        assert fingerprint(go_on(second_leg(seed=1), 16).players) != one
+        assert fingerprint(go_on(second_leg(seed=1), 16).states) != one
 
 
 @pytest.mark.parametrize("make", [first_leg, second_leg])
@@ -144,11 +146,11 @@ def test_a_loss_that_is_not_a_number_stops_in_one_line(player):
     losses = leg.objective.losses(leg.source.batch(16, 4), leg.clock.progress, leg.clock.rng())
     bad = losses[player]
     losses[player] = type(bad)(bad.total * math.nan, bad.terms)
-    before = fingerprint({player: leg.players[player]})
+    before = fingerprint({player: leg.states[player]})
     with pytest.raises(UserError, match=f"{player} after 16 images: .* nan .*; lower the learning rate") as error:
-        learn(leg.players, losses, leg.clock)
+        learn(leg.states, losses, leg.clock)
     assert "\n" not in str(error.value) and all(name in str(error.value) for name in bad.terms)
-    assert fingerprint({player: leg.players[player]}) == before
+    assert fingerprint({player: leg.states[player]}) == before
 
 
 def test_the_log_averages_each_name_over_the_records_that_have_it():
@@ -160,7 +162,7 @@ def test_the_log_averages_each_name_over_the_records_that_have_it():
 
 def test_going_saves_and_logs_and_ends(tmp_path):
     run, leg = run_in(tmp_path / "run"), second_leg()
-    go(run, leg, threading.Event(), silent)
+    train_leg(run, leg, threading.Event(), silent)
     events = [json.loads(line) for line in (run.folder / "log.jsonl").read_text().splitlines()]
     kinds = [event["event"] for event in events]
     assert kinds.count("preview") == kinds.count("check") == 6 and events[-1]["measures"]["held_out_loss"] > 0
@@ -169,18 +171,18 @@ def test_going_saves_and_logs_and_ends(tmp_path):
     assert steps[-1]["images_seen"] == 32 and steps[-1]["terms"]["denoiser.loss"] > 0
     assert read_json(run.folder / "run.json")["legs"]["denoiser"] == "finished"
     again = second_leg()
-    go(run, again, threading.Event(), silent)
-    assert fingerprint(again.players) == fingerprint(leg.players) and again.players["denoiser"].steps == 8
+    train_leg(run, again, threading.Event(), silent)
+    assert fingerprint(again.states) == fingerprint(leg.states) and again.states["denoiser"].steps == 8
 
 
 def test_a_run_that_is_asked_to_stop_saves_first(tmp_path):
     run, leg, stop = run_in(tmp_path / "run"), second_leg(), threading.Event()
     stop.set()
     with pytest.raises(Interrupted):
-        go(run, leg, stop, silent)
+        train_leg(run, leg, stop, silent)
     found = second_leg()
-    assert checkpoint.restore(run.folder / "checkpoints", "denoiser", found.players, found.clock)
-    assert found.clock.images_seen == 4 and fingerprint(found.players) == fingerprint(leg.players)
+    assert checkpoint.restore(run.folder / "checkpoints", "denoiser", found.states, found.clock)
+    assert found.clock.images_seen == 4 and fingerprint(found.states) == fingerprint(leg.states)
     assert read_json(run.folder / "run.json")["legs"]["denoiser"] == "training"
 
 

@@ -1,14 +1,18 @@
-"""From a recipe to objects: the match statements, and nothing else."""
+"""From a recipe to objects."""
 
 from __future__ import annotations
 
 from functools import lru_cache
+from pathlib import Path
 
+import torch
 from torch import nn
 
+from calotype.data.folder import Pictures
+from calotype.data.images import images_from_pixels
 from calotype.diffusion.denoiser import Denoiser
 from calotype.diffusion.stage import Stage
-from calotype.interop import minilm, transformers
+from calotype.interop import diffusers, minilm, transformers
 from calotype.nets.blocks import Precision, channels_last
 from calotype.nets.dit import Dit, DitConfig
 from calotype.nets.frozen import FolderConfig, Frozen, FrozenConfig, MiniLmConfig, Projected
@@ -16,9 +20,9 @@ from calotype.nets.kl import Autoencoder, Kl, KlConfig
 from calotype.nets.text import BytesConfig, BytesEncoder, NoText, TextConditioned, TextEncoder
 from calotype.nets.unet import Unet, UnetConfig
 from calotype.nets.vae import Vae, VaeConfig
-from calotype.priors.gaussian import Prior
 from calotype.priors.patches import PatchPrior
-from calotype.recipe import Backbone, Recipe, TextConfig
+from calotype.priors.prior import MOST_VALUES, Prior
+from calotype.recipe import Backbone, ImportedSpace, Recipe, TextConfig
 from calotype.spaces.latent import LatentSpace
 from calotype.spaces.pixel import PixelSpace, Space
 
@@ -62,6 +66,24 @@ def build_space(recipe: Recipe) -> LatentSpace:
     return LatentSpace(build_autoencoder(recipe.autoencoder.network, recipe.precision))
 
 
+def initial_space(recipe: Recipe, pictures: Pictures, device: torch.device) -> LatentSpace:
+    """An autoencoder before its training: imported, or with the closed-form start from the training pictures."""
+    space = build_space(recipe).to(device)
+    if isinstance(recipe.space, ImportedSpace):
+        assert isinstance(space.vae, Kl)
+        space.vae.load_state_dict(diffusers.read_weights(Path(recipe.space.path), space.vae.config))
+    elif isinstance(space.vae, Vae):
+        start_linear(space.vae, pictures, device)
+    return space
+
+
+def start_linear(vae: Vae, pictures: Pictures, device: torch.device) -> None:
+    """The PCA of the patches of at most 2,000 training pictures."""
+    most = max(16, min(2000, MOST_VALUES // pictures.pixels[0].numel()))
+    chosen = pictures.train_indices[:: max(1, len(pictures.train_indices) // most)][:most]
+    vae.start_linear(images_from_pixels(pictures.pixels[chosen]).to(device))
+
+
 def build_autoencoder(config: VaeConfig | KlConfig, precision: Precision) -> Autoencoder:
     match config:
         case VaeConfig():
@@ -70,22 +92,22 @@ def build_autoencoder(config: VaeConfig | KlConfig, precision: Precision) -> Aut
             return channels_last(Kl(config, precision))
 
 
-def build_stage(recipe: Recipe, space: Space, classes: int, mixture: Prior | None) -> Stage:
-    """The first stage. With a mixture, the backbone also sees what that makes of the noisy picture."""
+def build_stage(recipe: Recipe, space: Space, classes: int, prior: Prior | None) -> Stage:
+    """The first stage. With a prior, the backbone also gets its mean."""
     config = recipe.denoiser
-    seen = 1 if mixture is None else 2
+    seen = 1 if prior is None else 2
     backbone = build_reading(config.backbone, seen * space.channels, space.channels, config.text)
     width = config.backbone.width
-    denoiser = Denoiser(backbone, width, classes, config.scaling, recipe.precision, config.sigma_data, mixture)
+    denoiser = Denoiser(backbone, width, classes, config.scaling, recipe.precision, config.sigma_data, prior)
     return Stage(denoiser, space, config.schedule, recipe.chain[0])
 
 
 def build_enlarger(recipe: Recipe, size: int, classes: int) -> Stage:
-    """The stage that makes pictures of this size from those of the stage before; `local` is still to be fitted."""
+    """The stage that makes pictures of this size from those of the stage before; its prior is still to be fitted."""
     config, space, low_res = recipe.enlarger(size), PixelSpace(), recipe.chain[recipe.chain.index(size) - 1]
-    local = PatchPrior(size // low_res) if config.prior == "gaussian" else None
-    seen = 2 if local is None else 3
+    prior = PatchPrior(size // low_res) if config.prior == "gaussian" else None
+    seen = 2 if prior is None else 3
     backbone = build_reading(config.backbone, seen * space.channels, space.channels, recipe.denoiser.text)
-    width, sigma_data = config.backbone.width, config.sigma_data
-    denoiser = Denoiser(backbone, width, classes, config.scaling, recipe.precision, sigma_data, local=local)
+    width = config.backbone.width
+    denoiser = Denoiser(backbone, width, classes, config.scaling, recipe.precision, config.sigma_data, prior)
     return Stage(denoiser, space, config.schedule, size, low_res, config.augmentation)

@@ -26,7 +26,7 @@ from calotype.files import is_whole, read_json, whole_folder, write_json, write_
 from calotype.interop.transformers import at_hand
 from calotype.machine import find_device
 from calotype.nets.text import TextConditioned, TextEncoder
-from calotype.priors.captioned import closed_form_like
+from calotype.priors.stored import prior_in
 from calotype.recipe import ImportedSpace, Recipe, leg_above
 from calotype.settings import parse_recipe, upgraded
 from calotype.spaces.latent import LatentSpace
@@ -178,9 +178,9 @@ class Model:
 
     @property
     def least(self) -> int:
-        """What the sides of pictures must be at least, in pixels: the window that the closed form looks through."""
-        space, mixture = self.stages[0].space, self.stages[0].denoiser.mixture
-        return 0 if mixture is None else mixture.side(space.channels) * self.reach
+        """What the sides of pictures must be at least, in pixels: the window of the prior."""
+        space, prior = self.stages[0].space, self.stages[0].denoiser.prior
+        return 0 if prior is None else prior.side(space.channels) * self.reach
 
     def rngs(self, count: int, seed: int) -> list[Rng]:
         return [Rng((seed, "sample", index)) for index in range(count)]
@@ -404,7 +404,7 @@ def load_base(folder: Path, recipe: Recipe, classes: int, device: torch.device) 
         latents.load_state_dict(load_file(folder / AUTOENCODER))
         space = latents.to(device).eval().requires_grad_(False)
     weights = load_file(folder / weights_file(recipe.chain[0], recipe))
-    mixture = closed_form_like(weights, "mixture.") if recipe.denoiser.prior == "gaussian" else None
-    stage = build_stage(recipe, space, classes, mixture)
+    prior = prior_in(weights) if recipe.denoiser.prior == "gaussian" else None
+    stage = build_stage(recipe, space, classes, prior)
     stage.denoiser.load_state_dict(weights)
     return stage

@@ -10,7 +10,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from calotype.data.split import SplitConfig
 from calotype.diffusion.augmentation import Augmentation, NoiseAugmentation
-from calotype.diffusion.denoiser import ScalingName
+from calotype.diffusion.scalings import ScalingName
 from calotype.diffusion.schedules import Flow, Karras, Schedule
 from calotype.diffusion.stage import Sampling
 from calotype.nets.blocks import Precision

@@ -33,7 +33,7 @@ LegStatus = Literal["waiting", "training", "finished"]
 
 
 class Stored(BaseModel):
-    """What `run.json` holds. Keys of a later version are ignored, so that a run can be looked at with an older one."""
+    """What `run.json` holds. Unknown keys are ignored."""
 
     model_config = ConfigDict(extra="ignore", validate_assignment=True)
 

@@ -1,6 +1,7 @@
-"""The words of this code. Read this page first; every other page uses these names and no others.
+"""The types that all modules share: read this first.
 
-A picture is made *noisy* by adding `sigma` times Gaussian noise. `sigma` is the only measure of noise here.
+`noisy = clean + sigma * noise` with Gaussian noise; `sigma` is the only measure of noise in this code (EDM,
+arXiv 2206.00364). `alpha_bar` of DDPM is `1 / (1 + sigma ** 2)`, the time of a flow is `sigma / (1 + sigma)`.
 """
 
 from __future__ import annotations
@@ -19,10 +20,10 @@ from torch import Tensor
 
 Images = Float[Tensor, "batch 3 rows columns"]  # in [-1, 1]
 OtherImages = Float[Tensor, "_ 3 _ _"]  # images of another size
-Latents = Float[Tensor, "batch channel height width"]  # images or their latents, spread about 1
+Latents = Float[Tensor, "batch channel height width"]  # images or their latents, of standard deviation about 1
 Sigmas = Float[Tensor, " batch"]
-Labels = Int[Tensor, " batch"]  # 0 ... classes - 1, or NOT_TOLD
-Folds = Int[Tensor, " batch"]
+Labels = Int[Tensor, " batch"]  # 0 ... classes - 1, or NULL_LABEL
+Folds = Int[Tensor, " batch"]  # which half of the training images, for cross-fitting
 Denoise = Callable[[Latents, float], Latents]  # (noisy, sigma) -> estimate of clean: all that a sampler sees
 Fresh = Callable[[], Latents]  # new Gaussian noise of the sampler's shape
 Sampler = Callable[[Denoise, Latents, list[float], Fresh], Iterator[Latents]]
@@ -31,22 +32,22 @@ NULL_LABEL = -1
 
 
 class UserError(ValueError):
-    """A mistake that the user can mend: one line that says what, got, expected, and what to do."""
+    """An error that the user can correct. Its message is one line: what, got, expected, and what to do."""
 
 
 class Config(BaseModel):
-    """Settings live beside the class they configure; they are data, frozen, and know every one of their keys."""
+    """Base of all settings, which stand beside the class that they configure: frozen, and unknown keys are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 @dataclass(frozen=True)
 class Text:
-    """What the pictures of a batch show, in words, one entry a picture; "" is not told."""
+    """Prompts and negative prompts, one an image; "" is the null prompt."""
 
     prompts: tuple[str, ...]
     negatives: tuple[str, ...] = ()
-    """What guidance leads away from, instead of from "not told"."""
+    """Take the place of the null prompt in guidance; none, or one an image."""
 
     def at(self, chosen: Sequence[int]) -> Text:
         negatives = tuple(self.negatives[index] for index in chosen) if self.negatives else ()
@@ -58,14 +59,15 @@ class Text:
 
 @dataclass(frozen=True)
 class Condition:
-    """What a denoiser is told besides the noisy picture and its sigma."""
+    """What a denoiser is given besides the noisy image and its sigma."""
 
     labels: Labels
-    low_res: Latents | None = None  # the smaller picture, augmented, enlarged and brought into the stage's space
-    augmentation: Sigmas | None = None  # how much the smaller picture was spoilt on purpose
-    deviation: Float[Tensor, "batch 1 _ _"] | None = None  # how far off `low_res` may be, here and there: a deviation
-    known: Callable[[Latents, Sigmas], Latents] | None = None  # in training: a closed form that has not seen it
-    text: Text | None = None  # for a denoiser that reads
+    low_res: Latents | None = None  # the low-resolution image: augmented, enlarged, encoded
+    augmentation: Sigmas | None = None  # level of that augmentation
+    deviation: Float[Tensor, "batch 1 _ _"] | None = None  # conditional standard deviation about `low_res`
+    posterior_mean: Callable[[Latents, Sigmas], Latents] | None = None
+    """(noisy, sigma) -> mean of clean, in place of the prior's: of a patch prior, or cross-fitted in training."""
+    text: Text | None = None  # for text-conditioned backbones
 
     def unconditional(self) -> Condition:
         return replace(
@@ -75,13 +77,13 @@ class Condition:
 
 @dataclass(frozen=True)
 class Batch:
-    """What the data hands to an objective. `clean` are images, or moments of their latents where those are cached."""
+    """Training examples. `clean` are images, or moments of their latents where those are cached."""
 
     clean: Latents
     labels: Labels
-    low_res: Images | None = None  # the same pictures, shrunk, for a stage that looks at them
-    fold: Folds | None = None  # which part of the training pictures each belongs to
-    text: Text | None = None  # one of each picture's captions, where there are any
+    low_res: Images | None = None  # the same images, downsampled, for a stage that enlarges
+    fold: Folds | None = None  # which half of the training images each is in
+    text: Text | None = None  # one of each image's captions, where there are any
 
     def __len__(self) -> int:
         return len(self.clean)
@@ -89,18 +91,18 @@ class Batch:
 
 @runtime_checkable
 class NoiseSchedule(Protocol):
-    """Which sigmas to train on, and which to step through when sampling."""
+    """The distribution of sigma in training, and its grid in sampling."""
 
     def draw(self, count: int, rng: Rng) -> Sigmas: ...
 
     def grid(self, steps: int) -> list[float]:
-        """Falling sigmas, `steps + 1` of them; the last is 0."""
+        """`steps + 1` falling sigmas; the last is 0."""
         ...
 
 
 @runtime_checkable
 class Randomness(Protocol):
-    """What sampling draws its noise from: an `Rng`, or what lies between two of them."""
+    """A source of sampling noise: an `Rng`, or the interpolation of two."""
 
     def at(self, *where: int | str) -> Randomness: ...
 
@@ -109,10 +111,10 @@ class Randomness(Protocol):
 
 @dataclass(frozen=True)
 class Rng:
-    """Randomness as a function of the place, not of the past: equal paths draw equal numbers.
+    """A counter-based generator keyed by a path, without state: equal paths draw equal numbers.
 
-    So a resumed run needs no generator state, and a picture does not depend on the batch it was made in.
-    Numbers are drawn on the CPU, so that every device makes the same pictures; in training each draws its own.
+    So a resumed run has no generator state to restore, and a sample does not depend on its batch. Numbers are drawn on
+    the CPU, so that all devices make the same samples; only `noise_like` draws on the device, in training.
     """
 
     path: tuple[int | str, ...]
@@ -121,7 +123,7 @@ class Rng:
         return Rng(self.path + where)
 
     def generator(self) -> np.random.Generator:
-        """Counter-based and keyed by the whole path (Philox: Salmon et al., SC 2011)."""
+        """Keyed by a hash of the path (Philox: Salmon et al., SC 2011)."""
         digest = hashlib.blake2b(repr(self.path).encode(), digest_size=16).digest()
         return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "big")))
 
@@ -129,7 +131,7 @@ class Rng:
         return torch.from_numpy(self.generator().standard_normal(shape, dtype=np.float32))
 
     def noise_like(self, images: Latents) -> Latents:
-        """For training: normal numbers drawn where `images` are; a GPU draws its own, a hundred times faster."""
+        """For training: Gaussian noise drawn on the device of `images`, on a GPU a hundred times faster."""
         if images.device.type == "cpu":
             return self.normal(*images.shape)
         seed = int(self.generator().integers(2**62))
@@ -137,10 +139,7 @@ class Rng:
 
     @contextmanager
     def seeding(self, device: torch.device) -> Iterator[None]:
-        """Within it, torch's own generator of a device (dropout has no other) draws from this place.
-
-        The caller's numbers go on behind it as if nothing had been drawn; no other device's generator is touched.
-        """
+        """Seeds torch's global generator of a device, which dropout uses, and restores its state at the end."""
         generator = own_generator(device)
         before = generator.get_state()
         generator.manual_seed(int(self.generator().integers(2**62)))
@@ -160,7 +159,7 @@ class Rng:
 
 
 def own_generator(device: torch.device) -> torch.Generator:
-    """What torch draws from on a device where nobody hands it a generator."""
+    """Torch's global generator of a device."""
     match device.type:
         case "cuda":
             index = torch.cuda.current_device() if device.index is None else device.index

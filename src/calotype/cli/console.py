@@ -4,31 +4,24 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+from calotype.training.reporter import Progress, Reporter
 
 if TYPE_CHECKING:
     from calotype.planning import Plan
 
 LINE_SECONDS = 10.0
 """Between the plain lines of one step."""
-Progress = Callable[[int, int, str], None]
-"""Called with how many are done, how many there are, and a note."""
 
 
 @runtime_checkable
-class Console(Protocol):
-    def say(self, text: str) -> None: ...
-
-    def bar(self, what: str) -> AbstractContextManager[Progress]: ...
+class Console(Reporter, Protocol):
+    """How a command talks: lines, bars for what takes long, and the plan."""
 
     def plan(self, plan: Plan) -> None: ...
-
-
-def counting(bar: Progress) -> Callable[[int, int], None]:
-    """A progress bar without notes."""
-    return lambda done, total: bar(done, total, "")
 
 
 class Terminal:

@@ -1,4 +1,4 @@
-"""What is done on purpose to the smaller picture that a stage looks at, so that it learns not to trust it too much."""
+"""Conditioning augmentation of low-resolution images, so that a stage tolerates the artefacts of the one before."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from calotype.types import Config, Images, Rng, Sigmas, per_image
 
 
 class NoiseAugmentation(Config):
-    """Gaussian noise of a random level, which the network is told (arXiv 2106.15282, section 4.2): for small ones."""
+    """Gaussian noise of a random level, which conditions the network (arXiv 2106.15282, 4.2): for small images."""
 
     kind: Literal["noise"] = "noise"
     most: PositiveFloat = 0.2
-    """Standard deviation; pictures are in [-1, 1]."""
+    """Largest standard deviation; images are in [-1, 1]."""
     share: float = Field(default=0.5, ge=0, le=1)
-    """How often a picture is augmented at all: a short training must know the plain ones well."""
+    """Fraction of images that are augmented."""
 
     def draw(self, count: int, rng: Rng) -> Sigmas:
         return draw_levels(self.most, self.share, count, rng)
 
     def noise(self, level: Sigmas) -> Sigmas:
-        """Standard deviation of the noise that is put on the smaller picture."""
+        """Standard deviation of the noise on the low-resolution image."""
         return level
 
     def deviation(self, level: Sigmas) -> Sigmas:
-        """Standard deviation of what the enlarged picture has of the noise: bicubic interpolation keeps 0.86 of it."""
+        """Standard deviation of the noise on the enlarged image: bicubic interpolation keeps 0.86 of it."""
         return 0.86 * level
 
     def apply(self, low_res: Images, level: Sigmas, noise: Tensor) -> Images:
@@ -38,22 +38,22 @@ class NoiseAugmentation(Config):
 
 
 class BlurAugmentation(Config):
-    """Gaussian blur on half of the examples (arXiv 2106.15282, section 4.1): for large smaller pictures."""
+    """Gaussian blur of a random level (arXiv 2106.15282, section 4.1): for low-resolution images of 128 px and more."""
 
     kind: Literal["blur"] = "blur"
     most: PositiveFloat = 1.0
-    """Standard deviation of the blur in pixels of the smaller picture."""
+    """Largest standard deviation of the blur, in low-resolution pixels."""
     share: float = Field(default=0.5, ge=0, le=1)
 
     def draw(self, count: int, rng: Rng) -> Sigmas:
         return draw_levels(self.most, self.share, count, rng)
 
     def noise(self, level: Sigmas) -> Sigmas:
-        """Blur puts none on it."""
+        """0: blur adds no noise."""
         return torch.zeros_like(level)
 
     def deviation(self, level: Sigmas) -> Sigmas:
-        """Blur takes away little that the stage does not add anyway."""
+        """0: blur removes little that the stage does not add anyway."""
         return torch.zeros_like(level)
 
     def apply(self, low_res: Images, level: Sigmas, noise: Tensor) -> Images:
@@ -65,14 +65,14 @@ Augmentation = Annotated[NoiseAugmentation | BlurAugmentation, Field(discriminat
 
 
 def draw_levels(most: float, share: float, count: int, rng: Rng) -> Sigmas:
-    """Evenly between 0 and `most`, for this share of the pictures; 0 for the others."""
+    """Uniform in [0, most) for this fraction of the images; 0 for the others."""
     return most * rng.at("level").uniform(count) * (rng.at("share").uniform(count) < share)
 
 
-def blurred(images: Images, spread: Sigmas, radius: int) -> Images:
-    """Each image under a Gaussian of its own spread in pixels, up to `radius` pixels away; 0 leaves it as it is."""
+def blurred(images: Images, deviation: Sigmas, radius: int) -> Images:
+    """Gaussian blur of each image's own standard deviation in pixels, cut off at `radius`; 0 leaves it as it is."""
     places = torch.arange(-radius, radius + 1, device=images.device)
-    weights = torch.softmax(-(places**2) / (2 * spread.clamp(min=1e-2)[:, None] ** 2), 1)
+    weights = torch.softmax(-(places**2) / (2 * deviation.clamp(min=1e-2)[:, None] ** 2), 1)
     count, channels, *_ = images.shape
     kernels = weights.repeat_interleave(channels, 0)[:, None]
     planes = F.pad(images, [radius] * 4, mode="replicate").flatten(0, 1)[None]

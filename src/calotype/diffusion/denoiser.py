@@ -1,79 +1,30 @@
-"""A denoiser: a network, and the scaling that makes its output an estimate of the clean picture."""
+"""The denoiser: a network, a scaling of its output, and a prior beside it."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from calotype.nets.blocks import Precision, autocast, fourier_features
-from calotype.priors.gaussian import Prior
-from calotype.priors.patches import PatchPrior
+from calotype.diffusion.scalings import SCALINGS, Scaling, ScalingName, for_sigma_data
+from calotype.nets.blocks import Precision, autocast, fourier_features, rename_keys
+from calotype.priors.prior import Prior
 from calotype.types import NULL_LABEL, Condition, Latents, Sigmas, per_image
 
 
-class Scaling(NamedTuple):
-    """`denoised = skip * noisy + out * network(input * noisy)` (arXiv 2206.00364, eq. 7)."""
-
-    skip: Tensor
-    out: Tensor
-    input: Tensor
-
-
-def epsilon(sigma: Tensor) -> Scaling:
-    """The network says the noise (DDPM, arXiv 2006.11239, eq. 14)."""
-    return Scaling(torch.ones_like(sigma), -sigma, (1 + sigma**2) ** -0.5)
-
-
-def x0(sigma: Tensor) -> Scaling:
-    """The network says the clean picture."""
-    return Scaling(torch.zeros_like(sigma), torch.ones_like(sigma), (1 + sigma**2) ** -0.5)
-
-
-def velocity(sigma: Tensor) -> Scaling:
-    """The network says `a * noise - b * clean` of the variance-preserving process (arXiv 2202.00512, section 4)."""
-    return Scaling(1 / (1 + sigma**2), -sigma * (1 + sigma**2) ** -0.5, (1 + sigma**2) ** -0.5)
-
-
-def flow(sigma: Tensor) -> Scaling:
-    """The network says `noise - clean` at time `t = sigma / (1 + sigma)` (arXiv 2209.03003, eq. 1)."""
-    return Scaling(1 / (1 + sigma), -sigma / (1 + sigma), 1 / (1 + sigma))
-
-
-def edm(sigma: Tensor) -> Scaling:
-    """Inputs and targets of unit variance (arXiv 2206.00364, table 1, for data of spread 1: see `for_spread`)."""
-    variance = 1 + sigma**2
-    return Scaling(1 / variance, sigma * variance**-0.5, variance**-0.5)
-
-
-def for_spread(scaling: Callable[[Tensor], Scaling], sigma: Tensor, spread: Tensor) -> Scaling:
-    """The scaling of data with another standard deviation than 1: sigma is measured by that."""
-    of_one = scaling(sigma / spread)
-    return Scaling(of_one.skip, spread * of_one.out, of_one.input / spread)
-
-
-ScalingName = Literal["epsilon", "x0", "velocity", "flow", "edm"]
-SCALINGS: dict[ScalingName, Callable[[Tensor], Scaling]] = {
-    "epsilon": epsilon, "x0": x0, "velocity": velocity, "flow": flow, "edm": edm,
-}  # fmt: skip
-
-
 class Denoiser(nn.Module):
-    """Looks at a noisy picture and its sigma, and says what the clean picture is.
+    """Estimates the clean image from a noisy one, its sigma and a condition.
 
-    `backbone(image, vector)` gives an image of the shape of the noisy one; all that is told to it besides the picture
-    (the noise level, the label, the level of the augmentation) is summed into `vector`. One that reads is also given
-    the texts.
+    `backbone(image, vector)` gives an image of the shape of the noisy one. `vector` is the sum of the embeddings of
+    noise level, label and augmentation level; a text-conditioned backbone also gets the prompts. Noisy image, prior
+    mean and low-resolution image are concatenated along channels.
 
-    What is known in closed form stands beside the backbone, which also sees it: a `mixture` of all pictures, or, for a
-    denoiser that looks at a smaller picture, `local` Gaussians around that.
-
-    Where it looks at a smaller picture, clean pictures are taken to lie around the enlarged one, and else around 0;
-    `spread` is their standard deviation about that, to which the condition's doubt is added, square to square.
+    The output is the `prior`'s mean (without a prior: the scaling's skip) plus `out` times the backbone. `sigma_data`
+    is the standard deviation of clean images: about 0, or about the enlarged low-resolution image where there is one,
+    and then the condition's deviation is added to it in quadrature.
     """
 
     def __init__(
@@ -83,81 +34,83 @@ class Denoiser(nn.Module):
         classes: int,
         scaling: ScalingName,
         precision: Precision = "float32",
-        spread: float = 1.0,
-        mixture: Prior | None = None,
-        local: PatchPrior | None = None,
+        sigma_data: float = 1.0,
+        prior: Prior | None = None,
     ) -> None:
         super().__init__()
-        self.mixture, self.local = mixture, local
-        self.backbone, self.classes, self.precision, self.spread = backbone, classes, precision, spread
-        self.row = SCALINGS[scaling]
+        self.prior = prior
+        self.backbone, self.classes, self.precision, self.sigma_data = backbone, classes, precision, sigma_data
+        self.scaling = SCALINGS[scaling]
         self.noise_level = LevelEmbedding(width)
         self.augmentation_level = LevelEmbedding(width)
-        self.label = nn.Embedding(classes + 1, width)  # the last row is "not told"
+        self.label = nn.Embedding(classes + 1, width)  # the last row is the null label
         nn.init.normal_(self.label.weight, std=0.02)
 
     def forward(self, noisy: Latents, sigma: Sigmas, condition: Condition) -> Latents:
-        """Estimate of the clean picture, float32, of the shape of `noisy`; `sigma` is one number an image."""
-        scaling = self.scaling(sigma, condition)
-        known = self._known(scaling, noisy, sigma, condition)
-        return known + scaling.out * self._network(scaling.input, noisy, known, sigma, condition)
+        """Estimate of the clean image, float32, of the shape of `noisy`; sigma is one number an image, above 0."""
+        scaling = self.scalings(sigma, condition)
+        mean = self._mean(scaling, noisy, sigma, condition)
+        return mean + scaling.out * self._network(scaling.input, noisy, mean, sigma, condition)
 
     def loss(self, clean: Latents, sigma: Sigmas, noise: Latents, condition: Condition) -> Float[Tensor, " batch"]:
-        """Squared error of the network's own output: of epsilon, x0, v or the flow, as the scaling has it."""
-        scaling = self.scaling(sigma, condition)
+        """Squared error of the network's own output: the epsilon, x0, v, flow or EDM loss, by the scaling."""
+        scaling = self.scalings(sigma, condition)
         noisy = clean + per_image(sigma) * noise
-        known = self._known(scaling, noisy, sigma, condition)
-        target = (clean - known) / scaling.out
-        guess = self._network(scaling.input, noisy, known, sigma, condition)
-        return (guess - target).square().flatten(1).mean(1)
+        mean = self._mean(scaling, noisy, sigma, condition)
+        target = (clean - mean) / scaling.out
+        output = self._network(scaling.input, noisy, mean, sigma, condition)
+        return (output - target).square().flatten(1).mean(1)
 
     @property
     def has_prior(self) -> bool:
-        """Whether a closed form stands beside the network."""
-        return self.mixture is not None or self.local is not None
+        return self.prior is not None
 
     def prior_mean(self, noisy: Latents, sigma: Sigmas, condition: Condition) -> Latents:
-        """The posterior mean of the clean picture under the closed form alone, given the same condition."""
-        return self._known(self.scaling(sigma, condition), noisy, sigma, condition)
+        """The posterior mean of the clean image under the prior alone, given the same condition."""
+        return self._mean(self.scalings(sigma, condition), noisy, sigma, condition)
 
-    def sigma_data(self, condition: Condition) -> Sigmas:
-        """Standard deviation of what is to be generated about its prior mean, of each image."""
-        return self._spread(torch.ones_like(condition.labels, dtype=torch.float32), condition).mean((1, 2, 3))
+    def deviation(self, condition: Condition) -> Sigmas:
+        """Standard deviation of clean images about the mean at which sampling starts, of each image."""
+        return self._deviation(torch.ones_like(condition.labels, dtype=torch.float32), condition).mean((1, 2, 3))
 
-    def scaling(self, sigma: Sigmas, condition: Condition) -> Scaling:
-        return for_spread(self.row, per_image(sigma), self._spread(sigma, condition))
+    def scalings(self, sigma: Sigmas, condition: Condition) -> Scaling:
+        return for_sigma_data(self.scaling, per_image(sigma), self._deviation(sigma, condition))
 
-    def _spread(self, sigma: Sigmas, condition: Condition) -> Float[Tensor, "batch 1 _ _"]:
-        """At every place, where the doubt is larger in some than in others."""
-        everywhere = per_image(torch.full_like(sigma, self.spread))
+    def _deviation(self, sigma: Sigmas, condition: Condition) -> Float[Tensor, "batch 1 _ _"]:
+        everywhere = per_image(torch.full_like(sigma, self.sigma_data))
         return everywhere if condition.deviation is None else torch.hypot(everywhere, condition.deviation)
 
-    def _known(self, scaling: Scaling, noisy: Latents, sigma: Sigmas, condition: Condition) -> Latents:
-        """What the network need not say: the scaling's skip, or in its place the denoiser in closed form."""
-        if condition.known is not None:
-            return condition.known(noisy, sigma)
-        if self.mixture is not None:
-            return self.mixture.denoise(noisy, sigma, condition.labels, condition.text)
+    def _mean(self, scaling: Scaling, noisy: Latents, sigma: Sigmas, condition: Condition) -> Latents:
+        """What the network's output is added to: the prior's mean, or the scaling's skip."""
+        if condition.posterior_mean is not None:
+            return condition.posterior_mean(noisy, sigma)
+        if self.prior is not None:
+            return self.prior.mean(noisy, sigma, condition)
         return scaling.skip * noisy if condition.low_res is None else torch.lerp(condition.low_res, noisy, scaling.skip)
 
-    def _network(self, scale: Tensor, noisy: Latents, known: Latents, sigma: Sigmas, condition: Condition) -> Latents:
+    def _network(self, scale: Tensor, noisy: Latents, mean: Latents, sigma: Sigmas, condition: Condition) -> Latents:
         image = scale * (noisy if condition.low_res is None else noisy - condition.low_res)
-        vector = self.noise_level(sigma / self._spread(sigma, condition).mean((1, 2, 3))) + self.label(
+        vector = self.noise_level(sigma / self._deviation(sigma, condition).mean((1, 2, 3))) + self.label(
             condition.labels.where(condition.labels != NULL_LABEL, self.classes)
         )
         if condition.augmentation is not None:
             vector = vector + self.augmentation_level(condition.augmentation)
-        if self.has_prior:
-            image = torch.cat([image, known], 1)
+        if self.prior is not None:
+            image = torch.cat([image, mean], 1)
         if condition.low_res is not None:
             image = torch.cat([image, condition.low_res], 1)
-        told = () if condition.text is None else (condition.text.prompts,)
+        prompts = () if condition.text is None else (condition.text.prompts,)
         with autocast(image.device, self.precision):
-            return self.backbone(image, vector, *told).float()
+            return self.backbone(image, vector, *prompts).float()
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """In version 0.1 the prior was a `mixture`, or `local`."""
+        rename_keys(state_dict, prefix, {"mixture.": "prior.", "local.": "prior."})
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 class LevelEmbedding(nn.Module):
-    """A noise level as a vector: Fourier features of `2 / pi * atan(sigma)`, which lies in [0, 1], and an MLP."""
+    """Embeds a noise level in [0, inf): Fourier features of `2 / pi * atan(sigma)`, in [0, 1], and an MLP."""
 
     def __init__(self, width: int) -> None:
         super().__init__()

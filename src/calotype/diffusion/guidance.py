@@ -1,4 +1,4 @@
-"""Guidance: functions that wrap a `Denoise` in another one. They nest, and no sampler knows of them."""
+"""Guidance: functions that wrap a `Denoise` in another one, so that samplers need not know of it."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def guided(strong: Denoise, weak: Denoise, scale: float | Scale) -> Denoise:
     """
 
     def denoise(noisy: Latents, sigma: float) -> Latents:
-        away = weak(noisy, sigma)
-        return away + (scale(sigma) if callable(scale) else scale) * (strong(noisy, sigma) - away)
+        base = weak(noisy, sigma)
+        return base + (scale(sigma) if callable(scale) else scale) * (strong(noisy, sigma) - base)
 
     return denoise
 
@@ -33,7 +33,7 @@ def guided(strong: Denoise, weak: Denoise, scale: float | Scale) -> Denoise:
 def rising(scale: float, slope: float, reference: Sigmas) -> Scale:
     """`1 + (scale - 1) * (1 + slope * r)`, where r rises from -1 at `reference / 5` to 1 at `5 * reference`.
 
-    At `sigma = reference` it is `scale`. A positive slope guides where large shapes are decided, and spares details.
+    It is `scale` at the reference. A positive slope guides large shapes more than details.
     """
 
     def at(sigma: float) -> Float[Tensor, "batch 1 1 1"]:
@@ -48,17 +48,17 @@ def within(inside: Denoise, outside: Denoise, low: float = 0.0, high: float = ma
     return lambda noisy, sigma: (inside if low < sigma <= high else outside)(noisy, sigma)
 
 
-def switched(one: Denoise, other: Denoise, limits: Sigmas) -> Denoise:
-    """`other` up to each picture's own sigma, `one` above that: the large shapes of one, the details of the other.
+def switched(before: Denoise, after: Denoise, limits: Sigmas) -> Denoise:
+    """`before` above each sample's own sigma, `after` from there down: shapes of the one, details of the other.
 
-    The mean of both, in place of that, makes grey pictures of two at once.
+    Averaging both instead gives grey mixtures of two images.
     """
-    return lambda noisy, sigma: torch.where(per_image(limits) >= sigma, other(noisy, sigma), one(noisy, sigma))
+    return lambda noisy, sigma: torch.where(per_image(limits) >= sigma, after(noisy, sigma), before(noisy, sigma))
 
 
-def kept(denoise: Denoise, known: Latents, anew: Tensor) -> Denoise:
-    """Where `anew` is 0 the clean picture is `known`, where it is 1 `denoise` says it, with that before its eyes.
+def with_known_part(denoise: Denoise, known: Latents, mask: Tensor) -> Denoise:
+    """`denoise` where the mask is 1, `known` where it is 0; the mask is in [0, 1].
 
-    Samplers then make the known part exactly as noisy as the rest (arXiv 2011.13456, appendix I.2).
+    Samplers then give the known part exactly the noise of the rest (arXiv 2011.13456, appendix I.2).
     """
-    return lambda noisy, sigma: torch.lerp(known, denoise(noisy, sigma), anew)
+    return lambda noisy, sigma: torch.lerp(known, denoise(noisy, sigma), mask)

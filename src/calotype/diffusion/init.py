@@ -1,7 +1,7 @@
-"""Pictures as conditions, without training anything more.
+"""Where sampling starts: image-to-image, inpainting, other sizes, condition switches. None needs training.
 
-Every edit is a `Initializer`: what a stage starts from, and whom it asks. Starts wrap one another, as denoisers do.
-`full` is the size of the last stage's pictures; a stage below sees the given picture shrunk to its own size.
+Each is an `Initializer`, and wraps another one. `full` is the image size of the last stage; a stage below it gets the
+given image downsampled to its own size. Images are in [-1, 1].
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from calotype.diffusion.guidance import kept, switched
+from calotype.diffusion.guidance import switched, with_known_part
 from calotype.diffusion.stage import DenoiserFor, Initializer, SamplerInit, Sampling, Stage, from_noise, last, shrunk
 from calotype.types import (
     Condition,
@@ -28,17 +28,17 @@ from calotype.types import (
     Text,
 )
 
-AGAIN = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
-"""How inpainting goes on after its first way down: 5.5 times the steps in all, and half of the seam."""
+RESAMPLING = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
+"""Of inpainting: 5.5 times the steps in all, and half of the seam."""
 
-FINE = 100
-"""Steps of the grid on which one label is handed over to the next."""
+SWITCH_STEPS = 100
+"""Steps of the grid on which a condition switch is placed."""
 
-Mask = Float[Tensor, "1 1 rows columns"]  # 1: to be made anew, 0: kept
+Mask = Float[Tensor, "1 1 rows columns"]  # 1: to be repainted, 0: kept
 
 
 def canvas(height: int, width: int, full: int) -> Initializer:
-    """Pictures of another size than the stages have learned: the first one starts from it, the others follow."""
+    """Samples of another size, in pixels, than the training size."""
 
     def begin(stage: Stage, mean: Latents) -> SamplerInit:
         sides = (side * stage.image_size // full for side in (height, width))
@@ -48,58 +48,59 @@ def canvas(height: int, width: int, full: int) -> Initializer:
 
 
 def image_to_image(picture: Images, full: int, strength: float, start: Initializer = from_noise) -> Initializer:
-    """Image-to-image (arXiv 2108.01073): the last steps alone, `strength` of them, from the picture with their noise.
+    """Image-to-image (SDEdit, arXiv 2108.01073, algorithm 1): the last `strength` of the steps, from the noisy picture.
 
-    What is larger than that noise stays. In a cascade every stage does so, and each looks at what the one below has
-    made. With a strength of 1 nothing of the picture is left: that is plain sampling.
+    Structures larger than that noise stay. In a cascade every stage does so. A strength of 1 is plain sampling.
     """
 
     def begin(stage: Stage, mean: Latents) -> SamplerInit:
-        origin = start(stage, mean)
+        init = start(stage, mean)
         if strength == 1:
-            return origin
-        return replace(origin, clean=stage.space.encode(shrunk(picture, full // stage.image_size)), share=strength)
+            return init
+        return replace(init, clean=stage.space.encode(shrunk(picture, full // stage.image_size)), strength=strength)
 
     return begin
 
 
 def inpainting(picture: Images, mask: Mask, full: int, start: Initializer = from_noise) -> Initializer:
-    """Inpainting: `start` where the mask is 1; elsewhere the picture is known to every stage, at every step.
+    """Repaints where the mask is 1; elsewhere the picture replaces every estimate (RePaint, arXiv 2201.09865).
 
-    What lies under the mask is painted grey first, so that no latent beside it knows of it.
+    The masked area is painted grey first, so that no latent beside it depends on it.
     """
 
     def begin(stage: Stage, mean: Latents) -> SamplerInit:
-        origin, factor = start(stage, mean), full // stage.image_size
+        init, factor = start(stage, mean), full // stage.image_size
         known = stage.space.encode(shrunk(picture * (1 - mask), factor))
-        anew = F.max_pool2d(mask, factor * stage.space.reduction)
+        repaint = F.max_pool2d(mask, factor * stage.space.reduction)
 
-        def bend(ask: DenoiserFor, condition: Condition) -> Denoise:
-            return kept(origin.bend(ask, condition), known, anew)
+        def wrapper(denoiser_for: DenoiserFor, condition: Condition) -> Denoise:
+            return with_known_part(init.wrapper(denoiser_for, condition), known, repaint)
 
-        return replace(origin, clean=torch.lerp(known, origin.clean.to(known), anew), bend=bend, again=AGAIN)
+        clean = torch.lerp(known, init.clean.to(known), repaint)
+        return replace(init, clean=clean, wrapper=wrapper, resampling=RESAMPLING)
 
     return begin
 
 
 def condition_switch(labels: Labels, text: Text | None, share: Sigmas, start: Initializer = from_noise) -> Initializer:
-    """From what is told (at a share of 0) to these labels and this text (at 1), for the last `share` of the steps."""
+    """Switches to these labels and this text for the last `share` of the steps, in [0, 1], of each sample."""
 
     def begin(stage: Stage, mean: Latents) -> SamplerInit:
-        origin, grid = start(stage, mean), stage.schedule.grid(FINE)
-        limits = torch.tensor([grid[round(FINE * (1 - float(one)))] for one in share], device=labels.device)
+        init, grid = start(stage, mean), stage.schedule.grid(SWITCH_STEPS)
+        sigmas = [grid[round(SWITCH_STEPS * (1 - fraction))] for fraction in share.tolist()]
+        limits = torch.tensor(sigmas, device=labels.device)
 
-        def bend(ask: DenoiserFor, condition: Condition) -> Denoise:
-            other = origin.bend(ask, replace(condition, labels=labels, text=text))
-            return switched(origin.bend(ask, condition), other, limits)
+        def wrapper(denoiser_for: DenoiserFor, condition: Condition) -> Denoise:
+            after = init.wrapper(denoiser_for, replace(condition, labels=labels, text=text))
+            return switched(init.wrapper(denoiser_for, condition), after, limits)
 
-        return replace(origin, bend=bend)
+        return replace(init, wrapper=wrapper)
 
     return begin
 
 
 def feathered(mask: Mask, reach: int) -> Mask:
-    """1 where the mask is, falling to 0 around it: all that is more than `reach` pixels away, rounded up to even."""
+    """1 in the mask, falling linearly to 0 at `reach` pixels from it, rounded up to an even number."""
     radius = math.ceil(reach / 2)
     wider = F.max_pool2d(mask, 2 * radius + 1, 1, radius)
     return F.avg_pool2d(wider, 2 * radius + 1, 1, radius, count_include_pad=False)
@@ -115,9 +116,9 @@ def sdedit(
     rngs: Sequence[Randomness],
     text: Text | None = None,
 ) -> Images:
-    """Pictures made noisy, and made clean again by the last steps of sampling (arXiv 2108.01073): `share` of them.
+    """Noise and denoise images with the last `share` of the steps (SDEdit, arXiv 2108.01073, algorithm 1).
 
-    They keep what is larger than that noise; the rest is the stage's own, mistakes included.
+    They keep structures larger than that noise; the rest has the artefacts of the stage.
     """
     low_res = shrunk(images, stage.factor) if stage.low_res_size else None
     whole = sampling.model_copy(update={"conditioning": "whole"})
@@ -127,7 +128,7 @@ def sdedit(
 
 @dataclass(frozen=True)
 class Between:
-    """The randomness that lies a `share` of the way from `one` to `other`."""
+    """The noise a `share` of the way from that of `one` to that of `other`, in [0, 1]."""
 
     one: Randomness
     other: Randomness
@@ -141,7 +142,7 @@ class Between:
 
 
 def slerp(one: Tensor, other: Tensor, share: float) -> Tensor:
-    """Along the arc from `one` to `other`, so that noise stays as large as noise (Shoemake 1985)."""
+    """Spherical interpolation (Shoemake, SIGGRAPH 1985), which keeps the norm of Gaussian noise."""
     cosine = float(F.cosine_similarity(one.flatten().double(), other.flatten().double(), 0))
     angle = max(1e-4, math.acos(max(-1.0, min(1.0, cosine))))
     left, right = (math.sin(part * angle) / math.sin(angle) for part in (1 - share, share))

@@ -1,7 +1,7 @@
-"""Samplers: they start from noise and ask the denoiser again and again, with smaller and smaller sigma.
+"""Samplers: generator functions whose bodies are the algorithms of their papers.
 
-Each is a generator function whose body is the algorithm of its paper. `sigmas` falls and ends in 0; the state stays
-float32. All take the same arguments; `fresh` gives new noise, and only `ancestral` uses it.
+`noisy` is the state at `sigmas[0]`; `sigmas` falls, usually to 0; each step yields its state, in float32. `fresh` draws
+new noise, which only `ancestral` uses.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def euler(denoise: Denoise, noisy: Latents, sigmas: list[float], fresh: Fresh) -
 
 
 def heun(denoise: Denoise, noisy: Latents, sigmas: list[float], fresh: Fresh) -> Iterator[Latents]:
-    """Second order, two questions a step; the last step, to sigma 0, is Euler's (arXiv 2206.00364, algorithm 1)."""
+    """Second order, two evaluations a step; the last step, to sigma 0, is Euler's (arXiv 2206.00364, algorithm 1)."""
     for sigma, next_sigma in pairwise(sigmas):
         slope = (noisy - denoise(noisy, sigma)) / sigma
         ahead = noisy + (next_sigma - sigma) * slope
@@ -34,7 +34,7 @@ def heun(denoise: Denoise, noisy: Latents, sigmas: list[float], fresh: Fresh) ->
 
 
 def dpm_solver(denoise: Denoise, noisy: Latents, sigmas: list[float], fresh: Fresh) -> Iterator[Latents]:
-    """DPM-Solver++(2M): second order, one question a step (arXiv 2211.01095, algorithm 2, eq. 4.1).
+    """DPM-Solver++(2M): second order, one evaluation a step (arXiv 2211.01095, algorithm 2, eq. 4.1).
 
     In sigma the half log-SNR is `-log(sigma)`. The first and the last step are of first order: before the first there
     is no history, and at sigma 0 the log-SNR has no end.
@@ -42,12 +42,12 @@ def dpm_solver(denoise: Denoise, noisy: Latents, sigmas: list[float], fresh: Fre
     before: tuple[float, Latents] | None = None
     for sigma, next_sigma in pairwise(sigmas):
         denoised = denoise(noisy, sigma)
-        slanted = denoised
+        extrapolated = denoised
         if before is not None and next_sigma > 0:
             last_sigma, last_denoised = before
             ratio = math.log(sigma / next_sigma) / math.log(last_sigma / sigma)
-            slanted = denoised + ratio / 2 * (denoised - last_denoised)
-        noisy = slanted + next_sigma / sigma * (noisy - slanted)
+            extrapolated = denoised + ratio / 2 * (denoised - last_denoised)
+        noisy = extrapolated + next_sigma / sigma * (noisy - extrapolated)
         before = sigma, denoised
         yield noisy
 
@@ -56,33 +56,33 @@ def ancestral(denoise: Denoise, noisy: Latents, sigmas: list[float], fresh: Fres
     """DDPM: draws from the posterior `q(x_next | x, denoised)` (arXiv 2006.11239, eq. 6 and 7)."""
     for sigma, next_sigma in pairwise(sigmas):
         denoised = denoise(noisy, sigma)
-        kept = (next_sigma / sigma) ** 2
-        noisy = denoised + kept * (noisy - denoised) + next_sigma * math.sqrt(1 - kept) * fresh()
+        ratio = (next_sigma / sigma) ** 2
+        noisy = denoised + ratio * (noisy - denoised) + next_sigma * math.sqrt(1 - ratio) * fresh()
         yield noisy
 
 
-def resampled(sampler: Sampler, shares: Sequence[float]) -> Sampler:
-    """Goes back up, with fresh noise, and takes the last steps again, `shares` of them (arXiv 2201.09865, algorithm 1).
+def resampled(sampler: Sampler, strengths: Sequence[float]) -> Sampler:
+    """Adds noise and repeats the last steps, once for each of `strengths` (RePaint, arXiv 2201.09865, alg. 1).
 
-    So what is new and what is known in a picture come to agree, turn by turn.
+    So that the repainted part and the known one come to agree.
     """
 
-    def walk(denoise: Denoise, noisy: Latents, sigmas: list[float], fresh: Fresh) -> Iterator[Latents]:
+    def sample(denoise: Denoise, noisy: Latents, sigmas: list[float], fresh: Fresh) -> Iterator[Latents]:
         state = noisy
         for state in sampler(denoise, noisy, sigmas, fresh):
             yield state
-        for share in shares:
-            part = last_steps(sigmas, share)
-            up = state + math.sqrt(part[0] ** 2 - part[-1] ** 2) * fresh()
-            for state in sampler(denoise, up, part, fresh):
+        for strength in strengths:
+            part = last_steps(sigmas, strength)
+            noised = state + math.sqrt(part[0] ** 2 - part[-1] ** 2) * fresh()
+            for state in sampler(denoise, noised, part, fresh):
                 yield state
 
-    return walk
+    return sample
 
 
-def last_steps(sigmas: list[float], share: float) -> list[float]:
-    """The sigmas of the last `share` of the steps, at least of one."""
-    return sigmas[-1 - max(1, round(share * (len(sigmas) - 1))) :]
+def last_steps(sigmas: list[float], strength: float) -> list[float]:
+    """The sigmas of the last `strength` of the steps, in (0, 1]; at least one step."""
+    return sigmas[-1 - max(1, round(strength * (len(sigmas) - 1))) :]
 
 
 SamplerName = Literal["euler", "heun", "dpm_solver", "ancestral"]

@@ -1,4 +1,4 @@
-"""Noise schedules: which sigmas to train on (`draw`), and which to step through when sampling (`grid`).
+"""Noise schedules: the distribution of sigma in training (`draw`) and its grid in sampling (`grid`).
 
 A variance-preserving process `x_t = a x + b n` is the noisy picture `x + sigma n` times `a`, with `sigma = b / a`;
 a flow `(1 - t) x + t n` has `sigma = t / (1 - t)`. So every schedule of the field is a choice of sigmas.
@@ -44,9 +44,9 @@ class DdpmTable(Config):
 
 
 class Cosine(Config):
-    """`sigma = tan` of an angle that grows evenly (arXiv 2102.09672, eq. 17), times `shift` (arXiv 2301.11093, eq. 9).
+    """`sigma = tan` of a uniform angle (arXiv 2102.09672, eq. 17), times `shift` (arXiv 2301.11093, eq. 9).
 
-    `shift` above 1 puts more noise on larger pictures, whose neighbouring pixels say the same.
+    A `shift` above 1 is for larger images, whose neighbouring pixels are redundant.
     """
 
     kind: Literal["cosine"] = "cosine"
@@ -87,7 +87,7 @@ class Flow(Config):
     """Rectified flow: logit-normal time in training, even time in sampling (arXiv 2403.03206, section 3.1).
 
     Logit-normal time is log-normal sigma, and the paper's resolution shift (eq. 23) multiplies sigma.
-    Pure noise, `t = 1`, is approached, not reached: the first step starts at `t = start`, before the shift.
+    Sampling starts at `t = start` before the shift: at t = 1, pure noise, sigma is infinite.
     """
 
     kind: Literal["flow"] = "flow"

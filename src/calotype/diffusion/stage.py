@@ -1,4 +1,4 @@
-"""A stage makes images of one size. Latent diffusion is one stage in latents; a cascade is several in pixels."""
+"""A stage generates images of one size: latent diffusion is one stage in latents, a cascade is several in pixels."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from calotype.diffusion.augmentation import BlurAugmentation, NoiseAugmentation
 from calotype.diffusion.denoiser import Denoiser
 from calotype.diffusion.guidance import guided, rising, within
 from calotype.diffusion.samplers import SAMPLERS, SamplerName, last_steps, resampled
-from calotype.priors.patches import enlarged
+from calotype.priors.patches import PatchPrior, enlarged
 from calotype.spaces.pixel import Space
 from calotype.types import (
     NULL_LABEL,
@@ -37,69 +37,68 @@ from calotype.types import (
 
 NO_AUGMENTATION = NoiseAugmentation(share=0.0)
 NEGATIVE = 1.3
-"""Guidance scale away from a negative prompt, where the prior is the guide."""
+"""Guidance scale of a negative prompt where the prior is the guide."""
 AT_ONCE, AT_ONCE_VALUES = 32, 2**22
-"""So many pictures at most, and so many pixel values of them, are made together."""
+"""Images, and pixel values of them, that are sampled together at most."""
 
 
 Guide = Literal["unconditional", "prior"]
 
 
 class Sampling(Config):
-    """How a stage is sampled; stored with the model, so that it is sampled as it was judged."""
+    """How a stage is sampled; stored with the model."""
 
     sampler: SamplerName = "dpm_solver"
     steps: PositiveInt = 24
     guide: Guide = "unconditional"
-    """The weaker denoiser that guidance leads away from: the model without label and caption (classifier-free
-    guidance), or its closed form with the same label and caption (autoguidance: no second call of the network)."""
+    """The weaker denoiser from which guidance extrapolates: the network without label and caption (classifier-free
+    guidance), or the prior with the same label and caption (autoguidance without a second call of the network)."""
     guidance: float = Field(default=2.0, ge=0)
-    """Guidance scale; 1 disables it. With the prior as the guide, the scale at `sigma = sigma_data`."""
+    """Guidance scale; 1 disables it. With the prior as the guide, the scale at sigma = sigma_data."""
     guidance_slope: float = Field(default=0.75, ge=-1, le=1)
-    """How much the scale grows with sigma where the prior is the guide (`guidance.rising`)."""
+    """Growth of the scale with sigma where the prior is the guide; see `guidance.rising`."""
     guidance_low: float = Field(default=0.0, ge=0)
     guidance_high: float = Field(default=1e6, gt=0)
-    """Guidance is used for sigmas between these two."""
+    """Guidance is applied for sigma in (guidance_low, guidance_high]."""
     augmentation: float = Field(default=0.0, ge=0)
-    """How much the smaller picture is spoilt, of which the denoiser is told; only for stages that look at one."""
+    """Level of the augmentation of the low-resolution image; only for stages that enlarge."""
     conditioning: Literal["whole", "truncated"] = "whole"
-    """The smaller picture is made to its end and then made noisy by `augmentation`, or the stage before stops there."""
+    """The low-resolution image is sampled to its end and then augmented, or its sampling stops at that noise (truncated
+    conditioning, arXiv 2106.15282, section 4.2)."""
 
 
-DenoiserFor = Callable[[Condition], Denoise]  # the denoiser as a sampler sees it, told this
-Wrapper = Callable[
-    [DenoiserFor, Condition], Denoise
-]  # another one in its place: what edits a picture, or mixes what is told
+DenoiserFor = Callable[[Condition], Denoise]
+Wrapper = Callable[[DenoiserFor, Condition], Denoise]  # a denoiser in place of that for the condition
 
 
-def straight(ask: DenoiserFor, condition: Condition) -> Denoise:
-    return ask(condition)
+def unwrapped(denoiser_for: DenoiserFor, condition: Condition) -> Denoise:
+    return denoiser_for(condition)
 
 
 @dataclass(frozen=True)
 class SamplerInit:
-    """What the sampling of one stage starts from, and whom it asks."""
+    """Where the sampling of a stage starts, and the denoiser that it uses."""
 
     clean: Latents
-    """Noise is put on this: on the prior mean, or on a picture. One for all pictures, or one each."""
-    share: float = 1.0
-    """Of the sampler's steps: the last ones are taken, and the others' noise is not put on."""
-    bend: Wrapper = straight
-    again: tuple[float, ...] = ()
-    """Shares of these steps that are taken again, one after the other, with new noise."""
+    """Latents to which noise is added: the prior mean, or an image; one for all samples, or one each."""
+    strength: float = 1.0
+    """Fraction of the sampler's steps that are taken, the last ones: (0, 1]."""
+    wrapper: Wrapper = unwrapped
+    resampling: tuple[float, ...] = ()
+    """Fractions of these steps that are repeated with new noise, one after the other (RePaint)."""
 
 
-Initializer = Callable[["Stage", Latents], SamplerInit]  # of a stage, given the prior mean; `editing` has more of them
+Initializer = Callable[["Stage", Latents], SamplerInit]  # (stage, prior mean) -> init; see `diffusion/init.py`
 
 
 def from_noise(stage: Stage, mean: Latents) -> SamplerInit:
-    """Plain sampling: noise around the prior mean."""
+    """Plain sampling: noise about the prior mean."""
     return SamplerInit(mean)
 
 
 @dataclass(frozen=True)
 class Stage:
-    """Makes images of one size: from noise, or from noise and a smaller image."""
+    """Generates images of `image_size`, from noise, or from noise and images of `low_res_size`."""
 
     denoiser: Denoiser
     space: Space
@@ -110,46 +109,47 @@ class Stage:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Of the latents of one image."""
+        """Shape of the latents of one image."""
         return self.shape_of(self.image_size, self.image_size)
 
     def shape_of(self, height: int, width: int) -> tuple[int, int, int]:
-        """Of the latents of an image of another size than the stage has learned."""
+        """Shape of the latents of an image of another size, in pixels."""
         return self.space.channels, height // self.space.reduction, width // self.space.reduction
 
     @property
     def factor(self) -> int:
-        """How many times larger than the smaller image; 1 if there is none."""
+        """Size relative to the low-resolution image; 1 if there is none."""
         return self.image_size // (self.low_res_size or self.image_size)
 
     def condition(
         self, labels: Labels, low_res: Images | None, level: Sigmas, noise: Tensor, text: Text | None = None
     ) -> Condition:
-        """All that the denoiser is told: one line of code for training and sampling, so the two cannot drift apart.
+        """The condition in training and in sampling alike, so that the two cannot drift apart.
 
-        `low_res` is spoilt by `level`, enlarged, and brought into the space (arXiv 2106.15282, section 4).
+        `low_res` is augmented at `level` with `noise` (conditioning augmentation, arXiv 2106.15282, section 4),
+        enlarged and encoded.
         """
         if low_res is None:
             return Condition(labels, text=text)
-        spoilt = self.augmentation.apply(low_res, level, noise)
-        if self.denoiser.local is None:
-            above = self.space.encode(enlarged(spoilt, self.factor))
+        augmented, prior = self.augmentation.apply(low_res, level, noise), self.denoiser.prior
+        if not isinstance(prior, PatchPrior):
+            above = self.space.encode(enlarged(augmented, self.factor))
             return Condition(labels, above, level, per_image(self.augmentation.deviation(level)), text=text)
-        around = self.denoiser.local.around(spoilt, self.augmentation.noise(level))
-        return Condition(labels, around.mean, level, around.deviation, around.denoise, text)
+        posterior = prior.posterior(augmented, self.augmentation.noise(level))
+        return Condition(labels, posterior.mean, level, posterior.deviation, posterior.denoise, text)
 
     def prior_mean(self, condition: Condition) -> Latents:
-        """The mean of clean pictures before anything of the noisy one is seen, where sampling starts.
+        """The mean of clean latents given the condition alone, about which sampling starts.
 
-        It is the smaller picture, enlarged (the size follows it), and 0 where there is none. Sigma starts at a few
-        times the deviation from this mean, not at that of pictures from 0, so no other start will do.
+        It is the enlarged low-resolution image, or 0. The largest sigma is a few times the standard deviation about
+        this mean, which is too little noise for any other start.
         """
         if condition.low_res is not None:
             return condition.low_res
         return torch.zeros(1, *self.shape, device=condition.labels.device)
 
     def denoise(self, condition: Condition, sampling: Sampling) -> Denoise:
-        """The denoiser as a sampler sees it: a function of the noisy picture and sigma, guided as `sampling` says."""
+        """The denoiser as a function of noisy latents and sigma, guided as `sampling` says."""
         strong, unconditional = self._network(condition), condition.unconditional()
         if sampling.guidance == 1:
             return strong
@@ -169,12 +169,12 @@ class Stage:
         return lambda noisy, sigma: self.denoiser(noisy, filled(sigma, noisy), condition)
 
     def _guided_by_prior(self, condition: Condition, sampling: Sampling) -> Denoise:
-        """Autoguidance with the closed form as the weaker model: it costs no second call of the network."""
+        """Autoguidance (arXiv 2406.02507) with the prior as the weaker model."""
 
         def prior(noisy: Latents, sigma: float) -> Latents:
             return self.denoiser.prior_mean(noisy, filled(sigma, noisy), condition)
 
-        scale = rising(sampling.guidance, sampling.guidance_slope, self.denoiser.sigma_data(condition))
+        scale = rising(sampling.guidance, sampling.guidance_slope, self.denoiser.deviation(condition))
         return guided(self._network(condition), prior, scale)
 
     def steps(
@@ -187,16 +187,16 @@ class Stage:
         start: Initializer = from_noise,
         text: Text | None = None,
     ) -> Iterator[Latents]:
-        """The sampler's states down to sigma `until`, the first included; an image hangs on its own `Rng` alone."""
-        condition = self.told(labels, low_res, sampling, rngs, text)
-        origin = start(self, self.prior_mean(condition))
-        grid = last_steps(self.schedule.grid(sampling.steps), origin.share)
+        """The sampler's states down to sigma `until`, the first included; a sample depends on its own `Rng` alone."""
+        condition = self.sampling_condition(labels, low_res, sampling, rngs, text)
+        init = start(self, self.prior_mean(condition))
+        grid = last_steps(self.schedule.grid(sampling.steps), init.strength)
         sigmas = [*(sigma for sigma in grid if sigma > until), until]
-        noise = noise_each([rng.at("start") for rng in rngs], tuple(origin.clean.shape[1:]))
-        noisy = origin.clean.to(labels.device) + sigmas[0] * noise.to(labels.device)
-        denoise = origin.bend(lambda condition: self.denoise(condition, sampling), condition)
+        noise = noise_each([rng.at("start") for rng in rngs], tuple(init.clean.shape[1:]))
+        noisy = init.clean.to(labels.device) + sigmas[0] * noise.to(labels.device)
+        denoise = init.wrapper(lambda condition: self.denoise(condition, sampling), condition)
         yield noisy
-        yield from self.develop(noisy, sigmas, denoise, resampled(SAMPLERS[sampling.sampler], origin.again), rngs)
+        yield from self.develop(noisy, sigmas, denoise, resampled(SAMPLERS[sampling.sampler], init.resampling), rngs)
 
     def develop(
         self, noisy: Latents, sigmas: list[float], denoise: Denoise, sampler: Sampler, rngs: Sequence[Randomness]
@@ -210,7 +210,7 @@ class Stage:
 
         yield from sampler(denoise, noisy, sigmas, fresh)
 
-    def told(
+    def sampling_condition(
         self,
         labels: Labels,
         low_res: Images | None,
@@ -218,9 +218,9 @@ class Stage:
         rngs: Sequence[Randomness],
         text: Text | None = None,
     ) -> Condition:
-        """The condition for sampling, with each image's own randomness."""
+        """The condition for sampling, with each sample's own randomness."""
         level = torch.full(labels.shape, sampling.augmentation, device=labels.device)
-        if low_res is None or sampling.conditioning == "truncated":  # a truncated picture is as noisy as that already
+        if low_res is None or sampling.conditioning == "truncated":  # that is as noisy already
             return self.condition(labels, low_res, level, torch.zeros(()), text)
         noise = noise_each([rng.at("augmentation") for rng in rngs], tuple(low_res.shape[1:]))
         return self.condition(labels, low_res, level, noise.to(low_res), text)
@@ -236,7 +236,7 @@ def noise_each(rngs: Sequence[Randomness], shape: tuple[int, ...]) -> Latents:
 
 
 def shrunk(images: Images, factor: int) -> OtherImages:
-    """The mean of each square of `factor` pixels: so a crop of the shrunk picture is the shrunk crop."""
+    """Area downsampling: the mean of each square of `factor` pixels, so it commutes with crops."""
     return F.avg_pool2d(images, factor)
 
 
@@ -250,7 +250,7 @@ def generate(
     start: Initializer = from_noise,
     text: Text | None = None,
 ) -> OtherImages:
-    """Pictures through all stages, from noise or from `low_res`; labels, rngs and text have one entry a picture."""
+    """Samples in [-1, 1] of all stages in turn, from noise or `low_res`; labels, rngs and text have one entry each."""
     images = low_res
     for stage, sampling, until in zip(stages, samplings, stops(samplings), strict=True):
         own = [rng.at(stage.image_size) for rng in rngs]
@@ -261,7 +261,7 @@ def generate(
 
 
 def in_turn(count: int, height: int, width: int) -> list[slice]:
-    """Which pictures are made together: a few at a time, so that a thousand need no more memory than these."""
+    """Slices of `count` images that are processed together, in bounded memory."""
     few = max(1, min(AT_ONCE, AT_ONCE_VALUES // (3 * height * width)))
     return [slice(start, start + few) for start in range(0, count, few)]
 
@@ -271,6 +271,6 @@ def last(states: Iterator[Latents]) -> Latents:
 
 
 def stops(samplings: Sequence[Sampling]) -> list[float]:
-    """The sigma at which each stage stops: 0, or the noise that the next one wants to see (arXiv 2106.15282, 4.2)."""
-    wanted = [one.augmentation if one.conditioning == "truncated" else 0.0 for one in samplings[1:]]
-    return [*wanted, 0.0]
+    """The sigma at which each stage stops: 0, or the augmentation of a truncated next one (arXiv 2106.15282, 4.2)."""
+    above = [sampling.augmentation if sampling.conditioning == "truncated" else 0.0 for sampling in samplings[1:]]
+    return [*above, 0.0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, MutableMapping
 from contextlib import AbstractContextManager
 from typing import Literal, NamedTuple, TypeVar
 
@@ -66,6 +67,14 @@ def faint(module: Network) -> Network:
     for parameter in module.parameters():
         nn.init.normal_(parameter, std=1e-3)
     return module
+
+
+def rename_keys(tensors: MutableMapping[str, Tensor], prefix: str, names: Mapping[str, str]) -> None:
+    """Gives tensors of earlier versions, in place, the names that they have now; `prefix` is that of their module."""
+    for key in list(tensors):
+        for old, new in names.items():
+            if key.startswith(prefix + old):
+                tensors.setdefault(prefix + new + key.removeprefix(prefix + old), tensors.pop(key))
 
 
 def channels_last(module: Network) -> Network:

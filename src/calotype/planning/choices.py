@@ -25,7 +25,7 @@ from calotype.nets.unet import UnetConfig
 from calotype.nets.vae import VaeConfig
 from calotype.planning.reading import choose_text, describe_text, reason_of_text
 from calotype.planning.sizes import check_tokens, choose_patch, fits
-from calotype.priors.patches import FAINTEST, PatchPrior, enlarged
+from calotype.priors.patches import LEAST_DEVIATION, PatchPrior, enlarged
 from calotype.recipe import AutoencoderRecipe, Backbone, DenoiserRecipe, ImportedSpace, PriorName, Recipe
 from calotype.settings import parse_recipe
 from calotype.types import Images, UserError
@@ -268,8 +268,8 @@ def deviations_of(pictures: Pictures, size: int, factor: int, prior: PriorName =
     if prior == "none":
         left = (images - enlarged(low_res, factor) for low_res, images in pairs)
     else:
-        left = (local.around(low_res, torch.zeros(1)).deviation for low_res, _ in pairs)
-    everywhere = max(FAINTEST, math.sqrt(mean_of(one.square() for one in left)))
+        left = (local.posterior(low_res, torch.zeros(1)).deviation for low_res, _ in pairs)
+    everywhere = max(LEAST_DEVIATION, math.sqrt(mean_of(one.square() for one in left)))
     return rounded(float(local.plain)), rounded(everywhere)
 
 

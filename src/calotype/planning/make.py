@@ -18,7 +18,7 @@ from calotype.settings import parse_recipe
 from calotype.tables import merge
 from calotype.training.budget import Phases, TimeBudget, mean_cost, whole_batches
 from calotype.training.checkpoint import KEPT as CHECKPOINTS
-from calotype.training.enlarging_leg import LEVELS_TRIED
+from calotype.training.levels import LEVELS_TRIED
 
 OVERHEAD = 0.05
 """Of the training time: previews, held-out measures, checkpoints, the log."""

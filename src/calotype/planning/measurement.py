@@ -9,30 +9,37 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from calotype.build import build_enlarger, build_frozen, build_stage
+from calotype.build import build_enlarger, build_frozen, build_stage, initial_space
 from calotype.data.folder import Pictures
 from calotype.data.images import images_from_pixels
 from calotype.data.latents import LatentCache
 from calotype.data.sources import FOLDS, LatentSource
 from calotype.data.words import distinct, read_on
 from calotype.diffusion.stage import Stage, generate
-from calotype.evaluation.autoencoder import measure
+from calotype.evaluation.autoencoder import measure_autoencoder
 from calotype.evaluation.counting import counted
 from calotype.machine import best_time
 from calotype.nets.critic import Critic
 from calotype.nets.frozen import FrozenConfig
-from calotype.priors.captioned import DIRECTIONS, MOST_HEARD, CaptionedMixture
-from calotype.priors.fitted import fitted_numbers
-from calotype.priors.gaussian import CLUSTERS, FEWEST, GaussianMixture, Prior, largest_rank
+from calotype.priors.captioned import DIRECTIONS, CaptionedMixture
+from calotype.priors.gaussian import GaussianMixture
+from calotype.priors.gaussian_fit import CLUSTERS, FEWEST, largest_rank
+from calotype.priors.ngrams import MOST_WORDS
+from calotype.priors.prior import MOST_VALUES, Prior, constant_count
 from calotype.recipe import AutoencoderLossConfig, OptimizerConfig, Recipe, exposure_above, leg_above
 from calotype.spaces.latent import LatentSpace
 from calotype.spaces.pixel import PixelSpace, Space
-from calotype.training.autoencoder_leg import autoencoder_objective, start_space
 from calotype.training.budget import Phases, mean_cost
-from calotype.training.examples import MOST_VALUES, as_read, crop_examples, picture_examples, picture_source
+from calotype.training.examples import (
+    crop_examples,
+    picture_examples,
+    picture_source,
+    without_unread_captions,
+)
+from calotype.training.legs import autoencoder_objective
 from calotype.training.loop import Source, TrainProgress, learn
 from calotype.training.objectives import DenoisingObjective, Objective
-from calotype.training.previews import look_count
+from calotype.training.previews import inspection_count
 from calotype.training.state import TrainState
 from calotype.types import NULL_LABEL, Images, Rng
 
@@ -64,11 +71,11 @@ class Measurement:
         self.recipe, self.device, self.rng = recipe, device, Rng((recipe.seed, "plan"))
         frozen = isinstance(recipe.denoiser.text, FrozenConfig)
         self.texts = distinct(pictures.captions) if pictures.captions and frozen else []
-        classes, some = len(pictures.classes), few(as_read(recipe, pictures))
+        classes, some = len(pictures.classes), few(without_unread_captions(recipe, pictures))
         self.pictures = {size: some.shrunk(size) for size in recipe.chain}
         self.space: Space = PixelSpace()
         if recipe.kind == "latent":
-            self.space = start_space(recipe, self.pictures[recipe.chain[0]], device)
+            self.space = initial_space(recipe, self.pictures[recipe.chain[0]], device)
         base = build_stage(recipe, self.space, classes, self._mixture(len(pictures), classes))
         self.stages = [base, *(build_enlarger(recipe, size, classes) for size in recipe.chain[1:])]
         for stage in self.stages:
@@ -85,7 +92,7 @@ class Measurement:
                 GaussianMixture(components, largest_rank(count, dimension, components), dimension), classes, 1
             )
         mixture = GaussianMixture(2 * components, largest_rank(count, dimension, components), dimension)
-        return CaptionedMixture(by_class(mixture, classes, 2), 2 * groups, MOST_HEARD, DIRECTIONS)
+        return CaptionedMixture(by_class(mixture, classes, 2), 2 * groups, MOST_WORDS, DIRECTIONS)
 
     @cached_property
     def steps(self) -> dict[str, Steps]:
@@ -154,8 +161,10 @@ class Measurement:
         if not isinstance(space := self.space, LatentSpace):
             return 0.0
         images = self._images(8)
-        a_picture = best_time(lambda: measure(space, images, 0, thorough=False), self.device, 1) / len(images)
-        return a_picture * look_count(images[0].numel())
+        a_picture = best_time(lambda: measure_autoencoder(space, images, 0, thorough=False), self.device, 1) / len(
+            images
+        )
+        return a_picture * inspection_count(images[0].numel())
 
     def sample(self) -> float:
         """Seconds a picture through all stages, with the recipe's steps and guidance."""
@@ -190,7 +199,7 @@ class Measurement:
 
     def fit(self, count: int) -> float:
         """Seconds for the closed form of so many pictures."""
-        if (form := self.stages[0].denoiser.mixture) is None:
+        if (form := self.stages[0].denoiser.prior) is None:
             return 0.0
         square = torch.ones(SQUARE, SQUARE, device=self.device)
         operations = FITTED + (TOLD if isinstance(form, CaptionedMixture) else 0)
@@ -199,15 +208,15 @@ class Measurement:
 
     def closed_form(self) -> int:
         """Numbers of the model that are computed from the pictures and not trained, at most."""
-        return sum(fitted_numbers(stage.denoiser) for stage in self.stages)
+        return sum(constant_count(stage.denoiser) for stage in self.stages)
 
     def constants(self) -> int:
         """The same as a run keeps them: of few pictures each fold has a mixture of its own, without captions."""
-        form, kept = self.stages[0].denoiser.mixture, fitted_numbers(self.stages[0].denoiser)
+        form, kept = self.stages[0].denoiser.prior, constant_count(self.stages[0].denoiser)
         if form is None:
             return self.closed_form()
         plain = (
-            fitted_numbers(form) // 2 if isinstance(form, CaptionedMixture) else kept
+            constant_count(form) // 2 if isinstance(form, CaptionedMixture) else kept
         )  # two groups a class: see told.py
         return self.closed_form() + max(0, (1 + FOLDS) * plain - kept)
 
@@ -217,7 +226,7 @@ class Measurement:
         return images.to(self.device).contiguous(memory_format=torch.channels_last)
 
     def _step(self, objective: Objective, source: Source, batch: int, progress: float) -> StepCost:
-        players = {name: TrainState(network, OptimizerConfig()) for name, network in objective.players.items()}
+        players = {name: TrainState(network, OptimizerConfig()) for name, network in objective.networks.items()}
         clock = TrainProgress(total=10**6, batch=batch, seed=0)
 
         def step() -> None:

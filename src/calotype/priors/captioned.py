@@ -1,271 +1,219 @@
-"""What captions say in closed form: their words move the Gaussians.
+"""The prior of captioned images: captions shift the means of the mixture and gate its groups.
 
-A mixture of linear experts (Jordan and Jacobs, Neural Computation 6, 1994, section 2): given its caption, a picture of
-a group is Gaussian around the ridge regression of pictures on the words of their captions, and which group it is, the
-words say too. What words explain is no longer left to chance, so that a model obeys before it has learned.
+A mixture of linear experts (Jordan and Jacobs, Neural Computation 6, 1994, section 2). Given its caption, an image of a
+group is Gaussian around the ridge regression of latents on the caption's bag of words, and a softmax gate on that bag
+gives the probability of the group.
 
-Each class has two groups: pictures with whole captions, and with parts of them or none. What a caption leaves open is
-spread as widely as pictures are, and what it says is not.
+Each class has two groups: images with whole captions, and with shortened captions or none. So what a caption leaves
+open keeps the variance of the images.
 """
 
 from __future__ import annotations
 
-import re
-import zlib
-from array import array
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from functools import lru_cache
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from calotype.priors.fitted import Fitted
-from calotype.priors.gaussian import GaussianMixture, components_of, groups_of, largest_rank, mixture_of
-from calotype.types import NULL_LABEL, Labels, Latents, Sigmas, Text
+from calotype.nets.blocks import rename_keys
+from calotype.priors.gaussian import GaussianMixture
+from calotype.priors.gaussian_fit import components_of, largest_rank, members_of_classes, mixture_of
+from calotype.priors.ngrams import Bags, Vocabulary, bags_of, vocabulary_of
+from calotype.priors.prior import Prior
+from calotype.types import NULL_LABEL, Condition, Labels, Latents, Sigmas
 
-WHOLE = r"\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff"
-"""Thai, Japanese and Chinese have no spaces between words: each letter is one, and runs of three do the rest."""
-WORD = re.compile(rf"[{WHOLE}]|(?:(?![{WHOLE}])\w)+")
-LONGEST = 3
-"""Words and runs of so many words are heard,"""
-BUCKETS = 4096
-"""known by a hash,"""
-MOST_HEARD = 1024
-"""the most frequent of them,"""
-FEWEST_HEARD = 8
-"""where so many captions have them."""
 DIRECTIONS = 64
-"""Words move the pictures of a group in so many ways (reduced rank: Izenman, J. Multivariate Analysis 5, 1975)."""
+"""Rank of the regressions (reduced-rank regression: Izenman, J. Multivariate Analysis 5, 1975)."""
 RIDGES = (100.0, 10.0, 1.0)
-UNLIKELY = 1e-3
-"""A component that words make so much less likely than the likeliest is not asked."""
-ROUNDS = 30
-"""Of the search for what words say of the group,"""
-DOUBT = 1.0
-"""whose weights cost so much."""
+NEGLIGIBLE = 1e-3
+"""Components whose weight is below this fraction of the largest are skipped."""
+GATE_STEPS = 30
+"""Of L-BFGS."""
+GATE_DECAY = 1.0
+"""Weight of the squared norm of the gate, in units of one image's cross-entropy."""
+RENAMED = {"heard": "vocabulary", "into": "regression_in", "out": "regression_out", "vote": "gate", "bias": "gate_bias"}
+"""Names of the tensors in version 0.1, and now."""
 
-Bags = Float[Tensor, "count heard"]
 Flat = Float[Tensor, "count dimension"]
 
 
-class CaptionedMixture(Fitted):
-    """A mixture whose groups are moved, and made more or less likely, by the words that are told.
+class CaptionedMixture(Prior):
+    """A mixture whose groups are shifted and gated by the caption.
 
-    Of each group, `into` and `out` are the regression on the words that are `heard`, in two factors; `vote` and `bias`
-    say how likely it is, and the prior of `mixture` how likely a component is within its group.
+    With the bag of words `b` of a caption, the means of group g shift by `b @ regression_in[g] @ regression_out[g]`,
+    and its probability is `softmax(b @ gate + gate_bias)[g]`. The weights of `mixture` are those within each group.
     """
 
-    heard: Int[Tensor, " heard"]
-    into: Float[Tensor, "group heard direction"]
-    out: Float[Tensor, "group direction dimension"]
-    vote: Float[Tensor, "heard group"]
-    bias: Float[Tensor, " group"]
+    vocabulary: Vocabulary
+    regression_in: Float[Tensor, "group word direction"]
+    regression_out: Float[Tensor, "group direction dimension"]
+    gate: Float[Tensor, "word group"]
+    gate_bias: Float[Tensor, " group"]
 
-    def __init__(self, mixture: GaussianMixture, groups: int, heard: int, directions: int) -> None:
+    def __init__(self, mixture: GaussianMixture, groups: int, words: int, directions: int) -> None:
         super().__init__()
         self.mixture = mixture
-        self.register_buffer("heard", torch.arange(heard))
-        self.register_buffer("into", torch.zeros(groups, heard, directions))
-        self.register_buffer("out", torch.zeros(groups, directions, mixture.means.shape[1]))
-        self.register_buffer("vote", torch.zeros(heard, groups))
-        self.register_buffer("bias", torch.zeros(groups))
+        self.register_buffer("vocabulary", torch.arange(words))
+        self.register_buffer("regression_in", torch.zeros(groups, words, directions))
+        self.register_buffer("regression_out", torch.zeros(groups, directions, mixture.means.shape[1]))
+        self.register_buffer("gate", torch.zeros(words, groups))
+        self.register_buffer("gate_bias", torch.zeros(groups))
 
     @classmethod
     def sized(
         cls, components: int, rank: int, dimension: int, groups: int, heard: int, directions: int
     ) -> CaptionedMixture:
-        """An empty one."""
+        """An empty prior; `heard` is the number of words, by the name that `constants.json` has for it."""
         return cls(GaussianMixture(components, rank, dimension), groups, heard, directions)
 
     @property
     def shape(self) -> dict[str, int]:
-        return {**self.mixture.shape, **dict(zip(("groups", "heard", "directions"), self.into.shape, strict=True))}
+        groups, words, directions = self.regression_in.shape
+        return {**self.mixture.shape, "groups": groups, "heard": words, "directions": directions}
 
     def side(self, channels: int) -> int:
         return self.mixture.side(channels)
 
-    def denoise(self, noisy: Latents, sigma: Sigmas, labels: Labels, text: Text | None = None) -> Latents:
-        """The posterior mean of the clean picture, given what is told of it."""
-        bags = bags_of(("",) * len(noisy) if text is None else text.prompts, self.heard).to(noisy)
-        likely = self.mixture.prior.log() + (bags @ self.vote + self.bias)[:, self.mixture.group]
-        prior = torch.softmax(likely.masked_fill(~self.mixture.possible(labels), -torch.inf), 1)
-        prior = prior.where(prior >= UNLIKELY * prior.amax(1, keepdim=True), 0)
+    def mean(self, noisy: Latents, sigma: Sigmas, condition: Condition) -> Latents:
+        """A label overrides the gate; components that the gate makes negligible are skipped."""
+        captions = ("",) * len(noisy) if condition.text is None else condition.text.prompts
+        bags = bags_of(captions, self.vocabulary).to(noisy)
+        logits = self.mixture.prior.log() + (bags @ self.gate + self.gate_bias)[:, self.mixture.group]
+        weights = torch.softmax(logits.masked_fill(~self.mixture.admissible(condition.labels), -torch.inf), 1)
+        weights = weights.where(weights >= NEGLIGIBLE * weights.amax(1, keepdim=True), 0)
 
         def shift(group: int, rows: Tensor) -> Flat:
-            return bags[rows] @ self.into[group] @ self.out[group]
+            return bags[rows] @ self.regression_in[group] @ self.regression_out[group]
 
-        return self.mixture.around(prior, noisy, sigma, shift)
+        return self.mixture.posterior_mean(weights, noisy, sigma, shift)
 
-
-def closed_form_like(tensors: Mapping[str, Tensor], prefix: str) -> GaussianMixture | CaptionedMixture:
-    """An empty one with room for these tensors."""
-    if f"{prefix}into" not in tensors:
-        return GaussianMixture(*tensors[f"{prefix}axes"].shape)
-    return CaptionedMixture(GaussianMixture(*tensors[f"{prefix}mixture.axes"].shape), *tensors[f"{prefix}into"].shape)
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        rename_keys(state_dict, prefix, RENAMED)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
-class Pair(NamedTuple):
+class Observations(NamedTuple):
     bags: Bags
     points: Flat
 
 
-class Captioned(NamedTuple):
-    """Pictures with what is told of them: of each its label and its caption, "" where it has none."""
+class FittingSet(NamedTuple):
+    """Latents with labels and captions; "" where an image has no caption."""
 
     clean: Latents
     labels: Labels
     texts: Sequence[str]
 
-    def told(self) -> Captioned:
-        """Those that have a caption."""
+    def captioned(self) -> FittingSet:
         return self.at([row for row, text in enumerate(self.texts) if text])
 
-    def of(self, group: int) -> Captioned:
-        return self if group == NULL_LABEL else self.at((self.labels == group).nonzero()[:, 0].tolist())
+    def of(self, label: int) -> FittingSet:
+        return self if label == NULL_LABEL else self.at((self.labels == label).nonzero()[:, 0].tolist())
 
-    def at(self, rows: Sequence[int]) -> Captioned:
-        return Captioned(self.clean[rows], self.labels[rows], [self.texts[row] for row in rows])
+    def at(self, rows: Sequence[int]) -> FittingSet:
+        return FittingSet(self.clean[rows], self.labels[rows], [self.texts[row] for row in rows])
 
-    def and_again(self, others: Captioned) -> Captioned:
+    def joined(self, others: FittingSet) -> FittingSet:
         clean, labels = torch.cat([self.clean, others.clean]), torch.cat([self.labels, others.labels])
-        return Captioned(clean, labels, [*self.texts, *others.texts])
+        return FittingSet(clean, labels, [*self.texts, *others.texts])
 
-    def pair(self, heard: Int[Tensor, " heard"]) -> Pair:
-        """Their words, those that are heard, and their values."""
-        return Pair(bags_of(self.texts, heard).to(self.clean), self.clean.flatten(1))
-
-
-class Known(NamedTuple):
-    """Pictures to learn from and others to judge by, all told so much: whole captions, or parts of them and none."""
-
-    train: Captioned
-    held_out: Captioned
-
-    def of(self, group: int) -> Known:
-        return Known(*(one.of(group) for one in self))
+    def observations(self, vocabulary: Vocabulary) -> Observations:
+        return Observations(bags_of(self.texts, vocabulary).to(self.clean), self.clean.flatten(1))
 
 
-def fit_told(like: GaussianMixture, levels: Sequence[Known]) -> CaptionedMixture | None:
-    """Of as many components a group as `like` has a class, and as many axes; None where no words come often enough.
+class CaptionLevel(NamedTuple):
+    """Training and validation examples with captions of one level: whole, or shortened and empty."""
 
-    A group is a class, told so much of as one of `levels` has it, or all pictures where these differ in their classes.
-    Held-out pictures choose the ridges.
+    train: FittingSet
+    validation: FittingSet
+
+    def of(self, label: int) -> CaptionLevel:
+        return CaptionLevel(*(part.of(label) for part in self))
+
+
+def fit_captioned(like: GaussianMixture, levels: Sequence[CaptionLevel]) -> CaptionedMixture | None:
+    """Of as many components a group as `like` has a class, and as many axes; None where no word is frequent enough.
+
+    A group is a class at one caption level, or all images at it where levels differ in their classes.
     """
-    heard = often(text for level in levels for text in level.train.texts)
-    classes = {tuple(groups_of(level.train.labels)) for level in levels}
+    vocabulary = vocabulary_of(text for level in levels for text in level.train.texts)
+    classes = {tuple(members_of_classes(level.train.labels)) for level in levels}
     labels = list(classes.pop()) if len(classes) == 1 else [NULL_LABEL]
-    if not len(heard):
+    if not len(vocabulary):
         return None
     groups = [level.of(label) for label in labels for level in levels]
-    clusters = max(1, len(like.means) // len(groups_of(levels[-1].train.labels)))
-    components, best = [], []
+    clusters = max(1, len(like.means) // len(members_of_classes(levels[-1].train.labels)))
+    components, regressions = [], []
     for number, group in enumerate(groups):
-        (bags, points), unseen = (one.pair(heard) for one in group)
-        best.append(regress(Pair(bags, points), unseen))
+        (bags, points), validation = (examples.observations(vocabulary) for examples in group)
+        regressions.append(regress(Observations(bags, points), validation))
         rank = largest_rank(len(points), points.shape[1], clusters * len(labels))
         members = {number: torch.ones(len(points), dtype=torch.bool, device=points.device)}
-        components += components_of(points - best[-1].of(bags), members, min(clusters, len(points)), rank)
+        residuals = points - regressions[-1].predict(bags)
+        components += components_of(residuals, members, min(clusters, len(points)), rank)
     mixture = mixture_of(components, min(like.axes.shape[1], max(len(one.variances) for one in components)))
-    made = CaptionedMixture(mixture, len(groups), len(heard), max(len(one.out) for one in best)).to(
-        mixture.means.device
-    )
-    mixture.prior /= torch.zeros_like(made.bias).index_add(0, mixture.group, mixture.prior)[mixture.group]
+    directions = max(len(one.factor_out) for one in regressions)
+    prior = CaptionedMixture(mixture, len(groups), len(vocabulary), directions).to(mixture.means.device)
+    mixture.prior /= torch.zeros_like(prior.gate_bias).index_add(0, mixture.group, mixture.prior)[mixture.group]
     mixture.label[:] = torch.tensor(labels).repeat_interleave(len(levels)).to(mixture.label)[mixture.group]
-    made.heard[:] = heard
-    made.vote[:], made.bias[:] = gate_of(spoken([one.train for one in groups], heard))
-    for number, one in enumerate(best):
-        mixture.means[mixture.group == number] += one.constant
-        made.into[number, :, : len(one.out)], made.out[number, : len(one.out)] = one.into, one.out
-    return made
-
-
-class Spoken(NamedTuple):
-    """Words of pictures, and which group each is in."""
-
-    bags: Bags
-    group: Int[Tensor, " count"]
-
-
-def spoken(groups: Sequence[Captioned], heard: Int[Tensor, " heard"]) -> Spoken:
-    parts = [one.pair(heard).bags for one in groups]
-    numbers = [torch.full((len(one),), number, device=one.device) for number, one in enumerate(parts)]
-    return Spoken(torch.cat(parts), torch.cat(numbers))
+    prior.vocabulary[:] = vocabulary
+    bags = torch.cat([group.train.observations(vocabulary).bags for group in groups])
+    sizes = torch.tensor([len(group.train.texts) for group in groups], device=bags.device)
+    prior.gate[:], prior.gate_bias[:] = fit_gate(bags, torch.arange(len(groups)).to(sizes).repeat_interleave(sizes))
+    for number, (factor_in, factor_out, constant) in enumerate(regressions):
+        mixture.means[mixture.group == number] += constant
+        prior.regression_in[number, :, : len(factor_out)] = factor_in
+        prior.regression_out[number, : len(factor_out)] = factor_out
+    return prior
 
 
 class Gate(NamedTuple):
-    """Of a picture with these words, group g is as likely as `softmax(bags @ vote + bias)` says."""
-
-    vote: Float[Tensor, "heard group"]
+    weight: Float[Tensor, "word group"]
     bias: Float[Tensor, " group"]
 
 
-def gate_of(known: Spoken) -> Gate:
-    """Softmax regression, which starts with each group as likely as it is large."""
-    shares = torch.bincount(known.group).to(known.bags).log()
-    gate = Gate(known.bags.new_zeros(known.bags.shape[1], len(shares)).requires_grad_(), shares.requires_grad_())
-    search = torch.optim.LBFGS(list(gate), max_iter=ROUNDS, line_search_fn="strong_wolfe")
+def fit_gate(bags: Bags, group: Int[Tensor, " count"]) -> Gate:
+    """Softmax regression of the group on the bag of words, which starts at the groups' frequencies."""
+    start = torch.bincount(group).to(bags).log()
+    gate = Gate(bags.new_zeros(bags.shape[1], len(start)).requires_grad_(), start.requires_grad_())
+    optimizer = torch.optim.LBFGS(list(gate), max_iter=GATE_STEPS, line_search_fn="strong_wolfe")
 
-    def ask() -> Tensor:
-        search.zero_grad()
-        wrong = F.cross_entropy(known.bags @ gate.vote + gate.bias, known.group)
-        loss = wrong + DOUBT * gate.vote.square().sum() / len(known.bags)
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        cross_entropy = F.cross_entropy(bags @ gate.weight + gate.bias, group)
+        loss = cross_entropy + GATE_DECAY * gate.weight.square().sum() / len(bags)
         loss.backward()
         return loss
 
-    search.step(ask)
-    return Gate(*(one.detach() for one in gate))
+    optimizer.step(closure)
+    return Gate(*(value.detach() for value in gate))
 
 
 class Regression(NamedTuple):
-    """Points are about `bags @ into @ out + constant`."""
+    """Points are about `bags @ factor_in @ factor_out + constant`."""
 
-    into: Float[Tensor, "heard direction"]
-    out: Float[Tensor, "direction dimension"]
+    factor_in: Float[Tensor, "word direction"]
+    factor_out: Float[Tensor, "direction dimension"]
     constant: Float[Tensor, " dimension"]
 
-    def of(self, bags: Bags) -> Flat:
-        return bags @ self.into @ self.out + self.constant
+    def predict(self, bags: Bags) -> Flat:
+        return bags @ self.factor_in @ self.factor_out + self.constant
 
 
-def regress(known: Pair, unseen: Pair) -> Regression:
-    """Ridge regression in the directions in which it moves points most; with the ridge that says most of `unseen`."""
-    middle, centre = known.bags.mean(0), known.points.mean(0)
-    words, others, wanted = known.bags - middle, unseen.bags - middle, unseen.points - centre
+def regress(train: Observations, validation: Observations) -> Regression:
+    """Reduced-rank ridge regression, with the ridge of `RIDGES` that predicts `validation` best."""
+    middle, centre = train.bags.mean(0), train.points.mean(0)
+    words, others, targets = train.bags - middle, validation.bags - middle, validation.points - centre
     values, basis = torch.linalg.eigh((words.T @ words).double())
-    shared, seen = basis.T.to(words) @ (words.T @ (known.points - centre)), others @ basis.to(words)
+    shared, rotated = basis.T.to(words) @ (words.T @ (train.points - centre)), others @ basis.to(words)
 
-    def missed(ridge: float) -> float:
-        return float((wanted - seen @ (shared / (values + ridge)[:, None].to(words))).square().sum())
+    def error(ridge: float) -> float:
+        return float((targets - rotated @ (shared / (values + ridge)[:, None].to(words))).square().sum())
 
-    weights = basis.to(words) @ (shared / (values + min(RIDGES, key=missed))[:, None].to(words))
+    weights = basis.to(words) @ (shared / (values + min(RIDGES, key=error))[:, None].to(words))
     *_, directions = torch.svd_lowrank(words @ weights, q=min(DIRECTIONS, *weights.shape, len(words)))
-    into = weights @ directions
-    return Regression(into, directions.T, centre - middle @ into @ directions.T)
-
-
-def often(texts: Iterable[str]) -> Int[Tensor, " heard"]:
-    """The buckets that are heard."""
-    count = Counter(bucket for text in texts for bucket in buckets(text))
-    most = sorted(bucket for bucket, times in count.most_common(MOST_HEARD) if times >= FEWEST_HEARD)
-    return torch.tensor(most, dtype=torch.long)
-
-
-def bags_of(texts: Sequence[str], heard: Int[Tensor, " heard"]) -> Bags:
-    """1 where a text has a word, or a run of words, of that bucket."""
-    columns = {bucket: column for column, bucket in enumerate(heard.tolist())}
-    bags = torch.zeros(len(texts), len(heard))
-    for row, text in enumerate(texts):
-        bags[row, [columns[bucket] for bucket in buckets(text) if bucket in columns]] = 1
-    return bags
-
-
-@lru_cache(maxsize=2**16)
-def buckets(text: str) -> Sequence[int]:
-    """In two bytes each, as those of many captions are kept."""
-    words = WORD.findall(text.lower())
-    runs = {" ".join(words[at : at + length]) for length in range(1, LONGEST + 1) for at in range(len(words))}
-    return array("H", {zlib.crc32(run.encode("utf-8", "replace")) % BUCKETS for run in runs})
+    factor_in = weights @ directions
+    return Regression(factor_in, directions.T, centre - middle @ factor_in @ directions.T)

@@ -1,9 +1,9 @@
-"""What is known of a large picture from its smaller one in closed form, place by place, before anything is learned.
+"""The prior of a stage that enlarges: patches of the high-resolution image given the low-resolution one.
 
-Around each pixel of the smaller picture, its 5 x 5 neighbours tell which kind of place it is: plain, an edge of some
-direction, a corner. For each kind, the square of the large picture below that pixel is a linear function of them (as in
-RAISR, arXiv 1606.01299, section 3), and what is left is a Gaussian that scales with the contrast. So the posterior mean
-of a noisy picture has a closed form, and the network beside it learns what is left.
+The 5 x 5 window around each low-resolution pixel belongs to one of 512 clusters: flat, an edge of some direction, a
+corner. In each cluster the high-resolution patch is a linear function of the window (as in RAISR, arXiv 1606.01299,
+section 3) plus a Gaussian residual that scales with the window's contrast. So the posterior mean of a noisy image has a
+closed form, and the network learns the rest.
 """
 
 from __future__ import annotations
@@ -16,229 +16,236 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from calotype.priors.fitted import Fitted
-from calotype.types import Images, Latents, OtherImages, Rng, Sigmas
+from calotype.priors.prior import Prior
+from calotype.types import Condition, Images, Latents, OtherImages, Rng, Sigmas
 
 WINDOW = 5
-"""Side of the neighbourhood, in pixels of the smaller picture."""
-KINDS = 512
-MOST_PLACES = 60_000
-"""Of which the kinds are found, all from the half with more contrast."""
+"""Side of the window, in low-resolution pixels."""
+CLUSTERS = 512
+MOST_WINDOWS = 60_000
+"""That are clustered, all from the half with more contrast."""
 AT_ONCE = 2**16
-"""Places whose distances to all kinds are in memory together: 128 MB."""
+"""Windows whose distances to all clusters are in memory together: 128 MB."""
 RIDGE = 0.02
-"""Of the linear functions, as a share of the mean square of what they look at."""
-SPARE = 50
-"""For how many places what is known of all kinds counts in what is known of each."""
-SURE = 0.5
-"""Fraction of the residual standard deviation treated as noise by `denoise`: the network can learn to say the rest."""
-STILLEST = 4
-"""Plain is the quarter of all places with the least contrast."""
+"""Of the regressions, as a fraction of the mean square of the windows."""
+PRIOR_COUNT = 50
+"""Windows that the covariance of all clusters counts for in that of each."""
+NOISE_FRACTION = 0.5
+"""Fraction of the residual standard deviation treated as noise; the network can learn to predict the rest."""
+FLATTEST = 4
+"""One window in so many, those of the least contrast, is taken as flat."""
 IN_CONTRAST = 1 - 1 / WINDOW**2
-"""Of the variance of noise, what is left in a neighbourhood less its mean."""
+"""Fraction of the variance of white noise that is left in a window less its mean."""
 INTERPOLATED = 0.86**2
-"""Of the variance of noise, what bicubic interpolation leaves."""
-FAINTEST = 1 / 510
-"""Half a step of 8 bits, in [-1, 1]: nothing is known better than that."""
+"""Fraction of the variance of white noise that bicubic interpolation leaves."""
+LEAST_DEVIATION = 1 / 510
+"""Half a level of 8 bits, in [-1, 1]: the prior is never more certain than that."""
 
-Places = Float[Tensor, "place neighbour"]
-Kinds = Int[Tensor, " place"]
+Windows = Float[Tensor, "window neighbour"]
+Clusters = Int[Tensor, " window"]
 
 
-class ByKind(NamedTuple):
-    """Places sorted by their kind, so that the matrix of each kind is applied in one product."""
+class ByCluster(NamedTuple):
+    """Windows sorted by their cluster, so that the matrix of each cluster is applied in one product."""
 
-    order: Int[Tensor, " place"]
+    order: Int[Tensor, " window"]
     counts: list[int]
 
     def times(
-        self, patches: Float[Tensor, "place value"], matrices: Float[Tensor, "kind value other"]
-    ) -> Float[Tensor, "place other"]:
+        self, patches: Float[Tensor, "window value"], matrices: Float[Tensor, "cluster value other"]
+    ) -> Float[Tensor, "window other"]:
         parts = patches[self.order].split(self.counts)
         products = torch.cat([part @ matrix for part, matrix in zip(parts, matrices, strict=True)])
         return torch.empty_like(products).index_copy_(0, self.order, products)
 
 
 class PatchPosterior(NamedTuple):
-    """Where large pictures lie, given their smaller ones."""
+    """The Gaussian of high-resolution images given their low-resolution ones."""
 
     mean: OtherImages
     deviation: Float[Tensor, "batch 1 _ _"]
-    """Standard deviation about it: the root of the mean of `variances` at each place."""
-    by_kind: ByKind
-    axes: Float[Tensor, "kind value axis"]
-    variances: Float[Tensor, "place axis"]
-    """About the mean, along the axes of each place's kind."""
-    random: Float[Tensor, "place axis"]
-    """The part of them that is treated as noise: the variances of the Gaussians of `denoise`."""
+    """Conditional standard deviation about the mean, averaged over each patch."""
+    by_cluster: ByCluster
+    axes: Float[Tensor, "cluster value axis"]
+    variances: Float[Tensor, "window axis"]
+    """About the mean, along the axes of each window's cluster."""
+    noise_variances: Float[Tensor, "window axis"]
+    """The part of them that `denoise` treats as noise."""
     factor: int
 
     def denoise(self, noisy: Latents, sigma: Sigmas) -> Latents:
-        """The posterior mean of the clean picture: each axis of each patch is shrunk by `v / (v + sigma^2)`."""
+        """The posterior mean of the clean image: each axis of each patch is shrunk by `v / (v + sigma ** 2)`."""
         patches = patches_of(noisy - self.mean, self.factor)
         noise = (sigma**2).repeat_interleave(len(patches) // len(noisy))[:, None]
-        shrunk = self.by_kind.times(patches, self.axes) * (self.random / (self.random + noise))
-        return self.mean + images_of(self.by_kind.times(shrunk, self.axes.mT), self.mean, self.factor)
+        shrink = self.noise_variances / (self.noise_variances + noise)
+        along = self.by_cluster.times(patches, self.axes) * shrink
+        return self.mean + images_of(self.by_cluster.times(along, self.axes.mT), self.mean, self.factor)
 
 
-class PatchPrior(Fitted):
-    """`around(low_res)` says where the larger pictures lie; all of it is fitted, nothing trained."""
+class PatchPrior(Prior):
+    """`posterior(low_res, noise)` is the Gaussian of images `factor` times larger, of `channels` channels."""
 
-    centres: Float[Tensor, "kind window"]
-    weights: Float[Tensor, "kind neighbour value"]
-    axes: Float[Tensor, "kind value axis"]
-    variances: Float[Tensor, "kind axis"]
-    noise_gain: Float[Tensor, "kind axis"]
-    """Variance of the mean along each axis, by that of noise on the smaller picture."""
+    centres: Float[Tensor, "cluster window"]
+    weights: Float[Tensor, "cluster neighbour value"]
+    axes: Float[Tensor, "cluster value axis"]
+    variances: Float[Tensor, "cluster axis"]
+    noise_gain: Float[Tensor, "cluster axis"]
+    """Variance of the mean along each axis, relative to that of noise on the low-resolution image."""
     contrast_gain: Float[Tensor, ""]
-    """Variance of the contrast by that of such noise."""
+    """Variance of the contrast, relative to that of such noise."""
     random_share: Float[Tensor, ""]
-    """Of the variances that scale with the contrast."""
+    """Fraction of the variances that scale with contrast which is treated as noise."""
     plain: Float[Tensor, ""]
+    """Standard deviation in flat areas."""
 
     def __init__(self, factor: int, channels: int = 3) -> None:
         super().__init__()
         self.factor, self.channels = factor, channels
-        neighbours, values = self.neighbours(channels), channels * factor**2
-        self.register_buffer("centres", torch.zeros(KINDS, WINDOW**2))
-        self.register_buffer("weights", torch.zeros(KINDS, neighbours, values))
-        self.register_buffer("axes", torch.eye(values).repeat(KINDS, 1, 1))
-        self.register_buffer("variances", torch.ones(KINDS, values))
-        self.register_buffer("noise_gain", torch.ones(KINDS, values))
+        neighbours, values = channels * WINDOW**2, channels * factor**2
+        self.register_buffer("centres", torch.zeros(CLUSTERS, WINDOW**2))
+        self.register_buffer("weights", torch.zeros(CLUSTERS, neighbours, values))
+        self.register_buffer("axes", torch.eye(values).repeat(CLUSTERS, 1, 1))
+        self.register_buffer("variances", torch.ones(CLUSTERS, values))
+        self.register_buffer("noise_gain", torch.ones(CLUSTERS, values))
         self.register_buffer("contrast_gain", torch.tensor(IN_CONTRAST))
-        self.register_buffer("random_share", torch.tensor(SURE**2))
-        self.register_buffer("plain", torch.tensor(FAINTEST))
-
-    @staticmethod
-    def neighbours(channels: int) -> int:
-        """Values in the neighbourhood of a pixel."""
-        return channels * WINDOW**2
+        self.register_buffer("random_share", torch.tensor(NOISE_FRACTION**2))
+        self.register_buffer("plain", torch.tensor(LEAST_DEVIATION))
 
     @property
     def shape(self) -> dict[str, int]:
         return {"factor": self.factor, "channels": self.channels}
 
-    @torch.no_grad()
-    def around(self, low_res: Images, noise: Sigmas) -> PatchPosterior:
-        """`noise` is the standard deviation of noise that has been put on each of the smaller pictures.
+    def mean(self, noisy: Latents, sigma: Sigmas, condition: Condition) -> Latents:
+        """Under the posterior that `Stage.condition` has put into the condition, once for all steps of a sampler."""
+        if condition.posterior_mean is None:
+            raise ValueError("a patch prior needs condition.posterior_mean; make the condition with Stage.condition")
+        return condition.posterior_mean(noisy, sigma)
 
-        That noise is in the mean, `noise_gain` times as large, and in the contrast, of which it is taken away again.
+    @torch.no_grad()
+    def posterior(self, low_res: Images, noise: Sigmas) -> PatchPosterior:
+        """`noise` is the standard deviation of noise that augmentation has put on each low-resolution image.
+
+        That noise is in the mean, `noise_gain` times as large, and in the contrast, from which it is subtracted.
         """
-        places, contrast = neighbourhoods(low_res)
-        kinds = self.kinds(places)
-        by_kind = ByKind(kinds.argsort(stable=True), kinds.bincount(minlength=KINDS).tolist())
+        windows, contrast = windows_of(low_res)
+        clusters = self.clusters(windows)
+        by_cluster = ByCluster(clusters.argsort(stable=True), clusters.bincount(minlength=CLUSTERS).tolist())
         above = enlarged(low_res, self.factor)
-        mean = above + images_of(by_kind.times(places, self.weights), above, self.factor)
-        added = (noise**2).repeat_interleave(len(places) // len(low_res))[:, None]
+        mean = above + images_of(by_cluster.times(windows, self.weights), above, self.factor)
+        added = (noise**2).repeat_interleave(len(windows) // len(low_res))[:, None]
         strength = (contrast[:, None] ** 2 - self.contrast_gain * added).clamp(min=0)
-        scaling, fixed = strength * self.variances[kinds], self.plain**2 + self.noise_gain[kinds] * added
-        variances, random = scaling + fixed, self.random_share * scaling + fixed
+        scaling, fixed = strength * self.variances[clusters], self.plain**2 + self.noise_gain[clusters] * added
+        variances, noise_variances = scaling + fixed, self.random_share * scaling + fixed
         deviation = variances.mean(1).sqrt().reshape(len(low_res), 1, *low_res.shape[-2:])
         deviation = F.interpolate(deviation, scale_factor=self.factor)
-        return PatchPosterior(mean, deviation, by_kind, self.axes, variances, random, self.factor)
+        return PatchPosterior(mean, deviation, by_cluster, self.axes, variances, noise_variances, self.factor)
 
-    def kinds(self, places: Places) -> Kinds:
-        return torch.cat([torch.cdist(some, self.centres).argmin(1) for some in forms(places).split(AT_ONCE)])
+    def clusters(self, windows: Windows) -> Clusters:
+        parts = normalised(windows).split(AT_ONCE)
+        return torch.cat([torch.cdist(part, self.centres).argmin(1) for part in parts])
 
     @torch.no_grad()
     def fit(self, pairs: Iterable[tuple[Images, OtherImages]]) -> None:
-        """From smaller pictures and their large ones."""
+        """Fits all constants to pairs of low-resolution and high-resolution images."""
         parts = [self._examples(low_res, large) for low_res, large in pairs]
-        places, contrast, left = (torch.cat(part) for part in zip(*parts, strict=True))
-        still = left[contrast.argsort()[: len(left) // STILLEST + 1]]
-        self.plain.copy_(still.square().mean().sqrt().clamp(min=FAINTEST))
-        places, left, contrast = (values[contrast >= contrast.median()] for values in (places, left, contrast))
-        self.centres.copy_(centres_of(forms(places)))
-        kinds, spare = self.kinds(places), SPARE * contrast.square().mean()
-        unit = RIDGE * torch.eye(places.shape[1], device=places.device)
-        common = torch.linalg.solve(places.T @ places + contrast.square().sum() * unit, places.T @ left)
-        left = left - places @ common
-        spread = left.T @ left / contrast.square().sum()
-        order, counts = kinds.argsort(stable=True), kinds.bincount(minlength=KINDS).tolist()
-        by_kind = zip(*(values[order].split(counts) for values in (places, left, contrast)), strict=True)
-        for kind, (seen, wanted, contrasts) in enumerate(by_kind):
+        windows, contrast, residual = (torch.cat(part) for part in zip(*parts, strict=True))
+        flat = residual[contrast.argsort()[: len(residual) // FLATTEST + 1]]
+        self.plain.copy_(flat.square().mean().sqrt().clamp(min=LEAST_DEVIATION))
+        windows, residual, contrast = (
+            values[contrast >= contrast.median()] for values in (windows, residual, contrast)
+        )
+        self.centres.copy_(cluster_centres(normalised(windows)))
+        clusters, prior_strength = self.clusters(windows), PRIOR_COUNT * contrast.square().mean()
+        unit = RIDGE * torch.eye(windows.shape[1], device=windows.device)
+        common = torch.linalg.solve(windows.T @ windows + contrast.square().sum() * unit, windows.T @ residual)
+        residual = residual - windows @ common
+        covariance = residual.T @ residual / contrast.square().sum()
+        order, counts = clusters.argsort(stable=True), clusters.bincount(minlength=CLUSTERS).tolist()
+        by_cluster = zip(*(values[order].split(counts) for values in (windows, residual, contrast)), strict=True)
+        for cluster, (inputs, targets, contrasts) in enumerate(by_cluster):
             strength = contrasts.square().sum()
-            inverse = torch.linalg.inv(seen.T @ seen + (strength + spare) * unit)
-            more = inverse @ (seen.T @ wanted)
-            wrong = (wanted - seen @ more) / (1 - leverage(seen, inverse))
-            variances, self.axes[kind] = torch.linalg.eigh((wrong.T @ wrong + spare * spread) / (strength + spare))
-            self.weights[kind] = common + more
-            self.variances[kind] = variances.clamp(min=0)
+            inverse = torch.linalg.inv(inputs.T @ inputs + (strength + prior_strength) * unit)
+            more = inverse @ (inputs.T @ targets)
+            errors = (targets - inputs @ more) / (1 - leverage(inputs, inverse))
+            scatter = (errors.T @ errors + prior_strength * covariance) / (strength + prior_strength)
+            variances, self.axes[cluster] = torch.linalg.eigh(scatter)
+            self.weights[cluster] = common + more
+            self.variances[cluster] = variances.clamp(min=0)
         self.noise_gain.copy_(self._noise_gain())
 
-    def _noise_gain(self) -> Float[Tensor, "kind axis"]:
-        """Of each kind's linear function of its window: interpolation and weights, applied to one pixel at a time."""
+    def _noise_gain(self) -> Float[Tensor, "cluster axis"]:
+        """Of interpolation and regression together, as each cluster's linear function of its window."""
         values = self.weights.shape[1]
         pixels = torch.eye(values).to(self.weights).unflatten(1, (-1, WINDOW, WINDOW))
-        interpolated, seen = (
+        interpolated, windows = (
             rows.reshape(values, WINDOW**2, -1)[:, WINDOW**2 // 2]
-            for rows in (patches_of(enlarged(pixels, self.factor), self.factor), neighbourhoods(pixels)[0])
+            for rows in (patches_of(enlarged(pixels, self.factor), self.factor), windows_of(pixels)[0])
         )
-        return ((interpolated + seen @ self.weights) @ self.axes).square().sum(1)
+        return ((interpolated + windows @ self.weights) @ self.axes).square().sum(1)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        """Models of format 5 lack these: they were trained with one gain for all, and all of the variances random."""
+        """Models of format 5 lack these: they were trained with one gain for all, and all variances as noise."""
         state_dict.setdefault(f"{prefix}noise_gain", torch.full_like(self.noise_gain, INTERPOLATED))
         state_dict.setdefault(f"{prefix}contrast_gain", torch.full_like(self.contrast_gain, INTERPOLATED))
         state_dict.setdefault(f"{prefix}random_share", torch.ones_like(self.random_share))
         super()._load_from_state_dict(state_dict, prefix, *args)
 
-    def _examples(self, low_res: Images, large: OtherImages) -> tuple[Places, Tensor, Tensor]:
-        """Neighbourhoods, their contrast, and what bicubic interpolation leaves to be said."""
-        places, contrast = neighbourhoods(low_res)
-        left = patches_of(large - enlarged(low_res, self.factor), self.factor)
-        return places, contrast.clamp(min=1e-4), left
+    def _examples(self, low_res: Images, large: OtherImages) -> tuple[Windows, Tensor, Tensor]:
+        """Windows, their contrast, and the residual of bicubic interpolation."""
+        windows, contrast = windows_of(low_res)
+        residual = patches_of(large - enlarged(low_res, self.factor), self.factor)
+        return windows, contrast.clamp(min=1e-4), residual
 
 
-def leverage(seen: Places, inverse: Float[Tensor, "neighbour neighbour"]) -> Float[Tensor, "place 1"]:
-    """How much of each place its own fit follows: an error divided by the rest is that of a fit without the place.
+def leverage(inputs: Windows, inverse: Float[Tensor, "neighbour neighbour"]) -> Float[Tensor, "window 1"]:
+    """Of each window in its own fit: an error divided by `1 - leverage` is that of a fit without the window.
 
-    The leave-one-out residual of ridge regression (Allen, Technometrics 16, 1974), so few pictures do not look well
-    known.
+    The leave-one-out residual of ridge regression (Allen, Technometrics 16, 1974), so that clusters of few windows do
+    not overfit.
     """
-    return ((seen @ inverse) * seen).sum(1, keepdim=True).clamp(0, 0.9)
+    return ((inputs @ inverse) * inputs).sum(1, keepdim=True).clamp(0, 0.9)
 
 
-def neighbourhoods(low_res: Images) -> tuple[Places, Float[Tensor, " place"]]:
-    """Around each pixel, less its mean colour; and the standard deviation in it."""
+def windows_of(low_res: Images) -> tuple[Windows, Float[Tensor, " window"]]:
+    """The window around each pixel, less its mean colour, and the standard deviation in it."""
     margin = WINDOW // 2
-    places = F.unfold(F.pad(low_res, [margin] * 4, mode="replicate"), WINDOW).transpose(1, 2).flatten(0, 1)
-    colours = places.unflatten(1, (low_res.shape[1], -1))
-    places = (colours - colours.mean(2, keepdim=True)).flatten(1)
-    return places, places.square().mean(1).sqrt()
+    windows = F.unfold(F.pad(low_res, [margin] * 4, mode="replicate"), WINDOW).transpose(1, 2).flatten(0, 1)
+    colours = windows.unflatten(1, (low_res.shape[1], -1))
+    windows = (colours - colours.mean(2, keepdim=True)).flatten(1)
+    return windows, windows.square().mean(1).sqrt()
 
 
-def forms(places: Places) -> Float[Tensor, "place window"]:
-    """Light and dark in a neighbourhood, whatever its contrast."""
-    light = places.unflatten(1, (-1, WINDOW**2)).mean(1)
-    return F.normalize(light, dim=1)
+def normalised(windows: Windows) -> Float[Tensor, "window place"]:
+    """Luminance of unit length: the structure of a window without its contrast."""
+    return F.normalize(windows.unflatten(1, (-1, WINDOW**2)).mean(1), dim=1)
 
 
-def centres_of(points: Float[Tensor, "point window"], rounds: int = 10) -> Float[Tensor, "kind window"]:
-    """Lloyd's algorithm; a centre that is left by all takes back the point it began with."""
-    chosen = Rng(("local",)).permutation(len(points)).to(points.device)[:MOST_PLACES]
+def cluster_centres(points: Float[Tensor, "point place"], rounds: int = 10) -> Float[Tensor, "cluster place"]:
+    """Lloyd's algorithm; an empty cluster returns to the point it began with."""
+    chosen = Rng(("local",)).permutation(len(points)).to(points.device)[:MOST_WINDOWS]
     points = points[chosen]
-    spare = points[torch.arange(KINDS, device=points.device) % len(points)]
+    spare = points[torch.arange(CLUSTERS, device=points.device) % len(points)]
     centres = spare
     for _ in range(rounds):
         nearest = torch.cdist(points, centres).argmin(1)
         sums = torch.zeros_like(centres).index_add_(0, nearest, points)
-        counts = nearest.bincount(minlength=KINDS)[:, None]
+        counts = nearest.bincount(minlength=CLUSTERS)[:, None]
         centres = torch.where(counts > 0, sums / counts.clamp(min=1), spare)
     return centres
 
 
-def patches_of(images: Latents, factor: int) -> Float[Tensor, "place value"]:
-    """The square below each pixel of the smaller picture."""
+def patches_of(images: Latents, factor: int) -> Float[Tensor, "window value"]:
+    """The high-resolution patch below each low-resolution pixel, flattened."""
     return F.pixel_unshuffle(images, factor).permute(0, 2, 3, 1).flatten(0, 2)
 
 
-def images_of(patches: Float[Tensor, "place value"], like: Latents, factor: int) -> Latents:
-    """The other way round; `like` has their shape."""
+def images_of(patches: Float[Tensor, "window value"], like: Latents, factor: int) -> Latents:
+    """The inverse of `patches_of`, in the shape of `like`."""
     count, _, height, width = like.shape
     folded = patches.reshape(count, height // factor, width // factor, -1).permute(0, 3, 1, 2)
     return F.pixel_shuffle(folded, factor)
 
 
 def enlarged(images: Images, factor: int) -> OtherImages:
+    """Bicubic interpolation."""
     return F.interpolate(images, scale_factor=factor, mode="bicubic")

@@ -1,44 +1,68 @@
-"""All closed forms by their names, so that a file that says which one it holds can be opened."""
+"""Kinds of priors by the names under which files hold them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from torch import Tensor
 
-from calotype.priors.captioned import CaptionedMixture, closed_form_like
-from calotype.priors.fitted import Fitted
+from calotype.nets.blocks import rename_keys
+from calotype.priors.captioned import RENAMED, CaptionedMixture
 from calotype.priors.gaussian import GaussianMixture
-from calotype.priors.patches import PatchPrior
+from calotype.priors.patches import WINDOW, PatchPrior
+from calotype.priors.prior import Prior
 
-KINDS: dict[str, Callable[..., Fitted]] = {
+KINDS: dict[str, Callable[..., Prior]] = {
     "mixture": GaussianMixture, "conditional mixture": CaptionedMixture.sized, "local Gaussians": PatchPrior,
 }  # fmt: skip
 
 
-def kind_of(form: Fitted) -> str:
-    match form:
+def description(prior: Prior) -> dict[str, Any]:
+    """Kind and shape of a prior, as `constants.json` and `model.json` have them."""
+    match prior:
         case GaussianMixture():
-            return "mixture"
+            kind = "mixture"
         case CaptionedMixture():
-            return "conditional mixture"
+            kind = "conditional mixture"
         case PatchPrior():
-            return "local Gaussians"
-    raise TypeError(f"{type(form).__name__} is no closed form; expected one of {', '.join(KINDS)}")
+            kind = "local Gaussians"
+        case _:
+            raise TypeError(f"{type(prior).__name__} cannot be stored; expected one of {', '.join(KINDS)}")
+    return {"kind": kind, "shape": prior.shape}
 
 
-def within(tensors: Mapping[str, Tensor], prefix: str) -> Fitted | None:
-    """The closed form among tensors that do not say which one they are; None where there is none."""
-    own = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+def described(about: Mapping[str, Any]) -> Prior:
+    """An empty prior of this kind and shape."""
+    return KINDS[about["kind"]](**about["shape"])
+
+
+PREFIXES = ("prior.", "mixture.", "local.")
+"""Of a prior's tensors among those of a denoiser: now, and in version 0.1."""
+
+
+def prior_in(tensors: Mapping[str, Tensor], denoiser: str = "") -> Prior | None:
+    """The prior among the tensors of a denoiser, whose names start with `denoiser`; None where there is none.
+
+    For files that do not store its kind and shape: the names and shapes of the tensors imply them.
+    """
+    own: dict[str, Tensor] = {}
+    for prefix in (denoiser + name for name in PREFIXES):
+        own |= {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
     if not own:
         return None
-    form = PatchPrior(*sizes(own["weights"])) if "weights" in own else closed_form_like(own, "")
-    form.load_state_dict(own)
-    return form
+    rename_keys(own, "", RENAMED)
+    prior = empty_like(own)
+    prior.load_state_dict(own)
+    return prior
 
 
-def sizes(weights: Tensor) -> tuple[int, int]:
-    """Factor and channels of `PatchPrior`."""
-    _, neighbours, values = weights.shape
-    channels = neighbours // PatchPrior.neighbours(1)
-    return round((values // channels) ** 0.5), channels
+def empty_like(tensors: Mapping[str, Tensor]) -> Prior:
+    if "weights" in tensors:
+        _, neighbours, values = tensors["weights"].shape
+        channels = neighbours // WINDOW**2
+        return PatchPrior(round((values // channels) ** 0.5), channels)
+    if "vocabulary" in tensors:
+        mixture = GaussianMixture(*tensors["mixture.axes"].shape)
+        return CaptionedMixture(mixture, *tensors["regression_in"].shape)
+    return GaussianMixture(*tensors["axes"].shape)

@@ -46,7 +46,12 @@ PARAMETERS = {
     "text_encoder": "parameters, frozen text encoder",
     "sum": "parameters, total",
 }
-SIGNS = {"holds": "✓", "does not hold": "✗"}
+VERDICTS = (
+    "At: where the lecture makes the claim; one that it does not make is marked as ours. In square brackets: 95% "
+    "intervals, over seeds where there are three and more of a kind, else over pictures; other seeds then differ more. "
+    "There is not enough evidence where intervals overlap, and where a measure is missing or has no power."
+)
+SIGNS = {"confirmed": "✓", "partly refuted": "✗", "refuted": "✗"}
 FILE = "compare.html"
 
 
@@ -84,16 +89,20 @@ def head(result: Result) -> Html:
 
 
 def verdicts(result: Result) -> Html | None:
-    rows = [
-        (one["claim"], f"{SIGNS.get(one['verdict'], UNKNOWN)}\u00a0{one['verdict']}", one["sentence"])
-        for one in result["verdicts"]
-    ]
-    note = (
-        "In square brackets: 95% intervals over the pictures; other seeds differ more. A claim is not shown where "
-        "intervals overlap, or where a measure is missing."
+    settings = dict.fromkeys(one["setting"] for one in result["verdicts"])
+    return section(
+        "The lecture’s claims", aside(VERDICTS), *(part for each in settings for part in claims(result, each))
     )
-    claims = table(("Claim", "On these pictures", "Evidence"), rows, "words")
-    return section("The lecture’s claims", aside(note), claims)
+
+
+def claims(result: Result, setting: str) -> tuple[Html | None, Html | None]:
+    rows = [
+        (one["time"], one["claim"] + " (ours)" * one["ours"], f"{SIGNS.get(one['verdict'], UNKNOWN)} {one['verdict']}",
+         one["sentence"])
+        for one in result["verdicts"]
+        if one["setting"] == setting
+    ]  # fmt: skip
+    return tag("h3", f"Runs {setting}"), table(("At", "Claim", "In this setting", "Evidence"), rows, "words")
 
 
 def samples(folder: Path, result: Result) -> Html | None:
@@ -119,6 +128,8 @@ def deployment(result: Result) -> Html | None:
         "networks": [str(part["count"]) for part in parts],
         **{f"parameters, {name}": [parameters(part["networks"].get(name)) for part in parts] for name in networks},
         **{name: [parameters(part["parameters"], kind) for part in parts] for kind, name in PARAMETERS.items()},
+        "weights, all in memory": [memory(float(part["resident_bytes"])) for part in parts],
+        "weights, one network at a time": [memory(float(part["sequential_bytes"])) for part in parts],
         "model folder": [memory(float(part["bytes"])) for part in parts],
         "files": [str(len(part["files"])) for part in parts],
     }
@@ -144,17 +155,15 @@ def cost(result: Result) -> Html | None:
     reasons = [f"{name_of(run)}: {one['reason']}." for run in runs for one in batches_of(run) if one.get("reason")]
     note = (
         "Floating-point operations are counted in a real call, a multiply-add as two; memory is that of a process "
-        "with only the model. FLOP per picture of a leg: forward and backward. In total: one picture in every leg, "
-        "with its share of what is done once (closed forms, captions, searches, judging), spread over the pictures "
-        "that the denoiser has seen. Previews and held-out measures count in the time of a leg, not in its FLOP."
+        "with only the model. FLOP of a leg are those of a step, forward and backward, by the pictures it has seen; "
+        "those of closed forms, encodings and searches were counted when they were done. Previews and held-out "
+        "measures count in the time of a leg, not in its FLOP."
     )
     return section(
         "Cost",
         side_by_side(runs, rows),
         tag("h3", "Training"),
-        table(
-            ("Leg", "FLOP per picture", "Images seen", "FLOP", "Time"), [row for run in runs for row in leg_rows(run)]
-        ),
+        table(("Part", "Images seen", "FLOP", "Time"), [row for run in runs for row in part_rows(run)]),
         aside(" ".join([note, *reasons])),
         tag("h3", "Wall-clock time"),
         table(("Step", "Time"), [row for run in runs for row in clock_rows(run)]),
@@ -166,13 +175,11 @@ def batches_of(run: Result) -> list[Result]:
     return batches
 
 
-def leg_rows(run: Result) -> Iterator[Row]:
+def part_rows(run: Result) -> Iterator[Row]:
     training = run["cost"]["training"]
-    for part in training["preparations"]:
-        yield f"{name_of(run)}, {part['part']}", UNKNOWN, UNKNOWN, scaled(part["flops"]), duration(part["seconds"])
-    for leg in [*training["legs"], {**training, "leg": "total", "images_seen": None}]:
-        flops = scaled(leg["flops_a_picture"]), count(leg["images_seen"]), scaled(leg["flops"])
-        yield f"{name_of(run)}, {leg['leg']}", *flops, duration(leg["seconds"])
+    for part in [*training["parts"], {**training, "part": "total"}]:
+        name = f"{name_of(run)}, {part['part']}"
+        yield name, count(part.get("images_seen")), scaled(part["flops"]), duration(part["seconds"])
 
 
 def clock_rows(run: Result) -> Iterator[Row]:
@@ -254,21 +261,9 @@ def stability(result: Result) -> Html | None:
         "is above the clipping threshold."
     )
     rows = (
-        (f"{name_of(run)}, {row['leg']}: {row['player']}", percent(row["loss_spread"]), percent(row["norm_spread"]),
+        (f"{name_of(run)}, {row['leg']}: {row['network']}", percent(row["loss_spread"]), percent(row["norm_spread"]),
          percent(row["clipped"]), digits(row["steps_a_line"]), str(row["lines"]))
         for run in result["runs"]
         for row in run["stability"]
     )  # fmt: skip
-    return section("Stability", table(heads, rows), aside(note), *map(over_seeds, result["seeds"]))
-
-
-def over_seeds(group: Result) -> Html:
-    """Mean and standard deviation over runs of different seeds."""
-    means, spreads = group["held_out_loss"].values()
-    losses = ", ".join(f"{mean:.3g} ± {spread:.2g}" for mean, spread in zip(means, spreads, strict=True))
-    fd = group["fd_lite0"]
-    return tag(
-        "p",
-        f"Over the seeds of {', '.join(group['runs'])} ({group['kind']}), FD-Lite0 is {fd['mean']:.3g} ± "
-        f"{fd['spread']:.2g}, and the last held-out loss of each leg {losses}.",
-    )
+    return section("Stability", table(heads, rows), aside(note))

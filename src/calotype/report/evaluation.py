@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from calotype.evaluation.results import EVALUATION_FILE, PAIRS_FILE, PROMPTED_FILE, EvaluationResult, read_result
 from calotype.report.format import UNKNOWN, count, digits, guidance, interval, sentence
 from calotype.report.html import Html, aside, bullets, details, figure, section, table, tag
-from calotype.run import Run, read_mapping
+from calotype.run import Run
 
-FORMAT = 1
-FILE, PAIRS_FILE, PROMPTED_FILE = "evaluation.json", "nearest.png", "prompted.png"
 PAIRS_BYTES = 500_000
 SAMPLED = ("Measure", "Samples", "Other real pictures", "Noise")
 THROUGH = ("Measure", "Reconstructions", "Other real pictures", "Before training")
-OBEYED = ("Real pictures", "Best without prompts")
+ALIGNED = ("Real pictures", "Best without prompts")
 COLUMNS = ("samples", "floor", "ceiling")
 NAMES = {
     "kernel_distance": "kernel distance", "precision": "precision", "recall": "recall", "density": "density",
@@ -25,16 +24,15 @@ NAMES = {
 
 def read_evaluation(folder: Path) -> dict[str, Any]:
     """Empty where there is none, or one of another version."""
-    result = read_mapping(folder / FILE)
-    return result if result.get("format") == FORMAT else {}
+    result = read_result(folder / EVALUATION_FILE, EvaluationResult)
+    return {} if result is None else result.stored()
 
 
 def evaluation(run: Run) -> Html | None:
-    stored = read_mapping(run.folder / FILE)
-    if stored and not (result := read_evaluation(run.folder)):
-        return section("Evaluation", aside(f"{FILE} is of another version; run `calotype evaluate` again."))
-    if not stored:
+    if not (run.folder / EVALUATION_FILE).is_file():
         return None
+    if not (result := read_evaluation(run.folder)):
+        return section("Evaluation", aside(f"{EVALUATION_FILE} is of another version; run `calotype evaluate` again."))
     copies, autoencoder = result["memorisation"], result["autoencoder"]
     caption = "The samples most like copies, each with its nearest training picture to the right."
     return section(
@@ -48,7 +46,8 @@ def evaluation(run: Run) -> Html | None:
         tag("p", tag("b", f"{sentence(copies['verdict'])}. "), f"{copies['sentence']}. {duplicates(copies)}"),
         *copying(copies),
         figure(run.folder / PAIRS_FILE, caption, 1400, PAIRS_BYTES),
-        *alignment(run, result.get("obedience") or {}),
+        *alignment(run, result["alignment"]),
+        *shares(result),
     )
 
 
@@ -99,20 +98,32 @@ def copying(copies: dict[str, Any]) -> Iterator[Html | None]:
 
 def duplicates(copies: dict[str, Any]) -> str:
     """Inside the training set."""
-    if "twins" not in copies:
+    if "duplicates" not in copies:
         return ""
-    return f"Near-duplicates among {count(copies['n'][2])} training pictures: {interval(copies['twins'], '%')}."
+    return f"Near-duplicates among {count(copies['n'][2])} training pictures: {interval(copies['duplicates'], '%')}."
 
 
 def alignment(run: Run, result: dict[str, Any]) -> Iterator[Html | None]:
     if not result.get("languages"):
         return
     yield tag("h3", "Prompt alignment")
-    yield aside(about_obedience(result))
-    yield table(("Attribute", *result["languages"], *OBEYED), obeyed_rows(result))
+    yield aside(about_alignment(result))
+    yield table(("Attribute", *result["languages"], *ALIGNED), alignment_rows(result))
     if prompts := result.get("prompts"):
         yield figure(run.folder / PROMPTED_FILE, "The first prompts of each language, in rows.", 1400, PAIRS_BYTES)
         yield details("The prompts, in reading order", tag("ol", *(tag("li", prompt) for prompt in prompts)))
+
+
+def shares(result: dict[str, Any]) -> Iterator[Html | None]:
+    """What samples of prompts show as often as real pictures, or not."""
+    if measured := result.get("shares"):
+        heads = ("Shown by", "Samples", "Real test pictures", "n", "Agree")
+        yield table(heads, [share_row(share) for share in measured])
+
+
+def share_row(share: dict[str, Any]) -> tuple[str, ...]:
+    n = ", ".join(map(count, share["n"]))
+    return share["about"], interval(share["samples"]), interval(share["real"]), n, "yes" if share["agrees"] else "no"
 
 
 def about(result: dict[str, Any]) -> str:
@@ -144,7 +155,7 @@ def reasons(result: dict[str, Any]) -> Iterator[str]:
             yield f"no {name}: {reason}"
 
 
-def obeyed_rows(result: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+def alignment_rows(result: dict[str, Any]) -> Iterator[tuple[str, ...]]:
     """Accuracy on samples, on held-out pictures, and at best without prompts."""
     for one in result.get("attributes") or []:
         ends = interval(one["real"]), digits(one["chance"])
@@ -155,7 +166,7 @@ def obeyed_rows(result: dict[str, Any]) -> Iterator[tuple[str, ...]]:
         yield name, *map(interval, result["retrieval"]), UNKNOWN, digits(measured[0]["chance"])
 
 
-def about_obedience(result: dict[str, Any]) -> str:
+def about_alignment(result: dict[str, Any]) -> str:
     """What the rows mean, and what is missing."""
     texts = []
     if attributes := result.get("attributes"):
@@ -174,3 +185,33 @@ def about_obedience(result: dict[str, Any]) -> str:
             f"{levels}."
         )
     return " ".join([*texts, *(f"Left out: {one}." for one in result.get("left_out") or [])])
+
+
+# -- The terminal ------------------------------------------------------------------------------------------------------
+
+
+def summary(result: dict[str, Any]) -> Iterator[str]:
+    """The measures beside their floor and ceiling, those of the autoencoder, memorisation and prompt alignment."""
+    yield about(result)
+    yield from columns(("", "samples", "other real pictures", "noise"), rows(result, result["measures"]))
+    if autoencoder := result["autoencoder"]:
+        heads = ("", "reconstructions", "other real pictures", "before training")
+        yield from columns(heads, rows(result, autoencoder))
+    yield from (*reasons(result), *result["notes"])
+    yield f"memorisation: {result['memorisation']['verdict']}: {result['memorisation']['sentence']}"
+    aligned = result["alignment"]
+    if reason := aligned.get("reason"):
+        yield f"prompt alignment: not measured: {reason}"
+        return
+    yield from columns(("attribute", *aligned["languages"], *map(str.lower, ALIGNED)), alignment_rows(aligned))
+    yield about_alignment(aligned)
+    for name, samples, real, n, agree in map(share_row, result.get("shares") or []):
+        yield f"{name}: {samples} of the samples, {real} of real test pictures (n = {n}); agree: {agree}"
+
+
+def columns(heads: tuple[str, ...], cells: Iterable[tuple[str, ...]]) -> Iterator[str]:
+    """Nothing where there are no rows: too few pictures give no value."""
+    if not (rows_below := list(cells)):
+        return
+    for name, *rest in (heads, *rows_below):
+        yield (f"{name:<28}" + "".join(f"{cell:<28}" for cell in rest)).rstrip()

@@ -9,9 +9,10 @@ from typing import Any
 from calotype.tables import number
 
 UNKNOWN = "–"
+Value = float | int | None
 
 
-def duration(seconds: float | None) -> str:
+def duration(seconds: int | float | None) -> str:
     if seconds is None:
         return UNKNOWN
     if seconds < 9.95:
@@ -31,18 +32,18 @@ def date(text: str) -> str:
     return f"{moment.day} {moment:%B %Y, %H:%M %Z}".rstrip()
 
 
-def count(value: float | None) -> str:
+def count(value: int | float | None) -> str:
     return UNKNOWN if value is None else f"{value:,.0f}"
 
 
-def digits(value: float | None) -> str:
+def digits(value: int | float | None) -> str:
     """Three significant digits; all of those before the point."""
     if value is None:
         return UNKNOWN
     return (f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}").replace("-", "−")
 
 
-def scaled(value: float | None, unit: str = "") -> str:
+def scaled(value: int | float | None, unit: str = "") -> str:
     """Three significant digits and a prefix for powers of 1,000: `3.7 M`, `2.1 GB`."""
     if value is None:
         return UNKNOWN
@@ -52,16 +53,16 @@ def scaled(value: float | None, unit: str = "") -> str:
     return f"{value:.3g} {unit}".rstrip()
 
 
-def memory(value: float | None) -> str:
+def memory(value: int | float | None) -> str:
     """Bytes, with powers of 1,000."""
     return scaled(value, "B")
 
 
-def percent(value: float | None) -> str:
+def percent(value: int | float | None) -> str:
     return UNKNOWN if value is None else f"{digits(100 * value)} %"
 
 
-def difference(reference: float | None, value: float | None) -> str:
+def difference(reference: Value, value: Value) -> str:
     """Of a value from its reference, in percent of the reference."""
     if not reference or value is None:
         return UNKNOWN

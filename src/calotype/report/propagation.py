@@ -32,13 +32,13 @@ def error_propagation(result: Result) -> Html | None:
         *map(level_plot, runs),
     ]
     rows = [
-        (f"{name_of(run)}, {name}", digits(level["amount"]), interval(level), str(run["propagation"]["n"]))
+        (f"{name_of(run)}, {name}", digits(arm["level"]), interval(arm), str(run["propagation"]["n"]))
         for run in runs
-        for name, level in run["propagation"]["levels"].items()
+        for name, arm in run["propagation"]["arms"].items()
     ]
-    levels = table(("Augmentation level", "Noise", "Survival, all errors", "n"), rows)
+    arms = table(("Mechanism or level", "Noise", "Survival, all errors", "n"), rows)
     return section(
-        "Error propagation", tag("p", explanation), strip(plots, "plots"), tag("h3", "By augmentation level"), levels
+        "Error propagation", tag("p", explanation), strip(plots, "plots"), tag("h3", "By mechanism and level"), arms
     )
 
 
@@ -55,23 +55,23 @@ def psnr(point: Result) -> float:
 
 
 def lines(runs: Sequence[Result], value: Callable[[Result], float], kind: str | None = None) -> list[Series]:
-    """A line for each run and level at which all strengths were measured: means over errors of equal strength."""
+    """A line for each run and arm in which all strengths were measured: means over errors of equal strength."""
     series = []
     for run in runs:
-        names = {"matched": run["key"], "stored": f"{run['key']} stored", "none": f"{run['key']} none"}
-        for level in (name for name in names if name in run["propagation"]["levels"]):
+        for arm in run["propagation"]["arms"]:
             by_strength: dict[float, list[float]] = {}
             for point in run["propagation"]["points"]:
-                if point["level"] == level and kind in (None, point["corruption"]):
+                if point["arm"] == arm and kind in (None, point["corruption"]):
                     by_strength.setdefault(point["strength"], []).append(value(point))
             means = [(strength, sum(values) / len(values)) for strength, values in sorted(by_strength.items())]
-            series += [Series(names[level], means, marked=True)] if means else []
+            name = run["key"] if arm == "matched" else f"{run['key']} {arm}"
+            series += [Series(name, means, marked=True)] if len(means) > 1 else []
     return series
 
 
 def level_plot(run: Result) -> Html:
     measured = run["propagation"]
-    points = sorted({level["amount"]: level["value"] for level in measured["levels"].values()}.items())
+    points = sorted({arm["level"]: arm["value"] for arm in measured["arms"].values()}.items())
     x = "sigma of the latents" if run["kind"] == "latent" else "level of augmentation"
     note = f"All errors at strength {measured['strength']:g}."
     return plot(f"{name_of(run)}, by level", "survival", [Series(run["key"], points, marked=True)], x, note)

@@ -1,1 +1,1 @@
-"""How networks learn: objectives, players, the loop, checkpoints, runs."""
+"""Training: objectives, train states, the loop, hooks, checkpoints, and the pipeline of all legs of a run."""

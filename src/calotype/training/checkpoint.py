@@ -21,7 +21,7 @@ KEPT = 2
 
 @runtime_checkable
 class Saved(Protocol):
-    """What a checkpoint holds a file of: a player, or the guard of one."""
+    """What a checkpoint holds a file of: a train state, or the guard of one."""
 
     steps: int
 
@@ -30,19 +30,19 @@ class Saved(Protocol):
     def restore(self, tensors: dict[str, Tensor], steps: int) -> None: ...
 
 
-def save(folder: Path, leg: str, players: Mapping[str, Saved], clock: TrainProgress) -> None:
-    """Writes `folder/leg-<images seen>`, then removes what it makes needless: see `_needless`."""
+def save(folder: Path, leg: str, states: Mapping[str, Saved], clock: TrainProgress) -> None:
+    """Writes `folder/leg-<images seen>`, then removes what it supersedes: see `_superseded`."""
     saved = folder / f"{leg}-{clock.images_seen:010d}"
     with whole_folder(saved) as path:
-        for name, player in players.items():
-            write_tensors(path / f"{name}.safetensors", player.tensors())
-        steps = {name: player.steps for name, player in players.items()}
+        for name, state in states.items():
+            write_tensors(path / f"{name}.safetensors", state.tensors())
+        steps = {name: state.steps for name, state in states.items()}
         write_json(path / "state.json", {"clock": clock.state(), "steps": steps})
-    for old in (*_needless(folder, leg, saved), *folder.glob(f".{leg}-*.tmp")):
+    for old in (*_superseded(folder, leg, saved), *folder.glob(f".{leg}-*.tmp")):
         shutil.rmtree(old, ignore_errors=True)
 
 
-def _needless(folder: Path, leg: str, saved: Path) -> list[Path]:
+def _superseded(folder: Path, leg: str, saved: Path) -> list[Path]:
     """Checkpoints before `saved`, damaged or whole, but for the newest whole ones.
 
     One of more images stays until it is overtaken: it was damaged when the leg was restored, and may be rescued.
@@ -55,14 +55,14 @@ def _needless(folder: Path, leg: str, saved: Path) -> list[Path]:
 def restore(
     folder: Path,
     leg: str,
-    players: Mapping[str, Saved],
+    states: Mapping[str, Saved],
     clock: TrainProgress,
     warn: Callable[[str], None] = lambda text: None,
 ) -> Path | None:
-    """Brings players and clock to the newest whole checkpoint of the leg, and returns it; None if there is none at all.
+    """Brings train states and clock to the newest whole checkpoint of the leg, and returns it; None if there is none.
 
     `warn` gets a line for each newer one that is damaged. Raises `UserError`, and changes nothing, if all are damaged.
-    A guard that a checkpoint of an earlier version does not know begins anew.
+    A guard that a checkpoint of an earlier version does not hold starts without a past.
     """
     damaged = []
     for path in reversed(checkpoints(folder, leg)):
@@ -71,7 +71,7 @@ def restore(
             continue
         for problem in damaged:
             warn(f"checkpoint {problem}; using {path.name} instead")
-        _load(path, players, clock)
+        _load(path, states, clock)
         return path
     if damaged:
         raise UserError(
@@ -83,22 +83,22 @@ def restore(
 
 def rename_legs(folder: Path) -> None:
     """Gives the checkpoints of exposure fine-tuning in runs of version 0.1 the name of that leg."""
-    for path in folder.glob("mistakes-*"):
+    for path in folder.glob("*mistakes-*"):
         path.rename(path.with_name(path.name.replace("mistakes", "exposure", 1)))
 
 
-def _load(path: Path, players: Mapping[str, Saved], clock: TrainProgress) -> None:
-    state = read_json(path / "state.json")
-    for name in [one for one in players if one in state["steps"]]:
-        players[name].restore(load_file(path / f"{name}.safetensors"), state["steps"][name])
-    clock.restore(state["clock"])
+def _load(path: Path, states: Mapping[str, Saved], clock: TrainProgress) -> None:
+    stored = read_json(path / "state.json")
+    for name in [name for name in states if name in stored["steps"]]:
+        states[name].restore(load_file(path / f"{name}.safetensors"), stored["steps"][name])
+    clock.restore(stored["clock"])
 
 
 def checkpoints(folder: Path, leg: str) -> list[Path]:
     """Whole and damaged ones, in the order of their number of images."""
     name = re.compile(re.escape(leg) + r"-\d{10,}")
-    found = folder.iterdir() if folder.is_dir() else ()
-    return sorted((path for path in found if name.fullmatch(path.name) and path.is_dir()), key=images_seen)
+    paths = folder.iterdir() if folder.is_dir() else ()
+    return sorted((path for path in paths if name.fullmatch(path.name) and path.is_dir()), key=images_seen)
 
 
 def images_seen(checkpoint: Path) -> int:

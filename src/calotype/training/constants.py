@@ -10,21 +10,23 @@ import torch
 from safetensors.torch import load_file
 
 from calotype.files import is_whole, read_json, sha256, whole_folder, write_json, write_tensors
-from calotype.priors.fitted import Fitted
-from calotype.priors.gaussian import CrossFitted, GaussianMixture, Prior
-from calotype.priors.stored import KINDS, kind_of, within
+from calotype.priors.captioned import CaptionedMixture
+from calotype.priors.gaussian import CrossFitted, GaussianMixture
+from calotype.priors.patches import PatchPrior
+from calotype.priors.prior import Prior
+from calotype.priors.stored import described, description, prior_in
 from calotype.run import Run
 from calotype.training.checkpoint import checkpoints
 from calotype.types import UserError
 
-Constants = dict[str, Fitted]
+Constants = dict[str, Prior]
 """What is fitted for a leg, by its name in the denoiser; `unseen-0` and so on stand in for it in training."""
 Fit = Callable[[], Constants]
 Keep = Callable[[Fit], Constants]
 """From what fits the constants to the constants."""
 
 
-def fit_anew(fit: Fit) -> Constants:
+def fit_now(fit: Fit) -> Constants:
     """Without a run there is nothing to keep them in."""
     return fit()
 
@@ -74,12 +76,12 @@ def fitted_late(run: Run, leg: str, fit: Fit) -> Constants:
 def in_checkpoint(run: Run, leg: str) -> Constants | None:
     path = next((path for path in reversed(checkpoints(run.folder / "checkpoints", leg)) if is_whole(path)), None)
     tensors = load_file(path / "denoiser.safetensors") if path else {}
-    found = {name: within(tensors, f"network.{name}.") for name in ("mixture", "local")}
-    return {name: form for name, form in found.items() if form is not None}
+    prior = prior_in(tensors, "network.")
+    return None if prior is None else {"local" if isinstance(prior, PatchPrior) else "mixture": prior}
 
 
 def write(folder: Path, constants: Constants) -> None:
-    about = {name: {"kind": kind_of(form), "shape": form.shape} for name, form in constants.items()}
+    about = {name: description(form) for name, form in constants.items()}
     with whole_folder(folder) as path:
         write_json(path / "constants.json", about)
         for name, form in constants.items():
@@ -87,8 +89,8 @@ def write(folder: Path, constants: Constants) -> None:
 
 
 def read(folder: Path) -> Constants:
-    def one(name: str, about: dict[str, Any]) -> Fitted:
-        form = KINDS[about["kind"]](**about["shape"])
+    def one(name: str, about: dict[str, Any]) -> Prior:
+        form = described(about)
         form.load_state_dict(load_file(folder / f"{name}.safetensors"))
         return form
 
@@ -96,14 +98,15 @@ def read(folder: Path) -> Constants:
 
 
 def as_constants(mixture: Prior, unseen: CrossFitted | None) -> Constants:
-    assert isinstance(mixture, Fitted)
     others = unseen.mixtures if unseen else ()
     return {"mixture": mixture, **{f"unseen-{fold}": one for fold, one in enumerate(others)}}
 
 
-def from_constants(constants: Constants, device: torch.device) -> tuple[Prior, CrossFitted | None]:
+def from_constants(
+    constants: Constants, device: torch.device
+) -> tuple[GaussianMixture | CaptionedMixture, CrossFitted | None]:
     mixture = constants["mixture"]
-    assert isinstance(mixture, Prior)
+    assert isinstance(mixture, GaussianMixture | CaptionedMixture)
     others = (constants.get(f"unseen-{fold}") for fold in range(len(constants)))
     unseen = tuple(one.to(device) for one in others if isinstance(one, GaussianMixture))
     return mixture, CrossFitted(unseen) if unseen else None

@@ -18,15 +18,12 @@ from calotype.recipe import Recipe, leg_above
 from calotype.training.loop import Source
 from calotype.types import Batch, Rng
 
-MOST_VALUES = 2**26
-"""Closed forms are fitted to as many pictures, or latents, as have so many values in all."""
-
 Examples = Callable[[Tensor], Source]
-"""From the indices of pictures to batches of them, as a denoiser wants them."""
+"""From the indices of pictures to batches of them for a denoiser."""
 
 
 class Bucket(NamedTuple):
-    """Pictures of one shape, and examples of them."""
+    """Pictures of one aspect ratio, and examples of them."""
 
     pictures: Pictures
     examples: Examples
@@ -34,7 +31,7 @@ class Bucket(NamedTuple):
 
 @dataclass(frozen=True)
 class MixedSource:
-    """Batches of one form each, drawn as often as it has pictures: so every picture is as likely as any other."""
+    """Batches of one bucket each, drawn as often as it has pictures: so every picture is as likely as any other."""
 
     sources: Sequence[Source]
     counts: Sequence[int]
@@ -46,13 +43,13 @@ class MixedSource:
         return self.sources[bisect(ends, drawn)].batch(images_seen, count)
 
 
-def main_form(forms: Sequence[Bucket]) -> int:
-    """By which a leg is judged: that with the most held-out pictures."""
-    return max(range(len(forms)), key=lambda place: len(forms[place].pictures.validation_indices))
+def main_bucket(buckets: Sequence[Bucket]) -> int:
+    """The index of the bucket by which a leg is validated: that with the most validation pictures."""
+    return max(range(len(buckets)), key=lambda index: len(buckets[index].pictures.validation_indices))
 
 
-def as_read(recipe: Recipe, pictures: Pictures) -> Pictures:
-    """Without captions where nothing reads them."""
+def without_unread_captions(recipe: Recipe, pictures: Pictures) -> Pictures:
+    """Without captions where no text encoder reads them."""
     return pictures if recipe.denoiser.text.kind != "none" else replace(pictures, captions=None)
 
 
@@ -73,7 +70,7 @@ def picture_examples(recipe: Recipe, pictures: Pictures, device: torch.device) -
 
 
 def crop_examples(recipe: Recipe, size: int, pictures: Pictures, device: torch.device) -> Examples:
-    """With their smaller pictures, for the stage that makes pictures of this size."""
+    """With their low-resolution versions, for the stage that makes pictures of this size."""
     rng, crop = Rng((recipe.seed, leg_above(size))), recipe.enlarger(size).crop or size
     factor = size // recipe.chain[recipe.chain.index(size) - 1]
     return lambda chosen: PictureSource(pictures, chosen, rng, device, crop, recipe.flip, factor)

@@ -127,11 +127,11 @@ def clean_up(folder: Path) -> None:
     """
     for place in (folder, folder / "checkpoints", folder / "cache"):
         for path in sorted(place.glob(".*.*.old")) + sorted(place.glob(".*.*.tmp")):
-            found = UNFINISHED.fullmatch(path.name)
-            if found is None or was_running(int(found["process"]), path):
+            unfinished = UNFINISHED.fullmatch(path.name)
+            if unfinished is None or was_running(int(unfinished["process"]), path):
                 continue
-            if found["kind"] == "old" and not (place / found["name"]).exists():
-                path.rename(place / found["name"])
+            if unfinished["kind"] == "old" and not (place / unfinished["name"]).exists():
+                path.rename(place / unfinished["name"])
             elif path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
             else:

@@ -1,4 +1,4 @@
-"""The loop. It knows objectives, players, batches and chores; it does not know diffusion."""
+"""The training loop. It knows objectives, train states, batches and hooks; it does not know diffusion."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from calotype.types import Batch, Rng, UserError
 
 @runtime_checkable
 class Source(Protocol):
-    """Training data as a function of the clock: no state, so nothing to restore."""
+    """Training data as a function of the images seen: no state, so nothing to restore."""
 
     def batch(self, images_seen: int, count: int) -> Batch: ...
 
@@ -57,7 +57,7 @@ class TrainProgress:
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one step brought: the terms of each loss and the norm of each gradient, by player."""
+    """The terms of each loss and the norm of each gradient, by network."""
 
     terms: dict[str, Tensor]
     norms: dict[str, float]
@@ -65,37 +65,37 @@ class StepResult:
 
 @dataclass(frozen=True)
 class Hook:
-    """Something done beside learning, when it is due: log, save, preview."""
+    """Something done between steps, when it is due: log, save, validate."""
 
     due: Callable[[TrainProgress], bool]
     run: Callable[[TrainProgress, StepResult], None]
 
 
 def train(
-    objective: Objective, players: dict[str, TrainState], source: Source, clock: TrainProgress, hooks: Sequence[Hook]
+    objective: Objective, states: dict[str, TrainState], source: Source, clock: TrainProgress, hooks: Sequence[Hook]
 ) -> None:
     clock.started = time.perf_counter()
     while clock.images_seen < clock.total:
         batch = source.batch(clock.images_seen, clock.batch)
-        result = learn(players, objective.losses(batch, clock.progress, clock.rng()), clock)
+        result = learn(states, objective.losses(batch, clock.progress, clock.rng()), clock)
         clock.advance(len(batch))
         for hook in hooks:
             if hook.due(clock):
                 hook.run(clock, result)
 
 
-def learn(players: dict[str, TrainState], losses: dict[str, Loss], clock: TrainProgress) -> StepResult:
-    """One step of every player that has a loss. All gradients are taken before any weight moves."""
+def learn(states: dict[str, TrainState], losses: dict[str, Loss], clock: TrainProgress) -> StepResult:
+    """One step of every network that has a loss. All gradients are taken before any weight moves."""
     for name, loss in losses.items():
-        players[name].backward(loss.total)
-    norms = {name: step(players[name], name, losses[name], clock) for name in losses}
+        states[name].backward(loss.total)
+    norms = {name: step(states[name], name, losses[name], clock) for name in losses}
     terms = {f"{name}.{term}": value for name, loss in losses.items() for term, value in loss.terms.items()}
     return StepResult(terms, norms)
 
 
-def step(player: TrainState, name: str, loss: Loss, clock: TrainProgress) -> float:
+def step(state: TrainState, name: str, loss: Loss, clock: TrainProgress) -> float:
     try:
-        return player.step(clock.progress)
+        return state.step(clock.progress)
     except NotFiniteError as error:
         terms = ", ".join(f"{term} {float(value):.3g}" for term, value in loss.terms.items())
         raise UserError(

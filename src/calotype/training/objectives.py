@@ -1,4 +1,4 @@
-"""What is learned: the losses of the first stage, and the loss of a denoiser."""
+"""Objectives: the losses of an autoencoder and its critic, and the loss of a denoiser."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from calotype.types import NULL_LABEL, Batch, Images, Labels, Rng, Sigmas, Text
 
 @dataclass(frozen=True)
 class Loss:
-    """What one player makes smaller, and the terms that it is made of, for the log."""
+    """What one network minimises, and the terms that it is the sum of, for the log."""
 
     total: Tensor
     terms: dict[str, Tensor]
@@ -32,9 +32,9 @@ class Loss:
 
 @runtime_checkable
 class Objective(Protocol):
-    """`players` learn, each from its own loss; all randomness comes from `rng`."""
+    """Networks that are trained, each on its own loss; all randomness comes from `rng`."""
 
-    players: dict[str, nn.Module]
+    networks: dict[str, nn.Module]
 
     def losses(self, batch: Batch, progress: float, rng: Rng) -> dict[str, Loss]: ...
 
@@ -46,13 +46,14 @@ class AutoencoderObjective:
         self, vae: Autoencoder, critic: Critic, features: EfficientNetLite0, config: AutoencoderLossConfig
     ) -> None:
         self.vae, self.critic, self.features, self.config = vae, critic, features, config
-        self.players: dict[str, nn.Module] = {"autoencoder": vae, **({"critic": critic} if config.adversarial else {})}
+        critics: dict[str, nn.Module] = {"critic": critic} if config.adversarial else {}
+        self.networks: dict[str, nn.Module] = {"autoencoder": vae, **critics}
         self.trust = 1.0
-        """What is left of the critic's weight; lowered when it has done harm (`guard.py`)."""
+        """What is left of the critic's weight; `CriticGuard` lowers it when the critic has done harm."""
 
     @property
-    def listens_from(self) -> float:
-        """The fraction of the run from which on the autoencoder listens to the critic."""
+    def adversarial_start(self) -> float:
+        """The fraction of the leg at which the adversarial loss sets in."""
         return max(self.config.critic_start, self.config.critic_used)
 
     def losses(self, batch: Batch, progress: float, rng: Rng) -> dict[str, Loss]:
@@ -70,8 +71,8 @@ class AutoencoderObjective:
         config = self.config
         terms = {"l1": (fake - real).abs().mean(), "edges": config.edges * edge_distance(real, fake)}
         if config.perceptual and progress >= config.perceptual_start:
-            some = share(len(real), config.perceptual_share)
-            distance = perceptual_distance(self.features, fake[:some], real[:some]).mean()
+            count = share(len(real), config.perceptual_share)
+            distance = perceptual_distance(self.features, fake[:count], real[:count]).mean()
             terms["perceptual"] = config.perceptual * distance
         return terms
 
@@ -79,7 +80,7 @@ class AutoencoderObjective:
         config = self.config
         reconstruction = torch.stack(list(terms.values())).sum()
         terms["kl"] = config.kl * kl_to_normal(moments).mean()
-        if config.adversarial and progress >= self.listens_from:
+        if config.adversarial and progress >= self.adversarial_start:
             terms["adversarial"] = self._adversarial(reconstruction, fake)
         return Loss(torch.stack(list(terms.values())).sum(), {name: term.detach() for name, term in terms.items()})
 
@@ -88,16 +89,16 @@ class AutoencoderObjective:
 
         The adaptive weight of arXiv 2012.09841, eq. 7, taken at the picture instead of the last layer, and capped.
         """
-        some = share(len(fake), self.config.critic_share)
-        loss = -self.critic(fake[-some:]).mean()
+        count = share(len(fake), self.config.critic_share)
+        loss = -self.critic(fake[-count:]).mean()
         ours, theirs = (torch.autograd.grad(part, fake, retain_graph=True)[0].norm() for part in (reconstruction, loss))
         weight = (self.config.adversarial * ours / (theirs + 1e-8)).clamp(max=self.config.adversarial_cap)
         return self.trust * weight * loss
 
     def _critic(self, real: Images, fake: Images) -> Loss:
-        """Hinge loss (arXiv 1705.02894, eq. 3), with the logit gap and the share of right verdicts."""
-        some = share(len(real), self.config.critic_share)
-        of_real, of_fake = self.critic(real[-some:]), self.critic(fake[-some:])
+        """Hinge loss (arXiv 1705.02894, eq. 3), with the critic's accuracy and the gap of its logits."""
+        count = share(len(real), self.config.critic_share)
+        of_real, of_fake = self.critic(real[-count:]), self.critic(fake[-count:])
         total = (F.relu(1 - of_real).mean() + F.relu(1 + of_fake).mean()) / 2
         right = ((of_real > 0).float().mean() + (of_fake < 0).float().mean()) / 2
         gap = (of_real.mean() - of_fake.mean()).detach()
@@ -109,7 +110,7 @@ def share(count: int, fraction: float) -> int:
 
 
 def edge_distance(real: Images, fake: Images) -> Tensor:
-    """L1 distance of the differences between neighbouring pixels: lines count, not only areas."""
+    """L1 distance of the image gradients: edges count, not only areas."""
     wrong = fake - real
     return wrong.diff(dim=-1).abs().mean() + wrong.diff(dim=-2).abs().mean()
 
@@ -123,20 +124,22 @@ NO_DROPOUT = ConditionDropout(label_dropout=0, caption_alone=0, label_alone=0, c
 
 
 class DenoisingObjective:
-    """The denoiser's loss on latents (or pixels) with random sigmas, under dropout of labels and captions.
+    """The denoiser's loss on latents (or pixels) at random sigmas, under dropout of labels and captions.
 
-    `unseen` are closed forms for the training pictures, none of which has seen the picture it is asked about.
+    `cross_fitted` gives the closed form of each training picture, which was fitted to other pictures.
     """
 
-    def __init__(self, stage: Stage, dropout: ConditionDropout = NO_DROPOUT, unseen: CrossFitted | None = None) -> None:
-        self.stage, self.dropout, self.unseen = stage, dropout, unseen
-        self.players: dict[str, nn.Module] = {"denoiser": stage.denoiser}
+    def __init__(
+        self, stage: Stage, dropout: ConditionDropout = NO_DROPOUT, cross_fitted: CrossFitted | None = None
+    ) -> None:
+        self.stage, self.dropout, self.cross_fitted = stage, dropout, cross_fitted
+        self.networks: dict[str, nn.Module] = {"denoiser": stage.denoiser}
 
     def losses(self, batch: Batch, progress: float, rng: Rng) -> dict[str, Loss]:
-        loss = self.each(batch, rng)[1].mean()
+        loss = self.per_image(batch, rng)[1].mean()
         return {"denoiser": Loss(loss, {"loss": loss.detach()})}
 
-    def each(self, batch: Batch, rng: Rng) -> tuple[Sigmas, Float[Tensor, " batch"]]:
+    def per_image(self, batch: Batch, rng: Rng) -> tuple[Sigmas, Float[Tensor, " batch"]]:
         """The sigma and the loss of every picture."""
         count, device = len(batch), batch.clean.device
         clean = self.stage.space.sample(batch.clean, rng.at("latents"))
@@ -146,8 +149,8 @@ class DenoisingObjective:
         level = self.stage.augmentation.draw(count, rng.at("augmentation")).to(device)
         spoiling = torch.zeros(()) if batch.low_res is None else rng.at("spoiling").noise_like(batch.low_res)
         condition = self.stage.condition(labels, batch.low_res, level, spoiling, text)
-        if self.unseen is not None and batch.fold is not None:
-            condition = replace(condition, known=self.unseen.of(batch.fold, labels))
+        if self.cross_fitted is not None and batch.fold is not None:
+            condition = replace(condition, posterior_mean=self.cross_fitted.of(batch.fold, labels))
         with rng.at("dropout").seeding(device):
             return sigma, self.stage.denoiser.loss(clean, sigma, noise, condition)
 

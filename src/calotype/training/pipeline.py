@@ -1,4 +1,4 @@
-"""All legs of a run, then its model, samples and report."""
+"""All legs of a run, in order: from pictures to a model."""
 
 from __future__ import annotations
 
@@ -8,229 +8,199 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
-from pathlib import Path
+from typing import TypeVar
 
 import torch
 
-from calotype.build import build_frozen
-from calotype.cli.commands.inspecting import short_look
-from calotype.cli.commands.sampling import sample, show_neighbours
-from calotype.cli.commands.talk import unless
-from calotype.cli.console import Console, counting
+from calotype.build import build_frozen, initial_space
 from calotype.data.folder import Pictures
 from calotype.data.latents import cache_latents
 from calotype.data.shapes import read_forms, shapes_of
 from calotype.data.words import cache_words
 from calotype.diffusion.stage import Stage
 from calotype.evaluation.counting import counter
-from calotype.machine import Machine, peak_memory
+from calotype.machine import peak_memory
 from calotype.model import save_model
 from calotype.nets.frozen import FrozenConfig
 from calotype.nets.kl import Autoencoder
-from calotype.planning import Plan
-from calotype.planning.measurement import count_parameters
 from calotype.recipe import ImportedSpace, Recipe, leg_above
-from calotype.report import write_report
-from calotype.report.card import write_card
 from calotype.run import LevelSearch, Run
 from calotype.settings import parse_recipe
 from calotype.spaces.latent import LatentSpace, about_tiles
 from calotype.spaces.pixel import PixelSpace, Space
 from calotype.tables import merge
-from calotype.training.autoencoder_leg import autoencoder_leg, start_space
-from calotype.training.budget import BudgetController
+from calotype.training.budget import BudgetController, TimeBudget
 from calotype.training.constants import keep
-from calotype.training.denoiser_leg import DenoiserLeg, denoiser_leg
 from calotype.training.early_stopping import HOPELESS
-from calotype.training.enlarging_leg import enlarger_leg, exposure_leg, search_levels
-from calotype.training.examples import Bucket, as_read, crop_examples, latent_examples, picture_examples
+from calotype.training.examples import Bucket, crop_examples, latent_examples, picture_examples
+from calotype.training.hooks import validate
+from calotype.training.inspection import require_fit
+from calotype.training.leg import UNLIMITED, Leg, LegLimits, train_leg
+from calotype.training.legs import autoencoder_leg, denoiser_leg, enlarger_leg, exposure_leg
+from calotype.training.levels import search_levels
 from calotype.training.loop import TrainProgress
-from calotype.training.previews import held_out_images, held_out_prompts, reconstructions
-from calotype.training.run import Interrupted, Leg, go, look, stoppable
+from calotype.training.previews import reconstructions, validation_images
+from calotype.training.reporter import Reporter, counting, until_stopped
+from calotype.training.signals import Interrupted, Stop
 
 SHORT = 60.0
 """Seconds of a leg: previews along the way would take a good part of a shorter one."""
-LOOK_SHARE = 0.05
-"""Of a leg's time, where the clock decides how long it is: dear previews are made less often."""
-NEIGHBOURS_FROM = 300.0
-"""Seconds of budget: looking for the nearest training pictures takes a few, which a shorter run does not have."""
+VALIDATION_SHARE = 0.05
+"""Of a leg's time, where the clock decides how long it is."""
+Result = TypeVar("Result")
 
 
-def develop(
-    run: Run, plan: Plan, pictures: Pictures, machine: Machine, console: Console, force: bool = False,
-    *, read_seconds: float = 0.0,
-) -> Path:  # fmt: skip
-    """All legs of a run, then its model, samples and report. Raises `Interrupted` when asked to stop.
+@contextmanager
+def recorded(run: Run, device: torch.device, stop: Stop) -> Iterator[None]:
+    """Records the status of a run while it is worked on, and raises `Interrupted` for whatever a signal raised.
 
-    The caller holds the lock of the run. Without `force` it ends in a `UserError` where an autoencoder has come out
-    that is not worth diffusing on.
+    The caller holds the lock of the run.
     """
     run.state.status = "training"
-    run.spend("read", read_seconds)
-    with stoppable() as stop:
-        try:
-            _develop(Pipeline(run, plan, as_read(plan.recipe, pictures), machine.device, console, stop, force))
-            run.state.status = "finished"
-        except (Interrupted, KeyboardInterrupt, SystemExit):  # the latter two: at once, by a second signal
-            run.state.status = "interrupted"
-            raise Interrupted(str(run.folder), stop.signal_number) from None
-        except BaseException:
-            run.state.status = "failed"
-            raise
-        finally:
-            run.state.peak_memory_bytes = peak_memory(machine.device)
-            run.save()
-            write_report(run.folder)
-            run.save()  # with the seconds that the report took
-    return run.folder
-
-
-def _develop(workshop: Pipeline) -> None:
-    run, plan, recipe = workshop.run, workshop.plan, workshop.recipe
-    workshop.words()
-    stages = [workshop.base(*workshop.space())]
-    for size in recipe.chain[1:]:
-        stage = workshop.enlarger(size, stages[-1])
-        recipe = workshop.with_best_level(recipe, stages, stage)
-        stages.append(stage)
-    with run.timing("model"):
-        save_model(run.folder / "model", recipe, stages, workshop.pictures.classes)
-    with run.timing("samples"):
-        device, console = str(workshop.device), workshop.console
-        prompts = held_out_prompts(workshop.pictures, plan.final_count)
-        sample(run.folder, plan.final_count, None, recipe.seed, run.folder / "samples", device, console, prompt=prompts)
-    if plan.budget_seconds >= NEIGHBOURS_FROM:
-        with run.timing("neighbours"):
-            show_neighbours(run.folder, workshop.pictures)
-    write_card(run.folder)
+    run.save()
+    try:
+        yield
+        run.state.status = "finished"
+    except (Interrupted, KeyboardInterrupt, SystemExit):  # the latter two: at once, by a second signal
+        run.state.status = "interrupted"
+        raise Interrupted(str(run.folder), stop.signal_number) from None
+    except BaseException:
+        run.state.status = "failed"
+        raise
+    finally:
+        run.state.peak_memory_bytes = peak_memory(device)
+        run.save()
 
 
 @dataclass(frozen=True)
 class Pipeline:
-    """What all legs of one run need; its methods make the parts of the model, one after the other."""
+    """What all legs of one run need; its methods make the parts of the model, one after the other.
+
+    Without `force`, `train` ends in a `UserError` where the autoencoder is unfit to diffuse on.
+    """
 
     run: Run
-    plan: Plan
+    recipe: Recipe
+    budget: TimeBudget
     pictures: Pictures
     device: torch.device
-    console: Console
+    reporter: Reporter
     stop: threading.Event
-    force: bool
+    force: bool = False
 
-    @property
-    def recipe(self) -> Recipe:
-        return self.plan.recipe
+    def train(self) -> None:
+        """All legs, and the folder of the model. Raises `Interrupted`, after saving, when asked to stop."""
+        self.encode_captions()
+        recipe, stages = self.recipe, [self.first_stage(*self.space())]
+        for size in recipe.chain[1:]:
+            stage = self.enlarger(size, stages[-1])
+            recipe = self.with_best_level(recipe, stages, stage)
+            stages.append(stage)
+        with self.run.timing("model"):
+            save_model(self.run.folder / "model", recipe, stages, self.pictures.classes)
 
-    def words(self) -> None:
-        """A frozen text encoder reads all captions, before anything learns from them."""
+    def encode_captions(self) -> None:
+        """By a frozen text encoder, before anything is trained on them."""
         text, captions = self.recipe.denoiser.text, self.pictures.captions
         if isinstance(text, FrozenConfig) and captions is not None:
-            with self._counting("captions"), self.console.bar("captions") as bar:
+            with self._counting("captions"), self.reporter.bar("captions") as bar:
                 cache_words(build_frozen(text), captions, self.run.folder / "cache", self.device, counting(bar))
 
-    def forms(self, pictures: Pictures) -> Sequence[Pictures]:
-        """What the first stage learns from, at its size: these squares, or the pictures in several shapes."""
+    def buckets(self, pictures: Pictures) -> Sequence[Pictures]:
+        """What the first stage is trained on, at its size: squares, or the pictures in several aspect ratios."""
         recipe = self.recipe
         if recipe.aspect_buckets == 1:
             return [pictures]
         shapes, folder = shapes_of(recipe.aspect_buckets, recipe.size, recipe.unit), self.run.folder / "cache"
-        with self.run.timing("read"), self.console.bar("shapes") as bar:
+        with self.run.timing("read"), self.reporter.bar("shapes") as bar:
             return read_forms(pictures, shapes, recipe.size // recipe.chain[0], folder, counting(bar))
 
     def space(self) -> tuple[Space, Sequence[Bucket]]:
         """What the first stage works in, and its training examples in there."""
         pictures = self.pictures.shrunk(self.recipe.chain[0])
-        forms = self.forms(pictures)
+        buckets = self.buckets(pictures)
         if self.recipe.kind == "cascade":
-            return PixelSpace(), [Bucket(one, picture_examples(self.recipe, one, self.device)) for one in forms]
+            return PixelSpace(), [Bucket(each, picture_examples(self.recipe, each, self.device)) for each in buckets]
         space, folder = LatentSpace(self.autoencoder(pictures)).to(self.device), self.run.folder / "cache"
-        with self._counting("latents"), self.console.bar("latents") as bar:
-            flip, told = self.recipe.flip, counting(bar)
-            caches = [cache_latents(space, one, flip, folder, self.device, told) for one in forms]
-            trained = (cache.of(one.train_indices) for one, cache in zip(forms, caches, strict=True))
+        with self._counting("latents"), self.reporter.bar("latents") as bar:
+            flip, progress = self.recipe.flip, counting(bar)
+            caches = [cache_latents(space, each, flip, folder, self.device, progress) for each in buckets]
+            trained = (cache.of(each.train_indices) for each, cache in zip(buckets, caches, strict=True))
             space.measure(moments.float().to(self.device) for moments in chain.from_iterable(trained))
-            if isinstance(self.recipe.space, ImportedSpace):
-                self.run.log("note", text=about_tiles(space, held_out_images(pictures, 1, self.device)))
         with self.run.timing("inspect"):
-            short_look(self.run, space, pictures, self.console, self.force)
-        pairs = zip(forms, caches, strict=True)
-        return space, [Bucket(one, latent_examples(self.recipe, one, cache, self.device)) for one, cache in pairs]
+            if isinstance(self.recipe.space, ImportedSpace):
+                self.run.log("note", text=about_tiles(space, validation_images(pictures, 1, self.device)))
+            require_fit(self.run, space, pictures, self.reporter.say, self.force)
+        pairs = zip(buckets, caches, strict=True)
+        return space, [Bucket(each, latent_examples(self.recipe, each, cache, self.device)) for each, cache in pairs]
 
     def autoencoder(self, pictures: Pictures) -> Autoencoder:
         """Trained, or as it was imported."""
-        if not self.recipe.trains_space:
-            with self.run.timing("prepare"):
-                vae = start_space(self.recipe, pictures, self.device).vae.eval().requires_grad_(False)
-                shown = reconstructions(pictures, vae, self.device)
-                look(self.run, "autoencoder", TrainProgress(1, 1, self.recipe.seed), shown.draw, shown.measure)
-            return vae
-        with self._counting("prepare"):
-            leg = autoencoder_leg(self.recipe, pictures, self.device)
-        self._go(leg)
-        return leg.vae
+        if self.recipe.trains_space:
+            with self._counting("prepare"):
+                leg = autoencoder_leg(self.recipe, pictures, self.device)
+            return self._train(leg)
+        with self.run.timing("prepare"):
+            vae = initial_space(self.recipe, pictures, self.device).vae.eval().requires_grad_(False)
+            clock = TrainProgress(1, 1, self.recipe.seed)
+            validate(self.run, "autoencoder", clock, reconstructions(pictures, vae, self.device))
+        return vae
 
-    def base(self, space: Space, forms: Sequence[Bucket]) -> Stage:
+    def first_stage(self, space: Space, buckets: Sequence[Bucket]) -> Stage:
         with self._counting("fit"):
-            leg = denoiser_leg(self.recipe, forms, space, self.device, partial(keep, self.run, "denoiser"))
-        return self._diffusion(leg)
+            leg = denoiser_leg(self.recipe, buckets, space, self.device, partial(keep, self.run, "denoiser"))
+        return self._train(leg)
 
     def enlarger(self, size: int, below: Stage) -> Stage:
+        """A stage above the first, after exposure fine-tuning where the recipe asks for it."""
         with self._counting("prepare"):
             pictures = self.pictures.shrunk(size)
             examples = crop_examples(self.recipe, size, pictures, self.device)
             kept = partial(keep, self.run, leg_above(size))
             leg = enlarger_leg(self.recipe, size, pictures, examples, self.device, kept)
-        stage = self._diffusion(leg)
+        stage = self._train(leg)
         if not self.recipe.enlarger(size).exposure.images:
             return stage
         with self._counting("prepare"):
-            more = exposure_leg(self.recipe, below, stage, pictures, self.device)
-        return self._diffusion(more)
+            fine_tuning = exposure_leg(self.recipe, below, stage, pictures, self.device)
+        return self._train(fine_tuning)
 
     def with_best_level(self, recipe: Recipe, below: Sequence[Stage], stage: Stage) -> Recipe:
         """The recipe with the augmentation that suits what the stages below make; a resumed run has it in its state."""
-        size, found = stage.image_size, self.run.state.levels
-        crops = self.plan.level_crops.get(str(size), 0)
+        size, levels = str(stage.image_size), self.run.state.levels
+        crops = self.budget.level_crops.get(size, 0)
         if not crops:
             return recipe
-        if str(size) not in found:
-            name = f"level-{size}"
-            with self._counting(name), self.console.bar(name) as bar:
-                progress = unless(self.stop, counting(bar))
-                search = search_levels(recipe, below, stage, self.pictures.shrunk(size), crops, progress)
-            found[str(size)] = LevelSearch.model_validate(search.as_json())
-            self.run.log("levels", size=size, **search.as_json())
+        if size not in levels:
+            with self._counting(f"level-{size}"), self.reporter.bar(f"level-{size}") as bar:
+                progress = until_stopped(self.stop, counting(bar))
+                pictures = self.pictures.shrunk(stage.image_size)
+                search = search_levels(recipe, below, stage, pictures, crops, progress)
+            levels[size] = LevelSearch.model_validate(search.as_json())
+            self.run.log("levels", size=stage.image_size, **search.as_json())
             self.run.save()
-        best = {"sampling": {"augmentation": found[str(size)].best}}
-        return parse_recipe(merge(recipe.model_dump(), {"enlarge": {str(size): best}}))
+        best = {"sampling": {"augmentation": levels[size].best}}
+        return parse_recipe(merge(recipe.model_dump(), {"enlarge": {size: best}}))
 
     @contextmanager
-    def _counting(self, what: str) -> Iterator[None]:
-        """Seconds and floating-point operations, over all sittings, of what is done once: fits, encodings, searches."""
-        with self.run.timing(what), counter() as count:
+    def _counting(self, step: str) -> Iterator[None]:
+        """Seconds and operations, over all sessions, of what is done once: fits, encodings, searches."""
+        with self.run.timing(step), counter() as count:
             yield
         operations = self.run.state.operations
-        operations[what] = operations.get(what, 0) + count.get_total_flops()
+        operations[step] = operations.get(step, 0) + count.get_total_flops()
 
-    def _diffusion(self, leg: DenoiserLeg) -> Stage:
-        """Its stage; the report shows what the weights make that are not averaged."""
-        self._go(leg)
-        if not (raw := self.run.folder / "previews" / f"{leg.name}-raw.png").exists():
-            with self.run.timing("previews"):
-                leg.preview_raw(raw)
-        return leg.stage
+    def _train(self, leg: Leg[Result]) -> Result:
+        with self.reporter.bar(leg.name) as bar:
+            train_leg(self.run, leg, self.stop, bar, self.reporter.say, self._limits(leg.name))
+        return leg.trained
 
-    def _go(self, leg: Leg) -> None:
-        if leg.name in self.plan.paced:
-            leg.most_rise, leg.look_share = HOPELESS, LOOK_SHARE
-            leg.looks = (1.0,) if self.plan.predicted["seconds"][leg.name] < SHORT else ()
-            others = sum(seconds for what, seconds in self.run.state.seconds.items() if what != leg.name)
-            leg.pace = BudgetController(
-                self.plan.phases[leg.name], self.plan.budget_seconds - others - self.plan.time_budget.after(leg.name)
-            )
-        with self.console.bar(leg.name) as bar:
-            go(self.run, leg, self.stop, bar, self.console.say)
-        if told := self.run.state.overfitted.get(leg.name):
-            self.console.say(f"{leg.name}: {told}")
-        trained = [count_parameters(player.network) for name, player in leg.players.items() if name != "critic"]
-        self.run.state.parameters[leg.name] = sum(trained)
+    def _limits(self, leg: str) -> LegLimits:
+        """Of a leg whose length follows the clock: what the other steps have taken and will take is not its own."""
+        budget = self.budget
+        if leg not in budget.paced:
+            return UNLIMITED
+        others = sum(seconds for step, seconds in self.run.state.seconds.items() if step != leg)
+        control = BudgetController(budget.phases[leg], budget.seconds - others - budget.after(leg))
+        previews_at = (1.0,) if budget.predicted[leg] < SHORT else ()
+        return LegLimits(control, previews_at, VALIDATION_SHARE, HOPELESS)

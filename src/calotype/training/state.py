@@ -1,4 +1,4 @@
-"""A player: a network with its optimizer and the average of its weights."""
+"""A train state: a network with its optimizer and the average of its weights."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from calotype.priors.fitted import load_trained, trained_state
+from calotype.priors.prior import load_trained, trained_state
 from calotype.recipe import OptimizerConfig
 
 
@@ -19,7 +19,7 @@ class NotFiniteError(ArithmeticError):
 
 
 class TrainState:
-    """Learns with AdamW and keeps a power-function average of its weights (arXiv 2312.02696, eq. 121 and 123)."""
+    """A network under AdamW, with a power-function average of its weights (arXiv 2312.02696, eq. 121 and 123)."""
 
     def __init__(self, network: nn.Module, config: OptimizerConfig) -> None:
         self.network, self.config = network, config
@@ -31,7 +31,7 @@ class TrainState:
         self.steps = 0
 
     def backward(self, loss: Tensor) -> None:
-        """Gradients on this player's own weights and on nobody else's."""
+        """Gradients on the weights of this network alone."""
         loss.backward(inputs=self.parameters)
 
     def step(self, progress: float) -> float:

@@ -10,8 +10,9 @@ from calotype.cli.commands.sampling import SampleRequest, enlarge, read_prompts,
 from calotype.cli.commands.showing import report, runs
 from calotype.cli.commands.sweeping import sweep_run as sweep
 from calotype.cli.commands.training import TrainRequest, plan, resume, train
-from calotype.cli.console import Console, Progress
+from calotype.cli.console import Console
 from calotype.evaluation.sweep import Grid
+from calotype.training.reporter import Progress
 
 __all__ = [
     "Console",

@@ -25,7 +25,7 @@ from calotype.data.images import (
     pils_from_images,
     read_image,
 )
-from calotype.evaluation.memorisation import facing, glanced_at, nearest_trained, together
+from calotype.evaluation.memorisation import concatenated, mirrored_to_match, nearest_trained, thumbnails
 from calotype.files import write_json
 from calotype.model import Model, changed_all, load, seamless
 from calotype.types import NULL_LABEL, UserError
@@ -158,9 +158,9 @@ def show_neighbours(run: Path, pictures: Pictures) -> None:
     held_out = images_from_pixels(pictures.pixels[unseen[: len(samples)]])
     most = max(1, MOST_VALUES // pictures.pixels[0].numel())
     chosen = pictures.train_indices[:: max(1, math.ceil(len(pictures.train_indices) / most))]
-    trained = together(glanced_at(images_from_pixels(pictures.pixels[part])) for part in chosen.split(CHUNK))
-    ours, theirs = (nearest_trained(glanced_at(images), trained) for images in (samples, held_out))
-    nearest = facing(images_from_pixels(pictures.pixels[chosen[torch.from_numpy(ours.place)]]), samples)
+    trained = concatenated(thumbnails(images_from_pixels(pictures.pixels[part])) for part in chosen.split(CHUNK))
+    ours, theirs = (nearest_trained(thumbnails(images), trained) for images in (samples, held_out))
+    nearest = mirrored_to_match(images_from_pixels(pictures.pixels[chosen[torch.from_numpy(ours.place)]]), samples)
     grid(pils_from_images(torch.cat([samples, nearest])), len(samples)).save(run / "previews" / "nearest.png")
     medians = {"samples_median": float(np.median(ours.apart)), "held_out_median": float(np.median(theirs.apart))}
     about = {**medians, "n": [len(samples), len(held_out)], "trained": len(chosen)}

@@ -1,4 +1,4 @@
-"""Plan, train, resume: from what the user asked for to a run."""
+"""Plan, train, resume: from a request to a finished run."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from calotype.cli.commands.reading import free, read
+from calotype.cli.commands.sampling import sample, show_neighbours
 from calotype.cli.console import Console
 from calotype.data.folder import Pictures
 from calotype.data.split import FILE as SPLIT_FILE
@@ -23,23 +24,30 @@ from calotype.data.split import VERSION as SPLIT_VERSION
 from calotype.data.split import Rule, rule_of, three_sets
 from calotype.files import sha256, write_json, write_whole
 from calotype.interop import diffusers, minilm, transformers
-from calotype.machine import examine
+from calotype.machine import Machine, examine
 from calotype.planning import Plan, make_plan
 from calotype.recipe import ImportedSpace, Recipe
+from calotype.report import write_report
+from calotype.report.card import write_card
 from calotype.run import PORTRAITS, Run, RunState, SplitRecord, read_stored
 from calotype.settings import parse_recipe, parse_split, read_overrides, read_recipe, to_toml
 from calotype.tables import merge
 from calotype.training.checkpoint import rename_legs
+from calotype.training.examples import without_unread_captions
 from calotype.training.lock import locked
-from calotype.training.pipeline import develop
+from calotype.training.pipeline import Pipeline, recorded
+from calotype.training.previews import held_out_prompts
+from calotype.training.signals import stoppable
 from calotype.types import UserError
 
 SIZE = 64
+NEIGHBOURS_FROM = 300.0
+"""Seconds of budget: the search for nearest training pictures takes a few, which a shorter run does not have."""
 
 
 @dataclass(frozen=True)
 class TrainRequest:
-    """What the user asked for."""
+    """The options of `calotype train`."""
 
     folder: Path | None
     """None: the embedded portraits."""
@@ -83,7 +91,7 @@ def read_space(text: str | None) -> dict[str, Any]:
 
 
 def located(settings: dict[str, Any]) -> dict[str, Any]:
-    """With the whole path of an imported autoencoder, which must be there: pictures take long to read."""
+    """With the resolved path of an imported autoencoder. It must be there: reading the pictures takes long."""
     if (path := settings.get("space", {}).get("path")) is None:
         return settings
     whole = Path(path).expanduser().resolve()
@@ -93,7 +101,7 @@ def located(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def with_encoder(settings: dict[str, Any]) -> dict[str, Any]:
-    """As `located`, of a frozen text encoder; with its hash, so that another one is not taken for it later."""
+    """The same for a frozen text encoder, with its hash, so that no other is taken for it later."""
     text = settings.get("denoiser", {}).get("text", {})
     if text.get("kind") == "minilm":
         minilm.find()
@@ -101,8 +109,8 @@ def with_encoder(settings: dict[str, Any]) -> dict[str, Any]:
         return settings
     whole = Path(text["path"]).expanduser().resolve()
     transformers.read_config(whole)
-    found = {"path": str(whole), "digest": text.get("digest") or transformers.digest_of(whole)}
-    return merge(settings, {"denoiser": {"text": found}})
+    identity = {"path": str(whole), "digest": text.get("digest") or transformers.digest_of(whole)}
+    return merge(settings, {"denoiser": {"text": identity}})
 
 
 def plan(request: TrainRequest, console: Console) -> Plan:
@@ -117,7 +125,7 @@ def plan(request: TrainRequest, console: Console) -> Plan:
 def train(request: TrainRequest, console: Console, force: bool = False) -> Path:
     """From a folder of pictures to a model, its samples and a report. Returns the folder of the run.
 
-    `force` goes on with an autoencoder that the doctor finds unfit.
+    `force` goes on with an autoencoder that is unfit to diffuse on.
     """
     settings = request.settings()
     with claimed(request, settings["size"]) as folder:
@@ -135,7 +143,31 @@ def train(request: TrainRequest, console: Console, force: bool = False) -> Path:
         run = Run(folder, state, began=request.started)
         run.spend("read", was_read - request.started)  # writes run.json, after all that resuming needs
         run.spend("plan", time.time() - was_read)
-        return develop(run, made, pictures, machine, console, force)
+        return produce(run, made, pictures, machine, console, force)
+
+
+def produce(run: Run, plan: Plan, pictures: Pictures, machine: Machine, console: Console, force: bool) -> Path:
+    """The model of a run, its samples, its card and its report. Raises `Interrupted` when asked to stop.
+
+    The caller holds the lock of the run. The report is written also of what was interrupted, or has failed.
+    """
+    recipe, folder, device = plan.recipe, run.folder, machine.device
+    pictures = without_unread_captions(recipe, pictures)
+    with stoppable() as stop:
+        try:
+            with recorded(run, device, stop):
+                Pipeline(run, recipe, plan.time_budget, pictures, device, console, stop, force).train()
+                with run.timing("samples"):
+                    prompts, count = held_out_prompts(pictures, plan.final_count), plan.final_count
+                    sample(folder, count, None, recipe.seed, folder / "samples", str(device), console, prompt=prompts)
+                if plan.budget_seconds >= NEIGHBOURS_FROM:
+                    with run.timing("neighbours"):
+                        show_neighbours(folder, pictures)
+                write_card(folder)
+        finally:
+            write_report(folder)
+            run.save()  # with the seconds that the report took
+    return folder
 
 
 def resume(folder: Path, device: str, console: Console, force: bool = False) -> Path:
@@ -171,7 +203,8 @@ def _resume(run: Run, began: float, device: str, console: Console, force: bool) 
     rename_legs(folder / "checkpoints")
     machine = examine(device, run.state.threads)
     run.began = began
-    return develop(run, made, pictures, machine, console, force, read_seconds=time.time() - began)
+    run.spend("read", time.time() - began)
+    return produce(run, made, pictures, machine, console, force)
 
 
 def content_of(recipe: Recipe) -> str | None:

@@ -1,0 +1,172 @@
+"""What each leg of a run trains: the autoencoder, the denoiser of the first stage, and those of stages that enlarge."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+
+from calotype.build import build_enlarger, build_stage, initial_space
+from calotype.data.folder import Pictures
+from calotype.data.images import images_from_pixels, pixels_from_images
+from calotype.data.sources import PictureSource, drawn
+from calotype.diffusion.denoiser import Denoiser
+from calotype.diffusion.init import sdedit
+from calotype.diffusion.stage import Sampling, Stage, shrunk
+from calotype.machine import deterministic
+from calotype.nets.blocks import channels_last
+from calotype.nets.critic import Critic
+from calotype.nets.kl import Autoencoder
+from calotype.nets.perceptual import efficientnet_lite0
+from calotype.priors.patches import PatchPrior
+from calotype.recipe import DiffusionConfig, OptimizerConfig, Recipe, exposure_above, leg_above
+from calotype.spaces.pixel import Space
+from calotype.training.constants import Constants, Keep, as_constants, fit_now, from_constants
+from calotype.training.critic_guard import CriticGuard
+from calotype.training.examples import Bucket, Examples, MixedSource, main_bucket, picture_source
+from calotype.training.fitting import fit_mixture, fit_patches
+from calotype.training.leg import Leg
+from calotype.training.loop import Source, TrainProgress
+from calotype.training.objectives import AutoencoderObjective, DenoisingObjective
+from calotype.training.previews import Reconstructions, Samples, reconstructions, validation_count
+from calotype.training.state import TrainState
+from calotype.types import Rng
+
+GUARDED = 16
+"""Pictures by which the critic's guard judges: their mean PSNR is steady to a tenth of a dB from check to check."""
+REDRAWN_AT_ONCE = 8
+
+# -- The autoencoder ---------------------------------------------------------------------------------------------------
+
+
+def autoencoder_leg(recipe: Recipe, pictures: Pictures, device: torch.device) -> Leg[Autoencoder]:
+    """From its closed-form start, or as it was imported."""
+    deterministic(recipe.seed)
+    space = initial_space(recipe, pictures, device)
+    config, objective = recipe.autoencoder, autoencoder_objective(recipe, space.vae)
+    objective.features.to(device)
+    optimizers = {"autoencoder": config.learn, "critic": config.critic_learn}
+    states = {name: TrainState(network.to(device), optimizers[name]) for name, network in objective.networks.items()}
+    average = states["autoencoder"].average
+    assert isinstance(average, Autoencoder)
+    validator = reconstructions(pictures, average, device)
+    guard = CriticGuard(objective, states["autoencoder"], Reconstructions(validator.images[:GUARDED], space.vae).psnr)
+    return Leg(
+        "autoencoder",
+        objective,
+        states,
+        picture_source(recipe, pictures, device),
+        TrainProgress(config.images, config.batch, recipe.seed),
+        validator,
+        average,
+        {"critic-guard": guard} if "critic" in states else {},
+    )
+
+
+def autoencoder_objective(recipe: Recipe, vae: Autoencoder) -> AutoencoderObjective:
+    critic = channels_last(Critic(recipe.autoencoder.critic))
+    return AutoencoderObjective(vae, critic, efficientnet_lite0(), recipe.autoencoder.losses)
+
+
+# -- Denoisers ---------------------------------------------------------------------------------------------------------
+
+
+def denoiser_leg(
+    recipe: Recipe, buckets: Sequence[Bucket], space: Space, device: torch.device, keep: Keep = fit_now
+) -> Leg[Stage]:
+    """The first stage, in pixels or in the latents of a trained autoencoder."""
+
+    def fit() -> Constants:
+        deterministic(recipe.seed + 1)
+        return as_constants(*fit_mixture(recipe, buckets, space))
+
+    mixture, cross_fitted = from_constants(keep(fit), device) if recipe.denoiser.prior == "gaussian" else (None, None)
+    deterministic(recipe.seed + 1)  # the same weights, whether the closed form was fitted or read
+    stage = build_stage(recipe, space, len(buckets[0].pictures.classes), mixture)
+    objective = DenoisingObjective(stage, recipe.denoiser, cross_fitted)
+    return diffusion_leg("denoiser", recipe, objective, recipe.denoiser, recipe.sampling, buckets, device)
+
+
+def enlarger_leg(
+    recipe: Recipe, size: int, pictures: Pictures, examples: Examples, device: torch.device, keep: Keep = fit_now
+) -> Leg[Stage]:
+    """A stage that enlarges the pictures of the stage before it."""
+    deterministic(recipe.seed + size)
+    stage, config = build_enlarger(recipe, size, len(pictures.classes)), recipe.enlarger(size)
+    if isinstance(prior := stage.denoiser.prior, PatchPrior):
+        train, crop = examples(pictures.train_indices), config.crop or size
+        prior.load_state_dict(keep(lambda: {"local": fit_patches(prior, train, crop)})["local"].state_dict())
+    objective, buckets = DenoisingObjective(stage, config), [Bucket(pictures, examples)]
+    return diffusion_leg(leg_above(size), recipe, objective, config, config.sampling, buckets, device)
+
+
+def exposure_leg(recipe: Recipe, below: Stage, stage: Stage, pictures: Pictures, device: torch.device) -> Leg[Stage]:
+    """Exposure fine-tuning: more training on pictures that the stage below has redrawn, with its artefacts."""
+    size, config = stage.image_size, recipe.enlarger(stage.image_size)
+    stream = f"mistakes-{size}"  # as in version 0.1: another name would draw other numbers
+    rng, count = Rng((recipe.seed, stream)), config.exposure.pictures
+    stage = replace(stage, denoiser=copy.deepcopy(stage.denoiser).train().requires_grad_(True))
+
+    def examples(chosen: Tensor) -> Source:
+        redrawn = chosen[torch.linspace(0, len(chosen) - 1, min(count, len(chosen))).long()]
+        low_res = redraw_all(recipe, below, pictures, redrawn, device, rng)
+        crop = config.crop or size
+        return PictureSource(pictures, redrawn, rng, device, crop, recipe.flip, stage.factor, low_res)
+
+    shorter = config.model_copy(update={"images": config.exposure.images, "learn": gentler(config.learn)})
+    objective, buckets = DenoisingObjective(stage, config), [Bucket(pictures, examples)]
+    return diffusion_leg(exposure_above(size), recipe, objective, shorter, config.sampling, buckets, device, stream)
+
+
+def diffusion_leg(
+    name: str, recipe: Recipe, objective: DenoisingObjective, config: DiffusionConfig, sampling: Sampling,
+    buckets: Sequence[Bucket], device: torch.device, stream: str = "",
+) -> Leg[Stage]:  # fmt: skip
+    """Trained on all buckets, and validated on the one with the most validation pictures."""
+    stage, rng, main = objective.stage, Rng((recipe.seed, stream or name)), main_bucket(buckets)
+    state = TrainState(stage.denoiser.to(device), config.learn)
+    assert isinstance(state.average, Denoiser)
+    averaged = replace(stage, denoiser=state.average)
+    trained = [bucket.pictures.train_indices for bucket in buckets]
+    sources = [bucket.examples(chosen) for bucket, chosen in zip(buckets, trained, strict=True)]
+    (pictures, examples), train = buckets[main], sources[main]
+    count = validation_count(train.batch(0, 1).clean[0].numel())
+    held_out = examples(pictures.validation_indices).batch(0, min(count, len(pictures.validation_indices)))
+    same = train.batch(0, len(held_out))
+    validator = Samples(averaged, stage, sampling, held_out, same, len(pictures.classes), rng)
+    return Leg(
+        name,
+        objective,
+        {"denoiser": state},
+        MixedSource(sources, [*map(len, trained)], rng),
+        TrainProgress(config.images, config.batch, recipe.seed),
+        validator,
+        averaged,
+        last_previews={"raw": validator.draw_raw},
+    )
+
+
+def gentler(learn: OptimizerConfig) -> OptimizerConfig:
+    """For a network that is trained already."""
+    return learn.model_copy(update={"learning_rate": learn.learning_rate / 4})
+
+
+def redraw_all(
+    recipe: Recipe, below: Stage, pictures: Pictures, chosen: Tensor, device: torch.device, rng: Rng
+) -> UInt8[Tensor, "count 3 size size"]:
+    """The chosen pictures at the size of the stage below, redrawn by it (SDEdit, arXiv 2108.01073)."""
+    index = recipe.chain.index(below.image_size)
+    share, redrawn = recipe.enlarger(recipe.chain[index + 1]).exposure.share, []
+    factor = pictures.pixels.shape[-1] // below.image_size
+    for part in chosen.split(REDRAWN_AT_ONCE):
+        images = shrunk(images_from_pixels(pictures.pixels[part]).to(device), factor)
+        rngs = [rng.at("redrawn", int(row)) for row in part]
+        labels = pictures.labels[part].to(device)
+        text = drawn(pictures.captions, part, rng.at("redrawn", int(part[0])))
+        again = sdedit(below, images, labels, recipe.samplings[index], share, rngs, text)
+        redrawn.append(pixels_from_images(again).cpu())
+    return torch.cat(redrawn)
