@@ -334,6 +334,8 @@ def test_tags_escape_text_and_attributes():
         (duration(4.23), "4.2 s"),
         (duration(59.4), "59 s"),
         (duration(59.6), "1 min 00 s"),
+        (duration(61.0), "1 min 01 s"),
+        (duration(3599.6), "1 h 00 min"),
         (duration(7500.0), "2 h 05 min"),
         (duration(None), "–"),
         (scaled(3.7e6), "3.7 M"),
