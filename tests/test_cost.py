@@ -16,7 +16,7 @@ from calotype.evaluation.counting import counted
 from calotype.evaluation.features import features
 from calotype.files import read_json
 from calotype.interop import minilm
-from calotype.nets.frozen import Frozen, read_all
+from calotype.nets.frozen import Frozen, encode_all
 from calotype.types import Rng
 
 
@@ -63,10 +63,10 @@ def test_a_frozen_encoder_counts_as_a_network_and_what_it_reads_as_work(tmp_path
     numbers = sum(value.numel() for value in frozen.reader.network.state_dict().values())
     assert found["networks"]["text encoder"] == {"trained": 0, "fitted": 0, "text_encoder": numbers, "sum": numbers}
     assert found["count"] == 3 and found["parameters"]["text_encoder"] == numbers > 0
-    whole = counted(lambda: read_all(frozen.reader, distinct(pictures.captions)))
+    whole = counted(lambda: encode_all(frozen.reader, distinct(pictures.captions)))
     assert parts_of(one)["captions"]["flops"] == pytest.approx(whole) and whole > 0
     assert list(parts_of(one)) == ["autoencoder", "denoiser", "captions", "prepare", "latents", "fit"]
-    prompt = counted(lambda: read_all(frozen.reader, [PROMPT]))
+    prompt = counted(lambda: encode_all(frozen.reader, [PROMPT]))
     frozen([PROMPT])  # it keeps what it has read
     plain = flops_through(one, slice(0, 1), text=one.model.text(1, PROMPT))
     assert sampling_flops(one) == plain + prompt == sampling_flops(one)

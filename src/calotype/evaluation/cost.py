@@ -16,7 +16,7 @@ from calotype.diffusion.stage import generate
 from calotype.evaluation.candidate import Candidate, usual_text
 from calotype.evaluation.counting import counted
 from calotype.evaluation.footprint import footprint
-from calotype.nets.frozen import Frozen, Projected, read_all
+from calotype.nets.frozen import Frozen, Projected, encode_all
 from calotype.nets.vae import Vae
 from calotype.priors.prior import constant_count
 from calotype.recipe import leg_above
@@ -154,6 +154,6 @@ def sampling_flops(one: Candidate) -> int:
     reading = 0
     if text is not None and frozen is not None:
         frozen(text.prompts)  # it keeps what it has read
-        reading = counted(lambda: read_all(frozen.reader, text.prompts))
+        reading = counted(lambda: encode_all(frozen.reader, text.prompts))
     label = torch.tensor([0 if model.classes else NULL_LABEL], device=model.device)
     return reading + counted(lambda: generate(model.stages, label, model.samplings, [Rng(("cost",))], text=text))

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from calotype.files import write_tensors
-from calotype.nets.perceptual import WEIGHTS_SHA256, EfficientNetLite0, efficientnet_lite0
+from calotype.nets.perceptual import LITE0_SHA256, EfficientNetLite0, efficientnet_lite0
 
 AnyImages = Float[Tensor, "_ 3 _ _"]  # in [-1, 1]; each batch may have a size of its own
 CHANNELS = 1280
@@ -52,7 +52,7 @@ class Lite0:
     """
 
     name = "Lite0"
-    weights = WEIGHTS_SHA256
+    weights = LITE0_SHA256
     preparation = f"{SIZE} px, bilinear, antialiased"
 
     def __init__(self, device: torch.device | None = None) -> None:

@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from calotype.data.folder import Progress
-from calotype.diffusion.augmentation import blurred
+from calotype.diffusion.augmentation import gaussian_blur
 from calotype.diffusion.samplers import SAMPLERS
 from calotype.diffusion.stage import Sampling, Stage, generate, last, shrunk
 from calotype.evaluation.candidate import Candidate
@@ -56,7 +56,7 @@ def noise(images: Images, rng: Rng) -> Images:
 def blur(images: Images, rng: Rng) -> Images:
     """Gaussian, with a standard deviation of a twentieth of the side."""
     deviation = images.shape[-1] / 20
-    return blurred(images, torch.full_like(images[:, 0, 0, 0], deviation), max(1, min(round(3 * deviation), 64)))
+    return gaussian_blur(images, torch.full_like(images[:, 0, 0, 0], deviation), max(1, min(round(3 * deviation), 64)))
 
 
 def jpeg(images: Images, rng: Rng) -> Images:

@@ -23,7 +23,7 @@ from calotype.nets.critic import Critic
 from calotype.nets.frozen import FrozenConfig
 from calotype.priors.captioned import DIRECTIONS, CaptionedMixture
 from calotype.priors.gaussian import GaussianMixture
-from calotype.priors.gaussian_fit import CLUSTERS, FEWEST, largest_rank
+from calotype.priors.gaussian_fit import CLUSTERS, FEWEST_PER_COMPONENT, largest_rank
 from calotype.priors.ngrams import MOST_WORDS
 from calotype.priors.prior import MOST_VALUES, Prior, constant_count
 from calotype.recipe import AutoencoderLossConfig, OptimizerConfig, Recipe, exposure_above, leg_above
@@ -86,7 +86,7 @@ class Measurement:
         if self.recipe.denoiser.prior == "none":
             return None
         dimension, groups = self.space.channels * (self.recipe.chain[0] // self.space.reduction) ** 2, max(1, classes)
-        components = groups * (max(CLUSTERS) if count >= FEWEST * groups * max(CLUSTERS) else 1)
+        components = groups * (max(CLUSTERS) if count >= FEWEST_PER_COMPONENT * groups * max(CLUSTERS) else 1)
         if self.recipe.denoiser.text.kind == "none":
             return by_class(
                 GaussianMixture(components, largest_rank(count, dimension, components), dimension), classes, 1
