@@ -5,13 +5,12 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from calotype.report.markup import encodings, tag
-from calotype.report.words import deviation, duration, moment, short
 from PIL import Image
 
 from calotype.files import write_json
 from calotype.report import write_report
-from calotype.report.folder import read_run
+from calotype.report.format import date, difference, duration, scaled
+from calotype.report.html import encodings, tag
 from calotype.report.plot import (
     BOTTOM,
     HEIGHT,
@@ -28,6 +27,7 @@ from calotype.report.plot import (
     spread,
     thinned,
 )  # fmt: skip
+from calotype.report.reading import read_run
 
 STYLES = ["adventurer", "lorelei", "micah", "notionists", "open-peeps", "personas"]
 SECONDS = {"plan": 5.1, "autoencoder": 151.0, "latents": 9.0, "denoiser": 402.0, "samples": 14.0}
@@ -161,9 +161,9 @@ def test_the_page_is_whole_and_shows_every_part(run):
     assert len(page.all("h1")) == 1
     for words in (
         "portraits-64", "latent diffusion", "64 × 64 px", "22 November 2026, 17:00 UTC", "Finished after 9 min 41 s;",
-        "8,872 to train on, 128 held out", "sampler dpm solver, steps 24, guidance 2",
-        "Labels in turn: adventurer, lorelei",
-        "the fewest that keep lines sharp", "The plan", "Learning", "Through the autoencoder", "Development", "Time",
+        "8,872 for training, 128 held out", "sampler dpm solver, steps 24, guidance 2",
+        "Labels in turn: adventurer, lorelei", "Plan", "Training curves", "Reconstructions", "Time",
+        "the fewest that keep lines sharp", "Samples during training",
         "PSNR 28.8 dB", "perceptual distance 0.1", "201,600", "2 min 31 s", "+2 %", "2.3 GB", "10 min 00 s",
         "images seen", "log scale", "held out", "recipe.toml", "images = 80_000", "9,000 pictures", "went on from",
     ):  # fmt: skip
@@ -182,7 +182,7 @@ def test_the_page_fetches_nothing_and_runs_nothing(run):
 
 def test_markup_from_outside_stays_text(run):
     evil = '<script>alert("&\'1")</script>'
-    write_json(run / "run.json", facts(name=evil, data=evil, classes=[evil], status=evil, versions={evil: evil}))
+    write_json(run / "run.json", facts(name=evil, data=evil, classes=[evil], created=evil, versions={evil: evil}))
     choice = {"what": evil, "value": evil, "why": evil}
     write_json(run / "plan.json", plan(kind=evil, device=evil, notes=[evil], choices=[choice]))
     write_json(run / "samples" / "samples.json", {"labels": [evil], "seed": evil, "sampling": {evil: evil}})
@@ -334,14 +334,16 @@ def test_tags_escape_text_and_attributes():
         (duration(4.23), "4.2 s"),
         (duration(59.4), "59 s"),
         (duration(59.6), "1 min 00 s"),
+        (duration(61.0), "1 min 01 s"),
+        (duration(3599.6), "1 h 00 min"),
         (duration(7500.0), "2 h 05 min"),
         (duration(None), "–"),
-        (short(3.7e6), "3.7 M"),
-        (short(999.0), "999"),
-        (short(2.1e9, "B"), "2.1 GB"),
-        (deviation(100.0, 97.0), "−3 %"),
-        (deviation(None, 97.0), "–"),
-        (moment("soon"), "soon"),
+        (scaled(3.7e6), "3.7 M"),
+        (scaled(999.0), "999"),
+        (scaled(2.1e9, "B"), "2.1 GB"),
+        (difference(100.0, 97.0), "−3 %"),
+        (difference(None, 97.0), "–"),
+        (date("soon"), "soon"),
     ],
 )
 def test_numbers_in_words(said, expected):

@@ -6,16 +6,16 @@ import shutil
 
 import numpy as np
 import pytest
-from calotype.report.brief import all_briefs, brief_of
-from calotype.report.findings import how_many
 from PIL import Image
 from small import Keeper, second_leg
 from test_report import Page, facts, fake_run, flat
 
 from calotype.cli.commands import report, runs
 from calotype.files import write_json
-from calotype.report.folder import read_run
-from calotype.report.page import write_report
+from calotype.report import summarize_all, write_report
+from calotype.report.format import sample_sizes
+from calotype.report.reading import read_run
+from calotype.report.runs import summarize_folder
 from calotype.types import UserError
 
 EVIL = '<script>alert("[red]&\x1b[31m\n")</script>'
@@ -62,7 +62,7 @@ def test_a_broken_run_is_one_line_among_the_others(two, tmp_path, content):
 
 
 def test_names_from_outside_stay_one_printable_line(two, tmp_path):
-    write_json(two[0] / "run.json", facts(status=EVIL, data=EVIL, created=EVIL))
+    write_json(two[0] / "run.json", facts(data=EVIL, created=EVIL))
     console = Keeper()
     runs(tmp_path, False, console)
     assert len(console.said) == 2 and all(line.isprintable() for line in console.said)
@@ -71,14 +71,14 @@ def test_names_from_outside_stay_one_printable_line(two, tmp_path):
 def test_a_run_whose_process_is_gone_was_killed(two):
     write_json(two[0] / "run.json", facts(status="training"))
     (two[0] / "lock").write_text("999999999")
-    assert brief_of(two[0]).state == "killed"
+    assert summarize_folder(two[0]).state == "killed"
     (two[0] / "lock").write_text(str(os.getpid()))
-    assert brief_of(two[0]).state == "training"
+    assert summarize_folder(two[0]).state == "training"
 
 
 def test_without_runs_it_says_where_it_looked(tmp_path):
     with pytest.raises(UserError, match="no run in"):
-        all_briefs(tmp_path)
+        summarize_all(tmp_path)
     with pytest.raises(UserError, match="is not a run"):
         report([tmp_path], None)
 
@@ -99,7 +99,7 @@ def test_a_run_has_the_same_style_in_every_plot(two, tmp_path):
 
 
 def test_markup_in_runs_side_by_side_stays_text(two):
-    write_json(two[1] / "run.json", facts(name=EVIL, data=EVIL, status=EVIL, created=EVIL))
+    write_json(two[1] / "run.json", facts(name=EVIL, data=EVIL, created=EVIL))
     shutil.rmtree(two[1] / "previews")
     page = Page(report(two, two[0] / "both.html"))
     assert not page.all("script") and page.source.count("&lt;script&gt;") >= 3
@@ -124,18 +124,18 @@ def test_the_sweep_shows_every_cell_with_its_n_and_marks_the_chosen(two):
 @pytest.mark.parametrize("sweep", [{"cells": [{}]}, {"cells": 5}, {"cells": [CELL], "best": 3}, {"cells": [EVIL]}])
 def test_an_odd_sweep_does_not_break_the_page(two, sweep):
     write_json(two[0] / "sweep.json", sweep)
-    assert "The plan" in Page(write_report(two[0])).text
+    assert "Plan" in Page(write_report(two[0])).text
 
 
 def test_a_number_of_pictures_is_one_or_one_a_side():
-    assert how_many(None) == "" and how_many([5, "x"]) == "5"
+    assert sample_sizes(None) == "" and sample_sizes([5, "x"]) == "5"
 
 
 def test_a_run_keeps_what_its_raw_weights_make_and_how_many_pictures_measured_them(finished):
     assert (finished / "previews" / "denoiser-raw.png").is_file()
     last = read_run(finished).latest("check", "denoiser")["measures"]
     assert last["n"] == 1 and last["raw_held_out_loss"] > 0
-    shapes = read_run(finished).facts["parameters"]
+    shapes = read_run(finished).state.parameters
     assert shapes == read_run(finished).plan["predicted"]["parameters"]
 
 

@@ -334,7 +334,7 @@ def _explained(error: Exception) -> tuple[int, str]:
     from calotype.types import UserError
 
     if isinstance(error, Interrupted):
-        return 128 + error.signal_number, f"stopped and saved; continue with: calotype resume {error}"
+        return 128 + error.signal_number, f"stopped; what was learned is saved. Go on with: calotype resume {error}"
     if isinstance(error, UserError):
         return 2, f"calotype: {error}"
     if isinstance(error, OSError) and error.errno in (*DISK_FULL, *NOT_WRITABLE):

@@ -9,6 +9,7 @@ from typing import Any
 from calotype.tables import number
 
 UNKNOWN = "–"
+Value = float | int | None
 
 
 def duration(seconds: int | float | None) -> str:
@@ -61,7 +62,7 @@ def percent(value: int | float | None) -> str:
     return UNKNOWN if value is None else f"{digits(100 * value)} %"
 
 
-def difference(reference: float | None, value: float | None) -> str:
+def difference(reference: Value, value: Value) -> str:
     """Of a value from its reference, in percent of the reference."""
     if not reference or value is None:
         return UNKNOWN

@@ -11,6 +11,7 @@ from calotype.files import write_whole
 from calotype.report.curves import training_curves
 from calotype.report.evaluation import evaluation
 from calotype.report.format import (
+    Value,
     count,
     date,
     difference,
@@ -181,13 +182,14 @@ def costs(run: Run) -> Iterator[Row]:
     if peak := number(predicted.get("peak_memory_bytes")):
         yield cost("peak memory", peak, run.state.peak_memory_bytes, memory)
     for leg, value in numbers(within(predicted, "parameters")).items():
-        yield from [cost(f"{leg}, parameters", value, run.state.parameters[leg], count)] * (leg in run.state.parameters)
+        if leg in run.state.parameters:
+            yield cost(f"{leg}, parameters", value, run.state.parameters[leg], count)
     for leg, value in numbers(within(predicted, "images")).items():
         if (seen := images_seen(run, leg)) is not None:
             yield cost(f"{leg}, images seen", value, seen, count)
 
 
-def cost(name: str, predicted: float, measured: float | None, text: Callable[[float | None], str]) -> Row:
+def cost(name: str, predicted: Value, measured: Value, text: Callable[[Value], str]) -> Row:
     return name, text(predicted), text(measured), difference(predicted, measured)
 
 
