@@ -33,7 +33,7 @@ from calotype.spaces.latent import LatentSpace
 from calotype.tables import number
 from calotype.training.budget import mean_cost
 from calotype.training.legs import autoencoder_objective
-from calotype.training.loop import TrainProgress, learn
+from calotype.training.loop import TrainProgress, train_step
 from calotype.training.objectives import DenoisingObjective, Objective
 from calotype.training.state import TrainState
 from calotype.types import NULL_LABEL, Batch, Rng
@@ -194,7 +194,7 @@ def learning(network: Network) -> Network:
 def step_flops(objective: Objective, batch: Batch, progress: float) -> float:
     players = {name: TrainState(network, OptimizerConfig()) for name, network in objective.networks.items()}
     clock = TrainProgress(total=10**6, batch=len(batch), seed=0)
-    work = counted(lambda: learn(players, objective.losses(batch, progress, clock.rng()), clock))
+    work = counted(lambda: train_step(players, objective.losses(batch, progress, clock.rng()), clock))
     return work / len(batch)
 
 
