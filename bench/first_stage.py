@@ -31,7 +31,7 @@ from calotype.demo.portraits import read_portraits
 from calotype.evaluation.reconstruction import psnr
 from calotype.machine import Machine, examine
 from calotype.nets.perceptual import efficientnet_lite0, perceptual_distance
-from calotype.planning.choices import propose
+from calotype.planning.choose import propose
 from calotype.recipe import Recipe
 from calotype.settings import parse_recipe
 from calotype.training.examples import picture_source
@@ -41,7 +41,7 @@ from calotype.training.previews import validation_images
 from calotype.types import Images
 
 BATCH, WEIGHT_DECAY, CLIP, PERCEPTUAL, KL = 4, 1e-2, 1.0, 0.5, 1e-6
-GROUPS = 4
+BLOCK_GROUPS = 4
 CHECKED = 128
 
 
@@ -93,7 +93,7 @@ def comparable(recipe: Recipe, size: int, wanted: int) -> AutoencoderKL:
         with torch.device("meta"):
             return abs(math.log(operations(their_network(recipe, width), size) / wanted))
 
-    return their_network(recipe, min(range(GROUPS, 33 * GROUPS, GROUPS), key=distance))
+    return their_network(recipe, min(range(BLOCK_GROUPS, 33 * BLOCK_GROUPS, BLOCK_GROUPS), key=distance))
 
 
 def their_network(recipe: Recipe, width: int) -> AutoencoderKL:
@@ -107,7 +107,7 @@ def their_network(recipe: Recipe, width: int) -> AutoencoderKL:
         up_block_types=("UpDecoderBlock2D",) * levels,
         layers_per_block=2,
         latent_channels=network.channels,
-        norm_num_groups=GROUPS,
+        norm_num_groups=BLOCK_GROUPS,
     )
 
 

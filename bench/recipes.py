@@ -21,12 +21,12 @@ from PIL import Image
 from calotype.data.folder import Pictures, read_folder
 from calotype.data.images import grid, images_from_pixels, pils_from_images
 from calotype.demo.portraits import read_portraits
-from calotype.evaluation.autoencoder import Measures, measure
+from calotype.evaluation.autoencoder import Measures, measure_autoencoder
 from calotype.evaluation.diagnosis import diagnose
 from calotype.machine import examine
 from calotype.nets import vae
 from calotype.nets.kl import Autoencoder
-from calotype.planning.choices import ladder, propose
+from calotype.planning.choose import propose, vae_widths
 from calotype.recipe import Recipe
 from calotype.settings import parse_recipe
 from calotype.spaces.latent import LatentSpace
@@ -41,7 +41,7 @@ SHOWN, SIDE = 4, 512
 
 
 def network(reduction: int, channels: int, **others: object) -> dict[str, object]:
-    return {"network": {"reduction": reduction, "channels": channels, **ladder(reduction), **others}}
+    return {"network": {"reduction": reduction, "channels": channels, **vae_widths(reduction), **others}}
 
 
 def losses(**weights: float) -> dict[str, object]:
@@ -98,7 +98,7 @@ def looked_at(leg: Leg[Autoencoder], pictures: Pictures, device: torch.device) -
     count = min(CHECKED, inspection_count(pictures.pixels[0].numel()))
     chosen = pictures.train_indices[: max(MEASURED, 4 * count)]
     space.measure(space.moments(images_from_pixels(pictures.pixels[some]).to(device)) for some in chosen.split(4))
-    return measure(space, *validation_first(pictures, count, device))
+    return measure_autoencoder(space, *validation_first(pictures, count, device))
 
 
 @torch.no_grad()

@@ -54,7 +54,7 @@ class Track:
         """By network and measure; all pictures of the part stand on the other side, however few are held against it."""
         return {
             network.name: {
-                name: measure(name, made[network.name], self.real_features(network, self.against), seed=0)
+                name: measure(name, made[network.name], self.real_features(network, self.against), seed=0).stored()
                 for name in MEASURES
             }
             for network in self.networks

@@ -18,9 +18,9 @@ import torch
 
 import calotype
 from calotype.data.images import images_from_pil, images_from_pixels
+from calotype.demo.classifier import AttributeClassifier, background, fit_classifier, palette
 from calotype.demo.describing import BACKGROUNDS, LANGUAGES
 from calotype.demo.portraits import read_drawn, read_portraits
-from calotype.evaluation.alignment import Judge, background, learn, palette
 from calotype.types import Images
 
 LEARNED = 1200
@@ -35,7 +35,7 @@ def main() -> None:
     model = calotype.load(arguments.run)
     pictures, drawn = read_portraits(model.image_size), read_drawn(model.image_size)
     rows, held_out = pictures.train_indices[:LEARNED].tolist(), pictures.test_indices
-    judge = learn(images_from_pixels(pictures.pixels[rows]), [{"style": drawn[row]["style"]} for row in rows])
+    judge = fit_classifier(images_from_pixels(pictures.pixels[rows]), [{"style": drawn[row]["style"]} for row in rows])
     real = images_from_pixels(pictures.pixels[held_out])
     print(f"real portraits: {in_effect(styles(judge, real)):.1f} styles, {in_effect(grounds(real)):.1f} backgrounds")
     named = [(style, ground) for ground in BACKGROUNDS.values() for style in pictures.classes]
@@ -58,7 +58,7 @@ def main() -> None:
             )
 
 
-def styles(judge: Judge, images: Images) -> list[object]:
+def styles(judge: AttributeClassifier, images: Images) -> list[object]:
     return [one["style"] for one in judge(images)]
 
 

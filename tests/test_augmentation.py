@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from calotype.diffusion.augmentation import BlurAugmentation, NoiseAugmentation, blurred, draw_levels
+from calotype.diffusion.augmentation import BlurAugmentation, NoiseAugmentation, draw_levels, gaussian_blur
 from calotype.priors.patches import enlarged
 from calotype.types import Rng
 
@@ -39,21 +39,21 @@ def test_each_image_has_its_own_level_and_none_of_the_others(augmentation, image
 def test_blur_keeps_the_mean(level):
     """Of a flat picture up to its border, and of a spot wherever it is spread to."""
     flat = torch.tensor([0.2, -0.5, 1.0])[:, None, None].expand(1, 3, 9, 12)
-    assert torch.allclose(blurred(flat, torch.tensor([level]), 6), flat, atol=1e-6)
-    assert torch.allclose(blurred(impulse(), torch.tensor([level]), 6).sum((2, 3)), torch.ones(1, 3), atol=1e-5)
+    assert torch.allclose(gaussian_blur(flat, torch.tensor([level]), 6), flat, atol=1e-6)
+    assert torch.allclose(gaussian_blur(impulse(), torch.tensor([level]), 6).sum((2, 3)), torch.ones(1, 3), atol=1e-5)
 
 
 @pytest.mark.parametrize("level", [0.7, 1.0, 1.5])
 def test_blur_spreads_a_spot_by_its_level(level):
     """In pixels, the same along rows and columns."""
-    spot = blurred(impulse(), torch.tensor([level]), 12)[0, 0]
+    spot = gaussian_blur(impulse(), torch.tensor([level]), 12)[0, 0]
     away = (torch.arange(41) - 20.0) ** 2
     for along in (spot.sum(0), spot.sum(1)):
         assert (along @ away).sqrt().item() == pytest.approx(level, rel=0.01)
 
 
 def test_more_blur_leaves_less(images):
-    spreads = [blurred(images, torch.full((3,), level), 6).std().item() for level in (0.0, 0.3, 0.6, 1.0, 2.0)]
+    spreads = [gaussian_blur(images, torch.full((3,), level), 6).std().item() for level in (0.0, 0.3, 0.6, 1.0, 2.0)]
     assert spreads == sorted(spreads, reverse=True) and spreads[-1] < spreads[0] / 3
 
 

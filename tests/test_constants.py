@@ -27,11 +27,11 @@ from calotype.cli import commands
 from calotype.files import read_json, sha256, whole_folder, write_json, write_tensors
 from calotype.model import load
 from calotype.priors import selection
-from calotype.priors.captioned import RENAMED, CaptionedMixture
+from calotype.priors.captioned import RENAMED_CAPTIONED, CaptionedMixture
 from calotype.priors.gaussian import GaussianMixture
 from calotype.priors.patches import PatchPrior
 from calotype.priors.prior import Prior, constant_count, trained_state
-from calotype.priors.stored import prior_in
+from calotype.priors.stored import described, prior_in
 from calotype.training import constants, legs
 from calotype.training.signals import Interrupted
 from calotype.types import Rng, UserError
@@ -140,10 +140,12 @@ def test_a_prior_without_kind_and_shape_is_recognised_by_its_tensors(form, place
 
 def test_a_captioned_mixture_opens_under_the_names_of_version_0_1():
     new = FORMS["conditional mixture"]()
-    old_names = {now: before for before, now in RENAMED.items()}
+    old_names = {now: before for before, now in RENAMED_CAPTIONED.items()}
     tensors = {f"mixture.{old_names.get(name, name)}": value for name, value in new.state_dict().items()}
     found = prior_in(tensors)
     assert "mixture.vote" in tensors and "gate" in found.state_dict()
+    shape = {"heard" if name == "words" else name: count for name, count in new.shape.items()}
+    assert described({"kind": "conditional mixture", "shape": shape}).shape == new.shape
     assert all(torch.equal(value, found.state_dict()[name]) for name, value in new.state_dict().items())
 
 

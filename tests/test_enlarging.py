@@ -144,8 +144,8 @@ def variance_ratios(stage, sampling, count=16):
         samples = last(stage.steps(labels, shrunk(images, stage.factor), sampling, rngs))
     condition = stage.sampling_condition(labels, shrunk(images, stage.factor), sampling, rngs)
     around = condition.posterior_mean.__self__
-    left = around.by_kind.times(patches_of(samples - around.mean, stage.factor), around.axes)
-    return left.square() / around.random, around.random
+    left = around.by_cluster.times(patches_of(samples - around.mean, stage.factor), around.axes)
+    return left.square() / around.noise_variances, around.noise_variances
 
 
 @pytest.mark.parametrize("sampler", [*DETERMINISTIC, "ancestral"])
@@ -191,7 +191,7 @@ def test_pictures_are_as_far_from_the_mean_as_is_predicted(portraits, factor):
         small = shrunk(unseen, factor)
         noise = level * torch.randn(small.shape, generator=torch.Generator().manual_seed(1))
         around = fitted.posterior(small + noise, torch.full((len(small),), level))
-        left = around.by_kind.times(patches_of(unseen - around.mean, factor), around.axes).square()
+        left = around.by_cluster.times(patches_of(unseen - around.mean, factor), around.axes).square()
         assert float(around.variances.mean() / left.mean()) == pytest.approx(1, abs=0.1), level
         assert float(around.deviation.square().mean() / left.mean()) == pytest.approx(1, abs=0.1), level
         still = windows_of(small)[1] < 1e-3
@@ -233,5 +233,5 @@ def test_gaussians_of_format_5_open_and_predict_what_they_did(gaussians, level):
     places, contrast = windows_of(small)
     strength = (contrast**2 - (0.86 * level) ** 2).clamp(min=0)
     before = strength[:, None] * opened.variances[opened.kinds(places)] + opened.plain**2 + (0.86 * level) ** 2
-    assert torch.equal(around.random, around.variances)
-    assert torch.allclose(around.random, before, rtol=1e-4)
+    assert torch.equal(around.noise_variances, around.variances)
+    assert torch.allclose(around.noise_variances, before, rtol=1e-4)

@@ -5,10 +5,10 @@ import torch
 
 from calotype.data.images import images_from_pixels
 from calotype.demo import faces
+from calotype.demo.classifier import palette
 from calotype.demo.faces import Share, is_dark, learn_face_judges, learn_skin, skin_of
 from calotype.demo.featureless import read_featureless, without_parts
 from calotype.demo.portraits import STYLES, read_drawn, read_portraits
-from calotype.evaluation.alignment import palette
 
 LEARNED, OTHERS = 480, 240
 

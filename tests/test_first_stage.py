@@ -8,7 +8,7 @@ from small import noise_pixels
 
 from calotype.data.images import images_from_pixels
 from calotype.evaluation import autoencoder as first_stage
-from calotype.evaluation.autoencoder import CriticHealth, cosines, measure, receptive_field, spectrum
+from calotype.evaluation.autoencoder import CriticHealth, cosines, measure_autoencoder, receptive_field, spectrum
 from calotype.evaluation.diagnosis import INVISIBLE, diagnose
 from calotype.nets import vae
 from calotype.nets.blocks import space_to_channel
@@ -43,7 +43,7 @@ def linear(train, change=lambda vae: None, kind=Vae):
 
 
 def found(space, images, **about):
-    measures = measure(space, images, len(images), thorough=False)
+    measures = measure_autoencoder(space, images, len(images), thorough=False)
     return diagnose(dataclasses.replace(measures, **about))
 
 
@@ -207,7 +207,7 @@ def block_means(reduction=4):
 
 
 def test_block_means_are_equivariant_and_as_good_as_themselves(pictures):
-    measures = measure(block_means(), pictures[1], 16, thorough=False)
+    measures = measure_autoencoder(block_means(), pictures[1], 16, thorough=False)
     assert all(error < 1e-9 for error in measures.equivariance.values()) and len(measures.equivariance) == 3
     assert measures.reconstruction.psnr == pytest.approx(measures.reconstruction.blocks, abs=1e-3)
     assert max(map(abs, measures.colour)) < 1e-6
@@ -216,7 +216,7 @@ def test_block_means_are_equivariant_and_as_good_as_themselves(pictures):
 def test_the_channels_are_those_by_hand(pictures):
     space, images = linear(pictures[0]), pictures[1]
     mean = space.vae.encode(images).mean[:, 2].double()
-    one = measure(space, images, 16, thorough=False).channels[2]
+    one = measure_autoencoder(space, images, 16, thorough=False).channels[2]
     noise = 0.1**2
     assert one.raw_mean == pytest.approx(float(mean.mean()), abs=1e-6)
     assert one.signal == pytest.approx(float(mean.var(correction=0) / (mean.var(correction=0) + noise)), rel=1e-4)
@@ -271,7 +271,7 @@ def test_the_score_does_not_depend_on_scale_order_or_parts(pictures, monkeypatch
 
 def test_what_is_left_falls_with_the_noise_and_a_thorough_look_sees_the_same(pictures):
     space, images = linear(pictures[0]), pictures[1]
-    quick, thorough = (measure(space, images, 16, one) for one in (False, True))
+    quick, thorough = (measure_autoencoder(space, images, 16, one) for one in (False, True))
     assert list(quick.developed.values()) == sorted(quick.developed.values())
     assert quick.developed["0"] < 0.5 < quick.developed["1"]
     assert thorough.reconstruction.frechet > 0 and thorough.receptive_field is not None

@@ -28,7 +28,7 @@ from calotype.interop.vocabulary import need
 from calotype.model import store_sampling
 from calotype.nets.bert import Bert
 from calotype.nets.dit import Dit, DitConfig
-from calotype.nets.frozen import FolderConfig, Frozen, MiniLmConfig, Projected, read_all
+from calotype.nets.frozen import FolderConfig, Frozen, MiniLmConfig, Projected, encode_all
 from calotype.nets.text import TextConditioned
 from calotype.recipe import OptimizerConfig
 from calotype.training.state import TrainState
@@ -77,7 +77,7 @@ def test_padding_changes_nothing_and_an_empty_text_has_no_words(frozen):
 
 
 def test_what_is_read_together_is_what_is_read_alone(frozen):
-    table = read_all(frozen.reader, TEXTS[:1] + TEXTS[2:] + ("cat",) * 70)
+    table = encode_all(frozen.reader, TEXTS[:1] + TEXTS[2:] + ("cat",) * 70)
     for text in ("a red cat", "bức tranh", "cat"):
         for one, other in zip(table.of(text), frozen.of(text), strict=True):
             assert torch.allclose(one.float(), other.float(), atol=2e-3)
@@ -91,7 +91,7 @@ def test_each_text_is_read_once(frozen):
 
 
 def test_what_is_not_read_of_a_long_text_is_its_rest(frozen):
-    assert frozen.rest(LONG) == " red cat on the sofa" and frozen.rest("a red cat") == ""
+    assert frozen.truncated(LONG) == " red cat on the sofa" and frozen.truncated("a red cat") == ""
     for one, other in zip(frozen([LONG]), frozen([LONG.removesuffix(" red cat on the sofa")]), strict=True):
         assert torch.equal(one, other)
 
@@ -195,7 +195,7 @@ def test_minilm_is_the_same_from_its_folder():
     other = Frozen(transformers.open_reader(FolderConfig(path=str(minilm.find()), words=16)))
     for ours, theirs in zip(one(TEXTS), other(TEXTS), strict=True):
         assert torch.allclose(ours.float(), theirs.float(), atol=5e-3)
-    assert one.rest(LONG) == other.rest(LONG) != ""
+    assert one.truncated(LONG) == other.truncated(LONG) != ""
 
 
 def test_without_its_package_one_line_says_what_to_install(monkeypatch):
@@ -223,7 +223,7 @@ def test_every_kind_says_what_it_says_there(tmp_path, kind):
     pooled = answer.pooler_output if "clip" in kind else answer.last_hidden_state.mean(1)
     assert torch.allclose(said.pooled.float(), pooled, atol=1e-2)
     places = 64 if "t5" in kind else 22 if kind in transformers.SHIFTED else 24
-    assert len(reader.spell("a " * 99).tokens) == places
+    assert len(reader.tokenize("a " * 99).tokens) == places
     Frozen(reader)(["a " * 99])
 
 
@@ -327,7 +327,7 @@ def test_a_model_with_a_frozen_encoder_is_trained_and_sampled(folder, tmp_path, 
     frozen = Frozen(reader)
     monkeypatch.setattr("calotype.build.build_frozen", lambda text: frozen)
     monkeypatch.setattr("calotype.training.pipeline.build_frozen", lambda text: frozen)
-    monkeypatch.setattr("calotype.planning.measurement.build_frozen", lambda text: Frozen(small_reader(tmp_path)))
+    monkeypatch.setattr("calotype.planning.measure.build_frozen", lambda text: Frozen(small_reader(tmp_path)))
     monkeypatch.setattr(minilm, "find", lambda: tmp_path)
     console = Keeper()
     run = train(request(folder, tmp_path / "run", "denoiser.text.kind=minilm", settings=settings), console)

@@ -37,8 +37,8 @@ def several(channels=2):
 def captioned(channels=2):
     """Of the same components; of two words each moves both classes, and makes one of them likelier."""
     form = CaptionedMixture(several(channels), 2, 2, 1).double()
-    form.heard.copy_(torch.tensor(sorted([*buckets("red"), *buckets("ball")])))
-    form.into.normal_(), form.out.normal_(std=0.2), form.gate.normal_()
+    form.vocabulary.copy_(torch.tensor(sorted([*buckets("red"), *buckets("ball")])))
+    form.regression_in.normal_(), form.regression_out.normal_(std=0.2), form.gate.normal_()
     return form
 
 
@@ -86,7 +86,7 @@ def test_the_gradient_of_local_gaussians_is_their_slope(sigma):
 @pytest.mark.parametrize("labels", LABELS.values(), ids=LABELS)
 def test_the_gradient_of_a_denoiser_beside_its_closed_form_is_its_slope(labels, text):
     """Of both together: the network also sees what the closed form says. It answers in float32."""
-    denoiser = Denoiser(Weighted(2), 8, 2, "flow", mixture=captioned())
+    denoiser = Denoiser(Weighted(2), 8, 2, "flow", prior=captioned())
     sigmas, condition = torch.tensor([0.05, 0.3, 1.0, 5.0]), Condition(labels, text=text)
     weights, noisy = (torch.randn(4, 2, 4, 4, dtype=torch.float64) for _ in range(2))
     assert slope_error(lambda one: (weights * denoiser(one, sigmas, condition)).sum(), noisy, step=1e-3) < 0.01
@@ -96,13 +96,13 @@ def test_the_gradient_of_a_denoiser_beside_its_closed_form_is_its_slope(labels, 
 def test_no_graph_is_built_where_the_picture_needs_no_gradient(form):
     """So a step of training a denoiser pays nothing for it."""
     saved = []
-    denoiser = Denoiser(Weighted(2), 8, 2, "flow", mixture=form().float())
+    denoiser = Denoiser(Weighted(2), 8, 2, "flow", prior=form().float())
     clean, noise, condition = torch.randn(4, 2, 4, 4), torch.randn(4, 2, 4, 4), Condition(LABELS["labels"])
     with torch.autograd.graph.saved_tensors_hooks(lambda one: saved.append(one) or one, lambda one: one):
         denoiser.loss(clean, torch.ones(4), noise, condition).mean().backward()
         with_form, saved[:] = len(saved), []
         known = lambda noisy, sigma: torch.zeros_like(noisy)  # noqa: E731
-        denoiser.loss(clean, torch.ones(4), noise, Condition(condition.labels, known=known)).mean().backward()
+        denoiser.loss(clean, torch.ones(4), noise, Condition(condition.labels, posterior_mean=known)).mean().backward()
     assert with_form == len(saved) > 0
 
 

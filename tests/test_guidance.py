@@ -6,7 +6,7 @@ from analytic import Fixed, gaussian, log_density, perturbed, walk
 from small import recipe
 
 from calotype.build import build_stage
-from calotype.diffusion.guidance import guided, rising, within
+from calotype.diffusion.guidance import guided, in_interval, rising
 from calotype.diffusion.init import image_to_image, inpainting
 from calotype.diffusion.samplers import euler
 from calotype.diffusion.schedules import Karras
@@ -54,12 +54,12 @@ def test_samples_grow_sharper_with_the_scale():
 
 @pytest.mark.parametrize(("sigma", "chosen"), [(0.5, WEAK), (0.50001, STRONG), (2.0, STRONG), (2.00001, WEAK)])
 def test_within_is_inside_above_low_and_up_to_high(sigma, chosen, noisy):
-    assert torch.equal(within(STRONG, WEAK, 0.5, 2.0)(noisy, sigma), chosen(noisy, sigma))
+    assert torch.equal(in_interval(STRONG, WEAK, 0.5, 2.0)(noisy, sigma), chosen(noisy, sigma))
 
 
 @pytest.mark.parametrize("sigma", [1e-3, 1.0, 1e4])
 def test_within_no_limits_is_inside(sigma, noisy):
-    assert torch.equal(within(STRONG, WEAK)(noisy, sigma), STRONG(noisy, sigma))
+    assert torch.equal(in_interval(STRONG, WEAK)(noisy, sigma), STRONG(noisy, sigma))
 
 
 def test_within_never_asks_the_other_one(noisy):
@@ -70,7 +70,7 @@ def test_within_never_asks_the_other_one(noisy):
         return noisy
 
     sigmas = Karras().grid(18)
-    walk(euler, within(inside, WEAK, 0.2, 5.0), noisy, sigmas)
+    walk(euler, in_interval(inside, WEAK, 0.2, 5.0), noisy, sigmas)
     assert asked == [sigma for sigma in sigmas if 0.2 < sigma <= 5.0]
 
 
@@ -78,7 +78,7 @@ def test_wrappers_nest(noisy):
     """Guidance by a third denoiser, of guidance in an interval."""
     third, sigma = gaussian(-1.0, 2.0), 0.7
     strong, weak, other = STRONG(noisy, sigma), WEAK(noisy, sigma), third(noisy, sigma)
-    inner = within(guided(STRONG, WEAK, 3.0), STRONG, 0.5, math.inf)
+    inner = in_interval(guided(STRONG, WEAK, 3.0), STRONG, 0.5, math.inf)
     expected = other + 2 * (weak + 3 * (strong - weak) - other)
     assert torch.allclose(guided(inner, third, 2.0)(noisy, sigma), expected)
     assert torch.allclose(guided(inner, third, 2.0)(noisy, 0.5), 2 * STRONG(noisy, 0.5) - third(noisy, 0.5))

@@ -13,11 +13,11 @@ from calotype.evaluation.memorisation import (
     DOES_NOT_COPY,
     SIDE,
     TOO_FEW,
+    Compared,
     Nearest,
-    Seen,
     nearest_trained,
     share_of_copies,
-    share_of_twins,
+    share_of_duplicates,
     small_pixels,
     verdict,
 )
@@ -40,7 +40,7 @@ def seen(pixels):
     def of(some):
         return some.reshape(len(some), -1).astype(np.float64)[:, ::16]
 
-    return Seen(of(pixels), pixels, of(pixels[..., ::-1]))
+    return Compared(of(pixels), pixels, of(pixels[..., ::-1]))
 
 
 def nearly(some, amount=0.05):
@@ -109,10 +109,10 @@ def test_real_pictures_that_look_like_copies_excuse_samples_that_do(trained):
     assert verdict(near, near).word != COPIES
 
 
-def test_twins_are_counted_and_a_picture_is_not_its_own(trained):
+def test_near_duplicates_are_counted_and_a_picture_is_not_its_own(trained):
     twins = seen(np.concatenate([trained.pixels, nearly(trained, 0.01).pixels[:15]]))
-    assert share_of_twins(nearest_trained(trained, trained, themselves=True)).value == 0
-    assert share_of_twins(nearest_trained(twins, twins, themselves=True)).value == pytest.approx(30 / 75)
+    assert share_of_duplicates(nearest_trained(trained, trained, themselves=True)).value == 0
+    assert share_of_duplicates(nearest_trained(twins, twins, themselves=True)).value == pytest.approx(30 / 75)
 
 
 def test_order_does_not_matter(trained):
@@ -150,4 +150,4 @@ def judged(count, steps):
 
 
 def looked_at(images):
-    return Seen(features(images.split(32)), small_pixels(images), features(images.flip(-1).split(32)))
+    return Compared(features(images.split(32)), small_pixels(images), features(images.flip(-1).split(32)))

@@ -6,14 +6,14 @@ from small import noise_pictures, noise_pixels
 
 from calotype.cli.commands.sampling import PAIRS, show_neighbours
 from calotype.data.images import images_from_pixels, pils_from_images
-from calotype.evaluation.memorisation import facing, glanced_at, nearest_trained
+from calotype.evaluation.memorisation import mirrored_to_match, nearest_trained, thumbnails
 from calotype.files import read_json
 
 TRAINED = images_from_pixels(noise_pixels(40, 64))
 
 
 def nearest(images, trained=TRAINED):
-    return nearest_trained(glanced_at(images), glanced_at(trained))
+    return nearest_trained(thumbnails(images), thumbnails(trained))
 
 
 def test_a_copy_finds_its_original_mirrored_or_not():
@@ -22,7 +22,7 @@ def test_a_copy_finds_its_original_mirrored_or_not():
     found = nearest(both)
     assert found.place.tolist() == [7, 3, 21, 7, 3, 21]
     assert found.apart == pytest.approx(0, abs=1e-3)
-    assert torch.equal(facing(TRAINED[found.place], both), both)
+    assert torch.equal(mirrored_to_match(TRAINED[found.place], both), both)
 
 
 def test_a_blurred_and_darker_copy_finds_its_original():

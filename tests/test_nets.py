@@ -17,7 +17,7 @@ from calotype.nets.blocks import (
     space_to_channel,
 )
 from calotype.nets.dit import Dit, DitConfig, place_features, rotate, rotations
-from calotype.nets.perceptual import GROUPS, EfficientNetLite0, efficientnet_lite0, perceptual_distance
+from calotype.nets.perceptual import BLOCK_GROUPS, EfficientNetLite0, efficientnet_lite0, perceptual_distance
 from calotype.nets.unet import Unet, UnetConfig
 from calotype.types import UserError
 
@@ -259,9 +259,9 @@ def test_following_the_gradient_brings_the_pictures_closer(network, images):
 
 @pytest.mark.parametrize("size", [(64, 64), (65, 97), (224, 32)])
 def test_each_stage_halves_as_tensorflow_does(size):
-    images, channels = torch.zeros(1, 3, *size), [group.out_channels for group in GROUPS]
+    images, channels = torch.zeros(1, 3, *size), [group.out_channels for group in BLOCK_GROUPS]
     stages = EfficientNetLite0().eval().stages(images)
-    halvings = torch.tensor([2, *(group.stride for group in GROUPS)]).cumprod(0)[1:].tolist()
+    halvings = torch.tensor([2, *(group.stride for group in BLOCK_GROUPS)]).cumprod(0)[1:].tolist()
     expected = [(1, count, -(-size[0] // by), -(-size[1] // by)) for count, by in zip(channels, halvings, strict=True)]
     assert [tuple(stage.shape) for stage in stages] == expected
 
@@ -296,7 +296,7 @@ def test_a_changed_weights_file_is_refused_unopened(tmp_path, monkeypatch):
 
 
 def test_another_hash_is_refused(monkeypatch):
-    monkeypatch.setattr(perceptual, "WEIGHTS_SHA256", "0" * 64)
+    monkeypatch.setattr(perceptual, "LITE0_SHA256", "0" * 64)
     with pytest.raises(UserError, match=f"expected {'0' * 64}"):
         efficientnet_lite0.__wrapped__()
 

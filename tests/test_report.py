@@ -5,12 +5,13 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from calotype.report.markup import encodings, tag
+from calotype.report.words import deviation, duration, moment, short
 from PIL import Image
 
 from calotype.files import write_json
 from calotype.report import write_report
 from calotype.report.folder import read_run
-from calotype.report.markup import encodings, tag
 from calotype.report.plot import (
     BOTTOM,
     HEIGHT,
@@ -27,7 +28,6 @@ from calotype.report.plot import (
     spread,
     thinned,
 )  # fmt: skip
-from calotype.report.words import deviation, duration, moment, short
 
 STYLES = ["adventurer", "lorelei", "micah", "notionists", "open-peeps", "personas"]
 SECONDS = {"plan": 5.1, "autoencoder": 151.0, "latents": 9.0, "denoiser": 402.0, "samples": 14.0}

@@ -6,14 +6,14 @@ import shutil
 
 import numpy as np
 import pytest
+from calotype.report.brief import all_briefs, brief_of
+from calotype.report.findings import how_many
 from PIL import Image
 from small import Keeper, second_leg
 from test_report import Page, facts, fake_run, flat
 
 from calotype.cli.commands import report, runs
 from calotype.files import write_json
-from calotype.report.brief import all_briefs, brief_of
-from calotype.report.findings import how_many
 from calotype.report.folder import read_run
 from calotype.report.page import write_report
 from calotype.types import UserError

@@ -4,16 +4,16 @@ import numpy as np
 import pytest
 
 from calotype.evaluation.distances import frechet_distance, kernel_distance
-from calotype.evaluation.extrapolation import frechet_of_many, through
+from calotype.evaluation.extrapolation import frechet_of_many, polynomial_at
 from calotype.evaluation.intervals import (
     Estimate,
     density_coverage,
-    difference,
+    difference_of_shares,
     distances,
     frechet_estimate,
     kernel_estimate,
     mean_estimate,
-    nearest,
+    nearest_distance,
     precision_recall,
     radii,
     share_estimate,
@@ -64,8 +64,8 @@ def test_with_fewer_rows_than_neighbours_the_farthest_counts(rows):
 
 
 def test_nearest(rows):
-    assert nearest(rows[:4], rows) == pytest.approx(np.zeros(4), abs=1e-6)
-    assert nearest(rows[:1], rows[:1] + 2.0) == pytest.approx(2 * math.sqrt(6))
+    assert nearest_distance(rows[:4], rows) == pytest.approx(np.zeros(4), abs=1e-6)
+    assert nearest_distance(rows[:1], rows[:1] + 2.0) == pytest.approx(2 * math.sqrt(6))
 
 
 @pytest.mark.parametrize(("estimate", "distance"), [
@@ -106,7 +106,7 @@ def test_the_frechet_distance_of_many_from_few(rng):
 
 def test_a_polynomial_goes_through_its_points():
     places = (1.0, 1.5, 3.0)
-    assert through(places, [2 * one**2 - one + 4 for one in places], 0.25) == pytest.approx(2 / 16 - 0.25 + 4)
+    assert polynomial_at(places, [2 * one**2 - one + 4 for one in places], 0.25) == pytest.approx(2 / 16 - 0.25 + 4)
 
 
 def test_mean_and_share_intervals():
@@ -118,9 +118,11 @@ def test_mean_and_share_intervals():
 
 def test_the_difference_of_shares_is_newcombes():
     """His table II: 56 of 70 against 48 of 80, and 10 of 10 against 0 of 20."""
-    first = difference(share_estimate(56, 70), share_estimate(48, 80))
+    first = difference_of_shares(share_estimate(56, 70), share_estimate(48, 80))
     assert first == pytest.approx((0.2, 0.0524, 0.3339), abs=1e-4)
-    assert difference(share_estimate(10, 10), share_estimate(0, 20)) == pytest.approx((1, 0.6791, 1), abs=1e-4)
+    assert difference_of_shares(share_estimate(10, 10), share_estimate(0, 20)) == pytest.approx(
+        (1, 0.6791, 1), abs=1e-4
+    )
 
 
 def test_intervals_that_touch_are_not_apart():

@@ -20,7 +20,7 @@ from calotype.files import read_json
 from calotype.priors import calibration
 from calotype.spaces.pixel import PixelSpace
 from calotype.training.examples import Bucket, MixedSource, main_bucket, picture_examples
-from calotype.training.fitting import fit_mixture, some_of
+from calotype.training.fitting import fit_mixture, take
 from calotype.types import Condition, Rng, UserError
 
 TALL, SQUARE, WIDE = Shape(12, 24), Shape(16, 16), Shape(24, 12)
@@ -220,7 +220,7 @@ def test_a_window_keeps_the_caption_of_its_picture_and_any_first_ones_are_of_all
         for original, image in zip(one.originals, images_from_pixels(one.pixels), strict=True)
     }
     for turn in range(2):
-        seen = some_of(forms, [torch.arange(len(one)) for one in parts], len(whole), Rng(("seen",)), turn)
+        seen = take(forms, [torch.arange(len(one)) for one in parts], len(whole), Rng(("seen",)), turn)
         assert sorted(seen.text.prompts) == sorted(whole)
         for window, name in zip(seen.clean, seen.text.prompts, strict=True):
             places = whole[name].unfold(1, 12, 1).unfold(2, 12, 1)

@@ -10,12 +10,11 @@ from small import Keeper, be_quick, noise_pictures, request, train_small, write_
 from calotype.cli import commands
 from calotype.cli.commands import Grid, sweeping
 from calotype.cli.commands.sweeping import maker
-from calotype.cli.options import listed
+from calotype.cli.options import numbers
 from calotype.diffusion.stage import Sampling
 from calotype.evaluation.distances import frechet_distance
 from calotype.evaluation.intervals import Estimate, frechet_estimate, frechet_of_rows
-from calotype.evaluation.quality import choose_reals
-from calotype.evaluation.references import halves
+from calotype.evaluation.references import reference_rows
 from calotype.evaluation.sweep import Cell, pick, sweep
 from calotype.files import is_whole, read_json
 from calotype.model import load, store_sampling
@@ -101,11 +100,11 @@ def test_every_guide_that_there_is_is_tried():
 @pytest.mark.parametrize("text", ["", "8,", "a", "-1", "0", "8.5", "nan", "1e9", "8;16"])
 def test_wrong_steps_are_told_in_one_line(text):
     with pytest.raises(UserError, match="between commas"):
-        listed("steps", text, 1)
+        numbers("steps", text, 1)
 
 
 def test_numbers_between_commas():
-    assert listed("guidance", " 3, 1.5,1,1", 0) == [1.0, 1.5, 3.0]
+    assert numbers("guidance", " 3, 1.5,1,1", 0) == [1.0, 1.5, 3.0]
 
 
 @pytest.fixture(scope="module")
@@ -139,11 +138,11 @@ def test_the_card_may_still_be_written_by_hand_after_a_sampling_was_stored(run):
 def test_a_sweep_chooses_by_validation_pictures_and_sees_no_test_picture():
     for count in (2000, 300, 20):
         pictures = noise_pictures(count)
-        reals = choose_reals(pictures, 90, by_validation=True)
+        reals = reference_rows(pictures, 90, by_validation=True)
         assert pictures.split.validation[reals.chosen].all() and len(reals) == min(90, count // 10) == len(reals.others)
         seen = torch.cat([reals.chosen, reals.others])
         assert not pictures.split.test[seen].any() and len(seen.unique()) == len(seen)
-        judged = halves(pictures, 90)
+        judged = reference_rows(pictures, 90)
         assert not set(reals.chosen.tolist()) & set(judged.chosen.tolist())
 
 

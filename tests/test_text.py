@@ -73,7 +73,7 @@ def test_a_word_is_read_alike_wherever_it_stands():
 def test_what_is_not_read_of_a_long_text_is_its_rest():
     encoder = BytesEncoder(CONFIG)
     text = "one two three four five six seven eight nine ten"
-    assert encoder.rest(text) == "nine ten" and encoder.rest("short") == ""
+    assert encoder.truncated(text) == "nine ten" and encoder.truncated("short") == ""
     for one, other in zip(encoder([text]), encoder([text.removesuffix("nine ten")]), strict=True):
         assert torch.allclose(one.float(), other.float(), atol=1e-6)
 
@@ -135,7 +135,7 @@ def test_the_loss_reaches_every_parameter_that_reads(config):
     clean, noise = torch.randn(3, 3, 8, 4), torch.randn(3, 3, 8, 4)
     loss = network.loss(clean, SIGMA, noise, replace(unconditional(3), text=Text(TEXTS))).mean()
     silent = [name for name in silent_parameters(network, loss) if "letters" not in name]  # most bytes are in no text
-    assert [name for name in silent if re.search("encoder|listen|whole", name)] == []
+    assert [name for name in silent if re.search("encoder|text_attention|pooled_projection", name)] == []
     assert network.backbone.encoder.letters.weight.grad.any()
 
 
@@ -302,7 +302,7 @@ def test_a_model_that_reads_is_edited_swept_and_evaluated(folder, tmp_path):
     commands.evaluate(run, None, 4, 0, None, "cpu", console, guidance=3.5)
     found = read_json(run / "evaluation.json")
     assert any("guidance 3.5, as asked" in note for note in found["notes"])
-    assert found["sampling"][0]["guidance"] == 3.5 and found["obedience"]["languages"] == ["captions"]
+    assert found["sampling"][0]["guidance"] == 3.5 and found["alignment"]["languages"] == ["captions"]
     why = "it needs 2 test pictures with captions of their own, and there are 1"
     for page in ("\n".join(console.said), (run / "report.html").read_text(), (run / "model" / "README.md").read_text()):
         assert why in page and "what these pictures show is not known" in page

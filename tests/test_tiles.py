@@ -7,25 +7,25 @@ from calotype.nets.kl import Kl, KlConfig
 from calotype.nets.vae import Vae, VaeConfig
 from calotype.spaces import tiles
 from calotype.spaces.latent import LatentSpace, about_tiles
-from calotype.spaces.tiles import Reach, Scale, measure_reach, spans, tile_windows, tiled
+from calotype.spaces.tiles import CellScale, Reach, measure_reach, spans, tile_windows, tiled
 from calotype.types import Rng
 
 SIZES = {4: (8,), 8: (8, 16), 16: (8, 16, 16), 32: (8, 16, 8, 32)}
 SEEN = {
-    "one convolution": (nn.Conv2d(2, 3, 5, padding=2), Scale(1, 1), 2),
-    "nothing beside it": (nn.Conv2d(2, 3, 1), Scale(1, 1), 0),
-    "three of them": (nn.Sequential(*(nn.Conv2d(2, 2, 3, padding=1) for _ in range(3))), Scale(1, 1), 3),
-    "one axis": (nn.Conv2d(2, 2, (9, 1), padding=(4, 0)), Scale(1, 1), 4),
-    "far apart": (nn.Conv2d(2, 2, 3, padding=30, dilation=30), Scale(1, 1), 30),
+    "one convolution": (nn.Conv2d(2, 3, 5, padding=2), CellScale(1, 1), 2),
+    "nothing beside it": (nn.Conv2d(2, 3, 1), CellScale(1, 1), 0),
+    "three of them": (nn.Sequential(*(nn.Conv2d(2, 2, 3, padding=1) for _ in range(3))), CellScale(1, 1), 3),
+    "one axis": (nn.Conv2d(2, 2, (9, 1), padding=(4, 0)), CellScale(1, 1), 4),
+    "far apart": (nn.Conv2d(2, 2, 3, padding=30, dilation=30), CellScale(1, 1), 30),
     # 3 pixels of a cell of 4 are 1 cell; with the convolution before it 2
     "enlarged": (
         nn.Sequential(nn.Conv2d(2, 16, 3, padding=1), nn.PixelShuffle(4), nn.Conv2d(1, 3, 7, padding=3)),
-        Scale(1, 4),
+        CellScale(1, 4),
         2,
     ),
     "shrunk": (
         nn.Sequential(nn.Conv2d(2, 1, 7, padding=3), nn.PixelUnshuffle(4), nn.Conv2d(16, 3, 3, padding=1)),
-        Scale(4, 1),
+        CellScale(4, 1),
         2,
     ),
 }
@@ -38,7 +38,7 @@ def test_the_reach_is_the_one_worked_out_by_hand(network, scale, cells):
 
 @pytest.mark.parametrize("network", [nn.GroupNorm(1, 2), nn.Conv2d(2, 2, 3, padding=64, dilation=64)])
 def test_what_sees_the_whole_picture_has_no_exact_tiles(network):
-    assert not measure_reach(network, torch.zeros(1, 2, 4, 4), Scale(1, 1)).exact
+    assert not measure_reach(network, torch.zeros(1, 2, 4, 4), CellScale(1, 1)).exact
 
 
 def new_vae(reduction):
@@ -55,8 +55,8 @@ def test_tiles_are_the_whole(reduction, side):
     images = Rng(("images",)).uniform(2, 3, 13 * reduction, 17 * reduction) * 2 - 1
     space = LatentSpace(vae)
     for network, image, scale, channels in (
-        (vae.decode, latents, Scale(1, reduction), 3),
-        (space._moments, images, Scale(reduction, 1), 10),
+        (vae.decode, latents, CellScale(1, reduction), 3),
+        (space._moments, images, CellScale(reduction, 1), 10),
     ):
         reach = measure_reach(network, image, scale)
         whole, made = network(image), tiled(network, image, scale, channels, reach, 2 * reach.cells + side)
@@ -69,7 +69,10 @@ def test_tiles_are_the_whole(reduction, side):
 def test_fading_tiles_sum_to_one_and_none_ends_in_a_step():
     """Of odd sizes, cut into tiles that are larger, smaller and as large as the picture."""
     for cells, side in ((1, 4), (5, 4), (17, 8), (33, 16), (16, 16)):
-        windows, total = tile_windows(spans(cells, side, side // 4), Scale(1, 2), exact=False), torch.zeros(2 * cells)
+        windows, total = (
+            tile_windows(spans(cells, side, side // 4), CellScale(1, 2), exact=False),
+            torch.zeros(2 * cells),
+        )
         for read, write, weight in windows:
             total[write] += weight
             assert write.start == 2 * read.start and (read.start == 0 or weight[0] < 0.5)

@@ -26,7 +26,7 @@ from calotype.files import is_whole, read_json, whole_folder, write_json, write_
 from calotype.interop.transformers import at_hand
 from calotype.machine import find_device
 from calotype.nets.text import TextConditioned, TextEncoder
-from calotype.priors.stored import prior_in
+from calotype.priors.stored import described, description, prior_in
 from calotype.recipe import ImportedSpace, Recipe, leg_above
 from calotype.settings import parse_recipe, upgraded
 from calotype.spaces.latent import LatentSpace
@@ -261,7 +261,7 @@ class Model:
         """Warnings of prompts that are too long."""
         if self.reader is None:
             return []
-        rests = {one: rest for one in as_prompts(prompt) if (rest := self.reader.rest(one))}
+        rests = {one: rest for one in as_prompts(prompt) if (rest := self.reader.truncated(one))}
         return [
             f"a prompt is cut after {one[: len(one) - len(rest)].strip()[-30:]!r}: this model reads no more of it"
             for one, rest in rests.items()
@@ -334,8 +334,11 @@ def save_model(folder: Path, recipe: Recipe, stages: Sequence[Stage], classes: S
             write_tensors(path / AUTOENCODER, stages[0].space.state_dict())
         for stage in stages:
             write_tensors(path / weights_file(stage.image_size, recipe), stage.denoiser.state_dict())
-        settings = deployed(recipe).model_dump(mode="json")
-        write_json(path / "model.json", {"format": FORMAT, "classes": list(classes), "recipe": settings})
+        about: dict[str, Any] = {"format": FORMAT, "classes": list(classes)}
+        about["priors"] = {
+            str(stage.image_size): description(prior) for stage in stages if (prior := stage.denoiser.prior)
+        }
+        write_json(path / "model.json", {**about, "recipe": deployed(recipe).model_dump(mode="json")})
 
 
 def deployed(recipe: Recipe) -> Recipe:
@@ -387,7 +390,7 @@ def load(path: str | Path, device: str = "auto") -> Model:
         tuple(about["classes"]),
     )
     where = find_device(device)
-    stages = [load_base(folder, recipe, len(classes), where)]
+    stages = [load_base(folder, recipe, len(classes), where, about.get("priors"))]
     for size in recipe.chain[1:]:
         stage = build_enlarger(recipe, size, len(classes))
         stage.denoiser.load_state_dict(load_file(folder / weights_file(size, recipe)))
@@ -397,14 +400,20 @@ def load(path: str | Path, device: str = "auto") -> Model:
     return Model(tuple(stages), recipe.samplings, classes, where, recipe.units)
 
 
-def load_base(folder: Path, recipe: Recipe, classes: int, device: torch.device) -> Stage:
+def load_base(
+    folder: Path, recipe: Recipe, classes: int, device: torch.device, priors: dict[str, Any] | None = None
+) -> Stage:
+    """The first stage; `priors` are the kinds and shapes in `model.json`, which those of version 0.1 lack."""
     space: Space = PixelSpace()
     if recipe.kind == "latent":
         latents = build_space(recipe)
         latents.load_state_dict(load_file(folder / AUTOENCODER))
         space = latents.to(device).eval().requires_grad_(False)
     weights = load_file(folder / weights_file(recipe.chain[0], recipe))
-    prior = prior_in(weights) if recipe.denoiser.prior == "gaussian" else None
+    if priors is None:
+        prior = prior_in(weights)
+    else:
+        prior = described(priors[size]) if (size := str(recipe.chain[0])) in priors else None
     stage = build_stage(recipe, space, classes, prior)
     stage.denoiser.load_state_dict(weights)
     return stage

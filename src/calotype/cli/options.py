@@ -1,65 +1,60 @@
-"""The options that several commands share, and how those are read that are more than a number or a path."""
+"""Options that several commands share, and the parsers of those that are more than a number or a path."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
 Guide = Literal["prior", "unconditional"]
 
+
+def option(help: str, *names: str) -> Any:
+    """An option whose default is None, or is explained in `help`."""
+    return typer.Option(*names, help=help, show_default=False)
+
+
 Folder = Annotated[Path, typer.Argument(help="Folder of pictures; class subfolders become labels.", show_default=False)]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.", show_default=False)]
-Size = Annotated[int | None, typer.Option(help="Side of the pictures in pixels. [default: 64]", show_default=False)]
-Budget = Annotated[str, typer.Option(help="How long it may take in all: 20s, 10m, 1h30m.")]
-Kind = Annotated[
-    str | None, typer.Option(help="What to train: latent or cascade. [default: latent]", show_default=False)
-]
+Size = Annotated[int | None, option("Side of the pictures in pixels. [default: 64]")]
+Budget = Annotated[str, typer.Option(help="Time for the whole command: 20s, 10m, 1h30m.")]
+Kind = Annotated[str | None, option("What to train: latent or cascade. [default: latent]")]
 Space = Annotated[
     str | None,
-    typer.Option(
-        help="Where the autoencoder comes from: own, or diffusers:PATH, the folder of an AutoencoderKL. [default: own]",
-        show_default=False,
-    ),
+    option("Autoencoder: own, or diffusers:PATH with the folder of an AutoencoderKL. [default: own]"),
 ]
-Out = Annotated[Path | None, typer.Option(help="Where to write. [default: runs/NAME-SIZE-N]", show_default=False)]
-RecipeFile = Annotated[Path | None, typer.Option("--recipe", help="TOML file of settings.", show_default=False)]
-Set = Annotated[
-    list[str] | None, typer.Option("--set", help="One setting, as in denoiser.backbone.width=384.", show_default=False)
-]
-CanvasSize = Annotated[
-    str | None,
-    typer.Option(help="Width x height in pixels, as in 256x384. [default: as learned]", show_default=False),
-]
-Steps = Annotated[int | None, typer.Option(help="Steps of the sampler.", show_default=False)]
-Guidance = Annotated[float | None, typer.Option(help="Guidance scale; 1 disables it.", show_default=False)]
-SamplerOption = Annotated[
-    str | None, typer.Option("--sampler", help="euler, heun, dpm_solver or ancestral.", show_default=False)
-]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
-Force = Annotated[bool, typer.Option("--force", help="Go on even with an autoencoder that is not fit to diffuse.")]
+NewRun = Annotated[Path | None, option("Folder of the new run. [default: runs/NAME-SIZE-N]", "--out")]
+RecipeFile = Annotated[Path | None, option("TOML file of settings (see recipes/).", "--recipe")]
+Settings = Annotated[list[str] | None, option("A setting, such as denoiser.backbone.width=384.", "--set")]
+Data = Annotated[Path | None, option("Folder of real pictures. [default: those of the run]")]
+Count = Annotated[int, typer.Option(help="Number of samples, of each run or setting.")]
+Seed = Annotated[int, typer.Option(help="Equal seeds give equal pictures.")]
+Label = Annotated[str | None, option("Class of the pictures.")]
+CanvasSize = Annotated[str | None, option("Width x height in pixels, as in 256x384. [default: the training size]")]
+Steps = Annotated[int | None, option("Number of sampling steps.")]
+Guidance = Annotated[float | None, option("Guidance scale; 1 disables it.")]
+SamplerName = Annotated[str | None, option("euler, heun, dpm_solver or ancestral.", "--sampler")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")]
+Force = Annotated[bool, typer.Option("--force", help="Continue although checks of the autoencoder failed.")]
 
 
 def seconds(text: str) -> float:
-    """`90`, `20s`, `10m`, `1h30m`, `2d` in seconds. Raises `UserError` for anything else, and for nothing at all."""
+    """A time such as `90`, `20s`, `10m`, `1h30m` or `2d`. Raises `UserError` for anything else, and for 0."""
     from calotype.types import UserError
 
     text = text.strip().lower()
-    parts = re.fullmatch(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m(?:in)?)?(?:(\d+)s)?", f"{text}s" if text.isdigit() else text)
-    total = (
-        sum(int(part or 0) * unit for part, unit in zip(parts.groups(), (86400, 3600, 60, 1), strict=True))
-        if parts
-        else 0
-    )
+    units = re.fullmatch(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m(?:in)?)?(?:(\d+)s)?", f"{text}s" if text.isdigit() else text)
+    parts = units.groups() if units else ()
+    total = sum(int(part or 0) * unit for part, unit in zip(parts, (86400, 3600, 60, 1), strict=False))
     if total < 1:
         raise UserError(f"--budget is {text!r}, but must be a time such as 20s, 10m or 1h30m")
     return float(total)
 
 
 def guides(text: str | None) -> tuple[Guide, ...]:
-    """The guides that are named, between commas; none stands for all. Raises `UserError` for another word."""
+    """Guides between commas; none stands for all of them. Raises `UserError` for another word."""
     from calotype.types import UserError
 
     known: dict[str, Guide] = {"prior": "prior", "unconditional": "unconditional"}
@@ -69,12 +64,12 @@ def guides(text: str | None) -> tuple[Guide, ...]:
     return tuple(known[name] for name in names)
 
 
-def listed(name: str, text: str, least: int) -> list[float]:
-    """Numbers between commas. Raises `UserError` for anything else, and for numbers below `least`."""
+def numbers(name: str, text: str, least: int) -> list[float]:
+    """Numbers between commas, sorted. Raises `UserError` for anything else, and for numbers below `least`."""
     from calotype.types import UserError
 
-    kind, parts = r"\d+" if name == "steps" else r"\d+(\.\d+)?", [part.strip() for part in text.split(",")]
-    if not all(re.fullmatch(kind, part) and float(part) >= least for part in parts):
+    pattern, parts = r"\d+" if name == "steps" else r"\d+(\.\d+)?", [part.strip() for part in text.split(",")]
+    if not all(re.fullmatch(pattern, part) and float(part) >= least for part in parts):
         raise UserError(
             f"--{name} is {text!r}, but must be numbers of at least {least} between commas, such as 8,16,32"
         )

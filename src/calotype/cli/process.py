@@ -1,4 +1,4 @@
-"""The command line as a process: streams that outlive their reader, and signals that let it clean up."""
+"""The command line as a process: output to a closed pipe, and signals that unwind the stack."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from contextlib import contextmanager, suppress
 from typing import Any, TextIO, cast
 
 READER_IS_GONE = {errno.EPIPE, errno.EIO, errno.ECONNRESET, *([errno.EINVAL] if os.name == "nt" else [])}
-"""A pipe (on Windows the last), a terminal and a socket that nobody reads any more."""
+"""Errors of a closed pipe (on Windows EINVAL), terminal and socket."""
 UNWINDING = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
 class LastingStream:
-    """A text stream whose writer goes on, in silence, when its reader is gone. All other errors are raised."""
+    """A text stream that drops what is written once its reader is gone. All other errors are raised."""
 
     def __init__(self, stream: Any) -> None:
         self.stream = stream
@@ -42,7 +42,7 @@ class LastingStream:
 
 
 def discard(stream: Any) -> None:
-    """From now on what is written goes nowhere: also what is still buffered, which Python would complain about."""
+    """Redirects a stream and its buffer to the null device, or Python would report at its end that it cannot flush."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     try:
         with suppress(OSError):  # a stream in memory has no descriptor
@@ -53,7 +53,7 @@ def discard(stream: Any) -> None:
 
 @contextmanager
 def lasting_streams() -> Iterator[None]:
-    """`head` may leave before training ends."""
+    """Standard output and error as `LastingStream`s: `calotype train | head` must train to the end."""
     before = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = (cast(TextIO, LastingStream(one) if one else one) for one in before)
     try:
@@ -67,9 +67,9 @@ def lasting_streams() -> Iterator[None]:
 
 @contextmanager
 def unwound_by_signals() -> Iterator[None]:
-    """SIGTERM and SIGHUP end the process by way of its `finally`, with the usual 128 + number; a second one at once.
+    """SIGTERM and SIGHUP raise `SystemExit(128 + number)`, so that `finally` blocks run; a second one ends at once.
 
-    Those that are ignored from the start, as under `nohup`, stay so.
+    Signals that were ignored before, as under `nohup`, stay ignored.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from calotype.data.caption_dropout import parts
 from calotype.data.captions import Captions
 from calotype.files import write_tensors
-from calotype.nets.frozen import Frozen, Reader, Table, read_all, unseen
+from calotype.nets.frozen import Frozen, Reader, Table, encode_all, no_progress
 
 
 def cache_words(
@@ -34,12 +34,12 @@ def cache_words(
 
 
 def read_on(
-    reader: Reader, texts: Sequence[str], device: torch.device, progress: Callable[[int, int], None] = unseen
+    reader: Reader, texts: Sequence[str], device: torch.device, progress: Callable[[int, int], None] = no_progress
 ) -> Table:
     """On this device, which has its memory back then: the few prompts that come later are read on the CPU."""
     reader.network.to(device)
     try:
-        return read_all(reader, texts, progress)
+        return encode_all(reader, texts, progress)
     finally:
         reader.network.cpu()
 

@@ -16,10 +16,10 @@ from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
 from calotype.data.images import images_from_pixels
+from calotype.demo.classifier import AttributeClassifier, Palette, fit_classifier, palette
 from calotype.demo.describing import BROWN, DARK, SKINS, Facts, styles_of
 from calotype.demo.featureless import read_featureless
-from calotype.evaluation.alignment import Judge, Palette, learn, palette
-from calotype.evaluation.intervals import Estimate, difference, share_estimate
+from calotype.evaluation.intervals import Estimate, difference_of_shares, share_estimate
 from calotype.types import Images
 
 LEARNED = 300
@@ -43,11 +43,11 @@ class FeatureJudge:
 
     rows: slice
     columns: slice
-    judge: Judge
+    judge: AttributeClassifier
 
     def __call__(self, images: Images) -> Bool[Tensor, " count"]:
-        found = self.judge(images[..., self.rows, self.columns])
-        return torch.tensor([one["features"] == "present" for one in found])
+        shown = self.judge(images[..., self.rows, self.columns])
+        return torch.tensor([one["features"] == "present" for one in shown])
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Share(NamedTuple):
 
     def agrees(self, other: Share) -> bool:
         """Whether 0 is within Newcombe's interval of the difference."""
-        between = difference(self.estimate, other.estimate)
+        between = difference_of_shares(self.estimate, other.estimate)
         return between.low <= 0 <= between.high
 
 
@@ -87,20 +87,20 @@ class FaceJudges:
 
     def have_features(self, images: Images, styles: Sequence[str]) -> Bool[Tensor, " count"]:
         """Whether the face of each picture (in [-1, 1], of the size learned from) has features."""
-        return judged(self.features, images, styles)
+        return by_style(self.features, images, styles)
 
     def have_dark_skin(self, images: Images, styles: Sequence[str]) -> Bool[Tensor, " coloured"]:
         """The same of dark skin; only of the pictures whose style has coloured skin, in their order."""
         rows = [row for row, style in enumerate(styles) if style in self.skin]
-        return judged(self.skin, images[rows], [styles[row] for row in rows])
+        return by_style(self.skin, images[rows], [styles[row] for row in rows])
 
     def shares(self, images: Images, styles: Sequence[str]) -> dict[str, Share]:
         """Of the pictures: how many have features, and how many of those with coloured skin have dark skin."""
-        found = {"features": self.have_features(images, styles), "dark skin": self.have_dark_skin(images, styles)}
-        return {name: Share(int(one.sum()), len(one)) for name, one in found.items() if len(one)}
+        answers = {"features": self.have_features(images, styles), "dark skin": self.have_dark_skin(images, styles)}
+        return {name: Share(int(one.sum()), len(one)) for name, one in answers.items() if len(one)}
 
 
-def judged(
+def by_style(
     judges: dict[str, FeatureJudge] | dict[str, SkinJudge], images: Images, styles: Sequence[str]
 ) -> Bool[Tensor, " count"]:
     answers = torch.zeros(len(images), dtype=torch.bool)
@@ -134,7 +134,7 @@ def learn_features(images: Images, blank: Images) -> FeatureJudge:
     rows, columns = (extent(change.amax(axis) > EDGE * change.max()) for axis in (1, 0))
     sets = [images, darkened(moved(images), DARKEST), blank, darkened(moved(blank), DARKEST_BLANK)]
     shown = [PRESENT] * (2 * len(images)) + [ABSENT] * (2 * len(blank))
-    return FeatureJudge(rows, columns, learn(torch.cat(sets)[..., rows, columns], shown))
+    return FeatureJudge(rows, columns, fit_classifier(torch.cat(sets)[..., rows, columns], shown))
 
 
 def moved(images: Images) -> Images:

@@ -58,7 +58,7 @@ class BlurAugmentation(Config):
 
     def apply(self, low_res: Images, level: Sigmas, noise: Tensor) -> Images:
         """`noise` is not used."""
-        return blurred(low_res, level, math.ceil(3 * self.most))
+        return gaussian_blur(low_res, level, math.ceil(3 * self.most))
 
 
 Augmentation = Annotated[NoiseAugmentation | BlurAugmentation, Field(discriminator="kind")]
@@ -69,7 +69,7 @@ def draw_levels(most: float, share: float, count: int, rng: Rng) -> Sigmas:
     return most * rng.at("level").uniform(count) * (rng.at("share").uniform(count) < share)
 
 
-def blurred(images: Images, deviation: Sigmas, radius: int) -> Images:
+def gaussian_blur(images: Images, deviation: Sigmas, radius: int) -> Images:
     """Gaussian blur of each image's own standard deviation in pixels, cut off at `radius`; 0 leaves it as it is."""
     places = torch.arange(-radius, radius + 1, device=images.device)
     weights = torch.softmax(-(places**2) / (2 * deviation.clamp(min=1e-2)[:, None] ** 2), 1)

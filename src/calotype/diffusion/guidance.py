@@ -43,7 +43,7 @@ def rising(scale: float, slope: float, reference: Sigmas) -> Scale:
     return at
 
 
-def within(inside: Denoise, outside: Denoise, low: float = 0.0, high: float = math.inf) -> Denoise:
+def in_interval(inside: Denoise, outside: Denoise, low: float = 0.0, high: float = math.inf) -> Denoise:
     """`inside` where `low < sigma <= high`, else `outside` (guidance in an interval, arXiv 2404.07724, eq. 5)."""
     return lambda noisy, sigma: (inside if low < sigma <= high else outside)(noisy, sigma)
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from calotype.diffusion.augmentation import BlurAugmentation, NoiseAugmentation
 from calotype.diffusion.denoiser import Denoiser
-from calotype.diffusion.guidance import guided, rising, within
+from calotype.diffusion.guidance import guided, in_interval, rising
 from calotype.diffusion.samplers import SAMPLERS, SamplerName, last_steps, resampled
 from calotype.priors.patches import PatchPrior, enlarged
 from calotype.spaces.pixel import Space
@@ -163,7 +163,7 @@ class Stage:
             return strong
         else:
             both = guided(strong, self._network(unconditional), sampling.guidance)
-        return within(both, strong, sampling.guidance_low, sampling.guidance_high)
+        return in_interval(both, strong, sampling.guidance_low, sampling.guidance_high)
 
     def _network(self, condition: Condition) -> Denoise:
         return lambda noisy, sigma: self.denoiser(noisy, filled(sigma, noisy), condition)

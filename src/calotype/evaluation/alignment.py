@@ -1,150 +1,129 @@
-"""Does a model show what it was told? Colours are measured, parts are recognised, and captions are told apart."""
+"""Prompt alignment: whether captions have the smallest denoising loss with their own pictures, and samples of prompts
+what the prompts say, where a judge of the pictures is handed in.
+"""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
 
 import torch
-import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool
+from PIL import Image
 from torch import Tensor
 
+from calotype.data.images import images_from_pil
 from calotype.diffusion.stage import Stage
+from calotype.evaluation.candidate import Candidate
+from calotype.evaluation.intervals import share_estimate
+from calotype.evaluation.measures import as_measure, too_few
+from calotype.evaluation.references import Bar, FeatureStore
+from calotype.evaluation.results import Alignment, Attribute, PropertyShare, Retrieval
 from calotype.types import NULL_LABEL, Condition, Images, Latents, OtherImages, Rng, Text
 
-Palette = Float[Tensor, "colour 3"]  # in [-1, 1], as pictures
-Choice = Int[Tensor, " batch"]
-Shown = Mapping[str, str]  # what is to be seen, by what it is about; nothing, where it is not there
-
-NEAR = 0.4
-"""How far a pixel may be from a colour to count as that colour: about 30 of 255 in each channel."""
-SIDE = 32
-"""Pixels a side in which a judge sees a picture."""
 LEVELS = 4
-"""Noise levels at which captions are told apart: they cut what is trained on into equal parts."""
-
-
-# -- Colours -----------------------------------------------------------------------------------------------------------
-
-
-def palette(colours: Sequence[str]) -> Palette:
-    """From `#rrggbb`."""
-    return torch.tensor([[int(one[at : at + 2], 16) / 127.5 - 1 for at in (1, 3, 5)] for one in colours])
-
-
-def background(images: Images, colours: Palette) -> Choice:
-    """Which colour the upper corners have, an eighth of the side each: the nearest to their median."""
-    side = max(1, images.shape[-1] // 8)
-    corners = torch.cat([images[..., :side, :side], images[..., :side, -side:]], 3)
-    return torch.cdist(corners.flatten(2).median(2).values.float(), colours).argmin(1)
-
-
-def clothing(images: Images, colours: Palette) -> Choice:
-    """Which of the colours most pixels have in the middle of the lowest eighth."""
-    height, width = images.shape[-2:]
-    lower = images[..., -max(1, height // 8) :, width // 4 : -(width // 4)].flatten(2).transpose(1, 2)
-    away, nearest = torch.cdist(lower.float(), colours.expand(len(lower), -1, -1)).min(2)
-    count = [((nearest == colour) & (away < NEAR)).sum(1) for colour in range(len(colours))]
-    return torch.stack(count, 1).argmax(1)
-
-
-# -- What is drawn -----------------------------------------------------------------------------------------------------
+"""Noise levels of caption retrieval: they cut what is trained on into equal parts."""
+CANDIDATES, MOST_RETRIEVED = 32, 64
+"""Captions among which a picture's own is sought, and of how many pictures at most."""
 
 
 @dataclass(frozen=True)
-class Judge:
-    """Says what pictures show: kernel ridge regression to one column a value, of which the largest counts.
+class Judged:
+    """What a judge has found in samples of prompts."""
 
-    The kernel is a squared product: what counts are pixels and pairs of them, so a part may have any colour.
-    """
-
-    known: Float[Tensor, "known value"]
-    mean: Float[Tensor, " value"]
-    weights: Float[Tensor, "known column"]
-    shares: Float[Tensor, " column"]
-    values: dict[str, tuple[str, ...]]
-    """What each attribute may be, in the order of the columns."""
-
-    def __call__(self, images: OtherImages) -> list[Shown]:
-        found = kernel(rows_of(images) - self.mean, self.known) @ self.weights + self.shares
-        columns = found.split([len(values) for values in self.values.values()], 1)
-        named = [
-            [values[int(place)] for place in column.argmax(1)]
-            for values, column in zip(self.values.values(), columns, strict=True)
-        ]
-        return [dict(zip(self.values, one, strict=True)) for one in zip(*named, strict=True)]
+    attributes: list[Attribute] = field(default_factory=list)
+    shares: list[PropertyShare] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+    prompts: list[str] = field(default_factory=list)
+    """The first of each language, in the order of the plate."""
+    plate: Image.Image | None = None
 
 
-def learn(images: OtherImages, shown: Sequence[Shown], ridge: float = 1e-2) -> Judge:
-    """From real pictures; how often it is right on others of them belongs beside whatever it says of samples.
+@runtime_checkable
+class PromptJudge(Protocol):
+    """Knows what is to be seen in the run's pictures; handed in by the command."""
 
-    Every other picture is softened, as samples are softer than what they were learned from.
-    """
-    values = {
-        about: tuple(sorted({one.get(about, "") for one in shown}))
-        for about in sorted({key for one in shown for key in one})
-    }
-    told = [
-        torch.tensor([[float(one.get(about, "") == value) for value in several] for one in shown])
-        for about, several in values.items()
-    ]
-    targets, rows = torch.cat(told, 1).double(), rows_of(images)
-    rows[::2] = rows_of(softened(images[::2]))
-    mean, shares = rows.mean(0), targets.mean(0)
-    gram = kernel(rows - mean, rows - mean)
-    weights = torch.linalg.solve(gram + ridge * torch.eye(len(gram)), targets - shares)
-    return Judge(rows - mean, mean, weights, shares, values)
+    @property
+    def languages(self) -> tuple[str, ...]: ...
 
-
-def rows_of(images: OtherImages) -> Float[Tensor, "batch value"]:
-    """The pictures as a judge sees them."""
-    return F.interpolate(images.float(), size=(SIDE, SIDE), mode="bilinear", antialias=True).flatten(1).cpu().double()
-
-
-def softened(images: OtherImages) -> OtherImages:
-    small = F.interpolate(images.float(), size=(SIDE, SIDE), mode="bilinear", antialias=True)
-    return F.avg_pool2d(small, 3, 1, 1, count_include_pad=False)
-
-
-def kernel(rows: Float[Tensor, "batch value"], known: Float[Tensor, "known value"]) -> Float[Tensor, "batch known"]:
-    unit = known.square().sum(1).mean()
-    return (1 + rows @ known.T / unit).square()
-
-
-# -- Agreement ---------------------------------------------------------------------------------------------------------
+    def judge(self, one: Candidate, store: FeatureStore, count: int, seed: int) -> Judged: ...
 
 
 @dataclass(frozen=True)
-class Tally:
-    """Of `count` pictures, how many show what was told; and how many would, at most, if they all showed the same."""
-
-    hits: int
-    same: int
-    count: int
-
-    def __add__(self, other: Tally) -> Tally:
-        return Tally(self.hits + other.hits, self.same + other.same, self.count + other.count)
-
-    @property
-    def chance(self) -> float:
-        """The most that whoever has not read can expect."""
-        return self.same / self.count
-
-    @property
-    def skill(self) -> float:
-        """1 for all, 0 for no more than by chance (Cohen, Educational and Psychological Measurement 20, 1960)."""
-        return (self.hits - self.same) / (self.count - self.same) if self.count > self.same else 0.0
+class AlignmentResult:
+    measures: Alignment
+    judged: Judged = Judged()
 
 
-def tally(found: Sequence[Shown], told: Sequence[Shown], about: str) -> Tally:
-    wanted = [one.get(about, "") for one in told]
-    hits = sum(one.get(about, "") == value for one, value in zip(found, wanted, strict=True))
-    return Tally(hits, max(Counter(wanted).values()), len(wanted))
+def alignment(one: Candidate, store: FeatureStore, judge: PromptJudge | None, count: int, seed: int) -> AlignmentResult:
+    """Of a model that is conditioned on text; `store` holds the pictures that the `judge` knows, if there is one."""
+    if one.model.reader is None:
+        return AlignmentResult(Alignment(reason="the model was trained without captions"))
+    languages = ("captions",) if judge is None else judge.languages
+    measured = [caption_retrieval(one, store, place, count, seed) for place in range(len(languages))]
+    if judge is None:
+        left_out = ["colours and attributes: what these pictures show is not known"]
+        return AlignmentResult(Alignment(languages=list(languages), retrieval=measured, left_out=left_out))
+    judged = judge.judge(one, store, count, seed)
+    measures = Alignment(
+        languages=list(languages),
+        retrieval=measured,
+        attributes=judged.attributes,
+        left_out=judged.left_out,
+        prompts=judged.prompts,
+    )
+    return AlignmentResult(measures, judged)
 
 
-# -- Captions ----------------------------------------------------------------------------------------------------------
+def prompted_samples(
+    one: Candidate, prompts: Sequence[str], seed: int, bar: Bar, name: str, resize: Callable[[Images], OtherImages]
+) -> OtherImages:
+    """Those of `calotype sample --prompts`."""
+    images: list[Images] = []
+    with bar(name) as progress:
+        for picture in one.model.draw(len(prompts), seed=seed, prompt=prompts):
+            images.append(resize(images_from_pil(picture)))
+            progress(len(images), len(prompts), "")
+    return torch.cat(images)
+
+
+# -- Caption retrieval -------------------------------------------------------------------------------------------------
+
+
+def caption_retrieval(one: Candidate, store: FeatureStore, place: int, count: int, seed: int) -> Retrieval:
+    """Of test pictures, with the caption at `place` where a picture has several."""
+    own = own_captions(store, place)
+    candidates = min(CANDIDATES, len(own))
+    if candidates < 2:
+        reason = f"it needs 2 test pictures with captions of their own, and there are {candidates}"
+        return Retrieval(**too_few(reason).stored())
+    stage, rows = one.model.stages[0], list(own)[: len(own) // candidates * candidates]
+    few, hits = min(count, MOST_RETRIEVED, len(rows)), list[bool]()
+    with store.bar("captions") as progress:
+        for start in range(0, few, candidates):
+            chosen = rows[start : start + candidates]
+            images = store.images(torch.tensor(chosen[: few - start]), stage.image_size)
+            clean = stage.space.encode(images.to(one.model.device))
+            hits += retrieval(stage, clean, [own[row] for row in chosen], Rng((seed, "captions", start))).tolist()
+            progress(len(hits), few, "")
+    return Retrieval(
+        **as_measure(share_estimate(sum(hits), few)).stored(),
+        n=few,
+        candidates=candidates,
+        chance=1 / candidates,
+        levels=LEVELS,
+        stage_size=stage.image_size,
+    )
+
+
+def own_captions(store: FeatureStore, place: int) -> dict[int, str]:
+    """Of test pictures, no two with the same."""
+    captions, row_of = store.pictures.captions, dict[str, int]()
+    for row in store.pictures.test_indices.tolist():
+        if captions is not None and (own := captions.of[row][place : place + 1] or captions.of[row][:1]):
+            row_of.setdefault(own[0], row)
+    return {row: caption for caption, row in row_of.items()}
 
 
 @torch.no_grad()

@@ -18,10 +18,8 @@ from torch import Tensor
 from calotype.diffusion.stage import shrunk
 from calotype.evaluation.distances import frechet_distance
 from calotype.evaluation.features import features
-from calotype.evaluation.propagation import seen
-from calotype.evaluation.reconstruction import WINDOW, psnr, ssim
+from calotype.evaluation.reconstruction import EQUAL, WINDOW, perceptual, psnr, ssim
 from calotype.nets.blocks import Resized
-from calotype.nets.perceptual import efficientnet_lite0, perceptual_distance
 from calotype.nets.vae import Moments
 from calotype.spaces.latent import LatentSpace
 from calotype.types import Images, Latents, OtherImages, Rng
@@ -118,15 +116,15 @@ class Measures:
 
 
 @torch.no_grad()
-def measure(
+def measure_autoencoder(
     space: LatentSpace, images: Images, held_out: int, thorough: bool = True, critic: CriticHealth | None = None
 ) -> Measures:
     """All of it on `images`, the first `held_out` of which were never trained on; not `thorough`: the cheap part."""
     rng = Rng(("first stage",))
-    moments = in_parts(space.moments, images)
+    moments = batched(space.moments, images)
     clean = space.sample(moments, rng.at("posterior"))
     mean = (moments.chunk(2, 1)[0] - space.mean) / space.spread
-    fake = in_parts(space.decode, mean)
+    fake = batched(space.decode, mean)
     finite = bool(moments.isfinite().all() and fake.isfinite().all())
     return Measures(
         pictures=len(images),
@@ -137,7 +135,7 @@ def measure(
         spectrum=spectrum(mean, shrunk(images, space.reduction)),
         equivariance=equivariance(space, images, mean),
         colour=colour_bias(space, images),
-        reconstruction=reconstruction(images, fake, space, thorough and finite),
+        reconstruction=reconstruction_of(images, fake, space, thorough and finite),
         mistaken=mistaken(space, mean, fake, rng),
         developed=developed(space, clean, images, rng),
         finite=finite,
@@ -146,8 +144,8 @@ def measure(
     )
 
 
-def in_parts(work: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:
-    return torch.cat([work(some) for some in batch.split(AT_ONCE)])
+def batched(work: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:
+    return torch.cat([work(part) for part in batch.split(AT_ONCE)])
 
 
 # -- The latents -------------------------------------------------------------------------------------------------------
@@ -158,7 +156,7 @@ def channels(space: LatentSpace, images: Images, moments: Latents, rng: Rng) -> 
     signal, noise = over_channel(raw.mean).var(1, correction=0), over_channel(raw.log_variance.exp()).mean(1)
     kl = (raw.mean.square() + raw.log_variance.exp() - 1 - raw.log_variance) / 2
     mean, std = over_channel(raw.mean).mean(1), (signal + noise).sqrt()
-    touched = in_parts(space.moments, images + TOUCH * rng.at("touch").noise_like(images)).chunk(2, 1)[0].cpu()
+    touched = batched(space.moments, images + TOUCH * rng.at("touch").noise_like(images)).chunk(2, 1)[0].cpu()
     moved = over_channel((touched - raw.mean).abs()) / std.clamp(min=1e-12)[:, None]
     centre, spread = space.mean.flatten().cpu(), space.spread.flatten().cpu()
     columns = (
@@ -178,13 +176,13 @@ def spectrum(latents: Latents, pictures: OtherImages) -> Spectrum:
     frequency = torch.hypot(*torch.meshgrid(*(torch.arange(side) / (2 * side) for side in shape), indexing="ij"))
     bins = (frequency * 2 * BARS).long().clamp(max=BARS - 1).flatten()
     count = torch.bincount(bins, minlength=BARS)
-    found = [(one + 0.5) / (2 * BARS) for one in range(BARS) if count[one]]
+    frequencies = [(bar + 0.5) / (2 * BARS) for bar in range(BARS) if count[bar]]
     powers = []
     for values in (latents, pictures):
         power = cosines(values - values.mean(0)).square().mean(0).sum(0).flatten().cpu().double()
         summed = torch.zeros(BARS, dtype=torch.float64).index_add(0, bins, power / power.mean().clamp(min=1e-12))
         powers.append((summed / count)[count > 0].tolist())
-    return Spectrum(found, *powers)
+    return Spectrum(frequencies, *powers)
 
 
 def cosines(values: Latents, back: bool = False) -> Latents:
@@ -203,19 +201,19 @@ def equivariance(space: LatentSpace, images: Images, latents: Latents) -> dict[s
     """Latents of changed pictures against latents changed so (arXiv 2502.09509, section 3): 0 is equal, 2 unrelated."""
     sides = latents.shape[-2:]
     even = not any(side % 2 for side in sides)
-    found = {}
+    result = {}
     for name, change in TRANSFORMS.items() if even else list(TRANSFORMS.items())[1:]:
-        wanted = change(latents)
-        wrong = in_parts(space.encode, change(images)) - wanted
-        found[name] = float(wrong.square().mean() / wanted.var(correction=0).clamp(min=1e-12))
-    return found
+        expected = change(latents)
+        wrong = batched(space.encode, change(images)) - expected
+        result[name] = float(wrong.square().mean() / expected.var(correction=0).clamp(min=1e-12))
+    return result
 
 
 # -- The pictures ------------------------------------------------------------------------------------------------------
 
 
-def reconstruction(images: Images, fake: Images, space: LatentSpace, thorough: bool) -> Reconstruction:
-    few = slice(0, None) if thorough else some_of(images)
+def reconstruction_of(images: Images, fake: Images, space: LatentSpace, thorough: bool) -> Reconstruction:
+    few = slice(0, None) if thorough else fraction(images)
     side = space.reduction if space.channels >= 3 else images.shape[-1]
     blocks = F.interpolate(F.avg_pool2d(images, side), scale_factor=side)
     frechet = None
@@ -224,36 +222,31 @@ def reconstruction(images: Images, fake: Images, space: LatentSpace, thorough: b
     return Reconstruction(
         psnr=mean_psnr(images, fake),
         ssim=float(ssim(images, fake).mean()) if images.shape[-1] >= WINDOW else None,
-        perceptual=float(apart(images[few], fake[few]).mean()),
+        perceptual=float(perceptual(images[few], fake[few]).mean()),
         blocks=mean_psnr(images, blocks),
         frechet=frechet,
     )
 
 
-def some_of(batch: Tensor) -> slice:
+def fraction(batch: Tensor) -> slice:
     return slice(0, max(2, len(batch) // SHARE))
 
 
 def mean_psnr(images: Images, others: Images) -> float:
-    return float(psnr(images, others).clamp(max=120.0).mean())
-
-
-def apart(images: Images, others: Images) -> Float[Tensor, " batch"]:
-    network = efficientnet_lite0().to(images.device)
-    return perceptual_distance(network, seen(images), seen(others))
+    return float(psnr(images, others).clamp(max=EQUAL).mean())
 
 
 def colour_bias(space: LatentSpace, images: Images) -> list[float]:
     """Of pictures of one colour, each the mean colour of a picture."""
-    some = images[some_of(images)]
-    flat = some.mean((2, 3), keepdim=True).expand_as(some).contiguous()
+    few = images[fraction(images)]
+    flat = few.mean((2, 3), keepdim=True).expand_as(few).contiguous()
     return (space.decode(space.encode(flat)) - flat).mean((0, 2, 3)).tolist()
 
 
 def mistaken(space: LatentSpace, latents: Latents, fake: Images, rng: Rng) -> float:
-    few = some_of(latents)
+    few = fraction(latents)
     wrong = latents[few] + MISTAKE * rng.at("mistake").noise_like(latents[few])
-    return mean_psnr(fake[few], in_parts(space.decode, wrong))
+    return mean_psnr(fake[few], batched(space.decode, wrong))
 
 
 def developed(space: LatentSpace, clean: Latents, images: Images, rng: Rng) -> dict[str, float]:
@@ -262,18 +255,18 @@ def developed(space: LatentSpace, clean: Latents, images: Images, rng: Rng) -> d
     1 is that of another picture. The denoiser is Wiener's, which knows the power of each frequency in each channel, and
     believes what the space's statistics say: mean 0 and spread 1. Where they are wrong, so is what it makes.
     """
-    few = some_of(images)
+    few = fraction(images)
     offset, spread = clean.mean((0, 2, 3), keepdim=True), clean.std((0, 2, 3), correction=0, keepdim=True)
     known = (clean - offset).mean(0, keepdim=True) / spread.clamp(min=1e-8)
     power = cosines((clean - offset) / spread.clamp(min=1e-8) - known).square().mean(0)
-    other = apart(images[few], images[few].roll(1, 0)).mean().clamp(min=1e-8)
-    found = {}
+    other = perceptual(images[few], images[few].roll(1, 0)).mean().clamp(min=1e-8)
+    result = {}
     for sigma in SIGMAS:
         noise = rng.at("noise", str(sigma)).noise_like(clean[few])
         wave = cosines(clean[few] + sigma * noise - known) * power / (power + sigma**2).clamp(min=1e-8)
-        distance = apart(images[few], in_parts(space.decode, cosines(wave, back=True) + known)).mean()
-        found[f"{sigma:g}"] = float(distance / other)
-    return found
+        distance = perceptual(images[few], batched(space.decode, cosines(wave, back=True) + known)).mean()
+        result[f"{sigma:g}"] = float(distance / other)
+    return result
 
 
 def receptive_field(space: LatentSpace, latents: Latents) -> ReceptiveField:

@@ -1,120 +1,103 @@
-"""Gathers all measures of all runs into one dictionary, `compare.json`, and makes the page of it."""
+"""Gathers the measures of all runs into `compare.json`, with a verdict on each of the lecture's claims."""
 
 from __future__ import annotations
 
-import datetime
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import replace
-from importlib.metadata import version
+from dataclasses import dataclass, replace
+from itertools import combinations
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
 from calotype.data.folder import Pictures
 from calotype.data.images import grid, pils_from_images
-from calotype.evaluation.candidate import Candidate, data_of, open_all, without_seed
-from calotype.evaluation.errors import USUAL, levels_of, pictures_for, propagation, relative_level
-from calotype.evaluation.expenses import cost, deployment
-from calotype.evaluation.history import overfitting, stability
-from calotype.evaluation.overlap import Own, notes_of, split_by, unseen_by_all
+from calotype.evaluation.candidate import Candidate
+from calotype.evaluation.cost import deployment_cost, run_cost
+from calotype.evaluation.features import Lite0
+from calotype.evaluation.history import generalisation_gaps, log_spreads
+from calotype.evaluation.overlap import ReadOwn, notes_of, split_by, unseen_by_all
+from calotype.evaluation.propagation import USUAL, Subjects, matched_level, pictures_for, propagation
 from calotype.evaluation.quality import (
-    SHOWN,
-    Made,
-    Reals,
-    choose_reals,
+    GRID_SAMPLES,
+    Generated,
     floor,
-    make,
-    memorised,
+    generated,
+    nearest_to_training,
     quality,
     train_features,
 )
+from calotype.evaluation.references import Bar, FeatureStore, ReferenceSet, reference_rows
+from calotype.evaluation.results import COMPARISON_FILE, ComparisonResult, Json, measured_with, write_result
 from calotype.evaluation.verdicts import verdicts
-from calotype.files import write_json
-from calotype.machine import device_name, find_device
-from calotype.nets.perceptual import efficientnet_lite0
-from calotype.report.comparison import write_comparison
-from calotype.types import UserError
+from calotype.types import Rng, UserError
 
-FORMAT = 3
-Bar = Callable[[str], AbstractContextManager[Callable[[int, int, str], None]]]
+COMPARE_FORMAT = 4
 Read = Callable[[str, int], Pictures]
 """From the name of the data and the size to the pictures."""
 
 
-class Access(NamedTuple):
-    """How pictures are read: those that runs are judged by, and those of a run."""
-
-    read: Read
-    own: Own
-
-
-class Setup(NamedTuple):
-    runs: list[Candidate]
-    reals: Reals
+@dataclass(frozen=True)
+class Comparison:
+    runs: Sequence[Candidate]
+    reference: ReferenceSet
     seed: int
     bar: Bar
+    out: Path
 
 
 def compare(
-    folders: Sequence[Path],
-    data: Path | None,
-    out: Path,
-    count: int,
-    seed: int,
-    device: str,
-    access: Access,
+    runs: Sequence[Candidate], data: Path | None, out: Path, count: int, seed: int, read: Read, read_own: ReadOwn,
     bar: Bar,
-) -> Path:
-    """Writes `compare.json`, `compare.html` and a grid of every run into `out`, and returns `out`.
+) -> Json:  # fmt: skip
+    """Writes `compare.json` and a grid of samples of every run into `out`; returns what the first holds.
 
-    Raises `UserError` for runs that cannot be compared, data that cannot be read, and an `out` that has other files.
+    Raises `UserError` for data that cannot be read, and an `out` that has other files.
     """
     if count < 2:
         raise UserError(f"count is {count}, but must be at least 2; try 200")
-    check_out(out)
-    runs = open_all(folders, device)
-    name = data_of(runs, data)
-    pictures = access.read(name, runs[0].size)
-    efficientnet_lite0().to(find_device(device))
-    splits = [split_by(one, pictures, access.own) for one in runs]
+    check_comparison_folder(out)
+    name = runs[0].run.state.data if data is None else str(data)
+    pictures = read(name, runs[0].size)
+    splits = [split_by(one, pictures, read_own) for one in runs]
+    notes = [
+        f"run {one.key} {note}"
+        for one, split in zip(runs, splits, strict=True)
+        for note in notes_of(one, split, pictures)
+    ]
     pictures = replace(pictures, split=unseen_by_all(splits, len(pictures)))
-    setup = Setup(runs, choose_reals(pictures, count), seed, bar)
-    found = {**about(setup, name, notes_of(runs, splits, pictures, name)), **measures(setup, out)}
-    found["verdicts"] = verdicts(found)
-    write_json(out / "compare.json", found)
-    write_comparison(out, found)
-    return out
+    store = FeatureStore(pictures, Lite0(runs[0].model.device), out / "cache", bar, "real")
+    reference = ReferenceSet(store, reference_rows(pictures, count, fewest=2))
+    comparison = Comparison(runs, reference, seed, bar, out)
+    found = {**comparison_facts(comparison, name, notes), **all_measures(comparison)}
+    found["verdicts"] = verdicts(found["runs"])
+    write_result(out / COMPARISON_FILE, ComparisonResult.model_validate(found))
+    return found
 
 
-def check_out(out: Path) -> None:
+def check_comparison_folder(out: Path) -> None:
     """An earlier comparison is written over; nothing else is."""
-    known = out.is_dir() and ((out / "compare.json").exists() or all(one.name == "cache" for one in out.iterdir()))
+    known = out.is_dir() and ((out / COMPARISON_FILE).exists() or all(one.name == "cache" for one in out.iterdir()))
     if out.exists() and not known:
         raise UserError(f"--out {out} is not an empty folder; choose another")
     out.mkdir(parents=True, exist_ok=True)
 
 
-def about(setup: Setup, data: str, seen: Sequence[str]) -> dict[str, Any]:
-    runs, reals, device = setup.runs, setup.reals, setup.runs[0].model.device
-    notes = [*reals.notes, *class_notes(runs, reals.pictures), *seen]
+def comparison_facts(comparison: Comparison, data: str, notes: Sequence[str]) -> Json:
+    runs, reference, device = comparison.runs, comparison.reference, comparison.runs[0].model.device
     return {
-        "format": FORMAT,
-        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "versions": {"calotype": version("calotype"), "torch": version("torch")},
-        "device": f"{device.type} ({device_name(device)}, {torch.get_num_threads()} threads)",
+        "format": COMPARE_FORMAT,
+        **measured_with(device),
         "data": data,
-        "classes": list(reals.pictures.classes),
+        "classes": list(reference.pictures.classes),
         "size": runs[0].size,
-        "count": len(reals),
-        "seed": setup.seed,
-        "notes": notes,
+        "count": len(reference),
+        "seed": comparison.seed,
+        "notes": [*reference.rows.notes, *other_classes(runs, reference.pictures), *notes, *equal_seeds(runs)],
     }
 
 
-def class_notes(runs: Sequence[Candidate], pictures: Pictures) -> list[str]:
-    """Of runs that know other classes than the data have."""
+def other_classes(runs: Sequence[Candidate], pictures: Pictures) -> list[str]:
     return [
         f"run {one.key} was trained with other classes than the data have, so its pictures are sampled without a class"
         for one in runs
@@ -122,107 +105,84 @@ def class_notes(runs: Sequence[Candidate], pictures: Pictures) -> list[str]:
     ]
 
 
-def measures(setup: Setup, out: Path) -> dict[str, Any]:
-    runs, reals, seed, bar = setup
-    kept = pictures_for(len(reals))
-    with bar("trained") as told:
-        train = train_features(reals, runs[0].size, lambda done, total: told(done, total, ""))
-    sigma, small_size = matched(runs, reals)
-    results = []
-    for one in runs:
-        with bar(f"{one.key} samples") as told:
-            made = make(one, reals, seed, kept, lambda done, total: told(done, total, ""))
-        columns = in_columns(one, reals)
-        grid(pils_from_images(torch.cat(made.shown)[columns]), 6).save(out / f"grid-{one.key}.png")
-        parts = told_of(one), measures_of(one, made, setup, train), errors_of(one, made, setup, sigma, small_size)
-        results.append({key: value for part in parts for key, value in part.items()})
-    sizes = sorted({size for one in runs for size in one.recipe.chain})
+def equal_seeds(runs: Sequence[Candidate]) -> list[str]:
+    """Runs of a kind stand for different seeds in the verdicts."""
+    return [
+        f"runs {one.key} and {other.key} are of one kind and have the same seed, so they are not two seeds of it"
+        for one, other in combinations(runs, 2)
+        if (one.kind, one.has_prior, one.recipe.seed) == (other.kind, other.has_prior, other.recipe.seed)
+    ]
+
+
+def all_measures(comparison: Comparison) -> Json:
+    runs, reference, seed = comparison.runs, comparison.reference, comparison.seed
+    trained = train_features(reference, runs[0].size)
+    matched = matched_noise(runs, reference)
     return {
-        "matched_sigma": sigma,
-        "runs": results,
-        "floor": [floor(reals, size, seed) for size in sizes],
-        "seeds": seeds(runs, results),
+        "matched_sigma": matched[0],
+        "runs": [measures_of(one, comparison, trained, *matched) for one in runs],
+        "floor": [floor(reference, size, seed) for size in sorted({size for one in runs for size in one.recipe.chain})],
     }
 
 
-def in_columns(one: Candidate, reals: Reals) -> torch.Tensor:
-    """The first samples of each class, each class in turn, so that equal places of two grids hold equal classes."""
-    labels = reals.pictures.labels[reals.chosen][: max(pictures_for(len(reals)), SHOWN)].tolist()
-    turns = [labels[:place].count(label) for place, label in enumerate(labels)]
-    return torch.tensor(sorted(range(len(labels)), key=lambda place: (turns[place], labels[place]))[:SHOWN])
-
-
-def told_of(one: Candidate) -> dict[str, Any]:
+def measures_of(one: Candidate, comparison: Comparison, trained: Any, sigma: float, small_size: int) -> Json:
+    reference, seed, bar = comparison.reference, comparison.seed, comparison.bar
+    with bar(f"{one.key} samples") as progress:
+        made = generated(
+            one, reference, seed, pictures_for(len(reference)), lambda done, total: progress(done, total, "")
+        )
+    nearest = nearest_to_training(made, one.size, reference, trained)
+    file = f"grid-{one.key}.png"
+    grid(pils_from_images(torch.cat(made.shown)[class_order(reference)]), 6).save(comparison.out / file)
+    with bar(f"{one.key} costs"):
+        deployed, costs = deployment_cost(one), run_cost(one)
     return {
         "key": one.key,
         "name": one.run.name,
         "folder": str(one.run.folder),
         "kind": one.kind,
+        "prior": one.has_prior,
         "chain": list(one.recipe.chain),
         "seed": one.recipe.seed,
-        "grid": f"grid-{one.key}.png",
+        "grid": file,
+        "deployment": deployed,
+        "cost": costs,
+        "quality": quality(one, made, reference, seed),
+        "overfitting": {
+            "legs": generalisation_gaps(one.run),
+            "nearest": nearest,
+        },
+        "stability": log_spreads(one.run, one.recipe),
+        "propagation": errors(one, made, comparison, sigma, small_size),
     }
 
 
-def measures_of(one: Candidate, made: Made, setup: Setup, train: Any) -> dict[str, Any]:
-    reals = setup.reals
-    with setup.bar(f"{one.key} costs") as told:
-        told(0, 1, "")
-        expenses = cost(one, reals.pictures)
-        told(1, 1, "")
-    return {
-        "deployment": deployment(one),
-        "cost": expenses,
-        "quality": quality(one, made, reals, setup.seed),
-        "overfitting": {"legs": overfitting(one.run), "nearest": memorised(made, one.size, reals, train)},
-        "stability": stability(one),
-    }
+def class_order(reference: ReferenceSet) -> torch.Tensor:
+    """The first samples of each class, each class in turn, so that equal places of two grids hold equal classes."""
+    labels = reference.pictures.labels[reference.chosen][: max(pictures_for(len(reference)), GRID_SAMPLES)].tolist()
+    turns = [labels[:place].count(label) for place, label in enumerate(labels)]
+    return torch.tensor(sorted(range(len(labels)), key=lambda place: (turns[place], labels[place]))[:GRID_SAMPLES])
 
 
-def errors_of(one: Candidate, made: Made, setup: Setup, sigma: float, small_size: int) -> dict[str, Any]:
-    reals, small = setup.reals, torch.cat(made.small)[: pictures_for(len(setup.reals))]
-    labels = one.labels(reals.pictures, reals.chosen)[: len(small)]
+def errors(one: Candidate, made: Generated, comparison: Comparison, sigma: float, small_size: int) -> Json:
     if one.size % small_size:
         reason = f"{one.size} px cannot be shrunk to the {small_size} px at which errors are compared"
-        return {"propagation": {"levels": None, "points": None, "reason": reason}}
-    with setup.bar(f"{one.key} errors") as told:
-        text = one.text(reals.pictures, reals.chosen[: len(small)])
-        levels = list(levels_of(one, labels, text, setup.seed, small, sigma, small_size))
-        found = propagation(one, levels, setup.seed, lambda done, total: told(done, total, ""))
-    return {"propagation": found}
+        return {"arms": None, "points": None, "reason": reason}
+    reference, small = comparison.reference, torch.cat(made.small)[: pictures_for(len(comparison.reference))]
+    rows = reference.chosen[: len(small)]
+    rngs = [Rng((comparison.seed, "sample", index)) for index in range(len(small))]
+    subjects = Subjects(one.labels(reference.pictures, rows), rngs, small, one.text(reference.pictures, rows))
+    real = reference.images(rows, one.size).to(one.model.device)
+    with comparison.bar(f"{one.key} errors") as progress:
+        return propagation(
+            one, subjects, real, sigma, small_size, comparison.seed, lambda done, total: progress(done, total, "")
+        )
 
 
-def matched(runs: Sequence[Candidate], reals: Reals) -> tuple[float, int]:
+def matched_noise(runs: Sequence[Candidate], reference: ReferenceSet) -> tuple[float, int]:
     """Sigma and size at which errors are put into latents: as noisy for them, and as small, as in the first cascade."""
     cascade = next((one for one in runs if len(one.recipe.chain) > 1), None)
     if cascade is None:
         return USUAL, max(1, runs[0].size // 4)
     size = cascade.recipe.chain[0]
-    return relative_level(cascade, float(reals.images(reals.chosen, size).std())), size
-
-
-def seeds(runs: Sequence[Candidate], results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """How much a result hangs on the seed: runs of equal recipe, budget and pictures, each with a seed of its own."""
-    settings = [
-        (without_seed(one.recipe), one.run.plan.get("budget_seconds"), one.run.facts.get("content")) for one in runs
-    ]
-    groups = [[place for place, other in enumerate(settings) if other == one] for one in settings]
-    groups = [group for place, group in enumerate(groups) if group[0] == place]
-    own = [group for group in groups if len(group) == len({runs[place].recipe.seed for place in group})]
-    return [spread_of([results[place] for place in group]) for group in own if len(group) > 1]
-
-
-def spread_of(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    distances = torch.tensor([one["quality"]["whole"]["fd_lite0"]["value"] for one in results])
-    losses = torch.tensor([final_losses(one) for one in results])
-    return {
-        "runs": [one["key"] for one in results],
-        "kind": results[0]["kind"],
-        "fd_lite0": {"mean": float(distances.mean()), "spread": float(distances.std())},
-        "held_out_loss": {"mean": losses.mean(0).tolist(), "spread": losses.std(0).tolist()},
-    }
-
-
-def final_losses(one: dict[str, Any]) -> list[float]:
-    """Of each leg."""
-    return [leg["levels"]["all"][-1]["held_out"] for leg in one["overfitting"]["legs"]]
+    return matched_level(cascade, float(reference.images(reference.chosen, size).std())), size

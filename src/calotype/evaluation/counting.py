@@ -78,9 +78,9 @@ def most_memory(device: torch.device) -> int:
     """
     if device.type != "cuda":
         try:
-            found = re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text(encoding="ascii"))
+            match = re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text(encoding="ascii"))
         except OSError:
-            found = None
-        if found:
-            return int(found[1]) * 1024
+            match = None
+        if match:
+            return int(match[1]) * 1024
     return peak_memory(device)

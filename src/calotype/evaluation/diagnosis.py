@@ -99,14 +99,14 @@ def of_channels(measures: Measures) -> Iterator[Finding]:
     if len(noisy) > MOST * len(channels):
         yield Finding(
             "posterior collapse",
-            f"the posterior has collapsed: {said(noisy, channels)} hold more noise than picture",
+            f"the posterior has collapsed: {share_of(noisy, channels)} hold more noise than picture",
             median(one.signal for one in noisy), EVEN,
-            "lower autoencoder.losses.kl (1e-5 is the default) and train the autoencoder anew", True,
+            "lower autoencoder.losses.kl (1e-5 is the default) and train the autoencoder again", True,
         )  # fmt: skip
         return
     if silent:
         yield Finding(
-            "dead channels", f"{said(silent, channels)} hold nothing of the picture",
+            "dead channels", f"{share_of(silent, channels)} hold nothing of the picture",
             max(one.signal for one in silent), LEAST_SIGNAL,
             "take fewer autoencoder.network.channels, or a lower autoencoder.losses.kl", False,
         )  # fmt: skip
@@ -128,11 +128,11 @@ def of_most(
     wrong = [one for one in channels if value(one) > threshold]
     if wrong:
         grave = len(wrong) > MOST * len(channels)
-        yield Finding(name, f"{said(wrong, channels)} {what}", max(map(value, wrong)), threshold, advice, grave)
+        yield Finding(name, f"{share_of(wrong, channels)} {what}", max(map(value, wrong)), threshold, advice, grave)
 
 
-def said(some: list[Channel], channels: list[Channel]) -> str:
-    return f"{len(some)} of {len(channels)} channels"
+def share_of(affected: list[Channel], channels: list[Channel]) -> str:
+    return f"{len(affected)} of {len(channels)} channels"
 
 
 def off(channel: Channel) -> float:
@@ -154,14 +154,15 @@ def of_scale(measures: Measures) -> Iterator[Finding]:
 
 
 def of_reconstruction(measures: Measures) -> Iterator[Finding]:
-    found = measures.reconstruction
-    if found.psnr < found.blocks - BELOW_BLOCKS:
+    measured = measures.reconstruction
+    if measured.psnr < measured.blocks - BELOW_BLOCKS:
         yield Finding(
             "poor reconstruction",
-            f"reconstructions have {found.psnr:.1f} dB, less than a mean colour for each place ({found.blocks:.1f} dB)",
-            found.psnr, found.blocks - BELOW_BLOCKS,
+            f"reconstructions have {measured.psnr:.1f} dB, less than a mean colour for each place "
+            f"({measured.blocks:.1f} dB)",
+            measured.psnr, measured.blocks - BELOW_BLOCKS,
             "the decoder has not learned to read these latents: train it longer, or with a lower learning rate",
-            found.psnr < USELESS,
+            measured.psnr < USELESS,
         )  # fmt: skip
     shift = max(map(abs, measures.colour))
     if shift > WORST_COLOUR:

@@ -26,20 +26,20 @@ def frechet_of_many(made: Features, real: Others, rng: np.random.Generator) -> E
     count, there = len(made), gaussian(real)
     rows = made[rng.permutation(count)]
 
-    def distance(some: Features) -> float:
-        return between(gaussian(some), there)
+    def distance(part: Features) -> float:
+        return between(gaussian(part), there)
 
     parts = np.array_split(np.arange(count), min(GROUPS, count // 2))
     without = np.array([distance(np.delete(rows, part, 0)) for part in parts])
     halves = np.mean([distance(rows[: count // 2]), distance(rows[count // 2 :])])
     places, values = (1.0, len(parts) / (len(parts) - 1), 2.0), (distance(rows), float(without.mean()), float(halves))
-    straight, curved = (through(places[:some], values[:some], count / MANY) for some in (2, 3))
+    straight, curved = (polynomial_at(places[:points], values[:points], count / MANY) for points in (2, 3))
     spread = np.sqrt((len(parts) - 1) * np.square(without - without.mean()).mean())
     reach = NORMAL_95 * float(np.hypot(spread, curved - straight))
     return Estimate(curved, curved - reach, curved + reach)
 
 
-def through(places: Sequence[float], values: Sequence[float], at: float) -> float:
+def polynomial_at(places: Sequence[float], values: Sequence[float], at: float) -> float:
     """The polynomial through the points, at another place (Lagrange)."""
     others = [[one for one in places if one != place] for place in places]
     weights = [

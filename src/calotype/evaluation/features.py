@@ -1,9 +1,11 @@
-"""What a network that was trained to name things sees in pictures: one row of numbers a picture."""
+"""Features of a classifier of ImageNet: one row of numbers a picture."""
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Callable, Iterable
+from functools import cache
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -16,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from calotype.files import write_tensors
-from calotype.nets.perceptual import WEIGHTS_SHA256, efficientnet_lite0
+from calotype.nets.perceptual import LITE0_SHA256, EfficientNetLite0, efficientnet_lite0
 
 AnyImages = Float[Tensor, "_ 3 _ _"]  # in [-1, 1]; each batch may have a size of its own
 CHANNELS = 1280
@@ -29,12 +31,12 @@ INCEPTION = "Inception"
 
 @runtime_checkable
 class FeatureNetwork(Protocol):
-    """Looks at pictures. An object of one's own with these four takes its place, whatever it is read from."""
+    """Features of pictures. Any object with these four members can take the place of `Lite0`."""
 
     name: str
-    """Short; it stands in the name of the distance."""
+    """Short; part of the name of the distance."""
     weights: str
-    """Hash of the weights, so that numbers of different weights are not held against each other."""
+    """Hash of the weights: numbers of different weights cannot be compared."""
     preparation: str
     """How a picture is brought to the network: size and resize filter."""
 
@@ -44,22 +46,31 @@ class FeatureNetwork(Protocol):
 
 
 class Lite0:
-    """EfficientNet-Lite0's features before its classifier, averaged over the picture; computed where the network is.
+    """EfficientNet-Lite0's features before its classifier, averaged over the picture.
 
     Shrinking is antialiased: without that, sets that differ only in how they were shrunk are apart (arXiv 2104.11222).
     """
 
     name = "Lite0"
-    weights = WEIGHTS_SHA256
+    weights = LITE0_SHA256
     preparation = f"{SIZE} px, bilinear, antialiased"
 
+    def __init__(self, device: torch.device | None = None) -> None:
+        """On `device`, or, if None, wherever the pictures are."""
+        self.device = device
+
     def look(self, images: AnyImages) -> Float[Tensor, "_ 1280"]:
-        network = efficientnet_lite0()
-        device = next(network.parameters()).device
-        return network.pooled(_at_size(images.to(device)))
+        device = self.device or images.device
+        return lite0_on(device).pooled(_at_size(images.to(device)))
 
 
 LITE0 = Lite0()
+
+
+@cache
+def lite0_on(device: torch.device) -> EfficientNetLite0:
+    """A frozen copy for evaluation, also of perceptual distances; nobody else moves it."""
+    return copy.deepcopy(efficientnet_lite0()).to(device)
 
 
 def distance_name(network: FeatureNetwork) -> str:
@@ -78,7 +89,7 @@ def features(
 def kept_features(
     path: Path, chosen: Int[Tensor, " count"], look: Callable[[Tensor], Float[np.ndarray, "count channel"]]
 ) -> Float[np.ndarray, "count channel"]:
-    """Features of the chosen pictures; what the file at `path` has of them is not looked at again.
+    """Features of the chosen pictures; those in the file at `path` are not computed again.
 
     `path` must be named by all that features depend on: see `features_key`.
     """
@@ -94,15 +105,15 @@ def kept_features(
 
 def features_key(network: FeatureNetwork, content: str, size: int) -> str:
     """Changes with the pictures, the network's weights and the preparation, and with nothing else."""
-    told = f"{content} {size} px, {network.name} {network.weights} {network.preparation}"
-    return hashlib.sha256(told.encode()).hexdigest()[:16]
+    identity = f"{content} {size} px, {network.name} {network.weights} {network.preparation}"
+    return hashlib.sha256(identity.encode()).hexdigest()[:16]
 
 
 def _read(path: Path) -> tuple[Tensor, Tensor]:
     """Nothing where there is no file, or a damaged one."""
     try:
-        found = load_file(path)
-        return found["chosen"], found["features"]
+        stored = load_file(path)
+        return stored["chosen"], stored["features"]
     except (FileNotFoundError, SafetensorError, KeyError):
         return torch.empty(0, dtype=torch.long), torch.empty(0, 0)
 

@@ -60,7 +60,7 @@ def distances(a: Features, b: Others) -> Distances:
     return np.sqrt(np.maximum(squares, 0))
 
 
-def nearest(a: Features, b: Others) -> Float[np.ndarray, " count"]:
+def nearest_distance(a: Features, b: Others) -> Float[np.ndarray, " count"]:
     """The distance of every row of `a` to the nearest row of `b`."""
     return np.asarray(distances(a, b).min(1))
 
@@ -134,8 +134,8 @@ def bootstrapped(
     The normal interval of the bootstrap (Efron and Tibshirani 1993, chapter 13), because both distances are larger
     for sets with repeats than for the sets themselves, so percentiles would miss the value.
     """
-    found = [drawn(rng.integers(rows, size=rows), rng.integers(columns, size=columns)) for _ in range(ROUNDS)]
-    reach = NORMAL_95 * float(np.std(found, ddof=1))
+    resampled = [drawn(rng.integers(rows, size=rows), rng.integers(columns, size=columns)) for _ in range(ROUNDS)]
+    reach = NORMAL_95 * float(np.std(resampled, ddof=1))
     return Estimate(value, value - reach, value + reach)
 
 
@@ -157,7 +157,7 @@ def share_estimate(hits: int, count: int) -> Estimate:
     return Estimate(share, max(0.0, middle - reach), min(1.0, middle + reach))
 
 
-def difference(a: Estimate, b: Estimate) -> Estimate:
+def difference_of_shares(a: Estimate, b: Estimate) -> Estimate:
     """How much larger share `a` is, with Newcombe's interval (Newcombe, Statistics in Medicine 17, 1998, method 10)."""
     value = a.value - b.value
     below, above = math.hypot(a.value - a.low, b.high - b.value), math.hypot(a.high - a.value, b.value - b.low)

@@ -1,4 +1,4 @@
-"""Which augmentation suits a stage best: tried after training, on pictures that the stages before it have made."""
+"""The augmentation level of a stage that enlarges: searched after training, on pictures of the stages before it."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from calotype.diffusion.stage import Sampling, Stage, generate, in_turn
 from calotype.evaluation.distances import kernel_distance
 from calotype.evaluation.features import features
 from calotype.evaluation.intervals import Estimate, kernel_of_rows
-from calotype.evaluation.pairing import Values, difference, draws, is_level, redrawn, standard_error
+from calotype.evaluation.pairing import Values, draws, is_level, paired_difference, redrawn, standard_error
 from calotype.types import Images, Labels, OtherImages, Rng, Text
 
-AT_ONCE = 8
+FEATURES_AT_ONCE = 8
 
 
 class Distance(NamedTuple):
-    """A kernel distance from real pictures, and what it is on sets drawn with replacement, the same for all levels."""
+    """A kernel distance from real pictures, and its values on bootstrap sets, which are the same for all levels."""
 
     value: float
     drawn: Values
@@ -29,7 +29,7 @@ class Distance(NamedTuple):
 
 @dataclass(frozen=True)
 class Search:
-    """What was tried: the distance from real pictures at each level."""
+    """The distance from real pictures at each level that was tried."""
 
     tried: dict[float, Distance]
 
@@ -45,7 +45,7 @@ class Search:
     def behind(self, level: float) -> Estimate:
         """How much further than the nearest."""
         one, other = self.tried[level], self.tried[self.nearest]
-        return difference(one.value, other.value, one.drawn - other.drawn)
+        return paired_difference(one.value, other.value, one.drawn - other.drawn)
 
     def as_json(self) -> dict[str, Any]:
         """`tried` has each level with its distance; `standard_errors` are those of the differences to the nearest."""
@@ -85,15 +85,15 @@ def level_distance(
     real: OtherImages,
     text: Text | None = None,
 ) -> Callable[[float], Distance]:
-    """How far what the stage makes of `low_res` lies from `real`, at a level; each time with the same noise."""
-    real_features = features(real.split(AT_ONCE))
+    """From a level to the distance of what the stage makes of `low_res` from `real`; each time with equal noise."""
+    real_features = features(real.split(FEATURES_AT_ONCE))
     same = draws(len(low_res), len(real), np.random.default_rng(0))
 
     def distance(level: float) -> Distance:
         changed = sampling.model_copy(update={"augmentation": level, "conditioning": "whole"})
         rngs = [Rng(("level", index)) for index in range(len(low_res))]
         made = in_parts([stage], [changed], labels, rngs, low_res, text)
-        of_made = features(made.split(AT_ONCE))
+        of_made = features(made.split(FEATURES_AT_ONCE))
         return Distance(kernel_distance(of_made, real_features), redrawn(kernel_of_rows(of_made, real_features), same))
 
     return distance
@@ -107,14 +107,12 @@ def in_parts(
     low_res: Images | None = None,
     text: Text | None = None,
 ) -> OtherImages:
-    """As `generate`, a few at a time."""
+    """As `generate`, a few pictures at a time."""
     full, factor = stages[-1].image_size, prod(stage.factor for stage in stages)
     height, width = (full, full) if low_res is None else (side * factor for side in low_res.shape[-2:])
-    parts = in_turn(len(labels), height, width)
-    small = [None if low_res is None else low_res[part] for part in parts]
-    told = [text and text.at(range(len(labels))[part]) for part in parts]
-    made = [
-        generate(stages, labels[part], samplings, rngs[part], one, text=some)
-        for part, one, some in zip(parts, small, told, strict=True)
-    ]
-    return torch.cat(made)
+
+    def part_of(part: slice) -> OtherImages:
+        small, prompts = (None if low_res is None else low_res[part]), text and text.at(range(len(labels))[part])
+        return generate(stages, labels[part], samplings, rngs[part], small, text=prompts)
+
+    return torch.cat([part_of(part) for part in in_turn(len(labels), height, width)])

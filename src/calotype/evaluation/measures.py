@@ -9,7 +9,7 @@ import numpy as np
 
 from calotype.evaluation.distances import Features, Others
 from calotype.evaluation.extrapolation import frechet_of_many
-from calotype.evaluation.features import LITE0, FeatureNetwork, distance_name
+from calotype.evaluation.features import FeatureNetwork, distance_name
 from calotype.evaluation.intervals import (
     Estimate,
     density_coverage,
@@ -17,11 +17,11 @@ from calotype.evaluation.intervals import (
     kernel_estimate,
     precision_recall,
 )
+from calotype.evaluation.results import Measure, SetMeasures
 
-Measure = dict[str, Any]
-Measured = Callable[[Features, Others, np.random.Generator], Estimate | float]
+Estimator = Callable[[Features, Others, np.random.Generator], Estimate | float]
 FRECHET, MANY_KEY = "frechet", "frechet_of_many"
-MEASURES: dict[str, tuple[int, Measured]] = {
+MEASURES: dict[str, tuple[int, Estimator]] = {
     FRECHET: (50, frechet_estimate),
     MANY_KEY: (500, frechet_of_many),
     "kernel_distance": (10, kernel_estimate),
@@ -33,22 +33,26 @@ MEASURES: dict[str, tuple[int, Measured]] = {
 """Each with the fewest pictures, on either side, of which it says anything."""
 
 
-def measured(made: Features, real: Others, seed: int, network: FeatureNetwork = LITE0) -> dict[str, Any]:
-    """By name; the Fréchet distance by that of its network: `fd_lite0`."""
-    count = min(len(made), len(real))
-    found: dict[str, Any] = {"n": [len(made), len(real)]}
+def measured(made: Features, real: Others, seed: int, network: FeatureNetwork, any_count: bool = False) -> SetMeasures:
+    """All measures; of too few pictures without a value, but with the reason.
+
+    `any_count`: of however few, but not the extrapolated distance; intervals and n show what they are worth.
+    """
+    count, result = min(len(made), len(real)), dict[str, Measure]()
     for name, (fewest, _) in MEASURES.items():
-        found[name.replace(FRECHET, distance_key(network))] = (
+        if any_count and name == MANY_KEY:
+            continue
+        result[name.replace(FRECHET, distance_key(network))] = (
             measure(name, made, real, seed)
-            if count >= fewest
+            if any_count or count >= fewest
             else too_few(f"it needs {fewest} pictures on either side, and there are {count}")
         )
-    return found
+    return SetMeasures.of((len(made), len(real)), result)
 
 
 def measure(name: str, made: Features, real: Others, seed: int) -> Measure:
     """One of `MEASURES`, of however few pictures."""
-    return as_json(MEASURES[name][1](made, real, np.random.default_rng(seed)))
+    return as_measure(MEASURES[name][1](made, real, np.random.default_rng(seed)))
 
 
 def distance_key(network: FeatureNetwork) -> str:
@@ -56,13 +60,17 @@ def distance_key(network: FeatureNetwork) -> str:
 
 
 def too_few(reason: str) -> Measure:
-    return {"value": None, "reason": reason}
+    return Measure(value=None, reason=reason)
 
 
-def as_json(found: Estimate | float) -> Measure:
+def as_measure(estimate: Estimate | float) -> Measure:
     """An interval without an end is none, and says why."""
-    if not isinstance(found, Estimate):
-        return {"value": found}
-    if not np.isfinite(found.high - found.low):
-        return {"value": found.value, "low": None, "high": None, "reason": "one value has no spread"}
-    return dict(found._asdict())
+    if not isinstance(estimate, Estimate):
+        return Measure(value=estimate)
+    if not np.isfinite(estimate.high - estimate.low):
+        return Measure(value=estimate.value, low=None, high=None, reason="one value has no spread")
+    return Measure(**estimate._asdict())
+
+
+def as_json(estimate: Estimate | float) -> dict[str, Any]:
+    return as_measure(estimate).stored()

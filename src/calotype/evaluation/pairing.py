@@ -1,6 +1,6 @@
-"""Which of several ways to sample is level with the nearest one: paired bootstrap, and the rule of one standard error.
+"""Comparison of several samplings by a paired bootstrap, and the rule of one standard error.
 
-All are judged on the same rows and the same real pictures, drawn with replacement, so what they share cancels.
+All are measured on the same bootstrap sets of rows and of real pictures, so the noise that they share cancels.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ def draws(rows: int, others: int, rng: np.random.Generator) -> list[Draw]:
 
 
 def redrawn(measure: Callable[[Places, Places], float], drawn: Sequence[Draw]) -> Values:
-    """A distance of each of these sets."""
+    """The measure on each bootstrap set."""
     return np.array([measure(*one) for one in drawn])
 
 
-def difference(one: float, other: float, drawn: Values) -> Estimate:
-    """How much larger `one` is; `drawn` are the differences on drawn sets."""
+def paired_difference(one: float, other: float, drawn: Values) -> Estimate:
+    """How much larger `one` is, with a normal interval; `drawn` are the differences on bootstrap sets."""
     value, reach = one - other, NORMAL_95 * float(np.std(drawn, ddof=1))
     return Estimate(value, value - reach, value + reach)
 

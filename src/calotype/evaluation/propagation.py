@@ -1,8 +1,8 @@
-"""What becomes of an error: a small picture is corrupted, the model goes on, and what is left at its end is measured.
+"""What becomes of an error: a small picture is corrupted, sampling goes on, and what is left at the end is measured.
 
 In a cascade the picture of the first stage is corrupted. In latent diffusion it is the clean picture as the denoiser
-sees it at some sigma, decoded and shrunk to the same size; the difference goes back into the latents. With and without
-the corruption everything else is equal, the noise too, so what differs at the end comes from the corruption alone.
+estimates it at some sigma, decoded and shrunk to the same size; the difference goes back into the latents. Sampling
+with and without the corruption has equal noise, so what differs at the end comes from the corruption alone.
 """
 
 from __future__ import annotations
@@ -10,84 +10,103 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from io import BytesIO
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from calotype.diffusion.augmentation import blurred
+from calotype.data.folder import Progress
+from calotype.diffusion.augmentation import gaussian_blur
 from calotype.diffusion.samplers import SAMPLERS
-from calotype.diffusion.stage import Sampling, Stage, generate, shrunk
-from calotype.evaluation.reconstruction import psnr
+from calotype.diffusion.stage import Sampling, Stage, generate, last, shrunk
+from calotype.evaluation.candidate import Candidate
+from calotype.evaluation.intervals import Estimate, mean_estimate
+from calotype.evaluation.measures import as_json
+from calotype.evaluation.reconstruction import perceptual, psnr
 from calotype.nets.blocks import Resized
-from calotype.nets.perceptual import efficientnet_lite0, perceptual_distance
-from calotype.types import Images, Labels, Rng, Text, per_image
+from calotype.spaces.latent import LatentSpace
+from calotype.types import Images, Labels, Latents, Rng, Text, per_image
 
 Corrupt = Callable[[Images, Rng], Images]
 Finish = Callable[[Images | None], Resized]
-"""From a corruption of the small pictures (None: none) to the final ones."""
-STRENGTHS = (0.05, 0.1, 0.2, 0.4, 0.8)
-MIDDLE = 0.2
+"""From what is added to the small pictures (None: nothing) to the final ones."""
+PerPicture = Float[np.ndarray, " count"]
+STRENGTHS, MIDDLE = (0.05, 0.1, 0.2, 0.4, 0.8), 0.2
+SHARES = (0.25, 0.5, 1.0)
+"""Of the most augmentation that a stage was trained with: levels to try besides the stored one."""
+LATENT_SIGMAS = (0.1, 1.0, 3.0)
+USUAL = 0.3
+"""Sigma for latents where no cascade gives a level to compare with."""
 MOST_STEPS = 8
-"""What enlarges is sampled with at most so many steps here: what survives is measured hundreds of times."""
-Values = Float[np.ndarray, " count"]
+"""Stages that enlarge are sampled with no more steps: each picture is sampled some seventy times."""
+MOST_PSNR = 120.0
+"""In dB, of pictures that are equal."""
 
 
-def noised(images: Images, rng: Rng) -> Images:
+# -- Corruptions -------------------------------------------------------------------------------------------------------
+
+
+def noise(images: Images, rng: Rng) -> Images:
     return images + rng.normal(*images.shape).to(images)
 
 
-def smeared(images: Images, rng: Rng) -> Images:
-    """Under a Gaussian of a twentieth of the side."""
-    spread = images.shape[-1] / 20
-    return blurred(images, torch.full_like(images[:, 0, 0, 0], spread), max(1, min(round(3 * spread), 64)))
+def blur(images: Images, rng: Rng) -> Images:
+    """Gaussian, with a standard deviation of a twentieth of the side."""
+    deviation = images.shape[-1] / 20
+    return gaussian_blur(images, torch.full_like(images[:, 0, 0, 0], deviation), max(1, min(round(3 * deviation), 64)))
 
 
-def compressed(images: Images, rng: Rng) -> Images:
-    """JPEG of quality 10."""
+def jpeg(images: Images, rng: Rng) -> Images:
+    """Of quality 10."""
 
-    def one(image: Float[Tensor, "3 rows columns"]) -> Tensor:
+    def compressed(image: Float[Tensor, "3 rows columns"]) -> Tensor:
         pixels = ((image + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).cpu().numpy()
         buffer = BytesIO()
         Image.fromarray(pixels).save(buffer, "JPEG", quality=10)
         return torch.from_numpy(np.array(Image.open(buffer))).permute(2, 0, 1) / 127.5 - 1
 
-    return torch.stack([one(image) for image in images]).to(images)
+    return torch.stack([compressed(image) for image in images]).to(images)
 
 
-def blocked(images: Images, rng: Rng) -> Images:
+def block(images: Images, rng: Rng) -> Images:
     """A square of one colour over a sixteenth of the picture."""
     count, _, side, _ = images.shape
-    width, spoilt = max(1, side // 4), images.clone()
+    width, corrupted = max(1, side // 4), images.clone()
     corners = rng.at("corner").integers(side - width + 1, count, 2).tolist()
     colours = (2 * rng.at("colour").uniform(count, 3, 1, 1) - 1).to(images)
-    for image, colour, (top, left) in zip(spoilt, colours, corners, strict=True):
+    for image, colour, (top, left) in zip(corrupted, colours, corners, strict=True):
         image[:, top : top + width, left : left + width] = colour
-    return spoilt
+    return corrupted
 
 
-def tinted(images: Images, rng: Rng) -> Images:
-    """Another colour over all."""
+def tint(images: Images, rng: Rng) -> Images:
+    """A shift of the colour of the whole picture."""
     return images + rng.normal(len(images), 3, 1, 1).to(images)
 
 
-CORRUPTIONS: dict[str, Corrupt] = {
-    "noise": noised, "blur": smeared, "JPEG": compressed, "block": blocked, "colour": tinted,
-}  # fmt: skip
+CORRUPTIONS: dict[str, Corrupt] = {"noise": noise, "blur": blur, "JPEG": jpeg, "block": block, "colour": tint}
+EVERY = [(corruption, strength) for corruption in CORRUPTIONS for strength in STRENGTHS]
 
 
-def damage(images: Images, corruption: str, strength: float, rng: Rng) -> Images:
-    """What to add to each picture: as long as `strength` times the picture's own distance from its mean colour."""
+def corruption_of(images: Images, corruption: str, strength: float, rng: Rng) -> Images:
+    """What to add to each picture: its norm is `strength` times the picture's contrast."""
     delta = CORRUPTIONS[corruption](images, rng) - images
-    wanted = strength * length(images - images.mean((2, 3), keepdim=True))
-    return per_image(wanted / length(delta).clamp(min=1e-8)) * delta
+    return per_image(strength * contrast(images) / norm(delta).clamp(min=1e-8)) * delta
 
 
-def length(images: Images) -> Float[Tensor, " batch"]:
+def contrast(images: Images) -> Float[Tensor, " batch"]:
+    """The norm of each picture about its mean colour."""
+    return norm(images - images.mean((2, 3), keepdim=True))
+
+
+def norm(images: Images) -> Float[Tensor, " batch"]:
     return images.flatten(1).norm(dim=1)
+
+
+# -- Survival ----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -96,96 +115,199 @@ class Survival:
 
     corruption: str
     strength: float
-    survival: Values  # length of what is left at the small size, by the length of what was added
-    psnr: Values  # of the final pictures with and without it, in dB
-    perceptual: Values
+    survival: PerPicture
+    """Norm of what is left, shrunk to the small size, by that of what was added: 1 is all of it, 0 nothing."""
+    psnr: PerPicture
+    """Of the final pictures with and without it, in dB."""
+    perceptual: PerPicture
 
 
 @dataclass(frozen=True)
-class Case:
-    """Small pictures that can be corrupted, and how the model goes on from them."""
+class Arm:
+    """Small pictures that can be corrupted, and one way to go on from them."""
 
+    name: str
+    level: float
+    """Of augmentation in a cascade; sigma in latents."""
     small: Images
     finish: Finish
+    thorough: bool = True
+    """Every strength, or the middle one alone."""
 
-    def survivals(self, wanted: Sequence[tuple[str, float]], rng: Rng) -> Iterator[Survival]:
+    def survivals(self, points: Sequence[tuple[str, float]], rng: Rng) -> Iterator[Survival]:
         plain = self.finish(None)
-        for corruption, strength in wanted:
-            delta = damage(self.small, corruption, strength, rng.at(corruption))
-            yield survival(corruption, strength, delta, plain, self.finish(delta))
+        for corruption, strength in points:
+            delta = corruption_of(self.small, corruption, strength, rng.at(corruption))
+            yield survival_of(corruption, strength, delta, plain, self.finish(delta))
 
 
-def survival(corruption: str, strength: float, delta: Images, plain: Tensor, spoilt: Tensor) -> Survival:
+def survival_of(corruption: str, strength: float, delta: Images, plain: Tensor, corrupted: Tensor) -> Survival:
     """0 where nothing was added."""
     factor = plain.shape[-1] // delta.shape[-1]
-    left = length(shrunk(spoilt, factor) - shrunk(plain, factor)) / length(delta).clamp(min=1e-8)
-    network = efficientnet_lite0().to(plain.device)
-    apart = perceptual_distance(network, seen(plain), seen(spoilt))
-    closeness = psnr(plain, spoilt).clamp(max=120.0)
-    return Survival(corruption, strength, *(one.double().cpu().numpy() for one in (left, closeness, apart)))
+    left = norm(shrunk(corrupted, factor) - shrunk(plain, factor)) / norm(delta).clamp(min=1e-8)
+    distance = perceptual(plain, corrupted)
+    values = (left, psnr(plain, corrupted).clamp(max=MOST_PSNR), distance)
+    return Survival(corruption, strength, *(one.double().cpu().numpy() for one in values))
 
 
-def seen(images: Tensor) -> Tensor:
-    """At 64 pixels a side or more: below that the perceptual network has few places left to look at."""
-    return images if images.shape[-1] >= 64 else F.interpolate(images, size=(64, 64), mode="bilinear")
+# -- Ways to go on -----------------------------------------------------------------------------------------------------
 
 
-def cascade_case(
-    stages: Sequence[Stage],
-    samplings: Sequence[Sampling],
-    labels: Labels,
-    rngs: Sequence[Rng],
-    small: Images,
-    text: Text | None = None,
-) -> Case:
-    """`stages` are those above the first, which has made `small`."""
+class Subjects(NamedTuple):
+    """Pictures whose sampling is corrupted; `small` are those of the first stage."""
 
+    labels: Labels
+    rngs: Sequence[Rng]
+    small: Images
+    text: Text | None = None
+
+    def at(self, stage: Stage) -> list[Rng]:
+        """The randomness of a stage, as `generate` has it."""
+        return [rng.at(stage.image_size) for rng in self.rngs]
+
+
+def cascade_arms(stages: Sequence[Stage], samplings: Sequence[Sampling], subjects: Subjects) -> Iterator[Arm]:
+    """Without a mechanism, with the one that is used, and with other levels of augmentation."""
+    base, *above = stages
+    own = [sampling.model_copy(update={"steps": min(MOST_STEPS, sampling.steps)}) for sampling in samplings[1:]]
+
+    def arm(name: str, changed: Sequence[Sampling], start: Images, thorough: bool = True) -> Arm:
+        def finish(delta: Images | None) -> Resized:
+            low_res = start if delta is None else start + delta
+            return generate(above, subjects.labels, changed, subjects.rngs, low_res, text=subjects.text)
+
+        return Arm(name, changed[0].augmentation, subjects.small, finish, thorough)
+
+    yield arm("none", at_level(above, own, 0.0), subjects.small)
+    if own[0].conditioning == "truncated":
+        yield arm("truncation", own, noisy_at(base, samplings[0], subjects, own[0].augmentation))
+    elif own[0].augmentation:
+        yield arm("augmentation", own, subjects.small)
+    for share in SHARES:
+        yield arm(f"{share:g} of the most", at_level(above, own, share), subjects.small, thorough=False)
+
+
+def at_level(stages: Sequence[Stage], samplings: Sequence[Sampling], share: float) -> list[Sampling]:
+    """Augmentation by this share of the most that each stage was trained with."""
+    return [
+        sampling.model_copy(update={"augmentation": share * stage.augmentation.most, "conditioning": "whole"})
+        for stage, sampling in zip(stages, samplings, strict=True)
+    ]
+
+
+@torch.no_grad()
+def noisy_at(stage: Stage, sampling: Sampling, subjects: Subjects, sigma: float) -> Latents:
+    """The sampler's state at sigma."""
+    return last(stage.steps(subjects.labels, None, sampling, subjects.at(stage), until=sigma, text=subjects.text))
+
+
+@torch.no_grad()
+def latent_arm(
+    stage: Stage, sampling: Sampling, subjects: Subjects, sigma: float, small_size: int, name: str = "matched"
+) -> Arm:
+    """Corrupts what the denoiser estimates at `sigma`."""
+    state, labels = noisy_at(stage, sampling, subjects, sigma), subjects.labels
+    condition = stage.condition(labels, None, torch.zeros(len(labels)), torch.zeros(()), subjects.text)
+    denoise = stage.denoise(condition, sampling)
+    image = stage.space.decode(denoise(state, sigma))
+    below = [sigma, *(one for one in stage.schedule.grid(sampling.steps) if one < sigma)]
+    factor, encoded = stage.image_size // small_size, stage.space.encode(image)
+
+    @torch.no_grad()
     def finish(delta: Images | None) -> Resized:
-        return generate(stages, labels, samplings, rngs, small if delta is None else small + delta, text=text)
+        corrupted = image if delta is None else image + repeated(delta, factor)
+        start, sampler = state + stage.space.encode(corrupted) - encoded, SAMPLERS[sampling.sampler]
+        return stage.space.decode(last(stage.develop(start, below, denoise, sampler, subjects.at(stage))))
 
-    return Case(small, finish)
-
-
-def at_level(stages: Sequence[Stage], samplings: Sequence[Sampling], share: float | None) -> tuple[Sampling, ...]:
-    """Augmentation by this share of the most that each stage was trained with; None: as the model has it."""
-
-    def one(stage: Stage, sampling: Sampling) -> Sampling:
-        level = sampling.augmentation if share is None else share * stage.augmentation.most
-        changes = {"augmentation": level, "conditioning": "whole", "steps": min(MOST_STEPS, sampling.steps)}
-        return sampling.model_copy(update=changes)
-
-    return tuple(map(one, stages, samplings))
+    return Arm(name, sigma, shrunk(image, factor), finish, thorough=name == "matched")
 
 
 def repeated(images: Images, factor: int) -> Resized:
-    """Each pixel as a square of `factor`: shrunk again, it is the same picture, so that nothing is lost on the way."""
+    """Each pixel as a square of `factor`: shrunk again, it is the same picture."""
     return images.repeat_interleave(factor, 2).repeat_interleave(factor, 3)
 
 
 @torch.no_grad()
-def latent_case(
-    stage: Stage,
-    sampling: Sampling,
-    labels: Labels,
-    rngs: Sequence[Rng],
-    sigma: float,
-    small_size: int,
-    text: Text | None = None,
-) -> Case:
-    """Corrupts what the denoiser sees at `sigma`."""
-    own = [rng.at(stage.image_size) for rng in rngs]
-    *_, state = stage.steps(labels, None, sampling, own, until=sigma, text=text)
-    condition = stage.condition(labels, None, torch.zeros(len(labels)), torch.zeros(()), text)
-    denoise = stage.denoise(condition, sampling)
-    image = stage.space.decode(denoise(state, sigma))
-    below = [sigma, *(one for one in stage.schedule.grid(sampling.steps) if one < sigma)]
-    factor, known = stage.image_size // small_size, stage.space.encode(image)
+def autoencoder_error(space: LatentSpace, real: Images, factor: int) -> Estimate:
+    """Norm of what reconstruction changes in real pictures, shrunk by `factor`, by their contrast there."""
+    small, again = (shrunk(images, factor) for images in (real, space.decode(space.encode(real))))
+    return mean_estimate((norm(again - small) / contrast(small)).double().cpu().numpy())
 
-    @torch.no_grad()
-    def finish(delta: Images | None) -> Resized:
-        spoilt = image if delta is None else image + repeated(delta, factor)
-        start = state + stage.space.encode(spoilt) - known
-        *_, latents = stage.develop(start, below, denoise, SAMPLERS[sampling.sampler], own)
-        return stage.space.decode(latents)
 
-    return Case(shrunk(image, factor), finish)
+# -- Of one run --------------------------------------------------------------------------------------------------------
+
+
+def pictures_for(count: int) -> int:
+    """How many of `count` samples are corrupted."""
+    return max(4, min(16, count // 6))
+
+
+def matched_level(one: Candidate, deviation: float) -> float:
+    """The sigma at which latents are as noisy as a cascade's second stage sees pictures of this standard deviation."""
+    augmentation = one.model.stages[1].augmentation
+    if augmentation.kind != "noise":  # a blur is no amount of noise
+        return USUAL
+    return (one.model.samplings[1].augmentation or augmentation.most / 2) / deviation
+
+
+def propagation(
+    one: Candidate, subjects: Subjects, real: Images, sigma: float, small_size: int, seed: int, progress: Progress
+) -> dict[str, Any]:
+    """Survival in each arm, over the pictures: at every point, and of all corruptions at the middle strength.
+
+    `sigma` and `small_size` are where errors are put into latents; `real` pictures show the autoencoder's own error.
+    """
+    base, *above = one.model.stages
+    extra: dict[str, Any]
+    if above:
+        arms = list(cascade_arms(one.model.stages, one.model.samplings, subjects))
+        used = next((arm.name for arm in arms if arm.name in ("augmentation", "truncation")), "none")
+        exposure = any(one.recipe.enlarger(stage.image_size).exposure.images for stage in above)
+        extra = {"own": used, "exposure": exposure}
+    else:
+        sampling, sigmas = one.model.samplings[0], {"matched": sigma, **{f"{each:g}": each for each in LATENT_SIGMAS}}
+        high = base.schedule.grid(sampling.steps)[0] / 2
+        arms = [
+            latent_arm(base, sampling, subjects, min(each, high), small_size, name) for name, each in sigmas.items()
+        ]
+        extra = {"own": "matched"}
+        if isinstance(base.space, LatentSpace):
+            extra["autoencoder_error"] = as_json(autoencoder_error(base.space, real, one.size // small_size))
+    return {**measure_arms(arms, Rng((seed, "corruption")), progress), **extra}
+
+
+def measure_arms(arms: Sequence[Arm], rng: Rng, progress: Progress) -> dict[str, Any]:
+    """`effects`: by how much more survives in an arm than without a mechanism, paired by picture."""
+    middle = [(corruption, MIDDLE) for corruption in CORRUPTIONS]
+    total = sum(len(EVERY if arm.thorough else middle) for arm in arms)
+    points: list[dict[str, Any]] = []
+    means: dict[str, PerPicture] = {}
+    for arm in arms:
+        found = []
+        for one in arm.survivals(EVERY if arm.thorough else middle, rng):
+            found.append(one)
+            points.append({"arm": arm.name, "level": arm.level, **point(one)})
+            progress(len(points), total)
+        means[arm.name] = np.mean([one.survival for one in found if one.strength == MIDDLE], axis=0)
+    plain = means.get("none")
+    return {
+        "size": arms[0].small.shape[-1],
+        "n": len(arms[0].small),
+        "strength": MIDDLE,
+        "arms": {arm.name: {"level": arm.level, **as_json(mean_estimate(means[arm.name]))} for arm in arms},
+        "points": points,
+        "effects": {} if plain is None else {
+            name: as_json(mean_estimate(values - plain)) for name, values in means.items() if name != "none"
+        },
+    }  # fmt: skip
+
+
+def point(found: Survival) -> dict[str, Any]:
+    return {
+        "corruption": found.corruption,
+        "strength": found.strength,
+        "survival": as_json(mean_estimate(found.survival)),
+        "psnr": float(found.psnr.mean()),
+        "perceptual": float(found.perceptual.mean()),
+        "n": len(found.survival),
+    }

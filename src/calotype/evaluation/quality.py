@@ -2,139 +2,62 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Int
 from torch import Tensor
 
-from calotype.data.folder import Pictures
-from calotype.data.images import images_from_pixels, rounded
-from calotype.diffusion.stage import Sampling, Stage, generate, in_turn, shrunk
+from calotype.data.folder import Progress
+from calotype.data.images import rounded
+from calotype.diffusion.stage import Sampling, Stage, generate, in_turn
 from calotype.evaluation.candidate import Candidate
 from calotype.evaluation.distances import Features
-from calotype.evaluation.features import LITE0, features
-from calotype.evaluation.intervals import nearest, share_estimate
-from calotype.evaluation.measures import FRECHET, MANY_KEY, MEASURES, as_json, distance_key, measure
+from calotype.evaluation.features import features
+from calotype.evaluation.measures import measured
+from calotype.evaluation.memorisation import evenly, nearness
+from calotype.evaluation.references import ReferenceSet
+from calotype.evaluation.results import Json
 from calotype.spaces.latent import LatentSpace
-from calotype.types import Images, Labels, Rng, Text, UserError
+from calotype.types import Images, Labels, Rng, Text
 
-Told = Callable[[int, int], None]
-Rows = Int[Tensor, " _"]
-FEWEST = 2
-"""Pictures of a set that samples are held against; where it has fewer, others are taken too."""
-SHOWN = 12
+GRID_SAMPLES = 12
 TRAIN_TIMES, FEWEST_TRAIN = 10, 250
 """A sample's nearest training picture is sought among so many times as many as there are samples, at least so many."""
 
 
-@dataclass(frozen=True)
-class Reals:
-    """The real pictures: `chosen` are held against samples, `others` against these, as the floor."""
-
-    pictures: Pictures
-    chosen: Tensor
-    others: Tensor
-    notes: tuple[str, ...]
-    kept: dict[tuple[int, str], Features] = field(default_factory=dict)
-
-    def __len__(self) -> int:
-        return len(self.chosen)
-
-    def images(self, chosen: Tensor, size: int) -> Images:
-        images = images_from_pixels(self.pictures.pixels[chosen])
-        return rounded(shrunk(images, images.shape[-1] // size))
-
-    def features(self, size: int, which: str = "chosen") -> Features:
-        """Of `chosen` or `others` at this size; looked at once."""
-        if (size, which) not in self.kept:
-            rows = getattr(self, which)
-            parts = (self.images(part, size) for part in rows.split(16))
-            self.kept[size, which] = features(parts)
-        return self.kept[size, which]
-
-
-def choose_reals(pictures: Pictures, count: int, by_validation: bool = False) -> Reals:
-    """Test pictures, or validation pictures, and as many others beside them, as the floor.
-
-    Raises `UserError` where there are fewer than four pictures.
-    """
-    chosen, others, notes = real_sets(pictures, count, by_validation)
-    if len(chosen) < 2:
-        raise UserError(f"the data have {len(pictures)} pictures, but a comparison needs at least 4; add some")
-    return Reals(pictures, chosen, others, notes)
-
-
-def real_sets(pictures: Pictures, count: int, by_validation: bool = False) -> tuple[Rows, Rows, tuple[str, ...]]:
-    """`count` pictures to hold samples against, as many others, and what is to be said of them; fewer where there are
-    not so many.
-
-    The first are test pictures alone (or validation pictures, and then no test picture is in either), unless there
-    are fewer than two. The others go on with test pictures, then with validation pictures, then with training ones.
-    """
-    sets = [pictures.validation_indices, pictures.train_indices]
-    sets = sets if by_validation else [pictures.test_indices, *sets]
-    pools = [distinct(sets[: place + 1]) for place in range(len(sets))]
-    pool, every = next((one for one in pools if len(one) >= FEWEST), pools[-1]), pools[-1]
-    number = min(count, len(pool), len(every) // 2)
-    chosen, others = every[:number], every[number : 2 * number]
-    short = [f"{count} real pictures were wanted; {number} can be held against as many others"]
-    return (
-        chosen,
-        others,
-        (
-            *(short if number < count else []),
-            *borrowed(pictures, chosen, sets[0], f"of the {number} real pictures"),
-            *borrowed(pictures, others, sets[0], f"of the {number} others that they are held against, as the floor"),
-        ),
-    )
-
-
-def distinct(sets: Sequence[Rows]) -> Rows:
-    """All rows in order, each once: pictures that are too few for three sets are in several."""
-    return torch.tensor(list(dict.fromkeys(torch.cat(list(sets)).tolist())), dtype=torch.long)
-
-
-def borrowed(pictures: Pictures, rows: Rows, own: Rows, which: str) -> list[str]:
-    """A note where some are not of the set that they should be of."""
-    more = rows[~torch.isin(rows, own)]
-    if not len(more):
-        return []
-    trained = int(pictures.split.train[more].sum())
-    kinds = {"are validation pictures": len(more) - trained, "were trained on": trained}
-    said = " and ".join(f"{number} {what}" for what, number in kinds.items() if number)
-    return [f"{which}, {said}: too few are held out"]
-
-
 @dataclass
-class Made:
-    """What the stages of one run made: features of each stage's pictures, and a few of the pictures."""
+class Generated:
+    """Of one run: features of each stage's pictures by their size, and a few of the pictures."""
 
-    sampled: dict[int, list[Features]] = field(default_factory=dict)  # by size: the chain so far
-    given_real: dict[int, list[Features]] = field(default_factory=dict)  # by size: from real smaller pictures
-    through: list[Features] = field(default_factory=list)  # real pictures through the autoencoder
-    shown: list[Images] = field(default_factory=list)  # the first final pictures
-    small: list[Images] = field(default_factory=list)  # the first pictures of the first stage
+    sampled: dict[int, list[Features]] = field(default_factory=dict)
+    """Of the chain so far."""
+    given_real: dict[int, list[Features]] = field(default_factory=dict)
+    """Enlarged from real pictures, shrunk."""
+    reconstructed: list[Features] = field(default_factory=list)
+    """Real pictures through the autoencoder."""
+    shown: list[Images] = field(default_factory=list)
+    """The first final pictures."""
+    small: list[Images] = field(default_factory=list)
+    """The first pictures of the first stage."""
 
 
-def make(one: Candidate, reals: Reals, seed: int, keep: int, told: Told) -> Made:
+def generated(one: Candidate, reference: ReferenceSet, seed: int, keep: int, progress: Progress) -> Generated:
     """Samples with the classes and captions of the real pictures; picture i depends on (seed, i, these two) only."""
-    model, made = one.model, Made()
-    labels, all_rngs = one.labels(reals.pictures, reals.chosen), model.rngs(len(reals), seed)
-    for part in in_turn(len(reals), one.size, one.size):
-        rngs = all_rngs[part]
-        text = one.text(reals.pictures, reals.chosen[part])
+    model, made = one.model, Generated()
+    labels, all_rngs = one.labels(reference.pictures, reference.chosen), model.rngs(len(reference), seed)
+    for part in in_turn(len(reference), one.size, one.size):
+        chosen, rngs = reference.chosen[part], all_rngs[part]
+        text = one.text(reference.pictures, chosen)
         pictures = chain(model.stages, model.samplings, labels[part], rngs, text)
         for stage, images in zip(model.stages, pictures, strict=True):
-            made.sampled.setdefault(stage.image_size, []).append(features([rounded(images)]))
-        from_real(one, reals, reals.chosen[part], labels[part], rngs, made)
-        if part.start < max(keep, SHOWN):
+            made.sampled.setdefault(stage.image_size, []).append(features([rounded(images)], reference.network))
+        from_real(one, reference, chosen, labels[part], rngs, made)
+        if part.start < max(keep, GRID_SAMPLES):
             made.shown.append(pictures[-1].cpu())
             made.small.append(pictures[0])
-        told(min(part.stop, len(reals)), len(reals))
+        progress(min(part.stop, len(reference)), len(reference))
     return made
 
 
@@ -151,79 +74,54 @@ def chain(
     return made
 
 
-def from_real(one: Candidate, reals: Reals, chosen: Tensor, labels: Labels, rngs: Sequence[Rng], made: Made) -> None:
-    """What every later stage, or the autoencoder, makes of real pictures: its own part in what is wrong."""
-    device = one.model.device
-    base = one.model.stages[0]
+def from_real(
+    one: Candidate, reference: ReferenceSet, chosen: Tensor, labels: Labels, rngs: Sequence[Rng], made: Generated
+) -> None:
+    """What each later stage, or the autoencoder, makes of real pictures: its own part in what is wrong."""
+    device, base = one.model.device, one.model.stages[0]
     if isinstance(base.space, LatentSpace):
-        real = reals.images(chosen, base.image_size).to(device)
-        made.through.append(features([rounded(base.space.decode(base.space.encode(real)))]))
+        real = reference.images(chosen, base.image_size).to(device)
+        made.reconstructed.append(features([rounded(base.space.decode(base.space.encode(real)))], reference.network))
     for stage, sampling in zip(one.model.stages[1:], one.model.samplings[1:], strict=True):
         assert stage.low_res_size is not None
-        low_res = reals.images(chosen, stage.low_res_size).to(device)
+        low_res = reference.images(chosen, stage.low_res_size).to(device)
         whole = sampling.model_copy(update={"conditioning": "whole"})
-        images = generate([stage], labels, [whole], rngs, low_res, text=one.text(reals.pictures, chosen))
-        made.given_real.setdefault(stage.image_size, []).append(features([rounded(images)]))
+        images = generate([stage], labels, [whole], rngs, low_res, text=one.text(reference.pictures, chosen))
+        made.given_real.setdefault(stage.image_size, []).append(features([rounded(images)], reference.network))
 
 
-def quality(one: Candidate, made: Made, reals: Reals, seed: int) -> dict[str, Any]:
+def quality(one: Candidate, made: Generated, reference: ReferenceSet, seed: int) -> Json:
     """The whole chain, and every stage: `sampled` on what the stages before made, `given_real` on real pictures."""
     stages = []
-    for stage in one.model.stages:
-        size = stage.image_size
-        kinds = {"sampled": made.sampled[size], "given_real": made.given_real.get(size, [])}
-        rows = {name: beside(np.concatenate(some), reals, size, seed) for name, some in kinds.items() if some}
-        stages.append({"size": size, **rows})
-    whole = stages[-1]["sampled"]
-    through = beside(np.concatenate(made.through), reals, one.recipe.chain[0], seed) if made.through else None
-    found: dict[str, Any] = {"whole": whole, "stages": stages}
-    return {**found, "autoencoder": through} if through else found
-
-
-def beside(made: Features, reals: Reals, size: int, seed: int) -> dict[str, Any]:
-    return apart(made, reals.features(size), seed)
-
-
-def floor(reals: Reals, size: int, seed: int) -> dict[str, Any]:
-    """Other real pictures in the place of samples: nothing can be expected to be better."""
-    return {"size": size, **apart(reals.features(size, "others"), reals.features(size), seed)}
-
-
-def apart(made: Features, real: Features, seed: int) -> dict[str, Any]:
-    """All measures, of however few pictures: the intervals and n beside them say what they are worth."""
-    found = {name: measure(name, made, real, seed) for name in MEASURES if name != MANY_KEY}
-    return {distance_key(LITE0): found.pop(FRECHET), **found, "n": [len(made), len(real)]}
-
-
-def memorised(made: Made, size: int, reals: Reals, train: Features) -> dict[str, Any]:
-    """How near samples lie to trained pictures, against how near held-out ones do."""
-    held_out = reals.features(size)[~reals.pictures.split.train[reals.chosen].numpy()]
-    samples = np.concatenate(made.sampled[size])
-    if not len(held_out) or not len(train):
-        empty = dict.fromkeys(("samples_median", "held_out_median", "nearer"))
-        return {
-            **empty,
-            "reason": "no picture of the comparison is held out, or none was trained on",
-            "n": [len(samples), 0, len(train)],
+    for size in one.recipe.chain:
+        ways = {"sampled": made.sampled[size], "given_real": made.given_real.get(size, [])}
+        against_real = {
+            name: against(np.concatenate(rows), reference, size, seed) for name, rows in ways.items() if rows
         }
-    ours, theirs = nearest(samples, train), nearest(held_out, train)
-    near = int((ours < np.percentile(theirs, 5)).sum())
-    return {
-        "samples_median": float(np.median(ours)),
-        "held_out_median": float(np.median(theirs)),
-        "nearer": as_json(share_estimate(near, len(samples))),
-        "n": [len(samples), len(held_out), len(train)],
-    }
+        stages.append({"size": size, **against_real})
+    result = {"whole": stages[-1]["sampled"], "stages": stages}
+    if not made.reconstructed:
+        return result
+    return {**result, "autoencoder": against(np.concatenate(made.reconstructed), reference, one.recipe.chain[0], seed)}
 
 
-def train_features(reals: Reals, size: int, told: Told) -> Features:
-    """Of trained pictures, evenly spread; none of them is held against samples where that can be helped."""
-    train = reals.pictures.train_indices
-    train = train[~torch.isin(train, torch.cat([reals.chosen, reals.others]))]
-    most = max(FEWEST_TRAIN, TRAIN_TIMES * len(reals))
-    chosen = train[torch.linspace(0, len(train) - 1, min(most, len(train))).round().long()]
-    rows = []
-    for start, part in enumerate(chosen.split(32)):
-        rows.append(features([reals.images(part, size)]))
-        told(start * 32 + len(part), len(chosen))
-    return np.concatenate(rows) if rows else reals.features(size)[:0]
+def floor(reference: ReferenceSet, size: int, seed: int) -> Json:
+    """Other real pictures in the place of samples: nothing can be expected to be better."""
+    return {"size": size, **against(reference.floor(size), reference, size, seed)}
+
+
+def against(made: Features, reference: ReferenceSet, size: int, seed: int) -> Json:
+    return measured(made, reference.features(size), seed, reference.network, any_count=True).stored()
+
+
+def nearest_to_training(made: Generated, size: int, reference: ReferenceSet, trained: Features) -> Json:
+    held_out = reference.features(size)[~reference.pictures.split.train[reference.chosen].numpy()]
+    return nearness(np.concatenate(made.sampled[size]), held_out, trained).stored()
+
+
+def train_features(reference: ReferenceSet, size: int) -> Features:
+    """Of training pictures, evenly spaced; none of them is compared with samples where that can be helped."""
+    train = reference.pictures.train_indices
+    train = train[~torch.isin(train, torch.cat([reference.chosen, reference.rows.others]))]
+    rows = evenly(train, max(FEWEST_TRAIN, TRAIN_TIMES * len(reference)))
+    return reference.store.features(rows, size) if len(rows) else reference.features(size)[:0]

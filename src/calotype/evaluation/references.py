@@ -1,84 +1,152 @@
-"""The real pictures that a run is held against, and those it was trained on, each looked at once."""
+"""The real pictures that samples are compared with, the floor beside them, and their features."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
-from torch import Tensor
+import torch
 
 from calotype.data.folder import Pictures
 from calotype.data.images import images_from_pixels, rounded
 from calotype.diffusion.stage import in_turn, shrunk
 from calotype.evaluation.distances import Features
 from calotype.evaluation.features import FeatureNetwork, features, features_key, kept_features
-from calotype.evaluation.memorisation import Seen, small_pixels
-from calotype.evaluation.quality import real_sets
+from calotype.evaluation.memorisation import Compared, Rows, small_pixels
 from calotype.types import Images, UserError
 
 Bar = Callable[[str], AbstractContextManager[Callable[[int, int, str], None]]]
+FEWEST = 2
+"""Pictures of a set that samples are compared with; where it has fewer, those of other sets are taken too."""
 
 
 @dataclass(frozen=True)
-class Library:
-    """Pictures whose features are kept on disk, in `cache`."""
+class FeatureStore:
+    """Pictures whose features are computed once and kept on disk, in the folder `cache`."""
 
     pictures: Pictures
-    cache: Path
     network: FeatureNetwork
-    what: str
+    cache: Path
     bar: Bar
+    name: str
+    """Of the progress bar."""
 
-    def images(self, chosen: Tensor, size: int) -> Images:
-        images = images_from_pixels(self.pictures.pixels[chosen])
+    def images(self, rows: Rows, size: int) -> Images:
+        images = images_from_pixels(self.pictures.pixels[rows])
         return rounded(shrunk(images, images.shape[-1] // size))
 
-    def parts(self, chosen: Tensor) -> list[Tensor]:
-        """Which are in memory together."""
-        return [chosen[part] for part in in_turn(len(chosen), *self.pictures.pixels.shape[-2:])]
+    def parts(self, rows: Rows) -> list[Rows]:
+        """Those that are in memory together."""
+        return [rows[part] for part in in_turn(len(rows), *self.pictures.pixels.shape[-2:])]
 
-    def features(self, chosen: Tensor, size: int, mirrored: bool = False) -> Features:
+    def features(self, rows: Rows, size: int, mirrored: bool = False) -> Features:
         content = self.pictures.content + (" mirrored" if mirrored else "")
 
-        def look(missing: Tensor) -> Features:
-            rows: list[Features] = []
-            with self.bar(self.what) as told:
+        def look(missing: Rows) -> Features:
+            computed: list[Features] = []
+            with self.bar(self.name) as progress:
                 for part in self.parts(missing):
                     images = self.images(part, size)
-                    rows.append(features([images.flip(-1) if mirrored else images], self.network))
-                    told(sum(map(len, rows)), len(missing), "")
-            return np.concatenate(rows)
+                    computed.append(features([images.flip(-1) if mirrored else images], self.network))
+                    progress(sum(map(len, computed)), len(missing), "")
+            return np.concatenate(computed)
 
         path = self.cache / f"features-{features_key(self.network, content, size)}.safetensors"
-        return kept_features(path, chosen, look)
+        return kept_features(path, rows, look)
 
-    def seen(self, chosen: Tensor, size: int, mirrored: bool) -> Seen:
+    def compared(self, rows: Rows, size: int, mirrored: bool) -> Compared:
         """As memorisation compares pictures."""
-        pixels: list[Float[np.ndarray, "_ 3 side side"]]
-        pixels = [small_pixels(self.images(part, size)) for part in self.parts(chosen)]
-        other_way = self.features(chosen, size, mirrored=True) if mirrored else None
-        return Seen(self.features(chosen, size), np.concatenate(pixels), other_way)
+        pixels = [small_pixels(self.images(part, size)) for part in self.parts(rows)]
+        mirror_images = self.features(rows, size, mirrored=True) if mirrored else None
+        return Compared(self.features(rows, size), np.concatenate(pixels), mirror_images)
 
 
-class Halves(NamedTuple):
-    """Two sets of real pictures, as many in each and none in both: the floor is the one held against the other."""
+@dataclass(frozen=True)
+class ReferenceRows:
+    """Two sets of real pictures, as many in each and none in both: `others` against `chosen` is the floor."""
 
-    chosen: Int[Tensor, " count"]
-    others: Int[Tensor, " count"]
+    chosen: Rows
+    others: Rows
     notes: tuple[str, ...]
 
+    def __len__(self) -> int:
+        return len(self.chosen)
 
-def halves(pictures: Pictures, count: int) -> Halves:
-    """At most `count` in each; samples are held against `chosen`, which are test pictures: see `real_sets`.
 
-    Raises `UserError` for fewer than two pictures.
+@dataclass(frozen=True)
+class ReferenceSet:
+    """Samples are compared with the real pictures `chosen`."""
+
+    store: FeatureStore
+    rows: ReferenceRows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def pictures(self) -> Pictures:
+        return self.store.pictures
+
+    @property
+    def network(self) -> FeatureNetwork:
+        return self.store.network
+
+    @property
+    def chosen(self) -> Rows:
+        return self.rows.chosen
+
+    def images(self, rows: Rows, size: int) -> Images:
+        return self.store.images(rows, size)
+
+    def features(self, size: int) -> Features:
+        return self.store.features(self.rows.chosen, size)
+
+    def floor(self, size: int) -> Features:
+        return self.store.features(self.rows.others, size)
+
+
+def reference_rows(pictures: Pictures, count: int, by_validation: bool = False, fewest: int = 1) -> ReferenceRows:
+    """At most `count` pictures in each set, at least `fewest`.
+
+    The first are test pictures alone (or validation pictures, and then no test picture is in either), unless there
+    are fewer than two. The others go on with test pictures, then with validation pictures, then with training ones.
+    Raises `UserError` where there are too few pictures.
     """
-    pair = Halves(*real_sets(pictures, count))
-    if not len(pair.chosen):
-        raise UserError("the data have 1 picture, but an evaluation needs at least 2; add some")
-    return pair
+    sets = [pictures.validation_indices, pictures.train_indices]
+    sets = sets if by_validation else [pictures.test_indices, *sets]
+    pools = [distinct_rows(sets[: place + 1]) for place in range(len(sets))]
+    pool, every = next((one for one in pools if len(one) >= FEWEST), pools[-1]), pools[-1]
+    number = min(count, len(pool), len(every) // 2)
+    if number < fewest:
+        available = "1 picture" if len(pictures) == 1 else f"{len(pictures)} pictures"
+        raise UserError(f"the data have {available}, but a comparison needs at least {2 * fewest}; add some")
+    chosen, others = every[:number], every[number : 2 * number]
+    notes = [f"{count} real pictures were wanted; {number} can be held against as many others"]
+    return ReferenceRows(
+        chosen,
+        others,
+        (
+            *(notes if number < count else []),
+            *borrowed(pictures, chosen, sets[0], f"of the {number} real pictures"),
+            *borrowed(pictures, others, sets[0], f"of the {number} others that they are held against, as the floor"),
+        ),
+    )
+
+
+def distinct_rows(sets: Sequence[Rows]) -> Rows:
+    """All rows in order, each once: pictures that are too few for three sets are in several."""
+    return torch.tensor(list(dict.fromkeys(torch.cat(list(sets)).tolist())), dtype=torch.long)
+
+
+def borrowed(pictures: Pictures, rows: Rows, own: Rows, which: str) -> list[str]:
+    """A note where some are not of the set that they should be of."""
+    more = rows[~torch.isin(rows, own)]
+    if not len(more):
+        return []
+    trained = int(pictures.split.train[more].sum())
+    sources = {"are validation pictures": len(more) - trained, "were trained on": trained}
+    listed = " and ".join(f"{number} {source}" for source, number in sources.items() if number)
+    return [f"{which}, {listed}: too few are held out"]

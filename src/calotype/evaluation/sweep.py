@@ -1,4 +1,4 @@
-"""Which steps, guide and guidance scale suit a trained model best: a small grid, judged by the same real pictures."""
+"""Grid search over sampler steps, guide and guidance scale, on the same real pictures and seeds in every cell."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ import numpy as np
 from calotype.diffusion.stage import Guide, Sampling
 from calotype.evaluation.distances import Features
 from calotype.evaluation.intervals import Estimate, frechet_estimate, frechet_of_rows, kernel_estimate
-from calotype.evaluation.pairing import difference, draws, is_level, redrawn
+from calotype.evaluation.pairing import draws, is_level, paired_difference, redrawn
 
 CALLS_A_STEP = {"heun": 2}
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One way to sample, and how far what it makes lies from real pictures."""
+    """One sampling, and the distances of its pictures from real ones."""
 
     sampling: Sampling
     fd_lite0: Estimate
     kernel_distance: Estimate
     behind: Estimate
-    """FD-Lite0 less that of the smallest cell; on equal seeds, so it is surer than either."""
+    """FD-Lite0 less that of the smallest cell: paired by seed, so its interval is narrower than either's."""
 
     @property
     def calls(self) -> int:
@@ -81,7 +81,7 @@ def sweep(
     progress: Callable[[int, int], None],
     seed: int = 0,
 ) -> list[Cell]:
-    """Every cell of a grid. `made` gives the features of as many pictures as are `real`, from seeds that stay."""
+    """Every cell of a grid. `made` gives the features of as many samples as there are in `real`, with equal seeds."""
     found = []
     for done, sampling in enumerate(samplings, 1):
         found.append(made(sampling))
@@ -95,12 +95,12 @@ def sweep(
             sampling,
             estimates[place],
             kernel_estimate(found[place], real, np.random.default_rng(seed)),
-            difference(estimates[place].value, estimates[smallest].value, drawn[place] - drawn[smallest]),
+            paired_difference(estimates[place].value, estimates[smallest].value, drawn[place] - drawn[smallest]),
         )
         for place, sampling in enumerate(samplings)
     ]
 
 
 def pick(cells: Sequence[Cell]) -> Cell:
-    """Of those that are level with the smallest the one with the fewest calls; of equal ones, the nearest."""
+    """Of the cells within a standard error of the smallest, the one with the fewest calls; of equals, the nearest."""
     return min((cell for cell in cells if cell.level), key=lambda cell: (cell.calls, cell.fd_lite0.value))

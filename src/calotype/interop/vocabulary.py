@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from calotype.nets.frozen import Pieces
+from calotype.nets.frozen import Tokenized
 from calotype.types import UserError
 
 FILE = "tokenizer.json"
@@ -17,11 +17,11 @@ FILE = "tokenizer.json"
 class Vocabulary:
     tokenizer: Any
 
-    def __call__(self, text: str) -> Pieces:
+    def __call__(self, text: str) -> Tokenized:
         """With the tokens that stand around every text, which count too."""
         spelt = self.tokenizer.encode(text)
         read = max((end for _, end in spelt.offsets), default=0)
-        return Pieces(tuple(spelt.ids), text[read:] if spelt.overflowing else "")
+        return Tokenized(tuple(spelt.ids), text[read:] if spelt.overflowing else "")
 
 
 def open_vocabulary(file: Path, most: int, known: int) -> Vocabulary:

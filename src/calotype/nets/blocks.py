@@ -1,11 +1,11 @@
-"""The pieces that the networks share."""
+"""Modules that the networks share."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, MutableMapping
 from contextlib import AbstractContextManager
-from typing import Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +23,10 @@ Resized = Float[Tensor, "batch _ _ _"]  # an image of another size
 Heads = Float[Tensor, "batch head _ width"]  # queries, keys or values
 
 
+RENAMED_ATTENTION = {"listen.": "text_attention."}
+"""Names of tensors in version 0.1, and now."""
+
+
 class RmsNorm(nn.RMSNorm):
     """As `torch.nn.RMSNorm`, with its weight in the precision of the input: torch has a fused kernel for that alone."""
 
@@ -31,16 +35,16 @@ class RmsNorm(nn.RMSNorm):
         return F.rms_norm(x, self.normalized_shape, weight, self.eps)
 
 
-class Words(NamedTuple):
-    """What a text encoder makes of texts."""
+class TextContext(NamedTuple):
+    """Output of a text encoder: one embedding a word, and one of the text."""
 
     context: Float[Tensor, "batch word features"]
-    mask: Bool[Tensor, "batch word"]  # False where a text has ended
-    pooled: Vector  # of the whole text; 0 for an empty one
+    mask: Bool[Tensor, "batch word"]  # False for padding
+    pooled: Vector  # of the text; 0 for an empty one
 
 
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[None]:
-    """float32 weights, cheaper arithmetic: the one place where precision is chosen."""
+    """Mixed precision: float32 weights, bfloat16 arithmetic if `precision` says so."""
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
 
 
@@ -52,17 +56,17 @@ def fourier_features(levels: Float[Tensor, " batch"], width: int, highest: float
 
 
 def zero(module: nn.Module) -> nn.Module:
-    """The same module, with weights of 0: a path that starts silent."""
+    """The same module with weights of 0, so that its path starts as the identity."""
     for parameter in module.parameters():
         nn.init.zeros_(parameter)
     return module
 
 
 def faint(module: Network) -> Network:
-    """The same module, almost silent: a last layer that says next to nothing, yet passes gradients to all before it.
+    """The same module with weights of standard deviation 0.001, for a last layer beside a prior.
 
-    With zeros there and zeros in the blocks (adaLN-zero), a network that starts beside a good closed form never leaves
-    the saddle: nothing before the last layer has a gradient until the last layer alone has found something to say.
+    With zeros there and in the blocks (adaLN-zero) the network would start at a saddle: no layer before the last has a
+    gradient.
     """
     for parameter in module.parameters():
         nn.init.normal_(parameter, std=1e-3)
@@ -78,7 +82,7 @@ def rename_keys(tensors: MutableMapping[str, Tensor], prefix: str, names: Mappin
 
 
 def channels_last(module: Network) -> Network:
-    """Convolutions are fastest when the channels of a pixel lie side by side."""
+    """The memory format in which convolutions are fastest."""
     return module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
@@ -91,7 +95,7 @@ def channel_to_space(image: Latents, factor: int) -> Resized:
 
 
 class ChannelNorm(nn.Module):
-    """RMS norm over the channels of each pixel (arXiv 1910.07467): no statistics across the picture, so tiles agree."""
+    """RMS norm over the channels of each pixel (arXiv 1910.07467): no statistics across pixels, so tiles are exact."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -103,9 +107,9 @@ class ChannelNorm(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions around a skip; a vector, where there is one, scales and shifts between them.
+    """Two 3x3 convolutions beside a skip, with scale and shift by a conditioning vector (arXiv 2105.05233, section 3).
 
-    The second convolution starts at 0, so that a new block passes its input on.
+    The second convolution starts at 0, so a new block is the identity.
     """
 
     def __init__(
@@ -129,10 +133,10 @@ class ResidualBlock(nn.Module):
         return self.skip(image) + self.conv_out(inner)
 
 
-class WordAttention(nn.Module):
-    """Attention whose keys and values are the picture's and, beside them, those of words (GLIDE, arXiv 2112.10741).
+class TextAttention(nn.Module):
+    """Joint attention: keys and values of the text are appended to those of the image (GLIDE, arXiv 2112.10741).
 
-    So words cost two matrices each and nothing a pixel, and a text of no words changes nothing.
+    An empty text changes nothing.
     """
 
     def __init__(self, width: int, heads: int, context_width: int) -> None:
@@ -141,7 +145,7 @@ class WordAttention(nn.Module):
         self.key_value = nn.Linear(context_width, 2 * width, bias=False)
         self.norm_key = RmsNorm(width // heads, eps=1e-6)
 
-    def forward(self, query: Heads, key: Heads, value: Heads, words: Words) -> Heads:
+    def forward(self, query: Heads, key: Heads, value: Heads, words: TextContext) -> Heads:
         both = self.key_value(words.context).unflatten(2, (2, self.heads, -1))
         more_keys, more_values = both.transpose(1, 3).unbind(2)
         keys = torch.cat([key, self.norm_key(more_keys).to(key.dtype)], 2)
@@ -151,7 +155,7 @@ class WordAttention(nn.Module):
 
 
 class AttentionBlock(nn.Module):
-    """Self-attention over pixels, with queries and keys of unit size (arXiv 2302.05442, section 2.1)."""
+    """Self-attention over pixels, with normalised queries and keys (arXiv 2302.05442, section 2.1)."""
 
     def __init__(self, channels: int, head_width: int = 64, context_width: int = 0) -> None:
         super().__init__()
@@ -160,18 +164,24 @@ class AttentionBlock(nn.Module):
         self.query_key_value = nn.Conv2d(channels, 3 * channels, 1)
         self.out = zero(nn.Conv2d(channels, channels, 1))
         self.norm_query, self.norm_key = (RmsNorm(channels // self.heads, eps=1e-6) for _ in range(2))
-        self.listen = WordAttention(channels, self.heads, context_width) if context_width else None
+        self.text_attention = TextAttention(channels, self.heads, context_width) if context_width else None
 
-    def forward(self, image: Latents, words: Words | None = None) -> Latents:
+    def forward(self, image: Latents, words: TextContext | None = None) -> Latents:
         batch, channels, height, width = image.shape
         heads = self.query_key_value(self.norm(image)).reshape(batch, 3, self.heads, -1, height * width)
         query, key, value = heads.transpose(3, 4).unbind(1)
-        mixed = attend(self.norm_query(query), self.norm_key(key), value, self.listen, words)
+        mixed = attend(self.norm_query(query), self.norm_key(key), value, self.text_attention, words)
         return image + self.out(mixed.transpose(2, 3).reshape(batch, channels, height, width))
 
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        rename_keys(state_dict, prefix, RENAMED_ATTENTION)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
-def attend(query: Heads, key: Heads, value: Heads, listen: WordAttention | None, words: Words | None) -> Heads:
-    """To the picture, and to words where there are any and the network has ears for them."""
-    if listen is None or words is None:
+
+def attend(
+    query: Heads, key: Heads, value: Heads, text_attention: TextAttention | None, words: TextContext | None
+) -> Heads:
+    """Attention to the image and, where there is a text, to its words."""
+    if text_attention is None or words is None:
         return F.scaled_dot_product_attention(query, key, value)
-    return listen(query, key, value, words)
+    return text_attention(query, key, value, words)

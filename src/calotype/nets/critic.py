@@ -1,4 +1,4 @@
-"""The patch critic: tells real pictures from reconstructed ones, patch by patch (arXiv 1611.07004, section 3.2.2)."""
+"""The patch critic: a discriminator of real and reconstructed patches (arXiv 1611.07004, section 3.2.2)."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from calotype.types import Config, Images
 class CriticConfig(Config):
     width: PositiveInt = 32
     depth: PositiveInt = 3
-    """Halvings; a verdict sees a patch of about `2 ** (depth + 3)` pixels."""
+    """Downsamplings; the receptive field is about `2 ** (depth + 3)` pixels."""
 
 
 class Critic(nn.Module):
-    """Images (batch, 3, height, width) -> one logit a patch; above 0 it believes that the patch is real."""
+    """Images (batch, 3, height, width) -> one logit a patch; above 0 is real."""
 
     def __init__(self, config: CriticConfig) -> None:
         super().__init__()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -12,15 +12,17 @@ from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from calotype.nets.blocks import (
+    RENAMED_ATTENTION,
     Recoloured,
     RmsNorm,
+    TextAttention,
+    TextContext,
     Tokens,
     Vector,
-    WordAttention,
-    Words,
     attend,
     channel_to_space,
     faint,
+    rename_keys,
     space_to_channel,
     zero,
 )
@@ -32,13 +34,13 @@ Rotation = tuple[Float[Tensor, "token half"], Float[Tensor, "token half"]]
 class DitConfig(Config):
     kind: Literal["dit"] = "dit"
     width: PositiveInt = 256
-    """Width of a token, and of the vector."""
+    """Width of a token, and of the conditioning vector."""
     depth: PositiveInt = 8
     heads: PositiveInt = 4
     patch: PositiveInt = 1
     """Side of the square of pixels that becomes one token."""
     expansion: float = Field(default=2.6667, gt=0)
-    """Inner width of the feed-forward part as a multiple of `width`; three matrices of 8/3 cost as much as two of 4."""
+    """Inner width of the feed-forward part by `width`: the three matrices of SwiGLU at 8/3 cost as much as two at 4."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
 
     @model_validator(mode="after")
@@ -51,7 +53,7 @@ class DitConfig(Config):
 class Dit(nn.Module):
     """(batch, in_channels, height, width) and (batch, config.width) -> (batch, out_channels, height, width).
 
-    Height and width must be multiples of `config.patch`. With a `context_width` it attends to words, too.
+    Height and width must be multiples of `config.patch`. With a `context_width` it attends to texts, too.
     """
 
     def __init__(self, config: DitConfig, in_channels: int, out_channels: int, context_width: int = 0) -> None:
@@ -64,7 +66,7 @@ class Dit(nn.Module):
         self.modulation = zero(nn.Linear(config.width, 2 * config.width))
         self.out = faint(nn.Linear(config.width, out_channels * config.patch**2))
 
-    def forward(self, image: Latents, vector: Vector, words: Words | None = None) -> Recoloured:
+    def forward(self, image: Latents, vector: Vector, words: TextContext | None = None) -> Recoloured:
         patches = space_to_channel(image, self.patch)
         height, width = patches.shape[-2:]
         ys, xs = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
@@ -80,7 +82,7 @@ class Dit(nn.Module):
 
 
 class DitBlock(nn.Module):
-    """Attention, then a feed-forward network; the vector scales, shifts, gates both; gates start at 0 (adaLN-zero)."""
+    """Attention and a feed-forward network with adaLN-zero: scale, shift and gate by the vector; gates start at 0."""
 
     def __init__(self, config: DitConfig, context_width: int = 0) -> None:
         super().__init__()
@@ -93,18 +95,22 @@ class DitBlock(nn.Module):
         self.attention_out = nn.Linear(config.width, config.width, bias=False)
         self.gate_up = nn.Linear(config.width, 2 * inner, bias=False)
         self.down = nn.Linear(inner, config.width, bias=False)
-        self.listen = WordAttention(config.width, config.heads, context_width) if context_width else None
+        self.text_attention = TextAttention(config.width, config.heads, context_width) if context_width else None
 
-    def forward(self, tokens: Tokens, vector: Vector, rotation: Rotation, words: Words | None = None) -> Tokens:
+    def forward(self, tokens: Tokens, vector: Vector, rotation: Rotation, words: TextContext | None = None) -> Tokens:
         scale1, shift1, gate1, scale2, shift2, gate2 = self.modulation(vector)[:, None].chunk(6, -1)
         tokens = tokens + gate1 * self._attend(self.norm(tokens) * (1 + scale1) + shift1, rotation, words)
         return tokens + gate2 * self._feed(self.norm(tokens) * (1 + scale2) + shift2)
 
-    def _attend(self, tokens: Tokens, rotation: Rotation, words: Words | None) -> Tokens:
+    def _attend(self, tokens: Tokens, rotation: Rotation, words: TextContext | None) -> Tokens:
         query, key, value = self.query_key_value(tokens).unflatten(2, (3, self.heads, -1)).transpose(1, 3).unbind(2)
         query, key = rotate(self.norm_query(query), rotation), rotate(self.norm_key(key), rotation)
-        mixed = attend(query, key, value.to(query.dtype), self.listen, words)
+        mixed = attend(query, key, value.to(query.dtype), self.text_attention, words)
         return self.attention_out(mixed.transpose(1, 2).flatten(2))
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        rename_keys(state_dict, prefix, RENAMED_ATTENTION)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _feed(self, tokens: Tokens) -> Tokens:
         """SwiGLU (arXiv 2002.05202, eq. 6)."""
@@ -113,7 +119,7 @@ class DitBlock(nn.Module):
 
 
 def rotations(places: Float[Tensor, "token 2"], head_width: int) -> Rotation:
-    """Cosines and sines that turn half of a head by the row, half by the column (RoPE, arXiv 2104.09864, eq. 34)."""
+    """Cosines and sines of axial RoPE: half of a head for the row, half for the column (arXiv 2104.09864, eq. 34)."""
     frequencies = 100.0 ** -torch.linspace(0, 1, head_width // 4, device=places.device)
     angles = (places[:, :, None] * frequencies).flatten(1)
     return angles.cos(), angles.sin()
@@ -128,7 +134,7 @@ def rotate(
 
 
 def place_features(places: Float[Tensor, "token 2"], height: int, width: int) -> Float[Tensor, "token 32"]:
-    """Where in the picture a token lies: sines and cosines of its row and column in [-1, 1], whatever the size."""
+    """Fourier features of a token's row and column relative to the image, in [-1, 1] at any size."""
     extent = torch.tensor([height, width], device=places.device)
     angles = ((2 * places + 1) / extent - 1)[:, :, None] * math.pi * 2.0 ** torch.arange(-1, 7, device=places.device)
     return torch.cat([angles.cos(), angles.sin()], 1).flatten(1)

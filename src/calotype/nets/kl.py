@@ -1,7 +1,7 @@
-"""The autoencoder of Stable Diffusion, SDXL and FLUX (arXiv 2112.10752, appendix G), for weights that are there.
+"""The autoencoder of Stable Diffusion, SDXL and FLUX (arXiv 2112.10752, appendix G), for pretrained weights.
 
 Its arithmetic is that of diffusers' `AutoencoderKL`; `interop/diffusers.py` brings weights from there. What we train
-from nothing is `nets/vae.py`: group norms and attention look at the whole picture, so this one has no exact tiles.
+from scratch is `nets/vae.py`: with group norms and attention the receptive field is global, so tiles are not exact.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ MOST_LEVELS, MOST_BLOCKS = 8, 16
 
 
 class KlConfig(Config):
-    """Levels are counted from the picture down."""
+    """Levels are counted from the image down."""
 
     kind: Literal["kl"] = "kl"
     channels: PositiveInt = Field(default=4, description="Channels of the latents.")
     widths: tuple[PositiveInt, ...] = Field(default=(128, 256, 512, 512), min_length=1, max_length=MOST_LEVELS)
     blocks: int = Field(default=2, ge=1, le=MOST_BLOCKS, description="At each level; the decoder has one more.")
     groups: PositiveInt = Field(default=32, description="Of channels that are normalised together.")
-    attention: bool = Field(default=True, description="In the middle, where the picture is smallest.")
+    attention: bool = Field(default=True, description="In the middle, where the image is smallest.")
     encoder_attention_levels: tuple[int, ...] = ()
     decoder_attention_levels: tuple[int, ...] = ()
     mixes_moments: bool = Field(default=True, description="A 1x1 convolution after the encoder (`quant_conv`),")
@@ -52,7 +52,7 @@ class Kl(nn.Module):
         super().__init__()
         self.config, self.precision = config, precision
         moments = 2 * config.channels
-        self.encoder, self.decoder = Encoder(config), Decoder(config)
+        self.encoder, self.decoder = KlEncoder(config), KlDecoder(config)
         self.mix_moments = nn.Conv2d(moments, moments, 1) if config.mixes_moments else nn.Identity()
         self.mix_latents = nn.Conv2d(config.channels, config.channels, 1) if config.mixes_latents else nn.Identity()
 
@@ -73,19 +73,19 @@ class Kl(nn.Module):
 Autoencoder = Vae | Kl
 
 
-class Encoder(nn.Module):
+class KlEncoder(nn.Module):
     def __init__(self, config: KlConfig) -> None:
         super().__init__()
         self.conv_in = nn.Conv2d(3, config.widths[0], 3, padding=1)
         steps = list(pairwise((config.widths[0], *config.widths)))
         self.levels = nn.Sequential(
             *(
-                Level(config, config.blocks, before, width, level in config.encoder_attention_levels, resize)
+                KlLevel(config, config.blocks, before, width, level in config.encoder_attention_levels, resize)
                 for level, (before, width) in enumerate(steps)
-                for resize in [Halve(width) if level < len(steps) - 1 else nn.Identity()]
+                for resize in [KlDownsample(width) if level < len(steps) - 1 else nn.Identity()]
             )
         )
-        self.middle = middle(config)
+        self.middle = kl_middle(config)
         self.norm = group_norm(config, config.widths[-1])
         self.conv_out = nn.Conv2d(config.widths[-1], 2 * config.channels, 3, padding=1)
 
@@ -93,18 +93,18 @@ class Encoder(nn.Module):
         return self.conv_out(F.silu(self.norm(self.middle(self.levels(self.conv_in(images))))))
 
 
-class Decoder(nn.Module):
+class KlDecoder(nn.Module):
     def __init__(self, config: KlConfig) -> None:
         super().__init__()
         upwards = config.widths[::-1]
         self.conv_in = nn.Conv2d(config.channels, upwards[0], 3, padding=1)
-        self.middle = middle(config)
+        self.middle = kl_middle(config)
         steps = list(pairwise((upwards[0], *upwards)))
         self.levels = nn.Sequential(
             *(
-                Level(config, config.blocks + 1, before, width, level in config.decoder_attention_levels, resize)
+                KlLevel(config, config.blocks + 1, before, width, level in config.decoder_attention_levels, resize)
                 for level, (before, width) in zip(reversed(range(len(steps))), steps, strict=True)
-                for resize in [Double(width) if level else nn.Identity()]
+                for resize in [KlUpsample(width) if level else nn.Identity()]
             )
         )
         self.norm = group_norm(config, upwards[-1])
@@ -114,15 +114,17 @@ class Decoder(nn.Module):
         return self.conv_out(F.silu(self.norm(self.levels(self.middle(self.conv_in(latents))))))
 
 
-class Level(nn.Module):
+class KlLevel(nn.Module):
     """Blocks of one size, each followed by attention where there is any, and the step to the next size."""
 
     def __init__(
         self, config: KlConfig, count: int, channels: int, width: int, attention: bool, resize: nn.Module
     ) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(Block(config, width if index else channels, width) for index in range(count))
-        self.attentions = nn.ModuleList(Attention(config, width) if attention else nn.Identity() for _ in range(count))
+        self.blocks = nn.ModuleList(KlBlock(config, width if index else channels, width) for index in range(count))
+        self.attentions = nn.ModuleList(
+            KlAttention(config, width) if attention else nn.Identity() for _ in range(count)
+        )
         self.resize = resize
 
     def forward(self, image: Latents) -> Resized:
@@ -131,17 +133,17 @@ class Level(nn.Module):
         return self.resize(image)
 
 
-def middle(config: KlConfig) -> nn.Sequential:
+def kl_middle(config: KlConfig) -> nn.Sequential:
     width = config.widths[-1]
-    attention = Attention(config, width) if config.attention else nn.Identity()
-    return nn.Sequential(Block(config, width, width), attention, Block(config, width, width))
+    attention = KlAttention(config, width) if config.attention else nn.Identity()
+    return nn.Sequential(KlBlock(config, width, width), attention, KlBlock(config, width, width))
 
 
 def group_norm(config: KlConfig, channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(config.groups, channels, eps=1e-6)
 
 
-class Block(nn.Module):
+class KlBlock(nn.Module):
     """Two 3x3 convolutions around a skip."""
 
     def __init__(self, config: KlConfig, channels: int, width: int) -> None:
@@ -156,7 +158,7 @@ class Block(nn.Module):
         return self.skip(image) + self.conv2(F.silu(self.norm2(inner)))
 
 
-class Attention(nn.Module):
+class KlAttention(nn.Module):
     """Self-attention over pixels with one head."""
 
     def __init__(self, config: KlConfig, channels: int) -> None:
@@ -170,8 +172,8 @@ class Attention(nn.Module):
         return image + self.out(mixed)[:, 0].transpose(1, 2).reshape(image.shape)
 
 
-class Halve(nn.Module):
-    """Half the side; zeros stand beside the last row and column alone."""
+class KlDownsample(nn.Module):
+    """Half the side; zero padding at the end of rows and columns alone."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -181,7 +183,7 @@ class Halve(nn.Module):
         return self.conv(F.pad(image, (0, 1, 0, 1)))
 
 
-class Double(nn.Module):
+class KlUpsample(nn.Module):
     """Twice the side: every pixel four times, then a convolution."""
 
     def __init__(self, channels: int) -> None:

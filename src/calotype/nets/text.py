@@ -1,11 +1,11 @@
-"""Text encoders: texts in, words to attend to out. And the wrapper that lets a backbone read them."""
+"""Text encoders, and the wrapper that conditions a backbone on them."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -13,25 +13,25 @@ from jaxtyping import Bool, Int
 from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
-from calotype.nets.blocks import Recoloured, RmsNorm, Tokens, Vector, Words, zero
+from calotype.nets.blocks import Recoloured, RmsNorm, TextContext, Tokens, Vector, rename_keys, zero
 from calotype.types import Config, Latents
 
 LETTERS = 12
-"""Bytes of a word that are read at once; a longer one is read in parts."""
+"""Bytes of a token; longer words are several tokens."""
 WORD = re.compile(r"\w+[^\w\s]* ?|[^\w\s]+ ?|\s")
-"""A word with the punctuation and the space behind it; every letter of a text is in one of them."""
+"""A word with the punctuation and the space behind it; matches cover the whole text."""
 
 
 @runtime_checkable
 class TextEncoder(Protocol):
-    """Reads texts in any language that it knows; an empty one has no words."""
+    """Texts to embeddings; an empty text has no words."""
 
     width: int
 
-    def __call__(self, texts: Sequence[str]) -> Words: ...
+    def __call__(self, texts: Sequence[str]) -> TextContext: ...
 
-    def rest(self, text: str) -> str:
-        """What it does not read of a text that is too long."""
+    def truncated(self, text: str) -> str:
+        """The end of a text that exceeds the encoder's length; "" where it does not."""
         ...
 
 
@@ -40,14 +40,14 @@ class NoText(Config):
 
 
 class BytesConfig(Config):
-    """Learned together with the denoiser, from nothing, in whatever languages the captions have."""
+    """Trained from scratch together with the denoiser, for captions in any language."""
 
     kind: Literal["bytes"] = "bytes"
     width: PositiveInt = 64
     depth: PositiveInt = 1
     heads: PositiveInt = 2
     words: int = Field(default=64, ge=1, le=512)
-    """The rest of a longer text is not read."""
+    """Longer texts are truncated."""
 
     @model_validator(mode="after")
     def _heads(self) -> BytesConfig:
@@ -57,10 +57,10 @@ class BytesConfig(Config):
 
 
 class BytesEncoder(nn.Module):
-    """A small transformer over words, each the sum of its bytes at their places in it (words in place of bytes: as in
-    arXiv 2404.14408, so that a caption costs less than a picture). Lower and upper case are one.
+    """A small transformer over words, each the sum of embeddings of its bytes and their positions (as in
+    arXiv 2404.14408, so that a caption costs less than an image). Upper case is lowered.
 
-    A convolution shows each word its neighbours, and so in which order they stand (arXiv 2006.11477).
+    A convolution over neighbouring words encodes their order (arXiv 2006.11477).
     """
 
     def __init__(self, config: BytesConfig) -> None:
@@ -72,25 +72,25 @@ class BytesEncoder(nn.Module):
         self.blocks = nn.ModuleList(TextBlock(config.width, config.heads) for _ in range(config.depth))
         self.norm = RmsNorm(config.width, eps=1e-6)
 
-    def forward(self, texts: Sequence[str]) -> Words:
+    def forward(self, texts: Sequence[str]) -> TextContext:
         letters = tokens_of(texts, self.config.words).to(self.letters.weight.device)
         mask = letters.any(2)
         places = 256 * torch.arange(LETTERS, device=letters.device)
         tokens = self.norm_in(self.letters((letters + places) * (letters > 0)).sum(2)) * mask[..., None]
         tokens = tokens + self.neighbours(tokens.transpose(1, 2)).transpose(1, 2)
-        heard = mask | ~mask.any(1, keepdim=True)  # attention to nothing at all is not a number
+        attended = mask | ~mask.any(1, keepdim=True)  # attention over no token at all would be NaN
         for block in self.blocks:
-            tokens = block(tokens, heard)
+            tokens = block(tokens, attended)
         tokens = self.norm(tokens)
         together = (tokens * mask[..., None]).sum(1) / mask.sum(1, keepdim=True).clamp(min=1).sqrt()
-        return Words(tokens, mask, together)
+        return TextContext(tokens, mask, together)
 
-    def rest(self, text: str) -> str:
+    def truncated(self, text: str) -> str:
         return text_of(pieces(text)[self.config.words :])
 
 
 class TextBlock(nn.Module):
-    """Attention, then a feed-forward network; both start silent."""
+    """Attention, then a feed-forward network; both start as the identity."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -111,18 +111,23 @@ class TextBlock(nn.Module):
 
 
 class TextConditioned(nn.Module):
-    """A backbone that reads: it attends to the words of a text, and the whole text is added to its vector."""
+    """A backbone that attends to the words of a text; the pooled text is added to its conditioning vector."""
 
     def __init__(self, backbone: nn.Module, encoder: TextEncoder, width: int) -> None:
         super().__init__()
         self.backbone, self.encoder = backbone, encoder
-        self.whole = nn.Linear(encoder.width, width, bias=False)
+        self.pooled_projection = nn.Linear(encoder.width, width, bias=False)
 
     def forward(self, image: Latents, vector: Vector, texts: Sequence[str] | None = None) -> Recoloured:
         if texts is None:
             return self.backbone(image, vector)
         words = self.encoder(texts)
-        return self.backbone(image, vector + self.whole(words.pooled), words)
+        return self.backbone(image, vector + self.pooled_projection(words.pooled), words)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """Reads models of version 0.1, too."""
+        rename_keys(state_dict, prefix, {"whole.": "pooled_projection."})
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 def tokens_of(texts: Sequence[str], most: int) -> Int[Tensor, "batch word 12"]:

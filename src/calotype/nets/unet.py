@@ -15,8 +15,8 @@ from calotype.nets.blocks import (
     Recoloured,
     ResidualBlock,
     Resized,
+    TextContext,
     Vector,
-    Words,
     channel_to_space,
     faint,
     space_to_channel,
@@ -27,9 +27,9 @@ from calotype.types import Config, Latents
 class UnetConfig(Config):
     kind: Literal["unet"] = "unet"
     patch: PositiveInt = 1
-    """Side of the square of pixels that the network sees as one (arXiv 2301.11093, section 3.2)."""
+    """Side of the patches that become one pixel of the network (arXiv 2301.11093, section 3.2)."""
     width: PositiveInt = 128
-    """Channels at the first level, and the width of the vector."""
+    """Channels at the first level, and the width of the conditioning vector."""
     multiples: tuple[PositiveInt, ...] = (1, 2)
     """Channels of each level as a multiple of `width`; each level halves the image."""
     blocks: PositiveInt = 2
@@ -42,9 +42,9 @@ class UnetConfig(Config):
 class Unet(nn.Module):
     """(batch, in_channels, height, width) and (batch, config.width) -> (batch, out_channels, height, width).
 
-    Height and width must be multiples of `patch * 2 ** (levels - 1)`. Beside the network, each pixel passes through a
-    matrix that hangs on the vector: the noise in a patch has more values than a narrow network has channels.
-    With a `context_width` it attends to words, too.
+    Height and width must be multiples of `patch * 2 ** (levels - 1)`. Beside the
+    network, a noise-conditioned linear layer maps each pixel: a patch of noise has more values than a narrow network
+    has channels. With a `context_width` it attends to texts, too.
     """
 
     def __init__(self, config: UnetConfig, in_channels: int, out_channels: int, context_width: int = 0) -> None:
@@ -58,14 +58,14 @@ class Unet(nn.Module):
         self.patch = config.patch
         self.conv_in = nn.Conv2d(in_channels * config.patch**2, widths[0], 3, padding=1)
         self.down = nn.ModuleList()
-        shelf = [widths[0]]
+        skips = [widths[0]]
         for index, width in enumerate(widths):
             for _ in range(config.blocks):
-                self.down.append(level(index, shelf[-1], width))
-                shelf.append(width)
+                self.down.append(level(index, skips[-1], width))
+                skips.append(width)
             if index + 1 < len(widths):
-                self.down.append(Halve(width))
-                shelf.append(width)
+                self.down.append(Downsample(width))
+                skips.append(width)
         self.middle = nn.ModuleList(
             [
                 level(len(widths) - 1, widths[-1], widths[-1]),
@@ -76,26 +76,26 @@ class Unet(nn.Module):
         here = widths[-1]
         for index, width in reversed(list(enumerate(widths))):
             for _ in range(config.blocks + 1):
-                self.up.append(level(index, here + shelf.pop(), width))
+                self.up.append(level(index, here + skips.pop(), width))
                 here = width
             if index > 0:
-                self.up.append(Double(width))
+                self.up.append(Upsample(width))
         self.norm = ChannelNorm(here)
         self.conv_out = faint(nn.Conv2d(here, out_channels * config.patch**2, 3, padding=1))
         self.through = faint(nn.Linear(config.width, out_channels * in_channels))
 
-    def forward(self, image: Latents, vector: Vector, words: Words | None = None) -> Recoloured:
+    def forward(self, image: Latents, vector: Vector, words: TextContext | None = None) -> Recoloured:
         mixing = self.through(F.silu(vector)).unflatten(1, (-1, image.shape[1]))
         passed = torch.einsum("boi,bihw->bohw", mixing, image)
         image = self.conv_in(space_to_channel(image, self.patch))
-        shelf = [image]
+        skips = [image]
         for block in self.down:
             image = block(image, vector, words)
-            shelf.append(image)
+            skips.append(image)
         for block in self.middle:
             image = block(image, vector, words)
         for block in self.up:
-            image = block(image if isinstance(block, Double) else torch.cat([image, shelf.pop()], 1), vector, words)
+            image = block(image if isinstance(block, Upsample) else torch.cat([image, skips.pop()], 1), vector, words)
         return passed + channel_to_space(self.conv_out(F.silu(self.norm(image))), self.patch)
 
 
@@ -107,24 +107,24 @@ class UnetLevel(nn.Module):
         self.residual = ResidualBlock(in_width, out_width, config.width, config.dropout)
         self.attention = AttentionBlock(out_width, context_width=context_width) if attention else None
 
-    def forward(self, image: Latents, vector: Vector, words: Words | None = None) -> Recoloured:
+    def forward(self, image: Latents, vector: Vector, words: TextContext | None = None) -> Recoloured:
         image = self.residual(image, vector)
         return image if self.attention is None else self.attention(image, words)
 
 
-class Halve(nn.Module):
+class Downsample(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(width, width, 3, stride=2, padding=1)
 
-    def forward(self, image: Latents, vector: Vector, words: Words | None = None) -> Resized:
+    def forward(self, image: Latents, vector: Vector, words: TextContext | None = None) -> Resized:
         return self.conv(image)
 
 
-class Double(nn.Module):
+class Upsample(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(width, width, 3, padding=1)
 
-    def forward(self, image: Latents, vector: Vector, words: Words | None = None) -> Resized:
+    def forward(self, image: Latents, vector: Vector, words: TextContext | None = None) -> Resized:
         return self.conv(F.interpolate(image, scale_factor=2, mode="nearest"))

@@ -1,8 +1,7 @@
 """The convolutional autoencoder: images to latents `reduction` times smaller, and back (arXiv 1312.6114; 2112.10752).
 
-Both ways are a linear path over square patches plus a network whose last convolution starts at 0. The linear path is
-the best linear autoencoder of the pictures (PCA of their patches, in closed form) and is not trained: training starts
-where it ends.
+Encoder and decoder are a linear path over square patches plus a network whose last convolution starts at 0. The linear
+path is the PCA of the patches, in closed form, and is not trained.
 Between resolutions, pixels are folded into channels around each convolution (as DC-AE, arXiv 2410.10733, section 3.1).
 """
 
@@ -30,7 +29,7 @@ from calotype.nets.blocks import (
 from calotype.types import Config, Images, Latents
 
 GAIN = 0.1
-"""Of the networks beside the linear path: without it, Adam's first steps on their last layers undo that start."""
+"""Of the networks beside the linear path: without it, Adam's first steps on their last layers undo the PCA start."""
 START_LOG_VARIANCE = math.log(0.1**2)
 """Of the posterior: a standard deviation of 0.1 where latents have 1. Training lowers it to about 0.001, as a small KL
 weight allows."""
@@ -38,9 +37,9 @@ weight allows."""
 
 class VaeConfig(Config):
     kind: Literal["vae"] = "vae"
-    reduction: int = Field(default=8, description="How many times smaller latents are than pictures, a side.")
+    reduction: int = Field(default=8, description="Side of an image by that of its latents.")
     channels: PositiveInt = Field(default=16, description="Channels of the latents.")
-    stem: PositiveInt = Field(default=4, description="Side of the patches that the networks see as one pixel.")
+    stem: PositiveInt = Field(default=4, description="Side of the patches that become one pixel of the networks.")
     widths: tuple[PositiveInt, ...] = Field(default=(96, 192), description="Channels at each level, from `stem` down.")
     encoder_blocks: PositiveInt = 1
     decoder_blocks: PositiveInt = 2
@@ -62,7 +61,7 @@ class VaeConfig(Config):
 
 
 class Moments(NamedTuple):
-    """The Gaussian that the encoder makes of a picture."""
+    """The Gaussian posterior of an image's latents."""
 
     mean: Latents
     log_variance: Latents
@@ -77,8 +76,8 @@ class Vae(nn.Module):
         values = 3 * config.reduction**2
         self.linear_in = nn.Conv2d(values, config.channels, 1).requires_grad_(False)
         self.linear_out = nn.Conv2d(config.channels, values, 1).requires_grad_(False)
-        self.encoder = Encoder(config)
-        self.decoder = Decoder(config)
+        self.encoder = VaeEncoder(config)
+        self.decoder = VaeDecoder(config)
 
     def encode(self, images: Images) -> Moments:
         with autocast(images.device, self.precision):
@@ -97,7 +96,7 @@ class Vae(nn.Module):
 
     @torch.no_grad()
     def start_linear(self, images: Images) -> None:
-        """Sets the linear path to the PCA of the patches of `images`, scaled to latents of mean 0 and spread 1."""
+        """Sets the linear path to the PCA of the patches of `images`, scaled to latents of mean 0 and variance 1."""
         patches = space_to_channel(images, self.config.reduction).cpu().double().transpose(0, 1).flatten(1)
         mean = patches.mean(1, keepdim=True)
         variances, axes = torch.linalg.eigh((patches - mean) @ (patches - mean).T / max(1, patches.shape[1] - 1))
@@ -110,7 +109,7 @@ class Vae(nn.Module):
             conv.bias.copy_(bias[:, 0])  # type: ignore[union-attr]
 
 
-class Encoder(nn.Module):
+class VaeEncoder(nn.Module):
     def __init__(self, config: VaeConfig) -> None:
         super().__init__()
         self.stem = config.stem
@@ -126,7 +125,7 @@ class Encoder(nn.Module):
         return self.out(self.layers(space_to_channel(images, self.stem)))
 
 
-class Decoder(nn.Module):
+class VaeDecoder(nn.Module):
     def __init__(self, config: VaeConfig) -> None:
         super().__init__()
         self.stem = config.stem
@@ -143,7 +142,7 @@ class Decoder(nn.Module):
 
 
 class Fold(nn.Module):
-    """Half the side: a convolution into channels, around it the same folding without weights."""
+    """Half the side: space to channel, a 1x1 convolution, and a residual that averages channels."""
 
     def __init__(self, channels: int, out_channels: int) -> None:
         super().__init__()
@@ -156,7 +155,7 @@ class Fold(nn.Module):
 
 
 class Unfold(nn.Module):
-    """Twice the side, the other way round."""
+    """Twice the side: the inverse of `Fold`."""
 
     def __init__(self, channels: int, out_channels: int) -> None:
         super().__init__()
@@ -170,7 +169,7 @@ class Unfold(nn.Module):
 def match_channels(
     image: Float[Tensor, "batch channel height width"], count: int
 ) -> Float[Tensor, "batch matched height width"]:
-    """As many channels as wanted without weights: neighbours averaged, or each repeated."""
+    """`count` channels without weights: neighbours averaged, or each repeated."""
     channels = image.shape[1]
     if channels > count:
         return image.unflatten(1, (count, channels // count)).mean(2)

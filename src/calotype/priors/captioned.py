@@ -20,8 +20,8 @@ from torch import Tensor
 
 from calotype.nets.blocks import rename_keys
 from calotype.priors.gaussian import GaussianMixture
-from calotype.priors.gaussian_fit import components_of, largest_rank, members_of_classes, mixture_of
-from calotype.priors.ngrams import Bags, Vocabulary, bags_of, vocabulary_of
+from calotype.priors.gaussian_fit import Points, components_of, largest_rank, members_of_classes, mixture_of
+from calotype.priors.ngrams import Bags, NgramVocabulary, bags_of, vocabulary_of
 from calotype.priors.prior import Prior
 from calotype.types import NULL_LABEL, Condition, Labels, Latents, Sigmas
 
@@ -34,10 +34,14 @@ GATE_STEPS = 30
 """Of L-BFGS."""
 GATE_DECAY = 1.0
 """Weight of the squared norm of the gate, in units of one image's cross-entropy."""
-RENAMED = {"heard": "vocabulary", "into": "regression_in", "out": "regression_out", "vote": "gate", "bias": "gate_bias"}
+RENAMED_CAPTIONED = {
+    "heard": "vocabulary",
+    "into": "regression_in",
+    "out": "regression_out",
+    "vote": "gate",
+    "bias": "gate_bias",
+}
 """Names of the tensors in version 0.1, and now."""
-
-Flat = Float[Tensor, "count dimension"]
 
 
 class CaptionedMixture(Prior):
@@ -47,7 +51,7 @@ class CaptionedMixture(Prior):
     and its probability is `softmax(b @ gate + gate_bias)[g]`. The weights of `mixture` are those within each group.
     """
 
-    vocabulary: Vocabulary
+    vocabulary: NgramVocabulary
     regression_in: Float[Tensor, "group word direction"]
     regression_out: Float[Tensor, "group direction dimension"]
     gate: Float[Tensor, "word group"]
@@ -64,15 +68,15 @@ class CaptionedMixture(Prior):
 
     @classmethod
     def sized(
-        cls, components: int, rank: int, dimension: int, groups: int, heard: int, directions: int
+        cls, components: int, rank: int, dimension: int, groups: int, words: int, directions: int
     ) -> CaptionedMixture:
-        """An empty prior; `heard` is the number of words, by the name that `constants.json` has for it."""
-        return cls(GaussianMixture(components, rank, dimension), groups, heard, directions)
+        """An empty prior."""
+        return cls(GaussianMixture(components, rank, dimension), groups, words, directions)
 
     @property
     def shape(self) -> dict[str, int]:
         groups, words, directions = self.regression_in.shape
-        return {**self.mixture.shape, "groups": groups, "heard": words, "directions": directions}
+        return {**self.mixture.shape, "groups": groups, "words": words, "directions": directions}
 
     def side(self, channels: int) -> int:
         return self.mixture.side(channels)
@@ -85,19 +89,19 @@ class CaptionedMixture(Prior):
         weights = torch.softmax(logits.masked_fill(~self.mixture.admissible(condition.labels), -torch.inf), 1)
         weights = weights.where(weights >= NEGLIGIBLE * weights.amax(1, keepdim=True), 0)
 
-        def shift(group: int, rows: Tensor) -> Flat:
+        def shift(group: int, rows: Tensor) -> Points:
             return bags[rows] @ self.regression_in[group] @ self.regression_out[group]
 
         return self.mixture.posterior_mean(weights, noisy, sigma, shift)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        rename_keys(state_dict, prefix, RENAMED)
+        rename_keys(state_dict, prefix, RENAMED_CAPTIONED)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 class Observations(NamedTuple):
     bags: Bags
-    points: Flat
+    points: Points
 
 
 class FittingSet(NamedTuple):
@@ -120,7 +124,7 @@ class FittingSet(NamedTuple):
         clean, labels = torch.cat([self.clean, others.clean]), torch.cat([self.labels, others.labels])
         return FittingSet(clean, labels, [*self.texts, *others.texts])
 
-    def observations(self, vocabulary: Vocabulary) -> Observations:
+    def observations(self, vocabulary: NgramVocabulary) -> Observations:
         return Observations(bags_of(self.texts, vocabulary).to(self.clean), self.clean.flatten(1))
 
 
@@ -199,7 +203,7 @@ class Regression(NamedTuple):
     factor_out: Float[Tensor, "direction dimension"]
     constant: Float[Tensor, " dimension"]
 
-    def predict(self, bags: Bags) -> Flat:
+    def predict(self, bags: Bags) -> Points:
         return bags @ self.factor_in @ self.factor_out + self.constant
 
 

@@ -20,13 +20,13 @@ CLUSTERS = (4,)
 MOST_CLASSES = 16
 FEWEST_PER_CLASS = 8
 """Images that each class needs for components of its own."""
-FEWEST = 40
+FEWEST_PER_COMPONENT = 40
 """Images that a component needs."""
 SHARED = 0.5
 """Share of its class's within-cluster covariance in a component's covariance."""
 MOST_AXIS_VALUES = 2**24
 """Values of the axes of all components: 64 MB, or 16 axes each if that is more; with captions twice that."""
-AT_ONCE = 64
+IMAGES_AT_ONCE = 64
 """Images whose distances to all means are in memory together."""
 
 Points = Float[Tensor, "count dimension"]
@@ -56,7 +56,7 @@ def fit_classes(
     single = components_of(points, classes, 1, largest_rank(smallest, points.shape[1], len(classes)))
     candidates = [mixture_of(single, min(rank, len(single[0].variances))) for rank in RANKS]
     for clusters in CLUSTERS:
-        if smallest >= FEWEST * clusters:
+        if smallest >= FEWEST_PER_COMPONENT * clusters:
             rank = largest_rank(smallest, points.shape[1], clusters * len(classes))
             several = components_of(points, classes, clusters, rank)
             candidates.append(mixture_of(several, len(several[0].variances)))
@@ -74,7 +74,7 @@ def flow_errors(
     prior: Prior, clean: Latents, labels: Labels, sigma: Sigmas, noise: Latents, text: Text | None = None
 ) -> Float[Tensor, " batch"]:
     """The loss of a flow, `((1 + sigma) / sigma) ** 2` times the squared error, of each image."""
-    noisy, parts = clean + per_image(sigma) * noise, torch.arange(len(clean)).split(AT_ONCE)
+    noisy, parts = clean + per_image(sigma) * noise, torch.arange(len(clean)).split(IMAGES_AT_ONCE)
     means = torch.cat(
         [
             prior.mean(noisy[part], sigma[part], Condition(labels[part], text=text and text.at(part.tolist())))

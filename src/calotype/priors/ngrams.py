@@ -16,7 +16,7 @@ from torch import Tensor
 UNSPACED = r"\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff"
 """Thai, Japanese and Chinese have no spaces between words: each letter is a token, and n-grams do the rest."""
 TOKEN = re.compile(rf"[{UNSPACED}]|(?:(?![{UNSPACED}])\w)+")
-LONGEST = 3
+LONGEST_NGRAM = 3
 """The n of the longest n-grams."""
 BUCKETS = 4096
 """Of the hash."""
@@ -26,17 +26,17 @@ FEWEST_CAPTIONS = 8
 """of those that so many captions have."""
 
 Bags = Float[Tensor, "count word"]
-Vocabulary = Int[Tensor, " word"]
+NgramVocabulary = Int[Tensor, " word"]
 
 
-def vocabulary_of(captions: Iterable[str]) -> Vocabulary:
+def vocabulary_of(captions: Iterable[str]) -> NgramVocabulary:
     """The most frequent buckets, rising; may be empty."""
     count = Counter(bucket for caption in captions for bucket in buckets(caption))
     most = sorted(bucket for bucket, times in count.most_common(MOST_WORDS) if times >= FEWEST_CAPTIONS)
     return torch.tensor(most, dtype=torch.long)
 
 
-def bags_of(captions: Sequence[str], vocabulary: Vocabulary) -> Bags:
+def bags_of(captions: Sequence[str], vocabulary: NgramVocabulary) -> Bags:
     """1 where a caption has an n-gram of that bucket, else 0."""
     columns = {bucket: column for column, bucket in enumerate(vocabulary.tolist())}
     bags = torch.zeros(len(captions), len(vocabulary))
@@ -49,5 +49,5 @@ def bags_of(captions: Sequence[str], vocabulary: Vocabulary) -> Bags:
 def buckets(caption: str) -> Sequence[int]:
     """Buckets of a caption's n-grams, in two bytes each, as those of many captions are cached."""
     words = TOKEN.findall(caption.lower())
-    ngrams = {" ".join(words[at : at + length]) for length in range(1, LONGEST + 1) for at in range(len(words))}
+    ngrams = {" ".join(words[at : at + length]) for length in range(1, LONGEST_NGRAM + 1) for at in range(len(words))}
     return array("H", {zlib.crc32(ngram.encode("utf-8", "replace")) % BUCKETS for ngram in ngrams})

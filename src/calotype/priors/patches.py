@@ -21,10 +21,10 @@ from calotype.types import Condition, Images, Latents, OtherImages, Rng, Sigmas
 
 WINDOW = 5
 """Side of the window, in low-resolution pixels."""
-CLUSTERS = 512
+PATCH_CLUSTERS = 512
 MOST_WINDOWS = 60_000
 """That are clustered, all from the half with more contrast."""
-AT_ONCE = 2**16
+WINDOWS_AT_ONCE = 2**16
 """Windows whose distances to all clusters are in memory together: 128 MB."""
 RIDGE = 0.02
 """Of the regressions, as a fraction of the mean square of the windows."""
@@ -102,11 +102,11 @@ class PatchPrior(Prior):
         super().__init__()
         self.factor, self.channels = factor, channels
         neighbours, values = channels * WINDOW**2, channels * factor**2
-        self.register_buffer("centres", torch.zeros(CLUSTERS, WINDOW**2))
-        self.register_buffer("weights", torch.zeros(CLUSTERS, neighbours, values))
-        self.register_buffer("axes", torch.eye(values).repeat(CLUSTERS, 1, 1))
-        self.register_buffer("variances", torch.ones(CLUSTERS, values))
-        self.register_buffer("noise_gain", torch.ones(CLUSTERS, values))
+        self.register_buffer("centres", torch.zeros(PATCH_CLUSTERS, WINDOW**2))
+        self.register_buffer("weights", torch.zeros(PATCH_CLUSTERS, neighbours, values))
+        self.register_buffer("axes", torch.eye(values).repeat(PATCH_CLUSTERS, 1, 1))
+        self.register_buffer("variances", torch.ones(PATCH_CLUSTERS, values))
+        self.register_buffer("noise_gain", torch.ones(PATCH_CLUSTERS, values))
         self.register_buffer("contrast_gain", torch.tensor(IN_CONTRAST))
         self.register_buffer("random_share", torch.tensor(NOISE_FRACTION**2))
         self.register_buffer("plain", torch.tensor(LEAST_DEVIATION))
@@ -129,7 +129,7 @@ class PatchPrior(Prior):
         """
         windows, contrast = windows_of(low_res)
         clusters = self.clusters(windows)
-        by_cluster = ByCluster(clusters.argsort(stable=True), clusters.bincount(minlength=CLUSTERS).tolist())
+        by_cluster = ByCluster(clusters.argsort(stable=True), clusters.bincount(minlength=PATCH_CLUSTERS).tolist())
         above = enlarged(low_res, self.factor)
         mean = above + images_of(by_cluster.times(windows, self.weights), above, self.factor)
         added = (noise**2).repeat_interleave(len(windows) // len(low_res))[:, None]
@@ -141,7 +141,7 @@ class PatchPrior(Prior):
         return PatchPosterior(mean, deviation, by_cluster, self.axes, variances, noise_variances, self.factor)
 
     def clusters(self, windows: Windows) -> Clusters:
-        parts = normalised(windows).split(AT_ONCE)
+        parts = normalised(windows).split(WINDOWS_AT_ONCE)
         return torch.cat([torch.cdist(part, self.centres).argmin(1) for part in parts])
 
     @torch.no_grad()
@@ -160,7 +160,7 @@ class PatchPrior(Prior):
         common = torch.linalg.solve(windows.T @ windows + contrast.square().sum() * unit, windows.T @ residual)
         residual = residual - windows @ common
         covariance = residual.T @ residual / contrast.square().sum()
-        order, counts = clusters.argsort(stable=True), clusters.bincount(minlength=CLUSTERS).tolist()
+        order, counts = clusters.argsort(stable=True), clusters.bincount(minlength=PATCH_CLUSTERS).tolist()
         by_cluster = zip(*(values[order].split(counts) for values in (windows, residual, contrast)), strict=True)
         for cluster, (inputs, targets, contrasts) in enumerate(by_cluster):
             strength = contrasts.square().sum()
@@ -224,12 +224,12 @@ def cluster_centres(points: Float[Tensor, "point place"], rounds: int = 10) -> F
     """Lloyd's algorithm; an empty cluster returns to the point it began with."""
     chosen = Rng(("local",)).permutation(len(points)).to(points.device)[:MOST_WINDOWS]
     points = points[chosen]
-    spare = points[torch.arange(CLUSTERS, device=points.device) % len(points)]
+    spare = points[torch.arange(PATCH_CLUSTERS, device=points.device) % len(points)]
     centres = spare
     for _ in range(rounds):
         nearest = torch.cdist(points, centres).argmin(1)
         sums = torch.zeros_like(centres).index_add_(0, nearest, points)
-        counts = nearest.bincount(minlength=CLUSTERS)[:, None]
+        counts = nearest.bincount(minlength=PATCH_CLUSTERS)[:, None]
         centres = torch.where(counts > 0, sums / counts.clamp(min=1), spare)
     return centres
 

@@ -27,7 +27,7 @@ class Prior(nn.Module):
     @property
     @abstractmethod
     def shape(self) -> dict[str, int]:
-        """The arguments with which `priors.stored.KINDS` makes an empty prior with room for the same tensors."""
+        """The arguments with which `priors.stored.PRIORS` makes an empty prior with room for the same tensors."""
 
     @abstractmethod
     def mean(self, noisy: Latents, sigma: Sigmas, condition: Condition) -> Latents:

@@ -54,7 +54,7 @@ class Trial:
         return self.error(prior, sigma=sigma) >= OPTIMISTIC * self.error(prior, train, sigma)
 
 
-def fit(
+def fit_prior(
     train: FittingSet, again: Callable[[], FittingSet], trial: Trial, folds: Folds | None, shorten: Shorten
 ) -> tuple[GaussianMixture | CaptionedMixture, CrossFitted | None]:
     """The prior of `train`, and what stands in for it in training where it overfits.
@@ -63,12 +63,12 @@ def fit(
     """
     mixture = trial.calibrated(fit_classes(train.clean, train.labels, *trial.validation[:2], trial.sigma, trial.noise))
     if folds is None or min(folds.bincount(minlength=2)) < FEWEST_TO_FOLD or not trial.optimistic(mixture, train):
-        return with_captions(mixture, train, again(), trial, shorten), None
+        return select_captioned(mixture, train, again(), trial, shorten), None
     crossed = cross_fit(mixture, train.clean, train.labels, folds)
     return mixture, CrossFitted(tuple(trial.calibrated(one) for one in crossed.mixtures))
 
 
-def with_captions(
+def select_captioned(
     mixture: GaussianMixture, train: FittingSet, again: FittingSet, trial: Trial, shorten: Shorten
 ) -> GaussianMixture | CaptionedMixture:
     """A captioned mixture, if it denoises validation images with whole captions better than `mixture`; else `mixture`.

@@ -8,12 +8,12 @@ from typing import Any
 from torch import Tensor
 
 from calotype.nets.blocks import rename_keys
-from calotype.priors.captioned import RENAMED, CaptionedMixture
+from calotype.priors.captioned import RENAMED_CAPTIONED, CaptionedMixture
 from calotype.priors.gaussian import GaussianMixture
 from calotype.priors.patches import WINDOW, PatchPrior
 from calotype.priors.prior import Prior
 
-KINDS: dict[str, Callable[..., Prior]] = {
+PRIORS: dict[str, Callable[..., Prior]] = {
     "mixture": GaussianMixture, "conditional mixture": CaptionedMixture.sized, "local Gaussians": PatchPrior,
 }  # fmt: skip
 
@@ -28,13 +28,14 @@ def description(prior: Prior) -> dict[str, Any]:
         case PatchPrior():
             kind = "local Gaussians"
         case _:
-            raise TypeError(f"{type(prior).__name__} cannot be stored; expected one of {', '.join(KINDS)}")
+            raise TypeError(f"{type(prior).__name__} cannot be stored; expected one of {', '.join(PRIORS)}")
     return {"kind": kind, "shape": prior.shape}
 
 
 def described(about: Mapping[str, Any]) -> Prior:
     """An empty prior of this kind and shape."""
-    return KINDS[about["kind"]](**about["shape"])
+    shape = {"words" if name == "heard" else name: count for name, count in about["shape"].items()}  # of version 0.1
+    return PRIORS[about["kind"]](**shape)
 
 
 PREFIXES = ("prior.", "mixture.", "local.")
@@ -51,7 +52,7 @@ def prior_in(tensors: Mapping[str, Tensor], denoiser: str = "") -> Prior | None:
         own |= {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
     if not own:
         return None
-    rename_keys(own, "", RENAMED)
+    rename_keys(own, "", RENAMED_CAPTIONED)
     prior = empty_like(own)
     prior.load_state_dict(own)
     return prior

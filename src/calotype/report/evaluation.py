@@ -1,24 +1,20 @@
-"""What `calotype evaluate` found of a run."""
+"""The results of `calotype evaluate`: a section of the page, and the rows that terminal and model card show."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from calotype.report.curves import without_unknown
-from calotype.report.folder import Run
-from calotype.report.markup import Html, figure, picture, section, table, tag
-from calotype.report.measures import digits, figures, interval, share
-from calotype.report.words import UNKNOWN, count, guidance_in_words, title
-from calotype.run import read_mapping
+from calotype.evaluation.results import EVALUATION_FILE, PAIRS_FILE, PROMPTED_FILE, EvaluationResult, read_result
+from calotype.report.format import UNKNOWN, count, digits, guidance, interval, sentence
+from calotype.report.html import Html, aside, bullets, details, figure, section, table, tag
+from calotype.run import Run
 
-FORMAT = 1
-FILE, PAIRS_FILE, PROMPTED_FILE = "evaluation.json", "nearest.png", "prompted.png"
 PAIRS_BYTES = 500_000
 SAMPLED = ("Measure", "Samples", "Other real pictures", "Noise")
 THROUGH = ("Measure", "Reconstructions", "Other real pictures", "Before training")
-OBEYED = ("Real pictures", "At most, unread")
+ALIGNED = ("Real pictures", "Best without prompts")
 COLUMNS = ("samples", "floor", "ceiling")
 NAMES = {
     "kernel_distance": "kernel distance", "precision": "precision", "recall": "recall", "density": "density",
@@ -27,152 +23,195 @@ NAMES = {
 
 
 def read_evaluation(folder: Path) -> dict[str, Any]:
-    """Nothing where there is none, or one of another version."""
-    found = read_mapping(folder / FILE)
-    return found if found.get("format") == FORMAT else {}
+    """Empty where there is none, or one of another version."""
+    result = read_result(folder / EVALUATION_FILE, EvaluationResult)
+    return {} if result is None else result.stored()
 
 
 def evaluation(run: Run) -> Html | None:
-    if not (found := read_evaluation(run.folder)):
+    if not (run.folder / EVALUATION_FILE).is_file():
         return None
-    copies, shown = found["memorisation"], picture(run.folder / PAIRS_FILE, "Pairs", 1400, PAIRS_BYTES)
-    parts = [
-        tag("p", about(found), class_="note"),
-        tag("ul", *(tag("li", one) for one in (*reasons(found), *found["notes"]))),
-        table(SAMPLED, with_n(found, found["measures"]), "figures"),
-        found["autoencoder"] and table(THROUGH, with_n(found, found["autoencoder"]), "figures"),
-        by_class(found),
+    if not (result := read_evaluation(run.folder)):
+        return section("Evaluation", aside(f"{EVALUATION_FILE} is of another version; run `calotype evaluate` again."))
+    copies, autoencoder = result["memorisation"], result["autoencoder"]
+    caption = "The samples most like copies, each with its nearest training picture to the right."
+    return section(
+        "Evaluation",
+        aside(about(result)),
+        bullets([*reasons(result), *result["notes"]]),
+        table(SAMPLED, with_n(result, result["measures"])),
+        autoencoder and table(THROUGH, with_n(result, autoencoder)),
+        by_class(result),
         tag("h3", "Memorisation"),
-        tag("p", tag("b", f"{title(copies['verdict'])}. "), f"{copies['sentence']}. {twins(copies)}"),
+        tag("p", tag("b", f"{sentence(copies['verdict'])}. "), f"{copies['sentence']}. {duplicates(copies)}"),
         *copying(copies),
-        figure(shown, "The samples most like copies, each with its nearest training picture to the right.", "plate"),
-        *obedience(run, found.get("obedience") or {}),
-    ]
-    return section("Evaluation", *parts)
+        figure(run.folder / PAIRS_FILE, caption, 1400, PAIRS_BYTES),
+        *alignment(run, result["alignment"]),
+        *shares(result),
+    )
 
 
-def with_n(found: dict[str, Any], measures: dict[str, Any]) -> Iterator[tuple[str, ...]]:
-    yield from rows(found, measures)
-    yield "n, as many real ones", *(count(measures[column]["n"][0]) for column in COLUMNS)
+def with_n(result: dict[str, Any], measures: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+    yield from rows(result, measures)
+    yield "n, as many real pictures", *(count(measures[column]["n"][0]) for column in COLUMNS)
 
 
-def by_class(found: dict[str, Any]) -> Html | None:
-    """Of fewer pictures than all, so of some measures there is nothing to say."""
-    key, distance = found["features"]["key"], found["features"]["distance"]
-    heads = ("Class", distance, "Kernel distance", "Of other real pictures", "Precision, recall", "n")
+def by_class(result: dict[str, Any]) -> Html | None:
+    key, distance = result["features"]["key"], result["features"]["distance"]
+    heads = ("Class", distance, "Kernel distance", "Floor of the kernel distance", "Precision, recall", "n")
     cells = [
         (
             one["class"],
             interval(one["samples"][key]),
             *(interval(one[column]["kernel_distance"]) for column in ("samples", "floor")),
-            ", ".join(hundredths(one["samples"][name]["value"]) for name in ("precision", "recall")),
+            ", ".join(two_decimals(one["samples"][name]["value"]) for name in ("precision", "recall")),
             count(one["samples"]["n"][0]),
         )
-        for one in found["classes"]
+        for one in result["classes"]
     ]
-    return table(*without_unknown(heads, cells), "figures") if cells else None
+    return table(heads, cells)
 
 
-def hundredths(value: float | None) -> str:
+def two_decimals(value: float | None) -> str:
     return UNKNOWN if value is None else f"{value:.2f}"
 
 
-def copying(copies: dict[str, Any]) -> Iterator[Html]:
-    """Samples, and pictures that nobody made, beside the training pictures nearest to them."""
+def copying(copies: dict[str, Any]) -> Iterator[Html | None]:
+    """Samples and held-out pictures beside their nearest training pictures."""
     if "samples" not in copies:
         return
-    heads = ("Pictures", "Copies", "Distance to the nearest", "By that to the next", "n")
+    heads = ("Pictures", "Copies", "Distance to the nearest", "Relative to the next nearest", "n")
     made, real, trained = copies["n"]
-    cells = (nearest_row("samples", copies["samples"], made), nearest_row(copies["real_are"], copies["real"], real))
-    yield table(heads, cells, "figures")
-    how = (
-        f"Distances are medians of the root mean squared difference of pixels, in [−1, 1], to {count(trained)} "
-        "training pictures and their mirror images; the last one by the distance to the next nearest."
+    sets = (("samples", copies["samples"], made), (copies["real_are"], copies["real"], real))
+    yield table(
+        heads,
+        (
+            (name, interval(one["copies"], "%"), digits(one["apart_median"]), digits(one["ratio_median"]), count(n))
+            for name, one, n in sets
+        ),
     )
-    yield tag("p", how, class_="note")
+    yield aside(
+        f"Distances are medians of the root mean squared difference of pixels, in [−1, 1], to {count(trained)} "
+        "training pictures and their mirror images; the ratio is to the median distance to the next nearest ones."
+    )
 
 
-def nearest_row(name: str, one: dict[str, Any], n: int) -> tuple[str, ...]:
-    return name, share(one["copies"]), figures(one["apart_median"]), figures(one["ratio_median"]), count(n)
-
-
-def twins(copies: dict[str, Any]) -> str:
-    """Duplicates inside the training set."""
-    if "twins" not in copies:
+def duplicates(copies: dict[str, Any]) -> str:
+    """Inside the training set."""
+    if "duplicates" not in copies:
         return ""
-    return f"Of {count(copies['n'][2])} training pictures {share(copies['twins'])} have another that is almost equal."
+    return f"Near-duplicates among {count(copies['n'][2])} training pictures: {interval(copies['duplicates'], '%')}."
 
 
-def obedience(run: Run, obeyed: dict[str, Any]) -> Iterator[Html | None]:
-    """What was told and what is to be seen, where the model reads."""
-    if not obeyed.get("languages"):
+def alignment(run: Run, result: dict[str, Any]) -> Iterator[Html | None]:
+    if not result.get("languages"):
         return
-    yield tag("h3", "Does it obey?")
-    yield tag("p", about_obedience(obeyed), class_="note")
-    yield table(("Told", *obeyed["languages"], *OBEYED), obeyed_rows(obeyed), "figures")
-    if prompts := obeyed.get("prompts"):
-        shown = picture(run.folder / PROMPTED_FILE, "Prompted samples", 1400, PAIRS_BYTES)
-        yield figure(shown, "The first prompts of each language, in rows.", "plate")
-        yield tag(
-            "details", tag("summary", "The prompts, in reading order"), tag("ol", *(tag("li", one) for one in prompts))
-        )
+    yield tag("h3", "Prompt alignment")
+    yield aside(about_alignment(result))
+    yield table(("Attribute", *result["languages"], *ALIGNED), alignment_rows(result))
+    if prompts := result.get("prompts"):
+        yield figure(run.folder / PROMPTED_FILE, "The first prompts of each language, in rows.", 1400, PAIRS_BYTES)
+        yield details("The prompts, in reading order", tag("ol", *(tag("li", prompt) for prompt in prompts)))
 
 
-def about(found: dict[str, Any]) -> str:
-    """Of how many pictures, seen by what."""
-    made, real = found["measures"]["samples"]["n"]
-    network, sampling = found["features"], found["sampling"][0]
-    seen = f"features of {network['network']} (weights {network['weights_sha256'][:12]}, {network['preparation']})"
-    way = f"seed {found['seed']}, {sampling['steps']} steps, {guidance_in_words(sampling)}"
-    return f"{made} samples against {real} real pictures, {way}, {seen}."
+def shares(result: dict[str, Any]) -> Iterator[Html | None]:
+    """What samples of prompts show as often as real pictures, or not."""
+    if measured := result.get("shares"):
+        heads = ("Shown by", "Samples", "Real test pictures", "n", "Agree")
+        yield table(heads, [share_row(share) for share in measured])
 
 
-def names(found: dict[str, Any]) -> dict[str, str]:
+def share_row(share: dict[str, Any]) -> tuple[str, ...]:
+    n = ", ".join(map(count, share["n"]))
+    return share["about"], interval(share["samples"]), interval(share["real"]), n, "yes" if share["agrees"] else "no"
+
+
+def about(result: dict[str, Any]) -> str:
+    """What was measured, and how."""
+    made, real = result["measures"]["samples"]["n"]
+    network, sampling = result["features"], result["sampling"][0]
+    features = f"features of {network['network']} (weights {network['weights_sha256'][:12]}, {network['preparation']})"
+    settings = f"seed {result['seed']}, {sampling['steps']} steps, {guidance(sampling)}"
+    return f"{made} samples against {real} real pictures, {settings}, {features}."
+
+
+def names(result: dict[str, Any]) -> dict[str, str]:
     """What the measures are called; only features of Inception make a FID."""
-    key, distance = found["features"]["key"], found["features"]["distance"]
+    key, distance = result["features"]["key"], result["features"]["distance"]
     return {key: distance, f"{key}_of_many": f"{distance} of 10,000 samples", **NAMES}
 
 
-def rows(found: dict[str, Any], measures: dict[str, Any]) -> Iterator[tuple[str, ...]]:
-    """Of every measure that holds its name, and what samples, floor and ceiling have of it."""
-    for key, name in names(found).items():
+def rows(result: dict[str, Any], measures: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+    """Of every measure its name, and its value of samples, floor and ceiling."""
+    for key, name in names(result).items():
         if measures["samples"].get(key, {}).get("value") is not None:
             yield name, *(interval(measures[column].get(key, {})) for column in COLUMNS)
 
 
-def reasons(found: dict[str, Any]) -> Iterator[str]:
+def reasons(result: dict[str, Any]) -> Iterator[str]:
     """Why measures are missing."""
-    for key, name in names(found).items():
-        if reason := found["measures"]["samples"].get(key, {}).get("reason"):
+    for key, name in names(result).items():
+        if reason := result["measures"]["samples"].get(key, {}).get("reason"):
             yield f"no {name}: {reason}"
 
 
-def obeyed_rows(obeyed: dict[str, Any]) -> Iterator[tuple[str, ...]]:
-    """Shares of samples that show what they were told, of held-out pictures, and of what guessing would get."""
-    for one in obeyed.get("attributes") or []:
+def alignment_rows(result: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+    """Accuracy on samples, on held-out pictures, and at best without prompts."""
+    for one in result.get("attributes") or []:
         ends = interval(one["real"]), digits(one["chance"])
         yield f"{one['about']}, n = {one['n']}", *map(interval, one["samples"]), *ends
-    sought = [one for one in obeyed["retrieval"] if one.get("value") is not None]
-    if sought:
-        name = f"1 of {sought[0]['candidates']} captions, n = {sought[0]['n']}"
-        yield name, *map(interval, obeyed["retrieval"]), UNKNOWN, digits(sought[0]["chance"])
+    measured = [one for one in result["retrieval"] if one.get("value") is not None]
+    if measured:
+        name = f"1 of {measured[0]['candidates']} captions, n = {measured[0]['n']}"
+        yield name, *map(interval, result["retrieval"]), UNKNOWN, digits(measured[0]["chance"])
 
 
-def about_obedience(obeyed: dict[str, Any]) -> str:
-    """How the rows are to be read, and what is not among them."""
-    said = []
-    if attributes := obeyed.get("attributes"):
-        asked = max(one["n"] for one in attributes)
-        said.append(
-            f"Shares of samples that show what they were told: {asked} prompts a language, none of them said by a "
-            "training caption. Beside them the same judges on test portraits with their own captions, and what "
-            "would be right at most if all samples were alike."
+def about_alignment(result: dict[str, Any]) -> str:
+    """What the rows mean, and what is missing."""
+    texts = []
+    if attributes := result.get("attributes"):
+        most = max(one["n"] for one in attributes)
+        texts.append(
+            f"Accuracy of attributes in the samples of {most} prompts a language, which are absent from training "
+            "captions. Beside it: the same classifiers on test portraits with their own captions, and the best "
+            "accuracy when ignoring prompts."
         )
-    for sought in obeyed["retrieval"][:1]:
-        level = f"at {sought.get('levels')} levels of noise, at {sought.get('stage_size')} px"
-        said.append(
-            f"Captions were not told apart: {sought['reason']}."
-            if sought.get("value") is None
-            else f"Captions: how often a test picture is denoised best with its own, {level}."
+    for retrieval in result["retrieval"][:1]:
+        levels = f"at {retrieval.get('levels')} noise levels, at {retrieval.get('stage_size')} px"
+        texts.append(
+            f"Caption retrieval was not measured: {retrieval['reason']}."
+            if retrieval.get("value") is None
+            else f"Caption retrieval: how often a test picture has the smallest denoising loss with its own caption, "
+            f"{levels}."
         )
-    return " ".join([*said, *(f"Left out: {one}." for one in obeyed.get("left_out") or [])])
+    return " ".join([*texts, *(f"Left out: {one}." for one in result.get("left_out") or [])])
+
+
+# -- The terminal ------------------------------------------------------------------------------------------------------
+
+
+def summary(result: dict[str, Any]) -> Iterator[str]:
+    """The measures beside their floor and ceiling, those of the autoencoder, memorisation and prompt alignment."""
+    yield about(result)
+    yield from columns(("", "samples", "other real pictures", "noise"), rows(result, result["measures"]))
+    if autoencoder := result["autoencoder"]:
+        heads = ("", "reconstructions", "other real pictures", "before training")
+        yield from columns(heads, rows(result, autoencoder))
+    yield from (*reasons(result), *result["notes"])
+    yield f"memorisation: {result['memorisation']['verdict']}: {result['memorisation']['sentence']}"
+    aligned = result["alignment"]
+    if reason := aligned.get("reason"):
+        yield f"prompt alignment: not measured: {reason}"
+        return
+    yield from columns(("attribute", *aligned["languages"], *map(str.lower, ALIGNED)), alignment_rows(aligned))
+    yield about_alignment(aligned)
+    for name, samples, real, n, agree in map(share_row, result.get("shares") or []):
+        yield f"{name}: {samples} of the samples, {real} of real test pictures (n = {n}); agree: {agree}"
+
+
+def columns(heads: tuple[str, ...], cells: Iterable[tuple[str, ...]]) -> Iterator[str]:
+    """Nothing where there are no rows: too few pictures give no value."""
+    if not (rows_below := list(cells)):
+        return
+    for name, *rest in (heads, *rows_below):
+        yield (f"{name:<28}" + "".join(f"{cell:<28}" for cell in rest)).rstrip()

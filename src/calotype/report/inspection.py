@@ -1,154 +1,145 @@
-"""`inspection.json` and two pictures -> one page: the verdict first, then what it rests on."""
+"""`inspection.html`: the verdict on an autoencoder, then its measures."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
 from calotype.evaluation.autoencoder import SHARE
 from calotype.files import write_whole
-from calotype.report.markup import Html, embedded, figure, pairs, section, table, tag
-from calotype.report.measures import Found, digits, figure_of, figures, percent
-from calotype.report.page import sheet
-from calotype.report.plot import Series
-from calotype.report.words import UNKNOWN, moment
+from calotype.report.format import UNKNOWN, date, digits, percent
+from calotype.report.html import (
+    Html,
+    aside,
+    definitions,
+    figure,
+    masthead,
+    page,
+    section,
+    square,
+    strip,
+    table,
+    tag,
+)
+from calotype.report.plot import Series, plot
 
-FILE = "inspection.html"
-PLATE_BYTES = 1_200_000
+PICTURE_BYTES = 1_200_000
 CAPTIONS = {
-    "reconstructions": "From top to bottom: pictures, what the autoencoder makes of them, and where it is wrong.",
-    "channels": "The channels of a few latents, side by side: from black to white over six spreads.",
+    "reconstructions": "From top to bottom: pictures, their reconstructions, and the absolute errors.",
+    "channels": "The channels of a few latents, side by side; black to white spans six standard deviations.",
 }
+Result = Mapping[str, Any]
 
 
-def write_inspection(folder: Path, found: Found, plates: Mapping[str, Image.Image]) -> Path:
-    """Makes `inspection.html` in the folder, and returns its path."""
-    path = folder / FILE
-    write_whole(path, document(found, plates))
+def write_inspection(folder: Path, result: Result, pictures: Mapping[str, Image.Image]) -> Path:
+    """Writes `inspection.html` to a folder, and returns its path."""
+    path = folder / "inspection.html"
+    shown = {
+        name: figure(pictures[name], caption, longest=1600, limit=PICTURE_BYTES) for name, caption in CAPTIONS.items()
+    }
+    measures = result["measures"]
+    parts = [
+        head(result), findings(result), section("Pictures", shown["reconstructions"]), reconstruction(measures),
+        section("Channels of a few latents", shown["channels"]), latents(measures), spectrum(measures),
+        channels(measures),
+    ]  # fmt: skip
+    write_whole(path, page(f"{result['name']}, inspected", parts))
     return path
 
 
-def document(found: Found, plates: Mapping[str, Image.Image]) -> str:
-    parts = [
-        masthead(found), findings(found), section("Pictures", plate(plates, "reconstructions")), numbers(found),
-        section("Channels of a few latents", plate(plates, "channels")), latents(found), plots(found),
-        every_channel(found),
-    ]  # fmt: skip
-    return sheet(f"{found['name']}, inspected", parts)
+def head(result: Result) -> Html:
+    measures = result["measures"]
+    data = f"{result['data']}: {measures['pictures']:,}, {measures['held_out']:,} of them held out"
+    facts = {
+        "Pictures": data,
+        "Autoencoder": result["state"],
+        "Score": f"{digits(result['score'])} of 1: the perceptual similarity that is left after noise on the "
+        "latents, a linear denoiser and the decoder",
+        "Inspected": f"{date(result['created'])}, on {result['device']}",
+    }
+    kicker = "an inspection", square(measures["size"])
+    return masthead(kicker, result["name"], result["verdict"], definitions(facts))
 
 
-def masthead(found: Found) -> Html:
-    measures = found["measures"]
-    size = measures["size"]
-    kicker = f"Calotype\u00a0· an inspection\u00a0· {size}\u00a0×\u00a0{size}\u00a0px"
-    facts = pairs(
-        {
-            "Pictures": f"{found['data']}: {measures['pictures']:,}, of them {measures['held_out']:,} never trained on",
-            "Autoencoder": found["state"],
-            "Score": f"{figures(found['score'])}, of 1: how much of a picture’s looks is left after noise, the "
-            "simplest of denoisers and the decoder",
-            "Inspected": f"{moment(found['created'])}, on {found['device']}",
-        }
-    )
-    head = (tag("p", kicker, class_="kicker"), tag("h1", found["name"]), tag("p", found["verdict"], class_="lede"))
-    return tag("header", *head, facts)
-
-
-def findings(found: Found) -> Html:
+def findings(result: Result) -> Html | None:
     rows = [
-        (one["name"], f"{one['what']} ({number(one['value'])}; the limit is {number(one['threshold'])})", one["advice"])
-        for one in sorted(found["findings"], key=lambda one: not one["grave"])
+        (one["name"], f"{one['what']} ({digits(one['value'])}; the limit is {digits(one['threshold'])})", one["advice"])
+        for one in sorted(result["findings"], key=lambda one: not one["grave"])
     ]
-    if not rows:
-        return section("Findings", tag("p", "None."))
-    return section("Findings", table(("What", "Measured", "What to do"), rows, "words"))
+    return section("Findings", table(("Finding", "Measured", "What to do"), rows, "words") or tag("p", "None."))
 
 
-def number(value: float | None) -> str:
-    return UNKNOWN if value is None else digits(value)
-
-
-def plate(plates: Mapping[str, Image.Image], name: str) -> Html | None:
-    caption = CAPTIONS[name]
-    return figure(embedded(plates[name], caption, 1600, PLATE_BYTES), caption, "plate")
-
-
-def numbers(found: Found) -> Html:
-    measures = found["measures"]
-    one = measures["reconstruction"]
-    frechet = UNKNOWN if one["frechet"] is None else digits(one["frechet"])
+def reconstruction(measures: Result) -> Html | None:
+    quality, colour = measures["reconstruction"], (digits(shift and 127.5 * shift) for shift in measures["colour"])
     rows = [
-        ("PSNR", f"{number(one['psnr'])} dB", f"a mean colour for each place would have {number(one['blocks'])} dB"),
-        ("SSIM", number(one["ssim"]), "1 is equal"),
-        ("Perceptual distance", number(one["perceptual"]), "EfficientNet-Lite0; 0 is equal"),
-        ("FD-Lite0", frechet, "of originals and reconstructions, as sets; compare only for equal n"),
-        ("Colour", ", ".join(f"{number(v and 127.5 * v)}" for v in measures["colour"]),
-         "what even areas gain of red, green and blue, in levels of 255"),
-        ("Receptive field", field_of(measures["receptive_field"]), "how far the decoder spreads one place"),
-        ("Critic", critic_of(measures["critic"]), "from the log"),
-    ]  # fmt: skip
+        (
+            "PSNR",
+            f"{digits(quality['psnr'])} dB",
+            f"the mean colours of patches have {digits(quality['blocks'])} dB",
+        ),
+        ("SSIM", digits(quality["ssim"]), "1 for equal pictures"),
+        ("Perceptual distance", digits(quality["perceptual"]), "of EfficientNet-Lite0 features; 0 for equal pictures"),
+        ("FD-Lite0", digits(quality["frechet"]), "of reconstructions from originals; comparable at equal n only"),
+        ("Colour shift", ", ".join(colour), "of uniform areas in red, green and blue, in levels of 255"),
+        ("Receptive field", receptive_field(measures["receptive_field"]), "of the decoder, around one latent"),
+        ("Critic", critic(measures["critic"]), "from the log"),
+    ]
     n = f"n = {measures['pictures']:,} pictures."
-    return section("Reconstruction", table(("What", "Measured", ""), rows, "words"), tag("p", n, class_="note"))
+    return section("Reconstruction", table(("Measure", "Value", ""), rows, "words"), aside(n))
 
 
-def field_of(field: Found | None) -> str:
+def receptive_field(field: Result | None) -> str:
     if field is None:
         return UNKNOWN
-    reach = "as far as the picture" if field["whole"] else f"{field['reach']} px"
-    return f"nine tenths within {field['radius']} px, all within {reach}"
+    reach = "the whole picture" if field["whole"] else f"{field['reach']} px"
+    return f"90% of the change within {field['radius']} px, all of it within {reach}"
 
 
-def critic_of(critic: Found | None) -> str:
-    if critic is None:
+def critic(health: Result | None) -> str:
+    if health is None:
         return "none"
-    back = f", weights taken back {critic['taken_back']} times" if critic["taken_back"] else ""
-    gap = f"logits {number(critic['gap'])} apart"
-    held_out = f"held-out PSNR {number(critic['best'])} dB at best, {number(critic['last'])} dB at last"
-    return f"right in {percent(critic['right'])}, {gap}; {held_out}{back}"
+    undone = f", weights restored {health['taken_back']} times" if health["taken_back"] else ""
+    psnr = f"held-out PSNR {digits(health['best'])} dB at best, {digits(health['last'])} dB at the end"
+    return f"accuracy {percent(health['right'])}, logit gap {digits(health['gap'])}; {psnr}{undone}"
 
 
-def latents(found: Found) -> Html:
-    measures = found["measures"]
-    rows = [
-        (f"moved by {name}", number(value), "latents of the changed picture against latents changed so: 0 is equal, 2 "
-         "unrelated") for name, value in measures["equivariance"].items()
-    ]  # fmt: skip
-    rows.append(
-        ("a tenth of a spread wrong", f"{number(measures['mistaken'])} dB", "between the pictures that come of it")
-    )
-    whole = measures["pictures"]
-    n = f"n = {whole:,} pictures; {max(2, whole // SHARE):,} where latents are made wrong, or noisy as below."
-    return section("Latents", table(("What", "Measured", ""), rows, "words"), tag("p", n, class_="note"))
+def latents(measures: Result) -> Html | None:
+    equivariance = "squared difference from the transformed latents by their variance: 0 is equal, 2 unrelated"
+    rows = [(f"equivariance, {name}", digits(value), equivariance) for name, value in measures["equivariance"].items()]
+    robustness = "PSNR between the pictures before and after an error of 0.1 standard deviations"
+    rows.append(("robustness of the decoder", f"{digits(measures['mistaken'])} dB", robustness))
+    count = measures["pictures"]
+    n = f"n = {count:,} pictures; {max(2, count // SHARE):,} for robustness, and for the noise below."
+    return section("Latents", table(("Measure", "Value", ""), rows, "words"), aside(n))
 
 
-def plots(found: Found) -> Html:
-    spectrum, developed = found["measures"]["spectrum"], found["measures"]["developed"]
-    power = [
-        Series(name, list(zip(spectrum["frequencies"], spectrum[name], strict=True)), marked=True)
+def spectrum(measures: Result) -> Html | None:
+    power, left = measures["spectrum"], measures["developed"]
+    spectra = [
+        Series(name, list(zip(power["frequencies"], power[name], strict=True)), marked=True)
         for name in ("latents", "pictures")
     ]
-    left = Series("left", [(float(sigma), 1 - value) for sigma, value in developed.items()], marked=True)
-    note = "Of the latents, and of the pictures shrunk to as many places; 1 everywhere is noise."
-    how = "Of a picture’s looks, after noise on its latents, the simplest of denoisers and the decoder."
-    return section(
-        "Spectrum and noise",
-        tag(
-            "div",
-            figure_of("Spectrum", "power", power, "cycles a place", note),
-            figure_of("What is left", "share", [left], "sigma", how),
-            class_="plots",
-        ),
-    )
+    similarity = Series("left", [(float(sigma), 1 - distance) for sigma, distance in left.items()], marked=True)
+    white = "Of the latents, and of the pictures shrunk to their size; white noise has 1 everywhere."
+    plots = [
+        plot("Power spectrum", "power", spectra, "cycles per latent", white),
+        plot("Similarity after noise", "share", [similarity], "sigma", "After a linear denoiser and the decoder."),
+    ]
+    return section("Spectrum and noise", strip(plots, "plots"))
 
 
-def every_channel(found: Found) -> Html:
-    heads = ("Channel", "Mean", "Spread", "raw mean", "raw spread", "KL in nats", "Signal", "Stuck")
+def channels(measures: Result) -> Html | None:
+    heads = ("Channel", "Mean", "Std", "Raw mean", "Raw std", "KL in nats", "Signal", "Constant")
     rows = [
-        (str(index), *(number(one[name]) for name in ("mean", "std", "raw_mean", "raw_std", "kl")),
-         percent(one["signal"]), percent(one["stuck"]))
-        for index, one in enumerate(found["measures"]["channels"])
+        (str(index), *(digits(channel[name]) for name in ("mean", "std", "raw_mean", "raw_std", "kl")),
+         percent(channel["signal"]), percent(channel["stuck"]))
+        for index, channel in enumerate(measures["channels"])
     ]  # fmt: skip
-    how = "Mean and spread as the denoiser sees them (0 and 1 are right), and as they leave the encoder."
-    return section("Channels", tag("p", how), table(heads, rows, "figures"))
+    explanation = (
+        "Mean and standard deviation as the denoiser sees them (0 and 1 are right), and raw from the encoder. Signal: "
+        "the share of variance that comes from the pictures. Constant: the share of values that do not depend on them."
+    )
+    return section("Channels", tag("p", explanation), table(heads, rows))

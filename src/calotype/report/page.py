@@ -1,304 +1,274 @@
-"""The page and its sections. Each section is a function of the run, and is left out where there is nothing to show."""
+"""`report.html`: the page of a run. A section without anything to show is left out."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
-from importlib.resources import files
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from calotype.files import write_whole
-from calotype.report.curves import leg_plots
+from calotype.report.curves import training_curves
 from calotype.report.evaluation import evaluation
-from calotype.report.findings import neighbours, the_sweep
-from calotype.report.folder import Preview, Run, read_run
-from calotype.report.markup import Html, Inside, figure, pairs, picture, section, table, tag
-from calotype.report.words import (
-    called_leg,
+from calotype.report.format import (
     count,
-    deviation,
+    date,
+    difference,
     duration,
-    guidance_in_words,
-    listed,
+    guidance,
+    leg_name,
+    listing,
     memory,
-    moment,
-    plain,
-    short,
-    title,
+    sample_sizes,
+    scaled,
+    spaced,
 )
+from calotype.report.html import (
+    Html,
+    Row,
+    aside,
+    bar,
+    bullets,
+    definitions,
+    details,
+    figure,
+    masthead,
+    page,
+    section,
+    square,
+    strip,
+    table,
+    tag,
+)
+from calotype.report.reading import legs_of, previews, read_run, recipe_text
+from calotype.report.sweep import sweep
+from calotype.run import Run, read_mapping
 from calotype.tables import number, numbers, within
 
-HERO_BYTES, RECONSTRUCTION_BYTES, PREVIEWS_BYTES = 1_000_000, 400_000, 1_000_000
-"""The most that pictures may take: 3.1 MB with both reconstructions and the neighbours, 4.2 MB in base64."""
-USUAL = {"seed": None, "guidance_low": 0.0, "guidance_high": 1e6, "augmentation": 0.0, "conditioning": "whole"}
-"""Settings of sampling that need no words."""
-GUIDES = ("guide", "guidance", "guidance_slope")
-"""Settings that `guidance_in_words` reads."""
+HERO_BYTES, NEAREST_BYTES, RECONSTRUCTION_BYTES, PREVIEWS_BYTES = 1_000_000, 300_000, 400_000, 1_000_000
+"""Limits of pictures: 3.1 MB with both reconstructions, 4.2 MB in base64."""
+DEFAULTS = {"seed": None, "guidance_low": 0.0, "guidance_high": 1e6, "augmentation": 0.0, "conditioning": "whole"}
+"""Sampling settings that are not shown."""
+GUIDANCE = ("guide", "guidance", "guidance_slope")
+"""Sampling settings that `guidance` shows."""
+ROLES = {"train": "for training", "validation": "for validation", "test": "for testing"}
 MOST_PREVIEWS, MOST_NOTES, MOST_PROMPTS = 12, 100, 48
-POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-
-Row = tuple[Inside, ...]
 
 
-def write_report(run: Path, out: Path | None = None) -> Path:
-    """Makes `RUN/report.html` from whatever the folder of a run holds so far, and returns its path."""
-    path = out or run / "report.html"
-    write_whole(path, document(read_run(run)))
+def write_report(folder: Path, out: Path | None = None) -> Path:
+    """Writes `RUN/report.html` from what the folder of a run holds so far, and returns its path."""
+    path = out or folder / "report.html"
+    write_whole(path, document(read_run(folder)))
     return path
 
 
 def document(run: Run) -> str:
     parts = (
-        masthead, hero, about, the_plan, evaluation, the_sweep, neighbours, learning, reconstructions, development,
-        time_spent, recipe, notes,
+        head, hero, facts, plan, evaluation, sweep, neighbours, training_curves, reconstructions, development,
+        time, recipe, notes,
     )  # fmt: skip
-    return sheet(run.name, [whatever_happens(part, run) for part in parts])
+    return page(run.name, (guarded(part, run) for part in parts))
 
 
-def sheet(title: str, parts: Sequence[Inside]) -> str:
-    """A page that needs nothing but itself."""
-    head = tag(
-        "head",
-        tag("meta", charset="utf-8"),
-        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        tag("meta", http_equiv="Content-Security-Policy", content=POLICY),
-        tag("title", f"{title} · Calotype"),
-        tag("style", Html((files("calotype.report") / "style.css").read_text("utf-8"))),
-    )
-    body = tag("body", tag("main", *parts))
-    return f"<!doctype html>\n{tag('html', head, body, lang='en').code}\n"
-
-
-def whatever_happens(part: Callable[[Run], Html | None], run: Run) -> Html | None:
-    """A run of many hours must not fail at its report: a part that meets odd data says so, and the others are shown."""
+def guarded(part: Callable[[Run], Html | None], run: Run) -> Html | None:
+    """Damaged data costs one part of the page, not the page: a run of many hours must not fail at its report."""
     try:
         return part(run)
     except Exception as problem:
-        name = plain(part.__name__)
-        return tag("p", f"This part ({name}) cannot be shown: {type(problem).__name__}: {problem}", class_="note")
+        name = spaced(part.__name__)
+        return aside(f"This part ({name}) cannot be shown: {type(problem).__name__}: {problem}")
 
 
-# -- What it is --------------------------------------------------------------------------------------------------------
+# -- Overview ----------------------------------------------------------------------------------------------------------
 
 
-def masthead(run: Run) -> Html:
-    kind, size = run.plan.get("kind"), number(run.plan.get("size"))
-    above = (
-        "Calotype",
-        f"{kind} diffusion" if kind else "",
-        f"{size:.0f}\u00a0×\u00a0{size:.0f}\u00a0px" if size else "",
-    )
-    kicker = tag("p", "\u00a0· ".join(filter(None, above)), class_="kicker")
-    return tag("header", kicker, tag("h1", run.name), tag("p", summary(run), class_="lede"))
+def head(run: Run) -> Html:
+    kind = run.plan.get("kind")
+    return masthead((f"{kind} diffusion" if kind else "", square(number(run.plan.get("size")))), run.name, status(run))
 
 
-def summary(run: Run) -> str:
-    """What state the run is in, after how long, and when it was started."""
-    state, spent = str(run.facts.get("status") or "unfinished"), sum(numbers(within(run.facts, "seconds")).values())
-    created = run.facts.get("created")
-    told = [state.capitalize() + (f" after {duration(spent)}" if spent else ""), *unfinished_legs(run)]
-    return ", ".join(told) + (f"; started {moment(str(created))}." if created else ".")
+def status(run: Run) -> str:
+    state, spent = run.state, sum(run.state.seconds.values())
+    if state.status == "unknown":
+        return "The state is unknown: run.json is missing or damaged."
+    parts = [state.status.capitalize() + (f" after {duration(spent)}" if spent else ""), *unfinished_legs(run)]
+    return ", ".join(parts) + (f"; started {date(state.created)}." if state.created else ".")
 
 
 def unfinished_legs(run: Run) -> Iterator[str]:
-    states = within(run.facts, "legs")
-    for leg in run.legs:
+    for leg in legs_of(run):
         progress = number(run.latest("step", leg).get("progress"))
-        if progress is not None and states.get(leg) != "finished":
+        if progress is not None and run.state.legs.get(leg) != "finished":
             yield f"the {leg} at {100 * progress:.0f} %"
 
 
-def about(run: Run) -> Html | None:
-    parameters = numbers(within(run.plan, "predicted", "parameters"))
-    return pairs(
-        {
-            "Pictures": ", ".join(filter(None, (str(run.facts.get("data") or ""), *counted(run)))),
-            "Labels": listed([str(name) for name in run.facts.get("classes") or []]),
-            "Parameters": ", ".join(f"{short(value)} in the {name}" for name, value in parameters.items()),
-            "Device": str(run.plan.get("device") or ""),
-            "Versions": ", ".join(f"{name} {value}" for name, value in within(run.facts, "versions").items()),
-        }
-    )
-
-
-def counted(run: Run) -> Iterator[str]:
-    roles = {"train": "to train on", "validation": "for validation", "test": "for the test"}
-    for role, value in numbers(within(run.facts, "pictures")).items():
-        yield f"{count(value)} {roles.get(role, plain(role))}"
-
-
 def hero(run: Run) -> Html | None:
-    """The final samples; before there are any, the latest preview of the leg that came last."""
-    show = partial(picture, longest=2000, limit=HERO_BYTES)
-    shown = figure(show(run.folder / "samples" / "grid.png", "Samples"), sampled(run), "plate")
-    latest = next((previews[-1] for leg in reversed(run.legs) if (previews := run.previews(leg))), None)
+    """The final samples; before there are any, the latest preview."""
+    shown = figure(run.folder / "samples" / "grid.png", samples_caption(run), 2000, HERO_BYTES)
+    latest = next((found[-1] for leg in reversed(legs_of(run)) if (found := previews(run, leg))), None)
     if shown is None and latest is not None:
-        caption = f"The latest preview, after {after(latest)}; the run has no samples yet."
-        shown = figure(show(latest.file, "The latest preview"), caption, "plate")
-    asked = prompted([str(one) for one in run.samples.get("prompts") or []])
-    return shown and tag("div", shown, asked, class_="hero")
+        caption = f"The latest preview, after {latest.when}; the run has no samples yet."
+        shown = figure(latest.file, caption, 2000, HERO_BYTES)
+    prompts = read_mapping(run.folder / "samples" / "samples.json").get("prompts") or []
+    return shown and tag("div", shown, prompt_list([str(prompt) for prompt in prompts]), class_="hero")
 
 
-def prompted(prompts: Sequence[str]) -> Html | None:
-    """What pictures were asked to show, in reading order."""
-    if not prompts:
-        return None
-    said = [tag("li", one or "no prompt") for one in prompts[:MOST_PROMPTS]]
-    return tag("details", tag("summary", "The prompts, in reading order"), tag("ol", *said))
+def prompt_list(prompts: Sequence[str]) -> Html | None:
+    entries = [tag("li", prompt or "no prompt") for prompt in prompts[:MOST_PROMPTS]]
+    return details("The prompts, in reading order", tag("ol", *entries)) if entries else None
 
 
-def after(preview: Preview) -> str:
-    return f"{count(preview.images_seen)} images, {duration(preview.seconds)}"
-
-
-def sampled(run: Run) -> str:
-    settings = {"seed": run.samples.get("seed"), **within(run.samples, "sampling")}
-    guidance = [guidance_in_words(settings)] if "guidance" in settings else []
-    others = {name: value for name, value in settings.items() if name not in GUIDES}
-    shown = [f"{plain(name)} {setting(value)}" for name, value in others.items() if value != USUAL.get(name)]
-    said = ", ".join([*shown, *guidance])
-    labelled = run.facts.get("classes") and not run.samples.get("prompts")
-    labels = labels_in_words(run.samples.get("labels") or []) if labelled else ""
-    return " ".join(filter(None, ("Samples.", labels, f"Made with {said}." if said else "")))
+def samples_caption(run: Run) -> str:
+    samples = read_mapping(run.folder / "samples" / "samples.json")
+    settings = {"seed": samples.get("seed"), **within(samples, "sampling")}
+    other = {name: value for name, value in settings.items() if name not in GUIDANCE and value != DEFAULTS.get(name)}
+    shown = [f"{spaced(name)} {setting(value)}" for name, value in other.items()]
+    shown += [guidance(settings)] if "guidance" in settings else []
+    labels = labels_text(samples.get("labels") or []) if run.state.classes and not samples.get("prompts") else ""
+    return " ".join(filter(None, ("Samples.", labels, f"Sampling: {', '.join(shown)}." if shown else "")))
 
 
 def setting(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else plain(str(value))
+    return f"{value:g}" if isinstance(value, float) else spaced(str(value))
 
 
-def labels_in_words(labels: Sequence[Any]) -> str:
-    """Labels in reading order: by their cycle if they have one, as those of `calotype sample` do."""
+def labels_text(labels: Sequence[Any]) -> str:
+    """The labels in reading order, or their cycle if they repeat."""
     names = ["no label" if name is None else str(name) for name in labels]
     cycle = list(dict.fromkeys(names))
     if len(cycle) < 2:
         return "".join(f"Label: {name}." for name in cycle)
     if all(name == cycle[place % len(cycle)] for place, name in enumerate(names)):
-        return f"Labels in turn: {listed(cycle)}."
-    return f"Labels in reading order: {listed(names, 48)}."
+        return f"Labels in turn: {listing(cycle)}."
+    return f"Labels in reading order: {listing(names, 48)}."
 
 
-# -- What was meant, and what it cost ----------------------------------------------------------------------------------
-
-
-def the_plan(run: Run) -> Html | None:
-    choices = [
-        tuple(str(one.get(key, "")) for key in ("what", "value", "why")) for one in run.plan.get("choices") or []
-    ]
-    costs = list(predicted_and_measured(run))
-    if not choices and not costs:
-        return None
-    return section(
-        "The plan",
-        table(("What", "Choice", "Why"), choices, "words") if choices else None,
-        table(("Cost", "Predicted", "Measured", "Difference"), costs, "figures") if costs else None,
+def facts(run: Run) -> Html | None:
+    state, parameters = run.state, numbers(within(run.plan, "predicted", "parameters"))
+    sets = (f"{count(size)} {ROLES.get(role, spaced(role))}" for role, size in state.pictures.items())
+    return definitions(
+        {
+            "Pictures": ", ".join([state.data, *sets]) if state.pictures else "",
+            "Labels": listing(state.classes),
+            "Parameters": ", ".join(f"{scaled(value)} in the {name}" for name, value in parameters.items()),
+            "Device": str(run.plan.get("device") or ""),
+            "Versions": ", ".join(f"{name} {value}" for name, value in state.versions.items()),
+        }
     )
 
 
-def predicted_and_measured(run: Run) -> Iterator[Row]:
-    """What was predicted, beside what it came to."""
-    plan, spent = within(run.plan, "predicted"), numbers(within(run.facts, "seconds"))
-    budget, peak = number(run.plan.get("budget_seconds")), number(plan.get("peak_memory_bytes"))
-    predicted = numbers(within(plan, "seconds"))
-    for name in sorted(predicted, key=[*spent, *predicted].index):
-        yield cost(name, predicted[name], spent.get(name), duration)
-    if budget:
-        yield cost("whole run, beside its budget", budget, sum(spent.values()) or None, duration)
-    if peak:
-        yield cost("peak memory", peak, number(run.facts.get("peak_memory_bytes")), memory)
-    for what in ("parameters", "images"):
-        for leg, value in numbers(within(plan, what)).items():
-            found = number(within(run.facts, "parameters").get(leg)) if what == "parameters" else seen(run, leg)
-            if found is not None:
-                yield cost(f"{leg}, {'images seen' if what == 'images' else what}", value, found, count)
+# -- Plan and cost -----------------------------------------------------------------------------------------------------
 
 
-def cost(name: str, predicted: float, measured: float | None, say: Callable[[float | None], str]) -> Row:
-    return name, say(predicted), say(measured), deviation(predicted, measured)
+def plan(run: Run) -> Html | None:
+    choices = run.plan.get("choices") or []
+    return section(
+        "Plan",
+        table(("Setting", "Choice", "Reason"), ([str(choice.get(key, "")) for key in ("what", "value", "why")]
+                                                for choice in choices), "words"),
+        table(("Cost", "Predicted", "Measured", "Difference"), costs(run)),
+    )  # fmt: skip
 
 
-def time_spent(run: Run) -> Html | None:
-    seconds = numbers(within(run.facts, "seconds"))
-    whole = sum(seconds.values())
-    if not whole:
-        return None
-    rows = [(name, duration(spent), *pace(run, name), bar(spent / whole)) for name, spent in seconds.items()]
-    return section("Time", table(("What", "Time", "Images seen", "A second", "Share"), rows, "figures"))
+def costs(run: Run) -> Iterator[Row]:
+    """Predicted costs beside the measured ones."""
+    predicted, spent = within(run.plan, "predicted"), run.state.seconds
+    seconds = numbers(within(predicted, "seconds"))
+    for name in sorted(seconds, key=[*spent, *seconds].index):
+        yield cost(name, seconds[name], spent.get(name), duration)
+    if budget := number(run.plan.get("budget_seconds")):
+        yield cost("whole run, against its budget", budget, sum(spent.values()) or None, duration)
+    if peak := number(predicted.get("peak_memory_bytes")):
+        yield cost("peak memory", peak, run.state.peak_memory_bytes, memory)
+    for leg, value in numbers(within(predicted, "parameters")).items():
+        yield from [cost(f"{leg}, parameters", value, run.state.parameters[leg], count)] * (leg in run.state.parameters)
+    for leg, value in numbers(within(predicted, "images")).items():
+        if (seen := images_seen(run, leg)) is not None:
+            yield cost(f"{leg}, images seen", value, seen, count)
 
 
-def pace(run: Run, leg: str) -> tuple[str, str]:
-    """Images seen, and images a second: the median of the log."""
-    speeds = [speed for event in run.history("step", leg) if (speed := number(event.get("images_a_second")))]
-    return count(images) if (images := seen(run, leg)) else "", short(median(speeds)) if speeds else ""
+def cost(name: str, predicted: float, measured: float | None, text: Callable[[float | None], str]) -> Row:
+    return name, text(predicted), text(measured), difference(predicted, measured)
 
 
-def seen(run: Run, leg: str) -> float | None:
-    """Images, so far."""
+def images_seen(run: Run, leg: str) -> float | None:
     return number(run.latest("step", leg).get("images_seen"))
 
 
-def bar(share: float) -> Html:
-    return tag("span", tag("i", style=f"width:{100 * share:.1f}%"), f"{100 * share:.0f} %", class_="bar")
+def time(run: Run) -> Html | None:
+    spent = run.state.seconds
+    total = sum(spent.values()) or 1.0
+    rows = [(name, duration(seconds), *speed(run, name), bar(seconds / total)) for name, seconds in spent.items()]
+    return section("Time", table(("Step", "Time", "Images seen", "Images per second", "Share"), rows))
 
 
-# -- What came of it ---------------------------------------------------------------------------------------------------
+def speed(run: Run, leg: str) -> tuple[str, str]:
+    """Images seen, and the median of images per second."""
+    speeds = [value for event in run.history("step", leg) if (value := number(event.get("images_a_second")))]
+    seen = images_seen(run, leg)
+    return count(seen) if seen else "", scaled(median(speeds)) if speeds else ""
 
 
-def learning(run: Run) -> Html | None:
-    legs = [leg_plots(run, leg) for leg in run.legs]
-    key = (
-        "Thin lines: as logged. Strong lines: running means. Marks: looks in between, on pictures that are never "
-        "trained on, unless they say trained."
+# -- Pictures ----------------------------------------------------------------------------------------------------------
+
+
+def neighbours(run: Run) -> Html | None:
+    """Samples above the training pictures that are nearest to them."""
+    found = read_mapping(run.folder / "previews" / "nearest.json")
+    ours, theirs = number(found.get("samples_median")), number(found.get("held_out_median"))
+    ratio = f"{ours / theirs:.2f} times" if ours is not None and theirs else "unknown, as a multiple of"
+    caption = (
+        f"Above: samples. Below: the nearest of {count(number(found.get('trained')))} training pictures and their "
+        f"mirror images. The median distance is {ratio} that of as many test pictures "
+        f"(n = {sample_sizes(found.get('n'))}); a ratio far below 1 is a sign of memorisation."
     )
-    return section("Learning", tag("p", key, class_="note"), *legs) if any(legs) else None
+    nearest = figure(run.folder / "previews" / "nearest.png", caption, 1200, NEAREST_BYTES)
+    return section("Nearest training pictures", nearest)
 
 
 def reconstructions(run: Run) -> Html | None:
-    """The first and the latest."""
-    previews = run.previews("autoencoder")
-    show = partial(picture, alt="Originals and reconstructions", longest=1400, limit=RECONSTRUCTION_BYTES)
-    figures = [figure(show(one.file), f"After {after(one)}.", "plate") for one in previews[:1] + previews[1:][-1:]]
-    how = "Pictures that are never trained on, each with its reconstruction to the right."
-    return (
-        section("Through the autoencoder", tag("p", how), tag("div", *figures, class_="strip"))
-        if any(figures)
-        else None
+    """The first and the latest reconstructions of the autoencoder."""
+    all_of_them = previews(run, "autoencoder")
+    shown = strip(
+        figure(one.file, f"After {one.when}.", 1400, RECONSTRUCTION_BYTES)
+        for one in all_of_them[:1] + all_of_them[1:][-1:]
     )
+    explanation = tag("p", "Held-out pictures, each with its reconstruction to the right.")
+    return section("Reconstructions", explanation, shown) if shown else None
 
 
 def development(run: Run) -> Html | None:
-    """Previews of every leg but the autoencoder's, each beside what its weights make where they are not averaged."""
-    legs = [leg for leg in run.legs if leg != "autoencoder" and run.previews(leg)]
-    strips = [strip_of(run, leg, PREVIEWS_BYTES // len(legs), max(2, MOST_PREVIEWS // len(legs))) for leg in legs]
-    how = (
-        "Equal seeds at every look, so equal places show what was learned. Where a stage enlarges: what it sees, what "
-        "it makes of that, and the real picture."
+    """Previews of every leg but the autoencoder's, with one of its weights of the last step, not averaged."""
+    legs = [leg for leg in legs_of(run) if leg != "autoencoder" and previews(run, leg)]
+    strips = [samples_of(run, leg, PREVIEWS_BYTES // len(legs), max(2, MOST_PREVIEWS // len(legs))) for leg in legs]
+    explanation = (
+        "All previews have the same seeds. For a stage that enlarges: its low-resolution input, its output and the "
+        "real picture."
     )
-    return section("Development", tag("p", how), *strips) if strips else None
+    return section("Samples during training", tag("p", explanation), *strips) if strips else None
 
 
-def strip_of(run: Run, leg: str, limit: int, most: int) -> Html:
-    """At most `most` previews of a leg, from the first to the last."""
-    previews = run.previews(leg)
-    kept = min(len(previews), most)
-    chosen = [previews[place * (len(previews) - 1) // max(1, kept - 1)] for place in range(kept)]
-    show = partial(picture, longest=1000, limit=limit // (kept + 1))
-    figures = [figure(show(one.file, f"Samples of the {leg}"), after(one), "frame") for one in chosen]
-    raw = show(run.folder / "previews" / f"{leg}-raw.png", "The same without averaging")
-    figures += [figure(raw, "At the end, with the weights of the last step instead of their average", "frame")]
-    asked = prompted(previews[-1].prompts)
-    return tag("div", tag("h3", title(called_leg(leg))), tag("div", *figures, class_="strip"), asked)
+def samples_of(run: Run, leg: str, limit: int, most: int) -> Html:
+    """At most `most` previews of a leg, evenly spread."""
+    found = previews(run, leg)
+    shown = min(len(found), most)
+    chosen = [found[place * (len(found) - 1) // max(1, shown - 1)] for place in range(shown)]
+    figures = [figure(one.file, one.when, 1000, limit // (shown + 1), "frame") for one in chosen]
+    raw = run.folder / "previews" / f"{leg}-raw.png"
+    figures.append(figure(raw, "At the end, without weight averaging (EMA)", 1000, limit // (shown + 1), "frame"))
+    return tag("div", tag("h3", leg_name(leg)), strip(figures), prompt_list(found[-1].prompts))
+
+
+# -- Files -------------------------------------------------------------------------------------------------------------
 
 
 def recipe(run: Run) -> Html | None:
-    if not run.recipe:
-        return None
-    return section("Recipe", tag("details", tag("summary", "recipe.toml"), tag("pre", tag("code", run.recipe))))
+    text = recipe_text(run)
+    return section("Recipe", text and details("recipe.toml", tag("pre", tag("code", text))))
 
 
 def notes(run: Run) -> Html | None:
-    logged = [event.get("text") for event in run.log if event.get("event") == "note"]
-    said = list(dict.fromkeys(str(one) for one in [*(run.plan.get("notes") or []), *logged] if one))
-    more = [f"… and {len(said) - MOST_NOTES:,} more in log.jsonl"] if len(said) > MOST_NOTES else []
-    return section("Notes", tag("ul", *(tag("li", one) for one in said[:MOST_NOTES] + more))) if said else None
+    logged = [event.get("text") for event in run.events if event.get("event") == "note"]
+    texts = list(dict.fromkeys(str(text) for text in [*(run.plan.get("notes") or []), *logged] if text))
+    more = [f"… and {len(texts) - MOST_NOTES:,} more in log.jsonl"] if len(texts) > MOST_NOTES else []
+    return section("Notes", bullets(texts[:MOST_NOTES] + more))

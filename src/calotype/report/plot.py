@@ -1,4 +1,4 @@
-"""Plots over images seen, or another axis, as SVG: dashes and marks tell series apart, named where they end."""
+"""Line plots as SVG: dashes and marks tell the series apart, and each is named where it ends."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
-from calotype.report.markup import Html, tag
-from calotype.report.words import plain, short
+from calotype.report.format import scaled, spaced
+from calotype.report.html import Html, tag
 
 Point = tuple[float, float]
 WIDTH, HEIGHT = 400.0, 244.0
 LEFT, RIGHT, TOP, BOTTOM = 40.0, 88.0, 24.0, 48.0
 LABEL_GAP = 13.0
-COUNTED = ("images seen", "minutes")
+FROM_ZERO = ("images seen", "minutes")
+"""Quantities whose axis starts at 0."""
 STYLES = 5  # s0 ... s4 in style.css
-SHAPES = {  # a square, a triangle, a diamond and a cross about the place
+SHAPES = {  # a square, a triangle, a diamond and a cross around the point
     "s1": "m-3 -3h6v6h-6z", "s2": "m0 -4l4 7h-8z", "s3": "m0 -4.4l4.4 4.4l-4.4 4.4l-4.4 -4.4z",
     "s4": "m-3 -3l6 6m0 -6l-6 6",
 }  # fmt: skip
@@ -25,7 +26,7 @@ SHAPES = {  # a square, a triangle, a diamond and a cross about the place
 
 @dataclass(frozen=True)
 class Axis:
-    """Values to 0 ... 1; what lies beyond `low` and `high` sticks to the edge."""
+    """Maps values to 0 ... 1; values beyond `low` and `high` are clipped."""
 
     low: float
     high: float
@@ -40,7 +41,7 @@ class Axis:
 
 
 def axis_from_zero(high: float) -> Axis:
-    """From 0 to just `high`, with at most six ticks."""
+    """From 0 to `high`, with at most six ticks."""
     high = max(high, 1.0)
     step = round_step(high / 5)
     return Axis(0.0, high, tuple(step * index for index in range(math.floor(high / step * (1 + 1e-9)) + 1)))
@@ -72,27 +73,28 @@ def ticks_between(low: float, high: float, digits: Sequence[int]) -> tuple[float
 
 
 def round_step(step: float) -> float:
-    """1, 2 or 5 times a power of ten: the first from `step` on."""
+    """The smallest of 1, 2 and 5 times a power of ten that is at least `step`."""
     power = 10.0 ** math.floor(math.log10(step))
     return next(digit * power for digit in (1, 2, 5, 10) if digit * power >= step * (1 - 1e-9))
 
 
 @dataclass(frozen=True)
 class Series:
-    """A line through many values, or, `marked`, rings at a few."""
+    """A smoothed line through many points, or a line through a few with a mark at each (`marked`)."""
 
     name: str
     points: list[Point]
     marked: bool = False
-    style: int | None = None  # its own in every plot; none: its place in this one
+    style: int | None = None
+    """The same in every plot of a page; None: by the place in this plot."""
 
-    def strong(self) -> list[Point]:
+    def line(self) -> list[Point]:
         return self.points if self.marked else smoothed(self.points)
 
 
 @dataclass(frozen=True)
 class Frame:
-    """Where values lie in the drawing, in its units."""
+    """Maps values to coordinates of the drawing."""
 
     x: Axis
     y: Axis
@@ -104,37 +106,32 @@ class Frame:
         return round(HEIGHT - BOTTOM - self.y.at(value) * (HEIGHT - TOP - BOTTOM), 1)
 
 
-def plot(title: str, y_title: str, series: Sequence[Series], x_title: str = "images seen") -> Html:
-    """Needs a point in each series. What is counted starts at 0; another axis spans what there is of it."""
-    x = [place for one in series for place, _ in one.points]
-    frame = Frame(axis_from_zero(max(x)) if x_title in COUNTED else axis_around(x), axis_around(extent(series)))
-    heights = spread([frame.y_at(one.strong()[-1][1]) for one in series], LABEL_GAP, HEIGHT - BOTTOM)
-    parts = [
-        text(y_title + (", log scale" if frame.y.logarithmic else ""), 0.0, 11.0),
-        *y_axis(frame),
-        *x_axis(frame, x_title),
-    ]
+def plot(title: str, y_title: str, series: Sequence[Series], x_title: str = "images seen", note: str = "") -> Html:
+    """A figure with its caption. Every series needs a point."""
+    caption = tag("figcaption", tag("b", f"{title}."), f" {note}")
+    return tag("figure", caption, drawing(title, y_title, series, x_title), class_="plot")
+
+
+def drawing(title: str, y_title: str, series: Sequence[Series], x_title: str) -> Html:
+    x = [value for one in series for value, _ in one.points]
+    frame = Frame(axis_from_zero(max(x)) if x_title in FROM_ZERO else axis_around(x), axis_around(extent(series)))
+    parts = [*y_axis(frame, y_title), *x_axis(frame, x_title)]
+    heights = spread([frame.y_at(one.line()[-1][1]) for one in series], LABEL_GAP, HEIGHT - BOTTOM)
     for index, (one, height) in enumerate(zip(series, heights, strict=True)):
         style = f"s{(index if one.style is None else one.style) % STYLES}"
-        parts += [
-            *shapes(frame, one, style),
-            text(plain(one.name)[:15], WIDTH - RIGHT + 8, height + 4, f"name {style}"),
-        ]
+        label = text(spaced(one.name)[:15], WIDTH - RIGHT + 8, height + 4, f"name {style}")
+        parts += [*shapes(frame, one, style), label]
     return tag("svg", tag("title", title), *parts, viewBox=f"0 0 {WIDTH:g} {HEIGHT:g}", role="img")
 
 
 def extent(series: Sequence[Series]) -> list[float]:
-    """The values that must be seen: of long lines not the outermost hundredth."""
-    return [value for one in series for value in middle([y for _, y in one.points])]
-
-
-def middle(values: list[float]) -> list[float]:
-    outside = len(values) // 100
-    return sorted(values)[outside : len(values) - outside]
+    """The values that must be visible: without the outermost 1% at either end of long series."""
+    values = [sorted(y for _, y in one.points) for one in series]
+    return [y for ys in values for y in ys[len(ys) // 100 : len(ys) - len(ys) // 100]]
 
 
 def smoothed(points: Sequence[Point]) -> list[Point]:
-    """A running mean over a twentieth of the points: over fewer at the start, where much happens."""
+    """A running mean over 5% of the points, over fewer at both ends."""
     count, sums = len(points), [0.0, *accumulate(y for _, y in points)]
     means = []
     for index, (x, _) in enumerate(points):
@@ -145,20 +142,20 @@ def smoothed(points: Sequence[Point]) -> list[Point]:
 
 
 def thinned(points: Sequence[Point], most: int = 300) -> list[Point]:
-    """At most about `most` of them, with the last."""
+    """About `most` points at most, the last among them."""
     return [*points[: -1 : math.ceil(len(points) / most)], points[-1]]
 
 
 def shapes(frame: Frame, series: Series, style: str) -> Iterator[Html]:
     if not series.marked:
         yield line(frame, series.points, f"raw {style}")
-    yield line(frame, series.strong(), f"line {style}")
+    yield line(frame, series.line(), f"line {style}")
     for x, y in series.points if series.marked else ():
         yield mark(frame.x_at(x), frame.y_at(y), style)
 
 
 def mark(x: float, y: float, style: str) -> Html:
-    """A ring, or the shape of its style: so marks differ where colours cannot be seen."""
+    """A ring, or the shape of its style, so that series differ without colour."""
     if style not in SHAPES:
         return tag("circle", cx=x, cy=y, r=3.2, class_=f"mark {style}")
     return tag("path", d=f"M{x:g} {y:g}{SHAPES[style]}", class_=f"mark {style}")
@@ -170,7 +167,7 @@ def line(frame: Frame, points: Sequence[Point], kind: str) -> Html:
 
 
 def spread(heights: Sequence[float], gap: float, lowest: float) -> list[float]:
-    """Heights moved apart to at least `gap` in the same order, none below `lowest` (SVG counts downwards)."""
+    """Heights moved apart by at least `gap`, in the same order and none below `lowest` (SVG counts downwards)."""
     order, placed = sorted(range(len(heights)), key=heights.__getitem__), list(heights)
     for before, index in pairwise(order):
         placed[index] = max(placed[index], placed[before] + gap)
@@ -180,22 +177,23 @@ def spread(heights: Sequence[float], gap: float, lowest: float) -> list[float]:
     return placed
 
 
-def text(words: str, x: float, y: float, kind: str | None = None, anchor: str | None = None) -> Html:
-    return tag("text", words, x=round(x, 1), y=round(y, 1), class_=kind, text_anchor=anchor)
+def text(content: str, x: float, y: float, kind: str | None = None, anchor: str | None = None) -> Html:
+    return tag("text", content, x=round(x, 1), y=round(y, 1), class_=kind, text_anchor=anchor)
 
 
-def y_axis(frame: Frame) -> Iterator[Html]:
+def y_axis(frame: Frame, title: str) -> Iterator[Html]:
+    yield text(title + (", log scale" if frame.y.logarithmic else ""), 0.0, 11.0)
     for tick in frame.y.ticks:
-        height = frame.y_at(tick)
-        yield tag("line", x1=LEFT, x2=WIDTH - RIGHT, y1=height, y2=height, class_="grid")
-        yield text(f"{tick:.6g}".replace("-", "−"), LEFT - 6, height + 4, anchor="end")
+        y = frame.y_at(tick)
+        yield tag("line", x1=LEFT, x2=WIDTH - RIGHT, y1=y, y2=y, class_="grid")
+        yield text(f"{tick:.6g}".replace("-", "−"), LEFT - 6, y + 4, anchor="end")
 
 
 def x_axis(frame: Frame, title: str) -> Iterator[Html]:
     foot = HEIGHT - BOTTOM
     yield tag("line", x1=LEFT, x2=WIDTH - RIGHT, y1=foot, y2=foot, class_="axis")
     for tick in frame.x.ticks:
-        place = frame.x_at(tick)
-        yield tag("line", x1=place, x2=place, y1=foot, y2=foot + 4, class_="axis")
-        yield text(short(tick), place, foot + 17, anchor="middle")
+        x = frame.x_at(tick)
+        yield tag("line", x1=x, x2=x, y1=foot, y2=foot + 4, class_="axis")
+        yield text(scaled(tick), x, foot + 17, anchor="middle")
     yield text(title + (", log scale" if frame.x.logarithmic else ""), WIDTH - RIGHT, foot + 34, anchor="end")

@@ -1,87 +1,77 @@
-"""How far errors come through each model, as plots over their strength and a table of levels."""
+"""The comparison's section on error propagation: plots over the strength of an error, and a table of levels."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
-from calotype.report.markup import Html, section, table, tag
-from calotype.report.measures import Found, called, figure_of, interval
-from calotype.report.plot import Series
+from calotype.report.format import digits, interval, sentence
+from calotype.report.html import Html, aside, section, strip, table, tag
+from calotype.report.plot import Series, plot
+
+Result = Mapping[str, Any]
 
 
-def errors(found: Found) -> Html:
-    runs = [one for one in found["runs"] if one["propagation"]["points"]]
+def error_propagation(result: Result) -> Html | None:
+    runs = [run for run in result["runs"] if run["propagation"]["points"]]
     if not runs:
-        return section("Errors", tag("p", "Nothing was measured.", class_="note"))
+        return section("Error propagation", aside("Nothing was measured."))
     first = runs[0]["propagation"]
     size, n = first["size"], first["n"]
-    how = (
-        f"An error is put into pictures of {size} px and the model goes on with the same noise: a cascade from the "
-        f"picture of its first stage, latent diffusion from what its denoiser sees at some sigma. Survival is the "
-        f"length of what is left of it in the final picture, shrunk to {size} px, by the length of what was put in: 1 "
-        f"is all of it, 0 is nothing, above 1 it has grown. Strength is the length of the error by that of the picture "
-        f"about its mean colour. n = {n} pictures a point."
+    explanation = (
+        f"An error is added to pictures of {size} px, and sampling continues with the same noise: in a cascade from "
+        "the output of the first stage, in latent diffusion from the input of the denoiser at some sigma. Survival "
+        f"is the norm of the remaining error in the final picture, shrunk to {size} px, divided by the norm of the "
+        "added one: 1 is all of it, 0 is nothing, above 1 it has grown. Strength is the norm of the error divided "
+        f"by that of the picture without its mean colour. n = {n} pictures per point."
     )
-    kinds = list(dict.fromkeys(point["corruption"] for point in first["points"]))
-    figures = [survival_figure(runs, kind) for kind in kinds]
-    figures += [figure_of("Agreement", "PSNR in dB", agreement(runs), "strength", "Final pictures with and without.")]
-    figures += [level_figure(one) for one in runs]
-    return section(
-        "Errors", tag("p", how), tag("div", *figures, class_="plots"),
-        tag("h3", "At every level"), levels_table(runs),
-    )  # fmt: skip
-
-
-def survival_figure(runs: Sequence[Found], kind: str) -> Html:
-    series = [
-        Series(name, line(one, level, lambda point: point["corruption"] == kind, survived), marked=True)
-        for one in runs
-        for level, name in whole_levels(one)
+    corruptions = dict.fromkeys(point["corruption"] for point in first["points"])
+    plots = [
+        *(plot(sentence(kind), "survival", lines(runs, survival, kind), "strength") for kind in corruptions),
+        plot("Agreement", "PSNR in dB", lines(runs, psnr), "strength", "Of the pictures with and without the error."),
+        *map(level_plot, runs),
     ]
-    return figure_of(kind[0].upper() + kind[1:], "survival", series, "strength")
+    rows = [
+        (f"{name_of(run)}, {name}", digits(arm["level"]), interval(arm), str(run["propagation"]["n"]))
+        for run in runs
+        for name, arm in run["propagation"]["arms"].items()
+    ]
+    arms = table(("Mechanism or level", "Noise", "Survival, all errors", "n"), rows)
+    return section(
+        "Error propagation", tag("p", explanation), strip(plots, "plots"), tag("h3", "By mechanism and level"), arms
+    )
 
 
-def survived(point: Found) -> float:
+def name_of(run: Result) -> str:
+    return f"{run['key']} {run['kind']}"
+
+
+def survival(point: Result) -> float:
     return float(point["survival"]["value"])
 
 
-def whole_levels(one: Found) -> list[tuple[str, str]]:
-    """Levels at which all strengths were tried, and what they are called in a plot."""
-    names = {"matched": one["key"], "stored": f"{one['key']} stored", "none": f"{one['key']} none"}
-    return [(level, called) for level, called in names.items() if level in one["propagation"]["levels"]]
+def psnr(point: Result) -> float:
+    return float(point["psnr"])
 
 
-def line(
-    one: Found, level: str, wanted: Callable[[Found], bool], value: Callable[[Found], float]
-) -> list[tuple[float, float]]:
-    """Over strengths, the mean of the points that are wanted."""
-    by_strength: dict[float, list[float]] = {}
-    for point in one["propagation"]["points"]:
-        if point["level"] == level and wanted(point):
-            by_strength.setdefault(point["strength"], []).append(value(point))
-    return [(strength, sum(values) / len(values)) for strength, values in sorted(by_strength.items())]
+def lines(runs: Sequence[Result], value: Callable[[Result], float], kind: str | None = None) -> list[Series]:
+    """A line for each run and arm in which all strengths were measured: means over errors of equal strength."""
+    series = []
+    for run in runs:
+        for arm in run["propagation"]["arms"]:
+            by_strength: dict[float, list[float]] = {}
+            for point in run["propagation"]["points"]:
+                if point["arm"] == arm and kind in (None, point["corruption"]):
+                    by_strength.setdefault(point["strength"], []).append(value(point))
+            means = [(strength, sum(values) / len(values)) for strength, values in sorted(by_strength.items())]
+            name = run["key"] if arm == "matched" else f"{run['key']} {arm}"
+            series += [Series(name, means, marked=True)] if len(means) > 1 else []
+    return series
 
 
-def agreement(runs: Sequence[Found]) -> list[Series]:
-    return [
-        Series(name, line(one, level, lambda point: True, lambda point: float(point["psnr"])), marked=True)
-        for one in runs
-        for level, name in whole_levels(one)
-    ]
-
-
-def level_figure(one: Found) -> Html:
-    levels = one["propagation"]["levels"].values()
-    points = sorted({level["amount"]: level["value"] for level in levels}.items())
-    x = "sigma of the latents" if one["kind"] == "latent" else "level of augmentation"
-    note = f"All kinds at strength {one['propagation']['strength']:g}."
-    return figure_of(f"{called(one)}, by level", "survival", [Series(one["key"], points, marked=True)], x, note)
-
-
-def levels_table(runs: Sequence[Found]) -> Html:
-    rows = [
-        (f"{called(one)}, {name}", f"{level['amount']:.3g}", interval(level), str(one["propagation"]["n"]))
-        for one in runs
-        for name, level in one["propagation"]["levels"].items()
-    ]
-    return table(("Level", "Noise", "Survival, all kinds", "n"), rows, "figures")
+def level_plot(run: Result) -> Html:
+    measured = run["propagation"]
+    points = sorted({arm["level"]: arm["value"] for arm in measured["arms"].values()}.items())
+    x = "sigma of the latents" if run["kind"] == "latent" else "level of augmentation"
+    note = f"All errors at strength {measured['strength']:g}."
+    return plot(f"{name_of(run)}, by level", "survival", [Series(run["key"], points, marked=True)], x, note)

@@ -1,4 +1,4 @@
-"""The latents of an autoencoder, with the mean and the spread of each channel measured on the data."""
+"""The latent space of an autoencoder, standardised by the mean and the standard deviation of each channel."""
 
 from __future__ import annotations
 
@@ -10,12 +10,16 @@ from torch import Tensor, nn
 from calotype.nets.blocks import Recoloured
 from calotype.nets.kl import Autoencoder
 from calotype.nets.vae import Moments
-from calotype.spaces.tiles import LARGE, Scale, in_tiles, measure_reach, tiled
+from calotype.spaces.tiles import LARGE, CellScale, in_tiles, measure_reach, tiled
 from calotype.types import Images, Latents, Rng
 
 
 class LatentSpace(nn.Module):
-    """Images <-> latents of mean 0 and spread 1 in every channel. Moments are (batch, 2 * channels, ...)."""
+    """Images in [-1, 1] <-> latents of mean 0 and standard deviation 1 in every channel, `reduction` times smaller.
+
+    Moments (batch, 2 * channels, height, width) are mean and log-variance of the posterior. `spread` is the standard
+    deviation of the raw latents: the inverse of the scaling factor of LDM (arXiv 2112.10752, appendix G), a channel.
+    """
 
     mean: Tensor
     spread: Tensor
@@ -29,7 +33,7 @@ class LatentSpace(nn.Module):
 
     @torch.no_grad()
     def moments(self, images: Images) -> Latents:
-        return in_tiles(self._moments, images, Scale(self.reduction, 1), 2 * self.channels)
+        return in_tiles(self._moments, images, CellScale(self.reduction, 1), 2 * self.channels)
 
     def _moments(self, images: Images) -> Latents:
         return torch.cat(self.vae.encode(images), 1)
@@ -47,11 +51,11 @@ class LatentSpace(nn.Module):
         return self._decode(latents * self.spread + self.mean).clamp_(-1, 1)
 
     def _decode(self, latents: Latents) -> Images:
-        return in_tiles(self.vae.decode, latents, Scale(1, self.reduction), 3)
+        return in_tiles(self.vae.decode, latents, CellScale(1, self.reduction), 3)
 
     @torch.no_grad()
     def measure(self, moments: Iterable[Latents]) -> None:
-        """Sets mean and spread from the training pictures' moments: spread of the means, and the posterior's own."""
+        """Sets mean and standard deviation from moments of training images; the posterior's variance is included."""
         count, total, squares = 0, torch.zeros(self.mean.shape).double(), torch.zeros(self.mean.shape).double()
         for batch in moments:
             mean, log_variance = batch.cpu().double().chunk(2, 1)
@@ -64,8 +68,8 @@ class LatentSpace(nn.Module):
 
 @torch.no_grad()
 def about_tiles(space: LatentSpace, images: Images) -> str:
-    """Whether large pictures can be decoded in tiles that equal the whole, measured on these images, in words."""
-    latents, scale = space.vae.encode(images).mean, Scale(1, space.reduction)
+    """A sentence: whether tiled decoding of large images is exact, measured on these images."""
+    latents, scale = space.vae.encode(images).mean, CellScale(1, space.reduction)
     reach, side = measure_reach(space.vae.decode, latents, scale), max(1, max(latents.shape[-2:]) // 2)
     whole = space.vae.decode(latents).clamp(-1, 1)
     made = tiled(space.vae.decode, latents, scale, 3, reach, side).clamp(-1, 1)

@@ -1,4 +1,4 @@
-"""The interface of a space, and the space that does nothing: pixels."""
+"""The interface of a space, and pixel space."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ from calotype.types import Images, Latents, Rng
 
 @runtime_checkable
 class Space(Protocol):
-    """Images in, latents out, and back. Latents are spread about 1 in every channel."""
+    """Images in [-1, 1] <-> latents of standard deviation about 1 in every channel, `reduction` times smaller."""
 
     channels: int
     reduction: int
 
     def moments(self, images: Images) -> Latents:
-        """What is certain about the latents: slow to compute, the same every time, worth caching on disk."""
+        """The deterministic part of encoding, slow, cached on disk: for an autoencoder, moments of the posterior."""
         ...
 
     def sample(self, moments: Recoloured, rng: Rng) -> Latents:
-        """One draw of the latents: fast, random."""
+        """A random draw of latents from their moments: fast."""
         ...
 
     def encode(self, images: Images) -> Latents:
-        """The likeliest latents."""
+        """The mean of the latents."""
         ...
 
     def decode(self, latents: Latents) -> Images: ...
 
 
 class PixelSpace:
-    """Returns what it is given."""
+    """Latents are the images themselves."""
 
     channels = 3
     reduction = 1

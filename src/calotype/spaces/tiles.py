@@ -18,7 +18,7 @@ from calotype.nets.blocks import Resized
 from calotype.spaces.tiling import Window, blend, tent_weights
 from calotype.types import Latents, Rng
 
-Network = Callable[[Latents], Resized]
+TiledNetwork = Callable[[Latents], Resized]
 
 LARGE = 2**20
 """Images of more pixels than this are processed in tiles."""
@@ -31,7 +31,7 @@ INFLUENCE = 0.99
 
 
 @dataclass(frozen=True)
-class Scale:
+class CellScale:
     """Values a side that a cell has before and after a network: 1 and 8 for a decoder of reduction 8."""
 
     before: int
@@ -60,7 +60,7 @@ class Span:
     end: int
 
 
-def in_tiles(network: Network, image: Latents, scale: Scale, channels: int) -> Resized:
+def in_tiles(network: TiledNetwork, image: Latents, scale: CellScale, channels: int) -> Resized:
     """`network(image)`, which has `channels`: at once where the image is small, in tiles where it is large."""
     height, width = image.shape[-2:]
     if height * width * scale.pixels**2 <= LARGE * scale.before**2:
@@ -68,7 +68,7 @@ def in_tiles(network: Network, image: Latents, scale: Scale, channels: int) -> R
     return tiled(network, image, scale, channels, measure_reach(network, image, scale), TILE // scale.pixels)
 
 
-def tiled(network: Network, image: Latents, scale: Scale, channels: int, reach: Reach, side: int) -> Resized:
+def tiled(network: TiledNetwork, image: Latents, scale: CellScale, channels: int, reach: Reach, side: int) -> Resized:
     """`network(image)` in tiles of `side` cells, more where the overlap takes most of that, one image after another."""
     height, width = (size // scale.before for size in image.shape[-2:])
     output = image.new_zeros(len(image), channels, height * scale.after, width * scale.after)
@@ -86,7 +86,7 @@ def spans(cells: int, side: int, margin: int) -> list[Span]:
     return [Span(max(0, first - margin), first, last, min(cells, last + margin)) for first, last in ends]
 
 
-def tile_windows(tiles: list[Span], scale: Scale, exact: bool) -> list[Window]:
+def tile_windows(tiles: list[Span], scale: CellScale, exact: bool) -> list[Window]:
     """Exact tiles keep what they are responsible for; others are blended with their neighbours."""
     reads = [slice(tile.start * scale.before, tile.end * scale.before) for tile in tiles]
     writes = [slice(tile.start * scale.after, tile.end * scale.after) for tile in tiles]
@@ -100,7 +100,7 @@ def responsible(tile: Span, values: int) -> Float[Tensor, " side"]:
     return ((cells >= tile.first) & (cells < tile.last)).float()
 
 
-def measure_reach(network: Network, image: Latents, scale: Scale) -> Reach:
+def measure_reach(network: TiledNetwork, image: Latents, scale: CellScale) -> Reach:
     """From the gradient of one cell's values with respect to the cells beside it, and above and below it.
 
     A network that sees the ends of the strip is taken to have a global receptive field.
@@ -113,12 +113,12 @@ def measure_reach(network: Network, image: Latents, scale: Scale) -> Reach:
     return Reach(int((within < INFLUENCE).sum()), exact=False)
 
 
-def transposed(network: Network) -> Network:
+def transposed(network: TiledNetwork) -> TiledNetwork:
     """The network with rows and columns exchanged."""
     return lambda image: network(image.mT).mT
 
 
-def strip_influence(network: Network, image: Latents, scale: Scale) -> Float[Tensor, " distance"]:
+def strip_influence(network: TiledNetwork, image: Latents, scale: CellScale) -> Float[Tensor, " distance"]:
     """Gradient magnitude by distance from the middle of a strip one cell high, so that it costs little."""
     middle, rng = STRIP // 2, Rng(("reach",))
     strip = rng.at("strip").normal(1, image.shape[1], scale.before, STRIP * scale.before).to(image).requires_grad_()

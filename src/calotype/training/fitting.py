@@ -54,7 +54,7 @@ def fit_mixture(
     sigma = recipe.denoiser.schedule.draw(len(few), rng.at("sigma")).to(validation.clean)
     noise = rng.at("noise").normal(*validation.clean.shape).to(validation.clean)
     folds = None if many.fold is None else on_solver(many.fold)
-    prior, crossed = selection.fit(train, again, selection.Trial(validation, sigma, noise), folds, shorten)
+    prior, crossed = selection.fit_prior(train, again, selection.Trial(validation, sigma, noise), folds, shorten)
     if crossed is None:
         return prior, None
     return prior, CrossFitted(tuple(mixture.to(few.clean.device) for mixture in crossed.mixtures))

@@ -8,9 +8,8 @@ from dataclasses import asdict
 from typing import Any
 
 from calotype.data.folder import Pictures
-from calotype.evaluation.autoencoder import CriticHealth, measure
+from calotype.evaluation.autoencoder import CriticHealth, measure_autoencoder
 from calotype.evaluation.diagnosis import Diagnosis, diagnose
-from calotype.nets.perceptual import efficientnet_lite0
 from calotype.run import Inspection, Run
 from calotype.spaces.latent import LatentSpace
 from calotype.tables import number, numbers, within
@@ -40,9 +39,8 @@ def inspect_briefly(run: Run, space: LatentSpace, pictures: Pictures, say: Calla
     device = space.mean.device
     count = inspection_count(pictures.pixels[0].numel())
     images, held_out = validation_first(pictures, count, device)
-    efficientnet_lite0().to(device)
     space.requires_grad_(False)
-    measures = measure(space, images, held_out, thorough=False, critic=critic_health(Run(run.folder)))
+    measures = measure_autoencoder(space, images, held_out, thorough=False, critic=critic_health(Run(run.folder)))
     diagnosis = diagnose(measures)
     say_diagnosis(diagnosis, say)
     run.log("inspection", **finite({**as_record(diagnosis), "measures": asdict(measures)}))

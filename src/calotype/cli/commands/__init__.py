@@ -1,4 +1,4 @@
-"""What can be asked of Calotype. Whoever talks to people calls these functions, and report through a `Console`."""
+"""The commands as functions, which report through a `Console`."""
 
 from calotype.cli.commands.checking import check_data
 from calotype.cli.commands.comparing import compare
@@ -9,9 +9,10 @@ from calotype.cli.commands.reading import write_data
 from calotype.cli.commands.sampling import SampleRequest, enlarge, read_prompts, sample
 from calotype.cli.commands.showing import report, runs
 from calotype.cli.commands.sweeping import sweep_run as sweep
-from calotype.cli.commands.talk import Console, Progress
 from calotype.cli.commands.training import TrainRequest, plan, resume, train
+from calotype.cli.console import Console
 from calotype.evaluation.sweep import Grid
+from calotype.training.reporter import Progress
 
 __all__ = [
     "Console",

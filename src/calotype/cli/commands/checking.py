@@ -7,11 +7,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import median
 
-from calotype.cli.commands.talk import Console, counting
+from calotype.cli.console import Console
 from calotype.data.images import shown
 from calotype.data.shapes import Shape, shape_notes
 from calotype.data.split import MOST_TEST, MOST_VALIDATION
 from calotype.data.survey import Seen, Survey, survey
+from calotype.training.reporter import counting
 from calotype.types import UserError
 
 ASPECTS = (

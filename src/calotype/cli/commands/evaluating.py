@@ -1,4 +1,4 @@
-"""Is a run any good, and does it copy?"""
+"""Evaluation of one finished run."""
 
 from __future__ import annotations
 
@@ -7,20 +7,21 @@ from pathlib import Path
 from typing import Any
 
 from calotype.cli.commands.reading import read_as_run, read_own
-from calotype.cli.commands.talk import Console
+from calotype.cli.console import Console
 from calotype.data.folder import Pictures
+from calotype.demo.judges import PortraitJudge
 from calotype.demo.portraits import read_drawn
 from calotype.evaluation.candidate import Candidate, open_one
-from calotype.evaluation.evaluate import Setup, evaluate_run
-from calotype.evaluation.features import LITE0, FeatureNetwork
+from calotype.evaluation.evaluate import EvaluationRequest, evaluate_run
+from calotype.evaluation.features import FeatureNetwork, Lite0
 from calotype.evaluation.overlap import judged_by
-from calotype.evaluation.summary import summary
+from calotype.evaluation.results import EVALUATION_FILE
 from calotype.machine import find_device
 from calotype.model import changed_all
 from calotype.report import write_report
 from calotype.report.card import write_card
-from calotype.report.evaluation import FILE
-from calotype.run import PORTRAITS, Run
+from calotype.report.evaluation import summary
+from calotype.run import PORTRAITS
 
 
 def evaluate(
@@ -31,40 +32,39 @@ def evaluate(
     out: Path | None,
     device: str,
     console: Console,
-    network: FeatureNetwork = LITE0,
+    network: FeatureNetwork | None = None,
     **changes: Any,
 ) -> Path:
-    """Measures `count` samples of a finished run; returns the file that holds all numbers.
+    """Measures `count` samples of a finished run; returns the file that holds all results.
 
-    Without `out` they go into the run, its report and its model's card too. `network` looks at the pictures in the
-    place of EfficientNet-Lite0. Samples are made as the model has stored it, but for `changes`: see `Model.sample`.
+    Without `out` they go into the run, its report and its model's card too. `network` takes the place of
+    EfficientNet-Lite0. Samples are made with the settings stored with the model, but for `changes`: see `Model.sample`.
     """
-    one, folder = changed_in(open_one("A", run, str(find_device(device))), changes), out or run
+    where, folder = find_device(device), out or run
+    one = changed_in(open_one("A", run, str(where)), changes)
     pictures, trained = pictures_of(one, data, folder / "cache", console)
-    drawn = read_drawn(one.size) if trained is not None and data_of_run(one) == PORTRAITS else ()
+    known = trained is not None and one.run.state.data == PORTRAITS
     pictures, seen = judged_by(one, pictures, trained)
-    setup = Setup(one, pictures, trained, folder / "cache", count, seed, network, console.bar, drawn, changes, seen)
-    found = evaluate_run(setup, folder)
-    for line in summary(found):
+    request = EvaluationRequest(
+        one, pictures, trained, folder / "cache", count, seed, network or Lite0(where), console.bar,
+        PortraitJudge(read_drawn(one.size)) if known else None, changes, seen,
+    )  # fmt: skip
+    for line in summary(evaluate_run(request, folder).stored()):
         console.say(line)
     if out is None:
         write_card(run)
         write_report(run)
-    return folder / FILE
+    return folder / EVALUATION_FILE
 
 
 def changed_in(one: Candidate, changes: dict[str, Any]) -> Candidate:
     return replace(one, model=replace(one.model, samplings=changed_all(one.model.samplings, changes)))
 
 
-def data_of_run(one: Candidate) -> str:
-    return str(one.run.facts.get("data") or PORTRAITS)
-
-
 def pictures_of(one: Candidate, data: Path | None, cache: Path, console: Console) -> tuple[Pictures, Pictures | None]:
-    """What samples are held against, and what the run was trained on: None where that is gone or has changed."""
-    run = Run.open(one.run.folder)
-    wanted = read_as_run(run, data, one.size, cache, console)
-    if wanted.content == run.state.content:
-        return wanted, wanted
-    return wanted, read_own(run, one.size, cache, console) if data else None
+    """What samples are compared with, and what the run was trained on: None where that is gone or has changed."""
+    run = one.run
+    pictures = read_as_run(run, data, one.size, cache, console)
+    if pictures.content == run.state.content:
+        return pictures, pictures
+    return pictures, read_own(run, one.size, cache, console) if data else None

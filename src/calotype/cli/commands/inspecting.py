@@ -1,4 +1,4 @@
-"""The doctor: whether an autoencoder is fit to diffuse on, and if not, what to change."""
+"""Inspection of an autoencoder: whether it is fit to diffuse on, and if not, what to change."""
 
 from __future__ import annotations
 
@@ -14,16 +14,15 @@ from safetensors.torch import load_file
 
 from calotype.build import build_space
 from calotype.cli.commands.reading import read_as_run
-from calotype.cli.commands.talk import Console
+from calotype.cli.console import Console
 from calotype.data.folder import Pictures
 from calotype.data.images import grid, images_from_pixels, pils_from_images
-from calotype.evaluation.autoencoder import Measures, error_map, measure
+from calotype.evaluation.autoencoder import Measures, error_map, measure_autoencoder
 from calotype.evaluation.diagnosis import Diagnosis, diagnose
 from calotype.files import is_whole, write_json
 from calotype.interop import diffusers
 from calotype.machine import find_device
 from calotype.nets.kl import KlConfig
-from calotype.nets.perceptual import efficientnet_lite0
 from calotype.recipe import ImportedSpace, Recipe
 from calotype.report.inspection import write_inspection
 from calotype.run import Run
@@ -61,19 +60,18 @@ def inspect(folder: Path, data: Path | None, out: Path | None, device: str, cons
     space.load_state_dict({**space.state_dict(), **weights})
     space.eval().requires_grad_(False)
     if "mean" not in weights:
-        space.measure(space.moments(some) for some in trained(pictures, where))
+        space.measure(space.moments(part) for part in trained(pictures, where))
     count = max(4, min(COUNT, VALUES // pictures.pixels[0].numel()))
     images, held_out = validation_first(pictures, count, where)
     if foreign:  # all of them are unseen, whatever set they would be in
         images = images_from_pixels(pictures.pixels[:count]).to(where)
-    efficientnet_lite0().to(where)
     with console.bar("inspect"):
-        found = measure(space, images, len(images) if foreign else held_out, critic=critic_health(run))
-    diagnosis = diagnose(found)
+        measures = measure_autoencoder(space, images, len(images) if foreign else held_out, critic=critic_health(run))
+    diagnosis = diagnose(measures)
     about = {"data": source, "state": stage, "device": str(where), "foreign": foreign}
-    said = as_json(run, about, found, diagnosis)
-    write_json(out / "inspection.json", said)
-    write_inspection(out, said, plates(space, images))
+    result = inspection_record(run, about, measures, diagnosis)
+    write_json(out / "inspection.json", result)
+    write_inspection(out, result, plates(space, images))
     say_diagnosis(diagnosis, console.say)
     return out
 
@@ -100,7 +98,7 @@ def trained(pictures: Pictures, device: torch.device) -> Iterator[torch.Tensor]:
         yield images_from_pixels(pictures.pixels[chosen]).to(device)
 
 
-def as_json(run: Run, about: dict[str, Any], measures: Measures, diagnosis: Diagnosis) -> dict[str, Any]:
+def inspection_record(run: Run, about: dict[str, Any], measures: Measures, diagnosis: Diagnosis) -> dict[str, Any]:
     name = run.name
     created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     facts = {"format": FORMAT, "name": name, "created": created, **about}
@@ -109,13 +107,13 @@ def as_json(run: Run, about: dict[str, Any], measures: Measures, diagnosis: Diag
 
 def plates(space: LatentSpace, images: Images) -> dict[str, Image.Image]:
     """Originals, reconstructions and errors; and the channels of a few latents, black to white over six spreads."""
-    some = images[: max(2, min(SHOWN, SHOWN_VALUES // images[0].numel()))]
-    latents = space.encode(some)
+    shown = images[: max(2, min(SHOWN, SHOWN_VALUES // images[0].numel()))]
+    latents = space.encode(shown)
     fake = space.decode(latents)
-    rows = torch.cat([some, fake, error_map(some, fake)])
+    rows = torch.cat([shown, fake, error_map(shown, fake)])
     few = (latents[:SHOWN_LATENTS] / 3).clamp(-1, 1).flatten(0, 1)[:, None].expand(-1, 3, -1, -1).contiguous()
     enlarged = few.repeat_interleave(TILE, 2).repeat_interleave(TILE, 3) if few.shape[-1] < 32 else few
     return {
-        "reconstructions": grid(pils_from_images(rows), len(some)),
+        "reconstructions": grid(pils_from_images(rows), len(shown)),
         "channels": grid(pils_from_images(enlarged), min(space.channels, 16)),
     }

@@ -6,7 +6,7 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-from calotype.cli.commands.talk import Console
+from calotype.cli.console import Console
 from calotype.data.folder import Pictures, read_folder
 from calotype.data.split import Rule, rule_of, three_sets
 from calotype.demo.portraits import read_portraits, write_portraits

@@ -17,7 +17,7 @@ from typing import Any
 
 from calotype.cli.commands.reading import free, read
 from calotype.cli.commands.sampling import sample, show_neighbours
-from calotype.cli.commands.talk import Console
+from calotype.cli.console import Console
 from calotype.data.folder import Pictures
 from calotype.data.split import FILE as SPLIT_FILE
 from calotype.data.split import VERSION as SPLIT_VERSION

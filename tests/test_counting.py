@@ -48,7 +48,7 @@ def test_a_transformer_recounted_by_hand():
 
 
 def test_guidance_and_steps_multiply_the_cost_of_the_denoiser():
-    stage = second_leg().stage
+    stage = second_leg().trained
     decode = counted(lambda: stage.space.decode(torch.zeros(1, *stage.shape)))
 
     def of(steps, guidance):

@@ -17,7 +17,7 @@ from calotype.data.split import SplitConfig, three_sets
 from calotype.evaluation.candidate import open_one
 from calotype.evaluation.features import LITE0, FeatureNetwork, distance_name, features_key, kept_features
 from calotype.evaluation.measures import MEASURES, distance_key, measured
-from calotype.evaluation.references import halves
+from calotype.evaluation.references import reference_rows
 from calotype.files import is_whole, read_json, write_json
 from calotype.model import load
 from calotype.report.card import escaped, write_card
@@ -53,7 +53,7 @@ def evaluate(folder, data=None, count=4, out=None, network=LITE0):
 def test_what_so_few_pictures_cannot_give_says_so_and_the_rest_is_there():
     rng = np.random.default_rng(0)
     for count in (1, 10, 20, 50):
-        rows = measured(rng.standard_normal((count, 8)), rng.standard_normal((60, 8)), 0)
+        rows = measured(rng.standard_normal((count, 8)), rng.standard_normal((60, 8)), 0, LITE0).stored()
         for name, (fewest, _) in MEASURES.items():
             one = rows[name.replace("frechet", "fd_lite0")]
             assert (one["value"] is not None) == (count >= fewest)
@@ -121,9 +121,9 @@ def test_numbers_have_what_they_are_to_be_read_with(found):
     assert found["autoencoder"]["samples"]["psnr"]["low"] < found["autoencoder"]["samples"]["psnr"]["value"]
     assert found["memorisation"]["n"] == [24, 8, 8]
     assert found["unseen"] and found["pictures"] == {"train": 8, "validation": 1, "test": 1}
-    assert set(found["gaps"][0]["levels"]) >= {"all"}
+    assert set(found["overfitting"][0]["levels"]) >= {"all"}
     assert any("2 can be held against" in note for note in found["notes"])
-    assert found["obedience"] == {"reason": "the model was trained without captions"}
+    assert found["alignment"] == {"reason": "the model was trained without captions"}
 
 
 def test_samples_are_those_of_the_sample_command(run, monkeypatch):
@@ -135,7 +135,7 @@ def test_samples_are_those_of_the_sample_command(run, monkeypatch):
     model = load(run, "cpu")
     samples = make_samples(model, torch.tensor([0, 1, 0]), None, 5, Other(), lambda *result: None)
     drawn = np.concatenate([small_pixels(images_from_pil(one)) for one in model.sample(3, seed=5)])
-    assert samples.seen.pixels == pytest.approx(drawn, abs=1e-6)
+    assert samples.compared.pixels == pytest.approx(drawn, abs=1e-6)
 
 
 def test_the_numbers_are_the_same_the_second_time(run, tmp_path):
@@ -146,10 +146,10 @@ def test_the_numbers_are_the_same_the_second_time(run, tmp_path):
     assert one == two
 
 
-def test_the_two_halves_have_nothing_in_common(run):
+def test_the_two_reference_sets_have_nothing_in_common(run):
     pictures = write_pictures(run.parent / "many", 21)
     pictures = read_folder(pictures, 16)
-    pair = halves(pictures, 8)
+    pair = reference_rows(pictures, 8)
     assert len(set(pair.chosen.tolist()) | set(pair.others.tolist())) == 4
     assert pair.chosen.tolist() == pictures.test_indices.tolist()
 
@@ -157,17 +157,17 @@ def test_the_two_halves_have_nothing_in_common(run):
 def test_samples_are_held_against_test_pictures_alone_and_the_floor_is_no_test_picture_twice():
     """Others go on with test pictures, then with validation pictures, and the notes say so."""
     pictures = noise_pictures(100)
-    pair = halves(pictures, 8)
+    pair = reference_rows(pictures, 8)
     assert pair.chosen.tolist() == [*range(10, 18)] and pair.others.tolist() == [18, 19, *range(6)]
     assert pair.notes == (
         "of the 8 others that they are held against, as the floor, 6 are validation pictures: too few are held out",
     )
-    assert halves(pictures, 5).notes == ()
+    assert reference_rows(pictures, 5).notes == ()
 
 
 def test_without_a_test_set_validation_pictures_take_its_place():
     split = three_sets(noise_pixels(100), torch.zeros(100, dtype=torch.long), (), SplitConfig(test=0))
-    pair = halves(replace(noise_pictures(100), split=split), 5)
+    pair = reference_rows(replace(noise_pictures(100), split=split), 5)
     assert split.validation[pair.chosen].all() and split.train[pair.others].all()
     assert pair.notes[0] == "of the 5 real pictures, 5 are validation pictures: too few are held out"
 
@@ -196,7 +196,8 @@ def test_unseen_data_are_told_apart_and_copies_are_still_sought(run, tmp_path):
     evaluate(run, tmp_path / "others", count=24, out=tmp_path / "out")
     found = read_json(tmp_path / "out" / "evaluation.json")
     assert found["unseen"]
-    assert "none of the 12 pictures was in the training set, nor is like one of it" in found["notes"]
+    note = "of these 12, 0 are in its training set and 0 in its validation set"
+    assert any(note in each for each in found["notes"])
     assert found["memorisation"]["n"] == [24, 8, 8] and found["measures"]["samples"]["n"] == [6, 6]
 
 
@@ -219,7 +220,10 @@ def test_pictures_that_the_run_was_trained_on_are_counted_and_left_out(run, tmp_
     data = copied([*trained, *kind_of(run, "validation")], tmp_path / "data")
     write_pictures(data, 4, seed=5, classes=())
     said = evaluate(run, data, out=tmp_path / "out")
-    note = "8 of 13 pictures were in the training set and 1 in the validation set; measured on the other 4"
+    note = (
+        "of these 13, 8 are in its training set and 1 in its validation set (near-duplicates count as equal); "
+        "it is measured on the other 4"
+    )
     assert any(note in one for one in read_json(tmp_path / "out" / "evaluation.json")["notes"]) and note in said
     found = read_json(tmp_path / "out" / "evaluation.json")
     assert found["unseen"] and found["measures"]["samples"]["n"] == [4, 4]
@@ -245,7 +249,7 @@ def test_a_run_of_an_earlier_version_is_judged_by_its_first_tenth_and_says_that_
     facts = read_json(run / "run.json")
     write_json(tmp_path / "run" / "run.json", {name: value for name, value in facts.items() if name != "split"})
     said = evaluate(tmp_path / "run", out=tmp_path / "out")
-    assert "were also used for choices in training" in said
+    assert "it has made choices by its held-out pictures" in said
     assert read_json(tmp_path / "out" / "evaluation.json")["pictures"] == {"train": 9, "validation": 1, "test": 1}
 
 

@@ -9,18 +9,18 @@ from small import Keeper, noise_pictures
 from calotype.data.captions import Captions
 from calotype.data.images import images_from_pixels, pils_from_images
 from calotype.data.split import Split
+from calotype.demo.classifier import background, clothing, fit_classifier, palette, tally
 from calotype.demo.describing import LANGUAGES, describe, shown, unseen
-from calotype.demo.judges import OF_ALL
+from calotype.demo.judges import OF_ALL, PortraitJudge
 from calotype.demo.portraits import STYLES, read_drawn, read_portraits
 from calotype.diffusion.denoiser import Denoiser
 from calotype.diffusion.schedules import Flow
 from calotype.diffusion.stage import Stage
-from calotype.evaluation.alignment import background, clothing, learn, palette, tally
+from calotype.evaluation.alignment import caption_retrieval
 from calotype.evaluation.candidate import Candidate
 from calotype.evaluation.features import LITE0
-from calotype.evaluation.prompts import ask, seek
-from calotype.evaluation.references import Library
-from calotype.report.evaluation import about_obedience, obeyed_rows
+from calotype.evaluation.references import FeatureStore
+from calotype.report.evaluation import about_alignment, alignment_rows
 from calotype.spaces.pixel import PixelSpace
 from calotype.types import Rng
 
@@ -37,8 +37,8 @@ def drawn():
     return read_drawn(SIZE, COUNT)
 
 
-def library(pictures, folder):
-    return Library(pictures, folder, LITE0, "real", Keeper().bar)
+def store(pictures, folder):
+    return FeatureStore(pictures, LITE0, folder, Keeper().bar, "real")
 
 
 # -- Colours and parts -------------------------------------------------------------------------------------------------
@@ -62,7 +62,7 @@ def test_a_judge_that_learned_from_true_answers_is_right_and_from_shuffled_ones_
     answers = [{"bar": "a bar" if a else "", "spot": "rgb"[b]} for a, b in zip(bar, spot, strict=True)]
     shuffled = [answers[place] for place in rng.at("shuffled").permutation(400)] + answers[400:]
     for told, least, most in ((answers, 0.97, 1.0), (shuffled, -0.3, 0.3)):
-        found = learn(images[:400], told[:400])(images[400:])
+        found = fit_classifier(images[:400], told[:400])(images[400:])
         for about in ("bar", "spot"):
             assert least <= tally(found, answers[400:], about).skill <= most
 
@@ -110,17 +110,20 @@ def judged(pictures, drawn, tmp_path_factory):
     def judge(order):
         with pytest.MonkeyPatch.context() as patch:
             facts = [drawn[row] for row in rows.tolist()]
-            patch.setattr("calotype.evaluation.prompts.unseen", lambda known, count: facts)
-            found, plate = ask(
-                Painter(images[order]), library(pictures, tmp_path_factory.mktemp("a")), drawn, HELD_OUT, 0
-            )
-        assert plate.width > plate.height and found["prompts"][0] == describe(facts[0])[0]
-        return {"languages": LANGUAGES, "retrieval": [{"value": None, "reason": "none"}] * 2, **found}
+            patch.setattr("calotype.demo.judges.unseen", lambda known, count: facts)
+            painter, known = Painter(images[order]), store(pictures, tmp_path_factory.mktemp("a"))
+            found = PortraitJudge(drawn).judge(painter, known, HELD_OUT, 0)
+        assert found.plate.width > found.plate.height and found.prompts[0] == describe(facts[0])[0]
+        attributes = [attribute.stored() for attribute in found.attributes]
+        retrieval = [{"value": None, "reason": "none"}] * 2
+        shares = {share.about: share.stored() for share in found.shares}
+        measured = {"attributes": attributes, "left_out": found.left_out, "shares": shares}
+        return {"languages": LANGUAGES, "retrieval": retrieval, **measured}
 
     return judge
 
 
-def test_who_obeys_is_as_often_right_as_the_judges_are(judged):
+def test_a_model_that_paints_its_prompts_is_as_accurate_as_the_judges(judged):
     found = judged(torch.arange(HELD_OUT))
     abouts = {one["about"]: one for one in found["attributes"]}
     for one in abouts.values():
@@ -128,12 +131,15 @@ def test_who_obeys_is_as_often_right_as_the_judges_are(judged):
         assert one["samples"] == [own, own] and one["real"]["chance"] == one["chance"] < own["value"]
     assert all(abouts[about]["real"]["value"] == 1 for about in OF_ALL)
     assert abouts["clothes"]["real"]["value"] > 0.8
-    (first, *_) = obeyed_rows(found)
+    assert set(found["shares"]) == {"features", "dark skin"}
+    for share in found["shares"].values():
+        assert share["samples"] == share["real"] and share["agrees"]
+    (first, *_) = alignment_rows(found)
     assert first == (f"background, n = {HELD_OUT}", *["1 [0.941, 1]"] * 3, f"{abouts['background']['chance']:.3g}")
-    assert "hardly better than guessing" in about_obedience(found)
+    assert "hardly better than guessing" in about_alignment(found)
 
 
-def test_who_does_not_read_is_right_by_chance(judged):
+def test_a_model_that_ignores_its_prompts_is_right_by_chance(judged):
     for one in judged(Rng(("shuffled",)).permutation(HELD_OUT))["attributes"]:
         assert one["samples"][0]["low"] <= one["chance"]
 
@@ -165,7 +171,7 @@ def sought(error, count=64, held_out=40, folder=None):
     one = object.__new__(Painter)
     stage = Stage(Toy(error), PixelSpace(), Flow(), 16)
     object.__setattr__(one, "model", SimpleNamespace(stages=(stage,), device=torch.device("cpu")))
-    return seek(one, library(pictures, folder), 0, count, 0)
+    return caption_retrieval(one, store(pictures, folder), 0, count, 0).stored()
 
 
 def knows(clean, captions):

@@ -1,0 +1,5 @@
+"""`python -m calotype`."""
+
+from calotype.cli.app import main
+
+main()

@@ -1,0 +1,142 @@
+"""Attributes of pictures: colours are measured, parts recognised by a classifier that was fitted to real pictures."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from calotype.demo.describing import Shown
+from calotype.types import Images, OtherImages
+
+Palette = Float[Tensor, "colour 3"]  # in [-1, 1], as pictures
+Choice = Int[Tensor, " batch"]
+
+
+NEAR = 0.4
+"""How far a pixel may be from a colour to count as that colour: about 30 of 255 in each channel."""
+SIDE = 32
+"""Pixels a side in which the classifier sees a picture."""
+
+
+# -- Colours -----------------------------------------------------------------------------------------------------------
+
+
+def palette(colours: Sequence[str]) -> Palette:
+    """From `#rrggbb`."""
+    return torch.tensor([[int(one[at : at + 2], 16) / 127.5 - 1 for at in (1, 3, 5)] for one in colours])
+
+
+def background(images: Images, colours: Palette) -> Choice:
+    """Which colour the upper corners have, an eighth of the side each: the nearest to their median."""
+    side = max(1, images.shape[-1] // 8)
+    corners = torch.cat([images[..., :side, :side], images[..., :side, -side:]], 3)
+    return torch.cdist(corners.flatten(2).median(2).values.float(), colours).argmin(1)
+
+
+def clothing(images: Images, colours: Palette) -> Choice:
+    """Which of the colours most pixels have in the middle of the lowest eighth."""
+    height, width = images.shape[-2:]
+    lower = images[..., -max(1, height // 8) :, width // 4 : -(width // 4)].flatten(2).transpose(1, 2)
+    away, nearest = torch.cdist(lower.float(), colours.expand(len(lower), -1, -1)).min(2)
+    count = [((nearest == colour) & (away < NEAR)).sum(1) for colour in range(len(colours))]
+    return torch.stack(count, 1).argmax(1)
+
+
+# -- The classifier ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class AttributeClassifier:
+    """Kernel ridge regression to one column for each value of each attribute, of which the largest counts.
+
+    The kernel is a squared product: what counts are pixels and pairs of them, so a part may have any colour.
+    """
+
+    known: Float[Tensor, "known value"]
+    mean: Float[Tensor, " value"]
+    weights: Float[Tensor, "known column"]
+    shares: Float[Tensor, " column"]
+    values: dict[str, tuple[str, ...]]
+    """What each attribute may be, in the order of the columns."""
+
+    def __call__(self, images: OtherImages) -> list[Shown]:
+        scores = kernel(rows_of(images) - self.mean, self.known) @ self.weights + self.shares
+        columns = scores.split([len(values) for values in self.values.values()], 1)
+        named = [
+            [values[int(place)] for place in column.argmax(1)]
+            for values, column in zip(self.values.values(), columns, strict=True)
+        ]
+        return [dict(zip(self.values, one, strict=True)) for one in zip(*named, strict=True)]
+
+
+def fit_classifier(images: OtherImages, shown: Sequence[Shown], ridge: float = 1e-2) -> AttributeClassifier:
+    """From real pictures; its accuracy on held-out ones belongs beside its answers on samples.
+
+    Every other picture is blurred, as samples are blurrier than training pictures.
+    """
+    values = {
+        about: tuple(sorted({one.get(about, "") for one in shown}))
+        for about in sorted({key for one in shown for key in one})
+    }
+    columns = [
+        torch.tensor([[float(one.get(about, "") == value) for value in several] for one in shown])
+        for about, several in values.items()
+    ]
+    targets, rows = torch.cat(columns, 1).double(), rows_of(images)
+    rows[::2] = rows_of(blurred_small(images[::2]))
+    mean, shares = rows.mean(0), targets.mean(0)
+    gram = kernel(rows - mean, rows - mean)
+    weights = torch.linalg.solve(gram + ridge * torch.eye(len(gram)), targets - shares)
+    return AttributeClassifier(rows - mean, mean, weights, shares, values)
+
+
+def rows_of(images: OtherImages) -> Float[Tensor, "batch value"]:
+    """The pictures as a judge sees them."""
+    return F.interpolate(images.float(), size=(SIDE, SIDE), mode="bilinear", antialias=True).flatten(1).cpu().double()
+
+
+def blurred_small(images: OtherImages) -> OtherImages:
+    small = F.interpolate(images.float(), size=(SIDE, SIDE), mode="bilinear", antialias=True)
+    return F.avg_pool2d(small, 3, 1, 1, count_include_pad=False)
+
+
+def kernel(rows: Float[Tensor, "batch value"], known: Float[Tensor, "known value"]) -> Float[Tensor, "batch known"]:
+    unit = known.square().sum(1).mean()
+    return (1 + rows @ known.T / unit).square()
+
+
+# -- Accuracy ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Tally:
+    """Of `count` pictures, how many show what the prompts say; and how many would, at most, if all showed the same."""
+
+    hits: int
+    same: int
+    count: int
+
+    def __add__(self, other: Tally) -> Tally:
+        return Tally(self.hits + other.hits, self.same + other.same, self.count + other.count)
+
+    @property
+    def chance(self) -> float:
+        """The best accuracy when ignoring the prompts."""
+        return self.same / self.count
+
+    @property
+    def skill(self) -> float:
+        """1 for all, 0 for no more than by chance (Cohen, Educational and Psychological Measurement 20, 1960)."""
+        return (self.hits - self.same) / (self.count - self.same) if self.count > self.same else 0.0
+
+
+def tally(visible: Sequence[Shown], prompted: Sequence[Shown], about: str) -> Tally:
+    expected = [one.get(about, "") for one in prompted]
+    hits = sum(one.get(about, "") == value for one, value in zip(visible, expected, strict=True))
+    return Tally(hits, max(Counter(expected).values()), len(expected))

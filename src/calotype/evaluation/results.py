@@ -1,0 +1,328 @@
+"""The stored results of `evaluate`, `compare` and `sweep`: one schema of measures, three files.
+
+A measure is a value with its 95 % interval, or no value and the reason. What is stored is checked against these models
+when it is written and when it is read, so the pages need no defaults of their own.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from calotype.files import write_json
+from calotype.machine import device_name
+from calotype.run import read_mapping
+from calotype.tables import within
+
+EVALUATION_FILE, COMPARISON_FILE, SWEEP_FILE = "evaluation.json", "compare.json", "sweep.json"
+PAIRS_FILE, PROMPTED_FILE = "nearest.png", "prompted.png"
+Json = dict[str, Any]
+
+
+class Schema(BaseModel):
+    model_config = ConfigDict(extra="forbid", populate_by_name=True)
+
+    def stored(self) -> Json:
+        """As JSON: only what was set."""
+        return self.model_dump(mode="json", by_alias=True, exclude_unset=True)
+
+
+# -- Measures ----------------------------------------------------------------------------------------------------------
+
+
+class Measure(Schema):
+    """`low` and `high` are the ends of the 95 % interval, None where one value has no spread."""
+
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+    reason: str | None = None
+    """Why there is no value, or no interval."""
+
+
+class SetMeasures(Schema):
+    """Distances and overlaps of two sets of pictures by name; the Fréchet distance by its network: `fd_lite0`."""
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, Measure]
+    n: tuple[int, int]
+    """How many samples, and how many real pictures."""
+    size: int | None = None
+
+    @classmethod
+    def of(cls, n: tuple[int, int], measures: Mapping[str, Measure]) -> SetMeasures:
+        return cls.model_validate({"n": n, **measures})
+
+
+class Columns(Schema):
+    """Samples (or reconstructions) beside the floor, other real pictures, and the ceiling, noise (or no training)."""
+
+    samples: SetMeasures
+    floor: SetMeasures
+    ceiling: SetMeasures
+
+
+class ClassMeasures(Schema):
+    name: str = Field(alias="class")
+    samples: SetMeasures
+    floor: SetMeasures
+
+
+class FeatureInfo(Schema):
+    network: str
+    distance: str
+    """`FID` of Inception alone, else `FD-` and the network's name."""
+    key: str
+    weights_sha256: str
+    preparation: str
+
+
+class Copies(Schema):
+    """Of one set against the training pictures; distances are medians, see `memorisation.Nearest`."""
+
+    copies: Measure
+    ratio_median: float
+    apart_median: float
+    feature_distance_median: float
+
+
+class Memorisation(Schema):
+    verdict: Literal["copies", "does not copy", "too few to say"]
+    sentence: str
+    samples: Copies | None = None
+    real: Copies | None = None
+    real_are: str = ""
+    duplicates: Measure | None = None
+    """Share of training pictures with a near-duplicate among the others."""
+    n: tuple[int, int, int] | None = None
+    """Samples, real pictures, training pictures."""
+    note: str = ""
+
+
+class Retrieval(Measure):
+    """How often a test picture has the smallest denoising loss with its own caption among `candidates`."""
+
+    n: int | None = None
+    candidates: int | None = None
+    chance: float | None = None
+    levels: int | None = None
+    stage_size: int | None = None
+
+
+class Accuracy(Measure):
+    n: int
+    chance: float
+
+
+class Attribute(Schema):
+    """How often an attribute of the prompt is in the sample, by language, and in real pictures of that caption."""
+
+    about: str
+    samples: list[Measure]
+    n: int
+    chance: float
+    real: Accuracy
+
+
+class PropertyShare(Schema):
+    """How many of the samples of prompts, and of real test pictures, show something."""
+
+    about: str
+    samples: Measure
+    real: Measure
+    n: tuple[int, int]
+    agrees: bool
+    """Whether 0 lies in the interval of the difference."""
+
+
+class Alignment(Schema):
+    """Of prompts with samples. `reason`: why it was not measured."""
+
+    reason: str | None = None
+    languages: list[str] = []
+    retrieval: list[Retrieval] = []
+    attributes: list[Attribute] = []
+    left_out: list[str] = []
+    prompts: list[str] = []
+
+
+class Gap(Schema):
+    images_seen: float
+    held_out: float
+    train: float
+    gap: float
+
+
+class LegGaps(Schema):
+    """Held-out loss relative to train loss, less 1, over a leg; by noise level."""
+
+    leg: str
+    growth: float
+    gap_first: float | None = None
+    gap_last: float | None = None
+    levels: dict[str, list[Gap]]
+
+
+# -- Files -------------------------------------------------------------------------------------------------------------
+
+
+class StoredResult(Schema):
+    """One file: what it was measured with, and the measures."""
+
+    format: int
+    created: str
+    versions: dict[str, str]
+    device: str
+    size: int
+    seed: int
+    notes: list[str]
+
+
+class EvaluationResult(StoredResult):
+    format: Literal[2]
+    content: str
+    unseen: bool | None
+    """Whether the run has trained on none of the real pictures; None: not known."""
+    pictures: dict[str, int]
+    kind: str
+    count: int
+    sampling: list[dict[str, Any]]
+    features: FeatureInfo
+    measures: Columns
+    classes: list[ClassMeasures]
+    autoencoder: Columns | None
+    memorisation: Memorisation
+    alignment: Alignment
+    overfitting: list[LegGaps]
+    shares: list[PropertyShare] = []
+
+
+class StageQuality(Schema):
+    size: int
+    sampled: SetMeasures
+    given_real: SetMeasures | None = None
+    """Of pictures enlarged from real ones."""
+
+
+class Quality(Schema):
+    whole: SetMeasures
+    stages: list[StageQuality]
+    autoencoder: SetMeasures | None = None
+
+
+class Nearness(Schema):
+    """How near samples lie to training pictures in feature space; `nearer`: than 95 % of held-out pictures."""
+
+    samples_median: float | None
+    held_out_median: float | None
+    nearer: Measure | None
+    reason: str = ""
+    n: tuple[int, int, int]
+
+
+class Overfitting(Schema):
+    legs: list[LegGaps]
+    nearest: Nearness
+
+
+class RunMeasures(Schema):
+    key: str
+    name: str
+    folder: str
+    kind: str
+    prior: bool
+    chain: list[int]
+    seed: int
+    grid: str
+    deployment: dict[str, Any]
+    cost: dict[str, Any]
+    quality: Quality
+    overfitting: Overfitting
+    stability: list[dict[str, Any]]
+    propagation: dict[str, Any]
+
+
+class ComparisonResult(StoredResult):
+    format: Literal[4]
+    data: str
+    classes: list[str]
+    count: int
+    matched_sigma: float
+    runs: list[RunMeasures]
+    floor: list[SetMeasures]
+    verdicts: list[dict[str, Any]]
+
+
+class CellResult(Schema):
+    """One sampling of a grid. `behind`: its FD less that of the smallest cell."""
+
+    steps: int
+    guidance: float
+    guide: str
+    calls: int
+    fd_lite0: Measure
+    kernel_distance: Measure
+    behind: Measure
+    sampling: dict[str, Any]
+
+
+class SweepResult(Schema):
+    """Sampling settings of the first stage, tried against validation pictures."""
+
+    format: Literal[1]
+    size: int
+    n: int
+    seed: int
+    content: str
+    rows: list[int]
+    """The real pictures it chose by."""
+    cells: list[CellResult]
+    best: CellResult
+    stored_with_model: bool = Field(alias="stored")
+    before: dict[str, Any]
+    floor: SetMeasures
+    why: str
+    notes: list[str]
+    data: str
+
+
+Results = TypeVar("Results", EvaluationResult, ComparisonResult, SweepResult)
+
+
+def measured_with(device: torch.device) -> Json:
+    """When, with what and where a result was measured."""
+    return {
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "versions": {"calotype": version("calotype"), "torch": version("torch")},
+        "device": f"{device.type} ({device_name(device)}, {torch.get_num_threads()} threads)",
+    }
+
+
+def write_result(path: Path, result: EvaluationResult | ComparisonResult | SweepResult) -> None:
+    write_json(path, result.stored())
+
+
+def read_result(path: Path, schema: type[Results]) -> Results | None:
+    """None where there is no file, a damaged one, or one of a format that cannot be read."""
+    try:
+        return schema.model_validate(upgraded_evaluation(read_mapping(path)))
+    except ValidationError:
+        return None
+
+
+def upgraded_evaluation(stored: Json) -> Json:
+    """An evaluation of format 1, with the names of format 2; all else as it is."""
+    if stored.get("format") != 1 or "obedience" not in stored:
+        return stored
+    names = {"obedience": "alignment", "gaps": "overfitting"}
+    renamed = {names.get(name, name): value for name, value in stored.items()}
+    copies = {
+        "duplicates" if name == "twins" else name: value for name, value in within(stored, "memorisation").items()
+    }
+    return {**renamed, "format": 2, "memorisation": copies}

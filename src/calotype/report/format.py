@@ -1,0 +1,121 @@
+"""Values as text, for pages, the terminal and the model card; `–` stands for what is not known."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from calotype.tables import number
+
+UNKNOWN = "–"
+
+
+def duration(seconds: int | float | None) -> str:
+    if seconds is None:
+        return UNKNOWN
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+    return f"{minutes // 60:,} h {minutes % 60:02d} min"
+
+
+def date(text: str) -> str:
+    """An ISO 8601 date, written out."""
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        return text
+    return f"{moment.day} {moment:%B %Y, %H:%M %Z}".rstrip()
+
+
+def count(value: int | float | None) -> str:
+    return UNKNOWN if value is None else f"{value:,.0f}"
+
+
+def digits(value: int | float | None) -> str:
+    """Three significant digits; all of those before the point."""
+    if value is None:
+        return UNKNOWN
+    return (f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}").replace("-", "−")
+
+
+def scaled(value: int | float | None, unit: str = "") -> str:
+    """Three significant digits and a prefix for powers of 1,000: `3.7 M`, `2.1 GB`."""
+    if value is None:
+        return UNKNOWN
+    for size, prefix in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= size:
+            return f"{value / size:.3g} {prefix}{unit}"
+    return f"{value:.3g} {unit}".rstrip()
+
+
+def memory(value: int | float | None) -> str:
+    """Bytes, with powers of 1,000."""
+    return scaled(value, "B")
+
+
+def percent(value: int | float | None) -> str:
+    return UNKNOWN if value is None else f"{digits(100 * value)} %"
+
+
+def difference(reference: float | None, value: float | None) -> str:
+    """Of a value from its reference, in percent of the reference."""
+    if not reference or value is None:
+        return UNKNOWN
+    return f"{100 * (value / reference - 1):+,.0f} %".replace("-", "−")
+
+
+def clipped(text: str, most: int = 24) -> str:
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
+def spaced(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def sentence(text: str) -> str:
+    """With a capital letter."""
+    return text[:1].upper() + text[1:]
+
+
+def listing(names: Sequence[str], most: int = 12) -> str:
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def leg_name(leg: str) -> str:
+    """`Denoiser`, `Stage that enlarges to 256 px`."""
+    kind, _, size = leg.partition("-")
+    stage = {"enlarge": f"stage that enlarges to {size} px", "exposure": f"exposure fine-tuning of the {size} px stage"}
+    return sentence(stage.get(kind, leg) if size else leg)
+
+
+def guidance(sampling: Mapping[str, Any]) -> str:
+    """Scale, guide and slope of guidance; files of earlier versions name no guide."""
+    if (scale := number(sampling.get("guidance"))) is None:
+        return f"guidance {UNKNOWN}"
+    if scale == 1:
+        return "no guidance"
+    if sampling.get("guide") != "prior":
+        return f"guidance {scale:g}"
+    slope = sampling.get("guidance_slope") or 0.0
+    return f"guidance {scale:g} by the prior" + (f", slope {slope:g}" if slope else "")
+
+
+def interval(estimate: Mapping[str, Any], unit: str = "") -> str:
+    """The value, and its 95% interval where that is known; as a percentage if `unit` is `%`."""
+    value, low, high = (number(estimate.get(name)) for name in ("value", "low", "high"))
+    factor, unit = (100, " %") if unit == "%" else (1, "")
+    if value is None:
+        return UNKNOWN
+    ends = f" [{digits(factor * low)}, {digits(factor * high)}]" if low is not None and high is not None else ""
+    return digits(factor * value) + ends + unit
+
+
+def sample_sizes(n: Any) -> str:
+    """One number, or one of each set."""
+    sizes = n if isinstance(n, list) else [n]
+    return ", ".join(count(size) for one in sizes if (size := number(one)) is not None)

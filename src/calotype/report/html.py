@@ -1,0 +1,166 @@
+"""HTML elements, tables, figures and whole pages. Text from outside is a `str`, which `tag` escapes."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from importlib.resources import files
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from calotype.data.images import UnreadableError, read_image
+from calotype.report.format import UNKNOWN
+
+
+@dataclass(frozen=True)
+class Html:
+    """Markup that is not escaped again."""
+
+    code: str
+
+
+Content = Html | str | None
+Row = Sequence[Content]
+VOID = ("img", "meta")
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+WIDEST, LARGEST_SCALE = 1056, 4
+"""The largest width at which a picture is shown, in pixels and as a multiple of its own."""
+
+
+def tag(name: str, /, *content: Content, **attributes: object) -> Html:
+    """An element. `class_` and `text_anchor` mean `class` and `text-anchor`; attributes that are None are left out."""
+    given = {key.rstrip("_").replace("_", "-"): str(value) for key, value in attributes.items() if value is not None}
+    opening = name + "".join(f' {key}="{escape(value)}"' for key, value in given.items())
+    inside = "".join(part.code if isinstance(part, Html) else escape(part or "") for part in content)
+    return Html(f"<{opening}>" if name in VOID else f"<{opening}>{inside}</{name}>")
+
+
+# -- Pages -------------------------------------------------------------------------------------------------------------
+
+
+def page(title: str, parts: Iterable[Content]) -> str:
+    """A whole page, which loads nothing from elsewhere and runs no script."""
+    head = tag(
+        "head",
+        tag("meta", charset="utf-8"),
+        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        tag("meta", http_equiv="Content-Security-Policy", content=POLICY),
+        tag("title", f"{title} · Calotype"),
+        tag("style", Html((files("calotype.report") / "style.css").read_text("utf-8"))),
+    )
+    return f"<!doctype html>\n{tag('html', head, tag('body', tag('main', *parts)), lang='en').code}\n"
+
+
+def masthead(kicker: Sequence[str], title: str, lede: str = "", facts: Html | None = None) -> Html:
+    above = tag("p", "\u00a0· ".join(filter(None, ("Calotype", *kicker))), class_="kicker")
+    return tag("header", above, tag("h1", title), lede and tag("p", lede, class_="lede"), facts)
+
+
+def square(size: int | float | None) -> str:
+    """`64 × 64 px`; empty where the size is not known."""
+    return f"{size:.0f}\u00a0×\u00a0{size:.0f}\u00a0px" if size else ""
+
+
+def definitions(values: Mapping[str, str]) -> Html | None:
+    """Terms and their values; those without a value are left out."""
+    known = [tag("div", tag("dt", name), tag("dd", value)) for name, value in values.items() if value]
+    return tag("dl", *known) if known else None
+
+
+def section(title: str, *content: Content) -> Html | None:
+    """None where there is no content."""
+    return tag("section", tag("h2", title), tag("div", *content)) if any(content) else None
+
+
+def aside(text: str) -> Html | None:
+    return tag("p", text, class_="note") if text else None
+
+
+def bullets(items: Iterable[str]) -> Html | None:
+    entries = [tag("li", item) for item in items]
+    return tag("ul", *entries) if entries else None
+
+
+def details(summary: str, *content: Content) -> Html:
+    """Content that a click opens."""
+    return tag("details", tag("summary", summary), *content)
+
+
+# -- Tables ------------------------------------------------------------------------------------------------------------
+
+
+def table(heads: Sequence[str], rows: Iterable[Row], kind: str = "figures") -> Html | None:
+    """None without rows. Columns with no known value are left out. `kind` is a class: `words` or `figures`."""
+    cells = [tuple(row) for row in rows]
+    known = [place for place in range(len(heads)) if any(row[place] not in (UNKNOWN, "", None) for row in cells)]
+    head = tag("thead", tag("tr", *(tag("th", heads[place], scope="col") for place in known)))
+    body = tag("tbody", *(tag("tr", *(cell(row[place]) for place in known)) for row in cells))
+    return tag("div", tag("table", head, body, class_=kind), class_="wide") if cells else None
+
+
+def cell(content: Content) -> Html:
+    """On narrow screens an interval stands below its value."""
+    if not isinstance(content, str) or " [" not in content:
+        return tag("td", content)
+    value, ends = content.split(" [", 1)
+    return tag("td", value, tag("span", f" [{ends}", class_="ends"))
+
+
+def bar(share: float) -> Html:
+    return tag("span", tag("i", style=f"width:{100 * share:.1f}%"), f"{100 * share:.0f} %", class_="bar")
+
+
+# -- Pictures ----------------------------------------------------------------------------------------------------------
+
+
+def figure(source: Path | Image.Image, caption: str, longest: int, limit: int, kind: str = "plate") -> Html | None:
+    """A picture with its caption; None if its file cannot be read. `kind` is a class: `plate` (numbered) or `frame`."""
+    try:
+        picture = read_image(source) if isinstance(source, Path) else source
+    except UnreadableError:
+        return None
+    return tag("figure", embedded(picture, caption, longest, limit), tag("figcaption", caption), class_=kind)
+
+
+def strip(figures: Iterable[Html | None], kind: str = "strip") -> Html | None:
+    """Figures side by side. `kind` is a class: `strip` (pictures) or `plots`."""
+    shown = [one for one in figures if one]
+    return tag("div", *shown, class_=kind) if shown else None
+
+
+def embedded(image: Image.Image, alt: str, longest: int, limit: int) -> Html:
+    """The picture itself in an `img`: at most `longest` pixels a side and `limit` bytes.
+
+    Where there is room it is shown at a whole multiple of its size, so that enlarged pixels are all alike.
+    """
+    image.thumbnail((longest, longest), Image.Resampling.LANCZOS)
+    kind, content, (width, height) = next(encoded for encoded in encodings(image) if len(encoded[1]) <= limit)
+    return tag(
+        "img",
+        src=f"data:image/{kind};base64,{base64.b64encode(content).decode()}",
+        alt=alt,
+        width=width,
+        height=height,
+        style=f"max-width:{max(1, min(LARGEST_SCALE, WIDEST // width)) * width}px",
+        class_="small" if max(width, height) < 800 else None,
+    )
+
+
+def encodings(image: Image.Image) -> Iterator[tuple[str, bytes, tuple[int, int]]]:
+    """Kind, content and size, ever smaller: lossless, JPEG with full chroma, then all at half the size."""
+    while True:
+        yield "png", _saved(image, "PNG"), image.size
+        for quality in (92, 82, 70):
+            yield "jpeg", _saved(image, "JPEG", quality=quality, subsampling=0), image.size
+        image = image.reduce(2)
+
+
+def _saved(image: Image.Image, kind: str, **settings: Any) -> bytes:
+    buffer = BytesIO()
+    image.save(buffer, kind, **settings)
+    return buffer.getvalue()

@@ -1,0 +1,66 @@
+"""What the pages read of a run's folder; a file that is missing or damaged counts as empty."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from calotype.report.format import count, duration
+from calotype.run import Run
+from calotype.tables import number
+from calotype.types import UserError
+
+
+@dataclass(frozen=True)
+class Preview:
+    file: Path
+    when: str
+    """After how many images and how much time."""
+    prompts: tuple[str, ...]
+
+
+def read_run(folder: Path) -> Run:
+    try:
+        return Run.open(folder)
+    except UserError:
+        return Run(folder)
+
+
+def legs_of(run: Run) -> list[str]:
+    """In the order of their training."""
+    logged = [event["leg"] for event in run.events if isinstance(event.get("leg"), str)]
+    return list(dict.fromkeys([*run.state.legs, *logged]))
+
+
+def previews(run: Run, leg: str) -> list[Preview]:
+    """Those whose files exist in this folder: a path that leads out of it is ignored."""
+    home = run.folder.resolve()
+    found = []
+    for event in run.history("preview", leg):
+        file = (home / str(event.get("file"))).resolve()
+        if file.is_relative_to(home) and file.is_file():
+            when = f"{count(event['images_seen'])} images, {duration(number(event.get('seconds')))}"
+            found.append(Preview(file, when, tuple(map(str, event.get("prompts") or []))))
+    return found
+
+
+def recipe_text(run: Run) -> str:
+    file = run.folder / "recipe.toml"
+    return file.read_text("utf-8", "replace") if file.is_file() else ""
+
+
+def settings_of(run: Run) -> dict[str, Any]:
+    """The recipe as tables."""
+    try:
+        return tomllib.loads(recipe_text(run))
+    except tomllib.TOMLDecodeError:
+        return {}
+
+
+def sizes_of(run: Run) -> list[int]:
+    """The size of the pictures after each stage, in pixels."""
+    settings = settings_of(run)
+    stages = settings.get("stages") or [settings.get("size")]
+    return stages if isinstance(stages, list) and all(isinstance(size, int) for size in stages) else []
