@@ -36,7 +36,7 @@ from calotype.recipe import Recipe
 from calotype.settings import parse_recipe
 from calotype.training.examples import picture_source
 from calotype.training.legs import autoencoder_leg
-from calotype.training.loop import Hook, StepResult, TrainProgress, train
+from calotype.training.loop import Hook, StepResult, TrainProgress, train_loop
 from calotype.training.previews import validation_images
 from calotype.types import Images
 
@@ -82,7 +82,7 @@ def ours(recipe: Recipe, pictures: Pictures, device: torch.device, seconds: floa
     def follow(clock: TrainProgress, result: StepResult) -> None:
         clock.total = max(clock.images_seen, round(clock.images_seen * seconds / clock.seconds))
 
-    train(leg.objective, leg.states, leg.source, leg.clock, [Hook(lambda clock: True, follow)])
+    train_loop(leg.objective, leg.states, leg.source, leg.clock, [Hook(lambda clock: True, follow)])
     return leg.trained, leg.clock.images_seen
 
 

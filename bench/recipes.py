@@ -33,7 +33,7 @@ from calotype.spaces.latent import LatentSpace
 from calotype.tables import merge
 from calotype.training.leg import Leg
 from calotype.training.legs import autoencoder_leg
-from calotype.training.loop import Hook, StepResult, TrainProgress, train
+from calotype.training.loop import Hook, StepResult, TrainProgress, train_loop
 from calotype.training.previews import inspection_count, validation_first, validation_images
 
 CHECKED, MEASURED = 48, 64
@@ -89,7 +89,7 @@ def learned(recipe: Recipe, pictures: Pictures, device: torch.device, seconds: f
     def follow(clock: TrainProgress, result: StepResult) -> None:
         clock.total = max(clock.images_seen, round(clock.images_seen * seconds / (time.process_time() - start)))
 
-    train(leg.objective, leg.states, leg.source, leg.clock, [Hook(lambda clock: True, follow)])
+    train_loop(leg.objective, leg.states, leg.source, leg.clock, [Hook(lambda clock: True, follow)])
     return leg
 
 

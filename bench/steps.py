@@ -26,7 +26,7 @@ from calotype.priors.gaussian import GaussianMixture
 from calotype.recipe import OptimizerConfig
 from calotype.settings import parse_recipe
 from calotype.training.legs import autoencoder_objective
-from calotype.training.loop import TrainProgress, learn
+from calotype.training.loop import TrainProgress, train_step
 from calotype.training.objectives import DenoisingObjective, Objective
 from calotype.training.state import TrainState
 from calotype.types import Batch, Rng
@@ -41,7 +41,7 @@ def stepper(objective: Objective, batch: Batch, plain: bool, device: torch.devic
         for player in players.values():
             player.optimizer = torch.optim.AdamW(player.parameters, 1e-3)
     clock = TrainProgress(10**6, len(batch), 0)
-    return lambda: learn(players, objective.losses(batch, 0.0, clock.rng()), clock)
+    return lambda: train_step(players, objective.losses(batch, 0.0, clock.rng()), clock)
 
 
 def main() -> None:

@@ -29,7 +29,7 @@ from calotype.priors.prior import Prior
 from calotype.recipe import OptimizerConfig, Recipe
 from calotype.settings import parse_recipe
 from calotype.tables import merge
-from calotype.training.loop import TrainProgress, learn
+from calotype.training.loop import TrainProgress, train_step
 from calotype.training.objectives import DenoisingObjective
 from calotype.training.state import TrainState
 from calotype.types import Batch, Rng
@@ -46,7 +46,7 @@ def stepper(recipe: Recipe, captions: Captions | None) -> Callable[[], object]:
     clean = clean.contiguous(memory_format=torch.channels_last)
     text = drawn(captions, torch.arange(count), Rng(("captions",)))
     batch, clock = Batch(clean, torch.arange(count) % 6, text=text), TrainProgress(10**6, count, 0)
-    return lambda: learn(players, objective.losses(batch, 0.0, clock.rng()), clock)
+    return lambda: train_step(players, objective.losses(batch, 0.0, clock.rng()), clock)
 
 
 def mixture_for(captions: Captions | None, dimension: int) -> Prior:

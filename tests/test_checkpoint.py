@@ -9,7 +9,7 @@ from test_files import contents, damages, every_failure
 from calotype.files import is_whole
 from calotype.priors.prior import load_trained, trained_state
 from calotype.training import checkpoint
-from calotype.training.loop import Hook, train
+from calotype.training.loop import Hook, train_loop
 from calotype.types import UserError
 
 
@@ -25,7 +25,7 @@ def go_on(leg, until=None, hooks=()):
 
     stops = [Hook(lambda clock: until is not None and clock.images_seen >= until, stop)]
     with contextlib.suppress(Stop):
-        train(leg.objective, leg.states, leg.source, leg.clock, [*hooks, *stops])
+        train_loop(leg.objective, leg.states, leg.source, leg.clock, [*hooks, *stops])
     return leg
 
 

@@ -11,7 +11,7 @@ from test_train import run_in, silent
 
 from calotype.training.critic_guard import CHECKS, LOWERED, CriticGuard
 from calotype.training.leg import train_leg
-from calotype.training.loop import learn
+from calotype.training.loop import train_step
 from calotype.training.signals import Interrupted
 
 
@@ -35,7 +35,7 @@ def test_what_a_critic_ruins_comes_back_and_it_counts_for_less():
     guard = CriticGuard(leg.objective, player, lambda: next(psnrs))
     prints, checks = [], []
     for images_seen in range(0, 24, 4):
-        learn(leg.states, leg.objective.losses(leg.source.batch(images_seen, 4), 0.6, leg.clock.rng()), leg.clock)
+        train_step(leg.states, leg.objective.losses(leg.source.batch(images_seen, 4), 0.6, leg.clock.rng()), leg.clock)
         prints.append(fingerprint({"autoencoder": player}))
         checks.append(guard.check())
         if checks[-1].taken_back:

@@ -18,14 +18,14 @@ from calotype.nets.vae import Moments, Vae, VaeConfig
 from calotype.recipe import AutoencoderLossConfig, ConditionDropout, OptimizerConfig
 from calotype.spaces.latent import LatentSpace
 from calotype.spaces.pixel import PixelSpace
-from calotype.training.loop import TrainProgress, learn
+from calotype.training.loop import TrainProgress, train_step
 from calotype.training.objectives import (
     AutoencoderObjective,
     DenoisingObjective,
     Objective,
+    batch_share,
     edge_distance,
     kl_to_normal,
-    share,
 )
 from calotype.training.state import TrainState
 from calotype.types import NULL_LABEL, Batch, Rng
@@ -104,7 +104,7 @@ def test_the_hinge_loss_is_its_formula():
 
 @pytest.mark.parametrize(("count", "fraction", "some"), [(8, 0.25, 2), (8, 1.0, 8), (3, 0.01, 1), (1, 0.5, 1)])
 def test_a_share_of_a_batch_is_never_nothing(count, fraction, some):
-    assert share(count, fraction) == some
+    assert batch_share(count, fraction) == some
 
 
 # -- Gradients ---------------------------------------------------------------------------------------------------------
@@ -203,7 +203,7 @@ def test_players_learn_together_what_each_would_learn_alone():
         stage = first_stage(critic_start=0.0, critic_used=0.0)
         players = {name: TrainState(network, OptimizerConfig()) for name, network in stage.networks.items()}
         losses = stage.losses(batch_of(), 0.5, RNG)
-        learn(players, {name: losses[name] for name in names}, TrainProgress(8, 4, 0, images_seen=4))
+        train_step(players, {name: losses[name] for name in names}, TrainProgress(8, 4, 0, images_seen=4))
         return {name: fingerprint({name: player}) for name, player in players.items()}
 
     nobody, vae, critic = after(), after("autoencoder"), after("critic")

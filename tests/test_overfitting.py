@@ -15,9 +15,9 @@ from calotype.files import read_json
 from calotype.recipe import OptimizerConfig
 from calotype.run import Run, RunState, Validation
 from calotype.training import checkpoint
-from calotype.training.early_stopping import CLEARLY, ENOUGH, HOPELESS, EarlyStopping
+from calotype.training.early_stopping import CLEARLY, HOPELESS, MIN_VALIDATION, EarlyStopping
 from calotype.training.leg import LegLimits, train_leg
-from calotype.training.loop import Hook, train
+from calotype.training.loop import Hook, train_loop
 from calotype.training.signals import Interrupted
 from calotype.training.state import TrainState
 
@@ -39,7 +39,7 @@ def change(players, value):
     nn.init.constant_(players["denoiser"].average.weight, value)
 
 
-def validated(folder, players, checks, held_out=ENOUGH, validation=None):
+def validated(folder, players, checks, held_out=MIN_VALIDATION, validation=None):
     """Early stopping after these validations, each with weights of its own: 0, 1, 2 ..."""
     stopping = EarlyStopping(folder / "best-denoiser", players, Validation() if validation is None else validation)
     for index, measures in enumerate(checks):
@@ -72,7 +72,7 @@ def test_one_that_is_not_keeps_its_last(tmp_path, players, checks):
 
 
 def test_few_held_out_pictures_say_nothing(tmp_path, players):
-    assert validated(tmp_path, players, [GOOD, WORSE], held_out=ENOUGH - 1).restore_best() == ""
+    assert validated(tmp_path, players, [GOOD, WORSE], held_out=MIN_VALIDATION - 1).restore_best() == ""
     assert not any(tmp_path.iterdir())
 
 
@@ -81,7 +81,7 @@ def test_a_watch_that_was_interrupted_knows_what_it_saw(tmp_path, players):
     validated(tmp_path, players, [GOOD, BETTER], validation=state)
     stopping = validated(tmp_path, players, [], validation=copy.deepcopy(state))
     change(players, 5)
-    stopping.note(900, {"n": float(ENOUGH), **WORSE})
+    stopping.note(900, {"n": float(MIN_VALIDATION), **WORSE})
     assert stopping.restore_best()
     assert (weights_of(players) == 1).all()
 
@@ -120,7 +120,7 @@ class Validations:
         pass
 
     def measure(self):
-        return {"n": float(ENOUGH), **self.table[self.clock.images_seen]}
+        return {"n": float(MIN_VALIDATION), **self.table[self.clock.images_seen]}
 
 
 def overfit(folder, after=10**9, most_rise=1e9, look_share=math.inf):
@@ -145,7 +145,7 @@ def test_a_leg_that_overfits_ends_with_the_weights_of_its_best_look(tmp_path):
         if clock.images_seen == 16:
             seen.update({name: value.clone() for name, value in shorter.trained.denoiser.state_dict().items()})
 
-    train(shorter.objective, shorter.states, shorter.source, shorter.clock, [Hook(lambda clock: True, keep)])
+    train_loop(shorter.objective, shorter.states, shorter.source, shorter.clock, [Hook(lambda clock: True, keep)])
     for name, value in leg.trained.denoiser.state_dict().items():
         assert torch.equal(value, seen[name]), name
     run = read_json(tmp_path / "run" / "run.json")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from calotype.run import VERSION, Run, RunState, Validation, read_state
+from calotype.run import STATE_VERSION, Run, RunState, Validation, read_state
 from calotype.types import UserError
 
 OF_VERSION_1 = Path(__file__).parent / "golden" / "stopped-run" / "run.json"
@@ -13,7 +13,7 @@ OF_VERSION_1 = Path(__file__).parent / "golden" / "stopped-run" / "run.json"
 
 def test_a_run_of_version_1_opens_under_the_names_of_today():
     before, state = json.loads(OF_VERSION_1.read_text()), read_state(OF_VERSION_1)
-    assert state.version == VERSION and state.status == before["state"] == "interrupted"
+    assert state.version == STATE_VERSION and state.status == before["state"] == "interrupted"
     assert state.imported_weights is None and state.legs == before["legs"] and state.seconds == before["seconds"]
     assert state.validation["denoiser"].best.model_dump() == before["looks"]["denoiser"]["best"]
     assert state.validation["autoencoder"] == Validation() and state.inspection.model_dump() == before["inspection"]
@@ -35,16 +35,19 @@ def test_what_is_saved_is_read_again(tmp_path):
     run.save()
     assert Run.open(tmp_path).state == run.state
     stored = json.loads((tmp_path / "run.json").read_text())
-    assert stored["version"] == VERSION and "format" not in stored and None not in stored.values()
+    assert stored["version"] == STATE_VERSION and "format" not in stored and None not in stored.values()
 
 
 @pytest.mark.parametrize(
     ("stored", "problem"),
     [
         ([], "a list, but a table of keys is expected"),
-        ({"version": VERSION + 1}, f"of version {VERSION + 1}, but at most {VERSION} is known; update calotype"),
+        (
+            {"version": STATE_VERSION + 1},
+            f"of version {STATE_VERSION + 1}, but at most {STATE_VERSION} is known; update calotype",
+        ),
         ({"version": "two"}, "version: .* \\(got 'two'\\)"),
-        ({"version": VERSION, "status": "asleep"}, "status: .* \\(got 'asleep'\\)"),
+        ({"version": STATE_VERSION, "status": "asleep"}, "status: .* \\(got 'asleep'\\)"),
         ({"state": "training", "legs": {"denoiser": 3}}, "legs.denoiser: .* \\(got 3\\)"),
     ],
 )

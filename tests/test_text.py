@@ -25,7 +25,7 @@ from calotype.nets.unet import UnetConfig
 from calotype.planning.make import make_plan
 from calotype.recipe import ConditionDropout, OptimizerConfig
 from calotype.spaces.pixel import PixelSpace
-from calotype.training.loop import TrainProgress, learn
+from calotype.training.loop import TrainProgress, train_step
 from calotype.training.objectives import NO_DROPOUT, DenoisingObjective, drop_condition
 from calotype.training.state import TrainState
 from calotype.types import NULL_LABEL, Batch, Condition, Rng, Text, UserError
@@ -234,7 +234,7 @@ def test_a_caption_that_names_the_colour_is_obeyed():
     )
     batch = Batch(clean.repeat(4, 1, 1, 1), torch.full((12,), NULL_LABEL), text=Text(names * 4))
     for _ in range(140):
-        learn(players, objective.losses(batch, 0.0, clock.rng()), clock)
+        train_step(players, objective.losses(batch, 0.0, clock.rng()), clock)
         clock.advance(12)
     stage, sampling = objective.stage, Sampling(steps=8)
     asked = Text(names[::-1], ())

@@ -24,7 +24,7 @@ from calotype.training import checkpoint
 from calotype.training.hooks import average
 from calotype.training.leg import train_leg
 from calotype.training.lock import locked
-from calotype.training.loop import Hook, Source, TrainProgress, at_fractions, every, learn, train
+from calotype.training.loop import BatchSource, Hook, TrainProgress, at_fractions, every, train_loop, train_step
 from calotype.training.signals import Interrupted, stoppable
 from calotype.types import Rng, UserError
 
@@ -49,12 +49,12 @@ def test_the_loop_sees_each_batch_once_and_does_chores_after_it():
     source = type(
         "Kept", (), {"batch": lambda self, start, count: seen.append(("batch", start)) or real(start, count)}
     )()
-    assert isinstance(source, Source)
+    assert isinstance(source, BatchSource)
     hooks = [
         Hook(lambda clock: True, lambda clock, result: seen.append(("always", clock.images_seen))),
         Hook(at_fractions([0.5, 0.6, 1.0]), lambda clock, result: seen.append(("fraction", clock.images_seen))),
     ]
-    train(leg.objective, leg.states, source, leg.clock, hooks)
+    train_loop(leg.objective, leg.states, source, leg.clock, hooks)
     starts = range(0, 32, 4)
     assert [at for what, at in seen if what == "batch"] == list(starts)
     assert [at for what, at in seen if what == "always"] == [start + 4 for start in starts]
@@ -66,7 +66,7 @@ def test_a_loop_that_has_ended_does_nothing():
     leg = second_leg()
     leg.clock.images_seen = leg.clock.total
     before = fingerprint(leg.states)
-    train(leg.objective, leg.states, leg.source, leg.clock, [])
+    train_loop(leg.objective, leg.states, leg.source, leg.clock, [])
     assert fingerprint(leg.states) == before
 
 
@@ -148,7 +148,7 @@ def test_a_loss_that_is_not_a_number_stops_in_one_line(player):
     losses[player] = type(bad)(bad.total * math.nan, bad.terms)
     before = fingerprint({player: leg.states[player]})
     with pytest.raises(UserError, match=f"{player} after 16 images: .* nan .*; lower the learning rate") as error:
-        learn(leg.states, losses, leg.clock)
+        train_step(leg.states, losses, leg.clock)
     assert "\n" not in str(error.value) and all(name in str(error.value) for name in bad.terms)
     assert fingerprint({player: leg.states[player]}) == before
 

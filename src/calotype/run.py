@@ -19,9 +19,9 @@ from calotype.files import read_json, write_json
 from calotype.tables import number
 from calotype.types import UserError
 
-VERSION = 2
-"""Of `run.json`. Files of version 1 have no `version`, and other names for some keys: see `RENAMED`."""
-RENAMED = {"state": "status", "looks": "validation", "space": "imported_weights"}
+STATE_VERSION = 2
+"""Of `run.json`. Files of version 1 have no `version`, and other names for some keys: see `RENAMED_KEYS`."""
+RENAMED_KEYS = {"state": "status", "looks": "validation", "space": "imported_weights"}
 """Keys of version 1 by their names now."""
 EXPOSURE = re.compile(r'"mistakes-(\d+)"')
 """The leg of exposure fine-tuning in version 1: in `run.json`, `plan.json` and the log."""
@@ -85,7 +85,7 @@ class SplitRecord(Stored):
 class RunState(Stored):
     """What a run needs to be resumed, and what it has cost: seconds, operations and parameters by leg or step."""
 
-    version: int = VERSION
+    version: int = STATE_VERSION
     name: str = ""
     created: str = ""
     """ISO 8601, UTC."""
@@ -126,8 +126,8 @@ def of_this_version(stored: Mapping[str, Any]) -> dict[str, Any]:
     """The content of a `run.json` of this version or an earlier one, with the keys of this one."""
     if "version" in stored:
         return dict(stored)
-    renamed = {RENAMED.get(key, key): value for key, value in stored.items() if key != "format"}
-    return {"version": VERSION, **renamed}
+    renamed = {RENAMED_KEYS.get(key, key): value for key, value in stored.items() if key != "format"}
+    return {"version": STATE_VERSION, **renamed}
 
 
 def read_stored(file: Path) -> Any:
@@ -141,8 +141,10 @@ def read_state(file: Path) -> RunState:
     if not isinstance(stored, dict):
         raise UserError(f"{file} is damaged: it holds a {type(stored).__name__}, but a table of keys is expected")
     current = of_this_version(stored)
-    if isinstance(current["version"], int) and current["version"] > VERSION:
-        raise UserError(f"{file} is of version {current['version']}, but at most {VERSION} is known; update calotype")
+    if isinstance(current["version"], int) and current["version"] > STATE_VERSION:
+        raise UserError(
+            f"{file} is of version {current['version']}, but at most {STATE_VERSION} is known; update calotype"
+        )
     try:
         return RunState.model_validate(current)
     except ValidationError as error:

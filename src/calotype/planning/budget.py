@@ -13,7 +13,7 @@ from calotype.recipe import DiffusionConfig, EnlargeRecipe, OptimizerConfig, Rec
 from calotype.settings import parse_recipe
 from calotype.tables import merge
 from calotype.training.budget import mean_cost, whole_batches
-from calotype.training.checkpoint import KEPT as CHECKPOINTS
+from calotype.training.checkpoint import KEPT_CHECKPOINTS as CHECKPOINTS
 from calotype.training.levels import LEVELS_TRIED
 
 OVERHEAD = 0.05

@@ -37,7 +37,7 @@ from calotype.training.examples import (
     without_unread_captions,
 )
 from calotype.training.legs import autoencoder_objective
-from calotype.training.loop import Source, TrainProgress, learn
+from calotype.training.loop import BatchSource, TrainProgress, train_step
 from calotype.training.objectives import DenoisingObjective, Objective
 from calotype.training.previews import inspection_count
 from calotype.training.state import TrainState
@@ -124,7 +124,7 @@ class Measurement:
 
     def _denoiser(self) -> Steps:
         pictures = self.pictures[self.recipe.chain[0]]
-        source: Source = picture_examples(self.recipe, pictures, self.device)(pictures.train_indices)
+        source: BatchSource = picture_examples(self.recipe, pictures, self.device)(pictures.train_indices)
         if isinstance(self.space, LatentSpace):
             moments = self.space.moments(self._images(2)).half().cpu()
             cache = LatentCache(moments[:1][None].expand(1, 2, *moments.shape[1:]))
@@ -139,12 +139,12 @@ class Measurement:
         source = crop_examples(self.recipe, size, pictures, self.device)(pictures.train_indices)
         return [(1.0, self._step(DenoisingObjective(stage), source, self.recipe.enlarger(size).batch))]
 
-    def _step(self, objective: Objective, source: Source, batch: int, progress: float = 0.0) -> StepCost:
+    def _step(self, objective: Objective, source: BatchSource, batch: int, progress: float = 0.0) -> StepCost:
         states = {name: TrainState(network, OptimizerConfig()) for name, network in objective.networks.items()}
         clock = TrainProgress(total=10**6, batch=batch, seed=0)
 
         def step() -> None:
-            learn(states, objective.losses(source.batch(0, batch), progress, clock.rng()), clock)
+            train_step(states, objective.losses(source.batch(0, batch), progress, clock.rng()), clock)
 
         flops = counted(step)
         return StepCost(best_time(step, self.device, 2) / batch, flops / batch)

@@ -15,7 +15,7 @@ from calotype.files import damage, is_whole, read_json, whole_folder, write_json
 from calotype.training.loop import TrainProgress
 from calotype.types import UserError
 
-KEPT = 2
+KEPT_CHECKPOINTS = 2
 """Checkpoints of a leg that stay: the newest, and the one before in case the newest is damaged."""
 
 
@@ -47,8 +47,8 @@ def _superseded(folder: Path, leg: str, saved: Path) -> list[Path]:
 
     One of more images stays until it is overtaken: it was damaged when the leg was restored, and may be rescued.
     """
-    before = [path for path in checkpoints(folder, leg) if images_seen(path) < images_seen(saved)]
-    kept = [path for path in reversed(before) if is_whole(path)][: KEPT - 1]
+    before = [path for path in checkpoints(folder, leg) if images_of(path) < images_of(saved)]
+    kept = [path for path in reversed(before) if is_whole(path)][: KEPT_CHECKPOINTS - 1]
     return [path for path in before if path not in kept]
 
 
@@ -98,8 +98,8 @@ def checkpoints(folder: Path, leg: str) -> list[Path]:
     """Whole and damaged ones, in the order of their number of images."""
     name = re.compile(re.escape(leg) + r"-\d{10,}")
     paths = folder.iterdir() if folder.is_dir() else ()
-    return sorted((path for path in paths if name.fullmatch(path.name) and path.is_dir()), key=images_seen)
+    return sorted((path for path in paths if name.fullmatch(path.name) and path.is_dir()), key=images_of)
 
 
-def images_seen(checkpoint: Path) -> int:
+def images_of(checkpoint: Path) -> int:
     return int(checkpoint.name.rpartition("-")[2])

@@ -1,10 +1,9 @@
-"""The closed forms of a run: fitted once, kept in its folder, and read from there ever after."""
+"""The priors of a run: fitted once, stored in its folder, and read from there by whatever resumes it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -20,14 +19,14 @@ from calotype.training.checkpoint import checkpoints
 from calotype.types import UserError
 
 Constants = dict[str, Prior]
-"""What is fitted for a leg, by its name in the denoiser; `unseen-0` and so on stand in for it in training."""
+"""What is fitted for a leg, by its name in the denoiser; `unseen-0` and so on are its cross-fitted forms."""
 Fit = Callable[[], Constants]
 Keep = Callable[[Fit], Constants]
 """From what fits the constants to the constants."""
 
 
 def fit_now(fit: Fit) -> Constants:
-    """Without a run there is nothing to keep them in."""
+    """Where there is no run to store them in."""
     return fit()
 
 
@@ -38,10 +37,10 @@ def keep(run: Run, leg: str, fit: Fit) -> Constants:
     """
     folder, hashes = run.folder / "constants" / leg, run.state.constants
     if not is_kept(folder, hashes.get(leg)):
-        write(folder, fitted_late(run, leg, fit) if has_begun(run, leg) else fitted_first(run, leg, fit))
+        write_constants(folder, fitted_late(run, leg, fit) if has_begun(run, leg) else fitted_first(run, leg, fit))
     hashes[leg] = sha256(folder / "manifest.json")
     run.save()
-    return read(folder)
+    return read_constants(folder)
 
 
 def is_kept(folder: Path, expected: str | None) -> bool:
@@ -61,7 +60,7 @@ def fitted_first(run: Run, leg: str, fit: Fit) -> Constants:
 
 
 def fitted_late(run: Run, leg: str, fit: Fit) -> Constants:
-    """Checkpoints of earlier versions hold their constants, but not what stood in for them in training."""
+    """Checkpoints of earlier versions hold their constants, but not their cross-fitted forms."""
     older = None if leg in run.state.constants else in_checkpoint(run, leg)
     if older:
         return {**fit(), **older}
@@ -80,26 +79,24 @@ def in_checkpoint(run: Run, leg: str) -> Constants | None:
     return None if prior is None else {"local" if isinstance(prior, PatchPrior) else "mixture": prior}
 
 
-def write(folder: Path, constants: Constants) -> None:
-    about = {name: description(form) for name, form in constants.items()}
+def write_constants(folder: Path, constants: Constants) -> None:
+    about = {name: description(prior) for name, prior in constants.items()}
     with whole_folder(folder) as path:
         write_json(path / "constants.json", about)
-        for name, form in constants.items():
-            write_tensors(path / f"{name}.safetensors", form.state_dict())
+        for name, prior in constants.items():
+            write_tensors(path / f"{name}.safetensors", prior.state_dict())
 
 
-def read(folder: Path) -> Constants:
-    def one(name: str, about: dict[str, Any]) -> Prior:
-        form = described(about)
-        form.load_state_dict(load_file(folder / f"{name}.safetensors"))
-        return form
-
-    return {name: one(name, about) for name, about in read_json(folder / "constants.json").items()}
+def read_constants(folder: Path) -> Constants:
+    constants = {name: described(about) for name, about in read_json(folder / "constants.json").items()}
+    for name, prior in constants.items():
+        prior.load_state_dict(load_file(folder / f"{name}.safetensors"))
+    return constants
 
 
-def as_constants(mixture: Prior, unseen: CrossFitted | None) -> Constants:
-    others = unseen.mixtures if unseen else ()
-    return {"mixture": mixture, **{f"unseen-{fold}": one for fold, one in enumerate(others)}}
+def as_constants(mixture: Prior, cross_fitted: CrossFitted | None) -> Constants:
+    folds = cross_fitted.mixtures if cross_fitted else ()
+    return {"mixture": mixture, **{f"unseen-{fold}": prior for fold, prior in enumerate(folds)}}
 
 
 def from_constants(
@@ -107,6 +104,6 @@ def from_constants(
 ) -> tuple[GaussianMixture | CaptionedMixture, CrossFitted | None]:
     mixture = constants["mixture"]
     assert isinstance(mixture, GaussianMixture | CaptionedMixture)
-    others = (constants.get(f"unseen-{fold}") for fold in range(len(constants)))
-    unseen = tuple(one.to(device) for one in others if isinstance(one, GaussianMixture))
-    return mixture, CrossFitted(unseen) if unseen else None
+    stored = (constants.get(f"unseen-{fold}") for fold in range(len(constants)))
+    folds = tuple(prior.to(device) for prior in stored if isinstance(prior, GaussianMixture))
+    return mixture, CrossFitted(folds) if folds else None

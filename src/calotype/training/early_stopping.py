@@ -17,7 +17,7 @@ CLEARLY = 1.02
 """A held-out loss this many times its best has risen: both are of the same pictures with the same noise."""
 HOPELESS = 1.1
 """A leg that may be cut short is, when it has risen this many times."""
-ENOUGH = 32
+MIN_VALIDATION = 32
 """Validation pictures; of fewer a rise says little."""
 
 
@@ -35,7 +35,7 @@ class EarlyStopping:
 
     def note(self, images_seen: int, measures: Mapping[str, float]) -> None:
         """To be called at every validation, with its measures; `n` is of how many pictures they are."""
-        if measures.get("n", 0) < ENOUGH or "held_out_loss" not in measures:
+        if measures.get("n", 0) < MIN_VALIDATION or "held_out_loss" not in measures:
             return
         held_out, train = measures["held_out_loss"], measures["train_loss"]
         last = Losses(images_seen=images_seen, held_out_loss=held_out, train_loss=train)

@@ -15,10 +15,10 @@ from calotype.data.folder import Pictures
 from calotype.data.latents import LatentCache
 from calotype.data.sources import LatentSource, PictureSource
 from calotype.recipe import Recipe, leg_above
-from calotype.training.loop import Source
+from calotype.training.loop import BatchSource
 from calotype.types import Batch, Rng
 
-Examples = Callable[[Tensor], Source]
+Examples = Callable[[Tensor], BatchSource]
 """From the indices of pictures to batches of them for a denoiser."""
 
 
@@ -33,7 +33,7 @@ class Bucket(NamedTuple):
 class MixedSource:
     """Batches of one bucket each, drawn as often as it has pictures: so every picture is as likely as any other."""
 
-    sources: Sequence[Source]
+    sources: Sequence[BatchSource]
     counts: Sequence[int]
     rng: Rng
 

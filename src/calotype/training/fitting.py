@@ -20,7 +20,7 @@ from calotype.recipe import Recipe
 from calotype.spaces.pixel import Space
 from calotype.spaces.tiling import half_overlapping
 from calotype.training.examples import Bucket
-from calotype.training.loop import Source
+from calotype.training.loop import BatchSource
 from calotype.types import Batch, Rng, Text
 
 VALIDATION_IMAGES = 512
@@ -112,7 +112,7 @@ def on_solver(values: Tensor) -> Tensor:
     return values if values.device.type == "cuda" else values.cpu()
 
 
-def fit_patches(prior: PatchPrior, train: Source, crop: int) -> PatchPrior:
+def fit_patches(prior: PatchPrior, train: BatchSource, crop: int) -> PatchPrior:
     """Fits a patch prior to crops of training images."""
     batch = max(1, PATCHES // 16 // (crop // prior.factor) ** 2)
     batches = (train.batch(index * batch, batch) for index in range(16))

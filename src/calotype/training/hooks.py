@@ -118,7 +118,7 @@ def always(clock: TrainProgress) -> bool:
     return True
 
 
-def after(spent: float, seconds: float) -> Callable[[TrainProgress], bool]:
+def every_after(spent: float, seconds: float) -> Callable[[TrainProgress], bool]:
     """As `every`, but counted from `spent` seconds on."""
     due = every(seconds)
     return lambda clock: clock.seconds >= spent + seconds and due(clock)

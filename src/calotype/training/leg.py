@@ -15,8 +15,8 @@ from calotype.training import checkpoint
 from calotype.training.checkpoint import Saved
 from calotype.training.critic_guard import CriticGuard
 from calotype.training.early_stopping import EarlyStopping
-from calotype.training.hooks import StepLog, ValidationHook, Validator, after, always, guarding
-from calotype.training.loop import Hook, Source, StepResult, TrainProgress, at_fractions, every, train
+from calotype.training.hooks import StepLog, ValidationHook, Validator, always, every_after, guarding
+from calotype.training.loop import BatchSource, Hook, StepResult, TrainProgress, at_fractions, every, train_loop
 from calotype.training.objectives import Objective
 from calotype.training.reporter import Progress
 from calotype.training.signals import Interrupted
@@ -36,7 +36,7 @@ class Leg(Generic[Result_co]):
     name: str
     objective: Objective
     states: dict[str, TrainState]
-    source: Source
+    source: BatchSource
     clock: TrainProgress
     validator: Validator
     trained: Result_co
@@ -108,10 +108,10 @@ def train_leg(
         *(Hook(at_fractions(guard.fractions, seen), guarding(run, leg.name, guard)) for guard in leg.guards.values()),
         Hook(validate.due, validate),
         Hook(every(CONTROL_SECONDS), control),
-        Hook(after(spent, SAVE_SECONDS), save),
+        Hook(every_after(spent, SAVE_SECONDS), save),
         Hook(always, stop_if_asked),
     ]
-    train(leg.objective, leg.states, leg.source, leg.clock, hooks)
+    train_loop(leg.objective, leg.states, leg.source, leg.clock, hooks)
     leg.clock.advance(0)
     if overfitted := stopping.restore_best():
         run.log("note", text=f"{leg.name}: {overfitted}")

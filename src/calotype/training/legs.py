@@ -30,9 +30,9 @@ from calotype.training.critic_guard import CriticGuard
 from calotype.training.examples import Bucket, Examples, MixedSource, main_bucket, picture_source
 from calotype.training.fitting import fit_mixture, fit_patches
 from calotype.training.leg import Leg
-from calotype.training.loop import Source, TrainProgress
+from calotype.training.loop import BatchSource, TrainProgress
 from calotype.training.objectives import AutoencoderObjective, DenoisingObjective
-from calotype.training.previews import Reconstructions, Samples, reconstructions, validation_count
+from calotype.training.previews import AutoencoderValidator, DenoiserValidator, autoencoder_validator, validation_count
 from calotype.training.state import TrainState
 from calotype.types import Rng
 
@@ -53,8 +53,10 @@ def autoencoder_leg(recipe: Recipe, pictures: Pictures, device: torch.device) ->
     states = {name: TrainState(network.to(device), optimizers[name]) for name, network in objective.networks.items()}
     average = states["autoencoder"].average
     assert isinstance(average, Autoencoder)
-    validator = reconstructions(pictures, average, device)
-    guard = CriticGuard(objective, states["autoencoder"], Reconstructions(validator.images[:GUARDED], space.vae).psnr)
+    validator = autoencoder_validator(pictures, average, device)
+    guard = CriticGuard(
+        objective, states["autoencoder"], AutoencoderValidator(validator.images[:GUARDED], space.vae).psnr
+    )
     return Leg(
         "autoencoder",
         objective,
@@ -111,7 +113,7 @@ def exposure_leg(recipe: Recipe, below: Stage, stage: Stage, pictures: Pictures,
     rng, count = Rng((recipe.seed, stream)), config.exposure.pictures
     stage = replace(stage, denoiser=copy.deepcopy(stage.denoiser).train().requires_grad_(True))
 
-    def examples(chosen: Tensor) -> Source:
+    def examples(chosen: Tensor) -> BatchSource:
         redrawn = chosen[torch.linspace(0, len(chosen) - 1, min(count, len(chosen))).long()]
         low_res = redraw_all(recipe, below, pictures, redrawn, device, rng)
         crop = config.crop or size
@@ -137,7 +139,7 @@ def diffusion_leg(
     count = validation_count(train.batch(0, 1).clean[0].numel())
     held_out = examples(pictures.validation_indices).batch(0, min(count, len(pictures.validation_indices)))
     same = train.batch(0, len(held_out))
-    validator = Samples(averaged, stage, sampling, held_out, same, len(pictures.classes), rng)
+    validator = DenoiserValidator(averaged, stage, sampling, held_out, same, len(pictures.classes), rng)
     return Leg(
         name,
         objective,

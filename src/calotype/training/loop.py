@@ -15,7 +15,7 @@ from calotype.types import Batch, Rng, UserError
 
 
 @runtime_checkable
-class Source(Protocol):
+class BatchSource(Protocol):
     """Training data as a function of the images seen: no state, so nothing to restore."""
 
     def batch(self, images_seen: int, count: int) -> Batch: ...
@@ -71,20 +71,24 @@ class Hook:
     run: Callable[[TrainProgress, StepResult], None]
 
 
-def train(
-    objective: Objective, states: dict[str, TrainState], source: Source, clock: TrainProgress, hooks: Sequence[Hook]
+def train_loop(
+    objective: Objective,
+    states: dict[str, TrainState],
+    source: BatchSource,
+    clock: TrainProgress,
+    hooks: Sequence[Hook],
 ) -> None:
     clock.started = time.perf_counter()
     while clock.images_seen < clock.total:
         batch = source.batch(clock.images_seen, clock.batch)
-        result = learn(states, objective.losses(batch, clock.progress, clock.rng()), clock)
+        result = train_step(states, objective.losses(batch, clock.progress, clock.rng()), clock)
         clock.advance(len(batch))
         for hook in hooks:
             if hook.due(clock):
                 hook.run(clock, result)
 
 
-def learn(states: dict[str, TrainState], losses: dict[str, Loss], clock: TrainProgress) -> StepResult:
+def train_step(states: dict[str, TrainState], losses: dict[str, Loss], clock: TrainProgress) -> StepResult:
     """One step of every network that has a loss. All gradients are taken before any weight moves."""
     for name, loss in losses.items():
         states[name].backward(loss.total)

@@ -71,7 +71,7 @@ class AutoencoderObjective:
         config = self.config
         terms = {"l1": (fake - real).abs().mean(), "edges": config.edges * edge_distance(real, fake)}
         if config.perceptual and progress >= config.perceptual_start:
-            count = share(len(real), config.perceptual_share)
+            count = batch_share(len(real), config.perceptual_share)
             distance = perceptual_distance(self.features, fake[:count], real[:count]).mean()
             terms["perceptual"] = config.perceptual * distance
         return terms
@@ -89,7 +89,7 @@ class AutoencoderObjective:
 
         The adaptive weight of arXiv 2012.09841, eq. 7, taken at the picture instead of the last layer, and capped.
         """
-        count = share(len(fake), self.config.critic_share)
+        count = batch_share(len(fake), self.config.critic_share)
         loss = -self.critic(fake[-count:]).mean()
         ours, theirs = (torch.autograd.grad(part, fake, retain_graph=True)[0].norm() for part in (reconstruction, loss))
         weight = (self.config.adversarial * ours / (theirs + 1e-8)).clamp(max=self.config.adversarial_cap)
@@ -97,7 +97,7 @@ class AutoencoderObjective:
 
     def _critic(self, real: Images, fake: Images) -> Loss:
         """Hinge loss (arXiv 1705.02894, eq. 3), with the critic's accuracy and the gap of its logits."""
-        count = share(len(real), self.config.critic_share)
+        count = batch_share(len(real), self.config.critic_share)
         of_real, of_fake = self.critic(real[-count:]), self.critic(fake[-count:])
         total = (F.relu(1 - of_real).mean() + F.relu(1 + of_fake).mean()) / 2
         right = ((of_real > 0).float().mean() + (of_fake < 0).float().mean()) / 2
@@ -105,7 +105,7 @@ class AutoencoderObjective:
         return Loss(total, {"hinge": total.detach(), "right": right, "gap": gap})
 
 
-def share(count: int, fraction: float) -> int:
+def batch_share(count: int, fraction: float) -> int:
     return max(1, round(count * fraction))
 
 

@@ -39,7 +39,7 @@ from calotype.training.leg import UNLIMITED, Leg, LegLimits, train_leg
 from calotype.training.legs import autoencoder_leg, denoiser_leg, enlarger_leg, exposure_leg
 from calotype.training.levels import search_levels
 from calotype.training.loop import TrainProgress
-from calotype.training.previews import reconstructions, validation_images
+from calotype.training.previews import autoencoder_validator, validation_images
 from calotype.training.reporter import Reporter, counting, until_stopped
 from calotype.training.signals import Interrupted, Stop
 
@@ -51,7 +51,7 @@ Result = TypeVar("Result")
 
 
 @contextmanager
-def recorded(run: Run, device: torch.device, stop: Stop) -> Iterator[None]:
+def record_status(run: Run, device: torch.device, stop: Stop) -> Iterator[None]:
     """Records the status of a run while it is worked on, and raises `Interrupted` for whatever a signal raised.
 
     The caller holds the lock of the run.
@@ -143,7 +143,7 @@ class Pipeline:
         with self.run.timing("prepare"):
             vae = initial_space(self.recipe, pictures, self.device).vae.eval().requires_grad_(False)
             clock = TrainProgress(1, 1, self.recipe.seed)
-            validate(self.run, "autoencoder", clock, reconstructions(pictures, vae, self.device))
+            validate(self.run, "autoencoder", clock, autoencoder_validator(pictures, vae, self.device))
         return vae
 
     def first_stage(self, space: Space, buckets: Sequence[Bucket]) -> Stage:

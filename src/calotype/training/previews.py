@@ -31,7 +31,7 @@ EQUAL_TO_THE_EYE = 40.0
 
 
 @dataclass(frozen=True)
-class Reconstructions:
+class AutoencoderValidator:
     """Validation pictures through an autoencoder."""
 
     images: Images
@@ -61,13 +61,13 @@ class Reconstructions:
         return {"psnr": float(psnr(self.images, fake).mean()), "perceptual": float(distance.mean()), **counts}
 
 
-def reconstructions(pictures: Pictures, vae: Autoencoder, device: torch.device) -> Reconstructions:
+def autoencoder_validator(pictures: Pictures, vae: Autoencoder, device: torch.device) -> AutoencoderValidator:
     count = validation_count(pictures.pixels[0].numel())
-    return Reconstructions(validation_images(pictures, count, device), vae)
+    return AutoencoderValidator(validation_images(pictures, count, device), vae)
 
 
 @dataclass(frozen=True)
-class Samples:
+class DenoiserValidator:
     """Pictures from a stage, and its loss on validation pictures and on as many training pictures."""
 
     stage: Stage
@@ -127,12 +127,12 @@ class Samples:
         """Losses, each time with the same noise, so that they can be compared; also by thirds of the noise levels."""
         measures = {"n": float(len(self.held_out))}
         for name, batch in (("held_out", self.held_out), ("train", self.train)):
-            measures |= losses_by_noise(self.stage, batch, self.rng.at("check"), name)
+            measures |= validation_losses(self.stage, batch, self.rng.at("check"), name)
         with evaluating(self.raw.denoiser):
-            return measures | losses_by_noise(self.raw, self.held_out, self.rng.at("check"), "raw_held_out")
+            return measures | validation_losses(self.raw, self.held_out, self.rng.at("check"), "raw_held_out")
 
 
-def losses_by_noise(stage: Stage, batch: Batch, rng: Rng, name: str) -> dict[str, float]:
+def validation_losses(stage: Stage, batch: Batch, rng: Rng, name: str) -> dict[str, float]:
     sigma, loss = DenoisingObjective(stage).per_image(batch, rng)
     thirds = zip(("low", "middle", "high"), loss[sigma.argsort()].tensor_split(3), strict=True)
     by_noise = {f"{name}_loss_{level}_noise": float(third.mean()) for level, third in thirds if len(third)}

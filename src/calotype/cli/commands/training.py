@@ -35,12 +35,12 @@ from calotype.tables import merge
 from calotype.training.checkpoint import rename_legs
 from calotype.training.examples import without_unread_captions
 from calotype.training.lock import locked
-from calotype.training.pipeline import Pipeline, recorded
+from calotype.training.pipeline import Pipeline, record_status
 from calotype.training.previews import held_out_prompts
 from calotype.training.signals import stoppable
 from calotype.types import UserError
 
-SIZE = 64
+DEFAULT_SIZE = 64
 NEIGHBOURS_FROM = 300.0
 """Seconds of budget: the search for nearest training pictures takes a few, which a shorter run does not have."""
 
@@ -71,7 +71,7 @@ class TrainRequest:
         given = {name: value for name in ("size", "kind") if (value := getattr(self, name)) is not None}
         below = merge(from_file, read_space(self.space))
         settings = with_encoder(located(merge(below, read_overrides(self.overrides, below), given)))
-        stages = settings.get("stages") or [SIZE]
+        stages = settings.get("stages") or [DEFAULT_SIZE]
         return {"size": stages[-1], **settings}
 
 
@@ -155,7 +155,7 @@ def produce(run: Run, plan: Plan, pictures: Pictures, machine: Machine, console:
     pictures = without_unread_captions(recipe, pictures)
     with stoppable() as stop:
         try:
-            with recorded(run, device, stop):
+            with record_status(run, device, stop):
                 Pipeline(run, recipe, plan.time_budget, pictures, device, console, stop, force).train()
                 with run.timing("samples"):
                     prompts, count = held_out_prompts(pictures, plan.final_count), plan.final_count
@@ -218,7 +218,7 @@ def claimed(request: TrainRequest, size: int) -> Iterator[Path]:
     folder, missing = claim(request, size)
     try:
         with locked(folder):
-            check_out(request)  # once more: another process may have had the lock meanwhile
+            require_empty_out(request)  # once more: another process may have had the lock meanwhile
             try:
                 yield folder
             finally:
@@ -258,14 +258,14 @@ def run_folder(request: TrainRequest, size: int) -> Path:
     if request.folder is not None and (request.out or Path("runs")).resolve().is_relative_to(request.folder.resolve()):
         raise UserError(f"the run would lie inside the pictures in {request.folder}; choose another place with --out")
     if request.out is not None:
-        check_out(request)
+        require_empty_out(request)
         return request.out
     name = request.folder.resolve().name if request.folder else PORTRAITS
     kind = f"-{request.kind}" if request.kind == "cascade" else ""
     return free(Path("runs") / f"{name}-{size}{kind}")
 
 
-def check_out(request: TrainRequest) -> None:
+def require_empty_out(request: TrainRequest) -> None:
     """Raises `UserError` if `--out` has something in it; a lock says nothing, for its owner may be gone."""
     out = request.out
     if out is not None and out.exists() and (out.is_file() or any(path.name != "lock" for path in out.iterdir())):
