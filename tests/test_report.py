@@ -27,7 +27,7 @@ from calotype.report.plot import (
     spread,
     thinned,
 )  # fmt: skip
-from calotype.report.reading import read_run
+from calotype.report.folder import read_run
 
 STYLES = ["adventurer", "lorelei", "micah", "notionists", "open-peeps", "personas"]
 SECONDS = {"plan": 5.1, "autoencoder": 151.0, "latents": 9.0, "denoiser": 402.0, "samples": 14.0}

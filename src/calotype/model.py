@@ -382,7 +382,8 @@ def load(path: str | Path, device: str = "auto") -> Model:
     about = read_json(folder / "model.json")
     if about.get("format") not in READABLE:
         raise UserError(
-            f"{folder} has format {about.get('format')}, this version of calotype reads {' and '.join(map(str, READABLE))}; update one"
+            f"{folder} has format {about.get('format')}, this version of calotype reads "
+            f"{' and '.join(map(str, READABLE))}; update one"
         )
     about["recipe"]["denoiser"]["text"] = at_hand(folder, about["recipe"]["denoiser"]["text"])
     recipe, classes = (

@@ -41,7 +41,7 @@ from calotype.report.html import (
     table,
     tag,
 )
-from calotype.report.reading import legs_of, previews, read_run, recipe_text
+from calotype.report.folder import legs_of, previews, read_run, recipe_text
 from calotype.report.sweep import sweep
 from calotype.run import Run, read_mapping
 from calotype.tables import number, numbers, within
