@@ -31,7 +31,7 @@ from calotype.demo.portraits import read_portraits
 from calotype.evaluation.reconstruction import psnr
 from calotype.machine import Machine, examine
 from calotype.nets.perceptual import efficientnet_lite0, perceptual_distance
-from calotype.planning.choices import propose
+from calotype.planning.choose import propose
 from calotype.recipe import Recipe
 from calotype.settings import parse_recipe
 from calotype.training.examples import picture_source

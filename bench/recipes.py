@@ -26,7 +26,7 @@ from calotype.evaluation.diagnosis import diagnose
 from calotype.machine import examine
 from calotype.nets import vae
 from calotype.nets.kl import Autoencoder
-from calotype.planning.choices import ladder, propose
+from calotype.planning.choose import propose, vae_widths
 from calotype.recipe import Recipe
 from calotype.settings import parse_recipe
 from calotype.spaces.latent import LatentSpace
@@ -41,7 +41,7 @@ SHOWN, SIDE = 4, 512
 
 
 def network(reduction: int, channels: int, **others: object) -> dict[str, object]:
-    return {"network": {"reduction": reduction, "channels": channels, **ladder(reduction), **others}}
+    return {"network": {"reduction": reduction, "channels": channels, **vae_widths(reduction), **others}}
 
 
 def losses(**weights: float) -> dict[str, object]:

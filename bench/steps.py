@@ -21,7 +21,7 @@ import torch
 from calotype.build import build_space, build_stage
 from calotype.demo.portraits import read_portraits
 from calotype.machine import best_time, examine
-from calotype.planning.choices import propose
+from calotype.planning.choose import propose
 from calotype.priors.gaussian import GaussianMixture
 from calotype.recipe import OptimizerConfig
 from calotype.settings import parse_recipe

@@ -20,8 +20,8 @@ from calotype.data.captions import Captions
 from calotype.data.sources import drawn
 from calotype.demo.portraits import read_portraits
 from calotype.machine import examine
-from calotype.planning.choices import choose_text, propose
-from calotype.planning.measurement import by_class
+from calotype.planning.choose import choose_text, propose
+from calotype.planning.measure import by_class
 from calotype.priors.captioned import DIRECTIONS, CaptionedMixture
 from calotype.priors.gaussian import GaussianMixture
 from calotype.priors.ngrams import MOST_WORDS

@@ -13,7 +13,7 @@ from calotype.data.images import images_from_pixels, pils_from_images
 from calotype.data.latents import LatentCache
 from calotype.data.split import Split
 from calotype.machine import Machine
-from calotype.planning import measurement
+from calotype.planning import measure
 from calotype.settings import parse_recipe
 from calotype.spaces.latent import LatentSpace
 from calotype.tables import merge
@@ -81,7 +81,7 @@ def be_quick(patch):
         return 0.01
 
     patch.setattr(commands.training, "examine", lambda device, threads=None: machine())
-    patch.setattr(measurement, "best_time", once)
+    patch.setattr(measure, "best_time", once)
     patch.setattr(leg, "PREVIEWS", (0.5, 1.0))
 
 

@@ -18,7 +18,7 @@ from calotype.data.images import images_from_pixels
 from calotype.diffusion.augmentation import NoiseAugmentation
 from calotype.diffusion.stage import generate
 from calotype.files import read_json
-from calotype.planning import choices, make, measurement
+from calotype.planning import budget, choose, measure
 from calotype.settings import parse_recipe, read_recipe
 from calotype.tables import merge
 from calotype.training import pipeline
@@ -35,9 +35,9 @@ SHORT = ["denoiser.images=8", "enlarge.16.images=8"]
 def be_quick_and_search(patch):
     """Everything seems to take 10 s; so there is time for a search on the fewest crops, and for 12 samples."""
     be_quick(patch)
-    patch.setattr(choices, "forward_operations", lambda *told: 10**12)  # counting takes longer than the training here
-    patch.setattr(measurement, "best_time", lambda work, device, repeats=5: [work(), 10.0][1])
-    patch.setattr(make, "MOST_LEVEL_CROPS", make.FEWEST_LEVEL_CROPS)
+    patch.setattr(choose, "forward_flops", lambda *told: 10**12)  # counting takes longer than the training here
+    patch.setattr(measure, "best_time", lambda work, device, repeats=5: [work(), 10.0][1])
+    patch.setattr(budget, "MOST_LEVEL_CROPS", budget.FEWEST_LEVEL_CROPS)
 
 
 @pytest.fixture

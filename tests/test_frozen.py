@@ -327,7 +327,7 @@ def test_a_model_with_a_frozen_encoder_is_trained_and_sampled(folder, tmp_path, 
     frozen = Frozen(reader)
     monkeypatch.setattr("calotype.build.build_frozen", lambda text: frozen)
     monkeypatch.setattr("calotype.training.pipeline.build_frozen", lambda text: frozen)
-    monkeypatch.setattr("calotype.planning.measurement.build_frozen", lambda text: Frozen(small_reader(tmp_path)))
+    monkeypatch.setattr("calotype.planning.measure.build_frozen", lambda text: Frozen(small_reader(tmp_path)))
     monkeypatch.setattr(minilm, "find", lambda: tmp_path)
     console = Keeper()
     run = train(request(folder, tmp_path / "run", "denoiser.text.kind=minilm", settings=settings), console)

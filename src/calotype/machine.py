@@ -29,8 +29,8 @@ class Machine:
     """Whether bfloat16 arithmetic is faster than float32 here; on many CPUs it is ten times slower."""
     memory: int
     """Free bytes where the networks live."""
-    width: int = 1
-    """How many times larger batches must be than on a CPU, before this device is busy."""
+    batch_factor: int = 1
+    """How many times larger than on a CPU batches must be to keep the device busy."""
 
     def __str__(self) -> str:
         threads = f", {self.threads} threads" if self.device.type == "cpu" else ""
@@ -64,9 +64,9 @@ def examine(wanted: str = "auto", threads: int | None = None) -> Machine:
     exact, rough = (time_convolution(device, dtype, many) for dtype in (torch.float32, torch.bfloat16))
     seconds = min(exact, rough) / many
     alone = seconds if device.type == "cpu" else time_convolution(device, torch.bfloat16, 8) / 8
-    width = 2 ** max(0, min(3, int(math.log2(alone / seconds))))
+    batch_factor = 2 ** max(0, min(3, int(math.log2(alone / seconds))))
     flops = 2 * 9 * 64 * 64 * 32 * 32 / seconds
-    return Machine(device, device_name(device), threads, flops, rough < 0.8 * exact, free_memory(device), width)
+    return Machine(device, device_name(device), threads, flops, rough < 0.8 * exact, free_memory(device), batch_factor)
 
 
 def choose_threads() -> int:

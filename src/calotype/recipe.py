@@ -82,6 +82,16 @@ class AutoencoderLossConfig(Config):
     critic_share: float = Field(default=0.5, gt=0, le=1)
     """Fraction of each batch that the critic looks at."""
 
+    @property
+    def phase_ends(self) -> list[float]:
+        """Fractions of the run at which the cost of a step changes, with the last one, 1."""
+        ends = {1.0}
+        if self.perceptual:
+            ends |= {self.perceptual_start}
+        if self.adversarial:
+            ends |= {self.critic_start, max(self.critic_start, self.critic_used)}
+        return sorted(ends - {0.0})
+
 
 class ConditionDropout(Config):
     """Classifier-free dropout of label and caption (arXiv 2207.12598, section 3.2), in probabilities.

@@ -1,5 +1,5 @@
-"""The plan: pictures, machine and a time budget in; a recipe, its reasons and its cost out."""
+"""Plans a run: pictures, machine and a time budget in; a recipe, its reasons and its cost out."""
 
-from calotype.planning.choices import Choice as Choice
-from calotype.planning.make import Plan as Plan
 from calotype.planning.make import make_plan as make_plan
+from calotype.planning.plan import Choice as Choice
+from calotype.planning.plan import Plan as Plan

@@ -1,0 +1,311 @@
+"""The recipe that suits these pictures, this machine and this budget, where the user has not set it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from functools import cache
+from itertools import islice, pairwise, takewhile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from calotype.build import build_backbone
+from calotype.data.captions import Captions
+from calotype.data.folder import Pictures
+from calotype.data.images import images_from_pixels
+from calotype.diffusion.stage import shrunk
+from calotype.interop import diffusers
+from calotype.machine import Machine
+from calotype.nets.unet import UnetConfig
+from calotype.nets.vae import VaeConfig
+from calotype.planning.sizes import check_tokens, choose_patch, fits
+from calotype.priors.patches import LEAST_DEVIATION, PatchPrior, enlarged
+from calotype.recipe import AutoencoderRecipe, Backbone, DenoiserRecipe, PriorName, leg_above
+from calotype.settings import parse_recipe
+from calotype.types import Images, UserError
+
+ENOUGH_IMAGES = 40_000
+"""A smaller DiT that sees this many pictures is better than a larger one that sees fewer."""
+ENOUGH_CROPS = 12_000
+"""The same for the UNet of a stage that enlarges: most of what it needs is in its input."""
+UTILIZATION = 0.4
+"""Fraction of the FLOP/s of a single convolution that a whole training step reaches."""
+FEW_PICTURES = 1000
+"""Denoisers of fewer pictures are trained with dropout."""
+PRIOR_PATCHES = 2**17
+"""Patches to which the prior of a stage that enlarges is fitted for the plan."""
+FINETUNE_RATE = 1e-4
+"""Learning rate of an imported autoencoder."""
+LARGEST_LATENT = 256
+"""Larger pictures are made in latents of this size, then enlarged in pixels."""
+STEPS = 12
+"""Of the sampler in latents: with 24, portraits were no nearer to real ones (dev/LOG.md)."""
+PRIOR_GUIDANCE = {"guide": "prior", "guidance": 3.0, "guidance_slope": 0.75}
+"""Guidance away from the prior, the best guide in a sweep over portraits (dev/LOG.md, 2026-11-28)."""
+LABEL_GUIDANCE, CAPTION_GUIDANCE = 2.0, 1.3
+"""Scales of classifier-free guidance, for models without a prior."""
+LARGEST_CROP = 256
+"""Of the autoencoder and of stages that enlarge: their networks are local."""
+TIME_WEIGHTS = {"autoencoder": 0.3, "denoiser": 0.7, "enlarge": 0.35}
+"""How the training time is divided among the legs of a run, relative to one another."""
+MEDIAN_SIGMA, SMALLEST_SIGMA, LARGEST_SIGMA = 0.6, 0.01, 15
+"""Of a stage that enlarges, in units of the residual's standard deviation: the median in training (0.6 in arXiv
+2206.00364, table 1), and the range in sampling. It starts at the prior mean, so noise need only cover the residual."""
+LARGEST_NOISED = 128
+"""Low-resolution pictures up to this size are augmented with noise, larger ones with blur."""
+
+
+def propose(
+    pictures: Pictures, machine: Machine, budget: float, settings: dict[str, Any]
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Settings to lay below those of the user, and the reason for the backbone of each leg.
+
+    `budget` is in seconds. Raises `UserError` for a size that no network fits.
+    """
+    kind, size, imported = settings.get("kind", "latent"), settings["size"], imported_autoencoder(settings)
+    stages = settings.get("stages") or choose_chain(kind, size)
+    outline = parse_recipe({"kind": kind, "size": size, "stages": stages, **imported})
+    shares = time_shares(outline.legs)
+    flops = {leg: UTILIZATION * machine.flops * budget * share for leg, share in shares.items()}
+    proposal: dict[str, Any] = {
+        "kind": kind,
+        "size": size,
+        "stages": list(outline.chain),
+        "precision": "bfloat16" if machine.fast_bfloat16 else "float32",
+        "flip": False,
+        "sampling": choose_guidance(pictures, settings) | ({"steps": STEPS} if kind == "latent" else {}),
+        "enlarge": {},
+        **imported,
+    }
+    base, reduction, channels, sigma_data = outline.chain[0], 1, 3, 1.0
+    if kind == "latent":
+        network = outline.autoencoder.network if imported else choose_vae(base)
+        reduction, channels = network.reduction, network.channels
+        proposal["autoencoder"] = {
+            "batch": AutoencoderRecipe().batch * machine.batch_factor,
+            "network": network.model_dump(mode="json"),
+            "crop": min(base, LARGEST_CROP),
+            **({"learn": {"learning_rate": FINETUNE_RATE}} if imported else {}),
+        }
+    else:
+        sigma_data = measure_sigma_data(pictures, base)
+    if "backbone" not in settings.get("denoiser", {}):
+        check_tokens(outline.chain, reduction)
+    reasons: dict[str, str] = {}
+    proposal["denoiser"], reasons["denoiser"] = choose_denoiser(
+        pictures, max(1, base // reduction), channels, sigma_data, flops["denoiser"], machine.batch_factor
+    )
+    for low_res, larger in pairwise(outline.chain):
+        leg, set_by_user = leg_above(larger), settings.get("enlarge", {}).get(str(larger), {})
+        proposal["enlarge"][str(larger)], reasons[leg] = choose_enlarger(
+            pictures, low_res, larger, flops[leg], machine.batch_factor, set_by_user.get("prior", "gaussian")
+        )
+    return proposal, reasons
+
+
+def time_shares(legs: Iterable[str]) -> dict[str, float]:
+    """Fraction of the training time of each leg."""
+    weights = {leg: TIME_WEIGHTS[leg.partition("-")[0]] for leg in legs}
+    return {leg: weight / sum(weights.values()) for leg, weight in weights.items()}
+
+
+# -- Stages ------------------------------------------------------------------------------------------------------------
+
+
+def choose_chain(kind: str, size: int) -> tuple[int, ...]:
+    """Sides of the pictures after each stage.
+
+    A cascade grows by 4, or by 2 where it would begin below 64. Latents beyond 256 px have more tokens than a short
+    training masters, so larger pictures are enlarged in pixels. Raises `UserError` for an odd size of a cascade.
+    """
+    if kind == "latent":
+        return (LARGEST_LATENT, size) if size > LARGEST_LATENT and size % LARGEST_LATENT == 0 else (size,)
+    if size % 2:
+        even = [near for step in (-1, 1) if (near := next_even(size, step))]
+        raise UserError(f"size is {size}, but a cascade needs an even one; try {' or '.join(map(str, even))}")
+    chain = [size]
+    while len(chain) == 1 or chain[0] > 64:
+        factor = next((factor for factor in (4, 2) if chain[0] % factor == 0 and chain[0] // factor >= 64), 0)
+        if not factor and len(chain) > 1:
+            break
+        chain.insert(0, chain[0] // (factor or 2))
+    return tuple(chain)
+
+
+def next_even(size: int, step: int) -> int:
+    """From an odd size, the next one below or above that a cascade can make; 0 where there is none."""
+    sizes = range(size + step, 4 * size if step > 0 else 0, 2 * step)
+    return next((even for even in sizes if fits(choose_chain("cascade", even)[0], 1)), 0)
+
+
+def choose_guidance(pictures: Pictures, settings: dict[str, Any]) -> dict[str, Any]:
+    """Away from the prior where there is one, else classifier-free where there are conditions."""
+    denoiser = settings.get("denoiser", {})
+    if denoiser.get("prior") != "none":
+        return PRIOR_GUIDANCE
+    text = denoiser.get("text") or choose_text(pictures.captions, 64, 1)
+    return {"guidance": CAPTION_GUIDANCE if text.get("kind") != "none" else LABEL_GUIDANCE if pictures.classes else 1.0}
+
+
+# -- Autoencoder -------------------------------------------------------------------------------------------------------
+
+
+def imported_autoencoder(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings of an imported autoencoder, whose network is described in its folder; empty for one of our own."""
+    space = settings.get("space", {})
+    if space.get("kind") != "diffusers":
+        return {}
+    network = diffusers.read_config(Path(space["path"])).model_dump(mode="json")
+    return {"space": space, "autoencoder": {"network": network}}
+
+
+def choose_vae(size: int) -> VaeConfig:
+    """64 to 256 latent positions up to 256 px; channels grow with the reduction."""
+    spaces = ((192, 16, 64), (48, 8, 32), (0, 4, 8))
+    reduction, channels = next((reduction, channels) for smallest, reduction, channels in spaces if size >= smallest)
+    return VaeConfig(reduction=reduction, channels=channels, **vae_widths(reduction))
+
+
+def vae_widths(reduction: int) -> dict[str, Any]:
+    """Widths of each level of the autoencoder: the cheap, small levels are wide."""
+    return {"stem": 4, "widths": {4: [96], 8: [96, 192], 16: [64, 128, 256], 32: [64, 128, 256, 256]}[reduction]}
+
+
+# -- The denoiser of the first stage -----------------------------------------------------------------------------------
+
+
+def choose_denoiser(
+    pictures: Pictures, side: int, channels: int, sigma_data: float, flops: float, batch_factor: int
+) -> tuple[dict[str, Any], str]:
+    """For latents or pixels of `side`; the schedule is shifted to more noise where they are larger (arXiv 2403.03206,
+    eq. 23)."""
+    backbone, why = choose_dit(side, flops, batch_factor)
+    shift = sigma_data * max(1.0, math.sqrt(channels * side**2 / 4096))
+    few = len(pictures.train_indices) < FEW_PICTURES
+    denoiser = {
+        "batch": DenoiserRecipe().batch * batch_factor,
+        "backbone": {**backbone, "dropout": 0.1 if few else 0.0},
+        "schedule": {"kind": "flow", "shift": rounded(shift)},
+        "sigma_data": sigma_data,
+        "text": choose_text(pictures.captions, backbone["width"], backbone["depth"]),
+    }
+    return denoiser, why
+
+
+def choose_dit(side: int, flops: float, batch_factor: int) -> tuple[dict[str, Any], str]:
+    """The largest DiT that sees enough pictures within `flops`, in batches `batch_factor` times as large."""
+    patch = choose_patch(side)
+    tokens = (side // patch) ** 2
+    for width, depth in ((768, 12), (512, 12), (384, 12), (384, 8), (256, 8), (192, 6), (128, 4)):
+        images = flops / (6 * 12 * width**2 * depth * tokens)  # 12 width^2 weights a block, 6 FLOPs each
+        if images >= ENOUGH_IMAGES * batch_factor:
+            break
+    return {"kind": "dit", "width": width, "depth": depth, "heads": width // 64, "patch": patch}, reason(images)
+
+
+def reason(images: float) -> str:
+    return f"the time allows about {images:,.0f} pictures of training with it"
+
+
+def choose_text(captions: Captions | None, width: int, depth: int) -> dict[str, Any]:
+    """Half as wide as the denoiser and a quarter as deep: about a tenth of its cost."""
+    if captions is None or captions.optional:
+        return {"kind": "none"}
+    return {"kind": "bytes", "width": width // 2, "heads": max(1, width // 64), "depth": max(1, depth // 4)}
+
+
+def learning_rate(backbone: Backbone) -> float:
+    """In inverse proportion to the width; ten times smaller for a UNet, whose convolutions have 9 times the inputs."""
+    return rounded((0.4 if backbone.kind == "dit" else 0.04) / backbone.width)
+
+
+# -- Stages that enlarge -----------------------------------------------------------------------------------------------
+
+
+def choose_enlarger(
+    pictures: Pictures, low_res: int, size: int, flops: float, batch_factor: int, prior: PriorName = "gaussian"
+) -> tuple[dict[str, Any], str]:
+    """The widest local UNet that sees enough crops within `flops`."""
+    factor = size // low_res
+    patch = math.gcd(min(4, factor), size)
+    multiples = (1, 2, 2) if size % (4 * patch) == 0 else (1,)
+    unit = math.lcm(patch * 2 ** (len(multiples) - 1), factor)
+    crop = min(size, 128 if size <= LARGEST_CROP else LARGEST_CROP) // unit * unit
+    networks = [
+        UnetConfig(patch=patch, width=width, multiples=multiples, blocks=blocks, attention_levels=())
+        for width, blocks in ((32, 2), (48, 2), (64, 2), (96, 2), (128, 2), (128, 3))
+    ]
+
+    def crops_seen(network: UnetConfig) -> float:
+        return flops / (3 * forward_flops(network, 9, 3, crop))
+
+    enough = takewhile(lambda network: crops_seen(network) >= ENOUGH_CROPS * batch_factor, networks)
+    backbone = [networks[0], *enough][-1]
+    plain, residual = measure_residuals(pictures, size, factor, prior)
+    settings = {
+        "batch": 8 * batch_factor,
+        "backbone": backbone.model_dump(mode="json"),
+        "schedule": {
+            "kind": "karras",
+            "mean": rounded(math.log(MEDIAN_SIGMA * residual)),
+            "smallest": rounded(max(0.1 * plain, SMALLEST_SIGMA * residual)),
+            "largest": rounded(LARGEST_SIGMA * residual),
+        },
+        "sigma_data": residual if prior == "none" else 0.0,
+        "augmentation": {"kind": "noise" if low_res <= LARGEST_NOISED else "blur"},
+        "crop": crop,
+    }
+    return settings, reason(crops_seen(backbone))
+
+
+@cache
+def forward_flops(config: Backbone, in_channels: int, out_channels: int, side: int) -> int:
+    """Of one picture through a network, counted on the meta device."""
+    with torch.device("meta"), FlopCounterMode(display=False) as counter, torch.no_grad():
+        network = build_backbone(config, in_channels, out_channels)
+        network(torch.empty(1, in_channels, side, side), torch.empty(1, config.width))
+    return counter.get_total_flops()
+
+
+def measure_residuals(pictures: Pictures, size: int, factor: int, prior: PriorName = "gaussian") -> tuple[float, float]:
+    """Standard deviation of pictures about the prior mean: in flat patches, and overall.
+
+    Without a prior, the overall one is about the low-resolution picture, enlarged.
+    """
+    enough = max(2, PRIOR_PATCHES // (size // factor) ** 2)
+    pairs = [(shrunk(images, factor), images) for images in islice(some_images(pictures, size), enough)]
+    fitted = PatchPrior(factor)
+    fitted.fit(pairs)
+    if prior == "none":
+        residuals = (images - enlarged(low_res, factor) for low_res, images in pairs)
+    else:
+        residuals = (fitted.posterior(low_res, torch.zeros(1)).deviation for low_res, _ in pairs)
+    overall = max(LEAST_DEVIATION, math.sqrt(mean_of(residual.square() for residual in residuals)))
+    return rounded(float(fitted.plain)), rounded(overall)
+
+
+# -- Measured on pictures ----------------------------------------------------------------------------------------------
+
+
+def measure_sigma_data(pictures: Pictures, size: int) -> float:
+    """Root mean square of the pixels, in [-1, 1], of pictures of this size."""
+    return rounded(max(1e-3, math.sqrt(mean_of(image.square() for image in some_images(pictures, size)))))
+
+
+def some_images(pictures: Pictures, size: int) -> Iterator[Images]:
+    """At most 64 training pictures, evenly spaced, one at a time."""
+    for index in pictures.train_indices[:: max(1, len(pictures.train_indices) // 64)][:64]:
+        yield shrunk(images_from_pixels(pictures.pixels[index][None]), pictures.pixels.shape[-1] // size)
+
+
+def mean_of(values: Iterable[Tensor]) -> float:
+    return float(torch.stack([value.mean() for value in values]).mean())
+
+
+def rounded(value: float) -> float:
+    """To three digits, since recipes are read by people."""
+    return float(f"{value:.3g}")

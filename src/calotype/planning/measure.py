@@ -1,0 +1,254 @@
+"""What training costs on this machine, measured on one real step of every kind with the real networks."""
+
+from __future__ import annotations
+
+import math
+from functools import cached_property
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from calotype.build import build_enlarger, build_frozen, build_stage, initial_space
+from calotype.data.folder import Pictures
+from calotype.data.images import images_from_pixels
+from calotype.data.latents import LatentCache
+from calotype.data.sources import FOLDS, LatentSource
+from calotype.data.words import distinct, read_on
+from calotype.diffusion.stage import Stage, generate
+from calotype.evaluation.autoencoder import measure_autoencoder
+from calotype.evaluation.counting import counted
+from calotype.machine import best_time
+from calotype.nets.critic import Critic
+from calotype.nets.frozen import FrozenConfig
+from calotype.priors.captioned import DIRECTIONS, CaptionedMixture
+from calotype.priors.gaussian import GaussianMixture
+from calotype.priors.gaussian_fit import CLUSTERS, FEWEST_PER_COMPONENT, largest_rank
+from calotype.priors.ngrams import MOST_WORDS
+from calotype.priors.prior import MOST_VALUES, Prior, constant_count
+from calotype.recipe import OptimizerConfig, Recipe, exposure_above, leg_above
+from calotype.spaces.latent import LatentSpace
+from calotype.spaces.pixel import PixelSpace, Space
+from calotype.training.budget import Phases, mean_cost
+from calotype.training.examples import (
+    crop_examples,
+    picture_examples,
+    picture_source,
+    without_unread_captions,
+)
+from calotype.training.legs import autoencoder_objective
+from calotype.training.loop import Source, TrainProgress, learn
+from calotype.training.objectives import DenoisingObjective, Objective
+from calotype.training.previews import inspection_count
+from calotype.training.state import TrainState
+from calotype.types import NULL_LABEL, Images, Rng
+
+SAMPLE_VALUES = 2**20
+"""Sampling is timed on 8 pictures, or on fewer with so many pixels in all."""
+FIT_FLOPS, CAPTION_FIT_FLOPS = 50_000, 175_000
+"""To fit the prior, for each value that it is fitted to, and more with captions; measured on 8,100 portraits."""
+MATRIX_SIDE = 1024
+"""Of the matrix product by which it is measured how fast a prior is fitted."""
+
+
+class StepCost(NamedTuple):
+    """Of a training step, divided by its batch."""
+
+    seconds: float
+    flops: float
+
+
+Steps = list[tuple[float, StepCost]]
+"""Up to this fraction of a leg, a step costs so much."""
+
+
+class Measurement:
+    """Runs one real step of each kind, with the real networks. Seconds are those of one image, if nothing else is said.
+
+    `pictures` are all pictures; steps are timed on a few of them.
+    """
+
+    def __init__(self, recipe: Recipe, pictures: Pictures, device: torch.device) -> None:
+        self.recipe, self.device, self.rng = recipe, device, Rng((recipe.seed, "plan"))
+        frozen = isinstance(recipe.denoiser.text, FrozenConfig)
+        self.texts = distinct(pictures.captions) if pictures.captions and frozen else []
+        classes, few = len(pictures.classes), few_pictures(without_unread_captions(recipe, pictures))
+        self.pictures = {size: few.shrunk(size) for size in recipe.chain}
+        self.space: Space = PixelSpace()
+        if recipe.kind == "latent":
+            self.space = initial_space(recipe, self.pictures[recipe.chain[0]], device)
+        base = build_stage(recipe, self.space, classes, self._mixture(len(pictures), classes))
+        self.stages = [base, *(build_enlarger(recipe, size, classes) for size in recipe.chain[1:])]
+        for stage in self.stages:
+            stage.denoiser.to(device)
+
+    def _mixture(self, count: int, classes: int) -> Prior | None:
+        """The largest prior that so many pictures may be given, not fitted."""
+        if self.recipe.denoiser.prior == "none":
+            return None
+        dimension, groups = self.space.channels * (self.recipe.chain[0] // self.space.reduction) ** 2, max(1, classes)
+        components = groups * (max(CLUSTERS) if count >= FEWEST_PER_COMPONENT * groups * max(CLUSTERS) else 1)
+        rank = largest_rank(count, dimension, components)
+        if self.recipe.denoiser.text.kind == "none":
+            return by_class(GaussianMixture(components, rank, dimension), classes, 1)
+        mixture = by_class(GaussianMixture(2 * components, rank, dimension), classes, 2)
+        return CaptionedMixture(mixture, 2 * groups, MOST_WORDS, DIRECTIONS)
+
+    # -- Training ------------------------------------------------------------------------------------------------------
+
+    def phases(self) -> dict[str, Phases]:
+        """Seconds of an image in each leg."""
+        return {leg: [(end, cost.seconds) for end, cost in steps] for leg, steps in self.steps.items()}
+
+    def flops(self) -> dict[str, float]:
+        """Floating-point operations of an image, averaged over each leg."""
+        return {leg: mean_cost([(end, cost.flops) for end, cost in steps]) for leg, steps in self.steps.items()}
+
+    @cached_property
+    def steps(self) -> dict[str, Steps]:
+        """Of every leg; exposure fine-tuning has the steps of its stage."""
+        steps = {"autoencoder": self._autoencoder()} if self.recipe.trains_space else {}
+        steps["denoiser"] = self._denoiser()
+        for stage in self.stages[1:]:
+            steps[leg_above(stage.image_size)] = steps[exposure_above(stage.image_size)] = self._enlarger(stage)
+        return {leg: steps[leg] for leg in self.recipe.legs}
+
+    def _autoencoder(self) -> Steps:
+        """Steps cost more once the perceptual loss, the critic, and the adversarial loss set in."""
+        assert isinstance(self.space, LatentSpace)
+        config, objective = self.recipe.autoencoder, autoencoder_objective(self.recipe, self.space.vae)
+        objective.critic.to(self.device)
+        objective.features.to(self.device)
+        source = picture_source(self.recipe, self.pictures[self.recipe.chain[0]], self.device)
+        return [(end, self._step(objective, source, config.batch, end - 1e-6)) for end in config.losses.phase_ends]
+
+    def _denoiser(self) -> Steps:
+        pictures = self.pictures[self.recipe.chain[0]]
+        source: Source = picture_examples(self.recipe, pictures, self.device)(pictures.train_indices)
+        if isinstance(self.space, LatentSpace):
+            moments = self.space.moments(self._images(2)).half().cpu()
+            cache = LatentCache(moments[:1][None].expand(1, 2, *moments.shape[1:]))
+            ends = [0, len(pictures) - 1]
+            labels, captions = pictures.labels[ends], pictures.captions and pictures.captions.at(ends)
+            source = LatentSource(cache, labels, torch.arange(2), self.rng, self.device, captions)
+        return [(1.0, self._step(DenoisingObjective(self.stages[0]), source, self.recipe.denoiser.batch))]
+
+    def _enlarger(self, stage: Stage) -> Steps:
+        size = stage.image_size
+        pictures = self.pictures[size]
+        source = crop_examples(self.recipe, size, pictures, self.device)(pictures.train_indices)
+        return [(1.0, self._step(DenoisingObjective(stage), source, self.recipe.enlarger(size).batch))]
+
+    def _step(self, objective: Objective, source: Source, batch: int, progress: float = 0.0) -> StepCost:
+        states = {name: TrainState(network, OptimizerConfig()) for name, network in objective.networks.items()}
+        clock = TrainProgress(total=10**6, batch=batch, seed=0)
+
+        def step() -> None:
+            learn(states, objective.losses(source.batch(0, batch), progress, clock.rng()), clock)
+
+        flops = counted(step)
+        return StepCost(best_time(step, self.device, 2) / batch, flops / batch)
+
+    # -- Between the legs ----------------------------------------------------------------------------------------------
+
+    def encode(self) -> float:
+        """Of the latents; 0 in pixels."""
+        if isinstance(self.space, PixelSpace):
+            return 0.0
+        images = self._images(max(1, min(16, 16 * SAMPLE_VALUES // (3 * self.recipe.chain[0] ** 2))))
+        return best_time(lambda: self.space.moments(images), self.device, 2) / len(images)
+
+    @cached_property
+    def captions(self) -> tuple[float, int]:
+        """Seconds in which a frozen text encoder encodes all captions, and the bytes of their encodings; else zeros."""
+        text = self.recipe.denoiser.text
+        if not isinstance(text, FrozenConfig):
+            return 0.0, 0
+        few = self.texts[:: max(1, len(self.texts) // 32)][:32]
+        reader, scale = build_frozen(text).reader, len(self.texts) / len(few)
+        seconds = best_time(lambda: read_on(reader, few, self.device), self.device, 1)
+        return scale * seconds, int(scale * read_on(reader, few, self.device).context.nbytes)
+
+    def inspect(self) -> float:
+        """Seconds in which the autoencoder is inspected; 0 in pixels."""
+        if not isinstance(space := self.space, LatentSpace):
+            return 0.0
+        images = self._images(8)
+        seconds = best_time(lambda: measure_autoencoder(space, images, 0, thorough=False), self.device, 1)
+        return seconds / len(images) * inspection_count(images[0].numel())
+
+    def fit(self, count: int) -> float:
+        """Seconds in which the prior is fitted to so many pictures."""
+        if (prior := self.stages[0].denoiser.prior) is None:
+            return 0.0
+        matrix = torch.ones(MATRIX_SIDE, MATRIX_SIDE, device=self.device)
+        flops = FIT_FLOPS + (CAPTION_FIT_FLOPS if isinstance(prior, CaptionedMixture) else 0)
+        values = min(MOST_VALUES, count * math.prod(self.stages[0].shape))
+        return flops * values * best_time(lambda: matrix @ matrix, self.device) / (2 * MATRIX_SIDE**3)
+
+    def sample(self) -> float:
+        """Through all stages, with the recipe's steps and guidance."""
+        return sum(self.sample_stage(index) for index in range(len(self.stages)))
+
+    @torch.no_grad()
+    def sample_stage(self, index: int) -> float:
+        """Extrapolated from one or two steps."""
+        stage, sampling = self.stages[index], self.recipe.samplings[index]
+        steps = 2 if index == 0 else 1
+        few_steps = sampling.model_copy(update={"steps": steps, "conditioning": "whole"})
+        count = max(1, min(8, SAMPLE_VALUES // stage.image_size**2))
+        labels = torch.full((count,), NULL_LABEL, device=self.device)
+        rngs = [self.rng.at(place) for place in range(count)]
+        side = stage.low_res_size
+        low_res = torch.zeros(count, 3, side, side, device=self.device) if side else None
+        latents = torch.zeros(count, *stage.shape, device=self.device)
+        whole = best_time(lambda: generate([stage], labels, [few_steps], rngs, low_res), self.device, 1)
+        decode = best_time(lambda: stage.space.decode(latents), self.device, 1)
+        return (max(0.0, whole - decode) / steps * sampling.steps + decode) / count
+
+    def _images(self, count: int) -> Images:
+        pixels = self.pictures[self.recipe.chain[0]].pixels
+        images = images_from_pixels(pixels[torch.arange(count) % len(pixels)])
+        return images.to(self.device).contiguous(memory_format=torch.channels_last)
+
+    # -- Sizes ---------------------------------------------------------------------------------------------------------
+
+    def parameters(self) -> dict[str, int]:
+        """Of each network that is part of the model, by the leg that trains it first."""
+        counts = {"autoencoder": count_parameters(self.space.vae)} if isinstance(self.space, LatentSpace) else {}
+        counts["denoiser"] = count_parameters(self.stages[0].denoiser)
+        return counts | {leg_above(stage.image_size): count_parameters(stage.denoiser) for stage in self.stages[1:]}
+
+    def critic_parameters(self) -> int:
+        with torch.device("meta"):
+            return count_parameters(Critic(self.recipe.autoencoder.critic))
+
+    def prior_values(self) -> int:
+        """Values of the model that are fitted in closed form, at most."""
+        return sum(constant_count(stage.denoiser) for stage in self.stages)
+
+    def constant_values(self) -> int:
+        """The same as a run stores them: of few pictures, each fold has a mixture of its own, without captions."""
+        prior, stored = self.stages[0].denoiser.prior, constant_count(self.stages[0].denoiser)
+        if prior is None:
+            return self.prior_values()
+        # with captions, each class has two groups
+        plain = constant_count(prior) // 2 if isinstance(prior, CaptionedMixture) else stored
+        return self.prior_values() + max(0, (1 + FOLDS) * plain - stored)
+
+
+def few_pictures(pictures: Pictures) -> Pictures:
+    """At least 64; more of small ones, from which the autoencoder's closed-form start is fitted."""
+    return pictures.first(max(64, min(len(pictures), 2**25 // pictures.pixels[0].numel())))
+
+
+def by_class(mixture: GaussianMixture, classes: int, groups: int) -> GaussianMixture:
+    """Labels the components as a fit does, with so many groups a class: a labelled picture evaluates its own alone."""
+    number, per_class = torch.arange(len(mixture.means)), len(mixture.means) // max(1, classes)
+    mixture.group[:] = number // (per_class // groups)
+    mixture.label[:] = number // per_class if classes else NULL_LABEL
+    return mixture
+
+
+def count_parameters(network: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in network.parameters())
