@@ -9,6 +9,7 @@ from PIL import Image
 
 from calotype.files import write_json
 from calotype.report import write_report
+from calotype.report.folder import read_run
 from calotype.report.format import date, difference, duration, scaled
 from calotype.report.html import encodings, tag
 from calotype.report.plot import (
@@ -27,7 +28,6 @@ from calotype.report.plot import (
     spread,
     thinned,
 )  # fmt: skip
-from calotype.report.reading import read_run
 
 STYLES = ["adventurer", "lorelei", "micah", "notionists", "open-peeps", "personas"]
 SECONDS = {"plan": 5.1, "autoencoder": 151.0, "latents": 9.0, "denoiser": 402.0, "samples": 14.0}

@@ -13,8 +13,8 @@ from test_report import Page, facts, fake_run, flat
 from calotype.cli.commands import report, runs
 from calotype.files import write_json
 from calotype.report import summarize_all, write_report
+from calotype.report.folder import read_run
 from calotype.report.format import sample_sizes
-from calotype.report.reading import read_run
 from calotype.report.runs import summarize_folder
 from calotype.types import UserError
 

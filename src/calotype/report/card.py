@@ -21,8 +21,8 @@ from calotype.report.evaluation import (
     reasons,
     rows,
 )
+from calotype.report.folder import read_run, settings_of
 from calotype.report.format import count, scaled
-from calotype.report.reading import read_run, settings_of
 from calotype.run import PORTRAITS, Run, read_mapping
 from calotype.tables import number, numbers, within
 

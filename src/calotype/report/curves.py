@@ -6,10 +6,10 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from calotype.report.folder import legs_of
 from calotype.report.format import count, difference, digits, leg_name, spaced
 from calotype.report.html import Html, aside, section, strip, table, tag
 from calotype.report.plot import Point, Series, plot
-from calotype.report.reading import legs_of
 from calotype.run import Event, Run
 from calotype.tables import numbers, within
 

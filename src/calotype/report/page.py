@@ -10,6 +10,7 @@ from typing import Any
 from calotype.files import write_whole
 from calotype.report.curves import training_curves
 from calotype.report.evaluation import evaluation
+from calotype.report.folder import legs_of, previews, read_run, recipe_text
 from calotype.report.format import (
     Value,
     count,
@@ -41,7 +42,6 @@ from calotype.report.html import (
     table,
     tag,
 )
-from calotype.report.reading import legs_of, previews, read_run, recipe_text
 from calotype.report.sweep import sweep
 from calotype.run import Run, read_mapping
 from calotype.tables import number, numbers, within

@@ -9,6 +9,7 @@ from string import ascii_uppercase
 
 from calotype.files import write_whole
 from calotype.report.curves import with_n
+from calotype.report.folder import legs_of, read_run, sizes_of
 from calotype.report.format import (
     UNKNOWN,
     clipped,
@@ -23,7 +24,6 @@ from calotype.report.format import (
 )
 from calotype.report.html import Html, aside, definitions, figure, masthead, page, section, strip, table
 from calotype.report.plot import Series, plot
-from calotype.report.reading import legs_of, read_run, sizes_of
 from calotype.run import Event, Run, read_mapping
 from calotype.tables import number, numbers, within
 from calotype.training.lock import owner_of
