@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +64,7 @@ def by_class(result: dict[str, Any]) -> Html | None:
             one["class"],
             interval(one["samples"][key]),
             *(interval(one[column]["kernel_distance"]) for column in ("samples", "floor")),
-            ", ".join(two_decimals(one["samples"][name]["value"]) for name in ("precision", "recall")),
+            two_decimals([one["samples"][name]["value"] for name in ("precision", "recall")]),
             count(one["samples"]["n"][0]),
         )
         for one in result["classes"]
@@ -72,8 +72,10 @@ def by_class(result: dict[str, Any]) -> Html | None:
     return table(heads, cells)
 
 
-def two_decimals(value: float | None) -> str:
-    return UNKNOWN if value is None else f"{value:.2f}"
+def two_decimals(values: Sequence[float | None]) -> str:
+    """Unknown where none of the values is known."""
+    known = any(value is not None for value in values)
+    return ", ".join(UNKNOWN if value is None else f"{value:.2f}" for value in values) if known else UNKNOWN
 
 
 def copying(copies: dict[str, Any]) -> Iterator[Html | None]:
