@@ -75,7 +75,7 @@ def test_latents_have_mean_0_and_spread_1_and_the_report_shows_reconstructions(r
     variance = latents.var((0, 2, 3), correction=0) + (log_variance.exp() / space.spread**2).mean((0, 2, 3))
     assert torch.allclose(latents.mean((0, 2, 3)), torch.zeros(4), atol=1e-3)
     assert torch.allclose(variance, torch.ones(4), atol=1e-3)
-    assert "Through the autoencoder" in (run / "report.html").read_text()
+    assert "each with its reconstruction to the right" in (run / "report.html").read_text()
 
 
 @torch.no_grad()
