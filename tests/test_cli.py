@@ -397,7 +397,7 @@ def test_a_model_of_another_version_is_refused(finished, tmp_path):
     with whole_folder(tmp_path / "model") as folder:
         write_json(folder / "model.json", {**read_json(finished / "model" / "model.json"), "format": 99})
     with pytest.raises(
-        UserError, match=f"has format 99, this version of calotype reads {' and '.join(map(str, READABLE))}"
+        UserError, match=f"has format 99, but this version of calotype reads {' and '.join(map(str, READABLE))}"
     ):
         calotype.load(tmp_path / "model")
 
