@@ -311,8 +311,8 @@ def saved(folder):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--mask", "mask.png"], "--mask says how a picture changes, but there is none; add --from PICTURE"),
-        (["--strength", "0.5"], "--strength says how a picture changes"),
+        (["--mask", "mask.png"], "--mask is for image-to-image, but there is no picture; add --from PICTURE"),
+        (["--strength", "0.5"], "--strength is for image-to-image"),
         (["--from", "picture.png", "--strength", "0"], "strength is 0.0, but must be above 0 and at most 1"),
         (["--from", "picture.png", "--strength", "1.1"], "strength is 1.1, but must be above 0"),
         (["--from", "picture.png", "--strength", "nan"], "strength is nan, but must be above 0"),

@@ -232,6 +232,6 @@ def test_gaussians_of_format_5_open_and_predict_what_they_did(gaussians, level):
     around = opened.posterior(small, torch.full((4,), level))
     places, contrast = windows_of(small)
     strength = (contrast**2 - (0.86 * level) ** 2).clamp(min=0)
-    before = strength[:, None] * opened.variances[opened.kinds(places)] + opened.plain**2 + (0.86 * level) ** 2
+    before = strength[:, None] * opened.variances[opened.clusters(places)] + opened.plain**2 + (0.86 * level) ** 2
     assert torch.equal(around.noise_variances, around.variances)
     assert torch.allclose(around.noise_variances, before, rtol=1e-4)

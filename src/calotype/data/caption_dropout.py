@@ -48,8 +48,8 @@ def words_in_a_row(words: Sequence[str], dice: random.Random) -> str:
 def partly(texts: Sequence[str], share: float, rng: Rng) -> tuple[str, ...]:
     """Parts of about such a share of these captions, all of the others."""
     draws, places = rng.at("partly").uniform(len(texts)).tolist(), rng.at("which").uniform(len(texts)).tolist()
-    said = []
+    shortened = []
     for text, draw, place in zip(texts, draws, places, strict=True):
         fewer = parts(text) if draw < share else ()
-        said.append(fewer[int(place * len(fewer))] if fewer else text)
-    return tuple(said)
+        shortened.append(fewer[int(place * len(fewer))] if fewer else text)
+    return tuple(shortened)

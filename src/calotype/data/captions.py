@@ -65,18 +65,18 @@ class Found:
             self.described[kind] += 1
 
     def notes(self, names: Sequence[str]) -> list[str]:
-        told = sum(name in self.captions for name in names)
+        captioned = sum(name in self.captions for name in names)
         kinds = " and ".join(f"{kind} ({count:,})" for kind, count in sorted(self.described.items()))
-        missing = f"; {many(len(names) - told, 'picture')} without one: not told" if told < len(names) else ""
+        missing = f"; {many(len(names) - captioned, 'picture')} without one: not told" if captioned < len(names) else ""
         more = f" and {len(self.refused) - 5:,} more" if len(self.refused) > 5 else ""
-        said = {
-            f"captions of {many(told, 'picture')}, from {kinds}{missing}": told,
+        counts = {
+            f"captions of {many(captioned, 'picture')}, from {kinds}{missing}": captioned,
             f"passed over as captions: {', '.join(self.refused[:5])}{more}": len(self.refused),
             f"{many(self.cleaned, 'caption')} lost marks that control or turn text, or a long end": self.cleaned,
             f"{many(self.outside, 'line')} of metadata named files outside the folder: ignored": self.outside,
             f"{many(self.strangers, 'line')} of metadata named no picture that was read": self.strangers,
         }
-        return [note for note, count in said.items() if count]
+        return [note for note, count in counts.items() if count]
 
 
 def many(count: int, noun: str) -> str:

@@ -175,8 +175,8 @@ def with_captions(pictures: Pictures, captions: Captions | None) -> Pictures:
     """Other captions are other content, where they are read."""
     if captions is None or captions.optional:
         return replace(pictures, captions=captions)
-    told = hashlib.sha256(f"{pictures.content} {captions.of}".encode("utf-8", "replace")).hexdigest()[:32]
-    return replace(pictures, captions=captions, content=told)
+    digest = hashlib.sha256(f"{pictures.content} {captions.of}".encode("utf-8", "replace")).hexdigest()[:32]
+    return replace(pictures, captions=captions, content=digest)
 
 
 def assemble(
@@ -388,8 +388,8 @@ def _refused_note(refused: dict[str, str], total: int) -> list[str]:
 
 
 def _some(refused: dict[str, str]) -> str:
-    told = [f"{shown(name)} ({reason})" for name, reason in sorted(refused.items())]
-    return ", ".join(told[:5]) + (f" and {len(told) - 5} more" if len(told) > 5 else "")
+    reasons = [f"{shown(name)} ({reason})" for name, reason in sorted(refused.items())]
+    return ", ".join(reasons[:5]) + (f" and {len(reasons) - 5} more" if len(reasons) > 5 else "")
 
 
 def _tally(counts: Counter[str]) -> str:

@@ -154,13 +154,13 @@ def shared(strata: Sequence[Sequence[int]], wanted: tuple[int, int]) -> Split:
         return rows_set([row for rows, number in pairs for row in rows[:number]], count)
 
     validation, test = map(first, wanted)
-    said = "there is only 1 picture: it is trained on, and held out as well"
+    note = "there is only 1 picture: it is trained on, and held out as well"
     if count > 1:
-        said = (
+        note = (
             f"no class has more than 1 picture, so all {count} are trained on, and {int((validation | test).sum())} "
             f"of them are held out as well: no measure says how new pictures fare"
         )
-    return Split(torch.ones(count, dtype=torch.bool), validation, test, (said,))
+    return Split(torch.ones(count, dtype=torch.bool), validation, test, (note,))
 
 
 # -- How many ----------------------------------------------------------------------------------------------------------
@@ -309,6 +309,6 @@ def class_notes(
         if classes and few and (sets == name).any():
             named = [f"{shown(classes[label])} {number}" for label, number in few.items()]
             more = f" and {len(named) - 20} more" if len(named) > 20 else ""
-            said = "class is" if len(few) == 1 else "classes are"
-            notes.append(f"{len(few)} {said} too small to be {what}: {', '.join(named[:20])}{more}")
+            subject = "class is" if len(few) == 1 else "classes are"
+            notes.append(f"{len(few)} {subject} too small to be {what}: {', '.join(named[:20])}{more}")
     return notes

@@ -122,15 +122,15 @@ def describe(facts: Facts) -> Saying:
     article = "an" if name[0] in "aeiou" else "a"
     whole = (f"{article} {name} portrait", f"chân dung kiểu {name}")
     around = (f"on a {background[0]} background", f"trên nền {background[1]}")
-    said = (saying for _, saying in seen(facts))
-    english, vietnamese = (", ".join(parts) for parts in zip(whole, *said, around, strict=True))
+    phrases = (saying for _, saying in seen(facts))
+    english, vietnamese = (", ".join(parts) for parts in zip(whole, *phrases, around, strict=True))
     return english, vietnamese
 
 
 def shown(facts: Facts) -> Shown:
     """The same, one by one."""
-    said = {about: saying[0] for about, saying in seen(facts)}
-    return {"background": BACKGROUNDS[facts["primaryBackgroundColor"]][0], "style": facts["style"], **said}
+    phrases = {about: saying[0] for about, saying in seen(facts)}
+    return {"background": BACKGROUNDS[facts["primaryBackgroundColor"]][0], "style": facts["style"], **phrases}
 
 
 def unseen(drawn: Sequence[Facts], count: int) -> list[Facts]:
@@ -138,7 +138,7 @@ def unseen(drawn: Sequence[Facts], count: int) -> list[Facts]:
 
     Fewer, or none, where all that can be found are there. Equal arguments give equal combinations.
     """
-    known, dice = {said for one in drawn for said in describe(one)}, random.Random(0)
+    known, dice = {phrase for one in drawn for phrase in describe(one)}, random.Random(0)
     makers = {style: mixing([one for one in drawn if one["style"] == style], dice) for style in styles_of(drawn)}
     made: list[Facts] = []
     while makers and len(made) < count:
@@ -201,11 +201,11 @@ def worn(facts: Facts) -> Iterator[tuple[str, Saying]]:
     things += [facts["eyes"]] if facts["style"] == "personas" else []
     things += [key for key in ("glasses", "freckles") if key in facts]
     for thing in things:
-        if said := first(WORN, thing):
-            yield (said[0] if said[0] in ("face mask", "freckles") else "glasses"), said
+        if phrase := first(WORN, thing):
+            yield (phrase[0] if phrase[0] in ("face mask", "freckles") else "glasses"), phrase
     if "earrings" in facts:
         yield "earrings", ("earrings", "đeo bông tai")
 
 
 def first(sayings: Mapping[str, Saying], name: str) -> Saying | None:
-    return next((said for key, said in sayings.items() if key and key in name.lower()), None)
+    return next((phrase for key, phrase in sayings.items() if key and key in name.lower()), None)

@@ -26,8 +26,8 @@ def check_data(folder: Path, size: int, console: Console) -> Survey:
     """Says what the folder holds. Raises `UserError` where training could not start."""
     with console.bar("pictures") as bar:
         found = survey(folder, size, counting(bar))
-    for name, said in lines(found):
-        console.say(f"{name:<12} {said}".rstrip())
+    for name, value in lines(found):
+        console.say(f"{name:<12} {value}".rstrip())
     if not found.seen:
         raise UserError(f"no picture in {shown(folder)} could be read, so training cannot start; the reasons are above")
     console.say(
@@ -84,12 +84,12 @@ def labels(found: Survey) -> str:
     return f"{len(classes):,}: {', '.join(classes)}" + (f"; without one {counts['']:,}" if "" in counts else "")
 
 
-def few(said: Sequence[str]) -> list[str]:
+def few(notes: Sequence[str]) -> list[str]:
     """The first of many, and how many there are."""
-    more = [f"... and {len(said) - MOST:,} more"] if len(said) > MOST else []
-    return [f"{len(said):,}: {said[0]}", *said[1:MOST], *more] if said else []
+    more = [f"... and {len(notes) - MOST:,} more"] if len(notes) > MOST else []
+    return [f"{len(notes):,}: {notes[0]}", *notes[1:MOST], *more] if notes else []
 
 
-def named(name: str, said: Sequence[str]) -> Iterator[tuple[str, str]]:
+def named(name: str, notes: Sequence[str]) -> Iterator[tuple[str, str]]:
     """The name stands before the first line."""
-    yield from zip([name, *[""] * len(said)], said, strict=False)
+    yield from zip([name, *[""] * len(notes)], notes, strict=False)
