@@ -39,7 +39,7 @@ def test_every_line_of_a_text_file_is_a_caption(folder):
     (folder / "2.txt").write_bytes(b"\xef\xbb\xbfwith a mark of its order")
     of, notes = captions_of(folder, "0.png", "1.png", "2.png")
     assert of == ((), ("a cat", "một con mèo"), ("with a mark of its order",))
-    assert notes == ["captions of 2 pictures, from .txt files (2); 1 picture without one: not told"]
+    assert notes == ["captions of 2 pictures, from .txt files (2); 1 picture without a caption"]
 
 
 def test_metadata_names_pictures_below_it_and_may_have_several_captions(folder):

@@ -103,7 +103,7 @@ def test_every_claim_has_a_verdict_and_its_time_in_the_order_of_the_lecture():
 @pytest.mark.parametrize("kind", ["latent", "cascade"])
 def test_without_the_other_kind_there_is_not_enough_evidence_for_what_compares_them(kind):
     rows = {row["claim"]: row["verdict"] for row in verdicts([run(kind), run(kind, 1)])}
-    alone = {END_TO_END} | ({PROPAGATION} if kind == "cascade" else set())
+    alone = {PROPAGATION} if kind == "cascade" else set()
     assert {claim for claim, word in rows.items() if word != UNDECIDED} == alone
 
 
@@ -178,10 +178,10 @@ def test_models_are_counted_and_their_bytes_said(count, expected):
     assert word == expected and "8 MB with all of them in memory and 4 MB with one at a time" in sentence
 
 
-def test_end_to_end_is_refuted_whatever_the_runs():
+def test_no_runs_decide_whether_training_is_end_to_end():
     for runs in (both(), [run("latent")], [run("cascade")]):
         word, sentence = verdict(runs, END_TO_END)
-        assert word == REFUTED and "dev/LOG.md, 2026-11-28" in sentence
+        assert word == UNDECIDED and "dev/LOG.md, 2026-11-28" in sentence
 
 
 @pytest.mark.parametrize(("claim", "path"), [(SAMPLING, "cost.flops_a_picture"), (TRAINING, "cost.training.flops")])

@@ -99,7 +99,7 @@ class Model:
         The largest part in the middle that has the shape of `size` is taken, and resized to that. `strength`, above 0
         and up to 1, is the share of the sampler's steps: little is changed near 0, and at 1 the picture is forgotten.
         It is 0.6 by default, and 1 with a mask, where the sampler is `ancestral`, with 5.5 times the steps.
-        Pixels further from the white than `reach` are kept to the bit. Without a `label` none is told.
+        Pixels further from the white than `reach` are kept to the bit. Without a `label` it is unconditional.
         Raises `UserError` as `sample` does, and for a strength or a mask that cannot be.
         """
         self._warn(prompt)
@@ -149,16 +149,16 @@ class Model:
         ends, shares = prompts or (prompt, prompt), torch.linspace(0, 1, frames, dtype=torch.float64).tolist()
         first, last = ((Rng((seed, "sample", 0))) for seed in seeds)
         rngs = [Between(first, last, share) for share in shares]
-        told = [self.labels(1, label, end)[0] for label, end in zip(labels or (None, None), ends, strict=True)]
+        classes = [self.labels(1, label, end)[0] for label, end in zip(labels or (None, None), ends, strict=True)]
         texts, start = [self.text(frames, end, negative) for end in ends], self.canvas(size)
 
         def mixing(part: slice) -> Initializer:
             some = torch.tensor(shares[part], device=self.device, dtype=torch.float32)
-            last = torch.full((len(some),), told[1], device=self.device)
+            last = torch.full((len(some),), classes[1], device=self.device)
             text = texts[1] and texts[1].at(range(frames)[part])
             return condition_switch(last, text, some, start) if labels or prompts else start
 
-        made = self._develop([told[0]] * frames, texts[0], rngs, changes, size, mixing)
+        made = self._develop([classes[0]] * frames, texts[0], rngs, changes, size, mixing)
         return [picture for images in made for picture in pils_from_images(images)]
 
     def canvas(self, size: Size | None) -> Initializer:
@@ -199,9 +199,9 @@ class Model:
         check_guide(samplings[0], self.stages[0])
         width, height = size or (self.image_size, self.image_size)
         for part in in_turn(len(labels), height, width):
-            told = torch.tensor(labels[part], device=self.device)
+            own = torch.tensor(labels[part], device=self.device)
             some = text and text.at(range(len(labels))[part])
-            yield generate(self.stages, told, samplings, rngs[part], start=start(part), text=some)
+            yield generate(self.stages, own, samplings, rngs[part], start=start(part), text=some)
 
     def enlarge(
         self, picture: Image.Image, size: int | None = None, label: str | None = None, seed: int = 0
@@ -216,8 +216,8 @@ class Model:
         height, width = images.shape[-2:]
         unit = max(1, self.units[index] // stage.factor)
         images = F.pad(images, [0, -width % unit, 0, -height % unit], mode="replicate")
-        told = torch.tensor(self.labels(1, label) if label else [NULL_LABEL], device=device)
-        large = generate([stage], told, [self.samplings[index]], [Rng((seed, "enlarge"))], images)
+        labels = torch.tensor(self.labels(1, label) if label else [NULL_LABEL], device=device)
+        large = generate([stage], labels, [self.samplings[index]], [Rng((seed, "enlarge"))], images)
         return pils_from_images(large[:, :, : height * stage.factor, : width * stage.factor])[0]
 
     def enlarger(self, size: int | None = None) -> int:
@@ -298,7 +298,7 @@ def white_of(mask: Image.Image, picture: Image.Image, given: Images) -> Mask:
 
 def changed(sampling: Sampling, changes: dict[str, Any]) -> Sampling:
     """Raises `UserError` for a wrong value."""
-    recipe = parse_recipe({"sampling": {**sampling.model_dump(), **told(changes)}}, lambda key: "sampling")
+    recipe = parse_recipe({"sampling": {**sampling.model_dump(), **without_none(changes)}}, lambda key: "sampling")
     return recipe.sampling
 
 
@@ -311,10 +311,10 @@ def check_guide(sampling: Sampling, stage: Stage) -> None:
 
 def seamless(changes: dict[str, Any]) -> dict[str, Any]:
     """The changes, with the sampler for inpainting where none is asked for."""
-    return {"sampler": SEAMLESS, **told(changes)}
+    return {"sampler": SEAMLESS, **without_none(changes)}
 
 
-def told(changes: dict[str, Any]) -> dict[str, Any]:
+def without_none(changes: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in changes.items() if value is not None}
 
 

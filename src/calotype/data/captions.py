@@ -26,7 +26,7 @@ MOST_LETTERS = 2000
 @dataclass(frozen=True)
 class Captions:
     of: tuple[tuple[str, ...], ...]
-    """Of each picture; one that has none counts as not told."""
+    """Of each picture; one that has none is unconditional."""
     optional: bool = False
     """Not read unless asked for: the labels say as much."""
 
@@ -38,7 +38,7 @@ class Captions:
         return Text(tuple(next(iter(self.of[index]), "") for index in chosen))
 
     @property
-    def told(self) -> int:
+    def captioned(self) -> int:
         """How many pictures have one."""
         return sum(map(bool, self.of))
 
@@ -67,7 +67,7 @@ class Found:
     def notes(self, names: Sequence[str]) -> list[str]:
         captioned = sum(name in self.captions for name in names)
         kinds = " and ".join(f"{kind} ({count:,})" for kind, count in sorted(self.described.items()))
-        missing = f"; {many(len(names) - captioned, 'picture')} without one: not told" if captioned < len(names) else ""
+        missing = f"; {many(len(names) - captioned, 'picture')} without a caption" if captioned < len(names) else ""
         more = f" and {len(self.refused) - 5:,} more" if len(self.refused) > 5 else ""
         counts = {
             f"captions of {many(captioned, 'picture')}, from {kinds}{missing}": captioned,

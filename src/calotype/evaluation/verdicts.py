@@ -177,11 +177,13 @@ def judge_models(latent: Runs, cascade: Runs) -> Judgement:
 
 
 def judge_end_to_end(latent: Runs, cascade: Runs) -> Judgement:
+    """No run can measure this: a joint leg lost, and is no part of the program any more."""
     return Judgement(
-        REFUTED,
-        "Latent diffusion is one folder to deploy, but is trained in two stages: the autoencoder, then the denoiser on "
-        "its frozen latents. Training both jointly lost at equal compute: FD-Lite0 higher by 11.1 ± 2.9 (mean and "
-        "standard error of three paired seeds, portraits at 32 px; dev/LOG.md, 2026-11-28).",
+        UNDECIDED,
+        "These runs do not measure it. Latent diffusion is one folder to deploy, but is trained in two stages: the "
+        "autoencoder, then the denoiser on its frozen latents. In an earlier measurement training both jointly lost at "
+        "equal compute: FD-Lite0 higher by 11.1 ± 2.9 (mean and standard error of three paired seeds, portraits at "
+        "32 px; dev/LOG.md, 2026-11-28).",
     )
 
 

@@ -51,10 +51,10 @@ class Theirs(nn.Module):
         self.network = network
 
     def forward(self, tokens: Int[Tensor, "text token"]) -> Encoding:
-        said = self.network(input_ids=tokens, attention_mask=torch.ones_like(tokens))
-        context = said.last_hidden_state
+        output = self.network(input_ids=tokens, attention_mask=torch.ones_like(tokens))
+        context = output.last_hidden_state
         is_clip = type(self.network).__name__ == "CLIPTextModel"
-        return Encoding(context, said.pooler_output if is_clip else context.mean(1))
+        return Encoding(context, output.pooler_output if is_clip else context.mean(1))
 
 
 def open_reader(config: FolderConfig) -> Reader:
@@ -150,7 +150,7 @@ def build(folder: Path, kind: str, settings: dict[str, Any]) -> nn.Module:
     transformers.logging.disable_progress_bar()
     network: Any = getattr(transformers, KINDS[kind])
     try:
-        made, said = network.from_pretrained(
+        made, loading = network.from_pretrained(
             None, config=network.config_class.from_dict(settings), state_dict=weights, output_loading_info=True,
             attn_implementation="eager", dtype=torch.float32,
         )  # fmt: skip
@@ -159,7 +159,7 @@ def build(folder: Path, kind: str, settings: dict[str, Any]) -> nn.Module:
         raise UserError(
             f"{file}: no {kind} can be made of it and the weights ({reason}); take both from one place"
         ) from None
-    if missing := sorted(name for name in said["missing_keys"] if "pooler" not in name):
+    if missing := sorted(name for name in loading["missing_keys"] if "pooler" not in name):
         raise UserError(f"{folder} has no weights for {missing[0]:.80}, which its config.json asks for; copy it again")
     if not all(value.isfinite().all() for value in made.parameters()):
         raise UserError(f"{folder} has weights that are not numbers; take another copy of them")

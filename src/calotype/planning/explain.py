@@ -105,4 +105,6 @@ def describe_text(recipe: Recipe) -> str:
 def reason_for_text(captions: Captions) -> str:
     if captions.optional:
         return "labels are learned sooner than these captions; --set denoiser.text.kind=bytes reads the captions"
-    return f"{captions.told:,} of {len(captions.of):,} pictures have captions; the encoder learns with the denoiser"
+    return (
+        f"{captions.captioned:,} of {len(captions.of):,} pictures have captions; the encoder learns with the denoiser"
+    )
