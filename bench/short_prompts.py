@@ -39,19 +39,19 @@ def main() -> None:
     real = images_from_pixels(pictures.pixels[held_out])
     print(f"real portraits: {in_effect(styles(judge, real)):.1f} styles, {in_effect(grounds(real)):.1f} backgrounds")
     named = [(style, ground) for ground in BACKGROUNDS.values() for style in pictures.classes]
-    told = [named[place % len(named)] for place in range(arguments.count)]
+    pairs = [named[place % len(named)] for place in range(arguments.count)]
     for place, language in enumerate(LANGUAGES):
         around = ("on a {} background", "trên nền {}")[place]
         whole = ("a {} portrait", "chân dung kiểu {}")[place]
         prompts = {
-            "style": [whole.format(style.replace("-", " ")) for style, _ in told],
-            "background": [around.format(ground[place]) for _, ground in told],
+            "style": [whole.format(style.replace("-", " ")) for style, _ in pairs],
+            "background": [around.format(ground[place]) for _, ground in pairs],
         }
         prompts["both"] = [", ".join(one) for one in zip(*prompts.values(), strict=True)]
         for kind, some in prompts.items():
             images = torch.cat([images_from_pil(one) for one in model.draw(len(some), prompt=some)])
             found = styles(judge, images), grounds(images)
-            right = [share(one, [pair[k] for pair in told]) for k, one in enumerate(found)]
+            right = [share(one, [pair[k] for pair in pairs]) for k, one in enumerate(found)]
             print(
                 f"{language}, {kind}: style right {right[0]:.0%}, background {right[1]:.0%}; "
                 f"{in_effect(found[0]):.1f} styles, {in_effect(found[1]):.1f} backgrounds (n = {len(some)})"
@@ -67,8 +67,8 @@ def grounds(images: Images) -> list[object]:
     return [colours[int(one)] for one in background(images, palette(list(BACKGROUNDS)))]
 
 
-def share(found: Sequence[object], told: Sequence[object]) -> float:
-    return sum(one == other for one, other in zip(found, told, strict=True)) / len(found)
+def share(found: Sequence[object], pairs: Sequence[object]) -> float:
+    return sum(one == other for one, other in zip(found, pairs, strict=True)) / len(found)
 
 
 def in_effect(found: Sequence[object]) -> float:

@@ -53,9 +53,9 @@ def mixture_for(captions: Captions | None, dimension: int) -> Prior:
     """Of as many components as a fit to the portraits has, with words that tell six styles apart."""
     if captions is None:
         return by_class(GaussianMixture(24, 256, dimension), 6, 1)
-    told = CaptionedMixture(by_class(GaussianMixture(48, 256, dimension), 6, 2), 12, MOST_WORDS, DIRECTIONS)
-    told.vote.copy_(5 * Rng(("votes",)).normal(*told.vote.shape))
-    return told
+    mixture = CaptionedMixture(by_class(GaussianMixture(48, 256, dimension), 6, 2), 12, MOST_WORDS, DIRECTIONS)
+    mixture.vote.copy_(5 * Rng(("votes",)).normal(*mixture.vote.shape))
+    return mixture
 
 
 def processor_seconds(step: Callable[[], object]) -> float:

@@ -42,8 +42,8 @@ def one(what: str, reduction: int, side: int) -> None:
         reach = measure_reach(space.vae.decode, latents, scale)
         whole = space.vae.decode(latents)
         difference = tiled(space.vae.decode, latents, scale, 3, reach, TILE // 2 // reduction) - whole
-        said = f"reach {reach.cells} cells, exact {reach.exact}; tiles of {TILE // 2} px against the whole: "
-        print(f"f{reduction} {side} px: {said}{difference.abs().max():.1e} at a spread of {whole.std():.2f}")
+        printed = f"reach {reach.cells} cells, exact {reach.exact}; tiles of {TILE // 2} px against the whole: "
+        print(f"f{reduction} {side} px: {printed}{difference.abs().max():.1e} at a spread of {whole.std():.2f}")
         return
     start = time.perf_counter()
     if what == "decode":

@@ -101,12 +101,12 @@ def silent_parameters(module, loss):
     return [name for name, weight in module.named_parameters() if weight.grad is None or not weight.grad.all()]
 
 
-def told(*labels, **more):
+def conditioned(*labels, **more):
     return Condition(torch.tensor(labels), **more)
 
 
 def unconditional(count):
-    return told(*[NULL_LABEL] * count)
+    return conditioned(*[NULL_LABEL] * count)
 
 
 class Fixed(nn.Module):

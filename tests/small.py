@@ -121,13 +121,13 @@ def opened(folder):
 
 
 class Keeper:
-    """A voice that keeps what was said."""
+    """A voice that keeps what was printed."""
 
     def __init__(self):
-        self.said, self.bars, self.plans = [], [], []
+        self.printed, self.bars, self.plans = [], [], []
 
     def say(self, text):
-        self.said.append(text)
+        self.printed.append(text)
 
     @contextmanager
     def bar(self, what):

@@ -61,8 +61,8 @@ def test_a_judge_that_learned_from_true_answers_is_right_and_from_shuffled_ones_
     images[torch.arange(count), spot, 8:12, 8:12] += 1
     answers = [{"bar": "a bar" if a else "", "spot": "rgb"[b]} for a, b in zip(bar, spot, strict=True)]
     shuffled = [answers[place] for place in rng.at("shuffled").permutation(400)] + answers[400:]
-    for told, least, most in ((answers, 0.97, 1.0), (shuffled, -0.3, 0.3)):
-        found = fit_classifier(images[:400], told[:400])(images[400:])
+    for targets, least, most in ((answers, 0.97, 1.0), (shuffled, -0.3, 0.3)):
+        found = fit_classifier(images[:400], targets[:400])(images[400:])
         for about in ("bar", "spot"):
             assert least <= tally(found, answers[400:], about).skill <= most
 
@@ -77,16 +77,16 @@ def test_unseen_prompts_are_no_captions_and_put_known_things_together(drawn):
     assert captions.isdisjoint(caption for one in made for caption in describe(one))
     assert [one["style"] for one in made[:6]] == list(STYLES)
     for style in STYLES:
-        known = {said for one in drawn if one["style"] == style for said in shown(one).items()}
-        assert {said for one in made if one["style"] == style for said in shown(one).items()} <= known
+        known = {attributes for one in drawn if one["style"] == style for attributes in shown(one).items()}
+        assert {attributes for one in made if one["style"] == style for attributes in shown(one).items()} <= known
     assert unseen([drawn[0], drawn[0]], 3) == []
 
 
 def test_what_is_shown_is_what_the_caption_says(drawn):
     for one in drawn:
-        said = shown(one)
-        assert said.pop("style").replace("-", " ") in describe(one)[0]
-        assert all(value in describe(one)[0] for value in said.values())
+        attributes = shown(one)
+        assert attributes.pop("style").replace("-", " ") in describe(one)[0]
+        assert all(value in describe(one)[0] for value in attributes.values())
 
 
 # -- Portraits ---------------------------------------------------------------------------------------------------------
@@ -98,7 +98,7 @@ class Painter(Candidate):
     size = SIZE
 
     def __init__(self, images):
-        object.__setattr__(self, "model", SimpleNamespace(draw=lambda count, **told: iter(pils_from_images(images))))
+        object.__setattr__(self, "model", SimpleNamespace(draw=lambda count, **more: iter(pils_from_images(images))))
 
 
 @pytest.fixture(scope="module")
@@ -163,9 +163,9 @@ def sought(error, count=64, held_out=40, folder=None):
     """Of pictures whose caption is their mean."""
     pictures = noise_pictures(80)
     images = images_from_pixels(pictures.pixels)
-    told = tuple((f"{float(image.mean()):.6f}",) for image in images)
+    captions = tuple((f"{float(image.mean()):.6f}",) for image in images)
     pictures = noise_pictures(80)
-    object.__setattr__(pictures, "captions", Captions(told))
+    object.__setattr__(pictures, "captions", Captions(captions))
     test = torch.arange(80) < held_out
     object.__setattr__(pictures, "split", Split(~test, torch.zeros_like(test), test))
     one = object.__new__(Painter)

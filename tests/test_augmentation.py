@@ -92,6 +92,6 @@ def test_levels_are_a_function_of_the_place():
 
 
 @pytest.mark.parametrize("factor", [2, 4])
-def test_the_doubt_is_what_the_enlarged_picture_has_of_the_noise(factor):
+def test_the_deviation_is_what_the_enlarged_picture_has_of_the_noise(factor):
     noise = enlarged(torch.randn(1, 3, 96, 96), factor)
     assert NoiseAugmentation().deviation(torch.ones(1)).item() == pytest.approx(noise.std().item(), rel=0.1)

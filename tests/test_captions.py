@@ -52,7 +52,7 @@ def test_metadata_names_pictures_below_it_and_may_have_several_captions(folder):
     assert captions_of(folder, "0.png", "1.png", "sub/9.png")[0] == (("zero",), ("d",), ("a", "b", "c", "e"))
 
 
-def test_pictures_without_captions_have_none_and_nothing_is_said(folder):
+def test_pictures_without_captions_have_none_and_no_verdict_is_given(folder):
     assert captions_of(folder, "0.png") == (None, [])
     pictures = read_folder(folder, 16)
     assert pictures.captions is None and pictures.notes == pictures.split.notes
@@ -96,10 +96,10 @@ ODD = {
 }
 
 
-@pytest.mark.parametrize(("content", "said"), ODD.values(), ids=ODD)
-def test_what_is_no_text_is_passed_over_in_one_line(folder, content, said):
+@pytest.mark.parametrize(("content", "message"), ODD.values(), ids=ODD)
+def test_what_is_no_text_is_passed_over_in_one_line(folder, content, message):
     (folder / "0.txt").write_bytes(content)
-    assert captions_of(folder, "0.png") == (None, [f"passed over as captions: {said}"])
+    assert captions_of(folder, "0.png") == (None, [f"passed over as captions: {message}"])
 
 
 def test_marks_that_turn_or_control_text_are_taken_out_and_counted(folder):

@@ -35,7 +35,7 @@ SHORT = ["denoiser.images=8", "enlarge.16.images=8"]
 def be_quick_and_search(patch):
     """Everything seems to take 10 s; so there is time for a search on the fewest crops, and for 12 samples."""
     be_quick(patch)
-    patch.setattr(choose, "forward_flops", lambda *told: 10**12)  # counting takes longer than the training here
+    patch.setattr(choose, "forward_flops", lambda *arguments: 10**12)  # counting takes longer than the training here
     patch.setattr(measure, "best_time", lambda work, device, repeats=5: [work(), 10.0][1])
     patch.setattr(budget, "MOST_LEVEL_CROPS", budget.FEWEST_LEVEL_CROPS)
 
@@ -172,10 +172,10 @@ def test_stopped_and_resumed_is_the_same_to_the_bit(tmp_path, monkeypatch, runs,
 
 def test_a_level_that_was_found_is_not_searched_again(tmp_path, monkeypatch, runs, quick):
     with monkeypatch.context() as patch, contextlib.suppress(KeyError):
-        patch.setattr(pipeline, "save_model", lambda *told: {}["a crash"])
+        patch.setattr(pipeline, "save_model", lambda *arguments: {}["a crash"])
         trained(tmp_path, "cascade")
     assert read_json(tmp_path / "run" / "run.json")["status"] == "failed"
-    monkeypatch.setattr(pipeline, "search_levels", lambda *told: pytest.fail("searched again"))
+    monkeypatch.setattr(pipeline, "search_levels", lambda *arguments: pytest.fail("searched again"))
     resume(tmp_path / "run")
     assert products(tmp_path / "run") == products(runs["cascade"])
 
@@ -245,7 +245,7 @@ def test_any_picture_is_enlarged_whatever_its_shape(tmp_path, runs):
     (tmp_path / "small" / "a" / "not a picture.jpg").write_text("words")
     console = Keeper()
     assert commands.enlarge(runs["cascade"], tmp_path / "small", None, "a", 0, tmp_path / "out", "cpu", console) == 10
-    assert "not a picture.jpg" in console.said[0] and {one.size for one in opened(tmp_path / "out").values()} == {
+    assert "not a picture.jpg" in console.printed[0] and {one.size for one in opened(tmp_path / "out").values()} == {
         (16, 16)
     }
     with pytest.raises(UserError, match="no stage of this model enlarges to 64 px; it has 16"):
@@ -258,7 +258,7 @@ def test_steps_and_guidance_are_those_of_the_first_stage(runs):
     """The sampler is everybody's."""
     model, asked = calotype.load(runs["cascade"]), []
     for stage in model.stages:
-        stage.denoiser.register_forward_pre_hook(lambda denoiser, told, size=stage.image_size: asked.append(size))
+        stage.denoiser.register_forward_pre_hook(lambda denoiser, inputs, size=stage.image_size: asked.append(size))
     model.sample(1, steps=5, guidance=1.0, sampler="euler")
     assert asked.count(8) == 5 and asked.count(16) == 2
     asked.clear()

@@ -135,9 +135,9 @@ def test_where_all_are_damaged_all_are_named_and_nothing_is_changed(saved, tmp_p
     untouched = fingerprint(leg.states)
     with pytest.raises(UserError, match=r"no checkpoint of the denoiser in .* is whole") as error:
         restore(folder, leg)
-    said = str(error.value)
-    assert "denoiser-0000000016 is damaged (state.json is missing)" in said and "\n" not in said
-    assert "denoiser-0000000008 is damaged (denoiser.safetensors has" in said and "instead of" in said
+    message = str(error.value)
+    assert "denoiser-0000000016 is damaged (state.json is missing)" in message and "\n" not in message
+    assert "denoiser-0000000008 is damaged (denoiser.safetensors has" in message and "instead of" in message
     assert contents(folder) == before and fingerprint(leg.states) == untouched and leg.clock.images_seen == 0
 
 

@@ -42,8 +42,8 @@ def tell(capsys, monkeypatch):
         capsys.readouterr()
         with pytest.raises(SystemExit) as end:
             cli.main()
-        said = capsys.readouterr()
-        return end.value.code or 0, said.out.splitlines(), said.err.splitlines()
+        printed = capsys.readouterr()
+        return end.value.code or 0, printed.out.splitlines(), printed.err.splitlines()
 
     return tell
 
@@ -78,14 +78,14 @@ def test_help_comes_at_once():
         "slow = {'torch', 'numpy', 'PIL', 'rich.progress'} & set(sys.modules)",
         "assert not slow, slow",
     )
-    said, wrong = process.communicate(timeout=60)
-    assert process.returncode == 0 and wrong == "" and said.count("Usage: calotype") == 8
-    assert "Traceback" not in said
+    printed, wrong = process.communicate(timeout=60)
+    assert process.returncode == 0 and wrong == "" and printed.count("Usage: calotype") == 8
+    assert "Traceback" not in printed
 
 
 def test_without_a_command_it_shows_the_commands(tell):
-    code, said, wrong = tell()
-    assert code == 2 and any(line.split()[:1] == ["train"] for line in said + wrong)
+    code, printed, wrong = tell()
+    assert code == 2 and any(line.split()[:1] == ["train"] for line in printed + wrong)
 
 
 # -- The user's mistakes -----------------------------------------------------------------------------------------------
@@ -161,7 +161,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_of_the_user_is_told_in_one_line(tell, folder, monkeypatch, mistake):
+def test_a_mistake_of_the_user_is_reported_in_one_line(tell, folder, monkeypatch, mistake):
     monkeypatch.setattr(commands.training, "examine", lambda device: find(device) and machine())
     words, message, *prepare = MISTAKES[mistake]
     for work in prepare:
@@ -196,7 +196,7 @@ def match(pattern, text):
         (["--device", "cuda:9"], "device is 'cuda:9', but"),
     ],
 )
-def test_a_mistake_in_sampling_is_told_in_one_line(tell, finished, tmp_path, words, message):
+def test_a_mistake_in_sampling_is_reported_in_one_line(tell, finished, tmp_path, words, message):
     code, _, wrong = tell("sample", finished, "--out", tmp_path / "out", *words)
     assert code == 2 and len(wrong) == 1
     match(message, wrong[0])
@@ -204,8 +204,8 @@ def test_a_mistake_in_sampling_is_told_in_one_line(tell, finished, tmp_path, wor
 
 
 @pytest.mark.parametrize("problem", [RuntimeError("oh\nno"), KeyError("x"), OSError(errno.EIO, "Input/output error")])
-def test_our_mistakes_are_told_in_one_line_and_kept_in_a_file(tell, folder, monkeypatch, tmp_path, problem):
-    def fail(*told):
+def test_our_mistakes_are_reported_in_one_line_and_kept_in_a_file(tell, folder, monkeypatch, tmp_path, problem):
+    def fail(*arguments):
         raise problem
 
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -218,7 +218,7 @@ def test_our_mistakes_are_told_in_one_line_and_kept_in_a_file(tell, folder, monk
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES, errno.EROFS])
 def test_a_disk_that_is_full_or_closed_is_not_our_mistake(tell, folder, monkeypatch, number):
-    def fail(*told):
+    def fail(*arguments):
         raise OSError(number, os.strerror(number), "/some/where")
 
     monkeypatch.setattr(commands, "train", fail)
@@ -239,31 +239,31 @@ def test_ctrl_c_before_training_ends_quietly(tell, folder, monkeypatch):
 
 
 def trained(tell, folder, *more):
-    code, said, wrong = tell("train", folder, "--out", folder.parent / "run", *SMALL, *more)
+    code, printed, wrong = tell("train", folder, "--out", folder.parent / "run", *SMALL, *more)
     assert (code, wrong) == (0, [])
-    return said
+    return printed
 
 
 def test_from_pictures_to_pictures(tell, folder, finished):
-    said = trained(tell, folder)
+    printed = trained(tell, folder)
     run = folder.parent / "run"
-    assert f"done: look at {run / 'report.html'} and {run / 'samples' / 'grid.png'}" in said
-    assert said[-1] == f"more pictures: calotype sample {run} --count 16"
+    assert f"done: look at {run / 'report.html'} and {run / 'samples' / 'grid.png'}" in printed
+    assert printed[-1] == f"more pictures: calotype sample {run} --count 16"
     assert all((run / name).stat().st_size for name in ("report.html", "recipe.toml", "plan.json", "log.jsonl"))
     assert products(run) == products(finished)  # nothing depends on who asks, or on when
     state = read_json(run / "run.json")
     assert state["status"] == "finished" and set(state["legs"].values()) == {"finished"}
-    code, said, wrong = tell("sample", run, "--count", "2", "--label", "b", "--seed", "3", "--steps", "2")
+    code, printed, wrong = tell("sample", run, "--count", "2", "--label", "b", "--seed", "3", "--steps", "2")
     assert (code, wrong) == (0, [])
     assert {"3-0000-b.png", "3-0001-b.png", "grid.png"} <= {path.name for path in (run / "samples-1").iterdir()}
-    code, said, wrong = tell("resume", run)
-    assert code == 0 and "finished already" in said[0]
+    code, printed, wrong = tell("resume", run)
+    assert code == 0 and "finished already" in printed[0]
 
 
 def test_a_plan_writes_nothing(tell, folder):
     before = sorted(folder.parent.rglob("*"))
-    code, said, wrong = tell("plan", folder, *SMALL)
-    assert (code, wrong) == (0, []) and "Plan" in said and said[-1].startswith("needs")
+    code, printed, wrong = tell("plan", folder, *SMALL)
+    assert (code, wrong) == (0, []) and "Plan" in printed and printed[-1].startswith("needs")
     assert sorted(folder.parent.rglob("*")) == before
 
 
@@ -349,16 +349,16 @@ def test_python_and_the_command_line_make_the_same_pictures(tell, finished, tmp_
     assert [picture.size for picture in pictures] == [(16, 16)] * 3
     for index, picture in enumerate(pictures):
         assert (np.asarray(picture) == np.asarray(found[f"5-{index:04d}-b.png"])).all()
-    said = read_json(tmp_path / "out" / "samples.json")
-    assert said["labels"] == ["b"] * 3 and said["seed"] == 5 and said["sampling"]["guidance"] == 3.0
+    printed = read_json(tmp_path / "out" / "samples.json")
+    assert printed["labels"] == ["b"] * 3 and printed["seed"] == 5 and printed["sampling"]["guidance"] == 3.0
 
 
 def test_labels_and_guidance_are_heard(finished):
     model = calotype.load(finished)
     assert model.classes == ("a", "b")
     pictures = [
-        np.asarray(model.sample(1, **{"guidance": 300.0, **told})[0])
-        for told in ({"label": "a"}, {"label": "b"}, {"label": "a", "guidance": 1.0})
+        np.asarray(model.sample(1, **{"guidance": 300.0, **condition})[0])
+        for condition in ({"label": "a"}, {"label": "b"}, {"label": "a", "guidance": 1.0})
     ]
     assert len({picture.tobytes() for picture in pictures}) == 3
     with pytest.raises(UserError, match=r"unknown key sampling\.stepps; did you mean"):
@@ -506,25 +506,25 @@ def test_a_process_killed_while_it_saves_leaves_a_sound_run(folder, finished):
 # -- Voice -------------------------------------------------------------------------------------------------------------
 
 
-def test_a_terminal_says_what_it_is_told_whatever_is_in_it(capsys):
+def test_a_terminal_prints_markup_unchanged_whatever_is_in_it(capsys):
     """Square brackets are markup to rich."""
     console = Terminal()
     console.say("[bold]run[/bold] [1/2] [/nonsense]")
     with console.bar("[red]pictures") as progress:
         progress(3, 3, "[/x] done")
-    said = capsys.readouterr().out.splitlines()
-    assert said[0] == "[bold]run[/bold] [1/2] [/nonsense]"
-    assert said[1].startswith("[red]pictures: 3 of 3, ") and said[1].endswith("; [/x] done")
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0] == "[bold]run[/bold] [1/2] [/nonsense]"
+    assert printed[1].startswith("[red]pictures: 3 of 3, ") and printed[1].endswith("; [/x] done")
 
 
-def test_the_plan_is_told_in_full(finished, capsys):
+def test_the_plan_is_printed_in_full(finished, capsys):
     from calotype.settings import parse_recipe, read_recipe
 
     plan = Plan.from_json(parse_recipe(read_recipe(finished / "recipe.toml")), read_json(finished / "plan.json"))
     Terminal().plan(plan)
-    said = capsys.readouterr().out
-    assert all(choice.what in said for choice in plan.choices) and all(note in said for note in plan.notes)
-    assert "8 steps" in said and "M parameters" in said and "MB of disk" in said
+    printed = capsys.readouterr().out
+    assert all(choice.what in printed for choice in plan.choices) and all(note in printed for note in plan.notes)
+    assert "8 steps" in printed and "M parameters" in printed and "MB of disk" in printed
 
 
 def test_the_first_free_folder_is_taken(tmp_path, monkeypatch):

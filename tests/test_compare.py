@@ -160,7 +160,7 @@ def test_equal_seeds_give_equal_results(found, home):
 class Page(HTMLParser):
     def __init__(self, text):
         super().__init__()
-        self.tags, self.links, self.said = [], [], []
+        self.tags, self.links, self.parts = [], [], []
         self.feed(text)
 
     def handle_starttag(self, tag, attrs):
@@ -168,27 +168,30 @@ class Page(HTMLParser):
         self.links += [value for name, value in attrs if name in ("src", "href")]
 
     def handle_data(self, data):
-        self.said.append(data)
+        self.parts.append(data)
 
 
 def test_the_page_is_offline_small_and_begins_with_the_verdicts(out, found):
     text = (out / "compare.html").read_text()
-    page, said = Page(text), re.sub(r"\s+", " ", text)
+    page, shown = Page(text), re.sub(r"\s+", " ", text)
     assert len(text) < 5e6
     assert all(link.startswith("data:") for link in page.links)
     assert len(page.links) == 2
     assert "script" not in page.tags
     assert (
-        said.index("claims") < said.index(">Samples<") < said.index(">Error propagation<") < said.index(">Stability<")
+        shown.index("claims")
+        < shown.index(">Samples<")
+        < shown.index(">Error propagation<")
+        < shown.index(">Stability<")
     )
-    assert all(one["claim"] in said for one in found["verdicts"])
-    assert "nan" not in " ".join(page.said).lower()
+    assert all(one["claim"] in shown for one in found["verdicts"])
+    assert "nan" not in " ".join(page.parts).lower()
 
 
 def test_markup_in_a_name_is_text(out):
     text = (out / "compare.html").read_text()
     assert NAME not in text
-    assert NAME in "".join(Page(text).said)
+    assert NAME in "".join(Page(text).parts)
 
 
 def test_whatever_could_not_be_measured_is_left_out_of_the_page(out, found):
@@ -307,7 +310,7 @@ def test_what_would_take_too_long_or_too_much_is_left_out_with_a_reason():
     (["latent", "cascade"], {"count": 1}, "count is 1, but must be at least 2"),
     (["latent", "cascade"], {"out": "pictures"}, "not an empty folder"),
 ])  # fmt: skip
-def test_wrong_inputs_are_told_in_one_line(names, settings, message, home):
+def test_wrong_inputs_are_reported_in_one_line(names, settings, message, home):
     with pytest.raises(UserError, match=message) as error:
         compare(home, *names, **{"out": "wrong", **settings})
     assert "\n" not in str(error.value)
@@ -336,7 +339,7 @@ def test_runs_of_different_sizes_are_refused(home, monkeypatch):
         compare(home, "latent", "cascade", out="sizes")
 
 
-def test_too_few_pictures_are_told(home, tmp_path):
+def test_too_few_pictures_are_reported(home, tmp_path):
     with pytest.raises(UserError, match="3 pictures, but a comparison needs at least 4"):
         compare(home, "latent", "cascade", out="few", data=write_pictures(tmp_path / "few", 3))
 

@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from analytic import Fixed, perturbed, silent_parameters, told, unconditional
+from analytic import Fixed, conditioned, perturbed, silent_parameters, unconditional
 
 from calotype.diffusion.denoiser import Denoiser
 from calotype.diffusion.scalings import SCALINGS
@@ -12,7 +12,7 @@ from calotype.types import NULL_LABEL, Condition, per_image
 
 WIDTH, CLASSES, SHAPE = 32, 3, (4, 2, 6, 4)
 SIGMA = torch.tensor([0.03, 0.4, 1.7, 25.0])
-LABELS = told(0, 1, 2, NULL_LABEL)
+LABELS = conditioned(0, 1, 2, NULL_LABEL)
 spreads = pytest.mark.parametrize("spread", [1.0, 0.5, 0.06])
 
 
@@ -137,20 +137,20 @@ def test_permuting_the_batch_permutes_the_output(kind, noise):
     assert torch.allclose(permuted, output[order], atol=1e-4, rtol=1e-4)
 
 
-def test_everything_that_is_told_is_heard(noise):
+def test_every_condition_changes_the_output(noise):
     """Each label and not being told, sigma, the smaller picture and its augmentation."""
     denoiser, low_res = network("dit", "x0", low_res=1), torch.randn(1, 1, 6, 4)
     one, sigma, level = noise[:1] / 10, torch.tensor([0.5]), torch.tensor([0.2])
-    asked = [(sigma, told(label, low_res=low_res, augmentation=level)) for label in (NULL_LABEL, 0, 1, 2)]
-    asked += [(sigma, told(0, low_res=change, augmentation=level)) for change in (low_res + 0.1, -low_res)]
-    asked += [(sigma, told(0, low_res=low_res, augmentation=change)) for change in (None, level + 0.1)]
-    asked += [(sigma + 0.1, told(0, low_res=low_res, augmentation=level))]
+    asked = [(sigma, conditioned(label, low_res=low_res, augmentation=level)) for label in (NULL_LABEL, 0, 1, 2)]
+    asked += [(sigma, conditioned(0, low_res=change, augmentation=level)) for change in (low_res + 0.1, -low_res)]
+    asked += [(sigma, conditioned(0, low_res=low_res, augmentation=change)) for change in (None, level + 0.1)]
+    asked += [(sigma + 0.1, conditioned(0, low_res=low_res, augmentation=level))]
     answers = torch.cat([denoiser(one, *question) for question in asked]).flatten(1)
     assert torch.pdist(answers).min() > 1e-3
 
 
-def test_untold_forgets_the_label_and_nothing_else():
-    condition = told(0, 2, low_res=torch.ones(2, 1, 2, 2), augmentation=torch.ones(2))
+def test_unconditional_forgets_the_label_and_nothing_else():
+    condition = conditioned(0, 2, low_res=torch.ones(2, 1, 2, 2), augmentation=torch.ones(2))
     forgotten = condition.unconditional()
     assert torch.equal(forgotten.labels, unconditional(2).labels)
     assert forgotten.low_res is condition.low_res and forgotten.augmentation is condition.augmentation
@@ -208,7 +208,7 @@ def test_data_and_noise_of_another_unit_are_the_same_data_and_noise(name, clean,
 
 
 def about(low_res, **more):
-    return told(*[NULL_LABEL] * len(low_res), low_res=low_res, **more)
+    return conditioned(*[NULL_LABEL] * len(low_res), low_res=low_res, **more)
 
 
 @pytest.mark.parametrize("name", ["edm", "velocity"])

@@ -62,18 +62,18 @@ def pixels(picture):
 # -- Denoisers and samplers around others ------------------------------------------------------------------------------
 
 
-def test_what_is_kept_is_said_to_the_bit_and_the_rest_is_asked():
+def test_the_known_part_is_kept_to_the_bit_and_the_rest_is_denoised():
     known, noisy = torch.randn(2, 3, 4, 4), torch.randn(2, 3, 4, 4)
     anew = (torch.arange(4) > 1).float().expand(1, 1, 4, 4)
-    said = with_known_part(lambda noisy, sigma: noisy / sigma, known, anew)(noisy, 3.0)
-    assert torch.equal(said[..., :2], known[..., :2]) and torch.equal(said[..., 2:], noisy[..., 2:] / 3.0)
+    denoised = with_known_part(lambda noisy, sigma: noisy / sigma, known, anew)(noisy, 3.0)
+    assert torch.equal(denoised[..., :2], known[..., :2]) and torch.equal(denoised[..., 2:], noisy[..., 2:] / 3.0)
 
 
 def test_a_picture_is_handed_over_at_its_own_sigma():
     one, other = (lambda noisy, sigma, value=value: torch.full_like(noisy, value) for value in (1.0, 2.0))
     both = switched(one, other, torch.tensor([0.0, 1.0, 5.0]))
-    said = [both(torch.zeros(3, 1, 1, 1), sigma).flatten().tolist() for sigma in (0.5, 1.0, 2.0)]
-    assert said == [[1, 2, 2], [1, 2, 2], [1, 1, 2]]
+    denoised = [both(torch.zeros(3, 1, 1, 1), sigma).flatten().tolist() for sigma in (0.5, 1.0, 2.0)]
+    assert denoised == [[1, 2, 2], [1, 2, 2], [1, 1, 2]]
 
 
 def test_the_known_part_is_as_noisy_as_the_rest_at_every_step():
@@ -331,7 +331,7 @@ def saved(folder):
         ),
     ],
 )
-def test_a_mistake_in_editing_is_told_in_one_line(tell, finished, tmp_path, monkeypatch, words, message):  # noqa: F811
+def test_a_mistake_in_editing_is_reported_in_one_line(tell, finished, tmp_path, monkeypatch, words, message):  # noqa: F811
     monkeypatch.chdir(saved(tmp_path))
     code, _, wrong = tell("sample", finished, "--out", "out", *words)
     assert code == 2 and len(wrong) == 1 and not (tmp_path / "out").exists()
@@ -351,7 +351,7 @@ def test_a_mistake_in_editing_is_told_in_one_line(tell, finished, tmp_path, monk
         (["--out", "way.gif", "--prompts", "a|b"], "trained without captions, so it reads no prompt"),
     ],
 )
-def test_a_mistake_in_interpolating_is_told_in_one_line(tell, finished, tmp_path, monkeypatch, words, message):  # noqa: F811
+def test_a_mistake_in_interpolating_is_reported_in_one_line(tell, finished, tmp_path, monkeypatch, words, message):  # noqa: F811
     monkeypatch.chdir(tmp_path)
     code, _, wrong = tell("interpolate", finished, *words)
     assert code == 2 and len(wrong) == 1 and [*tmp_path.iterdir()] == []
@@ -362,8 +362,8 @@ def test_versions_of_a_picture_from_the_command_line(tell, finished, model, tmp_
     saved(tmp_path)
     out = tmp_path / "out"
     more = ["--mask", tmp_path / "mask.png", "--strength", "0.8"]
-    code, said, _ = tell("sample", finished, "--from", tmp_path / "picture.png", *more, "--count", "3", "--out", out)
-    assert code == 0 and "3 pictures in" in said[-1]
+    code, printed, _ = tell("sample", finished, "--from", tmp_path / "picture.png", *more, "--count", "3", "--out", out)
+    assert code == 0 and "3 pictures in" in printed[-1]
     made, expected = opened(out), model.redraw(a_picture(), 0.8, a_mask(), count=3)
     names = [f"0-{index:04d}-picture.png" for index in range(3)]
     assert sorted(made) == [*names, "grid.png"]
@@ -377,8 +377,10 @@ def test_versions_of_a_picture_from_the_command_line(tell, finished, model, tmp_
 @pytest.mark.parametrize("suffix", [".webp", ".gif", ".PNG"])
 def test_the_file_of_a_way_has_all_its_frames(tell, finished, tmp_path, suffix):  # noqa: F811
     out = tmp_path / f"way{suffix}"
-    code, said, _ = tell("interpolate", finished, "--seeds", "3,-4", "--labels", "a,b", "--frames", "5", "--out", out)
-    assert code == 0 and said[-1] == f"5 frames in {out}" and [*tmp_path.iterdir()] == [out]
+    code, printed, _ = tell(
+        "interpolate", finished, "--seeds", "3,-4", "--labels", "a,b", "--frames", "5", "--out", out
+    )
+    assert code == 0 and printed[-1] == f"5 frames in {out}" and [*tmp_path.iterdir()] == [out]
     file = Image.open(out)
     assert getattr(file, "n_frames", 1) == (1 if suffix == ".PNG" else 5)
     assert file.size == ((5 * 18 - 2, 16) if suffix == ".PNG" else (16, 16))

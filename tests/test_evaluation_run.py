@@ -44,7 +44,7 @@ def found(run):
 def evaluate(folder, data=None, count=4, out=None, network=LITE0):
     console = Keeper()
     commands.evaluate(folder, data, count, 0, out, "cpu", console, network)
-    return "\n".join(console.said)
+    return "\n".join(console.printed)
 
 
 # -- Measures ----------------------------------------------------------------------------------------------------------
@@ -82,12 +82,12 @@ def test_only_inception_makes_a_fid():
 
 
 def test_another_network_takes_the_place_of_the_usual_one(run, tmp_path):
-    said = evaluate(run, count=8, out=tmp_path, network=Other())
+    printed = evaluate(run, count=8, out=tmp_path, network=Other())
     found = read_json(tmp_path / "evaluation.json")
     assert found["features"]["distance"] == "FD-Colour"
     assert distance_key(Other()) in found["measures"]["samples"]
     assert "fd_lite0" not in found["measures"]["samples"]
-    assert "features of Colour" in said
+    assert "features of Colour" in printed
 
 
 def test_features_are_looked_at_once_and_belong_to_pictures_network_and_size(tmp_path):
@@ -172,12 +172,12 @@ def test_without_a_test_set_validation_pictures_take_its_place():
     assert pair.notes[0] == "of the 5 real pictures, 5 are validation pictures: too few are held out"
 
 
-@pytest.mark.parametrize(("kind", "said"), [("test", "saw 1 of the 2"), ("train", "on other real pictures")])
-def test_it_says_whether_a_sweep_chose_by_the_same_pictures(run, tmp_path, kind, said):
+@pytest.mark.parametrize(("kind", "message"), [("test", "saw 1 of the 2"), ("train", "on other real pictures")])
+def test_it_says_whether_a_sweep_chose_by_the_same_pictures(run, tmp_path, kind, message):
     shutil.copytree(run, tmp_path / "run")
     content, rows = read_json(run / "run.json")["content"], read_json(run / "split.json")[kind]
     write_json(tmp_path / "run" / "sweep.json", {"stored": True, "content": content, "rows": rows})
-    assert said in evaluate(tmp_path / "run", out=tmp_path / "out", count=24)
+    assert message in evaluate(tmp_path / "run", out=tmp_path / "out", count=24)
 
 
 @pytest.mark.parametrize("settings", [CASCADE, HYBRID], ids=["cascade", "hybrid"])
@@ -191,7 +191,7 @@ def test_chains_are_evaluated_too(tmp_path, monkeypatch, settings):
     assert (found["autoencoder"] is None) == (settings is CASCADE)
 
 
-def test_unseen_data_are_told_apart_and_copies_are_still_sought(run, tmp_path):
+def test_unseen_data_are_distinguished_and_copies_are_still_sought(run, tmp_path):
     write_pictures(tmp_path / "others", 12, seed=5)
     evaluate(run, tmp_path / "others", count=24, out=tmp_path / "out")
     found = read_json(tmp_path / "out" / "evaluation.json")
@@ -219,12 +219,12 @@ def test_pictures_that_the_run_was_trained_on_are_counted_and_left_out(run, tmp_
     trained = kind_of(run, "train")
     data = copied([*trained, *kind_of(run, "validation")], tmp_path / "data")
     write_pictures(data, 4, seed=5, classes=())
-    said = evaluate(run, data, out=tmp_path / "out")
+    printed = evaluate(run, data, out=tmp_path / "out")
     note = (
         "of these 13, 8 are in its training set and 1 in its validation set (near-duplicates count as equal); "
         "it is measured on the other 4"
     )
-    assert any(note in one for one in read_json(tmp_path / "out" / "evaluation.json")["notes"]) and note in said
+    assert any(note in one for one in read_json(tmp_path / "out" / "evaluation.json")["notes"]) and note in printed
     found = read_json(tmp_path / "out" / "evaluation.json")
     assert found["unseen"] and found["measures"]["samples"]["n"] == [4, 4]
     assert found["pictures"] == {"train": 8, "validation": 1, "test": 4}
@@ -248,8 +248,8 @@ def test_a_run_of_an_earlier_version_is_judged_by_its_first_tenth_and_says_that_
     (tmp_path / "run" / "split.json").unlink()
     facts = read_json(run / "run.json")
     write_json(tmp_path / "run" / "run.json", {name: value for name, value in facts.items() if name != "split"})
-    said = evaluate(tmp_path / "run", out=tmp_path / "out")
-    assert "it has made choices by its held-out pictures" in said
+    printed = evaluate(tmp_path / "run", out=tmp_path / "out")
+    assert "it has made choices by its held-out pictures" in printed
     assert read_json(tmp_path / "out" / "evaluation.json")["pictures"] == {"train": 9, "validation": 1, "test": 1}
 
 
@@ -259,17 +259,17 @@ def test_where_the_folder_has_changed_nobody_knows_what_the_run_has_seen(run, tm
     shutil.copytree(run, tmp_path / "run")
     write_json(tmp_path / "run" / "run.json", {**read_json(run / "run.json"), "data": str(data)})
     write_pictures(data, 2, seed=5)
-    said = evaluate(tmp_path / "run", out=tmp_path / "out")
-    assert "it is not known whether it has seen" in said
+    printed = evaluate(tmp_path / "run", out=tmp_path / "out")
+    assert "it is not known whether it has seen" in printed
     assert read_json(tmp_path / "out" / "evaluation.json")["unseen"] is None
 
 
-def test_without_the_training_pictures_nothing_is_said_of_copies(run, tmp_path):
+def test_without_the_training_pictures_copies_are_not_judged(run, tmp_path):
     write_pictures(tmp_path / "others", 12, seed=5)
     shutil.copytree(run, tmp_path / "run")
     write_json(tmp_path / "run" / "run.json", {**read_json(run / "run.json"), "data": str(tmp_path / "gone")})
-    said = evaluate(tmp_path / "run", tmp_path / "others")
-    assert "too few to say: the pictures that the run was trained on cannot be read" in said
+    printed = evaluate(tmp_path / "run", tmp_path / "others")
+    assert "too few to say: the pictures that the run was trained on cannot be read" in printed
 
 
 @pytest.mark.parametrize(("change", "count", "error"), [
@@ -303,9 +303,9 @@ def test_the_model_is_whole_with_its_card_before_and_after(finished, run):
 def test_the_card_says_what_a_stranger_must_know_and_no_file_name(run):
     card = (run / "model" / "README.md").read_text()
     facts = read_json(run / "run.json")
-    for told in ("8 pictures to train on, 1 for validation, 1 for the test", "2 classes: a, b", facts["content"],
+    for fact in ("8 pictures to train on, 1 for validation, 1 for the test", "2 classes: a, b", facts["content"],
                  "license: unknown", "Too few to say", "seed 0", "calotype sample", "PSNR"):  # fmt: skip
-        assert told in card
+        assert fact in card
     assert str(run) not in card
     assert facts["data"] not in card
     assert ".png" not in card.replace("samples.png", "")

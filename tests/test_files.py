@@ -21,11 +21,11 @@ class Disk:
             patch.setattr(owner, name, self.counting(getattr(owner, name)))
 
     def counting(self, real):
-        def call(*told, **more):
+        def call(*arguments, **more):
             self.calls += 1
             if self.calls - 1 == self.fails_at:
                 raise OSError(errno.ENOSPC, "No space left on device")
-            return real(*told, **more)
+            return real(*arguments, **more)
 
         return call
 

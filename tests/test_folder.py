@@ -32,7 +32,7 @@ def pixels_of(path, size=16):
     return fit(read_image(path), size).transpose(2, 0, 1).tobytes()
 
 
-def told(pictures, *words):
+def noted(pictures, *words):
     return any(all(word in note for word in words) for note in pictures.notes)
 
 
@@ -78,23 +78,23 @@ def test_equal_files_are_read_once(tmp_path):
     for name in ("copy.png", "deeper.png"):
         shutil.copy(paths[0], tmp_path / name)
     pictures = read_folder(tmp_path, 16)
-    assert len(pictures) == 4 and told(pictures, "2 duplicates were left out")
+    assert len(pictures) == 4 and noted(pictures, "2 duplicates were left out")
 
 
-def test_what_cannot_be_read_is_left_out_and_told(tmp_path):
+def test_what_cannot_be_read_is_left_out_and_reported(tmp_path):
     paths = album(tmp_path, 12)
     paths[3].write_bytes(paths[3].read_bytes()[:-300])
     paths[7].write_text("no picture")
     pictures = read_folder(tmp_path, 16)
     assert rows(pictures) == {pixels_of(path) for path in paths if path not in (paths[3], paths[7])}
-    assert told(pictures, "2 of 12 files were not read", "0003.png (damaged", "0007.png (found text")
+    assert noted(pictures, "2 of 12 files were not read", "0003.png (damaged", "0007.png (found text")
 
 
-def test_small_pictures_are_enlarged_and_told(tmp_path):
+def test_small_pictures_are_enlarged_and_reported(tmp_path):
     album(tmp_path, 3)
     picture(tmp_path / "small.png", 9, size=15)
     pictures = read_folder(tmp_path, 16)
-    assert len(pictures) == 4 and told(pictures, "1 picture was smaller than 16 px, and enlarged")
+    assert len(pictures) == 4 and noted(pictures, "1 picture was smaller than 16 px, and enlarged")
 
 
 def test_subfolders_are_classes(tmp_path):
@@ -107,7 +107,7 @@ def test_subfolders_are_classes(tmp_path):
         paths = (tmp_path / name).rglob("*.png")
         assert rows(pictures, pictures.labels == label) == {pixels_of(path) for path in paths}
     assert rows(pictures, pictures.labels == NULL_LABEL) == {pixels_of(tmp_path / "beside.png")}
-    assert told(pictures, "3 classes", "cat 3") and told(pictures, "1 picture was left without a label")
+    assert noted(pictures, "3 classes", "cat 3") and noted(pictures, "1 picture was left without a label")
 
 
 def test_one_subfolder_is_not_a_class(tmp_path):
@@ -126,7 +126,7 @@ def test_links_that_lead_outside_are_not_followed(tmp_path):
     (inside / "broken.png").symlink_to(inside / "gone.png")
     pictures = read_folder(inside, 16)
     assert rows(pictures) == {pixels_of(inside / f"000{n}.png") for n in range(2)}
-    assert told(pictures, "2 links were not followed")
+    assert noted(pictures, "2 links were not followed")
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no such files there")
@@ -137,7 +137,7 @@ def test_hidden_files_pipes_and_other_files_are_passed_over(tmp_path):
     for name in ("notes.txt", "a.heic", "b.HEIC", "none"):
         (tmp_path / name).write_text("")
     pictures = read_folder(tmp_path, 16)
-    assert len(pictures) == 2 and told(pictures, "4 files were passed over", ".heic 2", ".txt 1", "none 1")
+    assert len(pictures) == 2 and noted(pictures, "4 files were passed over", ".heic 2", ".txt 1", "none 1")
 
 
 def refusal(folder, size=16):
@@ -212,7 +212,7 @@ def test_a_stop_while_the_cache_is_written_leaves_nothing_behind(tmp_path, no_me
     assert list((tmp_path / "cache").iterdir()) == []
 
 
-def test_a_full_disk_is_told_before_anything_is_decoded(tmp_path, no_memory, monkeypatch):
+def test_a_full_disk_is_reported_before_anything_is_decoded(tmp_path, no_memory, monkeypatch):
     album(tmp_path / "album", 4)
     monkeypatch.setattr("shutil.disk_usage", lambda _: namedtuple("Usage", "free")(100))
     monkeypatch.setattr(module, "read_image", unreadable)

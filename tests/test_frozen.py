@@ -122,15 +122,15 @@ def test_only_the_projection_is_trained_averaged_and_saved(frozen):
     }
 
 
-def test_untold_text_is_no_text_and_the_loss_reaches_the_projection(frozen):
+def test_null_text_is_no_text_and_the_loss_reaches_the_projection(frozen):
     network = perturbed(denoiser(frozen), 0.1)
     noisy, sigma = torch.randn(4, 3, 8, 8), torch.tensor([0.1, 0.7, 1.0, 2.0])
-    deaf, told = unconditional(4), replace(unconditional(4), text=Text(TEXTS))
+    deaf, captioned = unconditional(4), replace(unconditional(4), text=Text(TEXTS))
     silent = replace(deaf, text=Text(("",) * 4))
     assert torch.allclose(network(noisy, sigma, silent), network(noisy, sigma, deaf), atol=1e-5)
-    differs = (network(noisy, sigma, told) - network(noisy, sigma, deaf)).flatten(1).abs().amax(1) > 1e-3
+    differs = (network(noisy, sigma, captioned) - network(noisy, sigma, deaf)).flatten(1).abs().amax(1) > 1e-3
     assert differs.tolist() == [True, False, True, True]
-    network.loss(noisy, sigma, torch.randn_like(noisy), told).mean().backward()
+    network.loss(noisy, sigma, torch.randn_like(noisy), captioned).mean().backward()
     assert network.backbone.encoder.project.weight.grad.any()
     assert all(parameter.grad is None for parameter in frozen.reader.network.parameters())
 
@@ -181,11 +181,11 @@ def test_our_bert_is_theirs():
 
 @with_minilm
 def test_minilm_knows_a_paraphrase():
-    said = Frozen(minilm.open_reader(MiniLmConfig()))(
+    encoding = Frozen(minilm.open_reader(MiniLmConfig()))(
         ["a cat on a sofa", "a kitten lying on a couch", "a red fire truck"]
     ).pooled.float()
-    assert float(cosine_similarity(said[0], said[1], 0)) == pytest.approx(0.74, abs=0.01)
-    assert float(cosine_similarity(said[0], said[2], 0)) == pytest.approx(0.17, abs=0.01)
+    assert float(cosine_similarity(encoding[0], encoding[1], 0)) == pytest.approx(0.74, abs=0.01)
+    assert float(cosine_similarity(encoding[0], encoding[2], 0)) == pytest.approx(0.17, abs=0.01)
 
 
 @with_minilm
@@ -215,13 +215,13 @@ def test_every_kind_says_what_it_says_there(tmp_path, kind):
 
     folder = write_encoder(tmp_path / kind, kind)
     reader = transformers.open_reader(FolderConfig(path=str(folder)))
-    said = Frozen(reader)(["a red cat"])
+    encoding = Frozen(reader)(["a red cat"])
     network = getattr(theirs, transformers.KINDS[kind]).from_pretrained(folder).eval()
     with torch.no_grad():
         answer = network(torch.tensor([[0, 4, 5, 6, 2]]))
-    assert torch.allclose(said.context.float(), answer.last_hidden_state, atol=1e-2)
+    assert torch.allclose(encoding.context.float(), answer.last_hidden_state, atol=1e-2)
     pooled = answer.pooler_output if "clip" in kind else answer.last_hidden_state.mean(1)
-    assert torch.allclose(said.pooled.float(), pooled, atol=1e-2)
+    assert torch.allclose(encoding.pooled.float(), pooled, atol=1e-2)
     places = 64 if "t5" in kind else 22 if kind in transformers.SHIFTED else 24
     assert len(reader.tokenize("a " * 99).tokens) == places
     Frozen(reader)(["a " * 99])
@@ -269,7 +269,7 @@ def spoil(name):
 
 @with_transformers
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "message"),
     [
         ("nothing", "does not exist; expected one with config.json"),
         ("no config", "no config.json in"),
@@ -290,12 +290,12 @@ def spoil(name):
         ("fewer words", "no bert can be made of it"),
     ],
 )
-def test_a_wrong_folder_is_one_line(tmp_path, name, said):
+def test_a_wrong_folder_is_one_line(tmp_path, name, message):
     folder = write_encoder(tmp_path / "encoder")
     spoil(name)(folder)
     with pytest.raises(UserError) as error:
         transformers.open_reader(FolderConfig(path=str(folder)))
-    assert said in str(error.value) and "\n" not in str(error.value) and len(str(error.value)) < 600
+    assert message in str(error.value) and "\n" not in str(error.value) and len(str(error.value)) < 600
 
 
 @with_transformers
@@ -331,8 +331,8 @@ def test_a_model_with_a_frozen_encoder_is_trained_and_sampled(folder, tmp_path, 
     monkeypatch.setattr(minilm, "find", lambda: tmp_path)
     console = Keeper()
     run = train(request(folder, tmp_path / "run", "denoiser.text.kind=minilm", settings=settings), console)
-    told = [text for path in folder.rglob("*.txt") for text in path.read_text(encoding="utf-8").splitlines()]
-    count = len({one for text in told for one in (text, *parts(text))})
+    texts = [text for path in folder.rglob("*.txt") for text in path.read_text(encoding="utf-8").splitlines()]
+    count = len({one for text in texts for one in (text, *parts(text))})
     assert count <= reader.network.asked <= 2 * count  # once for the table; once more what the plan timed steps with
     (choice,) = [one for one in console.plans[0].choices if one.what == "text"]
     assert choice.value.startswith("MiniLM (English), frozen") and "captions" in console.bars
@@ -376,7 +376,7 @@ def test_a_model_finds_its_encoder_where_it_was_or_beside_its_weights(folder, tm
 
 @with_transformers
 @pytest.mark.parametrize("name", ["nothing", "pickled", "unknown"])
-def test_a_wrong_encoder_is_told_before_pictures_are_read(tmp_path, name):
+def test_a_wrong_encoder_is_reported_before_pictures_are_read(tmp_path, name):
     encoder = write_encoder(tmp_path / "encoder")
     spoil(name)(encoder)
     asked = request(tmp_path / "no pictures", None, "denoiser.text.kind=folder", f"denoiser.text.path={encoder}")

@@ -59,9 +59,9 @@ def test_several_components_are_the_posterior_mean_of_their_mixture(sigma, label
     labels = None if label is None else [0, 1, 2, 2]
     mixture = filled(means, torch.zeros(4, 0, 6), torch.zeros(4, 0), torch.full((4,), 0.09), labels)
     noisy = torch.randn(7, 6, 1, 1, dtype=torch.float64)
-    told = unconditional(7) if label is None else torch.full((7,), label)
+    labels = unconditional(7) if label is None else torch.full((7,), label)
     exact = analytic_mixture(means if label is None else means[[2, 3]], 0.3)
-    found = mixture.mean(noisy, torch.full((7,), sigma).double(), Condition(told))
+    found = mixture.mean(noisy, torch.full((7,), sigma).double(), Condition(labels))
     assert torch.allclose(found, exact(noisy, sigma), atol=1e-6)
 
 

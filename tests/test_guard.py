@@ -111,7 +111,7 @@ def test_a_critic_that_goes_wild_ruins_nothing(tmp_path):
 
 def test_without_a_critic_nothing_of_it_is_there(tmp_path):
     leg = first_leg(autoencoder={"losses": {"adversarial": 0}})
-    leg.objective.critic.register_forward_pre_hook(lambda *told: pytest.fail("the critic was asked"))
+    leg.objective.critic.register_forward_pre_hook(lambda *arguments: pytest.fail("the critic was asked"))
     assert set(leg.states) == {"autoencoder"} and leg.guards == {} and set(leg.objective.networks) == {"autoencoder"}
     run = run_in(tmp_path / "run")
     train_leg(run, leg, threading.Event(), silent)

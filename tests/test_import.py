@@ -138,11 +138,11 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize(("space", "overrides", "said"), WRONG.values(), ids=WRONG)
-def test_wrong_wishes_are_said_in_a_line(patch, pictures, folder, space, overrides, said):
+@pytest.mark.parametrize(("space", "overrides", "message"), WRONG.values(), ids=WRONG)
+def test_wrong_requests_are_reported_in_one_line(patch, pictures, folder, space, overrides, message):
     wanted = TrainRequest(
         pictures, None, 1e-6, None, None, overrides, "cpu", None, 0.0, space and space.format(folder=folder)
     )
-    with pytest.raises(UserError, match=re.escape(said)) as error:
+    with pytest.raises(UserError, match=re.escape(message)) as error:
         commands.plan(wanted, Keeper())
     assert len(str(error.value).splitlines()) == 1

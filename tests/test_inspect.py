@@ -25,7 +25,7 @@ def inspected(run, out=None, data=None):
     console = Keeper()
     folder = commands.inspect(run, data, out, "cpu", console)
     page = (folder / "inspection.html").read_text()
-    return read_json(folder / "inspection.json"), page, console.said
+    return read_json(folder / "inspection.json"), page, console.printed
 
 
 def events(run, kind):
@@ -34,8 +34,10 @@ def events(run, kind):
 
 
 def test_a_finished_run_is_inspected(finished, tmp_path):
-    found, page, said = inspected(finished, tmp_path / "out")
-    assert said[0] == f"autoencoder: {found['verdict']}" and found["verdict"] in page and found["state"] == "finished"
+    found, page, printed = inspected(finished, tmp_path / "out")
+    assert (
+        printed[0] == f"autoencoder: {found['verdict']}" and found["verdict"] in page and found["state"] == "finished"
+    )
     assert found["measures"]["held_out"] == 1 and found["measures"]["pictures"] == 9  # not the test picture
     assert found["measures"]["critic"]["best"] > 0 and len(found["measures"]["channels"]) == 3
     assert page.count("data:image/") == 2 and "http" not in page.replace("http-equiv", "") and "<script" not in page
@@ -80,7 +82,7 @@ def test_a_hybrid_is_inspected_at_the_size_of_its_first_stage(tmp_path):
     assert found["measures"]["size"] == 8
 
 
-def test_what_cannot_be_inspected_is_told_in_one_line(tmp_path, monkeypatch, capsys):
+def test_what_cannot_be_inspected_is_reported_in_one_line(tmp_path, monkeypatch, capsys):
     run = train_small(tmp_path, settings=CASCADE)
     (tmp_path / "file").write_text("")
     for words, message in (
@@ -109,7 +111,7 @@ def test_train_stops_where_going_on_would_be_a_waste_and_goes_on_by_force(tmp_pa
     console = Keeper()
     with pytest.raises(UserError, match=r"wrong statistics.* calotype resume .*run --force") as error:
         commands.train(request(tmp_path / "pictures", run), console)
-    assert "\n" not in str(error.value) and any("wrong statistics" in line for line in console.said)
+    assert "\n" not in str(error.value) and any("wrong statistics" in line for line in console.printed)
     state = read_json(run / "run.json")
     assert (state["status"], state["legs"]["denoiser"]) == ("failed", "waiting")
     with pytest.raises(UserError, match="--force"):

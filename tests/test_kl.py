@@ -153,17 +153,17 @@ def healthy(tmp_path_factory):
     return write_autoencoder(tmp_path_factory.mktemp("healthy"))
 
 
-@pytest.mark.parametrize(("spoil", "said"), WRONG.values(), ids=WRONG)
-def test_what_is_wrong_is_said_in_a_line(tmp_path, healthy, spoil, said):
+@pytest.mark.parametrize(("spoil", "message"), WRONG.values(), ids=WRONG)
+def test_what_is_wrong_is_reported_in_one_line(tmp_path, healthy, spoil, message):
     folder = shutil.copytree(healthy, tmp_path / "spoilt")
     spoil(folder)
     with pytest.raises(UserError) as error:
         imported(folder)
-    assert said in str(error.value) and len(str(error.value).splitlines()) == 1 and str(folder) in str(error.value)
+    assert message in str(error.value) and len(str(error.value).splitlines()) == 1 and str(folder) in str(error.value)
 
 
 @pytest.mark.parametrize("place", ["nowhere", "file", "empty"])
-def test_a_place_without_an_autoencoder_is_said(tmp_path, place):
+def test_a_place_without_an_autoencoder_is_reported(tmp_path, place):
     (tmp_path / "file").write_text("")
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="expected"):

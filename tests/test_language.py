@@ -69,7 +69,7 @@ def trees() -> dict[Path, ast.Module]:
     return {path: ast.parse(path.read_text(encoding="utf-8")) for path in EVERYWHERE}
 
 
-@pytest.mark.parametrize("src_alone", [True, pytest.param(False, marks=not_yet)], ids=["src", "bench and tests, too"])
+@pytest.mark.parametrize("src_alone", [True, False], ids=["src", "bench and tests, too"])
 def test_identifiers_use_the_terms_of_the_field(trees: dict[Path, ast.Module], src_alone: bool) -> None:
     wrong = {
         f"{path.relative_to(ROOT)}:{line} {name}"

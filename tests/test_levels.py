@@ -32,11 +32,11 @@ def sure(value):
 
 def asked(curve, most, steps):
     """What was asked, in order, and what was found."""
-    levels, told = [], []
+    levels, progress = [], []
     search = search_level(
-        lambda level: levels.append(level) or sure(curve(level / most)), most, steps, lambda *at: told.append(at)
+        lambda level: levels.append(level) or sure(curve(level / most)), most, steps, lambda *at: progress.append(at)
     )
-    assert told == [(number + 1, steps) for number in range(len(levels))]
+    assert progress == [(number + 1, steps) for number in range(len(levels))]
     return levels, search
 
 
@@ -125,10 +125,10 @@ def test_equal_levels_are_as_far_and_the_level_is_what_is_sampled_with(crops, mo
     """Whatever the stage's own sampling says, a truncated one too; each time with the same noise."""
     one, labels = stage(16, 8), torch.arange(12) % CLASSES
     seen = []
-    one.denoiser.register_forward_pre_hook(lambda denoiser, told: seen.append(told[2].augmentation))
+    one.denoiser.register_forward_pre_hook(lambda denoiser, inputs: seen.append(inputs[2].augmentation))
     own = Sampling(steps=2, guidance=1.0, augmentation=0.7, conditioning="truncated")
     distance = level_distance(one, own, shrunk(crops, 2), labels, crops)
     far = [distance(level) for level in (0.1, 0.3, 0.1)]
     assert far[0].value == far[2].value != far[1].value and np.array_equal(far[0].drawn, far[2].drawn)
     assert all(np.isfinite(one.value) and np.isfinite(one.drawn).all() for one in far)
-    assert {round(float(level), 4) for told in seen for level in told} == {0.1, 0.3}
+    assert {round(float(level), 4) for levels in seen for level in levels} == {0.1, 0.3}

@@ -55,7 +55,7 @@ def test_plain_areas_are_known_and_edges_are_doubted(local):
 
 
 @pytest.mark.parametrize("level", [0.05, 0.2])
-def test_the_doubt_of_a_grey_picture_with_noise_is_the_noise_that_reaches_the_mean(local, level):
+def test_the_deviation_of_a_grey_picture_with_noise_is_the_noise_that_reaches_the_mean(local, level):
     noisy = level * torch.randn(8, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     around = local.posterior(noisy, torch.full((8,), level))
     assert around.deviation.square().mean() == pytest.approx(float(around.mean.square().mean()), rel=0.1)

@@ -96,7 +96,7 @@ def test_a_tenth_of_copies_among_enough_samples_is_found(trained, others):
     assert verdict(found, others).word == COPIES
 
 
-def test_of_few_samples_nothing_is_said(trained, others):
+def test_of_few_samples_no_verdict_is_given(trained, others):
     few = nearest_trained(kind(10, 6), trained)
     assert verdict(few, others).word == TOO_FEW
     alone = seen(trained.pixels[:1])

@@ -135,7 +135,7 @@ def test_a_token_knows_where_its_pixel_lies():
         [],
     )
     for layer in (network.embed, network.place, network.blocks[0]):
-        layer.register_forward_pre_hook(lambda layer, told: heard.append(told))
+        layer.register_forward_pre_hook(lambda layer, inputs: heard.append(inputs))
     network(image, torch.randn(2, WIDTH))
     (pixels,), (features,), (_, _, rotation, _) = heard
     rows, columns = places.long().T
@@ -156,17 +156,17 @@ def test_fourier_features_tell_near_levels_apart():
 
 
 @pytest.mark.parametrize(
-    ("block", "told"),
+    ("block", "inputs"),
     [
         (lambda: ResidualBlock(128), []),
         (lambda: ResidualBlock(128, vector_width=5, dropout=0.5), [torch.ones(2, 5)]),
         (lambda: AttentionBlock(128), []),
     ],
 )
-def test_a_new_block_passes_its_input_on(block, told):
+def test_a_new_block_passes_its_input_on(block, inputs):
     block, image = block(), torch.randn(2, 128, 5, 7)
-    assert torch.equal(block(image, *told), image)
-    assert not torch.allclose(perturbed(block)(image, *told), image, atol=0.01)
+    assert torch.equal(block(image, *inputs), image)
+    assert not torch.allclose(perturbed(block)(image, *inputs), image, atol=0.01)
 
 
 def test_attention_knows_no_order_of_pixels():
@@ -269,7 +269,7 @@ def test_each_stage_halves_as_tensorflow_does(size):
 def test_pixels_are_brought_into_the_range_of_the_weights(network):
     """EfficientNet-Lite was trained on `(pixel - 127) / 128`, with pixels of 0 ... 255."""
     seen, pixels = [], torch.tensor([0.0, 100.0, 255.0]).reshape(-1, 1, 1, 1).expand(3, 3, 8, 8)
-    hook = network._conv_stem.register_forward_pre_hook(lambda layer, told: seen.append(told[0]))
+    hook = network._conv_stem.register_forward_pre_hook(lambda layer, inputs: seen.append(inputs[0]))
     network.stages(pixels / 127.5 - 1, 1)
     hook.remove()
     assert torch.allclose(seen[0], (pixels - 127) / 128, atol=1e-6)

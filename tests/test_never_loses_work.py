@@ -60,12 +60,12 @@ def stopped(folder, monkeypatch):
 
 def test_a_damaged_checkpoint_is_named_on_the_console_and_in_the_log(tell, stopped, finished):
     (stopped / "checkpoints" / "autoencoder-0000000012" / "critic.safetensors").write_bytes(b"half")
-    code, said, wrong = tell("resume", stopped)
+    code, printed, wrong = tell("resume", stopped)
     assert (code, wrong) == (0, [])
     warning = "checkpoint autoencoder-0000000012 is damaged (critic.safetensors has 4 bytes instead of "
     notes = [event["text"] for event in events(stopped) if event["event"] == "note"]
-    for told in (said, notes):
-        (line,) = (line for line in told if warning in line)
+    for lines in (printed, notes):
+        (line,) = (line for line in lines if warning in line)
         assert line.endswith("using autoencoder-0000000008 instead")
     assert "autoencoder: went on from autoencoder-0000000008" in notes
     assert products(stopped) == products(finished)
@@ -166,8 +166,8 @@ def test_of_processes_that_take_the_lock_at_once_exactly_one_has_it(tmp_path):
     Whoever is inside makes a file that must not be there yet.
     """
     run = run_in(tmp_path / "run")
-    said, wrong = python(CONTEND.format(folder=str(run.folder))).communicate(timeout=60)
-    assert wrong == "" and said == "[0, 0, 0, 0]\n" and (run.folder / "won").exists()
+    printed, wrong = python(CONTEND.format(folder=str(run.folder))).communicate(timeout=60)
+    assert wrong == "" and printed == "[0, 0, 0, 0]\n" and (run.folder / "won").exists()
     assert owner_of(run.folder) is None and not (run.folder / "lock").exists()
 
 
@@ -205,7 +205,7 @@ def test_a_lock_whose_owner_is_not_yet_written_is_a_lock(tmp_path, monkeypatch):
 
 
 def test_where_a_file_system_has_no_locks_the_number_of_the_process_counts(tmp_path, monkeypatch):
-    def no_locks(*told):
+    def no_locks(*arguments):
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr("fcntl.flock", no_locks)
@@ -237,8 +237,8 @@ def meet(name):
     while len([*Path.cwd().glob(name + '-*')]) < 2 and time.monotonic() < end: time.sleep(0.001)
 def while_they_read():
     real = commands.training.read
-    def read(*told):
-        pictures = real(*told)
+    def read(*arguments):
+        pictures = real(*arguments)
         meet('read')
         return pictures
     commands.training.read = read
@@ -280,9 +280,9 @@ def at_once(tmp_path_factory):
     for name in calls:
         (place / name).mkdir()
     script = AT_ONCE.format(calls={str(place / name): words for name, words in calls.items()})
-    said, wrong = python(script).communicate(timeout=240)
+    printed, wrong = python(script).communicate(timeout=240)
     assert wrong == ""
-    ends = [line.rsplit(" ", 2) for line in said.splitlines()]
+    ends = [line.rsplit(" ", 2) for line in printed.splitlines()]
     found = [(Path(here).name, int(child), int(code), Path(here, f"{child}.err")) for here, child, code in ends]
     return place, {
         name: [(child, code, error.read_text()) for here, child, code, error in found if here == name] for name in calls
@@ -326,7 +326,7 @@ def test_of_two_that_resume_at_once_one_goes_on_and_the_other_names_it(at_once, 
 def abort(patch, problem):
     """Once the pictures are read; something lies in the cache then, as of a folder that does not fit into memory."""
 
-    def fail(*told):
+    def fail(*arguments):
         (cache,) = (path for path in Claimed.folder.glob("*cache"))
         assert (Claimed.folder / "lock").exists() and [*cache.iterdir()]
         if isinstance(problem, int):

@@ -50,7 +50,7 @@ def test_grid_falls_to_zero_in_the_given_number_of_steps(schedule, steps):
 
 
 @pytest.mark.parametrize("sigmas", [[], [0.0], [1.0], [2.0, 1.0], [1.0, 2.0, 0.0], [1.0, 1.0, 0.0], [1.0, -1.0, 0.0]])
-def test_what_does_not_fall_to_zero_is_told_apart(sigmas):
+def test_what_does_not_fall_to_zero_is_distinguished(sigmas):
     assert not is_falling_to_zero(sigmas)
 
 

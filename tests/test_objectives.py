@@ -127,7 +127,7 @@ def term_gradient(vae, term, progress=0.9):
 
 
 @pytest.mark.parametrize("term", ["l1", "edges", "perceptual", "adversarial"])
-def test_what_is_said_of_the_picture_reaches_encoder_and_decoder(term):
+def test_what_is_known_of_the_picture_reaches_encoder_and_decoder(term):
     """A well-known trainer computes the perceptual distance without gradients: nothing fails, nothing is learned."""
     gradients = term_gradient(tiny_vae(), term)
     assert all(value.abs().max() > 1e-5 for value in gradients.values()), term

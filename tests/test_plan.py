@@ -277,10 +277,10 @@ def test_a_proposal_fits_or_says_which_size_would(size):
     try:
         check_sizes(made)
     except UserError as error:
-        said = str(error).replace("px", "").split("try ")[1].split(" or ")
-        assert str(error).startswith(f"size is {size}, but ") and 1 <= len(said) <= 2
-        assert min(map(int, said)) < size < max(map(int, said)) or len(said) == 1
-        for other in said:
+        sizes = str(error).replace("px", "").split("try ")[1].split(" or ")
+        assert str(error).startswith(f"size is {size}, but ") and 1 <= len(sizes) <= 2
+        assert min(map(int, sizes)) < size < max(map(int, sizes)) or len(sizes) == 1
+        for other in sizes:
             check_sizes(proposed(int(other))[0])
 
 
@@ -386,7 +386,9 @@ def test_the_plan_times_a_closed_form_that_asks_one_class_for_a_picture(monkeypa
     """As in training. Of two classes each with all of a caption and with some, so two groups of two components."""
     mixture, asked = by_class(GaussianMixture(8, 0, 4), 2, 2), []
     monkeypatch.setattr(
-        mixture, "_group_mean", lambda *told: asked.append(told[0]) or GaussianMixture._group_mean(mixture, *told)
+        mixture,
+        "_group_mean",
+        lambda *arguments: asked.append(arguments[0]) or GaussianMixture._group_mean(mixture, *arguments),
     )
     mixture.mean(torch.zeros(3, 1, 2, 2), torch.ones(3), Condition(torch.ones(3, dtype=torch.long)))
     assert asked == [slice(4, 6), slice(6, 8)]
@@ -395,10 +397,10 @@ def test_the_plan_times_a_closed_form_that_asks_one_class_for_a_picture(monkeypa
 
 def test_what_comes_after_a_leg():
     plan = allotted(600.0)
-    told = plan.predicted["seconds"]
-    assert plan.time_budget.after("denoiser") == told["previews"] + told["samples"]
+    predicted = plan.predicted["seconds"]
+    assert plan.time_budget.after("denoiser") == predicted["previews"] + predicted["samples"]
     after = ("latents", "inspect", "fit", "denoiser", "previews", "samples")
-    assert math.isclose(plan.time_budget.after("autoencoder"), sum(told[what] for what in after))
+    assert math.isclose(plan.time_budget.after("autoencoder"), sum(predicted[what] for what in after))
 
 
 # -- Chains of stages --------------------------------------------------------------------------------------------------
@@ -446,9 +448,9 @@ def test_the_operations_of_a_unet_are_those_counted_by_hand(patch, side, into, o
     """A multiplication and an addition are two; a 3x3 convolution has 9 of both for each pair of channels and place."""
     width, places, squares = 8, (side // patch) ** 2, patch**2
     config = UnetConfig(patch=patch, width=width, multiples=(1,), blocks=1, attention_levels=())
-    told = width * 2 * width  # scale and shift, from the vector
-    same = 2 * 9 * width * width * places + told
-    joined = 9 * 2 * width * width * places + 9 * width * width * places + 2 * width * width * places + told
+    modulation = width * 2 * width  # scale and shift, from the vector
+    same = 2 * 9 * width * width * places + modulation
+    joined = 9 * 2 * width * width * places + 9 * width * width * places + 2 * width * width * places + modulation
     ends = 9 * into * squares * width * places + 9 * width * out * squares * places
     through = width * out * into + out * into * side**2  # a matrix from the vector, for every pixel
     assert forward_flops(config, into, out, side) == 2 * (ends + (1 + 2) * same + 2 * joined + through)
@@ -482,7 +484,7 @@ def test_the_doubts_are_those_of_what_is_fitted():
     assert everywhere == pytest.approx(float(deviation.square().mean().sqrt()), rel=0.05)
 
 
-def test_flat_pictures_leave_the_doubt_of_one_level():
+def test_flat_pictures_have_the_residual_deviation_of_one_level():
     grey = replace(noise_pictures(), pixels=torch.full((10, 3, 16, 16), 128, dtype=torch.uint8))
     assert measure_residuals(grey, 16, 2) == (rounded(LEAST_DEVIATION), rounded(LEAST_DEVIATION))
     assert measure_residuals(grey, 16, 2, "none") == (rounded(LEAST_DEVIATION), rounded(LEAST_DEVIATION))
@@ -577,16 +579,16 @@ def planned(monkeypatch, settings, budget=60.0):
 @legs
 def test_a_plan_tells_the_seconds_of_all_that_is_done_in_order(monkeypatch, settings, order):
     plan = planned(monkeypatch, settings)
-    told = plan.predicted["seconds"]
-    assert list(told) == [*order, "previews", "samples"] and all(seconds > 0 for seconds in told.values())
+    predicted = plan.predicted["seconds"]
+    assert list(predicted) == [*order, "previews", "samples"] and all(seconds > 0 for seconds in predicted.values())
     assert list(plan.predicted["images"]) == list(plan.phases) == list(plan.recipe.legs)
     assert {leg: config.images for leg, config in plan.recipe.legs.items()} == plan.predicted["images"]
     assert set(plan.predicted["parameters"]) == set(plan.recipe.legs)
     assert set(plan.flops) == set(plan.recipe.legs) and all(flops > 0 for flops in plan.flops.values())
     for leg in plan.recipe.legs:
-        assert plan.time_budget.after(leg) == pytest.approx(sum([*told.values()][[*told].index(leg) + 1 :]))
+        assert plan.time_budget.after(leg) == pytest.approx(sum([*predicted.values()][[*predicted].index(leg) + 1 :]))
     again = Plan.from_json(plan.recipe, json.loads(json.dumps(plan.as_json())))
-    assert again == plan and list(again.predicted["seconds"]) == list(told)
+    assert again == plan and list(again.predicted["seconds"]) == list(predicted)
 
 
 def test_only_the_legs_that_are_not_set_share_what_is_left(monkeypatch):
@@ -597,10 +599,10 @@ def test_only_the_legs_that_are_not_set_share_what_is_left(monkeypatch):
     free = merge(THREE, {"denoiser": {"images": 0}, "enlarge": {"16": {"images": 0}}})
     began = time.time()
     plan = planned(monkeypatch, free)
-    planning, told = time.time() - began, plan.predicted["seconds"]
-    assert plan.paced == list(plan.recipe.legs) and 59 - planning <= sum(told.values()) <= 61
+    planning, predicted = time.time() - began, plan.predicted["seconds"]
+    assert plan.paced == list(plan.recipe.legs) and 59 - planning <= sum(predicted.values()) <= 61
     for leg, share in time_shares(plan.paced).items():
-        assert told[leg] == pytest.approx(share * sum(told[one] for one in plan.paced), abs=0.2)
+        assert predicted[leg] == pytest.approx(share * sum(predicted[one] for one in plan.paced), abs=0.2)
 
 
 @pytest.mark.parametrize("budget", [1e-6, 0.5, 3.0, 60.0, 1e5])

@@ -149,7 +149,7 @@ def test_the_error_of_an_autoencoder_is_by_the_contrast_of_the_picture():
     assert error.value == pytest.approx(float(first.mean()), rel=1e-4) and error.low < error.value < error.high
 
 
-def test_the_block_is_as_large_as_said_and_noise_differs_by_picture(small):
+def test_the_block_is_as_large_as_set_and_noise_differs_by_picture(small):
     block = CORRUPTIONS["block"](small, Rng((4,))) != small
     assert block.any(1).sum((1, 2)).tolist() == [4, 4, 4]
     noise = CORRUPTIONS["noise"](small, Rng((4,))) - small

@@ -34,9 +34,9 @@ def refused(folder, text):
 def test_a_recipe_written_when_there_was_a_joint_leg_is_read_without_it(tmp_path, images):
     """With a warning where it asks for one."""
     path = written(tmp_path, f"size = 32\n\n[joint]\nimages = {images}\nbatch = 8\n\n[joint.losses]\nforesight = 0.5")
-    with warnings.catch_warnings(record=True) as said:
+    with warnings.catch_warnings(record=True) as caught:
         assert read_recipe(path) == {"size": 32}
-    assert [str(one.message).startswith(f"{path} sets joint, but") for one in said] == [True] * bool(images)
+    assert [str(one.message).startswith(f"{path} sets joint, but") for one in caught] == [True] * bool(images)
 
 
 @pytest.mark.parametrize("name", ["equivariance", "latent_noise"])

@@ -329,7 +329,7 @@ def test_tags_escape_text_and_attributes():
 
 
 @pytest.mark.parametrize(
-    ("said", "expected"),
+    ("text", "expected"),
     [
         (duration(4.23), "4.2 s"),
         (duration(59.4), "59 s"),
@@ -346,5 +346,5 @@ def test_tags_escape_text_and_attributes():
         (date("soon"), "soon"),
     ],
 )
-def test_numbers_in_words(said, expected):
-    assert said == expected
+def test_numbers_in_words(text, expected):
+    assert text == expected

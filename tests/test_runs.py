@@ -41,16 +41,16 @@ def test_runs_are_listed_newest_first_with_their_figures(two, tmp_path):
     write_json(two[1] / "evaluation.json", {"measures": {"samples": {"fd_lite0": {"value": 498.7}, "n": [60, 61]}}})
     console = Keeper()
     runs(tmp_path, False, console)
-    assert "FD-Lite0 499 (n = 60, 61)" in console.said[0]
-    assert console.said[0].startswith("newer  finished  latent 64 px  portraits  9 min 41 s  PSNR 28.8 dB")
-    assert console.said[1].startswith("older") and "FD-Lite0 512 (n = 60)" in console.said[1]
+    assert "FD-Lite0 499 (n = 60, 61)" in console.printed[0]
+    assert console.printed[0].startswith("newer  finished  latent 64 px  portraits  9 min 41 s  PSNR 28.8 dB")
+    assert console.printed[1].startswith("older") and "FD-Lite0 512 (n = 60)" in console.printed[1]
 
 
 def test_json_lines_hold_the_same(two, tmp_path):
     console = Keeper()
     found = runs(tmp_path, True, console)
-    told = [json.loads(line) for line in console.said]
-    assert [(one["name"], one["psnr"]) for one in told] == [(one.name, one.psnr) for one in found]
+    listed = [json.loads(line) for line in console.printed]
+    assert [(one["name"], one["psnr"]) for one in listed] == [(one.name, one.psnr) for one in found]
 
 
 @pytest.mark.parametrize("content", ["", "{", "[1]", '{"legs": 5, "seconds": [1], "created": 3, "name": {"a": 1}}'])
@@ -58,14 +58,14 @@ def test_a_broken_run_is_one_line_among_the_others(two, tmp_path, content):
     (two[0] / "run.json").write_text(content)
     console = Keeper()
     runs(tmp_path, False, console)
-    assert len(console.said) == 2 and "finished" in console.said[0] + console.said[1]
+    assert len(console.printed) == 2 and "finished" in console.printed[0] + console.printed[1]
 
 
 def test_names_from_outside_stay_one_printable_line(two, tmp_path):
     write_json(two[0] / "run.json", facts(data=EVIL, created=EVIL))
     console = Keeper()
     runs(tmp_path, False, console)
-    assert len(console.said) == 2 and all(line.isprintable() for line in console.said)
+    assert len(console.printed) == 2 and all(line.isprintable() for line in console.printed)
 
 
 def test_a_run_whose_process_is_gone_was_killed(two):

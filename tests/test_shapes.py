@@ -91,10 +91,10 @@ def test_pictures_go_to_the_nearest_shape_that_is_not_rare():
 def test_notes_say_what_squares_cut_away_and_what_shapes_leave():
     sizes = [Shape(30, 60)] * 20 + [Shape(10, 10)] * 20
     assert shape_notes([Shape(7, 7)] * 3, 1, 16, 4) == []
-    (said,) = shape_notes(sizes, 1, 16, 4)
-    assert said == "squares cut away 25% of 40 pictures; with --set aspect_buckets=5 it is 0%"
-    told, default = shape_notes(sizes, 3, 16, 4)
-    assert told == (
+    (note,) = shape_notes(sizes, 1, 16, 4)
+    assert note == "squares cut away 25% of 40 pictures; with --set aspect_buckets=5 it is 0%"
+    cut, default = shape_notes(sizes, 3, 16, 4)
+    assert cut == (
         "shapes: 12 x 24 px 20, 16 x 16 px 20; 0% of each is cut away on average, 20 are enlarged (25% with squares)"
     )
     assert "squares" in default and "--size" in default
@@ -121,7 +121,7 @@ def test_every_picture_is_in_one_form_as_it_is_cut_from_its_file(folder, tmp_pat
     assert [tuple(one.pixels.shape[2:]) for one in half] == [(12, 6), (6, 12), (8, 8)]
 
 
-def test_a_picture_that_has_gone_since_is_told(folder, tmp_path):
+def test_a_picture_that_has_gone_since_is_reported(folder, tmp_path):
     pictures = read_folder(folder, 16)
     pictures.originals[3].path.unlink()
     with pytest.raises(UserError, match=r"\.png could be read before, but not now: no such file.*; put it back"):
@@ -133,7 +133,7 @@ def test_data_check_says_what_squares_cut_away(folder):
     check_data(folder, 16, console)
     assert any(
         re.search(r"squares cut away \d+% of 29 pictures; with --set aspect_buckets=5 it is \d%", one)
-        for one in console.said
+        for one in console.printed
     )
 
 

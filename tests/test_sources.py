@@ -184,7 +184,7 @@ def test_what_is_cached_is_what_is_encoded(tmp_path):
 def test_equal_keys_are_not_encoded_twice(tmp_path, monkeypatch):
     space_ = space()
     first = cached(space_, tmp_path)
-    monkeypatch.setattr(latents, "encode", lambda *told: pytest.fail("encoded again"))
+    monkeypatch.setattr(latents, "encode", lambda *arguments: pytest.fail("encoded again"))
     assert torch.equal(cached(space_, tmp_path).moments, first.moments)
     assert torch.equal(load_file(next(tmp_path.glob("latents-*")))["moments"], first.moments)
 

@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from analytic import perturbed, told
+from analytic import conditioned, perturbed
 from torch import nn
 
 from calotype.diffusion.augmentation import BlurAugmentation, NoiseAugmentation
@@ -115,7 +115,7 @@ def test_enlarged_keeps_flat_pictures_and_straight_slopes(factor):
 @pytest.mark.parametrize(
     "augmentation", [NoiseAugmentation(most=0.4, share=1.0), BlurAugmentation(share=1.0)], ids=["noise", "blur"]
 )
-def test_training_and_sampling_are_told_by_the_same_line(augmentation):
+def test_training_and_sampling_share_one_condition(augmentation):
     """The smaller picture is spoilt first and enlarged then, and the level goes with it."""
     one, rng = stage(8, 4, augmentation), Rng(("told",))
     small, clean = torch.rand(3, 3, 4, 4), torch.rand(3, 3, 8, 8)
@@ -133,7 +133,7 @@ def test_training_and_sampling_are_told_by_the_same_line(augmentation):
     assert equal(seen[0], one.condition(LABELS, small, torch.full((3,), 0.25), noise))
 
 
-def test_the_doubt_goes_with_the_level_and_is_that_of_the_augmentation():
+def test_the_deviation_goes_with_the_level_and_is_that_of_the_augmentation():
     level, small = torch.tensor([0.0, 0.1, 0.3]), torch.zeros(3, 3, 4, 4)
     for augmentation in (NoiseAugmentation(), BlurAugmentation()):
         condition = stage(8, 4, augmentation).condition(LABELS, small, level, small)
@@ -141,9 +141,9 @@ def test_the_doubt_goes_with_the_level_and_is_that_of_the_augmentation():
         assert torch.allclose(condition.deviation, per_image(augmentation.deviation(level)).expand(3, 1, 8, 8))
 
 
-def test_the_first_stage_is_told_its_label_and_nothing_else():
+def test_the_first_stage_is_conditioned_on_its_label_and_nothing_else():
     small = torch.zeros(3, 3, 4, 4)
-    assert equal(stage(4).condition(LABELS, None, torch.zeros(3), small), told(0, 1, NULL_LABEL))
+    assert equal(stage(4).condition(LABELS, None, torch.zeros(3), small), conditioned(0, 1, NULL_LABEL))
 
 
 def test_the_factor_is_that_of_the_sizes():
@@ -205,7 +205,7 @@ def point(spread=1e-3, size=16, low_res=None):
     return Stage(denoiser, PixelSpace(), Karras(smallest=0.01, largest=20.0), size, low_res, NoiseAugmentation())
 
 
-def conditioned(conditioning, level, sampler="dpm_solver"):
+def conditioned_on(conditioning, level, sampler="dpm_solver"):
     """What the second of two stages is told, and the states of the first."""
     first, second = point(), point(0.1, 32, 16)
     both = [Sampling(steps=20, guidance=1.0, sampler=sampler), Sampling(steps=2, guidance=1.0, augmentation=level)]
@@ -218,7 +218,7 @@ def conditioned(conditioning, level, sampler="dpm_solver"):
 @pytest.mark.parametrize("sampler", ["euler", "heun", "dpm_solver", "ancestral"])
 @pytest.mark.parametrize("level", [0.05, 0.3, 1.0])
 def test_a_truncated_stage_hands_on_its_noisy_state_and_no_noise_is_added(level, sampler):
-    condition, states = conditioned("truncated", level, sampler)
+    condition, states = conditioned_on("truncated", level, sampler)
     assert torch.equal(condition.low_res, enlarged(states[-1], 2))
     assert states[-1].std().item() == pytest.approx(level, rel=0.05)
     assert condition.augmentation.tolist() == pytest.approx([level] * 3)
@@ -226,14 +226,14 @@ def test_a_truncated_stage_hands_on_its_noisy_state_and_no_noise_is_added(level,
 
 @pytest.mark.parametrize("level", [0.0, 0.05, 0.3])
 def test_a_whole_picture_gets_the_noise_of_its_level(level):
-    condition, states = conditioned("whole", level)
+    condition, states = conditioned_on("whole", level)
     noise = noise_each([rng.at(32, "augmentation") for rng in RNGS], (3, 16, 16))
     expected = enlarged(states[-1] + per_image(torch.full((3,), level)) * noise, 2)
     assert states[-1].abs().max() < 0.01 and torch.allclose(condition.low_res, expected, atol=1e-6)
 
 
 def test_what_is_whole_and_what_is_truncated_are_as_noisy():
-    spreads = [conditioned(conditioning, 0.3)[0].low_res.std().item() for conditioning in ("whole", "truncated")]
+    spreads = [conditioned_on(conditioning, 0.3)[0].low_res.std().item() for conditioning in ("whole", "truncated")]
     assert spreads[0] == pytest.approx(spreads[1], rel=0.05)
 
 

@@ -58,7 +58,7 @@ def test_sizes_are_those_of_the_upright_picture_and_labels_those_of_training(odd
     assert found.labels() == {"": 1, "a": 2, "b": 3}
 
 
-def test_equal_and_alike_pictures_are_told_apart(tmp_path):
+def test_equal_and_alike_pictures_are_distinguished(tmp_path):
     one, other = photograph(1), photograph(2)
     one.save(tmp_path / "one.png")
     one.save(tmp_path / "one again.bmp")
@@ -103,8 +103,8 @@ def test_hostile_names_stay_on_one_line_and_bad_files_are_named_with_reasons(tmp
     (tmp_path / "<b>\x1b[31m\n.png").write_bytes(b"")
     console = Keeper()
     check_data(tmp_path, 16, console)
-    assert "unreadable   1: '<b>\\x1b[31m\\n.png': found nothing (0 bytes)" in "\n".join(console.said)
-    assert all(line.isprintable() for line in console.said)
+    assert "unreadable   1: '<b>\\x1b[31m\\n.png': found nothing (0 bytes)" in "\n".join(console.printed)
+    assert all(line.isprintable() for line in console.printed)
 
 
 def test_where_nothing_can_be_read_training_may_not_start(tmp_path):
@@ -112,7 +112,7 @@ def test_where_nothing_can_be_read_training_may_not_start(tmp_path):
     console = Keeper()
     with pytest.raises(UserError, match="could be read, so training cannot start"):
         check_data(tmp_path, 16, console)
-    assert any("holiday.jpg: found text" in line for line in console.said)
+    assert any("holiday.jpg: found text" in line for line in console.printed)
 
 
 def test_no_pixels_are_kept(tmp_path):

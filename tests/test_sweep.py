@@ -98,7 +98,7 @@ def test_every_guide_that_there_is_is_tried():
 
 
 @pytest.mark.parametrize("text", ["", "8,", "a", "-1", "0", "8.5", "nan", "1e9", "8;16"])
-def test_wrong_steps_are_told_in_one_line(text):
+def test_wrong_steps_are_reported_in_one_line(text):
     with pytest.raises(UserError, match="between commas"):
         numbers("steps", text, 1)
 
@@ -158,7 +158,7 @@ def test_a_sweep_has_other_seeds_than_samples(run, monkeypatch):
     assert not set(drawn) & set(load(run).rngs(100, 0))
 
 
-def test_guidance_that_changes_nothing_is_told_in_one_line(tmp_path, monkeypatch):
+def test_guidance_that_changes_nothing_is_reported_in_one_line(tmp_path, monkeypatch):
     be_quick(monkeypatch)
     write_pictures(tmp_path / "pictures", classes=())
     run, console = (
@@ -166,14 +166,14 @@ def test_guidance_that_changes_nothing_is_told_in_one_line(tmp_path, monkeypatch
         Keeper(),
     )
     commands.sweep(run, None, 4, 0, Grid((1,)), "cpu", console)
-    assert console.said == [sweeping.UNGUIDED] and sweeping.UNGUIDED in (run / "report.html").read_text()
+    assert console.printed == [sweeping.UNGUIDED] and sweeping.UNGUIDED in (run / "report.html").read_text()
 
 
 def test_a_sweep_is_kept_and_its_best_cell_becomes_the_models_own(run, monkeypatch):
     monkeypatch.setattr(sweeping, "FEWEST_TO_CHOOSE", 4)
-    said = commands.sweep(run, None, 4, 0, Grid((1, 2), (1.0, 2.0)), "cpu", Keeper())
+    printed = commands.sweep(run, None, 4, 0, Grid((1, 2), (1.0, 2.0)), "cpu", Keeper())
     found = read_json(run / "sweep.json")
-    assert len(found["cells"]) == 6 and found["n"] == 4 and found["floor"]["n"] == [4, 4] and said == found["why"]
+    assert len(found["cells"]) == 6 and found["n"] == 4 and found["floor"]["n"] == [4, 4] and printed == found["why"]
     sampling = load(run).samplings[0]
     assert (sampling.steps, sampling.guidance) == (found["best"]["steps"], found["best"]["guidance"])
     assert found["why"] in (run / "report.html").read_text()

@@ -115,7 +115,7 @@ def test_a_new_denoiser_that_reads_is_one_that_does_not(config):
 
 
 @backbones
-def test_no_text_and_untold_text_are_one(config):
+def test_no_text_and_the_null_text_are_equal(config):
     network = perturbed(denoiser(config), 0.1)
     assert torch.allclose(answer(network, ("", "", "")), answer(network, None), atol=1e-5)
     assert torch.allclose(answer(network, TEXTS)[1], answer(network, None)[1], atol=1e-5)
@@ -148,7 +148,7 @@ def test_bfloat16_reads_alike(config):
     assert 1e-4 < (one - other).norm() / one.norm() < 0.05
 
 
-def test_untold_text_is_what_guidance_leads_away_from():
+def test_null_text_is_what_guidance_leads_away_from():
     plain, against = (Condition(torch.zeros(2).long(), text=Text(("a", "b"), more)) for more in ((), ("x", "y")))
     assert plain.unconditional().text == Text(("", "")) and against.unconditional().text == Text(("x", "y"))
     assert (plain.unconditional().labels == NULL_LABEL).all()
@@ -304,7 +304,11 @@ def test_a_model_that_reads_is_edited_swept_and_evaluated(folder, tmp_path):
     assert any("guidance 3.5, as asked" in note for note in found["notes"])
     assert found["sampling"][0]["guidance"] == 3.5 and found["alignment"]["languages"] == ["captions"]
     why = "it needs 2 test pictures with captions of their own, and there are 1"
-    for page in ("\n".join(console.said), (run / "report.html").read_text(), (run / "model" / "README.md").read_text()):
+    for page in (
+        "\n".join(console.printed),
+        (run / "report.html").read_text(),
+        (run / "model" / "README.md").read_text(),
+    ):
         assert why in page and "what these pictures show is not known" in page
 
 
@@ -327,10 +331,10 @@ def test_a_reader_without_captions_is_refused():
         make_plan(noise_pictures(), machine(), 1.0, 0.0, settings)
 
 
-@pytest.mark.parametrize(("content", "said"), [(b"\n \n", "is empty"), (b"a\0b", "NUL"), (b"\xff\xfe", "not UTF-8")])
-def test_a_file_that_holds_no_prompts_is_one_line(tmp_path, content, said):
+@pytest.mark.parametrize(("content", "message"), [(b"\n \n", "is empty"), (b"a\0b", "NUL"), (b"\xff\xfe", "not UTF-8")])
+def test_a_file_that_holds_no_prompts_is_one_line(tmp_path, content, message):
     (tmp_path / "prompts.txt").write_bytes(content)
-    with pytest.raises(UserError, match=said) as error:
+    with pytest.raises(UserError, match=message) as error:
         commands.read_prompts(tmp_path / "prompts.txt")
     assert "\n" not in str(error.value)
     with pytest.raises(UserError, match="No such file"):

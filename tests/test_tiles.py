@@ -104,10 +104,10 @@ def watched(forward, seen):
 
 
 @torch.no_grad()
-def test_a_decoder_that_sees_everything_is_said_to_have_no_exact_tiles():
+def test_a_decoder_that_sees_everything_is_reported_to_have_no_exact_tiles():
     space = LatentSpace(Kl(KlConfig(widths=(8, 16), groups=4)))
     images = Rng(("images",)).uniform(1, 3, 32, 32) * 2 - 1
-    said = about_tiles(space, images)
-    assert "cannot be decoded in exact tiles" in said and "16 px" in said
+    printed = about_tiles(space, images)
+    assert "cannot be decoded in exact tiles" in printed and "16 px" in printed
     vae = LatentSpace(new_vae(4))
     assert "equals" in about_tiles(vae, images)

@@ -291,7 +291,7 @@ def resume(run):
 def test_a_finished_run_is_left_as_it_is(finished):
     before, console = products(finished), Keeper()
     assert commands.resume(finished, "auto", console) == finished
-    assert "finished already" in console.said[0] and products(finished) == before
+    assert "finished already" in console.printed[0] and products(finished) == before
 
 
 def test_other_pictures_are_refused(tmp_path, monkeypatch, quick):
@@ -320,7 +320,7 @@ def test_a_run_that_is_in_use_is_left_alone(tmp_path, monkeypatch, quick):
 def test_nothing_of_a_run_is_a_pickle(monkeypatch, tmp_path, quick):
     """Writing and reading back: only the weights of the perceptual distance are one, and they are read already."""
 
-    def no(*told, **more):
+    def no(*arguments, **more):
         raise AssertionError("a pickle")
 
     efficientnet_lite0()

@@ -1,4 +1,4 @@
-"""Verdicts on the lecture's claims, both ways, on measures made for it: three seeds of each kind unless said."""
+"""Verdicts on the lecture's claims, both ways, on measures made for it: three seeds of each kind unless printed."""
 
 import copy
 from functools import reduce
@@ -171,7 +171,7 @@ def test_a_cascade_that_uses_no_mechanism_is_no_evidence_that_none_corrects():
 
 
 @pytest.mark.parametrize(("count", "expected"), [(3, CONFIRMED), (2, REFUTED), (1, REFUTED)])
-def test_models_are_counted_and_their_bytes_said(count, expected):
+def test_models_are_counted_and_their_bytes_reported(count, expected):
     runs = both(1)
     change(runs, "cascade", "deployment.count", count)
     word, sentence = verdict(runs, MODELS)

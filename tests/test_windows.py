@@ -23,13 +23,13 @@ def test_windows_count_1_together_and_half_of_each_is_another_s(side, more):
     assert starts[0] == 0 and starts[-1] == more and (starts.diff() > 0).all() and (2 * starts.diff() <= side + 1).all()
 
 
-def test_one_window_is_what_is_said_of_it_to_the_bit():
+def test_one_window_is_the_prior_itself_to_the_bit():
     canvas = torch.randn(2, 3, 6, 6)
     assert torch.equal(in_windows(contrary, canvas, 6), contrary(canvas))
 
 
 @pytest.mark.parametrize("shape", [(4, 9), (7, 5), (12, 12)])
-def test_the_blend_is_nearest_to_what_is_said_of_all_windows(shape):
+def test_the_blend_is_nearest_to_the_means_of_all_windows(shape):
     """The gradient of the sum of squares is 0 there; a place counts more the nearer it lies to a window's middle."""
     canvas, ramp = torch.randn(2, 3, *shape), torch.tensor([1.0, 2.0, 2.0, 1.0])
     blend = in_windows(contrary, canvas, 4).requires_grad_()

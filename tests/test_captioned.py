@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from calotype.priors import captioned as told
+from calotype.priors import captioned
 from calotype.priors.captioned import CaptionLevel, FittingSet, fit_captioned
 from calotype.priors.gaussian_fit import fit_classes as fit
 from calotype.priors.ngrams import BUCKETS, FEWEST_CAPTIONS, bags_of, buckets
@@ -33,7 +33,7 @@ def pictures(count, labels=None, spread=0.2, seed=0):
     )
 
 
-def told_by(train, held_out=None):
+def fitted_to(train, held_out=None):
     held_out = held_out or pictures(60, seed=1)
     made = fit_captioned(
         like(train, held_out), [CaptionLevel(train, held_out), CaptionLevel(*map(silent, (train, held_out)))]
@@ -47,7 +47,7 @@ def like(train, held_out):
     return fit(train.clean, train.labels, held_out.clean, held_out.labels, sigma, noise)
 
 
-def told_by_parts(train, held_out):
+def fitted_to_parts(train, held_out):
     """Each picture with all of its caption, and with its first phrase."""
     made = fit_captioned(
         like(train, held_out), [CaptionLevel(train, held_out), CaptionLevel(*map(first_phrases, (train, held_out)))]
@@ -66,7 +66,7 @@ def silent(some):
 
 
 def test_lost_in_noise_a_picture_is_what_its_caption_says():
-    form, lost = told_by(pictures(600)), torch.zeros(3, 2, 2, 2)
+    form, lost = fitted_to(pictures(600)), torch.zeros(3, 2, 2, 2)
     found = form.mean(
         lost, torch.full((3,), 1e3), Condition(unconditional(3), text=Text(tuple(f"a {one} ball" for one in COLOURS)))
     )
@@ -76,7 +76,7 @@ def test_lost_in_noise_a_picture_is_what_its_caption_says():
 
 def test_what_words_leave_is_the_gaussian_around_them():
     """The posterior mean for a spread of 0.2 around the told colour; without words it would be one of three colours."""
-    form, sigma = told_by(pictures(3000)), 0.4
+    form, sigma = fitted_to(pictures(3000)), 0.4
     clean = pictures(40, seed=2)
     noisy = clean.clean + sigma * RNG.at("other").normal(*clean.clean.shape)
     centre = torch.zeros_like(noisy)
@@ -88,7 +88,7 @@ def test_what_words_leave_is_the_gaussian_around_them():
 
 def test_words_say_which_group_it_is_where_the_label_does_not():
     labels = torch.arange(800) % 2
-    form = told_by(pictures(800, labels), pictures(60, torch.arange(60) % 2, seed=1))
+    form = fitted_to(pictures(800, labels), pictures(60, torch.arange(60) % 2, seed=1))
     lost, texts = torch.zeros(2, 2, 2, 2), Text(("a green ball", "a green cube"))
     found = form.mean(lost, torch.full((2,), 1e3), Condition(unconditional(2), text=texts))[:, 1].mean((1, 2))
     assert torch.allclose(found, torch.tensor([0.0, 5.0]), atol=0.3)
@@ -105,7 +105,7 @@ def test_what_a_caption_leaves_open_is_as_wide_as_pictures_are():
         one._replace(texts=[f"a {text.split()[2]}, {text.split()[1]}" for text in one.texts])
         for one in (pictures(1200), pictures(60, seed=1))
     )
-    form, blue = told_by_parts(train, held_out), torch.full((1, 2, 2, 2), COLOURS["blue"])
+    form, blue = fitted_to_parts(train, held_out), torch.full((1, 2, 2, 2), COLOURS["blue"])
     red = form.mean(blue, torch.full((1,), 1e3), Condition(unconditional(1), text=Text(("a ball., red",))))
     still = form.mean(blue, torch.full((1,), 1.0), Condition(unconditional(1), text=Text(("a ball.",))))
     assert red[:, 0].mean() > 2.8 and still[:, 0].mean() < -2.5
@@ -113,20 +113,20 @@ def test_what_a_caption_leaves_open_is_as_wide_as_pictures_are():
 
 def test_a_group_that_words_speak_against_is_not_asked(monkeypatch):
     labels = torch.arange(800) % 2
-    form = told_by(pictures(800, labels), pictures(60, torch.arange(60) % 2, seed=1))
+    form = fitted_to(pictures(800, labels), pictures(60, torch.arange(60) % 2, seed=1))
     asked, ask = [], form.mixture._group_mean
-    monkeypatch.setattr(form.mixture, "_group_mean", lambda *told: asked.append(len(told[2])) or ask(*told))
+    monkeypatch.setattr(form.mixture, "_group_mean", lambda *args: asked.append(len(args[2])) or ask(*args))
     noisy, sigma = torch.zeros(2, 2, 2, 2), torch.ones(2)
     form.mean(noisy, sigma, Condition(unconditional(2), text=Text(("a red ball", "a red cube"))))
     assert asked == [2, 2, 2, 2]  # each of both classes with a caption and without, as none is out of the question
-    monkeypatch.setattr(told, "NEGLIGIBLE", 0.1)
+    monkeypatch.setattr(captioned, "NEGLIGIBLE", 0.1)
     form.mean(noisy, sigma, Condition(unconditional(2), text=Text(("a red ball", "a red cube"))))
     form.mean(noisy, sigma, Condition(torch.tensor([0, 0]), text=None))
     assert asked[4:] == [1, 1, 2]
 
 
-def test_each_picture_is_denoised_by_what_is_told_of_it_alone():
-    form, noisy = told_by(pictures(600)), RNG.at("noisy").normal(4, 2, 2, 2)
+def test_each_picture_is_denoised_by_its_own_condition_alone():
+    form, noisy = fitted_to(pictures(600)), RNG.at("noisy").normal(4, 2, 2, 2)
     sigma, texts = torch.tensor([0.1, 1.0, 3.0, 10.0]), ("a red ball", "", "a blue ball", "")
     together = form.mean(noisy, sigma, Condition(unconditional(4), text=Text(texts)))
     for row in range(4):
@@ -138,21 +138,21 @@ def test_each_picture_is_denoised_by_what_is_told_of_it_alone():
 
 def test_words_that_say_nothing_of_the_group_leave_it_as_likely_as_it_is():
     train, held_out = (pictures(count, (torch.arange(count) % 10 == 0).long(), seed=count) for count in (1000, 100))
-    form = told_by(*(one._replace(texts=[text[:-5] for text in one.texts]) for one in (train, held_out)))
+    form = fitted_to(*(one._replace(texts=[text[:-5] for text in one.texts]) for one in (train, held_out)))
     found = form.mean(
         torch.zeros(1, 2, 2, 2), torch.full((1,), 1e3), Condition(unconditional(1), text=Text(("a green",)))
     )
     assert torch.allclose(found[0, 1].mean(), torch.tensor(0.1 * 5.0), atol=0.1)
 
 
-def test_a_larger_canvas_is_told_in_every_window():
-    form, texts = told_by(pictures(600)), Text(("a red ball",))
+def test_a_larger_canvas_is_conditioned_in_every_window():
+    form, texts = fitted_to(pictures(600)), Text(("a red ball",))
     found = form.mean(torch.zeros(1, 2, 4, 3), torch.full((1,), 1e3), Condition(unconditional(1), text=texts))
     assert torch.allclose(found[:, 0], torch.full((1, 4, 3), 3.0), atol=0.1)
 
 
 def test_an_empty_one_has_room_for_what_was_stored():
-    form = told_by(pictures(600))
+    form = fitted_to(pictures(600))
     other = prior_in({f"mixture.{name}": one for name, one in form.state_dict().items()})
     assert isinstance(other, nn.Module) and isinstance(other, Prior)
     other.load_state_dict(form.state_dict())
@@ -164,15 +164,15 @@ def test_an_empty_one_has_room_for_what_was_stored():
 def test_rare_words_are_not_heard():
     train = pictures(60)
     rare = train._replace(texts=[f"word{row // (FEWEST_CAPTIONS // 2 - 1)}" for row in range(60)])
-    untold_form = fit(
+    unconditional_mixture = fit(
         train.clean, unconditional(60), train.clean, unconditional(60), torch.ones(60), torch.randn_like(train.clean)
     )
-    assert fit_captioned(untold_form, [CaptionLevel(rare, train)]) is None
+    assert fit_captioned(unconditional_mixture, [CaptionLevel(rare, train)]) is None
 
 
 def test_a_group_of_few_is_moved_in_fewer_ways():
     labels = (torch.arange(300) % 30 == 0).long()
-    form = told_by(pictures(300, labels), pictures(60, torch.arange(60) % 2, seed=1))
+    form = fitted_to(pictures(300, labels), pictures(60, torch.arange(60) % 2, seed=1))
     assert (
         form.mean(torch.zeros(2, 2, 2, 2), torch.ones(2), Condition(torch.tensor([0, 1]), text=Text(("red", "red"))))
         .isfinite()
@@ -182,7 +182,7 @@ def test_a_group_of_few_is_moved_in_fewer_ways():
 
 @pytest.mark.parametrize("text", ["\0\0", "!?!", "\u202e", "a" * 100_000, "\ud800"])
 def test_odd_captions_move_nothing_far(text):
-    form = told_by(pictures(600))
+    form = fitted_to(pictures(600))
     found = form.mean(torch.zeros(1, 2, 2, 2), torch.full((1,), 1e3), Condition(unconditional(1), text=Text((text,))))
     assert found.isfinite().all() and found.abs().max() < 10
 

@@ -110,7 +110,7 @@ def again(network):
     return network()
 
 
-def test_a_long_gradient_is_cut_to_length_and_its_length_told():
+def test_a_long_gradient_is_cut_to_length_and_its_length_reported():
     network = nn.Linear(2, 1, bias=False)
     player = TrainState(network, OptimizerConfig(clip=0.5, betas=(0.0, 0.999)))
     player.backward((network.weight * torch.tensor([3.0, 4.0])).sum())

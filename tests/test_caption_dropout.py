@@ -23,8 +23,8 @@ RNG = Rng(("telling",))
 def test_parts_are_some_of_the_phrases_in_their_order(text, mark):
     phrases = [one.strip(".") for one in text.split(mark)]
     for one in parts(text):
-        said = [phrase.strip(".") for phrase in one.split(mark)]
-        assert 0 < len(said) < len(phrases) and [phrase for phrase in phrases if phrase in said] == said
+        remaining = [phrase.strip(".") for phrase in one.split(mark)]
+        assert 0 < len(remaining) < len(phrases) and [phrase for phrase in phrases if phrase in remaining] == remaining
 
 
 def test_a_caption_of_one_phrase_is_cut_to_words_in_a_row():
@@ -57,8 +57,8 @@ def test_the_parts_of_a_caption_are_always_the_same_and_of_any_length():
 
 def test_a_share_of_captions_says_less():
     texts = [f"{number}, solo, smile" for number in range(2000)] + ["", "tench"]
-    told = partly(texts, 0.3, RNG)
-    assert len(told) == len(texts) and told[-2:] == ("", "tench")
-    changed = [(one, whole) for one, whole in zip(told, texts, strict=True) if one != whole]
+    dropped = partly(texts, 0.3, RNG)
+    assert len(dropped) == len(texts) and dropped[-2:] == ("", "tench")
+    changed = [(one, whole) for one, whole in zip(dropped, texts, strict=True) if one != whole]
     assert len(changed) / 2000 == pytest.approx(0.3, abs=0.03) and all(one in parts(whole) for one, whole in changed)
-    assert partly(texts, 0.0, RNG) == tuple(texts) and partly(texts, 0.3, RNG) == told
+    assert partly(texts, 0.0, RNG) == tuple(texts) and partly(texts, 0.3, RNG) == dropped
