@@ -1,14 +1,17 @@
-"""The track on which changes are judged: fixed portraits to train on, others to judge with, and seeds in pairs.
+"""The track on which changes and peers are judged: fixed pictures to train on, others to judge with, equal seconds.
 
-    python bench/track.py prepare
-    python bench/track.py train --name base --budget 10m --seeds 0,1,2
-    python bench/track.py train --name wide --budget 10m --seeds 0,1,2 --set denoiser.backbone.width=192
-    python bench/track.py score CACHE/runs/base/* CACHE/runs/wide/* --count 1000
+    python bench/track.py prepare --pictures portraits
+    python bench/track.py train --name base --budget 10m
+    python bench/track.py train --name wide --budget 10m --set denoiser.backbone.width=192
+    python bench/track.py train --peer plain_latent --rates 3e-4,1e-3,2e-3 --seeds 0
+    python bench/track.py score RUN ... --count 1000
     python bench/track.py compare base wide
+    python bench/track.py table --count 180
 
-Every call appends what it found to `results.jsonl` in the cache, with the commit, the machine and the seconds. A rival
-needs two functions in place of `train_one` and `sample`: one from a folder of class folders to a run, one from a run to
-pictures of evenly many styles; `Track.score` takes any pictures.
+Runs go into CACHE/runs/PICTURES-SIZE/NAME/seed-N; the name of a peer's run holds its rate and budget. Every call
+appends what it measured to `results.jsonl` in the cache, with the commit, the machine and the seconds. A peer is a
+module in `bench/peers`, which says what it must have. Threads are those of the machine; for one core each:
+OMP_NUM_THREADS=1 taskset -c N.
 """
 
 from __future__ import annotations
@@ -18,25 +21,30 @@ import json
 import math
 import subprocess
 import sys
+import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from scoring import Found, Track
+from peers import Task
+from scoring import Measures, Track
+from sets import SETS
 
-from calotype.data.images import grid, images_from_pil, pils_from_images
+from calotype.data.images import grid, images_from_pixels, pils_from_images
 from calotype.machine import examine
-from calotype.model import changed_all, load
-from calotype.recipe import Recipe
-from calotype.tables import read_value
 from calotype.types import Images, UserError
 
 CACHE = Path.home() / ".cache" / "calotype" / "track"
 FEWEST_PAIRS = 3
-SHOWN = 60
+SHEET = 60
+ASKED = ("pictures", "size", "against", "count", "sampling")
+"""Results are compared where these are equal."""
+UNITS = {"s": 1, "m": 60, "h": 3600}
 
 
 def main() -> None:
@@ -51,37 +59,41 @@ def parser() -> argparse.ArgumentParser:
     whole = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = whole.add_subparsers(required=True, metavar="COMMAND")
 
-    def command(run, text: str) -> argparse.ArgumentParser:
+    def command(run: Any, text: str) -> argparse.ArgumentParser:
         one = commands.add_parser(run.__name__, help=text, description=text)
         one.set_defaults(run=run)
         one.add_argument("--cache", type=Path, default=CACHE, help=f"Folder of pictures, runs and results. [{CACHE}]")
+        one.add_argument("--pictures", choices=sorted(SETS), default="portraits", help="Picture set. [portraits]")
         one.add_argument("--size", type=int, default=64, help="Side of the pictures in pixels. [64]")
         return one
 
-    command(prepare, "Write the portraits into folders, or check that they are as they were written.")
-    one = command(train, "Train one run for each seed, as `calotype train` does, on the training portraits alone.")
-    one.add_argument("--name", required=True, help="Name of the runs; they go into CACHE/runs/NAME/seed-N.")
-    one.add_argument("--budget", default="10m", help="Time of each run: 20s, 10m, 1h30m. [10m]")
+    command(prepare, "Write a picture set into folders, or check that they are as they were written.")
+    one = command(train, "Train one run for each rate and seed on the training pictures alone.")
+    one.add_argument("--peer", default="calotype", help="Module in bench/peers. [calotype]")
+    one.add_argument("--name", help="Name of the runs. [the peer's, with rate and budget]")
+    one.add_argument("--budget", default="10m", help="Time of each run: 20s, 10m, 1h. [10m]")
     one.add_argument("--seeds", type=numbers, default=[0, 1, 2], help="Seeds of the runs, with commas between. [0,1,2]")
+    one.add_argument("--rates", type=rates, default=[0.0], help="Learning rates of a peer, with commas between.")
     one.add_argument("--set", action="append", default=[], dest="settings", help="One setting, as of `calotype train`.")
-    one = command(score, "Sample from finished runs, and measure the samples against portraits that were held out.")
+    one = command(score, "Sample from finished runs, and measure the samples against pictures that were held out.")
     one.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="Folder of a finished run.")
-    scored(one)
+    measured(one)
     one.add_argument("--seed", type=int, default=0, help="Seed of the samples. [0]")
-    one.add_argument("--sheets", type=Path, help="Folder for pictures of the samples, and of those without features.")
+    one.add_argument("--sheets", type=Path, help="Folder for grids of the samples, and of faces without features.")
     one = command(compare, "Compare two sets of runs that are scored already, in pairs of equal seed.")
-    one.add_argument("a", help="Name of runs, as given to `train`, or a folder with runs named seed-N.")
+    one.add_argument("a", help="Name of runs, as given to `train`.")
     one.add_argument("b", help="The other one.")
-    scored(one)
+    measured(one)
+    measured(command(table, "Print all that was scored of a picture set as a table, means over seeds."))
     return whole
 
 
-def scored(one: argparse.ArgumentParser) -> None:
+def measured(one: argparse.ArgumentParser) -> None:
     one.add_argument("--count", type=int, default=180, help="How many samples; 1000 for what is reported. [180]")
     one.add_argument(
         "--against", choices=("test", "validation"), default="test", help="Use validation for choices. [test]"
     )
-    one.add_argument("--set-sampling", nargs="+", default=[], metavar="NAME=VALUE",
+    one.add_argument("--sampling", nargs="+", default=[], metavar="NAME=VALUE",
                      help="Sampling in place of what is stored with the model, as in guidance=3 steps=24.")  # fmt: skip
 
 
@@ -89,106 +101,120 @@ def numbers(text: str) -> list[int]:
     return [int(part) for part in text.split(",")]
 
 
+def rates(text: str) -> list[float]:
+    return [float(part) for part in text.split(",")]
+
+
+def seconds(text: str) -> float:
+    return float(text[:-1]) * UNITS[text[-1]]
+
+
 # -- Commands ----------------------------------------------------------------------------------------------------------
 
 
-def prepare(wanted: argparse.Namespace) -> None:
-    track = Track(wanted.cache, wanted.size)
+def prepare(arguments: argparse.Namespace) -> None:
+    track = Track(arguments.cache, arguments.pictures, arguments.size)
     for part in ("train", "validation", "test", "floor"):
         print(f"{track.folder / part}: {len(list((track.folder / part).glob('*/*.png'))):,} pictures")
 
 
-def train(wanted: argparse.Namespace) -> None:
-    track = Track(wanted.cache, wanted.size)
-    for seed in wanted.seeds:
-        run, start = wanted.cache / "runs" / wanted.name / f"seed-{seed}", time.perf_counter()
-        train_one(track.folder / "train", run, wanted.size, wanted.budget, [*wanted.settings, f"seed={seed}"])
-        record(
-            wanted.cache,
-            start,
-            command="train",
-            run=str(run),
-            seed=seed,
-            budget=wanted.budget,
-            settings=wanted.settings,
-        )
+def train(arguments: argparse.Namespace) -> None:
+    track = Track(arguments.cache, arguments.pictures, arguments.size)
+    for rate in arguments.rates:
+        for seed in arguments.seeds:
+            name = arguments.name or "-".join(
+                [arguments.peer, *([f"{rate:g}"] if rate else []), arguments.budget, *arguments.settings]
+            )
+            run, start = runs_folder(arguments) / name / f"seed-{seed}", time.perf_counter()
+            task = Task(
+                arguments.peer, arguments.pictures, str(track.folder / "train"), str(run), arguments.size,
+                seconds(arguments.budget), seed, rate, tuple(arguments.settings),
+            )  # fmt: skip
+            call("train", task)
+            task.write()
+            record(arguments.cache, start, command="train", run=str(run), seed=seed, budget=arguments.budget,
+                   settings=arguments.settings, rate=rate, peer=arguments.peer)  # fmt: skip
 
 
-def score(wanted: argparse.Namespace) -> None:
-    track, changes = Track(wanted.cache, wanted.size, wanted.against), sampling_changes(wanted.set_sampling)
-    start = time.perf_counter()
-    rows = [("other real pictures", track.floor(wanted.count))]
-    record(wanted.cache, start, command="floor", against=wanted.against, count=wanted.count, **rows[0][1])
-    for run in wanted.runs:
-        start = time.perf_counter()
-        images, styles, sampling = sample(run, wanted.count, wanted.seed, changes)
-        sampled = time.perf_counter() - start
-        found = track.score(images, styles)
-        asked = {"against": wanted.against, "count": wanted.count, "changes": changes, "sample_seed": wanted.seed}
-        record(wanted.cache, start, command="score", run=str(run.resolve()), sampling=sampling, sample_seconds=sampled,
-               **asked, **found)  # fmt: skip
-        rows.append((f"{run.parent.name}/{run.name}", found))
-        if wanted.sheets:
-            write_sheets(wanted.sheets / f"{run.parent.name}-{run.name}", track, images, styles)
-    print(f"{wanted.count} pictures each against {len(track.real(wanted.against)[0])} of {wanted.against}")
-    print("\n".join(table(rows)))
+def score(arguments: argparse.Namespace) -> None:
+    track, start = Track(arguments.cache, arguments.pictures, arguments.size, arguments.against), time.perf_counter()
+    asked = {key: getattr(arguments, key) for key in ASKED}
+    rows = [("other real pictures", track.floor(arguments.count))]
+    record(arguments.cache, start, command="floor", **asked, **rows[0][1])
+    for run in arguments.runs:
+        start, task = time.perf_counter(), replace(Task.of(run), sampling=tuple(arguments.sampling))
+        classes = track.labels(arguments.count)
+        images = sample(task, classes, arguments.seed)
+        sampling = time.perf_counter() - start
+        measures = track.score(images, classes)
+        record(arguments.cache, start, command="score", run=str(run.resolve()), name=run.parent.name, seed=task.seed,
+               peer=task.peer, sample_seconds=sampling, sample_seed=arguments.seed, **asked, **measures)  # fmt: skip
+        rows.append((f"{run.parent.name}/{run.name}", measures))
+        if arguments.sheets:
+            write_sheets(arguments.sheets / f"{run.parent.name}-{run.name}", track, images, classes)
+    print(f"{arguments.count} pictures each against {len(track.real(arguments.against)[0])} of {arguments.against}")
+    print("\n".join(lines(rows)))
 
 
-def compare(wanted: argparse.Namespace) -> None:
-    changes = sampling_changes(wanted.set_sampling)
-    asked = {"against": wanted.against, "count": wanted.count, "changes": changes}
-    a, b = (scores_by_seed(wanted.cache, name, asked) for name in (wanted.a, wanted.b))
+def compare(arguments: argparse.Namespace) -> None:
+    a, b = (scores_by_seed(arguments, name) for name in (arguments.a, arguments.b))
     if not (seeds := sorted(set(a) & set(b))):
         raise UserError(
-            f"{wanted.a} and {wanted.b} have no scores of the same seed with {asked}; run `score` on them first"
+            f"{arguments.a} and {arguments.b} have no scores of the same seed with {arguments.count} samples against "
+            f"{arguments.against} pictures; run `score` on them first"
         )
-    print(
-        f"{wanted.b} minus {wanted.a}, {len(seeds)} seeds ({', '.join(map(str, seeds))}), {wanted.count} samples each"
-    )
-    for network in sorted(set(a[seeds[0]]) & set(b[seeds[0]])):
-        differences = [b[seed][network] - a[seed][network] for seed in seeds]
-        print(f"FD-{network}: {verdict(differences)}")
+    print(f"{arguments.b} minus {arguments.a}, seeds {', '.join(map(str, seeds))}, {arguments.count} samples each")
+    for name in sorted(set(a[seeds[0]]) & set(b[seeds[0]])):
+        print(f"{name}: {verdict([b[seed][name] - a[seed][name] for seed in seeds])}")
 
 
-# -- Calotype ----------------------------------------------------------------------------------------------------------
+def table(arguments: argparse.Namespace) -> None:
+    """Means of the measures over the seeds of each name, the latest score of each."""
+    latest, floor = {}, []
+    for entry in results(arguments):
+        if entry["command"] == "floor":
+            floor = [("other real pictures", entry)]
+        elif entry["command"] == "score":
+            latest[entry["name"], entry["seed"]] = entry
+    by_name = defaultdict(list)
+    for (name, _), entry in latest.items():
+        by_name[name].append(entry)
+    print("\n".join(lines([*floor, *((f"{name} ({len(each)})", mean(each)) for name, each in by_name.items())])))
 
 
-def train_one(folder: Path, run: Path, size: int, budget: str, settings: Sequence[str]) -> None:
-    """What a user does who types `calotype train`, with this version of it."""
-    start = [sys.executable, "-c", "from calotype.cli.app import main; main()", "train", str(folder)]
-    split = ["split.test=0"] if "split" in recipe_keys() else []  # the track has test pictures of its own
-    sets = [word for setting in [*split, *settings] for word in ("--set", setting)]
-    subprocess.run([*start, "--size", str(size), "--budget", budget, "--out", str(run), *sets], check=True)
+# -- Peers -------------------------------------------------------------------------------------------------------------
 
 
-def recipe_keys() -> set[str]:
-    return set(Recipe.model_fields)
+def runs_folder(arguments: argparse.Namespace) -> Path:
+    return Path(arguments.cache) / "runs" / f"{arguments.pictures}-{arguments.size}"
 
 
-def sample(run: Path, count: int, seed: int, changes: dict[str, Any]) -> tuple[Images, list[str], list[Found]]:
-    """Pictures as `calotype sample` makes them, evenly of all styles; the styles; how they were sampled."""
-    model = load(run)
-    images = torch.cat([images_from_pil(picture) for picture in model.draw(count, seed=seed, **changes)])
-    sampling = [one.model_dump(mode="json") for one in changed_all(model.samplings, changes)]
-    return images, [model.classes[label] for label in model.labels(count)], sampling
+def call(verb: str, task: Task, *more: str) -> None:
+    """In a process of its own, so that it has all memory and its time is that of a command."""
+    program = str(Path(__file__).parent / "peers" / "call.py")
+    subprocess.run([sys.executable, program, verb, json.dumps(asdict(task)), *more], check=True)
 
 
-def sampling_changes(settings: Sequence[str]) -> dict[str, Any]:
-    pairs = [setting.partition("=")[::2] for setting in settings]
-    return {name: read_value(value) for name, value in pairs}
+def sample(task: Task, classes: Sequence[str], seed: int) -> Images:
+    """Pictures of these classes, rounded to 8 bits as files are."""
+    with tempfile.TemporaryDirectory() as folder:
+        labels, out = (str(Path(folder) / name) for name in ("labels.npy", "out.npy"))
+        np.save(labels, np.array([task.classes.index(name) for name in classes]))
+        call("sample", task, labels, str(seed), out)
+        return images_from_pixels(torch.from_numpy(np.load(out)))
 
 
 # -- Results -----------------------------------------------------------------------------------------------------------
 
 
-def record(cache: Path, start: float, **found: Any) -> None:
+def record(cache: Path, start: float, **result: Any) -> None:
     about = {
         "time": time.strftime("%Y-%m-%dT%H:%M:%S"), "commit": commit(), "machine": str(examine()),
         "arguments": sys.argv[1:], "seconds": round(time.perf_counter() - start, 1),
     }  # fmt: skip
     cache.mkdir(parents=True, exist_ok=True)
     with (cache / "results.jsonl").open("a") as file:
-        file.write(json.dumps(about | found) + "\n")
+        file.write(json.dumps(about | result) + "\n")
 
 
 def commit() -> str:
@@ -199,61 +225,88 @@ def commit() -> str:
     return head.strip() + ("+" if changed else "")
 
 
-def scores_by_seed(cache: Path, name: str, asked: Found) -> dict[int, dict[str, float]]:
-    """The latest Fréchet distances by network of each run, asked for in this way."""
-    folder = Path(name) if Path(name).is_dir() else cache / "runs" / name
-    runs = {str(run.resolve()): int(run.name.removeprefix("seed-")) for run in folder.glob("seed-*")}
-    return {
-        runs[one["run"]]: {network: found["frechet"]["value"] for network, found in one["distances"].items()}
-        for one in results(cache)
-        if one["command"] == "score" and one["run"] in runs and asked.items() <= one.items()
-    }
+def results(arguments: argparse.Namespace) -> Iterator[Measures]:
+    """Those of this picture set, size, count and part, the oldest first."""
+    asked = {key: getattr(arguments, key) for key in ASKED}
+    if (file := arguments.cache / "results.jsonl").exists():
+        entries = map(json.loads, file.read_text().splitlines())
+        yield from (entry for entry in entries if asked.items() <= entry.items())
 
 
-def results(cache: Path) -> Iterator[Found]:
-    if (file := cache / "results.jsonl").exists():
-        yield from map(json.loads, file.read_text().splitlines())
+def scores_by_seed(arguments: argparse.Namespace, name: str) -> dict[int, dict[str, float]]:
+    """The latest Fréchet and kernel distances by network of each run of this name."""
+    scores = {}
+    for entry in results(arguments):
+        if entry["command"] == "score" and entry["name"] == name:
+            scores[entry["seed"]] = {
+                f"{label}-{network}": measures[key]["value"]
+                for network, measures in entry["distances"].items()
+                for label, key in (("FD", "frechet"), ("KD", "kernel_distance"))
+            }
+    return scores
 
 
 def verdict(differences: Sequence[float]) -> str:
     """Better is lower by more than a standard error, over three paired seeds or more."""
-    mean, count = float(np.mean(differences)), len(differences)
+    average, count = float(np.mean(differences)), len(differences)
     error = float(np.std(differences, ddof=1)) / math.sqrt(count) if count > 1 else math.inf
-    shown = count >= FEWEST_PAIRS and abs(mean) > error
-    words = ("better" if mean < 0 else "worse") if shown else "not shown"
-    return f"{mean:+.2f}, standard error {error:.2f}: {words}"
+    shown = count >= FEWEST_PAIRS and abs(average) > error
+    words = ("better" if average < 0 else "worse") if shown else "not shown"
+    return f"{average:+.3f}, standard error {error:.3f}: {words}"
 
 
-def table(rows: Sequence[tuple[str, Found]]) -> list[str]:
+def mean(entries: Sequence[Measures]) -> Measures:
+    """Of the measures of several runs; intervals are left out, since those of one run say nothing of other seeds."""
+
+    def of(key: Sequence[str]) -> float:
+        values = []
+        for entry in entries:
+            for part in key:
+                entry = entry[part]  # noqa: PLW2901
+            values.append(entry)
+        return float(np.mean(values))
+
+    distances = {
+        network: {name: {"value": of(("distances", network, name, "value"))} for name in measures}
+        for network, measures in entries[0]["distances"].items()
+    }
+    return entries[0] | {"distances": distances, "borders": of(("borders",))}
+
+
+def lines(rows: Sequence[tuple[str, Measures]]) -> list[str]:
+    """A table in Markdown."""
     names = list(rows[0][1]["distances"])
-    heads = [f"FD-{name}" for name in names] + ["kernel", "precision", "recall", "density", "coverage"]
-    lines = ["| | " + " | ".join([*heads, "features (real)", "dark skin (real)"]) + " |"]
-    lines.append("| --- " * (lines[0].count("|") - 1) + "|")
-    for name, found in rows:
-        first = found["distances"][names[0]]
-        cells = [value(found["distances"][network]["frechet"], ".4g") for network in names]
-        cells += [value(first["kernel_distance"], ".3f")] + [value(first[key], ".2f") for key in heads[-4:]]
-        cells += [share(found["faces"][key]) for key in ("features", "dark skin")]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return lines
+    heads = [f"FD-{name}" for name in names] + ["kernel", "precision", "recall", "density", "coverage", "borders"]
+    heads += [f"{key} (real)" for key in rows[0][1]["faces"]]
+    text = ["| | " + " | ".join(heads) + " |", "| --- " * (len(heads) + 1) + "|"]
+    for name, measures in rows:
+        first = measures["distances"][names[0]]
+        cells = [value(measures["distances"][network]["frechet"], ".4g") for network in names]
+        cells += [value(first["kernel_distance"], ".3f")]
+        cells += [value(first[key], ".2f") for key in ("precision", "recall", "density", "coverage")]
+        cells += [f"{measures['borders']:.2f}", *map(share, measures["faces"].values())]
+        text.append(f"| {name} | " + " | ".join(cells) + " |")
+    return text
 
 
-def value(found: Found, form: str) -> str:
-    interval = f" ±{(found['high'] - found['low']) / 2:{form.replace('4', '2')}}" if "low" in found else ""
-    return f"{found['value']:{form}}{interval}"
+def value(measure: Measures, form: str) -> str:
+    interval = f" ±{(measure['high'] - measure['low']) / 2:{form.replace('4', '2')}}" if "low" in measure else ""
+    return f"{measure['value']:{form}}{interval}"
 
 
-def share(found: Found) -> str:
-    within = "within" if found["within_interval"] else "outside"
-    return f"{found['value']:.3f} [{found['low']:.3f}, {found['high']:.3f}] ({found['real']['value']:.3f}: {within})"
+def share(measure: Measures) -> str:
+    within = "within" if measure["within_interval"] else "outside"
+    real = measure["real"]["value"]
+    return f"{measure['value']:.3f} [{measure['low']:.3f}, {measure['high']:.3f}] ({real:.3f}: {within})"
 
 
-def write_sheets(folder: Path, track: Track, images: Images, styles: Sequence[str]) -> None:
+def write_sheets(folder: Path, track: Track, images: Images, classes: Sequence[str]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    grid(pils_from_images(images[:SHOWN]), 12).save(folder / "samples.png")
-    lost = images[~track.judges.have_features(images, styles)]
-    if len(lost):
-        grid(pils_from_images(lost[:SHOWN]), 12).save(folder / "without-features.png")
+    grid(pils_from_images(images[:SHEET]), 12).save(folder / "samples.png")
+    if track.judges is not None:
+        lost = images[~track.judges.have_features(images, classes)]
+        if len(lost):
+            grid(pils_from_images(lost[:SHEET]), 12).save(folder / "without-features.png")
 
 
 if __name__ == "__main__":

