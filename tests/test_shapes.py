@@ -17,7 +17,7 @@ from calotype.data.images import cut, images_from_pixels, pils_from_images
 from calotype.data.shapes import Shape, cut_away, read_forms, shape_notes, shapes_of, sort
 from calotype.data.sources import PictureSource
 from calotype.files import read_json
-from calotype.priors import calibration
+from calotype.priors import fit
 from calotype.spaces.pixel import PixelSpace
 from calotype.training.examples import Bucket, MixedSource, main_bucket, picture_examples
 from calotype.training.fitting import fit_mixture, take
@@ -199,7 +199,7 @@ def test_the_closed_form_is_calibrated_on_held_out_pictures(tmp_path, few):
     pictures = read_folder(write_shapes(tmp_path / "pictures", {(16, 16): 60}), 16)
     forms = [Bucket(pictures, picture_examples(recipe(flip=False), pictures, CPU))]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(calibration, "FACTORS", (1.0,))
+        patch.setattr(fit, "RESIDUAL_FACTORS", (1.0,))
         before, _ = fit_mixture(recipe(flip=False), forms, PixelSpace())
     after, _ = fit_mixture(recipe(flip=False), forms, PixelSpace())
     clean = images_from_pixels(pictures.pixels[pictures.held_out_indices])
