@@ -74,9 +74,9 @@ class Examples(NamedTuple):
     def of(self, label: int) -> Examples:
         return self if label == NULL_LABEL else self.at((self.labels == label).nonzero()[:, 0].tolist())
 
-    def joined(self, others: Examples) -> Examples:
-        latents, labels = torch.cat([self.latents, others.latents]), torch.cat([self.labels, others.labels])
-        return Examples(latents, labels, [*self.captions, *others.captions], [*self.shortened, *others.shortened])
+    def joined(self, more: Examples) -> Examples:
+        latents, labels = torch.cat([self.latents, more.latents]), torch.cat([self.labels, more.labels])
+        return Examples(latents, labels, [*self.captions, *more.captions], [*self.shortened, *more.shortened])
 
     def levels(self) -> tuple[Examples, Examples]:
         """Those with captions, and all of them with shortened captions."""
@@ -213,8 +213,8 @@ def fit_captioned(like: GaussianMixture, train: Examples, validation: Examples) 
     vocabulary = vocabulary_of(caption for fitted, _ in levels for caption in fitted.captions)
     if not len(vocabulary):
         return None
-    whole, shortened = (list(members_of_classes(fitted.labels)) for fitted, _ in levels)
-    labels = whole if whole == shortened else [NULL_LABEL]
+    full, shortened = (list(members_of_classes(fitted.labels)) for fitted, _ in levels)
+    labels = full if full == shortened else [NULL_LABEL]
     clusters, components, regressions, bags_by_group = max(1, len(like.means) // len(shortened)), [], [], []
     groups = [(fitted.of(label), held_out.of(label)) for label in labels for fitted, held_out in levels]
     for number, (fitted, held_out) in enumerate(groups):
@@ -272,9 +272,9 @@ class Regression(NamedTuple):
 def regress(train: Observations, validation: Observations) -> Regression:
     """Reduced-rank ridge regression, with the ridge of `RIDGES` that predicts `validation` best."""
     middle, centre = train.bags.mean(0), train.points.mean(0)
-    words, others, targets = train.bags - middle, validation.bags - middle, validation.points - centre
+    words, validation_words, targets = train.bags - middle, validation.bags - middle, validation.points - centre
     values, basis = torch.linalg.eigh((words.T @ words).double())
-    shared, rotated = basis.T.to(words) @ (words.T @ (train.points - centre)), others @ basis.to(words)
+    shared, rotated = basis.T.to(words) @ (words.T @ (train.points - centre)), validation_words @ basis.to(words)
 
     def error(ridge: float) -> float:
         return float((targets - rotated @ (shared / (values + ridge)[:, None].to(words))).square().sum())
