@@ -57,10 +57,3 @@ def settings_of(run: Run) -> dict[str, Any]:
         return tomllib.loads(recipe_text(run))
     except tomllib.TOMLDecodeError:
         return {}
-
-
-def sizes_of(run: Run) -> list[int]:
-    """The size of the pictures after each stage, in pixels."""
-    settings = settings_of(run)
-    stages = settings.get("stages") or [settings.get("size")]
-    return stages if isinstance(stages, list) and all(isinstance(size, int) for size in stages) else []
