@@ -29,6 +29,7 @@ VOID = ("img", "meta")
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 WIDEST_PICTURE, LARGEST_SCALE = 1056, 4
 """The largest width at which a picture is shown, in pixels and as a multiple of its own."""
+MOST_PROMPTS = 48
 
 
 def tag(name: str, /, *content: Content, **attributes: object) -> Html:
@@ -90,9 +91,9 @@ def details(summary: str, *content: Content) -> Html:
     return tag("details", tag("summary", summary), *content)
 
 
-def prompt_list(prompts: Iterable[str]) -> Html | None:
-    """Opened by a click; None without prompts."""
-    entries = [tag("li", prompt or "no prompt") for prompt in prompts]
+def prompt_list(prompts: Sequence[str]) -> Html | None:
+    """The first prompts, opened by a click; None where there are none."""
+    entries = [tag("li", prompt or "no prompt") for prompt in prompts[:MOST_PROMPTS]]
     return details("The prompts, in reading order", tag("ol", *entries)) if entries else None
 
 
@@ -114,10 +115,6 @@ def cell(content: Content) -> Html:
         return tag("td", content)
     value, ends = content.split(" [", 1)
     return tag("td", value, tag("span", f" [{ends}", class_="ends"))
-
-
-def bar(share: float) -> Html:
-    return tag("span", tag("i", style=f"width:{100 * share:.1f}%"), f"{100 * share:.0f} %", class_="bar")
 
 
 # -- Pictures ----------------------------------------------------------------------------------------------------------
@@ -159,5 +156,5 @@ def encodings(image: Image.Image) -> Iterator[tuple[str, bytes, tuple[int, int]]
 
 def strip(figures: Iterable[Html | None], kind: str = "strip") -> Html | None:
     """Figures side by side. `kind` is a class: `strip` (pictures) or `plots`."""
-    shown = [one for one in figures if one]
+    shown = list(filter(None, figures))
     return tag("div", *shown, class_=kind) if shown else None

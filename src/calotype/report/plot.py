@@ -40,16 +40,16 @@ class Series:
 
 def plot(title: str, y_title: str, series: Sequence[Series], x_title: str = "images seen", note: str = "") -> Html:
     """A figure with its caption. Every series needs a point."""
-    x = [value for one in series for value, _ in one.points]
+    x = [value for curve in series for value, _ in curve.points]
     frame = Frame(axis_from_zero(max(x)) if x_title in FROM_ZERO else axis_around(x), axis_around(inner_values(series)))
     parts = [*y_axis(frame, y_title), *x_axis(frame, x_title)]
-    heights = spread([frame.y_at(one.line()[-1][1]) for one in series], LABEL_GAP, PLOT_HEIGHT - BOTTOM)
-    for index, (one, height) in enumerate(zip(series, heights, strict=True)):
-        style = f"s{(index if one.style is None else one.style) % LINE_STYLES}"
-        parts += [] if one.marked else [polyline(frame, one.points, f"raw {style}")]
-        parts.append(polyline(frame, one.line(), f"line {style}"))
-        parts += [mark(frame.x_at(x), frame.y_at(y), style) for x, y in one.points if one.marked]
-        parts.append(svg_text(spaced(one.name)[:15], PLOT_WIDTH - RIGHT + 8, height + 4, f"name {style}"))
+    heights = spread([frame.y_at(curve.line()[-1][1]) for curve in series], LABEL_GAP, PLOT_HEIGHT - BOTTOM)
+    for index, (curve, height) in enumerate(zip(series, heights, strict=True)):
+        style = f"s{(index if curve.style is None else curve.style) % LINE_STYLES}"
+        parts += [] if curve.marked else [polyline(frame, curve.points, f"raw {style}")]
+        parts.append(polyline(frame, curve.line(), f"line {style}"))
+        parts += [mark(frame.x_at(x), frame.y_at(y), style) for x, y in curve.points if curve.marked]
+        parts.append(svg_text(spaced(curve.name)[:15], PLOT_WIDTH - RIGHT + 8, height + 4, f"name {style}"))
     box = f"0 0 {PLOT_WIDTH:g} {PLOT_HEIGHT:g}"
     caption = tag("figcaption", tag("b", f"{title}."), f" {note}")
     return tag("figure", caption, tag("svg", tag("title", title), *parts, viewBox=box, role="img"), class_="plot")
@@ -112,7 +112,7 @@ def round_step(step: float) -> float:
 
 def inner_values(series: Sequence[Series]) -> list[float]:
     """The values that must be visible: without the outermost 1% at either end of long series."""
-    values = [sorted(y for _, y in one.points) for one in series]
+    values = [sorted(y for _, y in curve.points) for curve in series]
     return [y for ys in values for y in ys[len(ys) // 100 : len(ys) - len(ys) // 100]]
 
 

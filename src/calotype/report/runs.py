@@ -61,7 +61,7 @@ class RunSummary:
 
 
 def summarize(run: Run) -> RunSummary:
-    """Where several legs have the same measure, that of the first leg; `killed`: it trains, but no process works on it."""
+    """Measures that several legs have are those of the first leg. `killed`: no process works on it any more."""
     state, settings = run.state, settings_of(run)
     killed = state.status == "training" and owner_of(run.folder) is None
     stages = settings.get("stages") or [settings.get("size")]
@@ -93,7 +93,7 @@ def summarize_all(folder: Path) -> list[RunSummary]:
     runs = [path.parent for path in folder.glob("*/run.json")] if folder.is_dir() else []
     if not runs:
         raise UserError(f"no run in {folder}: no folder in it has a run.json; train one, or name another folder")
-    return sorted(map(summarize_folder, runs), key=lambda one: (one.created, one.name), reverse=True)
+    return sorted(map(summarize_folder, runs), key=lambda run: (run.created, run.name), reverse=True)
 
 
 def summarize_folder(folder: Path) -> RunSummary:
@@ -130,20 +130,25 @@ def write_runs(folders: Sequence[Path], out: Path) -> Path:
 def figures_table(runs: Mapping[str, Run]) -> Html | None:
     summaries = {key: summarize(run) for key, run in runs.items()}
     rows: dict[str, Callable[[Run, RunSummary], str]] = {
-        "state": lambda run, one: one.state,
-        "kind": lambda run, one: one.kind,
-        "size in px": lambda run, one: one.chain,
-        "data": lambda run, one: clipped(one.data),
-        "training pictures": lambda run, one: count(run.state.pictures.get("train")),
-        "budget": lambda run, one: duration(number(run.plan.get("budget_seconds"))),
-        "time spent": lambda run, one: duration(one.seconds),
-        "peak memory": lambda run, one: memory(run.state.peak_memory_bytes),
-        "parameters": lambda run, one: scaled(one.parameters),
-        "PSNR in dB": lambda run, one: digits(one.psnr) + n_of(run, "psnr"),
-        "held-out loss": lambda run, one: digits(one.held_out_loss) + n_of(run, "held_out_loss"),
-        "FD-Lite0": lambda run, one: digits(one.fd_lite0) + (f" (n\u00a0=\u00a0{one.fd_n})" if one.fd_n else ""),
+        "state": lambda run, summary: summary.state,
+        "kind": lambda run, summary: summary.kind,
+        "size in px": lambda run, summary: summary.chain,
+        "data": lambda run, summary: clipped(summary.data),
+        "training pictures": lambda run, summary: count(run.state.pictures.get("train")),
+        "budget": lambda run, summary: duration(number(run.plan.get("budget_seconds"))),
+        "time spent": lambda run, summary: duration(summary.seconds),
+        "peak memory": lambda run, summary: memory(run.state.peak_memory_bytes),
+        "parameters": lambda run, summary: scaled(summary.parameters),
+        "PSNR in dB": lambda run, summary: digits(summary.psnr) + n_of(run, "psnr"),
+        "held-out loss": lambda run, summary: digits(summary.held_out_loss) + n_of(run, "held_out_loss"),
+        "FD-Lite0": lambda run, summary: (
+            digits(summary.fd_lite0) + (f" (n\u00a0=\u00a0{summary.fd_n})" if summary.fd_n else "")
+        ),
     }
-    body = [(name, *(text(runs[key], one) or UNKNOWN for key, one in summaries.items())) for name, text in rows.items()]
+    body = [
+        (name, *(text(runs[key], summary) or UNKNOWN for key, summary in summaries.items()))
+        for name, text in rows.items()
+    ]
     note = (
         "Held-out losses are comparable only between runs of the same kind, size and parameterisation, FD-Lite0 only "
         "at equal n. For both, smaller is better."
@@ -172,7 +177,7 @@ def series_of_runs(runs: Mapping[str, Run], leg: str, measure: str, axis: str) -
     series = []
     for style, (key, run) in enumerate(runs.items()):
         checks = run.history("check", leg)
-        values = [(HORIZONTAL[axis](one), number(within(one, "measures").get(measure))) for one in checks]
+        values = [(HORIZONTAL[axis](check), number(within(check, "measures").get(measure))) for check in checks]
         points = [(x, y) for x, y in values if x is not None and y is not None]
         series += [Series(key, points, marked=True, style=style)] if points else []
     return series
