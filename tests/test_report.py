@@ -14,11 +14,11 @@ from calotype.report.format import date, difference, duration, scaled
 from calotype.report.html import encodings, tag
 from calotype.report.plot import (
     BOTTOM,
-    PLOT_HEIGHT,
     LEFT,
+    PLOT_HEIGHT,
+    PLOT_WIDTH,
     RIGHT,
     TOP,
-    PLOT_WIDTH,
     Frame,
     Series,
     axis_around,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from calotype.data.captions import as_prompts, decoded
 from calotype.data.folder import list_pictures
 from calotype.data.images import UnreadableError, grid, read_image
 from calotype.files import write_json, write_whole
-from calotype.model import Model, changed_all, load, seamless
+from calotype.model import load
 from calotype.types import NULL_LABEL, UserError
 
 DEFAULT_COUNT = 16
@@ -40,57 +40,43 @@ def sample(options: SampleOptions, console: Console) -> Path:
 
 
 def write_samples(options: SampleOptions, count: int, prompts: Sequence[str], console: Console) -> Path:
-    """Writes `count` pictures of prompts in turn, a PNG file each, a grid of them, and how they were made as JSON."""
+    """Writes `count` pictures of prompts in turn, a PNG file each, a grid of them, and how they were made as JSON.
+
+    Raises `UserError` for a mask or a strength without a picture.
+    """
     if count < 1:
         raise UserError(f"count is {count}, but must be at least 1")
-    model, seed = load(options.run, options.device), options.seed
-    for warning in model.cuts(prompts):
+    for name in ("strength", "mask"):
+        if options.picture is None and getattr(options, name) is not None:
+            raise UserError(f"--{name} is for image-to-image, but there is no picture; add --from PICTURE")
+    model, label, seed = load(options.run, options.device), options.label, options.seed
+    for warning in model.truncations(prompts):
         console.say(warning)
-    text, names = model.text(count, prompts, options.negative), class_names(model, count, options, prompts)
-    drawn = draw(model, count, options, prompts)
-    changes = seamless(options.changes()) if options.mask else options.changes()
-    first, *above = (one.model_dump(mode="json") for one in changed_all(model.samplings, changes))
+    picture, mask = (read_image(file) if file else None for file in (options.picture, options.mask))
+    text, samplings = model.text(count, prompts, options.negative), model.settings(options.changes(), mask is not None)
+    labels = [NULL_LABEL] * count if picture and label is None else model.labels(count, label, prompts)
+    names = [model.classes[index] if index != NULL_LABEL else "picture" for index in labels]
+    drawn = model.draw(
+        count, label, seed, read_size(options.size), picture=picture, strength=options.strength, mask=mask,
+        prompt=prompts, negative=options.negative, **options.changes(),
+    )  # fmt: skip
     out = options.out or free(options.run / "samples")
     pictures: list[Image.Image] = []
     with console.bar("samples") as progress:
-        for index, picture in enumerate(drawn):
+        for index, image in enumerate(drawn):
             out.mkdir(parents=True, exist_ok=True)
             name = (text and text.prompts[index]) or names[index]
-            picture.save(out / f"{seed}-{index:04d}-{safe(name)}.png")
-            pictures.append(picture)
+            image.save(out / f"{seed}-{index:04d}-{safe(name)}.png")
+            pictures.append(image)
             progress(index + 1, count, "")
     grid(pictures, columns(count)).save(out / "grid.png")
+    first, *above = (sampling.model_dump(mode="json") for sampling in samplings)
+    prompted = {"prompts": text.prompts, "negative": options.negative} if text else {}
     given = {name: getattr(options, name) for name in ("size", "picture", "strength", "mask")}
-    about = {
-        "labels": names,
-        "seed": seed,
-        **({"prompts": text.prompts, "negative": options.negative} if text else {}),
-        "sampling": first,
-        "enlarge": above,
-        **{name: str(value) for name, value in given.items() if value is not None},
-    }
+    edit = {name: str(value) for name, value in given.items() if value is not None}
+    about = {"labels": names, "seed": seed, **prompted, "sampling": first, "enlarge": above, **edit}
     write_json(out / "samples.json", about)
     return out
-
-
-def draw(model: Model, count: int, options: SampleOptions, prompts: Sequence[str]) -> Iterator[Image.Image]:
-    """Pictures as they are made. Raises `UserError` for a mask or a strength without a picture."""
-    size, mask = read_size(options.size), read_image(options.mask) if options.mask else None
-    settings = {"prompt": prompts, "negative": options.negative, **options.changes()}
-    if options.picture is not None:
-        picture = read_image(options.picture)
-        return model.draw_again(picture, options.strength, mask, options.label, options.seed, count, size, **settings)
-    for name in ("strength", "mask"):
-        if getattr(options, name) is not None:
-            raise UserError(f"--{name} is for image-to-image, but there is no picture; add --from PICTURE")
-    return model.draw(count, options.label, options.seed, size, **settings)
-
-
-def class_names(model: Model, count: int, options: SampleOptions, prompts: Sequence[str]) -> list[str]:
-    """The class of each picture; `picture` for those without."""
-    unlabelled = options.picture and options.label is None
-    labels = [NULL_LABEL] * count if unlabelled else model.labels(count, options.label, prompts)
-    return [model.classes[label] if label != NULL_LABEL else "picture" for label in labels]
 
 
 def read_prompts(path: Path) -> list[str]:
@@ -133,7 +119,7 @@ def interpolate(options: InterpolateOptions, console: Console) -> Path:
     labels = pair("--labels", options.labels) if options.labels else None
     prompts = None if options.prompts is None else pair("--prompts", options.prompts, "|")
     model = load(options.run, options.device)
-    for warning in model.cuts(prompts or options.prompt):
+    for warning in model.truncations(prompts or options.prompt):
         console.say(warning)
     with console.bar("frames"), warnings.catch_warnings(action="ignore", category=UserWarning):
         pictures = model.interpolate(
