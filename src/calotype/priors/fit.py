@@ -9,7 +9,7 @@ from typing import NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from calotype.priors.captions import Bags, CaptionedMixture, NgramVocabulary, bags_of, vocabulary_of
@@ -231,7 +231,8 @@ def fit_captioned(like: GaussianMixture, train: Examples, validation: Examples) 
     mixture.prior /= torch.zeros_like(prior.gate_bias).index_add(0, mixture.group, mixture.prior)[mixture.group]
     mixture.label[:] = torch.tensor(labels).repeat_interleave(len(levels)).to(mixture.label)[mixture.group]
     prior.vocabulary[:] = vocabulary
-    prior.gate[:], prior.gate_bias[:] = fit_gate(bags_by_group)
+    group = torch.arange(len(groups)).repeat_interleave(torch.tensor([len(bags) for bags in bags_by_group]))
+    prior.gate[:], prior.gate_bias[:] = fit_gate(torch.cat(bags_by_group), group.to(mixture.group))
     for number, (factor_in, factor_out, constant) in enumerate(regressions):
         mixture.means[mixture.group == number] += constant
         prior.regression_in[number, :, : len(factor_out)] = factor_in
@@ -239,12 +240,9 @@ def fit_captioned(like: GaussianMixture, train: Examples, validation: Examples) 
     return prior
 
 
-def fit_gate(bags_by_group: Sequence[Bags]) -> tuple[Float[Tensor, "word group"], Float[Tensor, " group"]]:
+def fit_gate(bags: Bags, group: Int[Tensor, " count"]) -> tuple[Float[Tensor, "word group"], Float[Tensor, " group"]]:
     """Weight and bias of the softmax regression of the group on the bag of words; starts at the groups' frequencies."""
-    bags = torch.cat([*bags_by_group])
-    sizes = torch.tensor([len(group) for group in bags_by_group], device=bags.device)
-    group = torch.arange(len(sizes)).to(sizes).repeat_interleave(sizes)
-    bias = sizes.to(bags).log().requires_grad_()
+    bias = torch.bincount(group).to(bags).log().requires_grad_()
     weight = bags.new_zeros(bags.shape[1], len(bias)).requires_grad_()
     optimizer = torch.optim.LBFGS([weight, bias], max_iter=GATE_STEPS, line_search_fn="strong_wolfe")
 
