@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from calotype.cli.commands.reading import check_empty, free, safe
+from calotype.cli.commands.reading import check_empty, safe_name, unused_path
 from calotype.cli.console import Console
-from calotype.data.captions import decoded
+from calotype.data.captions import decode_text
 from calotype.data.folder import Pictures, list_pictures
 from calotype.data.images import (
     UnreadableError,
@@ -82,13 +82,13 @@ def sample(
     settings = {name: value for name, value in changes.items() if name not in ("prompt", "negative")}
     settings = seamless(settings) if request.mask else settings
     first, *above = (one.model_dump(mode="json") for one in changed_all(model.samplings, settings))
-    out = out or free(folder / "samples")
+    out = out or unused_path(folder / "samples")
     pictures: list[Image.Image] = []
     with console.bar("samples") as progress:
         for index, picture in enumerate(drawn):
             out.mkdir(parents=True, exist_ok=True)
             name = (text and text.prompts[index]) or names[index]
-            picture.save(out / f"{seed}-{index:04d}-{safe(name)}.png")
+            picture.save(out / f"{seed}-{index:04d}-{safe_name(name)}.png")
             pictures.append(picture)
             progress(index + 1, count, "")
     grid(pictures, columns(count)).save(out / "grid.png")
@@ -102,7 +102,7 @@ def sample(
 def read_prompts(path: Path) -> list[str]:
     """The prompts in a file, one per line. Raises `UserError` where it has none, or is no text file."""
     try:
-        prompts = [line for line in decoded(path.read_bytes()).splitlines() if line.strip()]
+        prompts = [line for line in decode_text(path.read_bytes()).splitlines() if line.strip()]
     except (OSError, ValueError) as problem:
         reason = getattr(problem, "strerror", None) or problem
         raise UserError(f"{path} is not a file of prompts, one per line: {reason}") from None
@@ -125,7 +125,7 @@ def enlarge(
     with console.bar("enlarge") as progress:
         for index, path in enumerate(paths):
             try:
-                model.enlarge(read_image(path), size, label, seed).save(out / f"{index:04d}-{safe(path.stem)}.png")
+                model.enlarge(read_image(path), size, label, seed).save(out / f"{index:04d}-{safe_name(path.stem)}.png")
                 written += 1
             except UnreadableError as error:
                 console.say(str(error))
