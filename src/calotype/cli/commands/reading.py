@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from calotype.cli.console import Console
+from calotype.cli.options import PortraitsOptions
 from calotype.data.folder import Pictures, read_folder
 from calotype.data.split import SplitRule, split_rule, stratified_split
 from calotype.demo.portraits import read_portraits, write_portraits
@@ -45,10 +46,11 @@ def read_own(run: Run, size: int, cache: Path, console: Console) -> Pictures | N
     return pictures if pictures.content == run.state.content else None
 
 
-def write_data(size: int, count: int | None, out: Path, console: Console) -> None:
+def export_portraits(options: PortraitsOptions, console: Console) -> None:
     """The embedded portraits as PNG files in class folders."""
     with console.bar("portraits") as bar:
-        write_portraits(size, count, out, counting(bar))
+        write_portraits(options.size, options.count, options.out, counting(bar))
+    console.say(f"portraits in {options.out}; their licences are in {options.out / 'LICENSE.md'}")
 
 
 def unused_path(path: Path) -> Path:
