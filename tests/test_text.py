@@ -321,7 +321,7 @@ def assert_alike(one, other):
 
 def test_without_captions_or_where_they_are_turned_off_nothing_reads(folder, tmp_path):
     run = train(request(folder, tmp_path / "off", "denoiser.text.kind=none"), Keeper())
-    assert calotype.load(run).reader is None and "prompts" not in read_json(run / "samples" / "samples.json")
+    assert calotype.load(run).text_encoder is None and "prompts" not in read_json(run / "samples" / "samples.json")
     with pytest.raises(UserError, match="trained without captions, so it reads no prompt") as error:
         commands.sample(SampleOptions(run, 1, out=tmp_path / "out", prompt="a cat"), Keeper())
     assert "\n" not in str(error.value)
