@@ -31,7 +31,7 @@ import torch
 from jaxtyping import UInt8
 from PIL import Image
 
-from calotype.data.prints import near_duplicates, prints_of
+from calotype.data.duplicates import near_duplicates, perceptual_hashes
 from calotype.demo.portraits import STYLES, read_drawn, read_portraits
 from calotype.files import read_json, sha256, whole_folder, write_json
 from calotype.types import UserError
@@ -83,13 +83,13 @@ class PictureSet:
     def split(self, items: Sequence[Item]) -> dict[str, list[Item]]:
         """Items of each part, each class in proportion. Near-duplicates of an earlier part are left out."""
         parts, rest = {}, in_order(items)
-        taken = prints_of(pixels_of(rest[:0] or rest[:1]))[:0]
+        taken = hashes_of([])
         for part, count in (self.parts | {"train": self.train or len(rest)}).items():
-            fresh = [item for item, seen in zip(rest, near_duplicates(prints(rest), taken), strict=True) if not seen]
+            fresh = [item for item, seen in zip(rest, near_duplicates(hashes_of(rest), taken), strict=True) if not seen]
             parts[part], rest = whole_sources(fresh, count)
             if not parts[part]:
                 raise UserError(f"{self.name} has {len(items)} pictures, and none is left for {part}")
-            taken = np.concatenate([taken, prints(parts[part])])
+            taken = np.concatenate([taken, hashes_of(parts[part])])
         return parts
 
 
@@ -121,8 +121,12 @@ def whole_sources(items: Sequence[Item], count: int) -> tuple[list[Item], list[I
     return list(items[:end]), list(items[end:])
 
 
-def prints(items: Sequence[Item]) -> Any:
-    return prints_of(pixels_of(items)) if items else prints_of(torch.zeros(1, 3, 16, 16, dtype=torch.uint8))[:0]
+def hashes_of(items: Sequence[Item]) -> Any:
+    return (
+        perceptual_hashes(pixels_of(items))
+        if items
+        else perceptual_hashes(torch.zeros(1, 3, 16, 16, dtype=torch.uint8))[:0]
+    )
 
 
 def pixels_of(items: Sequence[Item]) -> torch.Tensor:

