@@ -42,7 +42,7 @@ from calotype.report.html import (
     table,
     tag,
 )
-from calotype.report.sweep import sweep
+from calotype.report.sweep import sweep_section
 from calotype.run import Run, read_mapping
 from calotype.tables import number, numbers, within
 
@@ -65,7 +65,7 @@ def write_report(folder: Path, out: Path | None = None) -> Path:
 
 def document(run: Run) -> str:
     parts = (
-        head, hero, facts, plan, evaluation, sweep, neighbours, training_curves, reconstructions, development,
+        head, hero, facts, plan, evaluation, sweep_section, neighbours, training_curves, reconstructions, development,
         time, recipe, notes,
     )  # fmt: skip
     return page(run.name, (guarded(part, run) for part in parts))

@@ -1,7 +1,7 @@
 """The commands as functions, which report through a `Console`."""
 
 from calotype.cli.commands.checking import check_data
-from calotype.cli.commands.comparing import compare
+from calotype.cli.commands.comparing import compare_folders as compare
 from calotype.cli.commands.evaluating import evaluate
 from calotype.cli.commands.inspecting import inspect
 from calotype.cli.commands.interpolating import interpolate
@@ -11,7 +11,7 @@ from calotype.cli.commands.showing import report, runs
 from calotype.cli.commands.sweeping import sweep_run as sweep
 from calotype.cli.commands.training import TrainRequest, plan, resume, train
 from calotype.cli.console import Console
-from calotype.evaluation.sweep import Grid
+from calotype.evaluation.search import Grid
 from calotype.training.reporter import Progress
 
 __all__ = [

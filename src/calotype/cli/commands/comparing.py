@@ -9,14 +9,14 @@ from calotype.cli.commands.reading import read, read_own
 from calotype.cli.console import Console
 from calotype.data.folder import Pictures
 from calotype.data.split import rule_of
-from calotype.evaluation import compare as comparison
-from calotype.evaluation.candidate import Candidate, open_all
+from calotype.evaluation.candidate import Candidate, open_candidates
+from calotype.evaluation.compare import compare_runs
 from calotype.machine import find_device
 from calotype.report.comparison import write_comparison
 from calotype.run import PORTRAITS
 
 
-def compare(
+def compare_folders(
     runs: Sequence[Path], data: Path | None, out: Path, count: int, seed: int, device: str, console: Console
 ) -> Path:
     """What the lecture claims of latent diffusion and cascades, measured on finished runs. Returns `out`."""
@@ -28,6 +28,6 @@ def compare(
     def own(one: Candidate) -> Pictures | None:
         return read_own(one.run, one.size, out / "cache", console)
 
-    opened = open_all(runs, str(find_device(device)))
-    write_comparison(out, comparison.compare(opened, data, out, count, seed, pictures, own, console.bar))
+    candidates = open_candidates(runs, str(find_device(device)))
+    write_comparison(out, compare_runs(candidates, data, out, count, seed, pictures, own, console.bar))
     return out

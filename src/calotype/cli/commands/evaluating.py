@@ -11,10 +11,9 @@ from calotype.cli.console import Console
 from calotype.data.folder import Pictures
 from calotype.demo.judges import PortraitJudge
 from calotype.demo.portraits import read_drawn
-from calotype.evaluation.candidate import Candidate, open_one
+from calotype.evaluation.candidate import Candidate, open_candidate, with_unseen
 from calotype.evaluation.evaluate import EvaluationRequest, evaluate_run
 from calotype.evaluation.features import FeatureNetwork, Lite0
-from calotype.evaluation.overlap import judged_by
 from calotype.evaluation.results import EVALUATION_FILE
 from calotype.machine import find_device
 from calotype.model import changed_all
@@ -41,10 +40,10 @@ def evaluate(
     EfficientNet-Lite0. Samples are made with the settings stored with the model, but for `changes`: see `Model.sample`.
     """
     where, folder = find_device(device), out or run
-    one = changed_in(open_one("A", run, str(where)), changes)
+    one = changed_in(open_candidate("A", run, str(where)), changes)
     pictures, trained = pictures_of(one, data, folder / "cache", console)
     known = trained is not None and one.run.state.data == PORTRAITS
-    pictures, seen = judged_by(one, pictures, trained)
+    pictures, seen = with_unseen(one, pictures, trained)
     request = EvaluationRequest(
         one, pictures, trained, folder / "cache", count, seed, network or Lite0(where), console.bar,
         PortraitJudge(read_drawn(one.size)) if known else None, changes, seen,
