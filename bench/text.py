@@ -22,9 +22,9 @@ from calotype.demo.portraits import read_portraits
 from calotype.machine import examine
 from calotype.planning.choose import choose_text, propose
 from calotype.planning.measure import by_class
-from calotype.priors.captioned import DIRECTIONS, CaptionedMixture
+from calotype.priors.captions import MOST_WORDS, CaptionedMixture
+from calotype.priors.fit import DIRECTIONS
 from calotype.priors.gaussian import GaussianMixture
-from calotype.priors.ngrams import MOST_WORDS
 from calotype.priors.prior import Prior
 from calotype.recipe import OptimizerConfig, Recipe
 from calotype.settings import parse_recipe

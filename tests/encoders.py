@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-from calotype.interop.vocabulary import FILE, open_vocabulary
+from calotype.interop.folders import TOKENIZER, open_tokenizer
 from calotype.nets.bert import Bert
 from calotype.nets.frozen import Reader
 
@@ -33,14 +33,14 @@ def write_vocabulary(folder: Path) -> Path:
     tokenizer = Tokenizer(models.WordLevel({word: place for place, word in enumerate(WORDS)}, "[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.post_processor = processors.TemplateProcessing("<s> $A </s>", None, [("<s>", 0), ("</s>", 2)])
-    tokenizer.save(str(folder / FILE))
-    return folder / FILE
+    tokenizer.save(str(folder / TOKENIZER))
+    return folder / TOKENIZER
 
 
 def small_reader(folder: Path, most: int = 12) -> Reader:
     torch.manual_seed(3)
     network = Bert(len(WORDS), PLACES, WIDTH, 1, 2).eval().requires_grad_(False)
-    return Reader(open_vocabulary(write_vocabulary(folder), most, len(WORDS)), network, WIDTH, f"small {most}")
+    return Reader(open_tokenizer(write_vocabulary(folder), most, len(WORDS)), network, WIDTH, f"small {most}")
 
 
 def write_encoder(folder: Path, kind: str = "bert", seed: int = 0) -> Path:

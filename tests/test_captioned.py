@@ -4,10 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from calotype.priors import captioned
-from calotype.priors.captioned import CaptionLevel, FittingSet, fit_captioned
-from calotype.priors.gaussian_fit import fit_classes as fit
-from calotype.priors.ngrams import BUCKETS, FEWEST_CAPTIONS, bags_of, buckets
+from calotype.priors import captions
+from calotype.priors.captions import BUCKETS, FEWEST_CAPTIONS, bags_of, buckets
+from calotype.priors.fit import Examples, Validation, fit_captioned, fit_classes
 from calotype.priors.prior import Prior
 from calotype.priors.stored import prior_in
 from calotype.types import NULL_LABEL, Condition, Rng, Text
@@ -28,41 +27,21 @@ def pictures(count, labels=None, spread=0.2, seed=0):
     clean[:, 0] += torch.tensor([COLOURS[name] for name in named])[:, None, None]
     clean[:, 1] += 5.0 * labels.clamp(min=0)[:, None, None]
     kinds = ["ball", "cube"]
-    return FittingSet(
-        clean, labels, [f"A {one} {kinds[k]}." for one, k in zip(named, labels.clamp(min=0), strict=True)]
-    )
+    texts = [f"A {one} {kinds[k]}." for one, k in zip(named, labels.clamp(min=0), strict=True)]
+    return Examples(clean, labels, texts, [""] * count)
 
 
 def fitted_to(train, held_out=None):
+    """Each picture with its caption, and with its shortened caption: by default with none."""
     held_out = held_out or pictures(60, seed=1)
-    made = fit_captioned(
-        like(train, held_out), [CaptionLevel(train, held_out), CaptionLevel(*map(silent, (train, held_out)))]
-    )
+    made = fit_captioned(like(train, held_out), train, held_out)
     assert made is not None
     return made
 
 
 def like(train, held_out):
-    sigma, noise = torch.full((len(held_out.texts),), 0.5), RNG.at("noise").normal(*held_out.clean.shape)
-    return fit(train.clean, train.labels, held_out.clean, held_out.labels, sigma, noise)
-
-
-def fitted_to_parts(train, held_out):
-    """Each picture with all of its caption, and with its first phrase."""
-    made = fit_captioned(
-        like(train, held_out), [CaptionLevel(train, held_out), CaptionLevel(*map(first_phrases, (train, held_out)))]
-    )
-    assert made is not None
-    return made
-
-
-def first_phrases(some):
-    return some._replace(texts=[text.split(",")[0] for text in some.texts])
-
-
-def silent(some):
-    """The same pictures, and nothing is told of them."""
-    return some._replace(texts=[""] * len(some.texts))
+    sigma, noise = torch.full((len(held_out.captions),), 0.5), RNG.at("noise").normal(*held_out.latents.shape)
+    return fit_classes(train.latents, train.labels, Validation(held_out, sigma, noise))
 
 
 def test_lost_in_noise_a_picture_is_what_its_caption_says():
@@ -78,11 +57,11 @@ def test_what_words_leave_is_the_gaussian_around_them():
     """The posterior mean for a spread of 0.2 around the told colour; without words it would be one of three colours."""
     form, sigma = fitted_to(pictures(3000)), 0.4
     clean = pictures(40, seed=2)
-    noisy = clean.clean + sigma * RNG.at("other").normal(*clean.clean.shape)
+    noisy = clean.latents + sigma * RNG.at("other").normal(*clean.latents.shape)
     centre = torch.zeros_like(noisy)
-    centre[:, 0] = torch.tensor([COLOURS[text.split()[1]] for text in clean.texts])[:, None, None]
+    centre[:, 0] = torch.tensor([COLOURS[text.split()[1]] for text in clean.captions])[:, None, None]
     exact = centre + 0.2**2 / (0.2**2 + sigma**2) * (noisy - centre)
-    found = form.mean(noisy, torch.full((40,), sigma), Condition(unconditional(40), text=Text(tuple(clean.texts))))
+    found = form.mean(noisy, torch.full((40,), sigma), Condition(unconditional(40), text=Text(tuple(clean.captions))))
     assert (found - exact).square().mean() < 0.002
 
 
@@ -102,10 +81,13 @@ def test_words_say_which_group_it_is_where_the_label_does_not():
 def test_what_a_caption_leaves_open_is_as_wide_as_pictures_are():
     """With the colour told, what is lost in noise is red; with the kind alone, a blue picture stays blue."""
     train, held_out = (
-        one._replace(texts=[f"a {text.split()[2]}, {text.split()[1]}" for text in one.texts])
+        one._replace(
+            captions=[f"a {text.split()[2]}, {text.split()[1]}" for text in one.captions],
+            shortened=[f"a {text.split()[2]}" for text in one.captions],
+        )
         for one in (pictures(1200), pictures(60, seed=1))
     )
-    form, blue = fitted_to_parts(train, held_out), torch.full((1, 2, 2, 2), COLOURS["blue"])
+    form, blue = fitted_to(train, held_out), torch.full((1, 2, 2, 2), COLOURS["blue"])
     red = form.mean(blue, torch.full((1,), 1e3), Condition(unconditional(1), text=Text(("a ball., red",))))
     still = form.mean(blue, torch.full((1,), 1.0), Condition(unconditional(1), text=Text(("a ball.",))))
     assert red[:, 0].mean() > 2.8 and still[:, 0].mean() < -2.5
@@ -119,7 +101,7 @@ def test_a_group_that_words_speak_against_is_not_asked(monkeypatch):
     noisy, sigma = torch.zeros(2, 2, 2, 2), torch.ones(2)
     form.mean(noisy, sigma, Condition(unconditional(2), text=Text(("a red ball", "a red cube"))))
     assert asked == [2, 2, 2, 2]  # each of both classes with a caption and without, as none is out of the question
-    monkeypatch.setattr(captioned, "NEGLIGIBLE", 0.1)
+    monkeypatch.setattr(captions, "NEGLIGIBLE", 0.1)
     form.mean(noisy, sigma, Condition(unconditional(2), text=Text(("a red ball", "a red cube"))))
     form.mean(noisy, sigma, Condition(torch.tensor([0, 0]), text=None))
     assert asked[4:] == [1, 1, 2]
@@ -138,7 +120,7 @@ def test_each_picture_is_denoised_by_its_own_condition_alone():
 
 def test_words_that_say_nothing_of_the_group_leave_it_as_likely_as_it_is():
     train, held_out = (pictures(count, (torch.arange(count) % 10 == 0).long(), seed=count) for count in (1000, 100))
-    form = fitted_to(*(one._replace(texts=[text[:-5] for text in one.texts]) for one in (train, held_out)))
+    form = fitted_to(*(one._replace(captions=[text[:-5] for text in one.captions]) for one in (train, held_out)))
     found = form.mean(
         torch.zeros(1, 2, 2, 2), torch.full((1,), 1e3), Condition(unconditional(1), text=Text(("a green",)))
     )
@@ -163,11 +145,8 @@ def test_an_empty_one_has_room_for_what_was_stored():
 
 def test_rare_words_are_not_heard():
     train = pictures(60)
-    rare = train._replace(texts=[f"word{row // (FEWEST_CAPTIONS // 2 - 1)}" for row in range(60)])
-    unconditional_mixture = fit(
-        train.clean, unconditional(60), train.clean, unconditional(60), torch.ones(60), torch.randn_like(train.clean)
-    )
-    assert fit_captioned(unconditional_mixture, [CaptionLevel(rare, train)]) is None
+    rare = train._replace(captions=[f"word{row // (FEWEST_CAPTIONS // 2 - 1)}" for row in range(60)])
+    assert fit_captioned(like(train, train), rare, train) is None
 
 
 def test_a_group_of_few_is_moved_in_fewer_ways():

@@ -26,8 +26,8 @@ from test_train import interrupted_at, products, resume
 from calotype.cli import commands
 from calotype.files import read_json, sha256, whole_folder, write_json, write_tensors
 from calotype.model import load
-from calotype.priors import selection
-from calotype.priors.captioned import RENAMED_CAPTIONED, CaptionedMixture
+from calotype.priors import fit
+from calotype.priors.captions import RENAMED_CAPTIONED, CaptionedMixture
 from calotype.priors.gaussian import GaussianMixture
 from calotype.priors.patches import PatchPrior
 from calotype.priors.prior import Prior, constant_count, trained_state
@@ -162,8 +162,8 @@ def test_an_interrupted_leg_goes_on_with_what_was_fitted(tmp_path, monkeypatch, 
 
 def test_what_stands_in_for_the_closed_form_in_training_is_kept_too(tmp_path, monkeypatch):
     """Of few pictures: the mixtures of the folds."""
-    monkeypatch.setattr(selection, "FEWEST_TO_FOLD", 1)
-    monkeypatch.setattr(selection, "OPTIMISTIC", 0.0)
+    monkeypatch.setattr(fit, "FEWEST_TO_FOLD", 1)
+    monkeypatch.setattr(fit, "OPTIMISTIC", 0.0)
     straight = train_small(tmp_path / "straight")
     run, leg = interrupted(tmp_path, monkeypatch, "latent", 20)
     assert set(read_json(run / "constants" / leg / "constants.json")) == {"mixture", "unseen-0", "unseen-1"}

@@ -56,7 +56,7 @@ def test_a_frozen_encoder_counts_as_a_network_and_what_it_reads_as_work(tmp_path
     frozen = Frozen(small_reader(tmp_path / "vocabulary"))
     for place in ("build", "training.pipeline", "planning.measure"):
         monkeypatch.setattr(f"calotype.{place}.build_frozen", lambda text: frozen)
-    monkeypatch.setattr(minilm, "find", lambda: tmp_path)
+    monkeypatch.setattr(minilm, "minilm_folder", lambda: tmp_path)
     run = commands.train(request(tmp_path / "pictures", tmp_path / "run", "denoiser.text.kind=minilm"), Keeper())
     one, pictures = open_candidate("A", run, "cpu"), read(tmp_path / "pictures", 16, None, Keeper())
     assert frozen_encoder(one) is frozen

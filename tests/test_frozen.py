@@ -24,13 +24,13 @@ from calotype.diffusion.denoiser import Denoiser
 from calotype.diffusion.stage import Sampling
 from calotype.files import read_json, write_json
 from calotype.interop import minilm, transformers
-from calotype.interop.vocabulary import need
-from calotype.model import store_sampling
+from calotype.interop.folders import require_package
 from calotype.nets.bert import Bert
 from calotype.nets.dit import Dit, DitConfig
 from calotype.nets.frozen import FolderConfig, Frozen, MiniLmConfig, Projected, encode_all
 from calotype.nets.text import TextConditioned
 from calotype.recipe import OptimizerConfig
+from calotype.store import store_sampling
 from calotype.training.state import TrainState
 from calotype.types import Text, UserError
 
@@ -174,14 +174,14 @@ def test_our_bert_is_theirs():
     for parameter in network.parameters():
         parameter.data = torch.randn_like(parameter) / 3
     ours, weights = Bert(30, 9, WIDTH, 2, 4), network.state_dict()
-    ours.load_state_dict({name: weights[minilm.their_name(name)] for name in ours.state_dict()})
+    ours.load_state_dict({name: weights[minilm.bert_name(name)] for name in ours.state_dict()})
     tokens = torch.randint(30, (3, 7))
     assert torch.allclose(ours(tokens).context, network(tokens).last_hidden_state, atol=1e-4)
 
 
 @with_minilm
 def test_minilm_knows_a_paraphrase():
-    encoding = Frozen(minilm.open_reader(MiniLmConfig()))(
+    encoding = Frozen(minilm.open_minilm(MiniLmConfig()))(
         ["a cat on a sofa", "a kitten lying on a couch", "a red fire truck"]
     ).pooled.float()
     assert float(cosine_similarity(encoding[0], encoding[1], 0)) == pytest.approx(0.74, abs=0.01)
@@ -191,8 +191,8 @@ def test_minilm_knows_a_paraphrase():
 @with_minilm
 @with_transformers
 def test_minilm_is_the_same_from_its_folder():
-    one = Frozen(minilm.open_reader(MiniLmConfig(words=16)))
-    other = Frozen(transformers.open_reader(FolderConfig(path=str(minilm.find()), words=16)))
+    one = Frozen(minilm.open_minilm(MiniLmConfig(words=16)))
+    other = Frozen(transformers.open_encoder(FolderConfig(path=str(minilm.minilm_folder()), words=16)))
     for ours, theirs in zip(one(TEXTS), other(TEXTS), strict=True):
         assert torch.allclose(ours.float(), theirs.float(), atol=5e-3)
     assert one.truncated(LONG) == other.truncated(LONG) != ""
@@ -200,7 +200,7 @@ def test_minilm_is_the_same_from_its_folder():
 
 def test_without_its_package_one_line_says_what_to_install(monkeypatch):
     monkeypatch.setattr(minilm, "PACKAGE", "no-such-package")
-    for ask in (minilm.find, lambda: need("no_such_package")):
+    for ask in (minilm.minilm_folder, lambda: require_package("no_such_package")):
         with pytest.raises(UserError, match=r"needs the package no.such.package; try: pip install 'calotype\[text\]'"):
             ask()
 
@@ -214,7 +214,7 @@ def test_every_kind_says_what_it_says_there(tmp_path, kind):
     import transformers as theirs
 
     folder = write_encoder(tmp_path / kind, kind)
-    reader = transformers.open_reader(FolderConfig(path=str(folder)))
+    reader = transformers.open_encoder(FolderConfig(path=str(folder)))
     encoding = Frozen(reader)(["a red cat"])
     network = getattr(theirs, transformers.KINDS[kind]).from_pretrained(folder).eval()
     with torch.no_grad():
@@ -294,7 +294,7 @@ def test_a_wrong_folder_is_one_line(tmp_path, name, message):
     folder = write_encoder(tmp_path / "encoder")
     spoil(name)(folder)
     with pytest.raises(UserError) as error:
-        transformers.open_reader(FolderConfig(path=str(folder)))
+        transformers.open_encoder(FolderConfig(path=str(folder)))
     assert message in str(error.value) and "\n" not in str(error.value) and len(str(error.value)) < 600
 
 
@@ -302,10 +302,10 @@ def test_a_wrong_folder_is_one_line(tmp_path, name, message):
 def test_an_encoder_that_has_changed_is_refused(tmp_path):
     folder = write_encoder(tmp_path / "encoder")
     digest = transformers.digest_of(folder)
-    assert transformers.open_reader(FolderConfig(path=str(folder), digest=digest)).digest.startswith(digest)
+    assert transformers.open_encoder(FolderConfig(path=str(folder), digest=digest)).digest.startswith(digest)
     write_encoder(folder, seed=1)
     with pytest.raises(UserError, match=f"but {digest[:12]} was trained with"):
-        transformers.open_reader(FolderConfig(path=str(folder), digest=digest))
+        transformers.open_encoder(FolderConfig(path=str(folder), digest=digest))
 
 
 # -- Through the commands ----------------------------------------------------------------------------------------------
@@ -328,7 +328,7 @@ def test_a_model_with_a_frozen_encoder_is_trained_and_sampled(folder, tmp_path, 
     monkeypatch.setattr("calotype.build.build_frozen", lambda text: frozen)
     monkeypatch.setattr("calotype.training.pipeline.build_frozen", lambda text: frozen)
     monkeypatch.setattr("calotype.planning.measure.build_frozen", lambda text: Frozen(small_reader(tmp_path)))
-    monkeypatch.setattr(minilm, "find", lambda: tmp_path)
+    monkeypatch.setattr(minilm, "minilm_folder", lambda: tmp_path)
     console = Keeper()
     run = train(request(folder, tmp_path / "run", "denoiser.text.kind=minilm", settings=settings), console)
     texts = [text for path in folder.rglob("*.txt") for text in path.read_text(encoding="utf-8").splitlines()]

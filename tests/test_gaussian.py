@@ -2,9 +2,9 @@ import pytest
 import torch
 from analytic import mixture as analytic_mixture
 
+from calotype.priors.clusters import components_of, mixture_of
+from calotype.priors.fit import Examples, Validation, cross_fit, fit_classes
 from calotype.priors.gaussian import GaussianMixture
-from calotype.priors.gaussian_fit import components_of, cross_fit, mixture_of
-from calotype.priors.gaussian_fit import fit_classes as fit
 from calotype.types import NULL_LABEL, Condition
 
 SIGMAS = [0.01, 0.3, 1.0, 5.0, 100.0]
@@ -33,7 +33,9 @@ def fitted(train, labels=None, seed=1):
     labels = unconditional(len(train)) if labels is None else labels
     torch.manual_seed(seed)
     sigma = torch.rand(len(train)) * 2 + 0.05
-    return fit(train, labels, train, labels, sigma, torch.randn_like(train))
+    nothing = [""] * len(train)
+    validation = Validation(Examples(train, labels, nothing, nothing), sigma, torch.randn_like(train))
+    return fit_classes(train, labels, validation)
 
 
 @pytest.mark.parametrize("sigma", SIGMAS)

@@ -10,9 +10,8 @@ from test_local import edges
 
 from calotype.diffusion.denoiser import Denoiser
 from calotype.diffusion.stage import shrunk
-from calotype.priors.captioned import CaptionedMixture
+from calotype.priors.captions import CaptionedMixture, buckets
 from calotype.priors.gaussian import CrossFitted
-from calotype.priors.ngrams import buckets
 from calotype.priors.patches import PatchPrior
 from calotype.types import Condition, Text
 

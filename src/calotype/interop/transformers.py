@@ -7,18 +7,22 @@ never read, and no hub is asked.
 from __future__ import annotations
 
 import hashlib
-import re
 from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Int
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from calotype.files import read_json, sha256
-from calotype.interop.vocabulary import FILE, need, open_vocabulary
+from calotype.interop.folders import (
+    TOKENIZER,
+    config_folder,
+    open_tokenizer,
+    read_tensors,
+    require_package,
+    weights_files,
+)
 from calotype.nets.frozen import Encoding, FolderConfig, Reader
 from calotype.types import UserError
 
@@ -37,14 +41,12 @@ KINDS = {
 """The `model_type` of what is known, and its class there."""
 SHIFTED = ("roberta", "xlm-roberta", "mpnet")
 """They leave their first places unused: as many as the number of the padding, and one."""
-WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
-BESIDE = "encoder"
-"""Where in a model's folder its encoder is looked for first; it is not put there, for its size and its licence."""
+ENCODER_WEIGHTS, ENCODER_PARTS = "model.safetensors", r"model(-\d{5}-of-\d{5})?\.safetensors"
 DEPTHS = ("num_hidden_layers", "num_layers", "n_layers")
 
 
-class Theirs(nn.Module):
-    """Their network, as ours answer: the text of CLIP is what it was trained to be, of others the mean of its words."""
+class TransformersEncoder(nn.Module):
+    """A network of transformers; the pooled text is CLIP's own, and the mean over the tokens of all others."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -57,75 +59,40 @@ class Theirs(nn.Module):
         return Encoding(context, output.pooler_output if is_clip else context.mean(1))
 
 
-def open_reader(config: FolderConfig) -> Reader:
+def open_encoder(config: FolderConfig) -> Reader:
     """Raises `UserError` where the folder holds no encoder that is known, or another one than the recipe names."""
-    folder, found = Path(config.path), digest_of(Path(config.path))
-    if config.digest not in ("", found):
+    folder, digest = Path(config.path), digest_of(Path(config.path))
+    if config.digest not in ("", digest):
         raise UserError(
-            f"the text encoder in {folder} has sha256 {found[:12]}, but {config.digest[:12]} was trained with; "
+            f"the text encoder in {folder} has sha256 {digest[:12]}, but {config.digest[:12]} was trained with; "
             f"put that one there"
         )
-    kind, settings = read_config(folder)
-    network = build(folder, kind, settings)
+    kind, settings = read_encoder_config(folder)
+    network = build_encoder(folder, kind, settings)
     theirs: Any = network.config
     spare = (theirs.pad_token_id or 0) + 1 if kind in SHIFTED else 0
     most = min(config.words, getattr(theirs, "max_position_embeddings", config.words + spare) - spare)
-    spell = open_vocabulary(folder / FILE, most, theirs.vocab_size)
-    reader = Theirs(network).eval().requires_grad_(False)
-    return Reader(spell, reader, theirs.hidden_size, f"{found} {most}")
-
-
-def at_hand(model: Path, text: dict[str, Any]) -> dict[str, Any]:
-    """The settings of a model's text encoder, with the place where it lies now: in the model's folder, or as before.
-
-    Raises `UserError` where it is in neither.
-    """
-    if text.get("kind") != "folder":
-        return text
-    here = model / BESIDE
-    if not here.is_dir() and not Path(text["path"]).is_dir():
-        raise UserError(
-            f"the model in {model} reads with a text encoder (sha256 {text['digest'][:12]}) that was in {text['path']} "
-            f"and is gone; put it, or a link to it, at {here}"
-        )
-    return {**text, "path": str(here)} if here.is_dir() else text
+    tokenize = open_tokenizer(folder / TOKENIZER, most, theirs.vocab_size)
+    encoder = TransformersEncoder(network).eval().requires_grad_(False)
+    return Reader(tokenize, encoder, theirs.hidden_size, f"{digest} {most}")
 
 
 def digest_of(folder: Path) -> str:
     """Of the files that are read. Raises `UserError` where one is missing."""
-    need("transformers")
-    files = [find(folder) / "config.json", folder / FILE, *weights_files(folder)]
+    require_package("transformers")
+    files = [config_file(folder), folder / TOKENIZER, *weights_files(folder, ENCODER_WEIGHTS, ENCODER_PARTS)]
     hashes = (f"{file.name} {sha256(file)}" for file in files if file.is_file())
     return hashlib.sha256("\n".join(hashes).encode()).hexdigest()
 
 
-def find(folder: Path) -> Path:
-    if not folder.is_dir():
-        what = "is not a folder" if folder.exists() else "does not exist"
-        raise UserError(
-            f"denoiser.text.path: {folder} {what}; expected one with config.json, {FILE} and model.safetensors"
-        )
-    if not (folder / "config.json").is_file():
-        raise UserError(f"denoiser.text.path: no config.json in {folder}; expected the folder of a text encoder")
-    return folder
+def config_file(folder: Path) -> Path:
+    expected = f"{TOKENIZER} and {ENCODER_WEIGHTS} of a text encoder"
+    return config_folder("denoiser.text.path", folder, expected) / "config.json"
 
 
-def weights_files(folder: Path) -> list[Path]:
-    """One, or the parts of a large one. Raises `UserError` where there are none that can be read."""
-    files = sorted(file for file in folder.iterdir() if WEIGHTS.fullmatch(file.name))
-    if not files:
-        pickles = sorted(folder.glob("*.bin"))
-        raise UserError(
-            f"{pickles[0]} is a pickle, which can run code, and is never read; convert it to model.safetensors"
-            if pickles
-            else f"{folder / 'model.safetensors'} is missing; expected the encoder's weights beside its config.json"
-        )
-    return [folder / "model.safetensors"] if folder / "model.safetensors" in files else files
-
-
-def read_config(folder: Path) -> tuple[str, dict[str, Any]]:
+def read_encoder_config(folder: Path) -> tuple[str, dict[str, Any]]:
     """What kind of encoder it is, and the settings of that. Raises `UserError` for a kind that is not known."""
-    file = find(folder) / "config.json"
+    file = config_file(folder)
     settings = read_json(file)
     kind = settings.get("model_type") if isinstance(settings, dict) else None
     if not isinstance(kind, str) or kind not in KINDS:
@@ -136,9 +103,9 @@ def read_config(folder: Path) -> tuple[str, dict[str, Any]]:
     return kind, settings
 
 
-def build(folder: Path, kind: str, settings: dict[str, Any]) -> nn.Module:
+def build_encoder(folder: Path, kind: str, settings: dict[str, Any]) -> nn.Module:
     """With its weights, in float32. Raises `UserError` if one is missing, damaged, or of another shape."""
-    file, weights = folder / "config.json", read_weights(folder)
+    file, weights = folder / "config.json", read_tensors(weights_files(folder, ENCODER_WEIGHTS, ENCODER_PARTS))
     for name in DEPTHS:
         if isinstance(depth := settings.get(name), int) and depth > len(weights):
             raise UserError(
@@ -164,13 +131,3 @@ def build(folder: Path, kind: str, settings: dict[str, Any]) -> nn.Module:
     if not all(value.isfinite().all() for value in made.parameters()):
         raise UserError(f"{folder} has weights that are not numbers; take another copy of them")
     return made
-
-
-def read_weights(folder: Path) -> dict[str, Tensor]:
-    weights: dict[str, Tensor] = {}
-    for file in weights_files(folder):
-        try:
-            weights |= load_file(file)
-        except (SafetensorError, OSError) as error:
-            raise UserError(f"{file} is damaged, or is not safetensors ({error}); copy it again") from None
-    return weights

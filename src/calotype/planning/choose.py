@@ -159,7 +159,7 @@ def imported_autoencoder(settings: dict[str, Any]) -> dict[str, Any]:
     space = settings.get("space", {})
     if space.get("kind") != "diffusers":
         return {}
-    network = diffusers.read_config(Path(space["path"])).model_dump(mode="json")
+    network = diffusers.read_kl_config(Path(space["path"])).model_dump(mode="json")
     return {"space": space, "autoencoder": {"network": network}}
 
 

@@ -21,10 +21,10 @@ from calotype.evaluation.counting import counted
 from calotype.machine import best_time
 from calotype.nets.critic import Critic
 from calotype.nets.frozen import FrozenConfig
-from calotype.priors.captioned import DIRECTIONS, CaptionedMixture
+from calotype.priors.captions import MOST_WORDS, CaptionedMixture
+from calotype.priors.clusters import largest_rank
+from calotype.priors.fit import CLUSTERS, DIRECTIONS, FEWEST_PER_COMPONENT
 from calotype.priors.gaussian import GaussianMixture
-from calotype.priors.gaussian_fit import CLUSTERS, FEWEST_PER_COMPONENT, largest_rank
-from calotype.priors.ngrams import MOST_WORDS
 from calotype.priors.prior import MOST_VALUES, Prior, constant_count
 from calotype.recipe import OptimizerConfig, Recipe, exposure_above, leg_above
 from calotype.spaces.latent import LatentSpace
@@ -87,7 +87,7 @@ class Measurement:
         if self.recipe.denoiser.prior == "none":
             return None
         dimension, groups = self.space.channels * (self.recipe.chain[0] // self.space.reduction) ** 2, max(1, classes)
-        components = groups * (max(CLUSTERS) if count >= FEWEST_PER_COMPONENT * groups * max(CLUSTERS) else 1)
+        components = groups * (CLUSTERS if count >= FEWEST_PER_COMPONENT * groups * CLUSTERS else 1)
         rank = largest_rank(count, dimension, components)
         if self.recipe.denoiser.text.kind == "none":
             return by_class(GaussianMixture(components, rank, dimension), classes, 1)

@@ -7,6 +7,7 @@ part is computed, and the network learns the rest.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -72,18 +73,27 @@ class GaussianMixture(Prior):
         allowed = (labels[:, None] == self.label) | (self.label == NULL_LABEL) | (labels[:, None] == NULL_LABEL)
         return allowed | ~allowed.any(1, keepdim=True)
 
+    def with_residual(self, factor: float) -> GaussianMixture:
+        """With `factor` times the residual variance, to which variances along the axes are raised at least."""
+        scaled = copy.copy(self)
+        scaled.rest = factor * self.rest
+        scaled.variances = torch.maximum(self.variances, scaled.rest[:, None])
+        return scaled
+
     def posterior_mean(self, weights: Weights, noisy: Latents, sigma: Sigmas, shift: Shift | None = None) -> Latents:
         """With mixture weights of each image's own, and means shifted by `shift`."""
-        return in_windows(
-            lambda window: self._window_mean(weights, window, sigma, shift), noisy, self.side(noisy.shape[1])
-        )
+
+        def mean(window: Latents) -> Latents:
+            return self._window_mean(weights, window, sigma, shift)
+
+        return in_windows(mean, noisy, self.side(noisy.shape[1]))
 
     def _window_mean(self, weights: Weights, noisy: Latents, sigma: Sigmas, shift: Shift | None) -> Latents:
         """Posterior means of the groups, weighted by their responsibilities; groups of weight 0 are skipped."""
         flat, variance, active = noisy.flatten(1), sigma[:, None] ** 2, (weights > 0).cpu()
-        means, groups = [], self._groups()
-        evidence = exact(weights).new_full((len(flat), len(groups)), -torch.inf)
-        for number, part in enumerate(groups):
+        ends = [0, *accumulate(self.group.unique_consecutive(return_counts=True)[1].tolist())]
+        means, evidence = [], exact(weights).new_full((len(flat), len(ends) - 1), -torch.inf)
+        for number, part in enumerate(slice(*both) for both in pairwise(ends)):
             rows = active[:, part].any(1).nonzero()[:, 0].to(flat.device)
             if len(rows):
                 centre = torch.zeros_like(flat[:1]) if shift is None else shift(number, rows)
@@ -95,10 +105,6 @@ class GaussianMixture(Prior):
         for rows, number, mean in means:
             denoised[rows] += responsibilities[rows, number, None] * mean
         return denoised.reshape(noisy.shape)
-
-    def _groups(self) -> list[slice]:
-        ends = [0, *accumulate(self.group.unique_consecutive(return_counts=True)[1].tolist())]
-        return [slice(*both) for both in pairwise(ends)]
 
     def _group_mean(
         self, part: slice, weights: Weights, flat: Flat, variance: Float[Tensor, "batch 1"]
@@ -113,7 +119,7 @@ class GaussianMixture(Prior):
         along = torch.einsum("bkd,krd->bkr", away, axes)
         of_axes, of_rest, others = variances + variance[..., None], rest + variance, means.shape[1] - axes.shape[1]
         distance = (along.square() / of_axes).sum(2)
-        distance = distance + (squared_lengths(away) - along.square().sum(2)).clamp(min=0) / of_rest
+        distance = distance + (exact(away).square().sum(2) - along.square().sum(2)).clamp(min=0) / of_rest
         log_determinant = of_axes.log().sum(2) + others * of_rest.log()
         log_joint = weights.log() - (distance + log_determinant) / 2
         responsibilities, shrink = torch.softmax(log_joint, 1).to(flat), rest / of_rest
@@ -148,7 +154,3 @@ class CrossFitted:
 def exact(values: Tensor) -> Tensor:
     """In float64 where the device has it: differences of large distances must not depend on the batch."""
     return values if values.device.type == "mps" else values.double()
-
-
-def squared_lengths(away: Float[Tensor, "batch component dimension"]) -> Float[Tensor, "batch component"]:
-    return exact(away).square().sum(2)

@@ -147,8 +147,12 @@ class PatchPrior(Prior):
     @torch.no_grad()
     def fit(self, pairs: Iterable[tuple[Images, OtherImages]]) -> None:
         """Fits all constants to pairs of low-resolution and high-resolution images."""
-        parts = [self._examples(low_res, large) for low_res, large in pairs]
+        parts = [
+            (*windows_of(low_res), patches_of(large - enlarged(low_res, self.factor), self.factor))
+            for low_res, large in pairs
+        ]
         windows, contrast, residual = (torch.cat(part) for part in zip(*parts, strict=True))
+        contrast = contrast.clamp(min=1e-4)
         flat = residual[contrast.argsort()[: len(residual) // FLATTEST + 1]]
         self.plain.copy_(flat.square().mean().sqrt().clamp(min=LEAST_DEVIATION))
         windows, residual, contrast = (
@@ -189,12 +193,6 @@ class PatchPrior(Prior):
         state_dict.setdefault(f"{prefix}contrast_gain", torch.full_like(self.contrast_gain, INTERPOLATED))
         state_dict.setdefault(f"{prefix}random_share", torch.ones_like(self.random_share))
         super()._load_from_state_dict(state_dict, prefix, *args)
-
-    def _examples(self, low_res: Images, large: OtherImages) -> tuple[Windows, Tensor, Tensor]:
-        """Windows, their contrast, and the residual of bicubic interpolation."""
-        windows, contrast = windows_of(low_res)
-        residual = patches_of(large - enlarged(low_res, self.factor), self.factor)
-        return windows, contrast.clamp(min=1e-4), residual
 
 
 def leverage(inputs: Windows, inverse: Float[Tensor, "neighbour neighbour"]) -> Float[Tensor, "window 1"]:

@@ -27,7 +27,7 @@ class Prior(nn.Module):
     @property
     @abstractmethod
     def shape(self) -> dict[str, int]:
-        """The arguments with which `priors.stored.PRIORS` makes an empty prior with room for the same tensors."""
+        """The sizes from which `priors.stored.PRIORS` makes an empty prior with room for the same tensors."""
 
     @abstractmethod
     def mean(self, noisy: Latents, sigma: Sigmas, condition: Condition) -> Latents:
@@ -37,29 +37,33 @@ class Prior(nn.Module):
         """Side of the smallest latents, of so many channels, that it can denoise."""
         return 1
 
+    def __copy__(self) -> Prior:
+        """Another prior with the same tensors, each of which can be replaced there alone."""
+        other = type(self).__new__(type(self))
+        other.__dict__ = {**self.__dict__, "_buffers": {**self._buffers}, "_modules": {**self._modules}}
+        return other
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Prior:
         return self
 
 
 def trained_state(network: nn.Module) -> dict[str, Tensor]:
     """The state of the network without that of its priors."""
-    fitted = prefixes(network)
-    return {name: value for name, value in network.state_dict().items() if not name.startswith(fitted)}
+    return _split(network, network.state_dict())[0]
 
 
 def load_trained(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Loads a trained state; priors keep their constants, also where `tensors` of an earlier version hold some."""
-    fitted = prefixes(network)
-    trained = {name: value for name, value in tensors.items() if not name.startswith(fitted)}
-    constants = {name: value for name, value in network.state_dict().items() if name.startswith(fitted)}
-    network.load_state_dict({**trained, **constants})
+    network.load_state_dict({**_split(network, tensors)[0], **_split(network, network.state_dict())[1]})
 
 
 def constant_count(network: nn.Module) -> int:
     """How many numbers the priors of a network hold."""
-    fitted = prefixes(network)
-    return sum(value.numel() for name, value in network.state_dict().items() if name.startswith(fitted))
+    return sum(value.numel() for value in _split(network, network.state_dict())[1].values())
 
 
-def prefixes(network: nn.Module) -> tuple[str, ...]:
-    return tuple(f"{name}." for name, part in network.named_modules() if isinstance(part, Prior))
+def _split(network: nn.Module, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Tensors of the network itself, and those of its priors."""
+    prefixes = tuple(f"{name}." for name, part in network.named_modules() if isinstance(part, Prior))
+    trained = {name: value for name, value in tensors.items() if not name.startswith(prefixes)}
+    return trained, {name: value for name, value in tensors.items() if name.startswith(prefixes)}

@@ -8,38 +8,31 @@ from typing import Any
 from torch import Tensor
 
 from calotype.nets.blocks import rename_keys
-from calotype.priors.captioned import RENAMED_CAPTIONED, CaptionedMixture
+from calotype.priors.captions import RENAMED_CAPTIONED, CaptionedMixture
 from calotype.priors.gaussian import GaussianMixture
 from calotype.priors.patches import WINDOW, PatchPrior
 from calotype.priors.prior import Prior
 
-PRIORS: dict[str, Callable[..., Prior]] = {
-    "mixture": GaussianMixture, "conditional mixture": CaptionedMixture.sized, "local Gaussians": PatchPrior,
-}  # fmt: skip
+PRIORS: dict[str, tuple[type[Prior], Callable[..., Prior]]] = {
+    "mixture": (GaussianMixture, GaussianMixture),
+    "conditional mixture": (CaptionedMixture, CaptionedMixture.sized),
+    "local Gaussians": (PatchPrior, PatchPrior),
+}
+"""Class of each kind, and what makes an empty prior of its sizes."""
+PREFIXES = ("prior.", "mixture.", "local.")
+"""Of a prior's tensors among those of a denoiser: now, and in version 0.1."""
 
 
 def description(prior: Prior) -> dict[str, Any]:
     """Kind and shape of a prior, as `constants.json` and `model.json` have them."""
-    match prior:
-        case GaussianMixture():
-            kind = "mixture"
-        case CaptionedMixture():
-            kind = "conditional mixture"
-        case PatchPrior():
-            kind = "local Gaussians"
-        case _:
-            raise TypeError(f"{type(prior).__name__} cannot be stored; expected one of {', '.join(PRIORS)}")
+    kind = next(kind for kind, (cls, _) in PRIORS.items() if isinstance(prior, cls))
     return {"kind": kind, "shape": prior.shape}
 
 
 def described(about: Mapping[str, Any]) -> Prior:
     """An empty prior of this kind and shape."""
     shape = {"words" if name == "heard" else name: count for name, count in about["shape"].items()}  # of version 0.1
-    return PRIORS[about["kind"]](**shape)
-
-
-PREFIXES = ("prior.", "mixture.", "local.")
-"""Of a prior's tensors among those of a denoiser: now, and in version 0.1."""
+    return PRIORS[about["kind"]][1](**shape)
 
 
 def prior_in(tensors: Mapping[str, Tensor], denoiser: str = "") -> Prior | None:
@@ -53,17 +46,16 @@ def prior_in(tensors: Mapping[str, Tensor], denoiser: str = "") -> Prior | None:
     if not own:
         return None
     rename_keys(own, "", RENAMED_CAPTIONED)
-    prior = empty_like(own)
+    prior = _empty_like(own)
     prior.load_state_dict(own)
     return prior
 
 
-def empty_like(tensors: Mapping[str, Tensor]) -> Prior:
+def _empty_like(tensors: Mapping[str, Tensor]) -> Prior:
     if "weights" in tensors:
         _, neighbours, values = tensors["weights"].shape
         channels = neighbours // WINDOW**2
         return PatchPrior(round((values // channels) ** 0.5), channels)
     if "vocabulary" in tensors:
-        mixture = GaussianMixture(*tensors["mixture.axes"].shape)
-        return CaptionedMixture(mixture, *tensors["regression_in"].shape)
+        return CaptionedMixture(GaussianMixture(*tensors["mixture.axes"].shape), *tensors["regression_in"].shape)
     return GaussianMixture(*tensors["axes"].shape)

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from calotype.files import is_whole, read_json, sha256, whole_folder, write_json, write_tensors
-from calotype.priors.captioned import CaptionedMixture
+from calotype.priors.captions import CaptionedMixture
 from calotype.priors.gaussian import CrossFitted, GaussianMixture
 from calotype.priors.patches import PatchPrior
 from calotype.priors.prior import Prior

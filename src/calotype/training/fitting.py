@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from calotype.data.caption_dropout import parts
-from calotype.priors import selection
-from calotype.priors.captioned import CaptionedMixture, FittingSet
+from calotype.priors.captions import CaptionedMixture
+from calotype.priors.fit import Examples, Validation, fit_prior
 from calotype.priors.gaussian import CrossFitted, GaussianMixture
 from calotype.priors.patches import PatchPrior
 from calotype.priors.prior import MOST_VALUES
@@ -43,18 +43,21 @@ def fit_mixture(
     few = take(buckets, [bucket.pictures.validation_indices for bucket in buckets], VALIDATION_IMAGES, rng)
     most = max(2, MOST_VALUES // few.clean[0].numel())
     many = take(buckets, train_rows, most, rng)
-    train, validation = (fitting_set(batch, space, rng) for batch in (many, few))
 
-    def again() -> FittingSet:
-        return fitting_set(take(buckets, train_rows, most, rng, 1), space, rng.at("again"))
+    def examples(batch: Batch, rng: Rng, place: int) -> Examples:
+        texts = ("",) * len(batch) if batch.text is None else batch.text.prompts
+        drawn = Rng(("telling", place))  # as in version 0.1: another name would draw other numbers
+        shorter = shortened(texts, recipe.denoiser.caption_dropout, drawn)
+        return Examples(on_solver(space.sample(batch.clean, rng)), on_solver(batch.labels), texts, shorter)
 
-    def shorten(examples: FittingSet, rng: Rng) -> FittingSet:
-        return shortened(examples, recipe.denoiser.caption_dropout, rng)
-
-    sigma = recipe.denoiser.schedule.draw(len(few), rng.at("sigma")).to(validation.clean)
-    noise = rng.at("noise").normal(*validation.clean.shape).to(validation.clean)
+    train, validation = examples(many, rng, 0), examples(few, rng, 2)
+    more = None
+    if any(train.captions):
+        more = examples(take(buckets, train_rows, most, rng, 1), rng.at("again"), 1)
+    sigma = recipe.denoiser.schedule.draw(len(few), rng.at("sigma")).to(validation.latents)
+    noise = rng.at("noise").normal(*validation.latents.shape).to(validation.latents)
     folds = None if many.fold is None else on_solver(many.fold)
-    prior, crossed = selection.fit_prior(train, again, selection.Trial(validation, sigma, noise), folds, shorten)
+    prior, crossed = fit_prior(train, Validation(validation, sigma, noise), folds, more)
     if crossed is None:
         return prior, None
     return prior, CrossFitted(tuple(mixture.to(few.clean.device) for mixture in crossed.mixtures))
@@ -93,18 +96,12 @@ def joined(batches: Sequence[Batch]) -> Batch:
     return Batch(clean, labels, None, fold, Text(tuple(texts)).at(turns.tolist()) if texts else None)
 
 
-def fitting_set(batch: Batch, space: Space, rng: Rng) -> FittingSet:
-    texts = ("",) * len(batch) if batch.text is None else batch.text.prompts
-    return FittingSet(on_solver(space.sample(batch.clean, rng)), on_solver(batch.labels), texts)
-
-
-def shortened(examples: FittingSet, caption_dropout: float, rng: Rng) -> FittingSet:
-    """With shortened captions or none, about as often as training drops a part or the whole."""
+def shortened(captions: Sequence[str], caption_dropout: float, rng: Rng) -> list[str]:
+    """Captions as caption dropout leaves them: "" or the first part, about as often as training drops all or a part."""
     nothing = UNCAPTIONED / (UNCAPTIONED + caption_dropout)
-    empty = (rng.at("silent").uniform(len(examples.texts)) < nothing).tolist()
-    shorter = [parts(text)[:1] for text in examples.texts]
-    texts = ["" if dropped or not part else part[0] for dropped, part in zip(empty, shorter, strict=True)]
-    return examples._replace(texts=texts)
+    empty = (rng.at("silent").uniform(len(captions)) < nothing).tolist()
+    shorter = [parts(caption)[:1] for caption in captions]
+    return ["" if dropped or not part else part[0] for dropped, part in zip(empty, shorter, strict=True)]
 
 
 def on_solver(values: Tensor) -> Tensor:

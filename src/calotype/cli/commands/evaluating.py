@@ -16,7 +16,6 @@ from calotype.evaluation.evaluate import EvaluationRequest, evaluate_run
 from calotype.evaluation.features import FeatureNetwork, Lite0
 from calotype.evaluation.results import EVALUATION_FILE
 from calotype.machine import find_device
-from calotype.model import changed_all
 from calotype.report import write_report
 from calotype.report.card import write_card
 from calotype.report.evaluation import summary
@@ -57,7 +56,7 @@ def evaluate(
 
 
 def changed_in(one: Candidate, changes: dict[str, Any]) -> Candidate:
-    return replace(one, model=replace(one.model, samplings=changed_all(one.model.samplings, changes)))
+    return replace(one, model=replace(one.model, samplings=one.model.settings(changes)))
 
 
 def pictures_of(one: Candidate, data: Path | None, cache: Path, console: Console) -> tuple[Pictures, Pictures | None]:

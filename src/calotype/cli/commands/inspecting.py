@@ -82,7 +82,7 @@ def find_weights(folder: Path, recipe: Recipe) -> tuple[dict[str, torch.Tensor],
         return load_file(folder / "model" / "autoencoder.safetensors"), "finished"
     whole = [path for path in checkpoints(folder / "checkpoints", "autoencoder") if is_whole(path)]
     if not whole and isinstance(recipe.space, ImportedSpace) and isinstance(recipe.autoencoder.network, KlConfig):
-        weights = diffusers.read_weights(Path(recipe.space.path), recipe.autoencoder.network)
+        weights = diffusers.read_kl_weights(Path(recipe.space.path), recipe.autoencoder.network)
         return {f"vae.{name}": value for name, value in weights.items()}, "as imported"
     if not whole:
         raise UserError(f"{folder} has no autoencoder yet; go on with: calotype resume {folder}")

@@ -16,10 +16,11 @@ from calotype.evaluation.quality import floor_measures
 from calotype.evaluation.references import FeatureStore, ReferenceSet, reference_rows
 from calotype.evaluation.results import SWEEP_FILE, Cell, SetMeasures, SweepResult, write_result
 from calotype.evaluation.search import Grid, cheapest, sampled_features, sweep
-from calotype.model import load, store_sampling
+from calotype.model import load
 from calotype.report import write_report
 from calotype.report.format import guidance
 from calotype.run import Run
+from calotype.store import store_sampling
 from calotype.training.lock import locked
 from calotype.training.reporter import counting
 from calotype.types import NULL_LABEL, UserError
@@ -40,7 +41,7 @@ def sweep_run(folder: Path, data: Path | None, count: int, seed: int, grid: Grid
     run, model = Run.open(folder), load(folder, device)
     stage, before = model.stages[0], model.samplings[0]
     pictures = read_as_run(run, data, model.stages[-1].image_size, folder / "cache", console)
-    pictures = pictures if model.reader else replace(pictures, captions=None)
+    pictures = pictures if model.text_encoder else replace(pictures, captions=None)
     known = model.classes == pictures.classes
     conditional = pictures.captions is not None or (known and bool(pictures.classes))
     samplings = grid.samplings(before, conditional, stage.denoiser.has_prior)

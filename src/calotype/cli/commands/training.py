@@ -95,8 +95,8 @@ def located(settings: dict[str, Any]) -> dict[str, Any]:
     if (path := settings.get("space", {}).get("path")) is None:
         return settings
     whole = Path(path).expanduser().resolve()
-    diffusers.read_config(whole)
-    diffusers.weights_file(whole)
+    diffusers.read_kl_config(whole)
+    diffusers.kl_weights_file(whole)
     return merge(settings, {"space": {"path": str(whole)}})
 
 
@@ -104,11 +104,11 @@ def with_encoder(settings: dict[str, Any]) -> dict[str, Any]:
     """The same for a frozen text encoder, with its hash, so that no other is taken for it later."""
     text = settings.get("denoiser", {}).get("text", {})
     if text.get("kind") == "minilm":
-        minilm.find()
+        minilm.minilm_folder()
     if text.get("kind") != "folder" or "path" not in text:
         return settings
     whole = Path(text["path"]).expanduser().resolve()
-    transformers.read_config(whole)
+    transformers.read_encoder_config(whole)
     identity = {"path": str(whole), "digest": text.get("digest") or transformers.digest_of(whole)}
     return merge(settings, {"denoiser": {"text": identity}})
 
@@ -209,7 +209,9 @@ def _resume(run: Run, began: float, device: str, console: Console, force: bool) 
 
 def content_of(recipe: Recipe) -> str | None:
     """A hash of the weights that are imported, where there are any."""
-    return sha256(diffusers.weights_file(Path(recipe.space.path))) if isinstance(recipe.space, ImportedSpace) else None
+    return (
+        sha256(diffusers.kl_weights_file(Path(recipe.space.path))) if isinstance(recipe.space, ImportedSpace) else None
+    )
 
 
 @contextmanager

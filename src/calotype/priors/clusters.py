@@ -1,4 +1,4 @@
-"""Fitting of Gaussian mixtures: k-means within classes, then the principal axes of each cluster."""
+"""Components of a mixture: k-means within classes, then the principal axes of each cluster."""
 
 from __future__ import annotations
 
@@ -9,25 +9,18 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from calotype.priors.gaussian import CrossFitted, GaussianMixture
-from calotype.priors.prior import Prior
-from calotype.types import NULL_LABEL, Condition, Folds, Labels, Latents, Rng, Sigmas, Text, per_image
+from calotype.priors.gaussian import GaussianMixture
+from calotype.types import NULL_LABEL, Labels, Rng
 
-RANKS = (256, 64, 16, 0)
-"""Numbers of principal axes that are tried; too many do worse on validation images."""
-CLUSTERS = (4,)
-"""Numbers of components a class that are tried beside one."""
+MOST_RANK = 256
+"""Principal axes of a component at most."""
 MOST_CLASSES = 16
 FEWEST_PER_CLASS = 8
 """Images that each class needs for components of its own."""
-FEWEST_PER_COMPONENT = 40
-"""Images that a component needs."""
 SHARED = 0.5
 """Share of its class's within-cluster covariance in a component's covariance."""
 MOST_AXIS_VALUES = 2**24
 """Values of the axes of all components: 64 MB, or 16 axes each if that is more; with captions twice that."""
-IMAGES_AT_ONCE = 64
-"""Images whose distances to all means are in memory together."""
 
 Points = Float[Tensor, "count dimension"]
 
@@ -40,65 +33,6 @@ class Component(NamedTuple):
     """Trace of the covariance."""
     size: int
     label: int
-
-
-def fit_classes(
-    train: Float[Tensor, "count channel height width"],
-    labels: Int[Tensor, " count"],
-    validation: Latents,
-    validation_labels: Labels,
-    sigma: Sigmas,
-    noise: Latents,
-) -> GaussianMixture:
-    """The mixture of `train` whose rank and size denoise `validation + sigma * noise` best."""
-    points, classes = train.flatten(1), members_of_classes(labels)
-    smallest = min(int(members.sum()) for members in classes.values())
-    single = components_of(points, classes, 1, largest_rank(smallest, points.shape[1], len(classes)))
-    candidates = [mixture_of(single, min(rank, len(single[0].variances))) for rank in RANKS]
-    for clusters in CLUSTERS:
-        if smallest >= FEWEST_PER_COMPONENT * clusters:
-            rank = largest_rank(smallest, points.shape[1], clusters * len(classes))
-            several = components_of(points, classes, clusters, rank)
-            candidates.append(mixture_of(several, len(several[0].variances)))
-    return min(candidates, key=lambda mixture: flow_error(mixture, validation, validation_labels, sigma, noise))
-
-
-def flow_error(
-    prior: Prior, clean: Latents, labels: Labels, sigma: Sigmas, noise: Latents, text: Text | None = None
-) -> float:
-    """The mean of `flow_errors`."""
-    return float(flow_errors(prior, clean, labels, sigma, noise, text).mean())
-
-
-def flow_errors(
-    prior: Prior, clean: Latents, labels: Labels, sigma: Sigmas, noise: Latents, text: Text | None = None
-) -> Float[Tensor, " batch"]:
-    """The loss of a flow, `((1 + sigma) / sigma) ** 2` times the squared error, of each image."""
-    noisy, parts = clean + per_image(sigma) * noise, torch.arange(len(clean)).split(IMAGES_AT_ONCE)
-    means = torch.cat(
-        [
-            prior.mean(noisy[part], sigma[part], Condition(labels[part], text=text and text.at(part.tolist())))
-            for part in parts
-        ]
-    )
-    return (means - clean).square().flatten(1).mean(1) * ((1 + sigma) / sigma) ** 2
-
-
-def cross_fit(
-    like: GaussianMixture,
-    train: Float[Tensor, "count channel height width"],
-    labels: Int[Tensor, " count"],
-    folds: Folds,
-) -> CrossFitted:
-    """For each fold, a mixture of as many components and axes as `like`, of the images outside it."""
-    points, mixtures = train.flatten(1), []
-    for fold in folds.unique().tolist():
-        classes = members_of_classes(labels[folds != fold])
-        clusters, smallest = max(1, len(like.means) // len(classes)), min(int(one.sum()) for one in classes.values())
-        rank = largest_rank(smallest, points.shape[1], clusters * len(classes))
-        components = components_of(points[folds != fold], classes, clusters, rank)
-        mixtures.append(mixture_of(components, min(like.axes.shape[1], rank)))
-    return CrossFitted(tuple(mixtures))
 
 
 def members_of_classes(labels: Labels) -> dict[int, Tensor]:
@@ -114,7 +48,7 @@ def members_of_classes(labels: Labels) -> dict[int, Tensor]:
 
 def largest_rank(count: int, dimension: int, components: int) -> int:
     """The most axes a component may have, for `count` images of `dimension` values each in the smallest class."""
-    return min(max(RANKS), count, dimension, max(16, MOST_AXIS_VALUES // (components * dimension)))
+    return min(MOST_RANK, count, dimension, max(16, MOST_AXIS_VALUES // (components * dimension)))
 
 
 def components_of(points: Points, classes: dict[int, Tensor], clusters: int, rank: int) -> list[Component]:

@@ -1,0 +1,285 @@
+"""Fits the prior of a stage that starts from noise. What has to be chosen is chosen on validation images."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, TypeVar
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from calotype.priors.captions import Bags, CaptionedMixture, NgramVocabulary, bags_of, vocabulary_of
+from calotype.priors.clusters import MOST_RANK, Points, components_of, largest_rank, members_of_classes, mixture_of
+from calotype.priors.gaussian import CrossFitted, GaussianMixture
+from calotype.priors.prior import Prior
+from calotype.types import NULL_LABEL, Condition, Folds, Labels, Latents, Sigmas, Text, per_image
+
+RANKS = (MOST_RANK, 64, 16, 0)
+"""Numbers of principal axes that are tried; too many do worse on validation images."""
+CLUSTERS = 4
+"""Components a class that are tried beside one."""
+FEWEST_PER_COMPONENT = 40
+"""Images that a component needs."""
+IMAGES_AT_ONCE = 64
+"""Images whose distances to all means are in memory together."""
+
+RESIDUAL_FACTORS = (1.25, 1.5, 2.0, 3.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0)
+"""That are tried on the residual variance."""
+CALIBRATION_SIGMAS = (0.03, 0.3)
+"""Noise at which they are judged: above it the residual directions are lost with any of them."""
+
+FEWEST_TO_FOLD = 8
+"""Images that each fold needs, if a mixture of the others is to stand in for its own."""
+OPTIMISTIC = 1.3
+"""Ratio of validation to training error from which a mixture is cross-fitted."""
+OPTIMISTIC_SIGMAS = (1.0, 10.0)
+"""The noise at which this is judged. Overfitting at lower noise is calibrated, and there the weaker mixture of half the
+images does more harm than good (dev/LOG.md)."""
+
+FEWEST_CAPTIONED = 64
+"""Captioned images below which a captioned mixture is not tried."""
+DIRECTIONS = 64
+"""Rank of the regressions (reduced-rank regression: Izenman, J. Multivariate Analysis 5, 1975)."""
+RIDGES = (100.0, 10.0, 1.0)
+GATE_STEPS = 30
+"""Of L-BFGS."""
+GATE_DECAY = 1.0
+"""Weight of the squared norm of the gate, in units of one image's cross-entropy."""
+
+
+class Observations(NamedTuple):
+    bags: Bags
+    points: Points
+
+
+Mixture = TypeVar("Mixture", GaussianMixture, CaptionedMixture)
+
+
+class Examples(NamedTuple):
+    """Latents with labels and captions ("" for none), and the captions as caption dropout shortens them."""
+
+    latents: Latents
+    labels: Labels
+    captions: Sequence[str]
+    shortened: Sequence[str]
+
+    def at(self, rows: Sequence[int]) -> Examples:
+        captions, shortened = ([texts[row] for row in rows] for texts in (self.captions, self.shortened))
+        return Examples(self.latents[rows], self.labels[rows], captions, shortened)
+
+    def of(self, label: int) -> Examples:
+        return self if label == NULL_LABEL else self.at((self.labels == label).nonzero()[:, 0].tolist())
+
+    def joined(self, others: Examples) -> Examples:
+        latents, labels = torch.cat([self.latents, others.latents]), torch.cat([self.labels, others.labels])
+        return Examples(latents, labels, [*self.captions, *others.captions], [*self.shortened, *others.shortened])
+
+    def levels(self) -> tuple[Examples, Examples]:
+        """Those with captions, and all of them with shortened captions."""
+        captioned = self.at([row for row, caption in enumerate(self.captions) if caption])
+        return captioned, self._replace(captions=self.shortened)
+
+    def observations(self, vocabulary: NgramVocabulary) -> Observations:
+        return Observations(bags_of(self.captions, vocabulary).to(self.latents), self.latents.flatten(1))
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Validation images by which priors are judged, with a sigma and a noise for each."""
+
+    examples: Examples
+    sigma: Sigmas
+    noise: Latents
+
+    def errors(
+        self, prior: Prior, sigma: Sigmas | None = None, examples: Examples | None = None
+    ) -> Float[Tensor, " batch"]:
+        """The loss of a flow, `((1 + sigma) / sigma) ** 2` times the squared error, of each image.
+
+        Of the validation images, or of as many `examples` with the same noise; at `sigma`, by default their own.
+        """
+        clean, labels, captions, _ = examples or self.examples
+        sigma = self.sigma if sigma is None else sigma
+        count, means = min(len(clean), len(sigma)), []
+        clean, sigma = clean[:count], sigma[:count]
+        noisy = clean + per_image(sigma) * self.noise[:count]
+        for rows in torch.arange(count).split(IMAGES_AT_ONCE):
+            condition = Condition(labels[rows], text=Text(tuple(captions[row] for row in rows.tolist())))
+            means.append(prior.mean(noisy[rows], sigma[rows], condition))
+        return (torch.cat(means) - clean).square().flatten(1).mean(1) * ((1 + sigma) / sigma) ** 2
+
+    def error(self, prior: Prior, sigma: Sigmas | None = None, examples: Examples | None = None) -> float:
+        return float(self.errors(prior, sigma, examples).mean())
+
+    def optimistic(self, prior: Prior, train: Examples) -> bool:
+        """Whether the means and the large variances of `prior` overfit its training images."""
+        count = min(len(train.latents), len(self.examples.latents))
+        sigma = log_spaced(OPTIMISTIC_SIGMAS, count).to(self.examples.latents)
+        return self.error(prior, sigma) >= OPTIMISTIC * self.error(prior, sigma, train)
+
+    def calibrated(self, prior: Mixture) -> Mixture:
+        """`prior`, or with more residual variance if that denoises the validation images significantly better.
+
+        Components are fitted to their training images, so the maximum-likelihood estimate of the variance outside the
+        principal axes (Tipping and Bishop, J. R. Stat. Soc. B 61, 1999, eq. 8) is too small where images are fewer than
+        dimensions. At low noise the posterior mean then removes detail as if it were noise. Significantly better: the
+        mean change of the errors is below 0 by more than its standard error.
+        """
+        count = len(self.examples.latents)
+        if count < 2:
+            return prior
+        sigma = log_spaced(CALIBRATION_SIGMAS, count).to(self.examples.latents)
+        before = self.errors(prior, sigma)
+        changes = {factor: self.errors(prior.with_residual(factor), sigma) - before for factor in RESIDUAL_FACTORS}
+        factor, change = min(changes.items(), key=lambda item: float(item[1].mean()))
+        significant = float(change.mean() + change.std() / count**0.5) < 0
+        return prior.with_residual(factor) if significant else prior
+
+
+def log_spaced(limits: tuple[float, float], count: int) -> Sigmas:
+    low, high = limits
+    return torch.linspace(math.log(low), math.log(high), count).exp()
+
+
+def fit_prior(
+    train: Examples, validation: Validation, folds: Folds | None = None, more: Examples | None = None
+) -> tuple[GaussianMixture | CaptionedMixture, CrossFitted | None]:
+    """The prior of `train`, and what stands in for it in training where it overfits: only if `folds` are given.
+
+    `more` are the same images with other augmentations and captions, for the regression on captions.
+    """
+    mixture = validation.calibrated(fit_classes(train.latents, train.labels, validation))
+    if (
+        folds is not None
+        and min(folds.bincount(minlength=2)) >= FEWEST_TO_FOLD
+        and validation.optimistic(mixture, train)
+    ):
+        crossed = cross_fit(mixture, train.latents, train.labels, folds)
+        return mixture, CrossFitted(tuple(map(validation.calibrated, crossed.mixtures)))
+    if more is None or sum(map(bool, train.captions)) < FEWEST_CAPTIONED:
+        return mixture, None
+    captioned = fit_captioned(mixture, train.joined(more), validation.examples)
+    if captioned is None:
+        return mixture, None
+    # Shortened captions are not judged: there it may be a little worse, as it has the axes of two groups to estimate.
+    captioned = validation.calibrated(captioned)
+    worse = validation.optimistic(captioned, train) or validation.error(captioned) >= validation.error(mixture)
+    return mixture if worse else captioned, None
+
+
+# -- Without captions --------------------------------------------------------------------------------------------------
+
+
+def fit_classes(train: Latents, labels: Labels, validation: Validation) -> GaussianMixture:
+    """The mixture of `train` whose rank and size denoise the validation images best."""
+    points, classes = train.flatten(1), members_of_classes(labels)
+    smallest = min(int(members.sum()) for members in classes.values())
+    single = components_of(points, classes, 1, largest_rank(smallest, points.shape[1], len(classes)))
+    candidates = [mixture_of(single, min(rank, len(single[0].variances))) for rank in RANKS]
+    if smallest >= FEWEST_PER_COMPONENT * CLUSTERS:
+        rank = largest_rank(smallest, points.shape[1], CLUSTERS * len(classes))
+        several = components_of(points, classes, CLUSTERS, rank)
+        candidates.append(mixture_of(several, len(several[0].variances)))
+    return min(candidates, key=validation.error)
+
+
+def cross_fit(like: GaussianMixture, train: Latents, labels: Labels, folds: Folds) -> CrossFitted:
+    """For each fold, a mixture of as many components and axes as `like`, of the images outside it."""
+    points, mixtures = train.flatten(1), []
+    for fold in folds.unique().tolist():
+        classes = members_of_classes(labels[folds != fold])
+        clusters = max(1, len(like.means) // len(classes))
+        smallest = min(int(members.sum()) for members in classes.values())
+        rank = largest_rank(smallest, points.shape[1], clusters * len(classes))
+        components = components_of(points[folds != fold], classes, clusters, rank)
+        mixtures.append(mixture_of(components, min(like.axes.shape[1], rank)))
+    return CrossFitted(tuple(mixtures))
+
+
+# -- With captions -----------------------------------------------------------------------------------------------------
+
+
+def fit_captioned(like: GaussianMixture, train: Examples, validation: Examples) -> CaptionedMixture | None:
+    """Of as many components a group as `like` has a class, and as many axes; None where no word is frequent enough.
+
+    A group is a class at one level of captions (whole, or shortened), or all images at it where the levels differ in
+    their classes.
+    """
+    levels = list(zip(train.levels(), validation.levels(), strict=True))
+    vocabulary = vocabulary_of(caption for fitted, _ in levels for caption in fitted.captions)
+    if not len(vocabulary):
+        return None
+    whole, shortened = (list(members_of_classes(fitted.labels)) for fitted, _ in levels)
+    labels = whole if whole == shortened else [NULL_LABEL]
+    clusters, components, regressions, bags_by_group = max(1, len(like.means) // len(shortened)), [], [], []
+    groups = [(fitted.of(label), held_out.of(label)) for label in labels for fitted, held_out in levels]
+    for number, (fitted, held_out) in enumerate(groups):
+        bags, points = observations = fitted.observations(vocabulary)
+        regressions.append(regress(observations, held_out.observations(vocabulary)))
+        rank = largest_rank(len(points), points.shape[1], clusters * len(labels))
+        members = {number: torch.ones(len(points), dtype=torch.bool, device=points.device)}
+        residuals = points - regressions[-1].predict(bags)
+        components += components_of(residuals, members, min(clusters, len(points)), rank)
+        bags_by_group.append(bags)
+    mixture = mixture_of(components, min(like.axes.shape[1], max(len(part.variances) for part in components)))
+    directions = max(len(regression.factor_out) for regression in regressions)
+    prior = CaptionedMixture(mixture, len(groups), len(vocabulary), directions).to(mixture.means.device)
+    mixture.prior /= torch.zeros_like(prior.gate_bias).index_add(0, mixture.group, mixture.prior)[mixture.group]
+    mixture.label[:] = torch.tensor(labels).repeat_interleave(len(levels)).to(mixture.label)[mixture.group]
+    prior.vocabulary[:] = vocabulary
+    prior.gate[:], prior.gate_bias[:] = fit_gate(bags_by_group)
+    for number, (factor_in, factor_out, constant) in enumerate(regressions):
+        mixture.means[mixture.group == number] += constant
+        prior.regression_in[number, :, : len(factor_out)] = factor_in
+        prior.regression_out[number, : len(factor_out)] = factor_out
+    return prior
+
+
+def fit_gate(bags_by_group: Sequence[Bags]) -> tuple[Float[Tensor, "word group"], Float[Tensor, " group"]]:
+    """Weight and bias of the softmax regression of the group on the bag of words; starts at the groups' frequencies."""
+    bags = torch.cat([*bags_by_group])
+    sizes = torch.tensor([len(group) for group in bags_by_group], device=bags.device)
+    group = torch.arange(len(sizes)).to(sizes).repeat_interleave(sizes)
+    bias = sizes.to(bags).log().requires_grad_()
+    weight = bags.new_zeros(bags.shape[1], len(bias)).requires_grad_()
+    optimizer = torch.optim.LBFGS([weight, bias], max_iter=GATE_STEPS, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = F.cross_entropy(bags @ weight + bias, group) + GATE_DECAY * weight.square().sum() / len(bags)
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    return weight.detach(), bias.detach()
+
+
+class Regression(NamedTuple):
+    """Points are about `bags @ factor_in @ factor_out + constant`."""
+
+    factor_in: Float[Tensor, "word direction"]
+    factor_out: Float[Tensor, "direction dimension"]
+    constant: Float[Tensor, " dimension"]
+
+    def predict(self, bags: Bags) -> Points:
+        return bags @ self.factor_in @ self.factor_out + self.constant
+
+
+def regress(train: Observations, validation: Observations) -> Regression:
+    """Reduced-rank ridge regression, with the ridge of `RIDGES` that predicts `validation` best."""
+    middle, centre = train.bags.mean(0), train.points.mean(0)
+    words, others, targets = train.bags - middle, validation.bags - middle, validation.points - centre
+    values, basis = torch.linalg.eigh((words.T @ words).double())
+    shared, rotated = basis.T.to(words) @ (words.T @ (train.points - centre)), others @ basis.to(words)
+
+    def error(ridge: float) -> float:
+        return float((targets - rotated @ (shared / (values + ridge)[:, None].to(words))).square().sum())
+
+    weights = basis.to(words) @ (shared / (values + min(RIDGES, key=error))[:, None].to(words))
+    *_, directions = torch.svd_lowrank(words @ weights, q=min(DIRECTIONS, *weights.shape, len(words)))
+    factor_in = weights @ directions
+    return Regression(factor_in, directions.T, centre - middle @ factor_in @ directions.T)
