@@ -47,7 +47,7 @@ class Comparison:
     out: Path
 
 
-def compare_runs(
+def compare(
     runs: Sequence[Candidate], data: Path | None, out: Path, count: int, seed: int, read: Read, read_own: ReadOwn,
     bar: Bar,
 ) -> ComparisonResult:  # fmt: skip

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 
 from calotype.cli.commands.reading import read_as_run
 from calotype.cli.console import Console
-from calotype.diffusion.stage import Sampling
+from calotype.cli.options import SweepOptions
+from calotype.diffusion.stage import Guide, Sampling
 from calotype.evaluation.features import Lite0
 from calotype.evaluation.quality import floor_measures
 from calotype.evaluation.references import FeatureStore, ReferenceSet, reference_rows
@@ -30,15 +31,16 @@ FEWEST_SAMPLES, FEWEST_TO_CHOOSE = 4, 50
 UNGUIDED = "without labels, captions and a closed form there is nothing to guide away from; only steps are tried"
 
 
-def sweep_run(folder: Path, data: Path | None, count: int, seed: int, grid: Grid, device: str, console: Console) -> str:
-    """Writes `RUN/sweep.json` and the report, and makes the best cell the model's own sampling. Returns the reason.
+def sweep_run(options: SweepOptions, console: Console) -> str:
+    """Writes `RUN/sweep.json` and the report, and makes the best cell the model's own sampling. Returns why it is best.
 
     The first stage is sampled in every cell with the captions of validation pictures, and with their classes where the
     model knows them. Raises `UserError` for a run without a model, and for data that cannot be read.
     """
+    folder, data, count, seed, grid = options.run, options.data, options.count, options.seed, read_grid(options)
     if count < FEWEST_SAMPLES:
         raise UserError(f"--count is {count}, but must be at least {FEWEST_SAMPLES}; try 200")
-    run, model = Run.open(folder), load(folder, device)
+    run, model = Run.open(folder), load(folder, options.device)
     stage, before = model.stages[0], model.samplings[0]
     pictures = read_as_run(run, data, model.stages[-1].image_size, folder / "cache", console)
     pictures = pictures if model.text_encoder else replace(pictures, captions=None)
@@ -63,7 +65,37 @@ def sweep_run(folder: Path, data: Path | None, count: int, seed: int, grid: Grid
         if result.stored_with_model:
             store_sampling(folder / "model", Sampling(**result.best.sampling))
     write_report(folder)
+    console.say(result.why)
     return result.why
+
+
+def read_grid(options: SweepOptions) -> Grid:
+    """Raises `UserError` for what is no list of numbers or guides."""
+    return Grid(
+        [int(value) for value in numbers_in("steps", options.steps, 1)],
+        numbers_in("guidance", options.guidance, 0) if options.guidance else (),
+        guides_in(options.guide),
+        numbers_in("slope", options.slope, 0) if options.slope else (),
+    )
+
+
+def guides_in(text: str | None) -> tuple[Guide, ...]:
+    """Guides between commas; none stands for all of them."""
+    known: dict[str, Guide] = {"prior": "prior", "unconditional": "unconditional"}
+    names = [name.strip() for name in (text or "").split(",") if name.strip()]
+    if unknown := [name for name in names if name not in known]:
+        raise UserError(f"--guide is {unknown[0]!r}, but must be prior, unconditional, or both between commas")
+    return tuple(known[name] for name in names)
+
+
+def numbers_in(name: str, text: str, least: int) -> list[float]:
+    """Numbers of at least `least` between commas, sorted; steps are integers."""
+    pattern, parts = r"\d+" if name == "steps" else r"\d+(\.\d+)?", [part.strip() for part in text.split(",")]
+    if not all(re.fullmatch(pattern, part) and float(part) >= least for part in parts):
+        raise UserError(
+            f"--{name} is {text!r}, but must be numbers of at least {least} between commas, such as 8,16,32"
+        )
+    return sorted({float(part) for part in parts})
 
 
 def sweep_result(
