@@ -45,8 +45,8 @@ def stepper(recipe: Recipe, captions: Captions | None) -> Callable[[], object]:
     clean = Rng(("bench",)).normal(count, 2 * space.channels, side, side).clamp(-1, 1)
     clean = clean.contiguous(memory_format=torch.channels_last)
     text = drawn(captions, torch.arange(count), Rng(("captions",)))
-    batch, clock = Batch(clean, torch.arange(count) % 6, text=text), TrainProgress(10**6, count, 0)
-    return lambda: train_step(players, objective.losses(batch, 0.0, clock.rng()), clock)
+    batch, progress = Batch(clean, torch.arange(count) % 6, text=text), TrainProgress(10**6, count, 0)
+    return lambda: train_step(players, objective.losses(batch, 0.0, progress.rng()), progress)
 
 
 def mixture_for(captions: Captions | None, dimension: int) -> Prior:

@@ -23,7 +23,7 @@ from calotype.settings import parse_recipe, read_recipe
 from calotype.tables import merge
 from calotype.training import pipeline
 from calotype.training.levels import LEVELS_TRIED
-from calotype.training.signals import Interrupted
+from calotype.training.process import Interrupted
 from calotype.types import Rng, UserError
 
 KINDS = {"cascade": CASCADE, "hybrid": HYBRID}

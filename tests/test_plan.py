@@ -41,7 +41,7 @@ from calotype.priors.patches import LEAST_DEVIATION, PatchPrior
 from calotype.recipe import AutoencoderLossConfig, EnlargeRecipe
 from calotype.settings import parse_recipe
 from calotype.tables import merge
-from calotype.training.budget import BudgetController, mean_cost, whole_batches
+from calotype.training.control import BudgetController, mean_cost, whole_batches
 from calotype.training.loop import TrainProgress, every
 from calotype.types import NULL_LABEL, Condition, UserError
 
@@ -196,40 +196,40 @@ def test_images_are_whole_batches(batch):
 
 
 def paced(phases, speed, seconds, batch=16, due_every=3.0):
-    """Seconds that a leg takes on a machine on which a step costs `speed(clock, phase)` times what was measured."""
-    clock = TrainProgress(whole_batches(seconds / mean_cost(phases), batch), batch, 0)
+    """Seconds that a leg takes on a machine on which a step costs `speed(progress, phase)` times what was measured."""
+    progress = TrainProgress(whole_batches(seconds / mean_cost(phases), batch), batch, 0)
     pace, due = BudgetController(phases, seconds), every(due_every)
-    while clock.images_seen < clock.total:
-        phase, cost = next((number, cost) for number, (end, cost) in enumerate(phases) if clock.progress < end)
-        clock.images_seen += batch
-        clock.seconds += cost * batch * speed(clock, phase)
-        if due(clock):
-            pace(clock)
-    assert clock.images_seen == clock.total and clock.total % batch == 0
-    return clock
+    while progress.images_seen < progress.total:
+        phase, cost = next((number, cost) for number, (end, cost) in enumerate(phases) if progress.fraction < end)
+        progress.images_seen += batch
+        progress.seconds += cost * batch * speed(progress, phase)
+        if due(progress):
+            pace(progress)
+    assert progress.images_seen == progress.total and progress.total % batch == 0
+    return progress
 
 
 @pytest.mark.parametrize("speed", [1 / 1.5, 0.9, 1.0, 1.5])
 @pytest.mark.parametrize("seconds", [60.0, 600.0])
 @phases
 def test_a_leg_keeps_to_its_time_on_a_faster_or_slower_machine(phases, speed, seconds):
-    clock = paced(phases, lambda clock, phase: speed, seconds)
-    assert clock.seconds == pytest.approx(seconds, rel=0.03)
-    assert clock.total == pytest.approx(seconds / mean_cost(phases) / speed, rel=0.06)
+    progress = paced(phases, lambda progress, phase: speed, seconds)
+    assert progress.seconds == pytest.approx(seconds, rel=0.03)
+    assert progress.total == pytest.approx(seconds / mean_cost(phases) / speed, rel=0.06)
 
 
 @pytest.mark.parametrize("wrong", [0.7, 1.4])
 @phases
 def test_a_leg_keeps_to_its_time_where_the_last_phase_was_measured_wrong(phases, wrong):
-    clock = paced(phases, lambda clock, phase: wrong if phase == len(phases) - 1 else 1.0, 600.0)
-    assert clock.seconds == pytest.approx(600.0, rel=0.03)
+    progress = paced(phases, lambda progress, phase: wrong if phase == len(phases) - 1 else 1.0, 600.0)
+    assert progress.seconds == pytest.approx(600.0, rel=0.03)
 
 
 @pytest.mark.parametrize(("before", "after"), [(1.0, 1.5), (1.5, 1.0)])
 @phases
 def test_a_leg_keeps_to_its_time_where_the_machine_gets_busy_half_way(phases, before, after):
-    clock = paced(phases, lambda clock, phase: before if clock.seconds < 300 else after, 600.0)
-    assert clock.seconds == pytest.approx(600.0, rel=0.03)
+    progress = paced(phases, lambda progress, phase: before if progress.seconds < 300 else after, 600.0)
+    assert progress.seconds == pytest.approx(600.0, rel=0.03)
 
 
 @phases

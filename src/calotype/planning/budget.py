@@ -12,8 +12,8 @@ from calotype.planning.plan import Plan, network_of
 from calotype.recipe import DiffusionConfig, EnlargeRecipe, OptimizerConfig, Recipe, exposure_above, leg_above
 from calotype.settings import parse_recipe
 from calotype.tables import merge
-from calotype.training.budget import mean_cost, whole_batches
 from calotype.training.checkpoint import KEPT_CHECKPOINTS as CHECKPOINTS
+from calotype.training.control import mean_cost, whole_batches
 from calotype.training.levels import LEVELS_TRIED
 
 OVERHEAD = 0.05

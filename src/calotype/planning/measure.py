@@ -29,7 +29,7 @@ from calotype.priors.prior import MOST_VALUES, Prior, constant_count
 from calotype.recipe import OptimizerConfig, Recipe, exposure_above, leg_above
 from calotype.spaces.latent import LatentSpace
 from calotype.spaces.pixel import PixelSpace, Space
-from calotype.training.budget import Phases, mean_cost
+from calotype.training.control import Phases, mean_cost
 from calotype.training.examples import (
     crop_examples,
     picture_examples,
@@ -139,12 +139,12 @@ class Measurement:
         source = crop_examples(self.recipe, size, pictures, self.device)(pictures.train_indices)
         return [(1.0, self._step(DenoisingObjective(stage), source, self.recipe.enlarger(size).batch))]
 
-    def _step(self, objective: Objective, source: BatchSource, batch: int, progress: float = 0.0) -> StepCost:
+    def _step(self, objective: Objective, source: BatchSource, batch: int, fraction: float = 0.0) -> StepCost:
         states = {name: TrainState(network, OptimizerConfig()) for name, network in objective.networks.items()}
-        clock = TrainProgress(total=10**6, batch=batch, seed=0)
+        progress = TrainProgress(total=10**6, batch=batch, seed=0)
 
         def step() -> None:
-            train_step(states, objective.losses(source.batch(0, batch), progress, clock.rng()), clock)
+            train_step(states, objective.losses(source.batch(0, batch), fraction, progress.rng()), progress)
 
         flops = counted(step)
         return StepCost(best_time(step, self.device, 2) / batch, flops / batch)

@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import BaseModel, Field
 
 from calotype.recipe import Recipe
-from calotype.training.budget import Phases, TimeBudget
+from calotype.training.control import Phases, TimeBudget
 
 
 class Choice(BaseModel):

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
-from typing import TypeVar
 
 import torch
 
@@ -29,25 +28,21 @@ from calotype.settings import parse_recipe
 from calotype.spaces.latent import LatentSpace, about_tiles
 from calotype.spaces.pixel import PixelSpace, Space
 from calotype.tables import merge
-from calotype.training.budget import BudgetController, TimeBudget
-from calotype.training.constants import keep
-from calotype.training.early_stopping import HOPELESS
+from calotype.training.control import HOPELESS, BudgetController, TimeBudget
 from calotype.training.examples import Bucket, crop_examples, latent_examples, picture_examples
-from calotype.training.hooks import validate
+from calotype.training.fitting import keep
 from calotype.training.inspection import require_fit
-from calotype.training.leg import UNLIMITED, Leg, LegLimits, train_leg
+from calotype.training.leg import UNLIMITED, Leg, LegLimits, Result_co, train_leg, validate
 from calotype.training.legs import autoencoder_leg, denoiser_leg, enlarger_leg, exposure_leg
 from calotype.training.levels import search_levels
 from calotype.training.loop import TrainProgress
 from calotype.training.previews import autoencoder_validator, validation_images
-from calotype.training.reporter import Reporter, counting, until_stopped
-from calotype.training.signals import Interrupted, Stop
+from calotype.training.process import Interrupted, Reporter, Stop, until_stopped
 
 SHORT = 60.0
 """Seconds of a leg: previews along the way would take a good part of a shorter one."""
 VALIDATION_SHARE = 0.05
 """Of a leg's time, where the clock decides how long it is."""
-Result = TypeVar("Result")
 
 
 @contextmanager
@@ -104,7 +99,7 @@ class Pipeline:
         text, captions = self.recipe.denoiser.text, self.pictures.captions
         if isinstance(text, FrozenConfig) and captions is not None:
             with self._counting("captions"), self.reporter.bar("captions") as bar:
-                cache_words(build_frozen(text), captions, self.run.folder / "cache", self.device, counting(bar))
+                cache_words(build_frozen(text), captions, self.run.folder / "cache", self.device, bar)
 
     def buckets(self, pictures: Pictures) -> Sequence[Pictures]:
         """What the first stage is trained on, at its size: squares, or the pictures in several aspect ratios."""
@@ -113,7 +108,7 @@ class Pipeline:
             return [pictures]
         shapes, folder = shapes_of(recipe.aspect_buckets, recipe.size, recipe.unit), self.run.folder / "cache"
         with self.run.timing("read"), self.reporter.bar("shapes") as bar:
-            return read_forms(pictures, shapes, recipe.size // recipe.chain[0], folder, counting(bar))
+            return read_forms(pictures, shapes, recipe.size // recipe.chain[0], folder, bar)
 
     def space(self) -> tuple[Space, Sequence[Bucket]]:
         """What the first stage works in, and its training examples in there."""
@@ -123,7 +118,7 @@ class Pipeline:
             return PixelSpace(), [Bucket(each, picture_examples(self.recipe, each, self.device)) for each in buckets]
         space, folder = LatentSpace(self.autoencoder(pictures)).to(self.device), self.run.folder / "cache"
         with self._counting("latents"), self.reporter.bar("latents") as bar:
-            flip, progress = self.recipe.flip, counting(bar)
+            flip, progress = self.recipe.flip, bar
             caches = [cache_latents(space, each, flip, folder, self.device, progress) for each in buckets]
             trained = (cache.of(each.train_indices) for each, cache in zip(buckets, caches, strict=True))
             space.measure(moments.float().to(self.device) for moments in chain.from_iterable(trained))
@@ -142,8 +137,8 @@ class Pipeline:
             return self._train(leg)
         with self.run.timing("prepare"):
             vae = initial_space(self.recipe, pictures, self.device).vae.eval().requires_grad_(False)
-            clock = TrainProgress(1, 1, self.recipe.seed)
-            validate(self.run, "autoencoder", clock, autoencoder_validator(pictures, vae, self.device))
+            progress = TrainProgress(1, 1, self.recipe.seed)
+            validate(self.run, "autoencoder", progress, autoencoder_validator(pictures, vae, self.device))
         return vae
 
     def first_stage(self, space: Space, buckets: Sequence[Bucket]) -> Stage:
@@ -173,7 +168,7 @@ class Pipeline:
             return recipe
         if size not in levels:
             with self._counting(f"level-{size}"), self.reporter.bar(f"level-{size}") as bar:
-                progress = until_stopped(self.stop, counting(bar))
+                progress = until_stopped(self.stop, bar)
                 pictures = self.pictures.shrunk(stage.image_size)
                 search = search_levels(recipe, below, stage, pictures, crops, progress)
             levels[size] = LevelSearch.model_validate(search.as_json())
@@ -190,7 +185,7 @@ class Pipeline:
         operations = self.run.state.operations
         operations[step] = operations.get(step, 0) + count.get_total_flops()
 
-    def _train(self, leg: Leg[Result]) -> Result:
+    def _train(self, leg: Leg[Result_co]) -> Result_co:
         with self.reporter.bar(leg.name) as bar:
             train_leg(self.run, leg, self.stop, bar, self.reporter.say, self._limits(leg.name))
         return leg.trained

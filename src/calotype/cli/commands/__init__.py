@@ -12,12 +12,12 @@ from calotype.cli.commands.sweeping import sweep_run as sweep
 from calotype.cli.commands.training import TrainRequest, plan, resume, train
 from calotype.cli.console import Console
 from calotype.evaluation.sweep import Grid
-from calotype.training.reporter import Progress
+from calotype.training.process import Bar
 
 __all__ = [
+    "Bar",
     "Console",
     "Grid",
-    "Progress",
     "SampleRequest",
     "TrainRequest",
     "check_data",

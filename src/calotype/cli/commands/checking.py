@@ -12,7 +12,6 @@ from calotype.data.images import shown
 from calotype.data.shapes import Shape, shape_notes
 from calotype.data.split import MOST_TEST, MOST_VALIDATION
 from calotype.data.survey import Seen, Survey, survey
-from calotype.training.reporter import counting
 from calotype.types import UserError
 
 ASPECTS = (
@@ -25,7 +24,7 @@ MOST, WIDEST = 10, 30
 def check_data(folder: Path, size: int, console: Console) -> Survey:
     """Says what the folder holds. Raises `UserError` where training could not start."""
     with console.bar("pictures") as bar:
-        found = survey(folder, size, counting(bar))
+        found = survey(folder, size, bar)
     for name, value in lines(found):
         console.say(f"{name:<12} {value}".rstrip())
     if not found.seen:

@@ -18,8 +18,8 @@ def read(folder: Path | None, size: int, cache: Path | None, console: Console, r
     """The pictures in a folder, or the portraits, split by `rule`: see `rule_of` for those of a run."""
     with console.bar("pictures") as progress:
         if folder is None:
-            return read_portraits(size, progress=lambda done, total: progress(done, total, ""), rule=rule)
-        return read_folder(folder, size, cache, lambda done, total: progress(done, total, ""), rule)
+            return read_portraits(size, progress=progress, rule=rule)
+        return read_folder(folder, size, cache, progress, rule)
 
 
 def read_as_run(run: Run, data: Path | None, size: int, cache: Path, console: Console) -> Pictures:
@@ -44,7 +44,7 @@ def read_own(run: Run, size: int, cache: Path, console: Console) -> Pictures | N
 def write_data(size: int, count: int | None, out: Path, console: Console) -> None:
     """The embedded portraits as PNG files in class folders."""
     with console.bar("portraits") as progress:
-        write_portraits(size, count, out, lambda done, total: progress(done, total, ""))
+        write_portraits(size, count, out, progress)
 
 
 def free(path: Path) -> Path:

@@ -25,8 +25,7 @@ from calotype.model import load, store_sampling
 from calotype.report import write_report
 from calotype.report.format import guidance as guidance_text
 from calotype.run import Run
-from calotype.training.lock import locked
-from calotype.training.reporter import counting
+from calotype.training.process import locked
 from calotype.types import NULL_LABEL, Labels, Rng, Text, UserError
 
 FORMAT = 1
@@ -53,7 +52,7 @@ def sweep_run(folder: Path, data: Path | None, count: int, seed: int, grid: Grid
     store = FeatureStore(pictures.shrunk(stage.image_size), Lite0(model.device), folder / "cache", console.bar, "real")
     reference = ReferenceSet(store, reference_rows(store.pictures, count, by_validation=True, fewest=2))
     with locked(folder), console.bar("sweep") as bar:
-        result = try_all(stage, sampling, reference, known, seed, grid, counting(bar))
+        result = try_all(stage, sampling, reference, known, seed, grid, bar)
         result |= {"data": where, "notes": [*result["notes"], *remarks]}
         write_result(folder / SWEEP_FILE, SweepResult.model_validate(result))
         if result["n"] >= FEWEST_TO_CHOOSE:

@@ -34,10 +34,9 @@ from calotype.settings import parse_recipe, parse_split, read_overrides, read_re
 from calotype.tables import merge
 from calotype.training.checkpoint import rename_legs
 from calotype.training.examples import without_unread_captions
-from calotype.training.lock import locked
 from calotype.training.pipeline import Pipeline, record_status
 from calotype.training.previews import held_out_prompts
-from calotype.training.signals import stoppable
+from calotype.training.process import locked, stoppable
 from calotype.types import UserError
 
 DEFAULT_SIZE = 64
