@@ -250,7 +250,7 @@ def test_any_picture_is_enlarged_whatever_its_shape(tmp_path, runs):
     }
     with pytest.raises(UserError, match="no stage of this model enlarges to 64 px; it has 16"):
         model.enlarge(picture, 64)
-    with pytest.raises(UserError, match="one stage, which looks at no smaller picture"):
+    with pytest.raises(UserError, match="one stage, which is not conditioned on low resolution"):
         replace(model, stages=model.stages[:1]).enlarge(picture)
 
 

@@ -392,12 +392,12 @@ def test_a_damaged_model_is_refused(tell, finished, tmp_path, name, damage):
 
 def test_a_model_of_another_version_is_refused(finished, tmp_path):
     from calotype.files import whole_folder, write_json
-    from calotype.model import READABLE
+    from calotype.store import READABLE_FORMATS
 
     with whole_folder(tmp_path / "model") as folder:
         write_json(folder / "model.json", {**read_json(finished / "model" / "model.json"), "format": 99})
     with pytest.raises(
-        UserError, match=f"has format 99, but this version of calotype reads {' and '.join(map(str, READABLE))}"
+        UserError, match=f"has format 99, but this version of calotype reads {' and '.join(map(str, READABLE_FORMATS))}"
     ):
         calotype.load(tmp_path / "model")
 

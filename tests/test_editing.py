@@ -320,7 +320,7 @@ def saved(folder):
         (["--from", "words.png"], "words.png cannot be read as a picture: found text"),
         (["--from", "picture.png", "--mask", "words.png"], "words.png cannot be read as a picture"),
         (["--from", "picture.png", "--mask", "small.png"], "the mask is 8x8, but the picture is 16x16; make them"),
-        (["--from", "picture.png", "--mask", "black.png"], "the mask has no white, so nothing would be made anew"),
+        (["--from", "picture.png", "--mask", "black.png"], "the mask has no white, so nothing would change"),
         (["--from", "picture.png", "--label", "zebra"], "label 'zebra' is unknown"),
         (["--from", "picture.png", "--count", "0"], "count is 0"),
         (["--size", "64"], "--size is '64', but must be width x height in pixels, as in 256x384"),

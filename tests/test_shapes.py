@@ -253,7 +253,7 @@ def test_from_pictures_of_many_shapes_to_pictures_of_many_shapes(folder, tmp_pat
     assert "shapes: 12 x 24 px 12, 24 x 12 px 9, 16 x 16 px 8;" in notes and "(38% with squares)" in notes
     assert len([*(run / "cache").glob("latents-*.safetensors")]) == 3
     model = calotype.load(run)
-    assert model.sample()[0].size == (16, 16) and model.least == 12
+    assert model.sample()[0].size == (16, 16) and model.least_side == 12
     for size in (*THREE, (32, 20)):
         assert model.sample(1, size=size)[0].size == tuple(size)
     with pytest.raises(UserError, match="multiples of 4 from 12 to 128"):
@@ -263,7 +263,7 @@ def test_from_pictures_of_many_shapes_to_pictures_of_many_shapes(folder, tmp_pat
 
 def test_a_cascade_learns_shapes_in_its_first_stage(folder, tmp_path, quick):
     model = calotype.load(train(request(folder, tmp_path / "run", "aspect_buckets=3", settings=CASCADE), Keeper()))
-    assert model.least == 12
+    assert model.least_side == 12
     for size in ((12, 24), (24, 12), (16, 32)):
         assert model.sample(1, size=size)[0].size == size
 

@@ -17,7 +17,8 @@ from calotype.evaluation.intervals import Estimate, frechet_estimate, frechet_of
 from calotype.evaluation.references import reference_rows
 from calotype.evaluation.sweep import Cell, pick, sweep
 from calotype.files import is_whole, read_json
-from calotype.model import load, store_sampling
+from calotype.model import load
+from calotype.store import store_sampling
 from calotype.types import UserError
 
 REAL = np.random.default_rng(0).standard_normal((60, 8))

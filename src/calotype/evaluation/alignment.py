@@ -58,7 +58,7 @@ class AlignmentResult:
 
 def alignment(one: Candidate, store: FeatureStore, judge: PromptJudge | None, count: int, seed: int) -> AlignmentResult:
     """Of a model that is conditioned on text; `store` holds the pictures that the `judge` knows, if there is one."""
-    if one.model.reader is None:
+    if one.model.text_encoder is None:
         return AlignmentResult(Alignment(reason="the model was trained without captions"))
     languages = ("captions",) if judge is None else judge.languages
     measured = [caption_retrieval(one, store, place, count, seed) for place in range(len(languages))]

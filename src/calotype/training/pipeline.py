@@ -19,7 +19,6 @@ from calotype.data.words import cache_words
 from calotype.diffusion.stage import Stage
 from calotype.evaluation.counting import counter
 from calotype.machine import peak_memory
-from calotype.model import save_model
 from calotype.nets.frozen import FrozenConfig
 from calotype.nets.kl import Autoencoder
 from calotype.recipe import ImportedSpace, Recipe, leg_above
@@ -27,6 +26,7 @@ from calotype.run import LevelSearch, Run
 from calotype.settings import parse_recipe
 from calotype.spaces.latent import LatentSpace, about_tiles
 from calotype.spaces.pixel import PixelSpace, Space
+from calotype.store import save_model
 from calotype.tables import merge
 from calotype.training.control import HOPELESS, BudgetController, TimeBudget
 from calotype.training.examples import Bucket, crop_examples, latent_examples, picture_examples

@@ -17,7 +17,6 @@ from calotype.evaluation.features import FeatureNetwork, Lite0
 from calotype.evaluation.overlap import judged_by
 from calotype.evaluation.results import EVALUATION_FILE
 from calotype.machine import find_device
-from calotype.model import changed_all
 from calotype.report import write_report
 from calotype.report.card import write_card
 from calotype.report.evaluation import summary
@@ -58,7 +57,7 @@ def evaluate(
 
 
 def changed_in(one: Candidate, changes: dict[str, Any]) -> Candidate:
-    return replace(one, model=replace(one.model, samplings=changed_all(one.model.samplings, changes)))
+    return replace(one, model=replace(one.model, samplings=one.model.settings(changes)))
 
 
 def pictures_of(one: Candidate, data: Path | None, cache: Path, console: Console) -> tuple[Pictures, Pictures | None]:

@@ -39,7 +39,7 @@ def interpolate(
     if changes.get("prompts") is not None:
         changes["prompts"] = two("--prompts", changes["prompts"], "|")
     model = load(folder, device)
-    for warning in model.cuts(changes.get("prompts") or changes.get("prompt")):
+    for warning in model.truncations(changes.get("prompts") or changes.get("prompt")):
         console.say(warning)
     with console.bar("frames"), warnings.catch_warnings(action="ignore", category=UserWarning):
         pictures = model.interpolate((int(ends[0]), int(ends[1])), frames, classes, read_size(size), **changes)

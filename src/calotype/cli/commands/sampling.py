@@ -27,7 +27,7 @@ from calotype.data.images import (
 )
 from calotype.evaluation.memorisation import concatenated, mirrored_to_match, nearest_trained, thumbnails
 from calotype.files import write_json
-from calotype.model import Model, changed_all, load, seamless
+from calotype.model import Model, load
 from calotype.types import NULL_LABEL, UserError
 
 PAIRS = 6
@@ -54,7 +54,9 @@ class SampleRequest:
         size = read_size(self.size)
         if self.picture is not None:
             mask = read_image(self.mask) if self.mask else None
-            return model.draw_again(read_image(self.picture), self.strength, mask, label, seed, count, size, **changes)
+            return model.draw(
+                count, label, seed, size, picture=read_image(self.picture), strength=self.strength, mask=mask, **changes
+            )
         for name in ("strength", "mask"):
             if getattr(self, name) is not None:
                 raise UserError(f"--{name} is for image-to-image, but there is no picture; add --from PICTURE")
@@ -75,13 +77,13 @@ def sample(
         raise UserError(f"count is {count}, but must be at least 1")
     model = load(folder, device)
     prompt, negative = changes.get("prompt"), changes.get("negative")
-    for warning in model.cuts(prompt):
+    for warning in model.truncations(prompt):
         console.say(warning)
     text, names = model.text(count, prompt, negative), request.names(model, count, label, prompt)
     drawn = request.draw(model, count, label, seed, changes)
     settings = {name: value for name, value in changes.items() if name not in ("prompt", "negative")}
-    settings = seamless(settings) if request.mask else settings
-    first, *above = (one.model_dump(mode="json") for one in changed_all(model.samplings, settings))
+    samplings = model.settings(settings, inpaint=request.mask is not None)
+    first, *above = (sampling.model_dump(mode="json") for sampling in samplings)
     out = out or free(folder / "samples")
     pictures: list[Image.Image] = []
     with console.bar("samples") as progress:

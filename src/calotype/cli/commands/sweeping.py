@@ -21,10 +21,11 @@ from calotype.evaluation.quality import floor
 from calotype.evaluation.references import FeatureStore, ReferenceSet, reference_rows
 from calotype.evaluation.results import SWEEP_FILE, SweepResult, write_result
 from calotype.evaluation.sweep import Cell, Grid, pick, sweep
-from calotype.model import load, store_sampling
+from calotype.model import load
 from calotype.report import write_report
 from calotype.report.format import guidance as guidance_text
 from calotype.run import Run
+from calotype.store import store_sampling
 from calotype.training.process import locked
 from calotype.types import NULL_LABEL, Labels, Rng, Text, UserError
 
@@ -44,7 +45,7 @@ def sweep_run(folder: Path, data: Path | None, count: int, seed: int, grid: Grid
     run, model = Run.open(folder), load(folder, device)
     where = str(data or run.state.data)
     pictures = read_as_run(run, data, model.stages[-1].image_size, folder / "cache", console)
-    pictures = pictures if model.reader else replace(pictures, captions=None)
+    pictures = pictures if model.text_encoder else replace(pictures, captions=None)
     known = model.classes == pictures.classes
     for note in (remarks := notes(run, pictures, known, model.stages[0].denoiser.has_prior)):
         console.say(note)
