@@ -64,9 +64,12 @@ class BudgetController:
     phases: Phases
     seconds: float
 
+    def done(self, fraction: float) -> float:
+        """The share of the leg's work that lies before this fraction of its images."""
+        return mean_cost([(min(end, fraction), cost) for end, cost in self.phases]) / mean_cost(self.phases)
+
     def __call__(self, progress: TrainProgress) -> None:
-        before = [(min(end, progress.fraction), cost) for end, cost in self.phases]
-        done = mean_cost(before) / mean_cost(self.phases)  # the share of the leg's work, not of its images
+        done = self.done(progress.fraction)
         if not 0.02 < done < 0.97:
             return
         ahead = progress.seconds * (1 - done) / done

@@ -39,6 +39,7 @@ STOPPING = (signal.SIGINT, signal.SIGTERM, *([HANGUP] if HANGUP else []))
 # -- Progress ----------------------------------------------------------------------------------------------------------
 
 
+@runtime_checkable
 class Bar(Protocol):
     """A progress bar."""
 
