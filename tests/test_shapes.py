@@ -10,6 +10,7 @@ from small import CASCADE, CPU, Keeper, be_quick, noise_pixels, recipe, request
 
 import calotype
 from calotype.cli.commands import check_data, plan, resume, train
+from calotype.cli.options import CheckOptions, ResumeOptions
 from calotype.data import shapes
 from calotype.data.captions import Captions
 from calotype.data.folder import read_folder
@@ -130,7 +131,7 @@ def test_a_picture_that_has_gone_since_is_reported(folder, tmp_path):
 
 def test_data_check_says_what_squares_cut_away(folder):
     console = Keeper()
-    check_data(folder, 16, console)
+    check_data(CheckOptions(folder, 16), console)
     assert any(
         re.search(r"squares cut away \d+% of 29 pictures; with --set aspect_buckets=5 it is \d%", one)
         for one in console.printed
@@ -258,7 +259,7 @@ def test_from_pictures_of_many_shapes_to_pictures_of_many_shapes(folder, tmp_pat
         assert model.sample(1, size=size)[0].size == tuple(size)
     with pytest.raises(UserError, match="multiples of 4 from 12 to 128"):
         model.sample(1, size=(8, 24))
-    assert resume(run, "cpu", Keeper()) == run
+    assert resume(ResumeOptions(run, "cpu"), Keeper()) == run
 
 
 def test_a_cascade_learns_shapes_in_its_first_stage(folder, tmp_path, quick):

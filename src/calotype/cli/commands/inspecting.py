@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from calotype.build import build_space
 from calotype.cli.commands.reading import read_as_run
 from calotype.cli.console import Console
+from calotype.cli.options import InspectOptions
 from calotype.data.folder import Pictures
 from calotype.data.images import grid, images_from_pixels, pils_from_images
 from calotype.evaluation.autoencoder import Measures, error_map, measure_autoencoder
@@ -40,16 +41,17 @@ SHOWN, SHOWN_VALUES, SHOWN_LATENTS, TILE = 8, 2**21, 3, 4
 """Pictures on the page, fewer where they are large, and latents, whose small places are shown as squares."""
 
 
-def inspect(folder: Path, data: Path | None, out: Path | None, device: str, console: Console) -> Path:
+def inspect(options: InspectOptions, console: Console) -> Path:
     """Writes `inspection.json` and `inspection.html`, says the verdict, and returns the folder with them.
 
     Raises `UserError` for what is no run, has no autoencoder (yet), or is a cascade.
     """
-    run, where = Run.open(folder), find_device(device)
+    folder, data, out = options.run, options.data, options.out or options.run
+    run, where = Run.open(folder), find_device(options.device)
     recipe = parse_recipe(read_recipe(folder / "recipe.toml"))
     if recipe.kind == "cascade":
         raise UserError(f"{folder} is a cascade: it works in pixels, and has no autoencoder to inspect")
-    if (out := out or folder).exists() and not out.is_dir():
+    if out.exists() and not out.is_dir():
         raise UserError(f"--out {out} is a file; choose a folder")
     weights, stage = find_weights(folder, recipe)
     source = str(data or run.state.data)
@@ -73,6 +75,7 @@ def inspect(folder: Path, data: Path | None, out: Path | None, device: str, cons
     write_json(out / "inspection.json", result)
     write_inspection(out, result, plates(space, images))
     say_diagnosis(diagnosis, console.say)
+    console.say(f"look at {out / 'inspection.html'}")
     return out
 
 
