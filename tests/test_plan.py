@@ -17,7 +17,6 @@ from calotype.diffusion.stage import shrunk
 from calotype.nets.dit import DitConfig
 from calotype.nets.unet import UnetConfig
 from calotype.planning import choose
-from calotype.planning.budget import FEWEST_LEVEL_CROPS, MOST_LEVEL_CROPS, allot, with_warmups
 from calotype.planning.choose import (
     ENOUGH_CROPS,
     ENOUGH_IMAGES,
@@ -33,10 +32,11 @@ from calotype.planning.choose import (
     rounded,
     time_shares,
 )
-from calotype.planning.make import make_plan
-from calotype.planning.measure import Measurement, by_class
+from calotype.planning.make import FEWEST_LEVEL_CROPS, MOST_LEVEL_CROPS, allot, make_plan, with_warmups
+from calotype.planning.measure import Measurement
 from calotype.planning.plan import Choice, Plan
 from calotype.planning.sizes import MOST_TOKENS, check_sizes, choose_patch
+from calotype.priors.fit import largest_prior
 from calotype.priors.gaussian import GaussianMixture
 from calotype.priors.patches import LEAST_DEVIATION, PatchPrior
 from calotype.recipe import AutoencoderLossConfig, EnlargeRecipe
@@ -384,16 +384,16 @@ def test_a_plan_survives_being_written():
 
 
 def test_the_plan_times_a_closed_form_that_asks_one_class_for_a_picture(monkeypatch):
-    """As in training. Of two classes each with all of a caption and with some, so two groups of two components."""
-    mixture, asked = by_class(GaussianMixture(8, 0, 4), 2, 2), []
+    """As in training. Of two classes each with all of a caption and with some, so two groups of four components."""
+    mixture, asked = largest_prior(1000, 4, 2, captioned=True).mixture, []
     monkeypatch.setattr(
         mixture,
         "_group_mean",
         lambda *arguments: asked.append(arguments[0]) or GaussianMixture._group_mean(mixture, *arguments),
     )
     mixture.mean(torch.zeros(3, 1, 2, 2), torch.ones(3), Condition(torch.ones(3, dtype=torch.long)))
-    assert asked == [slice(4, 6), slice(6, 8)]
-    assert (by_class(GaussianMixture(8, 0, 4), 0, 2).label == NULL_LABEL).all()
+    assert asked == [slice(8, 12), slice(12, 16)]
+    assert (largest_prior(1000, 4, 0, captioned=True).mixture.label == NULL_LABEL).all()
 
 
 def test_what_comes_after_a_leg():

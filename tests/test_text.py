@@ -9,7 +9,7 @@ from PIL import Image
 from small import CASCADE, SETTINGS, Keeper, be_quick, machine, noise_pictures, request, write_pictures
 
 import calotype
-from calotype.build import build_reading
+from calotype.build import build_network
 from calotype.cli import commands
 from calotype.cli.commands import train
 from calotype.cli.commands.sampling import read_prompts
@@ -43,7 +43,7 @@ TEXTS = ("a red cat", "", "một con mèo màu đỏ, trên nền vàng")
 
 def denoiser(config, text=CONFIG):
     torch.manual_seed(0)
-    return Denoiser(build_reading(config, 3, 3, text), config.width, 2, "flow")
+    return Denoiser(build_network(config, 3, 3, text), config.width, 2, "flow")
 
 
 def answer(network, texts, noisy=None, sigma=SIGMA):
@@ -144,7 +144,7 @@ def test_the_loss_reaches_every_parameter_that_reads(config):
 @backbones
 def test_bfloat16_reads_alike(config):
     exact = perturbed(denoiser(config), 0.1)
-    coarse = Denoiser(build_reading(config, 3, 3, CONFIG), config.width, 2, "flow", "bfloat16")
+    coarse = Denoiser(build_network(config, 3, 3, CONFIG), config.width, 2, "flow", "bfloat16")
     coarse.load_state_dict(exact.state_dict())
     one, other = (answer(network, TEXTS) for network in (exact, coarse))
     assert 1e-4 < (one - other).norm() / one.norm() < 0.05

@@ -21,6 +21,7 @@ from calotype.diffusion.stage import Sampling, Stage, shrunk
 from calotype.machine import deterministic
 from calotype.nets.blocks import channels_last
 from calotype.nets.critic import Critic
+from calotype.nets.frozen import Frozen
 from calotype.nets.kl import Autoencoder
 from calotype.nets.perceptual import efficientnet_lite0
 from calotype.priors.patches import PatchPrior
@@ -78,23 +79,25 @@ def autoencoder_objective(recipe: Recipe, vae: Autoencoder) -> AutoencoderObject
 
 
 def denoiser_leg(
-    recipe: Recipe, buckets: Sequence[Bucket], space: Space, device: torch.device, keep: Keep = fit_now
-) -> Leg[Stage]:
+    recipe: Recipe, buckets: Sequence[Bucket], space: Space, device: torch.device, keep: Keep = fit_now,
+    frozen: Frozen | None = None,
+) -> Leg[Stage]:  # fmt: skip
     """The first stage, in pixels or in the latents of a trained autoencoder."""
     deterministic(recipe.seed + 1)
     fitted = keep(partial(fit_mixture, recipe, buckets, space)) if recipe.denoiser.prior == "gaussian" else {}
     deterministic(recipe.seed + 1)  # the same weights, whether the closed form was fitted or read
-    stage = build_stage(recipe, space, len(buckets[0].pictures.classes), fitted.get("mixture"))
+    stage = build_stage(recipe, space, len(buckets[0].pictures.classes), fitted.get("mixture"), frozen)
     objective = DenoisingObjective(stage, recipe.denoiser, cross_fitted(fitted, device))
     return diffusion_leg("denoiser", recipe, objective, recipe.denoiser, recipe.sampling, buckets, device)
 
 
 def enlarger_leg(
-    recipe: Recipe, size: int, pictures: Pictures, examples: Examples, device: torch.device, keep: Keep = fit_now
-) -> Leg[Stage]:
+    recipe: Recipe, size: int, pictures: Pictures, examples: Examples, device: torch.device, keep: Keep = fit_now,
+    frozen: Frozen | None = None,
+) -> Leg[Stage]:  # fmt: skip
     """A stage that enlarges the pictures of the stage before it."""
     deterministic(recipe.seed + size)
-    stage, config = build_enlarger(recipe, size, len(pictures.classes)), recipe.enlarger(size)
+    stage, config = build_enlarger(recipe, size, len(pictures.classes), frozen), recipe.enlarger(size)
     if isinstance(prior := stage.denoiser.prior, PatchPrior):
         train, crop = examples(pictures.train_indices), config.crop or size
         prior.load_state_dict(keep(partial(fit_patches, prior.factor, train, crop))["local"].state_dict())

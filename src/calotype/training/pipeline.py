@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from itertools import chain
 
 import torch
@@ -19,7 +19,7 @@ from calotype.data.words import cache_words
 from calotype.diffusion.stage import Stage
 from calotype.evaluation.counting import counter
 from calotype.machine import peak_memory
-from calotype.nets.frozen import FrozenConfig
+from calotype.nets.frozen import Frozen
 from calotype.nets.kl import Autoencoder
 from calotype.recipe import ImportedSpace, Recipe, leg_above
 from calotype.run import LevelSearch, Run
@@ -83,6 +83,11 @@ class Pipeline:
     stop: threading.Event
     force: bool = False
 
+    @cached_property
+    def frozen(self) -> Frozen | None:
+        """The text encoder that all stages share; None where it is trained with them, or there is none."""
+        return build_frozen(self.recipe.denoiser.text)
+
     def train(self) -> None:
         """All legs, and the folder of the model. Raises `Interrupted`, after saving, when asked to stop."""
         self.encode_captions()
@@ -96,10 +101,10 @@ class Pipeline:
 
     def encode_captions(self) -> None:
         """By a frozen text encoder, before anything is trained on them."""
-        text, captions = self.recipe.denoiser.text, self.pictures.captions
-        if isinstance(text, FrozenConfig) and captions is not None:
+        captions = self.pictures.captions
+        if self.frozen is not None and captions is not None:
             with self._counting("captions"), self.reporter.bar("captions") as bar:
-                cache_words(build_frozen(text), captions, self.run.folder / "cache", self.device, bar)
+                cache_words(self.frozen, captions, self.run.folder / "cache", self.device, bar)
 
     def buckets(self, pictures: Pictures) -> Sequence[Pictures]:
         """What the first stage is trained on, at its size: squares, or the pictures in several aspect ratios."""
@@ -143,7 +148,9 @@ class Pipeline:
 
     def first_stage(self, space: Space, buckets: Sequence[Bucket]) -> Stage:
         with self._counting("fit"):
-            leg = denoiser_leg(self.recipe, buckets, space, self.device, partial(keep, self.run, "denoiser"))
+            leg = denoiser_leg(
+                self.recipe, buckets, space, self.device, partial(keep, self.run, "denoiser"), self.frozen
+            )
         return self._train(leg)
 
     def enlarger(self, size: int, below: Stage) -> Stage:
@@ -152,7 +159,7 @@ class Pipeline:
             pictures = self.pictures.shrunk(size)
             examples = crop_examples(self.recipe, size, pictures, self.device)
             kept = partial(keep, self.run, leg_above(size))
-            leg = enlarger_leg(self.recipe, size, pictures, examples, self.device, kept)
+            leg = enlarger_leg(self.recipe, size, pictures, examples, self.device, kept, self.frozen)
         stage = self._train(leg)
         if not self.recipe.enlarger(size).exposure.images:
             return stage
