@@ -399,9 +399,9 @@ def test_the_plan_times_a_closed_form_that_asks_one_class_for_a_picture(monkeypa
 def test_what_comes_after_a_leg():
     plan = allotted(600.0)
     predicted = plan.predicted["seconds"]
-    assert plan.time_budget.after("denoiser") == predicted["previews"] + predicted["samples"]
+    assert plan.after("denoiser") == predicted["previews"] + predicted["samples"]
     after = ("latents", "inspect", "fit", "denoiser", "previews", "samples")
-    assert math.isclose(plan.time_budget.after("autoencoder"), sum(predicted[what] for what in after))
+    assert math.isclose(plan.after("autoencoder"), sum(predicted[what] for what in after))
 
 
 # -- Chains of stages --------------------------------------------------------------------------------------------------
@@ -587,7 +587,7 @@ def test_a_plan_tells_the_seconds_of_all_that_is_done_in_order(monkeypatch, sett
     assert set(plan.predicted["parameters"]) == set(plan.recipe.legs)
     assert set(plan.flops) == set(plan.recipe.legs) and all(flops > 0 for flops in plan.flops.values())
     for leg in plan.recipe.legs:
-        assert plan.time_budget.after(leg) == pytest.approx(sum([*predicted.values()][[*predicted].index(leg) + 1 :]))
+        assert plan.after(leg) == pytest.approx(sum([*predicted.values()][[*predicted].index(leg) + 1 :]))
     again = Plan.from_json(plan.recipe, json.loads(json.dumps(plan.as_json())))
     assert again == plan and list(again.predicted["seconds"]) == list(predicted)
 

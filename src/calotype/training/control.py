@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+from pydantic import BaseModel
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -37,24 +38,24 @@ Phases = list[tuple[float, float]]
 # -- The time budget ---------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class TimeBudget:
-    """What the pipeline needs of a plan, in seconds; by leg, or by the name of another step."""
+class TimeBudget(BaseModel):
+    """What the pipeline needs of a plan."""
 
-    seconds: float
+    budget_seconds: float
     """Of the whole command."""
-    predicted: Mapping[str, float] = field(default_factory=dict)
-    """Of each step, in their order."""
-    phases: Mapping[str, Phases] = field(default_factory=dict)
-    paced: Collection[str] = ()
+    predicted: dict[str, Any] = {}
+    """Parameters, images, steps, seconds and bytes; most of them by leg. Seconds are of each step, in their order."""
+    phases: dict[str, Phases] = {}
+    """Seconds of an image in each part of a leg."""
+    paced: list[str] = []
     """Legs whose length follows the clock; the others see as many images as the recipe says."""
-    level_crops: Mapping[str, int] = field(default_factory=dict)
-    """On how many crops the augmentation level of a stage is searched, by its size; 0: it stays as in the recipe."""
+    level_crops: dict[str, int] = {}
+    """Crops on which the augmentation level of each stage that enlarges is searched; 0: it stays as in the recipe."""
 
     def after(self, step: str) -> float:
         """Predicted seconds of all that comes after a step."""
-        order = list(self.predicted)
-        return sum(self.predicted[later] for later in order[order.index(step) + 1 :])
+        seconds, order = self.predicted["seconds"], list(self.predicted["seconds"])
+        return float(sum(seconds[later] for later in order[order.index(step) + 1 :]))
 
 
 @dataclass

@@ -116,7 +116,7 @@ def train_leg(
     for result in leg.steps():
         log(progress, result)
         if leg.guard and guard_due(progress):
-            check_critic(run, leg.name, progress, leg.guard)
+            guard_critic(run, leg.name, progress, leg.guard)
         affordable = progress.fraction >= 1 or validating <= limits.validation_share * progress.seconds
         if preview_due(progress) and affordable:
             start = time.perf_counter()
@@ -192,7 +192,7 @@ def validate(run: Run, leg: str, progress: TrainProgress, validator: Validator) 
     return measures
 
 
-def check_critic(run: Run, leg: str, progress: TrainProgress, guard: CriticGuard) -> None:
+def guard_critic(run: Run, leg: str, progress: TrainProgress, guard: CriticGuard) -> None:
     """Lets the guard check the reconstructions, and logs what it measured and did."""
     checked = guard.check()
     run.log("guard", leg=leg, images_seen=progress.images_seen, **checked._asdict())

@@ -203,6 +203,6 @@ class Pipeline:
         if leg not in budget.paced:
             return UNLIMITED
         others = sum(seconds for step, seconds in self.run.state.seconds.items() if step != leg)
-        control = BudgetController(budget.phases[leg], budget.seconds - others - budget.after(leg))
-        previews_at = (1.0,) if budget.predicted[leg] < SHORT else ()
+        control = BudgetController(budget.phases[leg], budget.budget_seconds - others - budget.after(leg))
+        previews_at = (1.0,) if budget.predicted["seconds"][leg] < SHORT else ()
         return LegLimits(control, previews_at, VALIDATION_SHARE, HOPELESS)

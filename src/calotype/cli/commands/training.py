@@ -133,7 +133,7 @@ def produce(run: Run, plan: Plan, pictures: Pictures, machine: Machine, console:
     with stoppable() as stop:
         try:
             with record_status(run, device, stop):
-                Pipeline(run, recipe, plan.time_budget, pictures, device, console, stop, force).train()
+                Pipeline(run, recipe, plan, pictures, device, console, stop, force).train()
                 with run.timing("samples"):
                     prompts, count = held_out_prompts(pictures, plan.final_count), plan.final_count
                     chosen = SampleOptions(folder, seed=recipe.seed, out=folder / "samples", device=str(device))
