@@ -8,8 +8,8 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from calotype.data.buckets import bucket_notes, original_sizes
 from calotype.data.folder import Pictures
-from calotype.data.shapes import shape_notes, sizes_of
 from calotype.machine import Machine, peak_memory
 from calotype.planning.choose import learning_rate, propose, time_shares
 from calotype.planning.measure import Measurement
@@ -56,7 +56,7 @@ def make_plan(pictures: Pictures, machine: Machine, budget: float, started: floa
         flops=measured.flops(),
         notes=[
             *pictures.notes,
-            *shape_notes(sizes_of(pictures), recipe.aspect_buckets, recipe.size, recipe.unit),
+            *bucket_notes(original_sizes(pictures), recipe.aspect_buckets, recipe.size, recipe.unit),
         ],
     )
     allot(plan, measured, len(pictures), started + budget, proposing)

@@ -10,11 +10,10 @@ import torch
 from torch import nn
 
 from calotype.build import build_enlarger, build_frozen, build_stage, initial_space
+from calotype.data.caches import LatentCache, encode_on
 from calotype.data.folder import Pictures
 from calotype.data.images import images_from_pixels
-from calotype.data.latents import LatentCache
 from calotype.data.sources import FOLDS, LatentSource
-from calotype.data.words import distinct, read_on
 from calotype.diffusion.stage import generate
 from calotype.evaluation.autoencoder import measure_autoencoder
 from calotype.evaluation.counting import counted
@@ -151,11 +150,11 @@ class Measurement:
         """Seconds in which a frozen text encoder encodes all captions, and the bytes of their encodings; else zeros."""
         if self.frozen is None or self.all_captions is None:
             return 0.0, 0
-        texts, reader = distinct(self.all_captions), self.frozen.reader
+        texts, reader = self.all_captions.distinct, self.frozen.reader
         few = texts[:: max(1, len(texts) // 32)][:32]
         scale = len(texts) / len(few)
-        seconds = best_time(lambda: read_on(reader, few, self.device), self.device, 1)
-        return scale * seconds, int(scale * read_on(reader, few, self.device).context.nbytes)
+        seconds = best_time(lambda: encode_on(reader, few, self.device), self.device, 1)
+        return scale * seconds, int(scale * encode_on(reader, few, self.device).context.nbytes)
 
     def inspect(self) -> float:
         """Seconds in which the autoencoder is inspected; 0 in pixels."""

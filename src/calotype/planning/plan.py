@@ -28,12 +28,12 @@ class Plan(TimeBudget):
 
     recipe: Recipe = Field(exclude=True)
     device: str
-    choices: list[Choice] = []
-    flops: dict[str, float] = {}
+    choices: list[Choice] = Field(default_factory=list)
+    flops: dict[str, float] = Field(default_factory=dict)
     """Floating-point operations of an image in each leg, forward and backward; plans of version 0.1 have none."""
     final_count: int = 16
     """Samples to make at the end."""
-    notes: list[str] = []
+    notes: list[str] = Field(default_factory=list)
 
     def as_json(self) -> dict[str, Any]:
         return {"kind": self.recipe.kind, "size": self.recipe.size, **self.model_dump(mode="json")}
@@ -62,7 +62,7 @@ def explain(recipe: Recipe, proposed: Recipe, pictures: Pictures, reasons: dict[
         return Choice(what=what, value=value, why=why if as_proposed else "as you set it", by_user=not as_proposed)
 
     denoiser, network, other = recipe.denoiser, recipe.autoencoder.network, proposed.denoiser
-    choices: list[Choice] = []
+    choices: list[Choice] = Field(default_factory=list)
     if isinstance(recipe.space, ImportedSpace):
         choices.append(explain_import(recipe.space))
     if recipe.kind == "latent":
