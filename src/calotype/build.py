@@ -44,7 +44,7 @@ def build_frozen(text: TextConfig) -> Frozen | None:
     return None
 
 
-def build_network(
+def build_conditioned(
     config: Backbone, in_channels: int, out_channels: int, text: TextConfig, frozen: Frozen | None = None
 ) -> nn.Module:
     """A backbone, conditioned on text if the recipe has an encoder; `frozen` is that of `build_frozen`."""
@@ -93,8 +93,8 @@ def build_denoiser(
     recipe: Recipe, config: DiffusionConfig, inputs: int, channels: int, classes: int, prior: Prior | None,
     frozen: Frozen | None,
 ) -> Denoiser:  # fmt: skip
-    """Its network sees `inputs` images of `channels` each, and makes one."""
-    network = build_network(config.backbone, inputs * channels, channels, recipe.denoiser.text, frozen)
+    """Its network gets so many `inputs` along channels: the noisy image, the prior mean, the low-resolution one."""
+    network = build_conditioned(config.backbone, inputs * channels, channels, recipe.denoiser.text, frozen)
     width = config.backbone.width
     return Denoiser(network, width, classes, config.scaling, recipe.precision, config.sigma_data, prior)
 

@@ -59,7 +59,7 @@ class AutoencoderObjective:
     def losses(self, batch: Batch, fraction: float, rng: Rng) -> dict[str, Loss]:
         real = batch.clean
         moments = self.vae.encode(real)
-        latents = self.vae.sample(moments, rng.at("latents").noise_like(moments.mean))
+        latents = moments.sample(rng.at("latents").noise_like(moments.mean))
         fake = self.vae.decode(latents)
         terms = self._reconstruction(real, fake, fraction)
         losses = {"autoencoder": self._autoencoder(terms, fake, moments, fraction)}
