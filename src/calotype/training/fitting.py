@@ -14,7 +14,7 @@ from torch import Tensor
 
 from calotype.data.captions import shorter_versions
 from calotype.files import is_whole, read_json, sha256, whole_folder, write_json, write_tensors
-from calotype.priors.fit import Examples, Validation, fit_prior
+from calotype.priors.fit import CaptionedLatents, PriorValidation, fit_prior
 from calotype.priors.gaussian import CrossFitted, GaussianMixture
 from calotype.priors.patches import PatchPrior
 from calotype.priors.prior import MOST_VALUES, Prior
@@ -55,11 +55,11 @@ def fit_mixture(recipe: Recipe, buckets: Sequence[Bucket], space: Space) -> Cons
     most = max(2, MOST_VALUES // few.clean[0].numel())
     many = take(buckets, train_rows, most, rng)
 
-    def examples(batch: Batch, rng: Rng, place: int) -> Examples:
+    def examples(batch: Batch, rng: Rng, place: int) -> CaptionedLatents:
         texts = ("",) * len(batch) if batch.text is None else batch.text.prompts
         drawn = Rng(("telling", place))  # as in version 0.1: another name would draw other numbers
         shorter = shortened(texts, recipe.denoiser.caption_dropout, drawn)
-        return Examples(on_solver(space.sample(batch.clean, rng)), on_solver(batch.labels), texts, shorter)
+        return CaptionedLatents(on_solver(space.sample(batch.clean, rng)), on_solver(batch.labels), texts, shorter)
 
     train, validation = examples(many, rng, 0), examples(few, rng, 2)
     more = None
@@ -68,7 +68,7 @@ def fit_mixture(recipe: Recipe, buckets: Sequence[Bucket], space: Space) -> Cons
     sigma = recipe.denoiser.schedule.draw(len(few), rng.at("sigma")).to(validation.latents)
     noise = rng.at("noise").normal(*validation.latents.shape).to(validation.latents)
     folds = None if many.fold is None else on_solver(many.fold)
-    prior, crossed = fit_prior(train, Validation(validation, sigma, noise), folds, more)
+    prior, crossed = fit_prior(train, PriorValidation(validation, sigma, noise), folds, more)
     folds_of = crossed.mixtures if crossed else ()
     return {"mixture": prior, **{f"unseen-{fold}": mixture for fold, mixture in enumerate(folds_of)}}
 
