@@ -25,7 +25,7 @@ def choose_patch(side: int) -> int:
 def fits(base: int, reduction: int) -> bool:
     """Whether a first stage of `base` px has whole latents, and few enough tokens of them.
 
-    Places along a side that are a large prime have no patches but those of one place.
+    A large prime number of latents along a side has no patches but those of one latent.
     """
     side, rest = divmod(base, reduction)
     return side > 0 and not rest and side // choose_patch(side) <= MOST_TOKENS
@@ -34,7 +34,7 @@ def fits(base: int, reduction: int) -> bool:
 def check_tokens(chain: tuple[int, ...], reduction: int) -> None:
     """Raises `UserError` where the first stage, or one of the next whole latents, has too many tokens.
 
-    `check_multiple` says it where the sizes beside it would do.
+    Where the sizes beside it would do, `check_multiple` raises.
     """
     base, factor = chain[0], chain[-1] // chain[0]
     below = max(reduction, base // reduction * reduction)

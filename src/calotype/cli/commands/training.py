@@ -97,26 +97,26 @@ def read_and_plan(
     rule = partial(stratified_split, config=parse_split(settings))
     pictures = read(options.folder, settings["size"], cache, console, rule)
     was_read, machine = time.time(), examine(options.device)
-    made = make_plan(pictures, machine, options.budget, options.started, settings)
-    console.plan(made)
-    return made, pictures, machine, was_read
+    planned = make_plan(pictures, machine, options.budget, options.started, settings)
+    console.plan(planned)
+    return planned, pictures, machine, was_read
 
 
 def train(options: TrainOptions, console: Console) -> Path:
     """From a folder of pictures to a model, its samples and a report. Returns the folder of the run."""
     settings = requested_settings(options)
     with claimed(options, settings["size"]) as folder:
-        made, pictures, machine, was_read = read_and_plan(options, settings, folder / "cache", console)
-        check_disk(folder, made)
+        planned, pictures, machine, was_read = read_and_plan(options, settings, folder / "cache", console)
+        check_disk(folder, planned)
         console.say(f"the run is in {folder}")
-        write_whole(folder / "recipe.toml", to_toml(made.recipe))
-        write_json(folder / "plan.json", made.as_json())
+        write_whole(folder / "recipe.toml", to_toml(planned.recipe))
+        write_json(folder / "plan.json", planned.as_json())
         write_json(folder / SPLIT_FILE, pictures.split.as_json())
-        state = initial_state(options, folder, pictures, made.recipe, machine.threads)
+        state = initial_state(options, folder, pictures, planned.recipe, machine.threads)
         run = Run(folder, state, began=options.started)
         run.spend("read", was_read - options.started)  # writes run.json, after all that resuming needs
         run.spend("plan", time.time() - was_read)
-        return produce(run, made, pictures, machine, console, options.force)
+        return produce(run, planned, pictures, machine, console, options.force)
 
 
 def produce(run: Run, plan: Plan, pictures: Pictures, machine: Machine, console: Console, force: bool) -> Path:
@@ -161,7 +161,7 @@ def resume(options: ResumeOptions, console: Console) -> Path:
 def _resume(run: Run, options: ResumeOptions, console: Console) -> Path:
     folder = run.folder
     recipe = parse_recipe(read_recipe(folder / "recipe.toml"))
-    made = Plan.from_json(recipe, read_stored(folder / "plan.json"))
+    planned = Plan.from_json(recipe, read_stored(folder / "plan.json"))
     source = None if run.state.data == PORTRAITS else Path(run.state.data)
     pictures = read(source, recipe.size, folder / "cache", console, split_rule(folder))
     if pictures.content != run.state.content:
@@ -176,7 +176,7 @@ def _resume(run: Run, options: ResumeOptions, console: Console) -> Path:
     machine = examine(options.device, run.state.threads)
     run.began = options.started
     run.spend("read", time.time() - options.started)
-    return produce(run, made, pictures, machine, console, options.force)
+    return produce(run, planned, pictures, machine, console, options.force)
 
 
 def content_of(recipe: Recipe) -> str | None:
