@@ -77,9 +77,7 @@ def take(buckets: Sequence[Bucket], rows: Sequence[Tensor], most: int, rng: Rng,
     """At most `most` of these images, of each bucket in proportion; in the next turn, the next ones."""
     total = sum(map(len, rows))
     first = (bucket.examples(torch.arange(1)).batch(0, 1) for bucket in buckets)
-    side = min(
-        side for batch in first for side in batch.clean.shape[-2:]
-    )  # of the square that fits into all, as cached
+    side = min(side for batch in first for side in batch.clean.shape[-2:])  # of the square that fits into all
     counts = [min(len(chosen), math.ceil(most * len(chosen) / total)) for chosen in rows]
     sources = (bucket.examples(chosen) for bucket, chosen in zip(buckets, rows, strict=True))
     batches = (source.batch(turn * count, count) for source, count in zip(sources, counts, strict=True) if count)

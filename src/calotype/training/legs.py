@@ -25,7 +25,7 @@ from calotype.nets.frozen import Frozen
 from calotype.nets.kl import Autoencoder
 from calotype.nets.perceptual import efficientnet_lite0
 from calotype.priors.patches import PatchPrior
-from calotype.recipe import DiffusionConfig, OptimizerConfig, Recipe, exposure_above, leg_above
+from calotype.recipe import DiffusionConfig, Recipe, exposure_above, leg_above
 from calotype.spaces.pixel import Space
 from calotype.training.control import CriticGuard
 from calotype.training.examples import Bucket, Examples, MixedSource, main_bucket, picture_source
@@ -118,7 +118,8 @@ def exposure_leg(recipe: Recipe, below: Stage, stage: Stage, pictures: Pictures,
         crop = config.crop or size
         return PictureSource(pictures, redrawn, rng, device, crop, recipe.flip, stage.factor, low_res)
 
-    shorter = config.model_copy(update={"images": config.exposure.images, "learn": gentler(config.learn)})
+    learn = config.learn.model_copy(update={"learning_rate": config.learn.learning_rate / 4})  # it is trained already
+    shorter = config.model_copy(update={"images": config.exposure.images, "learn": learn})
     objective, buckets = DenoisingObjective(stage, config), [Bucket(pictures, examples)]
     return diffusion_leg(exposure_above(size), recipe, objective, shorter, config.sampling, buckets, device, stream)
 
@@ -149,11 +150,6 @@ def diffusion_leg(
         averaged,
         draw_raw=validator.draw_raw,
     )
-
-
-def gentler(learn: OptimizerConfig) -> OptimizerConfig:
-    """For a network that is trained already."""
-    return learn.model_copy(update={"learning_rate": learn.learning_rate / 4})
 
 
 def redraw_all(
