@@ -26,7 +26,7 @@ RENAMED_KEYS = {"state": "status", "looks": "validation", "space": "imported_wei
 EXPOSURE = re.compile(r'"mistakes-(\d+)"')
 """The leg of exposure fine-tuning in version 1: in `run.json`, `plan.json` and the log."""
 PORTRAITS = "portraits"
-"""What a run has in place of a folder of pictures when it trains on the embedded portraits."""
+"""`RunState.data` of a run that trains on the embedded portraits."""
 Event = dict[str, Any]
 Status = Literal["unknown", "training", "interrupted", "failed", "finished"]
 LegStatus = Literal["waiting", "training", "finished"]

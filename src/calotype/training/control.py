@@ -39,7 +39,7 @@ Phases = list[tuple[float, float]]
 
 
 class TimeBudget(BaseModel):
-    """What the pipeline needs of a plan."""
+    """The part of a plan that training needs."""
 
     budget_seconds: float
     """Of the whole command."""

@@ -45,7 +45,7 @@ class Validator(Protocol):
 
 @dataclass(frozen=True)
 class Leg(Generic[Result_co]):
-    """One thing to train, with all that this takes."""
+    """A network to train, with its objective, data, progress and validator."""
 
     name: str
     objective: Objective
@@ -54,7 +54,7 @@ class Leg(Generic[Result_co]):
     progress: TrainProgress
     validator: Validator
     trained: Result_co
-    """What comes of it: it holds the averaged weights, which the end of the leg leaves at their best."""
+    """The result: it holds the averaged weights, which the end of the leg leaves at their best."""
     guard: CriticGuard | None = None
     """It watches over the autoencoder, and is saved with it."""
     draw_raw: Callable[[Path], None] | None = None

@@ -24,7 +24,7 @@ from calotype.types import NULL_LABEL, Batch, Images, Labels, Rng, Sigmas, Text
 
 @dataclass(frozen=True)
 class Loss:
-    """What one network minimises, and the terms that it is the sum of, for the log."""
+    """The loss of one network, and the terms that it is the sum of, for the log."""
 
     total: Tensor
     terms: dict[str, Tensor]

@@ -105,7 +105,7 @@ class Pipeline:
                 cache_encodings(self.frozen, captions, self.run.folder / "cache", self.device, bar)
 
     def buckets(self, pictures: Pictures) -> Sequence[Pictures]:
-        """What the first stage is trained on, at its size: squares, or the pictures in several aspect ratios."""
+        """The pictures of the first stage, at its size: squares, or a set for each aspect ratio."""
         recipe = self.recipe
         if recipe.aspect_buckets == 1:
             return [pictures]
@@ -114,7 +114,7 @@ class Pipeline:
             return read_buckets(pictures, sizes, recipe.size // recipe.chain[0], folder, bar)
 
     def space(self) -> tuple[Space, Sequence[Bucket]]:
-        """What the first stage works in, and its training examples in there."""
+        """The space of the first stage, pixels or latents of an autoencoder, and its training examples."""
         pictures = self.pictures.shrunk(self.recipe.chain[0])
         buckets = self.buckets(pictures)
         if self.recipe.kind == "cascade":
@@ -195,7 +195,7 @@ class Pipeline:
         return leg.trained
 
     def _limits(self, leg: str) -> LegLimits:
-        """Of a leg whose length follows the clock: what the other steps have taken and will take is not its own."""
+        """A leg without a fixed length gets what the other steps leave of the budget."""
         budget = self.budget
         if leg not in budget.paced:
             return UNLIMITED

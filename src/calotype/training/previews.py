@@ -186,7 +186,7 @@ def inspection_count(values: int) -> int:
 
 
 def validation_first(pictures: Pictures, count: int, device: torch.device) -> tuple[Images, int]:
-    """Validation pictures, and training pictures where those are too few; with how many of them are of validation."""
+    """Validation pictures, filled up with training pictures to `count`, and how many are of the former."""
     held_out = pictures.validation_indices[:count]
     chosen = torch.cat([held_out, pictures.train_indices[: count - len(held_out)]])
     return images_from_pixels(pictures.pixels[chosen]).to(device), len(held_out)
