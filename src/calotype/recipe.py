@@ -64,7 +64,7 @@ class AutoencoderLossConfig(Config):
     """Weights of the losses, and when each sets in. Fractions are of the run, never steps."""
 
     edges: float = Field(default=0.5, ge=0)
-    """Of the L1 distance of neighbouring pixels' differences, beside the L1 distance of the pixels, which has 1."""
+    """Weight of the L1 distance of image gradients; the L1 distance of the pixels has weight 1."""
     perceptual: float = Field(default=0.02, ge=0)
     perceptual_start: float = Field(default=0.5, ge=0, le=1)
     """From this fraction of the run on: large shapes first, and half of the run at half the cost."""
@@ -172,7 +172,7 @@ class ExposureConfig(Config):
     pictures: PositiveInt = 256
     """How many pictures the stage below redraws."""
     share: float = Field(default=0.5, gt=0, lt=1)
-    """Of the steps of sampling that are done again: near 0 leaves them as they are, near 1 keeps nothing of them."""
+    """Fraction of the sampler's steps that are repeated: near 0 leaves them as they are, near 1 keeps nothing of them."""
 
 
 class EnlargeRecipe(DiffusionConfig):
@@ -222,7 +222,7 @@ class Recipe(Config):
     denoiser: DenoiserRecipe = DenoiserRecipe()
     sampling: Sampling = Sampling()
     enlarge: dict[str, EnlargeRecipe] = Field(default_factory=dict)
-    """Of each stage after the first, by its size: `--set enlarge.256.images=10000`."""
+    """Settings of each stage after the first, by its size: `--set enlarge.256.images=10000`."""
 
     @model_validator(mode="after")
     def _chain(self) -> Recipe:
@@ -274,19 +274,19 @@ class Recipe(Config):
 
     @property
     def samplings(self) -> tuple[Sampling, ...]:
-        """Of each stage."""
+        """Sampling settings of each stage."""
         return self.sampling, *(self.enlarger(size).sampling for size in self.chain[1:])
 
     @property
     def units(self) -> tuple[int, ...]:
-        """What the sides of each stage's pictures must be multiples of."""
+        """Numbers of which the sides of each stage's pictures must be multiples."""
         base = unit_of(self.denoiser.backbone) * (self.autoencoder.network.reduction if self.kind == "latent" else 1)
         steps = pairwise(self.chain)
         return base, *(math.lcm(unit_of(self.enlarger(larger).backbone), larger // small) for small, larger in steps)
 
     @property
     def unit(self) -> int:
-        """What the sides of finished pictures must be multiples of."""
+        """The number of which the sides of finished pictures must be multiples."""
         return math.lcm(*(self.size // size * unit for size, unit in zip(self.chain, self.units, strict=True)))
 
     @property
@@ -311,7 +311,7 @@ class Recipe(Config):
 
 
 def unit_of(backbone: Backbone) -> int:
-    """What the sides of a backbone's picture must be multiples of."""
+    """The number of which the sides of a backbone's input must be multiples."""
     return backbone.patch * (1 if isinstance(backbone, DitConfig) else 2 ** (len(backbone.multiples) - 1))
 
 

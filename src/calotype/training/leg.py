@@ -35,7 +35,7 @@ class Validator(Protocol):
 
     @property
     def prompts(self) -> tuple[str, ...]:
-        """Of the pictures in a preview; empty where there are none."""
+        """The prompts of the pictures in a preview; empty where there are none."""
         ...
 
     def draw(self, path: Path) -> None: ...
@@ -225,7 +225,7 @@ class StepLog:
 
 
 def average(records: Sequence[dict[str, Tensor] | dict[str, float]]) -> dict[str, float]:
-    """Of each name over the records that have it."""
+    """The mean of each name over the records that have it."""
     names = {name: None for record in records for name in record}
     values = {name: [float(record[name]) for record in records if name in record] for name in names}
     return {name: sum(numbers) / len(numbers) for name, numbers in values.items()}

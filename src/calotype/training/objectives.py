@@ -49,7 +49,7 @@ class AutoencoderObjective:
         critics: dict[str, nn.Module] = {"critic": critic} if config.adversarial else {}
         self.networks: dict[str, nn.Module] = {"autoencoder": vae, **critics}
         self.trust = 1.0
-        """What is left of the critic's weight; `CriticGuard` lowers it when the critic has done harm."""
+        """Factor on the critic's weight; `CriticGuard` lowers it when the critic has done harm."""
 
     @property
     def adversarial_start(self) -> float:

@@ -40,7 +40,7 @@ from calotype.training.process import Interrupted, Reporter, Stop, until_stopped
 SHORT = 60.0
 """Seconds of a leg: previews along the way would take a good part of a shorter one."""
 VALIDATION_SHARE = 0.05
-"""Of a leg's time, where the clock decides how long it is."""
+"""Fraction of the time of a paced leg."""
 
 
 @contextmanager
@@ -67,7 +67,7 @@ def record_status(run: Run, device: torch.device, stop: Stop) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Pipeline:
-    """What all legs of one run need; its methods make the parts of the model, one after the other.
+    """The legs of one run; the methods make the parts of the model, one after the other.
 
     Without `force`, `train` ends in a `UserError` where the autoencoder is unfit to diffuse on.
     """
@@ -98,7 +98,7 @@ class Pipeline:
             save_model(self.run.folder / "model", recipe, stages, self.pictures.classes)
 
     def encode_captions(self) -> None:
-        """By a frozen text encoder, before anything is trained on them."""
+        """Encodes all captions by the frozen text encoder, before anything is trained on them."""
         captions = self.pictures.captions
         if self.frozen is not None and captions is not None:
             with self._counting("captions"), self.reporter.bar("captions") as bar:

@@ -97,7 +97,7 @@ class DenoiserValidator:
 
     @property
     def count(self) -> int:
-        """Of pictures in a preview."""
+        """Number of pictures in a preview."""
         return preview_count(self.stage.image_size**2) if self.held_out.low_res is None else PREVIEW_COUNT // 2
 
     @property
@@ -141,7 +141,7 @@ def validation_losses(stage: Stage, batch: Batch, rng: Rng, name: str) -> dict[s
 
 @contextmanager
 def evaluating(network: nn.Module) -> Iterator[None]:
-    """In evaluation mode, without dropout."""
+    """The network in evaluation mode, without dropout."""
     training = network.training
     network.eval()
     try:
