@@ -172,7 +172,7 @@ class ExposureConfig(Config):
     pictures: PositiveInt = 256
     """How many pictures the stage below redraws."""
     share: float = Field(default=0.5, gt=0, lt=1)
-    """Fraction of the sampler's steps that are repeated: near 0 leaves them as they are, near 1 keeps nothing of them."""
+    """Fraction of the sampler's steps that are repeated: near 0 nothing changes, near 1 nothing is kept."""
 
 
 class EnlargeRecipe(DiffusionConfig):

@@ -214,7 +214,7 @@ def choose_text(captions: Captions | None, width: int, depth: int) -> dict[str, 
 
 
 def learning_rate(backbone: Backbone) -> float:
-    """A rate in inverse proportion to the width; ten times smaller for a UNet, whose convolutions have 9 times the inputs."""
+    """Inversely proportional to the width; ten times smaller for a UNet, whose convolutions have 9 times the inputs."""
     return three_digits((0.4 if backbone.kind == "dit" else 0.04) / backbone.width)
 
 
