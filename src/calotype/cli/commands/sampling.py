@@ -69,7 +69,7 @@ def write_samples(options: SampleOptions, count: int, prompts: Sequence[str], co
             image.save(out / f"{seed}-{index:04d}-{safe(name)}.png")
             pictures.append(image)
             progress(index + 1, count, "")
-    grid(pictures, columns(count)).save(out / "grid.png")
+    grid(pictures, grid_columns(count)).save(out / "grid.png")
     first, *above = (sampling.model_dump(mode="json") for sampling in samplings)
     prompted = {"prompts": text.prompts, "negative": options.negative} if text else {}
     given = {name: getattr(options, name) for name in ("size", "picture", "strength", "mask")}
@@ -101,8 +101,8 @@ def read_size(text: str | None) -> tuple[int, int] | None:
     return int(sides[1]), int(sides[2])
 
 
-def columns(count: int) -> int:
-    """Of a grid: 6 where that fills it, else about square."""
+def grid_columns(count: int) -> int:
+    """6 where that fills the rows, else about a square."""
     return 6 if count > 6 and count % 6 == 0 else max(1, round(count**0.5))
 
 
