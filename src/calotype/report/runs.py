@@ -63,7 +63,8 @@ class RunSummary:
 
 def summarize(run: Run) -> RunSummary:
     """Of a measure that several legs have, the value of the first leg."""
-    state, settings, measures = run.state, settings_of(run), {}
+    state, settings = run.state, settings_of(run)
+    measures: dict[str, float] = {}
     for leg in reversed(legs_of(run)):
         measures |= numbers(within(run.latest("check", leg), "measures"))
     stages = settings.get("stages") or [settings.get("size")]
