@@ -27,7 +27,7 @@ from calotype.cli import commands
 from calotype.files import read_json, sha256, whole_folder, write_json, write_tensors
 from calotype.model import load
 from calotype.priors import fit
-from calotype.priors.captions import RENAMED_CAPTIONED, CaptionedMixture
+from calotype.priors.captions import CaptionedMixture
 from calotype.priors.gaussian import GaussianMixture
 from calotype.priors.patches import PatchPrior
 from calotype.priors.prior import Prior, constant_count, trained_state
@@ -140,7 +140,7 @@ def test_a_prior_without_kind_and_shape_is_recognised_by_its_tensors(form, place
 
 def test_a_captioned_mixture_opens_under_the_names_of_version_0_1():
     new = FORMS["conditional mixture"]()
-    old_names = {now: before for before, now in RENAMED_CAPTIONED.items()}
+    old_names = {now: before for before, now in CaptionedMixture.old_names.items()}
     tensors = {f"mixture.{old_names.get(name, name)}": value for name, value in new.state_dict().items()}
     found = prior_in(tensors)
     assert "mixture.vote" in tensors and "gate" in found.state_dict()

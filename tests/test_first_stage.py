@@ -11,7 +11,6 @@ from calotype.evaluation import autoencoder as first_stage
 from calotype.evaluation.autoencoder import CriticHealth, cosines, measure_autoencoder, receptive_field, spectrum
 from calotype.evaluation.diagnosis import INVISIBLE, diagnose
 from calotype.nets import vae
-from calotype.nets.blocks import space_to_channel
 from calotype.nets.critic import Critic, CriticConfig
 from calotype.nets.perceptual import efficientnet_lite0
 from calotype.nets.vae import START_LOG_VARIANCE, Moments, Vae, VaeConfig
@@ -200,7 +199,7 @@ def block_means(reduction=4):
     for channel in range(3):
         marked = one.clone()
         marked[:, channel] = 1.0
-        pixels = space_to_channel(marked, reduction)[0, :, 0, 0]
+        pixels = torch.nn.functional.pixel_unshuffle(marked, reduction)[0, :, 0, 0]
         vae.linear_in.weight[channel, :, 0, 0], vae.linear_out.weight[:, channel, 0, 0] = pixels / reduction**2, pixels
     vae.linear_in.bias.zero_(), vae.linear_out.bias.zero_()
     return LatentSpace(vae)

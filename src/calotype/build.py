@@ -22,7 +22,7 @@ from calotype.nets.unet import Unet, UnetConfig
 from calotype.nets.vae import Vae, VaeConfig
 from calotype.priors.patches import PatchPrior
 from calotype.priors.prior import MOST_VALUES, Prior
-from calotype.recipe import Backbone, ImportedSpace, Recipe, TextConfig
+from calotype.recipe import Backbone, DiffusionConfig, ImportedSpace, Recipe, TextConfig
 from calotype.spaces.latent import LatentSpace
 from calotype.spaces.pixel import PixelSpace, Space
 
@@ -35,26 +35,22 @@ def build_backbone(config: Backbone, in_channels: int, out_channels: int, contex
             return Dit(config, in_channels, out_channels, context_width)
 
 
-def build_reading(config: Backbone, in_channels: int, out_channels: int, text: TextConfig) -> nn.Module:
-    """A backbone, with ears for words if there is a text encoder."""
-    if isinstance(text, NoText):
-        return build_backbone(config, in_channels, out_channels)
-    encoder = build_encoder(text, config.width)
-    return TextConditioned(build_backbone(config, in_channels, out_channels, encoder.width), encoder, config.width)
-
-
-def build_encoder(text: BytesConfig | FrozenConfig, width: int) -> TextEncoder:
-    """Of its own width, or, where it is frozen, brought to `width`."""
+def build_conditioned(config: Backbone, in_channels: int, out_channels: int, text: TextConfig) -> nn.Module:
+    """A backbone, conditioned on text if there is an encoder: of its own width, or projected where it is frozen."""
+    encoder: TextEncoder
     match text:
+        case NoText():
+            return build_backbone(config, in_channels, out_channels)
         case BytesConfig():
-            return BytesEncoder(text)
+            encoder = BytesEncoder(text)
         case MiniLmConfig() | FolderConfig():
-            return Projected(build_frozen(text), width)
+            encoder = Projected(build_frozen(text), config.width)
+    return TextConditioned(build_backbone(config, in_channels, out_channels, encoder.width), encoder, config.width)
 
 
 @lru_cache(2)
 def build_frozen(text: FrozenConfig) -> Frozen:
-    """One for all stages: they share its weights, and what it has said."""
+    """All stages share its weights and its cached encodings."""
     match text:
         case MiniLmConfig():
             return Frozen(minilm.open_minilm(text))
@@ -93,21 +89,28 @@ def build_autoencoder(config: VaeConfig | KlConfig, precision: Precision) -> Aut
 
 
 def build_stage(recipe: Recipe, space: Space, classes: int, prior: Prior | None) -> Stage:
-    """The first stage. With a prior, the backbone also gets its mean."""
-    config = recipe.denoiser
-    seen = 1 if prior is None else 2
-    backbone = build_reading(config.backbone, seen * space.channels, space.channels, config.text)
-    width = config.backbone.width
-    denoiser = Denoiser(backbone, width, classes, config.scaling, recipe.precision, config.sigma_data, prior)
-    return Stage(denoiser, space, config.schedule, recipe.chain[0])
+    """The first stage."""
+    return Stage(
+        build_denoiser(recipe.denoiser, recipe, space, classes, prior, 1 if prior is None else 2),
+        space,
+        recipe.denoiser.schedule,
+        recipe.chain[0],
+    )
 
 
 def build_enlarger(recipe: Recipe, size: int, classes: int) -> Stage:
     """The stage that makes pictures of this size from those of the stage before; its prior is still to be fitted."""
     config, space, low_res = recipe.enlarger(size), PixelSpace(), recipe.chain[recipe.chain.index(size) - 1]
     prior = PatchPrior(size // low_res) if config.prior == "gaussian" else None
-    seen = 2 if prior is None else 3
-    backbone = build_reading(config.backbone, seen * space.channels, space.channels, recipe.denoiser.text)
-    width = config.backbone.width
-    denoiser = Denoiser(backbone, width, classes, config.scaling, recipe.precision, config.sigma_data, prior)
+    denoiser = build_denoiser(config, recipe, space, classes, prior, 2 if prior is None else 3)
     return Stage(denoiser, space, config.schedule, size, low_res, config.augmentation)
+
+
+def build_denoiser(
+    config: DiffusionConfig, recipe: Recipe, space: Space, classes: int, prior: Prior | None, images: int
+) -> Denoiser:
+    """`images` is how many the backbone gets along channels: noisy image, prior mean, low-resolution image."""
+    channels = space.channels
+    backbone = build_conditioned(config.backbone, images * channels, channels, recipe.denoiser.text)
+    width = config.backbone.width
+    return Denoiser(backbone, width, classes, config.scaling, recipe.precision, config.sigma_data, prior)

@@ -6,14 +6,14 @@ from scratch is `nets/vae.py`: with group norms and attention the receptive fiel
 
 from __future__ import annotations
 
-from itertools import pairwise
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch.nn.functional as F
 from pydantic import Field, PositiveInt, model_validator
 from torch import nn
 
-from calotype.nets.blocks import Precision, Recoloured, Resized, autocast
+from calotype.nets.blocks import Precision, Recoloured, Resized, Upsample, autocast
 from calotype.nets.vae import Moments, Vae
 from calotype.types import Config, Images, Latents
 
@@ -65,10 +65,6 @@ class Kl(nn.Module):
         with autocast(latents.device, self.precision):
             return self.decoder(self.mix_latents(latents)).float()
 
-    def sample(self, moments: Moments, noise: Latents) -> Latents:
-        """A draw from the posterior (arXiv 1312.6114, eq. 9)."""
-        return moments.mean + (moments.log_variance / 2).exp() * noise
-
 
 Autoencoder = Vae | Kl
 
@@ -76,15 +72,9 @@ Autoencoder = Vae | Kl
 class KlEncoder(nn.Module):
     def __init__(self, config: KlConfig) -> None:
         super().__init__()
+        attention = [level in config.encoder_attention_levels for level in range(len(config.widths))]
         self.conv_in = nn.Conv2d(3, config.widths[0], 3, padding=1)
-        steps = list(pairwise((config.widths[0], *config.widths)))
-        self.levels = nn.Sequential(
-            *(
-                KlLevel(config, config.blocks, before, width, level in config.encoder_attention_levels, resize)
-                for level, (before, width) in enumerate(steps)
-                for resize in [KlDownsample(width) if level < len(steps) - 1 else nn.Identity()]
-            )
-        )
+        self.levels = kl_levels(config, config.widths, config.blocks, attention, KlDownsample)
         self.middle = kl_middle(config)
         self.norm = group_norm(config, config.widths[-1])
         self.conv_out = nn.Conv2d(config.widths[-1], 2 * config.channels, 3, padding=1)
@@ -97,21 +87,24 @@ class KlDecoder(nn.Module):
     def __init__(self, config: KlConfig) -> None:
         super().__init__()
         upwards = config.widths[::-1]
+        attention = [level in config.decoder_attention_levels for level in reversed(range(len(upwards)))]
         self.conv_in = nn.Conv2d(config.channels, upwards[0], 3, padding=1)
         self.middle = kl_middle(config)
-        steps = list(pairwise((upwards[0], *upwards)))
-        self.levels = nn.Sequential(
-            *(
-                KlLevel(config, config.blocks + 1, before, width, level in config.decoder_attention_levels, resize)
-                for level, (before, width) in zip(reversed(range(len(steps))), steps, strict=True)
-                for resize in [KlUpsample(width) if level else nn.Identity()]
-            )
-        )
+        self.levels = kl_levels(config, upwards, config.blocks + 1, attention, Upsample)
         self.norm = group_norm(config, upwards[-1])
         self.conv_out = nn.Conv2d(upwards[-1], 3, 3, padding=1)
 
     def forward(self, latents: Latents) -> Resized:
         return self.conv_out(F.silu(self.norm(self.levels(self.middle(self.conv_in(latents))))))
+
+
+def kl_levels(
+    config: KlConfig, widths: Sequence[int], blocks: int, attention: Sequence[bool], resize: Callable[[int], nn.Module]
+) -> nn.Sequential:
+    """Levels of these widths, with attention or without; all but the last end with a step to the next size."""
+    steps = [*(resize(width) for width in widths[:-1]), nn.Identity()]
+    levels = zip((widths[0], *widths[:-1]), widths, attention, steps, strict=True)
+    return nn.Sequential(*(KlLevel(config, blocks, *level) for level in levels))
 
 
 class KlLevel(nn.Module):
@@ -181,14 +174,3 @@ class KlDownsample(nn.Module):
 
     def forward(self, image: Latents) -> Resized:
         return self.conv(F.pad(image, (0, 1, 0, 1)))
-
-
-class KlUpsample(nn.Module):
-    """Twice the side: every pixel four times, then a convolution."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
-
-    def forward(self, image: Latents) -> Resized:
-        return self.conv(F.interpolate(image, scale_factor=2.0, mode="nearest"))

@@ -9,7 +9,7 @@ from typing import NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from calotype.priors.captions import Bags, CaptionedMixture, NgramVocabulary, bags_of, vocabulary_of
@@ -59,7 +59,7 @@ class Observations(NamedTuple):
 Mixture = TypeVar("Mixture", GaussianMixture, CaptionedMixture)
 
 
-class Examples(NamedTuple):
+class CaptionedLatents(NamedTuple):
     """Latents with labels and captions ("" for none), and the captions as caption dropout shortens them."""
 
     latents: Latents
@@ -67,18 +67,18 @@ class Examples(NamedTuple):
     captions: Sequence[str]
     shortened: Sequence[str]
 
-    def at(self, rows: Sequence[int]) -> Examples:
+    def at(self, rows: Sequence[int]) -> CaptionedLatents:
         captions, shortened = ([texts[row] for row in rows] for texts in (self.captions, self.shortened))
-        return Examples(self.latents[rows], self.labels[rows], captions, shortened)
+        return CaptionedLatents(self.latents[rows], self.labels[rows], captions, shortened)
 
-    def of(self, label: int) -> Examples:
+    def of(self, label: int) -> CaptionedLatents:
         return self if label == NULL_LABEL else self.at((self.labels == label).nonzero()[:, 0].tolist())
 
-    def joined(self, others: Examples) -> Examples:
-        latents, labels = torch.cat([self.latents, others.latents]), torch.cat([self.labels, others.labels])
-        return Examples(latents, labels, [*self.captions, *others.captions], [*self.shortened, *others.shortened])
+    def joined(self, more: CaptionedLatents) -> CaptionedLatents:
+        latents, labels = torch.cat([self.latents, more.latents]), torch.cat([self.labels, more.labels])
+        return CaptionedLatents(latents, labels, [*self.captions, *more.captions], [*self.shortened, *more.shortened])
 
-    def levels(self) -> tuple[Examples, Examples]:
+    def levels(self) -> tuple[CaptionedLatents, CaptionedLatents]:
         """Those with captions, and all of them with shortened captions."""
         captioned = self.at([row for row, caption in enumerate(self.captions) if caption])
         return captioned, self._replace(captions=self.shortened)
@@ -88,15 +88,15 @@ class Examples(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Validation:
+class PriorValidation:
     """Validation images by which priors are judged, with a sigma and a noise for each."""
 
-    examples: Examples
+    examples: CaptionedLatents
     sigma: Sigmas
     noise: Latents
 
     def errors(
-        self, prior: Prior, sigma: Sigmas | None = None, examples: Examples | None = None
+        self, prior: Prior, sigma: Sigmas | None = None, examples: CaptionedLatents | None = None
     ) -> Float[Tensor, " batch"]:
         """The loss of a flow, `((1 + sigma) / sigma) ** 2` times the squared error, of each image.
 
@@ -112,10 +112,10 @@ class Validation:
             means.append(prior.mean(noisy[rows], sigma[rows], condition))
         return (torch.cat(means) - clean).square().flatten(1).mean(1) * ((1 + sigma) / sigma) ** 2
 
-    def error(self, prior: Prior, sigma: Sigmas | None = None, examples: Examples | None = None) -> float:
+    def error(self, prior: Prior, sigma: Sigmas | None = None, examples: CaptionedLatents | None = None) -> float:
         return float(self.errors(prior, sigma, examples).mean())
 
-    def optimistic(self, prior: Prior, train: Examples) -> bool:
+    def optimistic(self, prior: Prior, train: CaptionedLatents) -> bool:
         """Whether the means and the large variances of `prior` overfit its training images."""
         count = min(len(train.latents), len(self.examples.latents))
         sigma = log_spaced(OPTIMISTIC_SIGMAS, count).to(self.examples.latents)
@@ -146,7 +146,10 @@ def log_spaced(limits: tuple[float, float], count: int) -> Sigmas:
 
 
 def fit_prior(
-    train: Examples, validation: Validation, folds: Folds | None = None, more: Examples | None = None
+    train: CaptionedLatents,
+    validation: PriorValidation,
+    folds: Folds | None = None,
+    more: CaptionedLatents | None = None,
 ) -> tuple[GaussianMixture | CaptionedMixture, CrossFitted | None]:
     """The prior of `train`, and what stands in for it in training where it overfits: only if `folds` are given.
 
@@ -174,7 +177,7 @@ def fit_prior(
 # -- Without captions --------------------------------------------------------------------------------------------------
 
 
-def fit_classes(train: Latents, labels: Labels, validation: Validation) -> GaussianMixture:
+def fit_classes(train: Latents, labels: Labels, validation: PriorValidation) -> GaussianMixture:
     """The mixture of `train` whose rank and size denoise the validation images best."""
     points, classes = train.flatten(1), members_of_classes(labels)
     smallest = min(int(members.sum()) for members in classes.values())
@@ -203,7 +206,9 @@ def cross_fit(like: GaussianMixture, train: Latents, labels: Labels, folds: Fold
 # -- With captions -----------------------------------------------------------------------------------------------------
 
 
-def fit_captioned(like: GaussianMixture, train: Examples, validation: Examples) -> CaptionedMixture | None:
+def fit_captioned(
+    like: GaussianMixture, train: CaptionedLatents, validation: CaptionedLatents
+) -> CaptionedMixture | None:
     """Of as many components a group as `like` has a class, and as many axes; None where no word is frequent enough.
 
     A group is a class at one level of captions (whole, or shortened), or all images at it where the levels differ in
@@ -213,8 +218,8 @@ def fit_captioned(like: GaussianMixture, train: Examples, validation: Examples) 
     vocabulary = vocabulary_of(caption for fitted, _ in levels for caption in fitted.captions)
     if not len(vocabulary):
         return None
-    whole, shortened = (list(members_of_classes(fitted.labels)) for fitted, _ in levels)
-    labels = whole if whole == shortened else [NULL_LABEL]
+    full, shortened = (list(members_of_classes(fitted.labels)) for fitted, _ in levels)
+    labels = full if full == shortened else [NULL_LABEL]
     clusters, components, regressions, bags_by_group = max(1, len(like.means) // len(shortened)), [], [], []
     groups = [(fitted.of(label), held_out.of(label)) for label in labels for fitted, held_out in levels]
     for number, (fitted, held_out) in enumerate(groups):
@@ -231,7 +236,8 @@ def fit_captioned(like: GaussianMixture, train: Examples, validation: Examples) 
     mixture.prior /= torch.zeros_like(prior.gate_bias).index_add(0, mixture.group, mixture.prior)[mixture.group]
     mixture.label[:] = torch.tensor(labels).repeat_interleave(len(levels)).to(mixture.label)[mixture.group]
     prior.vocabulary[:] = vocabulary
-    prior.gate[:], prior.gate_bias[:] = fit_gate(bags_by_group)
+    group = torch.arange(len(groups)).repeat_interleave(torch.tensor([len(bags) for bags in bags_by_group]))
+    prior.gate[:], prior.gate_bias[:] = fit_gate(torch.cat(bags_by_group), group.to(mixture.group))
     for number, (factor_in, factor_out, constant) in enumerate(regressions):
         mixture.means[mixture.group == number] += constant
         prior.regression_in[number, :, : len(factor_out)] = factor_in
@@ -239,12 +245,9 @@ def fit_captioned(like: GaussianMixture, train: Examples, validation: Examples) 
     return prior
 
 
-def fit_gate(bags_by_group: Sequence[Bags]) -> tuple[Float[Tensor, "word group"], Float[Tensor, " group"]]:
+def fit_gate(bags: Bags, group: Int[Tensor, " count"]) -> tuple[Float[Tensor, "word group"], Float[Tensor, " group"]]:
     """Weight and bias of the softmax regression of the group on the bag of words; starts at the groups' frequencies."""
-    bags = torch.cat([*bags_by_group])
-    sizes = torch.tensor([len(group) for group in bags_by_group], device=bags.device)
-    group = torch.arange(len(sizes)).to(sizes).repeat_interleave(sizes)
-    bias = sizes.to(bags).log().requires_grad_()
+    bias = torch.bincount(group).to(bags).log().requires_grad_()
     weight = bags.new_zeros(bags.shape[1], len(bias)).requires_grad_()
     optimizer = torch.optim.LBFGS([weight, bias], max_iter=GATE_STEPS, line_search_fn="strong_wolfe")
 
@@ -272,9 +275,9 @@ class Regression(NamedTuple):
 def regress(train: Observations, validation: Observations) -> Regression:
     """Reduced-rank ridge regression, with the ridge of `RIDGES` that predicts `validation` best."""
     middle, centre = train.bags.mean(0), train.points.mean(0)
-    words, others, targets = train.bags - middle, validation.bags - middle, validation.points - centre
+    words, validation_words, targets = train.bags - middle, validation.bags - middle, validation.points - centre
     values, basis = torch.linalg.eigh((words.T @ words).double())
-    shared, rotated = basis.T.to(words) @ (words.T @ (train.points - centre)), others @ basis.to(words)
+    shared, rotated = basis.T.to(words) @ (words.T @ (train.points - centre)), validation_words @ basis.to(words)
 
     def error(ridge: float) -> float:
         return float((targets - rotated @ (shared / (values + ridge)[:, None].to(words))).square().sum())

@@ -10,9 +10,9 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from calotype.data.caption_dropout import parts
+from calotype.data.captions import shorter_versions
 from calotype.priors.captions import CaptionedMixture
-from calotype.priors.fit import Examples, Validation, fit_prior
+from calotype.priors.fit import CaptionedLatents, PriorValidation, fit_prior
 from calotype.priors.gaussian import CrossFitted, GaussianMixture
 from calotype.priors.patches import PatchPrior
 from calotype.priors.prior import MOST_VALUES
@@ -44,11 +44,11 @@ def fit_mixture(
     most = max(2, MOST_VALUES // few.clean[0].numel())
     many = take(buckets, train_rows, most, rng)
 
-    def examples(batch: Batch, rng: Rng, place: int) -> Examples:
+    def examples(batch: Batch, rng: Rng, place: int) -> CaptionedLatents:
         texts = ("",) * len(batch) if batch.text is None else batch.text.prompts
         drawn = Rng(("telling", place))  # as in version 0.1: another name would draw other numbers
         shorter = shortened(texts, recipe.denoiser.caption_dropout, drawn)
-        return Examples(on_solver(space.sample(batch.clean, rng)), on_solver(batch.labels), texts, shorter)
+        return CaptionedLatents(on_solver(space.sample(batch.clean, rng)), on_solver(batch.labels), texts, shorter)
 
     train, validation = examples(many, rng, 0), examples(few, rng, 2)
     more = None
@@ -57,7 +57,7 @@ def fit_mixture(
     sigma = recipe.denoiser.schedule.draw(len(few), rng.at("sigma")).to(validation.latents)
     noise = rng.at("noise").normal(*validation.latents.shape).to(validation.latents)
     folds = None if many.fold is None else on_solver(many.fold)
-    prior, crossed = fit_prior(train, Validation(validation, sigma, noise), folds, more)
+    prior, crossed = fit_prior(train, PriorValidation(validation, sigma, noise), folds, more)
     if crossed is None:
         return prior, None
     return prior, CrossFitted(tuple(mixture.to(few.clean.device) for mixture in crossed.mixtures))
@@ -100,7 +100,7 @@ def shortened(captions: Sequence[str], caption_dropout: float, rng: Rng) -> list
     """Captions as caption dropout leaves them: "" or the first part, about as often as training drops all or a part."""
     nothing = UNCAPTIONED / (UNCAPTIONED + caption_dropout)
     empty = (rng.at("silent").uniform(len(captions)) < nothing).tolist()
-    shorter = [parts(caption)[:1] for caption in captions]
+    shorter = [shorter_versions(caption)[:1] for caption in captions]
     return ["" if dropped or not part else part[0] for dropped, part in zip(empty, shorter, strict=True)]
 
 

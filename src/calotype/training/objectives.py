@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from calotype.data.caption_dropout import partly
+from calotype.data.captions import drop_phrases
 from calotype.diffusion.stage import Stage
 from calotype.nets.critic import Critic
 from calotype.nets.kl import Autoencoder
@@ -59,7 +59,7 @@ class AutoencoderObjective:
     def losses(self, batch: Batch, progress: float, rng: Rng) -> dict[str, Loss]:
         real = batch.clean
         moments = self.vae.encode(real)
-        latents = self.vae.sample(moments, rng.at("latents").noise_like(moments.mean))
+        latents = moments.sample(rng.at("latents").noise_like(moments.mean))
         fake = self.vae.decode(latents)
         terms = self._reconstruction(real, fake, progress)
         losses = {"autoencoder": self._autoencoder(terms, fake, moments, progress)}
@@ -168,5 +168,5 @@ def drop_condition(batch: Batch, dropout: ConditionDropout, rng: Rng) -> tuple[L
     labels = batch.labels.where(label_given.to(batch.labels.device), NULL_LABEL)
     if batch.text is None:
         return labels, None
-    given = zip(partly(captions, dropout.caption_dropout, rng), caption_given.tolist(), strict=True)
+    given = zip(drop_phrases(captions, dropout.caption_dropout, rng), caption_given.tolist(), strict=True)
     return labels, Text(tuple(caption if kept else "" for caption, kept in given))
