@@ -24,7 +24,7 @@ from calotype.types import NULL_LABEL, UserError
 DEFAULT_COUNT = 16
 FRAME_MILLISECONDS = 100
 ANIMATIONS = (".webp", ".gif")
-SEPARATORS = {",": "a comma", "|": "a bar |"}
+PAIR_SEPARATORS = {",": "a comma", "|": "a bar |"}
 """Between two values; prompts contain commas."""
 
 
@@ -145,7 +145,7 @@ def animated(pictures: list[Image.Image], suffix: str) -> bytes:
 def pair(option: str, text: str, separator: str = ",") -> tuple[str, str]:
     first, found, second = (part.strip() for part in text.partition(separator))
     if not (first and found and second) or separator in second:
-        raise UserError(f"{option} is {text!r}, but must be two, with {SEPARATORS[separator]} between them")
+        raise UserError(f"{option} is {text!r}, but must be two, with {PAIR_SEPARATORS[separator]} between them")
     return first, second
 
 
