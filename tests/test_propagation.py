@@ -134,11 +134,9 @@ def test_effects_are_paired_by_picture(small):
 
     arms = [Arm("none", 0.0, small, keeping(1.0)), Arm("augmentation", 0.1, small, keeping(0.5), thorough=False)]
     found = measure_arms(arms, Rng((6,)), lambda done, total: None)
-    assert found["effects"]["augmentation"]["value"] == pytest.approx(-0.5, abs=1e-4)
-    assert found["effects"]["augmentation"]["high"] < -0.49 and found["arms"]["none"]["value"] == pytest.approx(
-        1, abs=1e-4
-    )
-    assert len(found["points"]) == len(CORRUPTIONS) * (len(STRENGTHS) + 1) and (found["size"], found["n"]) == (8, 3)
+    assert found.effects["augmentation"].value == pytest.approx(-0.5, abs=1e-4)
+    assert found.effects["augmentation"].high < -0.49 and found.arms["none"].value == pytest.approx(1, abs=1e-4)
+    assert len(found.points) == len(CORRUPTIONS) * (len(STRENGTHS) + 1) and (found.size, found.n) == (8, 3)
 
 
 def test_the_error_of_an_autoencoder_is_by_the_contrast_of_the_picture():

@@ -32,7 +32,6 @@ from calotype.evaluation.results import (
     EvaluationResult,
     FeatureInfo,
     Json,
-    LegGaps,
     measured_with,
     write_result,
 )
@@ -99,7 +98,7 @@ def evaluate_run(request: EvaluationRequest, out: Path) -> EvaluationResult:
         autoencoder=evaluate_reconstruction(one, reference, request.trained or request.pictures, request.seed),
         memorisation=copies.measures,
         alignment=aligned.measures,
-        overfitting=[LegGaps(**leg) for leg in generalisation_gaps(one.run)],
+        overfitting=generalisation_gaps(one.run),
         shares=aligned.judged.shares,
     )
     for plate in (PAIRS_FILE, PROMPTED_FILE):  # of an earlier evaluation

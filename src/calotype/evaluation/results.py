@@ -1,4 +1,4 @@
-"""The stored results of `evaluate`, `compare` and `sweep`: one schema of measures, three files.
+"""The stored results of `evaluate` and `sweep`, and the measures that they share with `compare`'s.
 
 A measure is a value with its 95 % interval, or no value and the reason. What is stored is checked against these models
 when it is written and when it is read, so the pages need no defaults of their own.
@@ -7,6 +7,7 @@ when it is written and when it is read, so the pages need no defaults of their o
 from __future__ import annotations
 
 import datetime
+import math
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any, Literal, TypeVar
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from calotype.evaluation.intervals import Estimate
 from calotype.files import write_json
 from calotype.machine import device_name
 from calotype.run import read_mapping
@@ -23,6 +25,10 @@ from calotype.tables import within
 EVALUATION_FILE, COMPARISON_FILE, SWEEP_FILE = "evaluation.json", "compare.json", "sweep.json"
 PAIRS_FILE, PROMPTED_FILE = "nearest.png", "prompted.png"
 Json = dict[str, Any]
+
+
+class MissingError(ValueError):
+    """A measure that is needed was not taken; the message says why."""
 
 
 class Schema(BaseModel):
@@ -45,6 +51,14 @@ class Measure(Schema):
     reason: str | None = None
     """Why there is no value, or no interval."""
 
+    @property
+    def estimate(self) -> Estimate:
+        """Without an interval it is as wide as can be. Raises `MissingError` where there is no value."""
+        if self.value is None:
+            raise MissingError(f"It was not measured: {self.reason or 'there is no value'}.")
+        low, high = -math.inf if self.low is None else self.low, math.inf if self.high is None else self.high
+        return Estimate(self.value, low, high)
+
 
 class SetMeasures(Schema):
     """Distances and overlaps of two sets of pictures by name; the Fréchet distance by its network: `fd_lite0`."""
@@ -58,6 +72,10 @@ class SetMeasures(Schema):
     @classmethod
     def of(cls, n: tuple[int, int], measures: Mapping[str, Measure]) -> SetMeasures:
         return cls.model_validate({"n": n, **measures})
+
+    def get(self, name: str) -> Measure:
+        """Without a value where it was not measured."""
+        return (self.__pydantic_extra__ or {}).get(name) or Measure(value=None, reason=f"there is no {name}")
 
 
 class Columns(Schema):
@@ -169,6 +187,16 @@ class LegGaps(Schema):
     levels: dict[str, list[Gap]]
 
 
+class Nearness(Schema):
+    """How near samples lie to training pictures in feature space; `nearer`: than 95 % of held-out pictures."""
+
+    samples_median: float | None
+    held_out_median: float | None
+    nearer: Measure | None
+    reason: str = ""
+    n: tuple[int, int, int]
+
+
 # -- Files -------------------------------------------------------------------------------------------------------------
 
 
@@ -203,73 +231,19 @@ class EvaluationResult(StoredResult):
     shares: list[PropertyShare] = []
 
 
-class StageQuality(Schema):
-    size: int
-    sampled: SetMeasures
-    given_real: SetMeasures | None = None
-    """Of pictures enlarged from real ones."""
-
-
-class Quality(Schema):
-    whole: SetMeasures
-    stages: list[StageQuality]
-    autoencoder: SetMeasures | None = None
-
-
-class Nearness(Schema):
-    """How near samples lie to training pictures in feature space; `nearer`: than 95 % of held-out pictures."""
-
-    samples_median: float | None
-    held_out_median: float | None
-    nearer: Measure | None
-    reason: str = ""
-    n: tuple[int, int, int]
-
-
-class Overfitting(Schema):
-    legs: list[LegGaps]
-    nearest: Nearness
-
-
-class RunMeasures(Schema):
-    key: str
-    name: str
-    folder: str
-    kind: str
-    prior: bool
-    chain: list[int]
-    seed: int
-    grid: str
-    deployment: dict[str, Any]
-    cost: dict[str, Any]
-    quality: Quality
-    overfitting: Overfitting
-    stability: list[dict[str, Any]]
-    propagation: dict[str, Any]
-
-
-class ComparisonResult(StoredResult):
-    format: Literal[4]
-    data: str
-    classes: list[str]
-    count: int
-    matched_sigma: float
-    runs: list[RunMeasures]
-    floor: list[SetMeasures]
-    verdicts: list[dict[str, Any]]
-
-
-class CellResult(Schema):
-    """One sampling of a grid. `behind`: its FD less that of the smallest cell."""
+class Cell(Schema):
+    """One sampling of a grid, and the distances of its pictures from real ones."""
 
     steps: int
     guidance: float
-    guide: str
+    guide: str = "unconditional"
     calls: int
+    """Of the network, for a picture."""
     fd_lite0: Measure
     kernel_distance: Measure
     behind: Measure
-    sampling: dict[str, Any]
+    """FD-Lite0 less that of the smallest cell: paired by seed, so its interval is narrower than either's."""
+    sampling: Json
 
 
 class SweepResult(Schema):
@@ -282,8 +256,8 @@ class SweepResult(Schema):
     content: str
     rows: list[int]
     """The real pictures it chose by."""
-    cells: list[CellResult]
-    best: CellResult
+    cells: list[Cell]
+    best: Cell
     stored_with_model: bool = Field(alias="stored")
     before: dict[str, Any]
     floor: SetMeasures
@@ -292,7 +266,7 @@ class SweepResult(Schema):
     data: str
 
 
-Results = TypeVar("Results", EvaluationResult, ComparisonResult, SweepResult)
+Results = TypeVar("Results", bound=Schema)
 
 
 def measured_with(device: torch.device) -> Json:
@@ -304,7 +278,7 @@ def measured_with(device: torch.device) -> Json:
     }
 
 
-def write_result(path: Path, result: EvaluationResult | ComparisonResult | SweepResult) -> None:
+def write_result(path: Path, result: Schema) -> None:
     write_json(path, result.stored())
 
 

@@ -8,7 +8,7 @@ import torch
 
 from calotype.data.folder import Pictures
 from calotype.diffusion.stage import Stage
-from calotype.evaluation.levels import Search, in_parts, level_distance, search_level
+from calotype.evaluation.search import Search, in_parts, level_distance, search_level
 from calotype.recipe import Recipe
 from calotype.training.examples import crop_examples
 from calotype.training.previews import validation_conditions
