@@ -15,7 +15,7 @@ from jaxtyping import Float
 
 from calotype.data.images import images_from_pixels
 from calotype.demo.faces import FaceJudges, Share, learn_face_judges
-from calotype.evaluation.features import LITE0, FeatureNetwork, features, features_key, kept_features
+from calotype.evaluation.features import FeatureNetwork, Lite0, features, features_key, kept_features
 from calotype.evaluation.measures import as_json, measure
 from calotype.types import Images
 
@@ -33,7 +33,7 @@ class Track:
     def __init__(self, cache: Path, size: int = 64, against: str = "test") -> None:
         self.cache, self.size, self.against = cache, size, against
         self.folder = portrait_split.prepare(cache, size)
-        self.networks: list[FeatureNetwork] = [LITE0, vgg16.Vgg16()] if vgg16.is_installed() else [LITE0]
+        self.networks: list[FeatureNetwork] = [Lite0(), *([vgg16.Vgg16()] if vgg16.is_installed() else [])]
 
     @cached_property
     def judges(self) -> FaceJudges:

@@ -23,7 +23,7 @@ from calotype.evaluation.candidate import open_one
 from calotype.evaluation.compare import equal_seeds
 from calotype.evaluation.counting import counter
 from calotype.evaluation.evidence import UNDECIDED
-from calotype.evaluation.features import LITE0
+from calotype.evaluation.features import Lite0
 from calotype.evaluation.footprint import too_much
 from calotype.evaluation.history import detrended_spread, gaps
 from calotype.evaluation.overlap import unseen_by_all
@@ -227,7 +227,7 @@ def test_samples_are_looked_at_in_the_8_bits_that_real_pictures_have(home, name,
     looked_at = []
     monkeypatch.setattr(quality, "features", lambda parts, network: looked_at.extend(parts) or np.zeros((1, 1)))
     one, pictures = open_one("A", home / name, "cpu"), read_folder(home / "pictures", 16)
-    store = FeatureStore(pictures, LITE0, tmp_path, Keeper().bar, "real")
+    store = FeatureStore(pictures, Lite0(), tmp_path, Keeper().bar, "real")
     quality.generated(one, ReferenceSet(store, reference_rows(pictures, 2)), 0, 1, lambda *step: None)
     assert len(looked_at) == 2 + (name == "cascade")
     for images in looked_at:

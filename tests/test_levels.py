@@ -6,8 +6,7 @@ from test_stage import CLASSES, stage
 
 from calotype.data.images import images_from_pixels
 from calotype.diffusion.stage import Sampling, generate, shrunk
-from calotype.evaluation.distances import kernel_distance
-from calotype.evaluation.intervals import kernel_of_rows
+from calotype.evaluation.distances import kernel_distance, kernel_of_rows
 from calotype.evaluation.levels import Distance, Search, in_parts, level_distance, search_level
 from calotype.evaluation.pairing import draws, redrawn
 from calotype.types import Rng

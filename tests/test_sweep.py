@@ -12,8 +12,8 @@ from calotype.cli.commands import Grid, sweeping
 from calotype.cli.commands.sweeping import maker
 from calotype.cli.options import numbers
 from calotype.diffusion.stage import Sampling
-from calotype.evaluation.distances import frechet_distance
-from calotype.evaluation.intervals import Estimate, frechet_estimate, frechet_of_rows
+from calotype.evaluation.distances import frechet_distance, frechet_estimate, frechet_of_rows
+from calotype.evaluation.intervals import Estimate
 from calotype.evaluation.references import reference_rows
 from calotype.evaluation.sweep import Cell, pick, sweep
 from calotype.files import is_whole, read_json

@@ -17,7 +17,7 @@ from calotype.data.images import images_from_pil
 from calotype.diffusion.stage import Stage
 from calotype.evaluation.candidate import Candidate
 from calotype.evaluation.intervals import share_estimate
-from calotype.evaluation.measures import as_measure, too_few
+from calotype.evaluation.measures import as_measure
 from calotype.evaluation.references import Bar, FeatureStore
 from calotype.evaluation.results import Alignment, Attribute, PropertyShare, Retrieval
 from calotype.types import NULL_LABEL, Condition, Images, Latents, OtherImages, Rng, Text
@@ -30,7 +30,7 @@ CANDIDATES, MOST_RETRIEVED = 32, 64
 
 @dataclass(frozen=True)
 class Judged:
-    """What a judge has found in samples of prompts."""
+    """What samples of prompts show, by a judge."""
 
     attributes: list[Attribute] = field(default_factory=list)
     shares: list[PropertyShare] = field(default_factory=list)
@@ -61,18 +61,16 @@ def alignment(one: Candidate, store: FeatureStore, judge: PromptJudge | None, co
     if one.model.reader is None:
         return AlignmentResult(Alignment(reason="the model was trained without captions"))
     languages = ("captions",) if judge is None else judge.languages
-    measured = [caption_retrieval(one, store, place, count, seed) for place in range(len(languages))]
-    if judge is None:
-        left_out = ["colours and attributes: what these pictures show is not known"]
-        return AlignmentResult(Alignment(languages=list(languages), retrieval=measured, left_out=left_out))
-    judged = judge.judge(one, store, count, seed)
     measures = Alignment(
         languages=list(languages),
-        retrieval=measured,
-        attributes=judged.attributes,
-        left_out=judged.left_out,
-        prompts=judged.prompts,
+        retrieval=[caption_retrieval(one, store, place, count, seed) for place in range(len(languages))],
     )
+    if judge is None:
+        measures.left_out = ["colours and attributes: what these pictures show is not known"]
+        return AlignmentResult(measures)
+    judged = judge.judge(one, store, count, seed)
+    measures.attributes, measures.left_out = judged.attributes, judged.left_out
+    measures.prompts = judged.prompts
     return AlignmentResult(measures, judged)
 
 
@@ -97,7 +95,7 @@ def caption_retrieval(one: Candidate, store: FeatureStore, place: int, count: in
     candidates = min(CANDIDATES, len(own))
     if candidates < 2:
         reason = f"it needs 2 test pictures with captions of their own, and there are {candidates}"
-        return Retrieval(**too_few(reason).stored())
+        return Retrieval(value=None, reason=reason)
     stage, rows = one.model.stages[0], list(own)[: len(own) // candidates * candidates]
     few, hits = min(count, MOST_RETRIEVED, len(rows)), list[bool]()
     with store.bar("captions") as progress:
@@ -109,12 +107,8 @@ def caption_retrieval(one: Candidate, store: FeatureStore, place: int, count: in
             progress(len(hits), few, "")
     return Retrieval(
         **as_measure(share_estimate(sum(hits), few)).stored(),
-        n=few,
-        candidates=candidates,
-        chance=1 / candidates,
-        levels=LEVELS,
-        stage_size=stage.image_size,
-    )
+        n=few, candidates=candidates, chance=1 / candidates, levels=LEVELS, stage_size=stage.image_size,
+    )  # fmt: skip
 
 
 def own_captions(store: FeatureStore, place: int) -> dict[int, str]:

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 
 from calotype.diffusion.stage import Sampling, Stage, generate, in_turn
-from calotype.evaluation.distances import kernel_distance
+from calotype.evaluation.distances import kernel_distance, kernel_of_rows
 from calotype.evaluation.features import features
-from calotype.evaluation.intervals import Estimate, kernel_of_rows
+from calotype.evaluation.intervals import Estimate
 from calotype.evaluation.pairing import Values, draws, is_level, paired_difference, redrawn, standard_error
 from calotype.types import Images, Labels, OtherImages, Rng, Text
 

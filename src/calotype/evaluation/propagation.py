@@ -22,10 +22,11 @@ from calotype.data.folder import Progress
 from calotype.diffusion.augmentation import gaussian_blur
 from calotype.diffusion.samplers import SAMPLERS
 from calotype.diffusion.stage import Sampling, Stage, generate, last, shrunk
+from calotype.evaluation.autoencoder import psnr
 from calotype.evaluation.candidate import Candidate
+from calotype.evaluation.features import lite0_on
 from calotype.evaluation.intervals import Estimate, mean_estimate
 from calotype.evaluation.measures import as_json
-from calotype.evaluation.reconstruction import perceptual, psnr
 from calotype.nets.blocks import Resized
 from calotype.spaces.latent import LatentSpace
 from calotype.types import Images, Labels, Latents, Rng, Text, per_image
@@ -145,7 +146,7 @@ def survival_of(corruption: str, strength: float, delta: Images, plain: Tensor, 
     """0 where nothing was added."""
     factor = plain.shape[-1] // delta.shape[-1]
     left = norm(shrunk(corrupted, factor) - shrunk(plain, factor)) / norm(delta).clamp(min=1e-8)
-    distance = perceptual(plain, corrupted)
+    distance = lite0_on(plain.device).perceptual_distance(plain, corrupted)
     values = (left, psnr(plain, corrupted).clamp(max=MOST_PSNR), distance)
     return Survival(corruption, strength, *(one.double().cpu().numpy() for one in values))
 

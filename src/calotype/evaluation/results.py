@@ -7,6 +7,7 @@ when it is written and when it is read, so the pages need no defaults of their o
 from __future__ import annotations
 
 import datetime
+import json
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -23,14 +24,15 @@ from calotype.tables import within
 EVALUATION_FILE, COMPARISON_FILE, SWEEP_FILE = "evaluation.json", "compare.json", "sweep.json"
 PAIRS_FILE, PROMPTED_FILE = "nearest.png", "prompted.png"
 Json = dict[str, Any]
+CopyVerdict = Literal["copies", "does not copy", "too few to say"]
 
 
 class Schema(BaseModel):
     model_config = ConfigDict(extra="forbid", populate_by_name=True)
 
     def stored(self) -> Json:
-        """As JSON: only what was set."""
-        return self.model_dump(mode="json", by_alias=True, exclude_unset=True)
+        """As JSON: only what was set, and null for numbers that are not finite."""
+        return dict(json.loads(self.model_dump_json(by_alias=True, exclude_unset=True)))
 
 
 # -- Measures ----------------------------------------------------------------------------------------------------------
@@ -58,6 +60,10 @@ class SetMeasures(Schema):
     @classmethod
     def of(cls, n: tuple[int, int], measures: Mapping[str, Measure]) -> SetMeasures:
         return cls.model_validate({"n": n, **measures})
+
+    def get(self, name: str) -> Measure:
+        """Without a value where it was not measured."""
+        return (self.__pydantic_extra__ or {}).get(name) or Measure(value=None, reason=f"there is no {name}")
 
 
 class Columns(Schema):
@@ -93,7 +99,7 @@ class Copies(Schema):
 
 
 class Memorisation(Schema):
-    verdict: Literal["copies", "does not copy", "too few to say"]
+    verdict: CopyVerdict
     sentence: str
     samples: Copies | None = None
     real: Copies | None = None

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from calotype.diffusion.stage import Guide, Sampling
-from calotype.evaluation.distances import Features
-from calotype.evaluation.intervals import Estimate, frechet_estimate, frechet_of_rows, kernel_estimate
+from calotype.evaluation.distances import Features, frechet_estimate, frechet_of_rows, kernel_estimate
+from calotype.evaluation.intervals import Estimate
 from calotype.evaluation.pairing import draws, is_level, paired_difference, redrawn
 
 CALLS_A_STEP = {"heun": 2}

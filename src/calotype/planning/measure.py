@@ -18,6 +18,7 @@ from calotype.data.words import distinct, read_on
 from calotype.diffusion.stage import Stage, generate
 from calotype.evaluation.autoencoder import measure_autoencoder
 from calotype.evaluation.counting import counted
+from calotype.evaluation.features import Lite0
 from calotype.machine import best_time
 from calotype.nets.critic import Critic
 from calotype.nets.frozen import FrozenConfig
@@ -174,7 +175,8 @@ class Measurement:
         if not isinstance(space := self.space, LatentSpace):
             return 0.0
         images = self._images(8)
-        seconds = best_time(lambda: measure_autoencoder(space, images, 0, thorough=False), self.device, 1)
+        lite0 = Lite0(self.device)
+        seconds = best_time(lambda: measure_autoencoder(space, images, 0, lite0, thorough=False), self.device, 1)
         return seconds / len(images) * inspection_count(images[0].numel())
 
     def fit(self, count: int) -> float:

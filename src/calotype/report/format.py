@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from math import isfinite
 from typing import Any
 
+from calotype.evaluation.results import Measure
 from calotype.tables import number
 
 UNKNOWN = "–"
@@ -38,7 +40,7 @@ def count(value: int | float | None) -> str:
 
 def digits(value: int | float | None) -> str:
     """Three significant digits; all of those before the point."""
-    if value is None:
+    if value is None or not isfinite(value):
         return UNKNOWN
     return (f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}").replace("-", "−")
 
@@ -59,7 +61,7 @@ def memory(value: int | float | None) -> str:
 
 
 def percent(value: int | float | None) -> str:
-    return UNKNOWN if value is None else f"{digits(100 * value)} %"
+    return UNKNOWN if value is None or not isfinite(value) else f"{digits(100 * value)} %"
 
 
 def difference(reference: Value, value: Value) -> str:
@@ -106,8 +108,9 @@ def guidance(sampling: Mapping[str, Any]) -> str:
     return f"guidance {scale:g} by the prior" + (f", slope {slope:g}" if slope else "")
 
 
-def interval(estimate: Mapping[str, Any], unit: str = "") -> str:
+def interval(estimate: Measure | Mapping[str, Any], unit: str = "") -> str:
     """The value, and its 95% interval where that is known; as a percentage if `unit` is `%`."""
+    estimate = dict(estimate)
     value, low, high = (number(estimate.get(name)) for name in ("value", "low", "high"))
     factor, unit = (100, " %") if unit == "%" else (1, "")
     if value is None:

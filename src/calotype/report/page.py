@@ -9,7 +9,7 @@ from typing import Any
 
 from calotype.files import write_whole
 from calotype.report.curves import training_curves
-from calotype.report.evaluation import evaluation
+from calotype.report.evaluation import evaluation_section
 from calotype.report.folder import legs_of, previews, read_run, recipe_text
 from calotype.report.format import (
     Value,
@@ -65,7 +65,7 @@ def write_report(folder: Path, out: Path | None = None) -> Path:
 
 def document(run: Run) -> str:
     parts = (
-        head, hero, facts, plan, evaluation, sweep, neighbours, training_curves, reconstructions, development,
+        head, hero, facts, plan, evaluation_section, sweep, neighbours, training_curves, reconstructions, development,
         time, recipe, notes,
     )  # fmt: skip
     return page(run.name, (guarded(part, run) for part in parts))

@@ -14,7 +14,7 @@ from calotype.data.folder import Pictures
 from calotype.data.images import grid, images_from_pixels, pils_from_images
 from calotype.data.sources import drawn
 from calotype.diffusion.stage import Sampling, Stage, generate
-from calotype.evaluation.reconstruction import psnr
+from calotype.evaluation.autoencoder import psnr
 from calotype.nets.kl import Autoencoder
 from calotype.nets.perceptual import efficientnet_lite0, perceptual_distance
 from calotype.priors.patches import enlarged

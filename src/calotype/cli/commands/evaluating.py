@@ -20,7 +20,7 @@ from calotype.machine import find_device
 from calotype.model import changed_all
 from calotype.report import write_report
 from calotype.report.card import write_card
-from calotype.report.evaluation import summary
+from calotype.report.evaluation import evaluation_lines
 from calotype.run import PORTRAITS
 
 
@@ -49,7 +49,7 @@ def evaluate(
         one, pictures, trained, folder / "cache", count, seed, network or Lite0(where), console.bar,
         PortraitJudge(read_drawn(one.size)) if known else None, changes, seen,
     )  # fmt: skip
-    for line in summary(evaluate_run(request, folder).stored()):
+    for line in evaluation_lines(evaluate_run(request, folder)):
         console.say(line)
     if out is None:
         write_card(run)
