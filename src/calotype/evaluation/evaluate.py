@@ -269,10 +269,8 @@ def reconstruction_measures(space: LatentSpace, size: int, request: EvaluationRe
         pairs.setdefault("perceptual", []).append(lite0.perceptual_distance(images, fake))
         if size >= SSIM_WINDOW:
             pairs.setdefault("ssim", []).append(ssim(images, fake))
-    distances, key = (
-        measured(np.concatenate(rows), reference.features(size), request.seed, network),
-        distance_key(network),
-    )
+    key = distance_key(network)
+    distances = measured(np.concatenate(rows), reference.features(size), request.seed, network)
     means = {
         name: as_measure(mean_estimate(torch.cat(values).double().cpu().numpy())) for name, values in pairs.items()
     }
