@@ -29,7 +29,7 @@ from scoring import Found, Track
 
 from calotype.data.images import grid, images_from_pil, pils_from_images
 from calotype.machine import examine
-from calotype.model import changed_all, load
+from calotype.model import load
 from calotype.recipe import Recipe
 from calotype.tables import read_value
 from calotype.types import Images, UserError
@@ -169,7 +169,7 @@ def sample(run: Path, count: int, seed: int, changes: dict[str, Any]) -> tuple[I
     """Pictures as `calotype sample` makes them, evenly of all styles; the styles; how they were sampled."""
     model = load(run)
     images = torch.cat([images_from_pil(picture) for picture in model.draw(count, seed=seed, **changes)])
-    sampling = [one.model_dump(mode="json") for one in changed_all(model.samplings, changes)]
+    sampling = [one.model_dump(mode="json") for one in model.settings(changes)]
     return images, [model.classes[label] for label in model.labels(count)], sampling
 
 

@@ -7,7 +7,8 @@ import torch
 from PIL import Image
 
 from calotype.cli import commands
-from calotype.cli.commands import TrainRequest, train
+from calotype.cli.commands import train
+from calotype.cli.options import TrainOptions
 from calotype.data.folder import Pictures
 from calotype.data.images import images_from_pixels, pils_from_images
 from calotype.data.latents import LatentCache
@@ -138,9 +139,9 @@ class Keeper:
         self.plans.append(made)
 
 
-def request(folder, out, *overrides, size=16, budget=1e-6, settings=SETTINGS):
+def request(folder, out, *overrides, size=16, budget=1e-6, settings=SETTINGS, **more):
     """No time at all: the legs are as long as the settings say, and there are 4 samples at the end."""
-    return TrainRequest(folder, size, budget, out, None, (*as_overrides(settings), *overrides))
+    return TrainOptions(folder, size, budget, out=out, overrides=[*as_overrides(settings), *overrides], **more)
 
 
 def as_overrides(settings, prefix=""):

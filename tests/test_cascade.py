@@ -14,6 +14,7 @@ from test_train import interrupted_at, products, resume
 
 import calotype
 from calotype.cli import commands
+from calotype.cli.options import EnlargeOptions
 from calotype.data.images import images_from_pixels
 from calotype.diffusion.augmentation import NoiseAugmentation
 from calotype.diffusion.stage import generate
@@ -243,14 +244,15 @@ def test_any_picture_is_enlarged_whatever_its_shape(tmp_path, runs):
     assert model.enlarge(picture, seed=1).tobytes() != model.enlarge(picture, seed=2).tobytes()
     write_pictures(tmp_path / "small", size=8)
     (tmp_path / "small" / "a" / "not a picture.jpg").write_text("words")
+    options = EnlargeOptions(runs["cascade"], tmp_path / "small", tmp_path / "out", label="a", device="cpu")
     console = Keeper()
-    assert commands.enlarge(runs["cascade"], tmp_path / "small", None, "a", 0, tmp_path / "out", "cpu", console) == 10
+    assert commands.enlarge(options, console) == 10
     assert "not a picture.jpg" in console.printed[0] and {one.size for one in opened(tmp_path / "out").values()} == {
         (16, 16)
     }
     with pytest.raises(UserError, match="no stage of this model enlarges to 64 px; it has 16"):
         model.enlarge(picture, 64)
-    with pytest.raises(UserError, match="one stage, which looks at no smaller picture"):
+    with pytest.raises(UserError, match="one stage, which is not conditioned on low resolution"):
         replace(model, stages=model.stages[:1]).enlarge(picture)
 
 

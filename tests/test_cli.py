@@ -18,6 +18,7 @@ import calotype
 from calotype.cli import app as cli
 from calotype.cli import commands
 from calotype.cli.console import Terminal
+from calotype.cli.options import PlanOptions, ResumeOptions, TrainOptions
 from calotype.files import read_json
 from calotype.planning import Plan
 from calotype.run import Run
@@ -132,7 +133,7 @@ MISTAKES = {
     "size big": (["train", "{0}/pictures", "--size", "big"], "'--size'"),
     "budget": (["train", "{0}/pictures", "--budget", "soon"], "20s, 10m or 1h30m"),
     "no budget": (["plan", "{0}/pictures", "--budget", "0m"], "20s, 10m or 1h30m"),
-    "kind": (["train", "{0}/pictures", "--kind", "gan"], "must be latent or cascade"),
+    "kind": (["train", "{0}/pictures", "--kind", "gan"], "'gan' is not one of 'latent', 'cascade'"),
     "no recipe": (["train", "{0}/pictures", "--recipe", "{0}/none.toml"], r"none\.toml does not exist"),
     "recipe": (["plan", "{0}/pictures", "--recipe", "{0}/recipe.toml"], "line 3: .*did you mean", bad_recipe),
     "key": (["train", "{0}/pictures", "--set", "denoiser.widht=3"], "unknown key denoiser.widht; did you mean"),
@@ -209,7 +210,7 @@ def test_our_mistakes_are_reported_in_one_line_and_kept_in_a_file(tell, folder, 
         raise problem
 
     monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setattr(commands, "plan", fail)
+    monkeypatch.setitem(commands.FUNCTIONS, PlanOptions, fail)
     code, _, wrong = tell("plan", folder)
     assert code == 1 and len(wrong) == 1 and "this is our mistake" in wrong[0]
     (log,) = (tmp_path / ".cache" / "calotype").iterdir()
@@ -221,7 +222,7 @@ def test_a_disk_that_is_full_or_closed_is_not_our_mistake(tell, folder, monkeypa
     def fail(*arguments):
         raise OSError(number, os.strerror(number), "/some/where")
 
-    monkeypatch.setattr(commands, "train", fail)
+    monkeypatch.setitem(commands.FUNCTIONS, TrainOptions, fail)
     code, _, wrong = tell("train", folder)
     assert code == 2 and len(wrong) == 1 and os.strerror(number) in wrong[0] and "/some/where" in wrong[0]
 
@@ -392,12 +393,12 @@ def test_a_damaged_model_is_refused(tell, finished, tmp_path, name, damage):
 
 def test_a_model_of_another_version_is_refused(finished, tmp_path):
     from calotype.files import whole_folder, write_json
-    from calotype.model import READABLE
+    from calotype.store import READABLE_FORMATS
 
     with whole_folder(tmp_path / "model") as folder:
         write_json(folder / "model.json", {**read_json(finished / "model" / "model.json"), "format": 99})
     with pytest.raises(
-        UserError, match=f"has format 99, but this version of calotype reads {' and '.join(map(str, READABLE))}"
+        UserError, match=f"has format 99, but this version of calotype reads {' and '.join(map(str, READABLE_FORMATS))}"
     ):
         calotype.load(tmp_path / "model")
 
@@ -471,7 +472,7 @@ def training(folder, wait, **more):
 
 def resumed(run):
     """By this process, to the end."""
-    return products(commands.resume(run, "auto", Keeper()))
+    return products(commands.resume(ResumeOptions(run), Keeper()))
 
 
 def test_ctrl_c_saves_and_says_so(folder, finished):
@@ -480,7 +481,7 @@ def test_ctrl_c_saves_and_says_so(folder, finished):
     run = folder.parent / "run"
     before = (run / "run.json").read_bytes()
     with pytest.raises(UserError, match=f"in use by process {process.pid}"):
-        commands.resume(run, "auto", Keeper())
+        commands.resume(ResumeOptions(run), Keeper())
     assert (run / "run.json").read_bytes() == before
     process.send_signal(signal.SIGINT)
     time.sleep(0.1)

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from small import CASCADE, SETTINGS, Keeper, be_quick, noise_pictures, noise_pixels, request, write_pictures
 
 from calotype.cli import commands
+from calotype.cli.options import CompareOptions
 from calotype.data.folder import read_folder
 from calotype.data.split import Split, three_sets
 from calotype.evaluation import candidate, quality
@@ -74,7 +75,9 @@ def clocked(home):
 def compare(home, *names, out="out", count=COUNT, data=None):
     with pytest.MonkeyPatch.context() as patch:
         be_quick(patch)
-        return commands.compare([home / name for name in names], data, home / out, count, 0, "cpu", Keeper())
+        return commands.compare_runs(
+            CompareOptions([home / name for name in names], home / out, data, count, device="cpu"), Keeper()
+        )
 
 
 def everything(value, path=()):

@@ -8,7 +8,7 @@ from test_stage import LABELS, PLAIN, RNGS, SAMPLINGS, chain, conditions_of  # n
 
 import calotype
 from calotype.cli import commands
-from calotype.cli.commands import SampleRequest
+from calotype.cli.options import SampleOptions
 from calotype.data.images import cut, images_from_pil, pils_from_images
 from calotype.diffusion import init as editing
 from calotype.diffusion.guidance import switched, with_known_part
@@ -320,7 +320,7 @@ def saved(folder):
         (["--from", "words.png"], "words.png cannot be read as a picture: found text"),
         (["--from", "picture.png", "--mask", "words.png"], "words.png cannot be read as a picture"),
         (["--from", "picture.png", "--mask", "small.png"], "the mask is 8x8, but the picture is 16x16; make them"),
-        (["--from", "picture.png", "--mask", "black.png"], "the mask has no white, so nothing would be made anew"),
+        (["--from", "picture.png", "--mask", "black.png"], "the mask has no white, so nothing would change"),
         (["--from", "picture.png", "--label", "zebra"], "label 'zebra' is unknown"),
         (["--from", "picture.png", "--count", "0"], "count is 0"),
         (["--size", "64"], "--size is '64', but must be width x height in pixels, as in 256x384"),
@@ -371,7 +371,7 @@ def test_versions_of_a_picture_from_the_command_line(tell, finished, model, tmp_
     about = read_json(out / "samples.json")
     assert about["strength"] == "0.8" and about["sampling"]["sampler"] == "ancestral"
     with pytest.raises(UserError, match="add --from"):
-        commands.sample(finished, 1, None, 0, None, "cpu", Keeper(), SampleRequest(mask=tmp_path / "mask.png"))
+        commands.sample(SampleOptions(finished, 1, mask=tmp_path / "mask.png"), Keeper())
 
 
 @pytest.mark.parametrize("suffix", [".webp", ".gif", ".PNG"])

@@ -12,6 +12,7 @@ from PIL import Image
 from small import CASCADE, HYBRID, Keeper, be_quick, noise_pictures, noise_pixels, request, write_pictures
 
 from calotype.cli import commands
+from calotype.cli.options import EvaluateOptions
 from calotype.data.folder import read_folder
 from calotype.data.split import SplitConfig, three_sets
 from calotype.evaluation.candidate import open_one
@@ -44,7 +45,7 @@ def found(run):
 
 def evaluate(folder, data=None, count=4, out=None, network=LITE0):
     console = Keeper()
-    commands.evaluate(folder, data, count, 0, out, "cpu", console, network)
+    commands.evaluate(EvaluateOptions(folder, data, count, out=out, device="cpu"), console, network)
     return "\n".join(console.printed)
 
 

@@ -25,12 +25,12 @@ from calotype.diffusion.stage import Sampling
 from calotype.files import read_json, write_json
 from calotype.interop import minilm, transformers
 from calotype.interop.folders import require_package
-from calotype.model import store_sampling
 from calotype.nets.bert import Bert
 from calotype.nets.dit import Dit, DitConfig
 from calotype.nets.frozen import FolderConfig, Frozen, MiniLmConfig, Projected, encode_all
 from calotype.nets.text import TextConditioned
 from calotype.recipe import OptimizerConfig
+from calotype.store import store_sampling
 from calotype.training.state import TrainState
 from calotype.types import Text, UserError
 

@@ -1,7 +1,6 @@
 import re
 import shutil
 import tomllib
-from dataclasses import replace
 
 import pytest
 import torch
@@ -11,7 +10,8 @@ from safetensors.torch import load_file
 from small import SETTINGS, Keeper, be_quick, noise_pixels, opened, request, write_pictures
 
 from calotype.cli import commands
-from calotype.cli.commands import TrainRequest, train
+from calotype.cli.commands import train
+from calotype.cli.options import InspectOptions, PlanOptions, ResumeOptions
 from calotype.data.images import images_from_pixels
 from calotype.files import read_json
 from calotype.interop import diffusers
@@ -43,15 +43,15 @@ def pictures(tmp_path_factory):
     return write_pictures(tmp_path_factory.mktemp("imported") / "pictures")
 
 
-def asked(pictures, out, folder, *overrides):
-    return replace(request(pictures, out, *overrides, settings=IMPORTED), space=f"diffusers:{folder}")
+def asked(pictures, out, folder, *overrides, **more):
+    return request(pictures, out, *overrides, settings=IMPORTED, space=f"diffusers:{folder}", **more)
 
 
 @pytest.fixture(scope="module")
 def run(patch, pictures, folder, tmp_path_factory):
     """Its autoencoder is gone afterwards."""
     theirs = shutil.copytree(folder, tmp_path_factory.mktemp("gone") / "kl")
-    run = train(asked(pictures, pictures.parent / "run", theirs), Keeper(), force=True)  # random: not fit to diffuse
+    run = train(asked(pictures, pictures.parent / "run", theirs, force=True), Keeper())  # random: not fit to diffuse
     shutil.rmtree(theirs)
     return run
 
@@ -92,7 +92,7 @@ def test_the_model_has_all_it_needs_and_reconstructs_as_diffusers_does(run, fold
 
 
 def test_fine_tuning_starts_from_the_imported_weights(patch, pictures, folder, tmp_path):
-    out = train(asked(pictures, tmp_path / "run", folder, "space.finetune=true"), Keeper(), force=True)
+    out = train(asked(pictures, tmp_path / "run", folder, "space.finetune=true", force=True), Keeper())
     assert read_json(out / "run.json")["legs"] == {"autoencoder": "finished", "denoiser": "finished"}
     learned, before = load(out).stages[0].space.vae, diffusers.read_kl_weights(folder, diffusers.read_kl_config(folder))
     moved = max(float((value - before[name]).abs().max()) for name, value in learned.state_dict().items())
@@ -104,12 +104,12 @@ def test_a_stopped_run_goes_on_where_it_was_and_refuses_other_weights(patch, pic
     with pytest.MonkeyPatch.context() as stop:
         stop.setattr(pipeline, "denoiser_leg", interrupted)
         with pytest.raises(Interrupted):
-            train(asked(pictures, out, theirs), Keeper(), force=True)
+            train(asked(pictures, out, theirs, force=True), Keeper())
     write_autoencoder(theirs, seed=1)
     with pytest.raises(UserError, match="the imported autoencoder has changed"):
-        commands.resume(out, "cpu", Keeper())
+        commands.resume(ResumeOptions(out, "cpu"), Keeper())
     write_autoencoder(theirs)
-    commands.resume(out, "cpu", Keeper())
+    commands.resume(ResumeOptions(out, "cpu"), Keeper())
     assert {name: one.tobytes() for name, one in opened(out / "samples").items()} == {
         name: one.tobytes() for name, one in opened(run / "samples").items()
     }
@@ -119,7 +119,7 @@ def test_what_is_imported_and_unfit_can_be_looked_at(patch, pictures, folder, tm
     """Before there is any model: the run says where to look, so there must be something to see."""
     with pytest.raises(UserError, match=r"calotype inspect .*--force"):
         train(asked(pictures, tmp_path / "run", folder), Keeper())
-    assert (commands.inspect(tmp_path / "run", None, None, "cpu", Keeper()) / "inspection.html").exists()
+    assert (commands.inspect(InspectOptions(tmp_path / "run", device="cpu"), Keeper()) / "inspection.html").exists()
 
 
 def interrupted(*arguments):
@@ -140,9 +140,8 @@ WRONG = {
 
 @pytest.mark.parametrize(("space", "overrides", "message"), WRONG.values(), ids=WRONG)
 def test_wrong_requests_are_reported_in_one_line(patch, pictures, folder, space, overrides, message):
-    wanted = TrainRequest(
-        pictures, None, 1e-6, None, None, overrides, "cpu", None, 0.0, space and space.format(folder=folder)
-    )
+    space = space and space.format(folder=folder)
+    wanted = PlanOptions(pictures, budget=1e-6, overrides=list(overrides), device="cpu", space=space)
     with pytest.raises(UserError, match=re.escape(message)) as error:
         commands.plan(wanted, Keeper())
     assert len(str(error.value).splitlines()) == 1

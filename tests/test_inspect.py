@@ -10,6 +10,7 @@ from test_train import interrupted_at
 
 from calotype.cli import app as cli
 from calotype.cli import commands
+from calotype.cli.options import InspectOptions, ResumeOptions
 from calotype.files import read_json
 from calotype.spaces.latent import LatentSpace
 from calotype.training.signals import Interrupted
@@ -23,7 +24,7 @@ def quick(monkeypatch):
 
 def inspected(run, out=None, data=None):
     console = Keeper()
-    folder = commands.inspect(run, data, out, "cpu", console)
+    folder = commands.inspect(InspectOptions(run, data, out, "cpu"), console)
     page = (folder / "inspection.html").read_text()
     return read_json(folder / "inspection.json"), page, console.printed
 
@@ -115,16 +116,16 @@ def test_train_stops_where_going_on_would_be_a_waste_and_goes_on_by_force(tmp_pa
     state = read_json(run / "run.json")
     assert (state["status"], state["legs"]["denoiser"]) == ("failed", "waiting")
     with pytest.raises(UserError, match="--force"):
-        commands.resume(run, "cpu", Keeper())
+        commands.resume(ResumeOptions(run, "cpu"), Keeper())
     interrupted_at(monkeypatch, [("denoiser", 8)])
     with pytest.raises(Interrupted):
-        commands.resume(run, "cpu", Keeper(), force=True)
-    commands.resume(run, "cpu", Keeper())  # once is enough
+        commands.resume(ResumeOptions(run, "cpu", force=True), Keeper())
+    commands.resume(ResumeOptions(run, "cpu"), Keeper())  # once is enough
     assert read_json(run / "run.json")["status"] == "finished" and len(events(run, "inspection")) == 1
 
 
 def test_train_goes_on_by_force(tmp_path, monkeypatch):
     monkeypatch.setattr(LatentSpace, "measure", lambda space, moments: space.spread.fill_(1e-3))
     write_pictures(tmp_path / "pictures")
-    run = commands.train(request(tmp_path / "pictures", tmp_path / "run"), Keeper(), force=True)
+    run = commands.train(request(tmp_path / "pictures", tmp_path / "run", force=True), Keeper())
     assert read_json(run / "run.json")["status"] == "finished"

@@ -4,9 +4,9 @@ import pytest
 import torch
 from small import noise_pictures, noise_pixels
 
-from calotype.cli.commands.sampling import PAIRS, show_neighbours
 from calotype.data.images import images_from_pixels, pils_from_images
 from calotype.evaluation.memorisation import mirrored_to_match, nearest_trained, thumbnails
+from calotype.evaluation.neighbours import SHOWN_SAMPLES, write_neighbours
 from calotype.files import read_json
 
 TRAINED = images_from_pixels(noise_pixels(40, 64))
@@ -44,8 +44,8 @@ def test_copies_lie_nearer_to_trained_pictures_than_held_out_ones_do(tmp_path):
     for index, picture in enumerate(copies):
         picture.save(tmp_path / "samples" / f"0-{index:04d}.png")
     copies[0].save(tmp_path / "samples" / "grid.png")
-    show_neighbours(tmp_path, pictures)
+    write_neighbours(tmp_path, pictures)
     found = read_json(tmp_path / "previews" / "nearest.json")
-    assert found["n"] == [PAIRS, 4] and found["trained"] == 32
+    assert found["n"] == [SHOWN_SAMPLES, 4] and found["trained"] == 32
     assert found["samples_median"] < 0.1 * found["held_out_median"]
     assert (tmp_path / "previews" / "nearest.png").is_file()

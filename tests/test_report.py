@@ -14,11 +14,11 @@ from calotype.report.format import date, difference, duration, scaled
 from calotype.report.html import encodings, tag
 from calotype.report.plot import (
     BOTTOM,
-    HEIGHT,
     LEFT,
+    PLOT_HEIGHT,
+    PLOT_WIDTH,
     RIGHT,
     TOP,
-    WIDTH,
     Frame,
     Series,
     axis_around,
@@ -278,7 +278,7 @@ def test_small_pictures_are_kept_as_they_are():
 def test_a_point_lands_where_its_axes_say():
     """The plot is 400 x 244, with 40, 88, 24 and 48 left of, right of, above and below the data."""
     drawn = plot("", "", [Series("one", [(0.0, 1.0), (50.0, 10.0), (100.0, 100.0)], marked=True)]).code
-    assert (WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM) == (400, 244, 40, 88, 24, 48)
+    assert (PLOT_WIDTH, PLOT_HEIGHT, LEFT, RIGHT, TOP, BOTTOM) == (400, 244, 40, 88, 24, 48)
     assert 'points="40,196 176,110 312,24"' in drawn
     assert 'cx="176.0" cy="110.0"' in drawn and "log scale" in drawn
 

@@ -10,7 +10,8 @@ from PIL import Image
 from small import Keeper, second_leg
 from test_report import Page, facts, fake_run, flat
 
-from calotype.cli.commands import report, runs
+from calotype.cli.commands import list_runs, report
+from calotype.cli.options import ReportOptions, RunsOptions
 from calotype.files import write_json
 from calotype.report import summarize_all, write_report
 from calotype.report.folder import read_run
@@ -33,14 +34,14 @@ def two(tmp_path):
     older = fake_run(tmp_path / "older", flat)
     newer = fake_run(tmp_path / "newer", flat)
     write_json(newer / "run.json", facts(name="newer", created="2026-11-23T00:00:00+00:00"))
-    return older, newer
+    return [older, newer]
 
 
 def test_runs_are_listed_newest_first_with_their_figures(two, tmp_path):
     write_json(two[0] / "sweep.json", SWEEP)
     write_json(two[1] / "evaluation.json", {"measures": {"samples": {"fd_lite0": {"value": 498.7}, "n": [60, 61]}}})
     console = Keeper()
-    runs(tmp_path, False, console)
+    list_runs(RunsOptions(tmp_path), console)
     assert "FD-Lite0 499 (n = 60, 61)" in console.printed[0]
     assert console.printed[0].startswith("newer  finished  latent 64 px  portraits  9 min 41 s  PSNR 28.8 dB")
     assert console.printed[1].startswith("older") and "FD-Lite0 512 (n = 60)" in console.printed[1]
@@ -48,7 +49,7 @@ def test_runs_are_listed_newest_first_with_their_figures(two, tmp_path):
 
 def test_json_lines_hold_the_same(two, tmp_path):
     console = Keeper()
-    found = runs(tmp_path, True, console)
+    found = list_runs(RunsOptions(tmp_path, as_json=True), console)
     listed = [json.loads(line) for line in console.printed]
     assert [(one["name"], one["psnr"]) for one in listed] == [(one.name, one.psnr) for one in found]
 
@@ -57,14 +58,14 @@ def test_json_lines_hold_the_same(two, tmp_path):
 def test_a_broken_run_is_one_line_among_the_others(two, tmp_path, content):
     (two[0] / "run.json").write_text(content)
     console = Keeper()
-    runs(tmp_path, False, console)
+    list_runs(RunsOptions(tmp_path), console)
     assert len(console.printed) == 2 and "finished" in console.printed[0] + console.printed[1]
 
 
 def test_names_from_outside_stay_one_printable_line(two, tmp_path):
     write_json(two[0] / "run.json", facts(data=EVIL, created=EVIL))
     console = Keeper()
-    runs(tmp_path, False, console)
+    list_runs(RunsOptions(tmp_path), console)
     assert len(console.printed) == 2 and all(line.isprintable() for line in console.printed)
 
 
@@ -80,11 +81,11 @@ def test_without_runs_it_says_where_it_looked(tmp_path):
     with pytest.raises(UserError, match="no run in"):
         summarize_all(tmp_path)
     with pytest.raises(UserError, match="is not a run"):
-        report([tmp_path], None)
+        report(ReportOptions([tmp_path]), Keeper())
 
 
 def test_several_runs_share_one_page_and_its_plots(two):
-    page = Page(report(two, None))
+    page = Page(report(ReportOptions(two), Keeper()))
     assert "2 runs" in page.text and "older" in page.text and "newer" in page.text
     assert len(page.all("svg")) == 4 and len(page.all("img")) == 2  # PSNR and loss, over images and over minutes
     assert not {"script", "link"} & {name for name, _ in page.elements}
@@ -94,14 +95,14 @@ def test_a_run_has_the_same_style_in_every_plot(two, tmp_path):
     """Also where it is the only one that has such a leg."""
     lines = [line.replace('"denoiser"', '"enlarge-64"') for line in (two[1] / "log.jsonl").read_text().splitlines()]
     (two[1] / "log.jsonl").write_text("\n".join(lines))
-    drawn = Page(report(two, None)).source.partition("enlarges to 64 px")[2]
+    drawn = Page(report(ReportOptions(two), Keeper())).source.partition("enlarges to 64 px")[2]
     assert 'class="name s1">B' in drawn and "s0" not in drawn.partition("</svg>")[0]
 
 
 def test_markup_in_runs_side_by_side_stays_text(two):
     write_json(two[1] / "run.json", facts(name=EVIL, data=EVIL, created=EVIL))
     shutil.rmtree(two[1] / "previews")
-    page = Page(report(two, two[0] / "both.html"))
+    page = Page(report(ReportOptions(two, two[0] / "both.html"), Keeper()))
     assert not page.all("script") and page.source.count("&lt;script&gt;") >= 3
 
 
@@ -110,7 +111,7 @@ def test_a_page_of_several_stays_below_5_mb(tmp_path):
     folders = [fake_run(tmp_path / str(number), flat) for number in range(3)]
     for folder in folders:
         grain.save(folder / "samples" / "grid.png")
-    page = Page(report(folders, None))
+    page = Page(report(ReportOptions(folders), Keeper()))
     assert len(page.all("img")) == 3 and len(page.source.encode()) < 5_000_000
 
 

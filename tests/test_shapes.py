@@ -10,6 +10,7 @@ from small import CASCADE, CPU, Keeper, be_quick, noise_pixels, recipe, request
 
 import calotype
 from calotype.cli.commands import check_data, plan, resume, train
+from calotype.cli.options import CheckOptions, ResumeOptions
 from calotype.data import shapes
 from calotype.data.captions import Captions
 from calotype.data.folder import read_folder
@@ -130,7 +131,7 @@ def test_a_picture_that_has_gone_since_is_reported(folder, tmp_path):
 
 def test_data_check_says_what_squares_cut_away(folder):
     console = Keeper()
-    check_data(folder, 16, console)
+    check_data(CheckOptions(folder, 16), console)
     assert any(
         re.search(r"squares cut away \d+% of 29 pictures; with --set aspect_buckets=5 it is \d%", one)
         for one in console.printed
@@ -253,17 +254,17 @@ def test_from_pictures_of_many_shapes_to_pictures_of_many_shapes(folder, tmp_pat
     assert "shapes: 12 x 24 px 12, 24 x 12 px 9, 16 x 16 px 8;" in notes and "(38% with squares)" in notes
     assert len([*(run / "cache").glob("latents-*.safetensors")]) == 3
     model = calotype.load(run)
-    assert model.sample()[0].size == (16, 16) and model.least == 12
+    assert model.sample()[0].size == (16, 16) and model.least_side == 12
     for size in (*THREE, (32, 20)):
         assert model.sample(1, size=size)[0].size == tuple(size)
     with pytest.raises(UserError, match="multiples of 4 from 12 to 128"):
         model.sample(1, size=(8, 24))
-    assert resume(run, "cpu", Keeper()) == run
+    assert resume(ResumeOptions(run, "cpu"), Keeper()) == run
 
 
 def test_a_cascade_learns_shapes_in_its_first_stage(folder, tmp_path, quick):
     model = calotype.load(train(request(folder, tmp_path / "run", "aspect_buckets=3", settings=CASCADE), Keeper()))
-    assert model.least == 12
+    assert model.least_side == 12
     for size in ((12, 24), (24, 12), (16, 32)):
         assert model.sample(1, size=size)[0].size == size
 

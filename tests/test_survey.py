@@ -8,6 +8,7 @@ from PIL import Image
 from small import Keeper, noise_pixels, write_pictures
 
 from calotype.cli.commands import check_data
+from calotype.cli.options import CheckOptions
 from calotype.data.images import fit
 from calotype.data.survey import alike_pairs, print_of, survey
 from calotype.types import UserError
@@ -102,7 +103,7 @@ def test_hostile_names_stay_on_one_line_and_bad_files_are_named_with_reasons(tmp
     write_pictures(tmp_path, count=4, classes=())
     (tmp_path / "<b>\x1b[31m\n.png").write_bytes(b"")
     console = Keeper()
-    check_data(tmp_path, 16, console)
+    check_data(CheckOptions(tmp_path, 16), console)
     assert "unreadable   1: '<b>\\x1b[31m\\n.png': found nothing (0 bytes)" in "\n".join(console.printed)
     assert all(line.isprintable() for line in console.printed)
 
@@ -111,7 +112,7 @@ def test_where_nothing_can_be_read_training_may_not_start(tmp_path):
     (tmp_path / "holiday.jpg").write_text("no picture")
     console = Keeper()
     with pytest.raises(UserError, match="could be read, so training cannot start"):
-        check_data(tmp_path, 16, console)
+        check_data(CheckOptions(tmp_path, 16), console)
     assert any("holiday.jpg: found text" in line for line in console.printed)
 
 

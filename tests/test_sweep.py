@@ -8,16 +8,17 @@ import torch
 from small import Keeper, be_quick, noise_pictures, request, train_small, write_pictures
 
 from calotype.cli import commands
-from calotype.cli.commands import Grid, sweeping
-from calotype.cli.commands.sweeping import maker
-from calotype.cli.options import numbers
+from calotype.cli.commands import sweeping
+from calotype.cli.commands.sweeping import maker, numbers_in
+from calotype.cli.options import SweepOptions
 from calotype.diffusion.stage import Sampling
 from calotype.evaluation.distances import frechet_distance, frechet_estimate, frechet_of_rows
 from calotype.evaluation.intervals import Estimate
 from calotype.evaluation.references import reference_rows
-from calotype.evaluation.sweep import Cell, pick, sweep
+from calotype.evaluation.sweep import Cell, Grid, pick, sweep
 from calotype.files import is_whole, read_json
-from calotype.model import load, store_sampling
+from calotype.model import load
+from calotype.store import store_sampling
 from calotype.types import UserError
 
 REAL = np.random.default_rng(0).standard_normal((60, 8))
@@ -100,11 +101,11 @@ def test_every_guide_that_there_is_is_tried():
 @pytest.mark.parametrize("text", ["", "8,", "a", "-1", "0", "8.5", "nan", "1e9", "8;16"])
 def test_wrong_steps_are_reported_in_one_line(text):
     with pytest.raises(UserError, match="between commas"):
-        numbers("steps", text, 1)
+        numbers_in("steps", text, 1)
 
 
 def test_numbers_between_commas():
-    assert numbers("guidance", " 3, 1.5,1,1", 0) == [1.0, 1.5, 3.0]
+    assert numbers_in("guidance", " 3, 1.5,1,1", 0) == [1.0, 1.5, 3.0]
 
 
 @pytest.fixture(scope="module")
@@ -165,13 +166,13 @@ def test_guidance_that_changes_nothing_is_reported_in_one_line(tmp_path, monkeyp
         commands.train(request(tmp_path / "pictures", tmp_path / "run", "denoiser.prior=none"), Keeper()),
         Keeper(),
     )
-    commands.sweep(run, None, 4, 0, Grid((1,)), "cpu", console)
-    assert console.printed == [sweeping.UNGUIDED] and sweeping.UNGUIDED in (run / "report.html").read_text()
+    why = commands.sweep_run(SweepOptions(run, count=4, steps="1", device="cpu"), console)
+    assert console.printed == [sweeping.UNGUIDED, why] and sweeping.UNGUIDED in (run / "report.html").read_text()
 
 
 def test_a_sweep_is_kept_and_its_best_cell_becomes_the_models_own(run, monkeypatch):
     monkeypatch.setattr(sweeping, "FEWEST_TO_CHOOSE", 4)
-    printed = commands.sweep(run, None, 4, 0, Grid((1, 2), (1.0, 2.0)), "cpu", Keeper())
+    printed = commands.sweep_run(SweepOptions(run, count=4, steps="1,2", guidance="1,2", device="cpu"), Keeper())
     found = read_json(run / "sweep.json")
     assert len(found["cells"]) == 6 and found["n"] == 4 and found["floor"]["n"] == [4, 4] and printed == found["why"]
     sampling = load(run).samplings[0]
@@ -181,7 +182,7 @@ def test_a_sweep_is_kept_and_its_best_cell_becomes_the_models_own(run, monkeypat
 
 def test_too_few_pictures_change_nothing(run):
     before = read_json(run / "model" / "manifest.json")
-    assert "not stored" in commands.sweep(run, None, 4, 0, Grid((1,), (1.0,)), "cpu", Keeper())
+    assert "not stored" in commands.sweep_run(SweepOptions(run, count=4, steps="1", guidance="1"), Keeper())
     assert read_json(run / "model" / "manifest.json") == before
     with pytest.raises(UserError, match="--count is 3"):
-        commands.sweep(run, None, 3, 0, Grid(), "cpu", Keeper())
+        commands.sweep_run(SweepOptions(run, count=3), Keeper())

@@ -12,6 +12,8 @@ import calotype
 from calotype.build import build_reading
 from calotype.cli import commands
 from calotype.cli.commands import train
+from calotype.cli.commands.sampling import read_prompts
+from calotype.cli.options import EvaluateOptions, SampleOptions, SweepOptions
 from calotype.data.folder import read_folder
 from calotype.data.sources import PictureSource
 from calotype.diffusion.denoiser import Denoiser
@@ -296,10 +298,10 @@ def test_a_model_that_reads_is_edited_swept_and_evaluated(folder, tmp_path):
     for ask in ways:
         one, other = (ask(prompt=prompt)[0].tobytes() for prompt in ("bức tranh", "a cat"))
         assert one != other
-    commands.sweep(run, None, 4, 0, commands.Grid((2,), (1.0, 2.0)), "cpu", Keeper())
+    commands.sweep_run(SweepOptions(run, count=4, steps="2", guidance="1,2"), Keeper())
     assert {cell["guidance"] for cell in read_json(run / "sweep.json")["cells"]} == {1.0, 2.0}
     console = Keeper()
-    commands.evaluate(run, None, 4, 0, None, "cpu", console, guidance=3.5)
+    commands.evaluate(EvaluateOptions(run, count=4, guidance=3.5), console)
     found = read_json(run / "evaluation.json")
     assert any("guidance 3.5, as asked" in note for note in found["notes"])
     assert found["sampling"][0]["guidance"] == 3.5 and found["alignment"]["languages"] == ["captions"]
@@ -321,7 +323,7 @@ def test_without_captions_or_where_they_are_turned_off_nothing_reads(folder, tmp
     run = train(request(folder, tmp_path / "off", "denoiser.text.kind=none"), Keeper())
     assert calotype.load(run).reader is None and "prompts" not in read_json(run / "samples" / "samples.json")
     with pytest.raises(UserError, match="trained without captions, so it reads no prompt") as error:
-        commands.sample(run, 1, None, 0, tmp_path / "out", "cpu", Keeper(), prompt="a cat")
+        commands.sample(SampleOptions(run, 1, out=tmp_path / "out", prompt="a cat"), Keeper())
     assert "\n" not in str(error.value)
 
 
@@ -335,10 +337,10 @@ def test_a_reader_without_captions_is_refused():
 def test_a_file_that_holds_no_prompts_is_one_line(tmp_path, content, message):
     (tmp_path / "prompts.txt").write_bytes(content)
     with pytest.raises(UserError, match=message) as error:
-        commands.read_prompts(tmp_path / "prompts.txt")
+        read_prompts(tmp_path / "prompts.txt")
     assert "\n" not in str(error.value)
     with pytest.raises(UserError, match="No such file"):
-        commands.read_prompts(tmp_path / "nothing.txt")
+        read_prompts(tmp_path / "nothing.txt")
 
 
 def test_sources_hand_out_the_captions_of_their_pictures(folder):

@@ -15,6 +15,7 @@ from small import LEGS, Keeper, be_quick, fingerprint, first_leg, request, secon
 from test_checkpoint import go_on
 
 from calotype.cli import commands
+from calotype.cli.options import ResumeOptions
 from calotype.data.sources import LatentSource, PictureSource
 from calotype.files import read_json
 from calotype.model import load
@@ -285,12 +286,12 @@ def test_stopped_and_resumed_is_the_same_to_the_bit(tmp_path, monkeypatch, finis
 
 
 def resume(run):
-    return commands.resume(run, "auto", Keeper())
+    return commands.resume(ResumeOptions(run), Keeper())
 
 
 def test_a_finished_run_is_left_as_it_is(finished):
     before, console = products(finished), Keeper()
-    assert commands.resume(finished, "auto", console) == finished
+    assert commands.resume(ResumeOptions(finished), console) == finished
     assert "finished already" in console.printed[0] and products(finished) == before
 
 

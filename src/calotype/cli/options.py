@@ -1,76 +1,286 @@
-"""Options that several commands share, and the parsers of those that are more than a number or a path."""
+"""Every command with its options, as a class: typer makes an object of it from the command line. Torch is not imported.
 
-from __future__ import annotations
+The docstring of a class is its help. `calotype.cli.commands` has the function that does the work of each.
+"""
 
 import re
+import time
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
-Guide = Literal["prior", "unconditional"]
+app = typer.Typer(
+    help="Train an image generator on a folder of your own pictures.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+data_app = typer.Typer(help="Folders of pictures, and the built-in portraits.", no_args_is_help=True)
 
 
-def option(help: str, *names: str) -> Any:
+def option(help: str, *names: str, **settings: Any) -> Any:
     """An option whose default is None, or is explained in `help`."""
-    return typer.Option(*names, help=help, show_default=False)
+    return typer.Option(*names, help=help, show_default=False, **settings)
 
 
-Folder = Annotated[Path, typer.Argument(help="Folder of pictures; class subfolders become labels.", show_default=False)]
-RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.", show_default=False)]
-Size = Annotated[int | None, option("Side of the pictures in pixels. [default: 64]")]
-Budget = Annotated[str, typer.Option(help="Time for the whole command: 20s, 10m, 1h30m.")]
-Kind = Annotated[str | None, option("What to train: latent or cascade. [default: latent]")]
-Space = Annotated[
-    str | None,
-    option("Autoencoder: own, or diffusers:PATH with the folder of an AutoencoderKL. [default: own]"),
-]
-NewRun = Annotated[Path | None, option("Folder of the new run. [default: runs/NAME-SIZE-N]", "--out")]
-RecipeFile = Annotated[Path | None, option("TOML file of settings (see recipes/).", "--recipe")]
-Settings = Annotated[list[str] | None, option("A setting, such as denoiser.backbone.width=384.", "--set")]
-Data = Annotated[Path | None, option("Folder of real pictures. [default: those of the run]")]
-Count = Annotated[int, typer.Option(help="Number of samples, of each run or setting.")]
-Seed = Annotated[int, typer.Option(help="Equal seeds give equal pictures.")]
-Label = Annotated[str | None, option("Class of the pictures.")]
-CanvasSize = Annotated[str | None, option("Width x height in pixels, as in 256x384. [default: the training size]")]
-Steps = Annotated[int | None, option("Number of sampling steps.")]
-Guidance = Annotated[float | None, option("Guidance scale; 1 disables it.")]
-SamplerName = Annotated[str | None, option("euler, heun, dpm_solver or ancestral.", "--sampler")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")]
-Force = Annotated[bool, typer.Option("--force", help="Continue although checks of the autoencoder failed.")]
+def argument(help: str, metavar: str | None = None) -> Any:
+    return typer.Argument(help=help, metavar=metavar, show_default=False)
 
 
-def seconds(text: str) -> float:
-    """A time such as `90`, `20s`, `10m`, `1h30m` or `2d`. Raises `UserError` for anything else, and for 0."""
-    from calotype.types import UserError
-
-    text = text.strip().lower()
-    units = re.fullmatch(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m(?:in)?)?(?:(\d+)s)?", f"{text}s" if text.isdigit() else text)
-    parts = units.groups() if units else ()
-    total = sum(int(part or 0) * unit for part, unit in zip(parts, (86400, 3600, 60, 1), strict=False))
-    if total < 1:
-        raise UserError(f"--budget is {text!r}, but must be a time such as 20s, 10m or 1h30m")
+def seconds(text: str | float) -> float:
+    """A time such as `90`, `20s`, `10m`, `1h30m` or `2d`, above 0; a number is returned as it is."""
+    if isinstance(text, float):
+        return text
+    short = text.strip().lower()
+    pattern = r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m(?:in)?)?(?:(\d+)s)?"
+    match = re.fullmatch(pattern, f"{short}s" if short.isdigit() else short)
+    days, hours, minutes, rest = (int(part or 0) for part in match.groups()) if match else (0, 0, 0, 0)
+    if (total := ((24 * days + hours) * 60 + minutes) * 60 + rest) < 1:
+        raise typer.BadParameter(f"{text!r} is not a time such as 20s, 10m or 1h30m")
     return float(total)
 
 
-def guides(text: str | None) -> tuple[Guide, ...]:
-    """Guides between commas; none stands for all of them. Raises `UserError` for another word."""
-    from calotype.types import UserError
-
-    known: dict[str, Guide] = {"prior": "prior", "unconditional": "unconditional"}
-    names = [name.strip() for name in (text or "").split(",") if name.strip()]
-    if unknown := [name for name in names if name not in known]:
-        raise UserError(f"--guide is {unknown[0]!r}, but must be prior, unconditional, or both between commas")
-    return tuple(known[name] for name in names)
+RunFolder = Annotated[Path, argument("Folder of a run.", "RUN")]
+RealPictures = Annotated[Path | None, option("Folder of real pictures. [default: those of the run]")]
+Seed = Annotated[int, typer.Option(help="Equal seeds give equal pictures.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")]
+Force = Annotated[bool, typer.Option("--force", help="Continue although checks of the autoencoder failed.")]
+SampleCount = Annotated[int, typer.Option(help="Number of samples, of each run or setting.")]
+CanvasSize = Annotated[str | None, option("Width x height in pixels, as in 256x384. [default: the training size]")]
 
 
-def numbers(name: str, text: str, least: int) -> list[float]:
-    """Numbers between commas, sorted. Raises `UserError` for anything else, and for numbers below `least`."""
-    from calotype.types import UserError
+@dataclass(frozen=True, kw_only=True)
+class SamplingOptions:
+    """Settings that replace those stored with a model."""
 
-    pattern, parts = r"\d+" if name == "steps" else r"\d+(\.\d+)?", [part.strip() for part in text.split(",")]
-    if not all(re.fullmatch(pattern, part) and float(part) >= least for part in parts):
-        raise UserError(
-            f"--{name} is {text!r}, but must be numbers of at least {least} between commas, such as 8,16,32"
-        )
-    return sorted({float(part) for part in parts})
+    steps: Annotated[int | None, option("Number of sampling steps.")] = None
+    guidance: Annotated[float | None, option("Guidance scale; 1 disables it.")] = None
+    sampler: Annotated[str | None, option("euler, heun, dpm_solver or ancestral.")] = None
+
+    def changes(self) -> dict[str, Any]:
+        """As keywords of `Model.sample`."""
+        return {"steps": self.steps, "guidance": self.guidance, "sampler": self.sampler}
+
+
+# -- Training ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """Pictures, recipe, machine and time of a run."""
+
+    folder: Annotated[Path | None, argument("Folder of pictures; class subfolders become labels.")]
+    """None: the built-in portraits."""
+    size: Annotated[int | None, option("Side of the pictures in pixels. [default: 64]")] = None
+    budget: Annotated[
+        float, option("Time for the whole command: 20s, 10m, 1h30m. [default: 30m]", parser=seconds, metavar="TIME")
+    ] = 1800.0
+    """Seconds."""
+    kind: Annotated[Literal["latent", "cascade"] | None, option("What to train. [default: latent]")] = None
+    """None: the recipe's, else latent."""
+    recipe: Annotated[Path | None, option("TOML file of settings (see recipes/).")] = None
+    overrides: Annotated[list[str] | None, option("A setting, such as denoiser.backbone.width=384.", "--set")] = None
+    device: Device = "auto"
+    space: Annotated[
+        str | None,
+        option("Autoencoder: own, or diffusers:PATH with the folder of an AutoencoderKL. [default: own]"),
+    ] = None
+    """None: the recipe's, else own."""
+    started: float = field(default_factory=time.time, init=False)
+    """When the budget began to run, in seconds since the epoch."""
+
+
+@app.command("train")
+@dataclass(frozen=True)
+class TrainOptions(TrainingOptions):
+    """Train an image generator on a folder of pictures: plan, train, sample and report."""
+
+    out: Annotated[Path | None, option("Folder of the new run. [default: runs/NAME-SIZE-N]")] = None
+    force: Force = False
+
+
+@app.command("plan")
+class PlanOptions(TrainingOptions):
+    """Show what `train` would do, why, and what it would cost."""
+
+
+@app.command("demo")
+@dataclass(frozen=True)
+class DemoOptions(TrainOptions):
+    """Run `train` on the built-in portraits."""
+
+    folder: Path | None = field(default=None, init=False)
+    budget: Annotated[
+        float, option("Time for the whole command: 20s, 10m, 1h30m. [default: 10m]", parser=seconds, metavar="TIME")
+    ] = 600.0
+
+
+@app.command("resume")
+@dataclass(frozen=True)
+class ResumeOptions:
+    """Continue a run that was stopped."""
+
+    run: RunFolder
+    device: Device = "auto"
+    force: Force = False
+    started: float = field(default_factory=time.time, init=False)
+    """When it began, in seconds since the epoch."""
+
+
+# -- Sampling ----------------------------------------------------------------------------------------------------------
+
+
+@app.command("sample")
+@dataclass(frozen=True)
+class SampleOptions(SamplingOptions):
+    """Generate pictures with a trained model: a PNG file of each, and a grid."""
+
+    run: RunFolder
+    count: Annotated[int | None, option("Number of pictures. [default: 16, or one per prompt]")] = None
+    label: Annotated[str | None, option("Class of the pictures. [default: each in turn; with --from: none]")] = None
+    prompt: Annotated[str | None, option("What the pictures show, in words.")] = None
+    negative: Annotated[str | None, option("Negative prompt: what to avoid.")] = None
+    prompts: Annotated[Path | None, option("File with one prompt per line.")] = None
+    seed: Seed = 0
+    picture: Annotated[Path | None, option("Picture to make variations of (image-to-image).", "--from")] = None
+    strength: Annotated[
+        float | None, option("Strength of image-to-image, from 0 to 1. [default: 0.6; with --mask 1]")
+    ] = None
+    mask: Annotated[Path | None, option("Picture of the same size; repaint only its white area (inpainting).")] = None
+    size: CanvasSize = None
+    out: Annotated[Path | None, option("Folder to write to. [default: RUN/samples-N]")] = None
+    device: Device = "auto"
+
+
+@app.command("interpolate")
+@dataclass(frozen=True)
+class InterpolateOptions(SamplingOptions):
+    """Interpolate between two pictures of a model: seeds, classes or prompts."""
+
+    run: RunFolder
+    out: Annotated[Path, option("FILE.webp or FILE.gif: an animation; FILE.png: a strip.")]
+    seeds: Annotated[str, typer.Option(help="Seeds of the first and the last picture.")] = "1,2"
+    frames: Annotated[int, typer.Option(help="Number of pictures, both ends included.")] = 12
+    labels: Annotated[str | None, option("First and last class: a,b. [default: the first class]")] = None
+    prompt: Annotated[str | None, option("What all pictures show, in words.")] = None
+    prompts: Annotated[str | None, option("First and last prompt: 'a red cat|a blue dog'.")] = None
+    size: CanvasSize = None
+    device: Device = "auto"
+
+
+@app.command("enlarge")
+@dataclass(frozen=True)
+class EnlargeOptions:
+    """Enlarge pictures with a super-resolution stage of a cascade."""
+
+    run: RunFolder
+    pictures: Annotated[Path, argument("A picture, or a folder of pictures.")]
+    out: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("enlarged")
+    size: Annotated[int | None, option("Output size of the stage to use, in pixels. [default: the last stage]")] = None
+    label: Annotated[str | None, option("Class of the pictures.")] = None
+    seed: Seed = 0
+    device: Device = "auto"
+
+
+# -- Evaluation --------------------------------------------------------------------------------------------------------
+
+
+@app.command("evaluate")
+@dataclass(frozen=True)
+class EvaluateOptions(SamplingOptions):
+    """Measure sample quality, memorisation and prompt alignment of a run."""
+
+    run: RunFolder
+    data: RealPictures = None
+    count: Annotated[int, typer.Option(help="Number of samples; for captioned portraits, in each language.")] = 200
+    seed: Seed = 0
+    out: Annotated[Path | None, option("Folder to write to. [default: RUN, with its report and model card]")] = None
+    device: Device = "auto"
+
+
+@app.command("compare")
+@dataclass(frozen=True)
+class CompareOptions:
+    """Compare runs: error propagation, cost, quality, overfitting and stability."""
+
+    runs: Annotated[list[Path], argument("Folders of finished runs.", "RUN...")]
+    out: Annotated[Path, option("Folder to write compare.html and compare.json to.")]
+    data: Annotated[Path | None, option("Folder of real pictures. [default: those of the first run]")] = None
+    count: SampleCount = 200
+    seed: Seed = 0
+    device: Device = "auto"
+
+
+@app.command("sweep")
+@dataclass(frozen=True)
+class SweepOptions:
+    """Search steps, guides and guidance scales on validation pictures, and store the best with the model."""
+
+    run: RunFolder
+    data: RealPictures = None
+    count: SampleCount = 200
+    steps: Annotated[str, typer.Option(help="Numbers of sampling steps to try.")] = "8,12,24"
+    guidance: Annotated[
+        str | None, option("Guidance scales to try. [default: 1,2,3,4 with the prior as the guide, else 1,1.5,2,3]")
+    ] = None
+    guide: Annotated[str | None, option("prior or unconditional. [default: both]")] = None
+    slope: Annotated[str | None, option("Slopes of the scale over sigma to try. [default: the model's]")] = None
+    seed: Seed = 0
+    device: Device = "auto"
+
+
+# -- Runs and pictures -------------------------------------------------------------------------------------------------
+
+
+@app.command("runs")
+@dataclass(frozen=True)
+class RunsOptions:
+    """List runs with their state and main figures, newest first."""
+
+    folder: Annotated[Path, typer.Argument(help="Folder of runs.")] = Path("runs")
+    as_json: Annotated[bool, typer.Option("--json", help="Write one JSON object per line.")] = False
+
+
+@app.command("report")
+@dataclass(frozen=True)
+class ReportOptions:
+    """Write the page of a run, or one page of several runs."""
+
+    runs: Annotated[list[Path], argument("Folders of runs.", "RUN...")]
+    out: Annotated[Path | None, option("HTML file. [default: RUN/report.html; of several runs, beside them]")] = None
+
+
+@app.command("inspect")
+@dataclass(frozen=True)
+class InspectOptions:
+    """Check whether the autoencoder of a run is fit for diffusion, and what to change if it is not."""
+
+    run: RunFolder
+    data: RealPictures = None
+    out: Annotated[Path | None, option("Folder to write inspection.html to. [default: RUN]")] = None
+    device: Device = "auto"
+
+
+@data_app.command("portraits")
+@dataclass(frozen=True)
+class PortraitsOptions:
+    """Write the built-in portraits as PNG files in class folders."""
+
+    size: Annotated[int, typer.Option(help="Side of the pictures in pixels.")] = 64
+    count: Annotated[int | None, option("Number of pictures, evenly over the classes. [default: all]")] = None
+    out: Annotated[Path, typer.Option(help="Empty or new folder to write to.")] = Path("portraits")
+
+
+@data_app.command("check")
+@dataclass(frozen=True)
+class CheckOptions:
+    """Describe a folder of pictures; the exit code is 0 if training may start, else 2."""
+
+    folder: Annotated[Path, argument("Folder of pictures; class subfolders become labels.")]
+    size: Annotated[int, typer.Option(help="Side of the training pictures in pixels.")] = 64
+
+
+app.add_typer(data_app, name="data")

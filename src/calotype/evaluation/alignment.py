@@ -4,7 +4,7 @@ what the prompts say, where a judge of the pictures is handed in.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
@@ -13,14 +13,13 @@ from jaxtyping import Bool
 from PIL import Image
 from torch import Tensor
 
-from calotype.data.images import images_from_pil
 from calotype.diffusion.stage import Stage
 from calotype.evaluation.candidate import Candidate
 from calotype.evaluation.intervals import share_estimate
 from calotype.evaluation.measures import as_measure
-from calotype.evaluation.references import Bar, FeatureStore
+from calotype.evaluation.references import FeatureStore
 from calotype.evaluation.results import Alignment, Attribute, PropertyShare, Retrieval
-from calotype.types import NULL_LABEL, Condition, Images, Latents, OtherImages, Rng, Text
+from calotype.types import NULL_LABEL, Condition, Latents, Rng, Text
 
 LEVELS = 4
 """Noise levels of caption retrieval: they cut what is trained on into equal parts."""
@@ -58,7 +57,7 @@ class AlignmentResult:
 
 def alignment(one: Candidate, store: FeatureStore, judge: PromptJudge | None, count: int, seed: int) -> AlignmentResult:
     """Of a model that is conditioned on text; `store` holds the pictures that the `judge` knows, if there is one."""
-    if one.model.reader is None:
+    if one.model.text_encoder is None:
         return AlignmentResult(Alignment(reason="the model was trained without captions"))
     languages = ("captions",) if judge is None else judge.languages
     measures = Alignment(
@@ -72,18 +71,6 @@ def alignment(one: Candidate, store: FeatureStore, judge: PromptJudge | None, co
     measures.attributes, measures.left_out = judged.attributes, judged.left_out
     measures.prompts = judged.prompts
     return AlignmentResult(measures, judged)
-
-
-def prompted_samples(
-    one: Candidate, prompts: Sequence[str], seed: int, bar: Bar, name: str, resize: Callable[[Images], OtherImages]
-) -> OtherImages:
-    """Those of `calotype sample --prompts`."""
-    images: list[Images] = []
-    with bar(name) as progress:
-        for picture in one.model.draw(len(prompts), seed=seed, prompt=prompts):
-            images.append(resize(images_from_pil(picture)))
-            progress(len(images), len(prompts), "")
-    return torch.cat(images)
 
 
 # -- Caption retrieval -------------------------------------------------------------------------------------------------

@@ -51,7 +51,7 @@ class Candidate:
 
     def text(self, pictures: Pictures, chosen: torch.Tensor) -> Text | None:
         """The captions of these pictures, for a model that is conditioned on text."""
-        if self.model.reader is None or pictures.captions is None:
+        if self.model.text_encoder is None or pictures.captions is None:
             return None
         return pictures.captions.first(chosen.tolist())
 
@@ -81,4 +81,4 @@ def open_one(key: str, folder: Path, device: str) -> Candidate:
 
 def usual_text(model: Model, count: int) -> Text | None:
     """A prompt of usual length, with which costs are counted."""
-    return None if model.reader is None else model.text(count, PROMPT)
+    return None if model.text_encoder is None else model.text(count, PROMPT)

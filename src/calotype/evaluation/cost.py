@@ -68,7 +68,7 @@ def networks_of(one: Candidate) -> dict[str, nn.Module]:
 
 def frozen_encoder(one: Candidate) -> Frozen | None:
     """The text encoder that is not trained here."""
-    reader = one.model.reader
+    reader = one.model.text_encoder
     return reader.frozen if isinstance(reader, Projected) else None
 
 

@@ -42,8 +42,6 @@ KINDS = {
 SHIFTED = ("roberta", "xlm-roberta", "mpnet")
 """They leave their first places unused: as many as the number of the padding, and one."""
 ENCODER_WEIGHTS, ENCODER_PARTS = "model.safetensors", r"model(-\d{5}-of-\d{5})?\.safetensors"
-BESIDE = "encoder"
-"""Where in a model's folder its encoder is looked for first; it is not put there, for its size and its licence."""
 DEPTHS = ("num_hidden_layers", "num_layers", "n_layers")
 
 
@@ -77,22 +75,6 @@ def open_encoder(config: FolderConfig) -> Reader:
     tokenize = open_tokenizer(folder / TOKENIZER, most, theirs.vocab_size)
     encoder = TransformersEncoder(network).eval().requires_grad_(False)
     return Reader(tokenize, encoder, theirs.hidden_size, f"{digest} {most}")
-
-
-def at_hand(model: Path, text: dict[str, Any]) -> dict[str, Any]:
-    """The settings of a model's text encoder, with the place where it lies now: in the model's folder, or as before.
-
-    Raises `UserError` where it is in neither.
-    """
-    if text.get("kind") != "folder":
-        return text
-    here = model / BESIDE
-    if not here.is_dir() and not Path(text["path"]).is_dir():
-        raise UserError(
-            f"the model in {model} reads with a text encoder (sha256 {text['digest'][:12]}) that was in {text['path']} "
-            f"and is gone; put it, or a link to it, at {here}"
-        )
-    return {**text, "path": str(here)} if here.is_dir() else text
 
 
 def digest_of(folder: Path) -> str:

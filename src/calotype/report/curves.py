@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from calotype.report.folder import legs_of
-from calotype.report.format import count, difference, digits, leg_name, spaced
+from calotype.report.format import count, difference, digits, leg_name, n_suffix, spaced
 from calotype.report.html import Html, aside, section, strip, table, tag
 from calotype.report.plot import Point, Series, plot
 from calotype.run import Event, Run
@@ -17,7 +17,7 @@ Curves = dict[str, list[Point]]
 
 
 @dataclass(frozen=True)
-class Group:
+class LossPlot:
     """Loss terms that share a plot: those whose name matches."""
 
     pattern: str
@@ -26,18 +26,18 @@ class Group:
     note: str = ""
 
 
-GROUPS = (
-    Group(r"autoencoder\.(?!adversarial)", "Losses of the autoencoder", note="Each term with its weight."),
-    Group(
+LOSS_PLOTS = (
+    LossPlot(r"autoencoder\.(?!adversarial)", "Losses of the autoencoder", note="Each term with its weight."),
+    LossPlot(
         r"critic\.|autoencoder\.adversarial", "Losses of the critic", "loss, share or gap",
         "Right: share of pictures that it classifies correctly as real or reconstructed; chance is 0.5.",
     ),
-    Group(r"denoiser\.", "Denoising loss"),
-    Group(r"(?!autoencoder\.|critic\.|denoiser\.)", "Other terms", "value"),
+    LossPlot(r"denoiser\.", "Denoising loss"),
+    LossPlot(r"(?!autoencoder\.|critic\.|denoiser\.)", "Other terms", "value"),
 )  # fmt: skip
 LOSSES = {"held_out_loss": "held out", "train_loss": "training", "raw_held_out_loss": "held out, raw"}
 LOSSES_NOTE = "The same noise every time. The model overfits where the training loss falls and the held-out loss rises."
-MEASURES = {"psnr": "PSNR", "ssim": "SSIM", "perceptual": "perceptual distance"}
+MEASURE_NAMES = {"psnr": "PSNR", "ssim": "SSIM", "perceptual": "perceptual distance"}
 UNITS = {"psnr": " dB"}
 NOISE_LEVELS = ("", "_low_noise", "_middle_noise", "_high_noise")
 KEY = "Thin lines: as logged. Strong lines: running means. Marks: measures on held-out pictures, never trained on."
@@ -52,13 +52,13 @@ def leg_curves(run: Run, leg: str) -> Html | None:
     """The plots of a leg, with its last measures on held-out pictures."""
     steps, checks = run.history("step", leg), run.history("check", leg)
     last = numbers(within(checks[-1], "measures")) if checks else {}
-    plots = list(leg_plots(curves(steps, "terms"), curves(steps, "norms"), curves(checks, "measures")))
+    plots = list(leg_plots(logged_curves(steps, "terms"), logged_curves(steps, "norms"), logged_curves(checks)))
     if not plots and not last:
         return None
-    return tag("div", tag("h3", leg_name(leg)), last_losses(last), last_measures(last), strip(plots, "plots"))
+    return tag("div", tag("h3", leg_name(leg)), loss_table(last), measures_line(last), strip(plots, "plots"))
 
 
-def curves(events: Iterable[Event], key: str) -> Curves:
+def logged_curves(events: Iterable[Event], key: str = "measures") -> Curves:
     """The values under `key` by their names, over images seen."""
     by_name: Curves = {}
     for event in events:
@@ -68,48 +68,43 @@ def curves(events: Iterable[Event], key: str) -> Curves:
 
 
 def leg_plots(terms: Curves, norms: Curves, measures: Curves) -> Iterator[Html]:
-    held_out = marked(measures, {"held_out_loss": "held out"})
-    for group in GROUPS:
-        if series := lines({name: points for name, points in terms.items() if re.match(group.pattern, name)}):
-            yield plot(group.title, group.y_title, [*series, *held_out], note=group.note)
-    if len(losses := marked(measures, LOSSES)) > 1:
+    held_out = marked_series(measures, {"held_out_loss": "held out"})
+    for kind in LOSS_PLOTS:
+        if series := smooth_series({name: points for name, points in terms.items() if re.match(kind.pattern, name)}):
+            yield plot(kind.title, kind.y_title, [*series, *held_out], note=kind.note)
+    if len(losses := marked_series(measures, LOSSES)) > 1:
         yield plot("Training and held-out loss", "loss", losses, note=LOSSES_NOTE)
-    if psnr := marked(measures, {"psnr": "PSNR"}):
+    if psnr := marked_series(measures, {"psnr": "PSNR"}):
         yield plot("PSNR of reconstructions", "PSNR in dB", psnr, note="Higher is better.")
     if norms:
-        yield plot("Gradient norms", "norm", lines(norms), note="Before clipping.")
+        yield plot("Gradient norms", "norm", smooth_series(norms), note="Before clipping.")
 
 
-def lines(curves: Curves) -> list[Series]:
+def smooth_series(curves: Curves) -> list[Series]:
     return [Series(name.rpartition(".")[2], points) for name, points in curves.items()]
 
 
-def marked(curves: Curves, names: dict[str, str]) -> list[Series]:
+def marked_series(curves: Curves, names: dict[str, str]) -> list[Series]:
     return [Series(label, curves[name], marked=True) for name, label in names.items() if name in curves]
 
 
-def last_losses(last: dict[str, float]) -> Html | None:
+def loss_table(last: dict[str, float]) -> Html | None:
     """The last held-out and training losses, over all noise levels and by thirds of them."""
-    heads = ("Loss at the end", "Held out", "Training", "Gap", "Held out, raw weights", "n")
-    return table(heads, (losses_at(last, level) for level in NOISE_LEVELS if f"held_out_loss{level}" in last))
+    rows = []
+    for level in NOISE_LEVELS:
+        held_out, train, raw = (last.get(f"{side}_loss{level}") for side in ("held_out", "train", "raw_held_out"))
+        name, n = spaced(level).strip() or "all noise levels", count(last.get("n"))
+        if held_out is not None:
+            rows.append((name, digits(held_out), digits(train), difference(train, held_out), digits(raw), n))
+    return table(("Loss at the end", "Held out", "Training", "Gap", "Held out, raw weights", "n"), rows)
 
 
-def losses_at(last: dict[str, float], level: str) -> tuple[str, ...]:
-    held_out, train, raw = (last.get(f"{side}_loss{level}") for side in ("held_out", "train", "raw_held_out"))
-    losses = digits(held_out), digits(train), difference(train, held_out), digits(raw)
-    return spaced(level).strip() or "all noise levels", *losses, count(last.get("n"))
-
-
-def last_measures(last: dict[str, float]) -> Html | None:
+def measures_line(last: dict[str, float]) -> Html | None:
+    """The last measures that are no losses, each with its n."""
     values = [
-        f"{MEASURES.get(name, spaced(name))} {value:.3g}{UNITS.get(name, '')}"
-        + with_n(last.get(f"n_{name}", last.get("n")))
+        f"{MEASURE_NAMES.get(name, spaced(name))} {value:.3g}{UNITS.get(name, '')}"
+        + n_suffix(last.get(f"n_{name}", last.get("n")))
         for name, value in last.items()
         if "_loss" not in name and name.split("_")[0] != "n"
     ]
     return tag("p", f"Last measures on held-out pictures: {', '.join(values)}.") if values else None
-
-
-def with_n(n: float | None) -> str:
-    """Empty for runs of versions that did not store n."""
-    return "" if n is None else f" (n\u00a0=\u00a0{count(n)})"

@@ -37,13 +37,13 @@ def legs_of(run: Run) -> list[str]:
 def previews(run: Run, leg: str) -> list[Preview]:
     """Those whose files exist in this folder: a path that leads out of it is ignored."""
     home = run.folder.resolve()
-    found = []
+    existing = []
     for event in run.history("preview", leg):
         file = (home / str(event.get("file"))).resolve()
         if file.is_relative_to(home) and file.is_file():
             when = f"{count(event['images_seen'])} images, {duration(number(event.get('seconds')))}"
-            found.append(Preview(file, when, tuple(map(str, event.get("prompts") or []))))
-    return found
+            existing.append(Preview(file, when, tuple(map(str, event.get("prompts") or []))))
+    return existing
 
 
 def recipe_text(run: Run) -> str:
@@ -57,10 +57,3 @@ def settings_of(run: Run) -> dict[str, Any]:
         return tomllib.loads(recipe_text(run))
     except tomllib.TOMLDecodeError:
         return {}
-
-
-def sizes_of(run: Run) -> list[int]:
-    """The size of the pictures after each stage, in pixels."""
-    settings = settings_of(run)
-    stages = settings.get("stages") or [settings.get("size")]
-    return stages if isinstance(stages, list) and all(isinstance(size, int) for size in stages) else []

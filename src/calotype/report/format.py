@@ -122,4 +122,10 @@ def interval(estimate: Measure | Mapping[str, Any], unit: str = "") -> str:
 def sample_sizes(n: Any) -> str:
     """One number, or one of each set."""
     sizes = n if isinstance(n, list) else [n]
-    return ", ".join(count(size) for one in sizes if (size := number(one)) is not None)
+    return ", ".join(count(size) for value in sizes if (size := number(value)) is not None)
+
+
+def n_suffix(n: Any) -> str:
+    """`" (n = 60)"`; empty where n is not known, as in runs of earlier versions."""
+    sizes = sample_sizes(n)
+    return f" (n\u00a0=\u00a0{sizes})" if sizes else ""

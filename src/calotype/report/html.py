@@ -9,7 +9,6 @@ from html import escape
 from importlib.resources import files
 from io import BytesIO
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 
@@ -28,8 +27,9 @@ Content = Html | str | None
 Row = Sequence[Content]
 VOID = ("img", "meta")
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-WIDEST, LARGEST_SCALE = 1056, 4
+WIDEST_PICTURE, LARGEST_SCALE = 1056, 4
 """The largest width at which a picture is shown, in pixels and as a multiple of its own."""
+MOST_PROMPTS = 48
 
 
 def tag(name: str, /, *content: Content, **attributes: object) -> Html:
@@ -91,6 +91,12 @@ def details(summary: str, *content: Content) -> Html:
     return tag("details", tag("summary", summary), *content)
 
 
+def prompt_list(prompts: Sequence[str]) -> Html | None:
+    """The first prompts, opened by a click; None where there are none."""
+    entries = [tag("li", prompt or "no prompt") for prompt in prompts[:MOST_PROMPTS]]
+    return details("The prompts, in reading order", tag("ol", *entries)) if entries else None
+
+
 # -- Tables ------------------------------------------------------------------------------------------------------------
 
 
@@ -111,56 +117,44 @@ def cell(content: Content) -> Html:
     return tag("td", value, tag("span", f" [{ends}", class_="ends"))
 
 
-def bar(share: float) -> Html:
-    return tag("span", tag("i", style=f"width:{100 * share:.1f}%"), f"{100 * share:.0f} %", class_="bar")
-
-
 # -- Pictures ----------------------------------------------------------------------------------------------------------
 
 
 def figure(source: Path | Image.Image, caption: str, longest: int, limit: int, kind: str = "plate") -> Html | None:
-    """A picture with its caption; None if its file cannot be read. `kind` is a class: `plate` (numbered) or `frame`."""
+    """A picture inside the page, of at most `longest` pixels a side and `limit` bytes; None if it cannot be read.
+
+    Where there is room it is shown at an integer multiple of its size, so that all pixels are enlarged alike. `kind` is
+    a class: `plate` (numbered) or `frame`.
+    """
     try:
         picture = read_image(source) if isinstance(source, Path) else source
     except UnreadableError:
         return None
-    return tag("figure", embedded(picture, caption, longest, limit), tag("figcaption", caption), class_=kind)
+    picture.thumbnail((longest, longest), Image.Resampling.LANCZOS)
+    coding, content, (width, height) = next(encoded for encoded in encodings(picture) if len(encoded[1]) <= limit)
+    image = tag(
+        "img",
+        src=f"data:image/{coding};base64,{base64.b64encode(content).decode()}",
+        alt=caption,
+        width=width,
+        height=height,
+        style=f"max-width:{max(1, min(LARGEST_SCALE, WIDEST_PICTURE // width)) * width}px",
+        class_="small" if max(width, height) < 800 else None,
+    )
+    return tag("figure", image, tag("figcaption", caption), class_=kind)
+
+
+def encodings(image: Image.Image) -> Iterator[tuple[str, bytes, tuple[int, int]]]:
+    """Coding, content and size, ever smaller: lossless, JPEG with full chroma, then all at half the size."""
+    qualities: list[dict[str, int]] = [{"quality": quality, "subsampling": 0} for quality in (92, 82, 70)]
+    while True:
+        for coding, settings in (("png", {}), *(("jpeg", quality) for quality in qualities)):
+            image.save(buffer := BytesIO(), coding, **settings)
+            yield coding, buffer.getvalue(), image.size
+        image = image.reduce(2)
 
 
 def strip(figures: Iterable[Html | None], kind: str = "strip") -> Html | None:
     """Figures side by side. `kind` is a class: `strip` (pictures) or `plots`."""
-    shown = [one for one in figures if one]
+    shown = list(filter(None, figures))
     return tag("div", *shown, class_=kind) if shown else None
-
-
-def embedded(image: Image.Image, alt: str, longest: int, limit: int) -> Html:
-    """The picture itself in an `img`: at most `longest` pixels a side and `limit` bytes.
-
-    Where there is room it is shown at a whole multiple of its size, so that enlarged pixels are all alike.
-    """
-    image.thumbnail((longest, longest), Image.Resampling.LANCZOS)
-    kind, content, (width, height) = next(encoded for encoded in encodings(image) if len(encoded[1]) <= limit)
-    return tag(
-        "img",
-        src=f"data:image/{kind};base64,{base64.b64encode(content).decode()}",
-        alt=alt,
-        width=width,
-        height=height,
-        style=f"max-width:{max(1, min(LARGEST_SCALE, WIDEST // width)) * width}px",
-        class_="small" if max(width, height) < 800 else None,
-    )
-
-
-def encodings(image: Image.Image) -> Iterator[tuple[str, bytes, tuple[int, int]]]:
-    """Kind, content and size, ever smaller: lossless, JPEG with full chroma, then all at half the size."""
-    while True:
-        yield "png", _saved(image, "PNG"), image.size
-        for quality in (92, 82, 70):
-            yield "jpeg", _saved(image, "JPEG", quality=quality, subsampling=0), image.size
-        image = image.reduce(2)
-
-
-def _saved(image: Image.Image, kind: str, **settings: Any) -> bytes:
-    buffer = BytesIO()
-    image.save(buffer, kind, **settings)
-    return buffer.getvalue()

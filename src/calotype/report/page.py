@@ -29,13 +29,13 @@ from calotype.report.html import (
     Html,
     Row,
     aside,
-    bar,
     bullets,
     definitions,
     details,
     figure,
     masthead,
     page,
+    prompt_list,
     section,
     square,
     strip,
@@ -53,22 +53,18 @@ DEFAULTS = {"seed": None, "guidance_low": 0.0, "guidance_high": 1e6, "augmentati
 GUIDANCE = ("guide", "guidance", "guidance_slope")
 """Sampling settings that `guidance` shows."""
 ROLES = {"train": "for training", "validation": "for validation", "test": "for testing"}
-MOST_PREVIEWS, MOST_NOTES, MOST_PROMPTS = 12, 100, 48
+MOST_PREVIEWS, MOST_NOTES = 12, 100
 
 
 def write_report(folder: Path, out: Path | None = None) -> Path:
     """Writes `RUN/report.html` from what the folder of a run holds so far, and returns its path."""
-    path = out or folder / "report.html"
-    write_whole(path, document(read_run(folder)))
-    return path
-
-
-def document(run: Run) -> str:
+    run, path = read_run(folder), out or folder / "report.html"
     parts = (
-        head, hero, facts, plan, evaluation_section, sweep, neighbours, training_curves, reconstructions, development,
-        time, recipe, notes,
+        heading, hero, facts, plan_section, evaluation_section, sweep, nearest_pictures, training_curves,
+        reconstructions, development, time_section, recipe_section, notes_section,
     )  # fmt: skip
-    return page(run.name, (guarded(part, run) for part in parts))
+    write_whole(path, page(run.name, (guarded(part, run) for part in parts)))
+    return path
 
 
 def guarded(part: Callable[[Run], Html | None], run: Run) -> Html | None:
@@ -83,54 +79,42 @@ def guarded(part: Callable[[Run], Html | None], run: Run) -> Html | None:
 # -- Overview ----------------------------------------------------------------------------------------------------------
 
 
-def head(run: Run) -> Html:
-    kind = run.plan.get("kind")
-    return masthead((f"{kind} diffusion" if kind else "", square(number(run.plan.get("size")))), run.name, status(run))
-
-
-def status(run: Run) -> str:
-    state, spent = run.state, sum(run.state.seconds.values())
-    if state.status == "unknown":
-        return "The state is unknown: run.json is missing or damaged."
-    parts = [state.status.capitalize() + (f" after {duration(spent)}" if spent else ""), *unfinished_legs(run)]
-    return ", ".join(parts) + (f"; started {date(state.created)}." if state.created else ".")
-
-
-def unfinished_legs(run: Run) -> Iterator[str]:
+def heading(run: Run) -> Html:
+    """The title, what was trained, and how far it came."""
+    kind, state, spent = run.plan.get("kind"), run.state, sum(run.state.seconds.values())
+    parts = [state.status.capitalize() + (f" after {duration(spent)}" if spent else "")]
     for leg in legs_of(run):
         progress = number(run.latest("step", leg).get("progress"))
-        if progress is not None and run.state.legs.get(leg) != "finished":
-            yield f"the {leg} at {100 * progress:.0f} %"
+        if progress is not None and state.legs.get(leg) != "finished":
+            parts.append(f"the {leg} at {100 * progress:.0f} %")
+    status = ", ".join(parts) + (f"; started {date(state.created)}." if state.created else ".")
+    if state.status == "unknown":
+        status = "The state is unknown: run.json is missing or damaged."
+    return masthead((f"{kind} diffusion" if kind else "", square(number(run.plan.get("size")))), run.name, status)
 
 
 def hero(run: Run) -> Html | None:
     """The final samples; before there are any, the latest preview."""
-    shown = figure(run.folder / "samples" / "grid.png", samples_caption(run), 2000, HERO_BYTES)
-    latest = next((found[-1] for leg in reversed(legs_of(run)) if (found := previews(run, leg))), None)
+    samples = read_mapping(run.folder / "samples" / "samples.json")
+    shown = figure(run.folder / "samples" / "grid.png", samples_caption(run, samples), 2000, HERO_BYTES)
+    latest = next((made[-1] for leg in reversed(legs_of(run)) if (made := previews(run, leg))), None)
     if shown is None and latest is not None:
         caption = f"The latest preview, after {latest.when}; the run has no samples yet."
         shown = figure(latest.file, caption, 2000, HERO_BYTES)
-    prompts = read_mapping(run.folder / "samples" / "samples.json").get("prompts") or []
-    return shown and tag("div", shown, prompt_list([str(prompt) for prompt in prompts]), class_="hero")
+    prompts = [str(prompt) for prompt in samples.get("prompts") or []]
+    return shown and tag("div", shown, prompt_list(prompts), class_="hero")
 
 
-def prompt_list(prompts: Sequence[str]) -> Html | None:
-    entries = [tag("li", prompt or "no prompt") for prompt in prompts[:MOST_PROMPTS]]
-    return details("The prompts, in reading order", tag("ol", *entries)) if entries else None
-
-
-def samples_caption(run: Run) -> str:
-    samples = read_mapping(run.folder / "samples" / "samples.json")
+def samples_caption(run: Run, samples: dict[str, Any]) -> str:
     settings = {"seed": samples.get("seed"), **within(samples, "sampling")}
-    other = {name: value for name, value in settings.items() if name not in GUIDANCE and value != DEFAULTS.get(name)}
-    shown = [f"{spaced(name)} {setting(value)}" for name, value in other.items()]
+    shown = [
+        f"{spaced(name)} {f'{value:g}' if isinstance(value, float) else spaced(str(value))}"
+        for name, value in settings.items()
+        if name not in GUIDANCE and value != DEFAULTS.get(name)
+    ]
     shown += [guidance(settings)] if "guidance" in settings else []
     labels = labels_text(samples.get("labels") or []) if run.state.classes and not samples.get("prompts") else ""
     return " ".join(filter(None, ("Samples.", labels, f"Sampling: {', '.join(shown)}." if shown else "")))
-
-
-def setting(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else spaced(str(value))
 
 
 def labels_text(labels: Sequence[Any]) -> str:
@@ -161,68 +145,67 @@ def facts(run: Run) -> Html | None:
 # -- Plan and cost -----------------------------------------------------------------------------------------------------
 
 
-def plan(run: Run) -> Html | None:
-    choices = run.plan.get("choices") or []
+def plan_section(run: Run) -> Html | None:
+    choices = (
+        [str(choice.get(key, "")) for key in ("what", "value", "why")] for choice in run.plan.get("choices") or []
+    )
     return section(
         "Plan",
-        table(("Setting", "Choice", "Reason"), ([str(choice.get(key, "")) for key in ("what", "value", "why")]
-                                                for choice in choices), "words"),
-        table(("Cost", "Predicted", "Measured", "Difference"), costs(run)),
-    )  # fmt: skip
+        table(("Setting", "Choice", "Reason"), choices, "words"),
+        table(("Cost", "Predicted", "Measured", "Difference"), cost_rows(run)),
+    )
 
 
-def costs(run: Run) -> Iterator[Row]:
+def cost_rows(run: Run) -> Iterator[Row]:
     """Predicted costs beside the measured ones."""
-    predicted, spent = within(run.plan, "predicted"), run.state.seconds
+
+    def row(name: str, predicted: Value, measured: Value, text: Callable[[Value], str]) -> Row:
+        return name, text(predicted), text(measured), difference(predicted, measured)
+
+    predicted, state = within(run.plan, "predicted"), run.state
     seconds = numbers(within(predicted, "seconds"))
-    for name in sorted(seconds, key=[*spent, *seconds].index):
-        yield cost(name, seconds[name], spent.get(name), duration)
+    for name in sorted(seconds, key=[*state.seconds, *seconds].index):
+        yield row(name, seconds[name], state.seconds.get(name), duration)
     if budget := number(run.plan.get("budget_seconds")):
-        yield cost("whole run, against its budget", budget, sum(spent.values()) or None, duration)
+        yield row("whole run, against its budget", budget, sum(state.seconds.values()) or None, duration)
     if peak := number(predicted.get("peak_memory_bytes")):
-        yield cost("peak memory", peak, run.state.peak_memory_bytes, memory)
+        yield row("peak memory", peak, state.peak_memory_bytes, memory)
     for leg, value in numbers(within(predicted, "parameters")).items():
-        if leg in run.state.parameters:
-            yield cost(f"{leg}, parameters", value, run.state.parameters[leg], count)
+        if leg in state.parameters:
+            yield row(f"{leg}, parameters", value, state.parameters[leg], count)
     for leg, value in numbers(within(predicted, "images")).items():
         if (seen := images_seen(run, leg)) is not None:
-            yield cost(f"{leg}, images seen", value, seen, count)
-
-
-def cost(name: str, predicted: Value, measured: Value, text: Callable[[Value], str]) -> Row:
-    return name, text(predicted), text(measured), difference(predicted, measured)
+            yield row(f"{leg}, images seen", value, seen, count)
 
 
 def images_seen(run: Run, leg: str) -> float | None:
     return number(run.latest("step", leg).get("images_seen"))
 
 
-def time(run: Run) -> Html | None:
-    spent = run.state.seconds
-    total = sum(spent.values()) or 1.0
-    rows = [(name, duration(seconds), *speed(run, name), bar(seconds / total)) for name, seconds in spent.items()]
+def time_section(run: Run) -> Html | None:
+    """Of each step the time, and of a leg the images seen and the median of images per second."""
+    spent, rows = run.state.seconds, []
+    for name, seconds in spent.items():
+        speeds = [value for event in run.history("step", name) if (value := number(event.get("images_a_second")))]
+        seen, share = images_seen(run, name), 100 * seconds / (sum(spent.values()) or 1.0)
+        bar = tag("span", tag("i", style=f"width:{share:.1f}%"), f"{share:.0f} %", class_="bar")
+        speed = scaled(median(speeds)) if speeds else ""
+        rows.append((name, duration(seconds), count(seen) if seen else "", speed, bar))
     return section("Time", table(("Step", "Time", "Images seen", "Images per second", "Share"), rows))
-
-
-def speed(run: Run, leg: str) -> tuple[str, str]:
-    """Images seen, and the median of images per second."""
-    speeds = [value for event in run.history("step", leg) if (value := number(event.get("images_a_second")))]
-    seen = images_seen(run, leg)
-    return count(seen) if seen else "", scaled(median(speeds)) if speeds else ""
 
 
 # -- Pictures ----------------------------------------------------------------------------------------------------------
 
 
-def neighbours(run: Run) -> Html | None:
+def nearest_pictures(run: Run) -> Html | None:
     """Samples above the training pictures that are nearest to them."""
-    found = read_mapping(run.folder / "previews" / "nearest.json")
-    ours, theirs = number(found.get("samples_median")), number(found.get("held_out_median"))
+    distances = read_mapping(run.folder / "previews" / "nearest.json")
+    ours, theirs = number(distances.get("samples_median")), number(distances.get("held_out_median"))
     ratio = f"{ours / theirs:.2f} times" if ours is not None and theirs else "unknown, as a multiple of"
     caption = (
-        f"Above: samples. Below: the nearest of {count(number(found.get('trained')))} training pictures and their "
+        f"Above: samples. Below: the nearest of {count(number(distances.get('trained')))} training pictures and their "
         f"mirror images. The median distance is {ratio} that of as many test pictures "
-        f"(n = {sample_sizes(found.get('n'))}); a ratio far below 1 is a sign of memorisation."
+        f"(n = {sample_sizes(distances.get('n'))}); a ratio far below 1 is a sign of memorisation."
     )
     nearest = figure(run.folder / "previews" / "nearest.png", caption, 1200, NEAREST_BYTES)
     return section("Nearest training pictures", nearest)
@@ -230,10 +213,9 @@ def neighbours(run: Run) -> Html | None:
 
 def reconstructions(run: Run) -> Html | None:
     """The first and the latest reconstructions of the autoencoder."""
-    all_of_them = previews(run, "autoencoder")
+    first, last = (made := previews(run, "autoencoder"))[:1], made[1:][-1:]
     shown = strip(
-        figure(one.file, f"After {one.when}.", 1400, RECONSTRUCTION_BYTES)
-        for one in all_of_them[:1] + all_of_them[1:][-1:]
+        figure(preview.file, f"After {preview.when}.", 1400, RECONSTRUCTION_BYTES) for preview in first + last
     )
     explanation = tag("p", "Held-out pictures, each with its reconstruction to the right.")
     return section("Reconstructions", explanation, shown) if shown else None
@@ -252,24 +234,24 @@ def development(run: Run) -> Html | None:
 
 def samples_of(run: Run, leg: str, limit: int, most: int) -> Html:
     """At most `most` previews of a leg, evenly spread."""
-    found = previews(run, leg)
-    shown = min(len(found), most)
-    chosen = [found[place * (len(found) - 1) // max(1, shown - 1)] for place in range(shown)]
-    figures = [figure(one.file, one.when, 1000, limit // (shown + 1), "frame") for one in chosen]
-    raw = run.folder / "previews" / f"{leg}-raw.png"
-    figures.append(figure(raw, "At the end, without weight averaging (EMA)", 1000, limit // (shown + 1), "frame"))
-    return tag("div", tag("h3", leg_name(leg)), strip(figures), prompt_list(found[-1].prompts))
+    made = previews(run, leg)
+    count, last = min(len(made), most), len(made) - 1
+    chosen = [made[place * last // max(1, count - 1)] for place in range(count)]
+    pictures = {preview.file: preview.when for preview in chosen}
+    pictures[run.folder / "previews" / f"{leg}-raw.png"] = "At the end, without weight averaging (EMA)"
+    figures = (figure(file, caption, 1000, limit // (count + 1), "frame") for file, caption in pictures.items())
+    return tag("div", tag("h3", leg_name(leg)), strip(figures), prompt_list(made[-1].prompts))
 
 
 # -- Files -------------------------------------------------------------------------------------------------------------
 
 
-def recipe(run: Run) -> Html | None:
+def recipe_section(run: Run) -> Html | None:
     text = recipe_text(run)
     return section("Recipe", text and details("recipe.toml", tag("pre", tag("code", text))))
 
 
-def notes(run: Run) -> Html | None:
+def notes_section(run: Run) -> Html | None:
     logged = [event.get("text") for event in run.events if event.get("event") == "note"]
     texts = list(dict.fromkeys(str(text) for text in [*(run.plan.get("notes") or []), *logged] if text))
     more = [f"… and {len(texts) - MOST_NOTES:,} more in log.jsonl"] if len(texts) > MOST_NOTES else []

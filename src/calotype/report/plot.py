@@ -12,70 +12,16 @@ from calotype.report.format import scaled, spaced
 from calotype.report.html import Html, tag
 
 Point = tuple[float, float]
-WIDTH, HEIGHT = 400.0, 244.0
+PLOT_WIDTH, PLOT_HEIGHT = 400.0, 244.0
 LEFT, RIGHT, TOP, BOTTOM = 40.0, 88.0, 24.0, 48.0
 LABEL_GAP = 13.0
 FROM_ZERO = ("images seen", "minutes")
 """Quantities whose axis starts at 0."""
-STYLES = 5  # s0 ... s4 in style.css
-SHAPES = {  # a square, a triangle, a diamond and a cross around the point
+LINE_STYLES = 5  # s0 ... s4 in style.css
+MARKS = {  # a square, a triangle, a diamond and a cross around the point
     "s1": "m-3 -3h6v6h-6z", "s2": "m0 -4l4 7h-8z", "s3": "m0 -4.4l4.4 4.4l-4.4 4.4l-4.4 -4.4z",
     "s4": "m-3 -3l6 6m0 -6l-6 6",
 }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Axis:
-    """Maps values to 0 ... 1; values beyond `low` and `high` are clipped."""
-
-    low: float
-    high: float
-    ticks: tuple[float, ...]
-    logarithmic: bool = False
-
-    def at(self, value: float) -> float:
-        value = min(max(value, self.low), self.high)
-        if self.logarithmic:
-            return math.log(value / self.low) / math.log(self.high / self.low)
-        return (value - self.low) / (self.high - self.low)
-
-
-def axis_from_zero(high: float) -> Axis:
-    """From 0 to `high`, with at most six ticks."""
-    high = max(high, 1.0)
-    step = round_step(high / 5)
-    return Axis(0.0, high, tuple(step * index for index in range(math.floor(high / step * (1 + 1e-9)) + 1)))
-
-
-def axis_around(values: Sequence[float]) -> Axis:
-    """From tick to tick; logarithmic where all values are positive and the largest is 8 times the smallest or more."""
-    low, high = min(values), max(values)
-    if 0 < low <= high / 8:
-        return logarithmic_axis(low, high)
-    step = round_step((high - low) / 4 or abs(high) / 4 or 1.0)
-    first, last = math.floor(low / step), math.ceil(high / step)
-    ticks = tuple(round(step * index, 12) for index in range(first, max(last, first + 1) + 1))
-    return Axis(ticks[0], ticks[-1], ticks)
-
-
-def logarithmic_axis(low: float, high: float) -> Axis:
-    """With ticks at 1, 2 and 5 of each decade, or at 1 and 3, or at 1: the first that makes at most seven."""
-    choices = [ticks_between(low, high, digits) for digits in ((1, 2, 5), (1, 3), (1,))]
-    ticks = next((ticks for ticks in choices if len(ticks) <= 7), choices[-1])
-    return Axis(ticks[0], ticks[-1], ticks, logarithmic=True)
-
-
-def ticks_between(low: float, high: float, digits: Sequence[int]) -> tuple[float, ...]:
-    """From the last tick up to `low` to the first from `high` on."""
-    decades = range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 2)
-    ticks = [float(f"{digit}e{decade}") for decade in decades for digit in digits]
-    return tuple(ticks[bisect.bisect_right(ticks, low) - 1 : bisect.bisect_left(ticks, high) + 1])
-
-
-def round_step(step: float) -> float:
-    """The smallest of 1, 2 and 5 times a power of ten that is at least `step`."""
-    power = 10.0 ** math.floor(math.log10(step))
-    return next(digit * power for digit in (1, 2, 5, 10) if digit * power >= step * (1 - 1e-9))
 
 
 @dataclass(frozen=True)
@@ -92,42 +38,85 @@ class Series:
         return self.points if self.marked else smoothed(self.points)
 
 
-@dataclass(frozen=True)
-class Frame:
-    """Maps values to coordinates of the drawing."""
-
-    x: Axis
-    y: Axis
-
-    def x_at(self, value: float) -> float:
-        return round(LEFT + self.x.at(value) * (WIDTH - LEFT - RIGHT), 1)
-
-    def y_at(self, value: float) -> float:
-        return round(HEIGHT - BOTTOM - self.y.at(value) * (HEIGHT - TOP - BOTTOM), 1)
-
-
 def plot(title: str, y_title: str, series: Sequence[Series], x_title: str = "images seen", note: str = "") -> Html:
     """A figure with its caption. Every series needs a point."""
-    caption = tag("figcaption", tag("b", f"{title}."), f" {note}")
-    return tag("figure", caption, drawing(title, y_title, series, x_title), class_="plot")
-
-
-def drawing(title: str, y_title: str, series: Sequence[Series], x_title: str) -> Html:
-    x = [value for one in series for value, _ in one.points]
-    frame = Frame(axis_from_zero(max(x)) if x_title in FROM_ZERO else axis_around(x), axis_around(extent(series)))
+    x = [value for curve in series for value, _ in curve.points]
+    frame = Frame(axis_from_zero(max(x)) if x_title in FROM_ZERO else axis_around(x), axis_around(inner_values(series)))
     parts = [*y_axis(frame, y_title), *x_axis(frame, x_title)]
-    heights = spread([frame.y_at(one.line()[-1][1]) for one in series], LABEL_GAP, HEIGHT - BOTTOM)
-    for index, (one, height) in enumerate(zip(series, heights, strict=True)):
-        style = f"s{(index if one.style is None else one.style) % STYLES}"
-        label = text(spaced(one.name)[:15], WIDTH - RIGHT + 8, height + 4, f"name {style}")
-        parts += [*shapes(frame, one, style), label]
-    return tag("svg", tag("title", title), *parts, viewBox=f"0 0 {WIDTH:g} {HEIGHT:g}", role="img")
+    heights = spread([frame.y_at(curve.line()[-1][1]) for curve in series], LABEL_GAP, PLOT_HEIGHT - BOTTOM)
+    for index, (curve, height) in enumerate(zip(series, heights, strict=True)):
+        style = f"s{(index if curve.style is None else curve.style) % LINE_STYLES}"
+        parts += [] if curve.marked else [polyline(frame, curve.points, f"raw {style}")]
+        parts.append(polyline(frame, curve.line(), f"line {style}"))
+        parts += [mark(frame.x_at(x), frame.y_at(y), style) for x, y in curve.points if curve.marked]
+        parts.append(svg_text(spaced(curve.name)[:15], PLOT_WIDTH - RIGHT + 8, height + 4, f"name {style}"))
+    box = f"0 0 {PLOT_WIDTH:g} {PLOT_HEIGHT:g}"
+    caption = tag("figcaption", tag("b", f"{title}."), f" {note}")
+    return tag("figure", caption, tag("svg", tag("title", title), *parts, viewBox=box, role="img"), class_="plot")
 
 
-def extent(series: Sequence[Series]) -> list[float]:
+# -- Axes --------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Maps values to 0 ... 1; values beyond `low` and `high` are clipped."""
+
+    low: float
+    high: float
+    ticks: Sequence[float]
+    logarithmic: bool = False
+
+    def at(self, value: float) -> float:
+        value = min(max(value, self.low), self.high)
+        if self.logarithmic:
+            return math.log(value / self.low) / math.log(self.high / self.low)
+        return (value - self.low) / (self.high - self.low)
+
+
+def axis_from_zero(high: float) -> Axis:
+    """From 0 to `high`, with at most six ticks."""
+    high = max(high, 1.0)
+    step = round_step(high / 5)
+    return Axis(0.0, high, [step * index for index in range(math.floor(high / step * (1 + 1e-9)) + 1)])
+
+
+def axis_around(values: Sequence[float]) -> Axis:
+    """From tick to tick; logarithmic where all values are positive and the largest is 8 times the smallest or more.
+
+    Its ticks are then at 1, 2 and 5 of each decade, or at 1 and 3, or at 1: the first choice with at most seven.
+    """
+    low, high = min(values), max(values)
+    if 0 < low <= high / 8:
+        choices = [decade_ticks(low, high, digits) for digits in ((1, 2, 5), (1, 3), (1,))]
+        ticks = next((ticks for ticks in choices if len(ticks) <= 7), choices[-1])
+        return Axis(ticks[0], ticks[-1], ticks, logarithmic=True)
+    step = round_step((high - low) / 4 or abs(high) / 4 or 1.0)
+    first, last = math.floor(low / step), math.ceil(high / step)
+    ticks = [round(step * index, 12) for index in range(first, max(last, first + 1) + 1)]
+    return Axis(ticks[0], ticks[-1], ticks)
+
+
+def decade_ticks(low: float, high: float, digits: Sequence[int]) -> list[float]:
+    """The digits times powers of ten, from the last one up to `low` to the first from `high` on."""
+    decades = range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 2)
+    ticks = [float(f"{digit}e{decade}") for decade in decades for digit in digits]
+    return ticks[bisect.bisect_right(ticks, low) - 1 : bisect.bisect_left(ticks, high) + 1]
+
+
+def round_step(step: float) -> float:
+    """The smallest of 1, 2 and 5 times a power of ten that is at least `step`."""
+    power = 10.0 ** math.floor(math.log10(step))
+    return next(digit * power for digit in (1, 2, 5, 10) if digit * power >= step * (1 - 1e-9))
+
+
+def inner_values(series: Sequence[Series]) -> list[float]:
     """The values that must be visible: without the outermost 1% at either end of long series."""
-    values = [sorted(y for _, y in one.points) for one in series]
+    values = [sorted(y for _, y in curve.points) for curve in series]
     return [y for ys in values for y in ys[len(ys) // 100 : len(ys) - len(ys) // 100]]
+
+
+# -- Points ------------------------------------------------------------------------------------------------------------
 
 
 def smoothed(points: Sequence[Point]) -> list[Point]:
@@ -146,26 +135,6 @@ def thinned(points: Sequence[Point], most: int = 300) -> list[Point]:
     return [*points[: -1 : math.ceil(len(points) / most)], points[-1]]
 
 
-def shapes(frame: Frame, series: Series, style: str) -> Iterator[Html]:
-    if not series.marked:
-        yield line(frame, series.points, f"raw {style}")
-    yield line(frame, series.line(), f"line {style}")
-    for x, y in series.points if series.marked else ():
-        yield mark(frame.x_at(x), frame.y_at(y), style)
-
-
-def mark(x: float, y: float, style: str) -> Html:
-    """A ring, or the shape of its style, so that series differ without colour."""
-    if style not in SHAPES:
-        return tag("circle", cx=x, cy=y, r=3.2, class_=f"mark {style}")
-    return tag("path", d=f"M{x:g} {y:g}{SHAPES[style]}", class_=f"mark {style}")
-
-
-def line(frame: Frame, points: Sequence[Point], kind: str) -> Html:
-    places = " ".join(f"{frame.x_at(x):g},{frame.y_at(y):g}" for x, y in thinned(points))
-    return tag("polyline", points=places, class_=kind)
-
-
 def spread(heights: Sequence[float], gap: float, lowest: float) -> list[float]:
     """Heights moved apart by at least `gap`, in the same order and none below `lowest` (SVG counts downwards)."""
     order, placed = sorted(range(len(heights)), key=heights.__getitem__), list(heights)
@@ -177,23 +146,52 @@ def spread(heights: Sequence[float], gap: float, lowest: float) -> list[float]:
     return placed
 
 
-def text(content: str, x: float, y: float, kind: str | None = None, anchor: str | None = None) -> Html:
+# -- Drawing -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Maps values to coordinates of the drawing."""
+
+    x: Axis
+    y: Axis
+
+    def x_at(self, value: float) -> float:
+        return round(LEFT + self.x.at(value) * (PLOT_WIDTH - LEFT - RIGHT), 1)
+
+    def y_at(self, value: float) -> float:
+        return round(PLOT_HEIGHT - BOTTOM - self.y.at(value) * (PLOT_HEIGHT - TOP - BOTTOM), 1)
+
+
+def mark(x: float, y: float, style: str) -> Html:
+    """A ring, or the shape of its style, so that series differ without colour."""
+    if style not in MARKS:
+        return tag("circle", cx=x, cy=y, r=3.2, class_=f"mark {style}")
+    return tag("path", d=f"M{x:g} {y:g}{MARKS[style]}", class_=f"mark {style}")
+
+
+def polyline(frame: Frame, points: Sequence[Point], kind: str) -> Html:
+    places = " ".join(f"{frame.x_at(x):g},{frame.y_at(y):g}" for x, y in thinned(points))
+    return tag("polyline", points=places, class_=kind)
+
+
+def svg_text(content: str, x: float, y: float, kind: str | None = None, anchor: str | None = None) -> Html:
     return tag("text", content, x=round(x, 1), y=round(y, 1), class_=kind, text_anchor=anchor)
 
 
 def y_axis(frame: Frame, title: str) -> Iterator[Html]:
-    yield text(title + (", log scale" if frame.y.logarithmic else ""), 0.0, 11.0)
+    yield svg_text(title + (", log scale" if frame.y.logarithmic else ""), 0.0, 11.0)
     for tick in frame.y.ticks:
         y = frame.y_at(tick)
-        yield tag("line", x1=LEFT, x2=WIDTH - RIGHT, y1=y, y2=y, class_="grid")
-        yield text(f"{tick:.6g}".replace("-", "−"), LEFT - 6, y + 4, anchor="end")
+        yield tag("line", x1=LEFT, x2=PLOT_WIDTH - RIGHT, y1=y, y2=y, class_="grid")
+        yield svg_text(f"{tick:.6g}".replace("-", "−"), LEFT - 6, y + 4, anchor="end")
 
 
 def x_axis(frame: Frame, title: str) -> Iterator[Html]:
-    foot = HEIGHT - BOTTOM
-    yield tag("line", x1=LEFT, x2=WIDTH - RIGHT, y1=foot, y2=foot, class_="axis")
+    foot, end = PLOT_HEIGHT - BOTTOM, PLOT_WIDTH - RIGHT
+    yield tag("line", x1=LEFT, x2=end, y1=foot, y2=foot, class_="axis")
     for tick in frame.x.ticks:
         x = frame.x_at(tick)
         yield tag("line", x1=x, x2=x, y1=foot, y2=foot + 4, class_="axis")
-        yield text(scaled(tick), x, foot + 17, anchor="middle")
-    yield text(title + (", log scale" if frame.x.logarithmic else ""), WIDTH - RIGHT, foot + 34, anchor="end")
+        yield svg_text(scaled(tick), x, foot + 17, anchor="middle")
+    yield svg_text(title + (", log scale" if frame.x.logarithmic else ""), end, foot + 34, anchor="end")

@@ -8,8 +8,7 @@ from pathlib import Path
 from string import ascii_uppercase
 
 from calotype.files import write_whole
-from calotype.report.curves import with_n
-from calotype.report.folder import legs_of, read_run, sizes_of
+from calotype.report.folder import legs_of, read_run, settings_of
 from calotype.report.format import (
     UNKNOWN,
     clipped,
@@ -19,6 +18,7 @@ from calotype.report.format import (
     duration,
     leg_name,
     memory,
+    n_suffix,
     sample_sizes,
     scaled,
 )
@@ -31,11 +31,12 @@ from calotype.types import UserError
 
 GRIDS_BYTES = 2_400_000
 """Limit of all grids together."""
-MEASURES = {"psnr": "PSNR in dB", "held_out_loss": "held-out loss"}
-AXES: dict[str, Callable[[Event], float | None]] = {
+COMPARED_MEASURES = {"psnr": "PSNR in dB", "held_out_loss": "held-out loss"}
+HORIZONTAL: dict[str, Callable[[Event], float | None]] = {
     "images seen": lambda event: number(event.get("images_seen")),
     "minutes": lambda event: None if (seconds := number(event.get("seconds"))) is None else seconds / 60,
 }
+"""What measures are plotted over."""
 
 
 @dataclass(frozen=True)
@@ -60,41 +61,20 @@ class RunSummary:
 
 
 def summarize(run: Run) -> RunSummary:
-    state, measures = run.state, last_measures(run)
-    return RunSummary(
-        run.folder, run.name, status_of(run), str(run.plan.get("kind") or ""), " → ".join(map(str, sizes_of(run))),
-        Path(state.data).name, state.created, sum(state.seconds.values()) or None,
-        sum(numbers(within(run.plan, "predicted", "parameters")).values()) or None,
-        measures.get("psnr"), measures.get("held_out_loss"), *fd_lite0(run),
-    )  # fmt: skip
-
-
-def summarize_all(folder: Path) -> list[RunSummary]:
-    """Every run in a folder, newest first; a damaged run has a `problem`. Raises `UserError` where there is no run."""
-    runs = [path.parent for path in folder.glob("*/run.json")] if folder.is_dir() else []
-    if not runs:
-        raise UserError(f"no run in {folder}: no folder in it has a run.json; train one, or name another folder")
-    return sorted(map(summarize_folder, runs), key=lambda one: (one.created, one.name), reverse=True)
-
-
-def summarize_folder(folder: Path) -> RunSummary:
-    try:
-        return summarize(Run.open(folder))
-    except Exception as problem:  # a damaged run does not hide the others
-        return RunSummary(folder, folder.name, "damaged", problem=str(problem))
-
-
-def status_of(run: Run) -> str:
-    """`killed` where the run says that it is training but no process works on it."""
-    return "killed" if run.state.status == "training" and owner_of(run.folder) is None else run.state.status
-
-
-def last_measures(run: Run) -> dict[str, float]:
-    """The last held-out measures; where several legs have the same measure, those of the first leg."""
+    """Measures that several legs have are those of the first leg. `killed`: no process works on it any more."""
+    state, settings = run.state, settings_of(run)
+    killed = state.status == "training" and owner_of(run.folder) is None
+    stages = settings.get("stages") or [settings.get("size")]
+    known = isinstance(stages, list) and all(isinstance(size, int) for size in stages)
     measures: dict[str, float] = {}
     for leg in reversed(legs_of(run)):
         measures |= numbers(within(run.latest("check", leg), "measures"))
-    return measures
+    return RunSummary(
+        run.folder, run.name, "killed" if killed else state.status, str(run.plan.get("kind") or ""),
+        " → ".join(map(str, stages)) if known else "", Path(state.data).name, state.created,
+        sum(state.seconds.values()) or None, sum(numbers(within(run.plan, "predicted", "parameters")).values()) or None,
+        measures.get("psnr"), measures.get("held_out_loss"), *fd_lite0(run),
+    )  # fmt: skip
 
 
 def fd_lite0(run: Run) -> tuple[float | None, str]:
@@ -108,6 +88,21 @@ def fd_lite0(run: Run) -> tuple[float | None, str]:
     return None, ""
 
 
+def summarize_all(folder: Path) -> list[RunSummary]:
+    """Every run in a folder, newest first; a damaged run has a `problem`. Raises `UserError` where there is no run."""
+    runs = [path.parent for path in folder.glob("*/run.json")] if folder.is_dir() else []
+    if not runs:
+        raise UserError(f"no run in {folder}: no folder in it has a run.json; train one, or name another folder")
+    return sorted(map(summarize_folder, runs), key=lambda run: (run.created, run.name), reverse=True)
+
+
+def summarize_folder(folder: Path) -> RunSummary:
+    try:
+        return summarize(Run.open(folder))
+    except Exception as problem:  # a damaged run does not hide the others
+        return RunSummary(folder, folder.name, "damaged", problem=str(problem))
+
+
 # -- One page ----------------------------------------------------------------------------------------------------------
 
 
@@ -117,29 +112,43 @@ def write_runs(folders: Sequence[Path], out: Path) -> Path:
         raise UserError(f"report got {len(folders)} runs, but takes at most {len(ascii_uppercase)}; leave some out")
     runs = dict(zip(ascii_uppercase, map(read_run, folders), strict=False))
     names = definitions({f"Run {key}": f"{run.name}, {date(run.state.created)}" for key, run in runs.items()})
-    head = masthead(["runs side by side"], f"{len(runs)} runs", facts=names)
-    more = aside("The report.html in the folder of each run shows more of it.")
-    write_whole(out, page("Runs side by side", [head, main_table(runs), samples(runs), curves(runs), more]))
+    grids = (
+        figure(run.folder / "samples" / "grid.png", f"{key}: {run.name}.", 1000, GRIDS_BYTES // len(runs))
+        for key, run in runs.items()
+    )
+    parts = (
+        masthead(["runs side by side"], f"{len(runs)} runs", facts=names),
+        figures_table(runs),
+        section("Samples", strip(grids)),
+        section("Training curves", strip(comparing_plots(runs), "plots")),
+        aside("The report.html in the folder of each run shows more of it."),
+    )
+    write_whole(out, page("Runs side by side", parts))
     return out
 
 
-def main_table(runs: Mapping[str, Run]) -> Html | None:
+def figures_table(runs: Mapping[str, Run]) -> Html | None:
     summaries = {key: summarize(run) for key, run in runs.items()}
     rows: dict[str, Callable[[Run, RunSummary], str]] = {
-        "state": lambda run, one: one.state,
-        "kind": lambda run, one: one.kind,
-        "size in px": lambda run, one: one.chain,
-        "data": lambda run, one: clipped(one.data),
-        "training pictures": lambda run, one: count(run.state.pictures.get("train")),
-        "budget": lambda run, one: duration(number(run.plan.get("budget_seconds"))),
-        "time spent": lambda run, one: duration(one.seconds),
-        "peak memory": lambda run, one: memory(run.state.peak_memory_bytes),
-        "parameters": lambda run, one: scaled(one.parameters),
-        "PSNR in dB": lambda run, one: digits(one.psnr) + n_of(run, "psnr"),
-        "held-out loss": lambda run, one: digits(one.held_out_loss) + n_of(run, "held_out_loss"),
-        "FD-Lite0": lambda run, one: digits(one.fd_lite0) + (f" (n\u00a0=\u00a0{one.fd_n})" if one.fd_n else ""),
+        "state": lambda run, summary: summary.state,
+        "kind": lambda run, summary: summary.kind,
+        "size in px": lambda run, summary: summary.chain,
+        "data": lambda run, summary: clipped(summary.data),
+        "training pictures": lambda run, summary: count(run.state.pictures.get("train")),
+        "budget": lambda run, summary: duration(number(run.plan.get("budget_seconds"))),
+        "time spent": lambda run, summary: duration(summary.seconds),
+        "peak memory": lambda run, summary: memory(run.state.peak_memory_bytes),
+        "parameters": lambda run, summary: scaled(summary.parameters),
+        "PSNR in dB": lambda run, summary: digits(summary.psnr) + n_of(run, "psnr"),
+        "held-out loss": lambda run, summary: digits(summary.held_out_loss) + n_of(run, "held_out_loss"),
+        "FD-Lite0": lambda run, summary: (
+            digits(summary.fd_lite0) + (f" (n\u00a0=\u00a0{summary.fd_n})" if summary.fd_n else "")
+        ),
     }
-    body = [(name, *(text(runs[key], one) or UNKNOWN for key, one in summaries.items())) for name, text in rows.items()]
+    body = [
+        (name, *(text(runs[key], summary) or UNKNOWN for key, summary in summaries.items()))
+        for name, text in rows.items()
+    ]
     note = (
         "Held-out losses are comparable only between runs of the same kind, size and parameterisation, FD-Lite0 only "
         "at equal n. For both, smaller is better."
@@ -150,30 +159,25 @@ def main_table(runs: Mapping[str, Run]) -> Html | None:
 def n_of(run: Run, measure: str) -> str:
     """The n of the last value of a held-out measure."""
     checks = (within(run.latest("check", leg), "measures") for leg in legs_of(run))
-    return with_n(next((number(measures.get("n")) for measures in checks if measure in measures), None))
+    return n_suffix(next((measures.get("n") for measures in checks if measure in measures), None))
 
 
-def samples(runs: Mapping[str, Run]) -> Html | None:
-    grids = ((run.folder / "samples" / "grid.png", f"{key}: {run.name}.") for key, run in runs.items())
-    return section("Samples", strip(figure(file, caption, 1000, GRIDS_BYTES // len(runs)) for file, caption in grids))
-
-
-def curves(runs: Mapping[str, Run]) -> Html | None:
+def comparing_plots(runs: Mapping[str, Run]) -> list[Html]:
     """Held-out measures of each leg over images and over time; a run has the same style in all plots."""
-    plots = [
+    return [
         plot(leg_name(leg), label, series, axis, f"Over {axis}.")
         for leg in dict.fromkeys(leg for run in runs.values() for leg in legs_of(run))
-        for measure, label in MEASURES.items()
-        for axis in AXES
-        if (series := lines(runs, leg, measure, axis))
+        for measure, label in COMPARED_MEASURES.items()
+        for axis in HORIZONTAL
+        if (series := series_of_runs(runs, leg, measure, axis))
     ]
-    return section("Training curves", strip(plots, "plots"))
 
 
-def lines(runs: Mapping[str, Run], leg: str, measure: str, axis: str) -> list[Series]:
+def series_of_runs(runs: Mapping[str, Run], leg: str, measure: str, axis: str) -> list[Series]:
     series = []
     for style, (key, run) in enumerate(runs.items()):
-        values = [(AXES[axis](one), number(within(one, "measures").get(measure))) for one in run.history("check", leg)]
+        checks = run.history("check", leg)
+        values = [(HORIZONTAL[axis](check), number(within(check, "measures").get(measure))) for check in checks]
         points = [(x, y) for x, y in values if x is not None and y is not None]
         series += [Series(key, points, marked=True, style=style)] if points else []
     return series

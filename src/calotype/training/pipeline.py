@@ -20,7 +20,6 @@ from calotype.data.words import cache_words
 from calotype.diffusion.stage import Stage
 from calotype.evaluation.counting import counter
 from calotype.machine import peak_memory
-from calotype.model import save_model
 from calotype.nets.frozen import FrozenConfig
 from calotype.nets.kl import Autoencoder
 from calotype.recipe import ImportedSpace, Recipe, leg_above
@@ -28,6 +27,7 @@ from calotype.run import LevelSearch, Run
 from calotype.settings import parse_recipe
 from calotype.spaces.latent import LatentSpace, about_tiles
 from calotype.spaces.pixel import PixelSpace, Space
+from calotype.store import save_model
 from calotype.tables import merge
 from calotype.training.budget import BudgetController, TimeBudget
 from calotype.training.constants import keep

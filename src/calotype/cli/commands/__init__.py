@@ -1,38 +1,35 @@
-"""The commands as functions, which report through a `Console`."""
+"""The function that does the work of each command, and reports through a `Console`."""
 
+from collections.abc import Callable
+from typing import Any
+
+from calotype.cli import options
 from calotype.cli.commands.checking import check_data
-from calotype.cli.commands.comparing import compare
+from calotype.cli.commands.comparing import compare_runs
 from calotype.cli.commands.evaluating import evaluate
 from calotype.cli.commands.inspecting import inspect
-from calotype.cli.commands.interpolating import interpolate
-from calotype.cli.commands.reading import write_data
-from calotype.cli.commands.sampling import SampleRequest, enlarge, read_prompts, sample
-from calotype.cli.commands.showing import report, runs
-from calotype.cli.commands.sweeping import sweep_run as sweep
-from calotype.cli.commands.training import TrainRequest, plan, resume, train
+from calotype.cli.commands.reading import export_portraits
+from calotype.cli.commands.sampling import enlarge, interpolate, sample
+from calotype.cli.commands.showing import list_runs, report
+from calotype.cli.commands.sweeping import sweep_run
+from calotype.cli.commands.training import plan, resume, train
 from calotype.cli.console import Console
-from calotype.evaluation.sweep import Grid
-from calotype.training.reporter import Progress
 
-__all__ = [
-    "Console",
-    "Grid",
-    "Progress",
-    "SampleRequest",
-    "TrainRequest",
-    "check_data",
-    "compare",
-    "enlarge",
-    "evaluate",
-    "inspect",
-    "interpolate",
-    "plan",
-    "read_prompts",
-    "report",
-    "resume",
-    "runs",
-    "sample",
-    "sweep",
-    "train",
-    "write_data",
-]  # fmt: skip
+FUNCTIONS: dict[type, Callable[[Any, Console], object]] = {
+    options.TrainOptions: train,
+    options.PlanOptions: plan,
+    options.DemoOptions: train,
+    options.ResumeOptions: resume,
+    options.SampleOptions: sample,
+    options.InterpolateOptions: interpolate,
+    options.EnlargeOptions: enlarge,
+    options.EvaluateOptions: evaluate,
+    options.CompareOptions: compare_runs,
+    options.SweepOptions: sweep_run,
+    options.RunsOptions: list_runs,
+    options.ReportOptions: report,
+    options.InspectOptions: inspect,
+    options.PortraitsOptions: export_portraits,
+    options.CheckOptions: check_data,
+}
+"""By the class of its options."""

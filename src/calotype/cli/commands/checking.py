@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from statistics import median
 
 from calotype.cli.console import Console
+from calotype.cli.options import CheckOptions
 from calotype.data.images import shown
 from calotype.data.shapes import Shape, shape_notes
 from calotype.data.split import MOST_TEST, MOST_VALIDATION
@@ -22,10 +22,11 @@ ASPECTS = (
 MOST, WIDEST = 10, 30
 
 
-def check_data(folder: Path, size: int, console: Console) -> Survey:
+def check_data(options: CheckOptions, console: Console) -> Survey:
     """Says what the folder holds. Raises `UserError` where training could not start."""
+    folder = options.folder
     with console.bar("pictures") as bar:
-        found = survey(folder, size, counting(bar))
+        found = survey(folder, options.size, counting(bar))
     for name, value in lines(found):
         console.say(f"{name:<12} {value}".rstrip())
     if not found.seen:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from calotype.cli.commands.reading import read, read_own
 from calotype.cli.console import Console
+from calotype.cli.options import CompareOptions
 from calotype.data.folder import Pictures
 from calotype.data.split import rule_of
 from calotype.evaluation import compare as comparison
@@ -16,10 +16,9 @@ from calotype.report.comparison import write_comparison
 from calotype.run import PORTRAITS
 
 
-def compare(
-    runs: Sequence[Path], data: Path | None, out: Path, count: int, seed: int, device: str, console: Console
-) -> Path:
-    """What the lecture claims of latent diffusion and cascades, measured on finished runs. Returns `out`."""
+def compare_runs(options: CompareOptions, console: Console) -> Path:
+    """What the lecture claims of latent diffusion and cascades, measured on finished runs. Returns the folder."""
+    runs, data, out = options.runs, options.data, options.out
 
     def pictures(name: str, size: int) -> Pictures:
         embedded = name == PORTRAITS and not (data and data.exists())
@@ -28,6 +27,7 @@ def compare(
     def own(one: Candidate) -> Pictures | None:
         return read_own(one.run, one.size, out / "cache", console)
 
-    opened = open_all(runs, str(find_device(device)))
-    write_comparison(out, comparison.compare(opened, data, out, count, seed, pictures, own, console.bar))
+    opened = open_all(runs, str(find_device(options.device)))
+    result = comparison.compare(opened, data, out, options.count, options.seed, pictures, own, console.bar)
+    console.say(f"done: look at {write_comparison(out, result)}")
     return out

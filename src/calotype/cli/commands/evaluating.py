@@ -8,6 +8,7 @@ from typing import Any
 
 from calotype.cli.commands.reading import read_as_run, read_own
 from calotype.cli.console import Console
+from calotype.cli.options import EvaluateOptions
 from calotype.data.folder import Pictures
 from calotype.demo.judges import PortraitJudge
 from calotype.demo.portraits import read_drawn
@@ -17,48 +18,38 @@ from calotype.evaluation.features import FeatureNetwork, Lite0
 from calotype.evaluation.overlap import judged_by
 from calotype.evaluation.results import EVALUATION_FILE
 from calotype.machine import find_device
-from calotype.model import changed_all
 from calotype.report import write_report
 from calotype.report.card import write_card
 from calotype.report.evaluation import evaluation_lines
 from calotype.run import PORTRAITS
 
 
-def evaluate(
-    run: Path,
-    data: Path | None,
-    count: int,
-    seed: int,
-    out: Path | None,
-    device: str,
-    console: Console,
-    network: FeatureNetwork | None = None,
-    **changes: Any,
-) -> Path:
-    """Measures `count` samples of a finished run; returns the file that holds all results.
+def evaluate(options: EvaluateOptions, console: Console, network: FeatureNetwork | None = None) -> Path:
+    """Measures samples of a finished run; returns the file that holds all results.
 
     Without `out` they go into the run, its report and its model's card too. `network` takes the place of
-    EfficientNet-Lite0. Samples are made with the settings stored with the model, but for `changes`: see `Model.sample`.
+    EfficientNet-Lite0.
     """
-    where, folder = find_device(device), out or run
-    one = changed_in(open_one("A", run, str(where)), changes)
-    pictures, trained = pictures_of(one, data, folder / "cache", console)
+    where, folder, changes = find_device(options.device), options.out or options.run, options.changes()
+    one = changed_in(open_one("A", options.run, str(where)), changes)
+    pictures, trained = pictures_of(one, options.data, folder / "cache", console)
     known = trained is not None and one.run.state.data == PORTRAITS
     pictures, seen = judged_by(one, pictures, trained)
     request = EvaluationRequest(
-        one, pictures, trained, folder / "cache", count, seed, network or Lite0(where), console.bar,
+        one, pictures, trained, folder / "cache", options.count, options.seed, network or Lite0(where), console.bar,
         PortraitJudge(read_drawn(one.size)) if known else None, changes, seen,
     )  # fmt: skip
     for line in evaluation_lines(evaluate_run(request, folder)):
         console.say(line)
-    if out is None:
-        write_card(run)
-        write_report(run)
+    if options.out is None:
+        write_card(folder)
+        write_report(folder)
+    console.say(f"all numbers are in {folder / EVALUATION_FILE}")
     return folder / EVALUATION_FILE
 
 
 def changed_in(one: Candidate, changes: dict[str, Any]) -> Candidate:
-    return replace(one, model=replace(one.model, samplings=changed_all(one.model.samplings, changes)))
+    return replace(one, model=replace(one.model, samplings=one.model.settings(changes)))
 
 
 def pictures_of(one: Candidate, data: Path | None, cache: Path, console: Console) -> tuple[Pictures, Pictures | None]:

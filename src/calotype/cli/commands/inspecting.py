@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from calotype.build import build_space
 from calotype.cli.commands.reading import read_as_run
 from calotype.cli.console import Console
+from calotype.cli.options import InspectOptions
 from calotype.data.images import grid, images_from_pixels, pils_from_images
 from calotype.evaluation.autoencoder import error_map, measure_autoencoder
 from calotype.evaluation.diagnosis import InspectionResult, diagnose
@@ -36,16 +37,17 @@ SHOWN_PICTURES, SHOWN_VALUES, SHOWN_LATENTS, LATENT_SCALE = 8, 2**21, 3, 4
 """Pictures on the page, fewer where they are large, and latents, each value of a small one as a square."""
 
 
-def inspect(folder: Path, data: Path | None, out: Path | None, device: str, console: Console) -> Path:
+def inspect(options: InspectOptions, console: Console) -> Path:
     """Writes `inspection.json` and `inspection.html`, says the verdict, and returns the folder with them.
 
     Raises `UserError` for what is no run, has no autoencoder (yet), or is a cascade.
     """
-    run, where = Run.open(folder), find_device(device)
+    folder, data, out = options.run, options.data, options.out or options.run
+    run, where = Run.open(folder), find_device(options.device)
     recipe = parse_recipe(read_recipe(folder / "recipe.toml"))
     if recipe.kind == "cascade":
         raise UserError(f"{folder} is a cascade: it works in pixels, and has no autoencoder to inspect")
-    if (out := out or folder).exists() and not out.is_dir():
+    if out.exists() and not out.is_dir():
         raise UserError(f"--out {out} is a file; choose a folder")
     weights, state = find_weights(folder, recipe)
     pictures = read_as_run(run, data, recipe.size, out / "cache", console)
@@ -74,6 +76,7 @@ def inspect(folder: Path, data: Path | None, out: Path | None, device: str, cons
     write_inspection(out, result, plates(space, images))
     for line in result.lines:
         console.say(line)
+    console.say(f"look at {out / 'inspection.html'}")
     return out
 
 

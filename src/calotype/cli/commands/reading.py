@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from calotype.cli.console import Console
+from calotype.cli.options import PortraitsOptions
 from calotype.data.folder import Pictures, read_folder
 from calotype.data.split import Rule, rule_of, three_sets
 from calotype.demo.portraits import read_portraits, write_portraits
@@ -41,10 +42,12 @@ def read_own(run: Run, size: int, cache: Path, console: Console) -> Pictures | N
     return pictures if pictures.content == run.state.content else None
 
 
-def write_data(size: int, count: int | None, out: Path, console: Console) -> None:
+def export_portraits(options: PortraitsOptions, console: Console) -> None:
     """The embedded portraits as PNG files in class folders."""
+    out = options.out
     with console.bar("portraits") as progress:
-        write_portraits(size, count, out, lambda done, total: progress(done, total, ""))
+        write_portraits(options.size, options.count, out, lambda done, total: progress(done, total, ""))
+    console.say(f"portraits in {out}; their licences are in {out / 'LICENSE.md'}")
 
 
 def free(path: Path) -> Path:

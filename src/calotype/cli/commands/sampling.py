@@ -1,100 +1,80 @@
-"""`calotype sample` and `calotype enlarge`."""
+"""`calotype sample`, `calotype interpolate` and `calotype enlarge`: pictures of a trained model."""
 
 from __future__ import annotations
 
-import math
+import io
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from PIL import Image
 
 from calotype.cli.commands.reading import check_empty, free, safe
 from calotype.cli.console import Console
-from calotype.data.captions import decoded
-from calotype.data.folder import Pictures, list_pictures
-from calotype.data.images import (
-    UnreadableError,
-    grid,
-    images_from_pil,
-    images_from_pixels,
-    pils_from_images,
-    read_image,
-)
-from calotype.evaluation.memorisation import concatenated, mirrored_to_match, nearest_trained, thumbnails
-from calotype.files import write_json
-from calotype.model import Model, changed_all, load, seamless
+from calotype.cli.options import EnlargeOptions, InterpolateOptions, SampleOptions
+from calotype.data.captions import as_prompts, decoded
+from calotype.data.folder import list_pictures
+from calotype.data.images import UnreadableError, grid, read_image
+from calotype.files import write_json, write_whole
+from calotype.model import load
 from calotype.types import NULL_LABEL, UserError
 
-PAIRS = 6
-"""Samples that are shown beside training pictures."""
-MOST_VALUES = 2**30
-"""Limit of the training pictures that are searched: 5,461 of 256 px, evenly spread."""
-CHUNK = 64
+DEFAULT_COUNT = 16
+FRAME_MILLISECONDS = 100
+ANIMATIONS = (".webp", ".gif")
+SEPARATORS = {",": "a comma", "|": "a bar |"}
+"""Between two values; prompts contain commas."""
 
 
-@dataclass(frozen=True)
-class SampleRequest:
-    """What to sample: new pictures, or variations of a picture (everywhere, or where its mask is white)."""
-
-    size: str | None = None
-    """`256x384`: width and height in pixels; None: the training size."""
-    picture: Path | None = None
-    strength: float | None = None
-    mask: Path | None = None
-
-    def draw(
-        self, model: Model, count: int, label: str | None, seed: int, changes: dict[str, Any]
-    ) -> Iterator[Image.Image]:
-        """Pictures as they are made. Raises `UserError` for a mask or a strength without a picture."""
-        size = read_size(self.size)
-        if self.picture is not None:
-            mask = read_image(self.mask) if self.mask else None
-            return model.draw_again(read_image(self.picture), self.strength, mask, label, seed, count, size, **changes)
-        for name in ("strength", "mask"):
-            if getattr(self, name) is not None:
-                raise UserError(f"--{name} is for image-to-image, but there is no picture; add --from PICTURE")
-        return model.draw(count, label, seed, size, **changes)
-
-    def names(self, model: Model, count: int, label: str | None, prompt: Any) -> list[str]:
-        """The class of each picture."""
-        labels = [NULL_LABEL] * count if self.picture and label is None else model.labels(count, label, prompt)
-        return [model.classes[index] if index != NULL_LABEL else "picture" for index in labels]
+def sample(options: SampleOptions, console: Console) -> Path:
+    """Writes pictures, and returns their folder."""
+    if options.prompt is not None and options.prompts is not None:
+        raise UserError("--prompt and --prompts both give prompts; use one of them")
+    prompts = read_prompts(options.prompts) if options.prompts else as_prompts(options.prompt)
+    count = (len(prompts) if options.prompts else DEFAULT_COUNT) if options.count is None else options.count
+    folder = write_samples(options, count, prompts, console)
+    console.say(f"{count} pictures in {folder}; all of them: {folder / 'grid.png'}")
+    return folder
 
 
-def sample(
-    folder: Path, count: int, label: str | None, seed: int, out: Path | None, device: str, console: Console,
-    request: SampleRequest = SampleRequest(), **changes: Any,
-) -> Path:  # fmt: skip
-    """Writes `count` pictures, a PNG file each, and a grid of them; `changes` are prompts and sampling settings."""
+def write_samples(options: SampleOptions, count: int, prompts: Sequence[str], console: Console) -> Path:
+    """Writes `count` pictures of prompts in turn, a PNG file each, a grid of them, and how they were made as JSON.
+
+    Raises `UserError` for a mask or a strength without a picture.
+    """
     if count < 1:
         raise UserError(f"count is {count}, but must be at least 1")
-    model = load(folder, device)
-    prompt, negative = changes.get("prompt"), changes.get("negative")
-    for warning in model.cuts(prompt):
+    for name in ("strength", "mask"):
+        if options.picture is None and getattr(options, name) is not None:
+            raise UserError(f"--{name} is for image-to-image, but there is no picture; add --from PICTURE")
+    model, label, seed = load(options.run, options.device), options.label, options.seed
+    for warning in model.truncations(prompts):
         console.say(warning)
-    text, names = model.text(count, prompt, negative), request.names(model, count, label, prompt)
-    drawn = request.draw(model, count, label, seed, changes)
-    settings = {name: value for name, value in changes.items() if name not in ("prompt", "negative")}
-    settings = seamless(settings) if request.mask else settings
-    first, *above = (one.model_dump(mode="json") for one in changed_all(model.samplings, settings))
-    out = out or free(folder / "samples")
+    picture, mask = (read_image(file) if file else None for file in (options.picture, options.mask))
+    text, samplings = model.text(count, prompts, options.negative), model.settings(options.changes(), mask is not None)
+    labels = [NULL_LABEL] * count if picture and label is None else model.labels(count, label, prompts)
+    names = [model.classes[index] if index != NULL_LABEL else "picture" for index in labels]
+    drawn = model.draw(
+        count, label, seed, read_size(options.size), picture=picture, strength=options.strength, mask=mask,
+        prompt=prompts, negative=options.negative, **options.changes(),
+    )  # fmt: skip
+    out = options.out or free(options.run / "samples")
     pictures: list[Image.Image] = []
     with console.bar("samples") as progress:
-        for index, picture in enumerate(drawn):
+        for index, image in enumerate(drawn):
             out.mkdir(parents=True, exist_ok=True)
             name = (text and text.prompts[index]) or names[index]
-            picture.save(out / f"{seed}-{index:04d}-{safe(name)}.png")
-            pictures.append(picture)
+            image.save(out / f"{seed}-{index:04d}-{safe(name)}.png")
+            pictures.append(image)
             progress(index + 1, count, "")
     grid(pictures, columns(count)).save(out / "grid.png")
-    source = {name: str(value) for name, value in vars(request).items() if value is not None}
-    prompts = {"prompts": text.prompts, "negative": negative} if text else {}
-    about = {"labels": names, "seed": seed, **prompts, "sampling": first, "enlarge": above, **source}
+    first, *above = (sampling.model_dump(mode="json") for sampling in samplings)
+    prompted = {"prompts": text.prompts, "negative": options.negative} if text else {}
+    given = {name: getattr(options, name) for name in ("size", "picture", "strength", "mask")}
+    edit = {name: str(value) for name, value in given.items() if value is not None}
+    about = {"labels": names, "seed": seed, **prompted, "sampling": first, "enlarge": above, **edit}
     write_json(out / "samples.json", about)
     return out
 
@@ -109,30 +89,6 @@ def read_prompts(path: Path) -> list[str]:
     if not prompts:
         raise UserError(f"{path} is empty; write prompts into it, one per line")
     return prompts
-
-
-def enlarge(
-    folder: Path, pictures: Path, size: int | None, label: str | None, seed: int, out: Path, device: str,
-    console: Console,
-) -> int:  # fmt: skip
-    """Writes every picture enlarged, as PNG, and returns how many; unreadable pictures are named and left out."""
-    model, paths = load(folder, device), list_pictures(pictures)
-    model.enlarger(size)
-    model.labels(1, label)
-    check_empty(out)
-    out.mkdir(parents=True, exist_ok=True)
-    written = 0
-    with console.bar("enlarge") as progress:
-        for index, path in enumerate(paths):
-            try:
-                model.enlarge(read_image(path), size, label, seed).save(out / f"{index:04d}-{safe(path.stem)}.png")
-                written += 1
-            except UnreadableError as error:
-                console.say(str(error))
-            progress(index + 1, len(paths), path.name)
-    if not written:
-        raise UserError(f"no picture in {pictures} could be read, so none was enlarged; see the reasons above")
-    return written
 
 
 def read_size(text: str | None) -> tuple[int, int] | None:
@@ -150,18 +106,70 @@ def columns(count: int) -> int:
     return 6 if count > 6 and count % 6 == 0 else max(1, round(count**0.5))
 
 
-def show_neighbours(run: Path, pictures: Pictures) -> None:
-    """Writes the first samples of a run above their nearest training pictures, with the distances as JSON."""
-    files = sorted(file for file in (run / "samples").glob("*.png") if file.name != "grid.png")[:PAIRS]
-    samples = torch.cat([images_from_pil(read_image(file)) for file in files])
-    unseen = pictures.test_indices if len(pictures.test_indices) else pictures.validation_indices
-    held_out = images_from_pixels(pictures.pixels[unseen[: len(samples)]])
-    most = max(1, MOST_VALUES // pictures.pixels[0].numel())
-    chosen = pictures.train_indices[:: max(1, math.ceil(len(pictures.train_indices) / most))]
-    trained = concatenated(thumbnails(images_from_pixels(pictures.pixels[part])) for part in chosen.split(CHUNK))
-    ours, theirs = (nearest_trained(thumbnails(images), trained) for images in (samples, held_out))
-    nearest = mirrored_to_match(images_from_pixels(pictures.pixels[chosen[torch.from_numpy(ours.place)]]), samples)
-    grid(pils_from_images(torch.cat([samples, nearest])), len(samples)).save(run / "previews" / "nearest.png")
-    medians = {"samples_median": float(np.median(ours.apart)), "held_out_median": float(np.median(theirs.apart))}
-    about = {**medians, "n": [len(samples), len(held_out)], "trained": len(chosen)}
-    write_json(run / "previews" / "nearest.json", about)
+# -- Interpolation -----------------------------------------------------------------------------------------------------
+
+
+def interpolate(options: InterpolateOptions, console: Console) -> Path:
+    """Writes an animation between two pictures, or a strip where the file ends in .png, and returns the file."""
+    if (kind := options.out.suffix.lower()) not in (*ANIMATIONS, ".png"):
+        raise UserError(f"--out {options.out} must end in .webp or .gif (an animation) or .png (a strip)")
+    seeds = pair("--seeds", options.seeds)
+    if not all(re.fullmatch(r"-?\d+", seed) for seed in seeds):
+        raise UserError(f"--seeds is {options.seeds!r}, but must be two whole numbers, as in --seeds 1,2")
+    labels = pair("--labels", options.labels) if options.labels else None
+    prompts = None if options.prompts is None else pair("--prompts", options.prompts, "|")
+    model = load(options.run, options.device)
+    for warning in model.truncations(prompts or options.prompt):
+        console.say(warning)
+    with console.bar("frames"), warnings.catch_warnings(action="ignore", category=UserWarning):
+        pictures = model.interpolate(
+            (int(seeds[0]), int(seeds[1])), options.frames, labels, read_size(options.size),
+            prompts=prompts, prompt=options.prompt, **options.changes(),
+        )  # fmt: skip
+    write_whole(options.out, animated(pictures, kind))
+    console.say(f"{options.frames} frames in {options.out}")
+    return options.out
+
+
+def animated(pictures: list[Image.Image], suffix: str) -> bytes:
+    """The content of the file, which repeats for ever. WebP is lossless; GIF has 256 colours a frame."""
+    file = io.BytesIO()
+    if suffix == ".png":
+        grid(pictures, len(pictures)).save(file, "PNG")
+    else:
+        settings: dict[str, Any] = {"save_all": True, "append_images": pictures[1:], "loop": 0, "lossless": True}
+        pictures[0].save(file, suffix[1:].upper(), duration=FRAME_MILLISECONDS, **settings)
+    return file.getvalue()
+
+
+def pair(option: str, text: str, separator: str = ",") -> tuple[str, str]:
+    first, found, second = (part.strip() for part in text.partition(separator))
+    if not (first and found and second) or separator in second:
+        raise UserError(f"{option} is {text!r}, but must be two, with {SEPARATORS[separator]} between them")
+    return first, second
+
+
+# -- Enlarging ---------------------------------------------------------------------------------------------------------
+
+
+def enlarge(options: EnlargeOptions, console: Console) -> int:
+    """Writes every picture enlarged, as PNG, and returns how many; unreadable pictures are named and left out."""
+    model, paths = load(options.run, options.device), list_pictures(options.pictures)
+    model.enlarger(options.size)
+    model.labels(1, options.label)
+    check_empty(options.out)
+    options.out.mkdir(parents=True, exist_ok=True)
+    written = 0
+    with console.bar("enlarge") as progress:
+        for index, path in enumerate(paths):
+            try:
+                enlarged = model.enlarge(read_image(path), options.size, options.label, options.seed)
+                enlarged.save(options.out / f"{index:04d}-{safe(path.stem)}.png")
+                written += 1
+            except UnreadableError as error:
+                console.say(str(error))
+            progress(index + 1, len(paths), path.name)
+    if not written:
+        raise UserError(f"no picture in {options.pictures} could be read, so none was enlarged; see the reasons above")
+    console.say(f"{written} pictures in {options.out}")
+    return written

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from calotype.cli.console import Console
+from calotype.cli.options import ReportOptions, RunsOptions
 from calotype.data.images import shown
 from calotype.report import RunSummary, summarize_all, write_report, write_runs
 from calotype.report.format import date, duration
 from calotype.types import UserError
 
 
-def runs(folder: Path, as_json: bool, console: Console) -> list[RunSummary]:
+def list_runs(options: RunsOptions, console: Console) -> list[RunSummary]:
     """Lists the runs in a folder, newest first: a line or a JSON object each."""
-    summaries = summarize_all(folder)
-    rows = [[json.dumps(asdict(one), default=str)] if as_json else cells(one) for one in summaries]
+    summaries = summarize_all(options.folder)
+    rows = [[json.dumps(asdict(one), default=str)] if options.as_json else cells(one) for one in summaries]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         console.say("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
@@ -38,11 +38,13 @@ def cells(run: RunSummary) -> list[str]:
     return [shown(value) for value in values]
 
 
-def report(folders: Sequence[Path], out: Path | None) -> Path:
+def report(options: ReportOptions, console: Console) -> Path:
     """The page of a run, or one page of several runs. Raises `UserError` for a folder that is not a run."""
+    folders, out = options.runs, options.out
     for folder in folders:
         if not (folder / "run.json").is_file():
             raise UserError(f"{folder} is not a run: it has no run.json; expected a folder that `calotype train` wrote")
-    if len(folders) == 1:
-        return write_report(folders[0], out)
-    return write_runs(folders, out or folders[0].parent / "report.html")
+    several = len(folders) > 1
+    page = write_runs(folders, out or folders[0].parent / "report.html") if several else write_report(folders[0], out)
+    console.say(f"done: look at {page}")
+    return page

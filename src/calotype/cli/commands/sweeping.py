@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from calotype.cli.commands.reading import read_as_run
 from calotype.cli.console import Console
+from calotype.cli.options import SweepOptions
 from calotype.data.folder import Pictures
 from calotype.data.images import rounded
-from calotype.diffusion.stage import Sampling, Stage, generate, in_turn
+from calotype.diffusion.stage import Guide, Sampling, Stage, generate, in_turn
 from calotype.evaluation.distances import Features
 from calotype.evaluation.features import Lite0, features
 from calotype.evaluation.measures import as_json
@@ -21,10 +22,11 @@ from calotype.evaluation.quality import floor
 from calotype.evaluation.references import FeatureStore, ReferenceSet, reference_rows
 from calotype.evaluation.results import SWEEP_FILE, SweepResult, write_result
 from calotype.evaluation.sweep import Cell, Grid, pick, sweep
-from calotype.model import load, store_sampling
+from calotype.model import load
 from calotype.report import write_report
 from calotype.report.format import guidance as guidance_text
 from calotype.run import Run
+from calotype.store import store_sampling
 from calotype.training.lock import locked
 from calotype.training.reporter import counting
 from calotype.types import NULL_LABEL, Labels, Rng, Text, UserError
@@ -35,17 +37,18 @@ FEWEST, FEWEST_TO_CHOOSE = 4, 50
 UNGUIDED = "without labels, captions and a closed form there is nothing to guide away from; only steps are tried"
 
 
-def sweep_run(folder: Path, data: Path | None, count: int, seed: int, grid: Grid, device: str, console: Console) -> str:
-    """Writes `RUN/sweep.json` and the report, and makes the best cell the model's own sampling. Returns what it says.
+def sweep_run(options: SweepOptions, console: Console) -> str:
+    """Writes `RUN/sweep.json` and the report, and makes the best cell the model's own sampling. Returns why it is best.
 
     Raises `UserError` for a run without a model, and for data that cannot be read.
     """
+    folder, data, count, seed, grid = options.run, options.data, options.count, options.seed, read_grid(options)
     if count < FEWEST:
         raise UserError(f"--count is {count}, but must be at least {FEWEST}; try 200")
-    run, model = Run.open(folder), load(folder, device)
+    run, model = Run.open(folder), load(folder, options.device)
     where = str(data or run.state.data)
     pictures = read_as_run(run, data, model.stages[-1].image_size, folder / "cache", console)
-    pictures = pictures if model.reader else replace(pictures, captions=None)
+    pictures = pictures if model.text_encoder else replace(pictures, captions=None)
     known = model.classes == pictures.classes
     for note in (remarks := notes(run, pictures, known, model.stages[0].denoiser.has_prior)):
         console.say(note)
@@ -59,7 +62,37 @@ def sweep_run(folder: Path, data: Path | None, count: int, seed: int, grid: Grid
         if result["n"] >= FEWEST_TO_CHOOSE:
             store_sampling(folder / "model", Sampling(**result["best"]["sampling"]))
     write_report(folder)
+    console.say(result["why"])
     return str(result["why"])
+
+
+def read_grid(options: SweepOptions) -> Grid:
+    """Raises `UserError` for what is no list of numbers or guides."""
+    return Grid(
+        [int(value) for value in numbers_in("steps", options.steps, 1)],
+        numbers_in("guidance", options.guidance, 0) if options.guidance else (),
+        guides_in(options.guide),
+        numbers_in("slope", options.slope, 0) if options.slope else (),
+    )
+
+
+def guides_in(text: str | None) -> tuple[Guide, ...]:
+    """Guides between commas; none stands for all of them."""
+    known: dict[str, Guide] = {"prior": "prior", "unconditional": "unconditional"}
+    names = [name.strip() for name in (text or "").split(",") if name.strip()]
+    if unknown := [name for name in names if name not in known]:
+        raise UserError(f"--guide is {unknown[0]!r}, but must be prior, unconditional, or both between commas")
+    return tuple(known[name] for name in names)
+
+
+def numbers_in(name: str, text: str, least: int) -> list[float]:
+    """Numbers of at least `least` between commas, sorted; steps are integers."""
+    pattern, parts = r"\d+" if name == "steps" else r"\d+(\.\d+)?", [part.strip() for part in text.split(",")]
+    if not all(re.fullmatch(pattern, part) and float(part) >= least for part in parts):
+        raise UserError(
+            f"--{name} is {text!r}, but must be numbers of at least {least} between commas, such as 8,16,32"
+        )
+    return sorted({float(part) for part in parts})
 
 
 def notes(run: Run, pictures: Pictures, known: bool, has_prior: bool) -> list[str]:

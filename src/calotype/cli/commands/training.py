@@ -7,21 +7,22 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from calotype.cli.commands.reading import free, read
-from calotype.cli.commands.sampling import sample, show_neighbours
+from calotype.cli.commands.sampling import write_samples
 from calotype.cli.console import Console
+from calotype.cli.options import ResumeOptions, SampleOptions, TrainingOptions, TrainOptions
 from calotype.data.folder import Pictures
 from calotype.data.split import FILE as SPLIT_FILE
 from calotype.data.split import VERSION as SPLIT_VERSION
 from calotype.data.split import Rule, rule_of, three_sets
+from calotype.evaluation.neighbours import write_neighbours
 from calotype.files import sha256, write_json, write_whole
 from calotype.interop import diffusers, minilm, transformers
 from calotype.machine import Machine, examine
@@ -45,34 +46,14 @@ NEIGHBOURS_FROM = 300.0
 """Seconds of budget: the search for nearest training pictures takes a few, which a shorter run does not have."""
 
 
-@dataclass(frozen=True)
-class TrainRequest:
-    """The options of `calotype train`."""
-
-    folder: Path | None
-    """None: the embedded portraits."""
-    size: int | None
-    budget: float
-    """Seconds."""
-    out: Path | None = None
-    recipe: Path | None = None
-    overrides: Sequence[str] = ()
-    device: str = "auto"
-    kind: str | None = None
-    """`latent` or `cascade`; None: the recipe's, else latent."""
-    started: float = field(default_factory=time.time)
-    """When the budget began to run, in seconds since the epoch."""
-    space: str | None = None
-    """`own` or `diffusers:PATH`; None: the recipe's, else own."""
-
-    def settings(self) -> dict[str, Any]:
-        """Of the recipe file and the overrides, with the size: the option's, else theirs, else 64."""
-        from_file = read_recipe(self.recipe) if self.recipe else {}
-        given = {name: value for name in ("size", "kind") if (value := getattr(self, name)) is not None}
-        below = merge(from_file, read_space(self.space))
-        settings = with_encoder(located(merge(below, read_overrides(self.overrides, below), given)))
-        stages = settings.get("stages") or [DEFAULT_SIZE]
-        return {"size": stages[-1], **settings}
+def requested_settings(options: TrainingOptions) -> dict[str, Any]:
+    """Of the recipe file and the overrides, with the size: the option's, else theirs, else 64."""
+    from_file = read_recipe(options.recipe) if options.recipe else {}
+    given = {name: value for name in ("size", "kind") if (value := getattr(options, name)) is not None}
+    below = merge(from_file, read_space(options.space))
+    settings = with_encoder(located(merge(below, read_overrides(options.overrides or (), below), given)))
+    stages = settings.get("stages") or [DEFAULT_SIZE]
+    return {"size": stages[-1], **settings}
 
 
 def rule_for(settings: dict[str, Any]) -> Rule:
@@ -113,37 +94,34 @@ def with_encoder(settings: dict[str, Any]) -> dict[str, Any]:
     return merge(settings, {"denoiser": {"text": identity}})
 
 
-def plan(request: TrainRequest, console: Console) -> Plan:
+def plan(options: TrainingOptions, console: Console) -> Plan:
     """The plan alone."""
-    settings = request.settings()
-    pictures = read(request.folder, settings["size"], None, console, rule_for(settings))
-    made = make_plan(pictures, examine(request.device), request.budget, request.started, settings)
+    settings = requested_settings(options)
+    pictures = read(options.folder, settings["size"], None, console, rule_for(settings))
+    made = make_plan(pictures, examine(options.device), options.budget, options.started, settings)
     console.plan(made)
     return made
 
 
-def train(request: TrainRequest, console: Console, force: bool = False) -> Path:
-    """From a folder of pictures to a model, its samples and a report. Returns the folder of the run.
-
-    `force` goes on with an autoencoder that is unfit to diffuse on.
-    """
-    settings = request.settings()
-    with claimed(request, settings["size"]) as folder:
-        pictures = read(request.folder, settings["size"], folder / "cache", console, rule_for(settings))
+def train(options: TrainOptions, console: Console) -> Path:
+    """From a folder of pictures to a model, its samples and a report. Returns the folder of the run."""
+    settings = requested_settings(options)
+    with claimed(options, settings["size"]) as folder:
+        pictures = read(options.folder, settings["size"], folder / "cache", console, rule_for(settings))
         was_read = time.time()
-        machine = examine(request.device)
-        made = make_plan(pictures, machine, request.budget, request.started, settings)
+        machine = examine(options.device)
+        made = make_plan(pictures, machine, options.budget, options.started, settings)
         console.plan(made)
         check_disk(folder, made)
         console.say(f"the run is in {folder}")
         write_whole(folder / "recipe.toml", to_toml(made.recipe))
         write_json(folder / "plan.json", made.as_json())
         write_json(folder / SPLIT_FILE, pictures.split.as_json())
-        state = initial_state(request, folder, pictures, made.recipe, machine.threads)
-        run = Run(folder, state, began=request.started)
-        run.spend("read", was_read - request.started)  # writes run.json, after all that resuming needs
+        state = initial_state(options, folder, pictures, made.recipe, machine.threads)
+        run = Run(folder, state, began=options.started)
+        run.spend("read", was_read - options.started)  # writes run.json, after all that resuming needs
         run.spend("plan", time.time() - was_read)
-        return produce(run, made, pictures, machine, console, force)
+        return produce(run, made, pictures, machine, console, options.force)
 
 
 def produce(run: Run, plan: Plan, pictures: Pictures, machine: Machine, console: Console, force: bool) -> Path:
@@ -159,25 +137,28 @@ def produce(run: Run, plan: Plan, pictures: Pictures, machine: Machine, console:
                 Pipeline(run, recipe, plan.time_budget, pictures, device, console, stop, force).train()
                 with run.timing("samples"):
                     prompts, count = held_out_prompts(pictures, plan.final_count), plan.final_count
-                    sample(folder, count, None, recipe.seed, folder / "samples", str(device), console, prompt=prompts)
+                    chosen = SampleOptions(folder, seed=recipe.seed, out=folder / "samples", device=str(device))
+                    write_samples(chosen, count, prompts, console)
                 if plan.budget_seconds >= NEIGHBOURS_FROM:
                     with run.timing("neighbours"):
-                        show_neighbours(folder, pictures)
+                        write_neighbours(folder, pictures)
                 write_card(folder)
         finally:
             write_report(folder)
             run.save()  # with the seconds that the report took
+    console.say(f"done: look at {folder / 'report.html'} and {folder / 'samples' / 'grid.png'}")
+    console.say(f"more pictures: calotype sample {folder} --count 16")
     return folder
 
 
-def resume(folder: Path, device: str, console: Console, force: bool = False) -> Path:
+def resume(options: ResumeOptions, console: Console) -> Path:
     """Goes on with a run that was stopped, wherever it was."""
-    began, run = time.time(), Run.open(folder)
-    if is_finished(run, console):
+    folder = options.run
+    if is_finished(Run.open(folder), console):
         return folder
     with locked(folder):
         run = Run.open(folder)  # as the owner before has left it
-        return folder if is_finished(run, console) else _resume(run, began, device, console, force)
+        return folder if is_finished(run, console) else _resume(run, options, console)
 
 
 def is_finished(run: Run, console: Console) -> bool:
@@ -186,7 +167,7 @@ def is_finished(run: Run, console: Console) -> bool:
     return finished
 
 
-def _resume(run: Run, began: float, device: str, console: Console, force: bool) -> Path:
+def _resume(run: Run, options: ResumeOptions, console: Console) -> Path:
     folder = run.folder
     recipe = parse_recipe(read_recipe(folder / "recipe.toml"))
     made = Plan.from_json(recipe, read_stored(folder / "plan.json"))
@@ -201,10 +182,10 @@ def _resume(run: Run, began: float, device: str, console: Console, force: bool) 
             f"the imported autoencoder has changed since {folder} was started; put it back, or start a new run"
         )
     rename_legs(folder / "checkpoints")
-    machine = examine(device, run.state.threads)
-    run.began = began
-    run.spend("read", time.time() - began)
-    return produce(run, made, pictures, machine, console, force)
+    machine = examine(options.device, run.state.threads)
+    run.began = options.started
+    run.spend("read", time.time() - options.started)
+    return produce(run, made, pictures, machine, console, options.force)
 
 
 def content_of(recipe: Recipe) -> str | None:
@@ -215,12 +196,12 @@ def content_of(recipe: Recipe) -> str | None:
 
 
 @contextmanager
-def claimed(request: TrainRequest, size: int) -> Iterator[Path]:
+def claimed(options: TrainOptions, size: int) -> Iterator[Path]:
     """The folder of a new run, which no other process has or gets; removed again if no run came of it."""
-    folder, missing = claim(request, size)
+    folder, missing = claim(options, size)
     try:
         with locked(folder):
-            require_empty_out(request)  # once more: another process may have had the lock meanwhile
+            require_empty_out(options)  # once more: another process may have had the lock meanwhile
             try:
                 yield folder
             finally:
@@ -232,19 +213,19 @@ def claimed(request: TrainRequest, size: int) -> Iterator[Path]:
                 path.rmdir()
 
 
-def claim(request: TrainRequest, size: int) -> tuple[Path, list[Path]]:
+def claim(options: TrainOptions, size: int) -> tuple[Path, list[Path]]:
     """Makes the folder of a run, with the folders above that were missing, too (deepest first).
 
     Two processes that ask at the same time for `runs/NAME-SIZE-N` get different ones: making a folder is one step.
     """
     while True:
-        folder = run_folder(request, size)
+        folder = run_folder(options, size)
         missing = [path for path in (folder, *folder.parents) if not path.exists()]
         try:
-            folder.mkdir(parents=True, exist_ok=request.out is not None)
+            folder.mkdir(parents=True, exist_ok=options.out is not None)
             return folder, missing
         except FileExistsError:
-            if request.out is not None or not os.path.lexists(folder):
+            if options.out is not None or not os.path.lexists(folder):
                 raise
 
 
@@ -255,32 +236,32 @@ def remove_preparations(folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
 
 
-def run_folder(request: TrainRequest, size: int) -> Path:
+def run_folder(options: TrainOptions, size: int) -> Path:
     """`--out`, or the first free `runs/NAME-SIZE-N`. Raises `UserError` if `--out` has something in it."""
-    if request.folder is not None and (request.out or Path("runs")).resolve().is_relative_to(request.folder.resolve()):
-        raise UserError(f"the run would lie inside the pictures in {request.folder}; choose another place with --out")
-    if request.out is not None:
-        require_empty_out(request)
-        return request.out
-    name = request.folder.resolve().name if request.folder else PORTRAITS
-    kind = f"-{request.kind}" if request.kind == "cascade" else ""
+    if options.folder is not None and (options.out or Path("runs")).resolve().is_relative_to(options.folder.resolve()):
+        raise UserError(f"the run would lie inside the pictures in {options.folder}; choose another place with --out")
+    if options.out is not None:
+        require_empty_out(options)
+        return options.out
+    name = options.folder.resolve().name if options.folder else PORTRAITS
+    kind = f"-{options.kind}" if options.kind == "cascade" else ""
     return free(Path("runs") / f"{name}-{size}{kind}")
 
 
-def require_empty_out(request: TrainRequest) -> None:
+def require_empty_out(options: TrainOptions) -> None:
     """Raises `UserError` if `--out` has something in it; a lock says nothing, for its owner may be gone."""
-    out = request.out
+    out = options.out
     if out is not None and out.exists() and (out.is_file() or any(path.name != "lock" for path in out.iterdir())):
         hint = f"go on with: calotype resume {out}" if (out / "run.json").exists() else "choose another"
         raise UserError(f"--out {out} is not an empty folder; {hint}")
 
 
-def initial_state(request: TrainRequest, folder: Path, pictures: Pictures, recipe: Recipe, threads: int) -> RunState:
+def initial_state(options: TrainOptions, folder: Path, pictures: Pictures, recipe: Recipe, threads: int) -> RunState:
     """What `run.json` says at the start."""
     return RunState(
         name=folder.name,
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        data=str(request.folder.resolve()) if request.folder else PORTRAITS,
+        data=str(options.folder.resolve()) if options.folder else PORTRAITS,
         content=pictures.content,
         imported_weights=content_of(recipe),
         pictures=pictures.split.counts,
