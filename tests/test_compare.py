@@ -20,19 +20,18 @@ from calotype.cli.options import CompareOptions
 from calotype.data.folder import read_folder
 from calotype.data.split import Split, three_sets
 from calotype.evaluation import candidate, quality
-from calotype.evaluation.candidate import open_one
+from calotype.evaluation.candidate import open_candidate, unseen_by_all
 from calotype.evaluation.compare import equal_seeds
+from calotype.evaluation.comparison_results import ComparisonResult
+from calotype.evaluation.cost import too_much
 from calotype.evaluation.counting import counter
-from calotype.evaluation.evidence import UNDECIDED
 from calotype.evaluation.features import Lite0
-from calotype.evaluation.footprint import too_much
-from calotype.evaluation.history import detrended_spread, gaps
-from calotype.evaluation.overlap import unseen_by_all
+from calotype.evaluation.history import detrended_spread, leg_gaps
 from calotype.evaluation.propagation import CORRUPTIONS, STRENGTHS
 from calotype.evaluation.references import FeatureStore, ReferenceSet, reference_rows
-from calotype.evaluation.verdicts import CLAIMS, verdicts
+from calotype.evaluation.verdicts import CLAIMS, UNDECIDED, claim_verdicts
 from calotype.files import read_json, write_json
-from calotype.report.comparison import document
+from calotype.report.comparison import comparison_page
 from calotype.settings import parse_recipe
 from calotype.types import UserError
 
@@ -199,11 +198,12 @@ def test_markup_in_a_name_is_text(out):
 
 def test_whatever_could_not_be_measured_is_left_out_of_the_page(out, found):
     for run in found["runs"]:
-        run["propagation"] = {"arms": None, "points": None, "reason": "odd"}
+        run["propagation"] = {"arms": {}, "points": [], "reason": "odd"}
         for row in run["cost"]["sampling"]["counts"]:
             row |= {"seconds_a_picture": None, "bytes": None, "reason": "left out: so slow"}
-    assert "left out: so slow" in document(out, found)
-    assert verdicts(found["runs"])[0]["verdict"] == UNDECIDED
+    result = ComparisonResult.model_validate(found)
+    assert "left out: so slow" in comparison_page(out, result)
+    assert claim_verdicts(result.runs)[0].verdict == UNDECIDED
 
 
 def test_the_page_has_a_verdict_on_every_claim_with_its_time(out, found):
@@ -229,9 +229,9 @@ def test_reals_are_test_pictures_and_others_are_disjoint():
 def test_samples_are_looked_at_in_the_8_bits_that_real_pictures_have(home, name, monkeypatch, tmp_path):
     looked_at = []
     monkeypatch.setattr(quality, "features", lambda parts, network: looked_at.extend(parts) or np.zeros((1, 1)))
-    one, pictures = open_one("A", home / name, "cpu"), read_folder(home / "pictures", 16)
+    one, pictures = open_candidate("A", home / name, "cpu"), read_folder(home / "pictures", 16)
     store = FeatureStore(pictures, Lite0(), tmp_path, Keeper().bar, "real")
-    quality.generated(one, ReferenceSet(store, reference_rows(pictures, 2)), 0, 1, lambda *step: None)
+    quality.sample_stages(one, ReferenceSet(store, reference_rows(pictures, 2)), 0, 1, lambda *step: None)
     assert len(looked_at) == 2 + (name == "cascade")
     for images in looked_at:
         levels = (images + 1) * 127.5
@@ -276,10 +276,10 @@ def test_a_gap_is_by_the_train_loss_and_its_growth_from_look_to_look():
         {"images_seen": seen, "measures": {"held_out_loss": held_out, "train_loss": 0.5}}
         for seen, held_out in ((10, 0.55), (20, 0.75))
     ]
-    found = gaps("denoiser", looks)
-    assert [one["gap"] for one in found["levels"]["all"]] == pytest.approx([0.1, 0.5])
-    assert found["growth"] == pytest.approx(0.4) and list(found["levels"]) == ["all"]
-    assert gaps("autoencoder", [{"images_seen": 10, "measures": {"psnr": 20.0}}]) is None
+    found = leg_gaps("denoiser", looks)
+    assert [one.gap for one in found.levels["all"]] == pytest.approx([0.1, 0.5])
+    assert found.growth == pytest.approx(0.4) and list(found.levels) == ["all"]
+    assert leg_gaps("autoencoder", [{"images_seen": 10, "measures": {"psnr": 20.0}}]) is None
 
 
 def test_a_trend_is_no_unrest_and_few_lines_say_nothing():
@@ -291,7 +291,8 @@ def test_a_trend_is_no_unrest_and_few_lines_say_nothing():
 
 
 def test_runs_of_a_kind_with_equal_seeds_are_noted(home, tmp_path):
-    runs = [open_one(key, home / name, "cpu") for key, name in (("A", "latent"), ("B", "cascade"), ("C", "cascade"))]
+    names = {"A": "latent", "B": "cascade", "C": "cascade"}
+    runs = [open_candidate(key, home / name, "cpu") for key, name in names.items()]
     (note,) = equal_seeds(runs)
     assert "runs B and C" in note
     other = replace(runs[2], recipe=runs[2].recipe.model_copy(update={"seed": 5}))
@@ -331,13 +332,13 @@ def test_an_unfinished_run_and_another_size_are_refused(home, tmp_path):
 
 
 def test_runs_of_different_sizes_are_refused(home, monkeypatch):
-    real = candidate.open_one
+    real = candidate.open_candidate
 
     def low_res(key, folder, device):
         one = real(key, folder, device)
         return one if key == "A" else candidate.Candidate(key, one.run, one.model, parse_recipe({"size": 8}))
 
-    monkeypatch.setattr(candidate, "open_one", low_res)
+    monkeypatch.setattr(candidate, "open_candidate", low_res)
     with pytest.raises(UserError, match=r"different sizes \(.* has 16 px, .* has 8 px\)"):
         compare(home, "latent", "cascade", out="sizes")
 

@@ -10,10 +10,11 @@ from calotype.cli import commands
 from calotype.cli.commands.reading import read
 from calotype.data.words import distinct
 from calotype.diffusion.stage import generate
-from calotype.evaluation.candidate import PROMPT, open_one
+from calotype.evaluation.candidate import PROMPT, open_candidate
+from calotype.evaluation.comparison_results import ParameterCounts
 from calotype.evaluation.cost import deployment_cost, frozen_encoder, sampling_flops, training_cost
 from calotype.evaluation.counting import counted
-from calotype.evaluation.features import features
+from calotype.evaluation.features import Lite0, features
 from calotype.files import read_json
 from calotype.interop import minilm
 from calotype.nets.frozen import Frozen, encode_all
@@ -21,7 +22,7 @@ from calotype.types import Rng
 
 
 def parts_of(one):
-    return {row["part"]: row for row in training_cost(one.run)["parts"]}
+    return {part.part: part for part in training_cost(one.run).parts}
 
 
 def test_a_search_and_exposure_fine_tuning_are_counted(tmp_path):
@@ -31,16 +32,17 @@ def test_a_search_and_exposure_fine_tuning_are_counted(tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         be_quick_and_search(patch)
         run = trained(tmp_path, "cascade", "enlarge.16.exposure.images=8", "enlarge.16.exposure.pictures=4")
-    one = open_one("A", run, "cpu")
+    one = open_candidate("A", run, "cpu")
     rows, state = parts_of(one), read_json(run / "run.json")
     assert list(rows) == ["denoiser", "enlarge-16", "exposure-16", "fit", "prepare", "level-16"]
-    assert all(row["flops"] > 0 and row["seconds"] > 0 for row in rows.values())
+    assert all(row.flops > 0 and row.seconds > 0 for row in rows.values())
     crops, tried = read_json(run / "plan.json")["level_crops"]["16"], len(state["levels"]["16"]["tried"])
-    seen = counted(lambda: features([torch.zeros(1, 3, 8, 8)]))
+    lite0 = Lite0()
+    seen = counted(lambda: features([torch.zeros(1, 3, 8, 8)], lite0))
     below = flops_through(one, slice(0, 1))
     level = flops_through(one, slice(1, 2), torch.zeros(1, 3, 4, 4))
     assert crops > 0 and tried >= 4
-    assert rows["level-16"]["flops"] == pytest.approx(crops * (below + seen + tried * (level + seen)), rel=0.01)
+    assert rows["level-16"].flops == pytest.approx(crops * (below + seen + tried * (level + seen)), rel=0.01)
 
 
 def flops_through(one, which, low_res=None, text=None):
@@ -57,14 +59,15 @@ def test_a_frozen_encoder_counts_as_a_network_and_what_it_reads_as_work(tmp_path
         monkeypatch.setattr(f"calotype.{place}.build_frozen", lambda text: frozen)
     monkeypatch.setattr(minilm, "minilm_folder", lambda: tmp_path)
     run = commands.train(request(tmp_path / "pictures", tmp_path / "run", "denoiser.text.kind=minilm"), Keeper())
-    one, pictures = open_one("A", run, "cpu"), read(tmp_path / "pictures", 16, None, Keeper())
+    one, pictures = open_candidate("A", run, "cpu"), read(tmp_path / "pictures", 16, None, Keeper())
     assert frozen_encoder(one) is frozen
     found = deployment_cost(one)
     numbers = sum(value.numel() for value in frozen.reader.network.state_dict().values())
-    assert found["networks"]["text encoder"] == {"trained": 0, "fitted": 0, "text_encoder": numbers, "sum": numbers}
-    assert found["count"] == 3 and found["parameters"]["text_encoder"] == numbers > 0
+    expected = ParameterCounts(trained=0, fitted=0, text_encoder=numbers, sum=numbers)
+    assert found.networks["text encoder"] == expected
+    assert found.count == 3 and found.parameters.text_encoder == numbers > 0
     whole = counted(lambda: encode_all(frozen.reader, distinct(pictures.captions)))
-    assert parts_of(one)["captions"]["flops"] == pytest.approx(whole) and whole > 0
+    assert parts_of(one)["captions"].flops == pytest.approx(whole) and whole > 0
     assert list(parts_of(one)) == ["autoencoder", "denoiser", "captions", "prepare", "latents", "fit"]
     prompt = counted(lambda: encode_all(frozen.reader, [PROMPT]))
     frozen([PROMPT])  # it keeps what it has read

@@ -15,7 +15,7 @@ from calotype.cli import commands
 from calotype.cli.options import EvaluateOptions
 from calotype.data.folder import read_folder
 from calotype.data.split import SplitConfig, three_sets
-from calotype.evaluation.candidate import open_one
+from calotype.evaluation.candidate import open_candidate
 from calotype.evaluation.features import FeatureNetwork, Lite0, distance_name, features_key, kept_features
 from calotype.evaluation.measures import MEASURES, distance_key, measured
 from calotype.evaluation.references import reference_rows
@@ -297,7 +297,7 @@ def test_the_model_is_whole_with_its_card_before_and_after(finished, run):
     for folder in (finished, run):
         assert is_whole(folder / "model")
         assert (folder / "model" / "samples.png").is_file()
-        assert open_one("A", folder, "cpu").model.sample(1)
+        assert open_candidate("A", folder, "cpu").model.sample(1)
     assert "Not measured yet" in (finished / "model" / "README.md").read_text()
     assert "Not measured yet" not in (run / "model" / "README.md").read_text()
 

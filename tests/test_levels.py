@@ -7,8 +7,9 @@ from test_stage import CLASSES, stage
 from calotype.data.images import images_from_pixels
 from calotype.diffusion.stage import Sampling, generate, shrunk
 from calotype.evaluation.distances import kernel_distance, kernel_of_rows
-from calotype.evaluation.levels import Distance, Search, in_parts, level_distance, search_level
-from calotype.evaluation.pairing import draws, redrawn
+from calotype.evaluation.features import Lite0
+from calotype.evaluation.intervals import on_resamples, resamples
+from calotype.evaluation.search import Distance, Search, in_parts, level_distance, search_level
 from calotype.types import Rng
 
 CURVES = {
@@ -78,11 +79,11 @@ def searched(seed, shifts, count=48, channels=24):
     """Samples that change more and more with the level, and lie `shifts(level)` off the real ones."""
     rng = np.random.default_rng(seed)
     one, other, real = rng.standard_normal((3, count, channels))
-    same = draws(count, count, np.random.default_rng(0))
+    same = resamples(count, count, np.random.default_rng(0))
 
     def distance(level):
         made = np.cos(level) * one + np.sin(level) * other + shifts(level) / np.sqrt(channels)
-        return Distance(kernel_distance(made, real), redrawn(kernel_of_rows(made, real), same))
+        return Distance(kernel_distance(made, real), on_resamples(kernel_of_rows(made, real), same))
 
     return search_level(distance, 1.0, 6, lambda *at: None)
 
@@ -126,8 +127,8 @@ def test_equal_levels_are_as_far_and_the_level_is_what_is_sampled_with(crops, mo
     seen = []
     one.denoiser.register_forward_pre_hook(lambda denoiser, inputs: seen.append(inputs[2].augmentation))
     own = Sampling(steps=2, guidance=1.0, augmentation=0.7, conditioning="truncated")
-    distance = level_distance(one, own, shrunk(crops, 2), labels, crops)
+    distance = level_distance(one, own, shrunk(crops, 2), labels, crops, Lite0())
     far = [distance(level) for level in (0.1, 0.3, 0.1)]
-    assert far[0].value == far[2].value != far[1].value and np.array_equal(far[0].drawn, far[2].drawn)
-    assert all(np.isfinite(one.value) and np.isfinite(one.drawn).all() for one in far)
+    assert far[0].value == far[2].value != far[1].value and np.array_equal(far[0].resampled, far[2].resampled)
+    assert all(np.isfinite(one.value) and np.isfinite(one.resampled).all() for one in far)
     assert {round(float(level), 4) for levels in seen for level in levels} == {0.1, 0.3}

@@ -20,11 +20,16 @@ from calotype.report.runs import summarize_folder
 from calotype.types import UserError
 
 EVIL = '<script>alert("[red]&\x1b[31m\n")</script>'
-CELL = {"steps": 8, "guidance": 1.5, "fd_lite0": {"value": 512.0, "low": 500.0, "high": 524.0}}
-SWEEP = {
+NEAR = {"value": 0.5, "low": 0.25, "high": 0.75}
+CELL = {
+    "steps": 8, "guidance": 1.5, "calls": 16, "fd_lite0": {"value": 512.0, "low": 500.0, "high": 524.0},
+    "kernel_distance": NEAR, "behind": NEAR, "sampling": {"steps": 8, "guidance": 1.5},
+}  # fmt: skip
+SWEEP = {  # as one of an earlier version: no cell names its guide
+    "format": 1, "content": "hash", "rows": [0, 1], "before": {"steps": 12, "guidance": 2.0}, "notes": [], "data": "x",
     "cells": [CELL, {**CELL, "steps": 16, "fd_lite0": {"value": 520.0}}], "best": CELL, "stored": True, "n": 60,
     "size": 64, "seed": 0,
-    "floor": {"fd_lite0": {"value": 151.0}}, "why": "Best are 8 steps.",
+    "floor": {"fd_lite0": {"value": 151.0}, "kernel_distance": NEAR, "n": [60, 60]}, "why": "Best are 8 steps.",
 }  # fmt: skip
 
 

@@ -1,7 +1,5 @@
 """The sweep over steps and guidance: what it picks, on features whose distances are known, and what it stores."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
@@ -9,13 +7,16 @@ from small import Keeper, be_quick, noise_pictures, request, train_small, write_
 
 from calotype.cli import commands
 from calotype.cli.commands import sweeping
-from calotype.cli.commands.sweeping import maker, numbers_in
+from calotype.cli.commands.sweeping import numbers_in
 from calotype.cli.options import SweepOptions
 from calotype.diffusion.stage import Sampling
+from calotype.evaluation import search
 from calotype.evaluation.distances import frechet_distance, frechet_estimate, frechet_of_rows
-from calotype.evaluation.intervals import Estimate
+from calotype.evaluation.features import Lite0
+from calotype.evaluation.intervals import within_standard_error
 from calotype.evaluation.references import reference_rows
-from calotype.evaluation.sweep import Cell, Grid, pick, sweep
+from calotype.evaluation.results import Cell, Measure
+from calotype.evaluation.search import Grid, cheapest, network_calls, sampled_features, sweep
 from calotype.files import is_whole, read_json
 from calotype.model import load
 from calotype.store import store_sampling
@@ -27,8 +28,15 @@ NOISE = np.random.default_rng(1).standard_normal((60, 8))
 
 
 def cell(steps, guidance, value, behind=0.0, reach=0.0):
-    estimate = Estimate(behind, behind - reach, behind + reach)
-    return Cell(Sampling(steps=steps, guidance=guidance), Estimate(value, value, value), estimate, estimate)
+    sampling, estimate = Sampling(steps=steps, guidance=guidance), Measure(value=value, low=value, high=value)
+    return Cell(
+        steps=steps, guidance=guidance, calls=network_calls(sampling), fd_lite0=estimate, kernel_distance=estimate,
+        behind=Measure(value=behind, low=behind - reach, high=behind + reach), sampling=sampling.model_dump(),
+    )  # fmt: skip
+
+
+def is_level(one):
+    return within_standard_error(one.behind.estimate)
 
 
 def tried(shifts):
@@ -40,7 +48,7 @@ def tried(shifts):
 def test_each_cell_has_its_distance():
     shifts = {8: 0.5, 16: 0.1, 32: 0.0}
     for one in tried(shifts):
-        expected = frechet_distance(NOISE + shifts[one.sampling.steps], REAL)
+        expected = frechet_distance(NOISE + shifts[one.steps], REAL)
         assert one.fd_lite0.value == pytest.approx(expected, rel=1e-9)
 
 
@@ -48,25 +56,25 @@ def test_a_difference_on_equal_seeds_is_surer_than_the_distances():
     """A shift that changes the distance by less than its own interval is told apart from none all the same."""
     small, none = tried({8: 0.35, 16: 0.0})
     assert none.fd_lite0.high > small.fd_lite0.low  # apart, the two cannot be told
-    assert small.behind.low > 0 and not small.level
-    assert pick([small, none]) is none
+    assert small.behind.low > 0 and not is_level(small)
+    assert cheapest([small, none]) is none
 
 
 def test_equal_cells_are_level_and_the_cheaper_wins():
     cells = tried({8: 0.0, 16: 0.0, 32: 0.0})
-    assert all(one.level for one in cells) and pick(cells).sampling.steps == 8
+    assert all(map(is_level, cells)) and cheapest(cells).steps == 8
 
 
 def test_guidance_costs_as_much_as_twice_the_steps():
     assert [cell(8, 2.0, 1.0).calls, cell(16, 1.0, 1.0).calls, cell(8, 1.0, 1.0).calls] == [16, 16, 8]
-    assert replace(cell(8, 2.0, 1.0), sampling=Sampling(steps=8, guide="prior")).calls == 8
-    assert pick([cell(8, 2.0, 5.0), cell(16, 1.0, 4.0)]).fd_lite0.value == 4.0  # as dear, and nearer
+    assert network_calls(Sampling(steps=8, guide="prior")) == 8
+    assert cheapest([cell(8, 2.0, 5.0), cell(16, 1.0, 4.0)]).fd_lite0.value == 4.0  # as dear, and nearer
 
 
 def test_a_cheaper_cell_loses_where_it_is_further_than_a_standard_error():
     near, far = cell(32, 1.0, 10.0), cell(8, 1.0, 11.0, behind=1.0, reach=1.9)
-    assert pick([near, far]) is near
-    assert pick([near, cell(8, 1.0, 11.0, behind=1.0, reach=2.0)]).sampling.steps == 8
+    assert cheapest([near, far]) is near
+    assert cheapest([near, cell(8, 1.0, 11.0, behind=1.0, reach=2.0)]).steps == 8
 
 
 def test_distances_of_rows_are_those_of_the_sets_that_they_make():
@@ -154,8 +162,8 @@ def test_a_sweep_has_other_seeds_than_samples(run, monkeypatch):
         drawn.extend(rngs)
         return IMAGES
 
-    monkeypatch.setattr(sweeping, "generate", made)
-    maker(load(run).stages[0], torch.zeros(2, dtype=torch.long), None, 0)(Sampling())
+    monkeypatch.setattr(search, "generate", made)
+    sampled_features(load(run).stages[0], torch.zeros(2, dtype=torch.long), None, 0, Lite0())(Sampling())
     assert not set(drawn) & set(load(run).rngs(100, 0))
 
 

@@ -7,17 +7,20 @@ from operator import getitem
 import numpy as np
 import pytest
 
-from calotype.evaluation.evidence import (
+from calotype.evaluation.comparison_results import RunMeasures
+from calotype.evaluation.intervals import Estimate
+from calotype.evaluation.verdicts import (
+    CLAIMS,
     CONFIRMED,
     PARTLY,
     REFUTED,
     UNDECIDED,
+    claim_verdicts,
     equal,
+    frechet,
     over_seeds,
     spread_over_seeds,
 )
-from calotype.evaluation.intervals import Estimate
-from calotype.evaluation.verdicts import CLAIMS, verdicts
 
 PROPAGATION, CORRECTION = "In a cascade, errors propagate", "No mechanism corrects them"
 MODELS, BETTER = "A cascade needs more models, set up and run together", "Latent diffusion is better at equal budget"
@@ -45,21 +48,40 @@ def run(kind, seed=0, *, prior=False, fd=100.0, reach=5.0):
     parts = networks(autoencoder=10**6, denoiser=10**6) if latent else networks(denoiser=10**6, **{"enlarge-64": 10**6})
     arms = {"matched": {"level": 0.3, **around(0.6)}} if latent else {"none": {"level": 0.0, **around(0.9, 0.02)}}
     return {
-        "key": f"{kind} {seed}", "kind": kind, "prior": prior, "seed": seed,
-        "deployment": {
+        "key": f"{kind} {seed}", "name": kind, "folder": kind, "kind": kind, "prior": prior, "chain": [64],
+        "seed": seed, "grid": "", "deployment": {
             "networks": parts, "count": 2, "widths_by_user": True,
             "parameters": {"trained": 2 * 10**6, "fitted": 0, "text_encoder": 0, "sum": 2 * 10**6},
-            "resident_bytes": 8e6, "sequential_bytes": 4e6,
+            "resident_bytes": 8e6, "sequential_bytes": 4e6, "bytes": 8e6, "files": [],
         },
-        "cost": {"flops_a_picture": 1e9, "training": {"flops": 1e12, "seconds": 100.0}},
-        "quality": {"whole": {"fd_lite0": around(fd, reach), "n": [200, 200]}},
-        "overfitting": {"legs": [{"leg": "denoiser", "growth": 0.1}], "nearest": {"nearer": around(0.05, 0.04)}},
-        "stability": [{"leg": "denoiser", "network": "denoiser", "loss_spread": 0.2, "norm_spread": 0.3}],
+        "cost": {
+            "flops_a_picture": 1e9, "training": {"flops": 1e12, "seconds": 100.0, "parts": []},
+            "sampling": {"loaded_bytes": 0, "counts": []}, "clock": {"parts": {}, "seconds": 100.0, "other": 0.0},
+        },
+        "quality": {"whole": {"fd_lite0": around(fd, reach), "n": [200, 200]}, "stages": []},
+        "overfitting": {
+            "legs": [gaps(0.1)],
+            "nearest": {
+                "nearer": around(0.05, 0.04), "samples_median": 1.0, "held_out_median": 1.0, "n": [200, 200, 2000],
+            },
+        },
+        "stability": [{
+            "leg": "denoiser", "network": "denoiser", "loss_spread": 0.2, "norm_spread": 0.3, "steps_a_line": 8.0,
+            "clip": 1.0, "clipped": 0.0, "lines": 100,
+        }],
         "propagation": {
             "arms": arms, "own": "matched" if latent else "none", "size": 16, "n": 8, "strength": 0.2, "effects": {},
-            **({"autoencoder_error": around(0.05, 0.01)} if latent else {"exposure": False}),
+            "points": [], **({"autoencoder_error": around(0.05, 0.01)} if latent else {"exposure": False}),
         },
     }  # fmt: skip
+
+
+def gaps(growth):
+    return {"leg": "denoiser", "growth": growth, "levels": {}}
+
+
+def verdicts(runs):
+    return claim_verdicts([RunMeasures.model_validate(one) for one in runs])
 
 
 def both(count=3, **changes):
@@ -77,9 +99,9 @@ def change(runs, kind, path, *values):
 
 def verdict(runs, claim):
     """The verdict, and its sentence, where there is one setting."""
-    rows = [row for row in verdicts(runs) if row["claim"] == claim]
-    assert len(rows) == 1 and rows[0]["sentence"].endswith(".")
-    return rows[0]["verdict"], rows[0]["sentence"]
+    rows = [row for row in verdicts(runs) if row.claim == claim]
+    assert len(rows) == 1 and rows[0].sentence.endswith(".")
+    return rows[0].verdict, rows[0].sentence
 
 
 def with_quality(runs, latent, cascade):
@@ -94,15 +116,15 @@ def with_quality(runs, latent, cascade):
 
 def test_every_claim_has_a_verdict_and_its_time_in_the_order_of_the_lecture():
     rows = verdicts(both())
-    assert [row["claim"] for row in rows] == [claim.text for claim in CLAIMS]
-    assert [row["time"] for row in rows] == sorted(row["time"] for row in rows)
-    assert {row["time"] for row in rows} == {"2:36", "2:56", "3:24", "3:32", "6:07", "6:47", "6:57", "7:03", "7:09"}
-    assert [row["claim"] for row in rows if row["ours"]] == [BETTER]
+    assert [row.claim for row in rows] == [claim.text for claim in CLAIMS]
+    assert [row.time for row in rows] == sorted(row.time for row in rows)
+    assert {row.time for row in rows} == {"2:36", "2:56", "3:24", "3:32", "6:07", "6:47", "6:57", "7:03", "7:09"}
+    assert [row.claim for row in rows if row.ours] == [BETTER]
 
 
 @pytest.mark.parametrize("kind", ["latent", "cascade"])
 def test_without_the_other_kind_there_is_not_enough_evidence_for_what_compares_them(kind):
-    rows = {row["claim"]: row["verdict"] for row in verdicts([run(kind), run(kind, 1)])}
+    rows = {row.claim: row.verdict for row in verdicts([run(kind), run(kind, 1)])}
     alone = {PROPAGATION} if kind == "cascade" else set()
     assert {claim for claim, word in rows.items() if word != UNDECIDED} == alone
 
@@ -110,16 +132,16 @@ def test_without_the_other_kind_there_is_not_enough_evidence_for_what_compares_t
 def test_kinds_with_equal_priors_are_compared_and_each_setting_has_its_own_verdicts():
     runs = [*both(), *both(prior=True)]
     change([one for one in runs if one["prior"]], "latent", "quality.whole.fd_lite0", around(50))
-    rows = {row["setting"]: row["verdict"] for row in verdicts(runs) if row["claim"] == BETTER}
+    rows = {row.setting: row.verdict for row in verdicts(runs) if row.claim == BETTER}
     assert rows == {"without a prior": UNDECIDED, "with a prior": CONFIRMED}
     assert len(verdicts(runs)) == 2 * len(CLAIMS)
     unlike = [run("latent", prior=True), run("cascade", prior=False)]
-    assert {row["setting"] for row in verdicts(unlike)} == {"priors as they are"}
+    assert {row.setting for row in verdicts(unlike)} == {"priors as they are"}
 
 
 def test_a_cascade_in_pixels_stands_before_one_whose_first_stage_is_latent():
     runs = [run("latent"), run("hybrid"), run("cascade")]
-    runs[1]["propagation"]["arms"]["none"] = around(0.1)
+    runs[1]["propagation"]["arms"]["none"] |= around(0.1)
     assert verdict(runs, PROPAGATION)[0] == CONFIRMED
     assert verdict(runs[:2], PROPAGATION)[0] == PARTLY
 
@@ -208,7 +230,7 @@ def test_intervals_that_overlap_because_they_are_wide_are_no_equal_quality():
 
 def test_a_run_that_was_not_counted_wins_nothing_by_it():
     runs = both()
-    runs[1]["cost"]["training"] = {"flops": None, "seconds": 100.0, "reason": "latents: a run of an earlier version"}
+    runs[1]["cost"]["training"] |= {"flops": None, "reason": "latents: a run of an earlier version"}
     word, sentence = verdict(runs, TRAINING)
     assert word == UNDECIDED and "was not counted" in sentence and "earlier version" in sentence
 
@@ -242,9 +264,7 @@ def test_overfitting_is_judged_by_the_gap_over_seeds(growth, expected):
     def grown(count):
         runs = both(count)
         for kind, value in zip(("latent", "cascade"), growth, strict=True):
-            change(
-                runs, kind, "overfitting.legs", *([{"leg": "denoiser", "growth": value + x}] for x in (0, 0.01, 0.02))
-            )
+            change(runs, kind, "overfitting.legs", *([gaps(value + x)] for x in (0, 0.01, 0.02)))
         return runs
 
     assert verdict(grown(3), OVERFITTING)[0] == expected
@@ -256,7 +276,7 @@ def test_no_copies_against_no_copies_say_nothing_and_measures_must_agree():
     assert verdict(runs, OVERFITTING)[0] == UNDECIDED
     change(runs, "cascade", "overfitting.nearest.nearer", around(0.4, 0.04))
     assert verdict(runs, OVERFITTING)[0] == CONFIRMED
-    legs = [[{"leg": "denoiser", "growth": value}] for value in (0.5, 0.51, 0.52)]
+    legs = [[gaps(value)] for value in (0.5, 0.51, 0.52)]
     change(runs, "latent", "overfitting.legs", *legs)
     assert verdict(runs, OVERFITTING)[0] == UNDECIDED
 
@@ -299,22 +319,22 @@ def test_quality_at_unequal_budgets_shows_nothing():
 # -- Over seeds --------------------------------------------------------------------------------------------------------
 
 
-def fd(run):
-    return run["fd"]
+def measured(fd, reach=0.0):
+    return RunMeasures.model_validate(run("latent", fd=float(fd), reach=reach))
 
 
 def test_fewer_than_three_runs_span_their_intervals_and_more_have_students():
-    runs = [{"fd": estimate(value, 0.5)} for value in (1.0, 2.0, 3.0)]
-    assert over_seeds(runs[:1], fd) == runs[0]["fd"]
-    assert over_seeds(runs[:2], fd) == Estimate(1.5, 0.5, 2.5)
-    assert over_seeds(runs, fd) == pytest.approx((2, 2 - 4.30 / 3**0.5, 2 + 4.30 / 3**0.5))
+    runs = [measured(value, 0.5) for value in (1.0, 2.0, 3.0)]
+    assert over_seeds(runs[:1], frechet) == estimate(1.0, 0.5)
+    assert over_seeds(runs[:2], frechet) == Estimate(1.5, 0.5, 2.5)
+    assert over_seeds(runs, frechet) == pytest.approx((2, 2 - 4.30 / 3**0.5, 2 + 4.30 / 3**0.5))
 
 
 @pytest.mark.parametrize("count", [3, 5])
 def test_the_interval_of_a_spread_holds_it_in_about_95_of_100_cases(count):
     rng, hits = np.random.default_rng(0), 0
     for _ in range(2000):
-        runs = [{"fd": estimate(float(value))} for value in 100 + rng.standard_normal(count)]
-        found = spread_over_seeds(runs, fd)
+        runs = [measured(value) for value in 100 + rng.standard_normal(count)]
+        found = spread_over_seeds(runs, frechet)
         hits += found.low <= 0.01 <= found.high
     assert 0.88 < hits / 2000 < 0.98

@@ -1,15 +1,17 @@
-"""A finished run that is evaluated or takes part in a comparison."""
+"""A finished run that is evaluated or takes part in a comparison, and which pictures it has seen."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from string import ascii_uppercase
 
 import torch
 
 from calotype.data.folder import Pictures
+from calotype.data.prints import near_duplicates, prints_of
+from calotype.data.split import Split, rule_of
 from calotype.files import read_json
 from calotype.model import Model, load
 from calotype.recipe import Recipe
@@ -56,21 +58,27 @@ class Candidate:
         return pictures.captions.first(chosen.tolist())
 
 
-def open_all(folders: Sequence[Path], device: str) -> list[Candidate]:
-    """Raises `UserError` for fewer than two, for one that is no finished run, and for sizes that differ."""
+def usual_text(model: Model, count: int) -> Text | None:
+    """A prompt of usual length, with which costs are counted."""
+    return None if model.text_encoder is None else model.text(count, PROMPT)
+
+
+def open_candidates(folders: Sequence[Path], device: str) -> list[Candidate]:
+    """Raises `UserError` for fewer than two, for a run that is not finished, and for sizes that differ."""
     if not 2 <= len(folders) <= len(ascii_uppercase):
         raise UserError(
             f"compare got {len(folders)} {'run' if len(folders) == 1 else 'runs'}, but needs at least 2 and takes at "
             f"most {len(ascii_uppercase)}; try: calotype compare RUN_A RUN_B"
         )
-    runs = [open_one(key, folder, device) for key, folder in zip(ascii_uppercase, folders, strict=False)]
-    if len({one.size for one in runs}) > 1:
-        shown = ", ".join(f"{one.run.folder} has {one.size} px" for one in runs)
+    runs = [open_candidate(key, folder, device) for key, folder in zip(ascii_uppercase, folders, strict=False)]
+    if len({run.size for run in runs}) > 1:
+        shown = ", ".join(f"{run.run.folder} has {run.size} px" for run in runs)
         raise UserError(f"the runs make pictures of different sizes ({shown}); compare runs of one size")
     return runs
 
 
-def open_one(key: str, folder: Path, device: str) -> Candidate:
+def open_candidate(key: str, folder: Path, device: str) -> Candidate:
+    """Raises `UserError` for a run that is not finished."""
     run = Run.open(folder)
     if run.state.status != "finished":
         raise UserError(f"{folder} is {run.state.status}, but must be finished; try: calotype resume {folder}")
@@ -79,6 +87,70 @@ def open_one(key: str, folder: Path, device: str) -> Candidate:
     return Candidate(key, run, model, parse_recipe(upgraded(settings), lambda key: f"{folder}/model/model.json"))
 
 
-def usual_text(model: Model, count: int) -> Text | None:
-    """A prompt of usual length, with which costs are counted."""
-    return None if model.text_encoder is None else model.text(count, PROMPT)
+# -- Pictures that it has seen -----------------------------------------------------------------------------------------
+
+
+ReadOwn = Callable[[Candidate], Pictures | None]
+"""The pictures of a run with its split; None where they cannot be read or have changed."""
+
+
+def split_by(one: Candidate, pictures: Pictures, read_own: ReadOwn) -> Split | None:
+    """How a run has used these pictures; the `test` set are those that it has not seen. None: not known.
+
+    Of pictures that are not the run's own, it has seen those that are equal or near-duplicates of its own.
+    """
+    if is_own(one, pictures):
+        return rule_of(one.run.folder)(pictures.pixels, pictures.labels, pictures.classes)
+    if (own := read_own(one)) is None:
+        return None
+    prints = prints_of(pictures.pixels)
+    train, validation = (
+        torch.from_numpy(near_duplicates(prints, prints_of(own.pixels[rows])))
+        for rows in (own.train_indices, own.validation_indices)
+    )
+    return Split(train, validation & ~train, ~(train | validation))
+
+
+def is_own(one: Candidate, pictures: Pictures) -> bool:
+    return pictures.content == one.run.state.content
+
+
+def unseen_by_all(splits: Sequence[Split | None], count: int) -> Split:
+    """As test set, the pictures that no run has trained on or chosen by, as far as that is known."""
+    none = torch.zeros(count, dtype=torch.bool)
+    known = [split for split in splits if split is not None]
+    train = torch.stack([none, *(split.train for split in known)]).any(0)
+    validation = torch.stack([none, *(split.validation for split in known)]).any(0)
+    return Split(train, validation & ~train, torch.stack([~none, *(split.test for split in known)]).all(0))
+
+
+def with_unseen(one: Candidate, pictures: Pictures, trained: Pictures | None) -> tuple[Pictures, list[str]]:
+    """The pictures, with those in their test set that the run has not seen, and notes on that.
+
+    Raises `UserError` where it has seen all of them.
+    """
+    split = split_by(one, pictures, lambda _: trained)
+    unseen = unseen_by_all([None], len(pictures)) if split is None else split
+    if not is_own(one, pictures) and not unseen.test.any():
+        raise UserError(
+            f"the run has seen all {len(pictures):,} pictures in training, so they say nothing of how it does on new "
+            f"ones; give pictures that are not among its training pictures, or leave --data out"
+        )
+    return replace(pictures, split=unseen), notes_on_split("the run", one, split, pictures)
+
+
+def notes_on_split(name: str, one: Candidate, split: Split | None, pictures: Pictures) -> list[str]:
+    """Whether the run, which the notes call `name`, was trained on other pictures or has no validation set."""
+    if is_own(one, pictures):
+        old = "was made by an earlier version, without a validation set: it has made choices by its held-out pictures"
+        return [f"{name} {old}"] if one.run.state.split is None else []
+    if split is None:
+        unknown = "was trained on other pictures, which cannot be read or have changed"
+        return [
+            f"{name} {unknown}, so it is not known whether it has seen those that samples are held against",
+        ]
+    trained, chosen_by, rest = (int(rows.sum()) for rows in (split.train, split.validation, split.test))
+    return [
+        f"{name} was trained on other pictures: of these {len(split):,}, {trained:,} are in its training set and "
+        f"{chosen_by:,} in its validation set (near-duplicates count as equal); it is measured on the other {rest:,}"
+    ]

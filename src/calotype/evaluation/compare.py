@@ -6,41 +6,43 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from calotype.data.folder import Pictures
 from calotype.data.images import grid, pils_from_images
-from calotype.evaluation.candidate import Candidate
+from calotype.evaluation.candidate import Candidate, ReadOwn, notes_on_split, split_by, unseen_by_all
+from calotype.evaluation.comparison_results import ComparisonResult, Overfitting, Propagation, RunMeasures
 from calotype.evaluation.cost import deployment_cost, run_cost
+from calotype.evaluation.distances import Features
 from calotype.evaluation.features import Lite0
 from calotype.evaluation.history import generalisation_gaps, log_spreads
-from calotype.evaluation.overlap import ReadOwn, notes_of, split_by, unseen_by_all
 from calotype.evaluation.propagation import USUAL, Subjects, matched_level, pictures_for, propagation
 from calotype.evaluation.quality import (
     GRID_SAMPLES,
-    Generated,
-    floor,
-    generated,
+    StageSamples,
+    floor_measures,
     nearest_to_training,
     quality,
+    sample_stages,
     train_features,
 )
 from calotype.evaluation.references import Bar, FeatureStore, ReferenceSet, reference_rows
-from calotype.evaluation.results import COMPARISON_FILE, ComparisonResult, Json, measured_with, write_result
-from calotype.evaluation.verdicts import verdicts
+from calotype.evaluation.results import COMPARISON_FILE, measured_with, write_result
+from calotype.evaluation.verdicts import claim_verdicts
 from calotype.types import Rng, UserError
 
-COMPARE_FORMAT = 4
 Read = Callable[[str, int], Pictures]
 """From the name of the data and the size to the pictures."""
 
 
 @dataclass(frozen=True)
 class Comparison:
+    """Finished runs of one size, and the real pictures that their samples are compared with."""
+
     runs: Sequence[Candidate]
     reference: ReferenceSet
+    lite0: Lite0
     seed: int
     bar: Bar
     out: Path
@@ -49,7 +51,7 @@ class Comparison:
 def compare(
     runs: Sequence[Candidate], data: Path | None, out: Path, count: int, seed: int, read: Read, read_own: ReadOwn,
     bar: Bar,
-) -> Json:  # fmt: skip
+) -> ComparisonResult:  # fmt: skip
     """Writes `compare.json` and a grid of samples of every run into `out`; returns what the first holds.
 
     Raises `UserError` for data that cannot be read, and an `out` that has other files.
@@ -61,40 +63,42 @@ def compare(
     pictures = read(name, runs[0].size)
     splits = [split_by(one, pictures, read_own) for one in runs]
     notes = [
-        f"run {one.key} {note}"
+        note
         for one, split in zip(runs, splits, strict=True)
-        for note in notes_of(one, split, pictures)
+        for note in notes_on_split(f"run {one.key}", one, split, pictures)
     ]
     pictures = replace(pictures, split=unseen_by_all(splits, len(pictures)))
-    store = FeatureStore(pictures, Lite0(runs[0].model.device), out / "cache", bar, "real")
+    lite0 = Lite0(runs[0].model.device)
+    store = FeatureStore(pictures, lite0, out / "cache", bar, "real")
     reference = ReferenceSet(store, reference_rows(pictures, count, fewest=2))
-    comparison = Comparison(runs, reference, seed, bar, out)
-    found = {**comparison_facts(comparison, name, notes), **all_measures(comparison)}
-    found["verdicts"] = verdicts(found["runs"])
-    write_result(out / COMPARISON_FILE, ComparisonResult.model_validate(found))
-    return found
+    comparison = Comparison(runs, reference, lite0, seed, bar, out)
+    trained, (sigma, small_size) = train_features(reference, runs[0].size), matched_noise(comparison)
+    measures = [run_measures(one, comparison, trained, sigma, small_size) for one in runs]
+    sizes = sorted({size for one in runs for size in one.recipe.chain})
+    result = ComparisonResult(
+        format=4,
+        **measured_with(runs[0].model.device),
+        data=name,
+        classes=list(pictures.classes),
+        size=runs[0].size,
+        count=len(reference),
+        seed=seed,
+        notes=[*reference.rows.notes, *other_classes(runs, pictures), *notes, *equal_seeds(runs)],
+        matched_sigma=sigma,
+        runs=measures,
+        floor=[floor_measures(reference, size, seed) for size in sizes],
+        verdicts=claim_verdicts(measures),
+    )
+    write_result(out / COMPARISON_FILE, result)
+    return result
 
 
 def check_comparison_folder(out: Path) -> None:
     """An earlier comparison is written over; nothing else is."""
-    known = out.is_dir() and ((out / COMPARISON_FILE).exists() or all(one.name == "cache" for one in out.iterdir()))
+    known = out.is_dir() and ((out / COMPARISON_FILE).exists() or all(path.name == "cache" for path in out.iterdir()))
     if out.exists() and not known:
         raise UserError(f"--out {out} is not an empty folder; choose another")
     out.mkdir(parents=True, exist_ok=True)
-
-
-def comparison_facts(comparison: Comparison, data: str, notes: Sequence[str]) -> Json:
-    runs, reference, device = comparison.runs, comparison.reference, comparison.runs[0].model.device
-    return {
-        "format": COMPARE_FORMAT,
-        **measured_with(device),
-        "data": data,
-        "classes": list(reference.pictures.classes),
-        "size": runs[0].size,
-        "count": len(reference),
-        "seed": comparison.seed,
-        "notes": [*reference.rows.notes, *other_classes(runs, reference.pictures), *notes, *equal_seeds(runs)],
-    }
 
 
 def other_classes(runs: Sequence[Candidate], pictures: Pictures) -> list[str]:
@@ -114,47 +118,44 @@ def equal_seeds(runs: Sequence[Candidate]) -> list[str]:
     ]
 
 
-def all_measures(comparison: Comparison) -> Json:
-    runs, reference, seed = comparison.runs, comparison.reference, comparison.seed
-    trained = train_features(reference, runs[0].size)
-    matched = matched_noise(runs, reference)
-    return {
-        "matched_sigma": matched[0],
-        "runs": [measures_of(one, comparison, trained, *matched) for one in runs],
-        "floor": [floor(reference, size, seed) for size in sorted({size for one in runs for size in one.recipe.chain})],
-    }
+def matched_noise(comparison: Comparison) -> tuple[float, int]:
+    """Sigma and size at which errors are put into latents: as noisy for them, and as small, as in the first cascade."""
+    runs, reference = comparison.runs, comparison.reference
+    cascade = next((one for one in runs if len(one.recipe.chain) > 1), None)
+    if cascade is None:
+        return USUAL, max(1, runs[0].size // 4)
+    size = cascade.recipe.chain[0]
+    return matched_level(cascade, float(reference.images(reference.chosen, size).std())), size
 
 
-def measures_of(one: Candidate, comparison: Comparison, trained: Any, sigma: float, small_size: int) -> Json:
+def run_measures(
+    one: Candidate, comparison: Comparison, trained: Features, sigma: float, small_size: int
+) -> RunMeasures:
     reference, seed, bar = comparison.reference, comparison.seed, comparison.bar
     with bar(f"{one.key} samples") as progress:
-        made = generated(
-            one, reference, seed, pictures_for(len(reference)), lambda done, total: progress(done, total, "")
-        )
-    nearest = nearest_to_training(made, one.size, reference, trained)
+        keep = pictures_for(len(reference))
+        samples = sample_stages(one, reference, seed, keep, lambda done, total: progress(done, total, ""))
     file = f"grid-{one.key}.png"
-    grid(pils_from_images(torch.cat(made.shown)[class_order(reference)]), 6).save(comparison.out / file)
+    grid(pils_from_images(torch.cat(samples.shown)[class_order(reference)]), 6).save(comparison.out / file)
     with bar(f"{one.key} costs"):
-        deployed, costs = deployment_cost(one), run_cost(one)
-    return {
-        "key": one.key,
-        "name": one.run.name,
-        "folder": str(one.run.folder),
-        "kind": one.kind,
-        "prior": one.has_prior,
-        "chain": list(one.recipe.chain),
-        "seed": one.recipe.seed,
-        "grid": file,
-        "deployment": deployed,
-        "cost": costs,
-        "quality": quality(one, made, reference, seed),
-        "overfitting": {
-            "legs": generalisation_gaps(one.run),
-            "nearest": nearest,
-        },
-        "stability": log_spreads(one.run, one.recipe),
-        "propagation": errors(one, made, comparison, sigma, small_size),
-    }
+        deployment, cost = deployment_cost(one), run_cost(one)
+    nearest = nearest_to_training(samples, one.size, reference, trained)
+    return RunMeasures(
+        key=one.key,
+        name=one.run.name,
+        folder=str(one.run.folder),
+        kind=one.kind,
+        prior=one.has_prior,
+        chain=list(one.recipe.chain),
+        seed=one.recipe.seed,
+        grid=file,
+        deployment=deployment,
+        cost=cost,
+        quality=quality(one, samples, reference, seed),
+        overfitting=Overfitting(legs=generalisation_gaps(one.run), nearest=nearest),
+        stability=log_spreads(one.run, one.recipe),
+        propagation=error_propagation(one, samples, comparison, sigma, small_size),
+    )
 
 
 def class_order(reference: ReferenceSet) -> torch.Tensor:
@@ -164,25 +165,19 @@ def class_order(reference: ReferenceSet) -> torch.Tensor:
     return torch.tensor(sorted(range(len(labels)), key=lambda place: (turns[place], labels[place]))[:GRID_SAMPLES])
 
 
-def errors(one: Candidate, made: Generated, comparison: Comparison, sigma: float, small_size: int) -> Json:
+def error_propagation(
+    one: Candidate, samples: StageSamples, comparison: Comparison, sigma: float, small_size: int
+) -> Propagation:
     if one.size % small_size:
         reason = f"{one.size} px cannot be shrunk to the {small_size} px at which errors are compared"
-        return {"arms": None, "points": None, "reason": reason}
-    reference, small = comparison.reference, torch.cat(made.small)[: pictures_for(len(comparison.reference))]
+        return Propagation(arms={}, points=[], reason=reason)
+    reference, small = comparison.reference, torch.cat(samples.small)[: pictures_for(len(comparison.reference))]
     rows = reference.chosen[: len(small)]
     rngs = [Rng((comparison.seed, "sample", index)) for index in range(len(small))]
     subjects = Subjects(one.labels(reference.pictures, rows), rngs, small, one.text(reference.pictures, rows))
     real = reference.images(rows, one.size).to(one.model.device)
     with comparison.bar(f"{one.key} errors") as progress:
         return propagation(
-            one, subjects, real, sigma, small_size, comparison.seed, lambda done, total: progress(done, total, "")
-        )
-
-
-def matched_noise(runs: Sequence[Candidate], reference: ReferenceSet) -> tuple[float, int]:
-    """Sigma and size at which errors are put into latents: as noisy for them, and as small, as in the first cascade."""
-    cascade = next((one for one in runs if len(one.recipe.chain) > 1), None)
-    if cascade is None:
-        return USUAL, max(1, runs[0].size // 4)
-    size = cascade.recipe.chain[0]
-    return matched_level(cascade, float(reference.images(reference.chosen, size).std())), size
+            one, subjects, real, sigma, small_size, comparison.seed, comparison.lite0,
+            lambda done, total: progress(done, total, ""),
+        )  # fmt: skip

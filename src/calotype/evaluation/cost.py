@@ -1,21 +1,38 @@
 """What a run has cost to train, and what its model costs to keep and to use.
 
 Training is read from the run's files: the plan has counted the operations of a step of each leg, and the pipeline those
-of what is done once. Sampling is counted here, and timed in a process of its own (`footprint.py`).
+of what is done once. Operations of sampling are counted here. Its time and memory are measured in a process of its own
+that holds nothing but the model: `python -m calotype.evaluation.cost MODEL DEVICE THREADS` prints one line of JSON.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
 
 import torch
+from pydantic import ValidationError
 from torch import nn
 
 from calotype.diffusion.denoiser import Denoiser
 from calotype.diffusion.stage import generate
 from calotype.evaluation.candidate import Candidate, usual_text
-from calotype.evaluation.counting import counted
-from calotype.evaluation.footprint import footprint
+from calotype.evaluation.comparison_results import (
+    BatchCost,
+    Cost,
+    Deployment,
+    ParameterCounts,
+    PartCost,
+    SamplingCost,
+    TrainingCost,
+    WallClock,
+)
+from calotype.evaluation.counting import counted, most_memory
+from calotype.machine import free_memory, timed
+from calotype.model import Model, load
 from calotype.nets.frozen import Frozen, Projected, encode_all
 from calotype.nets.vae import Vae
 from calotype.priors.prior import constant_count
@@ -25,34 +42,44 @@ from calotype.spaces.latent import LatentSpace
 from calotype.tables import number
 from calotype.types import NULL_LABEL, Rng
 
-PARAMETER_KINDS = ("trained", "fitted", "text_encoder")
 ONCE = ("captions", "latents", "prepare", "fit")
-"""What is done once, besides a search (`level-SIZE`) for each stage that enlarges."""
+"""Parts that are done once, besides a search (`level-SIZE`) for each stage that enlarges."""
 NOT_COUNTED = "a run of an earlier version, which did not count it"
+BATCH_SIZES = (1, 4, 16)
+"""Pictures at once. They rise, so the peak memory so far is that of the last batch."""
+MOST_SECONDS = 60.0
+"""Batches that are predicted to take longer are left out."""
+
+
+def run_cost(one: Candidate) -> Cost:
+    return Cost(
+        flops_a_picture=sampling_flops(one),
+        sampling=sampling_cost(one),
+        training=training_cost(one.run),
+        clock=wall_clock(one.run),
+    )
 
 
 # -- To keep -----------------------------------------------------------------------------------------------------------
 
 
-def deployment_cost(one: Candidate) -> dict[str, Any]:
-    """All that must be set up to make pictures, a text encoder outside of the model's folder too.
-
-    `sequential_bytes` are those of the largest network: each can be loaded when its turn has come.
-    """
+def deployment_cost(one: Candidate) -> Deployment:
     files = sorted(file for file in (one.run.folder / "model").iterdir() if file.is_file())
-    networks = {name: parameters_by_kind(network) for name, network in networks_of(one).items()}
-    sizes = [all_bytes(network) for network in networks_of(one).values()]
-    kinds = {kind: sum(network[kind] for network in networks.values()) for kind in PARAMETER_KINDS}
-    return {
-        "networks": networks,
-        "count": len(networks),
-        "parameters": {**kinds, "sum": sum(kinds.values())},
-        "widths_by_user": widths_by_user(one),
-        "resident_bytes": sum(sizes),
-        "sequential_bytes": max(sizes),
-        "bytes": sum(file.stat().st_size for file in files),
-        "files": [file.name for file in files],
-    }
+    networks = networks_of(one)
+    parameters = {name: parameter_counts(network) for name, network in networks.items()}
+    sizes = [sum(value.nbytes for value in network.state_dict().values()) for network in networks.values()]
+    return Deployment(
+        networks=parameters,
+        count=len(networks),
+        parameters=ParameterCounts(**{
+            kind: sum(getattr(counts, kind) for counts in parameters.values()) for kind in ParameterCounts.model_fields
+        }),
+        widths_by_user=widths_by_user(one),
+        resident_bytes=sum(sizes),
+        sequential_bytes=max(sizes),
+        bytes=sum(file.stat().st_size for file in files),
+        files=[file.name for file in files],
+    )  # fmt: skip
 
 
 def networks_of(one: Candidate) -> dict[str, nn.Module]:
@@ -72,88 +99,132 @@ def frozen_encoder(one: Candidate) -> Frozen | None:
     return reader.frozen if isinstance(reader, Projected) else None
 
 
-def parameters_by_kind(network: nn.Module) -> dict[str, int]:
-    """Trained, fitted in closed form (priors, an autoencoder's linear path, statistics of latents), or of a frozen
-    text encoder.
-    """
-    kind, fitted = "trained", constant_count(network)
+def parameter_counts(network: nn.Module) -> ParameterCounts:
+    """Fitted in closed form are priors, the linear path of an autoencoder, and the statistics of its latents."""
+    total, fitted = number_count(network), constant_count(network)
     if isinstance(network, LatentSpace):
         fitted += network.mean.numel() + network.spread.numel()
         if isinstance(vae := network.vae, Vae):
-            fitted += all_numbers(vae.linear_in) + all_numbers(vae.linear_out)
-    elif not isinstance(network, Denoiser):
-        kind = "text_encoder"
-    whole = all_numbers(network)
-    return {**dict.fromkeys(PARAMETER_KINDS, 0), kind: whole - fitted, "fitted": fitted, "sum": whole}
+            fitted += number_count(vae.linear_in) + number_count(vae.linear_out)
+    is_trained = isinstance(network, LatentSpace | Denoiser)
+    own, encoder = (total - fitted, 0) if is_trained else (0, total - fitted)
+    return ParameterCounts(trained=own, fitted=fitted, text_encoder=encoder, sum=total)
 
 
-def all_numbers(network: nn.Module) -> int:
+def number_count(network: nn.Module) -> int:
     return sum(value.numel() for value in network.state_dict().values())
 
 
-def all_bytes(network: nn.Module) -> int:
-    return sum(value.numel() * value.element_size() for value in network.state_dict().values())
-
-
 def widths_by_user(one: Candidate) -> bool:
-    """Whether no denoiser has the width that the plan would choose."""
     choices = {choice["what"]: choice.get("by_user", False) for choice in one.run.plan.get("choices", [])}
     stages = ["denoiser", *(f"enlarge to {size}" for size in one.recipe.chain[1:])]
     return all(choices.get(stage, False) for stage in stages)
 
 
-# -- To train and to use -----------------------------------------------------------------------------------------------
+# -- To train ----------------------------------------------------------------------------------------------------------
 
 
-def run_cost(one: Candidate) -> dict[str, Any]:
-    return {
-        "flops_a_picture": sampling_flops(one),
-        "sampling": footprint(one),
-        "training": training_cost(one.run),
-        "clock": clock(one.run),
-    }
-
-
-def training_cost(run: Run) -> dict[str, Any]:
+def training_cost(run: Run) -> TrainingCost:
     """Of each leg (forward and backward), and of what was done once; None, with the reason, where nobody counted."""
-    rows = [*(leg_cost(run, leg) for leg in run.state.legs), *once(run)]
-    unknown = [row["part"] for row in rows if row["flops"] is None]
-    total = {"parts": rows, "seconds": sum(row["seconds"] for row in rows)}
+    once = [part for part in run.state.seconds if part in ONCE or part.startswith("level-")]
+    parts = [leg_cost(run, leg) for leg in run.state.legs]
+    parts += [part_cost(run, part, number(run.state.operations.get(part))) for part in once]
+    seconds, unknown = sum(part.seconds for part in parts), [part.part for part in parts if part.flops is None]
     if unknown:
-        return {**total, "flops": None, "reason": f"{', '.join(unknown)}: {NOT_COUNTED}"}
-    return {**total, "flops": sum(row["flops"] for row in rows)}
+        return TrainingCost(parts=parts, seconds=seconds, flops=None, reason=f"{', '.join(unknown)}: {NOT_COUNTED}")
+    return TrainingCost(parts=parts, seconds=seconds, flops=sum(part.flops or 0 for part in parts))
 
 
-def leg_cost(run: Run, leg: str) -> dict[str, Any]:
-    a_picture = number(run.plan.get("flops", {}).get(leg))
-    seen = number(run.latest("step", leg).get("images_seen")) or 0.0
-    return part_cost(run, leg, None if a_picture is None else a_picture * seen) | {"images_seen": seen}
+def leg_cost(run: Run, leg: str) -> PartCost:
+    a_picture, seen = number(run.plan.get("flops", {}).get(leg)), number(run.latest("step", leg).get("images_seen"))
+    flops = None if a_picture is None else a_picture * (seen or 0.0)
+    cost = part_cost(run, leg, flops)
+    cost.images_seen = seen or 0.0
+    return cost
 
 
-def once(run: Run) -> list[dict[str, Any]]:
-    done = [part for part in run.state.seconds if part in ONCE or part.startswith("level-")]
-    return [part_cost(run, part, number(run.state.operations.get(part))) for part in done]
+def part_cost(run: Run, part: str, flops: float | None) -> PartCost:
+    cost = PartCost(part=part, flops=flops, seconds=run.state.seconds.get(part, 0.0))
+    if flops is None:
+        cost.reason = NOT_COUNTED
+    return cost
 
 
-def part_cost(run: Run, part: str, flops: float | None) -> dict[str, Any]:
-    row = {"part": part, "flops": flops, "seconds": run.state.seconds.get(part, 0.0)}
-    return row if flops is not None else {**row, "reason": NOT_COUNTED}
-
-
-def clock(run: Run) -> dict[str, Any]:
-    """All seconds of a run; `other` is what no part has: starts, reports, work that was lost."""
+def wall_clock(run: Run) -> WallClock:
     parts, whole = run.state.seconds, run.state.wall_seconds
     if not whole:
-        return {"parts": parts, "seconds": None, "other": None, "reason": NOT_COUNTED}
-    return {"parts": parts, "seconds": whole, "other": whole - sum(parts.values())}
+        return WallClock(parts=parts, seconds=None, other=None, reason=NOT_COUNTED)
+    return WallClock(parts=parts, seconds=whole, other=whole - sum(parts.values()))
+
+
+# -- To sample ---------------------------------------------------------------------------------------------------------
 
 
 def sampling_flops(one: Candidate) -> int:
     """Of one picture through all stages, its prompt's encoding included."""
     model, text, frozen = one.model, usual_text(one.model, 1), frozen_encoder(one)
-    reading = 0
+    encoding = 0
     if text is not None and frozen is not None:
-        frozen(text.prompts)  # it keeps what it has read
-        reading = counted(lambda: encode_all(frozen.reader, text.prompts))
+        frozen(text.prompts)  # it keeps what it has encoded, so that sampling does not count it again
+        encoding = counted(lambda: encode_all(frozen.reader, text.prompts))
     label = torch.tensor([0 if model.classes else NULL_LABEL], device=model.device)
-    return reading + counted(lambda: generate(model.stages, label, model.samplings, [Rng(("cost",))], text=text))
+    return encoding + counted(lambda: generate(model.stages, label, model.samplings, [Rng(("cost",))], text=text))
+
+
+def sampling_cost(one: Candidate) -> SamplingCost:
+    """Time and memory for each of `BATCH_SIZES`, or the reason why there are none."""
+    model, threads = (one.run.folder / "model").resolve(), str(torch.get_num_threads())
+    command = [sys.executable, "-m", "calotype.evaluation.cost", str(model), str(one.model.device), threads]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    try:
+        return SamplingCost.model_validate_json(done.stdout.splitlines()[-1])
+    except (IndexError, ValidationError):
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        reason = f"the process that samples ended with code {done.returncode}: {last}"
+        counts = [not_measured(count, reason) for count in BATCH_SIZES]
+        return SamplingCost(loaded_bytes=None, counts=counts, reason=reason)
+
+
+def not_measured(count: int, reason: str) -> BatchCost:
+    return BatchCost(count=count, seconds_a_picture=None, bytes=None, reason=reason)
+
+
+def batch_costs(model: Model) -> Iterator[BatchCost]:
+    sample_batch(model, 1, steps=1)  # to warm up
+    loaded, seconds, rise = most_memory(model.device), 0.0, 0
+    for count in BATCH_SIZES:
+        if reason := too_much(count, seconds, rise, free_memory(model.device)):
+            yield not_measured(count, reason)
+            continue
+        spent, most = timed(partial(sample_batch, model, count), model.device), most_memory(model.device)
+        if count == BATCH_SIZES[0]:
+            seconds, rise = spent / count, most - loaded
+        yield BatchCost(count=count, seconds_a_picture=spent / count, bytes=most)
+
+
+def too_much(count: int, seconds: float, rise: int, free: int) -> str:
+    """Why so many are not tried; empty if they are. `seconds` and `rise` (in bytes) are those of one picture."""
+    if count * seconds > MOST_SECONDS:
+        return f"left out: {count} pictures would take about {count * seconds:,.0f} s at {seconds:,.1f} s for one"
+    if count * rise > 0.8 * free:
+        return f"left out: {count} pictures would need about {count * rise / 1e9:,.1f} GB, {free / 1e9:,.1f} are free"
+    return ""
+
+
+def sample_batch(model: Model, count: int, steps: int | None = None) -> None:
+    samplings = [one if steps is None else one.model_copy(update={"steps": steps}) for one in model.samplings]
+    labels = torch.arange(count, device=model.device) % max(1, len(model.classes))
+    labels = labels if model.classes else torch.full_like(labels, NULL_LABEL)
+    rngs = [Rng(("cost", index)) for index in range(count)]
+    generate(model.stages, labels, samplings, rngs, text=usual_text(model, count))
+
+
+def print_sampling_cost(folder: str, device: str, threads: str) -> None:
+    torch.set_num_threads(int(threads))
+    model = load(Path(folder), device)
+    loaded = most_memory(model.device)
+    print(SamplingCost(loaded_bytes=loaded, counts=list(batch_costs(model))).model_dump_json(exclude_unset=True))
+
+
+if __name__ == "__main__":
+    print_sampling_cost(*sys.argv[1:])

@@ -44,7 +44,6 @@ from calotype.evaluation.results import (
     EvaluationResult,
     FeatureInfo,
     Json,
-    LegGaps,
     Memorisation,
     SetMeasures,
     measured_with,
@@ -117,7 +116,7 @@ def evaluate_run(request: EvaluationRequest, out: Path) -> EvaluationResult:
         autoencoder=autoencoder_columns(request),
         memorisation=copies.measures,
         alignment=aligned.measures,
-        overfitting=[LegGaps(**leg) for leg in generalisation_gaps(one.run)],
+        overfitting=generalisation_gaps(one.run),
         shares=aligned.judged.shares,
     )
     for plate in (PAIRS_FILE, PROMPTED_FILE):  # of an earlier evaluation

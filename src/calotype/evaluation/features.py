@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable
-from functools import cache
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -77,19 +76,10 @@ def distance_name(network: FeatureNetwork) -> str:
     return "FID" if network.name == "Inception" else f"FD-{network.name}"
 
 
-@cache
-def lite0_on(device: torch.device) -> Lite0:
-    """Until all callers pass the network that they have."""
-    return Lite0(device)
-
-
 @torch.no_grad()
-def features(
-    images_batches: Iterable[AnyImages], network: FeatureNetwork | None = None
-) -> Float[np.ndarray, "count channel"]:
+def features(images_batches: Iterable[AnyImages], network: FeatureNetwork) -> Float[np.ndarray, "count channel"]:
     """Of one batch at least."""
-    looks = ((network or lite0_on(images.device)).look(images) for images in images_batches)
-    return np.concatenate([rows.cpu().double().numpy() for rows in looks])
+    return np.concatenate([network.look(images).cpu().double().numpy() for images in images_batches])
 
 
 def kept_features(

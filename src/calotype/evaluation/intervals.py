@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -13,6 +13,9 @@ Places = np.ndarray[tuple[int], np.dtype[np.int64]]
 NORMAL_95 = 1.96
 ROUNDS = 50
 """Sets drawn for an interval: its width is then known to a tenth."""
+Resample = tuple[Places, Places]
+"""Rows of a set and of another, drawn with replacement."""
+Values = Float[np.ndarray, " rounds"]
 STUDENT_95 = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23)
 
 
@@ -28,16 +31,41 @@ class Estimate(NamedTuple):
 
 
 def bootstrapped(
-    value: float, drawn: Callable[[Places, Places], float], rows: int, columns: int, rng: np.random.Generator
+    value: float, measure: Callable[[Places, Places], float], rows: int, others: int, rng: np.random.Generator
 ) -> Estimate:
     """The value, and 1.96 times the spread of what sets of as many rows, drawn with replacement, give.
 
     The normal interval of the bootstrap (Efron and Tibshirani 1993, chapter 13), because both distances are larger
     for sets with repeats than for the sets themselves, so percentiles would miss the value.
     """
-    resampled = [drawn(rng.integers(rows, size=rows), rng.integers(columns, size=columns)) for _ in range(ROUNDS)]
+    return normal_estimate(value, on_resamples(measure, resamples(rows, others, rng)))
+
+
+def resamples(rows: int, others: int, rng: np.random.Generator) -> list[Resample]:
+    return [(rng.integers(rows, size=rows), rng.integers(others, size=others)) for _ in range(ROUNDS)]
+
+
+def on_resamples(measure: Callable[[Places, Places], float], sets: Sequence[Resample]) -> Values:
+    return np.array([measure(rows, others) for rows, others in sets])
+
+
+def normal_estimate(value: float, resampled: Values) -> Estimate:
+    """The value with its normal interval; `resampled` are its values on bootstrap sets.
+
+    For a difference of two measures on the same bootstrap sets (a paired bootstrap), the noise that they share cancels.
+    """
     reach = NORMAL_95 * float(np.std(resampled, ddof=1))
     return Estimate(value, value - reach, value + reach)
+
+
+def standard_error(estimate: Estimate) -> float:
+    """Of an estimate with a normal interval."""
+    return (estimate.high - estimate.value) / NORMAL_95
+
+
+def within_standard_error(behind: Estimate) -> bool:
+    """Whether a measure is as good as the best, which it is `behind` (Breiman et al. 1984, section 3.4.3)."""
+    return behind.value <= standard_error(behind)
 
 
 def mean_estimate(values: Float[np.ndarray, " count"]) -> Estimate:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from io import BytesIO
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -24,9 +24,10 @@ from calotype.diffusion.samplers import SAMPLERS
 from calotype.diffusion.stage import Sampling, Stage, generate, last, shrunk
 from calotype.evaluation.autoencoder import psnr
 from calotype.evaluation.candidate import Candidate
-from calotype.evaluation.features import lite0_on
+from calotype.evaluation.comparison_results import ArmSurvival, Propagation, SurvivalPoint
+from calotype.evaluation.features import Lite0
 from calotype.evaluation.intervals import Estimate, mean_estimate
-from calotype.evaluation.measures import as_json
+from calotype.evaluation.measures import as_measure
 from calotype.nets.blocks import Resized
 from calotype.spaces.latent import LatentSpace
 from calotype.types import Images, Labels, Latents, Rng, Text, per_image
@@ -89,7 +90,6 @@ def tint(images: Images, rng: Rng) -> Images:
 
 
 CORRUPTIONS: dict[str, Corrupt] = {"noise": noise, "blur": blur, "JPEG": jpeg, "block": block, "colour": tint}
-EVERY = [(corruption, strength) for corruption in CORRUPTIONS for strength in STRENGTHS]
 
 
 def corruption_of(images: Images, corruption: str, strength: float, rng: Rng) -> Images:
@@ -135,20 +135,27 @@ class Arm:
     thorough: bool = True
     """Every strength, or the middle one alone."""
 
-    def survivals(self, points: Sequence[tuple[str, float]], rng: Rng) -> Iterator[Survival]:
+    @property
+    def corruptions(self) -> list[tuple[str, float]]:
+        strengths = STRENGTHS if self.thorough else (MIDDLE,)
+        return [(corruption, strength) for corruption in CORRUPTIONS for strength in strengths]
+
+    def survivals(self, points: Sequence[tuple[str, float]], rng: Rng, lite0: Lite0) -> Iterator[Survival]:
         plain = self.finish(None)
         for corruption, strength in points:
             delta = corruption_of(self.small, corruption, strength, rng.at(corruption))
-            yield survival_of(corruption, strength, delta, plain, self.finish(delta))
+            yield survival_of(corruption, strength, delta, plain, self.finish(delta), lite0)
 
 
-def survival_of(corruption: str, strength: float, delta: Images, plain: Tensor, corrupted: Tensor) -> Survival:
+def survival_of(
+    corruption: str, strength: float, delta: Images, plain: Tensor, corrupted: Tensor, lite0: Lite0
+) -> Survival:
     """0 where nothing was added."""
     factor = plain.shape[-1] // delta.shape[-1]
     left = norm(shrunk(corrupted, factor) - shrunk(plain, factor)) / norm(delta).clamp(min=1e-8)
-    distance = lite0_on(plain.device).perceptual_distance(plain, corrupted)
+    distance = lite0.perceptual_distance(plain, corrupted)
     values = (left, psnr(plain, corrupted).clamp(max=MOST_PSNR), distance)
-    return Survival(corruption, strength, *(one.double().cpu().numpy() for one in values))
+    return Survival(corruption, strength, *(value.double().cpu().numpy() for value in values))
 
 
 # -- Ways to go on -----------------------------------------------------------------------------------------------------
@@ -211,7 +218,7 @@ def latent_arm(
     condition = stage.condition(labels, None, torch.zeros(len(labels)), torch.zeros(()), subjects.text)
     denoise = stage.denoise(condition, sampling)
     image = stage.space.decode(denoise(state, sigma))
-    below = [sigma, *(one for one in stage.schedule.grid(sampling.steps) if one < sigma)]
+    below = [sigma, *(level for level in stage.schedule.grid(sampling.steps) if level < sigma)]
     factor, encoded = stage.image_size // small_size, stage.space.encode(image)
 
     @torch.no_grad()
@@ -252,63 +259,64 @@ def matched_level(one: Candidate, deviation: float) -> float:
 
 
 def propagation(
-    one: Candidate, subjects: Subjects, real: Images, sigma: float, small_size: int, seed: int, progress: Progress
-) -> dict[str, Any]:
+    one: Candidate, subjects: Subjects, real: Images, sigma: float, small_size: int, seed: int, lite0: Lite0,
+    progress: Progress,
+) -> Propagation:  # fmt: skip
     """Survival in each arm, over the pictures: at every point, and of all corruptions at the middle strength.
 
     `sigma` and `small_size` are where errors are put into latents; `real` pictures show the autoencoder's own error.
     """
+    rng = Rng((seed, "corruption"))
     base, *above = one.model.stages
-    extra: dict[str, Any]
     if above:
         arms = list(cascade_arms(one.model.stages, one.model.samplings, subjects))
-        used = next((arm.name for arm in arms if arm.name in ("augmentation", "truncation")), "none")
-        exposure = any(one.recipe.enlarger(stage.image_size).exposure.images for stage in above)
-        extra = {"own": used, "exposure": exposure}
-    else:
-        sampling, sigmas = one.model.samplings[0], {"matched": sigma, **{f"{each:g}": each for each in LATENT_SIGMAS}}
-        high = base.schedule.grid(sampling.steps)[0] / 2
-        arms = [
-            latent_arm(base, sampling, subjects, min(each, high), small_size, name) for name, each in sigmas.items()
-        ]
-        extra = {"own": "matched"}
-        if isinstance(base.space, LatentSpace):
-            extra["autoencoder_error"] = as_json(autoencoder_error(base.space, real, one.size // small_size))
-    return {**measure_arms(arms, Rng((seed, "corruption")), progress), **extra}
+        result = measure_arms(arms, rng, lite0, progress)
+        result.own = next((arm.name for arm in arms if arm.name in ("augmentation", "truncation")), "none")
+        result.exposure = any(one.recipe.enlarger(stage.image_size).exposure.images for stage in above)
+        return result
+    sampling, sigmas = one.model.samplings[0], {"matched": sigma, **{f"{each:g}": each for each in LATENT_SIGMAS}}
+    high = base.schedule.grid(sampling.steps)[0] / 2
+    arms = [latent_arm(base, sampling, subjects, min(each, high), small_size, name) for name, each in sigmas.items()]
+    result = measure_arms(arms, rng, lite0, progress)
+    result.own = "matched"
+    if isinstance(base.space, LatentSpace):
+        result.autoencoder_error = as_measure(autoencoder_error(base.space, real, one.size // small_size))
+    return result
 
 
-def measure_arms(arms: Sequence[Arm], rng: Rng, progress: Progress) -> dict[str, Any]:
-    """`effects`: by how much more survives in an arm than without a mechanism, paired by picture."""
-    middle = [(corruption, MIDDLE) for corruption in CORRUPTIONS]
-    total = sum(len(EVERY if arm.thorough else middle) for arm in arms)
-    points: list[dict[str, Any]] = []
+def measure_arms(arms: Sequence[Arm], rng: Rng, lite0: Lite0, progress: Progress) -> Propagation:
+    total = sum(len(arm.corruptions) for arm in arms)
+    points: list[SurvivalPoint] = []
     means: dict[str, PerPicture] = {}
     for arm in arms:
-        found = []
-        for one in arm.survivals(EVERY if arm.thorough else middle, rng):
-            found.append(one)
-            points.append({"arm": arm.name, "level": arm.level, **point(one)})
+        survivals = []
+        for survival in arm.survivals(arm.corruptions, rng, lite0):
+            survivals.append(survival)
+            points.append(survival_point(arm, survival))
             progress(len(points), total)
-        means[arm.name] = np.mean([one.survival for one in found if one.strength == MIDDLE], axis=0)
-    plain = means.get("none")
-    return {
-        "size": arms[0].small.shape[-1],
-        "n": len(arms[0].small),
-        "strength": MIDDLE,
-        "arms": {arm.name: {"level": arm.level, **as_json(mean_estimate(means[arm.name]))} for arm in arms},
-        "points": points,
-        "effects": {} if plain is None else {
-            name: as_json(mean_estimate(values - plain)) for name, values in means.items() if name != "none"
+        means[arm.name] = np.mean([each.survival for each in survivals if each.strength == MIDDLE], axis=0)
+    others = {name: values for name, values in means.items() if "none" in means and name != "none"}
+    return Propagation(
+        size=arms[0].small.shape[-1],
+        n=len(arms[0].small),
+        strength=MIDDLE,
+        arms={
+            arm.name: ArmSurvival(level=arm.level, **as_measure(mean_estimate(means[arm.name])).stored())
+            for arm in arms
         },
-    }  # fmt: skip
+        points=points,
+        effects={name: as_measure(mean_estimate(values - means["none"])) for name, values in others.items()},
+    )
 
 
-def point(found: Survival) -> dict[str, Any]:
-    return {
-        "corruption": found.corruption,
-        "strength": found.strength,
-        "survival": as_json(mean_estimate(found.survival)),
-        "psnr": float(found.psnr.mean()),
-        "perceptual": float(found.perceptual.mean()),
-        "n": len(found.survival),
-    }
+def survival_point(arm: Arm, survival: Survival) -> SurvivalPoint:
+    return SurvivalPoint(
+        arm=arm.name,
+        level=arm.level,
+        corruption=survival.corruption,
+        strength=survival.strength,
+        survival=as_measure(mean_estimate(survival.survival)),
+        psnr=float(survival.psnr.mean()),
+        perceptual=float(survival.perceptual.mean()),
+        n=len(survival.survival),
+    )

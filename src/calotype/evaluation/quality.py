@@ -13,12 +13,13 @@ from calotype.data.folder import Progress
 from calotype.data.images import rounded
 from calotype.diffusion.stage import Sampling, Stage, generate, in_turn
 from calotype.evaluation.candidate import Candidate
+from calotype.evaluation.comparison_results import Quality, StageQuality
 from calotype.evaluation.distances import Features
 from calotype.evaluation.features import features
 from calotype.evaluation.measures import measured
 from calotype.evaluation.memorisation import evenly, nearness
 from calotype.evaluation.references import ReferenceSet
-from calotype.evaluation.results import Json
+from calotype.evaluation.results import Nearness, SetMeasures
 from calotype.spaces.latent import LatentSpace
 from calotype.types import Images, Labels, Rng, Text
 
@@ -28,8 +29,8 @@ TRAIN_TIMES, FEWEST_TRAIN = 10, 250
 
 
 @dataclass
-class Generated:
-    """Of one run: features of each stage's pictures by their size, and a few of the pictures."""
+class StageSamples:
+    """Of one run: features of each stage's pictures by their size, and the first pictures themselves."""
 
     sampled: dict[int, list[Features]] = field(default_factory=dict)
     """Of the chain so far."""
@@ -43,80 +44,85 @@ class Generated:
     """The first pictures of the first stage."""
 
 
-def generated(one: Candidate, reference: ReferenceSet, seed: int, keep: int, progress: Progress) -> Generated:
+def sample_stages(one: Candidate, reference: ReferenceSet, seed: int, keep: int, progress: Progress) -> StageSamples:
     """Samples with the classes and captions of the real pictures; picture i depends on (seed, i, these two) only."""
-    model, made = one.model, Generated()
+    model, samples = one.model, StageSamples()
     labels, all_rngs = one.labels(reference.pictures, reference.chosen), model.rngs(len(reference), seed)
     for part in in_turn(len(reference), one.size, one.size):
         chosen, rngs = reference.chosen[part], all_rngs[part]
         text = one.text(reference.pictures, chosen)
-        pictures = chain(model.stages, model.samplings, labels[part], rngs, text)
+        pictures = sample_chain(model.stages, model.samplings, labels[part], rngs, text)
         for stage, images in zip(model.stages, pictures, strict=True):
-            made.sampled.setdefault(stage.image_size, []).append(features([rounded(images)], reference.network))
-        from_real(one, reference, chosen, labels[part], rngs, made)
+            samples.sampled.setdefault(stage.image_size, []).append(features([rounded(images)], reference.network))
+        add_from_real(samples, one, reference, chosen, labels[part], rngs)
         if part.start < max(keep, GRID_SAMPLES):
-            made.shown.append(pictures[-1].cpu())
-            made.small.append(pictures[0])
+            samples.shown.append(pictures[-1].cpu())
+            samples.small.append(pictures[0])
         progress(min(part.stop, len(reference)), len(reference))
-    return made
+    return samples
 
 
-def chain(
+def sample_chain(
     stages: Sequence[Stage], samplings: Sequence[Sampling], labels: Labels, rngs: Sequence[Rng], text: Text | None
 ) -> list[Images]:
     """The finished pictures of every stage: the last are those of `generate`."""
-    made: list[Images] = []
+    pictures: list[Images] = []
     for place, (stage, sampling) in enumerate(zip(stages, samplings, strict=True)):
         if place and sampling.conditioning == "truncated":  # it goes on from what the stage before leaves unfinished
-            made.append(generate(stages[: place + 1], labels, samplings[: place + 1], rngs, text=text))
+            pictures.append(generate(stages[: place + 1], labels, samplings[: place + 1], rngs, text=text))
         else:
-            made.append(generate([stage], labels, [sampling], rngs, made[-1] if made else None, text=text))
-    return made
+            pictures.append(generate([stage], labels, [sampling], rngs, pictures[-1] if place else None, text=text))
+    return pictures
 
 
-def from_real(
-    one: Candidate, reference: ReferenceSet, chosen: Tensor, labels: Labels, rngs: Sequence[Rng], made: Generated
+def add_from_real(
+    samples: StageSamples, one: Candidate, reference: ReferenceSet, chosen: Tensor, labels: Labels, rngs: Sequence[Rng]
 ) -> None:
     """What each later stage, or the autoencoder, makes of real pictures: its own part in what is wrong."""
     device, base = one.model.device, one.model.stages[0]
     if isinstance(base.space, LatentSpace):
         real = reference.images(chosen, base.image_size).to(device)
-        made.reconstructed.append(features([rounded(base.space.decode(base.space.encode(real)))], reference.network))
+        decoded = rounded(base.space.decode(base.space.encode(real)))
+        samples.reconstructed.append(features([decoded], reference.network))
     for stage, sampling in zip(one.model.stages[1:], one.model.samplings[1:], strict=True):
         assert stage.low_res_size is not None
         low_res = reference.images(chosen, stage.low_res_size).to(device)
         whole = sampling.model_copy(update={"conditioning": "whole"})
         images = generate([stage], labels, [whole], rngs, low_res, text=one.text(reference.pictures, chosen))
-        made.given_real.setdefault(stage.image_size, []).append(features([rounded(images)], reference.network))
+        samples.given_real.setdefault(stage.image_size, []).append(features([rounded(images)], reference.network))
 
 
-def quality(one: Candidate, made: Generated, reference: ReferenceSet, seed: int) -> Json:
+def quality(one: Candidate, samples: StageSamples, reference: ReferenceSet, seed: int) -> Quality:
     """The whole chain, and every stage: `sampled` on what the stages before made, `given_real` on real pictures."""
-    stages = []
-    for size in one.recipe.chain:
-        ways = {"sampled": made.sampled[size], "given_real": made.given_real.get(size, [])}
-        against_real = {
-            name: against(np.concatenate(rows), reference, size, seed) for name, rows in ways.items() if rows
-        }
-        stages.append({"size": size, **against_real})
-    result = {"whole": stages[-1]["sampled"], "stages": stages}
-    if not made.reconstructed:
-        return result
-    return {**result, "autoencoder": against(np.concatenate(made.reconstructed), reference, one.recipe.chain[0], seed)}
+
+    def measures(parts: Sequence[Features], size: int) -> SetMeasures:
+        return against_real(np.concatenate(parts), reference, size, seed)
+
+    sizes = one.recipe.chain
+    stages = [StageQuality(size=size, sampled=measures(samples.sampled[size], size)) for size in sizes]
+    for stage in stages:
+        if stage.size in samples.given_real:
+            stage.given_real = measures(samples.given_real[stage.size], stage.size)
+    result = Quality(whole=stages[-1].sampled, stages=stages)
+    if samples.reconstructed:
+        result.autoencoder = measures(samples.reconstructed, sizes[0])
+    return result
 
 
-def floor(reference: ReferenceSet, size: int, seed: int) -> Json:
+def floor_measures(reference: ReferenceSet, size: int, seed: int) -> SetMeasures:
     """Other real pictures in the place of samples: nothing can be expected to be better."""
-    return {"size": size, **against(reference.floor(size), reference, size, seed)}
+    floor = against_real(reference.floor(size), reference, size, seed)
+    floor.size = size
+    return floor
 
 
-def against(made: Features, reference: ReferenceSet, size: int, seed: int) -> Json:
-    return measured(made, reference.features(size), seed, reference.network, any_count=True).stored()
+def against_real(rows: Features, reference: ReferenceSet, size: int, seed: int) -> SetMeasures:
+    return measured(rows, reference.features(size), seed, reference.network, any_count=True)
 
 
-def nearest_to_training(made: Generated, size: int, reference: ReferenceSet, trained: Features) -> Json:
+def nearest_to_training(samples: StageSamples, size: int, reference: ReferenceSet, trained: Features) -> Nearness:
     held_out = reference.features(size)[~reference.pictures.split.train[reference.chosen].numpy()]
-    return nearness(np.concatenate(made.sampled[size]), held_out, trained).stored()
+    return nearness(np.concatenate(samples.sampled[size]), held_out, trained)
 
 
 def train_features(reference: ReferenceSet, size: int) -> Features:

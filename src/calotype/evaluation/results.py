@@ -1,4 +1,4 @@
-"""The stored results of `evaluate`, `compare` and `sweep`: one schema of measures, three files.
+"""The stored results of `evaluate` and `sweep`, and the measures that they share with `compare`'s.
 
 A measure is a value with its 95 % interval, or no value and the reason. What is stored is checked against these models
 when it is written and when it is read, so the pages need no defaults of their own.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import math
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any, Literal, TypeVar
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from calotype.evaluation.intervals import Estimate
 from calotype.files import write_json
 from calotype.machine import device_name
 from calotype.run import read_mapping
@@ -25,6 +27,10 @@ EVALUATION_FILE, COMPARISON_FILE, SWEEP_FILE = "evaluation.json", "compare.json"
 PAIRS_FILE, PROMPTED_FILE = "nearest.png", "prompted.png"
 Json = dict[str, Any]
 CopyVerdict = Literal["copies", "does not copy", "too few to say"]
+
+
+class MissingError(ValueError):
+    """A measure that is needed was not taken; the message says why."""
 
 
 class Schema(BaseModel):
@@ -46,6 +52,14 @@ class Measure(Schema):
     high: float | None = None
     reason: str | None = None
     """Why there is no value, or no interval."""
+
+    @property
+    def estimate(self) -> Estimate:
+        """Without an interval it is as wide as can be. Raises `MissingError` where there is no value."""
+        if self.value is None:
+            raise MissingError(f"It was not measured: {self.reason or 'there is no value'}.")
+        low, high = -math.inf if self.low is None else self.low, math.inf if self.high is None else self.high
+        return Estimate(self.value, low, high)
 
 
 class SetMeasures(Schema):
@@ -175,6 +189,16 @@ class LegGaps(Schema):
     levels: dict[str, list[Gap]]
 
 
+class Nearness(Schema):
+    """How near samples lie to training pictures in feature space; `nearer`: than 95 % of held-out pictures."""
+
+    samples_median: float | None
+    held_out_median: float | None
+    nearer: Measure | None
+    reason: str = ""
+    n: tuple[int, int, int]
+
+
 # -- Files -------------------------------------------------------------------------------------------------------------
 
 
@@ -209,73 +233,19 @@ class EvaluationResult(StoredResult):
     shares: list[PropertyShare] = []
 
 
-class StageQuality(Schema):
-    size: int
-    sampled: SetMeasures
-    given_real: SetMeasures | None = None
-    """Of pictures enlarged from real ones."""
-
-
-class Quality(Schema):
-    whole: SetMeasures
-    stages: list[StageQuality]
-    autoencoder: SetMeasures | None = None
-
-
-class Nearness(Schema):
-    """How near samples lie to training pictures in feature space; `nearer`: than 95 % of held-out pictures."""
-
-    samples_median: float | None
-    held_out_median: float | None
-    nearer: Measure | None
-    reason: str = ""
-    n: tuple[int, int, int]
-
-
-class Overfitting(Schema):
-    legs: list[LegGaps]
-    nearest: Nearness
-
-
-class RunMeasures(Schema):
-    key: str
-    name: str
-    folder: str
-    kind: str
-    prior: bool
-    chain: list[int]
-    seed: int
-    grid: str
-    deployment: dict[str, Any]
-    cost: dict[str, Any]
-    quality: Quality
-    overfitting: Overfitting
-    stability: list[dict[str, Any]]
-    propagation: dict[str, Any]
-
-
-class ComparisonResult(StoredResult):
-    format: Literal[4]
-    data: str
-    classes: list[str]
-    count: int
-    matched_sigma: float
-    runs: list[RunMeasures]
-    floor: list[SetMeasures]
-    verdicts: list[dict[str, Any]]
-
-
-class CellResult(Schema):
-    """One sampling of a grid. `behind`: its FD less that of the smallest cell."""
+class Cell(Schema):
+    """One sampling of a grid, and the distances of its pictures from real ones."""
 
     steps: int
     guidance: float
-    guide: str
+    guide: str = "unconditional"
     calls: int
+    """Of the network, for a picture."""
     fd_lite0: Measure
     kernel_distance: Measure
     behind: Measure
-    sampling: dict[str, Any]
+    """FD-Lite0 less that of the smallest cell: paired by seed, so its interval is narrower than either's."""
+    sampling: Json
 
 
 class SweepResult(Schema):
@@ -288,8 +258,8 @@ class SweepResult(Schema):
     content: str
     rows: list[int]
     """The real pictures it chose by."""
-    cells: list[CellResult]
-    best: CellResult
+    cells: list[Cell]
+    best: Cell
     stored_with_model: bool = Field(alias="stored")
     before: dict[str, Any]
     floor: SetMeasures
@@ -298,7 +268,7 @@ class SweepResult(Schema):
     data: str
 
 
-Results = TypeVar("Results", EvaluationResult, ComparisonResult, SweepResult)
+Results = TypeVar("Results", bound=Schema)
 
 
 def measured_with(device: torch.device) -> Json:
@@ -310,7 +280,7 @@ def measured_with(device: torch.device) -> Json:
     }
 
 
-def write_result(path: Path, result: EvaluationResult | ComparisonResult | SweepResult) -> None:
+def write_result(path: Path, result: Schema) -> None:
     write_json(path, result.stored())
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
+from calotype.evaluation.comparison_results import ComparisonResult, ParameterCounts, RunMeasures, SurvivalPoint
+from calotype.evaluation.results import Measure, SetMeasures
 from calotype.files import write_whole
 from calotype.report.format import (
     UNKNOWN,
@@ -17,6 +18,7 @@ from calotype.report.format import (
     memory,
     percent,
     scaled,
+    sentence,
     spaced,
 )
 from calotype.report.html import (
@@ -35,9 +37,7 @@ from calotype.report.html import (
     tag,
 )
 from calotype.report.plot import Series, plot
-from calotype.report.propagation import error_propagation, name_of
 
-Result = Mapping[str, Any]
 GRID_BYTES = 2_400_000
 """Limit of all grids together: 3.2 MB in base64."""
 PARAMETERS = {
@@ -52,86 +52,150 @@ VERDICTS = (
     "There is not enough evidence where intervals overlap, and where a measure is missing or has no power."
 )
 SIGNS = {"confirmed": "✓", "partly refuted": "✗", "refuted": "✗"}
-FILE = "compare.html"
 
 
-def write_comparison(folder: Path, result: Result) -> Path:
+def write_comparison(folder: Path, result: ComparisonResult) -> Path:
     """Writes `compare.html` to the folder with the grids, and returns its path."""
-    path = folder / FILE
-    write_whole(path, document(folder, result))
+    path = folder / "compare.html"
+    write_whole(path, comparison_page(folder, result))
     return path
 
 
-def document(folder: Path, result: Result) -> str:
+def comparison_page(folder: Path, result: ComparisonResult) -> str:
+    runs, title = result.runs, " and ".join(run.name for run in result.runs)
+    limit = GRID_BYTES // len(runs)
+    grids = strip(figure(folder / run.grid, f"{name_of(run)}: {run.name}.", 1400, limit) for run in runs)
+    lede = f"{result.count:,} samples of each run against as many real pictures; {date(result.created)}."
     parts = [
-        head(result), verdicts(result), samples(folder, result), error_propagation(result), deployment(result),
-        cost(result), quality(result), overfitting(result), stability(result),
-        section("Notes", bullets(result["notes"])),
-    ]  # fmt: skip
-    return page(title(result), parts)
+        masthead(("a comparison", square(result.size)), title, lede, facts_of_comparison(result)),
+        verdict_section(result),
+        section("Samples", tag("p", "Equal positions have equal seeds and classes."), grids),
+        propagation_section([run for run in runs if run.propagation.points]),
+        deployment_section(runs),
+        cost_section(runs),
+        quality_section(result),
+        overfitting_section(runs),
+        stability_section(runs),
+        section("Notes", bullets(result.notes)),
+    ]
+    return page(title, parts)
 
 
-def title(result: Result) -> str:
-    return " and ".join(run["name"] for run in result["runs"])
+def facts_of_comparison(result: ComparisonResult) -> Html | None:
+    runs = (f"{name_of(run)}: {run.name}, {' → '.join(map(str, run.chain))} px" for run in result.runs)
+    return definitions({
+        "Runs": "; ".join(runs),
+        "Pictures": result.data,
+        "Device": result.device,
+        "Versions": ", ".join(f"{name} {value}" for name, value in result.versions.items()),
+    })  # fmt: skip
 
 
-def head(result: Result) -> Html:
-    facts = {
-        "Runs": "; ".join(
-            f"{name_of(run)}: {run['name']}, {' → '.join(map(str, run['chain']))} px" for run in result["runs"]
-        ),
-        "Pictures": result["data"],
-        "Device": result["device"],
-        "Versions": ", ".join(f"{name} {value}" for name, value in result["versions"].items()),
-    }
-    lede = f"{result['count']:,} samples of each run against as many real pictures; {date(result['created'])}."
-    return masthead(("a comparison", square(result["size"])), title(result), lede, definitions(facts))
+def name_of(run: RunMeasures) -> str:
+    return f"{run.key} {run.kind}"
 
 
-def verdicts(result: Result) -> Html | None:
-    settings = dict.fromkeys(one["setting"] for one in result["verdicts"])
-    return section(
-        "The lecture’s claims", aside(VERDICTS), *(part for each in settings for part in claims(result, each))
-    )
+def verdict_section(result: ComparisonResult) -> Html | None:
+    tables: list[Html | None] = []
+    for setting in dict.fromkeys(one.setting for one in result.verdicts):
+        rows = [
+            (one.time, one.claim + " (ours)" * one.ours, f"{SIGNS.get(one.verdict, UNKNOWN)} {one.verdict}",
+             one.sentence)
+            for one in result.verdicts
+            if one.setting == setting
+        ]  # fmt: skip
+        heads = ("At", "Claim", "In this setting", "Evidence")
+        tables += [tag("h3", f"Runs {setting}"), table(heads, rows, "words")]
+    return section("The lecture’s claims", aside(VERDICTS), *tables)
 
 
-def claims(result: Result, setting: str) -> tuple[Html | None, Html | None]:
-    rows = [
-        (one["time"], one["claim"] + " (ours)" * one["ours"], f"{SIGNS.get(one['verdict'], UNKNOWN)} {one['verdict']}",
-         one["sentence"])
-        for one in result["verdicts"]
-        if one["setting"] == setting
-    ]  # fmt: skip
-    return tag("h3", f"Runs {setting}"), table(("At", "Claim", "In this setting", "Evidence"), rows, "words")
-
-
-def samples(folder: Path, result: Result) -> Html | None:
-    limit = GRID_BYTES // len(result["runs"])
-    grids = strip(
-        figure(folder / run["grid"], f"{name_of(run)}: {run['name']}.", 1400, limit) for run in result["runs"]
-    )
-    return section("Samples", tag("p", "Equal positions have equal seeds and classes."), grids)
-
-
-def side_by_side(runs: Sequence[Result], rows: Mapping[str, Iterable[str]]) -> Html | None:
+def side_by_side(runs: Sequence[RunMeasures], rows: Mapping[str, Iterable[str]]) -> Html | None:
     """A column for each run; `rows` have a name, and a value of each run."""
     return table(("", *map(name_of, runs)), [(name, *values) for name, values in rows.items()])
+
+
+def with_ends(measure: Measure | None, unit: str = "") -> str:
+    return UNKNOWN if measure is None else interval(measure.stored(), unit)
+
+
+# -- Error propagation -------------------------------------------------------------------------------------------------
+
+
+def propagation_section(runs: Sequence[RunMeasures]) -> Html | None:
+    """Of the runs in which it was measured: plots over the strength of an error, and a table of levels."""
+    if not runs:
+        return section("Error propagation", aside("Nothing was measured."))
+    first = runs[0].propagation
+    explanation = (
+        f"An error is added to pictures of {first.size} px, and sampling continues with the same noise: in a cascade "
+        "from the output of the first stage, in latent diffusion from the input of the denoiser at some sigma. "
+        f"Survival is the norm of the remaining error in the final picture, shrunk to {first.size} px, divided by the "
+        "norm of the added one: 1 is all of it, 0 is nothing, above 1 it has grown. Strength is the norm of the error "
+        f"divided by that of the picture without its mean colour. n = {first.n} pictures per point."
+    )
+    over_strength = {
+        kind: survival_lines(runs, lambda point: point.survival.estimate.value, kind)
+        for kind in dict.fromkeys(point.corruption for point in first.points)
+    }
+    agreement = survival_lines(runs, lambda point: point.psnr)
+    plots = [
+        *(plot(sentence(kind), "survival", series, "strength") for kind, series in over_strength.items()),
+        plot("Agreement", "PSNR in dB", agreement, "strength", "Of the pictures with and without the error."),
+        *map(level_plot, runs),
+    ]
+    rows = [
+        (f"{name_of(run)}, {name}", digits(arm.level), with_ends(arm), str(run.propagation.n))
+        for run in runs
+        for name, arm in run.propagation.arms.items()
+    ]
+    arms = table(("Mechanism or level", "Noise", "Survival, all errors", "n"), rows)
+    return section(
+        "Error propagation", tag("p", explanation), strip(plots, "plots"), tag("h3", "By mechanism and level"), arms
+    )
+
+
+def survival_lines(
+    runs: Sequence[RunMeasures], value: Callable[[SurvivalPoint], float], kind: str | None = None
+) -> list[Series]:
+    """A line for each run and arm in which all strengths were measured: means over errors of equal strength."""
+    series = []
+    for run in runs:
+        for arm in run.propagation.arms:
+            by_strength: dict[float, list[float]] = {}
+            for point in run.propagation.points:
+                if point.arm == arm and kind in (None, point.corruption):
+                    by_strength.setdefault(point.strength, []).append(value(point))
+            means = [(strength, sum(values) / len(values)) for strength, values in sorted(by_strength.items())]
+            name = run.key if arm == "matched" else f"{run.key} {arm}"
+            series += [Series(name, means, marked=True)] if len(means) > 1 else []
+    return series
+
+
+def level_plot(run: RunMeasures) -> Html:
+    points = sorted({arm.level: arm.estimate.value for arm in run.propagation.arms.values()}.items())
+    x = "sigma of the latents" if run.kind == "latent" else "level of augmentation"
+    note = f"All errors at strength {run.propagation.strength:g}."
+    return plot(f"{name_of(run)}, by level", "survival", [Series(run.key, points, marked=True)], x, note)
 
 
 # -- Cost --------------------------------------------------------------------------------------------------------------
 
 
-def deployment(result: Result) -> Html | None:
-    runs, parts = result["runs"], [run["deployment"] for run in result["runs"]]
-    networks = dict.fromkeys(name for part in parts for name in part["networks"])
+def deployment_section(runs: Sequence[RunMeasures]) -> Html | None:
+    each = [run.deployment for run in runs]
+    networks = dict.fromkeys(name for deployment in each for name in deployment.networks)
+
+    def parameters(counts: ParameterCounts | None, kind: str = "sum") -> str:
+        return UNKNOWN if counts is None else scaled(getattr(counts, kind))
+
     rows = {
-        "networks": [str(part["count"]) for part in parts],
-        **{f"parameters, {name}": [parameters(part["networks"].get(name)) for part in parts] for name in networks},
-        **{name: [parameters(part["parameters"], kind) for part in parts] for kind, name in PARAMETERS.items()},
-        "weights, all in memory": [memory(float(part["resident_bytes"])) for part in parts],
-        "weights, one network at a time": [memory(float(part["sequential_bytes"])) for part in parts],
-        "model folder": [memory(float(part["bytes"])) for part in parts],
-        "files": [str(len(part["files"])) for part in parts],
+        "networks": [str(deployment.count) for deployment in each],
+        **{f"parameters, {name}": [parameters(one.networks.get(name)) for one in each] for name in networks},
+        **{name: [parameters(one.parameters, kind) for one in each] for kind, name in PARAMETERS.items()},
+        "weights, all in memory": [memory(deployment.resident_bytes) for deployment in each],
+        "weights, one network at a time": [memory(deployment.sequential_bytes) for deployment in each],
+        "model folder": [memory(deployment.bytes) for deployment in each],
+        "files": [str(len(deployment.files)) for deployment in each],
     }
     note = (
         "Fitted in closed form are the priors, the linear path of the autoencoder and the statistics of its latents. A "
@@ -140,19 +204,14 @@ def deployment(result: Result) -> Html | None:
     return section("Deployment", side_by_side(runs, rows), aside(note))
 
 
-def parameters(numbers: Result | None, kind: str = "sum") -> str:
-    return UNKNOWN if numbers is None else scaled(float(numbers[kind]))
-
-
-def cost(result: Result) -> Html | None:
-    runs = result["runs"]
-    rows = {"FLOP per sampled picture": [scaled(float(run["cost"]["flops_a_picture"])) for run in runs]}
-    for batches in zip(*map(batches_of, runs), strict=True):
-        batch = f"batch of {batches[0]['count']}"
-        rows[f"seconds per picture, {batch}"] = [digits(one["seconds_a_picture"]) for one in batches]
-        rows[f"peak memory, {batch}"] = [memory(one["bytes"]) for one in batches]
-    rows["memory after loading"] = [memory(run["cost"]["sampling"]["loaded_bytes"]) for run in runs]
-    reasons = [f"{name_of(run)}: {one['reason']}." for run in runs for one in batches_of(run) if one.get("reason")]
+def cost_section(runs: Sequence[RunMeasures]) -> Html | None:
+    rows = {"FLOP per sampled picture": [scaled(run.cost.flops_a_picture) for run in runs]}
+    for batches in zip(*(run.cost.sampling.counts for run in runs), strict=True):
+        name = f"batch of {batches[0].count}"
+        rows[f"seconds per picture, {name}"] = [digits(batch.seconds_a_picture) for batch in batches]
+        rows[f"peak memory, {name}"] = [memory(batch.bytes) for batch in batches]
+    rows["memory after loading"] = [memory(run.cost.sampling.loaded_bytes) for run in runs]
+    reasons = [f"{name_of(run)}: {batch.reason}." for run in runs for batch in run.cost.sampling.counts if batch.reason]
     note = (
         "Floating-point operations are counted in a real call, a multiply-add as two; memory is that of a process "
         "with only the model. FLOP of a leg are those of a step, forward and backward, by the pictures it has seen; "
@@ -163,78 +222,71 @@ def cost(result: Result) -> Html | None:
         "Cost",
         side_by_side(runs, rows),
         tag("h3", "Training"),
-        table(("Part", "Images seen", "FLOP", "Time"), [row for run in runs for row in part_rows(run)]),
+        table(("Part", "Images seen", "FLOP", "Time"), [row for run in runs for row in training_rows(run)]),
         aside(" ".join([note, *reasons])),
         tag("h3", "Wall-clock time"),
-        table(("Step", "Time"), [row for run in runs for row in clock_rows(run)]),
+        table(("Step", "Time"), [row for run in runs for row in wall_clock_rows(run)]),
     )
 
 
-def batches_of(run: Result) -> list[Result]:
-    batches: list[Result] = run["cost"]["sampling"]["counts"]
-    return batches
+def training_rows(run: RunMeasures) -> Iterator[Row]:
+    training = run.cost.training
+    for part in training.parts:
+        yield f"{name_of(run)}, {part.part}", count(part.images_seen), scaled(part.flops), duration(part.seconds)
+    yield f"{name_of(run)}, total", UNKNOWN, scaled(training.flops), duration(training.seconds)
 
 
-def part_rows(run: Result) -> Iterator[Row]:
-    training = run["cost"]["training"]
-    for part in [*training["parts"], {**training, "part": "total"}]:
-        name = f"{name_of(run)}, {part['part']}"
-        yield name, count(part.get("images_seen")), scaled(part["flops"]), duration(part["seconds"])
-
-
-def clock_rows(run: Result) -> Iterator[Row]:
+def wall_clock_rows(run: RunMeasures) -> Iterator[Row]:
     """All seconds of a run, from reading the pictures to the report."""
-    clock = run["cost"]["clock"]
-    for step, seconds in {**clock["parts"], "other": clock["other"], "whole run": clock["seconds"]}.items():
+    clock = run.cost.clock
+    for step, seconds in {**clock.parts, "other": clock.other, "whole run": clock.seconds}.items():
         yield f"{name_of(run)}, {step}", duration(seconds)
 
 
 # -- Quality -----------------------------------------------------------------------------------------------------------
 
 
-def quality(result: Result) -> Html | None:
+def quality_section(result: ComparisonResult) -> Html | None:
     heads = ("Pictures", "Size", "FD-Lite0", "Kernel distance", "Precision, recall", "Density, coverage", "n")
     note = (
         "Distances use EfficientNet-Lite0 features, so they are not FID; smaller is better, at equal n only. The "
         "floor is the distance of other real pictures from the same real pictures. Enlarged from real: a stage on "
         "shrunk real pictures; sampled: on the output of the stages before it."
     )
-    rows = [quality_row("other real pictures: the floor", floor["size"], floor) for floor in result["floor"]] + [
-        row for run in result["runs"] for row in quality_rows(run)
-    ]
+    rows = [quality_row("other real pictures: the floor", floor.size, floor) for floor in result.floor]
+    rows += [row for run in result.runs for row in quality_rows(run)]
     return section("Quality", table(heads, rows), aside(note))
 
 
-def quality_rows(run: Result) -> Iterator[Row]:
-    measured, name = run["quality"], name_of(run)
-    if "autoencoder" in measured:
-        yield quality_row(f"{name}, autoencoder", run["chain"][0], measured["autoencoder"])
-    for stage in measured["stages"]:
-        if "given_real" in stage:
-            yield quality_row(f"{name}, enlarged from real", stage["size"], stage["given_real"])
-        if "sampled" in stage:
-            last = ", whole model" if stage["size"] == run["chain"][-1] else ""
-            yield quality_row(f"{name}, sampled{last}", stage["size"], stage["sampled"])
+def quality_rows(run: RunMeasures) -> Iterator[Row]:
+    name = name_of(run)
+    if run.quality.autoencoder:
+        yield quality_row(f"{name}, autoencoder", run.chain[0], run.quality.autoencoder)
+    for stage in run.quality.stages:
+        if stage.given_real:
+            yield quality_row(f"{name}, enlarged from real", stage.size, stage.given_real)
+        last = ", whole model" if stage.size == run.chain[-1] else ""
+        yield quality_row(f"{name}, sampled{last}", stage.size, stage.sampled)
 
 
-def quality_row(name: str, size: int, measures: Result) -> Row:
+def quality_row(name: str, size: int | None, measures: SetMeasures) -> Row:
     pairs = (("precision", "recall"), ("density", "coverage"))
-    overlaps = (", ".join(f"{measures[key]['value']:.2f}" for key in pair) for pair in pairs)
-    distances = interval(measures["fd_lite0"]), interval(measures["kernel_distance"])
-    return name, str(size), *distances, *overlaps, str(measures["n"][0])
+    overlaps = (", ".join(f"{measures.get(key).estimate.value:.2f}" for key in pair) for pair in pairs)
+    distances = (with_ends(measures.get(key)) for key in ("fd_lite0", "kernel_distance"))
+    return name, str(size), *distances, *overlaps, str(measures.n[0])
 
 
 # -- Learning ----------------------------------------------------------------------------------------------------------
 
 
-def overfitting(result: Result) -> Html | None:
+def overfitting_section(runs: Sequence[RunMeasures]) -> Html | None:
     plots = [
-        plot(f"{name_of(run)}, {leg['leg']}", "held-out by training loss, less 1", [
-            Series(spaced(level), [(look["images_seen"], look["gap"]) for look in looks], marked=True)
-            for level, looks in leg["levels"].items()
+        plot(f"{name_of(run)}, {leg.leg}", "held-out by training loss, less 1", [
+            Series(spaced(level), [(gap.images_seen, gap.gap) for gap in gaps], marked=True)
+            for level, gaps in leg.levels.items()
         ])
-        for run in result["runs"]
-        for leg in run["overfitting"]["legs"]
+        for run in runs
+        for leg in run.overfitting.legs
     ]  # fmt: skip
     heads = ("Run", "Samples to training", "Held out to training", "Nearer than 95% of held out", "n")
     note = (
@@ -242,18 +294,16 @@ def overfitting(result: Result) -> Html | None:
         "differ from the start, so what counts is how the gap grows. Distances are medians in feature space to the "
         "nearest training picture. Without memorisation, 5% of the samples are nearer than 95% of held-out pictures."
     )
-    rows = map(nearest_row, result["runs"])
+    rows = [
+        (name_of(run), digits(nearest.samples_median), digits(nearest.held_out_median), with_ends(nearest.nearer, "%"),
+         ", ".join(map(count, nearest.n)))
+        for run in runs
+        for nearest in [run.overfitting.nearest]
+    ]  # fmt: skip
     return section("Overfitting", tag("p", note), strip(plots, "plots"), table(heads, rows))
 
 
-def nearest_row(run: Result) -> Row:
-    nearest = run["overfitting"]["nearest"]
-    nearer = interval(nearest["nearer"] or {}, "%")
-    n = ", ".join(f"{value:,}" for value in nearest["n"])
-    return name_of(run), digits(nearest["samples_median"]), digits(nearest["held_out_median"]), nearer, n
-
-
-def stability(result: Result) -> Html | None:
+def stability_section(runs: Sequence[RunMeasures]) -> Html | None:
     heads = ("Network", "Loss", "Gradient norm", "Clipped", "Steps per line", "n")
     note = (
         "Relative standard deviation of loss and gradient norm around their running median over the second half of "
@@ -261,9 +311,9 @@ def stability(result: Result) -> Html | None:
         "is above the clipping threshold."
     )
     rows = (
-        (f"{name_of(run)}, {row['leg']}: {row['network']}", percent(row["loss_spread"]), percent(row["norm_spread"]),
-         percent(row["clipped"]), digits(row["steps_a_line"]), str(row["lines"]))
-        for run in result["runs"]
-        for row in run["stability"]
+        (f"{name_of(run)}, {row.leg}: {row.network}", percent(row.loss_spread), percent(row.norm_spread),
+         percent(row.clipped), digits(row.steps_a_line), str(row.lines))
+        for run in runs
+        for row in run.stability
     )  # fmt: skip
     return section("Stability", table(heads, rows), aside(note))

@@ -42,7 +42,7 @@ from calotype.report.html import (
     table,
     tag,
 )
-from calotype.report.sweep import sweep
+from calotype.report.sweep import sweep_section
 from calotype.run import Run, read_mapping
 from calotype.tables import number, numbers, within
 
@@ -60,7 +60,7 @@ def write_report(folder: Path, out: Path | None = None) -> Path:
     """Writes `RUN/report.html` from what the folder of a run holds so far, and returns its path."""
     run, path = read_run(folder), out or folder / "report.html"
     parts = (
-        heading, hero, facts, plan_section, evaluation_section, sweep, nearest_pictures, training_curves,
+        heading, hero, facts, plan_section, evaluation_section, sweep_section, nearest_pictures, training_curves,
         reconstructions, development, time_section, recipe_section, notes_section,
     )  # fmt: skip
     write_whole(path, page(run.name, (guarded(part, run) for part in parts)))

@@ -9,8 +9,8 @@ from calotype.cli.console import Console
 from calotype.cli.options import CompareOptions
 from calotype.data.folder import Pictures
 from calotype.data.split import rule_of
-from calotype.evaluation import compare as comparison
-from calotype.evaluation.candidate import Candidate, open_all
+from calotype.evaluation.candidate import Candidate, open_candidates
+from calotype.evaluation.compare import compare
 from calotype.machine import find_device
 from calotype.report.comparison import write_comparison
 from calotype.run import PORTRAITS
@@ -27,7 +27,7 @@ def compare_runs(options: CompareOptions, console: Console) -> Path:
     def own(one: Candidate) -> Pictures | None:
         return read_own(one.run, one.size, out / "cache", console)
 
-    opened = open_all(runs, str(find_device(options.device)))
-    result = comparison.compare(opened, data, out, options.count, options.seed, pictures, own, console.bar)
+    candidates = open_candidates(runs, str(find_device(options.device)))
+    result = compare(candidates, data, out, options.count, options.seed, pictures, own, console.bar)
     console.say(f"done: look at {write_comparison(out, result)}")
     return out

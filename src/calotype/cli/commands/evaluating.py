@@ -12,10 +12,9 @@ from calotype.cli.options import EvaluateOptions
 from calotype.data.folder import Pictures
 from calotype.demo.judges import PortraitJudge
 from calotype.demo.portraits import read_drawn
-from calotype.evaluation.candidate import Candidate, open_one
+from calotype.evaluation.candidate import Candidate, open_candidate, with_unseen
 from calotype.evaluation.evaluate import EvaluationRequest, evaluate_run
 from calotype.evaluation.features import FeatureNetwork, Lite0
-from calotype.evaluation.overlap import judged_by
 from calotype.evaluation.results import EVALUATION_FILE
 from calotype.machine import find_device
 from calotype.report import write_report
@@ -31,10 +30,10 @@ def evaluate(options: EvaluateOptions, console: Console, network: FeatureNetwork
     EfficientNet-Lite0.
     """
     where, folder, changes = find_device(options.device), options.out or options.run, options.changes()
-    one = changed_in(open_one("A", options.run, str(where)), changes)
+    one = changed_in(open_candidate("A", options.run, str(where)), changes)
     pictures, trained = pictures_of(one, options.data, folder / "cache", console)
     known = trained is not None and one.run.state.data == PORTRAITS
-    pictures, seen = judged_by(one, pictures, trained)
+    pictures, seen = with_unseen(one, pictures, trained)
     request = EvaluationRequest(
         one, pictures, trained, folder / "cache", options.count, options.seed, network or Lite0(where), console.bar,
         PortraitJudge(read_drawn(one.size)) if known else None, changes, seen,

@@ -3,36 +3,30 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 
 from calotype.cli.commands.reading import read_as_run
 from calotype.cli.console import Console
 from calotype.cli.options import SweepOptions
-from calotype.data.folder import Pictures
-from calotype.data.images import rounded
-from calotype.diffusion.stage import Guide, Sampling, Stage, generate, in_turn
-from calotype.evaluation.distances import Features
-from calotype.evaluation.features import Lite0, features
-from calotype.evaluation.measures import as_json
-from calotype.evaluation.quality import floor
+from calotype.diffusion.stage import Guide, Sampling
+from calotype.evaluation.features import Lite0
+from calotype.evaluation.quality import floor_measures
 from calotype.evaluation.references import FeatureStore, ReferenceSet, reference_rows
-from calotype.evaluation.results import SWEEP_FILE, SweepResult, write_result
-from calotype.evaluation.sweep import Cell, Grid, pick, sweep
+from calotype.evaluation.results import SWEEP_FILE, Cell, SetMeasures, SweepResult, write_result
+from calotype.evaluation.search import Grid, cheapest, sampled_features, sweep
 from calotype.model import load
 from calotype.report import write_report
-from calotype.report.format import guidance as guidance_text
+from calotype.report.format import guidance
 from calotype.run import Run
 from calotype.store import store_sampling
 from calotype.training.lock import locked
 from calotype.training.reporter import counting
-from calotype.types import NULL_LABEL, Labels, Rng, Text, UserError
+from calotype.types import NULL_LABEL, UserError
 
-FORMAT = 1
-FEWEST, FEWEST_TO_CHOOSE = 4, 50
+FEWEST_SAMPLES, FEWEST_TO_CHOOSE = 4, 50
 """Samples in a cell: to say anything, and to change what is stored with the model."""
 UNGUIDED = "without labels, captions and a closed form there is nothing to guide away from; only steps are tried"
 
@@ -40,30 +34,39 @@ UNGUIDED = "without labels, captions and a closed form there is nothing to guide
 def sweep_run(options: SweepOptions, console: Console) -> str:
     """Writes `RUN/sweep.json` and the report, and makes the best cell the model's own sampling. Returns why it is best.
 
-    Raises `UserError` for a run without a model, and for data that cannot be read.
+    The first stage is sampled in every cell with the captions of validation pictures, and with their classes where the
+    model knows them. Raises `UserError` for a run without a model, and for data that cannot be read.
     """
     folder, data, count, seed, grid = options.run, options.data, options.count, options.seed, read_grid(options)
-    if count < FEWEST:
-        raise UserError(f"--count is {count}, but must be at least {FEWEST}; try 200")
+    if count < FEWEST_SAMPLES:
+        raise UserError(f"--count is {count}, but must be at least {FEWEST_SAMPLES}; try 200")
     run, model = Run.open(folder), load(folder, options.device)
-    where = str(data or run.state.data)
+    stage, before = model.stages[0], model.samplings[0]
     pictures = read_as_run(run, data, model.stages[-1].image_size, folder / "cache", console)
     pictures = pictures if model.text_encoder else replace(pictures, captions=None)
     known = model.classes == pictures.classes
-    for note in (remarks := notes(run, pictures, known, model.stages[0].denoiser.has_prior)):
+    conditional = pictures.captions is not None or (known and bool(pictures.classes))
+    samplings = grid.samplings(before, conditional, stage.denoiser.has_prior)
+    notes = [] if pictures.content == run.state.content else ["the model was trained on other pictures"]
+    notes += [] if known else ["its classes are not those of the pictures, so it is sampled without"]
+    notes += [] if conditional or stage.denoiser.has_prior else [UNGUIDED]
+    for note in notes:
         console.say(note)
-    stage, sampling = model.stages[0], model.samplings[0]
     store = FeatureStore(pictures.shrunk(stage.image_size), Lite0(model.device), folder / "cache", console.bar, "real")
     reference = ReferenceSet(store, reference_rows(store.pictures, count, by_validation=True, fewest=2))
+    rows = reference.chosen
+    labels = pictures.labels[rows] if known else torch.full((len(rows),), NULL_LABEL)
+    text = pictures.captions.first(rows.tolist()) if pictures.captions else None
     with locked(folder), console.bar("sweep") as bar:
-        result = try_all(stage, sampling, reference, known, seed, grid, counting(bar))
-        result |= {"data": where, "notes": [*result["notes"], *remarks]}
-        write_result(folder / SWEEP_FILE, SweepResult.model_validate(result))
-        if result["n"] >= FEWEST_TO_CHOOSE:
-            store_sampling(folder / "model", Sampling(**result["best"]["sampling"]))
+        sampled = sampled_features(stage, labels.to(model.device), text, seed, store.network)
+        cells = sweep(samplings, sampled, reference.features(stage.image_size), counting(bar), seed)
+        result = sweep_result(cells, reference, stage.image_size, seed, before, str(data or run.state.data), notes)
+        write_result(folder / SWEEP_FILE, result)
+        if result.stored_with_model:
+            store_sampling(folder / "model", Sampling(**result.best.sampling))
     write_report(folder)
-    console.say(result["why"])
-    return str(result["why"])
+    console.say(result.why)
+    return result.why
 
 
 def read_grid(options: SweepOptions) -> Grid:
@@ -95,89 +98,40 @@ def numbers_in(name: str, text: str, least: int) -> list[float]:
     return sorted({float(part) for part in parts})
 
 
-def notes(run: Run, pictures: Pictures, known: bool, has_prior: bool) -> list[str]:
-    remarks = [] if pictures.content == run.state.content else ["the model was trained on other pictures"]
-    remarks += [] if known else ["its classes are not those of the pictures, so it is sampled without"]
-    return remarks if has_prior or conditional(pictures, known) else [*remarks, UNGUIDED]
-
-
-def conditional(pictures: Pictures, known: bool) -> bool:
-    """Whether samples have labels or captions."""
-    return pictures.captions is not None or (known and bool(pictures.classes))
-
-
-def try_all(
-    stage: Stage, sampling: Sampling, reference: ReferenceSet, known: bool, seed: int, grid: Grid,
-    progress: Callable[[int, int], None],
-) -> dict[str, Any]:  # fmt: skip
-    """The first stage at every cell, compared with validation pictures. Samples have the captions of these, and their
-    classes where these are `known`.
-    """
-    pictures, rows = reference.pictures, reference.chosen
-    labels = pictures.labels[rows] if known else torch.full((len(rows),), NULL_LABEL)
-    text = pictures.captions.first(rows.tolist()) if pictures.captions else None
-    samplings = grid.samplings(sampling, conditional(pictures, known), stage.denoiser.has_prior)
-    made = maker(stage, labels.to(next(stage.denoiser.parameters()).device), text, seed)
-    cells = sweep(samplings, made, reference.features(stage.image_size), progress, seed)
-    return as_found(cells, reference, stage.image_size, seed, sampling)
-
-
-def maker(stage: Stage, labels: Labels, text: Text | None, seed: int) -> Callable[[Sampling], Features]:
-    """Features of one picture a label; picture i has the same seed in every cell, and `calotype sample` another."""
-    rngs = [Rng((seed, "sweep", index)) for index in range(len(labels))]
-    parts = in_turn(len(labels), stage.image_size, stage.image_size)
-    prompts = [text and text.at(range(len(labels))[part]) for part in parts]
-    return lambda sampling: features(
-        rounded(generate([stage], labels[part], [sampling], rngs[part], text=prompt))
-        for part, prompt in zip(parts, prompts, strict=True)
+def sweep_result(
+    cells: Sequence[Cell], reference: ReferenceSet, size: int, seed: int, before: Sampling, data: str,
+    notes: Sequence[str],
+) -> SweepResult:  # fmt: skip
+    best, floor = cheapest(cells), floor_measures(reference, size, seed)
+    return SweepResult(
+        format=1,
+        size=size,
+        n=len(reference),
+        seed=seed,
+        content=reference.pictures.content,
+        rows=reference.chosen.tolist(),
+        cells=list(cells),
+        best=best,
+        stored=len(reference) >= FEWEST_TO_CHOOSE,
+        before=before.model_dump(mode="json"),
+        floor=SetMeasures.of(floor.n, {name: floor.get(name) for name in ("fd_lite0", "kernel_distance")}),
+        why=reason_for(best, cells, len(reference)),
+        notes=[*reference.rows.notes, *notes],
+        data=data,
     )
 
 
-def as_found(cells: Sequence[Cell], reference: ReferenceSet, size: int, seed: int, before: Sampling) -> dict[str, Any]:
-    best = pick(cells)
-    rest = floor(reference, size, seed)
-    return {
-        "format": FORMAT,
-        "size": size,
-        "n": len(reference),
-        "seed": seed,
-        "content": reference.pictures.content,
-        "rows": reference.chosen.tolist(),
-        "cells": [cell_json(cell) for cell in cells],
-        "best": cell_json(best),
-        "stored": len(reference) >= FEWEST_TO_CHOOSE,
-        "before": before.model_dump(mode="json"),
-        "floor": {name: rest[name] for name in ("fd_lite0", "kernel_distance", "n")},
-        "why": why(cells, best, len(reference)),
-        "notes": list(reference.rows.notes),
-    }
-
-
-def cell_json(cell: Cell) -> dict[str, Any]:
-    return {
-        "steps": cell.sampling.steps,
-        "guidance": cell.sampling.guidance,
-        "guide": cell.sampling.guide,
-        "calls": cell.calls,
-        "fd_lite0": as_json(cell.fd_lite0),
-        "kernel_distance": as_json(cell.kernel_distance),
-        "behind": as_json(cell.behind),
-        "sampling": cell.sampling.model_dump(mode="json"),
-    }
-
-
-def why(cells: Sequence[Cell], best: Cell, count: int) -> str:
-    smallest = min(cells, key=lambda cell: cell.fd_lite0.value)
+def reason_for(best: Cell, cells: Sequence[Cell], count: int) -> str:
     stored = (
         "now stored with the model" if count >= FEWEST_TO_CHOOSE else f"not stored, as {count} pictures are too few"
     )
     text = f"Best are {in_words(best)}, {stored}: "
-    if best is smallest:
+    nearest = min(cells, key=lambda cell: cell.fd_lite0.estimate.value)
+    if best is nearest:
         return text + "no cell is nearer to real pictures, and no cheaper one is as near within the noise."
-    cheaper = smallest.calls / best.calls
-    return text + f"{cheaper:.1f} times cheaper than the nearest, {in_words(smallest)}, and as near within the noise."
+    cheaper = nearest.calls / best.calls
+    return text + f"{cheaper:.1f} times cheaper than the nearest, {in_words(nearest)}, and as near within the noise."
 
 
 def in_words(cell: Cell) -> str:
-    one = cell.sampling
-    return f"{one.steps} steps, {guidance_text(one.model_dump())} (FD-Lite0 {cell.fd_lite0.value:.0f})"
+    return f"{cell.steps} steps, {guidance(cell.sampling)} (FD-Lite0 {cell.fd_lite0.value:.0f})"
