@@ -10,7 +10,7 @@ from calotype.data.captions import Captions
 from calotype.data.images import images_from_pixels, pils_from_images
 from calotype.data.split import Split
 from calotype.demo.classifier import background, clothing, fit_classifier, palette, tally
-from calotype.demo.describing import LANGUAGES, describe, shown, unseen
+from calotype.demo.describing import LANGUAGES, attributes_of, describe, unseen
 from calotype.demo.judges import OF_ALL, PortraitJudge
 from calotype.demo.portraits import STYLES, read_drawn, read_portraits
 from calotype.diffusion.denoiser import Denoiser
@@ -78,14 +78,16 @@ def test_unseen_prompts_are_no_captions_and_put_known_things_together(drawn):
     assert captions.isdisjoint(caption for one in made for caption in describe(one))
     assert [one["style"] for one in made[:6]] == list(STYLES)
     for style in STYLES:
-        known = {attributes for one in drawn if one["style"] == style for attributes in shown(one).items()}
-        assert {attributes for one in made if one["style"] == style for attributes in shown(one).items()} <= known
+        known = {attributes for one in drawn if one["style"] == style for attributes in attributes_of(one).items()}
+        assert {
+            attributes for one in made if one["style"] == style for attributes in attributes_of(one).items()
+        } <= known
     assert unseen([drawn[0], drawn[0]], 3) == []
 
 
 def test_what_is_shown_is_what_the_caption_says(drawn):
     for one in drawn:
-        attributes = shown(one)
+        attributes = attributes_of(one)
         assert attributes.pop("style").replace("-", " ") in describe(one)[0]
         assert all(value in describe(one)[0] for value in attributes.values())
 

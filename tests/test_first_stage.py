@@ -272,7 +272,7 @@ def test_the_score_does_not_depend_on_scale_order_or_parts(pictures, monkeypatch
         vae.linear_out.weight.copy_(vae.linear_out.weight[:, turned].clone())
 
     assert found(linear(train, reordered), images).score == pytest.approx(score, abs=0.02)
-    monkeypatch.setattr(first_stage, "IMAGES_AT_ONCE", 5)
+    monkeypatch.setattr(first_stage, "MEASURED_AT_ONCE", 5)
     assert found(linear(train), images).score == pytest.approx(score, abs=1e-5)
 
 

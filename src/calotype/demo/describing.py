@@ -127,7 +127,7 @@ def describe(facts: Facts) -> Saying:
     return english, vietnamese
 
 
-def shown(facts: Facts) -> Shown:
+def attributes_of(facts: Facts) -> Shown:
     """The same, one by one."""
     phrases = {about: saying[0] for about, saying in seen(facts)}
     return {"background": BACKGROUNDS[facts["primaryBackgroundColor"]][0], "style": facts["style"], **phrases}

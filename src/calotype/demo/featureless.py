@@ -13,13 +13,13 @@ from torch import Tensor
 from calotype.demo.describing import Facts, styles_of
 from calotype.demo.portraits import drawings, rendered
 
-PARTS = ("eyes", "eyebrows", "brows", "nose", "mouth", "lips", "face")
+FACE_PARTS = ("eyes", "eyebrows", "brows", "nose", "mouth", "lips", "face")
 """The attributes that make a face, as the six styles name them."""
 SHAPE = re.compile(r"<(?:path|circle|ellipse|rect|line|polygon)\b[^>]*/>")
 COLOUR = re.compile(r'\s(?:fill|stroke)="#[0-9a-fA-F]{3,8}"')
 
 
-def without_parts(svgs: Sequence[str], facts: Sequence[Facts], parts: Sequence[str] = PARTS) -> list[str]:
+def without_parts(svgs: Sequence[str], facts: Sequence[Facts], parts: Sequence[str] = FACE_PARTS) -> list[str]:
     """Drawings of one style (SVG) without the shapes of these parts.
 
     The files do not name their shapes, but what is drawn on them is known. A shape belongs to a part if it is on all
@@ -57,7 +57,7 @@ def _removed(drawing: str, tags: Sequence[str]) -> str:
     return drawing
 
 
-def read_featureless(drawn: Sequence[Facts], size: int, parts: Sequence[str] = PARTS) -> UInt8[Tensor, "_ 3 _ _"]:
+def read_featureless(drawn: Sequence[Facts], size: int, parts: Sequence[str] = FACE_PARTS) -> UInt8[Tensor, "_ 3 _ _"]:
     """The embedded portraits with these facts, at `size` px, without the features of their faces."""
     everything, blank = drawings(), dict[str, bytes]()
     for style in styles_of(drawn):

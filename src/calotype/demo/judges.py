@@ -20,7 +20,7 @@ from calotype.demo.classifier import (
     rows_by_style,
     tally,
 )
-from calotype.demo.describing import BACKGROUNDS, CLOTHES, LANGUAGES, Facts, Shown, describe, shown, unseen
+from calotype.demo.describing import BACKGROUNDS, CLOTHES, LANGUAGES, Facts, Shown, attributes_of, describe, unseen
 from calotype.demo.faces import LEARNED, learn_face_judges
 from calotype.evaluation.alignment import Judged
 from calotype.evaluation.candidate import Candidate
@@ -153,7 +153,7 @@ class PortraitClassifiers:
 
     def tallies(self, images: OtherImages, facts: Sequence[Facts]) -> Tallies:
         """Of pictures with these prompts, by style, as others have other hair; style and background of all together."""
-        visible, prompted = self.visible(images, facts), [shown(each) for each in facts]
+        visible, prompted = self.visible(images, facts), [attributes_of(each) for each in facts]
         counted = {(ALL, about): tally(visible, prompted, about) for about in OF_ALL}
         for style, rows in self._rows(facts).items():
             seen, own = ([each[row] for row in rows] for each in (visible, prompted))
@@ -198,4 +198,4 @@ def fit_classifiers(store: FeatureStore, drawn: Sequence[Facts], size: int) -> P
 
 def recognised(facts: Facts) -> Shown:
     """The attributes that the classifier of one style knows."""
-    return {about: value for about, value in shown(facts).items() if about not in (*OF_ALL, *MEASURED)}
+    return {about: value for about, value in attributes_of(facts).items() if about not in (*OF_ALL, *MEASURED)}

@@ -27,7 +27,7 @@ PEAK = 2.0
 SSIM_WINDOW, SSIM_SIGMA = 11, 1.5
 EQUAL_PSNR = 120.0
 """dB of two equal pictures."""
-IMAGES_AT_ONCE = 16
+MEASURED_AT_ONCE = 16
 TOUCH, STILL = 0.05, 1e-4
 """How far each pixel is moved, in [-1, 1], to see which latents move with it; and a latent that moves by less than
 this share of its standard deviation does not."""
@@ -151,7 +151,7 @@ def measure_autoencoder(
 
 
 def batched(work: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:
-    return torch.cat([work(part) for part in batch.split(IMAGES_AT_ONCE)])
+    return torch.cat([work(part) for part in batch.split(MEASURED_AT_ONCE)])
 
 
 # -- The latents -------------------------------------------------------------------------------------------------------
@@ -258,7 +258,7 @@ def reconstruction_quality(
     blocks = F.interpolate(F.avg_pool2d(images, side), scale_factor=side)
     frechet = None
     if thorough and len(images) > 1:
-        frechet = frechet_distance(*(features(each.split(IMAGES_AT_ONCE), lite0) for each in (images, fake)))
+        frechet = frechet_distance(*(features(each.split(MEASURED_AT_ONCE), lite0) for each in (images, fake)))
     return Reconstruction(
         psnr=mean_psnr(images, fake),
         ssim=float(ssim(images, fake).mean()) if images.shape[-1] >= SSIM_WINDOW else None,

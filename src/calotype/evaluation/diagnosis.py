@@ -14,7 +14,7 @@ LEAST_CONTRAST = 0.02
 """Pictures that vary by less than two or three levels of 255 say nothing about an autoencoder."""
 FEWEST_TO_BE_SURE = 4
 """With fewer pictures than this nothing is so sure that a run should end for it."""
-MOST_CHANNELS = 0.5
+MOST_AFFECTED = 0.5
 """What is wrong with more than this share of the channels is wrong with all of it; else it is a loss."""
 LEAST_SIGNAL, EVEN_SIGNAL = 0.1, 0.5
 """A channel that is nine tenths noise gives a decoder next to nothing; where most channels have more noise than
@@ -91,7 +91,7 @@ class InspectionResult(Diagnosis):
 def diagnose(measures: Measures) -> Diagnosis:
     findings: list[Finding] = []
     if measures.contrast >= LEAST_CONTRAST:
-        findings = list(examine(measures))
+        findings = list(all_findings(measures))
     fit, score = not any(finding.grave for finding in findings), fitness(measures)
     about = f"score {score:.2f}, {measures.reconstruction.psnr:.1f} dB"
     names = ", ".join(finding.name for finding in findings)
@@ -104,7 +104,7 @@ def diagnose(measures: Measures) -> Diagnosis:
     return Diagnosis(verdict=verdict, fit=fit, score=score, findings=findings, measures=measures)
 
 
-def examine(measures: Measures) -> Iterator[Finding]:
+def all_findings(measures: Measures) -> Iterator[Finding]:
     if not measures.finite:
         advice = "start again with precision=float32 and a lower autoencoder.learn.learning_rate"
         yield Finding("not finite", "latents or pictures are not numbers", math.nan, math.inf, advice, True)
@@ -123,7 +123,7 @@ def channel_findings(measures: Measures) -> Iterator[Finding]:
     silent, noisy = (
         [channel.signal for channel in channels if channel.signal < least] for least in (LEAST_SIGNAL, EVEN_SIGNAL)
     )
-    if len(noisy) > MOST_CHANNELS * len(channels):
+    if len(noisy) > MOST_AFFECTED * len(channels):
         yield Finding(
             "posterior collapse",
             f"the posterior has collapsed: {len(noisy)} of {len(channels)} channels hold more noise than picture",
@@ -155,7 +155,7 @@ def excess(
 ) -> Iterator[Finding]:
     """One finding on all channels above the threshold, if there are any."""
     if wrong := [each for each in map(value, channels) if each > threshold]:
-        grave = len(wrong) > MOST_CHANNELS * len(channels)
+        grave = len(wrong) > MOST_AFFECTED * len(channels)
         affected = f"{len(wrong)} of {len(channels)} channels"
         yield Finding(name, f"{affected} {what}", max(wrong), threshold, advice, grave)
 
