@@ -17,7 +17,7 @@ import torch
 
 from calotype.build import build_space, build_stage
 from calotype.data.captions import Captions
-from calotype.data.sources import drawn
+from calotype.data.sources import draw_captions
 from calotype.demo.portraits import read_portraits
 from calotype.machine import examine
 from calotype.planning.choose import choose_text, propose
@@ -44,7 +44,7 @@ def stepper(recipe: Recipe, captions: Captions | None) -> Callable[[], object]:
     players = {"denoiser": TrainState(objective.stage.denoiser, OptimizerConfig())}
     clean = Rng(("bench",)).normal(count, 2 * space.channels, side, side).clamp(-1, 1)
     clean = clean.contiguous(memory_format=torch.channels_last)
-    text = drawn(captions, torch.arange(count), Rng(("captions",)))
+    text = draw_captions(captions, torch.arange(count), Rng(("captions",)))
     batch, clock = Batch(clean, torch.arange(count) % 6, text=text), TrainProgress(10**6, count, 0)
     return lambda: train_step(players, objective.losses(batch, 0.0, clock.rng()), clock)
 

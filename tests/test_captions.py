@@ -5,9 +5,9 @@ import pytest
 import torch
 from small import write_pictures
 
-from calotype.data.captions import MOST_BYTES, clean, read_captions
+from calotype.data.captions import MAX_BYTES, clean, read_captions
 from calotype.data.folder import read_folder
-from calotype.data.sources import drawn
+from calotype.data.sources import draw_captions
 from calotype.demo.describing import describe
 from calotype.demo.portraits import read_drawn, read_portraits
 from calotype.types import Rng
@@ -77,9 +77,9 @@ def test_captions_follow_their_pictures_and_are_content(folder):
 def test_one_of_several_captions_is_drawn_each_time(folder):
     (folder / "0.txt").write_text("a\nb\nc")
     captions = read_captions(folder, ["0.png", "1.png"])[0]
-    texts = [drawn(captions, TWO, Rng((seed,))).prompts for seed in range(40)]
+    texts = [draw_captions(captions, TWO, Rng((seed,))).prompts for seed in range(40)]
     assert {text[0] for text in texts} == {"a", "b", "c"} and {text[1] for text in texts} == {""}
-    assert drawn(captions, TWO, Rng((3,))).prompts == texts[3]
+    assert draw_captions(captions, TWO, Rng((3,))).prompts == texts[3]
 
 
 def test_accents_are_composed_so_that_equal_words_are_equal_bytes():
@@ -90,7 +90,7 @@ def test_accents_are_composed_so_that_equal_words_are_equal_bytes():
 
 ODD = {
     "NUL bytes": (b"a\0b", "0.txt (holds NUL bytes)"),
-    "10 MB": (b"a " * 5_000_000, f"0.txt (longer than {MOST_BYTES // 1024} kB)"),
+    "10 MB": (b"a " * 5_000_000, f"0.txt (longer than {MAX_BYTES // 1024} kB)"),
     "UTF-16": ("một".encode("utf-16-le") + b"\xff", "0.txt (holds NUL bytes)"),
     "Latin-1": ("déjà vu".encode("latin-1"), "0.txt (not UTF-8)"),
 }
@@ -99,25 +99,25 @@ ODD = {
 @pytest.mark.parametrize(("content", "message"), ODD.values(), ids=ODD)
 def test_what_is_no_text_is_passed_over_in_one_line(folder, content, message):
     (folder / "0.txt").write_bytes(content)
-    assert captions_of(folder, "0.png") == (None, [f"passed over as captions: {message}"])
+    assert captions_of(folder, "0.png") == (None, [f"not read as captions: {message}"])
 
 
 def test_marks_that_turn_or_control_text_are_taken_out_and_counted(folder):
     (folder / "0.txt").write_text("evil \u202egnp.exe\u202c \x1b[31mred", encoding="utf-8")
     of, notes = captions_of(folder, "0.png")
     assert of == (("evil gnp.exe [31mred",),)
-    assert notes[1:] == ["1 caption lost marks that control or turn text, or a long end"]
+    assert notes[1:] == ["1 caption lost control or format characters, or a long end"]
 
 
 def test_a_malformed_line_is_named_and_the_others_count(folder):
     lines = [{"file_name": "0.png", "text": "zero"}] * 5000
     lines[4999] = b'{"file_name": "0.png", "text": '
-    bad = [b"[" * 40000, b'"no table"', b'{"file_name": "0.png", "text": 5}', b"x" * 3 * MOST_BYTES, b"\xff"]
+    bad = [b"[" * 40000, b'"no table"', b'{"file_name": "0.png", "text": 5}', b"x" * 3 * MAX_BYTES, b"\xff"]
     metadata(folder, *lines, *bad, {"file_name": "1.png", "text": "one"})
     of, notes = captions_of(folder, "0.png", "1.png")
     assert len(of[0]) == 4999 and of[1] == ("one",)
     assert notes[1] == (
-        "passed over as captions: line 5,000 of metadata.jsonl (not JSON), "
+        "not read as captions: line 5,000 of metadata.jsonl (not JSON), "
         "line 5,001 of metadata.jsonl (nested too deeply), line 5,002 of metadata.jsonl (no file_name), "
         "line 5,003 of metadata.jsonl (text is not text), line 5,004 of metadata.jsonl (longer than 64 kB) "
         "and 1 more"

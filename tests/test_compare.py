@@ -18,7 +18,7 @@ from small import CASCADE, SETTINGS, Keeper, be_quick, noise_pictures, noise_pix
 from calotype.cli import commands
 from calotype.cli.options import CompareOptions
 from calotype.data.folder import read_folder
-from calotype.data.split import Split, three_sets
+from calotype.data.split import Split, stratified_split
 from calotype.evaluation import candidate, quality
 from calotype.evaluation.candidate import open_candidate, unseen_by_all
 from calotype.evaluation.compare import equal_seeds
@@ -249,7 +249,7 @@ def test_with_few_test_pictures_the_floor_has_others_and_the_notes_say_so():
 
 
 def test_pictures_are_unseen_where_no_run_has_trained_on_them_or_chosen_by_them():
-    one, two = (three_sets(noise_pixels(100, seed=seed), torch.zeros(100, dtype=torch.long)) for seed in (0, 1))
+    one, two = (stratified_split(noise_pixels(100, seed=seed), torch.zeros(100, dtype=torch.long)) for seed in (0, 1))
     both = unseen_by_all([one, Split(*(inside.flip(0) for inside in two.sets.values())), None], 100)
     assert torch.equal(both.test, one.test & two.test.flip(0))
     assert torch.equal(both.train, one.train | two.train.flip(0))

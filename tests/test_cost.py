@@ -8,7 +8,6 @@ from test_cascade import be_quick_and_search, trained
 
 from calotype.cli import commands
 from calotype.cli.commands.reading import read
-from calotype.data.words import distinct
 from calotype.diffusion.stage import generate
 from calotype.evaluation.candidate import PROMPT, open_candidate
 from calotype.evaluation.comparison_results import ParameterCounts
@@ -66,7 +65,7 @@ def test_a_frozen_encoder_counts_as_a_network_and_what_it_reads_as_work(tmp_path
     expected = ParameterCounts(trained=0, fitted=0, text_encoder=numbers, sum=numbers)
     assert found.networks["text encoder"] == expected
     assert found.count == 3 and found.parameters.text_encoder == numbers > 0
-    whole = counted(lambda: encode_all(frozen.reader, distinct(pictures.captions)))
+    whole = counted(lambda: encode_all(frozen.reader, pictures.captions.distinct))
     assert parts_of(one)["captions"].flops == pytest.approx(whole) and whole > 0
     assert list(parts_of(one)) == ["autoencoder", "denoiser", "captions", "prepare", "latents", "fit"]
     prompt = counted(lambda: encode_all(frozen.reader, [PROMPT]))

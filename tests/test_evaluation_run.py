@@ -14,7 +14,7 @@ from small import CASCADE, HYBRID, Keeper, be_quick, noise_pictures, noise_pixel
 from calotype.cli import commands
 from calotype.cli.options import EvaluateOptions
 from calotype.data.folder import read_folder
-from calotype.data.split import SplitConfig, three_sets
+from calotype.data.split import SplitConfig, stratified_split
 from calotype.evaluation.candidate import open_candidate
 from calotype.evaluation.features import FeatureNetwork, Lite0, distance_name, features_key, kept_features
 from calotype.evaluation.measures import MEASURES, distance_key, measured
@@ -168,7 +168,7 @@ def test_samples_are_held_against_test_pictures_alone_and_the_floor_is_no_test_p
 
 
 def test_without_a_test_set_validation_pictures_take_its_place():
-    split = three_sets(noise_pixels(100), torch.zeros(100, dtype=torch.long), (), SplitConfig(test=0))
+    split = stratified_split(noise_pixels(100), torch.zeros(100, dtype=torch.long), (), SplitConfig(test=0))
     pair = reference_rows(replace(noise_pictures(100), split=split), 5)
     assert split.validation[pair.chosen].all() and split.train[pair.others].all()
     assert pair.notes[0] == "of the 5 real pictures, 5 are validation pictures: too few are held out"

@@ -87,7 +87,7 @@ def test_what_cannot_be_read_is_left_out_and_reported(tmp_path):
     paths[7].write_text("no picture")
     pictures = read_folder(tmp_path, 16)
     assert rows(pictures) == {pixels_of(path) for path in paths if path not in (paths[3], paths[7])}
-    assert noted(pictures, "2 of 12 files were not read", "0003.png (damaged", "0007.png (found text")
+    assert noted(pictures, "2 of 12 files could not be read", "0003.png (damaged", "0007.png (found text")
 
 
 def test_small_pictures_are_enlarged_and_reported(tmp_path):

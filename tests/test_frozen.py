@@ -17,9 +17,8 @@ import calotype
 from calotype.build import build_frozen
 from calotype.cli import commands
 from calotype.cli.commands import train
-from calotype.data.caption_dropout import parts
-from calotype.data.captions import Captions
-from calotype.data.words import cache_words
+from calotype.data.caches import cache_encodings
+from calotype.data.captions import Captions, shorter_versions
 from calotype.diffusion.denoiser import Denoiser
 from calotype.diffusion.stage import Sampling
 from calotype.files import read_json, write_json
@@ -140,16 +139,19 @@ def test_null_text_is_no_text_and_the_loss_reaches_the_projection(frozen):
 
 def test_captions_are_read_once_and_looked_up_from_then_on(frozen, tmp_path):
     captions, folder = Captions((TEXTS[:1], (), TEXTS[2:], TEXTS[:1])), tmp_path / "cache"
-    expected, all_of_it = frozen(TEXTS), len({*parts(TEXTS[0]), *parts(TEXTS[2]), *parts(TEXTS[3])} | {*TEXTS} - {""})
+    expected, all_of_it = (
+        frozen(TEXTS),
+        len({*shorter_versions(TEXTS[0]), *shorter_versions(TEXTS[2]), *shorter_versions(TEXTS[3])} | {*TEXTS} - {""}),
+    )
 
     def cached(reader, captions=captions):
         asked = Frozen(replace(reader, network=Counting(reader.network)))
-        cache_words(asked, captions, folder, CPU, lambda done, total: None)
+        cache_encodings(asked, captions, folder, CPU, lambda done, total: None)
         return asked, asked.reader.network.asked
 
     assert cached(frozen.reader)[1] == all_of_it > 3
     again, asked = cached(frozen.reader)
-    found, _ = again(TEXTS), again(parts(TEXTS[3]))
+    found, _ = again(TEXTS), again(shorter_versions(TEXTS[3]))
     assert asked == 0 and again.reader.network.asked == 0
     assert torch.equal(found.mask, expected.mask) and torch.allclose(found.context, expected.context, atol=2e-3)
     (file,) = folder.iterdir()
@@ -332,7 +334,7 @@ def test_a_model_with_a_frozen_encoder_is_trained_and_sampled(folder, tmp_path, 
     console = Keeper()
     run = train(request(folder, tmp_path / "run", "denoiser.text.kind=minilm", settings=settings), console)
     texts = [text for path in folder.rglob("*.txt") for text in path.read_text(encoding="utf-8").splitlines()]
-    count = len({one for text in texts for one in (text, *parts(text))})
+    count = len({one for text in texts for one in (text, *shorter_versions(text))})
     assert count <= reader.network.asked <= 2 * count  # once for the table; once more what the plan timed steps with
     (choice,) = [one for one in console.plans[0].choices if one.what == "text"]
     assert choice.value.startswith("MiniLM (English), frozen") and "captions" in console.bars

@@ -34,7 +34,7 @@ def written(tmp_path):
 def test_the_archive_holds_1500_drawings_of_each_style(members):
     drawings = [name for name, _ in members if name.endswith(".svg")]
     assert Counter(name.split("/")[0] for name in drawings) == dict.fromkeys(STYLES, 1500)
-    assert len(drawings) == module.COUNT
+    assert len(drawings) == module.PORTRAIT_COUNT
 
 
 def test_portraits_are_spread_evenly_over_the_styles():

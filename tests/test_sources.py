@@ -3,13 +3,13 @@ import torch
 from safetensors.torch import load_file
 from small import CPU, first_leg, noise_cache, noise_pictures, recipe
 
-from calotype.data import latents
+from calotype.data import caches
+from calotype.data.caches import cache_key, cache_latents
 from calotype.data.images import images_from_pixels
-from calotype.data.latents import cache_key, cache_latents
 from calotype.data.sources import LatentSource, PictureSource, order
 from calotype.diffusion.stage import shrunk
 from calotype.spaces.latent import LatentSpace
-from calotype.types import Rng
+from calotype.types import Rng, no_progress
 
 RNG = Rng(("sources",))
 
@@ -167,7 +167,8 @@ def space():
 
 
 def cached(space, folder, pictures=None, flip=True, batch=32):
-    return cache_latents(space, pictures or noise_pictures(), flip, folder, CPU, lambda done, total: None, batch)
+    pictures = pictures or noise_pictures()
+    return cache_latents(space, pictures.pixels, pictures.content, flip, folder, CPU, no_progress, batch)
 
 
 def test_what_is_cached_is_what_is_encoded(tmp_path):
@@ -184,7 +185,7 @@ def test_what_is_cached_is_what_is_encoded(tmp_path):
 def test_equal_keys_are_not_encoded_twice(tmp_path, monkeypatch):
     space_ = space()
     first = cached(space_, tmp_path)
-    monkeypatch.setattr(latents, "encode", lambda *arguments: pytest.fail("encoded again"))
+    monkeypatch.setattr(caches, "encode", lambda *arguments: pytest.fail("encoded again"))
     assert torch.equal(cached(space_, tmp_path).moments, first.moments)
     assert torch.equal(load_file(next(tmp_path.glob("latents-*")))["moments"], first.moments)
 
@@ -214,10 +215,10 @@ def test_the_key_changes_with_each_weight_and_with_nothing_else():
 
 def test_a_damaged_cache_is_encoded_anew(tmp_path):
     space_ = space()
-    first = cached(space_, tmp_path)
+    expected = cached(space_, tmp_path).moments.clone()
     (path,) = tmp_path.iterdir()
     path.write_bytes(path.read_bytes()[:-5])
-    assert torch.equal(cached(space_, tmp_path).moments, first.moments)
+    assert torch.equal(cached(space_, tmp_path).moments, expected)
 
 
 def test_the_moments_come_in_parts():

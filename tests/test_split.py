@@ -9,9 +9,9 @@ from PIL import Image
 from small import noise_pixels, write_pictures
 
 from calotype.data import split as module
-from calotype.data.folder import Source, assemble, read_folder
-from calotype.data.prints import alike_pairs, near_duplicates, print_of, prints_of
-from calotype.data.split import DEFAULT, SplitConfig, first_tenth, quotas, recorded, three_sets
+from calotype.data.duplicates import near_duplicate_pairs, near_duplicates, perceptual_hash, perceptual_hashes
+from calotype.data.folder import HashedFile, assemble, read_folder
+from calotype.data.split import DEFAULT, SplitConfig, legacy_split, quotas, recorded_split, stratified_split
 from calotype.settings import parse_recipe, parse_split, read_overrides
 from calotype.types import NULL_LABEL, UserError
 
@@ -27,7 +27,7 @@ def split_of(sizes, config=DEFAULT, seed=0):
     labels = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
     labels = labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))]
     names = [f"class {label}" for label in range(len(sizes))]
-    return three_sets(photographs(len(labels)), labels, names, config), labels
+    return stratified_split(photographs(len(labels)), labels, names, config), labels
 
 
 def crossing(split, prints):
@@ -67,7 +67,7 @@ def test_a_tenth_is_for_the_test_and_a_twentieth_for_validation(count, expected)
 
 
 def test_large_folders_keep_no_more_than_is_needed():
-    assert module.wanted(SplitConfig(), 100_000, 50_000) == (500, 2000)
+    assert module.set_sizes(SplitConfig(), 100_000, 50_000) == (500, 2000)
 
 
 @pytest.mark.parametrize("seed", range(30))
@@ -79,7 +79,7 @@ def test_the_sets_are_disjoint_and_every_class_is_trained_on(seed):
     assert torch.equal(sum(inside.int() for inside in split.sets.values()), torch.ones(len(labels), dtype=torch.int))
     for label, size in enumerate(sizes):
         assert 2 * int(split.train[labels == label].sum()) >= size
-    validation, test = module.wanted(SplitConfig(), len(labels), sum(size // 2 for size in sizes))
+    validation, test = module.set_sizes(SplitConfig(), len(labels), sum(size // 2 for size in sizes))
     assert (split.counts["validation"], split.counts["test"]) == (validation, test)
 
 
@@ -97,7 +97,7 @@ def test_quotas_are_within_one_of_their_share_where_there_is_room(seed):
 
 def test_each_set_has_the_classes_in_proportion_and_those_without_a_label_too():
     labels = torch.tensor([0] * 200 + [1] * 100 + [NULL_LABEL] * 100)[torch.randperm(400)]
-    split = three_sets(photographs(400), labels, ("a", "b"))
+    split = stratified_split(photographs(400), labels, ("a", "b"))
     for name, total in (("test", 40), ("validation", 20)):
         found = [int((labels[split.sets[name]] == label).sum()) for label in (0, 1, NULL_LABEL)]
         assert found == [total // 2, total // 4, total // 4]
@@ -141,7 +141,7 @@ def test_a_picture_more_changes_little():
 
     def kept(count):
         ordered = sorted(range(count), key=lambda index: digests[index])
-        split = three_sets(pixels[ordered], torch.full((count,), NULL_LABEL))
+        split = stratified_split(pixels[ordered], torch.full((count,), NULL_LABEL))
         return [{ordered[row] for row in inside.nonzero().flatten().tolist()} for inside in split.sets.values()]
 
     for count in range(60, 79):
@@ -155,10 +155,10 @@ def test_near_duplicates_lie_on_one_side():
     every = pixels_of([*pictures, *map(copy_of, pictures[:40])])
     labels = torch.cat([torch.arange(100) % 2, torch.arange(40) % 2 + 1])
     turn = torch.randperm(140)
-    prints = prints_of(every[turn])
-    assert near_duplicates(prints_of(every[100:]), prints_of(every[:40])).all()
-    assert any(crossing(first_tenth(every[turn], labels[turn]), prints))  # a split that does not look cuts pairs
-    split = three_sets(every[turn], labels[turn], ("a", "b", "c"))
+    prints = perceptual_hashes(every[turn])
+    assert near_duplicates(perceptual_hashes(every[100:]), perceptual_hashes(every[:40])).all()
+    assert any(crossing(legacy_split(every[turn], labels[turn]), prints))  # a split that does not look cuts pairs
+    split = stratified_split(every[turn], labels[turn], ("a", "b", "c"))
     assert crossing(split, prints) == [0, 0, 0]
     assert split.counts["test"] >= 14 and split.counts["validation"] >= 7 and len(split.notes) == 1
 
@@ -166,25 +166,25 @@ def test_near_duplicates_lie_on_one_side():
 def test_where_every_picture_has_a_copy_pairs_stay_together():
     pixels = photographs(30)
     every = torch.cat([pixels, pixels.roll(1, 0) // 2 * 2])[torch.randperm(60)]
-    split = three_sets(every, torch.full((60,), NULL_LABEL))
-    assert crossing(split, prints_of(every)) == [0, 0, 0]
+    split = stratified_split(every, torch.full((60,), NULL_LABEL))
+    assert crossing(split, perceptual_hashes(every)) == [0, 0, 0]
     assert split.counts["test"] == 6 and split.counts["validation"] == 4
 
 
 def test_equal_pictures_without_edges_lie_on_one_side():
     """A blank picture has no print, so it is like none but an equal one."""
     grey = torch.arange(60, dtype=torch.uint8).repeat(2).reshape(-1, 1, 1, 1).expand(-1, 3, SIDE, SIDE)
-    split = three_sets(grey, torch.full((120,), NULL_LABEL))
+    split = stratified_split(grey, torch.full((120,), NULL_LABEL))
     sets = torch.stack([*split.sets.values()]).int().argmax(0)
     assert torch.equal(sets[:60], sets[60:]) and min(split.counts.values()) > 0
 
 
 def test_chains_of_alike_pictures_are_not_cut():
     """Not only those that a test picture is like, but those that they are like: likeness leads on."""
-    groups = module.Groups(prints_of(photographs(4)), most=3, limit=100)
-    groups.found = {0: [0, 1], 1: [0, 1, 2], 2: [1, 2], 3: [3]}
+    groups = module.Groups(perceptual_hashes(photographs(4)), most=3, limit=100)
+    groups.similar = {0: [0, 1], 1: [0, 1, 2], 2: [1, 2], 3: [3]}
     assert groups.of(2) == [0, 1, 2] and groups.of(3) == [3]
-    assert module.Groups(groups.prints, 2, 100).of(3) == [3]
+    assert module.Groups(groups.hashes, 2, 100).of(3) == [3]
     groups.most = 2
     assert groups.of(0) is None
 
@@ -192,7 +192,7 @@ def test_chains_of_alike_pictures_are_not_cut():
 def test_where_most_pictures_look_alike_the_sets_are_as_large_and_the_notes_say_so():
     one = photographs(1).expand(200, -1, -1, -1).clone()
     one[:, :, 0, 0] = torch.arange(200, dtype=torch.uint8)[:, None]
-    split = three_sets(one, torch.full((200,), NULL_LABEL))
+    split = stratified_split(one, torch.full((200,), NULL_LABEL))
     assert list(split.counts.values()) == [170, 10, 20]
     assert any("near-duplicates could not be kept in one set" in note for note in split.notes)
 
@@ -202,17 +202,17 @@ def test_few_pictures_are_compared_with_all():
     compared = []
     pixels = photographs(400)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "neighbours", lambda some, others, most: compared.extend(some) or [[]] * len(some))
-        three_sets(pixels, torch.full((400,), NULL_LABEL))
+        patch.setattr(module, "similar_indices", lambda some, others, most: compared.extend(some) or [[]] * len(some))
+        stratified_split(pixels, torch.full((400,), NULL_LABEL))
     assert len(compared) == 60
 
 
 @pytest.mark.parametrize("size", [4, 16, 23, 64])
 def test_prints_of_many_are_those_of_each(size):
     pixels = torch.from_numpy(np.random.default_rng(size).integers(0, 256, (37, 3, size, size), dtype=np.uint8))
-    alone = [print_of(np.ascontiguousarray(one.permute(1, 2, 0).numpy())) for one in pixels]
-    assert (prints_of(pixels) == np.stack(alone)).all()
-    assert alike_pairs(alone) == []
+    alone = [perceptual_hash(np.ascontiguousarray(one.permute(1, 2, 0).numpy())) for one in pixels]
+    assert (perceptual_hashes(pixels) == np.stack(alone)).all()
+    assert near_duplicate_pairs(alone) == []
 
 
 # -- Settings ----------------------------------------------------------------------------------------------------------
@@ -243,21 +243,24 @@ def test_wrong_fractions_are_refused_in_one_line(wrong):
 def test_a_recorded_split_is_the_same_again_and_other_pictures_are_split_anew():
     split, labels = split_of([40, 30])
     found, pixels = split.as_json(), photographs(70).flip(0)  # other prints do not matter
-    again = recorded(found)(pixels, labels)
+    again = recorded_split(found)(pixels, labels)
     assert all(torch.equal(inside, again.sets[name]) for name, inside in split.sets.items())
-    assert recorded(found)(pixels[:60], labels[:60]).as_json() == three_sets(pixels[:60], labels[:60]).as_json()
+    assert (
+        recorded_split(found)(pixels[:60], labels[:60]).as_json()
+        == stratified_split(pixels[:60], labels[:60]).as_json()
+    )
 
 
 def test_the_old_rule_holds_out_the_first_tenth_for_choices_and_reports():
     for count, held_out in ((1, 1), (2, 1), (19, 1), (59, 5), (11_000, 1000)):
-        split = first_tenth(torch.zeros(count, 3, 1, 1, dtype=torch.uint8), torch.zeros(count, dtype=torch.long))
+        split = legacy_split(torch.zeros(count, 3, 1, 1, dtype=torch.uint8), torch.zeros(count, dtype=torch.long))
         assert split.test.nonzero().flatten().tolist() == list(range(held_out))
         assert torch.equal(split.validation, split.test)
         assert count == 1 or torch.equal(split.train, ~split.test)
 
 
 def test_pictures_are_split_as_they_are_put_together():
-    sources = [Source(f"{place:05}", f"{place % 2}/x") for place in range(40)]
+    sources = [HashedFile(f"{place:05}", f"{place % 2}/x") for place in range(40)]
     pictures = assemble(photographs(40).numpy(), sources, ("0", "1"), SIDE, ["first"])
     assert pictures.notes == ("first", *pictures.split.notes)
     indices = (pictures.train_indices, pictures.validation_indices, pictures.test_indices)

@@ -9,8 +9,9 @@ from small import Keeper, noise_pixels, write_pictures
 
 from calotype.cli.commands import check_data
 from calotype.cli.options import CheckOptions
+from calotype.data.duplicates import near_duplicate_pairs, perceptual_hash
 from calotype.data.images import fit
-from calotype.data.survey import alike_pairs, print_of, survey
+from calotype.data.survey import survey
 from calotype.types import UserError
 
 
@@ -45,7 +46,7 @@ def odd(tmp_path):
 
 
 def test_each_kind_is_seen_for_what_it_is(odd):
-    kinds = {one.name: set(one.kinds) for one in survey(odd, 64).seen}
+    kinds = {one.name: set(one.properties) for one in survey(odd, 64).pictures}
     assert kinds == {
         "a/turned.jpg": {"turned by EXIF"}, "a/cmyk.jpg": {"CMYK"}, "b/palette.png": {"palette"},
         "b/alpha.png": {"transparent"}, "b/sixteen.png": {"more than 8 bits"}, "moving.gif": {"animated", "palette"},
@@ -54,9 +55,9 @@ def test_each_kind_is_seen_for_what_it_is(odd):
 
 def test_sizes_are_those_of_the_upright_picture_and_labels_those_of_training(odd):
     found = survey(odd, 100)
-    assert {one.name: one.size for one in found.seen}["a/turned.jpg"] == (80, 160)
-    assert found.small() == 2  # the turned one is 80 px wide, and the one of 16 bits 80 px square
-    assert found.labels() == {"": 1, "a": 2, "b": 3}
+    assert {one.name: one.size for one in found.pictures}["a/turned.jpg"] == (80, 160)
+    assert found.enlarged == 2  # the turned one is 80 px wide, and the one of 16 bits 80 px square
+    assert found.labels == {"": 1, "a": 2, "b": 3}
 
 
 def test_equal_and_alike_pictures_are_distinguished(tmp_path):
@@ -66,20 +67,20 @@ def test_equal_and_alike_pictures_are_distinguished(tmp_path):
     recompressed(one.resize((80, 60)), 60).save(tmp_path / "small.png")
     other.save(tmp_path / "other.png")
     found = survey(tmp_path, 32)
-    assert found.equal() == [["one again.bmp", "one.png"]]
-    assert found.alike() == [("small.png", "one again.bmp")]
+    assert found.duplicates() == [["one again.bmp", "one.png"]]
+    assert found.near_duplicates() == [("small.png", "one again.bmp")]
 
 
 def test_a_print_stays_when_a_picture_is_shrunk_compressed_or_darkened():
-    prints = [print_of(fit(photograph(seed), 64)) for seed in range(40)]
+    prints = [perceptual_hash(fit(photograph(seed), 64)) for seed in range(40)]
     changed = [recompressed(photograph(seed).resize((80, 60)), 50).point(lambda v: 0.9 * v) for seed in range(40)]
-    pairs = alike_pairs([*prints, *(print_of(fit(one, 64)) for one in changed)])
+    pairs = near_duplicate_pairs([*prints, *(perceptual_hash(fit(one, 64)) for one in changed)])
     assert pairs == [(40 + seed, seed) for seed in range(40)]
 
 
 def test_blank_pictures_are_like_nothing():
-    blank = print_of(np.full((16, 16, 3), 200, np.uint8))
-    assert not blank.any() and alike_pairs([blank, blank]) == []
+    blank = perceptual_hash(np.full((16, 16, 3), 200, np.uint8))
+    assert not blank.any() and near_duplicate_pairs([blank, blank]) == []
 
 
 def test_captions_are_counted_where_they_belong_to_pictures(odd):
@@ -119,4 +120,4 @@ def test_where_nothing_can_be_read_training_may_not_start(tmp_path):
 def test_no_pixels_are_kept(tmp_path):
     """What is known of a picture takes less than a thumbnail does."""
     write_pictures(tmp_path, count=3)
-    assert noise_pixels(1).nbytes >= 768 > max(one.print.nbytes for one in survey(tmp_path, 16).seen)
+    assert noise_pixels(1).nbytes >= 768 > max(one.hash.nbytes for one in survey(tmp_path, 16).pictures)

@@ -27,12 +27,17 @@ Folds = Int[Tensor, " batch"]  # which half of the training images, for cross-fi
 Denoise = Callable[[Latents, float], Latents]  # (noisy, sigma) -> estimate of clean: all that a sampler sees
 Fresh = Callable[[], Latents]  # new Gaussian noise of the sampler's shape
 Sampler = Callable[[Denoise, Latents, list[float], Fresh], Iterator[Latents]]
+Progress = Callable[[int, int], None]  # (done, total)
 
 NULL_LABEL = -1
 
 
 class UserError(ValueError):
     """An error that the user can correct. Its message is one line: what, got, expected, and what to do."""
+
+
+def no_progress(done: int, total: int) -> None:
+    """Ignores progress."""
 
 
 class Config(BaseModel):

@@ -1,1 +1,1 @@
-"""Pictures from files: decoded in one way, at one size, with the same few held out every time."""
+"""Folders of pictures: reading, captions, aspect buckets, the split into three sets, batches, caches."""

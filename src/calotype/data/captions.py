@@ -1,170 +1,239 @@
-"""Captions: what lies beside the pictures in words. They are read as text, and nothing that they name is opened."""
+"""Captions in files beside the pictures, read as text (nothing that they name is opened), and caption dropout."""
 
 from __future__ import annotations
 
 import json
 import posixpath
+import random
+import re
 import unicodedata
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from calotype.data.images import shown
-from calotype.types import Text
+from calotype.types import Rng, Text
 
 METADATA = "metadata.jsonl"
 KEYS = ("text", "caption", "captions", "texts")
 """Where a line of metadata may hold a caption, or a list of them."""
-MOST_BYTES = 2**16
-"""Of a file of captions, or a line of metadata; more is no caption."""
-MOST_LETTERS = 2000
-"""Of a caption; the rest is left out."""
+MAX_BYTES = 2**16
+"""Of a file of captions, or a line of metadata; longer ones are refused."""
+MAX_CHARACTERS = 2000
+"""Longer captions are truncated."""
+MAX_SHORTENED = 3
+"""Shortened versions of a caption. They are fixed, so that a frozen encoder can encode all of them beforehand."""
+PHRASE = re.compile(r".+?(?:(?<!\d)[,;|]++|[,;|]++(?!\d)|[,;:.!?|]++(?=\s|$)|[，；：。！？、।]+|$)\s*", re.DOTALL)
+"""A tag, phrase or sentence with its punctuation. Full stops end it only before a space, and commas not in numbers."""
+SEPARATORS = ",;:|，；：、 "
 
 
 @dataclass(frozen=True)
 class Captions:
     of: tuple[tuple[str, ...], ...]
-    """Of each picture; one that has none is unconditional."""
+    """Of each picture; one without captions is unconditional."""
     optional: bool = False
-    """Not read unless asked for: the labels say as much."""
+    """Read only if a text encoder is configured: for the embedded portraits, which have labels as well."""
 
     def at(self, chosen: Iterable[int]) -> Captions:
         return Captions(tuple(self.of[index] for index in chosen), self.optional)
 
     def first(self, chosen: Iterable[int]) -> Text:
-        """The first of each of these pictures, as prompts."""
+        """The first caption of each of these pictures, as prompts."""
         return Text(tuple(next(iter(self.of[index]), "") for index in chosen))
 
     @property
     def captioned(self) -> int:
-        """How many pictures have one."""
+        """The number of pictures with captions."""
         return sum(map(bool, self.of))
+
+    @property
+    def distinct(self) -> list[str]:
+        """All texts that training may use: the captions and their shortened versions, sorted."""
+        texts = {text for captions in self.of for text in captions}
+        return sorted(texts.union(*map(shorter_versions, texts)))
+
+
+# -- Caption dropout ---------------------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=2**16)
+def shorter_versions(caption: str) -> tuple[str, ...]:
+    """Up to `MAX_SHORTENED` shorter versions of a caption, always the same; none of a single word.
+
+    Each keeps some phrases in their order, or, of a caption of one phrase, some consecutive words; equally likely one,
+    two, ... or all but one.
+    """
+    generator = random.Random(zlib.crc32(caption.encode("utf-8", "replace")))
+    phrases, words = PHRASE.findall(caption), caption.split()
+    if len(phrases) > 1:
+        versions = [_some_phrases(phrases, generator) for _ in range(MAX_SHORTENED)]
+    else:
+        versions = [_consecutive_words(words, generator) for _ in range(MAX_SHORTENED if len(words) > 1 else 0)]
+    return tuple(version for version in dict.fromkeys(versions) if version and version != caption)
+
+
+def _some_phrases(phrases: Sequence[str], generator: random.Random) -> str:
+    kept = generator.sample(range(len(phrases)), generator.randrange(1, len(phrases)))
+    return "".join(phrases[index] for index in sorted(kept)).strip(SEPARATORS)
+
+
+def _consecutive_words(words: Sequence[str], generator: random.Random) -> str:
+    kept = generator.randrange(1, len(words))
+    start = generator.randrange(len(words) - kept + 1)
+    return " ".join(words[start : start + kept])
+
+
+def drop_phrases(captions: Sequence[str], probability: float, rng: Rng) -> tuple[str, ...]:
+    """Caption dropout: replaces each caption by one of its shortened versions with this probability."""
+    draws = rng.at("partly").uniform(len(captions)).tolist()
+    positions = rng.at("which").uniform(len(captions)).tolist()
+    dropped = []
+    for caption, draw, position in zip(captions, draws, positions, strict=True):
+        versions = shorter_versions(caption) if draw < probability else ()
+        dropped.append(versions[int(position * len(versions))] if versions else caption)
+    return tuple(dropped)
+
+
+# -- Reading -----------------------------------------------------------------------------------------------------------
 
 
 @dataclass
-class Found:
-    """Captions by the name of their picture, and what was odd about their files."""
+class CaptionFiles:
+    """Captions by the name of their picture, and what was irregular about their files."""
 
     folder: Path
     captions: dict[str, list[str]] = field(default_factory=dict)
-    described: Counter[str] = field(default_factory=Counter)
-    """Pictures, by the kind of file that describes them."""
+    sources: Counter[str] = field(default_factory=Counter)
+    """Pictures with captions, by the kind of file that holds these."""
     files: set[str] = field(default_factory=set)
     refused: list[str] = field(default_factory=list)
     cleaned: int = 0
-    strangers: int = 0
+    unmatched: int = 0
     outside: int = 0
 
-    def add(self, name: str, captions: Iterable[str], kind: str) -> None:
+    def add(self, name: str, captions: Sequence[str], source: str) -> None:
         texts = [clean(caption) for caption in captions]
-        self.cleaned += sum(text != plain(caption) for text, caption in zip(texts, captions, strict=True))
+        self.cleaned += sum(text != _normalized(caption) for text, caption in zip(texts, captions, strict=True))
         if texts := [text for text in texts if text]:
             self.captions.setdefault(name, []).extend(texts)
-            self.described[kind] += 1
+            self.sources[source] += 1
+
+    def refuse(self, what: str, error: Exception) -> None:
+        reason = "nested too deeply" if isinstance(error, RecursionError) else getattr(error, "strerror", "") or error
+        self.refused.append(f"{what} ({reason})")
 
     def notes(self, names: Sequence[str]) -> list[str]:
         captioned = sum(name in self.captions for name in names)
-        kinds = " and ".join(f"{kind} ({count:,})" for kind, count in sorted(self.described.items()))
-        missing = f"; {many(len(names) - captioned, 'picture')} without a caption" if captioned < len(names) else ""
+        sources = " and ".join(f"{source} ({count:,})" for source, count in sorted(self.sources.items()))
+        missing = f"; {plural(len(names) - captioned, 'picture')} without a caption" if captioned < len(names) else ""
         more = f" and {len(self.refused) - 5:,} more" if len(self.refused) > 5 else ""
         counts = {
-            f"captions of {many(captioned, 'picture')}, from {kinds}{missing}": captioned,
-            f"passed over as captions: {', '.join(self.refused[:5])}{more}": len(self.refused),
-            f"{many(self.cleaned, 'caption')} lost marks that control or turn text, or a long end": self.cleaned,
-            f"{many(self.outside, 'line')} of metadata named files outside the folder: ignored": self.outside,
-            f"{many(self.strangers, 'line')} of metadata named no picture that was read": self.strangers,
+            f"captions of {plural(captioned, 'picture')}, from {sources}{missing}": captioned,
+            f"not read as captions: {', '.join(self.refused[:5])}{more}": len(self.refused),
+            f"{plural(self.cleaned, 'caption')} lost control or format characters, or a long end": self.cleaned,
+            f"{plural(self.outside, 'line')} of metadata named files outside the folder: ignored": self.outside,
+            f"{plural(self.unmatched, 'line')} of metadata named no picture that was read": self.unmatched,
         }
         return [note for note, count in counts.items() if count]
 
 
-def many(count: int, noun: str) -> str:
+def plural(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
-def read_captions(folder: Path, names: Sequence[str]) -> tuple[Captions | None, Found]:
-    """Of the pictures with these names (relative to `folder`, with "/"), in their order; None where there are none.
+def read_captions(folder: Path, names: Sequence[str]) -> tuple[Captions | None, CaptionFiles]:
+    """Captions of the pictures with these names (relative to `folder`, with "/"), in their order; None without any.
 
-    They stand in `NAME.txt` beside the picture, one a line, and in `metadata.jsonl` there or above, as `text` or
+    They are in `NAME.txt` beside the picture, one a line, and in `metadata.jsonl` there or above, as `text` or
     `caption` beside `file_name`. Files that are links to somewhere outside are not opened.
     """
-    found, known = Found(folder), set(names)
-    for place in sorted({str(parent) for name in names for parent in PurePosixPath(name).parents}):
-        _read_metadata(found, posixpath.normpath(posixpath.join(place, METADATA)), known)
+    read, known = CaptionFiles(folder), set(names)
+    for parent in sorted({str(parent) for name in names for parent in PurePosixPath(name).parents}):
+        _read_metadata(read, posixpath.normpath(posixpath.join(parent, METADATA)), known)
     for name in names:
-        _read_text(found, name)
-    of = tuple(tuple(found.captions.get(name, ())) for name in names)
-    return (Captions(of) if any(of) else None), found
+        _read_text(read, name)
+    of = tuple(tuple(read.captions.get(name, ())) for name in names)
+    return (Captions(of) if any(of) else None), read
 
 
-def _read_text(found: Found, name: str) -> None:
-    beside = str(PurePosixPath(name).with_suffix(".txt"))
-    if not _is_inside(found.folder, beside):
+def _read_text(read: CaptionFiles, name: str) -> None:
+    path = str(PurePosixPath(name).with_suffix(".txt"))
+    if not _is_inside(read.folder, path):
         return
-    found.files.add(beside)
+    read.files.add(path)
     try:
-        with (found.folder / beside).open("rb") as file:
-            content = file.read(MOST_BYTES + 1)
-        found.add(name, [line for line in decoded(content).splitlines() if line.strip()], ".txt files")
-    except (OSError, ValueError) as problem:
-        found.refused.append(f"{shown(beside)} ({_why(problem)})")
+        with (read.folder / path).open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+        read.add(name, [line for line in decode_text(content).splitlines() if line.strip()], ".txt files")
+    except (OSError, ValueError) as error:
+        read.refuse(shown(path), error)
 
 
-def _read_metadata(found: Found, path: str, known: set[str]) -> None:
-    if not _is_inside(found.folder, path):
+def _read_metadata(read: CaptionFiles, path: str, known: set[str]) -> None:
+    if not _is_inside(read.folder, path):
         return
-    found.files.add(path)
+    read.files.add(path)
     try:
-        for number, line in enumerate(_lines(found.folder / path), 1):
+        for number, line in enumerate(_lines(read.folder / path), 1):
             try:
-                _read_line(found, posixpath.dirname(path), line, known)
-            except (ValueError, RecursionError) as problem:
-                found.refused.append(f"line {number:,} of {shown(path)} ({_why(problem)})")
-    except OSError as problem:
-        found.refused.append(f"{shown(path)} ({_why(problem)})")
+                _read_line(read, posixpath.dirname(path), line, known)
+            except (ValueError, RecursionError) as error:
+                read.refuse(f"line {number:,} of {shown(path)}", error)
+    except OSError as error:
+        read.refuse(shown(path), error)
 
 
-def _read_line(found: Found, place: str, line: bytes, known: set[str]) -> None:
+def _read_line(read: CaptionFiles, parent: str, line: bytes, known: set[str]) -> None:
     if not line.strip():
         return
     try:
-        fact = json.loads(decoded(line))
+        entry = json.loads(decode_text(line))
     except json.JSONDecodeError:
         raise ValueError("not JSON") from None
-    if not isinstance(fact, dict) or not isinstance(fact.get("file_name"), str):
+    if not isinstance(entry, dict) or not isinstance(entry.get("file_name"), str):
         raise ValueError("no file_name")
-    name = posixpath.normpath(posixpath.join(place, fact["file_name"]))
+    name = posixpath.normpath(posixpath.join(parent, entry["file_name"]))
     if name.startswith(("..", "/")):
-        found.outside += 1
+        read.outside += 1
     elif name not in known:
-        found.strangers += 1
+        read.unmatched += 1
     else:
-        found.add(name, list(_captions_in(fact)), METADATA)
+        read.add(name, list(_captions_in(entry)), METADATA)
 
 
-def _captions_in(fact: dict[str, Any]) -> Iterator[str]:
+def _captions_in(entry: dict[str, Any]) -> Iterator[str]:
     for key in KEYS:
-        value = fact.get(key)
-        some = value if isinstance(value, list) else [value]
-        if not all(one is None or isinstance(one, str) for one in some):
+        value = entry.get(key)
+        texts = value if isinstance(value, list) else [value]
+        if not all(text is None or isinstance(text, str) for text in texts):
             raise ValueError(f"{key} is not text")
-        yield from (one for one in some if one)
+        yield from filter(None, texts)
 
 
 def _lines(path: Path) -> Iterator[bytes]:
-    """Cut where they are longer than any caption, so that no file fills the memory."""
+    """Lines of a file, truncated above `MAX_BYTES`, so that no file fills the memory."""
     with path.open("rb") as file:
-        while line := file.readline(MOST_BYTES + 1):
+        while line := file.readline(MAX_BYTES + 1):
             yield line
-            while len(line) > MOST_BYTES and not line.endswith(b"\n"):
-                line = file.readline(MOST_BYTES + 1)
+            while len(line) > MAX_BYTES and not line.endswith(b"\n"):
+                line = file.readline(MAX_BYTES + 1)
 
 
-def decoded(content: bytes) -> str:
-    """Raises `ValueError` for what is not text of a bearable size."""
-    if len(content) > MOST_BYTES:
-        raise ValueError(f"longer than {MOST_BYTES // 1024} kB")
+def _is_inside(folder: Path, name: str) -> bool:
+    """Whether it is a file, and in the folder even if it is a link."""
+    path = folder / name
+    return path.is_file() and path.resolve().is_relative_to(folder.resolve())
+
+
+def decode_text(content: bytes) -> str:
+    """UTF-8, with or without a byte order mark. Raises `ValueError` for other content, or above `MAX_BYTES`."""
+    if len(content) > MAX_BYTES:
+        raise ValueError(f"longer than {MAX_BYTES // 1024} kB")
     if b"\0" in content:
         raise ValueError("holds NUL bytes")
     try:
@@ -174,26 +243,15 @@ def decoded(content: bytes) -> str:
 
 
 def clean(text: str) -> str:
-    """On one line, composed, without marks that control or turn text, and not endless."""
-    kept = (letter for letter in plain(text) if unicodedata.category(letter)[0] != "C")
-    return " ".join("".join(kept).split())[:MOST_LETTERS]
+    """On one line, in normal form C, without control and format characters, at most `MAX_CHARACTERS` long."""
+    kept = (character for character in _normalized(text) if unicodedata.category(character)[0] != "C")
+    return " ".join("".join(kept).split())[:MAX_CHARACTERS]
 
 
-def as_prompts(prompt: str | Sequence[str] | None) -> list[str]:
-    """One for all pictures or several, in the letters that captions are read in."""
-    return [clean(one) for one in ([prompt] if isinstance(prompt, str) else prompt or [])]
-
-
-def plain(text: str) -> str:
+def _normalized(text: str) -> str:
     return unicodedata.normalize("NFC", " ".join(text.split()))
 
 
-def _is_inside(folder: Path, name: str) -> bool:
-    """Whether it is a file, and in the folder even if it is a link."""
-    path = folder / name
-    return path.is_file() and path.resolve().is_relative_to(folder.resolve())
-
-
-def _why(problem: Exception) -> str:
-    strerror = getattr(problem, "strerror", None)
-    return str(strerror or problem if not isinstance(problem, RecursionError) else "nested too deeply")
+def as_prompts(prompt: str | Sequence[str] | None) -> list[str]:
+    """One prompt for all pictures, or several, cleaned as captions are."""
+    return [clean(text) for text in ([prompt] if isinstance(prompt, str) else prompt or [])]

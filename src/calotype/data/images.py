@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 import warnings
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -15,7 +19,7 @@ from jaxtyping import UInt8
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from calotype.types import Images, UserError
+from calotype.types import Images, Progress, UserError, no_progress
 
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP")
 SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".tif", ".tiff", ".gif", ".bmp")
@@ -23,14 +27,16 @@ SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".tif", ".tiff", 
 # 12-megapixel picture (6 times where the JPEG decoder shrinks), and differs by 0.1 to 0.3 of 255 in the mean.
 GAP = 3.0
 
-# What Pillow warns of is harmless or refused below, and silencing it call by call is not safe in threads.
+# Pillow's warnings are harmless or refused below, and `catch_warnings` around each call is not safe in threads.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 Square = np.ndarray[tuple[int, int, int], np.dtype[np.uint8]]  # (size, size, 3)
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 class UnreadableError(UserError):
-    """`reason` says what was found, for lists that name the file themselves."""
+    """A file that is no readable picture; `reason` does not name it, for lists that do."""
 
     def __init__(self, path: Path, reason: str) -> None:
         super().__init__(f"{shown(path)} cannot be read as a picture: {reason}")
@@ -40,6 +46,16 @@ class UnreadableError(UserError):
 def shown(name: Path | str) -> str:
     """A file's name on one line, whatever its bytes are."""
     return str(name) if str(name).isprintable() else ascii(str(name))
+
+
+def in_threads(
+    work: Callable[[Item], Result], items: Sequence[Item], progress: Progress = no_progress
+) -> Iterator[Result]:
+    """The results for all items, in their order. Pillow decodes, resizes and converts without holding Python's lock."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for done, result in enumerate(pool.map(work, items), 1):
+            progress(done, len(items))
+            yield result
 
 
 def read_image(path: Path, shortest: int | None = None) -> Image.Image:
@@ -53,8 +69,8 @@ def read_image(path: Path, shortest: int | None = None) -> Image.Image:
                 image.draft(None, (shortest, shortest))
             image.load()
             return _as_srgb(_upright(image))
-    except Exception as problem:  # decoders raise whatever they stumble over in a damaged file
-        raise UnreadableError(path, _reason(path, problem)) from problem
+    except Exception as error:  # decoders raise errors of all kinds for damaged files
+        raise UnreadableError(path, _reason(path, error)) from error
 
 
 def fit(image: Image.Image, size: int) -> Square:
@@ -63,7 +79,7 @@ def fit(image: Image.Image, size: int) -> Square:
 
 
 def cut(image: Image.Image, width: int, height: int) -> Image.Image:
-    """The largest part of this shape in the middle, resized; a picture of this size stays as it is."""
+    """The largest part of this aspect ratio in the middle, resized; a picture of this size is not changed."""
     part = min(image.width, image.height * width / height), min(image.height, image.width * height / width)
     left, top = (image.width - part[0]) / 2, (image.height - part[1]) / 2
     box = (left, top, left + part[0], top + part[1])
@@ -75,7 +91,7 @@ def images_from_pixels(pixels: UInt8[Tensor, "batch 3 height width"]) -> Images:
 
 
 def images_from_pil(picture: Image.Image) -> Images:
-    """A batch of one."""
+    """A batch of one image."""
     return images_from_pixels(torch.from_numpy(np.asarray(picture).copy()).permute(2, 0, 1)[None])
 
 
@@ -84,7 +100,7 @@ def pixels_from_images(images: Images) -> UInt8[Tensor, "batch 3 height width"]:
 
 
 def rounded(images: Images) -> Images:
-    """As a file of 8 bits would have them."""
+    """Rounded to 8 bits, as in a file."""
     return images_from_pixels(pixels_from_images(images))
 
 
@@ -105,7 +121,7 @@ def grid(pictures: list[Image.Image], columns: int, gap: int = 2) -> Image.Image
 def _upright(image: Image.Image) -> Image.Image:
     try:
         return ImageOps.exif_transpose(image)
-    except Exception:  # as above; broken EXIF data says nothing, and the picture itself is whole
+    except Exception:  # as above; with broken EXIF data the picture itself can be read
         return image
 
 
@@ -125,7 +141,7 @@ def _in_eight_bits(image: Image.Image) -> Image.Image:
 
 
 def _range(mode: str, low: float, high: float) -> tuple[float, float]:
-    """What is black and what is white: 16 bits say so themselves, wider ones mean the next customary white."""
+    """The values of black and white: for more than 16 bits, white is the next customary maximum above `high`."""
     if mode.startswith("I;16"):
         return 0.0, 65535.0
     customary = (1.0, 255.0, 65535.0) if mode == "F" else (255.0, 65535.0)
@@ -141,7 +157,7 @@ def _over_white(image: Image.Image) -> Image.Image:
 
 @lru_cache(maxsize=16)
 def _to_srgb(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
-    """None where there is nothing to do: the profile is sRGB, broken, or for another mode."""
+    """None where the profile is sRGB, broken, or for another mode."""
     try:
         given = ImageCms.ImageCmsProfile(BytesIO(profile))
         if ImageCms.getProfileDescription(given).startswith("sRGB"):
@@ -151,16 +167,16 @@ def _to_srgb(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
         return None
 
 
-def _reason(path: Path, problem: Exception) -> str:
-    match problem:
+def _reason(path: Path, error: Exception) -> str:
+    match error:
         case UnidentifiedImageError():
-            return f"found {_found(path)} instead of {', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
+            return f"found {_kind_of_file(path)} instead of {', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
         case Image.DecompressionBombError():
             return f"it has more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels; make it smaller first"
-        case OSError(strerror=str(why)) if why:
-            return why[0].lower() + why[1:]
+        case OSError(strerror=str(reason)) if reason:
+            return reason[0].lower() + reason[1:]
         case _:
-            return f"damaged or cut off ({shown(str(problem).partition('. ')[0] or type(problem).__name__)})"
+            return f"damaged or cut off ({shown(str(error).partition('. ')[0] or type(error).__name__)})"
 
 
 _SIGNATURES = {
@@ -175,8 +191,8 @@ _SIGNATURES = {
 }
 
 
-def _found(path: Path) -> str:
+def _kind_of_file(path: Path) -> str:
     with path.open("rb") as file:
         start = file.read(512)
-    kinds = (kind for kind, sign in _SIGNATURES.items() if re.match(sign, start, re.DOTALL | re.IGNORECASE))
+    kinds = (kind for kind, pattern in _SIGNATURES.items() if re.match(pattern, start, re.DOTALL | re.IGNORECASE))
     return next(kinds, "data of another kind")

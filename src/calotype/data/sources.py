@@ -1,4 +1,4 @@
-"""Batches as a function of the clock: what comes depends on the seed and the images seen, and on nothing else."""
+"""Batches as a function of the seed and the images seen, and of nothing else."""
 
 from __future__ import annotations
 
@@ -9,46 +9,46 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from calotype.data.caches import LatentCache
 from calotype.data.captions import Captions
 from calotype.data.folder import Pictures
 from calotype.data.images import images_from_pixels
-from calotype.data.latents import LatentCache
 from calotype.diffusion.stage import shrunk
 from calotype.types import Batch, Folds, Images, Rng, Text
 
 FOLDS = 2
 EPOCHS_KEPT = 8
-"""Orders of epochs in memory: two at the seam of two epochs, for each of a few shapes; 4 MB each a million pictures."""
+"""Permutations in memory: two where a batch spans two epochs, for each aspect bucket; 4 MB each a million pictures."""
 
 
 def order(count: int, images_seen: int, batch: int, rng: Rng) -> Tensor:
-    """Which of `count` pictures come next: each epoch is a new permutation, and a batch may span two epochs."""
+    """The indices of the next batch of `count` pictures: each epoch is a permutation; a batch may span two epochs."""
     first, last = images_seen // count, (images_seen + batch - 1) // count
     start = images_seen - first * count
     parts = []
     for epoch in range(first, last + 1):
-        parts.append(order_of_epoch(count, epoch, rng)[start : start + batch].long())
+        parts.append(epoch_permutation(count, epoch, rng)[start : start + batch].long())
         start, batch = 0, batch - len(parts[-1])
     return torch.cat(parts)
 
 
 @lru_cache(EPOCHS_KEPT)
-def order_of_epoch(count: int, epoch: int, rng: Rng) -> Int[Tensor, " count"]:
-    """The permutation of one epoch, drawn once and not for every batch; nobody may write into it."""
+def epoch_permutation(count: int, epoch: int, rng: Rng) -> Int[Tensor, " count"]:
+    """Computed once an epoch and not once a batch; read-only."""
     return rng.at("epoch", epoch).permutation(count).int()
 
 
 def folds(chosen: Tensor) -> Folds:
-    """Two halves of the pictures; which one a picture is in hangs on its content, as the order of all does."""
+    """Two halves of the pictures for cross-fitting, by their order, which is that of their content hashes."""
     return chosen % FOLDS
 
 
 @dataclass(frozen=True)
 class PictureSource:
-    """Chosen pictures as images, half of them mirrored if `flip`: random squares of `crop` pixels, or whole ones (0).
+    """Chosen pictures as images, half of them mirrored if `flip`: random crops of `crop` pixels, or uncropped (0).
 
-    With a `factor` above 1 each comes with its smaller picture, and a crop's corner lies on a pixel of that: the shrunk
-    picture, or the one in `low_res`, which has a row for each of `chosen`.
+    With a `factor` above 1 each comes with its low-resolution picture, to whose pixels the crops are aligned: the
+    downsampled picture, or the one in `low_res`, which has a row for each of `chosen`.
     """
 
     pictures: Pictures
@@ -73,7 +73,7 @@ class PictureSource:
         if self.low_res is not None:
             sides = height // self.factor, width // self.factor
             low_res = self._crops(self.low_res, places, corners, sides, mirrored)
-        labels, text = self.pictures.labels[chosen], drawn(self.pictures.captions, chosen, rng)
+        labels, text = self.pictures.labels[chosen], draw_captions(self.pictures.captions, chosen, rng)
         return Batch(images, labels.to(self.device), low_res, folds(chosen).to(self.device), text)
 
     def _crops(self, pixels: Tensor, rows: Tensor, corners: Tensor, sides: tuple[int, int], mirrored: Tensor) -> Images:
@@ -101,14 +101,14 @@ class LatentSource:
         sides = self.rng.at("flip", images_seen).integers(len(self.cache.moments), count)
         moments = self.cache.moments[sides, picks].float().to(self.device)
         clean = moments.contiguous(memory_format=torch.channels_last)
-        text = drawn(self.captions, picks, self.rng.at("pictures", images_seen))
+        text = draw_captions(self.captions, picks, self.rng.at("pictures", images_seen))
         return Batch(clean, self.labels[picks].to(self.device), None, folds(picks).to(self.device), text)
 
 
-def drawn(captions: Captions | None, chosen: Tensor, rng: Rng) -> Text | None:
-    """One of each picture's captions."""
+def draw_captions(captions: Captions | None, chosen: Tensor, rng: Rng) -> Text | None:
+    """One of each picture's captions, at random."""
     if captions is None:
         return None
     draws = rng.at("caption").uniform(len(chosen)).tolist()
-    several = [captions.of[index] or ("",) for index in chosen.tolist()]
-    return Text(tuple(some[int(draw * len(some))] for some, draw in zip(several, draws, strict=True)))
+    choices = [captions.of[index] or ("",) for index in chosen.tolist()]
+    return Text(tuple(own[int(draw * len(own))] for own, draw in zip(choices, draws, strict=True)))

@@ -1,4 +1,4 @@
-"""What a folder of pictures holds, seen in one pass that keeps a few hundred bytes a picture and no pixels."""
+"""A survey of a folder of pictures in one pass, which keeps a few hundred bytes a picture and no pixels."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 import math
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -15,100 +15,106 @@ from typing import NamedTuple
 from PIL import Image
 
 from calotype.data.captions import read_captions
-from calotype.data.folder import Progress, Source, check_size, find_pictures, in_threads, watched
-from calotype.data.images import FORMATS, GAP, UnreadableError, fit, read_image
-from calotype.data.prints import Print, alike_pairs, print_of
+from calotype.data.duplicates import Hash, near_duplicate_pairs, perceptual_hash
+from calotype.data.folder import HashedFile, check_size, find_pictures
+from calotype.data.images import FORMATS, GAP, UnreadableError, fit, in_threads, read_image
+from calotype.types import Progress, no_progress
 
-UPRIGHT = 1
-ORIENTATION = 274
+UPRIGHT, FIRST_SIDEWAYS = 1, 5
+"""Orientations as EXIF counts them; from 5 on width and height are exchanged."""
+ORIENTATION_TAG = 274
 
 
-class Seen(NamedTuple):
-    """One picture that can be read."""
+class SurveyedPicture(NamedTuple):
+    """A picture that can be read."""
 
     name: str
     size: tuple[int, int]
-    kinds: tuple[str, ...]
-    digest: str  # of the square that would be trained on
-    print: Print
+    """Width and height, upright."""
+    properties: tuple[str, ...]
+    """Such as "CMYK"; none of them hinders training."""
+    digest: str
+    """Hash of the square that would be trained on."""
+    hash: Hash
 
 
 @dataclass(frozen=True)
 class Survey:
     size: int
-    seen: list[Seen] = field(default_factory=list)
-    refused: dict[str, str] = field(default_factory=dict)  # name: reason
-    notes: list[str] = field(default_factory=list)  # on files that were passed over
-    captions: Counter[str] = field(default_factory=Counter)
-    """Pictures with captions, by the kind of file that holds them."""
+    pictures: list[SurveyedPicture]
+    refused: dict[str, str]
+    """The reason for each file that cannot be read."""
+    notes: list[str]
+    """On files that were passed over."""
+    captions: Counter[str]
+    """Pictures with captions, by the kind of file that holds these."""
 
+    @property
     def labels(self) -> dict[str, int]:
         """Pictures by first-level subfolder, "" for those in none."""
-        folders = sorted(Source("", one.name).folder for one in self.seen)
-        return {name: len(list(group)) for name, group in groupby(folders)}
+        return dict(sorted(Counter(HashedFile("", picture.name).folder for picture in self.pictures).items()))
 
-    def small(self) -> int:
-        """How many have to be enlarged."""
-        return sum(min(one.size) < self.size for one in self.seen)
+    @property
+    def enlarged(self) -> int:
+        """Pictures with a side below `size`."""
+        return sum(min(picture.size) < self.size for picture in self.pictures)
 
-    def equal(self) -> list[list[str]]:
+    def duplicates(self) -> list[list[str]]:
         """Groups of names whose pictures would be trained on as the same pixels."""
-        ordered = sorted(self.seen, key=lambda one: (one.digest, one.name))
-        groups = ([one.name for one in group] for _, group in groupby(ordered, lambda one: one.digest))
+        ordered = sorted(self.pictures, key=lambda picture: (picture.digest, picture.name))
+        groups = ([picture.name for picture in group] for _, group in groupby(ordered, lambda one: one.digest))
         return sorted(names for names in groups if len(names) > 1)
 
-    def alike(self) -> list[tuple[str, str]]:
-        """Names of different pictures that look the same, each with the first one that it looks like."""
-        unique = list({one.digest: one for one in reversed(self.seen)}.values())[::-1]
-        first = alike_pairs([one.print for one in unique])
-        return [(unique[one].name, unique[other].name) for one, other in first]
+    def near_duplicates(self) -> list[tuple[str, str]]:
+        """Names of different pictures that look alike, each with the first one that it looks like."""
+        unique = list({picture.digest: picture for picture in reversed(self.pictures)}.values())[::-1]
+        pairs = near_duplicate_pairs([picture.hash for picture in unique])
+        return [(unique[row].name, unique[first].name) for row, first in pairs]
 
 
-def survey(folder: Path, size: int, progress: Progress | None = None) -> Survey:
-    """Raises `UserError` for a folder that is not there or holds no picture files; unreadable ones are told."""
+def survey(folder: Path, size: int, progress: Progress = no_progress) -> Survey:
+    """Reads every picture. Raises `UserError` where there is no folder, or no picture file in it."""
     check_size(size)
     listing = find_pictures(folder)
-    names = listing.pictures
-    found = watched(in_threads(partial(look_at, folder, size=size), names), len(names), progress)
-    seen, refused = [], {}
-    for name, one in zip(names, found, strict=True):
-        if isinstance(one, Seen):
-            seen.append(one)
+    pictures, refused = [], {}
+    results = in_threads(partial(_examine, folder, size=size), listing.pictures, progress)
+    for name, result in zip(listing.pictures, results, strict=True):
+        if isinstance(result, SurveyedPicture):
+            pictures.append(result)
         else:
-            refused[name] = one
-    words = read_captions(folder, [one.name for one in seen])[1]
-    notes = [*listing.notes(), *words.notes([one.name for one in seen])]
-    return Survey(size, seen, refused, notes, words.described)
+            refused[name] = result
+    names = [picture.name for picture in pictures]
+    captions = read_captions(folder, names)[1]
+    return Survey(size, pictures, refused, [*listing.notes(), *captions.notes(names)], captions.sources)
 
 
-def look_at(folder: Path, name: str, size: int) -> Seen | str:
-    """What there is to say of one picture, or why it cannot be read."""
+def _examine(folder: Path, name: str, size: int) -> SurveyedPicture | str:
+    """The picture, or why it cannot be read."""
     path = folder / name
     try:
         square = fit(read_image(path, shortest=math.ceil(GAP * size)), size)
         with Image.open(path, formats=FORMATS) as image:
-            turned = orientation(image) != UPRIGHT
-            shape = image.size[::-1] if orientation(image) >= 5 else image.size
-            kinds = tuple(kinds_of(image, turned))
-    except UnreadableError as problem:
-        return problem.reason
-    except OSError as problem:  # it went away between the two looks
-        return problem.strerror or "unreadable"
-    return Seen(name, shape, kinds, hashlib.sha256(square.tobytes()).hexdigest(), print_of(square))
+            orientation = _orientation(image)
+            upright_size = image.size[::-1] if orientation >= FIRST_SIDEWAYS else image.size
+            properties = tuple(_properties(image, orientation))
+    except UnreadableError as error:
+        return error.reason
+    except OSError as error:  # it was removed between the two readings
+        return error.strerror or "unreadable"
+    digest = hashlib.sha256(square.tobytes()).hexdigest()
+    return SurveyedPicture(name, upright_size, properties, digest, perceptual_hash(square))
 
 
-def orientation(image: Image.Image) -> int:
-    """As EXIF counts: 1 is upright, from 5 on width and height are exchanged."""
+def _orientation(image: Image.Image) -> int:
     try:
-        found = image.getexif().get(ORIENTATION, UPRIGHT)
-    except Exception:  # broken EXIF data says nothing
+        orientation = image.getexif().get(ORIENTATION_TAG, UPRIGHT)
+    except Exception:  # broken EXIF data
         return UPRIGHT
-    return found if found in range(1, 9) else UPRIGHT
+    return orientation if orientation in range(1, 9) else UPRIGHT
 
 
-def kinds_of(image: Image.Image, turned: bool) -> Iterator[str]:
-    """What is special about a picture that has been opened; none of it hinders training."""
-    if turned:
+def _properties(image: Image.Image, orientation: int) -> Iterator[str]:
+    if orientation != UPRIGHT:
         yield "turned by EXIF"
     if image.mode == "CMYK":
         yield "CMYK"

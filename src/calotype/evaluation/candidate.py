@@ -9,9 +9,9 @@ from string import ascii_uppercase
 
 import torch
 
+from calotype.data.duplicates import near_duplicates, perceptual_hashes
 from calotype.data.folder import Pictures
-from calotype.data.prints import near_duplicates, prints_of
-from calotype.data.split import Split, rule_of
+from calotype.data.split import Split, split_rule
 from calotype.files import read_json
 from calotype.model import Model, load
 from calotype.recipe import Recipe
@@ -100,12 +100,12 @@ def split_by(one: Candidate, pictures: Pictures, read_own: ReadOwn) -> Split | N
     Of pictures that are not the run's own, it has seen those that are equal or near-duplicates of its own.
     """
     if is_own(one, pictures):
-        return rule_of(one.run.folder)(pictures.pixels, pictures.labels, pictures.classes)
+        return split_rule(one.run.folder)(pictures.pixels, pictures.labels, pictures.classes)
     if (own := read_own(one)) is None:
         return None
-    prints = prints_of(pictures.pixels)
+    prints = perceptual_hashes(pictures.pixels)
     train, validation = (
-        torch.from_numpy(near_duplicates(prints, prints_of(own.pixels[rows])))
+        torch.from_numpy(near_duplicates(prints, perceptual_hashes(own.pixels[rows])))
         for rows in (own.train_indices, own.validation_indices)
     )
     return Split(train, validation & ~train, ~(train | validation))

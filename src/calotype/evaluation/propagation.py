@@ -18,7 +18,6 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from calotype.data.folder import Progress
 from calotype.diffusion.augmentation import gaussian_blur
 from calotype.diffusion.samplers import SAMPLERS
 from calotype.diffusion.stage import Sampling, Stage, generate, last, shrunk
@@ -30,7 +29,7 @@ from calotype.evaluation.intervals import Estimate, mean_estimate
 from calotype.evaluation.measures import as_measure
 from calotype.nets.blocks import Resized
 from calotype.spaces.latent import LatentSpace
-from calotype.types import Images, Labels, Latents, Rng, Text, per_image
+from calotype.types import Images, Labels, Latents, Progress, Rng, Text, per_image
 
 Corrupt = Callable[[Images, Rng], Images]
 Finish = Callable[[Images | None], Resized]

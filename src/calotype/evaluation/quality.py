@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from calotype.data.folder import Progress
 from calotype.data.images import rounded
 from calotype.diffusion.stage import Sampling, Stage, generate, in_turn
 from calotype.evaluation.candidate import Candidate
@@ -21,7 +20,7 @@ from calotype.evaluation.memorisation import evenly, nearness
 from calotype.evaluation.references import ReferenceSet
 from calotype.evaluation.results import Nearness, SetMeasures
 from calotype.spaces.latent import LatentSpace
-from calotype.types import Images, Labels, Rng, Text
+from calotype.types import Images, Labels, Progress, Rng, Text
 
 GRID_SAMPLES = 12
 TRAIN_TIMES, FEWEST_TRAIN = 10, 250

@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from calotype.nets.blocks import RmsNorm, TextContext
-from calotype.types import Config
+from calotype.types import Config, Progress, no_progress
 
 CACHED = 1024
 """Texts outside of the table that are cached: prompts, which every step of a sampler encodes again."""
@@ -93,11 +93,7 @@ class Table:
         return Encoding(self.context[begin:end], self.pooled[row])
 
 
-def no_progress(done: int, total: int) -> None:
-    """Ignores progress."""
-
-
-def encode_all(reader: Reader, texts: Sequence[str], progress: Callable[[int, int], None] = no_progress) -> Table:
+def encode_all(reader: Reader, texts: Sequence[str], progress: Progress = no_progress) -> Table:
     """Texts of equally many tokens form a batch, so that nothing is padded."""
     tokens = [reader.tokenize(text).tokens for text in texts]
     ends = [0, *accumulate(map(len, tokens))]

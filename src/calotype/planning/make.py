@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from calotype.data.buckets import bucket_notes, original_sizes
 from calotype.data.folder import Pictures
-from calotype.data.shapes import shape_notes, sizes_of
 from calotype.machine import Machine
 from calotype.planning.budget import allot
 from calotype.planning.choose import learning_rate, propose
@@ -43,7 +43,7 @@ def make_plan(pictures: Pictures, machine: Machine, budget: float, started: floa
         flops=measured.flops(),
         notes=[
             *pictures.notes,
-            *shape_notes(sizes_of(pictures), recipe.aspect_buckets, recipe.size, recipe.unit),
+            *bucket_notes(original_sizes(pictures), recipe.aspect_buckets, recipe.size, recipe.unit),
         ],
     )
     allot(plan, measured, len(pictures), started + budget, proposing)

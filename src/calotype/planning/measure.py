@@ -10,11 +10,10 @@ import torch
 from torch import nn
 
 from calotype.build import build_enlarger, build_frozen, build_stage, initial_space
+from calotype.data.caches import LatentCache, encode_on
 from calotype.data.folder import Pictures
 from calotype.data.images import images_from_pixels
-from calotype.data.latents import LatentCache
 from calotype.data.sources import FOLDS, LatentSource
-from calotype.data.words import distinct, read_on
 from calotype.diffusion.stage import Stage, generate
 from calotype.evaluation.autoencoder import measure_autoencoder
 from calotype.evaluation.counting import counted
@@ -72,7 +71,7 @@ class Measurement:
     def __init__(self, recipe: Recipe, pictures: Pictures, device: torch.device) -> None:
         self.recipe, self.device, self.rng = recipe, device, Rng((recipe.seed, "plan"))
         frozen = isinstance(recipe.denoiser.text, FrozenConfig)
-        self.texts = distinct(pictures.captions) if pictures.captions and frozen else []
+        self.texts = pictures.captions.distinct if pictures.captions and frozen else []
         classes, few = len(pictures.classes), few_pictures(without_unread_captions(recipe, pictures))
         self.pictures = {size: few.shrunk(size) for size in recipe.chain}
         self.space: Space = PixelSpace()
@@ -167,8 +166,8 @@ class Measurement:
             return 0.0, 0
         few = self.texts[:: max(1, len(self.texts) // 32)][:32]
         reader, scale = build_frozen(text).reader, len(self.texts) / len(few)
-        seconds = best_time(lambda: read_on(reader, few, self.device), self.device, 1)
-        return scale * seconds, int(scale * read_on(reader, few, self.device).context.nbytes)
+        seconds = best_time(lambda: encode_on(reader, few, self.device), self.device, 1)
+        return scale * seconds, int(scale * encode_on(reader, few, self.device).context.nbytes)
 
     def inspect(self) -> float:
         """Seconds in which the autoencoder is inspected; 0 in pixels."""

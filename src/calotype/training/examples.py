@@ -11,8 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from calotype.data.caches import LatentCache
 from calotype.data.folder import Pictures
-from calotype.data.latents import LatentCache
 from calotype.data.sources import LatentSource, PictureSource
 from calotype.recipe import Recipe, leg_above
 from calotype.training.loop import BatchSource

@@ -10,7 +10,7 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from calotype.data.caption_dropout import parts
+from calotype.data.captions import shorter_versions
 from calotype.priors.captions import CaptionedMixture
 from calotype.priors.fit import Examples, Validation, fit_prior
 from calotype.priors.gaussian import CrossFitted, GaussianMixture
@@ -100,7 +100,7 @@ def shortened(captions: Sequence[str], caption_dropout: float, rng: Rng) -> list
     """Captions as caption dropout leaves them: "" or the first part, about as often as training drops all or a part."""
     nothing = UNCAPTIONED / (UNCAPTIONED + caption_dropout)
     empty = (rng.at("silent").uniform(len(captions)) < nothing).tolist()
-    shorter = [parts(caption)[:1] for caption in captions]
+    shorter = [shorter_versions(caption)[:1] for caption in captions]
     return ["" if dropped or not part else part[0] for dropped, part in zip(empty, shorter, strict=True)]
 
 

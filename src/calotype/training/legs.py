@@ -13,7 +13,7 @@ from torch import Tensor
 from calotype.build import build_enlarger, build_stage, initial_space
 from calotype.data.folder import Pictures
 from calotype.data.images import images_from_pixels, pixels_from_images
-from calotype.data.sources import PictureSource, drawn
+from calotype.data.sources import PictureSource, draw_captions
 from calotype.diffusion.denoiser import Denoiser
 from calotype.diffusion.init import sdedit
 from calotype.diffusion.stage import Sampling, Stage, shrunk
@@ -168,7 +168,7 @@ def redraw_all(
         images = shrunk(images_from_pixels(pictures.pixels[part]).to(device), factor)
         rngs = [rng.at("redrawn", int(row)) for row in part]
         labels = pictures.labels[part].to(device)
-        text = drawn(pictures.captions, part, rng.at("redrawn", int(part[0])))
+        text = draw_captions(pictures.captions, part, rng.at("redrawn", int(part[0])))
         again = sdedit(below, images, labels, recipe.samplings[index], share, rngs, text)
         redrawn.append(pixels_from_images(again).cpu())
     return torch.cat(redrawn)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from calotype.data.caption_dropout import partly
+from calotype.data.captions import drop_phrases
 from calotype.diffusion.stage import Stage
 from calotype.nets.critic import Critic
 from calotype.nets.kl import Autoencoder
@@ -168,5 +168,5 @@ def drop_condition(batch: Batch, dropout: ConditionDropout, rng: Rng) -> tuple[L
     labels = batch.labels.where(label_given.to(batch.labels.device), NULL_LABEL)
     if batch.text is None:
         return labels, None
-    given = zip(partly(captions, dropout.caption_dropout, rng), caption_given.tolist(), strict=True)
+    given = zip(drop_phrases(captions, dropout.caption_dropout, rng), caption_given.tolist(), strict=True)
     return labels, Text(tuple(caption if kept else "" for caption, kept in given))

@@ -13,10 +13,9 @@ from typing import TypeVar
 import torch
 
 from calotype.build import build_frozen, initial_space
+from calotype.data.buckets import bucket_sizes, read_buckets
+from calotype.data.caches import cache_encodings, cache_latents
 from calotype.data.folder import Pictures
-from calotype.data.latents import cache_latents
-from calotype.data.shapes import read_forms, shapes_of
-from calotype.data.words import cache_words
 from calotype.diffusion.stage import Stage
 from calotype.evaluation.counting import counter
 from calotype.machine import peak_memory
@@ -104,16 +103,16 @@ class Pipeline:
         text, captions = self.recipe.denoiser.text, self.pictures.captions
         if isinstance(text, FrozenConfig) and captions is not None:
             with self._counting("captions"), self.reporter.bar("captions") as bar:
-                cache_words(build_frozen(text), captions, self.run.folder / "cache", self.device, counting(bar))
+                cache_encodings(build_frozen(text), captions, self.run.folder / "cache", self.device, counting(bar))
 
     def buckets(self, pictures: Pictures) -> Sequence[Pictures]:
         """What the first stage is trained on, at its size: squares, or the pictures in several aspect ratios."""
         recipe = self.recipe
         if recipe.aspect_buckets == 1:
             return [pictures]
-        shapes, folder = shapes_of(recipe.aspect_buckets, recipe.size, recipe.unit), self.run.folder / "cache"
-        with self.run.timing("read"), self.reporter.bar("shapes") as bar:
-            return read_forms(pictures, shapes, recipe.size // recipe.chain[0], folder, counting(bar))
+        sizes, folder = bucket_sizes(recipe.aspect_buckets, recipe.size, recipe.unit), self.run.folder / "cache"
+        with self.run.timing("read"), self.reporter.bar("aspect buckets") as bar:
+            return read_buckets(pictures, sizes, recipe.size // recipe.chain[0], folder, counting(bar))
 
     def space(self) -> tuple[Space, Sequence[Bucket]]:
         """What the first stage works in, and its training examples in there."""
@@ -123,8 +122,10 @@ class Pipeline:
             return PixelSpace(), [Bucket(each, picture_examples(self.recipe, each, self.device)) for each in buckets]
         space, folder = LatentSpace(self.autoencoder(pictures)).to(self.device), self.run.folder / "cache"
         with self._counting("latents"), self.reporter.bar("latents") as bar:
-            flip, progress = self.recipe.flip, counting(bar)
-            caches = [cache_latents(space, each, flip, folder, self.device, progress) for each in buckets]
+            caches = [
+                cache_latents(space, each.pixels, each.content, self.recipe.flip, folder, self.device, counting(bar))
+                for each in buckets
+            ]
             trained = (cache.of(each.train_indices) for each, cache in zip(buckets, caches, strict=True))
             space.measure(moments.float().to(self.device) for moments in chain.from_iterable(trained))
         with self.run.timing("inspect"):

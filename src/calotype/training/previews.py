@@ -12,7 +12,7 @@ from torch import nn
 
 from calotype.data.folder import Pictures
 from calotype.data.images import grid, images_from_pixels, pils_from_images
-from calotype.data.sources import drawn
+from calotype.data.sources import draw_captions
 from calotype.diffusion.stage import Sampling, Stage, generate
 from calotype.evaluation.autoencoder import psnr
 from calotype.nets.kl import Autoencoder
@@ -154,7 +154,7 @@ def held_out_prompts(pictures: Pictures, count: int) -> tuple[str, ...]:
     """Captions of validation pictures, to sample with; empty where there are none."""
     captions = pictures.captions
     captioned = [index for index in pictures.validation_indices.tolist() if captions and captions.of[index]]
-    text = drawn(captions, torch.tensor(captioned[:count], dtype=torch.long), Rng(("prompts",)))
+    text = draw_captions(captions, torch.tensor(captioned[:count], dtype=torch.long), Rng(("prompts",)))
     return text.prompts if text else ()
 
 

@@ -1,4 +1,4 @@
-"""What a folder of pictures holds, in lines."""
+"""`calotype data check`: what a folder of pictures holds, in lines."""
 
 from __future__ import annotations
 
@@ -8,89 +8,87 @@ from statistics import median
 
 from calotype.cli.console import Console
 from calotype.cli.options import CheckOptions
+from calotype.data.buckets import PixelSize, bucket_notes
 from calotype.data.images import shown
-from calotype.data.shapes import Shape, shape_notes
-from calotype.data.split import MOST_TEST, MOST_VALIDATION
-from calotype.data.survey import Seen, Survey, survey
+from calotype.data.split import MAX_TEST, MAX_VALIDATION
+from calotype.data.survey import Survey, survey
 from calotype.training.reporter import counting
 from calotype.types import UserError
 
-ASPECTS = (
+ASPECT_RATIOS = (
     (0.6, "tall, below 3:5"), (0.95, "portrait"), (1.05, "square"), (1.67, "landscape"), (1e9, "wide, above 5:3"),
 )  # fmt: skip
 """Width by height, up to the number."""
-MOST, WIDEST = 10, 30
+MAX_LISTED, BAR_WIDTH = 10, 30
 
 
 def check_data(options: CheckOptions, console: Console) -> Survey:
-    """Says what the folder holds. Raises `UserError` where training could not start."""
+    """Prints what the folder holds. Raises `UserError` where training could not start."""
     folder = options.folder
     with console.bar("pictures") as bar:
-        found = survey(folder, options.size, counting(bar))
-    for name, value in lines(found):
+        result = survey(folder, options.size, counting(bar))
+    for name, value in survey_lines(result):
         console.say(f"{name:<12} {value}".rstrip())
-    if not found.seen:
+    if not result.pictures:
         raise UserError(f"no picture in {shown(folder)} could be read, so training cannot start; the reasons are above")
     console.say(
-        f"training may start; a tenth of the pictures (at most {MOST_TEST:,}) will be kept for the test, a twentieth "
-        f"(at most {MOST_VALIDATION:,}) for validation, by class"
+        f"training may start; a tenth of the pictures (at most {MAX_TEST:,}) will be kept for the test, a twentieth "
+        f"(at most {MAX_VALIDATION:,}) for validation, by class"
     )
-    return found
+    return result
 
 
-def lines(found: Survey) -> Iterator[tuple[str, str]]:
-    """What is said, under a name where something new begins."""
-    total = len(found.seen) + len(found.refused)
-    yield "pictures", f"{len(found.seen):,} of {total:,} files can be read"
-    if found.seen:
-        yield from sizes(found)
-        yield from named("aspect", aspects(found.seen))
-        yield from named("", shape_notes([Shape(*one.size) for one in found.seen], 1, found.size, 1))
-        yield "labels", labels(found)
-        described = ", ".join(f"{count:,} in {kind}" for kind, count in sorted(found.captions.items()))
-        yield "captions", described or "none"
-    kinds = Counter(kind for one in found.seen for kind in one.kinds)
+def survey_lines(survey: Survey) -> Iterator[tuple[str, str]]:
+    """Names and values; a name is empty where a line continues the one before."""
+    yield "pictures", f"{len(survey.pictures):,} of {len(survey.pictures) + len(survey.refused):,} files can be read"
+    if survey.pictures:
+        sizes = [PixelSize(*picture.size) for picture in survey.pictures]
+        yield from _size_lines(sizes, survey)
+        yield from _named("aspect", _aspect_histogram(sizes))
+        yield from _named("", bucket_notes(sizes, 1, survey.size, 1))
+        yield "labels", _labels(survey.labels)
+        captions = ", ".join(f"{count:,} in {source}" for source, count in sorted(survey.captions.items()))
+        yield "captions", captions or "none"
+    kinds = Counter(kind for picture in survey.pictures for kind in picture.properties)
     yield "kinds", ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common()) or "nothing special"
-    yield from named("equal", few([" = ".join(map(shown, names)) for names in found.equal()]))
-    yield from named("alike", few([f"{shown(one)} ~ {shown(other)}" for one, other in found.alike()]))
-    yield from named("unreadable", few([f"{shown(name)}: {why}" for name, why in found.refused.items()]))
-    yield from named("also", found.notes)
+    yield from _named("equal", _listed([" = ".join(map(shown, names)) for names in survey.duplicates()]))
+    yield from _named("alike", _listed([" ~ ".join(map(shown, pair)) for pair in survey.near_duplicates()]))
+    yield from _named("unreadable", _listed([f"{shown(name)}: {reason}" for name, reason in survey.refused.items()]))
+    yield from _named("also", survey.notes)
 
 
-def sizes(found: Survey) -> Iterator[tuple[str, str]]:
-    by_area = sorted((one.size for one in found.seen), key=lambda size: size[0] * size[1])
-    (low, high), middle = (by_area[0], by_area[-1]), median(width * height for width, height in by_area)
-    most = f" to {high[0]} x {high[1]}" if high != low else ""
-    yield "sizes", f"{low[0]} x {low[1]}{most} px; the median has {middle / 1e6:.2g} megapixels"
-    if small := found.small():
-        yield "", f"{small:,} with a side below {found.size} px, which are enlarged"
+def _size_lines(sizes: Sequence[PixelSize], survey: Survey) -> Iterator[tuple[str, str]]:
+    by_area = sorted(sizes, key=lambda size: size.width * size.height)
+    smallest, largest = by_area[0], by_area[-1]
+    to_largest = f" to {largest}" if largest != smallest else ""
+    middle = median(size.width * size.height for size in by_area)
+    yield "sizes", f"{smallest}{to_largest} px; the median has {middle / 1e6:.2g} megapixels"
+    if survey.enlarged:
+        yield "", f"{survey.enlarged:,} with a side below {survey.size} px, which are enlarged"
 
 
-def aspects(seen: Sequence[Seen]) -> list[str]:
-    """A histogram of width by height."""
-    counts = Counter(next(name for most, name in ASPECTS if one.size[0] / one.size[1] <= most) for one in seen)
+def _aspect_histogram(sizes: Sequence[PixelSize]) -> list[str]:
+    counts = Counter(next(name for most, name in ASPECT_RATIOS if size.width / size.height <= most) for size in sizes)
     return [
-        f"{name:<16} {'#' * max(1, round(WIDEST * counts[name] / len(seen)))} {counts[name]:,}"
-        for _, name in ASPECTS
+        f"{name:<16} {'#' * max(1, round(BAR_WIDTH * counts[name] / len(sizes)))} {counts[name]:,}"
+        for _, name in ASPECT_RATIOS
         if counts[name]
     ]
 
 
-def labels(found: Survey) -> str:
-    """As training takes them: two subfolders at least."""
-    counts = found.labels()
+def _labels(counts: dict[str, int]) -> str:
     classes = [f"{shown(name)} {count:,}" for name, count in counts.items() if name]
     if len(classes) < 2:
         return "none; class subfolders would become labels"
     return f"{len(classes):,}: {', '.join(classes)}" + (f"; without one {counts['']:,}" if "" in counts else "")
 
 
-def few(notes: Sequence[str]) -> list[str]:
-    """The first of many, and how many there are."""
-    more = [f"... and {len(notes) - MOST:,} more"] if len(notes) > MOST else []
-    return [f"{len(notes):,}: {notes[0]}", *notes[1:MOST], *more] if notes else []
+def _listed(lines: Sequence[str]) -> list[str]:
+    """The number of lines, and the first of them."""
+    more = [f"... and {len(lines) - MAX_LISTED:,} more"] if len(lines) > MAX_LISTED else []
+    return [f"{len(lines):,}: {lines[0]}", *lines[1:MAX_LISTED], *more] if lines else []
 
 
-def named(name: str, notes: Sequence[str]) -> Iterator[tuple[str, str]]:
+def _named(name: str, lines: Sequence[str]) -> Iterator[tuple[str, str]]:
     """The name stands before the first line."""
-    yield from zip([name, *[""] * len(notes)], notes, strict=False)
+    yield from zip([name, *[""] * len(lines)], lines, strict=False)

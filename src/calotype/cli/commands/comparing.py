@@ -8,7 +8,7 @@ from calotype.cli.commands.reading import read, read_own
 from calotype.cli.console import Console
 from calotype.cli.options import CompareOptions
 from calotype.data.folder import Pictures
-from calotype.data.split import rule_of
+from calotype.data.split import split_rule
 from calotype.evaluation.candidate import Candidate, open_candidates
 from calotype.evaluation.compare import compare
 from calotype.machine import find_device
@@ -22,7 +22,7 @@ def compare_runs(options: CompareOptions, console: Console) -> Path:
 
     def pictures(name: str, size: int) -> Pictures:
         embedded = name == PORTRAITS and not (data and data.exists())
-        return read(None if embedded else Path(name), size, out / "cache", console, rule_of(runs[0]))
+        return read(None if embedded else Path(name), size, out / "cache", console, split_rule(runs[0]))
 
     def own(one: Candidate) -> Pictures | None:
         return read_own(one.run, one.size, out / "cache", console)

@@ -1,7 +1,8 @@
-"""The pictures a command works on, and the folders it writes into."""
+"""The pictures that a command reads, and the folders that it writes into."""
 
 from __future__ import annotations
 
+import itertools
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -9,28 +10,31 @@ from pathlib import Path
 from calotype.cli.console import Console
 from calotype.cli.options import PortraitsOptions
 from calotype.data.folder import Pictures, read_folder
-from calotype.data.split import Rule, rule_of, three_sets
+from calotype.data.split import SplitRule, split_rule, stratified_split
 from calotype.demo.portraits import read_portraits, write_portraits
 from calotype.run import PORTRAITS, Run
+from calotype.training.reporter import counting
 from calotype.types import UserError
 
 
-def read(folder: Path | None, size: int, cache: Path | None, console: Console, rule: Rule = three_sets) -> Pictures:
-    """The pictures in a folder, or the portraits, split by `rule`: see `rule_of` for those of a run."""
-    with console.bar("pictures") as progress:
+def read(
+    folder: Path | None, size: int, cache: Path | None, console: Console, rule: SplitRule = stratified_split
+) -> Pictures:
+    """The pictures in a folder, or the embedded portraits, split by `rule`: see `split_rule` for those of a run."""
+    with console.bar("pictures") as bar:
         if folder is None:
-            return read_portraits(size, progress=lambda done, total: progress(done, total, ""), rule=rule)
-        return read_folder(folder, size, cache, lambda done, total: progress(done, total, ""), rule)
+            return read_portraits(size, progress=counting(bar), rule=rule)
+        return read_folder(folder, size, cache, counting(bar), rule)
 
 
 def read_as_run(run: Run, data: Path | None, size: int, cache: Path, console: Console) -> Pictures:
     """The pictures in `data`, or those of a run: with its split where it was trained on them, else with a new one."""
     name = str(data or run.state.data)
     source = None if name == PORTRAITS and data is None else Path(name)
-    pictures = read(source, size, cache, console, rule_of(run.folder))
+    pictures = read(source, size, cache, console, split_rule(run.folder))
     if pictures.content == run.state.content:
         return pictures
-    return replace(pictures, split=three_sets(pictures.pixels, pictures.labels, pictures.classes))
+    return replace(pictures, split=stratified_split(pictures.pixels, pictures.labels, pictures.classes))
 
 
 def read_own(run: Run, size: int, cache: Path, console: Console) -> Pictures | None:
@@ -44,16 +48,15 @@ def read_own(run: Run, size: int, cache: Path, console: Console) -> Pictures | N
 
 def export_portraits(options: PortraitsOptions, console: Console) -> None:
     """The embedded portraits as PNG files in class folders."""
-    out = options.out
-    with console.bar("portraits") as progress:
-        write_portraits(options.size, options.count, out, lambda done, total: progress(done, total, ""))
-    console.say(f"portraits in {out}; their licences are in {out / 'LICENSE.md'}")
+    with console.bar("portraits") as bar:
+        write_portraits(options.size, options.count, options.out, counting(bar))
+    console.say(f"portraits in {options.out}; their licences are in {options.out / 'LICENSE.md'}")
 
 
-def free(path: Path) -> Path:
-    """The path with the first number behind it that is not taken."""
-    numbers = iter(range(1, 1 << 30))
-    return next(one for number in numbers if not os.path.lexists(one := path.with_name(f"{path.name}-{number}")))
+def unused_path(path: Path) -> Path:
+    """The first of `NAME-1`, `NAME-2`, ... beside `path` that does not exist."""
+    numbered = (path.with_name(f"{path.name}-{number}") for number in itertools.count(1))
+    return next(each for each in numbered if not os.path.lexists(each))
 
 
 def check_empty(out: Path) -> None:
@@ -61,6 +64,6 @@ def check_empty(out: Path) -> None:
         raise UserError(f"--out {out} is not an empty folder; choose another")
 
 
-def safe(name: str) -> str:
+def safe_name(name: str) -> str:
     """A label as part of a file name."""
     return "".join(letter if letter.isalnum() or letter in "-_" else "_" for letter in name)[:60]

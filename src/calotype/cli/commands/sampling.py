@@ -11,10 +11,10 @@ from typing import Any
 
 from PIL import Image
 
-from calotype.cli.commands.reading import check_empty, free, safe
+from calotype.cli.commands.reading import check_empty, safe_name, unused_path
 from calotype.cli.console import Console
 from calotype.cli.options import EnlargeOptions, InterpolateOptions, SampleOptions
-from calotype.data.captions import as_prompts, decoded
+from calotype.data.captions import as_prompts, decode_text
 from calotype.data.folder import list_pictures
 from calotype.data.images import UnreadableError, grid, read_image
 from calotype.files import write_json, write_whole
@@ -60,13 +60,13 @@ def write_samples(options: SampleOptions, count: int, prompts: Sequence[str], co
         count, label, seed, read_size(options.size), picture=picture, strength=options.strength, mask=mask,
         prompt=prompts, negative=options.negative, **options.changes(),
     )  # fmt: skip
-    out = options.out or free(options.run / "samples")
+    out = options.out or unused_path(options.run / "samples")
     pictures: list[Image.Image] = []
     with console.bar("samples") as progress:
         for index, image in enumerate(drawn):
             out.mkdir(parents=True, exist_ok=True)
             name = (text and text.prompts[index]) or names[index]
-            image.save(out / f"{seed}-{index:04d}-{safe(name)}.png")
+            image.save(out / f"{seed}-{index:04d}-{safe_name(name)}.png")
             pictures.append(image)
             progress(index + 1, count, "")
     grid(pictures, columns(count)).save(out / "grid.png")
@@ -82,7 +82,7 @@ def write_samples(options: SampleOptions, count: int, prompts: Sequence[str], co
 def read_prompts(path: Path) -> list[str]:
     """The prompts in a file, one per line. Raises `UserError` where it has none, or is no text file."""
     try:
-        prompts = [line for line in decoded(path.read_bytes()).splitlines() if line.strip()]
+        prompts = [line for line in decode_text(path.read_bytes()).splitlines() if line.strip()]
     except (OSError, ValueError) as problem:
         reason = getattr(problem, "strerror", None) or problem
         raise UserError(f"{path} is not a file of prompts, one per line: {reason}") from None
@@ -164,7 +164,7 @@ def enlarge(options: EnlargeOptions, console: Console) -> int:
         for index, path in enumerate(paths):
             try:
                 enlarged = model.enlarge(read_image(path), options.size, options.label, options.seed)
-                enlarged.save(options.out / f"{index:04d}-{safe(path.stem)}.png")
+                enlarged.save(options.out / f"{index:04d}-{safe_name(path.stem)}.png")
                 written += 1
             except UnreadableError as error:
                 console.say(str(error))

@@ -14,14 +14,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from calotype.cli.commands.reading import free, read
+from calotype.cli.commands.reading import read, unused_path
 from calotype.cli.commands.sampling import write_samples
 from calotype.cli.console import Console
 from calotype.cli.options import ResumeOptions, SampleOptions, TrainingOptions, TrainOptions
 from calotype.data.folder import Pictures
-from calotype.data.split import FILE as SPLIT_FILE
-from calotype.data.split import VERSION as SPLIT_VERSION
-from calotype.data.split import Rule, rule_of, three_sets
+from calotype.data.split import SPLIT_FILE, SPLIT_VERSION, SplitRule, split_rule, stratified_split
 from calotype.evaluation.neighbours import write_neighbours
 from calotype.files import sha256, write_json, write_whole
 from calotype.interop import diffusers, minilm, transformers
@@ -56,9 +54,9 @@ def requested_settings(options: TrainingOptions) -> dict[str, Any]:
     return {"size": stages[-1], **settings}
 
 
-def rule_for(settings: dict[str, Any]) -> Rule:
+def rule_for(settings: dict[str, Any]) -> SplitRule:
     """How a new run splits its pictures."""
-    return partial(three_sets, config=parse_split(settings))
+    return partial(stratified_split, config=parse_split(settings))
 
 
 def read_space(text: str | None) -> dict[str, Any]:
@@ -172,7 +170,7 @@ def _resume(run: Run, options: ResumeOptions, console: Console) -> Path:
     recipe = parse_recipe(read_recipe(folder / "recipe.toml"))
     made = Plan.from_json(recipe, read_stored(folder / "plan.json"))
     source = None if run.state.data == PORTRAITS else Path(run.state.data)
-    pictures = read(source, recipe.size, folder / "cache", console, rule_of(folder))
+    pictures = read(source, recipe.size, folder / "cache", console, split_rule(folder))
     if pictures.content != run.state.content:
         raise UserError(
             f"the pictures in {source} have changed since {folder} was started; put them back, or start a new run"
@@ -245,7 +243,7 @@ def run_folder(options: TrainOptions, size: int) -> Path:
         return options.out
     name = options.folder.resolve().name if options.folder else PORTRAITS
     kind = f"-{options.kind}" if options.kind == "cascade" else ""
-    return free(Path("runs") / f"{name}-{size}{kind}")
+    return unused_path(Path("runs") / f"{name}-{size}{kind}")
 
 
 def require_empty_out(options: TrainOptions) -> None:

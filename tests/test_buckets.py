@@ -11,11 +11,11 @@ from small import CASCADE, CPU, Keeper, be_quick, noise_pixels, recipe, request
 import calotype
 from calotype.cli.commands import check_data, plan, resume, train
 from calotype.cli.options import CheckOptions, ResumeOptions
-from calotype.data import shapes
+from calotype.data import buckets
+from calotype.data.buckets import PixelSize, assign_buckets, bucket_notes, bucket_sizes, cropped_fraction, read_buckets
 from calotype.data.captions import Captions
 from calotype.data.folder import read_folder
 from calotype.data.images import cut, images_from_pixels, pils_from_images
-from calotype.data.shapes import Shape, cut_away, read_forms, shape_notes, shapes_of, sort
 from calotype.data.sources import PictureSource
 from calotype.files import read_json
 from calotype.priors import fit
@@ -24,14 +24,14 @@ from calotype.training.examples import Bucket, MixedSource, main_bucket, picture
 from calotype.training.fitting import fit_mixture, take
 from calotype.types import Condition, Rng, UserError
 
-TALL, SQUARE, WIDE = Shape(12, 24), Shape(16, 16), Shape(24, 12)
+TALL, SQUARE, WIDE = PixelSize(12, 24), PixelSize(16, 16), PixelSize(24, 12)
 THREE = (TALL, SQUARE, WIDE)
 
 
 @pytest.fixture
 def few(monkeypatch):
     """A shape needs only two pictures."""
-    monkeypatch.setattr(shapes, "FEWEST", 2)
+    monkeypatch.setattr(buckets, "MIN_PICTURES", 2)
 
 
 def write_shapes(folder, counts, seed=0):
@@ -59,8 +59,8 @@ def folder(tmp_path, few):
 @pytest.mark.parametrize("count", [1, 3, 5, 9])
 @pytest.mark.parametrize(("size", "unit"), [(64, 8), (256, 16), (16, 4), (1000, 1)])
 def test_shapes_are_as_large_as_the_square_and_go_evenly_from_tall_to_wide(count, size, unit):
-    made = shapes_of(count, size, unit)
-    assert Shape(size, size) in made and [Shape(*reversed(one)) for one in reversed(made)] == made
+    made = bucket_sizes(count, size, unit)
+    assert PixelSize(size, size) in made and [PixelSize(*reversed(one)) for one in reversed(made)] == made
     assert all(side % unit == 0 for one in made for side in one)
     assert all(abs(one.width * one.height - size**2) <= 1.5 * unit * size for one in made)
     ratios = [one.width / one.height for one in made]
@@ -77,26 +77,27 @@ def test_what_is_cut_away_is_what_is_missing(size, shape):
     """Of the rows or the columns of a picture that is enlarged enough to be cut without rounding."""
     width, height = (side * 24 for side in size)
     part = min(width, height * shape.width / shape.height) * min(height, width * shape.height / shape.width)
-    assert cut_away(Shape(*size), shape) == pytest.approx(1 - part / (width * height))
-    assert cut_away(shape, shape) == 0 <= cut_away(Shape(*size), shape) < 1
+    assert cropped_fraction(PixelSize(*size), shape) == pytest.approx(1 - part / (width * height))
+    assert cropped_fraction(shape, shape) == 0 <= cropped_fraction(PixelSize(*size), shape) < 1
 
 
 def test_pictures_go_to_the_nearest_shape_that_is_not_rare():
-    sizes = [Shape(10, 20)] * 20 + [Shape(10, 10)] * 20 + [Shape(90, 40)] * 15 + [Shape(1, 900)]
-    assert Counter(sort(sizes, THREE)) == {TALL: 21, SQUARE: 35}
-    assert Counter(sort([*sizes, Shape(90, 40)], THREE)) == {TALL: 21, SQUARE: 20, WIDE: 16}
-    assert sort(sizes[::-1], THREE) == sort(sizes, THREE)[::-1]
-    assert sort([Shape(10, 20), Shape(20, 10), Shape(9, 20)], THREE) == [TALL] * 3
+    sizes = [PixelSize(10, 20)] * 20 + [PixelSize(10, 10)] * 20 + [PixelSize(90, 40)] * 15 + [PixelSize(1, 900)]
+    assert Counter(assign_buckets(sizes, THREE)) == {TALL: 21, SQUARE: 35}
+    assert Counter(assign_buckets([*sizes, PixelSize(90, 40)], THREE)) == {TALL: 21, SQUARE: 20, WIDE: 16}
+    assert assign_buckets(sizes[::-1], THREE) == assign_buckets(sizes, THREE)[::-1]
+    assert assign_buckets([PixelSize(10, 20), PixelSize(20, 10), PixelSize(9, 20)], THREE) == [TALL] * 3
 
 
 def test_notes_say_what_squares_cut_away_and_what_shapes_leave():
-    sizes = [Shape(30, 60)] * 20 + [Shape(10, 10)] * 20
-    assert shape_notes([Shape(7, 7)] * 3, 1, 16, 4) == []
-    (note,) = shape_notes(sizes, 1, 16, 4)
+    sizes = [PixelSize(30, 60)] * 20 + [PixelSize(10, 10)] * 20
+    assert bucket_notes([PixelSize(7, 7)] * 3, 1, 16, 4) == []
+    (note,) = bucket_notes(sizes, 1, 16, 4)
     assert note == "squares cut away 25% of 40 pictures; with --set aspect_buckets=5 it is 0%"
-    cut, default = shape_notes(sizes, 3, 16, 4)
+    cut, default = bucket_notes(sizes, 3, 16, 4)
     assert cut == (
-        "shapes: 12 x 24 px 20, 16 x 16 px 20; 0% of each is cut away on average, 20 are enlarged (25% with squares)"
+        "aspect buckets: 12 x 24 px 20, 16 x 16 px 20; 0% of each is cut away on average, 20 are enlarged "
+        "(25% with squares)"
     )
     assert "squares" in default and "--size" in default
 
@@ -106,7 +107,7 @@ def test_notes_say_what_squares_cut_away_and_what_shapes_leave():
 
 def test_every_picture_is_in_one_form_as_it_is_cut_from_its_file(folder, tmp_path):
     pictures = read_folder(folder, 16)
-    forms = read_forms(pictures, THREE, 1, tmp_path)
+    forms = read_buckets(pictures, THREE, 1, tmp_path)
     assert [(*reversed(one.pixels.shape[2:]), len(one)) for one in forms] == [(*TALL, 12), (*WIDE, 9), (*SQUARE, 8)]
     seen = {original.path: index for index, original in enumerate(pictures.originals)}
     for form in forms:
@@ -118,7 +119,7 @@ def test_every_picture_is_in_one_form_as_it_is_cut_from_its_file(folder, tmp_pat
             (made,) = pils_from_images(images_from_pixels(form.pixels[row, None]))
             assert made.tobytes() == cut(Image.open(original.path), *made.size).tobytes()
     assert not seen and len({form.content for form in forms}) == 3
-    half = read_forms(pictures, THREE, 2, tmp_path)
+    half = read_buckets(pictures, THREE, 2, tmp_path)
     assert [tuple(one.pixels.shape[2:]) for one in half] == [(12, 6), (6, 12), (8, 8)]
 
 
@@ -126,7 +127,7 @@ def test_a_picture_that_has_gone_since_is_reported(folder, tmp_path):
     pictures = read_folder(folder, 16)
     pictures.originals[3].path.unlink()
     with pytest.raises(UserError, match=r"\.png could be read before, but not now: no such file.*; put it back"):
-        read_forms(pictures, THREE, 1, tmp_path)
+        read_buckets(pictures, THREE, 1, tmp_path)
 
 
 def test_data_check_says_what_squares_cut_away(folder):
@@ -142,7 +143,7 @@ def test_data_check_says_what_squares_cut_away(folder):
 
 
 def forms_of(folder, tmp_path):
-    parts = read_forms(read_folder(folder, 16), THREE, 1, tmp_path)
+    parts = read_buckets(read_folder(folder, 16), THREE, 1, tmp_path)
     return [Bucket(one, picture_examples(recipe(), one, CPU)) for one in parts]
 
 
@@ -203,9 +204,9 @@ def test_the_closed_form_is_calibrated_on_held_out_pictures(tmp_path, few):
         patch.setattr(fit, "RESIDUAL_FACTORS", (1.0,))
         before, _ = fit_mixture(recipe(flip=False), forms, PixelSpace())
     after, _ = fit_mixture(recipe(flip=False), forms, PixelSpace())
-    clean = images_from_pixels(pictures.pixels[pictures.held_out_indices])
+    clean = images_from_pixels(pictures.pixels[pictures.validation_indices])
     noisy, sigma = clean + 0.1 * torch.randn_like(clean), torch.full((len(clean),), 0.1)
-    labels = pictures.labels[pictures.held_out_indices]
+    labels = pictures.labels[pictures.validation_indices]
     wrong = [(one.mean(noisy, sigma, Condition(labels)) - clean).square().mean() for one in (before, after)]
     assert (after.rest > 1.2 * before.rest).all() and wrong[1] < wrong[0]
 
@@ -213,7 +214,7 @@ def test_the_closed_form_is_calibrated_on_held_out_pictures(tmp_path, few):
 def test_a_window_keeps_the_caption_of_its_picture_and_any_first_ones_are_of_all_forms(folder, tmp_path):
     pictures = read_folder(folder, 16)
     named = replace(pictures, captions=Captions(tuple((one.path.stem,) for one in pictures.originals)))
-    parts = read_forms(named, THREE, 1, tmp_path)
+    parts = read_buckets(named, THREE, 1, tmp_path)
     forms = [Bucket(one, picture_examples(recipe(flip=False), one, CPU)) for one in parts]
     whole = {
         original.path.stem: image
@@ -251,7 +252,7 @@ def quick(monkeypatch, few):
 def test_from_pictures_of_many_shapes_to_pictures_of_many_shapes(folder, tmp_path, quick):
     run = train(request(folder, tmp_path / "run", "aspect_buckets=3"), Keeper())
     notes = " ".join(read_json(run / "plan.json")["notes"])
-    assert "shapes: 12 x 24 px 12, 24 x 12 px 9, 16 x 16 px 8;" in notes and "(38% with squares)" in notes
+    assert "aspect buckets: 12 x 24 px 12, 24 x 12 px 9, 16 x 16 px 8;" in notes and "(38% with squares)" in notes
     assert len([*(run / "cache").glob("latents-*.safetensors")]) == 3
     model = calotype.load(run)
     assert model.sample()[0].size == (16, 16) and model.least_side == 12
@@ -273,4 +274,4 @@ def test_squares_stay_squares(tmp_path, quick):
     made = plan(
         request(write_shapes(tmp_path / "squares", {(20, 20): 10}), tmp_path / "run", "aspect_buckets=3"), Keeper()
     )
-    assert any(note.startswith("shapes: 16 x 16 px 10; 0% of each") for note in made.notes)
+    assert any(note.startswith("aspect buckets: 16 x 16 px 10; 0% of each") for note in made.notes)

@@ -1,0 +1,174 @@
+"""Caches on disk: decoded pixels, latents of an autoencoder, encodings of a frozen text encoder.
+
+A cache is named after a hash of all that it depends on. It is made under another name and then renamed; one that is
+missing or damaged is made again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from calotype.data.captions import Captions
+from calotype.data.images import images_from_pixels, shown
+from calotype.files import read_json, write_json, write_tensors
+from calotype.nets.frozen import Frozen, Reader, Table, encode_all
+from calotype.spaces.latent import LatentSpace
+from calotype.types import Progress, UserError, no_progress
+
+Pixels = np.ndarray[tuple[int, int, int, int], np.dtype[np.uint8]]  # (count, 3, height, width)
+Fill = Callable[[Pixels], Any]  # writes the pixels, and returns what else is known of them, as JSON
+
+# -- Pixels ------------------------------------------------------------------------------------------------------------
+
+
+def cached_pixels(path: Path | None, shape: tuple[int, int, int, int], fill: Fill) -> tuple[Pixels, Any]:
+    """Pixels, and what `fill` returned for them: in memory without a path, else mapped from the file at `path`.
+
+    `fill` is called only where there is no such file. Raises `UserError` where the disk has too little space.
+    """
+    if path is None:
+        pixels: Pixels = np.empty(shape, np.uint8)
+        return pixels, fill(pixels)
+    return open_pixels(path) or _write_pixels(path, shape, fill)
+
+
+def open_pixels(path: Path) -> tuple[Pixels, Any] | None:
+    """Pixels mapped from a file (writing to them changes memory only), and the JSON beside them; None if missing."""
+    try:
+        return np.load(path, mmap_mode="c", allow_pickle=False), read_json(path.with_suffix(".json"))
+    except (OSError, ValueError):  # missing or damaged
+        return None
+
+
+def _write_pixels(path: Path, shape: tuple[int, int, int, int], fill: Fill) -> tuple[Pixels, Any]:
+    """The JSON is written last, so that it vouches for the pixels."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    needed, free = math.prod(shape), shutil.disk_usage(path.parent).free
+    if needed > free:
+        raise UserError(
+            f"the pictures take {needed / 1e9:.1f} GB at this size, but only {free / 1e9:.1f} GB are free in "
+            f"{shown(path.parent)}; choose a smaller size or another disk"
+        )
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        pixels = np.lib.format.open_memmap(temporary, "w+", np.uint8, shape)
+        facts = fill(pixels)
+        del pixels  # Windows does not rename a file that is mapped
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    write_json(path.with_suffix(".json"), facts)
+    return np.load(path, mmap_mode="c", allow_pickle=False), facts
+
+
+# -- Tensors -----------------------------------------------------------------------------------------------------------
+
+
+def _cached_tensors(path: Path, make: Callable[[], Mapping[str, Tensor]], outdated: str) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, mapped. Where they have to be made, other files that match `outdated` go."""
+    try:
+        return load_file(path)
+    except (FileNotFoundError, SafetensorError):
+        write_tensors(path, make())
+    for other in path.parent.glob(outdated):
+        if other != path:
+            other.unlink()
+    return load_file(path)
+
+
+@dataclass(frozen=True)
+class LatentCache:
+    """Moments of the latents of all pictures; a second side holds those of the mirror images."""
+
+    moments: Float[Tensor, "sides pictures moments height width"]  # float16; 2 * channels moments
+
+    def of(self, chosen: Tensor, batch: int = 256) -> Iterator[Tensor]:
+        """The moments of these pictures, a batch at a time."""
+        for side in self.moments:
+            yield from side[chosen].split(batch)
+
+
+def cache_latents(
+    space: LatentSpace,
+    pixels: UInt8[Tensor, "count 3 rows columns"],
+    content: str,
+    flip: bool,
+    folder: Path,
+    device: torch.device,
+    progress: Progress,
+    batch: int = 32,
+) -> LatentCache:
+    """The moments of all pictures, so that the autoencoder runs once a picture and not at every step.
+
+    `content` is the hash of the pictures: the key, with the weights and `flip`.
+    """
+    shape = f"{pixels.shape[-1]}x{pixels.shape[-2]}"
+
+    def make() -> dict[str, Tensor]:
+        sides = [False, True] if flip else [False]
+        return {"moments": torch.stack([encode(space, pixels, side, device, progress, batch) for side in sides])}
+
+    path = folder / f"latents-{shape}-{cache_key(space.vae, content, flip)}.safetensors"
+    return LatentCache(_cached_tensors(path, make, f"latents-{shape}-*.safetensors")["moments"])
+
+
+def encode(
+    space: LatentSpace,
+    pixels: UInt8[Tensor, "count 3 rows columns"],
+    mirrored: bool,
+    device: torch.device,
+    progress: Progress,
+    batch: int,
+) -> Float[Tensor, "count moments height width"]:
+    moments = []
+    for part in pixels.split(batch):
+        images = images_from_pixels(part).to(device).contiguous(memory_format=torch.channels_last)
+        moments.append(space.moments(images.flip(-1) if mirrored else images).half().cpu())
+        progress(sum(map(len, moments)), len(pixels))
+    return torch.cat(moments)
+
+
+def cache_key(network: nn.Module, content: str, flip: bool) -> str:
+    """A hash of the weights, the pictures and their preprocessing."""
+    digest = hashlib.sha256(f"{content} flip={flip}".encode())
+    for name, value in network.state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def cache_encodings(frozen: Frozen, captions: Captions, folder: Path, device: torch.device, progress: Progress) -> None:
+    """Gives `frozen` a table of the encodings of all captions and their shortened versions: each is encoded once."""
+    texts = captions.distinct
+
+    def make() -> dict[str, Tensor]:
+        table = encode_on(frozen.reader, texts, device, progress)
+        return {"ends": table.ends, "context": table.context, "pooled": table.pooled}
+
+    key = hashlib.sha256(f"{frozen.reader.digest} {json.dumps(texts)}".encode()).hexdigest()[:16]
+    tensors = _cached_tensors(folder / f"words-{key}.safetensors", make, "words-*.safetensors")
+    frozen.table = Table({text: row for row, text in enumerate(texts)}, **tensors)
+
+
+def encode_on(reader: Reader, texts: Sequence[str], device: torch.device, progress: Progress = no_progress) -> Table:
+    """Encodes on this device, and moves the encoder back to the CPU, where the few later prompts are encoded."""
+    reader.network.to(device)
+    try:
+        return encode_all(reader, texts, progress)
+    finally:
+        reader.network.cpu()
