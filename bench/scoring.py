@@ -16,7 +16,7 @@ from jaxtyping import Float
 from calotype.data.images import images_from_pixels
 from calotype.demo.faces import FaceJudges, Share, learn_face_judges
 from calotype.evaluation.features import FeatureNetwork, Lite0, features, features_key, kept_features
-from calotype.evaluation.measures import as_json, measure
+from calotype.evaluation.measures import as_measure, measure
 from calotype.types import Images
 
 MEASURES = ("frechet", "kernel_distance", "precision", "recall", "density", "coverage")
@@ -93,4 +93,4 @@ def looked_at(network: FeatureNetwork, images: Images) -> Float[np.ndarray, "cou
 
 
 def as_share(share: Share) -> Found:
-    return as_json(share.estimate) | {"n": share.total}
+    return as_measure(share.estimate).stored() | {"n": share.total}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from statistics import mean, median
 
@@ -89,9 +89,7 @@ class InspectionResult(Diagnosis):
 
 
 def diagnose(measures: Measures) -> Diagnosis:
-    findings: list[Finding] = []
-    if measures.contrast >= LEAST_CONTRAST:
-        findings = list(all_findings(measures))
+    findings = list(all_findings(measures)) if measures.contrast >= LEAST_CONTRAST else []
     fit, score = not any(finding.grave for finding in findings), fitness(measures)
     about = f"score {score:.2f}, {measures.reconstruction.psnr:.1f} dB"
     names = ", ".join(finding.name for finding in findings)
@@ -110,16 +108,18 @@ def all_findings(measures: Measures) -> Iterator[Finding]:
         yield Finding("not finite", "latents or pictures are not numbers", math.nan, math.inf, advice, True)
         return
     sure = measures.pictures >= FEWEST_TO_BE_SURE
-    for find in (channel_findings, scale_findings, picture_findings, critic_findings):
-        for finding in find(measures):
-            yield replace(finding, grave=finding.grave and sure)
+    for finding in (*channel_findings(measures.channels), *picture_findings(measures)):
+        yield replace(finding, grave=finding.grave and sure)
 
 
-# -- The latents -------------------------------------------------------------------------------------------------------
+def exceeds(
+    name: str, value: float, threshold: float, what: str, advice: str, grave: bool = False
+) -> Iterator[Finding]:
+    if value > threshold:
+        yield Finding(name, what, value, threshold, advice, grave)
 
 
-def channel_findings(measures: Measures) -> Iterator[Finding]:
-    channels = measures.channels
+def channel_findings(channels: Sequence[Channel]) -> Iterator[Finding]:
     silent, noisy = (
         [channel.signal for channel in channels if channel.signal < least] for least in (LEAST_SIGNAL, EVEN_SIGNAL)
     )
@@ -130,34 +130,38 @@ def channel_findings(measures: Measures) -> Iterator[Finding]:
             median(noisy), EVEN_SIGNAL,
             "lower autoencoder.losses.kl (1e-5 is the default) and train the autoencoder again", True,
         )  # fmt: skip
-        return
-    if silent:
-        yield Finding(
-            "dead channels", f"{len(silent)} of {len(channels)} channels hold nothing of the picture",
-            max(silent), LEAST_SIGNAL,
-            "take fewer autoencoder.network.channels, or a lower autoencoder.losses.kl", False,
+    else:
+        if silent:
+            yield Finding(
+                "dead channels", f"{len(silent)} of {len(channels)} channels hold nothing of the picture",
+                max(silent), LEAST_SIGNAL,
+                "take fewer autoencoder.network.channels, or a lower autoencoder.losses.kl", False,
+            )  # fmt: skip
+        loud = [channel for channel in channels if channel.signal >= LEAST_SIGNAL]
+        yield from of_channels(
+            "saturated channels", [channel.stuck for channel in loud], MOST_STUCK,
+            "do not move when the picture does: they have run into a limit",
+            "lower autoencoder.learn.learning_rate, and scale down what comes before the limit",
         )  # fmt: skip
-    loud = [channel for channel in channels if channel.signal >= LEAST_SIGNAL]
-    yield from excess(
-        "saturated channels", loud, lambda channel: channel.stuck, MOST_STUCK, "do not move when the picture does: "
-        "they have run into a limit",
-        "lower autoencoder.learn.learning_rate, and scale down what comes before the limit",
-    )  # fmt: skip
-    yield from excess(
-        "wrong statistics", loud, statistics_error, 1.0, f"are off mean 0 by more than {FARTHEST_MEAN:g} or off "
-        f"spread 1 by more than {FARTHEST_STD:g} times",
-        "measure mean and spread of the latents on the pictures to be trained on",
+        yield from of_channels(
+            "wrong statistics", list(map(statistics_error, loud)), 1.0, f"are off mean 0 by more than "
+            f"{FARTHEST_MEAN:g} or off spread 1 by more than {FARTHEST_STD:g} times",
+            "measure mean and spread of the latents on the pictures to be trained on",
+        )  # fmt: skip
+    largest = max(channel.raw_std for channel in channels)
+    yield from exceeds(
+        "exploding scale", largest, LARGEST_STD, f"the encoder's values spread by {largest:,.0f}; nothing holds their "
+        "scale", "set autoencoder.losses.kl above 0 (1e-5 is the default)", largest > LARGEST_STD**2,
     )  # fmt: skip
 
 
-def excess(
-    name: str, channels: Sequence[Channel], value: Callable[[Channel], float], threshold: float, what: str, advice: str
-) -> Iterator[Finding]:
+def of_channels(name: str, values: Sequence[float], threshold: float, what: str, advice: str) -> Iterator[Finding]:
     """One finding on all channels above the threshold, if there are any."""
-    if wrong := [each for each in map(value, channels) if each > threshold]:
-        grave = len(wrong) > MOST_AFFECTED * len(channels)
-        affected = f"{len(wrong)} of {len(channels)} channels"
-        yield Finding(name, f"{affected} {what}", max(wrong), threshold, advice, grave)
+    if wrong := [value for value in values if value > threshold]:
+        grave = len(wrong) > MOST_AFFECTED * len(values)
+        yield Finding(
+            name, f"{len(wrong)} of {len(values)} channels {what}", max(wrong), threshold, advice, grave
+        )  # fmt: skip
 
 
 def statistics_error(channel: Channel) -> float:
@@ -166,20 +170,8 @@ def statistics_error(channel: Channel) -> float:
     return max(abs(channel.mean) / FARTHEST_MEAN, spread)
 
 
-def scale_findings(measures: Measures) -> Iterator[Finding]:
-    largest = max(channel.raw_std for channel in measures.channels)
-    if largest > LARGEST_STD:
-        yield Finding(
-            "exploding scale", f"the encoder's values spread by {largest:,.0f}; nothing holds their scale",
-            largest, LARGEST_STD, "set autoencoder.losses.kl above 0 (1e-5 is the default)", largest > LARGEST_STD**2,
-        )  # fmt: skip
-
-
-# -- The pictures ------------------------------------------------------------------------------------------------------
-
-
 def picture_findings(measures: Measures) -> Iterator[Finding]:
-    quality = measures.reconstruction
+    quality, shift = measures.reconstruction, max(map(abs, measures.colour))
     if quality.psnr < quality.blocks - BELOW_BLOCKS:
         yield Finding(
             "poor reconstruction",
@@ -189,12 +181,10 @@ def picture_findings(measures: Measures) -> Iterator[Finding]:
             "the decoder has not learned to read these latents: train it longer, or with a lower learning rate",
             quality.psnr < USELESS_PSNR,
         )  # fmt: skip
-    shift = max(map(abs, measures.colour))
-    if shift > WORST_COLOUR:
-        yield Finding(
-            "colour bias", f"even areas come back {shift * 127.5:.0f} levels of 255 lighter or darker",
-            shift, WORST_COLOUR, "train the autoencoder longer, on whole pictures (autoencoder.crop=0)", False,
-        )  # fmt: skip
+    yield from exceeds(
+        "colour bias", shift, WORST_COLOUR, f"even areas come back {shift * 127.5:.0f} levels of 255 lighter or darker",
+        "train the autoencoder longer, on whole pictures (autoencoder.crop=0)",
+    )  # fmt: skip
     if measures.mistaken < LEAST_ROBUSTNESS:
         yield Finding(
             "unforgiving decoder",
@@ -202,25 +192,16 @@ def picture_findings(measures: Measures) -> Iterator[Finding]:
             measures.mistaken, LEAST_ROBUSTNESS,
             "train the autoencoder longer, or on fewer channels (autoencoder.network.channels)", False,
         )  # fmt: skip
-
-
-def critic_findings(measures: Measures) -> Iterator[Finding]:
-    critic = measures.critic
-    if critic is None:
-        return
-    lost = min(critic.best, INVISIBLE) - critic.last
-    if lost > MOST_LOST:
-        yield Finding(
-            "critic gone wild",
+    if critic := measures.critic:
+        yield from exceeds(
+            "critic gone wild", min(critic.best, INVISIBLE) - critic.last, MOST_LOST,
             f"held-out reconstructions fell from {critic.best:.1f} to {critic.last:.1f} dB with the critic",
-            lost, MOST_LOST, "lower autoencoder.losses.adversarial, or set it to 0 to do without a critic", False,
+            "lower autoencoder.losses.adversarial, or set it to 0 to do without a critic",
         )  # fmt: skip
-    if critic.right > CRITIC_WON:
-        yield Finding(
-            "critic has won",
+        yield from exceeds(
+            "critic has won", critic.right, CRITIC_WON,
             f"the critic is right in {critic.right:.0%} of its verdicts: what it says helps no longer",
-            critic.right, CRITIC_WON,
-            "lower autoencoder.critic_learn.learning_rate, or set autoencoder.losses.adversarial=0", False,
+            "lower autoencoder.critic_learn.learning_rate, or set autoencoder.losses.adversarial=0",
         )  # fmt: skip
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -43,7 +43,6 @@ from calotype.evaluation.results import (
     Columns,
     EvaluationResult,
     FeatureInfo,
-    Json,
     Memorisation,
     SetMeasures,
     measured_with,
@@ -74,7 +73,7 @@ class EvaluationRequest:
     network: FeatureNetwork
     bar: Bar
     judge: PromptJudge | None = None
-    """Of what samples of prompts show; it knows the pictures that the run was trained on."""
+    """Of what samples of prompts show."""
     changes: Mapping[str, Any] = field(default_factory=dict)
     """Of the sampling that is stored with the model."""
     seen: Sequence[str] = ()
@@ -87,13 +86,6 @@ class EvaluationRequest:
     def reference(self) -> ReferenceSet:
         return ReferenceSet(self.store(self.pictures, "real"), reference_rows(self.pictures, self.count))
 
-    @property
-    def unseen(self) -> bool | None:
-        """Whether none of the real pictures was trained on; None: not known."""
-        if self.trained is None:
-            return None
-        return not self.pictures.split.train[self.reference.chosen].any()
-
 
 def evaluate_run(request: EvaluationRequest, out: Path) -> EvaluationResult:
     """Writes `evaluation.json` and the plates beside it into `out`; returns what the first holds.
@@ -102,15 +94,28 @@ def evaluate_run(request: EvaluationRequest, out: Path) -> EvaluationResult:
     """
     if request.count < 1:
         raise UserError(f"count is {request.count}, but must be at least 1; try 200")
-    one, reference = request.one, request.reference
+    one, reference, pictures, network = request.one, request.reference, request.pictures, request.network
     rows = reference.chosen[torch.arange(request.count) % len(reference)]
-    labels, text = one.labels(request.pictures, rows), one.text(request.pictures, rows)
+    labels, text = one.labels(pictures, rows), one.text(pictures, rows)
     with request.bar("samples") as progress:
-        samples = make_samples(one.model, labels, text, request.seed, request.network, progress)
+        samples = make_samples(one.model, labels, text, request.seed, network, progress)
     copies, aligned = memorisation_of(request, samples), alignment_of(request)
     result = EvaluationResult(
         format=2,
-        **evaluation_facts(request),
+        **measured_with(one.model.device),
+        content=pictures.content,
+        unseen=None if request.trained is None else not pictures.split.train[reference.chosen].any(),
+        pictures=pictures.split.counts,
+        size=one.size,
+        kind=one.kind,
+        count=request.count,
+        seed=request.seed,
+        sampling=[sampling.model_dump(mode="json") for sampling in one.model.samplings],
+        features=FeatureInfo(
+            network=network.name, distance=distance_name(network), key=distance_key(network),
+            weights_sha256=network.weights, preparation=network.preparation,
+        ),
+        notes=[*reference.rows.notes, *request.seen, *sampling_notes(request)],
         measures=distance_columns(request, samples.features),
         classes=class_columns(request, samples.features, labels),
         autoencoder=autoencoder_columns(request),
@@ -118,51 +123,31 @@ def evaluate_run(request: EvaluationRequest, out: Path) -> EvaluationResult:
         alignment=aligned.measures,
         overfitting=generalisation_gaps(one.run),
         shares=aligned.judged.shares,
-    )
+    )  # fmt: skip
     for plate in (PAIRS_FILE, PROMPTED_FILE):  # of an earlier evaluation
         (out / plate).unlink(missing_ok=True)
     write_result(out / EVALUATION_FILE, result)
     if copies.pairs:
-        pairs(request, labels, text, copies).save(out / PAIRS_FILE)
+        copy_pairs(request, labels, text, copies).save(out / PAIRS_FILE)
     if aligned.judged.plate:
         aligned.judged.plate.save(out / PROMPTED_FILE)
     return result
 
 
-def evaluation_facts(request: EvaluationRequest) -> Json:
-    network = request.network
-    notes = [*request.reference.rows.notes, *request.seen, *sweep_notes(request)]
+def sampling_notes(request: EvaluationRequest) -> Iterator[str]:
+    """Whether a sweep chose by the pictures that samples are compared with, and what differs from the stored model."""
+    one, pictures, chosen = request.one, request.pictures, request.reference.chosen
+    sweep = read_mapping(one.run.folder / SWEEP_FILE)
+    if sweep.get("stored") and sweep.get("content") == pictures.content:
+        both = len(set(sweep["rows"]) & set(chosen.tolist()))
+        seen = (
+            f"that saw {both} of the {len(chosen)} real pictures" if both else "on other real pictures and other seeds"
+        )
+        yield f"steps and guidance were chosen by a sweep {seen}"
     if changed := ", ".join(f"{name} {value}" for name, value in request.changes.items() if value is not None):
-        notes.append(f"samples are made with {changed}, as asked, not as is stored with the model")
-    if request.one.model.classes != request.pictures.classes:
-        notes.append("the run was trained with other classes than the pictures have: its samples are of no class")
-    return {
-        **measured_with(request.one.model.device),
-        "content": request.pictures.content,
-        "unseen": request.unseen,
-        "pictures": request.pictures.split.counts,
-        "size": request.one.size,
-        "kind": request.one.kind,
-        "count": request.count,
-        "seed": request.seed,
-        "sampling": [sampling.model_dump(mode="json") for sampling in request.one.model.samplings],
-        "features": FeatureInfo(
-            network=network.name, distance=distance_name(network), key=distance_key(network),
-            weights_sha256=network.weights, preparation=network.preparation,
-        ),
-        "notes": notes,
-    }  # fmt: skip
-
-
-def sweep_notes(request: EvaluationRequest) -> list[str]:
-    """Whether a sweep chose steps and guidance by the pictures that samples are compared with."""
-    sweep = read_mapping(request.one.run.folder / SWEEP_FILE)
-    if not sweep.get("stored") or sweep.get("content") != request.pictures.content:
-        return []
-    if both := len(set(sweep["rows"]) & set(request.reference.chosen.tolist())):
-        total = len(request.reference)
-        return [f"steps and guidance were chosen by a sweep that saw {both} of the {total} real pictures"]
-    return ["steps and guidance were chosen by a sweep on other real pictures and other seeds"]
+        yield f"samples are made with {changed}, as asked, not as is stored with the model"
+    if one.model.classes != pictures.classes:
+        yield "the run was trained with other classes than the pictures have: its samples are of no class"
 
 
 # -- Samples -----------------------------------------------------------------------------------------------------------
@@ -277,13 +262,16 @@ def reconstruction_measures(space: LatentSpace, size: int, request: EvaluationRe
 
 
 def alignment_of(request: EvaluationRequest) -> AlignmentResult:
-    known = request.judge is not None and request.trained is not None
-    pictures = request.trained if known and request.trained is not None else request.pictures
-    judge = request.judge if known else None
+    """The judge knows the pictures that the run was trained on, so without these there is none."""
+    judge, pictures = request.judge, request.trained
+    if judge is None or pictures is None:
+        judge, pictures = None, request.pictures
     return alignment(request.one, request.store(pictures, "real"), judge, request.count, request.seed)
 
 
-def pairs(request: EvaluationRequest, labels: Labels, text: Text | None, copies: MemorisationResult) -> Image.Image:
+def copy_pairs(
+    request: EvaluationRequest, labels: Labels, text: Text | None, copies: MemorisationResult
+) -> Image.Image:
     """The samples most like copies, each with its nearest training picture to the right."""
     assert request.trained is not None
     model, size, shown = request.one.model, request.one.size, []

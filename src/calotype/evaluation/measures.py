@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
@@ -68,7 +67,3 @@ def as_measure(estimate: Estimate | float) -> Measure:
     if not np.isfinite(estimate.high - estimate.low):
         return Measure(value=estimate.value, low=None, high=None, reason="one value has no spread")
     return Measure(**estimate._asdict())
-
-
-def as_json(estimate: Estimate | float) -> dict[str, Any]:
-    return as_measure(estimate).stored()
