@@ -40,8 +40,8 @@ def stepper(objective: Objective, batch: Batch, plain: bool, device: torch.devic
     if plain:
         for player in players.values():
             player.optimizer = torch.optim.AdamW(player.parameters, 1e-3)
-    clock = TrainProgress(10**6, len(batch), 0)
-    return lambda: train_step(players, objective.losses(batch, 0.0, clock.rng()), clock)
+    progress = TrainProgress(10**6, len(batch), 0)
+    return lambda: train_step(players, objective.losses(batch, 0.0, progress.rng()), progress)
 
 
 def main() -> None:

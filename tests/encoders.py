@@ -6,8 +6,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from calotype.interop.folders import TOKENIZER, open_tokenizer
-from calotype.nets.bert import Bert
-from calotype.nets.frozen import Reader
+from calotype.nets.frozen import Bert, Reader
 
 WORDS = (
     "<s>",

@@ -133,7 +133,7 @@ class Keeper:
     @contextmanager
     def bar(self, what):
         self.bars.append(what)
-        yield lambda done, total, note: None
+        yield lambda done, total, note="": None
 
     def plan(self, made):
         self.plans.append(made)

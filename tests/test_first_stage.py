@@ -18,7 +18,6 @@ from calotype.evaluation.autoencoder import (
 from calotype.evaluation.diagnosis import INVISIBLE, diagnose
 from calotype.evaluation.features import Lite0
 from calotype.nets import vae
-from calotype.nets.blocks import space_to_channel
 from calotype.nets.critic import Critic, CriticConfig
 from calotype.nets.vae import START_LOG_VARIANCE, Moments, Vae, VaeConfig
 from calotype.recipe import AutoencoderLossConfig, OptimizerConfig
@@ -207,7 +206,7 @@ def block_means(reduction=4):
     for channel in range(3):
         marked = one.clone()
         marked[:, channel] = 1.0
-        pixels = space_to_channel(marked, reduction)[0, :, 0, 0]
+        pixels = torch.nn.functional.pixel_unshuffle(marked, reduction)[0, :, 0, 0]
         vae.linear_in.weight[channel, :, 0, 0], vae.linear_out.weight[:, channel, 0, 0] = pixels / reduction**2, pixels
     vae.linear_in.bias.zero_(), vae.linear_out.bias.zero_()
     return LatentSpace(vae)

@@ -14,7 +14,6 @@ pytest.importorskip("tokenizers")
 from encoders import WIDTH, WORDS, small_reader, write_encoder
 
 import calotype
-from calotype.build import build_frozen
 from calotype.cli import commands
 from calotype.cli.commands import train
 from calotype.data.caches import cache_encodings
@@ -24,9 +23,8 @@ from calotype.diffusion.stage import Sampling
 from calotype.files import read_json, write_json
 from calotype.interop import minilm, transformers
 from calotype.interop.folders import require_package
-from calotype.nets.bert import Bert
 from calotype.nets.dit import Dit, DitConfig
-from calotype.nets.frozen import FolderConfig, Frozen, MiniLmConfig, Projected, encode_all
+from calotype.nets.frozen import Bert, FolderConfig, Frozen, MiniLmConfig, Projected, encode_all
 from calotype.nets.text import TextConditioned
 from calotype.recipe import OptimizerConfig
 from calotype.store import store_sampling
@@ -327,7 +325,7 @@ def test_a_model_with_a_frozen_encoder_is_trained_and_sampled(folder, tmp_path, 
     reader = small_reader(tmp_path / "vocabulary")
     reader = replace(reader, network=Counting(reader.network))
     frozen = Frozen(reader)
-    monkeypatch.setattr("calotype.build.build_frozen", lambda text: frozen)
+    monkeypatch.setattr("calotype.store.build_frozen", lambda text: frozen)
     monkeypatch.setattr("calotype.training.pipeline.build_frozen", lambda text: frozen)
     monkeypatch.setattr("calotype.planning.measure.build_frozen", lambda text: Frozen(small_reader(tmp_path)))
     monkeypatch.setattr(minilm, "minilm_folder", lambda: tmp_path)
@@ -362,7 +360,6 @@ def test_a_model_finds_its_encoder_where_it_was_or_beside_its_weights(folder, tm
     deployed = shutil.copytree(run / "model", tmp_path / "deployed")
     expected = calotype.load(deployed).sample(1, prompt="a red cat")[0].tobytes()
     encoder.rename(tmp_path / "elsewhere")
-    build_frozen.cache_clear()
     with pytest.raises(UserError, match=r"put it, or a link to it, at .*deployed/encoder") as error:
         calotype.load(deployed)
     assert "\n" not in str(error.value)
@@ -371,7 +368,6 @@ def test_a_model_finds_its_encoder_where_it_was_or_beside_its_weights(folder, tm
     store_sampling(deployed, Sampling(steps=2))
     assert calotype.load(deployed).samplings[0].steps == 2
     write_encoder(tmp_path / "elsewhere", "xlm-roberta", seed=5)
-    build_frozen.cache_clear()
     with pytest.raises(UserError, match="was trained with"):
         calotype.load(deployed)
 

@@ -12,9 +12,7 @@ from calotype.nets.blocks import (
     AttentionBlock,
     ChannelNorm,
     ResidualBlock,
-    channel_to_space,
     fourier_features,
-    space_to_channel,
 )
 from calotype.nets.dit import Dit, DitConfig, place_features, rotate, rotations
 from calotype.nets.perceptual import BLOCK_GROUPS, EfficientNetLite0, perceptual_distance, pretrained_lite0
@@ -179,16 +177,6 @@ def test_channel_norm_commutes_with_cropping():
     norm, image = perturbed(ChannelNorm(6)), torch.randn(2, 6, 9, 8) * torch.logspace(-1, 2, 8)
     assert torch.allclose(norm(image[..., 2:5, 1:7]), norm(image)[..., 2:5, 1:7], rtol=1e-6)
     assert torch.allclose(ChannelNorm(6)(image).square().mean(1), torch.tensor(1.0), atol=0.01)
-
-
-@pytest.mark.parametrize("factor", [1, 2, 4])
-def test_space_to_channel_and_back(factor):
-    image = torch.randn(2, 3, 8, 12)
-    channels = space_to_channel(image, factor)
-    assert channels.shape == (2, 3 * factor**2, 8 // factor, 12 // factor)
-    assert torch.equal(channel_to_space(channels, factor), image)
-    corner = channels.unflatten(1, (3, factor**2))[:, :, :, 0, 0]
-    assert torch.equal(corner, image[..., :factor, :factor].flatten(2))  # one square of pixels
 
 
 @pytest.fixture(scope="module")

@@ -15,10 +15,9 @@ from calotype.files import read_json
 from calotype.recipe import OptimizerConfig
 from calotype.run import Run, RunState, Validation
 from calotype.training import checkpoint
-from calotype.training.early_stopping import CLEARLY, HOPELESS, MIN_VALIDATION, EarlyStopping
+from calotype.training.control import CLEARLY, HOPELESS, MIN_VALIDATION, EarlyStopping
 from calotype.training.leg import LegLimits, train_leg
-from calotype.training.loop import Hook, train_loop
-from calotype.training.signals import Interrupted
+from calotype.training.process import Interrupted
 from calotype.training.state import TrainState
 
 GOOD, BETTER, WORSE = (
@@ -113,14 +112,14 @@ class Validations:
 
     prompts = ()
 
-    def __init__(self, clock, table):
-        self.clock, self.table = clock, table
+    def __init__(self, progress, table):
+        self.progress, self.table = progress, table
 
     def draw(self, path):
         pass
 
     def measure(self):
-        return {"n": float(MIN_VALIDATION), **self.table[self.clock.images_seen]}
+        return {"n": float(MIN_VALIDATION), **self.table[self.progress.images_seen]}
 
 
 def overfit(folder, after=10**9, most_rise=1e9, look_share=math.inf):
@@ -129,23 +128,20 @@ def overfit(folder, after=10**9, most_rise=1e9, look_share=math.inf):
     run = Run.open(folder) if (folder / "run.json").exists() else Run(folder, RunState(legs={"denoiser": "waiting"}))
     leg = second_leg()
     table = {8: GOOD, 16: BETTER, 24: {"held_out_loss": 1.0, "train_loss": 0.5}, 32: WORSE}
-    leg = replace(leg, validator=Validations(leg.clock, table), last_previews={})
-    limits = LegLimits(None, (0.25, 0.5, 0.75, 1.0), look_share, most_rise)
-    train_leg(run, leg, Stop(after), lambda done, total, note: None, limits=limits)
+    leg = replace(leg, validator=Validations(leg.progress, table), draw_raw=None)
+    limits = LegLimits(previews_at=(0.25, 0.5, 0.75, 1.0), validation_share=look_share, max_rise=most_rise)
+    train_leg(run, leg, Stop(after), lambda done, total, note="": None, limits=limits)
     return leg
 
 
 def test_a_leg_that_overfits_ends_with_the_weights_of_its_best_look(tmp_path):
     leg = overfit(tmp_path / "run")
     shorter = second_leg()
-    shorter.clock.total = 32  # the schedules are those of the whole leg
+    shorter.progress.total = 32  # the schedules are those of the whole leg
     seen = {}
-
-    def keep(clock, result):
-        if clock.images_seen == 16:
+    for _ in shorter.steps():
+        if shorter.progress.images_seen == 16:
             seen.update({name: value.clone() for name, value in shorter.trained.denoiser.state_dict().items()})
-
-    train_loop(shorter.objective, shorter.states, shorter.source, shorter.clock, [Hook(lambda clock: True, keep)])
     for name, value in leg.trained.denoiser.state_dict().items():
         assert torch.equal(value, seen[name]), name
     run = read_json(tmp_path / "run" / "run.json")
@@ -165,8 +161,8 @@ def test_stopped_and_resumed_it_is_the_same_to_the_bit(tmp_path, after):
 
 def test_a_leg_that_may_be_cut_short_is(tmp_path):
     leg = overfit(tmp_path / "run", most_rise=HOPELESS)
-    assert leg.clock.images_seen == leg.clock.total == 24
-    assert checkpoint.restore(tmp_path / "run" / "checkpoints", "denoiser", second_leg().states, leg.clock)
+    assert leg.progress.images_seen == leg.progress.total == 24
+    assert checkpoint.restore(tmp_path / "run" / "checkpoints", "denoiser", second_leg().states, leg.progress)
 
 
 def test_dear_looks_are_left_out_but_for_the_last(tmp_path):

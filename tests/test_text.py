@@ -9,7 +9,7 @@ from PIL import Image
 from small import CASCADE, SETTINGS, Keeper, be_quick, machine, noise_pictures, request, write_pictures
 
 import calotype
-from calotype.build import build_reading
+from calotype.build import build_conditioned
 from calotype.cli import commands
 from calotype.cli.commands import train
 from calotype.cli.commands.sampling import read_prompts
@@ -43,7 +43,7 @@ TEXTS = ("a red cat", "", "một con mèo màu đỏ, trên nền vàng")
 
 def denoiser(config, text=CONFIG):
     torch.manual_seed(0)
-    return Denoiser(build_reading(config, 3, 3, text), config.width, 2, "flow")
+    return Denoiser(build_conditioned(config, 3, 3, text), config.width, 2, "flow")
 
 
 def answer(network, texts, noisy=None, sigma=SIGMA):
@@ -144,7 +144,7 @@ def test_the_loss_reaches_every_parameter_that_reads(config):
 @backbones
 def test_bfloat16_reads_alike(config):
     exact = perturbed(denoiser(config), 0.1)
-    coarse = Denoiser(build_reading(config, 3, 3, CONFIG), config.width, 2, "flow", "bfloat16")
+    coarse = Denoiser(build_conditioned(config, 3, 3, CONFIG), config.width, 2, "flow", "bfloat16")
     coarse.load_state_dict(exact.state_dict())
     one, other = (answer(network, TEXTS) for network in (exact, coarse))
     assert 1e-4 < (one - other).norm() / one.norm() < 0.05
@@ -230,14 +230,14 @@ def test_a_caption_that_names_the_colour_is_obeyed():
     clean = torch.tensor(list(colours.values()))[:, :, None, None].expand(-1, -1, 4, 4)
     network = denoiser(DitConfig(width=32, depth=1, heads=2, patch=2))
     objective = DenoisingObjective(Stage(network, PixelSpace(), Flow(), 4), ConditionDropout(caption_dropout=0.0))
-    players, clock = (
+    players, progress = (
         {"denoiser": TrainState(network, OptimizerConfig(learning_rate=4e-3, warmup=0.0))},
         TrainProgress(10**6, 12, 0),
     )
     batch = Batch(clean.repeat(4, 1, 1, 1), torch.full((12,), NULL_LABEL), text=Text(names * 4))
     for _ in range(140):
-        train_step(players, objective.losses(batch, 0.0, clock.rng()), clock)
-        clock.advance(12)
+        train_step(players, objective.losses(batch, 0.0, progress.rng()), progress)
+        progress.advance(12)
     stage, sampling = objective.stage, Sampling(steps=8)
     asked = Text(names[::-1], ())
     rngs = [Rng((index,)) for index in range(3)]
@@ -321,7 +321,7 @@ def assert_alike(one, other):
 
 def test_without_captions_or_where_they_are_turned_off_nothing_reads(folder, tmp_path):
     run = train(request(folder, tmp_path / "off", "denoiser.text.kind=none"), Keeper())
-    assert calotype.load(run).reader is None and "prompts" not in read_json(run / "samples" / "samples.json")
+    assert calotype.load(run).text_encoder is None and "prompts" not in read_json(run / "samples" / "samples.json")
     with pytest.raises(UserError, match="trained without captions, so it reads no prompt") as error:
         commands.sample(SampleOptions(run, 1, out=tmp_path / "out", prompt="a cat"), Keeper())
     assert "\n" not in str(error.value)

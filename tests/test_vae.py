@@ -140,7 +140,7 @@ def test_encoding_is_local():
 def test_samples_have_the_moments_of_the_encoder():
     vae, pictures = perturbed(small_vae()), images(1)
     moments = vae.encode(pictures)
-    draws = torch.stack([vae.sample(moments, torch.randn_like(moments.mean)) for _ in range(4000)])
+    draws = torch.stack([moments.sample(torch.randn_like(moments.mean)) for _ in range(4000)])
     spread = (moments.log_variance / 2).exp()
     assert ((draws.mean(0) - moments.mean) / spread).abs().max() < 5 / math.sqrt(4000)
     assert torch.allclose(draws.std(0), spread, rtol=0.1)

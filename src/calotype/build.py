@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -15,14 +14,14 @@ from calotype.diffusion.stage import Stage
 from calotype.interop import diffusers, minilm, transformers
 from calotype.nets.blocks import Precision, channels_last
 from calotype.nets.dit import Dit, DitConfig
-from calotype.nets.frozen import FolderConfig, Frozen, FrozenConfig, MiniLmConfig, Projected
+from calotype.nets.frozen import FolderConfig, Frozen, MiniLmConfig, Projected
 from calotype.nets.kl import Autoencoder, Kl, KlConfig
 from calotype.nets.text import BytesConfig, BytesEncoder, NoText, TextConditioned, TextEncoder
 from calotype.nets.unet import Unet, UnetConfig
 from calotype.nets.vae import Vae, VaeConfig
 from calotype.priors.patches import PatchPrior
 from calotype.priors.prior import MOST_VALUES, Prior
-from calotype.recipe import Backbone, ImportedSpace, Recipe, TextConfig
+from calotype.recipe import Backbone, DiffusionConfig, ImportedSpace, Recipe, TextConfig
 from calotype.spaces.latent import LatentSpace
 from calotype.spaces.pixel import PixelSpace, Space
 
@@ -35,31 +34,29 @@ def build_backbone(config: Backbone, in_channels: int, out_channels: int, contex
             return Dit(config, in_channels, out_channels, context_width)
 
 
-def build_reading(config: Backbone, in_channels: int, out_channels: int, text: TextConfig) -> nn.Module:
-    """A backbone, with ears for words if there is a text encoder."""
-    if isinstance(text, NoText):
-        return build_backbone(config, in_channels, out_channels)
-    encoder = build_encoder(text, config.width)
-    return TextConditioned(build_backbone(config, in_channels, out_channels, encoder.width), encoder, config.width)
-
-
-def build_encoder(text: BytesConfig | FrozenConfig, width: int) -> TextEncoder:
-    """Of its own width, or, where it is frozen, brought to `width`."""
-    match text:
-        case BytesConfig():
-            return BytesEncoder(text)
-        case MiniLmConfig() | FolderConfig():
-            return Projected(build_frozen(text), width)
-
-
-@lru_cache(2)
-def build_frozen(text: FrozenConfig) -> Frozen:
-    """One for all stages: they share its weights, and what it has said."""
+def build_frozen(text: TextConfig) -> Frozen | None:
+    """The frozen text encoder, which all stages of a model share; None where none is set."""
     match text:
         case MiniLmConfig():
             return Frozen(minilm.open_minilm(text))
         case FolderConfig():
             return Frozen(transformers.open_encoder(text))
+    return None
+
+
+def build_conditioned(
+    config: Backbone, in_channels: int, out_channels: int, text: TextConfig, frozen: Frozen | None = None
+) -> nn.Module:
+    """A backbone, conditioned on text if the recipe has an encoder; `frozen` is that of `build_frozen`."""
+    match text:
+        case NoText():
+            return build_backbone(config, in_channels, out_channels)
+        case BytesConfig():
+            encoder: TextEncoder = BytesEncoder(text)
+        case MiniLmConfig() | FolderConfig():
+            assert frozen is not None, f"denoiser.text.kind is {text.kind}, but no encoder is passed"
+            encoder = Projected(frozen, config.width)
+    return TextConditioned(build_backbone(config, in_channels, out_channels, encoder.width), encoder, config.width)
 
 
 def build_space(recipe: Recipe) -> LatentSpace:
@@ -92,22 +89,27 @@ def build_autoencoder(config: VaeConfig | KlConfig, precision: Precision) -> Aut
             return channels_last(Kl(config, precision))
 
 
-def build_stage(recipe: Recipe, space: Space, classes: int, prior: Prior | None) -> Stage:
-    """The first stage. With a prior, the backbone also gets its mean."""
-    config = recipe.denoiser
-    seen = 1 if prior is None else 2
-    backbone = build_reading(config.backbone, seen * space.channels, space.channels, config.text)
+def build_denoiser(
+    recipe: Recipe, config: DiffusionConfig, inputs: int, channels: int, classes: int, prior: Prior | None,
+    frozen: Frozen | None,
+) -> Denoiser:  # fmt: skip
+    """Its network gets so many `inputs` along channels: the noisy image, the prior mean, the low-resolution one."""
+    network = build_conditioned(config.backbone, inputs * channels, channels, recipe.denoiser.text, frozen)
     width = config.backbone.width
-    denoiser = Denoiser(backbone, width, classes, config.scaling, recipe.precision, config.sigma_data, prior)
+    return Denoiser(network, width, classes, config.scaling, recipe.precision, config.sigma_data, prior)
+
+
+def build_stage(recipe: Recipe, space: Space, classes: int, prior: Prior | None, frozen: Frozen | None = None) -> Stage:
+    """The first stage. With a prior, the network also gets its mean."""
+    config, inputs = recipe.denoiser, 1 if prior is None else 2
+    denoiser = build_denoiser(recipe, config, inputs, space.channels, classes, prior, frozen)
     return Stage(denoiser, space, config.schedule, recipe.chain[0])
 
 
-def build_enlarger(recipe: Recipe, size: int, classes: int) -> Stage:
+def build_enlarger(recipe: Recipe, size: int, classes: int, frozen: Frozen | None = None) -> Stage:
     """The stage that makes pictures of this size from those of the stage before; its prior is still to be fitted."""
     config, space, low_res = recipe.enlarger(size), PixelSpace(), recipe.chain[recipe.chain.index(size) - 1]
     prior = PatchPrior(size // low_res) if config.prior == "gaussian" else None
-    seen = 2 if prior is None else 3
-    backbone = build_reading(config.backbone, seen * space.channels, space.channels, recipe.denoiser.text)
-    width = config.backbone.width
-    denoiser = Denoiser(backbone, width, classes, config.scaling, recipe.precision, config.sigma_data, prior)
+    inputs = 2 if prior is None else 3
+    denoiser = build_denoiser(recipe, config, inputs, space.channels, classes, prior, frozen)
     return Stage(denoiser, space, config.schedule, size, low_res, config.augmentation)

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from calotype.diffusion.scalings import SCALINGS, Scaling, ScalingName, for_sigma_data
-from calotype.nets.blocks import Precision, autocast, fourier_features, rename_keys
+from calotype.nets.blocks import Migrated, Precision, autocast, fourier_features
 from calotype.priors.prior import Prior
 from calotype.types import NULL_LABEL, Condition, Latents, Sigmas, per_image
 
 
-class Denoiser(nn.Module):
+class Denoiser(Migrated):
     """Estimates the clean image from a noisy one, its sigma and a condition.
 
     `backbone(image, vector)` gives an image of the shape of the noisy one. `vector` is the sum of the embeddings of
@@ -26,6 +26,8 @@ class Denoiser(nn.Module):
     is the standard deviation of clean images: about 0, or about the enlarged low-resolution image where there is one,
     and then the condition's deviation is added to it in quadrature.
     """
+
+    old_names: ClassVar = {"mixture.": "prior.", "local.": "prior."}
 
     def __init__(
         self,
@@ -102,11 +104,6 @@ class Denoiser(nn.Module):
         prompts = () if condition.text is None else (condition.text.prompts,)
         with autocast(image.device, self.precision):
             return self.backbone(image, vector, *prompts).float()
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        """In version 0.1 the prior was a `mixture`, or `local`."""
-        rename_keys(state_dict, prefix, {"mixture.": "prior.", "local.": "prior."})
-        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 class LevelEmbedding(nn.Module):

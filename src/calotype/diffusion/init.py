@@ -17,16 +17,7 @@ from torch import Tensor
 
 from calotype.diffusion.guidance import switched, with_known_part
 from calotype.diffusion.stage import DenoiserFor, Initializer, SamplerInit, Sampling, Stage, from_noise, last, shrunk
-from calotype.types import (
-    Condition,
-    Denoise,
-    Images,
-    Labels,
-    Latents,
-    Randomness,
-    Sigmas,
-    Text,
-)
+from calotype.types import Condition, Denoise, Images, Labels, Latents, Randomness, Sigmas, Text
 
 RESAMPLING = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
 """Of inpainting: 5.5 times the steps in all, and half of the seam."""
@@ -121,29 +112,29 @@ def sdedit(
     They keep structures larger than that noise; the rest has the artefacts of the stage.
     """
     low_res = shrunk(images, stage.factor) if stage.low_res_size else None
-    whole = sampling.model_copy(update={"conditioning": "whole"})
+    sampling = sampling.model_copy(update={"conditioning": "whole"})
     start = image_to_image(images, stage.image_size, share)
-    return stage.space.decode(last(stage.steps(labels, low_res, whole, rngs, start=start, text=text)))
+    return stage.space.decode(last(stage.steps(labels, low_res, sampling, rngs, start=start, text=text)))
 
 
 @dataclass(frozen=True)
 class Between:
-    """The noise a `share` of the way from that of `one` to that of `other`, in [0, 1]."""
+    """The noise a `share` of the way from that of `first` to that of `last`, in [0, 1]."""
 
-    one: Randomness
-    other: Randomness
+    first: Randomness
+    last: Randomness
     share: float
 
     def at(self, *where: int | str) -> Between:
-        return Between(self.one.at(*where), self.other.at(*where), self.share)
+        return Between(self.first.at(*where), self.last.at(*where), self.share)
 
     def normal(self, *shape: int) -> Tensor:
-        return slerp(self.one.normal(*shape), self.other.normal(*shape), self.share)
+        return slerp(self.first.normal(*shape), self.last.normal(*shape), self.share)
 
 
-def slerp(one: Tensor, other: Tensor, share: float) -> Tensor:
+def slerp(first: Tensor, last: Tensor, share: float) -> Tensor:
     """Spherical interpolation (Shoemake, SIGGRAPH 1985), which keeps the norm of Gaussian noise."""
-    cosine = float(F.cosine_similarity(one.flatten().double(), other.flatten().double(), 0))
+    cosine = float(F.cosine_similarity(first.flatten().double(), last.flatten().double(), 0))
     angle = max(1e-4, math.acos(max(-1.0, min(1.0, cosine))))
-    left, right = (math.sin(part * angle) / math.sin(angle) for part in (1 - share, share))
-    return left * one + right * other
+    weight_first, weight_last = (math.sin(part * angle) / math.sin(angle) for part in (1 - share, share))
+    return weight_first * first + weight_last * last

@@ -38,9 +38,8 @@ from calotype.types import (
 NO_AUGMENTATION = NoiseAugmentation(share=0.0)
 NEGATIVE = 1.3
 """Guidance scale of a negative prompt where the prior is the guide."""
-AT_ONCE, AT_ONCE_VALUES = 32, 2**22
+BATCH_IMAGES, BATCH_VALUES = 32, 2**22
 """Images, and pixel values of them, that are sampled together at most."""
-
 
 Guide = Literal["unconditional", "prior"]
 
@@ -71,10 +70,6 @@ DenoiserFor = Callable[[Condition], Denoise]
 Wrapper = Callable[[DenoiserFor, Condition], Denoise]  # a denoiser in place of that for the condition
 
 
-def unwrapped(denoiser_for: DenoiserFor, condition: Condition) -> Denoise:
-    return denoiser_for(condition)
-
-
 @dataclass(frozen=True)
 class SamplerInit:
     """Where the sampling of a stage starts, and the denoiser that it uses."""
@@ -83,7 +78,7 @@ class SamplerInit:
     """Latents to which noise is added: the prior mean, or an image; one for all samples, or one each."""
     strength: float = 1.0
     """Fraction of the sampler's steps that are taken, the last ones: (0, 1]."""
-    wrapper: Wrapper = unwrapped
+    wrapper: Wrapper = lambda denoiser_for, condition: denoiser_for(condition)
     resampling: tuple[float, ...] = ()
     """Fractions of these steps that are repeated with new noise, one after the other (RePaint)."""
 
@@ -154,16 +149,14 @@ class Stage:
         if sampling.guidance == 1:
             return strong
         if sampling.guide == "prior":
-            guided_by_prior = self._guided_by_prior(condition, sampling)
-            negative = unconditional if condition.text is not None and condition.text.negatives else None
-            both = guided_by_prior if negative is None else guided(
-                guided_by_prior, self._guided_by_prior(negative, sampling), NEGATIVE
-            )  # fmt: skip
+            inside = self._guided_by_prior(condition, sampling)
+            if condition.text is not None and condition.text.negatives:
+                inside = guided(inside, self._guided_by_prior(unconditional, sampling), NEGATIVE)
         elif (condition.labels == NULL_LABEL).all() and condition.text == unconditional.text:
             return strong
         else:
-            both = guided(strong, self._network(unconditional), sampling.guidance)
-        return in_interval(both, strong, sampling.guidance_low, sampling.guidance_high)
+            inside = guided(strong, self._network(unconditional), sampling.guidance)
+        return in_interval(inside, strong, sampling.guidance_low, sampling.guidance_high)
 
     def _network(self, condition: Condition) -> Denoise:
         return lambda noisy, sigma: self.denoiser(noisy, filled(sigma, noisy), condition)
@@ -262,7 +255,7 @@ def generate(
 
 def in_turn(count: int, height: int, width: int) -> list[slice]:
     """Slices of `count` images that are processed together, in bounded memory."""
-    few = max(1, min(AT_ONCE, AT_ONCE_VALUES // (3 * height * width)))
+    few = max(1, min(BATCH_IMAGES, BATCH_VALUES // (3 * height * width)))
     return [slice(start, start + few) for start in range(0, count, few)]
 
 

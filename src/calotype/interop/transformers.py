@@ -68,7 +68,7 @@ def open_encoder(config: FolderConfig) -> Reader:
             f"put that one there"
         )
     kind, settings = read_encoder_config(folder)
-    network = build_encoder(folder, kind, settings)
+    network = load_network(folder, kind, settings)
     theirs: Any = network.config
     spare = (theirs.pad_token_id or 0) + 1 if kind in SHIFTED else 0
     most = min(config.words, getattr(theirs, "max_position_embeddings", config.words + spare) - spare)
@@ -103,7 +103,7 @@ def read_encoder_config(folder: Path) -> tuple[str, dict[str, Any]]:
     return kind, settings
 
 
-def build_encoder(folder: Path, kind: str, settings: dict[str, Any]) -> nn.Module:
+def load_network(folder: Path, kind: str, settings: dict[str, Any]) -> nn.Module:
     """With its weights, in float32. Raises `UserError` if one is missing, damaged, or of another shape."""
     file, weights = folder / "config.json", read_tensors(weights_files(folder, ENCODER_WEIGHTS, ENCODER_PARTS))
     for name in DEPTHS:
@@ -117,7 +117,7 @@ def build_encoder(folder: Path, kind: str, settings: dict[str, Any]) -> nn.Modul
     transformers.logging.disable_progress_bar()
     network: Any = getattr(transformers, KINDS[kind])
     try:
-        made, loading = network.from_pretrained(
+        loaded, loading = network.from_pretrained(
             None, config=network.config_class.from_dict(settings), state_dict=weights, output_loading_info=True,
             attn_implementation="eager", dtype=torch.float32,
         )  # fmt: skip
@@ -128,6 +128,6 @@ def build_encoder(folder: Path, kind: str, settings: dict[str, Any]) -> nn.Modul
         ) from None
     if missing := sorted(name for name in loading["missing_keys"] if "pooler" not in name):
         raise UserError(f"{folder} has no weights for {missing[0]:.80}, which its config.json asks for; copy it again")
-    if not all(value.isfinite().all() for value in made.parameters()):
+    if not all(value.isfinite().all() for value in loaded.parameters()):
         raise UserError(f"{folder} has weights that are not numbers; take another copy of them")
-    return made
+    return loaded

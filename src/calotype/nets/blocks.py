@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, MutableMapping
 from contextlib import AbstractContextManager
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -21,10 +21,6 @@ Tokens = Float[Tensor, "batch token features"]
 Recoloured = Float[Tensor, "batch _ height width"]  # an image of the same size, with channels of its own
 Resized = Float[Tensor, "batch _ _ _"]  # an image of another size
 Heads = Float[Tensor, "batch head _ width"]  # queries, keys or values
-
-
-RENAMED_ATTENTION = {"listen.": "text_attention."}
-"""Names of tensors in version 0.1, and now."""
 
 
 class RmsNorm(nn.RMSNorm):
@@ -73,6 +69,17 @@ def faint(module: Network) -> Network:
     return module
 
 
+class Migrated(nn.Module):
+    """A module that also loads tensors by the names of earlier versions."""
+
+    old_names: ClassVar[Mapping[str, str]] = {}
+    """How names of its tensors began in version 0.1, and how they begin now."""
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        rename_keys(state_dict, prefix, self.old_names)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
 def rename_keys(tensors: MutableMapping[str, Tensor], prefix: str, names: Mapping[str, str]) -> None:
     """Gives tensors of earlier versions, in place, the names that they have now; `prefix` is that of their module."""
     for key in list(tensors):
@@ -84,14 +91,6 @@ def rename_keys(tensors: MutableMapping[str, Tensor], prefix: str, names: Mappin
 def channels_last(module: Network) -> Network:
     """The memory format in which convolutions are fastest."""
     return module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-
-
-def space_to_channel(image: Latents, factor: int) -> Resized:
-    return F.pixel_unshuffle(image, factor)
-
-
-def channel_to_space(image: Latents, factor: int) -> Resized:
-    return F.pixel_shuffle(image, factor)
 
 
 class ChannelNorm(nn.Module):
@@ -133,6 +132,17 @@ class ResidualBlock(nn.Module):
         return self.skip(image) + self.conv_out(inner)
 
 
+class Upsample(nn.Module):
+    """Twice the side: every pixel four times, then a convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, image: Latents) -> Resized:
+        return self.conv(F.interpolate(image, scale_factor=2.0, mode="nearest"))
+
+
 class TextAttention(nn.Module):
     """Joint attention: keys and values of the text are appended to those of the image (GLIDE, arXiv 2112.10741).
 
@@ -146,16 +156,18 @@ class TextAttention(nn.Module):
         self.norm_key = RmsNorm(width // heads, eps=1e-6)
 
     def forward(self, query: Heads, key: Heads, value: Heads, words: TextContext) -> Heads:
-        both = self.key_value(words.context).unflatten(2, (2, self.heads, -1))
-        more_keys, more_values = both.transpose(1, 3).unbind(2)
+        key_values = self.key_value(words.context).unflatten(2, (2, self.heads, -1))
+        more_keys, more_values = key_values.transpose(1, 3).unbind(2)
         keys = torch.cat([key, self.norm_key(more_keys).to(key.dtype)], 2)
         values = torch.cat([value, more_values.to(value.dtype)], 2)
         mask = F.pad(words.mask, (key.shape[2], 0), value=True)[:, None, None]
         return F.scaled_dot_product_attention(query, keys, values, mask)
 
 
-class AttentionBlock(nn.Module):
+class AttentionBlock(Migrated):
     """Self-attention over pixels, with normalised queries and keys (arXiv 2302.05442, section 2.1)."""
+
+    old_names: ClassVar = {"listen.": "text_attention."}
 
     def __init__(self, channels: int, head_width: int = 64, context_width: int = 0) -> None:
         super().__init__()
@@ -172,10 +184,6 @@ class AttentionBlock(nn.Module):
         query, key, value = heads.transpose(3, 4).unbind(1)
         mixed = attend(self.norm_query(query), self.norm_key(key), value, self.text_attention, words)
         return image + self.out(mixed.transpose(2, 3).reshape(batch, channels, height, width))
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        rename_keys(state_dict, prefix, RENAMED_ATTENTION)
-        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 def attend(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +12,7 @@ from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from calotype.nets.blocks import (
-    RENAMED_ATTENTION,
+    Migrated,
     Recoloured,
     RmsNorm,
     TextAttention,
@@ -20,10 +20,7 @@ from calotype.nets.blocks import (
     Tokens,
     Vector,
     attend,
-    channel_to_space,
     faint,
-    rename_keys,
-    space_to_channel,
     zero,
 )
 from calotype.types import Config, Latents
@@ -67,7 +64,7 @@ class Dit(nn.Module):
         self.out = faint(nn.Linear(config.width, out_channels * config.patch**2))
 
     def forward(self, image: Latents, vector: Vector, words: TextContext | None = None) -> Recoloured:
-        patches = space_to_channel(image, self.patch)
+        patches = F.pixel_unshuffle(image, self.patch)
         height, width = patches.shape[-2:]
         ys, xs = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
         places = torch.stack([ys.flatten(), xs.flatten()], 1).to(image.device).float()
@@ -78,11 +75,13 @@ class Dit(nn.Module):
             tokens = block(tokens, vector, rotation, words)
         scale, shift = self.modulation(vector)[:, None].chunk(2, -1)
         tokens = self.out(self.norm(tokens) * (1 + scale) + shift)
-        return channel_to_space(tokens.transpose(1, 2).unflatten(2, (height, width)), self.patch)
+        return F.pixel_shuffle(tokens.transpose(1, 2).unflatten(2, (height, width)), self.patch)
 
 
-class DitBlock(nn.Module):
+class DitBlock(Migrated):
     """Attention and a feed-forward network with adaLN-zero: scale, shift and gate by the vector; gates start at 0."""
+
+    old_names: ClassVar = {"listen.": "text_attention."}
 
     def __init__(self, config: DitConfig, context_width: int = 0) -> None:
         super().__init__()
@@ -107,10 +106,6 @@ class DitBlock(nn.Module):
         query, key = rotate(self.norm_query(query), rotation), rotate(self.norm_key(key), rotation)
         mixed = attend(query, key, value.to(query.dtype), self.text_attention, words)
         return self.attention_out(mixed.transpose(1, 2).flatten(2))
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        rename_keys(state_dict, prefix, RENAMED_ATTENTION)
-        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _feed(self, tokens: Tokens) -> Tokens:
         """SwiGLU (arXiv 2002.05202, eq. 6)."""

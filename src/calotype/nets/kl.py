@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from pydantic import Field, PositiveInt, model_validator
 from torch import nn
 
-from calotype.nets.blocks import Precision, Recoloured, Resized, autocast
+from calotype.nets.blocks import Precision, Recoloured, Resized, Upsample, autocast
 from calotype.nets.vae import Moments, Vae
 from calotype.types import Config, Images, Latents
 
@@ -65,10 +65,6 @@ class Kl(nn.Module):
         with autocast(latents.device, self.precision):
             return self.decoder(self.mix_latents(latents)).float()
 
-    def sample(self, moments: Moments, noise: Latents) -> Latents:
-        """A draw from the posterior (arXiv 1312.6114, eq. 9)."""
-        return moments.mean + (moments.log_variance / 2).exp() * noise
-
 
 Autoencoder = Vae | Kl
 
@@ -104,7 +100,7 @@ class KlDecoder(nn.Module):
             *(
                 KlLevel(config, config.blocks + 1, before, width, level in config.decoder_attention_levels, resize)
                 for level, (before, width) in zip(reversed(range(len(steps))), steps, strict=True)
-                for resize in [KlUpsample(width) if level else nn.Identity()]
+                for resize in [Upsample(width) if level else nn.Identity()]
             )
         )
         self.norm = group_norm(config, upwards[-1])
@@ -181,14 +177,3 @@ class KlDownsample(nn.Module):
 
     def forward(self, image: Latents) -> Resized:
         return self.conv(F.pad(image, (0, 1, 0, 1)))
-
-
-class KlUpsample(nn.Module):
-    """Twice the side: every pixel four times, then a convolution."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
-
-    def forward(self, image: Latents) -> Resized:
-        return self.conv(F.interpolate(image, scale_factor=2.0, mode="nearest"))

@@ -136,10 +136,10 @@ def pretrained_lite0(device: torch.device | str = "cpu") -> EfficientNetLite0:
 efficientnet_lite0 = cache(pretrained_lite0)
 
 
-def perceptual_distance(network: EfficientNetLite0, images: Images, others: Images) -> Float[Tensor, " batch"]:
+def perceptual_distance(network: EfficientNetLite0, images: Images, references: Images) -> Float[Tensor, " batch"]:
     """Squared distance of unit-length features, mean over places and stages (arXiv 1801.03924, eq. 1, unweighted)."""
-    stages = zip(network.stages(images, STAGES), network.stages(others, STAGES), strict=True)
-    distances = [
-        (F.normalize(one, dim=1) - F.normalize(other, dim=1)).square().sum(1).mean((1, 2)) for one, other in stages
-    ]
+    distances = []
+    for features, others in zip(network.stages(images, STAGES), network.stages(references, STAGES), strict=True):
+        apart = F.normalize(features, dim=1) - F.normalize(others, dim=1)
+        distances.append(apart.square().sum(1).mean((1, 2)))
     return torch.stack(distances).mean(0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +13,7 @@ from jaxtyping import Bool, Int
 from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
-from calotype.nets.blocks import Recoloured, RmsNorm, TextContext, Tokens, Vector, rename_keys, zero
+from calotype.nets.blocks import Migrated, Recoloured, RmsNorm, TextContext, Tokens, Vector, zero
 from calotype.types import Config, Latents
 
 LETTERS = 12
@@ -110,8 +110,10 @@ class TextBlock(nn.Module):
         return tokens + self.down(F.gelu(self.up(self.norm_feed(tokens))))
 
 
-class TextConditioned(nn.Module):
+class TextConditioned(Migrated):
     """A backbone that attends to the words of a text; the pooled text is added to its conditioning vector."""
+
+    old_names: ClassVar = {"whole.": "pooled_projection."}
 
     def __init__(self, backbone: nn.Module, encoder: TextEncoder, width: int) -> None:
         super().__init__()
@@ -123,11 +125,6 @@ class TextConditioned(nn.Module):
             return self.backbone(image, vector)
         words = self.encoder(texts)
         return self.backbone(image, vector + self.pooled_projection(words.pooled), words)
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        """Reads models of version 0.1, too."""
-        rename_keys(state_dict, prefix, {"whole.": "pooled_projection."})
-        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 def tokens_of(texts: Sequence[str], most: int) -> Int[Tensor, "batch word 12"]:

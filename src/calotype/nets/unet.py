@@ -16,10 +16,9 @@ from calotype.nets.blocks import (
     ResidualBlock,
     Resized,
     TextContext,
+    Upsample,
     Vector,
-    channel_to_space,
     faint,
-    space_to_channel,
 )
 from calotype.types import Config, Latents
 
@@ -87,7 +86,7 @@ class Unet(nn.Module):
     def forward(self, image: Latents, vector: Vector, words: TextContext | None = None) -> Recoloured:
         mixing = self.through(F.silu(vector)).unflatten(1, (-1, image.shape[1]))
         passed = torch.einsum("boi,bihw->bohw", mixing, image)
-        image = self.conv_in(space_to_channel(image, self.patch))
+        image = self.conv_in(F.pixel_unshuffle(image, self.patch))
         skips = [image]
         for block in self.down:
             image = block(image, vector, words)
@@ -95,8 +94,11 @@ class Unet(nn.Module):
         for block in self.middle:
             image = block(image, vector, words)
         for block in self.up:
-            image = block(image if isinstance(block, Upsample) else torch.cat([image, skips.pop()], 1), vector, words)
-        return passed + channel_to_space(self.conv_out(F.silu(self.norm(image))), self.patch)
+            if isinstance(block, Upsample):
+                image = block(image)
+            else:
+                image = block(torch.cat([image, skips.pop()], 1), vector, words)
+        return passed + F.pixel_shuffle(self.conv_out(F.silu(self.norm(image))), self.patch)
 
 
 class UnetLevel(nn.Module):
@@ -119,12 +121,3 @@ class Downsample(nn.Module):
 
     def forward(self, image: Latents, vector: Vector, words: TextContext | None = None) -> Resized:
         return self.conv(image)
-
-
-class Upsample(nn.Module):
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(width, width, 3, padding=1)
-
-    def forward(self, image: Latents, vector: Vector, words: TextContext | None = None) -> Resized:
-        return self.conv(F.interpolate(image, scale_factor=2, mode="nearest"))

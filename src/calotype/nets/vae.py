@@ -12,6 +12,7 @@ from itertools import pairwise
 from typing import Literal, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
@@ -22,8 +23,6 @@ from calotype.nets.blocks import (
     ResidualBlock,
     Resized,
     autocast,
-    channel_to_space,
-    space_to_channel,
     zero,
 )
 from calotype.types import Config, Images, Latents
@@ -66,6 +65,10 @@ class Moments(NamedTuple):
     mean: Latents
     log_variance: Latents
 
+    def sample(self, noise: Latents) -> Latents:
+        """A draw from the posterior (arXiv 1312.6114, eq. 9)."""
+        return self.mean + (self.log_variance / 2).exp() * noise
+
 
 class Vae(nn.Module):
     """Images (batch, 3, height, width) <-> latents (batch, channels, height / reduction, width / reduction)."""
@@ -82,22 +85,18 @@ class Vae(nn.Module):
     def encode(self, images: Images) -> Moments:
         with autocast(images.device, self.precision):
             mean, log_variance = (GAIN * self.encoder(images).float()).chunk(2, 1)
-        linear = self.linear_in(space_to_channel(images, self.config.reduction))
+        linear = self.linear_in(F.pixel_unshuffle(images, self.config.reduction))
         return Moments(linear + mean, (START_LOG_VARIANCE + log_variance).clamp(-20, 10))
 
     def decode(self, latents: Latents) -> Images:
         with autocast(latents.device, self.precision):
             correction = GAIN * self.decoder(latents).float()
-        return channel_to_space(self.linear_out(latents), self.config.reduction) + correction
-
-    def sample(self, moments: Moments, noise: Latents) -> Latents:
-        """A draw from the posterior (arXiv 1312.6114, eq. 9)."""
-        return moments.mean + (moments.log_variance / 2).exp() * noise
+        return F.pixel_shuffle(self.linear_out(latents), self.config.reduction) + correction
 
     @torch.no_grad()
     def start_linear(self, images: Images) -> None:
         """Sets the linear path to the PCA of the patches of `images`, scaled to latents of mean 0 and variance 1."""
-        patches = space_to_channel(images, self.config.reduction).cpu().double().transpose(0, 1).flatten(1)
+        patches = F.pixel_unshuffle(images, self.config.reduction).cpu().double().transpose(0, 1).flatten(1)
         mean = patches.mean(1, keepdim=True)
         variances, axes = torch.linalg.eigh((patches - mean) @ (patches - mean).T / max(1, patches.shape[1] - 1))
         variances, axes = variances.flip(0), axes.flip(1)
@@ -122,7 +121,7 @@ class VaeEncoder(nn.Module):
         self.out = zero(nn.Conv2d(config.widths[-1], 2 * config.channels, 3, padding=1))
 
     def forward(self, images: Images) -> Latents:
-        return self.out(self.layers(space_to_channel(images, self.stem)))
+        return self.out(self.layers(F.pixel_unshuffle(images, self.stem)))
 
 
 class VaeDecoder(nn.Module):
@@ -138,7 +137,7 @@ class VaeDecoder(nn.Module):
         self.out = zero(nn.Conv2d(config.widths[0], 3 * config.stem**2, 3, padding=1))
 
     def forward(self, latents: Latents) -> Images:
-        return channel_to_space(self.out(self.layers(latents)), self.stem)
+        return F.pixel_shuffle(self.out(self.layers(latents)), self.stem)
 
 
 class Fold(nn.Module):
@@ -150,7 +149,7 @@ class Fold(nn.Module):
         self.out_channels = out_channels
 
     def forward(self, image: Latents) -> Resized:
-        folded = space_to_channel(image, 2)
+        folded = F.pixel_unshuffle(image, 2)
         return self.conv(folded) + match_channels(folded, self.out_channels)
 
 
@@ -163,7 +162,7 @@ class Unfold(nn.Module):
         self.out_channels = out_channels
 
     def forward(self, image: Latents) -> Resized:
-        return channel_to_space(self.conv(image) + match_channels(image, 4 * self.out_channels), 2)
+        return F.pixel_shuffle(self.conv(image) + match_channels(image, 4 * self.out_channels), 2)
 
 
 def match_channels(

@@ -17,27 +17,18 @@ from array import array
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from calotype.nets.blocks import rename_keys
 from calotype.priors.gaussian import Flat, GaussianMixture
 from calotype.priors.prior import Prior
 from calotype.types import Condition, Latents, Sigmas
 
 NEGLIGIBLE = 1e-3
 """Components whose weight is below this fraction of the largest are skipped."""
-RENAMED_CAPTIONED = {
-    "heard": "vocabulary",
-    "into": "regression_in",
-    "out": "regression_out",
-    "vote": "gate",
-    "bias": "gate_bias",
-}
-"""Names of the tensors in version 0.1, and now."""
 UNSPACED = r"\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff"
 """Thai, Japanese and Chinese have no spaces between words: each letter is a token, and n-grams do the rest."""
 TOKEN = re.compile(rf"[{UNSPACED}]|(?:(?![{UNSPACED}])\w)+")
@@ -61,6 +52,13 @@ class CaptionedMixture(Prior):
     and its probability is `softmax(b @ gate + gate_bias)[g]`. The weights of `mixture` are those within each group.
     """
 
+    old_names: ClassVar = {
+        "heard": "vocabulary",
+        "into": "regression_in",
+        "out": "regression_out",
+        "vote": "gate",
+        "bias": "gate_bias",
+    }
     vocabulary: NgramVocabulary
     regression_in: Float[Tensor, "group word direction"]
     regression_out: Float[Tensor, "group direction dimension"]
@@ -109,10 +107,6 @@ class CaptionedMixture(Prior):
             return bags[rows] @ self.regression_in[group] @ self.regression_out[group]
 
         return self.mixture.posterior_mean(weights, noisy, sigma, shift)
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        rename_keys(state_dict, prefix, RENAMED_CAPTIONED)
-        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 # -- Bags of hashed n-grams (feature hashing: Weinberger et al., arXiv 0902.2206) --------------------------------------

@@ -66,8 +66,8 @@ def components_of(points: Points, classes: dict[int, Tensor], clusters: int, ran
         common = (SHARED / len(own)) ** 0.5 * (axes * deviations).T
         for index in range(len(means)):
             inside = away[cluster == index]
-            both = torch.cat([((1 - SHARED) / len(inside)) ** 0.5 * inside, common])
-            _, deviations, axes = torch.svd_lowrank(both, q=rank, niter=1)
+            rows = torch.cat([((1 - SHARED) / len(inside)) ** 0.5 * inside, common])
+            _, deviations, axes = torch.svd_lowrank(rows, q=rank, niter=1)
             total = (1 - SHARED) * inside.square().sum() / len(inside) + SHARED * away.square().sum() / len(own)
             components.append(Component(means[index], axes.T, deviations**2, total, len(inside), label))
     return components

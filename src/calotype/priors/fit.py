@@ -9,10 +9,10 @@ from typing import NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from calotype.priors.captions import Bags, CaptionedMixture, NgramVocabulary, bags_of, vocabulary_of
+from calotype.priors.captions import MOST_WORDS, Bags, CaptionedMixture, NgramVocabulary, bags_of, vocabulary_of
 from calotype.priors.clusters import MOST_RANK, Points, components_of, largest_rank, members_of_classes, mixture_of
 from calotype.priors.gaussian import CrossFitted, GaussianMixture
 from calotype.priors.prior import Prior
@@ -74,9 +74,9 @@ class Examples(NamedTuple):
     def of(self, label: int) -> Examples:
         return self if label == NULL_LABEL else self.at((self.labels == label).nonzero()[:, 0].tolist())
 
-    def joined(self, others: Examples) -> Examples:
-        latents, labels = torch.cat([self.latents, others.latents]), torch.cat([self.labels, others.labels])
-        return Examples(latents, labels, [*self.captions, *others.captions], [*self.shortened, *others.shortened])
+    def joined(self, more: Examples) -> Examples:
+        latents, labels = torch.cat([self.latents, more.latents]), torch.cat([self.labels, more.labels])
+        return Examples(latents, labels, [*self.captions, *more.captions], [*self.shortened, *more.shortened])
 
     def levels(self) -> tuple[Examples, Examples]:
         """Those with captions, and all of them with shortened captions."""
@@ -171,6 +171,20 @@ def fit_prior(
     return mixture if worse else captioned, None
 
 
+def largest_prior(count: int, dimension: int, classes: int, captioned: bool) -> GaussianMixture | CaptionedMixture:
+    """The largest that `fit_prior` may give for `count` images of `dimension` values: not fitted, to measure its cost.
+
+    Its groups have labels, so a labelled image evaluates those of its class alone.
+    """
+    classes_with_components, levels = max(1, classes), 2 if captioned else 1
+    clusters = CLUSTERS if count >= FEWEST_PER_COMPONENT * classes_with_components * CLUSTERS else 1
+    rank = largest_rank(count, dimension, classes_with_components * clusters)
+    mixture = GaussianMixture(levels * classes_with_components * clusters, rank, dimension)
+    mixture.group[:] = torch.arange(len(mixture.means)) // clusters
+    mixture.label[:] = mixture.group // levels if classes else NULL_LABEL
+    return CaptionedMixture(mixture, 2 * classes_with_components, MOST_WORDS, DIRECTIONS) if captioned else mixture
+
+
 # -- Without captions --------------------------------------------------------------------------------------------------
 
 
@@ -213,8 +227,8 @@ def fit_captioned(like: GaussianMixture, train: Examples, validation: Examples) 
     vocabulary = vocabulary_of(caption for fitted, _ in levels for caption in fitted.captions)
     if not len(vocabulary):
         return None
-    whole, shortened = (list(members_of_classes(fitted.labels)) for fitted, _ in levels)
-    labels = whole if whole == shortened else [NULL_LABEL]
+    full, shortened = (list(members_of_classes(fitted.labels)) for fitted, _ in levels)
+    labels = full if full == shortened else [NULL_LABEL]
     clusters, components, regressions, bags_by_group = max(1, len(like.means) // len(shortened)), [], [], []
     groups = [(fitted.of(label), held_out.of(label)) for label in labels for fitted, held_out in levels]
     for number, (fitted, held_out) in enumerate(groups):
@@ -231,7 +245,8 @@ def fit_captioned(like: GaussianMixture, train: Examples, validation: Examples) 
     mixture.prior /= torch.zeros_like(prior.gate_bias).index_add(0, mixture.group, mixture.prior)[mixture.group]
     mixture.label[:] = torch.tensor(labels).repeat_interleave(len(levels)).to(mixture.label)[mixture.group]
     prior.vocabulary[:] = vocabulary
-    prior.gate[:], prior.gate_bias[:] = fit_gate(bags_by_group)
+    group = torch.arange(len(groups)).repeat_interleave(torch.tensor([len(bags) for bags in bags_by_group]))
+    prior.gate[:], prior.gate_bias[:] = fit_gate(torch.cat(bags_by_group), group.to(mixture.group))
     for number, (factor_in, factor_out, constant) in enumerate(regressions):
         mixture.means[mixture.group == number] += constant
         prior.regression_in[number, :, : len(factor_out)] = factor_in
@@ -239,12 +254,9 @@ def fit_captioned(like: GaussianMixture, train: Examples, validation: Examples) 
     return prior
 
 
-def fit_gate(bags_by_group: Sequence[Bags]) -> tuple[Float[Tensor, "word group"], Float[Tensor, " group"]]:
+def fit_gate(bags: Bags, group: Int[Tensor, " count"]) -> tuple[Float[Tensor, "word group"], Float[Tensor, " group"]]:
     """Weight and bias of the softmax regression of the group on the bag of words; starts at the groups' frequencies."""
-    bags = torch.cat([*bags_by_group])
-    sizes = torch.tensor([len(group) for group in bags_by_group], device=bags.device)
-    group = torch.arange(len(sizes)).to(sizes).repeat_interleave(sizes)
-    bias = sizes.to(bags).log().requires_grad_()
+    bias = torch.bincount(group).to(bags).log().requires_grad_()
     weight = bags.new_zeros(bags.shape[1], len(bias)).requires_grad_()
     optimizer = torch.optim.LBFGS([weight, bias], max_iter=GATE_STEPS, line_search_fn="strong_wolfe")
 
@@ -272,9 +284,9 @@ class Regression(NamedTuple):
 def regress(train: Observations, validation: Observations) -> Regression:
     """Reduced-rank ridge regression, with the ridge of `RIDGES` that predicts `validation` best."""
     middle, centre = train.bags.mean(0), train.points.mean(0)
-    words, others, targets = train.bags - middle, validation.bags - middle, validation.points - centre
+    words, validation_words, targets = train.bags - middle, validation.bags - middle, validation.points - centre
     values, basis = torch.linalg.eigh((words.T @ words).double())
-    shared, rotated = basis.T.to(words) @ (words.T @ (train.points - centre)), others @ basis.to(words)
+    shared, rotated = basis.T.to(words) @ (words.T @ (train.points - centre)), validation_words @ basis.to(words)
 
     def error(ridge: float) -> float:
         return float((targets - rotated @ (shared / (values + ridge)[:, None].to(words))).square().sum())

@@ -93,7 +93,7 @@ class GaussianMixture(Prior):
         flat, variance, active = noisy.flatten(1), sigma[:, None] ** 2, (weights > 0).cpu()
         ends = [0, *accumulate(self.group.unique_consecutive(return_counts=True)[1].tolist())]
         means, evidence = [], exact(weights).new_full((len(flat), len(ends) - 1), -torch.inf)
-        for number, part in enumerate(slice(*both) for both in pairwise(ends)):
+        for number, part in enumerate(slice(first, last) for first, last in pairwise(ends)):
             rows = active[:, part].any(1).nonzero()[:, 0].to(flat.device)
             if len(rows):
                 centre = torch.zeros_like(flat[:1]) if shift is None else shift(number, rows)
@@ -117,10 +117,10 @@ class GaussianMixture(Prior):
         means, axes, variances, rest = (value[part] for value in (self.means, self.axes, self.variances, self.rest))
         away = flat[:, None] - means
         along = torch.einsum("bkd,krd->bkr", away, axes)
-        of_axes, of_rest, others = variances + variance[..., None], rest + variance, means.shape[1] - axes.shape[1]
+        of_axes, of_rest, rest_count = variances + variance[..., None], rest + variance, means.shape[1] - axes.shape[1]
         distance = (along.square() / of_axes).sum(2)
         distance = distance + (exact(away).square().sum(2) - along.square().sum(2)).clamp(min=0) / of_rest
-        log_determinant = of_axes.log().sum(2) + others * of_rest.log()
+        log_determinant = of_axes.log().sum(2) + rest_count * of_rest.log()
         log_joint = weights.log() - (distance + log_determinant) / 2
         responsibilities, shrink = torch.softmax(log_joint, 1).to(flat), rest / of_rest
         shrunk = responsibilities * shrink

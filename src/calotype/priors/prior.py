@@ -12,13 +12,14 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from calotype.nets.blocks import Migrated
 from calotype.types import Condition, Latents, Sigmas
 
 MOST_VALUES = 2**26
 """Values of all images, or latents, to which a prior is fitted at most."""
 
 
-class Prior(nn.Module):
+class Prior(Migrated):
     """A distribution of clean latents with a closed-form posterior mean.
 
     Its tensors must not change while a network has it: whoever fits it again makes a new one.

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from calotype.nets.blocks import rename_keys
-from calotype.priors.captions import RENAMED_CAPTIONED, CaptionedMixture
+from calotype.priors.captions import CaptionedMixture
 from calotype.priors.gaussian import GaussianMixture
 from calotype.priors.patches import WINDOW, PatchPrior
 from calotype.priors.prior import Prior
@@ -45,7 +45,7 @@ def prior_in(tensors: Mapping[str, Tensor], denoiser: str = "") -> Prior | None:
         own |= {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
     if not own:
         return None
-    rename_keys(own, "", RENAMED_CAPTIONED)
+    rename_keys(own, "", CaptionedMixture.old_names)
     prior = _empty_like(own)
     prior.load_state_dict(own)
     return prior

@@ -40,7 +40,7 @@ class LatentSpace(nn.Module):
 
     def sample(self, moments: Recoloured, rng: Rng) -> Latents:
         parts = Moments(*moments.chunk(2, 1))
-        return (self.vae.sample(parts, rng.noise_like(parts.mean)) - self.mean) / self.spread
+        return (parts.sample(rng.noise_like(parts.mean)) - self.mean) / self.spread
 
     @torch.no_grad()
     def encode(self, images: Images) -> Latents:
@@ -71,9 +71,9 @@ def about_tiles(space: LatentSpace, images: Images) -> str:
     """A sentence: whether tiled decoding of large images is exact, measured on these images."""
     latents, scale = space.vae.encode(images).mean, CellScale(1, space.reduction)
     reach, side = measure_reach(space.vae.decode, latents, scale), max(1, max(latents.shape[-2:]) // 2)
-    whole = space.vae.decode(latents).clamp(-1, 1)
-    made = tiled(space.vae.decode, latents, scale, 3, reach, side).clamp(-1, 1)
-    difference, mean = float((made - whole).abs().max()) / 2, float((made - whole).abs().mean()) / 2
+    expected = space.vae.decode(latents).clamp(-1, 1)
+    in_parts = tiled(space.vae.decode, latents, scale, 3, reach, side).clamp(-1, 1)
+    difference, mean = float((in_parts - expected).abs().max()) / 2, float((in_parts - expected).abs().mean()) / 2
     measured = (
         f"on a held-out picture of {images.shape[-1]} px, in tiles of {side * space.reduction} px, values differ by"
     )

@@ -105,17 +105,13 @@ def measure_reach(network: TiledNetwork, image: Latents, scale: CellScale) -> Re
 
     A network that sees the ends of the strip is taken to have a global receptive field.
     """
-    influence = strip_influence(network, image, scale) + strip_influence(transposed(network), image, scale)
+    influence = strip_influence(network, image, scale)
+    influence += strip_influence(lambda strip: network(strip.mT).mT, image, scale)
     farthest = int(influence.nonzero().max()) if influence.any() else 0
     if farthest < STRIP // 2:
         return Reach(farthest, exact=True)
     within = influence.cumsum(0) / influence.sum()
     return Reach(int((within < INFLUENCE).sum()), exact=False)
-
-
-def transposed(network: TiledNetwork) -> TiledNetwork:
-    """The network with rows and columns exchanged."""
-    return lambda image: network(image.mT).mT
 
 
 def strip_influence(network: TiledNetwork, image: Latents, scale: CellScale) -> Float[Tensor, " distance"]:

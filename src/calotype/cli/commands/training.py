@@ -33,10 +33,9 @@ from calotype.settings import parse_recipe, parse_split, read_overrides, read_re
 from calotype.tables import merge
 from calotype.training.checkpoint import rename_legs
 from calotype.training.examples import without_unread_captions
-from calotype.training.lock import locked
 from calotype.training.pipeline import Pipeline, record_status
 from calotype.training.previews import held_out_prompts
-from calotype.training.signals import stoppable
+from calotype.training.process import locked, stoppable
 from calotype.types import UserError
 
 DEFAULT_SIZE = 64
@@ -132,7 +131,7 @@ def produce(run: Run, plan: Plan, pictures: Pictures, machine: Machine, console:
     with stoppable() as stop:
         try:
             with record_status(run, device, stop):
-                Pipeline(run, recipe, plan.time_budget, pictures, device, console, stop, force).train()
+                Pipeline(run, recipe, plan, pictures, device, console, stop, force).train()
                 with run.timing("samples"):
                     prompts, count = held_out_prompts(pictures, plan.final_count), plan.final_count
                     chosen = SampleOptions(folder, seed=recipe.seed, out=folder / "samples", device=str(device))
