@@ -7,7 +7,6 @@ known one, and with `weights_only`, so nothing in it can run.
 from __future__ import annotations
 
 import importlib.util
-from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -131,9 +130,6 @@ def pretrained_lite0(device: torch.device | str = "cpu") -> EfficientNetLite0:
         network = channels_last(EfficientNetLite0())
         network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     return network.eval().requires_grad_(False).to(device)
-
-
-efficientnet_lite0 = cache(pretrained_lite0)
 
 
 def perceptual_distance(network: EfficientNetLite0, images: Images, references: Images) -> Float[Tensor, " batch"]:

@@ -109,9 +109,8 @@ class Measurement:
     def _autoencoder(self) -> list[StepCost]:
         """Steps cost more once the perceptual loss, the critic, and the adversarial loss set in."""
         assert isinstance(self.space, LatentSpace)
-        config, objective = self.recipe.autoencoder, autoencoder_objective(self.recipe, self.space.vae)
+        config, objective = self.recipe.autoencoder, autoencoder_objective(self.recipe, self.space.vae, self.device)
         objective.critic.to(self.device)
-        objective.features.to(self.device)
         source = picture_source(self.recipe, self.pictures[self.recipe.chain[0]], self.device)
         return [self._step(objective, source, config.batch, end) for end in config.losses.phase_ends]
 
