@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from calotype.evaluation.comparison_results import ComparisonResult, ParameterCounts, RunMeasures, SurvivalPoint
-from calotype.evaluation.results import Measure, SetMeasures
+from calotype.evaluation.results import SetMeasures
 from calotype.files import write_whole
 from calotype.report.format import (
     UNKNOWN,
@@ -114,10 +114,6 @@ def side_by_side(runs: Sequence[RunMeasures], rows: Mapping[str, Iterable[str]])
     return table(("", *map(name_of, runs)), [(name, *values) for name, values in rows.items()])
 
 
-def with_ends(measure: Measure | None, unit: str = "") -> str:
-    return UNKNOWN if measure is None else interval(measure.stored(), unit)
-
-
 # -- Error propagation -------------------------------------------------------------------------------------------------
 
 
@@ -144,7 +140,7 @@ def propagation_section(runs: Sequence[RunMeasures]) -> Html | None:
         *map(level_plot, runs),
     ]
     rows = [
-        (f"{name_of(run)}, {name}", digits(arm.level), with_ends(arm), str(run.propagation.n))
+        (f"{name_of(run)}, {name}", digits(arm.level), interval(arm), str(run.propagation.n))
         for run in runs
         for name, arm in run.propagation.arms.items()
     ]
@@ -272,7 +268,7 @@ def quality_rows(run: RunMeasures) -> Iterator[Row]:
 def quality_row(name: str, size: int | None, measures: SetMeasures) -> Row:
     pairs = (("precision", "recall"), ("density", "coverage"))
     overlaps = (", ".join(f"{measures.get(key).estimate.value:.2f}" for key in pair) for pair in pairs)
-    distances = (with_ends(measures.get(key)) for key in ("fd_lite0", "kernel_distance"))
+    distances = (interval(measures.get(key)) for key in ("fd_lite0", "kernel_distance"))
     return name, str(size), *distances, *overlaps, str(measures.n[0])
 
 
@@ -295,7 +291,7 @@ def overfitting_section(runs: Sequence[RunMeasures]) -> Html | None:
         "nearest training picture. Without memorisation, 5% of the samples are nearer than 95% of held-out pictures."
     )
     rows = [
-        (name_of(run), digits(nearest.samples_median), digits(nearest.held_out_median), with_ends(nearest.nearer, "%"),
+        (name_of(run), digits(nearest.samples_median), digits(nearest.held_out_median), interval(nearest.nearer, "%"),
          ", ".join(map(count, nearest.n)))
         for run in runs
         for nearest in [run.overfitting.nearest]

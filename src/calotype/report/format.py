@@ -108,15 +108,14 @@ def guidance(sampling: Mapping[str, Any]) -> str:
     return f"guidance {scale:g} by the prior" + (f", slope {slope:g}" if slope else "")
 
 
-def interval(estimate: Measure | Mapping[str, Any], unit: str = "") -> str:
+def interval(measure: Measure | None, unit: str = "") -> str:
     """The value, and its 95% interval where that is known; as a percentage if `unit` is `%`."""
-    estimate = dict(estimate)
-    value, low, high = (number(estimate.get(name)) for name in ("value", "low", "high"))
-    factor, unit = (100, " %") if unit == "%" else (1, "")
-    if value is None:
+    if measure is None or measure.value is None:
         return UNKNOWN
-    ends = f" [{digits(factor * low)}, {digits(factor * high)}]" if low is not None and high is not None else ""
-    return digits(factor * value) + ends + unit
+    factor, unit = (100, " %") if unit == "%" else (1, "")
+    low, high = measure.low, measure.high
+    ends = "" if low is None or high is None else f" [{digits(factor * low)}, {digits(factor * high)}]"
+    return digits(factor * measure.value) + ends + unit
 
 
 def sample_sizes(n: Any) -> str:
