@@ -5,7 +5,7 @@ import torch
 from analytic import unconditional
 
 from calotype.priors.clusters import components_of, mixture_of
-from calotype.priors.fit import RESIDUAL_FACTORS, Examples, Validation, fit_captioned
+from calotype.priors.fit import RESIDUAL_FACTORS, CaptionedLatents, PriorValidation, fit_captioned
 from calotype.priors.gaussian import GaussianMixture
 from calotype.types import NULL_LABEL, Condition, Rng
 
@@ -27,8 +27,8 @@ def mixture(train, rank=24):
 
 def validation_of(clean, sigma=1.0, captions=None):
     captions = [""] * len(clean) if captions is None else captions
-    examples = Examples(clean, unconditional(len(clean)).labels, captions, captions)
-    return Validation(examples, torch.full((len(clean),), sigma), RNG.at("noise").normal(*clean.shape))
+    examples = CaptionedLatents(clean, unconditional(len(clean)).labels, captions, captions)
+    return PriorValidation(examples, torch.full((len(clean),), sigma), RNG.at("noise").normal(*clean.shape))
 
 
 def error(form, clean, sigma, captions=None):

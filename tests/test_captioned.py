@@ -6,7 +6,7 @@ from torch import nn
 
 from calotype.priors import captions
 from calotype.priors.captions import BUCKETS, FEWEST_CAPTIONS, bags_of, buckets
-from calotype.priors.fit import Examples, Validation, fit_captioned, fit_classes
+from calotype.priors.fit import CaptionedLatents, PriorValidation, fit_captioned, fit_classes
 from calotype.priors.prior import Prior
 from calotype.priors.stored import prior_in
 from calotype.types import NULL_LABEL, Condition, Rng, Text
@@ -28,7 +28,7 @@ def pictures(count, labels=None, spread=0.2, seed=0):
     clean[:, 1] += 5.0 * labels.clamp(min=0)[:, None, None]
     kinds = ["ball", "cube"]
     texts = [f"A {one} {kinds[k]}." for one, k in zip(named, labels.clamp(min=0), strict=True)]
-    return Examples(clean, labels, texts, [""] * count)
+    return CaptionedLatents(clean, labels, texts, [""] * count)
 
 
 def fitted_to(train, held_out=None):
@@ -41,7 +41,7 @@ def fitted_to(train, held_out=None):
 
 def like(train, held_out):
     sigma, noise = torch.full((len(held_out.captions),), 0.5), RNG.at("noise").normal(*held_out.latents.shape)
-    return fit_classes(train.latents, train.labels, Validation(held_out, sigma, noise))
+    return fit_classes(train.latents, train.labels, PriorValidation(held_out, sigma, noise))
 
 
 def test_lost_in_noise_a_picture_is_what_its_caption_says():

@@ -3,7 +3,7 @@ import torch
 from analytic import mixture as analytic_mixture
 
 from calotype.priors.clusters import components_of, mixture_of
-from calotype.priors.fit import Examples, Validation, cross_fit, fit_classes
+from calotype.priors.fit import CaptionedLatents, PriorValidation, cross_fit, fit_classes
 from calotype.priors.gaussian import GaussianMixture
 from calotype.types import NULL_LABEL, Condition
 
@@ -34,7 +34,7 @@ def fitted(train, labels=None, seed=1):
     torch.manual_seed(seed)
     sigma = torch.rand(len(train)) * 2 + 0.05
     nothing = [""] * len(train)
-    validation = Validation(Examples(train, labels, nothing, nothing), sigma, torch.randn_like(train))
+    validation = PriorValidation(CaptionedLatents(train, labels, nothing, nothing), sigma, torch.randn_like(train))
     return fit_classes(train, labels, validation)
 
 

@@ -126,10 +126,11 @@ def pretrained_lite0(device: torch.device | str = "cpu") -> EfficientNetLite0:
     digest = sha256(path)
     if digest != LITE0_SHA256:
         raise UserError(f"{path}: sha256 is {digest}, expected {LITE0_SHA256}; reinstall the package")
+    with torch.device("meta"):  # no random weights first
+        network = EfficientNetLite0()
     with torch.inference_mode(False):  # the perceptual loss needs the gradient of the images
-        network = channels_last(EfficientNetLite0())
-        network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-    return network.eval().requires_grad_(False).to(device)
+        network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True), assign=True)
+        return channels_last(network).eval().requires_grad_(False).to(device)
 
 
 def perceptual_distance(network: EfficientNetLite0, images: Images, references: Images) -> Float[Tensor, " batch"]:

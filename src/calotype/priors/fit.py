@@ -59,7 +59,7 @@ class Observations(NamedTuple):
 Mixture = TypeVar("Mixture", GaussianMixture, CaptionedMixture)
 
 
-class Examples(NamedTuple):
+class CaptionedLatents(NamedTuple):
     """Latents with labels and captions ("" for none), and the captions as caption dropout shortens them."""
 
     latents: Latents
@@ -67,18 +67,18 @@ class Examples(NamedTuple):
     captions: Sequence[str]
     shortened: Sequence[str]
 
-    def at(self, rows: Sequence[int]) -> Examples:
+    def at(self, rows: Sequence[int]) -> CaptionedLatents:
         captions, shortened = ([texts[row] for row in rows] for texts in (self.captions, self.shortened))
-        return Examples(self.latents[rows], self.labels[rows], captions, shortened)
+        return CaptionedLatents(self.latents[rows], self.labels[rows], captions, shortened)
 
-    def of(self, label: int) -> Examples:
+    def of(self, label: int) -> CaptionedLatents:
         return self if label == NULL_LABEL else self.at((self.labels == label).nonzero()[:, 0].tolist())
 
-    def joined(self, more: Examples) -> Examples:
+    def joined(self, more: CaptionedLatents) -> CaptionedLatents:
         latents, labels = torch.cat([self.latents, more.latents]), torch.cat([self.labels, more.labels])
-        return Examples(latents, labels, [*self.captions, *more.captions], [*self.shortened, *more.shortened])
+        return CaptionedLatents(latents, labels, [*self.captions, *more.captions], [*self.shortened, *more.shortened])
 
-    def levels(self) -> tuple[Examples, Examples]:
+    def levels(self) -> tuple[CaptionedLatents, CaptionedLatents]:
         """Those with captions, and all of them with shortened captions."""
         captioned = self.at([row for row, caption in enumerate(self.captions) if caption])
         return captioned, self._replace(captions=self.shortened)
@@ -88,15 +88,15 @@ class Examples(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Validation:
+class PriorValidation:
     """Validation images by which priors are judged, with a sigma and a noise for each."""
 
-    examples: Examples
+    examples: CaptionedLatents
     sigma: Sigmas
     noise: Latents
 
     def errors(
-        self, prior: Prior, sigma: Sigmas | None = None, examples: Examples | None = None
+        self, prior: Prior, sigma: Sigmas | None = None, examples: CaptionedLatents | None = None
     ) -> Float[Tensor, " batch"]:
         """The loss of a flow, `((1 + sigma) / sigma) ** 2` times the squared error, of each image.
 
@@ -112,10 +112,10 @@ class Validation:
             means.append(prior.mean(noisy[rows], sigma[rows], condition))
         return (torch.cat(means) - clean).square().flatten(1).mean(1) * ((1 + sigma) / sigma) ** 2
 
-    def error(self, prior: Prior, sigma: Sigmas | None = None, examples: Examples | None = None) -> float:
+    def error(self, prior: Prior, sigma: Sigmas | None = None, examples: CaptionedLatents | None = None) -> float:
         return float(self.errors(prior, sigma, examples).mean())
 
-    def optimistic(self, prior: Prior, train: Examples) -> bool:
+    def optimistic(self, prior: Prior, train: CaptionedLatents) -> bool:
         """Whether the means and the large variances of `prior` overfit its training images."""
         count = min(len(train.latents), len(self.examples.latents))
         sigma = log_spaced(OPTIMISTIC_SIGMAS, count).to(self.examples.latents)
@@ -146,7 +146,10 @@ def log_spaced(limits: tuple[float, float], count: int) -> Sigmas:
 
 
 def fit_prior(
-    train: Examples, validation: Validation, folds: Folds | None = None, more: Examples | None = None
+    train: CaptionedLatents,
+    validation: PriorValidation,
+    folds: Folds | None = None,
+    more: CaptionedLatents | None = None,
 ) -> tuple[GaussianMixture | CaptionedMixture, CrossFitted | None]:
     """The prior of `train`, and what stands in for it in training where it overfits: only if `folds` are given.
 
@@ -188,7 +191,7 @@ def largest_prior(count: int, dimension: int, classes: int, captioned: bool) -> 
 # -- Without captions --------------------------------------------------------------------------------------------------
 
 
-def fit_classes(train: Latents, labels: Labels, validation: Validation) -> GaussianMixture:
+def fit_classes(train: Latents, labels: Labels, validation: PriorValidation) -> GaussianMixture:
     """The mixture of `train` whose rank and size denoise the validation images best."""
     points, classes = train.flatten(1), members_of_classes(labels)
     smallest = min(int(members.sum()) for members in classes.values())
@@ -217,7 +220,9 @@ def cross_fit(like: GaussianMixture, train: Latents, labels: Labels, folds: Fold
 # -- With captions -----------------------------------------------------------------------------------------------------
 
 
-def fit_captioned(like: GaussianMixture, train: Examples, validation: Examples) -> CaptionedMixture | None:
+def fit_captioned(
+    like: GaussianMixture, train: CaptionedLatents, validation: CaptionedLatents
+) -> CaptionedMixture | None:
     """Of as many components a group as `like` has a class, and as many axes; None where no word is frequent enough.
 
     A group is a class at one level of captions (whole, or shortened), or all images at it where the levels differ in

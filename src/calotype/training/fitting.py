@@ -14,7 +14,7 @@ from torch import Tensor
 
 from calotype.data.captions import shorter_versions
 from calotype.files import is_whole, read_json, sha256, whole_folder, write_json, write_tensors
-from calotype.priors.fit import Examples, Validation, fit_prior
+from calotype.priors.fit import CaptionedLatents, PriorValidation, fit_prior
 from calotype.priors.gaussian import CrossFitted, GaussianMixture
 from calotype.priors.patches import PatchPrior
 from calotype.priors.prior import MOST_VALUES, Prior
@@ -55,11 +55,11 @@ def fit_mixture(recipe: Recipe, buckets: Sequence[Bucket], space: Space) -> Cons
     most = max(2, MOST_VALUES // few.clean[0].numel())
     many = take(buckets, train_rows, most, rng)
 
-    def examples(batch: Batch, rng: Rng, place: int) -> Examples:
+    def examples(batch: Batch, rng: Rng, place: int) -> CaptionedLatents:
         texts = ("",) * len(batch) if batch.text is None else batch.text.prompts
-        drawn = Rng(("telling", place))  # as in version 0.1: another name would draw other numbers
-        shorter = shortened(texts, recipe.denoiser.caption_dropout, drawn)
-        return Examples(on_solver(space.sample(batch.clean, rng)), on_solver(batch.labels), texts, shorter)
+        stream = Rng(("telling", place))  # as in version 0.1: another name would draw other numbers
+        shorter = shortened(texts, recipe.denoiser.caption_dropout, stream)
+        return CaptionedLatents(on_solver(space.sample(batch.clean, rng)), on_solver(batch.labels), texts, shorter)
 
     train, validation = examples(many, rng, 0), examples(few, rng, 2)
     more = None
@@ -68,7 +68,7 @@ def fit_mixture(recipe: Recipe, buckets: Sequence[Bucket], space: Space) -> Cons
     sigma = recipe.denoiser.schedule.draw(len(few), rng.at("sigma")).to(validation.latents)
     noise = rng.at("noise").normal(*validation.latents.shape).to(validation.latents)
     folds = None if many.fold is None else on_solver(many.fold)
-    prior, crossed = fit_prior(train, Validation(validation, sigma, noise), folds, more)
+    prior, crossed = fit_prior(train, PriorValidation(validation, sigma, noise), folds, more)
     folds_of = crossed.mixtures if crossed else ()
     return {"mixture": prior, **{f"unseen-{fold}": mixture for fold, mixture in enumerate(folds_of)}}
 
@@ -76,19 +76,21 @@ def fit_mixture(recipe: Recipe, buckets: Sequence[Bucket], space: Space) -> Cons
 def take(buckets: Sequence[Bucket], rows: Sequence[Tensor], most: int, rng: Rng, turn: int = 0) -> Batch:
     """At most `most` of these images, of each bucket in proportion; in the next turn, the next ones."""
     total = sum(map(len, rows))
-    one_each = (bucket.examples(torch.arange(1)).batch(0, 1) for bucket in buckets)
-    side = min(side for one in one_each for side in one.clean.shape[-2:])  # of the square that fits into all, as cached
+    first = (bucket.examples(torch.arange(1)).batch(0, 1) for bucket in buckets)
+    side = min(
+        side for batch in first for side in batch.clean.shape[-2:]
+    )  # of the square that fits into all, as cached
     counts = [min(len(chosen), math.ceil(most * len(chosen) / total)) for chosen in rows]
     sources = (bucket.examples(chosen) for bucket, chosen in zip(buckets, rows, strict=True))
-    drawn = (source.batch(turn * count, count) for source, count in zip(sources, counts, strict=True) if count)
-    return joined([random_windows(batch, side, rng.at("window", turn, place)) for place, batch in enumerate(drawn)])
+    batches = (source.batch(turn * count, count) for source, count in zip(sources, counts, strict=True) if count)
+    return joined([random_windows(batch, side, rng.at("window", turn, place)) for place, batch in enumerate(batches)])
 
 
 def random_windows(batch: Batch, side: int, rng: Rng) -> Batch:
     """Of each image, one of the windows in which the prior denoises it."""
     places = list(product(*(half_overlapping(length, side) for length in batch.clean.shape[-2:])))
-    drawn = (places[place] for place in rng.integers(len(places), len(batch)).tolist())
-    squares = [image[:, row.read, column.read] for image, (row, column) in zip(batch.clean, drawn, strict=True)]
+    windows = (places[place] for place in rng.integers(len(places), len(batch)).tolist())
+    squares = [image[:, row.read, column.read] for image, (row, column) in zip(batch.clean, windows, strict=True)]
     return replace(batch, clean=torch.stack(squares))
 
 
