@@ -29,7 +29,7 @@ from calotype.planning.choose import (
     measure_residuals,
     measure_sigma_data,
     propose,
-    rounded,
+    three_digits,
     time_shares,
 )
 from calotype.planning.make import FEWEST_LEVEL_CROPS, MOST_LEVEL_CROPS, allot, make_plan, with_warmups
@@ -487,8 +487,8 @@ def test_the_doubts_are_those_of_what_is_fitted():
 
 def test_flat_pictures_have_the_residual_deviation_of_one_level():
     grey = replace(noise_pictures(), pixels=torch.full((10, 3, 16, 16), 128, dtype=torch.uint8))
-    assert measure_residuals(grey, 16, 2) == (rounded(LEAST_DEVIATION), rounded(LEAST_DEVIATION))
-    assert measure_residuals(grey, 16, 2, "none") == (rounded(LEAST_DEVIATION), rounded(LEAST_DEVIATION))
+    assert measure_residuals(grey, 16, 2) == (three_digits(LEAST_DEVIATION), three_digits(LEAST_DEVIATION))
+    assert measure_residuals(grey, 16, 2, "none") == (three_digits(LEAST_DEVIATION), three_digits(LEAST_DEVIATION))
 
 
 @pytest.mark.parametrize(("images", "least"), [(320, 0.25), (16000, 0.2), (10**6, 0.05)])

@@ -190,9 +190,9 @@ class Measurement:
         side = stage.low_res_size
         low_res = torch.zeros(count, 3, side, side, device=self.device) if side else None
         latents = torch.zeros(count, *stage.shape, device=self.device)
-        whole = best_time(lambda: generate([stage], labels, [few_steps], rngs, low_res), self.device, 1)
+        total = best_time(lambda: generate([stage], labels, [few_steps], rngs, low_res), self.device, 1)
         decode = best_time(lambda: stage.space.decode(latents), self.device, 1)
-        return (max(0.0, whole - decode) / steps * sampling.steps + decode) / count
+        return (max(0.0, total - decode) / steps * sampling.steps + decode) / count
 
     def _images(self, count: int) -> Images:
         pixels = self.pictures[self.recipe.chain[0]].pixels
