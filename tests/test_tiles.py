@@ -7,7 +7,7 @@ from calotype.nets.kl import Kl, KlConfig
 from calotype.nets.vae import Vae, VaeConfig
 from calotype.spaces import tiles
 from calotype.spaces.latent import LatentSpace, about_tiles
-from calotype.spaces.tiles import CellScale, Reach, measure_reach, spans, tile_windows, tiled
+from calotype.spaces.tiles import CellScale, Reach, measure_reach, tile_windows, tiled
 from calotype.types import Rng
 
 SIZES = {4: (8,), 8: (8, 16), 16: (8, 16, 16), 32: (8, 16, 8, 32)}
@@ -70,7 +70,7 @@ def test_fading_tiles_sum_to_one_and_none_ends_in_a_step():
     """Of odd sizes, cut into tiles that are larger, smaller and as large as the picture."""
     for cells, side in ((1, 4), (5, 4), (17, 8), (33, 16), (16, 16)):
         windows, total = (
-            tile_windows(spans(cells, side, side // 4), CellScale(1, 2), exact=False),
+            tile_windows(cells, side, side // 4, CellScale(1, 2), exact=False),
             torch.zeros(2 * cells),
         )
         for read, write, weight in windows:

@@ -103,9 +103,9 @@ def split_by(one: Candidate, pictures: Pictures, read_own: ReadOwn) -> Split | N
         return split_rule(one.run.folder)(pictures.pixels, pictures.labels, pictures.classes)
     if (own := read_own(one)) is None:
         return None
-    prints = perceptual_hashes(pictures.pixels)
+    hashes = perceptual_hashes(pictures.pixels)
     train, validation = (
-        torch.from_numpy(near_duplicates(prints, perceptual_hashes(own.pixels[rows])))
+        torch.from_numpy(near_duplicates(hashes, perceptual_hashes(own.pixels[rows])))
         for rows in (own.train_indices, own.validation_indices)
     )
     return Split(train, validation & ~train, ~(train | validation))

@@ -104,7 +104,8 @@ def read_kl_config(path: Path) -> KlConfig:
         return DiffusersConfig.model_validate(read_json(file)).kl_config()
     except ValidationError as error:
         first = error.errors()[0]
-        key, got = ".".join(map(str, first["loc"])) or "the whole", first.get("input")
+        key = ".".join(map(str, first["loc"])) or ("levels" if first["type"] == "value_error" else "the whole")
+        got = first.get("input")
         shown = f" (got {got!r:.80})" if isinstance(got, str | int | float | bool) else ""
         message = first["msg"].removeprefix("Value error, ")
         raise UserError(f"{file}: {key}: {message}{shown}; only AutoencoderKL as in SD and FLUX is known") from None

@@ -19,7 +19,7 @@ from torch import Tensor
 from calotype.priors.prior import Prior
 from calotype.types import Condition, Images, Latents, OtherImages, Rng, Sigmas
 
-WINDOW = 5
+WINDOW_SIDE = 5
 """Side of the window, in low-resolution pixels."""
 PATCH_CLUSTERS = 512
 MOST_WINDOWS = 60_000
@@ -34,7 +34,7 @@ NOISE_FRACTION = 0.5
 """Fraction of the residual standard deviation treated as noise; the network can learn to predict the rest."""
 FLATTEST = 4
 """One window in so many, those of the least contrast, is taken as flat."""
-IN_CONTRAST = 1 - 1 / WINDOW**2
+IN_CONTRAST = 1 - 1 / WINDOW_SIDE**2
 """Fraction of the variance of white noise that is left in a window less its mean."""
 INTERPOLATED = 0.86**2
 """Fraction of the variance of white noise that bicubic interpolation leaves."""
@@ -101,8 +101,8 @@ class PatchPrior(Prior):
     def __init__(self, factor: int, channels: int = 3) -> None:
         super().__init__()
         self.factor, self.channels = factor, channels
-        neighbours, values = channels * WINDOW**2, channels * factor**2
-        self.register_buffer("centres", torch.zeros(PATCH_CLUSTERS, WINDOW**2))
+        neighbours, values = channels * WINDOW_SIDE**2, channels * factor**2
+        self.register_buffer("centres", torch.zeros(PATCH_CLUSTERS, WINDOW_SIDE**2))
         self.register_buffer("weights", torch.zeros(PATCH_CLUSTERS, neighbours, values))
         self.register_buffer("axes", torch.eye(values).repeat(PATCH_CLUSTERS, 1, 1))
         self.register_buffer("variances", torch.ones(PATCH_CLUSTERS, values))
@@ -180,9 +180,9 @@ class PatchPrior(Prior):
     def _noise_gain(self) -> Float[Tensor, "cluster axis"]:
         """Of interpolation and regression together, as each cluster's linear function of its window."""
         values = self.weights.shape[1]
-        pixels = torch.eye(values).to(self.weights).unflatten(1, (-1, WINDOW, WINDOW))
+        pixels = torch.eye(values).to(self.weights).unflatten(1, (-1, WINDOW_SIDE, WINDOW_SIDE))
         interpolated, windows = (
-            rows.reshape(values, WINDOW**2, -1)[:, WINDOW**2 // 2]
+            rows.reshape(values, WINDOW_SIDE**2, -1)[:, WINDOW_SIDE**2 // 2]
             for rows in (patches_of(enlarged(pixels, self.factor), self.factor), windows_of(pixels)[0])
         )
         return ((interpolated + windows @ self.weights) @ self.axes).square().sum(1)
@@ -206,8 +206,8 @@ def leverage(inputs: Windows, inverse: Float[Tensor, "neighbour neighbour"]) -> 
 
 def windows_of(low_res: Images) -> tuple[Windows, Float[Tensor, " window"]]:
     """The window around each pixel, less its mean colour, and the standard deviation in it."""
-    margin = WINDOW // 2
-    windows = F.unfold(F.pad(low_res, [margin] * 4, mode="replicate"), WINDOW).transpose(1, 2).flatten(0, 1)
+    margin = WINDOW_SIDE // 2
+    windows = F.unfold(F.pad(low_res, [margin] * 4, mode="replicate"), WINDOW_SIDE).transpose(1, 2).flatten(0, 1)
     colours = windows.unflatten(1, (low_res.shape[1], -1))
     windows = (colours - colours.mean(2, keepdim=True)).flatten(1)
     return windows, windows.square().mean(1).sqrt()
@@ -215,7 +215,7 @@ def windows_of(low_res: Images) -> tuple[Windows, Float[Tensor, " window"]]:
 
 def normalised(windows: Windows) -> Float[Tensor, "window place"]:
     """Luminance of unit length: the structure of a window without its contrast."""
-    return F.normalize(windows.unflatten(1, (-1, WINDOW**2)).mean(1), dim=1)
+    return F.normalize(windows.unflatten(1, (-1, WINDOW_SIDE**2)).mean(1), dim=1)
 
 
 def cluster_centres(points: Float[Tensor, "point place"], rounds: int = 10) -> Float[Tensor, "cluster place"]:

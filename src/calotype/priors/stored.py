@@ -10,7 +10,7 @@ from torch import Tensor
 from calotype.nets.blocks import rename_keys
 from calotype.priors.captions import CaptionedMixture
 from calotype.priors.gaussian import GaussianMixture
-from calotype.priors.patches import WINDOW, PatchPrior
+from calotype.priors.patches import WINDOW_SIDE, PatchPrior
 from calotype.priors.prior import Prior
 
 PRIORS: dict[str, tuple[type[Prior], Callable[..., Prior]]] = {
@@ -54,7 +54,7 @@ def prior_in(tensors: Mapping[str, Tensor], denoiser: str = "") -> Prior | None:
 def _empty_like(tensors: Mapping[str, Tensor]) -> Prior:
     if "weights" in tensors:
         _, neighbours, values = tensors["weights"].shape
-        channels = neighbours // WINDOW**2
+        channels = neighbours // WINDOW_SIDE**2
         return PatchPrior(round((values // channels) ** 0.5), channels)
     if "vocabulary" in tensors:
         return CaptionedMixture(GaussianMixture(*tensors["mixture.axes"].shape), *tensors["regression_in"].shape)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from jaxtyping import Float
@@ -50,16 +51,6 @@ class Reach:
     exact: bool
 
 
-@dataclass(frozen=True)
-class Span:
-    """One side of a tile, in cells: it reads `start` to `end` and is responsible for `first` to `last`."""
-
-    start: int
-    first: int
-    last: int
-    end: int
-
-
 def in_tiles(network: TiledNetwork, image: Latents, scale: CellScale, channels: int) -> Resized:
     """`network(image)`, which has `channels`: at once where the image is small, in tiles where it is large."""
     height, width = image.shape[-2:]
@@ -73,31 +64,27 @@ def tiled(network: TiledNetwork, image: Latents, scale: CellScale, channels: int
     height, width = (size // scale.before for size in image.shape[-2:])
     output = image.new_zeros(len(image), channels, height * scale.after, width * scale.after)
     margin = reach.cells if reach.exact else min(reach.cells, side // 4)
-    rows, columns = (tile_windows(spans(cells, side, margin), scale, reach.exact) for cells in (height, width))
+    rows, columns = (tile_windows(cells, side, margin, scale, reach.exact) for cells in (height, width))
     for single, place in zip(image.split(1), output.split(1), strict=True):
         blend(network, single, rows, columns, place)
     return output
 
 
-def spans(cells: int, side: int, margin: int) -> list[Span]:
-    """Tiles of about equal size, in order; each is responsible for at least as much as it sees to either side."""
+def tile_windows(cells: int, side: int, margin: int, scale: CellScale, exact: bool) -> list[Window]:
+    """Tiles of about equal size along a side; each is responsible for at least as much as it sees to either side.
+
+    Exact tiles keep what they are responsible for; others are blended with their neighbours.
+    """
     count = -(-cells // max(1, margin, side - 2 * margin))
-    ends = [(index * cells // count, (index + 1) * cells // count) for index in range(count)]
-    return [Span(max(0, first - margin), first, last, min(cells, last + margin)) for first, last in ends]
-
-
-def tile_windows(tiles: list[Span], scale: CellScale, exact: bool) -> list[Window]:
-    """Exact tiles keep what they are responsible for; others are blended with their neighbours."""
-    reads = [slice(tile.start * scale.before, tile.end * scale.before) for tile in tiles]
-    writes = [slice(tile.start * scale.after, tile.end * scale.after) for tile in tiles]
-    weights = [responsible(tile, scale.after) for tile in tiles] if exact else tent_weights(writes)
+    ends = [index * cells // count for index in range(count + 1)]
+    tiles = [(max(0, first - margin), min(cells, last + margin)) for first, last in pairwise(ends)]
+    reads = [slice(start * scale.before, end * scale.before) for start, end in tiles]
+    writes = [slice(start * scale.after, end * scale.after) for start, end in tiles]
+    weights = tent_weights(writes)
+    if exact:
+        for weight, (start, _), (first, last) in zip(weights, tiles, pairwise(ends), strict=True):
+            weight.zero_()[(first - start) * scale.after : (last - start) * scale.after] = 1
     return [Window(*window) for window in zip(reads, writes, weights, strict=True)]
-
-
-def responsible(tile: Span, values: int) -> Float[Tensor, " side"]:
-    """1 for values that the tile is responsible for, 0 for the overlap."""
-    cells = torch.arange(tile.start, tile.end).repeat_interleave(values)
-    return ((cells >= tile.first) & (cells < tile.last)).float()
 
 
 def measure_reach(network: TiledNetwork, image: Latents, scale: CellScale) -> Reach:
