@@ -54,19 +54,21 @@ class PortraitJudge:
     """What each portrait of the store shows."""
     languages: tuple[str, ...] = LANGUAGES
 
-    def judge(self, one: Candidate, store: FeatureStore, count: int, seed: int) -> Judged:
+    def judge(self, candidate: Candidate, store: FeatureStore, count: int, seed: int) -> Judged:
         train, test = store.pictures.train_indices.tolist(), store.pictures.test_indices.tolist()
         prompted = unseen([self.drawn[row] for row in train], count)
         if not prompted or not test:
             return Judged(left_out=["attributes: too few portraits for prompts that no caption says"])
-        classifiers = fit_classifiers(store, self.drawn, one.size)
-        real = classifiers.tallies(shrunk_images(store, test, one.size, LARGEST), [self.drawn[row] for row in test])
+        classifiers = fit_classifiers(store, self.drawn, candidate.size)
+        real = classifiers.tallies(
+            shrunk_images(store, test, candidate.size, LARGEST), [self.drawn[row] for row in test]
+        )
         sampled, plates, prompts, shares = [], [], [], list[PropertyShare]()
         for place, language in enumerate(self.languages):
             texts = [describe(each)[place] for each in prompted]
-            images = prompted_samples(one, texts, seed, store, f"prompts in {language}")
+            images = prompted_samples(candidate, texts, seed, store, f"prompts in {language}")
             sampled.append(classifiers.tallies(images, prompted))
-            shares = shares or face_shares(store, self.drawn, one.size, images, prompted)
+            shares = shares or face_shares(store, self.drawn, candidate.size, images, prompted)
             plates += pils_from_images(images[:SHOWN])
             prompts += texts[:SHOWN]
         reliable = {about for about, counted in real.items() if counted.skill >= SKILL}
@@ -76,11 +78,13 @@ class PortraitJudge:
         return Judged(table, shares, left_out, prompts, grid(plates, SHOWN))
 
 
-def prompted_samples(one: Candidate, prompts: Sequence[str], seed: int, store: FeatureStore, name: str) -> OtherImages:
+def prompted_samples(
+    candidate: Candidate, prompts: Sequence[str], seed: int, store: FeatureStore, name: str
+) -> OtherImages:
     """Those of `calotype sample --prompts`, at most `LARGEST` px; `name` is that of the progress bar."""
     images: list[OtherImages] = []
     with store.bar(name) as progress:
-        for picture in one.model.draw(len(prompts), seed=seed, prompt=prompts):
+        for picture in candidate.model.draw(len(prompts), seed=seed, prompt=prompts):
             images.append(at_most(images_from_pil(picture), LARGEST))
             progress(len(images), len(prompts), "")
     return torch.cat(images)

@@ -46,7 +46,7 @@ class PromptJudge(Protocol):
     @property
     def languages(self) -> tuple[str, ...]: ...
 
-    def judge(self, one: Candidate, store: FeatureStore, count: int, seed: int) -> Judged: ...
+    def judge(self, candidate: Candidate, store: FeatureStore, count: int, seed: int) -> Judged: ...
 
 
 @dataclass(frozen=True)
@@ -55,19 +55,21 @@ class AlignmentResult:
     judged: Judged = Judged()
 
 
-def alignment(one: Candidate, store: FeatureStore, judge: PromptJudge | None, count: int, seed: int) -> AlignmentResult:
-    """Of a model that is conditioned on text; `store` holds the pictures that the `judge` knows, if there is one."""
-    if one.model.text_encoder is None:
+def alignment(
+    candidate: Candidate, store: FeatureStore, judge: PromptJudge | None, count: int, seed: int
+) -> AlignmentResult:
+    """Of a model that is conditioned on text; `store` holds the pictures that the `judge` knows, if there is any."""
+    if candidate.model.text_encoder is None:
         return AlignmentResult(Alignment(reason="the model was trained without captions"))
     languages = ("captions",) if judge is None else judge.languages
     measures = Alignment(
         languages=list(languages),
-        retrieval=[caption_retrieval(one, store, place, count, seed) for place in range(len(languages))],
+        retrieval=[caption_retrieval(candidate, store, place, count, seed) for place in range(len(languages))],
     )
     if judge is None:
         measures.left_out = ["colours and attributes: what these pictures show is not known"]
         return AlignmentResult(measures)
-    judged = judge.judge(one, store, count, seed)
+    judged = judge.judge(candidate, store, count, seed)
     measures.attributes, measures.left_out = judged.attributes, judged.left_out
     measures.prompts = judged.prompts
     return AlignmentResult(measures, judged)
@@ -76,25 +78,25 @@ def alignment(one: Candidate, store: FeatureStore, judge: PromptJudge | None, co
 # -- Caption retrieval -------------------------------------------------------------------------------------------------
 
 
-def caption_retrieval(one: Candidate, store: FeatureStore, place: int, count: int, seed: int) -> Retrieval:
+def caption_retrieval(candidate: Candidate, store: FeatureStore, place: int, count: int, seed: int) -> Retrieval:
     """Of test pictures, with the caption at `place` where a picture has several."""
     own = own_captions(store, place)
-    candidates = min(CANDIDATES, len(own))
-    if candidates < 2:
-        reason = f"it needs 2 test pictures with captions of their own, and there are {candidates}"
+    choices = min(CANDIDATES, len(own))
+    if choices < 2:
+        reason = f"it needs 2 test pictures with captions of their own, and there are {choices}"
         return Retrieval(value=None, reason=reason)
-    stage, rows = one.model.stages[0], list(own)[: len(own) // candidates * candidates]
+    stage, rows = candidate.model.stages[0], list(own)[: len(own) // choices * choices]
     few, hits = min(count, MOST_RETRIEVED, len(rows)), list[bool]()
     with store.bar("captions") as progress:
-        for start in range(0, few, candidates):
-            chosen = rows[start : start + candidates]
+        for start in range(0, few, choices):
+            chosen = rows[start : start + choices]
             images = store.images(torch.tensor(chosen[: few - start]), stage.image_size)
-            clean = stage.space.encode(images.to(one.model.device))
+            clean = stage.space.encode(images.to(candidate.model.device))
             hits += retrieval(stage, clean, [own[row] for row in chosen], Rng((seed, "captions", start))).tolist()
             progress(len(hits), few, "")
     return Retrieval(
         **as_measure(share_estimate(sum(hits), few)).stored(),
-        n=few, candidates=candidates, chance=1 / candidates, levels=LEVELS, stage_size=stage.image_size,
+        n=few, candidates=choices, chance=1 / choices, levels=LEVELS, stage_size=stage.image_size,
     )  # fmt: skip
 
 

@@ -64,7 +64,7 @@ ENOUGH_TO_START = 2000
 class EvaluationRequest:
     """One run, the `pictures` that its samples are compared with, and those that it was trained on, if readable."""
 
-    one: Candidate
+    candidate: Candidate
     pictures: Pictures
     trained: Pictures | None
     cache: Path
@@ -94,23 +94,23 @@ def evaluate_run(request: EvaluationRequest, out: Path) -> EvaluationResult:
     """
     if request.count < 1:
         raise UserError(f"count is {request.count}, but must be at least 1; try 200")
-    one, reference, pictures, network = request.one, request.reference, request.pictures, request.network
+    candidate, reference, pictures, network = request.candidate, request.reference, request.pictures, request.network
     rows = reference.chosen[torch.arange(request.count) % len(reference)]
-    labels, text = one.labels(pictures, rows), one.text(pictures, rows)
+    labels, text = candidate.labels(pictures, rows), candidate.text(pictures, rows)
     with request.bar("samples") as progress:
-        samples = make_samples(one.model, labels, text, request.seed, network, progress)
+        samples = make_samples(candidate.model, labels, text, request.seed, network, progress)
     copies, aligned = memorisation_of(request, samples), alignment_of(request)
     result = EvaluationResult(
         format=2,
-        **measured_with(one.model.device),
+        **measured_with(candidate.model.device),
         content=pictures.content,
         unseen=None if request.trained is None else not pictures.split.train[reference.chosen].any(),
         pictures=pictures.split.counts,
-        size=one.size,
-        kind=one.kind,
+        size=candidate.size,
+        kind=candidate.kind,
         count=request.count,
         seed=request.seed,
-        sampling=[sampling.model_dump(mode="json") for sampling in one.model.samplings],
+        sampling=[sampling.model_dump(mode="json") for sampling in candidate.model.samplings],
         features=FeatureInfo(
             network=network.name, distance=distance_name(network), key=distance_key(network),
             weights_sha256=network.weights, preparation=network.preparation,
@@ -121,7 +121,7 @@ def evaluate_run(request: EvaluationRequest, out: Path) -> EvaluationResult:
         autoencoder=autoencoder_columns(request),
         memorisation=copies.measures,
         alignment=aligned.measures,
-        overfitting=generalisation_gaps(one.run),
+        overfitting=generalisation_gaps(candidate.run),
         shares=aligned.judged.shares,
     )  # fmt: skip
     for plate in (PAIRS_FILE, PROMPTED_FILE):  # of an earlier evaluation
@@ -136,8 +136,8 @@ def evaluate_run(request: EvaluationRequest, out: Path) -> EvaluationResult:
 
 def sampling_notes(request: EvaluationRequest) -> Iterator[str]:
     """Whether a sweep chose by the pictures that samples are compared with, and what differs from the stored model."""
-    one, pictures, chosen = request.one, request.pictures, request.reference.chosen
-    sweep = read_mapping(one.run.folder / SWEEP_FILE)
+    candidate, pictures, chosen = request.candidate, request.pictures, request.reference.chosen
+    sweep = read_mapping(candidate.run.folder / SWEEP_FILE)
     if sweep.get("stored") and sweep.get("content") == pictures.content:
         both = len(set(sweep["rows"]) & set(chosen.tolist()))
         seen = (
@@ -146,7 +146,7 @@ def sampling_notes(request: EvaluationRequest) -> Iterator[str]:
         yield f"steps and guidance were chosen by a sweep {seen}"
     if changed := ", ".join(f"{name} {value}" for name, value in request.changes.items() if value is not None):
         yield f"samples are made with {changed}, as asked, not as is stored with the model"
-    if one.model.classes != pictures.classes:
+    if candidate.model.classes != pictures.classes:
         yield "the run was trained with other classes than the pictures have: its samples are of no class"
 
 
@@ -173,7 +173,7 @@ def distance_columns(request: EvaluationRequest, samples: Features) -> Columns:
 
     No model that has learned anything should be farther from real pictures than noise.
     """
-    reference, size, network = request.reference, request.one.size, request.network
+    reference, size, network = request.reference, request.candidate.size, request.network
     rngs = [Rng((request.seed, "ceiling", index)) for index in range(len(reference))]
     noise = features((rounded(0.5 * rng.normal(1, 3, size, size)) for rng in rngs), network)
     against_real = partial(measured, real=reference.features(size), seed=request.seed, network=network)
@@ -186,12 +186,12 @@ def distance_columns(request: EvaluationRequest, samples: Features) -> Columns:
 
 def class_columns(request: EvaluationRequest, samples: Features, labels: Labels) -> list[ClassMeasures]:
     """The same, one class at a time, so of fewer pictures."""
-    one, reference, of_pictures = request.one, request.reference, request.pictures.labels
-    classes = one.model.classes if one.model.classes == request.pictures.classes else ()
+    candidate, reference, of_pictures = request.candidate, request.reference, request.pictures.labels
+    classes = candidate.model.classes if candidate.model.classes == request.pictures.classes else ()
     number, result = len(reference), []
     for index, name in enumerate(classes):
         both = (reference.rows.chosen, reference.rows.others)
-        real, others = (reference.store.features(rows[of_pictures[rows] == index], one.size) for rows in both)
+        real, others = (reference.store.features(rows[of_pictures[rows] == index], candidate.size) for rows in both)
         own = samples[:number][(labels[:number].cpu() == index).numpy()]
         sampled, floor = (measured(rows, real, request.seed, request.network) for rows in (own, others))
         result.append(ClassMeasures.model_validate({"class": name, "samples": sampled, "floor": floor}))
@@ -202,7 +202,7 @@ def memorisation_of(request: EvaluationRequest, samples: Compared) -> Memorisati
     if request.trained is None:
         reason = "the pictures that the run was trained on cannot be read, or have changed"
         return MemorisationResult(Memorisation(verdict=TOO_FEW, sentence=reason))
-    store, size = request.store(request.trained, "trained"), request.one.size
+    store, size = request.store(request.trained, "trained"), request.candidate.size
     return memorisation(
         samples,
         lambda rows, mirrored: store.compared(rows, size, mirrored),
@@ -216,28 +216,28 @@ def autoencoder_columns(request: EvaluationRequest) -> Columns | None:
 
     The floor is other real pictures in their place; the ceiling, the autoencoder's closed form before any training.
     """
-    one, reference, network = request.one, request.reference, request.network
-    space, size = one.model.stages[0].space, one.recipe.chain[0]
+    candidate, reference, network = request.candidate, request.reference, request.network
+    space, size = candidate.model.stages[0].space, candidate.recipe.chain[0]
     if not isinstance(space, LatentSpace):
         return None
     floor = measured(reference.floor(size), reference.features(size), request.seed, network)
     key = distance_key(network)
-    lite0 = Lite0(one.model.device)
-    before = untrained_space(one, request.trained or request.pictures)
+    lite0 = Lite0(candidate.model.device)
+    before = untrained_space(candidate, request.trained or request.pictures)
     samples, ceiling = (reconstruction_measures(each, size, request, lite0) for each in (space, before))
     return Columns(samples=samples, floor=SetMeasures.of(floor.n, {key: floor.get(key)}), ceiling=ceiling)
 
 
-def untrained_space(one: Candidate, pictures: Pictures) -> LatentSpace:
+def untrained_space(candidate: Candidate, pictures: Pictures) -> LatentSpace:
     """As the run had it at its start, but for the pictures that the closed form is made from; random if imported."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(one.recipe.seed)
-        space = build_space(one.recipe).to(one.model.device)
+        torch.manual_seed(candidate.recipe.seed)
+        space = build_space(candidate.recipe).to(candidate.model.device)
     if isinstance(space.vae, Vae):
-        few = pictures.first(ENOUGH_TO_START).shrunk(one.recipe.chain[0])
+        few = pictures.first(ENOUGH_TO_START).shrunk(candidate.recipe.chain[0])
         if not few.split.train.any():  # other pictures, as those of the run cannot be read
             few = replace(few, split=replace(few.split, train=~few.split.train))
-        start_linear(space.vae, few, one.model.device)
+        start_linear(space.vae, few, candidate.model.device)
     return space.eval()
 
 
@@ -266,7 +266,7 @@ def alignment_of(request: EvaluationRequest) -> AlignmentResult:
     judge, pictures = request.judge, request.trained
     if judge is None or pictures is None:
         judge, pictures = None, request.pictures
-    return alignment(request.one, request.store(pictures, "real"), judge, request.count, request.seed)
+    return alignment(request.candidate, request.store(pictures, "real"), judge, request.count, request.seed)
 
 
 def copy_pairs(
@@ -274,11 +274,13 @@ def copy_pairs(
 ) -> Image.Image:
     """The samples most like copies, each with its nearest training picture to the right."""
     assert request.trained is not None
-    model, size, shown = request.one.model, request.one.size, []
+    model, size, shown = request.candidate.model, request.candidate.size, []
     store = request.store(request.trained, "trained")
     for place, row in copies.pairs:
         label, prompt = labels[place : place + 1], text and text.at([place])
-        made = generate(model.stages, label, model.samplings, [Rng((request.seed, "sample", place))], text=prompt).cpu()
-        trained = mirrored_to_match(store.images(torch.tensor([row]), size), made)
-        shown += [shrunk(one, max(1, size // PAIR_SIDE)) for one in (made, trained)]
+        sample = generate(
+            model.stages, label, model.samplings, [Rng((request.seed, "sample", place))], text=prompt
+        ).cpu()
+        trained = mirrored_to_match(store.images(torch.tensor([row]), size), sample)
+        shown += [shrunk(each, max(1, size // PAIR_SIDE)) for each in (sample, trained)]
     return grid(pils_from_images(torch.cat(shown)), 6)
