@@ -27,7 +27,7 @@ from calotype.evaluation.quality import (
     sample_stages,
     train_features,
 )
-from calotype.evaluation.references import Bar, FeatureStore, ReferenceSet, reference_rows
+from calotype.evaluation.references import FeatureStore, OpenBar, ReferenceSet, reference_rows
 from calotype.evaluation.results import COMPARISON_FILE, measured_with, write_result
 from calotype.evaluation.verdicts import claim_verdicts
 from calotype.types import Rng, UserError
@@ -44,13 +44,13 @@ class Comparison:
     reference: ReferenceSet
     lite0: Lite0
     seed: int
-    bar: Bar
+    bar: OpenBar
     out: Path
 
 
 def compare(
     runs: Sequence[Candidate], data: Path | None, out: Path, count: int, seed: int, read: Read, read_own: ReadOwn,
-    bar: Bar,
+    bar: OpenBar,
 ) -> ComparisonResult:  # fmt: skip
     """Writes `compare.json` and a grid of samples of every run into `out`; returns what the first holds.
 

@@ -33,7 +33,7 @@ from calotype.evaluation.memorisation import (
     mirrored_to_match,
     small_pixels,
 )
-from calotype.evaluation.references import Bar, FeatureStore, ReferenceSet, reference_rows
+from calotype.evaluation.references import FeatureStore, OpenBar, ReferenceSet, reference_rows
 from calotype.evaluation.results import (
     EVALUATION_FILE,
     PAIRS_FILE,
@@ -71,7 +71,7 @@ class EvaluationRequest:
     count: int
     seed: int
     network: FeatureNetwork
-    bar: Bar
+    bar: OpenBar
     judge: PromptJudge | None = None
     """Of what samples of prompts show."""
     changes: Mapping[str, Any] = field(default_factory=dict)

@@ -18,7 +18,8 @@ from calotype.evaluation.features import FeatureNetwork, features, features_key,
 from calotype.evaluation.memorisation import Compared, Rows, small_pixels
 from calotype.types import Images, UserError
 
-Bar = Callable[[str], AbstractContextManager[Callable[[int, int, str], None]]]
+OpenBar = Callable[[str], AbstractContextManager[Callable[[int, int, str], None]]]
+"""From a name to a progress bar: done, total, and what is being done."""
 FEWEST_REFERENCES = 2
 """Pictures of a set that samples are compared with; where it has fewer, those of other sets are taken too."""
 
@@ -30,7 +31,7 @@ class FeatureStore:
     pictures: Pictures
     network: FeatureNetwork
     cache: Path
-    bar: Bar
+    bar: OpenBar
     name: str
     """Of the progress bar."""
 
