@@ -39,12 +39,12 @@ def stepper(recipe: Recipe, captions: Captions | None) -> Callable[[], object]:
     objective = DenoisingObjective(
         build_stage(recipe, space, 6, mixture_for(captions, space.channels * side**2)), recipe.denoiser
     )
-    players = {"denoiser": TrainState(objective.stage.denoiser, OptimizerConfig())}
+    states = {"denoiser": TrainState(objective.stage.denoiser, OptimizerConfig())}
     clean = Rng(("bench",)).normal(count, 2 * space.channels, side, side).clamp(-1, 1)
     clean = clean.contiguous(memory_format=torch.channels_last)
     text = draw_captions(captions, torch.arange(count), Rng(("captions",)))
     batch, progress = Batch(clean, torch.arange(count) % 6, text=text), TrainProgress(10**6, count, 0)
-    return lambda: train_step(players, objective.losses(batch, 0.0, progress.rng()), progress)
+    return lambda: train_step(states, objective.losses(batch, 0.0, progress.rng()), progress)
 
 
 def mixture_for(captions: Captions | None, dimension: int) -> Prior:

@@ -41,8 +41,10 @@ def test_stop_and_resume_is_the_same_to_the_bit(leg, until, ends, tmp_path):
     save(tmp_path, go_on(LEGS[leg](), until))
     torch.manual_seed(12345), torch.randn(7)  # the past of torch's own generator is not restored, and need not be
     second = LEGS[leg]()
-    for player in second.states.values():
-        load_trained(player.network, {name: value + 1 for name, value in trained_state(player.network).items()})
+    for train_state in second.states.values():
+        load_trained(
+            train_state.network, {name: value + 1 for name, value in trained_state(train_state.network).items()}
+        )
     restore(tmp_path, second)
     assert second.progress.images_seen == until
     assert fingerprint(go_on(second).states) == ends[leg]

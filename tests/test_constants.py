@@ -104,10 +104,10 @@ def test_a_copy_of_a_network_has_the_same_closed_form(form):
 
 def test_a_step_copies_no_constant_and_a_checkpoint_holds_none(monkeypatch):
     leg = second_leg()
-    player = leg.states["denoiser"]
-    assert isinstance(player.network.prior, Prior) and player.average.prior is player.network.prior
-    assert not any("prior" in name for name in player.tensors())
-    fitted = {id(value) for value in player.network.prior.buffers()}
+    train_state = leg.states["denoiser"]
+    assert isinstance(train_state.network.prior, Prior) and train_state.average.prior is train_state.network.prior
+    assert not any("prior" in name for name in train_state.tensors())
+    fitted = {id(value) for value in train_state.network.prior.buffers()}
     real = torch.Tensor.copy_
     monkeypatch.setattr(
         torch.Tensor, "copy_", lambda to, *given: pytest.fail("copied") if id(to) in fitted else real(to, *given)

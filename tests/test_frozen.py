@@ -109,12 +109,12 @@ def denoiser(frozen):
 
 def test_only_the_projection_is_trained_averaged_and_saved(frozen):
     network = denoiser(frozen)
-    player = TrainState(network, OptimizerConfig())
+    train_state = TrainState(network, OptimizerConfig())
     named = {name for name in network.state_dict() if ".encoder." in name}
     assert named == {"backbone.encoder.norm.weight", "backbone.encoder.project.weight"}
-    assert player.average.backbone.encoder.frozen is network.backbone.encoder.frozen
-    assert not any(weight is other for weight in player.parameters for other in frozen.reader.network.parameters())
-    assert {name for name in player.tensors() if "encoder" in name} == {
+    assert train_state.average.backbone.encoder.frozen is network.backbone.encoder.frozen
+    assert not any(weight is other for weight in train_state.parameters for other in frozen.reader.network.parameters())
+    assert {name for name in train_state.tensors() if "encoder" in name} == {
         f"{whose}.{name}" for whose in ("network", "average") for name in named
     }
 

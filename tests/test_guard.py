@@ -30,19 +30,19 @@ FALLS = [28.0, 28.5, 27.8, 20.0, 28.4, math.nan]
 
 def test_what_a_critic_ruins_comes_back_and_it_counts_for_less():
     leg = first_leg()
-    player = leg.states["autoencoder"]
+    train_state = leg.states["autoencoder"]
     psnrs = iter(FALLS)
-    guard = CriticGuard(leg.objective, player, lambda: next(psnrs))
+    guard = CriticGuard(leg.objective, train_state, lambda: next(psnrs))
     prints, checks = [], []
     for images_seen in range(0, 24, 4):
         losses = leg.objective.losses(leg.source.batch(images_seen, 4), 0.6, leg.progress.rng())
         train_step(leg.states, losses, leg.progress)
-        prints.append(fingerprint({"autoencoder": player}))
+        prints.append(fingerprint({"autoencoder": train_state}))
         checks.append(guard.check())
         if checks[-1].taken_back:
-            assert fingerprint({"autoencoder": player}) == prints[1] and player.steps == 2
+            assert fingerprint({"autoencoder": train_state}) == prints[1] and train_state.steps == 2
         else:
-            assert fingerprint({"autoencoder": player}) == prints[-1]
+            assert fingerprint({"autoencoder": train_state}) == prints[-1]
     assert [check.taken_back for check in checks] == [False, False, False, True, False, True]
     assert leg.objective.trust == LOWERED**2 and guard.best == 28.5
     assert "fell from 28.5 to 20.0 dB" in str(checks[3]) and "0.25 of what it did" in str(checks[3])

@@ -141,17 +141,17 @@ def test_training_makes_the_loss_smaller(make):
     assert loss() < 0.995 * before
 
 
-@pytest.mark.parametrize("player", ["autoencoder", "critic"])
-def test_a_loss_that_is_not_a_number_stops_in_one_line(player):
+@pytest.mark.parametrize("network", ["autoencoder", "critic"])
+def test_a_loss_that_is_not_a_number_stops_in_one_line(network):
     leg = go_on(first_leg(), 16)
     losses = leg.objective.losses(leg.source.batch(16, 4), leg.progress.fraction, leg.progress.rng())
-    bad = losses[player]
-    losses[player] = type(bad)(bad.total * math.nan, bad.terms)
-    before = fingerprint({player: leg.states[player]})
-    with pytest.raises(UserError, match=f"{player} after 16 images: .* nan .*; lower the learning rate") as error:
+    bad = losses[network]
+    losses[network] = type(bad)(bad.total * math.nan, bad.terms)
+    before = fingerprint({network: leg.states[network]})
+    with pytest.raises(UserError, match=f"{network} after 16 images: .* nan .*; lower the learning rate") as error:
         train_step(leg.states, losses, leg.progress)
     assert "\n" not in str(error.value) and all(name in str(error.value) for name in bad.terms)
-    assert fingerprint({player: leg.states[player]}) == before
+    assert fingerprint({network: leg.states[network]}) == before
 
 
 def test_the_log_averages_each_name_over_the_records_that_have_it():
@@ -161,7 +161,7 @@ def test_the_log_averages_each_name_over_the_records_that_have_it():
 # -- A run -------------------------------------------------------------------------------------------------------------
 
 
-def test_going_saves_and_logs_and_ends(tmp_path):
+def test_a_leg_is_logged_saved_and_finished(tmp_path):
     run, leg = run_in(tmp_path / "run"), second_leg()
     train_leg(run, leg, threading.Event(), silent)
     events = [json.loads(line) for line in (run.folder / "log.jsonl").read_text().splitlines()]
@@ -201,7 +201,7 @@ def test_the_first_signal_asks_and_the_second_stops_at_once():
     signal.signal(signal.SIGINT, usual)
 
 
-def test_elsewhere_than_in_the_main_thread_nothing_listens():
+def test_other_threads_than_the_main_one_handle_no_signals():
     found = []
 
     def work():

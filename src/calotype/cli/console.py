@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-from calotype.training.process import Bar, Reporter
+from calotype.training.process import ProgressBar, Reporter
 
 if TYPE_CHECKING:
     from calotype.planning import Plan
@@ -36,7 +36,7 @@ class Terminal:
         self.console.print(text, markup=False)
 
     @contextmanager
-    def bar(self, what: str) -> Iterator[Bar]:
+    def bar(self, what: str) -> Iterator[ProgressBar]:
         if not self.console.is_terminal:
             yield self._lines(what)
             return
@@ -51,7 +51,7 @@ class Terminal:
             task = progress.add_task(escape(what), total=None, note="")
             yield lambda done, total, note="": progress.update(task, completed=done, total=total, note=escape(note))
 
-    def _lines(self, what: str) -> Bar:
+    def _lines(self, what: str) -> ProgressBar:
         from calotype.report.format import duration
 
         start, last = time.monotonic(), 0.0

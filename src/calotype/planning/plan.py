@@ -62,7 +62,7 @@ def explain(recipe: Recipe, proposed: Recipe, pictures: Pictures, reasons: dict[
         return Choice(what=what, value=value, why=why if as_proposed else "as you set it", by_user=not as_proposed)
 
     denoiser, network, other = recipe.denoiser, recipe.autoencoder.network, proposed.denoiser
-    choices: list[Choice] = Field(default_factory=list)
+    choices: list[Choice] = []
     if isinstance(recipe.space, ImportedSpace):
         choices.append(explain_import(recipe.space))
     if recipe.kind == "latent":

@@ -37,9 +37,6 @@ UNCAPTIONED = 0.2
 Constants = dict[str, Prior]
 """What is fitted for a leg, by its name in the run's folder: "mixture", for which "unseen-0" and so on stand in where
 it is cross-fitted, or "local", a prior of patches."""
-Fit = Callable[[], Constants]
-Keep = Callable[[Fit], Constants]
-"""From what fits the constants to the constants."""
 
 # -- Fitted ------------------------------------------------------------------------------------------------------------
 
@@ -77,9 +74,7 @@ def take(buckets: Sequence[Bucket], rows: Sequence[Tensor], most: int, rng: Rng,
     """At most `most` of these images, of each bucket in proportion; in the next turn, the next ones."""
     total = sum(map(len, rows))
     first = (bucket.examples(torch.arange(1)).batch(0, 1) for bucket in buckets)
-    side = min(
-        side for batch in first for side in batch.clean.shape[-2:]
-    )  # of the square that fits into all, as cached
+    side = min(side for batch in first for side in batch.clean.shape[-2:])  # of the square that fits into all
     counts = [min(len(chosen), math.ceil(most * len(chosen) / total)) for chosen in rows]
     sources = (bucket.examples(chosen) for bucket, chosen in zip(buckets, rows, strict=True))
     batches = (source.batch(turn * count, count) for source, count in zip(sources, counts, strict=True) if count)
@@ -137,16 +132,14 @@ def cross_fitted(constants: Constants, device: torch.device) -> CrossFitted | No
 # -- Stored ------------------------------------------------------------------------------------------------------------
 
 
-def fit_now(fit: Fit) -> Constants:
-    """Where there is no run to store them in."""
-    return fit()
-
-
-def keep(run: Run, leg: str, fit: Fit) -> Constants:
+def keep(run: Run | None, leg: str, fit: Callable[[], Constants]) -> Constants:
     """The constants of a leg on the CPU, from the run's folder; fitted and written there if the leg has not begun.
 
-    Raises `UserError` where they are missing or damaged, and checkpoints were trained with them.
+    Without a run to store them in they are fitted. Raises `UserError` where they are missing or damaged, and
+    checkpoints were trained with them.
     """
+    if run is None:
+        return fit()
     folder, hashes = run.folder / "constants" / leg, run.state.constants
     # before its hash is known, any whole folder counts
     if not is_whole(folder) or hashes.get(leg) not in (None, sha256(folder / "manifest.json")):
@@ -156,7 +149,7 @@ def keep(run: Run, leg: str, fit: Fit) -> Constants:
     return read_constants(folder)
 
 
-def _fitted(run: Run, leg: str, fit: Fit) -> Constants:
+def _fitted(run: Run, leg: str, fit: Callable[[], Constants]) -> Constants:
     """Fitted now, if no checkpoint needs what was fitted before."""
     folder, finished = run.folder / "constants" / leg, run.state.legs.get(leg) == "finished"
     trained = checkpoints(run.folder / "checkpoints", leg)

@@ -19,7 +19,7 @@ from calotype.training.checkpoint import Saved
 from calotype.training.control import CriticGuard, EarlyStopping
 from calotype.training.loop import BatchSource, StepResult, TrainProgress, at_fractions, every, train_steps
 from calotype.training.objectives import Objective
-from calotype.training.process import Bar, Interrupted
+from calotype.training.process import Interrupted, ProgressBar
 from calotype.training.state import TrainState
 from calotype.types import UserError
 
@@ -90,7 +90,7 @@ def train_leg(
     run: Run,
     leg: Leg[object],
     stop: threading.Event,
-    bar: Bar,
+    bar: ProgressBar,
     say: Callable[[str], None] = lambda text: None,
     limits: LegLimits = UNLIMITED,
 ) -> None:
@@ -203,7 +203,7 @@ def guard_critic(run: Run, leg: str, progress: TrainProgress, guard: CriticGuard
 class StepLog:
     """Averages loss terms and gradient norms over steps, and logs them every two seconds."""
 
-    def __init__(self, run: Run, leg: str, progress: TrainProgress, bar: Bar) -> None:
+    def __init__(self, run: Run, leg: str, progress: TrainProgress, bar: ProgressBar) -> None:
         self.run, self.leg, self.bar = run, leg, bar
         self.results: list[StepResult] = []
         self.last, self.last_seen = progress.seconds, progress.images_seen

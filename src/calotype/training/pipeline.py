@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from itertools import chain
 
 import torch
@@ -21,7 +21,7 @@ from calotype.machine import peak_memory
 from calotype.nets.frozen import Frozen
 from calotype.nets.kl import Autoencoder
 from calotype.nets.perceptual import pretrained_lite0
-from calotype.recipe import ImportedSpace, Recipe, leg_above
+from calotype.recipe import ImportedSpace, Recipe
 from calotype.run import LevelSearch, Run
 from calotype.settings import parse_recipe
 from calotype.spaces.latent import LatentSpace, about_tiles
@@ -30,7 +30,6 @@ from calotype.store import save_model
 from calotype.tables import merge
 from calotype.training.control import HOPELESS, BudgetController, TimeBudget
 from calotype.training.examples import Bucket, crop_examples, latent_examples, picture_examples
-from calotype.training.fitting import keep
 from calotype.training.inspection import require_fit
 from calotype.training.leg import UNLIMITED, Leg, LegLimits, Result_co, train_leg, validate
 from calotype.training.legs import autoencoder_leg, denoiser_leg, enlarger_leg, exposure_leg
@@ -151,9 +150,7 @@ class Pipeline:
 
     def first_stage(self, space: Space, buckets: Sequence[Bucket]) -> Stage:
         with self._counting("fit"):
-            leg = denoiser_leg(
-                self.recipe, buckets, space, self.device, partial(keep, self.run, "denoiser"), self.frozen
-            )
+            leg = denoiser_leg(self.recipe, buckets, space, self.device, self.run, self.frozen)
         return self._train(leg)
 
     def enlarger(self, size: int, below: Stage) -> Stage:
@@ -161,8 +158,7 @@ class Pipeline:
         with self._counting("prepare"):
             pictures = self.pictures.shrunk(size)
             examples = crop_examples(self.recipe, size, pictures, self.device)
-            kept = partial(keep, self.run, leg_above(size))
-            leg = enlarger_leg(self.recipe, size, pictures, examples, self.device, kept, self.frozen)
+            leg = enlarger_leg(self.recipe, size, pictures, examples, self.device, self.run, self.frozen)
         stage = self._train(leg)
         if not self.recipe.enlarger(size).exposure.images:
             return stage

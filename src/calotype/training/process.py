@@ -40,7 +40,7 @@ STOPPING = (signal.SIGINT, signal.SIGTERM, *([HANGUP] if HANGUP else []))
 
 
 @runtime_checkable
-class Bar(Protocol):
+class ProgressBar(Protocol):
     """A progress bar."""
 
     def __call__(self, done: int, total: int, note: str = "") -> None: ...
@@ -52,7 +52,7 @@ class Reporter(Protocol):
 
     def say(self, text: str) -> None: ...
 
-    def bar(self, step: str) -> AbstractContextManager[Bar]: ...
+    def bar(self, step: str) -> AbstractContextManager[ProgressBar]: ...
 
 
 # -- Signals -----------------------------------------------------------------------------------------------------------
@@ -102,7 +102,7 @@ def stoppable() -> Iterator[Stop]:
             signal.signal(number, handler)
 
 
-def until_stopped(stop: threading.Event, bar: Bar) -> Bar:
+def until_stopped(stop: threading.Event, bar: ProgressBar) -> ProgressBar:
     """As `bar`, but raises `Interrupted` once `stop` is set."""
 
     def report(done: int, total: int, note: str = "") -> None:
