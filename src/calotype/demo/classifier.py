@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from calotype.demo.describing import Facts, Shown, styles_of
+from calotype.demo.describing import Facts, VisibleAttributes, styles_of
 from calotype.types import Images, OtherImages
 
 Palette = Float[Tensor, "colour 3"]  # in [-1, 1], as pictures
@@ -69,7 +69,7 @@ class AttributeClassifier:
     values: dict[str, tuple[str, ...]]
     """What each attribute may be, in the order of the columns."""
 
-    def __call__(self, images: OtherImages) -> list[Shown]:
+    def __call__(self, images: OtherImages) -> list[VisibleAttributes]:
         scores = kernel(pixel_rows(images) - self.mean, self.known) @ self.weights + self.shares
         columns = scores.split([len(values) for values in self.values.values()], 1)
         best = torch.stack([column.argmax(1) for column in columns], 1).tolist()
@@ -79,7 +79,7 @@ class AttributeClassifier:
         ]
 
 
-def fit_classifier(images: OtherImages, shown: Sequence[Shown], ridge: float = 1e-2) -> AttributeClassifier:
+def fit_classifier(images: OtherImages, shown: Sequence[VisibleAttributes], ridge: float = 1e-2) -> AttributeClassifier:
     """From real pictures; its accuracy on held-out ones belongs beside its answers on samples.
 
     Every other picture is blurred, as samples are blurrier than training pictures.
@@ -136,7 +136,7 @@ class Tally:
         return (self.hits - self.same) / (self.count - self.same) if self.count > self.same else 0.0
 
 
-def tally(visible: Sequence[Shown], prompted: Sequence[Shown], about: str) -> Tally:
+def tally(visible: Sequence[VisibleAttributes], prompted: Sequence[VisibleAttributes], about: str) -> Tally:
     expected = [each.get(about, "") for each in prompted]
     hits = sum(each.get(about, "") == value for each, value in zip(visible, expected, strict=True))
     return Tally(hits, max(Counter(expected).values()), len(expected))

@@ -20,7 +20,16 @@ from calotype.demo.classifier import (
     rows_by_style,
     tally,
 )
-from calotype.demo.describing import BACKGROUNDS, CLOTHES, LANGUAGES, Facts, Shown, attributes_of, describe, unseen
+from calotype.demo.describing import (
+    BACKGROUNDS,
+    CLOTHES,
+    LANGUAGES,
+    Facts,
+    VisibleAttributes,
+    describe,
+    unseen_combinations,
+    visible_attributes,
+)
 from calotype.demo.faces import LEARNED, learn_face_judges
 from calotype.evaluation.alignment import Judged
 from calotype.evaluation.candidate import Candidate
@@ -56,7 +65,7 @@ class PortraitJudge:
 
     def judge(self, candidate: Candidate, store: FeatureStore, count: int, seed: int) -> Judged:
         train, test = store.pictures.train_indices.tolist(), store.pictures.test_indices.tolist()
-        prompted = unseen([self.drawn[row] for row in train], count)
+        prompted = unseen_combinations([self.drawn[row] for row in train], count)
         if not prompted or not test:
             return Judged(left_out=["attributes: too few portraits for prompts that no caption says"])
         classifiers = fit_classifiers(store, self.drawn, candidate.size)
@@ -157,7 +166,7 @@ class PortraitClassifiers:
 
     def tallies(self, images: OtherImages, facts: Sequence[Facts]) -> Tallies:
         """Of pictures with these prompts, by style, as others have other hair; style and background of all together."""
-        visible, prompted = self.visible(images, facts), [attributes_of(each) for each in facts]
+        visible, prompted = self.visible(images, facts), [visible_attributes(each) for each in facts]
         counted = {(ALL, about): tally(visible, prompted, about) for about in OF_ALL}
         for style, rows in self._rows(facts).items():
             seen, own = ([each[row] for row in rows] for each in (visible, prompted))
@@ -169,7 +178,7 @@ class PortraitClassifiers:
         rows = rows_by_style(facts, range(len(facts)), len(facts))
         return {style: rows[style] for style in self.within if style in rows}
 
-    def visible(self, images: OtherImages, facts: Sequence[Facts]) -> list[Shown]:
+    def visible(self, images: OtherImages, facts: Sequence[Facts]) -> list[VisibleAttributes]:
         """Attributes of each picture, judged as one of the style of its prompt."""
         grounds = [names[0] for names in BACKGROUNDS.values()]
         places = background(images, palette(list(BACKGROUNDS))).tolist()
@@ -200,6 +209,6 @@ def fit_classifiers(store: FeatureStore, drawn: Sequence[Facts], size: int) -> P
     return PortraitClassifiers(fit_classifier(torch.cat([images[:few] for images in pictures.values()]), named), within)
 
 
-def recognised(facts: Facts) -> Shown:
+def recognised(facts: Facts) -> VisibleAttributes:
     """The attributes that the classifier of one style knows."""
-    return {about: value for about, value in attributes_of(facts).items() if about not in (*OF_ALL, *MEASURED)}
+    return {about: value for about, value in visible_attributes(facts).items() if about not in (*OF_ALL, *MEASURED)}
