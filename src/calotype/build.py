@@ -109,7 +109,7 @@ def build_enlarger(recipe: Recipe, size: int, classes: int) -> Stage:
 def build_denoiser(
     config: DiffusionConfig, recipe: Recipe, space: Space, classes: int, prior: Prior | None, images: int
 ) -> Denoiser:
-    """Its backbone gets so many images along channels: the noisy one, the prior mean, the low-resolution one."""
+    """`images` is how many the backbone gets along channels: noisy image, prior mean, low-resolution image."""
     channels = space.channels
     backbone = build_conditioned(config.backbone, images * channels, channels, recipe.denoiser.text)
     width = config.backbone.width

@@ -1,1 +1,1 @@
-"""The mathematics of diffusion. Nothing here knows latents from pixels."""
+"""The mathematics of diffusion. Latents and pixels are treated alike."""

@@ -1,1 +1,1 @@
-"""The layouts of others."""
+"""Weights in the layouts of diffusers and transformers, and of MiniLM."""

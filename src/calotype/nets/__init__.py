@@ -1,1 +1,1 @@
-"""Networks from (image, vector, context) to image. They know no sigma and no files."""
+"""Networks from (image, vector, context) to image. None takes a sigma."""

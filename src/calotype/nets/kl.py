@@ -6,7 +6,7 @@ from scratch is `nets/vae.py`: with group norms and attention the receptive fiel
 
 from __future__ import annotations
 
-from itertools import pairwise
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch.nn.functional as F
@@ -72,15 +72,9 @@ Autoencoder = Vae | Kl
 class KlEncoder(nn.Module):
     def __init__(self, config: KlConfig) -> None:
         super().__init__()
+        attention = [level in config.encoder_attention_levels for level in range(len(config.widths))]
         self.conv_in = nn.Conv2d(3, config.widths[0], 3, padding=1)
-        steps = list(pairwise((config.widths[0], *config.widths)))
-        self.levels = nn.Sequential(
-            *(
-                KlLevel(config, config.blocks, before, width, level in config.encoder_attention_levels, resize)
-                for level, (before, width) in enumerate(steps)
-                for resize in [KlDownsample(width) if level < len(steps) - 1 else nn.Identity()]
-            )
-        )
+        self.levels = kl_levels(config, config.widths, config.blocks, attention, KlDownsample)
         self.middle = kl_middle(config)
         self.norm = group_norm(config, config.widths[-1])
         self.conv_out = nn.Conv2d(config.widths[-1], 2 * config.channels, 3, padding=1)
@@ -93,21 +87,24 @@ class KlDecoder(nn.Module):
     def __init__(self, config: KlConfig) -> None:
         super().__init__()
         upwards = config.widths[::-1]
+        attention = [level in config.decoder_attention_levels for level in reversed(range(len(upwards)))]
         self.conv_in = nn.Conv2d(config.channels, upwards[0], 3, padding=1)
         self.middle = kl_middle(config)
-        steps = list(pairwise((upwards[0], *upwards)))
-        self.levels = nn.Sequential(
-            *(
-                KlLevel(config, config.blocks + 1, before, width, level in config.decoder_attention_levels, resize)
-                for level, (before, width) in zip(reversed(range(len(steps))), steps, strict=True)
-                for resize in [Upsample(width) if level else nn.Identity()]
-            )
-        )
+        self.levels = kl_levels(config, upwards, config.blocks + 1, attention, Upsample)
         self.norm = group_norm(config, upwards[-1])
         self.conv_out = nn.Conv2d(upwards[-1], 3, 3, padding=1)
 
     def forward(self, latents: Latents) -> Resized:
         return self.conv_out(F.silu(self.norm(self.levels(self.middle(self.conv_in(latents))))))
+
+
+def kl_levels(
+    config: KlConfig, widths: Sequence[int], blocks: int, attention: Sequence[bool], resize: Callable[[int], nn.Module]
+) -> nn.Sequential:
+    """Levels of these widths, with attention or without; all but the last end with a step to the next size."""
+    steps = [*(resize(width) for width in widths[:-1]), nn.Identity()]
+    levels = zip((widths[0], *widths[:-1]), widths, attention, steps, strict=True)
+    return nn.Sequential(*(KlLevel(config, blocks, *level) for level in levels))
 
 
 class KlLevel(nn.Module):
