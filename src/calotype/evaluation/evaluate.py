@@ -150,7 +150,7 @@ def sampling_notes(request: EvaluationRequest) -> Iterator[str]:
         yield "the run was trained with other classes than the pictures have: its samples are of no class"
 
 
-# -- Samples -----------------------------------------------------------------------------------------------------------
+# -- Parts of the result -----------------------------------------------------------------------------------------------
 
 
 def make_samples(
