@@ -1,4 +1,4 @@
-"""What commands report through: a protocol, and the terminal with progress bars, or plain lines where there is none."""
+"""How commands report: a protocol, and the terminal, with progress bars, or plain lines where output is redirected."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
     from calotype.planning import Plan
 
 LINE_SECONDS = 10.0
-"""Between the plain lines of one step."""
+"""Between two plain lines of a step."""
 
 
 @runtime_checkable
 class Console(Reporter, Protocol):
-    """How a command talks: lines, bars for what takes long, and the plan."""
+    """Shows lines of text, progress bars and the plan."""
 
     def plan(self, plan: Plan) -> None: ...
 
@@ -36,9 +36,9 @@ class Terminal:
         self.console.print(text, markup=False)
 
     @contextmanager
-    def bar(self, what: str) -> Iterator[ProgressBar]:
+    def bar(self, step: str) -> Iterator[ProgressBar]:
         if not self.console.is_terminal:
-            yield self._lines(what)
+            yield self._lines(step)
             return
         from rich.markup import escape
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -48,10 +48,10 @@ class Terminal:
             TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
         )  # fmt: skip
         with Progress(*columns, console=self.console) as progress:
-            task = progress.add_task(escape(what), total=None, note="")
+            task = progress.add_task(escape(step), total=None, note="")
             yield lambda done, total, note="": progress.update(task, completed=done, total=total, note=escape(note))
 
-    def _lines(self, what: str) -> ProgressBar:
+    def _lines(self, step: str) -> ProgressBar:
         from calotype.report.format import duration
 
         start, last = time.monotonic(), 0.0
@@ -64,7 +64,7 @@ class Terminal:
             last, spent = now, now - start
             left = spent * (total - done) / done if done else 0.0
             rest = f"; {note}" if note else ""
-            self.say(f"{what}: {done:,} of {total:,}, {duration(spent)} gone, {duration(left)} left{rest}")
+            self.say(f"{step}: {done:,} of {total:,}, {duration(spent)} gone, {duration(left)} left{rest}")
 
         return progress
 
@@ -80,11 +80,11 @@ class Terminal:
         for choice in plan.choices:
             table.add_row(Text(choice.what), Text(choice.value), Text(choice.why))
         self.console.print(table)
-        for line in costs(plan):
+        for line in cost_lines(plan):
             self.say(line)
 
 
-def costs(plan: Plan) -> Iterator[str]:
+def cost_lines(plan: Plan) -> Iterator[str]:
     """The predicted cost of a plan, in lines."""
     from calotype.report.format import duration
 
@@ -95,8 +95,8 @@ def costs(plan: Plan) -> Iterator[str]:
             f"{leg:<12} {plan.parameters(leg) / 1e6:.1f} M parameters, {predicted['steps'][leg]:,} steps of "
             f"{predicted['seconds_a_step'][leg]:.2f} s, {duration(seconds[leg])}"
         )
-    beside = sum(spent for what, spent in seconds.items() if what not in plan.recipe.legs)
-    rest = f"{duration(beside)} of it for what is not training; {plan.final_count} samples"
+    other = sum(spent for step, spent in seconds.items() if step not in plan.recipe.legs)
+    rest = f"{duration(other)} of it for what is not training; {plan.final_count} samples"
     memory, disk = predicted["peak_memory_bytes"] / 2**30, predicted["disk_bytes"] / 1e6
     yield f"in all       {duration(sum(seconds.values()))} from here on ({rest})"
     yield f"needs        {memory:.1f} GB of memory, {disk:,.0f} MB of disk"

@@ -1,4 +1,4 @@
-"""What training costs on this machine, measured on one real step of every kind with the real networks."""
+"""The cost of training on this machine, measured on one real step of every kind with the real networks."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ SAMPLE_VALUES = 2**20
 FIT_FLOPS, CAPTION_FIT_FLOPS = 50_000, 175_000
 """To fit the prior, for each value that it is fitted to, and more with captions; measured on 8,100 portraits."""
 MATRIX_SIDE = 1024
-"""Of the matrix product by which it is measured how fast a prior is fitted."""
+"""Side of the matrices whose product measures how fast a prior is fitted."""
 
 
 class StepCost(NamedTuple):
-    """Of a training step, divided by its batch, up to this fraction of its leg."""
+    """The cost of an image in a training step, up to the fraction `end` of its leg."""
 
     end: float
     seconds: float
@@ -65,7 +65,9 @@ class Measurement:
     def __init__(self, recipe: Recipe, pictures: Pictures, device: torch.device) -> None:
         self.recipe, self.device, self.rng = recipe, device, Rng((recipe.seed, "plan"))
         self.frozen, self.all_captions = build_frozen(recipe.denoiser.text), pictures.captions
-        classes, few = len(pictures.classes), few_pictures(without_unread_captions(recipe, pictures))
+        classes = len(pictures.classes)
+        most = max(64, 2**25 // pictures.pixels[0].numel())  # the autoencoder's closed-form start is fitted to them
+        few = without_unread_captions(recipe, pictures).first(min(len(pictures), most))
         self.pictures = {size: few.shrunk(size) for size in recipe.chain}
         self.space: Space = PixelSpace()
         if recipe.kind == "latent":
@@ -91,7 +93,7 @@ class Measurement:
 
     @cached_property
     def steps(self) -> dict[str, list[StepCost]]:
-        """Of every leg; exposure fine-tuning has the steps of its stage."""
+        """The costs of every leg; exposure fine-tuning has the steps of its stage."""
         recipe, steps = self.recipe, {}
         if recipe.trains_space:
             steps["autoencoder"] = self._autoencoder()
@@ -115,7 +117,7 @@ class Measurement:
         return [self._step(objective, source, config.batch, end) for end in config.losses.phase_ends]
 
     def _first_source(self) -> BatchSource:
-        """Of the first stage's pictures, or of latents: those of two pictures, repeated."""
+        """Batches of pictures for the first stage, or of latents: those of two pictures, repeated."""
         pictures = self.pictures[self.recipe.chain[0]]
         if not isinstance(self.space, LatentSpace):
             return picture_examples(self.recipe, pictures, self.device)(pictures.train_indices)
@@ -126,7 +128,7 @@ class Measurement:
         return LatentSource(cache, labels, torch.arange(2), self.rng, self.device, captions)
 
     def _step(self, objective: Objective, source: BatchSource, batch: int, end: float = 1.0) -> StepCost:
-        """Of the steps just before this fraction of the leg."""
+        """The cost of the steps just before this fraction of the leg."""
         states = {name: TrainState(network, OptimizerConfig()) for name, network in objective.networks.items()}
         progress = TrainProgress(total=10**6, batch=batch, seed=0)
 
@@ -139,7 +141,7 @@ class Measurement:
     # -- Between the legs ----------------------------------------------------------------------------------------------
 
     def encode(self) -> float:
-        """Of the latents; 0 in pixels."""
+        """Seconds in which a picture is encoded into latents; 0 in pixels."""
         if isinstance(self.space, PixelSpace):
             return 0.0
         images = self._images(max(1, min(16, 16 * SAMPLE_VALUES // (3 * self.recipe.chain[0] ** 2))))
@@ -202,7 +204,7 @@ class Measurement:
     # -- Sizes ---------------------------------------------------------------------------------------------------------
 
     def parameters(self) -> dict[str, int]:
-        """Of each network that is part of the model, by the leg that trains it first."""
+        """Parameters of each network in the model, by the leg that trains it first."""
         counts = {"autoencoder": count_parameters(self.space.vae)} if isinstance(self.space, LatentSpace) else {}
         counts["denoiser"] = count_parameters(self.stages[0].denoiser)
         return counts | {leg_above(stage.image_size): count_parameters(stage.denoiser) for stage in self.stages[1:]}
@@ -223,11 +225,6 @@ class Measurement:
         # with captions, each class has two groups
         plain = constant_count(prior) // 2 if isinstance(prior, CaptionedMixture) else stored
         return self.prior_values() + max(0, (1 + FOLDS) * plain - stored)
-
-
-def few_pictures(pictures: Pictures) -> Pictures:
-    """At least 64; more of small ones, from which the autoencoder's closed-form start is fitted."""
-    return pictures.first(max(64, min(len(pictures), 2**25 // pictures.pixels[0].numel())))
 
 
 def count_parameters(network: nn.Module) -> int:
