@@ -187,7 +187,7 @@ def test_a_single_bucket_is_the_same_as_no_buckets(folder):
 def test_the_prior_of_several_buckets_is_fitted_to_all(folder, tmp_path):
     """Through the largest square that lies in all of them; and better than no knowledge at all."""
     divided = buckets_of(folder, tmp_path)
-    mixture, _ = fit_mixture(recipe(), divided, PixelSpace())
+    mixture = fit_mixture(recipe(), divided, PixelSpace())["mixture"]
     assert mixture.side(3) == 12
     for bucket in divided:
         clean = images_from_pixels(bucket.pictures.pixels)
@@ -202,8 +202,8 @@ def test_the_closed_form_is_calibrated_on_held_out_pictures(tmp_path, few):
     divided = [Bucket(pictures, picture_examples(recipe(flip=False), pictures, CPU))]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fit, "RESIDUAL_FACTORS", (1.0,))
-        before, _ = fit_mixture(recipe(flip=False), divided, PixelSpace())
-    after, _ = fit_mixture(recipe(flip=False), divided, PixelSpace())
+        before = fit_mixture(recipe(flip=False), divided, PixelSpace())["mixture"]
+    after = fit_mixture(recipe(flip=False), divided, PixelSpace())["mixture"]
     clean = images_from_pixels(pictures.pixels[pictures.validation_indices])
     noisy, sigma = clean + 0.1 * torch.randn_like(clean), torch.full((len(clean),), 0.1)
     labels = pictures.labels[pictures.validation_indices]
