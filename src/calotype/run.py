@@ -6,8 +6,8 @@ import bisect
 import json
 import re
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -122,14 +122,6 @@ class RunState(Stored):
     """Hash of the manifest of each leg's closed forms."""
 
 
-def of_this_version(stored: Mapping[str, Any]) -> dict[str, Any]:
-    """The content of a `run.json` of this version or an earlier one, with the keys of this one."""
-    if "version" in stored:
-        return dict(stored)
-    renamed = {RENAMED_KEYS.get(key, key): value for key, value in stored.items() if key != "format"}
-    return {"version": STATE_VERSION, **renamed}
-
-
 def read_stored(file: Path) -> Any:
     """A JSON file of a run, with today's names of legs. Raises `UserError` where it is missing or damaged."""
     return json.loads(EXPOSURE.sub(r'"exposure-\1"', json.dumps(read_json(file))))
@@ -140,13 +132,12 @@ def read_state(file: Path) -> RunState:
     stored = read_stored(file)
     if not isinstance(stored, dict):
         raise UserError(f"{file} is damaged: it holds a {type(stored).__name__}, but a table of keys is expected")
-    current = of_this_version(stored)
-    if isinstance(current["version"], int) and current["version"] > STATE_VERSION:
-        raise UserError(
-            f"{file} is of version {current['version']}, but at most {STATE_VERSION} is known; update calotype"
-        )
+    if "version" not in stored:  # version 1
+        stored = {RENAMED_KEYS.get(key, key): value for key, value in stored.items() if key != "format"}
+    if isinstance(later := stored.get("version"), int) and later > STATE_VERSION:
+        raise UserError(f"{file} is of version {later}, but at most {STATE_VERSION} is known; update calotype")
     try:
-        return RunState.model_validate(current)
+        return RunState.model_validate(stored)
     except ValidationError as error:
         wrong = error.errors()[0]
         key = ".".join(map(str, wrong["loc"]))
@@ -239,13 +230,8 @@ def read_mapping(file: Path) -> dict[str, Any]:
 
 def read_events(file: Path) -> list[Event]:
     """Those of a log, without lines that are damaged, as the last one is where a process was killed."""
-    lines = file.read_text("utf-8", "replace").splitlines() if file.is_file() else []
-    return [event for line in lines if (event := _event(line))]
-
-
-def _event(line: str) -> Event:
-    try:
-        event = json.loads(EXPOSURE.sub(r'"exposure-\1"', line))
-    except ValueError:
-        return {}
-    return event if isinstance(event, dict) else {}
+    events = []
+    for line in file.read_text("utf-8", "replace").splitlines() if file.is_file() else []:
+        with suppress(ValueError):
+            events.append(json.loads(EXPOSURE.sub(r'"exposure-\1"', line)))
+    return [event for event in events if event and isinstance(event, dict)]

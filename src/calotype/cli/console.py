@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-from calotype.training.reporter import Progress, Reporter
+from calotype.training.process import ProgressBar, Reporter
 
 if TYPE_CHECKING:
     from calotype.planning import Plan
@@ -36,28 +36,27 @@ class Terminal:
         self.console.print(text, markup=False)
 
     @contextmanager
-    def bar(self, step: str) -> Iterator[Progress]:
+    def bar(self, step: str) -> Iterator[ProgressBar]:
         if not self.console.is_terminal:
             yield self._lines(step)
             return
         from rich.markup import escape
-        from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-        from rich.progress import Progress as Bar
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
         columns = (
             TextColumn("{task.description:<12}"), BarColumn(30), TextColumn("{task.percentage:>3.0f}%"),
             TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
         )  # fmt: skip
-        with Bar(*columns, console=self.console) as progress:
+        with Progress(*columns, console=self.console) as progress:
             task = progress.add_task(escape(step), total=None, note="")
-            yield lambda done, total, note: progress.update(task, completed=done, total=total, note=escape(note))
+            yield lambda done, total, note="": progress.update(task, completed=done, total=total, note=escape(note))
 
-    def _lines(self, step: str) -> Progress:
+    def _lines(self, step: str) -> ProgressBar:
         from calotype.report.format import duration
 
         start, last = time.monotonic(), 0.0
 
-        def progress(done: int, total: int, note: str) -> None:
+        def progress(done: int, total: int, note: str = "") -> None:
             nonlocal last
             now = time.monotonic()
             if now - last < LINE_SECONDS and done < total:

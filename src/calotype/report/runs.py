@@ -26,7 +26,7 @@ from calotype.report.html import Html, aside, definitions, figure, masthead, pag
 from calotype.report.plot import Series, plot
 from calotype.run import Event, Run, read_mapping
 from calotype.tables import number, numbers, within
-from calotype.training.lock import owner_of
+from calotype.training.process import owner_of
 from calotype.types import UserError
 
 GRIDS_BYTES = 2_400_000
