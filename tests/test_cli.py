@@ -347,7 +347,7 @@ def test_a_picture_depends_on_its_seed_and_number_alone(tell, finished, tmp_path
 def test_chunks_do_not_show(finished, monkeypatch):
     model = calotype.load(finished)
     whole = [np.asarray(picture) for picture in model.sample(5, seed=1)]
-    monkeypatch.setattr("calotype.diffusion.stage.AT_ONCE_VALUES", 2 * 3 * 16**2)
+    monkeypatch.setattr("calotype.diffusion.stage.BATCH_VALUES", 2 * 3 * 16**2)
     assert all((one == other).all() for one, other in zip(whole, model.sample(5, seed=1), strict=True))
 
 

@@ -20,20 +20,20 @@ from calotype.tables import number
 from calotype.types import UserError
 
 STATE_VERSION = 2
-"""Of `run.json`. Files of version 1 have no `version`, and other names for some keys: see `RENAMED_KEYS`."""
+"""Version of `run.json`. Files of version 1 have no `version`, and other names for some keys: see `RENAMED_KEYS`."""
 RENAMED_KEYS = {"state": "status", "looks": "validation", "space": "imported_weights"}
 """Keys of version 1 by their names now."""
 EXPOSURE = re.compile(r'"mistakes-(\d+)"')
 """The leg of exposure fine-tuning in version 1: in `run.json`, `plan.json` and the log."""
 PORTRAITS = "portraits"
-"""What a run has in place of a folder of pictures when it trains on the embedded portraits."""
+"""`RunState.data` of a run that trains on the embedded portraits."""
 Event = dict[str, Any]
 Status = Literal["unknown", "training", "interrupted", "failed", "finished"]
 LegStatus = Literal["waiting", "training", "finished"]
 
 
 class Stored(BaseModel):
-    """What `run.json` holds. Unknown keys are ignored."""
+    """Base of the parts of `run.json`. Unknown keys are ignored."""
 
     model_config = ConfigDict(extra="ignore", validate_assignment=True)
 
@@ -47,7 +47,7 @@ class Losses(Stored):
 
 
 class Validation(Stored):
-    """By which early stopping decides."""
+    """The losses by which early stopping decides."""
 
     best: Losses | None = None
     last: Losses | None = None
@@ -61,7 +61,7 @@ class Inspection(Stored):
     advice: str = ""
     """Empty where it is fit to diffuse on."""
     forced: bool = False
-    """Whether the user went on all the same."""
+    """Whether the user continued with `--force`."""
 
 
 class LevelSearch(Stored):
@@ -71,7 +71,7 @@ class LevelSearch(Stored):
     tried: list[tuple[float, float]] = []
     """Levels, each with its distance from real pictures."""
     standard_errors: list[float] = []
-    """Of the distances' differences to the smallest one."""
+    """Standard errors of the differences from the smallest distance."""
 
 
 class SplitRecord(Stored):
@@ -102,7 +102,7 @@ class RunState(Stored):
     classes: list[str] = Field(default_factory=list)
     status: Status = "unknown"
     legs: dict[str, LegStatus] = Field(default_factory=dict)
-    """In the order of their training."""
+    """Status by leg, in the order of their training."""
     seconds: dict[str, float] = Field(default_factory=dict)
     """Over all sessions of the run."""
     wall_seconds: float = 0.0
@@ -114,10 +114,10 @@ class RunState(Stored):
     threads: int | None = None
     validation: dict[str, Validation] = Field(default_factory=dict)
     overfitted: dict[str, str] = Field(default_factory=dict)
-    """What was done about it, in a sentence."""
+    """By leg, a sentence that says what was done about it."""
     inspection: Inspection | None = None
     levels: dict[str, LevelSearch] = Field(default_factory=dict)
-    """By the size of the stage."""
+    """Searches by the size of the stage."""
     constants: dict[str, str] = Field(default_factory=dict)
     """Hash of the manifest of each leg's closed forms."""
 

@@ -43,13 +43,13 @@ FINETUNE_RATE = 1e-4
 LARGEST_LATENT = 256
 """Larger pictures are made in latents of this size, then enlarged in pixels."""
 STEPS = 12
-"""Of the sampler in latents: with 24, portraits were no nearer to real ones (dev/LOG.md)."""
+"""Steps of the sampler in latents: with 24, portraits were no nearer to real ones (dev/LOG.md)."""
 PRIOR_GUIDANCE = {"guide": "prior", "guidance": 3.0, "guidance_slope": 0.75}
 """Guidance away from the prior, the best guide in a sweep over portraits (dev/LOG.md, 2026-11-28)."""
 LABEL_GUIDANCE, CAPTION_GUIDANCE = 2.0, 1.3
 """Scales of classifier-free guidance, for models without a prior."""
 LARGEST_CROP = 256
-"""Of the autoencoder and of stages that enlarge: their networks are local."""
+"""Side of the crops of the autoencoder and of stages that enlarge, at most: their networks are local."""
 TIME_WEIGHTS = {"autoencoder": 0.3, "denoiser": 0.7, "enlarge": 0.35}
 """How the training time is divided among the legs of a run, relative to one another."""
 MEDIAN_SIGMA, SMALLEST_SIGMA, LARGEST_SIGMA = 0.6, 0.01, 15
@@ -214,7 +214,7 @@ def choose_text(captions: Captions | None, width: int, depth: int) -> dict[str, 
 
 
 def learning_rate(backbone: Backbone) -> float:
-    """In inverse proportion to the width; ten times smaller for a UNet, whose convolutions have 9 times the inputs."""
+    """Inversely proportional to the width; ten times smaller for a UNet, whose convolutions have 9 times the inputs."""
     return three_digits((0.4 if backbone.kind == "dit" else 0.04) / backbone.width)
 
 
@@ -259,7 +259,7 @@ def choose_enlarger(
 
 @cache
 def forward_flops(config: Backbone, in_channels: int, out_channels: int, side: int) -> int:
-    """Of one picture through a network, counted on the meta device."""
+    """FLOPs of one picture through a network, counted on the meta device."""
     with torch.device("meta"), FlopCounterMode(display=False) as counter, torch.no_grad():
         network = build_backbone(config, in_channels, out_channels)
         network(torch.empty(1, in_channels, side, side), torch.empty(1, config.width))

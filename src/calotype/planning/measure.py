@@ -1,4 +1,4 @@
-"""What training costs on this machine, measured on one real step of every kind with the real networks."""
+"""The cost of training on this machine, measured on one real step of every kind with the real networks."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ SAMPLE_VALUES = 2**20
 FIT_FLOPS, CAPTION_FIT_FLOPS = 50_000, 175_000
 """To fit the prior, for each value that it is fitted to, and more with captions; measured on 8,100 portraits."""
 MATRIX_SIDE = 1024
-"""Of the matrix product by which it is measured how fast a prior is fitted."""
+"""Side of the matrices whose product measures how fast a prior is fitted."""
 
 
 class StepCost(NamedTuple):
-    """Of a training step, divided by its batch, up to this fraction of its leg."""
+    """The cost of an image in a training step, up to the fraction `end` of its leg."""
 
     end: float
     seconds: float
@@ -90,7 +90,7 @@ class Measurement:
 
     @cached_property
     def steps(self) -> dict[str, list[StepCost]]:
-        """Of every leg; exposure fine-tuning has the steps of its stage."""
+        """The costs of every leg; exposure fine-tuning has the steps of its stage."""
         recipe, steps = self.recipe, {}
         if recipe.trains_space:
             steps["autoencoder"] = self._autoencoder()
@@ -115,7 +115,7 @@ class Measurement:
         return [self._step(objective, source, config.batch, end) for end in config.losses.phase_ends]
 
     def _first_source(self) -> BatchSource:
-        """Of the first stage's pictures, or of latents: those of two pictures, repeated."""
+        """Batches of pictures for the first stage, or of latents: those of two pictures, repeated."""
         pictures = self.pictures[self.recipe.chain[0]]
         if not isinstance(self.space, LatentSpace):
             return picture_examples(self.recipe, pictures, self.device)(pictures.train_indices)
@@ -126,7 +126,7 @@ class Measurement:
         return LatentSource(cache, labels, torch.arange(2), self.rng, self.device, captions)
 
     def _step(self, objective: Objective, source: BatchSource, batch: int, end: float = 1.0) -> StepCost:
-        """Of the steps just before this fraction of the leg."""
+        """The cost of the steps just before this fraction of the leg."""
         states = {name: TrainState(network, OptimizerConfig()) for name, network in objective.networks.items()}
         progress = TrainProgress(total=10**6, batch=batch, seed=0)
 
@@ -139,7 +139,7 @@ class Measurement:
     # -- Between the legs ----------------------------------------------------------------------------------------------
 
     def encode(self) -> float:
-        """Of the latents; 0 in pixels."""
+        """Seconds in which a picture is encoded into latents; 0 in pixels."""
         if isinstance(self.space, PixelSpace):
             return 0.0
         images = self._images(max(1, min(16, 16 * SAMPLE_VALUES // (3 * self.recipe.chain[0] ** 2))))
@@ -201,7 +201,7 @@ class Measurement:
     # -- Sizes ---------------------------------------------------------------------------------------------------------
 
     def parameters(self) -> dict[str, int]:
-        """Of each network that is part of the model, by the leg that trains it first."""
+        """Parameters of each network in the model, by the leg that trains it first."""
         counts = {"autoencoder": count_parameters(self.space.vae)} if isinstance(self.space, LatentSpace) else {}
         counts["denoiser"] = count_parameters(self.stages[0].denoiser)
         return counts | {leg_above(stage.image_size): count_parameters(stage.denoiser) for stage in self.stages[1:]}

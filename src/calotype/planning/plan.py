@@ -43,7 +43,7 @@ class Plan(TimeBudget):
         return cls.model_validate({**about, "recipe": recipe})
 
     def parameters(self, leg: str) -> int:
-        """Of the network that a leg trains, without the critic."""
+        """Number of parameters of the network that a leg trains, without the critic."""
         return int(self.predicted["parameters"][network_of(leg)])
 
 

@@ -21,7 +21,7 @@ KEPT_CHECKPOINTS = 2
 
 @runtime_checkable
 class Saved(Protocol):
-    """What a checkpoint holds a file of: a train state, or the guard of one."""
+    """State with a file of its own in a checkpoint: a train state, or a critic guard."""
 
     steps: int
 
@@ -91,7 +91,7 @@ def rename_legs(folder: Path) -> None:
 
 
 def checkpoints(folder: Path, leg: str) -> list[Path]:
-    """Whole and damaged ones, in the order of their number of images."""
+    """Checkpoints of a leg, whole and damaged, by images seen."""
     name = re.compile(re.escape(leg) + r"-\d{10,}")
     paths = folder.iterdir() if folder.is_dir() else ()
     return sorted((path for path in paths if name.fullmatch(path.name) and path.is_dir()), key=_images_of)

@@ -1,4 +1,4 @@
-"""What keeps a leg on course: its time budget, early stopping, and the guard against a critic that does harm."""
+"""Control of a leg: its time budget, early stopping, and the guard against a critic that does harm."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ MIN_VALIDATION = 32
 MAX_DROP = 1.0
 """dB. What a critic costs that only sharpens is less; those that diverged cost 3 to 10."""
 LOWERED = 0.25
-"""Of its weight is left to a critic that has done harm."""
+"""Factor on the weight of a critic that has done harm."""
 CHECKS = 6
 """Evenly from where the adversarial loss sets in to the end: so at most a twentieth of a run is lost."""
 Phases = list[tuple[float, float]]
@@ -39,10 +39,10 @@ Phases = list[tuple[float, float]]
 
 
 class TimeBudget(BaseModel):
-    """What the pipeline needs of a plan."""
+    """The part of a plan that training needs."""
 
     budget_seconds: float
-    """Of the whole command."""
+    """Time of the whole command."""
     predicted: dict[str, Any] = {}
     """Parameters, images, steps, seconds and bytes; most of them by leg. Seconds are of each step, in their order."""
     phases: dict[str, Phases] = {}
@@ -145,7 +145,7 @@ class EarlyStopping:
 
 
 class GuardCheck(NamedTuple):
-    """What the guard measured and did."""
+    """A check of the guard: its measures, and whether it took the weights back."""
 
     psnr: float  # held out, in dB
     best: float  # so far
@@ -173,7 +173,7 @@ class CriticGuard:
 
     @property
     def fractions(self) -> list[float]:
-        """Of the leg, after which to check."""
+        """Fractions of the leg after which to check."""
         start = self.objective.adversarial_start
         return [start + (1 - start) * index / (CHECKS - 1) for index in range(CHECKS)]
 

@@ -1,4 +1,4 @@
-"""What legs train on."""
+"""Training examples of each leg."""
 
 from __future__ import annotations
 

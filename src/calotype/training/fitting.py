@@ -29,13 +29,13 @@ from calotype.training.loop import BatchSource
 from calotype.types import Batch, Rng, Text, UserError
 
 VALIDATION_IMAGES = 512
-"""By which the prior is chosen."""
+"""Validation images by which the prior is chosen."""
 PATCHES = 2**19
 """Low-resolution pixels, with the high-resolution patches below them, to which a patch prior is fitted."""
 UNCAPTIONED = 0.2
 """Share of images that training gives no caption."""
 Constants = dict[str, Prior]
-"""What is fitted for a leg, by its name in the run's folder: "mixture", for which "unseen-0" and so on stand in where
+"""The priors of a leg, by their names in the run's folder: "mixture", for which "unseen-0" and so on stand in where
 it is cross-fitted, or "local", a prior of patches."""
 
 # -- Fitted ------------------------------------------------------------------------------------------------------------
@@ -82,7 +82,7 @@ def take(buckets: Sequence[Bucket], rows: Sequence[Tensor], most: int, rng: Rng,
 
 
 def random_windows(batch: Batch, side: int, rng: Rng) -> Batch:
-    """Of each image, one of the windows in which the prior denoises it."""
+    """A window of each image: one of those in which the prior denoises it."""
     places = list(product(*(half_overlapping(length, side) for length in batch.clean.shape[-2:])))
     windows = (places[place] for place in rng.integers(len(places), len(batch)).tolist())
     squares = [image[:, row.read, column.read] for image, (row, column) in zip(batch.clean, windows, strict=True)]

@@ -35,7 +35,7 @@ class Validator(Protocol):
 
     @property
     def prompts(self) -> tuple[str, ...]:
-        """Of the pictures in a preview; empty where there are none."""
+        """The prompts of the pictures in a preview; empty where there are none."""
         ...
 
     def draw(self, path: Path) -> None: ...
@@ -45,7 +45,7 @@ class Validator(Protocol):
 
 @dataclass(frozen=True)
 class Leg(Generic[Result_co]):
-    """One thing to train, with all that this takes."""
+    """A network to train, with its objective, data, progress and validator."""
 
     name: str
     objective: Objective
@@ -54,7 +54,7 @@ class Leg(Generic[Result_co]):
     progress: TrainProgress
     validator: Validator
     trained: Result_co
-    """What comes of it: it holds the averaged weights, which the end of the leg leaves at their best."""
+    """The result: it holds the averaged weights, which the end of the leg leaves at their best."""
     guard: CriticGuard | None = None
     """It watches over the autoencoder, and is saved with it."""
     draw_raw: Callable[[Path], None] | None = None
@@ -225,7 +225,7 @@ class StepLog:
 
 
 def average(records: Sequence[dict[str, Tensor] | dict[str, float]]) -> dict[str, float]:
-    """Of each name over the records that have it."""
+    """The mean of each name over the records that have it."""
     names = {name: None for record in records for name in record}
     values = {name: [float(record[name]) for record in records if name in record] for name in names}
     return {name: sum(numbers) / len(numbers) for name, numbers in values.items()}

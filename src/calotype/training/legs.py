@@ -1,4 +1,4 @@
-"""What each leg of a run trains: the autoencoder, the denoiser of the first stage, and those of stages that enlarge."""
+"""The legs of a run: the autoencoder, the denoiser of the first stage, and those of stages that enlarge."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ from calotype.types import NULL_LABEL, Batch, Images, Labels, Rng, Sigmas, Text
 
 @dataclass(frozen=True)
 class Loss:
-    """What one network minimises, and the terms that it is the sum of, for the log."""
+    """The loss of one network, and the terms that it is the sum of, for the log."""
 
     total: Tensor
     terms: dict[str, Tensor]
@@ -49,7 +49,7 @@ class AutoencoderObjective:
         critics: dict[str, nn.Module] = {"critic": critic} if config.adversarial else {}
         self.networks: dict[str, nn.Module] = {"autoencoder": vae, **critics}
         self.trust = 1.0
-        """What is left of the critic's weight; `CriticGuard` lowers it when the critic has done harm."""
+        """Factor on the critic's weight; `CriticGuard` lowers it when the critic has done harm."""
 
     @property
     def adversarial_start(self) -> float:

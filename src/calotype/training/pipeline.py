@@ -40,7 +40,7 @@ from calotype.training.process import Interrupted, Reporter, Stop, until_stopped
 SHORT = 60.0
 """Seconds of a leg: previews along the way would take a good part of a shorter one."""
 VALIDATION_SHARE = 0.05
-"""Of a leg's time, where the clock decides how long it is."""
+"""Fraction of the time of a paced leg."""
 
 
 @contextmanager
@@ -67,7 +67,7 @@ def record_status(run: Run, device: torch.device, stop: Stop) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Pipeline:
-    """What all legs of one run need; its methods make the parts of the model, one after the other.
+    """The legs of one run; the methods make the parts of the model, one after the other.
 
     Without `force`, `train` ends in a `UserError` where the autoencoder is unfit to diffuse on.
     """
@@ -98,14 +98,14 @@ class Pipeline:
             save_model(self.run.folder / "model", recipe, stages, self.pictures.classes)
 
     def encode_captions(self) -> None:
-        """By a frozen text encoder, before anything is trained on them."""
+        """Encodes all captions by the frozen text encoder, before anything is trained on them."""
         captions = self.pictures.captions
         if self.frozen is not None and captions is not None:
             with self._counting("captions"), self.reporter.bar("captions") as bar:
                 cache_encodings(self.frozen, captions, self.run.folder / "cache", self.device, bar)
 
     def buckets(self, pictures: Pictures) -> Sequence[Pictures]:
-        """What the first stage is trained on, at its size: squares, or the pictures in several aspect ratios."""
+        """The pictures of the first stage, at its size: squares, or a set for each aspect ratio."""
         recipe = self.recipe
         if recipe.aspect_buckets == 1:
             return [pictures]
@@ -114,7 +114,7 @@ class Pipeline:
             return read_buckets(pictures, sizes, recipe.size // recipe.chain[0], folder, bar)
 
     def space(self) -> tuple[Space, Sequence[Bucket]]:
-        """What the first stage works in, and its training examples in there."""
+        """The space of the first stage, pixels or latents of an autoencoder, and its training examples."""
         pictures = self.pictures.shrunk(self.recipe.chain[0])
         buckets = self.buckets(pictures)
         if self.recipe.kind == "cascade":
@@ -195,7 +195,7 @@ class Pipeline:
         return leg.trained
 
     def _limits(self, leg: str) -> LegLimits:
-        """Of a leg whose length follows the clock: what the other steps have taken and will take is not its own."""
+        """A leg without a fixed length gets what the other steps leave of the budget."""
         budget = self.budget
         if leg not in budget.paced:
             return UNLIMITED

@@ -48,7 +48,7 @@ class ProgressBar(Protocol):
 
 @runtime_checkable
 class Reporter(Protocol):
-    """What training needs of a terminal: lines, and bars for what takes long."""
+    """A terminal, as training needs it: lines, and progress bars."""
 
     def say(self, text: str) -> None: ...
 
