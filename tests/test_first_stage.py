@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 import torch
+from PIL import Image
 from small import noise_pixels
 
 from calotype.data.images import images_from_pixels
@@ -15,12 +16,13 @@ from calotype.evaluation.autoencoder import (
     power_spectrum,
     receptive_field_of,
 )
-from calotype.evaluation.diagnosis import INVISIBLE, diagnose
+from calotype.evaluation.diagnosis import INVISIBLE, InspectionResult, diagnose
 from calotype.evaluation.features import Lite0
 from calotype.nets import vae
 from calotype.nets.critic import Critic, CriticConfig
 from calotype.nets.vae import START_LOG_VARIANCE, Moments, Vae, VaeConfig
 from calotype.recipe import AutoencoderLossConfig, OptimizerConfig
+from calotype.report.inspection import write_inspection
 from calotype.spaces.latent import LatentSpace
 from calotype.training.objectives import AutoencoderObjective
 from calotype.training.state import TrainState
@@ -117,6 +119,16 @@ def test_an_autoencoder_that_is_broken_on_purpose_gets_its_diagnosis(name, pictu
     assert name in names(diagnosis) and diagnosis.fit == (not grave)
     assert name in diagnosis.verdict and ("Not fit" in diagnosis.verdict) == grave
     assert names(diagnosis) - {name} <= {"colour bias", "poor reconstruction", "dead channels"} - {name}
+
+
+def test_numbers_that_are_not_finite_are_null_in_the_file_and_leave_out_the_plots(pictures, tmp_path):
+    diagnosis = diagnose(measure_autoencoder(linear(pictures[0], not_a_number), pictures[1], 16, LITE0))
+    facts = {"format": 1, "name": "run", "created": "", "data": "", "state": "", "device": "", "foreign": False}
+    result = InspectionResult(**facts, **dict(diagnosis))
+    assert result.stored()["measures"]["reconstruction"]["psnr"] is None
+    plates = dict.fromkeys(("reconstructions", "channels"), Image.new("RGB", (8, 8)))
+    page = write_inspection(tmp_path, result, plates).read_text()
+    assert "not finite" in page and "<svg" not in page
 
 
 def test_a_healthy_autoencoder_gets_none(pictures):
