@@ -33,7 +33,6 @@ from calotype.spaces.latent import LatentSpace
 from calotype.tables import merge
 from calotype.training.examples import Bucket, latent_examples
 from calotype.training.legs import autoencoder_leg, denoiser_leg
-from calotype.training.loop import train_loop
 from calotype.training.previews import each_class, inspection_count, validation_first
 from calotype.types import Images, Rng
 
@@ -64,7 +63,8 @@ def settings(arguments: argparse.Namespace, changes: dict[str, object]) -> Recip
 
 def first_stage(name: str, recipe: Recipe, pictures: Pictures, folder: Path) -> tuple[LatentSpace, LatentCache]:
     leg = autoencoder_leg(recipe, pictures, CPU)
-    train_loop(leg.objective, leg.states, leg.source, leg.clock, [])
+    for _ in leg.steps():
+        pass
     space = LatentSpace(leg.trained)
     if name == "noisy posterior":
         leg.trained.encoder.out.bias[space.channels :] += COLLAPSED
@@ -109,7 +109,8 @@ def main() -> None:
         diagnosis = diagnose(measures)
         form = Bucket(pictures, latent_examples(recipe, pictures, cache, CPU))
         leg = denoiser_leg(recipe, [form], space, CPU)
-        train_loop(leg.objective, leg.states, leg.source, leg.clock, [])
+        for _ in leg.steps():
+            pass
         made = features(samples(leg.trained, recipe, len(pictures.classes), len(chosen)))
         scores.append(diagnosis.score)
         distances.append(frechet_distance(made, real))

@@ -36,7 +36,6 @@ from calotype.recipe import Recipe
 from calotype.settings import parse_recipe
 from calotype.training.examples import picture_source
 from calotype.training.legs import autoencoder_leg
-from calotype.training.loop import Hook, StepResult, TrainProgress, train_loop
 from calotype.training.previews import validation_images
 from calotype.types import Images
 
@@ -76,14 +75,12 @@ def ours(recipe: Recipe, pictures: Pictures, device: torch.device, seconds: floa
     """The averaged weights after so many seconds, and the pictures seen: progress is the share of the time."""
     start = time.perf_counter()
     leg = autoencoder_leg(recipe, pictures, device)
-    leg.clock.seconds = time.perf_counter() - start  # its closed-form start is part of it
-    leg.clock.total = 10**6 * recipe.autoencoder.batch
-
-    def follow(clock: TrainProgress, result: StepResult) -> None:
-        clock.total = max(clock.images_seen, round(clock.images_seen * seconds / clock.seconds))
-
-    train_loop(leg.objective, leg.states, leg.source, leg.clock, [Hook(lambda clock: True, follow)])
-    return leg.trained, leg.clock.images_seen
+    progress = leg.progress
+    progress.seconds = time.perf_counter() - start  # its closed-form start is part of it
+    progress.total = 10**6 * recipe.autoencoder.batch
+    for _ in leg.steps():
+        progress.total = max(progress.images_seen, round(progress.images_seen * seconds / progress.seconds))
+    return leg.trained, progress.images_seen
 
 
 def comparable(recipe: Recipe, size: int, wanted: int) -> AutoencoderKL:

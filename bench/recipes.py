@@ -33,7 +33,6 @@ from calotype.spaces.latent import LatentSpace
 from calotype.tables import merge
 from calotype.training.leg import Leg
 from calotype.training.legs import autoencoder_leg
-from calotype.training.loop import Hook, StepResult, TrainProgress, train_loop
 from calotype.training.previews import inspection_count, validation_first, validation_images
 
 CHECKED, MEASURED = 48, 64
@@ -84,12 +83,11 @@ def learned(recipe: Recipe, pictures: Pictures, device: torch.device, seconds: f
     """After so many seconds of the processor, the closed-form start among them; progress is the share of them."""
     start = time.process_time()
     leg = autoencoder_leg(recipe, pictures, device)
-    leg.clock.total = 10**6 * recipe.autoencoder.batch
-
-    def follow(clock: TrainProgress, result: StepResult) -> None:
-        clock.total = max(clock.images_seen, round(clock.images_seen * seconds / (time.process_time() - start)))
-
-    train_loop(leg.objective, leg.states, leg.source, leg.clock, [Hook(lambda clock: True, follow)])
+    progress = leg.progress
+    progress.total = 10**6 * recipe.autoencoder.batch
+    for _ in leg.steps():
+        spent = time.process_time() - start
+        progress.total = max(progress.images_seen, round(progress.images_seen * seconds / spent))
     return leg
 
 
@@ -121,7 +119,7 @@ def row(name: str, recipe: Recipe, pictures: Pictures, device: torch.device, sec
     equivariance = " ".join(f"{value:.2f}" for value in measures.equivariance.values())
     findings = ", ".join(one.name for one in diagnosis.findings) or "nothing"
     return (
-        f"{name} | {leg.clock.images_seen:,} | {found.psnr:.2f} | {found.ssim:.3f} | {found.perceptual:.3f} | "
+        f"{name} | {leg.progress.images_seen:,} | {found.psnr:.2f} | {found.ssim:.3f} | {found.perceptual:.3f} | "
         f"{equivariance} | {diagnosis.score:.3f} | {findings}"
     )
 

@@ -36,12 +36,12 @@ def stepper(objective: Objective, batch: Batch, plain: bool, device: torch.devic
     if plain:
         for network in objective.networks.values():
             network.to(memory_format=torch.contiguous_format)
-    players = {name: TrainState(network, OptimizerConfig()) for name, network in objective.networks.items()}
+    states = {name: TrainState(network, OptimizerConfig()) for name, network in objective.networks.items()}
     if plain:
-        for player in players.values():
-            player.optimizer = torch.optim.AdamW(player.parameters, 1e-3)
-    clock = TrainProgress(10**6, len(batch), 0)
-    return lambda: train_step(players, objective.losses(batch, 0.0, clock.rng()), clock)
+        for train_state in states.values():
+            train_state.optimizer = torch.optim.AdamW(train_state.parameters, 1e-3)
+    progress = TrainProgress(10**6, len(batch), 0)
+    return lambda: train_step(states, objective.losses(batch, 0.0, progress.rng()), progress)
 
 
 def main() -> None:

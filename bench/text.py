@@ -21,10 +21,8 @@ from calotype.data.sources import draw_captions
 from calotype.demo.portraits import read_portraits
 from calotype.machine import examine
 from calotype.planning.choose import choose_text, propose
-from calotype.planning.measure import by_class
-from calotype.priors.captions import MOST_WORDS, CaptionedMixture
-from calotype.priors.fit import DIRECTIONS
-from calotype.priors.gaussian import GaussianMixture
+from calotype.priors.captions import CaptionedMixture
+from calotype.priors.fit import largest_prior
 from calotype.priors.prior import Prior
 from calotype.recipe import OptimizerConfig, Recipe
 from calotype.settings import parse_recipe
@@ -41,21 +39,20 @@ def stepper(recipe: Recipe, captions: Captions | None) -> Callable[[], object]:
     objective = DenoisingObjective(
         build_stage(recipe, space, 6, mixture_for(captions, space.channels * side**2)), recipe.denoiser
     )
-    players = {"denoiser": TrainState(objective.stage.denoiser, OptimizerConfig())}
+    states = {"denoiser": TrainState(objective.stage.denoiser, OptimizerConfig())}
     clean = Rng(("bench",)).normal(count, 2 * space.channels, side, side).clamp(-1, 1)
     clean = clean.contiguous(memory_format=torch.channels_last)
     text = draw_captions(captions, torch.arange(count), Rng(("captions",)))
-    batch, clock = Batch(clean, torch.arange(count) % 6, text=text), TrainProgress(10**6, count, 0)
-    return lambda: train_step(players, objective.losses(batch, 0.0, clock.rng()), clock)
+    batch, progress = Batch(clean, torch.arange(count) % 6, text=text), TrainProgress(10**6, count, 0)
+    return lambda: train_step(states, objective.losses(batch, 0.0, progress.rng()), progress)
 
 
 def mixture_for(captions: Captions | None, dimension: int) -> Prior:
     """Of as many components as a fit to the portraits has, with words that tell six styles apart."""
-    if captions is None:
-        return by_class(GaussianMixture(24, 256, dimension), 6, 1)
-    mixture = CaptionedMixture(by_class(GaussianMixture(48, 256, dimension), 6, 2), 12, MOST_WORDS, DIRECTIONS)
-    mixture.vote.copy_(5 * Rng(("votes",)).normal(*mixture.vote.shape))
-    return mixture
+    prior = largest_prior(10_000, dimension, 6, captions is not None)
+    if isinstance(prior, CaptionedMixture):
+        prior.gate.copy_(5 * Rng(("votes",)).normal(*prior.gate.shape))
+    return prior
 
 
 def processor_seconds(step: Callable[[], object]) -> float:

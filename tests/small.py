@@ -133,7 +133,7 @@ class Keeper:
     @contextmanager
     def bar(self, what):
         self.bars.append(what)
-        yield lambda done, total, note: None
+        yield lambda done, total, note="": None
 
     def plan(self, made):
         self.plans.append(made)
@@ -188,11 +188,11 @@ LEGS = {
 }
 
 
-def fingerprint(players):
-    """Of every number that the players hold."""
+def fingerprint(states):
+    """Of every number that the states hold."""
     digest = hashlib.sha256()
-    for name, player in sorted(players.items()):
-        for key, value in sorted(player.tensors().items()):
+    for name, train_state in sorted(states.items()):
+        for key, value in sorted(train_state.tensors().items()):
             digest.update(f"{name} {key} {value.dtype} {tuple(value.shape)}".encode())
             digest.update(value.contiguous().numpy().tobytes())
     return digest.hexdigest()

@@ -10,7 +10,7 @@ from calotype.data.captions import Captions
 from calotype.data.images import images_from_pixels, pils_from_images
 from calotype.data.split import Split
 from calotype.demo.classifier import background, clothing, fit_classifier, palette, tally
-from calotype.demo.describing import LANGUAGES, describe, shown, unseen
+from calotype.demo.describing import LANGUAGES, describe, unseen_combinations, visible_attributes
 from calotype.demo.judges import OF_ALL, PortraitJudge
 from calotype.demo.portraits import STYLES, read_drawn, read_portraits
 from calotype.diffusion.denoiser import Denoiser
@@ -71,20 +71,22 @@ def test_a_judge_that_learned_from_true_answers_is_right_and_from_shuffled_ones_
 
 
 def test_unseen_prompts_are_no_captions_and_put_known_things_together(drawn):
-    made = unseen(drawn, 30)
+    made = unseen_combinations(drawn, 30)
     captions = {caption for one in drawn for caption in describe(one)}
-    assert len(made) == 30 and made == unseen(drawn, 30)
+    assert len(made) == 30 and made == unseen_combinations(drawn, 30)
     assert captions.isdisjoint(caption for one in made for caption in describe(one))
     assert [one["style"] for one in made[:6]] == list(STYLES)
     for style in STYLES:
-        known = {attributes for one in drawn if one["style"] == style for attributes in shown(one).items()}
-        assert {attributes for one in made if one["style"] == style for attributes in shown(one).items()} <= known
-    assert unseen([drawn[0], drawn[0]], 3) == []
+        known = {attributes for one in drawn if one["style"] == style for attributes in visible_attributes(one).items()}
+        assert {
+            attributes for one in made if one["style"] == style for attributes in visible_attributes(one).items()
+        } <= known
+    assert unseen_combinations([drawn[0], drawn[0]], 3) == []
 
 
 def test_what_is_shown_is_what_the_caption_says(drawn):
     for one in drawn:
-        attributes = shown(one)
+        attributes = visible_attributes(one)
         assert attributes.pop("style").replace("-", " ") in describe(one)[0]
         assert all(value in describe(one)[0] for value in attributes.values())
 
@@ -110,7 +112,7 @@ def judged(pictures, drawn, tmp_path_factory):
     def judge(order):
         with pytest.MonkeyPatch.context() as patch:
             facts = [drawn[row] for row in rows.tolist()]
-            patch.setattr("calotype.demo.judges.unseen", lambda known, count: facts)
+            patch.setattr("calotype.demo.judges.unseen_combinations", lambda known, count: facts)
             painter, known = Painter(images[order]), store(pictures, tmp_path_factory.mktemp("a"))
             found = PortraitJudge(drawn).judge(painter, known, HELD_OUT, 0)
         assert found.plate.width > found.plate.height and found.prompts[0] == describe(facts[0])[0]

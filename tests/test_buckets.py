@@ -187,7 +187,7 @@ def test_one_form_is_what_it_is_without_others(folder):
 def test_the_closed_form_of_several_shapes_sees_them_all(folder, tmp_path):
     """Through the largest square that lies in all of them; and better than no knowledge at all."""
     forms = forms_of(folder, tmp_path)
-    mixture, _ = fit_mixture(recipe(), forms, PixelSpace())
+    mixture = fit_mixture(recipe(), forms, PixelSpace())["mixture"]
     assert mixture.side(3) == 12
     for form in forms:
         clean = images_from_pixels(form.pictures.pixels)
@@ -202,8 +202,8 @@ def test_the_closed_form_is_calibrated_on_held_out_pictures(tmp_path, few):
     forms = [Bucket(pictures, picture_examples(recipe(flip=False), pictures, CPU))]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fit, "RESIDUAL_FACTORS", (1.0,))
-        before, _ = fit_mixture(recipe(flip=False), forms, PixelSpace())
-    after, _ = fit_mixture(recipe(flip=False), forms, PixelSpace())
+        before = fit_mixture(recipe(flip=False), forms, PixelSpace())["mixture"]
+    after = fit_mixture(recipe(flip=False), forms, PixelSpace())["mixture"]
     clean = images_from_pixels(pictures.pixels[pictures.validation_indices])
     noisy, sigma = clean + 0.1 * torch.randn_like(clean), torch.full((len(clean),), 0.1)
     labels = pictures.labels[pictures.validation_indices]

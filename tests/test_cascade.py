@@ -19,12 +19,12 @@ from calotype.data.images import images_from_pixels
 from calotype.diffusion.augmentation import NoiseAugmentation
 from calotype.diffusion.stage import generate
 from calotype.files import read_json
-from calotype.planning import budget, choose, measure
+from calotype.planning import choose, make, measure
 from calotype.settings import parse_recipe, read_recipe
 from calotype.tables import merge
 from calotype.training import pipeline
 from calotype.training.levels import LEVELS_TRIED
-from calotype.training.signals import Interrupted
+from calotype.training.process import Interrupted
 from calotype.types import Rng, UserError
 
 KINDS = {"cascade": CASCADE, "hybrid": HYBRID}
@@ -38,7 +38,7 @@ def be_quick_and_search(patch):
     be_quick(patch)
     patch.setattr(choose, "forward_flops", lambda *arguments: 10**12)  # counting takes longer than the training here
     patch.setattr(measure, "best_time", lambda work, device, repeats=5: [work(), 10.0][1])
-    patch.setattr(budget, "MOST_LEVEL_CROPS", budget.FEWEST_LEVEL_CROPS)
+    patch.setattr(make, "MOST_LEVEL_CROPS", make.FEWEST_LEVEL_CROPS)
 
 
 @pytest.fixture

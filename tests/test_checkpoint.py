@@ -1,4 +1,3 @@
-import contextlib
 import shutil
 
 import pytest
@@ -9,32 +8,23 @@ from test_files import contents, damages, every_failure
 from calotype.files import is_whole
 from calotype.priors.prior import load_trained, trained_state
 from calotype.training import checkpoint
-from calotype.training.loop import Hook, train_loop
 from calotype.types import UserError
 
 
-class Stop(Exception):  # noqa: N818
-    pass
-
-
-def go_on(leg, until=None, hooks=()):
+def go_on(leg, until=None):
     """Trains a leg to its end, or until so many images are seen."""
-
-    def stop(clock, result):
-        raise Stop
-
-    stops = [Hook(lambda clock: until is not None and clock.images_seen >= until, stop)]
-    with contextlib.suppress(Stop):
-        train_loop(leg.objective, leg.states, leg.source, leg.clock, [*hooks, *stops])
+    for _ in leg.steps():
+        if until is not None and leg.progress.images_seen >= until:
+            break
     return leg
 
 
 def save(folder, leg):
-    checkpoint.save(folder, leg.name, leg.states, leg.clock)
+    checkpoint.save(folder, leg.name, leg.states, leg.progress)
 
 
 def restore(folder, leg):
-    return checkpoint.restore(folder, leg.name, leg.states, leg.clock)
+    return checkpoint.restore(folder, leg.name, leg.states, leg.progress)
 
 
 @pytest.fixture(scope="module")
@@ -51,10 +41,12 @@ def test_stop_and_resume_is_the_same_to_the_bit(leg, until, ends, tmp_path):
     save(tmp_path, go_on(LEGS[leg](), until))
     torch.manual_seed(12345), torch.randn(7)  # the past of torch's own generator is not restored, and need not be
     second = LEGS[leg]()
-    for player in second.states.values():
-        load_trained(player.network, {name: value + 1 for name, value in trained_state(player.network).items()})
+    for train_state in second.states.values():
+        load_trained(
+            train_state.network, {name: value + 1 for name, value in trained_state(train_state.network).items()}
+        )
     restore(tmp_path, second)
-    assert second.clock.images_seen == until
+    assert second.progress.images_seen == until
     assert fingerprint(go_on(second).states) == ends[leg]
 
 
@@ -92,7 +84,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(saved, tmp_path, ends
         sound = path.read_bytes()
         path.unlink() if damaged is None else path.write_bytes(damaged)
         assert restore(tmp_path / "damaged", leg).name == "denoiser-0000000008"
-        assert fingerprint(leg.states) == prints[8] and leg.clock.images_seen == 8
+        assert fingerprint(leg.states) == prints[8] and leg.progress.images_seen == 8
         path.write_bytes(sound)
     assert fingerprint(go_on(leg).states) == ends["denoiser"]
 
@@ -110,7 +102,7 @@ def test_a_damaged_checkpoint_outlives_what_is_saved_before_it_and_no_longer(sav
     folder = shutil.copytree(saved[0], tmp_path / "damaged")
     put_back = damage(folder, 16)
     first, second, warnings = LEGS["denoiser"](), LEGS["denoiser"](), []
-    assert checkpoint.restore(folder, first.name, first.states, first.clock, warnings.append).name.endswith("08")
+    assert checkpoint.restore(folder, first.name, first.states, first.progress, warnings.append).name.endswith("08")
     assert warnings == [
         "checkpoint denoiser-0000000016 is damaged (state.json is missing); using denoiser-0000000008 instead"
     ]
@@ -138,7 +130,7 @@ def test_where_all_are_damaged_all_are_named_and_nothing_is_changed(saved, tmp_p
     message = str(error.value)
     assert "denoiser-0000000016 is damaged (state.json is missing)" in message and "\n" not in message
     assert "denoiser-0000000008 is damaged (denoiser.safetensors has" in message and "instead of" in message
-    assert contents(folder) == before and fingerprint(leg.states) == untouched and leg.clock.images_seen == 0
+    assert contents(folder) == before and fingerprint(leg.states) == untouched and leg.progress.images_seen == 0
 
 
 def test_the_newest_is_that_of_the_most_images(saved, tmp_path):
@@ -167,7 +159,7 @@ def test_nothing_saved_is_nothing_restored(tmp_path):
     leg = LEGS["denoiser"]()
     before = fingerprint(leg.states)
     assert restore(tmp_path / "not there", leg) is None
-    assert fingerprint(leg.states) == before and leg.clock.images_seen == 0
+    assert fingerprint(leg.states) == before and leg.progress.images_seen == 0
 
 
 @pytest.mark.parametrize("again", [False, True], ids=["a new one", "the same once more"])
@@ -178,7 +170,7 @@ def test_a_save_that_fails_leaves_the_one_before(saved, tmp_path, again):
     restore(folder, leg)
     if not again:
         go_on(leg, 20)
-    new = f"denoiser-{leg.clock.images_seen:010d}"
+    new = f"denoiser-{leg.progress.images_seen:010d}"
 
     def work(fails_at):
         place = tmp_path / str(fails_at)

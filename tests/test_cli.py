@@ -16,7 +16,7 @@ from test_train import products
 
 import calotype
 from calotype.cli import app as cli
-from calotype.cli import commands
+from calotype.cli import commands, options
 from calotype.cli.console import Terminal
 from calotype.cli.options import PlanOptions, ResumeOptions, TrainOptions
 from calotype.files import read_json
@@ -72,7 +72,10 @@ def test_help_comes_at_once():
     process = python(
         "import sys, calotype",
         "from calotype.cli.app import main",
-        "for words in ([], ['train'], ['plan'], ['demo'], ['resume'], ['sample'], ['data'], ['data', 'portraits']):",
+        "from calotype.cli.options import app, data_app",
+        "commands = [[one.name] for one in app.registered_commands]",
+        "commands += [['data', one.name] for one in data_app.registered_commands]",
+        "for words in ([], ['data'], *commands):",
         "    sys.argv = ['calotype', *words, '--help']",
         "    try: main()",
         "    except SystemExit as end: assert not end.code, words",
@@ -80,8 +83,13 @@ def test_help_comes_at_once():
         "assert not slow, slow",
     )
     printed, wrong = process.communicate(timeout=60)
-    assert process.returncode == 0 and wrong == "" and printed.count("Usage: calotype") == 8
+    assert process.returncode == 0 and wrong == "" and printed.count("Usage: calotype") == 17
     assert "Traceback" not in printed
+
+
+def test_every_command_has_a_function():
+    registered = [*options.app.registered_commands, *options.data_app.registered_commands]
+    assert {command.callback for command in registered} == set(commands.FUNCTIONS)
 
 
 def test_without_a_command_it_shows_the_commands(tell):
@@ -339,7 +347,7 @@ def test_a_picture_depends_on_its_seed_and_number_alone(tell, finished, tmp_path
 def test_chunks_do_not_show(finished, monkeypatch):
     model = calotype.load(finished)
     whole = [np.asarray(picture) for picture in model.sample(5, seed=1)]
-    monkeypatch.setattr("calotype.diffusion.stage.AT_ONCE_VALUES", 2 * 3 * 16**2)
+    monkeypatch.setattr("calotype.diffusion.stage.BATCH_VALUES", 2 * 3 * 16**2)
     assert all((one == other).all() for one, other in zip(whole, model.sample(5, seed=1), strict=True))
 
 

@@ -368,9 +368,9 @@ def test_trained_numbers_are_those_that_a_checkpoint_holds(found, home):
     """But for the linear path of the autoencoder, which is a principal component analysis."""
     for run in found["runs"]:
         folder = home / run["folder"] / "checkpoints"
-        for leg, player in (("autoencoder", "autoencoder"), ("denoiser", "denoiser"), ("enlarge-16", "denoiser")):
+        for leg, network in (("autoencoder", "autoencoder"), ("denoiser", "denoiser"), ("enlarge-16", "denoiser")):
             if leg in run["deployment"]["networks"]:
-                tensors = load_file(next(folder.glob(f"{leg}-*")) / f"{player}.safetensors")
+                tensors = load_file(next(folder.glob(f"{leg}-*")) / f"{network}.safetensors")
                 own = (
                     value for name, value in tensors.items() if name.startswith("network.") and "linear_" not in name
                 )

@@ -32,8 +32,8 @@ from calotype.priors.gaussian import GaussianMixture
 from calotype.priors.patches import PatchPrior
 from calotype.priors.prior import Prior, constant_count, trained_state
 from calotype.priors.stored import described, prior_in
-from calotype.training import constants, legs
-from calotype.training.signals import Interrupted
+from calotype.training import fitting, legs
+from calotype.training.process import Interrupted
 from calotype.types import Rng, UserError
 
 LEG_OF = {"latent": ("denoiser", SETTINGS), "cascade": ("enlarge-16", CASCADE)}
@@ -104,10 +104,10 @@ def test_a_copy_of_a_network_has_the_same_closed_form(form):
 
 def test_a_step_copies_no_constant_and_a_checkpoint_holds_none(monkeypatch):
     leg = second_leg()
-    player = leg.states["denoiser"]
-    assert isinstance(player.network.prior, Prior) and player.average.prior is player.network.prior
-    assert not any("prior" in name for name in player.tensors())
-    fitted = {id(value) for value in player.network.prior.buffers()}
+    train_state = leg.states["denoiser"]
+    assert isinstance(train_state.network.prior, Prior) and train_state.average.prior is train_state.network.prior
+    assert not any("prior" in name for name in train_state.tensors())
+    fitted = {id(value) for value in train_state.network.prior.buffers()}
     real = torch.Tensor.copy_
     monkeypatch.setattr(
         torch.Tensor, "copy_", lambda to, *given: pytest.fail("copied") if id(to) in fitted else real(to, *given)
@@ -120,8 +120,8 @@ def test_a_step_copies_no_constant_and_a_checkpoint_holds_none(monkeypatch):
 
 @forms
 def test_what_is_read_is_what_was_written(form, tmp_path):
-    constants.write_constants(tmp_path / "kept", {"mixture": FORMS[form]()})
-    found = constants.read_constants(tmp_path / "kept")["mixture"]
+    fitting.write_constants(tmp_path / "kept", {"mixture": FORMS[form]()})
+    found = fitting.read_constants(tmp_path / "kept")["mixture"]
     assert type(found) is type(FORMS[form]()) and found.shape == FORMS[form]().shape
     for name, value in FORMS[form]().state_dict().items():
         assert torch.equal(found.state_dict()[name], value) and found.state_dict()[name].dtype == value.dtype
@@ -178,13 +178,13 @@ def test_a_run_of_an_earlier_version_resumes(tmp_path, monkeypatch, whole, kind)
     run, leg = interrupted(tmp_path, monkeypatch, kind, 20)
     (path,) = (run / "checkpoints").glob(f"{leg}-*")
     name = "mixture" if kind == "latent" else "local"
-    fitted = constants.read_constants(run / "constants" / leg)[name].state_dict()
+    fitted = fitting.read_constants(run / "constants" / leg)[name].state_dict()
     for name_of_leg in {leg, "denoiser"}:
         for path in (run / "checkpoints").glob(f"{name_of_leg}-*"):
             as_of_old(
                 path,
                 name if name_of_leg == leg else "mixture",
-                constants.read_constants(run / "constants" / name_of_leg),
+                fitting.read_constants(run / "constants" / name_of_leg),
             )
     shutil.rmtree(run / "constants")
     state = read_json(run / "run.json")
@@ -193,7 +193,7 @@ def test_a_run_of_an_earlier_version_resumes(tmp_path, monkeypatch, whole, kind)
     other = {key: value.clone() for key, value in fitted.items()}
     resume(run)
     assert products(run) == products(whole[kind])
-    kept = constants.read_constants(run / "constants" / leg)[name].state_dict()
+    kept = fitting.read_constants(run / "constants" / leg)[name].state_dict()
     assert all(torch.equal(kept[key], value) for key, value in other.items())
 
 
@@ -215,9 +215,9 @@ def damage(folder, how):
         content[-1] ^= 1
         file.write_bytes(bytes(content))
     else:
-        kept = constants.read_constants(folder)
+        kept = fitting.read_constants(folder)
         name, form = next(iter(kept.items()))
-        constants.write_constants(folder, {**kept, name: filled(form)})
+        fitting.write_constants(folder, {**kept, name: filled(form)})
 
 
 HOW = pytest.mark.parametrize("how", ["missing", "damaged", "another one"])
@@ -266,7 +266,7 @@ def test_the_hash_of_the_constants_is_in_the_run(whole):
 @kinds
 def test_a_model_folder_holds_its_closed_form_once(whole, kind):
     leg, _ = LEG_OF[kind]
-    kept = constants.read_constants(whole[kind] / "constants" / leg)[
+    kept = fitting.read_constants(whole[kind] / "constants" / leg)[
         "mixture" if kind == "latent" else "local"
     ].state_dict()
     tensors = load_file(whole[kind] / "model" / f"{leg}.safetensors")

@@ -53,7 +53,7 @@ def test_a_frozen_encoder_counts_as_a_network_and_what_it_reads_as_work(tmp_path
         path.with_suffix(".txt").write_text(f"a red cat {index % 3}, on the sofa", encoding="utf-8")
     be_quick(monkeypatch)
     frozen = Frozen(small_reader(tmp_path / "vocabulary"))
-    for place in ("build", "training.pipeline", "planning.measure"):
+    for place in ("store", "training.pipeline", "planning.measure"):
         monkeypatch.setattr(f"calotype.{place}.build_frozen", lambda text: frozen)
     monkeypatch.setattr(minilm, "minilm_folder", lambda: tmp_path)
     run = commands.train(request(tmp_path / "pictures", tmp_path / "run", "denoiser.text.kind=minilm"), Keeper())

@@ -7,7 +7,7 @@ from calotype.data.images import images_from_pixels
 from calotype.demo import faces
 from calotype.demo.classifier import palette
 from calotype.demo.faces import Share, is_dark, learn_face_judges, learn_skin, skin_of
-from calotype.demo.featureless import read_featureless, without_parts
+from calotype.demo.featureless import read_featureless, without_attributes
 from calotype.demo.portraits import STYLES, read_drawn, read_portraits
 
 LEARNED, OTHERS = 480, 240
@@ -22,13 +22,13 @@ def test_shapes_of_a_part_are_found_by_the_drawings_that_have_them():
     eyes, hair = {"a": shape("A"), "b": shape("B") + shape("shared"), "c": shape("shared")}, {"x": shape("X"), "y": ""}
     facts = [{"eyes": eye, "hair": one} for eye in eyes for one in hair] + [{"hair": "y"}]
     drawings = [head + hair[one["hair"]] + eyes.get(one.get("eyes"), "") for one in facts]
-    assert without_parts(drawings, facts, ["eyes"]) == [head + hair[one["hair"]] for one in facts]
+    assert without_attributes(drawings, facts, ["eyes"]) == [head + hair[one["hair"]] for one in facts]
 
 
 def test_a_shape_of_another_colour_is_the_same_shape():
     facts = [{"eyes": name, "hair": str(row % 2)} for row, name in enumerate("aabb")]
     drawings = [shape("head") + shape(one["eyes"], f"#00000{row}") for row, one in enumerate(facts)]
-    assert without_parts(drawings, facts, ["eyes"]) == [shape("head")] * 4
+    assert without_attributes(drawings, facts, ["eyes"]) == [shape("head")] * 4
 
 
 @pytest.fixture(scope="module")

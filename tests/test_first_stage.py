@@ -141,11 +141,11 @@ def trained(images, kl, learns, rate, steps=25, **losses):
     objective = AutoencoderObjective(space.vae, Critic(CriticConfig(width=4)), efficientnet_lite0(), config)
     for parameter in learns(space.vae):
         parameter.requires_grad_(True)
-    player = TrainState(space.vae, OptimizerConfig(learning_rate=rate, clip=1e6))
+    train_state = TrainState(space.vae, OptimizerConfig(learning_rate=rate, clip=1e6))
     for step in range(steps):
         batch = Batch(images[16 * (step % 7) :][:16], torch.zeros(16, dtype=torch.long))
-        player.backward(objective.losses(batch, 0.5, Rng(("trained", step)))["autoencoder"].total)
-        player.step(step / steps)
+        train_state.backward(objective.losses(batch, 0.5, Rng(("trained", step)))["autoencoder"].total)
+        train_state.step(step / steps)
     space.requires_grad_(False).measure([space.moments(images)])
     return space
 

@@ -14,7 +14,6 @@ pytest.importorskip("tokenizers")
 from encoders import WIDTH, WORDS, small_reader, write_encoder
 
 import calotype
-from calotype.build import build_frozen
 from calotype.cli import commands
 from calotype.cli.commands import train
 from calotype.data.caches import cache_encodings
@@ -110,12 +109,12 @@ def denoiser(frozen):
 
 def test_only_the_projection_is_trained_averaged_and_saved(frozen):
     network = denoiser(frozen)
-    player = TrainState(network, OptimizerConfig())
+    train_state = TrainState(network, OptimizerConfig())
     named = {name for name in network.state_dict() if ".encoder." in name}
     assert named == {"backbone.encoder.norm.weight", "backbone.encoder.project.weight"}
-    assert player.average.backbone.encoder.frozen is network.backbone.encoder.frozen
-    assert not any(weight is other for weight in player.parameters for other in frozen.reader.network.parameters())
-    assert {name for name in player.tensors() if "encoder" in name} == {
+    assert train_state.average.backbone.encoder.frozen is network.backbone.encoder.frozen
+    assert not any(weight is other for weight in train_state.parameters for other in frozen.reader.network.parameters())
+    assert {name for name in train_state.tensors() if "encoder" in name} == {
         f"{whose}.{name}" for whose in ("network", "average") for name in named
     }
 
@@ -326,7 +325,7 @@ def test_a_model_with_a_frozen_encoder_is_trained_and_sampled(folder, tmp_path, 
     reader = small_reader(tmp_path / "vocabulary")
     reader = replace(reader, network=Counting(reader.network))
     frozen = Frozen(reader)
-    monkeypatch.setattr("calotype.build.build_frozen", lambda text: frozen)
+    monkeypatch.setattr("calotype.store.build_frozen", lambda text: frozen)
     monkeypatch.setattr("calotype.training.pipeline.build_frozen", lambda text: frozen)
     monkeypatch.setattr("calotype.planning.measure.build_frozen", lambda text: Frozen(small_reader(tmp_path)))
     monkeypatch.setattr(minilm, "minilm_folder", lambda: tmp_path)
@@ -361,7 +360,6 @@ def test_a_model_finds_its_encoder_where_it_was_or_beside_its_weights(folder, tm
     deployed = shutil.copytree(run / "model", tmp_path / "deployed")
     expected = calotype.load(deployed).sample(1, prompt="a red cat")[0].tobytes()
     encoder.rename(tmp_path / "elsewhere")
-    build_frozen.cache_clear()
     with pytest.raises(UserError, match=r"put it, or a link to it, at .*deployed/encoder") as error:
         calotype.load(deployed)
     assert "\n" not in str(error.value)
@@ -370,7 +368,6 @@ def test_a_model_finds_its_encoder_where_it_was_or_beside_its_weights(folder, tm
     store_sampling(deployed, Sampling(steps=2))
     assert calotype.load(deployed).samplings[0].steps == 2
     write_encoder(tmp_path / "elsewhere", "xlm-roberta", seed=5)
-    build_frozen.cache_clear()
     with pytest.raises(UserError, match="was trained with"):
         calotype.load(deployed)
 

@@ -9,18 +9,18 @@ import pytest
 from small import fingerprint, first_leg
 from test_train import run_in, silent
 
-from calotype.training.critic_guard import CHECKS, LOWERED, CriticGuard
+from calotype.training.control import CHECKS, LOWERED, CriticGuard
 from calotype.training.leg import train_leg
 from calotype.training.loop import train_step
-from calotype.training.signals import Interrupted
+from calotype.training.process import Interrupted
 
 
 def guarded(psnrs, **changes):
     """A leg whose guard sees these numbers, one a check, by how far the leg is."""
     leg = first_leg(**changes)
-    guard = leg.guards["critic-guard"]
+    guard = leg.guard
     seen = dict(zip(guard.fractions, psnrs, strict=True))
-    guard.psnr = lambda: seen[max(place for place in seen if place <= leg.clock.progress + 1e-9)]
+    guard.psnr = lambda: seen[max(place for place in seen if place <= leg.progress.fraction + 1e-9)]
     return leg, guard
 
 
@@ -30,18 +30,19 @@ FALLS = [28.0, 28.5, 27.8, 20.0, 28.4, math.nan]
 
 def test_what_a_critic_ruins_comes_back_and_it_counts_for_less():
     leg = first_leg()
-    player = leg.states["autoencoder"]
+    train_state = leg.states["autoencoder"]
     psnrs = iter(FALLS)
-    guard = CriticGuard(leg.objective, player, lambda: next(psnrs))
+    guard = CriticGuard(leg.objective, train_state, lambda: next(psnrs))
     prints, checks = [], []
     for images_seen in range(0, 24, 4):
-        train_step(leg.states, leg.objective.losses(leg.source.batch(images_seen, 4), 0.6, leg.clock.rng()), leg.clock)
-        prints.append(fingerprint({"autoencoder": player}))
+        losses = leg.objective.losses(leg.source.batch(images_seen, 4), 0.6, leg.progress.rng())
+        train_step(leg.states, losses, leg.progress)
+        prints.append(fingerprint({"autoencoder": train_state}))
         checks.append(guard.check())
         if checks[-1].taken_back:
-            assert fingerprint({"autoencoder": player}) == prints[1] and player.steps == 2
+            assert fingerprint({"autoencoder": train_state}) == prints[1] and train_state.steps == 2
         else:
-            assert fingerprint({"autoencoder": player}) == prints[-1]
+            assert fingerprint({"autoencoder": train_state}) == prints[-1]
     assert [check.taken_back for check in checks] == [False, False, False, True, False, True]
     assert leg.objective.trust == LOWERED**2 and guard.best == 28.5
     assert "fell from 28.5 to 20.0 dB" in str(checks[3]) and "0.25 of what it did" in str(checks[3])
@@ -56,7 +57,7 @@ def test_less_trust_is_a_smaller_gradient_from_the_critic():
 
 def loss(leg, batch, trust):
     leg.objective.trust = trust
-    return float(leg.objective.losses(batch, 0.9, leg.clock.rng())["autoencoder"].terms["adversarial"])
+    return float(leg.objective.losses(batch, 0.9, leg.progress.rng())["autoencoder"].terms["adversarial"])
 
 
 def test_a_resumed_run_is_the_same_to_the_bit_where_a_critic_was_taken_back(tmp_path):
@@ -72,7 +73,7 @@ def test_a_resumed_run_is_the_same_to_the_bit_where_a_critic_was_taken_back(tmp_
         try:
             train_leg(run, part, stop, silent)
         except Interrupted:
-            assert part.clock.images_seen == until
+            assert part.progress.images_seen == until
     assert fingerprint(part.saved) == fingerprint(whole.saved) and again.best == guard.best
     assert again.objective.trust == guard.objective.trust
     events = [json.loads(line) for line in (run.folder / "log.jsonl").read_text().splitlines()]
@@ -99,8 +100,8 @@ def test_a_critic_that_goes_wild_ruins_nothing(tmp_path):
     ends = []
     for name in ("guarded", "alone"):
         leg = first_leg(autoencoder=changes)
-        psnr = leg.guards["critic-guard"].psnr
-        leg = replace(leg, guards=leg.guards if name == "guarded" else {})
+        psnr = leg.guard.psnr
+        leg = replace(leg, guard=leg.guard if name == "guarded" else None)
         train_leg(run_in(tmp_path / name), leg, threading.Event(), silent)
         ends.append(psnr())
     log = [json.loads(line) for line in (tmp_path / "guarded" / "log.jsonl").read_text().splitlines()]
@@ -112,7 +113,7 @@ def test_a_critic_that_goes_wild_ruins_nothing(tmp_path):
 def test_without_a_critic_nothing_of_it_is_there(tmp_path):
     leg = first_leg(autoencoder={"losses": {"adversarial": 0}})
     leg.objective.critic.register_forward_pre_hook(lambda *arguments: pytest.fail("the critic was asked"))
-    assert set(leg.states) == {"autoencoder"} and leg.guards == {} and set(leg.objective.networks) == {"autoencoder"}
+    assert set(leg.states) == {"autoencoder"} and leg.guard is None and set(leg.objective.networks) == {"autoencoder"}
     run = run_in(tmp_path / "run")
     train_leg(run, leg, threading.Event(), silent)
     files = {path.name for path in run.folder.glob("checkpoints/*/*")}

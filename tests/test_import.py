@@ -17,7 +17,7 @@ from calotype.files import read_json
 from calotype.interop import diffusers
 from calotype.model import load
 from calotype.training import pipeline
-from calotype.training.signals import Interrupted
+from calotype.training.process import Interrupted
 from calotype.types import UserError
 
 IMPORTED = {

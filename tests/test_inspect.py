@@ -13,7 +13,7 @@ from calotype.cli import commands
 from calotype.cli.options import InspectOptions, ResumeOptions
 from calotype.files import read_json
 from calotype.spaces.latent import LatentSpace
-from calotype.training.signals import Interrupted
+from calotype.training.process import Interrupted
 from calotype.types import UserError
 
 

@@ -25,7 +25,6 @@ from calotype.settings import parse_recipe
 from calotype.spaces.pixel import PixelSpace
 from calotype.training.examples import Bucket, picture_examples
 from calotype.training.legs import denoiser_leg
-from calotype.training.loop import train_loop
 from calotype.types import NULL_LABEL, Rng
 
 
@@ -141,7 +140,8 @@ def judged(count, steps):
     recipe, pictures = parse_recipe(settings), noise_pictures(count, classes=())
     form = Bucket(pictures, picture_examples(recipe, pictures, CPU))
     leg = denoiser_leg(recipe, [form], PixelSpace(), CPU)
-    train_loop(leg.objective, leg.states, leg.source, leg.clock, [])
+    for _ in leg.steps():
+        pass
     labels, rngs = torch.full((80,), NULL_LABEL), [Rng(("sample", index)) for index in range(80)]
     made = looked_at(rounded(generate([leg.trained], labels, [recipe.sampling], rngs)))
     trained = looked_at(images_from_pixels(pictures.pixels[pictures.train_indices]))

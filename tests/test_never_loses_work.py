@@ -21,10 +21,9 @@ from calotype.files import is_whole, read_json, whole_folder, write_json
 from calotype.run import Run
 from calotype.settings import read_recipe
 from calotype.training import leg as legs
-from calotype.training import pipeline, signals
+from calotype.training import pipeline
 from calotype.training.leg import train_leg
-from calotype.training.lock import clean_up, locked, owner_of
-from calotype.training.signals import Interrupted, stoppable
+from calotype.training.process import STOPPING, Interrupted, Stop, clean_up, locked, owner_of, stoppable
 from calotype.types import UserError
 
 __all__ = ["folder", "tell"]
@@ -84,7 +83,7 @@ def test_where_all_checkpoints_are_damaged_resuming_is_an_error_that_deletes_not
 
 
 def test_a_leg_hands_its_warnings_to_whoever_trains_it(tmp_path):
-    run, leg, stop, warnings = run_in(tmp_path / "run"), second_leg(), signals.Stop(), []
+    run, leg, stop, warnings = run_in(tmp_path / "run"), second_leg(), Stop(), []
     stop.set()
     with pytest.raises(Interrupted):
         train_leg(run, leg, stop, silent, warnings.append)
@@ -130,7 +129,7 @@ def test_a_folder_gets_its_name_back_if_its_process_was_killed_while_it_was_repl
 CONTEND = """
 import os, random, sys, time
 from pathlib import Path
-from calotype.training.lock import locked
+from calotype.training.process import locked
 from calotype.types import UserError
 folder, inside, start = Path({folder!r}), Path({folder!r}) / 'inside', time.time() + 0.5
 def switch(*call):
@@ -174,7 +173,7 @@ def test_of_processes_that_take_the_lock_at_once_exactly_one_has_it(tmp_path):
 HOLD = """
 import sys, time
 from pathlib import Path
-from calotype.training.lock import locked
+from calotype.training.process import locked
 with locked(Path({folder!r})):
     print('locked', flush=True)
     time.sleep(60)
@@ -197,7 +196,7 @@ def test_the_lock_of_a_killed_process_does_not_block_and_that_of_a_living_one_na
 
 
 def test_a_lock_whose_owner_is_not_yet_written_is_a_lock(tmp_path, monkeypatch):
-    monkeypatch.setattr("calotype.training.lock.NAME_SECONDS", 0.05)
+    monkeypatch.setattr("calotype.training.process.NAME_SECONDS", 0.05)
     with locked(tmp_path):
         (tmp_path / "lock").write_text("")
         with pytest.raises(UserError, match="in use by another process"), locked(tmp_path):
@@ -470,13 +469,13 @@ def test_exit_codes_tell_the_signal(tell, folder, monkeypatch, number, code, tim
         return real(run, leg, stop, *more)
 
     monkeypatch.setattr(pipeline, "train_leg", train_leg)
-    before = [signal.getsignal(one) for one in signals.STOPPING]
+    before = [signal.getsignal(one) for one in STOPPING]
     ended, _, wrong = tell("train", folder, "--out", folder.parent / "run", *SMALL)
     assert ended == code and len(wrong) == 1 and "Go on with: calotype resume" in wrong[0]
     assert read_json(folder.parent / "run" / "run.json")["status"] == "interrupted"
     saved = (folder.parent / "run" / "checkpoints").exists()
     assert saved == (times == 1 or number == signal.SIGHUP)
-    assert [signal.getsignal(one) for one in signals.STOPPING] == before
+    assert [signal.getsignal(one) for one in STOPPING] == before
 
 
 def test_a_hangup_that_is_ignored_from_the_start_stays_ignored():

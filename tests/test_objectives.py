@@ -185,13 +185,13 @@ def test_the_critic_is_heard_as_loud_as_asked(adversarial, cap, capped):
 
 def test_no_loss_leaves_a_gradient_on_the_other_player():
     stage, batch = first_stage(critic_start=0.0, critic_used=0.0), batch_of()
-    players = {name: TrainState(network, OptimizerConfig()) for name, network in stage.networks.items()}
+    states = {name: TrainState(network, OptimizerConfig()) for name, network in stage.networks.items()}
     losses = stage.losses(batch, 0.9, RNG)
     for name, other in (("autoencoder", "critic"), ("critic", "autoencoder")):
-        players[name].backward(losses[name].total)
-        assert all(weight.grad is not None and weight.grad.any() for weight in players[name].parameters)
-        assert all(weight.grad is None for weight in players[other].parameters)
-        players[name].optimizer.zero_grad()
+        states[name].backward(losses[name].total)
+        assert all(weight.grad is not None and weight.grad.any() for weight in states[name].parameters)
+        assert all(weight.grad is None for weight in states[other].parameters)
+        states[name].optimizer.zero_grad()
     assert all(weight.grad is None for weight in stage.features.parameters())
 
 
@@ -201,10 +201,10 @@ def test_players_learn_together_what_each_would_learn_alone():
     def after(*names):
         torch.manual_seed(0)
         stage = first_stage(critic_start=0.0, critic_used=0.0)
-        players = {name: TrainState(network, OptimizerConfig()) for name, network in stage.networks.items()}
+        states = {name: TrainState(network, OptimizerConfig()) for name, network in stage.networks.items()}
         losses = stage.losses(batch_of(), 0.5, RNG)
-        train_step(players, {name: losses[name] for name in names}, TrainProgress(8, 4, 0, images_seen=4))
-        return {name: fingerprint({name: player}) for name, player in players.items()}
+        train_step(states, {name: losses[name] for name in names}, TrainProgress(8, 4, 0, images_seen=4))
+        return {name: fingerprint({name: train_state}) for name, train_state in states.items()}
 
     nobody, vae, critic = after(), after("autoencoder"), after("critic")
     both = {"autoencoder": vae["autoencoder"], "critic": critic["critic"]}

@@ -15,10 +15,9 @@ from calotype.files import read_json
 from calotype.recipe import OptimizerConfig
 from calotype.run import Run, RunState, Validation
 from calotype.training import checkpoint
-from calotype.training.early_stopping import CLEARLY, HOPELESS, MIN_VALIDATION, EarlyStopping
+from calotype.training.control import CLEARLY, HOPELESS, MIN_VALIDATION, EarlyStopping
 from calotype.training.leg import LegLimits, train_leg
-from calotype.training.loop import Hook, train_loop
-from calotype.training.signals import Interrupted
+from calotype.training.process import Interrupted
 from calotype.training.state import TrainState
 
 GOOD, BETTER, WORSE = (
@@ -27,32 +26,32 @@ GOOD, BETTER, WORSE = (
 
 
 @pytest.fixture
-def players():
+def states():
     return {"denoiser": TrainState(nn.Linear(2, 2), OptimizerConfig())}
 
 
-def weights_of(players):
-    return players["denoiser"].average.weight.clone()
+def weights_of(states):
+    return states["denoiser"].average.weight.clone()
 
 
-def change(players, value):
-    nn.init.constant_(players["denoiser"].average.weight, value)
+def change(states, value):
+    nn.init.constant_(states["denoiser"].average.weight, value)
 
 
-def validated(folder, players, checks, held_out=MIN_VALIDATION, validation=None):
+def validated(folder, states, checks, held_out=MIN_VALIDATION, validation=None):
     """Early stopping after these validations, each with weights of its own: 0, 1, 2 ..."""
-    stopping = EarlyStopping(folder / "best-denoiser", players, Validation() if validation is None else validation)
+    stopping = EarlyStopping(folder / "best-denoiser", states, Validation() if validation is None else validation)
     for index, measures in enumerate(checks):
-        change(players, index)
+        change(states, index)
         stopping.note(100 * index, {"n": float(held_out), **measures})
     return stopping
 
 
-def test_an_overfitted_leg_ends_with_its_best_weights(tmp_path, players):
-    stopping = validated(tmp_path, players, [GOOD, BETTER, WORSE])
+def test_an_overfitted_leg_ends_with_its_best_weights(tmp_path, states):
+    stopping = validated(tmp_path, states, [GOOD, BETTER, WORSE])
     assert stopping.rise == pytest.approx(1.2 / 0.9)
     assert "100 images" in stopping.restore_best()
-    assert (weights_of(players) == 1).all()
+    assert (weights_of(states) == 1).all()
 
 
 @pytest.mark.parametrize("checks", [
@@ -63,34 +62,34 @@ def test_an_overfitted_leg_ends_with_its_best_weights(tmp_path, players):
     [GOOD, {"psnr": 30.0}],
     [],
 ])  # fmt: skip
-def test_one_that_is_not_keeps_its_last(tmp_path, players, checks):
-    change(players, 7)
-    stopping = validated(tmp_path, players, checks)
-    kept = weights_of(players)
+def test_a_leg_that_does_not_overfit_keeps_its_last_weights(tmp_path, states, checks):
+    change(states, 7)
+    stopping = validated(tmp_path, states, checks)
+    kept = weights_of(states)
     assert stopping.restore_best() == ""
-    assert (weights_of(players) == kept).all()
+    assert (weights_of(states) == kept).all()
 
 
-def test_few_held_out_pictures_say_nothing(tmp_path, players):
-    assert validated(tmp_path, players, [GOOD, WORSE], held_out=MIN_VALIDATION - 1).restore_best() == ""
+def test_too_few_validation_pictures_do_not_stop_a_leg(tmp_path, states):
+    assert validated(tmp_path, states, [GOOD, WORSE], held_out=MIN_VALIDATION - 1).restore_best() == ""
     assert not any(tmp_path.iterdir())
 
 
-def test_a_watch_that_was_interrupted_knows_what_it_saw(tmp_path, players):
+def test_early_stopping_resumes_with_its_best_validation(tmp_path, states):
     state = Validation()
-    validated(tmp_path, players, [GOOD, BETTER], validation=state)
-    stopping = validated(tmp_path, players, [], validation=copy.deepcopy(state))
-    change(players, 5)
+    validated(tmp_path, states, [GOOD, BETTER], validation=state)
+    stopping = validated(tmp_path, states, [], validation=copy.deepcopy(state))
+    change(states, 5)
     stopping.note(900, {"n": float(MIN_VALIDATION), **WORSE})
     assert stopping.restore_best()
-    assert (weights_of(players) == 1).all()
+    assert (weights_of(states) == 1).all()
 
 
-def test_a_lost_snapshot_is_no_harm(tmp_path, players):
-    stopping = validated(tmp_path, players, [GOOD, WORSE])
+def test_damaged_best_weights_are_not_restored(tmp_path, states):
+    stopping = validated(tmp_path, states, [GOOD, WORSE])
     (tmp_path / "best-denoiser" / "denoiser.safetensors").write_bytes(b"")
     assert stopping.restore_best() == ""
-    assert (weights_of(players) == 1).all()
+    assert (weights_of(states) == 1).all()
 
 
 # -- In a leg ----------------------------------------------------------------------------------------------------------
@@ -113,39 +112,36 @@ class Validations:
 
     prompts = ()
 
-    def __init__(self, clock, table):
-        self.clock, self.table = clock, table
+    def __init__(self, progress, table):
+        self.progress, self.table = progress, table
 
     def draw(self, path):
         pass
 
     def measure(self):
-        return {"n": float(MIN_VALIDATION), **self.table[self.clock.images_seen]}
+        return {"n": float(MIN_VALIDATION), **self.table[self.progress.images_seen]}
 
 
-def overfit(folder, after=10**9, most_rise=1e9, look_share=math.inf):
+def overfit(folder, after=10**9, max_rise=1e9, validation_share=math.inf):
     """8 steps with 4 validations, of which the second is best; stops after some steps, and then goes on."""
     folder.mkdir(exist_ok=True)
     run = Run.open(folder) if (folder / "run.json").exists() else Run(folder, RunState(legs={"denoiser": "waiting"}))
     leg = second_leg()
     table = {8: GOOD, 16: BETTER, 24: {"held_out_loss": 1.0, "train_loss": 0.5}, 32: WORSE}
-    leg = replace(leg, validator=Validations(leg.clock, table), last_previews={})
-    limits = LegLimits(None, (0.25, 0.5, 0.75, 1.0), look_share, most_rise)
-    train_leg(run, leg, Stop(after), lambda done, total, note: None, limits=limits)
+    leg = replace(leg, validator=Validations(leg.progress, table), draw_raw=None)
+    limits = LegLimits(previews_at=(0.25, 0.5, 0.75, 1.0), validation_share=validation_share, max_rise=max_rise)
+    train_leg(run, leg, Stop(after), lambda done, total, note="": None, limits=limits)
     return leg
 
 
-def test_a_leg_that_overfits_ends_with_the_weights_of_its_best_look(tmp_path):
+def test_an_overfitting_leg_ends_with_the_weights_of_its_best_validation(tmp_path):
     leg = overfit(tmp_path / "run")
     shorter = second_leg()
-    shorter.clock.total = 32  # the schedules are those of the whole leg
+    shorter.progress.total = 32  # the schedules are those of the whole leg
     seen = {}
-
-    def keep(clock, result):
-        if clock.images_seen == 16:
+    for _ in shorter.steps():
+        if shorter.progress.images_seen == 16:
             seen.update({name: value.clone() for name, value in shorter.trained.denoiser.state_dict().items()})
-
-    train_loop(shorter.objective, shorter.states, shorter.source, shorter.clock, [Hook(lambda clock: True, keep)])
     for name, value in leg.trained.denoiser.state_dict().items():
         assert torch.equal(value, seen[name]), name
     run = read_json(tmp_path / "run" / "run.json")
@@ -154,7 +150,7 @@ def test_a_leg_that_overfits_ends_with_the_weights_of_its_best_look(tmp_path):
 
 
 @pytest.mark.parametrize("after", [1, 3, 5, 7])
-def test_stopped_and_resumed_it_is_the_same_to_the_bit(tmp_path, after):
+def test_early_stopping_is_bit_exact_after_a_resume(tmp_path, after):
     whole = overfit(tmp_path / "whole")
     with pytest.raises(Interrupted):
         overfit(tmp_path / "parts", after)
@@ -163,13 +159,13 @@ def test_stopped_and_resumed_it_is_the_same_to_the_bit(tmp_path, after):
     assert fingerprint(parts.states) == fingerprint(whole.states) == fingerprint(again.states)
 
 
-def test_a_leg_that_may_be_cut_short_is(tmp_path):
-    leg = overfit(tmp_path / "run", most_rise=HOPELESS)
-    assert leg.clock.images_seen == leg.clock.total == 24
-    assert checkpoint.restore(tmp_path / "run" / "checkpoints", "denoiser", second_leg().states, leg.clock)
+def test_a_paced_leg_ends_early_where_it_overfits(tmp_path):
+    leg = overfit(tmp_path / "run", max_rise=HOPELESS)
+    assert leg.progress.images_seen == leg.progress.total == 24
+    assert checkpoint.restore(tmp_path / "run" / "checkpoints", "denoiser", second_leg().states, leg.progress)
 
 
-def test_dear_looks_are_left_out_but_for_the_last(tmp_path):
-    overfit(tmp_path / "run", look_share=0.0)
+def test_expensive_validation_is_skipped_except_at_the_end(tmp_path):
+    overfit(tmp_path / "run", validation_share=0.0)
     lines = (json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines())
     assert [line["images_seen"] for line in lines if line["event"] == "check"] == [8, 32]

@@ -17,7 +17,6 @@ from calotype.diffusion.stage import shrunk
 from calotype.nets.dit import DitConfig
 from calotype.nets.unet import UnetConfig
 from calotype.planning import choose
-from calotype.planning.budget import FEWEST_LEVEL_CROPS, MOST_LEVEL_CROPS, allot, with_warmups
 from calotype.planning.choose import (
     ENOUGH_CROPS,
     ENOUGH_IMAGES,
@@ -30,19 +29,20 @@ from calotype.planning.choose import (
     measure_residuals,
     measure_sigma_data,
     propose,
-    rounded,
+    three_digits,
     time_shares,
 )
-from calotype.planning.make import make_plan
-from calotype.planning.measure import Measurement, by_class
+from calotype.planning.make import FEWEST_LEVEL_CROPS, MOST_LEVEL_CROPS, allot, make_plan, with_warmups
+from calotype.planning.measure import Measurement
 from calotype.planning.plan import Choice, Plan
 from calotype.planning.sizes import MOST_TOKENS, check_sizes, choose_patch
+from calotype.priors.fit import largest_prior
 from calotype.priors.gaussian import GaussianMixture
 from calotype.priors.patches import LEAST_DEVIATION, PatchPrior
 from calotype.recipe import AutoencoderLossConfig, EnlargeRecipe
 from calotype.settings import parse_recipe
 from calotype.tables import merge
-from calotype.training.budget import BudgetController, mean_cost, whole_batches
+from calotype.training.control import BudgetController, mean_cost, whole_batches
 from calotype.training.loop import TrainProgress, every
 from calotype.types import NULL_LABEL, Condition, UserError
 
@@ -197,40 +197,40 @@ def test_images_are_whole_batches(batch):
 
 
 def paced(phases, speed, seconds, batch=16, due_every=3.0):
-    """Seconds that a leg takes on a machine on which a step costs `speed(clock, phase)` times what was measured."""
-    clock = TrainProgress(whole_batches(seconds / mean_cost(phases), batch), batch, 0)
+    """Seconds that a leg takes on a machine on which a step costs `speed(progress, phase)` times what was measured."""
+    progress = TrainProgress(whole_batches(seconds / mean_cost(phases), batch), batch, 0)
     pace, due = BudgetController(phases, seconds), every(due_every)
-    while clock.images_seen < clock.total:
-        phase, cost = next((number, cost) for number, (end, cost) in enumerate(phases) if clock.progress < end)
-        clock.images_seen += batch
-        clock.seconds += cost * batch * speed(clock, phase)
-        if due(clock):
-            pace(clock)
-    assert clock.images_seen == clock.total and clock.total % batch == 0
-    return clock
+    while progress.images_seen < progress.total:
+        phase, cost = next((number, cost) for number, (end, cost) in enumerate(phases) if progress.fraction < end)
+        progress.images_seen += batch
+        progress.seconds += cost * batch * speed(progress, phase)
+        if due(progress):
+            pace(progress)
+    assert progress.images_seen == progress.total and progress.total % batch == 0
+    return progress
 
 
 @pytest.mark.parametrize("speed", [1 / 1.5, 0.9, 1.0, 1.5])
 @pytest.mark.parametrize("seconds", [60.0, 600.0])
 @phases
 def test_a_leg_keeps_to_its_time_on_a_faster_or_slower_machine(phases, speed, seconds):
-    clock = paced(phases, lambda clock, phase: speed, seconds)
-    assert clock.seconds == pytest.approx(seconds, rel=0.03)
-    assert clock.total == pytest.approx(seconds / mean_cost(phases) / speed, rel=0.06)
+    progress = paced(phases, lambda progress, phase: speed, seconds)
+    assert progress.seconds == pytest.approx(seconds, rel=0.03)
+    assert progress.total == pytest.approx(seconds / mean_cost(phases) / speed, rel=0.06)
 
 
 @pytest.mark.parametrize("wrong", [0.7, 1.4])
 @phases
 def test_a_leg_keeps_to_its_time_where_the_last_phase_was_measured_wrong(phases, wrong):
-    clock = paced(phases, lambda clock, phase: wrong if phase == len(phases) - 1 else 1.0, 600.0)
-    assert clock.seconds == pytest.approx(600.0, rel=0.03)
+    progress = paced(phases, lambda progress, phase: wrong if phase == len(phases) - 1 else 1.0, 600.0)
+    assert progress.seconds == pytest.approx(600.0, rel=0.03)
 
 
 @pytest.mark.parametrize(("before", "after"), [(1.0, 1.5), (1.5, 1.0)])
 @phases
 def test_a_leg_keeps_to_its_time_where_the_machine_gets_busy_half_way(phases, before, after):
-    clock = paced(phases, lambda clock, phase: before if clock.seconds < 300 else after, 600.0)
-    assert clock.seconds == pytest.approx(600.0, rel=0.03)
+    progress = paced(phases, lambda progress, phase: before if progress.seconds < 300 else after, 600.0)
+    assert progress.seconds == pytest.approx(600.0, rel=0.03)
 
 
 @phases
@@ -384,24 +384,24 @@ def test_a_plan_survives_being_written():
 
 
 def test_the_plan_times_a_closed_form_that_asks_one_class_for_a_picture(monkeypatch):
-    """As in training. Of two classes each with all of a caption and with some, so two groups of two components."""
-    mixture, asked = by_class(GaussianMixture(8, 0, 4), 2, 2), []
+    """As in training. Of two classes each with all of a caption and with some, so two groups of four components."""
+    mixture, asked = largest_prior(1000, 4, 2, captioned=True).mixture, []
     monkeypatch.setattr(
         mixture,
         "_group_mean",
         lambda *arguments: asked.append(arguments[0]) or GaussianMixture._group_mean(mixture, *arguments),
     )
     mixture.mean(torch.zeros(3, 1, 2, 2), torch.ones(3), Condition(torch.ones(3, dtype=torch.long)))
-    assert asked == [slice(4, 6), slice(6, 8)]
-    assert (by_class(GaussianMixture(8, 0, 4), 0, 2).label == NULL_LABEL).all()
+    assert asked == [slice(8, 12), slice(12, 16)]
+    assert (largest_prior(1000, 4, 0, captioned=True).mixture.label == NULL_LABEL).all()
 
 
 def test_what_comes_after_a_leg():
     plan = allotted(600.0)
     predicted = plan.predicted["seconds"]
-    assert plan.time_budget.after("denoiser") == predicted["previews"] + predicted["samples"]
+    assert plan.after("denoiser") == predicted["previews"] + predicted["samples"]
     after = ("latents", "inspect", "fit", "denoiser", "previews", "samples")
-    assert math.isclose(plan.time_budget.after("autoencoder"), sum(predicted[what] for what in after))
+    assert math.isclose(plan.after("autoencoder"), sum(predicted[what] for what in after))
 
 
 # -- Chains of stages --------------------------------------------------------------------------------------------------
@@ -487,8 +487,8 @@ def test_the_doubts_are_those_of_what_is_fitted():
 
 def test_flat_pictures_have_the_residual_deviation_of_one_level():
     grey = replace(noise_pictures(), pixels=torch.full((10, 3, 16, 16), 128, dtype=torch.uint8))
-    assert measure_residuals(grey, 16, 2) == (rounded(LEAST_DEVIATION), rounded(LEAST_DEVIATION))
-    assert measure_residuals(grey, 16, 2, "none") == (rounded(LEAST_DEVIATION), rounded(LEAST_DEVIATION))
+    assert measure_residuals(grey, 16, 2) == (three_digits(LEAST_DEVIATION), three_digits(LEAST_DEVIATION))
+    assert measure_residuals(grey, 16, 2, "none") == (three_digits(LEAST_DEVIATION), three_digits(LEAST_DEVIATION))
 
 
 @pytest.mark.parametrize(("images", "least"), [(320, 0.25), (16000, 0.2), (10**6, 0.05)])
@@ -587,7 +587,7 @@ def test_a_plan_tells_the_seconds_of_all_that_is_done_in_order(monkeypatch, sett
     assert set(plan.predicted["parameters"]) == set(plan.recipe.legs)
     assert set(plan.flops) == set(plan.recipe.legs) and all(flops > 0 for flops in plan.flops.values())
     for leg in plan.recipe.legs:
-        assert plan.time_budget.after(leg) == pytest.approx(sum([*predicted.values()][[*predicted].index(leg) + 1 :]))
+        assert plan.after(leg) == pytest.approx(sum([*predicted.values()][[*predicted].index(leg) + 1 :]))
     again = Plan.from_json(plan.recipe, json.loads(json.dumps(plan.as_json())))
     assert again == plan and list(again.predicted["seconds"]) == list(predicted)
 

@@ -83,7 +83,8 @@ def log(leg, terms, measures, images, steps):
         progress = step / steps
         found = terms(progress, lambda: 1 + 0.06 * rng.standard_normal())
         norms = {
-            player: 1.5 * 0.3**progress * (1 + 0.2 * rng.random()) for player in {name.split(".")[0] for name in found}
+            network: 1.5 * 0.3**progress * (1 + 0.2 * rng.random())
+            for network in {name.split(".")[0] for name in found}
         }
         speed = {"images_a_second": images / SECONDS[leg] * (1 + 0.02 * rng.standard_normal())}
         yield {"event": "step", **where, "progress": progress, "terms": found, "norms": norms, **speed}

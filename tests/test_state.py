@@ -19,13 +19,13 @@ NETWORKS = {
 }
 
 
-def learned(player, *places):
+def learned(train_state, *places):
     """After one step at each place, on what is drawn for that place."""
     for place in places:
         images = torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(place))
-        player.backward((player.network(images) - 1).square().mean())
-        player.step(place / 10)
-    return player
+        train_state.backward((train_state.network(images) - 1).square().mean())
+        train_state.step(place / 10)
+    return train_state
 
 
 @pytest.mark.parametrize(
@@ -47,10 +47,10 @@ def test_the_optimizer_takes_the_learning_rate_of_the_place():
     """Without momentum and second moments, Adam's step is the learning rate, whatever the gradient."""
     network = nn.Linear(1, 1, bias=False)
     config = OptimizerConfig(learning_rate=0.5, warmup=0.2, decay=0.5, betas=(0.0, 0.0))
-    player, before = TrainState(network, config), network.weight.item()
+    train_state, before = TrainState(network, config), network.weight.item()
     for progress, factor in ((0.1, 0.5), (0.3, 1.0), (0.9, 0.2)):
-        player.backward(7 * network.weight.sum())
-        player.step(progress)
+        train_state.backward(7 * network.weight.sum())
+        train_state.step(progress)
         assert before - network.weight.item() == pytest.approx(0.5 * factor, rel=1e-4)
         before = network.weight.item()
 
@@ -74,33 +74,35 @@ def test_the_average_is_as_wide_as_asked(width):
 @pytest.mark.parametrize("width", [0.05, 0.2])
 def test_the_average_is_the_weighted_mean_of_all_weights_so_far(width):
     """Step t of T has `(t ** (power + 1) - (t - 1) ** (power + 1)) / T ** (power + 1)`: the start counts nothing."""
-    player, history = TrainState(NETWORKS["channels last"](), OptimizerConfig(average=width)), []
+    train_state, history = TrainState(NETWORKS["channels last"](), OptimizerConfig(average=width)), []
     for place in range(9):
-        learned(player, place)
-        history.append([weight.detach().clone().double() for weight in player.network.parameters()])
+        learned(train_state, place)
+        history.append([weight.detach().clone().double() for weight in train_state.network.parameters()])
     ends = (np.arange(10) / 9) ** (average_power(width) + 1)
-    for index, weight in enumerate(player.average.parameters()):
+    for index, weight in enumerate(train_state.average.parameters()):
         expected = sum(share * step[index] for share, step in zip(np.diff(ends), history, strict=True))
         assert torch.allclose(weight.double(), expected, atol=1e-6)
 
 
 def test_the_average_follows_buffers_and_neither_learns_nor_drops_out():
-    player = learned(TrainState(NETWORKS["with buffers"](), OptimizerConfig()), 1, 2, 3)
-    assert player.average[1].num_batches_tracked == 3
-    assert torch.equal(player.average[1].running_mean, player.network[1].running_mean)
-    assert not player.average.training and not any(weight.requires_grad for weight in player.average.parameters())
+    train_state = learned(TrainState(NETWORKS["with buffers"](), OptimizerConfig()), 1, 2, 3)
+    assert train_state.average[1].num_batches_tracked == 3
+    assert torch.equal(train_state.average[1].running_mean, train_state.network[1].running_mean)
+    assert not train_state.average.training and not any(
+        weight.requires_grad for weight in train_state.average.parameters()
+    )
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_gradient_that_is_not_a_number_moves_nothing(bad):
-    player = learned(TrainState(NETWORKS["plain"](), OptimizerConfig()), 1, 2)
-    before = fingerprint({"": player})
-    player.backward(bad * player.network[0].bias.sum())
+    train_state = learned(TrainState(NETWORKS["plain"](), OptimizerConfig()), 1, 2)
+    before = fingerprint({"": train_state})
+    train_state.backward(bad * train_state.network[0].bias.sum())
     with pytest.raises(NotFiniteError, match=r"norm of the gradient is (nan|inf)"):
-        player.step(0.5)
-    assert fingerprint({"": player}) == before and player.steps == 2
-    assert all(weight.grad is None for weight in player.parameters)
-    assert fingerprint({"": learned(player, 3)}) == fingerprint(
+        train_state.step(0.5)
+    assert fingerprint({"": train_state}) == before and train_state.steps == 2
+    assert all(weight.grad is None for weight in train_state.parameters)
+    assert fingerprint({"": learned(train_state, 3)}) == fingerprint(
         {"": learned(TrainState(again(NETWORKS["plain"]), OptimizerConfig()), 1, 2, 3)}
     )
 
@@ -112,16 +114,16 @@ def again(network):
 
 def test_a_long_gradient_is_cut_to_length_and_its_length_reported():
     network = nn.Linear(2, 1, bias=False)
-    player = TrainState(network, OptimizerConfig(clip=0.5, betas=(0.0, 0.999)))
-    player.backward((network.weight * torch.tensor([3.0, 4.0])).sum())
-    assert player.step(0.5) == pytest.approx(5.0)
-    squares = player.tensors()["optimizer.0.exp_avg_sq"].sum() / (1 - 0.999)
+    train_state = TrainState(network, OptimizerConfig(clip=0.5, betas=(0.0, 0.999)))
+    train_state.backward((network.weight * torch.tensor([3.0, 4.0])).sum())
+    assert train_state.step(0.5) == pytest.approx(5.0)
+    squares = train_state.tensors()["optimizer.0.exp_avg_sq"].sum() / (1 - 0.999)
     assert squares.sqrt().item() == pytest.approx(0.5, rel=1e-4)
 
 
 @pytest.mark.parametrize("network", NETWORKS.values(), ids=NETWORKS)
 @pytest.mark.parametrize("stop", [1, 4])
-def test_a_restored_player_goes_on_as_if_nothing_had_happened(network, stop):
+def test_a_restored_train_state_continues_bit_exactly(network, stop):
     """To the bit, in another process's memory: through safetensors, into a network with other weights."""
     whole = learned(TrainState(network(), OptimizerConfig(weight_decay=0.1)), *range(6))
     first = learned(TrainState(again(network), OptimizerConfig(weight_decay=0.1)), *range(stop))
@@ -134,10 +136,10 @@ def test_a_restored_player_goes_on_as_if_nothing_had_happened(network, stop):
 
 
 def test_a_frozen_weight_stays():
-    player = TrainState(NETWORKS["partly frozen"](), OptimizerConfig(weight_decay=0.5))
-    before = player.network[0].weight.clone()
-    learned(player, 1, 2, 3)
-    assert torch.equal(player.network[0].weight, before) and torch.equal(player.average[0].weight, before)
+    train_state = TrainState(NETWORKS["partly frozen"](), OptimizerConfig(weight_decay=0.5))
+    before = train_state.network[0].weight.clone()
+    learned(train_state, 1, 2, 3)
+    assert torch.equal(train_state.network[0].weight, before) and torch.equal(train_state.average[0].weight, before)
 
 
 @pytest.mark.parametrize(

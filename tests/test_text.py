@@ -230,14 +230,14 @@ def test_a_caption_that_names_the_colour_is_obeyed():
     clean = torch.tensor(list(colours.values()))[:, :, None, None].expand(-1, -1, 4, 4)
     network = denoiser(DitConfig(width=32, depth=1, heads=2, patch=2))
     objective = DenoisingObjective(Stage(network, PixelSpace(), Flow(), 4), ConditionDropout(caption_dropout=0.0))
-    players, clock = (
+    states, progress = (
         {"denoiser": TrainState(network, OptimizerConfig(learning_rate=4e-3, warmup=0.0))},
         TrainProgress(10**6, 12, 0),
     )
     batch = Batch(clean.repeat(4, 1, 1, 1), torch.full((12,), NULL_LABEL), text=Text(names * 4))
     for _ in range(140):
-        train_step(players, objective.losses(batch, 0.0, clock.rng()), clock)
-        clock.advance(12)
+        train_step(states, objective.losses(batch, 0.0, progress.rng()), progress)
+        progress.advance(12)
     stage, sampling = objective.stage, Sampling(steps=8)
     asked = Text(names[::-1], ())
     rngs = [Rng((index,)) for index in range(3)]

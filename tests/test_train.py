@@ -22,11 +22,9 @@ from calotype.model import load
 from calotype.nets.perceptual import efficientnet_lite0
 from calotype.run import Run, RunState
 from calotype.training import checkpoint
-from calotype.training.hooks import average
-from calotype.training.leg import train_leg
-from calotype.training.lock import locked
-from calotype.training.loop import BatchSource, Hook, TrainProgress, at_fractions, every, train_loop, train_step
-from calotype.training.signals import Interrupted, stoppable
+from calotype.training.leg import average, train_leg
+from calotype.training.loop import BatchSource, TrainProgress, at_fractions, every, train_step, train_steps
+from calotype.training.process import Interrupted, locked, stoppable
 from calotype.types import Rng, UserError
 
 
@@ -37,25 +35,25 @@ def run_in(folder):
     return run
 
 
-def silent(done, total, note):
+def silent(done, total, note=""):
     pass
 
 
 # -- The loop ----------------------------------------------------------------------------------------------------------
 
 
-def test_the_loop_sees_each_batch_once_and_does_chores_after_it():
+def test_the_loop_sees_each_batch_once_and_yields_after_it():
     leg, seen = second_leg(), []
     real = leg.source.batch
     source = type(
         "Kept", (), {"batch": lambda self, start, count: seen.append(("batch", start)) or real(start, count)}
     )()
     assert isinstance(source, BatchSource)
-    hooks = [
-        Hook(lambda clock: True, lambda clock, result: seen.append(("always", clock.images_seen))),
-        Hook(at_fractions([0.5, 0.6, 1.0]), lambda clock, result: seen.append(("fraction", clock.images_seen))),
-    ]
-    train_loop(leg.objective, leg.states, source, leg.clock, hooks)
+    due = at_fractions([0.5, 0.6, 1.0])
+    for _ in train_steps(leg.objective, leg.states, source, leg.progress):
+        seen.append(("always", leg.progress.images_seen))
+        if due(leg.progress):
+            seen.append(("fraction", leg.progress.images_seen))
     starts = range(0, 32, 4)
     assert [at for what, at in seen if what == "batch"] == list(starts)
     assert [at for what, at in seen if what == "always"] == [start + 4 for start in starts]
@@ -65,9 +63,10 @@ def test_the_loop_sees_each_batch_once_and_does_chores_after_it():
 
 def test_a_loop_that_has_ended_does_nothing():
     leg = second_leg()
-    leg.clock.images_seen = leg.clock.total
+    leg.progress.images_seen = leg.progress.total
     before = fingerprint(leg.states)
-    train_loop(leg.objective, leg.states, leg.source, leg.clock, [])
+    for _ in leg.steps():
+        pass
     assert fingerprint(leg.states) == before
 
 
@@ -81,37 +80,37 @@ def test_a_loop_that_has_ended_does_nothing():
     ],
 )
 def test_due_once_at_each_fraction(fractions, seen, steps, due):
-    clock, hook = TrainProgress(100, 1, 0), at_fractions(fractions, seen)
+    progress, is_due = TrainProgress(100, 1, 0), at_fractions(fractions, seen)
     found = []
-    for progress in steps:
-        clock.images_seen = round(100 * progress)
-        found += [progress] if hook(clock) else []
+    for fraction in steps:
+        progress.images_seen = round(100 * fraction)
+        found += [fraction] if is_due(progress) else []
     assert found == due
 
 
 def test_due_every_so_many_seconds_of_training():
-    clock, hook, found = TrainProgress(100, 1, 0), every(10.0), []
+    progress, is_due, found = TrainProgress(100, 1, 0), every(10.0), []
     for seconds in (0, 4, 9.9, 10, 12, 19.9, 21, 30.9, 31, 55, 56, 65):
-        clock.seconds = float(seconds)
-        found += [seconds] if hook(clock) else []
+        progress.seconds = float(seconds)
+        found += [seconds] if is_due(progress) else []
     assert found == [10, 21, 31, 55, 65]
 
 
-def test_the_clock_counts_training_and_not_the_time_between(monkeypatch):
+def test_progress_counts_seconds_of_training_and_not_the_time_between(monkeypatch):
     now = [100.0]
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
-    clock = TrainProgress(8, 4, seed=3, started=100.0)
+    progress = TrainProgress(8, 4, seed=3, started=100.0)
     now[0] += 2
-    clock.advance(4)
-    saved = json.loads(json.dumps(clock.state()))
+    progress.advance(4)
+    saved = json.loads(json.dumps(progress.state()))
     now[0] += 1000
     other = TrainProgress(99, 4, seed=3)
     other.restore(saved)
     now[0] += 1
-    assert other.rng() == clock.rng()
+    assert other.rng() == progress.rng()
     other.advance(4)
-    assert (other.images_seen, other.total, other.seconds, other.progress) == (8, 8, 3.0, 1.0)
-    assert other.rng() != clock.rng()
+    assert (other.images_seen, other.total, other.seconds, other.fraction) == (8, 8, 3.0, 1.0)
+    assert other.rng() != progress.rng()
 
 
 @pytest.mark.parametrize("leg", LEGS)
@@ -141,17 +140,17 @@ def test_training_makes_the_loss_smaller(make):
     assert loss() < 0.995 * before
 
 
-@pytest.mark.parametrize("player", ["autoencoder", "critic"])
-def test_a_loss_that_is_not_a_number_stops_in_one_line(player):
+@pytest.mark.parametrize("network", ["autoencoder", "critic"])
+def test_a_loss_that_is_not_a_number_stops_in_one_line(network):
     leg = go_on(first_leg(), 16)
-    losses = leg.objective.losses(leg.source.batch(16, 4), leg.clock.progress, leg.clock.rng())
-    bad = losses[player]
-    losses[player] = type(bad)(bad.total * math.nan, bad.terms)
-    before = fingerprint({player: leg.states[player]})
-    with pytest.raises(UserError, match=f"{player} after 16 images: .* nan .*; lower the learning rate") as error:
-        train_step(leg.states, losses, leg.clock)
+    losses = leg.objective.losses(leg.source.batch(16, 4), leg.progress.fraction, leg.progress.rng())
+    bad = losses[network]
+    losses[network] = type(bad)(bad.total * math.nan, bad.terms)
+    before = fingerprint({network: leg.states[network]})
+    with pytest.raises(UserError, match=f"{network} after 16 images: .* nan .*; lower the learning rate") as error:
+        train_step(leg.states, losses, leg.progress)
     assert "\n" not in str(error.value) and all(name in str(error.value) for name in bad.terms)
-    assert fingerprint({player: leg.states[player]}) == before
+    assert fingerprint({network: leg.states[network]}) == before
 
 
 def test_the_log_averages_each_name_over_the_records_that_have_it():
@@ -161,7 +160,7 @@ def test_the_log_averages_each_name_over_the_records_that_have_it():
 # -- A run -------------------------------------------------------------------------------------------------------------
 
 
-def test_going_saves_and_logs_and_ends(tmp_path):
+def test_a_leg_is_logged_saved_and_finished(tmp_path):
     run, leg = run_in(tmp_path / "run"), second_leg()
     train_leg(run, leg, threading.Event(), silent)
     events = [json.loads(line) for line in (run.folder / "log.jsonl").read_text().splitlines()]
@@ -182,8 +181,8 @@ def test_a_run_that_is_asked_to_stop_saves_first(tmp_path):
     with pytest.raises(Interrupted):
         train_leg(run, leg, stop, silent)
     found = second_leg()
-    assert checkpoint.restore(run.folder / "checkpoints", "denoiser", found.states, found.clock)
-    assert found.clock.images_seen == 4 and fingerprint(found.states) == fingerprint(leg.states)
+    assert checkpoint.restore(run.folder / "checkpoints", "denoiser", found.states, found.progress)
+    assert found.progress.images_seen == 4 and fingerprint(found.states) == fingerprint(leg.states)
     assert read_json(run.folder / "run.json")["legs"]["denoiser"] == "training"
 
 
@@ -201,7 +200,7 @@ def test_the_first_signal_asks_and_the_second_stops_at_once():
     signal.signal(signal.SIGINT, usual)
 
 
-def test_elsewhere_than_in_the_main_thread_nothing_listens():
+def test_other_threads_than_the_main_one_handle_no_signals():
     found = []
 
     def work():

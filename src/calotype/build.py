@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -15,7 +14,7 @@ from calotype.diffusion.stage import Stage
 from calotype.interop import diffusers, minilm, transformers
 from calotype.nets.blocks import Precision, channels_last
 from calotype.nets.dit import Dit, DitConfig
-from calotype.nets.frozen import FolderConfig, Frozen, FrozenConfig, MiniLmConfig, Projected
+from calotype.nets.frozen import FolderConfig, Frozen, MiniLmConfig, Projected
 from calotype.nets.kl import Autoencoder, Kl, KlConfig
 from calotype.nets.text import BytesConfig, BytesEncoder, NoText, TextConditioned, TextEncoder
 from calotype.nets.unet import Unet, UnetConfig
@@ -35,27 +34,29 @@ def build_backbone(config: Backbone, in_channels: int, out_channels: int, contex
             return Dit(config, in_channels, out_channels, context_width)
 
 
-def build_conditioned(config: Backbone, in_channels: int, out_channels: int, text: TextConfig) -> nn.Module:
-    """A backbone, conditioned on text if there is an encoder: of its own width, or projected where it is frozen."""
-    encoder: TextEncoder
-    match text:
-        case NoText():
-            return build_backbone(config, in_channels, out_channels)
-        case BytesConfig():
-            encoder = BytesEncoder(text)
-        case MiniLmConfig() | FolderConfig():
-            encoder = Projected(build_frozen(text), config.width)
-    return TextConditioned(build_backbone(config, in_channels, out_channels, encoder.width), encoder, config.width)
-
-
-@lru_cache(2)
-def build_frozen(text: FrozenConfig) -> Frozen:
-    """All stages share its weights and its cached encodings."""
+def build_frozen(text: TextConfig) -> Frozen | None:
+    """The frozen text encoder, which all stages of a model share; None where none is set."""
     match text:
         case MiniLmConfig():
             return Frozen(minilm.open_minilm(text))
         case FolderConfig():
             return Frozen(transformers.open_encoder(text))
+    return None
+
+
+def build_conditioned(
+    config: Backbone, in_channels: int, out_channels: int, text: TextConfig, frozen: Frozen | None = None
+) -> nn.Module:
+    """A backbone, conditioned on text if the recipe has an encoder; `frozen` is that of `build_frozen`."""
+    match text:
+        case NoText():
+            return build_backbone(config, in_channels, out_channels)
+        case BytesConfig():
+            encoder: TextEncoder = BytesEncoder(text)
+        case MiniLmConfig() | FolderConfig():
+            assert frozen is not None, f"denoiser.text.kind is {text.kind}, but no encoder is passed"
+            encoder = Projected(frozen, config.width)
+    return TextConditioned(build_backbone(config, in_channels, out_channels, encoder.width), encoder, config.width)
 
 
 def build_space(recipe: Recipe) -> LatentSpace:
@@ -88,29 +89,27 @@ def build_autoencoder(config: VaeConfig | KlConfig, precision: Precision) -> Aut
             return channels_last(Kl(config, precision))
 
 
-def build_stage(recipe: Recipe, space: Space, classes: int, prior: Prior | None) -> Stage:
-    """The first stage."""
-    return Stage(
-        build_denoiser(recipe.denoiser, recipe, space, classes, prior, 1 if prior is None else 2),
-        space,
-        recipe.denoiser.schedule,
-        recipe.chain[0],
-    )
+def build_denoiser(
+    recipe: Recipe, config: DiffusionConfig, inputs: int, channels: int, classes: int, prior: Prior | None,
+    frozen: Frozen | None,
+) -> Denoiser:  # fmt: skip
+    """Its network gets so many `inputs` along channels: the noisy image, the prior mean, the low-resolution one."""
+    network = build_conditioned(config.backbone, inputs * channels, channels, recipe.denoiser.text, frozen)
+    width = config.backbone.width
+    return Denoiser(network, width, classes, config.scaling, recipe.precision, config.sigma_data, prior)
 
 
-def build_enlarger(recipe: Recipe, size: int, classes: int) -> Stage:
+def build_stage(recipe: Recipe, space: Space, classes: int, prior: Prior | None, frozen: Frozen | None = None) -> Stage:
+    """The first stage. With a prior, the network also gets its mean."""
+    config, inputs = recipe.denoiser, 1 if prior is None else 2
+    denoiser = build_denoiser(recipe, config, inputs, space.channels, classes, prior, frozen)
+    return Stage(denoiser, space, config.schedule, recipe.chain[0])
+
+
+def build_enlarger(recipe: Recipe, size: int, classes: int, frozen: Frozen | None = None) -> Stage:
     """The stage that makes pictures of this size from those of the stage before; its prior is still to be fitted."""
     config, space, low_res = recipe.enlarger(size), PixelSpace(), recipe.chain[recipe.chain.index(size) - 1]
     prior = PatchPrior(size // low_res) if config.prior == "gaussian" else None
-    denoiser = build_denoiser(config, recipe, space, classes, prior, 2 if prior is None else 3)
+    inputs = 2 if prior is None else 3
+    denoiser = build_denoiser(recipe, config, inputs, space.channels, classes, prior, frozen)
     return Stage(denoiser, space, config.schedule, size, low_res, config.augmentation)
-
-
-def build_denoiser(
-    config: DiffusionConfig, recipe: Recipe, space: Space, classes: int, prior: Prior | None, images: int
-) -> Denoiser:
-    """`images` is how many the backbone gets along channels: noisy image, prior mean, low-resolution image."""
-    channels = space.channels
-    backbone = build_conditioned(config.backbone, images * channels, channels, recipe.denoiser.text)
-    width = config.backbone.width
-    return Denoiser(backbone, width, classes, config.scaling, recipe.precision, config.sigma_data, prior)

@@ -61,10 +61,10 @@ class OptimizerConfig(Config):
 
 
 class AutoencoderLossConfig(Config):
-    """Weights of the three losses, and when the critic plays. Fractions are of the run, never steps."""
+    """Weights of the losses, and when each sets in. Fractions are of the run, never steps."""
 
     edges: float = Field(default=0.5, ge=0)
-    """Of the L1 distance of neighbouring pixels' differences, beside the L1 distance of the pixels, which has 1."""
+    """Weight of the L1 distance of image gradients; the L1 distance of the pixels has weight 1."""
     perceptual: float = Field(default=0.02, ge=0)
     perceptual_start: float = Field(default=0.5, ge=0, le=1)
     """From this fraction of the run on: large shapes first, and half of the run at half the cost."""
@@ -76,9 +76,9 @@ class AutoencoderLossConfig(Config):
     adversarial_cap: float = Field(default=1.0, gt=0)
     """The most that the critic's loss may be multiplied by to reach that."""
     critic_start: float = Field(default=0.6, ge=0, le=1)
-    """The critic learns from here on, at first alone,"""
+    """Fraction of the run from which the critic learns."""
     critic_used: float = Field(default=0.75, ge=0, le=1)
-    """and the autoencoder listens to it from here on."""
+    """Fraction of the run from which its loss trains the autoencoder."""
     critic_share: float = Field(default=0.5, gt=0, le=1)
     """Fraction of each batch that the critic looks at."""
 
@@ -140,7 +140,7 @@ class AutoencoderRecipe(LegConfig):
 
 
 class DiffusionConfig(LegConfig, ConditionDropout):
-    """What the diffusion models of all stages have."""
+    """Settings that the diffusion models of all stages have."""
 
     backbone: Backbone
     schedule: Schedule
@@ -150,7 +150,7 @@ class DiffusionConfig(LegConfig, ConditionDropout):
 
 
 class DenoiserRecipe(DiffusionConfig):
-    """The first stage's."""
+    """The denoiser of the first stage."""
 
     batch: PositiveInt = 32
     backbone: Backbone = DitConfig()
@@ -159,9 +159,9 @@ class DenoiserRecipe(DiffusionConfig):
     sigma_data: PositiveFloat = 1.0
     """Standard deviation of what is to be made: 1 in latents, about 0.5 in pixels."""
     prior: PriorName = "gaussian"
-    """What stands beside the network before it has learned: the best linear denoiser of the data, or nothing."""
+    """The closed-form denoiser beside the network: a mixture of Gaussians fitted to the latents, or none."""
     text: TextConfig = NoText()
-    """How captions and prompts are read, in all stages; in each, what learns of it learns with its denoiser."""
+    """The text encoder of all stages; what of it is trained is trained with the denoiser of each stage."""
 
 
 class ExposureConfig(Config):
@@ -172,22 +172,22 @@ class ExposureConfig(Config):
     pictures: PositiveInt = 256
     """How many pictures the stage below redraws."""
     share: float = Field(default=0.5, gt=0, lt=1)
-    """Of the steps of sampling that are done again: near 0 leaves them as they are, near 1 keeps nothing of them."""
+    """Fraction of the sampler's steps that are repeated: near 0 nothing changes, near 1 nothing is kept."""
 
 
 class EnlargeRecipe(DiffusionConfig):
-    """A stage that looks at the picture of the stage before it, and works in pixels."""
+    """A stage in pixels that is conditioned on the low-resolution picture of the stage before it."""
 
     backbone: Backbone = UnetConfig(patch=4, width=64, multiples=(1, 2, 2), attention_levels=())
     schedule: Schedule = Karras()
     scaling: ScalingName = "edm"
     sigma_data: float = Field(default=0.0, ge=0)
-    """Standard deviation of pictures about the smaller one, enlarged, beside what the Gaussians say: 0 with them.
+    """Standard deviation of pictures about the enlarged low-resolution one; 0 with a prior, which has its own.
 
-    The plan measures it where it starts from nothing. Models of format 5 were trained with that of plain areas here.
+    Without a prior the plan measures it. Models of format 5 were trained with that of plain areas here.
     """
     prior: PriorName = "gaussian"
-    """What stands beside the network before it has learned: Gaussians of each kind of place, or nothing."""
+    """The closed-form denoiser beside the network: Gaussians of high-resolution patches, or none."""
     augmentation: Augmentation = NoiseAugmentation()
     crop: int = Field(default=0, ge=0)
     """Side of the random crops to train on; 0: whole pictures."""
@@ -203,13 +203,13 @@ class EnlargeRecipe(DiffusionConfig):
 
 class Recipe(Config):
     kind: Literal["latent", "cascade"] = "latent"
-    """What the first stage works in: the latents of an autoencoder, or pixels."""
+    """The space of the first stage: the latents of an autoencoder, or pixels."""
     size: PositiveInt = 64
     """Side of the pictures in pixels; each is cropped to a square around its middle, or see `aspect_buckets`."""
     stages: tuple[PositiveInt, ...] = ()
     """Side of the pictures after each stage; none: one stage of `size`."""
     aspect_buckets: PositiveInt = 1
-    """Shapes to train on, from 1:2 to 2:1, each about as large as the square, which is always one; 1: only that."""
+    """Number of aspect ratios to train on, from 1:2 to 2:1 and of about equal areas; 1: only squares."""
     seed: int = 0
     split: SplitConfig = SplitConfig()
     """How many pictures are kept from training, for validation and test."""
@@ -222,7 +222,7 @@ class Recipe(Config):
     denoiser: DenoiserRecipe = DenoiserRecipe()
     sampling: Sampling = Sampling()
     enlarge: dict[str, EnlargeRecipe] = Field(default_factory=dict)
-    """Of each stage after the first, by its size: `--set enlarge.256.images=10000`."""
+    """Settings of each stage after the first, by its size: `--set enlarge.256.images=10000`."""
 
     @model_validator(mode="after")
     def _chain(self) -> Recipe:
@@ -274,19 +274,19 @@ class Recipe(Config):
 
     @property
     def samplings(self) -> tuple[Sampling, ...]:
-        """Of each stage."""
+        """Sampling settings of each stage."""
         return self.sampling, *(self.enlarger(size).sampling for size in self.chain[1:])
 
     @property
     def units(self) -> tuple[int, ...]:
-        """What the sides of each stage's pictures must be multiples of."""
+        """Numbers of which the sides of each stage's pictures must be multiples."""
         base = unit_of(self.denoiser.backbone) * (self.autoencoder.network.reduction if self.kind == "latent" else 1)
         steps = pairwise(self.chain)
         return base, *(math.lcm(unit_of(self.enlarger(larger).backbone), larger // small) for small, larger in steps)
 
     @property
     def unit(self) -> int:
-        """What the sides of finished pictures must be multiples of."""
+        """The number of which the sides of finished pictures must be multiples."""
         return math.lcm(*(self.size // size * unit for size, unit in zip(self.chain, self.units, strict=True)))
 
     @property
@@ -311,7 +311,7 @@ class Recipe(Config):
 
 
 def unit_of(backbone: Backbone) -> int:
-    """What the sides of a backbone's picture must be multiples of."""
+    """The number of which the sides of a backbone's input must be multiples."""
     return backbone.patch * (1 if isinstance(backbone, DitConfig) else 2 ** (len(backbone.multiples) - 1))
 
 

@@ -6,8 +6,8 @@ import bisect
 import json
 import re
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -20,20 +20,20 @@ from calotype.tables import number
 from calotype.types import UserError
 
 STATE_VERSION = 2
-"""Of `run.json`. Files of version 1 have no `version`, and other names for some keys: see `RENAMED_KEYS`."""
+"""Version of `run.json`. Files of version 1 have no `version`, and other names for some keys: see `RENAMED_KEYS`."""
 RENAMED_KEYS = {"state": "status", "looks": "validation", "space": "imported_weights"}
 """Keys of version 1 by their names now."""
 EXPOSURE = re.compile(r'"mistakes-(\d+)"')
 """The leg of exposure fine-tuning in version 1: in `run.json`, `plan.json` and the log."""
 PORTRAITS = "portraits"
-"""What a run has in place of a folder of pictures when it trains on the embedded portraits."""
+"""`RunState.data` of a run that trains on the embedded portraits."""
 Event = dict[str, Any]
 Status = Literal["unknown", "training", "interrupted", "failed", "finished"]
 LegStatus = Literal["waiting", "training", "finished"]
 
 
 class Stored(BaseModel):
-    """What `run.json` holds. Unknown keys are ignored."""
+    """Base of the parts of `run.json`. Unknown keys are ignored."""
 
     model_config = ConfigDict(extra="ignore", validate_assignment=True)
 
@@ -47,7 +47,7 @@ class Losses(Stored):
 
 
 class Validation(Stored):
-    """By which early stopping decides."""
+    """The losses by which early stopping decides."""
 
     best: Losses | None = None
     last: Losses | None = None
@@ -61,7 +61,7 @@ class Inspection(Stored):
     advice: str = ""
     """Empty where it is fit to diffuse on."""
     forced: bool = False
-    """Whether the user went on all the same."""
+    """Whether the user continued with `--force`."""
 
 
 class LevelSearch(Stored):
@@ -71,7 +71,7 @@ class LevelSearch(Stored):
     tried: list[tuple[float, float]] = []
     """Levels, each with its distance from real pictures."""
     standard_errors: list[float] = []
-    """Of the distances' differences to the smallest one."""
+    """Standard errors of the differences from the smallest distance."""
 
 
 class SplitRecord(Stored):
@@ -102,7 +102,7 @@ class RunState(Stored):
     classes: list[str] = Field(default_factory=list)
     status: Status = "unknown"
     legs: dict[str, LegStatus] = Field(default_factory=dict)
-    """In the order of their training."""
+    """Status by leg, in the order of their training."""
     seconds: dict[str, float] = Field(default_factory=dict)
     """Over all sessions of the run."""
     wall_seconds: float = 0.0
@@ -114,20 +114,12 @@ class RunState(Stored):
     threads: int | None = None
     validation: dict[str, Validation] = Field(default_factory=dict)
     overfitted: dict[str, str] = Field(default_factory=dict)
-    """What was done about it, in a sentence."""
+    """By leg, a sentence that says what was done about it."""
     inspection: Inspection | None = None
     levels: dict[str, LevelSearch] = Field(default_factory=dict)
-    """By the size of the stage."""
+    """Searches by the size of the stage."""
     constants: dict[str, str] = Field(default_factory=dict)
     """Hash of the manifest of each leg's closed forms."""
-
-
-def of_this_version(stored: Mapping[str, Any]) -> dict[str, Any]:
-    """The content of a `run.json` of this version or an earlier one, with the keys of this one."""
-    if "version" in stored:
-        return dict(stored)
-    renamed = {RENAMED_KEYS.get(key, key): value for key, value in stored.items() if key != "format"}
-    return {"version": STATE_VERSION, **renamed}
 
 
 def read_stored(file: Path) -> Any:
@@ -140,13 +132,12 @@ def read_state(file: Path) -> RunState:
     stored = read_stored(file)
     if not isinstance(stored, dict):
         raise UserError(f"{file} is damaged: it holds a {type(stored).__name__}, but a table of keys is expected")
-    current = of_this_version(stored)
-    if isinstance(current["version"], int) and current["version"] > STATE_VERSION:
-        raise UserError(
-            f"{file} is of version {current['version']}, but at most {STATE_VERSION} is known; update calotype"
-        )
+    if "version" not in stored:  # version 1
+        stored = {RENAMED_KEYS.get(key, key): value for key, value in stored.items() if key != "format"}
+    if isinstance(later := stored.get("version"), int) and later > STATE_VERSION:
+        raise UserError(f"{file} is of version {later}, but at most {STATE_VERSION} is known; update calotype")
     try:
-        return RunState.model_validate(current)
+        return RunState.model_validate(stored)
     except ValidationError as error:
         wrong = error.errors()[0]
         key = ".".join(map(str, wrong["loc"]))
@@ -239,13 +230,8 @@ def read_mapping(file: Path) -> dict[str, Any]:
 
 def read_events(file: Path) -> list[Event]:
     """Those of a log, without lines that are damaged, as the last one is where a process was killed."""
-    lines = file.read_text("utf-8", "replace").splitlines() if file.is_file() else []
-    return [event for line in lines if (event := _event(line))]
-
-
-def _event(line: str) -> Event:
-    try:
-        event = json.loads(EXPOSURE.sub(r'"exposure-\1"', line))
-    except ValueError:
-        return {}
-    return event if isinstance(event, dict) else {}
+    events = []
+    for line in file.read_text("utf-8", "replace").splitlines() if file.is_file() else []:
+        with suppress(ValueError):
+            events.append(json.loads(EXPOSURE.sub(r'"exposure-\1"', line)))
+    return [event for event in events if event and isinstance(event, dict)]

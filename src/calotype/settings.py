@@ -182,7 +182,7 @@ def with_shares(stage: dict[str, Any]) -> dict[str, Any]:
 
 
 def settings_error(detail: Any, where: Where) -> UserError:
-    """In one line, from the details that pydantic gives of a validation error."""
+    """An error of one line, from the details of pydantic's validation error."""
     key = ".".join(str(part) for part in detail["loc"] if part not in UNION_TAGS)
     problem = detail["msg"].removeprefix("Value error, ")
     if not detail["loc"]:  # the recipe as a whole

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from calotype.build import build_enlarger, build_space, build_stage
+from calotype.build import build_enlarger, build_frozen, build_space, build_stage
 from calotype.diffusion.stage import Sampling, Stage
 from calotype.files import is_whole, read_json, whole_folder, write_json, write_tensors, write_whole
+from calotype.nets.frozen import Frozen
 from calotype.priors.stored import described, description, prior_in
 from calotype.recipe import ImportedSpace, Recipe, leg_above
 from calotype.settings import parse_recipe, upgraded
@@ -78,9 +79,10 @@ def read_model(path: Path, device: torch.device) -> tuple[Recipe, tuple[Stage, .
         )
     locate_encoder(folder, about["recipe"]["denoiser"]["text"])
     recipe = parse_recipe(upgraded(about["recipe"]), lambda key: f"{folder}/model.json")
-    stages = [read_first_stage(folder, recipe, about)]
+    frozen = build_frozen(recipe.denoiser.text)
+    stages = [read_first_stage(folder, recipe, about, frozen)]
     for size in recipe.chain[1:]:
-        stages.append(build_enlarger(recipe, size, len(about["classes"])))
+        stages.append(build_enlarger(recipe, size, len(about["classes"]), frozen))
         stages[-1].denoiser.load_state_dict(load_file(folder / denoiser_file(size, recipe)))
     for network in (*(stage.denoiser for stage in stages), stages[0].space):
         if isinstance(network, torch.nn.Module):
@@ -88,7 +90,7 @@ def read_model(path: Path, device: torch.device) -> tuple[Recipe, tuple[Stage, .
     return recipe, tuple(stages), tuple(about["classes"])
 
 
-def read_first_stage(folder: Path, recipe: Recipe, about: dict[str, Any]) -> Stage:
+def read_first_stage(folder: Path, recipe: Recipe, about: dict[str, Any], frozen: Frozen | None) -> Stage:
     space: Space = PixelSpace()
     if recipe.kind == "latent":
         space = build_space(recipe)
@@ -98,7 +100,7 @@ def read_first_stage(folder: Path, recipe: Recipe, about: dict[str, Any]) -> Sta
         prior = described(about["priors"][str(size)]) if str(size) in about["priors"] else None
     else:
         prior = prior_in(weights)  # version 0.1 did not store its kind and shape
-    stage = build_stage(recipe, space, len(about["classes"]), prior)
+    stage = build_stage(recipe, space, len(about["classes"]), prior, frozen)
     stage.denoiser.load_state_dict(weights)
     return stage
 

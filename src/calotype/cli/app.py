@@ -45,7 +45,7 @@ def _explained(error: Exception) -> tuple[int, str]:
     if isinstance(usage := getattr(error, "format_message", lambda: None)(), str):  # of typer: a wrong option
         return 2, usage if "\n" in usage else f"calotype: {usage.rstrip('.')}; try: calotype --help"
 
-    from calotype.training.signals import Interrupted
+    from calotype.training.process import Interrupted
     from calotype.types import UserError
 
     if isinstance(error, Interrupted):

@@ -1,4 +1,4 @@
-"""What commands report through: a protocol, and the terminal with progress bars, or plain lines where there is none."""
+"""How commands report: a protocol, and the terminal, with progress bars, or plain lines where output is redirected."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-from calotype.training.reporter import Progress, Reporter
+from calotype.training.process import ProgressBar, Reporter
 
 if TYPE_CHECKING:
     from calotype.planning import Plan
 
 LINE_SECONDS = 10.0
-"""Between the plain lines of one step."""
+"""Between two plain lines of a step."""
 
 
 @runtime_checkable
 class Console(Reporter, Protocol):
-    """How a command talks: lines, bars for what takes long, and the plan."""
+    """Shows lines of text, progress bars and the plan."""
 
     def plan(self, plan: Plan) -> None: ...
 
@@ -36,28 +36,27 @@ class Terminal:
         self.console.print(text, markup=False)
 
     @contextmanager
-    def bar(self, what: str) -> Iterator[Progress]:
+    def bar(self, step: str) -> Iterator[ProgressBar]:
         if not self.console.is_terminal:
-            yield self._lines(what)
+            yield self._lines(step)
             return
         from rich.markup import escape
-        from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-        from rich.progress import Progress as Bar
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
         columns = (
             TextColumn("{task.description:<12}"), BarColumn(30), TextColumn("{task.percentage:>3.0f}%"),
             TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
         )  # fmt: skip
-        with Bar(*columns, console=self.console) as progress:
-            task = progress.add_task(escape(what), total=None, note="")
-            yield lambda done, total, note: progress.update(task, completed=done, total=total, note=escape(note))
+        with Progress(*columns, console=self.console) as progress:
+            task = progress.add_task(escape(step), total=None, note="")
+            yield lambda done, total, note="": progress.update(task, completed=done, total=total, note=escape(note))
 
-    def _lines(self, what: str) -> Progress:
+    def _lines(self, step: str) -> ProgressBar:
         from calotype.report.format import duration
 
         start, last = time.monotonic(), 0.0
 
-        def progress(done: int, total: int, note: str) -> None:
+        def progress(done: int, total: int, note: str = "") -> None:
             nonlocal last
             now = time.monotonic()
             if now - last < LINE_SECONDS and done < total:
@@ -65,7 +64,7 @@ class Terminal:
             last, spent = now, now - start
             left = spent * (total - done) / done if done else 0.0
             rest = f"; {note}" if note else ""
-            self.say(f"{what}: {done:,} of {total:,}, {duration(spent)} gone, {duration(left)} left{rest}")
+            self.say(f"{step}: {done:,} of {total:,}, {duration(spent)} gone, {duration(left)} left{rest}")
 
         return progress
 
@@ -81,11 +80,11 @@ class Terminal:
         for choice in plan.choices:
             table.add_row(Text(choice.what), Text(choice.value), Text(choice.why))
         self.console.print(table)
-        for line in costs(plan):
+        for line in cost_lines(plan):
             self.say(line)
 
 
-def costs(plan: Plan) -> Iterator[str]:
+def cost_lines(plan: Plan) -> Iterator[str]:
     """The predicted cost of a plan, in lines."""
     from calotype.report.format import duration
 
@@ -96,8 +95,8 @@ def costs(plan: Plan) -> Iterator[str]:
             f"{leg:<12} {plan.parameters(leg) / 1e6:.1f} M parameters, {predicted['steps'][leg]:,} steps of "
             f"{predicted['seconds_a_step'][leg]:.2f} s, {duration(seconds[leg])}"
         )
-    beside = sum(spent for what, spent in seconds.items() if what not in plan.recipe.legs)
-    rest = f"{duration(beside)} of it for what is not training; {plan.final_count} samples"
+    other = sum(spent for step, spent in seconds.items() if step not in plan.recipe.legs)
+    rest = f"{duration(other)} of it for what is not training; {plan.final_count} samples"
     memory, disk = predicted["peak_memory_bytes"] / 2**30, predicted["disk_bytes"] / 1e6
     yield f"in all       {duration(sum(seconds.values()))} from here on ({rest})"
     yield f"needs        {memory:.1f} GB of memory, {disk:,.0f} MB of disk"

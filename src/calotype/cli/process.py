@@ -55,7 +55,7 @@ def discard(stream: Any) -> None:
 def lasting_streams() -> Iterator[None]:
     """Standard output and error as `LastingStream`s: `calotype train | head` must train to the end."""
     before = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = (cast(TextIO, LastingStream(one) if one else one) for one in before)
+    sys.stdout, sys.stderr = (cast(TextIO, stream and LastingStream(stream)) for stream in before)
     try:
         yield
     finally:
@@ -67,7 +67,7 @@ def lasting_streams() -> Iterator[None]:
 
 @contextmanager
 def unwound_by_signals() -> Iterator[None]:
-    """SIGTERM and SIGHUP raise `SystemExit(128 + number)`, so that `finally` blocks run; a second one ends at once.
+    """SIGTERM and SIGHUP raise `SystemExit(128 + number)`, so that `finally` blocks run; a second SIGTERM ends at once.
 
     Signals that were ignored before, as under `nohup`, stay ignored.
     """

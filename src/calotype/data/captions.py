@@ -29,7 +29,7 @@ MAX_SHORTENED = 3
 """Shortened versions of a caption. They are fixed, so that a frozen encoder can encode all of them beforehand."""
 PHRASE = re.compile(r".+?(?:(?<!\d)[,;|]++|[,;|]++(?!\d)|[,;:.!?|]++(?=\s|$)|[，；：。！？、।]+|$)\s*", re.DOTALL)
 """A tag, phrase or sentence with its punctuation. Full stops end it only before a space, and commas not in numbers."""
-SEPARATORS = ",;:|，；：、 "
+PUNCTUATION = ",;:|，；：、 "
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def shorter_versions(caption: str) -> tuple[str, ...]:
 
 def _some_phrases(phrases: Sequence[str], generator: random.Random) -> str:
     kept = generator.sample(range(len(phrases)), generator.randrange(1, len(phrases)))
-    return "".join(phrases[index] for index in sorted(kept)).strip(SEPARATORS)
+    return "".join(phrases[index] for index in sorted(kept)).strip(PUNCTUATION)
 
 
 def _consecutive_words(words: Sequence[str], generator: random.Random) -> str:

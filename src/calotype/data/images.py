@@ -32,7 +32,7 @@ warnings.filterwarnings("ignore", module=r"PIL\.")
 
 Square = np.ndarray[tuple[int, int, int], np.dtype[np.uint8]]  # (size, size, 3)
 Item = TypeVar("Item")
-Result = TypeVar("Result")
+Output = TypeVar("Output")
 
 
 class UnreadableError(UserError):
@@ -49,8 +49,8 @@ def shown(name: Path | str) -> str:
 
 
 def in_threads(
-    work: Callable[[Item], Result], items: Sequence[Item], progress: Progress = no_progress
-) -> Iterator[Result]:
+    work: Callable[[Item], Output], items: Sequence[Item], progress: Progress = no_progress
+) -> Iterator[Output]:
     """The results for all items, in their order. Pillow decodes, resizes and converts without holding Python's lock."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for done, result in enumerate(pool.map(work, items), 1):

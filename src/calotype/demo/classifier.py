@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from calotype.demo.describing import Shown
+from calotype.demo.describing import VisibleAttributes
 from calotype.types import Images, OtherImages
 
 Palette = Float[Tensor, "colour 3"]  # in [-1, 1], as pictures
@@ -65,7 +65,7 @@ class AttributeClassifier:
     values: dict[str, tuple[str, ...]]
     """What each attribute may be, in the order of the columns."""
 
-    def __call__(self, images: OtherImages) -> list[Shown]:
+    def __call__(self, images: OtherImages) -> list[VisibleAttributes]:
         scores = kernel(rows_of(images) - self.mean, self.known) @ self.weights + self.shares
         columns = scores.split([len(values) for values in self.values.values()], 1)
         named = [
@@ -75,7 +75,7 @@ class AttributeClassifier:
         return [dict(zip(self.values, one, strict=True)) for one in zip(*named, strict=True)]
 
 
-def fit_classifier(images: OtherImages, shown: Sequence[Shown], ridge: float = 1e-2) -> AttributeClassifier:
+def fit_classifier(images: OtherImages, shown: Sequence[VisibleAttributes], ridge: float = 1e-2) -> AttributeClassifier:
     """From real pictures; its accuracy on held-out ones belongs beside its answers on samples.
 
     Every other picture is blurred, as samples are blurrier than training pictures.
@@ -136,7 +136,7 @@ class Tally:
         return (self.hits - self.same) / (self.count - self.same) if self.count > self.same else 0.0
 
 
-def tally(visible: Sequence[Shown], prompted: Sequence[Shown], about: str) -> Tally:
+def tally(visible: Sequence[VisibleAttributes], prompted: Sequence[VisibleAttributes], about: str) -> Tally:
     expected = [one.get(about, "") for one in prompted]
     hits = sum(one.get(about, "") == value for one, value in zip(visible, expected, strict=True))
     return Tally(hits, max(Counter(expected).values()), len(expected))

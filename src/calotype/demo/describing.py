@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 LANGUAGES = ("English", "Vietnamese")
-Saying = tuple[str, str]  # in these
-Facts = Mapping[str, Any]
-Shown = dict[str, str]  # what is to be seen, in English, by what it is about: {"glasses": "sunglasses"}
+Phrase = tuple[str, str]  # in both languages
+Facts = Mapping[str, Any]  # the attributes of a drawing, by the names and values of its style
+VisibleAttributes = dict[str, str]  # in English: {"glasses": "sunglasses"}
 
-TRIES = 3000
-"""Combinations that are tried in search of one that is new."""
+MAX_TRIES = 3000
+"""Random combinations that are tried in search of an unseen one."""
 
-BACKGROUNDS: dict[str, Saying] = {
+BACKGROUNDS: dict[str, Phrase] = {
     "#ffd5dc": ("pink", "hồng"),
     "#b6e3f4": ("light blue", "xanh da trời"),
     "#d1d4f9": ("lavender", "tím nhạt"),
@@ -23,7 +23,7 @@ BACKGROUNDS: dict[str, Saying] = {
     "#f4e285": ("yellow", "vàng"),
     "#c0aede": ("purple", "tím"),
 }
-CLOTHES: dict[str, dict[str, Saying]] = {
+CLOTHES: dict[str, dict[str, Phrase]] = {
     "micah": {
         "#d2eff3": ("pale blue", "xanh nhạt"),
         "#000000": ("black", "đen"),
@@ -60,14 +60,14 @@ CLOTHES: dict[str, dict[str, Saying]] = {
 }
 CLOTHING_KEYS = {"micah": "shirtColor", "open-peeps": "clothingColor", "personas": "clothingColor"}
 FAIR, TAN, BROWN, DARK = ("fair", "trắng"), ("tan", "ngăm"), ("brown", "nâu"), ("dark brown", "nâu đậm")
-SKINS: dict[str, Saying] = {
+SKINS: dict[str, Phrase] = {
     "#f2d3b1": FAIR, "#ecad80": TAN, "#9e5622": BROWN, "#763900": DARK,
     "#f9c9b6": FAIR, "#ac6651": BROWN, "#77311d": DARK,
     "#ffdbb4": FAIR, "#edb98a": TAN, "#d08b5b": TAN, "#ae5d29": BROWN, "#694d3d": DARK,
     "#eeb4a4": FAIR, "#e7a391": TAN, "#e5a07e": TAN, "#d78774": TAN, "#b16a5b": BROWN, "#92594b": BROWN,
     "#623d36": DARK,
 }  # fmt: skip
-HAIRS: dict[str, Saying] = {
+HAIRS: dict[str, Phrase] = {
     "#3eac2c": ("green", "xanh lá"), "#85c2c6": ("teal", "xanh cổ vịt"), "#592454": ("purple", "tím"),
     "#dba3be": ("pink", "hồng"), "#ab2a18": ("red", "đỏ"), "#cb6820": ("orange", "cam"), "#0e0e0e": ("black", "đen"),
     "#afafaf": ("grey", "xám"), "#e5d7a3": ("blond", "vàng nhạt"), "#b9a05f": ("blond", "vàng nhạt"),
@@ -80,7 +80,7 @@ HAIRS: dict[str, Saying] = {
     "#6c4545": ("brown", "nâu"), "#e15c66": ("red", "đỏ"), "#f27d65": ("orange", "cam"),
     "#362c47": ("black", "đen"), "#e16381": ("pink", "hồng"), "#dee1f5": ("grey", "xám"),
 }  # fmt: skip
-HEADS: dict[str, Saying] = {
+HEADS: dict[str, Phrase] = {
     "hat": ("a hat", "đội mũ"), "cap": ("a cap", "đội mũ lưỡi trai"), "beanie": ("a beanie", "đội mũ len"),
     "hijab": ("a hijab", "đội khăn hijab"), "turban": ("a turban", "quấn khăn"), "bear": ("a bear hood", "mũ hình gấu"),
     "bald": ("bald", "hói"), "nohair": ("bald", "hói"), "mrclean": ("bald", "hói"),
@@ -90,10 +90,10 @@ HEADS: dict[str, Saying] = {
     "bangs": ("bangs", "tóc mái"), "long": ("long hair", "tóc dài"), "medium": ("medium hair", "tóc ngang vai"),
     "short": ("short hair", "tóc ngắn"), "shaved": ("shaved hair", "tóc cạo"), "buzzcut": ("shaved hair", "tóc cạo"),
 }  # fmt: skip
-"""The first of these that is in the name of a head or of hair says what it is."""
+"""The first key that is part of the name of a head or of hair counts."""
 HATS = ("hat", "cap", "beanie", "hijab", "turban", "bear", "bald", "nohair", "mrclean")
-"""Of which no colour of the hair is to be seen."""
-MOUTHS: dict[str, Saying] = {
+"""They hide the colour of the hair."""
+MOUTHS: dict[str, Phrase] = {
     "happy": ("smiling", "đang cười"), "smile": ("smiling", "đang cười"), "laugh": ("laughing", "cười to"),
     "cute": ("smiling", "đang cười"), "grin": ("smiling", "đang cười"), "cheeky": ("smiling", "đang cười"),
     "sad": ("sad", "buồn"), "frown": ("sad", "buồn"), "surprise": ("surprised", "ngạc nhiên"),
@@ -102,110 +102,100 @@ MOUTHS: dict[str, Saying] = {
     "smirk": ("smirking", "cười mỉm"), "pucker": ("pouting", "chu môi"), "serious": ("serious", "nghiêm nghị"),
     "solemn": ("serious", "nghiêm nghị"), "calm": ("calm", "bình thản"), "tired": ("tired", "mệt mỏi"),
 }  # fmt: skip
-BEARDS: dict[str, Saying] = {
+BEARDS: dict[str, Phrase] = {
     "moustache": ("moustache", "có ria mép"), "mustache": ("moustache", "có ria mép"),
     "walrus": ("moustache", "có ria mép"), "pyramid": ("moustache", "có ria mép"),
     "goatee": ("goatee", "râu dê"), "scruff": ("stubble", "râu lún phún"), "shadow": ("stubble", "râu lún phún"),
     "": ("beard", "có râu"),
 }  # fmt: skip
-WORN: dict[str, Saying] = {
+WORN: dict[str, Phrase] = {
     "sunglasses": ("sunglasses", "đeo kính râm"), "glasses": ("glasses", "đeo kính"),
     "eyepatch": ("eyepatch", "bịt mắt"), "medicalmask": ("face mask", "đeo khẩu trang"),
     "respirator": ("face mask", "đeo khẩu trang"), "freckles": ("freckles", "tàn nhang"),
 }  # fmt: skip
 
 
-def describe(facts: Facts) -> Saying:
-    """What is drawn, in both languages: the style, what can be seen, the background."""
-    style, background = facts["style"], BACKGROUNDS[facts["primaryBackgroundColor"]]
-    name = style.replace("-", " ")
+def describe(facts: Facts) -> Phrase:
+    """The caption in both languages: the style, the visible attributes, the background."""
+    background, name = BACKGROUNDS[facts["primaryBackgroundColor"]], facts["style"].replace("-", " ")
     article = "an" if name[0] in "aeiou" else "a"
-    whole = (f"{article} {name} portrait", f"chân dung kiểu {name}")
-    around = (f"on a {background[0]} background", f"trên nền {background[1]}")
-    phrases = (saying for _, saying in seen(facts))
-    english, vietnamese = (", ".join(parts) for parts in zip(whole, *phrases, around, strict=True))
+    style = (f"{article} {name} portrait", f"chân dung kiểu {name}")
+    ground = (f"on a {background[0]} background", f"trên nền {background[1]}")
+    phrases = (phrase for _, phrase in _visible(facts))
+    english, vietnamese = (", ".join(parts) for parts in zip(style, *phrases, ground, strict=True))
     return english, vietnamese
 
 
-def shown(facts: Facts) -> Shown:
-    """The same, one by one."""
-    phrases = {about: saying[0] for about, saying in seen(facts)}
+def visible_attributes(facts: Facts) -> VisibleAttributes:
+    """The same as a table, in English."""
+    phrases = {attribute: phrase[0] for attribute, phrase in _visible(facts)}
     return {"background": BACKGROUNDS[facts["primaryBackgroundColor"]][0], "style": facts["style"], **phrases}
 
 
-def unseen(drawn: Sequence[Facts], count: int) -> list[Facts]:
-    """`count` combinations of what is drawn, within each style in turn, that no caption of `drawn` says.
+def unseen_combinations(drawn: Sequence[Facts], count: int) -> list[Facts]:
+    """`count` combinations of attributes, of each style in turn, that no caption of `drawn` has.
 
-    Fewer, or none, where all that can be found are there. Equal arguments give equal combinations.
+    Each attribute is that of a random portrait of the style, so its frequencies stay. There are fewer combinations, or
+    none, where the search finds no more. Equal arguments give equal combinations.
     """
-    known, dice = {phrase for one in drawn for phrase in describe(one)}, random.Random(0)
-    makers = {style: mixing([one for one in drawn if one["style"] == style], dice) for style in styles_of(drawn)}
-    made: list[Facts] = []
-    while makers and len(made) < count:
-        for style, make in list(makers.items()):
-            tried = (make() for _ in range(TRIES))
-            if new := next((one for one in tried if known.isdisjoint(describe(one))), None):
-                made.append(new)
+    known, generator = {phrase for facts in drawn for phrase in describe(facts)}, random.Random(0)
+    of_style = {style: [facts for facts in drawn if facts["style"] == style] for style in styles_of(drawn)}
+    combinations: list[Facts] = []
+    keys = {style: sorted(set().union(*portraits)) for style, portraits in of_style.items()}
+    while of_style and len(combinations) < count:
+        for style, portraits in list(of_style.items()):
+            tried = (_combination(portraits, keys[style], generator) for _ in range(MAX_TRIES))
+            if new := next((facts for facts in tried if known.isdisjoint(describe(facts))), None):
+                combinations.append(new)
             else:
-                del makers[style]
-    return made[:count]
+                del of_style[style]
+    return combinations[:count]
 
 
 def styles_of(drawn: Iterable[Facts]) -> list[str]:
-    return sorted({one["style"] for one in drawn})
+    return sorted({facts["style"] for facts in drawn})
 
 
-def mixing(alike: Sequence[Facts], dice: random.Random) -> Callable[[], Facts]:
-    """Makes portraits of one style, each attribute from another one; so as few of them wear glasses as of these."""
-    keys = sorted({key for one in alike for key in one})
-
-    def make() -> Facts:
-        drawn = {key: dice.choice(alike).get(key) for key in keys}
-        return {key: value for key, value in drawn.items() if value is not None}
-
-    return make
+def _combination(portraits: Sequence[Facts], keys: Sequence[str], generator: random.Random) -> Facts:
+    """Each attribute, or its absence, from another portrait of one style."""
+    chosen = {key: generator.choice(portraits).get(key) for key in keys}
+    return {key: value for key, value in chosen.items() if value is not None}
 
 
-def seen(facts: Facts) -> Iterator[tuple[str, Saying]]:
-    """What can be seen, each with what it is about."""
-    skin = SKINS.get(facts.get("skinColor") or facts.get("baseColor") or "")
-    if skin:
-        yield "skin", (f"{skin[0]} skin", f"da {skin[1]}")
-    yield from hair(facts)
+def _visible(facts: Facts) -> Iterator[tuple[str, Phrase]]:
+    """Visible attributes with their phrases."""
     style = facts["style"]
+    if skin := SKINS.get(facts.get("skinColor") or facts.get("baseColor") or ""):
+        yield "skin", (f"{skin[0]} skin", f"da {skin[1]}")
+    hair = (facts.get("head") or facts.get("hair") or "").lower()
+    if cut := _first_match(HEADS, hair):
+        yield "hair or hat", cut
+    colour = HAIRS.get(facts.get("hairColor") or "")
+    if colour and style != "lorelei" and not any(hat in hair for hat in HATS):
+        yield "hair colour", (f"{colour[0]} hair", f"tóc {colour[1]}")
     if style in CLOTHES:
         colour = CLOTHES[style][facts[CLOTHING_KEYS[style]]]
         yield "clothes", (f"{colour[0]} clothes", f"quần áo {colour[1]}")
-    if mouth := first(MOUTHS, facts.get("mouth") or facts.get("face") or ""):
+    if mouth := _first_match(MOUTHS, facts.get("mouth") or facts.get("face") or ""):
         yield "face", mouth
     if "beard" in facts or "facialHair" in facts:
-        yield "beard", first(BEARDS, facts.get("facialHair") or "") or BEARDS[""]
+        yield "beard", _first_match(BEARDS, facts.get("facialHair") or "") or BEARDS[""]
     if facts.get("features") == "mustache":
         yield "beard", BEARDS["mustache"]
-    yield from worn(facts)
+    yield from _worn(facts)
 
 
-def hair(facts: Facts) -> Iterator[tuple[str, Saying]]:
-    """How it is cut where the name says so, and its colour where that can be seen."""
-    name = (facts.get("head") or facts.get("hair") or "").lower()
-    cut = first(HEADS, name)
-    if cut:
-        yield "hair or hat", cut
-    colour = HAIRS.get(facts.get("hairColor") or "")
-    if colour and facts["style"] != "lorelei" and not any(hat in name for hat in HATS):
-        yield "hair colour", (f"{colour[0]} hair", f"tóc {colour[1]}")
-
-
-def worn(facts: Facts) -> Iterator[tuple[str, Saying]]:
+def _worn(facts: Facts) -> Iterator[tuple[str, Phrase]]:
     things = [facts.get(key, "") for key in ("accessories", "mask", "features")]
     things += [facts["eyes"]] if facts["style"] == "personas" else []
     things += [key for key in ("glasses", "freckles") if key in facts]
     for thing in things:
-        if phrase := first(WORN, thing):
+        if phrase := _first_match(WORN, thing):
             yield (phrase[0] if phrase[0] in ("face mask", "freckles") else "glasses"), phrase
     if "earrings" in facts:
         yield "earrings", ("earrings", "đeo bông tai")
 
 
-def first(sayings: Mapping[str, Saying], name: str) -> Saying | None:
-    return next((phrase for key, phrase in sayings.items() if key and key in name.lower()), None)
+def _first_match(phrases: Mapping[str, Phrase], name: str) -> Phrase | None:
+    """The phrase of the first key that is part of the name."""
+    return next((phrase for key, phrase in phrases.items() if key and key in name.lower()), None)

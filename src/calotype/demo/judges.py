@@ -19,7 +19,17 @@ from calotype.demo.classifier import (
     palette,
     tally,
 )
-from calotype.demo.describing import BACKGROUNDS, CLOTHES, LANGUAGES, Facts, Shown, describe, shown, styles_of, unseen
+from calotype.demo.describing import (
+    BACKGROUNDS,
+    CLOTHES,
+    LANGUAGES,
+    Facts,
+    VisibleAttributes,
+    describe,
+    styles_of,
+    unseen_combinations,
+    visible_attributes,
+)
 from calotype.demo.faces import LEARNED, learn_face_judges
 from calotype.evaluation.alignment import Judged, prompted_samples
 from calotype.evaluation.candidate import Candidate
@@ -39,7 +49,7 @@ MEASURED = ("background", "clothes")
 SKILL = 0.5
 """Cohen's kappa that a classifier must have on real portraits to count: half of what guessing gets wrong is right."""
 SHOWN = 12
-"""Samples of each language that are shown with their prompts."""
+"""Samples of each language that are visible_attributes with their prompts."""
 
 About = tuple[str, str]  # a style, or ALL, and the attribute
 Tallies = dict[About, Tally]
@@ -56,7 +66,7 @@ class PortraitJudge:
 
     def judge(self, one: Candidate, store: FeatureStore, count: int, seed: int) -> Judged:
         train, test = store.pictures.train_indices.tolist(), store.pictures.test_indices.tolist()
-        prompted = unseen([self.drawn[row] for row in train], count)
+        prompted = unseen_combinations([self.drawn[row] for row in train], count)
         if not prompted or not test:
             return Judged(left_out=["attributes: too few portraits for prompts that no caption says"])
         with store.bar("judges") as progress:
@@ -147,12 +157,12 @@ def fit_classifiers(store: FeatureStore, drawn: Sequence[Facts], size: int, prog
     return PortraitClassifiers(fit_classifier(torch.cat([images[:few] for images in pictures.values()]), named), within)
 
 
-def recognised(facts: Facts) -> Shown:
+def recognised(facts: Facts) -> VisibleAttributes:
     """The attributes that the classifier of one style knows."""
-    return {about: value for about, value in shown(facts).items() if about not in (*OF_ALL, *MEASURED)}
+    return {about: value for about, value in visible_attributes(facts).items() if about not in (*OF_ALL, *MEASURED)}
 
 
-def visible(judges: PortraitClassifiers, images: Images, facts: Sequence[Facts]) -> list[Shown]:
+def visible(judges: PortraitClassifiers, images: Images, facts: Sequence[Facts]) -> list[VisibleAttributes]:
     """Attributes of each picture, judged as one of the style of its prompt."""
     grounds = [names[0] for names in BACKGROUNDS.values()]
     attributes: list[dict[str, str]] = [dict(one) for one in judges.style(images)]
@@ -174,9 +184,9 @@ def of_style(facts: Sequence[Facts], style: str) -> list[int]:
     return [row for row, one in enumerate(facts) if one["style"] == style]
 
 
-def tallies(judges: PortraitClassifiers, attributes: Sequence[Shown], facts: Sequence[Facts]) -> Tallies:
+def tallies(judges: PortraitClassifiers, attributes: Sequence[VisibleAttributes], facts: Sequence[Facts]) -> Tallies:
     """By style, as others have other hair; style and background of all together."""
-    prompted = [shown(one) for one in facts]
+    prompted = [visible_attributes(one) for one in facts]
     counted = {(ALL, about): tally(attributes, prompted, about) for about in OF_ALL}
     for style, judge in judges.within.items():
         if rows := of_style(facts, style):

@@ -90,7 +90,7 @@ def rendered(drawings: Sequence[bytes], size: int) -> Pixels:
     return pixels
 
 
-def licence() -> str:
+def read_licence() -> str:
     """The authors of the styles, and their licences."""
     return next(content for name, content in _members() if name == "LICENSE.md").decode()
 

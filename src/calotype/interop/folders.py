@@ -97,5 +97,6 @@ def require_package(module: str, name: str | None = None) -> Path:
     """The file of a package's first module. Raises `UserError` that says what to install."""
     spec = importlib.util.find_spec(module)
     if spec is None or spec.origin is None:
-        raise UserError(f"this text encoder needs the package {name or module}; try: pip install 'calotype[text]'")
+        extra = "transformers" if module == "transformers" else "text"
+        raise UserError(f"this text encoder needs the package {name or module}; try: pip install 'calotype[{extra}]'")
     return Path(spec.origin)

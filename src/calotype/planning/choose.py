@@ -43,13 +43,13 @@ FINETUNE_RATE = 1e-4
 LARGEST_LATENT = 256
 """Larger pictures are made in latents of this size, then enlarged in pixels."""
 STEPS = 12
-"""Of the sampler in latents: with 24, portraits were no nearer to real ones (dev/LOG.md)."""
+"""Steps of the sampler in latents: with 24, portraits were no nearer to real ones (dev/LOG.md)."""
 PRIOR_GUIDANCE = {"guide": "prior", "guidance": 3.0, "guidance_slope": 0.75}
 """Guidance away from the prior, the best guide in a sweep over portraits (dev/LOG.md, 2026-11-28)."""
 LABEL_GUIDANCE, CAPTION_GUIDANCE = 2.0, 1.3
 """Scales of classifier-free guidance, for models without a prior."""
 LARGEST_CROP = 256
-"""Of the autoencoder and of stages that enlarge: their networks are local."""
+"""Side of the crops of the autoencoder and of stages that enlarge, at most: their networks are local."""
 TIME_WEIGHTS = {"autoencoder": 0.3, "denoiser": 0.7, "enlarge": 0.35}
 """How the training time is divided among the legs of a run, relative to one another."""
 MEDIAN_SIGMA, SMALLEST_SIGMA, LARGEST_SIGMA = 0.6, 0.01, 15
@@ -57,6 +57,7 @@ MEDIAN_SIGMA, SMALLEST_SIGMA, LARGEST_SIGMA = 0.6, 0.01, 15
 2206.00364, table 1), and the range in sampling. It starts at the prior mean, so noise need only cover the residual."""
 LARGEST_NOISED = 128
 """Low-resolution pictures up to this size are augmented with noise, larger ones with blur."""
+REASON = "the time allows about {:,.0f} pictures of training with it"
 
 
 def propose(
@@ -125,8 +126,11 @@ def choose_chain(kind: str, size: int) -> tuple[int, ...]:
     if kind == "latent":
         return (LARGEST_LATENT, size) if size > LARGEST_LATENT and size % LARGEST_LATENT == 0 else (size,)
     if size % 2:
-        even = [near for step in (-1, 1) if (near := next_even(size, step))]
-        raise UserError(f"size is {size}, but a cascade needs an even one; try {' or '.join(map(str, even))}")
+        below, above = range(size - 1, 0, -2), range(size + 1, 4 * size, 2)  # the next that a cascade can make
+        even = [next((even for even in sizes if fits(choose_chain(kind, even)[0], 1)), 0) for sizes in (below, above)]
+        raise UserError(
+            f"size is {size}, but a cascade needs an even one; try {' or '.join(map(str, filter(None, even)))}"
+        )
     chain = [size]
     while len(chain) == 1 or chain[0] > 64:
         factor = next((factor for factor in (4, 2) if chain[0] % factor == 0 and chain[0] // factor >= 64), 0)
@@ -134,12 +138,6 @@ def choose_chain(kind: str, size: int) -> tuple[int, ...]:
             break
         chain.insert(0, chain[0] // (factor or 2))
     return tuple(chain)
-
-
-def next_even(size: int, step: int) -> int:
-    """From an odd size, the next one below or above that a cascade can make; 0 where there is none."""
-    sizes = range(size + step, 4 * size if step > 0 else 0, 2 * step)
-    return next((even for even in sizes if fits(choose_chain("cascade", even)[0], 1)), 0)
 
 
 def choose_guidance(pictures: Pictures, settings: dict[str, Any]) -> dict[str, Any]:
@@ -189,7 +187,7 @@ def choose_denoiser(
     denoiser = {
         "batch": DenoiserRecipe().batch * batch_factor,
         "backbone": {**backbone, "dropout": 0.1 if few else 0.0},
-        "schedule": {"kind": "flow", "shift": rounded(shift)},
+        "schedule": {"kind": "flow", "shift": three_digits(shift)},
         "sigma_data": sigma_data,
         "text": choose_text(pictures.captions, backbone["width"], backbone["depth"]),
     }
@@ -204,11 +202,8 @@ def choose_dit(side: int, flops: float, batch_factor: int) -> tuple[dict[str, An
         images = flops / (6 * 12 * width**2 * depth * tokens)  # 12 width^2 weights a block, 6 FLOPs each
         if images >= ENOUGH_IMAGES * batch_factor:
             break
-    return {"kind": "dit", "width": width, "depth": depth, "heads": width // 64, "patch": patch}, reason(images)
-
-
-def reason(images: float) -> str:
-    return f"the time allows about {images:,.0f} pictures of training with it"
+    backbone = {"kind": "dit", "width": width, "depth": depth, "heads": width // 64, "patch": patch}
+    return backbone, REASON.format(images)
 
 
 def choose_text(captions: Captions | None, width: int, depth: int) -> dict[str, Any]:
@@ -219,8 +214,8 @@ def choose_text(captions: Captions | None, width: int, depth: int) -> dict[str, 
 
 
 def learning_rate(backbone: Backbone) -> float:
-    """In inverse proportion to the width; ten times smaller for a UNet, whose convolutions have 9 times the inputs."""
-    return rounded((0.4 if backbone.kind == "dit" else 0.04) / backbone.width)
+    """Inversely proportional to the width; ten times smaller for a UNet, whose convolutions have 9 times the inputs."""
+    return three_digits((0.4 if backbone.kind == "dit" else 0.04) / backbone.width)
 
 
 # -- Stages that enlarge -----------------------------------------------------------------------------------------------
@@ -251,20 +246,20 @@ def choose_enlarger(
         "backbone": backbone.model_dump(mode="json"),
         "schedule": {
             "kind": "karras",
-            "mean": rounded(math.log(MEDIAN_SIGMA * residual)),
-            "smallest": rounded(max(0.1 * plain, SMALLEST_SIGMA * residual)),
-            "largest": rounded(LARGEST_SIGMA * residual),
+            "mean": three_digits(math.log(MEDIAN_SIGMA * residual)),
+            "smallest": three_digits(max(0.1 * plain, SMALLEST_SIGMA * residual)),
+            "largest": three_digits(LARGEST_SIGMA * residual),
         },
         "sigma_data": residual if prior == "none" else 0.0,
         "augmentation": {"kind": "noise" if low_res <= LARGEST_NOISED else "blur"},
         "crop": crop,
     }
-    return settings, reason(crops_seen(backbone))
+    return settings, REASON.format(crops_seen(backbone))
 
 
 @cache
 def forward_flops(config: Backbone, in_channels: int, out_channels: int, side: int) -> int:
-    """Of one picture through a network, counted on the meta device."""
+    """FLOPs of one picture through a network, counted on the meta device."""
     with torch.device("meta"), FlopCounterMode(display=False) as counter, torch.no_grad():
         network = build_backbone(config, in_channels, out_channels)
         network(torch.empty(1, in_channels, side, side), torch.empty(1, config.width))
@@ -285,7 +280,7 @@ def measure_residuals(pictures: Pictures, size: int, factor: int, prior: PriorNa
     else:
         residuals = (fitted.posterior(low_res, torch.zeros(1)).deviation for low_res, _ in pairs)
     overall = max(LEAST_DEVIATION, math.sqrt(mean_of(residual.square() for residual in residuals)))
-    return rounded(float(fitted.plain)), rounded(overall)
+    return three_digits(float(fitted.plain)), three_digits(overall)
 
 
 # -- Measured on pictures ----------------------------------------------------------------------------------------------
@@ -293,7 +288,7 @@ def measure_residuals(pictures: Pictures, size: int, factor: int, prior: PriorNa
 
 def measure_sigma_data(pictures: Pictures, size: int) -> float:
     """Root mean square of the pixels, in [-1, 1], of pictures of this size."""
-    return rounded(max(1e-3, math.sqrt(mean_of(image.square() for image in some_images(pictures, size)))))
+    return three_digits(max(1e-3, math.sqrt(mean_of(image.square() for image in some_images(pictures, size)))))
 
 
 def some_images(pictures: Pictures, size: int) -> Iterator[Images]:
@@ -306,6 +301,6 @@ def mean_of(values: Iterable[Tensor]) -> float:
     return float(torch.stack([value.mean() for value in values]).mean())
 
 
-def rounded(value: float) -> float:
-    """To three digits, since recipes are read by people."""
+def three_digits(value: float) -> float:
+    """Rounded to them, since recipes are read by people."""
     return float(f"{value:.3g}")

@@ -1,4 +1,7 @@
-"""Makes the plan of a run from pictures, machine, budget and the user's settings."""
+"""Makes the plan of a run from pictures, machine, budget and the user's settings, and divides the budget.
+
+The costs that the plan predicts are seconds, bytes of memory and bytes on disk.
+"""
 
 from __future__ import annotations
 
@@ -7,17 +10,27 @@ from typing import Any
 
 from calotype.data.buckets import bucket_notes, original_sizes
 from calotype.data.folder import Pictures
-from calotype.machine import Machine
-from calotype.planning.budget import allot
-from calotype.planning.choose import learning_rate, propose
-from calotype.planning.explain import explain
+from calotype.machine import Machine, peak_memory
+from calotype.planning.choose import learning_rate, propose, time_shares
 from calotype.planning.measure import Measurement
-from calotype.planning.plan import Plan
+from calotype.planning.plan import Plan, explain, network_of
 from calotype.planning.sizes import check_sizes
-from calotype.recipe import DiffusionConfig, Recipe
+from calotype.recipe import DiffusionConfig, EnlargeRecipe, OptimizerConfig, Recipe, exposure_above, leg_above
 from calotype.settings import parse_recipe
 from calotype.tables import merge
+from calotype.training.checkpoint import KEPT_CHECKPOINTS
+from calotype.training.control import mean_cost, whole_batches
+from calotype.training.levels import LEVELS_TRIED
 from calotype.types import UserError
+
+OVERHEAD = 0.05
+"""Fraction of the training time for previews, held-out measures, checkpoints and the log."""
+LAST_PREVIEWS = 10.0
+"""Pictures' worth of time for the previews at the ends of legs: a dozen with averaged and raw weights, in few steps."""
+WARMUP_STEPS, LONGEST_WARMUP = 100, 0.25
+"""With 25 steps the network outputs zero for the rest of a run of 500; with 60 it does not (dev/LOG.md, 2026-11-22)."""
+LEVEL_SHARE, FEWEST_LEVEL_CROPS, MOST_LEVEL_CROPS = 0.05, 12, 96
+"""Fraction of the time for the search of an augmentation level, whose result on fewer crops would be chance."""
 
 
 def make_plan(pictures: Pictures, machine: Machine, budget: float, started: float, settings: dict[str, Any]) -> Plan:
@@ -67,3 +80,126 @@ def check_captions(recipe: Recipe, pictures: Pictures) -> None:
             f"denoiser.text.kind is {recipe.denoiser.text.kind}, but none of the pictures has a caption; write them "
             f"into .txt files beside the pictures or into metadata.jsonl, or set it to none"
         )
+
+
+# -- The budget --------------------------------------------------------------------------------------------------------
+
+
+def allot(plan: Plan, measured: Measurement, count: int, deadline: float, proposing: float = 0.0) -> None:
+    """Divides the time that is left until `deadline`, in seconds since the epoch, among the steps of a run.
+
+    `count` is the number of pictures. `proposing` is how many seconds the proposal took, mostly for the priors of
+    stages that enlarge: they are fitted again, to more pictures, before their legs.
+    """
+    recipe, a_picture = plan.recipe, measured.sample()
+    left = deadline - time.time()
+    seconds = between_legs(plan, measured, count, left)
+    if recipe.chain[1:]:
+        seconds["prepare"] = proposing
+    samples = max(4.0, min(48.0, 0.04 * left / a_picture))
+    plan.final_count = max(4, int(samples) // 6 * 6)
+    seconds["samples"] = samples * a_picture + 1.0  # not of `final_count`, whose jumps would shorten the training
+    seconds["previews"] = LAST_PREVIEWS * a_picture
+    training = max(0.0, left - sum(seconds.values())) / (1 + OVERHEAD)
+    if not training:
+        plan.notes.append(
+            f"the budget is too short: reading, measuring and sampling alone take {sum(seconds.values()):.0f} s more"
+        )
+    costs = {leg: mean_cost(phases) for leg, phases in plan.phases.items()}
+    plan.paced = [leg for leg, config in recipe.legs.items() if not config.images]
+    images = divide(recipe, costs, training)
+    seconds |= {leg: images[leg] * costs[leg] * (1 + OVERHEAD) for leg in images}
+    batches = {leg: config.batch for leg, config in recipe.legs.items()}
+    plan.recipe = with_warmups(recipe, images).with_images(images)
+    plan.predicted = {
+        "parameters": measured.parameters(),
+        "images": images,
+        "steps": {leg: images[leg] // batches[leg] for leg in images},
+        "seconds_a_step": {leg: costs[leg] * batches[leg] for leg in images},
+        "seconds": {step: seconds[step] for step in steps_of(recipe) if step in seconds},
+        "peak_memory_bytes": peak_memory(measured.device),
+        "disk_bytes": disk_bytes(recipe, measured, count) + measured.captions[1],
+    }
+
+
+def steps_of(recipe: Recipe) -> list[str]:
+    """All that a run may do, in order."""
+    steps = ["captions", "autoencoder", "latents", "inspect", "fit", "denoiser", "prepare"]
+    for size in recipe.chain[1:]:
+        steps += [leg_above(size), exposure_above(size), f"level-{size}"]
+    return [*steps, "previews", "samples"]
+
+
+def divide(recipe: Recipe, costs: dict[str, float], training: float) -> dict[str, int]:
+    """How many images each leg sees in so many seconds: as the user has set it, the others by their shares."""
+    legs = recipe.legs
+    left = max(0.0, training - sum(config.images * costs[leg] for leg, config in legs.items()))
+    shares = time_shares(leg for leg, config in legs.items() if not config.images)
+    return {
+        leg: config.images or whole_batches(shares[leg] * left / costs[leg], config.batch)
+        for leg, config in legs.items()
+    }
+
+
+def with_warmups(recipe: Recipe, images: dict[str, int]) -> Recipe:
+    """A diffusion model starts as zero and needs some hundred steps of warm-up, however short the run is."""
+
+    def learn(leg: str, config: DiffusionConfig) -> dict[str, Any]:
+        default = OptimizerConfig().warmup
+        needed = min(LONGEST_WARMUP, WARMUP_STEPS * config.batch / images[leg])
+        return {"learn": {"warmup": max(default, needed) if config.learn.warmup == default else config.learn.warmup}}
+
+    enlarge = {str(size): learn(leg_above(size), recipe.enlarger(size)) for size in recipe.chain[1:]}
+    changes = {"denoiser": learn("denoiser", recipe.denoiser), "enlarge": enlarge}
+    return parse_recipe(merge(recipe.model_dump(), changes))
+
+
+def between_legs(plan: Plan, measured: Measurement, count: int, left: float) -> dict[str, float]:
+    """Seconds of captions, latents, inspection, prior, and of the search for augmentation levels in `level_crops`."""
+    recipe = plan.recipe
+    seconds = {"fit": measured.fit(count)}
+    if recipe.kind == "latent":
+        encoded = count * (2 if recipe.flip else 1)
+        seconds |= {"latents": measured.encode() * encoded, "inspect": measured.inspect()}
+    if measured.captions[0]:
+        seconds["captions"] = measured.captions[0]
+    for index, size in enumerate(recipe.chain[1:], 1):
+        crop = (recipe.enlarger(size).crop or size) / size
+        below = sum(measured.sample_stage(place) for place in range(index))
+        a_crop = below + LEVELS_TRIED * crop**2 * measured.sample_stage(index)
+        crops = min(MOST_LEVEL_CROPS, int(LEVEL_SHARE * max(0.0, left) / a_crop))
+        if crops < FEWEST_LEVEL_CROPS or not searches_level(recipe.enlarger(size)):
+            crops = 0
+        plan.level_crops[str(size)] = crops
+        seconds[f"level-{size}"] = crops * a_crop
+    return seconds
+
+
+def searches_level(stage: EnlargeRecipe) -> bool:
+    """Whether the stage was trained with augmentation, and the user has set nothing of it for sampling."""
+    default = EnlargeRecipe().sampling.conditioning
+    return stage.augmentation.share > 0 and (stage.sampling.augmentation, stage.sampling.conditioning) == (0.0, default)
+
+
+def disk_bytes(recipe: Recipe, measured: Measurement, count: int) -> int:
+    """At most: two checkpoints a leg, the fitted priors, the model, and the latents in float16.
+
+    Besides, for a while, what is written before the old is removed: a third checkpoint with the best average weights,
+    or a second model. An imported autoencoder that is not trained is in the model alone.
+    """
+    network, base = recipe.autoencoder.network, recipe.chain[0]
+    latents = 2 * network.channels * (base // network.reduction) ** 2 if recipe.kind == "latent" else 0
+    legs = [checkpoint_values(recipe, measured, leg) for leg in recipe.legs]
+    model = sum(measured.parameters().values()) + measured.prior_values()
+    spare = max([model, *(leg + leg // 4 for leg in legs)])
+    values = KEPT_CHECKPOINTS * sum(legs) + spare + model + measured.constant_values()
+    return 4 * values + 2 * latents * count * (2 if recipe.flip else 1)
+
+
+def checkpoint_values(recipe: Recipe, measured: Measurement, leg: str) -> int:
+    """Weights, their average and two moments of each network; the autoencoder also as it was before its critic."""
+    parameters = measured.parameters()
+    values = parameters[network_of(leg)]
+    if leg == "autoencoder" and recipe.autoencoder.losses.adversarial:
+        values += measured.critic_parameters() + parameters["autoencoder"]
+    return 4 * values

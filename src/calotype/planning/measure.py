@@ -1,4 +1,4 @@
-"""What training costs on this machine, measured on one real step of every kind with the real networks."""
+"""The cost of training on this machine, measured on one real step of every kind with the real networks."""
 
 from __future__ import annotations
 
@@ -14,21 +14,18 @@ from calotype.data.caches import LatentCache, encode_on
 from calotype.data.folder import Pictures
 from calotype.data.images import images_from_pixels
 from calotype.data.sources import FOLDS, LatentSource
-from calotype.diffusion.stage import Stage, generate
+from calotype.diffusion.stage import generate
 from calotype.evaluation.autoencoder import measure_autoencoder
 from calotype.evaluation.counting import counted
 from calotype.machine import best_time
 from calotype.nets.critic import Critic
-from calotype.nets.frozen import FrozenConfig
-from calotype.priors.captions import MOST_WORDS, CaptionedMixture
-from calotype.priors.clusters import largest_rank
-from calotype.priors.fit import CLUSTERS, DIRECTIONS, FEWEST_PER_COMPONENT
-from calotype.priors.gaussian import GaussianMixture
-from calotype.priors.prior import MOST_VALUES, Prior, constant_count
+from calotype.priors.captions import CaptionedMixture
+from calotype.priors.fit import largest_prior
+from calotype.priors.prior import MOST_VALUES, constant_count
 from calotype.recipe import OptimizerConfig, Recipe, exposure_above, leg_above
 from calotype.spaces.latent import LatentSpace
 from calotype.spaces.pixel import PixelSpace, Space
-from calotype.training.budget import Phases, mean_cost
+from calotype.training.control import Phases, mean_cost
 from calotype.training.examples import (
     crop_examples,
     picture_examples,
@@ -47,18 +44,15 @@ SAMPLE_VALUES = 2**20
 FIT_FLOPS, CAPTION_FIT_FLOPS = 50_000, 175_000
 """To fit the prior, for each value that it is fitted to, and more with captions; measured on 8,100 portraits."""
 MATRIX_SIDE = 1024
-"""Of the matrix product by which it is measured how fast a prior is fitted."""
+"""Side of the matrices whose product measures how fast a prior is fitted."""
 
 
 class StepCost(NamedTuple):
-    """Of a training step, divided by its batch."""
+    """The cost of an image in a training step, up to the fraction `end` of its leg."""
 
+    end: float
     seconds: float
     flops: float
-
-
-Steps = list[tuple[float, StepCost]]
-"""Up to this fraction of a leg, a step costs so much."""
 
 
 class Measurement:
@@ -69,89 +63,83 @@ class Measurement:
 
     def __init__(self, recipe: Recipe, pictures: Pictures, device: torch.device) -> None:
         self.recipe, self.device, self.rng = recipe, device, Rng((recipe.seed, "plan"))
-        frozen = isinstance(recipe.denoiser.text, FrozenConfig)
-        self.texts = pictures.captions.distinct if pictures.captions and frozen else []
+        self.frozen, self.all_captions = build_frozen(recipe.denoiser.text), pictures.captions
         classes, few = len(pictures.classes), few_pictures(without_unread_captions(recipe, pictures))
         self.pictures = {size: few.shrunk(size) for size in recipe.chain}
         self.space: Space = PixelSpace()
         if recipe.kind == "latent":
             self.space = initial_space(recipe, self.pictures[recipe.chain[0]], device)
-        base = build_stage(recipe, self.space, classes, self._mixture(len(pictures), classes))
-        self.stages = [base, *(build_enlarger(recipe, size, classes) for size in recipe.chain[1:])]
+        prior, side = None, recipe.chain[0] // self.space.reduction
+        if recipe.denoiser.prior != "none":
+            captioned = recipe.denoiser.text.kind != "none"
+            prior = largest_prior(len(pictures), self.space.channels * side**2, classes, captioned)
+        base = build_stage(recipe, self.space, classes, prior, self.frozen)
+        self.stages = [base, *(build_enlarger(recipe, size, classes, self.frozen) for size in recipe.chain[1:])]
         for stage in self.stages:
             stage.denoiser.to(device)
-
-    def _mixture(self, count: int, classes: int) -> Prior | None:
-        """The largest prior that so many pictures may be given, not fitted."""
-        if self.recipe.denoiser.prior == "none":
-            return None
-        dimension, groups = self.space.channels * (self.recipe.chain[0] // self.space.reduction) ** 2, max(1, classes)
-        components = groups * (CLUSTERS if count >= FEWEST_PER_COMPONENT * groups * CLUSTERS else 1)
-        rank = largest_rank(count, dimension, components)
-        if self.recipe.denoiser.text.kind == "none":
-            return by_class(GaussianMixture(components, rank, dimension), classes, 1)
-        mixture = by_class(GaussianMixture(2 * components, rank, dimension), classes, 2)
-        return CaptionedMixture(mixture, 2 * groups, MOST_WORDS, DIRECTIONS)
 
     # -- Training ------------------------------------------------------------------------------------------------------
 
     def phases(self) -> dict[str, Phases]:
         """Seconds of an image in each leg."""
-        return {leg: [(end, cost.seconds) for end, cost in steps] for leg, steps in self.steps.items()}
+        return {leg: [(step.end, step.seconds) for step in steps] for leg, steps in self.steps.items()}
 
     def flops(self) -> dict[str, float]:
         """Floating-point operations of an image, averaged over each leg."""
-        return {leg: mean_cost([(end, cost.flops) for end, cost in steps]) for leg, steps in self.steps.items()}
+        return {leg: mean_cost([(step.end, step.flops) for step in steps]) for leg, steps in self.steps.items()}
 
     @cached_property
-    def steps(self) -> dict[str, Steps]:
-        """Of every leg; exposure fine-tuning has the steps of its stage."""
-        steps = {"autoencoder": self._autoencoder()} if self.recipe.trains_space else {}
-        steps["denoiser"] = self._denoiser()
+    def steps(self) -> dict[str, list[StepCost]]:
+        """The costs of every leg; exposure fine-tuning has the steps of its stage."""
+        recipe, steps = self.recipe, {}
+        if recipe.trains_space:
+            steps["autoencoder"] = self._autoencoder()
+        steps["denoiser"] = [
+            self._step(DenoisingObjective(self.stages[0]), self._first_source(), recipe.denoiser.batch)
+        ]
         for stage in self.stages[1:]:
-            steps[leg_above(stage.image_size)] = steps[exposure_above(stage.image_size)] = self._enlarger(stage)
-        return {leg: steps[leg] for leg in self.recipe.legs}
+            size = stage.image_size
+            pictures = self.pictures[size]
+            source = crop_examples(recipe, size, pictures, self.device)(pictures.train_indices)
+            cost = [self._step(DenoisingObjective(stage), source, recipe.enlarger(size).batch)]
+            steps[leg_above(size)] = steps[exposure_above(size)] = cost
+        return {leg: steps[leg] for leg in recipe.legs}
 
-    def _autoencoder(self) -> Steps:
+    def _autoencoder(self) -> list[StepCost]:
         """Steps cost more once the perceptual loss, the critic, and the adversarial loss set in."""
         assert isinstance(self.space, LatentSpace)
         config, objective = self.recipe.autoencoder, autoencoder_objective(self.recipe, self.space.vae)
         objective.critic.to(self.device)
         objective.features.to(self.device)
         source = picture_source(self.recipe, self.pictures[self.recipe.chain[0]], self.device)
-        return [(end, self._step(objective, source, config.batch, end - 1e-6)) for end in config.losses.phase_ends]
+        return [self._step(objective, source, config.batch, end) for end in config.losses.phase_ends]
 
-    def _denoiser(self) -> Steps:
+    def _first_source(self) -> BatchSource:
+        """Batches of pictures for the first stage, or of latents: those of two pictures, repeated."""
         pictures = self.pictures[self.recipe.chain[0]]
-        source: BatchSource = picture_examples(self.recipe, pictures, self.device)(pictures.train_indices)
-        if isinstance(self.space, LatentSpace):
-            moments = self.space.moments(self._images(2)).half().cpu()
-            cache = LatentCache(moments[:1][None].expand(1, 2, *moments.shape[1:]))
-            ends = [0, len(pictures) - 1]
-            labels, captions = pictures.labels[ends], pictures.captions and pictures.captions.at(ends)
-            source = LatentSource(cache, labels, torch.arange(2), self.rng, self.device, captions)
-        return [(1.0, self._step(DenoisingObjective(self.stages[0]), source, self.recipe.denoiser.batch))]
+        if not isinstance(self.space, LatentSpace):
+            return picture_examples(self.recipe, pictures, self.device)(pictures.train_indices)
+        moments = self.space.moments(self._images(2)).half().cpu()
+        cache = LatentCache(moments[:1][None].expand(1, 2, *moments.shape[1:]))
+        ends = [0, len(pictures) - 1]
+        labels, captions = pictures.labels[ends], pictures.captions and pictures.captions.at(ends)
+        return LatentSource(cache, labels, torch.arange(2), self.rng, self.device, captions)
 
-    def _enlarger(self, stage: Stage) -> Steps:
-        size = stage.image_size
-        pictures = self.pictures[size]
-        source = crop_examples(self.recipe, size, pictures, self.device)(pictures.train_indices)
-        return [(1.0, self._step(DenoisingObjective(stage), source, self.recipe.enlarger(size).batch))]
-
-    def _step(self, objective: Objective, source: BatchSource, batch: int, progress: float = 0.0) -> StepCost:
+    def _step(self, objective: Objective, source: BatchSource, batch: int, end: float = 1.0) -> StepCost:
+        """The cost of the steps just before this fraction of the leg."""
         states = {name: TrainState(network, OptimizerConfig()) for name, network in objective.networks.items()}
-        clock = TrainProgress(total=10**6, batch=batch, seed=0)
+        progress = TrainProgress(total=10**6, batch=batch, seed=0)
 
         def step() -> None:
-            train_step(states, objective.losses(source.batch(0, batch), progress, clock.rng()), clock)
+            train_step(states, objective.losses(source.batch(0, batch), end - 1e-6, progress.rng()), progress)
 
         flops = counted(step)
-        return StepCost(best_time(step, self.device, 2) / batch, flops / batch)
+        return StepCost(end, best_time(step, self.device, 2) / batch, flops / batch)
 
     # -- Between the legs ----------------------------------------------------------------------------------------------
 
     def encode(self) -> float:
-        """Of the latents; 0 in pixels."""
+        """Seconds in which a picture is encoded into latents; 0 in pixels."""
         if isinstance(self.space, PixelSpace):
             return 0.0
         images = self._images(max(1, min(16, 16 * SAMPLE_VALUES // (3 * self.recipe.chain[0] ** 2))))
@@ -160,11 +148,11 @@ class Measurement:
     @cached_property
     def captions(self) -> tuple[float, int]:
         """Seconds in which a frozen text encoder encodes all captions, and the bytes of their encodings; else zeros."""
-        text = self.recipe.denoiser.text
-        if not isinstance(text, FrozenConfig):
+        if self.frozen is None or self.all_captions is None:
             return 0.0, 0
-        few = self.texts[:: max(1, len(self.texts) // 32)][:32]
-        reader, scale = build_frozen(text).reader, len(self.texts) / len(few)
+        texts, reader = self.all_captions.distinct, self.frozen.reader
+        few = texts[:: max(1, len(texts) // 32)][:32]
+        scale = len(texts) / len(few)
         seconds = best_time(lambda: encode_on(reader, few, self.device), self.device, 1)
         return scale * seconds, int(scale * encode_on(reader, few, self.device).context.nbytes)
 
@@ -201,9 +189,9 @@ class Measurement:
         side = stage.low_res_size
         low_res = torch.zeros(count, 3, side, side, device=self.device) if side else None
         latents = torch.zeros(count, *stage.shape, device=self.device)
-        whole = best_time(lambda: generate([stage], labels, [few_steps], rngs, low_res), self.device, 1)
+        total = best_time(lambda: generate([stage], labels, [few_steps], rngs, low_res), self.device, 1)
         decode = best_time(lambda: stage.space.decode(latents), self.device, 1)
-        return (max(0.0, whole - decode) / steps * sampling.steps + decode) / count
+        return (max(0.0, total - decode) / steps * sampling.steps + decode) / count
 
     def _images(self, count: int) -> Images:
         pixels = self.pictures[self.recipe.chain[0]].pixels
@@ -213,7 +201,7 @@ class Measurement:
     # -- Sizes ---------------------------------------------------------------------------------------------------------
 
     def parameters(self) -> dict[str, int]:
-        """Of each network that is part of the model, by the leg that trains it first."""
+        """Parameters of each network in the model, by the leg that trains it first."""
         counts = {"autoencoder": count_parameters(self.space.vae)} if isinstance(self.space, LatentSpace) else {}
         counts["denoiser"] = count_parameters(self.stages[0].denoiser)
         return counts | {leg_above(stage.image_size): count_parameters(stage.denoiser) for stage in self.stages[1:]}
@@ -239,14 +227,6 @@ class Measurement:
 def few_pictures(pictures: Pictures) -> Pictures:
     """At least 64; more of small ones, from which the autoencoder's closed-form start is fitted."""
     return pictures.first(max(64, min(len(pictures), 2**25 // pictures.pixels[0].numel())))
-
-
-def by_class(mixture: GaussianMixture, classes: int, groups: int) -> GaussianMixture:
-    """Labels the components as a fit does, with so many groups a class: a labelled picture evaluates its own alone."""
-    number, per_class = torch.arange(len(mixture.means)), len(mixture.means) // max(1, classes)
-    mixture.group[:] = number // (per_class // groups)
-    mixture.label[:] = number // per_class if classes else NULL_LABEL
-    return mixture
 
 
 def count_parameters(network: nn.Module) -> int:

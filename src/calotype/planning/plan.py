@@ -1,4 +1,4 @@
-"""The plan of a run: its recipe, the reasons for it, and what it will cost."""
+"""The plan of a run: its recipe, the reasons for it in words, and what it will cost."""
 
 from __future__ import annotations
 
@@ -6,8 +6,14 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
-from calotype.recipe import Recipe
-from calotype.training.budget import Phases, TimeBudget
+from calotype.data.captions import Captions
+from calotype.data.folder import Pictures
+from calotype.nets.dit import DitConfig
+from calotype.nets.frozen import FolderConfig, MiniLmConfig
+from calotype.nets.text import BytesConfig, NoText
+from calotype.planning.choose import FEW_PICTURES
+from calotype.recipe import Backbone, ImportedSpace, Recipe, leg_above
+from calotype.training.control import TimeBudget
 
 
 class Choice(BaseModel):
@@ -17,26 +23,17 @@ class Choice(BaseModel):
     by_user: bool = False
 
 
-class Plan(BaseModel):
+class Plan(TimeBudget):
     """As stored in `plan.json`, but for the recipe, which is stored in `recipe.toml`."""
 
     recipe: Recipe = Field(exclude=True)
     device: str
-    budget_seconds: float
-    choices: list[Choice] = []
-    predicted: dict[str, Any] = {}
-    """Parameters, images, steps, seconds and bytes; most of them by leg."""
-    phases: dict[str, Phases] = {}
-    """Seconds of an image in each part of a leg."""
-    flops: dict[str, float] = {}
+    choices: list[Choice] = Field(default_factory=list)
+    flops: dict[str, float] = Field(default_factory=dict)
     """Floating-point operations of an image in each leg, forward and backward; plans of version 0.1 have none."""
-    paced: list[str] = []
-    """Legs whose length follows the clock; the others see as many images as the user has set."""
     final_count: int = 16
     """Samples to make at the end."""
-    level_crops: dict[str, int] = {}
-    """Crops on which the augmentation level of each stage that enlarges is searched; 0: it stays as in the recipe."""
-    notes: list[str] = []
+    notes: list[str] = Field(default_factory=list)
 
     def as_json(self) -> dict[str, Any]:
         return {"kind": self.recipe.kind, "size": self.recipe.size, **self.model_dump(mode="json")}
@@ -46,16 +43,103 @@ class Plan(BaseModel):
         return cls.model_validate({**about, "recipe": recipe})
 
     def parameters(self, leg: str) -> int:
-        """Of the network that a leg trains, without the critic."""
+        """Number of parameters of the network that a leg trains, without the critic."""
         return int(self.predicted["parameters"][network_of(leg)])
-
-    @property
-    def time_budget(self) -> TimeBudget:
-        """What training needs of this plan."""
-        seconds = self.predicted["seconds"]
-        return TimeBudget(self.budget_seconds, seconds, self.phases, self.paced, self.level_crops)
 
 
 def network_of(leg: str) -> str:
     """Which network a leg trains, by the leg that trains it first."""
     return leg.replace("exposure", "enlarge")
+
+
+# -- Reasons -----------------------------------------------------------------------------------------------------------
+
+
+def explain(recipe: Recipe, proposed: Recipe, pictures: Pictures, reasons: dict[str, str]) -> list[Choice]:
+    """Each choice with its reason, or as set by the user where `recipe` differs from what was `proposed`."""
+
+    def choice(what: str, value: str, as_proposed: bool, why: str) -> Choice:
+        return Choice(what=what, value=value, why=why if as_proposed else "as you set it", by_user=not as_proposed)
+
+    denoiser, network, other = recipe.denoiser, recipe.autoencoder.network, proposed.denoiser
+    choices: list[Choice] = []
+    if isinstance(recipe.space, ImportedSpace):
+        choices.append(explain_import(recipe.space))
+    if recipe.kind == "latent":
+        side = recipe.chain[0] // network.reduction
+        latents = choice(
+            "latents", f"{side} x {side} x {network.channels} (f{network.reduction})",
+            network == proposed.autoencoder.network, "few positions, so that the denoiser is cheap",
+        )  # fmt: skip
+        if isinstance(recipe.space, ImportedSpace):
+            latents.why = "as imported; mean and standard deviation of each channel are measured on these pictures"
+        choices.append(latents)
+    if len(recipe.chain) > 1:
+        choices.append(choice(
+            "stages", " -> ".join(f"{size} px" for size in recipe.chain), recipe.chain == proposed.chain,
+            "each enlarges the picture of the one before; the first is small enough to get the composition right",
+        ))  # fmt: skip
+    backbone = denoiser.backbone
+    choices.append(choice("denoiser", describe_backbone(backbone), backbone == other.backbone, reasons["denoiser"]))
+    for size in recipe.chain[1:]:
+        enlarger = recipe.enlarger(size)
+        choices.append(choice(
+            f"enlarge to {size}", describe_backbone(enlarger.backbone),
+            enlarger.backbone == proposed.enlarger(size).backbone,
+            f"no attention, so crops of {enlarger.crop or size} px are enough; {reasons[leg_above(size)]}",
+        ))  # fmt: skip
+    choices += [
+        choice(
+            "prior", denoiser.prior, denoiser.prior == other.prior,
+            "Gaussians in closed form are the best denoiser without training; the network learns what is left",
+        ),
+        choice("schedule", denoiser.schedule.kind, denoiser.schedule == other.schedule, "straight paths"),
+        choice(
+            "precision", recipe.precision, recipe.precision == proposed.precision,
+            "both were timed here; this is faster",
+        ),
+        Choice(
+            what="labels", value=", ".join(pictures.classes) or "none",
+            why=f"class subfolders; {len(pictures.train_indices):,} pictures to train on",
+        ),
+    ]  # fmt: skip
+    if pictures.captions:
+        why = reason_for_text(pictures.captions)
+        choices.append(choice("text", describe_text(recipe), denoiser.text == other.text, why))
+    why = f"{FEW_PICTURES:,} pictures and more need none"
+    return [*choices, choice("dropout", f"{backbone.dropout:g}", backbone.dropout == other.backbone.dropout, why)]
+
+
+def explain_import(space: ImportedSpace) -> Choice:
+    value = f"imported from {space.path}"
+    if space.finetune:
+        return Choice(what="autoencoder", value=f"{value}, and fine-tuned", why="as you set it")
+    why = "it is trained already, so its leg is left out; --set space.finetune=true trains it further"
+    return Choice(what="autoencoder", value=value, why=why)
+
+
+def describe_backbone(backbone: Backbone) -> str:
+    if isinstance(backbone, DitConfig):
+        return f"DiT of {backbone.depth} layers, width {backbone.width}, patches of {backbone.patch}"
+    levels = f"{len(backbone.multiples)} levels of {backbone.blocks} blocks"
+    return f"UNet of width {backbone.width}, {levels}, patches of {backbone.patch}"
+
+
+def describe_text(recipe: Recipe) -> str:
+    match recipe.denoiser.text:
+        case NoText():
+            return "none"
+        case BytesConfig() as text:
+            return f"bytes, width {text.width}, depth {text.depth}, up to {text.words} words"
+        case MiniLmConfig() as text:
+            return f"MiniLM (English), frozen, up to {text.words} tokens"
+        case FolderConfig() as text:
+            return f"{text.path} (sha256 {text.digest[:12]}), frozen, up to {text.words} tokens"
+
+
+def reason_for_text(captions: Captions) -> str:
+    if captions.optional:
+        return "labels are learned sooner than these captions; --set denoiser.text.kind=bytes reads the captions"
+    return (
+        f"{captions.captioned:,} of {len(captions.of):,} pictures have captions; the encoder learns with the denoiser"
+    )

@@ -16,17 +16,16 @@ MOST_TOKENS = 64
 
 def choose_patch(side: int) -> int:
     """Side of the patches of a DiT, a divisor of `side`: 16 to 31 tokens along it, or as near to 16 as there is."""
-    wanted = max(1, side // TOKENS)
-    if side % wanted == 0:
-        return wanted
-    divisors = (one for one in range(1, side + 1) if side % one == 0)
+    if side % (patch := max(1, side // TOKENS)) == 0:
+        return patch
+    divisors = (divisor for divisor in range(1, side + 1) if side % divisor == 0)
     return min(divisors, key=lambda patch: abs(math.log(TOKENS * patch / side)))
 
 
 def fits(base: int, reduction: int) -> bool:
     """Whether a first stage of `base` px has whole latents, and few enough tokens of them.
 
-    Places along a side that are a large prime have no patches but those of one place.
+    A large prime number of latents along a side has no patches but those of one latent.
     """
     side, rest = divmod(base, reduction)
     return side > 0 and not rest and side // choose_patch(side) <= MOST_TOKENS
@@ -35,13 +34,13 @@ def fits(base: int, reduction: int) -> bool:
 def check_tokens(chain: tuple[int, ...], reduction: int) -> None:
     """Raises `UserError` where the first stage, or one of the next whole latents, has too many tokens.
 
-    `check_size` says it where the sizes beside it would do.
+    Where the sizes beside it would do, `check_multiple` raises.
     """
     base, factor = chain[0], chain[-1] // chain[0]
     below = max(reduction, base // reduction * reduction)
     if fits(below, reduction) and (below >= base or fits(below + reduction, reduction)):
         return
-    near = [next(one for one in count(base + step, step) if fits(one, reduction)) * factor for step in (-1, 1)]
+    near = [next(side for side in count(base + step, step) if fits(side, reduction)) * factor for step in (-1, 1)]
     raise UserError(
         f"the first stage is {base} px, but a denoiser takes at most {MOST_TOKENS} tokens along a side, patches that "
         f"divide its places; try a size of {near[0]} or {near[1]}, or set denoiser.backbone"
@@ -53,13 +52,18 @@ def check_sizes(recipe: Recipe) -> None:
     base, units = recipe.chain[0], recipe.units
     latent = recipe.kind == "latent"
     who = "autoencoder and denoiser" if latent else "denoiser"
-    check_size("size" if len(recipe.chain) == 1 else "the first stage", base, units[0], who)
+    check_multiple("size" if len(recipe.chain) == 1 else "the first stage", base, units[0], who)
     if recipe.trains_space:
         check_crop("autoencoder.crop", recipe.autoencoder.crop, base, recipe.autoencoder.network.reduction)
-        check_critic(recipe)
+        seen, halvings = recipe.autoencoder.crop or base, recipe.autoencoder.critic.depth
+        if seen < 2**halvings:
+            raise UserError(
+                f"the autoencoder sees {seen} px, but its critic halves them {halvings} times; take pictures and crops "
+                f"of at least {2**halvings} px, or set autoencoder.critic.depth={int(math.log2(seen))}"
+            )
     for low_res, size, unit in zip(recipe.chain, recipe.chain[1:], units[1:], strict=False):
         config = recipe.enlarger(size)
-        check_size(f"the stage of {size} px", size, unit, "network")
+        check_multiple(f"the stage of {size} px", size, unit, "network")
         check_crop(f"enlarge.{size}.crop", config.crop, size, unit)
         check_stop(recipe, size)
         if config.sampling.conditioning == "truncated" and (
@@ -86,7 +90,7 @@ def check_stop(recipe: Recipe, size: int) -> None:
         raise UserError(f"enlarge.{size}.sampling.augmentation is {level:g}, but must be below {most:.3g}")
 
 
-def check_size(what: str, size: int, unit: int, who: str) -> None:
+def check_multiple(what: str, size: int, unit: int, who: str) -> None:
     if size % unit:
         near = sorted({max(unit, size // unit * unit), -(-size // unit) * unit})
         raise UserError(
@@ -99,13 +103,4 @@ def check_crop(what: str, crop: int, size: int, unit: int) -> None:
     if crop % unit or crop > size:
         raise UserError(
             f"{what} is {crop}, but must be at most {size} and a multiple of {unit}; 0 takes whole pictures"
-        )
-
-
-def check_critic(recipe: Recipe) -> None:
-    seen, halvings = recipe.autoencoder.crop or recipe.chain[0], recipe.autoencoder.critic.depth
-    if seen < 2**halvings:
-        raise UserError(
-            f"the autoencoder sees {seen} px, but its critic halves them {halvings} times; take pictures and crops of "
-            f"at least {2**halvings} px, or set autoencoder.critic.depth={int(math.log2(seen))}"
         )

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from calotype.priors.captions import Bags, CaptionedMixture, NgramVocabulary, bags_of, vocabulary_of
+from calotype.priors.captions import MOST_WORDS, Bags, CaptionedMixture, NgramVocabulary, bags_of, vocabulary_of
 from calotype.priors.clusters import MOST_RANK, Points, components_of, largest_rank, members_of_classes, mixture_of
 from calotype.priors.gaussian import CrossFitted, GaussianMixture
 from calotype.priors.prior import Prior
@@ -172,6 +172,20 @@ def fit_prior(
     captioned = validation.calibrated(captioned)
     worse = validation.optimistic(captioned, train) or validation.error(captioned) >= validation.error(mixture)
     return mixture if worse else captioned, None
+
+
+def largest_prior(count: int, dimension: int, classes: int, captioned: bool) -> GaussianMixture | CaptionedMixture:
+    """The largest that `fit_prior` may give for `count` images of `dimension` values: not fitted, to measure its cost.
+
+    Its groups have labels, so a labelled image evaluates those of its class alone.
+    """
+    classes_with_components, levels = max(1, classes), 2 if captioned else 1
+    clusters = CLUSTERS if count >= FEWEST_PER_COMPONENT * classes_with_components * CLUSTERS else 1
+    rank = largest_rank(count, dimension, classes_with_components * clusters)
+    mixture = GaussianMixture(levels * classes_with_components * clusters, rank, dimension)
+    mixture.group[:] = torch.arange(len(mixture.means)) // clusters
+    mixture.label[:] = mixture.group // levels if classes else NULL_LABEL
+    return CaptionedMixture(mixture, 2 * classes_with_components, MOST_WORDS, DIRECTIONS) if captioned else mixture
 
 
 # -- Without captions --------------------------------------------------------------------------------------------------

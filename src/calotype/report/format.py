@@ -12,7 +12,7 @@ UNKNOWN = "–"
 Value = float | int | None
 
 
-def duration(seconds: int | float | None) -> str:
+def duration(seconds: Value) -> str:
     if seconds is None:
         return UNKNOWN
     if seconds < 9.95:
@@ -32,18 +32,18 @@ def date(text: str) -> str:
     return f"{moment.day} {moment:%B %Y, %H:%M %Z}".rstrip()
 
 
-def count(value: int | float | None) -> str:
+def count(value: Value) -> str:
     return UNKNOWN if value is None else f"{value:,.0f}"
 
 
-def digits(value: int | float | None) -> str:
+def digits(value: Value) -> str:
     """Three significant digits; all of those before the point."""
     if value is None:
         return UNKNOWN
     return (f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}").replace("-", "−")
 
 
-def scaled(value: int | float | None, unit: str = "") -> str:
+def scaled(value: Value, unit: str = "") -> str:
     """Three significant digits and a prefix for powers of 1,000: `3.7 M`, `2.1 GB`."""
     if value is None:
         return UNKNOWN
@@ -53,12 +53,12 @@ def scaled(value: int | float | None, unit: str = "") -> str:
     return f"{value:.3g} {unit}".rstrip()
 
 
-def memory(value: int | float | None) -> str:
+def memory(value: Value) -> str:
     """Bytes, with powers of 1,000."""
     return scaled(value, "B")
 
 
-def percent(value: int | float | None) -> str:
+def percent(value: Value) -> str:
     return UNKNOWN if value is None else f"{digits(100 * value)} %"
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from PIL import Image
 
 from calotype.data.images import UnreadableError, read_image
-from calotype.report.format import UNKNOWN
+from calotype.report.format import UNKNOWN, Value
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def masthead(kicker: Sequence[str], title: str, lede: str = "", facts: Html | No
     return tag("header", above, tag("h1", title), lede and tag("p", lede, class_="lede"), facts)
 
 
-def square(size: int | float | None) -> str:
+def square(size: Value) -> str:
     """`64 × 64 px`; empty where the size is not known."""
     return f"{size:.0f}\u00a0×\u00a0{size:.0f}\u00a0px" if size else ""
 

@@ -18,7 +18,7 @@ LABEL_GAP = 13.0
 FROM_ZERO = ("images seen", "minutes")
 """Quantities whose axis starts at 0."""
 LINE_STYLES = 5  # s0 ... s4 in style.css
-MARKS = {  # a square, a triangle, a diamond and a cross around the point
+MARK_SHAPES = {  # a square, a triangle, a diamond and a cross around the point
     "s1": "m-3 -3h6v6h-6z", "s2": "m0 -4l4 7h-8z", "s3": "m0 -4.4l4.4 4.4l-4.4 4.4l-4.4 -4.4z",
     "s4": "m-3 -3l6 6m0 -6l-6 6",
 }  # fmt: skip
@@ -165,9 +165,9 @@ class Frame:
 
 def mark(x: float, y: float, style: str) -> Html:
     """A ring, or the shape of its style, so that series differ without colour."""
-    if style not in MARKS:
+    if style not in MARK_SHAPES:
         return tag("circle", cx=x, cy=y, r=3.2, class_=f"mark {style}")
-    return tag("path", d=f"M{x:g} {y:g}{MARKS[style]}", class_=f"mark {style}")
+    return tag("path", d=f"M{x:g} {y:g}{MARK_SHAPES[style]}", class_=f"mark {style}")
 
 
 def polyline(frame: Frame, points: Sequence[Point], kind: str) -> Html:

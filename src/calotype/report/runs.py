@@ -26,7 +26,7 @@ from calotype.report.html import Html, aside, definitions, figure, masthead, pag
 from calotype.report.plot import Series, plot
 from calotype.run import Event, Run, read_mapping
 from calotype.tables import number, numbers, within
-from calotype.training.lock import owner_of
+from calotype.training.process import owner_of
 from calotype.types import UserError
 
 GRIDS_BYTES = 2_400_000
@@ -46,6 +46,7 @@ class RunSummary:
     folder: Path
     name: str
     state: str
+    """The status, or `killed` where the run was training and its process is gone, or `damaged`."""
     kind: str = ""
     chain: str = ""
     """The sizes of the pictures after each stage, in pixels."""
@@ -61,20 +62,30 @@ class RunSummary:
 
 
 def summarize(run: Run) -> RunSummary:
-    """Measures that several legs have are those of the first leg. `killed`: no process works on it any more."""
+    """Of a measure that several legs have, the value of the first leg."""
     state, settings = run.state, settings_of(run)
-    killed = state.status == "training" and owner_of(run.folder) is None
-    stages = settings.get("stages") or [settings.get("size")]
-    known = isinstance(stages, list) and all(isinstance(size, int) for size in stages)
     measures: dict[str, float] = {}
     for leg in reversed(legs_of(run)):
         measures |= numbers(within(run.latest("check", leg), "measures"))
+    stages = settings.get("stages") or [settings.get("size")]
+    known = isinstance(stages, list) and all(isinstance(size, int) for size in stages)
+    killed = state.status == "training" and owner_of(run.folder) is None
+    distance, n = fd_lite0(run)
     return RunSummary(
-        run.folder, run.name, "killed" if killed else state.status, str(run.plan.get("kind") or ""),
-        " → ".join(map(str, stages)) if known else "", Path(state.data).name, state.created,
-        sum(state.seconds.values()) or None, sum(numbers(within(run.plan, "predicted", "parameters")).values()) or None,
-        measures.get("psnr"), measures.get("held_out_loss"), *fd_lite0(run),
-    )  # fmt: skip
+        folder=run.folder,
+        name=run.name,
+        state="killed" if killed else state.status,
+        kind=str(run.plan.get("kind") or ""),
+        chain=" → ".join(map(str, stages)) if known else "",
+        data=Path(state.data).name,
+        created=state.created,
+        seconds=sum(state.seconds.values()) or None,
+        parameters=sum(numbers(within(run.plan, "predicted", "parameters")).values()) or None,
+        psnr=measures.get("psnr"),
+        held_out_loss=measures.get("held_out_loss"),
+        fd_lite0=distance,
+        fd_n=n,
+    )
 
 
 def fd_lite0(run: Run) -> tuple[float | None, str]:

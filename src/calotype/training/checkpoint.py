@@ -21,7 +21,7 @@ KEPT_CHECKPOINTS = 2
 
 @runtime_checkable
 class Saved(Protocol):
-    """What a checkpoint holds a file of: a train state, or the guard of one."""
+    """State with a file of its own in a checkpoint: a train state, or a critic guard."""
 
     steps: int
 
@@ -30,14 +30,14 @@ class Saved(Protocol):
     def restore(self, tensors: dict[str, Tensor], steps: int) -> None: ...
 
 
-def save(folder: Path, leg: str, states: Mapping[str, Saved], clock: TrainProgress) -> None:
+def save(folder: Path, leg: str, states: Mapping[str, Saved], progress: TrainProgress) -> None:
     """Writes `folder/leg-<images seen>`, then removes what it supersedes: see `_superseded`."""
-    saved = folder / f"{leg}-{clock.images_seen:010d}"
+    saved = folder / f"{leg}-{progress.images_seen:010d}"
     with whole_folder(saved) as path:
         for name, state in states.items():
             write_tensors(path / f"{name}.safetensors", state.tensors())
         steps = {name: state.steps for name, state in states.items()}
-        write_json(path / "state.json", {"clock": clock.state(), "steps": steps})
+        write_json(path / "state.json", {"clock": progress.state(), "steps": steps})
     for old in (*_superseded(folder, leg, saved), *folder.glob(f".{leg}-*.tmp")):
         shutil.rmtree(old, ignore_errors=True)
 
@@ -47,7 +47,7 @@ def _superseded(folder: Path, leg: str, saved: Path) -> list[Path]:
 
     One of more images stays until it is overtaken: it was damaged when the leg was restored, and may be rescued.
     """
-    before = [path for path in checkpoints(folder, leg) if images_of(path) < images_of(saved)]
+    before = [path for path in checkpoints(folder, leg) if _images_of(path) < _images_of(saved)]
     kept = [path for path in reversed(before) if is_whole(path)][: KEPT_CHECKPOINTS - 1]
     return [path for path in before if path not in kept]
 
@@ -56,10 +56,10 @@ def restore(
     folder: Path,
     leg: str,
     states: Mapping[str, Saved],
-    clock: TrainProgress,
+    progress: TrainProgress,
     warn: Callable[[str], None] = lambda text: None,
 ) -> Path | None:
-    """Brings train states and clock to the newest whole checkpoint of the leg, and returns it; None if there is none.
+    """Brings train states and progress to the leg's newest whole checkpoint, and returns it; None if there is none.
 
     `warn` gets a line for each newer one that is damaged. Raises `UserError`, and changes nothing, if all are damaged.
     A guard that a checkpoint of an earlier version does not hold starts without a past.
@@ -71,7 +71,10 @@ def restore(
             continue
         for problem in damaged:
             warn(f"checkpoint {problem}; using {path.name} instead")
-        _load(path, states, clock)
+        stored = read_json(path / "state.json")
+        for name in [name for name in states if name in stored["steps"]]:
+            states[name].restore(load_file(path / f"{name}.safetensors"), stored["steps"][name])
+        progress.restore(stored["clock"])
         return path
     if damaged:
         raise UserError(
@@ -87,19 +90,12 @@ def rename_legs(folder: Path) -> None:
         path.rename(path.with_name(path.name.replace("mistakes", "exposure", 1)))
 
 
-def _load(path: Path, states: Mapping[str, Saved], clock: TrainProgress) -> None:
-    stored = read_json(path / "state.json")
-    for name in [name for name in states if name in stored["steps"]]:
-        states[name].restore(load_file(path / f"{name}.safetensors"), stored["steps"][name])
-    clock.restore(stored["clock"])
-
-
 def checkpoints(folder: Path, leg: str) -> list[Path]:
-    """Whole and damaged ones, in the order of their number of images."""
+    """Checkpoints of a leg, whole and damaged, by images seen."""
     name = re.compile(re.escape(leg) + r"-\d{10,}")
     paths = folder.iterdir() if folder.is_dir() else ()
-    return sorted((path for path in paths if name.fullmatch(path.name) and path.is_dir()), key=images_of)
+    return sorted((path for path in paths if name.fullmatch(path.name) and path.is_dir()), key=_images_of)
 
 
-def images_of(checkpoint: Path) -> int:
+def _images_of(checkpoint: Path) -> int:
     return int(checkpoint.name.rpartition("-")[2])

@@ -1,4 +1,4 @@
-"""What legs train on."""
+"""Training examples of each leg."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ class MixedSource:
 
     def batch(self, images_seen: int, count: int) -> Batch:
         ends = list(accumulate(self.counts))
-        drawn = int(self.rng.at("form", images_seen).integers(ends[-1], 1))
-        return self.sources[bisect(ends, drawn)].batch(images_seen, count)
+        position = int(self.rng.at("form", images_seen).integers(ends[-1], 1))
+        return self.sources[bisect(ends, position)].batch(images_seen, count)
 
 
 def main_bucket(buckets: Sequence[Bucket]) -> int:

@@ -1,39 +1,47 @@
-"""Fits the priors of a run to batches of its training images."""
+"""The priors of a run: fitted to its training images once, stored in its folder, and read from there."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import product
+from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from calotype.data.captions import shorter_versions
-from calotype.priors.captions import CaptionedMixture
+from calotype.files import is_whole, read_json, sha256, whole_folder, write_json, write_tensors
 from calotype.priors.fit import CaptionedLatents, PriorValidation, fit_prior
 from calotype.priors.gaussian import CrossFitted, GaussianMixture
 from calotype.priors.patches import PatchPrior
-from calotype.priors.prior import MOST_VALUES
+from calotype.priors.prior import MOST_VALUES, Prior
+from calotype.priors.stored import described, description, prior_in
 from calotype.recipe import Recipe
+from calotype.run import Run
 from calotype.spaces.pixel import Space
 from calotype.spaces.tiling import half_overlapping
+from calotype.training.checkpoint import checkpoints
 from calotype.training.examples import Bucket
 from calotype.training.loop import BatchSource
-from calotype.types import Batch, Rng, Text
+from calotype.types import Batch, Rng, Text, UserError
 
 VALIDATION_IMAGES = 512
-"""By which the prior is chosen."""
+"""Validation images by which the prior is chosen."""
 PATCHES = 2**19
 """Low-resolution pixels, with the high-resolution patches below them, to which a patch prior is fitted."""
 UNCAPTIONED = 0.2
 """Share of images that training gives no caption."""
+Constants = dict[str, Prior]
+"""The priors of a leg, by their names in the run's folder: "mixture", for which "unseen-0" and so on stand in where
+it is cross-fitted, or "local", a prior of patches."""
+
+# -- Fitted ------------------------------------------------------------------------------------------------------------
 
 
-def fit_mixture(
-    recipe: Recipe, buckets: Sequence[Bucket], space: Space
-) -> tuple[GaussianMixture | CaptionedMixture, CrossFitted | None]:
+def fit_mixture(recipe: Recipe, buckets: Sequence[Bucket], space: Space) -> Constants:
     """The prior of the first stage, from as many training latents as `MOST_VALUES` allows, and its cross-fitted form.
 
     With several aspect buckets it is fitted to the largest square that fits into all, in windows of each.
@@ -46,8 +54,8 @@ def fit_mixture(
 
     def examples(batch: Batch, rng: Rng, place: int) -> CaptionedLatents:
         texts = ("",) * len(batch) if batch.text is None else batch.text.prompts
-        drawn = Rng(("telling", place))  # as in version 0.1: another name would draw other numbers
-        shorter = shortened(texts, recipe.denoiser.caption_dropout, drawn)
+        stream = Rng(("telling", place))  # as in version 0.1: another name would draw other numbers
+        shorter = shortened(texts, recipe.denoiser.caption_dropout, stream)
         return CaptionedLatents(on_solver(space.sample(batch.clean, rng)), on_solver(batch.labels), texts, shorter)
 
     train, validation = examples(many, rng, 0), examples(few, rng, 2)
@@ -58,40 +66,36 @@ def fit_mixture(
     noise = rng.at("noise").normal(*validation.latents.shape).to(validation.latents)
     folds = None if many.fold is None else on_solver(many.fold)
     prior, crossed = fit_prior(train, PriorValidation(validation, sigma, noise), folds, more)
-    if crossed is None:
-        return prior, None
-    return prior, CrossFitted(tuple(mixture.to(few.clean.device) for mixture in crossed.mixtures))
+    folds_of = crossed.mixtures if crossed else ()
+    return {"mixture": prior, **{f"unseen-{fold}": mixture for fold, mixture in enumerate(folds_of)}}
 
 
 def take(buckets: Sequence[Bucket], rows: Sequence[Tensor], most: int, rng: Rng, turn: int = 0) -> Batch:
     """At most `most` of these images, of each bucket in proportion; in the next turn, the next ones."""
-    side, total = common_side(buckets), sum(map(len, rows))
+    total = sum(map(len, rows))
+    first = (bucket.examples(torch.arange(1)).batch(0, 1) for bucket in buckets)
+    side = min(side for batch in first for side in batch.clean.shape[-2:])  # of the square that fits into all
     counts = [min(len(chosen), math.ceil(most * len(chosen) / total)) for chosen in rows]
     sources = (bucket.examples(chosen) for bucket, chosen in zip(buckets, rows, strict=True))
-    drawn = (source.batch(turn * count, count) for source, count in zip(sources, counts, strict=True) if count)
-    return joined([random_windows(batch, side, rng.at("window", turn, place)) for place, batch in enumerate(drawn)])
-
-
-def common_side(buckets: Sequence[Bucket]) -> int:
-    """Of the largest square that fits into all buckets, as they are cached."""
-    return min(side for bucket in buckets for side in bucket.examples(torch.arange(1)).batch(0, 1).clean.shape[-2:])
+    batches = (source.batch(turn * count, count) for source, count in zip(sources, counts, strict=True) if count)
+    return joined([random_windows(batch, side, rng.at("window", turn, place)) for place, batch in enumerate(batches)])
 
 
 def random_windows(batch: Batch, side: int, rng: Rng) -> Batch:
-    """Of each image, one of the windows in which the prior denoises it."""
+    """A window of each image: one of those in which the prior denoises it."""
     places = list(product(*(half_overlapping(length, side) for length in batch.clean.shape[-2:])))
-    drawn = (places[place] for place in rng.integers(len(places), len(batch)).tolist())
-    squares = [image[:, row.read, column.read] for image, (row, column) in zip(batch.clean, drawn, strict=True)]
+    windows = (places[place] for place in rng.integers(len(places), len(batch)).tolist())
+    squares = [image[:, row.read, column.read] for image, (row, column) in zip(batch.clean, windows, strict=True)]
     return replace(batch, clean=torch.stack(squares))
 
 
 def joined(batches: Sequence[Batch]) -> Batch:
     """All their images, interleaved: so the first n of them are of each batch in proportion."""
-    turns = torch.cat([(torch.arange(len(one)) + 0.5) / len(one) for one in batches]).argsort(stable=True)
-    clean = torch.cat([one.clean for one in batches])[turns].contiguous(memory_format=torch.channels_last)
-    labels = torch.cat([one.labels for one in batches])[turns]
-    folds = [one.fold for one in batches if one.fold is not None]
-    texts = [text for one in batches if one.text for text in one.text.prompts]
+    turns = torch.cat([(torch.arange(len(batch)) + 0.5) / len(batch) for batch in batches]).argsort(stable=True)
+    clean = torch.cat([batch.clean for batch in batches])[turns].contiguous(memory_format=torch.channels_last)
+    labels = torch.cat([batch.labels for batch in batches])[turns]
+    folds = [batch.fold for batch in batches if batch.fold is not None]
+    texts = [text for batch in batches if batch.text for text in batch.text.prompts]
     fold = torch.cat(folds)[turns] if folds else None
     return Batch(clean, labels, None, fold, Text(tuple(texts)).at(turns.tolist()) if texts else None)
 
@@ -109,10 +113,77 @@ def on_solver(values: Tensor) -> Tensor:
     return values if values.device.type == "cuda" else values.cpu()
 
 
-def fit_patches(prior: PatchPrior, train: BatchSource, crop: int) -> PatchPrior:
-    """Fits a patch prior to crops of training images."""
-    batch = max(1, PATCHES // 16 // (crop // prior.factor) ** 2)
+def fit_patches(factor: int, train: BatchSource, crop: int) -> Constants:
+    """A patch prior, fitted to crops of training images."""
+    batch = max(1, PATCHES // 16 // (crop // factor) ** 2)
     batches = (train.batch(index * batch, batch) for index in range(16))
-    pairs = [(on_solver(one.low_res), on_solver(one.clean)) for one in batches if one.low_res is not None]
-    prior.to(pairs[0][0].device).fit(pairs)
-    return prior
+    pairs = [(on_solver(part.low_res), on_solver(part.clean)) for part in batches if part.low_res is not None]
+    prior = PatchPrior(factor).to(pairs[0][0].device)
+    prior.fit(pairs)
+    return {"local": prior}
+
+
+def cross_fitted(constants: Constants, device: torch.device) -> CrossFitted | None:
+    stored = (constants.get(f"unseen-{fold}") for fold in range(len(constants)))
+    folds = tuple(prior.to(device) for prior in stored if isinstance(prior, GaussianMixture))
+    return CrossFitted(folds) if folds else None
+
+
+# -- Stored ------------------------------------------------------------------------------------------------------------
+
+
+def keep(run: Run | None, leg: str, fit: Callable[[], Constants]) -> Constants:
+    """The constants of a leg on the CPU, from the run's folder; fitted and written there if the leg has not begun.
+
+    Without a run to store them in they are fitted. Raises `UserError` where they are missing or damaged, and
+    checkpoints were trained with them.
+    """
+    if run is None:
+        return fit()
+    folder, hashes = run.folder / "constants" / leg, run.state.constants
+    # before its hash is known, any whole folder counts
+    if not is_whole(folder) or hashes.get(leg) not in (None, sha256(folder / "manifest.json")):
+        write_constants(folder, _fitted(run, leg, fit))
+    hashes[leg] = sha256(folder / "manifest.json")
+    run.save()
+    return read_constants(folder)
+
+
+def _fitted(run: Run, leg: str, fit: Callable[[], Constants]) -> Constants:
+    """Fitted now, if no checkpoint needs what was fitted before."""
+    folder, finished = run.folder / "constants" / leg, run.state.legs.get(leg) == "finished"
+    trained = checkpoints(run.folder / "checkpoints", leg)
+    if not trained and not finished:
+        if leg in run.state.constants:
+            text = f"{leg}: {folder} was missing or damaged, and no checkpoint needs what it held: it was fitted again"
+            run.log("note", text=text)
+        return fit()
+    if leg not in run.state.constants and (older := _in_checkpoint(trained)):
+        return {**fit(), **older}
+    again = "start a new run" if finished else f"remove checkpoints/{leg}-* to train the {leg} from its start"
+    raise UserError(
+        f"{folder} is missing or damaged, but checkpoints of the {leg} were trained with it: put it back from a copy, "
+        f"or {again}"
+    )
+
+
+def _in_checkpoint(trained: Sequence[Path]) -> Constants:
+    """Checkpoints of earlier versions hold their constants, but not their cross-fitted forms."""
+    path = next((path for path in reversed(trained) if is_whole(path)), None)
+    prior = prior_in(load_file(path / "denoiser.safetensors"), "network.") if path else None
+    return {} if prior is None else {"local" if isinstance(prior, PatchPrior) else "mixture": prior}
+
+
+def write_constants(folder: Path, constants: Constants) -> None:
+    about = {name: description(prior) for name, prior in constants.items()}
+    with whole_folder(folder) as path:
+        write_json(path / "constants.json", about)
+        for name, prior in constants.items():
+            write_tensors(path / f"{name}.safetensors", prior.state_dict())
+
+
+def read_constants(folder: Path) -> Constants:
+    constants = {name: described(about) for name, about in read_json(folder / "constants.json").items()}
+    for name, prior in constants.items():
+        prior.load_state_dict(load_file(folder / f"{name}.safetensors"))
+    return constants

@@ -5,58 +5,76 @@ from __future__ import annotations
 import math
 import shutil
 import threading
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar, runtime_checkable
+
+from torch import Tensor
 
 from calotype.run import Run, Validation
 from calotype.training import checkpoint
 from calotype.training.checkpoint import Saved
-from calotype.training.critic_guard import CriticGuard
-from calotype.training.early_stopping import EarlyStopping
-from calotype.training.hooks import StepLog, ValidationHook, Validator, always, every_after, guarding
-from calotype.training.loop import BatchSource, Hook, StepResult, TrainProgress, at_fractions, every, train_loop
+from calotype.training.control import CriticGuard, EarlyStopping
+from calotype.training.loop import BatchSource, StepResult, TrainProgress, at_fractions, every, train_steps
 from calotype.training.objectives import Objective
-from calotype.training.reporter import Progress
-from calotype.training.signals import Interrupted
+from calotype.training.process import Interrupted, ProgressBar
 from calotype.training.state import TrainState
 from calotype.types import UserError
 
 PREVIEWS = (0.05, 0.15, 0.3, 0.5, 0.75, 1.0)
 """Fractions of a leg after which it is previewed and validated."""
-SAVE_SECONDS, CONTROL_SECONDS = 60.0, 3.0
+LOG_SECONDS, CONTROL_SECONDS, SAVE_SECONDS = 2.0, 3.0, 60.0
 Result_co = TypeVar("Result_co", covariant=True)
+
+
+@runtime_checkable
+class Validator(Protocol):
+    """Shows what the averaged weights make, always from the same seeds, and measures them on validation pictures."""
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """The prompts of the pictures in a preview; empty where there are none."""
+        ...
+
+    def draw(self, path: Path) -> None: ...
+
+    def measure(self) -> dict[str, float]: ...
 
 
 @dataclass(frozen=True)
 class Leg(Generic[Result_co]):
-    """One thing to train, with all that this takes."""
+    """A network to train, with its objective, data, progress and validator."""
 
     name: str
     objective: Objective
     states: dict[str, TrainState]
     source: BatchSource
-    clock: TrainProgress
+    progress: TrainProgress
     validator: Validator
     trained: Result_co
-    """What comes of it: it holds the averaged weights, which the end of the leg leaves at their best."""
-    guards: Mapping[str, CriticGuard] = field(default_factory=dict)
-    """They watch over train states, and are saved with them."""
-    last_previews: Mapping[str, Callable[[Path], None]] = field(default_factory=dict)
-    """Further previews at the end, by the word behind the leg's name."""
+    """The result: it holds the averaged weights, which the end of the leg leaves at their best."""
+    guard: CriticGuard | None = None
+    """It watches over the autoencoder, and is saved with it."""
+    draw_raw: Callable[[Path], None] | None = None
+    """A further preview at the end, of the weights that are not averaged."""
 
     @property
     def saved(self) -> dict[str, Saved]:
         """All that a checkpoint must hold."""
-        return {**self.states, **self.guards}
+        return {**self.states, **({"critic-guard": self.guard} if self.guard else {})}
+
+    def steps(self) -> Iterator[StepResult]:
+        """Trains to the end, one step for each result."""
+        return train_steps(self.objective, self.states, self.source, self.progress)
 
 
 @dataclass(frozen=True)
 class LegLimits:
     """How a leg is held to its time; without limits it sees the images that the recipe says."""
 
-    control: Callable[[TrainProgress], None] | None = None
+    control: Callable[[TrainProgress], None] = lambda progress: None
     previews_at: tuple[float, ...] = ()
     """Fractions after which it is previewed and validated; none: `PREVIEWS`."""
     validation_share: float = math.inf
@@ -72,7 +90,7 @@ def train_leg(
     run: Run,
     leg: Leg[object],
     stop: threading.Event,
-    progress: Progress,
+    bar: ProgressBar,
     say: Callable[[str], None] = lambda text: None,
     limits: LegLimits = UNLIMITED,
 ) -> None:
@@ -82,41 +100,43 @@ def train_leg(
     run gets these lines as well.
     """
     resume_leg(run, leg, say)
-    spent, checkpoints = leg.clock.seconds, run.folder / "checkpoints"
+    progress, checkpoints, validating = leg.progress, run.folder / "checkpoints", 0.0
     validation = run.state.validation.setdefault(leg.name, Validation())
     stopping = EarlyStopping(checkpoints / f"best-{leg.name}", leg.states, validation)
+    log = StepLog(run, leg.name, progress, bar)
+    guard_due = at_fractions(leg.guard.fractions if leg.guard else (), progress.fraction)
+    preview_due = at_fractions(limits.previews_at or PREVIEWS, progress.fraction)
+    control_due, save_due = every(CONTROL_SECONDS), every(SAVE_SECONDS, progress.seconds)
 
-    def save(clock: TrainProgress, result: StepResult) -> None:
-        checkpoint.save(checkpoints, leg.name, leg.saved, clock)
-        run.state.seconds[leg.name] = clock.seconds
+    def save() -> None:
+        checkpoint.save(checkpoints, leg.name, leg.saved, progress)
+        run.state.seconds[leg.name] = progress.seconds
         run.save()
 
-    def stop_if_asked(clock: TrainProgress, result: StepResult) -> None:
+    for result in leg.steps():
+        log(progress, result)
+        if leg.guard and guard_due(progress):
+            guard_critic(run, leg.name, progress, leg.guard)
+        affordable = progress.fraction >= 1 or validating <= limits.validation_share * progress.seconds
+        if preview_due(progress) and affordable:
+            start = time.perf_counter()
+            stopping.note(progress.images_seen, validate(run, leg.name, progress, leg.validator))
+            run.save()
+            validating += time.perf_counter() - start
+            if stopping.rise > limits.max_rise:
+                progress.total = progress.images_seen
+        if control_due(progress):
+            limits.control(progress)
+        if save_due(progress):
+            save()
         if stop.is_set():
-            save(clock, result)
+            save()
             raise Interrupted
-
-    def control(clock: TrainProgress, result: StepResult) -> None:
-        if limits.control is not None:
-            limits.control(clock)
-
-    seen = leg.clock.progress
-    due = at_fractions(limits.previews_at or PREVIEWS, seen)
-    validate = ValidationHook(run, leg.name, leg.validator, stopping, due, limits.validation_share, limits.max_rise)
-    hooks = [
-        Hook(always, StepLog(run, leg.name, leg.clock, progress)),
-        *(Hook(at_fractions(guard.fractions, seen), guarding(run, leg.name, guard)) for guard in leg.guards.values()),
-        Hook(validate.due, validate),
-        Hook(every(CONTROL_SECONDS), control),
-        Hook(every_after(spent, SAVE_SECONDS), save),
-        Hook(always, stop_if_asked),
-    ]
-    train_loop(leg.objective, leg.states, leg.source, leg.clock, hooks)
-    leg.clock.advance(0)
+    progress.advance(0)
     if overfitted := stopping.restore_best():
         run.log("note", text=f"{leg.name}: {overfitted}")
         run.state.overfitted[leg.name] = overfitted
-    save(leg.clock, StepResult({}, {}))
+    save()
     finish_leg(run, leg, say)
     shutil.rmtree(stopping.folder, ignore_errors=True)
 
@@ -132,8 +152,8 @@ def resume_leg(run: Run, leg: Leg[object], say: Callable[[str], None]) -> None:
         run.log("note", text=f"{leg.name}: {text}")
         say(f"{leg.name}: {text}")
 
-    restored = checkpoint.restore(checkpoints, leg.name, leg.saved, leg.clock, warn)
-    if run.state.legs[leg.name] == "finished" and (restored is None or leg.clock.images_seen < leg.clock.total):
+    restored = checkpoint.restore(checkpoints, leg.name, leg.saved, leg.progress, warn)
+    if run.state.legs[leg.name] == "finished" and (restored is None or leg.progress.images_seen < leg.progress.total):
         raise UserError(
             f"the last checkpoint of the {leg.name} in {checkpoints} is missing or damaged, and what came after it was "
             f"made with it; put it back, or start a new run"
@@ -145,14 +165,67 @@ def resume_leg(run: Run, leg: Leg[object], say: Callable[[str], None]) -> None:
 
 
 def finish_leg(run: Run, leg: Leg[object], say: Callable[[str], None]) -> None:
-    """Draws the last previews, and says where the leg overfitted."""
+    """Draws the last preview, and says where the leg overfitted."""
     run.state.legs[leg.name] = "finished"
     trained = [state.network for name, state in leg.states.items() if name != "critic"]
     run.state.parameters[leg.name] = sum(weights.numel() for network in trained for weights in network.parameters())
     run.save()
     if overfitted := run.state.overfitted.get(leg.name):
         say(f"{leg.name}: {overfitted}")
-    for word, draw in leg.last_previews.items():
-        if not (file := run.folder / "previews" / f"{leg.name}-{word}.png").exists():
-            with run.timing("previews"):
-                draw(file)
+    if leg.draw_raw and not (file := run.folder / "previews" / f"{leg.name}-raw.png").exists():
+        with run.timing("previews"):
+            leg.draw_raw(file)
+
+
+# -- Between the steps -------------------------------------------------------------------------------------------------
+
+
+def validate(run: Run, leg: str, progress: TrainProgress, validator: Validator) -> dict[str, float]:
+    """A preview and the measures, into the run's folder and its log."""
+    where = {"leg": leg, "images_seen": progress.images_seen, "seconds": progress.seconds}
+    file = f"previews/{leg}-{progress.images_seen:010d}.png"
+    (run.folder / "previews").mkdir(exist_ok=True)
+    validator.draw(run.folder / file)
+    prompts = {"prompts": validator.prompts} if validator.prompts else {}
+    run.log("preview", **where, file=file, **prompts)
+    run.log("check", **where, progress=progress.fraction, measures=(measures := validator.measure()))
+    return measures
+
+
+def guard_critic(run: Run, leg: str, progress: TrainProgress, guard: CriticGuard) -> None:
+    """Lets the guard check the reconstructions, and logs what it measured and did."""
+    checked = guard.check()
+    run.log("guard", leg=leg, images_seen=progress.images_seen, **checked._asdict())
+    if checked.taken_back:
+        run.log("note", text=f"{leg} after {progress.images_seen} images: {checked}")
+
+
+class StepLog:
+    """Averages loss terms and gradient norms over steps, and logs them every two seconds."""
+
+    def __init__(self, run: Run, leg: str, progress: TrainProgress, bar: ProgressBar) -> None:
+        self.run, self.leg, self.bar = run, leg, bar
+        self.results: list[StepResult] = []
+        self.last, self.last_seen = progress.seconds, progress.images_seen
+
+    def __call__(self, progress: TrainProgress, result: StepResult) -> None:
+        self.results.append(result)
+        if progress.seconds - self.last < LOG_SECONDS and progress.images_seen < progress.total:
+            return
+        speed = (progress.images_seen - self.last_seen) / max(progress.seconds - self.last, 1e-9)
+        terms = average([result.terms for result in self.results])
+        norms = average([result.norms for result in self.results])
+        self.run.log(
+            "step", leg=self.leg, images_seen=progress.images_seen, progress=progress.fraction,
+            seconds=progress.seconds, terms=terms, norms=norms, images_a_second=speed,
+        )  # fmt: skip
+        shown = ", ".join(f"{name.split('.')[-1]} {value:.3f}" for name, value in list(terms.items())[:3])
+        self.bar(progress.images_seen, progress.total, f"{shown}, {speed:.0f} pictures/s")
+        self.results, self.last, self.last_seen = [], progress.seconds, progress.images_seen
+
+
+def average(records: Sequence[dict[str, Tensor] | dict[str, float]]) -> dict[str, float]:
+    """The mean of each name over the records that have it."""
+    names = {name: None for record in records for name in record}
+    values = {name: [float(record[name]) for record in records if name in record] for name in names}
+    return {name: sum(numbers) / len(numbers) for name, numbers in values.items()}

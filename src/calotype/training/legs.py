@@ -1,4 +1,4 @@
-"""What each leg of a run trains: the autoencoder, the denoiser of the first stage, and those of stages that enlarge."""
+"""The legs of a run: the autoencoder, the denoiser of the first stage, and those of stages that enlarge."""
 
 from __future__ import annotations
 
@@ -20,15 +20,16 @@ from calotype.diffusion.stage import Sampling, Stage, shrunk
 from calotype.machine import deterministic
 from calotype.nets.blocks import channels_last
 from calotype.nets.critic import Critic
+from calotype.nets.frozen import Frozen
 from calotype.nets.kl import Autoencoder
 from calotype.nets.perceptual import efficientnet_lite0
 from calotype.priors.patches import PatchPrior
-from calotype.recipe import DiffusionConfig, OptimizerConfig, Recipe, exposure_above, leg_above
+from calotype.recipe import DiffusionConfig, Recipe, exposure_above, leg_above
+from calotype.run import Run
 from calotype.spaces.pixel import Space
-from calotype.training.constants import Constants, Keep, as_constants, fit_now, from_constants
-from calotype.training.critic_guard import CriticGuard
+from calotype.training.control import CriticGuard
 from calotype.training.examples import Bucket, Examples, MixedSource, main_bucket, picture_source
-from calotype.training.fitting import fit_mixture, fit_patches
+from calotype.training.fitting import Constants, cross_fitted, fit_mixture, fit_patches, keep
 from calotype.training.leg import Leg
 from calotype.training.loop import BatchSource, TrainProgress
 from calotype.training.objectives import AutoencoderObjective, DenoisingObjective
@@ -65,7 +66,7 @@ def autoencoder_leg(recipe: Recipe, pictures: Pictures, device: torch.device) ->
         TrainProgress(config.images, config.batch, recipe.seed),
         validator,
         average,
-        {"critic-guard": guard} if "critic" in states else {},
+        guard if "critic" in states else None,
     )
 
 
@@ -78,30 +79,31 @@ def autoencoder_objective(recipe: Recipe, vae: Autoencoder) -> AutoencoderObject
 
 
 def denoiser_leg(
-    recipe: Recipe, buckets: Sequence[Bucket], space: Space, device: torch.device, keep: Keep = fit_now
-) -> Leg[Stage]:
+    recipe: Recipe, buckets: Sequence[Bucket], space: Space, device: torch.device, run: Run | None = None,
+    frozen: Frozen | None = None,
+) -> Leg[Stage]:  # fmt: skip
     """The first stage, in pixels or in the latents of a trained autoencoder."""
-
-    def fit() -> Constants:
-        deterministic(recipe.seed + 1)
-        return as_constants(*fit_mixture(recipe, buckets, space))
-
-    mixture, cross_fitted = from_constants(keep(fit), device) if recipe.denoiser.prior == "gaussian" else (None, None)
+    deterministic(recipe.seed + 1)
+    fitted: Constants = {}
+    if recipe.denoiser.prior == "gaussian":
+        fitted = keep(run, "denoiser", lambda: fit_mixture(recipe, buckets, space))
     deterministic(recipe.seed + 1)  # the same weights, whether the closed form was fitted or read
-    stage = build_stage(recipe, space, len(buckets[0].pictures.classes), mixture)
-    objective = DenoisingObjective(stage, recipe.denoiser, cross_fitted)
+    stage = build_stage(recipe, space, len(buckets[0].pictures.classes), fitted.get("mixture"), frozen)
+    objective = DenoisingObjective(stage, recipe.denoiser, cross_fitted(fitted, device))
     return diffusion_leg("denoiser", recipe, objective, recipe.denoiser, recipe.sampling, buckets, device)
 
 
 def enlarger_leg(
-    recipe: Recipe, size: int, pictures: Pictures, examples: Examples, device: torch.device, keep: Keep = fit_now
-) -> Leg[Stage]:
+    recipe: Recipe, size: int, pictures: Pictures, examples: Examples, device: torch.device, run: Run | None = None,
+    frozen: Frozen | None = None,
+) -> Leg[Stage]:  # fmt: skip
     """A stage that enlarges the pictures of the stage before it."""
     deterministic(recipe.seed + size)
-    stage, config = build_enlarger(recipe, size, len(pictures.classes)), recipe.enlarger(size)
+    stage, config = build_enlarger(recipe, size, len(pictures.classes), frozen), recipe.enlarger(size)
     if isinstance(prior := stage.denoiser.prior, PatchPrior):
-        train, crop = examples(pictures.train_indices), config.crop or size
-        prior.load_state_dict(keep(lambda: {"local": fit_patches(prior, train, crop)})["local"].state_dict())
+        train, factor = examples(pictures.train_indices), prior.factor
+        fitted = keep(run, leg_above(size), lambda: fit_patches(factor, train, config.crop or size))
+        prior.load_state_dict(fitted["local"].state_dict())
     objective, buckets = DenoisingObjective(stage, config), [Bucket(pictures, examples)]
     return diffusion_leg(leg_above(size), recipe, objective, config, config.sampling, buckets, device)
 
@@ -119,7 +121,8 @@ def exposure_leg(recipe: Recipe, below: Stage, stage: Stage, pictures: Pictures,
         crop = config.crop or size
         return PictureSource(pictures, redrawn, rng, device, crop, recipe.flip, stage.factor, low_res)
 
-    shorter = config.model_copy(update={"images": config.exposure.images, "learn": gentler(config.learn)})
+    learn = config.learn.model_copy(update={"learning_rate": config.learn.learning_rate / 4})  # it is trained already
+    shorter = config.model_copy(update={"images": config.exposure.images, "learn": learn})
     objective, buckets = DenoisingObjective(stage, config), [Bucket(pictures, examples)]
     return diffusion_leg(exposure_above(size), recipe, objective, shorter, config.sampling, buckets, device, stream)
 
@@ -148,13 +151,8 @@ def diffusion_leg(
         TrainProgress(config.images, config.batch, recipe.seed),
         validator,
         averaged,
-        last_previews={"raw": validator.draw_raw},
+        draw_raw=validator.draw_raw,
     )
-
-
-def gentler(learn: OptimizerConfig) -> OptimizerConfig:
-    """For a network that is trained already."""
-    return learn.model_copy(update={"learning_rate": learn.learning_rate / 4})
 
 
 def redraw_all(

@@ -1,9 +1,9 @@
-"""The training loop. It knows objectives, train states, batches and hooks; it does not know diffusion."""
+"""The training loop. It knows objectives, train states and batches; it does not know diffusion."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Protocol, runtime_checkable
 
@@ -33,7 +33,7 @@ class TrainProgress:
     started: float = field(default_factory=time.perf_counter)
 
     @property
-    def progress(self) -> float:
+    def fraction(self) -> float:
         return self.images_seen / self.total
 
     def rng(self) -> Rng:
@@ -49,7 +49,7 @@ class TrainProgress:
         del state["started"]
         return state
 
-    def restore(self, state: dict[str, int | float]) -> None:
+    def restore(self, state: Mapping[str, int | float]) -> None:
         for name, value in state.items():
             setattr(self, name, value)
         self.started = time.perf_counter()
@@ -63,71 +63,62 @@ class StepResult:
     norms: dict[str, float]
 
 
-@dataclass(frozen=True)
-class Hook:
-    """Something done between steps, when it is due: log, save, validate."""
-
-    due: Callable[[TrainProgress], bool]
-    run: Callable[[TrainProgress, StepResult], None]
-
-
-def train_loop(
-    objective: Objective,
-    states: dict[str, TrainState],
-    source: BatchSource,
-    clock: TrainProgress,
-    hooks: Sequence[Hook],
-) -> None:
-    clock.started = time.perf_counter()
-    while clock.images_seen < clock.total:
-        batch = source.batch(clock.images_seen, clock.batch)
-        result = train_step(states, objective.losses(batch, clock.progress, clock.rng()), clock)
-        clock.advance(len(batch))
-        for hook in hooks:
-            if hook.due(clock):
-                hook.run(clock, result)
+def train_steps(
+    objective: Objective, states: Mapping[str, TrainState], source: BatchSource, progress: TrainProgress
+) -> Iterator[StepResult]:
+    """Trains to the end of the leg, one step for each result; what is done between steps is up to the caller."""
+    progress.started = time.perf_counter()
+    while progress.images_seen < progress.total:
+        batch = source.batch(progress.images_seen, progress.batch)
+        result = train_step(states, objective.losses(batch, progress.fraction, progress.rng()), progress)
+        progress.advance(len(batch))
+        yield result
 
 
-def train_step(states: dict[str, TrainState], losses: dict[str, Loss], clock: TrainProgress) -> StepResult:
-    """One step of every network that has a loss. All gradients are taken before any weight moves."""
+def train_step(states: Mapping[str, TrainState], losses: dict[str, Loss], progress: TrainProgress) -> StepResult:
+    """One step of every network that has a loss. All gradients are taken before any weight moves.
+
+    Raises `UserError` for a gradient that is not finite.
+    """
     for name, loss in losses.items():
         states[name].backward(loss.total)
-    norms = {name: step(states[name], name, losses[name], clock) for name in losses}
+    norms = {}
+    for name, loss in losses.items():
+        try:
+            norms[name] = states[name].step(progress.fraction)
+        except NotFiniteError as error:
+            values = ", ".join(f"{term} {float(value):.3g}" for term, value in loss.terms.items())
+            raise UserError(
+                f"{name} after {progress.images_seen} images: {error} ({values}); training stopped before it spread, "
+                f"and the last checkpoint is sound; lower the learning rate, or set precision to float32, and resume"
+            ) from None
     terms = {f"{name}.{term}": value for name, loss in losses.items() for term, value in loss.terms.items()}
     return StepResult(terms, norms)
 
 
-def step(state: TrainState, name: str, loss: Loss, clock: TrainProgress) -> float:
-    try:
-        return state.step(clock.progress)
-    except NotFiniteError as error:
-        terms = ", ".join(f"{term} {float(value):.3g}" for term, value in loss.terms.items())
-        raise UserError(
-            f"{name} after {clock.images_seen} images: {error} ({terms}); training stopped before it spread, and the "
-            f"last checkpoint is sound; lower the learning rate, or set precision to float32, and resume"
-        ) from None
+Due = Callable[[TrainProgress], bool]
+"""Whether something is to be done after a step."""
 
 
-def every(seconds: float) -> Callable[[TrainProgress], bool]:
-    """Due when so many seconds of training have gone by since it was last due."""
-    last = 0.0
+def every(seconds: float, last: float = 0.0) -> Due:
+    """Due when so many seconds of training have gone by since it was last due, or since `last`."""
 
-    def due(clock: TrainProgress) -> bool:
+    def due(progress: TrainProgress) -> bool:
         nonlocal last
-        if clock.seconds < last + seconds:
+        if progress.seconds < last + seconds:
             return False
-        last = clock.seconds
+        last = progress.seconds
         return True
 
     return due
 
 
-def at_fractions(fractions: Iterable[float], seen: float = 0.0) -> Callable[[TrainProgress], bool]:
-    """Due once at each of these fractions of the run, those up to `seen` left out."""
+def at_fractions(fractions: Iterable[float], seen: float = 0.0) -> Due:
+    """Due once at each of these fractions of the leg, those up to `seen` left out."""
     left = sorted(fraction for fraction in fractions if fraction > seen)
 
-    def due(clock: TrainProgress) -> bool:
-        passed = [fraction for fraction in left if clock.progress >= fraction]
+    def due(progress: TrainProgress) -> bool:
+        passed = [fraction for fraction in left if progress.fraction >= fraction]
         del left[: len(passed)]
         return bool(passed)
 

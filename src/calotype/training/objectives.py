@@ -24,7 +24,7 @@ from calotype.types import NULL_LABEL, Batch, Images, Labels, Rng, Sigmas, Text
 
 @dataclass(frozen=True)
 class Loss:
-    """What one network minimises, and the terms that it is the sum of, for the log."""
+    """The loss of one network, and the terms that it is the sum of, for the log."""
 
     total: Tensor
     terms: dict[str, Tensor]
@@ -36,7 +36,7 @@ class Objective(Protocol):
 
     networks: dict[str, nn.Module]
 
-    def losses(self, batch: Batch, progress: float, rng: Rng) -> dict[str, Loss]: ...
+    def losses(self, batch: Batch, fraction: float, rng: Rng) -> dict[str, Loss]: ...
 
 
 class AutoencoderObjective:
@@ -49,38 +49,38 @@ class AutoencoderObjective:
         critics: dict[str, nn.Module] = {"critic": critic} if config.adversarial else {}
         self.networks: dict[str, nn.Module] = {"autoencoder": vae, **critics}
         self.trust = 1.0
-        """What is left of the critic's weight; `CriticGuard` lowers it when the critic has done harm."""
+        """Factor on the critic's weight; `CriticGuard` lowers it when the critic has done harm."""
 
     @property
     def adversarial_start(self) -> float:
         """The fraction of the leg at which the adversarial loss sets in."""
         return max(self.config.critic_start, self.config.critic_used)
 
-    def losses(self, batch: Batch, progress: float, rng: Rng) -> dict[str, Loss]:
+    def losses(self, batch: Batch, fraction: float, rng: Rng) -> dict[str, Loss]:
         real = batch.clean
         moments = self.vae.encode(real)
         latents = moments.sample(rng.at("latents").noise_like(moments.mean))
         fake = self.vae.decode(latents)
-        terms = self._reconstruction(real, fake, progress)
-        losses = {"autoencoder": self._autoencoder(terms, fake, moments, progress)}
-        if self.config.adversarial and progress >= self.config.critic_start:
+        terms = self._reconstruction(real, fake, fraction)
+        losses = {"autoencoder": self._autoencoder(terms, fake, moments, fraction)}
+        if self.config.adversarial and fraction >= self.config.critic_start:
             losses["critic"] = self._critic(real, fake.detach())
         return losses
 
-    def _reconstruction(self, real: Images, fake: Images, progress: float) -> dict[str, Tensor]:
+    def _reconstruction(self, real: Images, fake: Images, fraction: float) -> dict[str, Tensor]:
         config = self.config
         terms = {"l1": (fake - real).abs().mean(), "edges": config.edges * edge_distance(real, fake)}
-        if config.perceptual and progress >= config.perceptual_start:
+        if config.perceptual and fraction >= config.perceptual_start:
             count = batch_share(len(real), config.perceptual_share)
             distance = perceptual_distance(self.features, fake[:count], real[:count]).mean()
             terms["perceptual"] = config.perceptual * distance
         return terms
 
-    def _autoencoder(self, terms: dict[str, Tensor], fake: Images, moments: Moments, progress: float) -> Loss:
+    def _autoencoder(self, terms: dict[str, Tensor], fake: Images, moments: Moments, fraction: float) -> Loss:
         config = self.config
         reconstruction = torch.stack(list(terms.values())).sum()
         terms["kl"] = config.kl * kl_to_normal(moments).mean()
-        if config.adversarial and progress >= self.adversarial_start:
+        if config.adversarial and fraction >= self.adversarial_start:
             terms["adversarial"] = self._adversarial(reconstruction, fake)
         return Loss(torch.stack(list(terms.values())).sum(), {name: term.detach() for name, term in terms.items()})
 
@@ -135,7 +135,7 @@ class DenoisingObjective:
         self.stage, self.dropout, self.cross_fitted = stage, dropout, cross_fitted
         self.networks: dict[str, nn.Module] = {"denoiser": stage.denoiser}
 
-    def losses(self, batch: Batch, progress: float, rng: Rng) -> dict[str, Loss]:
+    def losses(self, batch: Batch, fraction: float, rng: Rng) -> dict[str, Loss]:
         loss = self.per_image(batch, rng)[1].mean()
         return {"denoiser": Loss(loss, {"loss": loss.detach()})}
 

@@ -6,9 +6,8 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property
 from itertools import chain
-from typing import TypeVar
 
 import torch
 
@@ -19,34 +18,29 @@ from calotype.data.folder import Pictures
 from calotype.diffusion.stage import Stage
 from calotype.evaluation.counting import counter
 from calotype.machine import peak_memory
-from calotype.nets.frozen import FrozenConfig
+from calotype.nets.frozen import Frozen
 from calotype.nets.kl import Autoencoder
-from calotype.recipe import ImportedSpace, Recipe, leg_above
+from calotype.recipe import ImportedSpace, Recipe
 from calotype.run import LevelSearch, Run
 from calotype.settings import parse_recipe
 from calotype.spaces.latent import LatentSpace, about_tiles
 from calotype.spaces.pixel import PixelSpace, Space
 from calotype.store import save_model
 from calotype.tables import merge
-from calotype.training.budget import BudgetController, TimeBudget
-from calotype.training.constants import keep
-from calotype.training.early_stopping import HOPELESS
+from calotype.training.control import HOPELESS, BudgetController, TimeBudget
 from calotype.training.examples import Bucket, crop_examples, latent_examples, picture_examples
-from calotype.training.hooks import validate
 from calotype.training.inspection import require_fit
-from calotype.training.leg import UNLIMITED, Leg, LegLimits, train_leg
+from calotype.training.leg import UNLIMITED, Leg, LegLimits, Result_co, train_leg, validate
 from calotype.training.legs import autoencoder_leg, denoiser_leg, enlarger_leg, exposure_leg
 from calotype.training.levels import search_levels
 from calotype.training.loop import TrainProgress
 from calotype.training.previews import autoencoder_validator, validation_images
-from calotype.training.reporter import Reporter, counting, until_stopped
-from calotype.training.signals import Interrupted, Stop
+from calotype.training.process import Interrupted, Reporter, Stop, until_stopped
 
 SHORT = 60.0
 """Seconds of a leg: previews along the way would take a good part of a shorter one."""
 VALIDATION_SHARE = 0.05
-"""Of a leg's time, where the clock decides how long it is."""
-Result = TypeVar("Result")
+"""Fraction of the time of a paced leg."""
 
 
 @contextmanager
@@ -73,7 +67,7 @@ def record_status(run: Run, device: torch.device, stop: Stop) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Pipeline:
-    """What all legs of one run need; its methods make the parts of the model, one after the other.
+    """The legs of one run; the methods make the parts of the model, one after the other.
 
     Without `force`, `train` ends in a `UserError` where the autoencoder is unfit to diffuse on.
     """
@@ -87,6 +81,11 @@ class Pipeline:
     stop: threading.Event
     force: bool = False
 
+    @cached_property
+    def frozen(self) -> Frozen | None:
+        """The text encoder that all stages share; None where it is trained with them, or there is none."""
+        return build_frozen(self.recipe.denoiser.text)
+
     def train(self) -> None:
         """All legs, and the folder of the model. Raises `Interrupted`, after saving, when asked to stop."""
         self.encode_captions()
@@ -99,23 +98,23 @@ class Pipeline:
             save_model(self.run.folder / "model", recipe, stages, self.pictures.classes)
 
     def encode_captions(self) -> None:
-        """By a frozen text encoder, before anything is trained on them."""
-        text, captions = self.recipe.denoiser.text, self.pictures.captions
-        if isinstance(text, FrozenConfig) and captions is not None:
+        """Encodes all captions by the frozen text encoder, before anything is trained on them."""
+        captions = self.pictures.captions
+        if self.frozen is not None and captions is not None:
             with self._counting("captions"), self.reporter.bar("captions") as bar:
-                cache_encodings(build_frozen(text), captions, self.run.folder / "cache", self.device, counting(bar))
+                cache_encodings(self.frozen, captions, self.run.folder / "cache", self.device, bar)
 
     def buckets(self, pictures: Pictures) -> Sequence[Pictures]:
-        """What the first stage is trained on, at its size: squares, or the pictures in several aspect ratios."""
+        """The pictures of the first stage, at its size: squares, or a set for each aspect ratio."""
         recipe = self.recipe
         if recipe.aspect_buckets == 1:
             return [pictures]
         sizes, folder = bucket_sizes(recipe.aspect_buckets, recipe.size, recipe.unit), self.run.folder / "cache"
         with self.run.timing("read"), self.reporter.bar("aspect buckets") as bar:
-            return read_buckets(pictures, sizes, recipe.size // recipe.chain[0], folder, counting(bar))
+            return read_buckets(pictures, sizes, recipe.size // recipe.chain[0], folder, bar)
 
     def space(self) -> tuple[Space, Sequence[Bucket]]:
-        """What the first stage works in, and its training examples in there."""
+        """The space of the first stage, pixels or latents of an autoencoder, and its training examples."""
         pictures = self.pictures.shrunk(self.recipe.chain[0])
         buckets = self.buckets(pictures)
         if self.recipe.kind == "cascade":
@@ -123,7 +122,7 @@ class Pipeline:
         space, folder = LatentSpace(self.autoencoder(pictures)).to(self.device), self.run.folder / "cache"
         with self._counting("latents"), self.reporter.bar("latents") as bar:
             caches = [
-                cache_latents(space, each.pixels, each.content, self.recipe.flip, folder, self.device, counting(bar))
+                cache_latents(space, each.pixels, each.content, self.recipe.flip, folder, self.device, bar)
                 for each in buckets
             ]
             trained = (cache.of(each.train_indices) for each, cache in zip(buckets, caches, strict=True))
@@ -143,13 +142,13 @@ class Pipeline:
             return self._train(leg)
         with self.run.timing("prepare"):
             vae = initial_space(self.recipe, pictures, self.device).vae.eval().requires_grad_(False)
-            clock = TrainProgress(1, 1, self.recipe.seed)
-            validate(self.run, "autoencoder", clock, autoencoder_validator(pictures, vae, self.device))
+            progress = TrainProgress(1, 1, self.recipe.seed)
+            validate(self.run, "autoencoder", progress, autoencoder_validator(pictures, vae, self.device))
         return vae
 
     def first_stage(self, space: Space, buckets: Sequence[Bucket]) -> Stage:
         with self._counting("fit"):
-            leg = denoiser_leg(self.recipe, buckets, space, self.device, partial(keep, self.run, "denoiser"))
+            leg = denoiser_leg(self.recipe, buckets, space, self.device, self.run, self.frozen)
         return self._train(leg)
 
     def enlarger(self, size: int, below: Stage) -> Stage:
@@ -157,8 +156,7 @@ class Pipeline:
         with self._counting("prepare"):
             pictures = self.pictures.shrunk(size)
             examples = crop_examples(self.recipe, size, pictures, self.device)
-            kept = partial(keep, self.run, leg_above(size))
-            leg = enlarger_leg(self.recipe, size, pictures, examples, self.device, kept)
+            leg = enlarger_leg(self.recipe, size, pictures, examples, self.device, self.run, self.frozen)
         stage = self._train(leg)
         if not self.recipe.enlarger(size).exposure.images:
             return stage
@@ -174,7 +172,7 @@ class Pipeline:
             return recipe
         if size not in levels:
             with self._counting(f"level-{size}"), self.reporter.bar(f"level-{size}") as bar:
-                progress = until_stopped(self.stop, counting(bar))
+                progress = until_stopped(self.stop, bar)
                 pictures = self.pictures.shrunk(stage.image_size)
                 search = search_levels(recipe, below, stage, pictures, crops, progress)
             levels[size] = LevelSearch.model_validate(search.as_json())
@@ -191,17 +189,17 @@ class Pipeline:
         operations = self.run.state.operations
         operations[step] = operations.get(step, 0) + count.get_total_flops()
 
-    def _train(self, leg: Leg[Result]) -> Result:
+    def _train(self, leg: Leg[Result_co]) -> Result_co:
         with self.reporter.bar(leg.name) as bar:
             train_leg(self.run, leg, self.stop, bar, self.reporter.say, self._limits(leg.name))
         return leg.trained
 
     def _limits(self, leg: str) -> LegLimits:
-        """Of a leg whose length follows the clock: what the other steps have taken and will take is not its own."""
+        """A leg without a fixed length gets what the other steps leave of the budget."""
         budget = self.budget
         if leg not in budget.paced:
             return UNLIMITED
         others = sum(seconds for step, seconds in self.run.state.seconds.items() if step != leg)
-        control = BudgetController(budget.phases[leg], budget.seconds - others - budget.after(leg))
-        previews_at = (1.0,) if budget.predicted[leg] < SHORT else ()
+        control = BudgetController(budget.phases[leg], budget.budget_seconds - others - budget.after(leg))
+        previews_at = (1.0,) if budget.predicted["seconds"][leg] < SHORT else ()
         return LegLimits(control, previews_at, VALIDATION_SHARE, HOPELESS)

@@ -97,7 +97,7 @@ class DenoiserValidator:
 
     @property
     def count(self) -> int:
-        """Of pictures in a preview."""
+        """Number of pictures in a preview."""
         return preview_count(self.stage.image_size**2) if self.held_out.low_res is None else PREVIEW_COUNT // 2
 
     @property
@@ -141,7 +141,7 @@ def validation_losses(stage: Stage, batch: Batch, rng: Rng, name: str) -> dict[s
 
 @contextmanager
 def evaluating(network: nn.Module) -> Iterator[None]:
-    """In evaluation mode, without dropout."""
+    """The network in evaluation mode, without dropout."""
     training = network.training
     network.eval()
     try:
@@ -186,7 +186,7 @@ def inspection_count(values: int) -> int:
 
 
 def validation_first(pictures: Pictures, count: int, device: torch.device) -> tuple[Images, int]:
-    """Validation pictures, and training pictures where those are too few; with how many of them are of validation."""
+    """Validation pictures, filled up with training pictures to `count`, and how many are of the former."""
     held_out = pictures.validation_indices[:count]
     chosen = torch.cat([held_out, pictures.train_indices[: count - len(held_out)]])
     return images_from_pixels(pictures.pixels[chosen]).to(device), len(held_out)

@@ -34,8 +34,8 @@ class TrainState:
         """Gradients on the weights of this network alone."""
         loss.backward(inputs=self.parameters)
 
-    def step(self, progress: float) -> float:
-        """One update; `progress` in [0, 1) is how much of the run is over. Returns the norm of the gradient.
+    def step(self, fraction: float) -> float:
+        """One update; `fraction` in [0, 1) is how much of the run is over. Returns the norm of the gradient.
 
         Raises `NotFiniteError`, before any weight is touched, if that norm is not a number.
         """
@@ -44,7 +44,7 @@ class TrainState:
             self.optimizer.zero_grad()
             raise NotFiniteError(f"the norm of the gradient is {norm}")
         for group in self.optimizer.param_groups:
-            group["lr"] = self.config.learning_rate * learning_rate_factor(progress, self.config)
+            group["lr"] = self.config.learning_rate * learning_rate_factor(fraction, self.config)
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.steps += 1
@@ -88,10 +88,10 @@ def _under(prefix: str, named: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor
     return {name.removeprefix(prefix): value for name, value in named if name.startswith(prefix)}
 
 
-def learning_rate_factor(progress: float, config: OptimizerConfig) -> float:
+def learning_rate_factor(fraction: float, config: OptimizerConfig) -> float:
     """Rises over the warm-up, stays at 1, falls along a line to 0."""
-    rising = progress / config.warmup if config.warmup else 1.0
-    falling = (1 - progress) / config.decay if config.decay else 1.0
+    rising = fraction / config.warmup if config.warmup else 1.0
+    falling = (1 - fraction) / config.decay if config.decay else 1.0
     return min(1.0, rising, falling)
 
 

@@ -12,7 +12,6 @@ from calotype.data.buckets import PixelSize, bucket_notes
 from calotype.data.images import shown
 from calotype.data.split import MAX_TEST, MAX_VALIDATION
 from calotype.data.survey import Survey, survey
-from calotype.training.reporter import counting
 from calotype.types import UserError
 
 ASPECT_RATIOS = (
@@ -26,7 +25,7 @@ def check_data(options: CheckOptions, console: Console) -> Survey:
     """Prints what the folder holds. Raises `UserError` where training could not start."""
     folder = options.folder
     with console.bar("pictures") as bar:
-        result = survey(folder, options.size, counting(bar))
+        result = survey(folder, options.size, bar)
     for name, value in survey_lines(result):
         console.say(f"{name:<12} {value}".rstrip())
     if not result.pictures:

@@ -13,7 +13,6 @@ from calotype.data.folder import Pictures, read_folder
 from calotype.data.split import SplitRule, split_rule, stratified_split
 from calotype.demo.portraits import read_portraits, write_portraits
 from calotype.run import PORTRAITS, Run
-from calotype.training.reporter import counting
 from calotype.types import UserError
 
 
@@ -23,8 +22,8 @@ def read(
     """The pictures in a folder, or the embedded portraits, split by `rule`: see `split_rule` for those of a run."""
     with console.bar("pictures") as bar:
         if folder is None:
-            return read_portraits(size, progress=counting(bar), rule=rule)
-        return read_folder(folder, size, cache, counting(bar), rule)
+            return read_portraits(size, progress=bar, rule=rule)
+        return read_folder(folder, size, cache, bar, rule)
 
 
 def read_as_run(run: Run, data: Path | None, size: int, cache: Path, console: Console) -> Pictures:
@@ -49,7 +48,7 @@ def read_own(run: Run, size: int, cache: Path, console: Console) -> Pictures | N
 def export_portraits(options: PortraitsOptions, console: Console) -> None:
     """The embedded portraits as PNG files in class folders."""
     with console.bar("portraits") as bar:
-        write_portraits(options.size, options.count, options.out, counting(bar))
+        write_portraits(options.size, options.count, options.out, bar)
     console.say(f"portraits in {options.out}; their licences are in {options.out / 'LICENSE.md'}")
 
 

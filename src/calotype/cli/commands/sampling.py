@@ -24,7 +24,7 @@ from calotype.types import NULL_LABEL, UserError
 DEFAULT_COUNT = 16
 FRAME_MILLISECONDS = 100
 ANIMATIONS = (".webp", ".gif")
-SEPARATORS = {",": "a comma", "|": "a bar |"}
+PAIR_SEPARATORS = {",": "a comma", "|": "a bar |"}
 """Between two values; prompts contain commas."""
 
 
@@ -69,7 +69,7 @@ def write_samples(options: SampleOptions, count: int, prompts: Sequence[str], co
             image.save(out / f"{seed}-{index:04d}-{safe_name(name)}.png")
             pictures.append(image)
             progress(index + 1, count, "")
-    grid(pictures, columns(count)).save(out / "grid.png")
+    grid(pictures, grid_columns(count)).save(out / "grid.png")
     first, *above = (sampling.model_dump(mode="json") for sampling in samplings)
     prompted = {"prompts": text.prompts, "negative": options.negative} if text else {}
     given = {name: getattr(options, name) for name in ("size", "picture", "strength", "mask")}
@@ -101,8 +101,8 @@ def read_size(text: str | None) -> tuple[int, int] | None:
     return int(sides[1]), int(sides[2])
 
 
-def columns(count: int) -> int:
-    """Of a grid: 6 where that fills it, else about square."""
+def grid_columns(count: int) -> int:
+    """6 where that fills the rows, else about a square."""
     return 6 if count > 6 and count % 6 == 0 else max(1, round(count**0.5))
 
 
@@ -145,7 +145,7 @@ def animated(pictures: list[Image.Image], suffix: str) -> bytes:
 def pair(option: str, text: str, separator: str = ",") -> tuple[str, str]:
     first, found, second = (part.strip() for part in text.partition(separator))
     if not (first and found and second) or separator in second:
-        raise UserError(f"{option} is {text!r}, but must be two, with {SEPARATORS[separator]} between them")
+        raise UserError(f"{option} is {text!r}, but must be two, with {PAIR_SEPARATORS[separator]} between them")
     return first, second
 
 

@@ -17,7 +17,7 @@ from calotype.types import UserError
 def list_runs(options: RunsOptions, console: Console) -> list[RunSummary]:
     """Lists the runs in a folder, newest first: a line or a JSON object each."""
     summaries = summarize_all(options.folder)
-    rows = [[json.dumps(asdict(one), default=str)] if options.as_json else cells(one) for one in summaries]
+    rows = [[json.dumps(asdict(summary), default=str)] if options.as_json else cells(summary) for summary in summaries]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         console.say("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

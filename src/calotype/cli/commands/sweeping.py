@@ -22,8 +22,7 @@ from calotype.report import write_report
 from calotype.report.format import guidance
 from calotype.run import Run
 from calotype.store import store_sampling
-from calotype.training.lock import locked
-from calotype.training.reporter import counting
+from calotype.training.process import locked
 from calotype.types import NULL_LABEL, UserError
 
 FEWEST_SAMPLES, FEWEST_TO_CHOOSE = 4, 50
@@ -59,7 +58,7 @@ def sweep_run(options: SweepOptions, console: Console) -> str:
     text = pictures.captions.first(rows.tolist()) if pictures.captions else None
     with locked(folder), console.bar("sweep") as bar:
         sampled = sampled_features(stage, labels.to(model.device), text, seed)
-        cells = sweep(samplings, sampled, reference.features(stage.image_size), counting(bar), seed)
+        cells = sweep(samplings, sampled, reference.features(stage.image_size), bar, seed)
         result = sweep_result(cells, reference, stage.image_size, seed, before, str(data or run.state.data), notes)
         write_result(folder / SWEEP_FILE, result)
         if result.stored_with_model:

@@ -19,7 +19,7 @@ from calotype.cli.commands.sampling import write_samples
 from calotype.cli.console import Console
 from calotype.cli.options import ResumeOptions, SampleOptions, TrainingOptions, TrainOptions
 from calotype.data.folder import Pictures
-from calotype.data.split import SPLIT_FILE, SPLIT_VERSION, SplitRule, split_rule, stratified_split
+from calotype.data.split import SPLIT_FILE, SPLIT_VERSION, split_rule, stratified_split
 from calotype.evaluation.neighbours import write_neighbours
 from calotype.files import sha256, write_json, write_whole
 from calotype.interop import diffusers, minilm, transformers
@@ -33,10 +33,9 @@ from calotype.settings import parse_recipe, parse_split, read_overrides, read_re
 from calotype.tables import merge
 from calotype.training.checkpoint import rename_legs
 from calotype.training.examples import without_unread_captions
-from calotype.training.lock import locked
 from calotype.training.pipeline import Pipeline, record_status
 from calotype.training.previews import held_out_prompts
-from calotype.training.signals import stoppable
+from calotype.training.process import locked, stoppable
 from calotype.types import UserError
 
 DEFAULT_SIZE = 64
@@ -49,77 +48,75 @@ def requested_settings(options: TrainingOptions) -> dict[str, Any]:
     from_file = read_recipe(options.recipe) if options.recipe else {}
     given = {name: value for name in ("size", "kind") if (value := getattr(options, name)) is not None}
     below = merge(from_file, read_space(options.space))
-    settings = with_encoder(located(merge(below, read_overrides(options.overrides or (), below), given)))
+    settings = with_paths(merge(below, read_overrides(options.overrides or (), below), given))
     stages = settings.get("stages") or [DEFAULT_SIZE]
     return {"size": stages[-1], **settings}
 
 
-def rule_for(settings: dict[str, Any]) -> SplitRule:
-    """How a new run splits its pictures."""
-    return partial(stratified_split, config=parse_split(settings))
-
-
 def read_space(text: str | None) -> dict[str, Any]:
     """What `--space` says, as settings."""
-    kind, _, path = (text or "").partition(":")
-    if text is None or text == "own":
-        return {"space": {"kind": "own"}} if text else {}
-    if kind != "diffusers" or not path:
+    if text is None:
+        return {}
+    kind, _, path = text.partition(":")
+    if text != "own" and (kind != "diffusers" or not path):
         raise UserError(f"--space is {text!r}, but must be own, or diffusers:PATH with the folder of an AutoencoderKL")
-    return {"space": {"kind": kind, "path": path}}
+    return {"space": {"kind": kind, "path": path} if path else {"kind": "own"}}
 
 
-def located(settings: dict[str, Any]) -> dict[str, Any]:
-    """With the resolved path of an imported autoencoder. It must be there: reading the pictures takes long."""
-    if (path := settings.get("space", {}).get("path")) is None:
-        return settings
-    whole = Path(path).expanduser().resolve()
-    diffusers.read_kl_config(whole)
-    diffusers.kl_weights_file(whole)
-    return merge(settings, {"space": {"path": str(whole)}})
+def with_paths(settings: dict[str, Any]) -> dict[str, Any]:
+    """With the resolved paths of an imported autoencoder and of a frozen text encoder, and the hash of the latter.
 
-
-def with_encoder(settings: dict[str, Any]) -> dict[str, Any]:
-    """The same for a frozen text encoder, with its hash, so that no other is taken for it later."""
+    They are opened here, since reading the pictures takes long; the hash keeps another encoder from taking its place.
+    """
+    changes: dict[str, Any] = {}
     text = settings.get("denoiser", {}).get("text", {})
+    if (path := settings.get("space", {}).get("path")) is not None:
+        folder = Path(path).expanduser().resolve()
+        diffusers.read_kl_config(folder)
+        diffusers.kl_weights_file(folder)
+        changes["space"] = {"path": str(folder)}
     if text.get("kind") == "minilm":
         minilm.minilm_folder()
-    if text.get("kind") != "folder" or "path" not in text:
-        return settings
-    whole = Path(text["path"]).expanduser().resolve()
-    transformers.read_encoder_config(whole)
-    identity = {"path": str(whole), "digest": text.get("digest") or transformers.digest_of(whole)}
-    return merge(settings, {"denoiser": {"text": identity}})
+    elif text.get("kind") == "folder" and "path" in text:
+        folder = Path(text["path"]).expanduser().resolve()
+        transformers.read_encoder_config(folder)
+        digest = text.get("digest") or transformers.digest_of(folder)
+        changes["denoiser"] = {"text": {"path": str(folder), "digest": digest}}
+    return merge(settings, changes)
 
 
 def plan(options: TrainingOptions, console: Console) -> Plan:
     """The plan alone."""
-    settings = requested_settings(options)
-    pictures = read(options.folder, settings["size"], None, console, rule_for(settings))
-    made = make_plan(pictures, examine(options.device), options.budget, options.started, settings)
-    console.plan(made)
-    return made
+    return read_and_plan(options, requested_settings(options), None, console)[0]
+
+
+def read_and_plan(
+    options: TrainingOptions, settings: dict[str, Any], cache: Path | None, console: Console
+) -> tuple[Plan, Pictures, Machine, float]:
+    """The plan, the pictures and the machine that it is for, and when the pictures were read."""
+    rule = partial(stratified_split, config=parse_split(settings))
+    pictures = read(options.folder, settings["size"], cache, console, rule)
+    was_read, machine = time.time(), examine(options.device)
+    planned = make_plan(pictures, machine, options.budget, options.started, settings)
+    console.plan(planned)
+    return planned, pictures, machine, was_read
 
 
 def train(options: TrainOptions, console: Console) -> Path:
     """From a folder of pictures to a model, its samples and a report. Returns the folder of the run."""
     settings = requested_settings(options)
     with claimed(options, settings["size"]) as folder:
-        pictures = read(options.folder, settings["size"], folder / "cache", console, rule_for(settings))
-        was_read = time.time()
-        machine = examine(options.device)
-        made = make_plan(pictures, machine, options.budget, options.started, settings)
-        console.plan(made)
-        check_disk(folder, made)
+        planned, pictures, machine, was_read = read_and_plan(options, settings, folder / "cache", console)
+        check_disk(folder, planned)
         console.say(f"the run is in {folder}")
-        write_whole(folder / "recipe.toml", to_toml(made.recipe))
-        write_json(folder / "plan.json", made.as_json())
+        write_whole(folder / "recipe.toml", to_toml(planned.recipe))
+        write_json(folder / "plan.json", planned.as_json())
         write_json(folder / SPLIT_FILE, pictures.split.as_json())
-        state = initial_state(options, folder, pictures, made.recipe, machine.threads)
+        state = initial_state(options, folder, pictures, planned.recipe, machine.threads)
         run = Run(folder, state, began=options.started)
         run.spend("read", was_read - options.started)  # writes run.json, after all that resuming needs
         run.spend("plan", time.time() - was_read)
-        return produce(run, made, pictures, machine, console, options.force)
+        return produce(run, planned, pictures, machine, console, options.force)
 
 
 def produce(run: Run, plan: Plan, pictures: Pictures, machine: Machine, console: Console, force: bool) -> Path:
@@ -132,7 +129,7 @@ def produce(run: Run, plan: Plan, pictures: Pictures, machine: Machine, console:
     with stoppable() as stop:
         try:
             with record_status(run, device, stop):
-                Pipeline(run, recipe, plan.time_budget, pictures, device, console, stop, force).train()
+                Pipeline(run, recipe, plan, pictures, device, console, stop, force).train()
                 with run.timing("samples"):
                     prompts, count = held_out_prompts(pictures, plan.final_count), plan.final_count
                     chosen = SampleOptions(folder, seed=recipe.seed, out=folder / "samples", device=str(device))
@@ -151,24 +148,20 @@ def produce(run: Run, plan: Plan, pictures: Pictures, machine: Machine, console:
 
 def resume(options: ResumeOptions, console: Console) -> Path:
     """Goes on with a run that was stopped, wherever it was."""
-    folder = options.run
-    if is_finished(Run.open(folder), console):
-        return folder
-    with locked(folder):
-        run = Run.open(folder)  # as the owner before has left it
-        return folder if is_finished(run, console) else _resume(run, options, console)
-
-
-def is_finished(run: Run, console: Console) -> bool:
-    if finished := run.state.status == "finished":
-        console.say(f"{run.folder} is finished already; its report is {run.folder / 'report.html'}")
-    return finished
+    folder, run = options.run, Run.open(options.run)
+    if run.state.status != "finished":
+        with locked(folder):
+            run = Run.open(folder)  # as the owner before has left it
+            if run.state.status != "finished":
+                return _resume(run, options, console)
+    console.say(f"{folder} is finished already; its report is {folder / 'report.html'}")
+    return folder
 
 
 def _resume(run: Run, options: ResumeOptions, console: Console) -> Path:
     folder = run.folder
     recipe = parse_recipe(read_recipe(folder / "recipe.toml"))
-    made = Plan.from_json(recipe, read_stored(folder / "plan.json"))
+    planned = Plan.from_json(recipe, read_stored(folder / "plan.json"))
     source = None if run.state.data == PORTRAITS else Path(run.state.data)
     pictures = read(source, recipe.size, folder / "cache", console, split_rule(folder))
     if pictures.content != run.state.content:
@@ -183,7 +176,7 @@ def _resume(run: Run, options: ResumeOptions, console: Console) -> Path:
     machine = examine(options.device, run.state.threads)
     run.began = options.started
     run.spend("read", time.time() - options.started)
-    return produce(run, made, pictures, machine, console, options.force)
+    return produce(run, planned, pictures, machine, console, options.force)
 
 
 def content_of(recipe: Recipe) -> str | None:
@@ -204,7 +197,9 @@ def claimed(options: TrainOptions, size: int) -> Iterator[Path]:
                 yield folder
             finally:
                 if not (folder / "run.json").exists():
-                    remove_preparations(folder)
+                    shutil.rmtree(folder / "cache", ignore_errors=True)
+                    for name in ("recipe.toml", "plan.json", SPLIT_FILE):
+                        (folder / name).unlink(missing_ok=True)
     finally:
         for path in missing:
             with suppress(OSError):  # not empty
@@ -225,13 +220,6 @@ def claim(options: TrainOptions, size: int) -> tuple[Path, list[Path]]:
         except FileExistsError:
             if options.out is not None or not os.path.lexists(folder):
                 raise
-
-
-def remove_preparations(folder: Path) -> None:
-    """What a run has before its `run.json`."""
-    shutil.rmtree(folder / "cache", ignore_errors=True)
-    for name in ("recipe.toml", "plan.json", SPLIT_FILE):
-        (folder / name).unlink(missing_ok=True)
 
 
 def run_folder(options: TrainOptions, size: int) -> Path:

@@ -1,4 +1,4 @@
-"""The lock of a run: one process at a time works in its folder."""
+"""A run as a process: its lock, the signals that ask it to stop, and who shows its progress."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ import errno
 import os
 import re
 import shutil
+import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Protocol, runtime_checkable
 
 import psutil
 
@@ -28,6 +30,90 @@ NAME_SECONDS = 1.0
 FAR = 1 << 30
 """Windows keeps others from reading a byte that is locked, so it is one far behind the number."""
 UNFINISHED = re.compile(r"\.(?P<name>.+)\.(?P<process>\d+)\.(?P<kind>tmp|old)")
+HANGUP = getattr(signal, "SIGHUP", None)
+"""Windows has none."""
+STOPPING = (signal.SIGINT, signal.SIGTERM, *([HANGUP] if HANGUP else []))
+"""Ctrl-C, `kill`, and a terminal or connection that closes."""
+
+
+# -- Progress ----------------------------------------------------------------------------------------------------------
+
+
+@runtime_checkable
+class ProgressBar(Protocol):
+    """A progress bar."""
+
+    def __call__(self, done: int, total: int, note: str = "") -> None: ...
+
+
+@runtime_checkable
+class Reporter(Protocol):
+    """A terminal, as training needs it: lines, and progress bars."""
+
+    def say(self, text: str) -> None: ...
+
+    def bar(self, step: str) -> AbstractContextManager[ProgressBar]: ...
+
+
+# -- Signals -----------------------------------------------------------------------------------------------------------
+
+
+class Interrupted(Exception):  # noqa: N818
+    """The user asked to stop; everything is saved. `signal_number` is that of the signal that asked."""
+
+    def __init__(self, folder: str = "", signal_number: int = signal.SIGINT) -> None:
+        super().__init__(folder)
+        self.signal_number = int(signal_number)
+
+
+class Stop(threading.Event):
+    """Is set when the user asks to stop; `signal_number` is that of the first signal that did."""
+
+    signal_number: int = signal.SIGINT
+
+
+@contextmanager
+def stoppable() -> Iterator[Stop]:
+    """An event that the first Ctrl-C, SIGTERM or SIGHUP sets; the same signal once more stops at once.
+
+    Except a second SIGHUP: the kernel and the shell both send one when a terminal closes, within a millisecond.
+    Under `nohup` SIGHUP is ignored from the start, and stays so.
+    """
+    stop = Stop()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    handlers = {number: signal.getsignal(number) for number in STOPPING}
+    if HANGUP and handlers[HANGUP] is signal.SIG_IGN:
+        del handlers[HANGUP]
+
+    def ask(number: int, frame: object) -> None:
+        if not stop.is_set():
+            stop.signal_number = number
+        stop.set()
+        signal.signal(number, signal.SIG_IGN if number == HANGUP else handlers[signal.Signals(number)])
+
+    for number in handlers:
+        signal.signal(number, ask)
+    try:
+        yield stop
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def until_stopped(stop: threading.Event, bar: ProgressBar) -> ProgressBar:
+    """As `bar`, but raises `Interrupted` once `stop` is set."""
+
+    def report(done: int, total: int, note: str = "") -> None:
+        if stop.is_set():
+            raise Interrupted
+        bar(done, total, note)
+
+    return report
+
+
+# -- The lock ----------------------------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -41,8 +127,8 @@ def locked(folder: Path) -> Iterator[None]:
     """
     path = folder / "lock"
     with _exclusive(path) as file:
-        if (owner := owner_of(folder)) not in (None, os.getpid()):
-            raise _in_use(folder, owner)
+        if owner_of(folder) not in (None, os.getpid()):
+            raise _in_use(folder)
         file.truncate(0)
         file.write(str(os.getpid()).encode())
         file.flush()
@@ -64,7 +150,7 @@ def _exclusive(path: Path) -> Iterator[BinaryIO]:
     while True:
         with path.open("ab") as file:
             if not _try_lock(file):
-                raise _in_use(path.parent, _wait_for_owner(path.parent))
+                raise _in_use(path.parent)
             if _is_same(file, path):
                 yield file
                 return
@@ -90,14 +176,10 @@ def _is_same(file: BinaryIO, path: Path) -> bool:
         return False
 
 
-def _wait_for_owner(folder: Path) -> int | None:
+def _in_use(folder: Path) -> UserError:
     end = time.monotonic() + NAME_SECONDS
     while (owner := owner_of(folder)) is None and time.monotonic() < end:
         time.sleep(0.01)
-    return owner
-
-
-def _in_use(folder: Path, owner: int | None) -> UserError:
     process = f"process {owner}" if owner is not None else "another process, perhaps on another machine"
     return UserError(f"{folder} is in use by {process}; wait for it, or stop it")
 

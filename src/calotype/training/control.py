@@ -1,0 +1,205 @@
+"""Control of a leg: its time budget, early stopping, and the guard against a critic that does harm."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from pydantic import BaseModel
+from safetensors.torch import load_file
+from torch import Tensor
+
+from calotype.files import is_whole, whole_folder, write_tensors
+from calotype.priors.prior import load_trained, trained_state
+from calotype.run import Losses, Validation
+from calotype.training.loop import TrainProgress
+from calotype.training.objectives import AutoencoderObjective
+from calotype.training.state import TrainState
+
+CLEARLY = 1.02
+"""A held-out loss this many times its best has risen: both are of the same pictures with the same noise."""
+HOPELESS = 1.1
+"""A leg that may be cut short is, when it has risen this many times."""
+MIN_VALIDATION = 32
+"""Validation pictures; of fewer a rise says little."""
+MAX_DROP = 1.0
+"""dB. What a critic costs that only sharpens is less; those that diverged cost 3 to 10."""
+LOWERED = 0.25
+"""Factor on the weight of a critic that has done harm."""
+CHECKS = 6
+"""Evenly from where the adversarial loss sets in to the end: so at most a twentieth of a run is lost."""
+Phases = list[tuple[float, float]]
+"""Up to this fraction of the leg, an image costs so many seconds (or operations)."""
+
+# -- The time budget ---------------------------------------------------------------------------------------------------
+
+
+class TimeBudget(BaseModel):
+    """The part of a plan that training needs."""
+
+    budget_seconds: float
+    """Time of the whole command."""
+    predicted: dict[str, Any] = {}
+    """Parameters, images, steps, seconds and bytes; most of them by leg. Seconds are of each step, in their order."""
+    phases: dict[str, Phases] = {}
+    """Seconds of an image in each part of a leg."""
+    paced: list[str] = []
+    """Legs whose length follows the clock; the others see as many images as the recipe says."""
+    level_crops: dict[str, int] = {}
+    """Crops on which the augmentation level of each stage that enlarges is searched; 0: it stays as in the recipe."""
+
+    def after(self, step: str) -> float:
+        """Predicted seconds of all that comes after a step."""
+        seconds, order = self.predicted["seconds"], list(self.predicted["seconds"])
+        return float(sum(seconds[later] for later in order[order.index(step) + 1 :]))
+
+
+@dataclass
+class BudgetController:
+    """Keeps a leg to its seconds: on a machine faster or slower than measured, the leg sees more or fewer images."""
+
+    phases: Phases
+    seconds: float
+
+    def done(self, fraction: float) -> float:
+        """The share of the leg's work that lies before this fraction of its images."""
+        return mean_cost([(min(end, fraction), cost) for end, cost in self.phases]) / mean_cost(self.phases)
+
+    def __call__(self, progress: TrainProgress) -> None:
+        done = self.done(progress.fraction)
+        if not 0.02 < done < 0.97:
+            return
+        ahead = progress.seconds * (1 - done) / done
+        stretch = max(0.5, min(2.0, (self.seconds - progress.seconds) / ahead))
+        images = progress.images_seen + (progress.total - progress.images_seen) * stretch
+        progress.total = max(progress.images_seen + progress.batch, whole_batches(images, progress.batch))
+
+
+def mean_cost(phases: Phases) -> float:
+    """Seconds or operations an image, averaged over the leg."""
+    starts = [0.0, *(end for end, _ in phases)]
+    return sum((end - start) * cost for start, (end, cost) in zip(starts, phases, strict=False))
+
+
+def whole_batches(images: float, batch: int) -> int:
+    """The images of as many whole batches, at least of one."""
+    return max(1, math.floor(images / batch)) * batch
+
+
+# -- Early stopping ----------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class EarlyStopping:
+    """Keeps the averaged weights of the best validation in `folder`: where the validation loss rises while the training
+    loss falls, they win.
+
+    `validation` is stored in `run.json`, so a resumed run has it. A leg that went back behind its best validation
+    comes by it again, with equal weights.
+    """
+
+    folder: Path
+    states: dict[str, TrainState]
+    validation: Validation
+
+    def note(self, images_seen: int, measures: Mapping[str, float]) -> None:
+        """To be called at every validation, with its measures; `n` is of how many pictures they are."""
+        if measures.get("n", 0) < MIN_VALIDATION or "held_out_loss" not in measures:
+            return
+        held_out, train = measures["held_out_loss"], measures["train_loss"]
+        last = Losses(images_seen=images_seen, held_out_loss=held_out, train_loss=train)
+        best = self.validation.best
+        if best is None or last.held_out_loss < best.held_out_loss:
+            with whole_folder(self.folder) as path:
+                for name, state in self.states.items():
+                    write_tensors(path / f"{name}.safetensors", trained_state(state.average))
+            self.validation.best = last
+        self.validation.last = last
+
+    @property
+    def rise(self) -> float:
+        """The last held-out loss by the best one, if the loss on training pictures has fallen since; else 1."""
+        best, last = self.validation.best, self.validation.last
+        if not best or not last or last.train_loss >= best.train_loss:
+            return 1.0
+        return last.held_out_loss / best.held_out_loss
+
+    def restore_best(self) -> str:
+        """Puts the best averaged weights in the place of overfitted ones, and says so; else returns an empty text."""
+        best = self.validation.best
+        if best is None or not self.rise > CLEARLY or not is_whole(self.folder):
+            return ""
+        for name, state in self.states.items():
+            load_trained(state.average, load_file(self.folder / f"{name}.safetensors"))
+        return (
+            f"overfitted: its held-out loss rose by {self.rise - 1:.0%} while the one on trained pictures fell, so "
+            f"it ends with its weights of {best.images_seen:,} images seen; more pictures would help"
+        )
+
+
+# -- The critic's guard ------------------------------------------------------------------------------------------------
+
+
+class GuardCheck(NamedTuple):
+    """A check of the guard: its measures, and whether it took the weights back."""
+
+    psnr: float  # held out, in dB
+    best: float  # so far
+    trust: float  # what is left of the critic's weight
+    taken_back: bool
+
+    def __str__(self) -> str:
+        return (
+            f"reconstructions fell from {self.best:.1f} to {self.psnr:.1f} dB under the adversarial loss: the "
+            f"weights of before are back, and the critic counts for {self.trust:.2g} of what it did"
+        )
+
+
+class CriticGuard:
+    """Keeps the autoencoder as it was at its best since the adversarial loss set in.
+
+    Reconstructions that the critic ruins come back, and its loss is weighted down. Saved with a checkpoint as a train
+    state is (`steps`, `tensors`, `restore`), so a resumed run goes on in the same way.
+    """
+
+    def __init__(self, objective: AutoencoderObjective, state: TrainState, psnr: Callable[[], float]) -> None:
+        self.objective, self.state, self.psnr = objective, state, psnr
+        self.best, self.steps = -math.inf, 0
+        self.before: dict[str, Tensor] = {}
+
+    @property
+    def fractions(self) -> list[float]:
+        """Fractions of the leg after which to check."""
+        start = self.objective.adversarial_start
+        return [start + (1 - start) * index / (CHECKS - 1) for index in range(CHECKS)]
+
+    def check(self) -> GuardCheck:
+        """Keeps the weights where they are the best so far, takes them back where they have become clearly worse."""
+        psnr, best = self.psnr(), self.best
+        ruined = bool(self.before) and not psnr >= best - MAX_DROP  # also where it is not a number
+        if ruined:
+            self.state.restore(copied(self.before), self.steps)
+            self.objective.trust *= LOWERED
+        elif psnr >= best:
+            self.best, self.steps = psnr, self.state.steps
+            self.before = copied(self.state.tensors())
+        return GuardCheck(psnr, self.best, self.objective.trust, ruined)
+
+    def tensors(self) -> dict[str, Tensor]:
+        about = torch.tensor([self.best, self.objective.trust], dtype=torch.float64)
+        return {"about": about, **{f"before.{name}": value for name, value in self.before.items()}}
+
+    def restore(self, tensors: dict[str, Tensor], steps: int) -> None:
+        self.best, self.objective.trust = tensors["about"].tolist()
+        device = next(self.state.network.parameters()).device
+        kept = {name.removeprefix("before."): value.to(device) for name, value in tensors.items() if name != "about"}
+        self.before, self.steps = kept, steps
+
+
+def copied(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """So that further training does not change what is kept."""
+    return {name: value.detach().clone() for name, value in tensors.items()}
