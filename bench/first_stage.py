@@ -30,7 +30,7 @@ from calotype.data.folder import Pictures, read_folder
 from calotype.demo.portraits import read_portraits
 from calotype.evaluation.reconstruction import psnr
 from calotype.machine import Machine, examine
-from calotype.nets.perceptual import efficientnet_lite0, perceptual_distance
+from calotype.nets.perceptual import perceptual_distance, pretrained_lite0
 from calotype.planning.choose import propose
 from calotype.recipe import Recipe
 from calotype.settings import parse_recipe
@@ -113,7 +113,7 @@ def follow_their_script(
 ) -> list[tuple[float, int]]:
     """Held-out PSNR and pictures seen at each of these seconds of training."""
     theirs.train().to(device)
-    features, source = efficientnet_lite0().to(device), picture_source(recipe, pictures, device)
+    features, source = pretrained_lite0(device), picture_source(recipe, pictures, device)
     optimizer = torch.optim.AdamW(theirs.parameters(), rate, (0.9, 0.999), 1e-8, WEIGHT_DECAY)
     found, seen, spent = [], 0, 0.0
     for mark in marks:

@@ -8,7 +8,7 @@ closed form, and the network learns the rest.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -51,11 +51,18 @@ class ByCluster(NamedTuple):
     order: Int[Tensor, " window"]
     counts: list[int]
 
+    @classmethod
+    def of(cls, clusters: Clusters) -> ByCluster:
+        return cls(clusters.argsort(stable=True), clusters.bincount(minlength=PATCH_CLUSTERS).tolist())
+
+    def split(self, values: Tensor) -> Sequence[Tensor]:
+        """The values of each cluster's windows."""
+        return values[self.order].split(self.counts)
+
     def times(
         self, patches: Float[Tensor, "window value"], matrices: Float[Tensor, "cluster value other"]
     ) -> Float[Tensor, "window other"]:
-        parts = patches[self.order].split(self.counts)
-        products = torch.cat([part @ matrix for part, matrix in zip(parts, matrices, strict=True)])
+        products = torch.cat([part @ matrix for part, matrix in zip(self.split(patches), matrices, strict=True)])
         return torch.empty_like(products).index_copy_(0, self.order, products)
 
 
@@ -129,7 +136,7 @@ class PatchPrior(Prior):
         """
         windows, contrast = windows_of(low_res)
         clusters = self.clusters(windows)
-        by_cluster = ByCluster(clusters.argsort(stable=True), clusters.bincount(minlength=PATCH_CLUSTERS).tolist())
+        by_cluster = ByCluster.of(clusters)
         above = enlarged(low_res, self.factor)
         mean = above + images_of(by_cluster.times(windows, self.weights), above, self.factor)
         added = (noise**2).repeat_interleave(len(windows) // len(low_res))[:, None]
@@ -164,9 +171,8 @@ class PatchPrior(Prior):
         common = torch.linalg.solve(windows.T @ windows + contrast.square().sum() * unit, windows.T @ residual)
         residual = residual - windows @ common
         covariance = residual.T @ residual / contrast.square().sum()
-        order, counts = clusters.argsort(stable=True), clusters.bincount(minlength=PATCH_CLUSTERS).tolist()
-        by_cluster = zip(*(values[order].split(counts) for values in (windows, residual, contrast)), strict=True)
-        for cluster, (inputs, targets, contrasts) in enumerate(by_cluster):
+        by_cluster = map(ByCluster.of(clusters).split, (windows, residual, contrast))
+        for cluster, (inputs, targets, contrasts) in enumerate(zip(*by_cluster, strict=True)):
             strength = contrasts.square().sum()
             inverse = torch.linalg.inv(inputs.T @ inputs + (strength + prior_strength) * unit)
             more = inverse @ (inputs.T @ targets)
