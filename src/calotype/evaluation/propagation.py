@@ -246,36 +246,36 @@ def pictures_for(count: int) -> int:
     return max(4, min(16, count // 6))
 
 
-def matched_level(one: Candidate, deviation: float) -> float:
+def matched_level(candidate: Candidate, deviation: float) -> float:
     """The sigma at which latents are as noisy as a cascade's second stage sees pictures of this standard deviation."""
-    augmentation = one.model.stages[1].augmentation
+    augmentation = candidate.model.stages[1].augmentation
     if augmentation.kind != "noise":  # a blur is no amount of noise
         return USUAL
-    return (one.model.samplings[1].augmentation or augmentation.most / 2) / deviation
+    return (candidate.model.samplings[1].augmentation or augmentation.most / 2) / deviation
 
 
 def propagation(
-    one: Candidate, subjects: Subjects, real: Images, sigma: float, small_size: int, seed: int, progress: Progress
+    candidate: Candidate, subjects: Subjects, real: Images, sigma: float, small_size: int, seed: int, progress: Progress
 ) -> Propagation:
     """Survival in each arm, over the pictures: at every point, and of all corruptions at the middle strength.
 
     `sigma` and `small_size` are where errors are put into latents; `real` pictures show the autoencoder's own error.
     """
     rng = Rng((seed, "corruption"))
-    base, *above = one.model.stages
+    base, *above = candidate.model.stages
     if above:
-        arms = list(cascade_arms(one.model.stages, one.model.samplings, subjects))
+        arms = list(cascade_arms(candidate.model.stages, candidate.model.samplings, subjects))
         result = measure_arms(arms, rng, progress)
         result.own = next((arm.name for arm in arms if arm.name in ("augmentation", "truncation")), "none")
-        result.exposure = any(one.recipe.enlarger(stage.image_size).exposure.images for stage in above)
+        result.exposure = any(candidate.recipe.enlarger(stage.image_size).exposure.images for stage in above)
         return result
-    sampling, sigmas = one.model.samplings[0], {"matched": sigma, **{f"{each:g}": each for each in LATENT_SIGMAS}}
+    sampling, sigmas = candidate.model.samplings[0], {"matched": sigma, **{f"{each:g}": each for each in LATENT_SIGMAS}}
     high = base.schedule.grid(sampling.steps)[0] / 2
     arms = [latent_arm(base, sampling, subjects, min(each, high), small_size, name) for name, each in sigmas.items()]
     result = measure_arms(arms, rng, progress)
     result.own = "matched"
     if isinstance(base.space, LatentSpace):
-        result.autoencoder_error = as_measure(autoencoder_error(base.space, real, one.size // small_size))
+        result.autoencoder_error = as_measure(autoencoder_error(base.space, real, candidate.size // small_size))
     return result
 
 

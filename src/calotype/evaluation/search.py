@@ -164,14 +164,14 @@ class Search:
 
     def behind(self, level: float) -> Estimate:
         """How much further than the nearest."""
-        one, other = self.tried[level], self.tried[self.nearest]
-        return normal_estimate(one.value - other.value, one.resampled - other.resampled)
+        distance, nearest = self.tried[level], self.tried[self.nearest]
+        return normal_estimate(distance.value - nearest.value, distance.resampled - nearest.resampled)
 
     def as_json(self) -> dict[str, Any]:
         """`tried` has each level with its distance; `standard_errors` are those of the differences to the nearest."""
         return {
             "best": self.best,
-            "tried": [[level, one.value] for level, one in self.tried.items()],
+            "tried": [[level, distance.value] for level, distance in self.tried.items()],
             "standard_errors": [standard_error(self.behind(level)) for level in self.tried],
         }
 

@@ -64,7 +64,9 @@ class Measurement:
     def __init__(self, recipe: Recipe, pictures: Pictures, device: torch.device) -> None:
         self.recipe, self.device, self.rng = recipe, device, Rng((recipe.seed, "plan"))
         self.frozen, self.all_captions = build_frozen(recipe.denoiser.text), pictures.captions
-        classes, few = len(pictures.classes), few_pictures(without_unread_captions(recipe, pictures))
+        classes = len(pictures.classes)
+        most = max(64, 2**25 // pictures.pixels[0].numel())  # the autoencoder's closed-form start is fitted to them
+        few = without_unread_captions(recipe, pictures).first(min(len(pictures), most))
         self.pictures = {size: few.shrunk(size) for size in recipe.chain}
         self.space: Space = PixelSpace()
         if recipe.kind == "latent":
@@ -222,11 +224,6 @@ class Measurement:
         # with captions, each class has two groups
         plain = constant_count(prior) // 2 if isinstance(prior, CaptionedMixture) else stored
         return self.prior_values() + max(0, (1 + FOLDS) * plain - stored)
-
-
-def few_pictures(pictures: Pictures) -> Pictures:
-    """At least 64; more of small ones, from which the autoencoder's closed-form start is fitted."""
-    return pictures.first(max(64, min(len(pictures), 2**25 // pictures.pixels[0].numel())))
 
 
 def count_parameters(network: nn.Module) -> int:

@@ -97,12 +97,12 @@ def name_of(run: RunMeasures) -> str:
 
 def verdict_section(result: ComparisonResult) -> Html | None:
     tables: list[Html | None] = []
-    for setting in dict.fromkeys(one.setting for one in result.verdicts):
+    for setting in dict.fromkeys(row.setting for row in result.verdicts):
         rows = [
-            (one.time, one.claim + " (ours)" * one.ours, f"{SIGNS.get(one.verdict, UNKNOWN)} {one.verdict}",
-             one.sentence)
-            for one in result.verdicts
-            if one.setting == setting
+            (row.time, row.claim + " (ours)" * row.ours, f"{SIGNS.get(row.verdict, UNKNOWN)} {row.verdict}",
+             row.sentence)
+            for row in result.verdicts
+            if row.setting == setting
         ]  # fmt: skip
         heads = ("At", "Claim", "In this setting", "Evidence")
         tables += [tag("h3", f"Runs {setting}"), table(heads, rows, "words")]
@@ -183,19 +183,19 @@ def level_plot(run: RunMeasures) -> Html:
 
 def deployment_section(runs: Sequence[RunMeasures]) -> Html | None:
     each = [run.deployment for run in runs]
-    networks = dict.fromkeys(name for deployment in each for name in deployment.networks)
+    networks = dict.fromkeys(name for item in each for name in item.networks)
 
     def parameters(counts: ParameterCounts | None, kind: str = "sum") -> str:
         return UNKNOWN if counts is None else scaled(getattr(counts, kind))
 
     rows = {
-        "networks": [str(deployment.count) for deployment in each],
-        **{f"parameters, {name}": [parameters(one.networks.get(name)) for one in each] for name in networks},
-        **{name: [parameters(one.parameters, kind) for one in each] for kind, name in PARAMETERS.items()},
-        "weights, all in memory": [memory(deployment.resident_bytes) for deployment in each],
-        "weights, one network at a time": [memory(deployment.sequential_bytes) for deployment in each],
-        "model folder": [memory(deployment.bytes) for deployment in each],
-        "files": [str(len(deployment.files)) for deployment in each],
+        "networks": [str(item.count) for item in each],
+        **{f"parameters, {name}": [parameters(item.networks.get(name)) for item in each] for name in networks},
+        **{name: [parameters(item.parameters, kind) for item in each] for kind, name in PARAMETERS.items()},
+        "weights, all in memory": [memory(item.resident_bytes) for item in each],
+        "weights, one network at a time": [memory(item.sequential_bytes) for item in each],
+        "model folder": [memory(item.bytes) for item in each],
+        "files": [str(len(item.files)) for item in each],
     }
     note = (
         "Fitted in closed form are the priors, the linear path of the autoencoder and the statistics of its latents. A "

@@ -21,14 +21,14 @@ def sweep_section(run: Run) -> Html | None:
         (name, *(distance(grid.get((name, each)), result.best) for each in steps))
         for name in dict.fromkeys(name for name, _ in grid)
     ]
-    drawn = plot("FD-Lite0 over sampling steps", "FD-Lite0", sweep_lines(result), "steps", "Real: other real pictures.")
+    lines = plot("FD-Lite0 over sampling steps", "FD-Lite0", sweep_lines(result), "steps", "Real: other real pictures.")
     return section(
         "Sampling steps and guidance",
         tag("p", result.why),
         table(("FD-Lite0", *(f"{each} steps" for each in steps)), rows),
         aside(conditions(result)),
         bullets(result.notes),
-        strip([drawn], "plots"),
+        strip([lines], "plots"),
     )
 
 
