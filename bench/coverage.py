@@ -14,9 +14,14 @@ from pathlib import Path
 
 import numpy as np
 
-from calotype.evaluation.distances import frechet_distance, kernel_distance
-from calotype.evaluation.extrapolation import MANY, frechet_of_many
-from calotype.evaluation.intervals import frechet_estimate, kernel_estimate
+from calotype.evaluation.distances import (
+    MANY,
+    frechet_distance,
+    frechet_estimate,
+    frechet_of_many,
+    kernel_distance,
+    kernel_estimate,
+)
 
 COUNT, CLASSES = 1000, 6
 DISTANCES = {

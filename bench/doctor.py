@@ -25,7 +25,7 @@ from calotype.diffusion.stage import Stage, generate
 from calotype.evaluation.autoencoder import measure_autoencoder
 from calotype.evaluation.diagnosis import diagnose
 from calotype.evaluation.distances import frechet_distance
-from calotype.evaluation.features import features
+from calotype.evaluation.features import Lite0, features
 from calotype.planning.choose import vae_widths
 from calotype.recipe import Recipe
 from calotype.settings import parse_recipe
@@ -98,20 +98,21 @@ def main() -> None:
     arguments = parser.parse_args()
     begun, pictures = time.perf_counter(), read_portraits(arguments.size, arguments.pictures)
     images, held_out = validation_first(pictures, inspection_count(3 * arguments.size**2), CPU)
+    lite0 = Lite0()
     chosen = pictures.validation_indices[: arguments.count]
-    real = features(images_from_pixels(pictures.pixels[chosen]).split(50))
+    real = features(images_from_pixels(pictures.pixels[chosen]).split(50), lite0)
     scores, distances = [], []
     for name, changes in AUTOENCODERS.items():
         recipe = settings(arguments, changes)
         with tempfile.TemporaryDirectory() as folder:
             space, cache = first_stage(name, recipe, pictures, Path(folder))
-        measures = measure_autoencoder(space, images, held_out, thorough=False)
+        measures = measure_autoencoder(space, images, held_out, lite0, thorough=False)
         diagnosis = diagnose(measures)
         form = Bucket(pictures, latent_examples(recipe, pictures, cache, CPU))
         leg = denoiser_leg(recipe, [form], space, CPU)
         for _ in leg.steps():
             pass
-        made = features(samples(leg.trained, recipe, len(pictures.classes), len(chosen)))
+        made = features(samples(leg.trained, recipe, len(pictures.classes), len(chosen)), lite0)
         scores.append(diagnosis.score)
         distances.append(frechet_distance(made, real))
         found = ", ".join(one.name for one in diagnosis.findings) or "nothing"

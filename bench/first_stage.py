@@ -28,7 +28,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from calotype.data.folder import Pictures, read_folder
 from calotype.demo.portraits import read_portraits
-from calotype.evaluation.reconstruction import psnr
+from calotype.evaluation.autoencoder import psnr
 from calotype.machine import Machine, examine
 from calotype.nets.perceptual import perceptual_distance, pretrained_lite0
 from calotype.planning.choose import propose

@@ -23,6 +23,7 @@ from calotype.data.images import grid, images_from_pixels, pils_from_images
 from calotype.demo.portraits import read_portraits
 from calotype.evaluation.autoencoder import Measures, measure_autoencoder
 from calotype.evaluation.diagnosis import diagnose
+from calotype.evaluation.features import Lite0
 from calotype.machine import examine
 from calotype.nets import vae
 from calotype.nets.kl import Autoencoder
@@ -96,7 +97,7 @@ def looked_at(leg: Leg[Autoencoder], pictures: Pictures, device: torch.device) -
     count = min(CHECKED, inspection_count(pictures.pixels[0].numel()))
     chosen = pictures.train_indices[: max(MEASURED, 4 * count)]
     space.measure(space.moments(images_from_pixels(pictures.pixels[some]).to(device)) for some in chosen.split(4))
-    return measure_autoencoder(space, *validation_first(pictures, count, device))
+    return measure_autoencoder(space, *validation_first(pictures, count, device), Lite0(device))
 
 
 @torch.no_grad()

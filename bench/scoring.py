@@ -15,8 +15,8 @@ from jaxtyping import Float
 
 from calotype.data.images import images_from_pixels
 from calotype.demo.faces import FaceJudges, Share, learn_face_judges
-from calotype.evaluation.features import LITE0, FeatureNetwork, features, features_key, kept_features
-from calotype.evaluation.measures import as_json, measure
+from calotype.evaluation.features import FeatureNetwork, Lite0, features, features_key, kept_features
+from calotype.evaluation.measures import as_measure, measure
 from calotype.types import Images
 
 MEASURES = ("frechet", "kernel_distance", "precision", "recall", "density", "coverage")
@@ -34,7 +34,7 @@ class Track:
     def __init__(self, cache: Path, pictures: str = "portraits", size: int = 64, against: str = "test") -> None:
         self.cache, self.pictures, self.size, self.against = cache, sets.SETS[pictures], size, against
         self.folder = self.pictures.prepare(cache, size)
-        self.networks: list[FeatureNetwork] = [LITE0, vgg16.Vgg16()] if vgg16.is_installed() else [LITE0]
+        self.networks: list[FeatureNetwork] = [Lite0(), *([vgg16.Vgg16()] if vgg16.is_installed() else [])]
 
     @cached_property
     def judges(self) -> FaceJudges | None:

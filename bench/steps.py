@@ -60,7 +60,7 @@ def main() -> None:
             space = build_space(recipe).to(machine.device)
             if name == "autoencoder":
                 shape: tuple[int, ...] = (recipe.autoencoder.batch, 3, arguments.size, arguments.size)
-                objective: Objective = autoencoder_objective(recipe, space.vae)
+                objective: Objective = autoencoder_objective(recipe, space.vae, machine.device)
             else:
                 side = arguments.size // space.reduction
                 shape = (recipe.denoiser.batch, 2 * space.channels, side, side)

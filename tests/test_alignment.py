@@ -18,9 +18,10 @@ from calotype.diffusion.schedules import Flow
 from calotype.diffusion.stage import Stage
 from calotype.evaluation.alignment import caption_retrieval
 from calotype.evaluation.candidate import Candidate
-from calotype.evaluation.features import LITE0
+from calotype.evaluation.features import Lite0
 from calotype.evaluation.references import FeatureStore
-from calotype.report.evaluation import about_alignment, alignment_rows
+from calotype.evaluation.results import Alignment
+from calotype.report.evaluation import alignment_rows, alignment_text
 from calotype.spaces.pixel import PixelSpace
 from calotype.types import Rng
 
@@ -38,7 +39,7 @@ def drawn():
 
 
 def store(pictures, folder):
-    return FeatureStore(pictures, LITE0, folder, Keeper().bar, "real")
+    return FeatureStore(pictures, Lite0(), folder, Keeper().bar, "real")
 
 
 # -- Colours and parts -------------------------------------------------------------------------------------------------
@@ -136,9 +137,10 @@ def test_a_model_that_paints_its_prompts_is_as_accurate_as_the_judges(judged):
     assert set(found["shares"]) == {"features", "dark skin"}
     for share in found["shares"].values():
         assert share["samples"] == share["real"] and share["agrees"]
-    (first, *_) = alignment_rows(found)
+    result = Alignment(**{name: value for name, value in found.items() if name != "shares"})
+    (first, *_) = alignment_rows(result)
     assert first == (f"background, n = {HELD_OUT}", *["1 [0.941, 1]"] * 3, f"{abouts['background']['chance']:.3g}")
-    assert "hardly better than guessing" in about_alignment(found)
+    assert "hardly better than guessing" in alignment_text(result)
 
 
 def test_a_model_that_ignores_its_prompts_is_right_by_chance(judged):

@@ -30,7 +30,7 @@ THREE = (TALL, SQUARE, WIDE)
 
 @pytest.fixture
 def few(monkeypatch):
-    """A shape needs only two pictures."""
+    """A bucket needs only two pictures."""
     monkeypatch.setattr(buckets, "MIN_PICTURES", 2)
 
 
@@ -53,12 +53,12 @@ def folder(tmp_path, few):
     return write_shapes(tmp_path / "pictures", {(30, 60): 12, (40, 40): 5, (50, 26): 8, (44, 40): 3, (400, 8): 1})
 
 
-# -- Shapes ------------------------------------------------------------------------------------------------------------
+# -- Buckets -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("count", [1, 3, 5, 9])
 @pytest.mark.parametrize(("size", "unit"), [(64, 8), (256, 16), (16, 4), (1000, 1)])
-def test_shapes_are_as_large_as_the_square_and_go_evenly_from_tall_to_wide(count, size, unit):
+def test_buckets_have_the_area_of_the_square_and_evenly_spaced_aspect_ratios(count, size, unit):
     made = bucket_sizes(count, size, unit)
     assert PixelSize(size, size) in made and [PixelSize(*reversed(one)) for one in reversed(made)] == made
     assert all(side % unit == 0 for one in made for side in one)
@@ -73,7 +73,7 @@ def test_shapes_are_as_large_as_the_square_and_go_evenly_from_tall_to_wide(count
 
 @pytest.mark.parametrize("size", [(30, 60), (61, 33), (400, 8), (1, 1), (37, 37)])
 @pytest.mark.parametrize("shape", THREE)
-def test_what_is_cut_away_is_what_is_missing(size, shape):
+def test_the_cropped_fraction_is_that_of_the_rows_or_columns_outside(size, shape):
     """Of the rows or the columns of a picture that is enlarged enough to be cut without rounding."""
     width, height = (side * 24 for side in size)
     part = min(width, height * shape.width / shape.height) * min(height, width * shape.height / shape.width)
@@ -81,7 +81,7 @@ def test_what_is_cut_away_is_what_is_missing(size, shape):
     assert cropped_fraction(shape, shape) == 0 <= cropped_fraction(PixelSize(*size), shape) < 1
 
 
-def test_pictures_go_to_the_nearest_shape_that_is_not_rare():
+def test_pictures_go_to_the_nearest_bucket_with_enough_pictures():
     sizes = [PixelSize(10, 20)] * 20 + [PixelSize(10, 10)] * 20 + [PixelSize(90, 40)] * 15 + [PixelSize(1, 900)]
     assert Counter(assign_buckets(sizes, THREE)) == {TALL: 21, SQUARE: 35}
     assert Counter(assign_buckets([*sizes, PixelSize(90, 40)], THREE)) == {TALL: 21, SQUARE: 20, WIDE: 16}
@@ -89,7 +89,7 @@ def test_pictures_go_to_the_nearest_shape_that_is_not_rare():
     assert assign_buckets([PixelSize(10, 20), PixelSize(20, 10), PixelSize(9, 20)], THREE) == [TALL] * 3
 
 
-def test_notes_say_what_squares_cut_away_and_what_shapes_leave():
+def test_notes_say_what_squares_cut_away_and_what_buckets_do():
     sizes = [PixelSize(30, 60)] * 20 + [PixelSize(10, 10)] * 20
     assert bucket_notes([PixelSize(7, 7)] * 3, 1, 16, 4) == []
     (note,) = bucket_notes(sizes, 1, 16, 4)
@@ -105,20 +105,20 @@ def test_notes_say_what_squares_cut_away_and_what_shapes_leave():
 # -- Reading -----------------------------------------------------------------------------------------------------------
 
 
-def test_every_picture_is_in_one_form_as_it_is_cut_from_its_file(folder, tmp_path):
+def test_every_picture_is_in_one_bucket_cropped_from_its_file(folder, tmp_path):
     pictures = read_folder(folder, 16)
-    forms = read_buckets(pictures, THREE, 1, tmp_path)
-    assert [(*reversed(one.pixels.shape[2:]), len(one)) for one in forms] == [(*TALL, 12), (*WIDE, 9), (*SQUARE, 8)]
+    divided = read_buckets(pictures, THREE, 1, tmp_path)
+    assert [(*reversed(one.pixels.shape[2:]), len(one)) for one in divided] == [(*TALL, 12), (*WIDE, 9), (*SQUARE, 8)]
     seen = {original.path: index for index, original in enumerate(pictures.originals)}
-    for form in forms:
-        for row, original in enumerate(form.originals):
+    for bucket in divided:
+        for row, original in enumerate(bucket.originals):
             index = seen.pop(original.path)
-            assert form.labels[row] == pictures.labels[index]
+            assert bucket.labels[row] == pictures.labels[index]
             for name, inside in pictures.split.sets.items():
-                assert form.split.sets[name][row] == inside[index]
-            (made,) = pils_from_images(images_from_pixels(form.pixels[row, None]))
+                assert bucket.split.sets[name][row] == inside[index]
+            (made,) = pils_from_images(images_from_pixels(bucket.pixels[row, None]))
             assert made.tobytes() == cut(Image.open(original.path), *made.size).tobytes()
-    assert not seen and len({form.content for form in forms}) == 3
+    assert not seen and len({bucket.content for bucket in divided}) == 3
     half = read_buckets(pictures, THREE, 2, tmp_path)
     assert [tuple(one.pixels.shape[2:]) for one in half] == [(12, 6), (6, 12), (8, 8)]
 
@@ -139,23 +139,23 @@ def test_data_check_says_what_squares_cut_away(folder):
     )
 
 
-# -- Batches and closed forms ------------------------------------------------------------------------------------------
+# -- Batches and priors ------------------------------------------------------------------------------------------------
 
 
-def forms_of(folder, tmp_path):
+def buckets_of(folder, tmp_path):
     parts = read_buckets(read_folder(folder, 16), THREE, 1, tmp_path)
     return [Bucket(one, picture_examples(recipe(), one, CPU)) for one in parts]
 
 
-def mixed(forms, *path):
-    rows = [form.pictures.train_indices for form in forms]
-    sources = [form.examples(chosen) for form, chosen in zip(forms, rows, strict=True)]
+def mixed(divided, *path):
+    rows = [bucket.pictures.train_indices for bucket in divided]
+    sources = [bucket.examples(chosen) for bucket, chosen in zip(divided, rows, strict=True)]
     return MixedSource(sources, [*map(len, rows)], Rng(path))
 
 
-def test_a_batch_is_of_one_shape_and_a_function_of_the_clock(folder, tmp_path):
-    forms = forms_of(folder, tmp_path)
-    source, again = (mixed(forms, "mixed") for _ in range(2))
+def test_a_batch_is_of_one_bucket_and_a_function_of_the_images_seen(folder, tmp_path):
+    divided = buckets_of(folder, tmp_path)
+    source, again = (mixed(divided, "mixed") for _ in range(2))
     batches = [source.batch(images_seen, 4) for images_seen in range(0, 400, 4)]
     assert {tuple(one.clean.shape[2:]) for one in batches} == {(24, 12), (12, 24), (16, 16)}
     assert all(
@@ -165,18 +165,18 @@ def test_a_batch_is_of_one_shape_and_a_function_of_the_clock(folder, tmp_path):
 
 def test_every_picture_is_as_likely_as_any_other(folder, tmp_path):
     """As often within what chance allows: 5 standard deviations of a count of pairs."""
-    forms, seen = forms_of(folder, tmp_path), Counter()
-    source = mixed(forms, "mixed")
+    divided, seen = buckets_of(folder, tmp_path), Counter()
+    source = mixed(divided, "mixed")
     for images_seen in range(0, 2000, 2):
         for image in source.batch(images_seen, 2).clean:
             seen[min(one.numpy().tobytes() for one in (image, image.flip(-1)))] += 1
-    trained = sum(len(form.pictures.train_indices) for form in forms)
+    trained = sum(len(bucket.pictures.train_indices) for bucket in divided)
     expected = 2000 / trained
     assert len(seen) == trained == 26
     assert max(abs(times - expected) for times in seen.values()) < 5 * (2 * expected) ** 0.5
 
 
-def test_one_form_is_what_it_is_without_others(folder):
+def test_a_single_bucket_is_the_same_as_no_buckets(folder):
     pictures = read_folder(folder, 16)
     examples = picture_examples(recipe(), pictures, CPU)
     alone = PictureSource(pictures, pictures.train_indices, Rng((0, "base")), CPU, 16, True)
@@ -184,26 +184,26 @@ def test_one_form_is_what_it_is_without_others(folder):
         assert all(torch.equal(source.batch(place, 5).clean, alone.batch(place, 5).clean) for place in (0, 7, 300))
 
 
-def test_the_closed_form_of_several_shapes_sees_them_all(folder, tmp_path):
+def test_the_prior_of_several_buckets_is_fitted_to_all(folder, tmp_path):
     """Through the largest square that lies in all of them; and better than no knowledge at all."""
-    forms = forms_of(folder, tmp_path)
-    mixture = fit_mixture(recipe(), forms, PixelSpace())["mixture"]
+    divided = buckets_of(folder, tmp_path)
+    mixture = fit_mixture(recipe(), divided, PixelSpace())["mixture"]
     assert mixture.side(3) == 12
-    for form in forms:
-        clean = images_from_pixels(form.pictures.pixels)
+    for bucket in divided:
+        clean = images_from_pixels(bucket.pictures.pixels)
         sigma, noisy = torch.ones(len(clean)), clean + torch.randn_like(clean)
-        wrong = (mixture.mean(noisy, sigma, Condition(form.pictures.labels)) - clean).square().mean()
+        wrong = (mixture.mean(noisy, sigma, Condition(bucket.pictures.labels)) - clean).square().mean()
         assert wrong < 0.5 * (clean - clean.mean()).square().mean()
 
 
 def test_the_closed_form_is_calibrated_on_held_out_pictures(tmp_path, few):
     """What `fit_mixture` gives has more variance outside its axes than the fit left there, where pictures are few."""
     pictures = read_folder(write_shapes(tmp_path / "pictures", {(16, 16): 60}), 16)
-    forms = [Bucket(pictures, picture_examples(recipe(flip=False), pictures, CPU))]
+    divided = [Bucket(pictures, picture_examples(recipe(flip=False), pictures, CPU))]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fit, "RESIDUAL_FACTORS", (1.0,))
-        before = fit_mixture(recipe(flip=False), forms, PixelSpace())["mixture"]
-    after = fit_mixture(recipe(flip=False), forms, PixelSpace())["mixture"]
+        before = fit_mixture(recipe(flip=False), divided, PixelSpace())["mixture"]
+    after = fit_mixture(recipe(flip=False), divided, PixelSpace())["mixture"]
     clean = images_from_pixels(pictures.pixels[pictures.validation_indices])
     noisy, sigma = clean + 0.1 * torch.randn_like(clean), torch.full((len(clean),), 0.1)
     labels = pictures.labels[pictures.validation_indices]
@@ -211,18 +211,18 @@ def test_the_closed_form_is_calibrated_on_held_out_pictures(tmp_path, few):
     assert (after.rest > 1.2 * before.rest).all() and wrong[1] < wrong[0]
 
 
-def test_a_window_keeps_the_caption_of_its_picture_and_any_first_ones_are_of_all_forms(folder, tmp_path):
+def test_a_window_keeps_the_caption_of_its_picture_and_the_first_windows_are_of_all_buckets(folder, tmp_path):
     pictures = read_folder(folder, 16)
     named = replace(pictures, captions=Captions(tuple((one.path.stem,) for one in pictures.originals)))
     parts = read_buckets(named, THREE, 1, tmp_path)
-    forms = [Bucket(one, picture_examples(recipe(flip=False), one, CPU)) for one in parts]
+    divided = [Bucket(one, picture_examples(recipe(flip=False), one, CPU)) for one in parts]
     whole = {
         original.path.stem: image
         for one in parts
         for original, image in zip(one.originals, images_from_pixels(one.pixels), strict=True)
     }
     for turn in range(2):
-        seen = take(forms, [torch.arange(len(one)) for one in parts], len(whole), Rng(("seen",)), turn)
+        seen = take(divided, [torch.arange(len(one)) for one in parts], len(whole), Rng(("seen",)), turn)
         assert sorted(seen.text.prompts) == sorted(whole)
         for window, name in zip(seen.clean, seen.text.prompts, strict=True):
             places = whole[name].unfold(1, 12, 1).unfold(2, 12, 1)
@@ -235,10 +235,10 @@ def test_a_window_keeps_the_caption_of_its_picture_and_any_first_ones_are_of_all
             )
 
 
-def test_a_leg_is_judged_by_the_form_with_most_held_out_pictures(folder, tmp_path):
-    forms = forms_of(folder, tmp_path)
-    counts = [len(form.pictures.validation_indices) for form in forms]
-    assert sum(counts) == 1 and counts[main_bucket(forms)] == max(counts) > 0
+def test_a_leg_is_validated_by_the_bucket_with_most_validation_pictures(folder, tmp_path):
+    divided = buckets_of(folder, tmp_path)
+    counts = [len(bucket.pictures.validation_indices) for bucket in divided]
+    assert sum(counts) == 1 and counts[main_bucket(divided)] == max(counts) > 0
 
 
 # -- Runs --------------------------------------------------------------------------------------------------------------
@@ -249,7 +249,7 @@ def quick(monkeypatch, few):
     be_quick(monkeypatch)
 
 
-def test_from_pictures_of_many_shapes_to_pictures_of_many_shapes(folder, tmp_path, quick):
+def test_training_on_several_aspect_ratios_and_sampling_them(folder, tmp_path, quick):
     run = train(request(folder, tmp_path / "run", "aspect_buckets=3"), Keeper())
     notes = " ".join(read_json(run / "plan.json")["notes"])
     assert "aspect buckets: 12 x 24 px 12, 24 x 12 px 9, 16 x 16 px 8;" in notes and "(38% with squares)" in notes
@@ -263,7 +263,7 @@ def test_from_pictures_of_many_shapes_to_pictures_of_many_shapes(folder, tmp_pat
     assert resume(ResumeOptions(run, "cpu"), Keeper()) == run
 
 
-def test_a_cascade_learns_shapes_in_its_first_stage(folder, tmp_path, quick):
+def test_a_cascade_has_aspect_buckets_in_its_first_stage(folder, tmp_path, quick):
     model = calotype.load(train(request(folder, tmp_path / "run", "aspect_buckets=3", settings=CASCADE), Keeper()))
     assert model.least_side == 12
     for size in ((12, 24), (24, 12), (16, 32)):

@@ -20,43 +20,43 @@ RNG = Rng(("telling",))
         ("1,000 men, a dog, a cat", ", "),
     ],
 )
-def test_parts_are_some_of_the_phrases_in_their_order(text, mark):
+def test_a_shorter_version_keeps_some_phrases_in_their_order(text, mark):
     phrases = [one.strip(".") for one in text.split(mark)]
     for one in shorter_versions(text):
         remaining = [phrase.strip(".") for phrase in one.split(mark)]
         assert 0 < len(remaining) < len(phrases) and [phrase for phrase in phrases if phrase in remaining] == remaining
 
 
-def test_a_caption_of_one_phrase_is_cut_to_words_in_a_row():
+def test_a_caption_of_one_phrase_is_shortened_to_consecutive_words():
     for one in shorter_versions("a small dog on the grass"):
         assert one in "a small dog on the grass" and one != "a small dog on the grass" and one == one.strip()
 
 
 @pytest.mark.parametrize("text", ["", "tench", "tench,", " , ", "...", "\0", "a" * 100_000])
-def test_what_cannot_say_less_has_no_parts(text):
+def test_a_caption_of_one_word_has_no_shorter_version(text):
     assert shorter_versions(text) == ()
 
 
 @pytest.mark.parametrize("text", ["\ud800 a b", "x, " * 5000, ", , a, ,b", "؟، أ، ب", "a\u2028b c"])
-def test_parts_of_odd_captions_are_sound(text):
+def test_shorter_versions_of_unusual_captions_are_valid(text):
     found = shorter_versions(text)
     assert len(found) <= MAX_SHORTENED and all(one and one != text and len(one) <= len(text) for one in found)
 
 
-def test_a_row_of_marks_is_read_once():
+def test_many_punctuation_marks_take_linear_time():
     start = time.process_time()
     assert shorter_versions("a b" + "." * 4000 + "x")
     assert time.process_time() - start < 0.3
 
 
-def test_the_parts_of_a_caption_are_always_the_same_and_of_any_length():
+def test_the_shorter_versions_are_deterministic_and_of_any_length():
     versions = shorter_versions(TAGS)
     assert versions == shorter_versions(TAGS[:3] + TAGS[3:]) and len(set(versions)) == len(versions)
     lengths = {len(one.split(", ")) for number in range(60) for one in shorter_versions(TAGS.replace("1", str(number)))}
     assert lengths == {1, 2, 3, 4}
 
 
-def test_a_share_of_captions_says_less():
+def test_captions_are_shortened_with_the_given_probability():
     texts = [f"{number}, solo, smile" for number in range(2000)] + ["", "tench"]
     dropped = drop_phrases(texts, 0.3, RNG)
     assert len(dropped) == len(texts) and dropped[-2:] == ("", "tench")

@@ -25,7 +25,7 @@ from calotype.evaluation.compare import equal_seeds
 from calotype.evaluation.comparison_results import ComparisonResult
 from calotype.evaluation.cost import too_much
 from calotype.evaluation.counting import counter
-from calotype.evaluation.features import LITE0
+from calotype.evaluation.features import Lite0
 from calotype.evaluation.history import detrended_spread, leg_gaps
 from calotype.evaluation.propagation import CORRUPTIONS, STRENGTHS
 from calotype.evaluation.references import FeatureStore, ReferenceSet, reference_rows
@@ -230,7 +230,7 @@ def test_samples_are_looked_at_in_the_8_bits_that_real_pictures_have(home, name,
     looked_at = []
     monkeypatch.setattr(quality, "features", lambda parts, network: looked_at.extend(parts) or np.zeros((1, 1)))
     one, pictures = open_candidate("A", home / name, "cpu"), read_folder(home / "pictures", 16)
-    store = FeatureStore(pictures, LITE0, tmp_path, Keeper().bar, "real")
+    store = FeatureStore(pictures, Lite0(), tmp_path, Keeper().bar, "real")
     quality.sample_stages(one, ReferenceSet(store, reference_rows(pictures, 2)), 0, 1, lambda *step: None)
     assert len(looked_at) == 2 + (name == "cascade")
     for images in looked_at:

@@ -13,7 +13,7 @@ from calotype.evaluation.candidate import PROMPT, open_candidate
 from calotype.evaluation.comparison_results import ParameterCounts
 from calotype.evaluation.cost import deployment_cost, frozen_encoder, sampling_flops, training_cost
 from calotype.evaluation.counting import counted
-from calotype.evaluation.features import features
+from calotype.evaluation.features import Lite0, features
 from calotype.files import read_json
 from calotype.interop import minilm
 from calotype.nets.frozen import Frozen, encode_all
@@ -36,7 +36,8 @@ def test_a_search_and_exposure_fine_tuning_are_counted(tmp_path):
     assert list(rows) == ["denoiser", "enlarge-16", "exposure-16", "fit", "prepare", "level-16"]
     assert all(row.flops > 0 and row.seconds > 0 for row in rows.values())
     crops, tried = read_json(run / "plan.json")["level_crops"]["16"], len(state["levels"]["16"]["tried"])
-    seen = counted(lambda: features([torch.zeros(1, 3, 8, 8)]))
+    lite0 = Lite0()
+    seen = counted(lambda: features([torch.zeros(1, 3, 8, 8)], lite0))
     below = flops_through(one, slice(0, 1))
     level = flops_through(one, slice(1, 2), torch.zeros(1, 3, 4, 4))
     assert crops > 0 and tried >= 4

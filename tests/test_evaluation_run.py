@@ -16,7 +16,7 @@ from calotype.cli.options import EvaluateOptions
 from calotype.data.folder import read_folder
 from calotype.data.split import SplitConfig, stratified_split
 from calotype.evaluation.candidate import open_candidate
-from calotype.evaluation.features import LITE0, FeatureNetwork, distance_name, features_key, kept_features
+from calotype.evaluation.features import FeatureNetwork, Lite0, distance_name, features_key, kept_features
 from calotype.evaluation.measures import MEASURES, distance_key, measured
 from calotype.evaluation.references import reference_rows
 from calotype.files import is_whole, read_json, write_json
@@ -24,6 +24,7 @@ from calotype.model import load
 from calotype.report.card import escaped, write_card
 from calotype.types import UserError
 
+LITE0 = Lite0()
 HOSTILE = "<script>alert(1)</script> | [a](b) *c* `d`\n# e"
 
 
@@ -130,13 +131,13 @@ def test_numbers_have_what_they_are_to_be_read_with(found):
 def test_samples_are_those_of_the_sample_command(run, monkeypatch):
     """Picture i depends on the seed, i and its label."""
     from calotype.data.images import images_from_pil
+    from calotype.evaluation.evaluate import make_samples
     from calotype.evaluation.memorisation import small_pixels
-    from calotype.evaluation.samples import make_samples
 
     model = load(run, "cpu")
     samples = make_samples(model, torch.tensor([0, 1, 0]), None, 5, Other(), lambda *result: None)
     drawn = np.concatenate([small_pixels(images_from_pil(one)) for one in model.sample(3, seed=5)])
-    assert samples.compared.pixels == pytest.approx(drawn, abs=1e-6)
+    assert samples.pixels == pytest.approx(drawn, abs=1e-6)
 
 
 def test_the_numbers_are_the_same_the_second_time(run, tmp_path):

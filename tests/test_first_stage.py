@@ -4,23 +4,32 @@ import dataclasses
 
 import pytest
 import torch
+from PIL import Image
 from small import noise_pixels
 
 from calotype.data.images import images_from_pixels
 from calotype.evaluation import autoencoder as first_stage
-from calotype.evaluation.autoencoder import CriticHealth, cosines, measure_autoencoder, receptive_field, spectrum
-from calotype.evaluation.diagnosis import INVISIBLE, diagnose
+from calotype.evaluation.autoencoder import (
+    CriticHealth,
+    cosine_transform,
+    measure_autoencoder,
+    power_spectrum,
+    receptive_field_of,
+)
+from calotype.evaluation.diagnosis import INVISIBLE, InspectionResult, diagnose
+from calotype.evaluation.features import Lite0
 from calotype.nets import vae
 from calotype.nets.critic import Critic, CriticConfig
-from calotype.nets.perceptual import efficientnet_lite0
 from calotype.nets.vae import START_LOG_VARIANCE, Moments, Vae, VaeConfig
 from calotype.recipe import AutoencoderLossConfig, OptimizerConfig
+from calotype.report.inspection import write_inspection
 from calotype.spaces.latent import LatentSpace
 from calotype.training.objectives import AutoencoderObjective
 from calotype.training.state import TrainState
 from calotype.types import Batch, Rng
 
 CHANNELS, REDUCTION = 8, 4
+LITE0 = Lite0()
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +51,7 @@ def linear(train, change=lambda vae: None, kind=Vae):
 
 
 def found(space, images, **about):
-    measures = measure_autoencoder(space, images, len(images), thorough=False)
+    measures = measure_autoencoder(space, images, len(images), LITE0, thorough=False)
     return diagnose(dataclasses.replace(measures, **about))
 
 
@@ -112,6 +121,16 @@ def test_an_autoencoder_that_is_broken_on_purpose_gets_its_diagnosis(name, pictu
     assert names(diagnosis) - {name} <= {"colour bias", "poor reconstruction", "dead channels"} - {name}
 
 
+def test_numbers_that_are_not_finite_are_null_in_the_file_and_leave_out_the_plots(pictures, tmp_path):
+    diagnosis = diagnose(measure_autoencoder(linear(pictures[0], not_a_number), pictures[1], 16, LITE0))
+    facts = {"format": 1, "name": "run", "created": "", "data": "", "state": "", "device": "", "foreign": False}
+    result = InspectionResult(**facts, **dict(diagnosis))
+    assert result.stored()["measures"]["reconstruction"]["psnr"] is None
+    plates = dict.fromkeys(("reconstructions", "channels"), Image.new("RGB", (8, 8)))
+    page = write_inspection(tmp_path, result, plates).read_text()
+    assert "not finite" in page and "<svg" not in page
+
+
 def test_a_healthy_autoencoder_gets_none(pictures):
     diagnosis = found(linear(pictures[0]), pictures[1])
     assert diagnosis.findings == [] and diagnosis.fit and "nothing is wrong" in diagnosis.verdict
@@ -138,7 +157,7 @@ def trained(images, kl, learns, rate, steps=25, **losses):
     """The closed-form start, after more steps on these weights, with their statistics."""
     space = linear(images)
     config = AutoencoderLossConfig(kl=kl, perceptual=0, adversarial=0, **losses)
-    objective = AutoencoderObjective(space.vae, Critic(CriticConfig(width=4)), efficientnet_lite0(), config)
+    objective = AutoencoderObjective(space.vae, Critic(CriticConfig(width=4)), LITE0.network, config)
     for parameter in learns(space.vae):
         parameter.requires_grad_(True)
     train_state = TrainState(space.vae, OptimizerConfig(learning_rate=rate, clip=1e6))
@@ -206,7 +225,7 @@ def block_means(reduction=4):
 
 
 def test_block_means_are_equivariant_and_as_good_as_themselves(pictures):
-    measures = measure_autoencoder(block_means(), pictures[1], 16, thorough=False)
+    measures = measure_autoencoder(block_means(), pictures[1], 16, LITE0, thorough=False)
     assert all(error < 1e-9 for error in measures.equivariance.values()) and len(measures.equivariance) == 3
     assert measures.reconstruction.psnr == pytest.approx(measures.reconstruction.blocks, abs=1e-3)
     assert max(map(abs, measures.colour)) < 1e-6
@@ -215,7 +234,7 @@ def test_block_means_are_equivariant_and_as_good_as_themselves(pictures):
 def test_the_channels_are_those_by_hand(pictures):
     space, images = linear(pictures[0]), pictures[1]
     mean = space.vae.encode(images).mean[:, 2].double()
-    one = measure_autoencoder(space, images, 16, thorough=False).channels[2]
+    one = measure_autoencoder(space, images, 16, LITE0, thorough=False).channels[2]
     noise = 0.1**2
     assert one.raw_mean == pytest.approx(float(mean.mean()), abs=1e-6)
     assert one.signal == pytest.approx(float(mean.var(correction=0) / (mean.var(correction=0) + noise)), rel=1e-4)
@@ -225,15 +244,15 @@ def test_the_channels_are_those_by_hand(pictures):
 
 def test_the_cosine_transform_keeps_lengths_and_comes_back():
     values = torch.randn(2, 3, 6, 10, dtype=torch.float64)
-    waves = cosines(values)
+    waves = cosine_transform(values)
     assert torch.allclose(waves.square().sum(), values.square().sum())
-    assert torch.allclose(cosines(waves, back=True), values)
-    assert torch.allclose(cosines(torch.ones(1, 1, 4, 4)).flatten()[1:], torch.zeros(15), atol=1e-6)
+    assert torch.allclose(cosine_transform(waves, inverse=True), values)
+    assert torch.allclose(cosine_transform(torch.ones(1, 1, 4, 4)).flatten()[1:], torch.zeros(15), atol=1e-6)
 
 
 def test_noise_has_a_level_spectrum_and_pictures_a_falling_one(pictures):
     noise, images = torch.randn(200, 2, 16, 16), pictures[1]
-    found = spectrum(noise, images[:, :, ::2, ::2])
+    found = power_spectrum(noise, images[:, :, ::2, ::2])
     assert all(0.9 < power < 1.1 for power in found.latents) and found.frequencies == sorted(found.frequencies)
     assert found.pictures[0] > 3 and found.pictures[-1] < 1
 
@@ -242,10 +261,10 @@ def test_the_receptive_field_is_that_of_the_convolutions(pictures):
     """A linear path sees its patch alone; a network, so many 3 x 3 convolutions of patches around it, and no more."""
     space = linear(pictures[0])
     latents = space.encode(images_from_pixels(noise_pixels(2, 64)))
-    alone = receptive_field(space, latents)
+    alone = receptive_field_of(space, latents)
     assert (alone.radius, alone.reach, alone.whole) == (0, 0, False)
     torch.nn.init.normal_(space.vae.decoder.out.weight, std=10.0)
-    wide = receptive_field(space, latents)
+    wide = receptive_field_of(space, latents)
     convolutions = sum(
         isinstance(one, torch.nn.Conv2d) and one.kernel_size == (3, 3) for one in space.vae.decoder.modules()
     )
@@ -264,13 +283,13 @@ def test_the_score_does_not_depend_on_scale_order_or_parts(pictures, monkeypatch
         vae.linear_out.weight.copy_(vae.linear_out.weight[:, turned].clone())
 
     assert found(linear(train, reordered), images).score == pytest.approx(score, abs=0.02)
-    monkeypatch.setattr(first_stage, "AT_ONCE", 5)
+    monkeypatch.setattr(first_stage, "MEASURED_AT_ONCE", 5)
     assert found(linear(train), images).score == pytest.approx(score, abs=1e-5)
 
 
 def test_what_is_left_falls_with_the_noise_and_a_thorough_look_sees_the_same(pictures):
     space, images = linear(pictures[0]), pictures[1]
-    quick, thorough = (measure_autoencoder(space, images, 16, one) for one in (False, True))
+    quick, thorough = (measure_autoencoder(space, images, 16, LITE0, one) for one in (False, True))
     assert list(quick.developed.values()) == sorted(quick.developed.values())
     assert quick.developed["0"] < 0.5 < quick.developed["1"]
     assert thorough.reconstruction.frechet > 0 and thorough.receptive_field is not None

@@ -3,21 +3,18 @@ import math
 import numpy as np
 import pytest
 
-from calotype.evaluation.distances import frechet_distance, kernel_distance
-from calotype.evaluation.extrapolation import frechet_of_many, polynomial_at
-from calotype.evaluation.intervals import (
-    Estimate,
+from calotype.evaluation.distances import (
     density_coverage,
-    difference_of_shares,
-    distances,
+    frechet_distance,
     frechet_estimate,
+    frechet_of_many,
+    kernel_distance,
     kernel_estimate,
-    mean_estimate,
-    nearest_distance,
+    pairwise_distances,
     precision_recall,
     radii,
-    share_estimate,
 )
+from calotype.evaluation.intervals import Estimate, difference_of_shares, mean_estimate, share_estimate
 
 
 @pytest.fixture
@@ -60,12 +57,12 @@ def test_all_four_against_brute_force(k, rng, rows):
 
 def test_with_fewer_rows_than_neighbours_the_farthest_counts(rows):
     few = rows[:3]
-    assert radii(few, 9) == pytest.approx(distances(few, few).max(1))
+    assert radii(few, 9) == pytest.approx(pairwise_distances(few, few).max(1))
 
 
-def test_nearest(rows):
-    assert nearest_distance(rows[:4], rows) == pytest.approx(np.zeros(4), abs=1e-6)
-    assert nearest_distance(rows[:1], rows[:1] + 2.0) == pytest.approx(2 * math.sqrt(6))
+def test_distances_are_those_of_pairs(rows):
+    assert np.diag(pairwise_distances(rows[:4], rows)) == pytest.approx(np.zeros(4), abs=1e-6)
+    assert pairwise_distances(rows[:1], rows[:1] + 2.0) == pytest.approx(2 * math.sqrt(6))
 
 
 @pytest.mark.parametrize(("estimate", "distance"), [
@@ -102,11 +99,6 @@ def test_the_frechet_distance_of_many_from_few(rng):
     plain = np.mean([frechet_distance(rows, real) for rows in draws])
     assert abs(np.mean([one.value for one in found]) - truth) < 0.2 * (plain - truth)
     assert sum(one.low <= truth <= one.high for one in found) >= 9
-
-
-def test_a_polynomial_goes_through_its_points():
-    places = (1.0, 1.5, 3.0)
-    assert polynomial_at(places, [2 * one**2 - one + 4 for one in places], 0.25) == pytest.approx(2 / 16 - 0.25 + 4)
 
 
 def test_mean_and_share_intervals():

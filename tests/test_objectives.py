@@ -13,7 +13,7 @@ from calotype.diffusion.schedules import Flow
 from calotype.diffusion.stage import Stage
 from calotype.nets.critic import Critic, CriticConfig
 from calotype.nets.dit import Dit, DitConfig
-from calotype.nets.perceptual import efficientnet_lite0, perceptual_distance
+from calotype.nets.perceptual import perceptual_distance, pretrained_lite0
 from calotype.nets.vae import Moments, Vae, VaeConfig
 from calotype.recipe import AutoencoderLossConfig, ConditionDropout, OptimizerConfig
 from calotype.spaces.latent import LatentSpace
@@ -31,6 +31,7 @@ from calotype.training.state import TrainState
 from calotype.types import NULL_LABEL, Batch, Rng
 
 RNG = Rng(("objectives",))
+LITE0 = pretrained_lite0()
 ALONE = {"edges": 0.0, "perceptual": 0.0, "kl": 0.0, "adversarial": 0.0}
 
 
@@ -45,7 +46,7 @@ def batch_of(count=4, size=16):
 def first_stage(vae=None, **config):
     critic = perturbed(Critic(CriticConfig(width=4, depth=2)))
     config = AutoencoderLossConfig(**{"perceptual_start": 0.0} | config)
-    return AutoencoderObjective(vae or tiny_vae(), critic, efficientnet_lite0(), config)
+    return AutoencoderObjective(vae or tiny_vae(), critic, LITE0, config)
 
 
 def reconstruct(stage, images):
@@ -65,7 +66,7 @@ def test_every_term_of_the_first_stage_is_its_formula():
     expected = {
         "l1": wrong.abs().sum() / wrong.numel(),
         "edges": 0.3 * (across.abs().sum() / across.numel() + down.abs().sum() / down.numel()),
-        "perceptual": 0.2 * perceptual_distance(efficientnet_lite0(), batch.clean[:2], fake[:2]).mean(),
+        "perceptual": 0.2 * perceptual_distance(LITE0, batch.clean[:2], fake[:2]).mean(),
         "kl": 0.01 * (moments.mean**2 + variance - variance.log() - 1).mean() / 2,
     }
     loss = stage.losses(batch, 0.0, RNG)["autoencoder"]

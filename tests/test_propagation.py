@@ -9,6 +9,7 @@ from test_stage import stage
 from calotype.build import build_enlarger
 from calotype.data.images import images_from_pixels
 from calotype.diffusion.stage import Sampling, shrunk
+from calotype.evaluation.features import Lite0
 from calotype.evaluation.propagation import (
     CORRUPTIONS,
     SHARES,
@@ -29,6 +30,7 @@ from calotype.evaluation.propagation import (
 from calotype.settings import parse_recipe
 from calotype.types import Rng
 
+LITE0 = Lite0()
 LABELS = torch.tensor([0, 1, 0])
 RNGS = [Rng((0, index)) for index in range(3)]
 kinds = pytest.mark.parametrize("kind", CORRUPTIONS)
@@ -58,7 +60,7 @@ def test_no_error_leaves_nothing_at_all(model, request):
     arm = request.getfixturevalue(model)
     nothing = torch.zeros_like(arm.small)
     assert torch.equal(arm.finish(None), arm.finish(nothing))
-    found = survival_of("noise", 0.0, nothing, arm.finish(None), arm.finish(nothing))
+    found = survival_of("noise", 0.0, nothing, arm.finish(None), arm.finish(nothing), LITE0)
     assert (found.survival == 0).all()
     assert (found.perceptual == 0).all()
 
@@ -74,7 +76,7 @@ def test_a_corruption_is_as_strong_as_it_says(kind, small):
 @pytest.mark.parametrize("model", ["cascade", "latent"])
 def test_a_stronger_error_leaves_a_larger_difference(kind, model, request):
     arm = request.getfixturevalue(model)
-    found = list(arm.survivals([(kind, strength) for strength in (0.05, 0.2, 0.8)], Rng((2,))))
+    found = list(arm.survivals([(kind, strength) for strength in (0.05, 0.2, 0.8)], Rng((2,)), LITE0))
     left = [one.survival.mean() * one.strength for one in found]
     assert 0 < left[0] < left[1] < left[2]
     assert found[0].psnr.mean() > found[1].psnr.mean() > found[2].psnr.mean()
@@ -84,7 +86,7 @@ def test_replicating_the_picture_keeps_all_of_an_error(small):
     def finish(delta):
         return repeated(small if delta is None else small + delta, 2)
 
-    for found in Arm("none", 0.0, small, finish).survivals([(kind, 0.2) for kind in CORRUPTIONS], Rng((3,))):
+    for found in Arm("none", 0.0, small, finish).survivals([(kind, 0.2) for kind in CORRUPTIONS], Rng((3,)), LITE0):
         assert found.survival == pytest.approx(np.ones(3), rel=1e-4)
 
 
@@ -133,7 +135,7 @@ def test_effects_are_paired_by_picture(small):
         )
 
     arms = [Arm("none", 0.0, small, keeping(1.0)), Arm("augmentation", 0.1, small, keeping(0.5), thorough=False)]
-    found = measure_arms(arms, Rng((6,)), lambda done, total: None)
+    found = measure_arms(arms, Rng((6,)), LITE0, lambda done, total: None)
     assert found.effects["augmentation"].value == pytest.approx(-0.5, abs=1e-4)
     assert found.effects["augmentation"].high < -0.49 and found.arms["none"].value == pytest.approx(1, abs=1e-4)
     assert len(found.points) == len(CORRUPTIONS) * (len(STRENGTHS) + 1) and (found.size, found.n) == (8, 3)

@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from calotype.evaluation.distances import frechet_distance, kernel_distance
-from calotype.evaluation.intervals import precision_recall
-from calotype.evaluation.reconstruction import psnr, ssim
+from calotype.evaluation.autoencoder import psnr, ssim
+from calotype.evaluation.distances import frechet_distance, kernel_distance, precision_recall
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 from calotype.evaluation.results import EvaluationResult, Measure, SetMeasures, read_result, write_result
 from calotype.files import read_json, write_json
-from calotype.report.evaluation import evaluation, summary
+from calotype.report.evaluation import evaluation_lines, evaluation_section
 from calotype.run import Run
 
 MEASURE = {"value": 0.5, "low": 0.25, "high": 0.75}
@@ -48,14 +48,14 @@ def test_results_are_read_as_they_were_written(tmp_path):
 def test_an_evaluation_of_version_0_1_0_is_read_under_the_names_of_this_one(tmp_path):
     write_json(tmp_path / "evaluation.json", earlier())
     assert read_result(tmp_path / "evaluation.json", EvaluationResult).stored() == CURRENT
-    assert "Near-duplicates among 8 training pictures" in str(evaluation(Run(tmp_path)))
+    assert "Near-duplicates among 8 training pictures" in str(evaluation_section(Run(tmp_path)))
 
 
 def test_a_damaged_or_later_evaluation_is_none_and_the_page_says_so(tmp_path):
     for stored in ({"features": {}}, CURRENT | {"format": 3}, [1]):
         write_json(tmp_path / "evaluation.json", stored)
         assert read_result(tmp_path / "evaluation.json", EvaluationResult) is None
-        assert "another version" in str(evaluation(Run(tmp_path)))
+        assert "another version" in str(evaluation_section(Run(tmp_path)))
     assert read_result(tmp_path / "missing.json", EvaluationResult) is None
 
 
@@ -64,8 +64,8 @@ def test_shares_of_the_judges_of_faces_are_shown(tmp_path):
     write_json(tmp_path / "evaluation.json", CURRENT | {"shares": [share], "alignment": {
         "languages": ["English"], "retrieval": [{"value": None, "reason": "too few"}],
     }})  # fmt: skip
-    assert "dark skin" in str(evaluation(Run(tmp_path)))
-    lines = "\n".join(summary(read_result(tmp_path / "evaluation.json", EvaluationResult).stored()))
+    assert "dark skin" in str(evaluation_section(Run(tmp_path)))
+    lines = "\n".join(evaluation_lines(read_result(tmp_path / "evaluation.json", EvaluationResult)))
     assert "dark skin: 0.5 [0.25, 0.75] of the samples" in lines
 
 

@@ -11,8 +11,9 @@ from calotype.cli.commands.sweeping import numbers_in
 from calotype.cli.options import SweepOptions
 from calotype.diffusion.stage import Sampling
 from calotype.evaluation import search
-from calotype.evaluation.distances import frechet_distance
-from calotype.evaluation.intervals import frechet_estimate, frechet_of_rows, within_standard_error
+from calotype.evaluation.distances import frechet_distance, frechet_estimate, frechet_of_rows
+from calotype.evaluation.features import Lite0
+from calotype.evaluation.intervals import within_standard_error
 from calotype.evaluation.references import reference_rows
 from calotype.evaluation.results import Cell, Measure
 from calotype.evaluation.search import Grid, cheapest, network_calls, sampled_features, sweep
@@ -162,7 +163,7 @@ def test_a_sweep_has_other_seeds_than_samples(run, monkeypatch):
         return IMAGES
 
     monkeypatch.setattr(search, "generate", made)
-    sampled_features(load(run).stages[0], torch.zeros(2, dtype=torch.long), None, 0)(Sampling())
+    sampled_features(load(run).stages[0], torch.zeros(2, dtype=torch.long), None, 0, Lite0())(Sampling())
     assert not set(drawn) & set(load(run).rngs(100, 0))
 
 

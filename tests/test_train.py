@@ -17,11 +17,12 @@ from test_checkpoint import go_on
 from calotype.cli import commands
 from calotype.cli.options import ResumeOptions
 from calotype.data.sources import LatentSource, PictureSource
+from calotype.evaluation import features
 from calotype.files import read_json
 from calotype.model import load
-from calotype.nets.perceptual import efficientnet_lite0
+from calotype.nets.perceptual import pretrained_lite0
 from calotype.run import Run, RunState
-from calotype.training import checkpoint
+from calotype.training import checkpoint, legs, pipeline
 from calotype.training.leg import average, train_leg
 from calotype.training.loop import BatchSource, TrainProgress, at_fractions, every, train_step, train_steps
 from calotype.training.process import Interrupted, locked, stoppable
@@ -323,7 +324,9 @@ def test_nothing_of_a_run_is_a_pickle(monkeypatch, tmp_path, quick):
     def no(*arguments, **more):
         raise AssertionError("a pickle")
 
-    efficientnet_lite0()
+    network = pretrained_lite0()
+    for module in (features, legs, pipeline):
+        monkeypatch.setattr(module, "pretrained_lite0", lambda device: network)
     write_pictures(tmp_path / "pictures")
     for owner, names in ((pickle, "load loads dump dumps Pickler Unpickler"), (torch, "load save"), (builtins, "eval")):
         for name in names.split():

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Atomic writes of files and folders, and manifests by which damage is noticed."""
 
 from __future__ import annotations
 
@@ -113,8 +113,8 @@ def _damage(file: Path, entry: Any) -> str:
         case _:
             return f"manifest.json has no size and hash of {file.name}"
     try:
-        if (found := file.stat().st_size) != size:
-            return f"{file.name} has {found:,} bytes instead of {size:,}"
+        if (actual := file.stat().st_size) != size:
+            return f"{file.name} has {actual:,} bytes instead of {size:,}"
         return "" if sha256(file) == digest else f"{file.name} has other content than when it was written"
     except FileNotFoundError:
         return f"{file.name} is missing"

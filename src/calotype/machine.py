@@ -1,7 +1,8 @@
-"""What this machine is and can do: device, memory, threads, precision. Measured, not looked up in a table."""
+"""The machine: device, memory, threads and precision, measured and not looked up in a table."""
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import platform
@@ -37,40 +38,42 @@ class Machine:
         return f"{self.device.type} ({self.name}{threads}, {self.memory / 2**30:.0f} GB free)"
 
 
-def find_device(wanted: str = "auto") -> torch.device:
+def find_device(name: str = "auto") -> torch.device:
     """`auto` takes CUDA, then Apple's MPS, then the CPU. Raises `UserError` for a device that is not here."""
     here = ["cpu"]
     if torch.backends.mps.is_available():
         here.insert(0, "mps")
     if torch.cuda.is_available():
         here[:0] = ["cuda", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
-    if wanted != "auto" and wanted not in here:
+    if name != "auto" and name not in here:
         raise UserError(
-            f"device is {wanted!r}, but this machine has {', '.join(here)}; leave --device out to use {here[0]}"
+            f"device is {name!r}, but this machine has {', '.join(here)}; leave --device out to use {here[0]}"
         )
-    return torch.device(here[0] if wanted == "auto" else wanted)
+    return torch.device(here[0] if name == "auto" else name)
 
 
-def examine(wanted: str = "auto", threads: int | None = None) -> Machine:
+def examine(name: str = "auto", threads: int | None = None) -> Machine:
     """Finds the device, then times a convolution to choose the threads and the precision (about half a second).
 
     A resumed run keeps its `threads`: sums in another order would be other sums.
     """
-    device = find_device(wanted)
+    device = find_device(name)
     if threads is None:
         threads = choose_threads() if device.type == "cpu" else torch.get_num_threads()
     torch.set_num_threads(threads)
-    many = 8 if device.type == "cpu" else 512
-    exact, rough = (time_convolution(device, dtype, many) for dtype in (torch.float32, torch.bfloat16))
-    seconds = min(exact, rough) / many
-    alone = seconds if device.type == "cpu" else time_convolution(device, torch.bfloat16, 8) / 8
-    batch_factor = 2 ** max(0, min(3, int(math.log2(alone / seconds))))
+    batch = 8 if device.type == "cpu" else 512
+    float32, bfloat16 = (time_convolution(device, dtype, batch) for dtype in (torch.float32, torch.bfloat16))
+    seconds = min(float32, bfloat16) / batch
+    small = seconds if device.type == "cpu" else time_convolution(device, torch.bfloat16, 8) / 8
+    batch_factor = 2 ** max(0, min(3, int(math.log2(small / seconds))))
     flops = 2 * 9 * 64 * 64 * 32 * 32 / seconds
-    return Machine(device, device_name(device), threads, flops, rough < 0.8 * exact, free_memory(device), batch_factor)
+    return Machine(
+        device, device_name(device), threads, flops, bfloat16 < 0.8 * float32, free_memory(device), batch_factor
+    )
 
 
 def choose_threads() -> int:
-    """All cores, unless fewer threads are faster: on a busy machine two threads that wait for each other crawl."""
+    """All cores, or half of them where these are faster: on a busy machine threads wait for each other."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     timings: dict[int, float] = {}
     for threads in {cores, max(1, cores // 2)}:
@@ -109,16 +112,10 @@ def synchronize(device: torch.device) -> None:
 def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return _linux_processor() or platform.processor() or platform.machine()
-
-
-def _linux_processor() -> str:
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        return ""
-    found = re.search(r"model name\s*: (.+)", text)
-    return found[1].strip() if found else ""
+    with contextlib.suppress(OSError):  # a file of Linux
+        if model := re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text(encoding="utf-8")):
+            return model[1].strip()
+    return platform.processor() or platform.machine()
 
 
 def free_memory(device: torch.device) -> int:

@@ -1,4 +1,4 @@
-"""Settings as nested tables, as TOML has them: laid over one another, and found in the text."""
+"""Nested tables, as TOML and JSON have them: merging, dotted keys, and the line of a key in a file."""
 
 from __future__ import annotations
 

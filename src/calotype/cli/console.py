@@ -5,21 +5,24 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
-
-from calotype.training.process import ProgressBar, Reporter
 
 if TYPE_CHECKING:
     from calotype.planning import Plan
+    from calotype.training.process import ProgressBar
 
 LINE_SECONDS = 10.0
 """Between two plain lines of a step."""
 
 
 @runtime_checkable
-class Console(Reporter, Protocol):
-    """Shows lines of text, progress bars and the plan."""
+class Console(Protocol):
+    """A `Reporter` that shows the plan, too; written out, since `training` imports torch."""
+
+    def say(self, text: str) -> None: ...
+
+    def bar(self, step: str) -> AbstractContextManager[ProgressBar]: ...
 
     def plan(self, plan: Plan) -> None: ...
 

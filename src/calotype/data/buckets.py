@@ -104,7 +104,7 @@ def _read_bucket(
 def original_sizes(pictures: Pictures) -> list[PixelSize]:
     """Of the files; of embedded portraits, which are drawn as squares, those of their pixels."""
     square = PixelSize(*reversed(pictures.pixels.shape[-2:]))
-    return [PixelSize(one.width, one.height) for one in pictures.originals] or [square] * len(pictures)
+    return [PixelSize(*original[1:]) for original in pictures.originals] or [square] * len(pictures)
 
 
 def bucket_notes(sizes: Sequence[PixelSize], count: int, size: int, unit: int) -> list[str]:

@@ -144,24 +144,25 @@ def read_folder(
     unique = without_duplicates(files)
     path = cache and cache / f"pixels-{content_hash(unique, size)}.npy"
     pixels, decoded = decode_all([folder / file.name for file in unique], (size, size), path, progress)
-    refused |= {file.name: one.refused for file, one in zip(unique, decoded, strict=True) if one.refused}
+    refused |= {file.name: result.refused for file, result in zip(unique, decoded, strict=True) if result.refused}
     read = [file for file in unique if file.name not in refused]
     if not read:
         raise UserError(f"no picture in {shown(folder)} could be read: {_reasons(refused)}")
     names = [file.name for file in read]
-    classes = _classes(read)
+    folders = sorted({file.folder for file in read} - {""})
+    classes = folders if len(folders) > 1 else []  # a single subfolder distinguishes nothing
     captions, caption_files = read_captions(folder, names)
     listing.others -= Counter(Path(name).suffix for name in caption_files.files)
     unread = f"{len(refused)} of {plural(len(listing.pictures), 'file')} could not be read: {_reasons(refused)}"
     notes = [
         *listing.notes(),
         *([unread] if refused else []),
-        *duplicates_note(files, unique),
-        *note(sum(one.enlarged for one in decoded), "picture", f"smaller than {size} px, and enlarged"),
+        *note(len(files) - len(unique), "duplicate", "left out"),
+        *note(sum(result.enlarged for result in decoded), "picture", f"smaller than {size} px, and enlarged"),
         *class_notes(read, classes),
         *caption_files.notes(names),
     ]
-    sizes = (one.size for one in decoded if not one.refused)
+    sizes = (result.size for result in decoded if not result.refused)
     originals = tuple(Original(folder / name, *own) for name, own in zip(names, sizes, strict=True))
     return with_captions(replace(assemble(pixels, read, classes, size, notes, rule), originals=originals), captions)
 
@@ -302,7 +303,7 @@ def decode_all(
     shape = (len(paths), 3, *size)
     fits = math.prod(shape) <= psutil.virtual_memory().available / 4
     pixels, decoded = cached_pixels(None if fits else cache, shape, partial(_decode, paths, progress=progress))
-    return pixels, [Decoded(*one) for one in decoded]
+    return pixels, [Decoded(*result) for result in decoded]
 
 
 def _decode(paths: Sequence[Path], pixels: Pixels, progress: Progress) -> list[Decoded]:
@@ -318,19 +319,13 @@ def _decode(paths: Sequence[Path], pixels: Pixels, progress: Progress) -> list[D
         return Decoded(enlarged=image.width < width or image.height < height, size=image.size)
 
     decoded = list(in_threads(decode, range(len(paths)), progress))
-    for new, old in enumerate(row for row, one in enumerate(decoded) if not one.refused):
+    for new, old in enumerate(row for row, result in enumerate(decoded) if not result.refused):
         if new != old:
             pixels[new] = pixels[old]
     return decoded
 
 
 # -- Classes and notes -------------------------------------------------------------------------------------------------
-
-
-def _classes(files: Sequence[HashedFile]) -> list[str]:
-    """The first-level subfolders; none of a single one, which would distinguish nothing."""
-    folders = sorted({file.folder for file in files} - {""})
-    return folders if len(folders) > 1 else []
 
 
 def class_notes(files: Sequence[HashedFile], classes: Sequence[str]) -> list[str]:
@@ -346,10 +341,6 @@ def class_notes(files: Sequence[HashedFile], classes: Sequence[str]) -> list[str
 def note(count: int, noun: str, rest: str) -> list[str]:
     """`["2 links were not followed"]`; no note where the count is 0."""
     return [f"{plural(count, noun)} {'was' if count == 1 else 'were'} {rest}"] if count else []
-
-
-def duplicates_note(files: Sequence[HashedFile], unique: Sequence[HashedFile]) -> list[str]:
-    return note(len(files) - len(unique), "duplicate", "left out")
 
 
 def _reasons(refused: dict[str, str]) -> str:

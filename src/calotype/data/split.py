@@ -116,7 +116,7 @@ def stratified_split(
     return Split(of == TRAIN, of == VALIDATION, of == TEST, tuple(notes))
 
 
-def overlapping_split(strata: Strata, wanted: tuple[int, int]) -> Split:
+def overlapping_split(strata: Strata, counts: tuple[int, int]) -> Split:
     """For classes of one picture: all pictures are trained on, and some of them are in the other sets as well."""
     sizes = np.array([len(rows) for rows in strata])
     count = int(sizes.sum())
@@ -125,7 +125,7 @@ def overlapping_split(strata: Strata, wanted: tuple[int, int]) -> Split:
         pairs = zip(strata, quotas(sizes, sizes, total), strict=True)
         return _mask([row for rows, number in pairs for row in rows[:number]], count)
 
-    validation, test = map(first, wanted)
+    validation, test = map(first, counts)
     note = "there is only 1 picture: it is trained on, and held out as well"
     if count > 1:
         note = (

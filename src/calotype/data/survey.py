@@ -62,7 +62,7 @@ class Survey:
     def duplicates(self) -> list[list[str]]:
         """Groups of names whose pictures would be trained on as the same pixels."""
         ordered = sorted(self.pictures, key=lambda picture: (picture.digest, picture.name))
-        groups = ([picture.name for picture in group] for _, group in groupby(ordered, lambda one: one.digest))
+        groups = ([picture.name for picture in group] for _, group in groupby(ordered, lambda picture: picture.digest))
         return sorted(names for names in groups if len(names) > 1)
 
     def near_duplicates(self) -> list[tuple[str, str]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,17 +11,21 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from calotype.demo.describing import VisibleAttributes
+from calotype.demo.describing import Facts, VisibleAttributes, styles_of
 from calotype.types import Images, OtherImages
 
 Palette = Float[Tensor, "colour 3"]  # in [-1, 1], as pictures
-Choice = Int[Tensor, " batch"]
-
-
 NEAR = 0.4
 """How far a pixel may be from a colour to count as that colour: about 30 of 255 in each channel."""
 SIDE = 32
 """Pixels a side in which the classifier sees a picture."""
+
+
+def rows_by_style(drawn: Sequence[Facts], rows: Iterable[int], most: int) -> dict[str, list[int]]:
+    """Of these rows, the first `most` of each style."""
+    rows = list(rows)
+    styles = styles_of(drawn[row] for row in rows)
+    return {style: [row for row in rows if drawn[row]["style"] == style][:most] for style in styles}
 
 
 # -- Colours -----------------------------------------------------------------------------------------------------------
@@ -29,17 +33,17 @@ SIDE = 32
 
 def palette(colours: Sequence[str]) -> Palette:
     """From `#rrggbb`."""
-    return torch.tensor([[int(one[at : at + 2], 16) / 127.5 - 1 for at in (1, 3, 5)] for one in colours])
+    return torch.tensor([[int(name[at : at + 2], 16) / 127.5 - 1 for at in (1, 3, 5)] for name in colours])
 
 
-def background(images: Images, colours: Palette) -> Choice:
+def background(images: Images, colours: Palette) -> Int[Tensor, " batch"]:
     """Which colour the upper corners have, an eighth of the side each: the nearest to their median."""
     side = max(1, images.shape[-1] // 8)
     corners = torch.cat([images[..., :side, :side], images[..., :side, -side:]], 3)
     return torch.cdist(corners.flatten(2).median(2).values.float(), colours).argmin(1)
 
 
-def clothing(images: Images, colours: Palette) -> Choice:
+def clothing(images: Images, colours: Palette) -> Int[Tensor, " batch"]:
     """Which of the colours most pixels have in the middle of the lowest eighth."""
     height, width = images.shape[-2:]
     lower = images[..., -max(1, height // 8) :, width // 4 : -(width // 4)].flatten(2).transpose(1, 2)
@@ -66,13 +70,13 @@ class AttributeClassifier:
     """What each attribute may be, in the order of the columns."""
 
     def __call__(self, images: OtherImages) -> list[VisibleAttributes]:
-        scores = kernel(rows_of(images) - self.mean, self.known) @ self.weights + self.shares
+        scores = kernel(pixel_rows(images) - self.mean, self.known) @ self.weights + self.shares
         columns = scores.split([len(values) for values in self.values.values()], 1)
-        named = [
-            [values[int(place)] for place in column.argmax(1)]
-            for values, column in zip(self.values.values(), columns, strict=True)
+        best = torch.stack([column.argmax(1) for column in columns], 1).tolist()
+        return [
+            {about: values[place] for (about, values), place in zip(self.values.items(), places, strict=True)}
+            for places in best
         ]
-        return [dict(zip(self.values, one, strict=True)) for one in zip(*named, strict=True)]
 
 
 def fit_classifier(images: OtherImages, shown: Sequence[VisibleAttributes], ridge: float = 1e-2) -> AttributeClassifier:
@@ -80,30 +84,26 @@ def fit_classifier(images: OtherImages, shown: Sequence[VisibleAttributes], ridg
 
     Every other picture is blurred, as samples are blurrier than training pictures.
     """
-    values = {
-        about: tuple(sorted({one.get(about, "") for one in shown}))
-        for about in sorted({key for one in shown for key in one})
-    }
-    columns = [
-        torch.tensor([[float(one.get(about, "") == value) for value in several] for one in shown])
-        for about, several in values.items()
-    ]
-    targets, rows = torch.cat(columns, 1).double(), rows_of(images)
-    rows[::2] = rows_of(blurred_small(images[::2]))
+    abouts = sorted({key for each in shown for key in each})
+    values = {about: tuple(sorted({each.get(about, "") for each in shown})) for about in abouts}
+    targets = torch.tensor(
+        [[each.get(about, "") == value for about in abouts for value in values[about]] for each in shown]
+    ).double()
+    rows, small = pixel_rows(images), resized(images[::2])
+    rows[::2] = pixel_rows(F.avg_pool2d(small, 3, 1, 1, count_include_pad=False))
     mean, shares = rows.mean(0), targets.mean(0)
     gram = kernel(rows - mean, rows - mean)
     weights = torch.linalg.solve(gram + ridge * torch.eye(len(gram)), targets - shares)
     return AttributeClassifier(rows - mean, mean, weights, shares, values)
 
 
-def rows_of(images: OtherImages) -> Float[Tensor, "batch value"]:
-    """The pictures as a judge sees them."""
-    return F.interpolate(images.float(), size=(SIDE, SIDE), mode="bilinear", antialias=True).flatten(1).cpu().double()
+def resized(images: OtherImages) -> OtherImages:
+    return F.interpolate(images.float(), size=(SIDE, SIDE), mode="bilinear", antialias=True)
 
 
-def blurred_small(images: OtherImages) -> OtherImages:
-    small = F.interpolate(images.float(), size=(SIDE, SIDE), mode="bilinear", antialias=True)
-    return F.avg_pool2d(small, 3, 1, 1, count_include_pad=False)
+def pixel_rows(images: OtherImages) -> Float[Tensor, "batch value"]:
+    """The pictures as the classifier sees them."""
+    return resized(images).flatten(1).cpu().double()
 
 
 def kernel(rows: Float[Tensor, "batch value"], known: Float[Tensor, "known value"]) -> Float[Tensor, "batch known"]:
@@ -137,6 +137,6 @@ class Tally:
 
 
 def tally(visible: Sequence[VisibleAttributes], prompted: Sequence[VisibleAttributes], about: str) -> Tally:
-    expected = [one.get(about, "") for one in prompted]
-    hits = sum(one.get(about, "") == value for one, value in zip(visible, expected, strict=True))
+    expected = [each.get(about, "") for each in prompted]
+    hits = sum(each.get(about, "") == value for each, value in zip(visible, expected, strict=True))
     return Tally(hits, max(Counter(expected).values()), len(expected))

@@ -6,18 +6,18 @@ nose and mouth; `SkinJudge` measures a colour where the style has its skin.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, UInt8
 from torch import Tensor
 
 from calotype.data.images import images_from_pixels
-from calotype.demo.classifier import AttributeClassifier, Palette, fit_classifier, palette
-from calotype.demo.describing import BROWN, DARK, SKINS, Facts, styles_of
+from calotype.demo.classifier import AttributeClassifier, Palette, fit_classifier, palette, rows_by_style
+from calotype.demo.describing import BROWN, DARK, SKINS, Facts
 from calotype.demo.featureless import read_featureless
 from calotype.evaluation.intervals import Estimate, difference_of_shares, share_estimate
 from calotype.types import Images
@@ -33,8 +33,6 @@ CLOSE = 0.15
 DARKEST, DARKEST_BLANK = 0.6, 0.15
 """Brightness that the judge learns from. Strong guidance makes skin darker than any that is drawn: a judge that has
 never seen that takes a black disc for eyes and a mouth (two of three blank portraits at 0.6 of their brightness)."""
-PRESENT, ABSENT = {"features": "present"}, {"features": "absent"}
-Pixels = UInt8[Tensor, "count 3 size size"]
 
 
 @dataclass(frozen=True)
@@ -46,8 +44,7 @@ class FeatureJudge:
     judge: AttributeClassifier
 
     def __call__(self, images: Images) -> Bool[Tensor, " count"]:
-        shown = self.judge(images[..., self.rows, self.columns])
-        return torch.tensor([one["features"] == "present" for one in shown])
+        return torch.tensor([bool(seen["features"]) for seen in self.judge(images[..., self.rows, self.columns])])
 
 
 @dataclass(frozen=True)
@@ -97,11 +94,11 @@ class FaceJudges:
     def shares(self, images: Images, styles: Sequence[str]) -> dict[str, Share]:
         """Of the pictures: how many have features, and how many of those with coloured skin have dark skin."""
         answers = {"features": self.have_features(images, styles), "dark skin": self.have_dark_skin(images, styles)}
-        return {name: Share(int(one.sum()), len(one)) for name, one in answers.items() if len(one)}
+        return {name: Share(int(answer.sum()), len(answer)) for name, answer in answers.items() if len(answer)}
 
 
 def by_style(
-    judges: dict[str, FeatureJudge] | dict[str, SkinJudge], images: Images, styles: Sequence[str]
+    judges: Mapping[str, Callable[[Images], Tensor]], images: Images, styles: Sequence[str]
 ) -> Bool[Tensor, " count"]:
     answers = torch.zeros(len(images), dtype=torch.bool)
     for style in sorted(set(styles)):
@@ -110,30 +107,23 @@ def by_style(
     return answers
 
 
-def learn_face_judges(pixels: Pixels, drawn: Sequence[Facts]) -> FaceJudges:
+def learn_face_judges(pixels: UInt8[Tensor, "count 3 size size"], drawn: Sequence[Facts]) -> FaceJudges:
     """From training portraits of one size, and what is drawn on them: the first `LEARNED` of each style are used."""
-    of_style = {
-        style: [row for row, facts in enumerate(drawn) if facts["style"] == style] for style in styles_of(drawn)
-    }
-    chosen = [row for rows in of_style.values() for row in rows[:LEARNED]]
-    facts = [drawn[row] for row in chosen]
-    images = images_from_pixels(pixels[chosen])
-    blank = images_from_pixels(read_featureless(facts, pixels.shape[-1]))
     features, skin = {}, {}
-    for style in of_style:
-        rows = [row for row, one in enumerate(facts) if one["style"] == style]
-        features[style] = learn_features(images[rows], blank[rows])
-        if skin_of(facts[rows[0]]) in SKINS:
-            skin[style] = learn_skin(images[rows], [facts[row] for row in rows])
+    for style, rows in rows_by_style(drawn, range(len(drawn)), LEARNED).items():
+        facts, images = [drawn[row] for row in rows], images_from_pixels(pixels[rows])
+        features[style] = learn_features(images, images_from_pixels(read_featureless(facts, pixels.shape[-1])))
+        if skin_of(facts[0]) in SKINS:
+            skin[style] = learn_skin(images, facts)
     return FaceJudges(features, skin)
 
 
 def learn_features(images: Images, blank: Images) -> FeatureJudge:
     """From portraits, and the same without features."""
     change = (images - blank).abs().mean((0, 1))
-    rows, columns = (extent(change.amax(axis) > EDGE * change.max()) for axis in (1, 0))
+    rows, columns = (bounds(change.amax(axis) > EDGE * change.max()) for axis in (1, 0))
     sets = [images, darkened(moved(images), DARKEST), blank, darkened(moved(blank), DARKEST_BLANK)]
-    shown = [PRESENT] * (2 * len(images)) + [ABSENT] * (2 * len(blank))
+    shown = [{"features": "present"}] * (2 * len(images)) + [{"features": ""}] * (2 * len(blank))
     return FeatureJudge(rows, columns, fit_classifier(torch.cat(sets)[..., rows, columns], shown))
 
 
@@ -144,38 +134,31 @@ def moved(images: Images) -> Images:
     soft = F.interpolate(half, size=(size, size), mode="bilinear")
     reach = max(1, size // 64)
     steps = torch.cartesian_prod(*[torch.arange(-reach, reach + 1)] * 2).tolist()
-    return torch.stack([one.roll(steps[row % len(steps)], (1, 2)) for row, one in enumerate(soft)])
+    return torch.stack([image.roll(steps[row % len(steps)], (1, 2)) for row, image in enumerate(soft)])
 
 
 def darkened(images: Images, darkest: float) -> Images:
     """To shares of their brightness, evenly from `darkest` to 1, in an order that is always the same."""
-    shares = torch.linspace(darkest, 1, len(images))[
-        torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
-    ]
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
+    shares = torch.linspace(darkest, 1, len(images))[order]
     return (images + 1) * shares[:, None, None, None] - 1
 
 
-def extent(inside: Bool[Tensor, " side"]) -> slice:
+def bounds(inside: Bool[Tensor, " side"]) -> slice:
+    """From the first to the last place inside."""
     places = inside.nonzero().flatten().tolist()
     return slice(places[0], places[-1] + 1)
 
 
 def learn_skin(images: Images, drawn: Sequence[Facts]) -> SkinJudge:
-    names = sorted({skin_of(facts) for facts in drawn})
-    own = palette([skin_of(facts) for facts in drawn])
-    share = ((images - own[:, :, None, None]).abs().amax(1) < CLOSE).float().mean(0)
+    """The colours are measured in the region: shades that a style lays over its faces change them."""
+    own = [skin_of(facts) for facts in drawn]
+    names = sorted(set(own))
+    share = ((images - palette(own)[:, :, None, None]).abs().amax(1) < CLOSE).float().mean(0)
     region = share >= min(ALWAYS, float(share.max()))
-    return SkinJudge(
-        region, measured_colours(images[..., region], drawn, names), torch.tensor(list(map(is_dark, names)))
-    )
-
-
-def measured_colours(skin: Float[Tensor, "count 3 pixels"], drawn: Sequence[Facts], names: Sequence[str]) -> Palette:
-    """How each colour looks there: shades that a style lays over its faces change it."""
-    medians, own = skin.median(2).values, [skin_of(facts) for facts in drawn]
-    return torch.stack(
-        [medians[[row for row, one in enumerate(own) if one == name]].median(0).values for name in names]
-    )
+    medians = images[..., region].median(2).values
+    colours = [medians[[each == name for each in own]].median(0).values for name in names]
+    return SkinJudge(region, torch.stack(colours), torch.tensor(list(map(is_dark, names))))
 
 
 def skin_of(facts: Facts) -> str:

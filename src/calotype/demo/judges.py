@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 
-from calotype.data.images import grid, pils_from_images, pixels_from_images
+from calotype.data.images import grid, images_from_pil, pils_from_images, pixels_from_images
 from calotype.demo.classifier import (
     SIDE,
     AttributeClassifier,
@@ -17,6 +17,7 @@ from calotype.demo.classifier import (
     clothing,
     fit_classifier,
     palette,
+    rows_by_style,
     tally,
 )
 from calotype.demo.describing import (
@@ -26,12 +27,11 @@ from calotype.demo.describing import (
     Facts,
     VisibleAttributes,
     describe,
-    styles_of,
     unseen_combinations,
     visible_attributes,
 )
 from calotype.demo.faces import LEARNED, learn_face_judges
-from calotype.evaluation.alignment import Judged, prompted_samples
+from calotype.evaluation.alignment import Judged
 from calotype.evaluation.candidate import Candidate
 from calotype.evaluation.intervals import share_estimate
 from calotype.evaluation.measures import as_measure
@@ -40,7 +40,7 @@ from calotype.evaluation.results import Accuracy, Attribute, PropertyShare
 from calotype.types import Images, OtherImages
 
 MOST_LEARNED = 1200
-"""Training portraits from which a judge learns."""
+"""Training portraits from which a classifier learns."""
 LARGEST = 128
 """Side in pixels at which colours are measured, where pictures are not smaller."""
 ALL = ""  # in the place of a style
@@ -49,11 +49,10 @@ MEASURED = ("background", "clothes")
 SKILL = 0.5
 """Cohen's kappa that a classifier must have on real portraits to count: half of what guessing gets wrong is right."""
 SHOWN = 12
-"""Samples of each language that are visible_attributes with their prompts."""
+"""Samples of each language that are shown with their prompts."""
 
 About = tuple[str, str]  # a style, or ALL, and the attribute
 Tallies = dict[About, Tally]
-Progress = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)
@@ -64,28 +63,50 @@ class PortraitJudge:
     """What each portrait of the store shows."""
     languages: tuple[str, ...] = LANGUAGES
 
-    def judge(self, one: Candidate, store: FeatureStore, count: int, seed: int) -> Judged:
+    def judge(self, candidate: Candidate, store: FeatureStore, count: int, seed: int) -> Judged:
         train, test = store.pictures.train_indices.tolist(), store.pictures.test_indices.tolist()
         prompted = unseen_combinations([self.drawn[row] for row in train], count)
         if not prompted or not test:
             return Judged(left_out=["attributes: too few portraits for prompts that no caption says"])
-        with store.bar("judges") as progress:
-            judges = fit_classifiers(store, self.drawn, one.size, progress)
-        facts = [self.drawn[row] for row in test]
-        real = tallies(judges, visible(judges, shrunk_images(store, test, one.size, LARGEST), facts), facts)
+        classifiers = fit_classifiers(store, self.drawn, candidate.size)
+        real = classifiers.tallies(
+            shrunk_images(store, test, candidate.size, LARGEST), [self.drawn[row] for row in test]
+        )
         sampled, plates, prompts, shares = [], [], [], list[PropertyShare]()
         for place, language in enumerate(self.languages):
             texts = [describe(each)[place] for each in prompted]
-            images = prompted_samples(one, texts, seed, store.bar, f"prompts in {language}", at_most_largest)
-            sampled.append(tallies(judges, visible(judges, images, prompted), prompted))
-            shares = shares or face_shares(store, self.drawn, one.size, images, prompted)
+            images = prompted_samples(candidate, texts, seed, store, f"prompts in {language}")
+            sampled.append(classifiers.tallies(images, prompted))
+            shares = shares or face_shares(store, self.drawn, candidate.size, images, prompted)
             plates += pils_from_images(images[:SHOWN])
             prompts += texts[:SHOWN]
-        reliable = {about for about, one_tally in real.items() if one_tally.skill >= SKILL}
-        table = [attribute(about, sampled, real, reliable) for about in abouts(reliable & set(sampled[0]))]
+        reliable = {about for about, counted in real.items() if counted.skill >= SKILL}
+        table = [attribute(about, sampled, real, reliable) for about in in_order(reliable & set(sampled[0]))]
         rest = ", ".join(f"{about}{f' ({style})' if style else ''}" for style, about in sorted(set(real) - reliable))
         left_out = [f"{rest}: on real portraits the judge is hardly better than guessing"] if rest else []
         return Judged(table, shares, left_out, prompts, grid(plates, SHOWN))
+
+
+def prompted_samples(
+    candidate: Candidate, prompts: Sequence[str], seed: int, store: FeatureStore, name: str
+) -> OtherImages:
+    """Those of `calotype sample --prompts`, at most `LARGEST` px; `name` is that of the progress bar."""
+    images: list[OtherImages] = []
+    with store.bar(name) as progress:
+        for picture in candidate.model.draw(len(prompts), seed=seed, prompt=prompts):
+            images.append(at_most(images_from_pil(picture), LARGEST))
+            progress(len(images), len(prompts), "")
+    return torch.cat(images)
+
+
+def shrunk_images(store: FeatureStore, rows: Sequence[int], size: int, most: int) -> OtherImages:
+    return torch.cat([at_most(store.images(part, size), most) for part in store.parts(torch.tensor(rows))])
+
+
+def at_most(images: OtherImages, most: int) -> OtherImages:
+    if images.shape[-1] <= most:
+        return images
+    return F.interpolate(images, size=(most, most), mode="bilinear", antialias=True)
 
 
 def face_shares(
@@ -93,9 +114,7 @@ def face_shares(
 ) -> list[PropertyShare]:
     """How many samples, and how many test portraits, have facial features and dark skin: strong guidance loses both."""
     train, test = store.pictures.train_indices.tolist(), store.pictures.test_indices.tolist()
-    chosen = [
-        row for style in styles_of(drawn) for row in [row for row in train if drawn[row]["style"] == style][:LEARNED]
-    ]
+    chosen = [row for rows in rows_by_style(drawn, train, LEARNED).values() for row in rows]
     pixels = pixels_from_images(shrunk_images(store, chosen, size, LARGEST))
     judges = learn_face_judges(pixels, [drawn[row] for row in chosen])
     real = judges.shares(shrunk_images(store, test, size, LARGEST), [drawn[row]["style"] for row in test])
@@ -117,23 +136,26 @@ def attribute(about: str, sampled: Sequence[Tallies], real: Tallies, reliable: s
     """Accuracy on the samples of each language, and on real portraits with their own captions."""
 
     def over_styles(counted: Tallies) -> Tally:
-        return sum((one for key, one in counted.items() if key in reliable and key[1] == about), Tally(0, 0, 0))
+        return sum((each for key, each in counted.items() if key in reliable and key[1] == about), Tally(0, 0, 0))
 
-    samples, own = [over_styles(one) for one in sampled], over_styles(real)
+    samples, own = [over_styles(each) for each in sampled], over_styles(real)
     return Attribute(
         about=about,
-        samples=[as_measure(share_estimate(one.hits, one.count)) for one in samples],
+        samples=[as_measure(share_estimate(each.hits, each.count)) for each in samples],
         n=samples[0].count,
         chance=samples[0].chance,
         real=Accuracy(**as_measure(share_estimate(own.hits, own.count)).stored(), n=own.count, chance=own.chance),
     )
 
 
-def abouts(reliable: set[About]) -> list[str]:
-    """In the order in which they are shown."""
+def in_order(reliable: set[About]) -> list[str]:
+    """Attributes in the order in which they are shown."""
     known = {about for _, about in reliable}
     first = [about for about in (*OF_ALL, "clothes") if about in known]
     return first + sorted(known - set(first))
+
+
+# -- Classifiers -------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -142,16 +164,46 @@ class PortraitClassifiers:
     within: dict[str, AttributeClassifier]
     """By style: what portraits of that style may show."""
 
+    def tallies(self, images: OtherImages, facts: Sequence[Facts]) -> Tallies:
+        """Of pictures with these prompts, by style, as others have other hair; style and background of all together."""
+        visible, prompted = self.visible(images, facts), [visible_attributes(each) for each in facts]
+        counted = {(ALL, about): tally(visible, prompted, about) for about in OF_ALL}
+        for style, rows in self._rows(facts).items():
+            seen, own = ([each[row] for row in rows] for each in (visible, prompted))
+            abouts = [*self.within[style].values, *(["clothes"] if style in CLOTHES else [])]
+            counted |= {(style, about): tally(seen, own, about) for about in abouts}
+        return counted
 
-def fit_classifiers(store: FeatureStore, drawn: Sequence[Facts], size: int, progress: Progress) -> PortraitClassifiers:
-    """From training portraits; `drawn` is what all of the library's show."""
-    rows, styles = store.pictures.train_indices.tolist(), styles_of(drawn)
-    chosen_of = {style: [row for row in rows if drawn[row]["style"] == style][:MOST_LEARNED] for style in styles}
-    pictures, within = {}, {}
-    for place, (style, chosen) in enumerate(chosen_of.items(), 1):
-        pictures[style] = shrunk_images(store, chosen, size, SIDE)
-        within[style] = fit_classifier(pictures[style], [recognised(drawn[row]) for row in chosen])
-        progress(place, len(chosen_of), style)
+    def _rows(self, facts: Sequence[Facts]) -> dict[str, list[int]]:
+        rows = rows_by_style(facts, range(len(facts)), len(facts))
+        return {style: rows[style] for style in self.within if style in rows}
+
+    def visible(self, images: OtherImages, facts: Sequence[Facts]) -> list[VisibleAttributes]:
+        """Attributes of each picture, judged as one of the style of its prompt."""
+        grounds = [names[0] for names in BACKGROUNDS.values()]
+        places = background(images, palette(list(BACKGROUNDS))).tolist()
+        attributes = [
+            each | {"background": grounds[place]} for each, place in zip(self.style(images), places, strict=True)
+        ]
+        for style, rows in self._rows(facts).items():
+            for row, seen in zip(rows, self.within[style](images[rows]), strict=True):
+                attributes[row] |= seen
+            if colours := CLOTHES.get(style):
+                names = [f"{name[0]} clothes" for name in colours.values()]
+                for row, place in zip(rows, clothing(images[rows], palette(list(colours))).tolist(), strict=True):
+                    attributes[row]["clothes"] = names[place]
+        return attributes
+
+
+def fit_classifiers(store: FeatureStore, drawn: Sequence[Facts], size: int) -> PortraitClassifiers:
+    """From training portraits; `drawn` is what all of the store's show."""
+    chosen_of = rows_by_style(drawn, store.pictures.train_indices.tolist(), MOST_LEARNED)
+    pictures, within = dict[str, Images](), {}
+    with store.bar("judges") as progress:
+        for place, (style, chosen) in enumerate(chosen_of.items(), 1):
+            pictures[style] = shrunk_images(store, chosen, size, SIDE)
+            within[style] = fit_classifier(pictures[style], [recognised(drawn[row]) for row in chosen])
+            progress(place, len(chosen_of), style)
     few = MOST_LEARNED // len(chosen_of)
     named = [{"style": style} for style, images in pictures.items() for _ in images[:few]]
     return PortraitClassifiers(fit_classifier(torch.cat([images[:few] for images in pictures.values()]), named), within)
@@ -160,52 +212,3 @@ def fit_classifiers(store: FeatureStore, drawn: Sequence[Facts], size: int, prog
 def recognised(facts: Facts) -> VisibleAttributes:
     """The attributes that the classifier of one style knows."""
     return {about: value for about, value in visible_attributes(facts).items() if about not in (*OF_ALL, *MEASURED)}
-
-
-def visible(judges: PortraitClassifiers, images: Images, facts: Sequence[Facts]) -> list[VisibleAttributes]:
-    """Attributes of each picture, judged as one of the style of its prompt."""
-    grounds = [names[0] for names in BACKGROUNDS.values()]
-    attributes: list[dict[str, str]] = [dict(one) for one in judges.style(images)]
-    for one, place in zip(attributes, background(images, palette(list(BACKGROUNDS))), strict=True):
-        one["background"] = grounds[int(place)]
-    for style, judge in judges.within.items():
-        if not (rows := of_style(facts, style)):
-            continue
-        for row, seen in zip(rows, judge(images[rows]), strict=True):
-            attributes[row] |= seen
-        if colours := CLOTHES.get(style):
-            names = [f"{name[0]} clothes" for name in colours.values()]
-            for row, place in zip(rows, clothing(images[rows], palette(list(colours))), strict=True):
-                attributes[row]["clothes"] = names[int(place)]
-    return list(attributes)
-
-
-def of_style(facts: Sequence[Facts], style: str) -> list[int]:
-    return [row for row, one in enumerate(facts) if one["style"] == style]
-
-
-def tallies(judges: PortraitClassifiers, attributes: Sequence[VisibleAttributes], facts: Sequence[Facts]) -> Tallies:
-    """By style, as others have other hair; style and background of all together."""
-    prompted = [visible_attributes(one) for one in facts]
-    counted = {(ALL, about): tally(attributes, prompted, about) for about in OF_ALL}
-    for style, judge in judges.within.items():
-        if rows := of_style(facts, style):
-            seen, own = ([each[row] for row in rows] for each in (attributes, prompted))
-            abouts = [*judge.values, *(["clothes"] if style in CLOTHES else [])]
-            counted |= {(style, about): tally(seen, own, about) for about in abouts}
-    return counted
-
-
-def shrunk_images(store: FeatureStore, rows: Sequence[int], size: int, most: int) -> OtherImages:
-    parts = store.parts(torch.tensor(rows))
-    return torch.cat([at_most(store.images(part, size), most) for part in parts])
-
-
-def at_most(images: OtherImages, most: int) -> OtherImages:
-    if images.shape[-1] <= most:
-        return images
-    return F.interpolate(images, size=(most, most), mode="bilinear", antialias=True)
-
-
-def at_most_largest(images: OtherImages) -> OtherImages:
-    return at_most(images, LARGEST)

@@ -28,7 +28,7 @@ from calotype.data.folder import (
     assemble,
     check_size,
     class_notes,
-    duplicates_note,
+    note,
     with_captions,
     without_duplicates,
 )
@@ -110,7 +110,7 @@ def _cached(size: int, count: int | None, progress: Progress) -> tuple[Pixels, A
 
     def fill(pixels: Pixels) -> Any:
         _render_into(pixels, [members[file.name] for file in unique], progress)
-        return {"sources": unique, "notes": duplicates_note(hashed, unique), "drawn": drawn}
+        return {"sources": unique, "notes": note(len(hashed) - len(unique), "duplicate", "left out"), "drawn": drawn}
 
     shape = (len(unique), 3, size, size)
     try:

@@ -4,7 +4,7 @@ what the prompts say, where a judge of the pictures is handed in.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
@@ -13,14 +13,13 @@ from jaxtyping import Bool
 from PIL import Image
 from torch import Tensor
 
-from calotype.data.images import images_from_pil
 from calotype.diffusion.stage import Stage
 from calotype.evaluation.candidate import Candidate
 from calotype.evaluation.intervals import share_estimate
-from calotype.evaluation.measures import as_measure, too_few
-from calotype.evaluation.references import Bar, FeatureStore
+from calotype.evaluation.measures import as_measure
+from calotype.evaluation.references import FeatureStore
 from calotype.evaluation.results import Alignment, Attribute, PropertyShare, Retrieval
-from calotype.types import NULL_LABEL, Condition, Images, Latents, OtherImages, Rng, Text
+from calotype.types import NULL_LABEL, Condition, Latents, Rng, Text
 
 LEVELS = 4
 """Noise levels of caption retrieval: they cut what is trained on into equal parts."""
@@ -30,7 +29,7 @@ CANDIDATES, MOST_RETRIEVED = 32, 64
 
 @dataclass(frozen=True)
 class Judged:
-    """What a judge has found in samples of prompts."""
+    """What samples of prompts show, by a judge."""
 
     attributes: list[Attribute] = field(default_factory=list)
     shares: list[PropertyShare] = field(default_factory=list)
@@ -47,7 +46,7 @@ class PromptJudge(Protocol):
     @property
     def languages(self) -> tuple[str, ...]: ...
 
-    def judge(self, one: Candidate, store: FeatureStore, count: int, seed: int) -> Judged: ...
+    def judge(self, candidate: Candidate, store: FeatureStore, count: int, seed: int) -> Judged: ...
 
 
 @dataclass(frozen=True)
@@ -56,65 +55,49 @@ class AlignmentResult:
     judged: Judged = Judged()
 
 
-def alignment(one: Candidate, store: FeatureStore, judge: PromptJudge | None, count: int, seed: int) -> AlignmentResult:
-    """Of a model that is conditioned on text; `store` holds the pictures that the `judge` knows, if there is one."""
-    if one.model.text_encoder is None:
+def alignment(
+    candidate: Candidate, store: FeatureStore, judge: PromptJudge | None, count: int, seed: int
+) -> AlignmentResult:
+    """Of a model that is conditioned on text; `store` holds the pictures that the `judge` knows, if there is any."""
+    if candidate.model.text_encoder is None:
         return AlignmentResult(Alignment(reason="the model was trained without captions"))
     languages = ("captions",) if judge is None else judge.languages
-    measured = [caption_retrieval(one, store, place, count, seed) for place in range(len(languages))]
-    if judge is None:
-        left_out = ["colours and attributes: what these pictures show is not known"]
-        return AlignmentResult(Alignment(languages=list(languages), retrieval=measured, left_out=left_out))
-    judged = judge.judge(one, store, count, seed)
     measures = Alignment(
         languages=list(languages),
-        retrieval=measured,
-        attributes=judged.attributes,
-        left_out=judged.left_out,
-        prompts=judged.prompts,
+        retrieval=[caption_retrieval(candidate, store, place, count, seed) for place in range(len(languages))],
     )
+    if judge is None:
+        measures.left_out = ["colours and attributes: what these pictures show is not known"]
+        return AlignmentResult(measures)
+    judged = judge.judge(candidate, store, count, seed)
+    measures.attributes, measures.left_out = judged.attributes, judged.left_out
+    measures.prompts = judged.prompts
     return AlignmentResult(measures, judged)
-
-
-def prompted_samples(
-    one: Candidate, prompts: Sequence[str], seed: int, bar: Bar, name: str, resize: Callable[[Images], OtherImages]
-) -> OtherImages:
-    """Those of `calotype sample --prompts`."""
-    images: list[Images] = []
-    with bar(name) as progress:
-        for picture in one.model.draw(len(prompts), seed=seed, prompt=prompts):
-            images.append(resize(images_from_pil(picture)))
-            progress(len(images), len(prompts), "")
-    return torch.cat(images)
 
 
 # -- Caption retrieval -------------------------------------------------------------------------------------------------
 
 
-def caption_retrieval(one: Candidate, store: FeatureStore, place: int, count: int, seed: int) -> Retrieval:
+def caption_retrieval(candidate: Candidate, store: FeatureStore, place: int, count: int, seed: int) -> Retrieval:
     """Of test pictures, with the caption at `place` where a picture has several."""
     own = own_captions(store, place)
-    candidates = min(CANDIDATES, len(own))
-    if candidates < 2:
-        reason = f"it needs 2 test pictures with captions of their own, and there are {candidates}"
-        return Retrieval(**too_few(reason).stored())
-    stage, rows = one.model.stages[0], list(own)[: len(own) // candidates * candidates]
+    choices = min(CANDIDATES, len(own))
+    if choices < 2:
+        reason = f"it needs 2 test pictures with captions of their own, and there are {choices}"
+        return Retrieval(value=None, reason=reason)
+    stage, rows = candidate.model.stages[0], list(own)[: len(own) // choices * choices]
     few, hits = min(count, MOST_RETRIEVED, len(rows)), list[bool]()
     with store.bar("captions") as progress:
-        for start in range(0, few, candidates):
-            chosen = rows[start : start + candidates]
+        for start in range(0, few, choices):
+            chosen = rows[start : start + choices]
             images = store.images(torch.tensor(chosen[: few - start]), stage.image_size)
-            clean = stage.space.encode(images.to(one.model.device))
+            clean = stage.space.encode(images.to(candidate.model.device))
             hits += retrieval(stage, clean, [own[row] for row in chosen], Rng((seed, "captions", start))).tolist()
             progress(len(hits), few, "")
     return Retrieval(
         **as_measure(share_estimate(sum(hits), few)).stored(),
-        n=few,
-        candidates=candidates,
-        chance=1 / candidates,
-        levels=LEVELS,
-        stage_size=stage.image_size,
-    )
+        n=few, candidates=choices, chance=1 / choices, levels=LEVELS, stage_size=stage.image_size,
+    )  # fmt: skip
 
 
 def own_captions(store: FeatureStore, place: int) -> dict[int, str]:

@@ -94,14 +94,14 @@ ReadOwn = Callable[[Candidate], Pictures | None]
 """The pictures of a run with its split; None where they cannot be read or have changed."""
 
 
-def split_by(one: Candidate, pictures: Pictures, read_own: ReadOwn) -> Split | None:
+def split_by(candidate: Candidate, pictures: Pictures, read_own: ReadOwn) -> Split | None:
     """How a run has used these pictures; the `test` set are those that it has not seen. None: not known.
 
     Of pictures that are not the run's own, it has seen those that are equal or near-duplicates of its own.
     """
-    if is_own(one, pictures):
-        return split_rule(one.run.folder)(pictures.pixels, pictures.labels, pictures.classes)
-    if (own := read_own(one)) is None:
+    if is_own(candidate, pictures):
+        return split_rule(candidate.run.folder)(pictures.pixels, pictures.labels, pictures.classes)
+    if (own := read_own(candidate)) is None:
         return None
     hashes = perceptual_hashes(pictures.pixels)
     train, validation = (
@@ -111,8 +111,8 @@ def split_by(one: Candidate, pictures: Pictures, read_own: ReadOwn) -> Split | N
     return Split(train, validation & ~train, ~(train | validation))
 
 
-def is_own(one: Candidate, pictures: Pictures) -> bool:
-    return pictures.content == one.run.state.content
+def is_own(candidate: Candidate, pictures: Pictures) -> bool:
+    return pictures.content == candidate.run.state.content
 
 
 def unseen_by_all(splits: Sequence[Split | None], count: int) -> Split:
@@ -124,26 +124,26 @@ def unseen_by_all(splits: Sequence[Split | None], count: int) -> Split:
     return Split(train, validation & ~train, torch.stack([~none, *(split.test for split in known)]).all(0))
 
 
-def with_unseen(one: Candidate, pictures: Pictures, trained: Pictures | None) -> tuple[Pictures, list[str]]:
+def with_unseen(candidate: Candidate, pictures: Pictures, trained: Pictures | None) -> tuple[Pictures, list[str]]:
     """The pictures, with those in their test set that the run has not seen, and notes on that.
 
     Raises `UserError` where it has seen all of them.
     """
-    split = split_by(one, pictures, lambda _: trained)
+    split = split_by(candidate, pictures, lambda _: trained)
     unseen = unseen_by_all([None], len(pictures)) if split is None else split
-    if not is_own(one, pictures) and not unseen.test.any():
+    if not is_own(candidate, pictures) and not unseen.test.any():
         raise UserError(
             f"the run has seen all {len(pictures):,} pictures in training, so they say nothing of how it does on new "
             f"ones; give pictures that are not among its training pictures, or leave --data out"
         )
-    return replace(pictures, split=unseen), notes_on_split("the run", one, split, pictures)
+    return replace(pictures, split=unseen), notes_on_split("the run", candidate, split, pictures)
 
 
-def notes_on_split(name: str, one: Candidate, split: Split | None, pictures: Pictures) -> list[str]:
+def notes_on_split(name: str, candidate: Candidate, split: Split | None, pictures: Pictures) -> list[str]:
     """Whether the run, which the notes call `name`, was trained on other pictures or has no validation set."""
-    if is_own(one, pictures):
+    if is_own(candidate, pictures):
         old = "was made by an earlier version, without a validation set: it has made choices by its held-out pictures"
-        return [f"{name} {old}"] if one.run.state.split is None else []
+        return [f"{name} {old}"] if candidate.run.state.split is None else []
     if split is None:
         unknown = "was trained on other pictures, which cannot be read or have changed"
         return [

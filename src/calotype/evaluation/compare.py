@@ -27,7 +27,7 @@ from calotype.evaluation.quality import (
     sample_stages,
     train_features,
 )
-from calotype.evaluation.references import Bar, FeatureStore, ReferenceSet, reference_rows
+from calotype.evaluation.references import FeatureStore, OpenBar, ReferenceSet, reference_rows
 from calotype.evaluation.results import COMPARISON_FILE, measured_with, write_result
 from calotype.evaluation.verdicts import claim_verdicts
 from calotype.types import Rng, UserError
@@ -42,14 +42,15 @@ class Comparison:
 
     runs: Sequence[Candidate]
     reference: ReferenceSet
+    lite0: Lite0
     seed: int
-    bar: Bar
+    bar: OpenBar
     out: Path
 
 
 def compare(
     runs: Sequence[Candidate], data: Path | None, out: Path, count: int, seed: int, read: Read, read_own: ReadOwn,
-    bar: Bar,
+    bar: OpenBar,
 ) -> ComparisonResult:  # fmt: skip
     """Writes `compare.json` and a grid of samples of every run into `out`; returns what the first holds.
 
@@ -60,19 +61,20 @@ def compare(
     check_comparison_folder(out)
     name = runs[0].run.state.data if data is None else str(data)
     pictures = read(name, runs[0].size)
-    splits = [split_by(one, pictures, read_own) for one in runs]
+    splits = [split_by(candidate, pictures, read_own) for candidate in runs]
     notes = [
         note
-        for one, split in zip(runs, splits, strict=True)
-        for note in notes_on_split(f"run {one.key}", one, split, pictures)
+        for candidate, split in zip(runs, splits, strict=True)
+        for note in notes_on_split(f"run {candidate.key}", candidate, split, pictures)
     ]
     pictures = replace(pictures, split=unseen_by_all(splits, len(pictures)))
-    store = FeatureStore(pictures, Lite0(runs[0].model.device), out / "cache", bar, "real")
+    lite0 = Lite0(runs[0].model.device)
+    store = FeatureStore(pictures, lite0, out / "cache", bar, "real")
     reference = ReferenceSet(store, reference_rows(pictures, count, fewest=2))
-    comparison = Comparison(runs, reference, seed, bar, out)
+    comparison = Comparison(runs, reference, lite0, seed, bar, out)
     trained, (sigma, small_size) = train_features(reference, runs[0].size), matched_noise(comparison)
-    measures = [run_measures(one, comparison, trained, sigma, small_size) for one in runs]
-    sizes = sorted({size for one in runs for size in one.recipe.chain})
+    measures = [run_measures(candidate, comparison, trained, sigma, small_size) for candidate in runs]
+    sizes = sorted({size for candidate in runs for size in candidate.recipe.chain})
     result = ComparisonResult(
         format=4,
         **measured_with(runs[0].model.device),
@@ -100,26 +102,24 @@ def check_comparison_folder(out: Path) -> None:
 
 
 def other_classes(runs: Sequence[Candidate], pictures: Pictures) -> list[str]:
-    return [
-        f"run {one.key} was trained with other classes than the data have, so its pictures are sampled without a class"
-        for one in runs
-        if one.model.classes != pictures.classes
-    ]
+    note = "was trained with other classes than the data have, so its pictures are sampled without a class"
+    return [f"run {candidate.key} {note}" for candidate in runs if candidate.model.classes != pictures.classes]
 
 
 def equal_seeds(runs: Sequence[Candidate]) -> list[str]:
     """Runs of a kind stand for different seeds in the verdicts."""
+    kinds = {candidate.key: (candidate.kind, candidate.has_prior, candidate.recipe.seed) for candidate in runs}
     return [
-        f"runs {one.key} and {other.key} are of one kind and have the same seed, so they are not two seeds of it"
-        for one, other in combinations(runs, 2)
-        if (one.kind, one.has_prior, one.recipe.seed) == (other.kind, other.has_prior, other.recipe.seed)
+        f"runs {key} and {other} are of one kind and have the same seed, so they are not two seeds of it"
+        for key, other in combinations(kinds, 2)
+        if kinds[key] == kinds[other]
     ]
 
 
 def matched_noise(comparison: Comparison) -> tuple[float, int]:
     """Sigma and size at which errors are put into latents: as noisy for them, and as small, as in the first cascade."""
     runs, reference = comparison.runs, comparison.reference
-    cascade = next((one for one in runs if len(one.recipe.chain) > 1), None)
+    cascade = next((candidate for candidate in runs if len(candidate.recipe.chain) > 1), None)
     if cascade is None:
         return USUAL, max(1, runs[0].size // 4)
     size = cascade.recipe.chain[0]
@@ -127,32 +127,32 @@ def matched_noise(comparison: Comparison) -> tuple[float, int]:
 
 
 def run_measures(
-    one: Candidate, comparison: Comparison, trained: Features, sigma: float, small_size: int
+    candidate: Candidate, comparison: Comparison, trained: Features, sigma: float, small_size: int
 ) -> RunMeasures:
     reference, seed, bar = comparison.reference, comparison.seed, comparison.bar
-    with bar(f"{one.key} samples") as progress:
+    with bar(f"{candidate.key} samples") as progress:
         keep = pictures_for(len(reference))
-        samples = sample_stages(one, reference, seed, keep, lambda done, total: progress(done, total, ""))
-    file = f"grid-{one.key}.png"
+        samples = sample_stages(candidate, reference, seed, keep, lambda done, total: progress(done, total, ""))
+    file = f"grid-{candidate.key}.png"
     grid(pils_from_images(torch.cat(samples.shown)[class_order(reference)]), 6).save(comparison.out / file)
-    with bar(f"{one.key} costs"):
-        deployment, cost = deployment_cost(one), run_cost(one)
-    nearest = nearest_to_training(samples, one.size, reference, trained)
+    with bar(f"{candidate.key} costs"):
+        deployment, cost = deployment_cost(candidate), run_cost(candidate)
+    nearest = nearest_to_training(samples, candidate.size, reference, trained)
     return RunMeasures(
-        key=one.key,
-        name=one.run.name,
-        folder=str(one.run.folder),
-        kind=one.kind,
-        prior=one.has_prior,
-        chain=list(one.recipe.chain),
-        seed=one.recipe.seed,
+        key=candidate.key,
+        name=candidate.run.name,
+        folder=str(candidate.run.folder),
+        kind=candidate.kind,
+        prior=candidate.has_prior,
+        chain=list(candidate.recipe.chain),
+        seed=candidate.recipe.seed,
         grid=file,
         deployment=deployment,
         cost=cost,
-        quality=quality(one, samples, reference, seed),
-        overfitting=Overfitting(legs=generalisation_gaps(one.run), nearest=nearest),
-        stability=log_spreads(one.run, one.recipe),
-        propagation=error_propagation(one, samples, comparison, sigma, small_size),
+        quality=quality(candidate, samples, reference, seed),
+        overfitting=Overfitting(legs=generalisation_gaps(candidate.run), nearest=nearest),
+        stability=log_spreads(candidate.run, candidate.recipe),
+        propagation=error_propagation(candidate, samples, comparison, sigma, small_size),
     )
 
 
@@ -164,17 +164,20 @@ def class_order(reference: ReferenceSet) -> torch.Tensor:
 
 
 def error_propagation(
-    one: Candidate, samples: StageSamples, comparison: Comparison, sigma: float, small_size: int
+    candidate: Candidate, samples: StageSamples, comparison: Comparison, sigma: float, small_size: int
 ) -> Propagation:
-    if one.size % small_size:
-        reason = f"{one.size} px cannot be shrunk to the {small_size} px at which errors are compared"
+    if candidate.size % small_size:
+        reason = f"{candidate.size} px cannot be shrunk to the {small_size} px at which errors are compared"
         return Propagation(arms={}, points=[], reason=reason)
     reference, small = comparison.reference, torch.cat(samples.small)[: pictures_for(len(comparison.reference))]
     rows = reference.chosen[: len(small)]
     rngs = [Rng((comparison.seed, "sample", index)) for index in range(len(small))]
-    subjects = Subjects(one.labels(reference.pictures, rows), rngs, small, one.text(reference.pictures, rows))
-    real = reference.images(rows, one.size).to(one.model.device)
-    with comparison.bar(f"{one.key} errors") as progress:
+    subjects = Subjects(
+        candidate.labels(reference.pictures, rows), rngs, small, candidate.text(reference.pictures, rows)
+    )
+    real = reference.images(rows, candidate.size).to(candidate.model.device)
+    with comparison.bar(f"{candidate.key} errors") as progress:
         return propagation(
-            one, subjects, real, sigma, small_size, comparison.seed, lambda done, total: progress(done, total, "")
-        )
+            candidate, subjects, real, sigma, small_size, comparison.seed, comparison.lite0,
+            lambda done, total: progress(done, total, ""),
+        )  # fmt: skip

@@ -51,21 +51,21 @@ MOST_SECONDS = 60.0
 """Batches that are predicted to take longer are left out."""
 
 
-def run_cost(one: Candidate) -> Cost:
+def run_cost(candidate: Candidate) -> Cost:
     return Cost(
-        flops_a_picture=sampling_flops(one),
-        sampling=sampling_cost(one),
-        training=training_cost(one.run),
-        clock=wall_clock(one.run),
+        flops_a_picture=sampling_flops(candidate),
+        sampling=sampling_cost(candidate),
+        training=training_cost(candidate.run),
+        clock=wall_clock(candidate.run),
     )
 
 
 # -- To keep -----------------------------------------------------------------------------------------------------------
 
 
-def deployment_cost(one: Candidate) -> Deployment:
-    files = sorted(file for file in (one.run.folder / "model").iterdir() if file.is_file())
-    networks = networks_of(one)
+def deployment_cost(candidate: Candidate) -> Deployment:
+    files = sorted(file for file in (candidate.run.folder / "model").iterdir() if file.is_file())
+    networks = networks_of(candidate)
     parameters = {name: parameter_counts(network) for name, network in networks.items()}
     sizes = [sum(value.nbytes for value in network.state_dict().values()) for network in networks.values()]
     return Deployment(
@@ -74,7 +74,7 @@ def deployment_cost(one: Candidate) -> Deployment:
         parameters=ParameterCounts(**{
             kind: sum(getattr(counts, kind) for counts in parameters.values()) for kind in ParameterCounts.model_fields
         }),
-        widths_by_user=widths_by_user(one),
+        widths_by_user=widths_by_user(candidate),
         resident_bytes=sum(sizes),
         sequential_bytes=max(sizes),
         bytes=sum(file.stat().st_size for file in files),
@@ -82,9 +82,9 @@ def deployment_cost(one: Candidate) -> Deployment:
     )  # fmt: skip
 
 
-def networks_of(one: Candidate) -> dict[str, nn.Module]:
-    base, *above = one.model.stages
-    frozen = frozen_encoder(one)
+def networks_of(candidate: Candidate) -> dict[str, nn.Module]:
+    base, *above = candidate.model.stages
+    frozen = frozen_encoder(candidate)
     return {
         **({"autoencoder": base.space} if isinstance(base.space, LatentSpace) else {}),
         "denoiser": base.denoiser,
@@ -93,9 +93,9 @@ def networks_of(one: Candidate) -> dict[str, nn.Module]:
     }
 
 
-def frozen_encoder(one: Candidate) -> Frozen | None:
+def frozen_encoder(candidate: Candidate) -> Frozen | None:
     """The text encoder that is not trained here."""
-    reader = one.model.text_encoder
+    reader = candidate.model.text_encoder
     return reader.frozen if isinstance(reader, Projected) else None
 
 
@@ -115,9 +115,9 @@ def number_count(network: nn.Module) -> int:
     return sum(value.numel() for value in network.state_dict().values())
 
 
-def widths_by_user(one: Candidate) -> bool:
-    choices = {choice["what"]: choice.get("by_user", False) for choice in one.run.plan.get("choices", [])}
-    stages = ["denoiser", *(f"enlarge to {size}" for size in one.recipe.chain[1:])]
+def widths_by_user(candidate: Candidate) -> bool:
+    choices = {choice["what"]: choice.get("by_user", False) for choice in candidate.run.plan.get("choices", [])}
+    stages = ["denoiser", *(f"enlarge to {size}" for size in candidate.recipe.chain[1:])]
     return all(choices.get(stage, False) for stage in stages)
 
 
@@ -160,9 +160,9 @@ def wall_clock(run: Run) -> WallClock:
 # -- To sample ---------------------------------------------------------------------------------------------------------
 
 
-def sampling_flops(one: Candidate) -> int:
+def sampling_flops(candidate: Candidate) -> int:
     """Of one picture through all stages, its prompt's encoding included."""
-    model, text, frozen = one.model, usual_text(one.model, 1), frozen_encoder(one)
+    model, text, frozen = candidate.model, usual_text(candidate.model, 1), frozen_encoder(candidate)
     encoding = 0
     if text is not None and frozen is not None:
         frozen(text.prompts)  # it keeps what it has encoded, so that sampling does not count it again
@@ -171,10 +171,10 @@ def sampling_flops(one: Candidate) -> int:
     return encoding + counted(lambda: generate(model.stages, label, model.samplings, [Rng(("cost",))], text=text))
 
 
-def sampling_cost(one: Candidate) -> SamplingCost:
+def sampling_cost(candidate: Candidate) -> SamplingCost:
     """Time and memory for each of `BATCH_SIZES`, or the reason why there are none."""
-    model, threads = (one.run.folder / "model").resolve(), str(torch.get_num_threads())
-    command = [sys.executable, "-m", "calotype.evaluation.cost", str(model), str(one.model.device), threads]
+    model, threads = (candidate.run.folder / "model").resolve(), str(torch.get_num_threads())
+    command = [sys.executable, "-m", "calotype.evaluation.cost", str(model), str(candidate.model.device), threads]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     try:
         return SamplingCost.model_validate_json(done.stdout.splitlines()[-1])
@@ -212,7 +212,7 @@ def too_much(count: int, seconds: float, rise: int, free: int) -> str:
 
 
 def sample_batch(model: Model, count: int, steps: int | None = None) -> None:
-    samplings = [one if steps is None else one.model_copy(update={"steps": steps}) for one in model.samplings]
+    samplings = [sampling.model_copy(update={"steps": steps or sampling.steps}) for sampling in model.samplings]
     labels = torch.arange(count, device=model.device) % max(1, len(model.classes))
     labels = labels if model.classes else torch.full_like(labels, NULL_LABEL)
     rngs = [Rng(("cost", index)) for index in range(count)]

@@ -24,57 +24,39 @@ def counted(work: Callable[[], object]) -> int:
 def counter() -> FlopCounterMode:
     """Counts within a `with` block, also decompositions and the fused attention of the CPU: `get_total_flops()`.
 
-    It changes nothing that is computed.
+    It changes nothing that is computed. Decompositions as in Golub and Van Loan, Matrix Computations, 4th edition: QR
+    with the thin Q in section 5.2.2, thin SVD of either side in figure 8.6.1, eigenvalues and eigenvectors in 8.3.5,
+    and the solution of linear equations by LU decomposition in 3.2.
     """
     aten = torch.ops.aten
-    missing = {
-        aten._scaled_dot_product_flash_attention_for_cpu: attention_flops,
-        aten._scaled_dot_product_flash_attention_for_cpu_backward: attention_backward_flops,
-        aten.linalg_qr: qr_flops, aten._linalg_svd: svd_flops, aten._linalg_eigh: eigh_flops,
-        aten._linalg_solve_ex: solve_flops, aten._euclidean_dist: distance_flops, aten._cdist_forward: distance_flops,
-    }  # fmt: skip
+    missing: dict[Any, Callable[..., int]] = {
+        aten._scaled_dot_product_flash_attention_for_cpu: lambda query, key, value, *_, **__: sdpa_flop_count(
+            query, key, value
+        ),
+        aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda gradient, query, key, value, *_, **__: (
+            sdpa_backward_flop_count(gradient, query, key, value)
+        ),
+        aten.linalg_qr: of_matrices(lambda most, least: 4 * most * least**2 - 4 * least**3 // 3),
+        aten._linalg_svd: of_matrices(lambda most, least: 6 * most * least**2 + 20 * least**3),
+        aten._linalg_eigh: of_matrices(lambda most, least: 9 * least**3),
+        aten._linalg_solve_ex: lambda matrix, right, *_, **__: (
+            prod(matrix[:-1]) * (2 * matrix[-1] ** 2 // 3) + 2 * prod(right) * matrix[-1]
+        ),
+        aten._euclidean_dist: lambda points, others, *_, **__: 2 * prod(points) * others[-2],
+        aten._cdist_forward: lambda points, others, *_, **__: 2 * prod(points) * others[-2],
+    }
     return FlopCounterMode(display=False, custom_mapping=missing)
 
 
-def attention_flops(query: torch.Size, key: torch.Size, value: torch.Size, *others: Any, **more: Any) -> int:
-    """The fused attention of the CPU, which torch's own table does not have."""
-    return sdpa_flop_count(query, key, value)
-
-
-def attention_backward_flops(gradient: torch.Size, query: torch.Size, *others: Any, **more: Any) -> int:
-    return sdpa_backward_flop_count(gradient, query, *others[:2])
-
-
-def qr_flops(shape: torch.Size, *others: Any, **more: Any) -> int:
-    """With the thin Q (Golub and Van Loan, Matrix Computations, 4th edition, section 5.2.2)."""
-    most, least = max(shape[-2:]), min(shape[-2:])
-    return prod(shape[:-2]) * (4 * most * least**2 - 4 * least**3 // 3)
-
-
-def svd_flops(shape: torch.Size, *others: Any, **more: Any) -> int:
-    """Thin, of either side (the same, figure 8.6.1)."""
-    most, least = max(shape[-2:]), min(shape[-2:])
-    return prod(shape[:-2]) * (6 * most * least**2 + 20 * least**3)
-
-
-def eigh_flops(shape: torch.Size, *others: Any, **more: Any) -> int:
-    """Values and vectors (the same, section 8.3.5)."""
-    return prod(shape[:-1]) * 9 * shape[-1] ** 2
-
-
-def solve_flops(matrix: torch.Size, right: torch.Size, *others: Any, **more: Any) -> int:
-    """By LU decomposition (the same, section 3.2)."""
-    return prod(matrix[:-1]) * (2 * matrix[-1] ** 2 // 3) + 2 * prod(right) * matrix[-1]
-
-
-def distance_flops(points: torch.Size, others: torch.Size, *rest: Any, **more: Any) -> int:
-    return 2 * prod(points) * others[-2]
+def of_matrices(formula: Callable[[int, int], int]) -> Callable[..., int]:
+    """Operations of a decomposition of a batch of matrices, by a formula of their longer and their shorter side."""
+    return lambda shape, *_, **__: prod(shape[:-2]) * formula(max(shape[-2:]), min(shape[-2:]))
 
 
 def most_memory(device: torch.device) -> int:
     """The most bytes that this process has held so far.
 
-    On Linux it is read where it starts anew with the program: `getrusage` gives a child at least its parent's peak.
+    On Linux it is read where it starts at 0 with the program: `getrusage` gives a child at least its parent's peak.
     """
     if device.type != "cuda":
         try:

@@ -2,26 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 
+from calotype.build import build_space, start_linear
 from calotype.data.folder import Pictures
-from calotype.data.images import grid, pils_from_images
-from calotype.diffusion.stage import generate, shrunk
+from calotype.data.images import grid, pils_from_images, rounded
+from calotype.diffusion.stage import generate, in_turn, shrunk
 from calotype.evaluation.alignment import AlignmentResult, PromptJudge, alignment
+from calotype.evaluation.autoencoder import EQUAL_PSNR, SSIM_WINDOW, psnr, ssim
 from calotype.evaluation.candidate import Candidate
-from calotype.evaluation.features import FeatureNetwork, distance_name
+from calotype.evaluation.distances import Features
+from calotype.evaluation.features import FeatureNetwork, Lite0, distance_name, features
 from calotype.evaluation.history import generalisation_gaps
-from calotype.evaluation.measures import distance_key, measured
-from calotype.evaluation.memorisation import MemorisationResult, memorisation, mirrored_to_match, unmeasured
-from calotype.evaluation.reconstruction import evaluate_reconstruction
-from calotype.evaluation.references import Bar, FeatureStore, ReferenceSet, reference_rows
+from calotype.evaluation.intervals import mean_estimate
+from calotype.evaluation.measures import as_measure, distance_key, measured
+from calotype.evaluation.memorisation import (
+    TOO_FEW,
+    Compared,
+    MemorisationResult,
+    concatenated,
+    memorisation,
+    mirrored_to_match,
+    small_pixels,
+)
+from calotype.evaluation.references import FeatureStore, OpenBar, ReferenceSet, reference_rows
 from calotype.evaluation.results import (
     EVALUATION_FILE,
     PAIRS_FILE,
@@ -31,32 +43,37 @@ from calotype.evaluation.results import (
     Columns,
     EvaluationResult,
     FeatureInfo,
-    Json,
+    Memorisation,
+    SetMeasures,
     measured_with,
     write_result,
 )
-from calotype.evaluation.samples import EvaluatedSamples, make_samples, noise_features
+from calotype.model import Model
+from calotype.nets.vae import Vae
 from calotype.run import read_mapping
+from calotype.spaces.latent import LatentSpace
 from calotype.types import Labels, Rng, Text, UserError
 
 PAIR_SIDE = 256
 """Pairs are shown in about so many pixels."""
+ENOUGH_TO_START = 2000
+"""Pictures that the closed-form start of an autoencoder is made from."""
 
 
 @dataclass(frozen=True)
 class EvaluationRequest:
     """One run, the `pictures` that its samples are compared with, and those that it was trained on, if readable."""
 
-    one: Candidate
+    candidate: Candidate
     pictures: Pictures
     trained: Pictures | None
     cache: Path
     count: int
     seed: int
     network: FeatureNetwork
-    bar: Bar
+    bar: OpenBar
     judge: PromptJudge | None = None
-    """Of what samples of prompts show; it knows the pictures that the run was trained on."""
+    """Of what samples of prompts show."""
     changes: Mapping[str, Any] = field(default_factory=dict)
     """Of the sampling that is stored with the model."""
     seen: Sequence[str] = ()
@@ -69,13 +86,6 @@ class EvaluationRequest:
     def reference(self) -> ReferenceSet:
         return ReferenceSet(self.store(self.pictures, "real"), reference_rows(self.pictures, self.count))
 
-    @property
-    def unseen(self) -> bool | None:
-        """Whether none of the real pictures was trained on; None: not known."""
-        if self.trained is None:
-            return None
-        return not self.pictures.split.train[self.reference.chosen].any()
-
 
 def evaluate_run(request: EvaluationRequest, out: Path) -> EvaluationResult:
     """Writes `evaluation.json` and the plates beside it into `out`; returns what the first holds.
@@ -84,129 +94,193 @@ def evaluate_run(request: EvaluationRequest, out: Path) -> EvaluationResult:
     """
     if request.count < 1:
         raise UserError(f"count is {request.count}, but must be at least 1; try 200")
-    one, reference = request.one, request.reference
+    candidate, reference, pictures, network = request.candidate, request.reference, request.pictures, request.network
     rows = reference.chosen[torch.arange(request.count) % len(reference)]
-    labels, text = one.labels(request.pictures, rows), one.text(request.pictures, rows)
+    labels, text = candidate.labels(pictures, rows), candidate.text(pictures, rows)
     with request.bar("samples") as progress:
-        samples = make_samples(one.model, labels, text, request.seed, request.network, progress)
+        samples = make_samples(candidate.model, labels, text, request.seed, network, progress)
     copies, aligned = memorisation_of(request, samples), alignment_of(request)
     result = EvaluationResult(
         format=2,
-        **evaluation_facts(request),
-        measures=distance_columns(request, samples),
-        classes=class_columns(request, samples),
-        autoencoder=evaluate_reconstruction(one, reference, request.trained or request.pictures, request.seed),
+        **measured_with(candidate.model.device),
+        content=pictures.content,
+        unseen=None if request.trained is None else not pictures.split.train[reference.chosen].any(),
+        pictures=pictures.split.counts,
+        size=candidate.size,
+        kind=candidate.kind,
+        count=request.count,
+        seed=request.seed,
+        sampling=[sampling.model_dump(mode="json") for sampling in candidate.model.samplings],
+        features=FeatureInfo(
+            network=network.name, distance=distance_name(network), key=distance_key(network),
+            weights_sha256=network.weights, preparation=network.preparation,
+        ),
+        notes=[*reference.rows.notes, *request.seen, *sampling_notes(request)],
+        measures=distance_columns(request, samples.features),
+        classes=class_columns(request, samples.features, labels),
+        autoencoder=autoencoder_columns(request),
         memorisation=copies.measures,
         alignment=aligned.measures,
-        overfitting=generalisation_gaps(one.run),
+        overfitting=generalisation_gaps(candidate.run),
         shares=aligned.judged.shares,
-    )
+    )  # fmt: skip
     for plate in (PAIRS_FILE, PROMPTED_FILE):  # of an earlier evaluation
         (out / plate).unlink(missing_ok=True)
     write_result(out / EVALUATION_FILE, result)
     if copies.pairs:
-        pairs(request, labels, text, copies).save(out / PAIRS_FILE)
+        copy_pairs(request, labels, text, copies).save(out / PAIRS_FILE)
     if aligned.judged.plate:
         aligned.judged.plate.save(out / PROMPTED_FILE)
     return result
 
 
-def evaluation_facts(request: EvaluationRequest) -> Json:
-    network = request.network
-    return {
-        **measured_with(request.one.model.device),
-        "content": request.pictures.content,
-        "unseen": request.unseen,
-        "pictures": request.pictures.split.counts,
-        "size": request.one.size,
-        "kind": request.one.kind,
-        "count": request.count,
-        "seed": request.seed,
-        "sampling": [one.model_dump(mode="json") for one in request.one.model.samplings],
-        "features": FeatureInfo(
-            network=network.name,
-            distance=distance_name(network),
-            key=distance_key(network),
-            weights_sha256=network.weights,
-            preparation=network.preparation,
-        ),
-        "notes": [*request.reference.rows.notes, *request.seen, *evaluation_notes(request)],
-    }
-
-
-def evaluation_notes(request: EvaluationRequest) -> list[str]:
-    collected = [] if (swept := sweep_note(request)) is None else [swept]
+def sampling_notes(request: EvaluationRequest) -> Iterator[str]:
+    """Whether a sweep chose by the pictures that samples are compared with, and what differs from the stored model."""
+    candidate, pictures, chosen = request.candidate, request.pictures, request.reference.chosen
+    sweep = read_mapping(candidate.run.folder / SWEEP_FILE)
+    if sweep.get("stored") and sweep.get("content") == pictures.content:
+        both = len(set(sweep["rows"]) & set(chosen.tolist()))
+        seen = (
+            f"that saw {both} of the {len(chosen)} real pictures" if both else "on other real pictures and other seeds"
+        )
+        yield f"steps and guidance were chosen by a sweep {seen}"
     if changed := ", ".join(f"{name} {value}" for name, value in request.changes.items() if value is not None):
-        collected.append(f"samples are made with {changed}, as asked, not as is stored with the model")
-    if request.one.model.classes != request.pictures.classes:
-        collected.append("the run was trained with other classes than the pictures have: its samples are of no class")
-    return collected
+        yield f"samples are made with {changed}, as asked, not as is stored with the model"
+    if candidate.model.classes != pictures.classes:
+        yield "the run was trained with other classes than the pictures have: its samples are of no class"
 
 
-def sweep_note(request: EvaluationRequest) -> str | None:
-    """Whether a sweep chose steps and guidance by the pictures that samples are compared with; None: not by these."""
-    sweep = read_mapping(request.one.run.folder / SWEEP_FILE)
-    if not sweep.get("stored") or sweep.get("content") != request.pictures.content:
-        return None
-    if both := len(set(sweep["rows"]) & set(request.reference.chosen.tolist())):
-        total = len(request.reference)
-        return f"steps and guidance were chosen by a sweep that saw {both} of the {total} real pictures"
-    return "steps and guidance were chosen by a sweep on other real pictures and other seeds"
+# -- Parts of the result -----------------------------------------------------------------------------------------------
 
 
-def distance_columns(request: EvaluationRequest, samples: EvaluatedSamples) -> Columns:
-    """Of as many samples as there are real pictures; beside other real pictures (floor) and noise (ceiling)."""
-    reference, size = request.reference, request.one.size
-    noise = noise_features(len(reference), size, request.seed, request.network)
-    against_real = partial(measured, real=reference.features(size), seed=request.seed, network=request.network)
+def make_samples(
+    model: Model, labels: Labels, text: Text | None, seed: int, network: FeatureNetwork,
+    progress: Callable[[int, int, str], None],
+) -> Compared:  # fmt: skip
+    """Picture i depends on (seed, i, its label and text) only, so it is the one that `calotype sample` makes."""
+    size, parts = model.stages[-1].image_size, []
+    all_rngs = model.rngs(len(labels), seed)
+    for part in in_turn(len(labels), size, size):
+        prompts = text and text.at(range(len(labels))[part])
+        images = rounded(generate(model.stages, labels[part], model.samplings, all_rngs[part], text=prompts))
+        parts.append(Compared(features([images], network), small_pixels(images), features([images.flip(-1)], network)))
+        progress(min(part.stop, len(labels)), len(labels), "")
+    return concatenated(parts)
+
+
+def distance_columns(request: EvaluationRequest, samples: Features) -> Columns:
+    """Of as many samples as there are real pictures; beside other real pictures (floor) and noise (ceiling).
+
+    No model that has learned anything should be farther from real pictures than noise.
+    """
+    reference, size, network = request.reference, request.candidate.size, request.network
+    rngs = [Rng((request.seed, "ceiling", index)) for index in range(len(reference))]
+    noise = features((rounded(0.5 * rng.normal(1, 3, size, size)) for rng in rngs), network)
+    against_real = partial(measured, real=reference.features(size), seed=request.seed, network=network)
     return Columns(
-        samples=against_real(samples.compared.features[: len(reference)]),
+        samples=against_real(samples[: len(reference)]),
         floor=against_real(reference.floor(size)),
         ceiling=against_real(noise),
     )
 
 
-def class_columns(request: EvaluationRequest, samples: EvaluatedSamples) -> list[ClassMeasures]:
+def class_columns(request: EvaluationRequest, samples: Features, labels: Labels) -> list[ClassMeasures]:
     """The same, one class at a time, so of fewer pictures."""
-    one, reference, labels = request.one, request.reference, request.pictures.labels
-    classes = one.model.classes if one.model.classes == request.pictures.classes else ()
+    candidate, reference, of_pictures = request.candidate, request.reference, request.pictures.labels
+    classes = candidate.model.classes if candidate.model.classes == request.pictures.classes else ()
     number, result = len(reference), []
     for index, name in enumerate(classes):
         both = (reference.rows.chosen, reference.rows.others)
-        real, others = (reference.store.features(rows[labels[rows] == index], one.size) for rows in both)
-        made = samples.compared.features[:number][(samples.labels[:number] == index).numpy()]
-        sampled, floor = (measured(rows, real, request.seed, request.network) for rows in (made, others))
+        real, others = (reference.store.features(rows[of_pictures[rows] == index], candidate.size) for rows in both)
+        own = samples[:number][(labels[:number].cpu() == index).numpy()]
+        sampled, floor = (measured(rows, real, request.seed, request.network) for rows in (own, others))
         result.append(ClassMeasures.model_validate({"class": name, "samples": sampled, "floor": floor}))
     return result
 
 
-def memorisation_of(request: EvaluationRequest, samples: EvaluatedSamples) -> MemorisationResult:
+def memorisation_of(request: EvaluationRequest, samples: Compared) -> MemorisationResult:
     if request.trained is None:
-        return unmeasured("the pictures that the run was trained on cannot be read, or have changed")
-    store, size = request.store(request.trained, "trained"), request.one.size
+        reason = "the pictures that the run was trained on cannot be read, or have changed"
+        return MemorisationResult(Memorisation(verdict=TOO_FEW, sentence=reason))
+    store, size = request.store(request.trained, "trained"), request.candidate.size
     return memorisation(
-        samples.compared,
+        samples,
         lambda rows, mirrored: store.compared(rows, size, mirrored),
         request.trained.train_indices,
         request.trained.test_indices[: request.count],
     )
 
 
+def autoencoder_columns(request: EvaluationRequest) -> Columns | None:
+    """Of reconstructions; None for a model without an autoencoder.
+
+    The floor is other real pictures in their place; the ceiling, the autoencoder's closed form before any training.
+    """
+    candidate, reference, network = request.candidate, request.reference, request.network
+    space, size = candidate.model.stages[0].space, candidate.recipe.chain[0]
+    if not isinstance(space, LatentSpace):
+        return None
+    floor = measured(reference.floor(size), reference.features(size), request.seed, network)
+    key = distance_key(network)
+    lite0 = Lite0(candidate.model.device)
+    before = untrained_space(candidate, request.trained or request.pictures)
+    samples, ceiling = (reconstruction_measures(each, size, request, lite0) for each in (space, before))
+    return Columns(samples=samples, floor=SetMeasures.of(floor.n, {key: floor.get(key)}), ceiling=ceiling)
+
+
+def untrained_space(candidate: Candidate, pictures: Pictures) -> LatentSpace:
+    """As the run had it at its start, but for the pictures that the closed form is made from; random if imported."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(candidate.recipe.seed)
+        space = build_space(candidate.recipe).to(candidate.model.device)
+    if isinstance(space.vae, Vae):
+        few = pictures.first(ENOUGH_TO_START).shrunk(candidate.recipe.chain[0])
+        if not few.split.train.any():  # other pictures, as those of the run cannot be read
+            few = replace(few, split=replace(few.split, train=~few.split.train))
+        start_linear(space.vae, few, candidate.model.device)
+    return space.eval()
+
+
+def reconstruction_measures(space: LatentSpace, size: int, request: EvaluationRequest, lite0: Lite0) -> SetMeasures:
+    """The distance of reconstructions from their originals, and means over pairs; SSIM only where its window fits."""
+    reference, network = request.reference, request.network
+    rows, pairs = list[Features](), dict[str, list[torch.Tensor]]()
+    for part in in_turn(len(reference), size, size):
+        images = reference.images(reference.chosen[part], size).to(space.mean.device)
+        fake = rounded(space.decode(space.encode(images)))
+        rows.append(features([fake], network))
+        pairs.setdefault("psnr", []).append(psnr(images, fake).clamp(max=EQUAL_PSNR))
+        pairs.setdefault("perceptual", []).append(lite0.perceptual_distance(images, fake))
+        if size >= SSIM_WINDOW:
+            pairs.setdefault("ssim", []).append(ssim(images, fake))
+    key = distance_key(network)
+    distances = measured(np.concatenate(rows), reference.features(size), request.seed, network)
+    means = {
+        name: as_measure(mean_estimate(torch.cat(values).double().cpu().numpy())) for name, values in pairs.items()
+    }
+    return SetMeasures.of(distances.n, {**means, key: distances.get(key)})
+
+
 def alignment_of(request: EvaluationRequest) -> AlignmentResult:
-    known = request.judge is not None and request.trained is not None
-    pictures = request.trained if known and request.trained is not None else request.pictures
-    judge = request.judge if known else None
-    return alignment(request.one, request.store(pictures, "real"), judge, request.count, request.seed)
+    """The judge knows the pictures that the run was trained on, so without these there is none."""
+    judge, pictures = request.judge, request.trained
+    if judge is None or pictures is None:
+        judge, pictures = None, request.pictures
+    return alignment(request.candidate, request.store(pictures, "real"), judge, request.count, request.seed)
 
 
-def pairs(request: EvaluationRequest, labels: Labels, text: Text | None, copies: MemorisationResult) -> Image.Image:
+def copy_pairs(
+    request: EvaluationRequest, labels: Labels, text: Text | None, copies: MemorisationResult
+) -> Image.Image:
     """The samples most like copies, each with its nearest training picture to the right."""
     assert request.trained is not None
-    model, size, shown = request.one.model, request.one.size, []
+    model, size, shown = request.candidate.model, request.candidate.size, []
     store = request.store(request.trained, "trained")
     for place, row in copies.pairs:
         label, prompt = labels[place : place + 1], text and text.at([place])
-        made = generate(model.stages, label, model.samplings, [Rng((request.seed, "sample", place))], text=prompt).cpu()
-        trained = mirrored_to_match(store.images(torch.tensor([row]), size), made)
-        shown += [shrunk(one, max(1, size // PAIR_SIDE)) for one in (made, trained)]
+        sample = generate(
+            model.stages, label, model.samplings, [Rng((request.seed, "sample", place))], text=prompt
+        ).cpu()
+        trained = mirrored_to_match(store.images(torch.tensor([row]), size), sample)
+        shown += [shrunk(each, max(1, size // PAIR_SIDE)) for each in (sample, trained)]
     return grid(pils_from_images(torch.cat(shown)), 6)

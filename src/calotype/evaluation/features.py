@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 from collections.abc import Callable, Iterable
-from functools import cache
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -18,15 +16,16 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from calotype.files import write_tensors
-from calotype.nets.perceptual import LITE0_SHA256, EfficientNetLite0, efficientnet_lite0
+from calotype.nets.perceptual import LITE0_SHA256, perceptual_distance, pretrained_lite0
+from calotype.types import Images
 
 AnyImages = Float[Tensor, "_ 3 _ _"]  # in [-1, 1]; each batch may have a size of its own
-CHANNELS = 1280
-SIZE = 128
-"""Side in pixels at which every picture is looked at. One size for all, because features change with the scale: so a
+FEATURE_SIZE = 128
+"""Side in pixels to which every picture is brought. One size for all, because features change with the scale: so a
 model of 64 px can be held against one of 256 px, and both cost the same: a third of what the 224 px cost that the
 network was trained at."""
-INCEPTION = "Inception"
+PERCEPTUAL_SIZE = 64
+"""Smallest side in pixels for the perceptual distance: below that the network has few places left."""
 
 
 @runtime_checkable
@@ -46,44 +45,41 @@ class FeatureNetwork(Protocol):
 
 
 class Lite0:
-    """EfficientNet-Lite0's features before its classifier, averaged over the picture.
+    """EfficientNet-Lite0's features before its classifier, averaged over the picture; and its perceptual distance.
 
     Shrinking is antialiased: without that, sets that differ only in how they were shrunk are apart (arXiv 2104.11222).
+    Raises `UserError` if its weights are missing.
     """
 
     name = "Lite0"
     weights = LITE0_SHA256
-    preparation = f"{SIZE} px, bilinear, antialiased"
+    preparation = f"{FEATURE_SIZE} px, bilinear, antialiased"
 
-    def __init__(self, device: torch.device | None = None) -> None:
-        """On `device`, or, if None, wherever the pictures are."""
-        self.device = device
+    def __init__(self, device: torch.device | str = "cpu") -> None:
+        self.device, self.network = torch.device(device), pretrained_lite0(device)
 
     def look(self, images: AnyImages) -> Float[Tensor, "_ 1280"]:
-        device = self.device or images.device
-        return lite0_on(device).pooled(_at_size(images.to(device)))
+        images = images.to(self.device).float()
+        size = (FEATURE_SIZE, FEATURE_SIZE)
+        return self.network.pooled(F.interpolate(images, size=size, mode="bilinear", antialias=True))
 
-
-LITE0 = Lite0()
-
-
-@cache
-def lite0_on(device: torch.device) -> EfficientNetLite0:
-    """A frozen copy for evaluation, also of perceptual distances; nobody else moves it."""
-    return copy.deepcopy(efficientnet_lite0()).to(device)
+    def perceptual_distance(self, images: Images, others: Images) -> Float[Tensor, " batch"]:
+        """At `PERCEPTUAL_SIZE` or above."""
+        if images.shape[-1] < PERCEPTUAL_SIZE:
+            size = (PERCEPTUAL_SIZE, PERCEPTUAL_SIZE)
+            images, others = (F.interpolate(each, size=size, mode="bilinear") for each in (images, others))
+        return perceptual_distance(self.network, images, others)
 
 
 def distance_name(network: FeatureNetwork) -> str:
     """Only the Fréchet distance of Inception's features may be called FID; every other bears its network's name."""
-    return "FID" if network.name == INCEPTION else f"FD-{network.name}"
+    return "FID" if network.name == "Inception" else f"FD-{network.name}"
 
 
 @torch.no_grad()
-def features(
-    images_batches: Iterable[AnyImages], network: FeatureNetwork = LITE0
-) -> Float[np.ndarray, "count channel"]:
-    rows = [network.look(images).cpu().double().numpy() for images in images_batches]
-    return np.concatenate(rows) if rows else np.empty((0, CHANNELS))
+def features(images_batches: Iterable[AnyImages], network: FeatureNetwork) -> Float[np.ndarray, "count channel"]:
+    """Of one batch at least."""
+    return np.concatenate([network.look(images).cpu().double().numpy() for images in images_batches])
 
 
 def kept_features(
@@ -93,7 +89,11 @@ def kept_features(
 
     `path` must be named by all that features depend on: see `features_key`.
     """
-    known, rows = _read(path)
+    try:
+        stored = load_file(path)
+        known, rows = stored["chosen"], stored["features"]
+    except (FileNotFoundError, SafetensorError, KeyError):  # none yet, or damaged
+        known, rows = torch.empty(0, dtype=torch.long), torch.empty(0, 0)
     if len(missing := chosen[~torch.isin(chosen, known)].unique()):
         new = torch.from_numpy(look(missing)).float()
         known, rows = torch.cat([known, missing]), torch.cat([rows, new]) if len(rows) else new
@@ -107,16 +107,3 @@ def features_key(network: FeatureNetwork, content: str, size: int) -> str:
     """Changes with the pictures, the network's weights and the preparation, and with nothing else."""
     identity = f"{content} {size} px, {network.name} {network.weights} {network.preparation}"
     return hashlib.sha256(identity.encode()).hexdigest()[:16]
-
-
-def _read(path: Path) -> tuple[Tensor, Tensor]:
-    """Nothing where there is no file, or a damaged one."""
-    try:
-        stored = load_file(path)
-        return stored["chosen"], stored["features"]
-    except (FileNotFoundError, SafetensorError, KeyError):
-        return torch.empty(0, dtype=torch.long), torch.empty(0, 0)
-
-
-def _at_size(images: AnyImages) -> AnyImages:
-    return F.interpolate(images.float(), size=(SIZE, SIZE), mode="bilinear", antialias=True)

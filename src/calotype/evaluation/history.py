@@ -23,7 +23,7 @@ LEVEL_SUFFIXES = {"all": "", "low_noise": "_low_noise", "middle_noise": "_middle
 
 def generalisation_gaps(run: Run) -> list[LegGaps]:
     """Of every leg that learns to denoise: its loss on held-out and on training pictures, at every validation."""
-    return [found for leg in run.state.legs if (found := leg_gaps(leg, run.history("check", leg)))]
+    return [gaps for leg in run.state.legs if (gaps := leg_gaps(leg, run.history("check", leg)))]
 
 
 def leg_gaps(leg: str, validations: Sequence[Event]) -> LegGaps | None:

@@ -3,64 +3,61 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
-from calotype.evaluation.distances import Features, Others
-from calotype.evaluation.extrapolation import frechet_of_many
-from calotype.evaluation.features import FeatureNetwork, distance_name
-from calotype.evaluation.intervals import (
-    Estimate,
+from calotype.evaluation.distances import (
+    Features,
+    Others,
     density_coverage,
     frechet_estimate,
+    frechet_of_many,
     kernel_estimate,
     precision_recall,
 )
+from calotype.evaluation.features import FeatureNetwork, distance_name
+from calotype.evaluation.intervals import Estimate
 from calotype.evaluation.results import Measure, SetMeasures
 
 Estimator = Callable[[Features, Others, np.random.Generator], Estimate | float]
-FRECHET, MANY_KEY = "frechet", "frechet_of_many"
 MEASURES: dict[str, tuple[int, Estimator]] = {
-    FRECHET: (50, frechet_estimate),
-    MANY_KEY: (500, frechet_of_many),
+    "frechet": (50, frechet_estimate),
+    "frechet_of_many": (500, frechet_of_many),
     "kernel_distance": (10, kernel_estimate),
-    "precision": (20, lambda made, real, rng: precision_recall(real, made)[0]),
-    "recall": (20, lambda made, real, rng: precision_recall(real, made)[1]),
-    "density": (20, lambda made, real, rng: density_coverage(real, made)[0]),
-    "coverage": (20, lambda made, real, rng: density_coverage(real, made)[1]),
+    "precision": (20, lambda samples, real, rng: precision_recall(real, samples)[0]),
+    "recall": (20, lambda samples, real, rng: precision_recall(real, samples)[1]),
+    "density": (20, lambda samples, real, rng: density_coverage(real, samples)[0]),
+    "coverage": (20, lambda samples, real, rng: density_coverage(real, samples)[1]),
 }
 """Each with the fewest pictures, on either side, of which it says anything."""
 
 
-def measured(made: Features, real: Others, seed: int, network: FeatureNetwork, any_count: bool = False) -> SetMeasures:
+def measured(
+    samples: Features, real: Others, seed: int, network: FeatureNetwork, any_count: bool = False
+) -> SetMeasures:
     """All measures; of too few pictures without a value, but with the reason.
 
     `any_count`: of however few, but not the extrapolated distance; intervals and n show what they are worth.
     """
-    count, result = min(len(made), len(real)), dict[str, Measure]()
+    count, result = min(len(samples), len(real)), dict[str, Measure]()
     for name, (fewest, _) in MEASURES.items():
-        if any_count and name == MANY_KEY:
+        if any_count and name == "frechet_of_many":
             continue
-        result[name.replace(FRECHET, distance_key(network))] = (
-            measure(name, made, real, seed)
+        result[name.replace("frechet", distance_key(network))] = (
+            measure(name, samples, real, seed)
             if any_count or count >= fewest
-            else too_few(f"it needs {fewest} pictures on either side, and there are {count}")
+            else Measure(value=None, reason=f"it needs {fewest} pictures on either side, and there are {count}")
         )
-    return SetMeasures.of((len(made), len(real)), result)
+    return SetMeasures.of((len(samples), len(real)), result)
 
 
-def measure(name: str, made: Features, real: Others, seed: int) -> Measure:
+def measure(name: str, samples: Features, real: Others, seed: int) -> Measure:
     """One of `MEASURES`, of however few pictures."""
-    return as_measure(MEASURES[name][1](made, real, np.random.default_rng(seed)))
+    return as_measure(MEASURES[name][1](samples, real, np.random.default_rng(seed)))
 
 
 def distance_key(network: FeatureNetwork) -> str:
     return distance_name(network).lower().replace("-", "_")
-
-
-def too_few(reason: str) -> Measure:
-    return Measure(value=None, reason=reason)
 
 
 def as_measure(estimate: Estimate | float) -> Measure:
@@ -70,7 +67,3 @@ def as_measure(estimate: Estimate | float) -> Measure:
     if not np.isfinite(estimate.high - estimate.low):
         return Measure(value=estimate.value, low=None, high=None, reason="one value has no spread")
     return Measure(**estimate._asdict())
-
-
-def as_json(estimate: Estimate | float) -> dict[str, Any]:
-    return as_measure(estimate).stored()

@@ -7,9 +7,9 @@ memorize"; Carlini et al., arXiv 2301.13188, section 4), which a blurred or an a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,37 +17,35 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from calotype.evaluation.distances import Features, Others
+from calotype.evaluation.distances import Features, Others, pairwise_distances
 from calotype.evaluation.features import AnyImages
-from calotype.evaluation.intervals import Estimate, difference_of_shares, distances, nearest_distance, share_estimate
+from calotype.evaluation.intervals import Estimate, difference_of_shares, share_estimate
 from calotype.evaluation.measures import as_measure
-from calotype.evaluation.results import Copies, Memorisation, Nearness
+from calotype.evaluation.results import Copies, CopyVerdict, Memorisation, Nearness
 from calotype.types import Images
 
-SIDE = 32
-"""Pixels are compared at this side: what a copy loses in grain and sharpness is not seen."""
-BLOCK = 2
+COMPARED_SIDE, BLOCK = 32, 2
+"""Pixels are compared at this side: a copy's loss of grain and sharpness does not count. A thumbnail has a feature for
+each block of so many pixels a side."""
 NEIGHBOURS = 12
 """So many training pictures, the nearest by features, are compared by pixels."""
-COPY = 1 / 3
+COPY_RATIO = 1 / 3
 """A copy's distance to its nearest training picture, by the median distance to its next ones, is below this."""
 TOLERATED = 0.05
 """Share of samples that look like copies, above that of real pictures, that is not held against a model."""
 DUPLICATE = 0.04
 """Root mean squared difference, of pixels in [-1, 1], below which two training pictures are near-duplicates."""
-FEWEST = 20
+FEWEST_FOR_A_SHARE = 20
 """Pictures that a share must be of before it says anything."""
-AT_ONCE = 512
-
-MOST_TRAINED = 20_000
+BLOCK_OF_ROWS = 512
+"""Pictures whose distances are in memory together."""
+MOST_SEARCHED = 20_000
 """Training pictures that are searched at most; evenly spaced."""
-PAIRS = 12
+SHOWN_PAIRS = 12
 """Samples that are shown beside their nearest training pictures."""
-Word = Literal["copies", "does not copy", "too few to say"]
-COPIES: Word = "copies"
-DOES_NOT_COPY: Word = "does not copy"
-TOO_FEW: Word = "too few to say"
-Places = Int[np.ndarray, " count"]
+COPIES: CopyVerdict = "copies"
+DOES_NOT_COPY: CopyVerdict = "does not copy"
+TOO_FEW: CopyVerdict = "too few to say"
 Numbers = Float[np.ndarray, " count"]
 Rows = Int[Tensor, " _"]
 
@@ -63,33 +61,41 @@ class Compared(NamedTuple):
 class Nearest(NamedTuple):
     """Of every picture: its nearest training picture, how far that is, and by how much it is the nearest."""
 
-    place: Places
+    place: Int[np.ndarray, " count"]
     apart: Numbers  # root mean squared difference of the pixels
     feature_distance: Numbers
     ratio: Numbers  # to the next ones; nan where there is no next one
 
+    @property
+    def copies(self) -> int:
+        return int((self.ratio < COPY_RATIO).sum())
 
-class Verdict(NamedTuple):
-    word: Word
-    sentence: str
+    @property
+    def share_of_copies(self) -> Estimate:
+        return share_estimate(self.copies, len(self.ratio))
+
+    @property
+    def share_of_duplicates(self) -> Estimate:
+        """Of training pictures that have a near-duplicate among the others."""
+        return share_estimate(int((self.apart < DUPLICATE).sum()), len(self.apart))
 
 
 def small_pixels(images: AnyImages) -> Float[np.ndarray, "_ 3 side side"]:
-    shrunk = F.interpolate(images.float(), size=(SIDE, SIDE), mode="bilinear", antialias=True)
+    side = (COMPARED_SIDE, COMPARED_SIDE)
+    shrunk = F.interpolate(images.float(), size=side, mode="bilinear", antialias=True)
     return np.asarray(shrunk.cpu().numpy(), np.float32)
 
 
 def thumbnails(images: AnyImages) -> Compared:
     """With means of blocks of pixels as features, so without a network."""
     pixels = small_pixels(images)
-    blocks = pixels.reshape(len(pixels), 3, SIDE // BLOCK, BLOCK, SIDE // BLOCK, BLOCK).mean((3, 5))
-    ahead, mirrored = (side.reshape(len(pixels), -1) for side in (blocks, blocks[..., ::-1]))
-    return Compared(ahead, pixels, mirrored)
+    count, places = len(pixels), COMPARED_SIDE // BLOCK
+    blocks = pixels.reshape(count, 3, places, BLOCK, places, BLOCK).mean((3, 5))
+    return Compared(blocks.reshape(count, -1), pixels, blocks[..., ::-1].reshape(count, -1))
 
 
 def concatenated(parts: Iterable[Compared]) -> Compared:
-    features, pixels, mirrored = zip(*parts, strict=True)
-    return Compared(np.concatenate(features), np.concatenate(pixels), np.concatenate(mirrored))
+    return Compared(*map(np.concatenate, zip(*parts, strict=True)))
 
 
 def nearest_trained(images: Compared, trained: Compared, themselves: bool = False) -> Nearest:
@@ -97,30 +103,28 @@ def nearest_trained(images: Compared, trained: Compared, themselves: bool = Fals
 
     Needs one training picture, or two where they are without themselves.
     """
-    blocks = [slice(start, start + AT_ONCE) for start in range(0, len(images.pixels), AT_ONCE)]
-    parts = [_nearest(images, block, trained, themselves) for block in blocks]
-    return Nearest(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+    starts = range(0, len(images.pixels), BLOCK_OF_ROWS)
+    parts = [_nearest(images, slice(start, start + BLOCK_OF_ROWS), trained, themselves) for start in starts]
+    return Nearest(*map(np.concatenate, zip(*parts, strict=True)))
 
 
 def _nearest(images: Compared, block: slice, trained: Compared, themselves: bool) -> Nearest:
-    apart = distances(images.features[block], trained.features)
+    apart = pairwise_distances(images.features[block], trained.features)
     if images.mirrored is not None:
-        apart = np.minimum(apart, distances(images.mirrored[block], trained.features))
+        apart = np.minimum(apart, pairwise_distances(images.mirrored[block], trained.features))
     rows = np.arange(len(apart))
     if themselves:
         apart[rows, rows + block.start] = np.inf
     count = min(NEIGHBOURS, len(trained.pixels) - themselves)
     candidates = np.argsort(apart, 1)[:, :count]
-    pixels = pixels_apart(images.pixels[block], trained.pixels, candidates)
-    best = pixels.argmin(1)
-    place = candidates[rows, best]
-    others = np.sort(pixels, 1)[:, 1:]
-    next_ones = np.median(others, 1) if count > 1 else np.full(len(rows), np.nan)
-    ratio = pixels.min(1) / np.maximum(next_ones, 1e-6)
+    pixels = _pixels_apart(images.pixels[block], trained.pixels, candidates)
+    place = candidates[rows, pixels.argmin(1)]
+    next_distance = np.median(np.sort(pixels, 1)[:, 1:], 1) if count > 1 else np.full(len(rows), np.nan)
+    ratio = pixels.min(1) / np.maximum(next_distance, 1e-6)
     return Nearest(place, pixels.min(1).astype(np.float64), apart[rows, place], ratio.astype(np.float64))
 
 
-def pixels_apart(
+def _pixels_apart(
     images: Float[np.ndarray, "count 3 side side"],
     trained: Float[np.ndarray, "trained 3 side side"],
     candidates: Int[np.ndarray, "count candidates"],
@@ -135,34 +139,22 @@ def pixels_apart(
 
 def mirrored_to_match(trained: Images, images: Images) -> Images:
     """Each training picture, mirrored where it is nearer to its image that way."""
-    ahead, mirrored = ((one - images).square().flatten(1).mean(1) for one in (trained, trained.flip(-1)))
+    ahead, mirrored = ((each - images).square().flatten(1).mean(1) for each in (trained, trained.flip(-1)))
     return torch.where((mirrored < ahead)[:, None, None, None], trained.flip(-1), trained)
 
 
-def share_of_copies(nearest_ones: Nearest) -> Estimate:
-    return share_estimate(int((nearest_ones.ratio < COPY).sum()), len(nearest_ones.ratio))
-
-
-def share_of_duplicates(among: Nearest) -> Estimate:
-    """Of training pictures that have a near-duplicate among the others."""
-    return share_estimate(int((among.apart < DUPLICATE).sum()), len(among.apart))
-
-
-def verdict(samples: Nearest, real: Nearest) -> Verdict:
-    """`real`: held-out pictures, or training pictures among the others."""
+def copy_verdict(samples: Nearest, real: Nearest) -> tuple[CopyVerdict, str]:
+    """Whether samples are copies, and a sentence; `real`: held-out pictures, or training pictures among the others."""
     if not (np.isfinite(samples.ratio).all() and np.isfinite(real.ratio).all()):
-        return Verdict(TOO_FEW, "one training picture has no neighbours to tell a copy by")
-    more = difference_of_shares(share_of_copies(samples), share_of_copies(real))
-    counts = f"{copies_in(samples)} samples and {copies_in(real)} real pictures look like copies of a training picture"
-    if len(samples.ratio) >= FEWEST and more.low > 0:
-        return Verdict(COPIES, counts)
-    if len(samples.ratio) >= FEWEST and more.high <= TOLERATED:
-        return Verdict(DOES_NOT_COPY, counts)
-    return Verdict(TOO_FEW, f"{counts}; more samples would tell")
-
-
-def copies_in(nearest_ones: Nearest) -> str:
-    return f"{int((nearest_ones.ratio < COPY).sum()):,} of {len(nearest_ones.ratio):,}"
+        return TOO_FEW, "one training picture has no neighbours to tell a copy by"
+    more = difference_of_shares(samples.share_of_copies, real.share_of_copies)
+    ours, theirs = (f"{each.copies:,} of {len(each.ratio):,}" for each in (samples, real))
+    counts = f"{ours} samples and {theirs} real pictures look like copies of a training picture"
+    if len(samples.ratio) >= FEWEST_FOR_A_SHARE and more.low > 0:
+        return COPIES, counts
+    if len(samples.ratio) >= FEWEST_FOR_A_SHARE and more.high <= TOLERATED:
+        return DOES_NOT_COPY, counts
+    return TOO_FEW, f"{counts}; more samples would tell"
 
 
 # -- Of a run ----------------------------------------------------------------------------------------------------------
@@ -171,46 +163,42 @@ def copies_in(nearest_ones: Nearest) -> str:
 @dataclass(frozen=True)
 class MemorisationResult:
     measures: Memorisation
-    pairs: list[tuple[int, int]]
+    pairs: Sequence[tuple[int, int]] = ()
     """Of the samples most like copies: its index, and the row of its nearest training picture."""
-
-
-def unmeasured(reason: str) -> MemorisationResult:
-    return MemorisationResult(Memorisation(verdict=TOO_FEW, sentence=reason), [])
 
 
 def memorisation(
     samples: Compared, compared: Callable[[Rows, bool], Compared], train: Rows, test: Rows
 ) -> MemorisationResult:
     """`compared` gives the pictures of these rows, with their mirror images or without."""
-    rows = evenly(train, MOST_TRAINED)
+    rows = evenly(train, MOST_SEARCHED)
     if len(rows) < 3:
-        return unmeasured(f"a copy is told apart by its neighbours, and there are {len(rows)} training pictures")
+        reason = f"a copy is told apart by its neighbours, and there are {len(rows)} training pictures"
+        return MemorisationResult(Memorisation(verdict=TOO_FEW, sentence=reason))
     trained = compared(rows, False)
     of_samples, among = nearest_trained(samples, trained), nearest_trained(trained, trained, themselves=True)
-    real = among if len(test) < FEWEST else nearest_trained(compared(test, True), trained)
-    word, sentence = verdict(of_samples, real)
-    searched = f"{len(rows):,} of {len(train):,} training pictures were searched" if len(rows) < len(train) else ""
+    real = among if len(test) < FEWEST_FOR_A_SHARE else nearest_trained(compared(test, True), trained)
+    verdict, sentence = copy_verdict(of_samples, real)
     measures = Memorisation(
-        verdict=word,
+        verdict=verdict,
         sentence=sentence,
-        samples=copies(of_samples),
-        real=copies(real),
+        samples=_copies(of_samples),
+        real=_copies(real),
         real_are="training pictures, each beside the others" if real is among else "test pictures",
-        duplicates=as_measure(share_of_duplicates(among)),
+        duplicates=as_measure(among.share_of_duplicates),
         n=(len(of_samples.place), len(real.place), len(rows)),
-        note=searched,
+        note=f"{len(rows):,} of {len(train):,} training pictures were searched" if len(rows) < len(train) else "",
     )
-    likest = np.argsort(of_samples.ratio)[:PAIRS]
-    return MemorisationResult(measures, [(int(one), int(rows[of_samples.place[one]])) for one in likest])
+    likest = np.argsort(of_samples.ratio)[:SHOWN_PAIRS]
+    return MemorisationResult(measures, [(int(index), int(rows[of_samples.place[index]])) for index in likest])
 
 
-def copies(nearest_ones: Nearest) -> Copies:
+def _copies(nearest: Nearest) -> Copies:
     return Copies(
-        copies=as_measure(share_of_copies(nearest_ones)),
-        ratio_median=float(np.median(nearest_ones.ratio)),
-        apart_median=float(np.median(nearest_ones.apart)),
-        feature_distance_median=float(np.median(nearest_ones.feature_distance)),
+        copies=as_measure(nearest.share_of_copies),
+        ratio_median=float(np.median(nearest.ratio)),
+        apart_median=float(np.median(nearest.apart)),
+        feature_distance_median=float(np.median(nearest.feature_distance)),
     )
 
 
@@ -220,10 +208,11 @@ def nearness(samples: Features, held_out: Others, trained: Float[np.ndarray, "tr
     if not len(held_out) or not len(trained):
         reason = "no picture of the comparison is held out, or none was trained on"
         return Nearness(samples_median=None, held_out_median=None, nearer=None, reason=reason, n=n)
-    ours, theirs = nearest_distance(samples, trained), nearest_distance(held_out, trained)
+    ours, theirs = (pairwise_distances(rows, trained).min(1) for rows in (samples, held_out))
     near = share_estimate(int((ours < np.percentile(theirs, 5)).sum()), len(samples))
-    medians = (float(np.median(each)) for each in (ours, theirs))
-    return Nearness(samples_median=next(medians), held_out_median=next(medians), nearer=as_measure(near), n=n)
+    return Nearness(
+        samples_median=float(np.median(ours)), held_out_median=float(np.median(theirs)), nearer=as_measure(near), n=n
+    )
 
 
 def evenly(rows: Rows, most: int) -> Rows:

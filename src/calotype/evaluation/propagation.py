@@ -21,11 +21,12 @@ from torch import Tensor
 from calotype.diffusion.augmentation import gaussian_blur
 from calotype.diffusion.samplers import SAMPLERS
 from calotype.diffusion.stage import Sampling, Stage, generate, last, shrunk
+from calotype.evaluation.autoencoder import psnr
 from calotype.evaluation.candidate import Candidate
 from calotype.evaluation.comparison_results import ArmSurvival, Propagation, SurvivalPoint
+from calotype.evaluation.features import Lite0
 from calotype.evaluation.intervals import Estimate, mean_estimate
 from calotype.evaluation.measures import as_measure
-from calotype.evaluation.reconstruction import perceptual, psnr
 from calotype.nets.blocks import Resized
 from calotype.spaces.latent import LatentSpace
 from calotype.types import Images, Labels, Latents, Progress, Rng, Text, per_image
@@ -138,18 +139,20 @@ class Arm:
         strengths = STRENGTHS if self.thorough else (MIDDLE,)
         return [(corruption, strength) for corruption in CORRUPTIONS for strength in strengths]
 
-    def survivals(self, points: Sequence[tuple[str, float]], rng: Rng) -> Iterator[Survival]:
+    def survivals(self, points: Sequence[tuple[str, float]], rng: Rng, lite0: Lite0) -> Iterator[Survival]:
         plain = self.finish(None)
         for corruption, strength in points:
             delta = corruption_of(self.small, corruption, strength, rng.at(corruption))
-            yield survival_of(corruption, strength, delta, plain, self.finish(delta))
+            yield survival_of(corruption, strength, delta, plain, self.finish(delta), lite0)
 
 
-def survival_of(corruption: str, strength: float, delta: Images, plain: Tensor, corrupted: Tensor) -> Survival:
+def survival_of(
+    corruption: str, strength: float, delta: Images, plain: Tensor, corrupted: Tensor, lite0: Lite0
+) -> Survival:
     """0 where nothing was added."""
     factor = plain.shape[-1] // delta.shape[-1]
     left = norm(shrunk(corrupted, factor) - shrunk(plain, factor)) / norm(delta).clamp(min=1e-8)
-    distance = perceptual(plain, corrupted)
+    distance = lite0.perceptual_distance(plain, corrupted)
     values = (left, psnr(plain, corrupted).clamp(max=MOST_PSNR), distance)
     return Survival(corruption, strength, *(value.double().cpu().numpy() for value in values))
 
@@ -246,46 +249,47 @@ def pictures_for(count: int) -> int:
     return max(4, min(16, count // 6))
 
 
-def matched_level(one: Candidate, deviation: float) -> float:
+def matched_level(candidate: Candidate, deviation: float) -> float:
     """The sigma at which latents are as noisy as a cascade's second stage sees pictures of this standard deviation."""
-    augmentation = one.model.stages[1].augmentation
+    augmentation = candidate.model.stages[1].augmentation
     if augmentation.kind != "noise":  # a blur is no amount of noise
         return USUAL
-    return (one.model.samplings[1].augmentation or augmentation.most / 2) / deviation
+    return (candidate.model.samplings[1].augmentation or augmentation.most / 2) / deviation
 
 
 def propagation(
-    one: Candidate, subjects: Subjects, real: Images, sigma: float, small_size: int, seed: int, progress: Progress
-) -> Propagation:
+    candidate: Candidate, subjects: Subjects, real: Images, sigma: float, small_size: int, seed: int, lite0: Lite0,
+    progress: Progress,
+) -> Propagation:  # fmt: skip
     """Survival in each arm, over the pictures: at every point, and of all corruptions at the middle strength.
 
     `sigma` and `small_size` are where errors are put into latents; `real` pictures show the autoencoder's own error.
     """
     rng = Rng((seed, "corruption"))
-    base, *above = one.model.stages
+    base, *above = candidate.model.stages
     if above:
-        arms = list(cascade_arms(one.model.stages, one.model.samplings, subjects))
-        result = measure_arms(arms, rng, progress)
+        arms = list(cascade_arms(candidate.model.stages, candidate.model.samplings, subjects))
+        result = measure_arms(arms, rng, lite0, progress)
         result.own = next((arm.name for arm in arms if arm.name in ("augmentation", "truncation")), "none")
-        result.exposure = any(one.recipe.enlarger(stage.image_size).exposure.images for stage in above)
+        result.exposure = any(candidate.recipe.enlarger(stage.image_size).exposure.images for stage in above)
         return result
-    sampling, sigmas = one.model.samplings[0], {"matched": sigma, **{f"{each:g}": each for each in LATENT_SIGMAS}}
+    sampling, sigmas = candidate.model.samplings[0], {"matched": sigma, **{f"{each:g}": each for each in LATENT_SIGMAS}}
     high = base.schedule.grid(sampling.steps)[0] / 2
     arms = [latent_arm(base, sampling, subjects, min(each, high), small_size, name) for name, each in sigmas.items()]
-    result = measure_arms(arms, rng, progress)
+    result = measure_arms(arms, rng, lite0, progress)
     result.own = "matched"
     if isinstance(base.space, LatentSpace):
-        result.autoencoder_error = as_measure(autoencoder_error(base.space, real, one.size // small_size))
+        result.autoencoder_error = as_measure(autoencoder_error(base.space, real, candidate.size // small_size))
     return result
 
 
-def measure_arms(arms: Sequence[Arm], rng: Rng, progress: Progress) -> Propagation:
+def measure_arms(arms: Sequence[Arm], rng: Rng, lite0: Lite0, progress: Progress) -> Propagation:
     total = sum(len(arm.corruptions) for arm in arms)
     points: list[SurvivalPoint] = []
     means: dict[str, PerPicture] = {}
     for arm in arms:
         survivals = []
-        for survival in arm.survivals(arm.corruptions, rng):
+        for survival in arm.survivals(arm.corruptions, rng, lite0):
             survivals.append(survival)
             points.append(survival_point(arm, survival))
             progress(len(points), total)

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from calotype.data.images import rounded
 from calotype.diffusion.stage import Sampling, Stage, generate, in_turn
@@ -43,17 +42,34 @@ class StageSamples:
     """The first pictures of the first stage."""
 
 
-def sample_stages(one: Candidate, reference: ReferenceSet, seed: int, keep: int, progress: Progress) -> StageSamples:
-    """Samples with the classes and captions of the real pictures; picture i depends on (seed, i, these two) only."""
-    model, samples = one.model, StageSamples()
-    labels, all_rngs = one.labels(reference.pictures, reference.chosen), model.rngs(len(reference), seed)
-    for part in in_turn(len(reference), one.size, one.size):
-        chosen, rngs = reference.chosen[part], all_rngs[part]
-        text = one.text(reference.pictures, chosen)
-        pictures = sample_chain(model.stages, model.samplings, labels[part], rngs, text)
+def sample_stages(
+    candidate: Candidate, reference: ReferenceSet, seed: int, keep: int, progress: Progress
+) -> StageSamples:
+    """Samples with the classes and captions of the real pictures; picture i depends on (seed, i, these two) only.
+
+    Beside them, what each later stage, or the autoencoder, makes of real pictures: its own part in what is wrong.
+    """
+
+    def look(images: Images) -> Features:
+        return features([rounded(images)], reference.network)
+
+    model, samples, space = candidate.model, StageSamples(), candidate.model.stages[0].space
+    all_labels, all_rngs = candidate.labels(reference.pictures, reference.chosen), model.rngs(len(reference), seed)
+    for part in in_turn(len(reference), candidate.size, candidate.size):
+        chosen, labels, rngs = reference.chosen[part], all_labels[part], all_rngs[part]
+        text = candidate.text(reference.pictures, chosen)
+        pictures = sample_chain(model.stages, model.samplings, labels, rngs, text)
         for stage, images in zip(model.stages, pictures, strict=True):
-            samples.sampled.setdefault(stage.image_size, []).append(features([rounded(images)], reference.network))
-        add_from_real(samples, one, reference, chosen, labels[part], rngs)
+            samples.sampled.setdefault(stage.image_size, []).append(look(images))
+        if isinstance(space, LatentSpace):
+            real = reference.images(chosen, model.stages[0].image_size).to(model.device)
+            samples.reconstructed.append(look(space.decode(space.encode(real))))
+        for stage, sampling in zip(model.stages[1:], model.samplings[1:], strict=True):
+            assert stage.low_res_size is not None
+            low_res = reference.images(chosen, stage.low_res_size).to(model.device)
+            whole = sampling.model_copy(update={"conditioning": "whole"})
+            images = generate([stage], labels, [whole], rngs, low_res, text=text)
+            samples.given_real.setdefault(stage.image_size, []).append(look(images))
         if part.start < max(keep, GRID_SAMPLES):
             samples.shown.append(pictures[-1].cpu())
             samples.small.append(pictures[0])
@@ -74,30 +90,13 @@ def sample_chain(
     return pictures
 
 
-def add_from_real(
-    samples: StageSamples, one: Candidate, reference: ReferenceSet, chosen: Tensor, labels: Labels, rngs: Sequence[Rng]
-) -> None:
-    """What each later stage, or the autoencoder, makes of real pictures: its own part in what is wrong."""
-    device, base = one.model.device, one.model.stages[0]
-    if isinstance(base.space, LatentSpace):
-        real = reference.images(chosen, base.image_size).to(device)
-        decoded = rounded(base.space.decode(base.space.encode(real)))
-        samples.reconstructed.append(features([decoded], reference.network))
-    for stage, sampling in zip(one.model.stages[1:], one.model.samplings[1:], strict=True):
-        assert stage.low_res_size is not None
-        low_res = reference.images(chosen, stage.low_res_size).to(device)
-        whole = sampling.model_copy(update={"conditioning": "whole"})
-        images = generate([stage], labels, [whole], rngs, low_res, text=one.text(reference.pictures, chosen))
-        samples.given_real.setdefault(stage.image_size, []).append(features([rounded(images)], reference.network))
-
-
-def quality(one: Candidate, samples: StageSamples, reference: ReferenceSet, seed: int) -> Quality:
+def quality(candidate: Candidate, samples: StageSamples, reference: ReferenceSet, seed: int) -> Quality:
     """The whole chain, and every stage: `sampled` on what the stages before made, `given_real` on real pictures."""
 
     def measures(parts: Sequence[Features], size: int) -> SetMeasures:
         return against_real(np.concatenate(parts), reference, size, seed)
 
-    sizes = one.recipe.chain
+    sizes = candidate.recipe.chain
     stages = [StageQuality(size=size, sampled=measures(samples.sampled[size], size)) for size in sizes]
     for stage in stages:
         if stage.size in samples.given_real:

@@ -18,8 +18,9 @@ from calotype.evaluation.features import FeatureNetwork, features, features_key,
 from calotype.evaluation.memorisation import Compared, Rows, small_pixels
 from calotype.types import Images, UserError
 
-Bar = Callable[[str], AbstractContextManager[Callable[[int, int, str], None]]]
-FEWEST = 2
+OpenBar = Callable[[str], AbstractContextManager[Callable[[int, int, str], None]]]
+"""From a name to a progress bar: done, total, and what is being done."""
+FEWEST_REFERENCES = 2
 """Pictures of a set that samples are compared with; where it has fewer, those of other sets are taken too."""
 
 
@@ -30,7 +31,7 @@ class FeatureStore:
     pictures: Pictures
     network: FeatureNetwork
     cache: Path
-    bar: Bar
+    bar: OpenBar
     name: str
     """Of the progress bar."""
 
@@ -118,7 +119,7 @@ def reference_rows(pictures: Pictures, count: int, by_validation: bool = False, 
     sets = [pictures.validation_indices, pictures.train_indices]
     sets = sets if by_validation else [pictures.test_indices, *sets]
     pools = [distinct_rows(sets[: place + 1]) for place in range(len(sets))]
-    pool, every = next((one for one in pools if len(one) >= FEWEST), pools[-1]), pools[-1]
+    pool, every = next((rows for rows in pools if len(rows) >= FEWEST_REFERENCES), pools[-1]), pools[-1]
     number = min(count, len(pool), len(every) // 2)
     if number < fewest:
         available = "1 picture" if len(pictures) == 1 else f"{len(pictures)} pictures"

@@ -7,6 +7,7 @@ when it is written and when it is read, so the pages need no defaults of their o
 from __future__ import annotations
 
 import datetime
+import json
 import math
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -25,6 +26,7 @@ from calotype.tables import within
 EVALUATION_FILE, COMPARISON_FILE, SWEEP_FILE = "evaluation.json", "compare.json", "sweep.json"
 PAIRS_FILE, PROMPTED_FILE = "nearest.png", "prompted.png"
 Json = dict[str, Any]
+CopyVerdict = Literal["copies", "does not copy", "too few to say"]
 
 
 class MissingError(ValueError):
@@ -35,8 +37,8 @@ class Schema(BaseModel):
     model_config = ConfigDict(extra="forbid", populate_by_name=True)
 
     def stored(self) -> Json:
-        """As JSON: only what was set."""
-        return self.model_dump(mode="json", by_alias=True, exclude_unset=True)
+        """As JSON: only what was set, and null for numbers that are not finite."""
+        return dict(json.loads(self.model_dump_json(by_alias=True, exclude_unset=True)))
 
 
 # -- Measures ----------------------------------------------------------------------------------------------------------
@@ -111,7 +113,7 @@ class Copies(Schema):
 
 
 class Memorisation(Schema):
-    verdict: Literal["copies", "does not copy", "too few to say"]
+    verdict: CopyVerdict
     sentence: str
     samples: Copies | None = None
     real: Copies | None = None

@@ -20,15 +20,18 @@ import torch
 
 from calotype.data.images import rounded
 from calotype.diffusion.stage import Guide, Sampling, Stage, generate, in_turn
-from calotype.evaluation.distances import Features, kernel_distance
-from calotype.evaluation.features import features
+from calotype.evaluation.distances import (
+    Features,
+    frechet_estimate,
+    frechet_of_rows,
+    kernel_distance,
+    kernel_estimate,
+    kernel_of_rows,
+)
+from calotype.evaluation.features import FeatureNetwork, features
 from calotype.evaluation.intervals import (
     Estimate,
     Values,
-    frechet_estimate,
-    frechet_of_rows,
-    kernel_estimate,
-    kernel_of_rows,
     normal_estimate,
     on_resamples,
     resamples,
@@ -114,14 +117,19 @@ def sweep(
     ]
 
 
-def sampled_features(stage: Stage, labels: Labels, text: Text | None, seed: int) -> Callable[[Sampling], Features]:
+def sampled_features(
+    stage: Stage, labels: Labels, text: Text | None, seed: int, network: FeatureNetwork
+) -> Callable[[Sampling], Features]:
     """Features of one picture a label; picture i has the same seed in every cell, and `calotype sample` another."""
     rngs = [Rng((seed, "sweep", index)) for index in range(len(labels))]
     parts = in_turn(len(labels), stage.image_size, stage.image_size)
     prompts = [text and text.at(range(len(labels))[part]) for part in parts]
     return lambda sampling: features(
-        rounded(generate([stage], labels[part], [sampling], rngs[part], text=prompt))
-        for part, prompt in zip(parts, prompts, strict=True)
+        (
+            rounded(generate([stage], labels[part], [sampling], rngs[part], text=prompt))
+            for part, prompt in zip(parts, prompts, strict=True)
+        ),
+        network,
     )
 
 
@@ -164,14 +172,14 @@ class Search:
 
     def behind(self, level: float) -> Estimate:
         """How much further than the nearest."""
-        one, other = self.tried[level], self.tried[self.nearest]
-        return normal_estimate(one.value - other.value, one.resampled - other.resampled)
+        distance, nearest = self.tried[level], self.tried[self.nearest]
+        return normal_estimate(distance.value - nearest.value, distance.resampled - nearest.resampled)
 
     def as_json(self) -> dict[str, Any]:
         """`tried` has each level with its distance; `standard_errors` are those of the differences to the nearest."""
         return {
             "best": self.best,
-            "tried": [[level, one.value] for level, one in self.tried.items()],
+            "tried": [[level, distance.value] for level, distance in self.tried.items()],
             "standard_errors": [standard_error(self.behind(level)) for level in self.tried],
         }
 
@@ -203,17 +211,18 @@ def level_distance(
     low_res: Images,
     labels: Labels,
     real: OtherImages,
+    network: FeatureNetwork,
     text: Text | None = None,
 ) -> Callable[[float], Distance]:
     """From a level to the distance of what the stage makes of `low_res` from `real`; each time with equal noise."""
-    of_real = features(real.split(FEATURES_AT_ONCE))
+    of_real = features(real.split(FEATURES_AT_ONCE), network)
     sets = resamples(len(low_res), len(real), np.random.default_rng(0))
 
     def distance(level: float) -> Distance:
         changed = sampling.model_copy(update={"augmentation": level, "conditioning": "whole"})
         rngs = [Rng(("level", index)) for index in range(len(low_res))]
         enlarged = in_parts([stage], [changed], labels, rngs, low_res, text)
-        of_enlarged = features(enlarged.split(FEATURES_AT_ONCE))
+        of_enlarged = features(enlarged.split(FEATURES_AT_ONCE), network)
         resampled = on_resamples(kernel_of_rows(of_enlarged, of_real), sets)
         return Distance(kernel_distance(of_enlarged, of_real), resampled)
 

@@ -88,7 +88,7 @@ def judged(claim: Claim, latent: Runs, cascade: Runs) -> Judgement:
 # -- Measures over the seeds of a kind ---------------------------------------------------------------------------------
 
 
-def known(measure: Measure | None, reason: str) -> Estimate:
+def estimate_of(measure: Measure | None, reason: str) -> Estimate:
     """Raises `MissingError` with the reason where it was not measured."""
     return (measure or Measure(value=None, reason=reason)).estimate
 
@@ -99,7 +99,7 @@ def frechet(run: RunMeasures) -> Estimate:
 
 def survived(run: RunMeasures, arm: str) -> Estimate:
     """What is left of an error of middle strength, over all corruptions."""
-    return known(run.propagation.arms.get(arm), run.propagation.reason or f"there is no {arm}")
+    return estimate_of(run.propagation.arms.get(arm), run.propagation.reason or f"there is no {arm}")
 
 
 def over_seeds(runs: Runs, measure: Callable[[RunMeasures], Estimate]) -> Estimate:
@@ -173,7 +173,9 @@ def judge_propagation(latent: Runs, cascade: Runs) -> Judgement:
     ]
     if latent and all(run.propagation.arms for run in latent):
         inside = over_seeds(latent, lambda run: survived(run, "matched"))
-        own = over_seeds(latent, lambda run: known(run.propagation.autoencoder_error, "there is no autoencoder error"))
+        own = over_seeds(
+            latent, lambda run: estimate_of(run.propagation.autoencoder_error, "there is no autoencoder error")
+        )
         parts.append(f"of the same error inside latent diffusion, at equal noise, {percents(inside)}")
         parts.append(f"the autoencoder adds an error of {percents(own)} of its own, and nothing after it corrects that")
     if left.low > MOSTLY:
@@ -333,7 +335,7 @@ def judge_overfitting(latent: Runs, cascade: Runs) -> Judgement:
 
 
 def nearer_samples(run: RunMeasures) -> Estimate:
-    return known(run.overfitting.nearest.nearer, run.overfitting.nearest.reason)
+    return estimate_of(run.overfitting.nearest.nearer, run.overfitting.nearest.reason)
 
 
 def largest_gap(run: RunMeasures) -> Estimate:

@@ -7,7 +7,6 @@ known one, and with `weights_only`, so nothing in it can run.
 from __future__ import annotations
 
 import importlib.util
-from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -132,9 +131,6 @@ def pretrained_lite0(device: torch.device | str = "cpu") -> EfficientNetLite0:
     with torch.inference_mode(False):  # the perceptual loss needs the gradient of the images
         network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True), assign=True)
         return channels_last(network).eval().requires_grad_(False).to(device)
-
-
-efficientnet_lite0 = cache(pretrained_lite0)
 
 
 def perceptual_distance(network: EfficientNetLite0, images: Images, references: Images) -> Float[Tensor, " batch"]:

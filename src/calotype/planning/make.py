@@ -45,7 +45,11 @@ def make_plan(pictures: Pictures, machine: Machine, budget: float, started: floa
     proposal = with_learning_rates(proposal, parse_recipe(merge(proposal, settings)), machine.batch_factor)
     recipe = parse_recipe(merge(proposal, settings))
     check_sizes(recipe)
-    check_captions(recipe, pictures)
+    if recipe.denoiser.text.kind != "none" and not pictures.captions:
+        raise UserError(
+            f"denoiser.text.kind is {recipe.denoiser.text.kind}, but none of the pictures has a caption; write them "
+            f"into .txt files beside the pictures or into metadata.jsonl, or set it to none"
+        )
     measured = Measurement(recipe, pictures, machine.device)
     plan = Plan(
         recipe=recipe,
@@ -71,15 +75,6 @@ def with_learning_rates(proposal: dict[str, Any], recipe: Recipe, batch_factor: 
 
     enlarge = {str(size): learn(recipe.enlarger(size)) for size in recipe.chain[1:]}
     return merge(proposal, {"denoiser": learn(recipe.denoiser), "enlarge": enlarge})
-
-
-def check_captions(recipe: Recipe, pictures: Pictures) -> None:
-    """Raises `UserError` for a text encoder without captions."""
-    if recipe.denoiser.text.kind != "none" and not pictures.captions:
-        raise UserError(
-            f"denoiser.text.kind is {recipe.denoiser.text.kind}, but none of the pictures has a caption; write them "
-            f"into .txt files beside the pictures or into metadata.jsonl, or set it to none"
-        )
 
 
 # -- The budget --------------------------------------------------------------------------------------------------------

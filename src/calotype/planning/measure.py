@@ -17,6 +17,7 @@ from calotype.data.sources import FOLDS, LatentSource
 from calotype.diffusion.stage import generate
 from calotype.evaluation.autoencoder import measure_autoencoder
 from calotype.evaluation.counting import counted
+from calotype.evaluation.features import Lite0
 from calotype.machine import best_time
 from calotype.nets.critic import Critic
 from calotype.priors.captions import CaptionedMixture
@@ -64,7 +65,9 @@ class Measurement:
     def __init__(self, recipe: Recipe, pictures: Pictures, device: torch.device) -> None:
         self.recipe, self.device, self.rng = recipe, device, Rng((recipe.seed, "plan"))
         self.frozen, self.all_captions = build_frozen(recipe.denoiser.text), pictures.captions
-        classes, few = len(pictures.classes), few_pictures(without_unread_captions(recipe, pictures))
+        classes = len(pictures.classes)
+        most = max(64, 2**25 // pictures.pixels[0].numel())  # the autoencoder's closed-form start is fitted to them
+        few = without_unread_captions(recipe, pictures).first(min(len(pictures), most))
         self.pictures = {size: few.shrunk(size) for size in recipe.chain}
         self.space: Space = PixelSpace()
         if recipe.kind == "latent":
@@ -108,9 +111,8 @@ class Measurement:
     def _autoencoder(self) -> list[StepCost]:
         """Steps cost more once the perceptual loss, the critic, and the adversarial loss set in."""
         assert isinstance(self.space, LatentSpace)
-        config, objective = self.recipe.autoencoder, autoencoder_objective(self.recipe, self.space.vae)
+        config, objective = self.recipe.autoencoder, autoencoder_objective(self.recipe, self.space.vae, self.device)
         objective.critic.to(self.device)
-        objective.features.to(self.device)
         source = picture_source(self.recipe, self.pictures[self.recipe.chain[0]], self.device)
         return [self._step(objective, source, config.batch, end) for end in config.losses.phase_ends]
 
@@ -161,7 +163,8 @@ class Measurement:
         if not isinstance(space := self.space, LatentSpace):
             return 0.0
         images = self._images(8)
-        seconds = best_time(lambda: measure_autoencoder(space, images, 0, thorough=False), self.device, 1)
+        lite0 = Lite0(self.device)
+        seconds = best_time(lambda: measure_autoencoder(space, images, 0, lite0, thorough=False), self.device, 1)
         return seconds / len(images) * inspection_count(images[0].numel())
 
     def fit(self, count: int) -> float:
@@ -222,11 +225,6 @@ class Measurement:
         # with captions, each class has two groups
         plain = constant_count(prior) // 2 if isinstance(prior, CaptionedMixture) else stored
         return self.prior_values() + max(0, (1 + FOLDS) * plain - stored)
-
-
-def few_pictures(pictures: Pictures) -> Pictures:
-    """At least 64; more of small ones, from which the autoencoder's closed-form start is fitted."""
-    return pictures.first(max(64, min(len(pictures), 2**25 // pictures.pixels[0].numel())))
 
 
 def count_parameters(network: nn.Module) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from calotype.evaluation.comparison_results import ComparisonResult, ParameterCounts, RunMeasures, SurvivalPoint
-from calotype.evaluation.results import Measure, SetMeasures
+from calotype.evaluation.results import SetMeasures
 from calotype.files import write_whole
 from calotype.report.format import (
     UNKNOWN,
@@ -97,12 +97,12 @@ def name_of(run: RunMeasures) -> str:
 
 def verdict_section(result: ComparisonResult) -> Html | None:
     tables: list[Html | None] = []
-    for setting in dict.fromkeys(one.setting for one in result.verdicts):
+    for setting in dict.fromkeys(row.setting for row in result.verdicts):
         rows = [
-            (one.time, one.claim + " (ours)" * one.ours, f"{SIGNS.get(one.verdict, UNKNOWN)} {one.verdict}",
-             one.sentence)
-            for one in result.verdicts
-            if one.setting == setting
+            (row.time, row.claim + " (ours)" * row.ours, f"{SIGNS.get(row.verdict, UNKNOWN)} {row.verdict}",
+             row.sentence)
+            for row in result.verdicts
+            if row.setting == setting
         ]  # fmt: skip
         heads = ("At", "Claim", "In this setting", "Evidence")
         tables += [tag("h3", f"Runs {setting}"), table(heads, rows, "words")]
@@ -112,10 +112,6 @@ def verdict_section(result: ComparisonResult) -> Html | None:
 def side_by_side(runs: Sequence[RunMeasures], rows: Mapping[str, Iterable[str]]) -> Html | None:
     """A column for each run; `rows` have a name, and a value of each run."""
     return table(("", *map(name_of, runs)), [(name, *values) for name, values in rows.items()])
-
-
-def with_ends(measure: Measure | None, unit: str = "") -> str:
-    return UNKNOWN if measure is None else interval(measure.stored(), unit)
 
 
 # -- Error propagation -------------------------------------------------------------------------------------------------
@@ -144,7 +140,7 @@ def propagation_section(runs: Sequence[RunMeasures]) -> Html | None:
         *map(level_plot, runs),
     ]
     rows = [
-        (f"{name_of(run)}, {name}", digits(arm.level), with_ends(arm), str(run.propagation.n))
+        (f"{name_of(run)}, {name}", digits(arm.level), interval(arm), str(run.propagation.n))
         for run in runs
         for name, arm in run.propagation.arms.items()
     ]
@@ -183,19 +179,19 @@ def level_plot(run: RunMeasures) -> Html:
 
 def deployment_section(runs: Sequence[RunMeasures]) -> Html | None:
     each = [run.deployment for run in runs]
-    networks = dict.fromkeys(name for deployment in each for name in deployment.networks)
+    networks = dict.fromkeys(name for item in each for name in item.networks)
 
     def parameters(counts: ParameterCounts | None, kind: str = "sum") -> str:
         return UNKNOWN if counts is None else scaled(getattr(counts, kind))
 
     rows = {
-        "networks": [str(deployment.count) for deployment in each],
-        **{f"parameters, {name}": [parameters(one.networks.get(name)) for one in each] for name in networks},
-        **{name: [parameters(one.parameters, kind) for one in each] for kind, name in PARAMETERS.items()},
-        "weights, all in memory": [memory(deployment.resident_bytes) for deployment in each],
-        "weights, one network at a time": [memory(deployment.sequential_bytes) for deployment in each],
-        "model folder": [memory(deployment.bytes) for deployment in each],
-        "files": [str(len(deployment.files)) for deployment in each],
+        "networks": [str(item.count) for item in each],
+        **{f"parameters, {name}": [parameters(item.networks.get(name)) for item in each] for name in networks},
+        **{name: [parameters(item.parameters, kind) for item in each] for kind, name in PARAMETERS.items()},
+        "weights, all in memory": [memory(item.resident_bytes) for item in each],
+        "weights, one network at a time": [memory(item.sequential_bytes) for item in each],
+        "model folder": [memory(item.bytes) for item in each],
+        "files": [str(len(item.files)) for item in each],
     }
     note = (
         "Fitted in closed form are the priors, the linear path of the autoencoder and the statistics of its latents. A "
@@ -272,7 +268,7 @@ def quality_rows(run: RunMeasures) -> Iterator[Row]:
 def quality_row(name: str, size: int | None, measures: SetMeasures) -> Row:
     pairs = (("precision", "recall"), ("density", "coverage"))
     overlaps = (", ".join(f"{measures.get(key).estimate.value:.2f}" for key in pair) for pair in pairs)
-    distances = (with_ends(measures.get(key)) for key in ("fd_lite0", "kernel_distance"))
+    distances = (interval(measures.get(key)) for key in ("fd_lite0", "kernel_distance"))
     return name, str(size), *distances, *overlaps, str(measures.n[0])
 
 
@@ -295,7 +291,7 @@ def overfitting_section(runs: Sequence[RunMeasures]) -> Html | None:
         "nearest training picture. Without memorisation, 5% of the samples are nearer than 95% of held-out pictures."
     )
     rows = [
-        (name_of(run), digits(nearest.samples_median), digits(nearest.held_out_median), with_ends(nearest.nearer, "%"),
+        (name_of(run), digits(nearest.samples_median), digits(nearest.held_out_median), interval(nearest.nearer, "%"),
          ", ".join(map(count, nearest.n)))
         for run in runs
         for nearest in [run.overfitting.nearest]

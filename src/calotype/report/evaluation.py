@@ -2,218 +2,219 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
-from calotype.evaluation.results import EVALUATION_FILE, PAIRS_FILE, PROMPTED_FILE, EvaluationResult, read_result
+from calotype.evaluation.results import (
+    EVALUATION_FILE,
+    PAIRS_FILE,
+    PROMPTED_FILE,
+    Alignment,
+    Columns,
+    EvaluationResult,
+    Memorisation,
+    PropertyShare,
+    read_result,
+)
 from calotype.report.format import UNKNOWN, count, digits, guidance, interval, sentence
-from calotype.report.html import Html, aside, bullets, details, figure, section, table, tag
+from calotype.report.html import Html, Row, aside, bullets, details, figure, section, table, tag
 from calotype.run import Run
 
-PAIRS_BYTES = 500_000
-SAMPLED = ("Measure", "Samples", "Other real pictures", "Noise")
-THROUGH = ("Measure", "Reconstructions", "Other real pictures", "Before training")
+PLATE_BYTES = 500_000
+SAMPLED = ("Samples", "Other real pictures", "Noise")
+RECONSTRUCTED = ("Reconstructions", "Other real pictures", "Before training")
 ALIGNED = ("Real pictures", "Best without prompts")
-COLUMNS = ("samples", "floor", "ceiling")
 NAMES = {
     "kernel_distance": "kernel distance", "precision": "precision", "recall": "recall", "density": "density",
     "coverage": "coverage", "psnr": "PSNR, dB", "ssim": "SSIM", "perceptual": "perceptual distance",
 }  # fmt: skip
+Cells = tuple[str, ...]
 
 
-def read_evaluation(folder: Path) -> dict[str, Any]:
-    """Empty where there is none, or one of another version."""
-    result = read_result(folder / EVALUATION_FILE, EvaluationResult)
-    return {} if result is None else result.stored()
+def read_evaluation(folder: Path) -> EvaluationResult | None:
+    """None where there is none, or one of another version."""
+    return read_result(folder / EVALUATION_FILE, EvaluationResult)
 
 
-def evaluation(run: Run) -> Html | None:
-    if not (run.folder / EVALUATION_FILE).is_file():
-        return None
-    if not (result := read_evaluation(run.folder)):
-        return section("Evaluation", aside(f"{EVALUATION_FILE} is of another version; run `calotype evaluate` again."))
-    copies, autoencoder = result["memorisation"], result["autoencoder"]
-    caption = "The samples most like copies, each with its nearest training picture to the right."
-    return section(
-        "Evaluation",
-        aside(about(result)),
-        bullets([*reasons(result), *result["notes"]]),
-        table(SAMPLED, with_n(result, result["measures"])),
-        autoencoder and table(THROUGH, with_n(result, autoencoder)),
-        by_class(result),
-        tag("h3", "Memorisation"),
-        tag("p", tag("b", f"{sentence(copies['verdict'])}. "), f"{copies['sentence']}. {duplicates(copies)}"),
-        *copying(copies),
-        figure(run.folder / PAIRS_FILE, caption, 1400, PAIRS_BYTES),
-        *alignment(run, result["alignment"]),
-        *shares(result),
-    )
+# -- Rows, for the page, the terminal and the card ---------------------------------------------------------------------
 
 
-def with_n(result: dict[str, Any], measures: dict[str, Any]) -> Iterator[tuple[str, ...]]:
-    yield from rows(result, measures)
-    yield "n, as many real pictures", *(count(measures[column]["n"][0]) for column in COLUMNS)
-
-
-def by_class(result: dict[str, Any]) -> Html | None:
-    key, distance = result["features"]["key"], result["features"]["distance"]
-    heads = ("Class", distance, "Kernel distance", "Floor of the kernel distance", "Precision, recall", "n")
-    cells = [
-        (
-            one["class"],
-            interval(one["samples"][key]),
-            *(interval(one[column]["kernel_distance"]) for column in ("samples", "floor")),
-            two_decimals([one["samples"][name]["value"] for name in ("precision", "recall")]),
-            count(one["samples"]["n"][0]),
-        )
-        for one in result["classes"]
-    ]
-    return table(heads, cells)
-
-
-def two_decimals(values: Sequence[float | None]) -> str:
-    """Unknown where none of the values is known."""
-    known = any(value is not None for value in values)
-    return ", ".join(UNKNOWN if value is None else f"{value:.2f}" for value in values) if known else UNKNOWN
-
-
-def copying(copies: dict[str, Any]) -> Iterator[Html | None]:
-    """Samples and held-out pictures beside their nearest training pictures."""
-    if "samples" not in copies:
-        return
-    heads = ("Pictures", "Copies", "Distance to the nearest", "Relative to the next nearest", "n")
-    made, real, trained = copies["n"]
-    sets = (("samples", copies["samples"], made), (copies["real_are"], copies["real"], real))
-    yield table(
-        heads,
-        (
-            (name, interval(one["copies"], "%"), digits(one["apart_median"]), digits(one["ratio_median"]), count(n))
-            for name, one, n in sets
-        ),
-    )
-    yield aside(
-        f"Distances are medians of the root mean squared difference of pixels, in [−1, 1], to {count(trained)} "
-        "training pictures and their mirror images; the ratio is to the median distance to the next nearest ones."
-    )
-
-
-def duplicates(copies: dict[str, Any]) -> str:
-    """Inside the training set."""
-    if "duplicates" not in copies:
-        return ""
-    return f"Near-duplicates among {count(copies['n'][2])} training pictures: {interval(copies['duplicates'], '%')}."
-
-
-def alignment(run: Run, result: dict[str, Any]) -> Iterator[Html | None]:
-    if not result.get("languages"):
-        return
-    yield tag("h3", "Prompt alignment")
-    yield aside(about_alignment(result))
-    yield table(("Attribute", *result["languages"], *ALIGNED), alignment_rows(result))
-    if prompts := result.get("prompts"):
-        yield figure(run.folder / PROMPTED_FILE, "The first prompts of each language, in rows.", 1400, PAIRS_BYTES)
-        yield details("The prompts, in reading order", tag("ol", *(tag("li", prompt) for prompt in prompts)))
-
-
-def shares(result: dict[str, Any]) -> Iterator[Html | None]:
-    """What samples of prompts show as often as real pictures, or not."""
-    if measured := result.get("shares"):
-        heads = ("Shown by", "Samples", "Real test pictures", "n", "Agree")
-        yield table(heads, [share_row(share) for share in measured])
-
-
-def share_row(share: dict[str, Any]) -> tuple[str, ...]:
-    n = ", ".join(map(count, share["n"]))
-    return share["about"], interval(share["samples"]), interval(share["real"]), n, "yes" if share["agrees"] else "no"
-
-
-def about(result: dict[str, Any]) -> str:
+def measured_with_text(result: EvaluationResult) -> str:
     """What was measured, and how."""
-    made, real = result["measures"]["samples"]["n"]
-    network, sampling = result["features"], result["sampling"][0]
-    features = f"features of {network['network']} (weights {network['weights_sha256'][:12]}, {network['preparation']})"
-    settings = f"seed {result['seed']}, {sampling['steps']} steps, {guidance(sampling)}"
-    return f"{made} samples against {real} real pictures, {settings}, {features}."
+    samples, real = result.measures.samples.n
+    network, sampling = result.features, result.sampling[0]
+    features = f"features of {network.network} (weights {network.weights_sha256[:12]}, {network.preparation})"
+    settings = f"seed {result.seed}, {sampling['steps']} steps, {guidance(sampling)}"
+    return f"{samples} samples against {real} real pictures, {settings}, {features}."
 
 
-def names(result: dict[str, Any]) -> dict[str, str]:
+def measure_names(result: EvaluationResult) -> dict[str, str]:
     """What the measures are called; only features of Inception make a FID."""
-    key, distance = result["features"]["key"], result["features"]["distance"]
+    key, distance = result.features.key, result.features.distance
     return {key: distance, f"{key}_of_many": f"{distance} of 10,000 samples", **NAMES}
 
 
-def rows(result: dict[str, Any], measures: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+def measure_rows(result: EvaluationResult, measures: Columns) -> Iterator[Cells]:
     """Of every measure its name, and its value of samples, floor and ceiling."""
-    for key, name in names(result).items():
-        if measures["samples"].get(key, {}).get("value") is not None:
-            yield name, *(interval(measures[column].get(key, {})) for column in COLUMNS)
+    for key, name in measure_names(result).items():
+        if measures.samples.get(key).value is not None:
+            yield name, *(interval(each.get(key)) for each in (measures.samples, measures.floor, measures.ceiling))
 
 
-def reasons(result: dict[str, Any]) -> Iterator[str]:
-    """Why measures are missing."""
-    for key, name in names(result).items():
-        if reason := result["measures"]["samples"].get(key, {}).get("reason"):
-            yield f"no {name}: {reason}"
+def evaluation_notes(result: EvaluationResult) -> list[str]:
+    """Why measures are missing, and the notes."""
+    missing = result.measures.samples.model_extra or {}
+    names = measure_names(result).items()
+    return [f"no {name}: {missing[key].reason}" for key, name in names if key in missing and missing[key].reason] + (
+        result.notes
+    )
 
 
-def alignment_rows(result: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+def alignment_heads(aligned: Alignment) -> Cells:
+    return ("Attribute", *aligned.languages, *ALIGNED)
+
+
+def alignment_rows(aligned: Alignment) -> Iterator[Cells]:
     """Accuracy on samples, on held-out pictures, and at best without prompts."""
-    for one in result.get("attributes") or []:
-        ends = interval(one["real"]), digits(one["chance"])
-        yield f"{one['about']}, n = {one['n']}", *map(interval, one["samples"]), *ends
-    measured = [one for one in result["retrieval"] if one.get("value") is not None]
-    if measured:
-        name = f"1 of {measured[0]['candidates']} captions, n = {measured[0]['n']}"
-        yield name, *map(interval, result["retrieval"]), UNKNOWN, digits(measured[0]["chance"])
+    for each in aligned.attributes:
+        yield f"{each.about}, n = {each.n}", *map(interval, each.samples), interval(each.real), digits(each.chance)
+    if measured := [each for each in aligned.retrieval if each.value is not None]:
+        name = f"1 of {measured[0].candidates} captions, n = {measured[0].n}"
+        yield name, *map(interval, aligned.retrieval), UNKNOWN, digits(measured[0].chance)
 
 
-def about_alignment(result: dict[str, Any]) -> str:
+def alignment_text(aligned: Alignment) -> str:
     """What the rows mean, and what is missing."""
     texts = []
-    if attributes := result.get("attributes"):
-        most = max(one["n"] for one in attributes)
+    if aligned.attributes:
+        most = max(each.n for each in aligned.attributes)
         texts.append(
             f"Accuracy of attributes in the samples of {most} prompts a language, which are absent from training "
             "captions. Beside it: the same classifiers on test portraits with their own captions, and the best "
             "accuracy when ignoring prompts."
         )
-    for retrieval in result["retrieval"][:1]:
-        levels = f"at {retrieval.get('levels')} noise levels, at {retrieval.get('stage_size')} px"
+    for retrieval in aligned.retrieval[:1]:
         texts.append(
-            f"Caption retrieval was not measured: {retrieval['reason']}."
-            if retrieval.get("value") is None
+            f"Caption retrieval was not measured: {retrieval.reason}."
+            if retrieval.value is None
             else f"Caption retrieval: how often a test picture has the smallest denoising loss with its own caption, "
-            f"{levels}."
+            f"at {retrieval.levels} noise levels, at {retrieval.stage_size} px."
         )
-    return " ".join([*texts, *(f"Left out: {one}." for one in result.get("left_out") or [])])
+    return " ".join([*texts, *(f"Left out: {each}." for each in aligned.left_out)])
+
+
+def share_row(share: PropertyShare) -> Cells:
+    n = ", ".join(map(count, share.n))
+    return share.about, interval(share.samples), interval(share.real), n, "yes" if share.agrees else "no"
+
+
+# -- The page ----------------------------------------------------------------------------------------------------------
+
+
+def evaluation_section(run: Run) -> Html | None:
+    if not (run.folder / EVALUATION_FILE).is_file():
+        return None
+    if (result := read_evaluation(run.folder)) is None:
+        return section("Evaluation", aside(f"{EVALUATION_FILE} is of another version; run `calotype evaluate` again."))
+    copies, autoencoder = result.memorisation, result.autoencoder
+    caption = "The samples most like copies, each with its nearest training picture to the right."
+    shares = map(share_row, result.shares)
+    return section(
+        "Evaluation",
+        aside(measured_with_text(result)),
+        bullets(evaluation_notes(result)),
+        table(("Measure", *SAMPLED), with_counts(result, result.measures)),
+        table(("Measure", *RECONSTRUCTED), with_counts(result, autoencoder)) if autoencoder else None,
+        class_table(result),
+        tag("h3", "Memorisation"),
+        tag("p", tag("b", f"{sentence(copies.verdict)}. "), f"{copies.sentence}. {duplicates(copies)}"),
+        *copies_table(copies),
+        figure(run.folder / PAIRS_FILE, caption, 1400, PLATE_BYTES),
+        *alignment_table(run, result.alignment),
+        table(("Shown by", "Samples", "Real test pictures", "n", "Agree"), shares),
+    )
+
+
+def with_counts(result: EvaluationResult, measures: Columns) -> Iterator[Cells]:
+    yield from measure_rows(result, measures)
+    sets = measures.samples, measures.floor, measures.ceiling
+    yield "n, as many real pictures", *(count(each.n[0]) for each in sets)
+
+
+def class_table(result: EvaluationResult) -> Html | None:
+    key, distance = result.features.key, result.features.distance
+    heads = ("Class", distance, "Kernel distance", "Floor of the kernel distance", "Precision, recall", "n")
+    rows: list[Row] = []
+    for each in result.classes:
+        overlap = [each.samples.get(name).value for name in ("precision", "recall")]
+        known = any(value is not None for value in overlap)
+        both = ", ".join(UNKNOWN if value is None else f"{value:.2f}" for value in overlap)
+        distances = each.samples.get(key), each.samples.get("kernel_distance"), each.floor.get("kernel_distance")
+        rows.append((each.name, *map(interval, distances), both if known else UNKNOWN, count(each.samples.n[0])))
+    return table(heads, rows)
+
+
+def copies_table(result: Memorisation) -> Iterator[Html | None]:
+    """Samples and held-out pictures beside their nearest training pictures."""
+    if result.samples is None or result.real is None or result.n is None:
+        return
+    heads = ("Pictures", "Copies", "Distance to the nearest", "Relative to the next nearest", "n")
+    sets = (("samples", result.samples, result.n[0]), (result.real_are, result.real, result.n[1]))
+    yield table(
+        heads,
+        (
+            (name, interval(each.copies, "%"), digits(each.apart_median), digits(each.ratio_median), count(n))
+            for name, each, n in sets
+        ),
+    )
+    yield aside(
+        "Distances are medians of the root mean squared difference of pixels, in [−1, 1], to "
+        f"{count(result.n[2])} training pictures and their mirror images; the ratio is to the median distance to the "
+        "next nearest ones."
+    )
+
+
+def duplicates(result: Memorisation) -> str:
+    """Inside the training set."""
+    if result.duplicates is None or result.n is None:
+        return ""
+    return f"Near-duplicates among {count(result.n[2])} training pictures: {interval(result.duplicates, '%')}."
+
+
+def alignment_table(run: Run, aligned: Alignment) -> Iterator[Html | None]:
+    if not aligned.languages:
+        return
+    yield tag("h3", "Prompt alignment")
+    yield aside(alignment_text(aligned))
+    yield table(alignment_heads(aligned), alignment_rows(aligned))
+    if aligned.prompts:
+        yield figure(run.folder / PROMPTED_FILE, "The first prompts of each language, in rows.", 1400, PLATE_BYTES)
+        yield details("The prompts, in reading order", tag("ol", *(tag("li", prompt) for prompt in aligned.prompts)))
 
 
 # -- The terminal ------------------------------------------------------------------------------------------------------
 
 
-def summary(result: dict[str, Any]) -> Iterator[str]:
+def evaluation_lines(result: EvaluationResult) -> Iterator[str]:
     """The measures beside their floor and ceiling, those of the autoencoder, memorisation and prompt alignment."""
-    yield about(result)
-    yield from columns(("", "samples", "other real pictures", "noise"), rows(result, result["measures"]))
-    if autoencoder := result["autoencoder"]:
-        heads = ("", "reconstructions", "other real pictures", "before training")
-        yield from columns(heads, rows(result, autoencoder))
-    yield from (*reasons(result), *result["notes"])
-    yield f"memorisation: {result['memorisation']['verdict']}: {result['memorisation']['sentence']}"
-    aligned = result["alignment"]
-    if reason := aligned.get("reason"):
-        yield f"prompt alignment: not measured: {reason}"
+    yield measured_with_text(result)
+    yield from in_columns(("", *SAMPLED), measure_rows(result, result.measures))
+    if result.autoencoder:
+        yield from in_columns(("", *RECONSTRUCTED), measure_rows(result, result.autoencoder))
+    yield from evaluation_notes(result)
+    yield f"memorisation: {result.memorisation.verdict}: {result.memorisation.sentence}"
+    if result.alignment.reason:
+        yield f"prompt alignment: not measured: {result.alignment.reason}"
         return
-    yield from columns(("attribute", *aligned["languages"], *map(str.lower, ALIGNED)), alignment_rows(aligned))
-    yield about_alignment(aligned)
-    for name, samples, real, n, agree in map(share_row, result.get("shares") or []):
+    yield from in_columns(alignment_heads(result.alignment), alignment_rows(result.alignment))
+    yield alignment_text(result.alignment)
+    for name, samples, real, n, agree in map(share_row, result.shares):
         yield f"{name}: {samples} of the samples, {real} of real test pictures (n = {n}); agree: {agree}"
 
 
-def columns(heads: tuple[str, ...], cells: Iterable[tuple[str, ...]]) -> Iterator[str]:
+def in_columns(heads: Cells, rows: Iterable[Cells]) -> Iterator[str]:
     """Nothing where there are no rows: too few pictures give no value."""
-    if not (rows_below := list(cells)):
+    if not (cells := list(rows)):
         return
-    for name, *rest in (heads, *rows_below):
+    for name, *rest in (tuple(map(str.lower, heads)), *cells):
         yield (f"{name:<28}" + "".join(f"{cell:<28}" for cell in rest)).rstrip()

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from math import isfinite
 from typing import Any
 
+from calotype.evaluation.results import Measure
 from calotype.tables import number
 
 UNKNOWN = "–"
@@ -38,7 +40,7 @@ def count(value: Value) -> str:
 
 def digits(value: Value) -> str:
     """Three significant digits; all of those before the point."""
-    if value is None:
+    if value is None or not isfinite(value):
         return UNKNOWN
     return (f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}").replace("-", "−")
 
@@ -59,7 +61,7 @@ def memory(value: Value) -> str:
 
 
 def percent(value: Value) -> str:
-    return UNKNOWN if value is None else f"{digits(100 * value)} %"
+    return UNKNOWN if value is None or not isfinite(value) else f"{digits(100 * value)} %"
 
 
 def difference(reference: Value, value: Value) -> str:
@@ -106,14 +108,14 @@ def guidance(sampling: Mapping[str, Any]) -> str:
     return f"guidance {scale:g} by the prior" + (f", slope {slope:g}" if slope else "")
 
 
-def interval(estimate: Mapping[str, Any], unit: str = "") -> str:
+def interval(measure: Measure | None, unit: str = "") -> str:
     """The value, and its 95% interval where that is known; as a percentage if `unit` is `%`."""
-    value, low, high = (number(estimate.get(name)) for name in ("value", "low", "high"))
-    factor, unit = (100, " %") if unit == "%" else (1, "")
-    if value is None:
+    if measure is None or measure.value is None:
         return UNKNOWN
-    ends = f" [{digits(factor * low)}, {digits(factor * high)}]" if low is not None and high is not None else ""
-    return digits(factor * value) + ends + unit
+    factor, unit = (100, " %") if unit == "%" else (1, "")
+    low, high = measure.low, measure.high
+    ends = "" if low is None or high is None else f" [{digits(factor * low)}, {digits(factor * high)}]"
+    return digits(factor * measure.value) + ends + unit
 
 
 def sample_sizes(n: Any) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from calotype.files import write_whole
 from calotype.report.curves import training_curves
-from calotype.report.evaluation import evaluation
+from calotype.report.evaluation import evaluation_section
 from calotype.report.folder import legs_of, previews, read_run, recipe_text
 from calotype.report.format import (
     Value,
@@ -60,7 +60,7 @@ def write_report(folder: Path, out: Path | None = None) -> Path:
     """Writes `RUN/report.html` from what the folder of a run holds so far, and returns its path."""
     run, path = read_run(folder), out or folder / "report.html"
     parts = (
-        heading, hero, facts, plan_section, evaluation, sweep_section, nearest_pictures, training_curves,
+        heading, hero, facts, plan_section, evaluation_section, sweep_section, nearest_pictures, training_curves,
         reconstructions, development, time_section, recipe_section, notes_section,
     )  # fmt: skip
     write_whole(path, page(run.name, (guarded(part, run) for part in parts)))

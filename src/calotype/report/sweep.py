@@ -21,19 +21,19 @@ def sweep_section(run: Run) -> Html | None:
         (name, *(distance(grid.get((name, each)), result.best) for each in steps))
         for name in dict.fromkeys(name for name, _ in grid)
     ]
-    drawn = plot("FD-Lite0 over sampling steps", "FD-Lite0", sweep_lines(result), "steps", "Real: other real pictures.")
+    lines = plot("FD-Lite0 over sampling steps", "FD-Lite0", sweep_lines(result), "steps", "Real: other real pictures.")
     return section(
         "Sampling steps and guidance",
         tag("p", result.why),
         table(("FD-Lite0", *(f"{each} steps" for each in steps)), rows),
         aside(conditions(result)),
         bullets(result.notes),
-        strip([drawn], "plots"),
+        strip([lines], "plots"),
     )
 
 
 def distance(cell: Cell | None, best: Cell) -> str:
-    return UNKNOWN if cell is None else interval(cell.fd_lite0.stored()) + ("\u00a0✓" if cell == best else "")
+    return UNKNOWN if cell is None else interval(cell.fd_lite0) + ("\u00a0✓" if cell == best else "")
 
 
 def sweep_lines(result: SweepResult) -> list[Series]:
@@ -50,8 +50,8 @@ def conditions(result: SweepResult) -> str:
     return (
         f"Each cell: n = {count(result.n)} pictures of {count(result.size)} px with the same seeds, against as many "
         "real pictures (validation pictures if there are enough). Other real pictures come to "
-        f"{interval(result.floor.get('fd_lite0').stored())}. Kernel distance of the chosen cell (✓): "
-        f"{interval(result.best.kernel_distance.stored())}. Before the sweep the model used "
+        f"{interval(result.floor.get('fd_lite0'))}. Kernel distance of the chosen cell (✓): "
+        f"{interval(result.best.kernel_distance)}. Before the sweep the model used "
         f"{result.before.get('steps', UNKNOWN)} steps, {guidance(result.before)}. In square brackets: 95% intervals. "
         f"{NEVER_FID}"
     )

@@ -66,8 +66,8 @@ def fit_mixture(recipe: Recipe, buckets: Sequence[Bucket], space: Space) -> Cons
     noise = rng.at("noise").normal(*validation.latents.shape).to(validation.latents)
     folds = None if many.fold is None else on_solver(many.fold)
     prior, crossed = fit_prior(train, PriorValidation(validation, sigma, noise), folds, more)
-    folds_of = crossed.mixtures if crossed else ()
-    return {"mixture": prior, **{f"unseen-{fold}": mixture for fold, mixture in enumerate(folds_of)}}
+    mixtures = crossed.mixtures if crossed else ()
+    return {"mixture": prior, **{f"unseen-{fold}": mixture for fold, mixture in enumerate(mixtures)}}
 
 
 def take(buckets: Sequence[Bucket], rows: Sequence[Tensor], most: int, rng: Rng, turn: int = 0) -> Batch:

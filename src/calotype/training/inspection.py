@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from dataclasses import asdict
-from typing import Any
 
 from calotype.data.folder import Pictures
 from calotype.evaluation.autoencoder import CriticHealth, measure_autoencoder
-from calotype.evaluation.diagnosis import Diagnosis, diagnose
+from calotype.evaluation.diagnosis import diagnose
+from calotype.evaluation.features import Lite0
 from calotype.run import Inspection, Run
 from calotype.spaces.latent import LatentSpace
 from calotype.tables import number, numbers, within
@@ -36,14 +34,13 @@ def require_fit(
 
 def inspect_briefly(run: Run, space: LatentSpace, pictures: Pictures, say: Callable[[str], None]) -> Inspection:
     """Says and logs what is wrong."""
-    device = space.mean.device
-    count = inspection_count(pictures.pixels[0].numel())
-    images, held_out = validation_first(pictures, count, device)
+    images, held_out = validation_first(pictures, inspection_count(pictures.pixels[0].numel()), space.mean.device)
     space.requires_grad_(False)
-    measures = measure_autoencoder(space, images, held_out, thorough=False, critic=critic_health(Run(run.folder)))
-    diagnosis = diagnose(measures)
-    say_diagnosis(diagnosis, say)
-    run.log("inspection", **finite({**as_record(diagnosis), "measures": asdict(measures)}))
+    lite0, critic = Lite0(images.device), critic_health(Run(run.folder))
+    diagnosis = diagnose(measure_autoencoder(space, images, held_out, lite0, thorough=False, critic=critic))
+    for line in diagnosis.lines:
+        say(line)
+    run.log("inspection", **diagnosis.stored())
     advice = "" if diagnosis.fit else diagnosis.advice
     return Inspection(verdict=diagnosis.verdict, score=diagnosis.score, advice=advice)
 
@@ -60,26 +57,3 @@ def critic_health(run: Run) -> CriticHealth | None:
     taken_back = sum(bool(check.get("taken_back")) for check in guard)
     trust = number(guard[-1].get("trust")) if guard else None
     return CriticHealth(right, gap, max(psnrs), psnrs[-1], taken_back, 1.0 if trust is None else trust)
-
-
-def say_diagnosis(diagnosis: Diagnosis, say: Callable[[str], None]) -> None:
-    say(f"autoencoder: {diagnosis.verdict}")
-    for finding in diagnosis.findings:
-        say(f"- {finding.name}: {finding.what}; {finding.advice}")
-
-
-def as_record(diagnosis: Diagnosis) -> dict[str, Any]:
-    findings = [asdict(finding) for finding in diagnosis.findings]
-    return {"verdict": diagnosis.verdict, "fit": diagnosis.fit, "score": diagnosis.score, "findings": findings}
-
-
-def finite(value: Any) -> Any:
-    """The same, with `None` for numbers that are not finite: JSON has no word for them."""
-    match value:
-        case dict():
-            return {key: finite(inner) for key, inner in value.items()}
-        case list():
-            return [finite(inner) for inner in value]
-        case float():
-            return value if math.isfinite(value) else None
-    return value

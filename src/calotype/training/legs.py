@@ -22,7 +22,7 @@ from calotype.nets.blocks import channels_last
 from calotype.nets.critic import Critic
 from calotype.nets.frozen import Frozen
 from calotype.nets.kl import Autoencoder
-from calotype.nets.perceptual import efficientnet_lite0
+from calotype.nets.perceptual import pretrained_lite0
 from calotype.priors.patches import PatchPrior
 from calotype.recipe import DiffusionConfig, Recipe, exposure_above, leg_above
 from calotype.run import Run
@@ -33,7 +33,7 @@ from calotype.training.fitting import Constants, cross_fitted, fit_mixture, fit_
 from calotype.training.leg import Leg
 from calotype.training.loop import BatchSource, TrainProgress
 from calotype.training.objectives import AutoencoderObjective, DenoisingObjective
-from calotype.training.previews import AutoencoderValidator, DenoiserValidator, autoencoder_validator, validation_count
+from calotype.training.previews import DenoiserValidator, autoencoder_validator, validation_count
 from calotype.training.state import TrainState
 from calotype.types import Rng
 
@@ -48,16 +48,14 @@ def autoencoder_leg(recipe: Recipe, pictures: Pictures, device: torch.device) ->
     """From its closed-form start, or as it was imported."""
     deterministic(recipe.seed)
     space = initial_space(recipe, pictures, device)
-    config, objective = recipe.autoencoder, autoencoder_objective(recipe, space.vae)
-    objective.features.to(device)
+    config, objective = recipe.autoencoder, autoencoder_objective(recipe, space.vae, device)
     optimizers = {"autoencoder": config.learn, "critic": config.critic_learn}
     states = {name: TrainState(network.to(device), optimizers[name]) for name, network in objective.networks.items()}
     average = states["autoencoder"].average
     assert isinstance(average, Autoencoder)
-    validator = autoencoder_validator(pictures, average, device)
-    guard = CriticGuard(
-        objective, states["autoencoder"], AutoencoderValidator(validator.images[:GUARDED], space.vae).psnr
-    )
+    validator = autoencoder_validator(pictures, average, objective.features, device)
+    guarded = replace(validator, images=validator.images[:GUARDED], vae=space.vae)
+    guard = CriticGuard(objective, states["autoencoder"], guarded.psnr)
     return Leg(
         "autoencoder",
         objective,
@@ -70,9 +68,9 @@ def autoencoder_leg(recipe: Recipe, pictures: Pictures, device: torch.device) ->
     )
 
 
-def autoencoder_objective(recipe: Recipe, vae: Autoencoder) -> AutoencoderObjective:
+def autoencoder_objective(recipe: Recipe, vae: Autoencoder, device: torch.device) -> AutoencoderObjective:
     critic = channels_last(Critic(recipe.autoencoder.critic))
-    return AutoencoderObjective(vae, critic, efficientnet_lite0(), recipe.autoencoder.losses)
+    return AutoencoderObjective(vae, critic, pretrained_lite0(device), recipe.autoencoder.losses)
 
 
 # -- Denoisers ---------------------------------------------------------------------------------------------------------

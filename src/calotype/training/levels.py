@@ -8,6 +8,7 @@ import torch
 
 from calotype.data.folder import Pictures
 from calotype.diffusion.stage import Stage
+from calotype.evaluation.features import Lite0
 from calotype.evaluation.search import Search, in_parts, level_distance, search_level
 from calotype.recipe import Recipe
 from calotype.training.examples import crop_examples
@@ -33,5 +34,5 @@ def search_levels(
     crops = [image[:, y : y + side, x : x + side] for image, (y, x) in zip(low_res, corners, strict=True)]
     held_out = crop_examples(recipe, stage.image_size, pictures, device)(pictures.validation_indices)
     real = held_out.batch(0, count).clean
-    distance = level_distance(stage, config.sampling, torch.stack(crops), labels, real, text)
+    distance = level_distance(stage, config.sampling, torch.stack(crops), labels, real, Lite0(device), text)
     return search_level(distance, stage.augmentation.most, LEVELS_TRIED, progress)

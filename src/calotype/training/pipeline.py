@@ -20,6 +20,7 @@ from calotype.evaluation.counting import counter
 from calotype.machine import peak_memory
 from calotype.nets.frozen import Frozen
 from calotype.nets.kl import Autoencoder
+from calotype.nets.perceptual import pretrained_lite0
 from calotype.recipe import ImportedSpace, Recipe
 from calotype.run import LevelSearch, Run
 from calotype.settings import parse_recipe
@@ -143,7 +144,8 @@ class Pipeline:
         with self.run.timing("prepare"):
             vae = initial_space(self.recipe, pictures, self.device).vae.eval().requires_grad_(False)
             progress = TrainProgress(1, 1, self.recipe.seed)
-            validate(self.run, "autoencoder", progress, autoencoder_validator(pictures, vae, self.device))
+            validator = autoencoder_validator(pictures, vae, pretrained_lite0(self.device), self.device)
+            validate(self.run, "autoencoder", progress, validator)
         return vae
 
     def first_stage(self, space: Space, buckets: Sequence[Bucket]) -> Stage:

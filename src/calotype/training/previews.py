@@ -14,9 +14,9 @@ from calotype.data.folder import Pictures
 from calotype.data.images import grid, images_from_pixels, pils_from_images
 from calotype.data.sources import draw_captions
 from calotype.diffusion.stage import Sampling, Stage, generate
-from calotype.evaluation.reconstruction import psnr
+from calotype.evaluation.autoencoder import psnr
 from calotype.nets.kl import Autoencoder
-from calotype.nets.perceptual import efficientnet_lite0, perceptual_distance
+from calotype.nets.perceptual import EfficientNetLite0, perceptual_distance
 from calotype.priors.patches import enlarged
 from calotype.training.objectives import DenoisingObjective
 from calotype.types import NULL_LABEL, Batch, Images, Labels, OtherImages, Rng, Text
@@ -36,6 +36,7 @@ class AutoencoderValidator:
 
     images: Images
     vae: Autoencoder
+    features: EfficientNetLite0
     prompts: tuple[str, ...] = ()
 
     @torch.no_grad()
@@ -56,14 +57,16 @@ class AutoencoderValidator:
     @torch.no_grad()
     def measure(self) -> dict[str, float]:
         fake, few = self.reconstruct(self.images), slice(0, 32)
-        distance = perceptual_distance(efficientnet_lite0().to(fake.device), self.images[few], fake[few])
+        distance = perceptual_distance(self.features, self.images[few], fake[few])
         counts = {"n": float(len(fake)), "n_perceptual": float(len(distance))}
         return {"psnr": float(psnr(self.images, fake).mean()), "perceptual": float(distance.mean()), **counts}
 
 
-def autoencoder_validator(pictures: Pictures, vae: Autoencoder, device: torch.device) -> AutoencoderValidator:
+def autoencoder_validator(
+    pictures: Pictures, vae: Autoencoder, features: EfficientNetLite0, device: torch.device
+) -> AutoencoderValidator:
     count = validation_count(pictures.pixels[0].numel())
-    return AutoencoderValidator(validation_images(pictures, count, device), vae)
+    return AutoencoderValidator(validation_images(pictures, count, device), vae, features)
 
 
 @dataclass(frozen=True)

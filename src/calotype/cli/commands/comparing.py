@@ -24,8 +24,8 @@ def compare_runs(options: CompareOptions, console: Console) -> Path:
         embedded = name == PORTRAITS and not (data and data.exists())
         return read(None if embedded else Path(name), size, out / "cache", console, split_rule(runs[0]))
 
-    def own(one: Candidate) -> Pictures | None:
-        return read_own(one.run, one.size, out / "cache", console)
+    def own(candidate: Candidate) -> Pictures | None:
+        return read_own(candidate.run, candidate.size, out / "cache", console)
 
     candidates = open_candidates(runs, str(find_device(options.device)))
     result = compare(candidates, data, out, options.count, options.seed, pictures, own, console.bar)

@@ -19,7 +19,7 @@ from calotype.evaluation.results import EVALUATION_FILE
 from calotype.machine import find_device
 from calotype.report import write_report
 from calotype.report.card import write_card
-from calotype.report.evaluation import summary
+from calotype.report.evaluation import evaluation_lines
 from calotype.run import PORTRAITS
 
 
@@ -30,15 +30,15 @@ def evaluate(options: EvaluateOptions, console: Console, network: FeatureNetwork
     EfficientNet-Lite0.
     """
     where, folder, changes = find_device(options.device), options.out or options.run, options.changes()
-    one = changed_in(open_candidate("A", options.run, str(where)), changes)
-    pictures, trained = pictures_of(one, options.data, folder / "cache", console)
-    known = trained is not None and one.run.state.data == PORTRAITS
-    pictures, seen = with_unseen(one, pictures, trained)
+    candidate = changed_in(open_candidate("A", options.run, str(where)), changes)
+    pictures, trained = pictures_of(candidate, options.data, folder / "cache", console)
+    known = trained is not None and candidate.run.state.data == PORTRAITS
+    pictures, seen = with_unseen(candidate, pictures, trained)
     request = EvaluationRequest(
-        one, pictures, trained, folder / "cache", options.count, options.seed, network or Lite0(where), console.bar,
-        PortraitJudge(read_drawn(one.size)) if known else None, changes, seen,
+        candidate, pictures, trained, folder / "cache", options.count, options.seed, network or Lite0(where),
+        console.bar, PortraitJudge(read_drawn(candidate.size)) if known else None, changes, seen,
     )  # fmt: skip
-    for line in summary(evaluate_run(request, folder).stored()):
+    for line in evaluation_lines(evaluate_run(request, folder)):
         console.say(line)
     if options.out is None:
         write_card(folder)
@@ -47,14 +47,16 @@ def evaluate(options: EvaluateOptions, console: Console, network: FeatureNetwork
     return folder / EVALUATION_FILE
 
 
-def changed_in(one: Candidate, changes: dict[str, Any]) -> Candidate:
-    return replace(one, model=replace(one.model, samplings=one.model.settings(changes)))
+def changed_in(candidate: Candidate, changes: dict[str, Any]) -> Candidate:
+    return replace(candidate, model=replace(candidate.model, samplings=candidate.model.settings(changes)))
 
 
-def pictures_of(one: Candidate, data: Path | None, cache: Path, console: Console) -> tuple[Pictures, Pictures | None]:
+def pictures_of(
+    candidate: Candidate, data: Path | None, cache: Path, console: Console
+) -> tuple[Pictures, Pictures | None]:
     """What samples are compared with, and what the run was trained on: None where that is gone or has changed."""
-    run = one.run
-    pictures = read_as_run(run, data, one.size, cache, console)
+    run = candidate.run
+    pictures = read_as_run(run, data, candidate.size, cache, console)
     if pictures.content == run.state.content:
         return pictures, pictures
-    return pictures, read_own(run, one.size, cache, console) if data else None
+    return pictures, read_own(run, candidate.size, cache, console) if data else None

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 from PIL import Image
@@ -16,10 +13,10 @@ from calotype.build import build_space
 from calotype.cli.commands.reading import read_as_run
 from calotype.cli.console import Console
 from calotype.cli.options import InspectOptions
-from calotype.data.folder import Pictures
 from calotype.data.images import grid, images_from_pixels, pils_from_images
-from calotype.evaluation.autoencoder import Measures, error_map, measure_autoencoder
-from calotype.evaluation.diagnosis import Diagnosis, diagnose
+from calotype.evaluation.autoencoder import error_map, measure_autoencoder
+from calotype.evaluation.diagnosis import InspectionResult, diagnose
+from calotype.evaluation.features import Lite0
 from calotype.files import is_whole, write_json
 from calotype.interop import diffusers
 from calotype.machine import find_device
@@ -30,15 +27,14 @@ from calotype.run import Run
 from calotype.settings import parse_recipe, read_recipe
 from calotype.spaces.latent import LatentSpace
 from calotype.training.checkpoint import checkpoints
-from calotype.training.inspection import as_record, critic_health, finite, say_diagnosis
+from calotype.training.inspection import critic_health
 from calotype.training.previews import validation_first
 from calotype.types import Images, UserError
 
-FORMAT = 1
-COUNT, VALUES = 256, 2**22
-"""Pictures that are looked at, fewer where they are large; four times as many for statistics where there are none."""
-SHOWN, SHOWN_VALUES, SHOWN_LATENTS, TILE = 8, 2**21, 3, 4
-"""Pictures on the page, fewer where they are large, and latents, whose small places are shown as squares."""
+INSPECTED, INSPECTED_VALUES = 256, 2**22
+"""Pictures that are measured, fewer where they are large; four times as many for statistics where there are none."""
+SHOWN_PICTURES, SHOWN_VALUES, SHOWN_LATENTS, LATENT_SCALE = 8, 2**21, 3, 4
+"""Pictures on the page, fewer where they are large, and latents, each value of a small one as a square."""
 
 
 def inspect(options: InspectOptions, console: Console) -> Path:
@@ -53,28 +49,33 @@ def inspect(options: InspectOptions, console: Console) -> Path:
         raise UserError(f"{folder} is a cascade: it works in pixels, and has no autoencoder to inspect")
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out} is a file; choose a folder")
-    weights, stage = find_weights(folder, recipe)
-    source = str(data or run.state.data)
+    weights, state = find_weights(folder, recipe)
     pictures = read_as_run(run, data, recipe.size, out / "cache", console)
     foreign = pictures.content != run.state.content
     pictures = pictures.shrunk(recipe.chain[0])
+    values = pictures.pixels[0].numel()
     space = build_space(recipe).to(where)
     space.load_state_dict({**space.state_dict(), **weights})
     space.eval().requires_grad_(False)
     if "mean" not in weights:
-        space.measure(space.moments(part) for part in trained(pictures, where))
-    count = max(4, min(COUNT, VALUES // pictures.pixels[0].numel()))
+        parts = pictures.train_indices[: max(16, 4 * INSPECTED_VALUES // values)].split(16)
+        space.measure(space.moments(images_from_pixels(pictures.pixels[part]).to(where)) for part in parts)
+    count = max(4, min(INSPECTED, INSPECTED_VALUES // values))
     images, held_out = validation_first(pictures, count, where)
     if foreign:  # all of them are unseen, whatever set they would be in
         images = images_from_pixels(pictures.pixels[:count]).to(where)
+        held_out = len(images)
     with console.bar("inspect"):
-        measures = measure_autoencoder(space, images, len(images) if foreign else held_out, critic=critic_health(run))
-    diagnosis = diagnose(measures)
-    about = {"data": source, "state": stage, "device": str(where), "foreign": foreign}
-    result = inspection_record(run, about, measures, diagnosis)
-    write_json(out / "inspection.json", result)
+        measures = measure_autoencoder(space, images, held_out, Lite0(where), critic=critic_health(run))
+    created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    result = InspectionResult(
+        format=1, name=run.name, created=created, data=str(data or run.state.data), state=state, device=str(where),
+        foreign=foreign, **dict(diagnose(measures)),
+    )  # fmt: skip
+    write_json(out / "inspection.json", result.stored())
     write_inspection(out, result, plates(space, images))
-    say_diagnosis(diagnosis, console.say)
+    for line in result.lines:
+        console.say(line)
     console.say(f"look at {out / 'inspection.html'}")
     return out
 
@@ -94,29 +95,16 @@ def find_weights(folder: Path, recipe: Recipe) -> tuple[dict[str, torch.Tensor],
     return average, f"after {int(whole[-1].name.rpartition('-')[2]):,} images"
 
 
-def trained(pictures: Pictures, device: torch.device) -> Iterator[torch.Tensor]:
-    """Some training pictures, for statistics."""
-    most = max(16, 4 * VALUES // pictures.pixels[0].numel())
-    for chosen in pictures.train_indices[:most].split(16):
-        yield images_from_pixels(pictures.pixels[chosen]).to(device)
-
-
-def inspection_record(run: Run, about: dict[str, Any], measures: Measures, diagnosis: Diagnosis) -> dict[str, Any]:
-    name = run.name
-    created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    facts = {"format": FORMAT, "name": name, "created": created, **about}
-    return dict(finite({**facts, **as_record(diagnosis), "measures": asdict(measures)}))
-
-
 def plates(space: LatentSpace, images: Images) -> dict[str, Image.Image]:
     """Originals, reconstructions and errors; and the channels of a few latents, black to white over six spreads."""
-    shown = images[: max(2, min(SHOWN, SHOWN_VALUES // images[0].numel()))]
-    latents = space.encode(shown)
+    images = images[: max(2, min(SHOWN_PICTURES, SHOWN_VALUES // images[0].numel()))]
+    latents = space.encode(images)
     fake = space.decode(latents)
-    rows = torch.cat([shown, fake, error_map(shown, fake)])
+    rows = torch.cat([images, fake, error_map(images, fake)])
     few = (latents[:SHOWN_LATENTS] / 3).clamp(-1, 1).flatten(0, 1)[:, None].expand(-1, 3, -1, -1).contiguous()
-    enlarged = few.repeat_interleave(TILE, 2).repeat_interleave(TILE, 3) if few.shape[-1] < 32 else few
+    scale = LATENT_SCALE if few.shape[-1] < 32 else 1
+    enlarged = few.repeat_interleave(scale, 2).repeat_interleave(scale, 3)
     return {
-        "reconstructions": grid(pils_from_images(rows), len(shown)),
+        "reconstructions": grid(pils_from_images(rows), len(images)),
         "channels": grid(pils_from_images(enlarged), min(space.channels, 16)),
     }

@@ -57,7 +57,7 @@ def sweep_run(options: SweepOptions, console: Console) -> str:
     labels = pictures.labels[rows] if known else torch.full((len(rows),), NULL_LABEL)
     text = pictures.captions.first(rows.tolist()) if pictures.captions else None
     with locked(folder), console.bar("sweep") as bar:
-        sampled = sampled_features(stage, labels.to(model.device), text, seed)
+        sampled = sampled_features(stage, labels.to(model.device), text, seed, store.network)
         cells = sweep(samplings, sampled, reference.features(stage.image_size), bar, seed)
         result = sweep_result(cells, reference, stage.image_size, seed, before, str(data or run.state.data), notes)
         write_result(folder / SWEEP_FILE, result)
