@@ -119,4 +119,4 @@ def extract(network: FeatureNetwork, images: Images) -> Float[np.ndarray, "count
 
 
 def as_share(share: Share) -> Measures:
-    return as_json(share.estimate) | {"n": share.total}
+    return as_measure(share.estimate).stored() | {"n": share.total}
