@@ -1,8 +1,8 @@
-# The two commands: make demo, make test. Both set up their own environment in .venv.
+# The two commands: make demo, make test. Both set up their own environment in .venv. make proofs: slow tests.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint wheel clean
+.PHONY: demo test proofs lint wheel clean
 .DELETE_ON_ERROR:
 
 demo: .venv/ready
@@ -10,6 +10,9 @@ demo: .venv/ready
 
 test: lint
 	$(BIN)/pytest -n 2 --dist loadfile
+
+proofs: .venv/ready-dev
+	$(BIN)/pytest tests/proofs
 
 lint: .venv/ready-dev
 	$(BIN)/ruff check src tests bench
