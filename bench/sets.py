@@ -81,7 +81,7 @@ class PictureSet:
         return folder
 
     def split(self, items: Sequence[Item]) -> dict[str, list[Item]]:
-        """Items of each part, each class in proportion. Near-duplicates of an earlier part are left out."""
+        """Items of each part, each class in proportion; then near-duplicates of an earlier part are left out."""
         parts, rest = {}, in_order(items)
         taken = hashes_of([])
         for part, count in (self.parts | {"train": self.train or len(rest)}).items():
@@ -222,8 +222,10 @@ def landscape_halves(size: int) -> Iterator[Item]:
         scenes = [re.split(r"[^a-z]", path.stem)[0] for path in paths]
         for path, scene in zip(paths, scenes, strict=True):
             image = Image.open(path).convert("RGB")
+            if image.size < (1440, 720):
+                continue
             for half in (0, 1):
-                square = image.crop((720 * half, 0, 720 * half + 720, 720)) if image.width >= 1440 else image
+                square = image.crop((720 * half, 0, 720 * half + 720, 720))
                 label = scene if scenes.count(scene) >= 10 else "landscape"
                 yield Item(path.stem, label, square.resize((size, size), Image.Resampling.LANCZOS), {"file": path.name})
 

@@ -31,10 +31,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from peers import Task
+from peers import TASK, Task
 from scoring import Measures, Track
-from sets import SETS
+from sets import SETS, fingerprint
 
+from calotype.cli.options import seconds
 from calotype.data.images import grid, images_from_pixels, pils_from_images
 from calotype.machine import examine
 from calotype.types import Images, UserError
@@ -43,8 +44,7 @@ CACHE = Path.home() / ".cache" / "calotype" / "track"
 FEWEST_PAIRS = 3
 SHEET = 60
 ASKED = ("pictures", "size", "against", "count", "sampling")
-"""Results are compared where these are equal."""
-UNITS = {"s": 1, "m": 60, "h": 3600}
+"""Results are compared where these are equal, and the split."""
 
 
 def main() -> None:
@@ -105,10 +105,6 @@ def rates(text: str) -> list[float]:
     return [float(part) for part in text.split(",")]
 
 
-def seconds(text: str) -> float:
-    return float(text[:-1]) * UNITS[text[-1]]
-
-
 # -- Commands ----------------------------------------------------------------------------------------------------------
 
 
@@ -122,9 +118,8 @@ def train(arguments: argparse.Namespace) -> None:
     track = Track(arguments.cache, arguments.pictures, arguments.size)
     for rate in arguments.rates:
         for seed in arguments.seeds:
-            name = arguments.name or "-".join(
-                [arguments.peer, *([f"{rate:g}"] if rate else []), arguments.budget, *arguments.settings]
-            )
+            parts = [arguments.name or arguments.peer, *([f"{rate:g}"] if rate else [])]
+            name = "-".join(parts if arguments.name else [*parts, arguments.budget, *arguments.settings])
             run, start = runs_folder(arguments) / name / f"seed-{seed}", time.perf_counter()
             task = Task(
                 arguments.peer, arguments.pictures, str(track.folder / "train"), str(run), arguments.size,
@@ -138,10 +133,12 @@ def train(arguments: argparse.Namespace) -> None:
 
 def score(arguments: argparse.Namespace) -> None:
     track, start = Track(arguments.cache, arguments.pictures, arguments.size, arguments.against), time.perf_counter()
-    asked = {key: getattr(arguments, key) for key in ASKED}
+    asked = asked_of(arguments, track)
     rows = [("other real pictures", track.floor(arguments.count))]
     record(arguments.cache, start, command="floor", **asked, **rows[0][1])
     for run in arguments.runs:
+        if not (run / TASK).is_file():
+            raise UserError(f"{run} has no {TASK}: it is no finished run of the track; `train` writes one")
         start, task = time.perf_counter(), replace(Task.of(run), sampling=tuple(arguments.sampling))
         classes = track.labels(arguments.count)
         images = sample(task, classes, arguments.seed)
@@ -152,7 +149,9 @@ def score(arguments: argparse.Namespace) -> None:
         rows.append((f"{run.parent.name}/{run.name}", measures))
         if arguments.sheets:
             write_sheets(arguments.sheets / f"{run.parent.name}-{run.name}", track, images, classes)
-    print(f"{arguments.count} pictures each against {len(track.real(arguments.against)[0])} of {arguments.against}")
+    real = len(track.real("floor", arguments.count)[0])
+    against = len(track.real(arguments.against)[0])
+    print(f"{arguments.count} samples and {real} other real pictures against {against} of {arguments.against}")
     print("\n".join(lines(rows)))
 
 
@@ -179,6 +178,8 @@ def table(arguments: argparse.Namespace) -> None:
     by_name = defaultdict(list)
     for (name, _), entry in latest.items():
         by_name[name].append(entry)
+    if not floor or not by_name:
+        raise UserError(f"nothing was scored with {asked_of(arguments, Track(arguments.cache, arguments.pictures))}")
     print("\n".join(lines([*floor, *((f"{name} ({len(each)})", mean(each)) for name, each in by_name.items())])))
 
 
@@ -191,7 +192,7 @@ def runs_folder(arguments: argparse.Namespace) -> Path:
 
 def call(verb: str, task: Task, *more: str) -> None:
     """In a process of its own, so that it has all memory and its time is that of a command."""
-    program = str(Path(__file__).parent / "peers" / "call.py")
+    program = str(Path(__file__).parent / "call_peer.py")
     subprocess.run([sys.executable, program, verb, json.dumps(asdict(task)), *more], check=True)
 
 
@@ -227,10 +228,14 @@ def commit() -> str:
 
 def results(arguments: argparse.Namespace) -> Iterator[Measures]:
     """Those of this picture set, size, count and part, the oldest first."""
-    asked = {key: getattr(arguments, key) for key in ASKED}
+    asked = asked_of(arguments, Track(arguments.cache, arguments.pictures, arguments.size))
     if (file := arguments.cache / "results.jsonl").exists():
         entries = map(json.loads, file.read_text().splitlines())
         yield from (entry for entry in entries if asked.items() <= entry.items())
+
+
+def asked_of(arguments: argparse.Namespace, track: Track) -> dict[str, Any]:
+    return {key: getattr(arguments, key) for key in ASKED} | {"split": fingerprint(track.folder)}
 
 
 def scores_by_seed(arguments: argparse.Namespace, name: str) -> dict[int, dict[str, float]]:
@@ -270,21 +275,21 @@ def mean(entries: Sequence[Measures]) -> Measures:
         network: {name: {"value": of(("distances", network, name, "value"))} for name in measures}
         for network, measures in entries[0]["distances"].items()
     }
-    return entries[0] | {"distances": distances, "borders": of(("borders",))}
+    return entries[0] | {"distances": distances, "borders": of(("borders",)), "faces": {}}
 
 
 def lines(rows: Sequence[tuple[str, Measures]]) -> list[str]:
     """A table in Markdown."""
     names = list(rows[0][1]["distances"])
     heads = [f"FD-{name}" for name in names] + ["kernel", "precision", "recall", "density", "coverage", "borders"]
-    heads += [f"{key} (real)" for key in rows[0][1]["faces"]]
+    heads += [f"{key} (real)" for key in rows[-1][1]["faces"]]
     text = ["| | " + " | ".join(heads) + " |", "| --- " * (len(heads) + 1) + "|"]
     for name, measures in rows:
         first = measures["distances"][names[0]]
         cells = [value(measures["distances"][network]["frechet"], ".4g") for network in names]
         cells += [value(first["kernel_distance"], ".3f")]
         cells += [value(first[key], ".2f") for key in ("precision", "recall", "density", "coverage")]
-        cells += [f"{measures['borders']:.2f}", *map(share, measures["faces"].values())]
+        cells += [f"{measures['borders']:.2f}", *(share(measures["faces"][key]) for key in rows[-1][1]["faces"])]
         text.append(f"| {name} | " + " | ".join(cells) + " |")
     return text
 

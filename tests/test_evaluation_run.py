@@ -4,6 +4,7 @@ import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,9 +20,11 @@ from calotype.evaluation.candidate import open_candidate
 from calotype.evaluation.features import FeatureNetwork, Lite0, distance_name, features_key, kept_features
 from calotype.evaluation.measures import MEASURES, distance_key, measured
 from calotype.evaluation.references import reference_rows
+from calotype.evaluation.results import Columns, EvaluationResult, Measure, SetMeasures
 from calotype.files import is_whole, read_json, write_json
 from calotype.model import load
 from calotype.report.card import escaped, write_card
+from calotype.report.evaluation import measure_rows
 from calotype.types import UserError
 
 LITE0 = Lite0()
@@ -334,3 +337,11 @@ def test_a_damaged_evaluation_costs_the_card_its_numbers_only(finished, tmp_path
     shutil.copytree(finished, tmp_path / "run")
     (tmp_path / "run" / "evaluation.json").write_text('{"features": {}}')
     assert "Not measured yet" in write_card(tmp_path / "run").read_text()
+
+
+def test_a_measure_without_a_name_of_its_own_has_a_row_on_the_page():
+    measures = SetMeasures.of((4, 4), {"gaussian_distance": Measure(value=0.25)})
+    result = EvaluationResult.model_construct(features=SimpleNamespace(key="fd_lite0", distance="FD-Lite0"),
+                                              measures=SimpleNamespace(samples=measures))  # fmt: skip
+    columns = Columns(samples=measures, floor=measures, ceiling=measures)
+    assert list(measure_rows(result, columns)) == [("gaussian distance", "0.25", "0.25", "0.25")]

@@ -4,6 +4,7 @@ import json
 import sys
 from argparse import Namespace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -98,15 +99,23 @@ def test_borders_of_blocks_are_seen():
     assert border_contrast(blocks + blocks.mT) > 1.5
 
 
-def test_a_peer_trains_and_samples_in_a_process_of_its_own(tmp_path):
+SMALL = (
+    "autoencoder.images=8", "autoencoder.batch=4", "denoiser.images=8", "denoiser.batch=4", "sampling.steps=2",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(("peer", "settings"), [("plain_latent", ()), ("calotype", SMALL)])
+def test_a_peer_trains_and_samples_in_a_process_of_its_own(tmp_path, peer, settings):
     sets.write(tmp_path / "set", split(items_of()))
-    task = Task("plain_latent", "noise", str(tmp_path / "set" / "train"), str(tmp_path / "run"), 16, 15.0, 0, 1e-3)
+    task = Task(peer, "noise", str(tmp_path / "set" / "train"), str(tmp_path / "run"), 16, 15.0, 0, settings=settings)
     track.call("train", task)
     task.write()
     assert Task.of(tmp_path / "run") == task
     images = track.sample(task, ["wide", "round"], seed=0)
     assert images.shape == (2, 3, 16, 16) and images.abs().max() <= 1
-    assert json.loads((tmp_path / "run" / "known.json").read_text())["parameters"] > 1e6
+    if peer == "plain_latent":
+        known = json.loads((tmp_path / "run" / "known.json").read_text())
+        assert known["parameters"] > 1e6 and known["rate"] == 1e-3
 
 
 @pytest.mark.parametrize(
@@ -123,12 +132,15 @@ def test_better_is_by_more_than_a_standard_error_over_three_pairs(differences, w
     assert f"{np.mean(differences):+.3f}" in track.verdict(differences)
 
 
-def test_runs_are_compared_by_their_latest_scores_of_equal_seeds(tmp_path, capsys):
+def test_runs_are_compared_by_their_latest_scores_of_equal_seeds(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(track, "Track", lambda cache, pictures, size: SimpleNamespace(folder=Path(pictures)))
+    monkeypatch.setattr(track, "fingerprint", lambda folder: "this split")
     asked = {"pictures": "portraits", "size": 64, "against": "test", "count": 180, "sampling": []}
 
     def score(name, seed, frechet, **more):
         distances = {"Lite0": {"frechet": {"value": frechet}, "kernel_distance": {"value": frechet / 100}}}
-        track.record(tmp_path, 0.0, command="score", name=name, seed=seed, distances=distances, **asked | more)
+        track.record(tmp_path, 0.0, command="score", name=name, seed=seed, distances=distances,
+                     **asked | {"split": "this split"} | more)  # fmt: skip
 
     for seed, base, wide in ((0, 300, 290), (1, 320, 308), (2, 310, 302)):
         score("base", seed, 999)  # an earlier score, which the next replaces
@@ -136,6 +148,7 @@ def test_runs_are_compared_by_their_latest_scores_of_equal_seeds(tmp_path, capsy
         score("wide", seed, wide)
         score("wide", seed, 0, count=1000)
         score("wide", seed, 0, sampling=["steps=3"])
+        score("wide", seed, 0, split="another split")
     score("base", 3, 300)
     arguments = Namespace(cache=tmp_path, a="base", b="wide", **asked)
     track.compare(arguments)

@@ -1,11 +1,11 @@
 """Systems that the track trains: Calotype and its peers, each a module with three things.
 
-    RATES: tuple[float, ...]                                    learning rates to try; the authors' is among them
+    RATES: tuple[float, ...]                                    learning rates to try; the middle one is the default
     train(task: Task) -> None                                   within `task.seconds` of the process, writes task.run
     sample(task: Task, labels: Labels, seed: int) -> Images     pictures in [-1, 1], with the peer's own best sampler
 
 A new peer is a module in this folder; `python bench/track.py train --peer NAME` finds it. Each call runs in a process
-of its own (`bench/peers/call.py`), whose start is the start of its time, as for Calotype.
+of its own (`bench/call_peer.py`), whose start is the start of its time, as for Calotype.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ TASK = "task.json"
 
 @dataclass(frozen=True)
 class Task:
-    """What a peer is to do. `folder` has one subfolder a class; `rate` is 0 for the peer's own."""
+    """What a peer is to do. `folder` has one subfolder a class; `rate` 0 stands for the middle one of its `RATES`."""
 
     peer: str
     pictures: str
@@ -51,14 +51,14 @@ class Task:
         """All training pictures, in [-1, 1], and their classes."""
         paths = sorted(Path(self.folder).glob("*/*.png"))
         pixels = np.stack([np.asarray(Image.open(path).convert("RGB")).transpose(2, 0, 1) for path in paths])
-        labels = [self.classes.index(path.parent.name) for path in paths]
+        numbers = {name: number for number, name in enumerate(self.classes)}
+        labels = [numbers[path.parent.name] for path in paths]
         return torch.from_numpy(pixels).float() / 127.5 - 1, torch.tensor(labels)
 
     def batches(self, count: int) -> Iterator[tuple[Images, Labels, float]]:
         """Random batches, half of the pictures mirrored, with the fraction of the time that is spent, until it is."""
         images, labels = self.read()
         generator = torch.Generator().manual_seed(self.seed)
-        torch.manual_seed(self.seed)
         while (spent := self.spent()) < 1:
             rows = torch.randint(len(images), (count,), generator=generator)
             mirrored = (torch.rand(count, generator=generator) < 0.5)[:, None, None, None]
@@ -73,7 +73,7 @@ class Task:
         Path(self.run).mkdir(parents=True, exist_ok=True)
         torch.save(network.state_dict(), Path(self.run) / "weights.pt")
         parameters = sum(weights.numel() for weights in network.parameters())
-        record = known | {"parameters": parameters, "spent": self.spent() * self.seconds}
+        record = known | {"rate": self.rate, "parameters": parameters, "spent": self.spent() * self.seconds}
         (Path(self.run) / "known.json").write_text(json.dumps(record))
 
     def load(self, network: nn.Module) -> nn.Module:

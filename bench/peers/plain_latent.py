@@ -152,7 +152,9 @@ def train(task: Task) -> None:
         if not second.steps:
             both.autoencoder = first.average.eval()
             with torch.no_grad():
-                both.autoencoder.deviation = both.autoencoder.moments(task.read()[0][:1000])[0].std()
+                some = task.read()[0]
+                some = some[torch.randperm(len(some))[:1000]]
+                both.autoencoder.deviation = both.autoencoder.moments(some)[0].std()
         with torch.no_grad():
             latents = both.autoencoder.moments(images)[0] / both.autoencoder.deviation
         second.step(both.denoiser.loss(latents, labels), (spent - SHARE) / (1 - SHARE))

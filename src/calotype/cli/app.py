@@ -43,6 +43,7 @@ def main() -> None:
 def _explained(error: Exception) -> tuple[int, str]:
     """The exit code, and one line for the user."""
     if isinstance(usage := getattr(error, "format_message", lambda: None)(), str):  # of typer: a wrong option
+        usage = usage.replace("Value error, ", "")  # pydantic's, in front of its reason
         return 2, usage if "\n" in usage else f"calotype: {usage.rstrip('.')}; try: calotype --help"
 
     from calotype.training.process import Interrupted

@@ -36,7 +36,7 @@ class Terminal:
         self.console = Rich(highlight=False, soft_wrap=not (sys.stdout and sys.stdout.isatty()))
 
     def say(self, text: str) -> None:
-        self.console.print(text, markup=False)
+        self.console.print(text, markup=False, soft_wrap=True)  # a path stays one line, to be copied
 
     @contextmanager
     def bar(self, step: str) -> Iterator[ProgressBar]:

@@ -43,6 +43,13 @@ def seconds(text: str | float) -> float:
     return float(total)
 
 
+def process_start() -> float:
+    """When this process began, in seconds since the epoch: a budget is the time of the whole command."""
+    import psutil
+
+    return float(psutil.Process().create_time())
+
+
 RunFolder = Annotated[Path, argument("Folder of a run.", "RUN")]
 RealPictures = Annotated[Path | None, option("Folder of real pictures. [default: those of the run]")]
 Seed = Annotated[int, typer.Option(help="Equal seeds give equal pictures.")]
@@ -58,7 +65,7 @@ class SamplingOptions:
 
     steps: Annotated[int | None, option("Number of sampling steps.")] = None
     guidance: Annotated[float | None, option("Guidance scale; 1 disables it.")] = None
-    sampler: Annotated[str | None, option("euler, heun, dpm_solver or ancestral.")] = None
+    sampler: Annotated[str | None, option("euler, heun, dpm_solver, ancestral; a wrong one lists all.")] = None
 
     def changes(self) -> dict[str, Any]:
         """As keywords of `Model.sample`."""
@@ -89,7 +96,7 @@ class TrainingOptions:
         option("Autoencoder: own, or diffusers:PATH with the folder of an AutoencoderKL. [default: own]"),
     ] = None
     """None: the recipe's, else own."""
-    started: float = field(default_factory=time.time, init=False)
+    started: float = field(default_factory=process_start, init=False)
     """When the budget began to run, in seconds since the epoch."""
 
 

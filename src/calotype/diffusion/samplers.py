@@ -1,7 +1,8 @@
 """Samplers: generator functions whose bodies are the algorithms of their papers.
 
-`noisy` is the state at `sigmas[0]`; `sigmas` falls, usually to 0; each step yields its state, in float32. `fresh` draws
-new noise, which only `ancestral` uses.
+`noisy` is the state at `sigmas[0]`; `sigmas` falls, usually to 0, and may be the last part of a grid (image-to-image);
+each step yields its state, in float32. `fresh` draws new noise, for the stochastic ones. Sigmas are those of the space:
+of data of standard deviation 1, in latents.
 """
 
 from __future__ import annotations
@@ -89,3 +90,5 @@ SamplerName = Literal["euler", "heun", "dpm_solver", "ancestral"]
 SAMPLERS: dict[SamplerName, Sampler] = {
     "euler": euler, "heun": heun, "dpm_solver": dpm_solver, "ancestral": ancestral,
 }  # fmt: skip
+CALLS_A_STEP: dict[SamplerName, int] = {"euler": 1, "heun": 2, "dpm_solver": 1, "ancestral": 1}
+"""Calls of the denoiser."""

@@ -2,6 +2,9 @@
 
 `denoised = skip * noisy + out * network(input * noisy)` (EDM, arXiv 2206.00364, eq. 7), for `noisy = clean + sigma *
 noise` and data of standard deviation 1; `for_sigma_data` is for others. All take sigma of any shape, above 0.
+
+Where the denoiser has a prior, its posterior mean stands in place of `skip * noisy`, and the network predicts `(clean -
+mean) / out`: what each function says of the network's target holds without one.
 """
 
 from __future__ import annotations

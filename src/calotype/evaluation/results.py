@@ -75,6 +75,11 @@ class SetMeasures(Schema):
     def of(cls, n: tuple[int, int], measures: Mapping[str, Measure]) -> SetMeasures:
         return cls.model_validate({"n": n, **measures})
 
+    @property
+    def measured(self) -> tuple[str, ...]:
+        """Names of all that was measured."""
+        return tuple(self.__pydantic_extra__ or {})
+
     def get(self, name: str) -> Measure:
         """Without a value where it was not measured."""
         return (self.__pydantic_extra__ or {}).get(name) or Measure(value=None, reason=f"there is no {name}")
@@ -184,8 +189,6 @@ class LegGaps(Schema):
 
     leg: str
     growth: float
-    gap_first: float | None = None
-    gap_last: float | None = None
     levels: dict[str, list[Gap]]
 
 

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from calotype.data.images import rounded
+from calotype.diffusion.samplers import CALLS_A_STEP
 from calotype.diffusion.stage import Guide, Sampling, Stage, generate, in_turn
 from calotype.evaluation.distances import (
     Features,
@@ -42,7 +43,6 @@ from calotype.evaluation.measures import as_measure
 from calotype.evaluation.results import Cell
 from calotype.types import Images, Labels, OtherImages, Rng, Text
 
-CALLS_A_STEP = {"heun": 2}
 SCALES = {"prior": (1.0, 2.0, 3.0, 4.0), "unconditional": (1.0, 1.5, 2.0, 3.0)}
 """Guidance scales to try with each guide."""
 FEATURES_AT_ONCE = 8
@@ -136,7 +136,7 @@ def sampled_features(
 def network_calls(sampling: Sampling) -> int:
     """For one picture."""
     twice = 2 if sampling.guide == "unconditional" and sampling.guidance != 1 else 1
-    return sampling.steps * twice * CALLS_A_STEP.get(sampling.sampler, 1)
+    return sampling.steps * twice * CALLS_A_STEP[sampling.sampler]
 
 
 def cheapest(cells: Sequence[Cell]) -> Cell:

@@ -14,7 +14,9 @@ NEVER_FID = "Distances use EfficientNet-Lite0 features, so they are not FID; sma
 def sweep_section(run: Run) -> Html | None:
     result = read_result(run.folder / SWEEP_FILE, SweepResult)
     if result is None:
-        return None
+        stale = (run.folder / SWEEP_FILE).exists()
+        note = aside(f"{SWEEP_FILE} is of another version; run `calotype sweep` again.")
+        return section("Sampling steps and guidance", note) if stale else None
     grid = {(guidance(cell.sampling), cell.steps): cell for cell in result.cells}
     steps = sorted({cell.steps for cell in result.cells})
     rows = [

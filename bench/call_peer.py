@@ -1,18 +1,16 @@
-"""One call of a peer in a process of its own: `call.py train TASK`, `call.py sample TASK LABELS.npy SEED OUT.npy`."""
+"""One call of a peer in a process of its own: `call_peer.py train TASK`, `call_peer.py sample TASK LABELS.npy SEED OUT.npy`."""
 
 from __future__ import annotations
 
 import importlib
 import os
 import sys
-from pathlib import Path
+from dataclasses import replace
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import numpy as np
 import torch
-
 from peers import Task
 
 
@@ -20,7 +18,8 @@ def main(verb: str, stored: str, *more: str) -> None:
     task = Task.parsed(stored)
     peer = importlib.import_module(f"peers.{task.peer}")
     if verb == "train":
-        peer.train(task)
+        torch.manual_seed(task.seed)
+        peer.train(task if task.rate else replace(task, rate=peer.RATES[len(peer.RATES) // 2]))
         return
     labels, seed, out = more
     torch.manual_seed(int(seed))
