@@ -1,4 +1,4 @@
-"""One call of a peer in a process of its own: `call_peer.py train TASK`, `call_peer.py sample TASK LABELS.npy SEED OUT.npy`."""
+"""One call of a peer in a process of its own: `train TASK` or `sample TASK LABELS.npy SEED OUT.npy`."""
 
 from __future__ import annotations
 
