@@ -10,7 +10,7 @@ import traceback
 from pathlib import Path
 
 from calotype.cli.console import Terminal
-from calotype.cli.options import app
+from calotype.cli.options import TrainingOptions, app
 from calotype.cli.process import lasting_streams, unwound_by_signals
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that spin while they wait slow down a busy machine
@@ -28,6 +28,8 @@ def main() -> None:
             options = app(standalone_mode=False)
             if isinstance(options, int):  # the exit code of --help
                 sys.exit(options)
+            if isinstance(options, TrainingOptions):
+                options.counted_from_process_start()
             from calotype.cli import commands
 
             commands.FUNCTIONS[type(options)](options, Terminal())

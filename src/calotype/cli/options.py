@@ -43,13 +43,6 @@ def seconds(text: str | float) -> float:
     return float(total)
 
 
-def process_start() -> float:
-    """When this process began, in seconds since the epoch: a budget is the time of the whole command."""
-    import psutil
-
-    return float(psutil.Process().create_time())
-
-
 RunFolder = Annotated[Path, argument("Folder of a run.", "RUN")]
 RealPictures = Annotated[Path | None, option("Folder of real pictures. [default: those of the run]")]
 Seed = Annotated[int, typer.Option(help="Equal seeds give equal pictures.")]
@@ -96,8 +89,14 @@ class TrainingOptions:
         option("Autoencoder: own, or diffusers:PATH with the folder of an AutoencoderKL. [default: own]"),
     ] = None
     """None: the recipe's, else own."""
-    started: float = field(default_factory=process_start, init=False)
+    started: float = field(default_factory=time.time, init=False)
     """When the budget began to run, in seconds since the epoch."""
+
+    def counted_from_process_start(self) -> None:
+        """Of a command, the budget is the time of the whole process."""
+        import psutil
+
+        object.__setattr__(self, "started", psutil.Process().create_time())
 
 
 @app.command("train")
