@@ -179,7 +179,9 @@ def table(arguments: argparse.Namespace) -> None:
     for (name, _), entry in latest.items():
         by_name[name].append(entry)
     if not floor or not by_name:
-        raise UserError(f"nothing was scored with {asked_of(arguments, Track(arguments.cache, arguments.pictures))}")
+        raise UserError(
+            f"nothing was scored with {asked_of(arguments, Track(arguments.cache, arguments.pictures, arguments.size))}"
+        )
     print("\n".join(lines([*floor, *((f"{name} ({len(each)})", mean(each)) for name, each in by_name.items())])))
 
 
