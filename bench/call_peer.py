@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import importlib
-import os
 import sys
 from dataclasses import replace
-
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import numpy as np
 import torch

@@ -16,7 +16,7 @@ import argparse
 import math
 import os
 
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as the command line does, see cli/process.py
 
 import time
 from pathlib import Path
@@ -26,6 +26,7 @@ from diffusers import AutoencoderKL
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from calotype.cli.process import tune_process
 from calotype.data.folder import Pictures, read_folder
 from calotype.demo.portraits import read_portraits
 from calotype.evaluation.autoencoder import psnr
@@ -154,6 +155,7 @@ def compare(pictures: Pictures, machine: Machine, size: int, marks: list[float],
 
 
 def main() -> None:
+    tune_process()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, nargs="?", help="of pictures; none: the embedded portraits")
     parser.add_argument("--count", type=int, help="of portraits; all where it is left out")

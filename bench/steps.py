@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import os
 
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as the command line does, see cli/process.py
 
 import statistics
 from collections.abc import Callable
@@ -19,6 +19,7 @@ from collections.abc import Callable
 import torch
 
 from calotype.build import build_space, build_stage
+from calotype.cli.process import tune_process
 from calotype.demo.portraits import read_portraits
 from calotype.machine import best_time, examine
 from calotype.planning.choose import propose
@@ -41,10 +42,11 @@ def stepper(objective: Objective, batch: Batch, plain: bool, device: torch.devic
         for train_state in states.values():
             train_state.optimizer = torch.optim.AdamW(train_state.parameters, 1e-3)
     progress = TrainProgress(10**6, len(batch), 0)
-    return lambda: train_step(states, objective.losses(batch, 0.0, progress.rng()), progress)
+    return lambda: train_step(objective, states, batch, progress)
 
 
 def main() -> None:
+    tune_process()
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--size", type=int, default=64)
     parser.add_argument("--pairs", type=int, default=5)

@@ -44,7 +44,7 @@ def stepper(recipe: Recipe, captions: Captions | None) -> Callable[[], object]:
     clean = clean.contiguous(memory_format=torch.channels_last)
     text = draw_captions(captions, torch.arange(count), Rng(("captions",)))
     batch, progress = Batch(clean, torch.arange(count) % 6, text=text), TrainProgress(10**6, count, 0)
-    return lambda: train_step(states, objective.losses(batch, 0.0, progress.rng()), progress)
+    return lambda: train_step(objective, states, batch, progress)
 
 
 def mixture_for(captions: Captions | None, dimension: int) -> Prior:

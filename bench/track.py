@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import subprocess
 import sys
 import tempfile
@@ -43,6 +44,12 @@ from calotype.types import Images, UserError
 CACHE = Path.home() / ".cache" / "calotype" / "track"
 FEWEST_PAIRS = 3
 SHEET = 60
+TUNED = {
+    "GOMP_SPINCOUNT": "10000",
+    "MALLOC_MMAP_THRESHOLD_": "33554432",
+    "MALLOC_TRIM_THRESHOLD_": "2147483647",
+}
+"""All peers have the threads and the memory allocator that Calotype's command line has, see `tune_process`."""
 ASKED = ("pictures", "size", "against", "count", "sampling")
 """Results are compared where these are equal, and the split."""
 
@@ -194,8 +201,8 @@ def runs_folder(arguments: argparse.Namespace) -> Path:
 
 def call(verb: str, task: Task, *more: str) -> None:
     """In a process of its own, so that it has all memory and its time is that of a command."""
-    program = str(Path(__file__).parent / "call_peer.py")
-    subprocess.run([sys.executable, program, verb, json.dumps(asdict(task)), *more], check=True)
+    program, tuned = str(Path(__file__).parent / "call_peer.py"), TUNED | os.environ
+    subprocess.run([sys.executable, program, verb, json.dumps(asdict(task)), *more], check=True, env=tuned)
 
 
 def sample(task: Task, classes: Sequence[str], seed: int) -> Images:

@@ -1,6 +1,5 @@
 """What is fitted in closed form: shared, kept once, never fitted again, and no part of what training changes."""
 
-import contextlib
 import copy
 import json
 import shutil
@@ -304,17 +303,3 @@ def test_training_leaves_the_callers_generator_alone(leg):
         ends.append(fingerprint(go_on(trained, 8).states))
         assert torch.equal(torch.get_rng_state(), before)
     assert ends[0] == ends[1]
-
-
-def test_dropout_draws_from_the_place_and_not_from_the_past():
-    rng, cpu, drawn = Rng(("dropout",)), torch.device("cpu"), []
-    for seed in (1, 2):
-        torch.manual_seed(seed)
-        expected = torch.randn(3)
-        torch.manual_seed(seed)
-        with contextlib.suppress(KeyError), rng.seeding(cpu):
-            drawn.append(torch.randn(3))
-            raise KeyError
-        assert torch.equal(torch.randn(3), expected)
-    torch.manual_seed(int(rng.integers(2**62, 1)))
-    assert torch.equal(drawn[0], drawn[1]) and torch.equal(drawn[0], torch.randn(3))

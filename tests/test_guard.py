@@ -35,8 +35,7 @@ def test_what_a_critic_ruins_comes_back_and_it_counts_for_less():
     guard = CriticGuard(leg.objective, train_state, lambda: next(psnrs))
     prints, checks = [], []
     for images_seen in range(0, 24, 4):
-        losses = leg.objective.losses(leg.source.batch(images_seen, 4), 0.6, leg.progress.rng())
-        train_step(leg.states, losses, leg.progress)
+        train_step(leg.objective, leg.states, leg.source.batch(images_seen, 4), leg.progress)
         prints.append(fingerprint({"autoencoder": train_state}))
         checks.append(guard.check())
         if checks[-1].taken_back:

@@ -179,6 +179,19 @@ def test_a_negative_prompt_moves_away_from_what_it_says(stage):
     assert torch.allclose(found, positive + 0.3 * (positive - negative), atol=1e-4)
 
 
+def test_guidance_of_the_prior_itself_adds_what_it_knows_of_the_condition(stage):
+    """The network is called as often as without it; without a condition there is nothing to add."""
+    noisy, sampling = 100 * torch.randn(3, 3, SIZE, SIZE), PRIOR.model_copy(update={"prior_guidance": 0.5})
+    condition = Condition(torch.tensor([0, 1, NULL_LABEL]), text=Text(("a cat",) * 3))
+    with torch.no_grad():
+        known = stage.denoiser.prior.mean(noisy, filled(100.0, noisy), condition)
+        unknown = stage.denoiser.prior.mean(noisy, filled(100.0, noisy), condition.unconditional())
+    difference = answers(stage, sampling, condition, noisy, 100.0) - answers(stage, PRIOR, condition, noisy, 100.0)
+    assert torch.allclose(difference, 0.5 * (known - unknown), atol=1e-3) and difference[:2].abs().max() > 1e-2
+    assert difference[2].abs().max() <= 1e-3
+    assert calls(stage, sampling, condition) == calls(stage, PRIOR, condition) == 1
+
+
 def test_a_picture_guided_by_the_prior_does_not_depend_on_its_batch(stage):
     text = Text(("a cat", "a dog", ""))
     together = generate([stage], LABELS, [PRIOR], RNGS, text=text)

@@ -18,7 +18,7 @@ from calotype.nets.vae import Moments, Vae, VaeConfig
 from calotype.recipe import AutoencoderLossConfig, ConditionDropout, OptimizerConfig
 from calotype.spaces.latent import LatentSpace
 from calotype.spaces.pixel import PixelSpace
-from calotype.training.loop import TrainProgress, train_step
+from calotype.training.loop import TrainProgress, update
 from calotype.training.objectives import (
     AutoencoderObjective,
     DenoisingObjective,
@@ -204,7 +204,8 @@ def test_players_learn_together_what_each_would_learn_alone():
         stage = first_stage(critic_start=0.0, critic_used=0.0)
         states = {name: TrainState(network, OptimizerConfig()) for name, network in stage.networks.items()}
         losses = stage.losses(batch_of(), 0.5, RNG)
-        train_step(states, {name: losses[name] for name in names}, TrainProgress(8, 4, 0, images_seen=4))
+        gradients = {name: (losses[name], states[name].gradients(losses[name].total)) for name in names}
+        update(states, [gradients], TrainProgress(8, 4, 0, images_seen=4))
         return {name: fingerprint({name: train_state}) for name, train_state in states.items()}
 
     nobody, vae, critic = after(), after("autoencoder"), after("critic")
@@ -278,8 +279,12 @@ def test_all_that_is_random_comes_from_the_rng(dropout):
 
 def test_dropout_is_another_one_at_each_place():
     objective, batch = denoising(0.5, label_dropout=0.0), small_batch()
+    with torch.no_grad():
+        objective.stage.denoiser.backbone.blocks[0].modulation.bias += 1  # gates are open
     masks = []
-    objective.stage.denoiser.backbone.blocks[0].register_forward_hook(lambda *call: masks.append(torch.rand(8)))
+    objective.stage.denoiser.backbone.blocks[0].register_forward_hook(
+        lambda block, given, out: masks.append(out - given[0])
+    )
     for place in (1, 1, 2):
         objective.losses(batch, 0.0, RNG.at(place))
     assert torch.equal(masks[0], masks[1]) and not torch.equal(masks[0], masks[2])

@@ -236,7 +236,7 @@ def test_a_caption_that_names_the_colour_is_obeyed():
     )
     batch = Batch(clean.repeat(4, 1, 1, 1), torch.full((12,), NULL_LABEL), text=Text(names * 4))
     for _ in range(140):
-        train_step(states, objective.losses(batch, 0.0, progress.rng()), progress)
+        train_step(objective, states, batch, progress)
         progress.advance(12)
     stage, sampling = objective.stage, Sampling(steps=8)
     asked = Text(names[::-1], ())

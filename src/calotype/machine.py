@@ -74,12 +74,16 @@ def examine(name: str = "auto", threads: int | None = None) -> Machine:
 
 def choose_threads() -> int:
     """All cores, or half of them where these are faster: on a busy machine threads wait for each other."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     timings: dict[int, float] = {}
-    for threads in {cores, max(1, cores // 2)}:
+    for threads in {cores(), max(1, cores() // 2)}:
         torch.set_num_threads(threads)
         timings[threads] = time_convolution(torch.device("cpu"), torch.float32, 8)
     return min(timings, key=timings.__getitem__)
+
+
+def cores() -> int:
+    """That this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def time_convolution(device: torch.device, dtype: torch.dtype, count: int) -> float:

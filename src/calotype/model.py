@@ -28,7 +28,7 @@ MOST_TIMES = 8
 """How many times wider or higher than in training samples may be."""
 INPAINTING = {"sampler": "ancestral"}
 """Sampling settings of inpainting: fresh noise lets what is new agree with what is known."""
-FIRST_STAGE = ("steps", "guide", "guidance", "guidance_slope", "guidance_low", "guidance_high")
+FIRST_STAGE = ("steps", "guide", "guidance", "guidance_slope", "prior_guidance", "guidance_low", "guidance_high")
 """Settings of the first stage alone: stages that enlarge need few steps, and follow the low-resolution picture."""
 
 Size = tuple[int, int]  # width and height in pixels
@@ -64,7 +64,7 @@ class Model:
         is one for all, or picture i has prompt `i % len(prompt)`; guidance leads away from `negative`. `size` is
         (width, height) in pixels, by default that of training.
         `changes` replace settings of `Sampling`: `steps`, `sampler`, `guide`, `guidance`, `guidance_slope`,
-        `guidance_low`, `guidance_high`.
+        `prior_guidance`, `guidance_low`, `guidance_high`.
         Raises `UserError` for an unknown label or setting, for a size that cannot be, and for a prompt to a model
         without text conditioning; warns of a prompt that is truncated.
         """

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
@@ -93,6 +92,11 @@ class Batch:
     def __len__(self) -> int:
         return len(self.clean)
 
+    def at(self, rows: slice) -> Batch:
+        low_res, fold = (None if each is None else each[rows] for each in (self.low_res, self.fold))
+        text = self.text and self.text.at(range(len(self))[rows])
+        return Batch(self.clean[rows], self.labels[rows], low_res, fold, text)
+
 
 @runtime_checkable
 class NoiseSchedule(Protocol):
@@ -142,17 +146,6 @@ class Rng:
         seed = int(self.generator().integers(2**62))
         return torch.empty_like(images).normal_(generator=torch.Generator(images.device).manual_seed(seed))
 
-    @contextmanager
-    def seeding(self, device: torch.device) -> Iterator[None]:
-        """Seeds torch's global generator of a device, which dropout uses, and restores its state at the end."""
-        generator = own_generator(device)
-        before = generator.get_state()
-        generator.manual_seed(int(self.generator().integers(2**62)))
-        try:
-            yield
-        finally:
-            generator.set_state(before)
-
     def uniform(self, *shape: int) -> Tensor:
         return torch.from_numpy(self.generator().random(shape, dtype=np.float32))
 
@@ -161,17 +154,6 @@ class Rng:
 
     def permutation(self, count: int) -> Tensor:
         return torch.from_numpy(self.generator().permutation(count))
-
-
-def own_generator(device: torch.device) -> torch.Generator:
-    """Torch's global generator of a device."""
-    match device.type:
-        case "cuda":
-            index = torch.cuda.current_device() if device.index is None else device.index
-            return torch.cuda.default_generators[index]
-        case "mps":
-            return torch.mps._get_default_mps_generator()
-    return torch.default_generator
 
 
 def per_image(values: Sigmas) -> Float[Tensor, "batch 1 1 1"]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import signal
 import sys
 import traceback
@@ -11,9 +10,7 @@ from pathlib import Path
 
 from calotype.cli.console import Terminal
 from calotype.cli.options import TrainingOptions, app
-from calotype.cli.process import lasting_streams, unwound_by_signals
-
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that spin while they wait slow down a busy machine
+from calotype.cli.process import lasting_streams, tune_process, unwound_by_signals
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 NOT_WRITABLE = (errno.EACCES, errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)
@@ -23,6 +20,7 @@ def main() -> None:
     """Exit codes: 0 done, 1 our mistake, 2 the user's (one line, no traceback); stopped: 130 by Ctrl-C, 143 by SIGTERM,
     129 by SIGHUP.
     """
+    tune_process()
     with lasting_streams(), unwound_by_signals():
         try:
             options = app(standalone_mode=False)

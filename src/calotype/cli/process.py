@@ -1,7 +1,8 @@
-"""The command line as a process: output to a closed pipe, and signals that unwind the stack."""
+"""The command line as a process: its threads and memory, output to a closed pipe, signals that unwind the stack."""
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import signal
@@ -14,6 +15,32 @@ from typing import Any, TextIO, cast
 READER_IS_GONE = {errno.EPIPE, errno.EIO, errno.ECONNRESET, *([errno.EINVAL] if os.name == "nt" else [])}
 """Errors of a closed pipe (on Windows EINVAL), terminal and socket."""
 UNWINDING = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+
+
+SPINS = "10000"
+"""How often a waiting thread of OpenMP looks for work before it sleeps: for about 50 microseconds.
+
+Where threads sleep at once, a step of the autoencoder is as slow on two cores as on one; those that never sleep slow
+down a busy machine."""
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+"""Options of `mallopt` in glibc."""
+LARGEST_KEPT, MOST_KEPT = 2**25, 2**31 - 1
+"""Bytes of a block, and of all blocks, that are kept when they are freed."""
+
+
+def tune_process() -> None:
+    """How threads wait, and that freed memory is kept; to be called before torch is imported.
+
+    By default glibc gives large blocks back to the kernel at once, and each training step pays for new pages: 15% of
+    its time (dev/LOG.md, 2026-11-28). What the user has set in the environment stays.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
+    if sys.platform == "linux" and not any(name.startswith("MALLOC_") for name in os.environ):
+        with suppress(OSError, AttributeError):  # another C library
+            mallopt = ctypes.CDLL(None).mallopt
+            mallopt(M_MMAP_THRESHOLD, LARGEST_KEPT)
+            mallopt(M_TRIM_THRESHOLD, MOST_KEPT)
 
 
 class LastingStream:

@@ -30,6 +30,11 @@ def guided(strong: Denoise, weak: Denoise, scale: float | Scale) -> Denoise:
     return denoise
 
 
+def shifted(denoise: Denoise, strong: Denoise, weak: Denoise, scale: float) -> Denoise:
+    """`denoise + scale * (strong - weak)`: the guidance of another pair of denoisers, added."""
+    return lambda noisy, sigma: denoise(noisy, sigma) + scale * (strong(noisy, sigma) - weak(noisy, sigma))
+
+
 def rising(scale: float, slope: float, reference: Sigmas) -> Scale:
     """`1 + (scale - 1) * (1 + slope * r)`, where r rises from -1 at `reference / 5` to 1 at `5 * reference`.
 

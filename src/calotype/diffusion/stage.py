@@ -14,7 +14,7 @@ from torch import Tensor
 
 from calotype.diffusion.augmentation import BlurAugmentation, NoiseAugmentation
 from calotype.diffusion.denoiser import Denoiser
-from calotype.diffusion.guidance import guided, in_interval, rising
+from calotype.diffusion.guidance import guided, in_interval, rising, shifted
 from calotype.diffusion.samplers import SAMPLERS, SamplerName, last_steps, resampled
 from calotype.priors.patches import PatchPrior, enlarged
 from calotype.spaces.pixel import Space
@@ -56,6 +56,9 @@ class Sampling(Config):
     """Guidance scale; 1 disables it. With the prior as the guide, the scale at sigma = sigma_data."""
     guidance_slope: float = Field(default=0.75, ge=-1, le=1)
     """Growth of the scale with sigma where the prior is the guide; see `guidance.rising`."""
+    prior_guidance: float = Field(default=0.0, ge=0)
+    """Where the prior is the guide: the prior's mean with label and caption less that without them, times this, is
+    added (classifier-free guidance of the prior: no call of the network). It keeps samples nearer to their captions."""
     guidance_low: float = Field(default=0.0, ge=0)
     guidance_high: float = Field(default=1e6, gt=0)
     """Guidance is applied for sigma in (guidance_low, guidance_high]."""
@@ -164,11 +167,14 @@ class Stage:
     def _guided_by_prior(self, condition: Condition, sampling: Sampling) -> Denoise:
         """Autoguidance (arXiv 2406.02507) with the prior as the weaker model."""
 
-        def prior(noisy: Latents, sigma: float) -> Latents:
-            return self.denoiser.prior_mean(noisy, filled(sigma, noisy), condition)
+        def prior(condition: Condition) -> Denoise:
+            return lambda noisy, sigma: self.denoiser.prior_mean(noisy, filled(sigma, noisy), condition)
 
         scale = rising(sampling.guidance, sampling.guidance_slope, self.denoiser.deviation(condition))
-        return guided(self._network(condition), prior, scale)
+        away = guided(self._network(condition), prior(condition), scale)
+        if not sampling.prior_guidance:
+            return away
+        return shifted(away, prior(condition), prior(condition.unconditional()), sampling.prior_guidance)
 
     def steps(
         self,

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, MutableMapping
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
 from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from calotype.types import Latents
@@ -20,6 +21,7 @@ Vector = Float[Tensor, "batch features"]
 Tokens = Float[Tensor, "batch token features"]
 Recoloured = Float[Tensor, "batch _ height width"]  # an image of the same size, with channels of its own
 Resized = Float[Tensor, "batch _ _ _"]  # an image of another size
+Activations = Float[Tensor, "batch ..."]
 Heads = Float[Tensor, "batch head _ width"]  # queries, keys or values
 
 MOST_KEYS_UNFUSED = 256
@@ -44,7 +46,33 @@ class TextContext(NamedTuple):
 
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[None]:
     """Mixed precision: float32 weights, bfloat16 arithmetic if `precision` says so."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16", cache_enabled=False)
+
+
+_generators: ContextVar[Sequence[torch.Generator]] = ContextVar("generators", default=())
+
+
+@contextmanager
+def dropout_seeds(seeds: Int[Tensor, " batch"], device: torch.device) -> Iterator[None]:
+    """Within it, dropout draws the masks of each image from a generator of its own, whatever batch it is in."""
+    generators = [torch.Generator(device).manual_seed(seed) for seed in seeds.tolist()]
+    token = _generators.set(generators)
+    try:
+        yield
+    finally:
+        _generators.reset(token)
+
+
+def dropout(values: Activations, probability: float, training: bool) -> Activations:
+    """Dropout (Srivastava et al., JMLR 15, 2014): within `dropout_seeds` by its generators, else by torch's own."""
+    generators = _generators.get()
+    if not generators or not training or probability == 0:
+        return F.dropout(values, probability, training)
+    masks = [
+        torch.empty_like(image).bernoulli_(1 - probability, generator=generator)
+        for image, generator in zip(values, generators, strict=True)
+    ]
+    return values * torch.stack(masks) / (1 - probability)
 
 
 def fourier_features(levels: Float[Tensor, " batch"], width: int, highest: float) -> Vector:
@@ -131,7 +159,7 @@ class ResidualBlock(nn.Module):
         if self.modulation is not None and vector is not None:
             scale, shift = self.modulation(F.silu(vector))[:, :, None, None].chunk(2, 1)
             inner = inner * (1 + scale) + shift
-        inner = F.dropout(F.silu(inner), self.dropout, self.training)
+        inner = dropout(F.silu(inner), self.dropout, self.training)
         return self.skip(image) + self.conv_out(inner)
 
 

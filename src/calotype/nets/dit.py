@@ -20,6 +20,7 @@ from calotype.nets.blocks import (
     Tokens,
     Vector,
     attend,
+    dropout,
     faint,
     zero,
 )
@@ -110,7 +111,7 @@ class DitBlock(Migrated):
     def _feed(self, tokens: Tokens) -> Tokens:
         """SwiGLU (arXiv 2002.05202, eq. 6)."""
         gate, up = self.gate_up(tokens).chunk(2, -1)
-        return F.dropout(self.down(F.silu(gate) * up), self.dropout, self.training)
+        return dropout(self.down(F.silu(gate) * up), self.dropout, self.training)
 
 
 def rotations(places: Float[Tensor, "token 2"], head_width: int) -> Rotation:

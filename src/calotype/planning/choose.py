@@ -46,6 +46,8 @@ STEPS = 12
 """Steps of the sampler in latents: with 24, portraits were no nearer to real ones (dev/LOG.md)."""
 PRIOR_GUIDANCE = {"guide": "prior", "guidance": 3.0, "guidance_slope": 0.75}
 """Guidance away from the prior, the best guide in a sweep over portraits (dev/LOG.md, 2026-11-28)."""
+CAPTION_PRIOR_GUIDANCE = 0.5
+"""Of the prior itself where there are captions: without it, guidance by the prior loses attributes of the prompts."""
 LABEL_GUIDANCE, CAPTION_GUIDANCE = 2.0, 1.3
 """Scales of classifier-free guidance, for models without a prior."""
 LARGEST_CROP = 256
@@ -143,10 +145,10 @@ def choose_chain(kind: str, size: int) -> tuple[int, ...]:
 def choose_guidance(pictures: Pictures, settings: dict[str, Any]) -> dict[str, Any]:
     """Away from the prior where there is one, else classifier-free where there are conditions."""
     denoiser = settings.get("denoiser", {})
+    captioned = (denoiser.get("text") or choose_text(pictures.captions, 64, 1)).get("kind") != "none"
     if denoiser.get("prior") != "none":
-        return PRIOR_GUIDANCE
-    text = denoiser.get("text") or choose_text(pictures.captions, 64, 1)
-    return {"guidance": CAPTION_GUIDANCE if text.get("kind") != "none" else LABEL_GUIDANCE if pictures.classes else 1.0}
+        return PRIOR_GUIDANCE | ({"prior_guidance": CAPTION_PRIOR_GUIDANCE} if captioned else {})
+    return {"guidance": CAPTION_GUIDANCE if captioned else LABEL_GUIDANCE if pictures.classes else 1.0}
 
 
 # -- Autoencoder -------------------------------------------------------------------------------------------------------

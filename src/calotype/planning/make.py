@@ -57,6 +57,7 @@ def make_plan(pictures: Pictures, machine: Machine, budget: float, started: floa
         budget_seconds=budget,
         choices=explain(recipe, parse_recipe(proposal), pictures, reasons),
         phases=measured.phases(),
+        slices=measured.slices(),
         flops=measured.flops(),
         notes=[
             *pictures.notes,

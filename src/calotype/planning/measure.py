@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from functools import cached_property
+from functools import cached_property, partial
 from typing import NamedTuple
 
 import torch
@@ -18,7 +18,7 @@ from calotype.diffusion.stage import generate
 from calotype.evaluation.autoencoder import measure_autoencoder
 from calotype.evaluation.counting import counted
 from calotype.evaluation.features import Lite0
-from calotype.machine import best_time
+from calotype.machine import best_time, cores
 from calotype.nets.critic import Critic
 from calotype.priors.captions import CaptionedMixture
 from calotype.priors.fit import largest_prior
@@ -36,7 +36,7 @@ from calotype.training.examples import (
 from calotype.training.legs import autoencoder_objective
 from calotype.training.loop import BatchSource, TrainProgress, train_step
 from calotype.training.objectives import DenoisingObjective, Objective
-from calotype.training.previews import inspection_count
+from calotype.training.previews import evaluating, inspection_count
 from calotype.training.state import TrainState
 from calotype.types import NULL_LABEL, Images, Rng
 
@@ -48,12 +48,19 @@ MATRIX_SIDE = 1024
 """Side of the matrices whose product measures how fast a prior is fitted."""
 
 
+CLEARLY_SLOWER = 1.1
+"""Slices wait for each other once a step, whole batches in each operation: another job on a core harms slices less, so
+slices are taken where they are not clearly slower while the plan is made."""
+
+
 class StepCost(NamedTuple):
     """The cost of an image in a training step, up to the fraction `end` of its leg."""
 
     end: float
     seconds: float
     flops: float
+    slices: int = 1
+    """Slices of the batch that are worked on at once: as many as there are cores, unless that is clearly slower."""
 
 
 class Measurement:
@@ -90,6 +97,10 @@ class Measurement:
     def flops(self) -> dict[str, float]:
         """Floating-point operations of an image, averaged over each leg."""
         return {leg: mean_cost([(step.end, step.flops) for step in steps]) for leg, steps in self.steps.items()}
+
+    def slices(self) -> dict[str, int]:
+        """Slices of a batch that each leg works on at once."""
+        return {leg: steps[-1].slices for leg, steps in self.steps.items()}
 
     @cached_property
     def steps(self) -> dict[str, list[StepCost]]:
@@ -130,13 +141,18 @@ class Measurement:
     def _step(self, objective: Objective, source: BatchSource, batch: int, end: float = 1.0) -> StepCost:
         """The cost of the steps just before this fraction of the leg."""
         states = {name: TrainState(network, OptimizerConfig()) for name, network in objective.networks.items()}
-        progress = TrainProgress(total=10**6, batch=batch, seed=0)
+        progress, images = TrainProgress(10**6, batch, 0, images_seen=int(end * 10**6) - 1), source.batch(0, batch)
 
-        def step() -> None:
-            train_step(states, objective.losses(source.batch(0, batch), end - 1e-6, progress.rng()), progress)
+        def step(slices: int = 1) -> object:
+            return train_step(objective, states, images, progress, slices)
 
-        flops = counted(step)
-        return StepCost(end, best_time(step, self.device, 2) / batch, flops / batch)
+        flops, seconds = counted(step), best_time(step, self.device, 2)
+        most = cores() if self.device.type == "cpu" else 1
+        slices = len(objective.slices(images, progress.fraction, progress.rng(), most))
+        if slices > 1:
+            at_once = best_time(partial(step, slices), self.device, 2)
+            slices, seconds = (slices, at_once) if at_once < CLEARLY_SLOWER * seconds else (1, seconds)
+        return StepCost(end, seconds / batch, flops / batch, slices)
 
     # -- Between the legs ----------------------------------------------------------------------------------------------
 
@@ -192,7 +208,8 @@ class Measurement:
         side = stage.low_res_size
         low_res = torch.zeros(count, 3, side, side, device=self.device) if side else None
         latents = torch.zeros(count, *stage.shape, device=self.device)
-        total = best_time(lambda: generate([stage], labels, [few_steps], rngs, low_res), self.device, 1)
+        with evaluating(stage.denoiser):
+            total = best_time(lambda: generate([stage], labels, [few_steps], rngs, low_res), self.device, 1)
         decode = best_time(lambda: stage.space.decode(latents), self.device, 1)
         return (max(0.0, total - decode) / steps * sampling.steps + decode) / count
 

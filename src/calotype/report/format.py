@@ -104,8 +104,8 @@ def guidance(sampling: Mapping[str, Any]) -> str:
         return "no guidance"
     if sampling.get("guide") != "prior":
         return f"guidance {scale:g}"
-    slope = sampling.get("guidance_slope") or 0.0
-    return f"guidance {scale:g} by the prior" + (f", slope {slope:g}" if slope else "")
+    also = {"slope": sampling.get("guidance_slope"), "of the prior itself": sampling.get("prior_guidance")}
+    return f"guidance {scale:g} by the prior" + "".join(f", {name} {of:g}" for name, of in also.items() if of)
 
 
 def interval(measure: Measure | None, unit: str = "") -> str:

@@ -50,7 +50,7 @@ HERO_BYTES, NEAREST_BYTES, RECONSTRUCTION_BYTES, PREVIEWS_BYTES = 1_000_000, 300
 """Limits of pictures: 3.1 MB with both reconstructions, 4.2 MB in base64."""
 DEFAULTS = {"seed": None, "guidance_low": 0.0, "guidance_high": 1e6, "augmentation": 0.0, "conditioning": "whole"}
 """Sampling settings that are not shown."""
-GUIDANCE = ("guide", "guidance", "guidance_slope")
+GUIDANCE = ("guide", "guidance", "guidance_slope", "prior_guidance")
 """Sampling settings that `guidance` shows."""
 ROLES = {"train": "for training", "validation": "for validation", "test": "for testing"}
 MOST_PREVIEWS, MOST_NOTES = 12, 100

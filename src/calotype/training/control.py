@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,9 +14,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from calotype.files import is_whole, whole_folder, write_tensors
+from calotype.machine import choose_threads
 from calotype.priors.prior import load_trained, trained_state
 from calotype.run import Losses, Validation
-from calotype.training.loop import TrainProgress
+from calotype.training.loop import Due, TrainProgress, every
 from calotype.training.objectives import AutoencoderObjective
 from calotype.training.state import TrainState
 
@@ -24,6 +25,8 @@ CLEARLY = 1.02
 """A held-out loss this many times its best has risen: both are of the same pictures with the same noise."""
 HOPELESS = 1.1
 """A leg that may be cut short is, when it has risen this many times."""
+RECHOOSE_SECONDS = 20.0
+"""Between two choices of threads, each of which takes some 50 milliseconds."""
 MIN_VALIDATION = 32
 """Validation pictures; of fewer a rise says little."""
 MAX_DROP = 1.0
@@ -47,6 +50,8 @@ class TimeBudget(BaseModel):
     """Parameters, images, steps, seconds and bytes; most of them by leg. Seconds are of each step, in their order."""
     phases: dict[str, Phases] = {}
     """Seconds of an image in each part of a leg."""
+    slices: dict[str, int] = {}
+    """Slices of a batch that each leg works on at once."""
     paced: list[str] = []
     """Legs whose length follows the clock; the others see as many images as the recipe says."""
     level_crops: dict[str, int] = {}
@@ -88,6 +93,18 @@ def mean_cost(phases: Phases) -> float:
 def whole_batches(images: float, batch: int) -> int:
     """The images of as many whole batches, at least of one."""
     return max(1, math.floor(images / batch)) * batch
+
+
+@dataclass
+class ThreadControl:
+    """Chooses the threads of a CPU again and again: other jobs come and go, and a leg that follows the clock may."""
+
+    device: torch.device
+    due: Due = field(default_factory=lambda: every(RECHOOSE_SECONDS))
+
+    def __call__(self, progress: TrainProgress) -> None:
+        if self.device.type == "cpu" and self.due(progress):
+            torch.set_num_threads(choose_threads())
 
 
 # -- Early stopping ----------------------------------------------------------------------------------------------------

@@ -65,9 +65,9 @@ class Leg(Generic[Result_co]):
         """All that a checkpoint must hold."""
         return {**self.states, **({"critic-guard": self.guard} if self.guard else {})}
 
-    def steps(self) -> Iterator[StepResult]:
-        """Trains to the end, one step for each result."""
-        return train_steps(self.objective, self.states, self.source, self.progress)
+    def steps(self, slices: int = 1) -> Iterator[StepResult]:
+        """Trains to the end, one step for each result; slices of a batch are worked on at once."""
+        return train_steps(self.objective, self.states, self.source, self.progress, slices)
 
 
 @dataclass(frozen=True)
@@ -93,6 +93,7 @@ def train_leg(
     bar: ProgressBar,
     say: Callable[[str], None] = lambda text: None,
     limits: LegLimits = UNLIMITED,
+    slices: int = 1,
 ) -> None:
     """Trains a leg from its newest checkpoint to its end. Raises `Interrupted` after saving, if `stop` is set.
 
@@ -113,7 +114,7 @@ def train_leg(
         run.state.seconds[leg.name] = progress.seconds
         run.save()
 
-    for result in leg.steps():
+    for result in leg.steps(slices):
         log(progress, result)
         if leg.guard and guard_due(progress):
             guard_critic(run, leg.name, progress, leg.guard)

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 
 from calotype.training.objectives import Loss, Objective
-from calotype.training.state import NotFiniteError, TrainState
+from calotype.training.slices import at_once, one_thread
+from calotype.training.state import Gradients, NotFiniteError, TrainState
 from calotype.types import Batch, Rng, UserError
 
 
@@ -64,36 +68,59 @@ class StepResult:
 
 
 def train_steps(
-    objective: Objective, states: Mapping[str, TrainState], source: BatchSource, progress: TrainProgress
+    objective: Objective,
+    states: Mapping[str, TrainState],
+    source: BatchSource,
+    progress: TrainProgress,
+    slices: int = 1,
 ) -> Iterator[StepResult]:
     """Trains to the end of the leg, one step for each result; what is done between steps is up to the caller."""
     progress.started = time.perf_counter()
     while progress.images_seen < progress.total:
         batch = source.batch(progress.images_seen, progress.batch)
-        result = train_step(states, objective.losses(batch, progress.fraction, progress.rng()), progress)
+        result = train_step(objective, states, batch, progress, slices)
         progress.advance(len(batch))
         yield result
 
 
-def train_step(states: Mapping[str, TrainState], losses: dict[str, Loss], progress: TrainProgress) -> StepResult:
-    """One step of every network that has a loss. All gradients are taken before any weight moves.
+def train_step(
+    objective: Objective, states: Mapping[str, TrainState], batch: Batch, progress: TrainProgress, slices: int = 1
+) -> StepResult:
+    """One step of every network that has a loss; `slices` of the batch are worked on at once, if the objective can.
 
     Raises `UserError` for a gradient that is not finite.
     """
-    for name, loss in losses.items():
-        states[name].backward(loss.total)
-    norms = {}
-    for name, loss in losses.items():
+    with one_thread() if slices > 1 else nullcontext():
+        parts = objective.slices(batch, progress.fraction, progress.rng(), slices)
+        return update(states, at_once([partial(_differentiated, states, part) for part in parts]), progress)
+
+
+Differentiated = dict[str, tuple[Loss, Gradients]]
+"""By network, the loss of a slice and its gradients."""
+
+
+def _differentiated(states: Mapping[str, TrainState], part: Callable[[], dict[str, Loss]]) -> Differentiated:
+    return {name: (loss, states[name].gradients(loss.total)) for name, loss in part().items()}
+
+
+def update(states: Mapping[str, TrainState], slices: Sequence[Differentiated], progress: TrainProgress) -> StepResult:
+    """One step along the sum of the gradients of all slices. All gradients are taken before any weight moves."""
+    norms, terms = {}, {}
+    for name in slices[0]:
+        losses, gradients = zip(*(part[name] for part in slices), strict=True)
+        terms[name] = {term: torch.stack([loss.terms[term] for loss in losses]).sum() for term in losses[0].terms}
+        for each in gradients:
+            states[name].add(each)
+    for name in slices[0]:
         try:
             norms[name] = states[name].step(progress.fraction)
         except NotFiniteError as error:
-            values = ", ".join(f"{term} {float(value):.3g}" for term, value in loss.terms.items())
+            values = ", ".join(f"{term} {float(value):.3g}" for term, value in terms[name].items())
             raise UserError(
                 f"{name} after {progress.images_seen} images: {error} ({values}); training stopped before it spread, "
                 f"and the last checkpoint is sound; lower the learning rate, or set precision to float32, and resume"
             ) from None
-    terms = {f"{name}.{term}": value for name, loss in losses.items() for term, value in loss.terms.items()}
-    return StepResult(terms, norms)
+    return StepResult({f"{name}.{term}": value for name in terms for term, value in terms[name].items()}, norms)
 
 
 Due = Callable[[TrainProgress], bool]

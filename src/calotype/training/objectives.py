@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import accumulate
 from typing import Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from calotype.data.captions import drop_phrases
 from calotype.diffusion.stage import Stage
+from calotype.nets.blocks import dropout_seeds
 from calotype.nets.critic import Critic
 from calotype.nets.kl import Autoencoder
 from calotype.nets.perceptual import EfficientNetLite0, perceptual_distance
 from calotype.nets.vae import Moments
 from calotype.priors.gaussian import CrossFitted
 from calotype.recipe import AutoencoderLossConfig, ConditionDropout
-from calotype.types import NULL_LABEL, Batch, Images, Labels, Rng, Sigmas, Text
+from calotype.training.slices import rows_of
+from calotype.types import NULL_LABEL, Batch, Images, Labels, Latents, OtherImages, Rng, Sigmas, Text
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,10 @@ class Loss:
     terms: dict[str, Tensor]
 
 
+Slice = Callable[[], dict[str, Loss]]
+"""The losses of a slice of a batch: shares of those of the whole."""
+
+
 @runtime_checkable
 class Objective(Protocol):
     """Networks that are trained, each on its own loss; all randomness comes from `rng`."""
@@ -37,6 +45,10 @@ class Objective(Protocol):
     networks: dict[str, nn.Module]
 
     def losses(self, batch: Batch, fraction: float, rng: Rng) -> dict[str, Loss]: ...
+
+    def slices(self, batch: Batch, fraction: float, rng: Rng, count: int) -> list[Slice]:
+        """At most `count` slices of the batch, which may be worked on at once; their losses add up to `losses`."""
+        ...
 
 
 class AutoencoderObjective:
@@ -66,6 +78,10 @@ class AutoencoderObjective:
         if self.config.adversarial and fraction >= self.config.critic_start:
             losses["critic"] = self._critic(real, fake.detach())
         return losses
+
+    def slices(self, batch: Batch, fraction: float, rng: Rng, count: int) -> list[Slice]:
+        """The whole batch: the weight of the adversarial loss takes the gradients of all its images."""
+        return [lambda: self.losses(batch, fraction, rng)]
 
     def _reconstruction(self, real: Images, fake: Images, fraction: float) -> dict[str, Tensor]:
         config = self.config
@@ -136,23 +152,58 @@ class DenoisingObjective:
         self.networks: dict[str, nn.Module] = {"denoiser": stage.denoiser}
 
     def losses(self, batch: Batch, fraction: float, rng: Rng) -> dict[str, Loss]:
-        loss = self.per_image(batch, rng)[1].mean()
-        return {"denoiser": Loss(loss, {"loss": loss.detach()})}
+        (whole,) = self.slices(batch, fraction, rng, 1)
+        return whole()
 
-    def per_image(self, batch: Batch, rng: Rng) -> tuple[Sigmas, Float[Tensor, " batch"]]:
-        """The sigma and the loss of every picture."""
+    def slices(self, batch: Batch, fraction: float, rng: Rng, count: int) -> list[Slice]:
+        noised = self.draw(batch, rng)
+
+        def share(rows: slice) -> dict[str, Loss]:
+            loss = self.per_image(noised.at(rows)).sum() / len(batch)
+            return {"denoiser": Loss(loss, {"loss": loss.detach()})}
+
+        return [partial(share, rows) for rows in rows_of(len(batch), count)]
+
+    def draw(self, batch: Batch, rng: Rng) -> Noised:
+        """All that is random of each image."""
         count, device = len(batch), batch.clean.device
         clean = self.stage.space.sample(batch.clean, rng.at("latents"))
         sigma = self.stage.schedule.draw(count, rng.at("sigma")).to(device)
         noise = rng.at("noise").noise_like(clean)
         labels, text = drop_condition(batch, self.dropout, rng.at("condition"))
         level = self.stage.augmentation.draw(count, rng.at("augmentation")).to(device)
-        spoiling = torch.zeros(()) if batch.low_res is None else rng.at("spoiling").noise_like(batch.low_res)
-        condition = self.stage.condition(labels, batch.low_res, level, spoiling, text)
+        spoiling = None if batch.low_res is None else rng.at("spoiling").noise_like(batch.low_res)
+        seeds = rng.at("dropout").integers(2**62, count)
+        return Noised(replace(batch, clean=clean, labels=labels, text=text), sigma, noise, level, spoiling, seeds)
+
+    def per_image(self, noised: Noised) -> Float[Tensor, " batch"]:
+        """The loss of every image."""
+        batch, spoiling = noised.batch, torch.zeros(()) if noised.spoiling is None else noised.spoiling
+        condition = self.stage.condition(batch.labels, batch.low_res, noised.level, spoiling, batch.text)
         if self.cross_fitted is not None and batch.fold is not None:
-            condition = replace(condition, posterior_mean=self.cross_fitted.of(batch.fold, labels))
-        with rng.at("dropout").seeding(device):
-            return sigma, self.stage.denoiser.loss(clean, sigma, noise, condition)
+            condition = replace(condition, posterior_mean=self.cross_fitted.of(batch.fold, batch.labels))
+        with dropout_seeds(noised.seeds, batch.clean.device):
+            return self.stage.denoiser.loss(batch.clean, noised.sigma, noised.noise, condition)
+
+
+@dataclass(frozen=True)
+class Noised:
+    """A batch, its conditions after dropout, and all that was drawn for each of its images."""
+
+    batch: Batch
+    sigma: Sigmas
+    noise: Latents
+    level: Sigmas
+    """Of the augmentation of the low-resolution image, with `spoiling`, its noise."""
+    spoiling: OtherImages | None
+    seeds: Int[Tensor, " batch"]
+    """Of the network's dropout."""
+
+    def at(self, rows: slice) -> Noised:
+        spoiling = None if self.spoiling is None else self.spoiling[rows]
+        return Noised(
+            self.batch.at(rows), self.sigma[rows], self.noise[rows], self.level[rows], spoiling, self.seeds[rows]
+        )
 
 
 def drop_condition(batch: Batch, dropout: ConditionDropout, rng: Rng) -> tuple[Labels, Text | None]:

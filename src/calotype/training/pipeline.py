@@ -28,7 +28,7 @@ from calotype.spaces.latent import LatentSpace, about_tiles
 from calotype.spaces.pixel import PixelSpace, Space
 from calotype.store import save_model
 from calotype.tables import merge
-from calotype.training.control import HOPELESS, BudgetController, TimeBudget
+from calotype.training.control import HOPELESS, BudgetController, ThreadControl, TimeBudget
 from calotype.training.examples import Bucket, crop_examples, latent_examples, picture_examples
 from calotype.training.inspection import require_fit
 from calotype.training.leg import UNLIMITED, Leg, LegLimits, Result_co, train_leg, validate
@@ -193,7 +193,8 @@ class Pipeline:
 
     def _train(self, leg: Leg[Result_co]) -> Result_co:
         with self.reporter.bar(leg.name) as bar:
-            train_leg(self.run, leg, self.stop, bar, self.reporter.say, self._limits(leg.name))
+            limits, slices = self._limits(leg.name), self.budget.slices.get(leg.name, 1)
+            train_leg(self.run, leg, self.stop, bar, self.reporter.say, limits, slices)
         return leg.trained
 
     def _limits(self, leg: str) -> LegLimits:
@@ -202,6 +203,12 @@ class Pipeline:
         if leg not in budget.paced:
             return UNLIMITED
         others = sum(seconds for step, seconds in self.run.state.seconds.items() if step != leg)
-        control = BudgetController(budget.phases[leg], budget.budget_seconds - others - budget.after(leg))
+        pace = BudgetController(budget.phases[leg], budget.budget_seconds - others - budget.after(leg))
+        threads = ThreadControl(self.device)
+
+        def control(progress: TrainProgress) -> None:
+            pace(progress)
+            threads(progress)
+
         previews_at = (1.0,) if budget.predicted["seconds"][leg] < SHORT else ()
         return LegLimits(control, previews_at, VALIDATION_SHARE, HOPELESS)

@@ -136,8 +136,10 @@ class DenoiserValidator:
 
 
 def validation_losses(stage: Stage, batch: Batch, rng: Rng, name: str) -> dict[str, float]:
-    sigma, loss = DenoisingObjective(stage).per_image(batch, rng)
-    thirds = zip(("low", "middle", "high"), loss[sigma.argsort()].tensor_split(3), strict=True)
+    objective = DenoisingObjective(stage)
+    noised = objective.draw(batch, rng)
+    loss = objective.per_image(noised)
+    thirds = zip(("low", "middle", "high"), loss[noised.sigma.argsort()].tensor_split(3), strict=True)
     by_noise = {f"{name}_loss_{level}_noise": float(third.mean()) for level, third in thirds if len(third)}
     return {f"{name}_loss": float(loss.mean()), **by_noise}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -12,6 +12,9 @@ from torch import Tensor, nn
 
 from calotype.priors.prior import load_trained, trained_state
 from calotype.recipe import OptimizerConfig
+
+Gradients = Sequence[Tensor | None]
+"""One for each weight that is trained; None for one that the loss does not depend on."""
 
 
 class NotFiniteError(ArithmeticError):
@@ -30,9 +33,23 @@ class TrainState:
         )
         self.steps = 0
 
+    def gradients(self, loss: Tensor) -> Gradients:
+        """Of the weights of this network alone; nothing is kept here, so several threads may ask at once."""
+        return torch.autograd.grad(loss, self.parameters, allow_unused=True)
+
+    def add(self, gradients: Gradients) -> None:
+        """Adds gradients to those of the next step."""
+        for parameter, gradient in zip(self.parameters, gradients, strict=True):
+            if gradient is None:
+                continue
+            if parameter.grad is None:
+                parameter.grad = _laid_out_as(parameter, gradient)
+            else:
+                parameter.grad += gradient
+
     def backward(self, loss: Tensor) -> None:
-        """Gradients on the weights of this network alone."""
-        loss.backward(inputs=self.parameters)
+        """Adds the gradients of this loss."""
+        self.add(self.gradients(loss))
 
     def step(self, fraction: float) -> float:
         """One update; `fraction` in [0, 1) is how much of the run is over. Returns the norm of the gradient.
@@ -80,8 +97,10 @@ class TrainState:
 
 
 def _laid_out_as(parameter: Tensor, value: Tensor) -> Tensor:
-    """The fused optimizer walks along the memory, so its moments must lie as the weights do (channels last)."""
-    return torch.empty_like(parameter).copy_(value) if value.shape == parameter.shape else value
+    """The fused optimizer walks along the memory: gradients and moments must lie as the weights do (channels last)."""
+    if value.shape != parameter.shape or value.stride() == parameter.stride():
+        return value
+    return torch.empty_like(parameter).copy_(value)
 
 
 def _under(prefix: str, named: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:

@@ -1,0 +1,123 @@
+import threading
+from dataclasses import replace
+from itertools import chain
+
+import pytest
+import torch
+from small import CASCADE, CPU, LEGS, first_leg, noise_pictures, second_leg
+from test_checkpoint import go_on
+
+from calotype.nets.blocks import dropout, dropout_seeds
+from calotype.settings import parse_recipe
+from calotype.training.examples import crop_examples
+from calotype.training.legs import enlarger_leg
+from calotype.training.loop import train_step
+from calotype.training.slices import at_once, rows_of
+from calotype.types import Rng, Text
+
+RNG = Rng(("slices",))
+
+
+@pytest.mark.parametrize(("count", "slices"), [(6, 1), (6, 2), (7, 3), (2, 5), (1, 4), (32, 8)])
+def test_slices_hold_every_image_once_in_equal_parts(count, slices):
+    parts = [list(range(count))[rows] for rows in rows_of(count, slices)]
+    assert [*chain.from_iterable(parts)] == list(range(count)) and len(parts) == min(count, slices)
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+def test_each_task_has_a_thread_of_its_own_and_torch_uses_no_others():
+    before, barrier = torch.get_num_threads(), threading.Barrier(3, timeout=20)
+
+    def task(place):
+        barrier.wait()  # only met if all three run at once
+        return place, threading.get_ident(), torch.get_num_threads()
+
+    results = at_once([lambda place=place: task(place) for place in range(3)])
+    assert [place for place, _, _ in results] == [0, 1, 2] and {threads for _, _, threads in results} == {1}
+    assert len({thread for _, thread, _ in results}) == 3 and results[0][1] == threading.get_ident()
+    assert torch.get_num_threads() == before
+
+
+def test_a_failing_task_fails_all():
+    before = torch.get_num_threads()
+    for divisors in ((0, 1), (1, 0)):
+        with pytest.raises(ZeroDivisionError):
+            at_once([lambda divisor=divisor: 1 / divisor for divisor in divisors])
+        assert torch.get_num_threads() == before
+
+
+# -- Slices of a step --------------------------------------------------------------------------------------------------
+
+
+def captioned_leg():
+    text = {"kind": "bytes", "width": 16, "heads": 1, "depth": 1}
+    return second_leg(denoiser={"text": text, "caption_dropout": 0.5, "label_dropout": 0.3})
+
+
+def enlarging_leg():
+    recipe, pictures = parse_recipe(CASCADE), noise_pictures()
+    return enlarger_leg(recipe, 16, pictures, crop_examples(recipe, 16, pictures, CPU), CPU)
+
+
+@pytest.mark.parametrize("count", [2, 3, 4])
+@pytest.mark.parametrize("make", [LEGS["denoiser"], LEGS["unet"], captioned_leg, enlarging_leg])
+def test_gradients_of_slices_add_up_to_those_of_the_whole(make, count):
+    """Under dropout in the network, of labels and of captions; after some steps, so that every path has a gradient."""
+    leg = go_on(make(), 16)
+    objective, state = leg.objective, leg.states["denoiser"]
+    batch = leg.source.batch(16, 4)
+    if make is captioned_leg:
+        batch = replace(batch, text=Text(("red and round", "", "blue", "green and tall")))
+
+    def gradients(slices):
+        parts = objective.slices(batch, 0.5, RNG, slices)
+        assert len(parts) == slices
+        losses = at_once([lambda part=part: part()["denoiser"] for part in parts])
+        for loss in losses:
+            state.backward(loss.total)
+        found = [parameter.grad for parameter in state.parameters if parameter.grad is not None]
+        state.optimizer.zero_grad()
+        return sum(loss.total.item() for loss in losses), torch.cat([gradient.flatten() for gradient in found])
+
+    (loss, whole), (sum_of_losses, added) = gradients(1), gradients(count)
+    assert sum_of_losses == pytest.approx(loss, rel=1e-6)
+    assert (added - whole).norm() <= 1e-6 * whole.norm() > 0
+
+
+def test_a_step_in_slices_is_the_step_of_the_whole_batch():
+    """Adam divides by the gradient's size, so where that is nearly 0 a step differs by more than the gradient does."""
+    weights = []
+    for slices in (1, 2):
+        leg = go_on(second_leg(), 16)
+        result = train_step(leg.objective, leg.states, leg.source.batch(16, 4), leg.progress, slices)
+        weights.append(torch.cat([weight.flatten() for weight in leg.states["denoiser"].parameters]).detach())
+        assert list(result.terms) == ["denoiser.loss"] and list(result.norms) == ["denoiser"]
+    assert (weights[0] - weights[1]).norm() <= 1e-5 * weights[0].norm()
+
+
+def test_an_autoencoder_has_one_slice():
+    leg = first_leg()
+    assert len(leg.objective.slices(leg.source.batch(0, 4), 0.9, RNG, 2)) == 1
+
+
+# -- Dropout -----------------------------------------------------------------------------------------------------------
+
+
+def test_dropout_of_an_image_depends_on_its_seed_alone():
+    values, seeds = torch.rand(3, 5, 40) + 1, torch.tensor([4, 9, 4])
+
+    def dropped(rows):
+        with dropout_seeds(seeds[rows], CPU):
+            return dropout(values[rows], 0.25, True), dropout(values[rows], 0.25, True)
+
+    first, second = dropped(slice(0, 3))
+    assert torch.equal(first[0] == 0, first[2] == 0) and not torch.equal(first[0] == 0, first[1] == 0)
+    assert not torch.equal(first == 0, second == 0)
+    assert torch.equal(dropped(slice(1, 3))[1], second[1:])
+    kept = first != 0
+    assert torch.allclose(first[kept], values[kept] / 0.75) and 0.6 < kept.float().mean() < 0.9
+
+
+def test_without_dropout_values_are_as_they_were():
+    values = torch.rand(2, 3)
+    assert torch.equal(dropout(values, 0.5, False), values) and torch.equal(dropout(values, 0.0, True), values)
