@@ -41,16 +41,17 @@ def test_what_sees_the_whole_picture_has_no_exact_tiles(network):
     assert not measure_reach(network, torch.zeros(1, 2, 4, 4), CellScale(1, 1)).exact
 
 
-def new_vae(reduction):
-    return perturbed(Vae(VaeConfig(reduction=reduction, channels=5, widths=SIZES[reduction]))).eval()
+def new_vae(reduction, lapped=False):
+    return perturbed(Vae(VaeConfig(reduction=reduction, channels=5, widths=SIZES[reduction], lapped=lapped))).eval()
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("side", [3, 12])
 @pytest.mark.parametrize("reduction", SIZES)
-def test_tiles_are_the_whole(reduction, side):
+@pytest.mark.parametrize("lapped", [False, True])
+def test_tiles_are_the_whole(reduction, side, lapped):
     """Of odd sizes, with one tile and with many, two pictures at once."""
-    vae = new_vae(reduction)
+    vae = new_vae(reduction, lapped)
     latents = Rng(("latents",)).normal(2, 5, 13, 17)
     images = Rng(("images",)).uniform(2, 3, 13 * reduction, 17 * reduction) * 2 - 1
     space = LatentSpace(vae)

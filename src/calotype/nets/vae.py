@@ -1,7 +1,7 @@
 """The convolutional autoencoder: images to latents `reduction` times smaller, and back (arXiv 1312.6114; 2112.10752).
 
 Encoder and decoder are a linear path over square patches plus a network whose last convolution starts at 0. The linear
-path is the PCA of the patches, in closed form, and is not trained.
+path is the PCA of the patches, in closed form, and is not trained. Patches overlap by a lapped transform.
 Between resolutions, pixels are folded into channels around each convolution (as DC-AE, arXiv 2410.10733, section 3.1).
 """
 
@@ -42,6 +42,8 @@ class VaeConfig(Config):
     widths: tuple[PositiveInt, ...] = Field(default=(96, 192), description="Channels at each level, from `stem` down.")
     encoder_blocks: PositiveInt = 1
     decoder_blocks: PositiveInt = 2
+    lapped: bool = False
+    """Whether the patches of the linear path overlap; see `Lapping`. Autoencoders of earlier versions had squares."""
 
     @model_validator(mode="after")
     def _ladder(self) -> VaeConfig:
@@ -50,6 +52,8 @@ class VaeConfig(Config):
                 f"reduction is {self.reduction}, but stem {self.stem} with {len(self.widths)} widths gives "
                 f"{self.stem * 2 ** (len(self.widths) - 1)}; each width after the first halves the picture"
             )
+        if self.lapped and self.reduction % 2:
+            raise ValueError(f"reduction is {self.reduction}, but patches overlap by half of it; set lapped to false")
         for wide, narrow in pairwise(self.widths):
             if max(4 * wide, narrow) % min(4 * wide, narrow):
                 raise ValueError(
@@ -77,6 +81,7 @@ class Vae(nn.Module):
         super().__init__()
         self.config, self.precision = config, precision
         values = 3 * config.reduction**2
+        self.lapping = Lapping(config.reduction) if config.lapped else None
         self.linear_in = nn.Conv2d(values, config.channels, 1).requires_grad_(False)
         self.linear_out = nn.Conv2d(config.channels, values, 1).requires_grad_(False)
         self.encoder = VaeEncoder(config)
@@ -85,18 +90,22 @@ class Vae(nn.Module):
     def encode(self, images: Images) -> Moments:
         with autocast(images.device, self.precision):
             mean, log_variance = (GAIN * self.encoder(images).float()).chunk(2, 1)
-        linear = self.linear_in(F.pixel_unshuffle(images, self.config.reduction))
+        linear = self.linear_in(self._patches(images))
         return Moments(linear + mean, (START_LOG_VARIANCE + log_variance).clamp(-20, 10))
 
     def decode(self, latents: Latents) -> Images:
         with autocast(latents.device, self.precision):
             correction = GAIN * self.decoder(latents).float()
-        return F.pixel_shuffle(self.linear_out(latents), self.config.reduction) + correction
+        linear = F.pixel_shuffle(self.linear_out(latents), self.config.reduction)
+        return (linear if self.lapping is None else self.lapping.inverse(linear)) + correction
+
+    def _patches(self, images: Images) -> Resized:
+        return F.pixel_unshuffle(images if self.lapping is None else self.lapping(images), self.config.reduction)
 
     @torch.no_grad()
     def start_linear(self, images: Images) -> None:
         """Sets the linear path to the PCA of the patches of `images`, scaled to latents of mean 0 and variance 1."""
-        patches = F.pixel_unshuffle(images, self.config.reduction).cpu().double().transpose(0, 1).flatten(1)
+        patches = self._patches(images).cpu().double().transpose(0, 1).flatten(1)
         mean = patches.mean(1, keepdim=True)
         variances, axes = torch.linalg.eigh((patches - mean) @ (patches - mean).T / max(1, patches.shape[1] - 1))
         variances, axes = variances.flip(0), axes.flip(1)
@@ -106,6 +115,48 @@ class Vae(nn.Module):
         for conv, weight, bias in ((self.linear_in, into, -into @ mean), (self.linear_out, back, mean)):
             conv.weight.copy_(weight[:, :, None, None])
             conv.bias.copy_(bias[:, 0])  # type: ignore[union-attr]
+
+
+class Lapping(nn.Module):
+    """An orthonormal transform across the borders of square patches, before they are cut: a lapped transform.
+
+    What a patch then holds is twice as wide and fades towards its ends, so wrong latents show no borders of patches.
+    The orthonormal prefilter of Tran, Liang and Tu, IEEE Transactions on Signal Processing 51, 2003 (LOT of type II);
+    with a transform of the patches it is the lapped orthogonal transform (Malvar and Staelin, IEEE Transactions on
+    Acoustics, Speech, and Signal Processing 37, 1989). At the edges of the image nothing overlaps.
+    """
+
+    matrix: Float[Tensor, "patch patch"]
+
+    def __init__(self, patch: int) -> None:
+        super().__init__()
+        self.overlap = patch // 2
+        self.register_buffer("matrix", border_transform(patch), persistent=False)
+
+    def forward(self, images: Images) -> Images:
+        return self._along(self._along(images, 2, self.matrix), 3, self.matrix)
+
+    def inverse(self, images: Images) -> Images:
+        return self._along(self._along(images, 2, self.matrix.T), 3, self.matrix.T)
+
+    def _along(self, images: Images, dim: int, matrix: Float[Tensor, "patch patch"]) -> Images:
+        """`matrix` times the pixels on both sides of each border."""
+        half, length = self.overlap, images.shape[dim]
+        lines = images.transpose(dim, 3)
+        borders = lines[..., half : length - half].unflatten(3, (-1, 2 * half)) @ matrix.T
+        return torch.cat([lines[..., :half], borders.flatten(3), lines[..., length - half :]], 3).transpose(dim, 3)
+
+
+def border_transform(patch: int) -> Float[Tensor, "patch patch"]:
+    """Orthonormal: a butterfly, a rotation of the odd half, and the butterfly again."""
+    half = patch // 2
+    one, reverse, place = torch.eye(half), torch.eye(half).flip(0), torch.arange(half) + 0.5
+    cosine_2 = torch.cos(math.pi / half * place * torch.arange(half)[:, None]) * math.sqrt(2 / half)
+    cosine_2[0] /= math.sqrt(2)
+    cosine_4 = torch.cos(math.pi / half * place * place[:, None]) * math.sqrt(2 / half)
+    butterfly = torch.cat([torch.cat([one, reverse], 1), torch.cat([reverse, -one], 1)])
+    rotation = torch.block_diag(one, reverse @ cosine_2.T @ cosine_4 @ reverse)
+    return butterfly @ rotation @ butterfly / 2
 
 
 class VaeEncoder(nn.Module):

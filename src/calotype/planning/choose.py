@@ -167,7 +167,7 @@ def choose_vae(size: int) -> VaeConfig:
     """64 to 256 latent positions up to 256 px; channels grow with the reduction."""
     spaces = ((192, 16, 64), (48, 8, 32), (0, 4, 8))
     reduction, channels = next((reduction, channels) for smallest, reduction, channels in spaces if size >= smallest)
-    return VaeConfig(reduction=reduction, channels=channels, **vae_widths(reduction))
+    return VaeConfig(reduction=reduction, channels=channels, lapped=True, **vae_widths(reduction))
 
 
 def vae_widths(reduction: int) -> dict[str, Any]:
