@@ -65,7 +65,7 @@ class Inspection(Stored):
 
 
 class LevelSearch(Stored):
-    """The search for the augmentation level of a stage that enlarges."""
+    """A search for the augmentation level of a stage that enlarges, or for a guidance scale."""
 
     best: float
     tried: list[tuple[float, float]] = []
@@ -116,6 +116,7 @@ class RunState(Stored):
     overfitted: dict[str, str] = Field(default_factory=dict)
     """By leg, a sentence that says what was done about it."""
     inspection: Inspection | None = None
+    guidance: LevelSearch | None = None
     levels: dict[str, LevelSearch] = Field(default_factory=dict)
     """Searches by the size of the stage."""
     constants: dict[str, str] = Field(default_factory=dict)

@@ -42,7 +42,7 @@ from calotype.spaces.latent import LatentSpace
 from calotype.tables import number
 from calotype.types import NULL_LABEL, Rng
 
-ONCE = ("captions", "latents", "prepare", "fit")
+ONCE = ("captions", "latents", "prepare", "fit", "guidance")
 """Parts that are done once, besides a search (`level-SIZE`) for each stage that enlarges."""
 NOT_COUNTED = "a run of an earlier version, which did not count it"
 BATCH_SIZES = (1, 4, 16)

@@ -3,8 +3,8 @@
 All settings are measured with the same seeds and on the same bootstrap sets, so the noise that they share cancels; of
 those within a standard error of the best, the cheapest or the simplest is taken.
 
-`sweep` tries a grid over sampler steps, guide and guidance scale. `search_level` finds the augmentation level of a
-stage that enlarges, after training, on pictures of the stages before it.
+`sweep` tries a grid over sampler steps, guide and guidance scale. After training, `search_level` finds the augmentation
+level of a stage that enlarges, on pictures of the stages before it, and `search_scale` the guidance scale of the first.
 """
 
 from __future__ import annotations
@@ -160,6 +160,8 @@ class Search:
     """The distance from real pictures at each level that was tried."""
 
     tried: dict[float, Distance]
+    usual: float | None = None
+    """The level that is kept unless another is clearly better."""
 
     @property
     def nearest(self) -> float:
@@ -167,8 +169,9 @@ class Search:
 
     @property
     def best(self) -> float:
-        """The smallest level that is within a standard error of the nearest: augmentation must prove its worth."""
-        return min(level for level in self.tried if within_standard_error(self.behind(level)))
+        """Of the levels within a standard error of the nearest, the usual one, or the smallest."""
+        level = [level for level in self.tried if within_standard_error(self.behind(level))]
+        return self.usual if self.usual in level else min(level)
 
     def behind(self, level: float) -> Estimate:
         """How much further than the nearest."""
@@ -203,6 +206,32 @@ def search_level(
         if 0 <= level <= most:
             attempt(level)
     return Search(tried)
+
+
+def search_scale(
+    distance: Callable[[float], Distance], scales: Sequence[float], usual: float, progress: Callable[[int, int], None]
+) -> Search:
+    """The distances at these guidance scales."""
+    tried: dict[float, Distance] = {}
+    for scale in scales:
+        tried[scale] = distance(scale)
+        progress(len(tried), len(scales))
+    return Search(tried, usual)
+
+
+def scale_distance(
+    stage: Stage, sampling: Sampling, labels: Labels, text: Text | None, real: Features, seed: int,
+    network: FeatureNetwork,
+) -> Callable[[float], Distance]:  # fmt: skip
+    """From a guidance scale to the distance of samples from `real`; each time with equal seeds."""
+    sampled = sampled_features(stage, labels, text, seed, network)
+    sets = resamples(len(labels), len(real), np.random.default_rng(0))
+
+    def distance(scale: float) -> Distance:
+        of_samples = sampled(sampling.model_copy(update={"guidance": scale}))
+        return Distance(kernel_distance(of_samples, real), on_resamples(kernel_of_rows(of_samples, real), sets))
+
+    return distance
 
 
 def level_distance(

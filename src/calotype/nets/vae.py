@@ -105,16 +105,22 @@ class Vae(nn.Module):
     @torch.no_grad()
     def start_linear(self, images: Images) -> None:
         """Sets the linear path to the PCA of the patches of `images`, scaled to latents of mean 0 and variance 1."""
-        patches = self._patches(images).cpu().double().transpose(0, 1).flatten(1)
-        mean = patches.mean(1, keepdim=True)
-        variances, axes = torch.linalg.eigh((patches - mean) @ (patches - mean).T / max(1, patches.shape[1] - 1))
-        variances, axes = variances.flip(0), axes.flip(1)
+        mean, variances, axes = principal_axes(self._patches(images).cpu().double().transpose(0, 1).flatten(1))
         count = self.config.channels
         spreads, axes = variances[:count].clamp(min=max(1e-8, 1e-5 * float(variances[0]))).sqrt(), axes[:, :count]
         into, back = (axes / spreads).T, axes * spreads
         for conv, weight, bias in ((self.linear_in, into, -into @ mean), (self.linear_out, back, mean)):
             conv.weight.copy_(weight[:, :, None, None])
             conv.bias.copy_(bias[:, 0])  # type: ignore[union-attr]
+
+
+def principal_axes(
+    values: Float[Tensor, "value count"],
+) -> tuple[Float[Tensor, "value 1"], Float[Tensor, " axis"], Float[Tensor, "value axis"]]:
+    """Mean, variances along the principal axes, falling, and the axes as columns."""
+    mean = values.mean(1, keepdim=True)
+    variances, axes = torch.linalg.eigh((values - mean) @ (values - mean).T / max(1, values.shape[1] - 1))
+    return mean, variances.flip(0), axes.flip(1)
 
 
 class Lapping(nn.Module):

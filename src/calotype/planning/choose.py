@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -21,7 +22,7 @@ from calotype.diffusion.stage import shrunk
 from calotype.interop import diffusers
 from calotype.machine import Machine
 from calotype.nets.unet import UnetConfig
-from calotype.nets.vae import VaeConfig
+from calotype.nets.vae import Lapping, VaeConfig, principal_axes
 from calotype.planning.sizes import check_tokens, choose_patch, fits
 from calotype.priors.patches import LEAST_DEVIATION, PatchPrior, enlarged
 from calotype.recipe import AutoencoderRecipe, Backbone, DenoiserRecipe, PriorName, leg_above
@@ -50,6 +51,8 @@ CAPTION_PRIOR_GUIDANCE = 0.5
 """Of the prior itself where there are captions: without it, guidance by the prior loses attributes of the prompts."""
 LABEL_GUIDANCE, CAPTION_GUIDANCE = 2.0, 1.3
 """Scales of classifier-free guidance, for models without a prior."""
+CODED_SIDE, CODED_STEP = 8, 0.03
+"""Side of the patches whose code length is compared, at most, and the step to which values in [-1, 1] are rounded."""
 LARGEST_CROP = 256
 """Side of the crops of the autoencoder and of stages that enlarge, at most: their networks are local."""
 TIME_WEIGHTS = {"autoencoder": 0.3, "denoiser": 0.7, "enlarge": 0.35}
@@ -84,9 +87,12 @@ def propose(
         "enlarge": {},
         **imported,
     }
+    reasons: dict[str, str] = {}
     base, reduction, channels, sigma_data = outline.chain[0], 1, 3, 1.0
     if kind == "latent":
-        network = outline.autoencoder.network if imported else choose_vae(base)
+        network = outline.autoencoder.network
+        if not imported:
+            network, reasons["patches"] = choose_vae(pictures, base)
         reduction, channels = network.reduction, network.channels
         proposal["autoencoder"] = {
             "batch": AutoencoderRecipe().batch * machine.batch_factor,
@@ -98,7 +104,6 @@ def propose(
         sigma_data = measure_sigma_data(pictures, base)
     if "backbone" not in settings.get("denoiser", {}):
         check_tokens(outline.chain, reduction)
-    reasons: dict[str, str] = {}
     proposal["denoiser"], reasons["denoiser"] = choose_denoiser(
         pictures, max(1, base // reduction), channels, sigma_data, flops["denoiser"], machine.batch_factor
     )
@@ -163,11 +168,29 @@ def imported_autoencoder(settings: dict[str, Any]) -> dict[str, Any]:
     return {"space": space, "autoencoder": {"network": network}}
 
 
-def choose_vae(size: int) -> VaeConfig:
-    """64 to 256 latent positions up to 256 px; channels grow with the reduction."""
+def choose_vae(pictures: Pictures, size: int) -> tuple[VaeConfig, str]:
+    """64 to 256 latent positions up to 256 px; channels grow with the reduction.
+
+    Patches overlap where that is the shorter code of the pictures. So it is for photographs; flat areas with sharp
+    edges, as drawings have them, are simpler in squares, and their denoiser learns sooner (dev/LOG.md, 2026-11-28).
+    """
     spaces = ((192, 16, 64), (48, 8, 32), (0, 4, 8))
     reduction, channels = next((reduction, channels) for smallest, reduction, channels in spaces if size >= smallest)
-    return VaeConfig(reduction=reduction, channels=channels, lapped=True, **vae_widths(reduction))
+    images = torch.cat([image[..., :LARGEST_CROP, :LARGEST_CROP] for image in some_images(pictures, size)])
+    side = min(reduction, CODED_SIDE)
+    squares, overlapping = code_length(images, side), code_length(Lapping(side)(images), side)
+    network = VaeConfig(reduction=reduction, channels=channels, lapped=overlapping < squares, **vae_widths(reduction))
+    return (
+        network,
+        f"the code of these pictures has {overlapping:.2f} bits a value if they overlap, {squares:.2f} if not",
+    )
+
+
+def code_length(images: Images, side: int) -> float:
+    """Bits a value, about: mean logarithm of the principal components of square patches, in steps of `CODED_STEP`."""
+    patches = F.pixel_unshuffle(images, side).double().transpose(0, 1).flatten(1)
+    mean, _, axes = principal_axes(patches)
+    return float((1 + (axes.T @ (patches - mean)).abs() / CODED_STEP).log2().mean())
 
 
 def vae_widths(reduction: int) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from calotype.settings import parse_recipe
 from calotype.tables import merge
 from calotype.training.checkpoint import KEPT_CHECKPOINTS
 from calotype.training.control import mean_cost, whole_batches
-from calotype.training.levels import LEVELS_TRIED
+from calotype.training.levels import LEVELS_TRIED, SCALES_TRIED
 from calotype.types import UserError
 
 OVERHEAD = 0.05
@@ -29,6 +29,8 @@ LAST_PREVIEWS = 10.0
 """Pictures' worth of time for the previews at the ends of legs: a dozen with averaged and raw weights, in few steps."""
 WARMUP_STEPS, LONGEST_WARMUP = 100, 0.25
 """With 25 steps the network outputs zero for the rest of a run of 500; with 60 it does not (dev/LOG.md, 2026-11-22)."""
+GUIDANCE_SHARE, FEWEST_GUIDANCE_SAMPLES, MOST_GUIDANCE_SAMPLES = 0.03, 48, 192
+"""Fraction of the time for the search of a guidance scale, and samples at each scale."""
 LEVEL_SHARE, FEWEST_LEVEL_CROPS, MOST_LEVEL_CROPS = 0.05, 12, 96
 """Fraction of the time for the search of an augmentation level, whose result on fewer crops would be chance."""
 
@@ -59,6 +61,7 @@ def make_plan(pictures: Pictures, machine: Machine, budget: float, started: floa
         phases=measured.phases(),
         slices=measured.slices(),
         flops=measured.flops(),
+        guidance_samples=MOST_GUIDANCE_SAMPLES if searches_guidance(recipe, settings) else 0,
         notes=[
             *pictures.notes,
             *bucket_notes(original_sizes(pictures), recipe.aspect_buckets, recipe.size, recipe.unit),
@@ -120,7 +123,7 @@ def allot(plan: Plan, measured: Measurement, count: int, deadline: float, propos
 
 def steps_of(recipe: Recipe) -> list[str]:
     """All that a run may do, in order."""
-    steps = ["captions", "autoencoder", "latents", "inspect", "fit", "denoiser", "prepare"]
+    steps = ["captions", "autoencoder", "latents", "inspect", "fit", "denoiser", "guidance", "prepare"]
     for size in recipe.chain[1:]:
         steps += [leg_above(size), exposure_above(size), f"level-{size}"]
     return [*steps, "previews", "samples"]
@@ -159,6 +162,11 @@ def between_legs(plan: Plan, measured: Measurement, count: int, left: float) -> 
         seconds |= {"latents": measured.encode() * encoded, "inspect": measured.inspect()}
     if measured.captions[0]:
         seconds["captions"] = measured.captions[0]
+    a_scale = len(SCALES_TRIED) * measured.sample_stage(0)
+    samples = min(plan.guidance_samples, int(GUIDANCE_SHARE * max(0.0, left) / a_scale))
+    plan.guidance_samples = samples if samples >= FEWEST_GUIDANCE_SAMPLES else 0
+    if plan.guidance_samples:
+        seconds["guidance"] = plan.guidance_samples * a_scale
     for index, size in enumerate(recipe.chain[1:], 1):
         crop = (recipe.enlarger(size).crop or size) / size
         below = sum(measured.sample_stage(place) for place in range(index))
@@ -169,6 +177,12 @@ def between_legs(plan: Plan, measured: Measurement, count: int, left: float) -> 
         plan.level_crops[str(size)] = crops
         seconds[f"level-{size}"] = crops * a_crop
     return seconds
+
+
+def searches_guidance(recipe: Recipe, settings: dict[str, Any]) -> bool:
+    """Whether the prior is the guide, and the user has set nothing of guidance."""
+    set_by_user = {name for name in settings.get("sampling", {}) if name.startswith("guid")}
+    return recipe.sampling.guide == "prior" and not set_by_user
 
 
 def searches_level(stage: EnlargeRecipe) -> bool:

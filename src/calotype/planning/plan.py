@@ -11,6 +11,7 @@ from calotype.data.folder import Pictures
 from calotype.nets.dit import DitConfig
 from calotype.nets.frozen import FolderConfig, MiniLmConfig
 from calotype.nets.text import BytesConfig, NoText
+from calotype.nets.vae import VaeConfig
 from calotype.planning.choose import FEW_PICTURES
 from calotype.recipe import Backbone, ImportedSpace, Recipe, leg_above
 from calotype.training.control import TimeBudget
@@ -74,6 +75,10 @@ def explain(recipe: Recipe, proposed: Recipe, pictures: Pictures, reasons: dict[
         if isinstance(recipe.space, ImportedSpace):
             latents.why = "as imported; mean and standard deviation of each channel are measured on these pictures"
         choices.append(latents)
+        if isinstance(network, VaeConfig):
+            as_proposed = "patches" in reasons and network == proposed.autoencoder.network
+            value = "overlapping" if network.lapped else "squares"
+            choices.append(choice("patches", value, as_proposed, reasons.get("patches", "")))
     if len(recipe.chain) > 1:
         choices.append(choice(
             "stages", " -> ".join(f"{size} px" for size in recipe.chain), recipe.chain == proposed.chain,

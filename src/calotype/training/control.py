@@ -54,6 +54,8 @@ class TimeBudget(BaseModel):
     """Slices of a batch that each leg works on at once."""
     paced: list[str] = []
     """Legs whose length follows the clock; the others see as many images as the recipe says."""
+    guidance_samples: int = 0
+    """Samples by which the guidance scale is searched after training; 0: it stays as in the recipe."""
     level_crops: dict[str, int] = {}
     """Crops on which the augmentation level of each stage that enlarges is searched; 0: it stays as in the recipe."""
 

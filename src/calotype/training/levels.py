@@ -1,4 +1,8 @@
-"""The search for the augmentation level of a stage that enlarges, on what the stages below it make."""
+"""Searches for sampling settings after training, by kernel distances from validation pictures.
+
+They choose the guidance scale of the first stage, and the augmentation level of a stage that enlarges what the stages
+below it make.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +11,47 @@ from collections.abc import Callable, Sequence
 import torch
 
 from calotype.data.folder import Pictures
+from calotype.data.images import images_from_pixels
+from calotype.data.sources import draw_captions
 from calotype.diffusion.stage import Stage
-from calotype.evaluation.features import Lite0
-from calotype.evaluation.search import Search, in_parts, level_distance, search_level
+from calotype.evaluation.features import Lite0, features
+from calotype.evaluation.search import (
+    FEATURES_AT_ONCE,
+    Search,
+    in_parts,
+    level_distance,
+    scale_distance,
+    search_level,
+    search_scale,
+)
 from calotype.recipe import Recipe
 from calotype.training.examples import crop_examples
 from calotype.training.previews import validation_conditions
 from calotype.types import Rng
 
 LEVELS_TRIED = 6
+SCALES_TRIED = (1.5, 2.0, 3.0)
+"""Guidance scales: stronger ones come nearer to portraits, too, but their faces lose features."""
+MOST_REAL = 512
+"""Validation pictures that samples are held against, at most."""
+
+
+def search_guidance(
+    recipe: Recipe, stage: Stage, pictures: Pictures, count: int, progress: Callable[[int, int], None]
+) -> Search:
+    """By which guidance scale the first stage makes what is nearest to validation pictures, with their conditions.
+
+    The scale of the recipe is kept unless another is nearer by more than a standard error: where the prior is crude,
+    as it is of few pictures, a strong scale exaggerates.
+    """
+    device, rows = next(stage.denoiser.parameters()).device, pictures.validation_indices
+    own, network = rows[torch.arange(count) % len(rows)], Lite0(device)
+    labels = pictures.labels[own].to(device)
+    text = draw_captions(pictures.captions, own, Rng((recipe.seed, "guidance")))
+    shown = rows[torch.linspace(0, len(rows) - 1, min(len(rows), MOST_REAL)).long()]
+    parts = (images_from_pixels(pictures.pixels[part]).to(device) for part in shown.split(FEATURES_AT_ONCE))
+    distance = scale_distance(stage, recipe.sampling, labels, text, features(parts, network), recipe.seed, network)
+    return search_scale(distance, SCALES_TRIED, recipe.sampling.guidance, progress)
 
 
 def search_levels(

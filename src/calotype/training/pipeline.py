@@ -33,7 +33,7 @@ from calotype.training.examples import Bucket, crop_examples, latent_examples, p
 from calotype.training.inspection import require_fit
 from calotype.training.leg import UNLIMITED, Leg, LegLimits, Result_co, train_leg, validate
 from calotype.training.legs import autoencoder_leg, denoiser_leg, enlarger_leg, exposure_leg
-from calotype.training.levels import search_levels
+from calotype.training.levels import search_guidance, search_levels
 from calotype.training.loop import TrainProgress
 from calotype.training.previews import autoencoder_validator, validation_images
 from calotype.training.process import Interrupted, Reporter, Stop, until_stopped
@@ -90,7 +90,8 @@ class Pipeline:
     def train(self) -> None:
         """All legs, and the folder of the model. Raises `Interrupted`, after saving, when asked to stop."""
         self.encode_captions()
-        recipe, stages = self.recipe, [self.first_stage(*self.space())]
+        stages = [self.first_stage(*self.space())]
+        recipe = self.with_best_guidance(stages[0])
         for size in recipe.chain[1:]:
             stage = self.enlarger(size, stages[-1])
             recipe = self.with_best_level(recipe, stages, stage)
@@ -165,6 +166,20 @@ class Pipeline:
         with self._counting("prepare"):
             fine_tuning = exposure_leg(self.recipe, below, stage, pictures, self.device)
         return self._train(fine_tuning)
+
+    def with_best_guidance(self, stage: Stage) -> Recipe:
+        """The recipe with the guidance scale that suits the first stage; a resumed run has it in its state."""
+        state = self.run.state
+        if not self.budget.guidance_samples:
+            return self.recipe
+        if state.guidance is None:
+            with self._counting("guidance"), self.reporter.bar("guidance") as bar:
+                progress, pictures = until_stopped(self.stop, bar), self.pictures.shrunk(stage.image_size)
+                search = search_guidance(self.recipe, stage, pictures, self.budget.guidance_samples, progress)
+            state.guidance = LevelSearch.model_validate(search.as_json())
+            self.run.log("guidance", **search.as_json())
+            self.run.save()
+        return parse_recipe(merge(self.recipe.model_dump(), {"sampling": {"guidance": state.guidance.best}}))
 
     def with_best_level(self, recipe: Recipe, below: Sequence[Stage], stage: Stage) -> Recipe:
         """The recipe with the augmentation that suits what the stages below make; a resumed run has it in its state."""

@@ -1,0 +1,95 @@
+"""The search for a guidance scale after training."""
+
+import numpy as np
+import pytest
+from small import CASCADE, SETTINGS, Keeper, be_quick, noise_pictures, recipe, request, second_leg, write_pictures
+
+from calotype.cli.commands import plan, train
+from calotype.cli.options import PlanOptions
+from calotype.evaluation.search import Distance, Search, search_scale
+from calotype.files import read_json
+from calotype.model import load
+from calotype.planning import make
+from calotype.run import Run
+from calotype.training import pipeline
+from calotype.training.levels import SCALES_TRIED, search_guidance
+
+
+def distances(**of_scales):
+    """With a standard error of 0.1 of each difference, and a shared one that cancels."""
+    rng = np.random.default_rng(0)
+    shared = rng.normal(0, 5, 400)
+    return {
+        float(scale[1:]) / 10: Distance(value, value + shared + rng.normal(0, 0.1 / 2**0.5, 400))
+        for scale, value in of_scales.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("usual", "found", "best"),
+    [
+        (3.0, {"s15": 1.0, "s20": 0.9, "s30": 0.95}, 3.0),  # the usual one is within a standard error of the nearest
+        (3.0, {"s15": 1.0, "s20": 0.9, "s30": 2.0}, 2.0),
+        (3.0, {"s15": 0.95, "s20": 0.9, "s30": 2.0}, 1.5),  # level ones: the smallest
+        (None, {"s15": 0.95, "s20": 0.9, "s30": 0.92}, 1.5),
+    ],
+)
+def test_the_usual_level_is_kept_unless_another_is_clearly_nearer(usual, found, best):
+    assert Search(distances(**found), usual).best == best
+
+
+def test_each_scale_is_tried_once():
+    tried, seen = [], []
+    search = search_scale(
+        lambda scale: tried.append(scale) or Distance(scale, np.full(4, scale)), (1.5, 3.0), 3.0,
+        lambda done, total: seen.append((done, total)),
+    )  # fmt: skip
+    assert tried == [1.5, 3.0] and seen == [(1, 2), (2, 2)] and search.best == 1.5
+
+
+def test_equal_seeds_find_equal_distances():
+    leg = second_leg(sampling={"steps": 2, "guide": "prior", "guidance": 3.0})
+    wanted = recipe(sampling={"steps": 2, "guide": "prior", "guidance": 3.0})
+    pictures = noise_pictures()
+    once, again = (search_guidance(wanted, leg.trained, pictures, 6, lambda done, total: None) for _ in range(2))
+    assert tuple(once.tried) == SCALES_TRIED and once.usual == 3.0
+    assert once.as_json() == again.as_json()
+
+
+# -- In a run ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def searching(monkeypatch):
+    be_quick(monkeypatch)
+    monkeypatch.setattr(make, "FEWEST_GUIDANCE_SAMPLES", 2)
+    monkeypatch.setattr(make, "MOST_GUIDANCE_SAMPLES", 4)
+
+
+@pytest.mark.parametrize("settings", [SETTINGS, CASCADE], ids=["latent", "cascade"])
+def test_the_scale_that_was_found_is_stored_with_the_model(searching, monkeypatch, tmp_path, settings):
+    write_pictures(tmp_path / "pictures")
+    asked = []
+    real = pipeline.search_guidance
+    monkeypatch.setattr(pipeline, "search_guidance", lambda *given: asked.append(given[3]) or real(*given))
+    monkeypatch.setattr(Search, "best", property(lambda self: 1.5))
+    sampling = {"sampling": {"steps": 2}}
+    run = train(request(tmp_path / "pictures", tmp_path / "run", budget=600.0, settings=settings | sampling), Keeper())
+    state = Run.open(run).state
+    assert asked == [4] and state.guidance.best == 1.5 and [scale for scale, _ in state.guidance.tried] == [1.5, 2, 3]
+    assert load(run).samplings[0].guidance == 1.5 and "guidance" in state.seconds and "guidance" in state.operations
+    assert "guidance" in read_json(run / "plan.json")["predicted"]["seconds"]
+
+
+@pytest.mark.parametrize("setting", ["sampling.guidance=2.5", "denoiser.prior=none", "sampling.guide=unconditional"])
+def test_what_the_user_has_set_is_not_searched(searching, tmp_path, setting):
+    write_pictures(tmp_path / "pictures")
+    for override, samples in (("seed=1", 4), (setting, 0)):
+        options = PlanOptions(tmp_path / "pictures", 16, 600.0, overrides=[*request(None, None).overrides, override])
+        assert plan(options, Keeper()).guidance_samples == samples
+
+
+def test_too_little_time_leaves_the_usual_scale(searching, tmp_path):
+    write_pictures(tmp_path / "pictures")
+    options = PlanOptions(tmp_path / "pictures", 16, 1e-6, overrides=[*request(None, None).overrides])
+    assert plan(options, Keeper()).guidance_samples == 0
