@@ -12,12 +12,13 @@ from small import CASCADE, CPU, HYBRID, SETTINGS, be_quick, machine, noise_pictu
 from typer import BadParameter
 
 from calotype.cli.options import seconds
-from calotype.data.images import images_from_pixels
+from calotype.data.images import images_from_pixels, pixels_from_images
 from calotype.diffusion.stage import shrunk
 from calotype.nets.dit import DitConfig
 from calotype.nets.unet import UnetConfig
 from calotype.planning import choose
 from calotype.planning.choose import (
+    CODED_STEP,
     ENOUGH_CROPS,
     ENOUGH_IMAGES,
     TIME_WEIGHTS,
@@ -25,6 +26,8 @@ from calotype.planning.choose import (
     choose_chain,
     choose_dit,
     choose_enlarger,
+    choose_vae,
+    code_length,
     forward_flops,
     measure_residuals,
     measure_sigma_data,
@@ -44,7 +47,7 @@ from calotype.settings import parse_recipe
 from calotype.tables import merge
 from calotype.training.control import BudgetController, mean_cost, whole_batches
 from calotype.training.loop import TrainProgress, every
-from calotype.types import NULL_LABEL, Condition, UserError
+from calotype.types import NULL_LABEL, Condition, Rng, UserError
 
 PHASES = {
     "one": [(1.0, 0.01)],
@@ -522,7 +525,44 @@ def test_a_proposal_of_either_kind_fits_its_size(kind, size):
         size, kind=kind, **({} if kind == "cascade" else {"autoencoder": {"critic": {"depth": 2}}})
     )
     check_sizes(made)
-    assert made.kind == kind and set(reasons) == {leg for leg in made.legs if leg != "autoencoder"}
+    expected = {leg for leg in made.legs if leg != "autoencoder"} | ({"patches"} if kind == "latent" else set())
+    assert made.kind == kind and set(reasons) == expected
+
+
+def drawn_images(count=64, side=32):
+    """Rectangles of one colour on a ground of another."""
+    rng = Rng(("drawings",))
+    images = rng.at("ground").uniform(count, 3, 1, 1).repeat(1, 1, side, side)
+    corners, colours = rng.at("corners").integers(side, count, 3, 2, 2).sort(2).values, rng.at("colours")
+    for index, rectangles in enumerate(corners.tolist()):
+        for place, ((top, left), (bottom, right)) in enumerate(rectangles):
+            images[index, :, top:bottom, left:right] = colours.at(index, place).uniform(3, 1, 1)
+    return images * 2 - 1
+
+
+def cloudy_images(count=64, side=32):
+    """Smooth at all scales, as photographs are: noise of amplitude 1 / frequency."""
+    frequency = torch.hypot(torch.fft.fftfreq(side)[:, None], torch.fft.fftfreq(side)).clamp(min=1 / side)
+    spectrum = torch.fft.fft2(Rng(("clouds",)).normal(count, 3, side, side)) / frequency
+    images = torch.fft.ifft2(spectrum).real
+    return images / (3 * images.std())
+
+
+@pytest.mark.parametrize(("images", "overlap"), [(drawn_images, False), (cloudy_images, True)])
+@pytest.mark.parametrize("side", [4, 8])
+def test_patches_overlap_where_that_is_the_shorter_code(images, overlap, side):
+    pictures = noise_pictures(64, 32)
+    pixels = pixels_from_images(images().clamp(-1, 1))
+    network, reason = choose_vae(replace(pictures, pixels=pixels), 6 * side)
+    assert network.reduction == side and network.lapped == overlap
+    assert "bits a value in overlapping patches" in reason
+
+
+def test_a_code_length_is_that_of_its_coefficients():
+    """Of independent values of one deviation, in any basis."""
+    values = 0.3 * Rng(("independent",)).normal(400, 3, 8, 8)
+    expected = (1 + values.abs() / CODED_STEP).log2().mean().item()
+    assert code_length(values, 4) == pytest.approx(expected, rel=0.01)
 
 
 @pytest.mark.parametrize(
@@ -563,11 +603,12 @@ def test_stages_that_do_not_fit_are_refused_with_what_would(settings, changes, m
 THREE = merge(
     CASCADE, {"size": 32, "stages": [8, 16, 32], "enlarge": {"32": {**CASCADE["enlarge"]["16"], "images": 0}}}
 )
+ABOVE_8 = ["guidance", "prepare", "enlarge-16", "level-16"]
 LEGS = {
-    "cascade": (CASCADE, ["fit", "denoiser", "prepare", "enlarge-16", "level-16"]),
-    "hybrid": (HYBRID, ["autoencoder", "latents", "inspect", "fit", "denoiser", "prepare", "enlarge-16", "level-16"]),
-    "three stages": (THREE, ["fit", "denoiser", "prepare", "enlarge-16", "level-16", "enlarge-32", "level-32"]),
-    "latent": (SETTINGS, ["autoencoder", "latents", "inspect", "fit", "denoiser"]),
+    "cascade": (CASCADE, ["fit", "denoiser", *ABOVE_8]),
+    "hybrid": (HYBRID, ["autoencoder", "latents", "inspect", "fit", "denoiser", *ABOVE_8]),
+    "three stages": (THREE, ["fit", "denoiser", *ABOVE_8, "enlarge-32", "level-32"]),
+    "latent": (SETTINGS, ["autoencoder", "latents", "inspect", "fit", "denoiser", "guidance"]),
 }
 legs = pytest.mark.parametrize(("settings", "order"), LEGS.values(), ids=LEGS)
 

@@ -176,8 +176,13 @@ def choose_vae(pictures: Pictures, size: int) -> tuple[VaeConfig, str]:
     """
     spaces = ((192, 16, 64), (48, 8, 32), (0, 4, 8))
     reduction, channels = next((reduction, channels) for smallest, reduction, channels in spaces if size >= smallest)
-    images = torch.cat([image[..., :LARGEST_CROP, :LARGEST_CROP] for image in some_images(pictures, size)])
     side = min(reduction, CODED_SIDE)
+    crop = min(size, LARGEST_CROP) // side * side
+    if not crop:
+        return VaeConfig(
+            reduction=reduction, channels=channels, **vae_widths(reduction)
+        ), "pictures smaller than a patch"
+    images = torch.cat([image[..., :crop, :crop] for image in some_images(pictures, size)])
     squares, overlapping = code_length(images, side), code_length(Lapping(side)(images), side)
     network = VaeConfig(reduction=reduction, channels=channels, lapped=overlapping < squares, **vae_widths(reduction))
     return (
@@ -319,7 +324,7 @@ def measure_sigma_data(pictures: Pictures, size: int) -> float:
 def some_images(pictures: Pictures, size: int) -> Iterator[Images]:
     """At most 64 training pictures, evenly spaced, one at a time."""
     for index in pictures.train_indices[:: max(1, len(pictures.train_indices) // 64)][:64]:
-        yield shrunk(images_from_pixels(pictures.pixels[index][None]), pictures.pixels.shape[-1] // size)
+        yield shrunk(images_from_pixels(pictures.pixels[index][None]), max(1, pictures.pixels.shape[-1] // size))
 
 
 def mean_of(values: Iterable[Tensor]) -> float:

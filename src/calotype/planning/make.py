@@ -162,11 +162,13 @@ def between_legs(plan: Plan, measured: Measurement, count: int, left: float) -> 
         seconds |= {"latents": measured.encode() * encoded, "inspect": measured.inspect()}
     if measured.captions[0]:
         seconds["captions"] = measured.captions[0]
-    a_scale = len(SCALES_TRIED) * measured.sample_stage(0)
-    samples = min(plan.guidance_samples, int(GUIDANCE_SHARE * max(0.0, left) / a_scale))
-    plan.guidance_samples = samples if samples >= FEWEST_GUIDANCE_SAMPLES else 0
     if plan.guidance_samples:
-        seconds["guidance"] = plan.guidance_samples * a_scale
+        a_sample = len(SCALES_TRIED) * measured.sample_stage(0)
+        plan.guidance_samples = min(plan.guidance_samples, int(GUIDANCE_SHARE * max(0.0, left) / a_sample))
+        seconds["guidance"] = plan.guidance_samples * a_sample
+    if plan.guidance_samples < FEWEST_GUIDANCE_SAMPLES:
+        plan.guidance_samples = 0
+        seconds.pop("guidance", None)
     for index, size in enumerate(recipe.chain[1:], 1):
         crop = (recipe.enlarger(size).crop or size) / size
         below = sum(measured.sample_stage(place) for place in range(index))
