@@ -444,6 +444,9 @@ def test_the_recipe_of_a_model_of_version_0_1_keeps_all_its_values(name):
     now = parse_recipe(upgraded(old)).model_dump(mode="json")
     assert now["denoiser"]["schedule"]["std"] == old["denoiser"]["schedule"]["spread"]
     assert now["denoiser"]["sigma_data"] == old["denoiser"]["spread"]
+    assert now["autoencoder"]["network"].pop("lapped") is False
+    for sampling in (now["sampling"], *(stage["sampling"] for stage in now["enlarge"].values())):
+        assert sampling.pop("prior_guidance") == 0.0
     assert sorted(values(now)) == sorted(values({**old, "autoencoder": without_gone(old["autoencoder"])}))
 
 
