@@ -63,6 +63,7 @@ def test_equal_seeds_find_equal_distances():
 def searching(monkeypatch):
     be_quick(monkeypatch)
     monkeypatch.setattr(make, "FEWEST_GUIDANCE_SAMPLES", 2)
+    monkeypatch.setattr(make, "FEWEST_HELD_OUT", 1)
     monkeypatch.setattr(make, "MOST_GUIDANCE_SAMPLES", 4)
 
 

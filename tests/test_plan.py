@@ -16,7 +16,7 @@ from calotype.data.images import images_from_pixels, pixels_from_images
 from calotype.diffusion.stage import shrunk
 from calotype.nets.dit import DitConfig
 from calotype.nets.unet import UnetConfig
-from calotype.planning import choose
+from calotype.planning import choose, make
 from calotype.planning.choose import (
     CODED_STEP,
     ENOUGH_CROPS,
@@ -615,6 +615,7 @@ legs = pytest.mark.parametrize(("settings", "order"), LEGS.values(), ids=LEGS)
 
 def planned(monkeypatch, settings, budget=60.0):
     be_quick(monkeypatch)
+    monkeypatch.setattr(make, "FEWEST_HELD_OUT", 1)
     return make_plan(noise_pictures(size=settings["size"]), machine(), budget, time.time(), settings)
 
 

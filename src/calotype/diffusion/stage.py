@@ -58,7 +58,8 @@ class Sampling(Config):
     """Growth of the scale with sigma where the prior is the guide; see `guidance.rising`."""
     prior_guidance: float = Field(default=0.0, ge=0)
     """Where the prior is the guide: the prior's mean with label and caption less that without them, times this, is
-    added (classifier-free guidance of the prior: no call of the network). It keeps samples nearer to their captions."""
+    added (classifier-free guidance of the prior: no call of the network), unless the scale of guidance is 1. It keeps
+    samples nearer to their captions."""
     guidance_low: float = Field(default=0.0, ge=0)
     guidance_high: float = Field(default=1e6, gt=0)
     """Guidance is applied for sigma in (guidance_low, guidance_high]."""
@@ -172,9 +173,12 @@ class Stage:
 
         scale = rising(sampling.guidance, sampling.guidance_slope, self.denoiser.deviation(condition))
         away = guided(self._network(condition), prior(condition), scale)
-        if not sampling.prior_guidance:
+        without = condition.unconditional()
+        if not sampling.prior_guidance or (
+            torch.equal(without.labels, condition.labels) and without.text == condition.text
+        ):
             return away
-        return shifted(away, prior(condition), prior(condition.unconditional()), sampling.prior_guidance)
+        return shifted(away, prior(condition), prior(without), sampling.prior_guidance)
 
     def steps(
         self,

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
+from functools import cached_property
 from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 
 import torch
@@ -49,14 +50,31 @@ def autocast(device: torch.device, precision: Precision) -> AbstractContextManag
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16", cache_enabled=False)
 
 
-_generators: ContextVar[Sequence[torch.Generator]] = ContextVar("generators", default=())
+class DropoutGenerators:
+    """On a CPU one generator an image; elsewhere one for the batch, since each draw there is a kernel of its own."""
+
+    def __init__(self, seeds: Int[Tensor, " batch"], device: torch.device) -> None:
+        self.seeds, self.device = seeds, device
+
+    @cached_property
+    def generators(self) -> list[torch.Generator]:
+        seeds = self.seeds.tolist() if self.device.type == "cpu" else self.seeds[:1].tolist()
+        return [torch.Generator(self.device).manual_seed(seed) for seed in seeds]
+
+    def mask(self, values: Activations, kept: float) -> Activations:
+        """1 with the probability `kept`, else 0."""
+        parts = values.split(1) if self.device.type == "cpu" else [values]
+        drawn = zip(parts, self.generators, strict=True)
+        return torch.cat([torch.empty_like(part).bernoulli_(kept, generator=generator) for part, generator in drawn])
+
+
+_generators: ContextVar[DropoutGenerators | None] = ContextVar("generators", default=None)
 
 
 @contextmanager
 def dropout_seeds(seeds: Int[Tensor, " batch"], device: torch.device) -> Iterator[None]:
-    """Within it, dropout draws the masks of each image from a generator of its own, whatever batch it is in."""
-    generators = [torch.Generator(device).manual_seed(seed) for seed in seeds.tolist()]
-    token = _generators.set(generators)
+    """Within it, dropout draws from these seeds; on a CPU the masks of an image do not depend on its batch."""
+    token = _generators.set(DropoutGenerators(seeds, device))
     try:
         yield
     finally:
@@ -66,13 +84,9 @@ def dropout_seeds(seeds: Int[Tensor, " batch"], device: torch.device) -> Iterato
 def dropout(values: Activations, probability: float, training: bool) -> Activations:
     """Dropout (Srivastava et al., JMLR 15, 2014): within `dropout_seeds` by its generators, else by torch's own."""
     generators = _generators.get()
-    if not generators or not training or probability == 0:
+    if generators is None or not training or probability == 0:
         return F.dropout(values, probability, training)
-    masks = [
-        torch.empty_like(image).bernoulli_(1 - probability, generator=generator)
-        for image, generator in zip(values, generators, strict=True)
-    ]
-    return values * torch.stack(masks) / (1 - probability)
+    return values * generators.mask(values, 1 - probability) / (1 - probability)
 
 
 def fourier_features(levels: Float[Tensor, " batch"], width: int, highest: float) -> Vector:

@@ -27,7 +27,7 @@ from calotype.planning.sizes import check_tokens, choose_patch, fits
 from calotype.priors.patches import LEAST_DEVIATION, PatchPrior, enlarged
 from calotype.recipe import AutoencoderRecipe, Backbone, DenoiserRecipe, PriorName, leg_above
 from calotype.settings import parse_recipe
-from calotype.types import Images, UserError
+from calotype.types import Images, OtherImages, UserError
 
 ENOUGH_IMAGES = 40_000
 """A smaller DiT that sees this many pictures is better than a larger one that sees fewer."""
@@ -47,6 +47,8 @@ STEPS = 12
 """Steps of the sampler in latents: with 24, portraits were no nearer to real ones (dev/LOG.md)."""
 PRIOR_GUIDANCE = {"guide": "prior", "guidance": 3.0, "guidance_slope": 0.75}
 """Guidance away from the prior, the best guide in a sweep over portraits (dev/LOG.md, 2026-11-28)."""
+FEW_GUIDANCE = 1.5
+"""Its scale for fewer than `FEW_PICTURES`, whose prior is crude: 3 exaggerates (dev/LOG.md, 2026-11-28)."""
 CAPTION_PRIOR_GUIDANCE = 0.5
 """Of the prior itself where there are captions: without it, guidance by the prior loses attributes of the prompts."""
 LABEL_GUIDANCE, CAPTION_GUIDANCE = 2.0, 1.3
@@ -152,7 +154,8 @@ def choose_guidance(pictures: Pictures, settings: dict[str, Any]) -> dict[str, A
     denoiser = settings.get("denoiser", {})
     captioned = (denoiser.get("text") or choose_text(pictures.captions, 64, 1)).get("kind") != "none"
     if denoiser.get("prior") != "none":
-        return PRIOR_GUIDANCE | ({"prior_guidance": CAPTION_PRIOR_GUIDANCE} if captioned else {})
+        few = {"guidance": FEW_GUIDANCE} if len(pictures.train_indices) < FEW_PICTURES else {}
+        return PRIOR_GUIDANCE | few | ({"prior_guidance": CAPTION_PRIOR_GUIDANCE} if captioned else {})
     return {"guidance": CAPTION_GUIDANCE if captioned else LABEL_GUIDANCE if pictures.classes else 1.0}
 
 
@@ -182,13 +185,18 @@ def choose_vae(pictures: Pictures, size: int) -> tuple[VaeConfig, str]:
         return VaeConfig(
             reduction=reduction, channels=channels, **vae_widths(reduction)
         ), "pictures smaller than a patch"
-    images = torch.cat([image[..., :crop, :crop] for image in some_images(pictures, size)])
+    images = torch.cat([middle(image, crop) for image in some_images(pictures, size)])
     squares, overlapping = code_length(images, side), code_length(Lapping(side)(images), side)
     network = VaeConfig(reduction=reduction, channels=channels, lapped=overlapping < squares, **vae_widths(reduction))
     return (
         network,
         f"the code of these pictures has {overlapping:.2f} bits a value if they overlap, {squares:.2f} if not",
     )
+
+
+def middle(images: Images, side: int) -> OtherImages:
+    top, left = ((length - side) // 2 for length in images.shape[-2:])
+    return images[..., max(0, top) :, max(0, left) :][..., :side, :side]
 
 
 def code_length(images: Images, side: int) -> float:

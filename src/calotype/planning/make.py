@@ -31,6 +31,8 @@ WARMUP_STEPS, LONGEST_WARMUP = 100, 0.25
 """With 25 steps the network outputs zero for the rest of a run of 500; with 60 it does not (dev/LOG.md, 2026-11-22)."""
 GUIDANCE_SHARE, FEWEST_GUIDANCE_SAMPLES, MOST_GUIDANCE_SAMPLES = 0.03, 48, 192
 """Fraction of the time for the search of a guidance scale, and samples at each scale."""
+FEWEST_HELD_OUT = 16
+"""Validation pictures; by fewer, which guidance scale is nearest would be chance."""
 LEVEL_SHARE, FEWEST_LEVEL_CROPS, MOST_LEVEL_CROPS = 0.05, 12, 96
 """Fraction of the time for the search of an augmentation level, whose result on fewer crops would be chance."""
 
@@ -61,7 +63,7 @@ def make_plan(pictures: Pictures, machine: Machine, budget: float, started: floa
         phases=measured.phases(),
         slices=measured.slices(),
         flops=measured.flops(),
-        guidance_samples=MOST_GUIDANCE_SAMPLES if searches_guidance(recipe, settings) else 0,
+        guidance_samples=MOST_GUIDANCE_SAMPLES if searches_guidance(recipe, settings, pictures) else 0,
         notes=[
             *pictures.notes,
             *bucket_notes(original_sizes(pictures), recipe.aspect_buckets, recipe.size, recipe.unit),
@@ -181,10 +183,11 @@ def between_legs(plan: Plan, measured: Measurement, count: int, left: float) -> 
     return seconds
 
 
-def searches_guidance(recipe: Recipe, settings: dict[str, Any]) -> bool:
-    """Whether the prior is the guide, and the user has set nothing of guidance."""
+def searches_guidance(recipe: Recipe, settings: dict[str, Any], pictures: Pictures) -> bool:
+    """Whether the prior is the guide, the user has set nothing of guidance, and enough pictures are held out."""
     set_by_user = {name for name in settings.get("sampling", {}) if name.startswith("guid")}
-    return recipe.sampling.guide == "prior" and not set_by_user
+    held_out = set(pictures.validation_indices.tolist()) - set(pictures.train_indices.tolist())
+    return recipe.sampling.guide == "prior" and not set_by_user and len(held_out) >= FEWEST_HELD_OUT
 
 
 def searches_level(stage: EnlargeRecipe) -> bool:

@@ -140,7 +140,8 @@ class Measurement:
 
     def _step(self, objective: Objective, source: BatchSource, batch: int, end: float = 1.0) -> StepCost:
         """The cost of the steps just before this fraction of the leg."""
-        states = {name: TrainState(network, OptimizerConfig()) for name, network in objective.networks.items()}
+        standing = OptimizerConfig(learning_rate=1e-12)  # what is measured must not move the weights
+        states = {name: TrainState(network, standing) for name, network in objective.networks.items()}
         progress, images = TrainProgress(10**6, batch, 0, images_seen=int(end * 10**6) - 1), source.batch(0, batch)
 
         def step(slices: int = 1) -> object:

@@ -63,20 +63,20 @@ def explain(recipe: Recipe, proposed: Recipe, pictures: Pictures, reasons: dict[
         return Choice(what=what, value=value, why=why if as_proposed else "as you set it", by_user=not as_proposed)
 
     denoiser, network, other = recipe.denoiser, recipe.autoencoder.network, proposed.denoiser
+    wanted = proposed.autoencoder.network
     choices: list[Choice] = []
     if isinstance(recipe.space, ImportedSpace):
         choices.append(explain_import(recipe.space))
     if recipe.kind == "latent":
         side = recipe.chain[0] // network.reduction
-        latents = choice(
-            "latents", f"{side} x {side} x {network.channels} (f{network.reduction})",
-            network == proposed.autoencoder.network, "few positions, so that the denoiser is cheap",
-        )  # fmt: skip
+        as_proposed = (network.reduction, network.channels) == (wanted.reduction, wanted.channels)
+        value = f"{side} x {side} x {network.channels} (f{network.reduction})"
+        latents = choice("latents", value, as_proposed, "few positions, so that the denoiser is cheap")
         if isinstance(recipe.space, ImportedSpace):
             latents.why = "as imported; mean and standard deviation of each channel are measured on these pictures"
         choices.append(latents)
         if isinstance(network, VaeConfig):
-            as_proposed = "patches" in reasons and network == proposed.autoencoder.network
+            as_proposed = isinstance(wanted, VaeConfig) and network.lapped == wanted.lapped
             value = "overlapping" if network.lapped else "squares"
             choices.append(choice("patches", value, as_proposed, reasons.get("patches", "")))
     if len(recipe.chain) > 1:

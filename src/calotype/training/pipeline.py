@@ -93,7 +93,7 @@ class Pipeline:
         stages = [self.first_stage(*self.space())]
         recipe = self.with_best_guidance(stages[0])
         for size in recipe.chain[1:]:
-            stage = self.enlarger(size, stages[-1])
+            stage = self.enlarger(size, stages[-1], recipe)
             recipe = self.with_best_level(recipe, stages, stage)
             stages.append(stage)
         with self.run.timing("model"):
@@ -154,8 +154,9 @@ class Pipeline:
             leg = denoiser_leg(self.recipe, buckets, space, self.device, self.run, self.frozen)
         return self._train(leg)
 
-    def enlarger(self, size: int, below: Stage) -> Stage:
-        """A stage above the first, after exposure fine-tuning where the recipe asks for it."""
+    def enlarger(self, size: int, below: Stage, recipe: Recipe) -> Stage:
+        """A stage above the first, after exposure fine-tuning where the recipe asks for it; `recipe` has what was found
+        by searches so far."""
         with self._counting("prepare"):
             pictures = self.pictures.shrunk(size)
             examples = crop_examples(self.recipe, size, pictures, self.device)
@@ -164,7 +165,7 @@ class Pipeline:
         if not self.recipe.enlarger(size).exposure.images:
             return stage
         with self._counting("prepare"):
-            fine_tuning = exposure_leg(self.recipe, below, stage, pictures, self.device)
+            fine_tuning = exposure_leg(recipe, below, stage, pictures, self.device)
         return self._train(fine_tuning)
 
     def with_best_guidance(self, stage: Stage) -> Recipe:
@@ -208,8 +209,12 @@ class Pipeline:
 
     def _train(self, leg: Leg[Result_co]) -> Result_co:
         with self.reporter.bar(leg.name) as bar:
-            limits, slices = self._limits(leg.name), self.budget.slices.get(leg.name, 1)
-            train_leg(self.run, leg, self.stop, bar, self.reporter.say, limits, slices)
+            slices = self.budget.slices.get(leg.name, 1) if self.device.type == "cpu" else 1
+            try:
+                train_leg(self.run, leg, self.stop, bar, self.reporter.say, self._limits(leg.name), slices)
+            finally:
+                if self.run.state.threads is not None:  # a leg that follows the clock may have changed them
+                    torch.set_num_threads(self.run.state.threads)
         return leg.trained
 
     def _limits(self, leg: str) -> LegLimits:

@@ -7,7 +7,7 @@ denoiser are too short for that: it is faster to give each thread a slice of the
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from functools import cache
 from itertools import pairwise
@@ -24,7 +24,11 @@ def at_once(tasks: Sequence[Callable[[], Result]]) -> list[Result]:
         return [tasks[0]()]
     with one_thread():
         others = [_pool(len(tasks) - 1).submit(task) for task in tasks[1:]]
-        return [tasks[0](), *(other.result() for other in others)]
+        try:
+            first = tasks[0]()
+        finally:
+            wait(others)
+        return [first, *(other.result() for other in others)]
 
 
 def rows_of(count: int, slices: int) -> list[slice]:

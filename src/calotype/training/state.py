@@ -43,7 +43,7 @@ class TrainState:
             if gradient is None:
                 continue
             if parameter.grad is None:
-                parameter.grad = _laid_out_as(parameter, gradient)
+                parameter.grad = torch.empty_like(parameter).copy_(gradient)  # one tensor may be that of two weights
             else:
                 parameter.grad += gradient
 
@@ -98,9 +98,7 @@ class TrainState:
 
 def _laid_out_as(parameter: Tensor, value: Tensor) -> Tensor:
     """The fused optimizer walks along the memory: gradients and moments must lie as the weights do (channels last)."""
-    if value.shape != parameter.shape or value.stride() == parameter.stride():
-        return value
-    return torch.empty_like(parameter).copy_(value)
+    return torch.empty_like(parameter).copy_(value) if value.shape == parameter.shape else value
 
 
 def _under(prefix: str, named: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
