@@ -37,6 +37,7 @@ from scoring import Measures, Track
 from sets import SETS, fingerprint
 
 from calotype.cli.options import seconds
+from calotype.cli.process import LARGEST_KEPT, MOST_KEPT, SPINS
 from calotype.data.images import grid, images_from_pixels, pils_from_images
 from calotype.machine import examine
 from calotype.types import Images, UserError
@@ -45,9 +46,9 @@ CACHE = Path.home() / ".cache" / "calotype" / "track"
 FEWEST_PAIRS = 3
 SHEET = 60
 TUNED = {
-    "GOMP_SPINCOUNT": "10000",
-    "MALLOC_MMAP_THRESHOLD_": "33554432",
-    "MALLOC_TRIM_THRESHOLD_": "2147483647",
+    "GOMP_SPINCOUNT": SPINS,
+    "MALLOC_MMAP_THRESHOLD_": str(LARGEST_KEPT),
+    "MALLOC_TRIM_THRESHOLD_": str(MOST_KEPT),
 }
 """All peers have the threads and the memory allocator that Calotype's command line has, see `tune_process`."""
 ASKED = ("pictures", "size", "against", "count", "sampling")

@@ -170,8 +170,8 @@ class Search:
     @property
     def best(self) -> float:
         """Of the levels within a standard error of the nearest, the usual one, or the smallest."""
-        level = [level for level in self.tried if within_standard_error(self.behind(level))]
-        return self.usual if self.usual in level else min(level)
+        near = [level for level in self.tried if within_standard_error(self.behind(level))]
+        return self.usual if self.usual in near else min(near)
 
     def behind(self, level: float) -> Estimate:
         """How much further than the nearest."""

@@ -142,14 +142,14 @@ class Measurement:
         """The cost of the steps just before this fraction of the leg."""
         standing = OptimizerConfig(learning_rate=1e-12)  # what is measured must not move the weights
         states = {name: TrainState(network, standing) for name, network in objective.networks.items()}
-        progress, images = TrainProgress(10**6, batch, 0, images_seen=int(end * 10**6) - 1), source.batch(0, batch)
+        progress = TrainProgress(10**6, batch, 0, images_seen=int(end * 10**6) - 1)
 
         def step(slices: int = 1) -> object:
-            return train_step(objective, states, images, progress, slices)
+            return train_step(objective, states, source.batch(0, batch), progress, slices)
 
         flops, seconds = counted(step), best_time(step, self.device, 2)
         most = cores() if self.device.type == "cpu" else 1
-        slices = len(objective.slices(images, progress.fraction, progress.rng(), most))
+        slices = len(objective.slices(source.batch(0, batch), progress.fraction, progress.rng(), most))
         if slices > 1:
             at_once = best_time(partial(step, slices), self.device, 2)
             slices, seconds = (slices, at_once) if at_once < CLEARLY_SLOWER * seconds else (1, seconds)
