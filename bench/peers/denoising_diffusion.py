@@ -11,11 +11,14 @@ The package imports torchvision, for which there is no build with a CPU torch; w
 
 from __future__ import annotations
 
+import peers.no_torchvision  # noqa: F401
+
+# isort: split
+
 import torch
 from denoising_diffusion_pytorch.classifier_free_guidance import GaussianDiffusion, Unet
 from ema_pytorch import EMA
 
-import peers.no_torchvision  # noqa: F401
 from peers import Images, Labels, Task, in_parts
 
 RATES = (8e-5, 2e-4, 6e-4)

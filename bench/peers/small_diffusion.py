@@ -7,6 +7,10 @@ pip install --no-deps smalldiffusion==0.5.0 && pip install einops accelerate
 
 from __future__ import annotations
 
+import peers.no_torchvision  # noqa: F401
+
+# isort: split
+
 import copy
 
 import torch
@@ -20,7 +24,6 @@ from smalldiffusion import (
     samples,
 )
 
-import peers.no_torchvision  # noqa: F401
 from peers import Images, Labels, Task, in_parts
 
 RATES = (2e-4, 5e-4, 1e-3)
