@@ -15,7 +15,7 @@ from calotype.diffusion.guidance import switched, with_known_part
 from calotype.diffusion.init import RESAMPLING, Between, canvas, feathered, image_to_image, inpainting, slerp
 from calotype.diffusion.samplers import SAMPLERS, ancestral, dpm_solver, last_steps, resampled
 from calotype.diffusion.schedules import Flow, Karras
-from calotype.diffusion.stage import generate, last, noise_each
+from calotype.diffusion.stage import for_all, generate, last, noise_each
 from calotype.files import read_json
 from calotype.types import Rng, UserError
 
@@ -154,21 +154,28 @@ def test_the_last_steps(share, count):
 def test_little_strength_gives_the_picture_back(chain, samplings):  # noqa: F811
     """Through all stages, whose last step has almost no noise."""
     fine = [one.model_copy(update={"steps": 100, "augmentation": 0.0}) for one in samplings]
-    made = generate(chain, LABELS, fine, RNGS, start=image_to_image(PICTURE, 16, 0.001))
+    made = generate(chain, LABELS, fine, RNGS, starts=for_all(image_to_image(PICTURE, 16, 0.001)))
     assert (made - PICTURE).abs().max() < 0.05
 
 
 @samplings
 def test_full_strength_is_plain_sampling_to_the_bit(chain, samplings):  # noqa: F811
     plain = generate(chain, LABELS, samplings, RNGS)
-    assert torch.equal(generate(chain, LABELS, samplings, RNGS, start=image_to_image(PICTURE, 16, 1.0)), plain)
-    assert not torch.equal(generate(chain, LABELS, samplings, RNGS, start=image_to_image(PICTURE, 16, 0.7)), plain)
+    assert torch.equal(
+        generate(chain, LABELS, samplings, RNGS, starts=for_all(image_to_image(PICTURE, 16, 1.0))), plain
+    )
+    assert not torch.equal(
+        generate(chain, LABELS, samplings, RNGS, starts=for_all(image_to_image(PICTURE, 16, 0.7))), plain
+    )
 
 
 @samplings
 def test_the_more_strength_the_further_from_the_picture(chain, samplings):  # noqa: F811
     steady = [one.model_copy(update={"steps": 10}) for one in samplings]
-    made = [generate(chain, LABELS, steady, RNGS, start=image_to_image(PICTURE, 16, one)) for one in (0.1, 0.5, 1.0)]
+    made = [
+        generate(chain, LABELS, steady, RNGS, starts=for_all(image_to_image(PICTURE, 16, one)))
+        for one in (0.1, 0.5, 1.0)
+    ]
     away = [(images - PICTURE).square().mean().item() for images in made]
     assert away == sorted(away) and away[0] < away[2] / 2
 
@@ -176,20 +183,20 @@ def test_the_more_strength_the_further_from_the_picture(chain, samplings):  # no
 @samplings
 def test_an_edited_picture_does_not_depend_on_its_batch(chain, samplings, once_again):  # noqa: F811
     start = inpainting(PICTURE, HALF, 16, image_to_image(PICTURE, 16, 0.8))
-    together = generate(chain, LABELS, samplings, RNGS, start=start)
-    assert torch.equal(together, generate(chain, LABELS, samplings, RNGS, start=start))
-    alone = generate(chain, LABELS[1:2], samplings, RNGS[1:2], start=start)
+    together = generate(chain, LABELS, samplings, RNGS, starts=for_all(start))
+    assert torch.equal(together, generate(chain, LABELS, samplings, RNGS, starts=for_all(start)))
+    alone = generate(chain, LABELS[1:2], samplings, RNGS[1:2], starts=for_all(start))
     assert torch.allclose(alone, together[1:2], atol=1e-4) and not torch.allclose(together[0], together[1], atol=0.1)
 
 
 @samplings
 def test_every_stage_keeps_what_it_knows_and_sees_nothing_under_the_mask(chain, samplings, once_again):  # noqa: F811
     start = inpainting(PICTURE, HALF, 16, image_to_image(PICTURE, 16, 1.0))
-    made = generate(chain, LABELS, samplings, RNGS, start=start)
+    made = generate(chain, LABELS, samplings, RNGS, starts=for_all(start))
     assert torch.equal(made[..., :8], PICTURE[..., :8].expand(3, -1, -1, -1))
     other = torch.where(HALF > 0, -PICTURE, PICTURE)
     start = inpainting(other, HALF, 16, image_to_image(other, 16, 1.0))
-    assert torch.equal(generate(chain, LABELS, samplings, RNGS, start=start), made)
+    assert torch.equal(generate(chain, LABELS, samplings, RNGS, starts=for_all(start)), made)
 
 
 @pytest.mark.parametrize("reach", [1, 2, 4, 8])
@@ -202,10 +209,10 @@ def test_a_soft_edge_is_1_on_the_mask_and_exactly_0_beyond_its_reach(reach):
 
 @pytest.mark.parametrize(("height", "width"), [(16, 32), (8, 16), (48, 16)])
 def test_a_chain_makes_pictures_of_another_size(chain, height, width):  # noqa: F811
-    made = generate(chain, LABELS, SAMPLINGS["plain"], RNGS, start=canvas(height, width, 16))
+    made = generate(chain, LABELS, SAMPLINGS["plain"], RNGS, starts=for_all(canvas(height, width, 16)))
     assert made.shape == (3, 3, height, width) and made.isfinite().all()
     assert torch.equal(
-        generate(chain, LABELS, SAMPLINGS["plain"], RNGS, start=canvas(16, 16, 16)),
+        generate(chain, LABELS, SAMPLINGS["plain"], RNGS, starts=for_all(canvas(16, 16, 16))),
         generate(chain, LABELS, SAMPLINGS["plain"], RNGS),
     )
 

@@ -10,7 +10,7 @@ from calotype.diffusion.guidance import guided, in_interval, rising
 from calotype.diffusion.init import image_to_image, inpainting
 from calotype.diffusion.samplers import euler
 from calotype.diffusion.schedules import Karras
-from calotype.diffusion.stage import Sampling, filled, generate
+from calotype.diffusion.stage import Sampling, filled, for_all, generate
 from calotype.priors.gaussian import GaussianMixture
 from calotype.settings import parse_recipe
 from calotype.spaces.pixel import PixelSpace
@@ -204,7 +204,9 @@ def test_edits_are_guided_by_the_prior_too(stage):
     mask[..., :4] = 1
     unguided = PRIOR.model_copy(update={"guidance": 1.0})
     for start in (image_to_image(picture, SIZE, 0.5), inpainting(picture, mask, SIZE)):
-        guided_by_prior, without = (generate([stage], LABELS, [one], RNGS, start=start) for one in (PRIOR, unguided))
+        guided_by_prior, without = (
+            generate([stage], LABELS, [one], RNGS, starts=for_all(start)) for one in (PRIOR, unguided)
+        )
         assert (guided_by_prior - without).abs().max() > 1e-2
     assert torch.allclose(guided_by_prior[..., 4:], picture[..., 4:].expand(3, -1, -1, -1), atol=1e-5)
 

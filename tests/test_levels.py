@@ -115,7 +115,7 @@ def test_in_parts_is_as_at_once(monkeypatch):
     rngs = [Rng((index,)) for index in range(5)]
     whole = generate(chain, labels, samplings, rngs)
     small = torch.rand(5, 3, 4, 4)
-    monkeypatch.setattr("calotype.diffusion.stage.BATCH_IMAGES", 2)
+    monkeypatch.setattr("calotype.diffusion.stage.THREAD_IMAGES", 1)
     assert torch.allclose(in_parts(chain, samplings, labels, rngs), whole, atol=1e-4)
     above = generate(chain[1:], labels, samplings[1:], rngs, small)
     assert torch.allclose(in_parts(chain[1:], samplings[1:], labels, rngs, small), above, atol=1e-4)

@@ -9,10 +9,10 @@ from test_checkpoint import go_on
 
 from calotype.nets.blocks import dropout, dropout_seeds
 from calotype.settings import parse_recipe
+from calotype.threads import at_once, rows_of
 from calotype.training.examples import crop_examples
 from calotype.training.legs import enlarger_leg
 from calotype.training.loop import train_step
-from calotype.training.slices import at_once, rows_of
 from calotype.types import Rng, Text
 
 RNG = Rng(("slices",))

@@ -7,9 +7,9 @@ from torch import nn
 
 from calotype.diffusion.augmentation import BlurAugmentation, NoiseAugmentation
 from calotype.diffusion.denoiser import Denoiser
-from calotype.diffusion.init import sdedit
+from calotype.diffusion.init import image_to_image, sdedit
 from calotype.diffusion.schedules import Karras
-from calotype.diffusion.stage import Sampling, Stage, generate, noise_each, shrunk, stops
+from calotype.diffusion.stage import Sampling, Stage, for_all, generate, noise_each, shrunk, stops
 from calotype.nets.unet import Unet, UnetConfig
 from calotype.priors.patches import enlarged
 from calotype.spaces.pixel import PixelSpace
@@ -170,6 +170,28 @@ def test_a_picture_through_a_chain_does_not_depend_on_its_batch(chain, samplings
         assert torch.allclose(alone[0], together[index], atol=1e-4)
     swapped = generate(chain, LABELS.flip(0), samplings, RNGS[::-1])
     assert torch.allclose(swapped.flip(0), together, atol=1e-4)
+
+
+@samplings
+def test_pictures_divided_among_threads_are_those_of_one_thread(chain, samplings):
+    """Each slice has its own labels, randomness and initializer."""
+    start_at = [image_to_image(0.3 * index * torch.ones(1, 3, 16, 16), 16, 0.9) for index in range(3)]
+    threads, asked = torch.get_num_threads(), []
+
+    def starts(rows):
+        asked.append(rows)
+        return start_at[rows.start]
+
+    try:
+        torch.set_num_threads(3)
+        divided = generate(chain, LABELS, samplings, RNGS, starts=starts)
+    finally:
+        torch.set_num_threads(threads)
+    assert sorted(rows.start for rows in asked) == [0, 1, 2]
+    for index in range(3):
+        starts = for_all(start_at[index])
+        alone = generate(chain, LABELS[[index]], samplings, RNGS[index : index + 1], starts=starts)
+        assert torch.allclose(alone[0], divided[index], atol=1e-4)
 
 
 @samplings

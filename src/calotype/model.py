@@ -16,7 +16,17 @@ from PIL import Image
 from calotype.data.captions import as_prompts, clean
 from calotype.data.images import cut, images_from_pil, pils_from_images
 from calotype.diffusion.init import Between, Mask, canvas, condition_switch, feathered, image_to_image, inpainting
-from calotype.diffusion.stage import Initializer, Sampling, Stage, from_noise, generate, in_turn
+from calotype.diffusion.stage import (
+    Initializer,
+    Initializers,
+    Sampling,
+    Stage,
+    beginning_at,
+    for_all,
+    from_noise,
+    generate,
+    in_turn,
+)
 from calotype.machine import find_device
 from calotype.nets.text import TextConditioned, TextEncoder
 from calotype.recipe import Recipe
@@ -101,7 +111,7 @@ class Model:
             labels = self.labels(count, label) if label else [NULL_LABEL] * count
             start, finish = self._edit(picture, strength, mask, size)
         rngs = self.rngs(count, seed)
-        for images in self._generate(labels, text, rngs, samplings, size, lambda part: start):
+        for images in self._generate(labels, text, rngs, samplings, size, for_all(start)):
             yield from pils_from_images(finish(images))
 
     def interpolate(
@@ -247,9 +257,9 @@ class Model:
 
     def _generate(
         self, labels: Sequence[int], text: Text | None, rngs: Sequence[Randomness], samplings: Sequence[Sampling],
-        size: Size | None, start: Callable[[slice], Initializer],
+        size: Size | None, starts: Initializers,
     ) -> Iterator[OtherImages]:  # fmt: skip
-        """Images in parts that fit into memory; each part has its own initializer."""
+        """Images in parts that fit into memory."""
         if samplings[0].guide == "prior" and not self.stages[0].denoiser.has_prior:
             raise UserError(
                 "guide is prior, but this model has no closed form (denoiser.prior is none); set guide to unconditional"
@@ -258,7 +268,9 @@ class Model:
         for part in in_turn(len(labels), height, width):
             own = torch.tensor(labels[part], device=self.device)
             own_text = text and text.at(range(len(labels))[part])
-            yield generate(self.stages, own, samplings, rngs[part], start=start(part), text=own_text)
+            yield generate(
+                self.stages, own, samplings, rngs[part], starts=beginning_at(part.start, starts), text=own_text
+            )
 
     def _edit(
         self, picture: Image.Image, strength: float | None, mask: Image.Image | None, size: Size | None

@@ -50,9 +50,13 @@ class Denoiser(Migrated):
 
     def forward(self, noisy: Latents, sigma: Sigmas, condition: Condition) -> Latents:
         """Estimate of the clean image, float32, of the shape of `noisy`; sigma is one number an image, above 0."""
+        return self.with_prior_mean(noisy, sigma, condition)[0]
+
+    def with_prior_mean(self, noisy: Latents, sigma: Sigmas, condition: Condition) -> tuple[Latents, Latents]:
+        """The estimate, and beside it `prior_mean`, of one evaluation of the prior."""
         scaling = self.scalings(sigma, condition)
         mean = self._mean(scaling, noisy, sigma, condition)
-        return mean + scaling.out * self._network(scaling.input, noisy, mean, sigma, condition)
+        return mean + scaling.out * self._network(scaling.input, noisy, mean, sigma, condition), mean
 
     def loss(self, clean: Latents, sigma: Sigmas, noise: Latents, condition: Condition) -> Float[Tensor, " batch"]:
         """Squared error of the network's own output: the epsilon, x0, v, flow or EDM loss, by the scaling."""

@@ -24,15 +24,13 @@ def guided(strong: Denoise, weak: Denoise, scale: float | Scale) -> Denoise:
     """
 
     def denoise(noisy: Latents, sigma: float) -> Latents:
-        base = weak(noisy, sigma)
-        return base + (scale(sigma) if callable(scale) else scale) * (strong(noisy, sigma) - base)
+        return extrapolated(weak(noisy, sigma), strong(noisy, sigma), scale(sigma) if callable(scale) else scale)
 
     return denoise
 
 
-def shifted(denoise: Denoise, strong: Denoise, weak: Denoise, scale: float) -> Denoise:
-    """`denoise + scale * (strong - weak)`: the guidance of another pair of denoisers, added."""
-    return lambda noisy, sigma: denoise(noisy, sigma) + scale * (strong(noisy, sigma) - weak(noisy, sigma))
+def extrapolated(weak: Latents, strong: Latents, scale: float | Tensor) -> Latents:
+    return weak + scale * (strong - weak)
 
 
 def rising(scale: float, slope: float, reference: Sigmas) -> Scale:

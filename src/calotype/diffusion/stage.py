@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -14,10 +15,11 @@ from torch import Tensor
 
 from calotype.diffusion.augmentation import BlurAugmentation, NoiseAugmentation
 from calotype.diffusion.denoiser import Denoiser
-from calotype.diffusion.guidance import guided, in_interval, rising, shifted
+from calotype.diffusion.guidance import extrapolated, guided, in_interval, rising
 from calotype.diffusion.samplers import SAMPLERS, SamplerName, last_steps, resampled
 from calotype.priors.patches import PatchPrior, enlarged
 from calotype.spaces.pixel import Space
+from calotype.threads import at_once, rows_of
 from calotype.types import (
     NULL_LABEL,
     Condition,
@@ -38,8 +40,8 @@ from calotype.types import (
 NO_AUGMENTATION = NoiseAugmentation(share=0.0)
 NEGATIVE = 1.3
 """Guidance scale of a negative prompt where the prior is the guide."""
-BATCH_IMAGES, BATCH_VALUES = 32, 2**22
-"""Images, and pixel values of them, that are sampled together at most."""
+THREAD_IMAGES, BATCH_VALUES = 16, 2**22
+"""Images a thread, and pixel values of all images, that are sampled together at most."""
 
 Guide = Literal["unconditional", "prior"]
 
@@ -88,11 +90,22 @@ class SamplerInit:
 
 
 Initializer = Callable[["Stage", Latents], SamplerInit]  # (stage, prior mean) -> init; see `diffusion/init.py`
+Initializers = Callable[[slice], Initializer]  # rows of a batch -> their initializer
 
 
 def from_noise(stage: Stage, mean: Latents) -> SamplerInit:
     """Plain sampling: noise about the prior mean."""
     return SamplerInit(mean)
+
+
+def for_all(start: Initializer) -> Initializers:
+    """The same initializer for all images."""
+    return lambda rows: start
+
+
+def beginning_at(first: int, starts: Initializers) -> Initializers:
+    """Those of a part of a batch, whose rows are counted from `first`."""
+    return lambda rows: starts(slice(first + rows.start, first + rows.stop))
 
 
 @dataclass(frozen=True)
@@ -166,19 +179,19 @@ class Stage:
         return lambda noisy, sigma: self.denoiser(noisy, filled(sigma, noisy), condition)
 
     def _guided_by_prior(self, condition: Condition, sampling: Sampling) -> Denoise:
-        """Autoguidance (arXiv 2406.02507) with the prior as the weaker model."""
-
-        def prior(condition: Condition) -> Denoise:
-            return lambda noisy, sigma: self.denoiser.prior_mean(noisy, filled(sigma, noisy), condition)
-
+        """Autoguidance (arXiv 2406.02507, eq. 4) with the prior as the weaker model, evaluated once for both."""
+        without, shift = condition.unconditional(), sampling.prior_guidance
+        if torch.equal(without.labels, condition.labels) and without.text == condition.text:
+            shift = 0.0
         scale = rising(sampling.guidance, sampling.guidance_slope, self.denoiser.deviation(condition))
-        away = guided(self._network(condition), prior(condition), scale)
-        without = condition.unconditional()
-        if not sampling.prior_guidance or (
-            torch.equal(without.labels, condition.labels) and without.text == condition.text
-        ):
-            return away
-        return shifted(away, prior(condition), prior(without), sampling.prior_guidance)
+
+        def denoise(noisy: Latents, sigma: float) -> Latents:
+            sigmas = filled(sigma, noisy)
+            estimate, mean = self.denoiser.with_prior_mean(noisy, sigmas, condition)
+            away = extrapolated(mean, estimate, scale(sigma))
+            return away + shift * (mean - self.denoiser.prior_mean(noisy, sigmas, without)) if shift else away
+
+        return denoise
 
     def steps(
         self,
@@ -243,17 +256,33 @@ def shrunk(images: Images, factor: int) -> OtherImages:
     return F.avg_pool2d(images, factor)
 
 
-@torch.no_grad()
 def generate(
     stages: Sequence[Stage],
     labels: Labels,
     samplings: Sequence[Sampling],
     rngs: Sequence[Randomness],
     low_res: Images | None = None,
-    start: Initializer = from_noise,
+    starts: Initializers = lambda rows: from_noise,
     text: Text | None = None,
 ) -> OtherImages:
-    """Samples in [-1, 1] of all stages in turn, from noise or `low_res`; labels, rngs and text have one entry each."""
+    """Samples in [-1, 1] of all stages in turn, from noise or `low_res`; labels, rngs and text have one entry each.
+
+    On a CPU the images are divided among the threads, which is faster than dividing every operation among them.
+    """
+
+    @torch.no_grad()
+    def part(rows: slice) -> OtherImages:
+        prompts, images = text and text.at(range(len(labels))[rows]), None if low_res is None else low_res[rows]
+        return _in_chain(stages, labels[rows], samplings, rngs[rows], images, starts(rows), prompts)
+
+    slices = torch.get_num_threads() if labels.device.type == "cpu" else 1
+    return torch.cat(at_once([partial(part, rows) for rows in rows_of(len(labels), slices)]))
+
+
+def _in_chain(
+    stages: Sequence[Stage], labels: Labels, samplings: Sequence[Sampling], rngs: Sequence[Randomness],
+    low_res: Images | None, start: Initializer, text: Text | None,
+) -> OtherImages:  # fmt: skip
     images = low_res
     for stage, sampling, until in zip(stages, samplings, stops(samplings), strict=True):
         own = [rng.at(stage.image_size) for rng in rngs]
@@ -265,7 +294,7 @@ def generate(
 
 def in_turn(count: int, height: int, width: int) -> list[slice]:
     """Slices of `count` images that are processed together, in bounded memory."""
-    few = max(1, min(BATCH_IMAGES, BATCH_VALUES // (3 * height * width)))
+    few = max(1, min(THREAD_IMAGES * max(2, torch.get_num_threads()), BATCH_VALUES // (3 * height * width)))
     return [slice(start, start + few) for start in range(0, count, few)]
 
 

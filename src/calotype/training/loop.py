@@ -12,8 +12,8 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from calotype.threads import at_once, one_thread
 from calotype.training.objectives import Loss, Objective
-from calotype.training.slices import at_once, one_thread
 from calotype.training.state import Gradients, NotFiniteError, TrainState
 from calotype.types import Batch, Rng, UserError
 

@@ -22,7 +22,7 @@ from calotype.nets.perceptual import EfficientNetLite0, perceptual_distance
 from calotype.nets.vae import Moments
 from calotype.priors.gaussian import CrossFitted
 from calotype.recipe import AutoencoderLossConfig, ConditionDropout
-from calotype.training.slices import rows_of
+from calotype.threads import rows_of
 from calotype.types import NULL_LABEL, Batch, Images, Labels, Latents, OtherImages, Rng, Sigmas, Text
 
 

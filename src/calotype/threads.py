@@ -1,7 +1,8 @@
-"""Slices of a step: parts of its batch, each on a thread of its own.
+"""Slices of a batch, each on a thread of its own.
 
 Torch divides every operation among its threads, and waits for all of them after each. The operations of a small
-denoiser are too short for that: it is faster to give each thread a slice of the batch, and to wait once a step.
+denoiser are too short for that: it is faster to give each thread a slice of the batch, and to wait once a step of
+training, or once for all steps of sampling.
 """
 
 from __future__ import annotations
