@@ -74,10 +74,7 @@ class Measured(Measurement):
     captions = (0.0, 0)
 
     def __init__(self, sample=0.05, encode=0.001):
-        self.device, self._sample, self._encode = CPU, sample, encode
-
-    def sample(self):
-        return self._sample
+        self.device, self.sampling, self._encode = CPU, [sample], encode
 
     def encode(self):
         return self._encode

@@ -92,7 +92,7 @@ def allot(plan: Plan, measured: Measurement, count: int, deadline: float, propos
     `count` is the number of pictures. `proposing` is how many seconds the proposal took, mostly for the priors of
     stages that enlarge: they are fitted again, to more pictures, before their legs.
     """
-    recipe, a_picture = plan.recipe, measured.sample()
+    recipe, a_picture = plan.recipe, sum(measured.sampling)
     left = deadline - time.time()
     seconds = between_legs(plan, measured, count, left)
     if recipe.chain[1:]:
@@ -165,7 +165,7 @@ def between_legs(plan: Plan, measured: Measurement, count: int, left: float) -> 
     if measured.captions[0]:
         seconds["captions"] = measured.captions[0]
     if plan.guidance_samples:
-        a_sample = len(SCALES_TRIED) * measured.sample_stage(0)
+        a_sample = len(SCALES_TRIED) * (measured.sampling[0] + measured.feature)
         plan.guidance_samples = min(plan.guidance_samples, int(GUIDANCE_SHARE * max(0.0, left) / a_sample))
         seconds["guidance"] = plan.guidance_samples * a_sample
     if plan.guidance_samples < FEWEST_GUIDANCE_SAMPLES:
@@ -173,8 +173,8 @@ def between_legs(plan: Plan, measured: Measurement, count: int, left: float) -> 
         seconds.pop("guidance", None)
     for index, size in enumerate(recipe.chain[1:], 1):
         crop = (recipe.enlarger(size).crop or size) / size
-        below = sum(measured.sample_stage(place) for place in range(index))
-        a_crop = below + LEVELS_TRIED * crop**2 * measured.sample_stage(index)
+        below = sum(measured.sampling[:index])
+        a_crop = below + LEVELS_TRIED * (crop**2 * measured.sampling[index] + measured.feature)
         crops = min(MOST_LEVEL_CROPS, int(LEVEL_SHARE * max(0.0, left) / a_crop))
         if crops < FEWEST_LEVEL_CROPS or not searches_level(recipe.enlarger(size)):
             crops = 0

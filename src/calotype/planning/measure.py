@@ -13,11 +13,11 @@ from calotype.build import build_enlarger, build_frozen, build_stage, initial_sp
 from calotype.data.caches import LatentCache, encode_on
 from calotype.data.folder import Pictures
 from calotype.data.images import images_from_pixels
-from calotype.data.sources import FOLDS, LatentSource
+from calotype.data.sources import FOLDS, LatentSource, draw_captions
 from calotype.diffusion.stage import generate
 from calotype.evaluation.autoencoder import measure_autoencoder
 from calotype.evaluation.counting import counted
-from calotype.evaluation.features import Lite0
+from calotype.evaluation.features import Lite0, features
 from calotype.machine import best_time, cores
 from calotype.nets.critic import Critic
 from calotype.priors.captions import CaptionedMixture
@@ -36,9 +36,9 @@ from calotype.training.examples import (
 from calotype.training.legs import autoencoder_objective
 from calotype.training.loop import BatchSource, TrainProgress, train_step
 from calotype.training.objectives import DenoisingObjective, Objective
-from calotype.training.previews import evaluating, inspection_count
+from calotype.training.previews import each_class, evaluating, inspection_count
 from calotype.training.state import TrainState
-from calotype.types import NULL_LABEL, Images, Rng
+from calotype.types import Images, Labels, Rng, Text
 
 SAMPLE_VALUES = 2**20
 """Sampling is timed on 8 pictures, or on fewer with so many pixels in all."""
@@ -193,26 +193,40 @@ class Measurement:
         values = min(MOST_VALUES, count * math.prod(self.stages[0].shape))
         return flops * values * best_time(lambda: matrix @ matrix, self.device) / (2 * MATRIX_SIDE**3)
 
-    def sample(self) -> float:
-        """Through all stages, with the recipe's steps and guidance."""
-        return sum(self.sample_stage(index) for index in range(len(self.stages)))
+    @cached_property
+    def sampling(self) -> list[float]:
+        """Seconds in which each stage samples a picture, with the recipe's steps and guidance."""
+        return [self._sample_stage(index) for index in range(len(self.stages))]
 
     @torch.no_grad()
-    def sample_stage(self, index: int) -> float:
+    def _sample_stage(self, index: int) -> float:
         """Extrapolated from one or two steps."""
         stage, sampling = self.stages[index], self.recipe.samplings[index]
         steps = 2 if index == 0 else 1
         few_steps = sampling.model_copy(update={"steps": steps, "conditioning": "whole"})
         count = max(1, min(8, SAMPLE_VALUES // stage.image_size**2))
-        labels = torch.full((count,), NULL_LABEL, device=self.device)
+        labels, text = self._conditions(count)
         rngs = [self.rng.at(place) for place in range(count)]
         side = stage.low_res_size
         low_res = torch.zeros(count, 3, side, side, device=self.device) if side else None
         latents = torch.zeros(count, *stage.shape, device=self.device)
         with evaluating(stage.denoiser):
-            total = best_time(lambda: generate([stage], labels, [few_steps], rngs, low_res), self.device, 1)
+            total = best_time(lambda: generate([stage], labels, [few_steps], rngs, low_res, text=text), self.device, 1)
         decode = best_time(lambda: stage.space.decode(latents), self.device, 1)
         return (max(0.0, total - decode) / steps * sampling.steps + decode) / count
+
+    def _conditions(self, count: int) -> tuple[Labels, Text | None]:
+        """Labels, and captions where the model reads them."""
+        pictures = self.pictures[self.recipe.chain[0]]
+        captions = pictures.captions if self.recipe.denoiser.text.kind != "none" else None
+        text = draw_captions(captions, torch.arange(count) % len(pictures), self.rng)
+        return each_class(count, len(pictures.classes), self.device), text
+
+    @cached_property
+    def feature(self) -> float:
+        """Seconds in which the features of a picture are extracted, by which sampling settings are searched."""
+        images, network = self._images(4), Lite0(self.device)
+        return best_time(lambda: features([images], network), self.device, 1) / len(images)
 
     def _images(self, count: int) -> Images:
         pixels = self.pictures[self.recipe.chain[0]].pixels
