@@ -60,7 +60,7 @@ class OptimizerConfig(Config):
     """Width of the average of the weights, as a fraction of the run so far."""
 
 
-class AutoencoderLossConfig(Config):
+class AdversarialLossConfig(Config):
     """Weights of the losses, and when each sets in. Fractions are of the run, never steps."""
 
     edges: float = Field(default=0.5, ge=0)
@@ -70,7 +70,6 @@ class AutoencoderLossConfig(Config):
     """From this fraction of the run on: large shapes first, and half of the run at half the cost."""
     perceptual_share: float = Field(default=0.25, gt=0, le=1)
     """Fraction of each batch that the perceptual distance looks at: it costs more than the autoencoder."""
-    kl: float = Field(default=1e-5, ge=0)
     adversarial: float = Field(default=0.1, ge=0)
     """Gradient of the critic's loss at the picture, relative to the reconstruction's. 0: no critic at all."""
     adversarial_cap: float = Field(default=1.0, gt=0)
@@ -91,6 +90,10 @@ class AutoencoderLossConfig(Config):
         if self.adversarial:
             ends |= {self.critic_start, max(self.critic_start, self.critic_used)}
         return sorted(ends - {0.0})
+
+
+class AutoencoderLossConfig(AdversarialLossConfig):
+    kl: float = Field(default=1e-5, ge=0)
 
 
 class ConditionDropout(Config):
@@ -128,6 +131,9 @@ class LegConfig(Config):
     batch: PositiveInt = 16
 
 
+CRITIC_LEARN = OptimizerConfig(learning_rate=4e-4, betas=(0.5, 0.9))
+
+
 class AutoencoderRecipe(LegConfig):
     batch: PositiveInt = 8
     network: Annotated[VaeConfig | KlConfig, Field(discriminator="kind")] = VaeConfig()
@@ -136,7 +142,7 @@ class AutoencoderRecipe(LegConfig):
     crop: int = Field(default=0, ge=0)
     """Side of the random crops to train on; 0: whole pictures."""
     learn: OptimizerConfig = OptimizerConfig(learning_rate=2e-3)
-    critic_learn: OptimizerConfig = OptimizerConfig(learning_rate=4e-4, betas=(0.5, 0.9))
+    critic_learn: OptimizerConfig = CRITIC_LEARN
 
 
 class DiffusionConfig(LegConfig, ConditionDropout):
@@ -192,12 +198,29 @@ class EnlargeRecipe(DiffusionConfig):
     crop: int = Field(default=0, ge=0)
     """Side of the random crops to train on; 0: whole pictures."""
     exposure: ExposureConfig = ExposureConfig()
+    objective: Literal["denoising", "one_step"] = "denoising"
+    """The denoising loss, for samplers of several steps; or one step, with the losses of an autoencoder."""
+    losses: AdversarialLossConfig = AdversarialLossConfig()
+    """Of the one step, with its `critic` and `critic_learn`."""
+    critic: CriticConfig = CriticConfig()
+    critic_learn: OptimizerConfig = CRITIC_LEARN
     sampling: Sampling = Sampling(steps=12, guidance=1.0)
 
     @model_validator(mode="after")
     def _sigma_data(self) -> EnlargeRecipe:
         if self.prior == "none" and not self.sigma_data:
             raise ValueError("sigma_data is 0, but must be above 0 for a stage without a prior; leave it to the plan")
+        return self
+
+    @model_validator(mode="after")
+    def _one_step(self) -> EnlargeRecipe:
+        if self.objective == "denoising":
+            return self
+        if self.sampling.steps != 1 or self.sampling.guidance != 1:
+            raise ValueError(
+                f"objective is one_step, but sampling.steps is {self.sampling.steps} and sampling.guidance "
+                f"{self.sampling.guidance:g}; set both to 1"
+            )
         return self
 
 

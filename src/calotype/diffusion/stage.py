@@ -133,6 +133,11 @@ class Stage:
         """Size relative to the low-resolution image; 1 if there is none."""
         return self.image_size // (self.low_res_size or self.image_size)
 
+    @property
+    def largest_sigma(self) -> float:
+        """At which sampling starts, with however many steps."""
+        return self.schedule.grid(1)[0]
+
     def condition(
         self, labels: Labels, low_res: Images | None, level: Sigmas, noise: Tensor, text: Text | None = None
     ) -> Condition:

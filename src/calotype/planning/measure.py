@@ -33,7 +33,7 @@ from calotype.training.examples import (
     picture_source,
     without_unread_captions,
 )
-from calotype.training.legs import autoencoder_objective
+from calotype.training.legs import autoencoder_objective, enlarging_objective
 from calotype.training.loop import BatchSource, TrainProgress, train_step
 from calotype.training.objectives import DenoisingObjective, Objective
 from calotype.training.previews import each_class, evaluating, inspection_count
@@ -115,7 +115,11 @@ class Measurement:
             size = stage.image_size
             pictures = self.pictures[size]
             source = crop_examples(recipe, size, pictures, self.device)(pictures.train_indices)
-            cost = [self._step(DenoisingObjective(stage), source, recipe.enlarger(size).batch)]
+            config = recipe.enlarger(size)
+            objective, ends = enlarging_objective(stage, config, self.device), [1.0]
+            if config.objective == "one_step":
+                ends = config.losses.phase_ends
+            cost = [self._step(objective, source, config.batch, end) for end in ends]
             steps[leg_above(size)] = steps[exposure_above(size)] = cost
         return {leg: steps[leg] for leg in recipe.legs}
 

@@ -18,7 +18,7 @@ from calotype.machine import choose_threads
 from calotype.priors.prior import load_trained, trained_state
 from calotype.run import Losses, Validation
 from calotype.training.loop import Due, TrainProgress, every
-from calotype.training.objectives import AutoencoderObjective
+from calotype.training.objectives import AdversarialObjective
 from calotype.training.state import TrainState
 
 CLEARLY = 1.02
@@ -179,13 +179,13 @@ class GuardCheck(NamedTuple):
 
 
 class CriticGuard:
-    """Keeps the autoencoder as it was at its best since the adversarial loss set in.
+    """Keeps the network as it was at its best since the adversarial loss set in.
 
-    Reconstructions that the critic ruins come back, and its loss is weighted down. Saved with a checkpoint as a train
+    Pictures that the critic ruins come back, and its loss is weighted down. Saved with a checkpoint as a train
     state is (`steps`, `tensors`, `restore`), so a resumed run goes on in the same way.
     """
 
-    def __init__(self, objective: AutoencoderObjective, state: TrainState, psnr: Callable[[], float]) -> None:
+    def __init__(self, objective: AdversarialObjective, state: TrainState, psnr: Callable[[], float]) -> None:
         self.objective, self.state, self.psnr = objective, state, psnr
         self.best, self.steps = -math.inf, 0
         self.before: dict[str, Tensor] = {}

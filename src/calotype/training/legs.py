@@ -24,7 +24,7 @@ from calotype.nets.frozen import Frozen
 from calotype.nets.kl import Autoencoder
 from calotype.nets.perceptual import pretrained_lite0
 from calotype.priors.patches import PatchPrior
-from calotype.recipe import DiffusionConfig, Recipe, exposure_above, leg_above
+from calotype.recipe import DiffusionConfig, EnlargeRecipe, Recipe, exposure_above, leg_above
 from calotype.run import Run
 from calotype.spaces.pixel import Space
 from calotype.training.control import CriticGuard
@@ -32,8 +32,8 @@ from calotype.training.examples import Bucket, Examples, MixedSource, main_bucke
 from calotype.training.fitting import Constants, cross_fitted, fit_mixture, fit_patches, keep
 from calotype.training.leg import Leg
 from calotype.training.loop import BatchSource, TrainProgress
-from calotype.training.objectives import AutoencoderObjective, DenoisingObjective
-from calotype.training.previews import DenoiserValidator, autoencoder_validator, validation_count
+from calotype.training.objectives import AutoencoderObjective, DenoisingObjective, OneStepObjective
+from calotype.training.previews import DenoiserValidator, OneStepValidator, autoencoder_validator, validation_count
 from calotype.training.state import TrainState
 from calotype.types import Rng
 
@@ -102,8 +102,17 @@ def enlarger_leg(
         train, factor = examples(pictures.train_indices), prior.factor
         fitted = keep(run, leg_above(size), lambda: fit_patches(factor, train, config.crop or size))
         prior.load_state_dict(fitted["local"].state_dict())
-    objective, buckets = DenoisingObjective(stage, config), [Bucket(pictures, examples)]
+    objective, buckets = enlarging_objective(stage, config, device), [Bucket(pictures, examples)]
     return diffusion_leg(leg_above(size), recipe, objective, config, config.sampling, buckets, device)
+
+
+def enlarging_objective(
+    stage: Stage, config: EnlargeRecipe, device: torch.device
+) -> DenoisingObjective | OneStepObjective:
+    if config.objective == "denoising":
+        return DenoisingObjective(stage, config)
+    critic = channels_last(Critic(config.critic)).to(device)
+    return OneStepObjective(stage, config, critic, pretrained_lite0(device), config.losses)
 
 
 def exposure_leg(recipe: Recipe, below: Stage, stage: Stage, pictures: Pictures, device: torch.device) -> Leg[Stage]:
@@ -121,19 +130,20 @@ def exposure_leg(recipe: Recipe, below: Stage, stage: Stage, pictures: Pictures,
 
     learn = config.learn.model_copy(update={"learning_rate": config.learn.learning_rate / 4})  # it is trained already
     shorter = config.model_copy(update={"images": config.exposure.images, "learn": learn})
-    objective, buckets = DenoisingObjective(stage, config), [Bucket(pictures, examples)]
+    objective, buckets = enlarging_objective(stage, config, device), [Bucket(pictures, examples)]
     return diffusion_leg(exposure_above(size), recipe, objective, shorter, config.sampling, buckets, device, stream)
 
 
 def diffusion_leg(
-    name: str, recipe: Recipe, objective: DenoisingObjective, config: DiffusionConfig, sampling: Sampling,
-    buckets: Sequence[Bucket], device: torch.device, stream: str = "",
+    name: str, recipe: Recipe, objective: DenoisingObjective | OneStepObjective, config: DiffusionConfig,
+    sampling: Sampling, buckets: Sequence[Bucket], device: torch.device, stream: str = "",
 ) -> Leg[Stage]:  # fmt: skip
     """Trained on all buckets, and validated on the one with the most validation pictures."""
     stage, rng, main = objective.stage, Rng((recipe.seed, stream or name)), main_bucket(buckets)
-    state = TrainState(stage.denoiser.to(device), config.learn)
-    assert isinstance(state.average, Denoiser)
-    averaged = replace(stage, denoiser=state.average)
+    states = {"denoiser": TrainState(stage.denoiser.to(device), config.learn)}
+    average = states["denoiser"].average
+    assert isinstance(average, Denoiser)
+    averaged = replace(stage, denoiser=average)
     trained = [bucket.pictures.train_indices for bucket in buckets]
     sources = [bucket.examples(chosen) for bucket, chosen in zip(buckets, trained, strict=True)]
     (pictures, examples), train = buckets[main], sources[main]
@@ -141,15 +151,23 @@ def diffusion_leg(
     held_out = examples(pictures.validation_indices).batch(0, min(count, len(pictures.validation_indices)))
     same = train.batch(0, len(held_out))
     validator = DenoiserValidator(averaged, stage, sampling, held_out, same, len(pictures.classes), rng)
+    guard = None
+    if isinstance(objective, OneStepObjective):
+        validator = OneStepValidator(**vars(validator), features=objective.features)
+        if objective.config.adversarial:
+            assert isinstance(config, EnlargeRecipe)
+            states["critic"] = TrainState(objective.critic, config.critic_learn)
+            guard = CriticGuard(objective, states["denoiser"], replace(validator, stage=stage).psnr)
     return Leg(
         name,
         objective,
-        {"denoiser": state},
+        states,
         MixedSource(sources, [*map(len, trained)], rng),
         TrainProgress(config.images, config.batch, recipe.seed),
         validator,
         averaged,
-        draw_raw=validator.draw_raw,
+        guard,
+        validator.draw_raw,
     )
 
 

@@ -1,12 +1,13 @@
-"""Objectives: the losses of an autoencoder and its critic, and the loss of a denoiser."""
+"""Objectives: losses of networks that make pictures in one step, with a critic, and the loss of a denoiser."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import accumulate
-from typing import Protocol, runtime_checkable
+from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -21,9 +22,21 @@ from calotype.nets.kl import Autoencoder
 from calotype.nets.perceptual import EfficientNetLite0, perceptual_distance
 from calotype.nets.vae import Moments
 from calotype.priors.gaussian import CrossFitted
-from calotype.recipe import AutoencoderLossConfig, ConditionDropout
+from calotype.recipe import AdversarialLossConfig, AutoencoderLossConfig, ConditionDropout
 from calotype.threads import rows_of
-from calotype.types import NULL_LABEL, Batch, Images, Labels, Latents, OtherImages, Rng, Sigmas, Text
+from calotype.types import (
+    NULL_LABEL,
+    Batch,
+    Condition,
+    Images,
+    Labels,
+    Latents,
+    OtherImages,
+    Rng,
+    Sigmas,
+    Text,
+    per_image,
+)
 
 
 @dataclass(frozen=True)
@@ -51,15 +64,18 @@ class Objective(Protocol):
         ...
 
 
-class AutoencoderObjective:
-    """Reconstruction (L1 and perceptual), KL to N(0, 1), and a critic: arXiv 2112.10752, appendix G."""
+class AdversarialObjective(ABC):
+    """L1 and perceptual distance of what a network makes in one step, and a critic: arXiv 2112.10752, appendix G."""
+
+    name: ClassVar[str]
+    """Of the network in the log."""
 
     def __init__(
-        self, vae: Autoencoder, critic: Critic, features: EfficientNetLite0, config: AutoencoderLossConfig
+        self, network: nn.Module, critic: Critic, features: EfficientNetLite0, config: AdversarialLossConfig
     ) -> None:
-        self.vae, self.critic, self.features, self.config = vae, critic, features, config
+        self.critic, self.features, self.config = critic, features, config
         critics: dict[str, nn.Module] = {"critic": critic} if config.adversarial else {}
-        self.networks: dict[str, nn.Module] = {"autoencoder": vae, **critics}
+        self.networks: dict[str, nn.Module] = {self.name: network, **critics}
         self.trust = 1.0
         """Factor on the critic's weight; `CriticGuard` lowers it when the critic has done harm."""
 
@@ -68,13 +84,16 @@ class AutoencoderObjective:
         """The fraction of the leg at which the adversarial loss sets in."""
         return max(self.config.critic_start, self.config.critic_used)
 
+    @abstractmethod
+    def reconstruct(self, batch: Batch, rng: Rng) -> tuple[Images, dict[str, Tensor]]:
+        """What the network makes of the batch, to be like `batch.clean`, and further terms of its loss."""
+        ...
+
     def losses(self, batch: Batch, fraction: float, rng: Rng) -> dict[str, Loss]:
         real = batch.clean
-        moments = self.vae.encode(real)
-        latents = moments.sample(rng.at("latents").noise_like(moments.mean))
-        fake = self.vae.decode(latents)
+        fake, further = self.reconstruct(batch, rng)
         terms = self._reconstruction(real, fake, fraction)
-        losses = {"autoencoder": self._autoencoder(terms, fake, moments, fraction)}
+        losses = {self.name: self._network(terms, further, fake, fraction)}
         if self.config.adversarial and fraction >= self.config.critic_start:
             losses["critic"] = self._critic(real, fake.detach())
         return losses
@@ -92,11 +111,10 @@ class AutoencoderObjective:
             terms["perceptual"] = config.perceptual * distance
         return terms
 
-    def _autoencoder(self, terms: dict[str, Tensor], fake: Images, moments: Moments, fraction: float) -> Loss:
-        config = self.config
+    def _network(self, terms: dict[str, Tensor], further: dict[str, Tensor], fake: Images, fraction: float) -> Loss:
         reconstruction = torch.stack(list(terms.values())).sum()
-        terms["kl"] = config.kl * kl_to_normal(moments).mean()
-        if config.adversarial and fraction >= self.adversarial_start:
+        terms = terms | further
+        if self.config.adversarial and fraction >= self.adversarial_start:
             terms["adversarial"] = self._adversarial(reconstruction, fake)
         return Loss(torch.stack(list(terms.values())).sum(), {name: term.detach() for name, term in terms.items()})
 
@@ -119,6 +137,23 @@ class AutoencoderObjective:
         right = ((of_real > 0).float().mean() + (of_fake < 0).float().mean()) / 2
         gap = (of_real.mean() - of_fake.mean()).detach()
         return Loss(total, {"hinge": total.detach(), "right": right, "gap": gap})
+
+
+class AutoencoderObjective(AdversarialObjective):
+    """With the KL divergence of the posterior from N(0, 1)."""
+
+    name = "autoencoder"
+
+    def __init__(
+        self, vae: Autoencoder, critic: Critic, features: EfficientNetLite0, config: AutoencoderLossConfig
+    ) -> None:
+        super().__init__(vae, critic, features, config)
+        self.vae, self.kl = vae, config.kl
+
+    def reconstruct(self, batch: Batch, rng: Rng) -> tuple[Images, dict[str, Tensor]]:
+        moments = self.vae.encode(batch.clean)
+        fake = self.vae.decode(moments.sample(rng.at("latents").noise_like(moments.mean)))
+        return fake, {"kl": self.kl * kl_to_normal(moments).mean()}
 
 
 def batch_share(count: int, fraction: float) -> int:
@@ -178,12 +213,15 @@ class DenoisingObjective:
 
     def per_image(self, noised: Noised) -> Float[Tensor, " batch"]:
         """The loss of every image."""
-        batch, spoiling = noised.batch, torch.zeros(()) if noised.spoiling is None else noised.spoiling
-        condition = self.stage.condition(batch.labels, batch.low_res, noised.level, spoiling, batch.text)
+        batch, condition = noised.batch, self.condition(noised)
         if self.cross_fitted is not None and batch.fold is not None:
             condition = replace(condition, posterior_mean=self.cross_fitted.of(batch.fold, batch.labels))
         with dropout_seeds(noised.seeds, batch.clean.device):
             return self.stage.denoiser.loss(batch.clean, noised.sigma, noised.noise, condition)
+
+    def condition(self, noised: Noised) -> Condition:
+        batch, spoiling = noised.batch, torch.zeros(()) if noised.spoiling is None else noised.spoiling
+        return self.stage.condition(batch.labels, batch.low_res, noised.level, spoiling, batch.text)
 
 
 @dataclass(frozen=True)
@@ -221,3 +259,26 @@ def drop_condition(batch: Batch, dropout: ConditionDropout, rng: Rng) -> tuple[L
         return labels, None
     given = zip(drop_phrases(captions, dropout.caption_dropout, rng), caption_given.tolist(), strict=True)
     return labels, Text(tuple(caption if kept else "" for caption, kept in given))
+
+
+class OneStepObjective(AdversarialObjective):
+    """A stage that enlarges in one step: from the prior mean and noise of the largest sigma to the picture.
+
+    What the low-resolution picture leaves open is not sampled from the posterior: the losses make it likely and sharp.
+    """
+
+    name = "denoiser"
+
+    def __init__(
+        self, stage: Stage, dropout: ConditionDropout, critic: Critic, features: EfficientNetLite0,
+        config: AdversarialLossConfig,
+    ) -> None:  # fmt: skip
+        super().__init__(stage.denoiser, critic, features, config)
+        self.stage, self.denoising = stage, DenoisingObjective(stage, dropout)
+
+    def reconstruct(self, batch: Batch, rng: Rng) -> tuple[Images, dict[str, Tensor]]:
+        noised = self.denoising.draw(batch, rng)
+        condition, sigma = self.denoising.condition(noised), torch.full_like(noised.sigma, self.stage.largest_sigma)
+        noisy = self.stage.prior_mean(condition) + per_image(sigma) * noised.noise
+        with dropout_seeds(noised.seeds, batch.clean.device):
+            return self.stage.denoiser(noisy, sigma, condition), {}

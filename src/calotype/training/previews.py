@@ -15,6 +15,7 @@ from calotype.data.images import grid, images_from_pixels, pils_from_images
 from calotype.data.sources import draw_captions
 from calotype.diffusion.stage import Sampling, Stage, generate
 from calotype.evaluation.autoencoder import psnr
+from calotype.evaluation.search import in_parts
 from calotype.nets.kl import Autoencoder
 from calotype.nets.perceptual import EfficientNetLite0, perceptual_distance
 from calotype.priors.patches import enlarged
@@ -133,6 +134,32 @@ class DenoiserValidator:
             measures |= validation_losses(self.stage, batch, self.rng.at("check"), name)
         with evaluating(self.raw.denoiser):
             return measures | validation_losses(self.raw, self.held_out, self.rng.at("check"), "raw_held_out")
+
+
+@dataclass(frozen=True)
+class OneStepValidator(DenoiserValidator):
+    """Crops from a stage that enlarges in one step, and how near they are to those of validation pictures."""
+
+    features: EfficientNetLite0
+
+    @torch.no_grad()
+    def measure(self) -> dict[str, float]:
+        real, fake, few = self.held_out.clean, self.enlarge(), slice(0, 32)
+        distance = perceptual_distance(self.features, real[few], fake[few])
+        counts = {"n": float(len(fake)), "n_perceptual": float(len(distance))}
+        return {"psnr": float(psnr(real, fake).mean()), "perceptual": float(distance.mean()), **counts}
+
+    def psnr(self) -> float:
+        """Mean, in dB."""
+        with evaluating(self.stage.denoiser):
+            return float(psnr(self.held_out.clean, self.enlarge()).clamp(max=EQUAL_TO_THE_EYE).mean())
+
+    def enlarge(self) -> OtherImages:
+        """The validation pictures, a few at a time."""
+        low_res, labels, text = self.held_out.low_res, self.held_out.labels, self.held_out.text
+        assert low_res is not None
+        rngs = [Rng(("preview", index)) for index in range(len(labels))]
+        return in_parts([self.stage], [self.sampling], labels, rngs, low_res, text)
 
 
 def validation_losses(stage: Stage, batch: Batch, rng: Rng, name: str) -> dict[str, float]:
