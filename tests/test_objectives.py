@@ -14,7 +14,7 @@ from calotype.diffusion.stage import Stage
 from calotype.nets.critic import Critic, CriticConfig
 from calotype.nets.dit import Dit, DitConfig
 from calotype.nets.perceptual import perceptual_distance, pretrained_lite0
-from calotype.nets.vae import Moments, Vae, VaeConfig
+from calotype.nets.vae import Moments, Vae, VaeConfig, kl_to_normal
 from calotype.recipe import AutoencoderLossConfig, ConditionDropout, OptimizerConfig
 from calotype.spaces.latent import LatentSpace
 from calotype.spaces.pixel import PixelSpace
@@ -25,7 +25,6 @@ from calotype.training.objectives import (
     Objective,
     batch_share,
     edge_distance,
-    kl_to_normal,
 )
 from calotype.training.state import TrainState
 from calotype.types import NULL_LABEL, Batch, Rng
