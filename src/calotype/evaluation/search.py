@@ -41,7 +41,7 @@ from calotype.evaluation.intervals import (
 )
 from calotype.evaluation.measures import as_measure
 from calotype.evaluation.results import Cell
-from calotype.types import Images, Labels, OtherImages, Rng, Text
+from calotype.types import Images, Labels, OtherImages, Progress, Rng, Text
 
 SCALES = {"prior": (1.0, 2.0, 3.0, 4.0), "unconditional": (1.0, 1.5, 2.0, 3.0)}
 """Guidance scales to try with each guide."""
@@ -88,7 +88,7 @@ def sweep(
     samplings: Sequence[Sampling],
     sampled: Callable[[Sampling], Features],
     real: Features,
-    progress: Callable[[int, int], None],
+    progress: Progress,
     seed: int = 0,
 ) -> list[Cell]:
     """Every cell of a grid. `sampled` gives features of as many samples as there are in `real`, with equal seeds."""
@@ -187,9 +187,7 @@ class Search:
         }
 
 
-def search_level(
-    distance: Callable[[float], Distance], most: float, steps: int, progress: Callable[[int, int], None]
-) -> Search:
+def search_level(distance: Callable[[float], Distance], most: float, steps: int, progress: Progress) -> Search:
     """The distances at an even grid from 0 to `most`, then halfway from the nearest to its neighbours."""
     tried: dict[float, Distance] = {}
 
@@ -209,7 +207,7 @@ def search_level(
 
 
 def search_scale(
-    distance: Callable[[float], Distance], scales: Sequence[float], usual: float, progress: Callable[[int, int], None]
+    distance: Callable[[float], Distance], scales: Sequence[float], usual: float, progress: Progress
 ) -> Search:
     """The distances at these guidance scales."""
     tried: dict[float, Distance] = {}
