@@ -93,7 +93,7 @@ def build_denoiser(
     recipe: Recipe, config: DiffusionConfig, inputs: int, channels: int, classes: int, prior: Prior | None,
     frozen: Frozen | None,
 ) -> Denoiser:  # fmt: skip
-    """Its network gets so many `inputs` along channels: the noisy image, the prior mean, the low-resolution one."""
+    """`inputs`: how many images its network gets: the noisy one, the prior mean, the low-resolution one."""
     network = build_conditioned(config.backbone, inputs * channels, channels, recipe.denoiser.text, frozen)
     width = config.backbone.width
     return Denoiser(network, width, classes, config.scaling, recipe.precision, config.sigma_data, prior)

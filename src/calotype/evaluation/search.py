@@ -134,7 +134,7 @@ def sampled_features(
 
 
 def network_calls(sampling: Sampling) -> int:
-    """For one picture."""
+    """For one picture; Heun's last step, which has one call, is counted with two."""
     twice = 2 if sampling.guide == "unconditional" and sampling.guidance != 1 else 1
     return sampling.steps * twice * CALLS_A_STEP[sampling.sampler]
 
@@ -157,7 +157,7 @@ class Distance(NamedTuple):
 
 @dataclass(frozen=True)
 class Search:
-    """The distance from real pictures at each level that was tried."""
+    """The distance from real pictures at each level that was tried: of augmentation, or a guidance scale."""
 
     tried: dict[float, Distance]
     usual: float | None = None
