@@ -129,7 +129,7 @@ class Model:
             if not (labels or prompts):
                 return start
             share = torch.tensor(shares[part], device=self.device, dtype=torch.float32)
-            text = text_after and text_after.at(range(frames)[part])
+            text = text_after and text_after.at(part)
             return condition_switch(torch.full((len(share),), after, device=self.device), text, share, start)
 
         rngs = [Between(first, last, share) for share in shares]
@@ -257,7 +257,7 @@ class Model:
         width, height = size or (self.image_size, self.image_size)
         for part in in_turn(len(labels), height, width):
             own = torch.tensor(labels[part], device=self.device)
-            own_text = text and text.at(range(len(labels))[part])
+            own_text = text and text.at(part)
             yield generate(self.stages, own, samplings, rngs[part], start=start(part), text=own_text)
 
     def _edit(

@@ -123,7 +123,7 @@ def sampled_features(
     """Features of one picture a label; picture i has the same seed in every cell, and `calotype sample` another."""
     rngs = [Rng((seed, "sweep", index)) for index in range(len(labels))]
     parts = in_turn(len(labels), stage.image_size, stage.image_size)
-    prompts = [text and text.at(range(len(labels))[part]) for part in parts]
+    prompts = [text and text.at(part) for part in parts]
     return lambda sampling: features(
         (
             rounded(generate([stage], labels[part], [sampling], rngs[part], text=prompt))
@@ -269,7 +269,7 @@ def in_parts(
     height, width = (full, full) if low_res is None else (side * factor for side in low_res.shape[-2:])
 
     def part_of(part: slice) -> OtherImages:
-        small, prompts = (None if low_res is None else low_res[part]), text and text.at(range(len(labels))[part])
+        small, prompts = (None if low_res is None else low_res[part]), text and text.at(part)
         return generate(stages, labels[part], samplings, rngs[part], small, text=prompts)
 
     return torch.cat([part_of(part) for part in in_turn(len(labels), height, width)])
