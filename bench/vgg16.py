@@ -17,9 +17,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from calotype.evaluation.features import AnyImages
 from calotype.files import sha256
-from calotype.types import UserError
+from calotype.types import OtherImages, UserError
 
 WEIGHTS_SHA256 = "4502df9d0a88873911ea191cb2be5147d190f6a7f4c21731a418960f6bdb8e8f"
 BLOCKS = (2, 2, 3, 3)
@@ -42,7 +41,7 @@ class Vgg16:
     preparation = f"{SIZE} px, bilinear, antialiased; block 4, of unit root mean square"
 
     @torch.no_grad()
-    def look(self, images: AnyImages) -> Float[Tensor, "_ 512"]:
+    def look(self, images: OtherImages) -> Float[Tensor, "_ 512"]:
         """`images` in [-1, 1]. Raises `UserError` where the package is missing or another one."""
         image = F.interpolate(images.float().cpu(), size=(SIZE, SIZE), mode="bilinear", antialias=True)
         image = (image + 1) * 127.5 - torch.tensor(MEAN)[:, None, None]

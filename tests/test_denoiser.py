@@ -214,7 +214,7 @@ def about(low_res, **more):
 @pytest.mark.parametrize("name", ["edm", "velocity"])
 @spreads
 def test_a_silent_network_is_the_exact_denoiser_of_gaussians_about_the_smaller_picture(name, spread, noise):
-    """With a doubt, the data lie about what is seen by both spreads: their squares add up."""
+    """With a deviation in the condition, the data lie about `low_res` by both spreads: their squares add up."""
     low_res, noisy = torch.randn(SHAPE), 3 * noise
     each, everywhere = per_image(torch.tensor([0.0, 0.05, 0.3, 2.0])), torch.rand(SHAPE)[:, :1]
     silent, sigma = fixed(torch.zeros(SHAPE), name, spread), per_image(SIGMA)
@@ -229,7 +229,7 @@ def test_a_silent_network_is_the_exact_denoiser_of_gaussians_about_the_smaller_p
 
 @spreads
 def test_what_an_enlarging_network_sees_and_says_has_unit_variance(spread):
-    """Of data about a spoilt smaller picture, whose error is the doubt."""
+    """Of data about a smaller picture whose error is the deviation in the condition."""
     shape = (1, 1, 200, 200)
     deviation = 4 * spread * torch.rand(shape)
     clean, noise = torch.randn(shape), torch.randn(shape)

@@ -163,7 +163,8 @@ def trained(images, kl, learns, rate, steps=25, **losses):
     train_state = TrainState(space.vae, OptimizerConfig(learning_rate=rate, clip=1e6))
     for step in range(steps):
         batch = Batch(images[16 * (step % 7) :][:16], torch.zeros(16, dtype=torch.long))
-        train_state.backward(objective.losses(batch, 0.5, Rng(("trained", step)))["autoencoder"].total)
+        loss = objective.losses(batch, 0.5, Rng(("trained", step)))["autoencoder"]
+        train_state.add(train_state.gradients(loss.total))
         train_state.step(step / steps)
     space.requires_grad_(False).measure([space.moments(images)])
     return space

@@ -8,7 +8,7 @@ from PIL import Image
 
 from calotype.data.folder import read_folder
 from calotype.demo import portraits as module
-from calotype.demo.portraits import STYLES, read_licence, read_portraits, write_portraits
+from calotype.demo.portraits import STYLES, read_portraits, write_portraits
 from calotype.types import UserError
 
 SIZE, COUNT = 16, 20
@@ -74,7 +74,7 @@ def test_a_written_portrait_is_the_one_that_is_read(written):
 
 
 def test_written_portraits_bring_their_licence_and_what_is_drawn_on_them(written):
-    assert (written / "LICENSE.md").read_text() == read_licence() and "CC BY 4.0" in read_licence()
+    assert "CC BY 4.0" in (written / "LICENSE.md").read_text()
     assert {path.name for path in written.iterdir()} == {"LICENSE.md", *STYLES}
     assert len(list(written.rglob("*.png"))) == COUNT
     for style in STYLES:

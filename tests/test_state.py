@@ -23,7 +23,7 @@ def learned(train_state, *places):
     """After one step at each place, on what is drawn for that place."""
     for place in places:
         images = torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(place))
-        train_state.backward((train_state.network(images) - 1).square().mean())
+        train_state.add(train_state.gradients((train_state.network(images) - 1).square().mean()))
         train_state.step(place / 10)
     return train_state
 
@@ -49,7 +49,7 @@ def test_the_optimizer_takes_the_learning_rate_of_the_place():
     config = OptimizerConfig(learning_rate=0.5, warmup=0.2, decay=0.5, betas=(0.0, 0.0))
     train_state, before = TrainState(network, config), network.weight.item()
     for progress, factor in ((0.1, 0.5), (0.3, 1.0), (0.9, 0.2)):
-        train_state.backward(7 * network.weight.sum())
+        train_state.add(train_state.gradients(7 * network.weight.sum()))
         train_state.step(progress)
         assert before - network.weight.item() == pytest.approx(0.5 * factor, rel=1e-4)
         before = network.weight.item()
@@ -97,7 +97,7 @@ def test_the_average_follows_buffers_and_neither_learns_nor_drops_out():
 def test_a_gradient_that_is_not_a_number_moves_nothing(bad):
     train_state = learned(TrainState(NETWORKS["plain"](), OptimizerConfig()), 1, 2)
     before = fingerprint({"": train_state})
-    train_state.backward(bad * train_state.network[0].bias.sum())
+    train_state.add(train_state.gradients(bad * train_state.network[0].bias.sum()))
     with pytest.raises(NotFiniteError, match=r"norm of the gradient is (nan|inf)"):
         train_state.step(0.5)
     assert fingerprint({"": train_state}) == before and train_state.steps == 2
@@ -115,7 +115,7 @@ def again(network):
 def test_a_long_gradient_is_cut_to_length_and_its_length_reported():
     network = nn.Linear(2, 1, bias=False)
     train_state = TrainState(network, OptimizerConfig(clip=0.5, betas=(0.0, 0.999)))
-    train_state.backward((network.weight * torch.tensor([3.0, 4.0])).sum())
+    train_state.add(train_state.gradients((network.weight * torch.tensor([3.0, 4.0])).sum()))
     assert train_state.step(0.5) == pytest.approx(5.0)
     squares = train_state.tensors()["optimizer.0.exp_avg_sq"].sum() / (1 - 0.999)
     assert squares.sqrt().item() == pytest.approx(0.5, rel=1e-4)

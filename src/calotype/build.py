@@ -25,6 +25,9 @@ from calotype.recipe import Backbone, DiffusionConfig, ImportedSpace, Recipe, Te
 from calotype.spaces.latent import LatentSpace
 from calotype.spaces.pixel import PixelSpace, Space
 
+MOST_TO_START = 2000
+"""Pictures, at most, that the closed-form start of an autoencoder is made from."""
+
 
 def build_backbone(config: Backbone, in_channels: int, out_channels: int, context_width: int = 0) -> nn.Module:
     match config:
@@ -75,8 +78,8 @@ def initial_space(recipe: Recipe, pictures: Pictures, device: torch.device) -> L
 
 
 def start_linear(vae: Vae, pictures: Pictures, device: torch.device) -> None:
-    """The PCA of the patches of at most 2,000 training pictures."""
-    most = max(16, min(2000, MOST_VALUES // pictures.pixels[0].numel()))
+    """The PCA of the patches of at most `MOST_TO_START` training pictures."""
+    most = max(16, min(MOST_TO_START, MOST_VALUES // pictures.pixels[0].numel()))
     chosen = pictures.train_indices[:: max(1, len(pictures.train_indices) // most)][:most]
     vae.start_linear(images_from_pixels(pictures.pixels[chosen]).to(device))
 
@@ -93,7 +96,7 @@ def build_denoiser(
     recipe: Recipe, config: DiffusionConfig, inputs: int, channels: int, classes: int, prior: Prior | None,
     frozen: Frozen | None,
 ) -> Denoiser:  # fmt: skip
-    """Its network gets so many `inputs` along channels: the noisy image, the prior mean, the low-resolution one."""
+    """`inputs`: how many images its network gets: the noisy one, the prior mean, the low-resolution one."""
     network = build_conditioned(config.backbone, inputs * channels, channels, recipe.denoiser.text, frozen)
     width = config.backbone.width
     return Denoiser(network, width, classes, config.scaling, recipe.precision, config.sigma_data, prior)

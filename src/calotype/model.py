@@ -139,7 +139,7 @@ class Model:
             if not (labels or prompts):
                 return start
             share = torch.tensor(shares[part], device=self.device, dtype=torch.float32)
-            text = text_after and text_after.at(range(frames)[part])
+            text = text_after and text_after.at(part)
             return condition_switch(torch.full((len(share),), after, device=self.device), text, share, start)
 
         rngs = [Between(first, last, share) for share in shares]
@@ -267,10 +267,8 @@ class Model:
         width, height = size or (self.image_size, self.image_size)
         for part in in_turn(len(labels), height, width):
             own = torch.tensor(labels[part], device=self.device)
-            own_text = text and text.at(range(len(labels))[part])
-            yield generate(
-                self.stages, own, samplings, rngs[part], starts=beginning_at(part.start, starts), text=own_text
-            )
+            own_text, own_starts = text and text.at(part), beginning_at(part.start, starts)
+            yield generate(self.stages, own, samplings, rngs[part], starts=own_starts, text=own_text)
 
     def _edit(
         self, picture: Image.Image, strength: float | None, mask: Image.Image | None, size: Size | None

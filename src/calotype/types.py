@@ -53,9 +53,10 @@ class Text:
     negatives: tuple[str, ...] = ()
     """Take the place of the null prompt in guidance; none, or one an image."""
 
-    def at(self, chosen: Sequence[int]) -> Text:
-        negatives = tuple(self.negatives[index] for index in chosen) if self.negatives else ()
-        return Text(tuple(self.prompts[index] for index in chosen), negatives)
+    def at(self, chosen: Sequence[int] | slice) -> Text:
+        rows = range(len(self.prompts))[chosen] if isinstance(chosen, slice) else chosen
+        negatives = tuple(self.negatives[row] for row in rows) if self.negatives else ()
+        return Text(tuple(self.prompts[row] for row in rows), negatives)
 
     def unconditional(self) -> Text:
         return Text(self.negatives or ("",) * len(self.prompts))
@@ -94,8 +95,7 @@ class Batch:
 
     def at(self, rows: slice) -> Batch:
         low_res, fold = (None if each is None else each[rows] for each in (self.low_res, self.fold))
-        text = self.text and self.text.at(range(len(self))[rows])
-        return Batch(self.clean[rows], self.labels[rows], low_res, fold, text)
+        return Batch(self.clean[rows], self.labels[rows], low_res, fold, self.text and self.text.at(rows))
 
 
 @runtime_checkable

@@ -58,7 +58,7 @@ class SamplingOptions:
 
     steps: Annotated[int | None, option("Number of sampling steps.")] = None
     guidance: Annotated[float | None, option("Guidance scale; 1 disables it.")] = None
-    sampler: Annotated[str | None, option("euler, heun, dpm_solver, ancestral; a wrong one lists all.")] = None
+    sampler: Annotated[str | None, option("Such as dpm_solver or euler; a wrong name lists all.")] = None
 
     def changes(self) -> dict[str, Any]:
         """As keywords of `Model.sample`."""

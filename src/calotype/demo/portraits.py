@@ -90,11 +90,6 @@ def rendered(drawings: Sequence[bytes], size: int) -> Pixels:
     return pixels
 
 
-def read_licence() -> str:
-    """The authors of the styles, and their licences."""
-    return next(content for name, content in _members() if name == "LICENSE.md").decode()
-
-
 def _cached(size: int, count: int | None, progress: Progress) -> tuple[Pixels, Any]:
     """Pixels and facts, rendered now or by an earlier call."""
     count = _checked_count(count, size)

@@ -1,8 +1,8 @@
 """Samplers: generator functions whose bodies are the algorithms of their papers.
 
 `noisy` is the state at `sigmas[0]`; `sigmas` falls, usually to 0, and may be the last part of a grid (image-to-image);
-each step yields its state, in float32. `fresh` draws new noise, for the stochastic ones. Sigmas are those of the space:
-of data of standard deviation 1, in latents.
+each step yields its state, in float32. `fresh` draws new noise, for the stochastic ones. Sigmas are in the units of the
+data, whose standard deviation is 1 in latents.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from calotype.types import Denoise, Fresh, Latents, Sampler
 
 
 def euler(denoise: Denoise, noisy: Latents, sigmas: list[float], fresh: Fresh) -> Iterator[Latents]:
-    """First order; the same steps as DDIM (arXiv 2010.02502, eq. 12), and as Euler on a flow model."""
+    """First order; the same steps as DDIM (arXiv 2010.02502, eq. 12 with eta = 0), and as Euler on a flow."""
     for sigma, next_sigma in pairwise(sigmas):
         slope = (noisy - denoise(noisy, sigma)) / sigma
         noisy = noisy + (next_sigma - sigma) * slope

@@ -35,7 +35,7 @@ def x0(sigma: Tensor) -> Scaling:
 
 
 def velocity(sigma: Tensor) -> Scaling:
-    """The network predicts `v = alpha * noise - sigma * clean` (variance-preserving; arXiv 2202.00512, section 4)."""
+    """The network predicts `v = (noise - sigma * clean) / sqrt(1 + sigma ** 2)` (arXiv 2202.00512, section 4)."""
     return Scaling(1 / (1 + sigma**2), -sigma * (1 + sigma**2) ** -0.5, (1 + sigma**2) ** -0.5)
 
 

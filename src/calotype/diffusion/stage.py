@@ -277,7 +277,7 @@ def generate(
 
     @torch.no_grad()
     def part(rows: slice) -> OtherImages:
-        prompts, images = text and text.at(range(len(labels))[rows]), None if low_res is None else low_res[rows]
+        prompts, images = text and text.at(rows), None if low_res is None else low_res[rows]
         return _in_chain(stages, labels[rows], samplings, rngs[rows], images, starts(rows), prompts)
 
     slices = torch.get_num_threads() if labels.device.type == "cpu" else 1

@@ -22,7 +22,7 @@ from calotype.evaluation.results import Alignment, Attribute, PropertyShare, Ret
 from calotype.types import NULL_LABEL, Condition, Latents, Rng, Text
 
 LEVELS = 4
-"""Noise levels of caption retrieval: they cut what is trained on into equal parts."""
+"""Noise levels of caption retrieval: quantiles of sigma in training, evenly spaced."""
 CANDIDATES, MOST_RETRIEVED = 32, 64
 """Captions among which a picture's own is sought, and of how many pictures at most."""
 

@@ -19,7 +19,7 @@ from calotype.diffusion.stage import shrunk
 from calotype.evaluation.distances import frechet_distance
 from calotype.evaluation.features import Lite0, features
 from calotype.nets.blocks import Resized
-from calotype.nets.vae import Moments
+from calotype.nets.vae import Moments, kl_to_normal
 from calotype.spaces.latent import LatentSpace
 from calotype.types import Images, Latents, OtherImages, Rng
 
@@ -160,14 +160,14 @@ def batched(work: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:
 def channel_statistics(space: LatentSpace, images: Images, moments: Latents, rng: Rng) -> list[Channel]:
     raw = Moments(*(half.cpu().double() for half in moments.chunk(2, 1)))
     signal, noise = by_channel(raw.mean).var(1, correction=0), by_channel(raw.log_variance.exp()).mean(1)
-    kl = (raw.mean.square() + raw.log_variance.exp() - 1 - raw.log_variance) / 2
     mean, std = by_channel(raw.mean).mean(1), (signal + noise).sqrt()
     touched = batched(space.moments, images + TOUCH * rng.at("touch").noise_like(images)).chunk(2, 1)[0].cpu()
     moved = by_channel((touched - raw.mean).abs()) / std.clamp(min=1e-12)[:, None]
     centre, spread = space.mean.flatten().cpu(), space.spread.flatten().cpu()
     columns = (
         (mean - centre) / spread, std / spread, mean, std,
-        by_channel(kl).mean(1), signal / (signal + noise).clamp(min=1e-12), (moved < STILL).double().mean(1),
+        by_channel(kl_to_normal(raw)).mean(1), signal / (signal + noise).clamp(min=1e-12),
+        (moved < STILL).double().mean(1),
     )  # fmt: skip
     return [Channel(*row) for row in torch.stack([column.double() for column in columns], 1).tolist()]
 

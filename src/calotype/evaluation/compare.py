@@ -30,7 +30,7 @@ from calotype.evaluation.quality import (
 from calotype.evaluation.references import FeatureStore, OpenBar, ReferenceSet, reference_rows
 from calotype.evaluation.results import COMPARISON_FILE, measured_with, write_result
 from calotype.evaluation.verdicts import claim_verdicts
-from calotype.types import Rng, UserError
+from calotype.types import UserError
 
 Read = Callable[[str, int], Pictures]
 """From the name of the data and the size to the pictures."""
@@ -171,10 +171,8 @@ def error_propagation(
         return Propagation(arms={}, points=[], reason=reason)
     reference, small = comparison.reference, torch.cat(samples.small)[: pictures_for(len(comparison.reference))]
     rows = reference.chosen[: len(small)]
-    rngs = [Rng((comparison.seed, "sample", index)) for index in range(len(small))]
-    subjects = Subjects(
-        candidate.labels(reference.pictures, rows), rngs, small, candidate.text(reference.pictures, rows)
-    )
+    labels, text = candidate.labels(reference.pictures, rows), candidate.text(reference.pictures, rows)
+    subjects = Subjects(labels, candidate.model.rngs(len(small), comparison.seed), small, text)
     real = reference.images(rows, candidate.size).to(candidate.model.device)
     with comparison.bar(f"{candidate.key} errors") as progress:
         return propagation(

@@ -40,7 +40,7 @@ from calotype.recipe import leg_above
 from calotype.run import Run
 from calotype.spaces.latent import LatentSpace
 from calotype.tables import number
-from calotype.types import NULL_LABEL, Rng
+from calotype.types import Rng
 
 ONCE = ("captions", "latents", "prepare", "fit", "guidance")
 """Parts that are done once, besides a search (`level-SIZE`) for each stage that enlarges."""
@@ -167,7 +167,7 @@ def sampling_flops(candidate: Candidate) -> int:
     if text is not None and frozen is not None:
         frozen(text.prompts)  # it keeps what it has encoded, so that sampling does not count it again
         encoding = counted(lambda: encode_all(frozen.reader, text.prompts))
-    label = torch.tensor([0 if model.classes else NULL_LABEL], device=model.device)
+    label = torch.tensor(model.labels(1), device=model.device)
     return encoding + counted(lambda: generate(model.stages, label, model.samplings, [Rng(("cost",))], text=text))
 
 
@@ -213,8 +213,7 @@ def too_much(count: int, seconds: float, rise: int, free: int) -> str:
 
 def sample_batch(model: Model, count: int, steps: int | None = None) -> None:
     samplings = [sampling.model_copy(update={"steps": steps or sampling.steps}) for sampling in model.samplings]
-    labels = torch.arange(count, device=model.device) % max(1, len(model.classes))
-    labels = labels if model.classes else torch.full_like(labels, NULL_LABEL)
+    labels = torch.tensor(model.labels(count), device=model.device)
     rngs = [Rng(("cost", index)) for index in range(count)]
     generate(model.stages, labels, samplings, rngs, text=usual_text(model, count))
 

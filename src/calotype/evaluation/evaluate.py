@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from calotype.build import build_space, start_linear
+from calotype.build import MOST_TO_START, build_space, start_linear
 from calotype.data.folder import Pictures
 from calotype.data.images import grid, pils_from_images, rounded
 from calotype.diffusion.stage import generate, in_turn, shrunk
@@ -56,8 +56,6 @@ from calotype.types import Labels, Rng, Text, UserError
 
 PAIR_SIDE = 256
 """Pairs are shown in about so many pixels."""
-ENOUGH_TO_START = 2000
-"""Pictures that the closed-form start of an autoencoder is made from."""
 
 
 @dataclass(frozen=True)
@@ -161,7 +159,7 @@ def make_samples(
     size, parts = model.stages[-1].image_size, []
     all_rngs = model.rngs(len(labels), seed)
     for part in in_turn(len(labels), size, size):
-        prompts = text and text.at(range(len(labels))[part])
+        prompts = text and text.at(part)
         images = rounded(generate(model.stages, labels[part], model.samplings, all_rngs[part], text=prompts))
         parts.append(Compared(features([images], network), small_pixels(images), features([images.flip(-1)], network)))
         progress(min(part.stop, len(labels)), len(labels), "")
@@ -234,7 +232,7 @@ def untrained_space(candidate: Candidate, pictures: Pictures) -> LatentSpace:
         torch.manual_seed(candidate.recipe.seed)
         space = build_space(candidate.recipe).to(candidate.model.device)
     if isinstance(space.vae, Vae):
-        few = pictures.first(ENOUGH_TO_START).shrunk(candidate.recipe.chain[0])
+        few = pictures.first(MOST_TO_START).shrunk(candidate.recipe.chain[0])
         if not few.split.train.any():  # other pictures, as those of the run cannot be read
             few = replace(few, split=replace(few.split, train=~few.split.train))
         start_linear(space.vae, few, candidate.model.device)
@@ -275,12 +273,10 @@ def copy_pairs(
     """The samples most like copies, each with its nearest training picture to the right."""
     assert request.trained is not None
     model, size, shown = request.candidate.model, request.candidate.size, []
-    store = request.store(request.trained, "trained")
+    store, rngs = request.store(request.trained, "trained"), model.rngs(len(labels), request.seed)
     for place, row in copies.pairs:
-        label, prompt = labels[place : place + 1], text and text.at([place])
-        sample = generate(
-            model.stages, label, model.samplings, [Rng((request.seed, "sample", place))], text=prompt
-        ).cpu()
+        one = slice(place, place + 1)
+        sample = generate(model.stages, labels[one], model.samplings, rngs[one], text=text and text.at(one)).cpu()
         trained = mirrored_to_match(store.images(torch.tensor([row]), size), sample)
         shown += [shrunk(each, max(1, size // PAIR_SIDE)) for each in (sample, trained)]
     return grid(pils_from_images(torch.cat(shown)), 6)

@@ -17,9 +17,8 @@ from torch import Tensor
 
 from calotype.files import write_tensors
 from calotype.nets.perceptual import LITE0_SHA256, perceptual_distance, pretrained_lite0
-from calotype.types import Images
+from calotype.types import Images, OtherImages
 
-AnyImages = Float[Tensor, "_ 3 _ _"]  # in [-1, 1]; each batch may have a size of its own
 FEATURE_SIZE = 128
 """Side in pixels to which every picture is brought. One size for all, because features change with the scale: so a
 model of 64 px can be held against one of 256 px, and both cost the same: a third of what the 224 px cost that the
@@ -39,7 +38,7 @@ class FeatureNetwork(Protocol):
     preparation: str
     """How a picture is brought to the network: size and resize filter."""
 
-    def look(self, images: AnyImages) -> Float[Tensor, "_ _"]:
+    def look(self, images: OtherImages) -> Float[Tensor, "_ _"]:
         """One row of features a picture."""
         ...
 
@@ -58,7 +57,7 @@ class Lite0:
     def __init__(self, device: torch.device | str = "cpu") -> None:
         self.device, self.network = torch.device(device), pretrained_lite0(device)
 
-    def look(self, images: AnyImages) -> Float[Tensor, "_ 1280"]:
+    def look(self, images: OtherImages) -> Float[Tensor, "_ 1280"]:
         images = images.to(self.device).float()
         size = (FEATURE_SIZE, FEATURE_SIZE)
         return self.network.pooled(F.interpolate(images, size=size, mode="bilinear", antialias=True))
@@ -77,7 +76,7 @@ def distance_name(network: FeatureNetwork) -> str:
 
 
 @torch.no_grad()
-def features(images_batches: Iterable[AnyImages], network: FeatureNetwork) -> Float[np.ndarray, "count channel"]:
+def features(images_batches: Iterable[OtherImages], network: FeatureNetwork) -> Float[np.ndarray, "count channel"]:
     """Of one batch at least."""
     return np.concatenate([network.look(images).cpu().double().numpy() for images in images_batches])
 

@@ -18,11 +18,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from calotype.evaluation.distances import Features, Others, pairwise_distances
-from calotype.evaluation.features import AnyImages
 from calotype.evaluation.intervals import Estimate, difference_of_shares, share_estimate
 from calotype.evaluation.measures import as_measure
 from calotype.evaluation.results import Copies, CopyVerdict, Memorisation, Nearness
-from calotype.types import Images
+from calotype.types import Images, OtherImages
 
 COMPARED_SIDE, BLOCK = 32, 2
 """Pixels are compared at this side: a copy's loss of grain and sharpness does not count. A thumbnail has a feature for
@@ -80,13 +79,13 @@ class Nearest(NamedTuple):
         return share_estimate(int((self.apart < DUPLICATE).sum()), len(self.apart))
 
 
-def small_pixels(images: AnyImages) -> Float[np.ndarray, "_ 3 side side"]:
+def small_pixels(images: OtherImages) -> Float[np.ndarray, "_ 3 side side"]:
     side = (COMPARED_SIDE, COMPARED_SIDE)
     shrunk = F.interpolate(images.float(), size=side, mode="bilinear", antialias=True)
     return np.asarray(shrunk.cpu().numpy(), np.float32)
 
 
-def thumbnails(images: AnyImages) -> Compared:
+def thumbnails(images: OtherImages) -> Compared:
     """With means of blocks of pixels as features, so without a network."""
     pixels = small_pixels(images)
     count, places = len(pixels), COMPARED_SIDE // BLOCK

@@ -21,7 +21,7 @@ from torch import Tensor
 from calotype.diffusion.augmentation import gaussian_blur
 from calotype.diffusion.samplers import SAMPLERS
 from calotype.diffusion.stage import Sampling, Stage, generate, last, shrunk
-from calotype.evaluation.autoencoder import psnr
+from calotype.evaluation.autoencoder import EQUAL_PSNR, psnr
 from calotype.evaluation.candidate import Candidate
 from calotype.evaluation.comparison_results import ArmSurvival, Propagation, SurvivalPoint
 from calotype.evaluation.features import Lite0
@@ -43,8 +43,6 @@ USUAL = 0.3
 """Sigma for latents where no cascade gives a level to compare with."""
 MOST_STEPS = 8
 """Stages that enlarge are sampled with no more steps: each picture is sampled some seventy times."""
-MOST_PSNR = 120.0
-"""In dB, of pictures that are equal."""
 
 
 # -- Corruptions -------------------------------------------------------------------------------------------------------
@@ -153,7 +151,7 @@ def survival_of(
     factor = plain.shape[-1] // delta.shape[-1]
     left = norm(shrunk(corrupted, factor) - shrunk(plain, factor)) / norm(delta).clamp(min=1e-8)
     distance = lite0.perceptual_distance(plain, corrupted)
-    values = (left, psnr(plain, corrupted).clamp(max=MOST_PSNR), distance)
+    values = (left, psnr(plain, corrupted).clamp(max=EQUAL_PSNR), distance)
     return Survival(corruption, strength, *(value.double().cpu().numpy() for value in values))
 
 

@@ -23,7 +23,7 @@ from calotype.types import Images, Labels, Progress, Rng, Text
 
 GRID_SAMPLES = 12
 TRAIN_TIMES, FEWEST_TRAIN = 10, 250
-"""A sample's nearest training picture is sought among so many times as many as there are samples, at least so many."""
+"""Training pictures among which the nearest of each sample is sought: so many a sample, and at least so many in all."""
 
 
 @dataclass

@@ -45,7 +45,10 @@ class Schema(BaseModel):
 
 
 class Measure(Schema):
-    """`low` and `high` are the ends of the 95 % interval, None where one value has no spread."""
+    """`low` and `high` are the ends of the 95 % interval.
+
+    They are None where one value has no spread, and of precision, recall, density and coverage, which have no interval.
+    """
 
     value: float | None
     low: float | None = None

@@ -41,7 +41,7 @@ from calotype.evaluation.intervals import (
 )
 from calotype.evaluation.measures import as_measure
 from calotype.evaluation.results import Cell
-from calotype.types import Images, Labels, OtherImages, Rng, Text
+from calotype.types import Images, Labels, OtherImages, Progress, Rng, Text
 
 SCALES = {"prior": (1.0, 2.0, 3.0, 4.0), "unconditional": (1.0, 1.5, 2.0, 3.0)}
 """Guidance scales to try with each guide."""
@@ -88,7 +88,7 @@ def sweep(
     samplings: Sequence[Sampling],
     sampled: Callable[[Sampling], Features],
     real: Features,
-    progress: Callable[[int, int], None],
+    progress: Progress,
     seed: int = 0,
 ) -> list[Cell]:
     """Every cell of a grid. `sampled` gives features of as many samples as there are in `real`, with equal seeds."""
@@ -123,7 +123,7 @@ def sampled_features(
     """Features of one picture a label; picture i has the same seed in every cell, and `calotype sample` another."""
     rngs = [Rng((seed, "sweep", index)) for index in range(len(labels))]
     parts = in_turn(len(labels), stage.image_size, stage.image_size)
-    prompts = [text and text.at(range(len(labels))[part]) for part in parts]
+    prompts = [text and text.at(part) for part in parts]
     return lambda sampling: features(
         (
             rounded(generate([stage], labels[part], [sampling], rngs[part], text=prompt))
@@ -134,7 +134,7 @@ def sampled_features(
 
 
 def network_calls(sampling: Sampling) -> int:
-    """For one picture."""
+    """For one picture; Heun's last step, which has one call, is counted with two."""
     twice = 2 if sampling.guide == "unconditional" and sampling.guidance != 1 else 1
     return sampling.steps * twice * CALLS_A_STEP[sampling.sampler]
 
@@ -157,7 +157,7 @@ class Distance(NamedTuple):
 
 @dataclass(frozen=True)
 class Search:
-    """The distance from real pictures at each level that was tried."""
+    """The distance from real pictures at each level that was tried: of augmentation, or a guidance scale."""
 
     tried: dict[float, Distance]
     usual: float | None = None
@@ -187,9 +187,7 @@ class Search:
         }
 
 
-def search_level(
-    distance: Callable[[float], Distance], most: float, steps: int, progress: Callable[[int, int], None]
-) -> Search:
+def search_level(distance: Callable[[float], Distance], most: float, steps: int, progress: Progress) -> Search:
     """The distances at an even grid from 0 to `most`, then halfway from the nearest to its neighbours."""
     tried: dict[float, Distance] = {}
 
@@ -209,7 +207,7 @@ def search_level(
 
 
 def search_scale(
-    distance: Callable[[float], Distance], scales: Sequence[float], usual: float, progress: Callable[[int, int], None]
+    distance: Callable[[float], Distance], scales: Sequence[float], usual: float, progress: Progress
 ) -> Search:
     """The distances at these guidance scales."""
     tried: dict[float, Distance] = {}
@@ -271,7 +269,7 @@ def in_parts(
     height, width = (full, full) if low_res is None else (side * factor for side in low_res.shape[-2:])
 
     def part_of(part: slice) -> OtherImages:
-        small, prompts = (None if low_res is None else low_res[part]), text and text.at(range(len(labels))[part])
+        small, prompts = (None if low_res is None else low_res[part]), text and text.at(part)
         return generate(stages, labels[part], samplings, rngs[part], small, text=prompts)
 
     return torch.cat([part_of(part) for part in in_turn(len(labels), height, width)])

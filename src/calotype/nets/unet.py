@@ -89,7 +89,7 @@ class Unet(nn.Module):
         image = self.conv_in(F.pixel_unshuffle(image, self.patch))
         skips = [image]
         for block in self.down:
-            image = block(image, vector, words)
+            image = block(image) if isinstance(block, Downsample) else block(image, vector, words)
             skips.append(image)
         for block in self.middle:
             image = block(image, vector, words)
@@ -102,6 +102,8 @@ class Unet(nn.Module):
 
 
 class UnetLevel(nn.Module):
+    """One residual block of a level, and attention where the level has it."""
+
     def __init__(
         self, in_width: int, out_width: int, config: UnetConfig, attention: bool, context_width: int = 0
     ) -> None:
@@ -115,9 +117,11 @@ class UnetLevel(nn.Module):
 
 
 class Downsample(nn.Module):
+    """Half the side."""
+
     def __init__(self, width: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(width, width, 3, stride=2, padding=1)
 
-    def forward(self, image: Latents, vector: Vector, words: TextContext | None = None) -> Resized:
+    def forward(self, image: Latents) -> Resized:
         return self.conv(image)

@@ -74,6 +74,11 @@ class Moments(NamedTuple):
         return self.mean + (self.log_variance / 2).exp() * noise
 
 
+def kl_to_normal(moments: Moments) -> Latents:
+    """KL divergence of the posterior from N(0, 1), one number a latent value, in nats (arXiv 1312.6114, appendix B)."""
+    return 0.5 * (moments.mean.square() + moments.log_variance.exp() - 1 - moments.log_variance)
+
+
 class Vae(nn.Module):
     """Images (batch, 3, height, width) <-> latents (batch, channels, height / reduction, width / reduction)."""
 

@@ -12,13 +12,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from calotype.build import build_backbone
 from calotype.data.captions import Captions
 from calotype.data.folder import Pictures
 from calotype.data.images import images_from_pixels
 from calotype.diffusion.stage import shrunk
+from calotype.evaluation.counting import counted
 from calotype.interop import diffusers
 from calotype.machine import Machine
 from calotype.nets.unet import UnetConfig
@@ -298,10 +298,9 @@ def choose_enlarger(
 @cache
 def forward_flops(config: Backbone, in_channels: int, out_channels: int, side: int) -> int:
     """FLOPs of one picture through a network, counted on the meta device."""
-    with torch.device("meta"), FlopCounterMode(display=False) as counter, torch.no_grad():
+    with torch.device("meta"), torch.no_grad():
         network = build_backbone(config, in_channels, out_channels)
-        network(torch.empty(1, in_channels, side, side), torch.empty(1, config.width))
-    return counter.get_total_flops()
+        return counted(lambda: network(torch.empty(1, in_channels, side, side), torch.empty(1, config.width)))
 
 
 def measure_residuals(pictures: Pictures, size: int, factor: int, prior: PriorName = "gaussian") -> tuple[float, float]:

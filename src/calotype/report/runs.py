@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from string import ascii_uppercase
 
+from calotype.evaluation.results import EVALUATION_FILE, SWEEP_FILE
 from calotype.files import write_whole
 from calotype.report.folder import legs_of, read_run, settings_of
 from calotype.report.format import (
@@ -90,8 +91,8 @@ def summarize(run: Run) -> RunSummary:
 
 def fd_lite0(run: Run) -> tuple[float | None, str]:
     """FD-Lite0 and its n: of `calotype evaluate`, else of the cell that a sweep chose."""
-    evaluated = within(read_mapping(run.folder / "evaluation.json"), "measures", "samples")
-    sweep = read_mapping(run.folder / "sweep.json")
+    evaluated = within(read_mapping(run.folder / EVALUATION_FILE), "measures", "samples")
+    sweep = read_mapping(run.folder / SWEEP_FILE)
     best = within(sweep, "best") if sweep.get("stored") else {}
     for measures, n in ((evaluated, evaluated.get("n")), (best, sweep.get("n"))):
         if (value := number(within(measures, "fd_lite0").get("value"))) is not None:

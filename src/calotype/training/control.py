@@ -24,7 +24,7 @@ from calotype.training.state import TrainState
 CLEARLY = 1.02
 """A held-out loss this many times its best has risen: both are of the same pictures with the same noise."""
 HOPELESS = 1.1
-"""A leg that may be cut short is, when it has risen this many times."""
+"""A leg that follows the clock ends once its held-out loss is this many times its best."""
 RECHOOSE_SECONDS = 20.0
 """Between two choices of threads, each of which takes some 50 milliseconds."""
 MIN_VALIDATION = 32
@@ -117,8 +117,8 @@ class EarlyStopping:
     """Keeps the averaged weights of the best validation in `folder`: where the validation loss rises while the training
     loss falls, they win.
 
-    `validation` is stored in `run.json`, so a resumed run has it. A leg that went back behind its best validation
-    comes by it again, with equal weights.
+    `validation` is stored in `run.json`, so a resumed run has it. A leg that is resumed from before its best validation
+    comes to that again, with equal weights.
     """
 
     folder: Path

@@ -6,7 +6,7 @@ below it make.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 
@@ -27,7 +27,7 @@ from calotype.evaluation.search import (
 from calotype.recipe import Recipe
 from calotype.training.examples import crop_examples
 from calotype.training.previews import validation_conditions
-from calotype.types import Rng
+from calotype.types import Progress, Rng
 
 LEVELS_TRIED = 6
 SCALES_TRIED = (1.5, 2.0, 3.0)
@@ -36,10 +36,9 @@ MOST_REAL = 512
 """Validation pictures that samples are held against, at most."""
 
 
-def search_guidance(
-    recipe: Recipe, stage: Stage, pictures: Pictures, count: int, progress: Callable[[int, int], None]
-) -> Search:
-    """By which guidance scale the first stage makes what is nearest to validation pictures, with their conditions.
+def search_guidance(recipe: Recipe, stage: Stage, pictures: Pictures, count: int, progress: Progress) -> Search:
+    """The guidance scale at which samples of the first stage, with the conditions of validation pictures, are nearest
+    to these.
 
     The scale of the recipe is kept unless another is nearer by more than a standard error: where the prior is crude,
     as it is of few pictures, a strong scale exaggerates.
@@ -56,9 +55,11 @@ def search_guidance(
 
 def search_levels(
     recipe: Recipe, below: Sequence[Stage], stage: Stage, pictures: Pictures, count: int,
-    progress: Callable[[int, int], None],
+    progress: Progress,
 ) -> Search:  # fmt: skip
-    """By which level `stage` makes of pictures from `below` what is nearest to validation pictures, on few crops."""
+    """The augmentation level at which `stage` enlarges samples of the stages `below` to what is nearest to validation
+    pictures; on a few crops.
+    """
     device = next(stage.denoiser.parameters()).device
     rng = Rng((recipe.seed, "level", stage.image_size))
     labels, text = validation_conditions(pictures, count, device)

@@ -20,7 +20,7 @@ from calotype.nets.blocks import dropout_seeds
 from calotype.nets.critic import Critic
 from calotype.nets.kl import Autoencoder
 from calotype.nets.perceptual import EfficientNetLite0, perceptual_distance
-from calotype.nets.vae import Moments
+from calotype.nets.vae import kl_to_normal
 from calotype.priors.gaussian import CrossFitted
 from calotype.recipe import AdversarialLossConfig, AutoencoderLossConfig, ConditionDropout
 from calotype.threads import rows_of
@@ -164,11 +164,6 @@ def edge_distance(real: Images, fake: Images) -> Tensor:
     """L1 distance of the image gradients: edges count, not only areas."""
     wrong = fake - real
     return wrong.diff(dim=-1).abs().mean() + wrong.diff(dim=-2).abs().mean()
-
-
-def kl_to_normal(moments: Moments) -> Tensor:
-    """KL divergence of the posterior from N(0, 1), one number a latent value, in nats (arXiv 1312.6114, appendix B)."""
-    return 0.5 * (moments.mean.square() + moments.log_variance.exp() - 1 - moments.log_variance)
 
 
 NO_DROPOUT = ConditionDropout(label_dropout=0, caption_alone=0, label_alone=0, caption_dropout=0)

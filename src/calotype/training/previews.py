@@ -15,6 +15,7 @@ from calotype.data.images import grid, images_from_pixels, pils_from_images
 from calotype.data.sources import draw_captions
 from calotype.diffusion.stage import Sampling, Stage, generate
 from calotype.evaluation.autoencoder import psnr
+from calotype.evaluation.diagnosis import INVISIBLE
 from calotype.evaluation.search import in_parts
 from calotype.nets.kl import Autoencoder
 from calotype.nets.perceptual import EfficientNetLite0, perceptual_distance
@@ -27,8 +28,6 @@ PREVIEW_COUNT, PREVIEW_VALUES = 12, 2**20
 VALIDATION_COUNT, VALIDATION_VALUES = 128, 2**23
 """Validation takes fewer pictures where they are large: so many values in all, and 4 pictures at least."""
 INSPECTION_COUNT, INSPECTION_VALUES = 64, 2**20
-EQUAL_TO_THE_EYE = 40.0
-"""dB of PSNR; what is above must not count for more."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +51,8 @@ class AutoencoderValidator:
         grid(pils_from_images(pairs), 6).save(path)
 
     def psnr(self) -> float:
-        """Mean, in dB."""
-        return float(psnr(self.images, self.reconstruct(self.images)).clamp(max=EQUAL_TO_THE_EYE).mean())
+        """Mean, in dB; what cannot be seen does not count for more."""
+        return float(psnr(self.images, self.reconstruct(self.images)).clamp(max=INVISIBLE).mean())
 
     @torch.no_grad()
     def measure(self) -> dict[str, float]:
@@ -152,7 +151,7 @@ class OneStepValidator(DenoiserValidator):
     def psnr(self) -> float:
         """Mean, in dB."""
         with evaluating(self.stage.denoiser):
-            return float(psnr(self.held_out.clean, self.enlarge()).clamp(max=EQUAL_TO_THE_EYE).mean())
+            return float(psnr(self.held_out.clean, self.enlarge()).clamp(max=INVISIBLE).mean())
 
     def enlarge(self) -> OtherImages:
         """The validation pictures, a few at a time."""

@@ -47,10 +47,6 @@ class TrainState:
             else:
                 parameter.grad += gradient
 
-    def backward(self, loss: Tensor) -> None:
-        """Adds the gradients of this loss."""
-        self.add(self.gradients(loss))
-
     def step(self, fraction: float) -> float:
         """One update; `fraction` in [0, 1) is how much of the run is over. Returns the norm of the gradient.
 
