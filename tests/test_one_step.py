@@ -82,7 +82,8 @@ def test_training_makes_edges_sharp():
     discs = replace(discs, pixels=(255 * inside[:, None].expand(-1, 3, -1, -1)).to(torch.uint8))
     stage = {
         "images": 1600, "prior": "none", "sigma_data": 0.3, "augmentation": {"share": 0.0},
-        "backbone": {"dropout": 0.0}, "losses": {"adversarial": 0.0, "perceptual": 0.0}, "learn": {"learning_rate": 4e-3},
+        "losses": {"adversarial": 0.0, "perceptual": 0.0}, "learn": {"learning_rate": 4e-3},
+        "backbone": {"dropout": 0.0},
     }  # fmt: skip
     leg = leg_of(pictures=discs, enlarge={"16": stage})
     batch = leg.source.batch(0, 32)

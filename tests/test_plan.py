@@ -265,7 +265,9 @@ def test_the_phases_end_where_the_losses_make_steps_dearer(config, ends):
 
 def proposed(size, budget=600.0, flops=1e11, **changes):
     fast = replace(machine(), flops=flops)
-    several = len(choose_chain(changes.get("kind", "latent"), size)) > 1
+    several = (size >= choose.LEAST_ENLARGED and size % 8 == 0) or len(
+        choose_chain(changes.get("kind", "latent"), size)
+    ) > 1
     pictures = noise_pictures(3, size) if several else noise_pictures()
     settings, reasons = propose(pictures, fast, budget, {"size": size, **changes})
     return parse_recipe(merge(settings, changes)), reasons
@@ -426,6 +428,36 @@ def test_a_cascade_grows_by_4_and_else_by_2(size, chain):
 def test_latents_make_up_to_256_px_and_pixels_the_rest(size):
     """Where that is a whole factor."""
     assert choose_chain("latent", size) == ((256, size) if size in (512, 1024) else (size,))
+
+
+@pytest.mark.parametrize(
+    ("size", "chain"),
+    [
+        (128, (128,)), (192, (64, 192)), (224, (56, 224)), (256, (64, 256)), (300, (300,)), (320, (80, 320)),
+        (384, (64, 192, 384)), (512, (64, 256, 512)), (768, (64, 256, 768)), (1024, (64, 256, 1024)),
+    ],
+)  # fmt: skip
+def test_in_little_time_latents_are_those_of_small_pictures(size, chain):
+    """Until the largest DiT is affordable in latents of the size itself, and from then on never again."""
+    assert choose_chain("latent", size, 1e12) == chain
+    flops = (10 ** np.linspace(12, 20, 33)).tolist()
+    chains = [choose_chain("latent", size, each) for each in flops]
+    assert chains == sorted(chains, key=lambda one: one[0]) and chains[-1] == choose_chain("latent", size)
+
+
+def test_stages_above_latents_take_one_step_unless_told_otherwise():
+    above = {"denoising": {"enlarge": {"256": {"objective": "denoising"}}}, "one_step": {}}
+    for objective, changes in above.items():
+        settings, _ = propose(noise_pictures(3, 256), machine(), 600.0, {"size": 256, **changes})
+        config = parse_recipe(merge(settings, changes)).enlarger(256)
+        assert (config.objective, config.sampling.steps) == (objective, 12 if changes else 1)
+    made, _ = proposed(256, kind="cascade")
+    assert made.enlarger(256).objective == "denoising"
+
+
+def test_an_autoencoder_of_the_users_own_is_for_pictures_of_the_whole_size():
+    network = {"reduction": 16, "channels": 8, "widths": [8, 8, 8]}
+    assert proposed(256, autoencoder={"network": network})[0].chain == (256,)
 
 
 def test_every_even_size_has_a_chain():

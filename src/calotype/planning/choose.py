@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Iterable, Iterator
 from functools import cache
-from itertools import islice, pairwise, takewhile
+from itertools import accumulate, islice, pairwise, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ from calotype.recipe import AutoencoderRecipe, Backbone, DenoiserRecipe, PriorNa
 from calotype.settings import parse_recipe
 from calotype.types import Images, OtherImages, UserError
 
+DITS = ((768, 12), (512, 12), (384, 12), (384, 8), (256, 8), (192, 6), (128, 4))
+"""Width and depth, the largest first."""
 ENOUGH_IMAGES = 40_000
 """A smaller DiT that sees this many pictures is better than a larger one that sees fewer."""
 ENOUGH_CROPS = 12_000
@@ -43,6 +46,9 @@ FINETUNE_RATE = 1e-4
 """Learning rate of an imported autoencoder."""
 LARGEST_LATENT = 256
 """Larger pictures are made in latents of this size, then enlarged in pixels."""
+SMALL_BASE, LEAST_ENLARGED = 64, 192
+"""Pictures of at least `LEAST_ENLARGED` px are made at about `SMALL_BASE`, then enlarged, where the time is too short
+for the largest DiT in latents of their own: composition first (dev/LOG.md, 2026-11-28)."""
 STEPS = 12
 """Steps of the sampler in latents: with 24, portraits were no nearer to real ones (dev/LOG.md)."""
 PRIOR_GUIDANCE = {"guide": "prior", "guidance": 3.0, "guidance_slope": 0.75}
@@ -55,6 +61,8 @@ LABEL_GUIDANCE, CAPTION_GUIDANCE = 2.0, 1.3
 """Scales of classifier-free guidance, for models without a prior."""
 CODED_SIDE, CODED_STEP = 8, 0.03
 """Side of the patches whose code length is compared, at most, and the step to which values in [-1, 1] are rounded."""
+ONE_STEP = {"objective": "one_step", "sampling": {"steps": 1}}
+"""Of stages that enlarge pictures made in latents: sharper in minutes than several steps (dev/LOG.md, 2026-11-28)."""
 LARGEST_CROP = 256
 """Side of the crops of the autoencoder and of stages that enlarge, at most: their networks are local."""
 TIME_WEIGHTS = {"autoencoder": 0.3, "denoiser": 0.7, "enlarge": 0.35}
@@ -75,7 +83,9 @@ def propose(
     `budget` is in seconds. Raises `UserError` for a size that no network fits.
     """
     kind, size, imported = settings.get("kind", "latent"), settings["size"], imported_autoencoder(settings)
-    stages = settings.get("stages") or choose_chain(kind, size)
+    own = imported or {"network", "backbone"} & {*settings.get("autoencoder", {}), *settings.get("denoiser", {})}
+    training = math.inf if own else UTILIZATION * machine.flops * budget * TIME_WEIGHTS["denoiser"]
+    stages = settings.get("stages") or choose_chain(kind, size, training / machine.batch_factor)
     outline = parse_recipe({"kind": kind, "size": size, "stages": stages, **imported})
     shares = time_shares(outline.legs)
     flops = {leg: UTILIZATION * machine.flops * budget * share for leg, share in shares.items()}
@@ -114,6 +124,8 @@ def propose(
         proposal["enlarge"][str(larger)], reasons[leg] = choose_enlarger(
             pictures, low_res, larger, flops[leg], machine.batch_factor, set_by_user.get("prior", "gaussian")
         )
+        if kind == "latent" and set_by_user.get("objective", "one_step") == "one_step":
+            proposal["enlarge"][str(larger)] |= ONE_STEP
     return proposal, reasons
 
 
@@ -126,14 +138,15 @@ def time_shares(legs: Iterable[str]) -> dict[str, float]:
 # -- Stages ------------------------------------------------------------------------------------------------------------
 
 
-def choose_chain(kind: str, size: int) -> tuple[int, ...]:
-    """Sides of the pictures after each stage.
+def choose_chain(kind: str, size: int, flops: float = math.inf) -> tuple[int, ...]:
+    """Sides of the pictures after each stage; `flops` are those of the denoiser's training.
 
     A cascade grows by 4, or by 2 where it would begin below 64. Latents beyond 256 px have more tokens than a short
     training masters, so larger pictures are enlarged in pixels. Raises `UserError` for an odd size of a cascade.
     """
     if kind == "latent":
-        return (LARGEST_LATENT, size) if size > LARGEST_LATENT and size % LARGEST_LATENT == 0 else (size,)
+        large = (LARGEST_LATENT, size) if size > LARGEST_LATENT and size % LARGEST_LATENT == 0 else (size,)
+        return large if affords_largest_dit(large[0], flops) else (small_chain(size) or large)
     if size % 2:
         below, above = range(size - 1, 0, -2), range(size + 1, 4 * size, 2)  # the next that a cascade can make
         even = [next((even for even in sizes if fits(choose_chain(kind, even)[0], 1)), 0) for sizes in (below, above)]
@@ -147,6 +160,24 @@ def choose_chain(kind: str, size: int) -> tuple[int, ...]:
             break
         chain.insert(0, chain[0] // (factor or 2))
     return tuple(chain)
+
+
+def small_chain(size: int) -> tuple[int, ...]:
+    """From about `SMALL_BASE` to `size` in steps of at most 4; empty where no such base divides it."""
+    factors = {2: (2,), 3: (3,), 4: (4,), 6: (3, 2), 8: (4, 2), 9: (3, 3), 12: (4, 3), 16: (4, 4)}
+    whole = [factor for factor in factors if size >= LEAST_ENLARGED and size % (8 * factor) == 0]
+    near = [factor for factor in whole if 0.75 <= size / factor / SMALL_BASE <= 1.5]
+    if not near:
+        return ()
+    factor = min(near, key=lambda factor: abs(math.log(size / factor / SMALL_BASE)))
+    return tuple(accumulate(factors[factor], operator.mul, initial=size // factor))
+
+
+def affords_largest_dit(base: int, flops: float) -> bool:
+    """Whether the largest DiT sees enough pictures in latents of pictures of `base` px."""
+    side = max(1, base // own_latents(base)[0])
+    tokens = (side // choose_patch(side)) ** 2
+    return flops / training_flops(*DITS[0], tokens) >= ENOUGH_IMAGES
 
 
 def choose_guidance(pictures: Pictures, settings: dict[str, Any]) -> dict[str, Any]:
@@ -177,8 +208,7 @@ def choose_vae(pictures: Pictures, size: int) -> tuple[VaeConfig, str]:
     Patches overlap where that is the shorter code of the pictures. So it is for photographs; flat areas with sharp
     edges, as drawings have them, are simpler in squares, and their denoiser learns sooner (dev/LOG.md, 2026-11-28).
     """
-    spaces = ((192, 16, 64), (48, 8, 32), (0, 4, 8))
-    reduction, channels = next((reduction, channels) for smallest, reduction, channels in spaces if size >= smallest)
+    reduction, channels = own_latents(size)
     side = min(reduction, CODED_SIDE)
     crop = min(size, LARGEST_CROP) // side * side
     if not crop:
@@ -192,6 +222,12 @@ def choose_vae(pictures: Pictures, size: int) -> tuple[VaeConfig, str]:
         network,
         f"the code of these pictures has {overlapping:.2f} bits a value if they overlap, {squares:.2f} if not",
     )
+
+
+def own_latents(size: int) -> tuple[int, int]:
+    """Reduction and channels of the autoencoder for pictures of this size."""
+    spaces = ((192, 16, 64), (48, 8, 32), (0, 4, 8))
+    return next((reduction, channels) for smallest, reduction, channels in spaces if size >= smallest)
 
 
 def middle(images: Images, side: int) -> OtherImages:
@@ -236,12 +272,17 @@ def choose_dit(side: int, flops: float, batch_factor: int) -> tuple[dict[str, An
     """The largest DiT that sees enough pictures within `flops`, in batches `batch_factor` times as large."""
     patch = choose_patch(side)
     tokens = (side // patch) ** 2
-    for width, depth in ((768, 12), (512, 12), (384, 12), (384, 8), (256, 8), (192, 6), (128, 4)):
-        images = flops / (6 * 12 * width**2 * depth * tokens)  # 12 width^2 weights a block, 6 FLOPs each
+    for width, depth in DITS:
+        images = flops / training_flops(width, depth, tokens)
         if images >= ENOUGH_IMAGES * batch_factor:
             break
     backbone = {"kind": "dit", "width": width, "depth": depth, "heads": width // 64, "patch": patch}
     return backbone, REASON.format(images)
+
+
+def training_flops(width: int, depth: int, tokens: int) -> int:
+    """Of one picture: a block has 12 width^2 weights, and each takes 6 operations a token."""
+    return 6 * 12 * width**2 * depth * tokens
 
 
 def choose_text(captions: Captions | None, width: int, depth: int) -> dict[str, Any]:
