@@ -10,7 +10,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-LARGEST_SIDE, MOST_SAMPLES, MOST_FRAMES, MAX_SAMPLING_STEPS, LARGEST_SEED = 8192, 10**6, 10_000, 10_000, 2**62
+LARGEST_SIDE, MAX_SAMPLES, MAX_FRAMES, MAX_SAMPLING_STEPS, LARGEST_SEED = 8192, 10**6, 10_000, 10_000, 2**62
 
 # -- Pictures ----------------------------------------------------------------------------------------------------------
 
@@ -31,7 +31,9 @@ BucketCount = Annotated[int, Field(gt=0, le=64)]
 Channels = Annotated[int, Field(gt=0, le=2**14)]
 """Of a layer: its width."""
 Depth = Annotated[int, Field(gt=0, le=256)]
-"""Layers, or blocks of them."""
+"""Layers of a transformer."""
+BlockCount = Annotated[int, Field(gt=0, le=32)]
+"""At each level of a convolutional network."""
 HeadCount = Annotated[int, Field(gt=0, le=256)]
 WidthMultiple = Annotated[int, Field(gt=0, le=64)]
 Expansion = Annotated[float, Field(gt=0, le=64)]

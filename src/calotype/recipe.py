@@ -91,7 +91,7 @@ class AutoencoderLossConfig(Config):
     kl: LossWeight = 1e-5
     adversarial: LossWeight = 0.1
     """Gradient of the critic's loss at the picture, relative to the reconstruction's. 0: no critic at all."""
-    adversarial_cap: float = Field(default=1.0, gt=0, le=1e6)
+    adversarial_cap: float = Field(default=1.0, gt=0, le=1e9)
     """The most that the critic's loss may be multiplied by to reach that."""
     critic_start: Fraction = 0.6
     """Fraction of the run from which the critic learns."""

@@ -14,17 +14,20 @@ import tomli_w
 from pydantic import ValidationError
 
 from calotype.data.split import SplitConfig
+from calotype.files import read_bytes
 from calotype.nets.dit import DitConfig
 from calotype.nets.frozen import FolderConfig
 from calotype.nets.text import BytesConfig
 from calotype.nets.unet import UnetConfig
 from calotype.recipe import ConditionDropout, EnlargeRecipe, Recipe
-from calotype.tables import all_keys, line_of, merge, read_value, value_at, without
+from calotype.tables import MAX_DEPTH, all_keys, line_of, merge, parse_toml, read_value, value_at, without
 from calotype.types import UserError
 
 Where = Callable[[str], str]
 """From a dotted key to the place where it is set, for error messages."""
 
+MAX_RECIPE = 2**20
+"""Bytes of its file."""
 UNION_TAGS = (
     "dit", "unet", "flow", "ddpm", "cosine", "karras", "noise", "blur", "vae", "kl", "own", "diffusers",
     "bytes", "minilm", "folder", "none",
@@ -61,15 +64,20 @@ def read_recipe(path: Path) -> dict[str, Any]:
 
     Files of version 0.1 are read, too. Warns where one uses what was removed.
     """
+    if not path.exists():
+        raise UserError(f"recipe {path} does not exist")
+    content = read_bytes(path, MAX_RECIPE)
     try:
-        text = path.read_text(encoding="utf-8")
-        settings = tomllib.loads(text)
-    except FileNotFoundError:
-        raise UserError(f"recipe {path} does not exist") from None
-    except OSError as error:
-        raise UserError(f"recipe {path} cannot be read: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        text = content.decode("utf-8")
+        settings = parse_toml(text)
+    except UnicodeDecodeError as error:
         raise UserError(f"recipe {path} is not TOML: {error}") from None
+    except tomllib.TOMLDecodeError as error:
+        at = re.search(r"\(at line (\d+)", str(error))
+        line = f": {text.splitlines()[int(at[1]) - 1].strip():.80}" if at else ""
+        raise UserError(f"recipe {path} is not TOML: {error}{line}") from None
+    except ValueError as error:
+        raise UserError(f"recipe {path}: {error}") from None
     for key, reason in REMOVED.items():
         value = value_at(settings, key)
         if value.get("images") if isinstance(value, dict) else value:  # a leg of 0 images did nothing
@@ -93,11 +101,14 @@ def read_overrides(overrides: Iterable[str], below: dict[str, Any] | None = None
             raise UserError(f"--set {override}: {key.strip()} has another name now; set {new}")
         *tables, last = key.strip().split(".")
         table = settings
-        for name in tables:
+        for name in tables[:MAX_DEPTH]:
             table = table.setdefault(name, {})
             if not isinstance(table, dict):
                 raise UserError(f"--set {override}: {name} has been given a value already")
-        table[last] = read_value(value)
+        try:
+            table[last] = read_value(value)
+        except ValueError as error:
+            raise UserError(f"--set {key.strip()}: {error}") from None
     check_keys(settings, below or {}, lambda key: f"--set {key}")
     return settings
 

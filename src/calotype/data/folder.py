@@ -12,12 +12,13 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
 import psutil
 import torch
 from jaxtyping import Int, UInt8
+from pydantic import Field
 from torch import Tensor
 
 from calotype.data.caches import Pixels, cached_pixels
@@ -302,8 +303,8 @@ def decode_all(
     """
     shape = (len(paths), 3, *size)
     fits = math.prod(shape) <= psutil.virtual_memory().available / 4
-    pixels, decoded = cached_pixels(None if fits else cache, shape, partial(_decode, paths, progress=progress))
-    return pixels, [Decoded(*result) for result in decoded]
+    facts = Annotated[list[Decoded], Field(min_length=len(paths), max_length=len(paths))]
+    return cached_pixels(None if fits else cache, shape, partial(_decode, paths, progress=progress), facts)
 
 
 def _decode(paths: Sequence[Path], pixels: Pixels, progress: Progress) -> list[Decoded]:

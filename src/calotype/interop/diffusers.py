@@ -12,7 +12,7 @@ from torch import Tensor
 
 from calotype.bounds import MAX_LEVELS, Channels
 from calotype.files import read_json
-from calotype.interop.folders import config_folder, read_tensors, renamed, weights_files
+from calotype.interop.folders import config_folder, read_parts, renamed, weights_files
 from calotype.nets.kl import MOST_BLOCKS, Kl, KlConfig
 from calotype.types import UserError
 
@@ -117,7 +117,7 @@ def kl_weights_file(path: Path) -> Path:
 def read_kl_weights(path: Path, config: KlConfig) -> dict[str, Tensor]:
     """By our names, in float32. Raises `UserError` if they are not there, damaged, or not of this network."""
     file = kl_weights_file(path)
-    tensors = read_tensors([file])
+    tensors = read_parts([file])
     with torch.device("meta"):
         shapes = {name: list(value.shape) for name, value in Kl(config).state_dict().items()}
     names = matched_names(file, list(shapes), set(tensors))

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import nn
 
-from calotype.bounds import MAX_LEVELS, Channels, Depth, DropoutRate, Level, PatchSide, WidthMultiple
+from calotype.bounds import MAX_LEVELS, BlockCount, Channels, DropoutRate, Level, PatchSide, WidthMultiple
 from calotype.nets.blocks import (
     AttentionBlock,
     ChannelNorm,
@@ -32,7 +32,7 @@ class UnetConfig(Config):
     """Channels at the first level, and the width of the conditioning vector."""
     multiples: tuple[WidthMultiple, ...] = Field(default=(1, 2), min_length=1, max_length=MAX_LEVELS)
     """Channels of each level as a multiple of `width`; each level halves the image."""
-    blocks: Depth = 2
+    blocks: BlockCount = 2
     """Residual blocks a level (one more on the way up)."""
     attention_levels: tuple[Level, ...] = (1,)
     """Levels with attention after each block; 0 is the first. Without any, the network is local: it works on crops."""

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from calotype.bounds import MAX_LEVELS, Channels, Depth, PatchSide
+from calotype.bounds import MAX_LEVELS, BlockCount, Channels, PatchSide
 from calotype.nets.blocks import (
     ChannelNorm,
     Precision,
@@ -42,8 +42,8 @@ class VaeConfig(Config):
     stem: PatchSide = Field(default=4, description="Side of the patches that become one pixel of the networks.")
     widths: tuple[Channels, ...] = Field(default=(96, 192), min_length=1, max_length=MAX_LEVELS)
     """Channels at each level, from `stem` down."""
-    encoder_blocks: Depth = 1
-    decoder_blocks: Depth = 2
+    encoder_blocks: BlockCount = 1
+    decoder_blocks: BlockCount = 2
     lapped: bool = False
     """Whether the patches of the linear path overlap; see `Lapping`. Autoencoders of earlier versions had squares."""
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Annotated, Any, Literal
 
+from pydantic import BaseModel, Field
 from torch import Tensor
 
 from calotype.nets.blocks import rename_keys
+from calotype.nets.weights import load_weights
 from calotype.priors.captions import CaptionedMixture
 from calotype.priors.gaussian import GaussianMixture
 from calotype.priors.patches import WINDOW_SIDE, PatchPrior
 from calotype.priors.prior import Prior
+from calotype.types import UserError
 
 PRIORS: dict[str, tuple[type[Prior], Callable[..., Prior]]] = {
     "mixture": (GaussianMixture, GaussianMixture),
@@ -23,16 +26,26 @@ PREFIXES = ("prior.", "mixture.", "local.")
 """Of a prior's tensors among those of a denoiser: now, and in version 0.1."""
 
 
+class PriorDescription(BaseModel):
+    """Kind and shape of a prior, as `constants.json` and `model.json` have them."""
+
+    kind: Literal["mixture", "conditional mixture", "local Gaussians"]
+    shape: dict[str, Annotated[int, Field(gt=0, le=2**24)]]
+
+
 def description(prior: Prior) -> dict[str, Any]:
     """Kind and shape of a prior, as `constants.json` and `model.json` have them."""
     kind = next(kind for kind, (cls, _) in PRIORS.items() if isinstance(prior, cls))
     return {"kind": kind, "shape": prior.shape}
 
 
-def described(about: Mapping[str, Any]) -> Prior:
-    """An empty prior of this kind and shape."""
-    shape = {"words" if name == "heard" else name: count for name, count in about["shape"].items()}  # of version 0.1
-    return PRIORS[about["kind"]][1](**shape)
+def described(about: PriorDescription) -> Prior:
+    """An empty prior of this kind and shape. Raises `UserError` where the kind has no such shape."""
+    shape = {"words" if name == "heard" else name: count for name, count in about.shape.items()}  # of version 0.1
+    try:
+        return PRIORS[about.kind][1](**shape)
+    except (TypeError, ValueError, RuntimeError):
+        raise UserError(f"a prior of kind {about.kind} has no shape {shape!r:.80}; copy the folder again") from None
 
 
 def prior_in(tensors: Mapping[str, Tensor], denoiser: str = "") -> Prior | None:
@@ -46,8 +59,11 @@ def prior_in(tensors: Mapping[str, Tensor], denoiser: str = "") -> Prior | None:
     if not own:
         return None
     rename_keys(own, "", CaptionedMixture.old_names)
-    prior = _empty_like(own)
-    prior.load_state_dict(own)
+    try:
+        prior = _empty_like(own)
+    except (KeyError, ValueError, TypeError, RuntimeError, ZeroDivisionError):
+        raise UserError(f"no closed form has tensors such as {min(own):.80} alone; copy the folder again") from None
+    load_weights(prior, own, "the closed form")
     return prior
 
 
