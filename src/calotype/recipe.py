@@ -43,7 +43,7 @@ from calotype.tables import at_path, merge
 from calotype.types import Config
 
 Backbone = Annotated[UnetConfig | DitConfig, Field(discriminator="kind")]
-Beta = Annotated[float, Field(ge=0, lt=1)]
+Beta = Annotated[float, Field(strict=True, ge=0, lt=1)]
 PriorName = Literal["gaussian", "none"]
 TextConfig = Annotated[NoText | BytesConfig | FrozenConfig, Field(discriminator="kind")]
 
@@ -66,7 +66,7 @@ class ImportedSpace(Config):
 
 class OptimizerConfig(Config):
     learning_rate: LearningRate = 1e-3
-    warmup: float = Field(default=0.05, ge=0, lt=1)
+    warmup: float = Field(default=0.05, strict=True, ge=0, lt=1)
     """Fraction of the run in which the learning rate rises from 0."""
     decay: Fraction = 0.5
     """Fraction of the run, at its end, in which the learning rate falls to 0."""
@@ -74,7 +74,7 @@ class OptimizerConfig(Config):
     weight_decay: WeightDecay = 0.0
     clip: GradientNorm = 1.0
     """The gradient is scaled down where its norm is above this."""
-    average: float = Field(default=0.05, gt=0, lt=0.28)
+    average: float = Field(default=0.05, strict=True, gt=0, lt=0.28)
     """Width of the average of the weights, as a fraction of the run so far."""
 
 
@@ -91,7 +91,7 @@ class AutoencoderLossConfig(Config):
     kl: LossWeight = 1e-5
     adversarial: LossWeight = 0.1
     """Gradient of the critic's loss at the picture, relative to the reconstruction's. 0: no critic at all."""
-    adversarial_cap: float = Field(default=1.0, gt=0, le=1e9)
+    adversarial_cap: float = Field(default=1.0, strict=True, gt=0, le=1e9)
     """The most that the critic's loss may be multiplied by to reach that."""
     critic_start: Fraction = 0.6
     """Fraction of the run from which the critic learns."""
@@ -199,7 +199,7 @@ class EnlargeRecipe(DiffusionConfig):
     backbone: Backbone = UnetConfig(patch=4, width=64, multiples=(1, 2, 2), attention_levels=())
     schedule: Schedule = Karras()
     scaling: ScalingName = "edm"
-    sigma_data: float = Field(default=0.0, ge=0, le=1e3)
+    sigma_data: float = Field(default=0.0, strict=True, ge=0, le=1e3)
     """Standard deviation of pictures about the enlarged low-resolution one; 0 with a prior, which has its own.
 
     Without a prior the plan measures it. Models of format 5 were trained with that of plain areas here.

@@ -20,7 +20,7 @@ from calotype.nets.frozen import FolderConfig
 from calotype.nets.text import BytesConfig
 from calotype.nets.unet import UnetConfig
 from calotype.recipe import ConditionDropout, EnlargeRecipe, Recipe
-from calotype.tables import MAX_DEPTH, all_keys, line_of, merge, parse_toml, read_value, value_at, without
+from calotype.tables import MAX_DEPTH, all_keys, clipped_repr, line_of, merge, parse_toml, read_value, value_at, without
 from calotype.types import UserError
 
 Where = Callable[[str], str]
@@ -93,8 +93,8 @@ def read_overrides(overrides: Iterable[str], below: dict[str, Any] | None = None
     `below` are the settings under them, which decide the kind of backbone and schedule. Raises `UserError`.
     """
     settings: dict[str, Any] = {}
-    for override in overrides:
-        key, equals, value = override.partition("=")
+    for text in overrides:
+        (key, equals, value), override = text.partition("="), f"{text:.80}"  # the latter is for messages
         if not equals or not key.strip():
             raise UserError(f"--set {override}: expected key=value, as in --set denoiser.backbone.width=384")
         if (new := new_key(key.strip())) != key.strip():
@@ -194,7 +194,7 @@ def with_shares(stage: dict[str, Any]) -> dict[str, Any]:
 
 def settings_error(detail: Any, where: Where) -> UserError:
     """An error of one line, from the details of pydantic's validation error."""
-    key = ".".join(str(part) for part in detail["loc"] if part not in UNION_TAGS)
+    key = ".".join(f"{part!s:.60}" for part in detail["loc"] if part not in UNION_TAGS)
     problem = detail["msg"].removeprefix("Value error, ")
     if not detail["loc"]:  # the recipe as a whole
         return UserError(f"{where('').rstrip(': ')}: {problem}")
@@ -203,8 +203,8 @@ def settings_error(detail: Any, where: Where) -> UserError:
     if detail["type"] == "extra_forbidden":
         return UserError(f"{where(key)}: {unknown_key(key)}")
     got = detail.get("input")
-    shown = f" (got {got!r})" if isinstance(got, str | int | float | bool) else ""
-    return UserError(f"{where(key)}: {key}: {problem}{shown}")
+    shown = "" if isinstance(got, dict) else f" (got {clipped_repr(got)})"
+    return UserError(f"{where(key)}: {key}: {problem:.300}{shown}")
 
 
 def unknown_key(key: str) -> str:

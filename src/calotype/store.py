@@ -131,7 +131,7 @@ def read_first_stage(folder: Path, recipe: Recipe, about: ModelDescription, froz
         space = load_file_into(listed(folder, AUTOENCODER), lambda: build_space(recipe), lambda space: space)
     size = recipe.chain[0]
     file = listed(folder, denoiser_file(size, recipe))
-    kept = prior_in(read_tensors(file)) if about.priors is None else None
+    kept = prior_in(read_tensors(file), source=str(file)) if about.priors is None else None
 
     def make() -> Stage:
         prior = described(about.priors[str(size)]) if about.priors and str(size) in about.priors else kept

@@ -68,17 +68,22 @@ def read_value(text: str) -> Any:
 
 def parse_toml(text: str) -> dict[str, Any]:
     """Raises `tomllib.TOMLDecodeError`, and `ValueError` for what is nested too deeply or has too many digits."""
-    key, depth = "", 0
+    key, depth = "the first key", 0
     for line in text.splitlines():
         if depth <= 0 and (assigned := re.match(r"\s*([^=#\[]+?)\s*=", line)):
-            key, depth = assigned[1], 0
+            key, depth = f"{assigned[1]:.80}", 0
         opened = len(re.findall(r"[\[{]", line))
         if depth + opened + line.partition("=")[0].count(".") > MAX_DEPTH:
-            raise ValueError(f"{key or 'the first key'} is nested more than {MAX_DEPTH} times; settings are tables")
+            raise ValueError(f"{key} is nested more than {MAX_DEPTH} times; settings are tables")
         if re.search(rf"\d{{{MAX_DIGITS}}}", line):
             raise ValueError(f"{key} has a number of more than {MAX_DIGITS} digits; at most 19 are needed")
         depth += opened - len(re.findall(r"[\]}]", line))
     return tomllib.loads(text)
+
+
+def clipped_repr(value: Any) -> str:
+    """At most 80 letters of how Python writes a value."""
+    return repr(value) if len(repr(value)) <= 80 else f"{value!r:.80}..."
 
 
 def line_of(text: str, key: str) -> int:

@@ -21,6 +21,7 @@ from jaxtyping import Int, UInt8
 from pydantic import Field
 from torch import Tensor
 
+from calotype.bounds import LARGEST_SIDE
 from calotype.data.caches import Pixels, cached_pixels
 from calotype.data.captions import Captions, plural, read_captions
 from calotype.data.images import (
@@ -203,8 +204,10 @@ def without_duplicates(files: Iterable[HashedFile]) -> list[HashedFile]:
 
 
 def check_size(size: int) -> None:
-    if size < 1:
-        raise UserError(f"the size of the pictures is {size} px, but must be at least 1; try 64")
+    if not 1 <= size <= LARGEST_SIDE:
+        raise UserError(
+            f"the size of the pictures is {size} px, but must be at least 1 and at most {LARGEST_SIDE}; try 64"
+        )
 
 
 # -- Listing -----------------------------------------------------------------------------------------------------------

@@ -43,9 +43,9 @@ Strata = Sequence[Sequence[int]]  # the rows of each class
 class SplitConfig(Config):
     """Fractions of the pictures; the rest is trained on."""
 
-    validation: float = Field(default=0.05, gt=0, le=0.5)
+    validation: float = Field(default=0.05, strict=True, gt=0, le=0.5)
     """For every choice made in training and by `sweep`; at most 500 pictures."""
-    test: float = Field(default=0.1, ge=0, le=0.5)
+    test: float = Field(default=0.1, strict=True, ge=0, le=0.5)
     """For `evaluate` and `compare` alone; at most 2,000 pictures. 0: the test pictures are in a folder of their own."""
 
     @model_validator(mode="after")

@@ -24,7 +24,7 @@ class DdpmTable(Config):
     spacing: Literal["linear", "scaled_linear"] = "scaled_linear"
     first: OpenFraction = 0.00085
     last: OpenFraction = 0.012
-    length: int = Field(default=1000, ge=1, le=MAX_SAMPLING_STEPS)
+    length: int = Field(default=1000, strict=True, ge=1, le=MAX_SAMPLING_STEPS)
 
     def table(self) -> Tensor:
         """All `length` sigmas, rising: `sqrt((1 - a) / a)` with `a` the running product of `1 - beta` (eq. 4)."""
@@ -87,7 +87,7 @@ class Karras(SigmaRange):
     std: LogDeviation = 1.2
     smallest: Sigma = 0.002
     largest: Sigma = 80.0
-    rho: float = Field(default=7.0, ge=0.1, le=100)
+    rho: float = Field(default=7.0, strict=True, ge=0.1, le=100)
 
     def draw(self, count: int, rng: Rng) -> Sigmas:
         return (self.mean + self.std * rng.normal(count)).exp()

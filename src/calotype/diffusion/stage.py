@@ -55,13 +55,13 @@ class Sampling(Config):
     guidance), or the prior with the same label and caption (autoguidance without a second call of the network)."""
     guidance: GuidanceScale = 2.0
     """Guidance scale; 1 disables it. With the prior as the guide, the scale at sigma = sigma_data."""
-    guidance_slope: float = Field(default=0.75, ge=-1, le=1)
+    guidance_slope: float = Field(default=0.75, strict=True, ge=-1, le=1)
     """Growth of the scale with sigma where the prior is the guide; see `guidance.rising`."""
     prior_guidance: GuidanceScale = 0.0
     """Where the prior is the guide: the prior's mean with label and caption less that without them, times this, is
     added (classifier-free guidance of the prior: no call of the network), unless the scale of guidance is 1. It keeps
     samples nearer to their captions."""
-    guidance_low: float = Field(default=0.0, ge=0, le=1e6)
+    guidance_low: float = Field(default=0.0, strict=True, ge=0, le=1e6)
     guidance_high: Sigma = 1e6
     """Guidance is applied for sigma in (guidance_low, guidance_high]."""
     augmentation: AugmentationLevel = 0.0

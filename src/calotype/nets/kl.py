@@ -27,7 +27,9 @@ class KlConfig(Config):
     kind: Literal["kl"] = "kl"
     channels: Channels = Field(default=4, description="Channels of the latents.")
     widths: tuple[Channels, ...] = Field(default=(128, 256, 512, 512), min_length=1, max_length=MAX_LEVELS)
-    blocks: int = Field(default=2, ge=1, le=MOST_BLOCKS, description="At each level; the decoder has one more.")
+    blocks: int = Field(
+        default=2, strict=True, ge=1, le=MOST_BLOCKS, description="At each level; the decoder has one more."
+    )
     groups: Channels = Field(default=32, description="Of channels that are normalised together.")
     attention: bool = Field(default=True, description="In the middle, where the image is smallest.")
     encoder_attention_levels: tuple[Level, ...] = ()

@@ -47,7 +47,7 @@ class BytesConfig(Config):
     width: Channels = 64
     depth: Depth = 1
     heads: HeadCount = 2
-    words: int = Field(default=64, ge=1, le=512)
+    words: int = Field(default=64, strict=True, ge=1, le=512)
     """Longer texts are truncated."""
 
     @model_validator(mode="after")

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from calotype.files import read_tensors
 from calotype.nets.blocks import Migrated, rename_keys
@@ -16,13 +18,37 @@ from calotype.types import UserError
 Loaded = TypeVar("Loaded")
 
 
+class ShapesOnly(TorchFunctionMode):
+    """Within it tensors have shapes and no values, and take no memory.
+
+    Attention keeps no matrix of all pairs of tokens, as its kernels do not. Normal numbers are not drawn: for that,
+    the meta device would import torch's compiler, which takes a second.
+    """
+
+    def __enter__(self) -> ShapesOnly:
+        self.device = torch.device("meta").__enter__()
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        torch.device("meta").__exit__(*error)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is Tensor.normal_:
+            return args[0]
+        if func is F.scaled_dot_product_attention:
+            query, key, value = args[:3]
+            return query.sum(-1, keepdim=True) + (key.sum(-1, keepdim=True) * value).sum(-2, keepdim=True)
+        return func(*args, **kwargs or {})
+
+
 def load_file_into(file: Path, make: Callable[[], Loaded], network_of: Callable[[Loaded], nn.Module]) -> Loaded:
     """What `make` makes, with the weights in the file in its network.
 
     It is made on the meta device first: no memory is taken before names and shapes agree. Raises `UserError`.
     """
     tensors = read_tensors(file)
-    with torch.device("meta"):
+    with ShapesOnly():
         check_weights(network_of(make()), tensors, str(file))
     made = make()
     load_weights(network_of(made), tensors, str(file))

@@ -48,10 +48,11 @@ def described(about: PriorDescription) -> Prior:
         raise UserError(f"a prior of kind {about.kind} has no shape {shape!r:.80}; copy the folder again") from None
 
 
-def prior_in(tensors: Mapping[str, Tensor], denoiser: str = "") -> Prior | None:
+def prior_in(tensors: Mapping[str, Tensor], denoiser: str = "", source: str = "the denoiser") -> Prior | None:
     """The prior among the tensors of a denoiser, whose names start with `denoiser`; None where there is none.
 
-    For files that do not store its kind and shape: the names and shapes of the tensors imply them.
+    For files that do not store its kind and shape: the names and shapes of the tensors imply them. Raises `UserError`
+    where they do not; `source` is for its message.
     """
     own: dict[str, Tensor] = {}
     for prefix in (denoiser + name for name in PREFIXES):
@@ -62,8 +63,8 @@ def prior_in(tensors: Mapping[str, Tensor], denoiser: str = "") -> Prior | None:
     try:
         prior = _empty_like(own)
     except (KeyError, ValueError, TypeError, RuntimeError, ZeroDivisionError):
-        raise UserError(f"no closed form has tensors such as {min(own):.80} alone; copy the folder again") from None
-    load_weights(prior, own, "the closed form")
+        raise UserError(f"{source} has {min(own):.80}, but no closed form has such tensors; copy it again") from None
+    load_weights(prior, own, source)
     return prior
 
 

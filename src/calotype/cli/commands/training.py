@@ -25,6 +25,7 @@ from calotype.files import sha256, write_json, write_whole
 from calotype.interop import diffusers, minilm, transformers
 from calotype.machine import Machine, examine
 from calotype.planning import Plan, make_plan
+from calotype.planning.memory import check_memory
 from calotype.recipe import ImportedSpace, Recipe
 from calotype.report import write_report
 from calotype.report.card import write_card
@@ -174,6 +175,7 @@ def _resume(run: Run, options: ResumeOptions, console: Console) -> Path:
         )
     rename_legs(folder / "checkpoints")
     machine = examine(options.device, run.state.threads)
+    check_memory(recipe, machine)
     run.began = options.started
     run.spend("read", time.time() - options.started)
     return produce(run, planned, pictures, machine, console, options.force)
