@@ -53,7 +53,8 @@ def recipe_text(number):
 def damaged_text(text, rng):
     place = rng.randrange(len(text) + 1)
     wrong = rng.choice((
-        "[" * 5000, "{" * 5000, "=", "\x00", "\x1b", "1" * 5000, "a.b = 1\n" * 2, "'''", '"""', "\n[[x]]\n", "\\u12", text,
+        "[" * 5000, "{" * 5000, "=", "\x00", "\x1b", "1" * 5000, "a.b = 1\n" * 2, "'''", '"""', "\n[[x]]\n", "\\u12",
+        text,
         "a" + ".a" * 5000 + " = 1\n", "x = " + "[\n" * 5000 + "]\n" * 5000, "x = -" + "9" * 5000 + "\n", "\ud800",
     ))  # fmt: skip
     return rng.choice((text[:place] + wrong + text[place:], text[:place], wrong, text[:place] + wrong))
@@ -80,56 +81,56 @@ def seal(folder):
 
 def wrong_tensors(file, rng):
     """A safetensors file that is none, or holds other tensors."""
+    (wrong_header if rng.random() < 0.5 else other_tensors)(file, rng)
+
+
+def wrong_header(file, rng):
     content = file.read_bytes()
     length = struct.unpack("<Q", content[:8])[0]
     header = json.loads(content[8 : 8 + length])
-    first = next(name for name in header if name != "__metadata__")
+    first = header[next(name for name in header if name != "__metadata__")]
+    size = None
+    match rng.randrange(7):
+        case 0:
+            torch.save(load_file(file), file)  # a pickle
+            return
+        case 1:
+            file.write_bytes(rng.choice((content[: rng.randrange(len(content))], b"", struct.pack("<Q", 9) + b"[" * 9)))
+            return
+        case 2:
+            size = 2 ** rng.choice((64, 63, 40, 20)) - 1
+        case 3:
+            first["data_offsets"] = rng.choice(([0, 10**12], [-4, 4], [4, 0], [0, 1], "x", [2**64, 2**64 + 4]))
+        case 4:
+            first["shape"] = rng.choice(([2**62, 4], [-1], [], "x", [1] * 5000, [0]))
+        case 5:
+            first["dtype"] = rng.choice(("F8_E4M3", "F4", "I64", "C64", "X", 3, None, "BOOL"))
+        case 6:
+            header["__metadata__"] = value(rng)
+    text = json.dumps(header).encode()
+    file.write_bytes(struct.pack("<Q", len(text) if size is None else size) + text + content[8 + length :])
 
-    def with_header(changed, size=None):
-        text = json.dumps(changed).encode()
-        file.write_bytes(struct.pack("<Q", len(text) if size is None else size) + text + content[8 + length :])
 
+def other_tensors(file, rng):
     tensors = {name: tensor.clone() for name, tensor in load_file(file).items()}
     name = rng.choice([*tensors])
-    kind = rng.randrange(14)
-    match kind:
+    whole = tensors[name].is_floating_point()
+    match rng.randrange(6):
         case 0:
-            torch.save(tensors, file)  # a pickle
-        case 1:
-            with_header(header, 2 ** rng.choice((64, 63, 40, 20)) - 1)
-        case 2:
-            header[first]["data_offsets"] = rng.choice(([0, 10**12], [-4, 4], [4, 0], [0, 1], "x", [2**64, 2**64 + 4]))
-            with_header(header)
-        case 3:
-            header[first]["shape"] = rng.choice(([2**62, 4], [-1], [], "x", [1] * 5000, [0]))
-            with_header(header)
-        case 4:
-            header[first]["dtype"] = rng.choice(("F8_E4M3", "F4", "I64", "C64", "X", 3, None, "BOOL"))
-            with_header(header)
-        case 5:
-            file.write_bytes(content[: rng.randrange(len(content))])
-        case 6:
-            file.write_bytes(b"")
-        case 7:
             del tensors[name]
-        case 8:
+        case 1:
             tensors[rng.choice(("extra", "../x", "network.x", "\x1b"))] = torch.zeros(2)
-        case 9:
+        case 2:
             tensors[name] = torch.zeros(*tensors[name].shape, 2)
-        case 10:
-            tensors[name] = tensors[name].to(torch.int32 if tensors[name].is_floating_point() else torch.float16)
-        case 11:
+        case 3:
+            tensors[name] = tensors[name].to(torch.int32 if whole else torch.float16)
+        case 4:
             flat = tensors[name].double().flatten()
             flat[: max(1, len(flat) // 2)] = rng.choice((float("nan"), float("inf")))
-            tensors[name] = flat.reshape(tensors[name].shape).to(tensors[name].dtype)
-            if not tensors[name].is_floating_point():
-                del tensors[name]
-        case 12:
+            tensors[name] = flat.reshape(tensors[name].shape).to(tensors[name].dtype if whole else torch.float32)
+        case 5:
             tensors = {}
-        case 13:
-            file.write_bytes(struct.pack("<Q", 5010) + b"[" * 5010)
-    if kind in (7, 8, 9, 10, 11, 12):
-        save_file(tensors, file)
+    save_file(tensors, file)
 
 
 def wrong_json(file, rng):

@@ -58,6 +58,10 @@ def _explained(error: Exception) -> tuple[int, str]:
         place = plain(f" at {error.filename}") if error.filename else ""
         hint = "free some space, then resume" if error.errno in DISK_FULL else "choose a folder that can be written to"
         return 2, f"calotype: {error.strerror}{place}; {hint}"
+    from calotype.machine import out_of_memory
+
+    if out_of_memory(error):
+        return 2, "calotype: memory is at its end; close other programs, or take a smaller size, batch or --count"
     first = plain(f"{type(error).__name__}: {error}".splitlines()[0])
     return 1, f"calotype: {first} (this is our mistake; {_traceback_saved(error)})"
 

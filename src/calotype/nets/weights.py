@@ -34,8 +34,8 @@ class ShapesOnly(TorchFunctionMode):
         torch.device("meta").__exit__(*error)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is Tensor.normal_:
-            return args[0]
+        if func in (Tensor.normal_, nn.init.normal_):
+            return args[0] if args else kwargs["tensor"]
         if func is F.scaled_dot_product_attention:
             query, key, value = args[:3]
             return query.sum(-1, keepdim=True) + (key.sum(-1, keepdim=True) * value).sum(-2, keepdim=True)

@@ -75,5 +75,5 @@ def kept_values(forward: Callable[[], object]) -> int:
     return sum(tensor.untyped_storage().nbytes() // 4 for tensor in kept.values())
 
 
-def gigabytes(count: float) -> str:
+def gigabytes(count: int) -> str:
     return f"{count / 2**30:,.1f} GB"
