@@ -92,7 +92,7 @@ def wrong_header(file, rng):
     size = None
     match rng.randrange(7):
         case 0:
-            torch.save(load_file(file), file)  # a pickle
+            torch.save({name: tensor.clone() for name, tensor in load_file(file).items()}, file)  # a pickle
             return
         case 1:
             file.write_bytes(rng.choice((content[: rng.randrange(len(content))], b"", struct.pack("<Q", 9) + b"[" * 9)))
@@ -225,6 +225,28 @@ def mutate(folder, number, files=None):
         file = folder / "manifest.json"
         wrong_manifest(folder, rng)
     return file.name
+
+
+def mutate_run(folder, number):
+    """Makes one file of a run wrong: its settings, its state, its plan, a line of its log, its closed forms."""
+    rng = random.Random(number)
+    kinds = ("*.json", "*.toml", "*.jsonl", "constants/*/constants.json", "samples/*.json", "previews/*.json")
+    file = rng.choice([file for kind in kinds for file in sorted(folder.glob(kind))])
+    if file.suffix == ".toml":
+        file.write_bytes(recipe_text(number).encode("utf-8", "surrogatepass"))
+    elif rng.random() < 0.12:
+        wrong_file(file, rng)
+    elif file.suffix == ".jsonl":
+        lines, place = file.read_bytes().splitlines(), folder / "line"
+        chosen = rng.randrange(len(lines))
+        place.write_bytes(lines[chosen])
+        wrong_json(place, rng)
+        lines[chosen] = place.read_bytes()
+        file.write_bytes(b"\n".join(lines))
+    else:
+        wrong_json(file, rng)
+    if (file.parent / "manifest.json").exists():
+        seal(file.parent)
 
 
 def copied_model(model, place):

@@ -92,7 +92,7 @@ def read_json(path: Path, edited: Callable[[str], str] = str, most: int = MAX_BY
     try:
         return json.loads(edited(content.decode("utf-8")))
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not JSON: {error}") from None
+        raise UserError(f"{path} is not JSON: {str(error).partition(';')[0]}") from None
 
 
 def checked(value: Any, schema: Any, path: Path) -> Any:
@@ -200,7 +200,7 @@ def read_manifest(path: Path) -> dict[str, ManifestEntry]:
 def inside(folder: Path, name: str) -> Path:
     """The file of this name right in the folder. Raises `UserError` for a path, which might lead out of it."""
     if name in ("", ".", "..") or len(name) > MAX_NAME or set(name) & {"/", "\\", ":", "\0"}:
-        raise UserError(f"{folder} names a file {name[:MAX_NAME]!r}, expected the name of one right in it")
+        raise UserError(f"{folder} names a file {name[:80]!r}, expected the name of one in it")
     return folder / name
 
 
@@ -212,17 +212,18 @@ def listed(folder: Path, name: str) -> Path:
 
 
 def _damage(folder: Path, name: str, entry: ManifestEntry) -> str:
+    known_as = f"{name:.80}"
     try:
         file = inside(folder, name)
         if not stat.S_ISREG(mode := file.lstat().st_mode):
-            return f"{name} is a {KINDS_OF_FILES.get(stat.S_IFMT(mode), 'special file')}, expected a regular file"
+            return f"{known_as} is a {KINDS_OF_FILES.get(stat.S_IFMT(mode), 'special file')}, expected a regular file"
         if (actual := file.stat().st_size) != entry.bytes:
-            return f"{name} has {actual:,} bytes instead of {entry.bytes:,}"
-        return "" if sha256(file) == entry.sha256 else f"{name} has other content than when it was written"
+            return f"{known_as} has {actual:,} bytes instead of {entry.bytes:,}"
+        return "" if sha256(file) == entry.sha256 else f"{known_as} has other content than when it was written"
     except FileNotFoundError:
-        return f"{name} is missing"
+        return f"{known_as} is missing"
     except (OSError, ValueError) as error:
-        return f"{name} cannot be read ({error})"
+        return f"{known_as} cannot be read ({reason_of(error)})"
 
 
 def sha256(path: Path) -> str:

@@ -7,6 +7,7 @@ import re
 import tomllib
 import warnings
 from collections.abc import Callable, Iterable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,8 @@ UNION_TAGS = (
     "bytes", "minilm", "folder", "none",
 )  # fmt: skip
 """Values of `kind`, which pydantic puts into the location of an error; they are no part of a key."""
+UNIONS = ("backbone", "schedule", "augmentation", "network", "space", "text")
+"""The tables that have a `kind`."""
 
 REMOVED = {
     "joint": "the same time in the legs before it makes better pictures",
@@ -74,8 +77,8 @@ def read_recipe(path: Path) -> dict[str, Any]:
         raise UserError(f"recipe {path} is not TOML: {error}") from None
     except tomllib.TOMLDecodeError as error:
         at = re.search(r"\(at line (\d+)", str(error))
-        line = f": {text.splitlines()[int(at[1]) - 1].strip():.80}" if at else ""
-        raise UserError(f"recipe {path} is not TOML: {error}{line}") from None
+        line = [*text.splitlines(), ""][int(at[1]) - 1 if at else -2 if text else -1]
+        raise UserError(f"recipe {path} is not TOML: {error}: {line.strip():.80}") from None
     except ValueError as error:
         raise UserError(f"recipe {path}: {error}") from None
     for key, reason in REMOVED.items():
@@ -194,7 +197,8 @@ def with_shares(stage: dict[str, Any]) -> dict[str, Any]:
 
 def settings_error(detail: Any, where: Where) -> UserError:
     """An error of one line, from the details of pydantic's validation error."""
-    key = ".".join(f"{part!s:.60}" for part in detail["loc"] if part not in UNION_TAGS)
+    steps = pairwise(["", *(f"{part!s:.60}" for part in detail["loc"])])
+    key = ".".join(part for above, part in steps if above not in UNIONS or part not in UNION_TAGS)
     problem = detail["msg"].removeprefix("Value error, ")
     if not detail["loc"]:  # the recipe as a whole
         return UserError(f"{where('').rstrip(': ')}: {problem}")
@@ -203,7 +207,7 @@ def settings_error(detail: Any, where: Where) -> UserError:
     if detail["type"] == "extra_forbidden":
         return UserError(f"{where(key)}: {unknown_key(key)}")
     got = detail.get("input")
-    shown = "" if isinstance(got, dict) else f" (got {clipped_repr(got)})"
+    shown = " (got a table)" if isinstance(got, dict) else f" (got {clipped_repr(got)})"
     return UserError(f"{where(key)}: {key}: {problem:.300}{shown}")
 
 

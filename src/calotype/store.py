@@ -134,7 +134,11 @@ def read_first_stage(folder: Path, recipe: Recipe, about: ModelDescription, froz
     kept = prior_in(read_tensors(file), source=str(file)) if about.priors is None else None
 
     def make() -> Stage:
-        prior = described(about.priors[str(size)]) if about.priors and str(size) in about.priors else kept
+        prior = (
+            described(about.priors[str(size)], f"{folder}/model.json")
+            if about.priors and str(size) in about.priors
+            else kept
+        )
         return build_stage(recipe, space, len(about.classes), prior, frozen)
 
     return load_file_into(file, make, denoiser_of)

@@ -30,7 +30,7 @@ class PriorDescription(BaseModel):
     """Kind and shape of a prior, as `constants.json` and `model.json` have them."""
 
     kind: Literal["mixture", "conditional mixture", "local Gaussians"]
-    shape: dict[str, Annotated[int, Field(gt=0, le=2**24)]]
+    shape: dict[str, Annotated[int, Field(ge=0, le=2**24)]]
 
 
 def description(prior: Prior) -> dict[str, Any]:
@@ -39,13 +39,13 @@ def description(prior: Prior) -> dict[str, Any]:
     return {"kind": kind, "shape": prior.shape}
 
 
-def described(about: PriorDescription) -> Prior:
-    """An empty prior of this kind and shape. Raises `UserError` where the kind has no such shape."""
+def described(about: PriorDescription, source: str = "the file") -> Prior:
+    """An empty prior of this kind and shape. Raises `UserError` where there is none; `source` is for its message."""
     shape = {"words" if name == "heard" else name: count for name, count in about.shape.items()}  # of version 0.1
     try:
         return PRIORS[about.kind][1](**shape)
     except (TypeError, ValueError, RuntimeError):
-        raise UserError(f"a prior of kind {about.kind} has no shape {shape!r:.80}; copy the folder again") from None
+        raise UserError(f"{source}: no prior of kind {about.kind} has the shape {shape!r:.80}; copy it again") from None
 
 
 def prior_in(tensors: Mapping[str, Tensor], denoiser: str = "", source: str = "the denoiser") -> Prior | None:

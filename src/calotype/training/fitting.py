@@ -185,6 +185,8 @@ def write_constants(folder: Path, constants: Constants) -> None:
 
 def read_constants(folder: Path) -> Constants:
     """Raises `UserError` where they are damaged."""
-    about: dict[str, PriorDescription] = read_as(listed(folder, "constants.json"), dict[str, PriorDescription])
+    file = listed(folder, "constants.json")
+    about: dict[str, PriorDescription] = read_as(file, dict[str, PriorDescription])
     files = {name: listed(folder, f"{name}.safetensors") for name in about}
-    return {name: load_file_into(files[name], partial(described, about[name]), lambda prior: prior) for name in about}
+    makers = {name: partial(described, description, str(file)) for name, description in about.items()}
+    return {name: load_file_into(files[name], makers[name], lambda prior: prior) for name in about}
