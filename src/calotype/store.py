@@ -26,14 +26,13 @@ from calotype.files import (
     write_tensors,
     write_whole,
 )
-from calotype.nets.frozen import Frozen
+from calotype.nets.frozen import FolderConfig, Frozen
 from calotype.nets.weights import load_file_into
 from calotype.priors.stored import PriorDescription, described, description, prior_in
 from calotype.recipe import ImportedSpace, Recipe, leg_above
 from calotype.settings import parse_recipe, upgraded
 from calotype.spaces.latent import LatentSpace
 from calotype.spaces.pixel import PixelSpace, Space
-from calotype.tables import within
 from calotype.types import UserError
 
 MODEL_FORMAT, READABLE_FORMATS = 6, (5, 6)
@@ -87,8 +86,7 @@ def read_model(path: Path, device: torch.device) -> tuple[Recipe, tuple[Stage, .
     if wrong := damage(folder):
         raise UserError(f"the model in {folder} is damaged ({wrong}); copy it again")
     about = read_description(listed(folder, "model.json"))
-    locate_encoder(folder, within(about.recipe, "denoiser", "text"))
-    recipe = parse_recipe(upgraded(about.recipe), lambda key: f"{folder}/model.json")
+    recipe = with_encoder(folder, parse_recipe(upgraded(about.recipe), lambda key: f"{folder}/model.json"))
     frozen = build_frozen(recipe.denoiser.text)
     stages = [read_first_stage(folder, recipe, about, frozen)]
     for size in recipe.chain[1:]:
@@ -144,21 +142,21 @@ def read_first_stage(folder: Path, recipe: Recipe, about: ModelDescription, froz
     return load_file_into(file, make, denoiser_of)
 
 
-def locate_encoder(folder: Path, text: dict[str, Any]) -> None:
-    """Sets the path of a text encoder in its settings to where it lies now: in the model's folder, or as before.
+def with_encoder(folder: Path, recipe: Recipe) -> Recipe:
+    """The recipe with the path where a text encoder lies now: in the model's folder, or as before.
 
     Raises `UserError` where it is in neither.
     """
-    if text.get("kind") != "folder":
-        return
-    inside = folder / ENCODER_FOLDER
-    if inside.is_dir():
-        text["path"] = str(inside)
-    elif not Path(text["path"]).is_dir():
+    text, inner = recipe.denoiser.text, folder / ENCODER_FOLDER
+    if not isinstance(text, FolderConfig):
+        return recipe
+    if not inner.is_dir() and not Path(text.path).is_dir():
         raise UserError(
-            f"the model in {folder} reads prompts with a text encoder (sha256 {text['digest'][:12]}) that was in "
-            f"{text['path']} and is gone; put it, or a link to it, at {inside}"
+            f"the model in {folder} reads prompts with a text encoder (sha256 {text.digest[:12]}) that was in "
+            f"{text.path} and is gone; put it, or a link to it, at {inner}"
         )
+    text = text.model_copy(update={"path": str(inner) if inner.is_dir() else text.path})
+    return recipe.model_copy(update={"denoiser": recipe.denoiser.model_copy(update={"text": text})})
 
 
 def denoiser_file(size: int, recipe: Recipe) -> str:

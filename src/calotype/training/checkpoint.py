@@ -9,9 +9,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Protocol, runtime_checkable
 
-from pydantic import BaseModel, Field
+from pydantic import Field
 from torch import Tensor
 
+from calotype.bounds import BatchSize, ImageCount, SeedNumber
 from calotype.files import (
     damage,
     is_whole,
@@ -23,7 +24,7 @@ from calotype.files import (
     write_tensors,
 )
 from calotype.training.loop import TrainProgress
-from calotype.types import UserError
+from calotype.types import Config, UserError
 
 KEPT_CHECKPOINTS = 2
 """Checkpoints of a leg that stay: the newest, and the one before in case the newest is damaged."""
@@ -92,15 +93,17 @@ def restore(
     return None
 
 
-class SavedProgress(BaseModel):
-    total: int = Field(gt=0)
-    batch: int = Field(gt=0)
-    seed: int
-    images_seen: int = Field(ge=0)
-    seconds: float = Field(ge=0, allow_inf_nan=False)
+class SavedProgress(Config):
+    """See `TrainProgress`."""
+
+    total: ImageCount
+    batch: BatchSize
+    seed: SeedNumber
+    images_seen: ImageCount
+    seconds: float = Field(ge=0)
 
 
-class SavedState(BaseModel):
+class SavedState(Config):
     """`state.json`: progress, and the steps of each state."""
 
     clock: SavedProgress
