@@ -19,7 +19,7 @@ from torch import Tensor
 
 from calotype.types import UserError
 
-MAX_BYTES, MAX_NAME = 2**26, 255
+MAX_WHOLE, MAX_NAME = 2**26, 255
 """Of a file that is read whole, unless more is expected; and letters of a name."""
 KINDS_OF_FILES = {
     stat.S_IFDIR: "folder", stat.S_IFLNK: "link", stat.S_IFIFO: "pipe", stat.S_IFSOCK: "socket",
@@ -68,7 +68,7 @@ def require_regular(path: Path) -> None:
         raise UserError(f"{path} is a {KINDS_OF_FILES.get(stat.S_IFMT(mode), 'special file')}, expected a regular file")
 
 
-def read_bytes(path: Path, most: int = MAX_BYTES) -> bytes:
+def read_bytes(path: Path, most: int = MAX_WHOLE) -> bytes:
     """Raises `UserError` where the file is missing, cannot be read, or has more than `most` bytes."""
     require_regular(path)
     try:
@@ -86,7 +86,7 @@ def reason_of(error: Exception) -> str:
     return getattr(error, "strerror", None) or " ".join(str(error).split())
 
 
-def read_json(path: Path, edited: Callable[[str], str] = str, most: int = MAX_BYTES) -> Any:
+def read_json(path: Path, edited: Callable[[str], str] = str, most: int = MAX_WHOLE) -> Any:
     """What the file holds, its text `edited` first. Raises `UserError` as `read_bytes`, and for what is no JSON."""
     content = read_bytes(path, most)
     try:
@@ -106,7 +106,7 @@ def checked(value: Any, schema: Any, path: Path) -> Any:
         raise UserError(f"{path} is damaged: {first_problem(error)}") from None
 
 
-def read_as(path: Path, schema: Any, most: int = MAX_BYTES) -> Any:
+def read_as(path: Path, schema: Any, most: int = MAX_WHOLE) -> Any:
     """The JSON in the file, checked against `schema`. Raises `UserError` as `read_json` and `checked` do."""
     return checked(read_json(path, most=most), schema, path)
 

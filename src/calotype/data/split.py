@@ -36,7 +36,7 @@ TRAIN, VALIDATION, TEST = 0, 1, 2
 
 Counts = Int[np.ndarray, " strata"]
 Sets = Int[np.ndarray, " count"]  # TRAIN, VALIDATION or TEST of each picture
-Row = Annotated[int, Field(ge=0)]
+RowIndex = Annotated[int, Field(ge=0)]
 Strata = Sequence[Sequence[int]]  # the rows of each class
 
 
@@ -148,9 +148,9 @@ class SplitFile(BaseModel):
     """`split.json`: the rows of each set."""
 
     count: Annotated[int, Field(gt=0)]
-    train: Annotated[list[Row], Field(min_length=1)]
-    validation: Annotated[list[Row], Field(min_length=1)]
-    test: list[Row]
+    train: Annotated[list[RowIndex], Field(min_length=1)]
+    validation: Annotated[list[RowIndex], Field(min_length=1)]
+    test: list[RowIndex]
 
     @model_validator(mode="after")
     def _rows(self) -> SplitFile:

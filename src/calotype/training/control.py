@@ -35,7 +35,7 @@ LOWERED = 0.25
 """Factor on the weight of a critic that has done harm."""
 CHECKS = 6
 """Evenly from where the adversarial loss sets in to the end: so at most a twentieth of a run is lost."""
-MOST_SEARCHED = 10_000
+MAX_SEARCHED = 10_000
 """Samples or crops of a search."""
 Phases = Annotated[list[tuple[Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(gt=0)]]], Field(min_length=1)]
 """Up to this fraction of the leg, an image costs so many seconds (or operations)."""
@@ -75,9 +75,9 @@ class TimeBudget(BaseModel):
     """Slices of a batch that each leg works on at once."""
     paced: list[str] = []
     """Legs whose length follows the clock; the others see as many images as the recipe says."""
-    guidance_samples: Annotated[int, Field(ge=0, le=MOST_SEARCHED)] = 0
+    guidance_samples: Annotated[int, Field(ge=0, le=MAX_SEARCHED)] = 0
     """Samples by which the guidance scale is searched after training; 0: it stays as in the recipe."""
-    level_crops: dict[str, Annotated[int, Field(ge=0, le=MOST_SEARCHED)]] = {}
+    level_crops: dict[str, Annotated[int, Field(ge=0, le=MAX_SEARCHED)]] = {}
     """Crops on which the augmentation level of each stage that enlarges is searched; 0: it stays as in the recipe."""
 
     def after(self, step: str) -> float:
