@@ -1,9 +1,13 @@
-"""Every test runs with the shapes checked, on one thread, from the same seed."""
+"""Every test runs with the shapes checked, on one thread, from the same seed, and watched: see `auditing`."""
 
+import sys
+
+import auditing
 import pytest
 import torch
 from jaxtyping import install_import_hook
 
+sys.addaudithook(auditing.watch)
 install_import_hook("calotype", "beartype.beartype")  # before anything of calotype is imported
 torch.set_num_threads(1)  # the tensors are tiny: on a busy machine a second thread only waits, 10 times as long
 
@@ -11,6 +15,14 @@ torch.set_num_threads(1)  # the tensors are tiny: on a busy machine a second thr
 @pytest.fixture(autouse=True)
 def same_numbers_every_time():
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def no_code_from_data():
+    """In no test calotype unpickles, unmarshals or executes anything that it has read."""
+    yield
+    happened, auditing.seen[:] = list(auditing.seen), []
+    assert not happened
 
 
 @pytest.fixture(scope="session")

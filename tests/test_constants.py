@@ -30,7 +30,7 @@ from calotype.priors.captions import CaptionedMixture
 from calotype.priors.gaussian import GaussianMixture
 from calotype.priors.patches import PatchPrior
 from calotype.priors.prior import Prior, constant_count, trained_state
-from calotype.priors.stored import described, prior_in
+from calotype.priors.stored import PriorDescription, described, prior_in
 from calotype.training import fitting, legs
 from calotype.training.process import Interrupted
 from calotype.types import Rng, UserError
@@ -144,7 +144,7 @@ def test_a_captioned_mixture_opens_under_the_names_of_version_0_1():
     found = prior_in(tensors)
     assert "mixture.vote" in tensors and "gate" in found.state_dict()
     shape = {"heard" if name == "words" else name: count for name, count in new.shape.items()}
-    assert described({"kind": "conditional mixture", "shape": shape}).shape == new.shape
+    assert described(PriorDescription(kind="conditional mixture", shape=shape)).shape == new.shape
     assert all(torch.equal(value, found.state_dict()[name]) for name, value in new.state_dict().items())
 
 

@@ -18,7 +18,7 @@ from calotype.nets.vae import Moments, Vae, VaeConfig, kl_to_normal
 from calotype.recipe import AutoencoderLossConfig, ConditionDropout, OptimizerConfig
 from calotype.spaces.latent import LatentSpace
 from calotype.spaces.pixel import PixelSpace
-from calotype.training.loop import TrainProgress, update
+from calotype.training.loop import TrainProgress, accumulated, update
 from calotype.training.objectives import (
     AutoencoderObjective,
     DenoisingObjective,
@@ -204,7 +204,7 @@ def test_players_learn_together_what_each_would_learn_alone():
         states = {name: TrainState(network, OptimizerConfig()) for name, network in stage.networks.items()}
         losses = stage.losses(batch_of(), 0.5, RNG)
         gradients = {name: (losses[name], states[name].gradients(losses[name].total)) for name in names}
-        update(states, [gradients], TrainProgress(8, 4, 0, images_seen=4))
+        update(states, accumulated(states, [gradients]), TrainProgress(8, 4, 0, images_seen=4))
         return {name: fingerprint({name: train_state}) for name, train_state in states.items()}
 
     nobody, vae, critic = after(), after("autoencoder"), after("critic")

@@ -11,7 +11,7 @@ from small import noise_pixels, write_pictures
 from calotype.data import split as module
 from calotype.data.duplicates import near_duplicate_pairs, near_duplicates, perceptual_hash, perceptual_hashes
 from calotype.data.folder import HashedFile, assemble, read_folder
-from calotype.data.split import DEFAULT, SplitConfig, legacy_split, quotas, recorded_split, stratified_split
+from calotype.data.split import DEFAULT, SplitConfig, SplitFile, legacy_split, quotas, recorded_split, stratified_split
 from calotype.settings import parse_recipe, parse_split, read_overrides
 from calotype.types import NULL_LABEL, UserError
 
@@ -242,7 +242,7 @@ def test_wrong_fractions_are_refused_in_one_line(wrong):
 
 def test_a_recorded_split_is_the_same_again_and_other_pictures_are_split_anew():
     split, labels = split_of([40, 30])
-    found, pixels = split.as_json(), photographs(70).flip(0)  # other prints do not matter
+    found, pixels = SplitFile(**split.as_json()), photographs(70).flip(0)  # other prints do not matter
     again = recorded_split(found)(pixels, labels)
     assert all(torch.equal(inside, again.sets[name]) for name, inside in split.sets.items())
     assert (

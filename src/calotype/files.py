@@ -1,4 +1,4 @@
-"""Atomic writes of files and folders, and manifests by which damage is noticed."""
+"""Atomic writes of files and folders, manifests by which damage is noticed, and the reading of files from strangers."""
 
 from __future__ import annotations
 
@@ -8,14 +8,26 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+import stat
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save
+from pydantic import BaseModel, TypeAdapter, ValidationError
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from calotype.types import UserError
+
+MAX_WHOLE, MAX_NAME = 2**26, 255
+"""Of a file that is read whole, unless more is expected; and letters of a name."""
+KINDS_OF_FILES = {
+    stat.S_IFDIR: "folder", stat.S_IFLNK: "link", stat.S_IFIFO: "pipe", stat.S_IFSOCK: "socket",
+    stat.S_IFCHR: "device", stat.S_IFBLK: "device",
+}  # fmt: skip
+
+
+# -- Writing -----------------------------------------------------------------------------------------------------------
 
 
 def write_whole(path: Path, content: bytes | str) -> None:
@@ -42,14 +54,84 @@ def write_json(path: Path, value: Any) -> None:
     write_whole(path, json.dumps(value, indent=1) + "\n")
 
 
-def read_json(path: Path) -> Any:
-    """Raises `UserError` where the file is missing or not JSON."""
+# -- Reading -----------------------------------------------------------------------------------------------------------
+
+
+def require_regular(path: Path) -> None:
+    """Raises `UserError` where the file is missing, or is a folder, or a pipe or device, which might never end."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing") from None
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON: {error}") from None
+        mode = path.stat().st_mode
+    except (OSError, ValueError) as error:
+        missing = isinstance(error, FileNotFoundError | NotADirectoryError)
+        raise UserError(f"{path} is missing" if missing else f"{path} cannot be read: {reason_of(error)}") from None
+    if not stat.S_ISREG(mode):
+        raise UserError(f"{path} is a {KINDS_OF_FILES.get(stat.S_IFMT(mode), 'special file')}, expected a regular file")
+
+
+def read_bytes(path: Path, most: int = MAX_WHOLE) -> bytes:
+    """Raises `UserError` where the file is missing, cannot be read, or has more than `most` bytes."""
+    require_regular(path)
+    try:
+        with path.open("rb") as file:
+            content = file.read(most + 1)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {reason_of(error)}") from None
+    if len(content) > most:
+        raise UserError(f"{path} has more than {most:,} bytes, which is more than calotype reads there")
+    return content
+
+
+def reason_of(error: Exception) -> str:
+    """Why a file cannot be read, without its name."""
+    return getattr(error, "strerror", None) or " ".join(str(error).split())
+
+
+def read_json(path: Path, edited: Callable[[str], str] = str, most: int = MAX_WHOLE) -> Any:
+    """What the file holds, its text `edited` first. Raises `UserError` as `read_bytes`, and for what is no JSON."""
+    content = read_bytes(path, most)
+    try:
+        return json.loads(edited(content.decode("utf-8")))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not JSON: {str(error).partition(';')[0]}") from None
+
+
+def checked(value: Any, schema: Any, path: Path) -> Any:
+    """The value that stands in the file `path` as a model, or another type, of pydantic.
+
+    Raises `UserError`: file, key, what is wrong, and what was got.
+    """
+    try:
+        return TypeAdapter(schema).validate_python(value)
+    except (ValidationError, RecursionError) as error:
+        raise UserError(f"{path} is damaged: {first_problem(error)}") from None
+
+
+def read_as(path: Path, schema: Any, most: int = MAX_WHOLE) -> Any:
+    """The JSON in the file, checked against `schema`. Raises `UserError` as `read_json` and `checked` do."""
+    return checked(read_json(path, most=most), schema, path)
+
+
+def first_problem(error: Exception) -> str:
+    """Of a validation, on one line: key, what is wrong, and what was got."""
+    if not isinstance(error, ValidationError):
+        return "it is nested too deeply"
+    wrong = error.errors()[0]
+    if not wrong["loc"] and wrong["type"] in ("model_type", "dict_type", "model_attributes_type"):
+        return f"it holds a {type(wrong['input']).__name__}, but a table of keys is expected"
+    key = ".".join(map(str, wrong["loc"]))
+    return f"{f'{key:.80}: ' if key else ''}{wrong['msg'].removeprefix('Value error, ')} (got {wrong['input']!r:.80})"
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a safetensors file. Raises `UserError` where it is missing or damaged, or a pickle."""
+    require_regular(path)
+    try:
+        return load_file(path)
+    except Exception as error:  # the package raises nothing narrower for what is wrong in a header
+        raise UserError(f"{path} is damaged, or is not safetensors ({reason_of(error):.120}); copy it again") from None
+
+
+# -- Whole folders -----------------------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
@@ -96,30 +178,52 @@ def is_whole(path: Path) -> bool:
 def damage(path: Path) -> str:
     """How the files of a folder differ from its manifest, in one line; empty where the folder is whole."""
     try:
-        manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return "manifest.json is missing"
-    except (OSError, ValueError) as error:
-        return f"manifest.json cannot be read ({error})"
-    if not manifest or not isinstance(manifest, dict):
-        return "manifest.json lists no files"
-    return ", ".join(filter(None, (_damage(path / name, entry) for name, entry in manifest.items())))
+        manifest = read_manifest(path)
+    except UserError as error:
+        return str(error).removeprefix(f"{path}{os.sep}")
+    return ", ".join(filter(None, (_damage(path, name, entry) for name, entry in manifest.items())))
 
 
-def _damage(file: Path, entry: Any) -> str:
-    match entry:
-        case {"bytes": int(size), "sha256": str(digest)}:
-            pass
-        case _:
-            return f"manifest.json has no size and hash of {file.name}"
+class ManifestEntry(BaseModel):
+    bytes: int
+    sha256: str
+
+
+def read_manifest(path: Path) -> dict[str, ManifestEntry]:
+    """Names of the files in a folder, with their sizes and hashes. Raises `UserError`."""
+    manifest: dict[str, ManifestEntry] = read_as(path / "manifest.json", dict[str, ManifestEntry])
+    if not manifest:
+        raise UserError(f"{path / 'manifest.json'} lists no files")
+    return manifest
+
+
+def inside(folder: Path, name: str) -> Path:
+    """The file of this name right in the folder. Raises `UserError` for a path, which might lead out of it."""
+    if name in ("", ".", "..") or len(name) > MAX_NAME or set(name) & {"/", "\\", ":", "\0"}:
+        raise UserError(f"{folder} names a file {name[:80]!r}, expected the name of one in it")
+    return folder / name
+
+
+def listed(folder: Path, name: str) -> Path:
+    """The same, of a file that the manifest lists: others may be anybody's. Raises `UserError`."""
+    if name not in read_manifest(folder):
+        raise UserError(f"{folder / name} is not listed in its manifest.json; copy the folder again")
+    return inside(folder, name)
+
+
+def _damage(folder: Path, name: str, entry: ManifestEntry) -> str:
+    known_as = f"{name:.80}"
     try:
-        if (actual := file.stat().st_size) != size:
-            return f"{file.name} has {actual:,} bytes instead of {size:,}"
-        return "" if sha256(file) == digest else f"{file.name} has other content than when it was written"
+        file = inside(folder, name)
+        if not stat.S_ISREG(mode := file.lstat().st_mode):
+            return f"{known_as} is a {KINDS_OF_FILES.get(stat.S_IFMT(mode), 'special file')}, expected a regular file"
+        if (actual := file.stat().st_size) != entry.bytes:
+            return f"{known_as} has {actual:,} bytes instead of {entry.bytes:,}"
+        return "" if sha256(file) == entry.sha256 else f"{known_as} has other content than when it was written"
     except FileNotFoundError:
-        return f"{file.name} is missing"
+        return f"{known_as} is missing"
     except (OSError, ValueError) as error:
-        return f"{file.name} cannot be read ({error})"
+        return f"{known_as} cannot be read ({reason_of(error)})"
 
 
 def sha256(path: Path) -> str:

@@ -130,6 +130,21 @@ def free_memory(device: torch.device) -> int:
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Whether this is how Python or torch says that memory is at its end, on a CPU or another device."""
+    texts = ("out of memory", "can't allocate memory", "not enough memory")
+    known = isinstance(error, RuntimeError) and any(text in str(error).lower() for text in texts)
+    return known or isinstance(error, MemoryError)
+
+
+def release_memory(device: torch.device) -> None:
+    """Gives back what torch keeps of freed memory."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    elif device.type == "mps":
+        torch.mps.empty_cache()
+
+
 def peak_memory(device: torch.device) -> int:
     """The most bytes that this process has held so far, on the device or (CPU, MPS) in main memory."""
     if device.type == "cuda":

@@ -6,8 +6,26 @@ import math
 from itertools import pairwise
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, model_validator
 
+from calotype.bounds import (
+    MAX_STAGES,
+    BatchSize,
+    BucketCount,
+    CropSide,
+    Fraction,
+    GradientNorm,
+    ImageCount,
+    LearningRate,
+    LossWeight,
+    OpenFraction,
+    PictureCount,
+    PositiveFraction,
+    SeedNumber,
+    Side,
+    SigmaData,
+    WeightDecay,
+)
 from calotype.data.split import SplitConfig
 from calotype.diffusion.augmentation import Augmentation, NoiseAugmentation
 from calotype.diffusion.scalings import ScalingName
@@ -25,7 +43,7 @@ from calotype.tables import at_path, merge
 from calotype.types import Config
 
 Backbone = Annotated[UnetConfig | DitConfig, Field(discriminator="kind")]
-Beta = Annotated[float, Field(ge=0, lt=1)]
+Beta = Annotated[float, Field(strict=True, ge=0, lt=1)]
 PriorName = Literal["gaussian", "none"]
 TextConfig = Annotated[NoText | BytesConfig | FrozenConfig, Field(discriminator="kind")]
 
@@ -47,38 +65,38 @@ class ImportedSpace(Config):
 
 
 class OptimizerConfig(Config):
-    learning_rate: PositiveFloat = 1e-3
-    warmup: float = Field(default=0.05, ge=0, lt=1)
+    learning_rate: LearningRate = 1e-3
+    warmup: float = Field(default=0.05, strict=True, ge=0, lt=1)
     """Fraction of the run in which the learning rate rises from 0."""
-    decay: float = Field(default=0.5, ge=0, le=1)
+    decay: Fraction = 0.5
     """Fraction of the run, at its end, in which the learning rate falls to 0."""
     betas: tuple[Beta, Beta] = (0.9, 0.95)
-    weight_decay: float = Field(default=0.0, ge=0)
-    clip: PositiveFloat = 1.0
+    weight_decay: WeightDecay = 0.0
+    clip: GradientNorm = 1.0
     """The gradient is scaled down where its norm is above this."""
-    average: float = Field(default=0.05, gt=0, lt=0.28)
+    average: float = Field(default=0.05, strict=True, gt=0, lt=0.28)
     """Width of the average of the weights, as a fraction of the run so far."""
 
 
 class AdversarialLossConfig(Config):
     """Weights of the losses, and when each sets in. Fractions are of the run, never steps."""
 
-    edges: float = Field(default=0.5, ge=0)
+    edges: LossWeight = 0.5
     """Weight of the L1 distance of image gradients; the L1 distance of the pixels has weight 1."""
-    perceptual: float = Field(default=0.02, ge=0)
-    perceptual_start: float = Field(default=0.5, ge=0, le=1)
+    perceptual: LossWeight = 0.02
+    perceptual_start: Fraction = 0.5
     """From this fraction of the run on: large shapes first, and half of the run at half the cost."""
-    perceptual_share: float = Field(default=0.25, gt=0, le=1)
+    perceptual_share: PositiveFraction = 0.25
     """Fraction of each batch that the perceptual distance looks at: it costs more than the autoencoder."""
-    adversarial: float = Field(default=0.1, ge=0)
+    adversarial: LossWeight = 0.1
     """Gradient of the critic's loss at the picture, relative to the reconstruction's. 0: no critic at all."""
-    adversarial_cap: float = Field(default=1.0, gt=0)
+    adversarial_cap: float = Field(default=1.0, strict=True, gt=0, le=1e9)
     """The most that the critic's loss may be multiplied by to reach that."""
-    critic_start: float = Field(default=0.6, ge=0, le=1)
+    critic_start: Fraction = 0.6
     """Fraction of the run from which the critic learns."""
-    critic_used: float = Field(default=0.75, ge=0, le=1)
+    critic_used: Fraction = 0.75
     """Fraction of the run from which its loss trains the autoencoder."""
-    critic_share: float = Field(default=0.5, gt=0, le=1)
+    critic_share: PositiveFraction = 0.5
     """Fraction of each batch that the critic looks at."""
 
     @property
@@ -93,7 +111,7 @@ class AdversarialLossConfig(Config):
 
 
 class AutoencoderLossConfig(AdversarialLossConfig):
-    kl: float = Field(default=1e-5, ge=0)
+    kl: LossWeight = 1e-5
 
 
 class ConditionDropout(Config):
@@ -102,13 +120,13 @@ class ConditionDropout(Config):
     Of a picture that has both, training gives neither, the caption alone, the label alone, or both, which is the rest.
     """
 
-    label_dropout: float = Field(default=0.1, ge=0, le=1)
+    label_dropout: Fraction = 0.1
     """Neither: so that the model can be guided away from what it makes without them."""
-    caption_alone: float = Field(default=0.4, ge=0, le=1)
+    caption_alone: Fraction = 0.4
     """The caption without its label, as prompts are."""
-    label_alone: float = Field(default=0.1, ge=0, le=1)
+    label_alone: Fraction = 0.1
     """The label without its caption."""
-    caption_dropout: float = Field(default=0.5, ge=0, le=1)
+    caption_dropout: Fraction = 0.5
     """How often only a part of a caption is given, as prompts do; what it leaves out is open then, not denied."""
 
     @model_validator(mode="after")
@@ -126,20 +144,20 @@ class ConditionDropout(Config):
 class LegConfig(Config):
     """How long one leg of a run trains, and on how much at once."""
 
-    images: int = Field(default=0, ge=0)
+    images: ImageCount = 0
     """Pictures to see in all, repeats counted; 0: as many as the budget allows."""
-    batch: PositiveInt = 16
+    batch: BatchSize = 16
 
 
 CRITIC_LEARN = OptimizerConfig(learning_rate=4e-4, betas=(0.5, 0.9))
 
 
 class AutoencoderRecipe(LegConfig):
-    batch: PositiveInt = 8
+    batch: BatchSize = 8
     network: Annotated[VaeConfig | KlConfig, Field(discriminator="kind")] = VaeConfig()
     critic: CriticConfig = CriticConfig()
     losses: AutoencoderLossConfig = AutoencoderLossConfig()
-    crop: int = Field(default=0, ge=0)
+    crop: CropSide = 0
     """Side of the random crops to train on; 0: whole pictures."""
     learn: OptimizerConfig = OptimizerConfig(learning_rate=2e-3)
     critic_learn: OptimizerConfig = CRITIC_LEARN
@@ -151,18 +169,18 @@ class DiffusionConfig(LegConfig, ConditionDropout):
     backbone: Backbone
     schedule: Schedule
     scaling: ScalingName
-    sigma_data: PositiveFloat
+    sigma_data: SigmaData
     learn: OptimizerConfig = OptimizerConfig()
 
 
 class DenoiserRecipe(DiffusionConfig):
     """The denoiser of the first stage."""
 
-    batch: PositiveInt = 32
+    batch: BatchSize = 32
     backbone: Backbone = DitConfig()
     schedule: Schedule = Flow()
     scaling: ScalingName = "flow"
-    sigma_data: PositiveFloat = 1.0
+    sigma_data: SigmaData = 1.0
     """Standard deviation of what is to be made: 1 in latents, about 0.5 in pixels."""
     prior: PriorName = "gaussian"
     """The closed-form denoiser beside the network: a mixture of Gaussians fitted to the latents, or none."""
@@ -173,11 +191,11 @@ class DenoiserRecipe(DiffusionConfig):
 class ExposureConfig(Config):
     """Exposure fine-tuning: a last leg on training pictures that the stage below has redrawn, with its artefacts."""
 
-    images: int = Field(default=0, ge=0)
+    images: ImageCount = 0
     """Crops to see; 0: no such leg."""
-    pictures: PositiveInt = 256
+    pictures: PictureCount = 256
     """How many pictures the stage below redraws."""
-    share: float = Field(default=0.5, gt=0, lt=1)
+    share: OpenFraction = 0.5
     """Fraction of the sampler's steps that are repeated: near 0 nothing changes, near 1 nothing is kept."""
 
 
@@ -187,7 +205,7 @@ class EnlargeRecipe(DiffusionConfig):
     backbone: Backbone = UnetConfig(patch=4, width=64, multiples=(1, 2, 2), attention_levels=())
     schedule: Schedule = Karras()
     scaling: ScalingName = "edm"
-    sigma_data: float = Field(default=0.0, ge=0)
+    sigma_data: float = Field(default=0.0, strict=True, ge=0, le=1e3)
     """Standard deviation of pictures about the enlarged low-resolution one; 0 with a prior, which has its own.
 
     Without a prior the plan measures it. Models of format 5 were trained with that of plain areas here.
@@ -195,7 +213,7 @@ class EnlargeRecipe(DiffusionConfig):
     prior: PriorName = "gaussian"
     """The closed-form denoiser beside the network: Gaussians of high-resolution patches, or none."""
     augmentation: Augmentation = NoiseAugmentation()
-    crop: int = Field(default=0, ge=0)
+    crop: CropSide = 0
     """Side of the random crops to train on; 0: whole pictures."""
     exposure: ExposureConfig = ExposureConfig()
     objective: Literal["denoising", "one_step"] = "denoising"
@@ -227,13 +245,13 @@ class EnlargeRecipe(DiffusionConfig):
 class Recipe(Config):
     kind: Literal["latent", "cascade"] = "latent"
     """The space of the first stage: the latents of an autoencoder, or pixels."""
-    size: PositiveInt = 64
+    size: Side = 64
     """Side of the pictures in pixels; each is cropped to a square around its middle, or see `aspect_buckets`."""
-    stages: tuple[PositiveInt, ...] = ()
+    stages: tuple[Side, ...] = Field(default=(), max_length=MAX_STAGES)
     """Side of the pictures after each stage; none: one stage of `size`."""
-    aspect_buckets: PositiveInt = 1
+    aspect_buckets: BucketCount = 1
     """Number of aspect ratios to train on, from 1:2 to 2:1 and of about equal areas; 1: only squares."""
-    seed: int = 0
+    seed: SeedNumber = 0
     split: SplitConfig = SplitConfig()
     """How many pictures are kept from training, for validation and test."""
     flip: bool = False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import json
+import os
 import re
 import time
 from collections.abc import Iterator
@@ -11,11 +12,11 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from calotype.files import read_json, write_json
+from calotype.files import checked, read_bytes, read_json, write_json
 from calotype.tables import number
 from calotype.types import UserError
 
@@ -27,6 +28,8 @@ EXPOSURE = re.compile(r'"mistakes-(\d+)"')
 """The leg of exposure fine-tuning in version 1: in `run.json`, `plan.json` and the log."""
 PORTRAITS = "portraits"
 """`RunState.data` of a run that trains on the embedded portraits."""
+MAX_LOG = 2**30
+"""Bytes of the log."""
 Event = dict[str, Any]
 Status = Literal["unknown", "training", "interrupted", "failed", "finished"]
 LegStatus = Literal["waiting", "training", "finished"]
@@ -111,7 +114,7 @@ class RunState(Stored):
     parameters: dict[str, int] = Field(default_factory=dict)
     peak_memory_bytes: int | None = None
     versions: dict[str, str] = Field(default_factory=dict)
-    threads: int | None = None
+    threads: Annotated[int, Field(gt=0, le=4096)] | None = None
     validation: dict[str, Validation] = Field(default_factory=dict)
     overfitted: dict[str, str] = Field(default_factory=dict)
     """By leg, a sentence that says what was done about it."""
@@ -123,26 +126,19 @@ class RunState(Stored):
     """Hash of the manifest of each leg's closed forms."""
 
 
-def read_stored(file: Path) -> Any:
-    """A JSON file of a run, with today's names of legs. Raises `UserError` where it is missing or damaged."""
-    return json.loads(EXPOSURE.sub(r'"exposure-\1"', json.dumps(read_json(file))))
+def renamed_legs(text: str) -> str:
+    """JSON with today's names of legs."""
+    return EXPOSURE.sub(r'"exposure-\1"', text)
 
 
 def read_state(file: Path) -> RunState:
     """Raises `UserError` where the file is missing, damaged, or of a later version."""
-    stored = read_stored(file)
-    if not isinstance(stored, dict):
-        raise UserError(f"{file} is damaged: it holds a {type(stored).__name__}, but a table of keys is expected")
-    if "version" not in stored:  # version 1
+    stored = read_json(file, renamed_legs)
+    if isinstance(stored, dict) and "version" not in stored:  # version 1
         stored = {RENAMED_KEYS.get(key, key): value for key, value in stored.items() if key != "format"}
-    if isinstance(later := stored.get("version"), int) and later > STATE_VERSION:
+    if isinstance(stored, dict) and isinstance(later := stored.get("version"), int) and later > STATE_VERSION:
         raise UserError(f"{file} is of version {later}, but at most {STATE_VERSION} is known; update calotype")
-    try:
-        return RunState.model_validate(stored)
-    except ValidationError as error:
-        wrong = error.errors()[0]
-        key = ".".join(map(str, wrong["loc"]))
-        raise UserError(f"{file} is damaged: {key}: {wrong['msg']} (got {wrong['input']!r})") from None
+    return checked(stored, RunState, file)
 
 
 @dataclass
@@ -157,7 +153,7 @@ class Run:
     @classmethod
     def open(cls, folder: Path) -> Run:
         """Raises `UserError` where the folder is not that of a run, or its `run.json` is damaged."""
-        if not (folder / "run.json").exists():
+        if not os.path.lexists(folder / "run.json"):
             raise UserError(
                 f"{folder} is not a run: it has no run.json; expected a folder that `calotype train` has written"
             )
@@ -223,8 +219,8 @@ class Run:
 def read_mapping(file: Path) -> dict[str, Any]:
     """The table in a JSON file; empty where the file is missing or damaged."""
     try:
-        stored = read_stored(file)
-    except (UserError, OSError):
+        stored = read_json(file, renamed_legs)
+    except UserError:
         return {}
     return stored if isinstance(stored, dict) else {}
 
@@ -232,7 +228,8 @@ def read_mapping(file: Path) -> dict[str, Any]:
 def read_events(file: Path) -> list[Event]:
     """Those of a log, without lines that are damaged, as the last one is where a process was killed."""
     events = []
-    for line in file.read_text("utf-8", "replace").splitlines() if file.is_file() else []:
-        with suppress(ValueError):
-            events.append(json.loads(EXPOSURE.sub(r'"exposure-\1"', line)))
+    with suppress(UserError):
+        for line in read_bytes(file, MAX_LOG).decode("utf-8", "replace").splitlines():
+            with suppress(ValueError, RecursionError):
+                events.append(json.loads(renamed_legs(line)))
     return [event for event in events if event and isinstance(event, dict)]

@@ -7,6 +7,7 @@ import re
 import tomllib
 import warnings
 from collections.abc import Callable, Iterable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,22 +15,27 @@ import tomli_w
 from pydantic import ValidationError
 
 from calotype.data.split import SplitConfig
+from calotype.files import read_bytes
 from calotype.nets.dit import DitConfig
 from calotype.nets.frozen import FolderConfig
 from calotype.nets.text import BytesConfig
 from calotype.nets.unet import UnetConfig
 from calotype.recipe import ConditionDropout, EnlargeRecipe, Recipe
-from calotype.tables import all_keys, line_of, merge, read_value, value_at, without
+from calotype.tables import MAX_DEPTH, all_keys, clipped_repr, line_of, merge, parse_toml, read_value, value_at, without
 from calotype.types import UserError
 
 Where = Callable[[str], str]
 """From a dotted key to the place where it is set, for error messages."""
 
+MAX_RECIPE = 2**20
+"""Bytes of its file."""
 UNION_TAGS = (
     "dit", "unet", "flow", "ddpm", "cosine", "karras", "noise", "blur", "vae", "kl", "own", "diffusers",
     "bytes", "minilm", "folder", "none",
 )  # fmt: skip
 """Values of `kind`, which pydantic puts into the location of an error; they are no part of a key."""
+UNIONS = ("backbone", "schedule", "augmentation", "network", "space", "text")
+"""The tables that have a `kind`."""
 
 REMOVED = {
     "joint": "the same time in the legs before it makes better pictures",
@@ -61,15 +67,20 @@ def read_recipe(path: Path) -> dict[str, Any]:
 
     Files of version 0.1 are read, too. Warns where one uses what was removed.
     """
+    if not path.exists():
+        raise UserError(f"recipe {path} does not exist")
+    content = read_bytes(path, MAX_RECIPE)
     try:
-        text = path.read_text(encoding="utf-8")
-        settings = tomllib.loads(text)
-    except FileNotFoundError:
-        raise UserError(f"recipe {path} does not exist") from None
-    except OSError as error:
-        raise UserError(f"recipe {path} cannot be read: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        text = content.decode("utf-8")
+        settings = parse_toml(text)
+    except UnicodeDecodeError as error:
         raise UserError(f"recipe {path} is not TOML: {error}") from None
+    except tomllib.TOMLDecodeError as error:
+        at = re.search(r"\(at line (\d+)", str(error))
+        line = [*text.splitlines(), ""][int(at[1]) - 1 if at else -2 if text else -1]
+        raise UserError(f"recipe {path} is not TOML: {error}: {line.strip():.80}") from None
+    except ValueError as error:
+        raise UserError(f"recipe {path}: {error}") from None
     for key, reason in REMOVED.items():
         value = value_at(settings, key)
         if value.get("images") if isinstance(value, dict) else value:  # a leg of 0 images did nothing
@@ -85,19 +96,22 @@ def read_overrides(overrides: Iterable[str], below: dict[str, Any] | None = None
     `below` are the settings under them, which decide the kind of backbone and schedule. Raises `UserError`.
     """
     settings: dict[str, Any] = {}
-    for override in overrides:
-        key, equals, value = override.partition("=")
+    for text in overrides:
+        (key, equals, value), override = text.partition("="), f"{text:.80}"  # the latter is for messages
         if not equals or not key.strip():
             raise UserError(f"--set {override}: expected key=value, as in --set denoiser.backbone.width=384")
         if (new := new_key(key.strip())) != key.strip():
             raise UserError(f"--set {override}: {key.strip()} has another name now; set {new}")
         *tables, last = key.strip().split(".")
         table = settings
-        for name in tables:
+        for name in tables[:MAX_DEPTH]:
             table = table.setdefault(name, {})
             if not isinstance(table, dict):
                 raise UserError(f"--set {override}: {name} has been given a value already")
-        table[last] = read_value(value)
+        try:
+            table[last] = read_value(value)
+        except ValueError as error:
+            raise UserError(f"--set {key.strip()}: {error}") from None
     check_keys(settings, below or {}, lambda key: f"--set {key}")
     return settings
 
@@ -183,7 +197,8 @@ def with_shares(stage: dict[str, Any]) -> dict[str, Any]:
 
 def settings_error(detail: Any, where: Where) -> UserError:
     """An error of one line, from the details of pydantic's validation error."""
-    key = ".".join(str(part) for part in detail["loc"] if part not in UNION_TAGS)
+    steps = pairwise(["", *(f"{part!s:.60}" for part in detail["loc"])])
+    key = ".".join(part for above, part in steps if above not in UNIONS or part not in UNION_TAGS)
     problem = detail["msg"].removeprefix("Value error, ")
     if not detail["loc"]:  # the recipe as a whole
         return UserError(f"{where('').rstrip(': ')}: {problem}")
@@ -192,8 +207,8 @@ def settings_error(detail: Any, where: Where) -> UserError:
     if detail["type"] == "extra_forbidden":
         return UserError(f"{where(key)}: {unknown_key(key)}")
     got = detail.get("input")
-    shown = f" (got {got!r})" if isinstance(got, str | int | float | bool) else ""
-    return UserError(f"{where(key)}: {key}: {problem}{shown}")
+    shown = " (got a table)" if isinstance(got, dict) else f" (got {clipped_repr(got)})"
+    return UserError(f"{where(key)}: {key}: {problem:.300}{shown}")
 
 
 def unknown_key(key: str) -> str:

@@ -4,17 +4,31 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from pydantic import BaseModel
 
 from calotype.build import build_enlarger, build_frozen, build_space, build_stage
+from calotype.diffusion.denoiser import Denoiser
 from calotype.diffusion.stage import Sampling, Stage
-from calotype.files import is_whole, read_json, whole_folder, write_json, write_tensors, write_whole
-from calotype.nets.frozen import Frozen
-from calotype.priors.stored import described, description, prior_in
+from calotype.files import (
+    checked,
+    damage,
+    listed,
+    read_json,
+    read_manifest,
+    read_tensors,
+    whole_folder,
+    write_json,
+    write_tensors,
+    write_whole,
+)
+from calotype.nets.frozen import FolderConfig, Frozen
+from calotype.nets.weights import load_file_into
+from calotype.priors.stored import PriorDescription, described, description, prior_in
 from calotype.recipe import ImportedSpace, Recipe, leg_above
 from calotype.settings import parse_recipe, upgraded
 from calotype.spaces.latent import LatentSpace
@@ -44,7 +58,7 @@ def save_model(folder: Path, recipe: Recipe, stages: Sequence[Stage], classes: S
 
 def store_sampling(folder: Path, sampling: Sampling) -> None:
     """Makes this the first stage's sampling in a model folder, which is replaced as a whole; other files stay in it."""
-    about, own = read_json(folder / "model.json"), {*read_json(folder / "manifest.json"), "manifest.json"}
+    about, own = read_json(folder / "model.json"), {*read_manifest(folder), "manifest.json"}
     about["recipe"]["sampling"] = sampling.model_dump(mode="json")
     beside = {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file() and file.name not in own}
 
@@ -69,57 +83,80 @@ def read_model(path: Path, device: torch.device) -> tuple[Recipe, tuple[Stage, .
             "expected the folder of a run, or the model folder inside it"
         )  # fmt: skip
         raise UserError(f"no model in {path}: {hint}")
-    if not is_whole(folder):
-        raise UserError(f"the model in {folder} is damaged: its files are not what manifest.json says; copy it again")
-    about = read_json(folder / "model.json")
-    if about.get("format") not in READABLE_FORMATS:
-        raise UserError(
-            f"{folder} has format {about.get('format')}, but this version of calotype reads "
-            f"{' and '.join(map(str, READABLE_FORMATS))}; update one of the two"
-        )
-    locate_encoder(folder, about["recipe"]["denoiser"]["text"])
-    recipe = parse_recipe(upgraded(about["recipe"]), lambda key: f"{folder}/model.json")
+    if wrong := damage(folder):
+        raise UserError(f"the model in {folder} is damaged ({wrong}); copy it again")
+    about = read_description(listed(folder, "model.json"))
+    recipe = with_encoder(folder, parse_recipe(upgraded(about.recipe), lambda key: f"{folder}/model.json"))
     frozen = build_frozen(recipe.denoiser.text)
     stages = [read_first_stage(folder, recipe, about, frozen)]
     for size in recipe.chain[1:]:
-        stages.append(build_enlarger(recipe, size, len(about["classes"]), frozen))
-        stages[-1].denoiser.load_state_dict(load_file(folder / denoiser_file(size, recipe)))
+        make = partial(build_enlarger, recipe, size, len(about.classes), frozen)
+        stages.append(load_file_into(listed(folder, denoiser_file(size, recipe)), make, denoiser_of))
     for network in (*(stage.denoiser for stage in stages), stages[0].space):
         if isinstance(network, torch.nn.Module):
             network.to(device).eval().requires_grad_(False)
-    return recipe, tuple(stages), tuple(about["classes"])
+    return recipe, tuple(stages), about.classes
 
 
-def read_first_stage(folder: Path, recipe: Recipe, about: dict[str, Any], frozen: Frozen | None) -> Stage:
+class ModelDescription(BaseModel):
+    """`model.json`; `priors` is None in version 0.1, which did not store their kinds and shapes."""
+
+    format: int
+    classes: tuple[str, ...]
+    recipe: dict[str, Any]
+    priors: dict[str, PriorDescription] | None = None
+
+
+def read_description(file: Path) -> ModelDescription:
+    """Raises `UserError`, also for a format of another version of calotype."""
+    stored = read_json(file)
+    known = isinstance(stored, dict) and "format" in stored
+    if known and stored["format"] not in READABLE_FORMATS:
+        raise UserError(
+            f"{file.parent} has format {stored['format']!r:.40}, but this version of calotype reads "
+            f"{' and '.join(map(str, READABLE_FORMATS))}; update one of the two"
+        )
+    return checked(stored, ModelDescription, file)
+
+
+def denoiser_of(stage: Stage) -> Denoiser:
+    return stage.denoiser
+
+
+def read_first_stage(folder: Path, recipe: Recipe, about: ModelDescription, frozen: Frozen | None) -> Stage:
     space: Space = PixelSpace()
     if recipe.kind == "latent":
-        space = build_space(recipe)
-        space.load_state_dict(load_file(folder / AUTOENCODER))
-    size, weights = recipe.chain[0], load_file(folder / denoiser_file(recipe.chain[0], recipe))
-    if "priors" in about:
-        prior = described(about["priors"][str(size)]) if str(size) in about["priors"] else None
-    else:
-        prior = prior_in(weights)  # version 0.1 did not store its kind and shape
-    stage = build_stage(recipe, space, len(about["classes"]), prior, frozen)
-    stage.denoiser.load_state_dict(weights)
-    return stage
+        space = load_file_into(listed(folder, AUTOENCODER), lambda: build_space(recipe), lambda space: space)
+    size = recipe.chain[0]
+    file = listed(folder, denoiser_file(size, recipe))
+    kept = prior_in(read_tensors(file), source=str(file)) if about.priors is None else None
+
+    def make() -> Stage:
+        prior = (
+            described(about.priors[str(size)], f"{folder}/model.json")
+            if about.priors and str(size) in about.priors
+            else kept
+        )
+        return build_stage(recipe, space, len(about.classes), prior, frozen)
+
+    return load_file_into(file, make, denoiser_of)
 
 
-def locate_encoder(folder: Path, text: dict[str, Any]) -> None:
-    """Sets the path of a text encoder in its settings to where it lies now: in the model's folder, or as before.
+def with_encoder(folder: Path, recipe: Recipe) -> Recipe:
+    """The recipe with the path where a text encoder lies now: in the model's folder, or as before.
 
     Raises `UserError` where it is in neither.
     """
-    if text.get("kind") != "folder":
-        return
-    inside = folder / ENCODER_FOLDER
-    if inside.is_dir():
-        text["path"] = str(inside)
-    elif not Path(text["path"]).is_dir():
+    text, inner = recipe.denoiser.text, folder / ENCODER_FOLDER
+    if not isinstance(text, FolderConfig):
+        return recipe
+    if not inner.is_dir() and not Path(text.path).is_dir():
         raise UserError(
-            f"the model in {folder} reads prompts with a text encoder (sha256 {text['digest'][:12]}) that was in "
-            f"{text['path']} and is gone; put it, or a link to it, at {inside}"
+            f"the model in {folder} reads prompts with a text encoder (sha256 {text.digest[:12]}) that was in "
+            f"{text.path} and is gone; put it, or a link to it, at {inner}"
         )
+    text = text.model_copy(update={"path": str(inner) if inner.is_dir() else text.path})
+    return recipe.model_copy(update={"denoiser": recipe.denoiser.model_copy(update={"text": text})})
 
 
 def denoiser_file(size: int, recipe: Recipe) -> str:

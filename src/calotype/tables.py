@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import math
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+MAX_DEPTH, MAX_DIGITS = 64, 100
+"""Brackets and dots in a line of TOML, and digits in a row: beyond them Python itself gives up."""
 
 
 def merge(*layers: dict[str, Any]) -> dict[str, Any]:
@@ -55,10 +59,31 @@ def all_keys(settings: dict[str, Any], prefix: str = "") -> list[str]:
 
 
 def read_value(text: str) -> Any:
+    """TOML where it can be read as such, else the text. Raises `ValueError` as `parse_toml` does."""
     try:
-        return tomllib.loads(f"value = {text}")["value"]
+        return parse_toml(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         return text
+
+
+def parse_toml(text: str) -> dict[str, Any]:
+    """Raises `tomllib.TOMLDecodeError`, and `ValueError` for what is nested too deeply or has too many digits."""
+    key, depth = "the first key", 0
+    for line in text.splitlines():
+        if depth <= 0 and (assigned := re.match(r"\s*([^=#\[]+?)\s*=", line)):
+            key, depth = f"{assigned[1]:.80}", 0
+        opened = len(re.findall(r"[\[{]", line))
+        if depth + opened + line.partition("=")[0].count(".") > MAX_DEPTH:
+            raise ValueError(f"{key} is nested more than {MAX_DEPTH} times; settings are tables")
+        if re.search(rf"\d{{{MAX_DIGITS}}}", line):
+            raise ValueError(f"{key} has a number of more than {MAX_DIGITS} digits; at most 19 are needed")
+        depth += opened - len(re.findall(r"[\]}]", line))
+    return tomllib.loads(text)
+
+
+def clipped_repr(value: Any) -> str:
+    """At most 80 letters of how Python writes a value."""
+    return repr(value) if len(repr(value)) <= 80 else f"{value!r:.80}..."
 
 
 def line_of(text: str, key: str) -> int:

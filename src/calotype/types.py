@@ -40,9 +40,12 @@ def no_progress(done: int, total: int) -> None:
 
 
 class Config(BaseModel):
-    """Base of all settings, which stand beside the class that they configure: frozen, and unknown keys are errors."""
+    """Base of all settings, which stand beside the class that they configure: frozen.
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    Unknown keys, and numbers that are not finite, are errors.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 @dataclass(frozen=True)

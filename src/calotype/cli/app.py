@@ -11,6 +11,7 @@ from pathlib import Path
 from calotype.cli.console import Terminal
 from calotype.cli.options import TrainingOptions, app
 from calotype.cli.process import lasting_streams, tune_process, unwound_by_signals
+from calotype.escaping import plain
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 NOT_WRITABLE = (errno.EACCES, errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)
@@ -44,7 +45,7 @@ def _explained(error: Exception) -> tuple[int, str]:
     """The exit code, and one line for the user."""
     if isinstance(usage := getattr(error, "format_message", lambda: None)(), str):  # of typer: a wrong option
         usage = usage.replace("Value error, ", "")  # pydantic's, in front of its reason
-        return 2, usage if "\n" in usage else f"calotype: {usage.rstrip('.')}; try: calotype --help"
+        return 2, usage if "\n" in usage else f"calotype: {plain(usage).rstrip('.')}; try: calotype --help"
 
     from calotype.training.process import Interrupted
     from calotype.types import UserError
@@ -52,12 +53,16 @@ def _explained(error: Exception) -> tuple[int, str]:
     if isinstance(error, Interrupted):
         return 128 + error.signal_number, f"stopped; what was learned is saved. Go on with: calotype resume {error}"
     if isinstance(error, UserError):
-        return 2, f"calotype: {error}"
+        return 2, f"calotype: {plain(str(error))}"
     if isinstance(error, OSError) and error.errno in (*DISK_FULL, *NOT_WRITABLE):
-        place = f" at {error.filename}" if error.filename else ""
+        place = plain(f" at {error.filename}") if error.filename else ""
         hint = "free some space, then resume" if error.errno in DISK_FULL else "choose a folder that can be written to"
         return 2, f"calotype: {error.strerror}{place}; {hint}"
-    first = f"{type(error).__name__}: {error}".splitlines()[0]
+    from calotype.machine import out_of_memory
+
+    if out_of_memory(error):
+        return 2, "calotype: memory is at its end; close other programs, or take a smaller size, batch or --count"
+    first = plain(f"{type(error).__name__}: {error}".splitlines()[0])
     return 1, f"calotype: {first} (this is our mistake; {_traceback_saved(error)})"
 
 

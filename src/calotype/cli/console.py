@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
+from calotype.escaping import plain
+
 if TYPE_CHECKING:
     from calotype.planning import Plan
     from calotype.training.process import ProgressBar
@@ -28,15 +30,15 @@ class Console(Protocol):
 
 
 class Terminal:
-    """Writes to standard output."""
+    """Writes to standard output; what comes from outside reaches it through `plain`."""
 
     def __init__(self) -> None:
         from rich.console import Console as Rich
 
-        self.console = Rich(highlight=False, soft_wrap=not (sys.stdout and sys.stdout.isatty()))
+        self.console = Rich(highlight=False, emoji=False, soft_wrap=not (sys.stdout and sys.stdout.isatty()))
 
     def say(self, text: str) -> None:
-        self.console.print(text, markup=False, soft_wrap=True)  # a path stays one line, to be copied
+        self.console.print(plain(text), markup=False, soft_wrap=True)  # a path stays one line, to be copied
 
     @contextmanager
     def bar(self, step: str) -> Iterator[ProgressBar]:
@@ -51,8 +53,12 @@ class Terminal:
             TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
         )  # fmt: skip
         with Progress(*columns, console=self.console) as progress:
-            task = progress.add_task(escape(step), total=None, note="")
-            yield lambda done, total, note="": progress.update(task, completed=done, total=total, note=escape(note))
+            task = progress.add_task(escape(plain(step)), total=None, note="")
+
+            def update(done: int, total: int, note: str = "") -> None:
+                progress.update(task, completed=done, total=total, note=escape(plain(note)))
+
+            yield update
 
     def _lines(self, step: str) -> ProgressBar:
         from calotype.report.format import duration
@@ -81,7 +87,7 @@ class Terminal:
         for heading in ("setting", "choice", "reason"):
             table.add_column(heading, overflow="fold")
         for choice in plan.choices:
-            table.add_row(Text(choice.what), Text(choice.value), Text(choice.why))
+            table.add_row(*(Text(plain(cell)) for cell in (choice.what, choice.value, choice.why)))
         self.console.print(table)
         for line in cost_lines(plan):
             self.say(line)

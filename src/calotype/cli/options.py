@@ -11,6 +11,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from calotype.bounds import LARGEST_SEED, LONGEST_BUDGET, MAX_FRAMES, MAX_SAMPLES
+
 app = typer.Typer(
     help="Train an image generator on a folder of your own pictures.",
     no_args_is_help=True,
@@ -35,20 +37,20 @@ def seconds(text: str | float) -> float:
     if isinstance(text, float):
         return text
     short = text.strip().lower()
-    pattern = r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m(?:in)?)?(?:(\d+)s)?"
+    pattern = r"(?:(\d{1,9})d)?(?:(\d{1,9})h)?(?:(\d{1,9})m(?:in)?)?(?:(\d{1,9})s)?"
     match = re.fullmatch(pattern, f"{short}s" if short.isdigit() else short)
     days, hours, minutes, rest = (int(part or 0) for part in match.groups()) if match else (0, 0, 0, 0)
-    if (total := ((24 * days + hours) * 60 + minutes) * 60 + rest) < 1:
-        raise typer.BadParameter(f"{text!r} is not a time such as 20s, 10m or 1h30m")
+    if not 1 <= (total := ((24 * days + hours) * 60 + minutes) * 60 + rest) <= LONGEST_BUDGET:
+        raise typer.BadParameter(f"{text!r:.40} is not a time such as 20s, 10m or 1h30m, of at most a year")
     return float(total)
 
 
 RunFolder = Annotated[Path, argument("Folder of a run.", "RUN")]
 RealPictures = Annotated[Path | None, option("Folder of real pictures. [default: those of the run]")]
-Seed = Annotated[int, typer.Option(help="Equal seeds give equal pictures.")]
+Seed = Annotated[int, typer.Option(help="Equal seeds give equal pictures.", min=-LARGEST_SEED, max=LARGEST_SEED)]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")]
 Force = Annotated[bool, typer.Option("--force", help="Continue although checks of the autoencoder failed.")]
-SampleCount = Annotated[int, typer.Option(help="Number of samples, of each run or setting.")]
+SampleCount = Annotated[int, typer.Option(help="Number of samples, of each run or setting.", max=MAX_SAMPLES)]
 CanvasSize = Annotated[str | None, option("Width x height in pixels, as in 256x384. [default: the training size]")]
 
 
@@ -145,7 +147,7 @@ class SampleOptions(SamplingOptions):
     """Generate pictures with a trained model: a PNG file of each, and a grid."""
 
     run: RunFolder
-    count: Annotated[int | None, option("Number of pictures. [default: 16, or one per prompt]")] = None
+    count: Annotated[int | None, option("Number of pictures. [default: 16, or one per prompt]", max=MAX_SAMPLES)] = None
     label: Annotated[str | None, option("Class of the pictures. [default: each in turn; with --from: none]")] = None
     prompt: Annotated[str | None, option("What the pictures show, in words.")] = None
     negative: Annotated[str | None, option("Negative prompt: what to avoid.")] = None
@@ -169,7 +171,7 @@ class InterpolateOptions(SamplingOptions):
     run: RunFolder
     out: Annotated[Path, option("FILE.webp or FILE.gif: an animation; FILE.png: a strip.")]
     seeds: Annotated[str, typer.Option(help="Seeds of the first and the last picture.")] = "1,2"
-    frames: Annotated[int, typer.Option(help="Number of pictures, both ends included.")] = 12
+    frames: Annotated[int, typer.Option(help="Number of pictures, both ends included.", max=MAX_FRAMES)] = 12
     labels: Annotated[str | None, option("First and last class: a,b. [default: the first class]")] = None
     prompt: Annotated[str | None, option("What all pictures show, in words.")] = None
     prompts: Annotated[str | None, option("First and last prompt: 'a red cat|a blue dog'.")] = None
@@ -201,7 +203,9 @@ class EvaluateOptions(SamplingOptions):
 
     run: RunFolder
     data: RealPictures = None
-    count: Annotated[int, typer.Option(help="Number of samples; for captioned portraits, in each language.")] = 200
+    count: Annotated[
+        int, typer.Option(help="Number of samples; for captioned portraits, in each language.", max=MAX_SAMPLES)
+    ] = 200
     seed: Seed = 0
     out: Annotated[Path | None, option("Folder to write to. [default: RUN, with its report and model card]")] = None
     device: Device = "auto"

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import io
 import os
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any, TextIO, cast
+
+from calotype.escaping import plain
 
 READER_IS_GONE = {errno.EPIPE, errno.EIO, errno.ECONNRESET, *([errno.EINVAL] if os.name == "nt" else [])}
 """Errors of a closed pipe (on Windows EINVAL), terminal and socket."""
@@ -46,16 +50,19 @@ def tune_process() -> None:
 
 
 class LastingStream:
-    """A text stream that drops what is written once its reader is gone. All other errors are raised."""
+    """A text stream that drops what is written once its reader is gone. All other errors are raised.
 
-    def __init__(self, stream: Any) -> None:
-        self.stream = stream
+    What is written goes through `edited` first.
+    """
+
+    def __init__(self, stream: Any, edited: Callable[[str], str] = str) -> None:
+        self.stream, self.edited = stream, edited
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.stream, name)
 
     def write(self, text: str) -> int:
-        self._attempt(lambda: self.stream.write(text))
+        self._attempt(lambda: self.stream.write(self.edited(text)))
         return len(text)
 
     def flush(self) -> None:
@@ -82,9 +89,17 @@ def discard(stream: Any) -> None:
 
 @contextmanager
 def lasting_streams() -> Iterator[None]:
-    """Standard output and error as `LastingStream`s: `calotype train | head` must train to the end."""
+    """Standard output and error as `LastingStream`s: `calotype train | head` must train to the end.
+
+    Letters that their encoding has not are escaped. On standard error no program steers the terminal, so all that could
+    is escaped, too: of warnings and errors of any package.
+    """
     before = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = (cast(TextIO, stream and LastingStream(stream)) for stream in before)
+    for stream in before:
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    sys.stdout = cast(TextIO, before[0] and LastingStream(before[0]))
+    sys.stderr = cast(TextIO, before[1] and LastingStream(before[1], partial(plain, kept="\n\t")))
     try:
         yield
     finally:

@@ -12,46 +12,63 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 from jaxtyping import Float, UInt8
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from calotype.data.captions import Captions
 from calotype.data.images import images_from_pixels, shown
-from calotype.files import read_json, write_json, write_tensors
+from calotype.files import read_as, read_tensors, require_regular, write_json, write_tensors
 from calotype.nets.frozen import Frozen, Reader, Table, encode_all
 from calotype.spaces.latent import LatentSpace
 from calotype.types import Progress, UserError, no_progress
 
 Pixels = np.ndarray[tuple[int, int, int, int], np.dtype[np.uint8]]  # (count, 3, height, width)
+MAX_FACTS = 2**30
+"""Bytes of the JSON beside pixels: it has a line for each picture."""
 Fill = Callable[[Pixels], Any]  # writes the pixels, and returns what else is known of them, as JSON
 
 # -- Pixels ------------------------------------------------------------------------------------------------------------
 
 
-def cached_pixels(path: Path | None, shape: tuple[int, int, int, int], fill: Fill) -> tuple[Pixels, Any]:
+def cached_pixels(
+    path: Path | None, shape: tuple[int, int, int, int], fill: Fill, facts: Any = Any
+) -> tuple[Pixels, Any]:
     """Pixels, and what `fill` returned for them: in memory without a path, else mapped from the file at `path`.
 
-    `fill` is called only where there is no such file. Raises `UserError` where the disk has too little space.
+    `fill` is called only where there is no such file, or it is damaged; `facts` is the type of what it returns. Raises
+    `UserError` where there is too little memory, or space on the disk.
     """
     if path is None:
+        needed, free = math.prod(shape), psutil.virtual_memory().available
+        if needed > free:
+            raise UserError(
+                f"the pictures take {needed / 1e9:.1f} GB at this size, but only {free / 1e9:.1f} GB of memory are "
+                f"free; choose a smaller size, or fewer pictures"
+            )
         pixels: Pixels = np.empty(shape, np.uint8)
         return pixels, fill(pixels)
-    return open_pixels(path) or _write_pixels(path, shape, fill)
+    stored = open_pixels(path, facts)
+    return stored if stored and stored[0].shape == shape else _write_pixels(path, shape, fill)
 
 
-def open_pixels(path: Path) -> tuple[Pixels, Any] | None:
-    """Pixels mapped from a file (writing to them changes memory only), and the JSON beside them; None if missing."""
+def open_pixels(path: Path, facts: Any = Any) -> tuple[Pixels, Any] | None:
+    """Pixels mapped from a file (writing to them changes memory only), and the JSON beside them.
+
+    None where one of both is missing or damaged.
+    """
     try:
-        return np.load(path, mmap_mode="c", allow_pickle=False), read_json(path.with_suffix(".json"))
-    except (OSError, ValueError):  # missing or damaged
+        require_regular(path)
+        pixels = np.lib.format.open_memmap(path, "c")
+        return (pixels, read_as(path.with_suffix(".json"), facts, MAX_FACTS)) if pixels.dtype == np.uint8 else None
+    except Exception:  # whatever a wrong header makes numpy raise
         return None
 
 
@@ -73,22 +90,27 @@ def _write_pixels(path: Path, shape: tuple[int, int, int, int], fill: Fill) -> t
     finally:
         temporary.unlink(missing_ok=True)
     write_json(path.with_suffix(".json"), facts)
-    return np.load(path, mmap_mode="c", allow_pickle=False), facts
+    return np.lib.format.open_memmap(path, "c"), facts
 
 
 # -- Tensors -----------------------------------------------------------------------------------------------------------
 
 
-def _cached_tensors(path: Path, make: Callable[[], Mapping[str, Tensor]], outdated: str) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, mapped. Where they have to be made, other files that match `outdated` go."""
-    try:
-        return load_file(path)
-    except (FileNotFoundError, SafetensorError):
-        write_tensors(path, make())
+def _cached_tensors(
+    path: Path, make: Callable[[], Mapping[str, Tensor]], fits: Callable[..., bool], outdated: str
+) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, mapped; made where the file is missing, damaged, or they do not fit.
+
+    Where they have to be made, other files that match `outdated` go.
+    """
+    with suppress(UserError, TypeError):  # also other names than those that `fits` takes
+        if fits(**(stored := read_tensors(path))):
+            return stored
+    write_tensors(path, make())
     for other in path.parent.glob(outdated):
         if other != path:
             other.unlink()
-    return load_file(path)
+    return read_tensors(path)
 
 
 @dataclass(frozen=True)
@@ -123,8 +145,13 @@ def cache_latents(
         sides = [False, True] if flip else [False]
         return {"moments": torch.stack([encode(space, pixels, side, device, progress, batch) for side in sides])}
 
+    def fits(moments: Tensor) -> bool:
+        latents = space.channels, *(side // space.reduction for side in pixels.shape[-2:])
+        expected = 1 + flip, len(pixels), 2 * latents[0], *latents[1:]
+        return moments.shape == expected and moments.dtype == torch.half
+
     path = folder / f"latents-{shape}-{cache_key(space.vae, content, flip)}.safetensors"
-    return LatentCache(_cached_tensors(path, make, f"latents-{shape}-*.safetensors")["moments"])
+    return LatentCache(_cached_tensors(path, make, fits, f"latents-{shape}-*.safetensors")["moments"])
 
 
 def encode(
@@ -161,7 +188,14 @@ def cache_encodings(frozen: Frozen, captions: Captions, folder: Path, device: to
         return {"ends": table.ends, "context": table.context, "pooled": table.pooled}
 
     key = hashlib.sha256(f"{frozen.reader.digest} {json.dumps(texts)}".encode()).hexdigest()[:16]
-    tensors = _cached_tensors(folder / f"words-{key}.safetensors", make, "words-*.safetensors")
+
+    def fits(ends: Tensor, context: Tensor, pooled: Tensor) -> bool:
+        width = frozen.reader.width
+        shapes = ends.shape, context.shape[1:], pooled.shape, context.dtype, pooled.dtype
+        known = shapes == ((len(texts) + 1,), (width,), (len(texts), width), torch.half, torch.half)
+        return known and bool((ends.diff() >= 0).all()) and ends[[0, -1]].tolist() == [0, len(context)]
+
+    tensors = _cached_tensors(folder / f"words-{key}.safetensors", make, fits, "words-*.safetensors")
     frozen.table = Table({text: row for row, text in enumerate(texts)}, **tensors)
 
 

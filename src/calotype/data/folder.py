@@ -12,14 +12,16 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
 import psutil
 import torch
 from jaxtyping import Int, UInt8
+from pydantic import Field
 from torch import Tensor
 
+from calotype.bounds import LARGEST_SIDE
 from calotype.data.caches import Pixels, cached_pixels
 from calotype.data.captions import Captions, plural, read_captions
 from calotype.data.images import (
@@ -202,8 +204,10 @@ def without_duplicates(files: Iterable[HashedFile]) -> list[HashedFile]:
 
 
 def check_size(size: int) -> None:
-    if size < 1:
-        raise UserError(f"the size of the pictures is {size} px, but must be at least 1; try 64")
+    if not 1 <= size <= LARGEST_SIDE:
+        raise UserError(
+            f"the size of the pictures is {size} px, but must be at least 1 and at most {LARGEST_SIDE}; try 64"
+        )
 
 
 # -- Listing -----------------------------------------------------------------------------------------------------------
@@ -302,8 +306,8 @@ def decode_all(
     """
     shape = (len(paths), 3, *size)
     fits = math.prod(shape) <= psutil.virtual_memory().available / 4
-    pixels, decoded = cached_pixels(None if fits else cache, shape, partial(_decode, paths, progress=progress))
-    return pixels, [Decoded(*result) for result in decoded]
+    facts = Annotated[list[Decoded], Field(min_length=len(paths), max_length=len(paths))]
+    return cached_pixels(None if fits else cache, shape, partial(_decode, paths, progress=progress), facts)
 
 
 def _decode(paths: Sequence[Path], pixels: Pixels, progress: Progress) -> list[Decoded]:

@@ -6,20 +6,21 @@ model that memorises (Barz and Denzler, arXiv 1902.00423, found up to 10% such p
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Int, UInt8
-from pydantic import Field, model_validator
+from pydantic import BaseModel, Field, model_validator
 from torch import Tensor
 
 from calotype.data.duplicates import Hashes, perceptual_hashes, similar_indices
 from calotype.data.images import shown
-from calotype.files import read_json
+from calotype.files import read_as
 from calotype.types import NULL_LABEL, Config, Labels
 
 SPLIT_FILE, SPLIT_VERSION = "split.json", 1
@@ -35,15 +36,16 @@ TRAIN, VALIDATION, TEST = 0, 1, 2
 
 Counts = Int[np.ndarray, " strata"]
 Sets = Int[np.ndarray, " count"]  # TRAIN, VALIDATION or TEST of each picture
+RowIndex = Annotated[int, Field(ge=0)]
 Strata = Sequence[Sequence[int]]  # the rows of each class
 
 
 class SplitConfig(Config):
     """Fractions of the pictures; the rest is trained on."""
 
-    validation: float = Field(default=0.05, gt=0, le=0.5)
+    validation: float = Field(default=0.05, strict=True, gt=0, le=0.5)
     """For every choice made in training and by `sweep`; at most 500 pictures."""
-    test: float = Field(default=0.1, ge=0, le=0.5)
+    test: float = Field(default=0.1, strict=True, ge=0, le=0.5)
     """For `evaluate` and `compare` alone; at most 2,000 pictures. 0: the test pictures are in a folder of their own."""
 
     @model_validator(mode="after")
@@ -142,21 +144,37 @@ def legacy_split(pixels: UInt8[Tensor, "count 3 rows columns"], labels: Labels, 
     return Split(~held_out if count > 1 else held_out, held_out, held_out)
 
 
-def recorded_split(record: dict[str, Any]) -> SplitRule:
+class SplitFile(BaseModel):
+    """`split.json`: the rows of each set."""
+
+    count: Annotated[int, Field(gt=0)]
+    train: Annotated[list[RowIndex], Field(min_length=1)]
+    validation: Annotated[list[RowIndex], Field(min_length=1)]
+    test: list[RowIndex]
+
+    @model_validator(mode="after")
+    def _rows(self) -> SplitFile:
+        if (last := max(*self.train, *self.validation, *self.test)) >= self.count:
+            raise ValueError(f"row {last} is in a set, but there are {self.count} pictures")
+        return self
+
+
+def recorded_split(record: SplitFile) -> SplitRule:
     """The split in a run's `split.json`; pictures of another number are split again."""
 
     def rule(pixels: UInt8[Tensor, "count 3 rows columns"], labels: Labels, classes: Sequence[str] = ()) -> Split:
-        if len(labels) != record["count"]:
+        if len(labels) != record.count:
             return stratified_split(pixels, labels, classes)
-        train, validation, test = (_mask(record[name], len(labels)) for name in ("train", "validation", "test"))
+        train, validation, test = (_mask(rows, len(labels)) for rows in (record.train, record.validation, record.test))
         return Split(train, validation, test)
 
     return rule
 
 
 def split_rule(run: Path) -> SplitRule:
-    """The rule by which the pictures of the run in this folder were split."""
-    return recorded_split(read_json(run / SPLIT_FILE)) if (run / SPLIT_FILE).is_file() else legacy_split
+    """The rule by which the pictures of the run in this folder were split. Raises `UserError` for a damaged record."""
+    file = run / SPLIT_FILE
+    return recorded_split(read_as(file, SplitFile)) if os.path.lexists(file) else legacy_split
 
 
 def _mask(rows: Sequence[int], count: int) -> Bool[Tensor, " count"]:

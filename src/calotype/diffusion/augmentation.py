@@ -7,9 +7,10 @@ from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, PositiveFloat
+from pydantic import Field
 from torch import Tensor
 
+from calotype.bounds import Fraction, PositiveLevel
 from calotype.types import Config, Images, Rng, Sigmas, per_image
 
 
@@ -17,9 +18,9 @@ class NoiseAugmentation(Config):
     """Gaussian noise of a random level, which conditions the network (arXiv 2106.15282, 4.2): for small images."""
 
     kind: Literal["noise"] = "noise"
-    most: PositiveFloat = 0.2
+    most: PositiveLevel = 0.2
     """Largest standard deviation; images are in [-1, 1]."""
-    share: float = Field(default=0.5, ge=0, le=1)
+    share: Fraction = 0.5
     """Fraction of images that are augmented."""
 
     def draw(self, count: int, rng: Rng) -> Sigmas:
@@ -41,9 +42,9 @@ class BlurAugmentation(Config):
     """Gaussian blur of a random level (arXiv 2106.15282, section 4.1): for low-resolution images of 128 px and more."""
 
     kind: Literal["blur"] = "blur"
-    most: PositiveFloat = 1.0
+    most: PositiveLevel = 1.0
     """Largest standard deviation of the blur, in low-resolution pixels."""
-    share: float = Field(default=0.5, ge=0, le=1)
+    share: Fraction = 0.5
 
     def draw(self, count: int, rng: Rng) -> Sigmas:
         return draw_levels(self.most, self.share, count, rng)

@@ -10,9 +10,10 @@ import math
 from typing import Annotated, Literal
 
 import torch
-from pydantic import Field, PositiveFloat
+from pydantic import Field, model_validator
 from torch import Tensor
 
+from calotype.bounds import MAX_SAMPLING_STEPS, LogDeviation, LogSigma, OpenFraction, Sigma, SigmaShift
 from calotype.types import Config, Rng, Sigmas, UserError
 
 
@@ -21,9 +22,9 @@ class DdpmTable(Config):
 
     kind: Literal["ddpm"] = "ddpm"
     spacing: Literal["linear", "scaled_linear"] = "scaled_linear"
-    first: PositiveFloat = 0.00085
-    last: PositiveFloat = 0.012
-    length: int = Field(default=1000, ge=1)
+    first: OpenFraction = 0.00085
+    last: OpenFraction = 0.012
+    length: int = Field(default=1000, strict=True, ge=1, le=MAX_SAMPLING_STEPS)
 
     def table(self) -> Tensor:
         """All `length` sigmas, rising: `sqrt((1 - a) / a)` with `a` the running product of `1 - beta` (eq. 4)."""
@@ -43,16 +44,29 @@ class DdpmTable(Config):
         return [*self.table()[times].tolist(), 0.0]
 
 
-class Cosine(Config):
+class SigmaRange(Config):
+    """Sigmas of the sampler's first step and of its last one."""
+
+    smallest: Sigma
+    largest: Sigma
+
+    @model_validator(mode="after")
+    def _order(self) -> SigmaRange:
+        if self.smallest >= self.largest:
+            raise ValueError(f"smallest is {self.smallest:g}, but must be below largest, which is {self.largest:g}")
+        return self
+
+
+class Cosine(SigmaRange):
     """`sigma = tan` of a uniform angle (arXiv 2102.09672, eq. 17), times `shift` (arXiv 2301.11093, eq. 9).
 
     A `shift` above 1 is for larger images, whose neighbouring pixels are redundant.
     """
 
     kind: Literal["cosine"] = "cosine"
-    shift: PositiveFloat = 1.0
-    smallest: PositiveFloat = 0.01
-    largest: PositiveFloat = 160.0
+    shift: SigmaShift = 1.0
+    smallest: Sigma = 0.01
+    largest: Sigma = 160.0
 
     def _sigma(self, time: Tensor) -> Tensor:
         low, high = (math.atan(limit / self.shift) for limit in (self.smallest, self.largest))
@@ -65,15 +79,15 @@ class Cosine(Config):
         return [*self._sigma(torch.linspace(1, 0, steps + 1, dtype=torch.float64)[:-1]).tolist(), 0.0]
 
 
-class Karras(Config):
+class Karras(SigmaRange):
     """Log-normal in training, evenly spaced in `sigma ** (1 / rho)` in sampling (arXiv 2206.00364, table 1, eq. 5)."""
 
     kind: Literal["karras"] = "karras"
-    mean: float = -1.2
-    std: PositiveFloat = 1.2
-    smallest: PositiveFloat = 0.002
-    largest: PositiveFloat = 80.0
-    rho: PositiveFloat = 7.0
+    mean: LogSigma = -1.2
+    std: LogDeviation = 1.2
+    smallest: Sigma = 0.002
+    largest: Sigma = 80.0
+    rho: float = Field(default=7.0, strict=True, ge=0.1, le=100)
 
     def draw(self, count: int, rng: Rng) -> Sigmas:
         return (self.mean + self.std * rng.normal(count)).exp()
@@ -91,10 +105,10 @@ class Flow(Config):
     """
 
     kind: Literal["flow"] = "flow"
-    shift: PositiveFloat = 1.0
-    mean: float = 0.0
-    std: PositiveFloat = 1.0
-    start: float = Field(default=0.996, gt=0, lt=1)
+    shift: SigmaShift = 1.0
+    mean: LogSigma = 0.0
+    std: LogDeviation = 1.0
+    start: OpenFraction = 0.996
 
     def draw(self, count: int, rng: Rng) -> Sigmas:
         return self.shift * (self.mean + self.std * rng.normal(count)).exp()

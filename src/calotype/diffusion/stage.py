@@ -10,9 +10,10 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, PositiveInt
+from pydantic import Field
 from torch import Tensor
 
+from calotype.bounds import AugmentationLevel, GuidanceScale, SamplingSteps, Sigma
 from calotype.diffusion.augmentation import BlurAugmentation, NoiseAugmentation
 from calotype.diffusion.denoiser import Denoiser
 from calotype.diffusion.guidance import extrapolated, guided, in_interval, rising
@@ -50,22 +51,22 @@ class Sampling(Config):
     """How a stage is sampled; stored with the model."""
 
     sampler: SamplerName = "dpm_solver"
-    steps: PositiveInt = 24
+    steps: SamplingSteps = 24
     guide: Guide = "unconditional"
     """The weaker denoiser from which guidance extrapolates: the network without label and caption (classifier-free
     guidance), or the prior with the same label and caption (autoguidance without a second call of the network)."""
-    guidance: float = Field(default=2.0, ge=0)
+    guidance: GuidanceScale = 2.0
     """Guidance scale; 1 disables it. With the prior as the guide, the scale at sigma = sigma_data."""
-    guidance_slope: float = Field(default=0.75, ge=-1, le=1)
+    guidance_slope: float = Field(default=0.75, strict=True, ge=-1, le=1)
     """Growth of the scale with sigma where the prior is the guide; see `guidance.rising`."""
-    prior_guidance: float = Field(default=0.0, ge=0)
+    prior_guidance: GuidanceScale = 0.0
     """Where the prior is the guide: the prior's mean with label and caption less that without them, times this, is
     added (classifier-free guidance of the prior: no call of the network), unless the scale of guidance is 1. It keeps
     samples nearer to their captions."""
-    guidance_low: float = Field(default=0.0, ge=0)
-    guidance_high: float = Field(default=1e6, gt=0)
+    guidance_low: float = Field(default=0.0, strict=True, ge=0, le=1e6)
+    guidance_high: Sigma = 1e6
     """Guidance is applied for sigma in (guidance_low, guidance_high]."""
-    augmentation: float = Field(default=0.0, ge=0)
+    augmentation: AugmentationLevel = 0.0
     """Level of the augmentation of the low-resolution image; only for stages that enlarge."""
     conditioning: Literal["whole", "truncated"] = "whole"
     """The low-resolution image is sampled to its end and then augmented, or its sampling stops at that noise (truncated

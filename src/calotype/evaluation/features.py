@@ -11,13 +11,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
-from calotype.files import write_tensors
+from calotype.files import read_tensors, write_tensors
 from calotype.nets.perceptual import LITE0_SHA256, perceptual_distance, pretrained_lite0
-from calotype.types import Images, OtherImages
+from calotype.nets.weights import check_tensors
+from calotype.types import Images, OtherImages, UserError
 
 FEATURE_SIZE = 128
 """Side in pixels to which every picture is brought. One size for all, because features change with the scale: so a
@@ -89,17 +88,17 @@ def kept_features(
     `path` must be named by all that features depend on: see `features_key`.
     """
     try:
-        stored = load_file(path)
+        stored = read_tensors(path)
         known, rows = stored["chosen"], stored["features"]
-    except (FileNotFoundError, SafetensorError, KeyError):  # none yet, or damaged
+        check_tensors({"chosen": known}, {"chosen": torch.empty(len(rows), dtype=torch.long)}, str(path))
+    except (UserError, KeyError, TypeError):  # none yet, or damaged
         known, rows = torch.empty(0, dtype=torch.long), torch.empty(0, 0)
     if len(missing := chosen[~torch.isin(chosen, known)].unique()):
         new = torch.from_numpy(look(missing)).float()
         known, rows = torch.cat([known, missing]), torch.cat([rows, new]) if len(rows) else new
         write_tensors(path, {"chosen": known, "features": rows})
-    places = torch.empty(int(known.max()) + 1 if len(known) else 0, dtype=torch.long)
-    places[known] = torch.arange(len(known))
-    return rows[places[chosen]].double().numpy()
+    order = known.argsort()
+    return rows[order[torch.searchsorted(known[order], chosen)]].double().numpy()
 
 
 def features_key(network: FeatureNetwork, content: str, size: int) -> str:

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
 from pydantic import BaseModel, Field, ValidationError, model_validator
 from torch import Tensor
 
+from calotype.bounds import MAX_LEVELS, Channels
 from calotype.files import read_json
-from calotype.interop.folders import config_folder, read_tensors, renamed, weights_files
-from calotype.nets.kl import MOST_BLOCKS, MOST_LEVELS, Kl, KlConfig
+from calotype.interop.folders import config_folder, read_parts, renamed, weights_files
+from calotype.nets.kl import MOST_BLOCKS, Kl, KlConfig
 from calotype.types import UserError
 
 KL_WEIGHTS = "diffusion_pytorch_model.safetensors"
-MOST_CHANNELS = 2**14
-
-Width = Annotated[int, Field(ge=1, le=MOST_CHANNELS)]
 DownBlock = Literal["DownEncoderBlock2D", "AttnDownEncoderBlock2D"]
 UpBlock = Literal["UpDecoderBlock2D", "AttnUpDecoderBlock2D"]
 
@@ -56,11 +54,11 @@ class DiffusersConfig(BaseModel):
     out_channels: Literal[3] = 3
     down_block_types: tuple[DownBlock, ...] = ("DownEncoderBlock2D",)
     up_block_types: tuple[UpBlock, ...] = ("UpDecoderBlock2D",)
-    block_out_channels: tuple[Width, ...] = Field(default=(64,), min_length=1, max_length=MOST_LEVELS)
+    block_out_channels: tuple[Channels, ...] = Field(default=(64,), min_length=1, max_length=MAX_LEVELS)
     layers_per_block: int = Field(default=1, ge=1, le=MOST_BLOCKS)
     act_fn: Literal["silu", "swish"] = "silu"
-    latent_channels: Width = 4
-    norm_num_groups: Width = 32
+    latent_channels: Channels = 4
+    norm_num_groups: Channels = 32
     use_quant_conv: bool = True
     use_post_quant_conv: bool = True
     mid_block_add_attention: bool = True
@@ -119,7 +117,7 @@ def kl_weights_file(path: Path) -> Path:
 def read_kl_weights(path: Path, config: KlConfig) -> dict[str, Tensor]:
     """By our names, in float32. Raises `UserError` if they are not there, damaged, or not of this network."""
     file = kl_weights_file(path)
-    tensors = read_tensors([file])
+    tensors = read_parts([file])
     with torch.device("meta"):
         shapes = {name: list(value.shape) for name, value in Kl(config).state_dict().items()}
     names = matched_names(file, list(shapes), set(tensors))

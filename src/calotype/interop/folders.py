@@ -7,10 +7,9 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
+from calotype.files import read_tensors, require_regular
 from calotype.nets.frozen import Tokenized
 from calotype.types import UserError
 
@@ -37,21 +36,16 @@ def weights_files(folder: Path, name: str, pattern: str) -> list[Path]:
             raise UserError(f"{pickles[0]} is a pickle, which can run code, and is never read; convert it to {name}")
         raise UserError(f"{folder / name} is missing; expected the weights beside config.json")
     for file in files:
+        require_regular(file)
         with file.open("rb") as opened:
             if opened.read(len(LFS_POINTER)) == LFS_POINTER:
                 raise UserError(f"{file} is a Git LFS pointer and not the weights; fetch them with: git lfs pull")
     return [folder / name] if folder / name in files else files
 
 
-def read_tensors(files: Iterable[Path]) -> dict[str, Tensor]:
+def read_parts(files: Iterable[Path]) -> dict[str, Tensor]:
     """All tensors of these files. Raises `UserError` where one is damaged."""
-    tensors: dict[str, Tensor] = {}
-    for file in files:
-        try:
-            tensors |= load_file(file)
-        except (SafetensorError, OSError) as error:
-            raise UserError(f"{file} is damaged, or is not safetensors ({error}); copy it again") from None
-    return tensors
+    return {name: value for file in files for name, value in read_tensors(file).items()}
 
 
 def renamed(name: str, pairs: Iterable[tuple[str, str]]) -> str:

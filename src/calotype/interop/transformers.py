@@ -19,7 +19,7 @@ from calotype.interop.folders import (
     TOKENIZER,
     config_folder,
     open_tokenizer,
-    read_tensors,
+    read_parts,
     require_package,
     weights_files,
 )
@@ -105,7 +105,7 @@ def read_encoder_config(folder: Path) -> tuple[str, dict[str, Any]]:
 
 def load_network(folder: Path, kind: str, settings: dict[str, Any]) -> nn.Module:
     """With its weights, in float32. Raises `UserError` if one is missing, damaged, or of another shape."""
-    file, weights = folder / "config.json", read_tensors(weights_files(folder, ENCODER_WEIGHTS, ENCODER_PARTS))
+    file, weights = folder / "config.json", read_parts(weights_files(folder, ENCODER_WEIGHTS, ENCODER_PARTS))
     for name in DEPTHS:
         if isinstance(depth := settings.get(name), int) and depth > len(weights):
             raise UserError(

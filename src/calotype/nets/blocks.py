@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, MutableMapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from functools import cached_property
 from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
@@ -46,7 +46,9 @@ class TextContext(NamedTuple):
 
 
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[None]:
-    """Mixed precision: float32 weights, bfloat16 arithmetic if `precision` says so."""
+    """Mixed precision: float32 weights, bfloat16 arithmetic if `precision` says so; not where there are only shapes."""
+    if device.type == "meta":
+        return nullcontext()
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16", cache_enabled=False)
 
 

@@ -5,16 +5,17 @@ from __future__ import annotations
 from itertools import pairwise
 
 from jaxtyping import Float
-from pydantic import PositiveInt
+from pydantic import Field
 from torch import Tensor, nn
 
+from calotype.bounds import MAX_LEVELS, Channels
 from calotype.nets.blocks import ChannelNorm
 from calotype.types import Config, Images
 
 
 class CriticConfig(Config):
-    width: PositiveInt = 32
-    depth: PositiveInt = 3
+    width: Channels = 32
+    depth: int = Field(default=3, strict=True, ge=1, le=MAX_LEVELS)
     """Downsamplings; the receptive field is about `2 ** (depth + 3)` pixels."""
 
 

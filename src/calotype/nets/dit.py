@@ -8,9 +8,10 @@ from typing import ClassVar, Literal
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import model_validator
 from torch import Tensor, nn
 
+from calotype.bounds import Channels, Depth, DropoutRate, Expansion, HeadCount, PatchSide
 from calotype.nets.blocks import (
     Migrated,
     Recoloured,
@@ -31,15 +32,15 @@ Rotation = tuple[Float[Tensor, "token half"], Float[Tensor, "token half"]]
 
 class DitConfig(Config):
     kind: Literal["dit"] = "dit"
-    width: PositiveInt = 256
+    width: Channels = 256
     """Width of a token, and of the conditioning vector."""
-    depth: PositiveInt = 8
-    heads: PositiveInt = 4
-    patch: PositiveInt = 1
+    depth: Depth = 8
+    heads: HeadCount = 4
+    patch: PatchSide = 1
     """Side of the square of pixels that becomes one token."""
-    expansion: float = Field(default=2.6667, gt=0)
+    expansion: Expansion = 2.6667
     """Inner width of the feed-forward part by `width`: the three matrices of SwiGLU at 8/3 cost as much as two at 4."""
-    dropout: float = Field(default=0.0, ge=0, lt=1)
+    dropout: DropoutRate = 0.0
 
     @model_validator(mode="after")
     def _heads(self) -> DitConfig:

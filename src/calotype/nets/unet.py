@@ -6,9 +6,10 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, PositiveInt
+from pydantic import Field
 from torch import nn
 
+from calotype.bounds import MAX_LEVELS, BlockCount, Channels, DropoutRate, Level, PatchSide, WidthMultiple
 from calotype.nets.blocks import (
     AttentionBlock,
     ChannelNorm,
@@ -25,17 +26,17 @@ from calotype.types import Config, Latents
 
 class UnetConfig(Config):
     kind: Literal["unet"] = "unet"
-    patch: PositiveInt = 1
+    patch: PatchSide = 1
     """Side of the patches that become one pixel of the network (arXiv 2301.11093, section 3.2)."""
-    width: PositiveInt = 128
+    width: Channels = 128
     """Channels at the first level, and the width of the conditioning vector."""
-    multiples: tuple[PositiveInt, ...] = (1, 2)
+    multiples: tuple[WidthMultiple, ...] = Field(default=(1, 2), min_length=1, max_length=MAX_LEVELS)
     """Channels of each level as a multiple of `width`; each level halves the image."""
-    blocks: PositiveInt = 2
+    blocks: BlockCount = 2
     """Residual blocks a level (one more on the way up)."""
-    attention_levels: tuple[int, ...] = (1,)
+    attention_levels: tuple[Level, ...] = (1,)
     """Levels with attention after each block; 0 is the first. Without any, the network is local: it works on crops."""
-    dropout: float = Field(default=0.0, ge=0, lt=1)
+    dropout: DropoutRate = 0.0
 
 
 class Unet(nn.Module):

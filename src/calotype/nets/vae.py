@@ -14,9 +14,10 @@ from typing import Literal, NamedTuple
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from calotype.bounds import MAX_LEVELS, BlockCount, Channels, PatchSide
 from calotype.nets.blocks import (
     ChannelNorm,
     Precision,
@@ -36,12 +37,13 @@ weight allows."""
 
 class VaeConfig(Config):
     kind: Literal["vae"] = "vae"
-    reduction: int = Field(default=8, description="Side of an image by that of its latents.")
-    channels: PositiveInt = Field(default=16, description="Channels of the latents.")
-    stem: PositiveInt = Field(default=4, description="Side of the patches that become one pixel of the networks.")
-    widths: tuple[PositiveInt, ...] = Field(default=(96, 192), description="Channels at each level, from `stem` down.")
-    encoder_blocks: PositiveInt = 1
-    decoder_blocks: PositiveInt = 2
+    reduction: PatchSide = Field(default=8, description="Side of an image by that of its latents.")
+    channels: Channels = Field(default=16, description="Channels of the latents.")
+    stem: PatchSide = Field(default=4, description="Side of the patches that become one pixel of the networks.")
+    widths: tuple[Channels, ...] = Field(default=(96, 192), min_length=1, max_length=MAX_LEVELS)
+    """Channels at each level, from `stem` down."""
+    encoder_blocks: BlockCount = 1
+    decoder_blocks: BlockCount = 2
     lapped: bool = False
     """Whether the patches of the linear path overlap; see `Lapping`. Autoencoders of earlier versions had squares."""
 

@@ -13,6 +13,7 @@ from calotype.data.folder import Pictures
 from calotype.machine import Machine, peak_memory
 from calotype.planning.choose import learning_rate, propose, time_shares
 from calotype.planning.measure import Measurement
+from calotype.planning.memory import check_memory
 from calotype.planning.plan import Plan, explain, network_of
 from calotype.planning.sizes import check_sizes
 from calotype.recipe import DiffusionConfig, EnlargeRecipe, OptimizerConfig, Recipe, exposure_above, leg_above
@@ -49,6 +50,7 @@ def make_plan(pictures: Pictures, machine: Machine, budget: float, started: floa
     proposal = with_learning_rates(proposal, parse_recipe(merge(proposal, settings)), machine.batch_factor)
     recipe = parse_recipe(merge(proposal, settings))
     check_sizes(recipe)
+    check_memory(recipe, machine)
     if recipe.denoiser.text.kind != "none" and not pictures.captions:
         raise UserError(
             f"denoiser.text.kind is {recipe.denoiser.text.kind}, but none of the pictures has a caption; write them "

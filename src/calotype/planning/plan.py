@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
 from pydantic import BaseModel, Field
 
+from calotype.bounds import MAX_SAMPLES
 from calotype.data.captions import Captions
 from calotype.data.folder import Pictures
+from calotype.files import checked, read_json
 from calotype.nets.dit import DitConfig
 from calotype.nets.frozen import FolderConfig, MiniLmConfig
 from calotype.nets.text import BytesConfig, NoText
 from calotype.nets.vae import VaeConfig
 from calotype.planning.choose import FEW_PICTURES
 from calotype.recipe import Backbone, ImportedSpace, Recipe, leg_above
+from calotype.run import renamed_legs
 from calotype.training.control import TimeBudget
+from calotype.types import UserError
 
 
 class Choice(BaseModel):
@@ -32,7 +37,7 @@ class Plan(TimeBudget):
     choices: list[Choice] = Field(default_factory=list)
     flops: dict[str, float] = Field(default_factory=dict)
     """Floating-point operations of an image in each leg, forward and backward; plans of version 0.1 have none."""
-    final_count: int = 16
+    final_count: Annotated[int, Field(gt=0, le=MAX_SAMPLES)] = 16
     """Samples to make at the end."""
     notes: list[str] = Field(default_factory=list)
 
@@ -42,6 +47,16 @@ class Plan(TimeBudget):
     @classmethod
     def from_json(cls, recipe: Recipe, about: dict[str, Any]) -> Plan:
         return cls.model_validate({**about, "recipe": recipe})
+
+    @classmethod
+    def read(cls, file: Path, recipe: Recipe) -> Plan:
+        """Of a run. Raises `UserError` where the file is damaged, or does not plan the legs of the recipe."""
+        stored = checked(read_json(file, renamed_legs), dict[str, Any], file)
+        plan: Plan = checked({**stored, "recipe": recipe}, cls, file)
+        for leg in recipe.legs:
+            if leg not in plan.predicted.get("seconds", {}) or (leg in plan.paced and leg not in plan.phases):
+                raise UserError(f"{file} is damaged: it has no costs of the {leg}, which recipe.toml has")
+        return plan
 
     def parameters(self, leg: str) -> int:
         """Number of parameters of the network that a leg trains, without the critic."""

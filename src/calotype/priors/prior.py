@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from calotype.nets.blocks import Migrated
+from calotype.nets.weights import load_weights
 from calotype.types import Condition, Latents, Sigmas
 
 MOST_VALUES = 2**26
@@ -53,9 +54,17 @@ def trained_state(network: nn.Module) -> dict[str, Tensor]:
     return _split(network, network.state_dict())[0]
 
 
-def load_trained(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Loads a trained state; priors keep their constants, also where `tensors` of an earlier version hold some."""
-    network.load_state_dict({**_split(network, tensors)[0], **_split(network, network.state_dict())[1]})
+def load_trained(network: nn.Module, tensors: Mapping[str, Tensor], source: str = "the state") -> None:
+    """Loads a trained state; priors keep their constants, also where `tensors` of an earlier version hold some.
+
+    Raises `UserError` for tensors that are not those of the network; `source` is for its message.
+    """
+    load_weights(network, with_constants(network, tensors), source)
+
+
+def with_constants(network: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A trained state with the constants of the network, in place of those that it may hold."""
+    return {**_split(network, tensors)[0], **_split(network, network.state_dict())[1]}
 
 
 def constant_count(network: nn.Module) -> int:

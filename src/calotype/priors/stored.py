@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Annotated, Any, Literal
 
+from pydantic import BaseModel, Field
 from torch import Tensor
 
 from calotype.nets.blocks import rename_keys
+from calotype.nets.weights import load_weights
 from calotype.priors.captions import CaptionedMixture
 from calotype.priors.gaussian import GaussianMixture
 from calotype.priors.patches import WINDOW_SIDE, PatchPrior
 from calotype.priors.prior import Prior
+from calotype.types import UserError
 
 PRIORS: dict[str, tuple[type[Prior], Callable[..., Prior]]] = {
     "mixture": (GaussianMixture, GaussianMixture),
@@ -23,22 +26,33 @@ PREFIXES = ("prior.", "mixture.", "local.")
 """Of a prior's tensors among those of a denoiser: now, and in version 0.1."""
 
 
+class PriorDescription(BaseModel):
+    """Kind and shape of a prior, as `constants.json` and `model.json` have them."""
+
+    kind: Literal["mixture", "conditional mixture", "local Gaussians"]
+    shape: dict[str, Annotated[int, Field(ge=0, le=2**24)]]
+
+
 def description(prior: Prior) -> dict[str, Any]:
     """Kind and shape of a prior, as `constants.json` and `model.json` have them."""
     kind = next(kind for kind, (cls, _) in PRIORS.items() if isinstance(prior, cls))
     return {"kind": kind, "shape": prior.shape}
 
 
-def described(about: Mapping[str, Any]) -> Prior:
-    """An empty prior of this kind and shape."""
-    shape = {"words" if name == "heard" else name: count for name, count in about["shape"].items()}  # of version 0.1
-    return PRIORS[about["kind"]][1](**shape)
+def described(about: PriorDescription, source: str = "the file") -> Prior:
+    """An empty prior of this kind and shape. Raises `UserError` where there is none; `source` is for its message."""
+    shape = {"words" if name == "heard" else name: count for name, count in about.shape.items()}  # of version 0.1
+    try:
+        return PRIORS[about.kind][1](**shape)
+    except (TypeError, ValueError, RuntimeError):
+        raise UserError(f"{source}: no prior of kind {about.kind} has the shape {shape!r:.80}; copy it again") from None
 
 
-def prior_in(tensors: Mapping[str, Tensor], denoiser: str = "") -> Prior | None:
+def prior_in(tensors: Mapping[str, Tensor], denoiser: str = "", source: str = "the denoiser") -> Prior | None:
     """The prior among the tensors of a denoiser, whose names start with `denoiser`; None where there is none.
 
-    For files that do not store its kind and shape: the names and shapes of the tensors imply them.
+    For files that do not store its kind and shape: the names and shapes of the tensors imply them. Raises `UserError`
+    where they do not; `source` is for its message.
     """
     own: dict[str, Tensor] = {}
     for prefix in (denoiser + name for name in PREFIXES):
@@ -46,8 +60,11 @@ def prior_in(tensors: Mapping[str, Tensor], denoiser: str = "") -> Prior | None:
     if not own:
         return None
     rename_keys(own, "", CaptionedMixture.old_names)
-    prior = _empty_like(own)
-    prior.load_state_dict(own)
+    try:
+        prior = _empty_like(own)
+    except (KeyError, ValueError, TypeError, RuntimeError, ZeroDivisionError):
+        raise UserError(f"{source} has {min(own):.80}, but no closed form has such tensors; copy it again") from None
+    load_weights(prior, own, source)
     return prior
 
 

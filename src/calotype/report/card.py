@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from calotype.escaping import plain
 from calotype.evaluation.memorisation import COPIES
 from calotype.evaluation.results import EvaluationResult
 from calotype.files import write_whole
@@ -46,7 +47,7 @@ def card_licence(run: Run) -> str:
     """What the card says so far: whoever knows the pictures writes it there."""
     card = run.folder / "model" / CARD
     line = re.search(r"^license: *(.+?) *$", card.read_text("utf-8", "replace"), re.M) if card.is_file() else None
-    return line[1] if line else "cc-by-4.0" if run.state.data == PORTRAITS else NOT_KNOWN
+    return plain(line[1]) if line else "cc-by-4.0" if run.state.data == PORTRAITS else NOT_KNOWN
 
 
 def card_lines(run: Run, result: EvaluationResult | None) -> Iterator[str]:
@@ -154,4 +155,4 @@ def limit_lines(run: Run, result: EvaluationResult | None) -> Iterator[str]:
 
 def escaped(text: str) -> str:
     """Text from outside as Markdown shows it: on one line, with nothing in it that Markdown or HTML would act on."""
-    return re.sub(r"([\\`*_\[\]<>|&#~!$:{}])", r"\\\1", " ".join(text.split()))
+    return re.sub(r"([\\`*_\[\]<>|&#~!$:{}])", r"\\\1", plain(" ".join(text.split())))

@@ -13,6 +13,7 @@ from pathlib import Path
 from PIL import Image
 
 from calotype.data.images import UnreadableError, read_image
+from calotype.escaping import plain
 from calotype.report.format import UNKNOWN, Value
 
 
@@ -35,9 +36,13 @@ MOST_PROMPTS = 48
 def tag(name: str, /, *content: Content, **attributes: object) -> Html:
     """An element. `class_` and `text_anchor` mean `class` and `text-anchor`; attributes that are None are left out."""
     given = {key.rstrip("_").replace("_", "-"): str(value) for key, value in attributes.items() if value is not None}
-    opening = name + "".join(f' {key}="{escape(value)}"' for key, value in given.items())
-    inside = "".join(part.code if isinstance(part, Html) else escape(part or "") for part in content)
+    opening = name + "".join(f' {key}="{escaped_text(value)}"' for key, value in given.items())
+    inside = "".join(part.code if isinstance(part, Html) else escaped_text(part or "") for part in content)
     return Html(f"<{opening}>" if name in VOID else f"<{opening}>{inside}</{name}>")
+
+
+def escaped_text(text: str) -> str:
+    return escape(plain(text, kept="\n\t"))
 
 
 # -- Pages -------------------------------------------------------------------------------------------------------------

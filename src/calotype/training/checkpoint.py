@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Annotated, Protocol, runtime_checkable
 
-from safetensors.torch import load_file
+from pydantic import Field
 from torch import Tensor
 
-from calotype.files import damage, is_whole, read_json, whole_folder, write_json, write_tensors
+from calotype.bounds import BatchSize, ImageCount, SeedNumber
+from calotype.files import (
+    damage,
+    is_whole,
+    listed,
+    read_as,
+    read_tensors,
+    whole_folder,
+    write_json,
+    write_tensors,
+)
 from calotype.training.loop import TrainProgress
-from calotype.types import UserError
+from calotype.types import Config, UserError
 
 KEPT_CHECKPOINTS = 2
 """Checkpoints of a leg that stay: the newest, and the one before in case the newest is damaged."""
@@ -66,15 +77,13 @@ def restore(
     """
     damaged = []
     for path in reversed(checkpoints(folder, leg)):
-        if wrong := damage(path):
-            damaged.append(f"{path.name} is damaged ({wrong})")
+        try:
+            _restore(path, states, progress)
+        except UserError as error:
+            damaged.append(f"{path.name} is damaged ({str(error).removeprefix(f'{path}{os.sep}')})")
             continue
         for problem in damaged:
             warn(f"checkpoint {problem}; using {path.name} instead")
-        stored = read_json(path / "state.json")
-        for name in [name for name in states if name in stored["steps"]]:
-            states[name].restore(load_file(path / f"{name}.safetensors"), stored["steps"][name])
-        progress.restore(stored["clock"])
         return path
     if damaged:
         raise UserError(
@@ -82,6 +91,37 @@ def restore(
             f"back, or move these folders away to train the {leg} from its start"
         )
     return None
+
+
+class SavedProgress(Config):
+    """See `TrainProgress`."""
+
+    total: ImageCount
+    batch: BatchSize
+    seed: SeedNumber
+    images_seen: ImageCount
+    seconds: float = Field(ge=0)
+
+
+class SavedState(Config):
+    """`state.json`: progress, and the steps of each state."""
+
+    clock: SavedProgress
+    steps: dict[str, Annotated[int, Field(ge=0)]]
+
+
+def _restore(path: Path, states: Mapping[str, Saved], progress: TrainProgress) -> None:
+    """Raises `UserError` for a checkpoint that is damaged, or of other networks."""
+    if wrong := damage(path):
+        raise UserError(wrong)
+    stored: SavedState = read_as(listed(path, "state.json"), SavedState)
+    for name in [name for name in states if name in stored.steps]:
+        file = listed(path, f"{name}.safetensors")
+        try:
+            states[name].restore(read_tensors(file), stored.steps[name])
+        except UserError as error:
+            raise UserError(f"{file.name}: {str(error).removeprefix(f'{file} ')}") from None
+    progress.restore(stored.clock.model_dump())
 
 
 def rename_legs(folder: Path) -> None:

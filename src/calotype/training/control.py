@@ -6,20 +6,20 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch
-from pydantic import BaseModel
-from safetensors.torch import load_file
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from calotype.files import is_whole, whole_folder, write_tensors
+from calotype.files import is_whole, listed, read_tensors, whole_folder, write_tensors
 from calotype.machine import choose_threads
 from calotype.priors.prior import load_trained, trained_state
 from calotype.run import Losses, Validation
 from calotype.training.loop import Due, TrainProgress, every
 from calotype.training.objectives import AdversarialObjective
 from calotype.training.state import TrainState
+from calotype.types import UserError
 
 CLEARLY = 1.02
 """A held-out loss this many times its best has risen: both are of the same pictures with the same noise."""
@@ -35,28 +35,49 @@ LOWERED = 0.25
 """Factor on the weight of a critic that has done harm."""
 CHECKS = 6
 """Evenly from where the adversarial loss sets in to the end: so at most a twentieth of a run is lost."""
-Phases = list[tuple[float, float]]
+MAX_SEARCHED = 10_000
+"""Samples or crops of a search."""
+Phases = Annotated[list[tuple[Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(gt=0)]]], Field(min_length=1)]
 """Up to this fraction of the leg, an image costs so many seconds (or operations)."""
 
 # -- The time budget ---------------------------------------------------------------------------------------------------
 
 
+class PredictedCosts(BaseModel):
+    """What a plan predicts; most by leg. Seconds are of each step, in their order."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
+    parameters: dict[str, int] = {}
+    images: dict[str, int] = {}
+    steps: dict[str, int] = {}
+    seconds_a_step: dict[str, float] = {}
+    seconds: dict[str, float] = {}
+    peak_memory_bytes: int = 0
+    disk_bytes: int = 0
+
+    @classmethod
+    def check(cls, predicted: dict[str, Any]) -> dict[str, Any]:
+        cls.model_validate(predicted)
+        return predicted
+
+
 class TimeBudget(BaseModel):
     """The part of a plan that training needs."""
 
+    model_config = ConfigDict(allow_inf_nan=False)
     budget_seconds: float
     """Time of the whole command."""
-    predicted: dict[str, Any] = {}
-    """Parameters, images, steps, seconds and bytes; most of them by leg. Seconds are of each step, in their order."""
+    predicted: Annotated[dict[str, Any], AfterValidator(PredictedCosts.check)] = {}
+    """See `PredictedCosts`."""
     phases: dict[str, Phases] = {}
     """Seconds of an image in each part of a leg."""
-    slices: dict[str, int] = {}
+    slices: dict[str, Annotated[int, Field(gt=0, le=4096)]] = {}
     """Slices of a batch that each leg works on at once."""
     paced: list[str] = []
     """Legs whose length follows the clock; the others see as many images as the recipe says."""
-    guidance_samples: int = 0
+    guidance_samples: Annotated[int, Field(ge=0, le=MAX_SEARCHED)] = 0
     """Samples by which the guidance scale is searched after training; 0: it stays as in the recipe."""
-    level_crops: dict[str, int] = {}
+    level_crops: dict[str, Annotated[int, Field(ge=0, le=MAX_SEARCHED)]] = {}
     """Crops on which the augmentation level of each stage that enlarges is searched; 0: it stays as in the recipe."""
 
     def after(self, step: str) -> float:
@@ -153,7 +174,8 @@ class EarlyStopping:
         if best is None or not self.rise > CLEARLY or not is_whole(self.folder):
             return ""
         for name, state in self.states.items():
-            load_trained(state.average, load_file(self.folder / f"{name}.safetensors"))
+            file = listed(self.folder, f"{name}.safetensors")
+            load_trained(state.average, read_tensors(file), str(file))
         return (
             f"overfitted: its held-out loss rose by {self.rise - 1:.0%} while the one on trained pictures fell, so "
             f"it ends with its weights of {best.images_seen:,} images seen; more pictures would help"
@@ -213,9 +235,15 @@ class CriticGuard:
         return {"about": about, **{f"before.{name}": value for name, value in self.before.items()}}
 
     def restore(self, tensors: dict[str, Tensor], steps: int) -> None:
-        self.best, self.objective.trust = tensors["about"].tolist()
+        """Raises `UserError` for tensors that are not a guard's."""
+        about = tensors.get("about")
+        if about is None or about.shape != (2,) or about.isnan().any():
+            raise UserError("the guard has no best measure and trust, expected two numbers")
         device = next(self.state.network.parameters()).device
         kept = {name.removeprefix("before."): value.to(device) for name, value in tensors.items() if name != "about"}
+        if kept:
+            self.state.check(kept)
+        self.best, self.objective.trust = about.tolist()
         self.before, self.steps = kept, steps
 
 

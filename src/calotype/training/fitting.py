@@ -5,20 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from calotype.data.captions import shorter_versions
-from calotype.files import is_whole, read_json, sha256, whole_folder, write_json, write_tensors
+from calotype.files import is_whole, listed, read_as, read_tensors, sha256, whole_folder, write_json, write_tensors
+from calotype.nets.weights import load_file_into
 from calotype.priors.fit import CaptionedLatents, PriorValidation, fit_prior
 from calotype.priors.gaussian import CrossFitted, GaussianMixture
 from calotype.priors.patches import PatchPrior
 from calotype.priors.prior import MOST_VALUES, Prior
-from calotype.priors.stored import described, description, prior_in
+from calotype.priors.stored import PriorDescription, described, description, prior_in
 from calotype.recipe import Recipe
 from calotype.run import Run
 from calotype.spaces.pixel import Space
@@ -170,7 +171,7 @@ def _fitted(run: Run, leg: str, fit: Callable[[], Constants]) -> Constants:
 def _in_checkpoint(trained: Sequence[Path]) -> Constants:
     """Checkpoints of earlier versions hold their constants, but not their cross-fitted forms."""
     path = next((path for path in reversed(trained) if is_whole(path)), None)
-    prior = prior_in(load_file(path / "denoiser.safetensors"), "network.") if path else None
+    prior = prior_in(read_tensors(listed(path, "denoiser.safetensors")), "network.") if path else None
     return {} if prior is None else {"local" if isinstance(prior, PatchPrior) else "mixture": prior}
 
 
@@ -183,7 +184,9 @@ def write_constants(folder: Path, constants: Constants) -> None:
 
 
 def read_constants(folder: Path) -> Constants:
-    constants = {name: described(about) for name, about in read_json(folder / "constants.json").items()}
-    for name, prior in constants.items():
-        prior.load_state_dict(load_file(folder / f"{name}.safetensors"))
-    return constants
+    """Raises `UserError` where they are damaged."""
+    file = listed(folder, "constants.json")
+    about: dict[str, PriorDescription] = read_as(file, dict[str, PriorDescription])
+    files = {name: listed(folder, f"{name}.safetensors") for name in about}
+    makers = {name: partial(described, description, str(file)) for name, description in about.items()}
+    return {name: load_file_into(files[name], makers[name], lambda prior: prior) for name in about}

@@ -17,7 +17,7 @@ from calotype.run import Run, Validation
 from calotype.training import checkpoint
 from calotype.training.checkpoint import Saved
 from calotype.training.control import CriticGuard, EarlyStopping
-from calotype.training.loop import BatchSource, StepResult, TrainProgress, at_fractions, every, train_steps
+from calotype.training.loop import BatchSource, Note, StepResult, TrainProgress, at_fractions, every, train_steps
 from calotype.training.objectives import Objective
 from calotype.training.process import Interrupted, ProgressBar
 from calotype.training.state import TrainState
@@ -65,9 +65,9 @@ class Leg(Generic[Result_co]):
         """All that a checkpoint must hold."""
         return {**self.states, **({"critic-guard": self.guard} if self.guard else {})}
 
-    def steps(self, slices: int = 1) -> Iterator[StepResult]:
-        """Trains to the end, one step for each result; slices of a batch are worked on at once."""
-        return train_steps(self.objective, self.states, self.source, self.progress, slices)
+    def steps(self, slices: int = 1, note: Note = lambda text: None) -> Iterator[StepResult]:
+        """Trains to the end, one step for each result; slices of a batch are worked on at once. See `train_steps`."""
+        return train_steps(self.objective, self.states, self.source, self.progress, slices, note)
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,12 @@ def train_leg(
     `say` gets a line for each damaged checkpoint that was passed over, and where the leg overfitted. The log of the
     run gets these lines as well.
     """
-    resume_leg(run, leg, say)
+
+    def note(text: str) -> None:
+        run.log("note", text=f"{leg.name}: {text}")
+        say(f"{leg.name}: {text}")
+
+    resume_leg(run, leg, note)
     progress, checkpoints, validating = leg.progress, run.folder / "checkpoints", 0.0
     validation = run.state.validation.setdefault(leg.name, Validation())
     stopping = EarlyStopping(checkpoints / f"best-{leg.name}", leg.states, validation)
@@ -114,7 +119,7 @@ def train_leg(
         run.state.seconds[leg.name] = progress.seconds
         run.save()
 
-    for result in leg.steps(slices):
+    for result in leg.steps(slices, note):
         log(progress, result)
         if leg.guard and guard_due(progress):
             guard_critic(run, leg.name, progress, leg.guard)
@@ -142,18 +147,13 @@ def train_leg(
     shutil.rmtree(stopping.folder, ignore_errors=True)
 
 
-def resume_leg(run: Run, leg: Leg[object], say: Callable[[str], None]) -> None:
-    """Brings a leg to its newest whole checkpoint.
+def resume_leg(run: Run, leg: Leg[object], note: Note) -> None:
+    """Brings a leg to its newest whole checkpoint; `note` gets a line for each damaged one that is passed over.
 
     Raises `UserError` where the leg had been finished, and the checkpoint of its end is missing or damaged.
     """
     checkpoints = run.folder / "checkpoints"
-
-    def warn(text: str) -> None:
-        run.log("note", text=f"{leg.name}: {text}")
-        say(f"{leg.name}: {text}")
-
-    restored = checkpoint.restore(checkpoints, leg.name, leg.saved, leg.progress, warn)
+    restored = checkpoint.restore(checkpoints, leg.name, leg.saved, leg.progress, note)
     if run.state.legs[leg.name] == "finished" and (restored is None or leg.progress.images_seen < leg.progress.total):
         raise UserError(
             f"the last checkpoint of the {leg.name} in {checkpoints} is missing or damaged, and what came after it was "

@@ -12,6 +12,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from calotype.machine import out_of_memory, release_memory
 from calotype.threads import at_once, one_thread
 from calotype.training.objectives import Loss, Objective
 from calotype.training.state import Gradients, NotFiniteError, TrainState
@@ -67,32 +68,74 @@ class StepResult:
     norms: dict[str, float]
 
 
+Note = Callable[[str], None]
+"""Takes a line for the user."""
+
+
 def train_steps(
     objective: Objective,
     states: Mapping[str, TrainState],
     source: BatchSource,
     progress: TrainProgress,
     slices: int = 1,
+    note: Note = lambda text: None,
 ) -> Iterator[StepResult]:
-    """Trains to the end of the leg, one step for each result; what is done between steps is up to the caller."""
-    progress.started = time.perf_counter()
+    """Trains to the end of the leg, one step for each result; what is done between steps is up to the caller.
+
+    Where memory is too small for a batch, its slices are worked on in twice as many rounds, one after the other, from
+    then on; `note` gets a line. Raises `UserError` where they cannot be smaller.
+    """
+    progress.started, rounds = time.perf_counter(), 1
     while progress.images_seen < progress.total:
         batch = source.batch(progress.images_seen, progress.batch)
-        result = train_step(objective, states, batch, progress, slices)
+        try:
+            result = train_step(objective, states, batch, progress, slices, rounds)
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            rounds = smaller(objective, states, batch, progress, slices, rounds)
+            note(f"memory is too small for a batch of {len(batch)} at once: it is worked on in {rounds} parts")
+            continue
         progress.advance(len(batch))
         yield result
 
 
-def train_step(
-    objective: Objective, states: Mapping[str, TrainState], batch: Batch, progress: TrainProgress, slices: int = 1
-) -> StepResult:
-    """One step of every network that has a loss; `slices` of the batch are worked on at once, if the objective can.
+def smaller(
+    objective: Objective, states: Mapping[str, TrainState], batch: Batch, progress: TrainProgress, slices: int,
+    rounds: int,
+) -> int:  # fmt: skip
+    """Twice as many rounds. Raises `UserError` where the batch has no more slices."""
+    for state in states.values():
+        state.optimizer.zero_grad()  # of the rounds before
+    release_memory(batch.clean.device)
+    before, after = (
+        len(objective.slices(batch, progress.fraction, progress.rng(), slices * count))
+        for count in (rounds, 2 * rounds)
+    )
+    if after <= before:
+        raise UserError(
+            f"memory is too small for a training step after {progress.images_seen} images; the last checkpoint is "
+            f"sound: close other programs and resume, or start again with a smaller batch, crop or network"
+        )
+    return 2 * rounds
 
-    Raises `UserError` for a gradient that is not finite.
+
+def train_step(
+    objective: Objective, states: Mapping[str, TrainState], batch: Batch, progress: TrainProgress, slices: int = 1,
+    rounds: int = 1,
+) -> StepResult:  # fmt: skip
+    """One step of every network that has a loss.
+
+    In each of `rounds`, `slices` of the batch are worked on at once, if the objective can. Raises `UserError` for a
+    gradient that is not finite.
     """
     with one_thread() if slices > 1 else nullcontext():
-        parts = objective.slices(batch, progress.fraction, progress.rng(), slices)
-        return update(states, at_once([partial(_differentiated, states, part) for part in parts]), progress)
+        parts = objective.slices(batch, progress.fraction, progress.rng(), slices * rounds)
+        losses: list[dict[str, Loss]] = []
+        for start in range(0, len(parts), slices):
+            tasks = [partial(_differentiated, states, part) for part in parts[start : start + slices]]
+            losses += accumulated(states, at_once(tasks))
+        return update(states, losses, progress)
 
 
 Differentiated = dict[str, tuple[Loss, Gradients]]
@@ -103,14 +146,20 @@ def _differentiated(states: Mapping[str, TrainState], part: Callable[[], dict[st
     return {name: (loss, states[name].gradients(loss.total)) for name, loss in part().items()}
 
 
-def update(states: Mapping[str, TrainState], slices: Sequence[Differentiated], progress: TrainProgress) -> StepResult:
-    """One step along the sum of the gradients of all slices. All gradients are taken before any weight moves."""
+def accumulated(states: Mapping[str, TrainState], slices: Sequence[Differentiated]) -> list[dict[str, Loss]]:
+    """Adds the gradients of all slices to those of the next step. Returns the losses."""
+    for name in slices[0]:
+        for part in slices:
+            states[name].add(part[name][1])
+    return [{name: loss for name, (loss, _) in part.items()} for part in slices]
+
+
+def update(states: Mapping[str, TrainState], slices: Sequence[dict[str, Loss]], progress: TrainProgress) -> StepResult:
+    """One step along the sum of the gradients of all slices, whose losses these are."""
     norms, terms = {}, {}
     for name in slices[0]:
-        losses, gradients = zip(*(part[name] for part in slices), strict=True)
+        losses = [part[name] for part in slices]
         terms[name] = {term: torch.stack([loss.terms[term] for loss in losses]).sum() for term in losses[0].terms}
-        for each in gradients:
-            states[name].add(each)
     for name in slices[0]:
         try:
             norms[name] = states[name].step(progress.fraction)

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from calotype.priors.prior import load_trained, trained_state
+from calotype.nets.weights import check_tensors, check_weights
+from calotype.priors.prior import load_trained, trained_state, with_constants
 from calotype.recipe import OptimizerConfig
 
 Gradients = Sequence[Tensor | None]
@@ -82,6 +83,8 @@ class TrainState:
         return named
 
     def restore(self, tensors: dict[str, Tensor], steps: int) -> None:
+        """Raises `UserError` as `check` does."""
+        self.check(tensors)
         load_trained(self.network, _under("network.", tensors.items()))
         load_trained(self.average, _under("average.", tensors.items()))
         state: dict[int, dict[str, Tensor]] = {}
@@ -90,6 +93,18 @@ class TrainState:
             state.setdefault(int(index), {})[slot] = _laid_out_as(self.parameters[int(index)], value)
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
         self.steps = steps
+
+    def check(self, tensors: dict[str, Tensor]) -> None:
+        """Raises `UserError` for tensors that are not those of this network and its optimizer."""
+        for prefix, network in (("network.", self.network), ("average.", self.average)):
+            check_weights(network, with_constants(network, _under(prefix, tensors.items())), prefix.rstrip("."))
+        others = {name: value for name, value in tensors.items() if not name.startswith(("network.", "average."))}
+        stepped = {name.split(".")[1] for name in others if name.count(".") == 2}  # weights that have had a gradient
+        expected: dict[str, Tensor] = {}
+        for index, weight in enumerate(self.parameters):
+            slots = {"step": torch.zeros(()), "exp_avg": weight, "exp_avg_sq": weight} if str(index) in stepped else {}
+            expected |= {f"optimizer.{index}.{slot}": value for slot, value in slots.items()}
+        check_tensors(others, expected, "the optimizer")
 
 
 def _laid_out_as(parameter: Tensor, value: Tensor) -> Tensor:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import torch
 from PIL import Image
-from safetensors.torch import load_file
 
 from calotype.build import build_space
 from calotype.cli.commands.reading import read_as_run
@@ -17,15 +16,17 @@ from calotype.data.images import grid, images_from_pixels, pils_from_images
 from calotype.evaluation.autoencoder import error_map, measure_autoencoder
 from calotype.evaluation.diagnosis import InspectionResult, diagnose
 from calotype.evaluation.features import Lite0
-from calotype.files import is_whole, write_json
+from calotype.files import is_whole, listed, read_tensors, write_json
 from calotype.interop import diffusers
 from calotype.machine import find_device
 from calotype.nets.kl import KlConfig
+from calotype.nets.weights import load_weights
 from calotype.recipe import ImportedSpace, Recipe
 from calotype.report.inspection import write_inspection
 from calotype.run import Run
 from calotype.settings import parse_recipe, read_recipe
 from calotype.spaces.latent import LatentSpace
+from calotype.store import AUTOENCODER
 from calotype.training.checkpoint import checkpoints
 from calotype.training.inspection import critic_health
 from calotype.training.previews import validation_first
@@ -55,7 +56,7 @@ def inspect(options: InspectOptions, console: Console) -> Path:
     pictures = pictures.shrunk(recipe.chain[0])
     values = pictures.pixels[0].numel()
     space = build_space(recipe).to(where)
-    space.load_state_dict({**space.state_dict(), **weights})
+    load_weights(space, {**space.state_dict(), **weights}, str(folder))
     space.eval().requires_grad_(False)
     if "mean" not in weights:
         parts = pictures.train_indices[: max(16, 4 * INSPECTED_VALUES // values)].split(16)
@@ -83,14 +84,14 @@ def inspect(options: InspectOptions, console: Console) -> Path:
 def find_weights(folder: Path, recipe: Recipe) -> tuple[dict[str, torch.Tensor], str]:
     """Of the finished model, else of the newest checkpoint of the autoencoder, without statistics; and which it was."""
     if is_whole(folder / "model"):
-        return load_file(folder / "model" / "autoencoder.safetensors"), "finished"
+        return read_tensors(listed(folder / "model", AUTOENCODER)), "finished"
     whole = [path for path in checkpoints(folder / "checkpoints", "autoencoder") if is_whole(path)]
     if not whole and isinstance(recipe.space, ImportedSpace) and isinstance(recipe.autoencoder.network, KlConfig):
         weights = diffusers.read_kl_weights(Path(recipe.space.path), recipe.autoencoder.network)
         return {f"vae.{name}": value for name, value in weights.items()}, "as imported"
     if not whole:
         raise UserError(f"{folder} has no autoencoder yet; go on with: calotype resume {folder}")
-    tensors = load_file(whole[-1] / "autoencoder.safetensors")
+    tensors = read_tensors(listed(whole[-1], AUTOENCODER))
     average = {f"vae.{name.removeprefix('average.')}": value for name, value in tensors.items() if "average." in name}
     return average, f"after {int(whole[-1].name.rpartition('-')[2]):,} images"
 

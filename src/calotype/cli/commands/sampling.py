@@ -114,7 +114,7 @@ def interpolate(options: InterpolateOptions, console: Console) -> Path:
     if (kind := options.out.suffix.lower()) not in (*ANIMATIONS, ".png"):
         raise UserError(f"--out {options.out} must end in .webp or .gif (an animation) or .png (a strip)")
     seeds = pair("--seeds", options.seeds)
-    if not all(re.fullmatch(r"-?\d+", seed) for seed in seeds):
+    if not all(re.fullmatch(r"-?\d{1,18}", seed) for seed in seeds):
         raise UserError(f"--seeds is {options.seeds!r}, but must be two whole numbers, as in --seeds 1,2")
     labels = pair("--labels", options.labels) if options.labels else None
     prompts = None if options.prompts is None else pair("--prompts", options.prompts, "|")

@@ -25,10 +25,11 @@ from calotype.files import sha256, write_json, write_whole
 from calotype.interop import diffusers, minilm, transformers
 from calotype.machine import Machine, examine
 from calotype.planning import Plan, make_plan
+from calotype.planning.memory import check_memory
 from calotype.recipe import ImportedSpace, Recipe
 from calotype.report import write_report
 from calotype.report.card import write_card
-from calotype.run import PORTRAITS, Run, RunState, SplitRecord, read_stored
+from calotype.run import PORTRAITS, Run, RunState, SplitRecord
 from calotype.settings import parse_recipe, parse_split, read_overrides, read_recipe, to_toml
 from calotype.tables import merge
 from calotype.training.checkpoint import rename_legs
@@ -161,7 +162,7 @@ def resume(options: ResumeOptions, console: Console) -> Path:
 def _resume(run: Run, options: ResumeOptions, console: Console) -> Path:
     folder = run.folder
     recipe = parse_recipe(read_recipe(folder / "recipe.toml"))
-    planned = Plan.from_json(recipe, read_stored(folder / "plan.json"))
+    planned = Plan.read(folder / "plan.json", recipe)
     source = None if run.state.data == PORTRAITS else Path(run.state.data)
     pictures = read(source, recipe.size, folder / "cache", console, split_rule(folder))
     if pictures.content != run.state.content:
@@ -174,6 +175,7 @@ def _resume(run: Run, options: ResumeOptions, console: Console) -> Path:
         )
     rename_legs(folder / "checkpoints")
     machine = examine(options.device, run.state.threads)
+    check_memory(recipe, machine)
     run.began = options.started
     run.spend("read", time.time() - options.started)
     return produce(run, planned, pictures, machine, console, options.force)

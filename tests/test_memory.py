@@ -1,0 +1,92 @@
+"""Memory that is too small: refused by the plan before any is taken, or met by smaller parts of the same batch."""
+
+import pytest
+import torch
+from small import CASCADE, HYBRID, SETTINGS, first_leg, machine, second_leg
+
+from calotype.bounds import LARGEST_SIDE
+from calotype.data.caches import cached_pixels
+from calotype.machine import out_of_memory
+from calotype.planning.memory import check_memory
+from calotype.settings import parse_recipe
+from calotype.tables import merge
+from calotype.types import UserError
+
+TEXTS = ("CUDA out of memory. Tried", "alloc_cpu.cpp:124] . DefaultCPUAllocator: can't allocate memory")
+
+
+def scarce(leg, most, patch, error=None):
+    """There is memory for so many images at once."""
+    slices = leg.objective.slices
+
+    def few(batch, fraction, rng, count):
+        parts = slices(batch, fraction, rng, count)
+
+        def part(index):
+            if len(batch) > most * len(parts):
+                raise error or RuntimeError(TEXTS[1])
+            return parts[index]()
+
+        return [lambda index=index: part(index) for index in range(len(parts))]
+
+    patch.setattr(leg.objective, "slices", few)
+    return leg
+
+
+def trained(leg, steps=3):
+    notes = []
+    for _ in zip(range(steps), leg.steps(note=notes.append), strict=False):
+        pass
+    return torch.cat([weight.detach().flatten() for weight in leg.states["denoiser"].parameters]), notes
+
+
+@pytest.mark.parametrize(("most", "parts"), [(2, 2), (1, 4)])
+@pytest.mark.parametrize("error", [MemoryError(), *map(RuntimeError, TEXTS)])
+def test_where_memory_is_scarce_the_same_batch_is_worked_on_in_parts(monkeypatch, most, parts, error):
+    whole, notes = trained(second_leg())
+    assert not notes
+    weights, notes = trained(scarce(second_leg(), most, monkeypatch, error))
+    assert [note.rsplit(maxsplit=2)[1] for note in notes] == [str(count) for count in (2, 4) if count <= parts]
+    assert (weights - whole).norm() <= 1e-4 * whole.norm()
+
+
+def test_where_one_image_is_too_much_the_run_stops_with_advice(monkeypatch):
+    with pytest.raises(UserError, match=r"memory is too small for a training step .* smaller batch"):
+        trained(scarce(second_leg(), 0, monkeypatch))
+    with pytest.raises(UserError, match="memory is too small"):
+        trained(scarce(first_leg(), 1, monkeypatch))
+
+
+def test_other_errors_are_no_lack_of_memory(monkeypatch):
+    assert not out_of_memory(RuntimeError("shapes do not match")) and not out_of_memory(ValueError("out of memory"))
+    with pytest.raises(RuntimeError, match="shapes"):
+        trained(scarce(second_leg(), 0, monkeypatch, RuntimeError("shapes do not match")))
+
+
+TOO_LARGE = {
+    "weights": {"denoiser": {"backbone": {"width": 16384, "depth": 256, "heads": 64}}},
+    "batch": {"denoiser": {"batch": 65536, "backbone": {"width": 256, "depth": 8, "heads": 4}}},
+    "latents": {"autoencoder": {"network": {"channels": 16384}}},
+    "size": {"size": LARGEST_SIDE, "autoencoder": {"crop": 0}},
+    "stage": merge(CASCADE, {"enlarge": {"16": {"backbone": {"width": 4096, "blocks": 32}}}}),
+}
+
+
+@pytest.mark.parametrize("name", TOO_LARGE)
+def test_what_does_not_fit_is_refused_before_memory_is_taken(name):
+    with pytest.raises(
+        UserError, match=r"needs about [\d,.]+ GB of memory .* but only 1.0 GB are free on cpu; lower"
+    ) as error:
+        check_memory(parse_recipe(TOO_LARGE[name]), machine())
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("settings", [SETTINGS, CASCADE, HYBRID, {}])
+def test_what_fits_is_not_refused(settings):
+    check_memory(parse_recipe(settings), machine())
+    assert torch.empty(1).device.type == "cpu"
+
+
+def test_pictures_that_do_not_fit_into_memory_are_refused_before_they_are_read():
+    with pytest.raises(UserError, match=r"take [\d.]+ GB .* smaller size"):
+        cached_pixels(None, (10**6, 3, LARGEST_SIDE, LARGEST_SIDE), lambda pixels: pytest.fail("they are read"))
