@@ -1,11 +1,12 @@
 """Caches on disk: decoded pixels, latents of an autoencoder, encodings of a frozen text encoder.
 
-A cache is named after a hash of all that it depends on. It is made under another name and then renamed; one that is
-missing or damaged is made again.
+A cache is named after a hash of all that it depends on, and holds one of its own content. It is made under another
+name, brought to the disk, and then renamed; one that is missing or damaged is made again.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
@@ -19,13 +20,13 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from calotype.data.captions import Captions
 from calotype.data.images import images_from_pixels, shown
-from calotype.files import read_json, write_json, write_tensors
+from calotype.files import read_json, sha256, to_disk, write_json, write_tensors
 from calotype.nets.frozen import Frozen, Reader, Table, encode_all
 from calotype.spaces.latent import LatentSpace
 from calotype.types import Progress, UserError, no_progress
@@ -48,11 +49,17 @@ def cached_pixels(path: Path | None, shape: tuple[int, int, int, int], fill: Fil
 
 
 def open_pixels(path: Path) -> tuple[Pixels, Any] | None:
-    """Pixels mapped from a file (writing to them changes memory only), and the JSON beside them; None if missing."""
+    """Pixels mapped from a file (writing to them changes memory only), and the facts in the JSON beside them.
+
+    None where they are missing, damaged, or of an earlier version, which had no hash.
+    """
     try:
-        return np.load(path, mmap_mode="c", allow_pickle=False), read_json(path.with_suffix(".json"))
-    except (OSError, ValueError):  # missing or damaged
-        return None
+        match read_json(path.with_suffix(".json")):
+            case {"sha256": digest, "facts": facts} if digest == sha256(path):
+                return np.load(path, mmap_mode="c", allow_pickle=False), facts
+    except (OSError, ValueError):
+        pass
+    return None
 
 
 def _write_pixels(path: Path, shape: tuple[int, int, int, int], fill: Fill) -> tuple[Pixels, Any]:
@@ -67,28 +74,69 @@ def _write_pixels(path: Path, shape: tuple[int, int, int, int], fill: Fill) -> t
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         pixels = np.lib.format.open_memmap(temporary, "w+", np.uint8, shape)
+        allocate(temporary)
         facts = fill(pixels)
+        pixels.flush()
         del pixels  # Windows does not rename a file that is mapped
+        to_disk(temporary)
+        digest = sha256(temporary)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-    write_json(path.with_suffix(".json"), facts)
+    write_json(path.with_suffix(".json"), {"sha256": digest, "facts": facts})
     return np.load(path, mmap_mode="c", allow_pickle=False), facts
+
+
+def allocate(path: Path) -> None:
+    """Takes the space of a file on the disk now: writing to a map of it when the disk is full would kill the process.
+
+    Raises `OSError` where there is too little; some file systems cannot do it.
+    """
+    if hasattr(os, "posix_fallocate"):
+        with path.open("r+b") as file:
+            try:
+                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+            except OSError as error:
+                if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+                    raise
 
 
 # -- Tensors -----------------------------------------------------------------------------------------------------------
 
 
 def _cached_tensors(path: Path, make: Callable[[], Mapping[str, Tensor]], outdated: str) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, mapped. Where they have to be made, other files that match `outdated` go."""
-    try:
-        return load_file(path)
-    except (FileNotFoundError, SafetensorError):
-        write_tensors(path, make())
+    """The tensors of a safetensors file. Where they have to be made, other files that match `outdated` go."""
+    if (cached := open_cache(path)) is not None:
+        return cached
+    write_cache(path, make())
     for other in path.parent.glob(outdated):
         if other != path:
             other.unlink()
     return load_file(path)
+
+
+def write_cache(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    write_tensors(path, tensors, {"sha256": tensors_hash(tensors)})
+
+
+def open_cache(path: Path) -> dict[str, Tensor] | None:
+    """None where the tensors are missing, damaged, or of an earlier version, which had no hash."""
+    try:
+        with safe_open(path, "pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+            digest = (file.metadata() or {}).get("sha256")
+    except (OSError, SafetensorError):
+        return None
+    return tensors if digest == tensors_hash(tensors) else None
+
+
+def tensors_hash(tensors: Mapping[str, Tensor]) -> str:
+    """Of names, shapes and contents."""
+    digest = hashlib.sha256()
+    for name, value in sorted(tensors.items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().numpy().data)
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
-from calotype.files import write_tensors
+from calotype.data.caches import open_cache, write_cache
 from calotype.nets.perceptual import LITE0_SHA256, perceptual_distance, pretrained_lite0
 from calotype.types import Images
 
@@ -89,15 +87,12 @@ def kept_features(
 
     `path` must be named by all that features depend on: see `features_key`.
     """
-    try:
-        stored = load_file(path)
-        known, rows = stored["chosen"], stored["features"]
-    except (FileNotFoundError, SafetensorError, KeyError):  # none yet, or damaged
-        known, rows = torch.empty(0, dtype=torch.long), torch.empty(0, 0)
+    stored = open_cache(path) or {"chosen": torch.empty(0, dtype=torch.long), "features": torch.empty(0, 0)}
+    known, rows = stored["chosen"], stored["features"]
     if len(missing := chosen[~torch.isin(chosen, known)].unique()):
         new = torch.from_numpy(look(missing)).float()
         known, rows = torch.cat([known, missing]), torch.cat([rows, new]) if len(rows) else new
-        write_tensors(path, {"chosen": known, "features": rows})
+        write_cache(path, {"chosen": known, "features": rows})
     places = torch.empty(int(known.max()) + 1 if len(known) else 0, dtype=torch.long)
     places[known] = torch.arange(len(known))
     return rows[places[chosen]].double().numpy()

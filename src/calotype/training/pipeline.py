@@ -36,7 +36,7 @@ from calotype.training.legs import autoencoder_leg, denoiser_leg, enlarger_leg, 
 from calotype.training.levels import search_guidance, search_levels
 from calotype.training.loop import TrainProgress
 from calotype.training.previews import autoencoder_validator, validation_images
-from calotype.training.process import Interrupted, Reporter, Stop, until_stopped
+from calotype.training.process import Interrupted, Reporter, Stop, StoppableReporter
 
 SHORT = 60.0
 """Seconds of a leg: previews along the way would take a good part of a shorter one."""
@@ -87,6 +87,11 @@ class Pipeline:
         """The text encoder that all stages share; None where it is trained with them, or there is none."""
         return build_frozen(self.recipe.denoiser.text)
 
+    @property
+    def _stoppable(self) -> StoppableReporter:
+        """For what is not saved on the way: a leg saves first."""
+        return StoppableReporter(self.reporter, self.stop)
+
     def train(self) -> None:
         """All legs, and the folder of the model. Raises `Interrupted`, after saving, when asked to stop."""
         self.encode_captions()
@@ -103,7 +108,7 @@ class Pipeline:
         """Encodes all captions by the frozen text encoder, before anything is trained on them."""
         captions = self.pictures.captions
         if self.frozen is not None and captions is not None:
-            with self._counting("captions"), self.reporter.bar("captions") as bar:
+            with self._counting("captions"), self._stoppable.bar("captions") as bar:
                 cache_encodings(self.frozen, captions, self.run.folder / "cache", self.device, bar)
 
     def buckets(self, pictures: Pictures) -> Sequence[Pictures]:
@@ -112,7 +117,7 @@ class Pipeline:
         if recipe.aspect_buckets == 1:
             return [pictures]
         sizes, folder = bucket_sizes(recipe.aspect_buckets, recipe.size, recipe.unit), self.run.folder / "cache"
-        with self.run.timing("read"), self.reporter.bar("aspect buckets") as bar:
+        with self.run.timing("read"), self._stoppable.bar("aspect buckets") as bar:
             return read_buckets(pictures, sizes, recipe.size // recipe.chain[0], folder, bar)
 
     def space(self) -> tuple[Space, Sequence[Bucket]]:
@@ -122,7 +127,7 @@ class Pipeline:
         if self.recipe.kind == "cascade":
             return PixelSpace(), [Bucket(each, picture_examples(self.recipe, each, self.device)) for each in buckets]
         space, folder = LatentSpace(self.autoencoder(pictures)).to(self.device), self.run.folder / "cache"
-        with self._counting("latents"), self.reporter.bar("latents") as bar:
+        with self._counting("latents"), self._stoppable.bar("latents") as bar:
             caches = [
                 cache_latents(space, each.pixels, each.content, self.recipe.flip, folder, self.device, bar)
                 for each in buckets
@@ -174,9 +179,9 @@ class Pipeline:
         if not self.budget.guidance_samples:
             return self.recipe
         if state.guidance is None:
-            with self._counting("guidance"), self.reporter.bar("guidance") as bar:
-                progress, pictures = until_stopped(self.stop, bar), self.pictures.shrunk(stage.image_size)
-                search = search_guidance(self.recipe, stage, pictures, self.budget.guidance_samples, progress)
+            with self._counting("guidance"), self._stoppable.bar("guidance") as bar:
+                pictures = self.pictures.shrunk(stage.image_size)
+                search = search_guidance(self.recipe, stage, pictures, self.budget.guidance_samples, bar)
             state.guidance = LevelSearch.model_validate(search.as_json())
             self.run.log("guidance", **search.as_json())
             self.run.save()
@@ -189,10 +194,9 @@ class Pipeline:
         if not crops:
             return recipe
         if size not in levels:
-            with self._counting(f"level-{size}"), self.reporter.bar(f"level-{size}") as bar:
-                progress = until_stopped(self.stop, bar)
+            with self._counting(f"level-{size}"), self._stoppable.bar(f"level-{size}") as bar:
                 pictures = self.pictures.shrunk(stage.image_size)
-                search = search_levels(recipe, below, stage, pictures, crops, progress)
+                search = search_levels(recipe, below, stage, pictures, crops, bar)
             levels[size] = LevelSearch.model_validate(search.as_json())
             self.run.log("levels", size=stage.image_size, **search.as_json())
             self.run.save()
