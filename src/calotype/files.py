@@ -57,9 +57,19 @@ def write_png(path: Path, image: Image.Image, new: bool = False) -> None:
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], about: dict[str, str] | None = None) -> None:
     """As safetensors, but a full disk is an `OSError`, and the mode of the file follows the umask.
 
-    `about` is stored in the header.
+    `about` is stored in the header. Raises `UserError` for a tensor with NaN or infinity: no file ever has one.
     """
+    if (wrong := not_finite(tensors)) is not None:
+        raise UserError(
+            f"{wrong} in {path.name} is not finite, so it was not written; what was saved before is sound: lower the "
+            f"learning rate, or set precision to float32, and resume"
+        )
     write_whole(path, save({name: value.contiguous() for name, value in tensors.items()}, about))
+
+
+def not_finite(tensors: Mapping[str, Tensor]) -> str | None:
+    """The name of the first tensor with NaN or infinity."""
+    return next((name for name, value in tensors.items() if not value.isfinite().all()), None)
 
 
 def write_json(path: Path, value: Any, new: bool = False) -> None:

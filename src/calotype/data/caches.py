@@ -29,7 +29,7 @@ from calotype.data.images import images_from_pixels, shown
 from calotype.files import read_json, sha256, to_disk, write_json, write_tensors
 from calotype.nets.frozen import Frozen, Reader, Table, encode_all
 from calotype.spaces.latent import LatentSpace
-from calotype.types import Progress, UserError, no_progress
+from calotype.types import NotFiniteError, Progress, UserError, no_progress
 
 Pixels = np.ndarray[tuple[int, int, int, int], np.dtype[np.uint8]]  # (count, 3, height, width)
 Fill = Callable[[Pixels], Any]  # writes the pixels, and returns what else is known of them, as JSON
@@ -163,13 +163,17 @@ def cache_latents(
 ) -> LatentCache:
     """The moments of all pictures, so that the autoencoder runs once a picture and not at every step.
 
-    `content` is the hash of the pictures: the key, with the weights and `flip`.
+    `content` is the hash of the pictures: the key, with the weights and `flip`. Raises `NotFiniteError` with the rows
+    of pictures whose latents are not finite.
     """
     shape = f"{pixels.shape[-1]}x{pixels.shape[-2]}"
 
     def make() -> dict[str, Tensor]:
         sides = [False, True] if flip else [False]
-        return {"moments": torch.stack([encode(space, pixels, side, device, progress, batch) for side in sides])}
+        moments = torch.stack([encode(space, pixels, side, device, progress, batch) for side in sides])
+        if rows := (~moments.isfinite()).any(0).flatten(1).any(1).nonzero().flatten().tolist():
+            raise NotFiniteError("latents are not finite", rows)
+        return {"moments": moments}
 
     path = folder / f"latents-{shape}-{cache_key(space.vae, content, flip)}.safetensors"
     return LatentCache(_cached_tensors(path, make, f"latents-{shape}-*.safetensors")["moments"])

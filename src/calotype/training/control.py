@@ -209,11 +209,12 @@ class CriticGuard:
         return GuardCheck(psnr, self.best, self.objective.trust, ruined)
 
     def tensors(self) -> dict[str, Tensor]:
-        about = torch.tensor([self.best, self.objective.trust], dtype=torch.float64)
+        about = torch.tensor([self.best, self.objective.trust], dtype=torch.float64).nan_to_num()  # -inf has no file
         return {"about": about, **{f"before.{name}": value for name, value in self.before.items()}}
 
     def restore(self, tensors: dict[str, Tensor], steps: int) -> None:
         self.best, self.objective.trust = tensors["about"].tolist()
+        self.best = self.best if self.best > torch.finfo(torch.float64).min else -math.inf
         device = next(self.state.network.parameters()).device
         kept = {name.removeprefix("before."): value.to(device) for name, value in tensors.items() if name != "about"}
         self.before, self.steps = kept, steps

@@ -8,12 +8,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
+from pathlib import Path
 
 import torch
 
 from calotype.build import build_frozen, initial_space
 from calotype.data.buckets import bucket_sizes, read_buckets
-from calotype.data.caches import cache_encodings, cache_latents
+from calotype.data.caches import LatentCache, cache_encodings, cache_latents
 from calotype.data.folder import Pictures
 from calotype.diffusion.stage import Stage
 from calotype.evaluation.counting import counter
@@ -34,9 +35,10 @@ from calotype.training.inspection import require_fit
 from calotype.training.leg import UNLIMITED, Leg, LegLimits, Result_co, train_leg, validate
 from calotype.training.legs import autoencoder_leg, denoiser_leg, enlarger_leg, exposure_leg
 from calotype.training.levels import search_guidance, search_levels
-from calotype.training.loop import TrainProgress
+from calotype.training.loop import TrainProgress, several
 from calotype.training.previews import autoencoder_validator, validation_images
-from calotype.training.process import Interrupted, Reporter, Stop, StoppableReporter
+from calotype.training.process import Interrupted, ProgressBar, Reporter, Stop, StoppableReporter
+from calotype.types import NotFiniteError, UserError
 
 SHORT = 60.0
 """Seconds of a leg: previews along the way would take a good part of a shorter one."""
@@ -128,10 +130,7 @@ class Pipeline:
             return PixelSpace(), [Bucket(each, picture_examples(self.recipe, each, self.device)) for each in buckets]
         space, folder = LatentSpace(self.autoencoder(pictures)).to(self.device), self.run.folder / "cache"
         with self._counting("latents"), self._stoppable.bar("latents") as bar:
-            caches = [
-                cache_latents(space, each.pixels, each.content, self.recipe.flip, folder, self.device, bar)
-                for each in buckets
-            ]
+            caches = [self._latents(space, each, folder, bar) for each in buckets]
             trained = (cache.of(each.train_indices) for each, cache in zip(buckets, caches, strict=True))
             space.measure(moments.float().to(self.device) for moments in chain.from_iterable(trained))
         with self.run.timing("inspect"):
@@ -140,6 +139,15 @@ class Pipeline:
             require_fit(self.run, space, pictures, self.reporter.say, self.force)
         pairs = zip(buckets, caches, strict=True)
         return space, [Bucket(each, latent_examples(self.recipe, each, cache, self.device)) for each, cache in pairs]
+
+    def _latents(self, space: LatentSpace, pictures: Pictures, folder: Path, bar: ProgressBar) -> LatentCache:
+        try:
+            return cache_latents(space, pictures.pixels, pictures.content, self.recipe.flip, folder, self.device, bar)
+        except NotFiniteError as error:
+            raise UserError(
+                f"the latents of {several([*map(pictures.file, error.rows)])} are not finite: the autoencoder has "
+                f"diverged; start a new run with a lower autoencoder.learn.learning_rate, or with precision float32"
+            ) from None
 
     def autoencoder(self, pictures: Pictures) -> Autoencoder:
         """Trained, or as it was imported."""
