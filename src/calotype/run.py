@@ -93,6 +93,8 @@ class RunState(Stored):
     """The folder of the pictures, or "portraits"."""
     content: str = ""
     """Hash of the pictures and how they were prepared."""
+    labels: str | None = None
+    """Hash of the pictures' labels; None where an earlier version has written the state."""
     imported_weights: str | None = None
     """Hash of the file of an imported autoencoder."""
     pictures: dict[str, int] = Field(default_factory=dict)
@@ -119,6 +121,8 @@ class RunState(Stored):
     guidance: LevelSearch | None = None
     levels: dict[str, LevelSearch] = Field(default_factory=dict)
     """Searches by the size of the stage."""
+    settings: dict[str, Any] | None = None
+    """The recipe with which the run goes on; None where an earlier version has written the state."""
     constants: dict[str, str] = Field(default_factory=dict)
     """Hash of the manifest of each leg's closed forms."""
 

@@ -54,6 +54,18 @@ def all_keys(settings: dict[str, Any], prefix: str = "") -> list[str]:
     return keys
 
 
+def differences(before: dict[str, Any], after: dict[str, Any], prefix: str = "") -> dict[str, tuple[Any, Any]]:
+    """Old and new value by dotted key; None where a key is not set."""
+    changed: dict[str, tuple[Any, Any]] = {}
+    for key in {**before, **after}:
+        old, new = before.get(key), after.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            changed |= differences(old, new, f"{prefix}{key}.")
+        elif old != new:
+            changed[prefix + key] = old, new
+    return changed
+
+
 def read_value(text: str) -> Any:
     try:
         return tomllib.loads(f"value = {text}")["value"]

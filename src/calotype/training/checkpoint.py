@@ -11,10 +11,12 @@ from typing import Protocol, runtime_checkable
 from safetensors.torch import load_file
 from torch import Tensor
 
-from calotype.files import damage, is_whole, read_json, whole_folder, write_json, write_tensors
+from calotype.files import damage, is_whole, make_folder, read_json, whole_folder, write_json, write_tensors
 from calotype.training.loop import TrainProgress
 from calotype.types import UserError
 
+SPARE = 1.2
+"""Free space that a checkpoint needs, by its size: the log, the previews and run.json need some, too."""
 KEPT_CHECKPOINTS = 2
 """Checkpoints of a leg that stay: the newest, and the one before in case the newest is damaged."""
 
@@ -31,8 +33,13 @@ class Saved(Protocol):
 
 
 def save(folder: Path, leg: str, states: Mapping[str, Saved], progress: TrainProgress) -> None:
-    """Writes `folder/leg-<images seen>`, then removes what it supersedes: see `_superseded`."""
+    """Writes `folder/leg-<images seen>`, then removes what it supersedes: see `_superseded`.
+
+    Raises `UserError`, before anything is written, where the disk has too little space for it.
+    """
     saved = folder / f"{leg}-{progress.images_seen:010d}"
+    make_folder(folder)
+    _require_space(folder, leg, states)
     with whole_folder(saved) as path:
         for name, state in states.items():
             write_tensors(path / f"{name}.safetensors", state.tensors())
@@ -40,6 +47,15 @@ def save(folder: Path, leg: str, states: Mapping[str, Saved], progress: TrainPro
         write_json(path / "state.json", {"clock": progress.state(), "steps": steps})
     for old in (*_superseded(folder, leg, saved), *folder.glob(f".{leg}-*.tmp")):
         shutil.rmtree(old, ignore_errors=True)
+
+
+def _require_space(folder: Path, leg: str, states: Mapping[str, Saved]) -> None:
+    needed = sum(value.nbytes for state in states.values() for value in state.tensors().values())
+    if (free := shutil.disk_usage(folder).free) < SPARE * needed:
+        raise UserError(
+            f"the next checkpoint of the {leg} takes {needed / 1e6:,.1f} MB, but only {free / 1e6:,.1f} MB are free in "
+            f"{folder}; the one before is sound: free some space, then go on with: calotype resume {folder.parent}"
+        )
 
 
 def _superseded(folder: Path, leg: str, saved: Path) -> list[Path]:
@@ -73,7 +89,14 @@ def restore(
             warn(f"checkpoint {problem}; using {path.name} instead")
         stored = read_json(path / "state.json")
         for name in [name for name in states if name in stored["steps"]]:
-            states[name].restore(load_file(path / f"{name}.safetensors"), stored["steps"][name])
+            try:
+                states[name].restore(load_file(path / f"{name}.safetensors"), stored["steps"][name])
+            except (KeyError, ValueError, IndexError, RuntimeError) as error:
+                reason = str(error).splitlines()[-1].strip()
+                raise UserError(
+                    f"{path} does not fit the {name} that recipe.toml describes ({reason}); put the settings back, or "
+                    f"start a new run"
+                ) from None
         progress.restore(stored["clock"])
         return path
     if damaged:

@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from calotype.cli.commands.reading import read, unused_path
+from calotype.cli.commands.resuming import labels_hash, note_changes, read_again
 from calotype.cli.commands.sampling import write_samples
 from calotype.cli.console import Console
 from calotype.cli.options import ResumeOptions, SampleOptions, TrainingOptions, TrainOptions
 from calotype.data.folder import Pictures
-from calotype.data.split import SPLIT_FILE, SPLIT_VERSION, split_rule, stratified_split
+from calotype.data.split import SPLIT_FILE, SPLIT_VERSION, stratified_split
 from calotype.evaluation.neighbours import write_neighbours
 from calotype.files import remove, sha256, write_json, write_whole
 from calotype.interop import diffusers, minilm, transformers
@@ -164,18 +165,14 @@ def _resume(run: Run, options: ResumeOptions, console: Console) -> Path:
     folder = run.folder
     recipe = parse_recipe(read_recipe(folder / "recipe.toml"))
     planned = Plan.from_json(recipe, read_stored(folder / "plan.json"))
-    source = None if run.state.data == PORTRAITS else Path(run.state.data)
-    pictures = read(source, recipe.size, folder / "cache", console, split_rule(folder))
-    if pictures.content != run.state.content:
-        raise UserError(
-            f"the pictures in {source} have changed since {folder} was started; put them back, or start a new run"
-        )
+    pictures = read_again(run, recipe, options.data, console)
     if content_of(recipe) != run.state.imported_weights:
         raise UserError(
             f"the imported autoencoder has changed since {folder} was started; put it back, or start a new run"
         )
     rename_legs(folder / "checkpoints")
     machine = examine(options.device, run.state.threads)
+    note_changes(run, recipe, planned.device, machine, console)
     run.began = options.started
     run.spend("read", time.time() - options.started)
     return produce(run, planned, pictures, machine, console, options.force)
@@ -256,6 +253,7 @@ def initial_state(options: TrainOptions, folder: Path, pictures: Pictures, recip
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         data=str(options.folder.resolve()) if options.folder else PORTRAITS,
         content=pictures.content,
+        labels=labels_hash(pictures),
         imported_weights=content_of(recipe),
         pictures=pictures.split.counts,
         split=SplitRecord(version=SPLIT_VERSION, **recipe.split.model_dump()),
@@ -264,6 +262,7 @@ def initial_state(options: TrainOptions, folder: Path, pictures: Pictures, recip
         legs=dict.fromkeys(recipe.legs, "waiting"),
         versions={name: version(name) for name in ("calotype", "torch")} | {"python": platform.python_version()},
         threads=threads,
+        settings=recipe.model_dump(mode="json"),
     )
 
 
