@@ -9,7 +9,7 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -87,10 +87,11 @@ def read_json(path: Path) -> Any:
 
 
 @contextlib.contextmanager
-def whole_folder(path: Path) -> Iterator[Path]:
+def whole_folder(path: Path, beside: Collection[str] = ()) -> Iterator[Path]:
     """A folder to write into; it takes the name `path` when all is on the disk.
 
-    Its manifest of sizes and hashes is written last, so that whatever has a manifest is complete.
+    Its manifest of sizes and hashes is written last, so that whatever has a manifest is complete. Files `beside` what
+    belongs to it are not in there, and may change.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -101,7 +102,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
         for below in sorted(temporary.rglob("*")):
             if below.is_dir() or below.is_file():
                 to_disk(below)
-        files = sorted(file for file in temporary.iterdir() if file.is_file())
+        files = sorted(file for file in temporary.iterdir() if file.is_file() and file.name not in beside)
         manifest = {file.name: {"bytes": file.stat().st_size, "sha256": sha256(file)} for file in files}
         write_json(temporary / "manifest.json", manifest)
         _put(temporary, path)

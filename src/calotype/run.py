@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import json
+import os
 import re
 import time
 from collections.abc import Iterator
@@ -181,8 +182,11 @@ class Run:
         write_json(self.folder / "run.json", self.state.model_dump(exclude_none=True))
 
     def log(self, event: str, **fields: Any) -> None:
-        with (self.folder / "log.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"event": event, **fields}) + "\n")
+        """Appends a line; what a process that was killed had begun to write stays on a line of its own."""
+        with (self.folder / "log.jsonl").open("ab+") as file:
+            if file.tell() and file.seek(-1, os.SEEK_END) >= 0 and file.read(1) != b"\n":
+                file.write(b"\n")
+            file.write(json.dumps({"event": event, **fields}).encode() + b"\n")
 
     def spend(self, step: str, seconds: float) -> None:
         """Adds to the time that a step took, over all sessions."""
