@@ -38,7 +38,7 @@ def spoil_loss(leg, name, value):
     real = leg.objective.slices
 
     def slices(batch, fraction, rng, count):
-        def spoilt(part):
+        def other(part):
             losses = part()
             if leg.progress.images_seen == 16:
                 loss = losses[name]
@@ -46,7 +46,7 @@ def spoil_loss(leg, name, value):
                 losses[name] = type(loss)(loss.total, {**loss.terms, first: loss.terms[first] + value})
             return losses
 
-        return [lambda part=part: spoilt(part) for part in real(batch, fraction, rng, count)]
+        return [lambda part=part: other(part) for part in real(batch, fraction, rng, count)]
 
     leg.objective.slices = slices
 

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from safetensors.torch import load_file
 from torch import Tensor
 
-from calotype.files import is_whole, whole_folder, write_tensors
+from calotype.files import damage, is_whole, whole_folder, write_tensors
 from calotype.machine import choose_threads
 from calotype.priors.prior import load_trained, trained_state
 from calotype.run import Losses, Validation
@@ -138,6 +138,13 @@ class EarlyStopping:
                     write_tensors(path / f"{name}.safetensors", trained_state(state.average))
             self.validation.best = last
         self.validation.last = last
+
+    def forget_lost(self) -> str:
+        """Forgets a best validation whose weights are missing or damaged, and says so; else returns an empty text."""
+        if self.validation.best is None or not (wrong := damage(self.folder)):
+            return ""
+        self.validation.best = None
+        return f"the weights of its best validation are lost ({self.folder.name}: {wrong}); from now on others count"
 
     @property
     def rise(self) -> float:

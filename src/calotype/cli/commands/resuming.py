@@ -62,10 +62,10 @@ def read_again(run: Run, recipe: Recipe, data: Path | None, console: Console) ->
         split = stratified_split(pictures.pixels, pictures.labels, pictures.classes, recipe.split)
         pictures = replace(pictures, split=split)
         write_json(folder / SPLIT_FILE, pictures.split.as_json())
-        note(run, console, f"{change}; the new sets may hold out pictures that were trained on before")
+        announce(run, console, f"{change}; the new sets may hold out pictures that were trained on before")
     if data is not None:
         if (moved := str(data.resolve())) != state.data:
-            note(run, console, f"the pictures are in {shown(data)} now, and were in {shown(state.data)}")
+            announce(run, console, f"the pictures are in {shown(data)} now, and were in {shown(state.data)}")
         state.data, state.content, state.labels = moved, pictures.content, labels_hash(pictures)
         state.pictures = pictures.split.counts
         run.save()
@@ -102,7 +102,7 @@ def note_changes(run: Run, recipe: Recipe, device: str, machine: Machine, consol
     Raises `UserError` for a setting with which networks have been trained already.
     """
     for text in (*_settings(run, recipe), *_machine(run, device, machine)):
-        note(run, console, text)
+        announce(run, console, text)
     run.state.settings = recipe.model_dump(mode="json")
 
 
@@ -143,6 +143,6 @@ def _machine(run: Run, device: str, machine: Machine) -> Iterator[str]:
         )
 
 
-def note(run: Run, console: Console, text: str) -> None:
+def announce(run: Run, console: Console, text: str) -> None:
     console.say(text)
     run.log("note", text=text)
