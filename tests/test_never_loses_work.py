@@ -1,9 +1,11 @@
 """What happens to a run when processes are started at once, killed, hung up on, or no longer read from."""
 
+import contextlib
 import errno
 import json
 import os
 import pty
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +18,7 @@ from test_cli import SMALL, WHILE_IT_LEARNS, folder, python, resumed, tell, trai
 from test_train import interrupted_at, products, run_in, silent
 
 from calotype.cli import commands
+from calotype.cli.options import ResumeOptions
 from calotype.cli.process import LastingStream
 from calotype.files import is_whole, read_json, whole_folder, write_json
 from calotype.run import Run
@@ -23,7 +26,17 @@ from calotype.settings import read_recipe
 from calotype.training import leg as legs
 from calotype.training import pipeline
 from calotype.training.leg import train_leg
-from calotype.training.process import STOPPING, Interrupted, Stop, clean_up, locked, owner_of, stoppable
+from calotype.training.process import (
+    HOST,
+    STOPPING,
+    Interrupted,
+    Stop,
+    StoppableReporter,
+    clean_up,
+    locked,
+    owner_of,
+    stoppable,
+)
 from calotype.types import UserError
 
 __all__ = ["folder", "tell"]
@@ -103,13 +116,14 @@ def test_who_takes_the_lock_removes_what_killed_processes_had_begun(tmp_path):
     for path in (run.folder / gone, run.folder / "checkpoints" / f".denoiser-0000000099.{GONE}.tmp"):
         path.mkdir(parents=True)
         (path / "weights").touch()
-    (run.folder / "cache").mkdir()
-    (run.folder / "cache" / f".pixels.npy.{GONE}.tmp").touch()
+    for inner in ("cache", "constants"):
+        (run.folder / inner).mkdir()
+        (run.folder / inner / f".pixels.npy.{GONE}.tmp").touch()
     (run.folder / alive).touch()
     (run.folder / ".hidden.tmp").touch()  # the user's
     with locked(run.folder):
         left = {path.name for path in run.folder.rglob("*")}
-    assert left == {"run.json", "lock", "checkpoints", "cache", alive, ".hidden.tmp"}
+    assert left == {"run.json", "lock", "checkpoints", "cache", "constants", alive, ".hidden.tmp"}
 
 
 @pytest.mark.parametrize("replaced", [False, True])
@@ -185,7 +199,7 @@ def test_the_lock_of_a_killed_process_does_not_block_and_that_of_a_living_one_na
     process = python(HOLD.format(folder=str(run.folder)))
     assert process.stdout.readline() == "locked\n"
     assert owner_of(run.folder) == process.pid
-    with pytest.raises(UserError, match=f"in use by process {process.pid}"), locked(run.folder):
+    with pytest.raises(UserError, match=f"in use by process {process.pid} on {HOST};"), locked(run.folder):
         pass
     process.kill()
     process.communicate()
@@ -193,6 +207,36 @@ def test_the_lock_of_a_killed_process_does_not_block_and_that_of_a_living_one_na
     with locked(run.folder):
         assert owner_of(run.folder) == os.getpid()
     assert not (run.folder / "lock").exists()
+
+
+def test_a_finished_run_is_cleaned_up_too(finished, tmp_path):
+    """Its process was killed in its last write, or a sweep while it replaced the model."""
+    run = shutil.copytree(finished, tmp_path / "run")
+    (run / f".run.json.{GONE}.tmp").touch()
+    (run / "model").rename(run / f".model.{GONE}.old")
+    console = Keeper()
+    commands.resume(ResumeOptions(run), console)
+    assert "finished already" in console.printed[0] and products(run) == products(finished)
+    assert not list(run.rglob(".*"))
+
+
+@pytest.mark.parametrize("locks", [True, False])
+def test_a_lock_of_another_machine_counts_where_the_file_system_has_no_locks(tmp_path, monkeypatch, locks):
+    """Where it has, they hold across machines, and what is not locked is stale: containers change their host's name."""
+
+    def no_locks(*arguments):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    if not locks:
+        monkeypatch.setattr("fcntl.flock", no_locks)
+    (tmp_path / "lock").write_text(f"{os.getpid()} elsewhere")
+    if locks:
+        with locked(tmp_path):
+            assert owner_of(tmp_path) == os.getpid()
+    else:
+        wrong = f"in use by process {os.getpid()} on elsewhere; .*; if it is gone, remove .*lock"
+        with pytest.raises(UserError, match=wrong), locked(tmp_path):
+            pass
 
 
 def test_a_lock_whose_owner_is_not_yet_written_is_a_lock(tmp_path, monkeypatch):
@@ -367,8 +411,9 @@ def test_an_aborted_plan_leaves_no_folder(tell, folder, monkeypatch, tmp_path, o
 def test_the_lock_that_a_killed_process_left_in_out_does_not_make_it_full(folder, tmp_path, monkeypatch):
     """It was killed while it planned, so that there is nothing to go on with."""
     monkeypatch.setattr(commands.training, "produce", lambda run, *more: run.folder)
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "lock").write_text(str(GONE))
+    (tmp_path / "run" / "cache").mkdir(parents=True)
+    for left in ("lock", "plan.json", "cache/pixels", f".split.json.{GONE}.tmp"):
+        (tmp_path / "run" / left).write_text(str(GONE))
     run = commands.train(request(folder, tmp_path / "run"), Keeper())
     assert read_json(run / "run.json")["legs"] == {"autoencoder": "waiting", "denoiser": "waiting"}
 
@@ -466,6 +511,7 @@ def test_exit_codes_tell_the_signal(tell, folder, monkeypatch, number, code, tim
     def train_leg(run, leg, stop, *more):
         for _ in range(times):
             signal.raise_signal(number)
+            time.sleep(0.12 if number == signal.SIGTERM else 0)
         return real(run, leg, stop, *more)
 
     monkeypatch.setattr(pipeline, "train_leg", train_leg)
@@ -476,6 +522,45 @@ def test_exit_codes_tell_the_signal(tell, folder, monkeypatch, number, code, tim
     saved = (folder.parent / "run" / "checkpoints").exists()
     assert saved == (times == 1 or number == signal.SIGHUP)
     assert [signal.getsignal(one) for one in STOPPING] == before
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "apart", "at_once"),
+    [
+        (signal.SIGTERM, signal.SIGTERM, 0.0, False),  # of `timeout`, to the process and to its group
+        (signal.SIGTERM, signal.SIGHUP, 0.5, False),  # of a session that ends
+        (signal.SIGTERM, signal.SIGTERM, 0.2, True),
+        (signal.SIGHUP, signal.SIGHUP, 1.5, True),
+        (signal.SIGINT, signal.SIGTERM, 0.2, True),
+        (signal.SIGTERM, signal.SIGINT, 0.0, True),
+    ],
+)
+def test_a_second_signal_of_any_kind_stops_at_once_but_not_an_echo_of_the_first(first, second, apart, at_once):
+    now = time.monotonic()
+    usual = [signal.signal(number, signal.default_int_handler) for number in STOPPING]
+    try:
+        with pytest.raises(KeyboardInterrupt) if at_once else contextlib.nullcontext(), stoppable() as stop:
+            signal.raise_signal(first)
+            stop.asked = now - apart
+            signal.raise_signal(second)
+        assert stop.is_set() and stop.signal_number == first
+    finally:
+        for number, handler in zip(STOPPING, usual, strict=True):
+            signal.signal(number, handler)
+
+
+def test_a_signal_while_the_samples_are_made_stops_the_run_and_resuming_makes_them(tell, folder, monkeypatch, finished):
+    class Terminated(StoppableReporter):
+        @contextlib.contextmanager
+        def bar(self, step):
+            with super().bar(step) as bar:
+                yield lambda done, total, note="": [signal.raise_signal(signal.SIGTERM), bar(done, total, note)]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(commands.training, "StoppableReporter", Terminated)
+        code, _, wrong = tell("train", folder, "--out", folder.parent / "run", *SMALL)
+    assert code == 143 and len(wrong) == 1 and len(list((folder.parent / "run" / "samples").iterdir())) == 1
+    assert resumed(folder.parent / "run") == products(finished)
 
 
 def test_a_hangup_that_is_ignored_from_the_start_stays_ignored():

@@ -9,7 +9,8 @@ from small import fingerprint
 from torch import nn
 
 from calotype.recipe import OptimizerConfig
-from calotype.training.state import NotFiniteError, TrainState, average_power, learning_rate_factor
+from calotype.training.state import TrainState, average_power, learning_rate_factor
+from calotype.types import NotFiniteError
 
 NETWORKS = {
     "plain": lambda: nn.Sequential(nn.Conv2d(3, 5, 3), nn.SiLU(), nn.Conv2d(5, 2, 1)),

@@ -25,7 +25,7 @@ from calotype.run import Run, RunState
 from calotype.training import checkpoint, legs, pipeline
 from calotype.training.leg import average, train_leg
 from calotype.training.loop import BatchSource, TrainProgress, at_fractions, every, train_step, train_steps
-from calotype.training.process import Interrupted, locked, stoppable
+from calotype.training.process import HOST, Interrupted, locked, stoppable
 from calotype.types import Rng, UserError
 
 
@@ -240,7 +240,7 @@ def test_the_lock_of_a_process_that_is_gone_does_not_count(tmp_path, owner):
         born = psutil.Process().create_time()
         os.utime(lock, (born - 60, born - 60))
     with locked(run.folder):
-        assert lock.read_text() == str(os.getpid())
+        assert lock.read_text() == f"{os.getpid()} {HOST}"
 
 
 # -- All of it ---------------------------------------------------------------------------------------------------------

@@ -5,14 +5,16 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import io
 import json
 import os
 import shutil
 import stat
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from safetensors.torch import load_file, save
 from torch import Tensor
@@ -30,28 +32,60 @@ KINDS_OF_FILES = {
 # -- Writing -----------------------------------------------------------------------------------------------------------
 
 
-def write_whole(path: Path, content: bytes | str) -> None:
-    """Replaces the file in one step, after the new content has reached the disk. Its mode follows the umask."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+def write_whole(path: Path, content: bytes | str, new: bool = False) -> None:
+    """Replaces the file in one step, after the new content has reached the disk. Its mode follows the umask.
+
+    With `new` it raises `FileExistsError` where there is a file of that name, whoever made it, and changes nothing.
+    """
+    make_folder(path.parent)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
             file.write(content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
+        if new:
+            path.open("xb").close()  # in one step: of two processes, one gets the name
         temporary.replace(path)
-        _to_disk(path.parent)
+        to_disk(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """As safetensors, but a full disk is an `OSError`, and the mode of the file follows the umask."""
-    write_whole(path, save({name: value.contiguous() for name, value in tensors.items()}))
+def make_folder(path: Path) -> None:
+    """With the folders above it that are missing; all their names reach the disk."""
+    if not path.is_dir():
+        make_folder(path.parent)
+        path.mkdir(exist_ok=True)
+        to_disk(path.parent)
 
 
-def write_json(path: Path, value: Any) -> None:
-    write_whole(path, json.dumps(value, indent=1) + "\n")
+def write_png(path: Path, image: Image.Image, new: bool = False) -> None:
+    """As `write_whole`."""
+    image.save(buffer := io.BytesIO(), "PNG")
+    write_whole(path, buffer.getvalue(), new)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], about: dict[str, str] | None = None) -> None:
+    """As safetensors, but a full disk is an `OSError`, and the mode of the file follows the umask.
+
+    `about` is stored in the header. Raises `UserError` for a tensor with NaN or infinity: no file ever has one.
+    """
+    if (wrong := not_finite(tensors)) is not None:
+        raise UserError(
+            f"{wrong} in {path.name} is not finite, so it was not written; what was saved before is sound: lower the "
+            f"learning rate, or set precision to float32, and resume"
+        )
+    write_whole(path, save({name: value.contiguous() for name, value in tensors.items()}, about))
+
+
+def not_finite(tensors: Mapping[str, Tensor]) -> str | None:
+    """The name of the first tensor with NaN or infinity."""
+    return next((name for name, value in tensors.items() if not value.isfinite().all()), None)
+
+
+def write_json(path: Path, value: Any, new: bool = False) -> None:
+    write_whole(path, json.dumps(value, indent=1) + "\n", new)
 
 
 # -- Reading -----------------------------------------------------------------------------------------------------------
@@ -135,39 +169,52 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 @contextlib.contextmanager
-def whole_folder(path: Path) -> Iterator[Path]:
+def whole_folder(path: Path, beside: Collection[str] = ()) -> Iterator[Path]:
     """A folder to write into; it takes the name `path` when all is on the disk.
 
-    Its manifest of sizes and hashes is written last, so that whatever has a manifest is complete.
+    Its manifest of sizes and hashes is written last, so that whatever has a manifest is complete. Files `beside` what
+    belongs to it are not in there, and may change.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
+    make_folder(path.parent)
+    temporary.mkdir()
     try:
         yield temporary
-        files = sorted(file for file in temporary.iterdir() if file.is_file())
-        for file in files:
-            _to_disk(file)
+        for below in sorted(temporary.rglob("*")):
+            if below.is_dir() or below.is_file():
+                to_disk(below)
+        files = sorted(file for file in temporary.iterdir() if file.is_file() and file.name not in beside)
         manifest = {file.name: {"bytes": file.stat().st_size, "sha256": sha256(file)} for file in files}
         write_json(temporary / "manifest.json", manifest)
         _put(temporary, path)
-        _to_disk(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _put(temporary: Path, path: Path) -> None:
-    """Gives a folder the name `path`; what had it before is removed, or keeps it if that fails."""
-    if not path.exists():
-        temporary.rename(path)
-        return
-    path.rename(old := path.with_name(f".{path.name}.{os.getpid()}.old"))
+    """Gives a folder the name `path`; what had it before is removed once that is on the disk, or keeps it."""
+    old = path.with_name(f".{path.name}.{os.getpid()}.old")
+    if replaces := path.exists():
+        path.rename(old)
     try:
         temporary.rename(path)
+        to_disk(path.parent)
     except OSError:
-        old.rename(path)
+        if replaces and path.exists():
+            path.rename(temporary)
+        if replaces:
+            old.rename(path)
         raise
-    shutil.rmtree(old)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def remove(path: Path) -> None:
+    """A file or a folder, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def is_whole(path: Path) -> bool:
@@ -231,7 +278,7 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _to_disk(path: Path) -> None:
+def to_disk(path: Path) -> None:
     """Flushes a file, or the names in a folder; some network file systems and Windows cannot do the latter."""
     if os.name == "nt" and path.is_dir():
         return

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import Image, ImageChops
 
 from calotype.data.captions import as_prompts, clean
 from calotype.data.images import cut, images_from_pil, pils_from_images
@@ -303,14 +303,22 @@ def find_label(label: str, classes: Sequence[str]) -> int:
 
 
 def white_of(mask: Image.Image, picture: Image.Image, given: Images) -> Mask:
-    """1 where the mask is white, at the size of the picture as it is `given` to the stages. Raises `UserError`."""
+    """1 where the mask is white and opaque, at the size of the picture as it is `given` to the stages.
+
+    Raises `UserError` where the sizes differ, and where there is no white.
+    """
     if mask.size != picture.size:
         raise UserError(
             f"the mask is {mask.width}x{mask.height}, but the picture is {picture.width}x{picture.height}; "
             "make them the same size"
         )
     height, width = given.shape[-2:]
-    white = (images_from_pil(cut(mask.convert("RGB"), width, height)).mean(1, keepdim=True) > 0).float().to(given)
+    flat = mask.convert("RGB")
+    if mask.has_transparency_data:
+        flat = ImageChops.multiply(flat, mask.convert("RGBA").getchannel("A").convert("RGB"))
+    white = (images_from_pil(cut(flat, width, height)).mean(1, keepdim=True) > 0).float().to(given)
     if not white.any():
-        raise UserError("the mask has no white, so nothing would change; paint white what is to be repainted")
+        raise UserError(
+            "the mask has no white, so nothing would change; paint opaque white over what is to be repainted"
+        )
     return white

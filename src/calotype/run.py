@@ -96,6 +96,8 @@ class RunState(Stored):
     """The folder of the pictures, or "portraits"."""
     content: str = ""
     """Hash of the pictures and how they were prepared."""
+    labels: str | None = None
+    """Hash of the pictures' labels; None where an earlier version has written the state."""
     imported_weights: str | None = None
     """Hash of the file of an imported autoencoder."""
     pictures: dict[str, int] = Field(default_factory=dict)
@@ -122,6 +124,8 @@ class RunState(Stored):
     guidance: LevelSearch | None = None
     levels: dict[str, LevelSearch] = Field(default_factory=dict)
     """Searches by the size of the stage."""
+    settings: dict[str, Any] | None = None
+    """The recipe with which the run goes on; None where an earlier version has written the state."""
     constants: dict[str, str] = Field(default_factory=dict)
     """Hash of the manifest of each leg's closed forms."""
 
@@ -173,8 +177,11 @@ class Run:
         write_json(self.folder / "run.json", self.state.model_dump(exclude_none=True))
 
     def log(self, event: str, **fields: Any) -> None:
-        with (self.folder / "log.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"event": event, **fields}) + "\n")
+        """Appends a line; what a process that was killed had begun to write stays on a line of its own."""
+        with (self.folder / "log.jsonl").open("ab+") as file:
+            if file.tell() and file.seek(-1, os.SEEK_END) >= 0 and file.read(1) != b"\n":
+                file.write(b"\n")
+            file.write(json.dumps({"event": event, **fields}).encode() + b"\n")
 
     def spend(self, step: str, seconds: float) -> None:
         """Adds to the time that a step took, over all sessions."""

@@ -24,7 +24,6 @@ from calotype.files import (
     whole_folder,
     write_json,
     write_tensors,
-    write_whole,
 )
 from calotype.nets.frozen import FolderConfig, Frozen
 from calotype.nets.weights import load_file_into
@@ -60,16 +59,13 @@ def store_sampling(folder: Path, sampling: Sampling) -> None:
     """Makes this the first stage's sampling in a model folder, which is replaced as a whole; other files stay in it."""
     about, own = read_json(folder / "model.json"), {*read_manifest(folder), "manifest.json"}
     about["recipe"]["sampling"] = sampling.model_dump(mode="json")
-    beside = {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file() and file.name not in own}
 
-    def left_out(place: str, names: list[str]) -> set[str]:
-        return {*beside, "manifest.json"} if Path(place) == folder else set()
+    def manifest(place: str, names: list[str]) -> set[str]:
+        return {"manifest.json"} if Path(place) == folder else set()
 
-    with whole_folder(folder) as path:
-        shutil.copytree(folder, path, symlinks=True, ignore=left_out, dirs_exist_ok=True)
+    with whole_folder(folder, {file.name for file in folder.iterdir()} - own) as path:
+        shutil.copytree(folder, path, symlinks=True, ignore=manifest, dirs_exist_ok=True)
         write_json(path / "model.json", about)
-    for name, content in beside.items():
-        write_whole(folder / name, content)
 
 
 def read_model(path: Path, device: torch.device) -> tuple[Recipe, tuple[Stage, ...], tuple[str, ...]]:

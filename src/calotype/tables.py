@@ -58,6 +58,18 @@ def all_keys(settings: dict[str, Any], prefix: str = "") -> list[str]:
     return keys
 
 
+def differences(before: dict[str, Any], after: dict[str, Any], prefix: str = "") -> dict[str, tuple[Any, Any]]:
+    """Old and new value by dotted key; None where a key is not set."""
+    changed: dict[str, tuple[Any, Any]] = {}
+    for key in {**before, **after}:
+        old, new = before.get(key), after.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            changed |= differences(old, new, f"{prefix}{key}.")
+        elif old != new:
+            changed[prefix + key] = old, new
+    return changed
+
+
 def read_value(text: str) -> Any:
     """TOML where it can be read as such, else the text. Raises `ValueError` as `parse_toml` does."""
     try:

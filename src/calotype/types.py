@@ -35,6 +35,14 @@ class UserError(ValueError):
     """An error that the user can correct. Its message is one line: what, got, expected, and what to do."""
 
 
+class NotFiniteError(ArithmeticError):
+    """A picture, a loss, a gradient, a weight or an average is NaN or infinite; `rows` are those of pictures."""
+
+    def __init__(self, message: str, rows: Sequence[int] = ()) -> None:
+        super().__init__(message)
+        self.rows = rows
+
+
 def no_progress(done: int, total: int) -> None:
     """Ignores progress."""
 
@@ -92,13 +100,15 @@ class Batch:
     low_res: Images | None = None  # the same images, downsampled, for a stage that enlarges
     fold: Folds | None = None  # which half of the training images each is in
     text: Text | None = None  # one of each image's captions, where there are any
+    files: tuple[str, ...] = ()  # the names of the images' files, for error messages
 
     def __len__(self) -> int:
         return len(self.clean)
 
     def at(self, rows: slice) -> Batch:
         low_res, fold = (None if each is None else each[rows] for each in (self.low_res, self.fold))
-        return Batch(self.clean[rows], self.labels[rows], low_res, fold, self.text and self.text.at(rows))
+        text = self.text and self.text.at(rows)
+        return Batch(self.clean[rows], self.labels[rows], low_res, fold, text, self.files[rows])
 
 
 @runtime_checkable

@@ -14,6 +14,9 @@ from calotype.cli.process import lasting_streams, tune_process, unwound_by_signa
 from calotype.escaping import plain
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+HINTS = {errno.EEXIST: "nothing was written over; choose another name"} | dict.fromkeys(
+    DISK_FULL, "free some space, then resume: what was saved before is sound"
+)
 NOT_WRITABLE = (errno.EACCES, errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)
 
 
@@ -56,7 +59,7 @@ def _explained(error: Exception) -> tuple[int, str]:
         return 2, f"calotype: {plain(str(error))}"
     if isinstance(error, OSError) and error.errno in (*DISK_FULL, *NOT_WRITABLE):
         place = plain(f" at {error.filename}") if error.filename else ""
-        hint = "free some space, then resume" if error.errno in DISK_FULL else "choose a folder that can be written to"
+        hint = HINTS.get(error.errno, "choose a folder that can be written to")
         return 2, f"calotype: {error.strerror}{place}; {hint}"
     from calotype.machine import out_of_memory
 

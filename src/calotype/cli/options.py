@@ -134,6 +134,7 @@ class ResumeOptions:
     run: RunFolder
     device: Device = "auto"
     force: Force = False
+    data: Annotated[Path | None, option("Where its pictures are now, or others. [default: where they were]")] = None
     started: float = field(default_factory=time.time, init=False)
     """When it began, in seconds since the epoch."""
 

@@ -1,11 +1,12 @@
 """Caches on disk: decoded pixels, latents of an autoencoder, encodings of a frozen text encoder.
 
-A cache is named after a hash of all that it depends on. It is made under another name and then renamed; one that is
-missing or damaged is made again.
+A cache is named after a hash of all that it depends on, and holds one of its own content. It is made under another
+name, brought to the disk, and then renamed; one that is missing or damaged is made again.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
@@ -21,14 +22,15 @@ import numpy as np
 import psutil
 import torch
 from jaxtyping import Float, UInt8
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from calotype.data.captions import Captions
 from calotype.data.images import images_from_pixels, shown
-from calotype.files import read_as, read_tensors, require_regular, write_json, write_tensors
+from calotype.files import checked, read_as, require_regular, sha256, to_disk, write_json, write_tensors
 from calotype.nets.frozen import Frozen, Reader, Table, encode_all
 from calotype.spaces.latent import LatentSpace
-from calotype.types import Progress, UserError, no_progress
+from calotype.types import NotFiniteError, Progress, UserError, no_progress
 
 Pixels = np.ndarray[tuple[int, int, int, int], np.dtype[np.uint8]]  # (count, 3, height, width)
 MAX_FACTS = 2**30
@@ -60,14 +62,18 @@ def cached_pixels(
 
 
 def open_pixels(path: Path, facts: Any = Any) -> tuple[Pixels, Any] | None:
-    """Pixels mapped from a file (writing to them changes memory only), and the JSON beside them.
+    """Pixels mapped from a file (writing to them changes memory only), and the facts in the JSON beside them.
 
-    None where one of both is missing or damaged.
+    None where they are missing, damaged, or of an earlier version, which had no hash.
     """
     try:
         require_regular(path)
+        stored = read_as(path.with_suffix(".json"), dict[str, Any], MAX_FACTS)
+        if stored["sha256"] != sha256(path):
+            return None
         pixels = np.lib.format.open_memmap(path, "c")
-        return (pixels, read_as(path.with_suffix(".json"), facts, MAX_FACTS)) if pixels.dtype == np.uint8 else None
+        known = checked(stored["facts"], facts, path.with_suffix(".json"))
+        return (pixels, known) if pixels.dtype == np.uint8 else None
     except Exception:  # whatever a wrong header makes numpy raise
         return None
 
@@ -84,13 +90,31 @@ def _write_pixels(path: Path, shape: tuple[int, int, int, int], fill: Fill) -> t
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         pixels = np.lib.format.open_memmap(temporary, "w+", np.uint8, shape)
+        allocate(temporary)
         facts = fill(pixels)
+        pixels.flush()
         del pixels  # Windows does not rename a file that is mapped
+        to_disk(temporary)
+        digest = sha256(temporary)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-    write_json(path.with_suffix(".json"), facts)
+    write_json(path.with_suffix(".json"), {"sha256": digest, "facts": facts})
     return np.lib.format.open_memmap(path, "c"), facts
+
+
+def allocate(path: Path) -> None:
+    """Takes the space of a file on the disk now: writing to a map of it when the disk is full would kill the process.
+
+    Raises `OSError` where there is too little; some file systems cannot do it.
+    """
+    if hasattr(os, "posix_fallocate"):
+        with path.open("r+b") as file:
+            try:
+                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+            except OSError as error:
+                if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+                    raise
 
 
 # -- Tensors -----------------------------------------------------------------------------------------------------------
@@ -99,18 +123,45 @@ def _write_pixels(path: Path, shape: tuple[int, int, int, int], fill: Fill) -> t
 def _cached_tensors(
     path: Path, make: Callable[[], Mapping[str, Tensor]], fits: Callable[..., bool], outdated: str
 ) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, mapped; made where the file is missing, damaged, or they do not fit.
+    """The tensors of a safetensors file; made where the file is missing, damaged, or they do not fit.
 
     Where they have to be made, other files that match `outdated` go.
     """
-    with suppress(UserError, TypeError):  # also other names than those that `fits` takes
-        if fits(**(stored := read_tensors(path))):
+    with suppress(TypeError):  # other names than those that `fits` takes
+        if (stored := open_cache(path)) is not None and fits(**stored):
             return stored
-    write_tensors(path, make())
+    write_cache(path, make())
     for other in path.parent.glob(outdated):
         if other != path:
             other.unlink()
-    return read_tensors(path)
+    made = open_cache(path)
+    assert made is not None, f"{path} changed while it was written"
+    return made
+
+
+def write_cache(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    write_tensors(path, tensors, {"sha256": tensors_hash(tensors)})
+
+
+def open_cache(path: Path) -> dict[str, Tensor] | None:
+    """None where the tensors are missing, damaged, or of an earlier version, which had no hash."""
+    try:
+        require_regular(path)
+        with safe_open(path, "pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+            digest = (file.metadata() or {}).get("sha256")
+    except Exception:  # the package raises nothing narrower for what is wrong in a header
+        return None
+    return tensors if digest == tensors_hash(tensors) else None
+
+
+def tensors_hash(tensors: Mapping[str, Tensor]) -> str:
+    """Of names, shapes and contents."""
+    digest = hashlib.sha256()
+    for name, value in sorted(tensors.items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().numpy().data)
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -137,13 +188,17 @@ def cache_latents(
 ) -> LatentCache:
     """The moments of all pictures, so that the autoencoder runs once a picture and not at every step.
 
-    `content` is the hash of the pictures: the key, with the weights and `flip`.
+    `content` is the hash of the pictures: the key, with the weights and `flip`. Raises `NotFiniteError` with the rows
+    of pictures whose latents are not finite.
     """
     shape = f"{pixels.shape[-1]}x{pixels.shape[-2]}"
 
     def make() -> dict[str, Tensor]:
         sides = [False, True] if flip else [False]
-        return {"moments": torch.stack([encode(space, pixels, side, device, progress, batch) for side in sides])}
+        moments = torch.stack([encode(space, pixels, side, device, progress, batch) for side in sides])
+        if rows := (~moments.isfinite()).any(0).flatten(1).any(1).nonzero().flatten().tolist():
+            raise NotFiniteError("latents are not finite", rows)
+        return {"moments": moments}
 
     def fits(moments: Tensor) -> bool:
         latents = space.channels, *(side // space.reduction for side in pixels.shape[-2:])

@@ -84,6 +84,10 @@ class Pictures:
         labels, split = self.labels[chosen], self.split.at(chosen)
         return replace(self, pixels=pixels, labels=labels, split=split, captions=captions, originals=originals)
 
+    def file(self, row: int) -> str:
+        """The name of a picture's file, on one line; of an embedded portrait its number."""
+        return shown(self.originals[row].path) if self.originals else f"portrait {row}"
+
     @property
     def train_indices(self) -> Int[Tensor, " train"]:
         return self.split.train.nonzero().flatten()

@@ -73,6 +73,15 @@ def read_image(path: Path, shortest: int | None = None) -> Image.Image:
         raise UnreadableError(path, _reason(path, error)) from error
 
 
+def read_mask(path: Path) -> Image.Image:
+    """As `read_image`, in mode RGBA where the file has transparency."""
+    mask = read_image(path)
+    with Image.open(path, formats=FORMATS) as image:
+        if image.has_transparency_data:
+            mask.putalpha(_upright(image).convert("RGBA").getchannel("A"))
+    return mask
+
+
 def fit(image: Image.Image, size: int) -> Square:
     """The centre square, resized."""
     return np.asarray(cut(image, size, size))

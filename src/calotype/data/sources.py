@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -74,7 +75,8 @@ class PictureSource:
             sides = height // self.factor, width // self.factor
             low_res = self._crops(self.low_res, places, corners, sides, mirrored)
         labels, text = self.pictures.labels[chosen], draw_captions(self.pictures.captions, chosen, rng)
-        return Batch(images, labels.to(self.device), low_res, folds(chosen).to(self.device), text)
+        files = tuple(map(self.pictures.file, chosen.tolist()))
+        return Batch(images, labels.to(self.device), low_res, folds(chosen).to(self.device), text, files)
 
     def _crops(self, pixels: Tensor, rows: Tensor, corners: Tensor, sides: tuple[int, int], mirrored: Tensor) -> Images:
         places, (height, width) = zip(rows.tolist(), corners.tolist(), strict=True), sides
@@ -95,6 +97,8 @@ class LatentSource:
     rng: Rng
     device: torch.device
     captions: Captions | None = None
+    file: Callable[[int], str] = str
+    """The name of a picture's file, by its index."""
 
     def batch(self, images_seen: int, count: int) -> Batch:
         picks = self.chosen[order(len(self.chosen), images_seen, count, self.rng)]
@@ -102,7 +106,8 @@ class LatentSource:
         moments = self.cache.moments[sides, picks].float().to(self.device)
         clean = moments.contiguous(memory_format=torch.channels_last)
         text = draw_captions(self.captions, picks, self.rng.at("pictures", images_seen))
-        return Batch(clean, self.labels[picks].to(self.device), None, folds(picks).to(self.device), text)
+        files = tuple(map(self.file, picks.tolist()))
+        return Batch(clean, self.labels[picks].to(self.device), None, folds(picks).to(self.device), text, files)
 
 
 def draw_captions(captions: Captions | None, chosen: Tensor, rng: Rng) -> Text | None:

@@ -35,6 +35,7 @@ from calotype.data.folder import (
 from calotype.data.images import in_threads, shown
 from calotype.data.split import SplitRule, stratified_split
 from calotype.demo.describing import Facts, describe
+from calotype.files import write_png, write_whole
 from calotype.types import Progress, UserError, no_progress
 
 STYLES = ("adventurer", "lorelei", "micah", "notionists", "open-peeps", "personas")
@@ -71,10 +72,10 @@ def write_portraits(size: int, count: int | None, folder: Path, progress: Progre
     for style, own in groupby(sorted(names), lambda name: str(PurePosixPath(name).parent)):
         (folder / style).mkdir(parents=True)
         lines = "".join(json.dumps(_metadata(facts[name]), ensure_ascii=False) + "\n" for name in own)
-        (folder / style / "metadata.jsonl").write_text(lines, encoding="utf-8")
-    (folder / "LICENSE.md").write_bytes(members["LICENSE.md"])
+        write_whole(folder / style / "metadata.jsonl", lines)
+    write_whole(folder / "LICENSE.md", members["LICENSE.md"])
     paths = [(folder / name).with_suffix(".png") for name in names]
-    _render([members[name] for name in names], size, lambda row, image: image.save(paths[row]), progress)
+    _render([members[name] for name in names], size, lambda row, image: write_png(paths[row], image), progress)
 
 
 def drawings() -> dict[str, tuple[bytes, Facts]]:

@@ -30,6 +30,7 @@ from calotype.evaluation.quality import (
 from calotype.evaluation.references import FeatureStore, OpenBar, ReferenceSet, reference_rows
 from calotype.evaluation.results import COMPARISON_FILE, measured_with, write_result
 from calotype.evaluation.verdicts import claim_verdicts
+from calotype.files import write_png
 from calotype.types import UserError
 
 Read = Callable[[str, int], Pictures]
@@ -134,7 +135,7 @@ def run_measures(
         keep = pictures_for(len(reference))
         samples = sample_stages(candidate, reference, seed, keep, lambda done, total: progress(done, total, ""))
     file = f"grid-{candidate.key}.png"
-    grid(pils_from_images(torch.cat(samples.shown)[class_order(reference)]), 6).save(comparison.out / file)
+    write_png(comparison.out / file, grid(pils_from_images(torch.cat(samples.shown)[class_order(reference)]), 6))
     with bar(f"{candidate.key} costs"):
         deployment, cost = deployment_cost(candidate), run_cost(candidate)
     nearest = nearest_to_training(samples, candidate.size, reference, trained)

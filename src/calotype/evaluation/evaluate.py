@@ -48,6 +48,7 @@ from calotype.evaluation.results import (
     measured_with,
     write_result,
 )
+from calotype.files import write_png
 from calotype.model import Model
 from calotype.nets.vae import Vae
 from calotype.run import read_mapping
@@ -126,9 +127,9 @@ def evaluate_run(request: EvaluationRequest, out: Path) -> EvaluationResult:
         (out / plate).unlink(missing_ok=True)
     write_result(out / EVALUATION_FILE, result)
     if copies.pairs:
-        copy_pairs(request, labels, text, copies).save(out / PAIRS_FILE)
+        write_png(out / PAIRS_FILE, copy_pairs(request, labels, text, copies))
     if aligned.judged.plate:
-        aligned.judged.plate.save(out / PROMPTED_FILE)
+        write_png(out / PROMPTED_FILE, aligned.judged.plate)
     return result
 
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from calotype.files import read_tensors, write_tensors
+from calotype.data.caches import open_cache, write_cache
 from calotype.nets.perceptual import LITE0_SHA256, perceptual_distance, pretrained_lite0
 from calotype.nets.weights import check_tensors
 from calotype.types import Images, OtherImages, UserError
@@ -88,7 +88,7 @@ def kept_features(
     `path` must be named by all that features depend on: see `features_key`.
     """
     try:
-        stored = read_tensors(path)
+        stored = open_cache(path) or {}
         known, rows = stored["chosen"], stored["features"]
         check_tensors({"chosen": known}, {"chosen": torch.empty(len(rows), dtype=torch.long)}, str(path))
     except (UserError, KeyError, TypeError):  # none yet, or damaged
@@ -96,7 +96,7 @@ def kept_features(
     if len(missing := chosen[~torch.isin(chosen, known)].unique()):
         new = torch.from_numpy(look(missing)).float()
         known, rows = torch.cat([known, missing]), torch.cat([rows, new]) if len(rows) else new
-        write_tensors(path, {"chosen": known, "features": rows})
+        write_cache(path, {"chosen": known, "features": rows})
     order = known.argsort()
     return rows[order[torch.searchsorted(known[order], chosen)]].double().numpy()
 

@@ -11,7 +11,7 @@ import torch
 from calotype.data.folder import Pictures
 from calotype.data.images import grid, images_from_pil, images_from_pixels, pils_from_images, read_image
 from calotype.evaluation.memorisation import concatenated, mirrored_to_match, nearest_trained, thumbnails
-from calotype.files import write_json
+from calotype.files import write_json, write_png
 
 SHOWN_SAMPLES = 6
 SEARCHED_VALUES = 2**30
@@ -30,7 +30,7 @@ def write_neighbours(run: Path, pictures: Pictures) -> None:
     trained = concatenated(thumbnails(images_from_pixels(pictures.pixels[part])) for part in chosen.split(CHUNK))
     ours, theirs = (nearest_trained(thumbnails(images), trained) for images in (samples, held_out))
     nearest = mirrored_to_match(images_from_pixels(pictures.pixels[chosen[torch.from_numpy(ours.place)]]), samples)
-    grid(pils_from_images(torch.cat([samples, nearest])), len(samples)).save(run / "previews" / "nearest.png")
+    write_png(run / "previews" / "nearest.png", grid(pils_from_images(torch.cat([samples, nearest])), len(samples)))
     medians = {"samples_median": float(np.median(ours.apart)), "held_out_median": float(np.median(theirs.apart))}
     about = {**medians, "n": [len(samples), len(held_out)], "trained": len(chosen)}
     write_json(run / "previews" / "nearest.json", about)

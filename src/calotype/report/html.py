@@ -31,6 +31,8 @@ POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 WIDEST_PICTURE, LARGEST_SCALE = 1056, 4
 """The largest width at which a picture is shown, in pixels and as a multiple of its own."""
 MOST_PROMPTS = 48
+MARK = " · Calotype"
+"""At the end of each page's title."""
 
 
 def tag(name: str, /, *content: Content, **attributes: object) -> Html:
@@ -55,10 +57,15 @@ def page(title: str, parts: Iterable[Content]) -> str:
         tag("meta", charset="utf-8"),
         tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
         tag("meta", http_equiv="Content-Security-Policy", content=POLICY),
-        tag("title", f"{title} · Calotype"),
+        tag("title", f"{title}{MARK}"),
         tag("style", Html((files("calotype.report") / "style.css").read_text("utf-8"))),
     )
     return f"<!doctype html>\n{tag('html', head, tag('body', tag('main', *parts)), lang='en').code}\n"
+
+
+def is_page(path: Path) -> bool:
+    """Whether a file is such a page, which a later one may replace."""
+    return path.is_file() and MARK.encode() in path.read_bytes()
 
 
 def masthead(kicker: Sequence[str], title: str, lede: str = "", facts: Html | None = None) -> Html:

@@ -17,6 +17,7 @@ from calotype.files import (
     damage,
     is_whole,
     listed,
+    make_folder,
     read_as,
     read_tensors,
     whole_folder,
@@ -26,6 +27,8 @@ from calotype.files import (
 from calotype.training.loop import TrainProgress
 from calotype.types import Config, UserError
 
+SPARE = 1.2
+"""Free space that a checkpoint needs, by its size: the log, the previews and run.json need some, too."""
 KEPT_CHECKPOINTS = 2
 """Checkpoints of a leg that stay: the newest, and the one before in case the newest is damaged."""
 
@@ -42,8 +45,13 @@ class Saved(Protocol):
 
 
 def save(folder: Path, leg: str, states: Mapping[str, Saved], progress: TrainProgress) -> None:
-    """Writes `folder/leg-<images seen>`, then removes what it supersedes: see `_superseded`."""
+    """Writes `folder/leg-<images seen>`, then removes what it supersedes: see `_superseded`.
+
+    Raises `UserError`, before anything is written, where the disk has too little space for it.
+    """
     saved = folder / f"{leg}-{progress.images_seen:010d}"
+    make_folder(folder)
+    _require_space(folder, leg, states)
     with whole_folder(saved) as path:
         for name, state in states.items():
             write_tensors(path / f"{name}.safetensors", state.tensors())
@@ -51,6 +59,15 @@ def save(folder: Path, leg: str, states: Mapping[str, Saved], progress: TrainPro
         write_json(path / "state.json", {"clock": progress.state(), "steps": steps})
     for old in (*_superseded(folder, leg, saved), *folder.glob(f".{leg}-*.tmp")):
         shutil.rmtree(old, ignore_errors=True)
+
+
+def _require_space(folder: Path, leg: str, states: Mapping[str, Saved]) -> None:
+    needed = sum(value.nbytes for state in states.values() for value in state.tensors().values())
+    if (free := shutil.disk_usage(folder).free) < SPARE * needed:
+        raise UserError(
+            f"the next checkpoint of the {leg} takes {needed / 1e6:,.1f} MB, but only {free / 1e6:,.1f} MB are free in "
+            f"{folder}; the one before is sound: free some space, then go on with: calotype resume {folder.parent}"
+        )
 
 
 def _superseded(folder: Path, leg: str, saved: Path) -> list[Path]:

@@ -12,7 +12,7 @@ import torch
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from calotype.files import is_whole, listed, read_tensors, whole_folder, write_tensors
+from calotype.files import damage, is_whole, listed, read_tensors, whole_folder, write_tensors
 from calotype.machine import choose_threads
 from calotype.priors.prior import load_trained, trained_state
 from calotype.run import Losses, Validation
@@ -160,6 +160,13 @@ class EarlyStopping:
             self.validation.best = last
         self.validation.last = last
 
+    def forget_lost(self) -> str:
+        """Forgets a best validation whose weights are missing or damaged, and says so; else returns an empty text."""
+        if self.validation.best is None or not (wrong := damage(self.folder)):
+            return ""
+        self.validation.best = None
+        return f"the weights of its best validation are lost ({self.folder.name}: {wrong}); from now on others count"
+
     @property
     def rise(self) -> float:
         """The last held-out loss by the best one, if the loss on training pictures has fallen since; else 1."""
@@ -231,7 +238,7 @@ class CriticGuard:
         return GuardCheck(psnr, self.best, self.objective.trust, ruined)
 
     def tensors(self) -> dict[str, Tensor]:
-        about = torch.tensor([self.best, self.objective.trust], dtype=torch.float64)
+        about = torch.tensor([self.best, self.objective.trust], dtype=torch.float64).nan_to_num()  # -inf has no file
         return {"about": about, **{f"before.{name}": value for name, value in self.before.items()}}
 
     def restore(self, tensors: dict[str, Tensor], steps: int) -> None:
@@ -244,6 +251,7 @@ class CriticGuard:
         if kept:
             self.state.check(kept)
         self.best, self.objective.trust = about.tolist()
+        self.best = self.best if self.best > torch.finfo(torch.float64).min else -math.inf
         self.before, self.steps = kept, steps
 
 

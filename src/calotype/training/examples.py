@@ -61,7 +61,7 @@ def picture_source(recipe: Recipe, pictures: Pictures, device: torch.device) -> 
 
 def latent_examples(recipe: Recipe, pictures: Pictures, cache: LatentCache, device: torch.device) -> Examples:
     rng = Rng((recipe.seed, "latents"))
-    return lambda chosen: LatentSource(cache, pictures.labels, chosen, rng, device, pictures.captions)
+    return lambda chosen: LatentSource(cache, pictures.labels, chosen, rng, device, pictures.captions, pictures.file)
 
 
 def picture_examples(recipe: Recipe, pictures: Pictures, device: torch.device) -> Examples:

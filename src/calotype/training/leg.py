@@ -109,6 +109,9 @@ def train_leg(
     progress, checkpoints, validating = leg.progress, run.folder / "checkpoints", 0.0
     validation = run.state.validation.setdefault(leg.name, Validation())
     stopping = EarlyStopping(checkpoints / f"best-{leg.name}", leg.states, validation)
+    if progress.fraction < 1 and (lost := stopping.forget_lost()):
+        run.log("note", text=f"{leg.name}: {lost}")
+        say(f"{leg.name}: {lost}")
     log = StepLog(run, leg.name, progress, bar)
     guard_due = at_fractions(leg.guard.fractions if leg.guard else (), progress.fraction)
     preview_due = at_fractions(limits.previews_at or PREVIEWS, progress.fraction)

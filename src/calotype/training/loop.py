@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -15,8 +16,11 @@ from torch import Tensor
 from calotype.machine import out_of_memory, release_memory
 from calotype.threads import at_once, one_thread
 from calotype.training.objectives import Loss, Objective
-from calotype.training.state import Gradients, NotFiniteError, TrainState
-from calotype.types import Batch, Rng, UserError
+from calotype.training.state import Gradients, TrainState
+from calotype.types import Batch, NotFiniteError, Rng, UserError
+
+NAMED = 8
+"""Files of a batch that an error message names."""
 
 
 @runtime_checkable
@@ -36,6 +40,10 @@ class TrainProgress:
     images_seen: int = 0
     seconds: float = 0.0
     started: float = field(default_factory=time.perf_counter)
+
+    def __str__(self) -> str:
+        """Where an error happened."""
+        return f"after {self.images_seen} images: in step {self.images_seen // self.batch + 1}"
 
     @property
     def fraction(self) -> float:
@@ -127,15 +135,38 @@ def train_step(
     """One step of every network that has a loss.
 
     In each of `rounds`, `slices` of the batch are worked on at once, if the objective can. Raises `UserError` for a
-    gradient that is not finite.
+    picture, a loss or a gradient that is not finite, with the files.
     """
-    with one_thread() if slices > 1 else nullcontext():
-        parts = objective.slices(batch, progress.fraction, progress.rng(), slices * rounds)
-        losses: list[dict[str, Loss]] = []
-        for start in range(0, len(parts), slices):
-            tasks = [partial(_differentiated, states, part) for part in parts[start : start + slices]]
-            losses += accumulated(states, at_once(tasks))
-        return update(states, losses, progress)
+    try:
+        require_finite(batch, f"{' and '.join(states)} {progress}")
+        with one_thread() if slices > 1 else nullcontext():
+            parts = objective.slices(batch, progress.fraction, progress.rng(), slices * rounds)
+            losses: list[dict[str, Loss]] = []
+            for start in range(0, len(parts), slices):
+                tasks = [partial(_differentiated, states, part) for part in parts[start : start + slices]]
+                losses += accumulated(states, at_once(tasks))
+            return update(states, losses, progress)
+    except NotFiniteError as error:
+        raise UserError(
+            f"{error}; training stopped before it spread, and the last checkpoint is sound; lower the learning rate, "
+            f"or set precision to float32, and resume (files of this step: {several(batch.files)})"
+        ) from None
+
+
+def require_finite(batch: Batch, place: str) -> None:
+    """Raises `NotFiniteError` with the files of images (or latents) that are not finite."""
+    for images in (batch.clean, batch.low_res):
+        if images is None or math.isfinite(float(images.sum())):  # the sum is cheaper than a look at each
+            continue
+        if wrong := (~images.isfinite().flatten(1).all(1)).nonzero().flatten().tolist():
+            named = [batch.files[row] for row in wrong] if batch.files else ()
+            raise NotFiniteError(f"{place} a picture of the batch is not finite: {several(named)}")
+
+
+def several(names: Sequence[str]) -> str:
+    """At most so many names on one line."""
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(names[:NAMED]) + more or "unknown"
 
 
 Differentiated = dict[str, tuple[Loss, Gradients]]
@@ -155,20 +186,23 @@ def accumulated(states: Mapping[str, TrainState], slices: Sequence[Differentiate
 
 
 def update(states: Mapping[str, TrainState], slices: Sequence[dict[str, Loss]], progress: TrainProgress) -> StepResult:
-    """One step along the sum of the gradients of all slices, whose losses these are."""
+    """One step along the sum of the gradients of all slices, whose losses these are.
+
+    Raises `NotFiniteError`, which names network, step and terms.
+    """
     norms, terms = {}, {}
     for name in slices[0]:
         losses = [part[name] for part in slices]
         terms[name] = {term: torch.stack([loss.terms[term] for loss in losses]).sum() for term in losses[0].terms}
     for name in slices[0]:
+        values = torch.stack(list(terms[name].values())).tolist()
         try:
+            if not all(map(math.isfinite, values)):
+                raise NotFiniteError("the loss is not finite")
             norms[name] = states[name].step(progress.fraction)
         except NotFiniteError as error:
-            values = ", ".join(f"{term} {float(value):.3g}" for term, value in terms[name].items())
-            raise UserError(
-                f"{name} after {progress.images_seen} images: {error} ({values}); training stopped before it spread, "
-                f"and the last checkpoint is sound; lower the learning rate, or set precision to float32, and resume"
-            ) from None
+            shown = ", ".join(f"{term} {value:.3g}" for term, value in zip(terms[name], values, strict=True))
+            raise NotFiniteError(f"{name} {progress} {error} ({shown})") from None
     return StepResult({f"{name}.{term}": value for name in terms for term, value in terms[name].items()}, norms)
 
 

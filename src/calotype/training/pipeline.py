@@ -8,12 +8,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
+from pathlib import Path
 
 import torch
 
 from calotype.build import build_frozen, initial_space
 from calotype.data.buckets import bucket_sizes, read_buckets
-from calotype.data.caches import cache_encodings, cache_latents
+from calotype.data.caches import LatentCache, cache_encodings, cache_latents
 from calotype.data.folder import Pictures
 from calotype.diffusion.stage import Stage
 from calotype.evaluation.counting import counter
@@ -34,9 +35,10 @@ from calotype.training.inspection import require_fit
 from calotype.training.leg import UNLIMITED, Leg, LegLimits, Result_co, train_leg, validate
 from calotype.training.legs import autoencoder_leg, denoiser_leg, enlarger_leg, exposure_leg
 from calotype.training.levels import search_guidance, search_levels
-from calotype.training.loop import TrainProgress
+from calotype.training.loop import TrainProgress, several
 from calotype.training.previews import autoencoder_validator, validation_images
-from calotype.training.process import Interrupted, Reporter, Stop, until_stopped
+from calotype.training.process import Interrupted, ProgressBar, Reporter, Stop, StoppableReporter
+from calotype.types import NotFiniteError, UserError
 
 SHORT = 60.0
 """Seconds of a leg: previews along the way would take a good part of a shorter one."""
@@ -87,6 +89,11 @@ class Pipeline:
         """The text encoder that all stages share; None where it is trained with them, or there is none."""
         return build_frozen(self.recipe.denoiser.text)
 
+    @property
+    def _stoppable(self) -> StoppableReporter:
+        """For what is not saved on the way: a leg saves first."""
+        return StoppableReporter(self.reporter, self.stop)
+
     def train(self) -> None:
         """All legs, and the folder of the model. Raises `Interrupted`, after saving, when asked to stop."""
         self.encode_captions()
@@ -103,7 +110,7 @@ class Pipeline:
         """Encodes all captions by the frozen text encoder, before anything is trained on them."""
         captions = self.pictures.captions
         if self.frozen is not None and captions is not None:
-            with self._counting("captions"), self.reporter.bar("captions") as bar:
+            with self._counting("captions"), self._stoppable.bar("captions") as bar:
                 cache_encodings(self.frozen, captions, self.run.folder / "cache", self.device, bar)
 
     def buckets(self, pictures: Pictures) -> Sequence[Pictures]:
@@ -112,7 +119,7 @@ class Pipeline:
         if recipe.aspect_buckets == 1:
             return [pictures]
         sizes, folder = bucket_sizes(recipe.aspect_buckets, recipe.size, recipe.unit), self.run.folder / "cache"
-        with self.run.timing("read"), self.reporter.bar("aspect buckets") as bar:
+        with self.run.timing("read"), self._stoppable.bar("aspect buckets") as bar:
             return read_buckets(pictures, sizes, recipe.size // recipe.chain[0], folder, bar)
 
     def space(self) -> tuple[Space, Sequence[Bucket]]:
@@ -122,11 +129,8 @@ class Pipeline:
         if self.recipe.kind == "cascade":
             return PixelSpace(), [Bucket(each, picture_examples(self.recipe, each, self.device)) for each in buckets]
         space, folder = LatentSpace(self.autoencoder(pictures)).to(self.device), self.run.folder / "cache"
-        with self._counting("latents"), self.reporter.bar("latents") as bar:
-            caches = [
-                cache_latents(space, each.pixels, each.content, self.recipe.flip, folder, self.device, bar)
-                for each in buckets
-            ]
+        with self._counting("latents"), self._stoppable.bar("latents") as bar:
+            caches = [self._latents(space, each, folder, bar) for each in buckets]
             trained = (cache.of(each.train_indices) for each, cache in zip(buckets, caches, strict=True))
             space.measure(moments.float().to(self.device) for moments in chain.from_iterable(trained))
         with self.run.timing("inspect"):
@@ -135,6 +139,15 @@ class Pipeline:
             require_fit(self.run, space, pictures, self.reporter.say, self.force)
         pairs = zip(buckets, caches, strict=True)
         return space, [Bucket(each, latent_examples(self.recipe, each, cache, self.device)) for each, cache in pairs]
+
+    def _latents(self, space: LatentSpace, pictures: Pictures, folder: Path, bar: ProgressBar) -> LatentCache:
+        try:
+            return cache_latents(space, pictures.pixels, pictures.content, self.recipe.flip, folder, self.device, bar)
+        except NotFiniteError as error:
+            raise UserError(
+                f"the latents of {several([*map(pictures.file, error.rows)])} are not finite: the autoencoder has "
+                f"diverged; start a new run with a lower autoencoder.learn.learning_rate, or with precision float32"
+            ) from None
 
     def autoencoder(self, pictures: Pictures) -> Autoencoder:
         """Trained, or as it was imported."""
@@ -174,9 +187,9 @@ class Pipeline:
         if not self.budget.guidance_samples:
             return self.recipe
         if state.guidance is None:
-            with self._counting("guidance"), self.reporter.bar("guidance") as bar:
-                progress, pictures = until_stopped(self.stop, bar), self.pictures.shrunk(stage.image_size)
-                search = search_guidance(self.recipe, stage, pictures, self.budget.guidance_samples, progress)
+            with self._counting("guidance"), self._stoppable.bar("guidance") as bar:
+                pictures = self.pictures.shrunk(stage.image_size)
+                search = search_guidance(self.recipe, stage, pictures, self.budget.guidance_samples, bar)
             state.guidance = LevelSearch.model_validate(search.as_json())
             self.run.log("guidance", **search.as_json())
             self.run.save()
@@ -189,10 +202,9 @@ class Pipeline:
         if not crops:
             return recipe
         if size not in levels:
-            with self._counting(f"level-{size}"), self.reporter.bar(f"level-{size}") as bar:
-                progress = until_stopped(self.stop, bar)
+            with self._counting(f"level-{size}"), self._stoppable.bar(f"level-{size}") as bar:
                 pictures = self.pictures.shrunk(stage.image_size)
-                search = search_levels(recipe, below, stage, pictures, crops, progress)
+                search = search_levels(recipe, below, stage, pictures, crops, bar)
             levels[size] = LevelSearch.model_validate(search.as_json())
             self.run.log("levels", size=stage.image_size, **search.as_json())
             self.run.save()

@@ -17,6 +17,7 @@ from calotype.diffusion.stage import Sampling, Stage, generate
 from calotype.evaluation.autoencoder import psnr
 from calotype.evaluation.diagnosis import INVISIBLE
 from calotype.evaluation.search import in_parts
+from calotype.files import write_png
 from calotype.nets.kl import Autoencoder
 from calotype.nets.perceptual import EfficientNetLite0, perceptual_distance
 from calotype.priors.patches import enlarged
@@ -48,7 +49,7 @@ class AutoencoderValidator:
         """Originals, each with its reconstruction to the right."""
         images = self.images[: preview_count(self.images[0, 0].numel())]
         pairs = torch.stack([images, self.reconstruct(images)], 1).flatten(0, 1)
-        grid(pils_from_images(pairs), 6).save(path)
+        write_png(path, grid(pils_from_images(pairs), 6))
 
     def psnr(self) -> float:
         """Mean, in dB; what cannot be seen does not count for more."""
@@ -91,7 +92,7 @@ class DenoiserValidator:
             shown = generate([self.stage], labels, [few], rngs[: len(labels)], text=text)
         else:
             shown = self._enlarged(low_res[: self.count], few, rngs)
-        grid(pils_from_images(shown), 6).save(path)
+        write_png(path, grid(pils_from_images(shown), 6))
 
     def draw_raw(self, path: Path) -> None:
         """As `draw`, with the weights as the last step left them instead of their average."""

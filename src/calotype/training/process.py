@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import errno
 import os
+import platform
 import re
-import shutil
 import signal
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Protocol, runtime_checkable
 
 import psutil
 
+from calotype.files import remove
 from calotype.types import UserError
 
 if sys.platform == "win32":
@@ -34,6 +36,10 @@ HANGUP = getattr(signal, "SIGHUP", None)
 """Windows has none."""
 STOPPING = (signal.SIGINT, signal.SIGTERM, *([HANGUP] if HANGUP else []))
 """Ctrl-C, `kill`, and a terminal or connection that closes."""
+ECHOES: dict[int, float] = {signal.SIGTERM: 0.1, **({HANGUP: 1.0} if HANGUP else {})}
+"""Seconds after a request to stop in which these belong to it: `timeout` sends SIGTERM twice, to a process and to its
+group, and of a terminal that closes both the kernel and the shell tell."""
+HOST = platform.node() or "localhost"
 
 
 # -- Progress ----------------------------------------------------------------------------------------------------------
@@ -67,17 +73,17 @@ class Interrupted(Exception):  # noqa: N818
 
 
 class Stop(threading.Event):
-    """Is set when the user asks to stop; `signal_number` is that of the first signal that did."""
+    """Is set when the user asks to stop; `signal_number` is that of the first signal that did, at the time `asked`."""
 
     signal_number: int = signal.SIGINT
+    asked: float = 0.0
 
 
 @contextmanager
 def stoppable() -> Iterator[Stop]:
-    """An event that the first Ctrl-C, SIGTERM or SIGHUP sets; the same signal once more stops at once.
+    """An event that the first Ctrl-C, SIGTERM or SIGHUP sets; a second one, of whatever kind, stops at once.
 
-    Except a second SIGHUP: the kernel and the shell both send one when a terminal closes, within a millisecond.
-    Under `nohup` SIGHUP is ignored from the start, and stays so.
+    Except the `ECHOES` of the first. Under `nohup` SIGHUP is ignored from the start, and stays so.
     """
     stop = Stop()
     if threading.current_thread() is not threading.main_thread():
@@ -89,9 +95,11 @@ def stoppable() -> Iterator[Stop]:
 
     def ask(number: int, frame: object) -> None:
         if not stop.is_set():
-            stop.signal_number = number
-        stop.set()
-        signal.signal(number, signal.SIG_IGN if number == HANGUP else handlers[signal.Signals(number)])
+            stop.signal_number, stop.asked = number, time.monotonic()
+            stop.set()
+        elif time.monotonic() > stop.asked + ECHOES.get(number, 0.0):
+            signal.signal(number, handlers[signal.Signals(number)])
+            signal.raise_signal(number)
 
     for number in handlers:
         signal.signal(number, ask)
@@ -113,6 +121,22 @@ def until_stopped(stop: threading.Event, bar: ProgressBar) -> ProgressBar:
     return report
 
 
+@dataclass(frozen=True)
+class StoppableReporter:
+    """A reporter whose bars raise `Interrupted` once `stop` is set."""
+
+    reporter: Reporter
+    stop: threading.Event
+
+    def say(self, text: str) -> None:
+        self.reporter.say(text)
+
+    @contextmanager
+    def bar(self, step: str) -> Iterator[ProgressBar]:
+        with self.reporter.bar(step) as bar:
+            yield until_stopped(self.stop, bar)
+
+
 # -- The lock ----------------------------------------------------------------------------------------------------------
 
 
@@ -120,17 +144,17 @@ def until_stopped(stop: threading.Event, bar: ProgressBar) -> ProgressBar:
 def locked(folder: Path) -> Iterator[None]:
     """Holds `folder/lock`, and ends what killed processes had begun to write in the folder.
 
-    Raises `UserError`, with the number of the process, if another holds the lock.
+    Raises `UserError`, with the number and the host of the process, if another holds the lock.
     The operating system grants the lock in one step and releases it when its process ends, however it ends.
     Network file systems: Linux locks files on NFS across machines; where a file system has no locks at all, only the
-    process number in the file counts, which is not safe against two starts in the same instant or on two machines.
+    process number and the host in the file count, which is not safe against two starts in the same instant.
     """
     path = folder / "lock"
     with _exclusive(path) as file:
         if owner_of(folder) not in (None, os.getpid()):
             raise _in_use(folder)
         file.truncate(0)
-        file.write(str(os.getpid()).encode())
+        file.write(f"{os.getpid()} {HOST}".encode())
         file.flush()
         clean_up(folder)
         try:
@@ -149,15 +173,16 @@ def _exclusive(path: Path) -> Iterator[BinaryIO]:
     """The open lock file, locked; a file that the owner before has removed since it was opened does not count."""
     while True:
         with path.open("ab") as file:
-            if not _try_lock(file):
+            locked = _try_lock(file)
+            if locked is False or (locked is None and _named(path)[1] not in ("", HOST)):
                 raise _in_use(path.parent)
             if _is_same(file, path):
                 yield file
                 return
 
 
-def _try_lock(file: BinaryIO) -> bool:
-    """False where another holds the lock; True where the file system has no locks."""
+def _try_lock(file: BinaryIO) -> bool | None:
+    """False where another holds the lock; None where the file system has no locks."""
     try:
         if sys.platform == "win32":
             file.seek(FAR)
@@ -165,7 +190,7 @@ def _try_lock(file: BinaryIO) -> bool:
         else:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        return error.errno not in BUSY
+        return False if error.errno in BUSY else None
     return True
 
 
@@ -178,20 +203,27 @@ def _is_same(file: BinaryIO, path: Path) -> bool:
 
 def _in_use(folder: Path) -> UserError:
     end = time.monotonic() + NAME_SECONDS
-    while (owner := owner_of(folder)) is None and time.monotonic() < end:
+    while (named := _named(folder / "lock"))[0] is None and time.monotonic() < end:
         time.sleep(0.01)
-    process = f"process {owner}" if owner is not None else "another process, perhaps on another machine"
-    return UserError(f"{folder} is in use by {process}; wait for it, or stop it")
+    owner, host = named
+    process = "another process, perhaps on another machine" if owner is None else f"process {owner} on {host or HOST}"
+    gone = f"; if it is gone, remove {folder / 'lock'}" if host not in ("", HOST) else ""
+    return UserError(f"{folder} is in use by {process}; wait for it, or stop it{gone}")
 
 
 def owner_of(folder: Path) -> int | None:
-    """The process that works on a run; None where there is none, or it is gone."""
-    lock = folder / "lock"
+    """The process of this machine that works on a run; None where there is none, or it is gone."""
+    owner, host = _named(folder / "lock")
+    return owner if owner is not None and host in ("", HOST) and was_running(owner, folder / "lock") else None
+
+
+def _named(lock: Path) -> tuple[int | None, str]:
+    """Process and host in a lock file; earlier versions wrote no host."""
     try:
-        text = lock.read_text(errors="replace").strip()
-        return int(text) if text.isdecimal() and was_running(int(text), lock) else None
+        owner, _, host = lock.read_text(errors="replace").strip().partition(" ")
     except FileNotFoundError:
-        return None
+        return None, ""
+    return (int(owner), host) if owner.isdecimal() else (None, "")
 
 
 def was_running(process: int, file: Path) -> bool:
@@ -203,18 +235,15 @@ def was_running(process: int, file: Path) -> bool:
 
 
 def clean_up(folder: Path) -> None:
-    """Ends what killed processes had begun to write in a run: the caller holds its lock.
+    """Ends what killed processes had begun to write in a run and its folders: the caller holds its lock.
 
     A folder that was to be replaced gets its name back if the new one had not yet taken it; all else is removed.
     """
-    for place in (folder, folder / "checkpoints", folder / "cache"):
-        for path in sorted(place.glob(".*.*.old")) + sorted(place.glob(".*.*.tmp")):
-            unfinished = UNFINISHED.fullmatch(path.name)
-            if unfinished is None or was_running(int(unfinished["process"]), path):
-                continue
-            if unfinished["kind"] == "old" and not (place / unfinished["name"]).exists():
-                path.rename(place / unfinished["name"])
-            elif path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink(missing_ok=True)
+    for path in sorted(folder.rglob(".*.*.old")) + sorted(folder.rglob(".*.*.tmp")):
+        unfinished = UNFINISHED.fullmatch(path.name)
+        if unfinished is None or was_running(int(unfinished["process"]), path):
+            continue
+        if unfinished["kind"] == "old" and not path.with_name(unfinished["name"]).exists():
+            path.rename(path.with_name(unfinished["name"]))
+        else:
+            remove(path)

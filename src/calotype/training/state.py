@@ -10,16 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from calotype.files import not_finite
 from calotype.nets.weights import check_tensors, check_weights
 from calotype.priors.prior import load_trained, trained_state, with_constants
 from calotype.recipe import OptimizerConfig
+from calotype.types import NotFiniteError
 
 Gradients = Sequence[Tensor | None]
 """One for each weight that is trained; None for one that the loss does not depend on."""
-
-
-class NotFiniteError(ArithmeticError):
-    """The gradient is not a number; the weights have not been touched."""
 
 
 class TrainState:
@@ -51,7 +49,8 @@ class TrainState:
     def step(self, fraction: float) -> float:
         """One update; `fraction` in [0, 1) is how much of the run is over. Returns the norm of the gradient.
 
-        Raises `NotFiniteError`, before any weight is touched, if that norm is not a number.
+        Raises `NotFiniteError`, before any weight is touched, if that norm is not finite; and if a weight or an
+        average is not finite after the update.
         """
         norm = float(nn.utils.clip_grad_norm_(self.parameters, self.config.clip))
         if not math.isfinite(norm):
@@ -63,7 +62,17 @@ class TrainState:
         self.optimizer.zero_grad()
         self.steps += 1
         self._follow()
+        self._require_finite()
         return norm
+
+    @torch.no_grad()
+    def _require_finite(self) -> None:
+        norms = torch._foreach_norm([*self.network.parameters(), *self.average.parameters()])
+        if math.isfinite(float(torch.stack(norms).sum())):
+            return
+        kinds = {"weight": self.network, "average": self.average}
+        named = {f"{kind} {name}": value for kind, net in kinds.items() for name, value in net.named_parameters()}
+        raise NotFiniteError(f"the {not_finite(named) or 'norm of the weights'} is not finite")
 
     @torch.no_grad()
     def _follow(self) -> None:

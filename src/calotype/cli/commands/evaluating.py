@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from calotype.cli.commands.reading import read_as_run, read_own
+from calotype.cli.commands.reading import check_empty, read_as_run, read_own
 from calotype.cli.console import Console
 from calotype.cli.options import EvaluateOptions
 from calotype.data.folder import Pictures
@@ -29,6 +29,8 @@ def evaluate(options: EvaluateOptions, console: Console, network: FeatureNetwork
     Without `out` they go into the run, its report and its model's card too. `network` takes the place of
     EfficientNet-Lite0.
     """
+    if options.out is not None:
+        check_empty(options.out, EVALUATION_FILE)
     where, folder, changes = find_device(options.device), options.out or options.run, options.changes()
     candidate = changed_in(open_candidate("A", options.run, str(where)), changes)
     pictures, trained = pictures_of(candidate, options.data, folder / "cache", console)

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from calotype.build import build_space
-from calotype.cli.commands.reading import read_as_run
+from calotype.cli.commands.reading import check_empty, read_as_run
 from calotype.cli.console import Console
 from calotype.cli.options import InspectOptions
 from calotype.data.images import grid, images_from_pixels, pils_from_images
@@ -48,8 +48,8 @@ def inspect(options: InspectOptions, console: Console) -> Path:
     recipe = parse_recipe(read_recipe(folder / "recipe.toml"))
     if recipe.kind == "cascade":
         raise UserError(f"{folder} is a cascade: it works in pixels, and has no autoencoder to inspect")
-    if out.exists() and not out.is_dir():
-        raise UserError(f"--out {out} is a file; choose a folder")
+    if options.out is not None:
+        check_empty(options.out, "inspection.json")
     weights, state = find_weights(folder, recipe)
     pictures = read_as_run(run, data, recipe.size, out / "cache", console)
     foreign = pictures.content != run.state.content

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from calotype.cli.options import PortraitsOptions
 from calotype.data.folder import Pictures, read_folder
 from calotype.data.split import SplitRule, split_rule, stratified_split
 from calotype.demo.portraits import read_portraits, write_portraits
+from calotype.files import make_folder
 from calotype.run import PORTRAITS, Run
 from calotype.types import UserError
 
@@ -58,8 +60,23 @@ def unused_path(path: Path) -> Path:
     return next(each for each in numbered if not os.path.lexists(each))
 
 
-def check_empty(out: Path) -> None:
-    if out.exists() and (out.is_file() or any(out.iterdir())):
+def new_folder(path: Path) -> Path:
+    """Makes `unused_path`, in one step: of two processes that ask at once, each gets its own."""
+    make_folder(path.parent)
+    while True:
+        with suppress(FileExistsError):
+            (unused := unused_path(path)).mkdir()
+            return unused
+
+
+def check_empty(out: Path, known: str = "") -> None:
+    """Raises `UserError` unless the folder is new, empty, or has earlier results of the same command (a file `known`).
+
+    A folder `cache` alone, which is read into before there are results, does not count.
+    """
+    if known and (out / known).is_file():
+        return
+    if out.exists() and (out.is_file() or any(path.name != "cache" or not known for path in out.iterdir())):
         raise UserError(f"--out {out} is not an empty folder; choose another")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import re
 import warnings
 from collections.abc import Sequence
@@ -11,14 +12,15 @@ from typing import Any
 
 from PIL import Image
 
-from calotype.cli.commands.reading import check_empty, safe_name, unused_path
+from calotype.cli.commands.reading import check_empty, new_folder, safe_name
 from calotype.cli.console import Console
 from calotype.cli.options import EnlargeOptions, InterpolateOptions, SampleOptions
 from calotype.data.captions import as_prompts, decode_text
 from calotype.data.folder import list_pictures
-from calotype.data.images import UnreadableError, grid, read_image
-from calotype.files import write_json, write_whole
+from calotype.data.images import UnreadableError, grid, read_image, read_mask
+from calotype.files import write_json, write_png, write_whole
 from calotype.model import load
+from calotype.training.process import Reporter
 from calotype.types import NULL_LABEL, UserError
 
 DEFAULT_COUNT = 16
@@ -34,15 +36,20 @@ def sample(options: SampleOptions, console: Console) -> Path:
         raise UserError("--prompt and --prompts both give prompts; use one of them")
     prompts = read_prompts(options.prompts) if options.prompts else as_prompts(options.prompt)
     count = (len(prompts) if options.prompts else DEFAULT_COUNT) if options.count is None else options.count
-    folder = write_samples(options, count, prompts, console)
+    if options.out is not None:
+        check_empty(options.out)
+    folder = write_samples(options, count, prompts, console, new=True)
     console.say(f"{count} pictures in {folder}; all of them: {folder / 'grid.png'}")
     return folder
 
 
-def write_samples(options: SampleOptions, count: int, prompts: Sequence[str], console: Console) -> Path:
+def write_samples(
+    options: SampleOptions, count: int, prompts: Sequence[str], reporter: Reporter, new: bool = False
+) -> Path:
     """Writes `count` pictures of prompts in turn, a PNG file each, a grid of them, and how they were made as JSON.
 
-    Raises `UserError` for a mask or a strength without a picture.
+    Raises `UserError` for a mask or a strength without a picture; with `new` it raises `FileExistsError` rather than
+    write over a file.
     """
     if count < 1:
         raise UserError(f"count is {count}, but must be at least 1")
@@ -51,8 +58,9 @@ def write_samples(options: SampleOptions, count: int, prompts: Sequence[str], co
             raise UserError(f"--{name} is for image-to-image, but there is no picture; add --from PICTURE")
     model, label, seed = load(options.run, options.device), options.label, options.seed
     for warning in model.truncations(prompts):
-        console.say(warning)
-    picture, mask = (read_image(file) if file else None for file in (options.picture, options.mask))
+        reporter.say(warning)
+    picture = read_image(options.picture) if options.picture else None
+    mask = read_mask(options.mask) if options.mask else None
     text, samplings = model.text(count, prompts, options.negative), model.settings(options.changes(), mask is not None)
     labels = [NULL_LABEL] * count if picture and label is None else model.labels(count, label, prompts)
     names = [model.classes[index] if index != NULL_LABEL else "picture" for index in labels]
@@ -60,22 +68,22 @@ def write_samples(options: SampleOptions, count: int, prompts: Sequence[str], co
         count, label, seed, read_size(options.size), picture=picture, strength=options.strength, mask=mask,
         prompt=prompts, negative=options.negative, **options.changes(),
     )  # fmt: skip
-    out = options.out or unused_path(options.run / "samples")
-    pictures: list[Image.Image] = []
-    with console.bar("samples") as progress:
+    out, pictures = options.out, list[Image.Image]()
+    with reporter.bar("samples") as progress:
         for index, image in enumerate(drawn):
-            out.mkdir(parents=True, exist_ok=True)
+            out = out or new_folder(options.run / "samples")
             name = (text and text.prompts[index]) or names[index]
-            image.save(out / f"{seed}-{index:04d}-{safe_name(name)}.png")
+            write_png(out / f"{seed}-{index:04d}-{safe_name(name)}.png", image, new)
             pictures.append(image)
             progress(index + 1, count, "")
-    grid(pictures, grid_columns(count)).save(out / "grid.png")
+    assert out is not None
+    write_png(out / "grid.png", grid(pictures, grid_columns(count)), new)
     first, *above = (sampling.model_dump(mode="json") for sampling in samplings)
     prompted = {"prompts": text.prompts, "negative": options.negative} if text else {}
     given = {name: getattr(options, name) for name in ("size", "picture", "strength", "mask")}
     edit = {name: str(value) for name, value in given.items() if value is not None}
     about = {"labels": names, "seed": seed, **prompted, "sampling": first, "enlarge": above, **edit}
-    write_json(out / "samples.json", about)
+    write_json(out / "samples.json", about, new)
     return out
 
 
@@ -113,6 +121,8 @@ def interpolate(options: InterpolateOptions, console: Console) -> Path:
     """Writes an animation between two pictures, or a strip where the file ends in .png, and returns the file."""
     if (kind := options.out.suffix.lower()) not in (*ANIMATIONS, ".png"):
         raise UserError(f"--out {options.out} must end in .webp or .gif (an animation) or .png (a strip)")
+    if os.path.lexists(options.out):
+        raise UserError(f"--out {options.out} is there already, and is not written over; choose another name")
     seeds = pair("--seeds", options.seeds)
     if not all(re.fullmatch(r"-?\d{1,18}", seed) for seed in seeds):
         raise UserError(f"--seeds is {options.seeds!r}, but must be two whole numbers, as in --seeds 1,2")
@@ -126,7 +136,7 @@ def interpolate(options: InterpolateOptions, console: Console) -> Path:
             (int(seeds[0]), int(seeds[1])), options.frames, labels, read_size(options.size),
             prompts=prompts, prompt=options.prompt, **options.changes(),
         )  # fmt: skip
-    write_whole(options.out, animated(pictures, kind))
+    write_whole(options.out, animated(pictures, kind), new=True)
     console.say(f"{options.frames} frames in {options.out}")
     return options.out
 
@@ -158,13 +168,12 @@ def enlarge(options: EnlargeOptions, console: Console) -> int:
     model.enlarger(options.size)
     model.labels(1, options.label)
     check_empty(options.out)
-    options.out.mkdir(parents=True, exist_ok=True)
     written = 0
     with console.bar("enlarge") as progress:
         for index, path in enumerate(paths):
             try:
                 enlarged = model.enlarge(read_image(path), options.size, options.label, options.seed)
-                enlarged.save(options.out / f"{index:04d}-{safe_name(path.stem)}.png")
+                write_png(options.out / f"{index:04d}-{safe_name(path.stem)}.png", enlarged, new=True)
                 written += 1
             except UnreadableError as error:
                 console.say(str(error))

@@ -11,6 +11,7 @@ from calotype.cli.options import ReportOptions, RunsOptions
 from calotype.data.images import shown
 from calotype.report import RunSummary, summarize_all, write_report, write_runs
 from calotype.report.format import date, duration
+from calotype.report.html import is_page
 from calotype.types import UserError
 
 
@@ -44,6 +45,8 @@ def report(options: ReportOptions, console: Console) -> Path:
     for folder in folders:
         if not (folder / "run.json").is_file():
             raise UserError(f"{folder} is not a run: it has no run.json; expected a folder that `calotype train` wrote")
+    if out is not None and out.exists() and not is_page(out):
+        raise UserError(f"--out {out} is no page of calotype, and is not written over; choose another name")
     several = len(folders) > 1
     page = write_runs(folders, out or folders[0].parent / "report.html") if several else write_report(folders[0], out)
     console.say(f"done: look at {page}")

@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from calotype.cli.commands.reading import read, unused_path
+from calotype.cli.commands.resuming import labels_hash, note_changes, read_again
 from calotype.cli.commands.sampling import write_samples
 from calotype.cli.console import Console
 from calotype.cli.options import ResumeOptions, SampleOptions, TrainingOptions, TrainOptions
 from calotype.data.folder import Pictures
-from calotype.data.split import SPLIT_FILE, SPLIT_VERSION, split_rule, stratified_split
+from calotype.data.split import SPLIT_FILE, SPLIT_VERSION, stratified_split
 from calotype.evaluation.neighbours import write_neighbours
-from calotype.files import sha256, write_json, write_whole
+from calotype.files import remove, sha256, write_json, write_whole
 from calotype.interop import diffusers, minilm, transformers
 from calotype.machine import Machine, examine
 from calotype.planning import Plan, make_plan
@@ -36,10 +37,12 @@ from calotype.training.checkpoint import rename_legs
 from calotype.training.examples import without_unread_captions
 from calotype.training.pipeline import Pipeline, record_status
 from calotype.training.previews import held_out_prompts
-from calotype.training.process import locked, stoppable
+from calotype.training.process import UNFINISHED, StoppableReporter, locked, stoppable
 from calotype.types import UserError
 
 DEFAULT_SIZE = 64
+BEFORE_STATE = ("cache", "recipe.toml", "plan.json", SPLIT_FILE)
+"""What is in the folder of a new run before there is a run.json, beside the lock."""
 NEIGHBOURS_FROM = 300.0
 """Seconds of budget: the search for nearest training pictures takes a few, which a shorter run does not have."""
 
@@ -134,7 +137,7 @@ def produce(run: Run, plan: Plan, pictures: Pictures, machine: Machine, console:
                 with run.timing("samples"):
                     prompts, count = held_out_prompts(pictures, plan.final_count), plan.final_count
                     chosen = SampleOptions(folder, seed=recipe.seed, out=folder / "samples", device=str(device))
-                    write_samples(chosen, count, prompts, console)
+                    write_samples(chosen, count, prompts, StoppableReporter(console, stop))
                 if plan.budget_seconds >= NEIGHBOURS_FROM:
                     with run.timing("neighbours"):
                         write_neighbours(folder, pictures)
@@ -149,12 +152,12 @@ def produce(run: Run, plan: Plan, pictures: Pictures, machine: Machine, console:
 
 def resume(options: ResumeOptions, console: Console) -> Path:
     """Goes on with a run that was stopped, wherever it was."""
-    folder, run = options.run, Run.open(options.run)
-    if run.state.status != "finished":
-        with locked(folder):
-            run = Run.open(folder)  # as the owner before has left it
-            if run.state.status != "finished":
-                return _resume(run, options, console)
+    folder = options.run
+    Run.open(folder)  # so that no lock is put into a folder that is no run
+    with locked(folder):
+        run = Run.open(folder)  # as the owner before has left it
+        if run.state.status != "finished":
+            return _resume(run, options, console)
     console.say(f"{folder} is finished already; its report is {folder / 'report.html'}")
     return folder
 
@@ -163,18 +166,14 @@ def _resume(run: Run, options: ResumeOptions, console: Console) -> Path:
     folder = run.folder
     recipe = parse_recipe(read_recipe(folder / "recipe.toml"))
     planned = Plan.read(folder / "plan.json", recipe)
-    source = None if run.state.data == PORTRAITS else Path(run.state.data)
-    pictures = read(source, recipe.size, folder / "cache", console, split_rule(folder))
-    if pictures.content != run.state.content:
-        raise UserError(
-            f"the pictures in {source} have changed since {folder} was started; put them back, or start a new run"
-        )
+    pictures = read_again(run, recipe, options.data, console)
     if content_of(recipe) != run.state.imported_weights:
         raise UserError(
             f"the imported autoencoder has changed since {folder} was started; put it back, or start a new run"
         )
     rename_legs(folder / "checkpoints")
     machine = examine(options.device, run.state.threads)
+    note_changes(run, recipe, planned.device, machine, console)
     check_memory(recipe, machine)
     run.began = options.started
     run.spend("read", time.time() - options.started)
@@ -199,9 +198,8 @@ def claimed(options: TrainOptions, size: int) -> Iterator[Path]:
                 yield folder
             finally:
                 if not (folder / "run.json").exists():
-                    shutil.rmtree(folder / "cache", ignore_errors=True)
-                    for name in ("recipe.toml", "plan.json", SPLIT_FILE):
-                        (folder / name).unlink(missing_ok=True)
+                    for name in BEFORE_STATE:
+                        remove(folder / name)
     finally:
         for path in missing:
             with suppress(OSError):  # not empty
@@ -237,10 +235,16 @@ def run_folder(options: TrainOptions, size: int) -> Path:
 
 
 def require_empty_out(options: TrainOptions) -> None:
-    """Raises `UserError` if `--out` has something in it; a lock says nothing, for its owner may be gone."""
+    """Raises `UserError` if `--out` has something in it, but for what a process that was killed while it planned left.
+
+    Such a process leaves its lock, and what is beside that it wrote.
+    """
     out = options.out
-    if out is not None and out.exists() and (out.is_file() or any(path.name != "lock" for path in out.iterdir())):
-        hint = f"go on with: calotype resume {out}" if (out / "run.json").exists() else "choose another"
+    if out is None or not out.exists():
+        return
+    names = {path.name for path in out.iterdir() if not UNFINISHED.fullmatch(path.name)} if out.is_dir() else {""}
+    if names and not ("lock" in names and names <= {"lock", *BEFORE_STATE}):
+        hint = f"go on with: calotype resume {out}" if "run.json" in names else "choose another"
         raise UserError(f"--out {out} is not an empty folder; {hint}")
 
 
@@ -251,6 +255,7 @@ def initial_state(options: TrainOptions, folder: Path, pictures: Pictures, recip
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         data=str(options.folder.resolve()) if options.folder else PORTRAITS,
         content=pictures.content,
+        labels=labels_hash(pictures),
         imported_weights=content_of(recipe),
         pictures=pictures.split.counts,
         split=SplitRecord(version=SPLIT_VERSION, **recipe.split.model_dump()),
@@ -259,6 +264,7 @@ def initial_state(options: TrainOptions, folder: Path, pictures: Pictures, recip
         legs=dict.fromkeys(recipe.legs, "waiting"),
         versions={name: version(name) for name in ("calotype", "torch")} | {"python": platform.python_version()},
         threads=threads,
+        settings=recipe.model_dump(mode="json"),
     )
 
 

@@ -1,0 +1,148 @@
+"""What has changed since a run was started: its pictures, settings and machine; named, and refused where it matters."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from calotype.cli.commands.reading import read
+from calotype.cli.console import Console
+from calotype.data.folder import Pictures
+from calotype.data.images import shown
+from calotype.data.split import SPLIT_FILE, split_rule, stratified_split
+from calotype.files import write_json
+from calotype.machine import Machine, cores
+from calotype.recipe import Recipe, exposure_above, leg_above
+from calotype.run import PORTRAITS, Run, read_mapping
+from calotype.tables import differences, number
+from calotype.types import UserError
+
+HARMLESS = re.compile(r"precision|(enlarge\.\d+\.)?sampling\..+|.+\.(critic_)?learn\..+")
+"""Settings by which what was trained before stays of use: how to sample, and how to go on learning."""
+LEG_OF = (
+    (re.compile(r"(autoencoder|denoiser)\..+"), lambda name: name),
+    (re.compile(r"enlarge\.(\d+)\.exposure\..+"), lambda size: exposure_above(int(size))),
+    (re.compile(r"enlarge\.(\d+)\..+"), lambda size: leg_above(int(size))),
+)
+"""The leg that a setting is of; any other setting is of all legs."""
+
+
+# -- Pictures ----------------------------------------------------------------------------------------------------------
+
+
+def read_again(run: Run, recipe: Recipe, data: Path | None, console: Console) -> Pictures:
+    """The pictures of a run, from `data` if they have moved, or are to be others from now on.
+
+    Raises `UserError` where they are gone, have changed without being asked for by `data`, or have other classes.
+    """
+    folder, state = run.folder, run.state
+    source = data if data is not None else None if state.data == PORTRAITS else Path(state.data)
+    go_on = f"calotype resume {folder} --data"
+    if data is None and source is not None and not source.exists():
+        raise UserError(f"the pictures of {folder} were in {shown(source)}, which is gone; go on with: {go_on} FOLDER")
+    pictures = read(source, recipe.size, folder / "cache", console, split_rule(folder))
+    if not is_same(run, pictures):
+        change = f"{change_of(run, pictures)} since {folder} was started"
+        if data is None:
+            raise UserError(
+                f"the pictures in {shown(source or PORTRAITS)} have changed: {change}; put them back, or go on with "
+                f"them as they are: {go_on} {shown(source or 'FOLDER')}"
+            )
+        if list(pictures.classes) != state.classes:
+            raise UserError(
+                f"--data {shown(data)} has the classes {', '.join(pictures.classes) or 'none'}, but {folder} was "
+                f"started with {', '.join(state.classes) or 'none'}; give a folder with these, or start a new run"
+            )
+        split = stratified_split(pictures.pixels, pictures.labels, pictures.classes, recipe.split)
+        pictures = replace(pictures, split=split)
+        write_json(folder / SPLIT_FILE, pictures.split.as_json())
+        announce(run, console, f"{change}; the new sets may hold out pictures that were trained on before")
+    if data is not None:
+        if (moved := str(data.resolve())) != state.data:
+            announce(run, console, f"the pictures are in {shown(data)} now, and were in {shown(state.data)}")
+        state.data, state.content, state.labels = moved, pictures.content, labels_hash(pictures)
+        state.pictures = pictures.split.counts
+        run.save()
+    return pictures
+
+
+def is_same(run: Run, pictures: Pictures) -> bool:
+    """Whether content, classes and labels are those of the run; earlier versions stored no labels."""
+    state = run.state
+    stored = state.content, tuple(state.classes), state.labels or labels_hash(pictures)
+    return stored == (pictures.content, pictures.classes, labels_hash(pictures))
+
+
+def labels_hash(pictures: Pictures) -> str:
+    return hashlib.sha256(str(pictures.labels.tolist()).encode()).hexdigest()[:32]
+
+
+def change_of(run: Run, pictures: Pictures) -> str:
+    before = number(read_mapping(run.folder / SPLIT_FILE).get("count"))
+    same = before is None or before == len(pictures)
+    return (
+        "there are others, or other labels or captions"
+        if same
+        else f"there are {len(pictures):,} instead of {before:,.0f}"
+    )
+
+
+# -- Settings and machine ----------------------------------------------------------------------------------------------
+
+
+def note_changes(run: Run, recipe: Recipe, device: str, machine: Machine, console: Console) -> None:
+    """Names what has changed, and goes on with it.
+
+    Raises `UserError` for a setting with which networks have been trained already.
+    """
+    for text in (*_settings(run, recipe), *_machine(run, device, machine)):
+        announce(run, console, text)
+    run.state.settings = recipe.model_dump(mode="json")
+
+
+def _settings(run: Run, recipe: Recipe) -> Iterator[str]:
+    if run.state.settings is None:  # of an earlier version
+        return
+    for key, (before, now) in differences(run.state.settings, recipe.model_dump(mode="json")).items():
+        change = f"{key} was {_value(before)} when {run.folder} was started, and is {_value(now)} in its recipe.toml"
+        if not HARMLESS.fullmatch(key) and any(run.state.legs.get(leg) != "waiting" for leg in _legs_of(key, run)):
+            raise UserError(f"{change}; put it back, or start a new run")
+        yield f"{change}; the run goes on with it"
+
+
+def _legs_of(key: str, run: Run) -> list[str]:
+    for pattern, leg in LEG_OF:
+        if match := pattern.fullmatch(key):
+            return [leg(match[1])]
+    return list(run.state.legs)
+
+
+def _value(setting: Any) -> str:
+    return "not set" if setting is None else repr(setting)
+
+
+def _machine(run: Run, device: str, machine: Machine) -> Iterator[str]:
+    """Where results may differ in their last bits."""
+    changed = []
+    if (before := run.state.versions.get("torch")) not in (None, torch.__version__):
+        changed.append(f"torch {torch.__version__} instead of {before}")
+    if (before := device.split(" ", maxsplit=1)[0]) != machine.device.type:
+        changed.append(f"{machine.device.type} instead of {before}")
+    if changed:
+        yield f"the run goes on with {' and '.join(changed)}, so its last bits may differ from those of one machine"
+    if machine.device.type == "cpu" and machine.threads > cores():
+        yield (
+            f"the run keeps its {machine.threads} threads, so that its numbers stay the same, though this machine has "
+            f"{cores()} cores"
+        )
+
+
+def announce(run: Run, console: Console, text: str) -> None:
+    console.say(text)
+    run.log("note", text=text)

@@ -1,0 +1,136 @@
+"""What commands write outside a run: whole files, and never over one that another call or a person has made."""
+
+import os
+import signal
+import threading
+
+import numpy as np
+import pytest
+from PIL import Image
+from small import Keeper, be_quick
+from test_cli import tell
+from test_editing import a_mask, a_picture, pixels
+from test_files import contents
+
+from calotype.cli import commands
+from calotype.cli.commands.reading import new_folder
+from calotype.cli.options import EvaluateOptions, InspectOptions, InterpolateOptions, ReportOptions, SampleOptions
+from calotype.data.images import read_mask
+from calotype.files import write_png, write_whole
+from calotype.model import load
+from calotype.types import UserError
+
+__all__ = ["tell"]
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    be_quick(monkeypatch)
+
+
+def transparent(mask, hidden):
+    """Its white on a transparent layer, whose colour there is `hidden`."""
+    layer = Image.new("RGBA", mask.size, (*hidden, 0))
+    layer.paste("white", mask=mask)
+    return layer
+
+
+@pytest.mark.parametrize("hidden", [(0, 0, 0), (255, 255, 255), (250, 20, 20)])
+def test_a_mask_on_a_transparent_layer_is_white_where_it_is_opaque(finished, tmp_path, hidden):
+    model, layer = load(finished), transparent(a_mask(), hidden)
+    layer.save(tmp_path / "mask.png")
+    expected = pixels(model.redraw(a_picture(), mask=a_mask())[0])
+    for mask in (layer, read_mask(tmp_path / "mask.png")):
+        assert np.array_equal(pixels(model.redraw(a_picture(), mask=mask)[0]), expected)
+    with pytest.raises(UserError, match=r"no white, .* paint opaque white"):
+        model.redraw(a_picture(), mask=Image.new("RGBA", (16, 16), (*hidden, 0)))
+
+
+def albums(tmp_path):
+    """Folders with a file that `sample` would write, or any other."""
+    for name in ("grid.png", "samples.json", "note.txt"):
+        (tmp_path / name.partition(".")[0]).mkdir()
+        (tmp_path / name.partition(".")[0] / name).write_text("mine")
+        yield tmp_path / name.partition(".")[0]
+
+
+def test_what_is_in_a_folder_is_never_written_over(finished, tmp_path, tell):
+    for album in albums(tmp_path):
+        code, _, wrong = tell("sample", finished, "--count", 1, "--out", album)
+        assert code == 2 and len(wrong) == 1 and "is not an empty folder" in wrong[0]
+        assert list(contents(album).values()) == [b"mine"]
+        for command, options in ((commands.evaluate, EvaluateOptions), (commands.inspect, InspectOptions)):
+            with pytest.raises(UserError, match="is not an empty folder"):
+                command(options(finished, out=album), Keeper())
+        assert list(contents(album).values()) == [b"mine"]
+
+
+def test_the_same_call_twice_is_refused_and_without_out_each_gets_its_own_folder(finished, tmp_path, tell):
+    words = ["sample", finished, "--count", 1, "--out", tmp_path / "made"]
+    assert tell(*words)[0] == 0
+    before = contents(tmp_path / "made")
+    assert tell(*words, "--guidance", 3)[0] == 2 and contents(tmp_path / "made") == before
+    names = {new_folder(tmp_path / "samples").name for _ in range(3)}
+    assert names == {"samples-1", "samples-2", "samples-3"}
+
+
+def test_a_file_that_appears_while_samples_are_made_stays(finished, tmp_path, tell, monkeypatch):
+    def late(path, image, new):
+        path.parent.mkdir(exist_ok=True)
+        if path.name == "grid.png":
+            path.write_text("mine")
+        write_png(path, image, new)
+
+    monkeypatch.setattr(commands.sampling, "write_png", late)
+    code, _, wrong = tell("sample", finished, "--count", 1, "--out", tmp_path / "made")
+    assert code == 2 and len(wrong) == 1 and "grid.png; nothing was written over" in wrong[0]
+    assert (tmp_path / "made" / "grid.png").read_text() == "mine"
+
+
+def test_an_animation_and_a_page_of_others_stay(finished, tmp_path):
+    (tmp_path / "my.gif").write_text("mine")
+    (tmp_path / "my.html").write_text("<title>mine</title>")
+    with pytest.raises(UserError, match="is there already"):
+        commands.interpolate(InterpolateOptions(finished, tmp_path / "my.gif"), Keeper())
+    with pytest.raises(UserError, match="is no page of calotype"):
+        commands.report(ReportOptions([finished], tmp_path / "my.html"), Keeper())
+    for _ in range(2):  # its own page it may renew
+        commands.report(ReportOptions([finished], tmp_path / "page.html"), Keeper())
+    assert (tmp_path / "my.gif").read_text() == "mine" and "mine" in (tmp_path / "my.html").read_text()
+
+
+def test_of_threads_that_write_one_new_file_one_does(tmp_path):
+    wrote, start = [], threading.Barrier(8)
+
+    def write(number):
+        path = tmp_path / "file"
+        start.wait()
+        try:
+            path.open("xb").close() if number else write_whole(path, "whole", new=True)
+            wrote.append(number)
+        except FileExistsError:
+            pass
+
+    threads = [threading.Thread(target=write, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(wrote) == 1
+
+
+@pytest.mark.parametrize("fails_at", range(1, 5))
+def test_samples_are_whole_files_wherever_they_stop(finished, tmp_path, monkeypatch, fails_at):
+    calls, real = [], os.fsync
+
+    def fsync(descriptor):
+        calls.append(descriptor)
+        if len(calls) == 2 * fails_at:
+            signal.raise_signal(signal.SIGINT)
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(KeyboardInterrupt):
+        commands.sample(SampleOptions(finished, 4, out=tmp_path / "made"), Keeper())
+    for path in (tmp_path / "made").iterdir():
+        Image.open(path).load()
