@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from calotype.data.images import shown
+from calotype.data.listing import plural
 from calotype.types import Rng, Text
 
 METADATA = "metadata.jsonl"
@@ -140,10 +141,6 @@ class CaptionFiles:
             f"{plural(self.unmatched, 'line')} of metadata named no picture that was read": self.unmatched,
         }
         return [note for note, count in counts.items() if count]
-
-
-def plural(count: int, noun: str) -> str:
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def read_captions(folder: Path, names: Sequence[str]) -> tuple[Captions | None, CaptionFiles]:

@@ -30,11 +30,23 @@ def check_data(options: CheckOptions, console: Console) -> Survey:
         console.say(f"{name:<12} {value}".rstrip())
     if not result.pictures:
         raise UserError(f"no picture in {shown(folder)} could be read, so training cannot start; the reasons are above")
-    console.say(
-        f"training may start; a tenth of the pictures (at most {MAX_TEST:,}) will be kept for the test, a twentieth "
-        f"(at most {MAX_VALIDATION:,}) for validation, by class"
-    )
+    console.say(f"training may start; {_held_out(result)}")
     return result
+
+
+def _held_out(survey: Survey) -> str:
+    """Which pictures will be held out."""
+    usual = {
+        "test": f"a tenth of the pictures (at most {MAX_TEST:,})",
+        "validation": f"a twentieth (at most {MAX_VALIDATION:,})",
+    }
+    named = {
+        name: f"{min(survey.sets[name], most):,} in their subfolders"
+        for name, most in (("test", MAX_TEST), ("validation", MAX_VALIDATION))
+        if survey.sets[name]
+    }
+    kept = usual | named
+    return f"{kept['test']} will be kept for the test, {kept['validation']} for validation, by class"
 
 
 def survey_lines(survey: Survey) -> Iterator[tuple[str, str]]:

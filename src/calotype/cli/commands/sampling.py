@@ -15,8 +15,8 @@ from calotype.cli.commands.reading import check_empty, safe_name, unused_path
 from calotype.cli.console import Console
 from calotype.cli.options import EnlargeOptions, InterpolateOptions, SampleOptions
 from calotype.data.captions import as_prompts, decode_text
-from calotype.data.folder import list_pictures
 from calotype.data.images import UnreadableError, grid, read_image
+from calotype.data.listing import list_pictures
 from calotype.files import write_json, write_whole
 from calotype.model import load
 from calotype.types import NULL_LABEL, UserError

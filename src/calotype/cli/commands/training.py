@@ -163,7 +163,7 @@ def _resume(run: Run, options: ResumeOptions, console: Console) -> Path:
     recipe = parse_recipe(read_recipe(folder / "recipe.toml"))
     planned = Plan.from_json(recipe, read_stored(folder / "plan.json"))
     source = None if run.state.data == PORTRAITS else Path(run.state.data)
-    pictures = read(source, recipe.size, folder / "cache", console, split_rule(folder))
+    pictures = read(source, recipe.size, folder / "cache", console, split_rule(folder), run.state.classes)
     if pictures.content != run.state.content:
         raise UserError(
             f"the pictures in {source} have changed since {folder} was started; put them back, or start a new run"
