@@ -98,7 +98,7 @@ def kind_of_file(path: Path) -> str:
 
 
 def regular_file(path: Path) -> Path:
-    """The path. Raises `RefusedError` for folders, and for what could block or never end: pipes, devices, huge files."""
+    """The path. Raises `RefusedError` for folders and what could block or never end: pipes, devices, huge files."""
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):
         raise RefusedError(f"it is a {'directory' if stat.S_ISDIR(status.st_mode) else 'pipe or a device'}, not a file")

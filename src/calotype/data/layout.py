@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from calotype.data.images import shown
-from calotype.data.listing import note, names_counted
+from calotype.data.listing import names_counted, note
 
 Folders = tuple[str, ...]  # of a picture, from the top
 

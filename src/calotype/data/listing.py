@@ -83,7 +83,7 @@ def find_pictures(folder: Path) -> Listing:
     _check_folder(folder)
     root = folder.resolve()
     listing = Listing()
-    for path in _visible_files(root, listing):
+    for path in visible_files(root, listing):
         listing.add(path, root)
     listing.pictures.sort()
     if not listing.pictures:
@@ -92,7 +92,9 @@ def find_pictures(folder: Path) -> Listing:
     return listing
 
 
-def _visible_files(root: Path, listing: Listing) -> Iterator[Path]:
+def visible_files(root: Path, listing: Listing) -> Iterator[Path]:
+    """Files below a folder that are not hidden, nor in folders of the system; what is passed over is counted."""
+
     def forbidden(_: OSError) -> None:
         listing.forbidden += 1
 
