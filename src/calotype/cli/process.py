@@ -82,8 +82,14 @@ def discard(stream: Any) -> None:
 
 @contextmanager
 def lasting_streams() -> Iterator[None]:
-    """Standard output and error as `LastingStream`s: `calotype train | head` must train to the end."""
+    """Standard output and error as `LastingStream`s: `calotype train | head` must train to the end.
+
+    Names that their encoding does not have are shown with escapes.
+    """
     before = sys.stdout, sys.stderr
+    for stream in before:
+        with suppress(AttributeError, OSError):  # none, or one in memory
+            cast(Any, stream).reconfigure(errors="backslashreplace")
     sys.stdout, sys.stderr = (cast(TextIO, stream and LastingStream(stream)) for stream in before)
     try:
         yield

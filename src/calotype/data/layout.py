@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from calotype.data.images import shown
@@ -12,6 +12,7 @@ from calotype.data.listing import names_counted, note
 
 Folders = tuple[str, ...]  # of a picture, from the top
 
+FEW_OF_A_CLASS = 5
 SETS = {
     "train": re.compile(r"train(ing)?"),
     "validation": re.compile(r"val(id|idation)?|dev(elopment)?"),
@@ -105,7 +106,19 @@ def class_notes(labels: Iterable[str], classes: Sequence[str]) -> list[str]:
     return [
         f"{len(classes)} classes, by subfolder: {names_counted(Counter({name: sizes[name] for name in classes}))}",
         *note(sizes[""], "picture", "left without a label, beside the class folders"),
+        *few_notes(sizes, classes),
     ]
+
+
+def few_notes(sizes: Mapping[str, int], classes: Sequence[str]) -> list[str]:
+    """On classes that have too few pictures to be learned."""
+    few = Counter({name: sizes[name] for name in classes if sizes[name] < FEW_OF_A_CLASS})
+    have = f"{'has' if len(few) == 1 else 'have'} fewer than {FEW_OF_A_CLASS} pictures"
+    return (
+        [f"{len(few)} of {len(classes)} classes {have}, which is little to learn from: {names_counted(few)}"]
+        if few
+        else []
+    )
 
 
 def set_named(name: str) -> str:
@@ -147,7 +160,8 @@ def _taken(folders: Sequence[Folders], depth: int) -> tuple[list[str], list[Fold
 
 
 def _sets_note(names: Counter[str]) -> str:
-    sets = [f"{shown(name)} ({count:,}) for {set_named(name)}" for name, count in names.items() if set_named(name)]
+    use = {"train": "training", "validation": "validation", "test": "the test"}
+    sets = [f"{shown(name)} ({count:,}) for {use[set_named(name)]}" for name, count in names.items() if set_named(name)]
     return f"subfolders were taken for sets, not for classes: {', '.join(sets)}"
 
 

@@ -16,10 +16,12 @@ from calotype.data.depth import find_levels
 from calotype.data.duplicates import Hash, near_duplicate_pairs, perceptual_hash
 from calotype.data.folder import check_size
 from calotype.data.images import GAP, UnreadableError, fit, in_threads, is_plain, read_picture
-from calotype.data.layout import find_layout
+from calotype.data.layout import few_notes, find_layout
 from calotype.data.listing import find_pictures
 from calotype.data.rgb import Levels
 from calotype.types import Progress, no_progress
+
+ON_BLACK, PLAIN_PICTURE = "on black, as nothing of them can be seen on white", "of one colour"
 
 
 class SurveyedPicture(NamedTuple):
@@ -49,6 +51,11 @@ class Survey:
     """Pictures by class, "" for those in none."""
     sets: Counter[str]
     """Pictures by the set that their subfolder names."""
+
+    @property
+    def plain(self) -> list[str]:
+        """Names of pictures of one colour."""
+        return [picture.name for picture in self.pictures if PLAIN_PICTURE in picture.properties]
 
     @property
     def enlarged(self) -> int:
@@ -82,7 +89,8 @@ def survey(folder: Path, size: int, progress: Progress = no_progress) -> Survey:
     layout, captions = every.at(names), read_captions(folder, names)[1]
     labels = Counter(label if label in layout.classes else "" for label in layout.labels)
     sets = Counter(filter(None, layout.sets))
-    notes = [*listing.without(captions.files).notes(), *layout.notes, *levels.notes, *captions.notes(names)]
+    few = few_notes(labels, layout.classes)
+    notes = [*listing.without(captions.files).notes(), *layout.notes, *few, *levels.notes, *captions.notes(names)]
     return Survey(size, pictures, refused, notes, captions.sources, dict(sorted(labels.items())), sets)
 
 

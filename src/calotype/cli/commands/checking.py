@@ -64,7 +64,9 @@ def survey_lines(survey: Survey) -> Iterator[tuple[str, str]]:
     yield "kinds", ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common()) or "nothing special"
     yield from _named("equal", _listed([" = ".join(map(shown, names)) for names in survey.duplicates()]))
     yield from _named("alike", _listed([" ~ ".join(map(shown, pair)) for pair in survey.near_duplicates()]))
-    yield from _named("unreadable", _listed([f"{shown(name)}: {reason}" for name, reason in survey.refused.items()]))
+    yield from _named("one colour", _listed(list(map(shown, survey.plain))))
+    refused = [f"{shown(name)}: {reason}" for name, reason in survey.refused.items()]
+    yield from _named("unreadable", _listed(refused, len(refused)))
     yield from _named("also", survey.notes)
 
 
@@ -94,10 +96,10 @@ def _labels(counts: dict[str, int]) -> str:
     return f"{len(classes):,}: {', '.join(classes)}" + (f"; without one {counts['']:,}" if "" in counts else "")
 
 
-def _listed(lines: Sequence[str]) -> list[str]:
+def _listed(lines: Sequence[str], most: int = MAX_LISTED) -> list[str]:
     """The number of lines, and the first of them."""
-    more = [f"... and {len(lines) - MAX_LISTED:,} more"] if len(lines) > MAX_LISTED else []
-    return [f"{len(lines):,}: {lines[0]}", *lines[1:MAX_LISTED], *more] if lines else []
+    more = [f"... and {len(lines) - most:,} more"] if len(lines) > most else []
+    return [f"{len(lines):,}: {lines[0]}", *lines[1:most], *more] if lines else []
 
 
 def _named(name: str, lines: Sequence[str]) -> Iterator[tuple[str, str]]:
