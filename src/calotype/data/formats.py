@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import logging
 import re
 import stat
 import struct
@@ -15,7 +16,7 @@ from os import SEEK_CUR
 from pathlib import Path
 from typing import IO, TypeVar
 
-from PIL import Image, features
+from PIL import Image, ImageFile, features
 from PIL import _imaging as pillow_core
 
 T = TypeVar("T")
@@ -23,6 +24,7 @@ T = TypeVar("T")
 MAX_FILE_BYTES = 2_000_000_000
 MAX_DECODING_BYTES = 1_500_000_000
 """Of all pictures that are decoded at once."""
+MAX_DEEP_COLOUR_BYTES = 700_000_000
 BYTES_A_PIXEL = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16L": 2, "I;16B": 2, "I;16N": 2}
 """Of a decoded picture in memory, by mode; 4 for all others."""
 BUFFERS = {"GIF": 2, "WEBP": 12, "AVIF": 12, "HEIF": 12}
@@ -35,6 +37,7 @@ PROFILE_CHUNK = b"iCCP"
 
 # Pillow's warnings are harmless or refused below, and `catch_warnings` around each call is not safe in threads.
 warnings.filterwarnings("ignore", module=r"PIL\.")
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # without a handler, Python writes to standard error
 with suppress(AttributeError, OSError):  # libtiff reports to standard error; where it is not found, it goes on so
     for _handler in ("TIFFSetErrorHandler", "TIFFSetWarningHandler"):
         getattr(ctypes.CDLL(pillow_core.__file__), _handler)(None)
@@ -107,7 +110,7 @@ def regular_file(path: Path) -> Path:
     return path
 
 
-def with_picture(path: Path, work: Callable[[Image.Image], T]) -> T:
+def with_picture(path: Path, work: Callable[[ImageFile.ImageFile], T]) -> T:
     """What `work` makes of a file that is open but not decoded; again without chunks of a PNG that Pillow refuses.
 
     Raises whatever decoders raise for damaged files.
@@ -145,6 +148,15 @@ def _without_chunks(path: Path, kinds: tuple[bytes, ...]) -> IO[bytes]:
 def picture_bytes(image: Image.Image) -> int:
     """Memory of a picture when it is decoded, about."""
     return BYTES_A_PIXEL.get(image.mode, 4) * image.width * image.height
+
+
+def check_deep_colours(image: ImageFile.ImageFile) -> None:
+    """Raises `RefusedError` for a PNG with so much 16-bit colour that its filters take longer than a few seconds."""
+    deep = image.format == "PNG" and len(image.getbands()) > 1 and any(";16" in str(tile[3]) for tile in image.tile)
+    if deep and (size := 2 * len(image.getbands()) * image.width * image.height) > MAX_DEEP_COLOUR_BYTES:
+        raise RefusedError(
+            f"it has {size / 1e9:.1f} GB of 16-bit colour, which take too long; save it with 8 bits first"
+        )
 
 
 def buffer_bytes(image: Image.Image) -> int:

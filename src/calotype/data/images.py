@@ -12,7 +12,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 import torch
 from jaxtyping import UInt8
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 from torch import Tensor
 
 from calotype.data.formats import (
@@ -20,6 +20,7 @@ from calotype.data.formats import (
     FORMATS,
     RefusedError,
     buffer_bytes,
+    check_deep_colours,
     kind_of_file,
     picture_bytes,
     with_picture,
@@ -95,12 +96,13 @@ def read_picture(path: Path, shortest: int | None = None, levels: Levels | None 
     black and white of pictures with more than 8 bits; without them, each is spread by its own values.
     """
 
-    def read(image: Image.Image) -> ReadPicture:
+    def read(image: ImageFile.ImageFile) -> ReadPicture:
+        check_deep_colours(image)
         size, properties, buffers = image.size, _properties(image), buffer_bytes(image)
         if shortest is not None:
             image.draft(None, (shortest, shortest))
         factor = reduction_of(image, shortest)
-        converted = 4 * image.width * image.height // factor**2
+        converted = 8 * image.width * image.height // factor**2  # once more where it is turned
         with DECODING_MEMORY.reserved(buffers + picture_bytes(image) + converted):
             image.load()
             rgb, over_black = as_srgb(image, levels, factor)
@@ -120,7 +122,7 @@ def deep_range(path: Path) -> tuple[str, float, float] | None:
     Raises `UnreadableError`.
     """
 
-    def read(image: Image.Image) -> tuple[str, float, float] | None:
+    def read(image: ImageFile.ImageFile) -> tuple[str, float, float] | None:
         if (kind := deep_kind(image.mode)) is None:
             return None
         with DECODING_MEMORY.reserved(buffer_bytes(image) + picture_bytes(image)):
@@ -130,7 +132,7 @@ def deep_range(path: Path) -> tuple[str, float, float] | None:
     return _reading(path, read)
 
 
-def _reading(path: Path, work: Callable[[Image.Image], Output]) -> Output:
+def _reading(path: Path, work: Callable[[ImageFile.ImageFile], Output]) -> Output:
     try:
         with np.errstate(all="ignore"):
             return with_picture(path, work)
