@@ -30,10 +30,11 @@ def pictures():
     deep, exif = pixels[..., 0].astype(np.uint16) * 16, Image.Exif()
     exif[274] = 6
     files = {
-        "rgb.png": saved(rgb, "PNG", exif=exif), "rgba.png": saved(rgba, "PNG"), "palette.png": saved(rgb.quantize(), "PNG"),
+        "rgb.png": saved(rgb, "PNG", exif=exif), "rgba.png": saved(rgba, "PNG"),
+        "palette.png": saved(rgb.quantize(), "PNG"), "a.bmp": saved(rgb, "BMP"),
         "deep.png": saved(Image.fromarray(deep), "PNG"), "moving.png": saved(rgb, "PNG", **moving),
         "a.jpg": saved(rgb, "JPEG", exif=exif), "progressive.jpg": saved(rgb, "JPEG", progressive=True),
-        "cmyk.jpg": saved(rgb.convert("CMYK"), "JPEG"), "a.gif": saved(rgb, "GIF", **moving), "a.bmp": saved(rgb, "BMP"),
+        "cmyk.jpg": saved(rgb.convert("CMYK"), "JPEG"), "a.gif": saved(rgb, "GIF", **moving),
         "plain.tif": saved(rgb, "TIFF", exif=exif), "lzw.tif": saved(rgb, "TIFF", compression="tiff_lzw"),
         "jpeg.tif": saved(rgb, "TIFF", compression="jpeg"), "pages.tif": saved(rgb, "TIFF", **moving),
         "float.tif": saved(Image.fromarray(deep.astype("f4")), "TIFF"),

@@ -283,6 +283,8 @@ def _read_table(read: CaptionFiles, path: str, pictures: PictureIndex) -> None:
                 errors.append((f"{place}{label}", error))
     except (OSError, ValueError, RecursionError) as error:
         errors.append((label, error))
+    if not keys and not errors:
+        errors = [(label, ValueError("it has no entries"))]
     if keys and not used:
         errors = [(label, ValueError(f"its keys are {listed(keys)}; {EXPECTED}"))]
     if path.lower().endswith(".txt") and not used:

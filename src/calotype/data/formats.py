@@ -154,9 +154,7 @@ def check_deep_colours(image: ImageFile.ImageFile) -> None:
     """Raises `RefusedError` for a PNG with so much 16-bit colour that its filters take longer than a few seconds."""
     deep = image.format == "PNG" and len(image.getbands()) > 1 and any(";16" in str(tile[3]) for tile in image.tile)
     if deep and (size := 2 * len(image.getbands()) * image.width * image.height) > MAX_DEEP_COLOUR_BYTES:
-        raise RefusedError(
-            f"it has {size / 1e9:.1f} GB of 16-bit colour, which take too long; save it with 8 bits first"
-        )
+        raise RefusedError(f"it has {size / 1e9:.1f} GB of 16-bit colour, which take too long; save it with 8 bits")
 
 
 def buffer_bytes(image: Image.Image) -> int:

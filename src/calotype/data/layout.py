@@ -83,7 +83,7 @@ def find_layout(names: Sequence[str]) -> Layout:
     masked = note(
         len(left_out),
         "picture",
-        f"left out, as masks or labels of others: {names_counted(Counter(map(_top, left_out)))}",
+        f"left out, as masks or labels of others: {names_counted(Counter(map(_top, sorted(left_out))))}",
     )
     return Layout(tuple(names), tuple(labels), tuple(sets), tuple(sorted(left_out)), (*masked, *notes, *more))
 

@@ -35,7 +35,6 @@ TRAIN, VALIDATION, TEST = 0, 1, 2
 
 Counts = Int[np.ndarray, " strata"]
 Sets = Int[np.ndarray, " count"]  # TRAIN, VALIDATION or TEST of each picture
-Names = np.ndarray[tuple[int], np.dtype[np.str_]]
 Strata = Sequence[Sequence[int]]  # the rows of each class
 
 
@@ -150,12 +149,12 @@ def _named_split(
         train += own if rows else []
         masks.append(_mask(rows or own, len(named)))
     split = Split(_mask(train, len(named)), masks[0], masks[1])
-    return replace(split, notes=(*_named_notes(split, of), *_alike_notes(split, pixels)))
+    return replace(split, notes=(*_named_notes(split, named), *_alike_notes(split, pixels)))
 
 
-def _named_notes(split: Split, named: Names) -> list[str]:
+def _named_notes(split: Split, named: Sequence[str]) -> list[str]:
     counts, used = split.counts, split.train | split.validation | split.test
-    why = " and ".join(name for name in ("validation", "test") if (named == name).any())
+    why = " and ".join(name for name in ("validation", "test") if name in named)
     unused = f"; {int((~used).sum()):,} are more than are used of a set" if not used.all() else ""
     return [
         f"{counts['train']:,} pictures to train on, {counts['validation']:,} for validation, {counts['test']:,} for "
