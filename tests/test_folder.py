@@ -90,6 +90,23 @@ def test_what_cannot_be_read_is_left_out_and_reported(tmp_path):
     assert noted(pictures, "2 of 12 files could not be read", "0003.png (damaged", "0007.png (found text")
 
 
+def test_a_picture_that_changes_while_it_is_read_is_refused(tmp_path, monkeypatch):
+    paths = album(tmp_path, 4)
+    read_picture = module.read_picture
+
+    def growing(path, *rest):
+        if path == paths[2]:
+            path.write_bytes(path.read_bytes() + b"more")
+        if path == paths[1]:
+            path.unlink()
+        return read_picture(path, *rest)
+
+    monkeypatch.setattr(module, "read_picture", growing)
+    pictures = read_folder(tmp_path, 16)
+    assert len(pictures) == 2
+    assert noted(pictures, "2 of 4 files", "0001.png (no such file", "0002.png (it changed while it was read")
+
+
 def test_small_pictures_are_enlarged_and_reported(tmp_path):
     album(tmp_path, 3)
     picture(tmp_path / "small.png", 9, size=15)

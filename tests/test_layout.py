@@ -110,7 +110,7 @@ def test_the_check_says_what_subfolders_were_taken_for(tmp_path):
 
 def test_masks_and_copies_of_systems_are_counted(tmp_path):
     notes = find_layout(["images/1.png", "masks/1.png", "Masks/2.png"]).notes
-    assert notes == ("2 pictures were left out, as masks or labels of others: masks 1, Masks 1",)
+    assert notes == ("2 pictures were left out, as masks or labels of others: Masks 1, masks 1",)
     pictures = read_folder(write(tmp_path, "a", "a/.hidden", "__MACOSX", "thumbnails"), 16)
     assert any("2 folders were not opened" in note and "__MACOSX 1" in note for note in pictures.notes)
     assert "1 hidden item was passed over" in pictures.notes

@@ -11,10 +11,10 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from io import BytesIO
+from io import BufferedReader, BytesIO
 from os import SEEK_CUR
 from pathlib import Path
-from typing import IO, TypeVar
+from typing import TypeVar
 
 from PIL import Image, ImageFile, features
 from PIL import _imaging as pillow_core
@@ -115,10 +115,12 @@ def with_picture(path: Path, work: Callable[[ImageFile.ImageFile], T]) -> T:
 
     Raises whatever decoders raise for damaged files.
     """
-    source: Path | IO[bytes] = regular_file(path)
+    source: BufferedReader | BytesIO = regular_file(path).open(
+        "rb"
+    )  # given a name, Pillow maps the file: fatal if it is cut meanwhile
     for chunks in (TEXT_CHUNKS, (*TEXT_CHUNKS, PROFILE_CHUNK), ()):
         try:
-            with Image.open(source, formats=FORMATS) as image:
+            with source, Image.open(source, formats=FORMATS) as image:
                 return work(image)
         except ValueError as error:
             if not chunks or "MAX_TEXT" not in str(error):  # the constants of Pillow that limit such chunks
@@ -127,7 +129,7 @@ def with_picture(path: Path, work: Callable[[ImageFile.ImageFile], T]) -> T:
     raise AssertionError("the last try returns or raises")
 
 
-def _without_chunks(path: Path, kinds: tuple[bytes, ...]) -> IO[bytes]:
+def _without_chunks(path: Path, kinds: tuple[bytes, ...]) -> BytesIO:
     """A PNG without its chunks of these kinds, which no pixel depends on; they are not read."""
     kept = BytesIO()
     with path.open("rb") as file:

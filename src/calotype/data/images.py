@@ -99,6 +99,7 @@ def read_picture(path: Path, shortest: int | None = None, levels: Levels | None 
     def read(image: ImageFile.ImageFile) -> ReadPicture:
         check_deep_colours(image)
         size, properties, buffers = image.size, _properties(image), buffer_bytes(image)
+        turned_by_pillow = image.format == "TIFF" and orientation_of(image) != UPRIGHT
         if shortest is not None:
             image.draft(None, (shortest, shortest))
         factor = reduction_of(image, shortest)
@@ -110,7 +111,7 @@ def read_picture(path: Path, shortest: int | None = None, levels: Levels | None 
             upright = rgb.transpose(TURNS[orientation]) if orientation in TURNS else rgb
         if orientation >= FIRST_SIDEWAYS:
             size = size[::-1]
-        turned = ["turned by EXIF"] if orientation != UPRIGHT else []
+        turned = ["turned by EXIF"] * (orientation != UPRIGHT or turned_by_pillow)
         return ReadPicture(upright, size, (*turned, *properties, *["animated"] * _is_animated(image)), over_black)
 
     return _reading(path, read)
