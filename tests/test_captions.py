@@ -86,13 +86,84 @@ def test_accents_are_composed_so_that_equal_words_are_equal_bytes():
     assert clean("ca\u0302y  thu\u031b\u0301\n") == "cây thứ"
 
 
+ONE = "một con mèo, déjà vu"
+FORMS = {
+    "prompt.jsonl": lambda text: json.dumps({"file_name": "0.png", "prompt": text}) + "\n",
+    "metadata.jsonl": lambda text: json.dumps({"image": "0", "description": text}) + "\n",
+    "metadata.csv": lambda text: f'file_name,text\n0.png,"{text}"\n',
+    "excel.csv": lambda text: f"Image;Caption\r\n0.png;{text}\r\n",
+    "captions.tsv": lambda text: f"filepath\tdescription\n/home/me/album/0.png\t{text}\n",
+    "no header.csv": lambda text: f"0.png, {text}\n1.png, another\n",
+    "windows.csv": lambda text: f'file,caption\nalbum\\0.png,"{text}"\n',
+    "captions.txt": lambda text: f"image,caption\n0.png,{text}\n",
+    "Flickr8k.token.txt": lambda text: f"0.png#0\t{text}\n",
+    "captions.json": lambda text: json.dumps({"0.png": text}),
+    "meta.json": lambda text: json.dumps({"0": {"caption": text, "tags": "a, b"}}),
+    "list.json": lambda text: json.dumps([{"img": "./0.png", "captions": [text]}]),
+    "coco.json": lambda text: json.dumps(
+        {
+            "images": [{"id": 7, "file_name": "0.png"}, {"id": 8, "file_name": "gone.png"}],
+            "annotations": [{"id": 1, "image_id": 7, "caption": text}, {"id": 2, "image_id": 8, "caption": "x"}],
+        }
+    ),
+    "karpathy.json": lambda text: json.dumps({"images": [{"filename": "0.png", "sentences": [{"raw": text}]}]}),
+    "0.txt": str,
+    "0.caption": str,
+    "0.png.txt": str,
+    "0.json": lambda text: json.dumps({"url": "http://", "caption": text, "width": 3}),
+}
+
+
+@pytest.mark.parametrize("name", FORMS)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+def test_captions_are_read_in_every_form_that_people_have(folder, name, encoding):
+    (folder / name).write_text(FORMS[name](ONE), encoding=encoding, newline="")
+    of, notes = captions_of(folder, "0.png", "1.png")
+    assert of[0] == (ONE,) and not any("not read" in note for note in notes)
+    pictures = read_folder(folder, 16)
+    assert pictures.captions.captioned == sum(map(bool, of)) and not any(
+        "passed over" in note for note in pictures.notes
+    )
+
+
+@pytest.mark.parametrize("captions", ["captions", "labels", "prompts"])
+def test_captions_lie_in_a_folder_beside_the_pictures(tmp_path, captions):
+    write_pictures(tmp_path / "train" / "images", classes=())
+    (tmp_path / "train" / captions).mkdir()
+    (tmp_path / "train" / captions / "3.txt").write_text("three")
+    assert captions_of(tmp_path, "train/images/2.png", "train/images/3.png")[0] == ((), ("three",))
+
+
+def test_text_that_is_not_utf_8_is_read_and_its_encoding_named(folder):
+    for index, encoding in enumerate(("cp1252", "utf-16", "utf-16-le", "utf-8-sig")):
+        (folder / f"{index}.txt").write_text("déjà vu, “là”", encoding=encoding)
+    of, notes = captions_of(folder, *(f"{index}.png" for index in range(4)))
+    assert of == (("déjà vu, “là”",),) * 4
+    assert "read as Windows-1252, as they are not UTF-8: 0.txt" in notes
+    assert "read as UTF-16, as they are not UTF-8: 1.txt, 2.txt" in notes
+
+
+def test_a_file_without_captions_is_named_with_its_keys(folder):
+    metadata(folder, {"file_name": "0.png", "style": "x"})
+    (folder / "labels.csv").write_text("id,class\n0,3\n")
+    (folder / "broken.json").write_text("{")
+    of, notes = captions_of(folder, "0.png")
+    expected = "expected file_name and one of text, caption, prompt or description"
+    assert of is None
+    assert notes == [
+        f"not read as captions: broken.json (not JSON), labels.csv (its keys are id, class; {expected}), "
+        f"metadata.jsonl (its keys are file_name, style; {expected})"
+    ]
+
+
 # -- What is odd -------------------------------------------------------------------------------------------------------
 
 ODD = {
     "NUL bytes": (b"a\0b", "0.txt (holds NUL bytes)"),
     "10 MB": (b"a " * 5_000_000, f"0.txt (longer than {MAX_BYTES // 1024} kB)"),
     "UTF-16": ("một".encode("utf-16-le") + b"\xff", "0.txt (holds NUL bytes)"),
-    "Latin-1": ("déjà vu".encode("latin-1"), "0.txt (not UTF-8)"),
+    "Shift JIS": ("猫がいる".encode("shift-jis"), "0.txt (not UTF-8)"),
+    "boxes": (b"0 0.5 0.5 0.25 0.1\n3 0.1 0.2 0.3 0.4\n", "0.txt (boxes of objects, not words)"),
 }
 
 

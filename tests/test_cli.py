@@ -549,3 +549,16 @@ def test_a_run_that_would_not_fit_on_the_disk_is_refused(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"needs about [\d,]+ MB in .* free some space") as error:
         train_small(tmp_path)
     assert "\n" not in str(error.value) and not (tmp_path / "run" / "run.json").exists()
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii", "utf-8"])
+def test_names_are_shown_on_consoles_of_any_encoding(monkeypatch, encoding):
+    from calotype.cli.console import Terminal
+    from calotype.cli.process import lasting_streams
+
+    stream = io.TextIOWrapper(io.BytesIO(), encoding, errors="strict")
+    monkeypatch.setattr("sys.stdout", stream)
+    with lasting_streams():
+        Terminal().say("labels ảnh, 猫, caf" + chr(0xDCE9))
+    printed = stream.buffer.getvalue().decode(encoding)
+    assert r"\udce9" in printed and (r"\u732b" in printed or "猫" in printed)

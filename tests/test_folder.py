@@ -90,6 +90,23 @@ def test_what_cannot_be_read_is_left_out_and_reported(tmp_path):
     assert noted(pictures, "2 of 12 files could not be read", "0003.png (damaged", "0007.png (found text")
 
 
+def test_a_picture_that_changes_while_it_is_read_is_refused(tmp_path, monkeypatch):
+    paths = album(tmp_path, 4)
+    read_picture = module.read_picture
+
+    def growing(path, *rest):
+        if path == paths[2]:
+            path.write_bytes(path.read_bytes() + b"more")
+        if path == paths[1]:
+            path.unlink()
+        return read_picture(path, *rest)
+
+    monkeypatch.setattr(module, "read_picture", growing)
+    pictures = read_folder(tmp_path, 16)
+    assert len(pictures) == 2
+    assert noted(pictures, "2 of 4 files", "0001.png (no such file", "0002.png (it changed while it was read")
+
+
 def test_small_pictures_are_enlarged_and_reported(tmp_path):
     album(tmp_path, 3)
     picture(tmp_path / "small.png", 9, size=15)
@@ -137,7 +154,10 @@ def test_hidden_files_pipes_and_other_files_are_passed_over(tmp_path):
     for name in ("notes.txt", "a.heic", "b.HEIC", "none"):
         (tmp_path / name).write_text("")
     pictures = read_folder(tmp_path, 16)
-    assert len(pictures) == 2 and noted(pictures, "4 files were passed over", ".heic 2", ".txt 1", "none 1")
+    assert len(pictures) == 2 and noted(pictures, "2 files were passed over", ".txt 1", "none 1")
+    assert noted(pictures, "1 picture was a pipe, a device or a broken link, not a file: pipe.png")
+    assert noted(pictures, "2 hidden items were passed over")
+    assert noted(pictures, "2 HEIC pictures were left out; install")
 
 
 def refusal(folder, size=16):
@@ -158,7 +178,7 @@ def test_a_wrong_folder_is_refused_with_the_way_out(tmp_path):
 def test_a_folder_without_pictures_is_refused_with_what_was_found(tmp_path):
     assert ".webp" in refusal(tmp_path) and "it is empty" in refusal(tmp_path)
     (tmp_path / "a.heic").write_text("")
-    assert ".heic 1" in refusal(tmp_path)
+    assert "1 HEIC picture was left out; install" in refusal(tmp_path)
     (tmp_path / "a.png").write_text("")
     assert "a.png (found nothing (0 bytes)" in refusal(tmp_path)
 
@@ -189,7 +209,7 @@ def test_pictures_on_disk_are_those_in_memory_and_are_decoded_once(tmp_path, mon
         on_disk = read_folder(tmp_path / "album", 16, tmp_path / "cache")
         assert torch.equal(on_disk.pixels, in_memory.pixels) and torch.equal(on_disk.labels, in_memory.labels)
         assert (on_disk.content, on_disk.notes) == (in_memory.content, in_memory.notes)
-        monkeypatch.setattr(module, "read_image", unreadable)
+        monkeypatch.setattr(module, "read_picture", unreadable)
     assert len(list((tmp_path / "cache").iterdir())) == 2
 
 
@@ -215,6 +235,6 @@ def test_a_stop_while_the_cache_is_written_leaves_nothing_behind(tmp_path, no_me
 def test_a_full_disk_is_reported_before_anything_is_decoded(tmp_path, no_memory, monkeypatch):
     album(tmp_path / "album", 4)
     monkeypatch.setattr("shutil.disk_usage", lambda _: namedtuple("Usage", "free")(100))
-    monkeypatch.setattr(module, "read_image", unreadable)
+    monkeypatch.setattr(module, "read_picture", unreadable)
     with pytest.raises(UserError, match=r"only 0\.0 GB are free"):
         read_folder(tmp_path / "album", 16, tmp_path / "cache")

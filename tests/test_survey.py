@@ -92,6 +92,13 @@ def test_captions_are_counted_where_they_belong_to_pictures(odd):
     assert any("line 4 of metadata.jsonl" in note for note in found.notes)
 
 
+def test_only_what_was_not_read_is_passed_over(odd):
+    (odd / "a" / "cmyk.txt").write_text("a face")
+    (odd / "a" / "turned.txt").write_text("cắt", encoding="utf-16")
+    (odd / "a" / "notes.md").write_text("notes")
+    assert survey(odd, 64).notes[0] == "1 file was passed over, by suffix: .md 1"
+
+
 def test_captions_are_counted_as_training_reads_them(odd):
     """Lists of them too; and lines nested too deeply are named, as all that is no caption."""
     lines = ['{"file_name": "moving.gif", "captions": ["one", "two"]}', "[" * 200_000]

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageChops
 
 from calotype.data.captions import as_prompts, clean
-from calotype.data.images import cut, images_from_pil, pils_from_images
+from calotype.data.images import cut, images_from_pil, pils_from_images, shown
 from calotype.diffusion.init import Between, Mask, canvas, condition_switch, feathered, image_to_image, inpainting
 from calotype.diffusion.stage import (
     Initializer,
@@ -298,8 +298,8 @@ def find_label(label: str, classes: Sequence[str]) -> int:
     if not classes:
         raise UserError(f"label is {label!r}, but this model was trained without labels; leave --label out")
     close = difflib.get_close_matches(label, classes, 1, 0.4)
-    hint = f"did you mean {close[0]}? " if close else ""
-    raise UserError(f"label {label!r} is unknown; {hint}this model knows {', '.join(classes)}")
+    hint = f"did you mean {shown(close[0])}? " if close else ""
+    raise UserError(f"label {label!r} is unknown; {hint}this model knows {', '.join(map(shown, classes))}")
 
 
 def white_of(mask: Image.Image, picture: Image.Image, given: Images) -> Mask:

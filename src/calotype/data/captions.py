@@ -2,27 +2,45 @@
 
 from __future__ import annotations
 
-import json
+import csv
 import posixpath
 import random
 import re
 import unicodedata
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from calotype.data.caption_files import (
+    EXPECTED,
+    MAX_BYTES,
+    caption_rows,
+    captions_of,
+    decode_text,
+    file_of,
+    has_caption_key,
+    lines_of_text,
+    lowered,
+    parse_json,
+)
 from calotype.data.images import shown
+from calotype.data.layout import PICTURE_FOLDERS
+from calotype.data.listing import Listing, listed, plural, visible_files
 from calotype.types import Rng, Text
 
-METADATA = "metadata.jsonl"
-KEYS = ("text", "caption", "captions", "texts")
-"""Where a line of metadata may hold a caption, or a list of them."""
-MAX_BYTES = 2**16
-"""Of a file of captions, or a line of metadata; longer ones are refused."""
+BESIDE = (".txt", ".caption", ".json")
+"""Files of the captions of one picture, named like it."""
+TABLES = (".jsonl", ".json", ".csv", ".tsv", ".txt")
+"""Files of the captions of many pictures."""
+CAPTION_FOLDERS = ("captions", "caption", "texts", "text", "txt", "prompts", "labels", "annotations")
+"""Beside a folder such as `images`."""
+NUMBERED = re.compile(r"#\d+$")
+"""Which caption of a picture it is, as in Flickr8k."""
 MAX_CHARACTERS = 2000
 """Longer captions are truncated."""
 MAX_SHORTENED = 3
@@ -111,7 +129,10 @@ class CaptionFiles:
     sources: Counter[str] = field(default_factory=Counter)
     """Pictures with captions, by the kind of file that holds these."""
     files: set[str] = field(default_factory=set)
+    """Those that were read as captions, or refused."""
     refused: list[str] = field(default_factory=list)
+    recoded: dict[str, list[str]] = field(default_factory=dict)
+    """Names of files by their encoding, where that is not UTF-8."""
     cleaned: int = 0
     unmatched: int = 0
     outside: int = 0
@@ -127,6 +148,10 @@ class CaptionFiles:
         reason = "nested too deeply" if isinstance(error, RecursionError) else getattr(error, "strerror", "") or error
         self.refused.append(f"{what} ({reason})")
 
+    def decoded(self, path: str, encoding: str) -> None:
+        if encoding != "UTF-8" and path not in (names := self.recoded.setdefault(encoding, [])):
+            names.append(path)
+
     def notes(self, names: Sequence[str]) -> list[str]:
         captioned = sum(name in self.captions for name in names)
         sources = " and ".join(f"{source} ({count:,})" for source, count in sorted(self.sources.items()))
@@ -135,6 +160,7 @@ class CaptionFiles:
         counts = {
             f"captions of {plural(captioned, 'picture')}, from {sources}{missing}": captioned,
             f"not read as captions: {', '.join(self.refused[:5])}{more}": len(self.refused),
+            **{f"read as {code}, as they are not UTF-8: {listed(of)}": len(of) for code, of in self.recoded.items()},
             f"{plural(self.cleaned, 'caption')} lost control or format characters, or a long end": self.cleaned,
             f"{plural(self.outside, 'line')} of metadata named files outside the folder: ignored": self.outside,
             f"{plural(self.unmatched, 'line')} of metadata named no picture that was read": self.unmatched,
@@ -142,104 +168,151 @@ class CaptionFiles:
         return [note for note, count in counts.items() if count]
 
 
-def plural(count: int, noun: str) -> str:
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
-
-
 def read_captions(folder: Path, names: Sequence[str]) -> tuple[Captions | None, CaptionFiles]:
     """Captions of the pictures with these names (relative to `folder`, with "/"), in their order; None without any.
 
-    They are in `NAME.txt` beside the picture, one a line, and in `metadata.jsonl` there or above, as `text` or
-    `caption` beside `file_name`. Files that are links to somewhere outside are not opened.
+    They are in a file of the same name (`.txt`, `.caption`, `.json`) beside the picture, or in a folder such as
+    `captions` beside `images`; or in JSON, lines of JSON and tables that name pictures. Files that are links to
+    somewhere outside are not opened.
     """
-    read, known = CaptionFiles(folder), set(names)
-    for parent in sorted({str(parent) for name in names for parent in PurePosixPath(name).parents}):
-        _read_metadata(read, posixpath.normpath(posixpath.join(parent, METADATA)), known)
-    for name in names:
-        _read_text(read, name)
+    read = CaptionFiles(folder)
+    found = [path.relative_to(folder).as_posix() for path in visible_files(folder, Listing())]
+    files = {name for name in found if name.lower().endswith(BESIDE + TABLES)}
+    beside = {name: [path for path in _beside(name, files) if path in files] for name in names}
+    own = {path for paths in beside.values() for path in paths}
+    pictures = PictureIndex(names)
+    for path in sorted(files - own):
+        if path.lower().endswith(TABLES) and _is_inside(folder, path):
+            _read_table(read, path, pictures)
+    for name, paths in beside.items():
+        for path in paths:
+            if _is_inside(folder, path):
+                _read_own(read, name, path)
     of = tuple(tuple(read.captions.get(name, ())) for name in names)
     return (Captions(of) if any(of) else None), read
 
 
-def _read_text(read: CaptionFiles, name: str) -> None:
-    path = str(PurePosixPath(name).with_suffix(".txt"))
-    if not _is_inside(read.folder, path):
-        return
+class PictureIndex:
+    """Finds pictures by what files of captions call them."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self.names = set(names)
+        self.by_end: dict[str, list[str]] = {}
+        for name in self.names:
+            path = PurePosixPath(name)
+            for end in {path.name, path.stem}:
+                self.by_end.setdefault(end, []).append(name)
+
+    def find(self, parent: str, file: str) -> str | None:
+        """The name of the picture that a file in the folder `parent` calls `file`; None where none or several fit.
+
+        Raises `ValueError` for a path that leads outside.
+        """
+        file = NUMBERED.sub("", file.strip())
+        for spelling in (file, file.replace("\\", "/")):
+            name = posixpath.normpath(posixpath.join(parent, spelling))
+            if name in self.names:
+                return name
+        if not (near := self._ending(spelling)) and name.startswith(("..", "/")):
+            raise ValueError("outside")
+        return near
+
+    def _ending(self, file: str) -> str | None:
+        """The only picture whose path ends like this, or is the end of this."""
+        if ".." in (parts := PurePosixPath(file).parts):
+            return None
+        same = self.by_end.get(parts[-1] if parts else "", [])
+        fits = [name for name in same if len(same) == 1 or f"/{name}".endswith(f"/{file}")]
+        return fits[0] if len(fits) == 1 else None
+
+
+def _beside(name: str, files: Container[str]) -> Iterator[str]:
+    """Where a file with captions of just this picture may be."""
+    stem = str(PurePosixPath(name).with_suffix(""))
+    parts = stem.split("/")
+    stems = [stem, name] + [
+        "/".join([*parts[:place], other, *parts[place + 1 :]])
+        for place, part in enumerate(parts[:-1])
+        if part.lower() in PICTURE_FOLDERS
+        for other in CAPTION_FOLDERS
+    ]
+    yield from (path for path in dict.fromkeys(each + suffix for each in stems for suffix in BESIDE) if path in files)
+
+
+def _read_own(read: CaptionFiles, name: str, path: str) -> None:
+    """Captions of one picture; those that it has already are not added."""
     read.files.add(path)
+    suffix = PurePosixPath(path).suffix.lower()
     try:
         with (read.folder / path).open("rb") as file:
-            content = file.read(MAX_BYTES + 1)
-        read.add(name, [line for line in decode_text(content).splitlines() if line.strip()], ".txt files")
-    except (OSError, ValueError) as error:
+            text, encoding = decode_text(file.read(MAX_BYTES + 1))
+        captions = _captions_in_json(text) if suffix == ".json" else lines_of_text(text)
+        known = read.captions.get(name, [])
+        read.add(name, [caption for caption in captions if clean(caption) not in known], f"{suffix} files")
+        read.decoded(path, encoding)
+    except (OSError, ValueError, RecursionError) as error:
         read.refuse(shown(path), error)
 
 
-def _read_metadata(read: CaptionFiles, path: str, known: set[str]) -> None:
-    if not _is_inside(read.folder, path):
+def _captions_in_json(text: str) -> list[str]:
+    entry = parse_json(text)
+    entry = lowered(entry) if isinstance(entry, dict) else {"text": entry}
+    if not has_caption_key(entry):
+        raise ValueError(f"its keys are {listed(entry)}; {EXPECTED}")
+    return captions_of(entry)
+
+
+def _read_table(read: CaptionFiles, path: str, pictures: PictureIndex) -> None:
+    parent, label = posixpath.dirname(path), shown(path)
+    keys, used, errors = dict[str, None](), 0, list[tuple[str, Exception]]()
+
+    def is_picture(file: str) -> bool:
+        with suppress(ValueError):
+            return pictures.find(parent, file) is not None
+        return False
+
+    try:
+        for place, row, encoding in caption_rows(read.folder / path, is_picture):
+            try:
+                if isinstance(row, Exception):
+                    raise row
+                keys.update(dict.fromkeys(row))
+                used += _read_row(read, parent, row, pictures, posixpath.basename(path))
+                read.decoded(path, encoding)
+            except (ValueError, RecursionError, csv.Error) as error:
+                errors.append((f"{place}{label}", error))
+    except (OSError, ValueError, RecursionError) as error:
+        errors.append((label, error))
+    if not keys and not errors:
+        errors = [(label, ValueError("it has no entries"))]
+    if keys and not used:
+        errors = [(label, ValueError(f"its keys are {listed(keys)}; {EXPECTED}"))]
+    if path.lower().endswith(".txt") and not used:
         return
     read.files.add(path)
-    try:
-        for number, line in enumerate(_lines(read.folder / path), 1):
-            try:
-                _read_line(read, posixpath.dirname(path), line, known)
-            except (ValueError, RecursionError) as error:
-                read.refuse(f"line {number:,} of {shown(path)}", error)
-    except OSError as error:
-        read.refuse(shown(path), error)
+    for what, reason in errors:
+        read.refuse(what, reason)
 
 
-def _read_line(read: CaptionFiles, parent: str, line: bytes, known: set[str]) -> None:
-    if not line.strip():
-        return
+def _read_row(read: CaptionFiles, parent: str, row: Mapping[str, Any], pictures: PictureIndex, source: str) -> bool:
+    """Whether the row has a place for captions."""
+    file = file_of(row)
     try:
-        entry = json.loads(decode_text(line))
-    except json.JSONDecodeError:
-        raise ValueError("not JSON") from None
-    if not isinstance(entry, dict) or not isinstance(entry.get("file_name"), str):
-        raise ValueError("no file_name")
-    name = posixpath.normpath(posixpath.join(parent, entry["file_name"]))
-    if name.startswith(("..", "/")):
+        name = pictures.find(parent, file)
+    except ValueError:
         read.outside += 1
-    elif name not in known:
-        read.unmatched += 1
+        return True
+    if name is None:
+        read.unmatched += has_caption_key(row)
     else:
-        read.add(name, list(_captions_in(entry)), METADATA)
-
-
-def _captions_in(entry: dict[str, Any]) -> Iterator[str]:
-    for key in KEYS:
-        value = entry.get(key)
-        texts = value if isinstance(value, list) else [value]
-        if not all(text is None or isinstance(text, str) for text in texts):
-            raise ValueError(f"{key} is not text")
-        yield from filter(None, texts)
-
-
-def _lines(path: Path) -> Iterator[bytes]:
-    """Lines of a file, truncated above `MAX_BYTES`, so that no file fills the memory."""
-    with path.open("rb") as file:
-        while line := file.readline(MAX_BYTES + 1):
-            yield line
-            while len(line) > MAX_BYTES and not line.endswith(b"\n"):
-                line = file.readline(MAX_BYTES + 1)
+        read.add(name, captions_of(row), source)
+    return has_caption_key(row)
 
 
 def _is_inside(folder: Path, name: str) -> bool:
     """Whether it is a file, and in the folder even if it is a link."""
     path = folder / name
     return path.is_file() and path.resolve().is_relative_to(folder.resolve())
-
-
-def decode_text(content: bytes) -> str:
-    """UTF-8, with or without a byte order mark. Raises `ValueError` for other content, or above `MAX_BYTES`."""
-    if len(content) > MAX_BYTES:
-        raise ValueError(f"longer than {MAX_BYTES // 1024} kB")
-    if b"\0" in content:
-        raise ValueError("holds NUL bytes")
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise ValueError("not UTF-8") from None
 
 
 def clean(text: str) -> str:

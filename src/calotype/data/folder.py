@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import math
-import os
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -23,24 +20,31 @@ from torch import Tensor
 
 from calotype.bounds import LARGEST_SIDE
 from calotype.data.caches import Pixels, cached_pixels
-from calotype.data.captions import Captions, plural, read_captions
+from calotype.data.captions import Captions, read_captions
+from calotype.data.depth import FolderLevels, find_levels
+from calotype.data.formats import RefusedError, regular_file
 from calotype.data.images import (
     GAP,
-    SUFFIXES,
     UnreadableError,
     cut,
     images_from_pixels,
     in_threads,
+    is_plain,
     pixels_from_images,
-    read_image,
+    read_picture,
     shown,
 )
+from calotype.data.layout import Layout, class_notes, find_layout, first_level, layout_of_run
+from calotype.data.listing import find_pictures, listed, note, plural
+from calotype.data.rgb import Levels
 from calotype.data.split import Split, SplitRule, stratified_split
 from calotype.diffusion.stage import shrunk
 from calotype.files import sha256
 from calotype.types import NULL_LABEL, Labels, Progress, UserError, no_progress
 
 PREPARATION = "upright, sRGB, over white, centre square, Lanczos with gap 3; version 1"
+Stamp = tuple[int, int]
+"""Bytes of a file and the time of its last change, in nanoseconds."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,7 +133,10 @@ class Decoded(NamedTuple):
     refused: str = ""
     enlarged: bool = False
     size: tuple[int, int] = (1, 1)
-    """Width and height in its file, or those at which a JPEG was decoded."""
+    """Width and height in its file, or those at which a large picture was decoded."""
+    over_black: bool = False
+    plain: bool = False
+    """Whether it is of one colour."""
 
 
 def read_folder(
@@ -138,39 +145,64 @@ def read_folder(
     cache: Path | None = None,
     progress: Progress = no_progress,
     rule: SplitRule = stratified_split,
+    classes: Sequence[str] | None = None,
 ) -> Pictures:
     """All pictures below `folder`, as squares of `size` px. `notes` name those that cannot be read.
 
-    The pixels are in memory, or, if they would take more than a quarter of what is free, in a file in `cache`. Raises
-    `UserError` where there is no folder, or no picture that can be read.
+    The pixels are in memory, or, if they would take more than a quarter of what is free, in a file in `cache`. With
+    the `classes` of an earlier run, subfolders are labels by the rule that gave them. Raises `UserError` where there is
+    no folder, or no picture that can be read.
     """
     check_size(size)
     listing = find_pictures(folder)
-    files, refused = _hash_files(folder, listing.pictures)
-    unique = without_duplicates(files)
-    path = cache and cache / f"pixels-{content_hash(unique, size)}.npy"
-    pixels, decoded = decode_all([folder / file.name for file in unique], (size, size), path, progress)
+    every = find_layout(listing.pictures) if classes is None else layout_of_run(listing.pictures, classes)
+    stamped, refused = _hash_files(folder, every.names)
+    unique = without_duplicates(stamped)
+    levels = find_levels(folder, [file.name for file in unique])
+    path = cache and cache / f"pixels-{content_hash(unique, size, levels.prepared)}.npy"
+    pixels, decoded = decode_all(
+        [folder / file.name for file in unique], (size, size), path, progress, levels.values,
+        [stamped[file] for file in unique],
+    )  # fmt: skip
     refused |= {file.name: result.refused for file, result in zip(unique, decoded, strict=True) if result.refused}
-    read = [file for file in unique if file.name not in refused]
+    read = {file: result for file, result in zip(unique, decoded, strict=True) if not result.refused}
     if not read:
         raise UserError(f"no picture in {shown(folder)} could be read: {_reasons(refused)}")
     names = [file.name for file in read]
-    folders = sorted({file.folder for file in read} - {""})
-    classes = folders if len(folders) > 1 else []  # a single subfolder distinguishes nothing
+    layout = every.at(names)
     captions, caption_files = read_captions(folder, names)
-    listing.others -= Counter(Path(name).suffix for name in caption_files.files)
-    unread = f"{len(refused)} of {plural(len(listing.pictures), 'file')} could not be read: {_reasons(refused)}"
+    unread = f"{len(refused)} of {plural(len(every.names), 'file')} could not be read: {_reasons(refused)}"
     notes = [
-        *listing.notes(),
+        *listing.without(caption_files.files).notes(),
+        *layout.notes,
         *([unread] if refused else []),
-        *note(len(files) - len(unique), "duplicate", "left out"),
-        *note(sum(result.enlarged for result in decoded), "picture", f"smaller than {size} px, and enlarged"),
-        *class_notes(read, classes),
+        *note(len(stamped) - len(unique), "duplicate", "left out"),
+        *levels.notes,
+        *_decoding_notes(read, size),
+        *class_notes(layout.labels, layout.classes),
         *caption_files.notes(names),
     ]
-    sizes = (result.size for result in decoded if not result.refused)
-    originals = tuple(Original(folder / name, *own) for name, own in zip(names, sizes, strict=True))
-    return with_captions(replace(assemble(pixels, read, classes, size, notes, rule), originals=originals), captions)
+    pictures = assemble(pixels, list(read), layout.classes, size, notes, rule, layout, _prepared(levels, read))
+    originals = tuple(Original(folder / file.name, *result.size) for file, result in read.items())
+    return with_captions(replace(pictures, originals=originals), captions)
+
+
+def _prepared(levels: FolderLevels, read: Mapping[HashedFile, Decoded]) -> str:
+    """How the pictures were prepared in other ways than `PREPARATION` says."""
+    over_black = [file.digest for file, result in read.items() if result.over_black]
+    return ", ".join(filter(None, (levels.prepared, " ".join(["over black:", *over_black] if over_black else []))))
+
+
+def _decoding_notes(read: Mapping[HashedFile, Decoded], size: int) -> list[str]:
+    plain = [file.name for file, result in read.items() if result.plain]
+    return [
+        *note(sum(result.enlarged for result in read.values()), "picture", f"smaller than {size} px, and enlarged"),
+        *note(
+            sum(result.over_black for result in read.values()), "transparent picture",
+            "put on black, as nothing of it can be seen on white",
+        ),
+        *note(len(plain), "picture", f"of one colour, which is all that can be learned from it: {listed(plain)}"),
+    ]  # fmt: skip
 
 
 def with_captions(pictures: Pictures, captions: Captions | None) -> Pictures:
@@ -188,17 +220,25 @@ def assemble(
     size: int,
     notes: Sequence[str],
     rule: SplitRule = stratified_split,
+    layout: Layout | None = None,
+    prepared: str = "",
 ) -> Pictures:
-    """Pictures from the first rows of `pixels`, one for each of `files`, which are sorted by `without_duplicates`."""
+    """Pictures from the first rows of `pixels`, one for each of `files`, which are sorted by `without_duplicates`.
+
+    Without a `layout`, the first subfolder of each is its class.
+    """
+    layout = layout or first_level([file.name for file in files])
     index = {name: label for label, name in enumerate(classes)}
-    labels = torch.tensor([index.get(file.folder, NULL_LABEL) for file in files])
+    labels = torch.tensor([index.get(label, NULL_LABEL) for label in layout.labels])
     rows = torch.from_numpy(pixels[: len(files)])
-    split = rule(rows, labels, classes)
-    return Pictures(rows, labels, tuple(classes), split, content_hash(files, size), (*notes, *split.notes))
+    split = rule(rows, labels, classes, named=layout.sets)
+    content = content_hash(files, size, prepared)
+    return Pictures(rows, labels, tuple(classes), split, content, (*notes, *split.notes))
 
 
-def content_hash(files: Sequence[HashedFile], size: int) -> str:
-    prepared = [f"{size} px, {PREPARATION}", *(file.digest for file in files)]
+def content_hash(files: Sequence[HashedFile], size: int, changes: str = "") -> str:
+    """`changes` are what `PREPARATION` does not say."""
+    prepared = [f"{size} px, {PREPARATION}{changes}", *(file.digest for file in files)]
     return hashlib.sha256("\n".join(prepared).encode()).hexdigest()[:32]
 
 
@@ -214,117 +254,72 @@ def check_size(size: int) -> None:
         )
 
 
-# -- Listing -----------------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class Listing:
-    """Names of picture files, and counts of what was passed over."""
-
-    pictures: list[str] = field(default_factory=list)
-    others: Counter[str] = field(default_factory=Counter)
-    outside: int = 0
-    forbidden: int = 0
-
-    def notes(self) -> list[str]:
-        return [
-            *note(self.others.total(), "file", f"passed over, by suffix: {_tally(self.others)}"),
-            *note(self.outside, "link", "not followed, as they lead outside the folder"),
-            *note(self.forbidden, "folder", "not opened, for lack of permission"),
-        ]
-
-
-def list_pictures(path: Path) -> list[Path]:
-    """The picture files in a folder, or the one file. Raises `UserError` where there is none."""
-    return [path] if path.is_file() else [path / name for name in find_pictures(path).pictures]
-
-
-def find_pictures(folder: Path) -> Listing:
-    """Picture files by their suffix, below a folder; hidden ones, and links that lead outside, are not followed."""
-    _check_folder(folder)
-    root = folder.resolve()
-    listing = Listing()
-    for path in _visible_files(root, listing):
-        if path.suffix.lower() not in SUFFIXES:
-            listing.others[path.suffix.lower() or "none"] += 1
-        elif _leads_outside(path, root):
-            listing.outside += 1
-        elif path.is_file():
-            listing.pictures.append(path.relative_to(root).as_posix())
-    listing.pictures.sort()
-    if not listing.pictures:
-        contents = "; ".join(listing.notes()) or "it is empty"
-        raise UserError(f"no pictures in {shown(folder)}: looked for {' '.join(SUFFIXES)}; {contents}")
-    return listing
-
-
-def _visible_files(root: Path, listing: Listing) -> Iterator[Path]:
-    def forbidden(_: OSError) -> None:
-        listing.forbidden += 1
-
-    for parent, folders, names in os.walk(root, onerror=forbidden):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        listing.outside += sum(_leads_outside(Path(parent, name), root) for name in folders)
-        yield from (Path(parent, name) for name in names if not name.startswith("."))
-
-
-def _leads_outside(path: Path, root: Path) -> bool:
-    return path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(root)
-
-
-def _check_folder(folder: Path) -> None:
-    if folder.is_dir():
-        return
-    parent = folder.absolute().parent
-    if folder.exists():
-        raise UserError(f"{shown(folder)} is a file; give the folder that it lies in, {shown(parent)}")
-    siblings = [path.name for path in parent.iterdir() if path.is_dir()] if parent.is_dir() else []
-    close = difflib.get_close_matches(folder.name, siblings, n=1)
-    advice = f"did you mean {shown(folder.with_name(close[0]))}?" if close else "give a folder of pictures"
-    raise UserError(f"there is no folder {shown(folder)}; {advice}")
-
-
 # -- Decoding ----------------------------------------------------------------------------------------------------------
 
 
-def _hash_files(folder: Path, names: Sequence[str]) -> tuple[list[HashedFile], dict[str, str]]:
+def _hash_files(folder: Path, names: Sequence[str]) -> tuple[dict[HashedFile, Stamp], dict[str, str]]:
     """The files, and why others were refused."""
 
-    def hash_file(name: str) -> HashedFile | str:
+    def hash_file(name: str) -> tuple[HashedFile, Stamp] | str:
         try:
-            return HashedFile(sha256(folder / name), name)
+            path = regular_file(folder / name)
+            before = stamp(path)
+            return HashedFile(sha256(path), name), before
+        except RefusedError as error:
+            return str(error)
         except OSError as error:
             return error.strerror or "unreadable"
 
     results = dict(zip(names, in_threads(hash_file, names), strict=True))
-    files = [result for result in results.values() if isinstance(result, HashedFile)]
+    files = dict(result for result in results.values() if not isinstance(result, str))
     return files, {name: result for name, result in results.items() if isinstance(result, str)}
 
 
+def stamp(path: Path) -> Stamp:
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns
+
+
 def decode_all(
-    paths: Sequence[Path], size: tuple[int, int], cache: Path | None, progress: Progress = no_progress
+    paths: Sequence[Path],
+    size: tuple[int, int],
+    cache: Path | None,
+    progress: Progress = no_progress,
+    levels: Levels | None = None,
+    stamps: Sequence[Stamp] = (),
 ) -> tuple[Pixels, list[Decoded]]:
     """Pictures of (rows, columns), and what happened to each file; those that were refused have no row in the pixels.
 
-    They are in the file `cache`, if they would take more than a quarter of the free memory.
+    They are in the file `cache`, if they would take more than a quarter of the free memory. A file whose stamp is not
+    that of `stamps` is refused.
     """
     shape = (len(paths), 3, *size)
     fits = math.prod(shape) <= psutil.virtual_memory().available / 4
+    fill = partial(_decode, paths, progress=progress, levels=levels, stamps=stamps)
     facts = Annotated[list[Decoded], Field(min_length=len(paths), max_length=len(paths))]
-    return cached_pixels(None if fits else cache, shape, partial(_decode, paths, progress=progress), facts)
+    return cached_pixels(None if fits else cache, shape, fill, facts)
 
 
-def _decode(paths: Sequence[Path], pixels: Pixels, progress: Progress) -> list[Decoded]:
+def _decode(
+    paths: Sequence[Path], pixels: Pixels, progress: Progress, levels: Levels | None, stamps: Sequence[Stamp]
+) -> list[Decoded]:
     """Fills the first rows of `pixels` with the pictures that can be read, without gaps."""
     height, width = pixels.shape[2:]
 
     def decode(row: int) -> Decoded:
         try:
-            image = read_image(paths[row], shortest=math.ceil(GAP * max(height, width)))
+            picture = read_picture(paths[row], math.ceil(GAP * max(height, width)), levels)
+            if stamps and stamp(paths[row]) != stamps[row]:
+                return Decoded("it changed while it was read; wait until it is complete, then start again")
         except UnreadableError as error:
             return Decoded(error.reason)
-        pixels[row] = np.asarray(cut(image, width, height)).transpose(2, 0, 1)
-        return Decoded(enlarged=image.width < width or image.height < height, size=image.size)
+        except OSError as error:  # it was removed after it was read
+            return Decoded(error.strerror or "unreadable")
+        image = picture.image
+        square = np.asarray(cut(image, width, height))
+        pixels[row] = square.transpose(2, 0, 1)
+        enlarged = image.width < width or image.height < height
+        return Decoded("", enlarged, image.size, picture.over_black, is_plain(square))
 
     decoded = list(in_threads(decode, range(len(paths)), progress))
     for new, old in enumerate(row for row, result in enumerate(decoded) if not result.refused):
@@ -333,28 +328,5 @@ def _decode(paths: Sequence[Path], pixels: Pixels, progress: Progress) -> list[D
     return decoded
 
 
-# -- Classes and notes -------------------------------------------------------------------------------------------------
-
-
-def class_notes(files: Sequence[HashedFile], classes: Sequence[str]) -> list[str]:
-    if not classes:
-        return []
-    sizes = Counter(file.folder for file in files)
-    return [
-        f"{len(classes)} classes, by subfolder: {_tally(Counter({name: sizes[name] for name in classes}))}",
-        *note(sizes[""], "picture", "left without a label, beside the class folders"),
-    ]
-
-
-def note(count: int, noun: str, rest: str) -> list[str]:
-    """`["2 links were not followed"]`; no note where the count is 0."""
-    return [f"{plural(count, noun)} {'was' if count == 1 else 'were'} {rest}"] if count else []
-
-
 def _reasons(refused: dict[str, str]) -> str:
-    reasons = [f"{shown(name)} ({reason})" for name, reason in sorted(refused.items())]
-    return ", ".join(reasons[:5]) + (f" and {len(reasons) - 5} more" if len(reasons) > 5 else "")
-
-
-def _tally(counts: Counter[str]) -> str:
-    return ", ".join(f"{shown(name)} {count}" for name, count in counts.most_common(20))
+    return listed(f"{shown(name)} ({reason})" for name, reason in sorted(refused.items()))

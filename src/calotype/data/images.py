@@ -4,31 +4,45 @@ from __future__ import annotations
 
 import math
 import os
-import re
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
-from io import BytesIO
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from jaxtyping import UInt8
-from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 from torch import Tensor
 
+from calotype.data.formats import (
+    DECODING_MEMORY,
+    FORMATS,
+    RefusedError,
+    buffer_bytes,
+    check_deep_colours,
+    kind_of_file,
+    picture_bytes,
+    with_picture,
+)
+from calotype.data.rgb import (
+    FIRST_SIDEWAYS,
+    TURNS,
+    UPRIGHT,
+    Levels,
+    as_srgb,
+    deep_kind,
+    extremes,
+    orientation_of,
+    reduction_of,
+)
 from calotype.types import Images, Progress, UserError, no_progress
 
-FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP")
-SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".tif", ".tiff", ".gif", ".bmp")
 # Shrinking by whole numbers to this many times the size, and only from there by Lanczos, is 2.5 times as fast on a
 # 12-megapixel picture (6 times where the JPEG decoder shrinks), and differs by 0.1 to 0.3 of 255 in the mean.
 GAP = 3.0
-
-# Pillow's warnings are harmless or refused below, and `catch_warnings` around each call is not safe in threads.
-warnings.filterwarnings("ignore", module=r"PIL\.")
+PLAIN = 3
+"""The most that values of a picture of one colour differ, of 255."""
 
 Square = np.ndarray[tuple[int, int, int], np.dtype[np.uint8]]  # (size, size, 3)
 Item = TypeVar("Item")
@@ -58,33 +72,118 @@ def in_threads(
             yield result
 
 
-def read_image(path: Path, shortest: int | None = None) -> Image.Image:
-    """The picture in mode RGB; of an animation, its first frame.
+class ReadPicture(NamedTuple):
+    """A picture in mode RGB, upright, and what its file says of it."""
 
-    With `shortest`, a JPEG may be decoded at a half, a quarter or an eighth, but no side below `shortest`.
+    image: Image.Image
+    size: tuple[int, int]
+    """Width and height of the file, upright."""
+    properties: tuple[str, ...]
+    """Such as "CMYK"; none of them hinders training."""
+    over_black: bool
+    """Whether it is transparent, and would be invisible over white."""
+
+
+def read_image(path: Path, shortest: int | None = None, levels: Levels | None = None) -> Image.Image:
+    """The picture in mode RGB; see `read_picture`."""
+    return read_picture(path, shortest, levels).image
+
+
+def read_picture(path: Path, shortest: int | None = None, levels: Levels | None = None) -> ReadPicture:
+    """The picture in a file; of an animation, its first frame. Raises `UnreadableError`.
+
+    With `shortest`, a large picture may be downsampled while it is decoded, but no side below `shortest`. `levels` are
+    black and white of pictures with more than 8 bits; without them, each is spread by its own values.
     """
-    try:
-        with Image.open(path, formats=FORMATS) as image:
-            if shortest is not None:
-                image.draft(None, (shortest, shortest))
+
+    def read(image: ImageFile.ImageFile) -> ReadPicture:
+        check_deep_colours(image)
+        size, properties, buffers = image.size, _properties(image), buffer_bytes(image)
+        turned_by_pillow = image.format == "TIFF" and orientation_of(image) != UPRIGHT
+        if shortest is not None:
+            image.draft(None, (shortest, shortest))
+        factor = reduction_of(image, shortest)
+        converted = 8 * image.width * image.height // factor**2  # once more where it is turned
+        with DECODING_MEMORY.reserved(buffers + picture_bytes(image) + converted):
             image.load()
-            return _as_srgb(_upright(image))
+            rgb, over_black = as_srgb(image, levels, factor)
+            orientation = orientation_of(image)
+            upright = rgb.transpose(TURNS[orientation]) if orientation in TURNS else rgb
+        if orientation >= FIRST_SIDEWAYS:
+            size = size[::-1]
+        turned = ["turned by EXIF"] * (orientation != UPRIGHT or turned_by_pillow)
+        return ReadPicture(upright, size, (*turned, *properties, *["animated"] * _is_animated(image)), over_black)
+
+    return _reading(path, read)
+
+
+def deep_range(path: Path) -> tuple[str, float, float] | None:
+    """The kind (see `deep_kind`), smallest and largest value of a picture with more than 8 bits; None for others.
+
+    Raises `UnreadableError`.
+    """
+
+    def read(image: ImageFile.ImageFile) -> tuple[str, float, float] | None:
+        if (kind := deep_kind(image.mode)) is None:
+            return None
+        with DECODING_MEMORY.reserved(buffer_bytes(image) + picture_bytes(image)):
+            image.load()
+            return kind, *extremes(image)
+
+    return _reading(path, read)
+
+
+def _reading(path: Path, work: Callable[[ImageFile.ImageFile], Output]) -> Output:
+    try:
+        with np.errstate(all="ignore"):
+            return with_picture(path, work)
     except Exception as error:  # decoders raise errors of all kinds for damaged files
         raise UnreadableError(path, _reason(path, error)) from error
 
 
 def read_mask(path: Path) -> Image.Image:
     """As `read_image`, in mode RGBA where the file has transparency."""
+
+    def opacity(image: ImageFile.ImageFile) -> Image.Image | None:
+        if not image.has_transparency_data:
+            return None
+        with DECODING_MEMORY.reserved(buffer_bytes(image) + picture_bytes(image)):
+            alpha, orientation = image.convert("RGBA").getchannel("A"), orientation_of(image)
+        return alpha.transpose(TURNS[orientation]) if orientation in TURNS else alpha
+
     mask = read_image(path)
-    with Image.open(path, formats=FORMATS) as image:
-        if image.has_transparency_data:
-            mask.putalpha(_upright(image).convert("RGBA").getchannel("A"))
+    if (alpha := _reading(path, opacity)) is not None:
+        mask.putalpha(alpha)
     return mask
+
+
+def _properties(image: Image.Image) -> list[str]:
+    """What can be said before the picture is decoded."""
+    layout = f"{image.mode} {[tile[3] for tile in getattr(image, 'tile', [])]}"
+    found = {
+        "CMYK": image.mode == "CMYK",
+        "palette": image.mode == "P",
+        "more than 8 bits": image.mode in {"I", "F"} or ";16" in layout,
+        "transparent": image.has_transparency_data,
+    }
+    return [name for name, holds in found.items() if holds]
+
+
+def _is_animated(image: Image.Image) -> bool:
+    try:
+        return bool(getattr(image, "is_animated", False))
+    except Exception:  # the second frame is damaged
+        return True
 
 
 def fit(image: Image.Image, size: int) -> Square:
     """The centre square, resized."""
     return np.asarray(cut(image, size, size))
+
+
+def is_plain(square: UInt8[np.ndarray, "rows columns 3"]) -> bool:
+    """Whether a picture is of one colour, but for what compression adds."""
+    return int(np.ptp(square, axis=(0, 1)).max()) <= PLAIN
 
 
 def cut(image: Image.Image, width: int, height: int) -> Image.Image:
@@ -127,81 +226,17 @@ def grid(pictures: list[Image.Image], columns: int, gap: int = 2) -> Image.Image
     return sheet
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    try:
-        return ImageOps.exif_transpose(image)
-    except Exception:  # as above; with broken EXIF data the picture itself can be read
-        return image
-
-
-def _as_srgb(image: Image.Image) -> Image.Image:
-    profile = image.info.get("icc_profile")
-    image = _over_white(_in_eight_bits(image))
-    transform = _to_srgb(profile, image.mode) if profile else None
-    return transform.apply(image) if transform else image.convert("RGB")
-
-
-def _in_eight_bits(image: Image.Image) -> Image.Image:
-    if image.mode not in {"I", "F"} and not image.mode.startswith("I;16"):
-        return image
-    values = np.nan_to_num(np.asarray(image).astype(np.float64), posinf=0, neginf=0)
-    black, white = _range(image.mode, values.min(), values.max())
-    return Image.fromarray(((values - black) * (255 / (white - black))).round().astype(np.uint8))
-
-
-def _range(mode: str, low: float, high: float) -> tuple[float, float]:
-    """The values of black and white: for more than 16 bits, white is the next customary maximum above `high`."""
-    if mode.startswith("I;16"):
-        return 0.0, 65535.0
-    customary = (1.0, 255.0, 65535.0) if mode == "F" else (255.0, 65535.0)
-    return min(0.0, low), next((white for white in customary if high <= white), high)
-
-
-def _over_white(image: Image.Image) -> Image.Image:
-    if not image.has_transparency_data:
-        return image.convert("RGB") if image.mode == "P" else image
-    white = Image.new("RGBA", image.size, "white")
-    return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
-
-
-@lru_cache(maxsize=16)
-def _to_srgb(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
-    """None where the profile is sRGB, broken, or for another mode."""
-    try:
-        given = ImageCms.ImageCmsProfile(BytesIO(profile))
-        if ImageCms.getProfileDescription(given).startswith("sRGB"):
-            return None
-        return ImageCms.buildTransform(given, ImageCms.createProfile("sRGB"), mode, "RGB")
-    except (ImageCms.PyCMSError, OSError, ValueError):
-        return None
-
-
 def _reason(path: Path, error: Exception) -> str:
     match error:
         case UnidentifiedImageError():
-            return f"found {_kind_of_file(path)} instead of {', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
+            return f"found {kind_of_file(path)} instead of {', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
         case Image.DecompressionBombError():
             return f"it has more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels; make it smaller first"
+        case RefusedError():
+            return str(error)
+        case MemoryError():
+            return "there is too little memory to decode it; make it smaller first"
         case OSError(strerror=str(reason)) if reason:
             return reason[0].lower() + reason[1:]
         case _:
             return f"damaged or cut off ({shown(str(error).partition('. ')[0] or type(error).__name__)})"
-
-
-_SIGNATURES = {
-    "nothing (0 bytes)": rb"$",
-    "a damaged picture": rb"\xff\xd8|\x89PNG|RIFF....WEBP|GIF8|BM.{4}\0{4}|II\*|MM\x00\*",
-    "a HEIC picture": rb"....ftyp(hei|hev|mif|msf)",
-    "an AVIF picture": rb"....ftypavi",
-    "a PDF": rb"%PDF",
-    "an SVG drawing": rb"\s*(<\?xml[^>]*>\s*)?<svg",
-    "a web page": rb"\s*<(!doctype )?html",
-    "text": rb"[\t\n\f\r -~\x80-\xff]+$",
-}
-
-
-def _kind_of_file(path: Path) -> str:
-    with path.open("rb") as file:
-        start = file.read(512)
-    kinds = (kind for kind, pattern in _SIGNATURES.items() if re.match(pattern, start, re.DOTALL | re.IGNORECASE))
-    return next(kinds, "data of another kind")

@@ -7,10 +7,10 @@ model that memorises (Barz and Denzler, arXiv 1902.00423, found up to 10% such p
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from jaxtyping import Bool, Int, UInt8
 from pydantic import BaseModel, Field, model_validator
 from torch import Tensor
 
-from calotype.data.duplicates import Hashes, perceptual_hashes, similar_indices
+from calotype.data.duplicates import Hashes, near_duplicates, perceptual_hashes, similar_indices
 from calotype.data.images import shown
 from calotype.files import read_as
 from calotype.types import NULL_LABEL, Config, Labels
@@ -90,8 +90,18 @@ class Split:
         return {"version": SPLIT_VERSION, "count": len(self), **rows}
 
 
-SplitRule = Callable[[UInt8[Tensor, "count 3 rows columns"], Labels, Sequence[str]], Split]
-"""From pixels, labels and classes, in the order of content hashes, to the split."""
+@runtime_checkable
+class SplitRule(Protocol):
+    """From pixels, labels, classes, and the sets that subfolders name ("" for none), in the order of content hashes."""
+
+    def __call__(
+        self,
+        pixels: UInt8[Tensor, "count 3 rows columns"],
+        labels: Labels,
+        classes: Sequence[str] = (),
+        *,
+        named: Sequence[str] = (),
+    ) -> Split: ...
 
 
 def stratified_split(
@@ -99,8 +109,14 @@ def stratified_split(
     labels: Labels,
     classes: Sequence[str] = (),
     config: SplitConfig = DEFAULT,
+    named: Sequence[str] = (),
 ) -> Split:
-    """Stratified by class, near-duplicates in one set; within a class by content hash, the order of the rows."""
+    """Stratified by class, near-duplicates in one set; within a class by content hash, the order of the rows.
+
+    Pictures that subfolders put into the validation or the test set are that set.
+    """
+    if {"validation", "test"} & set(named) and {"", "train"} & set(named):
+        return _named_split(pixels, labels, classes, named, config)
     strata, count = _strata(labels), len(labels)
     sizes = np.array([len(rows) for rows in strata])
     room = sizes // 2  # at least half of every class is trained on
@@ -116,6 +132,45 @@ def stratified_split(
     of = torch.from_numpy(sets)
     notes += _small_classes(sets, strata, labels, classes)
     return Split(of == TRAIN, of == VALIDATION, of == TEST, tuple(notes))
+
+
+def _named_split(
+    pixels: UInt8[Tensor, "count 3 rows columns"],
+    labels: Labels,
+    classes: Sequence[str],
+    named: Sequence[str],
+    config: SplitConfig,
+) -> Split:
+    """A set that no subfolder names is taken from the training pictures."""
+    of = np.array(named)
+    free = torch.from_numpy(np.flatnonzero((of == "train") | (of == "")))
+    inner = stratified_split(pixels[free], labels[free], classes, config=config)
+    train, masks = free[inner.train].tolist(), list[Bool[Tensor, " count"]]()
+    for name, most in (("validation", MAX_VALIDATION), ("test", MAX_TEST)):
+        rows, own = np.flatnonzero(of == name)[:most].tolist(), free[inner.sets[name]].tolist()
+        train += own if rows else []
+        masks.append(_mask(rows or own, len(named)))
+    split = Split(_mask(train, len(named)), masks[0], masks[1])
+    return replace(split, notes=(*_named_notes(split, named), *_alike_notes(split, pixels)))
+
+
+def _named_notes(split: Split, named: Sequence[str]) -> list[str]:
+    counts, used = split.counts, split.train | split.validation | split.test
+    why = " and ".join(name for name in ("validation", "test") if name in named)
+    unused = f"; {int((~used).sum()):,} are more than are used of a set" if not used.all() else ""
+    return [
+        f"{counts['train']:,} pictures to train on, {counts['validation']:,} for validation, {counts['test']:,} for "
+        f"the test; {why} as the subfolders say{unused}"
+    ]
+
+
+def _alike_notes(split: Split, pixels: UInt8[Tensor, "count 3 rows columns"]) -> list[str]:
+    """Where held-out pictures look like training pictures."""
+    held_out = (split.validation | split.test) & ~split.train
+    alike = near_duplicates(perceptual_hashes(pixels[held_out]), perceptual_hashes(pixels[split.train]))
+    if not (count := int(alike.sum())):
+        return []
+    return [f"{count:,} of the held-out pictures look like training pictures: measures flatter a model that copies"]
 
 
 def overlapping_split(strata: Strata, counts: tuple[int, int]) -> Split:
@@ -137,7 +192,12 @@ def overlapping_split(strata: Strata, counts: tuple[int, int]) -> Split:
     return Split(torch.ones(count, dtype=torch.bool), validation, test, (note,))
 
 
-def legacy_split(pixels: UInt8[Tensor, "count 3 rows columns"], labels: Labels, classes: Sequence[str] = ()) -> Split:
+def legacy_split(
+    pixels: UInt8[Tensor, "count 3 rows columns"],
+    labels: Labels,
+    classes: Sequence[str] = (),
+    named: Sequence[str] = (),
+) -> Split:
     """The rule of runs without a recorded split: the first tenth was used for choices and for reports."""
     count = len(labels)
     held_out = torch.arange(count) < min(MAX_LEGACY_HELD_OUT, max(1, count // 10))
@@ -162,9 +222,14 @@ class SplitFile(BaseModel):
 def recorded_split(record: SplitFile) -> SplitRule:
     """The split in a run's `split.json`; pictures of another number are split again."""
 
-    def rule(pixels: UInt8[Tensor, "count 3 rows columns"], labels: Labels, classes: Sequence[str] = ()) -> Split:
+    def rule(
+        pixels: UInt8[Tensor, "count 3 rows columns"],
+        labels: Labels,
+        classes: Sequence[str] = (),
+        named: Sequence[str] = (),
+    ) -> Split:
         if len(labels) != record.count:
-            return stratified_split(pixels, labels, classes)
+            return stratified_split(pixels, labels, classes, named=named)
         train, validation, test = (_mask(rows, len(labels)) for rows in (record.train, record.validation, record.test))
         return Split(train, validation, test)
 

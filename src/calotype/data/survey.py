@@ -5,24 +5,23 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
-from PIL import Image
-
 from calotype.data.captions import read_captions
+from calotype.data.depth import find_levels
 from calotype.data.duplicates import Hash, near_duplicate_pairs, perceptual_hash
-from calotype.data.folder import HashedFile, check_size, find_pictures
-from calotype.data.images import FORMATS, GAP, UnreadableError, fit, in_threads, read_image
+from calotype.data.folder import check_size
+from calotype.data.images import GAP, UnreadableError, fit, in_threads, is_plain, read_picture
+from calotype.data.layout import few_notes, find_layout
+from calotype.data.listing import find_pictures
+from calotype.data.rgb import Levels
 from calotype.types import Progress, no_progress
 
-UPRIGHT, FIRST_SIDEWAYS = 1, 5
-"""Orientations as EXIF counts them; from 5 on width and height are exchanged."""
-ORIENTATION_TAG = 274
+ON_BLACK, PLAIN_PICTURE = "on black, as nothing of them can be seen on white", "of one colour"
 
 
 class SurveyedPicture(NamedTuple):
@@ -48,11 +47,15 @@ class Survey:
     """On files that were passed over."""
     captions: Counter[str]
     """Pictures with captions, by the kind of file that holds these."""
+    labels: dict[str, int]
+    """Pictures by class, "" for those in none."""
+    sets: Counter[str]
+    """Pictures by the set that their subfolder names."""
 
     @property
-    def labels(self) -> dict[str, int]:
-        """Pictures by first-level subfolder, "" for those in none."""
-        return dict(sorted(Counter(HashedFile("", picture.name).folder for picture in self.pictures).items()))
+    def plain(self) -> list[str]:
+        """Names of pictures of one colour."""
+        return [picture.name for picture in self.pictures if PLAIN_PICTURE in picture.properties]
 
     @property
     def enlarged(self) -> int:
@@ -76,53 +79,32 @@ def survey(folder: Path, size: int, progress: Progress = no_progress) -> Survey:
     """Reads every picture. Raises `UserError` where there is no folder, or no picture file in it."""
     check_size(size)
     listing = find_pictures(folder)
-    pictures, refused = [], {}
-    results = in_threads(partial(_examine, folder, size=size), listing.pictures, progress)
-    for name, result in zip(listing.pictures, results, strict=True):
-        if isinstance(result, SurveyedPicture):
-            pictures.append(result)
-        else:
-            refused[name] = result
+    every = find_layout(listing.pictures)
+    levels = find_levels(folder, every.names)
+    examine = partial(_examine, folder, size=size, levels=levels.values)
+    results = dict(zip(every.names, in_threads(examine, every.names, progress), strict=True))
+    pictures = [result for result in results.values() if isinstance(result, SurveyedPicture)]
+    refused = {name: result for name, result in results.items() if isinstance(result, str)}
     names = [picture.name for picture in pictures]
-    captions = read_captions(folder, names)[1]
-    return Survey(size, pictures, refused, [*listing.notes(), *captions.notes(names)], captions.sources)
+    layout, captions = every.at(names), read_captions(folder, names)[1]
+    labels = Counter(label if label in layout.classes else "" for label in layout.labels)
+    sets = Counter(filter(None, layout.sets))
+    few = few_notes(labels, layout.classes)
+    notes = [*listing.without(captions.files).notes(), *layout.notes, *few, *levels.notes, *captions.notes(names)]
+    return Survey(size, pictures, refused, notes, captions.sources, dict(sorted(labels.items())), sets)
 
 
-def _examine(folder: Path, name: str, size: int) -> SurveyedPicture | str:
+def _examine(folder: Path, name: str, size: int, levels: Levels) -> SurveyedPicture | str:
     """The picture, or why it cannot be read."""
-    path = folder / name
     try:
-        square = fit(read_image(path, shortest=math.ceil(GAP * size)), size)
-        with Image.open(path, formats=FORMATS) as image:
-            orientation = _orientation(image)
-            upright_size = image.size[::-1] if orientation >= FIRST_SIDEWAYS else image.size
-            properties = tuple(_properties(image, orientation))
+        picture = read_picture(folder / name, math.ceil(GAP * size), levels)
     except UnreadableError as error:
         return error.reason
-    except OSError as error:  # it was removed between the two readings
-        return error.strerror or "unreadable"
+    square = fit(picture.image, size)
+    found = {
+        "put on black, as nothing of it can be seen on white": picture.over_black,
+        "of one colour": is_plain(square),
+    }
+    properties = (*picture.properties, *(what for what, holds in found.items() if holds))
     digest = hashlib.sha256(square.tobytes()).hexdigest()
-    return SurveyedPicture(name, upright_size, properties, digest, perceptual_hash(square))
-
-
-def _orientation(image: Image.Image) -> int:
-    try:
-        orientation = image.getexif().get(ORIENTATION_TAG, UPRIGHT)
-    except Exception:  # broken EXIF data
-        return UPRIGHT
-    return orientation if orientation in range(1, 9) else UPRIGHT
-
-
-def _properties(image: Image.Image, orientation: int) -> Iterator[str]:
-    if orientation != UPRIGHT:
-        yield "turned by EXIF"
-    if image.mode == "CMYK":
-        yield "CMYK"
-    if image.mode == "P":
-        yield "palette"
-    if image.mode in {"I", "F"} or ";16" in f"{image.mode} {[tile[3] for tile in getattr(image, 'tile', [])]}":
-        yield "more than 8 bits"
-    if image.has_transparency_data:
-        yield "transparent"
-    if getattr(image, "is_animated", False):
-        yield "animated"
+    return SurveyedPicture(name, picture.size, properties, digest, perceptual_hash(square))

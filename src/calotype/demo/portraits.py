@@ -27,12 +27,12 @@ from calotype.data.folder import (
     Pictures,
     assemble,
     check_size,
-    class_notes,
-    note,
     with_captions,
     without_duplicates,
 )
 from calotype.data.images import in_threads, shown
+from calotype.data.layout import class_notes
+from calotype.data.listing import note
 from calotype.data.split import SplitRule, stratified_split
 from calotype.demo.describing import Facts, describe
 from calotype.files import write_png, write_whole
@@ -52,7 +52,9 @@ def read_portraits(
     """
     pixels, facts = _cached(size, count, progress)
     files = [HashedFile(*fact) for fact in facts["sources"]]
-    pictures = assemble(pixels, files, STYLES, size, [*facts["notes"], *class_notes(files, STYLES)], rule)
+    pictures = assemble(
+        pixels, files, STYLES, size, [*facts["notes"], *class_notes([file.folder for file in files], STYLES)], rule
+    )
     return with_captions(pictures, Captions(tuple(map(describe, facts["drawn"])), optional=True))
 
 

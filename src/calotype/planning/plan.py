@@ -10,6 +10,7 @@ from pydantic import BaseModel, Field
 from calotype.bounds import MAX_SAMPLES
 from calotype.data.captions import Captions
 from calotype.data.folder import Pictures
+from calotype.data.images import shown
 from calotype.files import checked, read_json
 from calotype.nets.dit import DitConfig
 from calotype.nets.frozen import FolderConfig, MiniLmConfig
@@ -119,7 +120,7 @@ def explain(recipe: Recipe, proposed: Recipe, pictures: Pictures, reasons: dict[
             "both were timed here; this is faster",
         ),
         Choice(
-            what="labels", value=", ".join(pictures.classes) or "none",
+            what="labels", value=", ".join(map(shown, pictures.classes)) or "none",
             why=f"class subfolders; {len(pictures.train_indices):,} pictures to train on",
         ),
     ]  # fmt: skip

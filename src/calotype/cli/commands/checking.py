@@ -30,11 +30,23 @@ def check_data(options: CheckOptions, console: Console) -> Survey:
         console.say(f"{name:<12} {value}".rstrip())
     if not result.pictures:
         raise UserError(f"no picture in {shown(folder)} could be read, so training cannot start; the reasons are above")
-    console.say(
-        f"training may start; a tenth of the pictures (at most {MAX_TEST:,}) will be kept for the test, a twentieth "
-        f"(at most {MAX_VALIDATION:,}) for validation, by class"
-    )
+    console.say(f"training may start; {_held_out(result)}")
     return result
+
+
+def _held_out(survey: Survey) -> str:
+    """Which pictures will be held out."""
+    usual = {
+        "test": f"a tenth of the pictures (at most {MAX_TEST:,})",
+        "validation": f"a twentieth (at most {MAX_VALIDATION:,})",
+    }
+    named = {
+        name: f"{min(survey.sets[name], most):,} in their subfolders"
+        for name, most in (("test", MAX_TEST), ("validation", MAX_VALIDATION))
+        if survey.sets[name]
+    }
+    kept = usual | named
+    return f"{kept['test']} will be kept for the test, {kept['validation']} for validation, by class"
 
 
 def survey_lines(survey: Survey) -> Iterator[tuple[str, str]]:
@@ -52,7 +64,9 @@ def survey_lines(survey: Survey) -> Iterator[tuple[str, str]]:
     yield "kinds", ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common()) or "nothing special"
     yield from _named("equal", _listed([" = ".join(map(shown, names)) for names in survey.duplicates()]))
     yield from _named("alike", _listed([" ~ ".join(map(shown, pair)) for pair in survey.near_duplicates()]))
-    yield from _named("unreadable", _listed([f"{shown(name)}: {reason}" for name, reason in survey.refused.items()]))
+    yield from _named("one colour", _listed(list(map(shown, survey.plain))))
+    refused = [f"{shown(name)}: {reason}" for name, reason in survey.refused.items()]
+    yield from _named("unreadable", _listed(refused, len(refused)))
     yield from _named("also", survey.notes)
 
 
@@ -82,10 +96,10 @@ def _labels(counts: dict[str, int]) -> str:
     return f"{len(classes):,}: {', '.join(classes)}" + (f"; without one {counts['']:,}" if "" in counts else "")
 
 
-def _listed(lines: Sequence[str]) -> list[str]:
+def _listed(lines: Sequence[str], most: int = MAX_LISTED) -> list[str]:
     """The number of lines, and the first of them."""
-    more = [f"... and {len(lines) - MAX_LISTED:,} more"] if len(lines) > MAX_LISTED else []
-    return [f"{len(lines):,}: {lines[0]}", *lines[1:MAX_LISTED], *more] if lines else []
+    more = [f"... and {len(lines) - most:,} more"] if len(lines) > most else []
+    return [f"{len(lines):,}: {lines[0]}", *lines[1:most], *more] if lines else []
 
 
 def _named(name: str, lines: Sequence[str]) -> Iterator[tuple[str, str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -19,20 +20,28 @@ from calotype.types import UserError
 
 
 def read(
-    folder: Path | None, size: int, cache: Path | None, console: Console, rule: SplitRule = stratified_split
+    folder: Path | None,
+    size: int,
+    cache: Path | None,
+    console: Console,
+    rule: SplitRule = stratified_split,
+    classes: Sequence[str] | None = None,
 ) -> Pictures:
-    """The pictures in a folder, or the embedded portraits, split by `rule`: see `split_rule` for those of a run."""
+    """The pictures in a folder, or the embedded portraits, split by `rule`: see `split_rule` for those of a run.
+
+    `classes` are those of a run, if there is one.
+    """
     with console.bar("pictures") as bar:
         if folder is None:
             return read_portraits(size, progress=bar, rule=rule)
-        return read_folder(folder, size, cache, bar, rule)
+        return read_folder(folder, size, cache, bar, rule, classes)
 
 
 def read_as_run(run: Run, data: Path | None, size: int, cache: Path, console: Console) -> Pictures:
     """The pictures in `data`, or those of a run: with its split where it was trained on them, else with a new one."""
     name = str(data or run.state.data)
     source = None if name == PORTRAITS and data is None else Path(name)
-    pictures = read(source, size, cache, console, split_rule(run.folder))
+    pictures = read(source, size, cache, console, split_rule(run.folder), run.state.classes)
     if pictures.content == run.state.content:
         return pictures
     return replace(pictures, split=stratified_split(pictures.pixels, pictures.labels, pictures.classes))

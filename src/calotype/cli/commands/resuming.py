@@ -46,7 +46,7 @@ def read_again(run: Run, recipe: Recipe, data: Path | None, console: Console) ->
     go_on = f"calotype resume {folder} --data"
     if data is None and source is not None and not source.exists():
         raise UserError(f"the pictures of {folder} were in {shown(source)}, which is gone; go on with: {go_on} FOLDER")
-    pictures = read(source, recipe.size, folder / "cache", console, split_rule(folder))
+    pictures = read(source, recipe.size, folder / "cache", console, split_rule(folder), state.classes)
     if not is_same(run, pictures):
         change = f"{change_of(run, pictures)} since {folder} was started"
         if data is None:

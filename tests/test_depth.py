@@ -1,0 +1,70 @@
+"""Pictures with more than 8 bits, transparent ones and those of one colour, in a folder."""
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+from calotype.data.folder import HashedFile, content_hash, read_folder
+from calotype.data.images import read_image
+from calotype.data.survey import survey
+from calotype.files import sha256
+
+SIDE = 16
+
+
+def ramp(low, high, dtype):
+    return Image.fromarray(np.linspace(low, high, SIDE**2).reshape(SIDE, SIDE).astype(dtype))
+
+
+DEEP = {
+    "12 bits": ("png", np.uint16, [(0, 1000), (100, 4095)]),
+    "offset": ("png", np.uint16, [(30_000, 31_000), (31_000, 34_000)]),
+    "Hounsfield": ("tif", np.float32, [(-1024, 0), (-200, 3071)]),
+    "signed": ("tif", np.int32, [(-1024, 0), (0, 3071)]),
+    "thousandths": ("tif", np.float32, [(0, 0.001), (0, 0.004)]),
+    "16 bits": ("png", np.uint16, [(0, 20_000), (0, 65_535)]),
+    "0 to 1": ("tif", np.float32, [(0, 0.25), (0, 1)]),
+}
+
+
+@pytest.mark.parametrize(("suffix", "dtype", "ranges"), DEEP.values(), ids=DEEP)
+def test_deep_pictures_of_a_folder_are_spread_by_one_range_which_is_named(tmp_path, suffix, dtype, ranges):
+    for index, (low, high) in enumerate(ranges):
+        ramp(low, high, dtype).save(tmp_path / f"{index}.{suffix}")
+    pictures = read_folder(tmp_path, SIDE)
+    black, white = min(low for low, _ in ranges), max(high for _, high in ranges)
+    for original, row in zip(pictures.originals, pictures.pixels, strict=True):
+        expected = [255 * (value - black) / (white - black) for value in ranges[int(original.path.stem)]]
+        assert np.abs(np.array([row.min(), row.max()]) - expected).max() <= 1
+    (note,) = [note for note in pictures.notes if "grey picture" in note]
+    assert f"{black:,g} is black and {white:,g} white" in note
+    assert note in survey(tmp_path, SIDE).notes
+
+
+def test_a_range_belongs_to_the_content_unless_it_is_the_customary_one(tmp_path):
+    for name, high in (("deep", 4095), ("full", 65_535)):
+        (tmp_path / name).mkdir()
+        ramp(0, high, np.uint16).save(tmp_path / name / "a.png")
+    before = [read_folder(tmp_path / name, SIDE).content for name in ("deep", "full")]
+    as_before = [content_hash([HashedFile(sha256(tmp_path / name / "a.png"), "")], SIDE) for name in ("deep", "full")]
+    assert before[0] != as_before[0] and before[1] == as_before[1]
+
+
+def icon(colour, width=3):
+    image = Image.new("RGBA", (SIDE, SIDE), (0, 0, 0, 0))
+    ImageDraw.Draw(image).line([(2, 3), (13, 12)], fill=colour, width=width)
+    return image
+
+
+def test_what_cannot_be_seen_on_white_lies_on_black(tmp_path):
+    for name, colour in {"white": "white", "pale": "#eeeeee", "red": "red", "empty": (0, 0, 0, 0)}.items():
+        icon(colour).save(tmp_path / f"{name}.png")
+        corner = read_image(tmp_path / f"{name}.png").getpixel((0, 0))
+        assert corner == ((0, 0, 0) if name in ("white", "pale") else (255, 255, 255)), name
+    icon("white").quantize().save(tmp_path / "palette.png")
+    Image.new("LA", (SIDE, SIDE), (255, 9)).save(tmp_path / "faint.png")
+    pictures = read_folder(tmp_path, SIDE)
+    assert "3 transparent pictures were put on black, as nothing of it can be seen on white" in pictures.notes
+    assert any("2 pictures were of one colour" in note and "empty.png" in note for note in pictures.notes)
+    found = survey(tmp_path, SIDE)
+    assert found.plain == ["empty.png", "faint.png"]
