@@ -445,7 +445,7 @@ def test_in_little_time_latents_are_those_of_small_pictures(size, chain):
     assert chains == sorted(chains, key=lambda one: one[0]) and chains[-1] == choose_chain("latent", size)
 
 
-def test_stages_above_latents_take_one_step_unless_told_otherwise():
+def test_stages_above_latents_take_one_step_unless_set_otherwise():
     above = {"denoising": {"enlarge": {"256": {"objective": "denoising"}}}, "one_step": {}}
     for objective, changes in above.items():
         settings, _ = propose(noise_pictures(3, 256), machine(), 600.0, {"size": 256, **changes})
