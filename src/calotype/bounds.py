@@ -57,7 +57,7 @@ SeedNumber = Annotated[int, Field(strict=True, ge=-LARGEST_SEED, le=LARGEST_SEED
 
 # -- Noise and sampling ------------------------------------------------------------------------------------------------
 
-Sigma = Annotated[float, Field(strict=True, gt=0, le=1e6)]
+Sigma = Annotated[float, Field(strict=True, gt=0, le=1e9)]
 LogSigma = Annotated[float, Field(strict=True, ge=-20, le=20)]
 LogDeviation = Annotated[float, Field(strict=True, gt=0, le=20)]
 SigmaShift = Annotated[float, Field(strict=True, ge=1e-4, le=1e4)]
