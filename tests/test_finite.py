@@ -58,18 +58,21 @@ def spoil_gradient(leg, name, value):
     ]
 
 
-def spoil_after_step(part):
+def spoil_update(part):
+    """A weight by the optimizer, or an average when it is updated."""
+
     def spoil(leg, name, value):
         state = leg.states[name]
-        real = state._follow
+        owner, update = (state.optimizer, "step") if part == "network" else (state, "_follow")
+        real = getattr(owner, update)
 
-        def follow():
+        def updated():
             real()
             if leg.progress.images_seen == 16:
                 weight = next(iter(getattr(state, part).parameters())).data
                 weight[(0,) * weight.dim()] = value
 
-        state._follow = follow
+        setattr(owner, update, updated)
 
     return spoil
 
@@ -78,8 +81,8 @@ SPOIL = {
     "a picture": (spoil_picture, r"a picture of the batch is not finite: portrait \d+;"),
     "the loss": (spoil_loss, "the loss is not finite"),
     "the gradient": (spoil_gradient, "the norm of the gradient is"),
-    "a weight": (spoil_after_step("network"), "the weight .* is not finite"),
-    "an average": (spoil_after_step("average"), "the average .* is not finite"),
+    "a weight": (spoil_update("network"), "the weight .* is not finite"),
+    "an average": (spoil_update("average"), "the average .* is not finite"),
 }
 
 

@@ -30,7 +30,7 @@ from calotype.data.caption_files import (
 )
 from calotype.data.images import shown
 from calotype.data.layout import PICTURE_FOLDERS
-from calotype.data.listing import Listing, listed, plural, visible_files
+from calotype.data.listing import Listing, first_names, plural, visible_files
 from calotype.types import Rng, Text
 
 BESIDE = (".txt", ".caption", ".json")
@@ -160,7 +160,10 @@ class CaptionFiles:
         counts = {
             f"captions of {plural(captioned, 'picture')}, from {sources}{missing}": captioned,
             f"not read as captions: {', '.join(self.refused[:5])}{more}": len(self.refused),
-            **{f"read as {code}, as they are not UTF-8: {listed(of)}": len(of) for code, of in self.recoded.items()},
+            **{
+                f"read as {code}, as they are not UTF-8: {first_names(of)}": len(of)
+                for code, of in self.recoded.items()
+            },
             f"{plural(self.cleaned, 'caption')} lost control or format characters, or a long end": self.cleaned,
             f"{plural(self.outside, 'line')} of metadata named files outside the folder: ignored": self.outside,
             f"{plural(self.unmatched, 'line')} of metadata named no picture that was read": self.unmatched,
@@ -258,7 +261,7 @@ def _captions_in_json(text: str) -> list[str]:
     entry = parse_json(text)
     entry = lowered(entry) if isinstance(entry, dict) else {"text": entry}
     if not has_caption_key(entry):
-        raise ValueError(f"its keys are {listed(entry)}; {EXPECTED}")
+        raise ValueError(f"its keys are {first_names(entry)}; {EXPECTED}")
     return captions_of(entry)
 
 
@@ -286,7 +289,7 @@ def _read_table(read: CaptionFiles, path: str, pictures: PictureIndex) -> None:
     if not keys and not errors:
         errors = [(label, ValueError("it has no entries"))]
     if keys and not used:
-        errors = [(label, ValueError(f"its keys are {listed(keys)}; {EXPECTED}"))]
+        errors = [(label, ValueError(f"its keys are {first_names(keys)}; {EXPECTED}"))]
     if path.lower().endswith(".txt") and not used:
         return
     read.files.add(path)

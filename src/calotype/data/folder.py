@@ -35,7 +35,7 @@ from calotype.data.images import (
     shown,
 )
 from calotype.data.layout import Layout, class_notes, find_layout, first_level, layout_of_run
-from calotype.data.listing import find_pictures, listed, note, plural
+from calotype.data.listing import find_pictures, first_names, note, plural
 from calotype.data.rgb import Levels
 from calotype.data.split import Split, SplitRule, stratified_split
 from calotype.diffusion.stage import shrunk
@@ -201,7 +201,7 @@ def _decoding_notes(read: Mapping[HashedFile, Decoded], size: int) -> list[str]:
             sum(result.over_black for result in read.values()), "transparent picture",
             "put on black, as nothing of it can be seen on white",
         ),
-        *note(len(plain), "picture", f"of one colour, which is all that can be learned from it: {listed(plain)}"),
+        *note(len(plain), "picture", f"of one colour, which is all that can be learned from it: {first_names(plain)}"),
     ]  # fmt: skip
 
 
@@ -329,4 +329,4 @@ def _decode(
 
 
 def _reasons(refused: dict[str, str]) -> str:
-    return listed(f"{shown(name)} ({reason})" for name, reason in sorted(refused.items()))
+    return first_names(f"{shown(name)} ({reason})" for name, reason in sorted(refused.items()))

@@ -42,7 +42,9 @@ class Listing:
             *not_installed,
             *note(self.others.total(), "file", f"passed over, by suffix: {names_counted(self.others)}"),
             *note(
-                len(self.special), "picture", f"a pipe, a device or a broken link, not a file: {listed(self.special)}"
+                len(self.special),
+                "picture",
+                f"a pipe, a device or a broken link, not a file: {first_names(self.special)}",
             ),
             *note(
                 self.system.total(),
@@ -143,7 +145,7 @@ def names_counted(counts: Counter[str]) -> str:
     return ", ".join(f"{shown(name)} {count}" for name, count in counts.most_common(20))
 
 
-def listed(names: Iterable[str], most: int = 5) -> str:
+def first_names(names: Iterable[str], most: int = 5) -> str:
     """The first names, and how many more there are."""
     shown_names = [shown(name) for name in names]
     more = f" and {len(shown_names) - most:,} more" if len(shown_names) > most else ""

@@ -124,7 +124,7 @@ def propose(
         proposal["enlarge"][str(larger)], reasons[leg] = choose_enlarger(
             pictures, low_res, larger, flops[leg], machine.batch_factor, set_by_user.get("prior", "gaussian")
         )
-        if kind == "latent" and set_by_user.get("objective", "one_step") == "one_step":
+        if kind == "latent" and takes_one_step(set_by_user):
             proposal["enlarge"][str(larger)] |= ONE_STEP
     return proposal, reasons
 
@@ -178,6 +178,14 @@ def affords_largest_dit(base: int, flops: float) -> bool:
     side = max(1, base // own_latents(base)[0])
     tokens = (side // choose_patch(side)) ** 2
     return flops / training_flops(*DITS[0], tokens) >= ENOUGH_IMAGES
+
+
+def takes_one_step(set_by_user: dict[str, Any]) -> bool:
+    """Unless the user wants another objective, or steps or guidance, of which one step has none."""
+    sampling = set_by_user.get("sampling", {})
+    return set_by_user.get("objective", "one_step") == "one_step" and all(
+        sampling.get(name, 1) == 1 for name in ("steps", "guidance")
+    )
 
 
 def choose_guidance(pictures: Pictures, settings: dict[str, Any]) -> dict[str, Any]:
