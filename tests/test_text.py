@@ -333,7 +333,7 @@ def test_a_reader_without_captions_is_refused():
         make_plan(noise_pictures(), machine(), 1.0, 0.0, settings)
 
 
-@pytest.mark.parametrize(("content", "message"), [(b"\n \n", "is empty"), (b"a\0b", "NUL"), (b"\xff\xfe", "not UTF-8")])
+@pytest.mark.parametrize(("content", "message"), [(b"\n \n", "is empty"), (b"a\0b", "NUL"), (b"\xff\xfe", "is empty")])
 def test_a_file_that_holds_no_prompts_is_one_line(tmp_path, content, message):
     (tmp_path / "prompts.txt").write_bytes(content)
     with pytest.raises(UserError, match=message) as error:

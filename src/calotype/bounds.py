@@ -20,7 +20,7 @@ Side = Annotated[int, Field(strict=True, gt=0, le=LARGEST_SIDE)]
 """Of pictures, in pixels."""
 CropSide = Annotated[int, Field(strict=True, ge=0, le=LARGEST_SIDE)]
 """The same; 0 stands for whole pictures."""
-PatchSide = Annotated[int, Field(strict=True, gt=0, le=256)]
+PatchSide = Annotated[int, Field(strict=True, gt=0, le=LARGEST_SIDE)]
 ImageCount = Annotated[int, Field(strict=True, ge=0, le=10**13)]
 """Of pictures seen in training, repeats counted."""
 PictureCount = Annotated[int, Field(strict=True, gt=0, le=10**6)]

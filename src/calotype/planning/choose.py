@@ -177,7 +177,7 @@ def affords_largest_dit(base: int, flops: float) -> bool:
     """Whether the largest DiT sees enough pictures in latents of pictures of `base` px."""
     side = max(1, base // own_latents(base)[0])
     tokens = (side // choose_patch(side)) ** 2
-    return flops / training_flops(*DITS[0], tokens) >= ENOUGH_IMAGES
+    return bool(flops / training_flops(*DITS[0], tokens) >= ENOUGH_IMAGES)
 
 
 def takes_one_step(set_by_user: dict[str, Any]) -> bool:
