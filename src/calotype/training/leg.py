@@ -97,8 +97,7 @@ def train_leg(
 ) -> None:
     """Trains a leg from its newest checkpoint to its end. Raises `Interrupted` after saving, if `stop` is set.
 
-    `say` gets a line for each damaged checkpoint that was passed over, and where the leg overfitted. The log of the
-    run gets these lines as well.
+    `say` and the log get a line for each damaged checkpoint that was passed over, and where the leg overfitted.
     """
 
     def note(text: str) -> None:
@@ -110,8 +109,7 @@ def train_leg(
     validation = run.state.validation.setdefault(leg.name, Validation())
     stopping = EarlyStopping(checkpoints / f"best-{leg.name}", leg.states, validation)
     if progress.fraction < 1 and (lost := stopping.forget_lost()):
-        run.log("note", text=f"{leg.name}: {lost}")
-        say(f"{leg.name}: {lost}")
+        note(lost)
     log = StepLog(run, leg.name, progress, bar)
     guard_due = at_fractions(leg.guard.fractions if leg.guard else (), progress.fraction)
     preview_due = at_fractions(limits.previews_at or PREVIEWS, progress.fraction)
