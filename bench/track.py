@@ -7,6 +7,7 @@
     python bench/track.py score RUN ... --count 1000
     python bench/track.py compare base wide
     python bench/track.py table --count 180
+    python bench/track.py plot --count 1000 --out quality.svg
 
 Runs go into CACHE/runs/PICTURES-SIZE/NAME/seed-N; the name of a peer's run holds its rate and budget. Every call
 appends what it measured to `results.jsonl` in the cache, with the commit, the machine and the seconds. A peer is a
@@ -31,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import quality
 import torch
 from peers import TASK, Task
 from scoring import Measures, Track
@@ -93,6 +95,10 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("b", help="The other one.")
     measured(one)
     measured(command(table, "Print all that was scored of a picture set as a table, means over seeds."))
+    one = command(plot, "Draw the quality of each peer over its time, at the rate that is best by validation pictures.")
+    one.add_argument("names", nargs="*", help="Names of runs, as given to `train`, rates included. [all]")
+    one.add_argument("--out", type=Path, default=Path("quality.svg"), help="SVG file to write. [quality.svg]")
+    measured(one)
     return whole
 
 
@@ -191,6 +197,22 @@ def table(arguments: argparse.Namespace) -> None:
             f"nothing was scored with {asked_of(arguments, Track(arguments.cache, arguments.pictures, arguments.size))}"
         )
     print("\n".join(lines([*floor, *((f"{name} ({len(each)})", mean(each)) for name, each in by_name.items())])))
+
+
+def plot(arguments: argparse.Namespace) -> None:
+    """Of what was scored with `--count` samples against test pictures; rates are chosen by validation pictures."""
+    test, validation = (
+        quality.distances(
+            entry
+            for entry in results(argparse.Namespace(**vars(arguments) | {"against": part}))
+            if entry["command"] == "score" and entry["name"] in (arguments.names or [entry["name"]])
+        )
+        for part in ("test", "validation")
+    )
+    if not test:
+        raise UserError(f"no such runs were scored with --count {arguments.count} against test pictures")
+    title = f"{arguments.pictures.capitalize()} of {arguments.size} px, {arguments.count} samples"
+    quality.write_plot(arguments.out, title, quality.curves(test, validation))
 
 
 # -- Peers -------------------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "bench"))
 
+import quality
 import sets
 import track
 import vgg16
@@ -192,3 +193,23 @@ def test_results_name_commit_machine_and_seconds(tmp_path):
     track.record(tmp_path, 0.0, command="floor")
     (line,) = (tmp_path / "results.jsonl").read_text().splitlines()
     assert {"time", "commit", "machine", "arguments", "seconds"} < set(json.loads(line))
+
+
+def scored(folder, peer, rate, seconds, seed, distance):
+    run = folder / f"{peer}-{rate}-{seconds}-{seed}"
+    run.mkdir()
+    Task(peer, "noise", "", str(run), 64, seconds, seed, rate).write()
+    return {"run": str(run), "distances": {"Lite0": {"frechet": {"value": distance}}}}
+
+
+def test_a_curve_takes_the_rate_that_is_best_by_validation_pictures(tmp_path):
+    first, again = (scored(tmp_path, "net", 0.1, 300, seed, distance) for seed, distance in ((0, 500), (1, 540)))
+    other, later = scored(tmp_path, "net", 0.2, 300, 0, 400), scored(tmp_path, "net", 0.1, 900, 0, 300)
+    test = quality.distances([first, again, other, later])
+    assert test == {("net", 300): {0.1: 520, 0.2: 400}, ("net", 900): {0.1: 300}}
+    validation = {("net", 300): {0.1: 510, 0.2: 600}}  # by test pictures it would be the other
+    lines = quality.curves(test, validation)
+    assert lines == {"net": [(5, 520), (15, 300)]}
+    quality.write_plot(tmp_path / "quality.svg", "Noise", lines)
+    drawing = (tmp_path / "quality.svg").read_text()
+    assert drawing.count('class="mark') == 2 and ">net<" in drawing and "http://www.w3.org/2000/svg" in drawing
