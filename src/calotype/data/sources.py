@@ -60,6 +60,8 @@ class PictureSource:
     flip: bool
     factor: int = 1
     low_res: Tensor | None = None
+    reflected: bool = False
+    """Every picture the other way round, for the mirror images of the same batches."""
 
     def batch(self, images_seen: int, count: int) -> Batch:
         places = order(len(self.chosen), images_seen, count, self.rng)
@@ -68,7 +70,7 @@ class PictureSource:
         height, width = (self.crop or side for side in shape)
         free = (shape[-1] - width) // self.factor + 1
         corners = rng.at("crop").integers(free, count, 2)
-        mirrored = (rng.at("flip").uniform(count, 1, 1, 1) < 0.5) & self.flip
+        mirrored = ((rng.at("flip").uniform(count, 1, 1, 1) < 0.5) ^ self.reflected) & self.flip
         images = self._crops(self.pictures.pixels, chosen, self.factor * corners, (height, width), mirrored)
         low_res = shrunk(images, self.factor) if self.factor > 1 else None
         if self.low_res is not None:
@@ -99,11 +101,13 @@ class LatentSource:
     captions: Captions | None = None
     file: Callable[[int], str] = str
     """The name of a picture's file, by its index."""
+    reflected: bool = False
+    """Every picture the other way round, for the mirror images of the same batches."""
 
     def batch(self, images_seen: int, count: int) -> Batch:
         picks = self.chosen[order(len(self.chosen), images_seen, count, self.rng)]
-        sides = self.rng.at("flip", images_seen).integers(len(self.cache.moments), count)
-        moments = self.cache.moments[sides, picks].float().to(self.device)
+        sides = self.rng.at("flip", images_seen).integers(len(self.cache.moments), count) + self.reflected
+        moments = self.cache.moments[sides % len(self.cache.moments), picks].float().to(self.device)
         clean = moments.contiguous(memory_format=torch.channels_last)
         text = draw_captions(self.captions, picks, self.rng.at("pictures", images_seen))
         files = tuple(map(self.file, picks.tolist()))

@@ -24,6 +24,7 @@ from calotype.interop import diffusers
 from calotype.machine import Machine
 from calotype.nets.unet import UnetConfig
 from calotype.nets.vae import Lapping, VaeConfig, principal_axes
+from calotype.planning.mirroring import choose_flip
 from calotype.planning.sizes import check_tokens, choose_patch, fits
 from calotype.priors.patches import LEAST_DEVIATION, PatchPrior, enlarged
 from calotype.recipe import AutoencoderRecipe, Backbone, DenoiserRecipe, PriorName, leg_above
@@ -94,12 +95,12 @@ def propose(
         "size": size,
         "stages": list(outline.chain),
         "precision": "bfloat16" if machine.fast_bfloat16 else "float32",
-        "flip": False,
         "sampling": choose_guidance(pictures, settings) | ({"steps": STEPS} if kind == "latent" else {}),
         "enlarge": {},
         **imported,
     }
     reasons: dict[str, str] = {}
+    proposal["flip"], reasons["flip"] = choose_flip(pictures)
     base, reduction, channels, sigma_data = outline.chain[0], 1, 3, 1.0
     if kind == "latent":
         network = outline.autoencoder.network

@@ -127,6 +127,11 @@ def explain(recipe: Recipe, proposed: Recipe, pictures: Pictures, reasons: dict[
     if pictures.captions:
         why = reason_for_text(pictures.captions)
         choices.append(choice("text", describe_text(recipe), denoiser.text == other.text, why))
+    choices.append(
+        choice(
+            "mirrored", "half of the pictures" if recipe.flip else "none", recipe.flip == proposed.flip, reasons["flip"]
+        )
+    )
     why = f"{FEW_PICTURES:,} pictures and more need none"
     return [*choices, choice("dropout", f"{backbone.dropout:g}", backbone.dropout == other.backbone.dropout, why)]
 

@@ -18,7 +18,7 @@ from calotype.recipe import Recipe, leg_above
 from calotype.training.loop import BatchSource
 from calotype.types import Batch, Rng
 
-Examples = Callable[[Tensor], BatchSource]
+Examples = Callable[[Tensor], PictureSource | LatentSource]
 """From the indices of pictures to batches of them for a denoiser."""
 
 

@@ -45,13 +45,16 @@ it is cross-fitted, or "local", a prior of patches."""
 def fit_mixture(recipe: Recipe, buckets: Sequence[Bucket], space: Space) -> Constants:
     """The prior of the first stage, from as many training latents as `MOST_VALUES` allows, and its cross-fitted form.
 
-    With several aspect buckets it is fitted to the largest square that fits into all, in windows of each.
+    With several aspect buckets it is fitted to the largest square that fits into all, in windows of each. Where
+    pictures are mirrored in training, it is fitted to each and to its mirror image.
     """
     rng = Rng((recipe.seed, "gaussian"))
     train_rows = [bucket.pictures.train_indices for bucket in buckets]
     few = take(buckets, [bucket.pictures.validation_indices for bucket in buckets], VALIDATION_IMAGES, rng)
-    most = max(2, MOST_VALUES // few.clean[0].numel())
+    most = max(2, MOST_VALUES // few.clean[0].numel() // (2 if recipe.flip else 1))
     many = take(buckets, train_rows, most, rng)
+    if recipe.flip:
+        many = joined([many, take([reflected(bucket) for bucket in buckets], train_rows, most, rng)])
 
     def examples(batch: Batch, rng: Rng, place: int) -> CaptionedLatents:
         texts = ("",) * len(batch) if batch.text is None else batch.text.prompts
@@ -69,6 +72,11 @@ def fit_mixture(recipe: Recipe, buckets: Sequence[Bucket], space: Space) -> Cons
     prior, crossed = fit_prior(train, PriorValidation(validation, sigma, noise), folds, more)
     mixtures = crossed.mixtures if crossed else ()
     return {"mixture": prior, **{f"unseen-{fold}": mixture for fold, mixture in enumerate(mixtures)}}
+
+
+def reflected(bucket: Bucket) -> Bucket:
+    """The same examples, each mirrored."""
+    return bucket._replace(examples=lambda chosen: replace(bucket.examples(chosen), reflected=True))
 
 
 def take(buckets: Sequence[Bucket], rows: Sequence[Tensor], most: int, rng: Rng, turn: int = 0) -> Batch:

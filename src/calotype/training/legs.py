@@ -31,7 +31,7 @@ from calotype.training.control import CriticGuard
 from calotype.training.examples import Bucket, Examples, MixedSource, main_bucket, picture_source
 from calotype.training.fitting import Constants, cross_fitted, fit_mixture, fit_patches, keep
 from calotype.training.leg import Leg
-from calotype.training.loop import BatchSource, TrainProgress
+from calotype.training.loop import TrainProgress
 from calotype.training.objectives import AutoencoderObjective, DenoisingObjective, OneStepObjective
 from calotype.training.previews import DenoiserValidator, OneStepValidator, autoencoder_validator, validation_count
 from calotype.training.state import TrainState
@@ -122,7 +122,7 @@ def exposure_leg(recipe: Recipe, below: Stage, stage: Stage, pictures: Pictures,
     rng, count = Rng((recipe.seed, stream)), config.exposure.pictures
     stage = replace(stage, denoiser=copy.deepcopy(stage.denoiser).train().requires_grad_(True))
 
-    def examples(chosen: Tensor) -> BatchSource:
+    def examples(chosen: Tensor) -> PictureSource:
         redrawn = chosen[torch.linspace(0, len(chosen) - 1, min(count, len(chosen))).long()]
         low_res = redraw_all(recipe, below, pictures, redrawn, device, rng)
         crop = config.crop or size
