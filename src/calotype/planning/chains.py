@@ -71,7 +71,8 @@ def affords_latents(base: int, operations: float) -> bool:
     reduction, _ = own_latents(base)
     side = max(1, base // reduction)
     patch = min(choose_patch(side), largest_divisor(side, max(1, LARGEST_TOKEN // reduction)))
-    return side // patch <= MOST_TOKENS and images_seen(operations, (side // patch) ** 2) >= WHOLE_IMAGES
+    tokens = (side // patch) ** 2
+    return tokens <= MOST_TOKENS**2 and bool(images_seen(operations, tokens) >= WHOLE_IMAGES)
 
 
 def own_latents(size: int) -> tuple[int, int]:

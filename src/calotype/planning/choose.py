@@ -67,9 +67,9 @@ CODED_SIDE, CODED_STEP = 8, 0.03
 """Side of the patches whose code length is compared, at most, and the step to which values in [-1, 1] are rounded."""
 ONE_STEP = {"objective": "one_step", "sampling": {"steps": 1}}
 """Of stages that enlarge pictures made in latents: sharper in minutes than several steps (dev/LOG.md, 2026-11-28)."""
-VAE_FLOPS = 480_000
+VAE_FLOPS, VAE_BYTES, UNET_BYTES = 480_000, 1100, 30
 """Of a training step of the autoencoder, critic and perceptual distance included, a pixel, with the widths of
-minutes."""
+minutes; and what it keeps of a pixel, and a UNet for each unit of its width."""
 LARGEST_CROP = 256
 """Side of the crops of the autoencoder and of stages that enlarge, at most: their networks are local."""
 MEDIAN_SIGMA, SMALLEST_SIGMA, LARGEST_SIGMA = 0.6, 0.01, 15
@@ -93,7 +93,7 @@ def propose(
     outline = parse_recipe({"kind": kind, "size": size, "stages": stages, **imported})
     shares = time_shares(outline.legs, operations)
     resources = {
-        leg: Resources(operations * share, machine.memory, machine.busy_batch) for leg, share in shares.items()
+        leg: Resources(operations * share, float(machine.memory), machine.busy_batch) for leg, share in shares.items()
     }
     proposal: dict[str, Any] = {
         "kind": kind,
@@ -139,9 +139,13 @@ class Resources:
     busy_batch: int = 1
     """How many times larger than on a CPU batches must be to keep the device busy."""
 
-    def batch(self, smallest: int, flops: float) -> int:
-        """Images in a batch where one takes so many operations to train on."""
-        return batch_size(smallest, self.operations / flops, self.busy_batch)
+    def batch(self, smallest: int, flops: float, kept: float = 1.0) -> int:
+        """Images in a batch where one takes so many operations to train on, and keeps so many bytes; where a batch
+        cannot be worked on in parts, it takes at most a quarter of the memory."""
+        batch = batch_size(smallest, self.operations / flops, self.busy_batch)
+        while batch > 1 and batch * kept > self.memory / 4:
+            batch //= 2
+        return batch
 
 
 NO_RESOURCES = Resources(0.0)
@@ -195,7 +199,7 @@ def choose_autoencoder(network: VaeConfig | KlConfig, base: int, resources: Reso
     scale = network.widths[0] / VAE_WIDTHS[network.reduction][0]
     flops = VAE_FLOPS * (crop * scale) ** 2
     return settings | {
-        "batch": resources.batch(default.batch, flops),
+        "batch": resources.batch(default.batch, flops, VAE_BYTES * scale * crop**2),
         "learn": {"learning_rate": three_digits(AUTOENCODER_RATE / scale**1.5)},
     }
 
@@ -255,7 +259,7 @@ def choose_denoiser(
     }
 
 
-def choose_dit(side: int, resources: Resources) -> tuple[dict[str, Any], int]:
+def choose_dit(side: int, resources: Resources) -> tuple[dict[str, Any], float]:
     """The DiT of the law, with the smallest patches by which it sees enough pictures, and its operations a picture."""
     width, depth = dit_shape(resources.operations, resources.memory)
     coarse = choose_patch(side)
@@ -288,10 +292,10 @@ def choose_enlarger(
     crop = min(size, 128 if size <= LARGEST_CROP else LARGEST_CROP) // unit * unit
     width, blocks = unet_size(resources.operations, resources.memory)
     backbone = UnetConfig(patch=patch, width=width, multiples=multiples, blocks=blocks, attention_levels=())
-    flops = 3 * forward_flops(backbone, 9, 3, crop)
+    flops = 3.0 * forward_flops(backbone, 9, 3, crop)
     plain, residual = measure_residuals(pictures, size, factor, prior)
     settings = {
-        "batch": resources.batch(8, flops),
+        "batch": resources.batch(8, flops, float(UNET_BYTES * width * crop**2)),
         "backbone": backbone.model_dump(mode="json"),
         "schedule": {
             "kind": "karras",

@@ -49,7 +49,7 @@ class Counted(Costs):
             self.stages = build_stages(recipe, self.space, len(pictures), classes, self.frozen)
             self.outlines = list(legs_in_outline(recipe))
         prior, groups = self.stages[0].denoiser.prior, max(1, classes)
-        self.prior_flops = 0 if prior is None else PRIOR * constant_count(prior) // groups
+        self.prior_flops = 0.0 if prior is None else PRIOR * constant_count(prior) / groups
 
     def seconds(self, flops: float) -> float:
         return flops / (UTILIZATION * self.machine.flops)
@@ -57,7 +57,7 @@ class Counted(Costs):
     # -- Training ------------------------------------------------------------------------------------------------------
 
     @cached_property
-    def forward(self) -> dict[str, int]:
+    def forward(self) -> dict[str, float]:
         """Operations of a forward pass of each leg's network on one image, or crop."""
         return {outline.leg: counted_outline(outline.forward) for outline in self.outlines}
 
@@ -72,11 +72,11 @@ class Counted(Costs):
         for size in recipe.chain[1:]:
             leg, stage = leg_above(size), recipe.enlarger(size)
             one_step = stage.objective == "one_step"
-            extra = adversarial_flops(stage.losses, stage.critic, sides[leg]) if one_step else [(1.0, 0)]
+            extra = adversarial_flops(stage.losses, stage.critic, sides[leg]) if one_step else [(1.0, 0.0)]
             steps[leg] = steps[exposure_above(size)] = self._phases(leg, extra)
         return {leg: steps[leg] for leg in recipe.legs}
 
-    def _phases(self, leg: str, extra: list[tuple[float, int]]) -> list[StepCost]:
+    def _phases(self, leg: str, extra: list[tuple[float, float]]) -> list[StepCost]:
         text = TEXT if leg != "autoencoder" and self.recipe.denoiser.text.kind == "bytes" else 1.0
         flops = [(end, TRAINING * self.forward[leg] * text + more) for end, more in extra]
         return [StepCost(end, self.seconds(each), each) for end, each in flops]
@@ -87,10 +87,10 @@ class Counted(Costs):
         return self.seconds(self._coding[0])
 
     @cached_property
-    def _coding(self) -> tuple[int, int]:
+    def _coding(self) -> tuple[float, float]:
         """Operations of encoding and of decoding a picture of the first stage; zeros in pixels."""
         if not isinstance(space := self.space, LatentSpace):
-            return 0, 0
+            return 0.0, 0.0
         base = self.recipe.chain[0]
         images = torch.empty(1, 3, base, base, device="meta")
         latents = torch.empty(1, space.channels, base // space.reduction, base // space.reduction, device="meta")
@@ -114,7 +114,7 @@ class Counted(Costs):
         return count * (self.seconds(INSPECTION * sum(self._coding)) + self.feature)
 
     def fit(self, count: int) -> float:
-        return self.seconds(fit_flops(self.stages[0], count))
+        return self.seconds(float(fit_flops(self.stages[0], count)))
 
     @cached_property
     def sampling(self) -> list[float]:
@@ -128,7 +128,7 @@ class Counted(Costs):
         """Of one picture, `area` times as large as what the leg is trained on."""
         sampling = self.recipe.samplings[index]
         guided = 2 if sampling.guide == "unconditional" and sampling.guidance != 1 else 1
-        prior = self.prior_flops if index == 0 else 0
+        prior = self.prior_flops if index == 0 else 0.0
         calls = sampling.steps * CALLS_A_STEP[sampling.sampler]
         return calls * (guided * area * self.forward[leg] + prior)
 
@@ -140,20 +140,20 @@ class Counted(Costs):
         return predicted_memory(self.recipe, self.machine, self.rounds)
 
 
-def counted_outline(forward: Callable[[], object]) -> int:
+def counted_outline(forward: Callable[[], object]) -> float:
     """Operations of what is computed without values."""
     with torch.device("meta"), torch.no_grad():
-        return counted(forward)
+        return float(counted(forward))
 
 
-def lite0_flops(side: int, stages: int) -> int:
+def lite0_flops(side: int, stages: int) -> float:
     """Of the features of a picture after so many stages of EfficientNet-Lite0."""
     with ShapesOnly():
         network, images = EfficientNetLite0(), torch.empty(1, 3, side, side)
     return counted_outline(lambda: network.stages(images, stages))
 
 
-def adversarial_flops(losses: AdversarialLossConfig, config: CriticConfig, side: int) -> list[tuple[float, int]]:
+def adversarial_flops(losses: AdversarialLossConfig, config: CriticConfig, side: int) -> list[tuple[float, float]]:
     """Operations of perceptual distance and critic for an image, beside the network's own, up to each phase's end."""
     with ShapesOnly():
         network, images = Critic(config), torch.empty(1, 3, side, side)
@@ -163,4 +163,4 @@ def adversarial_flops(losses: AdversarialLossConfig, config: CriticConfig, side:
         (losses.critic_start if losses.adversarial else 1.0, losses.critic_share * 2 * TRAINING * critic),
         (max(losses.critic_start, losses.critic_used) if losses.adversarial else 1.0, losses.critic_share * 3 * critic),
     ]
-    return [(end, int(sum(flops for start, flops in terms if start < end))) for end in losses.phase_ends]
+    return [(end, sum((flops for start, flops in terms if start < end), 0.0)) for end in losses.phase_ends]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from functools import cache
 
 UTILIZATION = 0.4
 """Fraction of the FLOP/s of a single convolution that a whole training step reaches."""
@@ -37,26 +38,27 @@ def dit_parameters(width: int, depth: int) -> int:
     return 18 * width**2 * depth
 
 
-def dit_shapes() -> list[tuple[int, int]]:
-    """Widths and depths near the law of depth, the smallest first."""
+@cache
+def dit_shapes() -> dict[tuple[int, int], int]:
+    """Widths and depths near the law of depth with their parameters, the smallest first."""
     shapes = [SMALLEST_DIT]
     for width in range(SMALLEST_DIT[0], LARGEST_DIT[0] + 1, HEAD):
         depth = round(SMALLEST_DIT[1] * (width / SMALLEST_DIT[0]) ** DEPTH_EXPONENT)
         shapes += [(width, near) for near in range(max(SMALLEST_DIT[1], depth - 2), depth + 3)]
-    return sorted(shapes, key=lambda shape: dit_parameters(*shape))
+    return {shape: dit_parameters(*shape) for shape in sorted(shapes, key=lambda shape: dit_parameters(*shape))}
 
 
 def dit_shape(operations: float, memory: float = math.inf) -> tuple[int, int]:
     """Width and depth of the DiT for so many operations, whose states take at most half of the bytes of `memory`."""
     grown = dit_parameters(*SMALLEST_DIT) * max(1.0, operations / MEASURED) ** DIT_GROWTH
     most = min(grown, memory / (2 * STATE_BYTES), dit_parameters(*LARGEST_DIT))
-    return [SMALLEST_DIT, *(shape for shape in dit_shapes() if dit_parameters(*shape) <= most)][-1]
+    return [SMALLEST_DIT, *(shape for shape, parameters in dit_shapes().items() if parameters <= most)][-1]
 
 
-def training_flops(width: int, depth: int, tokens: int) -> int:
+def training_flops(width: int, depth: int, tokens: int) -> float:
     """Of one picture: a block takes 6 operations a token for each of 12 width^2 weights, and attention 12 width a pair
     of tokens."""
-    return tokens * depth * (6 * 12 * width**2 + 12 * width * tokens)
+    return 12.0 * tokens * depth * width * (6 * width + tokens)
 
 
 def images_seen(operations: float, tokens: int, memory: float = math.inf) -> float:
@@ -76,11 +78,11 @@ UNET_WIDTH, WIDEST_UNET, UNET_GROWTH = 32, 320, DIT_GROWTH / 2
 
 
 def vae_widths(reduction: int, operations: float = 0.0, memory: float = math.inf) -> list[int]:
-    """Widths of each level of the autoencoder, all in one proportion, the first a multiple of 16."""
+    """Widths of each level of the autoencoder, all in one proportion, the first a multiple of 8."""
     first, *_ = widths = VAE_WIDTHS[reduction]
     most = math.sqrt(min(LARGEST_VAE, memory / (2 * STATE_BYTES)) / VAE_PARAMETERS[reduction])
     scale = max(1.0, min(most, (operations / MEASURED) ** VAE_GROWTH))
-    wide = int(first * scale) // 16 * 16
+    wide = int(first * scale) // 8 * 8
     return [wide * width // first for width in widths]
 
 

@@ -84,6 +84,7 @@ def make_plan(pictures: Pictures, machine: Machine, budget: float, started: floa
     )
     if not machine.here:
         plan.notes.append(PREDICTED)
+        started = time.time()  # how long planning takes there is not known
     allot(plan, costs, len(pictures), started + budget, proposing, operations)
     return plan
 

@@ -19,6 +19,8 @@ from calotype.planning.laws import STATE_BYTES
 from calotype.recipe import Recipe, leg_above
 from calotype.types import UserError
 
+FILLED = 0.8
+"""Fraction of the free memory that a step fills at most, where smaller parts of its batch are all that it takes."""
 INPUTS = 2
 """The noisy image and the prior mean; a stage that enlarges also gets the low-resolution image."""
 
@@ -57,11 +59,11 @@ def rounds_of(recipe: Recipe, machine: Machine) -> dict[str, int]:
             batch = recipe.legs[outline.leg].batch
             memory = least_memory(outline, batch, recipe, machine.memory)
             most = batch if is_divisible(recipe, outline.leg) else 1
-            halvings = (2**power for power in range(most.bit_length()))
-            fitting = (parts for parts in halvings if memory.step(math.ceil(batch / parts)) <= machine.memory)
-            if not (parts := next(fitting, 0)):
+            if memory.step(math.ceil(batch / most)) > machine.memory:
                 raise UserError(too_large(outline, memory, batch, machine))
-            rounds[outline.leg] = parts
+            halvings = (2**power for power in range(most.bit_length()))
+            fitting = (parts for parts in halvings if memory.step(math.ceil(batch / parts)) <= FILLED * machine.memory)
+            rounds[outline.leg] = next(fitting, most)
     return {leg: rounds.get(leg.replace("exposure", "enlarge"), 1) for leg in recipe.legs}
 
 
@@ -71,12 +73,12 @@ def is_divisible(recipe: Recipe, leg: str) -> bool:
     return name == "denoiser" or (name == "enlarge" and recipe.enlarger(int(size)).objective == "denoising")
 
 
-def least_memory(outline: Outline, batch: int, recipe: Recipe, enough: float) -> LegMemory:
+def least_memory(outline: Outline, batch: int, recipe: Recipe, enough: int) -> LegMemory:
     """What a leg holds, or an upper bound of it where that is `enough`: to compute in outline, torch imports its
     compiler, which takes a second."""
     states = STATE_BYTES * count_parameters(outline.network)
     bound = 4 * outline.side**2 * sum(len(weight) for weight in outline.network.parameters())
-    if not states <= enough < states + batch * bound:
+    if states > enough or states + batch * bound <= FILLED * enough:
         return LegMemory(states, bound if states <= enough else 0)
     return leg_memory(outline, recipe)
 
