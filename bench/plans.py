@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from calotype.demo.portraits import read_portraits
-from calotype.machine import Machine, describe
+from calotype.machine import Machine, describe_machine
 from calotype.planning import Plan, make_plan
 from calotype.planning.plan import describe_backbone
 from calotype.report.format import duration
@@ -29,16 +29,16 @@ class Case(NamedTuple):
 
 
 CASES = [
-    Case("laptop, two cores", describe("cpu", 2e11, 4 * GB), 20.0, 64),
-    Case("laptop, two cores", describe("cpu", 2e11, 4 * GB), 600.0, 64),
-    Case("laptop, two cores", describe("cpu", 2e11, 4 * GB), HOUR, 256),
-    Case("desktop, eight cores", describe("cpu", 1e12, 24 * GB), 2 * HOUR, 256),
-    Case("Apple M", describe("mps", 4e12, 12 * GB), HOUR, 256),
-    Case("T4", describe("cuda", 1.5e13, 15 * GB), 3 * HOUR, 512),
-    Case("RTX 4090", describe("cuda", 1.2e14, 23 * GB), 12 * HOUR, 512),
-    Case("A100", describe("cuda", 2.2e14, 80 * GB), 12 * HOUR, 1024),
-    Case("H100", describe("cuda", 5e14, 80 * GB), DAY, 1024),
-    Case("eight H100", describe("cuda", 4e15, 80 * GB), 8 * DAY, 1024),
+    Case("laptop, two cores", describe_machine("cpu", 2e11, 4 * GB), 20.0, 64),
+    Case("laptop, two cores", describe_machine("cpu", 2e11, 4 * GB), 600.0, 64),
+    Case("laptop, two cores", describe_machine("cpu", 2e11, 4 * GB), HOUR, 256),
+    Case("desktop, eight cores", describe_machine("cpu", 1e12, 24 * GB), 2 * HOUR, 256),
+    Case("Apple M", describe_machine("mps", 4e12, 12 * GB), HOUR, 256),
+    Case("T4", describe_machine("cuda", 1.5e13, 15 * GB), 3 * HOUR, 512),
+    Case("RTX 4090", describe_machine("cuda", 1.2e14, 23 * GB), 12 * HOUR, 512),
+    Case("A100", describe_machine("cuda", 2.2e14, 80 * GB), 12 * HOUR, 1024),
+    Case("H100", describe_machine("cuda", 5e14, 80 * GB), DAY, 1024),
+    Case("eight H100", describe_machine("cuda", 4e15, 80 * GB), 8 * DAY, 1024),
 ]
 """FLOP/s are those of a convolution in the better precision, as `calotype plan` measures them."""
 

@@ -36,7 +36,7 @@ class Machine:
     busy_batch: int = 1
     """How many times larger than on a CPU batches must be to keep the device busy."""
     here: bool = True
-    """Whether it can be measured; else it is as `describe` was given it."""
+    """Whether it can be measured; else it is as `describe_machine` was given it."""
 
     def __str__(self) -> str:
         threads = f", {self.threads} threads" if self.here and self.device.type == "cpu" else ""
@@ -62,7 +62,7 @@ def find_device(name: str = "auto") -> torch.device:
     return torch.device(here[0] if name == "auto" else name)
 
 
-def describe(name: str, flops: float, memory: int) -> Machine:
+def describe_machine(name: str, flops: float, memory: int) -> Machine:
     """A machine that need not be here: its device, floating-point operations a second and bytes.
 
     Raises `UserError` for a device that torch does not know, or that is left open.

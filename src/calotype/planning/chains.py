@@ -6,7 +6,7 @@ import math
 import operator
 from itertools import accumulate
 
-from calotype.planning.laws import WHOLE_IMAGES, images_seen, time_shares
+from calotype.planning.laws import WHOLE_IMAGES, images_afforded, time_shares
 from calotype.planning.sizes import MOST_TOKENS, choose_patch, fits, largest_divisor
 from calotype.types import UserError
 
@@ -72,7 +72,7 @@ def affords_latents(base: int, operations: float) -> bool:
     side = max(1, base // reduction)
     patch = min(choose_patch(side), largest_divisor(side, max(1, LARGEST_TOKEN // reduction)))
     tokens = (side // patch) ** 2
-    return tokens <= MOST_TOKENS**2 and bool(images_seen(operations, tokens) >= WHOLE_IMAGES)
+    return tokens <= MOST_TOKENS**2 and bool(images_afforded(operations, tokens) >= WHOLE_IMAGES)
 
 
 def own_latents(size: int) -> tuple[int, int]:

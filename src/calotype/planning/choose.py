@@ -35,7 +35,7 @@ from calotype.planning.laws import (
     batch_size,
     dit_shape,
     dropout_rate,
-    images_seen,
+    images_afforded,
     time_shares,
     training_flops,
     unet_size,
@@ -265,7 +265,7 @@ def choose_dit(side: int, resources: Resources) -> tuple[dict[str, Any], float]:
     coarse = choose_patch(side)
     finer = (patch for patch in range(1, coarse) if side % patch == 0 and side // patch <= MOST_TOKENS)
     patch = next(
-        (fine for fine in finer if images_seen(resources.operations, (side // fine) ** 2) >= WHOLE_IMAGES), coarse
+        (fine for fine in finer if images_afforded(resources.operations, (side // fine) ** 2) >= WHOLE_IMAGES), coarse
     )
     backbone = {"kind": "dit", "width": width, "depth": depth, "heads": width // HEAD, "patch": patch}
     return backbone, training_flops(width, depth, (side // patch) ** 2)

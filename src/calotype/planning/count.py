@@ -33,6 +33,8 @@ TEXT = 1.1
 """Operations with a text encoder that is trained, by those without: see `choose.choose_text`."""
 PRIOR = 4
 """Operations of the closed form for each of its values that it uses: two products."""
+LIBRARIES = 2**29
+"""Bytes of torch and what it loads, about: 0.45 GB on a CPU."""
 INSPECTION = 8
 """Encodings and decodings of a picture in the inspection of an autoencoder, about."""
 
@@ -43,7 +45,7 @@ class Counted(Costs):
     def __init__(self, recipe: Recipe, pictures: Pictures, machine: Machine, rounds: Mapping[str, int]) -> None:
         self.recipe, self.machine, self.rounds, self.all_captions = recipe, machine, rounds, pictures.captions
         self.frozen = build_frozen(recipe.denoiser.text)
-        classes = len(pictures.classes)
+        classes, self.pixel_bytes = len(pictures.classes), pictures.pixels.nbytes
         with ShapesOnly():
             self.space: Space = build_space(recipe) if recipe.kind == "latent" else PixelSpace()
             self.stages = build_stages(recipe, self.space, len(pictures), classes, self.frozen)
@@ -137,7 +139,10 @@ class Counted(Costs):
         return self.seconds(lite0_flops(FEATURE_SIZE, len(BLOCK_GROUPS)))
 
     def peak_memory(self) -> int:
-        return predicted_memory(self.recipe, self.machine, self.rounds)
+        """With the libraries, the closed forms, and the pictures where they are in the same memory."""
+        pixels = 0 if self.machine.device.type == "cuda" else self.pixel_bytes
+        step = predicted_memory(self.recipe, self.machine, self.rounds)
+        return LIBRARIES + pixels + 4 * self.constant_values() + step
 
 
 def counted_outline(forward: Callable[[], object]) -> float:

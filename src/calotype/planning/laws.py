@@ -12,7 +12,7 @@ from functools import cache
 
 UTILIZATION = 0.4
 """Fraction of the FLOP/s of a single convolution that a whole training step reaches."""
-MEASURED = 1e14
+MEASURED_OPERATIONS = 1e14
 """Operations of the longest legs that were measured, about forty minutes of a core: up to them nothing grows."""
 STATE_BYTES = 20
 """A weight in training: itself, its average, its gradient and two moments, in float32."""
@@ -27,8 +27,8 @@ SMALLEST_DIT, LARGEST_DIT = (128, 4), (1152, 28)
 DEPTH_EXPONENT = math.log(28 / 4) / math.log(1152 / 128)
 """Depth grows with this power of the width: through both, and DiT-L."""
 DIT_GROWTH = 0.4
-"""Parameters grow with this power of the operations: from the smallest at `MEASURED` to the 0.7 billion that arXiv
-2410.08184 has for 8e20; its own exponent, 0.57, is of 1e17 to 6e18 and of far more pictures than a folder has."""
+"""Parameters grow with this power of the operations: from the smallest at `MEASURED_OPERATIONS` through DiT-B
+(arXiv 2212.09748: 1.4e19 operations in 400,000 steps) towards the billion that arXiv 2410.08184 has for 1.5e21."""
 WHOLE_IMAGES = 4_000_000
 """Pictures that a denoiser sees at least where its tokens are finer than they have to be, or its pictures larger."""
 
@@ -50,7 +50,7 @@ def dit_shapes() -> dict[tuple[int, int], int]:
 
 def dit_shape(operations: float, memory: float = math.inf) -> tuple[int, int]:
     """Width and depth of the DiT for so many operations, whose states take at most half of the bytes of `memory`."""
-    grown = dit_parameters(*SMALLEST_DIT) * max(1.0, operations / MEASURED) ** DIT_GROWTH
+    grown = dit_parameters(*SMALLEST_DIT) * max(1.0, operations / MEASURED_OPERATIONS) ** DIT_GROWTH
     most = min(grown, memory / (2 * STATE_BYTES), dit_parameters(*LARGEST_DIT))
     return [SMALLEST_DIT, *(shape for shape, parameters in dit_shapes().items() if parameters <= most)][-1]
 
@@ -61,7 +61,7 @@ def training_flops(width: int, depth: int, tokens: int) -> float:
     return 12.0 * tokens * depth * width * (6 * width + tokens)
 
 
-def images_seen(operations: float, tokens: int, memory: float = math.inf) -> float:
+def images_afforded(operations: float, tokens: int, memory: float = math.inf) -> float:
     """Pictures that the DiT of the law sees."""
     return operations / training_flops(*dit_shape(operations, memory), tokens)
 
@@ -69,7 +69,7 @@ def images_seen(operations: float, tokens: int, memory: float = math.inf) -> flo
 # -- Local networks: the autoencoder, and stages that enlarge ----------------------------------------------------------
 
 VAE_WIDTHS = {4: (96,), 8: (96, 192), 16: (64, 128, 256), 32: (64, 128, 256, 256)}
-"""By reduction, at `MEASURED` operations: the cheap, small levels are wide."""
+"""By reduction, at `MEASURED_OPERATIONS` operations: the cheap, small levels are wide."""
 VAE_PARAMETERS = {4: 0.61e6, 8: 2.9e6, 16: 5.6e6, 32: 9.95e6}
 LARGEST_VAE, VAE_GROWTH = 100e6, 1 / 6
 """Parameters, about those of Stable Diffusion (84 million; arXiv 2112.10752); and the exponent of the widths."""
@@ -81,14 +81,14 @@ def vae_widths(reduction: int, operations: float = 0.0, memory: float = math.inf
     """Widths of each level of the autoencoder, all in one proportion, the first a multiple of 8."""
     first, *_ = widths = VAE_WIDTHS[reduction]
     most = math.sqrt(min(LARGEST_VAE, memory / (2 * STATE_BYTES)) / VAE_PARAMETERS[reduction])
-    scale = max(1.0, min(most, (operations / MEASURED) ** VAE_GROWTH))
+    scale = max(1.0, min(most, (operations / MEASURED_OPERATIONS) ** VAE_GROWTH))
     wide = int(first * scale) // 8 * 8
     return [wide * width // first for width in widths]
 
 
 def unet_size(operations: float, memory: float = math.inf) -> tuple[int, int]:
     """Width, a multiple of 16, and blocks a level of the UNet of a stage that enlarges."""
-    grown = UNET_WIDTH * max(1.0, operations / MEASURED) ** UNET_GROWTH
+    grown = UNET_WIDTH * max(1.0, operations / MEASURED_OPERATIONS) ** UNET_GROWTH
     most = math.sqrt(memory / (2 * STATE_BYTES) / 2000)  # its parameters are below 2000 width^2
     width = max(UNET_WIDTH, int(min(grown, most, WIDEST_UNET)) // 16 * 16)
     return width, 2 if width < 128 else 3

@@ -24,7 +24,7 @@ from calotype.data.split import SPLIT_FILE, SPLIT_VERSION, stratified_split
 from calotype.evaluation.neighbours import write_neighbours
 from calotype.files import remove, sha256, write_json, write_whole
 from calotype.interop import diffusers, minilm, transformers
-from calotype.machine import Machine, describe, examine
+from calotype.machine import Machine, describe_machine, examine
 from calotype.planning import Plan, make_plan
 from calotype.planning.memory import rounds_of
 from calotype.recipe import ImportedSpace, Recipe
@@ -116,7 +116,7 @@ def machine_of(options: TrainingOptions) -> Machine:
     if options.flops is None or options.memory is None:
         there, missing = ("--memory", "--flops") if options.flops is None else ("--flops", "--memory")
         raise UserError(f"{there} is set without {missing}; both describe a machine that is not here: set both or none")
-    return describe(options.device, options.flops, options.memory)
+    return describe_machine(options.device, options.flops, options.memory)
 
 
 def train(options: TrainOptions, console: Console) -> Path:
