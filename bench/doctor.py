@@ -26,7 +26,7 @@ from calotype.evaluation.autoencoder import measure_autoencoder
 from calotype.evaluation.diagnosis import diagnose
 from calotype.evaluation.distances import frechet_distance
 from calotype.evaluation.features import Lite0, features
-from calotype.planning.choose import vae_widths
+from calotype.planning.laws import vae_widths
 from calotype.recipe import Recipe
 from calotype.settings import parse_recipe
 from calotype.spaces.latent import LatentSpace
@@ -41,8 +41,8 @@ AUTOENCODERS = {
     "linear start": {"images": 8},
     "trained": {},
     "noisy posterior": {},
-    "many channels": {"network": {"reduction": 4, "channels": 24, **vae_widths(4)}},
-    "coarse": {"network": {"reduction": 8, "channels": 16, **vae_widths(8)}},
+    "many channels": {"network": {"reduction": 4, "channels": 24, "widths": vae_widths(4)}},
+    "coarse": {"network": {"reduction": 8, "channels": 16, "widths": vae_widths(8)}},
     "wrong statistics": {},
 }
 COLLAPSED = 40.0
@@ -53,7 +53,7 @@ FORGOTTEN = 5.0
 
 
 def settings(arguments: argparse.Namespace, changes: dict[str, object]) -> Recipe:
-    usual = {"images": arguments.autoencoder, "network": {"reduction": 4, "channels": 8, **vae_widths(4)}}
+    usual = {"images": arguments.autoencoder, "network": {"reduction": 4, "channels": 8, "widths": vae_widths(4)}}
     backbone = {"kind": "dit", "width": 128, "depth": 3, "heads": 2}
     denoiser = {"images": arguments.denoiser, "batch": 32, "backbone": backbone, "prior": arguments.prior}
     denoiser["learn"] = {"learning_rate": 0.003, "warmup": 0.2}

@@ -27,7 +27,8 @@ from calotype.evaluation.features import Lite0
 from calotype.machine import examine
 from calotype.nets import vae
 from calotype.nets.kl import Autoencoder
-from calotype.planning.choose import propose, vae_widths
+from calotype.planning.choose import propose
+from calotype.planning.laws import vae_widths
 from calotype.recipe import Recipe
 from calotype.settings import parse_recipe
 from calotype.spaces.latent import LatentSpace
@@ -41,7 +42,7 @@ SHOWN, SIDE = 4, 512
 
 
 def network(reduction: int, channels: int, **others: object) -> dict[str, object]:
-    return {"network": {"reduction": reduction, "channels": channels, **vae_widths(reduction), **others}}
+    return {"network": {"reduction": reduction, "channels": channels, "widths": vae_widths(reduction), **others}}
 
 
 def losses(**weights: float) -> dict[str, object]:

@@ -15,7 +15,7 @@ import torch
 from calotype.machine import peak_memory
 from calotype.nets.blocks import channels_last
 from calotype.nets.vae import Vae, VaeConfig
-from calotype.planning.choose import vae_widths
+from calotype.planning.laws import vae_widths
 from calotype.spaces.latent import LatentSpace
 from calotype.spaces.tiles import TILE, CellScale, measure_reach, tiled
 from calotype.types import Rng
@@ -26,7 +26,7 @@ CHANNELS = {8: 32, 16: 16}
 def random_space(reduction: int) -> LatentSpace:
     """No weight is 0, so that everything that can be seen is seen."""
     torch.manual_seed(0)
-    vae = Vae(VaeConfig(reduction=reduction, channels=CHANNELS[reduction], **vae_widths(reduction)))
+    vae = Vae(VaeConfig(reduction=reduction, channels=CHANNELS[reduction], widths=tuple(vae_widths(reduction))))
     for parameter in vae.parameters():
         parameter.data.add_(0.02 * torch.randn_like(parameter))
     return LatentSpace(channels_last(vae)).eval().requires_grad_(False)

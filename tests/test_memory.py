@@ -1,5 +1,7 @@
 """Memory that is too small: refused by the plan before any is taken, or met by smaller parts of the same batch."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from small import CASCADE, HYBRID, SETTINGS, first_leg, machine, second_leg
@@ -7,7 +9,7 @@ from small import CASCADE, HYBRID, SETTINGS, first_leg, machine, second_leg
 from calotype.bounds import LARGEST_SIDE
 from calotype.data.caches import cached_pixels
 from calotype.machine import out_of_memory
-from calotype.planning.memory import check_memory
+from calotype.planning.memory import FILLED, predicted_memory, rounds_of
 from calotype.settings import parse_recipe
 from calotype.tables import merge
 from calotype.types import UserError
@@ -65,7 +67,7 @@ def test_other_errors_are_no_lack_of_memory(monkeypatch):
 
 TOO_LARGE = {
     "weights": {"denoiser": {"backbone": {"width": 16384, "depth": 256, "heads": 64}}},
-    "batch": {"denoiser": {"batch": 65536, "backbone": {"width": 256, "depth": 8, "heads": 4}}},
+    "batch": {"autoencoder": {"batch": 65536}},
     "latents": {"autoencoder": {"network": {"channels": 16384}}},
     "size": {"size": LARGEST_SIDE, "autoencoder": {"crop": 0}},
     "stage": merge(CASCADE, {"enlarge": {"16": {"backbone": {"width": 4096, "blocks": 32}}}}),
@@ -77,14 +79,45 @@ def test_what_does_not_fit_is_refused_before_memory_is_taken(name):
     with pytest.raises(
         UserError, match=r"needs about [\d,.]+ GB of memory .* but only 1.0 GB are free on cpu; lower"
     ) as error:
-        check_memory(parse_recipe(TOO_LARGE[name]), machine())
+        rounds_of(parse_recipe(TOO_LARGE[name]), machine())
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("settings", [SETTINGS, CASCADE, HYBRID, {}])
 def test_what_fits_is_not_refused(settings):
-    check_memory(parse_recipe(settings), machine())
+    recipe = parse_recipe(settings)
+    assert rounds_of(recipe, machine()) == dict.fromkeys(recipe.legs, 1)
     assert torch.empty(1).device.type == "cpu"
+
+
+@pytest.mark.parametrize("batch", [256, 1024, 4096])
+def test_a_batch_that_does_not_fit_is_planned_in_parts_that_do(batch):
+    recipe = parse_recipe({"denoiser": {"batch": batch, "backbone": {"width": 256, "depth": 8, "heads": 4}}})
+    parts, small = rounds_of(recipe, machine())["denoiser"], machine().memory
+    assert parts > 1 and (batch == 256 or parts > rounds_of(recipe, replace(machine(), memory=4 * small))["denoiser"])
+    needed = predicted_memory(recipe, machine(), {"autoencoder": 1, "denoiser": parts})
+    assert (
+        0.3 * small
+        < needed
+        <= FILLED * small
+        < predicted_memory(recipe, machine(), {"autoencoder": 1, "denoiser": parts // 2})
+    )
+
+
+def test_a_leg_begins_with_the_parts_of_its_plan(monkeypatch):
+    """And ends with the weights that it has in one part."""
+    whole, _ = trained(second_leg())
+    leg, counts = second_leg(), []
+    slices = leg.objective.slices
+    monkeypatch.setattr(
+        leg.objective,
+        "slices",
+        lambda batch, fraction, rng, count: counts.append(count) or slices(batch, fraction, rng, count),
+    )
+    for _ in zip(range(3), leg.steps(rounds=4), strict=False):
+        pass
+    weights = torch.cat([weight.detach().flatten() for weight in leg.states["denoiser"].parameters])
+    assert counts == [4, 4, 4] and (weights - whole).norm() <= 1e-4 * whole.norm()
 
 
 def test_pictures_that_do_not_fit_into_memory_are_refused_before_they_are_read():

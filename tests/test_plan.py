@@ -17,14 +17,10 @@ from calotype.diffusion.stage import shrunk
 from calotype.nets.dit import DitConfig
 from calotype.nets.unet import UnetConfig
 from calotype.planning import choose, make
+from calotype.planning.chains import LEAST_ENLARGED, choose_chain
 from calotype.planning.choose import (
     CODED_STEP,
-    ENOUGH_CROPS,
-    ENOUGH_IMAGES,
-    TIME_WEIGHTS,
-    UTILIZATION,
-    choose_chain,
-    choose_dit,
+    Resources,
     choose_enlarger,
     choose_vae,
     code_length,
@@ -33,8 +29,8 @@ from calotype.planning.choose import (
     measure_sigma_data,
     propose,
     three_digits,
-    time_shares,
 )
+from calotype.planning.laws import TIME_WEIGHTS, time_shares, unet_size
 from calotype.planning.make import FEWEST_LEVEL_CROPS, MOST_LEVEL_CROPS, allot, make_plan, with_warmups
 from calotype.planning.measure import Measurement
 from calotype.planning.plan import Choice, Plan
@@ -265,9 +261,7 @@ def test_the_phases_end_where_the_losses_make_steps_dearer(config, ends):
 
 def proposed(size, budget=600.0, flops=1e11, **changes):
     fast = replace(machine(), flops=flops)
-    several = (size >= choose.LEAST_ENLARGED and size % 8 == 0) or len(
-        choose_chain(changes.get("kind", "latent"), size)
-    ) > 1
+    several = (size >= LEAST_ENLARGED and size % 8 == 0) or len(choose_chain(changes.get("kind", "latent"), size)) > 1
     pictures = noise_pictures(3, size) if several else noise_pictures()
     settings, reasons = propose(pictures, fast, budget, {"size": size, **changes})
     return parse_recipe(merge(settings, changes)), reasons
@@ -358,22 +352,12 @@ def test_sizes_that_do_not_fit_are_refused_with_what_would(changes, message):
 
 def test_more_time_or_a_faster_machine_never_means_a_smaller_network():
     sizes = []
-    for budget in np.geomspace(10, 1e6, 40):
+    for budget in np.geomspace(10, 1e6, 40).tolist():
         (made, _), (same, _) = proposed(64, budget, 1e11), proposed(64, 10 * budget, 1e10)
         assert made == same
         backbone = made.denoiser.backbone
         sizes.append(backbone.width**2 * backbone.depth)
     assert sizes == sorted(sizes) and len(set(sizes)) > 3
-
-
-@pytest.mark.parametrize("operations", [1e10, 1e15, 1e17, 1e19])
-@pytest.mark.parametrize("width", [1, 4])
-def test_the_network_is_the_largest_that_sees_enough(operations, width):
-    """In steps of the same number, so more pictures where batches are larger."""
-    backbone, why = choose_dit(8, operations, width)
-    images = operations / (72 * backbone["width"] ** 2 * backbone["depth"] * 64)
-    assert images >= width * ENOUGH_IMAGES or backbone["width"] == 128
-    assert f"{images:,.0f} pictures" in why and 0 < UTILIZATION < 1
 
 
 def test_a_plan_survives_being_written():
@@ -425,9 +409,10 @@ def test_a_cascade_grows_by_4_and_else_by_2(size, chain):
 
 
 @pytest.mark.parametrize("size", [32, 64, 100, 256, 300, 512, 1024])
-def test_latents_make_up_to_256_px_and_pixels_the_rest(size):
-    """Where that is a whole factor."""
-    assert choose_chain("latent", size) == ((256, size) if size in (512, 1024) else (size,))
+def test_latents_are_of_the_pictures_themselves_where_time_is_no_matter(size):
+    """With networks of the user's own, of at most 256 px, where that is a whole factor."""
+    assert choose_chain("latent", size) == (size,)
+    assert choose_chain("latent", size, own=True) == ((256, size) if size in (512, 1024) else (size,))
 
 
 @pytest.mark.parametrize(
@@ -438,7 +423,7 @@ def test_latents_make_up_to_256_px_and_pixels_the_rest(size):
     ],
 )  # fmt: skip
 def test_in_little_time_latents_are_those_of_small_pictures(size, chain):
-    """Until the largest DiT is affordable in latents of the size itself, and from then on never again."""
+    """The more time, the larger they are."""
     assert choose_chain("latent", size, 1e12) == chain
     flops = (10 ** np.linspace(12, 20, 33)).tolist()
     chains = [choose_chain("latent", size, each) for each in flops]
@@ -532,16 +517,15 @@ def test_a_short_run_warms_up_for_a_hundred_steps_or_a_quarter(images, least):
 
 
 @pytest.mark.parametrize(("low_res", "size"), [(8, 16), (16, 32), (16, 64), (10, 20)])
-@pytest.mark.parametrize("width", [1, 4])
-def test_the_enlarger_is_the_widest_that_sees_enough_and_local(low_res, size, width):
+def test_the_enlarger_is_that_of_the_law_and_local(low_res, size):
     pictures = noise_pictures(size=size)
     for operations in (1e9, 1e14, 1e18):
-        settings, why = choose_enlarger(pictures, low_res, size, operations, width)
+        settings, why = choose_enlarger(pictures, low_res, size, Resources(operations))
         config = parse_recipe({"size": size, "stages": [low_res, size], "enlarge": {str(size): settings}}).enlarger(
             size
         )
         crops = operations / (3 * estimated(config.backbone, 6, 3, config.crop))
-        assert crops >= width * ENOUGH_CROPS or config.backbone.width == 32
+        assert (config.backbone.width, config.backbone.blocks) == unet_size(operations)
         assert f"{crops:,.0f} pictures" in why and config.backbone.attention_levels == () and config.crop <= size
 
 
@@ -554,7 +538,8 @@ def test_a_proposal_of_either_kind_fits_its_size(kind, size):
         size, kind=kind, **({} if kind == "cascade" else {"autoencoder": {"critic": {"depth": 2}}})
     )
     check_sizes(made)
-    expected = {leg for leg in made.legs if leg != "autoencoder"} | ({"patches"} if kind == "latent" else set())
+    expected = {leg for leg in made.legs if leg != "autoencoder"} | {"precision", "dropout"}
+    expected |= {"patches"} if kind == "latent" else set()
     assert made.kind == kind and set(reasons) == expected
 
 

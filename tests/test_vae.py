@@ -18,7 +18,7 @@ from calotype.nets.vae import (
     border_transform,
     match_channels,
 )
-from calotype.planning.choose import vae_widths
+from calotype.planning.laws import vae_widths
 
 SMALL = {4: (8,), 8: (8, 16), 16: (8, 16, 16), 32: (8, 16, 8, 32)}
 
@@ -160,7 +160,7 @@ def test_few_and_flat_pictures_come_back_finite(pictures):
 @pytest.mark.parametrize("reduction", [4, 8, 16, 32])
 def test_shapes(reduction):
     """Of the networks that the plan takes, on pictures that are not square."""
-    vae = Vae(VaeConfig(reduction=reduction, channels=5, **vae_widths(reduction)))
+    vae = Vae(VaeConfig(reduction=reduction, channels=5, widths=tuple(vae_widths(reduction))))
     moments = vae.encode(torch.zeros(2, 3, 2 * reduction, 3 * reduction))
     assert moments.mean.shape == moments.log_variance.shape == (2, 5, 2, 3)
     assert vae.decode(moments.mean).shape == (2, 3, 2 * reduction, 3 * reduction)

@@ -1,4 +1,4 @@
-"""The machine: device, memory, threads and precision, measured and not looked up in a table."""
+"""The machine: device, memory, threads and precision, measured and not looked up in a table; or as it is described."""
 
 from __future__ import annotations
 
@@ -18,6 +18,9 @@ import torch.nn.functional as F
 
 from calotype.types import UserError
 
+BUSY_BATCHES = {"cpu": 1, "mps": 4, "cuda": 8}
+"""See `Machine.busy_batch`; of machines that cannot be measured."""
+
 
 @dataclass(frozen=True)
 class Machine:
@@ -30,12 +33,19 @@ class Machine:
     """Whether bfloat16 arithmetic is faster than float32 here; on many CPUs it is ten times slower."""
     memory: int
     """Free bytes where the networks live."""
-    batch_factor: int = 1
+    busy_batch: int = 1
     """How many times larger than on a CPU batches must be to keep the device busy."""
+    here: bool = True
+    """Whether it can be measured; else it is as `describe_machine` was given it."""
 
     def __str__(self) -> str:
-        threads = f", {self.threads} threads" if self.device.type == "cpu" else ""
+        threads = f", {self.threads} threads" if self.here and self.device.type == "cpu" else ""
         return f"{self.device.type} ({self.name}{threads}, {self.memory / 2**30:.0f} GB free)"
+
+    @property
+    def why_precision(self) -> str:
+        """The reason for the precision that a plan takes."""
+        return "both were timed here; this is faster" if self.here else f"usual on {self.device.type}; not timed"
 
 
 def find_device(name: str = "auto") -> torch.device:
@@ -50,6 +60,18 @@ def find_device(name: str = "auto") -> torch.device:
             f"device is {name!r}, but this machine has {', '.join(here)}; leave --device out to use {here[0]}"
         )
     return torch.device(here[0] if name == "auto" else name)
+
+
+def describe_machine(name: str, flops: float, memory: int) -> Machine:
+    """A machine that need not be here: its device, floating-point operations a second and bytes.
+
+    Raises `UserError` for a device that torch does not know, or that is left open.
+    """
+    if not re.fullmatch(r"cpu|mps|cuda(:\d{1,3})?", name):
+        raise UserError(f"device is {name!r}, but of a machine that is described it must be cpu, cuda or mps")
+    device = torch.device(name)
+    text = f"described, {flops:.3g} FLOP/s"
+    return Machine(device, text, 1, flops, device.type == "cuda", memory, BUSY_BATCHES[device.type], here=False)
 
 
 def examine(name: str = "auto", threads: int | None = None) -> Machine:
@@ -69,10 +91,10 @@ def examine(name: str = "auto", threads: int | None = None) -> Machine:
         float32, bfloat16 = map(min, (float32, bfloat16), again)
     seconds = min(float32, bfloat16) / batch
     small = seconds if device.type == "cpu" else time_convolution(device, torch.bfloat16, 8) / 8
-    batch_factor = 2 ** max(0, min(3, int(math.log2(small / seconds))))
+    busy_batch = 2 ** max(0, min(3, int(math.log2(small / seconds))))
     flops = 2 * 9 * 64 * 64 * 32 * 32 / seconds
     return Machine(
-        device, device_name(device), threads, flops, bfloat16 < 0.8 * float32, free_memory(device), batch_factor
+        device, device_name(device), threads, flops, bfloat16 < 0.8 * float32, free_memory(device), busy_batch
     )
 
 

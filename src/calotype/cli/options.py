@@ -45,6 +45,28 @@ def seconds(text: str | float) -> float:
     return float(total)
 
 
+def speed(text: str | float) -> float:
+    """Floating-point operations a second, such as `5e14`; a number is returned as it is."""
+    try:
+        flops = float(text)
+    except ValueError:
+        flops = 0.0
+    if not 1e6 <= flops <= 1e21:
+        raise typer.BadParameter(f"{text!r:.40} is not a number of operations a second from 1e6 to 1e21, such as 5e14")
+    return flops
+
+
+def byte_count(text: str | int) -> int:
+    """Of a memory such as `80GB` or `512MB`, of which 1 GB is 2^30 bytes; a number is returned as it is."""
+    if isinstance(text, int):
+        return text
+    match = re.fullmatch(r"(\d{1,6})(?:\.(\d{1,3}))?\s*([mgt])i?b?", text.strip().lower())
+    count = float(f"{match[1]}.{match[2] or 0}") * 2 ** {"m": 20, "g": 30, "t": 40}[match[3]] if match else 0
+    if not 0 < count <= 2**50:
+        raise typer.BadParameter(f"{text!r:.40} is not a memory such as 80GB or 512MB, of at most 1,024 TB")
+    return int(count)
+
+
 RunFolder = Annotated[Path, argument("Folder of a run.", "RUN")]
 RealPictures = Annotated[Path | None, option("Folder of real pictures. [default: those of the run]")]
 Seed = Annotated[int, typer.Option(help="Equal seeds give equal pictures.", min=-LARGEST_SEED, max=LARGEST_SEED)]
@@ -111,8 +133,18 @@ class TrainOptions(TrainingOptions):
 
 
 @app.command("plan")
+@dataclass(frozen=True)
 class PlanOptions(TrainingOptions):
-    """Show what `train` would do, why, and what it would cost."""
+    """Show what `train` would do, why, and what it would cost; also for a machine that is not here."""
+
+    flops: Annotated[
+        float | None,
+        option("Of a machine that is not here, with --memory: operations a second, such as 5e14.", parser=speed),
+    ] = None
+    memory: Annotated[
+        int | None, option("Of a machine that is not here: free memory, such as 80GB.", parser=byte_count)
+    ] = None
+    """Bytes."""
 
 
 @app.command("demo")

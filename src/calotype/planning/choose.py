@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from functools import cache
-from itertools import accumulate, islice, pairwise, takewhile
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,34 +22,38 @@ from calotype.diffusion.stage import shrunk
 from calotype.evaluation.counting import counted
 from calotype.interop import diffusers
 from calotype.machine import Machine
+from calotype.nets.kl import KlConfig
 from calotype.nets.unet import UnetConfig
 from calotype.nets.vae import Lapping, VaeConfig, principal_axes
+from calotype.planning.chains import choose_chain, own_latents
+from calotype.planning.laws import (
+    FEW_EPOCHS,
+    HEAD,
+    UTILIZATION,
+    VAE_WIDTHS,
+    WHOLE_IMAGES,
+    batch_size,
+    dit_shape,
+    dropout_rate,
+    images_afforded,
+    time_shares,
+    training_flops,
+    unet_size,
+    vae_widths,
+)
 from calotype.planning.mirroring import choose_flip
-from calotype.planning.sizes import check_tokens, choose_patch, fits
+from calotype.planning.sizes import MOST_TOKENS, check_tokens, choose_patch
 from calotype.priors.patches import LEAST_DEVIATION, PatchPrior, enlarged
 from calotype.recipe import AutoencoderRecipe, Backbone, DenoiserRecipe, PriorName, leg_above
 from calotype.settings import parse_recipe
-from calotype.types import Images, OtherImages, UserError
+from calotype.types import Images, OtherImages
 
-DITS = ((768, 12), (512, 12), (384, 12), (384, 8), (256, 8), (192, 6), (128, 4))
-"""Width and depth, the largest first."""
-ENOUGH_IMAGES = 40_000
-"""A smaller DiT that sees this many pictures is better than a larger one that sees fewer."""
-ENOUGH_CROPS = 12_000
-"""The same for the UNet of a stage that enlarges: most of what it needs is in its input."""
-UTILIZATION = 0.4
-"""Fraction of the FLOP/s of a single convolution that a whole training step reaches."""
 FEW_PICTURES = 1000
-"""Denoisers of fewer pictures are trained with dropout."""
+"""Of fewer the prior is crude, so the guidance is weaker."""
 PRIOR_PATCHES = 2**17
 """Patches to which the prior of a stage that enlarges is fitted for the plan."""
-FINETUNE_RATE = 1e-4
-"""Learning rate of an imported autoencoder."""
-LARGEST_LATENT = 256
-"""Larger pictures are made in latents of this size, then enlarged in pixels."""
-SMALL_BASE, LEAST_ENLARGED = 64, 192
-"""Pictures of at least `LEAST_ENLARGED` px are made at about `SMALL_BASE`, then enlarged, where the time is too short
-for the largest DiT in latents of their own: composition first (dev/LOG.md, 2026-11-28)."""
+AUTOENCODER_RATE, FINETUNE_RATE = 2e-3, 1e-4
+"""Learning rates of an autoencoder of our own with the widths of minutes, and of an imported one."""
 STEPS = 12
 """Steps of the sampler in latents: with 24, portraits were no nearer to real ones (dev/LOG.md)."""
 PRIOR_GUIDANCE = {"guide": "prior", "guidance": 3.0, "guidance_slope": 0.75}
@@ -64,10 +68,11 @@ CODED_SIDE, CODED_STEP = 8, 0.03
 """Side of the patches whose code length is compared, at most, and the step to which values in [-1, 1] are rounded."""
 ONE_STEP = {"objective": "one_step", "sampling": {"steps": 1}}
 """Of stages that enlarge pictures made in latents: sharper in minutes than several steps (dev/LOG.md, 2026-11-28)."""
+VAE_FLOPS, VAE_BYTES, UNET_BYTES = 480_000, 1100, 30
+"""Of a training step of the autoencoder, critic and perceptual distance included, a pixel, with the widths of
+minutes; and what it keeps of a pixel, and a UNet for each unit of its width."""
 LARGEST_CROP = 256
 """Side of the crops of the autoencoder and of stages that enlarge, at most: their networks are local."""
-TIME_WEIGHTS = {"autoencoder": 0.3, "denoiser": 0.7, "enlarge": 0.35}
-"""How the training time is divided among the legs of a run, relative to one another."""
 MEDIAN_SIGMA, SMALLEST_SIGMA, LARGEST_SIGMA = 0.6, 0.01, 15
 """Of a stage that enlarges, in units of the residual's standard deviation: the median in training (0.6 in arXiv
 2206.00364, table 1), and the range in sampling. It starts at the prior mean, so noise need only cover the residual."""
@@ -84,12 +89,13 @@ def propose(
     `budget` is in seconds. Raises `UserError` for a size that no network fits.
     """
     kind, size, imported = settings.get("kind", "latent"), settings["size"], imported_autoencoder(settings)
-    own = imported or {"network", "backbone"} & {*settings.get("autoencoder", {}), *settings.get("denoiser", {})}
-    training = math.inf if own else UTILIZATION * machine.flops * budget * TIME_WEIGHTS["denoiser"]
-    stages = settings.get("stages") or choose_chain(kind, size, training / machine.batch_factor)
+    operations = UTILIZATION * machine.flops * budget
+    stages = settings.get("stages") or choose_chain(kind, size, operations, own_networks(settings))
     outline = parse_recipe({"kind": kind, "size": size, "stages": stages, **imported})
-    shares = time_shares(outline.legs)
-    flops = {leg: UTILIZATION * machine.flops * budget * share for leg, share in shares.items()}
+    shares = time_shares(outline.legs, operations)
+    resources = {
+        leg: Resources(operations * share, float(machine.memory), machine.busy_batch) for leg, share in shares.items()
+    }
     proposal: dict[str, Any] = {
         "kind": kind,
         "size": size,
@@ -99,86 +105,60 @@ def propose(
         "enlarge": {},
         **imported,
     }
-    reasons: dict[str, str] = {}
+    reasons = {"precision": machine.why_precision}
     proposal["flip"], reasons["flip"] = choose_flip(pictures)
     base, reduction, channels, sigma_data = outline.chain[0], 1, 3, 1.0
     if kind == "latent":
+        own = resources.get("autoencoder", NO_RESOURCES)
         network = outline.autoencoder.network
         if not imported:
-            network, reasons["patches"] = choose_vae(pictures, base)
+            network, reasons["patches"] = choose_vae(pictures, base, own)
         reduction, channels = network.reduction, network.channels
-        proposal["autoencoder"] = {
-            "batch": AutoencoderRecipe().batch * machine.batch_factor,
-            "network": network.model_dump(mode="json"),
-            "crop": min(base, LARGEST_CROP),
-            **({"learn": {"learning_rate": FINETUNE_RATE}} if imported else {}),
-        }
+        proposal["autoencoder"] = choose_autoencoder(network, base, own)
     else:
         sigma_data = measure_sigma_data(pictures, base)
     if "backbone" not in settings.get("denoiser", {}):
         check_tokens(outline.chain, reduction)
-    proposal["denoiser"], reasons["denoiser"] = choose_denoiser(
-        pictures, max(1, base // reduction), channels, sigma_data, flops["denoiser"], machine.batch_factor
-    )
+    side = max(1, base // reduction)
+    proposal["denoiser"] = choose_denoiser(pictures, side, channels, sigma_data, resources["denoiser"], reasons)
     for low_res, larger in pairwise(outline.chain):
         leg, set_by_user = leg_above(larger), settings.get("enlarge", {}).get(str(larger), {})
         proposal["enlarge"][str(larger)], reasons[leg] = choose_enlarger(
-            pictures, low_res, larger, flops[leg], machine.batch_factor, set_by_user.get("prior", "gaussian")
+            pictures, low_res, larger, resources[leg], set_by_user.get("prior", "gaussian")
         )
         if kind == "latent" and takes_one_step(set_by_user):
             proposal["enlarge"][str(larger)] |= ONE_STEP
     return proposal, reasons
 
 
-def time_shares(legs: Iterable[str]) -> dict[str, float]:
-    """Fraction of the training time of each leg."""
-    weights = {leg: TIME_WEIGHTS[leg.partition("-")[0]] for leg in legs}
-    return {leg: weight / sum(weights.values()) for leg, weight in weights.items()}
+@dataclass(frozen=True)
+class Resources:
+    """What a leg has: operations, and the memory of the machine in bytes."""
+
+    operations: float
+    memory: float = math.inf
+    busy_batch: int = 1
+    """How many times larger than on a CPU batches must be to keep the device busy."""
+
+    def batch(self, smallest: int, flops: float, kept: float = 1.0) -> int:
+        """Images in a batch where one takes so many operations to train on, and keeps so many bytes; where a batch
+        cannot be worked on in parts, it takes at most a quarter of the memory."""
+        batch = batch_size(smallest, self.operations / flops, self.busy_batch)
+        while batch > 1 and batch * kept > self.memory / 4:
+            batch //= 2
+        return batch
 
 
-# -- Stages ------------------------------------------------------------------------------------------------------------
+NO_RESOURCES = Resources(0.0)
 
 
-def choose_chain(kind: str, size: int, flops: float = math.inf) -> tuple[int, ...]:
-    """Sides of the pictures after each stage; `flops` are those of the denoiser's training.
-
-    A cascade grows by 4, or by 2 where it would begin below 64. Latents beyond 256 px have more tokens than a short
-    training masters, so larger pictures are enlarged in pixels. Raises `UserError` for an odd size of a cascade.
-    """
-    if kind == "latent":
-        large = (LARGEST_LATENT, size) if size > LARGEST_LATENT and size % LARGEST_LATENT == 0 else (size,)
-        return large if affords_largest_dit(large[0], flops) else (small_chain(size) or large)
-    if size % 2:
-        below, above = range(size - 1, 0, -2), range(size + 1, 4 * size, 2)  # the next that a cascade can make
-        even = [next((even for even in sizes if fits(choose_chain(kind, even)[0], 1)), 0) for sizes in (below, above)]
-        raise UserError(
-            f"size is {size}, but a cascade needs an even one; try {' or '.join(map(str, filter(None, even)))}"
-        )
-    chain = [size]
-    while len(chain) == 1 or chain[0] > 64:
-        factor = next((factor for factor in (4, 2) if chain[0] % factor == 0 and chain[0] // factor >= 64), 0)
-        if not factor and len(chain) > 1:
-            break
-        chain.insert(0, chain[0] // (factor or 2))
-    return tuple(chain)
+# -- Sampling ----------------------------------------------------------------------------------------------------------
 
 
-def small_chain(size: int) -> tuple[int, ...]:
-    """From about `SMALL_BASE` to `size` in steps of at most 4; empty where no such base divides it."""
-    factors = {2: (2,), 3: (3,), 4: (4,), 6: (3, 2), 8: (4, 2), 9: (3, 3), 12: (4, 3), 16: (4, 4)}
-    whole = [factor for factor in factors if size >= LEAST_ENLARGED and size % (8 * factor) == 0]
-    near = [factor for factor in whole if 0.75 <= size / factor / SMALL_BASE <= 1.5]
-    if not near:
-        return ()
-    factor = min(near, key=lambda factor: abs(math.log(size / factor / SMALL_BASE)))
-    return tuple(accumulate(factors[factor], operator.mul, initial=size // factor))
-
-
-def affords_largest_dit(base: int, flops: float) -> bool:
-    """Whether the largest DiT sees enough pictures in latents of pictures of `base` px."""
-    side = max(1, base // own_latents(base)[0])
-    tokens = (side // choose_patch(side)) ** 2
-    return bool(flops / training_flops(*DITS[0], tokens) >= ENOUGH_IMAGES)
+def own_networks(settings: dict[str, Any]) -> bool:
+    """Whether the user has set an autoencoder, or the network of the autoencoder or of the denoiser."""
+    networks = {*settings.get("autoencoder", {}), *settings.get("denoiser", {})} & {"network", "backbone"}
+    return bool(imported_autoencoder(settings) or networks)
 
 
 def takes_one_step(set_by_user: dict[str, Any]) -> bool:
@@ -211,7 +191,21 @@ def imported_autoencoder(settings: dict[str, Any]) -> dict[str, Any]:
     return {"space": space, "autoencoder": {"network": network}}
 
 
-def choose_vae(pictures: Pictures, size: int) -> tuple[VaeConfig, str]:
+def choose_autoencoder(network: VaeConfig | KlConfig, base: int, resources: Resources) -> dict[str, Any]:
+    """Settings of the leg that trains it, on crops of pictures of `base` px."""
+    crop, default = min(base, LARGEST_CROP), AutoencoderRecipe()
+    settings = {"network": network.model_dump(mode="json"), "crop": crop, "batch": default.batch}
+    if isinstance(network, KlConfig):
+        return settings | {"learn": {"learning_rate": FINETUNE_RATE}}
+    scale = network.widths[0] / VAE_WIDTHS[network.reduction][0]
+    flops = VAE_FLOPS * (crop * scale) ** 2
+    return settings | {
+        "batch": resources.batch(default.batch, flops, VAE_BYTES * scale * crop**2),
+        "learn": {"learning_rate": three_digits(AUTOENCODER_RATE / scale**1.5)},
+    }
+
+
+def choose_vae(pictures: Pictures, size: int, resources: Resources = NO_RESOURCES) -> tuple[VaeConfig, str]:
     """64 to 256 latent positions up to 256 px; channels grow with the reduction.
 
     Patches overlap where that is the shorter code of the pictures. So it is for photographs; flat areas with sharp
@@ -220,23 +214,14 @@ def choose_vae(pictures: Pictures, size: int) -> tuple[VaeConfig, str]:
     reduction, channels = own_latents(size)
     side = min(reduction, CODED_SIDE)
     crop = min(size, LARGEST_CROP) // side * side
+    widths = tuple(vae_widths(reduction, resources.operations, resources.memory))
+    network = VaeConfig(reduction=reduction, channels=channels, widths=widths)
     if not crop:
-        return VaeConfig(
-            reduction=reduction, channels=channels, **vae_widths(reduction)
-        ), "pictures smaller than a patch"
+        return network, "pictures smaller than a patch"
     images = torch.cat([middle(image, crop) for image in some_images(pictures, size)])
     squares, overlapping = code_length(images, side), code_length(Lapping(side)(images), side)
-    network = VaeConfig(reduction=reduction, channels=channels, lapped=overlapping < squares, **vae_widths(reduction))
-    return (
-        network,
-        f"the code of these pictures has {overlapping:.2f} bits a value if they overlap, {squares:.2f} if not",
-    )
-
-
-def own_latents(size: int) -> tuple[int, int]:
-    """Reduction and channels of the autoencoder for pictures of this size."""
-    spaces = ((192, 16, 64), (48, 8, 32), (0, 4, 8))
-    return next((reduction, channels) for smallest, reduction, channels in spaces if size >= smallest)
+    why = f"the code of these pictures has {overlapping:.2f} bits a value if they overlap, {squares:.2f} if not"
+    return network.model_copy(update={"lapped": overlapping < squares}), why
 
 
 def middle(images: Images, side: int) -> OtherImages:
@@ -251,47 +236,40 @@ def code_length(images: Images, side: int) -> float:
     return float((1 + (axes.T @ (patches - mean)).abs() / CODED_STEP).log2().mean())
 
 
-def vae_widths(reduction: int) -> dict[str, Any]:
-    """Widths of each level of the autoencoder: the cheap, small levels are wide."""
-    return {"stem": 4, "widths": {4: [96], 8: [96, 192], 16: [64, 128, 256], 32: [64, 128, 256, 256]}[reduction]}
-
-
 # -- The denoiser of the first stage -----------------------------------------------------------------------------------
 
 
 def choose_denoiser(
-    pictures: Pictures, side: int, channels: int, sigma_data: float, flops: float, batch_factor: int
-) -> tuple[dict[str, Any], str]:
+    pictures: Pictures, side: int, channels: int, sigma_data: float, resources: Resources, reasons: dict[str, str]
+) -> dict[str, Any]:
     """For latents or pixels of `side`; the schedule is shifted to more noise where they are larger (arXiv 2403.03206,
-    eq. 23)."""
-    backbone, why = choose_dit(side, flops, batch_factor)
+    eq. 23). The `reasons` are added."""
+    backbone, flops = choose_dit(side, resources)
+    images, count = resources.operations / flops, max(1, len(pictures.train_indices))
+    reasons["denoiser"] = REASON.format(images)
+    reasons["dropout"] = (
+        f"a run that sees each picture {FEW_EPOCHS} times needs none, this sees it {images / count:,.1f} times"
+    )
     shift = sigma_data * max(1.0, math.sqrt(channels * side**2 / 4096))
-    few = len(pictures.train_indices) < FEW_PICTURES
-    denoiser = {
-        "batch": DenoiserRecipe().batch * batch_factor,
-        "backbone": {**backbone, "dropout": 0.1 if few else 0.0},
+    return {
+        "batch": resources.batch(DenoiserRecipe().batch, flops),
+        "backbone": {**backbone, "dropout": three_digits(dropout_rate(images / count))},
         "schedule": {"kind": "flow", "shift": three_digits(shift)},
         "sigma_data": sigma_data,
         "text": choose_text(pictures.captions, backbone["width"], backbone["depth"]),
     }
-    return denoiser, why
 
 
-def choose_dit(side: int, flops: float, batch_factor: int) -> tuple[dict[str, Any], str]:
-    """The largest DiT that sees enough pictures within `flops`, in batches `batch_factor` times as large."""
-    patch = choose_patch(side)
-    tokens = (side // patch) ** 2
-    for width, depth in DITS:
-        images = flops / training_flops(width, depth, tokens)
-        if images >= ENOUGH_IMAGES * batch_factor:
-            break
-    backbone = {"kind": "dit", "width": width, "depth": depth, "heads": width // 64, "patch": patch}
-    return backbone, REASON.format(images)
-
-
-def training_flops(width: int, depth: int, tokens: int) -> int:
-    """Of one picture: a block has 12 width^2 weights, and each takes 6 operations a token."""
-    return 6 * 12 * width**2 * depth * tokens
+def choose_dit(side: int, resources: Resources) -> tuple[dict[str, Any], float]:
+    """The DiT of the law, with the smallest patches by which it sees enough pictures, and its operations a picture."""
+    width, depth = dit_shape(resources.operations, resources.memory)
+    coarse = choose_patch(side)
+    finer = (patch for patch in range(1, coarse) if side % patch == 0 and side // patch <= MOST_TOKENS)
+    patch = next(
+        (fine for fine in finer if images_afforded(resources.operations, (side // fine) ** 2) >= WHOLE_IMAGES), coarse
+    )
+    backbone = {"kind": "dit", "width": width, "depth": depth, "heads": width // HEAD, "patch": patch}
+    return backbone, training_flops(width, depth, (side // patch) ** 2)
 
 
 def choose_text(captions: Captions | None, width: int, depth: int) -> dict[str, Any]:
@@ -301,36 +279,24 @@ def choose_text(captions: Captions | None, width: int, depth: int) -> dict[str, 
     return {"kind": "bytes", "width": width // 2, "heads": max(1, width // 64), "depth": max(1, depth // 4)}
 
 
-def learning_rate(backbone: Backbone) -> float:
-    """Inversely proportional to the width; ten times smaller for a UNet, whose convolutions have 9 times the inputs."""
-    return three_digits((0.4 if backbone.kind == "dit" else 0.04) / backbone.width)
-
-
 # -- Stages that enlarge -----------------------------------------------------------------------------------------------
 
 
 def choose_enlarger(
-    pictures: Pictures, low_res: int, size: int, flops: float, batch_factor: int, prior: PriorName = "gaussian"
+    pictures: Pictures, low_res: int, size: int, resources: Resources, prior: PriorName = "gaussian"
 ) -> tuple[dict[str, Any], str]:
-    """The widest local UNet that sees enough crops within `flops`."""
+    """The local UNet of the law."""
     factor = size // low_res
     patch = math.gcd(min(4, factor), size)
     multiples = (1, 2, 2) if size % (4 * patch) == 0 else (1,)
     unit = math.lcm(patch * 2 ** (len(multiples) - 1), factor)
     crop = min(size, 128 if size <= LARGEST_CROP else LARGEST_CROP) // unit * unit
-    networks = [
-        UnetConfig(patch=patch, width=width, multiples=multiples, blocks=blocks, attention_levels=())
-        for width, blocks in ((32, 2), (48, 2), (64, 2), (96, 2), (128, 2), (128, 3))
-    ]
-
-    def crops_seen(network: UnetConfig) -> float:
-        return flops / (3 * forward_flops(network, 9, 3, crop))
-
-    enough = takewhile(lambda network: crops_seen(network) >= ENOUGH_CROPS * batch_factor, networks)
-    backbone = [networks[0], *enough][-1]
+    width, blocks = unet_size(resources.operations, resources.memory)
+    backbone = UnetConfig(patch=patch, width=width, multiples=multiples, blocks=blocks, attention_levels=())
+    flops = 3.0 * forward_flops(backbone, 9, 3, crop)
     plain, residual = measure_residuals(pictures, size, factor, prior)
     settings = {
-        "batch": 8 * batch_factor,
+        "batch": resources.batch(8, flops, float(UNET_BYTES * width * crop**2)),
         "backbone": backbone.model_dump(mode="json"),
         "schedule": {
             "kind": "karras",
@@ -342,7 +308,7 @@ def choose_enlarger(
         "augmentation": {"kind": "noise" if low_res <= LARGEST_NOISED else "blur"},
         "crop": crop,
     }
-    return settings, REASON.format(crops_seen(backbone))
+    return settings, REASON.format(resources.operations / flops)
 
 
 @cache

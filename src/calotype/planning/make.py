@@ -10,10 +10,13 @@ from typing import Any
 
 from calotype.data.buckets import bucket_notes, original_sizes
 from calotype.data.folder import Pictures
-from calotype.machine import Machine, peak_memory
-from calotype.planning.choose import learning_rate, propose, time_shares
+from calotype.machine import Machine
+from calotype.planning.choose import propose, three_digits
+from calotype.planning.costs import Costs
+from calotype.planning.count import Counted
+from calotype.planning.laws import UTILIZATION, learning_rate, time_shares
 from calotype.planning.measure import Measurement
-from calotype.planning.memory import check_memory
+from calotype.planning.memory import rounds_of
 from calotype.planning.plan import Plan, explain, network_of
 from calotype.planning.sizes import check_sizes
 from calotype.recipe import DiffusionConfig, EnlargeRecipe, OptimizerConfig, Recipe, exposure_above, leg_above
@@ -28,10 +31,15 @@ OVERHEAD = 0.05
 """Fraction of the training time for previews, held-out measures, checkpoints and the log."""
 LAST_PREVIEWS = 10.0
 """Pictures' worth of time for the previews at the ends of legs: a dozen with averaged and raw weights, in few steps."""
-WARMUP_STEPS, LONGEST_WARMUP = 100, 0.25
-"""With 25 steps the network outputs zero for the rest of a run of 500; with 60 it does not (dev/LOG.md, 2026-11-22)."""
+WARMUP_STEPS, LONGEST_WARMUP, MOST_WARMUP_STEPS = 100, 0.25, 10_000
+"""With 25 steps the network outputs zero for the rest of a run of 500; with 60 it does not (dev/LOG.md, 2026-11-22).
+Runs of days need no more than the most."""
 GUIDANCE_SHARE, FEWEST_GUIDANCE_SAMPLES, MOST_GUIDANCE_SAMPLES = 0.03, 48, 192
 """Fraction of the time for the search of a guidance scale, and samples at each scale."""
+PREDICTED = (
+    f"the plan is for a machine that is not here: seconds are counted operations at {UTILIZATION:.0%} of its FLOP/s, "
+    f"memory is predicted, nothing was measured"
+)
 FEWEST_HELD_OUT = 16
 """Validation pictures; by fewer, which guidance scale is nearest would be chance."""
 LEVEL_SHARE, FEWEST_LEVEL_CROPS, MOST_LEVEL_CROPS = 0.05, 12, 96
@@ -47,39 +55,46 @@ def make_plan(pictures: Pictures, machine: Machine, budget: float, started: floa
     began = time.time()
     proposal, reasons = propose(pictures, machine, budget, settings)
     proposing = time.time() - began
-    proposal = with_learning_rates(proposal, parse_recipe(merge(proposal, settings)), machine.batch_factor)
+    proposal = with_learning_rates(proposal, parse_recipe(merge(proposal, settings)))
     recipe = parse_recipe(merge(proposal, settings))
     check_sizes(recipe)
-    check_memory(recipe, machine)
+    rounds = rounds_of(recipe, machine)
     if recipe.denoiser.text.kind != "none" and not pictures.captions:
         raise UserError(
             f"denoiser.text.kind is {recipe.denoiser.text.kind}, but none of the pictures has a caption; write them "
             f"into .txt files beside the pictures or into metadata.jsonl, or set it to none"
         )
-    measured = Measurement(recipe, pictures, machine.device)
+    method = Measurement if machine.here else Counted
+    costs: Costs = method(recipe, pictures, machine, rounds)
+    operations = UTILIZATION * machine.flops * budget
     plan = Plan(
         recipe=recipe,
         device=str(machine),
         budget_seconds=budget,
         choices=explain(recipe, parse_recipe(proposal), pictures, reasons),
-        phases=measured.phases(),
-        slices=measured.slices(),
-        flops=measured.flops(),
+        phases=costs.phases(),
+        slices=costs.slices(),
+        rounds=rounds,
+        flops=costs.flops(),
         guidance_samples=MOST_GUIDANCE_SAMPLES if searches_guidance(recipe, settings, pictures) else 0,
         notes=[
             *pictures.notes,
             *bucket_notes(original_sizes(pictures), recipe.aspect_buckets, recipe.size, recipe.unit),
         ],
     )
-    allot(plan, measured, len(pictures), started + budget, proposing)
+    if not machine.here:
+        plan.notes.append(PREDICTED)
+        started = time.time()  # how long planning takes there is not known
+    allot(plan, costs, len(pictures), started + budget, proposing, operations)
     return plan
 
 
-def with_learning_rates(proposal: dict[str, Any], recipe: Recipe, batch_factor: int) -> dict[str, Any]:
-    """Those for the backbones that the user wants; larger batches take larger steps, up to twice as large."""
+def with_learning_rates(proposal: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
+    """Those for the backbones that the user wants."""
 
     def learn(config: DiffusionConfig) -> dict[str, Any]:
-        return {"learn": {"learning_rate": learning_rate(config.backbone) * min(2.0, batch_factor**0.5)}}
+        rate = learning_rate(config.backbone.kind, config.backbone.width)
+        return {"learn": {"learning_rate": three_digits(rate)}}
 
     enlarge = {str(size): learn(recipe.enlarger(size)) for size in recipe.chain[1:]}
     return merge(proposal, {"denoiser": learn(recipe.denoiser), "enlarge": enlarge})
@@ -88,11 +103,13 @@ def with_learning_rates(proposal: dict[str, Any], recipe: Recipe, batch_factor: 
 # -- The budget --------------------------------------------------------------------------------------------------------
 
 
-def allot(plan: Plan, measured: Measurement, count: int, deadline: float, proposing: float = 0.0) -> None:
+def allot(
+    plan: Plan, measured: Costs, count: int, deadline: float, proposing: float = 0.0, operations: float = 0.0
+) -> None:
     """Divides the time that is left until `deadline`, in seconds since the epoch, among the steps of a run.
 
-    `count` is the number of pictures. `proposing` is how many seconds the proposal took, mostly for the priors of
-    stages that enlarge: they are fitted again, to more pictures, before their legs.
+    `count` is the number of pictures, `operations` those of the whole run. `proposing` is how many seconds the proposal
+    took, mostly for the priors of stages that enlarge: they are fitted again, to more pictures, before their legs.
     """
     recipe, a_picture = plan.recipe, sum(measured.sampling)
     left = deadline - time.time()
@@ -110,7 +127,7 @@ def allot(plan: Plan, measured: Measurement, count: int, deadline: float, propos
         )
     costs = {leg: mean_cost(phases) for leg, phases in plan.phases.items()}
     plan.paced = [leg for leg, config in recipe.legs.items() if not config.images]
-    images = divide(recipe, costs, training)
+    images = divide(recipe, costs, training, operations)
     seconds |= {leg: images[leg] * costs[leg] * (1 + OVERHEAD) for leg in images}
     batches = {leg: config.batch for leg, config in recipe.legs.items()}
     plan.recipe = with_warmups(recipe, images).with_images(images)
@@ -120,7 +137,7 @@ def allot(plan: Plan, measured: Measurement, count: int, deadline: float, propos
         "steps": {leg: images[leg] // batches[leg] for leg in images},
         "seconds_a_step": {leg: costs[leg] * batches[leg] for leg in images},
         "seconds": {step: seconds[step] for step in steps_of(recipe) if step in seconds},
-        "peak_memory_bytes": peak_memory(measured.device),
+        "peak_memory_bytes": measured.peak_memory(),
         "disk_bytes": disk_bytes(recipe, measured, count) + measured.captions[1],
     }
 
@@ -133,11 +150,11 @@ def steps_of(recipe: Recipe) -> list[str]:
     return [*steps, "previews", "samples"]
 
 
-def divide(recipe: Recipe, costs: dict[str, float], training: float) -> dict[str, int]:
+def divide(recipe: Recipe, costs: dict[str, float], training: float, operations: float = 0.0) -> dict[str, int]:
     """How many images each leg sees in so many seconds: as the user has set it, the others by their shares."""
     legs = recipe.legs
     left = max(0.0, training - sum(config.images * costs[leg] for leg, config in legs.items()))
-    shares = time_shares(leg for leg, config in legs.items() if not config.images)
+    shares = time_shares((leg for leg, config in legs.items() if not config.images), operations)
     return {
         leg: config.images or whole_batches(shares[leg] * left / costs[leg], config.batch)
         for leg, config in legs.items()
@@ -149,15 +166,17 @@ def with_warmups(recipe: Recipe, images: dict[str, int]) -> Recipe:
 
     def learn(leg: str, config: DiffusionConfig) -> dict[str, Any]:
         default = OptimizerConfig().warmup
-        needed = min(LONGEST_WARMUP, WARMUP_STEPS * config.batch / images[leg])
-        return {"learn": {"warmup": max(default, needed) if config.learn.warmup == default else config.learn.warmup}}
+        if config.learn.warmup != default:
+            return {}
+        least, most = (steps * config.batch / images[leg] for steps in (WARMUP_STEPS, MOST_WARMUP_STEPS))
+        return {"learn": {"warmup": min(most, max(default, min(LONGEST_WARMUP, least)))}}
 
     enlarge = {str(size): learn(leg_above(size), recipe.enlarger(size)) for size in recipe.chain[1:]}
     changes = {"denoiser": learn("denoiser", recipe.denoiser), "enlarge": enlarge}
     return parse_recipe(merge(recipe.model_dump(), changes))
 
 
-def between_legs(plan: Plan, measured: Measurement, count: int, left: float) -> dict[str, float]:
+def between_legs(plan: Plan, measured: Costs, count: int, left: float) -> dict[str, float]:
     """Seconds of captions, latents, inspection, prior, and of the search for augmentation levels in `level_crops`."""
     recipe = plan.recipe
     seconds = {"fit": measured.fit(count)}
@@ -198,7 +217,7 @@ def searches_level(stage: EnlargeRecipe) -> bool:
     return stage.augmentation.share > 0 and (stage.sampling.augmentation, stage.sampling.conditioning) == (0.0, default)
 
 
-def disk_bytes(recipe: Recipe, measured: Measurement, count: int) -> int:
+def disk_bytes(recipe: Recipe, measured: Costs, count: int) -> int:
     """At most: two checkpoints a leg, the fitted priors, the model, and the latents in float16.
 
     Besides, for a while, what is written before the old is removed: a third checkpoint with the best average weights,
@@ -213,7 +232,7 @@ def disk_bytes(recipe: Recipe, measured: Measurement, count: int) -> int:
     return 4 * values + 2 * latents * count * (2 if recipe.flip else 1)
 
 
-def checkpoint_values(recipe: Recipe, measured: Measurement, leg: str) -> int:
+def checkpoint_values(recipe: Recipe, measured: Costs, leg: str) -> int:
     """Weights, their average and two moments of each network; the autoencoder also as it was before its critic."""
     parameters = measured.parameters()
     values = parameters[network_of(leg)]

@@ -2,31 +2,25 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Mapping
 from functools import cached_property, partial
-from typing import NamedTuple
 
 import torch
-from torch import nn
 
-from calotype.build import build_enlarger, build_frozen, build_stage, initial_space
+from calotype.build import build_frozen, initial_space
 from calotype.data.caches import LatentCache, encode_on
 from calotype.data.folder import Pictures
 from calotype.data.images import images_from_pixels
-from calotype.data.sources import FOLDS, LatentSource, draw_captions
+from calotype.data.sources import LatentSource, draw_captions
 from calotype.diffusion.stage import generate
 from calotype.evaluation.autoencoder import measure_autoencoder
 from calotype.evaluation.counting import counted
 from calotype.evaluation.features import Lite0, features
-from calotype.machine import best_time, cores
-from calotype.nets.critic import Critic
-from calotype.priors.captions import CaptionedMixture
-from calotype.priors.fit import largest_prior
-from calotype.priors.prior import MOST_VALUES, constant_count
+from calotype.machine import Machine, best_time, cores, peak_memory
+from calotype.planning.costs import Costs, StepCost, build_stages, fit_flops
 from calotype.recipe import OptimizerConfig, Recipe, exposure_above, leg_above
 from calotype.spaces.latent import LatentSpace
 from calotype.spaces.pixel import PixelSpace, Space
-from calotype.training.control import Phases, mean_cost
 from calotype.training.examples import (
     crop_examples,
     picture_examples,
@@ -42,8 +36,6 @@ from calotype.types import Images, Labels, Rng, Text
 
 SAMPLE_VALUES = 2**20
 """Sampling is timed on 8 pictures, or on fewer with so many pixels in all."""
-FIT_FLOPS, CAPTION_FIT_FLOPS = 50_000, 175_000
-"""To fit the prior, for each value that it is fitted to, and more with captions; measured on 8,100 portraits."""
 MATRIX_SIDE = 1024
 """Side of the matrices whose product measures how fast a prior is fitted."""
 
@@ -53,24 +45,15 @@ CLEARLY_SLOWER = 1.1
 slices are taken where they are not clearly slower while the plan is made."""
 
 
-class StepCost(NamedTuple):
-    """The cost of an image in a training step, up to the fraction `end` of its leg."""
-
-    end: float
-    seconds: float
-    flops: float
-    slices: int = 1
-    """Slices of the batch that are worked on at once: as many as there are cores, unless that is clearly slower."""
-
-
-class Measurement:
+class Measurement(Costs):
     """Runs one real step of each kind, with the real networks. Seconds are those of one image, if nothing else is said.
 
     `pictures` are all pictures; steps are timed on a few of them.
     """
 
-    def __init__(self, recipe: Recipe, pictures: Pictures, device: torch.device) -> None:
-        self.recipe, self.device, self.rng = recipe, device, Rng((recipe.seed, "plan"))
+    def __init__(self, recipe: Recipe, pictures: Pictures, machine: Machine, rounds: Mapping[str, int]) -> None:
+        self.recipe, self.device, self.rng = recipe, machine.device, Rng((recipe.seed, "plan"))
+        self.rounds, device = rounds, machine.device
         self.frozen, self.all_captions = build_frozen(recipe.denoiser.text), pictures.captions
         classes = len(pictures.classes)
         most = max(64, 2**25 // pictures.pixels[0].numel())  # the autoencoder's closed-form start is fitted to them
@@ -79,28 +62,11 @@ class Measurement:
         self.space: Space = PixelSpace()
         if recipe.kind == "latent":
             self.space = initial_space(recipe, self.pictures[recipe.chain[0]], device)
-        prior, side = None, recipe.chain[0] // self.space.reduction
-        if recipe.denoiser.prior != "none":
-            captioned = recipe.denoiser.text.kind != "none"
-            prior = largest_prior(len(pictures), self.space.channels * side**2, classes, captioned)
-        base = build_stage(recipe, self.space, classes, prior, self.frozen)
-        self.stages = [base, *(build_enlarger(recipe, size, classes, self.frozen) for size in recipe.chain[1:])]
+        self.stages = build_stages(recipe, self.space, len(pictures), classes, self.frozen)
         for stage in self.stages:
             stage.denoiser.to(device)
 
     # -- Training ------------------------------------------------------------------------------------------------------
-
-    def phases(self) -> dict[str, Phases]:
-        """Seconds of an image in each leg."""
-        return {leg: [(step.end, step.seconds) for step in steps] for leg, steps in self.steps.items()}
-
-    def flops(self) -> dict[str, float]:
-        """Floating-point operations of an image, averaged over each leg."""
-        return {leg: mean_cost([(step.end, step.flops) for step in steps]) for leg, steps in self.steps.items()}
-
-    def slices(self) -> dict[str, int]:
-        """Slices of a batch that each leg works on at once."""
-        return {leg: steps[-1].slices for leg, steps in self.steps.items()}
 
     @cached_property
     def steps(self) -> dict[str, list[StepCost]]:
@@ -108,9 +74,7 @@ class Measurement:
         recipe, steps = self.recipe, {}
         if recipe.trains_space:
             steps["autoencoder"] = self._autoencoder()
-        steps["denoiser"] = [
-            self._step(DenoisingObjective(self.stages[0]), self._first_source(), recipe.denoiser.batch)
-        ]
+        steps["denoiser"] = [self._step("denoiser", DenoisingObjective(self.stages[0]), self._first_source())]
         for stage in self.stages[1:]:
             size = stage.image_size
             pictures = self.pictures[size]
@@ -119,7 +83,7 @@ class Measurement:
             objective, ends = enlarging_objective(stage, config, self.device), [1.0]
             if config.objective == "one_step":
                 ends = config.losses.phase_ends
-            cost = [self._step(objective, source, config.batch, end) for end in ends]
+            cost = [self._step(leg_above(size), objective, source, end) for end in ends]
             steps[leg_above(size)] = steps[exposure_above(size)] = cost
         return {leg: steps[leg] for leg in recipe.legs}
 
@@ -129,7 +93,7 @@ class Measurement:
         config, objective = self.recipe.autoencoder, autoencoder_objective(self.recipe, self.space.vae, self.device)
         objective.critic.to(self.device)
         source = picture_source(self.recipe, self.pictures[self.recipe.chain[0]], self.device)
-        return [self._step(objective, source, config.batch, end) for end in config.losses.phase_ends]
+        return [self._step("autoencoder", objective, source, end) for end in config.losses.phase_ends]
 
     def _first_source(self) -> BatchSource:
         """Batches of pictures for the first stage, or of latents: those of two pictures, repeated."""
@@ -142,14 +106,15 @@ class Measurement:
         labels, captions = pictures.labels[ends], pictures.captions and pictures.captions.at(ends)
         return LatentSource(cache, labels, torch.arange(2), self.rng, self.device, captions)
 
-    def _step(self, objective: Objective, source: BatchSource, batch: int, end: float = 1.0) -> StepCost:
+    def _step(self, leg: str, objective: Objective, source: BatchSource, end: float = 1.0) -> StepCost:
         """The cost of the steps just before this fraction of the leg."""
+        batch, rounds = self.recipe.legs[leg].batch, self.rounds.get(leg, 1)
         standing = OptimizerConfig(learning_rate=1e-12)  # what is measured must not move the weights
         states = {name: TrainState(network, standing) for name, network in objective.networks.items()}
         progress = TrainProgress(10**6, batch, 0, images_seen=int(end * 10**6) - 1)
 
         def step(slices: int = 1) -> object:
-            return train_step(objective, states, source.batch(0, batch), progress, slices)
+            return train_step(objective, states, source.batch(0, batch), progress, slices, rounds)
 
         flops, seconds = counted(step), best_time(step, self.device, 2)
         most = cores() if self.device.type == "cpu" else 1
@@ -190,12 +155,10 @@ class Measurement:
 
     def fit(self, count: int) -> float:
         """Seconds in which the prior is fitted to so many pictures."""
-        if (prior := self.stages[0].denoiser.prior) is None:
+        if not (flops := fit_flops(self.stages[0], count)):
             return 0.0
         matrix = torch.ones(MATRIX_SIDE, MATRIX_SIDE, device=self.device)
-        flops = FIT_FLOPS + (CAPTION_FIT_FLOPS if isinstance(prior, CaptionedMixture) else 0)
-        values = min(MOST_VALUES, count * math.prod(self.stages[0].shape))
-        return flops * values * best_time(lambda: matrix @ matrix, self.device) / (2 * MATRIX_SIDE**3)
+        return flops * best_time(lambda: matrix @ matrix, self.device) / (2 * MATRIX_SIDE**3)
 
     @cached_property
     def sampling(self) -> list[float]:
@@ -237,31 +200,5 @@ class Measurement:
         images = images_from_pixels(pixels[torch.arange(count) % len(pixels)])
         return images.to(self.device).contiguous(memory_format=torch.channels_last)
 
-    # -- Sizes ---------------------------------------------------------------------------------------------------------
-
-    def parameters(self) -> dict[str, int]:
-        """Parameters of each network in the model, by the leg that trains it first."""
-        counts = {"autoencoder": count_parameters(self.space.vae)} if isinstance(self.space, LatentSpace) else {}
-        counts["denoiser"] = count_parameters(self.stages[0].denoiser)
-        return counts | {leg_above(stage.image_size): count_parameters(stage.denoiser) for stage in self.stages[1:]}
-
-    def critic_parameters(self) -> int:
-        with torch.device("meta"):
-            return count_parameters(Critic(self.recipe.autoencoder.critic))
-
-    def prior_values(self) -> int:
-        """Values of the model that are fitted in closed form, at most."""
-        return sum(constant_count(stage.denoiser) for stage in self.stages)
-
-    def constant_values(self) -> int:
-        """The same as a run stores them: of few pictures, each fold has a mixture of its own, without captions."""
-        prior, stored = self.stages[0].denoiser.prior, constant_count(self.stages[0].denoiser)
-        if prior is None:
-            return self.prior_values()
-        # with captions, each class has two groups
-        plain = constant_count(prior) // 2 if isinstance(prior, CaptionedMixture) else stored
-        return self.prior_values() + max(0, (1 + FOLDS) * plain - stored)
-
-
-def count_parameters(network: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in network.parameters())
+    def peak_memory(self) -> int:
+        return peak_memory(self.device)

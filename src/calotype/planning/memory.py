@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,43 +14,107 @@ from calotype.build import build_autoencoder, build_backbone
 from calotype.machine import Machine
 from calotype.nets.text import BytesConfig, BytesEncoder
 from calotype.nets.weights import ShapesOnly
-from calotype.planning.measure import count_parameters
+from calotype.planning.costs import count_parameters
+from calotype.planning.laws import STATE_BYTES
 from calotype.recipe import Recipe, leg_above
 from calotype.types import UserError
 
-STATES = 5
-"""Values for each weight: itself, its average, its gradient and two moments."""
+FILLED = 0.8
+"""Fraction of the free memory that a step fills at most, where smaller parts of its batch are all that it takes."""
 INPUTS = 2
 """The noisy image and the prior mean; a stage that enlarges also gets the low-resolution image."""
 
 
-def check_memory(recipe: Recipe, machine: Machine) -> None:
-    """Raises `UserError` where a step of a leg surely needs more memory than is free, before any of it is taken."""
-    half = 2 if recipe.precision == "bfloat16" else 1
+class Outline(NamedTuple):
+    """A leg without values."""
+
+    leg: str
+    network: nn.Module
+    side: int
+    """Of the images that it works on."""
+    forward: Callable[[], object]
+    """Computes one image."""
+
+
+class LegMemory(NamedTuple):
+    """Bytes that a leg holds in a training step."""
+
+    states: int
+    image: int
+    """For each image that is worked on at once."""
+
+    def step(self, images: int) -> int:
+        return self.states + images * self.image
+
+
+def rounds_of(recipe: Recipe, machine: Machine) -> dict[str, int]:
+    """In how many parts, one after the other, each leg works on a batch: as few as the memory that is free allows.
+
+    Raises `UserError` where a step of a leg surely needs more, before any of it is taken. An autoencoder, and a stage
+    that enlarges in one step, work on whole batches.
+    """
+    rounds = {}
     with ShapesOnly():
-        for leg, network, side, forward in legs_in_outline(recipe):
-            batch, weights = recipe.legs[leg].batch, count_parameters(network)
-            needed = 4 * STATES * weights
-            most = 4 * batch * side**2 * sum(len(weight) for weight in network.parameters())
-            if needed <= machine.memory < needed + most:  # to compute in outline, torch imports its compiler: a second
-                needed += 4 * batch * kept_values(forward) // half
-            if needed > machine.memory:
-                raise UserError(
-                    f"a training step of the {leg} needs about {gigabytes(needed)} of memory ({weights / 1e6:,.1f} M "
-                    f"parameters, batches of {batch:,}), but only {gigabytes(machine.memory)} are free on "
-                    f"{machine.device}; lower {leg.replace('-', '.')}.batch, or take a smaller network or size"
-                )
+        for outline in legs_in_outline(recipe):
+            batch = recipe.legs[outline.leg].batch
+            memory = least_memory(outline, batch, recipe, machine.memory)
+            most = batch if is_divisible(recipe, outline.leg) else 1
+            if memory.step(math.ceil(batch / most)) > machine.memory:
+                raise UserError(too_large(outline, memory, batch, machine))
+            halvings = (2**power for power in range(most.bit_length()))
+            fitting = (parts for parts in halvings if memory.step(math.ceil(batch / parts)) <= FILLED * machine.memory)
+            rounds[outline.leg] = next(fitting, most)
+    return {leg: rounds.get(leg.replace("exposure", "enlarge"), 1) for leg in recipe.legs}
 
 
-def legs_in_outline(recipe: Recipe) -> Iterator[tuple[str, nn.Module, int, Callable[[], object]]]:
-    """Of each leg its network, the side of what it works on, and what computes one image."""
+def is_divisible(recipe: Recipe, leg: str) -> bool:
+    """Whether the objective of a leg has slices: see `training.objectives`."""
+    name, _, size = leg.partition("-")
+    return name == "denoiser" or (name == "enlarge" and recipe.enlarger(int(size)).objective == "denoising")
+
+
+def least_memory(outline: Outline, batch: int, recipe: Recipe, enough: int) -> LegMemory:
+    """What a leg holds, or an upper bound of it where that is `enough`: to compute in outline, torch imports its
+    compiler, which takes a second."""
+    states = STATE_BYTES * count_parameters(outline.network)
+    bound = 4 * outline.side**2 * sum(len(weight) for weight in outline.network.parameters())
+    if states > enough or states + batch * bound <= FILLED * enough:
+        return LegMemory(states, bound if states <= enough else 0)
+    return leg_memory(outline, recipe)
+
+
+def leg_memory(outline: Outline, recipe: Recipe) -> LegMemory:
+    half = 2 if recipe.precision == "bfloat16" else 1
+    return LegMemory(STATE_BYTES * count_parameters(outline.network), 4 * kept_values(outline.forward) // half)
+
+
+def too_large(outline: Outline, memory: LegMemory, batch: int, machine: Machine) -> str:
+    weights = count_parameters(outline.network) / 1e6
+    return (
+        f"a training step of the {outline.leg} needs about {gigabytes(memory.step(batch))} of memory ({weights:,.1f} M "
+        f"parameters, batches of {batch:,}), but only {gigabytes(machine.memory)} are free on {machine.device}; lower "
+        f"{outline.leg.replace('-', '.')}.batch, or take a smaller network or size"
+    )
+
+
+def predicted_memory(recipe: Recipe, machine: Machine, rounds: Mapping[str, int]) -> int:
+    """The most bytes that a run holds on a device that is not here: those of the leg that needs most."""
+    with ShapesOnly():
+        return max(
+            leg_memory(outline, recipe).step(math.ceil(recipe.legs[outline.leg].batch / rounds[outline.leg]))
+            for outline in legs_in_outline(recipe)
+        )
+
+
+def legs_in_outline(recipe: Recipe) -> Iterator[Outline]:
+    """Each leg that trains a network of its own; to be called within `ShapesOnly`."""
     base, channels, text = recipe.chain[0], 3, recipe.denoiser.text
     if recipe.kind == "latent":
         network = recipe.autoencoder.network
         if recipe.trains_space:
             vae, side = build_autoencoder(network, "float32"), recipe.autoencoder.crop or base
             seen = torch.empty(1, 3, side, side)
-            yield "autoencoder", vae, side, lambda: vae.decode(vae.encode(seen).mean)
+            yield Outline("autoencoder", vae, side, lambda: vae.decode(vae.encode(seen).mean))
         base, channels = base // network.reduction, network.channels
     encoder = BytesEncoder(text) if isinstance(text, BytesConfig) else nn.Identity()
     legs = {"denoiser": (recipe.denoiser.backbone, base, INPUTS * channels, channels)}
@@ -58,7 +124,7 @@ def legs_in_outline(recipe: Recipe) -> Iterator[tuple[str, nn.Module, int, Calla
     for leg, (config, side, inputs, outputs) in legs.items():
         backbone = build_backbone(config, inputs, outputs)
         image, vector = torch.empty(1, inputs, side, side), torch.empty(1, config.width)
-        yield leg, nn.ModuleList([backbone, encoder]), side, partial(backbone, image, vector)
+        yield Outline(leg, nn.ModuleList([backbone, encoder]), side, partial(backbone, image, vector))
 
 
 def kept_values(forward: Callable[[], object]) -> int:

@@ -16,7 +16,6 @@ from calotype.nets.dit import DitConfig
 from calotype.nets.frozen import FolderConfig, MiniLmConfig
 from calotype.nets.text import BytesConfig, NoText
 from calotype.nets.vae import VaeConfig
-from calotype.planning.choose import FEW_PICTURES
 from calotype.recipe import Backbone, ImportedSpace, Recipe, leg_above
 from calotype.run import renamed_legs
 from calotype.training.control import TimeBudget
@@ -117,7 +116,7 @@ def explain(recipe: Recipe, proposed: Recipe, pictures: Pictures, reasons: dict[
         choice("schedule", denoiser.schedule.kind, denoiser.schedule == other.schedule, "straight paths"),
         choice(
             "precision", recipe.precision, recipe.precision == proposed.precision,
-            "both were timed here; this is faster",
+            reasons["precision"],
         ),
         Choice(
             what="labels", value=", ".join(map(shown, pictures.classes)) or "none",
@@ -132,8 +131,8 @@ def explain(recipe: Recipe, proposed: Recipe, pictures: Pictures, reasons: dict[
             "mirrored", "half of the pictures" if recipe.flip else "none", recipe.flip == proposed.flip, reasons["flip"]
         )
     )
-    why = f"{FEW_PICTURES:,} pictures and more need none"
-    return [*choices, choice("dropout", f"{backbone.dropout:g}", backbone.dropout == other.backbone.dropout, why)]
+    as_proposed = backbone.dropout == other.backbone.dropout
+    return [*choices, choice("dropout", f"{backbone.dropout:g}", as_proposed, reasons["dropout"])]
 
 
 def explain_import(space: ImportedSpace) -> Choice:

@@ -22,6 +22,11 @@ def choose_patch(side: int) -> int:
     return min(divisors, key=lambda patch: abs(math.log(TOKENS * patch / side)))
 
 
+def largest_divisor(number: int, most: int) -> int:
+    """Of `number`, and at most `most`."""
+    return max(divisor for divisor in range(1, most + 1) if number % divisor == 0)
+
+
 def fits(base: int, reduction: int) -> bool:
     """Whether a first stage of `base` px has whole latents, and few enough tokens of them.
 

@@ -73,6 +73,8 @@ class TimeBudget(BaseModel):
     """Seconds of an image in each part of a leg."""
     slices: dict[str, Annotated[int, Field(gt=0, le=4096)]] = {}
     """Slices of a batch that each leg works on at once."""
+    rounds: dict[str, Annotated[int, Field(gt=0, le=2**16)]] = {}
+    """Parts of a batch that each leg works on one after the other, since memory is too small for more at once."""
     paced: list[str] = []
     """Legs whose length follows the clock; the others see as many images as the recipe says."""
     guidance_samples: Annotated[int, Field(ge=0, le=MAX_SEARCHED)] = 0

@@ -65,9 +65,10 @@ class Leg(Generic[Result_co]):
         """All that a checkpoint must hold."""
         return {**self.states, **({"critic-guard": self.guard} if self.guard else {})}
 
-    def steps(self, slices: int = 1, note: Note = lambda text: None) -> Iterator[StepResult]:
-        """Trains to the end, one step for each result; slices of a batch are worked on at once. See `train_steps`."""
-        return train_steps(self.objective, self.states, self.source, self.progress, slices, note)
+    def steps(self, slices: int = 1, note: Note = lambda text: None, rounds: int = 1) -> Iterator[StepResult]:
+        """Trains to the end, one step for each result; slices of a batch are worked on at once, in rounds one after the
+        other. See `train_steps`."""
+        return train_steps(self.objective, self.states, self.source, self.progress, slices, note, rounds)
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,7 @@ def train_leg(
     say: Callable[[str], None] = lambda text: None,
     limits: LegLimits = UNLIMITED,
     slices: int = 1,
+    rounds: int = 1,
 ) -> None:
     """Trains a leg from its newest checkpoint to its end. Raises `Interrupted` after saving, if `stop` is set.
 
@@ -120,7 +122,7 @@ def train_leg(
         run.state.seconds[leg.name] = progress.seconds
         run.save()
 
-    for result in leg.steps(slices, note):
+    for result in leg.steps(slices, note, rounds):
         log(progress, result)
         if leg.guard and guard_due(progress):
             guard_critic(run, leg.name, progress, leg.guard)

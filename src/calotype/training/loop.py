@@ -87,13 +87,14 @@ def train_steps(
     progress: TrainProgress,
     slices: int = 1,
     note: Note = lambda text: None,
+    rounds: int = 1,
 ) -> Iterator[StepResult]:
     """Trains to the end of the leg, one step for each result; what is done between steps is up to the caller.
 
-    Where memory is too small for a batch, its slices are worked on in twice as many rounds, one after the other, from
+    Where memory is too small for a batch, its slices are worked on in twice as many `rounds`, one after the other, from
     then on; `note` gets a line. Raises `UserError` where they cannot be smaller.
     """
-    progress.started, rounds = time.perf_counter(), 1
+    progress.started = time.perf_counter()
     while progress.images_seen < progress.total:
         batch = source.batch(progress.images_seen, progress.batch)
         try:

@@ -223,7 +223,8 @@ class Pipeline:
         with self.reporter.bar(leg.name) as bar:
             slices = self.budget.slices.get(leg.name, 1) if self.device.type == "cpu" else 1
             try:
-                train_leg(self.run, leg, self.stop, bar, self.reporter.say, self._limits(leg.name), slices)
+                rounds = self.budget.rounds.get(leg.name, 1)
+                train_leg(self.run, leg, self.stop, bar, self.reporter.say, self._limits(leg.name), slices, rounds)
             finally:
                 if self.run.state.threads is not None:  # a leg that follows the clock may have changed them
                     torch.set_num_threads(self.run.state.threads)

@@ -18,15 +18,15 @@ from calotype.cli.commands.reading import read, unused_path
 from calotype.cli.commands.resuming import labels_hash, note_changes, read_again
 from calotype.cli.commands.sampling import write_samples
 from calotype.cli.console import Console
-from calotype.cli.options import ResumeOptions, SampleOptions, TrainingOptions, TrainOptions
+from calotype.cli.options import PlanOptions, ResumeOptions, SampleOptions, TrainingOptions, TrainOptions
 from calotype.data.folder import Pictures
 from calotype.data.split import SPLIT_FILE, SPLIT_VERSION, stratified_split
 from calotype.evaluation.neighbours import write_neighbours
 from calotype.files import remove, sha256, write_json, write_whole
 from calotype.interop import diffusers, minilm, transformers
-from calotype.machine import Machine, examine
+from calotype.machine import Machine, describe_machine, examine
 from calotype.planning import Plan, make_plan
-from calotype.planning.memory import check_memory
+from calotype.planning.memory import rounds_of
 from calotype.recipe import ImportedSpace, Recipe
 from calotype.report import write_report
 from calotype.report.card import write_card
@@ -100,10 +100,23 @@ def read_and_plan(
     """The plan, the pictures and the machine that it is for, and when the pictures were read."""
     rule = partial(stratified_split, config=parse_split(settings))
     pictures = read(options.folder, settings["size"], cache, console, rule)
-    was_read, machine = time.time(), examine(options.device)
+    was_read, machine = time.time(), machine_of(options)
     planned = make_plan(pictures, machine, options.budget, options.started, settings)
     console.plan(planned)
     return planned, pictures, machine, was_read
+
+
+def machine_of(options: TrainingOptions) -> Machine:
+    """The machine that is here, examined; or the one that the options of `plan` describe.
+
+    Raises `UserError` where only one of both options is set.
+    """
+    if not isinstance(options, PlanOptions) or options.flops is options.memory is None:
+        return examine(options.device)
+    if options.flops is None or options.memory is None:
+        there, missing = ("--memory", "--flops") if options.flops is None else ("--flops", "--memory")
+        raise UserError(f"{there} is set without {missing}; both describe a machine that is not here: set both or none")
+    return describe_machine(options.device, options.flops, options.memory)
 
 
 def train(options: TrainOptions, console: Console) -> Path:
@@ -174,7 +187,7 @@ def _resume(run: Run, options: ResumeOptions, console: Console) -> Path:
     rename_legs(folder / "checkpoints")
     machine = examine(options.device, run.state.threads)
     note_changes(run, recipe, planned.device, machine, console)
-    check_memory(recipe, machine)
+    rounds_of(recipe, machine)  # refuses what does not fit
     run.began = options.started
     run.spend("read", time.time() - options.started)
     return produce(run, planned, pictures, machine, console, options.force)

@@ -1,0 +1,337 @@
+"""The laws of the plan: by their equations, and by plans for ten machines that do not exist."""
+
+import sys
+from dataclasses import replace
+from functools import cache
+from itertools import pairwise, product
+from pathlib import Path
+
+import pytest
+import torch
+from small import machine, noise_pictures
+from typer import BadParameter
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "bench"))
+
+import plans
+from plans import CASES, DAY, GB, HOUR
+
+from calotype.build import build_backbone
+from calotype.cli import commands
+from calotype.cli.options import PlanOptions, TrainingOptions, byte_count, speed
+from calotype.evaluation.counting import counted
+from calotype.machine import describe_machine
+from calotype.nets.dit import DitConfig
+from calotype.nets.unet import UnetConfig
+from calotype.nets.vae import Vae, VaeConfig
+from calotype.nets.weights import ShapesOnly
+from calotype.planning import choose, make_plan
+from calotype.planning.chains import choose_chain
+from calotype.planning.choose import Resources, choose_dit, propose
+from calotype.planning.laws import (
+    FEWEST_STEPS,
+    HEAD,
+    LARGEST_DIT,
+    LARGEST_VAE,
+    MEASURED_OPERATIONS,
+    MOST_DROPOUT,
+    SMALLEST_DIT,
+    UTILIZATION,
+    VAE_PARAMETERS,
+    VAE_WIDTHS,
+    WHOLE_IMAGES,
+    batch_size,
+    dit_parameters,
+    dit_shape,
+    dropout_rate,
+    images_afforded,
+    learning_rate,
+    time_shares,
+    training_flops,
+    unet_size,
+    vae_widths,
+)
+from calotype.planning.plan import Plan
+from calotype.planning.sizes import MOST_TOKENS
+from calotype.settings import parse_recipe
+from calotype.types import UserError
+
+BUDGETS = [20.0 * 3.0**power for power in range(10)] + [8 * DAY]
+SPEEDS = [1e10 * 6.0**power for power in range(8)] + [4e15]
+OPERATIONS = [10.0 ** (power / 4) for power in range(11 * 4, 22 * 4)]
+cases = pytest.mark.parametrize("case", CASES, ids=[f"{case.name} {case.budget:.0f} s" for case in CASES])
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    """What is measured on pictures decides nothing here."""
+    monkeypatch.setattr(choose, "measure_sigma_data", lambda *about: 0.5)
+    monkeypatch.setattr(choose, "measure_residuals", lambda *about: (0.01, 0.1))
+    monkeypatch.setattr(choose, "code_length", lambda *about: 1.0)
+
+
+# -- By their equations ------------------------------------------------------------------------------------------------
+
+
+def test_a_denoiser_grows_from_a_million_parameters_to_those_of_dit_xl():
+    shapes = [dit_shape(operations) for operations in OPERATIONS]
+    sizes = [dit_parameters(*shape) for shape in shapes]
+    assert sizes == sorted(sizes) and (shapes[0], shapes[-1]) == (SMALLEST_DIT, LARGEST_DIT)
+    assert all(width % HEAD == 0 for width, _ in shapes)
+    assert max(after / before for before, after in pairwise(sizes)) < 2, "no rung is missing"
+    assert len(set(shapes)) > 20
+
+
+@pytest.mark.parametrize(("width", "depth"), [SMALLEST_DIT, (320, 11), LARGEST_DIT])
+def test_parameters_and_operations_of_a_dit_are_those_of_the_network(width, depth):
+    """But for its ends: forward operations counted on the network, times three."""
+    config = DitConfig(width=width, depth=depth, heads=width // HEAD, patch=1)
+    with ShapesOnly():
+        network = build_backbone(config, 64, 32)
+    weights = sum(weight.numel() for weight in network.parameters())
+    assert weights == pytest.approx(dit_parameters(width, depth), rel=0.07)
+    with torch.device("meta"), torch.no_grad():
+        flops = counted(lambda: network(torch.empty(1, 64, 16, 16), torch.empty(1, width)))
+    assert 3 * flops == pytest.approx(training_flops(width, depth, 256), rel=0.05)
+
+
+def test_attention_is_counted():
+    """With as many tokens as 6 widths it takes half of the operations."""
+    width, depth = 384, 10
+    without = 6 * 12 * width**2 * depth
+    assert training_flops(width, depth, 6 * width) == 2 * without * 6 * width
+
+
+def test_the_law_goes_through_published_models():
+    """DiT-B, of 130 million, takes 1.4e19 operations in 400,000 steps of 256 pictures (arXiv 2212.09748, table 4); DiT-XL
+    is near its billion for 1.5e21 in arXiv 2410.08184."""
+    assert 0.8 * 130e6 < dit_parameters(*dit_shape(6 * 23e9 * 256 * 4e5)) < 1.25 * 130e6
+    assert dit_shape(8e20) == LARGEST_DIT != dit_shape(6e20)
+
+
+PLACES = [(64, 10), (64, 15), (64, 25), (256, 25), (256, 40)]
+
+
+@pytest.mark.parametrize(
+    ("flops", "size", "minutes"),
+    [(flops, *place) for flops in (1e11, 2e11, 3e11) for place in PLACES] + [(2.1e11, 128, 40)],
+)
+def test_what_was_measured_on_two_cores_stays(flops, size, minutes):
+    """dev/LOG.md: DiT 128 x 4 of 64 to 256 tokens, batches of 32 and 8, rate 0.4 / width, the UNet of width 32."""
+    pictures = noise_pictures(40, size)
+    settings, _ = propose(pictures, replace(machine(), flops=flops), 60.0 * minutes, {"size": size})
+    made = parse_recipe(settings)
+    backbone = made.denoiser.backbone
+    assert (backbone.width, backbone.depth, backbone.patch) == (128, 4, 1)
+    assert (made.denoiser.batch, made.autoencoder.batch) == (32, 8)
+    assert made.chain == ((64, 256) if size == 256 else (size,))
+    assert made.autoencoder.network.widths == (96, 192) and made.autoencoder.learn.learning_rate == 2e-3
+    assert learning_rate("dit", 128) == 0.4 / 128 and learning_rate("unet", 32) == 0.04 / 32
+    assert all(made.enlarger(side).backbone.width == 32 for side in made.chain[1:])
+    shares = time_shares(["autoencoder", "denoiser"], UTILIZATION * flops * 60 * minutes)
+    assert shares == pytest.approx({"autoencoder": 0.3, "denoiser": 0.7})
+
+
+@pytest.mark.parametrize("reduction", VAE_WIDTHS)
+def test_an_autoencoder_grows_to_a_hundred_million_parameters(reduction):
+    sizes = []
+    for operations in OPERATIONS[::4]:
+        widths = tuple(vae_widths(reduction, operations))
+        with ShapesOnly():
+            vae = Vae(VaeConfig(reduction=reduction, channels={4: 8, 8: 32}.get(reduction, 64), widths=widths))
+        sizes.append(sum(weight.numel() for weight in vae.parameters()))
+    assert sizes == sorted(sizes) and sizes[0] == pytest.approx(VAE_PARAMETERS[reduction], rel=0.02)
+    assert tuple(vae_widths(reduction, MEASURED_OPERATIONS)) == VAE_WIDTHS[reduction]
+    assert 0.7 * LARGEST_VAE < sizes[-1] < 1.1 * LARGEST_VAE
+
+
+def test_a_unet_grows_and_its_parameters_are_within_what_the_law_takes_them_for():
+    sizes = [unet_size(operations) for operations in OPERATIONS]
+    assert sizes == sorted(sizes) and sizes[0] == (32, 2) and sizes[-1] == (320, 3)
+    for width, blocks in {sizes[0], sizes[-1]}:
+        config = UnetConfig(patch=4, width=width, multiples=(1, 2, 2), blocks=blocks, attention_levels=())
+        with ShapesOnly():
+            weights = sum(weight.numel() for weight in build_backbone(config, 9, 3).parameters())
+        assert 0.5 * 2000 * width**2 < weights < 2000 * width**2
+
+
+def test_memory_bounds_the_states_of_a_network():
+    for memory in (0.1 * GB, 1.0 * GB, 16.0 * GB):
+        for weights in (dit_parameters(*dit_shape(1e22, memory)), 2000 * unet_size(1e22, memory)[0] ** 2):
+            assert 20 * weights <= memory / 2
+    assert dit_shape(1e22, 1.0) == SMALLEST_DIT and unet_size(1e22, 1.0) == (32, 2)
+
+
+def test_the_batch_doubles_with_each_tenfold_pictures():
+    assert [batch_size(32, 10.0**power) for power in range(9)] == [32, 32, 32, 32, 32, 32, 64, 128, 256]
+    for images, busy in product((1e3, 1e5, 1e7), (1, 2, 4, 8)):
+        batch = batch_size(32, images, busy)
+        assert batch >= batch_size(32, images) and (batch == 32 or images / batch >= FEWEST_STEPS)
+    assert batch_size(32, 1e6, 8) == 256, "a large device is kept busy"
+
+
+def test_the_learning_rate_falls_to_that_of_dit_xl():
+    rates = [learning_rate("dit", width) for width in range(128, 1153, 64)]
+    assert rates == sorted(rates, reverse=True) and rates[:2] == [0.4 / 128, 0.4 / 192]
+    assert 1e-4 <= rates[-1] <= 2e-4 and learning_rate("unet", 320) == pytest.approx(learning_rate("dit", 320) / 10)
+
+
+def test_dropout_grows_with_the_epochs():
+    rates = [dropout_rate(2.0**power) for power in range(20)]
+    assert rates == sorted(rates) and rates[-1] == MOST_DROPOUT
+    assert dropout_rate(12.0) == dropout_rate(50.0) == 0 and dropout_rate(400.0) == pytest.approx(0.1)
+
+
+def test_dropout_is_by_the_epochs_of_the_run():
+    """Few pictures are seen more often in the same time."""
+    rates = []
+    for count in (50, 5000):
+        settings, reasons = propose(noise_pictures(count), replace(machine(), flops=1e11), 600.0, {"size": 16})
+        epochs = float(reasons["dropout"].rsplit(" ", 2)[1].replace(",", ""))
+        rates.append(settings["denoiser"]["backbone"]["dropout"])
+        assert rates[-1] == pytest.approx(dropout_rate(epochs))
+    assert rates[0] > rates[1]
+
+
+def test_the_share_of_local_networks_falls_and_what_they_get_does_not():
+    totals = OPERATIONS
+    shares = [time_shares(["autoencoder", "denoiser", "enlarge-256"], total) for total in totals]
+    for leg in ("autoencoder", "enlarge-256"):
+        assert [each[leg] for each in shares] == sorted((each[leg] for each in shares), reverse=True)
+        assert 0.04 < shares[-1][leg] < shares[0][leg]
+    for leg in shares[0]:
+        assert all(b[leg] * y > a[leg] * x for (a, x), (b, y) in pairwise(zip(shares, totals, strict=True)))
+    assert all(sum(each.values()) == pytest.approx(1) for each in shares)
+
+
+# -- Tokens and chains -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("side", [8, 16, 20, 32, 35, 48, 64, 96])
+def test_patches_divide_and_get_finer_with_time(side):
+    patches = [choose_dit(side, Resources(operations))[0]["patch"] for operations in OPERATIONS]
+    assert patches == sorted(patches, reverse=True)
+    assert all(side % patch == 0 and side // patch <= MOST_TOKENS for patch in patches)
+    for operations, patch in zip(OPERATIONS, patches, strict=True):
+        assert patch == patches[0] or images_afforded(operations, (side // patch) ** 2) >= WHOLE_IMAGES
+
+
+def test_1024_px_go_through_64_x_64_latents_where_time_allows_it():
+    """By 1,024 tokens on an H100 in a day, by 4,096 on eight of them in days; in less time a small base is enlarged."""
+
+    def chosen(flops, budget):
+        chain = choose_chain("latent", 1024, UTILIZATION * flops * budget)
+        settings = propose(noise_pictures(12, 1024), describe_machine("cuda", flops, 80 * GB), budget, {"size": 1024})[
+            0
+        ]
+        assert tuple(settings["stages"]) == chain
+        return chain, settings["denoiser"]["backbone"]["patch"]
+
+    assert chosen(2e11, HOUR) == ((64, 256, 1024), 1)
+    assert chosen(5e14, HOUR / 3) == ((256, 1024), 1)
+    assert chosen(5e14, DAY) == ((1024,), 2)
+    assert chosen(4e15, 8 * DAY) == ((1024,), 1)
+
+
+def parameters_of(size, flops, budget, memory=80 * GB, device="cuda"):
+    """Of the denoiser, the autoencoder and the stages that enlarge."""
+    made = parse_recipe(
+        propose(noise_pictures(12, size), describe_machine(device, flops, memory), budget, {"size": size})[0]
+    )
+    backbone, network = made.denoiser.backbone, made.autoencoder.network
+    scale = network.widths[0] / VAE_WIDTHS[network.reduction][0]
+    above = tuple(2000 * made.enlarger(side).backbone.width ** 2 for side in made.chain[1:])
+    denoiser = dit_parameters(backbone.width, backbone.depth)
+    return denoiser, VAE_PARAMETERS[network.reduction] * scale**2, made.chain, above
+
+
+def never_shrinks(steps):
+    for (denoiser, autoencoder, chain, above), (denoiser_2, autoencoder_2, chain_2, above_2) in pairwise(steps):
+        assert denoiser_2 >= denoiser and autoencoder_2 >= autoencoder and chain_2[0] >= chain[0]
+        assert chain != chain_2 or all(after >= before for before, after in zip(above, above_2, strict=True))
+
+
+@pytest.mark.parametrize("size", [64, 256])
+def test_no_network_shrinks_when_budget_speed_or_memory_grow(size):
+    for flops in SPEEDS[::3]:
+        never_shrinks([parameters_of(size, flops, budget) for budget in BUDGETS])
+    for budget in (20.0, HOUR, 8 * DAY):
+        never_shrinks([parameters_of(size, flops, budget) for flops in SPEEDS])
+        never_shrinks([parameters_of(size, 1e15, budget, memory=2**power) for power in range(28, 40, 2)])
+
+
+# -- Plans for machines that do not exist ------------------------------------------------------------------------------
+
+
+@cache
+def planned(index) -> Plan:
+    case = CASES[index]
+    return make_plan(noise_pictures(20, case.size), case.machine, case.budget, 0.0, {"size": case.size})
+
+
+BANDS = [(1, 2), (1, 2), (1, 3), (2, 8), (2, 10), (5, 20), (30, 90), (40, 130), (80, 250), (550, 750)]
+"""Million parameters of the denoisers."""
+
+
+@cases
+def test_a_plan_for_a_machine_that_is_not_here(case):
+    index = CASES.index(case)
+    plan, recipe = planned(index), planned(index).recipe
+    predicted = plan.predicted
+    assert 0.9 * case.budget < sum(predicted["seconds"].values()) <= case.budget * 1.001
+    assert 0 < predicted["peak_memory_bytes"] <= case.machine.memory
+    least, most = BANDS[index]
+    assert least * 1e6 <= predicted["parameters"]["denoiser"] <= most * 1e6
+    assert predicted["parameters"]["autoencoder"] <= 1.1 * LARGEST_VAE
+    backbone, side = recipe.denoiser.backbone, recipe.chain[0] // recipe.autoencoder.network.reduction
+    assert side % backbone.patch == 0 and side // backbone.patch <= MOST_TOKENS
+    assert recipe.precision == ("bfloat16" if case.machine.device.type == "cuda" else "float32")
+    assert any("not here" in note for note in plan.notes) and "described" in plan.device
+    assert all(steps >= 100 for steps in predicted["steps"].values()) or case.budget < 60
+    assert 1e-4 <= recipe.denoiser.learn.learning_rate <= 0.0032
+
+
+def test_larger_machines_get_larger_networks():
+    sizes = [planned(index).predicted["parameters"]["denoiser"] for index in range(len(CASES))]
+    assert sizes == sorted(sizes)
+
+
+@cases
+def test_the_table_of_plans_has_a_cell_for_each_heading(case):
+    row = list(plans.cells(case, planned(CASES.index(case))))
+    assert len(row) == len(plans.HEADINGS) and all(row)
+
+
+# -- On the command line -----------------------------------------------------------------------------------------------
+
+
+def test_only_a_described_machine_is_not_examined(monkeypatch):
+    monkeypatch.setattr(commands.training, "examine", lambda name, threads=None: machine())
+    there = commands.training.machine_of(PlanOptions(None, device="cuda", flops=5e14, memory=80 * GB))
+    assert (there.here, there.device.type, there.flops, there.memory) == (False, "cuda", 5e14, 80 * GB)
+    assert commands.training.machine_of(PlanOptions(None)) == machine()
+    assert commands.training.machine_of(TrainingOptions(None)) == machine()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"flops": 5e14}, "--flops is set without --memory"),
+        ({"memory": GB}, "--memory is set without --flops"),
+        ({"flops": 5e14, "memory": GB}, "device is 'auto', but .* must be cpu, cuda or mps"),
+        ({"flops": 5e14, "memory": GB, "device": "tpu"}, "device is 'tpu'"),
+    ],
+)
+def test_a_machine_that_is_half_described_is_refused(options, message):
+    with pytest.raises(UserError, match=message):
+        commands.training.machine_of(PlanOptions(None, **options))
+
+
+def test_speeds_and_memories_are_read():
+    assert speed("5e14") == 5e14 and byte_count("80GB") == 80 * GB == byte_count(" 80 gib") == byte_count(80 * GB)
+    assert byte_count("512MB") == 2**29 and byte_count("1.5g") == 1.5 * GB
+    for read, text in product(
+        (speed, byte_count), ("", "-1", "0", "0GB", "many", "inf", "1e99", "GB", "1e99GB", "nan")
+    ):
+        with pytest.raises(BadParameter, match="such as"):
+            read(text)
