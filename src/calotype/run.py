@@ -85,6 +85,20 @@ class SplitRecord(Stored):
     test: float
 
 
+class Origin(Stored):
+    """The finished run from whose networks a run has started."""
+
+    run: str
+    """Its name."""
+    folder: str
+    model: str
+    """Hash of the manifest of its model."""
+    seconds: float = 0.0
+    """Time that it has taken, with that of the runs it has started from."""
+    seen: bool = True
+    """Whether it is known which pictures it has seen."""
+
+
 class RunState(Stored):
     """What a run needs to be resumed, and what it has cost: seconds, operations and parameters by leg or step."""
 
@@ -128,6 +142,8 @@ class RunState(Stored):
     """The recipe with which the run goes on; None where an earlier version has written the state."""
     constants: dict[str, str] = Field(default_factory=dict)
     """Hash of the manifest of each leg's closed forms."""
+    origin: Origin | None = None
+    """What it has started from; None for a run from nothing."""
 
 
 def renamed_legs(text: str) -> str:

@@ -91,6 +91,9 @@ class TrainingOptions:
         option("Autoencoder: own, or diffusers:PATH with the folder of an AutoencoderKL. [default: own]"),
     ] = None
     """None: the recipe's, else own."""
+    source: Annotated[
+        Path | None, option("Finished run from whose networks to start, with other or more pictures.", "--from")
+    ] = None
     started: float = field(default_factory=time.time, init=False)
     """When the budget began to run, in seconds since the epoch."""
 

@@ -12,6 +12,7 @@ from calotype.data.buckets import bucket_notes, original_sizes
 from calotype.data.folder import Pictures
 from calotype.machine import Machine, peak_memory
 from calotype.planning.choose import learning_rate, propose, time_shares
+from calotype.planning.inherit import explain_start, inherit
 from calotype.planning.measure import Measurement
 from calotype.planning.memory import check_memory
 from calotype.planning.plan import Plan, explain, network_of
@@ -22,6 +23,7 @@ from calotype.tables import merge
 from calotype.training.checkpoint import KEPT_CHECKPOINTS
 from calotype.training.control import mean_cost, whole_batches
 from calotype.training.levels import LEVELS_TRIED, SCALES_TRIED
+from calotype.training.warm_start import WarmStart
 from calotype.types import UserError
 
 OVERHEAD = 0.05
@@ -38,15 +40,19 @@ LEVEL_SHARE, FEWEST_LEVEL_CROPS, MOST_LEVEL_CROPS = 0.05, 12, 96
 """Fraction of the time for the search of an augmentation level, whose result on fewer crops would be chance."""
 
 
-def make_plan(pictures: Pictures, machine: Machine, budget: float, started: float, settings: dict[str, Any]) -> Plan:
+def make_plan(
+    pictures: Pictures, machine: Machine, budget: float, started: float, settings: dict[str, Any],
+    start: WarmStart | None = None,
+) -> Plan:  # fmt: skip
     """For a run that ends `budget` seconds after `started`, a time since the epoch; planning takes some of them.
 
-    `settings`, those of a recipe file and of `--set`, override what is proposed. Raises `UserError` where they do not
-    fit the pictures or one another.
+    `settings`, those of a recipe file and of `--set`, override what is proposed, and what is taken over from the run
+    that this one starts from. Raises `UserError` where they do not fit the pictures or one another.
     """
     began = time.time()
-    proposal, reasons = propose(pictures, machine, budget, settings)
-    proposing = time.time() - began
+    inherited, about = inherit(start, pictures, settings, machine.device)
+    proposal, reasons = propose(pictures, machine, budget, merge(inherited, settings))
+    proposal, proposing = merge(proposal, inherited), time.time() - began
     proposal = with_learning_rates(proposal, parse_recipe(merge(proposal, settings)), machine.batch_factor)
     recipe = parse_recipe(merge(proposal, settings))
     check_sizes(recipe)
@@ -61,17 +67,20 @@ def make_plan(pictures: Pictures, machine: Machine, budget: float, started: floa
         recipe=recipe,
         device=str(machine),
         budget_seconds=budget,
-        choices=explain(recipe, parse_recipe(proposal), pictures, reasons),
+        choices=explain(recipe, parse_recipe(proposal), pictures, reasons | about, start),
         phases=measured.phases(),
         slices=measured.slices(),
         flops=measured.flops(),
         guidance_samples=MOST_GUIDANCE_SAMPLES if searches_guidance(recipe, settings, pictures) else 0,
         notes=[
+            *(explain_start(start, recipe, pictures.classes, about) if start else ()),
             *pictures.notes,
             *bucket_notes(original_sizes(pictures), recipe.aspect_buckets, recipe.size, recipe.unit),
         ],
     )
     allot(plan, measured, len(pictures), started + budget, proposing)
+    if start is not None:
+        plan.predicted["disk_bytes"] += start.bytes
     return plan
 
 

@@ -17,9 +17,10 @@ from calotype.nets.frozen import FolderConfig, MiniLmConfig
 from calotype.nets.text import BytesConfig, NoText
 from calotype.nets.vae import VaeConfig
 from calotype.planning.choose import FEW_PICTURES
-from calotype.recipe import Backbone, ImportedSpace, Recipe, leg_above
+from calotype.recipe import Backbone, ImportedSpace, Recipe, RunSpace, leg_above
 from calotype.run import renamed_legs
 from calotype.training.control import TimeBudget
+from calotype.training.warm_start import WarmStart
 from calotype.types import UserError
 
 
@@ -72,8 +73,13 @@ def network_of(leg: str) -> str:
 # -- Reasons -----------------------------------------------------------------------------------------------------------
 
 
-def explain(recipe: Recipe, proposed: Recipe, pictures: Pictures, reasons: dict[str, str]) -> list[Choice]:
+def explain(
+    recipe: Recipe, proposed: Recipe, pictures: Pictures, reasons: dict[str, str], start: WarmStart | None = None
+) -> list[Choice]:
     """Each choice with its reason, or as set by the user where `recipe` differs from what was `proposed`."""
+    if start is not None:
+        kept = ["patches"] if isinstance(recipe.space, RunSpace) else []
+        reasons = reasons | dict.fromkeys([*kept, *start.continued(recipe)], f"as in {shown(start.name)}")
 
     def choice(what: str, value: str, as_proposed: bool, why: str) -> Choice:
         return Choice(what=what, value=value, why=why if as_proposed else "as you set it", by_user=not as_proposed)
@@ -83,6 +89,8 @@ def explain(recipe: Recipe, proposed: Recipe, pictures: Pictures, reasons: dict[
     choices: list[Choice] = []
     if isinstance(recipe.space, ImportedSpace):
         choices.append(explain_import(recipe.space))
+    if isinstance(recipe.space, RunSpace) and start is not None:
+        choices.append(explain_kept(recipe.space, start, reasons.get("autoencoder", "as you set it")))
     if recipe.kind == "latent":
         side = recipe.chain[0] // network.reduction
         as_proposed = (network.reduction, network.channels) == (wanted.reduction, wanted.channels)
@@ -141,6 +149,11 @@ def explain_import(space: ImportedSpace) -> Choice:
     if space.finetune:
         return Choice(what="autoencoder", value=f"{value}, and fine-tuned", why="as you set it")
     why = "it is trained already, so its leg is left out; --set space.finetune=true trains it further"
+    return Choice(what="autoencoder", value=value, why=why)
+
+
+def explain_kept(space: RunSpace, start: WarmStart, why: str) -> Choice:
+    value = f"that of {shown(start.name)}{', its decoder trained further' if space.finetune else ''}"
     return Choice(what="autoencoder", value=value, why=why)
 
 

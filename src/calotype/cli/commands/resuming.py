@@ -15,7 +15,8 @@ from calotype.cli.commands.reading import read
 from calotype.cli.console import Console
 from calotype.data.folder import Pictures
 from calotype.data.images import shown
-from calotype.data.split import SPLIT_FILE, split_rule, stratified_split
+from calotype.data.seen import continued_split, read_seen
+from calotype.data.split import SPLIT_FILE, split_rule
 from calotype.files import write_json
 from calotype.machine import Machine, cores
 from calotype.recipe import Recipe, exposure_above, leg_above
@@ -59,7 +60,8 @@ def read_again(run: Run, recipe: Recipe, data: Path | None, console: Console) ->
                 f"--data {shown(data)} has the classes {', '.join(pictures.classes) or 'none'}, but {folder} was "
                 f"started with {', '.join(state.classes) or 'none'}; give a folder with these, or start a new run"
             )
-        split = stratified_split(pictures.pixels, pictures.labels, pictures.classes, recipe.split)
+        rule = continued_split(read_seen(folder), recipe.split)
+        split = rule(pictures.pixels, pictures.labels, pictures.classes)
         pictures = replace(pictures, split=split)
         write_json(folder / SPLIT_FILE, pictures.split.as_json())
         announce(run, console, f"{change}; the new sets may hold out pictures that were trained on before")

@@ -9,18 +9,19 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from calotype.cli.commands.continuing import Source, copy_start, open_source, require_fitting
 from calotype.cli.commands.reading import read, unused_path
 from calotype.cli.commands.resuming import labels_hash, note_changes, read_again
 from calotype.cli.commands.sampling import write_samples
 from calotype.cli.console import Console
 from calotype.cli.options import ResumeOptions, SampleOptions, TrainingOptions, TrainOptions
 from calotype.data.folder import Pictures
-from calotype.data.split import SPLIT_FILE, SPLIT_VERSION, stratified_split
+from calotype.data.seen import SEEN_FILE, continued_split, write_seen
+from calotype.data.split import SPLIT_FILE, SPLIT_VERSION
 from calotype.evaluation.neighbours import write_neighbours
 from calotype.files import remove, sha256, write_json, write_whole
 from calotype.interop import diffusers, minilm, transformers
@@ -38,22 +39,23 @@ from calotype.training.examples import without_unread_captions
 from calotype.training.pipeline import Pipeline, record_status
 from calotype.training.previews import held_out_prompts
 from calotype.training.process import UNFINISHED, StoppableReporter, locked, stoppable
+from calotype.training.warm_start import START_FOLDER
 from calotype.types import UserError
 
 DEFAULT_SIZE = 64
-BEFORE_STATE = ("cache", "recipe.toml", "plan.json", SPLIT_FILE)
+BEFORE_STATE = ("cache", "recipe.toml", "plan.json", SPLIT_FILE, SEEN_FILE, START_FOLDER)
 """What is in the folder of a new run before there is a run.json, beside the lock."""
 NEIGHBOURS_FROM = 300.0
 """Seconds of budget: the search for nearest training pictures takes a few, which a shorter run does not have."""
 
 
-def requested_settings(options: TrainingOptions) -> dict[str, Any]:
-    """Of the recipe file and the overrides, with the size: the option's, else theirs, else 64."""
+def requested_settings(options: TrainingOptions, default_size: int = DEFAULT_SIZE) -> dict[str, Any]:
+    """Of the recipe file and the overrides, with the size: the option's, else theirs, else the default."""
     from_file = read_recipe(options.recipe) if options.recipe else {}
     given = {name: value for name in ("size", "kind") if (value := getattr(options, name)) is not None}
     below = merge(from_file, read_space(options.space))
     settings = with_paths(merge(below, read_overrides(options.overrides or (), below), given))
-    stages = settings.get("stages") or [DEFAULT_SIZE]
+    stages = settings.get("stages") or [default_size]
     return {"size": stages[-1], **settings}
 
 
@@ -91,36 +93,59 @@ def with_paths(settings: dict[str, Any]) -> dict[str, Any]:
 
 def plan(options: TrainingOptions, console: Console) -> Plan:
     """The plan alone."""
-    return read_and_plan(options, requested_settings(options), None, console)[0]
+    settings, source = request(options, console)
+    return read_and_plan(options, settings, source, None, console)[0]
+
+
+def request(options: TrainingOptions, console: Console) -> tuple[dict[str, Any], Source | None]:
+    """The settings that the user wants, and the run to start from."""
+    if options.source is None:
+        return requested_settings(options), None
+    source = open_source(options.source, options.device, console)
+    settings = requested_settings(options, source.start.recipe.size)
+    require_fitting(source, settings)
+    return settings, source
 
 
 def read_and_plan(
-    options: TrainingOptions, settings: dict[str, Any], cache: Path | None, console: Console
+    options: TrainingOptions, settings: dict[str, Any], source: Source | None, cache: Path | None, console: Console
 ) -> tuple[Plan, Pictures, Machine, float]:
     """The plan, the pictures and the machine that it is for, and when the pictures were read."""
-    rule = partial(stratified_split, config=parse_split(settings))
+    rule = continued_split(source.seen if source else None, parse_split(settings))
     pictures = read(options.folder, settings["size"], cache, console, rule)
     was_read, machine = time.time(), examine(options.device)
-    planned = make_plan(pictures, machine, options.budget, options.started, settings)
+    start = source.start if source else None
+    planned = make_plan(pictures, machine, options.budget, options.started, settings, start)
+    planned.notes += source.notes if source else []
     console.plan(planned)
     return planned, pictures, machine, was_read
 
 
 def train(options: TrainOptions, console: Console) -> Path:
     """From a folder of pictures to a model, its samples and a report. Returns the folder of the run."""
-    settings = requested_settings(options)
+    settings, source = request(options, console)
     with claimed(options, settings["size"]) as folder:
-        planned, pictures, machine, was_read = read_and_plan(options, settings, folder / "cache", console)
+        planned, pictures, machine, was_read = read_and_plan(options, settings, source, folder / "cache", console)
         check_disk(folder, planned)
         console.say(f"the run is in {folder}")
         write_whole(folder / "recipe.toml", to_toml(planned.recipe))
         write_json(folder / "plan.json", planned.as_json())
         write_json(folder / SPLIT_FILE, pictures.split.as_json())
         state = initial_state(options, folder, pictures, planned.recipe, machine.threads)
+        if source is not None:
+            start_from(source, folder, state)
         run = Run(folder, state, began=options.started)
         run.spend("read", was_read - options.started)  # writes run.json, after all that resuming needs
         run.spend("plan", time.time() - was_read)
         return produce(run, planned, pictures, machine, console, options.force)
+
+
+def start_from(source: Source, folder: Path, state: RunState) -> None:
+    """Puts into the folder of a new run what it needs of the one that it starts from, which may then be gone."""
+    copy_start(source, folder)
+    if source.seen is not None:
+        write_seen(folder, source.seen)
+    state.origin = source.origin
 
 
 def produce(run: Run, plan: Plan, pictures: Pictures, machine: Machine, console: Console, force: bool) -> Path:
@@ -142,6 +167,7 @@ def produce(run: Run, plan: Plan, pictures: Pictures, machine: Machine, console:
                     with run.timing("neighbours"):
                         write_neighbours(folder, pictures)
                 write_card(folder)
+            remove(folder / START_FOLDER)
         finally:
             write_report(folder)
             run.save()  # with the seconds that the report took
