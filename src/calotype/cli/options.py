@@ -132,9 +132,14 @@ class DemoOptions(TrainOptions):
 @app.command("resume")
 @dataclass(frozen=True)
 class ResumeOptions:
-    """Continue a run that was stopped."""
+    """Continue a run that was stopped, or with --budget one that is finished."""
 
     run: RunFolder
+    budget: Annotated[
+        float | None,
+        option("More time for a finished run, whose networks are trained further.", parser=seconds, metavar="TIME"),
+    ] = None
+    """Seconds."""
     device: Device = "auto"
     force: Force = False
     data: Annotated[Path | None, option("Where its pictures are now, or others. [default: where they were]")] = None

@@ -39,6 +39,8 @@ def inherit(start: WarmStart | None, pictures: Pictures, wanted: dict[str, Any],
             raise UserError("space.kind is run, but there is no run to start from; add --from RUN, or leave it out")
         return NOTHING
     settings = start.settings(wanted, any(pictures.captions.of) if pictures.captions else False)
+    if start.again is not None:
+        return Inherited(settings, {"autoencoder": "the run goes on"})
     if "space" not in settings or "space" in wanted:
         return Inherited(settings, {})
     kept, why = compare_autoencoders(start, pictures.shrunk(start.recipe.chain[0]), device)

@@ -54,6 +54,7 @@ def make_plan(
     proposal, reasons = propose(pictures, machine, budget, merge(inherited, settings))
     proposal, proposing = merge(proposal, inherited), time.time() - began
     proposal = with_learning_rates(proposal, parse_recipe(merge(proposal, settings)), machine.batch_factor)
+    proposal = merge(proposal, inherited)
     recipe = parse_recipe(merge(proposal, settings))
     check_sizes(recipe)
     check_memory(recipe, machine)

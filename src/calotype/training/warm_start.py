@@ -47,6 +47,8 @@ class WarmStart:
     recipe: Recipe
     stages: tuple[Stage, ...]
     classes: tuple[str, ...]
+    again: dict[str, Any] | None = None
+    """All settings, where it is the same run that goes on."""
 
     @property
     def bytes(self) -> int:
@@ -59,15 +61,16 @@ class WarmStart:
 
     def settings(self, wanted: Mapping[str, Any], captioned: bool) -> dict[str, Any]:
         """Those to lay below what the user has `wanted`; `captioned`: whether any of the pictures has a caption."""
+        if self.again is not None:
+            return self.again
         source, chain = self.recipe.model_dump(mode="json"), self.recipe.chain
         stages = [*(wanted.get("stages") or chain)]
-        seed = self.recipe.seed + 1  # other draws than those that the networks have seen
         below: dict[str, Any] = {
             "kind": self.recipe.kind,
             "size": self.recipe.size,
             "stages": stages,
             "aspect_buckets": self.recipe.aspect_buckets,
-            "seed": seed if seed <= LARGEST_SEED else 0,
+            "seed": next_seed(self.recipe),
             "denoiser": picked(source["denoiser"], FIRST_STAGE),
             "enlarge": {
                 str(size): picked(source["enlarge"][str(size)], ENLARGER)
@@ -204,6 +207,11 @@ def start_of(run: Run, device: torch.device) -> WarmStart | None:
     """What a run starts from, of the copy in its folder; None where it starts from nothing."""
     origin = run.state.origin
     return None if origin is None else read_start(run.folder / START_FOLDER, origin.run, device)
+
+
+def next_seed(recipe: Recipe) -> int:
+    """Another one, so that the draws are not those that the networks have seen."""
+    return recipe.seed + 1 if recipe.seed < LARGEST_SEED else 0
 
 
 # -- Settings of a stage -----------------------------------------------------------------------------------------------

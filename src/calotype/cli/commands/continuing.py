@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from calotype.data.seen import Seen, read_seen, seen_by
 from calotype.files import read_json, read_manifest, sha256, whole_folder, write_json
 from calotype.machine import find_device
 from calotype.nets.frozen import FolderConfig
+from calotype.planning import Plan
 from calotype.run import Origin, Run
 from calotype.training.warm_start import START_FOLDER, WarmStart, read_start
 from calotype.types import UserError
@@ -41,18 +42,26 @@ class Source:
 
 def open_source(folder: Path, device: str, console: Console) -> Source:
     """Raises `UserError` for a folder that is no run, or has no whole model."""
-    run = Run.open(folder)
-    start = read_start(folder, run.name, find_device(device))
-    own, earlier = read_own(run, start.recipe.size, folder / "cache", console), read_seen(folder)
-    before = run.state.origin
+    source = source_of(Run.open(folder), device)
+    own, earlier = read_own(source.run, source.start.recipe.size, folder / "cache", console), read_seen(folder)
+    if own is None:
+        return replace(source, seen=earlier, origin=source.origin.model_copy(update={"seen": False}))
+    return replace(source, seen=seen_by(own).and_of(earlier))
+
+
+def source_of(run: Run, device: str) -> Source:
+    """The same, without the pictures that it has seen."""
+    model, before = run.folder / "model", run.state.origin
+    start = read_start(run.folder, run.name, find_device(device))
     origin = Origin(
         run=run.name,
-        folder=str(folder.resolve()),
-        model=sha256(folder / "model" / "manifest.json"),
+        folder=str(run.folder.resolve()),
+        model=sha256(model / "manifest.json"),
         seconds=run.state.wall_seconds + (before.seconds if before else 0.0),
-        seen=own is not None and (before is None or before.seen),
+        seen=before is None or before.seen,
+        before=before,
     )
-    return Source(run, start, earlier if own is None else seen_by(own).and_of(earlier), origin)
+    return Source(run, start, None, origin)
 
 
 def require_fitting(source: Source, settings: dict[str, Any]) -> None:
@@ -75,3 +84,13 @@ def copy_start(source: Source, folder: Path) -> None:
             about = read_json(path / "model.json")
             about["recipe"]["denoiser"]["text"]["path"] = str(Path(text.path).resolve())
             write_json(path / "model.json", about)
+
+
+def check_disk(folder: Path, plan: Plan) -> None:
+    """Raises `UserError` before hours of training rather than after."""
+    needed, free = plan.predicted["disk_bytes"], shutil.disk_usage(folder).free
+    if needed > free:
+        raise UserError(
+            f"the run needs about {needed / 1e6:,.0f} MB in {folder}, but {free / 1e6:,.0f} MB are free; "
+            f"free some space, or choose another place with --out"
+        )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime
 import os
 import platform
-import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -13,7 +12,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from calotype.cli.commands.continuing import Source, copy_start, open_source, require_fitting
+from calotype.cli.commands.continuing import Source, check_disk, copy_start, open_source, require_fitting
+from calotype.cli.commands.extending import extend, switch
 from calotype.cli.commands.reading import read, unused_path
 from calotype.cli.commands.resuming import labels_hash, note_changes, read_again
 from calotype.cli.commands.sampling import write_samples
@@ -177,15 +177,28 @@ def produce(run: Run, plan: Plan, pictures: Pictures, machine: Machine, console:
 
 
 def resume(options: ResumeOptions, console: Console) -> Path:
-    """Goes on with a run that was stopped, wherever it was."""
-    folder = options.run
+    """Goes on with a run that was stopped, wherever it was; or with a finished one, where there is a budget for it."""
+    folder, budget = options.run, options.budget
     Run.open(folder)  # so that no lock is put into a folder that is no run
     with locked(folder):
+        switch(folder)
         run = Run.open(folder)  # as the owner before has left it
         if run.state.status != "finished":
+            require_no_budget(run, budget)
             return _resume(run, options, console)
+        if budget is not None:
+            return produce(*extend(run, options, budget, console), console, options.force)
     console.say(f"{folder} is finished already; its report is {folder / 'report.html'}")
     return folder
+
+
+def require_no_budget(run: Run, budget: float | None) -> None:
+    """Raises `UserError`: what is not finished has a plan, and its legs end when that says."""
+    if budget is not None:
+        raise UserError(
+            f"{run.folder} is {run.state.status}, and --budget is more time for a finished run; finish it first, "
+            f"within the budget that it has, with: calotype resume {run.folder}"
+        )
 
 
 def _resume(run: Run, options: ResumeOptions, console: Console) -> Path:
@@ -292,13 +305,3 @@ def initial_state(options: TrainOptions, folder: Path, pictures: Pictures, recip
         threads=threads,
         settings=recipe.model_dump(mode="json"),
     )
-
-
-def check_disk(folder: Path, plan: Plan) -> None:
-    """Raises `UserError` before hours of training rather than after."""
-    needed, free = plan.predicted["disk_bytes"], shutil.disk_usage(folder).free
-    if needed > free:
-        raise UserError(
-            f"the run needs about {needed / 1e6:,.0f} MB in {folder}, but {free / 1e6:,.0f} MB are free; "
-            f"free some space, or choose another place with --out"
-        )
