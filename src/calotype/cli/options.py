@@ -147,6 +147,18 @@ class ResumeOptions:
     """When it began, in seconds since the epoch."""
 
 
+@app.command("preview")
+@dataclass(frozen=True)
+class PreviewOptions(SamplingOptions):
+    """Sample from a run as it is now, also while it trains: the averaged weights of its newest checkpoint."""
+
+    run: RunFolder
+    count: Annotated[int, typer.Option(help="Number of pictures.", max=MAX_SAMPLES)] = 16
+    seed: Seed = 0
+    out: Annotated[Path | None, option("PNG file. [default: RUN/preview.png]")] = None
+    device: Device = "auto"
+
+
 # -- Sampling ----------------------------------------------------------------------------------------------------------
 
 

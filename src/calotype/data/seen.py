@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Bool, UInt8
+from jaxtyping import Bool, Int8, UInt8
 from torch import Tensor
 
-from calotype.data.duplicates import Hashes, near_duplicates, perceptual_hashes
+from calotype.data.duplicates import near_duplicates, perceptual_hashes
 from calotype.data.folder import Pictures
 from calotype.data.split import Split, SplitConfig, SplitRule, stratified_split
 from calotype.files import read_tensors, write_tensors
@@ -27,9 +27,9 @@ SETS = ("train", "validation", "test")
 class Seen:
     """Hashes of the pictures in each set of earlier runs; those of the test set are seen by none of them."""
 
-    train: Hashes
-    validation: Hashes
-    test: Hashes
+    train: Int8[np.ndarray, "train gradients"]
+    validation: Int8[np.ndarray, "validation gradients"]
+    test: Int8[np.ndarray, "test gradients"]
 
     def split(self, pixels: UInt8[Tensor, "count 3 rows columns"]) -> Split:
         """In which set each picture, or a near-duplicate of it, was; those that were in none are in none here."""

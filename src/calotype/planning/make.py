@@ -209,7 +209,7 @@ def searches_level(stage: EnlargeRecipe) -> bool:
 
 
 def disk_bytes(recipe: Recipe, measured: Measurement, count: int) -> int:
-    """At most: two checkpoints a leg, the fitted priors, the model, and the latents in float16.
+    """At most: two checkpoints a leg, the fitted priors, the model and its autoencoder, and the latents in float16.
 
     Besides, for a while, what is written before the old is removed: a third checkpoint with the best average weights,
     or a second model. An imported autoencoder that is not trained is in the model alone.
@@ -220,6 +220,7 @@ def disk_bytes(recipe: Recipe, measured: Measurement, count: int) -> int:
     model = sum(measured.parameters().values()) + measured.prior_values()
     spare = max([model, *(leg + leg // 4 for leg in legs)])
     values = KEPT_CHECKPOINTS * sum(legs) + spare + model + measured.constant_values()
+    values += measured.parameters().get("autoencoder", 0)
     return 4 * values + 2 * latents * count * (2 if recipe.flip else 1)
 
 

@@ -12,7 +12,6 @@ from calotype.run import Run
 from calotype.tables import number
 from calotype.types import UserError
 
-
 MOST_ORIGINS = 8
 
 

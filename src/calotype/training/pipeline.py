@@ -38,6 +38,7 @@ from calotype.training.levels import search_guidance, search_levels
 from calotype.training.loop import TrainProgress, several
 from calotype.training.previews import autoencoder_validator, validation_images
 from calotype.training.process import Interrupted, ProgressBar, Reporter, Stop, StoppableReporter
+from calotype.training.snapshot import write_space
 from calotype.training.warm_start import WarmStart, first_space, start_of
 from calotype.types import NotFiniteError, UserError
 
@@ -139,6 +140,7 @@ class Pipeline:
             caches = [self._latents(space, each, folder, bar) for each in buckets]
             trained = (cache.of(each.train_indices) for each, cache in zip(buckets, caches, strict=True))
             space.measure(moments.float().to(self.device) for moments in chain.from_iterable(trained))
+        write_space(self.run, space)
         with self.run.timing("inspect"):
             if isinstance(self.recipe.space, ImportedSpace):
                 self.run.log("note", text=about_tiles(space, validation_images(pictures, 1, self.device)))
