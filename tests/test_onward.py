@@ -2,12 +2,16 @@
 
 import json
 import shutil
+from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
-from small import CASCADE, CPU, SETTINGS, Keeper, be_quick, noise_pictures, request, write_pictures
+from small import CASCADE, CPU, SETTINGS, Keeper, be_quick, noise_pictures, recipe, request, write_pictures
+from test_checkpoint import go_on
 from test_train import interrupted_at
 
+from calotype.build import build_stage, initial_space
 from calotype.cli import commands
 from calotype.cli.commands import extending
 from calotype.cli.options import PreviewOptions, ResumeOptions
@@ -25,10 +29,11 @@ from calotype.training import leg as legs
 from calotype.training import pipeline
 from calotype.training.fitting import fit_mixture, read_constants
 from calotype.training.leg import StepLog
+from calotype.training.legs import autoencoder_leg
 from calotype.training.loop import StepResult, TrainProgress
 from calotype.training.process import Interrupted, locked
-from calotype.training.warm_start import label_rows, read_start
-from calotype.types import NULL_LABEL, Condition, Text, UserError
+from calotype.training.warm_start import WarmStart, label_rows
+from calotype.types import NULL_LABEL, Condition, Rng, Text, UserError
 
 SHORT = {"denoiser": {"images": 16}}
 """Settings of a run that starts from another; all others are taken over."""
@@ -37,6 +42,7 @@ SHORT = {"denoiser": {"images": 16}}
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     be_quick(monkeypatch)
+    monkeypatch.setattr(pipeline, "require_fit", lambda *given: None)
 
 
 def onward(pictures, out, source, *overrides, settings=SHORT, **more):
@@ -112,7 +118,7 @@ def test_networks_begin_as_those_of_the_source_and_closed_forms_are_of_the_new_p
     assert all(map(torch.equal, source.space.vae.state_dict().values(), ours.space.vae.state_dict().values()))
     expected = fit_mixture(*fitted[0])["mixture"].state_dict()
     assert all(torch.equal(ours.denoiser.prior.state_dict()[name], value) for name, value in expected.items())
-    assert not torch.equal(ours.denoiser.prior.state_dict()["axes"], source.denoiser.prior.state_dict()["axes"])
+    assert not all(map(torch.equal, expected.values(), source.denoiser.prior.state_dict().values()))
     assert not torch.equal(ours.space.mean, source.space.mean)  # measured on the new pictures
 
 
@@ -136,40 +142,53 @@ def test_classes_are_matched_by_name():
     assert label_rows(weights[3:], [], ["x"])[:, 0].tolist() == [3, 3]
 
 
-def test_captions_that_were_added_leave_what_is_made_without_them(tmp_path, finished, monkeypatch):
-    pictures = write_pictures(tmp_path / "captioned")
-    for index, path in enumerate(sorted(pictures.rglob("*.png"))):
-        path.with_suffix(".txt").write_text(f"spots {index}")
-    text = {"denoiser": {"images": 16, "text": {"kind": "bytes", "width": 16, "heads": 2}}}
-    kept, real = [], pipeline.denoiser_leg
+TEXT = {"text": {"kind": "bytes", "width": 16, "heads": 2}}
 
-    def denoiser_leg(*given):
-        kept.append(real(*given))
-        state = kept[0].states["denoiser"].network
-        noisy, sigma, labels = torch.randn(2, 3, 4, 4), torch.tensor([0.5, 2.0]), torch.tensor([0, NULL_LABEL])
-        source.denoiser.prior = state.prior
-        with torch.no_grad():
-            ours = state.eval()(noisy, sigma, Condition(labels, text=Text(("", ""))))
-            theirs = source.denoiser(noisy, sigma, Condition(labels))
-        torch.testing.assert_close(ours, theirs)
-        state.train()
-        return kept[0]
 
-    source = load(finished, "cpu").stages[0]
-    monkeypatch.setattr(pipeline, "denoiser_leg", denoiser_leg)
-    run, console = onward(pictures, tmp_path / "run", finished, settings=text)
-    assert kept and any("reads no captions: the text encoder, and the attention to it, start anew" in note
-                        for note in notes(console))  # fmt: skip
-    monkeypatch.setattr(pipeline, "denoiser_leg", real)
-    before = begun(monkeypatch)
-    _, console = onward(pictures, tmp_path / "with captions", run)  # the encoder goes on, too
-    weights = load(run, "cpu").stages[0].denoiser.state_dict()
-    assert any("encoder" in name for name in weights)
-    assert all(torch.equal(value, weights[name]) for name, value in before["denoiser"]["denoiser"].items()
-               if not name.startswith("prior."))  # fmt: skip
-    assert not any("text encoder" in note for note in notes(console))
-    _, console = onward(write_pictures(tmp_path / "bare"), tmp_path / "without", run)
-    assert any("here none are read, so its text encoder is dropped" in note for note in notes(console))
+def start(classes=("a", "b"), **changes):
+    """Of a model with random weights, whose autoencoder has the closed form of some pictures."""
+    settings = recipe(**changes)
+    space = initial_space(settings, noise_pictures(40), CPU)
+    stage = build_stage(settings, space, len(classes), None)
+    for weight in stage.denoiser.parameters():
+        torch.nn.init.normal_(weight, std=0.2)
+    stage.denoiser.eval()
+    return WarmStart("source", settings, (stage,), classes)
+
+
+def begin(source, **changes):
+    """A stage that starts from it, and the notes on that."""
+    settings = recipe(space={"kind": "run"}, **changes)
+    stage = build_stage(settings, source.stages[0].space, len(source.classes), None)
+    source.begin(stage, settings, source.classes)
+    stage.denoiser.eval()
+    return stage, source.notes(settings, source.classes)
+
+
+def denoised(stage, text=None):
+    rng, labels = Rng(("onward",)), torch.tensor([0, NULL_LABEL])
+    with torch.no_grad():
+        return stage.denoiser(rng.normal(2, 3, 4, 4), torch.tensor([0.5, 2.0]), Condition(labels, text=text))
+
+
+def test_captions_that_were_added_or_dropped_leave_what_is_made_without_them():
+    plain, captioned = start(denoiser={"prior": "none"}), start(denoiser={"prior": "none", **TEXT})
+    stage, notes = begin(plain, denoiser={"prior": "none", **TEXT})
+    assert "source reads no captions: the text encoder, and the attention to it, start anew" in notes
+    for text in (None, Text(("", ""))):
+        torch.testing.assert_close(denoised(stage, text), denoised(plain.stages[0]))
+    stage, notes = begin(captioned, denoiser={"prior": "none"})
+    assert "source reads captions; here none are read, so its text encoder is dropped" in notes
+    torch.testing.assert_close(denoised(stage), denoised(captioned.stages[0]))
+    stage, notes = begin(captioned, denoiser={"prior": "none", **TEXT})
+    text = Text(("spots", "a sky"))
+    assert torch.equal(denoised(stage, text), denoised(captioned.stages[0], text)) and len(notes) == 1
+
+
+def test_a_text_encoder_is_taken_over_only_where_there_are_captions():
+    source = start(denoiser={"prior": "none", **TEXT})
+    assert source.settings({}, captioned=True)["denoiser"]["text"]["width"] == 16
+    assert "text" not in source.settings({}, captioned=False)["denoiser"]
 
 
 def test_what_does_not_fit_starts_anew_and_is_named(others, tmp_path, finished, monkeypatch):
@@ -184,26 +203,23 @@ def test_what_does_not_fit_starts_anew_and_is_named(others, tmp_path, finished, 
     assert "autoencoder" in before
 
 
-def test_an_autoencoder_is_kept_unless_a_new_one_begins_better(finished):
-    start = read_start(finished, "run", CPU)
-    kept, why = compare_autoencoders(start, noise_pictures(40, seed=2), CPU)
-    alien = noise_pictures(40)
+def test_an_autoencoder_is_kept_unless_a_new_one_begins_much_better():
+    source, others = start(), noise_pictures(40, seed=2)
+    kept, why = compare_autoencoders(source, others, CPU)
     stripes = torch.tensor([0, 255], dtype=torch.uint8).repeat(8).expand(40, 3, 16, 16).clone()
     stripes[::2] = 255 - stripes[::2]
-    replaced = type(alien)(stripes, alien.labels, alien.classes, alien.split, "stripes")
-    dropped, reason = compare_autoencoders(start, replaced, CPU)
+    dropped, reason = compare_autoencoders(source, replace(others, pixels=stripes), CPU)
     assert kept and not dropped
-    assert "dB, and a new one would begin with" in why and "dB" in reason
+    assert all("dB, and a new one would begin with" in text for text in (why, reason))
 
 
-def test_a_decoder_is_trained_further_where_that_is_asked_for(others, tmp_path, finished, monkeypatch):
-    before = begun(monkeypatch)
-    settings = merge(SHORT, {"space": {"finetune": True}, "autoencoder": SETTINGS["autoencoder"]})
-    run, _ = onward(others, tmp_path / "run", finished, settings=settings)
-    ours, source = (load(each, "cpu").stages[0].space.vae for each in (run, finished))
-    assert list(before) == ["autoencoder", "denoiser"]
-    for part, same in (("encoder", True), ("linear_in", True), ("decoder", False)):
-        weights = zip(getattr(ours, part).parameters(), getattr(source, part).parameters(), strict=True)
+def test_a_decoder_alone_is_trained_further_where_that_is_asked_for():
+    source = start()
+    settings = recipe(space={"kind": "run", "finetune": True})
+    leg = go_on(autoencoder_leg(settings, noise_pictures(), CPU, source), 12)
+    ours, theirs = leg.trained, source.stages[0].space.vae
+    for part, same in (("encoder", True), ("linear_in", True), ("linear_out", True), ("decoder", False)):
+        weights = zip(getattr(ours, part).parameters(), getattr(theirs, part).parameters(), strict=True)
         assert all(torch.equal(*pair) for pair in weights) == same
 
 
@@ -321,35 +337,54 @@ def test_other_draws_than_those_of_the_part_before(again):
     assert seeds == [0, 1]
 
 
-@pytest.mark.parametrize("calls", range(12))
-def test_a_process_that_dies_in_the_switch_loses_nothing(calls, again, monkeypatch, finished):
-    """At each of its writes, moves and removals; whoever comes next finishes it, or the run is what it was."""
-    left = [calls]
-
-    def counted(real):
-        def call(*given, **more):
-            if left[0] == 0:
-                raise KeyboardInterrupt
-            left[0] -= 1
-            return real(*given, **more)
-
-        return call
-
+def test_a_process_that_dies_in_the_switch_loses_nothing(again, tmp_path, monkeypatch):
+    """At each of its writes, moves and removals; whoever has the lock next finishes it."""
     with monkeypatch.context() as patch:
-        for name in ("write_whole", "write_json", "remove", "copy_start"):
-            patch.setattr(extending, name, counted(getattr(extending, name)))
-        patch.setattr(extending.shutil, "move", counted(shutil.move))
-        with pytest.raises(KeyboardInterrupt):
-            commands.resume(ResumeOptions(again, budget=1e-6), Keeper())
-    assert load(again, "cpu").sample(1)[0] == load(finished, "cpu").sample(1)[0]
-    commands.resume(ResumeOptions(again), Keeper())
-    state = Run.open(again).state
-    assert state.status == "finished" and state.part == (2 if calls > 3 else 1)
-    if state.part == 2:
-        assert {"recipe.toml", "plan.json", "samples", "previews"} <= {
-            path.name for path in (again / "before" / "1").iterdir()
-        }
-    assert is_whole(again / "model") and not (again / "next").exists()
+        patch.setattr(extending, "switch", lambda folder: None)
+        patch.setattr(commands.training, "produce", lambda run, *more: run.folder)
+        commands.resume(ResumeOptions(again, budget=1e-6), Keeper())
+    assert Run.open(again).state.part == 1 and is_whole(again / "next") and is_whole(again / "start")
+
+    def switched(name, calls):
+        """A copy of the run in which so many calls are made before the process dies; whether it died."""
+        folder, left = tmp_path / name, [calls]
+        shutil.copytree(again, folder)
+        with monkeypatch.context() as patch:
+            for module, call in ((extending, "write_whole"), (extending, "write_json"), (extending, "remove"),
+                                 (shutil, "move"), (Run, "log")):  # fmt: skip
+                patch.setattr(module, call, dying(getattr(module, call), left))
+            try:
+                extending.switch(folder)
+            except KeyboardInterrupt:
+                return folder, True
+        return folder, False
+
+    whole, _ = switched("whole", -1)
+    files, calls, died = contents(whole), 0, True
+    assert {"before/1/recipe.toml", "before/1/run.json", "recipe.toml", "plan.json", "run.json"} <= files.keys()
+    assert not any(name.startswith(("next", "checkpoints", "constants")) for name in files)
+    while died:
+        folder, died = switched(f"killed after {calls}", calls)
+        extending.switch(folder)
+        assert contents(folder) == files
+        calls += 1
+    assert calls > 8
+
+
+def dying(real, left):
+    def call(*given, **more):
+        if left[0] == 0:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        return real(*given, **more)
+
+    return call
+
+
+def contents(folder):
+    """All files; the log may say twice that a part has begun."""
+    files = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {name: content for name, content in files.items() if name != "log.jsonl"}
 
 
 # -- What cannot be ----------------------------------------------------------------------------------------------------

@@ -49,13 +49,15 @@ NEIGHBOURS_FROM = 300.0
 """Seconds of budget: the search for nearest training pictures takes a few, which a shorter run does not have."""
 
 
-def requested_settings(options: TrainingOptions, default_size: int = DEFAULT_SIZE) -> dict[str, Any]:
-    """Of the recipe file and the overrides, with the size: the option's, else theirs, else the default."""
+def requested_settings(options: TrainingOptions, source: Source | None = None) -> dict[str, Any]:
+    """Of the recipe file and the overrides, with the size: the option's, else theirs, else that of the run to start
+    from, else 64."""
     from_file = read_recipe(options.recipe) if options.recipe else {}
     given = {name: value for name in ("size", "kind") if (value := getattr(options, name)) is not None}
     below = merge(from_file, read_space(options.space))
-    settings = with_paths(merge(below, read_overrides(options.overrides or (), below), given))
-    stages = settings.get("stages") or [default_size]
+    kinds = merge(source.start.settings(below, captioned=True), below) if source else below
+    settings = with_paths(merge(below, read_overrides(options.overrides or (), kinds), given))
+    stages = settings.get("stages") or [source.start.recipe.size if source else DEFAULT_SIZE]
     return {"size": stages[-1], **settings}
 
 
@@ -102,7 +104,7 @@ def request(options: TrainingOptions, console: Console) -> tuple[dict[str, Any],
     if options.source is None:
         return requested_settings(options), None
     source = open_source(options.source, options.device, console)
-    settings = requested_settings(options, source.start.recipe.size)
+    settings = requested_settings(options, source)
     require_fitting(source, settings)
     return settings, source
 
