@@ -35,7 +35,7 @@ from calotype.training.process import Interrupted, locked
 from calotype.training.warm_start import WarmStart, label_rows
 from calotype.types import NULL_LABEL, Condition, Rng, Text, UserError
 
-SHORT = {"denoiser": {"images": 16}}
+SHORT = {"denoiser": {"images": 16, "batch": 4}}
 """Settings of a run that starts from another; all others are taken over."""
 
 
@@ -320,7 +320,7 @@ def test_a_finished_run_goes_on_in_its_folder_with_the_same_sets(again, monkeypa
     assert (again / "split.json").read_bytes() == split
     assert {path.name for path in (again / "before" / "1").iterdir()} >= {"evaluation.json", "recipe.toml", "samples"}
     assert not (again / "evaluation.json").exists() and (again / "log.jsonl").read_text().startswith(log)
-    assert run.history("step", "denoiser")[0]["images_seen"] == 16
+    assert [event["images_seen"] for event in run.history("check", "denoiser")] == [16, 32]
     assert not run.history("step", "autoencoder")  # of the part before
     for name, value in trained_state(source).items():
         assert torch.equal(before["denoiser"]["denoiser"][name], value)
