@@ -20,7 +20,7 @@ from calotype.files import read_tensors, write_tensors
 from calotype.types import Labels, UserError
 
 SEEN_FILE = "seen.safetensors"
-SETS = ("train", "validation", "test")
+SET_NAMES = ("train", "validation", "test")
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Seen:
         """Of both; whatever one of them has trained on is no test picture of the other."""
         if earlier is None:
             return self
-        joined = (np.concatenate([getattr(self, name), getattr(earlier, name)]) for name in SETS)
+        joined = (np.concatenate([getattr(self, name), getattr(earlier, name)]) for name in SET_NAMES)
         return Seen(*joined)
 
 
@@ -55,7 +55,7 @@ def seen_by(pictures: Pictures) -> Seen:
 
 def write_seen(folder: Path, seen: Seen) -> None:
     """Into the folder of a run."""
-    write_tensors(folder / SEEN_FILE, {name: torch.from_numpy(getattr(seen, name)) for name in SETS})
+    write_tensors(folder / SEEN_FILE, {name: torch.from_numpy(getattr(seen, name)) for name in SET_NAMES})
 
 
 def read_seen(folder: Path) -> Seen | None:
@@ -64,9 +64,9 @@ def read_seen(folder: Path) -> Seen | None:
     if not os.path.lexists(file):
         return None
     tensors = read_tensors(file)
-    if {*tensors} != {*SETS} or any(each.ndim != 2 or each.dtype != torch.int8 for each in tensors.values()):
-        raise UserError(f"{file} is damaged: expected hashes of the sets {', '.join(SETS)}; copy it again")
-    return Seen(*(tensors[name].numpy() for name in SETS))
+    if {*tensors} != {*SET_NAMES} or any(each.ndim != 2 or each.dtype != torch.int8 for each in tensors.values()):
+        raise UserError(f"{file} is damaged: expected hashes of the sets {', '.join(SET_NAMES)}; copy it again")
+    return Seen(*(tensors[name].numpy() for name in SET_NAMES))
 
 
 def continued_split(seen: Seen | None, config: SplitConfig) -> SplitRule:

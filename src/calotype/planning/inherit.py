@@ -18,7 +18,7 @@ from calotype.tables import without
 from calotype.training.warm_start import WarmStart
 from calotype.types import Images, UserError
 
-COMPARED = 64
+MOST_COMPARED = 64
 """Validation pictures, at most, whose reconstructions decide whether an autoencoder is kept."""
 MOST_WORSE = 1.0
 """dB. The closed form of some pictures is about as good for others of their kind; for another kind it loses more."""
@@ -57,7 +57,7 @@ def compare_autoencoders(start: WarmStart, pictures: Pictures, device: torch.dev
     better; with a sentence that says so."""
     space, network = start.stages[0].space, start.recipe.autoencoder.network
     assert isinstance(space, LatentSpace)
-    images = images_from_pixels(pictures.pixels[pictures.validation_indices[:COMPARED]]).to(device)
+    images = images_from_pixels(pictures.pixels[pictures.validation_indices[:MOST_COMPARED]]).to(device)
     before = reconstruction_psnr(space.vae, images)
     about = f"its reconstructions of {len(images)} pictures for validation have {before:.1f} dB"
     if not isinstance(network, VaeConfig):

@@ -80,29 +80,7 @@ def explain(
     if start is not None:
         kept = ["patches"] if isinstance(recipe.space, RunSpace) else []
         reasons = reasons | dict.fromkeys([*kept, *start.continued(recipe)], f"as in {shown(start.name)}")
-
-    def choice(what: str, value: str, as_proposed: bool, why: str) -> Choice:
-        return Choice(what=what, value=value, why=why if as_proposed else "as you set it", by_user=not as_proposed)
-
-    denoiser, network, other = recipe.denoiser, recipe.autoencoder.network, proposed.denoiser
-    wanted = proposed.autoencoder.network
-    choices: list[Choice] = []
-    if isinstance(recipe.space, ImportedSpace):
-        choices.append(explain_import(recipe.space))
-    if isinstance(recipe.space, RunSpace) and start is not None:
-        choices.append(explain_kept(recipe.space, start, reasons.get("autoencoder", "as you set it")))
-    if recipe.kind == "latent":
-        side = recipe.chain[0] // network.reduction
-        as_proposed = (network.reduction, network.channels) == (wanted.reduction, wanted.channels)
-        value = f"{side} x {side} x {network.channels} (f{network.reduction})"
-        latents = choice("latents", value, as_proposed, "few positions, so that the denoiser is cheap")
-        if isinstance(recipe.space, ImportedSpace):
-            latents.why = "as imported; mean and standard deviation of each channel are measured on these pictures"
-        choices.append(latents)
-        if isinstance(network, VaeConfig):
-            as_proposed = isinstance(wanted, VaeConfig) and network.lapped == wanted.lapped
-            value = "overlapping" if network.lapped else "squares"
-            choices.append(choice("patches", value, as_proposed, reasons.get("patches", "")))
+    denoiser, other, choices = recipe.denoiser, proposed.denoiser, explain_space(recipe, proposed, reasons, start)
     if len(recipe.chain) > 1:
         choices.append(choice(
             "stages", " -> ".join(f"{size} px" for size in recipe.chain), recipe.chain == proposed.chain,
@@ -142,6 +120,32 @@ def explain(
     )
     why = f"{FEW_PICTURES:,} pictures and more need none"
     return [*choices, choice("dropout", f"{backbone.dropout:g}", backbone.dropout == other.backbone.dropout, why)]
+
+
+def choice(what: str, value: str, as_proposed: bool, why: str) -> Choice:
+    return Choice(what=what, value=value, why=why if as_proposed else "as you set it", by_user=not as_proposed)
+
+
+def explain_space(recipe: Recipe, proposed: Recipe, reasons: dict[str, str], start: WarmStart | None) -> list[Choice]:
+    """The autoencoder and its latents; nothing in pixels."""
+    network, wanted, choices = recipe.autoencoder.network, proposed.autoencoder.network, list[Choice]()
+    if isinstance(recipe.space, ImportedSpace):
+        choices.append(explain_import(recipe.space))
+    if isinstance(recipe.space, RunSpace) and start is not None:
+        choices.append(explain_kept(recipe.space, start, reasons.get("autoencoder", "as you set it")))
+    if recipe.kind == "latent":
+        side = recipe.chain[0] // network.reduction
+        as_proposed = (network.reduction, network.channels) == (wanted.reduction, wanted.channels)
+        value = f"{side} x {side} x {network.channels} (f{network.reduction})"
+        latents = choice("latents", value, as_proposed, "few positions, so that the denoiser is cheap")
+        if isinstance(recipe.space, ImportedSpace):
+            latents.why = "as imported; mean and standard deviation of each channel are measured on these pictures"
+        choices.append(latents)
+        if isinstance(network, VaeConfig):
+            as_proposed = isinstance(wanted, VaeConfig) and network.lapped == wanted.lapped
+            value = "overlapping" if network.lapped else "squares"
+            choices.append(choice("patches", value, as_proposed, reasons.get("patches", "")))
+    return choices
 
 
 def explain_import(space: ImportedSpace) -> Choice:

@@ -70,7 +70,7 @@ def empty_stage(run: Run, recipe: Recipe, size: int, frozen: Frozen | None) -> S
     classes, folder = len(run.state.classes), run.folder / "constants"
     if size == recipe.chain[0]:
         prior = read_constants(folder / "denoiser")["mixture"] if recipe.denoiser.prior == "gaussian" else None
-        return build_stage(recipe, read_space(run, recipe), classes, prior, frozen)
+        return build_stage(recipe, stored_space(run, recipe), classes, prior, frozen)
     stage = build_enlarger(recipe, size, classes, frozen)
     if stage.denoiser.prior is not None:
         stage.denoiser.prior.load_state_dict(read_constants(folder / leg_above(size))["local"].state_dict())
@@ -83,7 +83,7 @@ def write_space(run: Run, space: LatentSpace) -> None:
         write_tensors(path / SPACE_FILE, space.state_dict())
 
 
-def read_space(run: Run, recipe: Recipe) -> Space:
+def stored_space(run: Run, recipe: Recipe) -> Space:
     """Raises `UserError` where it is damaged, or an earlier version has not kept it."""
     folder = run.folder / "constants" / SPACE
     if recipe.kind == "cascade":

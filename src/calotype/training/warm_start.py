@@ -32,8 +32,8 @@ from calotype.tables import merge
 
 START_FOLDER = "start"
 """In a run's folder until it is finished: a copy of the model that it starts from."""
-FIRST_STAGE = ("backbone", "schedule", "scaling", "prior")
-ENLARGER = ("backbone", "scaling", "prior", "augmentation", "objective", "critic", "crop")
+OF_FIRST_STAGE = ("backbone", "schedule", "scaling", "prior")
+OF_ENLARGER = ("backbone", "scaling", "prior", "augmentation", "objective", "critic", "crop")
 """Settings of a stage that a new run takes over; others are chosen for its pictures, time and machine."""
 MUST_AGREE = ("backbone", "scaling", "prior", "objective")
 """Settings by which the networks of a stage fit."""
@@ -71,9 +71,9 @@ class WarmStart:
             "stages": stages,
             "aspect_buckets": self.recipe.aspect_buckets,
             "seed": next_seed(self.recipe),
-            "denoiser": picked(source["denoiser"], FIRST_STAGE),
+            "denoiser": picked(source["denoiser"], OF_FIRST_STAGE),
             "enlarge": {
-                str(size): picked(source["enlarge"][str(size)], ENLARGER)
+                str(size): picked(source["enlarge"][str(size)], OF_ENLARGER)
                 for low_res, size in pairwise(chain)
                 if (low_res, size) in pairwise(stages)
             },
