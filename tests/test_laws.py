@@ -103,8 +103,10 @@ def test_attention_is_counted():
 
 
 def test_the_law_goes_through_published_models():
-    """DiT-B, of 130 million, takes 1.4e19 operations in 400,000 steps of 256 pictures (arXiv 2212.09748, table 4); DiT-XL
-    is near its billion for 1.5e21 in arXiv 2410.08184."""
+    """DiT-B, of 130 million, takes 1.4e19 operations in 400,000 steps of 256 pictures (arXiv 2212.09748, table 4).
+
+    DiT-XL is near its billion for 1.5e21 in arXiv 2410.08184.
+    """
     assert 0.8 * 130e6 < dit_parameters(*dit_shape(6 * 23e9 * 256 * 4e5)) < 1.25 * 130e6
     assert dit_shape(8e20) == LARGEST_DIT != dit_shape(6e20)
 

@@ -23,7 +23,7 @@ from calotype.model import load
 from calotype.nets.perceptual import pretrained_lite0
 from calotype.run import Run, RunState
 from calotype.training import checkpoint, legs, pipeline
-from calotype.training.leg import average, train_leg
+from calotype.training.leg import RunningMeans, train_leg
 from calotype.training.loop import BatchSource, TrainProgress, at_fractions, every, train_step, train_steps
 from calotype.training.process import HOST, Interrupted, locked, stoppable
 from calotype.types import Rng, UserError
@@ -161,7 +161,10 @@ def test_a_loss_that_is_not_a_number_stops_in_one_line(network):
 
 
 def test_the_log_averages_each_name_over_the_records_that_have_it():
-    assert average([{"a": 1.0}, {"a": 2.0, "b": torch.tensor(5.0)}, {"a": 6.0}]) == {"a": 3.0, "b": 5.0}
+    means = RunningMeans()
+    for record in ({"a": 1.0}, {"a": 2.0, "b": torch.tensor(5.0)}, {"a": 6.0}):
+        means.add(record)
+    assert means.means() == {"a": 3.0, "b": 5.0}
 
 
 # -- A run -------------------------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from calotype.nets.unet import Unet, UnetConfig
 from calotype.nets.vae import Vae, VaeConfig
 from calotype.priors.patches import PatchPrior
 from calotype.priors.prior import MOST_VALUES, Prior
-from calotype.recipe import Backbone, DiffusionConfig, ImportedSpace, Recipe, TextConfig
+from calotype.recipe import Backbone, DiffusionConfig, ImportedSpace, OwnSpace, Recipe, TextConfig
 from calotype.spaces.latent import LatentSpace
 from calotype.spaces.pixel import PixelSpace, Space
 
@@ -67,12 +67,15 @@ def build_space(recipe: Recipe) -> LatentSpace:
 
 
 def initial_space(recipe: Recipe, pictures: Pictures, device: torch.device) -> LatentSpace:
-    """An autoencoder before its training: imported, or with the closed-form start from the training pictures."""
+    """An autoencoder before its training: imported, or with the closed-form start from the training pictures.
+
+    That of a run is still to be loaded: see `WarmStart`.
+    """
     space = build_space(recipe).to(device)
     if isinstance(recipe.space, ImportedSpace):
         assert isinstance(space.vae, Kl)
         space.vae.load_state_dict(diffusers.read_kl_weights(Path(recipe.space.path), space.vae.config))
-    elif isinstance(space.vae, Vae):
+    elif isinstance(recipe.space, OwnSpace) and isinstance(space.vae, Vae):
         start_linear(space.vae, pictures, device)
     return space
 

@@ -64,6 +64,14 @@ class ImportedSpace(Config):
     """Train it further on these pictures, before the denoiser."""
 
 
+class RunSpace(Config):
+    """The autoencoder of the run that this one starts from: its encoder stays, so latents mean what they meant."""
+
+    kind: Literal["run"] = "run"
+    finetune: bool = False
+    """Train its decoder further on these pictures, before the denoiser."""
+
+
 class OptimizerConfig(Config):
     learning_rate: LearningRate = 1e-3
     warmup: float = Field(default=0.05, strict=True, ge=0, lt=1)
@@ -257,7 +265,7 @@ class Recipe(Config):
     flip: bool = False
     """Also train on mirror images."""
     precision: Precision = "float32"
-    space: Annotated[OwnSpace | ImportedSpace, Field(discriminator="kind")] = OwnSpace()
+    space: Annotated[OwnSpace | ImportedSpace | RunSpace, Field(discriminator="kind")] = OwnSpace()
     """Where the autoencoder comes from."""
     autoencoder: AutoencoderRecipe = AutoencoderRecipe()
     denoiser: DenoiserRecipe = DenoiserRecipe()
@@ -296,14 +304,15 @@ class Recipe(Config):
         if self.space.kind == "own":
             return self
         if self.kind == "cascade":
-            raise ValueError("space is imported, but a cascade works in pixels; leave one of both out")
-        if self.autoencoder.network.kind != "kl":
+            taken = "imported" if isinstance(self.space, ImportedSpace) else "that of a run"
+            raise ValueError(f"space is {taken}, but a cascade works in pixels; leave one of both out")
+        if isinstance(self.space, ImportedSpace) and self.autoencoder.network.kind != "kl":
             raise ValueError("space is imported, but autoencoder.network is set to another one; leave that out")
         return self
 
     @property
     def trains_space(self) -> bool:
-        """An imported one is taken as it is."""
+        """One that is there already is taken as it is, unless it is fine-tuned."""
         return self.kind == "latent" and (isinstance(self.space, OwnSpace) or self.space.finetune)
 
     @property

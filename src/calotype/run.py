@@ -85,6 +85,22 @@ class SplitRecord(Stored):
     test: float
 
 
+class Origin(Stored):
+    """The finished run from whose networks a run has started."""
+
+    run: str
+    """Its name."""
+    folder: str
+    model: str
+    """Hash of the manifest of its model."""
+    seconds: float = 0.0
+    """Time that it has taken, with that of the runs it has started from."""
+    seen: bool = True
+    """Whether it is known which pictures it has seen."""
+    before: Origin | None = None
+    """What that run has started from."""
+
+
 class RunState(Stored):
     """What a run needs to be resumed, and what it has cost: seconds, operations and parameters by leg or step."""
 
@@ -128,6 +144,10 @@ class RunState(Stored):
     """The recipe with which the run goes on; None where an earlier version has written the state."""
     constants: dict[str, str] = Field(default_factory=dict)
     """Hash of the manifest of each leg's closed forms."""
+    origin: Origin | None = None
+    """What it has started from; None for a run from nothing."""
+    part: int = 1
+    """Grows by 1 each time that it goes on after it was finished; then its origin is the part before."""
 
 
 def renamed_legs(text: str) -> str:
@@ -208,10 +228,16 @@ class Run:
         """The log, read once."""
         return read_events(self.folder / "log.jsonl")
 
+    @cached_property
+    def events_of_part(self) -> list[Event]:
+        """Those since a finished run last went on; the log has all."""
+        starts = [place for place, event in enumerate(self.events) if event.get("event") == "part"]
+        return self.events[starts[-1] :] if starts else self.events
+
     def history(self, kind: str, leg: str) -> list[Event]:
         """Events of a leg by images seen, without those that a resumed run went back behind and did again."""
         kept: list[Event] = []
-        for event in self.events:
+        for event in self.events_of_part:
             seen = number(event.get("images_seen"))
             if event.get("event") == kind and event.get("leg") == leg and seen is not None:
                 del kept[bisect.bisect_left(kept, seen, key=lambda old: float(old["images_seen"])) :]

@@ -113,6 +113,9 @@ class TrainingOptions:
         option("Autoencoder: own, or diffusers:PATH with the folder of an AutoencoderKL. [default: own]"),
     ] = None
     """None: the recipe's, else own."""
+    source: Annotated[
+        Path | None, option("Finished run from whose networks to start, with other or more pictures.", "--from")
+    ] = None
     started: float = field(default_factory=time.time, init=False)
     """When the budget began to run, in seconds since the epoch."""
 
@@ -161,14 +164,31 @@ class DemoOptions(TrainOptions):
 @app.command("resume")
 @dataclass(frozen=True)
 class ResumeOptions:
-    """Continue a run that was stopped."""
+    """Continue a run that was stopped, or with --budget one that is finished."""
 
     run: RunFolder
+    budget: Annotated[
+        float | None,
+        option("More time for a finished run, whose networks are trained further.", parser=seconds, metavar="TIME"),
+    ] = None
+    """Seconds."""
     device: Device = "auto"
     force: Force = False
     data: Annotated[Path | None, option("Where its pictures are now, or others. [default: where they were]")] = None
     started: float = field(default_factory=time.time, init=False)
     """When it began, in seconds since the epoch."""
+
+
+@app.command("preview")
+@dataclass(frozen=True)
+class PreviewOptions(SamplingOptions):
+    """Sample from a run as it is now, also while it trains: the averaged weights of its newest checkpoint."""
+
+    run: RunFolder
+    count: Annotated[int, typer.Option(help="Number of pictures.", max=MAX_SAMPLES)] = 16
+    seed: Seed = 0
+    out: Annotated[Path | None, option("PNG file. [default: RUN/preview.png]")] = None
+    device: Device = "auto"
 
 
 # -- Sampling ----------------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import torch
 
 from calotype.data.duplicates import near_duplicates, perceptual_hashes
 from calotype.data.folder import Pictures
+from calotype.data.seen import read_seen
 from calotype.data.split import Split, split_rule
 from calotype.files import read_json
 from calotype.model import Model, load
@@ -97,8 +98,21 @@ ReadOwn = Callable[[Candidate], Pictures | None]
 def split_by(candidate: Candidate, pictures: Pictures, read_own: ReadOwn) -> Split | None:
     """How a run has used these pictures; the `test` set are those that it has not seen. None: not known.
 
-    Of pictures that are not the run's own, it has seen those that are equal or near-duplicates of its own.
+    Of pictures that are not the run's own, it has seen those that are equal or near-duplicates of its own; and it has
+    seen what the runs before it have seen, from whose networks it has started.
     """
+    split = split_by_itself(candidate, pictures, read_own)
+    seen = read_seen(candidate.run.folder)
+    if split is None or seen is None:
+        return split
+    before = seen.split(pictures.pixels)
+    train = split.train | before.train
+    validation = (split.validation | before.validation) & ~train
+    return Split(train, validation, split.test & ~(train | validation))
+
+
+def split_by_itself(candidate: Candidate, pictures: Pictures, read_own: ReadOwn) -> Split | None:
+    """The same, of the run alone."""
     if is_own(candidate, pictures):
         return split_rule(candidate.run.folder)(pictures.pixels, pictures.labels, pictures.classes)
     if (own := read_own(candidate)) is None:
@@ -131,7 +145,7 @@ def with_unseen(candidate: Candidate, pictures: Pictures, trained: Pictures | No
     """
     split = split_by(candidate, pictures, lambda _: trained)
     unseen = unseen_by_all([None], len(pictures)) if split is None else split
-    if not is_own(candidate, pictures) and not unseen.test.any():
+    if not unseen.test.any() and (not is_own(candidate, pictures) or pictures.split.test.any()):
         raise UserError(
             f"the run has seen all {len(pictures):,} pictures in training, so they say nothing of how it does on new "
             f"ones; give pictures that are not among its training pictures, or leave --data out"
@@ -141,6 +155,24 @@ def with_unseen(candidate: Candidate, pictures: Pictures, trained: Pictures | No
 
 def notes_on_split(name: str, candidate: Candidate, split: Split | None, pictures: Pictures) -> list[str]:
     """Whether the run, which the notes call `name`, was trained on other pictures or has no validation set."""
+    return [*_origin_notes(name, candidate, split, pictures), *_own_notes(name, candidate, split, pictures)]
+
+
+def _origin_notes(name: str, candidate: Candidate, split: Split | None, pictures: Pictures) -> list[str]:
+    """What the run that it has started from had seen of its test pictures."""
+    if (origin := candidate.run.state.origin) is None:
+        return []
+    if not origin.seen:
+        return [f"{name} has started from {origin.run}, and not all of what that was trained on is known"]
+    left_out = int((pictures.split.test & ~split.test).sum()) if split and is_own(candidate, pictures) else 0
+    if not left_out:
+        return []
+    return [
+        f"{name} has started from {origin.run}, which had seen {left_out:,} of its test pictures: they are left out"
+    ]
+
+
+def _own_notes(name: str, candidate: Candidate, split: Split | None, pictures: Pictures) -> list[str]:
     if is_own(candidate, pictures):
         old = "was made by an earlier version, without a validation set: it has made choices by its held-out pictures"
         return [f"{name} {old}"] if candidate.run.state.split is None else []

@@ -8,12 +8,15 @@ from __future__ import annotations
 import time
 from typing import Any
 
+import torch
+
 from calotype.data.buckets import bucket_notes, original_sizes
 from calotype.data.folder import Pictures
 from calotype.machine import Machine
 from calotype.planning.choose import propose, three_digits
 from calotype.planning.costs import Costs
 from calotype.planning.count import Counted
+from calotype.planning.inherit import explain_start, inherit
 from calotype.planning.laws import UTILIZATION, learning_rate, time_shares
 from calotype.planning.measure import Measurement
 from calotype.planning.memory import rounds_of
@@ -25,6 +28,7 @@ from calotype.tables import merge
 from calotype.training.checkpoint import KEPT_CHECKPOINTS
 from calotype.training.control import mean_cost, whole_batches
 from calotype.training.levels import LEVELS_TRIED, SCALES_TRIED
+from calotype.training.warm_start import WarmStart
 from calotype.types import UserError
 
 OVERHEAD = 0.05
@@ -46,16 +50,21 @@ LEVEL_SHARE, FEWEST_LEVEL_CROPS, MOST_LEVEL_CROPS = 0.05, 12, 96
 """Fraction of the time for the search of an augmentation level, whose result on fewer crops would be chance."""
 
 
-def make_plan(pictures: Pictures, machine: Machine, budget: float, started: float, settings: dict[str, Any]) -> Plan:
+def make_plan(
+    pictures: Pictures, machine: Machine, budget: float, started: float, settings: dict[str, Any],
+    start: WarmStart | None = None,
+) -> Plan:  # fmt: skip
     """For a run that ends `budget` seconds after `started`, a time since the epoch; planning takes some of them.
 
-    `settings`, those of a recipe file and of `--set`, override what is proposed. Raises `UserError` where they do not
-    fit the pictures or one another.
+    `settings`, those of a recipe file and of `--set`, override what is proposed, and what is taken over from the run
+    that this one starts from. Raises `UserError` where they do not fit the pictures or one another.
     """
     began = time.time()
-    proposal, reasons = propose(pictures, machine, budget, settings)
-    proposing = time.time() - began
+    inherited, about = inherit(start, pictures, settings, machine.device if machine.here else torch.device("cpu"))
+    proposal, reasons = propose(pictures, machine, budget, merge(inherited, settings))
+    proposal, proposing = merge(proposal, inherited), time.time() - began
     proposal = with_learning_rates(proposal, parse_recipe(merge(proposal, settings)))
+    proposal = merge(proposal, inherited)
     recipe = parse_recipe(merge(proposal, settings))
     check_sizes(recipe)
     rounds = rounds_of(recipe, machine)
@@ -71,13 +80,14 @@ def make_plan(pictures: Pictures, machine: Machine, budget: float, started: floa
         recipe=recipe,
         device=str(machine),
         budget_seconds=budget,
-        choices=explain(recipe, parse_recipe(proposal), pictures, reasons),
+        choices=explain(recipe, parse_recipe(proposal), pictures, reasons | about, start),
         phases=costs.phases(),
         slices=costs.slices(),
         rounds=rounds,
         flops=costs.flops(),
         guidance_samples=MOST_GUIDANCE_SAMPLES if searches_guidance(recipe, settings, pictures) else 0,
         notes=[
+            *(explain_start(start, recipe, pictures.classes, about) if start else ()),
             *pictures.notes,
             *bucket_notes(original_sizes(pictures), recipe.aspect_buckets, recipe.size, recipe.unit),
         ],
@@ -86,6 +96,8 @@ def make_plan(pictures: Pictures, machine: Machine, budget: float, started: floa
         plan.notes.append(PREDICTED)
         started = time.time()  # how long planning takes there is not known
     allot(plan, costs, len(pictures), started + budget, proposing, operations)
+    if start is not None:
+        plan.predicted["disk_bytes"] += start.bytes
     return plan
 
 
@@ -218,7 +230,7 @@ def searches_level(stage: EnlargeRecipe) -> bool:
 
 
 def disk_bytes(recipe: Recipe, measured: Costs, count: int) -> int:
-    """At most: two checkpoints a leg, the fitted priors, the model, and the latents in float16.
+    """At most: two checkpoints a leg, the fitted priors, the model and its autoencoder, and the latents in float16.
 
     Besides, for a while, what is written before the old is removed: a third checkpoint with the best average weights,
     or a second model. An imported autoencoder that is not trained is in the model alone.
@@ -229,6 +241,7 @@ def disk_bytes(recipe: Recipe, measured: Costs, count: int) -> int:
     model = sum(measured.parameters().values()) + measured.prior_values()
     spare = max([model, *(leg + leg // 4 for leg in legs)])
     values = KEPT_CHECKPOINTS * sum(legs) + spare + model + measured.constant_values()
+    values += measured.parameters().get("autoencoder", 0)
     return 4 * values + 2 * latents * count * (2 if recipe.flip else 1)
 
 

@@ -16,9 +16,10 @@ from calotype.nets.dit import DitConfig
 from calotype.nets.frozen import FolderConfig, MiniLmConfig
 from calotype.nets.text import BytesConfig, NoText
 from calotype.nets.vae import VaeConfig
-from calotype.recipe import Backbone, ImportedSpace, Recipe, leg_above
+from calotype.recipe import Backbone, ImportedSpace, Recipe, RunSpace, leg_above
 from calotype.run import renamed_legs
 from calotype.training.control import TimeBudget
+from calotype.training.warm_start import WarmStart
 from calotype.types import UserError
 
 
@@ -71,29 +72,14 @@ def network_of(leg: str) -> str:
 # -- Reasons -----------------------------------------------------------------------------------------------------------
 
 
-def explain(recipe: Recipe, proposed: Recipe, pictures: Pictures, reasons: dict[str, str]) -> list[Choice]:
+def explain(
+    recipe: Recipe, proposed: Recipe, pictures: Pictures, reasons: dict[str, str], start: WarmStart | None = None
+) -> list[Choice]:
     """Each choice with its reason, or as set by the user where `recipe` differs from what was `proposed`."""
-
-    def choice(what: str, value: str, as_proposed: bool, why: str) -> Choice:
-        return Choice(what=what, value=value, why=why if as_proposed else "as you set it", by_user=not as_proposed)
-
-    denoiser, network, other = recipe.denoiser, recipe.autoencoder.network, proposed.denoiser
-    wanted = proposed.autoencoder.network
-    choices: list[Choice] = []
-    if isinstance(recipe.space, ImportedSpace):
-        choices.append(explain_import(recipe.space))
-    if recipe.kind == "latent":
-        side = recipe.chain[0] // network.reduction
-        as_proposed = (network.reduction, network.channels) == (wanted.reduction, wanted.channels)
-        value = f"{side} x {side} x {network.channels} (f{network.reduction})"
-        latents = choice("latents", value, as_proposed, "few positions, so that the denoiser is cheap")
-        if isinstance(recipe.space, ImportedSpace):
-            latents.why = "as imported; mean and standard deviation of each channel are measured on these pictures"
-        choices.append(latents)
-        if isinstance(network, VaeConfig):
-            as_proposed = isinstance(wanted, VaeConfig) and network.lapped == wanted.lapped
-            value = "overlapping" if network.lapped else "squares"
-            choices.append(choice("patches", value, as_proposed, reasons.get("patches", "")))
+    if start is not None:
+        kept = ["patches"] if isinstance(recipe.space, RunSpace) else []
+        reasons = reasons | dict.fromkeys([*kept, *start.continued(recipe)], f"as in {shown(start.name)}")
+    denoiser, other, choices = recipe.denoiser, proposed.denoiser, explain_space(recipe, proposed, reasons, start)
     if len(recipe.chain) > 1:
         choices.append(choice(
             "stages", " -> ".join(f"{size} px" for size in recipe.chain), recipe.chain == proposed.chain,
@@ -135,11 +121,42 @@ def explain(recipe: Recipe, proposed: Recipe, pictures: Pictures, reasons: dict[
     return [*choices, choice("dropout", f"{backbone.dropout:g}", as_proposed, reasons["dropout"])]
 
 
+def choice(what: str, value: str, as_proposed: bool, why: str) -> Choice:
+    return Choice(what=what, value=value, why=why if as_proposed else "as you set it", by_user=not as_proposed)
+
+
+def explain_space(recipe: Recipe, proposed: Recipe, reasons: dict[str, str], start: WarmStart | None) -> list[Choice]:
+    """The autoencoder and its latents; nothing in pixels."""
+    network, wanted, choices = recipe.autoencoder.network, proposed.autoencoder.network, list[Choice]()
+    if isinstance(recipe.space, ImportedSpace):
+        choices.append(explain_import(recipe.space))
+    if isinstance(recipe.space, RunSpace) and start is not None:
+        choices.append(explain_kept(recipe.space, start, reasons.get("autoencoder", "as you set it")))
+    if recipe.kind == "latent":
+        side = recipe.chain[0] // network.reduction
+        as_proposed = (network.reduction, network.channels) == (wanted.reduction, wanted.channels)
+        value = f"{side} x {side} x {network.channels} (f{network.reduction})"
+        latents = choice("latents", value, as_proposed, "few positions, so that the denoiser is cheap")
+        if isinstance(recipe.space, ImportedSpace):
+            latents.why = "as imported; mean and standard deviation of each channel are measured on these pictures"
+        choices.append(latents)
+        if isinstance(network, VaeConfig):
+            as_proposed = isinstance(wanted, VaeConfig) and network.lapped == wanted.lapped
+            value = "overlapping" if network.lapped else "squares"
+            choices.append(choice("patches", value, as_proposed, reasons.get("patches", "")))
+    return choices
+
+
 def explain_import(space: ImportedSpace) -> Choice:
     value = f"imported from {space.path}"
     if space.finetune:
         return Choice(what="autoencoder", value=f"{value}, and fine-tuned", why="as you set it")
     why = "it is trained already, so its leg is left out; --set space.finetune=true trains it further"
+    return Choice(what="autoencoder", value=value, why=why)
+
+
+def explain_kept(space: RunSpace, start: WarmStart, why: str) -> Choice:
+    value = f"that of {shown(start.name)}{', its decoder trained further' if space.finetune else ''}"
     return Choice(what="autoencoder", value=value, why=why)
 
 

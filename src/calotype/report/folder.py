@@ -12,6 +12,8 @@ from calotype.run import Run
 from calotype.tables import number
 from calotype.types import UserError
 
+MOST_ORIGINS = 8
+
 
 @dataclass(frozen=True)
 class Preview:
@@ -44,6 +46,18 @@ def previews(run: Run, leg: str) -> list[Preview]:
             when = f"{count(event['images_seen'])} images, {duration(number(event.get('seconds')))}"
             existing.append(Preview(file, when, tuple(map(str, event.get("prompts") or []))))
     return existing
+
+
+def origin_text(run: Run) -> str:
+    """What a run has started from, the latest first; empty where it has started from nothing."""
+    origin, texts = run.state.origin, list[str]()
+    while origin is not None and len(texts) < MOST_ORIGINS:
+        texts.append(f"{origin.run} (model {origin.model[:12]})")
+        origin = origin.before
+    if run.state.origin is None:
+        return ""
+    part = f"part {run.state.part} of this run; " if run.state.part > 1 else ""
+    return f"{part}{', before that from '.join(texts)}; {duration(run.state.origin.seconds)} before this"
 
 
 def recipe_text(run: Run) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 from calotype.files import write_whole
 from calotype.report.curves import training_curves
 from calotype.report.evaluation import evaluation_section
-from calotype.report.folder import legs_of, previews, read_run, recipe_text
+from calotype.report.folder import legs_of, origin_text, previews, read_run, recipe_text
 from calotype.report.format import (
     Value,
     count,
@@ -135,6 +135,7 @@ def facts(run: Run) -> Html | None:
         {
             "Pictures": ", ".join([state.data, *sets]) if state.pictures else "",
             "Labels": listing(state.classes),
+            "Started from": origin_text(run),
             "Parameters": ", ".join(f"{scaled(value)} in the {name}" for name, value in parameters.items()),
             "Device": str(run.plan.get("device") or ""),
             "Versions": ", ".join(f"{name} {value}" for name, value in state.versions.items()),

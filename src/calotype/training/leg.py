@@ -6,7 +6,7 @@ import math
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar, runtime_checkable
@@ -26,6 +26,9 @@ from calotype.types import UserError
 PREVIEWS = (0.05, 0.15, 0.3, 0.5, 0.75, 1.0)
 """Fractions of a leg after which it is previewed and validated."""
 LOG_SECONDS, CONTROL_SECONDS, SAVE_SECONDS = 2.0, 3.0, 60.0
+LOG_SHARE = 1 / 400
+"""Between two lines of the log at least this fraction of the leg's time so far: 400 lines for each e-fold of it, so a
+week has 2,700."""
 Result_co = TypeVar("Result_co", covariant=True)
 
 
@@ -205,31 +208,56 @@ def guard_critic(run: Run, leg: str, progress: TrainProgress, guard: CriticGuard
 
 
 class StepLog:
-    """Averages loss terms and gradient norms over steps, and logs them every two seconds."""
+    """Averages loss terms and gradient norms over steps, and logs them.
+
+    Every two seconds at first, then ever more rarely, so that the log of a long run stays small: see `LOG_SHARE`.
+    """
 
     def __init__(self, run: Run, leg: str, progress: TrainProgress, bar: ProgressBar) -> None:
         self.run, self.leg, self.bar = run, leg, bar
-        self.results: list[StepResult] = []
+        self.terms, self.norms = RunningMeans(), RunningMeans()
         self.last, self.last_seen = progress.seconds, progress.images_seen
+        self.bar_due = every(LOG_SECONDS, progress.seconds)
 
     def __call__(self, progress: TrainProgress, result: StepResult) -> None:
-        self.results.append(result)
-        if progress.seconds - self.last < LOG_SECONDS and progress.images_seen < progress.total:
-            return
-        speed = (progress.images_seen - self.last_seen) / max(progress.seconds - self.last, 1e-9)
-        terms = average([result.terms for result in self.results])
-        norms = average([result.norms for result in self.results])
+        self.terms.add(result.terms)
+        self.norms.add(result.norms)
+        ended = progress.images_seen >= progress.total
+        if ended or progress.seconds - self.last >= max(LOG_SECONDS, LOG_SHARE * progress.seconds):
+            self._log(progress)
+        elif self.bar_due(progress):
+            self._show(progress, self.terms.means())
+
+    def _log(self, progress: TrainProgress) -> None:
+        terms, norms = self.terms.means(), self.norms.means()
         self.run.log(
             "step", leg=self.leg, images_seen=progress.images_seen, progress=progress.fraction,
-            seconds=progress.seconds, terms=terms, norms=norms, images_a_second=speed,
+            seconds=progress.seconds, terms=terms, norms=norms, images_a_second=self._speed(progress),
         )  # fmt: skip
+        self._show(progress, terms)
+        self.terms, self.norms = RunningMeans(), RunningMeans()
+        self.last, self.last_seen = progress.seconds, progress.images_seen
+
+    def _show(self, progress: TrainProgress, terms: dict[str, float]) -> None:
         shown = ", ".join(f"{name.split('.')[-1]} {value:.3f}" for name, value in list(terms.items())[:3])
-        self.bar(progress.images_seen, progress.total, f"{shown}, {speed:.0f} pictures/s")
-        self.results, self.last, self.last_seen = [], progress.seconds, progress.images_seen
+        self.bar(progress.images_seen, progress.total, f"{shown}, {self._speed(progress):.0f} pictures/s")
+
+    def _speed(self, progress: TrainProgress) -> float:
+        """Images a second since the last line of the log."""
+        return (progress.images_seen - self.last_seen) / max(progress.seconds - self.last, 1e-9)
 
 
-def average(records: Sequence[dict[str, Tensor] | dict[str, float]]) -> dict[str, float]:
-    """The mean of each name over the records that have it."""
-    names = {name: None for record in records for name in record}
-    values = {name: [float(record[name]) for record in records if name in record] for name in names}
-    return {name: sum(numbers) / len(numbers) for name, numbers in values.items()}
+class RunningMeans:
+    """The mean of each name over the records that have it; their number takes no memory."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, Tensor | float] = {}
+        self.counts: dict[str, int] = {}
+
+    def add(self, record: Mapping[str, Tensor] | Mapping[str, float]) -> None:
+        for name, value in record.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+            self.counts[name] = self.counts.get(name, 0) + 1
+
+    def means(self) -> dict[str, float]:
+        return {name: float(total) / self.counts[name] for name, total in self.sums.items()}

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from calotype.build import build_enlarger, build_stage, initial_space
+from calotype.build import build_enlarger, build_stage
 from calotype.data.folder import Pictures
 from calotype.data.images import images_from_pixels, pixels_from_images
 from calotype.data.sources import PictureSource, draw_captions
@@ -35,6 +35,7 @@ from calotype.training.loop import TrainProgress
 from calotype.training.objectives import AutoencoderObjective, DenoisingObjective, OneStepObjective
 from calotype.training.previews import DenoiserValidator, OneStepValidator, autoencoder_validator, validation_count
 from calotype.training.state import TrainState
+from calotype.training.warm_start import WarmStart, first_space
 from calotype.types import Rng
 
 GUARDED = 16
@@ -44,10 +45,12 @@ REDRAWN_AT_ONCE = 8
 # -- The autoencoder ---------------------------------------------------------------------------------------------------
 
 
-def autoencoder_leg(recipe: Recipe, pictures: Pictures, device: torch.device) -> Leg[Autoencoder]:
-    """From its closed-form start, or as it was imported."""
+def autoencoder_leg(
+    recipe: Recipe, pictures: Pictures, device: torch.device, start: WarmStart | None = None
+) -> Leg[Autoencoder]:
+    """From its closed-form start, as it was imported, or as the run that this one starts from has left it."""
     deterministic(recipe.seed)
-    space = initial_space(recipe, pictures, device)
+    space = first_space(recipe, pictures, device, start)
     config, objective = recipe.autoencoder, autoencoder_objective(recipe, space.vae, device)
     optimizers = {"autoencoder": config.learn, "critic": config.critic_learn}
     states = {name: TrainState(network.to(device), optimizers[name]) for name, network in objective.networks.items()}
@@ -78,7 +81,7 @@ def autoencoder_objective(recipe: Recipe, vae: Autoencoder, device: torch.device
 
 def denoiser_leg(
     recipe: Recipe, buckets: Sequence[Bucket], space: Space, device: torch.device, run: Run | None = None,
-    frozen: Frozen | None = None,
+    frozen: Frozen | None = None, start: WarmStart | None = None,
 ) -> Leg[Stage]:  # fmt: skip
     """The first stage, in pixels or in the latents of a trained autoencoder."""
     deterministic(recipe.seed + 1)
@@ -86,14 +89,17 @@ def denoiser_leg(
     if recipe.denoiser.prior == "gaussian":
         fitted = keep(run, "denoiser", lambda: fit_mixture(recipe, buckets, space))
     deterministic(recipe.seed + 1)  # the same weights, whether the closed form was fitted or read
-    stage = build_stage(recipe, space, len(buckets[0].pictures.classes), fitted.get("mixture"), frozen)
+    classes = buckets[0].pictures.classes
+    stage = build_stage(recipe, space, len(classes), fitted.get("mixture"), frozen)
+    if start is not None:
+        start.begin(stage, recipe, classes)
     objective = DenoisingObjective(stage, recipe.denoiser, cross_fitted(fitted, device))
     return diffusion_leg("denoiser", recipe, objective, recipe.denoiser, recipe.sampling, buckets, device)
 
 
 def enlarger_leg(
     recipe: Recipe, size: int, pictures: Pictures, examples: Examples, device: torch.device, run: Run | None = None,
-    frozen: Frozen | None = None,
+    frozen: Frozen | None = None, start: WarmStart | None = None,
 ) -> Leg[Stage]:  # fmt: skip
     """A stage that enlarges the pictures of the stage before it."""
     deterministic(recipe.seed + size)
@@ -102,6 +108,8 @@ def enlarger_leg(
         train, factor = examples(pictures.train_indices), prior.factor
         fitted = keep(run, leg_above(size), lambda: fit_patches(factor, train, config.crop or size))
         prior.load_state_dict(fitted["local"].state_dict())
+    if start is not None:
+        start.begin(stage, recipe, pictures.classes)
     objective, buckets = enlarging_objective(stage, config, device), [Bucket(pictures, examples)]
     return diffusion_leg(leg_above(size), recipe, objective, config, config.sampling, buckets, device)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from calotype.build import build_frozen, initial_space
+from calotype.build import build_frozen
 from calotype.data.buckets import bucket_sizes, read_buckets
 from calotype.data.caches import LatentCache, cache_encodings, cache_latents
 from calotype.data.folder import Pictures
@@ -38,6 +38,8 @@ from calotype.training.levels import search_guidance, search_levels
 from calotype.training.loop import TrainProgress, several
 from calotype.training.previews import autoencoder_validator, validation_images
 from calotype.training.process import Interrupted, ProgressBar, Reporter, Stop, StoppableReporter
+from calotype.training.snapshot import write_space
+from calotype.training.warm_start import WarmStart, first_space, start_of
 from calotype.types import NotFiniteError, UserError
 
 SHORT = 60.0
@@ -89,6 +91,11 @@ class Pipeline:
         """The text encoder that all stages share; None where it is trained with them, or there is none."""
         return build_frozen(self.recipe.denoiser.text)
 
+    @cached_property
+    def start(self) -> WarmStart | None:
+        """The finished run that this one starts from; None where it starts from nothing."""
+        return start_of(self.run, self.device)
+
     @property
     def _stoppable(self) -> StoppableReporter:
         """For what is not saved on the way: a leg saves first."""
@@ -133,6 +140,7 @@ class Pipeline:
             caches = [self._latents(space, each, folder, bar) for each in buckets]
             trained = (cache.of(each.train_indices) for each, cache in zip(buckets, caches, strict=True))
             space.measure(moments.float().to(self.device) for moments in chain.from_iterable(trained))
+        write_space(self.run, space)
         with self.run.timing("inspect"):
             if isinstance(self.recipe.space, ImportedSpace):
                 self.run.log("note", text=about_tiles(space, validation_images(pictures, 1, self.device)))
@@ -150,13 +158,13 @@ class Pipeline:
             ) from None
 
     def autoencoder(self, pictures: Pictures) -> Autoencoder:
-        """Trained, or as it was imported."""
+        """Trained, or as it is where it is there already."""
         if self.recipe.trains_space:
             with self._counting("prepare"):
-                leg = autoencoder_leg(self.recipe, pictures, self.device)
+                leg = autoencoder_leg(self.recipe, pictures, self.device, self.start)
             return self._train(leg)
         with self.run.timing("prepare"):
-            vae = initial_space(self.recipe, pictures, self.device).vae.eval().requires_grad_(False)
+            vae = first_space(self.recipe, pictures, self.device, self.start).vae.eval().requires_grad_(False)
             progress = TrainProgress(1, 1, self.recipe.seed)
             validator = autoencoder_validator(pictures, vae, pretrained_lite0(self.device), self.device)
             validate(self.run, "autoencoder", progress, validator)
@@ -164,7 +172,7 @@ class Pipeline:
 
     def first_stage(self, space: Space, buckets: Sequence[Bucket]) -> Stage:
         with self._counting("fit"):
-            leg = denoiser_leg(self.recipe, buckets, space, self.device, self.run, self.frozen)
+            leg = denoiser_leg(self.recipe, buckets, space, self.device, self.run, self.frozen, self.start)
         return self._train(leg)
 
     def enlarger(self, size: int, below: Stage, recipe: Recipe) -> Stage:
@@ -173,7 +181,7 @@ class Pipeline:
         with self._counting("prepare"):
             pictures = self.pictures.shrunk(size)
             examples = crop_examples(self.recipe, size, pictures, self.device)
-            leg = enlarger_leg(self.recipe, size, pictures, examples, self.device, self.run, self.frozen)
+            leg = enlarger_leg(self.recipe, size, pictures, examples, self.device, self.run, self.frozen, self.start)
         stage = self._train(leg)
         if not self.recipe.enlarger(size).exposure.images:
             return stage

@@ -8,6 +8,7 @@ from calotype.cli.commands.checking import check_data
 from calotype.cli.commands.comparing import compare_runs
 from calotype.cli.commands.evaluating import evaluate
 from calotype.cli.commands.inspecting import inspect
+from calotype.cli.commands.previewing import preview
 from calotype.cli.commands.reading import export_portraits
 from calotype.cli.commands.sampling import enlarge, interpolate, sample
 from calotype.cli.commands.showing import list_runs, report
@@ -20,6 +21,7 @@ FUNCTIONS: dict[type, Callable[[Any, Console], object]] = {
     options.PlanOptions: plan,
     options.DemoOptions: train,
     options.ResumeOptions: resume,
+    options.PreviewOptions: preview,
     options.SampleOptions: sample,
     options.InterpolateOptions: interpolate,
     options.EnlargeOptions: enlarge,

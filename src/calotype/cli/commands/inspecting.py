@@ -30,6 +30,7 @@ from calotype.store import AUTOENCODER
 from calotype.training.checkpoint import checkpoints
 from calotype.training.inspection import critic_health
 from calotype.training.previews import validation_first
+from calotype.training.warm_start import START_FOLDER
 from calotype.types import Images, UserError
 
 INSPECTED, INSPECTED_VALUES = 256, 2**22
@@ -89,6 +90,8 @@ def find_weights(folder: Path, recipe: Recipe) -> tuple[dict[str, torch.Tensor],
     if not whole and isinstance(recipe.space, ImportedSpace) and isinstance(recipe.autoencoder.network, KlConfig):
         weights = diffusers.read_kl_weights(Path(recipe.space.path), recipe.autoencoder.network)
         return {f"vae.{name}": value for name, value in weights.items()}, "as imported"
+    if not whole and is_whole(folder / START_FOLDER):
+        return read_tensors(listed(folder / START_FOLDER, AUTOENCODER)), "as in the run that it starts from"
     if not whole:
         raise UserError(f"{folder} has no autoencoder yet; go on with: calotype resume {folder}")
     tensors = read_tensors(listed(whole[-1], AUTOENCODER))

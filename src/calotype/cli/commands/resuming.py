@@ -15,7 +15,8 @@ from calotype.cli.commands.reading import read
 from calotype.cli.console import Console
 from calotype.data.folder import Pictures
 from calotype.data.images import shown
-from calotype.data.split import SPLIT_FILE, split_rule, stratified_split
+from calotype.data.seen import continued_split, read_seen
+from calotype.data.split import SPLIT_FILE, split_rule
 from calotype.files import write_json
 from calotype.machine import Machine, cores
 from calotype.recipe import Recipe, exposure_above, leg_above
@@ -42,24 +43,22 @@ def read_again(run: Run, recipe: Recipe, data: Path | None, console: Console) ->
     Raises `UserError` where they are gone, have changed without being asked for by `data`, or have other classes.
     """
     folder, state = run.folder, run.state
-    source = data if data is not None else None if state.data == PORTRAITS else Path(state.data)
-    go_on = f"calotype resume {folder} --data"
-    if data is None and source is not None and not source.exists():
-        raise UserError(f"the pictures of {folder} were in {shown(source)}, which is gone; go on with: {go_on} FOLDER")
+    source = place_of_pictures(run, data)
     pictures = read(source, recipe.size, folder / "cache", console, split_rule(folder), state.classes)
     if not is_same(run, pictures):
         change = f"{change_of(run, pictures)} since {folder} was started"
         if data is None:
             raise UserError(
                 f"the pictures in {shown(source or PORTRAITS)} have changed: {change}; put them back, or go on with "
-                f"them as they are: {go_on} {shown(source or 'FOLDER')}"
+                f"them as they are: calotype resume {folder} --data {shown(source or 'FOLDER')}"
             )
         if list(pictures.classes) != state.classes:
             raise UserError(
                 f"--data {shown(data)} has the classes {', '.join(pictures.classes) or 'none'}, but {folder} was "
                 f"started with {', '.join(state.classes) or 'none'}; give a folder with these, or start a new run"
             )
-        split = stratified_split(pictures.pixels, pictures.labels, pictures.classes, recipe.split)
+        rule = continued_split(read_seen(folder), recipe.split)
+        split = rule(pictures.pixels, pictures.labels, pictures.classes)
         pictures = replace(pictures, split=split)
         write_json(folder / SPLIT_FILE, pictures.split.as_json())
         announce(run, console, f"{change}; the new sets may hold out pictures that were trained on before")
@@ -70,6 +69,35 @@ def read_again(run: Run, recipe: Recipe, data: Path | None, console: Console) ->
         state.pictures = pictures.split.counts
         run.save()
     return pictures
+
+
+def read_unchanged(run: Run, recipe: Recipe, data: Path | None, console: Console) -> Pictures:
+    """The pictures of a run, from `data` if they have moved.
+
+    Raises `UserError` where they are others: the pictures for validation and for the test must stay what they are.
+    """
+    folder, state = run.folder, run.state
+    source = place_of_pictures(run, data)
+    pictures = read(source, recipe.size, folder / "cache", console, split_rule(folder), state.classes)
+    if not is_same(run, pictures):
+        raise UserError(
+            f"the pictures in {shown(source or PORTRAITS)} are not those of {folder}: {change_of(run, pictures)}; put "
+            f"them back, or start a new run with: calotype train {shown(source or 'FOLDER')} --from {folder}"
+        )
+    if data is not None:
+        state.data = str(data.resolve())
+    return pictures
+
+
+def place_of_pictures(run: Run, data: Path | None) -> Path | None:
+    """Where the pictures of a run are: in `data`, or where they were; None for the portraits. Raises `UserError`."""
+    source = data if data is not None else None if run.state.data == PORTRAITS else Path(run.state.data)
+    if source is None or source.exists():
+        return source
+    if data is not None:
+        raise UserError(f"--data {shown(data)} does not exist; give the folder of the pictures of {run.folder}")
+    go_on = f"calotype resume {run.folder} --data FOLDER"
+    raise UserError(f"the pictures of {run.folder} were in {shown(source)}, which is gone; go on with: {go_on}")
 
 
 def is_same(run: Run, pictures: Pictures) -> bool:

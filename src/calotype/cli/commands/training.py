@@ -5,22 +5,23 @@ from __future__ import annotations
 import datetime
 import os
 import platform
-import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from calotype.cli.commands.continuing import Source, check_disk, copy_start, open_source, require_fitting
+from calotype.cli.commands.extending import extend, switch
 from calotype.cli.commands.reading import read, unused_path
 from calotype.cli.commands.resuming import labels_hash, note_changes, read_again
 from calotype.cli.commands.sampling import write_samples
 from calotype.cli.console import Console
 from calotype.cli.options import PlanOptions, ResumeOptions, SampleOptions, TrainingOptions, TrainOptions
 from calotype.data.folder import Pictures
-from calotype.data.split import SPLIT_FILE, SPLIT_VERSION, stratified_split
+from calotype.data.seen import SEEN_FILE, continued_split, write_seen
+from calotype.data.split import SPLIT_FILE, SPLIT_VERSION
 from calotype.evaluation.neighbours import write_neighbours
 from calotype.files import remove, sha256, write_json, write_whole
 from calotype.interop import diffusers, minilm, transformers
@@ -38,22 +39,25 @@ from calotype.training.examples import without_unread_captions
 from calotype.training.pipeline import Pipeline, record_status
 from calotype.training.previews import held_out_prompts
 from calotype.training.process import UNFINISHED, StoppableReporter, locked, stoppable
+from calotype.training.warm_start import START_FOLDER
 from calotype.types import UserError
 
 DEFAULT_SIZE = 64
-BEFORE_STATE = ("cache", "recipe.toml", "plan.json", SPLIT_FILE)
+BEFORE_STATE = ("cache", "recipe.toml", "plan.json", SPLIT_FILE, SEEN_FILE, START_FOLDER)
 """What is in the folder of a new run before there is a run.json, beside the lock."""
 NEIGHBOURS_FROM = 300.0
 """Seconds of budget: the search for nearest training pictures takes a few, which a shorter run does not have."""
 
 
-def requested_settings(options: TrainingOptions) -> dict[str, Any]:
-    """Of the recipe file and the overrides, with the size: the option's, else theirs, else 64."""
+def requested_settings(options: TrainingOptions, source: Source | None = None) -> dict[str, Any]:
+    """Of the recipe file and the overrides, with the size: the option's, else theirs, else that of the run to start
+    from, else 64."""
     from_file = read_recipe(options.recipe) if options.recipe else {}
     given = {name: value for name in ("size", "kind") if (value := getattr(options, name)) is not None}
     below = merge(from_file, read_space(options.space))
-    settings = with_paths(merge(below, read_overrides(options.overrides or (), below), given))
-    stages = settings.get("stages") or [DEFAULT_SIZE]
+    kinds = merge(source.start.settings(below, captioned=True), below) if source else below
+    settings = with_paths(merge(below, read_overrides(options.overrides or (), kinds), given))
+    stages = settings.get("stages") or [source.start.recipe.size if source else DEFAULT_SIZE]
     return {"size": stages[-1], **settings}
 
 
@@ -91,17 +95,31 @@ def with_paths(settings: dict[str, Any]) -> dict[str, Any]:
 
 def plan(options: TrainingOptions, console: Console) -> Plan:
     """The plan alone."""
-    return read_and_plan(options, requested_settings(options), None, console)[0]
+    settings, source = request(options, console)
+    return read_and_plan(options, settings, source, None, console)[0]
+
+
+def request(options: TrainingOptions, console: Console) -> tuple[dict[str, Any], Source | None]:
+    """The settings that the user wants, and the run to start from."""
+    if options.source is None:
+        return requested_settings(options), None
+    described = isinstance(options, PlanOptions) and options.flops is not None  # a machine that is not here
+    source = open_source(options.source, "cpu" if described else options.device, console)
+    settings = requested_settings(options, source)
+    require_fitting(source, settings)
+    return settings, source
 
 
 def read_and_plan(
-    options: TrainingOptions, settings: dict[str, Any], cache: Path | None, console: Console
+    options: TrainingOptions, settings: dict[str, Any], source: Source | None, cache: Path | None, console: Console
 ) -> tuple[Plan, Pictures, Machine, float]:
     """The plan, the pictures and the machine that it is for, and when the pictures were read."""
-    rule = partial(stratified_split, config=parse_split(settings))
+    rule = continued_split(source.seen if source else None, parse_split(settings))
     pictures = read(options.folder, settings["size"], cache, console, rule)
     was_read, machine = time.time(), machine_of(options)
-    planned = make_plan(pictures, machine, options.budget, options.started, settings)
+    start = source.start if source else None
+    planned = make_plan(pictures, machine, options.budget, options.started, settings, start)
+    planned.notes += source.notes if source else []
     console.plan(planned)
     return planned, pictures, machine, was_read
 
@@ -121,19 +139,29 @@ def machine_of(options: TrainingOptions) -> Machine:
 
 def train(options: TrainOptions, console: Console) -> Path:
     """From a folder of pictures to a model, its samples and a report. Returns the folder of the run."""
-    settings = requested_settings(options)
+    settings, source = request(options, console)
     with claimed(options, settings["size"]) as folder:
-        planned, pictures, machine, was_read = read_and_plan(options, settings, folder / "cache", console)
+        planned, pictures, machine, was_read = read_and_plan(options, settings, source, folder / "cache", console)
         check_disk(folder, planned)
         console.say(f"the run is in {folder}")
         write_whole(folder / "recipe.toml", to_toml(planned.recipe))
         write_json(folder / "plan.json", planned.as_json())
         write_json(folder / SPLIT_FILE, pictures.split.as_json())
         state = initial_state(options, folder, pictures, planned.recipe, machine.threads)
+        if source is not None:
+            start_from(source, folder, state)
         run = Run(folder, state, began=options.started)
         run.spend("read", was_read - options.started)  # writes run.json, after all that resuming needs
         run.spend("plan", time.time() - was_read)
         return produce(run, planned, pictures, machine, console, options.force)
+
+
+def start_from(source: Source, folder: Path, state: RunState) -> None:
+    """Puts into the folder of a new run what it needs of the one that it starts from, which may then be gone."""
+    copy_start(source, folder)
+    if source.seen is not None:
+        write_seen(folder, source.seen)
+    state.origin = source.origin
 
 
 def produce(run: Run, plan: Plan, pictures: Pictures, machine: Machine, console: Console, force: bool) -> Path:
@@ -155,6 +183,7 @@ def produce(run: Run, plan: Plan, pictures: Pictures, machine: Machine, console:
                     with run.timing("neighbours"):
                         write_neighbours(folder, pictures)
                 write_card(folder)
+            remove(folder / START_FOLDER)
         finally:
             write_report(folder)
             run.save()  # with the seconds that the report took
@@ -164,15 +193,28 @@ def produce(run: Run, plan: Plan, pictures: Pictures, machine: Machine, console:
 
 
 def resume(options: ResumeOptions, console: Console) -> Path:
-    """Goes on with a run that was stopped, wherever it was."""
-    folder = options.run
+    """Goes on with a run that was stopped, wherever it was; or with a finished one, where there is a budget for it."""
+    folder, budget = options.run, options.budget
     Run.open(folder)  # so that no lock is put into a folder that is no run
     with locked(folder):
+        switch(folder)
         run = Run.open(folder)  # as the owner before has left it
         if run.state.status != "finished":
+            require_no_budget(run, budget)
             return _resume(run, options, console)
+        if budget is not None:
+            return produce(*extend(run, options, budget, console), console, options.force)
     console.say(f"{folder} is finished already; its report is {folder / 'report.html'}")
     return folder
+
+
+def require_no_budget(run: Run, budget: float | None) -> None:
+    """Raises `UserError`: what is not finished has a plan, and its legs end when that says."""
+    if budget is not None:
+        raise UserError(
+            f"{run.folder} is {run.state.status}, and --budget is more time for a finished run; finish it first, "
+            f"within the budget that it has, with: calotype resume {run.folder}"
+        )
 
 
 def _resume(run: Run, options: ResumeOptions, console: Console) -> Path:
@@ -279,13 +321,3 @@ def initial_state(options: TrainOptions, folder: Path, pictures: Pictures, recip
         threads=threads,
         settings=recipe.model_dump(mode="json"),
     )
-
-
-def check_disk(folder: Path, plan: Plan) -> None:
-    """Raises `UserError` before hours of training rather than after."""
-    needed, free = plan.predicted["disk_bytes"], shutil.disk_usage(folder).free
-    if needed > free:
-        raise UserError(
-            f"the run needs about {needed / 1e6:,.0f} MB in {folder}, but {free / 1e6:,.0f} MB are free; "
-            f"free some space, or choose another place with --out"
-        )

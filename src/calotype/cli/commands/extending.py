@@ -1,0 +1,129 @@
+"""A finished run that goes on: `calotype resume RUN --budget TIME`.
+
+Its model becomes the start of a next part in the same folder, and stays what it is until the new one is whole. The
+switch to the next part is prepared in a folder of its own; whoever then has the lock finishes it, so a process may be
+killed at any moment.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from calotype.cli.commands.continuing import Source, check_disk, copy_start, source_of
+from calotype.cli.commands.resuming import read_unchanged
+from calotype.cli.console import Console
+from calotype.cli.options import ResumeOptions
+from calotype.data.folder import Pictures
+from calotype.files import is_whole, make_folder, read_json, remove, whole_folder, write_json, write_whole
+from calotype.machine import Machine, examine
+from calotype.planning import Plan, make_plan
+from calotype.recipe import OptimizerConfig, Recipe
+from calotype.report.format import duration
+from calotype.run import Run, RunState, read_state
+from calotype.settings import parse_recipe, read_recipe, to_toml
+from calotype.tables import merge
+from calotype.training.warm_start import next_seed
+
+NEXT_FOLDER, BEFORE_FOLDER = "next", "before"
+ARCHIVED = (
+    "recipe.toml", "plan.json", "evaluation.json", "inspection.json", "inspection.html", "sweep.json", "nearest.png",
+    "prompted.png", "samples", "previews", "report.html",
+)  # fmt: skip
+"""What is of one part of a run: kept in `before/PART` when the next one begins."""
+OUTDATED = ("checkpoints", "constants")
+"""What only the legs of one part need."""
+
+
+def extend(run: Run, options: ResumeOptions, budget: float, console: Console) -> tuple[Run, Plan, Pictures, Machine]:
+    """Plans the next part of a finished run, and switches to it. The caller holds the lock of the run."""
+    folder = run.folder
+    recipe = parse_recipe(read_recipe(folder / "recipe.toml"))
+    pictures = read_unchanged(run, recipe, options.data, console)
+    was_read, machine = time.time(), examine(options.device)
+    source = source_of(run, options.device)
+    start = replace(source.start, again=settings_again(run, recipe))
+    plan = make_plan(pictures, machine, budget, options.started, guidance_by_user(run, recipe), start)
+    console.plan(plan)
+    check_disk(folder, plan)
+    copy_start(source, folder)
+    state = next_state(run.state, source, plan.recipe, machine.threads)
+    with whole_folder(folder / NEXT_FOLDER) as path:
+        write_whole(path / "recipe.toml", to_toml(plan.recipe))
+        write_json(path / "plan.json", plan.as_json())
+        write_json(path / "run.json", state.model_dump(exclude_none=True))
+    switch(folder)
+    after = Run.open(folder)
+    after.began = options.started
+    after.spend("read", was_read - options.started)
+    after.spend("plan", time.time() - was_read)
+    console.say(f"part {state.part} of {folder}: {duration(budget)} more")
+    return after, plan, pictures, machine
+
+
+def settings_again(run: Run, recipe: Recipe) -> dict[str, Any]:
+    """The settings of the run for its next part.
+
+    Legs whose length followed the clock follow it again, those with a fixed one see as many images again.
+    """
+    paced = {leg: 0 for leg in recipe.legs if leg in run.plan.get("paced", [])}
+    warmup = {"learn": {"warmup": OptimizerConfig().warmup}}  # chosen again for the length of the leg
+    enlarge = {str(size): warmup for size in recipe.chain[1:]}
+    space = {"space": {"kind": "run"}} if recipe.kind == "latent" else {}
+    changes = {"seed": next_seed(recipe), "denoiser": warmup, "enlarge": enlarge, **space}
+    return merge(recipe.with_images(paced).model_dump(mode="json"), changes)
+
+
+def guidance_by_user(run: Run, recipe: Recipe) -> dict[str, Any]:
+    """What the user has set of guidance, which was then not searched: nothing where it was."""
+    if run.plan.get("guidance_samples"):
+        return {}
+    own = {name: value for name, value in recipe.sampling.model_dump(mode="json").items() if name.startswith("guid")}
+    return {"sampling": own}
+
+
+def next_state(before: RunState, source: Source, recipe: Recipe, threads: int) -> RunState:
+    """What `run.json` says at the start of the next part."""
+    kept = {"name", "created", "data", "content", "labels", "pictures", "split", "classes", "versions"}
+    return RunState(
+        **before.model_dump(include=kept),
+        status="interrupted",
+        legs=dict.fromkeys(recipe.legs, "waiting"),
+        threads=threads,
+        settings=recipe.model_dump(mode="json"),
+        origin=source.origin,
+        part=before.part + 1,
+    )
+
+
+def switch(folder: Path) -> None:
+    """Finishes the switch of a run to its next part, if one has been prepared. The caller holds the lock of the run."""
+    prepared = folder / NEXT_FOLDER
+    if not is_whole(prepared):
+        return
+    state = read_state(prepared / "run.json")
+    if read_state(folder / "run.json").part < state.part:
+        archive(folder, folder / BEFORE_FOLDER / str(state.part - 1))
+        for name in OUTDATED:
+            remove(folder / name)
+        for name in ("recipe.toml", "plan.json"):
+            write_whole(folder / name, (prepared / name).read_bytes())
+        Run(folder, state).log("part", number=state.part)
+        write_json(folder / "run.json", read_json(prepared / "run.json"))
+    remove(prepared)
+
+
+def archive(folder: Path, place: Path) -> None:
+    """Moves what is of the part before to `place`; its `run.json` is copied last, and says that all is there."""
+    if (place / "run.json").exists():
+        return
+    make_folder(place)
+    for name in ARCHIVED:
+        if os.path.lexists(folder / name):
+            remove(place / name)
+            shutil.move(folder / name, place / name)
+    write_whole(place / "run.json", (folder / "run.json").read_bytes())

@@ -1,0 +1,119 @@
+"""Pictures that an earlier run has seen, by their perceptual hashes: they count as seen in every run after it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Int8, UInt8
+from torch import Tensor
+
+from calotype.data.duplicates import near_duplicates, perceptual_hashes
+from calotype.data.folder import Pictures
+from calotype.data.split import Split, SplitConfig, SplitRule, stratified_split
+from calotype.files import read_tensors, write_tensors
+from calotype.types import Labels, UserError
+
+SEEN_FILE = "seen.safetensors"
+SET_NAMES = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Hashes of the pictures in each set of earlier runs; those of the test set are seen by none of them."""
+
+    train: Int8[np.ndarray, "train gradients"]
+    validation: Int8[np.ndarray, "validation gradients"]
+    test: Int8[np.ndarray, "test gradients"]
+
+    def split(self, pixels: UInt8[Tensor, "count 3 rows columns"]) -> Split:
+        """In which set each picture, or a near-duplicate of it, was; those that were in none are in none here."""
+        hashes = perceptual_hashes(pixels)
+        train, validation, test = (
+            torch.from_numpy(near_duplicates(hashes, others)) for others in (self.train, self.validation, self.test)
+        )
+        return Split(train, validation & ~train, test & ~(train | validation))
+
+    def and_of(self, earlier: Seen | None) -> Seen:
+        """Of both; whatever one of them has trained on is no test picture of the other."""
+        if earlier is None:
+            return self
+        joined = (np.concatenate([getattr(self, name), getattr(earlier, name)]) for name in SET_NAMES)
+        return Seen(*joined)
+
+
+def seen_by(pictures: Pictures) -> Seen:
+    """By a run that is trained on these pictures."""
+    hashes = perceptual_hashes(pictures.pixels)
+    return Seen(*(hashes[inside.numpy()] for inside in pictures.split.sets.values()))
+
+
+def write_seen(folder: Path, seen: Seen) -> None:
+    """Into the folder of a run."""
+    write_tensors(folder / SEEN_FILE, {name: torch.from_numpy(getattr(seen, name)) for name in SET_NAMES})
+
+
+def read_seen(folder: Path) -> Seen | None:
+    """Of the folder of a run; None where it has started from nothing. Raises `UserError` for a damaged file."""
+    file = folder / SEEN_FILE
+    if not os.path.lexists(file):
+        return None
+    tensors = read_tensors(file)
+    if {*tensors} != {*SET_NAMES} or any(each.ndim != 2 or each.dtype != torch.int8 for each in tensors.values()):
+        raise UserError(f"{file} is damaged: expected hashes of the sets {', '.join(SET_NAMES)}; copy it again")
+    return Seen(*(tensors[name].numpy() for name in SET_NAMES))
+
+
+def continued_split(seen: Seen | None, config: SplitConfig) -> SplitRule:
+    """Pictures that an earlier run has seen stay in the set that they were in; the others are split as always.
+
+    Where it has trained on all of them, or none is left for a set, all are split anew.
+    """
+    if seen is None:
+        return partial(stratified_split, config=config)
+
+    def rule(
+        pixels: UInt8[Tensor, "count 3 rows columns"],
+        labels: Labels,
+        classes: Sequence[str] = (),
+        *,
+        named: Sequence[str] = (),
+    ) -> Split:
+        before = seen.split(pixels)
+        new = ~(before.train | before.validation | before.test)
+        if new.all() or {"validation", "test"} & {*named}:
+            return stratified_split(pixels, labels, classes, config, named)
+        split = with_new(before, new, pixels, labels, classes, config)
+        if not (split.train.any() and split.validation.any()):
+            note = "the run that this one starts from has trained on all pictures here that could be held out"
+            again = stratified_split(pixels, labels, classes, config)
+            return Split(again.train, again.validation, again.test, (*again.notes, note))
+        return split
+
+    return rule
+
+
+def with_new(
+    before: Split, new: Bool[Tensor, " count"], pixels: UInt8[Tensor, "count 3 rows columns"], labels: Labels,
+    classes: Sequence[str], config: SplitConfig,
+) -> Split:  # fmt: skip
+    """The sets of before, with the new pictures in them: split where there are enough to hold some out, else trained
+    on."""
+    rows, sets = new.nonzero().flatten(), {name: inside.clone() for name, inside in before.sets.items()}
+    if config.validation * len(rows) < 1:
+        sets["train"] |= new
+    else:
+        for name, inside in stratified_split(pixels[rows], labels[rows], classes, config).sets.items():
+            sets[name][rows[inside]] = True
+    train, validation, test = sets.values()
+    known = int((~new).sum())
+    note = (
+        f"{int(train.sum()):,} pictures to train on, {int(validation.sum()):,} for validation, {int(test.sum()):,} for "
+        f"the test; {known:,} of them are in the sets in which the run that this one starts from had them"
+    )
+    return Split(train, validation, test, (note,))

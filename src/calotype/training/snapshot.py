@@ -1,0 +1,127 @@
+"""The model of a run that is not finished: the averaged weights of its newest checkpoints. Nothing is written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from calotype.build import build_enlarger, build_frozen, build_space, build_stage
+from calotype.diffusion.denoiser import Denoiser
+from calotype.diffusion.stage import Stage
+from calotype.files import is_whole, listed, read_as, read_tensors, whole_folder, write_tensors
+from calotype.model import Model, load
+from calotype.nets.frozen import Frozen
+from calotype.nets.weights import load_file_into
+from calotype.priors.prior import load_trained
+from calotype.recipe import Recipe, exposure_above, leg_above
+from calotype.run import Run
+from calotype.settings import parse_recipe, read_recipe
+from calotype.spaces.latent import LatentSpace
+from calotype.spaces.pixel import PixelSpace, Space
+from calotype.tables import merge
+from calotype.training.checkpoint import SavedState, checkpoints
+from calotype.training.fitting import read_constants
+from calotype.types import UserError
+
+SPACE, SPACE_FILE = "space", "space.safetensors"
+"""Among the constants of a run: its autoencoder, with the statistics of the latents that the denoiser learns."""
+TRIES = 3
+"""A run that is training removes its older checkpoints as it writes new ones."""
+
+
+def snapshot(folder: Path, device: torch.device) -> tuple[Model, str]:
+    """The model of a run as it is now, and how far it is, in words; of a finished one, its model.
+
+    Stages above that have no checkpoint yet are left out. Raises `UserError` where the first stage has none.
+    """
+    run = Run.open(folder)
+    if run.state.status == "finished":
+        return load(folder, str(device)), "the finished model"
+    recipe = recipe_so_far(run)
+    frozen, stages, words = build_frozen(recipe.denoiser.text), list[Stage](), ""
+    for size in recipe.chain:
+        if newest_checkpoint(run, recipe, size) is None:
+            break
+        stages.append(stage := empty_stage(run, recipe, size, frozen))
+        words = load_average(run, recipe, stage)
+        stage.denoiser.to(device).eval().requires_grad_(False)
+    if not stages:
+        raise UserError(
+            f"the denoiser of {folder} has no checkpoint yet; it gets its first a minute after its leg has begun, so "
+            f"try again later, or look into {folder / 'previews'}"
+        )
+    return Model(recipe, tuple(stages), recipe.samplings[: len(stages)], tuple(run.state.classes), device), words
+
+
+def recipe_so_far(run: Run) -> Recipe:
+    """With the guidance that was searched, if it was."""
+    settings = parse_recipe(read_recipe(run.folder / "recipe.toml"))
+    if run.state.guidance is None:
+        return settings
+    return parse_recipe(merge(settings.model_dump(), {"sampling": {"guidance": run.state.guidance.best}}))
+
+
+# -- Stages ------------------------------------------------------------------------------------------------------------
+
+
+def empty_stage(run: Run, recipe: Recipe, size: int, frozen: Frozen | None) -> Stage:
+    """With its closed form; its network is new."""
+    classes, folder = len(run.state.classes), run.folder / "constants"
+    if size == recipe.chain[0]:
+        prior = read_constants(folder / "denoiser")["mixture"] if recipe.denoiser.prior == "gaussian" else None
+        return build_stage(recipe, stored_space(run, recipe), classes, prior, frozen)
+    stage = build_enlarger(recipe, size, classes, frozen)
+    if stage.denoiser.prior is not None:
+        stage.denoiser.prior.load_state_dict(read_constants(folder / leg_above(size))["local"].state_dict())
+    return stage
+
+
+def write_space(run: Run, space: LatentSpace) -> None:
+    """Keeps the space of the first stage in the folder of a run, for previews."""
+    with whole_folder(run.folder / "constants" / SPACE) as path:
+        write_tensors(path / SPACE_FILE, space.state_dict())
+
+
+def stored_space(run: Run, recipe: Recipe) -> Space:
+    """Raises `UserError` where it is damaged, or an earlier version has not kept it."""
+    folder = run.folder / "constants" / SPACE
+    if recipe.kind == "cascade":
+        return PixelSpace()
+    if not folder.is_dir():
+        raise UserError(
+            f"{run.folder} has no {SPACE} among its constants, as runs of earlier versions have not; resume it, and "
+            f"try again once its denoiser is trained"
+        )
+    return load_file_into(listed(folder, SPACE_FILE), lambda: build_space(recipe), lambda space: space)
+
+
+# -- Checkpoints -------------------------------------------------------------------------------------------------------
+
+
+def newest_checkpoint(run: Run, recipe: Recipe, size: int) -> Path | None:
+    """The newest whole checkpoint of a stage: of its exposure fine-tuning, else of its own leg."""
+    legs = ["denoiser"] if size == recipe.chain[0] else [exposure_above(size), leg_above(size)]
+    paths = [path for leg in legs for path in reversed(checkpoints(run.folder / "checkpoints", leg))]
+    return next((path for path in paths if is_whole(path)), None)
+
+
+def load_average(run: Run, recipe: Recipe, stage: Stage) -> str:
+    """Gives a stage the averaged weights of its newest checkpoint; returns how far that is, in words."""
+    for tried in range(TRIES):
+        path = newest_checkpoint(run, recipe, stage.image_size)
+        try:
+            if path is not None:
+                return _load(path, stage.denoiser)
+        except UserError:
+            if tried == TRIES - 1:
+                raise
+    raise UserError(f"the checkpoints of {run.folder} are being replaced; try again")
+
+
+def _load(path: Path, denoiser: Denoiser) -> str:
+    file, state = listed(path, "denoiser.safetensors"), read_as(listed(path, "state.json"), SavedState)
+    named = {name: value for name, value in read_tensors(file).items() if name.startswith("average.")}
+    load_trained(denoiser, {name.removeprefix("average."): value for name, value in named.items()}, str(file))
+    leg, clock = path.name.rpartition("-")[0], state.clock
+    return f"the {leg} after {clock.images_seen:,} of about {clock.total:,} images"
