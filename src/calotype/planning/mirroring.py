@@ -17,10 +17,10 @@ FEWEST, MOST = 30, 10_000
 """Training pictures: fewer show nothing, and of more a training of minutes or hours sees few twice."""
 COMPARED, COMPARED_VALUES = 2_000, 2**28
 """Pictures, and values of pixels, that are compared at most."""
-SIDE = 16
+SMALL_SIDE = 16
 """Pictures are compared at this size, in pixels."""
-FOLDS, RIDGE = 4, 0.1
-"""Ridge in units of the mean variance."""
+CROSS_VALIDATED, SHRINKAGE = 4, 0.1
+"""Parts of cross-validation; and what is added to the covariance, in units of the mean variance."""
 OWN_MEAN = 8
 """Pictures of a class by which its mean weighs as much as that of all."""
 STANDARD_ERRORS = 2.0
@@ -36,7 +36,9 @@ def choose_flip(pictures: Pictures) -> tuple[bool, str]:
     if not FEWEST <= len(chosen) <= MOST:
         return False, f"tried for {FEWEST} to {MOST:,} training pictures"
     some = chosen[:: math.ceil(len(chosen) / min(COMPARED, COMPARED_VALUES // pictures.pixels[0].numel()))]
-    small = torch.cat([F.adaptive_avg_pool2d(images_from_pixels(pictures.pixels[row][None]), SIDE) for row in some])
+    small = torch.cat(
+        [F.adaptive_avg_pool2d(images_from_pixels(pictures.pixels[row][None]), SMALL_SIDE) for row in some]
+    )
     accuracy = chirality(small, pictures.labels[some])
     symmetric = is_symmetric(accuracy, len(some))
     result = f"a linear classifier tells {accuracy:.0%} of {len(some):,} pictures from their mirror images"
@@ -50,11 +52,11 @@ def chirality(images: Images, labels: Labels) -> float:
     its sign under reflection, so Fisher's discriminant through the origin, fitted within classes to three quarters of
     the pictures, is right about another where its sign is positive.
     """
-    small = F.adaptive_avg_pool2d(images.float(), SIDE)
-    halves = (small - small.flip(-1))[..., : SIDE // 2].flatten(1).double()
+    small = F.adaptive_avg_pool2d(images.float(), SMALL_SIDE)
+    halves = (small - small.flip(-1))[..., : SMALL_SIDE // 2].flatten(1).double()
     classes = labels.unique(return_inverse=True)[1]
-    fold, right = torch.arange(len(halves)) % FOLDS, []
-    for held_out in range(FOLDS):
+    fold, right = torch.arange(len(halves)) % CROSS_VALIDATED, []
+    for held_out in range(CROSS_VALIDATED):
         seen = fold != held_out
         directions = discriminants(halves[seen], classes[seen], int(classes.max()) + 1)
         right.append((halves[~seen] * directions[classes[~seen]]).sum(1) > 0)
@@ -64,7 +66,7 @@ def chirality(images: Images, labels: Labels) -> float:
 def discriminants(halves: Halves, classes: Labels, count: int) -> Float[Tensor, "class value"]:
     """Fisher's discriminants of `count` classes; the mean of a small class is drawn to that of all pictures."""
     covariance = halves.T @ halves / len(halves)
-    covariance += RIDGE * covariance.diagonal().mean().clamp(min=1e-12) * torch.eye(len(covariance)).to(covariance)
+    covariance += SHRINKAGE * covariance.diagonal().mean().clamp(min=1e-12) * torch.eye(len(covariance)).to(covariance)
     sums = torch.zeros(count, halves.shape[1]).to(halves).index_add(0, classes, halves)
     sizes = classes.bincount(minlength=count)[:, None]
     means = (sums + OWN_MEAN * halves.mean(0)) / (sizes + OWN_MEAN)
