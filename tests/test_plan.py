@@ -538,7 +538,7 @@ def test_a_proposal_of_either_kind_fits_its_size(kind, size):
         size, kind=kind, **({} if kind == "cascade" else {"autoencoder": {"critic": {"depth": 2}}})
     )
     check_sizes(made)
-    expected = {leg for leg in made.legs if leg != "autoencoder"} | {"precision", "dropout"}
+    expected = {leg for leg in made.legs if leg != "autoencoder"} | {"precision", "dropout", "flip"}
     expected |= {"patches"} if kind == "latent" else set()
     assert made.kind == kind and set(reasons) == expected
 
