@@ -322,7 +322,7 @@ def test_a_source_whose_pictures_are_gone_is_noted(again, tmp_path, others):
 # -- More time ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_finished_run_goes_on_in_its_folder_with_the_same_sets(again, monkeypatch):
+def test_a_finished_run_goes_on_in_its_folder_with_the_same_sets(again, finished, monkeypatch):
     before, split = begun(monkeypatch), (again / "split.json").read_bytes()
     old, log = products(again), (again / "log.jsonl").read_text()
     source = load(again, "cpu").stages[0].denoiser
@@ -335,11 +335,13 @@ def test_a_finished_run_goes_on_in_its_folder_with_the_same_sets(again, monkeypa
     assert {path.name for path in (again / "before" / "1").iterdir()} >= {"evaluation.json", "recipe.toml", "samples"}
     assert not (again / "evaluation.json").exists() and (again / "log.jsonl").read_text().startswith(log)
     assert [event["images_seen"] for event in run.history("check", "denoiser")] == [16, 32]
-    assert not run.history("step", "autoencoder")  # of the part before
+    ours, theirs = (load(place, "cpu").stages[0].space.vae for place in (again, finished))
+    assert all(map(torch.equal, ours.encoder.parameters(), theirs.encoder.parameters()))
+    assert not all(map(torch.equal, ours.decoder.parameters(), theirs.decoder.parameters()))
     for name, value in trained_state(source).items():
         assert torch.equal(before["denoiser"]["denoiser"][name], value)
     assert products(again) != old and is_whole(again / "model")
-    assert read_json(again / "plan.json")["choices"][0]["value"] == "that of run"
+    assert read_json(again / "plan.json")["choices"][0]["value"] == "that of run, its decoder trained further"
     assert not any(choice["by_user"] for choice in read_json(again / "plan.json")["choices"])
 
 

@@ -68,12 +68,14 @@ def extend(run: Run, options: ResumeOptions, budget: float, console: Console) ->
 def settings_again(run: Run, recipe: Recipe) -> dict[str, Any]:
     """The settings of the run for its next part.
 
-    Legs whose length followed the clock follow it again, those with a fixed one see as many images again.
+    Legs whose length followed the clock follow it again, those with a fixed one see as many images again. Of an
+    autoencoder that was trained the decoder is trained further: else it would limit what more time can reach
+    (dev/LOG.md, 2026-11-28).
     """
     paced = {leg: 0 for leg in recipe.legs if leg in run.plan.get("paced", [])}
     warmup = {"learn": {"warmup": OptimizerConfig().warmup}}  # chosen again for the length of the leg
     enlarge = {str(size): warmup for size in recipe.chain[1:]}
-    space = {"space": {"kind": "run"}} if recipe.kind == "latent" else {}
+    space = {"space": {"kind": "run", "finetune": recipe.trains_space}} if recipe.kind == "latent" else {}
     changes = {"seed": next_seed(recipe), "denoiser": warmup, "enlarge": enlarge, **space}
     return merge(recipe.with_images(paced).model_dump(mode="json"), changes)
 
