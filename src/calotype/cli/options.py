@@ -194,6 +194,20 @@ class EnlargeOptions:
     device: Device = "auto"
 
 
+@app.command("export")
+@dataclass(frozen=True)
+class ExportOptions(SamplingOptions):
+    """Write a model for other software: ONNX graphs, a page for browsers, or a folder of diffusers."""
+
+    run: RunFolder
+    to: Annotated[Literal["onnx", "web", "diffusers"], option("onnx, web or diffusers.")]
+    out: Annotated[Path | None, option("Folder to write to. [default: RUN/onnx, RUN/web or RUN/diffusers]")] = None
+    runtime: Annotated[
+        Path | None,
+        option("With --to web: npm package of onnxruntime-web. [default: node_modules/onnxruntime-web]"),
+    ] = None
+
+
 # -- Evaluation --------------------------------------------------------------------------------------------------------
 
 

@@ -29,25 +29,50 @@ BUNDLE_FORMAT = 1
 SETTINGS, SCRIPT = "calotype.json", "sample.py"
 OPSET = 20
 STANDALONE = Path(__file__).parent / "standalone"
+CARD_COPY = "model-card.md"
+
+BUNDLE_README = """# A model as ONNX graphs
+
+    pip install numpy onnxruntime
+    python sample.py --count 9 --seed 0 --out grid.png
+
+`sample.py --help` has the other options; all of it is data but that script, which imports numpy and onnxruntime alone.
+Equal seeds give the pictures of Calotype in float32, to a level of 8 bits.
+
+| file | inputs -> outputs |
+| --- | --- |
+| `prior.onnx` | the closed form: noisy, sigma, label (-1: none), bag of n-grams -> mean |
+| `denoiser.onnx` | the network around it: noisy, sigma, label, mean, words -> denoised |
+| `decoder.onnx`, `encoder.onnx` | latents -> images in [-1, 1], and back |
+| `text.onnx` | tokens of a prompt -> words, pooled |
+| `enlarge-N-*.onnx` | the same of a stage that enlarges; `condition` is what it knows of the picture below it |
+| `calotype.json` | sigmas, sampler and guidance of each stage, classes, latent statistics |
+
+`noisy = clean + sigma * noise` with Gaussian noise; the batch may have any size. Not every model has every file.
+"""
 
 
-def export_onnx(model: Model, folder: Path, progress: Progress = no_progress) -> Difference:
+def export_onnx(
+    model: Model, folder: Path, progress: Progress = no_progress, card: Path | None = None
+) -> Difference:
     """Writes the bundle of a model on the CPU, and returns how far its pictures are from ours.
 
-    Raises `UserError` where packages are missing, and where pictures differ by more than a level of 8 bits; then there
+    `card` is the model's card, a copy of which is put into it. Raises `UserError` where packages are missing, and where pictures differ by more than a level of 8 bits; then there
     is no folder.
     """
     require_packages("onnx", "onnxscript", "onnxruntime")
     model = in_float32(model)
     with whole_folder(folder) as path:
         write_bundle(model, path, progress)
+        write_readme(path, BUNDLE_README, card)
         return differences(model, path).checked()
 
 
-def require_packages(*names: str) -> None:
+def require_packages(*names: str, extra: str = "onnx") -> None:
+    """Raises `UserError` that says what to install."""
     missing = [name for name in names if importlib.util.find_spec(name) is None]
     if missing:
-        raise UserError(f"this export needs {', '.join(missing)}; try: pip install 'calotype[onnx]'")
+        raise UserError(f"this export needs {', '.join(missing)}; try: pip install 'calotype[{extra}]'")
 
 
 def in_float32(model: Model) -> Model:
@@ -92,6 +117,12 @@ def write_graph(file: Path, graph: Graph) -> None:
         logger.setLevel(level)
     assert program is not None
     write_whole(file, program.model_proto.SerializeToString())
+
+
+def write_readme(path: Path, text: str, card: Path | None) -> None:
+    write_whole(path / "README.md", text)
+    if card is not None and card.is_file():
+        write_whole(path / CARD_COPY, card.read_bytes())
 
 
 def graph_file(model: Model, stage: Stage, name: str) -> str:

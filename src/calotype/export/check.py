@@ -10,10 +10,11 @@ import torch
 
 from calotype.diffusion.stage import generate
 from calotype.model import Model
-from calotype.types import NULL_LABEL, Text, UserError
+from calotype.types import Text, UserError
 
 CHECKED = 4
 """Pictures that are compared."""
+PROMPT = "a woman with red hair, in a garden"
 LEVEL = 1 / 255
 MOST_BEYOND = 1e-3
 """Share of the values that may differ by more than a level: where a window lies between two clusters of a
@@ -49,20 +50,24 @@ def between(ours: np.ndarray, theirs: np.ndarray) -> Difference:
 
 
 def differences(model: Model, folder: Path, count: int = CHECKED, seed: int = 0) -> Difference:
-    """Of `count` pictures of classes in turn, every other one with a prompt where the model reads any."""
+    """Of `count` pictures that onnxruntime makes."""
     from calotype.export.standalone.sample import Bundle, seeded
 
-    bundle = Bundle(folder, threads=torch.get_num_threads())
-    labels = model.labels(count)
-    prompts = ["", "a red circle on green"] * count if model.text_encoder is not None else [""] * count
+    bundle, (labels, prompts) = Bundle(folder, threads=torch.get_num_threads()), checked_request(model, count)
     theirs = [
         bundle.images([label], [prompt], [""], [index], seeded(seed))
-        for index, (label, prompt) in enumerate(zip(labels, prompts, strict=False))
+        for index, (label, prompt) in enumerate(zip(labels, prompts, strict=True))
     ]
-    return between(our_images(model, labels, prompts[:count], seed), np.concatenate(theirs))
+    return between(our_images(model, labels, prompts, seed), np.concatenate(theirs))
 
 
-def our_images(model: Model, labels: list[int], prompts: list[str], seed: int) -> np.ndarray:
+def checked_request(model: Model, count: int = CHECKED) -> tuple[list[int], list[str]]:
+    """Classes in turn, and every other one with a prompt, where the model reads any."""
+    prompt = PROMPT if model.text_encoder is not None else ""
+    return model.labels(count), [prompt * (index % 2) for index in range(count)]
+
+
+def our_images(model: Model, labels: list[int], prompts: list[str], seed: int = 0) -> np.ndarray:
     text = Text(tuple(prompts)) if any(prompts) else None
     images = generate(model.stages, torch.tensor(labels), model.samplings, model.rngs(len(labels), seed), text=text)
     return images.numpy()
