@@ -208,6 +208,16 @@ class ExportOptions(SamplingOptions):
     ] = None
 
 
+@app.command("push")
+@dataclass(frozen=True)
+class PushOptions:
+    """Upload a model, or an exported folder, to the Hugging Face hub."""
+
+    folder: Annotated[Path, argument("Folder of a run, of a model, or of an export.")]
+    repository: Annotated[str, argument("OWNER/NAME on the hub.", "OWNER/NAME")]
+    public: Annotated[bool, typer.Option("--public", help="Make a new repository public; else it is private.")] = False
+
+
 # -- Evaluation --------------------------------------------------------------------------------------------------------
 
 

@@ -59,7 +59,12 @@ class Denoiser(Migrated):
         return self.around(mean, noisy, sigma, condition), mean
 
     def around(
-        self, mean: Latents, noisy: Latents, sigma: Sigmas, condition: Condition, backbone: Callable[..., Latents] | None = None
+        self,
+        mean: Latents,
+        noisy: Latents,
+        sigma: Sigmas,
+        condition: Condition,
+        backbone: Callable[..., Latents] | None = None,
     ) -> Latents:
         """The estimate where `prior_mean` is known; with a `backbone` in place of its own."""
         scaling = self.scalings(sigma, condition)

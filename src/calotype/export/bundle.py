@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import re
 import shutil
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -52,13 +54,11 @@ Equal seeds give the pictures of Calotype in float32, to a level of 8 bits.
 """
 
 
-def export_onnx(
-    model: Model, folder: Path, progress: Progress = no_progress, card: Path | None = None
-) -> Difference:
+def export_onnx(model: Model, folder: Path, progress: Progress = no_progress, card: Path | None = None) -> Difference:
     """Writes the bundle of a model on the CPU, and returns how far its pictures are from ours.
 
-    `card` is the model's card, a copy of which is put into it. Raises `UserError` where packages are missing, and where pictures differ by more than a level of 8 bits; then there
-    is no folder.
+    `card` is the model's card, of which a copy is put into it. Raises `UserError` where packages are missing, and where
+    pictures differ by more than a level of 8 bits; then there is no folder.
     """
     require_packages("onnx", "onnxscript", "onnxruntime")
     model = in_float32(model)
@@ -103,26 +103,34 @@ def write_graph(file: Path, graph: Graph) -> None:
 
     batch, words = Dim("batch"), Dim("words")
     inputs = {name: value.clone() for name, value in graph.inputs.items()}  # one tensor for two would be one input
-    shapes = {name: {0: batch, **({1: words} if name in VARIABLE_WORDS else {})} for name in inputs}
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)  # it warns of packages that are not used
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            program = torch.onnx.export(
-                graph.module.eval(), (), kwargs=inputs, input_names=list(inputs),
-                output_names=list(graph.outputs), dynamic_shapes=shapes, opset_version=OPSET, dynamo=True, verbose=False,
-            )  # fmt: skip
-    finally:
-        logger.setLevel(level)
+    shapes = {name: {0: batch, 1: words} if name in VARIABLE_WORDS else {0: batch} for name in inputs}
+    with quiet():
+        program = torch.onnx.export(
+            graph.module.eval(), (), kwargs=inputs, input_names=list(inputs), output_names=list(graph.outputs),
+            dynamic_shapes=shapes, opset_version=OPSET, dynamo=True, verbose=False,
+        )  # fmt: skip
     assert program is not None
     write_whole(file, program.model_proto.SerializeToString())
 
 
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the exporter's warnings, of packages that are not used and of what it is to lose."""
+    logging.disable(logging.ERROR)
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            yield
+    finally:
+        logging.disable(logging.NOTSET)
+
+
 def write_readme(path: Path, text: str, card: Path | None) -> None:
-    write_whole(path / "README.md", text)
-    if card is not None and card.is_file():
-        write_whole(path / CARD_COPY, card.read_bytes())
+    """With the tags of the model's card, for hubs, and a copy of it."""
+    content = card.read_text("utf-8", "replace") if card is not None and card.is_file() else ""
+    front = re.match(r"---\n.*?\n---\n", content, re.S)
+    write_whole(path / "README.md", f"{front[0]}\n{text}" if front else text)
+    if content:
+        write_whole(path / CARD_COPY, content)
 
 
 def graph_file(model: Model, stage: Stage, name: str) -> str:
@@ -171,7 +179,8 @@ def text_settings(model: Model) -> dict[str, Any] | None:
     text = model.recipe.denoiser.text
     assert text.kind != "none"
     kind = "tokenizer" if isinstance(encoder, Projected) else "bytes"
-    widths = {str(stage.image_size): each.width for stage in model.stages if (each := encoder_of(stage)) is not None}
+    encoders = {stage.image_size: encoder_of(stage) for stage in model.stages}
+    widths = {str(size): each.width for size, each in encoders.items() if each is not None}
     return {"kind": kind, "words": text.words, "width": widths}
 
 

@@ -86,7 +86,9 @@ def difference_of_code(model: Model, folder: Path) -> Difference:
     """In a process of its own, so that nothing in the folder runs in this one. Raises `UserError` where it fails."""
     labels, prompts = checked_request(model)
     with tempfile.TemporaryDirectory() as place:
-        request = json.dumps({"folder": str(folder), "labels": labels, "prompts": prompts, "out": f"{place}/images.npy"})
+        request = json.dumps(
+            {"folder": str(folder), "labels": labels, "prompts": prompts, "out": f"{place}/images.npy"}
+        )
         environment = {**os.environ, "HF_MODULES_CACHE": place, "HF_HUB_OFFLINE": "1"}
         done = subprocess.run(
             [sys.executable, "-c", OPEN_PIPELINE, request], env=environment, capture_output=True, text=True, check=False

@@ -52,7 +52,7 @@ class DenoiserGraph(nn.Module):
         super().__init__()
         self.denoiser = denoiser
 
-    def forward(
+    def forward(  # noqa: PLR0913, PLR0917 - all that a stage may need
         self,
         noisy: Latents,
         sigma: Sigmas,
@@ -120,7 +120,9 @@ def shifted_blur(images: Images, deviation: Sigmas, most: float) -> Images:
     blurred = F.pad(images, [radius] * 4, mode="replicate")
     for dim, size in ((2, images.shape[2]), (3, images.shape[3])):
         shifted = [blurred.narrow(dim, start, size) for start in range(2 * radius + 1)]
-        blurred = torch.stack([per_image(weight) * image for weight, image in zip(weights.T, shifted, strict=True)]).sum(0)
+        blurred = torch.stack(
+            [per_image(weight) * image for weight, image in zip(weights.T, shifted, strict=True)]
+        ).sum(0)
     return blurred
 
 
@@ -231,4 +233,3 @@ def _example_of_condition(stage: Stage) -> dict[str, Tensor]:
     deviation = torch.ones(PICTURES, 1, stage.image_size, stage.image_size)
     clusters = torch.arange(PICTURES * count).reshape(PICTURES, count) % PATCH_CLUSTERS
     return {"deviation": deviation, "clusters": clusters, "variances": torch.ones(PICTURES, count, values)}
-

@@ -54,9 +54,7 @@ def with_sources(script: str, provided: Iterable[str] = ()) -> str:
     return _assembled(script, imported, sorted(set(outside.values())), parts)
 
 
-def _assembled(
-    script: str, imported: list[ast.ImportFrom], imports: list[str], parts: list[Definition]
-) -> str:
+def _assembled(script: str, imported: list[ast.ImportFrom], imports: list[str], parts: list[Definition]) -> str:
     lines = script.splitlines()
     first, last = imported[0].lineno - 1, imported[-1].end_lineno or 0
     body, module = list[str](), ""

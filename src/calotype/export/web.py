@@ -34,8 +34,7 @@ def export_web(
     require_packages("onnx", "onnxscript", "onnxruntime")
     if model.image_size > LARGEST_WEB:
         raise UserError(
-            f"this model's pictures have {model.image_size} px, but a page is for up to {LARGEST_WEB} px; "
-            f"try --to onnx"
+            f"this model's pictures have {model.image_size} px, but a page is for up to {LARGEST_WEB} px; try --to onnx"
         )
     if isinstance(model.recipe.denoiser.text, FrozenConfig):
         raise UserError("the page reads no prompts with a pretrained text encoder; try --to onnx")

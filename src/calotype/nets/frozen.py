@@ -161,7 +161,9 @@ class Projected(nn.Module):
 
     def forward(self, texts: Sequence[str]) -> TextContext:
         words = self.frozen(texts)
-        return TextContext(self.learned(words.context), words.mask.to(self.project.weight.device), self.learned(words.pooled))
+        return TextContext(
+            self.learned(words.context), words.mask.to(self.project.weight.device), self.learned(words.pooled)
+        )
 
     def learned(self, encoded: Float[Tensor, "*batch features"]) -> Float[Tensor, "*batch projected"]:
         """The part that is trained: of embeddings of words, or of whole texts."""

@@ -1,4 +1,4 @@
-"""`calotype export`: a model for other software."""
+"""`calotype export` and `calotype push`: a model for other software, and for other people."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from pathlib import Path
 
 from calotype.cli.commands.reading import check_empty
 from calotype.cli.console import Console
-from calotype.cli.options import ExportOptions
+from calotype.cli.options import ExportOptions, PushOptions
 from calotype.export.bundle import SETTINGS, export_onnx
 from calotype.export.check import Difference
 from calotype.export.diffusers_folder import PIPELINE, export_diffusers
+from calotype.export.hub import push
 from calotype.export.web import export_web
 from calotype.model import load
 from calotype.report.card import CARD
@@ -39,3 +40,13 @@ def export(options: ExportOptions, console: Console) -> Path:
     size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file()) / 1e6
     console.say(f"{out} ({size:,.0f} MB): {difference}")
     return out
+
+
+def push_folder(options: PushOptions, console: Console) -> str:
+    """Uploads a folder, and returns its address."""
+    model = options.folder / "model"
+    folder = model if (model / "model.json").is_file() else options.folder
+    with console.bar("upload"):
+        address = push(folder, options.repository, not options.public)
+    console.say(f"{folder} is at {address}")
+    return address

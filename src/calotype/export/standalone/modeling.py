@@ -12,7 +12,6 @@ from diffusers.configuration_utils import register_to_config
 from torch import nn
 
 
-
 class Config:
     """Settings with defaults, which were checked when they were written."""
 

@@ -8,7 +8,7 @@ from PIL import Image
 class CalotypePipeline(DiffusionPipeline):
     """`pipeline(label="NAME", num_images=4, seed=0).images` are pictures; `pipeline.classes` are the labels."""
 
-    _optional_components = ["vae"]
+    _optional_components = ["vae"]  # noqa: RUF012 - a list in diffusers
 
     def __init__(self, stages, vae=None):
         super().__init__()
@@ -18,7 +18,7 @@ class CalotypePipeline(DiffusionPipeline):
     def classes(self):
         return list(self.stages.config.classes)
 
-    def __call__(
+    def __call__(  # noqa: PLR0917 - as pipelines have it
         self, prompt=None, negative_prompt=None, label=None, num_images=1, seed=0, num_inference_steps=None,
         guidance_scale=None, sampler=None, output_type="pil", return_dict=True,
     ):  # fmt: skip

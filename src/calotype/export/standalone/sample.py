@@ -18,6 +18,7 @@ import struct
 import sys
 import unicodedata
 import zlib
+from collections import deque
 from itertools import pairwise
 from pathlib import Path
 
@@ -82,8 +83,8 @@ class Bundle:
 
             fresh = (drawn("fresh", step) for step in range(1 << 30))
             noisy = clean + np.float32(sigmas[0]) * drawn("start")
-            for noisy in SAMPLERS[stage["sampling"]["sampler"]](denoise, noisy, sigmas, fresh):
-                pass
+            states = SAMPLERS[stage["sampling"]["sampler"]](denoise, noisy, sigmas, fresh)
+            noisy = deque(states, maxlen=1).pop()
             images = noisy if until else self.decode(stage, noisy)
         return images
 
@@ -180,7 +181,9 @@ class Bundle:
         """Words (word, width) and the pooled text (width,); an empty text has no words."""
         key, about = (stage["size"], text), self.about["text"]
         if not text:
-            return np.zeros((1, about["width"][str(stage["size"])]), "f4"), np.zeros(about["width"][str(stage["size"])], "f4")
+            return np.zeros((1, about["width"][str(stage["size"])]), "f4"), np.zeros(
+                about["width"][str(stage["size"])], "f4"
+            )
         if key not in self.texts:
             read = letters_of if about["kind"] == "bytes" else self.tokens
             encoded = self.run(stage, "text", {"tokens": read(text, about["words"])[None]})
@@ -270,7 +273,11 @@ def seeded(seed):
 
 def cleaned(text):
     """On one line, in normal form C, without control characters."""
-    kept = (letter for letter in unicodedata.normalize("NFC", " ".join(text.split())) if unicodedata.category(letter)[0] != "C")
+    kept = (
+        letter
+        for letter in unicodedata.normalize("NFC", " ".join(text.split()))
+        if unicodedata.category(letter)[0] != "C"
+    )
     return " ".join("".join(kept).split())[:LONGEST_PROMPT]
 
 
