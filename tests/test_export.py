@@ -153,5 +153,5 @@ def test_not_a_number_is_a_difference():
 def test_settings_of_a_stage_are_plain_json():
     model = golden("labels")
     model = replace(model, classes=('</script>"\u202e', "b"))
-    settings = onnx_bundle.settings_of_bundle(model, [(model.stages[0], {})])
+    settings = onnx_bundle.settings_of_bundle(model, [["denoiser"]])
     assert json.loads(json.dumps(settings, allow_nan=False)) == settings

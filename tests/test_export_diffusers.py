@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from calotype.export.diffusers_folder import PROVIDED, export_diffusers
 from calotype.export.sources import definitions, in_order, used_names, with_sources
 from calotype.interop.diffusers import read_kl_config, read_kl_weights
 from calotype.interop.diffusers import write_autoencoder as write_native
+from calotype.nets.frozen import MiniLmConfig
 from calotype.nets.kl import Kl
 from calotype.types import UserError
 
@@ -99,14 +101,10 @@ def test_a_written_autoencoder_is_read_again(tmp_path):
 
 def test_a_frozen_text_encoder_is_refused(tmp_path):
     model = golden("labels")
-    recipe = model.recipe.model_copy(update={"denoiser": model.recipe.denoiser.model_copy()})
-    object.__setattr__(recipe.denoiser, "text", type("MiniLm", (), {}))
-    from calotype.nets.frozen import MiniLmConfig
-
-    object.__setattr__(recipe.denoiser, "text", MiniLmConfig())
-    object.__setattr__(model, "recipe", recipe)
+    denoiser = model.recipe.denoiser.model_copy(update={"text": MiniLmConfig()})
+    reading = replace(model, recipe=model.recipe.model_copy(update={"denoiser": denoiser}))
     with pytest.raises(UserError, match="try --to onnx"):
-        export_diffusers(model, tmp_path / "out")
+        export_diffusers(reading, tmp_path / "out")
 
 
 # -- One file from many ------------------------------------------------------------------------------------------------

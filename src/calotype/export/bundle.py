@@ -7,7 +7,7 @@ import logging
 import re
 import shutil
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -86,9 +86,9 @@ def in_float32(model: Model) -> Model:
 
 def write_bundle(model: Model, path: Path, progress: Progress = no_progress) -> None:
     """All files but the manifest."""
-    graphs = [(stage, stage_graphs(stage)) for stage in model.stages]
-    total, done = sum(len(each) for _, each in graphs), 0
-    for stage, named in graphs:
+    graphs = [stage_graphs(stage) for stage in model.stages]
+    total, done = sum(map(len, graphs)), 0
+    for stage, named in zip(model.stages, graphs, strict=True):
         for name, graph in named.items():
             write_graph(path / graph_file(model, stage, name), graph)
             progress(done := done + 1, total)
@@ -141,13 +141,13 @@ def graph_file(model: Model, stage: Stage, name: str) -> str:
 # -- Settings ----------------------------------------------------------------------------------------------------------
 
 
-def settings_of_bundle(model: Model, graphs: Sequence[tuple[Stage, dict[str, Graph]]]) -> dict[str, Any]:
-    """What `calotype.json` holds: all that sampling needs beside the graphs."""
+def settings_of_bundle(model: Model, graphs: Sequence[Collection[str]]) -> dict[str, Any]:
+    """What `calotype.json` holds: all that sampling needs beside the graphs, whose names at each stage are given."""
     space, prior = model.stages[0].space, model.stages[0].denoiser.prior
     latents = None
     if isinstance(space, LatentSpace):
         latents = {"mean": space.mean.flatten().tolist(), "spread": space.spread.flatten().tolist()}
-    stages = zip(graphs, model.samplings, stops(model.samplings), strict=True)
+    stages = zip(model.stages, graphs, model.samplings, stops(model.samplings), strict=True)
     return {
         "format": BUNDLE_FORMAT,
         "calotype": calotype.__version__,
@@ -156,11 +156,13 @@ def settings_of_bundle(model: Model, graphs: Sequence[tuple[Stage, dict[str, Gra
         "latents": latents,
         "text": text_settings(model),
         "vocabulary": prior.vocabulary.tolist() if isinstance(prior, CaptionedMixture) else None,
-        "stages": [stage_settings(model, stage, list(named), *more) for (stage, named), *more in stages],
+        "stages": [stage_settings(model, *stage) for stage in stages],
     }
 
 
-def stage_settings(model: Model, stage: Stage, names: list[str], sampling: Sampling, until: float) -> dict[str, Any]:
+def stage_settings(
+    model: Model, stage: Stage, names: Collection[str], sampling: Sampling, until: float
+) -> dict[str, Any]:
     return {
         "size": stage.image_size,
         "shape": list(stage.shape),
