@@ -120,7 +120,7 @@ def test_the_script_says_what_is_wrong_in_one_line(exported, arguments, message)
 @with_onnx
 def test_a_bundle_with_other_pictures_is_refused_and_not_written(tmp_path, monkeypatch):
     monkeypatch.setattr(onnx_bundle, "write_bundle", lambda *arguments: None)
-    monkeypatch.setattr(onnx_bundle, "differences", lambda *arguments: Difference(0.1, 0.5, 4))
+    monkeypatch.setattr(onnx_bundle, "picture_differences", lambda *arguments: Difference(0.1, 0.5, 4))
     with pytest.raises(UserError, match=r"differ from ours by up to 25\.5 levels"):
         export(ExportOptions(run=GOLDEN / "labels", to="onnx", out=tmp_path / "out"), Keeper())
     assert not list(tmp_path.iterdir())

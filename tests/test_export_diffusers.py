@@ -18,7 +18,7 @@ from small import SETTINGS, Keeper
 from calotype.cli.commands import export
 from calotype.cli.options import ExportOptions
 from calotype.export.diffusers_folder import PROVIDED, export_diffusers
-from calotype.export.sources import definitions, in_order, used_names, with_sources
+from calotype.export.sources import import_order, top_level, used_names, with_sources
 from calotype.interop.diffusers import read_kl_config, read_kl_weights
 from calotype.interop.diffusers import write_autoencoder as write_native
 from calotype.nets.frozen import MiniLmConfig
@@ -121,12 +121,12 @@ def test_a_script_gets_what_it_uses_and_no_more():
 
 
 def test_modules_stand_after_those_that_they_import():
-    order = in_order({"calotype.diffusion.stage", "calotype.types", "calotype.priors.patches"})
+    order = import_order({"calotype.diffusion.stage", "calotype.types", "calotype.priors.patches"})
     assert order == ["calotype.types", "calotype.priors.patches", "calotype.diffusion.stage"]
 
 
 def test_annotations_are_not_used_names():
     tree = ast.parse("def f(a: Shape = START) -> Other:\n    b: Third = g(a)\n    return len(b)")
     assert set(used_names(tree)) == {"START", "g", "a", "b"}
-    assert "Latents" not in definitions("calotype.diffusion.guidance")["guided"].uses
+    assert "Latents" not in top_level("calotype.diffusion.guidance")["guided"].uses
     assert set(PROVIDED) == {"Config", "Field", "model_validator"}

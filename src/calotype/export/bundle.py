@@ -16,7 +16,7 @@ import torch
 
 import calotype
 from calotype.diffusion.stage import Sampling, Stage, stops
-from calotype.export.check import Difference, differences
+from calotype.export.check import Difference, picture_differences
 from calotype.export.graphs import VARIABLE_WORDS, Graph, encoder_of, stage_graphs
 from calotype.files import whole_folder, write_json, write_whole
 from calotype.interop.folders import TOKENIZER
@@ -65,7 +65,7 @@ def export_onnx(model: Model, folder: Path, progress: Progress = no_progress, ca
     with whole_folder(folder) as path:
         write_bundle(model, path, progress)
         write_readme(path, BUNDLE_README, card)
-        return differences(model, path).checked()
+        return picture_differences(model, path).checked()
 
 
 def require_packages(*names: str, extra: str = "onnx") -> None:

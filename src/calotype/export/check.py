@@ -14,7 +14,7 @@ from calotype.types import Text, UserError
 
 CHECKED = 4
 """Pictures that are compared."""
-PROMPT = "a woman with red hair, in a garden"
+CHECK_PROMPT = "a woman with red hair, in a garden"
 LEVEL = 1 / 255
 MOST_BEYOND = 1e-3
 """Share of the values that may differ by more than a level: where a window lies between two clusters of a
@@ -49,7 +49,7 @@ def between(ours: np.ndarray, theirs: np.ndarray) -> Difference:
     return Difference(float(apart.max()), float((apart > LEVEL).mean()), len(ours))
 
 
-def differences(model: Model, folder: Path, count: int = CHECKED, seed: int = 0) -> Difference:
+def picture_differences(model: Model, folder: Path, count: int = CHECKED, seed: int = 0) -> Difference:
     """Of `count` pictures that onnxruntime makes."""
     from calotype.export.standalone.sample import Bundle, seeded
 
@@ -63,7 +63,7 @@ def differences(model: Model, folder: Path, count: int = CHECKED, seed: int = 0)
 
 def checked_request(model: Model, count: int = CHECKED) -> tuple[list[int], list[str]]:
     """Classes in turn, and every other one with a prompt, where the model reads any."""
-    prompt = PROMPT if model.text_encoder is not None else ""
+    prompt = CHECK_PROMPT if model.text_encoder is not None else ""
     return model.labels(count), [prompt * (index % 2) for index in range(count)]
 
 

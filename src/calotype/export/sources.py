@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-PACKAGE = Path(__file__).resolve().parents[1]
+SOURCE_FOLDER = Path(__file__).resolve().parents[1]
 ANNOTATIONS = ("annotation", "returns")
 
 
@@ -38,18 +38,18 @@ def with_sources(script: str, provided: Iterable[str] = ()) -> str:
     queue = [(node.module or "", name) for node in imported for _, name in _origins(node)]
     while queue:
         module, name = queue.pop()
-        definition = definitions(module)[name]
+        definition = top_level(module)[name]
         if (key := (module, definition.line)) in chosen:
             continue
         chosen[key] = definition
         for used in definition.uses - own:
-            if used in definitions(module):
+            if used in top_level(module):
                 queue.append((module, used))
             elif used in (ours := our_imports(module)):
                 queue.append(ours[used])
             elif used in (others := other_imports(module)):
                 outside[used] = others[used]
-    order = {module: place for place, module in enumerate(in_order({module for module, _ in chosen}))}
+    order = {module: place for place, module in enumerate(import_order({module for module, _ in chosen}))}
     parts = sorted(chosen.values(), key=lambda each: (order[each.module], each.line))
     return _assembled(script, imported, sorted(set(outside.values())), parts)
 
@@ -70,11 +70,11 @@ def _assembled(script: str, imported: list[ast.ImportFrom], imports: list[str], 
 
 
 def source_file(module: str) -> Path:
-    return PACKAGE.joinpath(*module.split(".")[1:]).with_suffix(".py")
+    return SOURCE_FOLDER.joinpath(*module.split(".")[1:]).with_suffix(".py")
 
 
 @cache
-def definitions(module: str) -> dict[str, Definition]:
+def top_level(module: str) -> dict[str, Definition]:
     """By the names that they define."""
     text = source_file(module).read_text("utf-8")
     lines, named = text.splitlines(), dict[str, Definition]()
@@ -132,7 +132,7 @@ def other_imports(module: str) -> dict[str, str]:
     return statements
 
 
-def in_order(modules: set[str]) -> list[str]:
+def import_order(modules: set[str]) -> list[str]:
     """Each after those that it imports from."""
     ordered = list[str]()
 
@@ -149,7 +149,7 @@ def in_order(modules: set[str]) -> list[str]:
 
 
 def _is_ours(module: str | None) -> bool:
-    return module is not None and module.split(".")[0] == PACKAGE.name
+    return module is not None and module.split(".")[0] == SOURCE_FOLDER.name
 
 
 def _origins(node: ast.ImportFrom) -> Iterator[tuple[str, str]]:

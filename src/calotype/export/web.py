@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 from calotype.export.bundle import STANDALONE, in_float32, require_packages, write_bundle, write_readme
-from calotype.export.check import Difference, differences
+from calotype.export.check import Difference, picture_differences
 from calotype.files import whole_folder
 from calotype.model import Model
 from calotype.nets.frozen import FrozenConfig
@@ -44,7 +44,7 @@ def export_web(
         write_readme(path, WEB_README, card)
         for file in (*(STANDALONE / name for name in PAGE_FILES), *files):
             shutil.copy(file, path / file.name)
-        return differences(model, path).checked()
+        return picture_differences(model, path).checked()
 
 
 def runtime_files(runtime: Path | None = None) -> list[Path]:
