@@ -15,8 +15,8 @@ proofs: .venv/ready-dev
 	$(BIN)/pytest tests/proofs
 
 lint: .venv/ready-dev
-	$(BIN)/ruff check src tests bench
-	$(BIN)/ruff format --check src tests bench
+	$(BIN)/ruff check src tests bench contrib
+	$(BIN)/ruff format --check src tests bench contrib
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 

@@ -14,8 +14,10 @@ REASONS = (
     "<frozen importlib.", "<frozen zipimport>", "/importlib/", "/jaxtyping/", "/beartype/", "/pydantic/",
     "/dataclasses.py", "/typing.py", "/typing_extensions.py", "/collections/__init__.py", "/enum.py", "/inspect.py",
     "/_pytest/", "/multiprocessing/", "/functools.py", "/typer/",
+    "/torch/onnx/", "/torch/fx/",
 )  # fmt: skip
-"""Who imports modules, evaluates annotations, and makes classes; and multiprocessing, which talks to itself."""
+"""Who imports modules, evaluates annotations, and makes classes; multiprocessing, which talks to itself; and
+the exporter of torch, which makes functions of the graphs that it has traced."""
 seen = []
 """What happened without such a reason: event, and the files from there down to calotype."""
 

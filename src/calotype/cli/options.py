@@ -246,6 +246,30 @@ class EnlargeOptions:
     device: Device = "auto"
 
 
+@app.command("export")
+@dataclass(frozen=True)
+class ExportOptions(SamplingOptions):
+    """Write a model for other software: ONNX graphs, a page for browsers, or a folder of diffusers."""
+
+    run: RunFolder
+    to: Annotated[Literal["onnx", "web", "diffusers"], option("onnx, web or diffusers.")]
+    out: Annotated[Path | None, option("Folder to write to. [default: RUN/onnx, RUN/web or RUN/diffusers]")] = None
+    runtime: Annotated[
+        Path | None,
+        option("With --to web: npm package of onnxruntime-web. [default: node_modules/onnxruntime-web]"),
+    ] = None
+
+
+@app.command("push")
+@dataclass(frozen=True)
+class PushOptions:
+    """Upload a model, or an exported folder, to the Hugging Face hub."""
+
+    folder: Annotated[Path, argument("Folder of a run, of a model, or of an export.")]
+    repository: Annotated[str, argument("OWNER/NAME on the hub.", "OWNER/NAME")]
+    public: Annotated[bool, typer.Option("--public", help="Make a new repository public; else it is private.")] = False
+
+
 # -- Evaluation --------------------------------------------------------------------------------------------------------
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import ClassVar
 
 import torch
@@ -54,9 +55,20 @@ class Denoiser(Migrated):
 
     def with_prior_mean(self, noisy: Latents, sigma: Sigmas, condition: Condition) -> tuple[Latents, Latents]:
         """The estimate, and beside it `prior_mean`, of one evaluation of the prior."""
+        mean = self.prior_mean(noisy, sigma, condition)
+        return self.around(mean, noisy, sigma, condition), mean
+
+    def around(
+        self,
+        mean: Latents,
+        noisy: Latents,
+        sigma: Sigmas,
+        condition: Condition,
+        backbone: Callable[..., Latents] | None = None,
+    ) -> Latents:
+        """The estimate where `prior_mean` is known; with a `backbone` in place of its own."""
         scaling = self.scalings(sigma, condition)
-        mean = self._mean(scaling, noisy, sigma, condition)
-        return mean + scaling.out * self._network(scaling.input, noisy, mean, sigma, condition), mean
+        return mean + scaling.out * self._network(scaling.input, noisy, mean, sigma, condition, backbone)
 
     def loss(self, clean: Latents, sigma: Sigmas, noise: Latents, condition: Condition) -> Float[Tensor, " batch"]:
         """Squared error of the network's own output: the epsilon, x0, v, flow or EDM loss, by the scaling."""
@@ -84,7 +96,9 @@ class Denoiser(Migrated):
 
     def _deviation(self, sigma: Sigmas, condition: Condition) -> Float[Tensor, "batch 1 _ _"]:
         everywhere = per_image(torch.full_like(sigma, self.sigma_data))
-        return everywhere if condition.deviation is None else torch.hypot(everywhere, condition.deviation)
+        if condition.deviation is None:
+            return everywhere
+        return (everywhere.square() + condition.deviation.square()).sqrt()  # not hypot, which ONNX does not have
 
     def _mean(self, scaling: Scaling, noisy: Latents, sigma: Sigmas, condition: Condition) -> Latents:
         """What the network's output is added to: the prior's mean, or the scaling's skip."""
@@ -94,7 +108,10 @@ class Denoiser(Migrated):
             return self.prior.mean(noisy, sigma, condition)
         return scaling.skip * noisy if condition.low_res is None else torch.lerp(condition.low_res, noisy, scaling.skip)
 
-    def _network(self, scale: Tensor, noisy: Latents, mean: Latents, sigma: Sigmas, condition: Condition) -> Latents:
+    def _network(
+        self, scale: Tensor, noisy: Latents, mean: Latents, sigma: Sigmas, condition: Condition,
+        backbone: Callable[..., Latents] | None = None,
+    ) -> Latents:  # fmt: skip
         image = scale * (noisy if condition.low_res is None else noisy - condition.low_res)
         vector = self.noise_level(sigma / self._deviation(sigma, condition).mean((1, 2, 3))) + self.label(
             condition.labels.where(condition.labels != NULL_LABEL, self.classes)
@@ -107,7 +124,7 @@ class Denoiser(Migrated):
             image = torch.cat([image, condition.low_res], 1)
         prompts = () if condition.text is None else (condition.text.prompts,)
         with autocast(image.device, self.precision):
-            return self.backbone(image, vector, *prompts).float()
+            return (backbone or self.backbone)(image, vector, *prompts).float()
 
 
 class LevelEmbedding(nn.Module):

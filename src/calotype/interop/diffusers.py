@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from torch import Tensor
 
 from calotype.bounds import MAX_LEVELS, Channels
-from calotype.files import read_json
+from calotype.files import read_json, write_json, write_tensors
 from calotype.interop.folders import config_folder, read_parts, renamed, weights_files
 from calotype.nets.kl import MOST_BLOCKS, Kl, KlConfig
 from calotype.types import UserError
@@ -19,6 +19,7 @@ from calotype.types import UserError
 KL_WEIGHTS = "diffusion_pytorch_model.safetensors"
 DownBlock = Literal["DownEncoderBlock2D", "AttnDownEncoderBlock2D"]
 UpBlock = Literal["UpDecoderBlock2D", "AttnUpDecoderBlock2D"]
+DOWN, UP = "DownEncoderBlock2D", "UpDecoderBlock2D"
 
 DIFFUSERS_NAMES = (
     (".blocks.", ".resnets."),
@@ -161,3 +162,33 @@ def diffusers_names(ours: str) -> list[str]:
         return [name]
     index, part, kind = tail.split(".")
     return [f"{head}.attentions.{index}.{theirs}.{kind}" for theirs in ATTENTION_NAMES[part]]
+
+
+# -- Writing -----------------------------------------------------------------------------------------------------------
+
+
+def write_autoencoder(folder: Path, kl: Kl, spread: float) -> None:
+    """An `AutoencoderKL` as diffusers reads it; `spread` is the standard deviation of its latents."""
+    config = kl.config
+    levels = range(len(config.widths))
+    down = ["AttnDownEncoderBlock2D" if level in config.encoder_attention_levels else DOWN for level in levels]
+    up = ["AttnUpDecoderBlock2D" if level in config.decoder_attention_levels else UP for level in reversed(levels)]
+    about = {
+        "_class_name": "AutoencoderKL",
+        "in_channels": 3,
+        "out_channels": 3,
+        "down_block_types": down,
+        "up_block_types": up,
+        "block_out_channels": list(config.widths),
+        "layers_per_block": config.blocks,
+        "act_fn": "silu",
+        "latent_channels": config.channels,
+        "norm_num_groups": config.groups,
+        "use_quant_conv": config.mixes_moments,
+        "use_post_quant_conv": config.mixes_latents,
+        "mid_block_add_attention": config.attention,
+        "scaling_factor": 1 / spread,
+    }
+    write_json(folder / "config.json", about)
+    weights = {diffusers_names(name)[0]: value for name, value in kl.state_dict().items()}
+    write_tensors(folder / KL_WEIGHTS, weights, {"format": "pt"})

@@ -160,9 +160,14 @@ class Projected(nn.Module):
         self.project = nn.Linear(frozen.width, width, bias=False)  # without bias: 0 stays 0
 
     def forward(self, texts: Sequence[str]) -> TextContext:
-        words, weight = self.frozen(texts), self.project.weight
-        context, pooled = (self.project(self.norm(part.to(weight))) for part in (words.context, words.pooled))
-        return TextContext(context, words.mask.to(weight.device), pooled)
+        words = self.frozen(texts)
+        return TextContext(
+            self.learned(words.context), words.mask.to(self.project.weight.device), self.learned(words.pooled)
+        )
+
+    def learned(self, encoded: Float[Tensor, "*batch features"]) -> Float[Tensor, "*batch projected"]:
+        """The part that is trained: of embeddings of words, or of whole texts."""
+        return self.project(self.norm(encoded.to(self.project.weight)))
 
     def truncated(self, text: str) -> str:
         return self.frozen.truncated(text)

@@ -74,7 +74,10 @@ class BytesEncoder(nn.Module):
         self.norm = RmsNorm(config.width, eps=1e-6)
 
     def forward(self, texts: Sequence[str]) -> TextContext:
-        letters = tokens_of(texts, self.config.words).to(self.letters.weight.device)
+        return self.encode(tokens_of(texts, self.config.words).to(self.letters.weight.device))
+
+    def encode(self, letters: Int[Tensor, "batch word 12"]) -> TextContext:
+        """Of the bytes of `tokens_of`."""
         mask = letters.any(2)
         places = 256 * torch.arange(LETTERS, device=letters.device)
         tokens = self.norm_in(self.letters((letters + places) * (letters > 0)).sum(2)) * mask[..., None]
@@ -124,7 +127,10 @@ class TextConditioned(Migrated):
     def forward(self, image: Latents, vector: Vector, texts: Sequence[str] | None = None) -> Recoloured:
         if texts is None:
             return self.backbone(image, vector)
-        words = self.encoder(texts)
+        return self.with_words(image, vector, self.encoder(texts))
+
+    def with_words(self, image: Latents, vector: Vector, words: TextContext) -> Recoloured:
+        """Of texts that are encoded already."""
         return self.backbone(image, vector + self.pooled_projection(words.pooled), words)
 
 

@@ -23,9 +23,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from calotype.priors.gaussian import Flat, GaussianMixture
+from calotype.priors.gaussian import Flat, GaussianMixture, Weights
 from calotype.priors.prior import Prior
-from calotype.types import Condition, Latents, Sigmas
+from calotype.types import Condition, Labels, Latents, Sigmas
 
 NEGLIGIBLE = 1e-3
 """Components whose weight is below this fraction of the largest are skipped."""
@@ -99,14 +99,18 @@ class CaptionedMixture(Prior):
         """A label overrides the gate; components that the gate makes negligible are skipped."""
         captions = ("",) * len(noisy) if condition.text is None else condition.text.prompts
         bags = bags_of(captions, self.vocabulary).to(noisy)
-        logits = self.mixture.prior.log() + (bags @ self.gate + self.gate_bias)[:, self.mixture.group]
-        weights = torch.softmax(logits.masked_fill(~self.mixture.admissible(condition.labels), -torch.inf), 1)
-        weights = weights.where(weights >= NEGLIGIBLE * weights.amax(1, keepdim=True), 0)
+        weights = self.weights(bags, condition.labels)
 
         def shift(group: int, rows: Tensor) -> Flat:
             return bags[rows] @ self.regression_in[group] @ self.regression_out[group]
 
         return self.mixture.posterior_mean(weights, noisy, sigma, shift)
+
+    def weights(self, bags: Bags, labels: Labels) -> Weights:
+        """Of the components, given caption and label of each image."""
+        logits = self.mixture.prior.log() + (bags @ self.gate + self.gate_bias)[:, self.mixture.group]
+        weights = torch.softmax(logits.masked_fill(~self.mixture.admissible(labels), -torch.inf), 1)
+        return weights.where(weights >= NEGLIGIBLE * weights.amax(1, keepdim=True), 0)
 
 
 # -- Bags of hashed n-grams (feature hashing: Weinberger et al., arXiv 0902.2206) --------------------------------------

@@ -66,7 +66,11 @@ class GaussianMixture(Prior):
 
         Latents larger than `side` are denoised in overlapping windows.
         """
-        return self.posterior_mean(self.prior * self.admissible(condition.labels), noisy, sigma)
+        return self.posterior_mean(self.weights(condition.labels), noisy, sigma)
+
+    def weights(self, labels: Labels) -> Weights:
+        """Of the components, given the label of each image."""
+        return self.prior * self.admissible(labels)
 
     def admissible(self, labels: Labels) -> Bool[Tensor, "batch component"]:
         """Which components a label allows; all where it has none of its own."""

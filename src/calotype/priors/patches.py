@@ -8,8 +8,8 @@ closed form, and the network learns the rest.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -45,15 +45,30 @@ Windows = Float[Tensor, "window neighbour"]
 Clusters = Int[Tensor, " window"]
 
 
+@runtime_checkable
+class Clustered(Protocol):
+    """Windows with their clusters."""
+
+    @property
+    def clusters(self) -> Clusters: ...
+
+    def times(
+        self, patches: Float[Tensor, "window value"], matrices: Float[Tensor, "cluster value other"]
+    ) -> Float[Tensor, "window other"]:
+        """The patch of each window, a row, times the matrix of its cluster."""
+        ...
+
+
 class ByCluster(NamedTuple):
     """Windows sorted by their cluster, so that the matrix of each cluster is applied in one product."""
 
+    clusters: Clusters
     order: Int[Tensor, " window"]
     counts: list[int]
 
     @classmethod
     def of(cls, clusters: Clusters) -> ByCluster:
-        return cls(clusters.argsort(stable=True), clusters.bincount(minlength=PATCH_CLUSTERS).tolist())
+        return cls(clusters, clusters.argsort(stable=True), clusters.bincount(minlength=PATCH_CLUSTERS).tolist())
 
     def split(self, values: Tensor) -> Sequence[Tensor]:
         """The values of each cluster's windows."""
@@ -72,7 +87,7 @@ class PatchPosterior(NamedTuple):
     mean: OtherImages
     deviation: Float[Tensor, "batch 1 _ _"]
     """Conditional standard deviation about the mean, averaged over each patch."""
-    by_cluster: ByCluster
+    by_cluster: Clustered
     axes: Float[Tensor, "cluster value axis"]
     variances: Float[Tensor, "window axis"]
     """About the mean, along the axes of each window's cluster."""
@@ -83,7 +98,7 @@ class PatchPosterior(NamedTuple):
     def denoise(self, noisy: Latents, sigma: Sigmas) -> Latents:
         """The posterior mean of the clean image: each axis of each patch is shrunk by `v / (v + sigma ** 2)`."""
         patches = patches_of(noisy - self.mean, self.factor)
-        noise = (sigma**2).repeat_interleave(len(patches) // len(noisy))[:, None]
+        noise = each_window(sigma**2, noisy, self.factor)
         shrink = self.noise_variances / (self.noise_variances + noise)
         along = self.by_cluster.times(patches, self.axes) * shrink
         return self.mean + images_of(self.by_cluster.times(along, self.axes.mT), self.mean, self.factor)
@@ -129,21 +144,23 @@ class PatchPrior(Prior):
         return condition.posterior_mean(noisy, sigma)
 
     @torch.no_grad()
-    def posterior(self, low_res: Images, noise: Sigmas) -> PatchPosterior:
+    def posterior(
+        self, low_res: Images, noise: Sigmas, clustered: Callable[[Windows], Clustered] | None = None
+    ) -> PatchPosterior:
         """`noise` is the standard deviation of noise that augmentation has put on each low-resolution image.
 
         That noise is in the mean, `noise_gain` times as large, and in the contrast, from which it is subtracted.
+        Windows are `clustered` by `ByCluster`, if by nothing else.
         """
         windows, contrast = windows_of(low_res)
-        clusters = self.clusters(windows)
-        by_cluster = ByCluster.of(clusters)
-        above = enlarged(low_res, self.factor)
+        by_cluster = clustered(windows) if clustered else ByCluster.of(self.clusters(windows))
+        clusters, above = by_cluster.clusters, enlarged(low_res, self.factor)
         mean = above + images_of(by_cluster.times(windows, self.weights), above, self.factor)
-        added = (noise**2).repeat_interleave(len(windows) // len(low_res))[:, None]
+        added = each_window(noise**2, low_res)
         strength = (contrast[:, None] ** 2 - self.contrast_gain * added).clamp(min=0)
         scaling, fixed = strength * self.variances[clusters], self.plain**2 + self.noise_gain[clusters] * added
         variances, noise_variances = scaling + fixed, self.random_share * scaling + fixed
-        deviation = variances.mean(1).sqrt().reshape(len(low_res), 1, *low_res.shape[-2:])
+        deviation = variances.mean(1).sqrt().reshape(-1, 1, *low_res.shape[-2:])
         deviation = F.interpolate(deviation, scale_factor=self.factor)
         return PatchPosterior(mean, deviation, by_cluster, self.axes, variances, noise_variances, self.factor)
 
@@ -201,6 +218,12 @@ class PatchPrior(Prior):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
+def each_window(values: Sigmas, images: Latents, factor: int = 1) -> Float[Tensor, "window 1"]:
+    """A number of each image, for all its windows: one for every `factor` x `factor` pixels."""
+    height, width = images.shape[-2:]
+    return values[:, None].expand(-1, height * width // factor**2).reshape(-1, 1)
+
+
 def leverage(inputs: Windows, inverse: Float[Tensor, "neighbour neighbour"]) -> Float[Tensor, "window 1"]:
     """Of each window in its own fit: an error divided by `1 - leverage` is that of a fit without the window.
 
@@ -245,8 +268,8 @@ def patches_of(images: Latents, factor: int) -> Float[Tensor, "window value"]:
 
 def images_of(patches: Float[Tensor, "window value"], like: Latents, factor: int) -> Latents:
     """The inverse of `patches_of`, in the shape of `like`."""
-    count, _, height, width = like.shape
-    folded = patches.reshape(count, height // factor, width // factor, -1).permute(0, 3, 1, 2)
+    height, width = like.shape[-2:]
+    folded = patches.unflatten(0, (-1, height // factor, width // factor)).permute(0, 3, 1, 2)
     return F.pixel_shuffle(folded, factor)
 
 

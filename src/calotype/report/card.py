@@ -32,6 +32,8 @@ from calotype.tables import number, numbers, within
 CARD, SAMPLES_PICTURE = "README.md", "samples.png"
 NOT_KNOWN = "unknown"
 FEW_FOR_VARIETY = 1000
+UNCONDITIONAL = "unconditional-image-generation"
+"""The hub's word for what needs no prompt."""
 
 
 def write_card(folder: Path) -> Path:
@@ -52,7 +54,7 @@ def card_licence(run: Run) -> str:
 
 def card_lines(run: Run, result: EvaluationResult | None) -> Iterator[str]:
     size, version = number(run.plan.get("size")) or 0, run.state.versions.get("calotype", NOT_KNOWN)
-    yield from ("---", f"license: {card_licence(run)}", "library_name: calotype", "---", "", f"# {escaped(run.name)}")
+    yield from ("---", f"license: {card_licence(run)}", *tag_lines(run), "---", "", f"# {escaped(run.name)}")
     yield from ("", f"Makes pictures of {size:.0f} × {size:.0f} px; trained with Calotype {escaped(version)}.")
     if (run.folder / "model" / SAMPLES_PICTURE).is_file():
         yield from ("", f"![Samples]({SAMPLES_PICTURE})")
@@ -68,6 +70,15 @@ def card_lines(run: Run, result: EvaluationResult | None) -> Iterator[str]:
     for title, lines in sections.items():
         if text := list(lines):
             yield from ("", f"## {title}", "", *text)
+
+
+def tag_lines(run: Run) -> Iterator[str]:
+    """By which hubs find a model."""
+    settings = settings_of(run)
+    reads_text = within(settings, "denoiser", "text").get("kind", "none") != "none"
+    yield from ("library_name: calotype", f"pipeline_tag: {'text-to-image' if reads_text else UNCONDITIONAL}")
+    kind = "cascaded-diffusion" if len(settings.get("stages") or []) > 1 else "latent-diffusion"
+    yield from ("tags:", "- calotype", "- diffusion", f"- {kind}")
 
 
 # -- Sections ----------------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from calotype.cli import options
 from calotype.cli.commands.checking import check_data
 from calotype.cli.commands.comparing import compare_runs
 from calotype.cli.commands.evaluating import evaluate
+from calotype.cli.commands.exporting import export, push_folder
 from calotype.cli.commands.inspecting import inspect
 from calotype.cli.commands.previewing import preview
 from calotype.cli.commands.reading import export_portraits
@@ -25,6 +26,8 @@ FUNCTIONS: dict[type, Callable[[Any, Console], object]] = {
     options.SampleOptions: sample,
     options.InterpolateOptions: interpolate,
     options.EnlargeOptions: enlarge,
+    options.ExportOptions: export,
+    options.PushOptions: push_folder,
     options.EvaluateOptions: evaluate,
     options.CompareOptions: compare_runs,
     options.SweepOptions: sweep_run,

@@ -1,0 +1,52 @@
+"""`calotype export` and `calotype push`: a model for other software, and for other people."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from calotype.cli.commands.reading import check_empty
+from calotype.cli.console import Console
+from calotype.cli.options import ExportOptions, PushOptions
+from calotype.export.bundle import SETTINGS, export_onnx
+from calotype.export.check import Difference
+from calotype.export.diffusers_folder import PIPELINE, export_diffusers
+from calotype.export.hub import push
+from calotype.export.web import export_web
+from calotype.model import load
+from calotype.report.card import CARD
+from calotype.types import UserError
+
+
+def export(options: ExportOptions, console: Console) -> Path:
+    """Writes the folder, says how far its pictures are from ours, and returns it."""
+    out = options.out or options.run / options.to
+    check_empty(out, PIPELINE if options.to == "diffusers" else SETTINGS)
+    if options.runtime is not None and options.to != "web":
+        raise UserError(f"--runtime is for --to web, but --to is {options.to}; leave it out")
+    model = load(options.run, "cpu")
+    model = replace(model, samplings=model.settings(options.changes()))
+    cards = [folder / CARD for folder in (options.run / "model", options.run)]
+    card = next((file for file in cards if file.is_file()), None)
+    write: dict[str, Callable[..., Difference]] = {
+        "onnx": export_onnx,
+        "web": partial(export_web, runtime=options.runtime),
+        "diffusers": export_diffusers,
+    }
+    with console.bar("export") as progress:
+        difference = write[options.to](model, out, progress=progress, card=card)
+    size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file()) / 1e6
+    console.say(f"{out} ({size:,.0f} MB): {difference}")
+    return out
+
+
+def push_folder(options: PushOptions, console: Console) -> str:
+    """Uploads a folder, and returns its address."""
+    model = options.folder / "model"
+    folder = model if (model / "model.json").is_file() else options.folder
+    with console.bar("upload"):
+        address = push(folder, options.repository, not options.public)
+    console.say(f"{folder} is at {address}")
+    return address

@@ -1,0 +1,1 @@
+"""A model in the layouts of others: ONNX, diffusers, a page for browsers."""

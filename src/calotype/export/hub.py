@@ -1,0 +1,35 @@
+"""`calotype push`: a folder to the Hugging Face hub, with the package huggingface-hub and the login that it keeps."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from calotype.export.bundle import require_packages
+from calotype.files import damage
+from calotype.types import UserError
+
+
+def push(folder: Path, name: str, private: bool = True) -> str:
+    """Uploads a model's folder, or an exported one, to the repository `name`, and returns its address.
+
+    The repository is made where there is none. Raises `UserError` where the package is missing, the folder is damaged,
+    or the hub refuses.
+    """
+    require_packages("huggingface_hub", extra="hub")
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
+
+    if not re.fullmatch(r"[\w.-]{1,96}/[\w.-]{1,96}", name):
+        raise UserError(f"the repository is {name!r:.80}, expected OWNER/NAME")
+    if wrong := damage(folder):
+        raise UserError(f"{folder} is not a model or an export that is whole ({wrong}); give the folder of one")
+    hub = HfApi(library_name="calotype")
+    try:
+        address = hub.create_repo(name, private=private, exist_ok=True)
+        hub.upload_folder(repo_id=name, folder_path=folder, commit_message="Upload from Calotype")
+    except LocalTokenNotFoundError:
+        raise UserError("the hub does not know you; try: hf auth login") from None
+    except HfHubHTTPError as error:
+        raise UserError(f"the hub refused {name}: {str(error).splitlines()[0]:.200}") from None
+    return str(address)

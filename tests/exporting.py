@@ -1,0 +1,54 @@
+"""Models to export: those of version 0.1.0, and others with random weights, which take no training."""
+
+import importlib.util
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from small import CPU
+
+from calotype.build import build_enlarger, build_space, build_stage
+from calotype.diffusion.stage import generate
+from calotype.export.bundle import in_float32
+from calotype.model import Model, load
+from calotype.priors.clusters import components_of, mixture_of
+from calotype.priors.patches import PatchPrior
+from calotype.settings import parse_recipe
+from calotype.spaces.pixel import PixelSpace
+
+GOLDEN = Path(__file__).parent / "golden"
+ONNX = all(importlib.util.find_spec(name) for name in ("onnx", "onnxscript", "onnxruntime"))
+with_onnx = pytest.mark.skipif(not ONNX, reason="needs the extra onnx")
+LEVEL = 1 / 255
+
+
+def golden(name, **changes):
+    model = in_float32(load(GOLDEN / name, "cpu"))
+    return replace(model, samplings=model.settings(changes))
+
+
+def random_model(settings, classes=("a", "b"), frozen=None):
+    """A model of these settings whose weights are random, and whose priors are fitted to noise."""
+    recipe = parse_recipe(settings)
+    space = build_space(recipe) if recipe.kind == "latent" else PixelSpace()
+    shape = build_stage(recipe, space, len(classes), None, frozen).shape
+    points = torch.randn(40, *shape).flatten(1)
+    prior = mixture_of(components_of(points, {0: torch.arange(40) < 20, 1: torch.arange(40) >= 20}, 1, 4), 4)
+    stages = [build_stage(recipe, space, len(classes), prior if recipe.denoiser.prior == "gaussian" else None, frozen)]
+    stages += [build_enlarger(recipe, size, len(classes), frozen) for size in recipe.chain[1:]]
+    for stage in stages:
+        if isinstance(stage.denoiser.prior, PatchPrior):
+            large = torch.rand(40, 3, stage.image_size, stage.image_size) * 2 - 1
+            stage.denoiser.prior.fit([(torch.nn.functional.avg_pool2d(large, stage.factor), large)])
+        for network in (stage.denoiser, stage.space):
+            if isinstance(network, torch.nn.Module):
+                for parameter in network.eval().requires_grad_(False).parameters():
+                    parameter.add_(0.05 * torch.randn_like(parameter))
+    return Model(recipe, tuple(stages), recipe.samplings, tuple(classes), CPU)
+
+
+def ours(model, labels, text=None, seed=0):
+    """Images in [-1, 1]."""
+    rngs = model.rngs(len(labels), seed)
+    return generate(model.stages, torch.tensor(labels), model.samplings, rngs, text=text).numpy()

@@ -1,0 +1,80 @@
+"""Exports are opened in new environments, which have what docs/export.md asks for, and no Calotype.
+
+`make proofs` runs it; it needs the package registry.
+"""
+
+import os
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from exporting import GOLDEN, golden, with_onnx
+from small import Keeper
+
+from calotype.cli.commands import export
+from calotype.cli.options import ExportOptions
+
+PACKAGES = {"onnx": ["numpy", "onnxruntime"], "diffusers": ["torch==2.13.0", "diffusers>=0.38", "safetensors", "numpy"]}
+SCRIPTS = {
+    "onnx": """
+import sys
+sys.path.insert(0, sys.argv[1])
+import sample
+bundle = sample.Bundle(sys.argv[1])
+labels = [index % len(bundle.classes) for index in range(2)]
+prompts = ["", ""] if bundle.about["text"] is None else [PROMPT] * 2
+if prompts[0]:
+    labels = [-1, -1]
+for index, picture in enumerate(bundle.sample(labels, prompts, seed=3)):
+    with open(f"{sys.argv[2]}/{index}.png", "wb") as file:
+        file.write(sample.png(picture))
+""",
+    "diffusers": """
+import sys
+from diffusers import DiffusionPipeline
+pipeline = DiffusionPipeline.from_pretrained(sys.argv[1], trust_remote_code=True)
+prompt = None if pipeline.stages.config.text is None else PROMPT
+for index, picture in enumerate(pipeline(prompt, num_images=2, seed=3).images):
+    picture.save(f"{sys.argv[2]}/{index}.png")
+""",
+}
+PROMPT = "a woman with red hair"
+
+
+@pytest.fixture(scope="module")
+def fresh(tmp_path_factory):
+    """Environments by what they are for, made when they are first asked for."""
+    made = {}
+
+    def python(kind):
+        if kind not in made:
+            folder = tmp_path_factory.mktemp(kind)
+            venv.create(folder, with_pip=True)
+            made[kind] = folder / ("Scripts" if os.name == "nt" else "bin") / "python"
+            subprocess.run([made[kind], "-m", "pip", "install", "--quiet", *PACKAGES[kind]], check=True)
+        return made[kind]
+
+    return python
+
+
+@with_onnx
+@pytest.mark.parametrize("kind", PACKAGES)
+@pytest.mark.parametrize("name", ["labels", "captions", "cascade"])
+def test_an_export_opens_where_there_is_no_calotype(fresh, tmp_path, kind, name):
+    python = fresh(kind)
+    assert subprocess.run([python, "-c", "import calotype"], capture_output=True, check=False).returncode
+    export(ExportOptions(run=GOLDEN / name, to=kind, out=tmp_path / "out"), Keeper())
+    script = f"PROMPT = {PROMPT!r}\n{SCRIPTS[kind]}"
+    environment = {**os.environ, "PYTHONPATH": "", "HF_MODULES_CACHE": str(tmp_path / "modules")}
+    subprocess.run([python, "-c", script, tmp_path / "out", tmp_path], env=environment, check=True, cwd=tmp_path)
+    prompt = PROMPT if name == "captions" else None
+    ours = np.stack([np.asarray(picture, int) for picture in golden(name).sample(2, seed=3, prompt=prompt)])
+    theirs = np.stack([np.asarray(Image.open(tmp_path / f"{index}.png"), int) for index in range(2)])
+    assert np.abs(ours - theirs).max() <= 1

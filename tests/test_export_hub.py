@@ -1,0 +1,93 @@
+"""`calotype push`, on a hub that is not there."""
+
+import sys
+import types
+
+import pytest
+from exporting import GOLDEN
+from small import Keeper
+
+from calotype.cli.commands import push_folder
+from calotype.cli.options import PushOptions
+from calotype.export import bundle
+from calotype.export.bundle import CARD_COPY, write_readme
+from calotype.report.card import card_lines
+from calotype.run import Run
+from calotype.types import UserError
+
+
+class RefusedError(Exception):
+    """As the hub's own errors."""
+
+
+class NoTokenError(Exception):
+    """As the hub's own errors."""
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """A package that keeps what it is asked."""
+    asked, hub, errors = [], types.ModuleType("huggingface_hub"), types.ModuleType("huggingface_hub.errors")
+
+    class HfApi:
+        def __init__(self, library_name):
+            self.refuses = None
+
+        def create_repo(self, name, private, exist_ok):
+            if name == "nobody/model":
+                raise NoTokenError
+            if name == "other/model":
+                raise RefusedError("403: this is not yours\nmore")
+            asked.append((name, private, exist_ok))
+            return f"https://hub/{name}"
+
+        def upload_folder(self, repo_id, folder_path, commit_message):
+            asked.append((repo_id, folder_path))
+
+    hub.HfApi, errors.HfHubHTTPError, errors.LocalTokenNotFoundError = HfApi, RefusedError, NoTokenError
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+    monkeypatch.setitem(sys.modules, "huggingface_hub.errors", errors)
+    monkeypatch.setattr(bundle.importlib.util, "find_spec", lambda name: name)
+    return asked
+
+
+@pytest.mark.parametrize("public", [False, True])
+def test_a_whole_model_is_uploaded_private_unless_asked(hub, public):
+    keeper = Keeper()
+    assert push_folder(PushOptions(GOLDEN / "labels", "me/faces", public), keeper) == "https://hub/me/faces"
+    assert hub == [("me/faces", not public, True), ("me/faces", GOLDEN / "labels")]
+    assert "https://hub/me/faces" in keeper.printed[-1]
+
+
+@pytest.mark.parametrize("name, message", [
+    ("faces", "expected OWNER/NAME"), ("../x/y", "expected OWNER/NAME"), ("nobody/model", "hf auth login"),
+    ("other/model", "403: this is not yours$"),
+])  # fmt: skip
+def test_what_is_wrong_is_one_line(hub, name, message):
+    with pytest.raises(UserError, match=message) as error:
+        push_folder(PushOptions(GOLDEN / "labels", name), Keeper())
+    assert "\n" not in str(error.value)
+
+
+def test_a_folder_that_is_not_whole_is_not_uploaded(hub, tmp_path):
+    (tmp_path / "private.txt").write_text("mine")
+    with pytest.raises(UserError, match="not a model or an export that is whole"):
+        push_folder(PushOptions(tmp_path, "me/faces"), Keeper())
+    assert not hub
+
+
+def test_without_the_package_it_says_what_to_install(monkeypatch):
+    monkeypatch.setattr(bundle.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"pip install 'calotype\[hub\]'"):
+        push_folder(PushOptions(GOLDEN / "labels", "me/faces"), Keeper())
+
+
+def test_a_card_has_tags_and_a_bundle_takes_them_over(finished, tmp_path):
+    lines = list(card_lines(Run.open(finished), None))
+    front = lines[: lines.index("---", 1) + 1]
+    assert "pipeline_tag: unconditional-image-generation" in front and "- latent-diffusion" in front
+    (card := tmp_path / "card.md").write_text("\n".join(lines))
+    (out := tmp_path / "out").mkdir()
+    write_readme(out, "# Text\n", card)
+    assert (out / "README.md").read_text() == "\n".join(front) + "\n\n# Text\n"
+    assert (out / CARD_COPY).read_text() == card.read_text()

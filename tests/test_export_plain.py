@@ -1,0 +1,68 @@
+"""Bundles of stages without closed forms, with blur and prompts, and of a frozen text encoder, equal to ours."""
+
+import importlib.util
+
+import numpy as np
+import pytest
+import torch
+from exporting import LEVEL, ours, random_model, with_onnx
+from small import CASCADE
+
+from calotype.export.bundle import export_onnx, write_graph
+from calotype.export.check import between
+from calotype.export.graphs import text_graph
+from calotype.nets.frozen import Frozen, Projected
+from calotype.tables import merge
+from calotype.types import Text
+
+PLAIN = merge(CASCADE, {
+    "denoiser": {
+        "prior": "none", "sigma_data": 0.5, "text": {"kind": "bytes", "width": 8},
+        "backbone": {"kind": "unet", "width": 8, "multiples": [1, 2], "blocks": 1, "attention_levels": [1]},
+    },
+    "enlarge": {"16": {
+        "prior": "none", "sigma_data": 0.3, "augmentation": {"kind": "blur"}, "sampling": {"augmentation": 0.7},
+    }},
+})  # fmt: skip
+"""Without closed forms, with blur, and with prompts at every stage."""
+
+
+@pytest.fixture
+def sample():
+    if not importlib.util.find_spec("onnxruntime"):
+        pytest.skip("needs onnxruntime")
+    from calotype.export.standalone import sample
+
+    return sample
+
+
+@with_onnx
+def test_stages_without_closed_forms_with_blur_and_prompts(sample, tmp_path):
+    model = random_model(PLAIN)
+    assert export_onnx(model, tmp_path / "out").largest < LEVEL / 4
+    bundle, prompts = sample.Bundle(tmp_path / "out", threads=1), ["a red cat", "ô"]
+    assert not any("prior" in stage["graphs"] for stage in bundle.stages)
+    theirs = bundle.images([0, -1], prompts, ["dog", "dog"], range(2), sample.seeded(0))
+    text = Text(tuple(prompts), ("dog", "dog"))
+    assert between(ours(model, [0, -1], text), theirs).largest < LEVEL / 4
+
+
+@with_onnx
+def test_words_of_a_frozen_encoder_are_ours(sample, tmp_path):
+    pytest.importorskip("tokenizers")
+    from encoders import small_reader
+
+    torch.manual_seed(2)
+    encoder = Projected(Frozen(small_reader(tmp_path)), 8)
+    write_graph(tmp_path / "text.onnx", text_graph(encoder))
+    bundle = sample.Bundle.__new__(sample.Bundle)
+    bundle.folder, bundle.sessions, bundle.texts, bundle.providers = tmp_path, {}, {}, ["CPUExecutionProvider"]
+    bundle.settings = sample.onnxruntime.SessionOptions()
+    bundle.about = {"text": {"kind": "tokenizer", "words": 12, "width": {"16": 8}}, "vocabulary": None}
+    stage, texts = {"size": 16, "graphs": {"text": "text.onnx"}}, ["a red cat", "", "the cat on the red sofa"]
+    values = bundle.text(stage, texts)
+    with torch.no_grad():
+        expected = encoder(texts)
+    assert np.array_equal(values["mask"], expected.mask.numpy())
+    assert np.abs(values["pooled"] - expected.pooled.numpy()).max() < 2e-3  # they are stored in half precision
+    assert np.abs((values["words"] - expected.context.numpy()) * values["mask"][..., None]).max() < 2e-3

@@ -1,0 +1,234 @@
+"""The bundle of a captioned model, with its page for browsers: equal to ours in Python and in Chromium."""
+
+import importlib.util
+import json
+import shutil
+import subprocess
+import sys
+import threading
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
+
+import numpy as np
+import pytest
+import torch
+from exporting import GOLDEN, LEVEL, golden, ours, with_onnx
+from small import Keeper
+
+from calotype.cli.commands import export
+from calotype.cli.options import ExportOptions
+from calotype.data.captions import as_prompts
+from calotype.export.check import between
+from calotype.export.web import PAGE_FILES, RUNTIME_FILES, export_web
+from calotype.nets.text import tokens_of
+from calotype.priors.captions import buckets
+from calotype.types import Text, UserError
+
+ROOT = Path(__file__).resolve().parents[1]
+RUNTIME = ROOT / "node_modules" / "onnxruntime-web"
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+PROMPT, NEGATIVE = "a woman with glasses, ông già", "a beard"
+TEXTS = [
+    "",
+    "A red cat on the sofa!",
+    "Ông già, 3 quyển sách...",
+    "extraordinarily-long_words ok",
+    "猫がいます 고양이",
+    "é\u0301\x1b[0m  x",
+]
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """With the runtime where it is installed, else with files of its names."""
+    folder = tmp_path_factory.mktemp("page")
+    runtime = RUNTIME
+    if not runtime.is_dir():
+        runtime = folder / "runtime"
+        runtime.mkdir()
+        for name in RUNTIME_FILES:
+            (runtime / name).write_text("")
+    return export(ExportOptions(run=GOLDEN / "captions", to="web", out=folder / "out", runtime=runtime), Keeper())
+
+
+@pytest.fixture
+def sample():
+    if not importlib.util.find_spec("onnxruntime"):
+        pytest.skip("needs onnxruntime")
+    from calotype.export.standalone import sample
+
+    return sample
+
+
+def test_texts_become_tokens_and_buckets_as_ours(sample):
+    for text in (sample.cleaned(text) for text in TEXTS):
+        assert [text] == as_prompts(text)
+        if text:
+            assert np.array_equal(sample.letters_of(text, 64), tokens_of([text], 64)[0].numpy())
+        assert sample.ngram_buckets(text) == set(buckets(text))
+    assert [sample.cleaned(text) for text in TEXTS] == as_prompts(TEXTS)
+
+
+@with_onnx
+@pytest.mark.parametrize("changes", [{}, {"prior_guidance": 0.5}, {"guide": "unconditional", "guidance": 2.0}], ids=str)
+def test_pictures_of_prompts_are_ours(exported, sample, changes):
+    model, bundle = golden("captions", **changes), sample.Bundle(exported, threads=1)
+    bundle.stages[0]["sampling"] = model.samplings[0].model_dump(mode="json")
+    labels, prompts = [-1, 0, -1, 1], [PROMPT, "red hair", "", "a man"]
+    for negatives in ([""] * 4, [NEGATIVE] * 4):
+        theirs = bundle.images(labels, prompts, negatives, range(4), sample.seeded(2))
+        text = Text(tuple(prompts), tuple(negatives) if negatives[0] else ())
+        assert between(ours(model, labels, text, seed=2), theirs).largest < LEVEL / 4
+
+
+@with_onnx
+def test_a_page_has_all_files(exported):
+    names = {path.name for path in exported.iterdir()}
+    assert {*PAGE_FILES, *RUNTIME_FILES, "sample.py", "text.onnx", "calotype.json", "manifest.json"} <= names
+
+
+def test_what_a_page_cannot_do_is_refused(tmp_path):
+    if not all(map(importlib.util.find_spec, ("onnx", "onnxscript", "onnxruntime"))):
+        pytest.skip("needs the extra onnx")
+    with pytest.raises(UserError, match="npm install onnxruntime-web"):
+        export_web(golden("labels"), tmp_path / "out", tmp_path / "nowhere")
+    large = golden("labels")
+    object.__setattr__(large.stages[0], "image_size", 256)
+    with pytest.raises(UserError, match="up to 128 px"):
+        export_web(large, tmp_path / "out")
+    with pytest.raises(UserError, match="--runtime is for --to web"):
+        export(ExportOptions(run=GOLDEN / "labels", to="onnx", out=tmp_path / "out", runtime=tmp_path), Keeper())
+
+
+# -- In Chromium -------------------------------------------------------------------------------------------------------
+
+TRIAL = """<!doctype html><title>trial</title><iframe id="page" src="index.html" width="900" height="700"></iframe>
+<script type="module">
+import { Model, cleaned } from "./model.js";
+const ask = (path) => {
+  const asked = new XMLHttpRequest();
+  asked.open("GET", path, false);
+  asked.send();
+  return JSON.parse(asked.responseText);
+};
+const noise = (size, where, shape) => Float32Array.from(ask(`/noise?size=${size}&where=${where}&shape=${shape}`));
+const send = (result) => fetch("/result", { method: "POST", body: JSON.stringify(result) });
+const until = async (test) => { while (!test()) await new Promise((go) => setTimeout(go, 50)); };
+try {
+  const { prompt, negative } = ask("/request"), model = await Model.open(new URL("./", import.meta.url));
+  const images = [];
+  images.push([...await model.sample({ label: 1, noise })]);
+  images.push([...await model.sample({ prompt: cleaned(prompt), negative, noise })]);
+  const page = document.getElementById("page"), inside = (name) => page.contentDocument.getElementById(name);
+  await until(() => page.contentWindow.calotype?.ready && !inside("go").disabled);
+  inside("count").value = 2;
+  inside("prompt").value = prompt;
+  inside("go").click();
+  await until(() => inside("pictures").children.length === 2 && !inside("go").disabled);
+  const canvas = inside("pictures").children[1];
+  const pixels = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
+  await send({ images, side: canvas.width, colours: new Set(pixels).size, state: inside("state").textContent });
+} catch (error) {
+  await send({ error: String(error.stack ?? error) });
+}
+</script>"""
+
+
+def served(folder, noise, request):
+    """A server of the folder, and of the trial; what it is sent is in `results`."""
+    results, arrived = [], threading.Event()
+
+    class Handler(SimpleHTTPRequestHandler):
+        def __init__(self, *arguments):
+            super().__init__(*arguments, directory=str(folder))
+
+        def log_message(self, *arguments):
+            pass
+
+        def answer(self, content, kind):
+            self.send_response(200)
+            self.send_header("Content-Type", kind)
+            self.end_headers()
+            self.wfile.write(content.encode())
+
+        def do_GET(self):
+            address = urlsplit(self.path)
+            if address.path == "/trial.html":
+                self.answer(TRIAL, "text/html")
+            elif address.path == "/request":
+                self.answer(json.dumps(request), "application/json")
+            elif address.path == "/noise":
+                asked = {name: values[0].split(",") for name, values in parse_qs(address.query).items()}
+                where = tuple(int(part) if part.isdigit() else part for part in asked["where"])
+                values = noise(0, int(asked["size"][0]), where, tuple(map(int, asked["shape"])))
+                self.answer(json.dumps(values.flatten().tolist()), "application/json")
+            else:
+                super().do_GET()
+
+        def do_POST(self):
+            results.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.answer("{}", "application/json")
+            arrived.set()
+
+    return ThreadingHTTPServer(("127.0.0.1", 0), Handler), results, arrived
+
+
+@with_onnx
+@pytest.mark.skipif(not CHROMIUM, reason="needs chromium")
+@pytest.mark.skipif(not RUNTIME.is_dir(), reason="needs: npm install onnxruntime-web")
+def test_the_page_draws_the_same_pictures(exported, sample, tmp_path):
+    server, results, arrived = served(exported, sample.seeded(5), {"prompt": PROMPT, "negative": NEGATIVE})
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    address = f"http://127.0.0.1:{server.server_port}/trial.html"
+    browser = subprocess.Popen(
+        [CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}", address],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        assert arrived.wait(300), "the page sent nothing"
+    finally:
+        browser.terminate()
+        browser.wait(30)
+        server.shutdown()
+    result = results[0]
+    assert "error" not in result, result["error"]
+    theirs = np.array(result["images"], np.float32).reshape(2, 3, 16, 16)
+    text = Text(("", PROMPT), ("", NEGATIVE))
+    model = golden("captions")
+    first = ours(model, [1], seed=5)
+    second = ours(model, [-1], text.at([1]), seed=5)
+    assert between(np.concatenate([first, second]), theirs).largest < LEVEL / 4
+    assert result["side"] == 16 and result["colours"] > 20 and result["state"].startswith("2 of 2")
+
+
+# -- In ComfyUI --------------------------------------------------------------------------------------------------------
+
+
+@with_onnx
+def test_the_node_of_comfyui_draws_the_same_pictures(exported, tmp_path, monkeypatch):
+    nodes = shutil.copytree(ROOT / "contrib" / "comfyui", tmp_path / "calotype_node")
+    shutil.copy(exported / "sample.py", nodes)
+    monkeypatch.syspath_prepend(tmp_path)
+    import calotype_node
+
+    node = calotype_node.NODE_CLASS_MAPPINGS["CalotypeSample"]()
+    given = {
+        "folder": str(exported),
+        "label": "",
+        "prompt": PROMPT,
+        "negative": "",
+        "count": 2,
+        "seed": 3,
+        "guidance": 2.0,
+    }
+    assert set(given) == set(node.INPUT_TYPES()["required"])
+    (images,) = getattr(node, node.FUNCTION)(**given)
+    made = golden("captions").sample(2, seed=3, prompt=PROMPT, guidance=2.0)
+    assert images.shape == (2, 16, 16, 3) and images.dtype == torch.float32
+    assert np.abs(images.numpy() * 255 - np.stack([np.asarray(one) for one in made])).max() < 1.01
+    (again,) = node.sample(**{**given, "count": 1}, image=torch.rand(1, 40, 30, 3), strength=0.4)
+    assert again.shape == (1, 16, 16, 3)
+    with pytest.raises(ValueError, match="is unknown"):
+        node.sample(**{**given, "label": "nobody"})
+    sys.modules.pop("calotype_node")

@@ -1,0 +1,77 @@
+"""Priors without branches are equal to those that leave out what has no weight."""
+
+import pytest
+import torch
+from test_local import edges
+
+from calotype.diffusion.stage import shrunk
+from calotype.priors import static
+from calotype.priors.captions import CaptionedMixture, bags_of
+from calotype.priors.gaussian import GaussianMixture
+from calotype.priors.patches import PatchPrior
+from calotype.priors.static import StaticMixture, gathered
+from calotype.types import NULL_LABEL, Condition, Text
+
+LABELS = torch.tensor([0, 1, 2, NULL_LABEL, 1])
+TEXTS = ("a red cat", "a blue dog", "", "a cat", "nothing that is known")
+
+
+def mixture(side=4, components=6):
+    filled = GaussianMixture(components, 5, 3 * side**2)
+    filled.means.normal_()
+    filled.axes.copy_(torch.linalg.qr(torch.randn(components, 3 * side**2, 5))[0].mT)
+    filled.variances.uniform_(0.5, 3)
+    filled.rest.uniform_(0.05, 0.2)
+    filled.prior.copy_(torch.softmax(torch.randn(components), 0))
+    filled.label.copy_(torch.arange(components) // 3)  # no component of its own for label 2
+    filled.group.copy_(filled.label)
+    return filled
+
+
+def captioned():
+    filled = CaptionedMixture(mixture(), 2, 30, 4)
+    filled.vocabulary.copy_(torch.randperm(4096)[:30].sort().values)
+    filled.regression_in.normal_()
+    filled.regression_out.normal_()
+    filled.gate.normal_(std=3)
+    return filled
+
+
+@pytest.mark.parametrize("sigma", [0.05, 1.0, 30.0])
+@pytest.mark.parametrize("height", [4, 7])
+def test_a_static_mixture_equals_the_mixture(sigma, height):
+    prior, sigmas = mixture(), torch.full((5,), sigma)
+    noisy = torch.randn(5, 3, height, 4) * (1 + sigma)
+    expected = prior.mean(noisy, sigmas, Condition(LABELS))
+    assert torch.allclose(StaticMixture(prior)(noisy, sigmas, LABELS), expected, atol=2e-6 * (1 + sigma))
+
+
+@pytest.mark.parametrize("sigma", [0.05, 1.0, 30.0])
+def test_a_static_captioned_mixture_equals_the_mixture(sigma):
+    prior, sigmas = captioned(), torch.full((5,), sigma)
+    noisy, bags = torch.randn(5, 3, 4, 4) * (1 + sigma), bags_of(TEXTS, prior.vocabulary)
+    bags[:, :4] = torch.rand(5, 4).round()
+    prior_mean = prior.mean
+    texts = iter([bags])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("calotype.priors.captions.bags_of", lambda captions, vocabulary: next(texts))
+        expected = prior_mean(noisy, sigmas, Condition(LABELS, text=Text(TEXTS)))
+    assert torch.allclose(StaticMixture(prior)(noisy, sigmas, LABELS, bags), expected, atol=2e-5 * (1 + sigma))
+
+
+@pytest.mark.parametrize("most", [4096, 100])
+def test_gathered_matrices_equal_those_of_clusters(most, monkeypatch):
+    monkeypatch.setattr(static, "WINDOWS_GATHERED", most)
+    prior = PatchPrior(4)
+    prior.fit((shrunk(part, 4), part) for part in edges(200).split(50))
+    low_res, level = shrunk(edges(3, 48, seed=1), 4) + 0.05 * torch.randn(3, 3, 12, 12), torch.tensor([0.0, 0.1, 0.2])
+    expected = prior.posterior(low_res, level)
+    posterior = prior.posterior(low_res, level, lambda windows: gathered(prior, windows, 144))
+    assert torch.equal(posterior.by_cluster.clusters, expected.by_cluster.clusters)
+    noisy = torch.randn(3, 3, 48, 48)
+    for ours, theirs in (
+        (posterior.mean, expected.mean),
+        (posterior.deviation, expected.deviation),
+        (posterior.denoise(noisy, level + 0.1), expected.denoise(noisy, level + 0.1)),
+    ):
+        assert torch.allclose(ours, theirs, atol=1e-5)
