@@ -6,7 +6,7 @@ The last word is `sample.py` in `standalone`: it puts the graphs of a stage toge
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import NamedTuple
 
@@ -65,8 +65,10 @@ class DenoiserGraph(nn.Module):
         mask: Bool[Tensor, "batch token"] | None = None,
         pooled: Vector | None = None,
     ) -> Latents:
-        condition, backbone = Condition(label, low_res, augmentation, deviation), self.denoiser.backbone
+        condition = Condition(label, low_res, augmentation, deviation)
+        backbone: Callable[..., Tensor] = self.denoiser.backbone
         if isinstance(backbone, TextConditioned):
+            assert words is not None and mask is not None and pooled is not None
             backbone = partial(backbone.with_words, words=TextContext(words, mask, pooled))
         if mean is None:
             mean = self.denoiser.prior_mean(noisy, sigma, condition)
