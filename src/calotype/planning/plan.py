@@ -112,11 +112,8 @@ def explain(
     if pictures.captions:
         why = reason_for_text(pictures.captions)
         choices.append(choice("text", describe_text(recipe), denoiser.text == other.text, why))
-    choices.append(
-        choice(
-            "mirrored", "half of the pictures" if recipe.flip else "none", recipe.flip == proposed.flip, reasons["flip"]
-        )
-    )
+    mirrored = "half of the pictures" if recipe.flip else "none"
+    choices.append(choice("mirrored", mirrored, recipe.flip == proposed.flip, reasons["flip"]))
     as_proposed = backbone.dropout == other.backbone.dropout
     return [*choices, choice("dropout", f"{backbone.dropout:g}", as_proposed, reasons["dropout"])]
 
