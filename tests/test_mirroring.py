@@ -75,6 +75,7 @@ def pictures_of(count):
 
 def test_the_plan_mirrors_where_it_makes_no_difference(monkeypatch):
     torch.manual_seed(1)
+    monkeypatch.setattr(mirroring, "FEWEST", COUNT)
     flip, why = choose_flip(pictures_of(COUNT))
     assert flip and "50% is chance" in why
     captions = Captions(tuple(("a dog on the left",) for _ in range(COUNT)))

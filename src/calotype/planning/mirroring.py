@@ -13,8 +13,9 @@ from calotype.data.folder import Pictures
 from calotype.data.images import images_from_pixels
 from calotype.types import Images, Labels
 
-FEWEST, MOST = 30, 10_000
-"""Training pictures: fewer show nothing, and of more a training of minutes or hours sees few twice."""
+FEWEST, MOST = 1_000, 10_000
+"""Training pictures. Samples of fewer, 300, were farther from other real ones with mirrored pictures (dev/LOG.md,
+2026-11-28); of more, a training of minutes or hours sees few twice."""
 COMPARED, COMPARED_VALUES = 2_000, 2**28
 """Pictures, and values of pixels, that are compared at most."""
 SMALL_SIDE = 16
