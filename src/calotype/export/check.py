@@ -27,7 +27,7 @@ class Difference(NamedTuple):
     largest: float
     beyond: float
     """Share of the values that differ by more than `LEVEL`."""
-    count: int
+    pictures: int
 
     def checked(self) -> Difference:
         """Raises `UserError` where the pictures are not the same."""
@@ -40,7 +40,7 @@ class Difference(NamedTuple):
 
     def __str__(self) -> str:
         beyond = f"; {100 * self.beyond:.2g} % of the values by more than one" if self.beyond else ""
-        return f"{self.count} pictures differ from ours by {255 * self.largest:.2g} of 255 levels at most{beyond}"
+        return f"{self.pictures} pictures differ from ours by {255 * self.largest:.2g} of 255 levels at most{beyond}"
 
 
 def between(ours: np.ndarray, theirs: np.ndarray) -> Difference:

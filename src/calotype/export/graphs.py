@@ -65,9 +65,11 @@ class DenoiserGraph(nn.Module):
         mask: Bool[Tensor, "batch token"] | None = None,
         pooled: Vector | None = None,
     ) -> Latents:
-        condition, backbone = Condition(label, low_res, augmentation, deviation), self.denoiser.backbone
-        if isinstance(backbone, TextConditioned):
-            backbone = partial(backbone.with_words, words=TextContext(words, mask, pooled))
+        condition, backbone = Condition(label, low_res, augmentation, deviation), None
+        if words is not None and mask is not None and pooled is not None:
+            conditioned = self.denoiser.backbone
+            assert isinstance(conditioned, TextConditioned)
+            backbone = partial(conditioned.with_words, words=TextContext(words, mask, pooled))
         if mean is None:
             mean = self.denoiser.prior_mean(noisy, sigma, condition)
         return self.denoiser.around(mean, noisy, sigma, condition, backbone)
