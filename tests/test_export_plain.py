@@ -7,13 +7,16 @@ import pytest
 import torch
 from exporting import LEVEL, ours, random_model, with_onnx
 from small import CASCADE
+from test_static import captioned
 
 from calotype.export.bundle import export_onnx, write_graph
 from calotype.export.check import between
-from calotype.export.graphs import text_graph
+from calotype.export.graphs import Graph, text_graph
 from calotype.nets.frozen import Frozen, Projected
+from calotype.priors.captions import buckets
+from calotype.priors.static import StaticMixture
 from calotype.tables import merge
-from calotype.types import Text
+from calotype.types import NULL_LABEL, Condition, Text
 
 PLAIN = merge(CASCADE, {
     "denoiser": {
@@ -47,6 +50,32 @@ def test_stages_without_closed_forms_with_blur_and_prompts(sample, tmp_path):
     assert between(ours(model, [0, -1], text), theirs).largest < LEVEL / 4
 
 
+def opened(sample, folder, text, vocabulary=None):
+    """A bundle of whatever graphs there are in the folder."""
+    bundle = sample.Bundle.__new__(sample.Bundle)
+    bundle.folder, bundle.sessions, bundle.texts, bundle.providers = folder, {}, {}, ["CPUExecutionProvider"]
+    bundle.settings, bundle.about = sample.onnxruntime.SessionOptions(), {"text": text, "vocabulary": vocabulary}
+    bundle.settings.intra_op_num_threads = 1
+    return bundle
+
+
+@with_onnx
+def test_a_closed_form_that_reads_captions_is_ours(sample, tmp_path):
+    prior = captioned()
+    texts = ["a red cat", "a blue dog on the sofa", ""]
+    known = {bucket for text in texts for bucket in buckets(text)}
+    prior.vocabulary.copy_(torch.tensor(sorted([*known, *(set(range(40)) - known)][:30])))
+    noisy, sigma, label = 3 * torch.randn(3, 3, 4, 4), torch.tensor([0.3, 2.0, 9.0]), torch.tensor([0, NULL_LABEL, 1])
+    inputs = {"noisy": noisy, "sigma": sigma, "label": label, "bag": torch.zeros(3, 30)}
+    write_graph(tmp_path / "prior.onnx", Graph(StaticMixture(prior), inputs, ("mean",)))
+    bundle = opened(sample, tmp_path, None, prior.vocabulary.tolist())
+    values = {name: value.numpy() for name, value in inputs.items()} | bundle.text({"graphs": {}}, texts)
+    assert values["bag"].sum() > 10
+    theirs = bundle.run({"graphs": {"prior": "prior.onnx"}}, "prior", values)["mean"]
+    expected = prior.mean(noisy, sigma, Condition(label, text=Text(tuple(texts))))
+    assert np.abs(theirs - expected.numpy()).max() < 1e-4
+
+
 @with_onnx
 def test_words_of_a_frozen_encoder_are_ours(sample, tmp_path):
     pytest.importorskip("tokenizers")
@@ -55,10 +84,7 @@ def test_words_of_a_frozen_encoder_are_ours(sample, tmp_path):
     torch.manual_seed(2)
     encoder = Projected(Frozen(small_reader(tmp_path)), 8)
     write_graph(tmp_path / "text.onnx", text_graph(encoder))
-    bundle = sample.Bundle.__new__(sample.Bundle)
-    bundle.folder, bundle.sessions, bundle.texts, bundle.providers = tmp_path, {}, {}, ["CPUExecutionProvider"]
-    bundle.settings = sample.onnxruntime.SessionOptions()
-    bundle.about = {"text": {"kind": "tokenizer", "words": 12, "width": {"16": 8}}, "vocabulary": None}
+    bundle = opened(sample, tmp_path, {"kind": "tokenizer", "words": 12, "width": {"16": 8}})
     stage, texts = {"size": 16, "graphs": {"text": "text.onnx"}}, ["a red cat", "", "the cat on the red sofa"]
     values = bundle.text(stage, texts)
     with torch.no_grad():

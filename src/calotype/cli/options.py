@@ -167,14 +167,14 @@ class ResumeOptions:
     """Continue a run that was stopped, or with --budget one that is finished."""
 
     run: RunFolder
+    device: Device = "auto"
+    force: Force = False
+    data: Annotated[Path | None, option("Where its pictures are now, or others. [default: where they were]")] = None
     budget: Annotated[
         float | None,
         option("More time for a finished run, whose networks are trained further.", parser=seconds, metavar="TIME"),
     ] = None
     """Seconds."""
-    device: Device = "auto"
-    force: Force = False
-    data: Annotated[Path | None, option("Where its pictures are now, or others. [default: where they were]")] = None
     started: float = field(default_factory=time.time, init=False)
     """When it began, in seconds since the epoch."""
 

@@ -104,7 +104,7 @@ def write_pipeline(model: Model, path: Path) -> None:
     """All files but the manifest."""
     space, stages = model.stages[0].space, path / "stages"
     index: dict[str, Any] = {"_class_name": ["pipeline", "CalotypePipeline"], "stages": [MODELING, "CalotypeStages"]}
-    tensors: dict[str, Tensor] = {}
+    tensors = dict[str, Tensor]()
     for place, stage in enumerate(model.stages):
         tensors |= {f"denoisers.{place}.{name}": value for name, value in stage.denoiser.state_dict().items()}
     if isinstance(space, LatentSpace) and isinstance(space.vae, Kl):
@@ -126,10 +126,9 @@ def stages_config(model: Model) -> dict[str, Any]:
     recipe, space = model.recipe, None
     if isinstance(first := model.stages[0].space, LatentSpace):
         config = first.vae.config
-        kind: dict[str, Any] = {"kind": config.kind, "channels": config.channels, "reduction": config.reduction}
+        space = dict[str, Any](kind=config.kind, channels=config.channels, reduction=config.reduction)
         if config.kind == "vae":
-            kind["network"] = config.model_dump(mode="json")
-        space = kind
+            space["network"] = config.model_dump(mode="json")
     configs: list[DiffusionConfig] = [recipe.denoiser, *(recipe.enlarger(size) for size in recipe.chain[1:])]
     parts = zip(model.stages, configs, model.samplings, strict=True)
     text = recipe.denoiser.text

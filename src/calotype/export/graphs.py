@@ -6,7 +6,7 @@ The last word is `sample.py` in `standalone`: it puts the graphs of a stage toge
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import NamedTuple
 
@@ -65,11 +65,11 @@ class DenoiserGraph(nn.Module):
         mask: Bool[Tensor, "batch token"] | None = None,
         pooled: Vector | None = None,
     ) -> Latents:
-        condition = Condition(label, low_res, augmentation, deviation)
-        backbone: Callable[..., Tensor] = self.denoiser.backbone
-        if isinstance(backbone, TextConditioned):
-            assert words is not None and mask is not None and pooled is not None
-            backbone = partial(backbone.with_words, words=TextContext(words, mask, pooled))
+        condition, backbone = Condition(label, low_res, augmentation, deviation), None
+        if words is not None and mask is not None and pooled is not None:
+            conditioned = self.denoiser.backbone
+            assert isinstance(conditioned, TextConditioned)
+            backbone = partial(conditioned.with_words, words=TextContext(words, mask, pooled))
         if mean is None:
             mean = self.denoiser.prior_mean(noisy, sigma, condition)
         return self.denoiser.around(mean, noisy, sigma, condition, backbone)

@@ -70,13 +70,13 @@ class Gathered(NamedTuple):
     """Windows with their clusters, each of which is multiplied with a copy of its cluster's matrix."""
 
     clusters: Clusters
-    windows: int
-    """Of an image."""
+    each: int
+    """Windows of an image."""
 
     def times(
         self, patches: Float[Tensor, "window value"], matrices: Float[Tensor, "cluster value other"]
     ) -> Float[Tensor, "window other"]:
-        images = patches.unflatten(0, (-1, self.windows)), self.clusters.unflatten(0, (-1, self.windows))
+        images = patches.unflatten(0, (-1, self.each)), self.clusters.unflatten(0, (-1, self.each))
         parts = zip(*(values.split(WINDOWS_GATHERED, 1) for values in images), strict=True)
         return torch.cat([(part[:, :, None] @ matrices[cluster])[:, :, 0] for part, cluster in parts], 1).flatten(0, 1)
 
