@@ -262,7 +262,7 @@ def test_the_hash_of_the_constants_is_in_the_run(whole):
         hashes, kept = read_json(run / "run.json")["constants"], {*(run / "constants").iterdir()}
         fitted = kept - {
             run / "constants" / SPACE
-        }  # what previews need of the space is computed again by a resumed run
+        }  # what previews need is computed again
         assert hashes == {path.name: sha256(path / "manifest.json") for path in fitted}
 
 

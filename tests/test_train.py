@@ -128,7 +128,7 @@ def test_a_leg_is_the_same_every_time_and_another_with_another_seed(leg):
 @pytest.mark.parametrize("make", [first_leg, second_leg])
 def test_training_makes_the_loss_smaller(make):
     """On all pictures that are trained on, with the same noise before and after, from the closed-form start on."""
-    longer = {"images": 480, "batch": 12}
+    longer = {"images": 1920, "batch": 12}
     leg = make(autoencoder=longer, denoiser=longer)
 
     def loss():
