@@ -260,9 +260,7 @@ def test_without_a_checkpoint_the_weights_start_the_same_beside_what_was_kept(tm
 def test_the_hash_of_the_constants_is_in_the_run(whole):
     for run in whole.values():
         hashes, kept = read_json(run / "run.json")["constants"], {*(run / "constants").iterdir()}
-        fitted = kept - {
-            run / "constants" / SPACE
-        }  # what previews need is computed again
+        fitted = kept - {run / "constants" / SPACE}  # what previews need is computed again
         assert hashes == {path.name: sha256(path / "manifest.json") for path in fitted}
 
 
