@@ -18,7 +18,7 @@ from calotype.data.folder import read_folder
 from calotype.data.split import SplitConfig, stratified_split
 from calotype.evaluation.candidate import open_candidate
 from calotype.evaluation.features import FeatureNetwork, Lite0, distance_name, features_key, kept_features
-from calotype.evaluation.measures import MEASURES, distance_key, measured
+from calotype.evaluation.measures import MEASURES, distance_key, measure_sets
 from calotype.evaluation.references import reference_rows
 from calotype.evaluation.results import Columns, EvaluationResult, Measure, SetMeasures
 from calotype.files import is_whole, read_json, write_json
@@ -58,7 +58,7 @@ def evaluate(folder, data=None, count=4, out=None, network=LITE0):
 def test_what_so_few_pictures_cannot_give_says_so_and_the_rest_is_there():
     rng = np.random.default_rng(0)
     for count in (1, 10, 20, 50):
-        rows = measured(rng.standard_normal((count, 8)), rng.standard_normal((60, 8)), 0, LITE0).stored()
+        rows = measure_sets(rng.standard_normal((count, 8)), rng.standard_normal((60, 8)), 0, LITE0).stored()
         for name, (fewest, _) in MEASURES.items():
             one = rows[name.replace("frechet", "fd_lite0")]
             assert (one["value"] is not None) == (count >= fewest)

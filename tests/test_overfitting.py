@@ -115,7 +115,7 @@ class Validations:
     def __init__(self, progress, table):
         self.progress, self.table = progress, table
 
-    def draw(self, path):
+    def write(self, path):
         pass
 
     def measure(self):
@@ -128,7 +128,7 @@ def overfit(folder, after=10**9, max_rise=1e9, validation_share=math.inf):
     run = Run.open(folder) if (folder / "run.json").exists() else Run(folder, RunState(legs={"denoiser": "waiting"}))
     leg = second_leg()
     table = {8: GOOD, 16: BETTER, 24: {"held_out_loss": 1.0, "train_loss": 0.5}, 32: WORSE}
-    leg = replace(leg, validator=Validations(leg.progress, table), draw_raw=None)
+    leg = replace(leg, validator=Validations(leg.progress, table), write_raw=None)
     limits = LegLimits(previews_at=(0.25, 0.5, 0.75, 1.0), validation_share=validation_share, max_rise=max_rise)
     train_leg(run, leg, Stop(after), lambda done, total, note="": None, limits=limits)
     return leg

@@ -51,11 +51,11 @@ class Denoiser(Migrated):
 
     def forward(self, noisy: Latents, sigma: Sigmas, condition: Condition) -> Latents:
         """Estimate of the clean image, float32, of the shape of `noisy`; sigma is one number an image, above 0."""
-        return self.with_prior_mean(noisy, sigma, condition)[0]
+        return self.with_prior_estimate(noisy, sigma, condition)[0]
 
-    def with_prior_mean(self, noisy: Latents, sigma: Sigmas, condition: Condition) -> tuple[Latents, Latents]:
-        """The estimate, and beside it `prior_mean`, of one evaluation of the prior."""
-        mean = self.prior_mean(noisy, sigma, condition)
+    def with_prior_estimate(self, noisy: Latents, sigma: Sigmas, condition: Condition) -> tuple[Latents, Latents]:
+        """The estimate, and beside it `prior_estimate`, of one evaluation of the prior."""
+        mean = self.prior_estimate(noisy, sigma, condition)
         return self.around(mean, noisy, sigma, condition), mean
 
     def around(
@@ -66,7 +66,7 @@ class Denoiser(Migrated):
         condition: Condition,
         backbone: Callable[..., Latents] | None = None,
     ) -> Latents:
-        """The estimate where `prior_mean` is known; with a `backbone` in place of its own."""
+        """The estimate where `prior_estimate` is known; with a `backbone` in place of its own."""
         scaling = self.scalings(sigma, condition)
         return mean + scaling.out * self._network(scaling.input, noisy, mean, sigma, condition, backbone)
 
@@ -83,7 +83,7 @@ class Denoiser(Migrated):
     def has_prior(self) -> bool:
         return self.prior is not None
 
-    def prior_mean(self, noisy: Latents, sigma: Sigmas, condition: Condition) -> Latents:
+    def prior_estimate(self, noisy: Latents, sigma: Sigmas, condition: Condition) -> Latents:
         """The posterior mean of the clean image under the prior alone, given the same condition."""
         return self._mean(self.scalings(sigma, condition), noisy, sigma, condition)
 

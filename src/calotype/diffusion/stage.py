@@ -193,9 +193,9 @@ class Stage:
 
         def denoise(noisy: Latents, sigma: float) -> Latents:
             sigmas = filled(sigma, noisy)
-            estimate, mean = self.denoiser.with_prior_mean(noisy, sigmas, condition)
+            estimate, mean = self.denoiser.with_prior_estimate(noisy, sigmas, condition)
             away = extrapolated(mean, estimate, scale(sigma))
-            return away + shift * (mean - self.denoiser.prior_mean(noisy, sigmas, without)) if shift else away
+            return away + shift * (mean - self.denoiser.prior_estimate(noisy, sigmas, without)) if shift else away
 
         return denoise
 

@@ -75,7 +75,7 @@ class Reconstruction:
     ssim: float | None  # None for pictures smaller than its window
     perceptual: float
     blocks: float  # PSNR of the mean colour of each latent's patch: what no autoencoder should be worse than
-    frechet: float | None = None  # FD-Lite0 of originals and reconstructions, as many as `Measures.pictures`
+    frechet: float | None = None  # FD-Lite0 of originals and reconstructions, `pictures` of each
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ class CriticHealth:
 
 
 @dataclass(frozen=True)
-class Measures:
+class AutoencoderMeasures:
     pictures: int
     held_out: int  # of these; the others have been trained on
     size: int
@@ -121,7 +121,7 @@ class Measures:
 def measure_autoencoder(
     space: LatentSpace, images: Images, held_out: int, lite0: Lite0, thorough: bool = True,
     critic: CriticHealth | None = None,
-) -> Measures:  # fmt: skip
+) -> AutoencoderMeasures:  # fmt: skip
     """All of it on `images`, the first `held_out` of which were never trained on; not `thorough`: the cheap part."""
     rng = Rng(("first stage",))
     moments = batched(space.moments, images)
@@ -132,7 +132,7 @@ def measure_autoencoder(
     few = images[: max(2, len(images) // SHARE)]
     wrong = mean[: len(few)] + LATENT_ERROR * rng.at("mistake").noise_like(mean[: len(few)])
     flat = few.mean((2, 3), keepdim=True).expand_as(few).contiguous()
-    return Measures(
+    return AutoencoderMeasures(
         pictures=len(images),
         held_out=held_out,
         size=images.shape[-1],

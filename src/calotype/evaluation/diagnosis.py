@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from statistics import mean, median
 
-from calotype.evaluation.autoencoder import LATENT_ERROR, Channel, Measures
+from calotype.evaluation.autoencoder import LATENT_ERROR, AutoencoderMeasures, Channel
 from calotype.evaluation.results import Schema
 
 LEAST_CONTRAST = 0.02
@@ -58,7 +58,7 @@ class Diagnosis(Schema):
     score: float
     """How much of a picture's looks is left after the autoencoder and the simplest of denoisers: 0 nothing, 1 all."""
     findings: list[Finding]
-    measures: Measures
+    measures: AutoencoderMeasures
 
     @property
     def advice(self) -> str:
@@ -88,7 +88,7 @@ class InspectionResult(Diagnosis):
     """Whether the pictures are not those of the run."""
 
 
-def diagnose(measures: Measures) -> Diagnosis:
+def diagnose(measures: AutoencoderMeasures) -> Diagnosis:
     findings = list(all_findings(measures)) if measures.contrast >= LEAST_CONTRAST else []
     fit, score = not any(finding.grave for finding in findings), fitness(measures)
     about = f"score {score:.2f}, {measures.reconstruction.psnr:.1f} dB"
@@ -102,7 +102,7 @@ def diagnose(measures: Measures) -> Diagnosis:
     return Diagnosis(verdict=verdict, fit=fit, score=score, findings=findings, measures=measures)
 
 
-def all_findings(measures: Measures) -> Iterator[Finding]:
+def all_findings(measures: AutoencoderMeasures) -> Iterator[Finding]:
     if not measures.finite:
         advice = "start again with precision=float32 and a lower autoencoder.learn.learning_rate"
         yield Finding("not finite", "latents or pictures are not numbers", math.nan, math.inf, advice, True)
@@ -170,7 +170,7 @@ def statistics_error(channel: Channel) -> float:
     return max(abs(channel.mean) / FARTHEST_MEAN, spread)
 
 
-def picture_findings(measures: Measures) -> Iterator[Finding]:
+def picture_findings(measures: AutoencoderMeasures) -> Iterator[Finding]:
     quality, shift = measures.reconstruction, max(map(abs, measures.colour))
     if quality.psnr < quality.blocks - BELOW_BLOCKS:
         yield Finding(
@@ -208,7 +208,7 @@ def picture_findings(measures: Measures) -> Iterator[Finding]:
 # -- The score ---------------------------------------------------------------------------------------------------------
 
 
-def fitness(measures: Measures) -> float:
+def fitness(measures: AutoencoderMeasures) -> float:
     """What is left of pictures after noise, the simplest denoiser and the decoder, less what wrong statistics cost.
 
     1 where nothing is lost, a half where what comes out is as far off as another picture; for pictures of one size.

@@ -23,7 +23,7 @@ from calotype.evaluation.distances import Features
 from calotype.evaluation.features import FeatureNetwork, Lite0, distance_name, features
 from calotype.evaluation.history import generalisation_gaps
 from calotype.evaluation.intervals import mean_estimate
-from calotype.evaluation.measures import as_measure, distance_key, measured
+from calotype.evaluation.measures import as_measure, distance_key, measure_sets
 from calotype.evaluation.memorisation import (
     TOO_FEW,
     Compared,
@@ -175,7 +175,7 @@ def distance_columns(request: EvaluationRequest, samples: Features) -> Columns:
     reference, size, network = request.reference, request.candidate.size, request.network
     rngs = [Rng((request.seed, "ceiling", index)) for index in range(len(reference))]
     noise = features((rounded(0.5 * rng.normal(1, 3, size, size)) for rng in rngs), network)
-    against_real = partial(measured, real=reference.features(size), seed=request.seed, network=network)
+    against_real = partial(measure_sets, real=reference.features(size), seed=request.seed, network=network)
     return Columns(
         samples=against_real(samples[: len(reference)]),
         floor=against_real(reference.floor(size)),
@@ -192,7 +192,7 @@ def class_columns(request: EvaluationRequest, samples: Features, labels: Labels)
         both = (reference.rows.chosen, reference.rows.others)
         real, others = (reference.store.features(rows[of_pictures[rows] == index], candidate.size) for rows in both)
         own = samples[:number][(labels[:number].cpu() == index).numpy()]
-        sampled, floor = (measured(rows, real, request.seed, request.network) for rows in (own, others))
+        sampled, floor = (measure_sets(rows, real, request.seed, request.network) for rows in (own, others))
         result.append(ClassMeasures.model_validate({"class": name, "samples": sampled, "floor": floor}))
     return result
 
@@ -219,7 +219,7 @@ def autoencoder_columns(request: EvaluationRequest) -> Columns | None:
     space, size = candidate.model.stages[0].space, candidate.recipe.chain[0]
     if not isinstance(space, LatentSpace):
         return None
-    floor = measured(reference.floor(size), reference.features(size), request.seed, network)
+    floor = measure_sets(reference.floor(size), reference.features(size), request.seed, network)
     key = distance_key(network)
     lite0 = Lite0(candidate.model.device)
     before = untrained_space(candidate, request.trained or request.pictures)
@@ -253,7 +253,7 @@ def reconstruction_measures(space: LatentSpace, size: int, request: EvaluationRe
         if size >= SSIM_WINDOW:
             pairs.setdefault("ssim", []).append(ssim(images, fake))
     key = distance_key(network)
-    distances = measured(np.concatenate(rows), reference.features(size), request.seed, network)
+    distances = measure_sets(np.concatenate(rows), reference.features(size), request.seed, network)
     means = {
         name: as_measure(mean_estimate(torch.cat(values).double().cpu().numpy())) for name, values in pairs.items()
     }

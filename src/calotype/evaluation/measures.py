@@ -32,7 +32,7 @@ MEASURES: dict[str, tuple[int, Estimator]] = {
 """Each with the fewest pictures, on either side, of which it says anything."""
 
 
-def measured(
+def measure_sets(
     samples: Features, real: Others, seed: int, network: FeatureNetwork, any_count: bool = False
 ) -> SetMeasures:
     """All measures; of too few pictures without a value, but with the reason.

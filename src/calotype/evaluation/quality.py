@@ -14,7 +14,7 @@ from calotype.evaluation.candidate import Candidate
 from calotype.evaluation.comparison_results import Quality, StageQuality
 from calotype.evaluation.distances import Features
 from calotype.evaluation.features import features
-from calotype.evaluation.measures import measured
+from calotype.evaluation.measures import measure_sets
 from calotype.evaluation.memorisation import evenly, nearness
 from calotype.evaluation.references import ReferenceSet
 from calotype.evaluation.results import Nearness, SetMeasures
@@ -115,7 +115,7 @@ def floor_measures(reference: ReferenceSet, size: int, seed: int) -> SetMeasures
 
 
 def against_real(rows: Features, reference: ReferenceSet, size: int, seed: int) -> SetMeasures:
-    return measured(rows, reference.features(size), seed, reference.network, any_count=True)
+    return measure_sets(rows, reference.features(size), seed, reference.network, any_count=True)
 
 
 def nearest_to_training(samples: StageSamples, size: int, reference: ReferenceSet, trained: Features) -> Nearness:

@@ -79,7 +79,7 @@ class SetMeasures(Schema):
         return cls.model_validate({"n": n, **measures})
 
     @property
-    def measured(self) -> tuple[str, ...]:
+    def names(self) -> tuple[str, ...]:
         """Names of all that was measured."""
         return tuple(self.__pydantic_extra__ or {})
 

@@ -71,7 +71,7 @@ class DenoiserGraph(nn.Module):
             assert isinstance(conditioned, TextConditioned)
             backbone = partial(conditioned.with_words, words=TextContext(words, mask, pooled))
         if mean is None:
-            mean = self.denoiser.prior_mean(noisy, sigma, condition)
+            mean = self.denoiser.prior_estimate(noisy, sigma, condition)
         return self.denoiser.around(mean, noisy, sigma, condition, backbone)
 
 

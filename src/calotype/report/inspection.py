@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from calotype.evaluation.autoencoder import SHARE, CriticHealth, Measures, ReceptiveField
+from calotype.evaluation.autoencoder import SHARE, AutoencoderMeasures, CriticHealth, ReceptiveField
 from calotype.evaluation.diagnosis import InspectionResult
 from calotype.files import write_whole
 from calotype.report.format import UNKNOWN, date, digits, percent
@@ -69,7 +69,7 @@ def finding_table(result: InspectionResult) -> Html | None:
     return section("Findings", table(("Finding", "Measured", "What to do"), rows, "words") or tag("p", "None."))
 
 
-def reconstruction_table(measures: Measures) -> Html | None:
+def reconstruction_table(measures: AutoencoderMeasures) -> Html | None:
     quality, colour = measures.reconstruction, (digits(127.5 * shift) for shift in measures.colour)
     rows = [
         ("PSNR", f"{digits(quality.psnr)} dB", f"the mean colours of patches have {digits(quality.blocks)} dB"),
@@ -99,7 +99,7 @@ def critic_text(health: CriticHealth | None) -> str:
     return f"accuracy {percent(health.right)}, logit gap {digits(health.gap)}; {psnr}{undone}"
 
 
-def latent_table(measures: Measures) -> Html | None:
+def latent_table(measures: AutoencoderMeasures) -> Html | None:
     equivariance = "squared difference from the transformed latents by their variance: 0 is equal, 2 unrelated"
     rows = [(f"equivariance, {name}", digits(value), equivariance) for name, value in measures.equivariance.items()]
     robustness = "PSNR between the pictures before and after an error of 0.1 standard deviations"
@@ -109,7 +109,7 @@ def latent_table(measures: Measures) -> Html | None:
     return section("Latents", table(("Measure", "Value", ""), rows, "words"), aside(n))
 
 
-def spectrum_plots(measures: Measures) -> Html | None:
+def spectrum_plots(measures: AutoencoderMeasures) -> Html | None:
     if not measures.finite:
         return None
     power = measures.spectrum
@@ -127,7 +127,7 @@ def spectrum_plots(measures: Measures) -> Html | None:
     return section("Spectrum and noise", strip(plots, "plots"))
 
 
-def channel_table(measures: Measures) -> Html | None:
+def channel_table(measures: AutoencoderMeasures) -> Html | None:
     heads = ("Channel", "Mean", "Std", "Raw mean", "Raw std", "KL in nats", "Signal", "Constant")
     rows = [
         (str(index), *map(digits, (each.mean, each.std, each.raw_mean, each.raw_std, each.kl)),

@@ -41,7 +41,7 @@ class Validator(Protocol):
         """The prompts of the pictures in a preview; empty where there are none."""
         ...
 
-    def draw(self, path: Path) -> None: ...
+    def write(self, path: Path) -> None: ...
 
     def measure(self) -> dict[str, float]: ...
 
@@ -60,7 +60,7 @@ class Leg(Generic[Result_co]):
     """The result: it holds the averaged weights, which the end of the leg leaves at their best."""
     guard: CriticGuard | None = None
     """It watches over the autoencoder, and is saved with it."""
-    draw_raw: Callable[[Path], None] | None = None
+    write_raw: Callable[[Path], None] | None = None
     """A further preview at the end, of the weights that are not averaged."""
 
     @property
@@ -179,9 +179,9 @@ def finish_leg(run: Run, leg: Leg[object], say: Callable[[str], None]) -> None:
     run.save()
     if overfitted := run.state.overfitted.get(leg.name):
         say(f"{leg.name}: {overfitted}")
-    if leg.draw_raw and not (file := run.folder / "previews" / f"{leg.name}-raw.png").exists():
+    if leg.write_raw and not (file := run.folder / "previews" / f"{leg.name}-raw.png").exists():
         with run.timing("previews"):
-            leg.draw_raw(file)
+            leg.write_raw(file)
 
 
 # -- Between the steps -------------------------------------------------------------------------------------------------
@@ -192,7 +192,7 @@ def validate(run: Run, leg: str, progress: TrainProgress, validator: Validator) 
     where = {"leg": leg, "images_seen": progress.images_seen, "seconds": progress.seconds}
     file = f"previews/{leg}-{progress.images_seen:010d}.png"
     (run.folder / "previews").mkdir(exist_ok=True)
-    validator.draw(run.folder / file)
+    validator.write(run.folder / file)
     prompts = {"prompts": validator.prompts} if validator.prompts else {}
     run.log("preview", **where, file=file, **prompts)
     run.log("check", **where, progress=progress.fraction, measures=(measures := validator.measure()))

@@ -175,7 +175,7 @@ def diffusion_leg(
         validator,
         averaged,
         guard,
-        validator.draw_raw,
+        validator.write_raw,
     )
 
 

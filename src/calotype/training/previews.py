@@ -45,7 +45,7 @@ class AutoencoderValidator:
         parts = [self.vae.decode(self.vae.encode(part).mean) for part in images.split(16)]
         return torch.cat(parts).clamp(-1, 1)
 
-    def draw(self, path: Path) -> None:
+    def write(self, path: Path) -> None:
         """Originals, each with its reconstruction to the right."""
         images = self.images[: preview_count(self.images[0, 0].numel())]
         pairs = torch.stack([images, self.reconstruct(images)], 1).flatten(0, 1)
@@ -83,7 +83,7 @@ class DenoiserValidator:
     rng: Rng
 
     @torch.no_grad()
-    def draw(self, path: Path) -> None:
+    def write(self, path: Path) -> None:
         few = self.sampling.model_copy(update={"steps": min(10, self.sampling.steps), "conditioning": "whole"})
         low_res = self.held_out.low_res
         rngs = [Rng(("preview", index)) for index in range(PREVIEW_COUNT)]
@@ -94,10 +94,10 @@ class DenoiserValidator:
             shown = self._enlarged(low_res[: self.count], few, rngs)
         write_png(path, grid(pils_from_images(shown), 6))
 
-    def draw_raw(self, path: Path) -> None:
+    def write_raw(self, path: Path) -> None:
         """As `draw`, with the weights as the last step left them instead of their average."""
         with evaluating(self.raw.denoiser):
-            replace(self, stage=self.raw).draw(path)
+            replace(self, stage=self.raw).write(path)
 
     @property
     def count(self) -> int:

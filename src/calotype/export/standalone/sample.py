@@ -130,7 +130,7 @@ class Bundle:
                 values |= self.run(stage, "prior", values)
             return self.run(stage, "denoiser", values)["denoised"], values.get("mean")
 
-        def prior_mean(noisy, sigma, condition):
+        def prior_estimate(noisy, sigma, condition):
             values = {**condition, "noisy": noisy, "sigma": np.full(len(noisy), sigma, np.float32)}
             return self.run(stage, "prior", values)["mean"]
 
@@ -141,7 +141,7 @@ class Bundle:
             ramp = (np.log(sigma / deviation) / RAMP).clip(-1, 1)
             guided = mean + (1 + (scale - 1) * (1 + settings["guidance_slope"] * ramp)) * (estimate - mean)
             if settings["prior_guidance"] and not same:
-                guided = guided + settings["prior_guidance"] * (mean - prior_mean(noisy, sigma, without))
+                guided = guided + settings["prior_guidance"] * (mean - prior_estimate(noisy, sigma, without))
             return guided.astype(np.float32)
 
         def denoise(noisy, sigma):
