@@ -19,7 +19,7 @@ from calotype.cli import commands
 from calotype.cli.options import CompareOptions
 from calotype.data.folder import read_folder
 from calotype.data.split import Split, stratified_split
-from calotype.evaluation import candidate, quality
+from calotype.evaluation import candidate, cost, quality
 from calotype.evaluation.candidate import open_candidate, unseen_by_all
 from calotype.evaluation.compare import equal_seeds
 from calotype.evaluation.comparison_results import ComparisonResult
@@ -71,9 +71,14 @@ def clocked(home):
     return {name: read_json(home / f"{name}.json") for name in ("latent", "cascade")}
 
 
-def compare(home, *names, out="out", count=COUNT, data=None):
+def compare(home, *names, out="out", count=COUNT, data=None, cost_of=None):
+    """Samples are timed in processes of their own, or taken for those of the comparison `cost_of`."""
     with pytest.MonkeyPatch.context() as patch:
         be_quick(patch)
+        if cost_of is not None:
+            stored = ComparisonResult.model_validate(read_json(cost_of / "compare.json"))
+            known = {run.name: run.cost.sampling for run in stored.runs}
+            patch.setattr(cost, "sampling_cost", lambda one: known[one.run.name])
         return commands.compare_runs(
             CompareOptions([home / name for name in names], home / out, data, count, device="cpu"), Keeper()
         )
@@ -148,8 +153,8 @@ def test_stages_are_measured_on_real_and_on_sampled_pictures(found):
     assert [one["size"] for one in found["floor"]] == [8, 16]
 
 
-def test_equal_seeds_give_equal_results(found, home):
-    again = read_json(compare(home, "latent", "cascade", out="again") / "compare.json")
+def test_equal_seeds_give_equal_results(found, home, out):
+    again = read_json(compare(home, "latent", "cascade", out="again", cost_of=out) / "compare.json")
     for one, other in zip(found["runs"], again["runs"], strict=True):
         assert one["quality"] == other["quality"]
         assert one["propagation"] == other["propagation"]
@@ -258,7 +263,7 @@ def test_pictures_are_unseen_where_no_run_has_trained_on_them_or_chosen_by_them(
     assert unseen_by_all([None], 100).test.all()
 
 
-def test_other_pictures_are_compared_without_those_that_a_run_has_seen(home):
+def test_other_pictures_are_compared_without_those_that_a_run_has_seen(home, out):
     """As BMP files, so of other content, beside new ones."""
     pictures = read_folder(home / "pictures", 16)
     trained = read_json(home / "latent" / "split.json")["train"]
@@ -267,7 +272,8 @@ def test_other_pictures_are_compared_without_those_that_a_run_has_seen(home):
         path = pictures.originals[row].path
         Image.open(path).save(home / "mixed" / f"{path.stem}.bmp")
     write_pictures(home / "mixed", 6, classes=(), seed=9)
-    found = read_json(compare(home, "latent", "cascade", out="seen", data=home / "mixed") / "compare.json")
+    seen = compare(home, "latent", "cascade", out="seen", data=home / "mixed", cost_of=out)
+    found = read_json(seen / "compare.json")
     assert found["count"] == 4 and sum("of these 11, 5 are in its training set" in note for note in found["notes"]) == 2
 
 
@@ -396,7 +402,7 @@ def test_a_run_that_counted_no_operations_of_its_closed_forms_wins_nothing_by_it
         tmp_path / "latent" / "run.json",
         {name: value for name, value in state.items() if name not in ("operations", "wall_seconds")},
     )
-    found = read_json(compare(tmp_path, "latent", "cascade") / "compare.json")
+    found = read_json(compare(tmp_path, "latent", "cascade", cost_of=out) / "compare.json")
     latent = found["runs"][0]["cost"]
     assert latent["training"]["flops"] is None and "an earlier version" in latent["training"]["reason"]
     assert latent["clock"]["seconds"] is None and latent["clock"]["reason"]

@@ -12,16 +12,23 @@ from calotype.diffusion.stage import generate
 from calotype.evaluation.candidate import PROMPT, open_candidate
 from calotype.evaluation.comparison_results import ParameterCounts
 from calotype.evaluation.cost import deployment_cost, frozen_encoder, sampling_flops, training_cost
-from calotype.evaluation.counting import counted
+from calotype.evaluation.counting import counted, counter
 from calotype.evaluation.features import Lite0, features
 from calotype.files import read_json
 from calotype.interop import minilm
 from calotype.nets.frozen import Frozen, encode_all
+from calotype.planning import measure
+from calotype.training import pipeline
 from calotype.types import Rng
 
 
 def parts_of(one):
     return {part.part: part for part in training_cost(one.run).parts}
+
+
+def count_operations(patch):
+    patch.setattr(pipeline, "counter", counter)
+    patch.setattr(measure, "counted", counted)
 
 
 def test_a_search_and_exposure_fine_tuning_are_counted(tmp_path):
@@ -30,6 +37,7 @@ def test_a_search_and_exposure_fine_tuning_are_counted(tmp_path):
     """
     with pytest.MonkeyPatch.context() as patch:
         be_quick_and_search(patch)
+        count_operations(patch)
         run = trained(tmp_path, "cascade", "enlarge.16.exposure.images=8", "enlarge.16.exposure.pictures=4")
     one = open_candidate("A", run, "cpu")
     rows, state = parts_of(one), read_json(run / "run.json")
@@ -53,6 +61,7 @@ def test_a_frozen_encoder_counts_as_a_network_and_what_it_reads_as_work(tmp_path
     for index, path in enumerate(sorted(write_pictures(tmp_path / "pictures").rglob("*.png"))):
         path.with_suffix(".txt").write_text(f"a red cat {index % 3}, on the sofa", encoding="utf-8")
     be_quick(monkeypatch)
+    count_operations(monkeypatch)
     frozen = Frozen(small_reader(tmp_path / "vocabulary"))
     for place in ("store", "training.pipeline", "planning.measure"):
         monkeypatch.setattr(f"calotype.{place}.build_frozen", lambda text: frozen)
