@@ -65,6 +65,7 @@ def searching(monkeypatch):
     monkeypatch.setattr(make, "FEWEST_GUIDANCE_SAMPLES", 2)
     monkeypatch.setattr(make, "FEWEST_HELD_OUT", 1)
     monkeypatch.setattr(make, "MOST_GUIDANCE_SAMPLES", 4)
+    monkeypatch.setattr(make, "MOST_LEVEL_CROPS", make.FEWEST_LEVEL_CROPS)
 
 
 @pytest.mark.parametrize("settings", [SETTINGS, CASCADE], ids=["latent", "cascade"])

@@ -121,7 +121,7 @@ def test_order_does_not_matter(trained):
 
 
 def test_a_model_overfitted_to_four_pictures_is_flagged_and_one_of_many_is_not():
-    assert judged(5, 500)[0] == COPIES
+    assert judged(5, 300)[0] == COPIES
     assert judged(300, 60)[0] == DOES_NOT_COPY
 
 
