@@ -63,7 +63,7 @@ def spoil_update(part):
 
     def spoil(leg, name, value):
         state = leg.states[name]
-        owner, update = (state.optimizer, "step") if part == "network" else (state, "_follow")
+        owner, update = (state.optimizers[0], "step") if part == "network" else (state, "_follow")
         real = getattr(owner, update)
 
         def updated():
@@ -111,7 +111,7 @@ def test_no_file_of_tensors_ever_holds_one(tmp_path):
     save(tmp_path, leg)
     before = fingerprint(leg.states)
     leg.progress.images_seen = 12
-    for group in leg.states["denoiser"].optimizer.state.values():
+    for group in leg.states["denoiser"].optimizers[0].state.values():
         group["exp_avg"].flatten()[0] = math.nan
         break
     with pytest.raises(UserError, match=r"optimizer\.0\.exp_avg in denoiser.safetensors is not finite"):

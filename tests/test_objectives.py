@@ -191,7 +191,7 @@ def test_no_loss_leaves_a_gradient_on_the_other_player():
         states[name].add(states[name].gradients(losses[name].total))
         assert all(weight.grad is not None and weight.grad.any() for weight in states[name].parameters)
         assert all(weight.grad is None for weight in states[other].parameters)
-        states[name].optimizer.zero_grad()
+        states[name].zero_grad()
     assert all(weight.grad is None for weight in stage.features.parameters())
 
 

@@ -73,6 +73,8 @@ class RunSpace(Config):
 
 
 class OptimizerConfig(Config):
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """Of the matrices in the blocks of a DiT; all other weights have AdamW."""
     learning_rate: LearningRate = 1e-3
     warmup: float = Field(default=0.05, strict=True, ge=0, lt=1)
     """Fraction of the run in which the learning rate rises from 0."""
@@ -349,6 +351,17 @@ class Recipe(Config):
             if above.exposure.images:
                 legs[exposure_above(size)] = LegConfig(images=above.exposure.images, batch=above.batch)
         return legs
+
+    def learning(self, leg: str, network: str) -> OptimizerConfig:
+        """How one of the networks of a leg learns."""
+        config: AutoencoderRecipe | DenoiserRecipe | EnlargeRecipe = self.denoiser
+        if leg == "autoencoder":
+            config = self.autoencoder
+        elif leg != "denoiser":
+            config = self.enlarger(int(leg.rpartition("-")[2]))
+        if network == "critic" and not isinstance(config, DenoiserRecipe):
+            return config.critic_learn
+        return config.learn
 
     def with_images(self, images: dict[str, int]) -> Recipe:
         """The same, with the number of pictures that each leg sees."""

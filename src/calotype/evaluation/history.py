@@ -9,7 +9,7 @@ import numpy as np
 
 from calotype.evaluation.comparison_results import LogSpread
 from calotype.evaluation.results import Gap, LegGaps
-from calotype.recipe import OptimizerConfig, Recipe
+from calotype.recipe import Recipe
 from calotype.run import Event, Run
 from calotype.tables import number, numbers, within
 
@@ -54,7 +54,7 @@ def gap_curve(validations: Sequence[Event], suffix: str) -> list[Gap]:
 def log_spreads(run: Run, recipe: Recipe) -> list[LogSpread]:
     """Of every leg and network: how its loss and the norm of its gradient spread from line to line of the log."""
     return [
-        log_spread(leg, network, steps, config.batch, optimizer(recipe, leg, network).clip)
+        log_spread(leg, network, steps, config.batch, recipe.learning(leg, network).clip)
         for leg, config in recipe.legs.items()
         for steps in [run.history("step", leg)]
         for network in dict.fromkeys(name for event in steps for name in numbers(within(event, "norms")))
@@ -84,12 +84,6 @@ def loss_terms(event: Event, network: str) -> dict[str, float]:
     """What the network minimises; of a critic its hinge loss, not how often it is right."""
     terms = {name: value for name, value in numbers(within(event, "terms")).items() if name.startswith(f"{network}.")}
     return {name: value for name, value in terms.items() if name.rpartition(".")[2] not in ("right", "gap")}
-
-
-def optimizer(recipe: Recipe, leg: str, network: str) -> OptimizerConfig:
-    if leg == "autoencoder":
-        return recipe.autoencoder.critic_learn if network == "critic" else recipe.autoencoder.learn
-    return recipe.denoiser.learn if leg == "denoiser" else recipe.enlarger(int(leg.rpartition("-")[2])).learn
 
 
 def detrended_spread(values: Sequence[float]) -> float | None:

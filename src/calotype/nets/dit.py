@@ -65,6 +65,11 @@ class Dit(nn.Module):
         self.modulation = zero(nn.Linear(config.width, 2 * config.width))
         self.out = faint(nn.Linear(config.width, out_channels * config.patch**2))
 
+    def hidden_matrices(self) -> list[nn.Parameter]:
+        """Those of the blocks that map tokens to tokens."""
+        named = self.blocks.named_parameters()
+        return [weight for name, weight in named if weight.ndim == 2 and "modulation" not in name]
+
     def forward(self, image: Latents, vector: Vector, words: TextContext | None = None) -> Recoloured:
         patches = F.pixel_unshuffle(image, self.patch)
         height, width = patches.shape[-2:]

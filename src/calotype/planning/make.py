@@ -63,7 +63,7 @@ def make_plan(
     inherited, about = inherit(start, pictures, settings, machine.device if machine.here else torch.device("cpu"))
     proposal, reasons = propose(pictures, machine, budget, merge(inherited, settings))
     proposal, proposing = merge(proposal, inherited), time.time() - began
-    proposal = with_learning_rates(proposal, parse_recipe(merge(proposal, settings)))
+    proposal = with_optimizers(proposal, parse_recipe(merge(proposal, settings)))
     proposal = merge(proposal, inherited)
     recipe = parse_recipe(merge(proposal, settings))
     check_sizes(recipe)
@@ -101,12 +101,13 @@ def make_plan(
     return plan
 
 
-def with_learning_rates(proposal: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
+def with_optimizers(proposal: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
     """Those for the backbones that the user wants."""
 
     def learn(config: DiffusionConfig) -> dict[str, Any]:
         rate = learning_rate(config.backbone.kind, config.backbone.width)
-        return {"learn": {"learning_rate": three_digits(rate)}}
+        optimizer = "muon" if config.backbone.kind == "dit" else "adamw"
+        return {"learn": {"optimizer": optimizer, "learning_rate": three_digits(rate)}}
 
     enlarge = {str(size): learn(recipe.enlarger(size)) for size in recipe.chain[1:]}
     return merge(proposal, {"denoiser": learn(recipe.denoiser), "enlarge": enlarge})

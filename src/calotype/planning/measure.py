@@ -18,7 +18,7 @@ from calotype.evaluation.counting import counted
 from calotype.evaluation.features import Lite0, features
 from calotype.machine import Machine, best_time, cores, peak_memory
 from calotype.planning.costs import Costs, StepCost, build_stages, fit_flops
-from calotype.recipe import OptimizerConfig, Recipe, exposure_above, leg_above
+from calotype.recipe import Recipe, exposure_above, leg_above
 from calotype.spaces.latent import LatentSpace
 from calotype.spaces.pixel import PixelSpace, Space
 from calotype.training.examples import (
@@ -109,8 +109,11 @@ class Measurement(Costs):
     def _step(self, leg: str, objective: Objective, source: BatchSource, end: float = 1.0) -> StepCost:
         """The cost of the steps just before this fraction of the leg."""
         batch, rounds = self.recipe.legs[leg].batch, self.rounds.get(leg, 1)
-        standing = OptimizerConfig(learning_rate=1e-12)  # what is measured must not move the weights
-        states = {name: TrainState(network, standing) for name, network in objective.networks.items()}
+        states = dict[str, TrainState]()
+        for name, network in objective.networks.items():
+            # what is measured must not move the weights
+            standing = self.recipe.learning(leg, name).model_copy(update={"learning_rate": 1e-12})
+            states[name] = TrainState(network, standing, self.recipe.precision)
         progress = TrainProgress(10**6, batch, 0, images_seen=int(end * 10**6) - 1)
 
         def step(slices: int = 1) -> object:

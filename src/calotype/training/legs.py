@@ -52,8 +52,10 @@ def autoencoder_leg(
     deterministic(recipe.seed)
     space = first_space(recipe, pictures, device, start)
     config, objective = recipe.autoencoder, autoencoder_objective(recipe, space.vae, device)
-    optimizers = {"autoencoder": config.learn, "critic": config.critic_learn}
-    states = {name: TrainState(network.to(device), optimizers[name]) for name, network in objective.networks.items()}
+    states = {
+        name: TrainState(network.to(device), recipe.learning("autoencoder", name), recipe.precision)
+        for name, network in objective.networks.items()
+    }
     average = states["autoencoder"].average
     assert isinstance(average, Autoencoder)
     validator = autoencoder_validator(pictures, average, objective.features, device)
@@ -148,7 +150,7 @@ def diffusion_leg(
 ) -> Leg[Stage]:  # fmt: skip
     """Trained on all buckets, and validated on the one with the most validation pictures."""
     stage, rng, main = objective.stage, Rng((recipe.seed, stream or name)), main_bucket(buckets)
-    states = {"denoiser": TrainState(stage.denoiser.to(device), config.learn)}
+    states = {"denoiser": TrainState(stage.denoiser.to(device), config.learn, recipe.precision)}
     average = states["denoiser"].average
     assert isinstance(average, Denoiser)
     averaged = replace(stage, denoiser=average)

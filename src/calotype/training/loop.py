@@ -115,7 +115,7 @@ def smaller(
 ) -> int:  # fmt: skip
     """Twice as many rounds. Raises `UserError` where the batch has no more slices."""
     for state in states.values():
-        state.optimizer.zero_grad()  # of the rounds before
+        state.zero_grad()  # of the rounds before
     release_memory(batch.clean.device)
     before, after = (
         len(objective.slices(batch, progress.fraction, progress.rng(), slices * count))

@@ -11,9 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from calotype.files import not_finite
+from calotype.nets.blocks import Precision
+from calotype.nets.dit import Dit
 from calotype.nets.weights import check_tensors, check_weights
 from calotype.priors.prior import load_trained, trained_state, with_constants
 from calotype.recipe import OptimizerConfig
+from calotype.training.muon import Muon
 from calotype.types import NotFiniteError
 
 Gradients = Sequence[Tensor | None]
@@ -21,16 +24,28 @@ Gradients = Sequence[Tensor | None]
 
 
 class TrainState:
-    """A network under AdamW, with a power-function average of its weights (arXiv 2312.02696, eq. 121 and 123)."""
+    """A network with its optimizers, and a power-function average of its weights (arXiv 2312.02696, eq. 121 and 123).
 
-    def __init__(self, network: nn.Module, config: OptimizerConfig) -> None:
+    Muon, where `config` has it, computes in `precision`.
+    """
+
+    def __init__(self, network: nn.Module, config: OptimizerConfig, precision: Precision = "float32") -> None:
         self.network, self.config = network, config
         self.average = copy.deepcopy(network).eval().requires_grad_(False)
         self.parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
-        self.optimizer = torch.optim.AdamW(
-            self.parameters, config.learning_rate, config.betas, weight_decay=config.weight_decay, fused=True
-        )
+        self.optimizers = self._optimizers(precision)
         self.steps = 0
+
+    def _optimizers(self, precision: Precision) -> list[torch.optim.Optimizer]:
+        config, dits = self.config, [module for module in self.network.modules() if isinstance(module, Dit)]
+        matrices = [matrix for dit in dits for matrix in dit.hidden_matrices() if matrix.requires_grad]
+        rate, decay = config.learning_rate, config.weight_decay
+        if config.optimizer == "adamw" or not matrices:
+            return [torch.optim.AdamW(self.parameters, rate, config.betas, weight_decay=decay, fused=True)]
+        hidden = {id(matrix) for matrix in matrices}
+        others = [parameter for parameter in self.parameters if id(parameter) not in hidden]
+        adamw = torch.optim.AdamW(others, rate, config.betas, weight_decay=decay, fused=True)
+        return [adamw, Muon(matrices, rate, decay, getattr(torch, precision))]
 
     def gradients(self, loss: Tensor) -> Gradients:
         """Of the weights of this network alone; nothing is kept here, so several threads may ask at once."""
@@ -54,16 +69,22 @@ class TrainState:
         """
         norm = float(nn.utils.clip_grad_norm_(self.parameters, self.config.clip))
         if not math.isfinite(norm):
-            self.optimizer.zero_grad()
+            self.zero_grad()
             raise NotFiniteError(f"the norm of the gradient is {norm}")
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.config.learning_rate * learning_rate_factor(fraction, self.config)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = self.config.learning_rate * learning_rate_factor(fraction, self.config)
+            optimizer.step()
+        self.zero_grad()
         self.steps += 1
         self._follow()
         self._require_finite()
         return norm
+
+    def zero_grad(self) -> None:
+        """Forgets the gradients of the next step."""
+        for parameter in self.parameters:
+            parameter.grad = None
 
     @torch.no_grad()
     def _require_finite(self) -> None:
@@ -88,9 +109,14 @@ class TrainState:
         """All that training changes, as named tensors."""
         named = {f"network.{name}": value for name, value in trained_state(self.network).items()}
         named |= {f"average.{name}": value for name, value in trained_state(self.average).items()}
-        for index, slots in self.optimizer.state_dict()["state"].items():
+        for index, slots in sorted(self._slots().items()):
             named |= {f"optimizer.{index}.{name}": value for name, value in slots.items()}
         return named
+
+    def _slots(self) -> dict[int, dict[str, Tensor]]:
+        """What the optimizers keep, by the place of its weight."""
+        places = {id(parameter): place for place, parameter in enumerate(self.parameters)}
+        return {places[id(weight)]: slots for one in self.optimizers for weight, slots in one.state.items()}
 
     def restore(self, tensors: dict[str, Tensor], steps: int) -> None:
         """Raises `UserError` as `check` does."""
@@ -101,7 +127,11 @@ class TrainState:
         for name, value in _under("optimizer.", tensors.items()).items():
             index, slot = name.split(".")
             state.setdefault(int(index), {})[slot] = _laid_out_as(self.parameters[int(index)], value)
-        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
+        for optimizer in self.optimizers:
+            own = {id(weight): place for place, weight in enumerate(optimizer.param_groups[0]["params"])}
+            slots = {own[id(self.parameters[index])]: value for index, value in state.items()
+                     if id(self.parameters[index]) in own}  # fmt: skip
+            optimizer.load_state_dict({**optimizer.state_dict(), "state": slots})
         self.steps = steps
 
     def check(self, tensors: dict[str, Tensor]) -> None:
@@ -111,9 +141,12 @@ class TrainState:
         others = {name: value for name, value in tensors.items() if not name.startswith(("network.", "average."))}
         stepped = {name.split(".")[1] for name in others if name.count(".") == 2}  # weights that have had a gradient
         expected: dict[str, Tensor] = {}
+        by_muon = {id(weight) for one in self.optimizers[1:] for weight in one.param_groups[0]["params"]}
         for index, weight in enumerate(self.parameters):
-            slots = {"step": torch.zeros(()), "exp_avg": weight, "exp_avg_sq": weight} if str(index) in stepped else {}
-            expected |= {f"optimizer.{index}.{slot}": value for slot, value in slots.items()}
+            if str(index) in stepped:
+                moments = {"step": torch.zeros(()), "exp_avg": weight, "exp_avg_sq": weight}
+                slots = {"momentum": weight} if id(weight) in by_muon else moments
+                expected |= {f"optimizer.{index}.{slot}": value for slot, value in slots.items()}
         check_tensors(others, expected, "the optimizer")
 
 
