@@ -11,7 +11,7 @@ from torch import Tensor, nn
 MOMENTUM = 0.95
 NEWTON_SCHULZ = (3.4445, -4.775, 2.0315)
 """Coefficients of the quintic iteration, which takes singular values from (0, 1] to about 0.7 to 1.2 in five rounds."""
-ROUNDS = 5
+NEWTON_SCHULZ_ROUNDS = 5
 ADAMW_RMS = 0.2
 """Root mean square of an update of AdamW at learning rate 1, to which that of Muon is scaled."""
 
@@ -58,7 +58,7 @@ def orthogonal(matrices: Float[Tensor, "matrix row column"]) -> Float[Tensor, "m
     linear, cubic, quintic = NEWTON_SCHULZ
     norms = torch.linalg.matrix_norm(matrices, keepdim=True)
     matrices = matrices / norms.clamp(min=1e-7)  # so that no singular value is above 1
-    for _ in range(ROUNDS):
+    for _ in range(NEWTON_SCHULZ_ROUNDS):
         gram = matrices @ matrices.mT
         factor = torch.baddbmm(gram, gram, gram, beta=cubic, alpha=quintic)
         matrices = torch.baddbmm(matrices, factor, matrices, beta=linear)
