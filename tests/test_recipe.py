@@ -450,6 +450,9 @@ def test_the_recipe_of_a_model_of_version_0_1_keeps_all_its_values(name):
     for stage in now["enlarge"].values():
         assert stage.pop("objective") == "denoising"
         del stage["losses"], stage["critic"], stage["critic_learn"]  # of another objective
+    learning = [now["denoiser"]["learn"], now["autoencoder"]["learn"], now["autoencoder"]["critic_learn"]]
+    for learn in (*learning, *(stage["learn"] for stage in now["enlarge"].values())):
+        assert learn.pop("optimizer") == "adamw"
     assert sorted(values(now)) == sorted(values({**old, "autoencoder": without_gone(old["autoencoder"])}))
 
 
