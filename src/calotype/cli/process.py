@@ -38,6 +38,8 @@ def tune_process() -> None:
     By default glibc gives large blocks back to the kernel at once, and each training step pays for new pages: 15% of
     its time (dev/LOG.md, 2026-11-28). What the user has set in the environment stays.
     """
+    if "RANK" in os.environ:  # DistributedDataParallel warns of weights that are all used
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
         os.environ.setdefault("KMP_BLOCKTIME", "0")  # of the OpenMP of LLVM and Intel, which counts in milliseconds
