@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,7 +24,7 @@ from torch import Tensor
 
 from calotype.types import UserError
 
-PATIENCE = 25.0
+PATIENCE = 20.0
 """Seconds without a sign after which a rank is lost; with the 30 that torchrun then gives the others, under 60."""
 SIGN_SECONDS, LOOK_SECONDS = 1.0, 0.02
 FAREWELL = 5.0
@@ -211,6 +212,11 @@ def joined(device: str = "auto") -> Iterator[Ranks]:
         dist.destroy_process_group()
 
 
+def restarted() -> bool:
+    """Whether torchrun has started the ranks again after one was lost (`--max-restarts`)."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+
+
 def join(device: str) -> Ranks:
     """Raises `UserError` for a device that ranks cannot share."""
     from torch.distributed.rendezvous import rendezvous
@@ -247,11 +253,25 @@ def explained(ranks: Ranks) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if silent := silent_ranks(ranks):
+        with without_sigterm():  # which torchrun sends to those that are left
+            silent = silent_ranks(ranks)
+        if silent:
             raise UserError(lost(silent, ranks.count)) from error
         raise
     except UserError as error:
         raise error if ranks.first else UserError(f"rank {ranks.index}: {error}") from error
+
+
+@contextmanager
+def without_sigterm() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def silent_ranks(ranks: Ranks) -> list[int]:

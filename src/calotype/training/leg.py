@@ -19,6 +19,7 @@ from calotype.training import checkpoint
 from calotype.training.checkpoint import Saved
 from calotype.training.control import CriticGuard, EarlyStopping
 from calotype.training.loop import (
+    WHOLE,
     BatchSource,
     Division,
     Note,
@@ -78,7 +79,7 @@ class Leg(Generic[Result_co]):
         """All that a checkpoint must hold."""
         return {**self.states, **({"critic-guard": self.guard} if self.guard else {})}
 
-    def steps(self, division: Division, note: Note = lambda text: None) -> Iterator[StepResult]:
+    def steps(self, division: Division = WHOLE, note: Note = lambda text: None) -> Iterator[StepResult]:
         """Trains to the end, one step for each result; see `train_steps`."""
         slices, rounds, ranks = division
         return train_steps(self.objective, self.states, self.source, self.progress, slices, note, rounds, ranks)
@@ -97,7 +98,7 @@ class LegLimits:
     """The leg ends when its held-out loss is more than so many times the best."""
 
 
-UNLIMITED, WHOLE = LegLimits(), Division()
+UNLIMITED = LegLimits()
 
 
 def train_leg(

@@ -89,6 +89,9 @@ class Division(NamedTuple):
     ranks: Ranks = ALONE
 
 
+WHOLE = Division()
+
+
 def train_steps(
     objective: Objective,
     states: Mapping[str, TrainState],

@@ -29,7 +29,7 @@ from calotype.interop import diffusers, minilm, transformers
 from calotype.machine import Machine, describe_machine, examine
 from calotype.planning import Plan, make_plan
 from calotype.planning.memory import rounds_of
-from calotype.ranks import Ranks, joined
+from calotype.ranks import Ranks, joined, restarted
 from calotype.recipe import ImportedSpace, Recipe
 from calotype.report import write_report
 from calotype.report.card import write_card
@@ -143,7 +143,11 @@ def machine_of(options: TrainingOptions, ranks: Ranks) -> Machine:
 def train(options: TrainOptions, console: Console) -> Path:
     """From a folder of pictures to a model, its samples and a report. Returns the folder of the run."""
     with joined(options.device) as ranks:
-        return _train(options, console, ranks) if ranks.first else follow(ranks, options.device, options.force)
+        if not ranks.first:
+            return follow(ranks, options.device, options.force)
+        if restarted() and options.out is not None and (options.out / "run.json").exists():
+            return _resume(ResumeOptions(options.out, options.device, options.force), console, ranks)
+        return _train(options, console, ranks)
 
 
 def _train(options: TrainOptions, console: Console, ranks: Ranks) -> Path:
