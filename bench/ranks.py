@@ -2,10 +2,10 @@
 
     python bench/ranks.py [--ranks 2] [--size 64] [--steps 10] [--pairs 7] [--budget 600]
 
-Three ways to train the default networks on the same cores: N ranks that share every batch, one process that has N threads
-(with slices, as the plan takes them, where the network can), and N processes of one thread, each with an Nth of the
-batch, which know nothing of each other: what they reach together is the most that ranks could reach. All processes stay,
-and the ways take turns, A B C A B C; ratios are taken turn by turn, so that a machine whose speed drifts does not
+Three ways to train the default networks on the same cores: N ranks that share every batch, one process that has N
+threads (with slices, as the plan takes them, where the network can), and N processes of one thread, each with an Nth of
+the batch, which know nothing of each other: what they reach together is the most that ranks could reach. All processes
+stay, and the ways take turns, A B C A B C; ratios are taken turn by turn, so that a machine whose speed drifts does not
 decide. Each rank is held to a core of its own.
 """
 
@@ -38,10 +38,10 @@ def work(pipe: Connection, settings: dict, way: str, index: int, port: int) -> N
     tune_process()
     import torch
 
-    from calotype.ranks import joined
+    from calotype.ranks import joined_ranks
 
     torch.set_num_threads(count if way == "process" else 1)
-    with joined("cpu") as ranks:
+    with joined_ranks("cpu") as ranks:
         steps = {leg: stepper(settings, leg, way, ranks) for leg in LEGS}
         pipe.send("ready")
         while (leg := pipe.recv()) is not None:

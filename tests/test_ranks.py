@@ -12,7 +12,7 @@ from together import Together
 from calotype import ranks as module
 from calotype.cli import commands
 from calotype.files import read_tensors
-from calotype.ranks import Ranks, joined
+from calotype.ranks import Ranks, joined_ranks
 from calotype.run import Run
 from calotype.training.loop import train_steps
 from calotype.training.process import Interrupted
@@ -34,7 +34,7 @@ def test_two_ranks_are_one_process_with_as_many_slices(name, rounds, tmp_path):
     """After 50 steps; of the autoencoder with its critic, whose weight is that of the whole batch, one is whole."""
 
     def work():
-        with joined("cpu") as ranks:
+        with joined_ranks("cpu") as ranks:
             return trained(name, ranks, rounds=rounds)
 
     first, second = Together(2, work, tmp_path).results()
@@ -106,7 +106,7 @@ def test_a_rank_that_is_dead_or_stuck_ends_the_others_with_its_number(end, tmp_p
     monkeypatch.setattr(module, "SIGN_SECONDS", 0.2)
 
     def work():
-        with joined("cpu") as ranks:
+        with joined_ranks("cpu") as ranks:
             collecting(ranks, lambda: os.kill(os.getpid(), end))
 
     ranks = Together(2, work, tmp_path)
@@ -119,7 +119,7 @@ def test_who_waits_for_a_dead_rank_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "SIGN_SECONDS", 0.2)
 
     def work():
-        with joined("cpu") as ranks:
+        with joined_ranks("cpu") as ranks:
             if not ranks.first:
                 os.kill(os.getpid(), signal.SIGKILL)
             ranks.meet()
@@ -130,7 +130,7 @@ def test_who_waits_for_a_dead_rank_says_so(tmp_path, monkeypatch):
 
 def test_the_error_of_the_first_rank_ends_the_others_in_silence(tmp_path):
     def work():
-        with joined("cpu") as ranks:
+        with joined_ranks("cpu") as ranks:
             ranks.say(lambda: 1 / 0)
 
     ranks = Together(2, work, tmp_path)

@@ -7,6 +7,7 @@ group, as JSON, and for as long as it takes; what all do at once (sums of losses
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -29,7 +30,7 @@ PATIENCE = 20.0
 SIGN_SECONDS, LOOK_SECONDS = 1.0, 0.02
 FAREWELL = 5.0
 """Seconds for which the first rank, which may hold the store, waits for the others to have read its last word."""
-ENDED, LEFT = "ended", "left"
+ENDED, DEPARTED = "ended", "left"
 
 
 @runtime_checkable
@@ -54,7 +55,8 @@ class Ranks:
     store: Store | None = None
     signs: Store | None = None
     """A second way to the same words, since one may have to wait."""
-    _said: list[int] = field(default_factory=lambda: [0])
+    _turns: Iterator[int] = field(default_factory=itertools.count)
+    """All ranks say and meet as often, so equal numbers mean the same moment."""
 
     @property
     def first(self) -> bool:
@@ -105,8 +107,7 @@ class Ranks:
         """What `work` returns on the first rank, JSON, on all ranks; the others wait for as long as it takes."""
         if self.store is None:
             return work()
-        self._said[0] += 1
-        key = f"word-{self._said[0]}"
+        key = f"word-{next(self._turns)}"
         if self.first:
             word = work()
             self.store.set(key, json.dumps(word))
@@ -127,9 +128,9 @@ class Ranks:
         """Waits for all ranks, for as long as they need."""
         if self.store is None:
             return
-        self._said[0] += 1
+        turn = next(self._turns)
         for index in range(self.count):
-            key = f"met-{self._said[0]}-{index}"
+            key = f"met-{turn}-{index}"
             self.store.set(key, "") if index == self.index else self._await(key)
 
     def end_with_first(self) -> None:
@@ -187,7 +188,7 @@ def lost(silent: list[int], count: int) -> str:
 
 
 @contextmanager
-def joined(device: str = "auto") -> Iterator[Ranks]:
+def joined_ranks(device: str = "auto") -> Iterator[Ranks]:
     """The ranks that `torchrun` has started, by the variables that it sets; without it, this process alone.
 
     Where the first rank ends, the others end with it, in silence. An error of another names its rank; one that is due
@@ -294,9 +295,9 @@ def leave(ranks: Ranks, code: int) -> None:
             if code == 0:
                 with suppress(SystemExit):
                     ranks.end_with_first()
-            ranks.store.set(f"{LEFT}-{ranks.index}", "")
+            ranks.store.set(f"{DEPARTED}-{ranks.index}", "")
             return
         ranks.store.set(ENDED, str(code))
-        left = [f"{LEFT}-{index}" for index in range(1, ranks.count)]
+        left = [f"{DEPARTED}-{index}" for index in range(1, ranks.count)]
         while not all(ranks.store.check([key]) for key in left) and time.monotonic() < end:
             time.sleep(LOOK_SECONDS)

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar, runtime_checkable
 
@@ -123,20 +124,15 @@ def train_leg(
     ranks = division.ranks
     ranks.say(lambda: resume_leg(run, leg, note))
     share_leg(ranks, leg)
-    progress, checkpoints, validating = leg.progress, run.folder / "checkpoints", 0.0
+    progress, validating, save = leg.progress, 0.0, partial(save_leg, run, leg)
     validation = run.state.validation.setdefault(leg.name, Validation())
-    stopping = EarlyStopping(checkpoints / f"best-{leg.name}", leg.states, validation)
+    stopping = EarlyStopping(run.folder / "checkpoints" / f"best-{leg.name}", leg.states, validation)
     if ranks.first and progress.fraction < 1 and (lost := stopping.forget_lost()):
         note(lost)
     log = StepLog(run, leg.name, progress, bar)
     guard_due = at_fractions(leg.guard.fractions if leg.guard else (), progress.fraction)
     preview_due = at_fractions(limits.previews_at or PREVIEWS, progress.fraction)
     control_due, save_due = every(CONTROL_SECONDS), every(SAVE_SECONDS, progress.seconds)
-
-    def save() -> None:
-        checkpoint.save(checkpoints, leg.name, leg.saved, progress)
-        run.state.seconds[leg.name] = progress.seconds
-        run.save()
 
     def validate_affordably() -> None:
         nonlocal validating
@@ -211,6 +207,12 @@ def agreed(ranks: Ranks, progress: TrainProgress, saving: bool, stopped: bool) -
     total, progress.seconds, save, stop = ranks.max([*own, float(stopped)])
     progress.total = int(total)
     return bool(save), bool(stop)
+
+
+def save_leg(run: Run, leg: Leg[object]) -> None:
+    checkpoint.save(run.folder / "checkpoints", leg.name, leg.saved, leg.progress)
+    run.state.seconds[leg.name] = leg.progress.seconds
+    run.save()
 
 
 def end_leg(run: Run, leg: Leg[object], stopping: EarlyStopping) -> None:

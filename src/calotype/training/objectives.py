@@ -54,7 +54,7 @@ ALONE = Ranks()
 
 
 @dataclass(frozen=True)
-class Share:
+class BatchShare:
     """The images of a batch that a rank works on: every `step`-th, so that each rank has as many of any part."""
 
     index: int
@@ -133,7 +133,7 @@ class AdversarialObjective(ABC):
 
     def losses(self, batch: Batch, fraction: float, rng: Rng, ranks: Ranks = ALONE) -> dict[str, Loss]:
         """Of the images of one rank: the share that they have in those of the whole batch."""
-        share = Share(ranks.index, ranks.count, len(batch))
+        share = BatchShare(ranks.index, ranks.count, len(batch))
         real = batch.clean[share.rows]
         fake, further = self.reconstruct(batch, rng, share.rows)
         terms = self._reconstruction(real, fake, fraction, share)
@@ -148,7 +148,7 @@ class AdversarialObjective(ABC):
         """All images of a rank: the weight of the adversarial loss takes the gradients of all images."""
         return [lambda: self.losses(batch, fraction, rng, ranks)]
 
-    def _reconstruction(self, real: Images, fake: Images, fraction: float, share: Share) -> dict[str, Tensor]:
+    def _reconstruction(self, real: Images, fake: Images, fraction: float, share: BatchShare) -> dict[str, Tensor]:
         config = self.config
         terms = {"l1": (fake - real).abs().mean(), "edges": config.edges * edge_distance(real, fake)}
         terms = {name: share.fraction * term for name, term in terms.items()}
@@ -159,7 +159,7 @@ class AdversarialObjective(ABC):
         return terms
 
     def _network(
-        self, terms: dict[str, Tensor], further: dict[str, Tensor], fake: Images, fraction: float, share: Share,
+        self, terms: dict[str, Tensor], further: dict[str, Tensor], fake: Images, fraction: float, share: BatchShare,
         ranks: Ranks,
     ) -> Loss:  # fmt: skip
         reconstruction = torch.stack(list(terms.values())).sum()
@@ -169,14 +169,14 @@ class AdversarialObjective(ABC):
         return Loss(torch.stack(list(terms.values())).sum(), {name: term.detach() for name, term in terms.items()})
 
     def _adversarial(
-        self, reconstruction: Tensor, fake: Images, share: Share | None = None, ranks: Ranks = ALONE
+        self, reconstruction: Tensor, fake: Images, share: BatchShare | None = None, ranks: Ranks = ALONE
     ) -> Tensor:
         """Hinge loss; its gradient at the picture is `adversarial` times the length of the reconstruction's, or less.
 
         The adaptive weight of arXiv 2012.09841, eq. 7, taken at the picture instead of the last layer, and capped. The
         lengths are those of the whole batch.
         """
-        share = share or Share(0, 1, len(fake))
+        share = share or BatchShare(0, 1, len(fake))
         rows, part = share.tail(batch_share(share.total, self.config.critic_share))
         loss = -part * self.critic(fake[rows]).mean()
         gradients = (torch.autograd.grad(each, fake, retain_graph=True)[0] for each in (reconstruction, loss))

@@ -29,7 +29,7 @@ from calotype.interop import diffusers, minilm, transformers
 from calotype.machine import Machine, describe_machine, examine
 from calotype.planning import Plan, make_plan
 from calotype.planning.memory import rounds_of
-from calotype.ranks import Ranks, joined, restarted
+from calotype.ranks import Ranks, joined_ranks, restarted
 from calotype.recipe import ImportedSpace, Recipe
 from calotype.report import write_report
 from calotype.report.card import write_card
@@ -142,7 +142,7 @@ def machine_of(options: TrainingOptions, ranks: Ranks) -> Machine:
 
 def train(options: TrainOptions, console: Console) -> Path:
     """From a folder of pictures to a model, its samples and a report. Returns the folder of the run."""
-    with joined(options.device) as ranks:
+    with joined_ranks(options.device) as ranks:
         if not ranks.first:
             return follow(ranks, options.device, options.force)
         if restarted() and options.out is not None and (options.out / "run.json").exists():
@@ -210,7 +210,7 @@ def produce(
 
 def resume(options: ResumeOptions, console: Console) -> Path:
     """Goes on with a run that was stopped, wherever it was; or with a finished one, where there is a budget for it."""
-    with joined(options.device) as ranks:
+    with joined_ranks(options.device) as ranks:
         return _resume(options, console, ranks) if ranks.first else follow(ranks, options.device, options.force)
 
 
