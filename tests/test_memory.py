@@ -12,6 +12,7 @@ from calotype.machine import out_of_memory
 from calotype.planning.memory import FILLED, predicted_memory, rounds_of
 from calotype.settings import parse_recipe
 from calotype.tables import merge
+from calotype.training.loop import Division
 from calotype.types import UserError
 
 TEXTS = ("CUDA out of memory. Tried", "alloc_cpu.cpp:124] . DefaultCPUAllocator: can't allocate memory")
@@ -114,7 +115,7 @@ def test_a_leg_begins_with_the_parts_of_its_plan(monkeypatch):
         "slices",
         lambda batch, fraction, rng, count: counts.append(count) or slices(batch, fraction, rng, count),
     )
-    for _ in zip(range(3), leg.steps(rounds=4), strict=False):
+    for _ in zip(range(3), leg.steps(Division(rounds=4)), strict=False):
         pass
     weights = torch.cat([weight.detach().flatten() for weight in leg.states["denoiser"].parameters])
     assert counts == [4, 4, 4] and (weights - whole).norm() <= 1e-4 * whole.norm()

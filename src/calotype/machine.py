@@ -9,7 +9,7 @@ import platform
 import re
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
@@ -37,10 +37,28 @@ class Machine:
     """How many times larger than on a CPU batches must be to keep the device busy."""
     here: bool = True
     """Whether it can be measured; else it is as `describe_machine` was given it."""
+    ranks: int = 1
+    """Processes that train together, each on as much; `flops`, `threads`, `memory` and `busy_batch` are of one."""
 
     def __str__(self) -> str:
         threads = f", {self.threads} threads" if self.here and self.device.type == "cpu" else ""
-        return f"{self.device.type} ({self.name}{threads}, {self.memory / 2**30:.0f} GB free)"
+        ranks = f", {self.ranks} ranks" if self.ranks > 1 else ""
+        return f"{self.device.type} ({self.name}{threads}, {self.memory / 2**30:.0f} GB free{ranks})"
+
+    def shared_by(self, ranks: int) -> Machine:
+        """Of several ranks, those on this machine divide its main memory."""
+        here = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if self.device.type == "cpu" else 1
+        return replace(self, ranks=ranks, memory=self.memory // here)
+
+    @property
+    def busy_batch_of_all(self) -> int:
+        """As `busy_batch`, of all ranks; a core is busy with a few images."""
+        return max(1, self.ranks // 4) if self.device.type == "cpu" else self.busy_batch * self.ranks
+
+    @property
+    def all_flops(self) -> float:
+        """Of all ranks."""
+        return self.ranks * self.flops
 
     @property
     def why_precision(self) -> str:
@@ -108,8 +126,9 @@ def choose_threads() -> int:
 
 
 def cores() -> int:
-    """That this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """That this process may use: its share of those that all ranks on this machine have."""
+    here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, here // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def time_convolution(device: torch.device, dtype: torch.dtype, count: int) -> float:

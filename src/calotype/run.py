@@ -133,6 +133,8 @@ class RunState(Stored):
     peak_memory_bytes: int | None = None
     versions: dict[str, str] = Field(default_factory=dict)
     threads: Annotated[int, Field(gt=0, le=4096)] | None = None
+    ranks: Annotated[int, Field(gt=0, le=2**20)] = 1
+    """Processes that train it together; `threads` are those of each."""
     validation: dict[str, Validation] = Field(default_factory=dict)
     overfitted: dict[str, str] = Field(default_factory=dict)
     """By leg, a sentence that says what was done about it."""
@@ -173,6 +175,8 @@ class Run:
     state: RunState = field(default_factory=RunState)
     began: float | None = None
     """Since when, in seconds since the epoch, `wall_seconds` goes on; None for who only reads."""
+    writes: bool = True
+    """False on ranks that are not the first: they save and log nothing."""
 
     @classmethod
     def open(cls, folder: Path) -> Run:
@@ -191,6 +195,8 @@ class Run:
 
     def save(self) -> None:
         """Writes `run.json`."""
+        if not self.writes:
+            return
         if self.began is not None:
             began, self.began = self.began, time.time()
             self.state.wall_seconds += self.began - began
@@ -198,6 +204,8 @@ class Run:
 
     def log(self, event: str, **fields: Any) -> None:
         """Appends a line; what a process that was killed had begun to write stays on a line of its own."""
+        if not self.writes:
+            return
         with (self.folder / "log.jsonl").open("ab+") as file:
             if file.tell() and file.seek(-1, os.SEEK_END) >= 0 and file.read(1) != b"\n":
                 file.write(b"\n")

@@ -9,8 +9,8 @@ import traceback
 from pathlib import Path
 
 from calotype.cli.console import Terminal
-from calotype.cli.options import TrainingOptions, app
-from calotype.cli.process import lasting_streams, tune_process, unwound_by_signals
+from calotype.cli.options import ResumeOptions, TrainingOptions, TrainOptions, app
+from calotype.cli.process import is_rank, lasting_streams, start_ranks, tune_process, unwound_by_signals
 from calotype.escaping import plain
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -32,6 +32,8 @@ def main() -> None:
                 sys.exit(options)
             if isinstance(options, TrainingOptions):
                 options.counted_from_process_start()
+            if isinstance(options, TrainOptions | ResumeOptions) and options.ranks > 1 and not is_rank():
+                start_ranks(options.ranks)
             from calotype.cli import commands
 
             commands.FUNCTIONS[type(options)](options, Terminal())

@@ -3,6 +3,7 @@
 The docstring of a class is its help. `calotype.cli.commands` has the function that does the work of each.
 """
 
+import os
 import re
 import time
 from dataclasses import dataclass, field
@@ -71,6 +72,9 @@ RunFolder = Annotated[Path, argument("Folder of a run.", "RUN")]
 RealPictures = Annotated[Path | None, option("Folder of real pictures. [default: those of the run]")]
 Seed = Annotated[int, typer.Option(help="Equal seeds give equal pictures.", min=-LARGEST_SEED, max=LARGEST_SEED)]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")]
+RankCount = Annotated[
+    int, typer.Option("--ranks", help="Processes that train together on this machine; torchrun starts them.", min=1)
+]
 Force = Annotated[bool, typer.Option("--force", help="Continue although checks of the autoencoder failed.")]
 SampleCount = Annotated[int, typer.Option(help="Number of samples, of each run or setting.", max=MAX_SAMPLES)]
 CanvasSize = Annotated[str | None, option("Width x height in pixels, as in 256x384. [default: the training size]")]
@@ -120,10 +124,12 @@ class TrainingOptions:
     """When the budget began to run, in seconds since the epoch."""
 
     def counted_from_process_start(self) -> None:
-        """Of a command, the budget is the time of the whole process."""
+        """Of a command, the budget is the time of the whole process; of a rank, that of its torchrun."""
         import psutil
 
-        object.__setattr__(self, "started", psutil.Process().create_time())
+        process = psutil.Process()
+        launcher = process.parent() if "TORCHELASTIC_RUN_ID" in os.environ else None
+        object.__setattr__(self, "started", (launcher or process).create_time())
 
 
 @app.command("train")
@@ -133,6 +139,7 @@ class TrainOptions(TrainingOptions):
 
     out: Annotated[Path | None, option("Folder of the new run. [default: runs/NAME-SIZE-N]")] = None
     force: Force = False
+    ranks: RankCount = 1
 
 
 @app.command("plan")
@@ -175,6 +182,7 @@ class ResumeOptions:
         option("More time for a finished run, whose networks are trained further.", parser=seconds, metavar="TIME"),
     ] = None
     """Seconds."""
+    ranks: RankCount = 1
     started: float = field(default_factory=time.time, init=False)
     """When it began, in seconds since the epoch."""
 

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
-from typing import Any, TextIO, cast
+from typing import Any, NoReturn, TextIO, cast
 
 from calotype.escaping import plain
 
@@ -38,6 +38,8 @@ def tune_process() -> None:
     By default glibc gives large blocks back to the kernel at once, and each training step pays for new pages: 15% of
     its time (dev/LOG.md, 2026-11-28). What the user has set in the environment stays.
     """
+    if is_rank():  # DistributedDataParallel warns of weights that are all used
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
         os.environ.setdefault("KMP_BLOCKTIME", "0")  # of the OpenMP of LLVM and Intel, which counts in milliseconds
@@ -47,6 +49,17 @@ def tune_process() -> None:
             mallopt = ctypes.CDLL(None).mallopt
             mallopt(M_MMAP_THRESHOLD, LARGEST_KEPT)
             mallopt(M_TRIM_THRESHOLD, MOST_KEPT)
+
+
+def is_rank() -> bool:
+    """Whether torchrun, or a scheduler in its place, has started this process as one of several."""
+    return "RANK" in os.environ
+
+
+def start_ranks(count: int) -> NoReturn:
+    """The same command on so many processes of this machine: torchrun takes the place of this one."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
+    os.execv(sys.executable, [*launcher, "-m", "calotype", *sys.argv[1:]])
 
 
 class LastingStream:

@@ -89,12 +89,13 @@ def propose(
     `budget` is in seconds. Raises `UserError` for a size that no network fits.
     """
     kind, size, imported = settings.get("kind", "latent"), settings["size"], imported_autoencoder(settings)
-    operations = UTILIZATION * machine.flops * budget
+    operations = UTILIZATION * machine.all_flops * budget
     stages = settings.get("stages") or choose_chain(kind, size, operations, own_networks(settings))
     outline = parse_recipe({"kind": kind, "size": size, "stages": stages, **imported})
     shares = time_shares(outline.legs, operations)
     resources = {
-        leg: Resources(operations * share, float(machine.memory), machine.busy_batch) for leg, share in shares.items()
+        leg: Resources(operations * share, float(machine.memory), machine.busy_batch_of_all)
+        for leg, share in shares.items()
     }
     proposal: dict[str, Any] = {
         "kind": kind,

@@ -75,7 +75,7 @@ def make_plan(
         )
     method = Measurement if machine.here else Counted
     costs: Costs = method(recipe, pictures, machine, rounds)
-    operations = UTILIZATION * machine.flops * budget
+    operations = UTILIZATION * machine.all_flops * budget
     plan = Plan(
         recipe=recipe,
         device=str(machine),

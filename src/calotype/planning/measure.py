@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from functools import cached_property, partial
 
@@ -53,7 +54,7 @@ class Measurement(Costs):
 
     def __init__(self, recipe: Recipe, pictures: Pictures, machine: Machine, rounds: Mapping[str, int]) -> None:
         self.recipe, self.device, self.rng = recipe, machine.device, Rng((recipe.seed, "plan"))
-        self.rounds, device = rounds, machine.device
+        self.rounds, self.ranks, device = rounds, machine.ranks, machine.device
         self.frozen, self.all_captions = build_frozen(recipe.denoiser.text), pictures.captions
         classes = len(pictures.classes)
         most = max(64, 2**25 // pictures.pixels[0].numel())  # the autoencoder's closed-form start is fitted to them
@@ -107,8 +108,8 @@ class Measurement(Costs):
         return LatentSource(cache, labels, torch.arange(2), self.rng, self.device, captions)
 
     def _step(self, leg: str, objective: Objective, source: BatchSource, end: float = 1.0) -> StepCost:
-        """The cost of the steps just before this fraction of the leg."""
-        batch, rounds = self.recipe.legs[leg].batch, self.rounds.get(leg, 1)
+        """The cost of the steps just before this fraction of the leg, by the part of a batch that one rank works on."""
+        batch, rounds = math.ceil(self.recipe.legs[leg].batch / self.ranks), self.rounds.get(leg, 1)
         states = dict[str, TrainState]()
         for name, network in objective.networks.items():
             # what is measured must not move the weights
@@ -125,7 +126,7 @@ class Measurement(Costs):
         if slices > 1:
             at_once = best_time(partial(step, slices), self.device, 2)
             slices, seconds = (slices, at_once) if at_once < CLEARLY_SLOWER * seconds else (1, seconds)
-        return StepCost(end, seconds / batch, flops / batch, slices)
+        return StepCost(end, seconds / (batch * self.ranks), flops / batch, slices)
 
     # -- Between the legs ----------------------------------------------------------------------------------------------
 

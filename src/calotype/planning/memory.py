@@ -56,7 +56,7 @@ def rounds_of(recipe: Recipe, machine: Machine) -> dict[str, int]:
     rounds = {}
     with ShapesOnly():
         for outline in legs_in_outline(recipe):
-            batch = recipe.legs[outline.leg].batch
+            batch = math.ceil(recipe.legs[outline.leg].batch / machine.ranks)  # what one rank works on
             memory = least_memory(outline, batch, recipe, machine.memory)
             most = batch if is_divisible(recipe, outline.leg) else 1
             if memory.step(math.ceil(batch / most)) > machine.memory:

@@ -227,9 +227,12 @@ class CriticGuard:
         start = self.objective.adversarial_start
         return [start + (1 - start) * index / (CHECKS - 1) for index in range(CHECKS)]
 
-    def check(self) -> GuardCheck:
-        """Keeps the weights where they are the best so far, takes them back where they have become clearly worse."""
-        psnr, best = self.psnr(), self.best
+    def check(self, measured: float | None = None) -> GuardCheck:
+        """Keeps the weights where they are the best so far, takes them back where they have become clearly worse.
+
+        `measured` is the PSNR where another rank has measured it.
+        """
+        psnr, best = self.psnr() if measured is None else measured, self.best
         ruined = bool(self.before) and not psnr >= best - MAX_DROP  # also where it is not a number
         if ruined:
             self.state.restore(copied(self.before), self.steps)

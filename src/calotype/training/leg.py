@@ -8,17 +8,29 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar, runtime_checkable
 
 from torch import Tensor
 
+from calotype.ranks import Ranks
 from calotype.run import Run, Validation
 from calotype.training import checkpoint
 from calotype.training.checkpoint import Saved
 from calotype.training.control import CriticGuard, EarlyStopping
-from calotype.training.loop import BatchSource, Note, StepResult, TrainProgress, at_fractions, every, train_steps
-from calotype.training.objectives import Objective
+from calotype.training.loop import (
+    WHOLE,
+    BatchSource,
+    Division,
+    Note,
+    StepResult,
+    TrainProgress,
+    at_fractions,
+    every,
+    train_steps,
+)
+from calotype.training.objectives import ALONE, Objective
 from calotype.training.process import Interrupted, ProgressBar
 from calotype.training.state import TrainState
 from calotype.types import UserError
@@ -68,10 +80,10 @@ class Leg(Generic[Result_co]):
         """All that a checkpoint must hold."""
         return {**self.states, **({"critic-guard": self.guard} if self.guard else {})}
 
-    def steps(self, slices: int = 1, note: Note = lambda text: None, rounds: int = 1) -> Iterator[StepResult]:
-        """Trains to the end, one step for each result; slices of a batch are worked on at once, in rounds one after the
-        other. See `train_steps`."""
-        return train_steps(self.objective, self.states, self.source, self.progress, slices, note, rounds)
+    def steps(self, division: Division = WHOLE, note: Note = lambda text: None) -> Iterator[StepResult]:
+        """Trains to the end, one step for each result; see `train_steps`."""
+        slices, rounds, ranks = division
+        return train_steps(self.objective, self.states, self.source, self.progress, slices, note, rounds, ranks)
 
 
 @dataclass(frozen=True)
@@ -97,60 +109,63 @@ def train_leg(
     bar: ProgressBar,
     say: Callable[[str], None] = lambda text: None,
     limits: LegLimits = UNLIMITED,
-    slices: int = 1,
-    rounds: int = 1,
+    division: Division = WHOLE,
 ) -> None:
     """Trains a leg from its newest checkpoint to its end. Raises `Interrupted` after saving, if `stop` is set.
 
-    `say` and the log get a line for each damaged checkpoint that was passed over, and where the leg overfitted.
+    `say` and the log get a line for each damaged checkpoint that was passed over, and where the leg overfitted. Of
+    several ranks the first restores, validates, controls and saves; all stop at the same step.
     """
 
     def note(text: str) -> None:
         run.log("note", text=f"{leg.name}: {text}")
         say(f"{leg.name}: {text}")
 
-    resume_leg(run, leg, note)
-    progress, checkpoints, validating = leg.progress, run.folder / "checkpoints", 0.0
+    ranks = division.ranks
+    ranks.say(lambda: resume_leg(run, leg, note))
+    share_leg(ranks, leg)
+    progress, validating, save = leg.progress, 0.0, partial(save_leg, run, leg)
     validation = run.state.validation.setdefault(leg.name, Validation())
-    stopping = EarlyStopping(checkpoints / f"best-{leg.name}", leg.states, validation)
-    if progress.fraction < 1 and (lost := stopping.forget_lost()):
+    stopping = EarlyStopping(run.folder / "checkpoints" / f"best-{leg.name}", leg.states, validation)
+    if ranks.first and progress.fraction < 1 and (lost := stopping.forget_lost()):
         note(lost)
     log = StepLog(run, leg.name, progress, bar)
     guard_due = at_fractions(leg.guard.fractions if leg.guard else (), progress.fraction)
     preview_due = at_fractions(limits.previews_at or PREVIEWS, progress.fraction)
     control_due, save_due = every(CONTROL_SECONDS), every(SAVE_SECONDS, progress.seconds)
 
-    def save() -> None:
-        checkpoint.save(checkpoints, leg.name, leg.saved, progress)
-        run.state.seconds[leg.name] = progress.seconds
+    def validate_affordably() -> None:
+        nonlocal validating
+        if progress.fraction < 1 and validating > limits.validation_share * progress.seconds:
+            return
+        start = time.perf_counter()
+        stopping.note(progress.images_seen, validate(run, leg.name, progress, leg.validator))
         run.save()
+        validating += time.perf_counter() - start
+        if stopping.rise > limits.max_rise:
+            progress.total = progress.images_seen
 
-    for result in leg.steps(slices, note, rounds):
+    for result in leg.steps(division, note):
         log(progress, result)
         if leg.guard and guard_due(progress):
-            guard_critic(run, leg.name, progress, leg.guard)
-        affordable = progress.fraction >= 1 or validating <= limits.validation_share * progress.seconds
-        if preview_due(progress) and affordable:
-            start = time.perf_counter()
-            stopping.note(progress.images_seen, validate(run, leg.name, progress, leg.validator))
-            run.save()
-            validating += time.perf_counter() - start
-            if stopping.rise > limits.max_rise:
-                progress.total = progress.images_seen
-        if control_due(progress):
+            guard_critic(run, leg.name, progress, leg.guard, ranks)
+        if preview_due(progress):
+            ranks.say(validate_affordably)
+        if ranks.first and control_due(progress):
             limits.control(progress)
-        if save_due(progress):
-            save()
-        if stop.is_set():
-            save()
+        saving, stopped = agreed(ranks, progress, save_due(progress), stop.is_set())
+        if saving:
+            ranks.say(save)
+        if stopped:
+            ranks.say(save)
+            ranks.end_with_first()
             raise Interrupted
-    progress.advance(0)
-    if overfitted := stopping.restore_best():
-        run.log("note", text=f"{leg.name}: {overfitted}")
-        run.state.overfitted[leg.name] = overfitted
-    save()
-    finish_leg(run, leg, say)
-    shutil.rmtree(stopping.folder, ignore_errors=True)
+    ranks.say(lambda: end_leg(run, leg, stopping))
+    share_leg(ranks, leg)
+    ranks.say(save)
+    if ranks.first:
+        finish_leg(run, leg, say)
+        shutil.rmtree(stopping.folder, ignore_errors=True)
 
 
 def resume_leg(run: Run, leg: Leg[object], note: Note) -> None:
@@ -169,6 +184,43 @@ def resume_leg(run: Run, leg: Leg[object], note: Note) -> None:
         run.log("note", text=f"{leg.name}: went on from {restored.name}")
     run.state.legs[leg.name] = "training"
     run.save()
+
+
+def share_leg(ranks: Ranks, leg: Leg[object]) -> None:
+    """Brings all ranks to where the first is: its weights, averages, moments and progress."""
+    if ranks.alone:
+        return
+    ranks.meet()
+    steps = ranks.say(lambda: {name: state.steps for name, state in leg.saved.items()})
+    for name, state in leg.saved.items():
+        tensors = ranks.broadcast(state.tensors())
+        if not ranks.first:
+            state.restore(tensors, steps[name])
+    leg.progress.restore(ranks.say(leg.progress.state))
+
+
+def agreed(ranks: Ranks, progress: TrainProgress, saving: bool, stopped: bool) -> tuple[bool, bool]:
+    """Whether all save, as the first says, and stop, as any says; all get the length and time of the first."""
+    if ranks.alone:
+        return saving, stopped
+    own = (float(progress.total), progress.seconds, float(saving)) if ranks.first else (0.0, 0.0, 0.0)
+    total, progress.seconds, save, stop = ranks.max([*own, float(stopped)])
+    progress.total = int(total)
+    return bool(save), bool(stop)
+
+
+def save_leg(run: Run, leg: Leg[object]) -> None:
+    checkpoint.save(run.folder / "checkpoints", leg.name, leg.saved, leg.progress)
+    run.state.seconds[leg.name] = leg.progress.seconds
+    run.save()
+
+
+def end_leg(run: Run, leg: Leg[object], stopping: EarlyStopping) -> None:
+    """Leaves the averaged weights at their best."""
+    leg.progress.advance(0)
+    if overfitted := stopping.restore_best():
+        run.log("note", text=f"{leg.name}: {overfitted}")
+        run.state.overfitted[leg.name] = overfitted
 
 
 def finish_leg(run: Run, leg: Leg[object], say: Callable[[str], None]) -> None:
@@ -199,9 +251,9 @@ def validate(run: Run, leg: str, progress: TrainProgress, validator: Validator) 
     return measures
 
 
-def guard_critic(run: Run, leg: str, progress: TrainProgress, guard: CriticGuard) -> None:
-    """Lets the guard check the reconstructions, and logs what it measured and did."""
-    checked = guard.check()
+def guard_critic(run: Run, leg: str, progress: TrainProgress, guard: CriticGuard, ranks: Ranks = ALONE) -> None:
+    """Lets the guard check the reconstructions, as the first rank has measured them; logs what it measured and did."""
+    checked = guard.check(ranks.say(guard.psnr))
     run.log("guard", leg=leg, images_seen=progress.images_seen, **checked._asdict())
     if checked.taken_back:
         run.log("note", text=f"{leg} after {progress.images_seen} images: {checked}")

@@ -8,14 +8,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from calotype.machine import out_of_memory, release_memory
+from calotype.ranks import Ranks
 from calotype.threads import at_once, one_thread
-from calotype.training.objectives import Loss, Objective
+from calotype.training.objectives import ALONE, Loss, Objective, Slice
 from calotype.training.state import Gradients, TrainState
 from calotype.types import Batch, NotFiniteError, Rng, UserError
 
@@ -80,6 +81,17 @@ Note = Callable[[str], None]
 """Takes a line for the user."""
 
 
+class Division(NamedTuple):
+    """How a batch is divided: see `train_steps`."""
+
+    slices: int = 1
+    rounds: int = 1
+    ranks: Ranks = ALONE
+
+
+WHOLE = Division()
+
+
 def train_steps(
     objective: Objective,
     states: Mapping[str, TrainState],
@@ -88,19 +100,25 @@ def train_steps(
     slices: int = 1,
     note: Note = lambda text: None,
     rounds: int = 1,
+    ranks: Ranks = ALONE,
 ) -> Iterator[StepResult]:
     """Trains to the end of the leg, one step for each result; what is done between steps is up to the caller.
 
     Where memory is too small for a batch, its slices are worked on in twice as many `rounds`, one after the other, from
-    then on; `note` gets a line. Raises `UserError` where they cannot be smaller.
+    then on; `note` gets a line. Raises `UserError` where they cannot be smaller, or there are more ranks than images.
+    Several ranks do not change their rounds on the way: the others would wait for one.
     """
+    if progress.batch < ranks.count:
+        raise UserError(f"a batch of {progress.batch} is too small for {ranks.count} ranks; take fewer ranks")
+    for state in states.values():
+        state.share(ranks)
     progress.started = time.perf_counter()
     while progress.images_seen < progress.total:
         batch = source.batch(progress.images_seen, progress.batch)
         try:
-            result = train_step(objective, states, batch, progress, slices, rounds)
+            result = train_step(objective, states, batch, progress, slices, rounds, ranks)
         except (RuntimeError, MemoryError) as error:
-            if not out_of_memory(error):
+            if not out_of_memory(error) or not ranks.alone:
                 raise
             rounds = smaller(objective, states, batch, progress, slices, rounds)
             note(f"memory is too small for a batch of {len(batch)} at once: it is worked on in {rounds} parts")
@@ -131,15 +149,19 @@ def smaller(
 
 def train_step(
     objective: Objective, states: Mapping[str, TrainState], batch: Batch, progress: TrainProgress, slices: int = 1,
-    rounds: int = 1,
+    rounds: int = 1, ranks: Ranks = ALONE,
 ) -> StepResult:  # fmt: skip
     """One step of every network that has a loss.
 
-    In each of `rounds`, `slices` of the batch are worked on at once, if the objective can. Raises `UserError` for a
-    picture, a loss or a gradient that is not finite, with the files.
+    In each of `rounds`, `slices` of the batch are worked on at once, if the objective can; of several ranks each works
+    on its own part, in `rounds` alone. Raises `UserError` for a picture, a loss or a gradient that is not finite, with
+    the files.
     """
     try:
         require_finite(batch, f"{' and '.join(states)} {progress}")
+        if not ranks.alone:
+            parts = objective.slices(batch, progress.fraction, progress.rng(), rounds, ranks)
+            return update(states, summed_over_ranks(states, parts), progress, ranks)
         with one_thread() if slices > 1 else nullcontext():
             parts = objective.slices(batch, progress.fraction, progress.rng(), slices * rounds)
             losses: list[dict[str, Loss]] = []
@@ -148,6 +170,7 @@ def train_step(
                 losses += accumulated(states, at_once(tasks))
             return update(states, losses, progress)
     except NotFiniteError as error:
+        ranks.end_with_first()
         raise UserError(
             f"{error}; training stopped before it spread, and the last checkpoint is sound; lower the learning rate, "
             f"or set precision to float32, and resume (files of this step: {several(batch.files)})"
@@ -186,15 +209,31 @@ def accumulated(states: Mapping[str, TrainState], slices: Sequence[Differentiate
     return [{name: loss for name, (loss, _) in part.items()} for part in slices]
 
 
-def update(states: Mapping[str, TrainState], slices: Sequence[dict[str, Loss]], progress: TrainProgress) -> StepResult:
-    """One step along the sum of the gradients of all slices, whose losses these are.
+def summed_over_ranks(states: Mapping[str, TrainState], parts: Sequence[Slice]) -> list[dict[str, Loss]]:
+    """Adds the gradients of these slices, and of those of the other ranks, to those of the next step.
+
+    Returns the losses of these.
+    """
+    losses = []
+    for place, part in enumerate(parts, 1):
+        losses.append(part())
+        for name, loss in losses[-1].items():
+            states[name].backward(loss.total, place == len(parts))
+    return losses
+
+
+def update(
+    states: Mapping[str, TrainState], slices: Sequence[dict[str, Loss]], progress: TrainProgress, ranks: Ranks = ALONE
+) -> StepResult:
+    """One step along the sum of the gradients of all slices, whose losses these are, and of those of other ranks.
 
     Raises `NotFiniteError`, which names network, step and terms.
     """
     norms, terms = {}, {}
     for name in slices[0]:
         losses = [part[name] for part in slices]
-        terms[name] = {term: torch.stack([loss.terms[term] for loss in losses]).sum() for term in losses[0].terms}
+        sums = torch.stack([torch.stack([loss.terms[term] for loss in losses]).sum() for term in losses[0].terms])
+        terms[name] = dict(zip(losses[0].terms, ranks.sum(sums), strict=True))
     for name in slices[0]:
         values = torch.stack(list(terms[name].values())).tolist()
         try:

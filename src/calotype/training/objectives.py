@@ -22,6 +22,7 @@ from calotype.nets.kl import Autoencoder
 from calotype.nets.perceptual import EfficientNetLite0, perceptual_distance
 from calotype.nets.vae import kl_to_normal
 from calotype.priors.gaussian import CrossFitted
+from calotype.ranks import Ranks
 from calotype.recipe import AdversarialLossConfig, AutoencoderLossConfig, ConditionDropout
 from calotype.threads import rows_of
 from calotype.types import (
@@ -49,6 +50,43 @@ class Loss:
 
 Slice = Callable[[], dict[str, Loss]]
 """The losses of a slice of a batch: shares of those of the whole."""
+ALONE = Ranks()
+
+
+@dataclass(frozen=True)
+class BatchShare:
+    """The images of a batch that a rank works on: every `step`-th, so that each rank has as many of any part."""
+
+    index: int
+    step: int
+    total: int
+    """Images of the whole batch."""
+
+    @property
+    def rows(self) -> slice:
+        return slice(self.index, None, self.step)
+
+    @property
+    def fraction(self) -> float:
+        """Of the batch."""
+        return self._below(self.total) / self.total
+
+    def head(self, count: int) -> tuple[slice, float]:
+        """Which of the share are among the first `count` images of the batch, and the fraction that they are of them.
+
+        Where none is, it is one, which counts for nothing: so the loss of every rank has a gradient.
+        """
+        here = self._below(count)
+        return slice(0, max(1, here)), here / count
+
+    def tail(self, count: int) -> tuple[slice, float]:
+        """As `head`, of the last `count` images."""
+        here = self._below(self.total) - self._below(self.total - count)
+        return slice(-max(1, here), None), here / count
+
+    def _below(self, place: int) -> int:
+        """How many of the share are among the images before this place."""
+        return len(range(self.index, place, self.step))
 
 
 @runtime_checkable
@@ -59,8 +97,11 @@ class Objective(Protocol):
 
     def losses(self, batch: Batch, fraction: float, rng: Rng) -> dict[str, Loss]: ...
 
-    def slices(self, batch: Batch, fraction: float, rng: Rng, count: int) -> list[Slice]:
-        """At most `count` slices of the batch, which may be worked on at once; their losses add up to `losses`."""
+    def slices(self, batch: Batch, fraction: float, rng: Rng, count: int, ranks: Ranks = ALONE) -> list[Slice]:
+        """At most `count` slices of the batch, which may be worked on at once; those of this rank, of several.
+
+        Over all ranks their losses add up to `losses`.
+        """
         ...
 
 
@@ -85,57 +126,73 @@ class AdversarialObjective(ABC):
         return max(self.config.critic_start, self.config.critic_used)
 
     @abstractmethod
-    def reconstruct(self, batch: Batch, rng: Rng) -> tuple[Images, dict[str, Tensor]]:
-        """What the network makes of the batch, to be like `batch.clean`, and further terms of its loss."""
+    def reconstruct(self, batch: Batch, rng: Rng, rows: slice) -> tuple[Images, dict[str, Tensor]]:
+        """What the network makes of these rows of the batch, to be like `batch.clean`, and further terms of its loss,
+        which are means over the rows. What is drawn for an image does not depend on the rows."""
         ...
 
-    def losses(self, batch: Batch, fraction: float, rng: Rng) -> dict[str, Loss]:
-        real = batch.clean
-        fake, further = self.reconstruct(batch, rng)
-        terms = self._reconstruction(real, fake, fraction)
-        losses = {self.name: self._network(terms, further, fake, fraction)}
+    def losses(self, batch: Batch, fraction: float, rng: Rng, ranks: Ranks = ALONE) -> dict[str, Loss]:
+        """Of the images of one rank: the share that they have in those of the whole batch."""
+        share = BatchShare(ranks.index, ranks.count, len(batch))
+        real = batch.clean[share.rows]
+        fake, further = self.reconstruct(batch, rng, share.rows)
+        terms = self._reconstruction(real, fake, fraction, share)
+        further = {name: share.fraction * term for name, term in further.items()}
+        losses = {self.name: self._network(terms, further, fake, fraction, share, ranks)}
         if self.config.adversarial and fraction >= self.config.critic_start:
-            losses["critic"] = self._critic(real, fake.detach())
+            rows, part = share.tail(batch_share(len(batch), self.config.critic_share))
+            losses["critic"] = self._critic(real[rows], fake.detach()[rows], part)
         return losses
 
-    def slices(self, batch: Batch, fraction: float, rng: Rng, count: int) -> list[Slice]:
-        """The whole batch: the weight of the adversarial loss takes the gradients of all its images."""
-        return [lambda: self.losses(batch, fraction, rng)]
+    def slices(self, batch: Batch, fraction: float, rng: Rng, count: int, ranks: Ranks = ALONE) -> list[Slice]:
+        """All images of a rank: the weight of the adversarial loss takes the gradients of all images."""
+        return [lambda: self.losses(batch, fraction, rng, ranks)]
 
-    def _reconstruction(self, real: Images, fake: Images, fraction: float) -> dict[str, Tensor]:
+    def _reconstruction(self, real: Images, fake: Images, fraction: float, share: BatchShare) -> dict[str, Tensor]:
         config = self.config
         terms = {"l1": (fake - real).abs().mean(), "edges": config.edges * edge_distance(real, fake)}
+        terms = {name: share.fraction * term for name, term in terms.items()}
         if config.perceptual and fraction >= config.perceptual_start:
-            count = batch_share(len(real), config.perceptual_share)
-            distance = perceptual_distance(self.features, fake[:count], real[:count]).mean()
-            terms["perceptual"] = config.perceptual * distance
+            rows, part = share.head(batch_share(share.total, config.perceptual_share))
+            distance = perceptual_distance(self.features, fake[rows], real[rows]).mean()
+            terms["perceptual"] = part * config.perceptual * distance
         return terms
 
-    def _network(self, terms: dict[str, Tensor], further: dict[str, Tensor], fake: Images, fraction: float) -> Loss:
+    def _network(
+        self, terms: dict[str, Tensor], further: dict[str, Tensor], fake: Images, fraction: float, share: BatchShare,
+        ranks: Ranks,
+    ) -> Loss:  # fmt: skip
         reconstruction = torch.stack(list(terms.values())).sum()
         terms = terms | further
         if self.config.adversarial and fraction >= self.adversarial_start:
-            terms["adversarial"] = self._adversarial(reconstruction, fake)
+            terms["adversarial"] = self._adversarial(reconstruction, fake, share, ranks)
         return Loss(torch.stack(list(terms.values())).sum(), {name: term.detach() for name, term in terms.items()})
 
-    def _adversarial(self, reconstruction: Tensor, fake: Images) -> Tensor:
+    def _adversarial(
+        self, reconstruction: Tensor, fake: Images, share: BatchShare | None = None, ranks: Ranks = ALONE
+    ) -> Tensor:
         """Hinge loss; its gradient at the picture is `adversarial` times the length of the reconstruction's, or less.
 
-        The adaptive weight of arXiv 2012.09841, eq. 7, taken at the picture instead of the last layer, and capped.
+        The adaptive weight of arXiv 2012.09841, eq. 7, taken at the picture instead of the last layer, and capped. The
+        lengths are those of the whole batch.
         """
-        count = batch_share(len(fake), self.config.critic_share)
-        loss = -self.critic(fake[-count:]).mean()
-        ours, theirs = (torch.autograd.grad(part, fake, retain_graph=True)[0].norm() for part in (reconstruction, loss))
+        share = share or BatchShare(0, 1, len(fake))
+        rows, part = share.tail(batch_share(share.total, self.config.critic_share))
+        loss = -part * self.critic(fake[rows]).mean()
+        gradients = (torch.autograd.grad(each, fake, retain_graph=True)[0] for each in (reconstruction, loss))
+        ours, theirs = ranks.norm(torch.stack([gradient.norm() for gradient in gradients]))
         weight = (self.config.adversarial * ours / (theirs + 1e-8)).clamp(max=self.config.adversarial_cap)
         return self.trust * weight * loss
 
-    def _critic(self, real: Images, fake: Images) -> Loss:
-        """Hinge loss (arXiv 1705.02894, eq. 3), with the critic's accuracy and the gap of its logits."""
-        count = batch_share(len(real), self.config.critic_share)
-        of_real, of_fake = self.critic(real[-count:]), self.critic(fake[-count:])
-        total = (F.relu(1 - of_real).mean() + F.relu(1 + of_fake).mean()) / 2
-        right = ((of_real > 0).float().mean() + (of_fake < 0).float().mean()) / 2
-        gap = (of_real.mean() - of_fake.mean()).detach()
+    def _critic(self, real: Images, fake: Images, part: float) -> Loss:
+        """Hinge loss (arXiv 1705.02894, eq. 3), with the critic's accuracy and the gap of its logits.
+
+        The images are `part` of those that the loss is about.
+        """
+        of_real, of_fake = self.critic(real), self.critic(fake)
+        total = part * (F.relu(1 - of_real).mean() + F.relu(1 + of_fake).mean()) / 2
+        right = part * ((of_real > 0).float().mean() + (of_fake < 0).float().mean()) / 2
+        gap = part * (of_real.mean() - of_fake.mean()).detach()
         return Loss(total, {"hinge": total.detach(), "right": right, "gap": gap})
 
 
@@ -150,10 +207,18 @@ class AutoencoderObjective(AdversarialObjective):
         super().__init__(vae, critic, features, config)
         self.vae, self.kl = vae, config.kl
 
-    def reconstruct(self, batch: Batch, rng: Rng) -> tuple[Images, dict[str, Tensor]]:
-        moments = self.vae.encode(batch.clean)
-        fake = self.vae.decode(moments.sample(rng.at("latents").noise_like(moments.mean)))
+    def reconstruct(self, batch: Batch, rng: Rng, rows: slice) -> tuple[Images, dict[str, Tensor]]:
+        moments = self.vae.encode(batch.clean[rows])
+        noise = rng.at("latents").noise_like(enlarged_to(len(batch), moments.mean))[rows]
+        fake = self.vae.decode(moments.sample(noise))
         return fake, {"kl": self.kl * kl_to_normal(moments).mean()}
+
+
+def enlarged_to(count: int, few: Float[Tensor, "_ channel height width"]) -> Latents:
+    """Memory for so many latents, laid out as `torch.empty_like` lays out these few: on a GPU noise follows it."""
+    last = torch.empty_like(few).is_contiguous(memory_format=torch.channels_last)
+    layout = torch.channels_last if last else torch.contiguous_format
+    return torch.empty(count, *few.shape[1:], dtype=few.dtype, device=few.device, memory_format=layout)
 
 
 def batch_share(count: int, fraction: float) -> int:
@@ -185,14 +250,15 @@ class DenoisingObjective:
         (whole,) = self.slices(batch, fraction, rng, 1)
         return whole()
 
-    def slices(self, batch: Batch, fraction: float, rng: Rng, count: int) -> list[Slice]:
+    def slices(self, batch: Batch, fraction: float, rng: Rng, count: int, ranks: Ranks = ALONE) -> list[Slice]:
         noised = self.draw(batch, rng)
 
         def share(rows: slice) -> dict[str, Loss]:
             loss = self.per_image(noised.at(rows)).sum() / len(batch)
             return {"denoiser": Loss(loss, {"loss": loss.detach()})}
 
-        return [partial(share, rows) for rows in rows_of(len(batch), count)]
+        parts = rows_of(len(batch), count * ranks.count)
+        return [partial(share, rows) for rows in parts[rows_of(len(parts), ranks.count)[ranks.index]]]
 
     def draw(self, batch: Batch, rng: Rng) -> Noised:
         """All that is random of each image."""
@@ -271,9 +337,9 @@ class OneStepObjective(AdversarialObjective):
         super().__init__(stage.denoiser, critic, features, config)
         self.stage, self.denoising = stage, DenoisingObjective(stage, dropout)
 
-    def reconstruct(self, batch: Batch, rng: Rng) -> tuple[Images, dict[str, Tensor]]:
-        noised = self.denoising.draw(batch, rng)
+    def reconstruct(self, batch: Batch, rng: Rng, rows: slice) -> tuple[Images, dict[str, Tensor]]:
+        noised = self.denoising.draw(batch, rng).at(rows)
         condition, sigma = self.denoising.condition(noised), torch.full_like(noised.sigma, self.stage.largest_sigma)
         noisy = self.stage.prior_mean(condition) + per_image(sigma) * noised.noise
-        with dropout_seeds(noised.seeds, batch.clean.device):
+        with dropout_seeds(noised.seeds, noisy.device):
             return self.stage.denoiser(noisy, sigma, condition), {}

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -22,6 +23,7 @@ from calotype.machine import peak_memory
 from calotype.nets.frozen import Frozen
 from calotype.nets.kl import Autoencoder
 from calotype.nets.perceptual import pretrained_lite0
+from calotype.ranks import Ranks
 from calotype.recipe import ImportedSpace, Recipe
 from calotype.run import LevelSearch, Run
 from calotype.settings import parse_recipe
@@ -35,7 +37,8 @@ from calotype.training.inspection import require_fit
 from calotype.training.leg import UNLIMITED, Leg, LegLimits, Result_co, train_leg, validate
 from calotype.training.legs import autoencoder_leg, denoiser_leg, enlarger_leg, exposure_leg
 from calotype.training.levels import search_guidance, search_levels
-from calotype.training.loop import TrainProgress, several
+from calotype.training.loop import Division, TrainProgress, several
+from calotype.training.objectives import ALONE
 from calotype.training.previews import autoencoder_validator, validation_images
 from calotype.training.process import Interrupted, ProgressBar, Reporter, Stop, StoppableReporter
 from calotype.training.snapshot import write_space
@@ -74,7 +77,8 @@ def record_status(run: Run, device: torch.device, stop: Stop) -> Iterator[None]:
 class Pipeline:
     """The legs of one run; the methods make the parts of the model, one after the other.
 
-    Without `force`, `train` ends in a `UserError` where the autoencoder is unfit to diffuse on.
+    Without `force`, `train` ends in a `UserError` where the autoencoder is unfit to diffuse on. Of several ranks all
+    train; the first measures, searches and writes, and the others read what it has written.
     """
 
     run: Run
@@ -85,6 +89,7 @@ class Pipeline:
     reporter: Reporter
     stop: threading.Event
     force: bool = False
+    ranks: Ranks = ALONE
 
     @cached_property
     def frozen(self) -> Frozen | None:
@@ -110,14 +115,15 @@ class Pipeline:
             stage = self.enlarger(size, stages[-1], recipe)
             recipe = self.with_best_level(recipe, stages, stage)
             stages.append(stage)
-        with self.run.timing("model"):
-            save_model(self.run.folder / "model", recipe, stages, self.pictures.classes)
+        if self.ranks.first:
+            with self.run.timing("model"):
+                save_model(self.run.folder / "model", recipe, stages, self.pictures.classes)
 
     def encode_captions(self) -> None:
         """Encodes all captions by the frozen text encoder, before anything is trained on them."""
         captions = self.pictures.captions
         if self.frozen is not None and captions is not None:
-            with self._counting("captions"), self._stoppable.bar("captions") as bar:
+            with self.ranks.in_turn(), self._counting("captions"), self._stoppable.bar("captions") as bar:
                 cache_encodings(self.frozen, captions, self.run.folder / "cache", self.device, bar)
 
     def buckets(self, pictures: Pictures) -> Sequence[Pictures]:
@@ -126,7 +132,7 @@ class Pipeline:
         if recipe.aspect_buckets == 1:
             return [pictures]
         sizes, folder = bucket_sizes(recipe.aspect_buckets, recipe.size, recipe.unit), self.run.folder / "cache"
-        with self.run.timing("read"), self._stoppable.bar("aspect buckets") as bar:
+        with self.ranks.in_turn(), self.run.timing("read"), self._stoppable.bar("aspect buckets") as bar:
             return read_buckets(pictures, sizes, recipe.size // recipe.chain[0], folder, bar)
 
     def space(self) -> tuple[Space, Sequence[Bucket]]:
@@ -136,17 +142,20 @@ class Pipeline:
         if self.recipe.kind == "cascade":
             return PixelSpace(), [Bucket(each, picture_examples(self.recipe, each, self.device)) for each in buckets]
         space, folder = LatentSpace(self.autoencoder(pictures)).to(self.device), self.run.folder / "cache"
-        with self._counting("latents"), self._stoppable.bar("latents") as bar:
+        with self.ranks.in_turn(), self._counting("latents"), self._stoppable.bar("latents") as bar:
             caches = [self._latents(space, each, folder, bar) for each in buckets]
             trained = (cache.of(each.train_indices) for each, cache in zip(buckets, caches, strict=True))
             space.measure(moments.float().to(self.device) for moments in chain.from_iterable(trained))
+        self.ranks.say(lambda: self._inspect(space, pictures))
+        pairs = zip(buckets, caches, strict=True)
+        return space, [Bucket(each, latent_examples(self.recipe, each, cache, self.device)) for each, cache in pairs]
+
+    def _inspect(self, space: LatentSpace, pictures: Pictures) -> None:
         write_space(self.run, space)
         with self.run.timing("inspect"):
             if isinstance(self.recipe.space, ImportedSpace):
                 self.run.log("note", text=about_tiles(space, validation_images(pictures, 1, self.device)))
             require_fit(self.run, space, pictures, self.reporter.say, self.force)
-        pairs = zip(buckets, caches, strict=True)
-        return space, [Bucket(each, latent_examples(self.recipe, each, cache, self.device)) for each, cache in pairs]
 
     def _latents(self, space: LatentSpace, pictures: Pictures, folder: Path, bar: ProgressBar) -> LatentCache:
         try:
@@ -165,20 +174,21 @@ class Pipeline:
             return self._train(leg)
         with self.run.timing("prepare"):
             vae = first_space(self.recipe, pictures, self.device, self.start).vae.eval().requires_grad_(False)
-            progress = TrainProgress(1, 1, self.recipe.seed)
-            validator = autoencoder_validator(pictures, vae, pretrained_lite0(self.device), self.device)
-            validate(self.run, "autoencoder", progress, validator)
+            if self.ranks.first:
+                progress = TrainProgress(1, 1, self.recipe.seed)
+                validator = autoencoder_validator(pictures, vae, pretrained_lite0(self.device), self.device)
+                validate(self.run, "autoencoder", progress, validator)
         return vae
 
     def first_stage(self, space: Space, buckets: Sequence[Bucket]) -> Stage:
-        with self._counting("fit"):
+        with self.ranks.in_turn(), self._counting("fit"):
             leg = denoiser_leg(self.recipe, buckets, space, self.device, self.run, self.frozen, self.start)
         return self._train(leg)
 
     def enlarger(self, size: int, below: Stage, recipe: Recipe) -> Stage:
         """A stage above the first, after exposure fine-tuning where the recipe asks for it; `recipe` has what was found
         by searches so far."""
-        with self._counting("prepare"):
+        with self.ranks.in_turn(), self._counting("prepare"):
             pictures = self.pictures.shrunk(size)
             examples = crop_examples(self.recipe, size, pictures, self.device)
             leg = enlarger_leg(self.recipe, size, pictures, examples, self.device, self.run, self.frozen, self.start)
@@ -194,12 +204,16 @@ class Pipeline:
         state = self.run.state
         if not self.budget.guidance_samples:
             return self.recipe
-        if state.guidance is None:
+
+        def search() -> dict[str, Any]:
             with self._counting("guidance"), self._stoppable.bar("guidance") as bar:
                 pictures = self.pictures.shrunk(stage.image_size)
-                search = search_guidance(self.recipe, stage, pictures, self.budget.guidance_samples, bar)
-            state.guidance = LevelSearch.model_validate(search.as_json())
-            self.run.log("guidance", **search.as_json())
+                return search_guidance(self.recipe, stage, pictures, self.budget.guidance_samples, bar).as_json()
+
+        if state.guidance is None:
+            result = self.ranks.say(search)
+            state.guidance = LevelSearch.model_validate(result)
+            self.run.log("guidance", **result)
             self.run.save()
         return parse_recipe(merge(self.recipe.model_dump(), {"sampling": {"guidance": state.guidance.best}}))
 
@@ -209,12 +223,16 @@ class Pipeline:
         crops = self.budget.level_crops.get(size, 0)
         if not crops:
             return recipe
-        if size not in levels:
+
+        def search() -> dict[str, Any]:
             with self._counting(f"level-{size}"), self._stoppable.bar(f"level-{size}") as bar:
                 pictures = self.pictures.shrunk(stage.image_size)
-                search = search_levels(recipe, below, stage, pictures, crops, bar)
-            levels[size] = LevelSearch.model_validate(search.as_json())
-            self.run.log("levels", size=stage.image_size, **search.as_json())
+                return search_levels(recipe, below, stage, pictures, crops, bar).as_json()
+
+        if size not in levels:
+            result = self.ranks.say(search)
+            levels[size] = LevelSearch.model_validate(result)
+            self.run.log("levels", size=stage.image_size, **result)
             self.run.save()
         best = {"sampling": {"augmentation": levels[size].best}}
         return parse_recipe(merge(recipe.model_dump(), {"enlarge": {size: best}}))
@@ -231,8 +249,8 @@ class Pipeline:
         with self.reporter.bar(leg.name) as bar:
             slices = self.budget.slices.get(leg.name, 1) if self.device.type == "cpu" else 1
             try:
-                rounds = self.budget.rounds.get(leg.name, 1)
-                train_leg(self.run, leg, self.stop, bar, self.reporter.say, self._limits(leg.name), slices, rounds)
+                division = Division(slices, self.budget.rounds.get(leg.name, 1), self.ranks)
+                train_leg(self.run, leg, self.stop, bar, self.reporter.say, self._limits(leg.name), division)
             finally:
                 if self.run.state.threads is not None:  # a leg that follows the clock may have changed them
                     torch.set_num_threads(self.run.state.threads)

@@ -39,6 +39,8 @@ STOPPING = (signal.SIGINT, signal.SIGTERM, *([HANGUP] if HANGUP else []))
 ECHOES: dict[int, float] = {signal.SIGTERM: 0.1, **({HANGUP: 1.0} if HANGUP else {})}
 """Seconds after a request to stop in which these belong to it: `timeout` sends SIGTERM twice, to a process and to its
 group, and of a terminal that closes both the kernel and the shell tell."""
+PASSED_ON = 30.0
+"""Seconds that torchrun gives its ranks to end."""
 HOST = platform.node() or "localhost"
 
 
@@ -97,7 +99,7 @@ def stoppable() -> Iterator[Stop]:
         if not stop.is_set():
             stop.signal_number, stop.asked = number, time.monotonic()
             stop.set()
-        elif time.monotonic() > stop.asked + ECHOES.get(number, 0.0):
+        elif time.monotonic() > stop.asked + echo_seconds(number):
             signal.signal(number, handlers[signal.Signals(number)])
             signal.raise_signal(number)
 
@@ -108,6 +110,11 @@ def stoppable() -> Iterator[Stop]:
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
+
+
+def echo_seconds(number: int) -> float:
+    """How long a signal belongs to the first: torchrun passes on what its ranks have had from the terminal already."""
+    return PASSED_ON if "TORCHELASTIC_RUN_ID" in os.environ else ECHOES.get(number, 0.0)
 
 
 def until_stopped(stop: threading.Event, bar: ProgressBar) -> ProgressBar:

@@ -9,12 +9,14 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from calotype.files import not_finite
 from calotype.nets.blocks import Precision
 from calotype.nets.dit import Dit
 from calotype.nets.weights import check_tensors, check_weights
 from calotype.priors.prior import load_trained, trained_state, with_constants
+from calotype.ranks import Ranks
 from calotype.recipe import OptimizerConfig
 from calotype.training.muon import Muon
 from calotype.types import NotFiniteError
@@ -35,6 +37,20 @@ class TrainState:
         self.parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
         self.optimizers = self._optimizers(precision)
         self.steps = 0
+        self.shared: SharedLoss | None = None
+        """Where several ranks train the network."""
+
+    def share(self, ranks: Ranks) -> None:
+        """From now on the gradients of the next step are sums over all ranks: see `backward`."""
+        self.shared = None if ranks.alone else SharedLoss(self.parameters, ranks.count)
+
+    def backward(self, loss: Tensor, last: bool) -> None:
+        """Adds the gradients of a loss to those of the next step; those of the `last` one, too, for all ranks."""
+        assert self.shared is not None
+        if last:
+            self.shared(loss).backward(inputs=self.parameters)
+        else:
+            self.add(self.gradients(self.shared.count * loss))
 
     def _optimizers(self, precision: Precision) -> list[torch.optim.Optimizer]:
         config, dits = self.config, [module for module in self.network.modules() if isinstance(module, Dit)]
@@ -148,6 +164,32 @@ class TrainState:
                 slots = {"momentum": weight} if id(weight) in by_muon else moments
                 expected |= {f"optimizer.{index}.{slot}": value for slot, value in slots.items()}
         check_tensors(others, expected, "the optimizer")
+
+
+class SharedLoss:
+    """A loss whose `backward` leaves the sum over all ranks in the gradients of these weights.
+
+    That is the work of DistributedDataParallel, while the gradients are still computed. It sees the graph of the loss,
+    so the network need not be called through it. It leaves means, so the loss counts `count` times.
+    """
+
+    def __init__(self, weights: Sequence[nn.Parameter], count: int) -> None:
+        self.count = count
+        self.parallel = DistributedDataParallel(Unchanged(weights), find_unused_parameters=True)
+
+    def __call__(self, loss: Tensor) -> Tensor:
+        return self.parallel(self.count * loss)
+
+
+class Unchanged(nn.Module):
+    """Returns what it is given; the weights are those that it is about."""
+
+    def __init__(self, weights: Sequence[nn.Parameter]) -> None:
+        super().__init__()
+        self.weights = nn.ParameterList(weights)
+
+    def forward(self, loss: Tensor) -> Tensor:
+        return loss
 
 
 def _laid_out_as(parameter: Tensor, value: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ from calotype.data.folder import Pictures
 from calotype.files import is_whole, make_folder, read_json, remove, whole_folder, write_json, write_whole
 from calotype.machine import Machine, examine
 from calotype.planning import Plan, make_plan
+from calotype.ranks import Ranks
 from calotype.recipe import OptimizerConfig, Recipe
 from calotype.report.format import duration
 from calotype.run import Run, RunState, read_state
@@ -39,19 +40,21 @@ OUTDATED = ("checkpoints", "constants")
 """What only the legs of one part need."""
 
 
-def extend(run: Run, options: ResumeOptions, budget: float, console: Console) -> tuple[Run, Plan, Pictures, Machine]:
+def extend(
+    run: Run, options: ResumeOptions, budget: float, console: Console, ranks: Ranks
+) -> tuple[Run, Plan, Pictures, Machine]:
     """Plans the next part of a finished run, and switches to it. The caller holds the lock of the run."""
     folder = run.folder
     recipe = parse_recipe(read_recipe(folder / "recipe.toml"))
     pictures = read_unchanged(run, recipe, options.data, console)
-    was_read, machine = time.time(), examine(options.device)
+    was_read, machine = time.time(), examine(options.device).shared_by(ranks.count)
     source = source_of(run, options.device)
     start = replace(source.start, again=settings_again(run, recipe))
     plan = make_plan(pictures, machine, budget, options.started, guidance_by_user(run, recipe), start)
     console.plan(plan)
     check_disk(folder, plan)
     copy_start(source, folder)
-    state = next_state(run.state, source, plan.recipe, machine.threads)
+    state = next_state(run.state, source, plan.recipe, machine)
     with whole_folder(folder / NEXT_FOLDER) as path:
         write_whole(path / "recipe.toml", to_toml(plan.recipe))
         write_json(path / "plan.json", plan.as_json())
@@ -88,14 +91,15 @@ def guidance_by_user(run: Run, recipe: Recipe) -> dict[str, Any]:
     return {"sampling": own}
 
 
-def next_state(before: RunState, source: Source, recipe: Recipe, threads: int) -> RunState:
+def next_state(before: RunState, source: Source, recipe: Recipe, machine: Machine) -> RunState:
     """What `run.json` says at the start of the next part."""
     kept = {"name", "created", "data", "content", "labels", "pictures", "split", "classes", "versions"}
     return RunState(
         **before.model_dump(include=kept),
         status="interrupted",
         legs=dict.fromkeys(recipe.legs, "waiting"),
-        threads=threads,
+        threads=machine.threads,
+        ranks=machine.ranks,
         settings=recipe.model_dump(mode="json"),
         origin=source.origin,
         part=before.part + 1,

@@ -15,6 +15,7 @@ from calotype.cli.commands.reading import read
 from calotype.cli.console import Console
 from calotype.data.folder import Pictures
 from calotype.data.images import shown
+from calotype.data.listing import plural
 from calotype.data.seen import continued_split, read_seen
 from calotype.data.split import SPLIT_FILE, split_rule
 from calotype.files import write_json
@@ -132,6 +133,7 @@ def note_changes(run: Run, recipe: Recipe, device: str, machine: Machine, consol
     for text in (*_settings(run, recipe), *_machine(run, device, machine)):
         announce(run, console, text)
     run.state.settings = recipe.model_dump(mode="json")
+    run.state.threads, run.state.ranks = machine.threads, machine.ranks
 
 
 def _settings(run: Run, recipe: Recipe) -> Iterator[str]:
@@ -162,6 +164,8 @@ def _machine(run: Run, device: str, machine: Machine) -> Iterator[str]:
         changed.append(f"torch {torch.__version__} instead of {before}")
     if (before := device.split(" ", maxsplit=1)[0]) != machine.device.type:
         changed.append(f"{machine.device.type} instead of {before}")
+    if machine.ranks != run.state.ranks:
+        changed.append(f"{plural(machine.ranks, 'rank')} instead of {run.state.ranks}")
     if changed:
         yield f"the run goes on with {' and '.join(changed)}, so its last bits may differ from those of one machine"
     if machine.device.type == "cpu" and machine.threads > cores():

@@ -14,6 +14,7 @@ from typing import Any
 
 from calotype.cli.commands.continuing import Source, check_disk, copy_start, open_source, require_fitting
 from calotype.cli.commands.extending import extend, switch
+from calotype.cli.commands.following import follow, lead
 from calotype.cli.commands.reading import read, unused_path
 from calotype.cli.commands.resuming import labels_hash, note_changes, read_again
 from calotype.cli.commands.sampling import write_samples
@@ -28,6 +29,7 @@ from calotype.interop import diffusers, minilm, transformers
 from calotype.machine import Machine, describe_machine, examine
 from calotype.planning import Plan, make_plan
 from calotype.planning.memory import rounds_of
+from calotype.ranks import Ranks, joined_ranks, restarted
 from calotype.recipe import ImportedSpace, Recipe
 from calotype.report import write_report
 from calotype.report.card import write_card
@@ -96,7 +98,7 @@ def with_paths(settings: dict[str, Any]) -> dict[str, Any]:
 def plan(options: TrainingOptions, console: Console) -> Plan:
     """The plan alone."""
     settings, source = request(options, console)
-    return read_and_plan(options, settings, source, None, console)[0]
+    return read_and_plan(options, settings, source, None, console, Ranks())[0]
 
 
 def request(options: TrainingOptions, console: Console) -> tuple[dict[str, Any], Source | None]:
@@ -111,12 +113,13 @@ def request(options: TrainingOptions, console: Console) -> tuple[dict[str, Any],
 
 
 def read_and_plan(
-    options: TrainingOptions, settings: dict[str, Any], source: Source | None, cache: Path | None, console: Console
-) -> tuple[Plan, Pictures, Machine, float]:
+    options: TrainingOptions, settings: dict[str, Any], source: Source | None, cache: Path | None, console: Console,
+    ranks: Ranks,
+) -> tuple[Plan, Pictures, Machine, float]:  # fmt: skip
     """The plan, the pictures and the machine that it is for, and when the pictures were read."""
     rule = continued_split(source.seen if source else None, parse_split(settings))
     pictures = read(options.folder, settings["size"], cache, console, rule)
-    was_read, machine = time.time(), machine_of(options)
+    was_read, machine = time.time(), machine_of(options, ranks)
     start = source.start if source else None
     planned = make_plan(pictures, machine, options.budget, options.started, settings, start)
     planned.notes += source.notes if source else []
@@ -124,13 +127,13 @@ def read_and_plan(
     return planned, pictures, machine, was_read
 
 
-def machine_of(options: TrainingOptions) -> Machine:
-    """The machine that is here, examined; or the one that the options of `plan` describe.
+def machine_of(options: TrainingOptions, ranks: Ranks) -> Machine:
+    """The machine that is here, examined, of so many ranks; or the one that the options of `plan` describe.
 
     Raises `UserError` where only one of both options is set.
     """
     if not isinstance(options, PlanOptions) or options.flops is options.memory is None:
-        return examine(options.device)
+        return examine(options.device).shared_by(ranks.count)
     if options.flops is None or options.memory is None:
         there, missing = ("--memory", "--flops") if options.flops is None else ("--flops", "--memory")
         raise UserError(f"{there} is set without {missing}; both describe a machine that is not here: set both or none")
@@ -139,21 +142,31 @@ def machine_of(options: TrainingOptions) -> Machine:
 
 def train(options: TrainOptions, console: Console) -> Path:
     """From a folder of pictures to a model, its samples and a report. Returns the folder of the run."""
+    with joined_ranks(options.device) as ranks:
+        if not ranks.first:
+            return follow(ranks, options.device, options.force)
+        if restarted() and options.out is not None and (options.out / "run.json").exists():
+            return _resume(ResumeOptions(options.out, options.device, options.force), console, ranks)
+        return _train(options, console, ranks)
+
+
+def _train(options: TrainOptions, console: Console, ranks: Ranks) -> Path:
     settings, source = request(options, console)
     with claimed(options, settings["size"]) as folder:
-        planned, pictures, machine, was_read = read_and_plan(options, settings, source, folder / "cache", console)
+        cache = folder / "cache"
+        planned, pictures, machine, was_read = read_and_plan(options, settings, source, cache, console, ranks)
         check_disk(folder, planned)
         console.say(f"the run is in {folder}")
         write_whole(folder / "recipe.toml", to_toml(planned.recipe))
         write_json(folder / "plan.json", planned.as_json())
         write_json(folder / SPLIT_FILE, pictures.split.as_json())
-        state = initial_state(options, folder, pictures, planned.recipe, machine.threads)
+        state = initial_state(options, folder, pictures, planned.recipe, machine)
         if source is not None:
             start_from(source, folder, state)
         run = Run(folder, state, began=options.started)
         run.spend("read", was_read - options.started)  # writes run.json, after all that resuming needs
         run.spend("plan", time.time() - was_read)
-        return produce(run, planned, pictures, machine, console, options.force)
+        return produce(run, planned, pictures, machine, console, options.force, ranks)
 
 
 def start_from(source: Source, folder: Path, state: RunState) -> None:
@@ -164,17 +177,20 @@ def start_from(source: Source, folder: Path, state: RunState) -> None:
     state.origin = source.origin
 
 
-def produce(run: Run, plan: Plan, pictures: Pictures, machine: Machine, console: Console, force: bool) -> Path:
+def produce(
+    run: Run, plan: Plan, pictures: Pictures, machine: Machine, console: Console, force: bool, ranks: Ranks
+) -> Path:
     """The model of a run, its samples, its card and its report. Raises `Interrupted` when asked to stop.
 
     The caller holds the lock of the run. The report is written also of what was interrupted, or has failed.
     """
     recipe, folder, device = plan.recipe, run.folder, machine.device
     pictures = without_unread_captions(recipe, pictures)
+    lead(ranks, run)
     with stoppable() as stop:
         try:
             with record_status(run, device, stop):
-                Pipeline(run, recipe, plan, pictures, device, console, stop, force).train()
+                Pipeline(run, recipe, plan, pictures, device, console, stop, force, ranks).train()
                 with run.timing("samples"):
                     prompts, count = held_out_prompts(pictures, plan.final_count), plan.final_count
                     chosen = SampleOptions(folder, seed=recipe.seed, out=folder / "samples", device=str(device))
@@ -194,6 +210,11 @@ def produce(run: Run, plan: Plan, pictures: Pictures, machine: Machine, console:
 
 def resume(options: ResumeOptions, console: Console) -> Path:
     """Goes on with a run that was stopped, wherever it was; or with a finished one, where there is a budget for it."""
+    with joined_ranks(options.device) as ranks:
+        return _resume(options, console, ranks) if ranks.first else follow(ranks, options.device, options.force)
+
+
+def _resume(options: ResumeOptions, console: Console, ranks: Ranks) -> Path:
     folder, budget = options.run, options.budget
     Run.open(folder)  # so that no lock is put into a folder that is no run
     with locked(folder):
@@ -201,9 +222,9 @@ def resume(options: ResumeOptions, console: Console) -> Path:
         run = Run.open(folder)  # as the owner before has left it
         if run.state.status != "finished":
             require_no_budget(run, budget)
-            return _resume(run, options, console)
+            return _go_on(run, options, console, ranks)
         if budget is not None:
-            return produce(*extend(run, options, budget, console), console, options.force)
+            return produce(*extend(run, options, budget, console, ranks), console, options.force, ranks)
     console.say(f"{folder} is finished already; its report is {folder / 'report.html'}")
     return folder
 
@@ -217,7 +238,7 @@ def require_no_budget(run: Run, budget: float | None) -> None:
         )
 
 
-def _resume(run: Run, options: ResumeOptions, console: Console) -> Path:
+def _go_on(run: Run, options: ResumeOptions, console: Console, ranks: Ranks) -> Path:
     folder = run.folder
     recipe = parse_recipe(read_recipe(folder / "recipe.toml"))
     planned = Plan.read(folder / "plan.json", recipe)
@@ -227,12 +248,13 @@ def _resume(run: Run, options: ResumeOptions, console: Console) -> Path:
             f"the imported autoencoder has changed since {folder} was started; put it back, or start a new run"
         )
     rename_legs(folder / "checkpoints")
-    machine = examine(options.device, run.state.threads)
+    threads = run.state.threads if run.state.ranks == ranks.count else None
+    machine = examine(options.device, threads).shared_by(ranks.count)
     note_changes(run, recipe, planned.device, machine, console)
     rounds_of(recipe, machine)  # refuses what does not fit
     run.began = options.started
     run.spend("read", time.time() - options.started)
-    return produce(run, planned, pictures, machine, console, options.force)
+    return produce(run, planned, pictures, machine, console, options.force, ranks)
 
 
 def content_of(recipe: Recipe) -> str | None:
@@ -303,7 +325,9 @@ def require_empty_out(options: TrainOptions) -> None:
         raise UserError(f"--out {out} is not an empty folder; {hint}")
 
 
-def initial_state(options: TrainOptions, folder: Path, pictures: Pictures, recipe: Recipe, threads: int) -> RunState:
+def initial_state(
+    options: TrainOptions, folder: Path, pictures: Pictures, recipe: Recipe, machine: Machine
+) -> RunState:
     """What `run.json` says at the start."""
     return RunState(
         name=folder.name,
@@ -318,6 +342,7 @@ def initial_state(options: TrainOptions, folder: Path, pictures: Pictures, recip
         status="training",
         legs=dict.fromkeys(recipe.legs, "waiting"),
         versions={name: version(name) for name in ("calotype", "torch")} | {"python": platform.python_version()},
-        threads=threads,
+        threads=machine.threads,
+        ranks=machine.ranks,
         settings=recipe.model_dump(mode="json"),
     )

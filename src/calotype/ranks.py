@@ -1,0 +1,303 @@
+"""Ranks: processes that train together, each on its share of every batch. Torch's process group is what joins them.
+
+The first rank alone plans, measures, writes and shows. What only it knows reaches the others through the store of the
+group, as JSON, and for as long as it takes; what all do at once (sums of losses, of gradients) must be done within
+`PATIENCE` seconds. Every rank gives a sign each second, so whoever waits knows who is silent.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from calotype.types import UserError
+
+PATIENCE = 20.0
+"""Seconds without a sign after which a rank is lost; with the 30 that torchrun then gives the others, under 60."""
+SIGN_SECONDS, LOOK_SECONDS = 1.0, 0.02
+FAREWELL = 5.0
+"""Seconds for which the first rank, which may hold the store, waits for the others to have read its last word."""
+ENDED, DEPARTED = "ended", "left"
+
+
+@runtime_checkable
+class Store(Protocol):
+    """Words that all ranks can write and read, as torch has them (`torch.distributed.Store`)."""
+
+    def set(self, key: str, value: str) -> None: ...
+
+    def get(self, key: str) -> bytes: ...
+
+    def check(self, keys: list[str]) -> bool: ...
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The place of this process among all that train one run; by default it is alone."""
+
+    index: int = 0
+    count: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    """Where tensors must be for the group to exchange them."""
+    store: Store | None = None
+    signs: Store | None = None
+    """A second way to the same words, since one may have to wait."""
+    _turns: Iterator[int] = field(default_factory=itertools.count)
+    """All ranks say and meet as often, so equal numbers mean the same moment."""
+
+    @property
+    def first(self) -> bool:
+        return self.index == 0
+
+    @property
+    def alone(self) -> bool:
+        return self.count == 1
+
+    # -- All at once ---------------------------------------------------------------------------------------------------
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Sums over all ranks."""
+        return self._reduced(values, dist.ReduceOp.SUM)
+
+    def norm(self, norms: Tensor) -> Tensor:
+        """Norms of vectors whose parts on each rank have these norms."""
+        return norms if self.alone else self.sum(norms.square()).sqrt()
+
+    def max(self, values: Sequence[float]) -> list[float]:
+        """The largest of each value over all ranks."""
+        return self._reduced(torch.tensor(values, dtype=torch.float64), dist.ReduceOp.MAX).tolist()
+
+    def _reduced(self, values: Tensor, operation: dist.ReduceOp.RedOpType) -> Tensor:
+        if self.alone:
+            return values
+        together = values.detach().to(self.device, copy=True)
+        dist.all_reduce(together, operation)
+        return together.to(values.device)
+
+    def broadcast(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The tensors of the first rank, on all; of the others none is needed."""
+        if self.alone:
+            return dict(tensors)
+        about = self.say(lambda: {name: [str(value.dtype)[6:], *value.shape] for name, value in tensors.items()})
+        received = {}
+        for name, (dtype, *shape) in about.items():
+            value = torch.empty(shape, dtype=getattr(torch, dtype), device=self.device)
+            if self.first:
+                value.copy_(tensors[name])
+            dist.broadcast(value, 0)
+            received[name] = value
+        return received
+
+    # -- One after the other -------------------------------------------------------------------------------------------
+
+    def say(self, work: Callable[[], Any]) -> Any:
+        """What `work` returns on the first rank, JSON, on all ranks; the others wait for as long as it takes."""
+        if self.store is None:
+            return work()
+        key = f"word-{next(self._turns)}"
+        if self.first:
+            word = work()
+            self.store.set(key, json.dumps(word))
+            return word
+        self._await(key)
+        return json.loads(self.store.get(key))
+
+    @contextmanager
+    def in_turn(self) -> Iterator[None]:
+        """The first rank goes first, the others after it, all at once: they find what it has cached."""
+        if not self.first:
+            self.say(lambda: None)
+        yield
+        if self.first:
+            self.say(lambda: None)
+
+    def meet(self) -> None:
+        """Waits for all ranks, for as long as they need."""
+        if self.store is None:
+            return
+        turn = next(self._turns)
+        for index in range(self.count):
+            key = f"met-{turn}-{index}"
+            self.store.set(key, "") if index == self.index else self._await(key)
+
+    def end_with_first(self) -> None:
+        """Where all ranks fail or stop, the first says why; the others wait for its end, and raise `SystemExit`."""
+        if not self.first:
+            self._await("nothing")
+
+    def _await(self, key: str) -> None:
+        """Raises `SystemExit` where the first rank has ended, and `UserError` where one gives no sign any more."""
+        assert self.store is not None
+        watch = Watch(self)
+        while not self.store.check([key]):
+            if self.store.check([ENDED]):
+                raise SystemExit(int(self.store.get(ENDED)))
+            watch.look()
+            if silent := watch.silent(PATIENCE):
+                raise UserError(lost(silent, self.count))
+            time.sleep(LOOK_SECONDS)
+
+
+@dataclass
+class Watch:
+    """Since when each rank has given no sign, by the clock of this one."""
+
+    ranks: Ranks
+    signs: dict[int, tuple[bytes, float]] = field(default_factory=dict)
+    looked: float = 0.0
+
+    def look(self) -> None:
+        """Asks for the signs, twice as often as they are given."""
+        store, now = self.ranks.store, time.monotonic()
+        assert store is not None
+        if now < self.looked + SIGN_SECONDS / 2:
+            return
+        self.looked = now
+        for index in range(self.ranks.count):
+            sign = bytes(store.get(key)) if store.check([key := f"sign-{index}"]) else b""
+            if index not in self.signs or self.signs[index][0] != sign:
+                self.signs[index] = sign, now
+
+    def silent(self, seconds: float) -> list[int]:
+        """The ranks that have given no sign for so long."""
+        return [index for index, (_, since) in self.signs.items() if self.looked > since + seconds]
+
+
+def lost(silent: list[int], count: int) -> str:
+    names = f"rank {silent[0]}" if len(silent) == 1 else f"ranks {', '.join(map(str, silent))}"
+    return (
+        f"{names} of {count} gave no sign any more: ended, or stuck; the last checkpoint is sound: look at what was "
+        f"printed above, and go on with calotype resume, on as many ranks as there are"
+    )
+
+
+# -- Joining -----------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def joined_ranks(device: str = "auto") -> Iterator[Ranks]:
+    """The ranks that `torchrun` has started, by the variables that it sets; without it, this process alone.
+
+    Where the first rank ends, the others end with it, in silence. An error of another names its rank; one that is due
+    to a lost rank becomes a `UserError` that names that.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield Ranks()
+        return
+    ranks = join(device)
+    ending = threading.Event()
+    signs = threading.Thread(target=give_signs, args=(ranks, ending), daemon=True)
+    signs.start()
+    code = 1
+    try:
+        with explained(ranks):
+            yield ranks
+        code = 0
+    finally:
+        leave(ranks, code)
+        ending.set()
+        signs.join()
+        dist.destroy_process_group()
+
+
+def restarted() -> bool:
+    """Whether torchrun has started the ranks again after one was lost (`--max-restarts`)."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+
+
+def join(device: str) -> Ranks:
+    """Raises `UserError` for a device that ranks cannot share."""
+    from torch.distributed.rendezvous import rendezvous
+
+    cuda = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
+    if device not in ("auto", "cpu", "cuda"):
+        raise UserError(f"device is {device!r}, but several ranks take cpu, or cuda with a GPU for each; leave it out")
+    here = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(here)
+    prefixed = dist.PrefixStore  # type: ignore[attr-defined]
+    store, index, count = next(rendezvous("env://", timeout=timedelta(minutes=5)))
+    dist.init_process_group(
+        "nccl" if cuda else "gloo", store=prefixed("group", store), rank=index, world_size=count,
+        timeout=timedelta(seconds=PATIENCE), device_id=here if cuda else None,
+    )  # fmt: skip
+    words, signs = (prefixed("calotype", store.clone()) for _ in range(2))
+    return Ranks(index, count, here, words, signs)
+
+
+def give_signs(ranks: Ranks, ending: threading.Event) -> None:
+    assert ranks.signs is not None
+    number = 0
+    with suppress(RuntimeError):  # the store has gone, and with it the job
+        while not ending.is_set():
+            number += 1
+            ranks.signs.set(f"sign-{ranks.index}", str(number))
+            ending.wait(SIGN_SECONDS)
+
+
+@contextmanager
+def explained(ranks: Ranks) -> Iterator[None]:
+    """Names ranks that are lost where an error is due to that, and this rank where it is not the first."""
+    try:
+        yield
+    except RuntimeError as error:
+        with without_sigterm():  # which torchrun sends to those that are left
+            silent = silent_ranks(ranks)
+        if silent:
+            raise UserError(lost(silent, ranks.count)) from error
+        raise
+    except UserError as error:
+        raise error if ranks.first else UserError(f"rank {ranks.index}: {error}") from error
+
+
+@contextmanager
+def without_sigterm() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def silent_ranks(ranks: Ranks) -> list[int]:
+    """Those without a sign for longer than between two."""
+    watch, end = Watch(ranks), time.monotonic() + 4 * SIGN_SECONDS
+    with suppress(RuntimeError):  # the store has gone, and with it the first rank
+        while time.monotonic() < end:
+            watch.look()
+            time.sleep(SIGN_SECONDS / 4)
+        return watch.silent(2.5 * SIGN_SECONDS)
+    return [0]
+
+
+def leave(ranks: Ranks, code: int) -> None:
+    """The first rank says that it ends, and stays until the others know; the others stay until it has said so."""
+    assert ranks.store is not None
+    end = time.monotonic() + FAREWELL
+    with suppress(RuntimeError):  # the store has gone
+        if not ranks.first:
+            if code == 0:
+                with suppress(SystemExit):
+                    ranks.end_with_first()
+            ranks.store.set(f"{DEPARTED}-{ranks.index}", "")
+            return
+        ranks.store.set(ENDED, str(code))
+        left = [f"{DEPARTED}-{index}" for index in range(1, ranks.count)]
+        while not all(ranks.store.check([key]) for key in left) and time.monotonic() < end:
+            time.sleep(LOOK_SECONDS)

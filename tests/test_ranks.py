@@ -1,0 +1,138 @@
+"""Several ranks train what one process trains, and end together."""
+
+import os
+import signal
+
+import pytest
+import torch
+from small import LEGS, Keeper, be_quick, request, write_pictures
+from test_train import interrupted_at, resume
+from together import Together
+
+from calotype import ranks as module
+from calotype.cli import commands
+from calotype.files import read_tensors
+from calotype.ranks import Ranks, joined_ranks
+from calotype.run import Run
+from calotype.training.loop import train_steps
+from calotype.training.process import Interrupted
+
+STEPS = 50
+
+
+def trained(name, ranks, **settings):
+    """The weights of a leg after 50 steps, their average, and the terms and norms of the last."""
+    leg = LEGS[name](**{name: {"images": 4 * STEPS, "learn": {"learning_rate": 1e-3}}})
+    *_, last = train_steps(leg.objective, leg.states, leg.source, leg.progress, **settings, ranks=ranks)
+    named = {f"{of}.{key}": value for of, state in leg.states.items() for key, value in state.tensors().items()}
+    terms = {term: float(value) for term, value in last.terms.items()}
+    return {name: value.flatten().tolist() for name, value in named.items()}, {**terms, **last.norms}
+
+
+@pytest.mark.parametrize(("name", "rounds"), [("denoiser", 2), ("autoencoder", 1)])
+def test_two_ranks_are_one_process_with_as_many_slices(name, rounds, tmp_path):
+    """After 50 steps; of the autoencoder with its critic, whose weight is that of the whole batch, one is whole."""
+
+    def work():
+        with joined_ranks("cpu") as ranks:
+            return trained(name, ranks, rounds=rounds)
+
+    first, second = Together(2, work, tmp_path).results()
+    assert first == second
+    weights, numbers = trained(name, Ranks(), slices=2, rounds=rounds)
+    assert first[0].keys() == weights.keys() and first[1] == pytest.approx(numbers, rel=1e-4)
+    for key, values in weights.items():
+        torch.testing.assert_close(torch.tensor(first[0][key]), torch.tensor(values), rtol=1e-5, atol=1e-5, msg=key)
+
+
+def on_ranks(work, folder):
+    """The exit codes and the errors of two ranks."""
+    ranks = Together(2, lambda: str(work()), folder)
+    return ranks.codes(), [ranks.error(index) for index in range(2)]
+
+
+def test_a_run_goes_on_on_another_number_of_ranks(tmp_path, monkeypatch, finished):
+    """Stopped on two by a signal that one of them gets; then by itself; then on two to its end."""
+    be_quick(monkeypatch)
+    write_pictures(tmp_path / "pictures")
+    run = tmp_path / "run"
+
+    def begin():
+        if os.environ["RANK"] == "1":
+            interrupted_at(monkeypatch, [("autoencoder", 8)])
+        return commands.train(request(tmp_path / "pictures", run), Keeper())
+
+    codes, errors = on_ranks(begin, tmp_path / "ranks")
+    assert codes == [1, 1] and "Interrupted" in errors[0] and "SystemExit" in errors[1], errors
+    assert Run.open(run).state.status == "interrupted" and Run.open(run).state.ranks == 2
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["autoencoder-0000000012"]
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        interrupted_at(patch, [("denoiser", 8)])
+        resume(run)
+    assert on_ranks(lambda: resume(run), tmp_path / "ranks-2") == ([0, 0], ["", ""])
+    notes = [event["text"] for event in Run.open(run).events if event["event"] == "note"]
+    assert any("1 rank instead of 2" in text for text in notes) and any(
+        "2 ranks instead of 1" in text for text in notes
+    )
+    assert Run.open(run).state.status == "finished"
+    assert_same_model(run, finished)
+
+
+def assert_same_model(run, other):
+    files = sorted((other / "model").glob("*.safetensors"))
+    assert files and [path.name for path in files] == sorted(
+        path.name for path in (run / "model").glob("*.safetensors")
+    )
+    for path in files:
+        for name, value in read_tensors(path).items():
+            here = read_tensors(run / "model" / path.name)[name]
+            torch.testing.assert_close(here, value, rtol=1e-4, atol=1e-4, msg=name)
+
+
+# -- Ranks that are lost -----------------------------------------------------------------------------------------------
+
+
+def collecting(ranks, after=lambda: None):
+    """Steps together without an end; `after` the third."""
+    for step in range(10**6):
+        ranks.sum(torch.ones(1))
+        if step == 2 and not ranks.first:
+            after()
+
+
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_rank_that_is_dead_or_stuck_ends_the_others_with_its_number(end, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "PATIENCE", 2.0)
+    monkeypatch.setattr(module, "SIGN_SECONDS", 0.2)
+
+    def work():
+        with joined_ranks("cpu") as ranks:
+            collecting(ranks, lambda: os.kill(os.getpid(), end))
+
+    ranks = Together(2, work, tmp_path)
+    ranks.ranks[0].join(60)
+    assert ranks.codes(0)[0] == 1 and "UserError: rank 1 of 2 gave no sign any more" in ranks.error(0)
+
+
+def test_who_waits_for_a_dead_rank_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "PATIENCE", 2.0)
+    monkeypatch.setattr(module, "SIGN_SECONDS", 0.2)
+
+    def work():
+        with joined_ranks("cpu") as ranks:
+            if not ranks.first:
+                os.kill(os.getpid(), signal.SIGKILL)
+            ranks.meet()
+
+    ranks = Together(2, work, tmp_path)
+    assert ranks.codes(15) == [1, -signal.SIGKILL] and "rank 1 of 2 gave no sign" in ranks.error(0)
+
+
+def test_the_error_of_the_first_rank_ends_the_others_in_silence(tmp_path):
+    def work():
+        with joined_ranks("cpu") as ranks:
+            ranks.say(lambda: 1 / 0)
+
+    ranks = Together(2, work, tmp_path)
+    assert ranks.codes() == [1, 1] and "ZeroDivisionError" in ranks.error(0)
+    assert "SystemExit: 1" in ranks.error(1) and "Error:" not in ranks.error(1)
