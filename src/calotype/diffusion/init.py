@@ -27,7 +27,6 @@ SWITCH_STEPS = 100
 """Steps of the grid on which a condition switch is placed."""
 
 
-
 class State(NamedTuple):
     """One call of a denoiser."""
 

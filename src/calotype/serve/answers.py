@@ -64,7 +64,9 @@ def document(title: str, *parts: Content, about: Mapping[str, str] | None = None
         Html('<link rel="icon" href="/static/icon.svg" type="image/svg+xml">'),
         tag("script", type="module", src=MODULE),
     )
-    body = tag("body", Html(NAVIGATION), tag("main", *parts), **{f"data_{key}": value for key, value in (about or {}).items()})
+    body = tag(
+        "body", Html(NAVIGATION), tag("main", *parts), **{f"data_{key}": value for key, value in (about or {}).items()}
+    )
     return f"<!doctype html>\n{live(tag('html', head, body, lang='en')).code}\n"
 
 

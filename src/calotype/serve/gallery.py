@@ -22,9 +22,20 @@ MOST_KEPT = 10_000
 PICTURE_ID = re.compile(r"[0-9a-f]{20}")
 SUFFIX_OF = {"interpolate": ".webp"}
 MADE_BY = (
-    "kind", "seed", "index", "label", "prompt", "negative", "steps", "guidance", "strength", "seed_after", "width", "height",
+    "kind",
+    "seed",
+    "index",
+    "label",
+    "prompt",
+    "negative",
+    "steps",
+    "guidance",
+    "strength",
+    "seed_after",
+    "width",
+    "height",
     "of",
-)  # fmt: skip
+)
 
 
 @dataclass(frozen=True)

@@ -29,8 +29,8 @@ MAX_RUNNING = 8
 """Trainings that the page has started and that still run."""
 LAST_LINES, LAST_BYTES = 40, 2**15
 OUT_OF_MEMORY = (
-    "the operating system has killed it (exit code 137), most likely for want of memory: close other programs, or start "
-    "again with a smaller size; what was saved is sound"
+    "the operating system has killed it (exit code 137), most likely for want of memory: close other programs, or "
+    "start again with a smaller size; what was saved is sound"
 )
 
 
@@ -101,7 +101,9 @@ class Launcher:
         """Ids and names of runs that have no folder yet, or never got one."""
         abouts = [(file.stem, read_mapping(file)) for file in (self.folder / HIDDEN).glob("*.json")]
         named = [(run, str(about["name"])) for run, about in abouts if isinstance(about.get("name"), str)]
-        return [(run, name) for run, name in named if id_of(name) == run and not (self.folder / name / "run.json").exists()]
+        return [
+            (run, name) for run, name in named if id_of(name) == run and not (self.folder / name / "run.json").exists()
+        ]
 
 
 def is_running(about: dict[str, Any]) -> bool:
@@ -147,8 +149,8 @@ def why_stopped(run: Run, about: dict[str, Any], lines: Sequence[str]) -> str:
     if status == "failed":
         return sentence_of(reason or "an error ended it; calotype resume shows which")
     return (
-        f"Its process ended after {spent} without a word, as when it is killed, the machine is switched off, or memory is "
-        "at its end. Resume goes on from the newest checkpoint."
+        f"Its process ended after {spent} without a word, as when it is killed, the machine is switched off, or "
+        "memory is at its end. Resume goes on from the newest checkpoint."
     )
 
 

@@ -75,7 +75,7 @@ class Gate:
 
 
 def gate_for(host: str, port: int) -> Gate:
-    """For a server that listens at `host`: its own names and no others, so that no name that leads here by DNS is one."""
+    """For a server that listens at `host`: its own names alone, so that no name that leads here by DNS is one."""
     names = LOOPBACK if host in LOOPBACK else (*LOOPBACK, *own_names(host))
     shown = {f"[{name}]" if ":" in name else name for name in names}
     bare = shown if port == 80 else set()
@@ -128,24 +128,34 @@ class Guarded:
 
     def refused(self, scope: Scope) -> Response | None:
         """The answer to who may not ask; None for who may."""
-        headers, path, method = Headers(scope=scope), scope["path"], scope["method"]
-        host, origin = headers.get("host", ""), headers.get("origin")
-        if len(headers.getlist("host")) != 1 or not self.gate.knows(host):
-            return refusal(scope, 421, f"the Host header is {host!r:.80}, which is no name of this server; open the "
-                           "address that calotype serve has printed")  # fmt: skip
-        if origin is not None and origin != f"http://{host}":
-            return refusal(scope, 403, f"the Origin header is {origin!r:.80}, but only pages of this server may ask it")
-        if len(scope["query_string"]) > MAX_QUERY:
-            return refusal(scope, 414, f"the query has more than {MAX_QUERY:,} letters")
+        if (problem := self.misdirected(scope)) is not None:
+            return refusal(scope, *problem)
         if (redirect := self._entrance(scope)) is not None:
             return redirect
-        if path.startswith("/static/") or self.gate.bearer(headers):
+        return None if (problem := self.unproven(scope)) is None else refusal(scope, *problem)
+
+    def misdirected(self, scope: Scope) -> tuple[int, str] | None:
+        """Status and reason where a request names another server, or comes from the page of another one."""
+        hosts, origins = (Headers(scope=scope).getlist(name) for name in ("host", "origin"))
+        if len(hosts) != 1 or not self.gate.knows(hosts[0]):
+            named = f"the Host header is {', '.join(hosts)!r:.80}, which is no name of this server"
+            return 421, f"{named}; open the address that calotype serve has printed"
+        if origins not in ([], [f"http://{hosts[0]}"]):
+            return 403, f"the Origin header is {', '.join(origins)!r:.80}, but only pages of this server may ask it"
+        if len(scope["query_string"]) > MAX_QUERY:
+            return 414, f"the query has more than {MAX_QUERY:,} letters"
+        return None
+
+    def unproven(self, scope: Scope) -> tuple[int, str] | None:
+        """Status and reason where a request lacks the token, or where another page may have sent it."""
+        headers = Headers(scope=scope)
+        if scope["path"].startswith("/static/") or self.gate.bearer(headers):
             return None
         if not self.gate.cookie_opens(headers):
-            return refusal(scope, 401, "this server needs its token: open the address that calotype serve has printed, "
-                           "or send it in the header Authorization: Bearer TOKEN")  # fmt: skip
-        if method not in SAFE_METHODS and origin is None:
-            return refusal(scope, 403, "a request that changes something needs an Origin header, or a bearer token")
+            where = "open the address that calotype serve has printed, or send the header Authorization: Bearer TOKEN"
+            return 401, f"this server needs its token: {where}"
+        if scope["method"] not in SAFE_METHODS and "origin" not in headers:
+            return 403, "a request that changes something needs an Origin header, or a bearer token"
         return None
 
     def _entrance(self, scope: Scope) -> Response | None:

@@ -1,4 +1,4 @@
-"""Requests for pictures: a queue, one sampling process a device, progress, cancelling; and a new process for a dead one."""
+"""Requests for pictures: a queue, one sampling process a device, progress, cancelling, and the death of a process."""
 
 from __future__ import annotations
 
@@ -51,7 +51,9 @@ class Job:
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     asked_at: float = field(default_factory=time.monotonic)
     attached: Any = None
-    """What was made of its pictures, as in a gallery."""
+    """Ids of its pictures in a gallery."""
+    kept: bool = True
+    """Whether its pictures are where they shall go; False until they are in the gallery."""
 
     @property
     def ended(self) -> bool:

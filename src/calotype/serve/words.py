@@ -74,7 +74,7 @@ TERMS: dict[str, tuple[str, str]] = {
         "Thêm nhiễu vào ảnh rồi khử đi: một biến thể, càng gần ảnh gốc khi cường độ càng thấp.",
     ),
     "strength": (
-        "The share of the sampler's steps that a variation takes: near 0 little changes, at 1 the picture is forgotten.",
+        "The share of the sampler's steps in a variation: near 0 little changes, at 1 the picture is forgotten.",
         "Tỉ lệ số bước lấy mẫu của một biến thể: gần 0 thì ít thay đổi, bằng 1 thì ảnh gốc bị quên.",
     ),
     "inpainting": (

@@ -57,7 +57,9 @@ class Models:
         """Of a finished run its model, of any other its newest checkpoint. Raises `UserError`."""
         key = str(folder), version_of(folder)
         if key not in self.open:
-            self.open[key] = snapshot(folder, self.device)[0] if is_unfinished(folder) else load(folder, str(self.device))
+            self.open[key] = (
+                snapshot(folder, self.device)[0] if is_unfinished(folder) else load(folder, str(self.device))
+            )
         self.open.move_to_end(key)
         while len(self.open) > KEPT_MODELS:
             self.open.popitem(last=False)
@@ -93,9 +95,10 @@ def draw_samples(model: Model, asked: dict[str, Any], files: Sequence[bytes]) ->
 
 def draw_interpolation(model: Model, asked: dict[str, Any], files: Sequence[bytes]) -> Iterator[bytes]:
     """One animation in WebP, from the first picture of a seed to that of another."""
-    label, other = asked.get("label"), asked.get("label_after")
+    label = asked.get("label")
+    labels = (label, asked.get("label_after") or label) if label else None
     frames = model.interpolate(
-        (asked["seed"], asked["seed_after"]), asked["count"], (label, other or label) if label else None, size_of(asked),
+        (asked["seed"], asked["seed_after"]), asked["count"], labels, size_of(asked),
         prompt=asked.get("prompt") or None, negative=asked.get("negative"), **changes_of(asked),
     )  # fmt: skip
     there_and_back = [*frames, *frames[-2:0:-1]]

@@ -7,7 +7,7 @@ import os
 import platform
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from calotype.cli.commands.extending import extend, switch
 from calotype.cli.commands.reading import read, unused_path
 from calotype.cli.commands.resuming import labels_hash, note_changes, read_again
 from calotype.cli.commands.sampling import write_samples
+from calotype.cli.commands.serving import page_beside, require_extra
 from calotype.cli.console import Console
 from calotype.cli.options import PlanOptions, ResumeOptions, SampleOptions, TrainingOptions, TrainOptions
 from calotype.data.folder import Pictures
@@ -139,6 +140,8 @@ def machine_of(options: TrainingOptions) -> Machine:
 
 def train(options: TrainOptions, console: Console) -> Path:
     """From a folder of pictures to a model, its samples and a report. Returns the folder of the run."""
+    if options.serve:
+        require_extra()
     settings, source = request(options, console)
     with claimed(options, settings["size"]) as folder:
         planned, pictures, machine, was_read = read_and_plan(options, settings, source, folder / "cache", console)
@@ -153,7 +156,8 @@ def train(options: TrainOptions, console: Console) -> Path:
         run = Run(folder, state, began=options.started)
         run.spend("read", was_read - options.started)  # writes run.json, after all that resuming needs
         run.spend("plan", time.time() - was_read)
-        return produce(run, planned, pictures, machine, console, options.force)
+        with page_beside(folder.parent, options.device) if options.serve else nullcontext():
+            return produce(run, planned, pictures, machine, console, options.force)
 
 
 def start_from(source: Source, folder: Path, state: RunState) -> None:
