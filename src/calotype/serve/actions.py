@@ -15,6 +15,7 @@ from starlette.responses import Response
 
 from calotype.data.formats import SUFFIXES
 from calotype.files import make_folder, write_whole
+from calotype.run import Run
 from calotype.serve.answers import RefusedRequest, json_response
 from calotype.serve.api import can_sample, sampling_fields
 from calotype.serve.gallery import Gallery
@@ -53,7 +54,7 @@ async def make_pictures(request: Request) -> Response:
         asked = await read_body(request, PageSampling)
     job = await run_in_threadpool(job_of, asked, folder, files)
     await queue.put(job)
-    keeping = asyncio.create_task(keep(request.app.state, run, job))
+    keeping = asyncio.create_task(keep_in_gallery(request.app.state, run, job))
     request.app.state.tasks.add(keeping)
     keeping.add_done_callback(request.app.state.tasks.discard)
     return json_response(job.as_json(), 202, {"Location": f"/api/jobs/{job.id}"})
@@ -78,11 +79,12 @@ def job_of(asked: PageSampling, folder: Path, files: dict[str, bytes]) -> Job:
     if asked.kind == "interpolate":
         after = fields["seed"] + 1 if asked.seed_after is None else asked.seed_after
         fields |= {"seed_after": after, "count": max(2, asked.count), "label_after": asked.label_after}
-    kept = {"of": asked.of, "model": folder.name}
+    in_turn = asked.kind == "sample" and not asked.prompt and not fields.get("label")
+    kept = {"of": asked.of, "model": folder.name, "turn": Run.open(folder).state.classes if in_turn else []}
     return Job(asked.kind, folder, {**fields, **kept}, sent, kept=False)
 
 
-async def keep(state: Any, run: str, job: Job) -> None:
+async def keep_in_gallery(state: Any, run: str, job: Job) -> None:
     """Puts the pictures of a job into the gallery once it has ended, also of one that was cancelled on the way."""
     try:
         await job.wait()
@@ -136,11 +138,11 @@ def started(request: Request, asked: NewRun) -> dict[str, str]:
     options = ["--size", str(asked.size), "--budget", asked.budget, "--kind", asked.kind]
     device = request.app.state.device
     options += [] if device == "auto" else ["--device", device]
-    run = launcher.train(asked.name, [*pictures_of(launcher.folder, asked), *options])
+    run = launcher.train(asked.name, [*pictures_argument(launcher.folder, asked), *options])
     return {"id": run, "page": f"/runs/{run}"}
 
 
-def pictures_of(folder: Path, asked: NewRun) -> list[str]:
+def pictures_argument(folder: Path, asked: NewRun) -> list[str]:
     """The folder of the pictures, as an argument; none for the embedded portraits."""
     if asked.path and asked.upload:
         raise RefusedRequest(400, "path and upload both name pictures; give one", "path")

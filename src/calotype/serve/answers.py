@@ -13,7 +13,7 @@ from starlette.types import Scope
 from calotype.escaping import plain
 from calotype.report.html import MARK, Content, Html, masthead, tag
 
-STYLES, MODULE = ("/static/report.css", "/static/serve.css"), "/static/serve.js"
+SHEETS, MODULE = ("/static/report.css", "/static/serve.css"), "/static/serve.js"
 TITLES = {
     400: "This cannot be done", 401: "The token is missing", 403: "Not allowed", 404: "Nothing is here",
     408: "Too slow", 409: "Not now", 413: "Too large", 414: "Too long", 421: "Another name", 429: "Too many at once",
@@ -60,7 +60,7 @@ def document(title: str, *parts: Content, about: Mapping[str, str] | None = None
         tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
         tag("meta", name="color-scheme", content="light dark"),
         tag("title", f"{title}{MARK}"),
-        *(Html(f'<link rel="stylesheet" href="{place}">') for place in STYLES),
+        *(Html(f'<link rel="stylesheet" href="{place}">') for place in SHEETS),
         Html('<link rel="icon" href="/static/icon.svg" type="image/svg+xml">'),
         tag("script", type="module", src=MODULE),
     )

@@ -45,7 +45,8 @@ def listed_models(library: Library) -> list[dict[str, Any]]:
     return [
         {
             "id": summary.folder.name, "object": "model", "owned_by": "calotype",
-            "created": seconds_of(summary.created), "state": summary.state, "kind": summary.kind, "sizes": summary.chain,
+            "created": seconds_of(summary.created), "state": summary.state, "kind": summary.kind,
+            "sizes": summary.chain,
         }
         for _, summary in library.summaries() if can_sample(summary.folder)
     ]  # fmt: skip

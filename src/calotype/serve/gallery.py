@@ -17,7 +17,7 @@ from calotype.serve.answers import RefusedRequest
 from calotype.types import UserError
 
 GALLERY_FOLDER = "gallery"
-MOST_KEPT = 10_000
+LARGEST_GALLERY = 10_000
 """Pictures in a gallery."""
 PICTURE_ID = re.compile(r"[0-9a-f]{20}")
 SUFFIX_OF = {"interpolate": ".webp"}
@@ -55,13 +55,17 @@ class Gallery:
         return [self._add(content, {**about, "index": index}) for index, content in enumerate(pictures)]
 
     def require_room(self, count: int) -> None:
-        if self.place.is_dir() and len(list(self.place.glob("*.json"))) + count > MOST_KEPT:
-            raise RefusedRequest(409, f"the gallery has {MOST_KEPT:,} pictures; remove some, or download them first")
+        if self.place.is_dir() and len(list(self.place.glob("*.json"))) + count > LARGEST_GALLERY:
+            raise RefusedRequest(
+                409, f"the gallery has {LARGEST_GALLERY:,} pictures; remove some, or download them first"
+            )
 
     def _add(self, content: bytes, about: dict[str, Any]) -> str:
         picture, kind = token_hex(10), str(about.get("kind"))
         kept = {name: about[name] for name in MADE_BY if about.get(name) is not None}
-        order = about.get("order", 0.0) + about["index"] * 1e-6
+        if turn := about.get("turn"):
+            kept["label"] = turn[about["index"] % len(turn)]
+        order = about.get("order", 0.0) - about["index"] * 1e-6
         write_whole(self.place / f"{picture}{SUFFIX_OF.get(kind, '.png')}", content)
         write_json(self.place / f"{picture}.json", {**kept, "order": order, "star": False})
         return picture

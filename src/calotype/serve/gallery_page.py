@@ -13,7 +13,7 @@ from calotype.serve.gallery import Gallery
 from calotype.serve.pages import field, link, select
 from calotype.tables import within
 
-KINDS = {
+REQUEST_KINDS = {
     "sample": "Samples",
     "interpolate": "A film between two seeds",
     "develop": "One picture, step by step",
@@ -21,7 +21,7 @@ KINDS = {
 KIND_WORDS = {
     "edit": "variation",
     "interpolate": "film",
-    "develop": "step by step: noisy, and the estimate",
+    "develop": "step by step",
     "enlarge": "enlarged",
 }
 MOST_SHOWN = 600
@@ -52,10 +52,10 @@ def page_of_gallery(run: str, of: Run) -> str:
 
 def sampling_form(of: Run) -> Html:
     classes = of.state.classes
-    fields = [select("kind", "What", KINDS, "sample")]
+    fields = [select("kind", "What", REQUEST_KINDS, "sample")]
     if classes:
         fields.append(select("label", "Label", {"": "each in turn", **{name: name for name in classes}}))
-    if reads_text(of):
+    if takes_prompts(of):
         fields += [field("prompt", "Prompt", maxlength=2000), field("negative", "Negative prompt", maxlength=2000)]
     fields += [
         field("seed", "Seed", "Empty: another each time", inputmode="numeric", pattern=r"-?\d{1,15}"),
@@ -84,14 +84,19 @@ def sampling_form(of: Run) -> Html:
     return tag("form", tag("div", *fields, class_="fields"), more, buttons, id="sampling", class_="panel")
 
 
-def reads_text(of: Run) -> bool:
+def takes_prompts(of: Run) -> bool:
     """Whether the model was trained with captions."""
     return within(settings_of(of), "denoiser", "text").get("kind", "none") != "none"
 
 
 def gallery_figure(run: str, entry: dict[str, Any]) -> Html:
     place, film = f"/runs/{run}/pictures/{entry['id']}", entry.get("kind") == "interpolate"
-    image = tag("img", src=place, alt=caption_of(entry), loading="lazy", decoding="async", class_="sheet")
+    steps = entry.get("kind") == "develop"
+    image = tag(
+        "img", src=place, alt=caption_of(entry), loading="lazy", decoding="async", class_="steps" if steps else "sheet"
+    )
+    ruler = tag("input", type="range", min=0, max=100, value=100, step="any", aria_label="From noise to the picture")
+    shown: list[Content] = [image, ruler, tag("small", "Left: noisy. Right: the estimate.")] if steps else [image]
     star = tag(
         "button",
         "★",
@@ -109,11 +114,12 @@ def gallery_figure(run: str, entry: dict[str, Any]) -> Html:
     name = "film.webp" if film else "picture.png"
     buttons += [
         tag("a", "Save", href=place, download=f"{entry.get('seed', 0)}-{entry.get('index', 0)}-{name}"),
-        tag("button", "Remove", type="button", data_remove="1"),
+        tag("button", "×", type="button", data_remove="1", aria_label="Remove", title="Remove"),
     ]
     bar = tag("div", *buttons, class_="bar-of-picture")
     about = json.dumps({key: value for key, value in entry.items() if key not in ("order", "star")})
-    return tag("figure", image, tag("figcaption", caption_of(entry)), bar, data_picture=entry["id"], data_about=about)
+    caption, wide = tag("figcaption", caption_of(entry)), "1" if steps else None
+    return tag("figure", *shown, caption, bar, data_picture=entry["id"], data_about=about, data_wide=wide)
 
 
 def caption_of(entry: dict[str, Any]) -> str:

@@ -29,10 +29,10 @@ def id_of(name: str) -> str:
 
 def state_key(folder: Path) -> tuple[Any, ...]:
     """Changes whenever what pages show of a run may have changed."""
-    return owner_of(folder), *(stamp(folder / name) for name in WATCHED_FILES), stamp(folder / "previews")
+    return owner_of(folder), *(file_stamp(folder / name) for name in WATCHED_FILES), file_stamp(folder / "previews")
 
 
-def stamp(path: Path) -> tuple[int, int]:
+def file_stamp(path: Path) -> tuple[int, int]:
     """Time and size of a file; zeros where there is none."""
     try:
         status = path.stat()

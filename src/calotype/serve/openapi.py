@@ -37,7 +37,7 @@ ERRORS = {
 }  # fmt: skip
 
 
-def description() -> dict[str, Any]:
+def api_description() -> dict[str, Any]:
     """In version 3.1 of the OpenAPI specification."""
     paths: dict[str, dict[str, Any]] = {}
     for (method, path), (summary, body) in OPERATIONS.items():

@@ -15,7 +15,7 @@ from calotype.serve.answers import document
 from calotype.serve.words import TERMS
 from calotype.tables import differences
 
-HEADS = {
+COLUMNS = {
     "": "",
     "name": "Run",
     "state": "State",
@@ -29,7 +29,7 @@ HEADS = {
 }
 """Columns of the list, by the key by which they are sorted."""
 NUMERIC = ("seconds", "psnr", "held_out_loss", "fd_lite0")
-MOST_COMPARED, MOST_DIFFERENCES = 8, 80
+MOST_SIDE_BY_SIDE, MOST_DIFFERENCES = 8, 80
 
 
 def index_page(runs: Sequence[tuple[str, RunSummary]], starting: Sequence[tuple[str, str]]) -> str:
@@ -53,7 +53,9 @@ def filters() -> Html:
 
 def runs_table(runs: Sequence[tuple[str, RunSummary]], starting: Sequence[tuple[str, str]]) -> Html:
     head = tag(
-        "tr", tag("th", tag("span", "Mark", class_="unseen"), scope="col"), *(head_cell(key) for key in list(HEADS)[1:])
+        "tr",
+        tag("th", tag("span", "Mark", class_="unseen"), scope="col"),
+        *(head_cell(key) for key in list(COLUMNS)[1:]),
     )
     rows = [starting_row(run, name) for run, name in starting] + [run_row(run, summary) for run, summary in runs]
     body = tag("table", tag("thead", head), tag("tbody", *rows), class_="runs figures", id="list")
@@ -62,7 +64,7 @@ def runs_table(runs: Sequence[tuple[str, RunSummary]], starting: Sequence[tuple[
 
 def head_cell(key: str) -> Html:
     """A button sorts by the column."""
-    return tag("th", tag("button", HEADS[key], type="button", data_sort=key), scope="col")
+    return tag("th", tag("button", COLUMNS[key], type="button", data_sort=key), scope="col")
 
 
 def run_row(run: str, summary: RunSummary) -> Html:
@@ -92,7 +94,7 @@ def known(text: Callable[[float | None], str], value: float | None) -> str:
 
 def starting_row(run: str, name: str) -> Html:
     """Of a run whose plan is being made, or that never got so far."""
-    cells: list[Content] = [name_link(run, name), "being planned", *[""] * (len(HEADS) - 3)]
+    cells: list[Content] = [name_link(run, name), "being planned", *[""] * (len(COLUMNS) - 3)]
     return tag("tr", tag("td"), *(tag("td", cell, data_value="") for cell in cells))
 
 
@@ -139,7 +141,7 @@ def new_page() -> str:
         ),
         tag(
             "p",
-            "Subfolders become labels; a text file beside a picture is its caption. The files are copied to this server.",
+            "Subfolders become labels; a text file beside a picture is its caption. The files are copied here.",
             class_="note",
         ),
         tag("progress", max=1, value=0, hidden="", aria_label="Uploaded"),

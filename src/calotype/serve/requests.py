@@ -14,15 +14,15 @@ from starlette.requests import Request
 from calotype.files import first_problem
 from calotype.serve.answers import RefusedRequest
 
-MOST_PICTURES, MOST_STEPS, MOST_LETTERS, LARGEST_PIXELS = 64, 250, 2000, 2**22
+MOST_PICTURES, MOST_SAMPLER_STEPS, MOST_LETTERS, LARGEST_PIXELS = 64, 250, 2000, 2**22
 SEED_BITS = 2**53
 """Seeds of the page are whole numbers that JavaScript has, too."""
 MAX_FIELDS, MAX_FILES = 32, 2
 
-Seed = Annotated[int, Field(ge=-SEED_BITS, le=SEED_BITS, description="Equal seeds give equal pictures.")]
+SeedField = Annotated[int, Field(ge=-SEED_BITS, le=SEED_BITS, description="Equal seeds give equal pictures.")]
 Words = Annotated[str, Field(max_length=MOST_LETTERS)]
 Count = Annotated[int, Field(ge=1, le=MOST_PICTURES)]
-Size = Annotated[str, Field(max_length=16, description="WIDTHxHEIGHT in pixels, or auto: that of training.")]
+SizeField = Annotated[str, Field(max_length=16, description="WIDTHxHEIGHT in pixels, or auto: that of training.")]
 
 
 class Asked(BaseModel):
@@ -36,8 +36,8 @@ class SamplingFields(Asked):
 
     label: Annotated[str | None, Field(max_length=MOST_LETTERS, description="A class of the model.")] = None
     negative: Annotated[str | None, Field(max_length=MOST_LETTERS, description="Negative prompt.")] = None
-    seed: Annotated[Seed | None, Field(description="Without one, it is drawn.")] = None
-    steps: Annotated[int | None, Field(ge=1, le=MOST_STEPS, description="Sampling steps.")] = None
+    seed: Annotated[SeedField | None, Field(description="Without one, it is drawn.")] = None
+    steps: Annotated[int | None, Field(ge=1, le=MOST_SAMPLER_STEPS, description="Sampling steps.")] = None
     guidance: Annotated[float | None, Field(ge=0, le=1000, description="Guidance scale; 1 disables it.")] = None
 
 
@@ -49,7 +49,7 @@ class Generation(SamplingFields):
         Words, Field(description="What the pictures show; for a model of labels, one of them, or empty.")
     ] = ""
     n: Count = 1
-    size: Size = "auto"
+    size: SizeField = "auto"
     response_format: Literal["b64_json"] = "b64_json"
     output_format: Literal["png"] = "png"
     user: Annotated[str | None, Field(max_length=255, description="Ignored.")] = None
@@ -69,9 +69,9 @@ class PageSampling(SamplingFields):
     kind: Literal["sample", "edit", "interpolate", "develop", "enlarge"] = "sample"
     prompt: Words = ""
     count: Count = 4
-    size: Size = "auto"
+    size: SizeField = "auto"
     strength: Annotated[float | None, Field(gt=0, le=1)] = None
-    seed_after: Seed | None = None
+    seed_after: SeedField | None = None
     label_after: Annotated[str | None, Field(max_length=MOST_LETTERS)] = None
     of: Annotated[str | None, Field(pattern=r"^[0-9a-f]{20}$", description="A picture of the gallery.")] = None
 

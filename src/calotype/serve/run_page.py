@@ -156,7 +156,7 @@ def actions(view: RunView) -> Html:
         buttons.append(action(view, "resume", "Resume", "It goes on where it was."))
     if (view.run.folder / "report.html").is_file():
         buttons.append(link(f"{view.place}/report", "Report"))
-    buttons += [copied(command, words) for words, command in commands_of(view)]
+    buttons += [copy_button(command, words) for words, command in commands_of(view)]
     return tag("p", *buttons, class_="actions")
 
 
@@ -165,7 +165,7 @@ def action(view: RunView, name: str, words: str, hint: str, **fields: str) -> Ht
     return tag("button", words, type="button", title=hint, data_post=f"/api/runs/{view.id}/{name}", **about)
 
 
-def copied(text: str, words: str) -> Html:
+def copy_button(text: str, words: str) -> Html:
     """A button that copies a text."""
     return tag("button", words, type="button", data_copy=text, class_="quiet")
 
@@ -290,6 +290,8 @@ def page_of_start(run: str, name: str, about: dict[str, Any], lines: Sequence[st
         tag("div", tag("h2", "Why it has stopped"), tag("p", why), class_="stopped", role="status") if why else None
     )
     text = tag("pre", "\n".join(lines)) if lines else aside("It has printed nothing yet.")
-    copy = tag("p", copied(str(about.get("command", "")), "Copy as command"), link("/new", "New run"), class_="actions")
+    copy = tag(
+        "p", copy_button(str(about.get("command", "")), "Copy as command"), link("/new", "New run"), class_="actions"
+    )
     info = {"page": "start", "run": run, "over": "1" if why else ""}
     return document(name, masthead(["new run"], name, lede), stopped, copy, section("Output", text), about=info)

@@ -25,7 +25,7 @@ from calotype.serve.api import edits, generations, models
 from calotype.serve.events import job_events, run_events
 from calotype.serve.launching import Launcher
 from calotype.serve.library import Library
-from calotype.serve.openapi import description
+from calotype.serve.openapi import api_description
 from calotype.serve.safety import Gate, Guarded
 from calotype.serve.sampling import Queue
 from calotype.serve.views import DATA, PAGES
@@ -75,7 +75,7 @@ def devices_of(device: str) -> Sequence[str]:
 
 
 def openapi(request: Request) -> Response:
-    return json_response(description())
+    return json_response(api_description())
 
 
 def static(request: Request) -> Response:

@@ -22,8 +22,8 @@ from calotype.serve.answers import RefusedRequest, json_response
 from calotype.serve.gallery import Gallery
 from calotype.serve.gallery_page import page_of_gallery
 from calotype.serve.launching import Launcher
-from calotype.serve.library import SUMMARY_KEYS, Library, as_json, stamp
-from calotype.serve.pages import MOST_COMPARED, compare_page, index_page, new_page, setting_rows, words_page
+from calotype.serve.library import SUMMARY_KEYS, Library, as_json, file_stamp
+from calotype.serve.pages import MOST_SIDE_BY_SIDE, compare_page, index_page, new_page, setting_rows, words_page
 from calotype.serve.run_page import RunView, page_of_run, page_of_start, parts_of_run
 from calotype.serve.words import TERMS
 from calotype.types import UserError
@@ -92,12 +92,12 @@ def gallery(request: Request) -> Response:
 
 def chosen_runs(request: Request) -> list[tuple[str, Path]]:
     ids = list(dict.fromkeys(request.query_params.getlist("runs")))
-    if not 2 <= len(ids) <= MOST_COMPARED:
-        raise RefusedRequest(400, f"mark 2 to {MOST_COMPARED} runs in the list; {len(ids)} are marked", "runs")
+    if not 2 <= len(ids) <= MOST_SIDE_BY_SIDE:
+        raise RefusedRequest(400, f"mark 2 to {MOST_SIDE_BY_SIDE} runs in the list; {len(ids)} are marked", "runs")
     return [(run, library_of(request).find(run)) for run in ids]
 
 
-def compare(request: Request) -> Response:
+def compared_runs(request: Request) -> Response:
     return HTMLResponse(compare_page(chosen_runs(request)))
 
 
@@ -142,7 +142,7 @@ def cover(request: Request) -> Response:
     """A small part of the newest pictures, for the list."""
     folder = folder_of(request)
     file = cover_file(folder)
-    key = str(folder), str(file), stamp(file) if file else None
+    key = str(folder), str(file), file_stamp(file) if file else None
     if key not in covers:
         covers[key] = small_cover(file)
         while len(covers) > MOST_COVERS:
@@ -258,7 +258,7 @@ def terms(request: Request) -> Response:
 
 Endpoint = Callable[[Request], Response]
 PAGES: dict[str, Endpoint] = {
-    "/": index, "/new": new, "/words": words, "/compare": compare,
+    "/": index, "/new": new, "/words": words, "/compare": compared_runs,
     "/runs/{run}": run_page, "/runs/{run}/parts": run_parts, "/runs/{run}/gallery": gallery,
     "/runs/{run}/gallery.zip": gallery_archive, "/runs/{run}/report": report_file, "/runs/{run}/cover": cover,
     "/runs/{run}/grid": grid_picture, "/runs/{run}/nearest": nearest_picture,

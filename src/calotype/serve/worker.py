@@ -31,13 +31,12 @@ from calotype.run import Run
 from calotype.serve.wire import packed, unpack
 from calotype.threads import rows_of
 from calotype.training.snapshot import snapshot
-from calotype.types import UserError
+from calotype.types import NULL_LABEL, UserError
 
 KEPT_MODELS = 2
 MAX_PIXELS = 2**24
 """Of a picture that is sent, before it is decoded."""
-FRAME_MILLISECONDS = 100
-Progress = Callable[[int, int], None]
+FILM_MILLISECONDS = 100
 
 
 class CancelledError(Exception):
@@ -89,8 +88,14 @@ def draw_samples(model: Model, asked: dict[str, Any], files: Sequence[bytes]) ->
         negative=asked.get("negative"), picture=next(iter(pictures), None), mask=next(iter(masks), None),
         strength=asked.get("strength"), **changes_of(asked),
     )  # fmt: skip
+    labels = (
+        [NULL_LABEL] * asked["count"]
+        if pictures
+        else model.labels(asked["count"], asked.get("label"), asked.get("prompt"))
+    )
     for index, picture in enumerate(drawn):
-        yield as_png(picture, {**asked, "index": index})
+        turn = {} if labels[index] == NULL_LABEL else {"label": model.classes[labels[index]]}
+        yield as_png(picture, {**asked, "index": index, **turn})
 
 
 def draw_interpolation(model: Model, asked: dict[str, Any], files: Sequence[bytes]) -> Iterator[bytes]:
@@ -104,15 +109,15 @@ def draw_interpolation(model: Model, asked: dict[str, Any], files: Sequence[byte
     there_and_back = [*frames, *frames[-2:0:-1]]
     file = io.BytesIO()
     there_and_back[0].save(file, "WEBP", save_all=True, append_images=there_and_back[1:], loop=0, lossless=True,
-                           duration=FRAME_MILLISECONDS)  # fmt: skip
+                           duration=FILM_MILLISECONDS)  # fmt: skip
     yield file.getvalue()
 
 
 def draw_estimates(model: Model, asked: dict[str, Any], files: Sequence[bytes]) -> Iterator[bytes]:
-    """One picture from noise to clean: at each step what the sampler has, beside what the denoiser takes it for."""
+    """One picture from noise to clean, a row a step: what the sampler has, and what the denoiser takes it for."""
     label, prompt = asked.get("label"), asked.get("prompt") or None
-    for pair in model.estimates(label, asked["seed"], prompt=prompt, **changes_of(asked)):
-        yield as_png(grid(list(pair), 2), asked)
+    pairs = model.estimates(label, asked["seed"], prompt=prompt, **changes_of(asked))
+    yield as_png(grid([picture for pair in pairs for picture in pair], 2, gap=0), asked)
 
 
 def draw_enlarged(model: Model, asked: dict[str, Any], files: Sequence[bytes]) -> Iterator[bytes]:

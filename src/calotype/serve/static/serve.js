@@ -282,6 +282,10 @@ function gallery() {
       field(form, "seed").focus();
     }
   });
+  one("#gallery").addEventListener("input", event => {
+    const picture = one(".steps", event.target.closest("figure"));
+    if (picture) picture.style.objectPosition = `50% ${event.target.value}%`;
+  });
   editing();
 }
 
