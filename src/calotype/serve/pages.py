@@ -13,7 +13,7 @@ from calotype.report.runs import RunSummary, comparing_plots, figures_table
 from calotype.run import Run
 from calotype.serve.answers import document
 from calotype.serve.words import TERMS
-from calotype.tables import differences
+from calotype.tables import all_keys, value_at
 
 COLUMNS = {
     "": "",
@@ -222,11 +222,11 @@ def differing_settings(runs: dict[str, Run]) -> Html | None:
 
 def setting_rows(runs: dict[str, Run]) -> Iterator[tuple[str, list[object]]]:
     """Settings that are not the same in all runs, with the value of each."""
-    first, *others = (settings_of(run) for run in runs.values())
-    changed = [differences(first, other) for other in others]
-    for key in dict.fromkeys(key for each in changed for key in each):
-        before = next(each[key][0] for each in changed if key in each)
-        yield key, [before, *(each[key][1] if key in each else before for each in changed)]
+    settings = [settings_of(run) for run in runs.values()]
+    for key in dict.fromkeys(key for each in settings for key in all_keys(each)):
+        values = [value_at(each, key) for each in settings]
+        if not any(isinstance(value, dict) for value in values) and any(value != values[0] for value in values):
+            yield key, values
 
 
 def setting_text(value: object) -> str:

@@ -15,7 +15,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from calotype.serve.answers import refusal
+from calotype.serve.answers import RefusedRequest, refusal
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 SAFE_METHODS = ("GET", "HEAD")
@@ -37,10 +37,6 @@ MAX_JSON, MAX_EDIT, MAX_UPLOAD = 2**20, 2**25, 2**26
 BODY_SECONDS = 60.0
 """In which a body must have arrived."""
 MAX_QUERY = 4096
-
-
-class TooLargeError(Exception):
-    """A body has more bytes than its route takes."""
 
 
 @dataclass(frozen=True)
@@ -108,23 +104,15 @@ class Guarded:
             await self._answer(scope, receive, send)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        begun = False
-
         async def hardened(message: Message) -> None:
-            nonlocal begun
             if message["type"] == "http.response.start":
-                begun = True
                 harden(MutableHeaders(scope=message))
             await send(message)
 
         if (refused := self.refused(scope)) is not None:
             await refused(scope, receive, hardened)
-            return
-        try:
+        else:
             await self.app(scope, bounded(scope, receive), hardened)
-        except (TooLargeError, TimeoutError) as problem:
-            if not begun:
-                await body_refusal(scope, problem)(scope, receive, hardened)
 
     def refused(self, scope: Scope) -> Response | None:
         """The answer to who may not ask; None for who may."""
@@ -187,28 +175,26 @@ def limit_of(path: str) -> int:
 
 
 def bounded(scope: Scope, receive: Receive) -> Receive:
-    """As `receive`, but raises `TooLargeError` for a body that is too large, and `TimeoutError` for one too slow."""
+    """As `receive`, but raises `RefusedRequest` for a body that is too large or too slow."""
     most, got, end = limit_of(scope["path"]), 0, asyncio.get_running_loop().time() + BODY_SECONDS
     length, whole = Headers(scope=scope).get("content-length", "0"), False
+    too_large = RefusedRequest(413, f"the body has more than {most:,} bytes, which is the most here")
 
     async def receive_some() -> Message:
         nonlocal got, whole
         if whole:
             return await receive()
         if length.isdecimal() and int(length) > most:
-            raise TooLargeError
-        async with asyncio.timeout_at(end):
-            message = await receive()
+            raise too_large
+        try:
+            async with asyncio.timeout_at(end):
+                message = await receive()
+        except TimeoutError:
+            raise RefusedRequest(408, f"the body has not arrived within {BODY_SECONDS:.0f} seconds") from None
         got += len(message.get("body", b""))
         whole = not message.get("more_body", False)
         if got > most:
-            raise TooLargeError
+            raise too_large
         return message
 
     return receive_some
-
-
-def body_refusal(scope: Scope, problem: Exception) -> Response:
-    if isinstance(problem, TooLargeError):
-        return refusal(scope, 413, f"the body has more than {limit_of(scope['path']):,} bytes, which is the most here")
-    return refusal(scope, 408, f"the body has not arrived within {BODY_SECONDS:.0f} seconds")
