@@ -150,6 +150,9 @@ def pictures_argument(folder: Path, asked: NewRun) -> list[str]:
         place = uploads(folder) / asked.upload
         if not place.is_dir():
             raise RefusedRequest(404, "nothing was uploaded under this id", "upload")
+        named = uploads(folder) / asked.name
+        if RUN_NAME.fullmatch(asked.name) and not os.path.lexists(named):
+            place = place.rename(named)  # what pages call the pictures
         return [str(place)]
     if not asked.path:
         return []

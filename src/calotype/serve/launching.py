@@ -76,7 +76,8 @@ class Launcher:
                 [sys.executable, "-m", "calotype", *arguments], stdin=subprocess.DEVNULL, stdout=output, stderr=output,
                 start_new_session=os.name != "nt",
             )  # fmt: skip
-        about = {"name": name, "command": command_line(arguments), "process": process.pid}
+        before = self.about(run).get("command") if arguments[0] == "resume" else command_line(arguments)
+        about = {"name": name, **({"command": before} if before else {}), "process": process.pid}
         write_json(self.noted(run), about)
         threading.Thread(target=self._await, args=(process, run, about), daemon=True).start()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime
 from pathlib import Path
 from string import ascii_uppercase
 
@@ -82,7 +83,7 @@ def run_row(run: str, summary: RunSummary) -> Html:
         "psnr": (known(digits, summary.psnr), summary.psnr),
         "held_out_loss": (known(digits, summary.held_out_loss), summary.held_out_loss),
         "fd_lite0": (known(digits, summary.fd_lite0) + n, summary.fd_lite0),
-        "created": (date(summary.created), summary.created),
+        "created": (day(summary.created), summary.created),
     }
     values = [tag("td", content, data_value="" if value is None else value) for content, value in cells.values()]
     return tag("tr", tag("td", mark), *values)
@@ -90,6 +91,15 @@ def run_row(run: str, summary: RunSummary) -> Html:
 
 def known(text: Callable[[float | None], str], value: float | None) -> str:
     return UNKNOWN if value is None else text(value)
+
+
+def day(created: str) -> str:
+    """`28 Nov 2026, 13:31`, in the time zone of the run."""
+    try:
+        moment = datetime.fromisoformat(created)
+    except ValueError:
+        return created
+    return f"{moment.day} {moment:%b %Y, %H:%M}"
 
 
 def starting_row(run: str, name: str) -> Html:
