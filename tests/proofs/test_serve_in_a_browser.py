@@ -54,9 +54,9 @@ def trained(server, tmp_path_factory):
         page.get_by_label("Time for all of it").fill("60s")
         page.get_by_role("button", name="Start training").click()
         page.wait_for_url(f"{address}/runs/*")
-        page.get_by_role("button", name="Stop").click(timeout=120_000)
+        page.get_by_role("button", name="Stop", exact=True).click(timeout=120_000)
         page.get_by_text("It was asked to stop after").wait_for(timeout=60_000)
-        page.get_by_role("button", name="Resume").click()
+        page.get_by_role("button", name="Resume", exact=True).click()
         page.get_by_text("Finished after").wait_for(timeout=300_000)
         page.get_by_role("link", name="Make pictures").wait_for()
     return id_of("my pets")
@@ -66,8 +66,8 @@ def test_ten_pictures_are_downloaded_with_their_seeds(server, trained, tmp_path)
     address, token = server
     with browser_page(address, token, viewport=WIDE) as page:
         ready(page.goto(f"{address}/runs/{trained}/gallery") and page)
-        page.get_by_label("Seed", exact=False).first.fill("7")
-        page.get_by_label("How many").first.fill("10")
+        page.locator("#sampling [data-field=seed]").fill("7")
+        page.locator("#sampling [data-field=count]").fill("10")
         page.get_by_role("button", name="Make pictures").click()
         until(lambda: page.locator("#gallery figure").count() == 10)
         with page.expect_download() as download:
@@ -107,7 +107,7 @@ def test_steps_are_under_a_slider_and_films_play(server, trained):
     with browser_page(address, token, viewport=WIDE) as page:
         ready(page.goto(f"{address}/runs/{trained}/gallery") and page)
         for kind, shown in (("develop", ".steps"), ("interpolate", "figcaption:has-text('film')")):
-            page.locator("[data-field=kind]").select_option(kind)
+            page.locator("#sampling [data-field=kind]").select_option(kind)
             page.get_by_role("button", name="Make pictures").click()
             page.locator(f"#gallery {shown}").first.wait_for(timeout=60_000)
         ruler = page.locator("#gallery input[type=range]").first
@@ -179,7 +179,7 @@ def test_a_sample_is_shown_within_two_seconds_of_being_made(server, trained):
     with browser_page(address, token, viewport=WIDE) as page:
         ready(page.goto(f"{address}/runs/{trained}/gallery") and page)
         before = page.locator("#gallery figure").count()
-        page.get_by_label("How many").first.fill("1")
+        page.locator("#sampling [data-field=count]").fill("1")
         page.get_by_role("button", name="Make pictures").click()
         ended = None
 

@@ -19,12 +19,12 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from serving import RUN, served
+from serving import RUN, served, until
 from small import be_quick, train_small
 
 CLIENTS, SECONDS = int(os.environ.get("CLIENTS", "200")), float(os.environ.get("SECONDS", "60"))
 LARGEST_GROWTH = 100e6
-"""Bytes of all processes together, from the second third of the time on."""
+"""Bytes of all processes together, in the last two thirds of the time."""
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,8 @@ def folder(tmp_path_factory):
 
 
 def memory(process):
-    """Resident bytes of the server and of the processes that sample."""
+    """Resident bytes of the server and of its two processes: one samples, one waits to take its place."""
+    until(lambda: len(process.children()) == 2)
     return sum(each.memory_info().rss for each in (process, *process.children()))
 
 
@@ -69,9 +70,8 @@ async def crowd(address, token, process, answers, pictures, grown):
     async with httpx.AsyncClient(base_url=address, headers=headers, limits=limits, timeout=120) as client:
         tasks = [asyncio.create_task(ask(client, index, end, answers, pictures)) for index in range(CLIENTS)]
         await asyncio.sleep(SECONDS / 3)
-        os.kill(min(each.pid for each in process.children()), signal.SIGKILL)
-        await asyncio.sleep(SECONDS / 6)
         before = memory(process)
+        os.kill(min(each.pid for each in process.children()), signal.SIGKILL)
         await asyncio.gather(*tasks)
         grown.append(memory(process) - before)
 
