@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,8 @@ HIDDEN = ".calotype"
 RUN_NAME = re.compile(r"[\w][\w .()-]{0,79}")
 MAX_RUNNING = 8
 """Trainings that the page has started and that still run."""
+ENDING_SECONDS = 10.0
+"""A process is given these to end after its run is no longer locked."""
 LAST_LINES, LAST_BYTES = 40, 2**15
 OUT_OF_MEMORY = (
     "the operating system has killed it (exit code 137), most likely for want of memory: close other programs, or "
@@ -65,6 +68,7 @@ class Launcher:
 
     def start(self, run: str, name: str, arguments: Sequence[str]) -> None:
         """In a session of its own, so that neither the server's end nor a closed terminal stops it."""
+        self.await_end(run)
         running = [file for file in (self.folder / HIDDEN).glob("*.json") if is_running(read_mapping(file))]
         if len(running) >= MAX_RUNNING:
             raise RefusedRequest(429, f"{MAX_RUNNING} trainings are running already; stop one first", retry_after=60)
@@ -80,6 +84,12 @@ class Launcher:
         about = {"name": name, **({"command": before} if before else {}), "process": process.pid}
         write_json(self.noted(run), about)
         threading.Thread(target=self._await, args=(process, run, about), daemon=True).start()
+
+    def await_end(self, run: str) -> None:
+        """Of a process that has saved all and is about to end; a few seconds at most."""
+        end = time.monotonic() + ENDING_SECONDS
+        while is_running(self.about(run)) and time.monotonic() < end:
+            time.sleep(0.1)
 
     def _await(self, process: subprocess.Popen[bytes], run: str, about: dict[str, Any]) -> None:
         code = process.wait()
