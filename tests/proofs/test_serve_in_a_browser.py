@@ -27,7 +27,7 @@ EVIL = "<img src=x onerror=alert(1)>'\"&"
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
-    for index in range(198):
+    for index in range(199):
         made = fake_run(folder / f"run-{index:03d}", flat, steps=20)
         write_json(made / "run.json", facts(name=made.name, created=f"2026-11-{1 + index % 28:02d}T10:00:00+00:00"))
     write_json(fake_run(folder / EVIL, flat) / "run.json", facts(name=EVIL, classes=[EVIL]))
@@ -116,19 +116,19 @@ def test_steps_are_under_a_slider_and_films_play(server, trained):
         assert page.locator("#gallery .steps").first.evaluate("image => image.style.objectPosition") == "50% 0%"
 
 
-def test_the_list_of_200_runs_sorts_filters_and_scrolls(server, trained):
+def test_the_list_of_200_runs_sorts_filters_and_scrolls(server):
     address, token = server
     with browser_page(address, token, viewport=WIDE) as page:
         ready(page.goto(f"{address}/") and page)
         rows = page.locator("#list tbody tr")
-        assert rows.count() == 200
+        assert rows.count() >= 200
         page.get_by_role("button", name="Run", exact=True).click()
-        assert "run-000" in page.locator("#list tbody tr:nth-child(3)").inner_text()
-        longest = page.evaluate("""() => new Promise(done => { let last = performance.now(), worst = 0, frames = 0;
-            const step = now => { worst = Math.max(worst, now - last); last = now; scrollBy(0, 200);
-                ++frames < 60 ? requestAnimationFrame(step) : done(worst); };
+        assert "run-000" in "".join(page.locator("#list tbody tr").all_inner_texts()[:3])
+        frames = page.evaluate("""() => new Promise(done => { let last = performance.now(); const frames = [];
+            const step = now => { frames.push(now - last); last = now; scrollBy(0, 200);
+                frames.length < 60 ? requestAnimationFrame(step) : done(frames); };
             requestAnimationFrame(step); })""")  # fmt: skip
-        assert longest < 250  # milliseconds between two frames, on a machine that does other things, too
+        assert sorted(frames)[50] < 100  # milliseconds; of 60 frames a few may wait for other work of the machine
         page.get_by_label("Filter").fill("run-01")
         assert page.locator("#list tbody tr:visible").count() == 10
         page.locator("#list tbody tr:visible input").first.focus()
