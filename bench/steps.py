@@ -40,7 +40,7 @@ def stepper(objective: Objective, batch: Batch, plain: bool, device: torch.devic
     states = {name: TrainState(network, OptimizerConfig()) for name, network in objective.networks.items()}
     if plain:
         for train_state in states.values():
-            train_state.optimizer = torch.optim.AdamW(train_state.parameters, 1e-3)
+            train_state.optimizers = [torch.optim.AdamW(train_state.parameters, 1e-3)]
     progress = TrainProgress(10**6, len(batch), 0)
     return lambda: train_step(objective, states, batch, progress)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,17 @@ from PIL import Image, ImageChops
 
 from calotype.data.captions import as_prompts, clean
 from calotype.data.images import cut, images_from_pil, pils_from_images, shown
-from calotype.diffusion.init import Between, Mask, canvas, condition_switch, feathered, image_to_image, inpainting
+from calotype.diffusion.init import (
+    Between,
+    Mask,
+    State,
+    canvas,
+    condition_switch,
+    feathered,
+    image_to_image,
+    inpainting,
+    recorded,
+)
 from calotype.diffusion.stage import (
     Initializer,
     Initializers,
@@ -145,6 +156,23 @@ class Model:
         rngs = [Between(first, last, share) for share in shares]
         parts = self._generate([before] * frames, text, rngs, self.settings(changes), size, switch)
         return [picture for images in parts for picture in pils_from_images(images)]
+
+    def estimates(
+        self, label: str | None = None, seed: int = 0, *, prompt: str | None = None, **changes: Any
+    ) -> list[tuple[Image.Image, Image.Image]]:
+        """Of the first sample of a seed, each call of the denoiser: the noisy picture, divided by sqrt(1 + sigma^2) so
+        that it can be seen, and the estimate of the clean one; from noise to the picture that `sample` returns.
+
+        Raises `UserError` as `sample` does.
+        """
+        labels, text, states = self.labels(1, label, prompt), self.text(1, prompt), list[State]()
+        start = recorded(states, self.canvas(None))
+        deque(self._generate(labels, text, self.rngs(1, seed), self.settings(changes), None, for_all(start)), maxlen=0)
+        shown = [
+            state.stage.space.decode(torch.cat([state.noisy / (1 + state.sigma**2) ** 0.5, state.estimate]))
+            for state in states
+        ]
+        return [(before, after) for before, after in map(pils_from_images, shown)]
 
     def enlarge(
         self, picture: Image.Image, size: int | None = None, label: str | None = None, seed: int = 0

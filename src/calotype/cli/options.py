@@ -140,6 +140,7 @@ class TrainOptions(TrainingOptions):
     out: Annotated[Path | None, option("Folder of the new run. [default: runs/NAME-SIZE-N]")] = None
     force: Force = False
     ranks: RankCount = 1
+    serve: Annotated[bool, typer.Option("--serve", help="Show the run on a page while it trains: see serve.")] = False
 
 
 @app.command("plan")
@@ -337,6 +338,19 @@ class RunsOptions:
 
     folder: Annotated[Path, typer.Argument(help="Folder of runs.")] = Path("runs")
     as_json: Annotated[bool, typer.Option("--json", help="Write one JSON object per line.")] = False
+
+
+@app.command("serve")
+@dataclass(frozen=True)
+class ServeOptions:
+    """Show runs on a page in the browser, start them, and sample; with an API. Needs the extra ui."""
+
+    folder: Annotated[Path, typer.Argument(help="Folder of runs.")] = Path("runs")
+    port: Annotated[int, typer.Option(help="Port; 0 takes a free one.", min=0, max=65535)] = 8737
+    host: Annotated[str, typer.Option(help="Address to listen at. Another than this machine's own lets others in.")] = (
+        "127.0.0.1"
+    )
+    device: Device = "auto"
 
 
 @app.command("report")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +25,16 @@ RESAMPLING = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
 
 SWITCH_STEPS = 100
 """Steps of the grid on which a condition switch is placed."""
+
+
+class State(NamedTuple):
+    """One call of a denoiser."""
+
+    stage: Stage
+    noisy: Latents
+    sigma: float
+    estimate: Latents
+
 
 Mask = Float[Tensor, "1 1 rows columns"]  # 1: to be repainted, 0: kept
 
@@ -84,6 +95,27 @@ def condition_switch(labels: Labels, text: Text | None, share: Sigmas, start: In
         def wrapper(denoiser_for: DenoiserFor, condition: Condition) -> Denoise:
             after = init.wrapper(denoiser_for, replace(condition, labels=labels, text=text))
             return switched(init.wrapper(denoiser_for, condition), after, limits)
+
+        return replace(init, wrapper=wrapper)
+
+    return begin
+
+
+def recorded(states: list[State], start: Initializer = from_noise) -> Initializer:
+    """Appends what the denoiser gets and gives at each call. For one sample at a time: slices run at once."""
+
+    def begin(stage: Stage, mean: Latents) -> SamplerInit:
+        init = start(stage, mean)
+
+        def wrapper(denoiser_for: DenoiserFor, condition: Condition) -> Denoise:
+            denoise = init.wrapper(denoiser_for, condition)
+
+            def record(noisy: Latents, sigma: float) -> Latents:
+                estimate = denoise(noisy, sigma)
+                states.append(State(stage, noisy, sigma, estimate))
+                return estimate
+
+            return record
 
         return replace(init, wrapper=wrapper)
 

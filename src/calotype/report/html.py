@@ -26,11 +26,12 @@ class Html:
 
 Content = Html | str | None
 Row = Sequence[Content]
-VOID = ("img", "meta")
+VOID = ("img", "input", "link", "meta")
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 WIDEST_PICTURE, LARGEST_SCALE = 1056, 4
 """The largest width at which a picture is shown, in pixels and as a multiple of its own."""
 MOST_PROMPTS = 48
+STYLE = (files("calotype.report") / "style.css").read_text("utf-8")
 MARK = " · Calotype"
 """At the end of each page's title."""
 
@@ -58,7 +59,7 @@ def page(title: str, parts: Iterable[Content]) -> str:
         tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
         tag("meta", http_equiv="Content-Security-Policy", content=POLICY),
         tag("title", f"{title}{MARK}"),
-        tag("style", Html((files("calotype.report") / "style.css").read_text("utf-8"))),
+        tag("style", Html(STYLE)),
     )
     return f"<!doctype html>\n{tag('html', head, tag('body', tag('main', *parts)), lang='en').code}\n"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -47,12 +48,20 @@ def plot(title: str, y_title: str, series: Sequence[Series], x_title: str = "ima
     for index, (curve, height) in enumerate(zip(series, heights, strict=True)):
         style = f"s{(index if curve.style is None else curve.style) % LINE_STYLES}"
         parts += [] if curve.marked else [polyline(frame, curve.points, f"raw {style}")]
-        parts.append(polyline(frame, curve.line(), f"line {style}"))
+        parts.append(polyline(frame, curve.line(), f"line {style}", spaced(curve.name)))
         parts += [mark(frame.x_at(x), frame.y_at(y), style) for x, y in curve.points if curve.marked]
         parts.append(svg_text(spaced(curve.name)[:15], PLOT_WIDTH - RIGHT + 8, height + 4, f"name {style}"))
     box = f"0 0 {PLOT_WIDTH:g} {PLOT_HEIGHT:g}"
     caption = tag("figcaption", tag("b", f"{title}."), f" {note}")
-    return tag("figure", caption, tag("svg", tag("title", title), *parts, viewBox=box, role="img"), class_="plot")
+    drawing = tag("svg", tag("title", title), *parts, viewBox=box, role="img", data_axes=axes_text(frame))
+    return tag("figure", caption, drawing, class_="plot")
+
+
+def axes_text(frame: Frame) -> str:
+    """Where the axes begin and end, as JSON, for a page that shows the values under the pointer."""
+    ends = {name: [axis.low, axis.high, int(axis.logarithmic)] for name, axis in (("x", frame.x), ("y", frame.y))}
+    margins = {"left": LEFT, "right": RIGHT, "top": TOP, "bottom": BOTTOM, "width": PLOT_WIDTH, "height": PLOT_HEIGHT}
+    return json.dumps({**ends, **margins})
 
 
 # -- Axes --------------------------------------------------------------------------------------------------------------
@@ -170,9 +179,9 @@ def mark(x: float, y: float, style: str) -> Html:
     return tag("path", d=f"M{x:g} {y:g}{MARK_SHAPES[style]}", class_=f"mark {style}")
 
 
-def polyline(frame: Frame, points: Sequence[Point], kind: str) -> Html:
+def polyline(frame: Frame, points: Sequence[Point], kind: str, name: str | None = None) -> Html:
     places = " ".join(f"{frame.x_at(x):g},{frame.y_at(y):g}" for x, y in thinned(points))
-    return tag("polyline", points=places, class_=kind)
+    return tag("polyline", points=places, class_=kind, data_name=name)
 
 
 def svg_text(content: str, x: float, y: float, kind: str | None = None, anchor: str | None = None) -> Html:

@@ -7,7 +7,7 @@ import os
 import platform
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from calotype.cli.commands.following import follow, lead
 from calotype.cli.commands.reading import read, unused_path
 from calotype.cli.commands.resuming import labels_hash, note_changes, read_again
 from calotype.cli.commands.sampling import write_samples
+from calotype.cli.commands.serving import page_beside, require_extra
 from calotype.cli.console import Console
 from calotype.cli.options import PlanOptions, ResumeOptions, SampleOptions, TrainingOptions, TrainOptions
 from calotype.data.folder import Pictures
@@ -142,6 +143,8 @@ def machine_of(options: TrainingOptions, ranks: Ranks) -> Machine:
 
 def train(options: TrainOptions, console: Console) -> Path:
     """From a folder of pictures to a model, its samples and a report. Returns the folder of the run."""
+    if options.serve:
+        require_extra()
     with joined_ranks(options.device) as ranks:
         if not ranks.first:
             return follow(ranks, options.device, options.force)
@@ -166,7 +169,8 @@ def _train(options: TrainOptions, console: Console, ranks: Ranks) -> Path:
         run = Run(folder, state, began=options.started)
         run.spend("read", was_read - options.started)  # writes run.json, after all that resuming needs
         run.spend("plan", time.time() - was_read)
-        return produce(run, planned, pictures, machine, console, options.force, ranks)
+        with page_beside(folder.parent, options.device) if options.serve else nullcontext():
+            return produce(run, planned, pictures, machine, console, options.force, ranks)
 
 
 def start_from(source: Source, folder: Path, state: RunState) -> None:

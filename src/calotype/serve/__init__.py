@@ -1,0 +1,1 @@
+"""A page and an API on this machine: `calotype serve` (extra `ui`)."""

@@ -1,0 +1,238 @@
+"""Routes that change something: pictures to make, stars, runs to start, stop and resume, pictures to upload."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import time
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import Response
+
+from calotype.data.formats import SUFFIXES
+from calotype.files import make_folder, write_whole
+from calotype.run import Run
+from calotype.serve.answers import RefusedRequest, json_response
+from calotype.serve.api import can_sample, sampling_fields
+from calotype.serve.gallery import Gallery
+from calotype.serve.gallery_page import gallery_figure
+from calotype.serve.launching import HIDDEN, RUN_NAME, stop
+from calotype.serve.requests import (
+    MOST_PICTURES,
+    NewRun,
+    PageSampling,
+    Resumption,
+    Starring,
+    read_body,
+    read_form,
+    validated,
+)
+from calotype.serve.sampling import Job, Queue
+from calotype.serve.views import folder_of, launcher_of
+
+UPLOAD_ID = re.compile(r"[0-9a-f]{16}")
+UPLOADED = (*SUFFIXES, ".txt", ".json", ".jsonl", ".csv", ".tsv")
+MOST_FILES, MOST_BYTES, MOST_PARTS = 20_000, 2**32, 6
+"""Of an upload: files, bytes, and folders in each other."""
+
+
+# -- Pictures ----------------------------------------------------------------------------------------------------------
+
+
+async def make_pictures(request: Request) -> Response:
+    """Puts a request for pictures into the queue; they go into the gallery of the run. Answers with the job."""
+    queue: Queue = request.app.state.queue
+    run, folder = request.path_params["run"], await run_in_threadpool(folder_of, request)
+    files: dict[str, bytes] = {}
+    if request.headers.get("content-type", "").startswith("multipart/form-data"):
+        asked, files = await read_form(request, PageSampling)
+    else:
+        asked = await read_body(request, PageSampling)
+    job = await run_in_threadpool(job_of, asked, folder, files)
+    await queue.put(job)
+    keeping = asyncio.create_task(keep_in_gallery(request.app.state, run, job))
+    request.app.state.tasks.add(keeping)
+    keeping.add_done_callback(request.app.state.tasks.discard)
+    return json_response(job.as_json(), 202, {"Location": f"/api/jobs/{job.id}"})
+
+
+def job_of(asked: PageSampling, folder: Path, files: dict[str, bytes]) -> Job:
+    """Raises `RefusedRequest` where it cannot be done."""
+    gallery = Gallery(folder)
+    gallery.require_room(MOST_PICTURES)
+    if not can_sample(folder):
+        raise RefusedRequest(
+            409, "this run has no checkpoint yet; its denoiser gets the first a minute after it begins"
+        )
+    sent = [files[name] for name in ("image", "mask") if name in files]
+    if asked.of is not None:
+        sent = [gallery.file(asked.of).read_bytes(), *([files["mask"]] if "mask" in files else [])]
+    if (asked.kind in ("edit", "enlarge")) != bool(sent):
+        raise RefusedRequest(
+            400, f"a request of kind {asked.kind} {'needs a' if not sent else 'takes no'} picture", "of"
+        )
+    fields = sampling_fields(asked, folder, 1 if asked.kind in ("develop", "enlarge") else asked.count, asked.size)
+    if asked.kind == "interpolate":
+        after = fields["seed"] + 1 if asked.seed_after is None else asked.seed_after
+        fields |= {"seed_after": after, "count": max(2, asked.count), "label_after": asked.label_after}
+    in_turn = asked.kind == "sample" and not asked.prompt and not fields.get("label")
+    kept = {"of": asked.of, "model": folder.name, "turn": Run.open(folder).state.classes if in_turn else []}
+    return Job(asked.kind, folder, {**fields, **kept}, sent, kept=False)
+
+
+async def keep_in_gallery(state: Any, run: str, job: Job) -> None:
+    """Puts the pictures of a job into the gallery once it has ended, also of one that was cancelled on the way."""
+    try:
+        await job.wait()
+        if job.pictures:
+            gallery, about = Gallery(job.folder), {**job.asked, "kind": job.kind, "order": time.time()}
+            ids = await run_in_threadpool(gallery.add, job.pictures, about)
+            entries = {entry["id"]: entry for entry in await run_in_threadpool(gallery.entries)}
+            job.attached = {"ids": ids, "figures": [gallery_figure(run, entries[each]).code for each in ids]}
+            job.pictures = []
+    except (RefusedRequest, OSError) as problem:
+        job.state, job.reason = "failed", f"the pictures could not be kept: {problem}"
+    finally:
+        job.kept = True
+        job.tell()
+
+
+async def job_json(request: Request) -> Response:
+    job: Job = request.app.state.queue.find(request.path_params["job"])
+    return json_response({**job.as_json(), "gallery": (job.attached or {}).get("ids", [])})
+
+
+async def cancel_job(request: Request) -> Response:
+    queue: Queue = request.app.state.queue
+    job = queue.find(request.path_params["job"])
+    await queue.cancel(job)
+    return json_response(job.as_json(), 202)
+
+
+async def change_picture(request: Request) -> Response:
+    """Gives a picture a star, or takes it."""
+    gallery, picture = Gallery(await run_in_threadpool(folder_of, request)), request.path_params["picture"]
+    if request.method == "DELETE":
+        await run_in_threadpool(gallery.remove, picture)
+        return json_response({"removed": picture})
+    asked = await read_body(request, Starring)
+    await run_in_threadpool(gallery.star, picture, asked.star)
+    return json_response({"id": picture, "star": asked.star})
+
+
+# -- Runs --------------------------------------------------------------------------------------------------------------
+
+
+async def start_run(request: Request) -> Response:
+    """Trains on a folder of this machine, on what was uploaded, or on the embedded portraits."""
+    asked = await read_body(request, NewRun)
+    return json_response(await run_in_threadpool(started, request, asked), 202)
+
+
+def started(request: Request, asked: NewRun) -> dict[str, str]:
+    launcher = launcher_of(request)
+    options = ["--size", str(asked.size), "--budget", asked.budget, "--kind", asked.kind]
+    device = request.app.state.device
+    options += [] if device == "auto" else ["--device", device]
+    run = launcher.train(asked.name, [*pictures_argument(launcher.folder, asked), *options])
+    return {"id": run, "page": f"/runs/{run}"}
+
+
+def pictures_argument(folder: Path, asked: NewRun) -> list[str]:
+    """The folder of the pictures, as an argument; none for the embedded portraits."""
+    if asked.path and asked.upload:
+        raise RefusedRequest(400, "path and upload both name pictures; give one", "path")
+    if asked.upload:
+        place = uploads(folder) / asked.upload
+        if not place.is_dir():
+            raise RefusedRequest(404, "nothing was uploaded under this id", "upload")
+        named = uploads(folder) / asked.name
+        if RUN_NAME.fullmatch(asked.name) and not os.path.lexists(named):
+            place = place.rename(named)  # what pages call the pictures
+        return [str(place)]
+    if not asked.path:
+        return []
+    place = Path(asked.path).expanduser()
+    if "\0" in asked.path or not place.is_absolute() or not place.is_dir():
+        raise RefusedRequest(400, "path must be the whole path of a folder on this machine", "path")
+    return [str(place)]
+
+
+async def stop_run(request: Request) -> Response:
+    folder = await run_in_threadpool(folder_of, request)
+    await run_in_threadpool(stop, folder)
+    return json_response({"asked": "to stop"}, 202)
+
+
+async def resume_run(request: Request) -> Response:
+    asked = await read_body(request, Resumption) if await request.body() else validated(Resumption, {})
+    folder = await run_in_threadpool(folder_of, request)
+    options = ["--budget", asked.budget] if asked.budget else []
+    await run_in_threadpool(launcher_of(request).resume, request.path_params["run"], folder, options)
+    return json_response({"asked": "to go on"}, 202)
+
+
+# -- Uploads -----------------------------------------------------------------------------------------------------------
+
+
+def uploads(folder: Path) -> Path:
+    return folder / HIDDEN / "uploads"
+
+
+async def upload(request: Request) -> Response:
+    """One file of a folder that was dropped: its path below that folder in `path`, its bytes as the body."""
+    batch = request.path_params["upload"]
+    if not UPLOAD_ID.fullmatch(batch):
+        raise RefusedRequest(400, "the id of an upload is 16 hexadecimal digits", "upload")
+    parts = safe_parts(request.query_params.get("path", ""))
+    content = await request.body()
+    return json_response(await run_in_threadpool(stored, launcher_of(request).folder, batch, parts, content), 201)
+
+
+def stored(folder: Path, batch: str, parts: list[str], content: bytes) -> dict[str, Any]:
+    place = uploads(folder) / batch
+    held = place.parent / f"{batch}.count"
+    files, size = count_of(held)
+    if files + 1 > MOST_FILES or size + len(content) > MOST_BYTES:
+        raise RefusedRequest(
+            413, f"an upload has at most {MOST_FILES:,} files and {MOST_BYTES >> 30} GB; give a path instead"
+        )
+    target = place.joinpath(*parts)
+    make_folder(target.parent)
+    if os.path.lexists(target):
+        raise RefusedRequest(409, "this file was uploaded already", "path")
+    write_whole(target, content)
+    write_whole(held, f"{files + 1} {size + len(content)}")
+    return {"files": files + 1, "bytes": size + len(content)}
+
+
+def count_of(file: Path) -> tuple[int, int]:
+    if not file.is_file():
+        return 0, 0
+    files, size = file.read_text().split()
+    return int(files), int(size)
+
+
+def safe_parts(path: str) -> list[str]:
+    """The parts of a path that was sent, none of which leads anywhere else. Raises `RefusedRequest`."""
+    parts = list(PurePosixPath(path.replace("\\", "/")).parts)
+    wrong = [part for part in parts if part in ("..", "/") or part.startswith(".") or len(part.encode()) > 200
+             or not part.isprintable() or set(part) & set(':*?"<>|')]  # fmt: skip
+    if not parts or len(parts) > MOST_PARTS or wrong:
+        raise RefusedRequest(400, f"path {path!r:.80} is no name of a file in a folder", "path")
+    if not parts[-1].lower().endswith(UPLOADED):
+        raise RefusedRequest(400, f"{parts[-1]!r:.80} is neither a picture nor its caption, and was not taken", "path")
+    return [f"{part}_" if RUN_NAME.fullmatch(part) is None and part.endswith((".", " ")) else part for part in parts]
+
+
+CHANGES = {
+    ("POST", "/api/runs"): start_run, ("POST", "/api/runs/{run}/stop"): stop_run,
+    ("POST", "/api/runs/{run}/resume"): resume_run, ("POST", "/api/runs/{run}/samples"): make_pictures,
+    ("POST", "/api/runs/{run}/pictures/{picture}"): change_picture,
+    ("DELETE", "/api/runs/{run}/pictures/{picture}"): change_picture, ("POST", "/api/uploads/{upload}"): upload,
+    ("GET", "/api/jobs/{job}"): job_json, ("DELETE", "/api/jobs/{job}"): cancel_job,
+}  # fmt: skip

@@ -1,0 +1,84 @@
+"""Answers: errors as JSON for programs and as a page for people, JSON, and pages."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from starlette.datastructures import Headers
+from starlette.responses import HTMLResponse, Response
+from starlette.types import Scope
+
+from calotype.escaping import plain
+from calotype.report.html import MARK, Content, Html, masthead, tag
+
+SHEETS, MODULE = ("/static/report.css", "/static/serve.css"), "/static/serve.js"
+TITLES = {
+    400: "This cannot be done", 401: "The token is missing", 403: "Not allowed", 404: "Nothing is here",
+    408: "Too slow", 409: "Not now", 413: "Too large", 414: "Too long", 421: "Another name", 429: "Too many at once",
+    500: "Our mistake", 503: "Not now",
+}  # fmt: skip
+
+
+class RefusedRequest(Exception):  # noqa: N818
+    """A request that cannot be answered: its status, why, and the field or header that is wrong."""
+
+    def __init__(self, status: int, reason: str, field: str | None = None, retry_after: int | None = None) -> None:
+        super().__init__(reason)
+        self.status, self.reason, self.field, self.retry_after = status, reason, field, retry_after
+
+
+def json_response(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    content = json.dumps(value, ensure_ascii=False, default=str).encode("utf-8", "backslashreplace")
+    return Response(content, status, dict(headers or {}), "application/json")
+
+
+def refusal(
+    scope: Scope, status: int, reason: str, field: str | None = None, retry_after: int | None = None
+) -> Response:
+    """As the clients of OpenAI read errors; as a page where a browser asks for one."""
+    headers = {} if retry_after is None else {"Retry-After": str(retry_after)}
+    if status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    if scope["method"] == "GET" and "text/html" in Headers(scope=scope).get("accept", ""):
+        return HTMLResponse(error_page(status, reason), status, headers)
+    kind = "server_error" if status >= 500 else "invalid_request_error"
+    error = {"message": plain(reason), "type": kind, "param": field, "code": str(status)}
+    return json_response({"error": error}, status, headers)
+
+
+def error_page(status: int, reason: str) -> str:
+    return document(TITLES.get(status, "An error"), masthead([str(status)], TITLES.get(status, "An error"), reason))
+
+
+def document(title: str, *parts: Content, about: Mapping[str, str] | None = None) -> str:
+    """A whole page: style and script are files, so that its policy needs nothing inline. `about` is for the script."""
+    head = tag(
+        "head",
+        tag("meta", charset="utf-8"),
+        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        tag("meta", name="color-scheme", content="light dark"),
+        tag("title", f"{title}{MARK}"),
+        *(Html(f'<link rel="stylesheet" href="{place}">') for place in SHEETS),
+        Html('<link rel="icon" href="/static/icon.svg" type="image/svg+xml">'),
+        tag("script", type="module", src=MODULE),
+    )
+    body = tag(
+        "body", Html(NAVIGATION), tag("main", *parts), **{f"data_{key}": value for key, value in (about or {}).items()}
+    )
+    return f"<!doctype html>\n{live(tag('html', head, body, lang='en')).code}\n"
+
+
+NAVIGATION = (
+    '<a class="skip" href="#main">To the content</a><nav aria-label="Calotype"><a href="/">Runs</a>'
+    '<a href="/new">New run</a><a href="/words">Words</a></nav><span id="main"></span>'
+)
+
+
+def live(markup: Html) -> Html:
+    """Markup of the report for a page whose policy allows no styles in attributes: the script puts them in place.
+
+    Text is escaped, so that a quotation mark stands in tags alone.
+    """
+    return Html(markup.code.replace(' style="', ' data-style="'))

@@ -1,0 +1,125 @@
+"""Pictures that were made on the page, kept in the folder of their run with how they were made."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import zipfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from secrets import token_hex
+from typing import Any
+
+from calotype.files import make_folder, read_json, write_json, write_whole
+from calotype.serve.answers import RefusedRequest
+from calotype.types import UserError
+
+GALLERY_FOLDER = "gallery"
+LARGEST_GALLERY = 10_000
+"""Pictures in a gallery."""
+PICTURE_ID = re.compile(r"[0-9a-f]{20}")
+SUFFIX_OF = {"interpolate": ".webp"}
+MADE_BY = (
+    "kind",
+    "seed",
+    "index",
+    "label",
+    "prompt",
+    "negative",
+    "steps",
+    "guidance",
+    "strength",
+    "seed_after",
+    "width",
+    "height",
+    "of",
+)
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """The gallery of the run in `folder`."""
+
+    folder: Path
+
+    @property
+    def place(self) -> Path:
+        return self.folder / GALLERY_FOLDER
+
+    def add(self, pictures: Sequence[bytes], about: dict[str, Any]) -> list[str]:
+        """Ids of the pictures. Raises `RefusedRequest` where the gallery is full."""
+        self.require_room(len(pictures))
+        make_folder(self.place)
+        return [self._add(content, {**about, "index": index}) for index, content in enumerate(pictures)]
+
+    def require_room(self, count: int) -> None:
+        if self.place.is_dir() and len(list(self.place.glob("*.json"))) + count > LARGEST_GALLERY:
+            raise RefusedRequest(
+                409, f"the gallery has {LARGEST_GALLERY:,} pictures; remove some, or download them first"
+            )
+
+    def _add(self, content: bytes, about: dict[str, Any]) -> str:
+        picture, kind = token_hex(10), str(about.get("kind"))
+        kept = {name: about[name] for name in MADE_BY if about.get(name) is not None}
+        if turn := about.get("turn"):
+            kept["label"] = turn[about["index"] % len(turn)]
+        order = about.get("order", 0.0) - about["index"] * 1e-6
+        write_whole(self.place / f"{picture}{SUFFIX_OF.get(kind, '.png')}", content)
+        write_json(self.place / f"{picture}.json", {**kept, "order": order, "star": False})
+        return picture
+
+    def entries(self) -> list[dict[str, Any]]:
+        """How each picture was made, newest first; damaged ones are left out."""
+        return sorted(self._entries(), key=lambda entry: -entry["order"])
+
+    def _entries(self) -> Iterator[dict[str, Any]]:
+        for file in self.place.glob("*.json"):
+            if PICTURE_ID.fullmatch(file.stem) and not file.is_symlink():
+                try:
+                    about = read_json(file)
+                except UserError:
+                    continue
+                if isinstance(about, dict) and isinstance(about.get("order"), int | float):
+                    yield {**about, "id": file.stem}
+
+    def file(self, picture: str) -> Path:
+        """Raises `RefusedRequest` for an unknown id."""
+        if PICTURE_ID.fullmatch(picture):
+            for suffix in (".png", ".webp"):
+                file = self.place / f"{picture}{suffix}"
+                if file.is_file() and not file.is_symlink():
+                    return file
+        raise RefusedRequest(404, "there is no such picture here; it may have been removed", "picture")
+
+    def about(self, picture: str) -> dict[str, Any]:
+        self.file(picture)
+        about = read_json(self.place / f"{picture}.json")
+        return about if isinstance(about, dict) else {}
+
+    def star(self, picture: str, star: bool) -> None:
+        write_json(self.place / f"{picture}.json", {**self.about(picture), "star": star})
+
+    def remove(self, picture: str) -> None:
+        self.file(picture).unlink()
+        (self.place / f"{picture}.json").unlink(missing_ok=True)
+
+    def zipped(self, starred: bool) -> bytes:
+        """All pictures, or those with a star, each by its seed; and how they were made as JSON."""
+        chosen = [entry for entry in self.entries() if entry.get("star") or not starred]
+        with zipfile.ZipFile(file := io.BytesIO(), "w", zipfile.ZIP_STORED) as archive:
+            names = {}
+            for entry in chosen:
+                path = self.file(entry["id"])
+                names[file_name(entry, path.suffix)] = {key: entry[key] for key in entry if key != "order"}
+                archive.writestr(file_name(entry, path.suffix), path.read_bytes())
+            archive.writestr("pictures.json", json.dumps(names, indent=1))
+        return file.getvalue()
+
+
+def file_name(entry: dict[str, Any], suffix: str) -> str:
+    """`seed-index-label-id.png`."""
+    words = str(entry.get("label") or entry.get("prompt") or entry.get("kind") or "")
+    name = "".join(letter if letter.isalnum() or letter in "-_" else "_" for letter in words)[:40] or "picture"
+    return f"{entry.get('seed', 0)}-{entry.get('index', 0):03d}-{name}-{entry['id'][:6]}{suffix}"

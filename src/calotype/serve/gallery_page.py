@@ -1,0 +1,168 @@
+"""The gallery of a run: a form to sample, and the pictures that were made, each with its seed, label and prompt."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from calotype.report.folder import settings_of
+from calotype.report.html import Content, Html, masthead, tag
+from calotype.run import Run
+from calotype.serve.answers import document
+from calotype.serve.gallery import Gallery
+from calotype.serve.pages import field, link, select
+from calotype.tables import within
+
+REQUEST_KINDS = {
+    "sample": "Samples",
+    "interpolate": "A film between two seeds",
+    "develop": "One picture, step by step",
+}
+KIND_WORDS = {
+    "edit": "variation",
+    "interpolate": "film",
+    "develop": "step by step",
+    "enlarge": "enlarged",
+}
+MOST_SHOWN = 600
+"""Pictures of a page; the archive has all."""
+
+
+def page_of_gallery(run: str, of: Run) -> str:
+    place, entries = f"/runs/{run}", Gallery(of.folder).entries()
+    downloads = tag(
+        "p",
+        link(f"{place}/gallery.zip", "Download all"),
+        link(f"{place}/gallery.zip?starred=1", "Download the starred"),
+        link(place, "The run"),
+        class_="actions",
+    )
+    figures = tag(
+        "div",
+        *(gallery_figure(run, entry) for entry in entries[:MOST_SHOWN]),
+        id="gallery",
+        class_="gallery",
+        aria_live="polite",
+    )
+    lede = "Equal seeds give equal pictures, so a picture can be made again from what stands below it."
+    head = masthead(["pictures", of.folder.name], "Pictures", lede)
+    title = f"Pictures of {of.folder.name}"
+    return document(title, head, sampling_form(of), downloads, figures, editor(), about={"page": "gallery", "run": run})
+
+
+def sampling_form(of: Run) -> Html:
+    classes = of.state.classes
+    fields = [select("kind", "What", REQUEST_KINDS, "sample")]
+    if classes:
+        fields.append(select("label", "Label", {"": "each in turn", **{name: name for name in classes}}))
+    if takes_prompts(of):
+        fields += [field("prompt", "Prompt", maxlength=2000), field("negative", "Negative prompt", maxlength=2000)]
+    fields += [
+        field("seed", "Seed", "Empty: another each time", inputmode="numeric", pattern=r"-?\d{1,15}"),
+        field("seed_after", "Second seed", "Of a film", inputmode="numeric", pattern=r"-?\d{1,15}"),
+        field("count", "How many", type="number", min=1, max=64, value=8),
+    ]
+    more = tag(
+        "details",
+        tag("summary", "Steps, guidance, size"),
+        tag(
+            "div",
+            field("steps", "Steps", "Empty: the model's", type="number", min=1, max=250),
+            field("guidance", "Guidance", "Empty: the model's; 1: none", type="number", min=0, max=1000, step="any"),
+            field("size", "Size", "As 96x64; empty: that of training", pattern=r"\d{1,5}x\d{1,5}"),
+            class_="fields",
+        ),
+    )
+    buttons = tag(
+        "p",
+        tag("button", "Make pictures", type="submit", class_="button"),
+        tag("button", "Cancel", type="button", id="cancel", hidden=""),
+        tag("progress", max=1, value=0, hidden="", aria_label="Progress"),
+        tag("output", role="status"),
+        class_="actions",
+    )
+    return tag("form", tag("div", *fields, class_="fields"), more, buttons, id="sampling", class_="panel")
+
+
+def takes_prompts(of: Run) -> bool:
+    """Whether the model was trained with captions."""
+    return within(settings_of(of), "denoiser", "text").get("kind", "none") != "none"
+
+
+def gallery_figure(run: str, entry: dict[str, Any]) -> Html:
+    place, film = f"/runs/{run}/pictures/{entry['id']}", entry.get("kind") == "interpolate"
+    steps = entry.get("kind") == "develop"
+    image = tag(
+        "img", src=place, alt=caption_of(entry), loading="lazy", decoding="async", class_="steps" if steps else "sheet"
+    )
+    ruler = tag("input", type="range", min=0, max=100, value=100, step="any", aria_label="From noise to the picture")
+    shown: list[Content] = [image, ruler, tag("small", "Left: noisy. Right: the estimate.")] if steps else [image]
+    star = tag(
+        "button",
+        "★",
+        type="button",
+        data_star="1",
+        aria_pressed="true" if entry.get("star") else "false",
+        aria_label="Star",
+    )
+    buttons: list[Content] = [star]
+    if entry.get("kind") not in ("interpolate", "develop"):
+        buttons += [
+            tag("button", "Vary", type="button", data_vary="1", title="Image-to-image, or the brush: inpainting"),
+            tag("button", "Again", type="button", data_again="1", title="Put its settings into the form"),
+        ]
+    name = "film.webp" if film else "picture.png"
+    buttons += [
+        tag("a", "Save", href=place, download=f"{entry.get('seed', 0)}-{entry.get('index', 0)}-{name}"),
+        tag("button", "×", type="button", data_remove="1", aria_label="Remove", title="Remove"),
+    ]
+    bar = tag("div", *buttons, class_="bar-of-picture")
+    about = json.dumps({key: value for key, value in entry.items() if key not in ("order", "star")})
+    caption, wide = tag("figcaption", caption_of(entry)), "1" if steps else None
+    return tag("figure", *shown, caption, bar, data_picture=entry["id"], data_about=about, data_wide=wide)
+
+
+def caption_of(entry: dict[str, Any]) -> str:
+    """Seed and index, label and prompt."""
+    seeds = f"seed {entry.get('seed', 0)}" + (f" to {entry['seed_after']}" if "seed_after" in entry else "")
+    index = f", no. {entry['index'] + 1}" if entry.get("index") and entry.get("kind") in ("sample", "edit") else ""
+    words = [KIND_WORDS.get(str(entry.get("kind")), ""), str(entry.get("label") or ""), str(entry.get("prompt") or "")]
+    return " · ".join(filter(None, (seeds + index, *words)))
+
+
+def editor() -> Html:
+    """The dialog for variations: without a stroke of the brush all of the picture is varied, else what it marks."""
+    return tag(
+        "dialog",
+        tag(
+            "form",
+            tag("h2", "Variations"),
+            tag(
+                "p",
+                "Paint over what is to be made anew (inpainting), or leave the picture unpainted to vary all of it.",
+            ),
+            tag(
+                "div",
+                tag("canvas", id="brush", tabindex="0", aria_label="The picture; paint with the pointer"),
+                class_="easel",
+            ),
+            tag(
+                "div",
+                field("width", "Brush", type="range", min=1, max=40, value=12),
+                field("strength", "Strength", "Empty: 0.6, painted 1", type="number", min=0.05, max=1, step=0.05),
+                field("seed", "Seed", "Empty: another each time", inputmode="numeric", pattern=r"-?\d{1,15}"),
+                field("count", "How many", type="number", min=1, max=64, value=4),
+                class_="fields",
+            ),
+            tag(
+                "p",
+                tag("button", "Make variations", type="submit", class_="button"),
+                tag("button", "Undo the paint", type="button", id="unpaint"),
+                tag("button", "Close", type="button", id="close"),
+                class_="actions",
+            ),
+            id="editing",
+        ),
+        id="editor",
+        aria_label="Variations of a picture",
+    )

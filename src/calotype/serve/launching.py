@@ -1,0 +1,179 @@
+"""Training as processes of their own, which outlive the server: start, stop, resume, and why one has stopped."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from calotype.files import make_folder, read_bytes, write_json, write_whole
+from calotype.report.format import duration
+from calotype.run import Run, read_mapping
+from calotype.serve.answers import RefusedRequest
+from calotype.serve.library import id_of
+from calotype.training.process import owner_of
+from calotype.types import UserError
+
+HIDDEN = ".calotype"
+"""In the folder of runs: what processes have printed, and pictures that were dropped onto the page."""
+RUN_NAME = re.compile(r"[\w][\w .()-]{0,79}")
+MAX_RUNNING = 8
+"""Trainings that the page has started and that still run."""
+ENDING_SECONDS = 10.0
+"""A process is given these to end after its run is no longer locked."""
+LAST_LINES, LAST_BYTES = 40, 2**15
+OUT_OF_MEMORY = (
+    "the operating system has killed it (exit code 137), most likely for want of memory: close other programs, or "
+    "start again with a smaller size; what was saved is sound"
+)
+
+
+@dataclass(frozen=True)
+class Launcher:
+    """Starts commands on the runs in a folder, and keeps what they print."""
+
+    folder: Path
+
+    def printed(self, run: str) -> Path:
+        return self.folder / HIDDEN / f"{run}.txt"
+
+    def noted(self, run: str) -> Path:
+        return self.folder / HIDDEN / f"{run}.json"
+
+    def train(self, name: str, options: Sequence[str]) -> str:
+        """Starts a new run of this name, and returns its id. Raises `RefusedRequest`."""
+        if not RUN_NAME.fullmatch(name) or name.endswith((".", " ")):
+            raise RefusedRequest(400, "name must be 1 to 80 letters, digits, spaces, or any of - _ . ( )", "name")
+        out = self.folder / name
+        if os.path.lexists(out) and any(out.iterdir() if out.is_dir() else [out]):
+            raise RefusedRequest(409, f"there is a run {name!r} already; choose another name", "name")
+        make_folder(self.folder)
+        run = id_of(name)
+        self.start(run, name, ["train", *options, "--out", str(out)])
+        return run
+
+    def resume(self, run: str, folder: Path, options: Sequence[str]) -> None:
+        if owner_of(folder) is not None:
+            raise RefusedRequest(409, "the run is being worked on already")
+        self.start(run, folder.name, ["resume", str(folder), *options])
+
+    def start(self, run: str, name: str, arguments: Sequence[str]) -> None:
+        """In a session of its own, so that neither the server's end nor a closed terminal stops it."""
+        self.await_end(run)
+        running = [file for file in (self.folder / HIDDEN).glob("*.json") if is_running(read_mapping(file))]
+        if len(running) >= MAX_RUNNING:
+            raise RefusedRequest(429, f"{MAX_RUNNING} trainings are running already; stop one first", retry_after=60)
+        if self.noted(run) in running:
+            raise RefusedRequest(409, "the run is being worked on already")
+        write_whole(self.printed(run), "")
+        with self.printed(run).open("ab") as output:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "calotype", *arguments], stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+                start_new_session=os.name != "nt",
+            )  # fmt: skip
+        before = self.about(run).get("command") if arguments[0] == "resume" else command_line(arguments)
+        about = {"name": name, **({"command": before} if before else {}), "process": process.pid}
+        write_json(self.noted(run), about)
+        threading.Thread(target=self._await, args=(process, run, about), daemon=True).start()
+
+    def await_end(self, run: str) -> None:
+        """Of a process that has saved all and is about to end; a few seconds at most."""
+        end = time.monotonic() + ENDING_SECONDS
+        while is_running(self.about(run)) and time.monotonic() < end:
+            time.sleep(0.1)
+
+    def _await(self, process: subprocess.Popen[bytes], run: str, about: dict[str, Any]) -> None:
+        code = process.wait()
+        if read_mapping(self.noted(run)).get("process") == process.pid:
+            write_json(self.noted(run), {**about, "code": code})
+
+    def last_lines(self, run: str) -> list[str]:
+        """What its process has printed last."""
+        try:
+            text = read_bytes(self.printed(run)).decode("utf-8", "replace")
+        except UserError:
+            return []
+        return text[-LAST_BYTES:].splitlines()[-LAST_LINES:]
+
+    def about(self, run: str) -> dict[str, Any]:
+        """Name, command, process and, once it has ended, exit code; empty for a run that was not started here."""
+        return read_mapping(self.noted(run))
+
+    def starting(self) -> list[tuple[str, str]]:
+        """Ids and names of runs that have no folder yet, or never got one."""
+        abouts = [(file.stem, read_mapping(file)) for file in (self.folder / HIDDEN).glob("*.json")]
+        named = [(run, str(about["name"])) for run, about in abouts if isinstance(about.get("name"), str)]
+        return [
+            (run, name) for run, name in named if id_of(name) == run and not (self.folder / name / "run.json").exists()
+        ]
+
+
+def is_running(about: dict[str, Any]) -> bool:
+    """Whether the process still runs; one of an earlier server is looked at by its number and command."""
+    import psutil
+
+    if "code" in about or not isinstance(about.get("process"), int):
+        return False
+    try:
+        process = psutil.Process(about["process"])
+        return process.status() != psutil.STATUS_ZOMBIE and "calotype" in process.cmdline()
+    except (psutil.Error, ValueError, OverflowError):
+        return False
+
+
+def command_line(arguments: Sequence[str]) -> str:
+    """As it can be pasted into a terminal."""
+    return shlex.join(["calotype", *arguments])
+
+
+def stop(folder: Path) -> None:
+    """Asks the process of a run to save and end. Raises `RefusedRequest` where there is none."""
+    owner = owner_of(folder)
+    if owner is None:
+        raise RefusedRequest(409, "nothing works on this run, so there is nothing to stop")
+    os.kill(owner, signal.SIGINT if os.name != "nt" else signal.SIGTERM)
+
+
+# -- Why it stopped ----------------------------------------------------------------------------------------------------
+
+
+def why_stopped(run: Run, about: dict[str, Any], lines: Sequence[str]) -> str:
+    """In one sentence or two, with what to do; empty where it is running or finished."""
+    status, code = run.state.status, about.get("code")
+    if status in ("finished", "unknown") or owner_of(run.folder) is not None:
+        return ""
+    spent = duration(sum(run.state.seconds.values()))
+    if code in (-9, 137):
+        return sentence_of(OUT_OF_MEMORY)
+    reason = next((line for line in reversed(lines) if line.startswith("calotype: ")), "").removeprefix("calotype: ")
+    if status == "interrupted":
+        return f"It was asked to stop after {spent}, and has saved what it had learned. Resume goes on from there."
+    if status == "failed":
+        return sentence_of(reason or "an error ended it; calotype resume shows which")
+    return (
+        f"Its process ended after {spent} without a word, as when it is killed, the machine is switched off, or "
+        "memory is at its end. Resume goes on from the newest checkpoint."
+    )
+
+
+def sentence_of(text: str) -> str:
+    return text[:1].upper() + text[1:].rstrip(".") + "."
+
+
+def why_not_started(about: dict[str, Any], lines: Sequence[str]) -> str:
+    """Of a run that has no folder yet; empty while it is being planned."""
+    if is_running(about):
+        return ""
+    reason = next((line for line in reversed(lines) if line.startswith("calotype: ")), "").removeprefix("calotype: ")
+    if about.get("code") in (-9, 137):
+        return sentence_of(OUT_OF_MEMORY)
+    return sentence_of(reason or "it ended before the plan was made; see what it has printed")

@@ -1,0 +1,253 @@
+"""The pages: a list of runs, a new run, several runs side by side, and the words."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime
+from pathlib import Path
+from string import ascii_uppercase
+
+from calotype.report.folder import read_run, settings_of
+from calotype.report.format import UNKNOWN, count, date, digits, duration
+from calotype.report.html import Content, Html, aside, definitions, masthead, section, strip, table, tag
+from calotype.report.runs import RunSummary, comparing_plots, figures_table
+from calotype.run import Run
+from calotype.serve.answers import document
+from calotype.serve.words import TERMS
+from calotype.tables import all_keys, value_at
+
+COLUMNS = {
+    "": "",
+    "name": "Run",
+    "state": "State",
+    "model": "Model",
+    "data": "Pictures",
+    "seconds": "Time",
+    "psnr": "PSNR",
+    "held_out_loss": "Held-out loss",
+    "fd_lite0": "FD-Lite0",
+    "created": "Started",
+}
+"""Columns of the list, by the key by which they are sorted."""
+NUMERIC = ("seconds", "psnr", "held_out_loss", "fd_lite0")
+MOST_SIDE_BY_SIDE, MOST_DIFFERENCES = 8, 80
+
+
+def index_page(runs: Sequence[tuple[str, RunSummary]], starting: Sequence[tuple[str, str]]) -> str:
+    going = sum(run.state == "training" for _, run in runs) + len(starting)
+    lede = f"{count(len(runs))} run{'s' * (len(runs) != 1)}" + (f", {going} in training." if going else ".")
+    new = tag("p", link("/new", "Train on a folder of pictures", "button"), class_="actions")
+    if not runs and not starting:
+        return document("Runs", masthead([], "Runs", "There are none yet."), new, about={"page": "index"})
+    return document(
+        "Runs", masthead([], "Runs", lede), new, filters(), runs_table(runs, starting), about={"page": "index"}
+    )
+
+
+def filters() -> Html:
+    search = tag("input", type="search", id="filter", placeholder="Name, state, pictures …", autocomplete="off")
+    words = tag("label", "Filter ", search)
+    compare = tag("button", "Compare the marked", type="submit", form="runs", disabled="")
+    files = tag("span", link("/api/runs.csv", "CSV"), " ", link("/api/runs", "JSON"), class_="files")
+    return tag("div", words, compare, files, class_="tools")
+
+
+def runs_table(runs: Sequence[tuple[str, RunSummary]], starting: Sequence[tuple[str, str]]) -> Html:
+    head = tag(
+        "tr",
+        tag("th", tag("span", "Mark", class_="unseen"), scope="col"),
+        *(head_cell(key) for key in list(COLUMNS)[1:]),
+    )
+    rows = [starting_row(run, name) for run, name in starting] + [run_row(run, summary) for run, summary in runs]
+    body = tag("table", tag("thead", head), tag("tbody", *rows), class_="runs figures", id="list")
+    return tag("form", tag("div", body, class_="wide"), action="/compare", method="get", id="runs")
+
+
+def head_cell(key: str) -> Html:
+    """A button sorts by the column."""
+    return tag("th", tag("button", COLUMNS[key], type="button", data_sort=key), scope="col")
+
+
+def run_row(run: str, summary: RunSummary) -> Html:
+    mark = tag("input", type="checkbox", name="runs", value=run, aria_label=f"Mark {summary.name}")
+    cover = tag("img", src=f"/runs/{run}/cover", alt="", width=72, height=48, loading="lazy", decoding="async")
+    name = tag("a", cover, tag("span", summary.folder.name), href=f"/runs/{run}", class_="run")
+    model = f"{summary.kind} {summary.chain} px" if summary.chain else summary.kind
+    n = f" (n = {summary.fd_n})" if summary.fd_n else ""
+    cells: dict[str, tuple[Content, object]] = {
+        "name": (name, summary.folder.name),
+        "state": (state_mark(summary.state), summary.state),
+        "model": (model, model),
+        "data": (summary.problem or summary.data, summary.data),
+        "seconds": (known(duration, summary.seconds), summary.seconds),
+        "psnr": (known(digits, summary.psnr), summary.psnr),
+        "held_out_loss": (known(digits, summary.held_out_loss), summary.held_out_loss),
+        "fd_lite0": (known(digits, summary.fd_lite0) + n, summary.fd_lite0),
+        "created": (day(summary.created), summary.created),
+    }
+    values = [tag("td", content, data_value="" if value is None else value) for content, value in cells.values()]
+    return tag("tr", tag("td", mark), *values)
+
+
+def known(text: Callable[[float | None], str], value: float | None) -> str:
+    return UNKNOWN if value is None else text(value)
+
+
+def day(created: str) -> str:
+    """`28 Nov 2026, 13:31`, in the time zone of the run."""
+    try:
+        moment = datetime.fromisoformat(created)
+    except ValueError:
+        return created
+    return f"{moment.day} {moment:%b %Y, %H:%M}"
+
+
+def starting_row(run: str, name: str) -> Html:
+    """Of a run whose plan is being made, or that never got so far."""
+    cells: list[Content] = [name_link(run, name), "being planned", *[""] * (len(COLUMNS) - 3)]
+    return tag("tr", tag("td"), *(tag("td", cell, data_value="") for cell in cells))
+
+
+def name_link(run: str, name: str) -> Html:
+    return tag("a", tag("span", name), href=f"/runs/{run}", class_="run")
+
+
+def state_mark(state: str) -> Html:
+    return tag("span", state, class_=f"state {state if state.isalpha() else ''}")
+
+
+def link(place: str, words: str, kind: str | None = None) -> Html:
+    return tag("a", words, href=place, class_=kind)
+
+
+# -- A new run ---------------------------------------------------------------------------------------------------------
+
+
+def field(name: str, label: str, hint: str = "", **attributes: object) -> Html:
+    box = tag("input", **{"type": "text", "autocomplete": "off", **attributes}, data_field=name)
+    return tag("label", tag("span", label), box, hint and tag("small", hint), class_="field")
+
+
+def select(name: str, label: str, options: dict[str, str], chosen: str = "", hint: str = "") -> Html:
+    entries = [
+        tag("option", words, value=value, selected="" if value == chosen else None) for value, words in options.items()
+    ]
+    box = tag("select", *entries, data_field=name)
+    return tag("label", tag("span", label), box, hint and tag("small", hint), class_="field")
+
+
+def new_page() -> str:
+    drop = tag(
+        "div",
+        tag(
+            "p",
+            "Drop a folder of pictures here, or ",
+            tag(
+                "label",
+                "choose one",
+                tag("input", type="file", id="files", webkitdirectory="", multiple="", class_="unseen"),
+            ),
+            ".",
+        ),
+        tag(
+            "p",
+            "Subfolders become labels; a text file beside a picture is its caption. The files are copied here.",
+            class_="note",
+        ),
+        tag("progress", max=1, value=0, hidden="", aria_label="Uploaded"),
+        tag("p", role="status", class_="note"),
+        class_="drop",
+        id="drop",
+    )
+    form = tag(
+        "form",
+        drop,
+        field(
+            "path",
+            "or a folder on this machine",
+            "Its whole path. Empty, with nothing dropped: the embedded portraits.",
+        ),
+        tag(
+            "div",
+            field("name", "Name of the run", required="", maxlength=80),
+            select("size", "Side of the pictures", {str(size): f"{size} px" for size in (32, 64, 128, 256, 512)}, "64"),
+            field("budget", "Time for all of it", "20s, 10m, 2h, 1d", value="30m", pattern=r"\d{1,6}[smhd]?"),
+            select("kind", "Model", {"latent": "latent diffusion", "cascade": "cascade in pixels"}, "latent"),
+            class_="fields",
+        ),
+        tag(
+            "p",
+            tag("button", "Start training", type="submit", class_="button"),
+            tag("output", role="status"),
+            class_="actions",
+        ),
+        id="new",
+        class_="panel",
+    )
+    note = aside(
+        "Training is a process of its own: it goes on when you close this page or stop the server. The plan, with its "
+        "reasons, is on the page of the run after a moment."
+    )
+    lede = "A folder of pictures and a time are enough; the plan chooses the rest."
+    return document("New run", masthead([], "New run", lede), form, note, about={"page": "new"})
+
+
+# -- Several runs ------------------------------------------------------------------------------------------------------
+
+
+def compare_page(folders: Sequence[tuple[str, Path]]) -> str:
+    """Figures, curves over each other, and how the recipes differ."""
+    runs = {key: read_run(folder) for key, (_, folder) in zip(ascii_uppercase, folders, strict=False)}
+    names = definitions({f"Run {key}": f"{run.folder.name}, {date(run.state.created)}" for key, run in runs.items()})
+    query = "&".join(f"runs={run}" for run, _ in folders)
+    covers = strip(
+        tag(
+            "figure",
+            tag("img", src=f"/runs/{run}/grid", alt=f"Samples of {folder.name}", loading="lazy"),
+            tag("figcaption", f"{key}: {folder.name}."),
+            class_="frame",
+        )
+        for key, (run, folder) in zip(ascii_uppercase, folders, strict=False)
+    )
+    return document(
+        "Runs side by side",
+        masthead(["runs side by side"], f"{len(runs)} runs", facts=names),
+        tag(
+            "p", link(f"/api/compare?{query}", "JSON"), " ", link(f"/api/compare.csv?{query}", "CSV"), class_="actions"
+        ),
+        figures_table(runs),
+        section("Samples", covers),
+        section("Training curves", strip(comparing_plots(runs), "plots")),
+        section("Recipes", differing_settings(runs) or "All settings are equal."),
+        about={"page": "compare"},
+    )
+
+
+def differing_settings(runs: dict[str, Run]) -> Html | None:
+    rows = [[key, *map(setting_text, values)] for key, values in setting_rows(runs)]
+    more = len(rows) - MOST_DIFFERENCES
+    shown = table(("Setting", *runs), rows[:MOST_DIFFERENCES], "words")
+    return tag("div", shown, aside(f"… and {more} more in the JSON.") if more > 0 else None) if rows else None
+
+
+def setting_rows(runs: dict[str, Run]) -> Iterator[tuple[str, list[object]]]:
+    """Settings that are not the same in all runs, with the value of each."""
+    settings = [settings_of(run) for run in runs.values()]
+    for key in dict.fromkeys(key for each in settings for key in all_keys(each)):
+        values = [value_at(each, key) for each in settings]
+        if not any(isinstance(value, dict) for value in values) and any(value != values[0] for value in values):
+            yield key, values
+
+
+def setting_text(value: object) -> str:
+    return UNKNOWN if value is None else f"{value}"[:80]
+
+
+# -- Words -------------------------------------------------------------------------------------------------------------
+
+
+def words_page() -> str:
+    rows = [(term, english, tag("span", vietnamese, lang="vi")) for term, (english, vietnamese) in TERMS.items()]
+    lede = "Each term of these pages in a sentence; on the other pages they are underlined with dots."
+    words = table(("Term", "English", "Tiếng Việt"), rows, "words")
+    return document("Words", masthead([], "Words", lede), words, about={"page": "words"})

@@ -1,0 +1,297 @@
+"""The page of one run: what it does, why, how far it is, why it has stopped, and its pictures over time."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from calotype.report.curves import training_curves
+from calotype.report.evaluation import evaluation_section
+from calotype.report.folder import legs_of, previews
+from calotype.report.format import count, duration, leg_name, sentence
+from calotype.report.html import Content, Html, aside, details, masthead, section, square, tag
+from calotype.report.page import (
+    facts,
+    guarded,
+    notes_section,
+    plan_section,
+    recipe_section,
+    samples_caption,
+    time_section,
+)
+from calotype.report.sweep import sweep_section
+from calotype.run import PORTRAITS, Run, read_mapping
+from calotype.serve.answers import document, live
+from calotype.serve.api import can_sample
+from calotype.serve.launching import command_line, why_not_started, why_stopped
+from calotype.serve.pages import link
+from calotype.tables import number
+from calotype.training.process import owner_of
+
+EXPLAINED = {
+    "autoencoder": "Held-out pictures, each with its reconstruction to the right.",
+    "denoiser": "The same seeds from the beginning of training to its end.",
+}
+ENLARGED = "Low-resolution input, output, and the real picture."
+
+
+@dataclass(frozen=True)
+class RunView:
+    """A run as its page shows it; `about` and `lines` are of the process that the page has started for it, if any."""
+
+    id: str
+    run: Run
+    about: dict[str, Any]
+    lines: Sequence[str]
+
+    @cached_property
+    def owner(self) -> int | None:
+        return owner_of(self.run.folder)
+
+    @property
+    def state(self) -> str:
+        """`killed` where it was training and its process is gone."""
+        status = self.run.state.status
+        return "killed" if status == "training" and self.owner is None else status
+
+    @property
+    def place(self) -> str:
+        return f"/runs/{self.id}"
+
+
+Part = Callable[[RunView], Html | None]
+
+
+def page_of_run(view: RunView) -> str:
+    # what changes while it trains is in parts that the script replaces
+    parts = [live_part(name, view) for name in PARTS]
+    kicker = (
+        f"{kind} diffusion" if (kind := view.run.plan.get("kind")) else "",
+        square(number(view.run.plan.get("size"))),
+    )
+    top = masthead(kicker, view.run.folder.name)
+    about = {"page": "run", "run": view.id, "size": str(log_size(view.run.folder))}
+    return document(view.run.folder.name, top, *parts, about=about)
+
+
+def live_part(name: str, view: RunView) -> Html:
+    return tag("div", content_of_part(name, view), data_part=name)
+
+
+def parts_of_run(view: RunView) -> dict[str, str]:
+    """Markup by the names of parts."""
+    return {name: live(part).code if (part := content_of_part(name, view)) else "" for name in PARTS}
+
+
+def content_of_part(name: str, view: RunView) -> Html | None:
+    """Damaged data costs one part of the page, not the page."""
+
+    def part(run: Run) -> Html | None:
+        return PARTS[name](view)
+
+    part.__name__ = name
+    return guarded(part, view.run)
+
+
+def log_size(folder: Path) -> int:
+    log = folder / "log.jsonl"
+    return log.stat().st_size if log.is_file() else 0
+
+
+# -- Status ------------------------------------------------------------------------------------------------------------
+
+
+def status_part(view: RunView) -> Html:
+    run, spent = view.run, time_spent(view.run)
+    words = sentence(view.state) + (f" after {duration(spent)}" if spent else "")
+    budget = number(run.plan.get("budget_seconds"))
+    if view.state == "training" and budget and budget > spent:
+        words = f"Training, {duration(spent)} so far; about {duration(budget - spent)} left"
+    why = why_stopped(run, view.about, view.lines)
+    stopped = (
+        tag("div", tag("h2", "Why it has stopped"), tag("p", why), class_="stopped", role="status") if why else None
+    )
+    return tag("div", tag("p", f"{words}.", class_="lede"), stopped, actions(view), legs_list(view))
+
+
+def time_spent(run: Run) -> float:
+    """Seconds; of the leg that is being trained, as of its last line in the log."""
+    seconds = dict(run.state.seconds)
+    for leg, status in run.state.legs.items():
+        if status == "training":
+            seconds[leg] = max(seconds.get(leg, 0.0), number(run.latest("step", leg).get("seconds")) or 0.0)
+    return sum(seconds.values())
+
+
+def legs_list(view: RunView) -> Html | None:
+    """How far each leg is."""
+    if view.state == "finished":
+        return None
+    rows = []
+    for leg, status in view.run.state.legs.items():
+        latest = view.run.latest("step", leg)
+        done = 1.0 if status == "finished" else number(latest.get("progress")) or 0.0
+        seen = number(latest.get("images_seen"))
+        note = f"{100 * done:.0f} %" + (f", {count(seen)} images seen" if seen else "")
+        bar = tag("progress", max=1, value=f"{done:.3f}", aria_label=leg_name(leg))
+        rows.append(tag("li", tag("span", leg_name(leg)), bar, tag("small", note)))
+    return tag("ol", *rows, class_="legs") if rows else None
+
+
+def actions(view: RunView) -> Html:
+    buttons: list[Content] = []
+    if can_sample(view.run.folder):
+        buttons.append(
+            link(f"{view.place}/gallery", "Make pictures" if view.state == "finished" else "Sample now", "button")
+        )
+    if view.owner is not None:
+        buttons.append(action(view, "stop", "Stop", "It saves what it has learned, and can go on later."))
+    elif view.state == "finished":
+        buttons.append(action(view, "resume", "Train further", "More time for its networks.", budget="30m"))
+    elif view.state != "unknown":
+        buttons.append(action(view, "resume", "Resume", "It goes on where it was."))
+    if (view.run.folder / "report.html").is_file():
+        buttons.append(link(f"{view.place}/report", "Report"))
+    buttons += [copy_button(command, words) for words, command in commands_of(view)]
+    return tag("p", *buttons, class_="actions")
+
+
+def action(view: RunView, name: str, words: str, hint: str, **fields: str) -> Html:
+    about = {f"data_{key}": value for key, value in fields.items()}
+    return tag("button", words, type="button", title=hint, data_post=f"/api/runs/{view.id}/{name}", **about)
+
+
+def copy_button(text: str, words: str) -> Html:
+    """A button that copies a text."""
+    return tag("button", words, type="button", data_copy=text, class_="quiet")
+
+
+def commands_of(view: RunView) -> Iterator[tuple[str, str]]:
+    """What to paste into a terminal for the same."""
+    folder, data, plan = str(view.run.folder), view.run.state.data, view.run.plan
+    if recorded_command := view.about.get("command"):
+        yield "Copy as command", str(recorded_command)
+    elif number(plan.get("budget_seconds")):
+        pictures = [] if data == PORTRAITS else [data]
+        name = ["train", *pictures] if pictures else ["demo"]
+        options = ["--recipe", f"{folder}/recipe.toml", "--budget", f"{plan['budget_seconds']:.0f}s"]
+        yield "Copy as command", command_line([*name, *options])
+    if view.owner is None and view.state != "finished":
+        yield "Copy resume", command_line(["resume", folder])
+
+
+# -- Pictures ----------------------------------------------------------------------------------------------------------
+
+
+def hero_part(view: RunView) -> Html | None:
+    """The final samples."""
+    grid = view.run.folder / "samples" / "grid.png"
+    if not grid.is_file():
+        return None
+    samples = read_mapping(view.run.folder / "samples" / "samples.json")
+    image = tag("img", src=f"{view.place}/grid?at={grid.stat().st_mtime_ns}", alt="Samples", class_="sheet")
+    caption = tag("figcaption", samples_caption(view.run, samples))
+    return tag("div", tag("figure", image, caption, class_="plate"), class_="hero")
+
+
+def development_part(view: RunView) -> Html | None:
+    """The previews of each leg under a slider."""
+    sliders = [slider(view, leg) for leg in reversed(legs_of(view.run))]
+    return section("Over time", *sliders) if any(sliders) else None
+
+
+def slider(view: RunView, leg: str) -> Html | None:
+    made = previews(view.run, leg)
+    if not made:
+        return None
+    entries = [
+        {
+            "src": f"{view.place}/previews/{leg}/{index}?at={preview.file.stat().st_mtime_ns}",
+            "when": f"After {preview.when}.",
+        }
+        for index, preview in enumerate(made)
+    ]
+    last = len(entries) - 1
+    image = tag("img", src=entries[-1]["src"], alt=f"Preview of the {leg}", class_="sheet", loading="lazy")
+    ruler = tag(
+        "input", type="range", min=0, max=last, value=last, step=1, aria_label=f"Time of the preview, {leg_name(leg)}"
+    )
+    caption = tag("figcaption", entries[-1]["when"], aria_live="polite")
+    explained = EXPLAINED.get(leg, ENLARGED)
+    shown = tag(
+        "figure", image, ruler if last else None, caption, class_="frame over-time", data_frames=json.dumps(entries)
+    )
+    return tag("div", tag("h3", leg_name(leg)), tag("p", explained), shown)
+
+
+def nearest_part(view: RunView) -> Html | None:
+    file = view.run.folder / "previews" / "nearest.png"
+    if not file.is_file():
+        return None
+    distances = read_mapping(view.run.folder / "previews" / "nearest.json")
+    ours, theirs = number(distances.get("samples_median")), number(distances.get("held_out_median"))
+    ratio = (
+        f"The median distance is {ours / theirs:.2f} times that of test pictures; "
+        if ours is not None and theirs
+        else ""
+    )
+    caption = (
+        f"Above: samples. Below: the nearest training picture of each. {ratio}far below 1 is a sign of memorisation."
+    )
+    image = tag(
+        "img",
+        src=f"{view.place}/nearest?at={file.stat().st_mtime_ns}",
+        alt="Samples and nearest pictures",
+        class_="sheet",
+    )
+    return section("Nearest training pictures", tag("figure", image, tag("figcaption", caption), class_="frame"))
+
+
+# -- Text --------------------------------------------------------------------------------------------------------------
+
+
+def printed_part(view: RunView) -> Html | None:
+    if not view.lines:
+        return None
+    return section("Output", details("What its process has printed last", tag("pre", "\n".join(view.lines))))
+
+
+def of_report(part: Callable[[Run], Html | None]) -> Part:
+    """A part of the report."""
+    return lambda view: part(view.run)
+
+
+PARTS: dict[str, Part] = {
+    "status": status_part,
+    "samples": hero_part,
+    "development": development_part,
+    "facts": of_report(facts),
+    "plan": of_report(plan_section),
+    "evaluation": of_report(evaluation_section),
+    "sweep": of_report(sweep_section),
+    "nearest": nearest_part,
+    "curves": of_report(training_curves),
+    "time": of_report(time_section),
+    "recipe": of_report(recipe_section),
+    "notes": of_report(notes_section),
+    "output": printed_part,
+}
+
+
+def page_of_start(run: str, name: str, about: dict[str, Any], lines: Sequence[str]) -> str:
+    """Of a run that has no folder yet: its pictures are being read and its plan is being made, or that has failed."""
+    why = why_not_started(about, lines)
+    lede = "It did not start." if why else "Its pictures are being read, and its plan is being made."
+    stopped = (
+        tag("div", tag("h2", "Why it has stopped"), tag("p", why), class_="stopped", role="status") if why else None
+    )
+    text = tag("pre", "\n".join(lines)) if lines else aside("It has printed nothing yet.")
+    copy = tag(
+        "p", copy_button(str(about.get("command", "")), "Copy as command"), link("/new", "New run"), class_="actions"
+    )
+    info = {"page": "start", "run": run, "over": "1" if why else ""}
+    return document(name, masthead(["new run"], name, lede), stopped, copy, section("Output", text), about=info)

@@ -1,0 +1,110 @@
+"""The application: routes behind a gate; and the server that runs it."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import AsyncIterator, Sequence
+from importlib.resources import files
+from pathlib import Path
+
+import torch
+import uvicorn
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import ASGIApp
+
+from calotype.escaping import plain
+from calotype.report.html import STYLE
+from calotype.serve.actions import CHANGES
+from calotype.serve.answers import RefusedRequest, json_response, refusal
+from calotype.serve.api import edits, generations, models
+from calotype.serve.events import job_events, run_events
+from calotype.serve.launching import Launcher
+from calotype.serve.library import Library
+from calotype.serve.openapi import api_description
+from calotype.serve.safety import Gate, Guarded
+from calotype.serve.sampling import Queue
+from calotype.serve.views import DATA, PAGES
+
+STATIC = {"serve.css": "text/css", "serve.js": "text/javascript", "icon.svg": "image/svg+xml"}
+STATIC_HEADERS = {"Cache-Control": "private, no-cache"}
+MOST_CONNECTIONS, MOST_HEADER_BYTES, QUIET_SECONDS = 600, 2**15, 30
+
+
+def application(folder: Path, gate: Gate, device: str = "auto") -> ASGIApp:
+    """The routes for the runs in a folder, behind a gate."""
+    queue = Queue(devices_of(device))
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        threading.Thread(target=app.state.library.summaries, daemon=True).start()  # so that the first list is there
+        async with queue.serving():
+            yield
+
+    handlers = {RefusedRequest: answer_refused, HTTPException: answer_http, Exception: answer_mistake}
+    app = Starlette(routes=routes(), lifespan=lifespan, exception_handlers=handlers)  # type: ignore[arg-type]
+    app.state.library, app.state.launcher, app.state.queue = Library(folder), Launcher(folder), queue
+    app.state.device, app.state.listeners, app.state.tasks = device, 0, set()
+    return Guarded(app, gate)
+
+
+def routes() -> list[Route]:
+    made = [Route(path, endpoint) for path, endpoint in {**PAGES, **DATA}.items()]
+    made += [Route(path, endpoint, methods=[method]) for (method, path), endpoint in CHANGES.items()]
+    return [
+        *made,
+        Route("/v1/models", models),
+        Route("/v1/images/generations", generations, methods=["POST"]),
+        Route("/v1/images/edits", edits, methods=["POST"]),
+        Route("/runs/{run}/events", run_events),
+        Route("/api/jobs/{job}/events", job_events),
+        Route("/openapi.json", openapi),
+        Route("/static/{name}", static),
+    ]
+
+
+def devices_of(device: str) -> Sequence[str]:
+    """One for each sampling process: all GPUs where any is meant."""
+    if device == "auto" and torch.cuda.is_available():
+        return [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+    return [device]
+
+
+def openapi(request: Request) -> Response:
+    return json_response(api_description())
+
+
+def static(request: Request) -> Response:
+    name = request.path_params["name"]
+    if name == "report.css":
+        return Response(STYLE, 200, STATIC_HEADERS, "text/css")
+    if name not in STATIC:
+        raise RefusedRequest(404, "there is no such file")
+    return Response((files("calotype.serve") / "static" / name).read_bytes(), 200, STATIC_HEADERS, STATIC[name])
+
+
+def answer_refused(request: Request, error: RefusedRequest) -> Response:
+    return refusal(request.scope, error.status, error.reason, error.field, error.retry_after)
+
+
+def answer_http(request: Request, error: HTTPException) -> Response:
+    reason = {404: "there is nothing at this address", 405: "this address takes another method"}.get(error.status_code)
+    return refusal(request.scope, error.status_code, reason or error.detail)
+
+
+def answer_mistake(request: Request, error: Exception) -> Response:
+    return refusal(request.scope, 500, f"{type(error).__name__}: {plain(str(error))[:200]} (this is our mistake)")
+
+
+def server(app: ASGIApp, host: str, port: int) -> uvicorn.Server:
+    """It writes no log of requests: addresses may have the token in them."""
+    config = uvicorn.Config(
+        app, host, port, log_level="warning", access_log=False, server_header=False, date_header=False, ws="none",
+        proxy_headers=False, limit_concurrency=MOST_CONNECTIONS, timeout_keep_alive=QUIET_SECONDS,
+        h11_max_incomplete_event_size=MOST_HEADER_BYTES, timeout_graceful_shutdown=2, http="h11",
+    )  # fmt: skip
+    return uvicorn.Server(config)

@@ -1,0 +1,435 @@
+// The one script of the pages: it sends forms, follows runs and jobs as they go, and explains words. No build, no library.
+
+const page = document.body.dataset, run = page.run;
+const all = (selector, root = document) => [...root.querySelectorAll(selector)];
+const one = (selector, root = document) => root.querySelector(selector);
+
+function made(name, attributes = {}, ...content) {
+  const element = document.createElement(name);
+  for (const [key, value] of Object.entries(attributes)) if (value !== undefined) element.setAttribute(key, value);
+  element.append(...content);
+  return element;
+}
+
+// Markup comes from our own server, which has escaped it.
+function elements(markup) {
+  const box = document.createElement("template");
+  box.innerHTML = markup;
+  return [...box.content.childNodes];
+}
+
+async function ask(method, address, body, headers = {}) {
+  const answer = await fetch(address, {method, body, headers});
+  const type = answer.headers.get("content-type") || "";
+  const value = type.includes("json") ? await answer.json() : await answer.text();
+  if (!answer.ok) throw new Error(value?.error?.message || `${answer.status} ${answer.statusText}`);
+  return value;
+}
+const send = (address, value, method = "POST") =>
+  ask(method, address, JSON.stringify(value), {"Content-Type": "application/json"});
+
+// The policy of the pages allows no style in attributes; a script may set one.
+function styled(root) {
+  for (const element of all("[data-style]", root)) element.style.cssText = element.dataset.style;
+}
+
+function fieldsOf(form) {
+  const given = {};
+  for (const input of all("[data-field]", form)) {
+    if (input.value === "" || input.closest("[hidden]")) continue;
+    const whole = ["seed", "seed_after", "count", "steps"].includes(input.dataset.field);
+    given[input.dataset.field] = whole ? parseInt(input.value, 10) : input.type === "number" ? Number(input.value) : input.value;
+  }
+  return given;
+}
+const field = (form, name) => one(`[data-field=${name}]`, form);
+
+// -- Words ------------------------------------------------------------------------------------------------------------
+
+const OUTSIDE = "button, a, input, select, option, textarea, script, style, svg, pre, code, h1, .kicker, .term, #explained, label, nav, .runs";
+
+async function explain(root) {
+  explain.terms ??= fetch("/words.json").then(answer => answer.json());
+  const terms = await explain.terms, byLower = new Map(Object.keys(terms).map(term => [term.toLowerCase(), term]));
+  const longest = [...byLower.keys()].sort((a, b) => b.length - a.length).map(term => term.replace(/[.*+?^${}()|[\]\\]/g, "\\$&"));
+  const pattern = new RegExp(`(?<![\\p{L}\\d-])(${longest.join("|")})(?![\\p{L}\\d])`, "iu");
+  for (const section of root.matches("section, header, .panel") ? [root] : [root, ...all("section", root)]) {
+    const used = new Set(all(".term", section).map(term => term.textContent.toLowerCase()));
+    const walker = document.createTreeWalker(section, NodeFilter.SHOW_TEXT);
+    const texts = [];
+    while (walker.nextNode()) if (!walker.currentNode.parentElement.closest(OUTSIDE)) texts.push(walker.currentNode);
+    for (const text of texts) {
+      const match = pattern.exec(text.data);
+      if (!match || used.has(match[0].toLowerCase())) continue;
+      used.add(match[0].toLowerCase());
+      const rest = text.splitText(match.index);
+      rest.splitText(match[0].length);
+      const term = byLower.get(match[0].toLowerCase());
+      rest.replaceWith(made("button", {type: "button", class: "term", "data-term": term}, match[0]));
+    }
+  }
+}
+
+async function showTerm(button) {
+  const [english, vietnamese] = (await explain.terms)[button.dataset.term];
+  one("#explained")?.remove();
+  const box = made("div", {id: "explained", popover: "auto", role: "note"}, made("b", {}, button.dataset.term),
+    made("p", {}, english), made("p", {lang: "vi"}, vietnamese));
+  document.body.append(box);
+  box.showPopover();
+  const place = button.getBoundingClientRect(), size = box.getBoundingClientRect();
+  const below = place.bottom + size.height + 8 < innerHeight;
+  box.style.cssText = `position: fixed; margin: 0; left: ${Math.max(16, Math.min(place.left, innerWidth - size.width - 16))}px;` +
+    `top: ${Math.max(8, below ? place.bottom + 6 : place.top - size.height - 6)}px`;
+}
+
+// -- Everywhere -------------------------------------------------------------------------------------------------------
+
+document.addEventListener("click", async event => {
+  const button = event.target.closest("button");
+  if (!button) return;
+  if (button.dataset.term) return showTerm(button);
+  if (button.dataset.copy !== undefined) {
+    const before = button.textContent;
+    try {
+      await navigator.clipboard.writeText(button.dataset.copy);
+      button.textContent = "Copied";
+    } catch {
+      prompt("Copy this:", button.dataset.copy);
+    }
+    setTimeout(() => { button.textContent = before; }, 1500);
+  }
+  if (button.dataset.post) {
+    button.disabled = true;
+    let body = {};
+    if (button.dataset.budget) {
+      const budget = prompt("How much more time? 20s, 10m, 2h, 1d", button.dataset.budget);
+      if (budget === null) { button.disabled = false; return; }
+      body = {budget};
+    }
+    try {
+      await send(button.dataset.post, body);
+      button.textContent = "Asked …";
+      setTimeout(() => refresh.now?.(), 1500);
+    } catch (error) {
+      button.disabled = false;
+      alert(error.message);
+    }
+  }
+});
+
+// Values under the pointer: the plots say in `data-axes` where their axes begin and end.
+function readValues(event) {
+  const figure = event.target.closest?.(".plot"), drawing = figure && one("svg", figure);
+  if (!drawing?.dataset.axes) { for (const box of all(".reading")) box.remove(); return; }
+  const {x, y, left, right, top, bottom, width, height} = JSON.parse(drawing.dataset.axes);
+  const box = drawing.getBoundingClientRect(), scale = width / box.width;
+  const at = Math.min(Math.max((event.clientX - box.left) * scale, left), width - right);
+  const value = (axis, share) => axis[2] ? axis[0] * (axis[1] / axis[0]) ** share : axis[0] + share * (axis[1] - axis[0]);
+  const lines = [];
+  for (const line of all("polyline.line", drawing)) {
+    const points = line.getAttribute("points").split(" ").map(point => point.split(",").map(Number));
+    const near = points.reduce((best, point) => Math.abs(point[0] - at) < Math.abs(best[0] - at) ? point : best);
+    const share = (height - bottom - near[1]) / (height - top - bottom);
+    lines.push(`${line.dataset.name}  ${Number(value(y, share).toPrecision(3))}`);
+  }
+  const where = Math.round(value(x, (at - left) / (width - left - right))).toLocaleString("en");
+  let reading = one(".reading", figure);
+  if (!reading) { for (const old of all(".reading")) old.remove(); figure.append(reading = made("div", {class: "reading"})); }
+  reading.textContent = [`at ${where}`, ...lines].join("\n");
+  const frame = figure.getBoundingClientRect(), shift = event.clientX - frame.left + 14;
+  reading.style.cssText = `top: ${event.clientY - frame.top + 12}px; left: ${Math.min(shift, frame.width - reading.offsetWidth)}px`;
+}
+document.addEventListener("pointermove", readValues, {passive: true});
+
+// -- The list ---------------------------------------------------------------------------------------------------------
+
+function listOfRuns() {
+  const table = one("#list");
+  if (!table) return;
+  const body = one("tbody", table), compare = one("button[form=runs]"), filter = one("#filter");
+  const heads = all("th", table);
+  const key = (row, place) => { const value = row.cells[place].dataset.value ?? ""; return value !== "" && !isNaN(value) ? Number(value) : value; };
+  heads.forEach((head, place) => one("button", head)?.addEventListener("click", () => {
+    const down = head.getAttribute("aria-sort") === "ascending";
+    for (const other of heads) other.removeAttribute("aria-sort");
+    head.setAttribute("aria-sort", down ? "descending" : "ascending");
+    const order = (a, b) => a === "" ? 1 : b === "" ? -1 : (typeof a === "number" && typeof b === "number" ? a - b : String(a).localeCompare(String(b))) * (down ? -1 : 1);
+    body.append(...[...body.rows].sort((a, b) => order(key(a, place), key(b, place))));
+  }));
+  filter.addEventListener("input", () => {
+    const words = filter.value.toLowerCase().split(/\s+/);
+    for (const row of body.rows) row.hidden = !words.every(word => row.textContent.toLowerCase().includes(word));
+  });
+  const marks = () => { compare.disabled = all("input:checked", body).length < 2; };
+  body.addEventListener("change", marks);
+  marks();
+}
+
+// -- A run ------------------------------------------------------------------------------------------------------------
+
+function sliders(root) {
+  for (const figure of all("[data-frames]", root)) {
+    const ruler = one("input", figure), frames = JSON.parse(figure.dataset.frames);
+    ruler?.addEventListener("input", () => {
+      const frame = frames[ruler.value];
+      one("img", figure).src = frame.src;
+      one("figcaption", figure).textContent = frame.when;
+    });
+  }
+}
+
+async function refresh() {
+  const parts = await ask("GET", `/runs/${run}/parts`);
+  for (const [name, markup] of Object.entries(parts)) {
+    const part = one(`[data-part=${name}]`);
+    if (!part || refresh.shown[name] === markup) continue;
+    refresh.shown[name] = markup;
+    const places = all("input[type=range]", part).map(ruler => ruler.value === ruler.max ? null : ruler.value);
+    const open = all("details", part).map(each => each.open);
+    const focused = part.contains(document.activeElement) && all("button, a, input", part).indexOf(document.activeElement);
+    part.replaceChildren(...elements(markup));
+    styled(part);
+    sliders(part);
+    all("details", part).forEach((each, place) => { each.open = open[place] ?? false; });
+    all("input[type=range]", part).forEach((ruler, place) => {
+      if (places[place] != null) { ruler.value = places[place]; ruler.dispatchEvent(new Event("input")); }
+    });
+    if (focused !== false) all("button, a, input", part)[focused]?.focus();
+    explain(part);
+  }
+}
+refresh.shown = {};
+
+function follow() {
+  let due = null, last = 0;
+  const soon = () => {
+    due ??= setTimeout(() => { due = null; last = Date.now(); refresh().catch(() => {}); }, Math.max(100, 2000 - (Date.now() - last)));
+  };
+  refresh.now = () => refresh().catch(() => {});
+  const source = new EventSource(`/runs/${run}/events?since=${page.size}`);
+  let first = true;
+  source.addEventListener("log", soon);
+  source.addEventListener("state", () => { if (!first) soon(); first = false; });
+}
+
+// -- Pictures ---------------------------------------------------------------------------------------------------------
+
+async function askForPictures(form, body, headers) {
+  const state = one("output", form) || one("#sampling output"), bar = one("#sampling progress"), cancel = one("#cancel");
+  state.textContent = "In the queue …";
+  try {
+    const job = await ask("POST", `/api/runs/${run}/samples`, body, headers);
+    cancel.hidden = bar.hidden = false;
+    bar.removeAttribute("value");
+    cancel.onclick = () => ask("DELETE", `/api/jobs/${job.id}`).catch(() => {});
+    await new Promise(done => {
+      const source = new EventSource(`/api/jobs/${job.id}/events`);
+      source.addEventListener("job", event => {
+        const news = JSON.parse(event.data);
+        if (news.state === "queued") state.textContent = news.before ? `${news.before} before it in the queue …` : "Next in the queue …";
+        if (news.state === "running") { state.textContent = news.total ? "Sampling …" : "Opening the model …"; if (news.total) bar.value = news.done / news.total; }
+        if (["queued", "running"].includes(news.state)) return;
+        source.close();
+        state.textContent = news.reason || {finished: "", cancelled: "Cancelled."}[news.state] || news.state;
+        show(news.gallery?.figures || []);
+        done();
+      });
+    });
+  } catch (error) {
+    state.textContent = error.message;
+  }
+  cancel.hidden = bar.hidden = true;
+}
+
+function show(figures) {
+  const fresh = figures.flatMap(elements);
+  for (const figure of fresh) { figure.classList.add("fresh"); }
+  one("#gallery").prepend(...fresh);
+}
+
+function kinds(form) {
+  const kind = field(form, "kind"), shown = {seed_after: ["interpolate"], count: ["sample", "interpolate"]};
+  const fit = () => { for (const [name, on] of Object.entries(shown)) field(form, name).closest(".field").hidden = !on.includes(kind.value); };
+  kind.addEventListener("change", fit);
+  fit();
+}
+
+function gallery() {
+  const form = one("#sampling");
+  kinds(form);
+  form.addEventListener("submit", event => {
+    event.preventDefault();
+    askForPictures(form, JSON.stringify(fieldsOf(form)), {"Content-Type": "application/json"});
+  });
+  one("#gallery").addEventListener("click", async event => {
+    const figure = event.target.closest("figure"), button = event.target.closest("button");
+    if (!figure || !button) return;
+    const address = `/api/runs/${run}/pictures/${figure.dataset.picture}`, about = JSON.parse(figure.dataset.about);
+    if (button.dataset.star) {
+      const star = button.getAttribute("aria-pressed") !== "true";
+      await send(address, {star});
+      button.setAttribute("aria-pressed", star);
+    }
+    if (button.dataset.remove) { await ask("DELETE", address); figure.remove(); }
+    if (button.dataset.vary) edit(figure.dataset.picture, one("img", figure));
+    if (button.dataset.again) {
+      for (const name of ["label", "prompt", "negative", "seed", "steps", "guidance"]) if (field(form, name)) field(form, name).value = about[name] ?? "";
+      field(form, "count").value = about.index + 1;
+      field(form, "kind").value = "sample";
+      field(form, "kind").dispatchEvent(new Event("change"));
+      form.scrollIntoView({behavior: "smooth"});
+      field(form, "seed").focus();
+    }
+  });
+  one("#gallery").addEventListener("input", event => {
+    const picture = one(".steps", event.target.closest("figure"));
+    if (picture) picture.style.objectPosition = `50% ${event.target.value}%`;
+  });
+  editing();
+}
+
+// The brush paints on a canvas above the picture; what it has painted is sent as a mask, white on black.
+const easel = {mask: null, picture: null, of: null};
+
+function edit(id, image) {
+  const canvas = one("#brush");
+  Object.assign(easel, {of: id, picture: image, mask: document.createElement("canvas")});
+  for (const each of [canvas, easel.mask]) { each.width = image.naturalWidth; each.height = image.naturalHeight; }
+  easel.painted = false;
+  paint();
+  one("#editor").showModal();
+}
+
+function paint() {
+  const canvas = one("#brush"), pen = canvas.getContext("2d");
+  pen.drawImage(easel.picture, 0, 0);
+  pen.globalAlpha = .7;
+  pen.drawImage(easel.mask, 0, 0);
+  pen.globalAlpha = 1;
+}
+
+function stroke(event) {
+  const canvas = one("#brush"), box = canvas.getBoundingClientRect(), pen = easel.mask.getContext("2d");
+  const scale = canvas.width / box.width, width = Number(field(one("#editing"), "width").value) / 100 * canvas.width;
+  const at = [(event.clientX - box.left) * scale, (event.clientY - box.top) * scale];
+  pen.strokeStyle = "white";
+  pen.lineWidth = width;
+  pen.lineCap = pen.lineJoin = "round";
+  pen.beginPath();
+  pen.moveTo(...(easel.from || at));
+  pen.lineTo(at[0] + .01, at[1]);
+  pen.stroke();
+  easel.from = at;
+  easel.painted = true;
+  paint();
+}
+
+function editing() {
+  const dialog = one("#editor"), form = one("#editing"), canvas = one("#brush");
+  canvas.addEventListener("pointerdown", event => { canvas.setPointerCapture(event.pointerId); easel.from = null; stroke(event); });
+  canvas.addEventListener("pointermove", event => { if (event.buttons) stroke(event); });
+  one("#unpaint").addEventListener("click", () => { easel.mask.width = easel.mask.width; easel.painted = false; paint(); });
+  one("#close").addEventListener("click", () => dialog.close());
+  form.addEventListener("submit", async event => {
+    event.preventDefault();
+    const body = new FormData(), {width, ...given} = fieldsOf(form);
+    const above = fieldsOf(one("#sampling")), about = {...given, kind: "edit", of: easel.of};
+    for (const name of ["label", "prompt", "negative", "steps", "guidance"]) if (above[name] !== undefined) about[name] = above[name];
+    for (const [name, value] of Object.entries(about)) body.append(name, value);
+    if (easel.painted) {
+      const flat = document.createElement("canvas"), pen = flat.getContext("2d");
+      [flat.width, flat.height] = [canvas.width, canvas.height];
+      pen.fillRect(0, 0, flat.width, flat.height);
+      pen.drawImage(easel.mask, 0, 0);
+      const pixels = pen.getImageData(0, 0, flat.width, flat.height);
+      pixels.data.forEach((value, place) => { pixels.data[place] = place % 4 === 3 || value > 127 ? 255 : 0; });
+      pen.putImageData(pixels, 0, 0);
+      const opaque = await new Promise(done => flat.toBlob(done, "image/jpeg", 1));
+      body.append("mask", opaque, "mask.jpg");
+    }
+    dialog.close();
+    one("#sampling").scrollIntoView({behavior: "smooth"});
+    askForPictures(one("#sampling"), body);
+  });
+}
+
+// -- A new run --------------------------------------------------------------------------------------------------------
+
+const uploaded = {id: "", files: 0};
+
+async function* filesIn(entry, path = "") {
+  if (entry.isFile) { yield [path + entry.name, await new Promise((done, fail) => entry.file(done, fail))]; return; }
+  const reader = entry.createReader();
+  for (;;) {
+    const some = await new Promise((done, fail) => reader.readEntries(done, fail));
+    if (!some.length) return;
+    for (const below of some) yield* filesIn(below, `${path}${entry.name}/`);
+  }
+}
+
+async function upload(files) {
+  const drop = one("#drop"), bar = one("progress", drop), state = one("[role=status]", drop);
+  const id = [...crypto.getRandomValues(new Uint8Array(8))].map(byte => byte.toString(16).padStart(2, "0")).join("");
+  const tops = new Set(files.map(([path]) => path.split("/")[0]));
+  const below = tops.size === 1 && files.every(([path]) => path.includes("/")) ? 1 : 0;
+  const refused = [];
+  bar.hidden = false;
+  let done = 0;
+  for (const [path, file] of files) {
+    const place = path.split("/").slice(below).join("/");
+    if (!place.split("/").some(part => part.startsWith("."))) {
+      try {
+        await ask("POST", `/api/uploads/${id}?path=${encodeURIComponent(place)}`, file, {"Content-Type": "application/octet-stream"});
+        uploaded.files += 1;
+      } catch (error) { refused.push(error.message); }
+    }
+    bar.value = ++done / files.length;
+    state.textContent = `${done.toLocaleString("en")} of ${files.length.toLocaleString("en")}`;
+  }
+  uploaded.id = files.length > refused.length ? id : "";
+  bar.hidden = true;
+  const left = refused.length ? ` ${refused.length} left out: ${refused[0]}` : "";
+  state.textContent = `${(files.length - refused.length).toLocaleString("en")} files are here.${left}`;
+  const name = field(one("#new"), "name");
+  if (!name.value && below) name.value = [...tops][0].replace(/[^\p{L}\p{N}_ .()-]/gu, "-").slice(0, 80);
+}
+
+function newRun() {
+  const form = one("#new"), drop = one("#drop"), state = one("output", form);
+  drop.addEventListener("dragover", event => { event.preventDefault(); drop.classList.add("over"); });
+  drop.addEventListener("dragleave", () => drop.classList.remove("over"));
+  drop.addEventListener("drop", async event => {
+    event.preventDefault();
+    drop.classList.remove("over");
+    const entries = [...event.dataTransfer.items].map(item => item.webkitGetAsEntry()).filter(Boolean), files = [];
+    for (const entry of entries) for await (const file of filesIn(entry)) files.push(file);
+    await upload(files);
+  });
+  one("#files").addEventListener("change", event =>
+    upload([...event.target.files].map(file => [file.webkitRelativePath || file.name, file])));
+  field(form, "path").addEventListener("change", event => {
+    const name = field(form, "name");
+    if (!name.value) name.value = event.target.value.replace(/\/+$/, "").split("/").pop().slice(0, 80);
+  });
+  form.addEventListener("submit", async event => {
+    event.preventDefault();
+    state.textContent = "";
+    try {
+      const given = fieldsOf(form);
+      const {page: place} = await send("/api/runs", {...given, size: Number(given.size), upload: given.path ? "" : uploaded.id});
+      location.href = place;
+    } catch (error) { state.textContent = error.message; }
+  });
+}
+
+// -- Which page this is -----------------------------------------------------------------------------------------------
+
+styled(document);
+listOfRuns();
+if (page.page === "run") { sliders(document); follow(); }
+if (page.page === "gallery") gallery();
+if (page.page === "new") newRun();
+if (page.page === "start" && !page.over) setTimeout(() => location.reload(), 2000);
+if (page.page && page.page !== "words") explain(one("main"));
+document.body.dataset.ready = "1";

@@ -1,0 +1,112 @@
+"""The terms of the page, each explained in a sentence, in English and Vietnamese."""
+
+TERMS: dict[str, tuple[str, str]] = {
+    "latent diffusion": (
+        "A diffusion model that works on the small codes (latents) of an autoencoder instead of on pixels.",
+        "Mô hình khuếch tán làm việc trên mã thu nhỏ (biến ẩn) của bộ tự mã hoá thay vì trên điểm ảnh.",
+    ),
+    "autoencoder": (
+        "Two networks: one makes a small code of a picture, the other makes the picture again from the code.",
+        "Hai mạng: một mạng nén ảnh thành mã nhỏ, mạng kia dựng lại ảnh từ mã đó.",
+    ),
+    "latents": (
+        "The codes of an autoencoder: a small picture with more channels than red, green and blue.",
+        "Mã của bộ tự mã hoá: một ảnh nhỏ có nhiều kênh hơn đỏ, lục và lam.",
+    ),
+    "denoiser": (
+        "The network that estimates the clean picture from a noisy one; sampling applies it again and again.",
+        "Mạng ước lượng ảnh sạch từ ảnh nhiễu; khi lấy mẫu nó được áp dụng nhiều lần.",
+    ),
+    "sigma": (
+        "How strong the noise is: the standard deviation of what was added to the picture.",
+        "Độ mạnh của nhiễu: độ lệch chuẩn của phần nhiễu được cộng vào ảnh.",
+    ),
+    "prior": (
+        "A denoiser known in closed form, a mixture of Gaussians fitted to the pictures; the network learns the rest.",
+        "Bộ khử nhiễu có công thức đóng, một hỗn hợp Gauss khớp với các ảnh; mạng học phần còn lại.",
+    ),
+    "guidance": (
+        "Pushes samples away from what a weaker model makes: clearer and closer to the label, but less varied.",
+        "Đẩy mẫu ra xa kết quả của một mô hình yếu hơn: rõ và sát nhãn hơn, nhưng ít đa dạng hơn.",
+    ),
+    "seed": (
+        "The number from which all noise is drawn: equal seeds give equal pictures.",
+        "Con số mà từ đó mọi nhiễu được sinh ra: cùng hạt giống thì cùng ảnh.",
+    ),
+    "steps": (
+        "How often the denoiser is applied to make a picture; more steps take longer and are a little better.",
+        "Số lần áp dụng bộ khử nhiễu để tạo một ảnh; nhiều bước hơn thì lâu hơn và tốt hơn một chút.",
+    ),
+    "label": (
+        "The class of a picture: the name of the folder in which it was.",
+        "Lớp của ảnh: tên thư mục chứa ảnh.",
+    ),
+    "prompt": (
+        "What the picture shall show, in words; only models that were trained with captions read one.",
+        "Điều bức ảnh cần thể hiện, bằng lời; chỉ mô hình được huấn luyện với chú thích mới đọc được.",
+    ),
+    "held out": (
+        "Pictures that are not trained on, so that they can show whether the model has learned or memorised.",
+        "Các ảnh không dùng để huấn luyện, để thấy mô hình đã học hay chỉ học thuộc lòng.",
+    ),
+    "held-out loss": (
+        "The error of the denoiser on pictures that it was not trained on. Lower is better.",
+        "Sai số của bộ khử nhiễu trên các ảnh không dùng để huấn luyện. Càng thấp càng tốt.",
+    ),
+    "PSNR": (
+        "How close reconstructions are to their originals, in decibels; 30 dB is hard to tell apart.",
+        "Ảnh dựng lại gần với ảnh gốc đến mức nào, tính bằng decibel; 30 dB thì khó phân biệt.",
+    ),
+    "FD-Lite0": (
+        "Distance between the features of samples and of real pictures, as FID. Lower is better, at equal n.",
+        "Khoảng cách giữa đặc trưng của ảnh mẫu và ảnh thật, như FID. Càng thấp càng tốt, với cùng n.",
+    ),
+    "images seen": (
+        "How many pictures training has looked at, repeats counted.",
+        "Số ảnh mà quá trình huấn luyện đã xem, tính cả lặp lại.",
+    ),
+    "gradient norm": (
+        "How strongly a step wants to change the network; a sudden rise is a sign of trouble.",
+        "Mức độ một bước muốn thay đổi mạng; tăng đột ngột là dấu hiệu trục trặc.",
+    ),
+    "image-to-image": (
+        "Noise is added to a picture and removed again: a variation, nearer to it the lower the strength is.",
+        "Thêm nhiễu vào ảnh rồi khử đi: một biến thể, càng gần ảnh gốc khi cường độ càng thấp.",
+    ),
+    "strength": (
+        "The share of the sampler's steps in a variation: near 0 little changes, at 1 the picture is forgotten.",
+        "Tỉ lệ số bước lấy mẫu của một biến thể: gần 0 thì ít thay đổi, bằng 1 thì ảnh gốc bị quên.",
+    ),
+    "inpainting": (
+        "Only what the brush has marked is made anew; the rest of the picture stays as it is.",
+        "Chỉ phần được tô mới được vẽ lại; phần còn lại của ảnh giữ nguyên.",
+    ),
+    "interpolation": (
+        "Pictures on the way from the noise of one seed to that of another.",
+        "Các ảnh trên đường đi từ nhiễu của hạt giống này đến hạt giống khác.",
+    ),
+    "memorisation": (
+        "A sample that is a copy of a training picture instead of something new.",
+        "Ảnh mẫu là bản sao của một ảnh huấn luyện thay vì một ảnh mới.",
+    ),
+    "overfits": (
+        "The model gets better on its training pictures and worse on all others.",
+        "Mô hình tốt lên trên ảnh huấn luyện nhưng kém đi trên mọi ảnh khác.",
+    ),
+    "checkpoint": (
+        "All that is needed to go on with a run, saved every now and then.",
+        "Mọi thứ cần để tiếp tục một lần chạy, được lưu định kỳ.",
+    ),
+    "EMA": (
+        "An average of the network's weights over the last steps; samples are made from it.",
+        "Trung bình trọng số của mạng qua các bước gần đây; ảnh mẫu được tạo từ đó.",
+    ),
+    "cascade": (
+        "Several models in pixels: the first makes small pictures, the next ones enlarge them.",
+        "Nhiều mô hình trên điểm ảnh: mô hình đầu tạo ảnh nhỏ, các mô hình sau phóng to.",
+    ),
+    "budget": (
+        "The time that the whole training may take; the plan chooses networks and steps for it.",
+        "Thời gian cho toàn bộ quá trình huấn luyện; kế hoạch chọn mạng và số bước theo đó.",
+    ),
+}  # fmt: skip

@@ -1,0 +1,278 @@
+"""The process that samples: it reads requests from standard input, and writes progress and pictures to standard output.
+
+`python -m calotype.serve.worker DEVICE`. It is a process of its own so that a request that needs too much memory, or a
+picture that kills a decoder, costs one request and not the server.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+import tempfile
+import threading
+import traceback
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from PIL import Image, PngImagePlugin
+
+from calotype.data.formats import FORMATS
+from calotype.data.images import grid, read_image, read_mask
+from calotype.diffusion.samplers import CALLS_A_STEP
+from calotype.diffusion.stage import in_turn
+from calotype.machine import find_device, out_of_memory
+from calotype.model import Model, load
+from calotype.run import Run
+from calotype.serve.wire import packed, unpack
+from calotype.threads import rows_of
+from calotype.training.snapshot import snapshot
+from calotype.types import NULL_LABEL, UserError
+
+KEPT_MODELS = 2
+MAX_PIXELS = 2**24
+"""Of a picture that is sent, before it is decoded."""
+FILM_MILLISECONDS = 100
+
+
+class CancelledError(Exception):
+    """Nobody waits for the pictures any longer."""
+
+
+# -- Models ------------------------------------------------------------------------------------------------------------
+
+
+class Models:
+    """The models that were used last, each until its files change."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.open = device, OrderedDict[tuple[str, Any], Model]()
+
+    def of(self, folder: Path) -> Model:
+        """Of a finished run its model, of any other its newest checkpoint. Raises `UserError`."""
+        key = str(folder), version_of(folder)
+        if key not in self.open:
+            self.open[key] = (
+                snapshot(folder, self.device)[0] if is_unfinished(folder) else load(folder, str(self.device))
+            )
+        self.open.move_to_end(key)
+        while len(self.open) > KEPT_MODELS:
+            self.open.popitem(last=False)
+        return self.open[key]
+
+
+def is_unfinished(folder: Path) -> bool:
+    return Run.open(folder).state.status != "finished"
+
+
+def version_of(folder: Path) -> Any:
+    manifest, checkpoints = folder / "model" / "manifest.json", folder / "checkpoints"
+    if manifest.is_file() and not is_unfinished(folder):
+        return manifest.stat().st_mtime_ns
+    return sorted(path.name for path in checkpoints.iterdir()) if checkpoints.is_dir() else None
+
+
+# -- Requests ----------------------------------------------------------------------------------------------------------
+
+
+def draw_samples(model: Model, asked: dict[str, Any], files: Sequence[bytes]) -> Iterator[bytes]:
+    """PNG files of samples, or of variations of a picture where one is sent, with its mask if there are two files."""
+    pictures = [decoded(content, read_image) for content in files[:1]]
+    masks = [repainted(decoded(content, read_mask)) for content in files[1:2]]
+    drawn = model.draw(
+        asked["count"], asked.get("label"), asked["seed"], size_of(asked), prompt=asked.get("prompt") or None,
+        negative=asked.get("negative"), picture=next(iter(pictures), None), mask=next(iter(masks), None),
+        strength=asked.get("strength"), **changes_of(asked),
+    )  # fmt: skip
+    labels = (
+        [NULL_LABEL] * asked["count"]
+        if pictures
+        else model.labels(asked["count"], asked.get("label"), asked.get("prompt"))
+    )
+    for index, picture in enumerate(drawn):
+        turn = {} if labels[index] == NULL_LABEL else {"label": model.classes[labels[index]]}
+        yield as_png(picture, {**asked, "index": index, **turn})
+
+
+def draw_interpolation(model: Model, asked: dict[str, Any], files: Sequence[bytes]) -> Iterator[bytes]:
+    """One animation in WebP, from the first picture of a seed to that of another."""
+    label = asked.get("label")
+    labels = (label, asked.get("label_after") or label) if label else None
+    frames = model.interpolate(
+        (asked["seed"], asked["seed_after"]), asked["count"], labels, size_of(asked),
+        prompt=asked.get("prompt") or None, negative=asked.get("negative"), **changes_of(asked),
+    )  # fmt: skip
+    there_and_back = [*frames, *frames[-2:0:-1]]
+    file = io.BytesIO()
+    there_and_back[0].save(file, "WEBP", save_all=True, append_images=there_and_back[1:], loop=0, lossless=True,
+                           duration=FILM_MILLISECONDS)  # fmt: skip
+    yield file.getvalue()
+
+
+def draw_estimates(model: Model, asked: dict[str, Any], files: Sequence[bytes]) -> Iterator[bytes]:
+    """One picture from noise to clean, a row a step: what the sampler has, and what the denoiser takes it for."""
+    label, prompt = asked.get("label"), asked.get("prompt") or None
+    pairs = model.estimates(label, asked["seed"], prompt=prompt, **changes_of(asked))
+    yield as_png(grid([picture for pair in pairs for picture in pair], 2, gap=0), asked)
+
+
+def draw_enlarged(model: Model, asked: dict[str, Any], files: Sequence[bytes]) -> Iterator[bytes]:
+    yield as_png(model.enlarge(decoded(files[0], read_image), label=asked.get("label"), seed=asked["seed"]), asked)
+
+
+WORK: dict[str, Callable[[Model, dict[str, Any], Sequence[bytes]], Iterator[bytes]]] = {
+    "sample": draw_samples, "edit": draw_samples, "interpolate": draw_interpolation, "develop": draw_estimates,
+    "enlarge": draw_enlarged,
+}  # fmt: skip
+
+
+def changes_of(asked: dict[str, Any]) -> dict[str, Any]:
+    return {name: asked[name] for name in ("steps", "guidance", "sampler") if asked.get(name) is not None}
+
+
+def size_of(asked: dict[str, Any]) -> tuple[int, int] | None:
+    return (asked["width"], asked["height"]) if asked.get("width") else None
+
+
+def decoded(content: bytes, read: Callable[[Path], Image.Image]) -> Image.Image:
+    """A picture that was sent. Raises `UserError`."""
+    try:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+            width, height = image.size
+    except Exception:  # decoders raise errors of all kinds
+        raise UserError(f"the picture cannot be read; send one of {', '.join(FORMATS)}") from None
+    if width * height > MAX_PIXELS:
+        raise UserError(f"the picture has {width}x{height} pixels, but at most {MAX_PIXELS:,} are taken")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "picture"
+        path.write_bytes(content)
+        try:
+            return read(path)
+        except UserError as error:
+            raise UserError(f"the picture cannot be read: {getattr(error, 'reason', error)}") from None
+
+
+def repainted(mask: Image.Image) -> Image.Image:
+    """White where a picture is to be repainted. OpenAI's masks say that by what is fully transparent, ours by white."""
+    if mask.mode != "RGBA":
+        return mask
+    return mask.getchannel("A").point(lambda alpha: 255 if alpha == 0 else 0).convert("RGB")
+
+
+def as_png(picture: Image.Image, about: dict[str, Any]) -> bytes:
+    """With how it was made in it, as text."""
+    notes = PngImagePlugin.PngInfo()
+    for name in ("model", "seed", "index", "label", "prompt", "negative", "steps", "guidance"):
+        if about.get(name) is not None:
+            notes.add_itxt(f"calotype:{name}", str(about[name]))
+    picture.save(file := io.BytesIO(), "PNG", pnginfo=notes)
+    return file.getvalue()
+
+
+# -- Progress and cancelling -------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def watched(model: Model, step: Callable[[], None]) -> Iterator[None]:
+    """Calls `step` before every call of a network, which is about once a step of the sampler."""
+    hooks = [stage.denoiser.backbone.register_forward_pre_hook(lambda *given: step()) for stage in model.stages]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def calls_of(model: Model, asked: dict[str, Any]) -> int:
+    """About how many calls of networks a request takes."""
+    samplings = model.settings(changes_of(asked))
+    width, height = size_of(asked) or (model.image_size, model.image_size)
+    parts = in_turn(asked["count"], height, width)
+    threads = torch.get_num_threads() if model.device.type == "cpu" else 1
+    slices = sum(len(rows_of(part.stop - part.start, threads)) for part in parts)
+    calls = sum(
+        sampling.steps * CALLS_A_STEP[sampling.sampler] * (1 + (sampling.guide != "prior" and sampling.guidance != 1))
+        for sampling in samplings
+    )
+    return max(1, slices * calls)
+
+
+class Worker:
+    """One request after the other; cancellations are read meanwhile."""
+
+    def __init__(self, source: BinaryIO, sink: BinaryIO, device: str) -> None:
+        self.source, self.sink = source, sink
+        self.models = Models(find_device(device))
+        self.cancelled, self.arrived = set[str](), threading.Condition()
+        self.waiting: list[tuple[dict[str, Any], list[bytes]] | None] = []
+        self.writing = threading.Lock()
+
+    def say(self, about: dict[str, Any], parts: Sequence[bytes] = ()) -> None:
+        with self.writing:
+            self.sink.write(packed(about, parts))
+            self.sink.flush()
+
+    def listen(self) -> None:
+        while (message := unpack(self.source)) is not None:
+            with self.arrived:
+                if "cancel" in message[0]:
+                    self.cancelled.add(message[0]["cancel"])
+                else:
+                    self.waiting.append(message)
+                self.arrived.notify()
+        os._exit(0)  # the server is gone, and nobody waits for what is being sampled
+
+    def run(self) -> None:
+        threading.Thread(target=self.listen, daemon=True).start()
+        self.say({"ready": True})
+        while True:
+            with self.arrived:
+                self.arrived.wait_for(lambda: self.waiting)
+                message = self.waiting.pop(0)
+            assert message is not None
+            self.answer(*message)
+
+    def answer(self, asked: dict[str, Any], files: list[bytes]) -> None:
+        job = asked["job"]
+        try:
+            self.say({"job": job, "total": 0, "done": 0})
+            model = self.models.of(Path(asked["folder"]))
+            calls, total = 0, calls_of(model, asked)
+
+            def step() -> None:
+                nonlocal calls
+                calls += 1
+                if job in self.cancelled:
+                    raise CancelledError
+                if calls == 1 or calls % max(1, total // 100) == 0:
+                    self.say({"job": job, "total": total, "done": min(calls, total)})
+
+            with watched(model, step):
+                for index, picture in enumerate(WORK[asked["kind"]](model, asked, files)):
+                    self.say({"job": job, "index": index}, [picture])
+            self.say({"job": job, "end": "finished"})
+        except CancelledError:
+            self.say({"job": job, "end": "cancelled"})
+        except UserError as error:
+            self.say({"job": job, "end": "refused", "reason": str(error)})
+        except Exception as error:
+            traceback.print_exc()
+            reason = "memory is at its end; ask for fewer or smaller pictures" if out_of_memory(error) else (
+                f"{type(error).__name__}: {error}"
+            )  # fmt: skip
+            self.say({"job": job, "end": "failed", "reason": reason})
+
+
+def work() -> None:
+    """Whatever prints meanwhile prints to standard error: standard output is for messages."""
+    sink = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    Worker(sys.stdin.buffer, sink, sys.argv[1]).run()
+
+
+if __name__ == "__main__":
+    work()

@@ -1,0 +1,83 @@
+"""A server for tests: without a socket, or as a process of its own."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+from starlette.testclient import TestClient
+
+from calotype.serve.library import id_of
+from calotype.serve.safety import gate_for
+from calotype.serve.server import application
+
+SOURCES = Path(__file__).resolve().parents[1] / "src"
+PORT = 8737
+ADDRESS = f"http://127.0.0.1:{PORT}"
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+RUN = id_of("run")
+
+
+def client_of(folder, host="127.0.0.1", **more):
+    """A client and the gate; the client has no token."""
+    gate = gate_for(host, PORT)
+    app = application(folder, gate, "cpu")
+    return TestClient(app, base_url=ADDRESS, follow_redirects=False, raise_server_exceptions=False, **more), gate
+
+
+def bearer(gate):
+    return {"Authorization": f"Bearer {gate.token}"}
+
+
+def until(true, seconds=60.0, pause=0.05):
+    """Waits for what `true` returns."""
+    end = time.monotonic() + seconds
+    while not (value := true()):
+        assert time.monotonic() < end, "it has not come true"
+        time.sleep(pause)
+    return value
+
+
+@contextmanager
+def served(folder, *options):
+    """A server as its users start it: its address, its token and its process."""
+    environment = {**os.environ, "PYTHONPATH": str(SOURCES), "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "calotype", "serve", str(folder), "--port", "0", *options]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        try:
+            for line in process.stdout:
+                if opened := re.search(r"open (http://[^/]+)/\?token=(\S+)", line):
+                    yield opened[1], opened[2], process
+                    break
+        finally:
+            process.terminate()
+            process.wait(30)
+
+
+@contextmanager
+def browser_page(address, token, **settings):
+    """A page of Chromium that has the cookie; whatever the console says is an error."""
+    from playwright.sync_api import sync_playwright
+
+    lines = []
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        page = browser.new_context(**settings).new_page()
+        page.on("console", lambda message: lines.append(message.text))
+        page.on("pageerror", lambda error: lines.append(str(error)))
+        page.goto(f"{address}/?token={token}")
+        try:
+            yield page
+        finally:
+            browser.close()
+    assert not lines
+
+
+def ready(page):
+    """Waits until the script of a page has begun."""
+    page.wait_for_selector("body[data-ready]")
+    return page

@@ -1,0 +1,255 @@
+"""Who may ask the server, what may be sent to it, and that whatever comes from outside is text."""
+
+import asyncio
+import json
+import re
+from html.parser import HTMLParser
+
+import pytest
+from serving import ADDRESS, PORT, RUN, bearer, client_of
+from small import Keeper
+from starlette.routing import Route
+from test_report import facts, fake_run, flat
+
+from calotype.cli.commands import serve
+from calotype.cli.options import ServeOptions
+from calotype.files import write_json
+from calotype.serve import safety
+from calotype.serve.actions import safe_parts
+from calotype.serve.answers import RefusedRequest
+from calotype.serve.library import id_of
+from calotype.serve.safety import gate_for
+from calotype.serve.server import routes
+from calotype.types import UserError
+
+EVIL = "<img src=x onerror=alert(1)>\"'&\u202e"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    fake_run(folder / "run", flat)
+    fake_run(folder / EVIL.replace("/", ""), flat)
+    evil = facts(name=EVIL, classes=[EVIL, "b"], data=EVIL, status="training")
+    write_json(folder / EVIL / "run.json", evil)
+    (folder / EVIL / "recipe.toml").write_text(f"size = 64\n# {EVIL}\n")
+    with (folder / EVIL / "log.jsonl").open("a") as log:
+        log.write(json.dumps({"event": "note", "text": EVIL}) + "\n")
+    write_json(folder / EVIL / "plan.json", {"kind": EVIL, "choices": [{"what": EVIL, "value": EVIL, "why": EVIL}]})
+    (folder / "outside").symlink_to("/etc")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def opened(folder):
+    return client_of(folder)
+
+
+@pytest.fixture(scope="module")
+def client(opened):
+    return opened[0]
+
+
+@pytest.fixture(scope="module")
+def token(opened):
+    return bearer(opened[1])
+
+
+class Page(HTMLParser):
+    """The elements of a page, with their attributes."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.elements = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+
+
+def paths():
+    """Every address of the server, with something in its holes."""
+    holes = {"run": RUN, "leg": "denoiser", "picture": "0" * 20, "job": "x", "upload": "0" * 16, "name": "x"}
+    for route in routes():
+        assert isinstance(route, Route)
+        path = re.sub(r"{(\w+)(:int)?}", lambda hole: holes.get(hole[1], "0"), route.path)
+        yield from ((method, path) for method in route.methods - {"HEAD"})
+
+
+@pytest.mark.parametrize(("method", "path"), [pair for pair in paths() if not pair[1].startswith("/static/")])
+def test_nothing_is_answered_without_the_token(client, method, path):
+    for headers in ({}, {"Authorization": "Bearer x"}, {"Cookie": f"calotype-{PORT}=x"}, {"Authorization": "Basic x"}):
+        answer = client.request(method, path, headers=headers)
+        assert answer.status_code == 401 and "token" in answer.json()["error"]["message"]
+
+
+def test_the_address_with_the_token_sets_a_cookie_and_leads_to_one_without(opened):
+    client, gate = opened
+    answer = client.get(f"/new?token={gate.token}&a=1")
+    assert (answer.status_code, answer.headers["location"]) == (303, "/new?a=1")
+    cookie = answer.headers["set-cookie"].lower()
+    assert "httponly" in cookie and "samesite=strict" in cookie and f"calotype-{PORT}=" in cookie
+    assert client.get(f"{ADDRESS}//evil.example/?token={gate.token}").headers["location"] == "/evil.example/"
+    client.cookies.clear()
+    given = {"Cookie": f"calotype-{PORT}={gate.token}"}
+    assert client.get("/new", headers=given).status_code == 200
+    assert gate_for("127.0.0.1", PORT).token != gate.token and gate.token not in repr(gate)
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["evil.example", f"evil.example:{PORT}", "127.0.0.1", "127.0.0.1:1", f"127.0.0.1.evil.example:{PORT}", "",
+     f"127.0.0.1:{PORT}@evil.example", f"localhost.:{PORT}", f"0.0.0.0:{PORT}"],
+)  # fmt: skip
+def test_other_hosts_are_refused(client, token, host):
+    assert client.get("/new", headers={**token, "Host": host}).status_code == 421
+
+
+@pytest.mark.parametrize("host", [f"127.0.0.1:{PORT}", f"localhost:{PORT}", f"LOCALHOST:{PORT}", f"[::1]:{PORT}"])
+def test_own_hosts_are_taken(client, token, host):
+    assert client.get("/new", headers={**token, "Host": host}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "origin",
+    ["null", "http://evil.example", f"{ADDRESS}.evil.example", f"https://127.0.0.1:{PORT}", "http://127.0.0.1",
+     f"http://localhost:{PORT}", f"{ADDRESS}/", "", f"http://127.0.0.1:{PORT + 1}"],
+)  # fmt: skip
+def test_other_origins_are_refused_even_with_the_token(client, token, origin):
+    for method in ("GET", "POST"):
+        answer = client.request(method, "/v1/models", headers={**token, "Origin": origin})
+        assert answer.status_code == 403 and "Origin" in answer.json()["error"]["message"]
+        assert "access-control-allow-origin" not in answer.headers
+
+
+def test_with_a_cookie_a_change_needs_the_origin(opened):
+    client, gate = opened
+    cookie = {"Cookie": f"calotype-{PORT}={gate.token}"}
+    asked = f"/api/runs/{id_of('none')}/stop"
+    assert client.post(asked, headers=cookie).status_code == 403
+    assert client.post(asked, headers={**cookie, "Origin": ADDRESS}).status_code == 404
+    assert client.options("/v1/models", headers={**cookie, "Origin": ADDRESS}).status_code == 405
+
+
+def test_every_answer_has_a_strict_policy_and_pages_need_nothing_inline(client, token):
+    for path in ("/", "/new", "/words", f"/runs/{RUN}", f"/runs/{RUN}/gallery", "/none", "/static/serve.js"):
+        answer = client.get(path, headers={**token, "Accept": "text/html"})
+        policy = answer.headers["content-security-policy"]
+        assert "default-src 'none'" in policy and "unsafe" not in policy and "frame-ancestors 'none'" in policy
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        assert answer.headers["cross-origin-resource-policy"] == "same-origin"
+        if path.startswith("/static/"):
+            continue
+        elements = Page(answer.text).elements
+        assert not [name for name, _ in elements if name == "style"]
+        assert [given for name, given in elements if name == "script"] == [
+            {"type": "module", "src": "/static/serve.js"}
+        ]
+        names = {attribute for _, given in elements for attribute in given}
+        assert "style" not in names and not [name for name in names if name.startswith("on")]
+        links = [given[key] for _, given in elements for key in ("src", "href", "action") if key in given]
+        assert links and all(place.startswith(("/", "#")) and not place.startswith("//") for place in links)
+
+
+def test_hostile_names_are_text_everywhere(client, token, folder):
+    run = id_of(EVIL)
+    for path in ("/", f"/runs/{run}", f"/runs/{run}/parts", f"/runs/{run}/gallery", f"/compare?runs={run}&runs={RUN}"):
+        text = client.get(path, headers=token).text
+        assert "<img src=x" not in text and "\u202e" not in text
+        assert "&lt;img src=x" in text, path
+    listed = client.get("/api/runs.csv", headers=token)
+    assert listed.status_code == 200 and "onerror" in listed.text
+
+
+def test_ids_lead_to_runs_and_nothing_else(client, token):
+    for run in ("..", "run", "%2e%2e", "outside", id_of("outside"), id_of(".."), "x" * 5000):
+        assert client.get(f"/runs/{run}/gallery", headers=token).status_code == 404
+    for path in (
+        f"/runs/{RUN}/pictures/..%2f..%2frun.json", f"/runs/{RUN}/pictures/{'a' * 20}", "/static/..%2fserver.py",
+        f"/runs/{RUN}/previews/denoiser/99", f"/runs/{RUN}/previews/..%2f/0", "/static/server.py",
+    ):  # fmt: skip
+        assert client.get(path, headers=token).status_code == 404
+
+
+def test_answers_have_no_paths_in_them(client, token, folder):
+    for path in ("/api/runs", f"/api/runs/{RUN}", "/v1/models", "/"):
+        assert str(folder.parent) not in client.get(path, headers=token).text
+
+
+@pytest.mark.parametrize(
+    ("path", "most"), [("/v1/images/generations", safety.MAX_JSON), ("/v1/images/edits", safety.MAX_EDIT)]
+)
+def test_large_bodies_are_refused(client, token, path, most):
+    def pieces():
+        for _ in range(most // 2**20 + 1):
+            yield b" " * 2**20
+
+    kind = "multipart/form-data; boundary=x" if "edits" in path else "application/json"
+    headers = {**token, "Content-Type": kind}
+    assert client.post(path, content=b" " * (most + 1), headers=headers).status_code == 413
+    assert client.post(path, content=pieces(), headers=headers).status_code == 413  # without a length
+
+
+def test_a_body_that_never_ends_is_given_up(monkeypatch):
+    monkeypatch.setattr(safety, "BODY_SECONDS", 0.01)
+
+    async def read():
+        await safety.bounded({"type": "http", "path": "/", "headers": []}, lambda: asyncio.sleep(60))()
+
+    with pytest.raises(RefusedRequest) as caught:
+        asyncio.run(read())
+    assert caught.value.status == 408
+
+
+BAD_NAMES = (
+    "../a.png", "/a.png", "a/../../b.png", "a\\..\\..\\b.png", ".ssh/a.png", "a/.b.png", "a.py", "a", "", "a\0.png",
+    "c:/a.png", "x/" * 9 + "a.png", "a" * 300 + ".png",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("path", BAD_NAMES)
+def test_uploads_stay_in_their_folder(path):
+    with pytest.raises(RefusedRequest):
+        safe_parts(path)
+
+
+def test_a_good_upload_is_where_it_belongs(client, token, folder):
+    batch = "0123456789abcdef"
+    place = folder / ".calotype" / "uploads" / batch / "mèo" / "a 1.PNG"
+    assert client.post(f"/api/uploads/{batch}?path=mèo/a 1.PNG", content=b"x", headers=token).status_code == 201
+    assert place.read_bytes() == b"x"
+    assert client.post(f"/api/uploads/{batch}?path=mèo/a 1.PNG", content=b"y", headers=token).status_code == 409
+    assert client.post("/api/uploads/../../x?path=a.png", content=b"y", headers=token).status_code == 404
+
+
+def test_unknown_fields_are_refused_by_name(client, token):
+    address, sent = "/v1/images/generations", {"model": "run", "prompt": "", "quality": "hd"}
+    error = client.post(address, json=sent, headers=token).json()["error"]
+    assert error["param"] == "quality" and "unknown field 'quality'; known are label" in error["message"]
+    wrong = {"n": 1000, "size": "9x", "steps": 10**9, "seed": "x", "response_format": "url", "guidance": -1}
+    for name, value in wrong.items():
+        answer = client.post("/v1/images/generations", json={"model": "run", name: value}, headers=token)
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, name)
+    for body, kind in ((b"{", "application/json"), (b"[" * 10**5, "application/json"), (b"a=1", "text/plain")):
+        answer = client.post("/v1/images/generations", content=body, headers={**token, "Content-Type": kind})
+        assert answer.status_code == 400
+
+
+def test_another_host_is_warned_of_and_named(monkeypatch):
+    from calotype.serve import server as module
+
+    monkeypatch.setattr(module, "server", lambda app, host, port: Silent())
+    console = Keeper()
+    serve(ServeOptions(port=0, host="0.0.0.0"), console)
+    assert "everybody in the network" in console.printed[0] and "?token=" in console.printed[1]
+    console = Keeper()
+    serve(ServeOptions(port=0), console)
+    assert "127.0.0.1" in console.printed[0] and "?token=" in console.printed[0]
+    assert "0.0.0.0:1" not in gate_for("0.0.0.0", 1).hosts and "127.0.0.1:1" in gate_for("0.0.0.0", 1).hosts
+    with pytest.raises(UserError, match="choose another with --port"):
+        serve(ServeOptions(port=1, host="192.0.2.1"), console)
+
+
+class Silent:
+    def run(self, sockets):
+        """No server."""
