@@ -16,7 +16,6 @@ from calotype.bounds import LARGEST_SEED, LONGEST_BUDGET, MAX_FRAMES, MAX_SAMPLE
 app = typer.Typer(
     help="Train an image generator on a folder of your own pictures.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
@@ -348,6 +347,14 @@ class InspectOptions:
     run: RunFolder
     data: RealPictures = None
     out: Annotated[Path | None, option("Folder to write inspection.html to. [default: RUN]")] = None
+    device: Device = "auto"
+
+
+@app.command("selftest")
+@dataclass(frozen=True)
+class SelftestOptions:
+    """Say in about 20 seconds whether this machine is fit, with advice; the exit code is 0 if it is, else 2."""
+
     device: Device = "auto"
 
 
