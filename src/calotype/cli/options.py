@@ -282,6 +282,12 @@ class EvaluateOptions(SamplingOptions):
     count: Annotated[
         int, typer.Option(help="Number of samples; for captioned portraits, in each language.", max=MAX_SAMPLES)
     ] = 200
+    features: Annotated[
+        Literal["lite0", "inception", "dinov2", "clip"], typer.Option(help="Network of the distances; inception: FID.")
+    ] = "lite0"
+    features_weights: Annotated[
+        Path | None, option("Its weights: a safetensors file of Inception, a folder of transformers of the others.")
+    ] = None
     seed: Seed = 0
     out: Annotated[Path | None, option("Folder to write to. [default: RUN, with its report and model card]")] = None
     device: Device = "auto"
