@@ -7,7 +7,7 @@ maximum.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import torch
@@ -37,7 +37,7 @@ class NormedConv(nn.Module):
     def __init__(self, channels: int, out: int, kernel: Kernel, stride: int = 1, padded: bool = True) -> None:
         super().__init__()
         sides = (kernel, kernel) if isinstance(kernel, int) else kernel
-        padding = [side // 2 if padded else 0 for side in sides]
+        padding = (sides[0] // 2, sides[1] // 2) if padded else (0, 0)
         self.conv = nn.Conv2d(channels, out, sides, stride, padding, bias=False)
         self.bn = nn.BatchNorm2d(out, eps=1e-3)
 
@@ -53,7 +53,7 @@ class Mixed(nn.Module):
     """
 
     def __init__(
-        self, channels: int, branches: dict[str, Branch], pool: Pool, pooled: int = 0, halving: bool = False,
+        self, channels: int, branches: Mapping[str, Branch], pool: Pool, pooled: int = 0, halving: bool = False,
         split: bool = False,
     ) -> None:  # fmt: skip
         super().__init__()
