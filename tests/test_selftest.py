@@ -99,7 +99,10 @@ def test_generated_pictures_are_of_two_kinds(tmp_path):
     files = sorted((tmp_path / "pictures").glob("*/*.png"))
     pixels = np.stack([np.asarray(Image.open(file), int) for file in files])
     striped = (pixels[:, 1:] == pixels[:, :-1]).all((1, 2, 3))  # along the columns
-    assert striped.tolist() == [file.parent.name == "stripes" for file in files] and len(files) == selftesting.PICTURES
+    assert (
+        striped.tolist() == [file.parent.name == "stripes" for file in files]
+        and len(files) == selftesting.GENERATED_PICTURES
+    )
     assert len(np.unique(pixels[:, 0, 0], axis=0)) > 50
 
 

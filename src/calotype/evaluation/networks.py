@@ -13,7 +13,7 @@ from torch import Tensor
 from calotype.evaluation.features import FeatureNetwork, Lite0
 from calotype.files import read_tensors, sha256
 from calotype.interop.vision import VisionKind, open_vision
-from calotype.nets.inception import SIDE, Inception
+from calotype.nets.inception import FID_SIDE, Inception
 from calotype.nets.weights import load_weights
 from calotype.types import OtherImages, UserError
 
@@ -48,7 +48,7 @@ class InceptionFeatures:
     """
 
     name = "Inception"
-    preparation = f"{SIDE} px, bilinear, not antialiased, as pytorch-fid"
+    preparation = f"{FID_SIDE} px, bilinear, not antialiased, as pytorch-fid"
 
     def __init__(self, file: Path, device: torch.device | str = "cpu") -> None:
         given = read_tensors(file)
@@ -60,7 +60,9 @@ class InceptionFeatures:
 
     def look(self, images: OtherImages) -> Float[Tensor, "_ 2048"]:
         def prepared(part: Tensor) -> Tensor:
-            return F.interpolate(part.to(self.device).float(), size=(SIDE, SIDE), mode="bilinear", align_corners=False)
+            return F.interpolate(
+                part.to(self.device).float(), size=(FID_SIDE, FID_SIDE), mode="bilinear", align_corners=False
+            )
 
         return torch.cat([self.network.pooled(prepared(part)) for part in images.split(AT_ONCE)])
 

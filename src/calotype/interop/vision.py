@@ -24,7 +24,7 @@ VisionKind = Literal["dinov2", "clip"]
 MODEL_TYPES = {"dinov2": "dinov2", "clip": "clip", "clip_vision_model": "clip"}
 """By `model_type` of config.json."""
 CLASS_NAMES = {"dinov2": "Dinov2Model", "clip": "CLIPVisionModelWithProjection"}
-LETTERS = {384: "S", 768: "B", 1024: "L", 1280: "H", 1536: "g"}
+SIZE_LETTERS = {384: "S", 768: "B", 1024: "L", 1280: "H", 1536: "g"}
 """What the papers call a vision transformer of a width."""
 
 
@@ -54,7 +54,7 @@ def open_vision(kind: VisionKind, folder: Path) -> VisionEncoder:
     network = load_network(folder, kind, CLASS_NAMES[kind], settings).eval().requires_grad_(False)
     config: Any = network.config
     side = config.image_size if kind == "clip" else 224  # DINOv2 was trained at 518 px, and is compared at 224
-    size = LETTERS.get(config.hidden_size, f"{config.hidden_size}x")
+    size = SIZE_LETTERS.get(config.hidden_size, f"{config.hidden_size}x")
     title = {"dinov2": "DINOv2", "clip": "CLIP"}[kind]
     return VisionEncoder(f"{title}-{size}{config.patch_size}", digest, side, network)
 

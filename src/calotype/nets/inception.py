@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from calotype.nets.blocks import Resized
 from calotype.types import OtherImages
 
-CLASSES = 1008
+FID_CLASSES = 1008
 """Of the weights that FID is defined by; torchvision's have 1,000."""
-SIDE = 299
+FID_SIDE = 299
 Kernel = int | tuple[int, int]
 Branch = Sequence[tuple[int, Kernel]]  # channels and kernel of one convolution after the other
 Pool = Callable[[Tensor], Tensor]
@@ -28,7 +28,7 @@ Pool = Callable[[Tensor], Tensor]
 average: Pool = partial(F.avg_pool2d, kernel_size=3, stride=1, padding=1, count_include_pad=False)
 maximum: Pool = partial(F.max_pool2d, kernel_size=3, stride=1, padding=1)
 halved: Pool = partial(F.max_pool2d, kernel_size=3, stride=2)
-WIDE, HIGH = (1, 7), (7, 1)
+ROW_KERNEL, COLUMN_KERNEL = (1, 7), (7, 1)
 
 
 class NormedConv(nn.Module):
@@ -90,8 +90,14 @@ def block_35(channels: int, pooled: int) -> Mixed:
 def block_17(inner: int) -> Mixed:
     branches: dict[str, Branch] = {
         "branch1x1": [(192, 1)],
-        "branch7x7": [(inner, 1), (inner, WIDE), (192, HIGH)],
-        "branch7x7dbl": [(inner, 1), (inner, HIGH), (inner, WIDE), (inner, HIGH), (192, WIDE)],
+        "branch7x7": [(inner, 1), (inner, ROW_KERNEL), (192, COLUMN_KERNEL)],
+        "branch7x7dbl": [
+            (inner, 1),
+            (inner, COLUMN_KERNEL),
+            (inner, ROW_KERNEL),
+            (inner, COLUMN_KERNEL),
+            (192, ROW_KERNEL),
+        ],
     }
     return Mixed(768, branches, average, 192)
 
@@ -122,11 +128,11 @@ class Inception(nn.Module):
         self.Mixed_6b, self.Mixed_6c, self.Mixed_6d, self.Mixed_6e = map(block_17, (128, 160, 160, 192))
         thin: dict[str, Branch] = {
             "branch3x3": [(192, 1), (320, 3)],
-            "branch7x7x3": [(192, 1), (192, WIDE), (192, HIGH), (192, 3)],
+            "branch7x7x3": [(192, 1), (192, ROW_KERNEL), (192, COLUMN_KERNEL), (192, 3)],
         }
         self.Mixed_7a = Mixed(768, thin, halved, halving=True)
         self.Mixed_7b, self.Mixed_7c = block_8(1280, average), block_8(2048, maximum)
-        self.fc = nn.Linear(2048, CLASSES)
+        self.fc = nn.Linear(2048, FID_CLASSES)
 
     def pooled(self, images: OtherImages) -> Float[Tensor, "_ 2048"]:
         """The features before the classifier, averaged over the picture; images in [-1, 1]."""

@@ -49,7 +49,7 @@ FEW_BYTES, TOO_FEW_BYTES = 2 * 2**30, 2**28
 """Of free memory and of free disk: below the first a check is weak, below the second unfit."""
 MATRIX, WRITTEN = 1024, 2**26
 """Side of the matrices that are multiplied; bytes that are written to the disk."""
-CLASSES, PICTURES, SIDE = ("dots", "stripes"), 60, 16
+GENERATED_CLASSES, GENERATED_PICTURES, GENERATED_SIDE = ("dots", "stripes"), 60, 16
 SMALL = {
     "autoencoder.images": 256, "autoencoder.batch": 8, "autoencoder.crop": 12, "autoencoder.network.reduction": 4,
     "autoencoder.network.channels": 4, "autoencoder.network.widths": "[16]", "autoencoder.network.decoder_blocks": 1,
@@ -154,7 +154,7 @@ class Selftest:
         if not pictures or not all(picture.std() > 0 for picture in pictures):
             return Check("its samples are of one colour", UNFIT, "reinstall torch")
         losses = held_out_loss(run)
-        value = f"{PICTURES} pictures to {len(pictures)} samples in {duration(time.monotonic() - began)}"
+        value = f"{GENERATED_PICTURES} pictures to {len(pictures)} samples in {duration(time.monotonic() - began)}"
         return Check(f"{value}, held-out loss {losses:.2f}")
 
     def resuming(self) -> Check:
@@ -188,7 +188,9 @@ class Selftest:
         if not folder.exists():
             write_generated(folder)
         overrides = [f"{key}={value}" for key, value in SMALL.items()]
-        return TrainOptions(folder, SIDE, 1e-6, device=self.device, overrides=overrides, out=self.place / name)
+        return TrainOptions(
+            folder, GENERATED_SIDE, 1e-6, device=self.device, overrides=overrides, out=self.place / name
+        )
 
 
 def selftest(options: SelftestOptions, console: Console) -> dict[str, Check]:
@@ -252,15 +254,27 @@ def enough(free: int, value: str, advice: str) -> Check:
 def write_generated(folder: Path) -> None:
     """Pictures of two classes, of any colours: blurred dots, and stripes."""
     rng = Rng(("selftest pictures",))
-    colour = rng.at("colour").uniform(PICTURES, 3, 1, 1)
-    dots = rng.at("dots").uniform(PICTURES, 1, 4, 4).repeat_interleave(SIDE // 4, 2).repeat_interleave(SIDE // 4, 3)
-    stripes = rng.at("stripes").uniform(PICTURES, 1, 1, 4).repeat_interleave(SIDE // 4, 3).expand(-1, -1, SIDE, -1)
-    shapes = torch.where(torch.arange(PICTURES)[:, None, None, None] % len(CLASSES) == 0, dots, stripes)
+    colour = rng.at("colour").uniform(GENERATED_PICTURES, 3, 1, 1)
+    dots = (
+        rng.at("dots")
+        .uniform(GENERATED_PICTURES, 1, 4, 4)
+        .repeat_interleave(GENERATED_SIDE // 4, 2)
+        .repeat_interleave(GENERATED_SIDE // 4, 3)
+    )
+    stripes = (
+        rng.at("stripes")
+        .uniform(GENERATED_PICTURES, 1, 1, 4)
+        .repeat_interleave(GENERATED_SIDE // 4, 3)
+        .expand(-1, -1, GENERATED_SIDE, -1)
+    )
+    shapes = torch.where(
+        torch.arange(GENERATED_PICTURES)[:, None, None, None] % len(GENERATED_CLASSES) == 0, dots, stripes
+    )
     pixels = (255 * (0.6 * colour + 0.4 * shapes)).to(torch.uint8)
-    for name in CLASSES:
+    for name in GENERATED_CLASSES:
         (folder / name).mkdir(parents=True)
     for index, picture in enumerate(pils_from_images(images_from_pixels(pixels))):
-        write_png(folder / CLASSES[index % len(CLASSES)] / f"{index:02d}.png", picture)
+        write_png(folder / GENERATED_CLASSES[index % len(GENERATED_CLASSES)] / f"{index:02d}.png", picture)
 
 
 def held_out_loss(run: Path) -> float:
