@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test proofs lint wheel clean
+.PHONY: demo test proofs lint wheel docs clean
 .DELETE_ON_ERROR:
 
 demo: .venv/ready
@@ -15,13 +15,17 @@ proofs: .venv/ready-dev
 	$(BIN)/pytest tests/proofs
 
 lint: .venv/ready-dev
-	$(BIN)/ruff check src tests bench contrib
-	$(BIN)/ruff format --check src tests bench contrib
+	$(BIN)/ruff check src tests bench contrib docs
+	$(BIN)/ruff format --check src tests bench contrib docs
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
 wheel: .venv/ready-dev
-	$(BIN)/python -m build --wheel
+	$(BIN)/python -m build
+
+docs: .venv/ready
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	$(BIN)/sphinx-build -q -W docs dist/docs
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Calotype needs Python 3.11 or newer; try: make PYTHON=python3.12")'

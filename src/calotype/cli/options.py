@@ -17,7 +17,6 @@ from calotype.bounds import LARGEST_SEED, LONGEST_BUDGET, MAX_FRAMES, MAX_SAMPLE
 app = typer.Typer(
     help="Train an image generator on a folder of your own pictures.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
@@ -292,6 +291,12 @@ class EvaluateOptions(SamplingOptions):
     count: Annotated[
         int, typer.Option(help="Number of samples; for captioned portraits, in each language.", max=MAX_SAMPLES)
     ] = 200
+    features: Annotated[
+        Literal["lite0", "inception", "dinov2", "clip"], typer.Option(help="Network of the distances; inception: FID.")
+    ] = "lite0"
+    features_weights: Annotated[
+        Path | None, option("Its weights: a safetensors file of Inception, a folder of transformers of the others.")
+    ] = None
     seed: Seed = 0
     out: Annotated[Path | None, option("Folder to write to. [default: RUN, with its report and model card]")] = None
     device: Device = "auto"
@@ -370,6 +375,14 @@ class InspectOptions:
     run: RunFolder
     data: RealPictures = None
     out: Annotated[Path | None, option("Folder to write inspection.html to. [default: RUN]")] = None
+    device: Device = "auto"
+
+
+@app.command("selftest")
+@dataclass(frozen=True)
+class SelftestOptions:
+    """Say in about 20 seconds whether this machine is fit, with advice; the exit code is 0 if it is, else 2."""
+
     device: Device = "auto"
 
 

@@ -68,7 +68,7 @@ def open_encoder(config: FolderConfig) -> Reader:
             f"put that one there"
         )
     kind, settings = read_encoder_config(folder)
-    network = load_network(folder, kind, settings)
+    network = load_network(folder, kind, KINDS[kind], settings)
     theirs: Any = network.config
     spare = (theirs.pad_token_id or 0) + 1 if kind in SHIFTED else 0
     most = min(config.words, getattr(theirs, "max_position_embeddings", config.words + spare) - spare)
@@ -103,7 +103,7 @@ def read_encoder_config(folder: Path) -> tuple[str, dict[str, Any]]:
     return kind, settings
 
 
-def load_network(folder: Path, kind: str, settings: dict[str, Any]) -> nn.Module:
+def load_network(folder: Path, kind: str, class_name: str, settings: dict[str, Any]) -> nn.Module:
     """With its weights, in float32. Raises `UserError` if one is missing, damaged, or of another shape."""
     file, weights = folder / "config.json", read_parts(weights_files(folder, ENCODER_WEIGHTS, ENCODER_PARTS))
     for name in DEPTHS:
@@ -115,7 +115,7 @@ def load_network(folder: Path, kind: str, settings: dict[str, Any]) -> nn.Module
 
     transformers.logging.set_verbosity(transformers.logging.CRITICAL)
     transformers.logging.disable_progress_bar()
-    network: Any = getattr(transformers, KINDS[kind])
+    network: Any = getattr(transformers, class_name)
     try:
         loaded, loading = network.from_pretrained(
             None, config=network.config_class.from_dict(settings), state_dict=weights, output_loading_info=True,

@@ -12,6 +12,7 @@ from calotype.cli.commands.inspecting import inspect
 from calotype.cli.commands.previewing import preview
 from calotype.cli.commands.reading import export_portraits
 from calotype.cli.commands.sampling import enlarge, interpolate, sample
+from calotype.cli.commands.selftesting import selftest
 from calotype.cli.commands.serving import serve
 from calotype.cli.commands.showing import list_runs, report
 from calotype.cli.commands.sweeping import sweep_run
@@ -36,6 +37,7 @@ FUNCTIONS: dict[type, Callable[[Any, Console], object]] = {
     options.ServeOptions: serve,
     options.ReportOptions: report,
     options.InspectOptions: inspect,
+    options.SelftestOptions: selftest,
     options.PortraitsOptions: export_portraits,
     options.CheckOptions: check_data,
 }

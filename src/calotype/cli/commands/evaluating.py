@@ -14,7 +14,8 @@ from calotype.demo.judges import PortraitJudge
 from calotype.demo.portraits import read_drawn
 from calotype.evaluation.candidate import Candidate, open_candidate, with_unseen
 from calotype.evaluation.evaluate import EvaluationRequest, evaluate_run
-from calotype.evaluation.features import FeatureNetwork, Lite0
+from calotype.evaluation.features import FeatureNetwork
+from calotype.evaluation.networks import open_features
 from calotype.evaluation.results import EVALUATION_FILE
 from calotype.machine import find_device
 from calotype.report import write_report
@@ -27,17 +28,18 @@ def evaluate(options: EvaluateOptions, console: Console, network: FeatureNetwork
     """Measures samples of a finished run; returns the file that holds all results.
 
     Without `out` they go into the run, its report and its model's card too. `network` takes the place of
-    EfficientNet-Lite0.
+    the one that the options name.
     """
     if options.out is not None:
         check_empty(options.out, EVALUATION_FILE)
     where, folder, changes = find_device(options.device), options.out or options.run, options.changes()
+    network = network or open_features(options.features, options.features_weights, where)
     candidate = changed_in(open_candidate("A", options.run, str(where)), changes)
     pictures, trained = pictures_of(candidate, options.data, folder / "cache", console)
     known = trained is not None and candidate.run.state.data == PORTRAITS
     pictures, seen = with_unseen(candidate, pictures, trained)
     request = EvaluationRequest(
-        candidate, pictures, trained, folder / "cache", options.count, options.seed, network or Lite0(where),
+        candidate, pictures, trained, folder / "cache", options.count, options.seed, network,
         console.bar, PortraitJudge(read_drawn(candidate.size)) if known else None, changes, seen,
     )  # fmt: skip
     for line in evaluation_lines(evaluate_run(request, folder)):

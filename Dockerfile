@@ -1,0 +1,22 @@
+# docker build -t calotype .
+# docker run --rm -v "$PWD:/work" calotype train my-pictures --size 64 --budget 30m
+# With CUDA: docker build --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cu128 -t calotype-cuda .
+#            docker run --rm --gpus all -v "$PWD:/work" calotype-cuda selftest --device cuda
+FROM python:3.12-slim
+
+ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+ARG TORCH=2.13.0
+ARG EXTRAS=heic
+
+# torch first: this layer is large, and stays the same when Calotype changes
+RUN pip install --no-cache-dir "torch==${TORCH}" --index-url "${TORCH_INDEX}"
+
+COPY pyproject.toml README.md LICENSE /calotype/
+COPY src /calotype/src
+RUN pip install --no-cache-dir "/calotype[${EXTRAS}]" && rm -r /calotype
+
+# Files are to belong to who calls: docker run --user "$(id -u):$(id -g)"
+ENV HOME=/tmp
+WORKDIR /work
+ENTRYPOINT ["calotype"]
+CMD ["--help"]
