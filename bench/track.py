@@ -38,8 +38,8 @@ from peers import TASK, Task
 from scoring import Measures, Track
 from sets import SETS, fingerprint
 
-from calotype.cli.options import seconds
 from calotype.cli.process import LARGEST_KEPT, MOST_KEPT, SPINS
+from calotype.cli.quantities import seconds
 from calotype.data.images import grid, images_from_pixels, pils_from_images
 from calotype.machine import examine
 from calotype.types import Images, UserError

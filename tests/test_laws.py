@@ -18,7 +18,8 @@ from plans import CASES, DAY, GB, HOUR
 
 from calotype.build import build_backbone
 from calotype.cli import commands
-from calotype.cli.options import PlanOptions, TrainingOptions, byte_count, speed
+from calotype.cli.options import PlanOptions, TrainingOptions
+from calotype.cli.quantities import byte_count, speed
 from calotype.evaluation.counting import counted
 from calotype.machine import describe_machine
 from calotype.nets.dit import DitConfig
@@ -54,6 +55,7 @@ from calotype.planning.laws import (
 from calotype.planning.plan import Plan
 from calotype.planning.sizes import MOST_TOKENS
 from calotype.settings import parse_recipe
+from calotype.training.objectives import ALONE
 from calotype.types import UserError
 
 BUDGETS = [20.0 * 3.0**power for power in range(10)] + [8 * DAY]
@@ -311,10 +313,10 @@ def test_the_table_of_plans_has_a_cell_for_each_heading(case):
 
 def test_only_a_described_machine_is_not_examined(monkeypatch):
     monkeypatch.setattr(commands.training, "examine", lambda name, threads=None: machine())
-    there = commands.training.machine_of(PlanOptions(None, device="cuda", flops=5e14, memory=80 * GB))
+    there = commands.training.machine_of(PlanOptions(None, device="cuda", flops=5e14, memory=80 * GB), ALONE)
     assert (there.here, there.device.type, there.flops, there.memory) == (False, "cuda", 5e14, 80 * GB)
-    assert commands.training.machine_of(PlanOptions(None)) == machine()
-    assert commands.training.machine_of(TrainingOptions(None)) == machine()
+    assert commands.training.machine_of(PlanOptions(None), ALONE) == machine()
+    assert commands.training.machine_of(TrainingOptions(None), ALONE) == machine()
 
 
 @pytest.mark.parametrize(
@@ -328,7 +330,7 @@ def test_only_a_described_machine_is_not_examined(monkeypatch):
 )
 def test_a_machine_that_is_half_described_is_refused(options, message):
     with pytest.raises(UserError, match=message):
-        commands.training.machine_of(PlanOptions(None, **options))
+        commands.training.machine_of(PlanOptions(None, **options), ALONE)
 
 
 def test_speeds_and_memories_are_read():

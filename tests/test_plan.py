@@ -11,7 +11,7 @@ import torch
 from small import CASCADE, CPU, HYBRID, SETTINGS, be_quick, machine, noise_pictures, recipe
 from typer import BadParameter
 
-from calotype.cli.options import seconds
+from calotype.cli.quantities import seconds
 from calotype.data.images import images_from_pixels, pixels_from_images
 from calotype.diffusion.stage import shrunk
 from calotype.nets.dit import DitConfig

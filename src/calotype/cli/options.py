@@ -4,7 +4,6 @@ The docstring of a class is its help. `calotype.cli.commands` has the function t
 """
 
 import os
-import re
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +11,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from calotype.bounds import LARGEST_SEED, LONGEST_BUDGET, MAX_FRAMES, MAX_SAMPLES
+from calotype.bounds import LARGEST_SEED, MAX_FRAMES, MAX_SAMPLES
+from calotype.cli.quantities import byte_count, seconds, speed
 
 app = typer.Typer(
     help="Train an image generator on a folder of your own pictures.",
@@ -30,41 +30,6 @@ def option(help: str, *names: str, **settings: Any) -> Any:
 
 def argument(help: str, metavar: str | None = None) -> Any:
     return typer.Argument(help=help, metavar=metavar, show_default=False)
-
-
-def seconds(text: str | float) -> float:
-    """A time such as `90`, `20s`, `10m`, `1h30m` or `2d`, above 0; a number is returned as it is."""
-    if isinstance(text, float):
-        return text
-    short = text.strip().lower()
-    pattern = r"(?:(\d{1,9})d)?(?:(\d{1,9})h)?(?:(\d{1,9})m(?:in)?)?(?:(\d{1,9})s)?"
-    match = re.fullmatch(pattern, f"{short}s" if short.isdigit() else short)
-    days, hours, minutes, rest = (int(part or 0) for part in match.groups()) if match else (0, 0, 0, 0)
-    if not 1 <= (total := ((24 * days + hours) * 60 + minutes) * 60 + rest) <= LONGEST_BUDGET:
-        raise typer.BadParameter(f"{text!r:.40} is not a time such as 20s, 10m or 1h30m, of at most a year")
-    return float(total)
-
-
-def speed(text: str | float) -> float:
-    """Floating-point operations a second, such as `5e14`; a number is returned as it is."""
-    try:
-        flops = float(text)
-    except ValueError:
-        flops = 0.0
-    if not 1e6 <= flops <= 1e21:
-        raise typer.BadParameter(f"{text!r:.40} is not a number of operations a second from 1e6 to 1e21, such as 5e14")
-    return flops
-
-
-def byte_count(text: str | int) -> int:
-    """Of a memory such as `80GB` or `512MB`, of which 1 GB is 2^30 bytes; a number is returned as it is."""
-    if isinstance(text, int):
-        return text
-    match = re.fullmatch(r"(\d{1,6})(?:\.(\d{1,3}))?\s*([mgt])i?b?", text.strip().lower())
-    count = float(f"{match[1]}.{match[2] or 0}") * 2 ** {"m": 20, "g": 30, "t": 40}[match[3]] if match else 0
-    if not 0 < count <= 2**50:
-        raise typer.BadParameter(f"{text!r:.40} is not a memory such as 80GB or 512MB, of at most 1,024 TB")
-    return int(count)
 
 
 RunFolder = Annotated[Path, argument("Folder of a run.", "RUN")]
