@@ -1,5 +1,6 @@
 """Recipes and folders as strangers may send them: mutations of sound ones, each made from a number."""
 
+import copy
 import hashlib
 import json
 import os
@@ -25,7 +26,7 @@ OTHERS = (True, False, [], {}, [1], [[]], [0, -1], ["a"], {"a": 1}, {"kind": "un
 
 def value(rng):
     """Anything that TOML or JSON can hold, and None."""
-    return rng.choice(rng.choice((WORDS, NUMBERS, OTHERS)))
+    return copy.deepcopy(rng.choice(rng.choice((WORDS, NUMBERS, OTHERS))))
 
 
 # -- Recipes -----------------------------------------------------------------------------------------------------------
