@@ -12,10 +12,11 @@ from together import Together
 from calotype import ranks as module
 from calotype.cli import commands
 from calotype.files import read_tensors
-from calotype.ranks import Ranks, joined_ranks
+from calotype.ranks import Ranks, join, joined_ranks
 from calotype.run import Run
 from calotype.training.loop import train_steps
 from calotype.training.process import Interrupted
+from calotype.types import UserError
 
 STEPS = 50
 
@@ -87,6 +88,18 @@ def assert_same_model(run, other):
         for name, value in read_tensors(path).items():
             here = read_tensors(run / "model" / path.name)[name]
             torch.testing.assert_close(here, value, rtol=1e-4, atol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize(
+    ("device", "gpus", "message"),
+    [("cuda:1", 2, "several ranks take cpu, or cuda"), ("cuda", 0, "has 0"), ("auto", 1, "2 ranks need a GPU each")],
+)
+def test_each_rank_needs_a_gpu_of_its_own(device, gpus, message, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    with pytest.raises(UserError, match=message):
+        join(device)
 
 
 # -- Ranks that are lost -----------------------------------------------------------------------------------------------
