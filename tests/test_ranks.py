@@ -8,14 +8,17 @@ import torch
 from small import LEGS, Keeper, be_quick, request, write_pictures
 from test_train import interrupted_at, resume
 from together import Together
+from torch import nn
 
 from calotype import ranks as module
 from calotype.cli import commands
 from calotype.files import read_tensors
 from calotype.ranks import Ranks, join, joined_ranks
+from calotype.recipe import OptimizerConfig
 from calotype.run import Run
 from calotype.training.loop import train_steps
 from calotype.training.process import Interrupted
+from calotype.training.state import TrainState
 from calotype.types import UserError
 
 STEPS = 50
@@ -44,6 +47,19 @@ def test_two_ranks_are_one_process_with_as_many_slices(name, rounds, tmp_path):
     assert first[0].keys() == weights.keys() and first[1] == pytest.approx(numbers, rel=1e-4)
     for key, values in weights.items():
         torch.testing.assert_close(torch.tensor(first[0][key]), torch.tensor(values), rtol=1e-5, atol=1e-5, msg=key)
+
+
+def test_a_weight_without_a_gradient_in_the_last_round_is_summed_over_ranks(tmp_path):
+    def work():
+        with joined_ranks("cpu") as ranks:
+            state = TrainState(nn.Linear(1, 1), OptimizerConfig())
+            state.share(ranks)
+            weight, bias = state.parameters
+            state.backward((ranks.index + 1) * (weight + bias).sum(), last=False)
+            state.backward((ranks.index + 1) * weight.sum(), last=True)
+            return [float(weight.grad), float(bias.grad)]
+
+    assert Together(2, work, tmp_path).results() == [[6.0, 3.0]] * 2
 
 
 def on_ranks(work, folder):

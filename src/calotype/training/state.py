@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 
 import numpy as np
 import torch
@@ -46,10 +47,8 @@ class TrainState:
     def backward(self, loss: Tensor, last: bool) -> None:
         """Adds the gradients of a loss to those of the next step; those of the `last` one, too, for all ranks."""
         assert self.shared is not None
-        if last:
+        with nullcontext() if last else self.shared.parallel.no_sync():
             self.shared(loss).backward(inputs=self.parameters)
-        else:
-            self.add(self.gradients(self.shared.count * loss))
 
     def _optimizers(self, precision: Precision) -> list[torch.optim.Optimizer]:
         config, matrices = self.config, hidden_matrices(self.network)
