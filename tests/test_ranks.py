@@ -12,6 +12,7 @@ from torch import nn
 
 from calotype import ranks as module
 from calotype.cli import commands
+from calotype.cli.process import start_ranks
 from calotype.files import read_tensors
 from calotype.ranks import Ranks, join, joined_ranks
 from calotype.recipe import OptimizerConfig
@@ -116,6 +117,13 @@ def test_each_rank_needs_a_gpu_of_its_own(device, gpus, message, monkeypatch):
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     with pytest.raises(UserError, match=message):
         join(device)
+
+
+def test_no_more_ranks_than_cores(monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    monkeypatch.setattr(os, "execv", lambda *command: pytest.fail("was started"))
+    with pytest.raises(UserError, match="--ranks is 5, but this machine has 4 cores"):
+        start_ranks(5)
 
 
 # -- Ranks that are lost -----------------------------------------------------------------------------------------------
