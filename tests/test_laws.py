@@ -55,6 +55,7 @@ from calotype.planning.laws import (
 from calotype.planning.plan import Plan
 from calotype.planning.sizes import MOST_TOKENS
 from calotype.settings import parse_recipe
+from calotype.training.muon import Muon, hidden_matrices
 from calotype.training.objectives import ALONE
 from calotype.types import UserError
 
@@ -295,6 +296,20 @@ def test_a_plan_for_a_machine_that_is_not_here(case):
     assert any("not here" in note for note in plan.notes) and "described" in plan.device
     assert all(steps >= 100 for steps in predicted["steps"].values()) or case.budget < 60
     assert 1e-4 <= recipe.denoiser.learn.learning_rate <= 0.0032
+
+
+def test_the_update_of_muon_counts():
+    """Its products, once in a step."""
+    case, adamw = CASES[0], {"denoiser": {"learn": {"optimizer": "adamw"}}}
+    without = make_plan(noise_pictures(20, case.size), case.machine, case.budget, 0.0, {"size": case.size, **adamw})
+    config = planned(0).recipe.denoiser
+    network = build_backbone(config.backbone, 4, 4)
+    muon = Muon(hidden_matrices(network), 0.0)
+    for matrix in muon.param_groups[0]["params"]:
+        matrix.grad = torch.ones_like(matrix)
+    expected = counted(muon.step) / config.batch
+    assert planned(0).flops["denoiser"] - without.flops["denoiser"] == pytest.approx(expected, rel=1e-6)
+    assert expected > 0.1 * without.flops["denoiser"]
 
 
 def test_larger_machines_get_larger_networks():

@@ -8,14 +8,19 @@ import torch
 from small import LEGS, Keeper, be_quick, request, write_pictures
 from test_train import interrupted_at, resume
 from together import Together
+from torch import nn
 
 from calotype import ranks as module
 from calotype.cli import commands
+from calotype.cli.process import start_ranks
 from calotype.files import read_tensors
-from calotype.ranks import Ranks, joined_ranks
+from calotype.ranks import Ranks, join, joined_ranks
+from calotype.recipe import OptimizerConfig
 from calotype.run import Run
 from calotype.training.loop import train_steps
 from calotype.training.process import Interrupted
+from calotype.training.state import TrainState
+from calotype.types import UserError
 
 STEPS = 50
 
@@ -43,6 +48,19 @@ def test_two_ranks_are_one_process_with_as_many_slices(name, rounds, tmp_path):
     assert first[0].keys() == weights.keys() and first[1] == pytest.approx(numbers, rel=1e-4)
     for key, values in weights.items():
         torch.testing.assert_close(torch.tensor(first[0][key]), torch.tensor(values), rtol=1e-5, atol=1e-5, msg=key)
+
+
+def test_a_weight_without_a_gradient_in_the_last_round_is_summed_over_ranks(tmp_path):
+    def work():
+        with joined_ranks("cpu") as ranks:
+            state = TrainState(nn.Linear(1, 1), OptimizerConfig())
+            state.share(ranks)
+            weight, bias = state.parameters
+            state.backward((ranks.index + 1) * (weight + bias).sum(), last=False)
+            state.backward((ranks.index + 1) * weight.sum(), last=True)
+            return [float(weight.grad), float(bias.grad)]
+
+    assert Together(2, work, tmp_path).results() == [[6.0, 3.0]] * 2
 
 
 def on_ranks(work, folder):
@@ -87,6 +105,25 @@ def assert_same_model(run, other):
         for name, value in read_tensors(path).items():
             here = read_tensors(run / "model" / path.name)[name]
             torch.testing.assert_close(here, value, rtol=1e-4, atol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize(
+    ("device", "gpus", "message"),
+    [("cuda:1", 2, "several ranks take cpu, or cuda"), ("cuda", 0, "has 0"), ("auto", 1, "2 ranks need a GPU each")],
+)
+def test_each_rank_needs_a_gpu_of_its_own(device, gpus, message, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    with pytest.raises(UserError, match=message):
+        join(device)
+
+
+def test_no_more_ranks_than_cores(monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    monkeypatch.setattr(os, "execv", lambda *command: pytest.fail("was started"))
+    with pytest.raises(UserError, match="--ranks is 5, but this machine has 4 cores"):
+        start_ranks(5)
 
 
 # -- Ranks that are lost -----------------------------------------------------------------------------------------------

@@ -222,20 +222,22 @@ def join(device: str) -> Ranks:
     """Raises `UserError` for a device that ranks cannot share."""
     from torch.distributed.rendezvous import rendezvous
 
-    cuda = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
+    cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
     if device not in ("auto", "cpu", "cuda"):
         raise UserError(f"device is {device!r}, but several ranks take cpu, or cuda with a GPU for each; leave it out")
-    here = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if cuda else torch.device("cpu")
+    if cuda and (gpus := torch.cuda.device_count()) < (here := int(os.environ.get("LOCAL_WORLD_SIZE", "1"))):
+        raise UserError(f"{here} ranks need a GPU each, but this machine has {gpus}; take fewer ranks, or --device cpu")
+    own = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if cuda else torch.device("cpu")
     if cuda:
-        torch.cuda.set_device(here)
+        torch.cuda.set_device(own)
     prefixed = dist.PrefixStore  # type: ignore[attr-defined]
     store, index, count = next(rendezvous("env://", timeout=timedelta(minutes=5)))
     dist.init_process_group(
         "nccl" if cuda else "gloo", store=prefixed("group", store), rank=index, world_size=count,
-        timeout=timedelta(seconds=PATIENCE), device_id=here if cuda else None,
+        timeout=timedelta(seconds=PATIENCE), device_id=own if cuda else None,
     )  # fmt: skip
     words, signs = (prefixed("calotype", store.clone()) for _ in range(2))
-    return Ranks(index, count, here, words, signs)
+    return Ranks(index, count, own, words, signs)
 
 
 def give_signs(ranks: Ranks, ending: threading.Event) -> None:

@@ -57,7 +57,14 @@ def is_rank() -> bool:
 
 
 def start_ranks(count: int) -> NoReturn:
-    """The same command on so many processes of this machine: torchrun takes the place of this one."""
+    """The same command on so many processes of this machine: torchrun takes the place of this one.
+
+    Raises `UserError` for more than there are cores: each takes hundreds of megabytes before it can say so.
+    """
+    if count > (cores := os.cpu_count() or count):
+        from calotype.types import UserError
+
+        raise UserError(f"--ranks is {count}, but this machine has {cores} cores; take at most one rank for each")
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
     os.execv(sys.executable, [*launcher, "-m", "calotype", *sys.argv[1:]])
 

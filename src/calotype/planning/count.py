@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import pairwise
 
 import torch
@@ -25,6 +25,7 @@ from calotype.priors.prior import constant_count
 from calotype.recipe import AdversarialLossConfig, Recipe, exposure_above, leg_above
 from calotype.spaces.latent import LatentSpace
 from calotype.spaces.pixel import PixelSpace, Space
+from calotype.training.muon import hidden_matrices, orthogonal
 from calotype.training.previews import inspection_count
 
 TRAINING = 3
@@ -80,8 +81,17 @@ class Counted(Costs):
 
     def _phases(self, leg: str, extra: list[tuple[float, float]]) -> list[StepCost]:
         text = TEXT if leg != "autoencoder" and self.recipe.denoiser.text.kind == "bytes" else 1.0
-        flops = [(end, TRAINING * self.forward[leg] * text + more) for end, more in extra]
+        update = self._update_flops(leg) / self.recipe.legs[leg].batch
+        flops = [(end, TRAINING * self.forward[leg] * text + update + more) for end, more in extra]
         return [StepCost(end, self.seconds(each), each) for end, each in flops]
+
+    def _update_flops(self, leg: str) -> float:
+        """Operations of the update of all weights after a step: those of Muon; others have no products."""
+        if self.recipe.learning(leg, leg).optimizer != "muon":
+            return 0.0
+        networks = [outline.network for outline in self.outlines if outline.leg == leg]
+        matrices = [matrix[None] for network in networks for matrix in hidden_matrices(network)]
+        return sum(counted_outline(partial(orthogonal, matrix)) for matrix in matrices)
 
     # -- Between the legs ----------------------------------------------------------------------------------------------
 

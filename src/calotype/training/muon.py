@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from calotype.nets.dit import Dit
+
 MOMENTUM = 0.95
 NEWTON_SCHULZ = (3.4445, -4.775, 2.0315)
 """Coefficients of the quintic iteration, which takes singular values from (0, 1] to about 0.7 to 1.2 in five rounds."""
@@ -49,6 +51,12 @@ class Muon(torch.optim.Optimizer):
             self.state[matrix]["momentum"] = torch.zeros_like(matrix)
         momentum: Tensor = self.state[matrix]["momentum"].lerp_(matrix.grad, 1 - MOMENTUM)
         return matrix.grad.lerp(momentum, MOMENTUM)
+
+
+def hidden_matrices(network: nn.Module) -> list[nn.Parameter]:
+    """Those in the blocks of its DiTs that are trained."""
+    dits = [module for module in network.modules() if isinstance(module, Dit)]
+    return [matrix for dit in dits for matrix in dit.hidden_matrices() if matrix.requires_grad]
 
 
 def orthogonal(matrices: Float[Tensor, "matrix row column"]) -> Float[Tensor, "matrix row column"]:

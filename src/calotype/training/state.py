@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 
 import numpy as np
 import torch
@@ -13,12 +14,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from calotype.files import not_finite
 from calotype.nets.blocks import Precision
-from calotype.nets.dit import Dit
 from calotype.nets.weights import check_tensors, check_weights
 from calotype.priors.prior import load_trained, trained_state, with_constants
 from calotype.ranks import Ranks
 from calotype.recipe import OptimizerConfig
-from calotype.training.muon import Muon
+from calotype.training.muon import Muon, hidden_matrices
 from calotype.types import NotFiniteError
 
 Gradients = Sequence[Tensor | None]
@@ -47,14 +47,11 @@ class TrainState:
     def backward(self, loss: Tensor, last: bool) -> None:
         """Adds the gradients of a loss to those of the next step; those of the `last` one, too, for all ranks."""
         assert self.shared is not None
-        if last:
+        with nullcontext() if last else self.shared.parallel.no_sync():
             self.shared(loss).backward(inputs=self.parameters)
-        else:
-            self.add(self.gradients(self.shared.count * loss))
 
     def _optimizers(self, precision: Precision) -> list[torch.optim.Optimizer]:
-        config, dits = self.config, [module for module in self.network.modules() if isinstance(module, Dit)]
-        matrices = [matrix for dit in dits for matrix in dit.hidden_matrices() if matrix.requires_grad]
+        config, matrices = self.config, hidden_matrices(self.network)
         rate, decay = config.learning_rate, config.weight_decay
         if config.optimizer == "adamw" or not matrices:
             return [torch.optim.AdamW(self.parameters, rate, config.betas, weight_decay=decay, fused=True)]
