@@ -15,7 +15,7 @@ Value = float | int | None
 
 
 def duration(seconds: Value) -> str:
-    if seconds is None:
+    if seconds is None or not isfinite(seconds):
         return UNKNOWN
     if seconds < 9.95:
         return f"{seconds:.1f} s"

@@ -80,7 +80,7 @@ def summarize(run: Run) -> RunSummary:
         chain=" → ".join(map(str, stages)) if known else "",
         data=Path(state.data).name,
         created=state.created,
-        seconds=sum(state.seconds.values()) or None,
+        seconds=number(sum(state.seconds.values())) or None,
         parameters=sum(numbers(within(run.plan, "predicted", "parameters")).values()) or None,
         psnr=measures.get("psnr"),
         held_out_loss=measures.get("held_out_loss"),

@@ -151,7 +151,8 @@ def new_page() -> str:
         ),
         tag(
             "p",
-            "Subfolders become labels; a text file beside a picture is its caption. The files are copied here.",
+            "Subfolders become labels; a text file beside a picture is its caption. The files are copied to the "
+            "folder of runs.",
             class_="note",
         ),
         tag("progress", max=1, value=0, hidden="", aria_label="Uploaded"),
@@ -164,14 +165,21 @@ def new_page() -> str:
         drop,
         field(
             "path",
-            "or a folder on this machine",
+            "Or a folder on this machine",
             "Its whole path. Empty, with nothing dropped: the embedded portraits.",
         ),
         tag(
             "div",
             field("name", "Name of the run", required="", maxlength=80),
             select("size", "Side of the pictures", {str(size): f"{size} px" for size in (32, 64, 128, 256, 512)}, "64"),
-            field("budget", "Time for all of it", "20s, 10m, 2h, 1d", value="30m", pattern=r"\d{1,6}[smhd]?"),
+            field(
+                "budget",
+                "Time for all of it",
+                "20s, 10m, 2h, 1d",
+                value="30m",
+                pattern=r"\d{1,6}[smhd]?",
+                title="A number and s, m, h or d",
+            ),
             select("kind", "Model", {"latent": "latent diffusion", "cascade": "cascade in pixels"}, "latent"),
             class_="fields",
         ),

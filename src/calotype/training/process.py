@@ -18,7 +18,7 @@ from typing import BinaryIO, Protocol, runtime_checkable
 
 import psutil
 
-from calotype.files import remove
+from calotype.files import read_bytes, remove
 from calotype.types import UserError
 
 if sys.platform == "win32":
@@ -227,8 +227,8 @@ def owner_of(folder: Path) -> int | None:
 def _named(lock: Path) -> tuple[int | None, str]:
     """Process and host in a lock file; earlier versions wrote no host."""
     try:
-        owner, _, host = lock.read_text(errors="replace").strip().partition(" ")
-    except FileNotFoundError:
+        owner, _, host = read_bytes(lock, 4096).decode("utf-8", "replace").strip().partition(" ")
+    except UserError:  # there is none, or a pipe or a folder has its name
         return None, ""
     return (int(owner), host) if owner.isdecimal() else (None, "")
 

@@ -201,13 +201,21 @@ async function refresh() {
 }
 refresh.shown = {};
 
+// What is shown is no longer what is there.
+function stale(reason) {
+  one("#stale")?.remove();
+  if (reason) one("main").prepend(made("p", {id: "stale", class: "stopped", role: "alert"}, `This page is no longer kept up to date: ${reason}.`));
+}
+
 function follow() {
   let due = null, last = 0;
   const soon = () => {
-    due ??= setTimeout(() => { due = null; last = Date.now(); refresh().catch(() => {}); }, Math.max(100, 2000 - (Date.now() - last)));
+    due ??= setTimeout(() => { due = null; last = Date.now(); refresh.now(); }, Math.max(100, 2000 - (Date.now() - last)));
   };
-  refresh.now = () => refresh().catch(() => {});
+  refresh.now = () => refresh().then(() => stale(""), error => stale(error.message));
   const source = new EventSource(`/runs/${run}/events?since=${page.size}`);
+  source.onerror = () => { if (source.readyState === EventSource.CLOSED) refresh.now(); else stale("the server does not answer"); };
+  source.onopen = () => stale("");
   let first = true;
   source.addEventListener("log", soon);
   source.addEventListener("state", () => { if (!first) soon(); first = false; });
@@ -223,8 +231,12 @@ async function askForPictures(form, body, headers) {
     cancel.hidden = bar.hidden = false;
     bar.removeAttribute("value");
     cancel.onclick = () => ask("DELETE", `/api/jobs/${job.id}`).catch(() => {});
-    await new Promise(done => {
+    await new Promise((done, fail) => {
       const source = new EventSource(`/api/jobs/${job.id}/events`);
+      source.onerror = () => {
+        if (source.readyState === EventSource.CLOSED) fail(new Error("The server was started anew; open the address that it has printed."));
+        else state.textContent = "The server does not answer; trying again …";
+      };
       source.addEventListener("job", event => {
         const news = JSON.parse(event.data);
         if (news.state === "queued") state.textContent = news.before ? `${news.before} before it in the queue …` : "Next in the queue …";
@@ -266,6 +278,13 @@ function gallery() {
     const figure = event.target.closest("figure"), button = event.target.closest("button");
     if (!figure || !button) return;
     const address = `/api/runs/${run}/pictures/${figure.dataset.picture}`, about = JSON.parse(figure.dataset.about);
+    try {
+      await change(figure, button, address, about);
+    } catch (error) {
+      alert(error.message);
+    }
+  });
+  const change = async (figure, button, address, about) => {
     if (button.dataset.star) {
       const star = button.getAttribute("aria-pressed") !== "true";
       await send(address, {star});
@@ -281,7 +300,7 @@ function gallery() {
       form.scrollIntoView({behavior: "smooth"});
       field(form, "seed").focus();
     }
-  });
+  };
   one("#gallery").addEventListener("input", event => {
     const picture = one(".steps", event.target.closest("figure"));
     if (picture) picture.style.objectPosition = `50% ${event.target.value}%`;
