@@ -9,8 +9,10 @@ import signal
 import sys
 import time
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
+import httpx2 as httpx
 import numpy as np
 import psutil
 import pytest
@@ -303,6 +305,23 @@ def fake_python(folder, script):
     fake.write_text(f'#!/bin/sh\nshift 2\nexec {sys.executable} {script} "$@"\n')
     fake.chmod(0o755)
     return fake
+
+
+def test_whoever_waits_is_answered_when_the_server_ends(folder, capfd):
+    """A request for pictures and a stream, and no process is left."""
+    with served(folder, "--device", "cpu") as (address, token, process):
+        client = httpx.Client(base_url=address, headers={"Authorization": f"Bearer {token}"}, timeout=60)
+        asked = {"model": "run", "n": 64, "steps": 250}
+        with ThreadPoolExecutor() as pool, client.stream("GET", f"/runs/{RUN}/events") as listening:
+            waiting = pool.submit(client.post, "/v1/images/generations", json=asked)
+            next(listening.iter_text())
+            children = until(lambda: psutil.Process(process.pid).children(recursive=True))
+            process.send_signal(signal.SIGINT)
+            answer = waiting.result()
+        assert answer.status_code == 503 and "has been stopped" in answer.text
+        process.wait(30)
+        assert not psutil.wait_procs(children, 10)[1]
+    assert "Traceback" not in capfd.readouterr().err
 
 
 @pytest.mark.skipif(not CHROMIUM, reason="needs chromium")

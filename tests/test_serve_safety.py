@@ -1,8 +1,12 @@
 """Who may ask the server, what may be sent to it, and that whatever comes from outside is text."""
 
 import asyncio
+import io
 import json
+import os
 import re
+import shutil
+import zipfile
 from html.parser import HTMLParser
 
 import pytest
@@ -17,6 +21,7 @@ from calotype.files import write_json
 from calotype.serve import safety
 from calotype.serve.actions import safe_parts
 from calotype.serve.answers import RefusedRequest
+from calotype.serve.gallery import Gallery
 from calotype.serve.library import id_of
 from calotype.serve.safety import gate_for
 from calotype.serve.server import routes
@@ -253,3 +258,78 @@ def test_another_host_is_warned_of_and_named(monkeypatch):
 class Silent:
     def run(self, sockets):
         """No server."""
+
+
+# -- Damage ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def damaged(tmp_path):
+    """A folder of runs with one that is sound, and a client with the token."""
+    fake_run(tmp_path / "run", flat)
+    client, gate = client_of(tmp_path)
+    client.headers.update(bearer(gate))
+    return tmp_path, client
+
+
+def test_a_damaged_run_costs_neither_the_list_nor_a_riddle(damaged):
+    folder, client = damaged
+    write_json(fake_run(folder / "endless", flat) / "run.json", facts(seconds={"denoiser": 1e999}))
+    (fake_run(folder / "broken", flat) / "run.json").write_text("{")
+    os.mkfifo(fake_run(folder / "pipe", flat) / "lock")
+    (fake_run(folder / "below", flat) / "lock").mkdir()
+    assert client.get("/").status_code == 200
+    listed = client.get("/api/runs").text
+    assert "Infinity" not in listed and "run.json is not JSON" in listed and str(folder) not in listed
+    for run in ("endless", "broken", "pipe", "below"):
+        assert client.get(f"/runs/{id_of(run)}").status_code == 200
+        assert client.get(f"/compare?runs={id_of(run)}&runs={RUN}").status_code == 200
+    page = client.get(f"/runs/{id_of('broken')}").text
+    assert "What is damaged" in page, page[page.index("data-part") :][:900]
+    answer = client.post("/v1/images/generations", json={"model": "broken"})
+    assert answer.status_code == 409 and str(folder) not in answer.text
+
+
+def test_damaged_notes_of_pictures_are_left_out(damaged):
+    folder, client = damaged
+    gallery = folder / "run" / "gallery"
+    wrong = ({"index": "x"}, {"index": 1.5}, {"seed": "<b>"}, {"label": ["a"]}, {"prompt": {}}, {"order": float("nan")})
+    for place, notes in enumerate(({}, *wrong)):
+        write_json(gallery / f"{place:020x}.json", {"order": 1, **notes})
+        flat("sample", 0).save(gallery / f"{place:020x}.png")
+    assert client.get(f"/runs/{RUN}/gallery").text.count("data-picture=") == 1
+    assert len(zipfile.ZipFile(io.BytesIO(client.get(f"/runs/{RUN}/gallery.zip").content)).namelist()) == 2
+
+
+def test_links_do_not_lead_out_of_a_run(damaged, tmp_path_factory):
+    folder, client = damaged
+    outside, run = tmp_path_factory.mktemp("outside"), folder / "run"
+    flat("sample", 0).save(outside / "grid.png")
+    (outside / "secret").write_text("secret")
+    shutil.rmtree(run / "samples")
+    (run / "samples").symlink_to(outside)
+    (run / "report.html").symlink_to(outside / "secret")
+    (run / "gallery").symlink_to(outside)
+    assert client.get(f"/runs/{RUN}/grid").status_code == 404
+    assert client.get(f"/runs/{RUN}/report").status_code == 404
+    with pytest.raises(RefusedRequest, match="is a link"):
+        Gallery(run).add([b"x"], {})
+    assert {file.name for file in outside.iterdir()} == {"grid.png", "secret"}
+
+
+def test_pictures_of_a_run_that_was_removed_bring_no_folder_back(tmp_path):
+    with pytest.raises(RefusedRequest, match="removed"):
+        Gallery(tmp_path / "gone").add([b"x"], {})
+    assert not (tmp_path / "gone").exists()
+
+
+@pytest.mark.parametrize("path", ["~nobody-of-this-name/x", "/" + "a" * 4000, "/nul\0", "relative"])
+def test_a_folder_that_cannot_be_is_refused_by_name(client, token, path):
+    answer = client.post("/api/runs", json={"name": "new", "path": path}, headers=token)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "path")
+
+
+def test_a_folder_with_the_name_of_a_file_is_not_taken(client, token):
+    address = f"/api/uploads/{'ab' * 8}"
+    assert client.post(f"{address}?path=a.png", content=b"x", headers=token).status_code == 201
+    assert client.post(f"{address}?path=a.png/b.png", content=b"x", headers=token).status_code == 409

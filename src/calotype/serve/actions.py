@@ -95,7 +95,8 @@ async def keep_in_gallery(state: Any, run: str, job: Job) -> None:
             job.attached = {"ids": ids, "figures": [gallery_figure(run, entries[each]).code for each in ids]}
             job.pictures = []
     except (RefusedRequest, OSError) as problem:
-        job.state, job.reason = "failed", f"the pictures could not be kept: {problem}"
+        why = getattr(problem, "strerror", None) or problem
+        job.state, job.reason = "failed", f"the pictures could not be kept: {why}"
     finally:
         job.kept = True
         job.tell()
@@ -156,8 +157,12 @@ def pictures_argument(folder: Path, asked: NewRun) -> list[str]:
         return [str(place)]
     if not asked.path:
         return []
-    place = Path(asked.path).expanduser()
-    if "\0" in asked.path or not place.is_absolute() or not place.is_dir():
+    try:
+        place = Path(asked.path).expanduser()
+        is_folder = place.is_absolute() and place.is_dir()
+    except (OSError, RuntimeError, ValueError):  # too long, or the home of nobody
+        is_folder = False
+    if not is_folder:
         raise RefusedRequest(400, "path must be the whole path of a folder on this machine", "path")
     return [str(place)]
 
@@ -202,9 +207,12 @@ def stored(folder: Path, batch: str, parts: list[str], content: bytes) -> dict[s
             413, f"an upload has at most {MOST_FILES:,} files and {MOST_BYTES >> 30} GB; give a path instead"
         )
     target = place.joinpath(*parts)
-    make_folder(target.parent)
     if os.path.lexists(target):
         raise RefusedRequest(409, "this file was uploaded already", "path")
+    try:
+        make_folder(target.parent)
+    except FileExistsError:
+        raise RefusedRequest(409, "a file that was uploaded has the name of this folder", "path") from None
     write_whole(target, content)
     write_whole(held, f"{files + 1} {size + len(content)}")
     return {"files": files + 1, "bytes": size + len(content)}

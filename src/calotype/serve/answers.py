@@ -49,7 +49,8 @@ def refusal(
 
 
 def error_page(status: int, reason: str) -> str:
-    return document(TITLES.get(status, "An error"), masthead([str(status)], TITLES.get(status, "An error"), reason))
+    title = TITLES.get(status, "An error")
+    return document(title, masthead([str(status)], title, sentence_of(reason)))
 
 
 def document(title: str, *parts: Content, about: Mapping[str, str] | None = None) -> str:
@@ -68,6 +69,10 @@ def document(title: str, *parts: Content, about: Mapping[str, str] | None = None
         "body", Html(NAVIGATION), tag("main", *parts), **{f"data_{key}": value for key, value in (about or {}).items()}
     )
     return f"<!doctype html>\n{live(tag('html', head, body, lang='en')).code}\n"
+
+
+def sentence_of(text: str) -> str:
+    return text[:1].upper() + text[1:].rstrip(".") + "."
 
 
 NAVIGATION = (

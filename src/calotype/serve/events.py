@@ -59,7 +59,7 @@ async def log_events(request: Request, folder: Path, place: int) -> AsyncIterato
     log, key, quiet = folder / "log.jsonl", None, 0.0
     place = min(place, size_of_log(log))
     yield "retry: 1000\n\n"
-    while not await request.is_disconnected():
+    while not (request.app.state.queue.stopped or await request.is_disconnected()):
         lines, place = await run_in_threadpool(lines_from, log, place)
         for line, end in lines:
             yield event(line, "log", end)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -14,6 +15,7 @@ from typing import Any
 
 from calotype.files import make_folder, read_json, write_json, write_whole
 from calotype.serve.answers import RefusedRequest
+from calotype.tables import number
 from calotype.types import UserError
 
 GALLERY_FOLDER = "gallery"
@@ -51,10 +53,14 @@ class Gallery:
     def add(self, pictures: Sequence[bytes], about: dict[str, Any]) -> list[str]:
         """Ids of the pictures. Raises `RefusedRequest` where the gallery is full."""
         self.require_room(len(pictures))
+        if not os.path.lexists(self.folder / "run.json"):
+            raise RefusedRequest(404, "the run has been removed meanwhile")
         make_folder(self.place)
         return [self._add(content, {**about, "index": index}) for index, content in enumerate(pictures)]
 
     def require_room(self, count: int) -> None:
+        if self.place.is_symlink():
+            raise RefusedRequest(409, "the gallery of this run is a link, which may lead anywhere; make it a folder")
         if self.place.is_dir() and len(list(self.place.glob("*.json"))) + count > LARGEST_GALLERY:
             raise RefusedRequest(
                 409, f"the gallery has {LARGEST_GALLERY:,} pictures; remove some, or download them first"
@@ -75,18 +81,18 @@ class Gallery:
         return sorted(self._entries(), key=lambda entry: -entry["order"])
 
     def _entries(self) -> Iterator[dict[str, Any]]:
-        for file in self.place.glob("*.json"):
+        for file in [] if self.place.is_symlink() else self.place.glob("*.json"):
             if PICTURE_ID.fullmatch(file.stem) and not file.is_symlink():
                 try:
                     about = read_json(file)
                 except UserError:
                     continue
-                if isinstance(about, dict) and isinstance(about.get("order"), int | float):
+                if is_sound(about):
                     yield {**about, "id": file.stem}
 
     def file(self, picture: str) -> Path:
         """Raises `RefusedRequest` for an unknown id."""
-        if PICTURE_ID.fullmatch(picture):
+        if PICTURE_ID.fullmatch(picture) and not self.place.is_symlink():
             for suffix in (".png", ".webp"):
                 file = self.place / f"{picture}{suffix}"
                 if file.is_file() and not file.is_symlink():
@@ -116,6 +122,14 @@ class Gallery:
                 archive.writestr(file_name(entry, path.suffix), path.read_bytes())
             archive.writestr("pictures.json", json.dumps(names, indent=1))
         return file.getvalue()
+
+
+def is_sound(about: Any) -> bool:
+    """Whether the notes of a picture can be shown: an order, whole numbers and texts where they belong."""
+    if not isinstance(about, dict) or number(about.get("order")) is None:
+        return False
+    whole = all(isinstance(about.get(name, 0), int) for name in ("seed", "index", "seed_after"))
+    return whole and all(isinstance(about.get(name, ""), str) for name in ("kind", "label", "prompt", "negative"))
 
 
 def file_name(entry: dict[str, Any], suffix: str) -> str:

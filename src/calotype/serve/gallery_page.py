@@ -149,7 +149,7 @@ def editor() -> Html:
             tag(
                 "div",
                 field("width", "Brush", type="range", min=1, max=40, value=12),
-                field("strength", "Strength", "Empty: 0.6, painted 1", type="number", min=0.05, max=1, step=0.05),
+                field("strength", "Strength", "Empty: 0.6; painted: 1", type="number", min=0.05, max=1, step=0.05),
                 field("seed", "Seed", "Empty: another each time", inputmode="numeric", pattern=r"-?\d{1,15}"),
                 field("count", "How many", type="number", min=1, max=64, value=4),
                 class_="fields",

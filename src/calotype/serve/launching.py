@@ -18,7 +18,7 @@ from typing import Any
 from calotype.files import make_folder, read_bytes, write_json, write_whole
 from calotype.report.format import duration
 from calotype.run import Run, read_mapping
-from calotype.serve.answers import RefusedRequest
+from calotype.serve.answers import RefusedRequest, sentence_of
 from calotype.serve.library import id_of
 from calotype.training.process import owner_of
 from calotype.types import UserError
@@ -163,10 +163,6 @@ def why_stopped(run: Run, about: dict[str, Any], lines: Sequence[str]) -> str:
         f"Its process ended after {spent} without a word, as when it is killed, the machine is switched off, or "
         "memory is at its end. Resume goes on from the newest checkpoint."
     )
-
-
-def sentence_of(text: str) -> str:
-    return text[:1].upper() + text[1:].rstrip(".") + "."
 
 
 def why_not_started(about: dict[str, Any], lines: Sequence[str]) -> str:

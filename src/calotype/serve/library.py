@@ -6,7 +6,7 @@ import hashlib
 import os
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +79,7 @@ class Library:
         if before is not None and before[0] == key:
             return before[1]
         summary = summarize_folder(folder)
+        summary = replace(summary, problem=summary.problem.replace(f"{folder}{os.sep}", ""))
         with self.lock:
             self.kept[run] = key, summary
         return summary

@@ -151,7 +151,7 @@ def new_page() -> str:
         ),
         tag(
             "p",
-            "Subfolders become labels; a text file beside a picture is its caption. The files are copied here.",
+            "Subfolders become labels; a text file beside a picture is its caption. Files are copied beside the runs.",
             class_="note",
         ),
         tag("progress", max=1, value=0, hidden="", aria_label="Uploaded"),
@@ -164,7 +164,7 @@ def new_page() -> str:
         drop,
         field(
             "path",
-            "or a folder on this machine",
+            "Or a folder on this machine",
             "Its whole path. Empty, with nothing dropped: the embedded portraits.",
         ),
         tag(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -31,6 +32,7 @@ from calotype.serve.launching import command_line, why_not_started, why_stopped
 from calotype.serve.pages import link
 from calotype.tables import number
 from calotype.training.process import owner_of
+from calotype.types import UserError
 
 EXPLAINED = {
     "autoencoder": "Held-out pictures, each with its reconstruction to the right.",
@@ -111,11 +113,21 @@ def status_part(view: RunView) -> Html:
     budget = number(run.plan.get("budget_seconds"))
     if view.state == "training" and budget and budget > spent:
         words = f"Training, {duration(spent)} so far; about {duration(budget - spent)} left"
-    why = why_stopped(run, view.about, view.lines)
-    stopped = (
-        tag("div", tag("h2", "Why it has stopped"), tag("p", why), class_="stopped", role="status") if why else None
-    )
+    why, damage = why_stopped(run, view.about, view.lines), damage_of(run.folder)
+    about = damage or why
+    title = "What is damaged" if damage else "Why it has stopped"
+    words = "Damaged" if damage else words
+    stopped = tag("div", tag("h2", title), tag("p", about), class_="stopped", role="status") if about else None
     return tag("div", tag("p", f"{words}.", class_="lede"), stopped, actions(view), legs_list(view))
+
+
+def damage_of(folder: Path) -> str:
+    """Why its run.json cannot be read; empty where it can."""
+    try:
+        Run.open(folder)
+    except UserError as error:
+        return f"Its {str(error).removeprefix(f'{folder}{os.sep}')}. The parts below are of its other files."
+    return ""
 
 
 def time_spent(run: Run) -> float:
@@ -124,7 +136,7 @@ def time_spent(run: Run) -> float:
     for leg, status in run.state.legs.items():
         if status == "training":
             seconds[leg] = max(seconds.get(leg, 0.0), number(run.latest("step", leg).get("seconds")) or 0.0)
-    return sum(seconds.values())
+    return sum(seconds.values(), 0.0)
 
 
 def legs_list(view: RunView) -> Html | None:

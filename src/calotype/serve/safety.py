@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import socket
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.cookies import CookieError, SimpleCookie
 from secrets import token_urlsafe
@@ -96,6 +97,8 @@ class Guarded:
 
     app: ASGIApp
     gate: Gate
+    at_end: Callable[[], None] = lambda: None
+    """Is called before the server waits for the requests that it is answering."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":

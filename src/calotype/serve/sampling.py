@@ -98,6 +98,7 @@ class Queue:
         self.tasks: list[asyncio.Task[None]] = []
         self.seconds = 5.0
         """Of a job, lately."""
+        self.stopped = False
 
     @contextlib.asynccontextmanager
     async def serving(self) -> AsyncIterator[Queue]:
@@ -110,8 +111,13 @@ class Queue:
             await asyncio.gather(*self.tasks, return_exceptions=True)
             for worker in self.workers:
                 await worker.close()
-            for job in self.jobs.values():
-                job.end("failed", "the server has been stopped")
+            self.stop()
+
+    def stop(self) -> None:
+        """Ends all jobs, so that whoever waits for one is answered."""
+        self.stopped = True
+        for job in self.jobs.values():
+            job.end("failed", "the server has been stopped")
 
     async def put(self, job: Job) -> Job:
         """Raises `RefusedRequest` where the queue is full."""

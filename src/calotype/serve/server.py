@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import socket
 import threading
 from collections.abc import AsyncIterator, Sequence
 from importlib.resources import files
@@ -15,7 +17,6 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import ASGIApp
 
 from calotype.escaping import plain
 from calotype.report.html import STYLE
@@ -29,13 +30,14 @@ from calotype.serve.openapi import api_description
 from calotype.serve.safety import Gate, Guarded
 from calotype.serve.sampling import Queue
 from calotype.serve.views import DATA, PAGES
+from calotype.types import UserError
 
 STATIC = {"serve.css": "text/css", "serve.js": "text/javascript", "icon.svg": "image/svg+xml"}
 STATIC_HEADERS = {"Cache-Control": "private, no-cache"}
 MOST_CONNECTIONS, MOST_HEADER_BYTES, QUIET_SECONDS = 600, 2**15, 30
 
 
-def application(folder: Path, gate: Gate, device: str = "auto") -> ASGIApp:
+def application(folder: Path, gate: Gate, device: str = "auto") -> Guarded:
     """The routes for the runs in a folder, behind a gate."""
     queue = Queue(devices_of(device))
 
@@ -45,11 +47,14 @@ def application(folder: Path, gate: Gate, device: str = "auto") -> ASGIApp:
         async with queue.serving():
             yield
 
-    handlers = {RefusedRequest: answer_refused, HTTPException: answer_http, Exception: answer_mistake}
+    handlers = {
+        RefusedRequest: answer_refused, UserError: answer_damaged, HTTPException: answer_http,
+        Exception: answer_mistake,
+    }  # fmt: skip
     app = Starlette(routes=routes(), lifespan=lifespan, exception_handlers=handlers)  # type: ignore[arg-type]
     app.state.library, app.state.launcher, app.state.queue = Library(folder), Launcher(folder), queue
     app.state.device, app.state.listeners, app.state.tasks = device, 0, set()
-    return Guarded(app, gate)
+    return Guarded(app, gate, queue.stop)
 
 
 def routes() -> list[Route]:
@@ -91,6 +96,12 @@ def answer_refused(request: Request, error: RefusedRequest) -> Response:
     return refusal(request.scope, error.status, error.reason, error.field, error.retry_after)
 
 
+def answer_damaged(request: Request, error: UserError) -> Response:
+    """A run that cannot be read, without the path that leads to it."""
+    folder = f"{request.app.state.library.folder}{os.sep}"
+    return refusal(request.scope, 409, str(error).replace(folder, ""))
+
+
 def answer_http(request: Request, error: HTTPException) -> Response:
     reason = {404: "there is nothing at this address", 405: "this address takes another method"}.get(error.status_code)
     return refusal(request.scope, error.status_code, reason or error.detail)
@@ -100,11 +111,20 @@ def answer_mistake(request: Request, error: Exception) -> Response:
     return refusal(request.scope, 500, f"{type(error).__name__}: {plain(str(error))[:200]} (this is our mistake)")
 
 
-def server(app: ASGIApp, host: str, port: int) -> uvicorn.Server:
+class Server(uvicorn.Server):
+    """Ends what it is answering before it waits for that: streams, and requests for pictures."""
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        if isinstance(app := self.config.app, Guarded):
+            app.at_end()
+        await super().shutdown(sockets)
+
+
+def server(app: Guarded, host: str, port: int) -> uvicorn.Server:
     """It writes no log of requests: addresses may have the token in them."""
     config = uvicorn.Config(
         app, host, port, log_level="warning", access_log=False, server_header=False, date_header=False, ws="none",
         proxy_headers=False, limit_concurrency=MOST_CONNECTIONS, timeout_keep_alive=QUIET_SECONDS,
         h11_max_incomplete_event_size=MOST_HEADER_BYTES, timeout_graceful_shutdown=2, http="h11",
     )  # fmt: skip
-    return uvicorn.Server(config)
+    return Server(config)

@@ -104,12 +104,21 @@ def compared_runs(request: Request) -> Response:
 # -- Pictures ----------------------------------------------------------------------------------------------------------
 
 
-def picture_response(file: Path, headers: dict[str, str] | None = None) -> Response:
+def read_inside(folder: Path, file: Path) -> bytes:
+    """A file of a run. Raises `UserError` where it cannot be read, or a link leads out of the folder."""
+    if not leads_inside(folder, file):
+        raise UserError(f"{file.name} is a link that leads out of its run")
+    return read_bytes(file)
+
+
+def leads_inside(folder: Path, file: Path) -> bool:
+    return file.resolve().is_relative_to(folder.resolve())
+
+
+def picture_response(folder: Path, file: Path, headers: dict[str, str] | None = None) -> Response:
     """A picture of a run's folder. Raises `RefusedRequest` for what is none."""
     try:
-        if file.is_symlink():
-            raise UserError("it is a link")
-        content = read_bytes(file)
+        content = read_inside(folder, file)
     except UserError:
         raise RefusedRequest(404, "there is no such picture (yet)") from None
     kind = next((kind for start, kind in SIGNATURES.items() if content.startswith(start)), None)
@@ -119,11 +128,13 @@ def picture_response(file: Path, headers: dict[str, str] | None = None) -> Respo
 
 
 def grid_picture(request: Request) -> Response:
-    return picture_response(folder_of(request) / "samples" / "grid.png")
+    folder = folder_of(request)
+    return picture_response(folder, folder / "samples" / "grid.png")
 
 
 def nearest_picture(request: Request) -> Response:
-    return picture_response(folder_of(request) / "previews" / "nearest.png")
+    folder = folder_of(request)
+    return picture_response(folder, folder / "previews" / "nearest.png")
 
 
 def preview_picture(request: Request) -> Response:
@@ -131,11 +142,12 @@ def preview_picture(request: Request) -> Response:
     made = previews(run, leg) if leg in legs_of(run) else []
     if index >= len(made):
         raise RefusedRequest(404, "there is no such preview")
-    return picture_response(made[index].file)
+    return picture_response(run.folder, made[index].file)
 
 
 def kept_picture(request: Request) -> Response:
-    return picture_response(Gallery(folder_of(request)).file(request.path_params["picture"]))
+    folder = folder_of(request)
+    return picture_response(folder, Gallery(folder).file(request.path_params["picture"]))
 
 
 def cover(request: Request) -> Response:
@@ -153,7 +165,8 @@ def cover(request: Request) -> Response:
 def cover_file(folder: Path) -> Path | None:
     """The grid of samples, else the newest preview of a denoiser."""
     made = sorted((folder / "previews").glob("denoiser-0*.png"))
-    return next((file for file in (folder / "samples" / "grid.png", *reversed(made)) if file.is_file()), None)
+    files = (folder / "samples" / "grid.png", *reversed(made))
+    return next((file for file in files if file.is_file() and leads_inside(folder, file)), None)
 
 
 def small_cover(file: Path | None) -> bytes:
@@ -175,7 +188,7 @@ def small_cover(file: Path | None) -> bytes:
 def report_file(request: Request) -> Response:
     folder = folder_of(request)
     try:
-        content = read_bytes(folder / "report.html")
+        content = read_inside(folder, folder / "report.html")
     except UserError:
         raise RefusedRequest(404, "this run has no report yet") from None
     return attachment(content, "text/html; charset=utf-8", f"{plain_name(folder.name)}.html")

@@ -63,7 +63,8 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except (OSError, UnicodeError) as error:
-        reason = getattr(error, "strerror", None) or error
+        code = getattr(error, "errno", None)
+        reason = os.strerror(code) if isinstance(code, int) and code > 0 else error
         raise UserError(f"cannot listen at {host}, port {port}: {reason}; choose another with --port") from None
 
 
