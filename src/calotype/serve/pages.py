@@ -137,32 +137,9 @@ def select(name: str, label: str, options: dict[str, str], chosen: str = "", hin
 
 
 def new_page() -> str:
-    drop = tag(
-        "div",
-        tag(
-            "p",
-            "Drop a folder of pictures here, or ",
-            tag(
-                "label",
-                "choose one",
-                tag("input", type="file", id="files", webkitdirectory="", multiple="", class_="unseen"),
-            ),
-            ".",
-        ),
-        tag(
-            "p",
-            "Subfolders become labels; a text file beside a picture is its caption. The files are copied to the "
-            "folder of runs.",
-            class_="note",
-        ),
-        tag("progress", max=1, value=0, hidden="", aria_label="Uploaded"),
-        tag("p", role="status", class_="note"),
-        class_="drop",
-        id="drop",
-    )
     form = tag(
         "form",
-        drop,
+        drop_area(),
         field(
             "path",
             "Or a folder on this machine",
@@ -198,6 +175,32 @@ def new_page() -> str:
     )
     lede = "A folder of pictures and a time are enough; the plan chooses the rest."
     return document("New run", masthead([], "New run", lede), form, note, about={"page": "new"})
+
+
+def drop_area() -> Html:
+    """Where a folder of pictures is dropped."""
+    return tag(
+        "div",
+        tag(
+            "p",
+            "Drop a folder of pictures here, or ",
+            tag(
+                "label",
+                "choose one",
+                tag("input", type="file", id="files", webkitdirectory="", multiple="", class_="unseen"),
+            ),
+            ".",
+        ),
+        tag(
+            "p",
+            "Subfolders become labels; a text file beside a picture is its caption. Files are copied beside the runs.",
+            class_="note",
+        ),
+        tag("progress", max=1, value=0, hidden="", aria_label="Uploaded"),
+        tag("p", role="status", class_="note"),
+        class_="drop",
+        id="drop",
+    )
 
 
 # -- Several runs ------------------------------------------------------------------------------------------------------
