@@ -29,7 +29,7 @@ from calotype.settings import parse_recipe
 from calotype.training.legs import autoencoder_objective
 from calotype.training.loop import TrainProgress, train_step
 from calotype.training.objectives import DenoisingObjective, Objective
-from calotype.training.state import TrainState
+from calotype.training.state import ParameterGroup, TrainState
 from calotype.types import Batch, Rng
 
 
@@ -40,7 +40,8 @@ def stepper(objective: Objective, batch: Batch, plain: bool, device: torch.devic
     states = {name: TrainState(network, OptimizerConfig()) for name, network in objective.networks.items()}
     if plain:
         for train_state in states.values():
-            train_state.optimizers = [torch.optim.AdamW(train_state.parameters, 1e-3)]
+            averages = [*train_state.average.parameters()]
+            train_state.groups = [ParameterGroup(torch.optim.AdamW(train_state.parameters, 1e-3), averages)]
     progress = TrainProgress(10**6, len(batch), 0)
     return lambda: train_step(objective, states, batch, progress)
 

@@ -37,7 +37,7 @@ def spoil_picture(leg, name, value):
 def spoil_loss(leg, name, value):
     real = leg.objective.slices
 
-    def slices(batch, fraction, rng, count):
+    def slices(batch, fraction, rng, at_once, rounds):
         def other(part):
             losses = part()
             if leg.progress.images_seen == 16:
@@ -46,7 +46,7 @@ def spoil_loss(leg, name, value):
                 losses[name] = type(loss)(loss.total, {**loss.terms, first: loss.terms[first] + value})
             return losses
 
-        return [lambda part=part: other(part) for part in real(batch, fraction, rng, count)]
+        return [lambda part=part: other(part) for part in real(batch, fraction, rng, at_once, rounds)]
 
     leg.objective.slices = slices
 
@@ -63,16 +63,16 @@ def spoil_update(part):
 
     def spoil(leg, name, value):
         state = leg.states[name]
-        owner, update = (state.optimizers[0], "step") if part == "network" else (state, "_follow")
-        real = getattr(owner, update)
+        group = state.groups[0]
+        real = group.optimizer.step
 
         def updated():
             real()
             if leg.progress.images_seen == 16:
-                weight = next(iter(getattr(state, part).parameters())).data
+                weight = (group.weights if part == "network" else group.averages)[0].data
                 weight[(0,) * weight.dim()] = value
 
-        setattr(owner, update, updated)
+        group.optimizer.step = updated
 
     return spoil
 
@@ -111,9 +111,9 @@ def test_no_file_of_tensors_ever_holds_one(tmp_path):
     save(tmp_path, leg)
     before = fingerprint(leg.states)
     leg.progress.images_seen = 12
-    for group in leg.states["denoiser"].optimizers[0].state.values():
-        group["exp_avg"].flatten()[0] = math.nan
-        break
+    state = leg.states["denoiser"]
+    moments = next(one for group in state.groups if (one := group.optimizer.state.get(state.parameters[0])))
+    moments["exp_avg"].flatten()[0] = math.nan
     with pytest.raises(UserError, match=r"optimizer\.0\.exp_avg in denoiser.safetensors is not finite"):
         save(tmp_path, leg)
     assert [path.name for path in tmp_path.iterdir()] == ["denoiser-0000000008"] and before
@@ -140,6 +140,6 @@ def test_latents_that_overflow_name_their_picture(tmp_path, monkeypatch):
 def test_a_check_costs_no_draw_and_changes_no_number():
     one, other = second_leg(), second_leg()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(TrainState, "_require_finite", lambda state: None)
+        patch.setattr(TrainState, "_require_finite", lambda state, sizes: None)
         go_on(other, 16)
     assert fingerprint(go_on(one, 16).states) == fingerprint(other.states)

@@ -22,8 +22,8 @@ def scarce(leg, most, patch, error=None):
     """There is memory for so many images at once."""
     slices = leg.objective.slices
 
-    def few(batch, fraction, rng, count):
-        parts = slices(batch, fraction, rng, count)
+    def few(batch, fraction, rng, at_once, rounds):
+        parts = slices(batch, fraction, rng, at_once, rounds)
 
         def part(index):
             if len(batch) > most * len(parts):
@@ -113,12 +113,12 @@ def test_a_leg_begins_with_the_parts_of_its_plan(monkeypatch):
     monkeypatch.setattr(
         leg.objective,
         "slices",
-        lambda batch, fraction, rng, count: counts.append(count) or slices(batch, fraction, rng, count),
+        lambda batch, fraction, rng, *count: counts.append(count) or slices(batch, fraction, rng, *count),
     )
     for _ in zip(range(3), leg.steps(Division(rounds=4)), strict=False):
         pass
     weights = torch.cat([weight.detach().flatten() for weight in leg.states["denoiser"].parameters])
-    assert counts == [4, 4, 4] and (weights - whole).norm() <= 1e-4 * whole.norm()
+    assert counts == 3 * [(1, 4)] and (weights - whole).norm() <= 1e-4 * whole.norm()
 
 
 def test_pictures_that_do_not_fit_into_memory_are_refused_before_they_are_read():

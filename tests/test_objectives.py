@@ -21,8 +21,10 @@ from calotype.spaces.pixel import PixelSpace
 from calotype.training.loop import TrainProgress, accumulated, update
 from calotype.training.objectives import (
     AutoencoderObjective,
+    BatchShare,
     DenoisingObjective,
     Objective,
+    all_here,
     batch_share,
     edge_distance,
 )
@@ -176,7 +178,7 @@ def test_the_critic_is_heard_as_loud_as_asked(adversarial, cap, capped):
     real = batch_of().clean
     fake = (real + 0.1 * torch.randn_like(real)).requires_grad_(True)
     reconstruction = (fake - real).abs().mean()
-    (theirs,) = grad(stage._adversarial(reconstruction, fake), fake)
+    (theirs,) = grad(stage._adversarial(reconstruction, fake, BatchShare(0, 1, len(fake)), all_here), fake)
     (ours,) = grad(reconstruction, fake)
     (plain,) = grad(-stage.critic(fake[-2:]).mean(), fake)
     expected = cap * plain if capped else adversarial * ours.norm() / plain.norm() * plain

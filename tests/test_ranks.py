@@ -36,7 +36,7 @@ def trained(name, ranks, **settings):
 
 @pytest.mark.parametrize(("name", "rounds"), [("denoiser", 2), ("autoencoder", 1)])
 def test_two_ranks_are_one_process_with_as_many_slices(name, rounds, tmp_path):
-    """After 50 steps; of the autoencoder with its critic, whose weight is that of the whole batch, one is whole."""
+    """After 50 steps; the weight of the autoencoder's critic is that of the whole batch."""
 
     def work():
         with joined_ranks("cpu") as ranks:

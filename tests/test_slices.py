@@ -1,18 +1,22 @@
 import threading
+import time
 from dataclasses import replace
+from functools import partial
 from itertools import chain
 
 import pytest
 import torch
 from small import CASCADE, CPU, LEGS, first_leg, noise_pictures, second_leg
 from test_checkpoint import go_on
+from torch import nn
 
 from calotype.nets.blocks import dropout, dropout_seeds
 from calotype.settings import parse_recipe
-from calotype.threads import at_once, rows_of
+from calotype.threads import at_once, one_thread, rows_of, shared_out
 from calotype.training.examples import crop_examples
 from calotype.training.legs import enlarger_leg
-from calotype.training.loop import train_step
+from calotype.training.loop import accumulated, differentiated, train_step
+from calotype.training.state import divided
 from calotype.types import Rng, Text
 
 RNG = Rng(("slices",))
@@ -95,9 +99,89 @@ def test_a_step_in_slices_is_the_step_of_the_whole_batch():
     assert (weights[0] - weights[1]).norm() <= 1e-5 * weights[0].norm()
 
 
-def test_an_autoencoder_has_one_slice():
+@pytest.mark.parametrize("count", [2, 3])
+@pytest.mark.parametrize("fraction", [0.05, 0.9])
+def test_slices_of_an_autoencoder_add_up_to_the_whole(fraction, count):
+    """Before the critic and with it: the weight of its loss takes the gradients of all images."""
+    leg = go_on(first_leg(), 16)
+    objective, batch = leg.objective, leg.source.batch(16, 4)
+
+    def gradients(slices):
+        parts = objective.slices(batch, fraction, RNG, slices)
+        assert len(parts) == slices
+        accumulated(leg.states, at_once([partial(differentiated, leg.states, part) for part in parts]))
+        each = {name: [weight.grad for weight in state.parameters] for name, state in leg.states.items()}
+        for state in leg.states.values():
+            state.zero_grad()
+        return {name: torch.cat([grad.flatten() for grad in grads if grad is not None]) for name, grads in each.items()
+                if any(grad is not None for grad in grads)}  # fmt: skip
+
+    whole, added = gradients(1), gradients(count)
+    assert whole.keys() == added.keys() and ("critic" in whole) == (fraction == 0.9)
+    for name, gradient in whole.items():
+        assert (added[name] - gradient).norm() <= 1e-6 * gradient.norm() > 0
+
+
+def test_slices_of_an_autoencoder_are_not_worked_on_one_after_the_other():
     leg = first_leg()
-    assert len(leg.objective.slices(leg.source.batch(0, 4), 0.9, RNG, 2)) == 1
+    batch = leg.source.batch(0, 4)
+    assert [len(leg.objective.slices(batch, 0.9, RNG, slices, 3)) for slices in (1, 2, 8)] == [1, 2, 4]
+
+
+def test_a_slice_that_fails_ends_those_that_wait_for_it(monkeypatch):
+    leg = first_leg()
+    real, batch_of_four = leg.objective.reconstruct, leg.source.batch(0, 4)
+
+    def reconstruct(batch, rng, rows):
+        if rows.start == 1:
+            raise MemoryError("the second")
+        return real(batch, rng, rows)
+
+    monkeypatch.setattr(leg.objective, "reconstruct", reconstruct)
+    with pytest.raises(MemoryError, match="the second"):
+        at_once(leg.objective.slices(batch_of_four, 0.9, RNG, 3))
+
+
+# -- The update --------------------------------------------------------------------------------------------------------
+
+
+def test_tasks_are_shared_out_and_their_results_in_order():
+    seen = set()
+
+    def task(place):
+        time.sleep(0.01)
+        seen.add(threading.get_ident())
+        return place
+
+    assert shared_out([partial(task, place) for place in range(20)], 3) == list(range(20)) and len(seen) == 3
+    with pytest.raises(ZeroDivisionError):
+        shared_out([lambda divisor=divisor: 1 / divisor for divisor in (1, 1, 0, 1)], 2)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_an_update_on_several_threads_is_the_same_to_the_last_bit(optimizer):
+    after = []
+    for threads in (1, 3):
+        leg = second_leg(denoiser={"learn": {"optimizer": optimizer}})
+        (state,) = leg.states.values()
+        for step in range(3):
+            for place, weight in enumerate(state.parameters):
+                weight.grad = torch.randn(weight.shape, generator=torch.Generator().manual_seed(place + step))
+            with one_thread():
+                state.step(0.1 * step, threads)
+        after.append(state.tensors())
+    assert len({type(group.optimizer) for group in state.groups}) == (2 if optimizer == "muon" else 1)
+    assert after[0].keys() == after[1].keys()
+    assert all(torch.equal(value, after[1][name]) for name, value in after[0].items())
+
+
+@pytest.mark.parametrize(("sizes", "count"), [([5], 3), ([9, 1, 1, 1], 2), ([50, 3, 7, 20, 20, 9, 1], 3), ([4] * 9, 8)])
+def test_weights_are_divided_into_about_equal_parts(sizes, count):
+    weights = [nn.Parameter(torch.zeros(size)) for size in sizes]
+    groups = divided(weights, count)
+    assert sorted(map(id, chain.from_iterable(groups))) == sorted(map(id, weights)) and all(groups)
+    totals = [sum(len(weight) for weight in group) for group in groups]
+    assert len(groups) == min(count, len(sizes)) and max(totals) - min(totals) <= max(sizes)
 
 
 # -- Dropout -----------------------------------------------------------------------------------------------------------

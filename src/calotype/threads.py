@@ -7,29 +7,72 @@ training, or once for all steps of sampling.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from functools import cache
 from itertools import pairwise
 from typing import TypeVar
 
 import torch
+from torch import Tensor
 
 Result = TypeVar("Result")
 
 
 def at_once(tasks: Sequence[Callable[[], Result]]) -> list[Result]:
-    """The results of all tasks; each runs on a thread of its own, the first on this one, and torch uses no others."""
+    """The results of all tasks; each runs on a thread of its own, the first on this one, and torch uses no others.
+
+    Raises what a task has raised; of several errors not that of a task that waited for another at a `Meeting`.
+    """
     if len(tasks) == 1:
         return [tasks[0]()]
     with one_thread():
         others = [_pool(len(tasks) - 1).submit(task) for task in tasks[1:]]
+        first = _done(tasks[0])
+        wait(others)
+    done = [first, *others]
+    if errors := [error for task in done if (error := task.exception())]:
+        raise min(errors, key=lambda error: isinstance(error, threading.BrokenBarrierError))
+    return [task.result() for task in done]
+
+
+def shared_out(tasks: Sequence[Callable[[], Result]], threads: int) -> list[Result]:
+    """The results of all tasks; each of so many threads takes the next as soon as it is free. Raises as `at_once`."""
+    if threads == 1:
+        return [task() for task in tasks]
+    left, results = iter(range(len(tasks))), dict[int, Result]()
+
+    def work() -> None:
+        for place in left:
+            results[place] = tasks[place]()
+
+    at_once([work] * threads)
+    return [results[place] for place in range(len(tasks))]
+
+
+class Meeting:
+    """Where all of so many tasks that run at once bring a value, once, and get the sum of all."""
+
+    def __init__(self, count: int) -> None:
+        self._barrier = threading.Barrier(count)
+        self._values = dict[int, Tensor]()
+
+    def sum(self, index: int, value: Tensor) -> Tensor:
+        """The sum over the tasks, in the order of their numbers. Raises `BrokenBarrierError` where one has failed."""
+        self._values[index] = value
+        self._barrier.wait()
+        return torch.stack([self._values[index] for index in sorted(self._values)]).sum(0)
+
+    @contextmanager
+    def attended(self) -> Iterator[None]:
+        """A task that fails in here fails those that wait for it."""
         try:
-            first = tasks[0]()
-        finally:
-            wait(others)
-        return [first, *(other.result() for other in others)]
+            yield
+        except BaseException:
+            self._barrier.abort()
+            raise
 
 
 def rows_of(count: int, slices: int) -> list[slice]:
@@ -48,6 +91,15 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def _done(task: Callable[[], Result]) -> Future[Result]:
+    future = Future[Result]()
+    try:
+        future.set_result(task())
+    except BaseException as error:
+        future.set_exception(error)
+    return future
 
 
 @cache

@@ -136,8 +136,7 @@ def smaller(
         state.zero_grad()  # of the rounds before
     release_memory(batch.clean.device)
     before, after = (
-        len(objective.slices(batch, progress.fraction, progress.rng(), slices * count))
-        for count in (rounds, 2 * rounds)
+        len(objective.slices(batch, progress.fraction, progress.rng(), slices, count)) for count in (rounds, 2 * rounds)
     )
     if after <= before:
         raise UserError(
@@ -160,15 +159,15 @@ def train_step(
     try:
         require_finite(batch, f"{' and '.join(states)} {progress}")
         if not ranks.alone:
-            parts = objective.slices(batch, progress.fraction, progress.rng(), rounds, ranks)
+            parts = objective.slices(batch, progress.fraction, progress.rng(), 1, rounds, ranks)
             return update(states, summed_over_ranks(states, parts), progress, ranks)
         with one_thread() if slices > 1 else nullcontext():
-            parts = objective.slices(batch, progress.fraction, progress.rng(), slices * rounds)
+            parts = objective.slices(batch, progress.fraction, progress.rng(), slices, rounds)
             losses: list[dict[str, Loss]] = []
             for start in range(0, len(parts), slices):
-                tasks = [partial(_differentiated, states, part) for part in parts[start : start + slices]]
+                tasks = [partial(differentiated, states, part) for part in parts[start : start + slices]]
                 losses += accumulated(states, at_once(tasks))
-            return update(states, losses, progress)
+            return update(states, losses, progress, threads=slices)
     except NotFiniteError as error:
         ranks.end_with_first()
         raise UserError(
@@ -197,7 +196,7 @@ Differentiated = dict[str, tuple[Loss, Gradients]]
 """By network, the loss of a slice and its gradients."""
 
 
-def _differentiated(states: Mapping[str, TrainState], part: Callable[[], dict[str, Loss]]) -> Differentiated:
+def differentiated(states: Mapping[str, TrainState], part: Callable[[], dict[str, Loss]]) -> Differentiated:
     return {name: (loss, states[name].gradients(loss.total)) for name, loss in part().items()}
 
 
@@ -223,8 +222,9 @@ def summed_over_ranks(states: Mapping[str, TrainState], parts: Sequence[Slice]) 
 
 
 def update(
-    states: Mapping[str, TrainState], slices: Sequence[dict[str, Loss]], progress: TrainProgress, ranks: Ranks = ALONE
-) -> StepResult:
+    states: Mapping[str, TrainState], slices: Sequence[dict[str, Loss]], progress: TrainProgress, ranks: Ranks = ALONE,
+    threads: int = 1,
+) -> StepResult:  # fmt: skip
     """One step along the sum of the gradients of all slices, whose losses these are, and of those of other ranks.
 
     Raises `NotFiniteError`, which names network, step and terms.
@@ -239,7 +239,7 @@ def update(
         try:
             if not all(map(math.isfinite, values)):
                 raise NotFiniteError("the loss is not finite")
-            norms[name] = states[name].step(progress.fraction)
+            norms[name] = states[name].step(progress.fraction, threads)
         except NotFiniteError as error:
             shown = ", ".join(f"{term} {value:.3g}" for term, value in zip(terms[name], values, strict=True))
             raise NotFiniteError(f"{name} {progress} {error} ({shown})") from None

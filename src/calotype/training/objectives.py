@@ -24,7 +24,7 @@ from calotype.nets.vae import kl_to_normal
 from calotype.priors.gaussian import CrossFitted
 from calotype.ranks import Ranks
 from calotype.recipe import AdversarialLossConfig, AutoencoderLossConfig, ConditionDropout
-from calotype.threads import rows_of
+from calotype.threads import Meeting, rows_of
 from calotype.types import (
     NULL_LABEL,
     Batch,
@@ -51,6 +51,13 @@ class Loss:
 Slice = Callable[[], dict[str, Loss]]
 """The losses of a slice of a batch: shares of those of the whole."""
 ALONE = Ranks()
+Norm = Callable[[Tensor], Tensor]
+"""Norms of vectors, from the norms of the parts of them that are here."""
+
+
+def all_here(norms: Tensor) -> Tensor:
+    """As they are: all parts are here."""
+    return norms
 
 
 @dataclass(frozen=True)
@@ -97,10 +104,12 @@ class Objective(Protocol):
 
     def losses(self, batch: Batch, fraction: float, rng: Rng) -> dict[str, Loss]: ...
 
-    def slices(self, batch: Batch, fraction: float, rng: Rng, count: int, ranks: Ranks = ALONE) -> list[Slice]:
-        """At most `count` slices of the batch, which may be worked on at once; those of this rank, of several.
+    def slices(
+        self, batch: Batch, fraction: float, rng: Rng, at_once: int, rounds: int = 1, ranks: Ranks = ALONE
+    ) -> list[Slice]:
+        """At most `at_once` slices of the batch for each of so many rounds; those of this rank, of several.
 
-        Over all ranks their losses add up to `losses`.
+        Over all ranks their losses add up to `losses`. Those of a round must be worked on at once.
         """
         ...
 
@@ -131,22 +140,41 @@ class AdversarialObjective(ABC):
         which are means over the rows. What is drawn for an image does not depend on the rows."""
         ...
 
-    def losses(self, batch: Batch, fraction: float, rng: Rng, ranks: Ranks = ALONE) -> dict[str, Loss]:
-        """Of the images of one rank: the share that they have in those of the whole batch."""
-        share = BatchShare(ranks.index, ranks.count, len(batch))
+    def losses(self, batch: Batch, fraction: float, rng: Rng) -> dict[str, Loss]:
+        return self._share(batch, fraction, rng, BatchShare(0, 1, len(batch)), all_here)
+
+    def slices(
+        self, batch: Batch, fraction: float, rng: Rng, at_once: int, rounds: int = 1, ranks: Ranks = ALONE
+    ) -> list[Slice]:
+        """All in one round: the weight of the adversarial loss takes the gradients of all images."""
+        if not ranks.alone:
+            share = BatchShare(ranks.index, ranks.count, len(batch))
+            return [partial(self._share, batch, fraction, rng, share, ranks.norm)]
+        count = min(at_once, len(batch))
+        meeting = Meeting(count)
+
+        def part(index: int) -> dict[str, Loss]:
+            with meeting.attended():
+                share = BatchShare(index, count, len(batch))
+                return self._share(batch, fraction, rng, share, lambda own: meeting.sum(index, own.square()).sqrt())
+
+        return (
+            [partial(part, index) for index in range(count)]
+            if count > 1
+            else [lambda: self.losses(batch, fraction, rng)]
+        )
+
+    def _share(self, batch: Batch, fraction: float, rng: Rng, share: BatchShare, norm: Norm) -> dict[str, Loss]:
+        """Losses of these images: the share that they have in those of the whole batch."""
         real = batch.clean[share.rows]
         fake, further = self.reconstruct(batch, rng, share.rows)
         terms = self._reconstruction(real, fake, fraction, share)
         further = {name: share.fraction * term for name, term in further.items()}
-        losses = {self.name: self._network(terms, further, fake, fraction, share, ranks)}
+        losses = {self.name: self._network(terms, further, fake, fraction, share, norm)}
         if self.config.adversarial and fraction >= self.config.critic_start:
             rows, part = share.tail(batch_share(len(batch), self.config.critic_share))
             losses["critic"] = self._critic(real[rows], fake.detach()[rows], part)
         return losses
-
-    def slices(self, batch: Batch, fraction: float, rng: Rng, count: int, ranks: Ranks = ALONE) -> list[Slice]:
-        """All images of a rank: the weight of the adversarial loss takes the gradients of all images."""
-        return [lambda: self.losses(batch, fraction, rng, ranks)]
 
     def _reconstruction(self, real: Images, fake: Images, fraction: float, share: BatchShare) -> dict[str, Tensor]:
         config = self.config
@@ -160,27 +188,24 @@ class AdversarialObjective(ABC):
 
     def _network(
         self, terms: dict[str, Tensor], further: dict[str, Tensor], fake: Images, fraction: float, share: BatchShare,
-        ranks: Ranks,
+        norm: Norm,
     ) -> Loss:  # fmt: skip
         reconstruction = torch.stack(list(terms.values())).sum()
         terms = terms | further
         if self.config.adversarial and fraction >= self.adversarial_start:
-            terms["adversarial"] = self._adversarial(reconstruction, fake, share, ranks)
+            terms["adversarial"] = self._adversarial(reconstruction, fake, share, norm)
         return Loss(torch.stack(list(terms.values())).sum(), {name: term.detach() for name, term in terms.items()})
 
-    def _adversarial(
-        self, reconstruction: Tensor, fake: Images, share: BatchShare | None = None, ranks: Ranks = ALONE
-    ) -> Tensor:
+    def _adversarial(self, reconstruction: Tensor, fake: Images, share: BatchShare, norm: Norm) -> Tensor:
         """Hinge loss; its gradient at the picture is `adversarial` times the length of the reconstruction's, or less.
 
         The adaptive weight of arXiv 2012.09841, eq. 7, taken at the picture instead of the last layer, and capped. The
         lengths are those of the whole batch.
         """
-        share = share or BatchShare(0, 1, len(fake))
         rows, part = share.tail(batch_share(share.total, self.config.critic_share))
         loss = -part * self.critic(fake[rows]).mean()
         gradients = (torch.autograd.grad(each, fake, retain_graph=True)[0] for each in (reconstruction, loss))
-        ours, theirs = ranks.norm(torch.stack([gradient.norm() for gradient in gradients]))
+        ours, theirs = norm(torch.stack([gradient.norm() for gradient in gradients]))
         weight = (self.config.adversarial * ours / (theirs + 1e-8)).clamp(max=self.config.adversarial_cap)
         return self.trust * weight * loss
 
@@ -250,14 +275,16 @@ class DenoisingObjective:
         (whole,) = self.slices(batch, fraction, rng, 1)
         return whole()
 
-    def slices(self, batch: Batch, fraction: float, rng: Rng, count: int, ranks: Ranks = ALONE) -> list[Slice]:
+    def slices(
+        self, batch: Batch, fraction: float, rng: Rng, at_once: int, rounds: int = 1, ranks: Ranks = ALONE
+    ) -> list[Slice]:
         noised = self.draw(batch, rng)
 
         def share(rows: slice) -> dict[str, Loss]:
             loss = self.per_image(noised.at(rows)).sum() / len(batch)
             return {"denoiser": Loss(loss, {"loss": loss.detach()})}
 
-        parts = rows_of(len(batch), count * ranks.count)
+        parts = rows_of(len(batch), at_once * rounds * ranks.count)
         return [partial(share, rows) for rows in parts[rows_of(len(parts), ranks.count)[ranks.index]]]
 
     def draw(self, batch: Batch, rng: Rng) -> Noised:

@@ -6,6 +6,8 @@ import copy
 import math
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -18,9 +20,12 @@ from calotype.nets.weights import check_tensors, check_weights
 from calotype.priors.prior import load_trained, trained_state, with_constants
 from calotype.ranks import Ranks
 from calotype.recipe import OptimizerConfig
+from calotype.threads import shared_out
 from calotype.training.muon import Muon, hidden_matrices
 from calotype.types import NotFiniteError
 
+ADAMW_GROUPS = 8
+"""Into which the weights of AdamW are divided on a CPU, for threads that update them at once."""
 Gradients = Sequence[Tensor | None]
 """One for each weight that is trained; None for one that the loss does not depend on."""
 
@@ -35,7 +40,7 @@ class TrainState:
         self.network, self.config = network, config
         self.average = copy.deepcopy(network).eval().requires_grad_(False)
         self.parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
-        self.optimizers = self._optimizers(precision)
+        self.groups = self._groups(precision)
         self.steps = 0
         self.shared: SharedLoss | None = None
         """Where several ranks train the network."""
@@ -50,15 +55,23 @@ class TrainState:
         with nullcontext() if last else self.shared.parallel.no_sync():
             self.shared(loss).backward(inputs=self.parameters)
 
-    def _optimizers(self, precision: Precision) -> list[torch.optim.Optimizer]:
-        config, matrices = self.config, hidden_matrices(self.network)
-        rate, decay = config.learning_rate, config.weight_decay
-        if config.optimizer == "adamw" or not matrices:
-            return [torch.optim.AdamW(self.parameters, rate, config.betas, weight_decay=decay, fused=True)]
+    def _groups(self, precision: Precision) -> list[ParameterGroup]:
+        """Those of Muon first, whose updates take longest; which group a weight is in does not change its update."""
+        config, matrices = self.config, hidden_matrices(self.network) if self.config.optimizer == "muon" else []
+        rate, decay, averages = config.learning_rate, config.weight_decay, self._averages()
         hidden = {id(matrix) for matrix in matrices}
         others = [parameter for parameter in self.parameters if id(parameter) not in hidden]
-        adamw = torch.optim.AdamW(others, rate, config.betas, weight_decay=decay, fused=True)
-        return [adamw, Muon(matrices, rate, decay, getattr(torch, precision))]
+        optimizers: list[torch.optim.Optimizer] = [
+            Muon(alike, rate, decay, getattr(torch, precision)) for alike in of_one_shape(matrices)
+        ]
+        for group in divided(others, ADAMW_GROUPS if others and others[0].device.type == "cpu" else 1):
+            optimizers.append(torch.optim.AdamW(group, rate, config.betas, weight_decay=decay, fused=True))
+        return [ParameterGroup(one, [averages[id(weight)] for weight in parameters_of(one)]) for one in optimizers]
+
+    def _averages(self) -> dict[int, Tensor]:
+        """The average of each weight, by its identity."""
+        named = dict(self.average.named_parameters())
+        return {id(weight): named[name] for name, weight in self.network.named_parameters()}
 
     def gradients(self, loss: Tensor) -> Gradients:
         """Of the weights of this network alone; nothing is kept here, so several threads may ask at once."""
@@ -74,46 +87,51 @@ class TrainState:
             else:
                 parameter.grad += gradient
 
-    def step(self, fraction: float) -> float:
-        """One update; `fraction` in [0, 1) is how much of the run is over. Returns the norm of the gradient.
+    def step(self, fraction: float, threads: int = 1) -> float:
+        """One update, on so many threads at once; `fraction` in [0, 1) is how much of the run is over. Returns the norm
+        of the gradient.
 
         Raises `NotFiniteError`, before any weight is touched, if that norm is not finite; and if a weight or an
         average is not finite after the update.
         """
-        norm = float(nn.utils.clip_grad_norm_(self.parameters, self.config.clip))
+        norm = self._norm(threads)
         if not math.isfinite(norm):
             self.zero_grad()
             raise NotFiniteError(f"the norm of the gradient is {norm}")
-        for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = self.config.learning_rate * learning_rate_factor(fraction, self.config)
-            optimizer.step()
-        self.zero_grad()
         self.steps += 1
-        self._follow()
-        self._require_finite()
+        rate = self.config.learning_rate * learning_rate_factor(fraction, self.config)
+        new = 1 - (1 - 1 / self.steps) ** (average_power(self.config.average) + 1)
+        scale = min(1.0, self.config.clip / (norm + 1e-6))
+        sizes = shared_out([partial(group.step, rate, scale, new) for group in self.groups], threads)
+        self.zero_grad()
+        self._follow_buffers()
+        self._require_finite(torch.stack(sizes))
         return norm
+
+    def _norm(self, threads: int) -> float:
+        """Of the gradient."""
+        norms = dict[int, Tensor]()
+        for of_group in shared_out([group.norms for group in self.groups], threads):
+            norms |= of_group
+        if not norms:
+            return 0.0
+        return float(torch.stack([norms[id(weight)] for weight in self.parameters if id(weight) in norms]).norm())
 
     def zero_grad(self) -> None:
         """Forgets the gradients of the next step."""
         for parameter in self.parameters:
             parameter.grad = None
 
-    @torch.no_grad()
-    def _require_finite(self) -> None:
-        """Looks at the average alone, since each weight goes into it."""
-        norms = torch._foreach_norm([*self.average.parameters()])
-        if math.isfinite(float(torch.stack(norms).sum())):
+    def _require_finite(self, sizes: Tensor) -> None:
+        """Takes the sizes of the averages alone, since each weight goes into them."""
+        if math.isfinite(float(sizes.sum())):
             return
         kinds = {"weight": self.network, "average": self.average}
         named = {f"{kind} {name}": value for kind, net in kinds.items() for name, value in net.named_parameters()}
         raise NotFiniteError(f"the {not_finite(named) or 'norm of the weights'} is not finite")
 
     @torch.no_grad()
-    def _follow(self) -> None:
-        """The average after step t is `(1 - 1/t) ** (power + 1)` old and the rest new."""
-        new = 1 - (1 - 1 / self.steps) ** (average_power(self.config.average) + 1)
-        torch._foreach_lerp_(list(self.average.parameters()), list(self.network.parameters()), new)
+    def _follow_buffers(self) -> None:
         for kept, buffer in zip(self.average.buffers(), self.network.buffers(), strict=True):
             if kept is not buffer:  # what is fitted is shared, and never changes
                 kept.copy_(buffer)
@@ -129,7 +147,7 @@ class TrainState:
     def _slots(self) -> dict[int, dict[str, Tensor]]:
         """What the optimizers keep, by the place of its weight."""
         places = {id(parameter): place for place, parameter in enumerate(self.parameters)}
-        return {places[id(weight)]: slots for one in self.optimizers for weight, slots in one.state.items()}
+        return {places[id(weight)]: slots for group in self.groups for weight, slots in group.optimizer.state.items()}
 
     def restore(self, tensors: dict[str, Tensor], steps: int) -> None:
         """Raises `UserError` as `check` does."""
@@ -140,8 +158,8 @@ class TrainState:
         for name, value in _under("optimizer.", tensors.items()).items():
             index, slot = name.split(".")
             state.setdefault(int(index), {})[slot] = _laid_out_as(self.parameters[int(index)], value)
-        for optimizer in self.optimizers:
-            own = {id(weight): place for place, weight in enumerate(optimizer.param_groups[0]["params"])}
+        for optimizer in (group.optimizer for group in self.groups):
+            own = {id(weight): place for place, weight in enumerate(parameters_of(optimizer))}
             slots = {own[id(self.parameters[index])]: value for index, value in state.items()
                      if id(self.parameters[index]) in own}  # fmt: skip
             optimizer.load_state_dict({**optimizer.state_dict(), "state": slots})
@@ -154,13 +172,66 @@ class TrainState:
         others = {name: value for name, value in tensors.items() if not name.startswith(("network.", "average."))}
         stepped = {name.split(".")[1] for name in others if name.count(".") == 2}  # weights that have had a gradient
         expected: dict[str, Tensor] = {}
-        by_muon = {id(weight) for one in self.optimizers[1:] for weight in one.param_groups[0]["params"]}
+        by_muon = {id(weight) for group in self.groups if isinstance(group.optimizer, Muon) for weight in group.weights}
         for index, weight in enumerate(self.parameters):
             if str(index) in stepped:
                 moments = {"step": torch.zeros(()), "exp_avg": weight, "exp_avg_sq": weight}
                 slots = {"momentum": weight} if id(weight) in by_muon else moments
                 expected |= {f"optimizer.{index}.{slot}": value for slot, value in slots.items()}
         check_tensors(others, expected, "the optimizer")
+
+
+@dataclass(frozen=True)
+class ParameterGroup:
+    """Weights that one optimizer updates, and their averages."""
+
+    optimizer: torch.optim.Optimizer
+    averages: list[Tensor]
+
+    @property
+    def weights(self) -> list[nn.Parameter]:
+        return parameters_of(self.optimizer)
+
+    def norms(self) -> dict[int, Tensor]:
+        """Of the gradients, by the identity of the weight; none where there is no gradient."""
+        given = {id(weight): weight.grad for weight in self.weights if weight.grad is not None}
+        return dict(zip(given, torch._foreach_norm([*given.values()]), strict=True)) if given else {}
+
+    @torch.no_grad()
+    def step(self, rate: float, scale: float, new: float) -> Tensor:
+        """Updates the weights by their gradients times `scale`, and moves the averages to them: `new` is their share in
+        it. Returns the sum of the averages' norms."""
+        gradients = [weight.grad for weight in self.weights if weight.grad is not None]
+        if scale < 1 and gradients:
+            torch._foreach_mul_(gradients, scale)
+        self.optimizer.param_groups[0]["lr"] = rate
+        self.optimizer.step()
+        torch._foreach_lerp_(self.averages, [*self.weights], new)
+        return torch.stack(torch._foreach_norm(self.averages)).sum()
+
+
+def parameters_of(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+    weights: list[nn.Parameter] = optimizer.param_groups[0]["params"]
+    return weights
+
+
+def of_one_shape(matrices: Iterable[nn.Parameter]) -> list[list[nn.Parameter]]:
+    """Matrices in groups of equal shape; those that take longest first."""
+    groups: dict[torch.Size, list[nn.Parameter]] = {}
+    for matrix in matrices:
+        groups.setdefault(matrix.shape, []).append(matrix)
+    return sorted(groups.values(), key=lambda group: -sum(len(matrix) * matrix.numel() for matrix in group))
+
+
+def divided(weights: Sequence[nn.Parameter], count: int) -> list[list[nn.Parameter]]:
+    """At most so many groups of weights, none of them empty and all about equally large."""
+    groups: list[list[nn.Parameter]] = [[] for _ in range(min(count, len(weights)))]
+    sizes = [0] * len(groups)
+    for weight in sorted(weights, key=lambda weight: -weight.numel()):
+        smallest = sizes.index(min(sizes))
+        groups[smallest].append(weight)
+        sizes[smallest] += weight.numel()
+    return groups
 
 
 class SharedLoss:
