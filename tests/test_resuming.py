@@ -105,6 +105,7 @@ def edit(run, before, after):
         ("seed = 0", "seed = 1", "seed was 0"),
         ("flip = true", "flip = false", "flip was True"),
         ("crop = 12", "crop = 8", "autoencoder.crop was 12"),
+        ('optimizer = "adamw"', 'optimizer = "muon"', "autoencoder.learn.optimizer was 'adamw'"),
         ("channels = 3", "channels = 4", "autoencoder.network.channels was 3"),
     ],
 )

@@ -16,6 +16,7 @@ from torch import Tensor
 from calotype.data.caches import open_cache, write_cache
 from calotype.nets.perceptual import LITE0_SHA256, perceptual_distance, pretrained_lite0
 from calotype.nets.weights import check_tensors
+from calotype.threads import in_slices
 from calotype.types import Images, OtherImages, UserError
 
 FEATURE_SIZE = 128
@@ -77,7 +78,7 @@ def distance_name(network: FeatureNetwork) -> str:
 @torch.no_grad()
 def features(images_batches: Iterable[OtherImages], network: FeatureNetwork) -> Float[np.ndarray, "count channel"]:
     """Of one batch at least."""
-    return np.concatenate([network.look(images).cpu().double().numpy() for images in images_batches])
+    return np.concatenate([in_slices(network.look, images).cpu().double().numpy() for images in images_batches])
 
 
 def kept_features(

@@ -25,8 +25,9 @@ from calotype.run import PORTRAITS, Run, read_mapping
 from calotype.tables import differences, number
 from calotype.types import UserError
 
-HARMLESS = re.compile(r"precision|(enlarge\.\d+\.)?sampling\..+|.+\.(critic_)?learn\..+")
-"""Settings by which what was trained before stays of use: how to sample, and how to go on learning."""
+HARMLESS = re.compile(r"precision|(enlarge\.\d+\.)?sampling\..+|.+\.(critic_)?learn\.(?!optimizer$).+")
+"""Settings by which what was trained before stays of use: how to sample, and how to go on learning; the moments of one
+optimizer are of no use to another."""
 LEG_OF = (
     (re.compile(r"(autoencoder|denoiser)\..+"), lambda name: name),
     (re.compile(r"enlarge\.(\d+)\.exposure\..+"), lambda size: exposure_above(int(size))),
