@@ -50,6 +50,8 @@ Fraction = Annotated[float, Field(strict=True, ge=0, le=1)]
 PositiveFraction = Annotated[float, Field(strict=True, gt=0, le=1)]
 OpenFraction = Annotated[float, Field(strict=True, gt=0, lt=1)]
 LossWeight = Annotated[float, Field(strict=True, ge=0, le=1e6)]
+ChannelWeighting = Annotated[float, Field(strict=True, ge=0, le=4)]
+"""An exponent."""
 LearningRate = Annotated[float, Field(strict=True, gt=0, le=10)]
 WeightDecay = Annotated[float, Field(strict=True, ge=0, le=100)]
 GradientNorm = Annotated[float, Field(strict=True, gt=0, le=1e9)]

@@ -12,6 +12,7 @@ from calotype.bounds import (
     MAX_STAGES,
     BatchSize,
     BucketCount,
+    ChannelWeighting,
     CropSide,
     Fraction,
     GradientNorm,
@@ -194,6 +195,8 @@ class DenoiserRecipe(DiffusionConfig):
     """Standard deviation of what is to be made: 1 in latents, about 0.5 in pixels."""
     prior: PriorName = "gaussian"
     """The closed-form denoiser beside the network: a mixture of Gaussians fitted to the latents, or none."""
+    channel_weighting: ChannelWeighting = 0.0
+    """A latent channel has in the loss the weight of its effect on the picture, to this power; 0: all alike."""
     text: TextConfig = NoText()
     """The text encoder of all stages; what of it is trained is trained with the denoiser of each stage."""
 

@@ -70,14 +70,21 @@ class Denoiser(Migrated):
         scaling = self.scalings(sigma, condition)
         return mean + scaling.out * self._network(scaling.input, noisy, mean, sigma, condition, backbone)
 
-    def loss(self, clean: Latents, sigma: Sigmas, noise: Latents, condition: Condition) -> Float[Tensor, " batch"]:
-        """Squared error of the network's own output: the epsilon, x0, v, flow or EDM loss, by the scaling."""
+    def loss(
+        self, clean: Latents, sigma: Sigmas, noise: Latents, condition: Condition,
+        weights: Float[Tensor, " channel"] | None = None,
+    ) -> Float[Tensor, " batch"]:  # fmt: skip
+        """Squared error of the network's own output: the epsilon, x0, v, flow or EDM loss, by the scaling.
+
+        Channels count by their `weights`, of mean 1, or all alike.
+        """
         scaling = self.scalings(sigma, condition)
         noisy = clean + per_image(sigma) * noise
         mean = self._mean(scaling, noisy, sigma, condition)
         target = (clean - mean) / scaling.out
         output = self._network(scaling.input, noisy, mean, sigma, condition)
-        return (output - target).square().flatten(1).mean(1)
+        error = (output - target).square()
+        return (error if weights is None else error * weights[:, None, None]).flatten(1).mean(1)
 
     @property
     def has_prior(self) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from calotype.nets.blocks import Recoloured
@@ -12,6 +13,9 @@ from calotype.nets.kl import Autoencoder
 from calotype.nets.vae import Moments
 from calotype.spaces.tiles import LARGE, CellScale, in_tiles, measure_reach, tiled
 from calotype.types import Images, Latents, Rng
+
+PROBE = 0.5
+"""Standard deviation of the noise by which the effect of a channel is measured, where latents have 1."""
 
 
 class LatentSpace(nn.Module):
@@ -64,6 +68,19 @@ class LatentSpace(nn.Module):
             squares += (mean.square() + log_variance.exp()).sum((0, 2, 3), keepdim=True)
         self.mean.copy_(total / count)
         self.spread.copy_((squares / count - (total / count) ** 2).clamp(min=1e-8).sqrt())
+
+
+@torch.no_grad()
+def channel_effects(space: LatentSpace, latents: Latents, rng: Rng) -> Float[Tensor, " channel"]:
+    """How much each channel does to the picture, measured at these latents: the root mean square change of the decoded
+    picture in [-1, 1] a standard deviation of noise in the channel, for noise of `PROBE`."""
+    places, plain = latents[:, :1].shape, space.decode(latents)
+    effects = []
+    for channel in range(space.channels):
+        changed = latents.clone()
+        changed[:, channel : channel + 1] += PROBE * rng.at("channel", channel).normal(*places).to(latents)
+        effects.append((space.decode(changed) - plain).square().mean().sqrt() / PROBE)
+    return torch.stack(effects)
 
 
 @torch.no_grad()

@@ -10,6 +10,7 @@ from itertools import product
 from pathlib import Path
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from calotype.data.captions import shorter_versions
@@ -22,6 +23,7 @@ from calotype.priors.prior import MOST_VALUES, Prior
 from calotype.priors.stored import PriorDescription, described, description, prior_in
 from calotype.recipe import Recipe
 from calotype.run import Run
+from calotype.spaces.latent import LatentSpace, channel_effects
 from calotype.spaces.pixel import Space
 from calotype.spaces.tiling import half_overlapping
 from calotype.training.checkpoint import checkpoints
@@ -33,6 +35,8 @@ VALIDATION_IMAGES = 512
 """Validation images by which the prior is chosen."""
 PATCHES = 2**19
 """Low-resolution pixels, with the high-resolution patches below them, to which a patch prior is fitted."""
+WEIGHED_IMAGES, WEIGHED_SIDE = 16, 16
+"""Training images, and places of their latents from the first corner on, at which effects of channels are measured."""
 UNCAPTIONED = 0.2
 """Share of images that training gives no caption."""
 Constants = dict[str, Prior]
@@ -72,6 +76,22 @@ def fit_mixture(recipe: Recipe, buckets: Sequence[Bucket], space: Space) -> Cons
     prior, crossed = fit_prior(train, PriorValidation(validation, sigma, noise), folds, more)
     mixtures = crossed.mixtures if crossed else ()
     return {"mixture": prior, **{f"unseen-{fold}": mixture for fold, mixture in enumerate(mixtures)}}
+
+
+def channel_weights(recipe: Recipe, buckets: Sequence[Bucket], space: Space) -> Float[Tensor, " channel"] | None:
+    """Weights of the latent channels in the denoiser's loss, with mean 1; None where all are equal.
+
+    The weight is the effect of the channel on the picture to the power that the recipe says, measured at windows of
+    some training latents.
+    """
+    power = recipe.denoiser.channel_weighting
+    if not power or not isinstance(space, LatentSpace):
+        return None
+    rng = Rng((recipe.seed, "channel effects"))
+    few = take(buckets, [bucket.pictures.train_indices for bucket in buckets], WEIGHED_IMAGES, rng)
+    window = few.clean[..., :WEIGHED_SIDE, :WEIGHED_SIDE]
+    weights = channel_effects(space, space.sample(window, rng.at("latents")), rng) ** power
+    return weights / weights.mean()
 
 
 def reflected(bucket: Bucket) -> Bucket:

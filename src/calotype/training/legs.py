@@ -29,7 +29,7 @@ from calotype.run import Run
 from calotype.spaces.pixel import Space
 from calotype.training.control import CriticGuard
 from calotype.training.examples import Bucket, Examples, MixedSource, main_bucket, picture_source
-from calotype.training.fitting import Constants, cross_fitted, fit_mixture, fit_patches, keep
+from calotype.training.fitting import Constants, channel_weights, cross_fitted, fit_mixture, fit_patches, keep
 from calotype.training.leg import Leg
 from calotype.training.loop import TrainProgress
 from calotype.training.objectives import AutoencoderObjective, DenoisingObjective, OneStepObjective
@@ -95,7 +95,8 @@ def denoiser_leg(
     stage = build_stage(recipe, space, len(classes), fitted.get("mixture"), frozen)
     if start is not None:
         start.begin(stage, recipe, classes)
-    objective = DenoisingObjective(stage, recipe.denoiser, cross_fitted(fitted, device))
+    weights = channel_weights(recipe, buckets, space)
+    objective = DenoisingObjective(stage, recipe.denoiser, cross_fitted(fitted, device), weights)
     return diffusion_leg("denoiser", recipe, objective, recipe.denoiser, recipe.sampling, buckets, device)
 
 

@@ -262,13 +262,15 @@ NO_DROPOUT = ConditionDropout(label_dropout=0, caption_alone=0, label_alone=0, c
 class DenoisingObjective:
     """The denoiser's loss on latents (or pixels) at random sigmas, under dropout of labels and captions.
 
-    `cross_fitted` gives the closed form of each training picture, which was fitted to other pictures.
+    `cross_fitted` gives the closed form of each training picture, which was fitted to other pictures. Channels count by
+    their `weights`, of mean 1.
     """
 
     def __init__(
-        self, stage: Stage, dropout: ConditionDropout = NO_DROPOUT, cross_fitted: CrossFitted | None = None
-    ) -> None:
-        self.stage, self.dropout, self.cross_fitted = stage, dropout, cross_fitted
+        self, stage: Stage, dropout: ConditionDropout = NO_DROPOUT, cross_fitted: CrossFitted | None = None,
+        weights: Float[Tensor, " channel"] | None = None,
+    ) -> None:  # fmt: skip
+        self.stage, self.dropout, self.cross_fitted, self.weights = stage, dropout, cross_fitted, weights
         self.networks: dict[str, nn.Module] = {"denoiser": stage.denoiser}
 
     def losses(self, batch: Batch, fraction: float, rng: Rng) -> dict[str, Loss]:
@@ -305,7 +307,7 @@ class DenoisingObjective:
         if self.cross_fitted is not None and batch.fold is not None:
             condition = replace(condition, posterior_mean=self.cross_fitted.of(batch.fold, batch.labels))
         with dropout_seeds(noised.seeds, batch.clean.device):
-            return self.stage.denoiser.loss(batch.clean, noised.sigma, noised.noise, condition)
+            return self.stage.denoiser.loss(batch.clean, noised.sigma, noised.noise, condition, self.weights)
 
     def condition(self, noised: Noised) -> Condition:
         batch, spoiling = noised.batch, torch.zeros(()) if noised.spoiling is None else noised.spoiling
