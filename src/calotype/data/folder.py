@@ -22,7 +22,7 @@ from calotype.bounds import LARGEST_SIDE
 from calotype.data.caches import Pixels, cached_pixels
 from calotype.data.captions import Captions, read_captions
 from calotype.data.depth import FolderLevels, find_levels
-from calotype.data.formats import RefusedError, regular_file
+from calotype.data.hashes import Stamp, hash_files, stamp
 from calotype.data.images import (
     GAP,
     UnreadableError,
@@ -39,12 +39,9 @@ from calotype.data.listing import find_pictures, first_names, note, plural
 from calotype.data.rgb import Levels
 from calotype.data.split import Split, SplitRule, stratified_split
 from calotype.diffusion.stage import shrunk
-from calotype.files import sha256
 from calotype.types import NULL_LABEL, Labels, Progress, UserError, no_progress
 
 PREPARATION = "upright, sRGB, over white, centre square, Lanczos with gap 3; version 1"
-Stamp = tuple[int, int]
-"""Bytes of a file and the time of its last change, in nanoseconds."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,13 +153,13 @@ def read_folder(
     check_size(size)
     listing = find_pictures(folder)
     every = find_layout(listing.pictures) if classes is None else layout_of_run(listing.pictures, classes)
-    stamped, refused = _hash_files(folder, every.names)
-    unique = without_duplicates(stamped)
+    hashed, refused = hash_files(folder, every.names)
+    unique = without_duplicates(HashedFile(digest, name) for name, (digest, _) in hashed.items())
     levels = find_levels(folder, [file.name for file in unique])
     path = cache and cache / f"pixels-{content_hash(unique, size, levels.prepared)}.npy"
     pixels, decoded = decode_all(
         [folder / file.name for file in unique], (size, size), path, progress, levels.values,
-        [stamped[file] for file in unique],
+        [hashed[file.name][1] for file in unique],
     )  # fmt: skip
     refused |= {file.name: result.refused for file, result in zip(unique, decoded, strict=True) if result.refused}
     read = {file: result for file, result in zip(unique, decoded, strict=True) if not result.refused}
@@ -176,7 +173,7 @@ def read_folder(
         *listing.without(caption_files.files).notes(),
         *layout.notes,
         *([unread] if refused else []),
-        *note(len(stamped) - len(unique), "duplicate", "left out"),
+        *note(len(hashed) - len(unique), "duplicate", "left out"),
         *levels.notes,
         *_decoding_notes(read, size),
         *class_notes(layout.labels, layout.classes),
@@ -255,29 +252,6 @@ def check_size(size: int) -> None:
 
 
 # -- Decoding ----------------------------------------------------------------------------------------------------------
-
-
-def _hash_files(folder: Path, names: Sequence[str]) -> tuple[dict[HashedFile, Stamp], dict[str, str]]:
-    """The files, and why others were refused."""
-
-    def hash_file(name: str) -> tuple[HashedFile, Stamp] | str:
-        try:
-            path = regular_file(folder / name)
-            before = stamp(path)
-            return HashedFile(sha256(path), name), before
-        except RefusedError as error:
-            return str(error)
-        except OSError as error:
-            return error.strerror or "unreadable"
-
-    results = dict(zip(names, in_threads(hash_file, names), strict=True))
-    files = dict(result for result in results.values() if not isinstance(result, str))
-    return files, {name: result for name, result in results.items() if isinstance(result, str)}
-
-
-def stamp(path: Path) -> Stamp:
-    status = path.stat()
-    return status.st_size, status.st_mtime_ns
 
 
 def decode_all(

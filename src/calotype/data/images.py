@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import os
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -43,6 +45,8 @@ from calotype.types import Images, Progress, UserError, no_progress
 GAP = 3.0
 PLAIN = 3
 """The most that values of a picture of one colour differ, of 255."""
+LARGEST_PART, WAITING = 64, 4
+"""Items of a thread in one go, and such parts for each thread that are in work or wait."""
 
 Square = np.ndarray[tuple[int, int, int], np.dtype[np.uint8]]  # (size, size, 3)
 Item = TypeVar("Item")
@@ -65,11 +69,27 @@ def shown(name: Path | str) -> str:
 def in_threads(
     work: Callable[[Item], Output], items: Sequence[Item], progress: Progress = no_progress
 ) -> Iterator[Output]:
-    """The results for all items, in their order. Pillow decodes, resizes and converts without holding Python's lock."""
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for done, result in enumerate(pool.map(work, items), 1):
-            progress(done, len(items))
-            yield result
+    """The results for all items, in their order. Pillow decodes, resizes and converts without holding Python's lock.
+
+    A few parts of the items are in work at a time, so that the memory does not grow with their number.
+    """
+    workers = os.cpu_count() or 1
+    size = max(1, min(LARGEST_PART, len(items) // (WAITING * workers)))
+    parts = (items[start : start + size] for start in range(0, len(items), size))
+    with ThreadPoolExecutor(workers) as pool:
+        waiting = deque(pool.submit(_all_of, work, part) for part in islice(parts, WAITING * workers))
+        done = 0
+        while waiting:
+            results = waiting.popleft().result()
+            waiting.extend(pool.submit(_all_of, work, part) for part in islice(parts, 1))
+            for result in results:
+                done += 1
+                progress(done, len(items))
+                yield result
+
+
+def _all_of(work: Callable[[Item], Output], items: Sequence[Item]) -> list[Output]:
+    return [work(item) for item in items]
 
 
 class ReadPicture(NamedTuple):
