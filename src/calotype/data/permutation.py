@@ -1,8 +1,8 @@
 """A random permutation of any number of indices that is computed where it is asked for, and never as a whole.
 
 A Feistel network (Luby and Rackoff, SIAM Journal on Computing 17, 1988) is a bijection of pairs of half words, whatever
-its round function is. Cycle walking (Black and Rogaway, Ciphers with arbitrary finite domains, CT-RSA 2002) restricts it
-to the first `count`: what lands outside is permuted again, until it lands inside.
+its round function is. Cycle walking (Black and Rogaway, Ciphers with arbitrary finite domains, CT-RSA 2002) restricts it to the
+first `count`: what lands outside is permuted again, until it lands inside.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from torch import Tensor, from_numpy
 
 from calotype.types import Rng
 
-ROUNDS = 8
+FEISTEL_ROUNDS = 8
 """Four suffice with random round functions; a mixed hash is not quite one."""
 MIXING = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))
 """Of the finaliser of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014)."""
 
-Words = UInt64[np.ndarray, " _"]
+Unsigned = UInt64[np.ndarray, " _"]
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class FeistelPermutation:
 
     def at(self, places: Int[Tensor, " places"]) -> Int[Tensor, " places"]:
         """What stands at these places, each below `count`; fewer than four rounds of walking a place on average."""
-        keys = self.rng.generator().integers(2**64, size=ROUNDS, dtype=np.uint64)
+        keys = self.rng.generator().integers(2**64, size=FEISTEL_ROUNDS, dtype=np.uint64)
         half = np.uint64(max(1, ((self.count - 1).bit_length() + 1) // 2))
         words = _encrypted(places.numpy().astype(np.uint64), half, keys)
         while (outside := np.flatnonzero(words >= self.count)).size:
@@ -40,7 +40,7 @@ class FeistelPermutation:
         return from_numpy(words.astype(np.int64))
 
 
-def _encrypted(words: Words, half: np.uint64, keys: Words) -> Words:
+def _encrypted(words: Unsigned, half: np.uint64, keys: Unsigned) -> Unsigned:
     """A bijection of words of `2 * half` bits."""
     mask = (np.uint64(1) << half) - np.uint64(1)
     left, right = words >> half, words & mask
@@ -49,7 +49,7 @@ def _encrypted(words: Words, half: np.uint64, keys: Words) -> Words:
     return (left << half) | right
 
 
-def _mixed(words: Words) -> Words:
+def _mixed(words: Unsigned) -> Unsigned:
     """Every bit of the result depends on every bit of the word."""
     words = (words ^ (words >> np.uint64(30))) * MIXING[0]
     words = (words ^ (words >> np.uint64(27))) * MIXING[1]
