@@ -20,9 +20,10 @@ from torch import Tensor
 
 from calotype.bounds import LARGEST_SIDE
 from calotype.data.caches import Pixels, cached_pixels
-from calotype.data.captions import Captions, read_captions
+from calotype.data.captions import Captions
 from calotype.data.depth import FolderLevels, find_levels
-from calotype.data.hashes import Stamp, hash_files, stamp
+from calotype.data.formats import PictureFile
+from calotype.data.hashes import Stamp, stamp
 from calotype.data.images import (
     GAP,
     UnreadableError,
@@ -35,7 +36,8 @@ from calotype.data.images import (
     shown,
 )
 from calotype.data.layout import Layout, class_notes, find_layout, first_level, layout_of_run
-from calotype.data.listing import find_pictures, first_names, note, plural
+from calotype.data.library import open_library
+from calotype.data.listing import first_names, note, plural
 from calotype.data.rgb import Levels
 from calotype.data.split import Split, SplitRule, stratified_split
 from calotype.diffusion.stage import shrunk
@@ -107,7 +109,7 @@ class Pictures:
 class Original(NamedTuple):
     """The file of a picture, and its size there."""
 
-    path: Path
+    path: PictureFile
     width: int
     height: int
 
@@ -151,14 +153,15 @@ def read_folder(
     no folder, or no picture that can be read.
     """
     check_size(size)
-    listing = find_pictures(folder)
+    library = open_library(folder)
+    listing = library.listing
     every = find_layout(listing.pictures) if classes is None else layout_of_run(listing.pictures, classes)
-    hashed, refused = hash_files(folder, every.names)
+    hashed, refused = library.hashes(every.names)
     unique = without_duplicates(HashedFile(digest, name) for name, (digest, _) in hashed.items())
-    levels = find_levels(folder, [file.name for file in unique])
+    levels = find_levels(library.maybe_deep([file.name for file in unique]))
     path = cache and cache / f"pixels-{content_hash(unique, size, levels.prepared)}.npy"
     pixels, decoded = decode_all(
-        [folder / file.name for file in unique], (size, size), path, progress, levels.values,
+        [library.file(file.name) for file in unique], (size, size), path, progress, levels.values,
         [hashed[file.name][1] for file in unique],
     )  # fmt: skip
     refused |= {file.name: result.refused for file, result in zip(unique, decoded, strict=True) if result.refused}
@@ -167,7 +170,7 @@ def read_folder(
         raise UserError(f"no picture in {shown(folder)} could be read: {_reasons(refused)}")
     names = [file.name for file in read]
     layout = every.at(names)
-    captions, caption_files = read_captions(folder, names)
+    captions, caption_files = library.captions(names)
     unread = f"{len(refused)} of {plural(len(every.names), 'file')} could not be read: {_reasons(refused)}"
     notes = [
         *listing.without(caption_files.files).notes(),
@@ -180,7 +183,7 @@ def read_folder(
         *caption_files.notes(names),
     ]
     pictures = assemble(pixels, list(read), layout.classes, size, notes, rule, layout, _prepared(levels, read))
-    originals = tuple(Original(folder / file.name, *result.size) for file, result in read.items())
+    originals = tuple(Original(library.file(file.name), *result.size) for file, result in read.items())
     return with_captions(replace(pictures, originals=originals), captions)
 
 
@@ -255,7 +258,7 @@ def check_size(size: int) -> None:
 
 
 def decode_all(
-    paths: Sequence[Path],
+    paths: Sequence[PictureFile],
     size: tuple[int, int],
     cache: Path | None,
     progress: Progress = no_progress,
@@ -275,7 +278,7 @@ def decode_all(
 
 
 def _decode(
-    paths: Sequence[Path], pixels: Pixels, progress: Progress, levels: Levels | None, stamps: Sequence[Stamp]
+    paths: Sequence[PictureFile], pixels: Pixels, progress: Progress, levels: Levels | None, stamps: Sequence[Stamp]
 ) -> list[Decoded]:
     """Fills the first rows of `pixels` with the pictures that can be read, without gaps."""
     height, width = pixels.shape[2:]

@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from calotype.data.formats import RefusedError, regular_file
+from calotype.data.formats import Member, PictureFile, RefusedError, regular_file
 from calotype.data.images import in_threads
 from calotype.files import cache_home, require_regular, sha256, write_whole
 from calotype.types import UserError
@@ -41,7 +41,9 @@ Hashed = tuple[str, Stamp]
 """Digest (SHA-256) and stamp."""
 
 
-def stamp(path: Path) -> Stamp:
+def stamp(path: PictureFile) -> Stamp:
+    if isinstance(path, Member):  # its content is compared with its hash whenever it is read
+        return Stamp(path.size, 0)
     status = path.stat()
     return Stamp(status.st_size, status.st_mtime_ns)
 

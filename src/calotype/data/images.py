@@ -20,6 +20,7 @@ from torch import Tensor
 from calotype.data.formats import (
     DECODING_MEMORY,
     FORMATS,
+    PictureFile,
     RefusedError,
     buffer_bytes,
     check_deep_colours,
@@ -56,12 +57,12 @@ Output = TypeVar("Output")
 class UnreadableError(UserError):
     """A file that is no readable picture; `reason` does not name it, for lists that do."""
 
-    def __init__(self, path: Path, reason: str) -> None:
+    def __init__(self, path: PictureFile, reason: str) -> None:
         super().__init__(f"{shown(path)} cannot be read as a picture: {reason}")
         self.reason = reason
 
 
-def shown(name: Path | str) -> str:
+def shown(name: PictureFile | str) -> str:
     """A file's name on one line, whatever its bytes are."""
     return str(name) if str(name).isprintable() else ascii(str(name))
 
@@ -104,12 +105,12 @@ class ReadPicture(NamedTuple):
     """Whether it is transparent, and would be invisible over white."""
 
 
-def read_image(path: Path, shortest: int | None = None, levels: Levels | None = None) -> Image.Image:
+def read_image(path: PictureFile, shortest: int | None = None, levels: Levels | None = None) -> Image.Image:
     """The picture in mode RGB; see `read_picture`."""
     return read_picture(path, shortest, levels).image
 
 
-def read_picture(path: Path, shortest: int | None = None, levels: Levels | None = None) -> ReadPicture:
+def read_picture(path: PictureFile, shortest: int | None = None, levels: Levels | None = None) -> ReadPicture:
     """The picture in a file; of an animation, its first frame. Raises `UnreadableError`.
 
     With `shortest`, a large picture may be downsampled while it is decoded, but no side below `shortest`. `levels` are
@@ -137,7 +138,7 @@ def read_picture(path: Path, shortest: int | None = None, levels: Levels | None 
     return _reading(path, read)
 
 
-def deep_range(path: Path) -> tuple[str, float, float] | None:
+def deep_range(path: PictureFile) -> tuple[str, float, float] | None:
     """The kind (see `deep_kind`), smallest and largest value of a picture with more than 8 bits; None for others.
 
     Raises `UnreadableError`.
@@ -153,7 +154,7 @@ def deep_range(path: Path) -> tuple[str, float, float] | None:
     return _reading(path, read)
 
 
-def _reading(path: Path, work: Callable[[ImageFile.ImageFile], Output]) -> Output:
+def _reading(path: PictureFile, work: Callable[[ImageFile.ImageFile], Output]) -> Output:
     try:
         with np.errstate(all="ignore"):
             return with_picture(path, work)
@@ -246,7 +247,7 @@ def grid(pictures: list[Image.Image], columns: int, gap: int = 2) -> Image.Image
     return sheet
 
 
-def _reason(path: Path, error: Exception) -> str:
+def _reason(path: PictureFile, error: Exception) -> str:
     match error:
         case UnidentifiedImageError():
             return f"found {kind_of_file(path)} instead of {', '.join(FORMATS[:-1])} or {FORMATS[-1]}"

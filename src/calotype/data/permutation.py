@@ -1,8 +1,8 @@
 """A random permutation of any number of indices that is computed where it is asked for, and never as a whole.
 
-A Feistel network (Luby and Rackoff, SIAM Journal on Computing 17, 1988) is a bijection of pairs of half words, whatever
-its round function is. Cycle walking (Black and Rogaway, Ciphers with arbitrary finite domains, CT-RSA 2002) restricts it to the
-first `count`: what lands outside is permuted again, until it lands inside.
+A Feistel network (Luby and Rackoff, SIAM Journal on Computing 17, 1988) is a bijection of pairs of words, whatever its
+round function is. Cycle walking (Black and Rogaway, Ciphers with arbitrary finite domains, CT-RSA 2002) restricts it to
+the first `count` numbers: what lands outside is permuted again, until it lands inside.
 """
 
 from __future__ import annotations

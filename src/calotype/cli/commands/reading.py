@@ -10,8 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from calotype.cli.console import Console
-from calotype.cli.options import PortraitsOptions
+from calotype.cli.options import PortraitsOptions, ShardsOptions
 from calotype.data.folder import Pictures, read_folder
+from calotype.data.listing import plural
+from calotype.data.packing import Packed, write_shards
 from calotype.data.split import SplitRule, split_rule, stratified_split
 from calotype.demo.portraits import read_portraits, write_portraits
 from calotype.files import make_folder
@@ -61,6 +63,18 @@ def export_portraits(options: PortraitsOptions, console: Console) -> None:
     with console.bar("portraits") as bar:
         write_portraits(options.size, options.count, options.out, bar)
     console.say(f"portraits in {options.out}; their licences are in {options.out / 'LICENSE.md'}")
+
+
+def pack_shards(options: ShardsOptions, console: Console) -> Packed:
+    """A folder of pictures as shards."""
+    with console.bar("shards") as bar:
+        packed = write_shards(options.folder, options.out, bar)
+    for line in packed.notes:
+        console.say(line)
+    shards = plural(packed.shards, "shard")
+    console.say(f"{plural(packed.pictures, 'picture')} in {shards} of {packed.bytes / 1e6:,.1f} MB: {options.out}")
+    console.say(f"train on them with: calotype train {options.out}")
+    return packed
 
 
 def unused_path(path: Path) -> Path:
