@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from bisect import bisect
 from collections.abc import Sequence
-from functools import cached_property
+from itertools import accumulate
 from pathlib import Path, PurePosixPath
 from typing import Protocol, runtime_checkable
 
@@ -15,13 +16,14 @@ from calotype.data.listing import Listing, check_folder, find_pictures
 from calotype.data.shards import ShardIndex, is_shards, open_shard, shard_files
 from calotype.types import UserError
 
+NOT_DECODED = tuple(UNAVAILABLE)
+
 
 @runtime_checkable
-class Library(Protocol):
+class PictureLibrary(Protocol):
     """The files of a set of pictures, by their names with "/"."""
 
-    @property
-    def listing(self) -> Listing: ...
+    listing: Listing
 
     def file(self, name: str) -> PictureFile: ...
 
@@ -36,7 +38,7 @@ class Library(Protocol):
     def captions(self, names: Sequence[str]) -> tuple[Captions | None, CaptionFiles]: ...
 
 
-def open_library(folder: Path) -> Library:
+def open_library(folder: Path) -> PictureLibrary:
     """Raises `UserError` where there is no folder, or no picture in it, or shards are damaged."""
     check_folder(folder)
     return ShardLibrary(folder) if is_shards(folder) else FolderLibrary(folder)
@@ -62,68 +64,69 @@ class FolderLibrary:
 
 
 class ShardLibrary:
-    """Pictures in shards. Their keys are their names; where no key has a folder, the label is the folder."""
+    """Pictures in shards. Their keys are their names; where no key has a folder, the label is the folder.
+
+    All that is known of a picture, but its name, is in arrays.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.shards = shard_files(folder)
         self.indices = [open_shard(shard) for shard in self.shards]
-        names = [[*index.names] for index in self.indices]
-        flat = not any("/" in name for own in names for name in own)
-        self.places: dict[str, tuple[int, int]] = {}
-        """Shard and row of each picture."""
-        for shard, (own, index) in enumerate(zip(names, self.indices, strict=True)):
-            for row, (name, label) in enumerate(zip(own, index.labels, strict=True)):
-                self.places[self._unique(f"{label}/{name}" if flat and label else name, shard)] = shard, row
+        self.starts = [*accumulate(map(len, self.indices), initial=0)]
+        """The row of the first picture of each shard."""
+        self.rows: dict[str, int] = {}
+        self.listing = Listing()
+        for index in self.indices:
+            self.listing.others.update(index.facts.others)
+        flat = not any("/" in name for index in self.indices for name in index.names)
+        for place in range(len(self.shards)):
+            self._list(place, flat)
+        self.listing.pictures.sort()
         if not self.listing.pictures:
             raise UserError(f"no pictures in the shards of {shown(folder)}; {'; '.join(self.listing.notes())}")
 
-    def _unique(self, name: str, shard: int) -> str:
-        """Shards may use the keys of others again."""
-        return name if name not in self.places else f"{name} in {self.shards[shard].name} {len(self.places)}"
-
-    @cached_property
-    def listing(self) -> Listing:
-        listing = Listing()
-        for name, (shard, row) in self.places.items():
-            suffix = PurePosixPath(self.indices[shard].names[row]).suffix.lower() if UNAVAILABLE else ""
-            if suffix in UNAVAILABLE:
-                listing.unavailable[UNAVAILABLE[suffix]] += 1
-            else:
-                listing.pictures.append(name)
-        for index in self.indices:
-            listing.others.update(index.facts.others)
-        listing.pictures.sort()
-        return listing
+    def _list(self, place: int, flat: bool) -> None:
+        index = self.indices[place]
+        for row, (key, label) in enumerate(zip(index.names, index.labels, strict=True), self.starts[place]):
+            if key.lower().endswith(NOT_DECODED):
+                self.listing.unavailable[UNAVAILABLE[PurePosixPath(key).suffix.lower()]] += 1
+                continue
+            name = f"{label}/{key}" if flat and label else key
+            if name in self.rows:  # shards may use the keys of others again
+                name = f"{name} in {self.shards[place].name} {row}"
+            self.rows[name] = row
+            self.listing.pictures.append(name)
 
     def file(self, name: str) -> PictureFile:
-        index, row = self._at(name)
-        shard, digest = self.shards[self.places[name][0]], index.digests[row].numpy().tobytes().hex()
+        index, shard, row = self._at(name)
+        digest = index.digests[row].numpy().tobytes().hex()
         return Member(shard, name, int(index.offsets[row]), int(index.sizes[row]), digest)
 
     def hashes(self, names: Sequence[str]) -> tuple[dict[str, Hashed], dict[str, str]]:
-        hashed: dict[str, Hashed] = {}
-        for name in names:
-            index, row = self._at(name)
-            hashed[name] = index.digests[row].numpy().tobytes().hex(), Stamp(int(index.sizes[row]), 0)
+        digests = b"".join(index.digests.numpy().tobytes() for index in self.indices)
+        sizes = [size for index in self.indices for size in index.sizes.tolist()]
+        rows = map(self.rows.__getitem__, names)
+        hashed = {
+            name: (digests[32 * row : 32 * row + 32].hex(), Stamp(sizes[row], 0))
+            for name, row in zip(names, rows, strict=True)
+        }
         return hashed, {}
 
     def maybe_deep(self, names: Sequence[str]) -> list[PictureFile]:
-        return [self.file(name) for name in names if self._deep(name)]
-
-    def _deep(self, name: str) -> bool:
-        index, row = self._at(name)
-        return bool(index.deep[row])
+        deep = [flag for index in self.indices for flag in index.deep.tolist()]
+        return [self.file(name) for name in names if deep[self.rows[name]]]
 
     def captions(self, names: Sequence[str]) -> tuple[Captions | None, CaptionFiles]:
         read = CaptionFiles(Path())
         for name in names:
-            index, row = self._at(name)
+            index, _, row = self._at(name)
             if text := index.texts[row]:
                 read.add(name, text.split("\n"), "shards")
         read.refused += [reason for index in self.indices for reason in index.facts.refused]
         of = tuple(tuple(read.captions.get(name, ())) for name in names)
         return (Captions(of) if any(of) else None), read
 
-    def _at(self, name: str) -> tuple[ShardIndex, int]:
-        shard, row = self.places[name]
-        return self.indices[shard], row
+    def _at(self, name: str) -> tuple[ShardIndex, Path, int]:
+        """The index of a picture's shard, the shard, and the row in it."""
+        place = bisect(self.starts, self.rows[name]) - 1
+        return self.indices[place], self.shards[place], self.rows[name] - self.starts[place]

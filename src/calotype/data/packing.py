@@ -21,7 +21,7 @@ from calotype.data.folder import HashedFile, without_duplicates
 from calotype.data.formats import RefusedError, opened_file
 from calotype.data.images import shown
 from calotype.data.layout import Layout, find_layout
-from calotype.data.library import Library, open_library
+from calotype.data.library import PictureLibrary, open_library
 from calotype.data.listing import first_names, note
 from calotype.data.shards import INDEX, MANIFEST, SHARD, ShardManifest, open_shard, scan
 from calotype.files import make_folder, read_as, to_disk, write_json, write_tensors
@@ -47,7 +47,7 @@ class Packed:
 class _Source:
     """The pictures to be written, in their order, with their keys, captions and classes."""
 
-    library: Library
+    library: PictureLibrary
     files: Sequence[HashedFile]
     sizes: Mapping[str, int]
     keys: Mapping[str, str]

@@ -32,9 +32,9 @@ from calotype.types import UserError
 
 MANIFEST, SHARD, INDEX = "shards.json", ".tar", ".index"
 MAX_TEXT, MAX_MEMBER_NAME = 2**20, 4096
-PICTURES = (*SUFFIXES, *UNAVAILABLE)
+PICTURE_SUFFIXES = (*SUFFIXES, *UNAVAILABLE)
 LABEL_KEYS = ("label", "cls", "class", "class_name", "label_name")
-BLOCK = tarfile.BLOCKSIZE
+TAR_BLOCK = tarfile.BLOCKSIZE
 AGAIN = "copy it again"
 
 
@@ -133,7 +133,7 @@ def open_shard(shard: Path) -> ShardIndex:
 
 def _cached_index(shard: Path) -> Path:
     status = shard.stat()
-    known = f"{os.fsencode(shard.resolve())!r} {status.st_size} {status.st_mtime_ns} {PICTURES}"
+    known = f"{os.fsencode(shard.resolve())!r} {status.st_size} {status.st_mtime_ns} {PICTURE_SUFFIXES}"
     return cache_home() / "shards" / f"{hashlib.sha256(known.encode()).hexdigest()[:32]}{INDEX}"
 
 
@@ -229,8 +229,8 @@ def _safe_name(shard: Path, member: tarfile.TarInfo) -> str:
 def _require_end(shard: Path, count: int) -> None:
     """A shard that was cut off between two members differs from a whole one in its end alone: a block of zeros."""
     with shard.open("rb") as file:
-        file.seek(max(0, shard.stat().st_size - BLOCK))
-        if file.read() != bytes(BLOCK):
+        file.seek(max(0, shard.stat().st_size - TAR_BLOCK))
+        if file.read() != bytes(TAR_BLOCK):
             raise UserError(f"{shown(shard)} is cut off after {count:,} pictures: it has no end; {AGAIN}")
 
 
@@ -238,7 +238,7 @@ def _read_member(read: _Scan, tar: tarfile.TarFile, member: tarfile.TarInfo, nam
     suffix = PurePosixPath(name).suffix.lower()
     if any(part.startswith(".") for part in name.split("/")):
         read.others["hidden"] += 1
-    elif suffix in PICTURES:
+    elif suffix in PICTURE_SUFFIXES:
         content = tar.extractfile(member)
         assert content is not None, "it is a file"
         start = content.read(26)
@@ -316,7 +316,7 @@ def is_shards(folder: Path) -> bool:
         visible = [entry for entry in entries if not entry.name.startswith(".")]
         suffixes = {Path(entry.name).suffix.lower() for entry in visible}
         known = SHARD in suffixes or any(entry.name == MANIFEST for entry in visible)
-        return known and not suffixes & {*PICTURES} and not any(entry.is_dir() for entry in visible)
+        return known and not suffixes & {*PICTURE_SUFFIXES} and not any(entry.is_dir() for entry in visible)
     return False
 
 

@@ -16,7 +16,7 @@ from calotype.data.duplicates import Hash, near_duplicate_pairs, perceptual_hash
 from calotype.data.folder import check_size
 from calotype.data.images import GAP, UnreadableError, fit, in_threads, is_plain, read_picture
 from calotype.data.layout import few_notes, find_layout
-from calotype.data.library import Library, open_library
+from calotype.data.library import PictureLibrary, open_library
 from calotype.data.rgb import Levels
 from calotype.types import Progress, no_progress
 
@@ -94,7 +94,7 @@ def survey(folder: Path, size: int, progress: Progress = no_progress) -> Survey:
     return Survey(size, pictures, refused, notes, captions.sources, dict(sorted(labels.items())), sets)
 
 
-def _examine(library: Library, name: str, size: int, levels: Levels) -> SurveyedPicture | str:
+def _examine(library: PictureLibrary, name: str, size: int, levels: Levels) -> SurveyedPicture | str:
     """The picture, or why it cannot be read."""
     try:
         picture = read_picture(library.file(name), math.ceil(GAP * size), levels)
