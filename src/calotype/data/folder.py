@@ -61,9 +61,20 @@ class Pictures:
     notes: tuple[str, ...] = ()  # sentences for the plan
     captions: Captions | None = None
     originals: tuple[Original, ...] = ()  # the file of each picture; empty for the embedded portraits
+    sampled_from: int | None = None
+    """How many there are, where these are some of them, evenly spaced: for a plan."""
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def total(self) -> int:
+        return self.sampled_from or len(self)
+
+    @property
+    def trained(self) -> int:
+        """How many of all are trained on; as many as in a sample are held out."""
+        return self.total - (len(self) - len(self.train_indices))
 
     def shrunk(self, size: int) -> Pictures:
         """The same squares, downsampled by an integer factor, in memory."""
@@ -145,8 +156,11 @@ def read_folder(
     progress: Progress = no_progress,
     rule: SplitRule = stratified_split,
     classes: Sequence[str] | None = None,
+    most: int | None = None,
 ) -> Pictures:
-    """All pictures below `folder`, as squares of `size` px. `notes` name those that cannot be read.
+    """All pictures below `folder`, as squares of `size` px, or about `most` of more than twice as many, evenly spaced.
+
+    `notes` name those that cannot be read.
 
     The pixels are in memory, or, if they would take more than a quarter of what is free, in a file in `cache`. With
     the `classes` of an earlier run, subfolders are labels by the rule that gave them. Raises `UserError` where there is
@@ -157,7 +171,8 @@ def read_folder(
     listing = library.listing
     every = find_layout(listing.pictures) if classes is None else layout_of_run(listing.pictures, classes)
     hashed, refused = library.hashes(every.names)
-    unique = without_duplicates(HashedFile(digest, name) for name, (digest, _) in hashed.items())
+    whole = without_duplicates(HashedFile(digest, name) for name, (digest, _) in hashed.items())
+    unique = whole[:: len(whole) // most] if most and len(whole) > 2 * most else whole
     levels = find_levels(library.maybe_deep([file.name for file in unique]))
     path = cache and cache / f"pixels-{content_hash(unique, size, levels.prepared)}.npy"
     pixels, decoded = decode_all(
@@ -176,13 +191,17 @@ def read_folder(
         *listing.without(caption_files.files).notes(),
         *layout.notes,
         *([unread] if refused else []),
-        *note(len(hashed) - len(unique), "duplicate", "left out"),
+        *note(len(hashed) - len(whole), "duplicate", "left out"),
         *levels.notes,
         *_decoding_notes(read, size),
         *class_notes(layout.labels, layout.classes),
         *caption_files.notes(names),
     ]
+    if len(unique) < len(whole):
+        notes.append(f"all that is counted here is of {len(unique):,} pictures, evenly spaced, of {len(whole):,}")
     pictures = assemble(pixels, list(read), layout.classes, size, notes, rule, layout, _prepared(levels, read))
+    if len(unique) < len(whole):
+        pictures = replace(pictures, sampled_from=len(whole))
     originals = tuple(Original(library.file(file.name), *result.size) for file, result in read.items())
     return with_captions(replace(pictures, originals=originals), captions)
 

@@ -46,6 +46,8 @@ PREDICTED = (
 )
 FEWEST_HELD_OUT = 16
 """Validation pictures; by fewer, which guidance scale is nearest would be chance."""
+SIZES_COUNTED = 2**14
+"""Pictures, evenly spaced, that are divided into aspect buckets to see how much of them is cut away."""
 LEVEL_SHARE, FEWEST_LEVEL_CROPS, MOST_LEVEL_CROPS = 0.05, 12, 96
 """Fraction of the time for the search of an augmentation level, whose result on fewer crops would be chance."""
 
@@ -89,13 +91,18 @@ def make_plan(
         notes=[
             *(explain_start(start, recipe, pictures.classes, about) if start else ()),
             *pictures.notes,
-            *bucket_notes(original_sizes(pictures), recipe.aspect_buckets, recipe.size, recipe.unit),
+            *bucket_notes(
+                original_sizes(pictures)[:: max(1, len(pictures) // SIZES_COUNTED)],
+                recipe.aspect_buckets,
+                recipe.size,
+                recipe.unit,
+            ),
         ],
     )
     if not machine.here:
         plan.notes.append(PREDICTED)
         started = time.time()  # how long planning takes there is not known
-    allot(plan, costs, len(pictures), started + budget, proposing, operations)
+    allot(plan, costs, pictures.total, started + budget, proposing, operations)
     if start is not None:
         plan.predicted["disk_bytes"] += start.bytes
     return plan

@@ -28,15 +28,16 @@ def read(
     console: Console,
     rule: SplitRule = stratified_split,
     classes: Sequence[str] | None = None,
+    most: int | None = None,
 ) -> Pictures:
     """The pictures in a folder, or the embedded portraits, split by `rule`: see `split_rule` for those of a run.
 
-    `classes` are those of a run, if there is one.
+    `classes` are those of a run, if there is one; `most` is for a sample of them, as `read_folder` has it.
     """
     with console.bar("pictures") as bar:
         if folder is None:
             return read_portraits(size, progress=bar, rule=rule)
-        return read_folder(folder, size, cache, bar, rule, classes)
+        return read_folder(folder, size, cache, bar, rule, classes, most)
 
 
 def read_as_run(run: Run, data: Path | None, size: int, cache: Path, console: Console) -> Pictures:
