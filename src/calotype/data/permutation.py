@@ -15,6 +15,9 @@ from torch import Tensor, from_numpy
 
 from calotype.types import Rng
 
+LARGE_SET = 2**17
+"""Pictures above which an epoch's permutation is computed a batch at a time, and latents are mapped; smaller sets have
+the order that they have had in all versions."""
 FEISTEL_ROUNDS = 8
 """Four suffice with random round functions; a mixed hash is not quite one."""
 MIXING = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))

@@ -11,22 +11,17 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from calotype.data.caches import LatentCache
 from calotype.data.captions import Captions
 from calotype.data.folder import Pictures
 from calotype.data.images import images_from_pixels
-from calotype.data.permutation import FeistelPermutation
+from calotype.data.latents import StoredLatents
+from calotype.data.permutation import LARGE_SET, FeistelPermutation
 from calotype.diffusion.stage import shrunk
 from calotype.types import Batch, Folds, Images, Rng, Text
 
 FOLDS = 2
 EPOCHS_KEPT = 8
 """Permutations in memory: two where a batch spans two epochs, for each aspect bucket; half a megabyte each."""
-
-
-LARGE_SET = 2**17
-"""Pictures above which an epoch's permutation is computed a batch at a time; smaller sets have the order that they have
-had in all versions."""
 
 
 def order(count: int, images_seen: int, batch: int, rng: Rng) -> Int[Tensor, " batch"]:
@@ -108,7 +103,7 @@ class PictureSource:
 class LatentSource:
     """Cached moments of the training pictures, and of their mirror images if the cache has them."""
 
-    cache: LatentCache
+    cache: StoredLatents
     labels: Tensor
     chosen: Tensor
     rng: Rng
@@ -121,8 +116,8 @@ class LatentSource:
 
     def batch(self, images_seen: int, count: int) -> Batch:
         picks = self.chosen[order(len(self.chosen), images_seen, count, self.rng)]
-        sides = self.rng.at("flip", images_seen).integers(len(self.cache.moments), count) + self.reflected
-        moments = self.cache.moments[sides % len(self.cache.moments), picks].float().to(self.device)
+        sides = self.rng.at("flip", images_seen).integers(self.cache.sides, count) + self.reflected
+        moments = self.cache.at(sides % self.cache.sides, picks).float().to(self.device)
         clean = moments.contiguous(memory_format=torch.channels_last)
         text = draw_captions(self.captions, picks, self.rng.at("pictures", images_seen))
         files = tuple(map(self.file, picks.tolist()))

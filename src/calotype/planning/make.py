@@ -12,6 +12,7 @@ import torch
 
 from calotype.data.buckets import bucket_notes, original_sizes
 from calotype.data.folder import Pictures
+from calotype.data.permutation import LARGE_SET
 from calotype.machine import Machine
 from calotype.planning.choose import propose, three_digits
 from calotype.planning.costs import Costs
@@ -244,7 +245,8 @@ def disk_bytes(recipe: Recipe, measured: Costs, count: int) -> int:
     or a second model. An imported autoencoder that is not trained is in the model alone.
     """
     network, base = recipe.autoencoder.network, recipe.chain[0]
-    latents = 2 * network.channels * (base // network.reduction) ** 2 if recipe.kind == "latent" else 0
+    moments = 1 if count > LARGE_SET else 2
+    latents = moments * network.channels * (base // network.reduction) ** 2 if recipe.kind == "latent" else 0
     legs = [checkpoint_values(recipe, measured, leg) for leg in recipe.legs]
     model = sum(measured.parameters().values()) + measured.prior_values()
     spare = max([model, *(leg + leg // 4 for leg in legs)])

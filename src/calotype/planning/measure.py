@@ -9,9 +9,10 @@ from functools import cached_property, partial
 import torch
 
 from calotype.build import build_frozen, initial_space
-from calotype.data.caches import LatentCache, encode_on
+from calotype.data.caches import encode_on
 from calotype.data.folder import Pictures
 from calotype.data.images import images_from_pixels
+from calotype.data.latents import LatentCache
 from calotype.data.sources import LatentSource, draw_captions
 from calotype.diffusion.stage import generate
 from calotype.evaluation.autoencoder import measure_autoencoder
