@@ -8,7 +8,9 @@ import torch
 from small import CPU, SETTINGS, be_quick, machine, noise_pixels, recipe, write_pictures
 
 from calotype.build import build_space
-from calotype.data import latents
+from calotype.data import duplicates, latents
+from calotype.data import survey as surveying
+from calotype.data.duplicates import near_duplicate_pairs
 from calotype.data.folder import read_folder
 from calotype.data.latents import cache_latents
 from calotype.planning.make import make_plan
@@ -109,3 +111,20 @@ def test_latents_that_are_not_finite_are_named_by_their_rows(space, tmp_path, mo
     with pytest.raises(NotFiniteError) as error:
         next(mapped(space, tmp_path, noise_pixels(20), monkeypatch))
     assert error.value.rows == [7] and not [*tmp_path.rglob("*.npy")]
+
+
+# -- A survey ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("most", "expected"), [(60, [(30, 3), (40, 7), (50, 3)]), (10, [(30, 3)]), (3, [(40, 7)])])
+def test_some_of_many_pictures_are_compared_with_all(most, expected, monkeypatch):
+    monkeypatch.setattr(duplicates, "OTHERS_AT_A_TIME", 16)
+    hashes = list(np.random.default_rng(0).integers(-1, 2, (60, 480)).astype(np.int8))
+    hashes[30], hashes[50], hashes[40] = hashes[3], hashes[3], hashes[7]
+    assert near_duplicate_pairs(hashes, most) == expected
+
+
+def test_a_survey_of_a_large_set_reads_some_and_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(surveying, "MOST_SURVEYED", 10)
+    result = surveying.survey(write_pictures(tmp_path, 30), 16)
+    assert len(result.pictures) == 10 and result.notes[0].startswith("10 of 30 pictures were read")

@@ -20,6 +20,8 @@ from calotype.data.library import PictureLibrary, open_library
 from calotype.data.rgb import Levels
 from calotype.types import Progress, no_progress
 
+MOST_SURVEYED = 2**17
+"""Pictures that are read; of more, about as many, evenly spaced."""
 ON_BLACK, PLAIN_PICTURE = "on black, as nothing of them can be seen on white", "of one colour"
 
 
@@ -75,14 +77,18 @@ class Survey:
 
 
 def survey(folder: Path, size: int, progress: Progress = no_progress) -> Survey:
-    """Reads every picture. Raises `UserError` where there is no folder, or no picture file in it."""
+    """Reads every picture, or some of a large set.
+
+    Raises `UserError` where there is no folder, or no picture file in it.
+    """
     check_size(size)
     library = open_library(folder)
     listing = library.listing
     every = find_layout(listing.pictures)
-    levels = find_levels(library.maybe_deep(every.names))
+    chosen = every.names[:: max(1, len(every.names) // MOST_SURVEYED)]
+    levels = find_levels(library.maybe_deep(chosen))
     examine = partial(_examine, library, size=size, levels=levels.values)
-    results = dict(zip(every.names, in_threads(examine, every.names, progress), strict=True))
+    results = dict(zip(chosen, in_threads(examine, chosen, progress), strict=True))
     pictures = [result for result in results.values() if isinstance(result, SurveyedPicture)]
     refused = {name: result for name, result in results.items() if isinstance(result, str)}
     names = [picture.name for picture in pictures]
@@ -90,7 +96,9 @@ def survey(folder: Path, size: int, progress: Progress = no_progress) -> Survey:
     labels = Counter(label if label in layout.classes else "" for label in layout.labels)
     sets = Counter(filter(None, layout.sets))
     few = few_notes(labels, layout.classes)
-    notes = [*listing.without(captions.files).notes(), *layout.notes, *few, *levels.notes, *captions.notes(names)]
+    some = f"{len(chosen):,} of {len(every.names):,} pictures were read, evenly spaced; training reads, and names, all"
+    notes = [some] if len(chosen) < len(every.names) else []
+    notes += [*listing.without(captions.files).notes(), *layout.notes, *few, *levels.notes, *captions.notes(names)]
     return Survey(size, pictures, refused, notes, captions.sources, dict(sorted(labels.items())), sets)
 
 
