@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from calotype.data.caches import LatentCache, cache_latents
 from calotype.data.folder import Pictures
 from calotype.data.images import images_from_pixels
+from calotype.data.latents import LatentCache, cache_latents
 from calotype.demo.portraits import read_portraits
 from calotype.diffusion.stage import Stage, generate
 from calotype.evaluation.autoencoder import measure_autoencoder

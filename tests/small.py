@@ -9,9 +9,9 @@ from PIL import Image
 from calotype.cli import commands
 from calotype.cli.commands import train
 from calotype.cli.options import TrainOptions
-from calotype.data.caches import LatentCache
 from calotype.data.folder import Pictures
 from calotype.data.images import images_from_pixels, pils_from_images
+from calotype.data.latents import LatentCache
 from calotype.data.split import Split
 from calotype.machine import Machine
 from calotype.planning import measure

@@ -11,7 +11,7 @@ from test_checkpoint import go_on, save
 from test_train import run_in, silent
 
 from calotype.cli import commands
-from calotype.data import caches
+from calotype.data import latents
 from calotype.files import write_tensors
 from calotype.training import leg as legs
 from calotype.training import pipeline
@@ -128,8 +128,8 @@ def test_latents_that_overflow_name_their_picture(tmp_path, monkeypatch):
         return moments
 
     be_quick(monkeypatch)
-    real = caches.encode
-    monkeypatch.setattr(caches, "encode", encode)
+    real = latents.encode
+    monkeypatch.setattr(latents, "encode", encode)
     monkeypatch.setattr(pipeline, "train_leg", lambda *arguments: None)
     write_pictures(tmp_path / "pictures")
     with pytest.raises(UserError, match=r"the latents of .*\.png are not finite: the autoencoder has diverged"):

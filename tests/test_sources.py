@@ -3,9 +3,9 @@ import torch
 from safetensors.torch import load_file
 from small import CPU, first_leg, noise_cache, noise_pictures, recipe
 
-from calotype.data import caches
-from calotype.data.caches import cache_key, cache_latents
+from calotype.data import latents
 from calotype.data.images import images_from_pixels
+from calotype.data.latents import cache_key, cache_latents
 from calotype.data.sources import LatentSource, PictureSource, order
 from calotype.diffusion.stage import shrunk
 from calotype.spaces.latent import LatentSpace
@@ -185,7 +185,7 @@ def test_what_is_cached_is_what_is_encoded(tmp_path):
 def test_equal_keys_are_not_encoded_twice(tmp_path, monkeypatch):
     space_ = space()
     first = cached(space_, tmp_path)
-    monkeypatch.setattr(caches, "encode", lambda *arguments: pytest.fail("encoded again"))
+    monkeypatch.setattr(latents, "encode", lambda *arguments: pytest.fail("encoded again"))
     assert torch.equal(cached(space_, tmp_path).moments, first.moments)
     assert torch.equal(load_file(next(tmp_path.glob("latents-*")))["moments"], first.moments)
 

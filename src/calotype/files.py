@@ -52,6 +52,11 @@ def write_whole(path: Path, content: bytes | str, new: bool = False) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def cache_home() -> Path:
+    """Where this user's caches are that belong to no run."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "calotype"
+
+
 def make_folder(path: Path) -> None:
     """With the folders above it that are missing; all their names reach the disk."""
     if not path.is_dir():

@@ -370,4 +370,13 @@ class CheckOptions:
     size: Annotated[int, typer.Option(help="Side of the training pictures in pixels.")] = 64
 
 
+@data_app.command("shards")
+@dataclass(frozen=True)
+class ShardsOptions:
+    """Copy a folder of pictures into shards (tar files in the layout of WebDataset); interrupted, it goes on."""
+
+    folder: Annotated[Path, argument("Folder of pictures; class subfolders become labels.")]
+    out: Annotated[Path, option("Folder of the shards; commands take it as a folder of pictures.")]
+
+
 app.add_typer(data_app, name="data")

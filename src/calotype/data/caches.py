@@ -1,4 +1,4 @@
-"""Caches on disk: decoded pixels, latents of an autoencoder, encodings of a frozen text encoder.
+"""Caches on disk: decoded pixels, encodings of a frozen text encoder; for latents see `latents`.
 
 A cache is named after a hash of all that it depends on, and holds one of its own content. It is made under another
 name, brought to the disk, and then renamed; one that is missing or damaged is made again.
@@ -12,25 +12,22 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psutil
 import torch
-from jaxtyping import Float, UInt8
 from safetensors import safe_open
-from torch import Tensor, nn
+from torch import Tensor
 
 from calotype.data.captions import Captions
-from calotype.data.images import images_from_pixels, shown
+from calotype.data.images import shown
 from calotype.files import checked, read_as, require_regular, sha256, to_disk, write_json, write_tensors
 from calotype.nets.frozen import Frozen, Reader, Table, encode_all
-from calotype.spaces.latent import LatentSpace
-from calotype.types import NotFiniteError, Progress, UserError, no_progress
+from calotype.types import Progress, UserError, no_progress
 
 Pixels = np.ndarray[tuple[int, int, int, int], np.dtype[np.uint8]]  # (count, 3, height, width)
 MAX_FACTS = 2**30
@@ -120,7 +117,7 @@ def allocate(path: Path) -> None:
 # -- Tensors -----------------------------------------------------------------------------------------------------------
 
 
-def _cached_tensors(
+def cached_tensors(
     path: Path, make: Callable[[], Mapping[str, Tensor]], fits: Callable[..., bool], outdated: str
 ) -> dict[str, Tensor]:
     """The tensors of a safetensors file; made where the file is missing, damaged, or they do not fit.
@@ -164,76 +161,6 @@ def tensors_hash(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-@dataclass(frozen=True)
-class LatentCache:
-    """Moments of the latents of all pictures; a second side holds those of the mirror images."""
-
-    moments: Float[Tensor, "sides pictures moments height width"]  # float16; 2 * channels moments
-
-    def of(self, chosen: Tensor, batch: int = 256) -> Iterator[Tensor]:
-        """The moments of these pictures, a batch at a time."""
-        for side in self.moments:
-            yield from side[chosen].split(batch)
-
-
-def cache_latents(
-    space: LatentSpace,
-    pixels: UInt8[Tensor, "count 3 rows columns"],
-    content: str,
-    flip: bool,
-    folder: Path,
-    device: torch.device,
-    progress: Progress,
-    batch: int = 32,
-) -> LatentCache:
-    """The moments of all pictures, so that the autoencoder runs once a picture and not at every step.
-
-    `content` is the hash of the pictures: the key, with the weights and `flip`. Raises `NotFiniteError` with the rows
-    of pictures whose latents are not finite.
-    """
-    shape = f"{pixels.shape[-1]}x{pixels.shape[-2]}"
-
-    def make() -> dict[str, Tensor]:
-        sides = [False, True] if flip else [False]
-        moments = torch.stack([encode(space, pixels, side, device, progress, batch) for side in sides])
-        if rows := (~moments.isfinite()).any(0).flatten(1).any(1).nonzero().flatten().tolist():
-            raise NotFiniteError("latents are not finite", rows)
-        return {"moments": moments}
-
-    def fits(moments: Tensor) -> bool:
-        latents = space.channels, *(side // space.reduction for side in pixels.shape[-2:])
-        expected = 1 + flip, len(pixels), 2 * latents[0], *latents[1:]
-        return moments.shape == expected and moments.dtype == torch.half
-
-    path = folder / f"latents-{shape}-{cache_key(space.vae, content, flip)}.safetensors"
-    return LatentCache(_cached_tensors(path, make, fits, f"latents-{shape}-*.safetensors")["moments"])
-
-
-def encode(
-    space: LatentSpace,
-    pixels: UInt8[Tensor, "count 3 rows columns"],
-    mirrored: bool,
-    device: torch.device,
-    progress: Progress,
-    batch: int,
-) -> Float[Tensor, "count moments height width"]:
-    moments = []
-    for part in pixels.split(batch):
-        images = images_from_pixels(part).to(device).contiguous(memory_format=torch.channels_last)
-        moments.append(space.moments(images.flip(-1) if mirrored else images).half().cpu())
-        progress(sum(map(len, moments)), len(pixels))
-    return torch.cat(moments)
-
-
-def cache_key(network: nn.Module, content: str, flip: bool) -> str:
-    """A hash of the weights, the pictures and their preprocessing."""
-    digest = hashlib.sha256(f"{content} flip={flip}".encode())
-    for name, value in network.state_dict().items():
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
 def cache_encodings(frozen: Frozen, captions: Captions, folder: Path, device: torch.device, progress: Progress) -> None:
     """Gives `frozen` a table of the encodings of all captions and their shortened versions: each is encoded once."""
     texts = captions.distinct
@@ -250,7 +177,7 @@ def cache_encodings(frozen: Frozen, captions: Captions, folder: Path, device: to
         known = shapes == ((len(texts) + 1,), (width,), (len(texts), width), torch.half, torch.half)
         return known and bool((ends.diff() >= 0).all()) and ends[[0, -1]].tolist() == [0, len(context)]
 
-    tensors = _cached_tensors(folder / f"words-{key}.safetensors", make, fits, "words-*.safetensors")
+    tensors = cached_tensors(folder / f"words-{key}.safetensors", make, fits, "words-*.safetensors")
     frozen.table = Table({text: row for row, text in enumerate(texts)}, **tensors)
 
 

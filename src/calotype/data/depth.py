@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
-from pathlib import Path
 
-from calotype.data.formats import regular_file
+from calotype.data.formats import PictureFile, opened_file
 from calotype.data.images import UnreadableError, deep_range, in_threads
 from calotype.data.listing import plural
 from calotype.data.rgb import Range, customary_range, range_of
@@ -27,10 +25,10 @@ class FolderLevels:
     """For the hash of the content: empty where each picture alone would be read with its customary range."""
 
 
-def find_levels(folder: Path, names: Sequence[str]) -> FolderLevels:
+def find_levels(files: Sequence[PictureFile]) -> FolderLevels:
     """Reads all pictures that may have more than 8 bits; those that cannot be read are passed over."""
     found: dict[str, list[Range]] = {}
-    for result in in_threads(partial(_deep_range, folder), names):
+    for result in in_threads(_deep_range, files):
         if result is not None:
             found.setdefault(result[0], []).append(result[1:])
     values, notes, changed = dict[str, Range](), list[str](), list[str]()
@@ -46,17 +44,20 @@ def find_levels(folder: Path, names: Sequence[str]) -> FolderLevels:
     return FolderLevels(values, tuple(notes), ", ".join(changed))
 
 
-def _deep_range(folder: Path, name: str) -> tuple[str, float, float] | None:
+def _deep_range(file: PictureFile) -> tuple[str, float, float] | None:
     try:
-        return deep_range(folder / name) if _may_be_deep(folder / name) else None
+        return deep_range(file) if _may_be_deep(file) else None
     except (UnreadableError, OSError, ValueError):  # the reason is given where the picture is read
         return None
 
 
-def _may_be_deep(path: Path) -> bool:
-    """A TIFF, or a grey PNG of 16 bits."""
-    with regular_file(path).open("rb") as file:
-        start = file.read(26)
+def _may_be_deep(path: PictureFile) -> bool:
+    with opened_file(path) as file:
+        return starts_deep(file.read(26))
+
+
+def starts_deep(start: bytes) -> bool:
+    """Whether the first 26 bytes are those of a TIFF, or of a grey PNG of 16 bits."""
     return start[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+") or (
         start[:4] == b"\x89PNG" and start[24:] == DEEP_GREY_PNG
     )

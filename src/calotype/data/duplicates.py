@@ -25,6 +25,8 @@ SIMILAR = 0.93
 60, have 0.96 and more; of 1,000 portraits put together from the same parts, a few pairs have it (dev/LOG.md)."""
 SHEET = 4
 """Pictures in a row and in a column of a sheet: a sheet is downsampled at once."""
+MOST_COMPARED_ALIKE = 2**14
+"""Pictures that are compared with all others where every pair would be asked for."""
 HASHES_AT_A_TIME, OTHERS_AT_A_TIME = 1024, 8192
 """Of a block of comparisons: 32 MB of products."""
 
@@ -83,15 +85,20 @@ def similar(hashes: Hashes, others: OtherHashes) -> Bool[np.ndarray, "count othe
     return (products > 0) & (np.square(products) >= SIMILAR**2 * squares)
 
 
-def near_duplicate_pairs(hashes: Sequence[Hash]) -> list[tuple[int, int]]:
-    """Indices of hashes that are similar to an earlier one, each with the first such."""
-    pairs: list[tuple[int, int]] = []
-    for start in range(0, len(hashes), HASHES_AT_A_TIME):
-        similarity = similar(np.stack(hashes[start : start + HASHES_AT_A_TIME]), np.stack(hashes))
-        for row, first in enumerate(similarity.argmax(1).tolist(), start):
-            if first < row and similarity[row - start, first]:
-                pairs.append((row, first))
-    return pairs
+def near_duplicate_pairs(hashes: Sequence[Hash], most: int = MOST_COMPARED_ALIKE) -> list[tuple[int, int]]:
+    """Indices of hashes that are similar to an earlier one, each with the first such.
+
+    Of more than `most` hashes, about as many, evenly spaced, are compared with all earlier ones: the time grows with
+    their number, not with its square.
+    """
+    if not hashes:
+        return []
+    rows = np.arange(0, len(hashes), max(1, len(hashes) // most))
+    every, firsts = np.stack(hashes), np.full(len(rows), len(hashes))
+    for at, columns, similarity in _blocks(every[rows], every):
+        nearest = columns.start + similarity.argmax(1)
+        firsts[at] = np.where(similarity.any(1), np.minimum(firsts[at], nearest), firsts[at])
+    return [(int(row), int(first)) for row, first in zip(rows, firsts, strict=True) if first < row]
 
 
 def near_duplicates(hashes: Hashes, others: OtherHashes) -> Bool[np.ndarray, " count"]:

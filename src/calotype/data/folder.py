@@ -20,9 +20,10 @@ from torch import Tensor
 
 from calotype.bounds import LARGEST_SIDE
 from calotype.data.caches import Pixels, cached_pixels
-from calotype.data.captions import Captions, read_captions
+from calotype.data.captions import Captions
 from calotype.data.depth import FolderLevels, find_levels
-from calotype.data.formats import RefusedError, regular_file
+from calotype.data.formats import PictureFile
+from calotype.data.hashes import Stamp, stamp
 from calotype.data.images import (
     GAP,
     UnreadableError,
@@ -35,16 +36,14 @@ from calotype.data.images import (
     shown,
 )
 from calotype.data.layout import Layout, class_notes, find_layout, first_level, layout_of_run
-from calotype.data.listing import find_pictures, first_names, note, plural
+from calotype.data.library import open_library
+from calotype.data.listing import first_names, note, plural
 from calotype.data.rgb import Levels
 from calotype.data.split import Split, SplitRule, stratified_split
 from calotype.diffusion.stage import shrunk
-from calotype.files import sha256
 from calotype.types import NULL_LABEL, Labels, Progress, UserError, no_progress
 
 PREPARATION = "upright, sRGB, over white, centre square, Lanczos with gap 3; version 1"
-Stamp = tuple[int, int]
-"""Bytes of a file and the time of its last change, in nanoseconds."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,9 +61,20 @@ class Pictures:
     notes: tuple[str, ...] = ()  # sentences for the plan
     captions: Captions | None = None
     originals: tuple[Original, ...] = ()  # the file of each picture; empty for the embedded portraits
+    sampled_from: int | None = None
+    """How many there are, where these are some of them, evenly spaced: for a plan."""
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def total(self) -> int:
+        return self.sampled_from or len(self)
+
+    @property
+    def trained(self) -> int:
+        """How many of all are trained on; as many as in a sample are held out."""
+        return self.total - (len(self) - len(self.train_indices))
 
     def shrunk(self, size: int) -> Pictures:
         """The same squares, downsampled by an integer factor, in memory."""
@@ -110,7 +120,7 @@ class Pictures:
 class Original(NamedTuple):
     """The file of a picture, and its size there."""
 
-    path: Path
+    path: PictureFile
     width: int
     height: int
 
@@ -146,23 +156,28 @@ def read_folder(
     progress: Progress = no_progress,
     rule: SplitRule = stratified_split,
     classes: Sequence[str] | None = None,
+    most: int | None = None,
 ) -> Pictures:
-    """All pictures below `folder`, as squares of `size` px. `notes` name those that cannot be read.
+    """All pictures below `folder`, as squares of `size` px, or about `most` of more than twice as many, evenly spaced.
+
+    `notes` name those that cannot be read.
 
     The pixels are in memory, or, if they would take more than a quarter of what is free, in a file in `cache`. With
     the `classes` of an earlier run, subfolders are labels by the rule that gave them. Raises `UserError` where there is
     no folder, or no picture that can be read.
     """
     check_size(size)
-    listing = find_pictures(folder)
+    library = open_library(folder)
+    listing = library.listing
     every = find_layout(listing.pictures) if classes is None else layout_of_run(listing.pictures, classes)
-    stamped, refused = _hash_files(folder, every.names)
-    unique = without_duplicates(stamped)
-    levels = find_levels(folder, [file.name for file in unique])
+    hashed, refused = library.hashes(every.names)
+    whole = without_duplicates(HashedFile(digest, name) for name, (digest, _) in hashed.items())
+    unique = whole[:: len(whole) // most] if most and len(whole) > 2 * most else whole
+    levels = find_levels(library.maybe_deep([file.name for file in unique]))
     path = cache and cache / f"pixels-{content_hash(unique, size, levels.prepared)}.npy"
     pixels, decoded = decode_all(
-        [folder / file.name for file in unique], (size, size), path, progress, levels.values,
-        [stamped[file] for file in unique],
+        [library.file(file.name) for file in unique], (size, size), path, progress, levels.values,
+        [hashed[file.name][1] for file in unique],
     )  # fmt: skip
     refused |= {file.name: result.refused for file, result in zip(unique, decoded, strict=True) if result.refused}
     read = {file: result for file, result in zip(unique, decoded, strict=True) if not result.refused}
@@ -170,20 +185,24 @@ def read_folder(
         raise UserError(f"no picture in {shown(folder)} could be read: {_reasons(refused)}")
     names = [file.name for file in read]
     layout = every.at(names)
-    captions, caption_files = read_captions(folder, names)
+    captions, caption_files = library.captions(names)
     unread = f"{len(refused)} of {plural(len(every.names), 'file')} could not be read: {_reasons(refused)}"
     notes = [
         *listing.without(caption_files.files).notes(),
         *layout.notes,
         *([unread] if refused else []),
-        *note(len(stamped) - len(unique), "duplicate", "left out"),
+        *note(len(hashed) - len(whole), "duplicate", "left out"),
         *levels.notes,
         *_decoding_notes(read, size),
         *class_notes(layout.labels, layout.classes),
         *caption_files.notes(names),
     ]
+    if len(unique) < len(whole):
+        notes.append(f"all that is counted here is of {len(unique):,} pictures, evenly spaced, of {len(whole):,}")
     pictures = assemble(pixels, list(read), layout.classes, size, notes, rule, layout, _prepared(levels, read))
-    originals = tuple(Original(folder / file.name, *result.size) for file, result in read.items())
+    if len(unique) < len(whole):
+        pictures = replace(pictures, sampled_from=len(whole))
+    originals = tuple(Original(library.file(file.name), *result.size) for file, result in read.items())
     return with_captions(replace(pictures, originals=originals), captions)
 
 
@@ -257,31 +276,8 @@ def check_size(size: int) -> None:
 # -- Decoding ----------------------------------------------------------------------------------------------------------
 
 
-def _hash_files(folder: Path, names: Sequence[str]) -> tuple[dict[HashedFile, Stamp], dict[str, str]]:
-    """The files, and why others were refused."""
-
-    def hash_file(name: str) -> tuple[HashedFile, Stamp] | str:
-        try:
-            path = regular_file(folder / name)
-            before = stamp(path)
-            return HashedFile(sha256(path), name), before
-        except RefusedError as error:
-            return str(error)
-        except OSError as error:
-            return error.strerror or "unreadable"
-
-    results = dict(zip(names, in_threads(hash_file, names), strict=True))
-    files = dict(result for result in results.values() if not isinstance(result, str))
-    return files, {name: result for name, result in results.items() if isinstance(result, str)}
-
-
-def stamp(path: Path) -> Stamp:
-    status = path.stat()
-    return status.st_size, status.st_mtime_ns
-
-
 def decode_all(
-    paths: Sequence[Path],
+    paths: Sequence[PictureFile],
     size: tuple[int, int],
     cache: Path | None,
     progress: Progress = no_progress,
@@ -301,7 +297,7 @@ def decode_all(
 
 
 def _decode(
-    paths: Sequence[Path], pixels: Pixels, progress: Progress, levels: Levels | None, stamps: Sequence[Stamp]
+    paths: Sequence[PictureFile], pixels: Pixels, progress: Progress, levels: Levels | None, stamps: Sequence[Stamp]
 ) -> list[Decoded]:
     """Fills the first rows of `pixels` with the pictures that can be read, without gaps."""
     height, width = pixels.shape[2:]

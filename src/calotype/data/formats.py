@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import logging
 import re
 import stat
@@ -11,6 +12,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from io import BufferedReader, BytesIO
 from os import SEEK_CUR
 from pathlib import Path
@@ -45,6 +47,35 @@ with suppress(AttributeError, OSError):  # libtiff reports to standard error; wh
 
 class RefusedError(ValueError):
     """The message is why a file is not read as a picture."""
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A picture in a shard, read by its offset."""
+
+    shard: Path
+    name: str
+    offset: int
+    size: int
+    digest: str
+
+    def __str__(self) -> str:
+        return f"{self.shard}/{self.name}"
+
+    def open(self) -> BytesIO:
+        """Raises `RefusedError` where it is huge, or the shard has other content there than its index says."""
+        require_bounded(self.size)
+        with self.shard.open("rb") as file:
+            file.seek(self.offset)
+            content = file.read(self.size)
+        if hashlib.sha256(content).hexdigest() != self.digest:
+            raise RefusedError(
+                f"{self.shard.name} has other content there than its index says; copy both again, or remove the index"
+            )
+        return BytesIO(content)
+
+
+PictureFile = Path | Member
 
 
 # -- Formats -----------------------------------------------------------------------------------------------------------
@@ -88,9 +119,9 @@ _SIGNATURES = {
 }
 
 
-def kind_of_file(path: Path) -> str:
+def kind_of_file(path: PictureFile) -> str:
     """What a file is that Pillow does not open, by its first bytes."""
-    with path.open("rb") as file:
+    with opened_file(path) as file:
         start = file.read(512)
     kinds = (kind for kind, pattern in _SIGNATURES.items() if re.match(pattern, start, re.DOTALL | re.IGNORECASE))
     kind = next(kinds, "data of another kind")
@@ -105,19 +136,26 @@ def regular_file(path: Path) -> Path:
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):
         raise RefusedError(f"it is a {'directory' if stat.S_ISDIR(status.st_mode) else 'pipe or a device'}, not a file")
-    if status.st_size > MAX_FILE_BYTES:
-        raise RefusedError(f"it has {status.st_size / 1e9:,.1f} GB, but at most {MAX_FILE_BYTES / 1e9:.0f} GB are read")
+    require_bounded(status.st_size)
     return path
 
 
-def with_picture(path: Path, work: Callable[[ImageFile.ImageFile], T]) -> T:
+def require_bounded(size: int) -> None:
+    if size > MAX_FILE_BYTES:
+        raise RefusedError(f"it has {size / 1e9:,.1f} GB, but at most {MAX_FILE_BYTES / 1e9:.0f} GB are read")
+
+
+def opened_file(path: PictureFile) -> BufferedReader | BytesIO:
+    """Raises `RefusedError` as `regular_file` does."""
+    return path.open() if isinstance(path, Member) else regular_file(path).open("rb")
+
+
+def with_picture(path: PictureFile, work: Callable[[ImageFile.ImageFile], T]) -> T:
     """What `work` makes of a file that is open but not decoded; again without chunks of a PNG that Pillow refuses.
 
     Raises whatever decoders raise for damaged files.
     """
-    source: BufferedReader | BytesIO = regular_file(path).open(
-        "rb"
-    )  # given a name, Pillow maps the file: fatal if it is cut meanwhile
+    source = opened_file(path)  # given a name, Pillow maps the file: fatal if it is cut meanwhile
     for chunks in (TEXT_CHUNKS, (*TEXT_CHUNKS, PROFILE_CHUNK), ()):
         try:
             with source, Image.open(source, formats=FORMATS) as image:
@@ -129,10 +167,10 @@ def with_picture(path: Path, work: Callable[[ImageFile.ImageFile], T]) -> T:
     raise AssertionError("the last try returns or raises")
 
 
-def _without_chunks(path: Path, kinds: tuple[bytes, ...]) -> BytesIO:
+def _without_chunks(path: PictureFile, kinds: tuple[bytes, ...]) -> BytesIO:
     """A PNG without its chunks of these kinds, which no pixel depends on; they are not read."""
     kept = BytesIO()
-    with path.open("rb") as file:
+    with opened_file(path) as file:
         kept.write(file.read(8))
         while len(head := file.read(8)) == 8:
             length, kind = struct.unpack(">I4s", head)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import os
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -18,6 +20,7 @@ from torch import Tensor
 from calotype.data.formats import (
     DECODING_MEMORY,
     FORMATS,
+    PictureFile,
     RefusedError,
     buffer_bytes,
     check_deep_colours,
@@ -43,6 +46,8 @@ from calotype.types import Images, Progress, UserError, no_progress
 GAP = 3.0
 PLAIN = 3
 """The most that values of a picture of one colour differ, of 255."""
+LARGEST_PART, WAITING = 64, 4
+"""Items of a thread in one go, and such parts for each thread that are in work or wait."""
 
 Square = np.ndarray[tuple[int, int, int], np.dtype[np.uint8]]  # (size, size, 3)
 Item = TypeVar("Item")
@@ -52,12 +57,12 @@ Output = TypeVar("Output")
 class UnreadableError(UserError):
     """A file that is no readable picture; `reason` does not name it, for lists that do."""
 
-    def __init__(self, path: Path, reason: str) -> None:
+    def __init__(self, path: PictureFile, reason: str) -> None:
         super().__init__(f"{shown(path)} cannot be read as a picture: {reason}")
         self.reason = reason
 
 
-def shown(name: Path | str) -> str:
+def shown(name: PictureFile | str) -> str:
     """A file's name on one line, whatever its bytes are."""
     return str(name) if str(name).isprintable() else ascii(str(name))
 
@@ -65,11 +70,27 @@ def shown(name: Path | str) -> str:
 def in_threads(
     work: Callable[[Item], Output], items: Sequence[Item], progress: Progress = no_progress
 ) -> Iterator[Output]:
-    """The results for all items, in their order. Pillow decodes, resizes and converts without holding Python's lock."""
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for done, result in enumerate(pool.map(work, items), 1):
-            progress(done, len(items))
-            yield result
+    """The results for all items, in their order. Pillow decodes, resizes and converts without holding Python's lock.
+
+    A few parts of the items are in work at a time, so that the memory does not grow with their number.
+    """
+    workers = os.cpu_count() or 1
+    size = max(1, min(LARGEST_PART, len(items) // (WAITING * workers)))
+    parts = (items[start : start + size] for start in range(0, len(items), size))
+    with ThreadPoolExecutor(workers) as pool:
+        waiting = deque(pool.submit(_all_of, work, part) for part in islice(parts, WAITING * workers))
+        done = 0
+        while waiting:
+            results = waiting.popleft().result()
+            waiting.extend(pool.submit(_all_of, work, part) for part in islice(parts, 1))
+            for result in results:
+                done += 1
+                progress(done, len(items))
+                yield result
+
+
+def _all_of(work: Callable[[Item], Output], items: Sequence[Item]) -> list[Output]:
+    return [work(item) for item in items]
 
 
 class ReadPicture(NamedTuple):
@@ -84,12 +105,12 @@ class ReadPicture(NamedTuple):
     """Whether it is transparent, and would be invisible over white."""
 
 
-def read_image(path: Path, shortest: int | None = None, levels: Levels | None = None) -> Image.Image:
+def read_image(path: PictureFile, shortest: int | None = None, levels: Levels | None = None) -> Image.Image:
     """The picture in mode RGB; see `read_picture`."""
     return read_picture(path, shortest, levels).image
 
 
-def read_picture(path: Path, shortest: int | None = None, levels: Levels | None = None) -> ReadPicture:
+def read_picture(path: PictureFile, shortest: int | None = None, levels: Levels | None = None) -> ReadPicture:
     """The picture in a file; of an animation, its first frame. Raises `UnreadableError`.
 
     With `shortest`, a large picture may be downsampled while it is decoded, but no side below `shortest`. `levels` are
@@ -117,7 +138,7 @@ def read_picture(path: Path, shortest: int | None = None, levels: Levels | None 
     return _reading(path, read)
 
 
-def deep_range(path: Path) -> tuple[str, float, float] | None:
+def deep_range(path: PictureFile) -> tuple[str, float, float] | None:
     """The kind (see `deep_kind`), smallest and largest value of a picture with more than 8 bits; None for others.
 
     Raises `UnreadableError`.
@@ -133,7 +154,7 @@ def deep_range(path: Path) -> tuple[str, float, float] | None:
     return _reading(path, read)
 
 
-def _reading(path: Path, work: Callable[[ImageFile.ImageFile], Output]) -> Output:
+def _reading(path: PictureFile, work: Callable[[ImageFile.ImageFile], Output]) -> Output:
     try:
         with np.errstate(all="ignore"):
             return with_picture(path, work)
@@ -226,7 +247,7 @@ def grid(pictures: list[Image.Image], columns: int, gap: int = 2) -> Image.Image
     return sheet
 
 
-def _reason(path: Path, error: Exception) -> str:
+def _reason(path: PictureFile, error: Exception) -> str:
     match error:
         case UnidentifiedImageError():
             return f"found {kind_of_file(path)} instead of {', '.join(FORMATS[:-1])} or {FORMATS[-1]}"

@@ -82,7 +82,7 @@ def list_pictures(path: Path) -> list[Path]:
 
 def find_pictures(folder: Path) -> Listing:
     """Picture files by their suffix, below a folder; hidden ones, and links that lead outside, are not followed."""
-    _check_folder(folder)
+    check_folder(folder)
     root = folder.resolve()
     listing = Listing()
     for path in visible_files(root, listing):
@@ -115,7 +115,8 @@ def _leads_outside(path: Path, root: Path) -> bool:
     return os.path.islink(path) and not Path(os.path.realpath(path)).is_relative_to(root)  # noqa: PTH114
 
 
-def _check_folder(folder: Path) -> None:
+def check_folder(folder: Path) -> None:
+    """Raises `UserError` where it is none, with what may have been meant."""
     if folder.is_dir():
         return
     parent = folder.absolute().parent

@@ -11,27 +11,35 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from calotype.data.caches import LatentCache
 from calotype.data.captions import Captions
 from calotype.data.folder import Pictures
 from calotype.data.images import images_from_pixels
+from calotype.data.latents import StoredLatents
+from calotype.data.permutation import LARGE_SET, FeistelPermutation
 from calotype.diffusion.stage import shrunk
 from calotype.types import Batch, Folds, Images, Rng, Text
 
 FOLDS = 2
 EPOCHS_KEPT = 8
-"""Permutations in memory: two where a batch spans two epochs, for each aspect bucket; 4 MB each a million pictures."""
+"""Permutations in memory: two where a batch spans two epochs, for each aspect bucket; half a megabyte each."""
 
 
-def order(count: int, images_seen: int, batch: int, rng: Rng) -> Tensor:
+def order(count: int, images_seen: int, batch: int, rng: Rng) -> Int[Tensor, " batch"]:
     """The indices of the next batch of `count` pictures: each epoch is a permutation; a batch may span two epochs."""
     first, last = images_seen // count, (images_seen + batch - 1) // count
     start = images_seen - first * count
     parts = []
     for epoch in range(first, last + 1):
-        parts.append(epoch_permutation(count, epoch, rng)[start : start + batch].long())
+        parts.append(_of_epoch(count, epoch, rng, slice(start, min(count, start + batch))))
         start, batch = 0, batch - len(parts[-1])
     return torch.cat(parts)
+
+
+def _of_epoch(count: int, epoch: int, rng: Rng, places: slice) -> Int[Tensor, " _"]:
+    """A part of the epoch's permutation."""
+    if count <= LARGE_SET:
+        return epoch_permutation(count, epoch, rng)[places].long()
+    return FeistelPermutation(count, rng.at("epoch", epoch)).at(torch.arange(places.start, places.stop))
 
 
 @lru_cache(EPOCHS_KEPT)
@@ -95,7 +103,7 @@ class PictureSource:
 class LatentSource:
     """Cached moments of the training pictures, and of their mirror images if the cache has them."""
 
-    cache: LatentCache
+    cache: StoredLatents
     labels: Tensor
     chosen: Tensor
     rng: Rng
@@ -108,8 +116,8 @@ class LatentSource:
 
     def batch(self, images_seen: int, count: int) -> Batch:
         picks = self.chosen[order(len(self.chosen), images_seen, count, self.rng)]
-        sides = self.rng.at("flip", images_seen).integers(len(self.cache.moments), count) + self.reflected
-        moments = self.cache.moments[sides % len(self.cache.moments), picks].float().to(self.device)
+        sides = self.rng.at("flip", images_seen).integers(self.cache.sides, count) + self.reflected
+        moments = self.cache.at(sides % self.cache.sides, picks).float().to(self.device)
         clean = moments.contiguous(memory_format=torch.channels_last)
         text = draw_captions(self.captions, picks, self.rng.at("pictures", images_seen))
         files = tuple(map(self.file, picks.tolist()))

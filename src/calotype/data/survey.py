@@ -11,16 +11,17 @@ from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
-from calotype.data.captions import read_captions
 from calotype.data.depth import find_levels
 from calotype.data.duplicates import Hash, near_duplicate_pairs, perceptual_hash
 from calotype.data.folder import check_size
 from calotype.data.images import GAP, UnreadableError, fit, in_threads, is_plain, read_picture
 from calotype.data.layout import few_notes, find_layout
-from calotype.data.listing import find_pictures
+from calotype.data.library import PictureLibrary, open_library
 from calotype.data.rgb import Levels
 from calotype.types import Progress, no_progress
 
+MOST_SURVEYED = 2**17
+"""Pictures that are read; of more, about as many, evenly spaced."""
 ON_BLACK, PLAIN_PICTURE = "on black, as nothing of them can be seen on white", "of one colour"
 
 
@@ -76,28 +77,35 @@ class Survey:
 
 
 def survey(folder: Path, size: int, progress: Progress = no_progress) -> Survey:
-    """Reads every picture. Raises `UserError` where there is no folder, or no picture file in it."""
+    """Reads every picture, or some of a large set.
+
+    Raises `UserError` where there is no folder, or no picture file in it.
+    """
     check_size(size)
-    listing = find_pictures(folder)
+    library = open_library(folder)
+    listing = library.listing
     every = find_layout(listing.pictures)
-    levels = find_levels(folder, every.names)
-    examine = partial(_examine, folder, size=size, levels=levels.values)
-    results = dict(zip(every.names, in_threads(examine, every.names, progress), strict=True))
+    chosen = every.names[:: max(1, len(every.names) // MOST_SURVEYED)]
+    levels = find_levels(library.maybe_deep(chosen))
+    examine = partial(_examine, library, size=size, levels=levels.values)
+    results = dict(zip(chosen, in_threads(examine, chosen, progress), strict=True))
     pictures = [result for result in results.values() if isinstance(result, SurveyedPicture)]
     refused = {name: result for name, result in results.items() if isinstance(result, str)}
     names = [picture.name for picture in pictures]
-    layout, captions = every.at(names), read_captions(folder, names)[1]
+    layout, captions = every.at(names), library.captions(names)[1]
     labels = Counter(label if label in layout.classes else "" for label in layout.labels)
     sets = Counter(filter(None, layout.sets))
     few = few_notes(labels, layout.classes)
-    notes = [*listing.without(captions.files).notes(), *layout.notes, *few, *levels.notes, *captions.notes(names)]
+    some = f"{len(chosen):,} of {len(every.names):,} pictures were read, evenly spaced; training reads, and names, all"
+    notes = [some] if len(chosen) < len(every.names) else []
+    notes += [*listing.without(captions.files).notes(), *layout.notes, *few, *levels.notes, *captions.notes(names)]
     return Survey(size, pictures, refused, notes, captions.sources, dict(sorted(labels.items())), sets)
 
 
-def _examine(folder: Path, name: str, size: int, levels: Levels) -> SurveyedPicture | str:
+def _examine(library: PictureLibrary, name: str, size: int, levels: Levels) -> SurveyedPicture | str:
     """The picture, or why it cannot be read."""
     try:
-        picture = read_picture(folder / name, math.ceil(GAP * size), levels)
+        picture = read_picture(library.file(name), math.ceil(GAP * size), levels)
     except UnreadableError as error:
         return error.reason
     square = fit(picture.image, size)

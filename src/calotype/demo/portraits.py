@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import os
 import subprocess
 import sys
 import tarfile
@@ -35,7 +34,7 @@ from calotype.data.layout import class_notes
 from calotype.data.listing import note
 from calotype.data.split import SplitRule, stratified_split
 from calotype.demo.describing import Facts, describe
-from calotype.files import write_png, write_whole
+from calotype.files import cache_home, write_png, write_whole
 from calotype.types import Progress, UserError, no_progress
 
 STYLES = ("adventurer", "lorelei", "micah", "notionists", "open-peeps", "personas")
@@ -97,8 +96,7 @@ def _cached(size: int, count: int | None, progress: Progress) -> tuple[Pixels, A
     """Pixels and facts, rendered now or by an earlier call."""
     count = _checked_count(count, size)
     fingerprint = hashlib.sha256(_archive() + f"{resvg_py.__version__}, with what is drawn".encode()).hexdigest()[:12]
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "calotype"
-    path = folder / f"portraits-{size}-{count}-{fingerprint}.npy"
+    path = cache_home() / f"portraits-{size}-{count}-{fingerprint}.npy"
     if (cached := open_pixels(path)) is not None:
         return cached
     members = dict(_members())

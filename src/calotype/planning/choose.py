@@ -180,7 +180,7 @@ def choose_guidance(pictures: Pictures, settings: dict[str, Any]) -> dict[str, A
     denoiser = settings.get("denoiser", {})
     captioned = (denoiser.get("text") or choose_text(pictures.captions, 64, 1)).get("kind") != "none"
     if denoiser.get("prior") != "none":
-        few = {"guidance": FEW_GUIDANCE} if len(pictures.train_indices) < FEW_PICTURES else {}
+        few = {"guidance": FEW_GUIDANCE} if pictures.trained < FEW_PICTURES else {}
         return PRIOR_GUIDANCE | few | ({"prior_guidance": CAPTION_PRIOR_GUIDANCE} if captioned else {})
     return {"guidance": CAPTION_GUIDANCE if captioned else LABEL_GUIDANCE if pictures.classes else 1.0}
 
@@ -251,7 +251,7 @@ def choose_denoiser(
     """For latents or pixels of `side`; the schedule is shifted to more noise where they are larger (arXiv 2403.03206,
     eq. 23). The `reasons` are added."""
     backbone, flops = choose_dit(side, resources)
-    images, count = resources.operations / flops, max(1, len(pictures.train_indices))
+    images, count = resources.operations / flops, max(1, pictures.trained)
     reasons["denoiser"] = REASON.format(images)
     reasons["dropout"] = (
         f"a run that sees each picture {FEW_EPOCHS} times needs none, this sees it {images / count:,.1f} times"

@@ -46,10 +46,11 @@ class Counted(Costs):
     def __init__(self, recipe: Recipe, pictures: Pictures, machine: Machine, rounds: Mapping[str, int]) -> None:
         self.recipe, self.machine, self.rounds, self.all_captions = recipe, machine, rounds, pictures.captions
         self.frozen = build_frozen(recipe.denoiser.text)
-        classes, self.pixel_bytes = len(pictures.classes), pictures.pixels.nbytes
+        classes, self.pixel_bytes = len(pictures.classes), pictures.pixels[0].nbytes * pictures.total
+        self.weight = pictures.total / len(pictures)
         with ShapesOnly():
             self.space: Space = build_space(recipe) if recipe.kind == "latent" else PixelSpace()
-            self.stages = build_stages(recipe, self.space, len(pictures), classes, self.frozen)
+            self.stages = build_stages(recipe, self.space, pictures.total, classes, self.frozen)
             self.outlines = list(legs_in_outline(recipe))
         prior, groups = self.stages[0].denoiser.prior, max(1, classes)
         self.prior_flops = 0.0 if prior is None else PRIOR * constant_count(prior) / groups
@@ -116,7 +117,7 @@ class Counted(Costs):
         few = texts[:: max(1, len(texts) // 32)][:32]
         flops = counted(lambda: encode_on(reader, few, torch.device("cpu")))
         size = encode_on(reader, few, torch.device("cpu")).context.nbytes
-        scale = len(texts) / len(few)
+        scale = self.weight * len(texts) / len(few)
         return self.seconds(scale * flops), int(scale * size)
 
     def inspect(self) -> float:

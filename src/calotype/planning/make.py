@@ -12,6 +12,7 @@ import torch
 
 from calotype.data.buckets import bucket_notes, original_sizes
 from calotype.data.folder import Pictures
+from calotype.data.permutation import LARGE_SET
 from calotype.machine import Machine
 from calotype.planning.choose import propose, three_digits
 from calotype.planning.costs import Costs
@@ -46,6 +47,8 @@ PREDICTED = (
 )
 FEWEST_HELD_OUT = 16
 """Validation pictures; by fewer, which guidance scale is nearest would be chance."""
+SIZES_COUNTED = 2**14
+"""Pictures, evenly spaced, that are divided into aspect buckets to see how much of them is cut away."""
 LEVEL_SHARE, FEWEST_LEVEL_CROPS, MOST_LEVEL_CROPS = 0.05, 12, 96
 """Fraction of the time for the search of an augmentation level, whose result on fewer crops would be chance."""
 
@@ -89,13 +92,18 @@ def make_plan(
         notes=[
             *(explain_start(start, recipe, pictures.classes, about) if start else ()),
             *pictures.notes,
-            *bucket_notes(original_sizes(pictures), recipe.aspect_buckets, recipe.size, recipe.unit),
+            *bucket_notes(
+                original_sizes(pictures)[:: max(1, len(pictures) // SIZES_COUNTED)],
+                recipe.aspect_buckets,
+                recipe.size,
+                recipe.unit,
+            ),
         ],
     )
     if not machine.here:
         plan.notes.append(PREDICTED)
         started = time.time()  # how long planning takes there is not known
-    allot(plan, costs, len(pictures), started + budget, proposing, operations)
+    allot(plan, costs, pictures.total, started + budget, proposing, operations)
     if start is not None:
         plan.predicted["disk_bytes"] += start.bytes
     return plan
@@ -237,7 +245,8 @@ def disk_bytes(recipe: Recipe, measured: Costs, count: int) -> int:
     or a second model. An imported autoencoder that is not trained is in the model alone.
     """
     network, base = recipe.autoencoder.network, recipe.chain[0]
-    latents = 2 * network.channels * (base // network.reduction) ** 2 if recipe.kind == "latent" else 0
+    moments = 1 if count > LARGE_SET else 2
+    latents = moments * network.channels * (base // network.reduction) ** 2 if recipe.kind == "latent" else 0
     legs = [checkpoint_values(recipe, measured, leg) for leg in recipe.legs]
     model = sum(measured.parameters().values()) + measured.prior_values()
     spare = max([model, *(leg + leg // 4 for leg in legs)])

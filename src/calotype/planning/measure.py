@@ -9,9 +9,10 @@ from functools import cached_property, partial
 import torch
 
 from calotype.build import build_frozen, initial_space
-from calotype.data.caches import LatentCache, encode_on
+from calotype.data.caches import encode_on
 from calotype.data.folder import Pictures
 from calotype.data.images import images_from_pixels
+from calotype.data.latents import LatentCache
 from calotype.data.sources import LatentSource, draw_captions
 from calotype.diffusion.stage import generate
 from calotype.evaluation.autoencoder import measure_autoencoder
@@ -56,14 +57,14 @@ class Measurement(Costs):
         self.recipe, self.device, self.rng = recipe, machine.device, Rng((recipe.seed, "plan"))
         self.rounds, self.ranks, device = rounds, machine.ranks, machine.device
         self.frozen, self.all_captions = build_frozen(recipe.denoiser.text), pictures.captions
-        classes = len(pictures.classes)
+        classes, self.weight = len(pictures.classes), pictures.total / len(pictures)
         most = max(64, 2**25 // pictures.pixels[0].numel())  # the autoencoder's closed-form start is fitted to them
         few = without_unread_captions(recipe, pictures).first(min(len(pictures), most))
         self.pictures = {size: few.shrunk(size) for size in recipe.chain}
         self.space: Space = PixelSpace()
         if recipe.kind == "latent":
             self.space = initial_space(recipe, self.pictures[recipe.chain[0]], device)
-        self.stages = build_stages(recipe, self.space, len(pictures), classes, self.frozen)
+        self.stages = build_stages(recipe, self.space, pictures.total, classes, self.frozen)
         for stage in self.stages:
             stage.denoiser.to(device)
 
@@ -144,7 +145,7 @@ class Measurement(Costs):
             return 0.0, 0
         texts, reader = self.all_captions.distinct, self.frozen.reader
         few = texts[:: max(1, len(texts) // 32)][:32]
-        scale = len(texts) / len(few)
+        scale = self.weight * len(texts) / len(few)
         seconds = best_time(lambda: encode_on(reader, few, self.device), self.device, 1)
         return scale * seconds, int(scale * encode_on(reader, few, self.device).context.nbytes)
 

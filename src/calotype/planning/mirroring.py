@@ -34,7 +34,7 @@ def choose_flip(pictures: Pictures) -> tuple[bool, str]:
     chosen = pictures.train_indices
     if pictures.captions:
         return False, "captions may speak of left and right"
-    if not FEWEST <= len(chosen) <= MOST:
+    if not FEWEST <= pictures.trained <= MOST:
         return False, f"tried for {FEWEST} to {MOST:,} training pictures"
     some = chosen[:: math.ceil(len(chosen) / min(COMPARED, COMPARED_VALUES // pictures.pixels[0].numel()))]
     small = torch.cat(

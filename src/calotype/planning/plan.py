@@ -106,7 +106,7 @@ def explain(
         ),
         Choice(
             what="labels", value=", ".join(map(shown, pictures.classes)) or "none",
-            why=f"class subfolders; {len(pictures.train_indices):,} pictures to train on",
+            why=f"class subfolders; {pictures.trained:,} pictures to train on",
         ),
     ]  # fmt: skip
     if pictures.captions:

@@ -11,8 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from calotype.data.caches import LatentCache
 from calotype.data.folder import Pictures
+from calotype.data.latents import StoredLatents
 from calotype.data.sources import LatentSource, PictureSource
 from calotype.recipe import Recipe, leg_above
 from calotype.training.loop import BatchSource
@@ -59,7 +59,7 @@ def picture_source(recipe: Recipe, pictures: Pictures, device: torch.device) -> 
     return PictureSource(pictures, pictures.train_indices, Rng((recipe.seed, "pictures")), device, crop, recipe.flip)
 
 
-def latent_examples(recipe: Recipe, pictures: Pictures, cache: LatentCache, device: torch.device) -> Examples:
+def latent_examples(recipe: Recipe, pictures: Pictures, cache: StoredLatents, device: torch.device) -> Examples:
     rng = Rng((recipe.seed, "latents"))
     return lambda chosen: LatentSource(cache, pictures.labels, chosen, rng, device, pictures.captions, pictures.file)
 

@@ -15,8 +15,9 @@ import torch
 
 from calotype.build import build_frozen
 from calotype.data.buckets import bucket_sizes, read_buckets
-from calotype.data.caches import LatentCache, cache_encodings, cache_latents
+from calotype.data.caches import cache_encodings
 from calotype.data.folder import Pictures
+from calotype.data.latents import StoredLatents, cache_latents
 from calotype.diffusion.stage import Stage
 from calotype.evaluation.counting import counter
 from calotype.machine import peak_memory
@@ -157,7 +158,7 @@ class Pipeline:
                 self.run.log("note", text=about_tiles(space, validation_images(pictures, 1, self.device)))
             require_fit(self.run, space, pictures, self.reporter.say, self.force)
 
-    def _latents(self, space: LatentSpace, pictures: Pictures, folder: Path, bar: ProgressBar) -> LatentCache:
+    def _latents(self, space: LatentSpace, pictures: Pictures, folder: Path, bar: ProgressBar) -> StoredLatents:
         try:
             return cache_latents(space, pictures.pixels, pictures.content, self.recipe.flip, folder, self.device, bar)
         except NotFiniteError as error:

@@ -10,7 +10,7 @@ from calotype.cli.commands.evaluating import evaluate
 from calotype.cli.commands.exporting import export, push_folder
 from calotype.cli.commands.inspecting import inspect
 from calotype.cli.commands.previewing import preview
-from calotype.cli.commands.reading import export_portraits
+from calotype.cli.commands.reading import export_portraits, pack_shards
 from calotype.cli.commands.sampling import enlarge, interpolate, sample
 from calotype.cli.commands.selftesting import selftest
 from calotype.cli.commands.serving import serve
@@ -40,5 +40,6 @@ FUNCTIONS: dict[type, Callable[[Any, Console], object]] = {
     options.SelftestOptions: selftest,
     options.PortraitsOptions: export_portraits,
     options.CheckOptions: check_data,
+    options.ShardsOptions: pack_shards,
 }
 """By the class of its options."""

@@ -10,8 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from calotype.cli.console import Console
-from calotype.cli.options import PortraitsOptions
+from calotype.cli.options import PortraitsOptions, ShardsOptions
 from calotype.data.folder import Pictures, read_folder
+from calotype.data.listing import plural
+from calotype.data.packing import Packed, write_shards
 from calotype.data.split import SplitRule, split_rule, stratified_split
 from calotype.demo.portraits import read_portraits, write_portraits
 from calotype.files import make_folder
@@ -26,15 +28,16 @@ def read(
     console: Console,
     rule: SplitRule = stratified_split,
     classes: Sequence[str] | None = None,
+    most: int | None = None,
 ) -> Pictures:
     """The pictures in a folder, or the embedded portraits, split by `rule`: see `split_rule` for those of a run.
 
-    `classes` are those of a run, if there is one.
+    `classes` are those of a run, if there is one; `most` is for a sample of them, as `read_folder` has it.
     """
     with console.bar("pictures") as bar:
         if folder is None:
             return read_portraits(size, progress=bar, rule=rule)
-        return read_folder(folder, size, cache, bar, rule, classes)
+        return read_folder(folder, size, cache, bar, rule, classes, most)
 
 
 def read_as_run(run: Run, data: Path | None, size: int, cache: Path, console: Console) -> Pictures:
@@ -61,6 +64,18 @@ def export_portraits(options: PortraitsOptions, console: Console) -> None:
     with console.bar("portraits") as bar:
         write_portraits(options.size, options.count, options.out, bar)
     console.say(f"portraits in {options.out}; their licences are in {options.out / 'LICENSE.md'}")
+
+
+def pack_shards(options: ShardsOptions, console: Console) -> Packed:
+    """A folder of pictures as shards."""
+    with console.bar("shards") as bar:
+        packed = write_shards(options.folder, options.out, bar)
+    for line in packed.notes:
+        console.say(line)
+    shards = plural(packed.shards, "shard")
+    console.say(f"{plural(packed.pictures, 'picture')} in {shards} of {packed.bytes / 1e6:,.1f} MB: {options.out}")
+    console.say(f"train on them with: calotype train {options.out}")
+    return packed
 
 
 def unused_path(path: Path) -> Path:

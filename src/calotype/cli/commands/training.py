@@ -48,6 +48,8 @@ from calotype.types import UserError
 DEFAULT_SIZE = 64
 BEFORE_STATE = ("cache", "recipe.toml", "plan.json", SPLIT_FILE, SEEN_FILE, START_FOLDER)
 """What is in the folder of a new run before there is a run.json, beside the lock."""
+FEWEST_PLANNED, MOST_PLANNED, PLANNED_VALUES = 2**12, 2**14, 2**30
+"""Pictures that `plan` reads of a large set, and values of their pixels."""
 NEIGHBOURS_FROM = 300.0
 """Seconds of budget: the search for nearest training pictures takes a few, which a shorter run does not have."""
 
@@ -119,7 +121,8 @@ def read_and_plan(
 ) -> tuple[Plan, Pictures, Machine, float]:  # fmt: skip
     """The plan, the pictures and the machine that it is for, and when the pictures were read."""
     rule = continued_split(source.seen if source else None, parse_split(settings))
-    pictures = read(options.folder, settings["size"], cache, console, rule)
+    most = None if cache else max(FEWEST_PLANNED, min(MOST_PLANNED, PLANNED_VALUES // (3 * settings["size"] ** 2)))
+    pictures = read(options.folder, settings["size"], cache, console, rule, most=most)
     was_read, machine = time.time(), machine_of(options, ranks)
     start = source.start if source else None
     planned = make_plan(pictures, machine, options.budget, options.started, settings, start)

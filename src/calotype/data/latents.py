@@ -1,0 +1,227 @@
+"""StoredLatents of all pictures, so that the autoencoder runs once a picture and not at every step.
+
+Up to `LARGE_SET` pictures their moments are in memory and in one file. Larger sets are in parts that are mapped: means
+alone, as the log-variances, which would take as much again, are replaced by one value of each channel.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import mmap
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, UInt8
+from pydantic import BaseModel
+from torch import Tensor, nn
+
+from calotype.data.caches import cached_tensors
+from calotype.data.images import images_from_pixels
+from calotype.data.permutation import LARGE_SET
+from calotype.files import make_folder, read_as, remove, require_regular, sha256, to_disk, write_json
+from calotype.spaces.latent import LatentSpace
+from calotype.types import NotFiniteError, Progress, UserError
+
+PART_PICTURES = 2**15
+"""Of a part of mapped latents: what a process that is killed has to encode again."""
+
+StoredMoments = Float[Tensor, "batch moments height width"]
+Means = np.ndarray[tuple[int, ...], np.dtype[np.float16]]  # (sides, pictures, channels, height, width)
+
+
+@runtime_checkable
+class StoredLatents(Protocol):
+    """Moments of the latents of all pictures; a second side holds those of the mirror images."""
+
+    @property
+    def sides(self) -> int: ...
+
+    def at(self, sides: Int[Tensor, " batch"], rows: Int[Tensor, " batch"]) -> StoredMoments: ...
+
+    def of(self, chosen: Int[Tensor, " _"], batch: int = 256) -> Iterator[StoredMoments]:
+        """The moments of these pictures, a batch at a time, first of one side, then of the other."""
+        ...
+
+
+@dataclass(frozen=True)
+class LatentCache:
+    """In memory."""
+
+    moments: Float[Tensor, "sides pictures moments height width"]  # float16; 2 * channels moments
+
+    @property
+    def sides(self) -> int:
+        return len(self.moments)
+
+    def at(self, sides: Int[Tensor, " batch"], rows: Int[Tensor, " batch"]) -> StoredMoments:
+        return self.moments[sides, rows]
+
+    def of(self, chosen: Int[Tensor, " _"], batch: int = 256) -> Iterator[StoredMoments]:
+        for side in self.moments:
+            yield from side[chosen].split(batch)
+
+
+@dataclass(frozen=True)
+class MappedLatents:
+    """Means, mapped from files; the log-variance of a channel is that of the mean variance of all pictures."""
+
+    parts: Sequence[Means]
+    log_variances: Float[Tensor, " channels"]
+
+    @property
+    def sides(self) -> int:
+        return int(self.parts[0].shape[0])
+
+    def at(self, sides: Int[Tensor, " batch"], rows: Int[Tensor, " batch"]) -> StoredMoments:
+        places = zip(sides.tolist(), rows.tolist(), strict=True)
+        means = [self.parts[row // PART_PICTURES][side, row % PART_PICTURES] for side, row in places]
+        mean = torch.from_numpy(np.stack(means))
+        return torch.cat([mean, self.log_variances.half()[:, None, None].expand_as(mean)], 1)
+
+    def of(self, chosen: Int[Tensor, " _"], batch: int = 256) -> Iterator[StoredMoments]:
+        for side in range(self.sides):
+            for rows in chosen.split(batch):
+                yield self.at(torch.full_like(rows, side), rows)
+
+
+def cache_latents(
+    space: LatentSpace,
+    pixels: UInt8[Tensor, "count 3 rows columns"],
+    content: str,
+    flip: bool,
+    folder: Path,
+    device: torch.device,
+    progress: Progress,
+    batch: int = 32,
+) -> StoredLatents:
+    """The moments of all pictures.
+
+    `content` is the hash of the pictures: the key, with the weights and `flip`. Raises `NotFiniteError` with the rows
+    of pictures whose latents are not finite.
+    """
+    shape = f"{pixels.shape[-1]}x{pixels.shape[-2]}"
+    name, outdated = f"latents-{shape}-{cache_key(space.vae, content, flip)}", f"latents-{shape}-*"
+
+    def encoded(rows: slice, side: bool, show: Progress = progress) -> Tensor:
+        return encode(space, pixels[rows], side, device, show, batch)
+
+    if len(pixels) > LARGE_SET:
+        for other in folder.glob(outdated):
+            if other.name != name:
+                remove(other)
+        return cache_mapped(folder / name, len(pixels), [False, True][: 1 + flip], encoded, progress)
+
+    def make() -> dict[str, Tensor]:
+        sides = [False, True] if flip else [False]
+        moments = torch.stack([encoded(slice(None), side) for side in sides])
+        if rows := (~moments.isfinite()).any(0).flatten(1).any(1).nonzero().flatten().tolist():
+            raise NotFiniteError("latents are not finite", rows)
+        return {"moments": moments}
+
+    def fits(moments: Tensor) -> bool:
+        latents = space.channels, *(side // space.reduction for side in pixels.shape[-2:])
+        expected = 1 + flip, len(pixels), 2 * latents[0], *latents[1:]
+        return moments.shape == expected and moments.dtype == torch.half
+
+    path = folder / f"{name}.safetensors"
+    return LatentCache(cached_tensors(path, make, fits, f"{outdated}.safetensors")["moments"])
+
+
+def encode(
+    space: LatentSpace,
+    pixels: UInt8[Tensor, "count 3 rows columns"],
+    mirrored: bool,
+    device: torch.device,
+    progress: Progress,
+    batch: int,
+) -> Float[Tensor, "count moments height width"]:
+    moments = []
+    for part in pixels.split(batch):
+        images = images_from_pixels(part).to(device).contiguous(memory_format=torch.channels_last)
+        moments.append(space.moments(images.flip(-1) if mirrored else images).half().cpu())
+        progress(sum(map(len, moments)), len(pixels))
+    return torch.cat(moments)
+
+
+def cache_key(network: nn.Module, content: str, flip: bool) -> str:
+    """A hash of the weights, the pictures and their preprocessing."""
+    digest = hashlib.sha256(f"{content} flip={flip}".encode())
+    for name, value in network.state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+# -- Mapped ------------------------------------------------------------------------------------------------------------
+
+
+class PartFacts(BaseModel):
+    """The JSON beside a part, which is written last and vouches for it."""
+
+    sha256: str
+    variances: list[float]
+    """Mean variance of each channel."""
+
+
+def cache_mapped(
+    folder: Path, count: int, sides: Sequence[bool], encoded: Callable[..., Tensor], progress: Progress
+) -> MappedLatents:
+    """The latents in a folder of parts; those that are missing or damaged are made.
+
+    `encoded(rows, side)` gives the moments of pictures. Raises `NotFiniteError` as `cache_latents` does.
+    """
+    make_folder(folder)
+    parts, facts = list[Means](), list[PartFacts]()
+    for start in range(0, count, PART_PICTURES):
+        rows = slice(start, min(count, start + PART_PICTURES))
+        path = folder / f"part-{start // PART_PICTURES:06}.npy"
+        if (stored := _open_part(path, len(sides), rows.stop - start)) is None:
+            _write_part(path, rows, [encoded(rows, side, lambda *_: None) for side in sides])
+            stored = _open_part(path, len(sides), rows.stop - start)
+            assert stored is not None, f"{path} changed while it was written"
+        parts.append(stored[0])
+        facts.append(stored[1])
+        progress(rows.stop, count)
+    weights = [part.shape[1] / count for part in parts]
+    channels = zip(*(own.variances for own in facts), strict=True)
+    mean = [sum(weight * value for weight, value in zip(weights, of, strict=True)) for of in channels]
+    return MappedLatents(parts, torch.tensor([math.log(value) for value in mean]))
+
+
+def _write_part(path: Path, rows: slice, moments: Sequence[Tensor]) -> None:
+    both = torch.stack(list(moments))
+    if wrong := (~both.isfinite()).any(0).flatten(1).any(1).nonzero().flatten().tolist():
+        raise NotFiniteError("latents are not finite", [rows.start + row for row in wrong])
+    mean, log_variance = both.chunk(2, 2)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            np.save(file, mean.numpy())
+        to_disk(temporary)
+        digest = sha256(temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    variances = log_variance.double().exp().mean((0, 1, 3, 4)).tolist()
+    write_json(path.with_suffix(".json"), PartFacts(sha256=digest, variances=variances).model_dump())
+
+
+def _open_part(path: Path, sides: int, count: int) -> tuple[Means, PartFacts] | None:
+    """None where it is missing or damaged."""
+    with suppress(UserError, OSError, ValueError):
+        require_regular(path)
+        facts: PartFacts = read_as(path.with_suffix(".json"), PartFacts)
+        if facts.sha256 == sha256(path):
+            means = np.lib.format.open_memmap(path, mode="r")
+            if hasattr(mmap, "MADV_RANDOM"):  # batches are random: what lies beside a latent is not needed
+                vars(means)["_mmap"].madvise(mmap.MADV_RANDOM)
+            if means.shape[:2] == (sides, count) and means.dtype == np.half and len(facts.variances) == means.shape[2]:
+                return means, facts
+    return None

@@ -1,0 +1,132 @@
+"""Where the files of a set of pictures are: in a folder and its subfolders, or in shards. All else reads both alike."""
+
+from __future__ import annotations
+
+from bisect import bisect
+from collections.abc import Sequence
+from itertools import accumulate
+from pathlib import Path, PurePosixPath
+from typing import Protocol, runtime_checkable
+
+from calotype.data.captions import CaptionFiles, Captions, read_captions
+from calotype.data.formats import UNAVAILABLE, Member, PictureFile
+from calotype.data.hashes import Hashed, Stamp, hash_files
+from calotype.data.images import shown
+from calotype.data.listing import Listing, check_folder, find_pictures
+from calotype.data.shards import ShardIndex, is_shards, open_shard, shard_files
+from calotype.types import UserError
+
+NOT_DECODED = tuple(UNAVAILABLE)
+
+
+@runtime_checkable
+class PictureLibrary(Protocol):
+    """The files of a set of pictures, by their names with "/"."""
+
+    listing: Listing
+
+    def file(self, name: str) -> PictureFile: ...
+
+    def hashes(self, names: Sequence[str]) -> tuple[dict[str, Hashed], dict[str, str]]:
+        """Of the files that can be read, and why others were refused."""
+        ...
+
+    def maybe_deep(self, names: Sequence[str]) -> list[PictureFile]:
+        """Those that may have more than 8 bits."""
+        ...
+
+    def captions(self, names: Sequence[str]) -> tuple[Captions | None, CaptionFiles]: ...
+
+
+def open_library(folder: Path) -> PictureLibrary:
+    """Raises `UserError` where there is no folder, or no picture in it, or shards are damaged."""
+    check_folder(folder)
+    return ShardLibrary(folder) if is_shards(folder) else FolderLibrary(folder)
+
+
+class FolderLibrary:
+    """Files in a folder and its subfolders."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.listing = folder, find_pictures(folder)
+
+    def file(self, name: str) -> PictureFile:
+        return self.folder / name
+
+    def hashes(self, names: Sequence[str]) -> tuple[dict[str, Hashed], dict[str, str]]:
+        return hash_files(self.folder, names)
+
+    def maybe_deep(self, names: Sequence[str]) -> list[PictureFile]:
+        return [self.folder / name for name in names]
+
+    def captions(self, names: Sequence[str]) -> tuple[Captions | None, CaptionFiles]:
+        return read_captions(self.folder, names)
+
+
+class ShardLibrary:
+    """Pictures in shards. Their keys are their names; where no key has a folder, the label is the folder.
+
+    All that is known of a picture, but its name, is in arrays.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.shards = shard_files(folder)
+        self.indices = [open_shard(shard) for shard in self.shards]
+        self.starts = [*accumulate(map(len, self.indices), initial=0)]
+        """The row of the first picture of each shard."""
+        self.rows: dict[str, int] = {}
+        self.listing = Listing()
+        for index in self.indices:
+            self.listing.others.update(index.facts.others)
+        flat = not any("/" in name for index in self.indices for name in index.names)
+        for place in range(len(self.shards)):
+            self._list(place, flat)
+        self.listing.pictures.sort()
+        if not self.listing.pictures:
+            raise UserError(f"no pictures in the shards of {shown(folder)}; {'; '.join(self.listing.notes())}")
+
+    def _list(self, place: int, flat: bool) -> None:
+        index = self.indices[place]
+        for row, (key, label) in enumerate(zip(index.names, index.labels, strict=True), self.starts[place]):
+            if key.lower().endswith(NOT_DECODED):
+                self.listing.unavailable[UNAVAILABLE[PurePosixPath(key).suffix.lower()]] += 1
+                continue
+            name = f"{label}/{key}" if flat and label else key
+            if name in self.rows:  # shards may use the keys of others again
+                name = f"{name} in {self.shards[place].name} {row}"
+            self.rows[name] = row
+            self.listing.pictures.append(name)
+
+    def file(self, name: str) -> PictureFile:
+        index, shard, row = self._at(name)
+        digest = index.digests[row].numpy().tobytes().hex()
+        return Member(shard, name, int(index.offsets[row]), int(index.sizes[row]), digest)
+
+    def hashes(self, names: Sequence[str]) -> tuple[dict[str, Hashed], dict[str, str]]:
+        digests = b"".join(index.digests.numpy().tobytes() for index in self.indices)
+        sizes = [size for index in self.indices for size in index.sizes.tolist()]
+        rows = map(self.rows.__getitem__, names)
+        hashed = {
+            name: (digests[32 * row : 32 * row + 32].hex(), Stamp(sizes[row], 0))
+            for name, row in zip(names, rows, strict=True)
+        }
+        return hashed, {}
+
+    def maybe_deep(self, names: Sequence[str]) -> list[PictureFile]:
+        deep = [flag for index in self.indices for flag in index.deep.tolist()]
+        return [self.file(name) for name in names if deep[self.rows[name]]]
+
+    def captions(self, names: Sequence[str]) -> tuple[Captions | None, CaptionFiles]:
+        read = CaptionFiles(Path())
+        for name in names:
+            index, _, row = self._at(name)
+            if text := index.texts[row]:
+                read.add(name, text.split("\n"), "shards")
+        read.refused += [reason for index in self.indices for reason in index.facts.refused]
+        of = tuple(tuple(read.captions.get(name, ())) for name in names)
+        return (Captions(of) if any(of) else None), read
+
+    def _at(self, name: str) -> tuple[ShardIndex, Path, int]:
+        """The index of a picture's shard, the shard, and the row in it."""
+        place = bisect(self.starts, self.rows[name]) - 1
+        return self.indices[place], self.shards[place], self.rows[name] - self.starts[place]

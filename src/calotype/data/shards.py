@@ -1,0 +1,338 @@
+"""Shards: tar files in the layout of WebDataset (`key.png`, `key.txt`, `key.cls`, `key.json`), read by offset.
+
+An index beside each shard, or in the user's cache, has name, offset, size and hash of each picture, with its label and
+captions; so nothing is unpacked, and no name in a shard is ever a path of a file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tarfile
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int64, UInt8
+from pydantic import BaseModel
+from torch import Tensor
+
+from calotype.data.caption_files import captions_of, decode_text, has_caption_key, lines_of_text, lowered, parse_json
+from calotype.data.depth import starts_deep
+from calotype.data.formats import SUFFIXES, UNAVAILABLE
+from calotype.data.images import shown
+from calotype.files import cache_home, checked, read_as, read_tensors, reason_of, require_regular, write_tensors
+from calotype.types import UserError
+
+MANIFEST, SHARD, INDEX = "shards.json", ".tar", ".index"
+MAX_TEXT, MAX_MEMBER_NAME = 2**20, 4096
+PICTURE_SUFFIXES = (*SUFFIXES, *UNAVAILABLE)
+LABEL_KEYS = ("label", "cls", "class", "class_name", "label_name")
+TAR_BLOCK = tarfile.BLOCKSIZE
+AGAIN = "copy it again"
+
+
+class ShardManifest(BaseModel):
+    """`shards.json`, of shards that Calotype has written."""
+
+    version: int = 1
+    content: str
+    """Hash of the pictures."""
+    finished: bool = False
+    shards: dict[str, int] = {}
+    """Bytes by name."""
+
+
+class IndexFacts(BaseModel):
+    """What an index says of its shard as a whole."""
+
+    bytes: int
+    others: dict[str, int] = {}
+    """Files that are no pictures, by suffix."""
+    refused: list[str] = []
+    """Captions and labels that cannot be read, with the reason."""
+
+
+@dataclass
+class Strings:
+    """Many strings in one array, in place of an object for each."""
+
+    content: UInt8[Tensor, " bytes"]
+    ends: Int64[Tensor, " strings"]
+
+    @classmethod
+    def of(cls, texts: Iterable[str]) -> Strings:
+        parts = [text.encode("utf-8", "surrogateescape") for text in texts]
+        ends = np.cumsum([len(part) for part in parts], dtype=np.int64)
+        return cls(torch.frombuffer(bytearray(b"".join(parts) or b"\0"), dtype=torch.uint8), torch.from_numpy(ends))
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def __getitem__(self, row: int) -> str:
+        start = int(self.ends[row - 1]) if row else 0
+        return bytes(self.content[start : int(self.ends[row])].numpy()).decode("utf-8", "surrogateescape")
+
+    def __iter__(self) -> Iterator[str]:
+        content, start = self.content.numpy().tobytes(), 0
+        for end in self.ends.tolist():
+            yield content[start:end].decode("utf-8", "surrogateescape")
+            start = end
+
+
+@dataclass
+class ShardIndex:
+    """Of the pictures in a shard, in their order there."""
+
+    facts: IndexFacts
+    offsets: Int64[Tensor, " pictures"]
+    sizes: Int64[Tensor, " pictures"]
+    digests: UInt8[Tensor, "pictures 32"]
+    deep: UInt8[Tensor, " pictures"]
+    """1 where a picture may have more than 8 bits."""
+    names: Strings
+    labels: Strings
+    texts: Strings
+    """Captions, one a line."""
+
+    def __len__(self) -> int:
+        return len(self.offsets)
+
+    def tensors(self) -> dict[str, Tensor]:
+        about = torch.frombuffer(bytearray(self.facts.model_dump_json().encode()), dtype=torch.uint8)
+        arrays = {name: getattr(self, name) for name in ARRAYS}
+        for name in STRINGS:
+            strings: Strings = getattr(self, name)
+            arrays |= {name: strings.content, f"{name}.ends": strings.ends}
+        return {"about": about, **arrays}
+
+
+ARRAYS, STRINGS = ("offsets", "sizes", "digests", "deep"), ("names", "labels", "texts")
+
+
+# -- Reading an index --------------------------------------------------------------------------------------------------
+
+
+def open_shard(shard: Path) -> ShardIndex:
+    """The index of a shard, which is made where there is none. Raises `UserError` where either is damaged."""
+    beside, cached = shard.with_suffix(INDEX), _cached_index(shard)
+    for file in (beside, cached):
+        if os.path.lexists(file):
+            return read_index(file, shard)
+    index = scan(shard)
+    with suppress(OSError):  # without a place for it, it is made by each command
+        write_tensors(cached, index.tensors())
+    return index
+
+
+def _cached_index(shard: Path) -> Path:
+    status = shard.stat()
+    known = f"{os.fsencode(shard.resolve())!r} {status.st_size} {status.st_mtime_ns} {PICTURE_SUFFIXES}"
+    return cache_home() / "shards" / f"{hashlib.sha256(known.encode()).hexdigest()[:32]}{INDEX}"
+
+
+def read_index(file: Path, shard: Path) -> ShardIndex:
+    """Raises `UserError` where it is damaged, or not of this shard."""
+    tensors = read_tensors(file)
+    try:
+        facts = checked(json.loads(tensors["about"].numpy().tobytes()), IndexFacts, file)
+        wrong = _wrong(tensors, facts.bytes)
+    except Exception as error:  # other names, shapes or types than an index has
+        wrong = f"it is no index ({reason_of(error):.80})"
+    if wrong:
+        raise UserError(f"{shown(file)} is damaged: {wrong}; remove it, and it is made again")
+    if (actual := shard.stat().st_size) != facts.bytes:
+        state = "cut off" if actual < facts.bytes else "another one"
+        raise UserError(
+            f"{shown(shard)} is {state}: {actual:,} bytes, but its index {shown(file.name)} has {facts.bytes:,}; copy "
+            f"it again, or remove the index if the shard is right"
+        )
+    offsets, sizes, digests, deep = (tensors[name] for name in ARRAYS)
+    names, labels, texts = (Strings(tensors[name], tensors[f"{name}.ends"]) for name in STRINGS)
+    return ShardIndex(facts, offsets, sizes, digests, deep, names, labels, texts)
+
+
+def _wrong(tensors: Mapping[str, Tensor], size: int) -> str:
+    """What cannot be so; empty where all can. The shard has `size` bytes."""
+    ends = {name: tensors[f"{name}.ends"] for name in STRINGS}
+    offsets, sizes, digests = tensors["offsets"], tensors["sizes"], tensors["digests"]
+    whole, count = {each.dtype for each in (offsets, sizes, *ends.values())}, len(offsets)
+    if whole != {torch.long} or digests.shape != (count, 32) or digests.dtype != torch.uint8:
+        return "its columns have other types"
+    if {each.shape for each in (offsets, sizes, tensors["deep"], *ends.values())} != {(count,)}:
+        return "its columns have different lengths"
+    for name, of in ends.items():
+        starts = torch.cat([torch.zeros(1, dtype=torch.long), of])
+        if (starts.diff() < 0).any() or int(starts[-1]) > len(tensors[name]) or tensors[name].dtype != torch.uint8:
+            return "its strings do not end where they should"
+    inside = (offsets >= 0) & (sizes >= 0) & (offsets <= size - sizes)
+    return "" if bool(inside.all()) else "offsets lie outside the shard"
+
+
+# -- Scanning a shard --------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Scan:
+    """What has been read of a shard."""
+
+    rows: list[tuple[int, int, bytes, bool, str]] = field(default_factory=list)
+    """Offset, size, hash, whether it may be deep, and name of each picture."""
+    texts: dict[str, str] = field(default_factory=dict)
+    """By name without suffix."""
+    labels: dict[str, str] = field(default_factory=dict)
+    others: Counter[str] = field(default_factory=Counter)
+    refused: list[str] = field(default_factory=list)
+
+
+def scan(shard: Path) -> ShardIndex:
+    """Reads a whole shard. Raises `UserError` where it is cut off, or has links or names that lead outside."""
+    require_regular(shard)
+    read = _Scan()
+    try:
+        with tarfile.open(shard, "r:") as tar:
+            for member in iter(tar.next, None):
+                vars(tar)["members"].clear()  # they would be kept, and fill the memory
+                if not member.isdir():
+                    _read_member(read, tar, member, _safe_name(shard, member))
+    except UserError:
+        raise
+    except (tarfile.TarError, OSError, EOFError, OverflowError, ValueError) as error:
+        raise UserError(
+            f"{shown(shard)} is damaged or cut off after {len(read.rows):,} pictures ({shown(str(error)):.80}); {AGAIN}"
+        ) from None
+    _require_end(shard, len(read.rows))
+    return _index_of(read, shard.stat().st_size)
+
+
+def _safe_name(shard: Path, member: tarfile.TarInfo) -> str:
+    """The name of a member that is a file. Nothing is written by it, but whoever put it there meant harm."""
+    name = member.name.removeprefix("./")
+    problem = None
+    if member.islnk() or member.issym():
+        problem = "is a link"
+    elif not member.isreg() or member.issparse():
+        problem = "is a device or a sparse file"
+    elif name.startswith("/") or ".." in name.split("/") or "\0" in name or not 0 < len(name) <= MAX_MEMBER_NAME:
+        problem = "has a name that leads outside"
+    if problem:
+        raise UserError(f"{shown(shard)} is refused: its member {shown(name[:80])} {problem}; expected files alone")
+    return name
+
+
+def _require_end(shard: Path, count: int) -> None:
+    """A shard that was cut off between two members differs from a whole one in its end alone: a block of zeros."""
+    with shard.open("rb") as file:
+        file.seek(max(0, shard.stat().st_size - TAR_BLOCK))
+        if file.read() != bytes(TAR_BLOCK):
+            raise UserError(f"{shown(shard)} is cut off after {count:,} pictures: it has no end; {AGAIN}")
+
+
+def _read_member(read: _Scan, tar: tarfile.TarFile, member: tarfile.TarInfo, name: str) -> None:
+    suffix = PurePosixPath(name).suffix.lower()
+    if any(part.startswith(".") for part in name.split("/")):
+        read.others["hidden"] += 1
+    elif suffix in PICTURE_SUFFIXES:
+        content = tar.extractfile(member)
+        assert content is not None, "it is a file"
+        start = content.read(26)
+        digest = hashlib.sha256(start)
+        for part in iter(lambda: content.read(2**20), b""):
+            digest.update(part)
+        read.rows.append((member.offset_data, member.size, digest.digest(), starts_deep(start), name))
+    elif suffix in (".txt", ".caption", ".json", ".cls"):
+        _read_text(read, tar, member, name, suffix)
+    else:
+        read.others[suffix or "none"] += 1
+
+
+def _read_text(read: _Scan, tar: tarfile.TarFile, member: tarfile.TarInfo, name: str, suffix: str) -> None:
+    stem = name[: -len(suffix)]
+    content = tar.extractfile(member)
+    assert content is not None, "it is a file"
+    try:
+        text = decode_text(content.read(MAX_TEXT + 1), MAX_TEXT).text
+        if suffix == ".cls":
+            read.labels[stem] = _label(text)
+        else:
+            entry = parse_json(text) if suffix == ".json" else {"captions": lines_of_text(text)}
+            _read_entry(read, stem, lowered(entry) if isinstance(entry, dict) else {"text": entry})
+    except (ValueError, RecursionError) as error:
+        read.refused.append(f"{shown(name)} ({'nested too deeply' if isinstance(error, RecursionError) else error})")
+
+
+def _read_entry(read: _Scan, stem: str, entry: dict[str, Any]) -> None:
+    for key in LABEL_KEYS:
+        if isinstance(value := entry.get(key), str | int) and not isinstance(value, bool):
+            read.labels.setdefault(stem, _label(str(value)))
+    captions = captions_of(entry) if has_caption_key(entry) else []
+    known = read.texts.get(stem, "").splitlines()
+    lines = [line for line in (" ".join(caption.split()) for caption in captions) if line and line not in known]
+    if lines:
+        read.texts[stem] = "\n".join([*known, *lines])
+
+
+def _label(text: str) -> str:
+    """Raises `ValueError` for what is no name of a class."""
+    label = text.strip()
+    if not label or len(label) > 255 or "/" in label or not label.isprintable():
+        raise ValueError("no name of a class")
+    return label
+
+
+def _index_of(read: _Scan, size: int) -> ShardIndex:
+    offsets, sizes, digests, deep, names = zip(*read.rows, strict=True) if read.rows else ((),) * 5
+    return ShardIndex(
+        IndexFacts(bytes=size, others=dict(read.others), refused=read.refused),
+        torch.tensor(offsets, dtype=torch.long),
+        torch.tensor(sizes, dtype=torch.long),
+        torch.from_numpy(np.frombuffer(b"".join(digests), np.uint8).reshape(-1, 32).copy()),
+        torch.tensor(deep, dtype=torch.uint8),
+        Strings.of(names),
+        Strings.of(_of_picture(read.labels, name) for name in names),
+        Strings.of(_of_picture(read.texts, name) for name in names),
+    )
+
+
+def _of_picture(values: dict[str, str], name: str) -> str:
+    """By the name without its suffix, or by its key, which ends at the first full stop."""
+    stem = str(PurePosixPath(name).with_suffix(""))
+    parent, slash, file = name.rpartition("/")
+    return values.get(stem) or values.get(f"{parent}{slash}{file.partition('.')[0]}", "")
+
+
+# -- Folders of shards -------------------------------------------------------------------------------------------------
+
+
+def is_shards(folder: Path) -> bool:
+    """Whether a folder holds shards: tar files, and beside them neither pictures nor folders."""
+    with suppress(OSError), os.scandir(folder) as entries:
+        visible = [entry for entry in entries if not entry.name.startswith(".")]
+        suffixes = {Path(entry.name).suffix.lower() for entry in visible}
+        known = SHARD in suffixes or any(entry.name == MANIFEST for entry in visible)
+        return known and not suffixes & {*PICTURE_SUFFIXES} and not any(entry.is_dir() for entry in visible)
+    return False
+
+
+def shard_files(folder: Path) -> Sequence[Path]:
+    """In the order of their names. Raises `UserError` where those that Calotype has written are not all there."""
+    files = sorted(path for path in folder.iterdir() if path.suffix.lower() == SHARD and not path.name.startswith("."))
+    if os.path.lexists(folder / MANIFEST):
+        manifest: ShardManifest = read_as(folder / MANIFEST, ShardManifest)
+        if not manifest.finished:
+            raise UserError(
+                f"the shards in {shown(folder)} are not finished; run calotype data shards FOLDER --out "
+                f"{shown(folder)} again, and it goes on"
+            )
+        names = [path.name for path in files]
+        if missing := [name for name in manifest.shards if name not in names]:
+            raise UserError(f"{shown(folder / missing[0])} is missing; {AGAIN}")
+        if more := [name for name in names if name not in manifest.shards]:
+            raise UserError(f"{shown(folder / more[0])} is not one of the shards in {MANIFEST}; move it elsewhere")
+    return files
