@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import socket
@@ -10,6 +11,7 @@ from collections.abc import AsyncIterator, Sequence
 from importlib.resources import files
 from pathlib import Path
 
+import h11
 import torch
 import uvicorn
 from starlette.applications import Starlette
@@ -17,6 +19,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from calotype.escaping import plain
 from calotype.report.html import STYLE
@@ -35,6 +38,8 @@ from calotype.types import UserError
 STATIC = {"serve.css": "text/css", "serve.js": "text/javascript", "icon.svg": "image/svg+xml"}
 STATIC_HEADERS = {"Cache-Control": "private, no-cache"}
 MOST_CONNECTIONS, MOST_HEADER_BYTES, QUIET_SECONDS = 600, 2**15, 30
+HEADER_SECONDS = 10.0
+"""In which the headers of a request must have arrived, from its first byte or from the connection on."""
 
 
 def application(folder: Path, gate: Gate, device: str = "auto") -> Guarded:
@@ -120,11 +125,44 @@ class Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
+class Protocol(H11Protocol):
+    """Closes connections whose headers come too slowly, and those that still send after they were answered.
+
+    So nobody without the token keeps one of the places for long.
+    """
+
+    deadline: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._await_headers()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        answered = self.cycle is not None and self.cycle.response_complete
+        if self.conn.their_state is not h11.IDLE and not answered:
+            self._disarm()
+        elif self.deadline is None:
+            self._await_headers()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._disarm()
+        super().connection_lost(exc)
+
+    def _await_headers(self) -> None:
+        self.deadline = self.loop.call_later(HEADER_SECONDS, self.transport.close)
+
+    def _disarm(self) -> None:
+        if self.deadline is not None:
+            self.deadline.cancel()
+            self.deadline = None
+
+
 def server(app: Guarded, host: str, port: int) -> uvicorn.Server:
     """It writes no log of requests: addresses may have the token in them."""
     config = uvicorn.Config(
         app, host, port, log_level="warning", access_log=False, server_header=False, date_header=False, ws="none",
         proxy_headers=False, limit_concurrency=MOST_CONNECTIONS, timeout_keep_alive=QUIET_SECONDS,
-        h11_max_incomplete_event_size=MOST_HEADER_BYTES, timeout_graceful_shutdown=2, http="h11",
+        h11_max_incomplete_event_size=MOST_HEADER_BYTES, timeout_graceful_shutdown=2, http=Protocol,
     )  # fmt: skip
     return Server(config)
