@@ -27,6 +27,7 @@ from calotype.run import Run
 from calotype.serve import events, launching, sampling
 from calotype.serve.launching import Launcher, why_stopped
 from calotype.serve.library import id_of
+from calotype.serve.worker import ENLARGING_STRENGTH
 
 
 @pytest.fixture(scope="module")
@@ -181,6 +182,17 @@ def test_variations_films_and_steps(client, model):
     expected = model.redraw(model.sample(1, "a", 1)[0], seed=4, count=2)
     for picture, one in zip(varied, expected, strict=True):
         assert np.array_equal(Image.open(io.BytesIO(client.get(f"/runs/{RUN}/pictures/{picture}").content)), one)
+
+
+def test_a_picture_is_enlarged_also_without_a_stage_for_it(client, model):
+    place = f"/api/runs/{RUN}/samples"
+    (first,) = done(client, client.post(place, json={"count": 1, "seed": 1, "label": "a"}))["gallery"]
+    asked = {"kind": "enlarge", "of": first, "seed": 1, "label": "a"}
+    (large,) = done(client, client.post(place, json=asked))["gallery"]
+    picture = model.sample(1, "a", 1)[0].resize((32, 32), Image.Resampling.LANCZOS)
+    (expected,) = model.redraw(picture, ENLARGING_STRENGTH, label="a", seed=1, size=(32, 32))
+    assert np.array_equal(Image.open(io.BytesIO(client.get(f"/runs/{RUN}/pictures/{large}").content)), expected)
+    assert "seed 1 · enlarged · a" in client.get(f"/runs/{RUN}/gallery").text
 
 
 def test_a_process_that_dies_is_replaced_and_its_request_is_answered(client, opened, model):

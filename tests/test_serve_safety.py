@@ -25,7 +25,7 @@ from calotype.cli.options import ServeOptions
 from calotype.files import write_json
 from calotype.serve import safety
 from calotype.serve.actions import safe_parts
-from calotype.serve.answers import RefusedRequest
+from calotype.serve.answers import RefusedRequest, static_files
 from calotype.serve.gallery import Gallery
 from calotype.serve.library import id_of
 from calotype.serve.safety import gate_for
@@ -142,7 +142,7 @@ def test_with_a_cookie_a_change_needs_the_origin(opened):
 
 
 def test_every_answer_has_a_strict_policy_and_pages_need_nothing_inline(client, token):
-    for path in ("/", "/new", "/words", f"/runs/{RUN}", f"/runs/{RUN}/gallery", "/none", "/static/serve.js"):
+    for path in ("/", "/new", "/words", f"/runs/{RUN}", f"/runs/{RUN}/gallery", "/none", static_files()["serve.js"][0]):
         answer = client.get(path, headers={**token, "Accept": "text/html"})
         policy = answer.headers["content-security-policy"]
         assert "default-src 'none'" in policy and "unsafe" not in policy and "frame-ancestors 'none'" in policy
@@ -153,7 +153,7 @@ def test_every_answer_has_a_strict_policy_and_pages_need_nothing_inline(client, 
         elements = Page(answer.text).elements
         assert not [name for name, _ in elements if name == "style"]
         assert [given for name, given in elements if name == "script"] == [
-            {"type": "module", "src": "/static/serve.js"}
+            {"type": "module", "src": static_files()["serve.js"][0]}
         ]
         names = {attribute for _, given in elements for attribute in given}
         assert "style" not in names and not [name for name in names if name.startswith("on")]
@@ -244,7 +244,7 @@ def rest_of(connection):
     return b"".join(parts)
 
 
-SHEET = "GET /static/serve.css HTTP/1.1\r\nHOST\r\n"
+SHEET = f"GET {static_files()['serve.css'][0]} HTTP/1.1\r\nHOST\r\n"
 
 
 @pytest.mark.parametrize("endless", ["X: " + "a" * 2**20, "X: a\r\n" * 2**18], ids=["one line", "many lines"])
@@ -275,6 +275,20 @@ def test_a_body_that_trickles_on_after_its_refusal_ends_the_connection(listening
             time.sleep(0.05)
     rest_of(connection)
     assert time.monotonic() - began < 1.5
+
+
+def test_an_answer_does_not_wait_for_the_other_side_to_have_read_a_part_of_it(listening):
+    """Without TCP_NODELAY headers and body are two packets, of which the second waits for some 40 ms."""
+    took = []
+    with listening() as connection:
+        address = f"Host: 127.0.0.1:{connection.getpeername()[1]}"
+        for _ in range(20):
+            began = time.monotonic()
+            connection.sendall(f"GET {static_files()['icon.svg'][0]} HTTP/1.1\r\n{address}\r\n\r\n".encode())
+            while b"</svg>" not in connection.recv(2**16):
+                pass
+            took.append(time.monotonic() - began)
+    assert min(took[5:]) < 0.03  # the first answers do not wait
 
 
 def test_a_connection_that_is_kept_is_used_again_after_longer_than_headers_may_take(listening):

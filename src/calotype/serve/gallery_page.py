@@ -24,6 +24,7 @@ KIND_WORDS = {
     "develop": "step by step",
     "enlarge": "enlarged",
 }
+ENLARGING = "By the stage of the model that enlarges; where it has none, image-to-image at twice the size"
 MOST_SHOWN = 600
 """Pictures of a page; the archive has all."""
 
@@ -109,6 +110,7 @@ def gallery_figure(run: str, entry: dict[str, Any]) -> Html:
     if entry.get("kind") not in ("interpolate", "develop"):
         buttons += [
             tag("button", "Vary", type="button", data_vary="1", title="Image-to-image, or the brush: inpainting"),
+            tag("button", "Enlarge", type="button", data_enlarge="1", title=ENLARGING),
             tag("button", "Again", type="button", data_again="1", title="Put its settings into the form"),
         ]
     name = "film.webp" if film else "picture.png"

@@ -8,7 +8,6 @@ import os
 import socket
 import threading
 from collections.abc import AsyncIterator, Sequence
-from importlib.resources import files
 from pathlib import Path
 
 import h11
@@ -22,9 +21,8 @@ from starlette.routing import Route
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from calotype.escaping import plain
-from calotype.report.html import STYLE
 from calotype.serve.actions import CHANGES
-from calotype.serve.answers import RefusedRequest, json_response, refusal
+from calotype.serve.answers import KEPT, RefusedRequest, json_response, refusal, static_files
 from calotype.serve.api import edits, generations, models
 from calotype.serve.events import job_events, run_events
 from calotype.serve.launching import Launcher
@@ -35,8 +33,7 @@ from calotype.serve.sampling import Queue
 from calotype.serve.views import DATA, PAGES
 from calotype.types import UserError
 
-STATIC = {"serve.css": "text/css", "serve.js": "text/javascript", "icon.svg": "image/svg+xml"}
-STATIC_HEADERS = {"Cache-Control": "private, no-cache"}
+TYPES = {"css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
 MOST_CONNECTIONS, MOST_HEADER_BYTES, QUIET_SECONDS = 600, 2**15, 30
 HEADER_SECONDS = 10.0
 """In which the headers of a request must have arrived, from its first byte or from the connection on."""
@@ -89,12 +86,12 @@ def openapi(request: Request) -> Response:
 
 
 def static(request: Request) -> Response:
+    """A file under the name that has the hash of its content in it, so that browsers ask for it once."""
     name = request.path_params["name"]
-    if name == "report.css":
-        return Response(STYLE, 200, STATIC_HEADERS, "text/css")
-    if name not in STATIC:
+    content = {address.rpartition("/")[2]: content for address, content in static_files().values()}.get(name)
+    if content is None:
         raise RefusedRequest(404, "there is no such file")
-    return Response((files("calotype.serve") / "static" / name).read_bytes(), 200, STATIC_HEADERS, STATIC[name])
+    return Response(content, 200, KEPT, TYPES[name.rpartition(".")[2]])
 
 
 def answer_refused(request: Request, error: RefusedRequest) -> Response:
@@ -135,6 +132,8 @@ class Protocol(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        # asyncio does so only for sockets with a protocol number; else the second packet of an answer waits for 40 ms
+        transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._await_headers()
 
     def data_received(self, data: bytes) -> None:

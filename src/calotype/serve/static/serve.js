@@ -292,6 +292,12 @@ function gallery() {
     }
     if (button.dataset.remove) { await ask("DELETE", address); figure.remove(); }
     if (button.dataset.vary) edit(figure.dataset.picture, one("img", figure));
+    if (button.dataset.enlarge) {
+      const asked = {kind: "enlarge", of: figure.dataset.picture};
+      for (const name of ["seed", "label", "prompt"]) if (about[name] !== undefined) asked[name] = about[name];
+      form.scrollIntoView({behavior: "smooth", block: "nearest"});
+      askForPictures(form, JSON.stringify(asked), {"Content-Type": "application/json"});
+    }
     if (button.dataset.again) {
       for (const name of ["label", "prompt", "negative", "seed", "steps", "guidance"]) if (field(form, name)) field(form, name).value = about[name] ?? "";
       field(form, "count").value = about.index + 1;
