@@ -148,6 +148,11 @@ def kept_picture(request: Request) -> Response:
     return picture_response(folder, Gallery(folder).file(request.path_params["picture"]))
 
 
+def nearest_of_picture(request: Request) -> Response:
+    folder = folder_of(request)
+    return picture_response(folder, Gallery(folder).nearest(request.path_params["picture"]))
+
+
 def cover(request: Request) -> Response:
     """A small part of the newest pictures, for the list."""
     folder = folder_of(request)
@@ -274,6 +279,7 @@ PAGES: dict[str, Endpoint] = {
     "/runs/{run}/gallery.zip": gallery_archive, "/runs/{run}/report": report_file, "/runs/{run}/cover": cover,
     "/runs/{run}/grid": grid_picture, "/runs/{run}/nearest": nearest_picture,
     "/runs/{run}/previews/{leg}/{index:int}": preview_picture, "/runs/{run}/pictures/{picture}": kept_picture,
+    "/runs/{run}/pictures/{picture}/nearest": nearest_of_picture,
     "/words.json": terms,
 }  # fmt: skip
 DATA: dict[str, Endpoint] = {

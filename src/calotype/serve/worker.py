@@ -29,6 +29,7 @@ from calotype.machine import find_device, out_of_memory
 from calotype.model import Model, load
 from calotype.run import Run
 from calotype.serve.requests import LARGEST_PIXELS
+from calotype.serve.trained import Trained, nearest_to
 from calotype.serve.wire import packed, unpack
 from calotype.threads import rows_of
 from calotype.training.snapshot import snapshot
@@ -225,7 +226,7 @@ class Worker:
 
     def __init__(self, source: BinaryIO, sink: BinaryIO, device: str) -> None:
         self.source, self.sink = source, sink
-        self.models = Models(find_device(device))
+        self.models, self.trained = Models(find_device(device)), Trained()
         self.cancelled, self.arrived = set[str](), threading.Condition()
         self.waiting: list[tuple[dict[str, Any], list[bytes]] | None] = []
         self.writing = threading.Lock()
@@ -259,6 +260,9 @@ class Worker:
         job = asked["job"]
         try:
             self.say({"job": job, "total": 0, "done": 0})
+            if asked["kind"] == "nearest":
+                self.search(job, Path(asked["folder"]), files)
+                return
             model = self.models.of(Path(asked["folder"]))
             calls, total = 0, calls_of(model, asked)
 
@@ -284,6 +288,21 @@ class Worker:
                 f"{type(error).__name__}: {error}"
             )  # fmt: skip
             self.say({"job": job, "end": "failed", "reason": reason})
+
+    def search(self, job: str, folder: Path, files: list[bytes]) -> None:
+        """The nearest training picture of each file."""
+
+        def progress(done: int, total: int) -> None:
+            if job in self.cancelled:
+                raise CancelledError
+            if done == total or done % max(1, total // 100) == 0:
+                self.say({"job": job, "total": total, "done": done})
+
+        trained = self.trained.of(folder, progress)
+        for content, note in nearest_to([decoded(file, read_image) for file in files], trained):
+            progress(0, 1)
+            self.say({"job": job, "note": note}, [content])
+        self.say({"job": job, "end": "finished"})
 
 
 def work() -> None:

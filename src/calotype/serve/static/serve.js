@@ -224,40 +224,62 @@ function follow() {
 // -- Pictures ---------------------------------------------------------------------------------------------------------
 
 async function askForPictures(form, body, headers) {
-  const state = one("output", form) || one("#sampling output"), bar = one("#sampling progress"), cancel = one("#cancel");
+  const news = await work(`/api/runs/${run}/samples`, body, headers);
+  show(news?.gallery?.figures || []);
+  if (one("#nearest")?.getAttribute("aria-pressed") === "true") await findNearest();
+}
+
+// Asks for a job and follows it to its end; what goes wrong is written into the form.
+async function work(address, body, headers) {
+  const state = one("#sampling output"), bar = one("#sampling progress"), cancel = one("#cancel");
   state.textContent = "In the queue …";
+  let last = null;
   try {
-    const job = await ask("POST", `/api/runs/${run}/samples`, body, headers);
-    cancel.hidden = bar.hidden = false;
-    bar.removeAttribute("value");
-    cancel.onclick = () => ask("DELETE", `/api/jobs/${job.id}`).catch(() => {});
-    await new Promise((done, fail) => {
-      const source = new EventSource(`/api/jobs/${job.id}/events`);
-      source.onerror = () => {
-        if (source.readyState === EventSource.CLOSED) fail(new Error("The server was started anew; open the address that it has printed."));
-        else state.textContent = "The server does not answer; trying again …";
-      };
-      source.addEventListener("job", event => {
-        const news = JSON.parse(event.data);
-        if (news.state === "queued") state.textContent = news.before ? `${news.before} before it in the queue …` : "Next in the queue …";
-        if (news.state === "running") { state.textContent = news.total ? "Sampling …" : "Opening the model …"; if (news.total) bar.value = news.done / news.total; }
-        if (["queued", "running"].includes(news.state)) return;
-        source.close();
-        state.textContent = news.reason || {finished: "", cancelled: "Cancelled."}[news.state] || news.state;
-        show(news.gallery?.figures || []);
-        done();
-      });
-    });
+    const job = await ask("POST", address, body, headers);
+    if (job.id) last = await followed(job, state, bar, cancel);
+    state.textContent = last?.reason || {cancelled: "Cancelled."}[last?.state] || "";
   } catch (error) {
     state.textContent = error.message;
   }
   cancel.hidden = bar.hidden = true;
+  return last;
+}
+
+function followed(job, state, bar, cancel) {
+  cancel.hidden = bar.hidden = false;
+  bar.removeAttribute("value");
+  cancel.onclick = () => ask("DELETE", `/api/jobs/${job.id}`).catch(() => {});
+  const [opening, doing] = job.kind === "nearest" ? ["Reading the training pictures …", "Searching …"] : ["Opening the model …", "Sampling …"];
+  return new Promise((done, fail) => {
+    const source = new EventSource(`/api/jobs/${job.id}/events`);
+    source.onerror = () => {
+      if (source.readyState === EventSource.CLOSED) fail(new Error("The server was started anew; open the address that it has printed."));
+      else state.textContent = "The server does not answer; trying again …";
+    };
+    source.addEventListener("job", event => {
+      const news = JSON.parse(event.data);
+      if (news.state === "queued") state.textContent = news.before ? `${news.before} before it in the queue …` : "Next in the queue …";
+      if (news.state === "running") { state.textContent = news.total ? doing : opening; if (news.total) bar.value = news.done / news.total; }
+      if (["queued", "running"].includes(news.state)) return;
+      source.close();
+      done(news);
+    });
+  });
 }
 
 function show(figures) {
   const fresh = figures.flatMap(elements);
   for (const figure of fresh) { figure.classList.add("fresh"); }
   one("#gallery").prepend(...fresh);
+}
+
+// The nearest training pictures of all that are shown, some dozens at a time.
+async function findNearest() {
+  for (;;) {
+    const news = await work(`/api/runs/${run}/nearest`);
+    for (const figure of (news?.gallery?.figures || []).flatMap(elements)) one(`[data-picture="${figure.dataset.picture}"]`)?.replaceWith(figure);
+    if (news?.state !== "finished") return;
+  }
 }
 
 function kinds(form) {
@@ -268,7 +290,13 @@ function kinds(form) {
 }
 
 function gallery() {
-  const form = one("#sampling");
+  const form = one("#sampling"), nearest = one("#nearest");
+  nearest?.addEventListener("click", () => {
+    const on = nearest.getAttribute("aria-pressed") !== "true";
+    nearest.setAttribute("aria-pressed", on);
+    one("#gallery").classList.toggle("nearest", on);
+    if (on) findNearest();
+  });
   kinds(form);
   form.addEventListener("submit", event => {
     event.preventDefault();
