@@ -40,7 +40,13 @@ def index_page(runs: Sequence[tuple[str, RunSummary]], starting: Sequence[tuple[
     if not runs and not starting:
         return document("Runs", masthead([], "Runs", "There are none yet."), new, about={"page": "index"})
     return document(
-        "Runs", masthead([], "Runs", lede), new, filters(), runs_table(runs, starting), about={"page": "index"}
+        "Runs",
+        masthead([], "Runs", lede),
+        new,
+        filters(),
+        runs_table(runs, starting),
+        aside("Of PSNR more is better; of the held-out loss and of FD-Lite0, which compare only at equal n, less."),
+        about={"page": "index"},
     )
 
 

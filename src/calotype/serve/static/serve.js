@@ -70,12 +70,25 @@ async function explain(root) {
   }
 }
 
+// The name of a field that is a term: no button, which inside a label would be another field, but it works as one.
+async function explainFields() {
+  explain.terms ??= fetch("/words.json").then(answer => answer.json());
+  const byLower = new Map(Object.keys(await explain.terms).map(term => [term.toLowerCase(), term]));
+  for (const name of all(".field > span")) {
+    const term = byLower.get(name.textContent.toLowerCase());
+    if (term) name.replaceChildren(made("span", {role: "button", tabindex: "0", class: "term", "data-term": term}, name.textContent));
+  }
+}
+document.addEventListener("keydown", event => {
+  if (event.target.matches("span.term") && ["Enter", " "].includes(event.key)) { event.preventDefault(); showTerm(event.target); }
+});
+
 async function showTerm(button) {
   const [english, vietnamese] = (await explain.terms)[button.dataset.term];
   one("#explained")?.remove();
   const box = made("div", {id: "explained", popover: "auto", role: "note"}, made("b", {}, button.dataset.term),
     made("p", {}, english), made("p", {lang: "vi"}, vietnamese));
-  document.body.append(box);
+  (button.closest("dialog") || document.body).append(box);
   box.showPopover();
   const place = button.getBoundingClientRect(), size = box.getBoundingClientRect();
   const below = place.bottom + size.height + 8 < innerHeight;
@@ -86,9 +99,9 @@ async function showTerm(button) {
 // -- Everywhere -------------------------------------------------------------------------------------------------------
 
 document.addEventListener("click", async event => {
-  const button = event.target.closest("button");
+  const button = event.target.closest("button, span.term");
   if (!button) return;
-  if (button.dataset.term) return showTerm(button);
+  if (button.dataset.term) { event.preventDefault(); return showTerm(button); }
   if (button.dataset.copy !== undefined) {
     const before = button.textContent;
     try {
@@ -484,5 +497,5 @@ if (page.page === "run") { sliders(document); follow(); }
 if (page.page === "gallery") gallery();
 if (page.page === "new") newRun();
 if (page.page === "start" && !page.over) setTimeout(() => location.reload(), 2000);
-if (page.page && page.page !== "words") explain(one("main"));
+if (page.page && page.page !== "words") { explain(one("main")); explainFields(); }
 document.body.dataset.ready = "1";
