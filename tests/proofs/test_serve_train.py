@@ -11,7 +11,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from serving import SOURCES
+from serving import SOURCES, until
 from small import write_pictures
 
 from calotype.serve.library import id_of
@@ -25,14 +25,10 @@ def test_a_training_shows_itself_and_takes_the_page_with_it(tmp_path):
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
         opened = next(filter(None, (re.search(r"open (http://[^/]+)/\?token=(\S+)", line) for line in process.stdout)))
         with httpx.Client(base_url=opened[1], headers={"Authorization": f"Bearer {opened[2]}"}, timeout=60) as client:
-            states = set()
-            for _ in process.stdout:
-                if client.get("/api/runs").json()["runs"] if not states else True:
-                    states.add(client.get(f"/api/runs/{id_of('pets')}").json()["state"])
-                    assert "Stop" in client.get(f"/runs/{id_of('pets')}").text or states != {"training"}
-                if states:
-                    break
+            until(lambda: client.get(f"/api/runs/{id_of('pets')}").is_success, 120)
+            assert client.get(f"/api/runs/{id_of('pets')}").json()["state"] == "training"
+            assert "It saves what it has learned" in client.get(f"/runs/{id_of('pets')}").text  # the button Stop
             process.communicate(timeout=500)
-            assert process.returncode == 0 and states == {"training"}
+            assert process.returncode == 0 and (tmp_path / "runs" / "pets" / "report.html").is_file()
             with pytest.raises(httpx.ConnectError):
                 client.get("/")

@@ -56,8 +56,10 @@ def page_of_gallery(run: str, of: Run) -> str:
 def nearest_button(of: Run) -> Html | None:
     """Shows the nearest training picture beside each picture; only where the training pictures are at hand."""
     hint = "Beside each picture the most similar one of those that it was trained on"
-    words = ("Nearest training pictures", {"type": "button", "id": "nearest", "aria_pressed": "false", "title": hint})
-    return tag("button", words[0], **words[1]) if is_at_hand(of) else None
+    button = tag(
+        "button", "Nearest training pictures", type="button", id="nearest", aria_pressed="false", class_="quiet", title=hint
+    )  # fmt: skip
+    return button if is_at_hand(of) else None
 
 
 def sampling_form(of: Run) -> Html:

@@ -46,26 +46,28 @@ const field = (form, name) => one(`[data-field=${name}]`, form);
 
 // -- Words ------------------------------------------------------------------------------------------------------------
 
-const OUTSIDE = "button, a, input, select, option, textarea, script, style, svg, pre, code, h1, .kicker, .term, #explained, label, nav, .runs";
+const OUTSIDE = "button, a, input, select, option, textarea, script, style, svg, pre, code, h1, .kicker, .term, #explained, label, nav, .runs, summary, .gallery";
 
 async function explain(root) {
   explain.terms ??= fetch("/words.json").then(answer => answer.json());
   const terms = await explain.terms, byLower = new Map(Object.keys(terms).map(term => [term.toLowerCase(), term]));
   const longest = [...byLower.keys()].sort((a, b) => b.length - a.length).map(term => term.replace(/[.*+?^${}()|[\]\\]/g, "\\$&"));
-  const pattern = new RegExp(`(?<![\\p{L}\\d-])(${longest.join("|")})(?![\\p{L}\\d])`, "iu");
+  const pattern = new RegExp(`(?<![\\p{L}\\d-])(${longest.join("|")})(?![\\p{L}\\d])`, "giu");
   for (const section of root.matches("section, header, .panel") ? [root] : [root, ...all("section", root)]) {
     const used = new Set(all(".term", section).map(term => term.textContent.toLowerCase()));
     const walker = document.createTreeWalker(section, NodeFilter.SHOW_TEXT);
     const texts = [];
     while (walker.nextNode()) if (!walker.currentNode.parentElement.closest(OUTSIDE)) texts.push(walker.currentNode);
-    for (const text of texts) {
-      const match = pattern.exec(text.data);
-      if (!match || used.has(match[0].toLowerCase())) continue;
-      used.add(match[0].toLowerCase());
-      const rest = text.splitText(match.index);
-      rest.splitText(match[0].length);
-      const term = byLower.get(match[0].toLowerCase());
-      rest.replaceWith(made("button", {type: "button", class: "term", "data-term": term}, match[0]));
+    for (let text of texts) {
+      pattern.lastIndex = 0;
+      for (let match; (match = pattern.exec(text.data));) {
+        if (used.has(match[0].toLowerCase())) continue;
+        used.add(match[0].toLowerCase());
+        const word = text.splitText(match.index), term = byLower.get(match[0].toLowerCase());
+        text = word.splitText(match[0].length);
+        word.replaceWith(made("button", {type: "button", class: "term", "data-term": term}, match[0]));
+        pattern.lastIndex = 0;
+      }
     }
   }
 }
