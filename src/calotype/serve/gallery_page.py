@@ -56,10 +56,8 @@ def page_of_gallery(run: str, of: Run) -> str:
 def nearest_button(of: Run) -> Html | None:
     """Shows the nearest training picture beside each picture; only where the training pictures are at hand."""
     hint = "Beside each picture the most similar one of those that it was trained on"
-    button = tag(
-        "button", "Nearest training pictures", type="button", id="nearest", aria_pressed="false", class_="quiet", title=hint
-    )  # fmt: skip
-    return button if is_at_hand(of) else None
+    about = {"type": "button", "id": "nearest", "aria_pressed": "false", "class_": "quiet", "title": hint}
+    return tag("button", "Nearest training pictures", **about) if is_at_hand(of) else None
 
 
 def sampling_form(of: Run) -> Html:

@@ -176,9 +176,9 @@ def new_page() -> str:
         class_="panel",
     )
     note = aside(
-        "Latent diffusion trains an autoencoder first, and is the faster one; a cascade makes small pictures and enlarges "
-        "them. The budget is divided by the plan. Training is a process of its own: it goes on when you close this page or stop the server. The plan, with its "
-        "reasons, is on the page of the run after a moment."
+        "Latent diffusion trains an autoencoder first, and is the faster one; a cascade makes small pictures and "
+        "enlarges them. The budget is divided by the plan. Training is a process of its own: it goes on when you close "
+        "this page or stop the server. The plan, with its reasons, is on the page of the run after a moment."
     )
     lede = "A folder of pictures and a time are enough; the plan chooses the rest."
     return document("New run", masthead([], "New run", lede), form, note, about={"page": "new"})
