@@ -1,6 +1,7 @@
 """Runs of several stages, from pictures to pictures."""
 
 import contextlib
+import io
 import json
 from dataclasses import replace
 
@@ -20,6 +21,7 @@ from calotype.diffusion.augmentation import NoiseAugmentation
 from calotype.diffusion.stage import generate
 from calotype.files import read_json
 from calotype.planning import choose, make, measure
+from calotype.serve.worker import draw_enlarged
 from calotype.settings import parse_recipe, read_recipe
 from calotype.tables import merge
 from calotype.training import pipeline
@@ -256,6 +258,9 @@ def test_any_picture_is_enlarged_whatever_its_shape(tmp_path, runs):
         model.enlarge(picture, 64)
     with pytest.raises(UserError, match="one stage, which is not conditioned on low resolution"):
         replace(model, stages=model.stages[:1]).enlarge(picture)
+    picture.save(file := io.BytesIO(), "PNG")
+    (large,) = draw_enlarged(model, {"seed": 1}, [file.getvalue()])  # as the page asks for it
+    assert Image.open(io.BytesIO(large)).tobytes() == model.enlarge(picture, seed=1).tobytes()
 
 
 def test_steps_and_guidance_are_those_of_the_first_stage(runs):

@@ -33,6 +33,7 @@ from calotype.training.process import (
     Stop,
     StoppableReporter,
     clean_up,
+    holder_of,
     locked,
     owner_of,
     stoppable,
@@ -207,6 +208,21 @@ def test_the_lock_of_a_killed_process_does_not_block_and_that_of_a_living_one_na
     with locked(run.folder):
         assert owner_of(run.folder) == os.getpid()
     assert not (run.folder / "lock").exists()
+
+
+def test_only_a_process_that_holds_the_lock_is_its_holder(tmp_path):
+    """Whoever can write the file could name any process in it, so that the page would stop that one."""
+    run = run_in(tmp_path / "run")
+    (run.folder / "lock").write_text(f"{os.getpid()} {HOST}")
+    assert owner_of(run.folder) == os.getpid() and holder_of(run.folder) is None
+    (run.folder / "lock").unlink()
+    process = python(HOLD.format(folder=str(run.folder)))
+    assert process.stdout.readline() == "locked\n"
+    assert holder_of(run.folder).pid == process.pid
+    (run.folder / "lock").write_text(f"{os.getpid()} {HOST}")  # it is locked, but not by us
+    assert holder_of(run.folder) is None
+    process.kill()
+    process.communicate()
 
 
 def test_a_finished_run_is_cleaned_up_too(finished, tmp_path):

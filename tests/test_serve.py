@@ -19,14 +19,20 @@ import pytest
 from openai import BadRequestError, OpenAI
 from PIL import Image
 from serving import ADDRESS, CHROMIUM, RUN, bearer, browser_page, client_of, ready, served, until
+from small import write_pictures
 from test_report import fake_run, flat
 
+from calotype.data.images import images_from_pixels, pils_from_images
 from calotype.files import read_json, write_json
 from calotype.model import load
 from calotype.run import Run
 from calotype.serve import events, launching, sampling
+from calotype.serve.gallery import Gallery
 from calotype.serve.launching import Launcher, why_stopped
 from calotype.serve.library import id_of
+from calotype.serve.trained import is_at_hand, read_trained
+from calotype.serve.worker import ENLARGING_STRENGTH
+from calotype.types import UserError, no_progress
 
 
 @pytest.fixture(scope="module")
@@ -181,6 +187,51 @@ def test_variations_films_and_steps(client, model):
     expected = model.redraw(model.sample(1, "a", 1)[0], seed=4, count=2)
     for picture, one in zip(varied, expected, strict=True):
         assert np.array_equal(Image.open(io.BytesIO(client.get(f"/runs/{RUN}/pictures/{picture}").content)), one)
+
+
+def test_a_picture_is_enlarged_also_without_a_stage_for_it(client, model):
+    place = f"/api/runs/{RUN}/samples"
+    (first,) = done(client, client.post(place, json={"count": 1, "seed": 1, "label": "a"}))["gallery"]
+    asked = {"kind": "enlarge", "of": first, "seed": 1, "label": "a"}
+    (large,) = done(client, client.post(place, json=asked))["gallery"]
+    picture = model.sample(1, "a", 1)[0].resize((32, 32), Image.Resampling.LANCZOS)
+    (expected,) = model.redraw(picture, ENLARGING_STRENGTH, label="a", seed=1, size=(32, 32))
+    assert np.array_equal(Image.open(io.BytesIO(client.get(f"/runs/{RUN}/pictures/{large}").content)), expected)
+    assert "seed 1 · enlarged · a" in client.get(f"/runs/{RUN}/gallery").text
+
+
+def test_the_nearest_training_picture_stands_beside_a_picture(client, folder):
+    """Of a training picture, mirrored, that is the picture itself, by its name alone."""
+    run = Run.open(folder / "run")
+    trained = read_trained(run, no_progress)
+    row = int(trained.train_indices[1])
+    (original,) = pils_from_images(images_from_pixels(trained.pixels[row : row + 1]).flip(-1))
+    gallery = Gallery(folder / "run")
+    (picture,) = gallery.add([png(original)], {"kind": "sample", "seed": 0, "order": time.time()})
+    while (answer := client.post(f"/api/runs/{RUN}/nearest")).status_code == 202:
+        assert done(client, answer)["state"] == "finished"
+    note = gallery.about(picture)["nearest"]
+    assert note["file"] == trained.originals[row].path.name and note["apart"] < 1e-3
+    shown = Image.open(io.BytesIO(client.get(f"/runs/{RUN}/pictures/{picture}/nearest").content))
+    assert np.array_equal(shown, original)
+    page = client.get(f"/runs/{RUN}/gallery").text
+    assert f"nearest training picture: {note['file']}" in page and str(trained.originals[row].path) not in page
+    assert not gallery.unsearched(1)
+    client.delete(f"/api/runs/{RUN}/pictures/{picture}")
+    assert client.get(f"/runs/{RUN}/pictures/{picture}/nearest").status_code == 404
+    assert not list((folder / "run" / "gallery").glob(f"{picture}*"))
+
+
+def test_training_pictures_that_have_gone_or_changed_are_not_searched(folder, tmp_path):
+    run = Run(tmp_path, Run.open(folder / "run").state.model_copy())
+    shutil.copy(folder / "run" / "recipe.toml", tmp_path)
+    run.state.data = str(tmp_path / "gone")
+    with pytest.raises(UserError, match="not where they were"):
+        read_trained(run, no_progress)
+    assert not is_at_hand(run)
+    write_pictures(tmp_path / "gone", seed=3)
+    with pytest.raises(UserError, match="have changed since"):
+        read_trained(run, no_progress)
 
 
 def test_a_process_that_dies_is_replaced_and_its_request_is_answered(client, opened, model):

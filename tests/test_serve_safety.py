@@ -1,17 +1,22 @@
 """Who may ask the server, what may be sent to it, and that whatever comes from outside is text."""
 
 import asyncio
+import contextlib
 import io
 import json
 import os
 import re
 import shutil
+import socket
+import threading
+import time
 import zipfile
 from html.parser import HTMLParser
 
 import pytest
-from serving import ADDRESS, PORT, RUN, bearer, client_of
+from serving import ADDRESS, PORT, RUN, bearer, client_of, until
 from small import Keeper
+from starlette.applications import Starlette
 from starlette.routing import Route
 from test_report import facts, fake_run, flat
 
@@ -20,7 +25,7 @@ from calotype.cli.options import ServeOptions
 from calotype.files import write_json
 from calotype.serve import safety
 from calotype.serve.actions import safe_parts
-from calotype.serve.answers import RefusedRequest
+from calotype.serve.answers import RefusedRequest, static_files
 from calotype.serve.gallery import Gallery
 from calotype.serve.library import id_of
 from calotype.serve.safety import gate_for
@@ -137,7 +142,7 @@ def test_with_a_cookie_a_change_needs_the_origin(opened):
 
 
 def test_every_answer_has_a_strict_policy_and_pages_need_nothing_inline(client, token):
-    for path in ("/", "/new", "/words", f"/runs/{RUN}", f"/runs/{RUN}/gallery", "/none", "/static/serve.js"):
+    for path in ("/", "/new", "/words", f"/runs/{RUN}", f"/runs/{RUN}/gallery", "/none", static_files()["serve.js"][0]):
         answer = client.get(path, headers={**token, "Accept": "text/html"})
         policy = answer.headers["content-security-policy"]
         assert "default-src 'none'" in policy and "unsafe" not in policy and "frame-ancestors 'none'" in policy
@@ -148,7 +153,7 @@ def test_every_answer_has_a_strict_policy_and_pages_need_nothing_inline(client, 
         elements = Page(answer.text).elements
         assert not [name for name, _ in elements if name == "style"]
         assert [given for name, given in elements if name == "script"] == [
-            {"type": "module", "src": "/static/serve.js"}
+            {"type": "module", "src": static_files()["serve.js"][0]}
         ]
         names = {attribute for _, given in elements for attribute in given}
         assert "style" not in names and not [name for name in names if name.startswith("on")]
@@ -204,6 +209,94 @@ def test_a_body_that_never_ends_is_given_up(monkeypatch):
     with pytest.raises(RefusedRequest) as caught:
         asyncio.run(read())
     assert caught.value.status == 408
+
+
+@pytest.fixture
+def listening(monkeypatch):
+    """Opens connections to a server at a socket that waits a moment for headers, and has one page without a token."""
+    from calotype.serve import server as module
+
+    monkeypatch.setattr(module, "HEADER_SECONDS", 0.4)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        app = Starlette(routes=[Route("/static/{name}", module.static)])
+        running = module.server(module.Guarded(app, gate_for("127.0.0.1", port)), "127.0.0.1", port)
+        thread = threading.Thread(target=running.run, args=([listener],))
+        thread.start()
+        until(lambda: running.started)
+
+        def connect(text=""):
+            connection = socket.create_connection(("127.0.0.1", port), timeout=20)
+            connection.sendall(text.replace("HOST", f"Host: 127.0.0.1:{port}").encode())
+            return connection
+
+        yield connect
+        running.should_exit = True
+        thread.join()
+
+
+def rest_of(connection):
+    """What the server still sends before it closes."""
+    parts = []
+    with connection, contextlib.suppress(ConnectionError):
+        while part := connection.recv(2**16):
+            parts.append(part)
+    return b"".join(parts)
+
+
+SHEET = f"GET {static_files()['serve.css'][0]} HTTP/1.1\r\nHOST\r\n"
+
+
+@pytest.mark.parametrize("endless", ["X: " + "a" * 2**20, "X: a\r\n" * 2**18], ids=["one line", "many lines"])
+def test_endless_headers_are_refused(listening, endless):
+    connection = listening(SHEET)
+    with contextlib.suppress(ConnectionError):
+        connection.sendall(endless.encode())
+    assert b" 200 " not in rest_of(connection)
+    assert b" 200 " in rest_of(listening(SHEET + "Connection: close\r\n\r\n"))
+
+
+@pytest.mark.parametrize("sent", ["", SHEET], ids=["nothing", "half of the headers"])
+def test_headers_that_come_too_slowly_end_the_connection(listening, sent):
+    """Also those that trickle, a byte now and then."""
+    connection, began = listening(sent), time.monotonic()
+    with contextlib.suppress(ConnectionError):
+        while time.monotonic() - began < 2:
+            connection.sendall(b"X")
+            time.sleep(0.05)
+    assert rest_of(connection) == b"" and time.monotonic() - began < 1.5
+
+
+def test_a_body_that_trickles_on_after_its_refusal_ends_the_connection(listening):
+    connection, began = listening("POST /x HTTP/1.1\r\nHOST\r\nContent-Length: 1000\r\n\r\n"), time.monotonic()
+    with contextlib.suppress(ConnectionError):
+        while time.monotonic() - began < 2:
+            connection.sendall(b"X")
+            time.sleep(0.05)
+    rest_of(connection)
+    assert time.monotonic() - began < 1.5
+
+
+def test_an_answer_does_not_wait_for_the_other_side_to_have_read_a_part_of_it(listening):
+    """Without TCP_NODELAY headers and body are two packets, of which the second waits for some 40 ms."""
+    took = []
+    with listening() as connection:
+        address = f"Host: 127.0.0.1:{connection.getpeername()[1]}"
+        for _ in range(20):
+            began = time.monotonic()
+            connection.sendall(f"GET {static_files()['icon.svg'][0]} HTTP/1.1\r\n{address}\r\n\r\n".encode())
+            while b"</svg>" not in connection.recv(2**16):
+                pass
+            took.append(time.monotonic() - began)
+    assert min(took[5:]) < 0.03  # the first answers do not wait
+
+
+def test_a_connection_that_is_kept_is_used_again_after_longer_than_headers_may_take(listening):
+    connection = listening(SHEET + "\r\n")
+    assert b" 200 " in connection.recv(2**16)
+    time.sleep(0.6)
+    connection.sendall(b"GET / HTTP/1.1\r\nHost: another\r\nConnection: close\r\n\r\n")
+    assert b" 421 " in rest_of(connection)
 
 
 BAD_NAMES = (

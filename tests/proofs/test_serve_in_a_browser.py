@@ -3,7 +3,10 @@
 `make proofs` runs it. SHOTS=FOLDER keeps pictures of every page at two widths, light and dark.
 """
 
+import csv
 import os
+import shlex
+import signal
 import sys
 import zipfile
 from pathlib import Path
@@ -18,6 +21,8 @@ from test_report import facts, fake_run, flat
 
 from calotype.files import write_json
 from calotype.serve.library import id_of
+from calotype.serve.words import TERMS
+from calotype.training.process import owner_of
 
 pytestmark = pytest.mark.skipif(not CHROMIUM, reason="needs chromium")
 WIDE, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 800}
@@ -26,12 +31,8 @@ EVIL = "<img src=x onerror=alert(1)>'\"&"
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("runs")
-    for index in range(199):
-        made = fake_run(folder / f"run-{index:03d}", flat, steps=20)
-        write_json(made / "run.json", facts(name=made.name, created=f"2026-11-{1 + index % 28:02d}T10:00:00+00:00"))
-    write_json(fake_run(folder / EVIL, flat) / "run.json", facts(name=EVIL, classes=[EVIL]))
-    return folder
+    """Of runs; empty at the beginning."""
+    return tmp_path_factory.mktemp("runs")
 
 
 @pytest.fixture(scope="module")
@@ -41,11 +42,12 @@ def server(folder):
 
 
 @pytest.fixture(scope="module")
-def trained(server, tmp_path_factory):
-    """A person who reads nothing but the page trains on a folder, stops, finds out why it stopped, and resumes."""
+def trained(server, folder, tmp_path_factory):
+    """A person who reads nothing but the page trains on a folder, finds out twice why it stopped, and resumes."""
     address, token = server
     pictures = write_pictures(tmp_path_factory.mktemp("pictures") / "my pets", 60, 32)
     with browser_page(address, token, viewport=WIDE) as page:
+        page.get_by_text("There are none yet.").wait_for()
         page.click("text=Train on a folder of pictures")
         ready(page).set_input_files("#files", str(pictures))
         page.get_by_text("60 files are here.").wait_for()
@@ -54,12 +56,26 @@ def trained(server, tmp_path_factory):
         page.get_by_label("Time for all of it").fill("60s")
         page.get_by_role("button", name="Start training").click()
         page.wait_for_url(f"{address}/runs/*")
-        page.get_by_role("button", name="Stop", exact=True).click(timeout=120_000)
-        page.get_by_text("It was asked to stop after").wait_for(timeout=60_000)
+        page.get_by_role("button", name="Stop", exact=True).click(timeout=180_000)
+        page.get_by_text("It was asked to stop after").wait_for(timeout=120_000)
         page.get_by_role("button", name="Resume", exact=True).click()
-        page.get_by_text("Finished after").wait_for(timeout=300_000)
+        page.get_by_role("button", name="Stop", exact=True).wait_for(timeout=180_000)
+        os.kill(until(lambda: owner_of(folder / "my pets")), signal.SIGKILL)
+        page.get_by_text("The operating system has killed it").wait_for(timeout=60_000)
+        page.get_by_role("button", name="Resume", exact=True).click()
+        page.get_by_text("Finished after").wait_for(timeout=400_000)
+        page.get_by_text("each with its reconstruction to the right").wait_for()
         page.get_by_role("link", name="Make pictures").wait_for()
     return id_of("my pets")
+
+
+@pytest.fixture(scope="module")
+def many(trained, folder):
+    """200 more runs, one with a hostile name."""
+    for index in range(199):
+        made = fake_run(folder / f"run-{index:03d}", flat, steps=20)
+        write_json(made / "run.json", facts(name=made.name, created=f"2026-11-{1 + index % 28:02d}T10:00:00+00:00"))
+    write_json(fake_run(folder / EVIL, flat) / "run.json", facts(name=EVIL, classes=[EVIL]))
 
 
 def test_ten_pictures_are_downloaded_with_their_seeds(server, trained, tmp_path):
@@ -116,7 +132,7 @@ def test_steps_are_under_a_slider_and_films_play(server, trained):
         assert page.locator("#gallery .steps").first.evaluate("image => image.style.objectPosition") == "50% 0%"
 
 
-def test_the_list_of_200_runs_sorts_filters_and_scrolls(server):
+def test_the_list_of_200_runs_sorts_and_filters(server, many):
     address, token = server
     with browser_page(address, token, viewport=WIDE) as page:
         ready(page.goto(f"{address}/") and page)
@@ -124,11 +140,6 @@ def test_the_list_of_200_runs_sorts_filters_and_scrolls(server):
         assert rows.count() >= 200
         page.get_by_role("button", name="Run", exact=True).click()
         assert "run-000" in "".join(page.locator("#list tbody tr").all_inner_texts()[:3])
-        frames = page.evaluate("""() => new Promise(done => { let last = performance.now(); const frames = [];
-            const step = now => { frames.push(now - last); last = now; scrollBy(0, 200);
-                frames.length < 60 ? requestAnimationFrame(step) : done(frames); };
-            requestAnimationFrame(step); })""")  # fmt: skip
-        assert sorted(frames)[50] < 100  # milliseconds; of 60 frames a few may wait for other work of the machine
         page.get_by_label("Filter").fill("run-01")
         assert page.locator("#list tbody tr:visible").count() == 10
         page.locator("#list tbody tr:visible input").first.focus()
@@ -142,7 +153,7 @@ def test_the_list_of_200_runs_sorts_filters_and_scrolls(server):
 
 @pytest.mark.parametrize("viewport", [WIDE, PHONE], ids=["desktop", "phone"])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_no_page_is_wider_than_the_screen(server, trained, viewport, scheme):
+def test_no_page_is_wider_than_the_screen(server, trained, many, viewport, scheme):
     """Hostile names, too, are text: their scripts would open a dialog, or write into the console."""
     address, token = server
     places = {
@@ -161,7 +172,7 @@ def test_no_page_is_wider_than_the_screen(server, trained, viewport, scheme):
         assert not dialogs
 
 
-def test_curves_show_their_values_and_previews_their_time(server, trained):
+def test_curves_show_their_values_and_previews_their_time(server, many):
     address, token = server
     with browser_page(address, token, viewport=WIDE) as page:
         ready(page.goto(f"{address}/runs/{id_of('run-000')}") and page)
@@ -191,6 +202,165 @@ def test_a_sample_is_shown_within_two_seconds_of_being_made(server, trained):
             return page.locator("#gallery figure").count() > before and now
 
         assert until(shown, pause=0.01) - (ended or 0) < 2000 or ended is None
-        paint = "performance.getEntriesByType('paint')[0].startTime"
+
+
+def test_a_picture_is_enlarged_and_stands_beside_its_nearest_training_picture(server, trained):
+    address, token = server
+    with browser_page(address, token, viewport=WIDE) as page:
+        ready(page.goto(f"{address}/runs/{trained}/gallery") and page)
+        page.locator("#sampling [data-field=count]").fill("1")
+        before = page.locator("#gallery figure").count()
+        page.get_by_role("button", name="Make pictures").click()
+        until(lambda: page.locator("#gallery figure").count() == before + 1)
+        page.locator("[data-enlarge]").first.click()
+        until(lambda: page.locator("#gallery figure").count() == before + 2)
+        large = page.locator("#gallery figure").first
+        assert "enlarged" in large.locator("figcaption").inner_text()
+        until(lambda: large.locator("img.sheet").first.evaluate("image => image.naturalWidth") == 64)
+        page.get_by_role("button", name="Nearest training pictures").click()
+        beside = large.locator(".beside")
+        beside.wait_for(timeout=60_000)
+        assert ".png" in beside.inner_text()
+        until(lambda: beside.locator("img").evaluate("image => image.naturalWidth") == 32)
+
+
+def test_by_the_keyboard_alone_a_picture_is_made_starred_and_downloaded(server, trained, tmp_path):
+    address, token = server
+    with browser_page(address, token, viewport=PHONE) as page:
+        ready(page.goto(f"{address}/runs/{trained}/gallery") and page)
+        before = page.locator("#gallery figure").count()
+
+        def tab_to(what, key="Tab"):
+            for _ in range(100):
+                page.keyboard.press(key)
+                if page.evaluate("what => document.activeElement.matches(what)", what):
+                    return
+            raise AssertionError(f"the keyboard does not lead to {what}")
+
+        tab_to("[data-field=seed]")
+        page.keyboard.type("41")
+        tab_to("[data-field=count]")
+        page.keyboard.press("Control+A")
+        page.keyboard.type("1")
+        tab_to("[type=submit]")
+        page.keyboard.press("Enter")
+        until(lambda: page.locator("#gallery figure").count() == before + 1)
+        tab_to("[data-star]")
+        page.keyboard.press("Space")
+        page.locator("#gallery figure").first.locator("[data-star][aria-pressed=true]").wait_for()
+        tab_to("[href*=starred]", "Shift+Tab")
+        with page.expect_download() as download:
+            page.keyboard.press("Enter")
+        download.value.save_as(tmp_path / "starred.zip")
+        names = zipfile.ZipFile(tmp_path / "starred.zip").namelist()
+        starred = page.locator("[data-star][aria-pressed=true]").count()
+        assert names[0].startswith("41-000-") and len(names) == starred + 1  # and pictures.json
+
+
+def test_terms_are_explained_in_place_in_two_languages(server, many, trained):
+    """Every term that stands in a text, and those that name a field."""
+    address, token = server
+    with browser_page(address, token, viewport=PHONE) as page:
+        for place in ("/", "/new", f"/runs/{trained}", f"/runs/{trained}/gallery"):
+            ready(page.goto(f"{address}{place}") and page)
+            page.locator(".term:visible").first.wait_for()
+            assert page.locator(".term:visible").count() >= 2, place
+            for term in page.locator(".term:visible").all()[:8]:
+                term.click()
+                english, vietnamese = TERMS[term.get_attribute("data-term")]
+                assert page.locator("#explained").inner_text().split("\n")[-1] == vietnamese
+                assert english in page.locator("#explained").inner_text()
+                page.keyboard.press("Escape")
+        names = page.locator(".field .term").all_inner_texts()
+        assert {"Seed", "Label"} <= set(names)
+
+
+def test_commands_files_and_differences_of_runs(server, many, trained, folder, tmp_path):
+    address, token = server
+    with browser_page(address, token, viewport=WIDE, permissions=["clipboard-read", "clipboard-write"]) as page:
+        ready(page.goto(f"{address}/runs/{trained}") and page)
+        page.get_by_role("button", name="Copy as command").click()
+        command = shlex.split(until(lambda: page.evaluate("navigator.clipboard.readText()")))
+        assert command[:2] == ["calotype", "train"] and Path(command[2]).is_dir() and str(folder / "my pets") in command
+        ready(page.goto(f"{address}/compare?runs={trained}&runs={id_of('run-000')}") and page)
+        assert page.locator("section:has(h2:text('Recipes')) tr:has-text('size')").count()
+        for name in ("CSV", "JSON"):
+            link = page.get_by_role("link", name=name, exact=True)
+            answer = page.request.get(f"{address}{link.get_attribute('href')}")
+            assert answer.ok and "denoiser." in answer.text()
         ready(page.goto(f"{address}/") and page)
-        assert page.evaluate(paint) < 2000  # 300 on a machine that does nothing else
+        with page.expect_download() as download:
+            page.get_by_role("link", name="CSV", exact=True).click()
+        download.value.save_as(tmp_path / "runs.csv")
+        with (tmp_path / "runs.csv").open(newline="") as file:
+            assert len(list(csv.DictReader(file))) == 201
+
+
+def test_two_servers_on_one_host_keep_their_cookies_apart(server, tmp_path):
+    """Browsers share the cookies of all ports of a host."""
+    address, token = server
+    with served(tmp_path) as (other, its_token, _), browser_page(address, token) as page:
+        for place in (f"{other}/?token={its_token}", address, other):
+            page.goto(place)
+            page.get_by_role("heading", name="Runs", exact=True).wait_for()
+
+
+SMALLEST_MILLISECONDS = 60
+"""First paint of a page of one word in Chromium, on a machine that does nothing else."""
+
+
+def first_paint(page, address):
+    """Median of nine loads, in milliseconds."""
+    read = "performance.getEntriesByName('first-contentful-paint')[0]?.startTime ?? 0"
+    took = []
+    for _ in range(9):
+        page.goto(address)
+        took.append(until(lambda: page.evaluate(read), pause=0.1))
+    return sorted(took)[4]
+
+
+def test_the_first_paint_is_below_300_milliseconds(server, many, trained):
+    """On a machine that is busy with other work as many times that as a page of one word takes longer."""
+    address, token = server
+    with browser_page(address, token, viewport=WIDE) as page:
+        smallest = first_paint(page, "data:text/html,<p>word")
+        slowness = max(1.0, smallest / SMALLEST_MILLISECONDS)
+        for place in ("/", "/new", f"/runs/{trained}", f"/runs/{trained}/gallery"):
+            took = first_paint(page, f"{address}{place}")
+            print(f"first paint of {place}: {took:.0f} ms; of a page of one word: {smallest:.0f} ms")
+            assert took < 300 * slowness, place
+
+
+SCROLL = """() => new Promise(done => {
+    const frames = [], long = [];
+    const watch = new PerformanceObserver(list => long.push(...list.getEntries().map(task => task.duration)));
+    watch.observe({type: "longtask"});
+    let last = performance.now();
+    const step = now => {
+        frames.push(now - last); last = now; scrollBy(0, 120);
+        frames.length < 120 ? requestAnimationFrame(step) : setTimeout(() => done({frames, long, end: scrollY}), 200);
+    };
+    requestAnimationFrame(step);
+})"""
+
+
+def scrolled(page):
+    """Times of frames in milliseconds, in order of length, and those of tasks of 50 ms or more, while it scrolls."""
+    page.evaluate("document.fonts.ready")
+    page.wait_for_timeout(1000)
+    seen = page.evaluate(SCROLL)
+    return sorted(seen["frames"]), sorted(seen["long"]), seen["end"]
+
+
+def test_the_list_of_200_runs_scrolls_without_a_stutter(server, many):
+    """As smoothly as an empty page of the same height does on this machine at this time."""
+    address, token = server
+    with browser_page(address, token, viewport=WIDE) as page:
+        ready(page.goto(f"{address}/new") and page)
+        page.evaluate("document.body.style.minHeight = '16000px'")
+        empty, _, _ = scrolled(page)
+        ready(page.goto(f"{address}/") and page)
+        frames, long, end = scrolled(page)
+        print(f"frames: median {frames[60]:.0f} ms, of 120 the 6th longest {frames[-6]:.0f} ms; long tasks: {long}")
+        print(f"of an empty page: median {empty[60]:.0f} ms, the 6th longest {empty[-6]:.0f} ms")
+        assert end > 8000 and frames[60] < empty[60] + 17 and frames[-6] < max(50.0, 2 * empty[-6])

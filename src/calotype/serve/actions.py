@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import re
 import time
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -38,6 +40,8 @@ UPLOAD_ID = re.compile(r"[0-9a-f]{16}")
 UPLOADED = (*SUFFIXES, ".txt", ".json", ".jsonl", ".csv", ".tsv")
 MOST_FILES, MOST_BYTES, MOST_PARTS = 20_000, 2**32, 6
 """Of an upload: files, bytes, and folders in each other."""
+SEARCHED_AT_ONCE = 16
+"""Pictures of a gallery in a request for the nearest training pictures."""
 
 
 # -- Pictures ----------------------------------------------------------------------------------------------------------
@@ -45,7 +49,6 @@ MOST_FILES, MOST_BYTES, MOST_PARTS = 20_000, 2**32, 6
 
 async def make_pictures(request: Request) -> Response:
     """Puts a request for pictures into the queue; they go into the gallery of the run. Answers with the job."""
-    queue: Queue = request.app.state.queue
     run, folder = request.path_params["run"], await run_in_threadpool(folder_of, request)
     files: dict[str, bytes] = {}
     if request.headers.get("content-type", "").startswith("multipart/form-data"):
@@ -53,10 +56,19 @@ async def make_pictures(request: Request) -> Response:
     else:
         asked = await read_body(request, PageSampling)
     job = await run_in_threadpool(job_of, asked, folder, files)
-    await queue.put(job)
-    keeping = asyncio.create_task(keep_in_gallery(request.app.state, run, job))
-    request.app.state.tasks.add(keeping)
-    keeping.add_done_callback(request.app.state.tasks.discard)
+    return await accepted(request, job, keep_in_gallery(run, job))
+
+
+async def accepted(request: Request, job: Job, keeping: Coroutine[Any, Any, None]) -> Response:
+    """Puts a job into the queue; `keeping` waits for its end, and puts its pictures where they belong."""
+    try:
+        await request.app.state.queue.put(job)
+    except RefusedRequest:
+        keeping.close()
+        raise
+    task = asyncio.create_task(keeping)
+    request.app.state.tasks.add(task)
+    task.add_done_callback(request.app.state.tasks.discard)
     return json_response(job.as_json(), 202, {"Location": f"/api/jobs/{job.id}"})
 
 
@@ -84,15 +96,49 @@ def job_of(asked: PageSampling, folder: Path, files: dict[str, bytes]) -> Job:
     return Job(asked.kind, folder, {**fields, **kept}, sent, kept=False)
 
 
-async def keep_in_gallery(state: Any, run: str, job: Job) -> None:
+async def find_nearest(request: Request) -> Response:
+    """Searches the nearest training pictures of the newest pictures that lack one; answers with the job, if any."""
+    run, folder = request.path_params["run"], await run_in_threadpool(folder_of, request)
+    gallery = Gallery(folder)
+    chosen = await run_in_threadpool(gallery.unsearched, SEARCHED_AT_ONCE)
+    if not chosen:
+        return json_response({"state": "finished"})
+    files = [await run_in_threadpool(gallery.file(picture).read_bytes) for picture in chosen]
+    job = Job("nearest", folder, {}, files, kept=False)
+    return await accepted(request, job, keep_nearest(run, job, chosen))
+
+
+async def keep_nearest(run: str, job: Job, chosen: Sequence[str]) -> None:
+    def keep() -> dict[str, Any]:
+        gallery = Gallery(job.folder)
+        for picture, content, note in zip(chosen, job.pictures, job.notes, strict=False):
+            with contextlib.suppress(RefusedRequest):  # it was removed meanwhile
+                gallery.keep_nearest(picture, content, note)
+        entries = {entry["id"]: entry for entry in gallery.entries()}
+        there = [each for each in chosen if each in entries]
+        return {"ids": there, "figures": [gallery_figure(run, entries[each]).code for each in there]}
+
+    await keep_once_ended(job, keep)
+
+
+async def keep_in_gallery(run: str, job: Job) -> None:
     """Puts the pictures of a job into the gallery once it has ended, also of one that was cancelled on the way."""
+
+    def keep() -> dict[str, Any]:
+        gallery, about = Gallery(job.folder), {**job.asked, "kind": job.kind, "order": time.time()}
+        ids = gallery.add(job.pictures, about)
+        entries = {entry["id"]: entry for entry in gallery.entries()}
+        return {"ids": ids, "figures": [gallery_figure(run, entries[each]).code for each in ids]}
+
+    await keep_once_ended(job, keep)
+
+
+async def keep_once_ended(job: Job, keep: Callable[[], Any]) -> None:
+    """Calls `keep`, where there are pictures, once a job has ended; what it returns is attached to the job."""
     try:
         await job.wait()
         if job.pictures:
-            gallery, about = Gallery(job.folder), {**job.asked, "kind": job.kind, "order": time.time()}
-            ids = await run_in_threadpool(gallery.add, job.pictures, about)
-            entries = {entry["id"]: entry for entry in await run_in_threadpool(gallery.entries)}
-            job.attached = {"ids": ids, "figures": [gallery_figure(run, entries[each]).code for each in ids]}
+            job.attached = await run_in_threadpool(keep)
             job.pictures = []
     except (RefusedRequest, OSError) as problem:
         why = getattr(problem, "strerror", None) or problem
@@ -240,6 +286,7 @@ def safe_parts(path: str) -> list[str]:
 CHANGES = {
     ("POST", "/api/runs"): start_run, ("POST", "/api/runs/{run}/stop"): stop_run,
     ("POST", "/api/runs/{run}/resume"): resume_run, ("POST", "/api/runs/{run}/samples"): make_pictures,
+    ("POST", "/api/runs/{run}/nearest"): find_nearest,
     ("POST", "/api/runs/{run}/pictures/{picture}"): change_picture,
     ("DELETE", "/api/runs/{run}/pictures/{picture}"): change_picture, ("POST", "/api/uploads/{upload}"): upload,
     ("GET", "/api/jobs/{job}"): job_json, ("DELETE", "/api/jobs/{job}"): cancel_job,

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import cache
+from hashlib import sha256
+from importlib.resources import files
 from typing import Any
 
 from starlette.datastructures import Headers
@@ -11,14 +14,24 @@ from starlette.responses import HTMLResponse, Response
 from starlette.types import Scope
 
 from calotype.escaping import plain
-from calotype.report.html import MARK, Content, Html, masthead, tag
+from calotype.report.html import MARK, STYLE, Content, Html, masthead, tag
 
-SHEETS, MODULE = ("/static/report.css", "/static/serve.css"), "/static/serve.js"
+KEPT = {"Cache-Control": "private, max-age=31536000, immutable"}
+"""Of what never changes under its address."""
 TITLES = {
     400: "This cannot be done", 401: "The token is missing", 403: "Not allowed", 404: "Nothing is here",
     408: "Too slow", 409: "Not now", 413: "Too large", 414: "Too long", 421: "Another name", 429: "Too many at once",
     500: "Our mistake", 503: "Not now",
 }  # fmt: skip
+
+
+@cache
+def static_files() -> dict[str, tuple[str, bytes]]:
+    """Address and content of each file that pages need; the sheet of the report is in ours, so that there is one."""
+    folder = files("calotype.serve") / "static"
+    contents = {name: (folder / name).read_bytes() for name in ("serve.css", "serve.js", "icon.svg")}
+    contents["serve.css"] = STYLE.encode() + contents["serve.css"]
+    return {name: (f"/static/{sha256(content).hexdigest()[:12]}.{name}", content) for name, content in contents.items()}
 
 
 class RefusedRequest(Exception):  # noqa: N818
@@ -55,15 +68,16 @@ def error_page(status: int, reason: str) -> str:
 
 def document(title: str, *parts: Content, about: Mapping[str, str] | None = None) -> str:
     """A whole page: style and script are files, so that its policy needs nothing inline. `about` is for the script."""
+    place = static_files()
     head = tag(
         "head",
         tag("meta", charset="utf-8"),
         tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
         tag("meta", name="color-scheme", content="light dark"),
         tag("title", f"{title}{MARK}"),
-        *(Html(f'<link rel="stylesheet" href="{place}">') for place in SHEETS),
-        Html('<link rel="icon" href="/static/icon.svg" type="image/svg+xml">'),
-        tag("script", type="module", src=MODULE),
+        Html(f'<link rel="stylesheet" href="{place["serve.css"][0]}">'),
+        Html(f'<link rel="icon" href="{place["icon.svg"][0]}" type="image/svg+xml">'),
+        tag("script", type="module", src=place["serve.js"][0]),
     )
     body = tag(
         "body", Html(NAVIGATION), tag("main", *parts), **{f"data_{key}": value for key, value in (about or {}).items()}

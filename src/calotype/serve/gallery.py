@@ -22,7 +22,7 @@ GALLERY_FOLDER = "gallery"
 LARGEST_GALLERY = 10_000
 """Pictures in a gallery."""
 PICTURE_ID = re.compile(r"[0-9a-f]{20}")
-SUFFIX_OF = {"interpolate": ".webp"}
+SUFFIX_OF, NEAREST_SUFFIX = {"interpolate": ".webp"}, ".nearest.png"
 MADE_BY = (
     "kind",
     "seed",
@@ -109,7 +109,26 @@ class Gallery:
 
     def remove(self, picture: str) -> None:
         self.file(picture).unlink()
-        (self.place / f"{picture}.json").unlink(missing_ok=True)
+        for suffix in (".json", NEAREST_SUFFIX):
+            (self.place / f"{picture}{suffix}").unlink(missing_ok=True)
+
+    def unsearched(self, most: int) -> list[str]:
+        """Ids of the newest pictures whose nearest training picture is not known yet."""
+        kinds = ("sample", "edit", "enlarge")
+        return [entry["id"] for entry in self.entries() if entry.get("kind") in kinds and "nearest" not in entry][:most]
+
+    def keep_nearest(self, picture: str, content: bytes, note: dict[str, Any]) -> None:
+        """The nearest training picture of a picture, and what is known of it."""
+        about = self.about(picture)
+        write_whole(self.place / f"{picture}{NEAREST_SUFFIX}", content)
+        write_json(self.place / f"{picture}.json", {**about, "nearest": note})
+
+    def nearest(self, picture: str) -> Path:
+        """Raises `RefusedRequest` where it is not known."""
+        file = self.file(picture).with_name(f"{picture}{NEAREST_SUFFIX}")
+        if not file.is_file() or file.is_symlink():
+            raise RefusedRequest(404, "its nearest training picture is not known yet", "picture")
+        return file
 
     def zipped(self, starred: bool) -> bytes:
         """All pictures, or those with a star, each by its seed; and how they were made as JSON."""
@@ -127,6 +146,11 @@ class Gallery:
 def is_sound(about: Any) -> bool:
     """Whether the notes of a picture can be shown: an order, whole numbers and texts where they belong."""
     if not isinstance(about, dict) or number(about.get("order")) is None:
+        return False
+    nearest = about.get("nearest", {"file": "", "apart": 0})
+    if not (
+        isinstance(nearest, dict) and isinstance(nearest.get("file"), str) and number(nearest.get("apart")) is not None
+    ):
         return False
     whole = all(isinstance(about.get(name, 0), int) for name in ("seed", "index", "seed_after"))
     return whole and all(isinstance(about.get(name, ""), str) for name in ("kind", "label", "prompt", "negative"))

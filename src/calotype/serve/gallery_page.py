@@ -11,6 +11,7 @@ from calotype.run import Run
 from calotype.serve.answers import document
 from calotype.serve.gallery import Gallery
 from calotype.serve.pages import field, link, select
+from calotype.serve.trained import is_at_hand
 from calotype.tables import within
 
 REQUEST_KINDS = {
@@ -24,6 +25,7 @@ KIND_WORDS = {
     "develop": "step by step",
     "enlarge": "enlarged",
 }
+ENLARGING = "By the stage of the model that enlarges; where it has none, image-to-image at twice the size"
 MOST_SHOWN = 600
 """Pictures of a page; the archive has all."""
 
@@ -34,6 +36,7 @@ def page_of_gallery(run: str, of: Run) -> str:
         "p",
         link(f"{place}/gallery.zip", "Download all"),
         link(f"{place}/gallery.zip?starred=1", "Download the starred"),
+        nearest_button(of),
         link(place, "The run"),
         class_="actions",
     )
@@ -48,6 +51,13 @@ def page_of_gallery(run: str, of: Run) -> str:
     head = masthead(["pictures", of.folder.name], "Pictures", lede)
     title = f"Pictures of {of.folder.name}"
     return document(title, head, sampling_form(of), downloads, figures, editor(), about={"page": "gallery", "run": run})
+
+
+def nearest_button(of: Run) -> Html | None:
+    """Shows the nearest training picture beside each picture; only where the training pictures are at hand."""
+    hint = "Beside each picture the most similar one of those that it was trained on"
+    about = {"type": "button", "id": "nearest", "aria_pressed": "false", "class_": "quiet", "title": hint}
+    return tag("button", "Nearest training pictures", **about) if is_at_hand(of) else None
 
 
 def sampling_form(of: Run) -> Html:
@@ -109,6 +119,7 @@ def gallery_figure(run: str, entry: dict[str, Any]) -> Html:
     if entry.get("kind") not in ("interpolate", "develop"):
         buttons += [
             tag("button", "Vary", type="button", data_vary="1", title="Image-to-image, or the brush: inpainting"),
+            tag("button", "Enlarge", type="button", data_enlarge="1", title=ENLARGING),
             tag("button", "Again", type="button", data_again="1", title="Put its settings into the form"),
         ]
     name = "film.webp" if film else "picture.png"
@@ -119,7 +130,25 @@ def gallery_figure(run: str, entry: dict[str, Any]) -> Html:
     bar = tag("div", *buttons, class_="bar-of-picture")
     about = json.dumps({key: value for key, value in entry.items() if key not in ("order", "star")})
     caption, wide = tag("figcaption", caption_of(entry)), "1" if steps else None
-    return tag("figure", *shown, caption, bar, data_picture=entry["id"], data_about=about, data_wide=wide)
+    return tag(
+        "figure",
+        *shown,
+        nearest_of(place, entry),
+        caption,
+        bar,
+        data_picture=entry["id"],
+        data_about=about,
+        data_wide=wide,
+    )
+
+
+def nearest_of(place: str, entry: dict[str, Any]) -> Html | None:
+    """The nearest training picture, where it is known."""
+    if (nearest := entry.get("nearest")) is None:
+        return None
+    image = tag("img", src=f"{place}/nearest", alt="Nearest training picture", loading="lazy", class_="sheet")
+    words = f"nearest training picture: {nearest['file']}, {nearest['apart']:.2f} apart"
+    return tag("div", image, tag("small", words), class_="beside")
 
 
 def caption_of(entry: dict[str, Any]) -> str:

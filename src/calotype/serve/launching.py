@@ -15,12 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from calotype.files import make_folder, read_bytes, write_json, write_whole
 from calotype.report.format import duration
 from calotype.run import Run, read_mapping
 from calotype.serve.answers import RefusedRequest, sentence_of
 from calotype.serve.library import id_of
-from calotype.training.process import owner_of
+from calotype.training.process import holder_of, owner_of
 from calotype.types import UserError
 
 HIDDEN = ".calotype"
@@ -119,8 +121,6 @@ class Launcher:
 
 def is_running(about: dict[str, Any]) -> bool:
     """Whether the process still runs; one of an earlier server is looked at by its number and command."""
-    import psutil
-
     if "code" in about or not isinstance(about.get("process"), int):
         return False
     try:
@@ -136,11 +136,14 @@ def command_line(arguments: Sequence[str]) -> str:
 
 
 def stop(folder: Path) -> None:
-    """Asks the process of a run to save and end. Raises `RefusedRequest` where there is none."""
-    owner = owner_of(folder)
-    if owner is None:
+    """Asks the process that holds the lock of a run to save and end. Raises `RefusedRequest` where there is none."""
+    holder = holder_of(folder)
+    if holder is None:
         raise RefusedRequest(409, "nothing works on this run, so there is nothing to stop")
-    os.kill(owner, signal.SIGINT if os.name != "nt" else signal.SIGTERM)
+    try:
+        holder.send_signal(signal.SIGINT if os.name != "nt" else signal.SIGTERM)
+    except psutil.NoSuchProcess:
+        raise RefusedRequest(409, "its process has just ended") from None
 
 
 # -- Why it stopped ----------------------------------------------------------------------------------------------------

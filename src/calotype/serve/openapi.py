@@ -21,6 +21,7 @@ OPERATIONS: dict[tuple[str, str], tuple[str, Body]] = {
     ("post", "/api/runs/{run}/stop"): ("Ask a run to save and end", None),
     ("post", "/api/runs/{run}/resume"): ("Go on with a run, or give a finished one more time", Resumption),
     ("post", "/api/runs/{run}/samples"): ("Make pictures for the gallery; answers with a job", PageSampling),
+    ("post", "/api/runs/{run}/nearest"): ("Search the nearest training pictures of the newest in the gallery", None),
     ("post", "/api/runs/{run}/pictures/{picture}"): ("Give a picture of the gallery a star", Starring),
     ("delete", "/api/runs/{run}/pictures/{picture}"): ("Remove a picture of the gallery", None),
     ("get", "/api/jobs/{job}"): ("How far a job is", None),

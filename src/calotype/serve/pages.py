@@ -40,7 +40,13 @@ def index_page(runs: Sequence[tuple[str, RunSummary]], starting: Sequence[tuple[
     if not runs and not starting:
         return document("Runs", masthead([], "Runs", "There are none yet."), new, about={"page": "index"})
     return document(
-        "Runs", masthead([], "Runs", lede), new, filters(), runs_table(runs, starting), about={"page": "index"}
+        "Runs",
+        masthead([], "Runs", lede),
+        new,
+        filters(),
+        aside("Of PSNR more is better; of held-out loss and of FD-Lite0, which compares only at equal n, less is."),
+        runs_table(runs, starting),
+        about={"page": "index"},
     )
 
 
@@ -170,8 +176,9 @@ def new_page() -> str:
         class_="panel",
     )
     note = aside(
-        "Training is a process of its own: it goes on when you close this page or stop the server. The plan, with its "
-        "reasons, is on the page of the run after a moment."
+        "Latent diffusion trains an autoencoder first, and is the faster one; a cascade makes small pictures and "
+        "enlarges them. The budget is divided by the plan. Training is a process of its own: it goes on when you close "
+        "this page or stop the server. The plan, with its reasons, is on the page of the run after a moment."
     )
     lede = "A folder of pictures and a time are enough; the plan chooses the rest."
     return document("New run", masthead([], "New run", lede), form, note, about={"page": "new"})

@@ -48,6 +48,8 @@ class Job:
     total: int = 0
     done: int = 0
     pictures: list[bytes] = field(default_factory=list)
+    notes: list[dict[str, Any]] = field(default_factory=list)
+    """What is known of each picture, where its process says it."""
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     asked_at: float = field(default_factory=time.monotonic)
     attached: Any = None
@@ -290,6 +292,7 @@ class SamplingProcess:
         if about.get("job") != job.id:
             return
         job.pictures += pictures
+        job.notes += [about["note"]] if "note" in about else []
         job.total, job.done = about.get("total", job.total), about.get("done", job.done)
         if "end" in about:
             job.end(about["end"], about.get("reason", ""))

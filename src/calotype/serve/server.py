@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import socket
 import threading
 from collections.abc import AsyncIterator, Sequence
-from importlib.resources import files
 from pathlib import Path
 
+import h11
 import torch
 import uvicorn
 from starlette.applications import Starlette
@@ -17,11 +18,11 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from calotype.escaping import plain
-from calotype.report.html import STYLE
 from calotype.serve.actions import CHANGES
-from calotype.serve.answers import RefusedRequest, json_response, refusal
+from calotype.serve.answers import KEPT, RefusedRequest, json_response, refusal, static_files
 from calotype.serve.api import edits, generations, models
 from calotype.serve.events import job_events, run_events
 from calotype.serve.launching import Launcher
@@ -32,9 +33,10 @@ from calotype.serve.sampling import Queue
 from calotype.serve.views import DATA, PAGES
 from calotype.types import UserError
 
-STATIC = {"serve.css": "text/css", "serve.js": "text/javascript", "icon.svg": "image/svg+xml"}
-STATIC_HEADERS = {"Cache-Control": "private, no-cache"}
+TYPES = {"css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
 MOST_CONNECTIONS, MOST_HEADER_BYTES, QUIET_SECONDS = 600, 2**15, 30
+HEADER_SECONDS = 10.0
+"""In which the headers of a request must have arrived, from its first byte or from the connection on."""
 
 
 def application(folder: Path, gate: Gate, device: str = "auto") -> Guarded:
@@ -84,12 +86,12 @@ def openapi(request: Request) -> Response:
 
 
 def static(request: Request) -> Response:
+    """A file under the name that has the hash of its content in it, so that browsers ask for it once."""
     name = request.path_params["name"]
-    if name == "report.css":
-        return Response(STYLE, 200, STATIC_HEADERS, "text/css")
-    if name not in STATIC:
+    content = {address.rpartition("/")[2]: content for address, content in static_files().values()}.get(name)
+    if content is None:
         raise RefusedRequest(404, "there is no such file")
-    return Response((files("calotype.serve") / "static" / name).read_bytes(), 200, STATIC_HEADERS, STATIC[name])
+    return Response(content, 200, KEPT, TYPES[name.rpartition(".")[2]])
 
 
 def answer_refused(request: Request, error: RefusedRequest) -> Response:
@@ -120,11 +122,46 @@ class Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
+class Protocol(H11Protocol):
+    """Closes connections whose headers come too slowly, and those that still send after they were answered.
+
+    So nobody without the token keeps one of the places for long.
+    """
+
+    deadline: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        # asyncio does so only for sockets with a protocol number; else the second packet of an answer waits for 40 ms
+        transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._await_headers()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        answered = self.cycle is not None and self.cycle.response_complete
+        if self.conn.their_state is not h11.IDLE and not answered:
+            self._disarm()
+        elif self.deadline is None:
+            self._await_headers()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._disarm()
+        super().connection_lost(exc)
+
+    def _await_headers(self) -> None:
+        self.deadline = self.loop.call_later(HEADER_SECONDS, self.transport.close)
+
+    def _disarm(self) -> None:
+        if self.deadline is not None:
+            self.deadline.cancel()
+            self.deadline = None
+
+
 def server(app: Guarded, host: str, port: int) -> uvicorn.Server:
     """It writes no log of requests: addresses may have the token in them."""
     config = uvicorn.Config(
         app, host, port, log_level="warning", access_log=False, server_header=False, date_header=False, ws="none",
         proxy_headers=False, limit_concurrency=MOST_CONNECTIONS, timeout_keep_alive=QUIET_SECONDS,
-        h11_max_incomplete_event_size=MOST_HEADER_BYTES, timeout_graceful_shutdown=2, http="h11",
+        h11_max_incomplete_event_size=MOST_HEADER_BYTES, timeout_graceful_shutdown=2, http=Protocol,
     )  # fmt: skip
     return Server(config)

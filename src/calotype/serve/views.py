@@ -18,7 +18,7 @@ from calotype.data.images import UnreadableError, read_image
 from calotype.files import read_bytes
 from calotype.report.folder import legs_of, previews, read_run
 from calotype.run import Run
-from calotype.serve.answers import RefusedRequest, json_response
+from calotype.serve.answers import KEPT, RefusedRequest, json_response
 from calotype.serve.gallery import Gallery
 from calotype.serve.gallery_page import page_of_gallery
 from calotype.serve.launching import Launcher
@@ -28,8 +28,6 @@ from calotype.serve.run_page import RunView, page_of_run, page_of_start, parts_o
 from calotype.serve.words import TERMS
 from calotype.types import UserError
 
-KEPT = {"Cache-Control": "private, max-age=31536000, immutable"}
-"""Of what never changes under its address."""
 COVER_SIZE = (144, 96)
 MOST_COVERS = 1000
 covers = OrderedDict[tuple[Any, ...], bytes]()
@@ -148,6 +146,11 @@ def preview_picture(request: Request) -> Response:
 def kept_picture(request: Request) -> Response:
     folder = folder_of(request)
     return picture_response(folder, Gallery(folder).file(request.path_params["picture"]))
+
+
+def nearest_of_picture(request: Request) -> Response:
+    folder = folder_of(request)
+    return picture_response(folder, Gallery(folder).nearest(request.path_params["picture"]))
 
 
 def cover(request: Request) -> Response:
@@ -276,6 +279,7 @@ PAGES: dict[str, Endpoint] = {
     "/runs/{run}/gallery.zip": gallery_archive, "/runs/{run}/report": report_file, "/runs/{run}/cover": cover,
     "/runs/{run}/grid": grid_picture, "/runs/{run}/nearest": nearest_picture,
     "/runs/{run}/previews/{leg}/{index:int}": preview_picture, "/runs/{run}/pictures/{picture}": kept_picture,
+    "/runs/{run}/pictures/{picture}/nearest": nearest_of_picture,
     "/words.json": terms,
 }  # fmt: skip
 DATA: dict[str, Endpoint] = {

@@ -89,6 +89,10 @@ TERMS: dict[str, tuple[str, str]] = {
         "A sample that is a copy of a training picture instead of something new.",
         "Ảnh mẫu là bản sao của một ảnh huấn luyện thay vì một ảnh mới.",
     ),
+    "nearest training picture": (
+        "The most similar picture of those the model was trained on: it shows whether a sample is new or a copy.",
+        "Ảnh giống nhất trong số ảnh huấn luyện: cho thấy ảnh mẫu là mới hay là bản sao.",
+    ),
     "overfits": (
         "The model gets better on its training pictures and worse on all others.",
         "Mô hình tốt lên trên ảnh huấn luyện nhưng kém đi trên mọi ảnh khác.",

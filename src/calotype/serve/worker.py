@@ -28,6 +28,8 @@ from calotype.diffusion.stage import in_turn
 from calotype.machine import find_device, out_of_memory
 from calotype.model import Model, load
 from calotype.run import Run
+from calotype.serve.requests import LARGEST_PIXELS
+from calotype.serve.trained import Trained, nearest_to
 from calotype.serve.wire import packed, unpack
 from calotype.threads import rows_of
 from calotype.training.snapshot import snapshot
@@ -37,6 +39,8 @@ KEPT_MODELS = 2
 MAX_PIXELS = 2**24
 """Of a picture that is sent, before it is decoded."""
 FILM_MILLISECONDS = 100
+ENLARGING_STRENGTH = 0.3
+"""Of image-to-image at twice the size: it adds detail, and keeps what is shown."""
 
 
 class CancelledError(Exception):
@@ -121,7 +125,23 @@ def draw_estimates(model: Model, asked: dict[str, Any], files: Sequence[bytes]) 
 
 
 def draw_enlarged(model: Model, asked: dict[str, Any], files: Sequence[bytes]) -> Iterator[bytes]:
-    yield as_png(model.enlarge(decoded(files[0], read_image), label=asked.get("label"), seed=asked["seed"]), asked)
+    """By the model's last enlarging stage; where it has none, image-to-image at twice the size."""
+    picture, label, seed = decoded(files[0], read_image), asked.get("label"), asked["seed"]
+    factor = model.stages[-1].factor if model.stages[-1].low_res_size else 2
+    width, height = factor * picture.width, factor * picture.height
+    if width * height > LARGEST_PIXELS:
+        raise UserError(
+            f"enlarged, the picture would have {width}x{height} pixels; at most {LARGEST_PIXELS:,} are made"
+        )
+    if model.stages[-1].low_res_size:
+        yield as_png(model.enlarge(picture, label=label, seed=seed), asked)
+        return
+    larger = picture.resize((width, height), Image.Resampling.LANCZOS)
+    prompt, strength = asked.get("prompt") or None, asked.get("strength") or ENLARGING_STRENGTH
+    (redrawn,) = model.redraw(
+        larger, strength, label=label, seed=seed, size=(width, height), prompt=prompt, **changes_of(asked)
+    )
+    yield as_png(redrawn, asked)
 
 
 WORK: dict[str, Callable[[Model, dict[str, Any], Sequence[bytes]], Iterator[bytes]]] = {
@@ -206,7 +226,7 @@ class Worker:
 
     def __init__(self, source: BinaryIO, sink: BinaryIO, device: str) -> None:
         self.source, self.sink = source, sink
-        self.models = Models(find_device(device))
+        self.models, self.trained = Models(find_device(device)), Trained()
         self.cancelled, self.arrived = set[str](), threading.Condition()
         self.waiting: list[tuple[dict[str, Any], list[bytes]] | None] = []
         self.writing = threading.Lock()
@@ -240,6 +260,9 @@ class Worker:
         job = asked["job"]
         try:
             self.say({"job": job, "total": 0, "done": 0})
+            if asked["kind"] == "nearest":
+                self.search(job, Path(asked["folder"]), files)
+                return
             model = self.models.of(Path(asked["folder"]))
             calls, total = 0, calls_of(model, asked)
 
@@ -265,6 +288,21 @@ class Worker:
                 f"{type(error).__name__}: {error}"
             )  # fmt: skip
             self.say({"job": job, "end": "failed", "reason": reason})
+
+    def search(self, job: str, folder: Path, files: list[bytes]) -> None:
+        """The nearest training picture of each file."""
+
+        def progress(done: int, total: int) -> None:
+            if job in self.cancelled:
+                raise CancelledError
+            if done == total or done % max(1, total // 100) == 0:
+                self.say({"job": job, "total": total, "done": done})
+
+        trained = self.trained.of(folder, progress)
+        for content, note in nearest_to([decoded(file, read_image) for file in files], trained):
+            progress(0, 1)
+            self.say({"job": job, "note": note}, [content])
+        self.say({"job": job, "end": "finished"})
 
 
 def work() -> None:

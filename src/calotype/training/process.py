@@ -224,6 +224,39 @@ def owner_of(folder: Path) -> int | None:
     return owner if owner is not None and host in ("", HOST) and was_running(owner, folder / "lock") else None
 
 
+def holder_of(folder: Path) -> psutil.Process | None:
+    """The process that holds the lock of a run, proven by the system; None where what the file says is not so.
+
+    Whoever can write the file can write any number into it, so a signal goes only to a process that has this very file
+    open while it is locked. Where a file system has no locks, the open file alone counts; on Windows the lock alone.
+    """
+    owner, lock = owner_of(folder), folder / "lock"
+    if owner is None or _is_free(lock):
+        return None
+    try:
+        process = psutil.Process(owner)
+        held = os.name == "nt" or any(_is_named(file.path, lock) for file in process.open_files())
+    except psutil.Error:
+        return None
+    return process if held else None
+
+
+def _is_free(lock: Path) -> bool:
+    """Whether nobody holds the lock."""
+    try:
+        with lock.open("rb") as file:
+            return _try_lock(file) is True
+    except OSError:
+        return True
+
+
+def _is_named(name: str, file: Path) -> bool:
+    try:
+        return file.samefile(name)
+    except OSError:
+        return False
+
+
 def _named(lock: Path) -> tuple[int | None, str]:
     """Process and host in a lock file; earlier versions wrote no host."""
     try:

@@ -46,36 +46,51 @@ const field = (form, name) => one(`[data-field=${name}]`, form);
 
 // -- Words ------------------------------------------------------------------------------------------------------------
 
-const OUTSIDE = "button, a, input, select, option, textarea, script, style, svg, pre, code, h1, .kicker, .term, #explained, label, nav, .runs";
+const OUTSIDE = "button, a, input, select, option, textarea, script, style, svg, pre, code, h1, .kicker, .term, #explained, label, nav, .runs, summary, .gallery";
 
 async function explain(root) {
   explain.terms ??= fetch("/words.json").then(answer => answer.json());
   const terms = await explain.terms, byLower = new Map(Object.keys(terms).map(term => [term.toLowerCase(), term]));
   const longest = [...byLower.keys()].sort((a, b) => b.length - a.length).map(term => term.replace(/[.*+?^${}()|[\]\\]/g, "\\$&"));
-  const pattern = new RegExp(`(?<![\\p{L}\\d-])(${longest.join("|")})(?![\\p{L}\\d])`, "iu");
+  const pattern = new RegExp(`(?<![\\p{L}\\d-])(${longest.join("|")})(?![\\p{L}\\d])`, "giu");
   for (const section of root.matches("section, header, .panel") ? [root] : [root, ...all("section", root)]) {
     const used = new Set(all(".term", section).map(term => term.textContent.toLowerCase()));
     const walker = document.createTreeWalker(section, NodeFilter.SHOW_TEXT);
     const texts = [];
     while (walker.nextNode()) if (!walker.currentNode.parentElement.closest(OUTSIDE)) texts.push(walker.currentNode);
-    for (const text of texts) {
-      const match = pattern.exec(text.data);
-      if (!match || used.has(match[0].toLowerCase())) continue;
-      used.add(match[0].toLowerCase());
-      const rest = text.splitText(match.index);
-      rest.splitText(match[0].length);
-      const term = byLower.get(match[0].toLowerCase());
-      rest.replaceWith(made("button", {type: "button", class: "term", "data-term": term}, match[0]));
+    for (let text of texts) {
+      pattern.lastIndex = 0;
+      for (let match; (match = pattern.exec(text.data));) {
+        if (used.has(match[0].toLowerCase())) continue;
+        used.add(match[0].toLowerCase());
+        const word = text.splitText(match.index), term = byLower.get(match[0].toLowerCase());
+        text = word.splitText(match[0].length);
+        word.replaceWith(made("button", {type: "button", class: "term", "data-term": term}, match[0]));
+        pattern.lastIndex = 0;
+      }
     }
   }
 }
+
+// The name of a field that is a term: no button, which inside a label would be another field, but it works as one.
+async function explainFields() {
+  explain.terms ??= fetch("/words.json").then(answer => answer.json());
+  const byLower = new Map(Object.keys(await explain.terms).map(term => [term.toLowerCase(), term]));
+  for (const name of all(".field > span")) {
+    const term = byLower.get(name.textContent.toLowerCase());
+    if (term) name.replaceChildren(made("span", {role: "button", tabindex: "0", class: "term", "data-term": term}, name.textContent));
+  }
+}
+document.addEventListener("keydown", event => {
+  if (event.target.matches("span.term") && ["Enter", " "].includes(event.key)) { event.preventDefault(); showTerm(event.target); }
+});
 
 async function showTerm(button) {
   const [english, vietnamese] = (await explain.terms)[button.dataset.term];
   one("#explained")?.remove();
   const box = made("div", {id: "explained", popover: "auto", role: "note"}, made("b", {}, button.dataset.term),
     made("p", {}, english), made("p", {lang: "vi"}, vietnamese));
-  document.body.append(box);
+  (button.closest("dialog") || document.body).append(box);
   box.showPopover();
   const place = button.getBoundingClientRect(), size = box.getBoundingClientRect();
   const below = place.bottom + size.height + 8 < innerHeight;
@@ -86,9 +101,9 @@ async function showTerm(button) {
 // -- Everywhere -------------------------------------------------------------------------------------------------------
 
 document.addEventListener("click", async event => {
-  const button = event.target.closest("button");
+  const button = event.target.closest("button, span.term");
   if (!button) return;
-  if (button.dataset.term) return showTerm(button);
+  if (button.dataset.term) { event.preventDefault(); return showTerm(button); }
   if (button.dataset.copy !== undefined) {
     const before = button.textContent;
     try {
@@ -224,40 +239,62 @@ function follow() {
 // -- Pictures ---------------------------------------------------------------------------------------------------------
 
 async function askForPictures(form, body, headers) {
-  const state = one("output", form) || one("#sampling output"), bar = one("#sampling progress"), cancel = one("#cancel");
+  const news = await work(`/api/runs/${run}/samples`, body, headers);
+  show(news?.gallery?.figures || []);
+  if (one("#nearest")?.getAttribute("aria-pressed") === "true") await findNearest();
+}
+
+// Asks for a job and follows it to its end; what goes wrong is written into the form.
+async function work(address, body, headers) {
+  const state = one("#sampling output"), bar = one("#sampling progress"), cancel = one("#cancel");
   state.textContent = "In the queue …";
+  let last = null;
   try {
-    const job = await ask("POST", `/api/runs/${run}/samples`, body, headers);
-    cancel.hidden = bar.hidden = false;
-    bar.removeAttribute("value");
-    cancel.onclick = () => ask("DELETE", `/api/jobs/${job.id}`).catch(() => {});
-    await new Promise((done, fail) => {
-      const source = new EventSource(`/api/jobs/${job.id}/events`);
-      source.onerror = () => {
-        if (source.readyState === EventSource.CLOSED) fail(new Error("The server was started anew; open the address that it has printed."));
-        else state.textContent = "The server does not answer; trying again …";
-      };
-      source.addEventListener("job", event => {
-        const news = JSON.parse(event.data);
-        if (news.state === "queued") state.textContent = news.before ? `${news.before} before it in the queue …` : "Next in the queue …";
-        if (news.state === "running") { state.textContent = news.total ? "Sampling …" : "Opening the model …"; if (news.total) bar.value = news.done / news.total; }
-        if (["queued", "running"].includes(news.state)) return;
-        source.close();
-        state.textContent = news.reason || {finished: "", cancelled: "Cancelled."}[news.state] || news.state;
-        show(news.gallery?.figures || []);
-        done();
-      });
-    });
+    const job = await ask("POST", address, body, headers);
+    if (job.id) last = await followed(job, state, bar, cancel);
+    state.textContent = last?.reason || {cancelled: "Cancelled."}[last?.state] || "";
   } catch (error) {
     state.textContent = error.message;
   }
   cancel.hidden = bar.hidden = true;
+  return last;
+}
+
+function followed(job, state, bar, cancel) {
+  cancel.hidden = bar.hidden = false;
+  bar.removeAttribute("value");
+  cancel.onclick = () => ask("DELETE", `/api/jobs/${job.id}`).catch(() => {});
+  const [opening, doing] = job.kind === "nearest" ? ["Reading the training pictures …", "Searching …"] : ["Opening the model …", "Sampling …"];
+  return new Promise((done, fail) => {
+    const source = new EventSource(`/api/jobs/${job.id}/events`);
+    source.onerror = () => {
+      if (source.readyState === EventSource.CLOSED) fail(new Error("The server was started anew; open the address that it has printed."));
+      else state.textContent = "The server does not answer; trying again …";
+    };
+    source.addEventListener("job", event => {
+      const news = JSON.parse(event.data);
+      if (news.state === "queued") state.textContent = news.before ? `${news.before} before it in the queue …` : "Next in the queue …";
+      if (news.state === "running") { state.textContent = news.total ? doing : opening; if (news.total) bar.value = news.done / news.total; }
+      if (["queued", "running"].includes(news.state)) return;
+      source.close();
+      done(news);
+    });
+  });
 }
 
 function show(figures) {
   const fresh = figures.flatMap(elements);
   for (const figure of fresh) { figure.classList.add("fresh"); }
   one("#gallery").prepend(...fresh);
+}
+
+// The nearest training pictures of all that are shown, some dozens at a time.
+async function findNearest() {
+  for (;;) {
+    const news = await work(`/api/runs/${run}/nearest`);
+    for (const figure of (news?.gallery?.figures || []).flatMap(elements)) one(`[data-picture="${figure.dataset.picture}"]`)?.replaceWith(figure);
+    if (news?.state !== "finished") return;
+  }
 }
 
 function kinds(form) {
@@ -268,7 +305,13 @@ function kinds(form) {
 }
 
 function gallery() {
-  const form = one("#sampling");
+  const form = one("#sampling"), nearest = one("#nearest");
+  nearest?.addEventListener("click", () => {
+    const on = nearest.getAttribute("aria-pressed") !== "true";
+    nearest.setAttribute("aria-pressed", on);
+    one("#gallery").classList.toggle("nearest", on);
+    if (on) findNearest();
+  });
   kinds(form);
   form.addEventListener("submit", event => {
     event.preventDefault();
@@ -292,6 +335,12 @@ function gallery() {
     }
     if (button.dataset.remove) { await ask("DELETE", address); figure.remove(); }
     if (button.dataset.vary) edit(figure.dataset.picture, one("img", figure));
+    if (button.dataset.enlarge) {
+      const asked = {kind: "enlarge", of: figure.dataset.picture};
+      for (const name of ["seed", "label", "prompt"]) if (about[name] !== undefined) asked[name] = about[name];
+      form.scrollIntoView({behavior: "smooth", block: "nearest"});
+      askForPictures(form, JSON.stringify(asked), {"Content-Type": "application/json"});
+    }
     if (button.dataset.again) {
       for (const name of ["label", "prompt", "negative", "seed", "steps", "guidance"]) if (field(form, name)) field(form, name).value = about[name] ?? "";
       field(form, "count").value = about.index + 1;
@@ -450,5 +499,5 @@ if (page.page === "run") { sliders(document); follow(); }
 if (page.page === "gallery") gallery();
 if (page.page === "new") newRun();
 if (page.page === "start" && !page.over) setTimeout(() => location.reload(), 2000);
-if (page.page && page.page !== "words") explain(one("main"));
+if (page.page && page.page !== "words") { explain(one("main")); explainFields(); }
 document.body.dataset.ready = "1";
