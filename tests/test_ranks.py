@@ -3,17 +3,20 @@
 import os
 import signal
 
+import numpy as np
 import pytest
 import torch
-from small import LEGS, Keeper, be_quick, request, write_pictures
+from small import LEGS, Keeper, be_quick, opened, request, write_pictures
 from test_train import interrupted_at, resume
 from together import Together
 from torch import nn
 
 from calotype import ranks as module
 from calotype.cli import commands
+from calotype.cli.options import EvaluateOptions, SampleOptions
 from calotype.cli.process import start_ranks
-from calotype.files import read_tensors
+from calotype.evaluation.features import Lite0
+from calotype.files import read_json, read_tensors
 from calotype.ranks import Ranks, join, joined_ranks
 from calotype.recipe import OptimizerConfig
 from calotype.run import Run
@@ -105,6 +108,58 @@ def assert_same_model(run, other):
         for name, value in read_tensors(path).items():
             here = read_tensors(run / "model" / path.name)[name]
             torch.testing.assert_close(here, value, rtol=1e-4, atol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize(("count", "rows"), [(5, [[0, 1, 2], [3, 4]]), (1, [[0], []])])
+def test_the_first_rank_collects_the_rows_of_all_in_order(count, rows, tmp_path):
+    def work():
+        with joined_ranks("cpu") as ranks:
+            return ranks.collect(torch.arange(count)[ranks.share(count)], count).tolist()
+
+    assert Together(2, work, tmp_path).results() == [list(range(count)), rows[1]]
+
+
+def test_two_ranks_sample_the_pictures_of_one_process(tmp_path, finished):
+    """The names, the grid and how they were made, too."""
+
+    def options(out):
+        return SampleOptions(finished, count=5, out=out, seed=3, device="cpu")
+
+    both = Together(2, lambda: str(commands.sample(options(tmp_path / "two"), Keeper())), tmp_path / "ranks")
+    assert both.results() == [str(tmp_path / "two"), str(finished)]
+    commands.sample(options(tmp_path / "one"), Keeper())
+    assert read_json(tmp_path / "two" / "samples.json") == read_json(tmp_path / "one" / "samples.json")
+    one, two = opened(tmp_path / "one"), opened(tmp_path / "two")
+    assert len(one) == 6 and one.keys() == two.keys()
+    for name, picture in one.items():
+        assert np.abs(np.asarray(picture, int) - np.asarray(two[name], int)).max() <= 1, name
+
+
+def test_a_mistake_on_two_ranks_is_named_once(tmp_path, finished):
+    options = SampleOptions(finished, count=3, label="unknown", out=tmp_path / "out", device="cpu")
+    codes, errors = on_ranks(lambda: commands.sample(options, Keeper()), tmp_path / "ranks")
+    assert codes == [1, 1] and "label 'unknown' is unknown" in errors[0] and "UserError" not in errors[1]
+    assert not (tmp_path / "out").exists()
+
+
+def test_two_ranks_evaluate_as_one_process_does(tmp_path, finished):
+    """More samples than are made at once, and an odd number of them."""
+
+    def options(out):
+        return EvaluateOptions(finished, count=37, out=out, device="cpu")
+
+    Together(2, lambda: str(commands.evaluate(options(tmp_path / "two"), Keeper(), Lite0())), tmp_path / "r").results()
+    commands.evaluate(options(tmp_path / "one"), Keeper(), Lite0())
+    one, two = (flat(read_json(tmp_path / name / "evaluation.json")) for name in ("one", "two"))
+    assert one.keys() == two.keys() and one == pytest.approx(two, rel=1e-3, abs=1e-4)
+
+
+def flat(value, place=""):
+    """The numbers in JSON, by their place."""
+    if isinstance(value, dict | list):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        return {key: number for name, each in items for key, number in flat(each, f"{place}/{name}").items()}
+    return {place: value} if isinstance(value, int | float) else {}
 
 
 @pytest.mark.parametrize(
