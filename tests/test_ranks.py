@@ -10,14 +10,16 @@ from small import LEGS, Keeper, be_quick, opened, request, write_pictures
 from test_train import interrupted_at, resume
 from together import Together
 from torch import nn
+from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 from calotype import ranks as module
 from calotype.cli import commands
+from calotype.cli.launching import reason
 from calotype.cli.options import EvaluateOptions, SampleOptions
 from calotype.cli.process import start_ranks
 from calotype.evaluation.features import Lite0
 from calotype.files import read_json, read_tensors
-from calotype.ranks import Ranks, join, joined_ranks
+from calotype.ranks import Ranks, join, joined_ranks, pass_on
 from calotype.recipe import OptimizerConfig
 from calotype.run import Run
 from calotype.training.loop import train_steps
@@ -179,6 +181,20 @@ def test_no_more_ranks_than_cores(monkeypatch):
     monkeypatch.setattr(os, "execv", lambda *command: pytest.fail("was started"))
     with pytest.raises(UserError, match="--ranks is 5, but this machine has 4 cores"):
         start_ranks(5)
+
+
+@pytest.mark.parametrize(
+    ("code", "line", "last"),
+    [
+        (2, "calotype: why", "calotype: why"),
+        (-9, "calotype: why", "calotype: why"),
+        (-9, None, "rank 1 was killed by SIGKILL"),
+    ],
+)
+def test_the_launcher_ends_with_the_reason_that_a_rank_has_passed_on(code, line, last, tmp_path):
+    if line:
+        pass_on(line, str(tmp_path / "error.json"))
+    assert last in reason(1, ProcessFailure(1, 1234, code, str(tmp_path / "error.json")))
 
 
 # -- Ranks that are lost -----------------------------------------------------------------------------------------------
