@@ -219,7 +219,7 @@ def test_a_rank_that_is_dead_or_stuck_ends_the_others_with_its_number(end, tmp_p
 
     ranks = Together(2, work, tmp_path)
     ranks.ranks[0].join(60)
-    assert ranks.codes(0)[0] == 1 and "UserError: rank 1 of 2 gave no sign any more" in ranks.error(0)
+    assert ranks.codes(0)[0] == 1 and "LostRanks: rank 1 of 2 gave no sign any more" in ranks.error(0)
 
 
 def test_who_waits_for_a_dead_rank_says_so(tmp_path, monkeypatch):

@@ -52,7 +52,7 @@ INPAINTING = {"sampler": "ancestral"}
 FIRST_STAGE = ("steps", "guide", "guidance", "guidance_slope", "prior_guidance", "guidance_low", "guidance_high")
 """Settings of the first stage alone: stages that enlarge need few steps, and follow the low-resolution picture."""
 
-ALL = slice(None)
+ALL_ROWS = slice(None)
 Size = tuple[int, int]  # width and height in pixels
 Prompt = str | Sequence[str] | None  # one for all samples, or several in turn
 
@@ -113,7 +113,7 @@ class Model:
     def draw(
         self, count: int = 1, label: str | None = None, seed: int = 0, size: Size | None = None,
         *, picture: Image.Image | None = None, strength: float | None = None, mask: Image.Image | None = None,
-        prompt: Prompt = None, negative: str | None = None, rows: slice = ALL, **changes: Any,
+        prompt: Prompt = None, negative: str | None = None, rows: slice = ALL_ROWS, **changes: Any,
     ) -> Iterator[Image.Image]:  # fmt: skip
         """The pictures of `sample`, or of `redraw` where there is a `picture`, each as soon as it is finished.
 

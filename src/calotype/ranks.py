@@ -34,7 +34,7 @@ SIGN_SECONDS, LOOK_SECONDS = 1.0, 0.02
 FAREWELL = 5.0
 """Seconds for which the first rank, which may hold the store, waits for the others to have read its last word."""
 ENDED, DEPARTED = "ended", "left"
-ERRORS = "TORCHELASTIC_ERROR_FILE"
+REASON_FILE = "TORCHELASTIC_ERROR_FILE"
 """Where torchrun looks for the reason why a rank has failed."""
 
 
@@ -280,7 +280,7 @@ def join(device: str) -> Ranks:
 
 def give_signs(ranks: Ranks, ending: threading.Event) -> None:
     assert ranks.signs is not None
-    number, about = 0, {"process": os.getpid(), "host": platform.node(), "errors": os.environ.get(ERRORS)}
+    number, about = 0, {"process": os.getpid(), "host": platform.node(), "errors": os.environ.get(REASON_FILE)}
     with suppress(RuntimeError):  # the store has gone, and with it the job
         while not ending.is_set():
             number += 1
@@ -346,7 +346,7 @@ def end_stuck(ranks: Ranks, lost: LostRanks) -> None:
                 process.kill()
 
 
-def pass_on(line: str, file: str | None = os.environ.get(ERRORS)) -> None:
+def pass_on(line: str, file: str | None = os.environ.get(REASON_FILE)) -> None:
     """Gives torchrun the reason why a rank ends, which it shows at the end of its own message."""
     if file:
         with suppress(OSError):

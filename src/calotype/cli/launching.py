@@ -10,7 +10,7 @@ from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 
-def main(arguments: list[str]) -> None:
+def launch(arguments: list[str]) -> None:
     """Ends with the exit code of the rank that failed first, and its reason; with 128 + number after a signal."""
     try:
         run.run(run.parse_args(arguments))
@@ -33,4 +33,4 @@ def reason(rank: int, failure: ProcessFailure) -> str:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    launch(sys.argv[1:])

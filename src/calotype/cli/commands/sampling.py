@@ -87,7 +87,7 @@ def write_samples(
         return options.run
     assert out is not None
     write_png(out / "grid.png", grid(pictures, grid_columns(count)), new)
-    write_json(out / "samples.json", {"labels": names, **as_json(model, options, count, prompts)}, new)
+    write_json(out / "samples.json", {"labels": names, **record_of(model, options, count, prompts)}, new)
     return out
 
 
@@ -127,7 +127,7 @@ def on_first(ranks: Ranks, own: Iterator[Image.Image], count: int) -> Iterator[I
         yield from (Image.fromarray(picture.numpy()) for picture in everyone[len(pictures) :])
 
 
-def as_json(model: Model, options: SampleOptions, count: int, prompts: Sequence[str]) -> dict[str, Any]:
+def record_of(model: Model, options: SampleOptions, count: int, prompts: Sequence[str]) -> dict[str, Any]:
     """How the pictures were made."""
     text, samplings = (
         model.text(count, prompts, options.negative),
