@@ -54,9 +54,9 @@ from calotype.planning.laws import (
 )
 from calotype.planning.plan import Plan
 from calotype.planning.sizes import MOST_TOKENS
+from calotype.ranks import ALONE
 from calotype.settings import parse_recipe
 from calotype.training.muon import Muon, hidden_matrices
-from calotype.training.objectives import ALONE
 from calotype.types import UserError
 
 BUDGETS = [20.0 * 3.0**power for power in range(10)] + [8 * DAY]

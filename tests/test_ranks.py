@@ -3,18 +3,23 @@
 import os
 import signal
 
+import numpy as np
 import pytest
 import torch
-from small import LEGS, Keeper, be_quick, request, write_pictures
+from small import LEGS, Keeper, be_quick, opened, request, write_pictures
 from test_train import interrupted_at, resume
 from together import Together
 from torch import nn
+from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 from calotype import ranks as module
 from calotype.cli import commands
+from calotype.cli.launching import reason
+from calotype.cli.options import EvaluateOptions, SampleOptions
 from calotype.cli.process import start_ranks
-from calotype.files import read_tensors
-from calotype.ranks import Ranks, join, joined_ranks
+from calotype.evaluation.features import Lite0
+from calotype.files import read_json, read_tensors
+from calotype.ranks import Ranks, join, joined_ranks, pass_on
 from calotype.recipe import OptimizerConfig
 from calotype.run import Run
 from calotype.training.loop import train_steps
@@ -107,6 +112,58 @@ def assert_same_model(run, other):
             torch.testing.assert_close(here, value, rtol=1e-4, atol=1e-4, msg=name)
 
 
+@pytest.mark.parametrize(("count", "rows"), [(5, [[0, 1, 2], [3, 4]]), (1, [[0], []])])
+def test_the_first_rank_collects_the_rows_of_all_in_order(count, rows, tmp_path):
+    def work():
+        with joined_ranks("cpu") as ranks:
+            return ranks.collect(torch.arange(count)[ranks.share(count)], count).tolist()
+
+    assert Together(2, work, tmp_path).results() == [list(range(count)), rows[1]]
+
+
+def test_two_ranks_sample_the_pictures_of_one_process(tmp_path, finished):
+    """The names, the grid and how they were made, too."""
+
+    def options(out):
+        return SampleOptions(finished, count=5, out=out, seed=3, device="cpu")
+
+    both = Together(2, lambda: str(commands.sample(options(tmp_path / "two"), Keeper())), tmp_path / "ranks")
+    assert both.results() == [str(tmp_path / "two"), str(finished)]
+    commands.sample(options(tmp_path / "one"), Keeper())
+    assert read_json(tmp_path / "two" / "samples.json") == read_json(tmp_path / "one" / "samples.json")
+    one, two = opened(tmp_path / "one"), opened(tmp_path / "two")
+    assert len(one) == 6 and one.keys() == two.keys()
+    for name, picture in one.items():
+        assert np.abs(np.asarray(picture, int) - np.asarray(two[name], int)).max() <= 1, name
+
+
+def test_a_mistake_on_two_ranks_is_named_once(tmp_path, finished):
+    options = SampleOptions(finished, count=3, label="unknown", out=tmp_path / "out", device="cpu")
+    codes, errors = on_ranks(lambda: commands.sample(options, Keeper()), tmp_path / "ranks")
+    assert codes == [1, 1] and "label 'unknown' is unknown" in errors[0] and "UserError" not in errors[1]
+    assert not (tmp_path / "out").exists()
+
+
+def test_two_ranks_evaluate_as_one_process_does(tmp_path, finished):
+    """More samples than are made at once, and an odd number of them."""
+
+    def options(out):
+        return EvaluateOptions(finished, count=37, out=out, device="cpu")
+
+    Together(2, lambda: str(commands.evaluate(options(tmp_path / "two"), Keeper(), Lite0())), tmp_path / "r").results()
+    commands.evaluate(options(tmp_path / "one"), Keeper(), Lite0())
+    one, two = (flat(read_json(tmp_path / name / "evaluation.json")) for name in ("one", "two"))
+    assert one.keys() == two.keys() and one == pytest.approx(two, rel=1e-3, abs=1e-4)
+
+
+def flat(value, place=""):
+    """The numbers in JSON, by their place."""
+    if isinstance(value, dict | list):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        return {key: number for name, each in items for key, number in flat(each, f"{place}/{name}").items()}
+    return {place: value} if isinstance(value, int | float) else {}
+
+
 @pytest.mark.parametrize(
     ("device", "gpus", "message"),
     [("cuda:1", 2, "several ranks take cpu, or cuda"), ("cuda", 0, "has 0"), ("auto", 1, "2 ranks need a GPU each")],
@@ -124,6 +181,20 @@ def test_no_more_ranks_than_cores(monkeypatch):
     monkeypatch.setattr(os, "execv", lambda *command: pytest.fail("was started"))
     with pytest.raises(UserError, match="--ranks is 5, but this machine has 4 cores"):
         start_ranks(5)
+
+
+@pytest.mark.parametrize(
+    ("code", "line", "last"),
+    [
+        (2, "calotype: why", "calotype: why"),
+        (-9, "calotype: why", "calotype: why"),
+        (-9, None, "rank 1 was killed by SIGKILL"),
+    ],
+)
+def test_the_launcher_ends_with_the_reason_that_a_rank_has_passed_on(code, line, last, tmp_path):
+    if line:
+        pass_on(line, str(tmp_path / "error.json"))
+    assert last in reason(1, ProcessFailure(1, 1234, code, str(tmp_path / "error.json")))
 
 
 # -- Ranks that are lost -----------------------------------------------------------------------------------------------
@@ -148,7 +219,7 @@ def test_a_rank_that_is_dead_or_stuck_ends_the_others_with_its_number(end, tmp_p
 
     ranks = Together(2, work, tmp_path)
     ranks.ranks[0].join(60)
-    assert ranks.codes(0)[0] == 1 and "UserError: rank 1 of 2 gave no sign any more" in ranks.error(0)
+    assert ranks.codes(0)[0] == 1 and "LostRanks: rank 1 of 2 gave no sign any more" in ranks.error(0)
 
 
 def test_who_waits_for_a_dead_rank_says_so(tmp_path, monkeypatch):

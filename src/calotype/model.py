@@ -52,6 +52,7 @@ INPAINTING = {"sampler": "ancestral"}
 FIRST_STAGE = ("steps", "guide", "guidance", "guidance_slope", "prior_guidance", "guidance_low", "guidance_high")
 """Settings of the first stage alone: stages that enlarge need few steps, and follow the low-resolution picture."""
 
+ALL_ROWS = slice(None)
 Size = tuple[int, int]  # width and height in pixels
 Prompt = str | Sequence[str] | None  # one for all samples, or several in turn
 
@@ -112,18 +113,21 @@ class Model:
     def draw(
         self, count: int = 1, label: str | None = None, seed: int = 0, size: Size | None = None,
         *, picture: Image.Image | None = None, strength: float | None = None, mask: Image.Image | None = None,
-        prompt: Prompt = None, negative: str | None = None, **changes: Any,
+        prompt: Prompt = None, negative: str | None = None, rows: slice = ALL_ROWS, **changes: Any,
     ) -> Iterator[Image.Image]:  # fmt: skip
-        """The pictures of `sample`, or of `redraw` where there is a `picture`, each as soon as it is finished."""
+        """The pictures of `sample`, or of `redraw` where there is a `picture`, each as soon as it is finished.
+
+        With `rows`, only these of the `count` pictures.
+        """
         text, samplings = self.text(count, prompt, negative), self.settings(changes, mask is not None)
         if picture is None:
             labels, start, finish = self.labels(count, label, prompt), self.canvas(size), lambda images: images
         else:
             labels = self.labels(count, label) if label else [NULL_LABEL] * count
             start, finish = self._edit(picture, strength, mask, size)
-        rngs = self.rngs(count, seed)
-        for images in self._generate(labels, text, rngs, samplings, size, for_all(start)):
-            yield from pils_from_images(finish(images))
+        rngs = self.rngs(count, seed)[rows]
+        parts = self._generate(labels[rows], text and text.at(rows), rngs, samplings, size, for_all(start))
+        return (picture for images in parts for picture in pils_from_images(finish(images)))
 
     def interpolate(
         self, seeds: tuple[int, int] = (0, 1), frames: int = 12, labels: tuple[str, str] | None = None,
@@ -287,16 +291,19 @@ class Model:
         self, labels: Sequence[int], text: Text | None, rngs: Sequence[Randomness], samplings: Sequence[Sampling],
         size: Size | None, starts: Initializers,
     ) -> Iterator[OtherImages]:  # fmt: skip
-        """Images in parts that fit into memory."""
+        """Images in parts that fit into memory. Raises `UserError` at once for a guide that the model has not."""
         if samplings[0].guide == "prior" and not self.stages[0].denoiser.has_prior:
             raise UserError(
                 "guide is prior, but this model has no closed form (denoiser.prior is none); set guide to unconditional"
             )
         width, height = size or (self.image_size, self.image_size)
-        for part in in_turn(len(labels), height, width):
+
+        def images(part: slice) -> OtherImages:
             own = torch.tensor(labels[part], device=self.device)
             own_text, own_starts = text and text.at(part), beginning_at(part.start, starts)
-            yield generate(self.stages, own, samplings, rngs[part], starts=own_starts, text=own_text)
+            return generate(self.stages, own, samplings, rngs[part], starts=own_starts, text=own_text)
+
+        return map(images, in_turn(len(labels), height, width))
 
     def _edit(
         self, picture: Image.Image, strength: float | None, mask: Image.Image | None, size: Size | None

@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import platform
 import signal
 import threading
 import time
@@ -17,8 +18,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+import psutil
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -26,11 +29,13 @@ from torch import Tensor
 from calotype.types import UserError
 
 PATIENCE = 20.0
-"""Seconds without a sign after which a rank is lost; with the 30 that torchrun then gives the others, under 60."""
+"""Seconds without a sign after which a rank is lost."""
 SIGN_SECONDS, LOOK_SECONDS = 1.0, 0.02
 FAREWELL = 5.0
 """Seconds for which the first rank, which may hold the store, waits for the others to have read its last word."""
 ENDED, DEPARTED = "ended", "left"
+REASON_FILE = "TORCHELASTIC_ERROR_FILE"
+"""Where torchrun looks for the reason why a rank has failed."""
 
 
 @runtime_checkable
@@ -101,6 +106,32 @@ class Ranks:
             received[name] = value
         return received
 
+    def share(self, count: int, index: int | None = None) -> slice:
+        """Which of `count` rows are those of this rank, or of that with this `index`: in order, as equal as can be."""
+        index = self.index if index is None else index
+        return slice(*(-(-count * place // self.count) for place in (index, index + 1)))  # the first has at least one
+
+    def collect(self, rows: Tensor, count: int) -> Tensor:
+        """All `count` rows, in order, on the first rank; `rows` are those of this rank's `share`, all that others get.
+
+        A rank that makes its rows sooner waits for the others.
+        """
+        if self.alone:
+            return rows
+        self.meet()
+        own = rows.to(self.device).contiguous()
+        if not self.first:
+            if len(own):
+                dist.send(own, 0)
+            return rows
+        parts = [own]
+        for index in range(1, self.count):
+            share = self.share(count, index)
+            parts.append(own.new_empty(share.stop - share.start, *own.shape[1:]))
+            if len(parts[-1]):
+                dist.recv(parts[-1], index)
+        return torch.cat(parts).to(rows.device)
+
     # -- One after the other -------------------------------------------------------------------------------------------
 
     def say(self, work: Callable[[], Any]) -> Any:
@@ -139,7 +170,7 @@ class Ranks:
             self._await("nothing")
 
     def _await(self, key: str) -> None:
-        """Raises `SystemExit` where the first rank has ended, and `UserError` where one gives no sign any more."""
+        """Raises `SystemExit` where the first rank has ended, and `LostRanks` where one gives no sign any more."""
         assert self.store is not None
         watch = Watch(self)
         while not self.store.check([key]):
@@ -147,8 +178,11 @@ class Ranks:
                 raise SystemExit(int(self.store.get(ENDED)))
             watch.look()
             if silent := watch.silent(PATIENCE):
-                raise UserError(lost(silent, self.count))
+                raise LostRanks(silent, self.count)
             time.sleep(LOOK_SECONDS)
+
+
+ALONE = Ranks()
 
 
 @dataclass
@@ -176,12 +210,16 @@ class Watch:
         return [index for index, (_, since) in self.signs.items() if self.looked > since + seconds]
 
 
-def lost(silent: list[int], count: int) -> str:
-    names = f"rank {silent[0]}" if len(silent) == 1 else f"ranks {', '.join(map(str, silent))}"
-    return (
-        f"{names} of {count} gave no sign any more: ended, or stuck; the last checkpoint is sound: look at what was "
-        f"printed above, and go on with calotype resume, on as many ranks as there are"
-    )
+class LostRanks(UserError):  # noqa: N818
+    """The ranks that are `silent`, of so many."""
+
+    def __init__(self, silent: Sequence[int], count: int) -> None:
+        self.silent = silent
+        names = f"rank {silent[0]}" if len(silent) == 1 else f"ranks {', '.join(map(str, silent))}"
+        super().__init__(
+            f"{names} of {count} gave no sign any more: ended, or stuck; the last checkpoint is sound: look at what "
+            f"was printed above, and go on with calotype resume, on as many ranks as there are"
+        )
 
 
 # -- Joining -----------------------------------------------------------------------------------------------------------
@@ -242,11 +280,11 @@ def join(device: str) -> Ranks:
 
 def give_signs(ranks: Ranks, ending: threading.Event) -> None:
     assert ranks.signs is not None
-    number = 0
+    number, about = 0, {"process": os.getpid(), "host": platform.node(), "errors": os.environ.get(REASON_FILE)}
     with suppress(RuntimeError):  # the store has gone, and with it the job
         while not ending.is_set():
             number += 1
-            ranks.signs.set(f"sign-{ranks.index}", str(number))
+            ranks.signs.set(f"sign-{ranks.index}", json.dumps({"number": number, **about}))
             ending.wait(SIGN_SECONDS)
 
 
@@ -258,8 +296,13 @@ def explained(ranks: Ranks) -> Iterator[None]:
     except RuntimeError as error:
         with without_sigterm():  # which torchrun sends to those that are left
             silent = silent_ranks(ranks)
-        if silent:
-            raise UserError(lost(silent, ranks.count)) from error
+        if not silent:
+            raise
+        lost = LostRanks(silent, ranks.count)
+        end_stuck(ranks, lost)
+        raise lost from error
+    except LostRanks as lost:
+        end_stuck(ranks, lost)
         raise
     except UserError as error:
         raise error if ranks.first else UserError(f"rank {ranks.index}: {error}") from error
@@ -286,6 +329,28 @@ def silent_ranks(ranks: Ranks) -> list[int]:
             time.sleep(SIGN_SECONDS / 4)
         return watch.silent(2.5 * SIGN_SECONDS)
     return [0]
+
+
+def end_stuck(ranks: Ranks, lost: LostRanks) -> None:
+    """Kills those of this machine, after leaving the reason for torchrun in their name: a process that is stopped
+    ignores torchrun, which would wait 30 seconds for it. SIGTERM, its answer, is ignored from now on."""
+    assert ranks.signs is not None
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for index in lost.silent:
+        with suppress(RuntimeError, ValueError, psutil.Error):  # the store or the process has gone
+            sign = json.loads(ranks.signs.get(f"sign-{index}"))
+            process = psutil.Process(sign["process"])
+            if sign["host"] == platform.node() and process.ppid() == os.getppid():
+                pass_on(f"calotype: {lost}", sign["errors"])
+                process.kill()
+
+
+def pass_on(line: str, file: str | None = os.environ.get(REASON_FILE)) -> None:
+    """Gives torchrun the reason why a rank ends, which it shows at the end of its own message."""
+    if file:
+        with suppress(OSError):
+            Path(file).write_text(json.dumps({"message": line, "timestamp": int(time.time())}))
 
 
 def leave(ranks: Ranks, code: int) -> None:

@@ -9,7 +9,7 @@ import traceback
 from pathlib import Path
 
 from calotype.cli.console import Terminal
-from calotype.cli.options import ResumeOptions, TrainingOptions, TrainOptions, app
+from calotype.cli.options import TrainingOptions, app
 from calotype.cli.process import is_rank, lasting_streams, start_ranks, tune_process, unwound_by_signals
 from calotype.escaping import plain
 
@@ -32,7 +32,7 @@ def main() -> None:
                 sys.exit(options)
             if isinstance(options, TrainingOptions):
                 options.counted_from_process_start()
-            if isinstance(options, TrainOptions | ResumeOptions) and options.ranks > 1 and not is_rank():
+            if getattr(options, "ranks", 1) > 1 and not is_rank():
                 start_ranks(options.ranks)
             from calotype.cli import commands
 
@@ -43,6 +43,10 @@ def main() -> None:
         except Exception as error:
             code, line = _explained(error)
             print(line, file=sys.stderr)
+            if is_rank():
+                from calotype.ranks import pass_on
+
+                pass_on(line)
             sys.exit(code)
 
 

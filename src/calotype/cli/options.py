@@ -37,7 +37,7 @@ RealPictures = Annotated[Path | None, option("Folder of real pictures. [default:
 Seed = Annotated[int, typer.Option(help="Equal seeds give equal pictures.", min=-LARGEST_SEED, max=LARGEST_SEED)]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")]
 RankCount = Annotated[
-    int, typer.Option("--ranks", help="Processes that train together on this machine; torchrun starts them.", min=1)
+    int, typer.Option("--ranks", help="Processes that work together on this machine; torchrun starts them.", min=1)
 ]
 Force = Annotated[bool, typer.Option("--force", help="Continue although checks of the autoencoder failed.")]
 SampleCount = Annotated[int, typer.Option(help="Number of samples, of each run or setting.", max=MAX_SAMPLES)]
@@ -187,6 +187,7 @@ class SampleOptions(SamplingOptions):
     size: CanvasSize = None
     out: Annotated[Path | None, option("Folder to write to. [default: RUN/samples-N]")] = None
     device: Device = "auto"
+    ranks: RankCount = 1
 
 
 @app.command("interpolate")
@@ -265,6 +266,7 @@ class EvaluateOptions(SamplingOptions):
     seed: Seed = 0
     out: Annotated[Path | None, option("Folder to write to. [default: RUN, with its report and model card]")] = None
     device: Device = "auto"
+    ranks: RankCount = 1
 
 
 @app.command("compare")

@@ -65,7 +65,7 @@ def start_ranks(count: int) -> NoReturn:
         from calotype.types import UserError
 
         raise UserError(f"--ranks is {count}, but this machine has {cores} cores; take at most one rank for each")
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
+    launcher = [sys.executable, "-m", "calotype.cli.launching", "--standalone", f"--nproc-per-node={count}"]
     os.execv(sys.executable, [*launcher, "-m", "calotype", *sys.argv[1:]])
 
 

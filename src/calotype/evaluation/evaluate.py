@@ -51,6 +51,7 @@ from calotype.evaluation.results import (
 from calotype.files import write_png
 from calotype.model import Model
 from calotype.nets.vae import Vae
+from calotype.ranks import ALONE, Ranks
 from calotype.run import read_mapping
 from calotype.spaces.latent import LatentSpace
 from calotype.types import Labels, Rng, Text, UserError
@@ -77,6 +78,8 @@ class EvaluationRequest:
     """Of the sampling that is stored with the model."""
     seen: Sequence[str] = ()
     """Notes on those of `pictures` that the run has seen."""
+    ranks: Ranks = ALONE
+    """Of several the others make their shares of the samples: see `assist`."""
 
     def store(self, pictures: Pictures, name: str) -> FeatureStore:
         return FeatureStore(pictures, self.network, self.cache, self.bar, name)
@@ -97,7 +100,8 @@ def evaluate_run(request: EvaluationRequest, out: Path) -> EvaluationResult:
     rows = reference.chosen[torch.arange(request.count) % len(reference)]
     labels, text = candidate.labels(pictures, rows), candidate.text(pictures, rows)
     with request.bar("samples") as progress:
-        samples = make_samples(candidate.model, labels, text, request.seed, network, progress)
+        request.ranks.say(lambda: [labels.tolist(), text and [text.prompts, text.negatives]])
+        samples = make_samples(candidate.model, labels, text, request.seed, network, progress, request.ranks)
     copies, aligned = memorisation_of(request, samples), alignment_of(request)
     result = EvaluationResult(
         format=2,
@@ -149,22 +153,34 @@ def sampling_notes(request: EvaluationRequest) -> Iterator[str]:
         yield "the run was trained with other classes than the pictures have: its samples are of no class"
 
 
+def assist(model: Model, seed: int, network: FeatureNetwork, ranks: Ranks) -> None:
+    """What ranks other than the first do for `evaluate_run`: they make their shares of the samples."""
+    labels, prompts = ranks.say(lambda: None)  # from the pictures, which the first alone reads
+    text = prompts and Text(*map(tuple, prompts))
+    make_samples(model, torch.tensor(labels, device=model.device), text, seed, network, lambda *done: None, ranks)
+
+
 # -- Parts of the result -----------------------------------------------------------------------------------------------
 
 
 def make_samples(
     model: Model, labels: Labels, text: Text | None, seed: int, network: FeatureNetwork,
-    progress: Callable[[int, int, str], None],
+    progress: Callable[[int, int, str], None], ranks: Ranks = ALONE,
 ) -> Compared:  # fmt: skip
-    """Picture i depends on (seed, i, its label and text) only, so it is the one that `calotype sample` makes."""
-    size, parts = model.stages[-1].image_size, []
-    all_rngs = model.rngs(len(labels), seed)
-    for part in in_turn(len(labels), size, size):
+    """Picture i depends on (seed, i, its label and text) only, so it is the one that `calotype sample` makes.
+
+    Of several ranks each makes its share, and the first gets all.
+    """
+    size, parts, count = model.stages[-1].image_size, [], len(labels)
+    share = ranks.share(count)
+    labels, text, rngs = labels[share], text and text.at(share), model.rngs(count, seed)[share]
+    for part in in_turn(len(rngs), size, size):
         prompts = text and text.at(part)
-        images = rounded(generate(model.stages, labels[part], model.samplings, all_rngs[part], text=prompts))
+        images = rounded(generate(model.stages, labels[part], model.samplings, rngs[part], text=prompts))
         parts.append(Compared(features([images], network), small_pixels(images), features([images.flip(-1)], network)))
-        progress(min(part.stop, len(labels)), len(labels), "")
-    return concatenated(parts)
+        progress(min(part.stop, len(rngs)), len(rngs), "")
+    own = concatenated(parts) if parts else Compared(*[np.empty((0, 0))] * 3)  # more ranks than samples
+    return Compared(*(ranks.collect(torch.from_numpy(each), count).numpy() for each in own))
 
 
 def distance_columns(request: EvaluationRequest, samples: Features) -> Columns:

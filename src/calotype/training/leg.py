@@ -14,7 +14,7 @@ from typing import Generic, Protocol, TypeVar, runtime_checkable
 
 from torch import Tensor
 
-from calotype.ranks import Ranks
+from calotype.ranks import ALONE, Ranks
 from calotype.run import Run, Validation
 from calotype.training import checkpoint
 from calotype.training.checkpoint import Saved
@@ -30,7 +30,7 @@ from calotype.training.loop import (
     every,
     train_steps,
 )
-from calotype.training.objectives import ALONE, Objective
+from calotype.training.objectives import Objective
 from calotype.training.process import Interrupted, ProgressBar
 from calotype.training.state import TrainState
 from calotype.types import UserError

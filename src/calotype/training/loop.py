@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from calotype.machine import out_of_memory, release_memory
-from calotype.ranks import Ranks
+from calotype.ranks import ALONE, Ranks
 from calotype.threads import at_once, one_thread
-from calotype.training.objectives import ALONE, Loss, Objective, Slice
+from calotype.training.objectives import Loss, Objective, Slice
 from calotype.training.state import Gradients, TrainState
 from calotype.types import Batch, NotFiniteError, Rng, UserError
 

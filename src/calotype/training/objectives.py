@@ -22,7 +22,7 @@ from calotype.nets.kl import Autoencoder
 from calotype.nets.perceptual import EfficientNetLite0, perceptual_distance
 from calotype.nets.vae import kl_to_normal
 from calotype.priors.gaussian import CrossFitted
-from calotype.ranks import Ranks
+from calotype.ranks import ALONE, Ranks
 from calotype.recipe import AdversarialLossConfig, AutoencoderLossConfig, ConditionDropout
 from calotype.threads import Meeting, rows_of
 from calotype.types import (
@@ -50,7 +50,6 @@ class Loss:
 
 Slice = Callable[[], dict[str, Loss]]
 """The losses of a slice of a batch: shares of those of the whole."""
-ALONE = Ranks()
 Norm = Callable[[Tensor], Tensor]
 """Norms of vectors, from the norms of the parts of them that are here."""
 

@@ -24,7 +24,7 @@ from calotype.machine import peak_memory
 from calotype.nets.frozen import Frozen
 from calotype.nets.kl import Autoencoder
 from calotype.nets.perceptual import pretrained_lite0
-from calotype.ranks import Ranks
+from calotype.ranks import ALONE, Ranks
 from calotype.recipe import ImportedSpace, Recipe
 from calotype.run import LevelSearch, Run
 from calotype.settings import parse_recipe
@@ -39,7 +39,6 @@ from calotype.training.leg import UNLIMITED, Leg, LegLimits, Result_co, train_le
 from calotype.training.legs import autoencoder_leg, denoiser_leg, enlarger_leg, exposure_leg
 from calotype.training.levels import search_guidance, search_levels
 from calotype.training.loop import Division, TrainProgress, several
-from calotype.training.objectives import ALONE
 from calotype.training.previews import autoencoder_validator, validation_images
 from calotype.training.process import Interrupted, ProgressBar, Reporter, Stop, StoppableReporter
 from calotype.training.snapshot import write_space

@@ -6,12 +6,15 @@ import io
 import os
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from PIL import Image
 
+from calotype.cli.commands.following import Silent
 from calotype.cli.commands.reading import check_empty, new_folder, safe_name
 from calotype.cli.console import Console
 from calotype.cli.options import EnlargeOptions, InterpolateOptions, SampleOptions
@@ -20,7 +23,8 @@ from calotype.data.captions import as_prompts
 from calotype.data.images import UnreadableError, grid, read_image, read_mask
 from calotype.data.listing import list_pictures
 from calotype.files import write_json, write_png, write_whole
-from calotype.model import load
+from calotype.model import Model, load
+from calotype.ranks import ALONE, Ranks, joined_ranks
 from calotype.training.process import Reporter
 from calotype.types import NULL_LABEL, UserError
 
@@ -32,60 +36,108 @@ PAIR_SEPARATORS = {",": "a comma", "|": "a bar |"}
 
 
 def sample(options: SampleOptions, console: Console) -> Path:
-    """Writes pictures, and returns their folder."""
-    if options.prompt is not None and options.prompts is not None:
-        raise UserError("--prompt and --prompts both give prompts; use one of them")
-    prompts = read_prompts(options.prompts) if options.prompts else as_prompts(options.prompt)
-    count = (len(prompts) if options.prompts else DEFAULT_COUNT) if options.count is None else options.count
-    if options.out is not None:
-        check_empty(options.out)
-    folder = write_samples(options, count, prompts, console, new=True)
+    """Writes pictures, and returns their folder. Of several ranks each makes its share, and the first writes all."""
+    with joined_ranks(options.device) as ranks:
+        return _sample(options, console if ranks.first else Silent(), ranks)
+
+
+def _sample(options: SampleOptions, console: Console, ranks: Ranks) -> Path:
+    with ranks.in_turn():
+        if options.prompt is not None and options.prompts is not None:
+            raise UserError("--prompt and --prompts both give prompts; use one of them")
+        prompts = read_prompts(options.prompts) if options.prompts else as_prompts(options.prompt)
+        count = (len(prompts) if options.prompts else DEFAULT_COUNT) if options.count is None else options.count
+        if options.out is not None and ranks.first:
+            check_empty(options.out)
+    folder = write_samples(options, count, prompts, console, new=True, ranks=ranks)
     console.say(f"{count} pictures in {folder}; all of them: {folder / 'grid.png'}")
     return folder
 
 
 def write_samples(
-    options: SampleOptions, count: int, prompts: Sequence[str], reporter: Reporter, new: bool = False
-) -> Path:
+    options: SampleOptions, count: int, prompts: Sequence[str], reporter: Reporter, new: bool = False,
+    ranks: Ranks = ALONE,
+) -> Path:  # fmt: skip
     """Writes `count` pictures of prompts in turn, a PNG file each, a grid of them, and how they were made as JSON.
 
+    Of several `ranks` the first alone writes, and names mistakes before another can.
     Raises `UserError` for a mask or a strength without a picture; with `new` it raises `FileExistsError` rather than
     write over a file.
     """
-    if count < 1:
-        raise UserError(f"count is {count}, but must be at least 1")
-    for name in ("strength", "mask"):
-        if options.picture is None and getattr(options, name) is not None:
-            raise UserError(f"--{name} is for image-to-image, but there is no picture; add --from PICTURE")
-    model, label, seed = load(options.run, options.device), options.label, options.seed
-    for warning in model.truncations(prompts):
-        reporter.say(warning)
-    picture = read_image(options.picture) if options.picture else None
-    mask = read_mask(options.mask) if options.mask else None
-    text, samplings = model.text(count, prompts, options.negative), model.settings(options.changes(), mask is not None)
-    labels = [NULL_LABEL] * count if picture and label is None else model.labels(count, label, prompts)
-    names = [model.classes[index] if index != NULL_LABEL else "picture" for index in labels]
-    drawn = model.draw(
-        count, label, seed, read_size(options.size), picture=picture, strength=options.strength, mask=mask,
-        prompt=prompts, negative=options.negative, **options.changes(),
-    )  # fmt: skip
+    with ranks.in_turn():
+        if count < 1:
+            raise UserError(f"count is {count}, but must be at least 1")
+        for name in ("strength", "mask"):
+            if options.picture is None and getattr(options, name) is not None:
+                raise UserError(f"--{name} is for image-to-image, but there is no picture; add --from PICTURE")
+        model = load(options.run, options.device)
+        for warning in model.truncations(prompts):
+            reporter.say(warning)
+        names = names_of(model, options, count, prompts)
+        drawn = draw(model, options, count, prompts, ranks.share(count))
     out, pictures = options.out, list[Image.Image]()
     with reporter.bar("samples") as progress:
-        for index, image in enumerate(drawn):
+        for index, image in enumerate(on_first(ranks, drawn, count)):
             out = out or new_folder(options.run / "samples")
-            name = (text and text.prompts[index]) or names[index]
-            write_png(out / f"{seed}-{index:04d}-{safe_name(name)}.png", image, new)
+            name = (prompts[index % len(prompts)] if prompts else "") or names[index]
+            write_png(out / f"{options.seed}-{index:04d}-{safe_name(name)}.png", image, new)
             pictures.append(image)
             progress(index + 1, count, "")
+    if not ranks.first:
+        return options.run
     assert out is not None
     write_png(out / "grid.png", grid(pictures, grid_columns(count)), new)
+    write_json(out / "samples.json", {"labels": names, **record_of(model, options, count, prompts)}, new)
+    return out
+
+
+def names_of(model: Model, options: SampleOptions, count: int, prompts: Sequence[str]) -> list[str]:
+    """The class of each picture; `picture` where it has none."""
+    unlabelled = options.picture is not None and options.label is None
+    labels = [NULL_LABEL] * count if unlabelled else model.labels(count, options.label, prompts)
+    return [model.classes[index] if index != NULL_LABEL else "picture" for index in labels]
+
+
+def draw(
+    model: Model, options: SampleOptions, count: int, prompts: Sequence[str], rows: slice
+) -> Iterator[Image.Image]:
+    """Those `rows` of the pictures that the options ask for, each as soon as it is finished."""
+    return model.draw(
+        count, options.label, options.seed, read_size(options.size), rows=rows,
+        picture=read_image(options.picture) if options.picture else None, strength=options.strength,
+        mask=read_mask(options.mask) if options.mask else None,
+        prompt=prompts, negative=options.negative, **options.changes(),
+    )  # fmt: skip
+
+
+def on_first(ranks: Ranks, own: Iterator[Image.Image], count: int) -> Iterator[Image.Image]:
+    """All `count` pictures, which have one size, on the first rank: its own as soon as each is finished, then those of
+    the others. There they are made, and none is returned."""
+    pictures = list[Image.Image]()
+    for picture in own:
+        pictures.append(picture)
+        if ranks.first:
+            yield picture
+    if ranks.alone:
+        return
+    empty = np.empty((0, 0, 0, 3), np.uint8)
+    pixels = torch.from_numpy(np.stack([*map(np.asarray, pictures)]) if pictures else empty)
+    everyone = ranks.collect(pixels, count)
+    if ranks.first:
+        yield from (Image.fromarray(picture.numpy()) for picture in everyone[len(pictures) :])
+
+
+def record_of(model: Model, options: SampleOptions, count: int, prompts: Sequence[str]) -> dict[str, Any]:
+    """How the pictures were made."""
+    text, samplings = (
+        model.text(count, prompts, options.negative),
+        model.settings(options.changes(), options.mask is not None),
+    )
     first, *above = (sampling.model_dump(mode="json") for sampling in samplings)
     prompted = {"prompts": text.prompts, "negative": options.negative} if text else {}
     given = {name: getattr(options, name) for name in ("size", "picture", "strength", "mask")}
     edit = {name: str(value) for name, value in given.items() if value is not None}
-    about = {"labels": names, "seed": seed, **prompted, "sampling": first, "enlarge": above, **edit}
-    write_json(out / "samples.json", about, new)
-    return out
+    return {"seed": options.seed, **prompted, "sampling": first, "enlarge": above, **edit}
 
 
 def read_prompts(path: Path) -> list[str]:
