@@ -23,6 +23,8 @@ LOG_VARIANCE = -30.0
 
 Widths = Annotated[tuple[Channels, ...], Field(min_length=1, max_length=MAX_LEVELS)]
 LevelBlocks = Annotated[int, Field(strict=True, ge=0, le=32)]
+Activation = Literal["relu", "relu6", "silu", "swish", "gelu", "mish"]
+DcNorm = Literal["rms_norm", "batch_norm"]
 DcBlock = Literal["ResBlock", "EfficientViTBlock"]
 Scales = tuple[Annotated[int, Field(strict=True, gt=0, le=15)], ...]
 
@@ -76,7 +78,7 @@ class TinyConfig(ImportedNetwork):
     decoder_block_out_channels: Widths = (64, 64, 64, 64)
     num_encoder_blocks: tuple[LevelBlocks, ...] = (1, 3, 3, 3)
     num_decoder_blocks: tuple[LevelBlocks, ...] = (3, 3, 3, 1)
-    act_fn: Literal["relu", "silu", "swish", "gelu", "mish"] = "relu"
+    act_fn: Activation = "relu"
     upsample_fn: Literal["nearest", "bilinear", "bicubic"] = "nearest"
 
     @model_validator(mode="after")
@@ -112,11 +114,11 @@ class DcConfig(ImportedNetwork):
     decoder_qkv_multiscales: tuple[Scales, ...] = ((), (), (), (5,), (5,), (5,))
     upsample_block_type: Literal["pixel_shuffle", "interpolate"] = "pixel_shuffle"
     downsample_block_type: Literal["pixel_unshuffle", "conv", "Conv"] = "pixel_unshuffle"
-    decoder_norm_types: str | tuple[str, ...] = Field(default="rms_norm", max_length=32)
-    decoder_act_fns: str | tuple[str, ...] = Field(default="silu", max_length=32)
+    decoder_norm_types: DcNorm | tuple[DcNorm, ...] = "rms_norm"
+    decoder_act_fns: Activation | tuple[Activation, ...] = "silu"
     encoder_out_shortcut: bool = True
     decoder_in_shortcut: bool = True
-    decoder_conv_act_fn: str = Field(default="relu", max_length=32)
+    decoder_conv_act_fn: Activation = "relu"
 
     @model_validator(mode="after")
     def _levels(self) -> DcConfig:
