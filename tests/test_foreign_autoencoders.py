@@ -195,7 +195,6 @@ WRONG = {
     "huge levels": ("deep compression", change(latent_channels=10**9), (), "latent_channels: Input should be less"),
     "heads that do not fit": ("deep compression", change(encoder_block_types="Nothing"), (), "encoder_block_types"),
     "an unknown norm": ("deep compression", change(decoder_norm_types="none"), (), "decoder_norm_types"),
-    "parts that do not fit": ("deep compression", change(latent_channels=5), (), "AutoencoderDC cannot be made"),
     "other widths": ("tiny", change(latent_channels=5), (), "its settings make it"),
     "a missing weight": ("tiny", lose("decoder.layers.0.bias"), (), "has no decoder.layers.0.bias"),
     "fine-tuning": ("tiny", change(), ("space.finetune=true",), "only AutoencoderKL can be fine-tuned"),
