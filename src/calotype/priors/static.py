@@ -65,7 +65,6 @@ class StaticMixture(nn.Module):
         middle = ((responsibilities - shrunk)[..., None] * means).sum(1) + shrunk.sum(1, keepdim=True) * flat
         return middle + inside @ axes.flatten(0, 1)
 
-
     def _some_axes(self) -> tuple[Tensor, Tensor, Tensor]:
         """Axes, their variances, and the variance beside them; graphs have no empty tensors, so where there is no
         axis, one of length 0 with the variance of the others stands for none."""
