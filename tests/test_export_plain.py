@@ -7,7 +7,7 @@ import pytest
 import torch
 from exporting import LEVEL, ours, random_model, with_onnx
 from small import CASCADE
-from test_static import captioned
+from test_static import captioned, mixture
 
 from calotype.export.bundle import export_onnx, write_graph
 from calotype.export.check import between
@@ -48,6 +48,17 @@ def test_stages_without_closed_forms_with_blur_and_prompts(sample, tmp_path):
     theirs = bundle.images([0, -1], prompts, ["dog", "dog"], range(2), sample.seeded(0))
     text = Text(tuple(prompts), ("dog", "dog"))
     assert between(ours(model, [0, -1], text), theirs).largest < LEVEL / 4
+
+
+@with_onnx
+def test_a_closed_form_without_axes_is_a_graph(sample, tmp_path):
+    """As few pictures give it."""
+    prior, inputs = mixture(rank=0), (torch.randn(2, 3, 4, 4), torch.tensor([0.5, 2.0]), torch.tensor([0, 1]))
+    named = dict(zip(("noisy", "sigma", "label"), inputs, strict=True))
+    write_graph(tmp_path / "prior.onnx", Graph(StaticMixture(prior), named, ("mean",)))
+    session = sample.onnxruntime.InferenceSession(tmp_path / "prior.onnx", providers=["CPUExecutionProvider"])
+    (theirs,) = session.run(None, {name: value.numpy() for name, value in named.items()})
+    assert np.abs(theirs - prior.mean(*inputs[:2], Condition(inputs[2])).numpy()).max() < 1e-4
 
 
 def opened(sample, folder, text, vocabulary=None):

@@ -394,11 +394,11 @@ def abort(patch, problem):
 
     real = commands.training.read
 
-    def read(folder, size, cache, console, rule):
+    def read(folder, size, cache, console, rule, **others):
         Claimed.folder = cache.parent
         cache.mkdir()
         (cache / "pixels.npy").touch()
-        return real(folder, size, cache, console, rule)
+        return real(folder, size, cache, console, rule, **others)
 
     patch.setattr(commands.training, "read", read)
     patch.setattr(commands.training, "make_plan", fail)

@@ -16,10 +16,10 @@ LABELS = torch.tensor([0, 1, 2, NULL_LABEL, 1])
 TEXTS = ("a red cat", "a blue dog", "", "a cat", "nothing that is known")
 
 
-def mixture(side=4, components=6):
-    filled = GaussianMixture(components, 5, 3 * side**2)
+def mixture(side=4, components=6, rank=5):
+    filled = GaussianMixture(components, rank, 3 * side**2)
     filled.means.normal_()
-    filled.axes.copy_(torch.linalg.qr(torch.randn(components, 3 * side**2, 5))[0].mT)
+    filled.axes.copy_(torch.linalg.qr(torch.randn(components, 3 * side**2, rank))[0].mT)
     filled.variances.uniform_(0.5, 3)
     filled.rest.uniform_(0.05, 0.2)
     filled.prior.copy_(torch.softmax(torch.randn(components), 0))
@@ -38,9 +38,9 @@ def captioned():
 
 
 @pytest.mark.parametrize("sigma", [0.05, 1.0, 30.0])
-@pytest.mark.parametrize("height", [4, 7])
-def test_a_static_mixture_equals_the_mixture(sigma, height):
-    prior, sigmas = mixture(), torch.full((5,), sigma)
+@pytest.mark.parametrize(("height", "rank"), [(4, 5), (7, 5), (4, 0)])
+def test_a_static_mixture_equals_the_mixture(sigma, height, rank):
+    prior, sigmas = mixture(rank=rank), torch.full((5,), sigma)
     noisy = torch.randn(5, 3, height, 4) * (1 + sigma)
     expected = prior.mean(noisy, sigmas, Condition(LABELS))
     assert torch.allclose(StaticMixture(prior)(noisy, sigmas, LABELS), expected, atol=2e-6 * (1 + sigma))

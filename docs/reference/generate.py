@@ -22,6 +22,7 @@ from pydantic import BaseModel
 
 import calotype
 from calotype.cli.options import app, data_app
+from calotype.nets.deterministic import ImportedNetwork
 from calotype.recipe import EnlargeRecipe, Recipe
 from calotype.types import Config
 
@@ -143,6 +144,8 @@ def rows(
                 about,
             )
         for each in models:
+            if issubclass(each, ImportedNetwork):  # their settings are read from a folder
+                continue
             yield from rows(each, f"{key}.", kind_of(each) if len(models) > 1 else kind, default)
 
 

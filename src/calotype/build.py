@@ -11,8 +11,9 @@ from calotype.data.folder import Pictures
 from calotype.data.images import images_from_pixels
 from calotype.diffusion.denoiser import Denoiser
 from calotype.diffusion.stage import Stage
-from calotype.interop import diffusers, minilm, transformers
+from calotype.interop import autoencoders, minilm, transformers
 from calotype.nets.blocks import Precision, channels_last
+from calotype.nets.deterministic import DeterministicAutoencoder
 from calotype.nets.dit import Dit, DitConfig
 from calotype.nets.frozen import FolderConfig, Frozen, MiniLmConfig, Projected
 from calotype.nets.kl import Autoencoder, Kl, KlConfig
@@ -21,7 +22,7 @@ from calotype.nets.unet import Unet, UnetConfig
 from calotype.nets.vae import Vae, VaeConfig
 from calotype.priors.patches import PatchPrior
 from calotype.priors.prior import MOST_VALUES, Prior
-from calotype.recipe import Backbone, DiffusionConfig, ImportedSpace, OwnSpace, Recipe, TextConfig
+from calotype.recipe import AutoencoderNetwork, Backbone, DiffusionConfig, ImportedSpace, OwnSpace, Recipe, TextConfig
 from calotype.spaces.latent import LatentSpace
 from calotype.spaces.pixel import PixelSpace, Space
 
@@ -73,8 +74,9 @@ def initial_space(recipe: Recipe, pictures: Pictures, device: torch.device) -> L
     """
     space = build_space(recipe).to(device)
     if isinstance(recipe.space, ImportedSpace):
-        assert isinstance(space.vae, Kl)
-        space.vae.load_state_dict(diffusers.read_kl_weights(Path(recipe.space.path), space.vae.config))
+        assert not isinstance(space.vae, Vae)
+        weights = autoencoders.read_autoencoder_weights(Path(recipe.space.path), space.vae.config)
+        space.vae.load_state_dict(weights)
     elif isinstance(recipe.space, OwnSpace) and isinstance(space.vae, Vae):
         start_linear(space.vae, pictures, device)
     return space
@@ -87,12 +89,14 @@ def start_linear(vae: Vae, pictures: Pictures, device: torch.device) -> None:
     vae.start_linear(images_from_pixels(pictures.pixels[chosen]).to(device))
 
 
-def build_autoencoder(config: VaeConfig | KlConfig, precision: Precision) -> Autoencoder:
+def build_autoencoder(config: AutoencoderNetwork, precision: Precision) -> Autoencoder:
     match config:
         case VaeConfig():
             return channels_last(Vae(config, precision))
         case KlConfig():
             return channels_last(Kl(config, precision))
+    network = autoencoders.open_network(config)
+    return channels_last(DeterministicAutoencoder(config, network, precision))
 
 
 def build_denoiser(

@@ -34,6 +34,7 @@ from calotype.diffusion.schedules import Flow, Karras, Schedule
 from calotype.diffusion.stage import Sampling
 from calotype.nets.blocks import Precision
 from calotype.nets.critic import CriticConfig
+from calotype.nets.deterministic import DcConfig, DeterministicConfig, RaeConfig, TinyConfig
 from calotype.nets.dit import DitConfig
 from calotype.nets.frozen import FrozenConfig
 from calotype.nets.kl import KlConfig
@@ -56,7 +57,7 @@ class OwnSpace(Config):
 
 
 class ImportedSpace(Config):
-    """The autoencoder is there already: `AutoencoderKL` in the layout of diffusers."""
+    """The autoencoder is there already, in the layout of diffusers."""
 
     kind: Literal["diffusers"] = "diffusers"
     path: str
@@ -160,12 +161,13 @@ class LegConfig(Config):
     batch: BatchSize = 16
 
 
+AutoencoderNetwork = VaeConfig | KlConfig | TinyConfig | DcConfig | RaeConfig
 CRITIC_LEARN = OptimizerConfig(learning_rate=4e-4, betas=(0.5, 0.9))
 
 
 class AutoencoderRecipe(LegConfig):
     batch: BatchSize = 8
-    network: Annotated[VaeConfig | KlConfig, Field(discriminator="kind")] = VaeConfig()
+    network: Annotated[AutoencoderNetwork, Field(discriminator="kind")] = VaeConfig()
     critic: CriticConfig = CriticConfig()
     losses: AutoencoderLossConfig = AutoencoderLossConfig()
     crop: CropSide = 0
@@ -311,8 +313,11 @@ class Recipe(Config):
         if self.kind == "cascade":
             taken = "imported" if isinstance(self.space, ImportedSpace) else "that of a run"
             raise ValueError(f"space is {taken}, but a cascade works in pixels; leave one of both out")
-        if isinstance(self.space, ImportedSpace) and self.autoencoder.network.kind != "kl":
+        network = self.autoencoder.network
+        if isinstance(self.space, ImportedSpace) and isinstance(network, VaeConfig):
             raise ValueError("space is imported, but autoencoder.network is set to another one; leave that out")
+        if isinstance(network, DeterministicConfig):
+            network.require_possible(self.chain[0], self.aspect_buckets, self.trains_space)
         return self
 
     @property

@@ -30,8 +30,8 @@ Where = Callable[[str], str]
 MAX_RECIPE = 2**20
 """Bytes of its file."""
 UNION_TAGS = (
-    "dit", "unet", "flow", "ddpm", "cosine", "karras", "noise", "blur", "vae", "kl", "own", "diffusers", "run",
-    "bytes", "minilm", "folder", "none",
+    "dit", "unet", "flow", "ddpm", "cosine", "karras", "noise", "blur", "vae", "kl", "tiny", "dc", "rae", "own",
+    "diffusers", "run", "bytes", "minilm", "folder", "none",
 )  # fmt: skip
 """Values of `kind`, which pydantic puts into the location of an error; they are no part of a key."""
 UNIONS = ("backbone", "schedule", "augmentation", "network", "space", "text")

@@ -78,7 +78,7 @@ class TrainingOptions:
     device: Device = "auto"
     space: Annotated[
         str | None,
-        option("Autoencoder: own, or diffusers:PATH with the folder of an AutoencoderKL. [default: own]"),
+        option("Autoencoder: own, or diffusers:PATH with the folder of an autoencoder. [default: own]"),
     ] = None
     """None: the recipe's, else own."""
     source: Annotated[

@@ -204,7 +204,7 @@ def cosine_transform(values: Latents, inverse: bool = False) -> Latents:
 
 def equivariance(space: LatentSpace, images: Images, latents: Latents) -> dict[str, float]:
     """Latents of changed pictures against latents changed so (arXiv 2502.09509, section 3): 0 is equal, 2 unrelated."""
-    odd = any(side % 2 for side in latents.shape[-2:])
+    odd = any(side % 2 for side in latents.shape[-2:]) or space.image_side is not None
     result = {}
     for name, change in TRANSFORMS.items():
         if odd and name == "half the size":

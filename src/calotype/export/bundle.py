@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 import calotype
 from calotype.diffusion.stage import Sampling, Stage, stops
@@ -30,6 +31,8 @@ from calotype.types import Progress, UserError, no_progress
 BUNDLE_FORMAT = 1
 SETTINGS, SCRIPT = "calotype.json", "sample.py"
 OPSET = 20
+LEAST_EPSILON = 1e-7
+"""The exporter drops the addition of a constant below 1e-8."""
 STANDALONE = Path(__file__).parent / "standalone"
 CARD_COPY = "model-card.md"
 
@@ -104,6 +107,7 @@ def write_graph(file: Path, graph: Graph) -> None:
     batch, words = Dim("batch"), Dim("words")
     inputs = {name: value.clone() for name, value in graph.inputs.items()}  # one tensor for two would be one input
     shapes = {name: {0: batch, 1: words} if name in VARIABLE_WORDS else {0: batch} for name in inputs}
+    keep_epsilons(graph.module)
     with quiet():
         program = torch.onnx.export(
             graph.module.eval(), (), kwargs=inputs, input_names=list(inputs), output_names=list(graph.outputs),
@@ -111,6 +115,13 @@ def write_graph(file: Path, graph: Graph) -> None:
         )  # fmt: skip
     assert program is not None
     write_whole(file, program.model_proto.SerializeToString())
+
+
+def keep_epsilons(network: nn.Module) -> None:
+    """Raises those of its modules that the exporter would take for 0, after which 0 / 0 is not a number."""
+    for part in network.modules():
+        if isinstance(eps := getattr(part, "eps", None), float) and 0 < eps < LEAST_EPSILON:
+            part.eps = LEAST_EPSILON  # type: ignore[assignment]
 
 
 @contextmanager

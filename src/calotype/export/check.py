@@ -26,12 +26,12 @@ class Difference(NamedTuple):
 
     largest: float
     beyond: float
-    """Share of the values that differ by more than `LEVEL`."""
+    """Share of the values that differ by more than `LEVEL`, or are not numbers."""
     pictures: int
 
     def checked(self) -> Difference:
         """Raises `UserError` where the pictures are not the same."""
-        if not self.beyond <= MOST_BEYOND:  # also where it is NaN
+        if self.beyond > MOST_BEYOND:
             raise UserError(
                 f"the exported pictures differ from ours by up to {255 * self.largest:.1f} levels of 255 (in "
                 f"{100 * self.beyond:.2g} % of their values), expected 1; please report this model's recipe"
@@ -46,7 +46,7 @@ class Difference(NamedTuple):
 def between(ours: np.ndarray, theirs: np.ndarray) -> Difference:
     """Of images in [-1, 1]."""
     apart = np.abs(ours.astype(np.float64) - theirs) / 2
-    return Difference(float(apart.max()), float((apart > LEVEL).mean()), len(ours))
+    return Difference(float(apart.max()), float((~(apart <= LEVEL)).mean()), len(ours))
 
 
 def picture_differences(model: Model, folder: Path, count: int = CHECKED, seed: int = 0) -> Difference:

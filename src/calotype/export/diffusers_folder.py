@@ -21,9 +21,11 @@ from calotype.export.sources import with_sources
 from calotype.files import whole_folder, write_json, write_tensors, write_whole
 from calotype.interop.diffusers import KL_WEIGHTS, write_autoencoder
 from calotype.model import Model
+from calotype.nets.deterministic import DeterministicAutoencoder, DeterministicConfig
 from calotype.nets.frozen import FrozenConfig
 from calotype.nets.kl import Kl
 from calotype.nets.text import BytesConfig
+from calotype.nets.vae import Vae, VaeConfig
 from calotype.priors.stored import description
 from calotype.recipe import DiffusionConfig
 from calotype.spaces.latent import LatentSpace
@@ -107,9 +109,8 @@ def write_pipeline(model: Model, path: Path) -> None:
     tensors = dict[str, Tensor]()
     for place, stage in enumerate(model.stages):
         tensors |= {f"denoisers.{place}.{name}": value for name, value in stage.denoiser.state_dict().items()}
-    if isinstance(space, LatentSpace) and isinstance(space.vae, Kl):
-        index["vae"] = ["diffusers", "AutoencoderKL"]
-        write_autoencoder(path / "vae", space.vae, float(space.spread.square().mean().sqrt()))
+    if isinstance(space, LatentSpace) and not isinstance(space.vae, Vae):
+        index["vae"] = ["diffusers", write_imported(space, path / "vae")]
         tensors |= {"first_space.mean": space.mean, "first_space.spread": space.spread}
     elif isinstance(space, LatentSpace):
         tensors |= {f"first_space.{name}": value for name, value in space.state_dict().items()}
@@ -121,14 +122,25 @@ def write_pipeline(model: Model, path: Path) -> None:
     write_json(path / PIPELINE, index)
 
 
+def write_imported(space: LatentSpace, folder: Path) -> str:
+    """An autoencoder that was imported, in its own layout; returns the name of its class there."""
+    if isinstance(space.vae, Kl):
+        return write_autoencoder(folder, space.vae, space.mean, space.spread)
+    assert isinstance(space.vae, DeterministicAutoencoder)
+    space.vae.network.save_pretrained(folder)
+    return space.vae.config.class_name
+
+
 def stages_config(model: Model) -> dict[str, Any]:
     """The arguments of `CalotypeStages`."""
     recipe, space = model.recipe, None
     if isinstance(first := model.stages[0].space, LatentSpace):
         config = first.vae.config
         space = dict[str, Any](kind=config.kind, channels=config.channels, reduction=config.reduction)
-        if config.kind == "vae":
+        if isinstance(config, VaeConfig):
             space["network"] = config.model_dump(mode="json")
+        elif isinstance(config, DeterministicConfig):
+            space["unit_range"] = config.unit_range
     configs: list[DiffusionConfig] = [recipe.denoiser, *(recipe.enlarger(size) for size in recipe.chain[1:])]
     parts = zip(model.stages, configs, model.samplings, strict=True)
     text = recipe.denoiser.text

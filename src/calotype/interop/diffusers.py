@@ -17,9 +17,15 @@ from calotype.nets.kl import MOST_BLOCKS, Kl, KlConfig
 from calotype.types import UserError
 
 KL_WEIGHTS = "diffusion_pytorch_model.safetensors"
+VARIANTS = ("", ".fp32", ".fp16", ".bf16")
+"""Of the weights' file, the first that is there is read: `diffusion_pytorch_model.fp16.safetensors`."""
+FLUX2_CLASS = "AutoencoderKLFlux2"
+FLUX2_STATISTICS = "bn."
+"""Mean and variance of FLUX.2's latents, in patches: not read, since they are measured on the user's pictures."""
 DownBlock = Literal["DownEncoderBlock2D", "AttnDownEncoderBlock2D"]
 UpBlock = Literal["UpDecoderBlock2D", "AttnUpDecoderBlock2D"]
 DOWN, UP = "DownEncoderBlock2D", "UpDecoderBlock2D"
+KNOWN = "AutoencoderKL as in SD and FLUX, AutoencoderKLFlux2, AutoencoderDC, AutoencoderTiny and AutoencoderRAE"
 
 DIFFUSERS_NAMES = (
     (".blocks.", ".resnets."),
@@ -50,12 +56,13 @@ class DiffusersConfig(BaseModel):
     `scaling_factor` and `shift_factor` do not: the latents' mean and spread are measured on the user's pictures.
     """
 
-    class_name: Literal["AutoencoderKL"] = Field(default="AutoencoderKL", alias="_class_name")
+    class_name: Literal["AutoencoderKL", "AutoencoderKLFlux2"] = Field(default="AutoencoderKL", alias="_class_name")
     in_channels: Literal[3] = 3
     out_channels: Literal[3] = 3
     down_block_types: tuple[DownBlock, ...] = ("DownEncoderBlock2D",)
     up_block_types: tuple[UpBlock, ...] = ("UpDecoderBlock2D",)
     block_out_channels: tuple[Channels, ...] = Field(default=(64,), min_length=1, max_length=MAX_LEVELS)
+    decoder_block_out_channels: tuple[Channels, ...] | None = None
     layers_per_block: int = Field(default=1, ge=1, le=MOST_BLOCKS)
     act_fn: Literal["silu", "swish"] = "silu"
     latent_channels: Channels = 4
@@ -66,8 +73,9 @@ class DiffusersConfig(BaseModel):
 
     @model_validator(mode="after")
     def _levels(self) -> DiffusersConfig:
-        for name in ("down_block_types", "up_block_types"):
-            if (count := len(getattr(self, name))) != (levels := len(self.block_out_channels)):
+        for name in ("down_block_types", "up_block_types", "decoder_block_out_channels"):
+            entries = getattr(self, name)
+            if entries is not None and (count := len(entries)) != (levels := len(self.block_out_channels)):
                 raise ValueError(
                     f"{name} has {count} entries, but block_out_channels has {levels}; each level needs one of both"
                 )
@@ -77,6 +85,7 @@ class DiffusersConfig(BaseModel):
         return KlConfig(
             channels=self.latent_channels,
             widths=self.block_out_channels,
+            decoder_widths=self.decoder_block_out_channels or (),
             blocks=self.layers_per_block,
             groups=self.norm_num_groups,
             attention=self.mid_block_add_attention,
@@ -97,28 +106,36 @@ def autoencoder_folder(path: Path) -> Path:
 
 
 def read_kl_config(path: Path) -> KlConfig:
-    """Raises `UserError` where this is not an `AutoencoderKL` as in Stable Diffusion and FLUX."""
+    """Raises `UserError` where this is not an `AutoencoderKL` as in Stable Diffusion and FLUX, or that of FLUX.2."""
     file = autoencoder_folder(path) / "config.json"
     try:
         return DiffusersConfig.model_validate(read_json(file)).kl_config()
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(map(str, first["loc"])) or ("levels" if first["type"] == "value_error" else "the whole")
-        got = first.get("input")
-        shown = f" (got {got!r:.80})" if isinstance(got, str | int | float | bool) else ""
-        message = first["msg"].removeprefix("Value error, ")
-        raise UserError(f"{file}: {key}: {message}{shown}; only AutoencoderKL as in SD and FLUX is known") from None
+        raise wrong_setting(file, error) from None
 
 
-def kl_weights_file(path: Path) -> Path:
-    """Raises `UserError` where there is none that can be read."""
-    return weights_files(autoencoder_folder(path), KL_WEIGHTS, re.escape(KL_WEIGHTS))[0]
+def wrong_setting(file: Path, error: ValidationError) -> UserError:
+    """The first setting of a config.json that is wrong, in one line."""
+    first = error.errors()[0]
+    key = ".".join(map(str, first["loc"])) or ("levels" if first["type"] == "value_error" else "the whole")
+    got = first.get("input")
+    shown = f" (got {got!r:.80})" if isinstance(got, str | int | float | bool) else ""
+    message = first["msg"].removeprefix("Value error, ")
+    return UserError(f"{file}: {key}: {message}{shown}; known are {KNOWN}")
+
+
+def weights_file(path: Path) -> Path:
+    """Of an autoencoder, the first of `VARIANTS`. Raises `UserError` where there is none that can be read."""
+    stem, ending = KL_WEIGHTS.removesuffix(".safetensors"), ".safetensors"
+    pattern = rf"{stem}({'|'.join(map(re.escape, VARIANTS))}){re.escape(ending)}"
+    files = {file.name: file for file in weights_files(autoencoder_folder(path), KL_WEIGHTS, pattern)}
+    return next(files[name] for variant in VARIANTS if (name := f"{stem}{variant}{ending}") in files)
 
 
 def read_kl_weights(path: Path, config: KlConfig) -> dict[str, Tensor]:
     """By our names, in float32. Raises `UserError` if they are not there, damaged, or not of this network."""
-    file = kl_weights_file(path)
-    tensors = read_parts([file])
+    file = weights_file(path)
+    tensors = {name: value for name, value in read_parts([file]).items() if not name.startswith(FLUX2_STATISTICS)}
     with torch.device("meta"):
         shapes = {name: list(value.shape) for name, value in Kl(config).state_dict().items()}
     names = matched_names(file, list(shapes), set(tensors))
@@ -167,14 +184,14 @@ def diffusers_names(ours: str) -> list[str]:
 # -- Writing -----------------------------------------------------------------------------------------------------------
 
 
-def write_autoencoder(folder: Path, kl: Kl, spread: float) -> None:
-    """An `AutoencoderKL` as diffusers reads it; `spread` is the standard deviation of its latents."""
+def write_autoencoder(folder: Path, kl: Kl, mean: Tensor, spread: Tensor) -> str:
+    """As diffusers reads it, and the name of its class there; with mean and deviation of its latents, a channel."""
     config = kl.config
     levels = range(len(config.widths))
     down = ["AttnDownEncoderBlock2D" if level in config.encoder_attention_levels else DOWN for level in levels]
     up = ["AttnUpDecoderBlock2D" if level in config.decoder_attention_levels else UP for level in reversed(levels)]
     about = {
-        "_class_name": "AutoencoderKL",
+        "_class_name": FLUX2_CLASS if config.decoder_widths else "AutoencoderKL",
         "in_channels": 3,
         "out_channels": 3,
         "down_block_types": down,
@@ -187,8 +204,22 @@ def write_autoencoder(folder: Path, kl: Kl, spread: float) -> None:
         "use_quant_conv": config.mixes_moments,
         "use_post_quant_conv": config.mixes_latents,
         "mid_block_add_attention": config.attention,
-        "scaling_factor": 1 / spread,
     }
-    write_json(folder / "config.json", about)
     weights = {diffusers_names(name)[0]: value for name, value in kl.state_dict().items()}
+    if config.decoder_widths:
+        about["decoder_block_out_channels"] = list(config.decoder_widths)
+        weights |= flux2_statistics(mean, spread)
+    else:
+        about["scaling_factor"] = 1 / float(spread.square().mean().sqrt())
+    write_json(folder / "config.json", about)
     write_tensors(folder / KL_WEIGHTS, weights, {"format": "pt"})
+    return str(about["_class_name"])
+
+
+def flux2_statistics(mean: Tensor, spread: Tensor) -> dict[str, Tensor]:
+    """Buffers of its batch norm over patches of 2 x 2 latents, whose channels stand before their places."""
+    values = {"running_mean": mean, "running_var": spread.square()}
+    buffers = {name: value.flatten().repeat_interleave(4).contiguous() for name, value in values.items()}
+    return {f"{FLUX2_STATISTICS}{name}": value for name, value in buffers.items()} | {
+        f"{FLUX2_STATISTICS}num_batches_tracked": torch.tensor(0)
+    }

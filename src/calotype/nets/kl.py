@@ -1,4 +1,4 @@
-"""The autoencoder of Stable Diffusion, SDXL and FLUX (arXiv 2112.10752, appendix G), for pretrained weights.
+"""The autoencoder of Stable Diffusion, SDXL, FLUX and FLUX.2 (arXiv 2112.10752, appendix G), for pretrained weights.
 
 Its arithmetic is that of diffusers' `AutoencoderKL`; `interop/diffusers.py` brings weights from there. What we train
 from scratch is `nets/vae.py`: with group norms and attention the receptive field is global, so tiles are not exact.
@@ -15,6 +15,7 @@ from torch import nn
 
 from calotype.bounds import MAX_LEVELS, Channels, Level
 from calotype.nets.blocks import Precision, Recoloured, Resized, Upsample, autocast
+from calotype.nets.deterministic import DeterministicAutoencoder
 from calotype.nets.vae import Moments, Vae
 from calotype.types import Config, Images, Latents
 
@@ -27,6 +28,7 @@ class KlConfig(Config):
     kind: Literal["kl"] = "kl"
     channels: Channels = Field(default=4, description="Channels of the latents.")
     widths: tuple[Channels, ...] = Field(default=(128, 256, 512, 512), min_length=1, max_length=MAX_LEVELS)
+    decoder_widths: tuple[Channels, ...] = Field(default=(), description="As in FLUX.2; none: those of the encoder.")
     blocks: int = Field(
         default=2, strict=True, ge=1, le=MOST_BLOCKS, description="At each level; the decoder has one more."
     )
@@ -39,7 +41,9 @@ class KlConfig(Config):
 
     @model_validator(mode="after")
     def _groups(self) -> KlConfig:
-        if odd := [width for width in self.widths if width % self.groups]:
+        if len(self.decoder_widths) not in (0, len(self.widths)):
+            raise ValueError(f"decoder_widths has {len(self.decoder_widths)} levels, but widths has {len(self.widths)}")
+        if odd := [width for width in (*self.widths, *self.decoder_widths) if width % self.groups]:
             raise ValueError(f"a level is {odd[0]} channels wide, but must be a multiple of its {self.groups} groups")
         return self
 
@@ -69,7 +73,7 @@ class Kl(nn.Module):
             return self.decoder(self.mix_latents(latents)).float()
 
 
-Autoencoder = Vae | Kl
+Autoencoder = Vae | Kl | DeterministicAutoencoder
 
 
 class KlEncoder(nn.Module):
@@ -78,7 +82,7 @@ class KlEncoder(nn.Module):
         attention = [level in config.encoder_attention_levels for level in range(len(config.widths))]
         self.conv_in = nn.Conv2d(3, config.widths[0], 3, padding=1)
         self.levels = kl_levels(config, config.widths, config.blocks, attention, KlDownsample)
-        self.middle = kl_middle(config)
+        self.middle = kl_middle(config, config.widths[-1])
         self.norm = group_norm(config, config.widths[-1])
         self.conv_out = nn.Conv2d(config.widths[-1], 2 * config.channels, 3, padding=1)
 
@@ -89,10 +93,10 @@ class KlEncoder(nn.Module):
 class KlDecoder(nn.Module):
     def __init__(self, config: KlConfig) -> None:
         super().__init__()
-        upwards = config.widths[::-1]
+        upwards = (config.decoder_widths or config.widths)[::-1]
         attention = [level in config.decoder_attention_levels for level in reversed(range(len(upwards)))]
         self.conv_in = nn.Conv2d(config.channels, upwards[0], 3, padding=1)
-        self.middle = kl_middle(config)
+        self.middle = kl_middle(config, upwards[0])
         self.levels = kl_levels(config, upwards, config.blocks + 1, attention, Upsample)
         self.norm = group_norm(config, upwards[-1])
         self.conv_out = nn.Conv2d(upwards[-1], 3, 3, padding=1)
@@ -129,8 +133,7 @@ class KlLevel(nn.Module):
         return self.resize(image)
 
 
-def kl_middle(config: KlConfig) -> nn.Sequential:
-    width = config.widths[-1]
+def kl_middle(config: KlConfig, width: int) -> nn.Sequential:
     attention = KlAttention(config, width) if config.attention else nn.Identity()
     return nn.Sequential(KlBlock(config, width, width), attention, KlBlock(config, width, width))
 

@@ -20,9 +20,8 @@ from calotype.data.folder import Pictures
 from calotype.data.images import images_from_pixels
 from calotype.diffusion.stage import shrunk
 from calotype.evaluation.counting import counted
-from calotype.interop import diffusers
+from calotype.interop.autoencoders import read_autoencoder_config
 from calotype.machine import Machine
-from calotype.nets.kl import KlConfig
 from calotype.nets.unet import UnetConfig
 from calotype.nets.vae import Lapping, VaeConfig, principal_axes
 from calotype.planning.chains import choose_chain, own_latents
@@ -44,7 +43,7 @@ from calotype.planning.laws import (
 from calotype.planning.mirroring import choose_flip
 from calotype.planning.sizes import MOST_TOKENS, check_tokens, choose_patch
 from calotype.priors.patches import LEAST_DEVIATION, PatchPrior, enlarged
-from calotype.recipe import AutoencoderRecipe, Backbone, DenoiserRecipe, PriorName, leg_above
+from calotype.recipe import AutoencoderNetwork, AutoencoderRecipe, Backbone, DenoiserRecipe, PriorName, leg_above
 from calotype.settings import parse_recipe
 from calotype.types import Images, OtherImages
 
@@ -193,15 +192,15 @@ def imported_autoencoder(settings: dict[str, Any]) -> dict[str, Any]:
     space = settings.get("space", {})
     if space.get("kind") != "diffusers":
         return {}
-    network = diffusers.read_kl_config(Path(space["path"])).model_dump(mode="json")
+    network = read_autoencoder_config(Path(space["path"])).model_dump(mode="json")
     return {"space": space, "autoencoder": {"network": network}}
 
 
-def choose_autoencoder(network: VaeConfig | KlConfig, base: int, resources: Resources) -> dict[str, Any]:
+def choose_autoencoder(network: AutoencoderNetwork, base: int, resources: Resources) -> dict[str, Any]:
     """Settings of the leg that trains it, on crops of pictures of `base` px."""
     crop, default = min(base, LARGEST_CROP), AutoencoderRecipe()
     settings = {"network": network.model_dump(mode="json"), "crop": crop, "batch": default.batch}
-    if isinstance(network, KlConfig):
+    if not isinstance(network, VaeConfig):
         return settings | {"learn": {"learning_rate": FINETUNE_RATE}}
     scale = network.widths[0] / VAE_WIDTHS[network.reduction][0]
     flops = VAE_FLOPS * (crop * scale) ** 2

@@ -51,7 +51,7 @@ class StaticMixture(nn.Module):
         self, weights: Weights, means: Float[Tensor, "_ component dimension"], flat: Flat, variance: Tensor
     ) -> Flat:
         """As `GaussianMixture._group_mean`, of all groups, whose means differ by image where there are captions."""
-        axes, variances, rest = self.mixture.axes, self.mixture.variances, self.mixture.rest
+        axes, variances, rest = self._some_axes()
         away = flat[:, None] - means
         along = torch.einsum("bkd,krd->bkr", away, axes)
         of_axes, of_rest, rest_count = variances + variance[..., None], rest + variance, axes.shape[2] - axes.shape[1]
@@ -64,6 +64,14 @@ class StaticMixture(nn.Module):
         inside = (responsibilities[..., None] * (variances / of_axes - shrink[..., None]) * along).flatten(1)
         middle = ((responsibilities - shrunk)[..., None] * means).sum(1) + shrunk.sum(1, keepdim=True) * flat
         return middle + inside @ axes.flatten(0, 1)
+
+    def _some_axes(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Axes, their variances, and the variance beside them; graphs have no empty tensors, so where there is no
+        axis, one of length 0 with the variance of the others stands for none."""
+        axes, variances, rest = self.mixture.axes, self.mixture.variances, self.mixture.rest
+        if axes.shape[1]:
+            return axes, variances, rest
+        return axes.new_zeros(len(axes), 1, axes.shape[2]), rest[:, None], rest
 
 
 class Gathered(NamedTuple):

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from calotype.nets.blocks import Recoloured
+from calotype.nets.deterministic import DeterministicAutoencoder
 from calotype.nets.kl import Autoencoder
 from calotype.nets.vae import Moments
 from calotype.spaces.tiles import LARGE, CellScale, in_tiles, measure_reach, tiled
@@ -34,6 +35,11 @@ class LatentSpace(nn.Module):
         self.channels, self.reduction = vae.config.channels, vae.config.reduction
         self.register_buffer("mean", torch.zeros(1, self.channels, 1, 1))
         self.register_buffer("spread", torch.ones(1, self.channels, 1, 1))
+
+    @property
+    def image_side(self) -> int | None:
+        """Of the only images that it takes; None if it takes all that are multiples of `reduction`."""
+        return self.vae.config.image_side if isinstance(self.vae, DeterministicAutoencoder) else None
 
     @torch.no_grad()
     def moments(self, images: Images) -> Latents:

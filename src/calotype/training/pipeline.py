@@ -153,7 +153,7 @@ class Pipeline:
     def _inspect(self, space: LatentSpace, pictures: Pictures) -> None:
         write_space(self.run, space)
         with self.run.timing("inspect"):
-            if isinstance(self.recipe.space, ImportedSpace):
+            if isinstance(self.recipe.space, ImportedSpace) and space.image_side is None:
                 self.run.log("note", text=about_tiles(space, validation_images(pictures, 1, self.device)))
             require_fit(self.run, space, pictures, self.reporter.say, self.force)
 

@@ -17,9 +17,9 @@ from calotype.evaluation.autoencoder import error_map, measure_autoencoder
 from calotype.evaluation.diagnosis import InspectionResult, diagnose
 from calotype.evaluation.features import Lite0
 from calotype.files import is_whole, listed, read_tensors, write_json
-from calotype.interop import diffusers
+from calotype.interop.autoencoders import read_autoencoder_weights
 from calotype.machine import find_device
-from calotype.nets.kl import KlConfig
+from calotype.nets.vae import VaeConfig
 from calotype.nets.weights import load_weights
 from calotype.recipe import ImportedSpace, Recipe
 from calotype.report.inspection import write_inspection
@@ -86,9 +86,10 @@ def find_weights(folder: Path, recipe: Recipe) -> tuple[dict[str, torch.Tensor],
     """Of the finished model, else of the newest checkpoint of the autoencoder, without statistics; and which it was."""
     if is_whole(folder / "model"):
         return read_tensors(listed(folder / "model", AUTOENCODER)), "finished"
+    network = recipe.autoencoder.network
     whole = [path for path in checkpoints(folder / "checkpoints", "autoencoder") if is_whole(path)]
-    if not whole and isinstance(recipe.space, ImportedSpace) and isinstance(recipe.autoencoder.network, KlConfig):
-        weights = diffusers.read_kl_weights(Path(recipe.space.path), recipe.autoencoder.network)
+    if not whole and isinstance(recipe.space, ImportedSpace) and not isinstance(network, VaeConfig):
+        weights = read_autoencoder_weights(Path(recipe.space.path), network)
         return {f"vae.{name}": value for name, value in weights.items()}, "as imported"
     if not whole and is_whole(folder / START_FOLDER):
         return read_tensors(listed(folder / START_FOLDER, AUTOENCODER)), "as in the run that it starts from"

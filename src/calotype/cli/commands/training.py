@@ -26,7 +26,9 @@ from calotype.data.seen import SEEN_FILE, continued_split, write_seen
 from calotype.data.split import SPLIT_FILE, SPLIT_VERSION
 from calotype.evaluation.neighbours import write_neighbours
 from calotype.files import remove, sha256, write_json, write_whole
-from calotype.interop import diffusers, minilm, transformers
+from calotype.interop import minilm, transformers
+from calotype.interop.autoencoders import read_autoencoder_config
+from calotype.interop.diffusers import weights_file
 from calotype.machine import Machine, describe_machine, examine
 from calotype.planning import Plan, make_plan
 from calotype.planning.memory import rounds_of
@@ -72,7 +74,7 @@ def read_space(text: str | None) -> dict[str, Any]:
         return {}
     kind, _, path = text.partition(":")
     if text != "own" and (kind != "diffusers" or not path):
-        raise UserError(f"--space is {text!r}, but must be own, or diffusers:PATH with the folder of an AutoencoderKL")
+        raise UserError(f"--space is {text!r}, but must be own, or diffusers:PATH with the folder of an autoencoder")
     return {"space": {"kind": kind, "path": path} if path else {"kind": "own"}}
 
 
@@ -85,8 +87,8 @@ def with_paths(settings: dict[str, Any]) -> dict[str, Any]:
     text = settings.get("denoiser", {}).get("text", {})
     if (path := settings.get("space", {}).get("path")) is not None:
         folder = Path(path).expanduser().resolve()
-        diffusers.read_kl_config(folder)
-        diffusers.kl_weights_file(folder)
+        read_autoencoder_config(folder)
+        weights_file(folder)
         changes["space"] = {"path": str(folder)}
     if text.get("kind") == "minilm":
         minilm.minilm_folder()
@@ -266,9 +268,7 @@ def _go_on(run: Run, options: ResumeOptions, console: Console, ranks: Ranks) -> 
 
 def content_of(recipe: Recipe) -> str | None:
     """A hash of the weights that are imported, where there are any."""
-    return (
-        sha256(diffusers.kl_weights_file(Path(recipe.space.path))) if isinstance(recipe.space, ImportedSpace) else None
-    )
+    return sha256(weights_file(Path(recipe.space.path))) if isinstance(recipe.space, ImportedSpace) else None
 
 
 @contextmanager

@@ -52,14 +52,15 @@ PRIORS = {"mixture": GaussianMixture, "conditional mixture": CaptionedMixture.si
 class GivenSpace(nn.Module):
     """The latents of an autoencoder of diffusers, with the mean and the spread that were measured for this model."""
 
-    def __init__(self, channels, reduction):
+    def __init__(self, channels, reduction, unit_range=False):
         super().__init__()
-        self.channels, self.reduction, self.vae = channels, reduction, None
+        self.channels, self.reduction, self.unit_range, self.vae = channels, reduction, unit_range, None
         self.register_buffer("mean", torch.zeros(1, channels, 1, 1))
         self.register_buffer("spread", torch.ones(1, channels, 1, 1))
 
     def decode(self, latents):
-        return self.vae[0].decode(latents * self.spread + self.mean).sample.clamp(-1, 1)
+        images = self.vae[0].decode(latents * self.spread + self.mean).sample
+        return (2 * images - 1 if self.unit_range else images).clamp(-1, 1)
 
 
 class CalotypeStages(ModelMixin, ConfigMixin):
@@ -97,8 +98,8 @@ class CalotypeStages(ModelMixin, ConfigMixin):
         return generate(list(self.chain(vae)), labels, self.samplings(**changes), rngs, text=text)
 
 
-def first_space(kind, channels, reduction, network=None):
-    return LatentSpace(Vae(VaeConfig(**network))) if kind == "vae" else GivenSpace(channels, reduction)
+def first_space(kind, channels, reduction, network=None, unit_range=False):
+    return LatentSpace(Vae(VaeConfig(**network))) if kind == "vae" else GivenSpace(channels, reduction, unit_range)
 
 
 def denoiser_of(about, classes, text):
