@@ -55,6 +55,7 @@ def fit_mixture(recipe: Recipe, buckets: Sequence[Bucket], space: Space) -> Cons
     many = take(buckets, train_rows, most, rng)
     if recipe.flip:
         many = joined([many, take([reflected(bucket) for bucket in buckets], train_rows, most, rng)])
+    folds = None if many.fold is None else on_solver(many.fold)
 
     def examples(batch: Batch, rng: Rng, place: int) -> CaptionedLatents:
         texts = ("",) * len(batch) if batch.text is None else batch.text.prompts
@@ -63,12 +64,12 @@ def fit_mixture(recipe: Recipe, buckets: Sequence[Bucket], space: Space) -> Cons
         return CaptionedLatents(on_solver(space.sample(batch.clean, rng)), on_solver(batch.labels), texts, shorter)
 
     train, validation = examples(many, rng, 0), examples(few, rng, 2)
+    del many  # as large as all that is fitted
     more = None
     if any(train.captions):
         more = examples(take(buckets, train_rows, most, rng, 1), rng.at("again"), 1)
     sigma = recipe.denoiser.schedule.draw(len(few), rng.at("sigma")).to(validation.latents)
     noise = rng.at("noise").normal(*validation.latents.shape).to(validation.latents)
-    folds = None if many.fold is None else on_solver(many.fold)
     prior, crossed = fit_prior(train, PriorValidation(validation, sigma, noise), folds, more)
     mixtures = crossed.mixtures if crossed else ()
     return {"mixture": prior, **{f"unseen-{fold}": mixture for fold, mixture in enumerate(mixtures)}}
@@ -93,13 +94,17 @@ def take(buckets: Sequence[Bucket], rows: Sequence[Tensor], most: int, rng: Rng,
 def random_windows(batch: Batch, side: int, rng: Rng) -> Batch:
     """A window of each image: one of those in which the prior denoises it."""
     places = list(product(*(half_overlapping(length, side) for length in batch.clean.shape[-2:])))
+    if len(places) == 1:  # the whole image
+        return batch
     windows = (places[place] for place in rng.integers(len(places), len(batch)).tolist())
     squares = [image[:, row.read, column.read] for image, (row, column) in zip(batch.clean, windows, strict=True)]
-    return replace(batch, clean=torch.stack(squares))
+    return replace(batch, clean=torch.stack(squares).contiguous(memory_format=torch.channels_last))
 
 
 def joined(batches: Sequence[Batch]) -> Batch:
     """All their images, interleaved: so the first n of them are of each batch in proportion."""
+    if len(batches) == 1:
+        return batches[0]
     turns = torch.cat([(torch.arange(len(batch)) + 0.5) / len(batch) for batch in batches]).argsort(stable=True)
     clean = torch.cat([batch.clean for batch in batches])[turns].contiguous(memory_format=torch.channels_last)
     labels = torch.cat([batch.labels for batch in batches])[turns]
