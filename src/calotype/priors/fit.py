@@ -10,7 +10,7 @@ from typing import NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from calotype.priors.captions import MOST_WORDS, Bags, CaptionedMixture, NgramVocabulary, bags_of, vocabulary_of
@@ -115,6 +115,11 @@ class Group(NamedTuple):
     @property
     def texts(self) -> list[str]:
         return [text for level in self.fitted for text in level.texts]
+
+    @property
+    def latents(self) -> Latents:
+        """All, of which the group is a part."""
+        return self.fitted[0].examples.latents
 
     def observations(self, vocabulary: NgramVocabulary) -> Observations:
         bags, points = zip(*(level.observations(vocabulary) for level in self.fitted), strict=True)
@@ -280,6 +285,7 @@ def fit_captioned(
         Group([part.of(label) for part in fitted], held_out.of(label))
         for label in labels for fitted, held_out in levels
     ]  # fmt: skip
+    gate, gate_bias = fit_gate(groups, vocabulary)  # first: its bags are large, and so are the components
     for number, group in enumerate(groups):
         regression, own = fit_group(group, number, vocabulary, clusters, clusters * len(labels))
         regressions.append(regression)
@@ -290,10 +296,7 @@ def fit_captioned(
     mixture.prior /= torch.zeros_like(prior.gate_bias).index_add(0, mixture.group, mixture.prior)[mixture.group]
     mixture.label[:] = torch.tensor(labels).repeat_interleave(len(levels)).to(mixture.label)[mixture.group]
     prior.vocabulary[:] = vocabulary
-    texts = [group.texts for group in groups]
-    number_of_each = torch.arange(len(groups)).repeat_interleave(torch.tensor([*map(len, texts)]))
-    bags = bags_of([*chain.from_iterable(texts)], vocabulary).to(mixture.means)
-    prior.gate[:], prior.gate_bias[:] = fit_gate(bags, number_of_each.to(mixture.group))
+    prior.gate[:], prior.gate_bias[:] = gate, gate_bias
     for number, (factor_in, factor_out, constant) in enumerate(regressions):
         mixture.means[mixture.group == number] += constant
         prior.regression_in[number, :, : len(factor_out)] = factor_in
@@ -314,8 +317,13 @@ def fit_group(
     return regression, components_of(points, members, min(clusters, len(points)), rank)
 
 
-def fit_gate(bags: Bags, group: Int[Tensor, " count"]) -> tuple[Float[Tensor, "word group"], Float[Tensor, " group"]]:
+def fit_gate(
+    groups: Sequence[Group], vocabulary: NgramVocabulary
+) -> tuple[Float[Tensor, "word group"], Float[Tensor, " group"]]:
     """Weight and bias of the softmax regression of the group on the bag of words; starts at the groups' frequencies."""
+    texts = [group.texts for group in groups]
+    bags = bags_of([*chain.from_iterable(texts)], vocabulary).to(groups[0].latents)
+    group = torch.arange(len(groups)).repeat_interleave(torch.tensor([*map(len, texts)])).to(bags.device)
     bias = torch.bincount(group).to(bags).log().requires_grad_()
     weight = bags.new_zeros(bags.shape[1], len(bias)).requires_grad_()
     optimizer = torch.optim.LBFGS([weight, bias], max_iter=GATE_STEPS, line_search_fn="strong_wolfe")
