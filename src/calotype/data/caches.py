@@ -192,17 +192,18 @@ def cache_latents(
     of pictures whose latents are not finite.
     """
     shape = f"{pixels.shape[-1]}x{pixels.shape[-2]}"
+    sides = (side // space.reduction for side in pixels.shape[-2:])
+    expected = 1 + flip, len(pixels), 2 * space.channels, *sides
 
     def make() -> dict[str, Tensor]:
-        sides = [False, True] if flip else [False]
-        moments = torch.stack([encode(space, pixels, side, device, progress, batch) for side in sides])
+        moments = torch.empty(expected, dtype=torch.half)
+        for side, into in enumerate(moments):
+            encode(space, pixels, into, side == 1, device, progress, batch)
         if rows := (~moments.isfinite()).any(0).flatten(1).any(1).nonzero().flatten().tolist():
             raise NotFiniteError("latents are not finite", rows)
         return {"moments": moments}
 
     def fits(moments: Tensor) -> bool:
-        latents = space.channels, *(side // space.reduction for side in pixels.shape[-2:])
-        expected = 1 + flip, len(pixels), 2 * latents[0], *latents[1:]
         return moments.shape == expected and moments.dtype == torch.half
 
     path = folder / f"latents-{shape}-{cache_key(space.vae, content, flip)}.safetensors"
@@ -212,17 +213,18 @@ def cache_latents(
 def encode(
     space: LatentSpace,
     pixels: UInt8[Tensor, "count 3 rows columns"],
+    moments: Float[Tensor, "count moments height width"],
     mirrored: bool,
     device: torch.device,
     progress: Progress,
     batch: int,
-) -> Float[Tensor, "count moments height width"]:
-    moments = []
-    for part in pixels.split(batch):
+) -> None:
+    """Writes the moments of all pictures, or of their mirror images."""
+    done = 0
+    for part, into in zip(pixels.split(batch), moments.split(batch), strict=True):
         images = images_from_pixels(part).to(device).contiguous(memory_format=torch.channels_last)
-        moments.append(space.moments(images.flip(-1) if mirrored else images).half().cpu())
-        progress(sum(map(len, moments)), len(pixels))
-    return torch.cat(moments)
+        into.copy_(space.moments(images.flip(-1) if mirrored else images))
+        progress(done := done + len(part), len(pixels))
 
 
 def cache_key(network: nn.Module, content: str, flip: bool) -> str:
