@@ -2,8 +2,8 @@
 
     python bench/memory.py [--only NAME ...] [--out FOLDER] [--budget 60s]
 
-Each recipe is trained in a process of its own, on embedded portraits of its size, for a few steps a leg: what a run
-holds does not depend on how long it trains. Prints a table: the recipe, the peak that the plan predicts, the peak of the
+Each recipe is trained in a process of its own, on embedded portraits of its size, for a few steps a leg: how long a
+run trains does not change what it holds. Prints a table: the recipe, the peak that the plan predicts, the peak of the
 process, and their ratio, which the plan keeps between 0.95 and 1.10.
 """
 

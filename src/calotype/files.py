@@ -96,7 +96,8 @@ def tensor_parts(tensors: Mapping[str, Tensor], about: dict[str, str] | None) ->
     """A file of safetensors, of which one tensor at a time is copied: its header, and the values of each tensor."""
     order, types = list(STORED_TYPES), [*STORED_TYPES.values()]
     named = sorted((order.index(value.dtype), name, value) for name, value in tensors.items())
-    header, end = {"__metadata__": about} if about else {}, 0
+    header: dict[str, Any] = {"__metadata__": about} if about else {}
+    end = 0
     for place, name, value in named:
         start, end = end, end + value.nbytes
         header[name] = {"dtype": types[place], "shape": [*value.shape], "data_offsets": [start, end]}

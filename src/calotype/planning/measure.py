@@ -17,7 +17,7 @@ from calotype.diffusion.stage import generate
 from calotype.evaluation.autoencoder import measure_autoencoder
 from calotype.evaluation.counting import counted
 from calotype.evaluation.features import Lite0, features
-from calotype.machine import Machine, best_time, cores, peak_memory
+from calotype.machine import Machine, best_time, cores, peak_memory, release_memory
 from calotype.planning.costs import Costs, StepCost, build_stages, fit_flops
 from calotype.recipe import Recipe, exposure_above, leg_above
 from calotype.spaces.latent import LatentSpace
@@ -110,6 +110,7 @@ class Measurement(Costs):
     def _step(self, leg: str, objective: Objective, source: BatchSource, end: float = 1.0) -> StepCost:
         """The cost of the steps just before this fraction of the leg, by the part of a batch that one rank works on."""
         batch, rounds = math.ceil(self.recipe.legs[leg].batch / self.ranks), self.rounds.get(leg, 1)
+        release_memory(self.device)
         states = dict[str, TrainState]()
         for name, network in objective.networks.items():
             # what is measured must not move the weights

@@ -57,8 +57,9 @@ class AutoencoderValidator:
 
     @torch.no_grad()
     def measure(self) -> dict[str, float]:
-        fake, few = self.reconstruct(self.images), slice(0, 32)
-        distance = perceptual_distance(self.features, self.images[few], fake[few])
+        fake = self.reconstruct(self.images)
+        pairs = zip(self.images[:32].split(8), fake[:32].split(8), strict=True)
+        distance = torch.cat([perceptual_distance(self.features, *pair) for pair in pairs])
         counts = {"n": float(len(fake)), "n_perceptual": float(len(distance))}
         return {"psnr": float(psnr(self.images, fake).mean()), "perceptual": float(distance.mean()), **counts}
 

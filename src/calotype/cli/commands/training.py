@@ -27,7 +27,7 @@ from calotype.data.split import SPLIT_FILE, SPLIT_VERSION
 from calotype.evaluation.neighbours import write_neighbours
 from calotype.files import remove, sha256, write_json, write_whole
 from calotype.interop import diffusers, minilm, transformers
-from calotype.machine import Machine, describe_machine, examine
+from calotype.machine import Machine, describe_machine, examine, release_memory
 from calotype.planning import Plan, make_plan
 from calotype.planning.memory import rounds_of
 from calotype.ranks import Ranks, joined_ranks, restarted
@@ -124,6 +124,7 @@ def read_and_plan(
     start = source.start if source else None
     planned = make_plan(pictures, machine, options.budget, options.started, settings, start)
     planned.notes += source.notes if source else []
+    release_memory(machine.device)
     console.plan(planned)
     return planned, pictures, machine, was_read
 
@@ -195,6 +196,7 @@ def produce(
         try:
             with record_status(run, device, stop):
                 Pipeline(run, recipe, plan, pictures, device, console, stop, force, ranks).train()
+                release_memory(device)
                 with run.timing("samples"):
                     prompts, count = held_out_prompts(pictures, plan.final_count), plan.final_count
                     chosen = SampleOptions(folder, seed=recipe.seed, out=folder / "samples", device=str(device))
