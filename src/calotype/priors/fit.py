@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from calotype.machine import release_memory
 from calotype.priors.captions import MOST_WORDS, Bags, CaptionedMixture, NgramVocabulary, bags_of, vocabulary_of
 from calotype.priors.clusters import (
     MOST_RANK,
@@ -194,7 +195,9 @@ def fit_prior(
 
     `more` are the same images with other augmentations and captions, for the regression on captions.
     """
+    release_memory(train.latents.device)
     mixture = validation.calibrated(fit_classes(train.latents, train.labels, validation))
+    release_memory(train.latents.device)
     if (
         folds is not None
         and min(folds.bincount(minlength=2)) >= FEWEST_TO_FOLD
@@ -244,6 +247,7 @@ def class_mixtures(points: Points, classes: dict[int, Tensor]) -> Iterator[Gauss
     if smallest >= FEWEST_PER_COMPONENT * CLUSTERS:
         rank = largest_rank(smallest, points.shape[1], CLUSTERS * len(classes))
         components.clear()
+        release_memory(points.device)
         components += components_of(points, classes, CLUSTERS, rank)
         yield mixture_of(components, len(components[0].variances))
 
@@ -290,6 +294,7 @@ def fit_captioned(
         regression, own = fit_group(group, number, vocabulary, clusters, clusters * len(labels))
         regressions.append(regression)
         components += own
+        release_memory(group.latents.device)
     mixture = mixture_of(components, min(like.axes.shape[1], max(len(part.variances) for part in components)))
     directions = max(len(regression.factor_out) for regression in regressions)
     prior = CaptionedMixture(mixture, len(groups), len(vocabulary), directions).to(mixture.means.device)

@@ -24,8 +24,8 @@ WINDOW_SIDE = 5
 PATCH_CLUSTERS = 512
 MOST_WINDOWS = 60_000
 """That are clustered, all from the half with more contrast."""
-WINDOWS_AT_ONCE = 2**16
-"""Windows whose distances to all clusters are in memory together: 128 MB."""
+WINDOWS_AT_ONCE = 2**14
+"""Windows whose distances to all clusters are in memory together: 32 MB."""
 RIDGE = 0.02
 """Of the regressions, as a fraction of the mean square of the windows."""
 PRIOR_COUNT = 50
@@ -165,28 +165,26 @@ class PatchPrior(Prior):
         return PatchPosterior(mean, deviation, by_cluster, self.axes, variances, noise_variances, self.factor)
 
     def clusters(self, windows: Windows) -> Clusters:
-        parts = normalised(windows).split(WINDOWS_AT_ONCE)
-        return torch.cat([torch.cdist(part, self.centres).argmin(1) for part in parts])
+        return nearest(normalised(windows), self.centres)
 
     @torch.no_grad()
     def fit(self, pairs: Iterable[tuple[Images, OtherImages]]) -> None:
         """Fits all constants to pairs of low-resolution and high-resolution images."""
-        parts = [
-            (*windows_of(low_res), patches_of(large - enlarged(low_res, self.factor), self.factor))
-            for low_res, large in pairs
-        ]
-        windows, contrast, residual = (torch.cat(part) for part in zip(*parts, strict=True))
-        contrast = contrast.clamp(min=1e-4)
+        pairs = list(pairs)
+        low_res = [low for low, _ in pairs]
+        contrasts = [windows_of(low)[1].clamp(min=1e-4) for low in low_res]
+        residual = torch.cat([patches_of(large - enlarged(low, self.factor), self.factor) for low, large in pairs])
+        contrast = torch.cat(contrasts)
         flat = residual[contrast.argsort()[: len(residual) // FLATTEST + 1]]
         self.plain.copy_(flat.square().mean().sqrt().clamp(min=LEAST_DEVIATION))
-        windows, residual, contrast = (
-            values[contrast >= contrast.median()] for values in (windows, residual, contrast)
-        )
+        median = contrast.median()
+        residual, contrast = (values[contrast >= median] for values in (residual, contrast))
+        windows = torch.cat([windows_of(low)[0][own >= median] for low, own in zip(low_res, contrasts, strict=True)])
         self.centres.copy_(cluster_centres(normalised(windows)))
         clusters, prior_strength = self.clusters(windows), PRIOR_COUNT * contrast.square().mean()
         unit = RIDGE * torch.eye(windows.shape[1], device=windows.device)
         common = torch.linalg.solve(windows.T @ windows + contrast.square().sum() * unit, windows.T @ residual)
-        residual = residual - windows @ common
+        residual -= windows @ common
         covariance = residual.T @ residual / contrast.square().sum()
         by_cluster = map(ByCluster.of(clusters).split, (windows, residual, contrast))
         for cluster, (inputs, targets, contrasts) in enumerate(zip(*by_cluster, strict=True)):
@@ -254,11 +252,16 @@ def cluster_centres(points: Float[Tensor, "point place"], rounds: int = 10) -> F
     spare = points[torch.arange(PATCH_CLUSTERS, device=points.device) % len(points)]
     centres = spare
     for _ in range(rounds):
-        nearest = torch.cdist(points, centres).argmin(1)
-        sums = torch.zeros_like(centres).index_add_(0, nearest, points)
-        counts = nearest.bincount(minlength=PATCH_CLUSTERS)[:, None]
+        cluster = nearest(points, centres)
+        sums = torch.zeros_like(centres).index_add_(0, cluster, points)
+        counts = cluster.bincount(minlength=PATCH_CLUSTERS)[:, None]
         centres = torch.where(counts > 0, sums / counts.clamp(min=1), spare)
     return centres
+
+
+def nearest(points: Float[Tensor, "point place"], centres: Float[Tensor, "cluster place"]) -> Int[Tensor, " point"]:
+    """The index of the nearest centre of each point."""
+    return torch.cat([torch.cdist(part, centres).argmin(1) for part in points.split(WINDOWS_AT_ONCE)])
 
 
 def patches_of(images: Latents, factor: int) -> Float[Tensor, "window value"]:

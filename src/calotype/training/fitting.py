@@ -14,6 +14,7 @@ from torch import Tensor
 
 from calotype.data.captions import shorter_versions
 from calotype.files import is_whole, listed, read_as, read_tensors, sha256, whole_folder, write_json, write_tensors
+from calotype.machine import release_memory
 from calotype.nets.weights import load_file_into
 from calotype.priors.fit import CaptionedLatents, PriorValidation, fit_prior
 from calotype.priors.gaussian import CrossFitted, GaussianMixture
@@ -160,6 +161,7 @@ def keep(run: Run | None, leg: str, fit: Callable[[], Constants]) -> Constants:
         write_constants(folder, _fitted(run, leg, fit))
     hashes[leg] = sha256(folder / "manifest.json")
     run.save()
+    release_memory(torch.device("cpu"))
     return read_constants(folder)
 
 

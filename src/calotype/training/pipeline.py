@@ -116,6 +116,7 @@ class Pipeline:
             recipe = self.with_best_level(recipe, stages, stage)
             stages.append(stage)
         if self.ranks.first:
+            release_memory(self.device)
             with self.run.timing("model"):
                 save_model(self.run.folder / "model", recipe, stages, self.pictures.classes)
 
