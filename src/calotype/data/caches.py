@@ -35,6 +35,8 @@ from calotype.types import NotFiniteError, Progress, UserError, no_progress
 Pixels = np.ndarray[tuple[int, int, int, int], np.dtype[np.uint8]]  # (count, 3, height, width)
 MAX_FACTS = 2**30
 """Bytes of the JSON beside pixels: it has a line for each picture."""
+ENCODED_VALUES = 2**21
+"""Of the pictures that are encoded together: fewer than 32 from 148 px on."""
 Fill = Callable[[Pixels], Any]  # writes the pixels, and returns what else is known of them, as JSON
 
 # -- Pixels ------------------------------------------------------------------------------------------------------------
@@ -184,14 +186,14 @@ def cache_latents(
     folder: Path,
     device: torch.device,
     progress: Progress,
-    batch: int = 32,
+    batch: int = 0,
 ) -> LatentCache:
     """The moments of all pictures, so that the autoencoder runs once a picture and not at every step.
 
     `content` is the hash of the pictures: the key, with the weights and `flip`. Raises `NotFiniteError` with the rows
     of pictures whose latents are not finite.
     """
-    shape = f"{pixels.shape[-1]}x{pixels.shape[-2]}"
+    shape, batch = f"{pixels.shape[-1]}x{pixels.shape[-2]}", batch or encoded_at_once(pixels[0].numel())
     sides = (side // space.reduction for side in pixels.shape[-2:])
     expected = 1 + flip, len(pixels), 2 * space.channels, *sides
 
@@ -208,6 +210,11 @@ def cache_latents(
 
     path = folder / f"latents-{shape}-{cache_key(space.vae, content, flip)}.safetensors"
     return LatentCache(_cached_tensors(path, make, fits, f"latents-{shape}-*.safetensors")["moments"])
+
+
+def encoded_at_once(values: int) -> int:
+    """Pictures of so many values that are encoded together: with more, encoding would need the most memory of a run."""
+    return max(1, min(32, ENCODED_VALUES // values))
 
 
 def encode(

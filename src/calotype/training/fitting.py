@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -28,12 +28,14 @@ from calotype.spaces.tiling import half_overlapping
 from calotype.training.checkpoint import checkpoints
 from calotype.training.examples import Bucket
 from calotype.training.loop import BatchSource
-from calotype.types import Batch, Rng, Text, UserError
+from calotype.types import Batch, Images, OtherImages, Rng, Text, UserError
 
 VALIDATION_IMAGES = 512
 """Validation images by which the prior is chosen."""
 PATCHES = 2**19
 """Low-resolution pixels, with the high-resolution patches below them, to which a patch prior is fitted."""
+CROP_BATCHES = 16
+"""In which they are drawn."""
 UNCAPTIONED = 0.2
 """Share of images that training gives no caption."""
 Constants = dict[str, Prior]
@@ -107,7 +109,11 @@ def joined(batches: Sequence[Batch]) -> Batch:
     if len(batches) == 1:
         return batches[0]
     turns = torch.cat([(torch.arange(len(batch)) + 0.5) / len(batch) for batch in batches]).argsort(stable=True)
-    clean = torch.cat([batch.clean for batch in batches])[turns].contiguous(memory_format=torch.channels_last)
+    first = batches[0].clean
+    shape = len(turns), *first.shape[1:]
+    clean = torch.empty(shape, dtype=first.dtype, device=first.device, memory_format=torch.channels_last)
+    for places, batch in zip(turns.argsort().split([*map(len, batches)]), batches, strict=True):
+        clean[places] = batch.clean  # no copy of all besides this one
     labels = torch.cat([batch.labels for batch in batches])[turns]
     folds = [batch.fold for batch in batches if batch.fold is not None]
     texts = [text for batch in batches if batch.text for text in batch.text.prompts]
@@ -128,12 +134,25 @@ def on_solver(values: Tensor) -> Tensor:
     return values if values.device.type == "cuda" else values.cpu()
 
 
+@dataclass(frozen=True)
+class CropPairs:
+    """Low-resolution and high-resolution crops of training images, `PATCHES` pixels of the former; whoever iterates
+    again gets the same ones, so that they need not be kept."""
+
+    train: BatchSource
+    batch: int
+
+    def __iter__(self) -> Iterator[tuple[Images, OtherImages]]:
+        for index in range(CROP_BATCHES):
+            part = self.train.batch(index * self.batch, self.batch)
+            assert part.low_res is not None
+            yield on_solver(part.low_res), on_solver(part.clean)
+
+
 def fit_patches(factor: int, train: BatchSource, crop: int) -> Constants:
     """A patch prior, fitted to crops of training images."""
-    batch = max(1, PATCHES // 16 // (crop // factor) ** 2)
-    batches = (train.batch(index * batch, batch) for index in range(16))
-    pairs = [(on_solver(part.low_res), on_solver(part.clean)) for part in batches if part.low_res is not None]
-    prior = PatchPrior(factor).to(pairs[0][0].device)
+    pairs = CropPairs(train, max(1, PATCHES // CROP_BATCHES // (crop // factor) ** 2))
+    prior = PatchPrior(factor).to(next(iter(pairs))[0].device)
     prior.fit(pairs)
     return {"local": prior}
 
