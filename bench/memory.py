@@ -4,7 +4,7 @@
 
 Each recipe is trained in a process of its own, on embedded portraits of its size, for a few steps a leg: how long a
 run trains does not change what it holds. Prints a table: the recipe, the peak that the plan predicts, the peak of the
-process, and their ratio, which the plan keeps between 0.95 and 1.10.
+process (the most resident memory, VmHWM on Linux), and their ratio, which should be between 0.95 and 1.10.
 """
 
 from __future__ import annotations
