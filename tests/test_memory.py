@@ -22,6 +22,7 @@ from calotype.planning.memory import (
     patch_fit_memory,
     predicted_memory,
     rounds_of,
+    validation_bytes,
 )
 from calotype.priors.patches import chosen_patches, windows_of
 from calotype.settings import parse_recipe
@@ -176,6 +177,11 @@ def test_the_bytes_of_all_latents_are_those_of_their_cache(tmp_path, flip):
     cache = cache_latents(build_space(recipe), pixels, "", flip, tmp_path, torch.device("cpu"), no_progress)
     assert latent_bytes(recipe, len(pixels)) == cache.moments.nbytes
     assert latent_bytes(parse_recipe(CASCADE), 5) == 0
+
+
+def test_a_leg_holds_two_batches_of_validation_pictures():
+    assert validation_bytes(parse_recipe(CASCADE)) == 2 * torch.empty(128, 3, 8, 8).nbytes
+    assert validation_bytes(parse_recipe({"size": 1024})) == 2 * torch.empty(4, 3, 1024, 1024).nbytes
 
 
 def test_large_pictures_are_encoded_a_few_at_a_time():

@@ -19,7 +19,7 @@ from calotype.evaluation.counting import counted
 from calotype.evaluation.features import Lite0, features
 from calotype.machine import Machine, best_time, cores, held_memory, peak_memory, release_memory
 from calotype.planning.costs import Costs, StepCost, build_stages, fit_flops
-from calotype.planning.memory import fit_memory, latent_bytes
+from calotype.planning.memory import fit_memory, latent_bytes, validation_bytes
 from calotype.recipe import Recipe, exposure_above, leg_above
 from calotype.spaces.latent import LatentSpace
 from calotype.spaces.pixel import PixelSpace, Space
@@ -208,17 +208,18 @@ class Measurement(Costs):
         return images.to(self.device).contiguous(memory_format=torch.channels_last)
 
     def peak_memory(self) -> int:
-        """Training steps, encoding and sampling have been tried: their peak is that of the process so far, to which the
-        latents of all pictures come. The fits are not tried: they are predicted, above what the process holds then."""
-        latents = latent_bytes(self.recipe, self.count) if self.device.type == "cpu" else 0
-        tried = peak_memory(self.device)
+        """Training steps, encoding and sampling have been tried: their peak is that of the process so far, and
+        validation pictures and the latents of all pictures come to it. The fits are not tried: they are predicted,
+        above what the process holds then."""
+        tried = peak_memory(self.device) + validation_bytes(self.recipe)
         release_memory(self.device)
         few = sum(pictures.pixels.nbytes for pictures in self.pictures.values())
-        kept = held_memory(self.device) - few - sum(stage_bytes(stage) for stage in self.stages)
+        kept = held_memory(self.device) - few - sum(denoiser_bytes(stage) for stage in self.stages)
         fits = fit_memory(self.recipe, self.stages[0], *self.counts).values()
+        latents = latent_bytes(self.recipe, self.count) if self.device.type == "cpu" else 0
         return max(tried, kept + max(fits, default=0)) + latents
 
 
-def stage_bytes(stage: Stage) -> int:
+def denoiser_bytes(stage: Stage) -> int:
     """Of all tensors of its denoiser."""
     return sum(tensor.nbytes for tensor in stage.denoiser.state_dict().values())

@@ -24,6 +24,7 @@ from calotype.priors.patches import FLATTEST, WINDOW_SIDE
 from calotype.priors.prior import MOST_VALUES
 from calotype.recipe import Recipe, leg_above
 from calotype.training.fitting import PATCHES, VALIDATION_IMAGES
+from calotype.training.previews import validation_count
 from calotype.types import UserError
 
 FILLED = 0.8
@@ -150,6 +151,12 @@ def patch_fit_memory(factor: int) -> int:
     """Of fitting a patch prior that enlarges by `factor`: windows and residuals of the half with more contrast."""
     neighbours, values = 3 * WINDOW_SIDE**2, 3 * factor**2
     return PATCH_OVERHEAD + 4 * PATCHES // 2 * (neighbours + values) + 4 * PATCHES // FLATTEST * values
+
+
+def validation_bytes(recipe: Recipe) -> int:
+    """Of the validation pictures of a leg and as many training pictures, or reconstructions, in float32: at most."""
+    sides = recipe.chain[0], *(recipe.enlarger(size).crop or size for size in recipe.chain[1:])
+    return max(2 * 4 * validation_count(3 * side**2) * 3 * side**2 for side in sides)
 
 
 def latent_bytes(recipe: Recipe, count: int) -> int:

@@ -77,13 +77,14 @@ class CaptionedLatents(NamedTuple):
     captions: Sequence[str]
     shortened: Sequence[str]
 
-    def levels(self) -> tuple[Level, Level]:
+    def levels(self) -> tuple[CaptionLevel, CaptionLevel]:
         """Those with captions, and all of them with shortened captions."""
         captioned = [row for row, caption in enumerate(self.captions) if caption]
-        return Level(self, captioned, self.captions), Level(self, [*range(len(self.labels))], self.shortened)
+        every = [*range(len(self.labels))]
+        return CaptionLevel(self, captioned, self.captions), CaptionLevel(self, every, self.shortened)
 
 
-class Level(NamedTuple):
+class CaptionLevel(NamedTuple):
     """Some rows of `examples`, and captions for all rows; latents are copied only by `observations`."""
 
     examples: CaptionedLatents
@@ -98,7 +99,7 @@ class Level(NamedTuple):
     def texts(self) -> list[str]:
         return [self.captions[row] for row in self.rows]
 
-    def of(self, label: int) -> Level:
+    def of(self, label: int) -> CaptionLevel:
         own = (self.labels == label).tolist()
         return self if label == NULL_LABEL else self._replace(rows=[*compress(self.rows, own)])
 
@@ -110,8 +111,8 @@ class Level(NamedTuple):
 class Group(NamedTuple):
     """One label at one level: of each set of training images, and of the validation images."""
 
-    fitted: Sequence[Level]
-    held_out: Level
+    fitted: Sequence[CaptionLevel]
+    held_out: CaptionLevel
 
     @property
     def texts(self) -> list[str]:
