@@ -38,6 +38,8 @@ DRAWN = 5.5
 again are their noise, its product and the sum; of pixels, the bytes, both mirror images and what is chosen of them."""
 COMPONENTS = 3
 """Copies of a mixture without captions: the best so far, the next one, and the components of which both are made."""
+CAPTIONED = 2.5
+"""Copies of one with captions: its components, the mixture made from them, and the one without captions."""
 BAGS = 1.5
 """Copies of the bags of words, one a caption and level, while the gate is fitted."""
 EVALUATED = 8
@@ -139,7 +141,8 @@ def fit_memory(recipe: Recipe, base: Stage, count: int, held_out: int) -> dict[s
             again = fitted // sides  # drawn once more with other captions, without mirror images
             bags = 4 * MOST_WORDS * 2 * (images + images // sides)
             gate, drawn = held // 2 + int(BAGS * bags), fitted + int(DRAWN * again)
-            phases = [phases[0], drawn, fitted + again + max(COMPONENTS * held // 2, gate)]
+            group = 2 * (fitted + again) // len(prior.gate_bias)
+            phases = [phases[0], drawn, fitted + again + max(int(CAPTIONED * held) + group, gate)]
         parts["fit"] = FIT_OVERHEAD + EVALUATED * 4 * values * min(VALIDATION_IMAGES, held_out) + max(phases)
     for below, size in pairwise(recipe.chain):
         if recipe.enlarger(size).prior != "none":
