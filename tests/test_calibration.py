@@ -103,7 +103,7 @@ def test_a_mixture_with_words_is_calibrated_too():
 
     train, validation, test = (captioned(count, where) for count, where in ((60, "a"), (200, "b"), (1000, "c")))
     torch.manual_seed(0)
-    form = fit_captioned(mixture(train.examples.latents), train.examples, validation.examples)
+    form = fit_captioned(mixture(train.examples.latents), [train.examples], validation.examples)
     after = validation.calibrated(form)
     assert (
         isinstance(after.mixture, GaussianMixture)

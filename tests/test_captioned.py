@@ -34,7 +34,7 @@ def pictures(count, labels=None, spread=0.2, seed=0):
 def fitted_to(train, held_out=None):
     """Each picture with its caption, and with its shortened caption: by default with none."""
     held_out = held_out or pictures(60, seed=1)
-    made = fit_captioned(like(train, held_out), train, held_out)
+    made = fit_captioned(like(train, held_out), [train], held_out)
     assert made is not None
     return made
 
@@ -146,7 +146,7 @@ def test_an_empty_one_has_room_for_what_was_stored():
 def test_rare_words_are_not_heard():
     train = pictures(60)
     rare = train._replace(captions=[f"word{row // (FEWEST_CAPTIONS // 2 - 1)}" for row in range(60)])
-    assert fit_captioned(like(train, train), rare, train) is None
+    assert fit_captioned(like(train, train), [rare], train) is None
 
 
 def test_a_group_of_few_is_moved_in_fewer_ways():

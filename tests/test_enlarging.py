@@ -45,7 +45,7 @@ RNGS = [Rng(("pair",)), Mirrored(Rng(("pair",)))]
 @pytest.fixture(scope="module", params=[2, 4])
 def gaussians(request):
     fitted = PatchPrior(request.param)
-    fitted.fit((shrunk(part, request.param), part) for part in edges(200).split(50))
+    fitted.fit([(shrunk(part, request.param), part) for part in edges(200).split(50)])
     return fitted
 
 
@@ -187,7 +187,7 @@ def test_pictures_are_as_far_from_the_mean_as_is_predicted(portraits, factor):
     train, unseen = portraits[Rng(("fit",)).permutation(600)].split([400, 200])
     unseen = unseen[: 50 * factor]
     fitted = PatchPrior(factor)
-    fitted.fit((shrunk(part, factor), part) for part in train[: 100 * factor].split(25))
+    fitted.fit([(shrunk(part, factor), part) for part in train[: 100 * factor].split(25)])
     for level in (0.0, 0.05, 0.1, 0.2):
         small = shrunk(unseen, factor)
         noise = level * torch.randn(small.shape, generator=torch.Generator().manual_seed(1))

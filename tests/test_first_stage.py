@@ -43,7 +43,7 @@ def linear(train, change=lambda vae: None, kind=Vae):
     """The closed-form start, changed, with the statistics of what came of it."""
     torch.manual_seed(0)
     vae = kind(VaeConfig(reduction=REDUCTION, channels=CHANNELS, widths=(8,), decoder_blocks=1)).requires_grad_(False)
-    vae.start_linear(train)
+    vae.start_linear([train])
     change(vae)
     space = LatentSpace(vae)
     space.measure([space.moments(train)])

@@ -75,7 +75,7 @@ def test_the_gradient_of_a_cross_fitted_mixture_is_its_slope():
 @pytest.mark.parametrize("sigma", SIGMAS)
 def test_the_gradient_of_local_gaussians_is_their_slope(sigma):
     local = PatchPrior(4)
-    local.fit((shrunk(part, 4), part) for part in edges(60).split(30))
+    local.fit([(shrunk(part, 4), part) for part in edges(60).split(30)])
     around = copy.deepcopy(local).double().posterior(shrunk(edges(2, seed=2), 4).double(), torch.zeros(2).double())
     noisy = around.mean + sigma * torch.randn_like(around.mean)
     assert wrong(lambda one: around.denoise(one, torch.full((2,), sigma).double()), noisy) < 0.001

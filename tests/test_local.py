@@ -21,7 +21,7 @@ def edges(count=24, side=32, seed=0):
 @pytest.fixture(scope="module")
 def local():
     fitted = PatchPrior(4)
-    fitted.fit((shrunk(part, 4), part) for part in edges(200).split(50))
+    fitted.fit([(shrunk(part, 4), part) for part in edges(200).split(50)])
     return fitted
 
 

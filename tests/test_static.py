@@ -63,7 +63,7 @@ def test_a_static_captioned_mixture_equals_the_mixture(sigma):
 def test_gathered_matrices_equal_those_of_clusters(most, monkeypatch):
     monkeypatch.setattr(static, "WINDOWS_GATHERED", most)
     prior = PatchPrior(4)
-    prior.fit((shrunk(part, 4), part) for part in edges(200).split(50))
+    prior.fit([(shrunk(part, 4), part) for part in edges(200).split(50)])
     low_res, level = shrunk(edges(3, 48, seed=1), 4) + 0.05 * torch.randn(3, 3, 12, 12), torch.tensor([0.0, 0.1, 0.2])
     expected = prior.posterior(low_res, level)
     posterior = prior.posterior(low_res, level, lambda windows: gathered(prior, windows, 144))

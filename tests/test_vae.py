@@ -47,7 +47,7 @@ def patches(images, side):
 @pytest.mark.parametrize("channels", [1, 3, 20])
 def test_the_linear_start_is_the_principal_components_of_the_patches(channels):
     vae, pictures = small_vae(channels=channels).double(), images().double()
-    vae.start_linear(pictures)
+    vae.start_linear([pictures])
     centred = patches(pictures, 4)
     centred -= centred.mean(0)
     variances = np.linalg.svd(centred, compute_uv=False) ** 2 / (len(centred) - 1)
@@ -57,7 +57,7 @@ def test_the_linear_start_is_the_principal_components_of_the_patches(channels):
 
 def test_the_linear_start_makes_latents_of_mean_0_and_spread_1_that_know_nothing_of_each_other():
     vae, pictures = small_vae(channels=6).double(), images().double()
-    vae.start_linear(pictures)
+    vae.start_linear([pictures])
     latents = vae.encode(pictures).mean.transpose(0, 1).flatten(1)
     assert torch.allclose(latents.mean(1), torch.zeros(6).double(), atol=1e-6)
     assert torch.allclose(latents.cov(), torch.eye(6).double(), atol=1e-4)
@@ -66,7 +66,7 @@ def test_the_linear_start_makes_latents_of_mean_0_and_spread_1_that_know_nothing
 @pytest.mark.parametrize("reduction", [4, 8, 16])
 def test_a_new_autoencoder_is_its_linear_path(reduction):
     vae, pictures = small_vae(reduction), images(8, 32)
-    vae.start_linear(pictures)
+    vae.start_linear([pictures])
     mean, log_variance = vae.encode(pictures)
     linear = vae.linear_in(torch.nn.functional.pixel_unshuffle(pictures, reduction))
     assert torch.equal(mean, linear) and (log_variance == START_LOG_VARIANCE).all()
@@ -121,7 +121,7 @@ def test_wrong_latents_show_no_borders_of_patches():
     pictures = torch.nn.functional.interpolate(torch.randn(60, 3, 9, 9).double(), 64, mode="bicubic")
     contrasts = {}
     for vae in (small_vae(8, 32).double(), lapped_vae()):
-        vae.start_linear(pictures)
+        vae.start_linear([pictures])
         latents = vae.encode(pictures).mean
         contrasts[vae.config.lapped] = border_contrast(vae.decode(latents + 0.3 * torch.randn_like(latents)))
     assert contrasts[False] > 1.5 * border_contrast(pictures) and contrasts[True] < 1.1 * border_contrast(pictures)
@@ -129,7 +129,7 @@ def test_wrong_latents_show_no_borders_of_patches():
 
 def test_with_as_many_channels_as_a_patch_has_values_the_linear_path_is_the_identity():
     vae, pictures = lapped_vae(4, 48), images(200, 16).double()
-    vae.start_linear(pictures)
+    vae.start_linear([pictures])
     assert torch.allclose(vae.decode(vae.encode(pictures).mean), pictures, atol=1e-4)
 
 
@@ -151,7 +151,7 @@ FEW = {
 def test_few_and_flat_pictures_come_back_finite(pictures):
     """With at least as many channels as there are kinds of patches, they come back whole."""
     vae, pictures = small_vae(channels=20), pictures()
-    vae.start_linear(pictures)
+    vae.start_linear([pictures])
     mean, log_variance = vae.encode(pictures)
     assert mean.isfinite().all() and mean.abs().max() < 100 and log_variance.isfinite().all()
     assert torch.allclose(vae.decode(mean), pictures, atol=0.01)

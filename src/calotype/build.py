@@ -28,6 +28,8 @@ from calotype.spaces.pixel import PixelSpace, Space
 
 MOST_TO_START = 2000
 """Pictures, at most, that the closed-form start of an autoencoder is made from."""
+START_VALUES = 2**20
+"""Of the pictures whose patches are in memory together, in float64: 8 MB."""
 
 
 def build_backbone(config: Backbone, in_channels: int, out_channels: int, context_width: int = 0) -> nn.Module:
@@ -86,7 +88,8 @@ def start_linear(vae: Vae, pictures: Pictures, device: torch.device) -> None:
     """The PCA of the patches of at most `MOST_TO_START` training pictures."""
     most = max(16, min(MOST_TO_START, MOST_VALUES // pictures.pixels[0].numel()))
     chosen = pictures.train_indices[:: max(1, len(pictures.train_indices) // most)][:most]
-    vae.start_linear(images_from_pixels(pictures.pixels[chosen]).to(device))
+    parts = chosen.split(max(1, START_VALUES // pictures.pixels[0].numel()))
+    vae.start_linear(images_from_pixels(pictures.pixels[part]).to(device) for part in parts)
 
 
 def build_autoencoder(config: AutoencoderNetwork, precision: Precision) -> Autoencoder:

@@ -10,13 +10,14 @@ import json
 import os
 import shutil
 import stat
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image
 from pydantic import BaseModel, TypeAdapter, ValidationError
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file
 from torch import Tensor
 
 from calotype.types import UserError
@@ -27,12 +28,17 @@ KINDS_OF_FILES = {
     stat.S_IFDIR: "folder", stat.S_IFLNK: "link", stat.S_IFIFO: "pipe", stat.S_IFSOCK: "socket",
     stat.S_IFCHR: "device", stat.S_IFBLK: "device",
 }  # fmt: skip
+STORED_TYPES = {
+    torch.int64: "I64", torch.float64: "F64", torch.float32: "F32", torch.int32: "I32", torch.bfloat16: "BF16",
+    torch.float16: "F16", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
+}  # fmt: skip
+"""In the order in which safetensors stores them, so that all tensors are aligned."""
 
 
 # -- Writing -----------------------------------------------------------------------------------------------------------
 
 
-def write_whole(path: Path, content: bytes | str, new: bool = False) -> None:
+def write_whole(path: Path, content: bytes | str | Iterable[bytes | memoryview], new: bool = False) -> None:
     """Replaces the file in one step, after the new content has reached the disk. Its mode follows the umask.
 
     With `new` it raises `FileExistsError` where there is a file of that name, whoever made it, and changes nothing.
@@ -41,7 +47,8 @@ def write_whole(path: Path, content: bytes | str, new: bool = False) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
-            file.write(content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content)
+            for part in parts_of(content):
+                file.write(part)
             file.flush()
             os.fsync(file.fileno())
         if new:
@@ -55,6 +62,12 @@ def write_whole(path: Path, content: bytes | str, new: bool = False) -> None:
 def cache_home() -> Path:
     """Where this user's caches are that belong to no run."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "calotype"
+
+
+def parts_of(content: bytes | str | Iterable[bytes | memoryview]) -> Iterable[bytes | memoryview]:
+    if isinstance(content, str):
+        content = content.encode("utf-8", "backslashreplace")
+    return [content] if isinstance(content, bytes) else content
 
 
 def make_folder(path: Path) -> None:
@@ -81,7 +94,23 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], about: dict[str, st
             f"{wrong} in {path.name} is not finite, so it was not written; what was saved before is sound: lower the "
             f"learning rate, or set precision to float32, and resume"
         )
-    write_whole(path, save({name: value.contiguous() for name, value in tensors.items()}, about))
+    write_whole(path, tensor_parts(tensors, about))
+
+
+def tensor_parts(tensors: Mapping[str, Tensor], about: dict[str, str] | None) -> Iterator[bytes | memoryview]:
+    """A file of safetensors, of which one tensor at a time is copied: its header, and the values of each tensor."""
+    order, types = list(STORED_TYPES), [*STORED_TYPES.values()]
+    named = sorted((order.index(value.dtype), name, value) for name, value in tensors.items())
+    header: dict[str, Any] = {"__metadata__": about} if about else {}
+    end = 0
+    for place, name, value in named:
+        start, end = end, end + value.nbytes
+        header[name] = {"dtype": types[place], "shape": [*value.shape], "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    yield len(text).to_bytes(8, "little") + text
+    for _, _, value in named:
+        yield value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 def not_finite(tensors: Mapping[str, Tensor]) -> str | None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import gc
 import math
 import os
 import platform
 import re
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -179,11 +182,23 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 def release_memory(device: torch.device) -> None:
-    """Gives back what torch keeps of freed memory."""
+    """Frees what only cycles of references hold, and gives back what torch, or the C library, keeps of freed memory.
+
+    To be called between the parts of a run: a step that called it would pay for new pages.
+    """
+    gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
     elif device.type == "mps":
         torch.mps.empty_cache()
+    elif sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):  # another C library than glibc
+            ctypes.CDLL(None).malloc_trim(0)
+
+
+def held_memory(device: torch.device) -> int:
+    """The bytes that this process holds now, on the device or (CPU, MPS) in main memory."""
+    return torch.cuda.memory_allocated(device) if device.type == "cuda" else psutil.Process().memory_info().rss
 
 
 def peak_memory(device: torch.device) -> int:

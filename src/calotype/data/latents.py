@@ -1,4 +1,4 @@
-"""StoredLatents of all pictures, so that the autoencoder runs once a picture and not at every step.
+"""Stored latents of all pictures, so that the autoencoder runs once a picture and not at every step.
 
 Up to `LARGE_SET` pictures their moments are in memory and in one file. Larger sets are in parts that are mapped: means
 alone, as the log-variances, which would take as much again, are replaced by one value of each channel.
@@ -27,8 +27,11 @@ from calotype.data.images import images_from_pixels
 from calotype.data.permutation import LARGE_SET
 from calotype.files import make_folder, read_as, remove, require_regular, sha256, to_disk, write_json
 from calotype.spaces.latent import LatentSpace
-from calotype.types import NotFiniteError, Progress, UserError
+from calotype.threads import in_slices
+from calotype.types import NotFiniteError, Progress, UserError, no_progress
 
+ENCODED_VALUES = 2**21
+"""Of the pictures that are encoded together: fewer than 32 from 148 px on."""
 PART_PICTURES = 2**15
 """Of a part of mapped latents: what a process that is killed has to encode again."""
 
@@ -99,18 +102,21 @@ def cache_latents(
     folder: Path,
     device: torch.device,
     progress: Progress,
-    batch: int = 32,
+    batch: int = 0,
 ) -> StoredLatents:
     """The moments of all pictures.
 
     `content` is the hash of the pictures: the key, with the weights and `flip`. Raises `NotFiniteError` with the rows
     of pictures whose latents are not finite.
     """
-    shape = f"{pixels.shape[-1]}x{pixels.shape[-2]}"
+    shape, batch = f"{pixels.shape[-1]}x{pixels.shape[-2]}", batch or encoded_at_once(pixels[0].numel())
+    latents = 2 * space.channels, *(side // space.reduction for side in pixels.shape[-2:])
     name, outdated = f"latents-{shape}-{cache_key(space.vae, content, flip)}", f"latents-{shape}-*"
 
-    def encoded(rows: slice, side: bool, show: Progress = progress) -> Tensor:
-        return encode(space, pixels[rows], side, device, show, batch)
+    def encoded(rows: slice, side: bool) -> StoredMoments:
+        moments = torch.empty(len(pixels[rows]), *latents, dtype=torch.half)
+        encode(space, pixels[rows], moments, side, device, no_progress, batch)
+        return moments
 
     if len(pixels) > LARGE_SET:
         for other in folder.glob(outdated):
@@ -119,35 +125,40 @@ def cache_latents(
         return cache_mapped(folder / name, len(pixels), [False, True][: 1 + flip], encoded, progress)
 
     def make() -> dict[str, Tensor]:
-        sides = [False, True] if flip else [False]
-        moments = torch.stack([encoded(slice(None), side) for side in sides])
+        moments = torch.empty(1 + flip, len(pixels), *latents, dtype=torch.half)
+        for side, into in enumerate(moments):
+            encode(space, pixels, into, side == 1, device, progress, batch)
         if rows := (~moments.isfinite()).any(0).flatten(1).any(1).nonzero().flatten().tolist():
             raise NotFiniteError("latents are not finite", rows)
         return {"moments": moments}
 
     def fits(moments: Tensor) -> bool:
-        latents = space.channels, *(side // space.reduction for side in pixels.shape[-2:])
-        expected = 1 + flip, len(pixels), 2 * latents[0], *latents[1:]
-        return moments.shape == expected and moments.dtype == torch.half
+        return moments.shape == (1 + flip, len(pixels), *latents) and moments.dtype == torch.half
 
     path = folder / f"{name}.safetensors"
     return LatentCache(cached_tensors(path, make, fits, f"{outdated}.safetensors")["moments"])
 
 
+def encoded_at_once(values: int) -> int:
+    """Pictures of so many values that are encoded together: with more, encoding would need the most memory of a run."""
+    return max(1, min(32, ENCODED_VALUES // values))
+
+
 def encode(
     space: LatentSpace,
     pixels: UInt8[Tensor, "count 3 rows columns"],
+    moments: Float[Tensor, "count moments height width"],
     mirrored: bool,
     device: torch.device,
     progress: Progress,
     batch: int,
-) -> Float[Tensor, "count moments height width"]:
-    moments = []
-    for part in pixels.split(batch):
+) -> None:
+    """Writes the moments of all pictures, or of their mirror images."""
+    done = 0
+    for part, into in zip(pixels.split(batch), moments.split(batch), strict=True):
         images = images_from_pixels(part).to(device).contiguous(memory_format=torch.channels_last)
-        moments.append(space.moments(images.flip(-1) if mirrored else images).half().cpu())
-        progress(sum(map(len, moments)), len(pixels))
-    return torch.cat(moments)
+        into.copy_(in_slices(space.moments, images.flip(-1) if mirrored else images))
+        progress(done := done + len(part), len(pixels))
 
 
 def cache_key(network: nn.Module, content: str, flip: bool) -> str:
@@ -183,7 +194,7 @@ def cache_mapped(
         rows = slice(start, min(count, start + PART_PICTURES))
         path = folder / f"part-{start // PART_PICTURES:06}.npy"
         if (stored := _open_part(path, len(sides), rows.stop - start)) is None:
-            _write_part(path, rows, [encoded(rows, side, lambda *_: None) for side in sides])
+            _write_part(path, rows, [encoded(rows, side) for side in sides])
             stored = _open_part(path, len(sides), rows.stop - start)
             assert stored is not None, f"{path} changed while it was written"
         parts.append(stored[0])

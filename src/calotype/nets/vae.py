@@ -8,6 +8,7 @@ Between resolutions, pixels are folded into channels around each convolution (as
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from itertools import pairwise
 from typing import Literal, NamedTuple
 
@@ -110,9 +111,13 @@ class Vae(nn.Module):
         return F.pixel_unshuffle(images if self.lapping is None else self.lapping(images), self.config.reduction)
 
     @torch.no_grad()
-    def start_linear(self, images: Images) -> None:
-        """Sets the linear path to the PCA of the patches of `images`, scaled to latents of mean 0 and variance 1."""
-        mean, variances, axes = principal_axes(self._patches(images).cpu().double().transpose(0, 1).flatten(1))
+    def start_linear(self, batches: Iterable[Images]) -> None:
+        """Sets the linear path to the PCA of the patches of all images, scaled to latents of mean 0 and variance 1.
+
+        Batches are taken one after the other; there is one at least.
+        """
+        patches = (self._patches(images).cpu().double().transpose(0, 1).flatten(1) for images in batches)
+        mean, variances, axes = principal_axes(patches)
         count = self.config.channels
         spreads, axes = variances[:count].clamp(min=max(1e-8, 1e-5 * float(variances[0]))).sqrt(), axes[:, :count]
         into, back = (axes / spreads).T, axes * spreads
@@ -122,11 +127,18 @@ class Vae(nn.Module):
 
 
 def principal_axes(
-    values: Float[Tensor, "value count"],
+    parts: Iterable[Float[Tensor, "value _"]],
 ) -> tuple[Float[Tensor, "value 1"], Float[Tensor, " axis"], Float[Tensor, "value axis"]]:
-    """Mean, variances along the principal axes, falling, and the axes as columns."""
-    mean = values.mean(1, keepdim=True)
-    variances, axes = torch.linalg.eigh((values - mean) @ (values - mean).T / max(1, values.shape[1] - 1))
+    """Mean, variances along the principal axes, falling, and the axes as columns, of the columns of all parts.
+
+    In float64. Sums and products are added up, so that no part is kept.
+    """
+    count, total, products = 0, torch.zeros(()), torch.zeros(())
+    for values in map(Tensor.double, parts):
+        count += values.shape[1]
+        total, products = total + values.sum(1, keepdim=True), products + values @ values.T
+    mean = total / count
+    variances, axes = torch.linalg.eigh((products - count * mean @ mean.T) / max(1, count - 1))
     return mean, variances.flip(0), axes.flip(1)
 
 

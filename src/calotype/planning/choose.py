@@ -237,7 +237,7 @@ def middle(images: Images, side: int) -> OtherImages:
 def code_length(images: Images, side: int) -> float:
     """Bits a value, about: mean logarithm of the principal components of square patches, in steps of `CODED_STEP`."""
     patches = F.pixel_unshuffle(images, side).double().transpose(0, 1).flatten(1)
-    mean, _, axes = principal_axes(patches)
+    mean, _, axes = principal_axes([patches])
     return float((1 + (axes.T @ (patches - mean)).abs() / CODED_STEP).log2().mean())
 
 

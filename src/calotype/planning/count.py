@@ -20,7 +20,7 @@ from calotype.nets.perceptual import BLOCK_GROUPS, STAGES, EfficientNetLite0
 from calotype.nets.weights import ShapesOnly
 from calotype.planning.costs import Costs, StepCost, build_stages, fit_flops
 from calotype.planning.laws import UTILIZATION
-from calotype.planning.memory import legs_in_outline, predicted_memory
+from calotype.planning.memory import fit_memory, legs_in_outline, predicted_memory
 from calotype.priors.prior import constant_count
 from calotype.recipe import AdversarialLossConfig, Recipe, exposure_above, leg_above
 from calotype.spaces.latent import LatentSpace
@@ -48,6 +48,7 @@ class Counted(Costs):
         self.frozen = build_frozen(recipe.denoiser.text)
         classes, self.pixel_bytes = len(pictures.classes), pictures.pixels[0].nbytes * pictures.total
         self.weight = pictures.total / len(pictures)
+        self.counts = pictures.trained, len(pictures.validation_indices)
         with ShapesOnly():
             self.space: Space = build_space(recipe) if recipe.kind == "latent" else PixelSpace()
             self.stages = build_stages(recipe, self.space, pictures.total, classes, self.frozen)
@@ -153,7 +154,9 @@ class Counted(Costs):
         """With the libraries, the closed forms, and the pictures where they are in the same memory."""
         pixels = 0 if self.machine.device.type == "cuda" else self.pixel_bytes
         step = predicted_memory(self.recipe, self.machine, self.rounds)
-        return LIBRARIES + pixels + 4 * self.constant_values() + step
+        with ShapesOnly():
+            fits = fit_memory(self.recipe, self.stages[0], *self.counts).values()
+        return LIBRARIES + pixels + max(4 * self.constant_values() + step, max(fits, default=0))
 
 
 def counted_outline(forward: Callable[[], object]) -> float:

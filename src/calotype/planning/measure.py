@@ -12,17 +12,19 @@ from calotype.build import build_frozen, initial_space
 from calotype.data.caches import encode_on
 from calotype.data.folder import Pictures
 from calotype.data.images import images_from_pixels
-from calotype.data.latents import LatentCache
+from calotype.data.latents import LatentCache, encoded_at_once
 from calotype.data.sources import LatentSource, draw_captions
-from calotype.diffusion.stage import generate
+from calotype.diffusion.stage import Stage, generate
 from calotype.evaluation.autoencoder import measure_autoencoder
 from calotype.evaluation.counting import counted
 from calotype.evaluation.features import Lite0, features
-from calotype.machine import Machine, best_time, cores, peak_memory
+from calotype.machine import Machine, best_time, cores, held_memory, peak_memory, release_memory
 from calotype.planning.costs import Costs, StepCost, build_stages, fit_flops
+from calotype.planning.memory import fit_memory, latent_bytes, validation_bytes
 from calotype.recipe import Recipe, exposure_above, leg_above
 from calotype.spaces.latent import LatentSpace
 from calotype.spaces.pixel import PixelSpace, Space
+from calotype.threads import in_slices
 from calotype.training.examples import (
     crop_examples,
     picture_examples,
@@ -57,7 +59,8 @@ class Measurement(Costs):
         self.recipe, self.device, self.rng = recipe, machine.device, Rng((recipe.seed, "plan"))
         self.rounds, self.ranks, device = rounds, machine.ranks, machine.device
         self.frozen, self.all_captions = build_frozen(recipe.denoiser.text), pictures.captions
-        classes, self.weight = len(pictures.classes), pictures.total / len(pictures)
+        classes, self.weight, self.count = len(pictures.classes), pictures.total / len(pictures), pictures.total
+        self.counts = pictures.trained, len(pictures.validation_indices)
         most = max(64, 2**25 // pictures.pixels[0].numel())  # the autoencoder's closed-form start is fitted to them
         few = without_unread_captions(recipe, pictures).first(min(len(pictures), most))
         self.pictures = {size: few.shrunk(size) for size in recipe.chain}
@@ -111,6 +114,7 @@ class Measurement(Costs):
     def _step(self, leg: str, objective: Objective, source: BatchSource, end: float = 1.0) -> StepCost:
         """The cost of the steps just before this fraction of the leg, by the part of a batch that one rank works on."""
         batch, rounds = math.ceil(self.recipe.legs[leg].batch / self.ranks), self.rounds.get(leg, 1)
+        release_memory(self.device)
         states = dict[str, TrainState]()
         for name, network in objective.networks.items():
             # what is measured must not move the weights
@@ -135,8 +139,8 @@ class Measurement(Costs):
         """Seconds in which a picture is encoded into latents; 0 in pixels."""
         if isinstance(self.space, PixelSpace):
             return 0.0
-        images = self._images(max(1, min(16, 16 * SAMPLE_VALUES // (3 * self.recipe.chain[0] ** 2))))
-        return best_time(lambda: self.space.moments(images), self.device, 2) / len(images)
+        images = self._images(encoded_at_once(3 * self.recipe.chain[0] ** 2))
+        return best_time(lambda: in_slices(self.space.moments, images), self.device, 2) / len(images)
 
     @cached_property
     def captions(self) -> tuple[float, int]:
@@ -206,4 +210,18 @@ class Measurement(Costs):
         return images.to(self.device).contiguous(memory_format=torch.channels_last)
 
     def peak_memory(self) -> int:
-        return peak_memory(self.device)
+        """Training steps, encoding and sampling have been tried: their peak is that of the process so far, and
+        validation pictures and the latents of all pictures come to it. The fits are not tried: they are predicted,
+        above what the process holds then."""
+        tried = peak_memory(self.device) + validation_bytes(self.recipe)
+        release_memory(self.device)
+        few = sum(pictures.pixels.nbytes for pictures in self.pictures.values())
+        kept = held_memory(self.device) - few - sum(denoiser_bytes(stage) for stage in self.stages)
+        fits = fit_memory(self.recipe, self.stages[0], *self.counts).values()
+        latents = latent_bytes(self.recipe, self.count) if self.device.type == "cpu" else 0
+        return max(tried, kept + max(fits, default=0)) + latents
+
+
+def denoiser_bytes(stage: Stage) -> int:
+    """Of all tensors of its denoiser."""
+    return sum(tensor.nbytes for tensor in stage.denoiser.state_dict().values())

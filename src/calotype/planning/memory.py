@@ -1,28 +1,51 @@
-"""What a training step needs in memory, by networks on the meta device: they have shapes and no numbers."""
+"""What a run needs in memory: training steps by networks on the meta device, which have shapes and no numbers, and the
+fits between the legs by laws, whose constants `bench/memory.py` checks."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from calotype.build import build_autoencoder, build_backbone
+from calotype.diffusion.stage import Stage
 from calotype.machine import Machine
 from calotype.nets.text import BytesConfig, BytesEncoder
 from calotype.nets.weights import ShapesOnly
 from calotype.planning.costs import count_parameters
 from calotype.planning.laws import STATE_BYTES
+from calotype.priors.captions import MOST_WORDS, CaptionedMixture
+from calotype.priors.patches import FLATTEST, WINDOW_SIDE
+from calotype.priors.prior import MOST_VALUES
 from calotype.recipe import Recipe, leg_above
+from calotype.training.fitting import PATCHES, VALIDATION_IMAGES
+from calotype.training.previews import validation_count
 from calotype.types import UserError
 
 FILLED = 0.8
 """Fraction of the free memory that a step fills at most, where smaller parts of its batch are all that it takes."""
 INPUTS = 2
 """The noisy image and the prior mean; a stage that enlarges also gets the low-resolution image."""
+
+
+DRAWN = 5.5
+"""Copies of the images to which a prior is fitted, while they are drawn: moments are twice as large, and as many values
+again are their noise, its product and the sum; of pixels, the bytes, both mirror images and what is chosen of them."""
+COMPONENTS = 3
+"""Copies of a mixture without captions: the best so far, the next one, and the components of which both are made."""
+CAPTIONED = 2.5
+"""Copies of one with captions: its components, the mixture made from them, and the one without captions."""
+BAGS = 1.5
+"""Copies of the bags of words, one a caption and level, while the gate is fitted."""
+EVALUATED = 8
+"""Copies of the validation images while a prior is judged by them."""
+FIT_OVERHEAD, PATCH_OVERHEAD = 2**24, 2**28
+"""Bytes of what is computed a few images, or windows, at a time."""
 
 
 class Outline(NamedTuple):
@@ -104,6 +127,48 @@ def predicted_memory(recipe: Recipe, machine: Machine, rounds: Mapping[str, int]
             leg_memory(outline, recipe).step(math.ceil(recipe.legs[outline.leg].batch / rounds[outline.leg]))
             for outline in legs_in_outline(recipe)
         )
+
+
+def fit_memory(recipe: Recipe, base: Stage, count: int, held_out: int) -> dict[str, int]:
+    """Bytes that the fits of the priors hold, by the step of the run, for so many training and validation pictures."""
+    sides, values, prior = 1 + recipe.flip, math.prod(base.shape), base.denoiser.prior
+    parts = {}
+    if prior is not None:
+        images = min(MOST_VALUES // values, count * sides)
+        fitted, held = 4 * values * images, sum(tensor.nbytes for tensor in prior.state_dict().values())
+        phases = [int(DRAWN * fitted), fitted + COMPONENTS * held]
+        if isinstance(prior, CaptionedMixture):  # whose groups are twice as many, since each class has two levels
+            again = fitted // sides  # drawn once more with other captions, without mirror images
+            bags = 4 * MOST_WORDS * 2 * (images + images // sides)
+            gate, drawn = held // 2 + int(BAGS * bags), fitted + int(DRAWN * again)
+            group = 2 * (fitted + again) // len(prior.gate_bias)
+            phases = [phases[0], drawn, fitted + again + max(int(CAPTIONED * held) + group, gate)]
+        parts["fit"] = FIT_OVERHEAD + EVALUATED * 4 * values * min(VALIDATION_IMAGES, held_out) + max(phases)
+    for below, size in pairwise(recipe.chain):
+        if recipe.enlarger(size).prior != "none":
+            parts[f"prepare-{size}"] = patch_fit_memory(size // below)
+    return parts
+
+
+def patch_fit_memory(factor: int) -> int:
+    """Of fitting a patch prior that enlarges by `factor`: windows and residuals of the half with more contrast."""
+    neighbours, values = 3 * WINDOW_SIDE**2, 3 * factor**2
+    return PATCH_OVERHEAD + 4 * PATCHES // 2 * (neighbours + values) + 4 * PATCHES // FLATTEST * values
+
+
+def validation_bytes(recipe: Recipe) -> int:
+    """Of the validation pictures of a leg and as many training pictures, or reconstructions, in float32: at most."""
+    sides = recipe.chain[0], *(recipe.enlarger(size).crop or size for size in recipe.chain[1:])
+    return max(2 * 4 * validation_count(3 * side**2) * 3 * side**2 for side in sides)
+
+
+def latent_bytes(recipe: Recipe, count: int) -> int:
+    """Of the moments of `count` pictures in float16; 0 in pixels."""
+    if recipe.kind != "latent":
+        return 0
+    network = recipe.autoencoder.network
+    moments = 2 * network.channels * (recipe.chain[0] // network.reduction) ** 2
+    return 2 * moments * count * (2 if recipe.flip else 1)
 
 
 def legs_in_outline(recipe: Recipe) -> Iterator[Outline]:

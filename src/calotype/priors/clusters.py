@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import NamedTuple
 
 import torch
@@ -56,21 +57,23 @@ def components_of(points: Points, classes: dict[int, Tensor], clusters: int, ran
 
     The last of the axes are rough, since the randomised decomposition is: for few, take the first of many.
     """
-    components = []
-    for label, members in classes.items():
-        own = points[members]
-        cluster = k_means(own, clusters).unique(return_inverse=True)[1]  # renumbered, as some may be empty
-        means = torch.stack([own[cluster == index].mean(0) for index in range(int(cluster.max()) + 1)])
-        away = own - means[cluster]
-        _, deviations, axes = torch.svd_lowrank(away, q=min(3 * rank // 2, *away.shape), niter=1)
-        common = (SHARED / len(own)) ** 0.5 * (axes * deviations).T
-        for index in range(len(means)):
-            inside = away[cluster == index]
-            rows = torch.cat([((1 - SHARED) / len(inside)) ** 0.5 * inside, common])
-            _, deviations, axes = torch.svd_lowrank(rows, q=rank, niter=1)
-            total = (1 - SHARED) * inside.square().sum() / len(inside) + SHARED * away.square().sum() / len(own)
-            components.append(Component(means[index], axes.T, deviations**2, total, len(inside), label))
-    return components
+    parts = (class_components(points[members], label, clusters, rank) for label, members in classes.items())
+    return [*chain.from_iterable(parts)]
+
+
+def class_components(own: Points, label: int, clusters: int, rank: int) -> Iterator[Component]:
+    """Of the points of one class, from which the means of their clusters are subtracted in place."""
+    cluster = k_means(own, clusters).unique(return_inverse=True)[1]  # renumbered, as some may be empty
+    means = torch.stack([own[cluster == index].mean(0) for index in range(int(cluster.max()) + 1)])
+    away = own.sub_(means[cluster])
+    _, deviations, axes = torch.svd_lowrank(away, q=min(3 * rank // 2, *away.shape), niter=1)
+    common = (SHARED / len(own)) ** 0.5 * (axes * deviations).T
+    for index in range(len(means)):
+        inside = away[cluster == index]
+        rows = torch.cat([((1 - SHARED) / len(inside)) ** 0.5 * inside, common])
+        _, deviations, axes = torch.svd_lowrank(rows, q=rank, niter=1)
+        total = (1 - SHARED) * inside.square().sum() / len(inside) + SHARED * away.square().sum() / len(own)
+        yield Component(means[index], axes.T, deviations**2, total, len(inside), label)
 
 
 def k_means(points: Points, clusters: int, rounds: int = 12) -> Int[Tensor, " count"]:

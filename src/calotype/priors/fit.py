@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain, compress
 from typing import NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
+from calotype.machine import release_memory
 from calotype.priors.captions import MOST_WORDS, Bags, CaptionedMixture, NgramVocabulary, bags_of, vocabulary_of
-from calotype.priors.clusters import MOST_RANK, Points, components_of, largest_rank, members_of_classes, mixture_of
+from calotype.priors.clusters import (
+    MOST_RANK,
+    Component,
+    Points,
+    components_of,
+    largest_rank,
+    members_of_classes,
+    mixture_of,
+)
 from calotype.priors.gaussian import CrossFitted, GaussianMixture
 from calotype.priors.prior import Prior
 from calotype.types import NULL_LABEL, Condition, Folds, Labels, Latents, Sigmas, Text, per_image
@@ -67,24 +77,55 @@ class CaptionedLatents(NamedTuple):
     captions: Sequence[str]
     shortened: Sequence[str]
 
-    def at(self, rows: Sequence[int]) -> CaptionedLatents:
-        captions, shortened = ([texts[row] for row in rows] for texts in (self.captions, self.shortened))
-        return CaptionedLatents(self.latents[rows], self.labels[rows], captions, shortened)
-
-    def of(self, label: int) -> CaptionedLatents:
-        return self if label == NULL_LABEL else self.at((self.labels == label).nonzero()[:, 0].tolist())
-
-    def joined(self, more: CaptionedLatents) -> CaptionedLatents:
-        latents, labels = torch.cat([self.latents, more.latents]), torch.cat([self.labels, more.labels])
-        return CaptionedLatents(latents, labels, [*self.captions, *more.captions], [*self.shortened, *more.shortened])
-
-    def levels(self) -> tuple[CaptionedLatents, CaptionedLatents]:
+    def levels(self) -> tuple[CaptionLevel, CaptionLevel]:
         """Those with captions, and all of them with shortened captions."""
-        captioned = self.at([row for row, caption in enumerate(self.captions) if caption])
-        return captioned, self._replace(captions=self.shortened)
+        captioned = [row for row, caption in enumerate(self.captions) if caption]
+        every = [*range(len(self.labels))]
+        return CaptionLevel(self, captioned, self.captions), CaptionLevel(self, every, self.shortened)
+
+
+class CaptionLevel(NamedTuple):
+    """Some rows of `examples`, and captions for all rows; latents are copied only by `observations`."""
+
+    examples: CaptionedLatents
+    rows: Sequence[int]
+    captions: Sequence[str]
+
+    @property
+    def labels(self) -> Labels:
+        return self.examples.labels[self.rows]
+
+    @property
+    def texts(self) -> list[str]:
+        return [self.captions[row] for row in self.rows]
+
+    def of(self, label: int) -> CaptionLevel:
+        own = (self.labels == label).tolist()
+        return self if label == NULL_LABEL else self._replace(rows=[*compress(self.rows, own)])
 
     def observations(self, vocabulary: NgramVocabulary) -> Observations:
-        return Observations(bags_of(self.captions, vocabulary).to(self.latents), self.latents.flatten(1))
+        points = self.examples.latents[self.rows].flatten(1)
+        return Observations(bags_of(self.texts, vocabulary).to(points), points)
+
+
+class Group(NamedTuple):
+    """One label at one level: of each set of training images, and of the validation images."""
+
+    fitted: Sequence[CaptionLevel]
+    held_out: CaptionLevel
+
+    @property
+    def texts(self) -> list[str]:
+        return [text for level in self.fitted for text in level.texts]
+
+    @property
+    def latents(self) -> Latents:
+        """All, of which the group is a part."""
+        return self.fitted[0].examples.latents
+
+    def observations(self, vocabulary: NgramVocabulary) -> Observations:
+        bags, points = zip(*(level.observations(vocabulary) for level in self.fitted), strict=True)
+        return Observations(torch.cat(bags), torch.cat(points))
 
 
 @dataclass(frozen=True)
@@ -155,7 +196,9 @@ def fit_prior(
 
     `more` are the same images with other augmentations and captions, for the regression on captions.
     """
+    release_memory(train.latents.device)
     mixture = validation.calibrated(fit_classes(train.latents, train.labels, validation))
+    release_memory(train.latents.device)
     if (
         folds is not None
         and min(folds.bincount(minlength=2)) >= FEWEST_TO_FOLD
@@ -165,7 +208,7 @@ def fit_prior(
         return mixture, CrossFitted(tuple(map(validation.calibrated, crossed.mixtures)))
     if more is None or sum(map(bool, train.captions)) < FEWEST_CAPTIONED:
         return mixture, None
-    captioned = fit_captioned(mixture, train.joined(more), validation.examples)
+    captioned = fit_captioned(mixture, [train, more], validation.examples)
     if captioned is None:
         return mixture, None
     # Shortened captions are not judged: there it may be a little worse, as it has the axes of two groups to estimate.
@@ -193,15 +236,21 @@ def largest_prior(count: int, dimension: int, classes: int, captioned: bool) -> 
 
 def fit_classes(train: Latents, labels: Labels, validation: PriorValidation) -> GaussianMixture:
     """The mixture of `train` whose rank and size denoise the validation images best."""
-    points, classes = train.flatten(1), members_of_classes(labels)
+    return min(class_mixtures(train.flatten(1), members_of_classes(labels)), key=validation.error)
+
+
+def class_mixtures(points: Points, classes: dict[int, Tensor]) -> Iterator[GaussianMixture]:
+    """Of one component a class, by falling rank, and of several where there are images enough."""
     smallest = min(int(members.sum()) for members in classes.values())
-    single = components_of(points, classes, 1, largest_rank(smallest, points.shape[1], len(classes)))
-    candidates = [mixture_of(single, min(rank, len(single[0].variances))) for rank in RANKS]
+    components = components_of(points, classes, 1, largest_rank(smallest, points.shape[1], len(classes)))
+    for rank in RANKS:
+        yield mixture_of(components, min(rank, len(components[0].variances)))
     if smallest >= FEWEST_PER_COMPONENT * CLUSTERS:
         rank = largest_rank(smallest, points.shape[1], CLUSTERS * len(classes))
-        several = components_of(points, classes, CLUSTERS, rank)
-        candidates.append(mixture_of(several, len(several[0].variances)))
-    return min(candidates, key=validation.error)
+        components.clear()
+        release_memory(points.device)
+        components += components_of(points, classes, CLUSTERS, rank)
+        yield mixture_of(components, len(components[0].variances))
 
 
 def cross_fit(like: GaussianMixture, train: Latents, labels: Labels, folds: Folds) -> CrossFitted:
@@ -221,37 +270,39 @@ def cross_fit(like: GaussianMixture, train: Latents, labels: Labels, folds: Fold
 
 
 def fit_captioned(
-    like: GaussianMixture, train: CaptionedLatents, validation: CaptionedLatents
+    like: GaussianMixture, train: Sequence[CaptionedLatents], validation: CaptionedLatents
 ) -> CaptionedMixture | None:
     """Of as many components a group as `like` has a class, and as many axes; None where no word is frequent enough.
+
+    The sets in `train` are one after the other; each group's latents are copied while it is fitted, and no others.
 
     A group is a class at one level of captions (whole, or shortened), or all images at it where the levels differ in
     their classes.
     """
-    levels = list(zip(train.levels(), validation.levels(), strict=True))
-    vocabulary = vocabulary_of(caption for fitted, _ in levels for caption in fitted.captions)
+    levels = list(zip(zip(*(part.levels() for part in train), strict=True), validation.levels(), strict=True))
+    vocabulary = vocabulary_of(text for fitted, _ in levels for level in fitted for text in level.texts)
     if not len(vocabulary):
         return None
-    full, shortened = (list(members_of_classes(fitted.labels)) for fitted, _ in levels)
+    full, shortened = (list(members_of_classes(torch.cat([part.labels for part in fitted]))) for fitted, _ in levels)
     labels = full if full == shortened else [NULL_LABEL]
-    clusters, components, regressions, bags_by_group = max(1, len(like.means) // len(shortened)), [], [], []
-    groups = [(fitted.of(label), held_out.of(label)) for label in labels for fitted, held_out in levels]
-    for number, (fitted, held_out) in enumerate(groups):
-        bags, points = observations = fitted.observations(vocabulary)
-        regressions.append(regress(observations, held_out.observations(vocabulary)))
-        rank = largest_rank(len(points), points.shape[1], clusters * len(labels))
-        members = {number: torch.ones(len(points), dtype=torch.bool, device=points.device)}
-        residuals = points - regressions[-1].predict(bags)
-        components += components_of(residuals, members, min(clusters, len(points)), rank)
-        bags_by_group.append(bags)
+    clusters, components, regressions = max(1, len(like.means) // len(shortened)), [], []
+    groups = [
+        Group([part.of(label) for part in fitted], held_out.of(label))
+        for label in labels for fitted, held_out in levels
+    ]  # fmt: skip
+    gate, gate_bias = fit_gate(groups, vocabulary)  # first: its bags are large, and so are the components
+    for number, group in enumerate(groups):
+        regression, own = fit_group(group, number, vocabulary, clusters, clusters * len(labels))
+        regressions.append(regression)
+        components += own
+        release_memory(group.latents.device)
     mixture = mixture_of(components, min(like.axes.shape[1], max(len(part.variances) for part in components)))
     directions = max(len(regression.factor_out) for regression in regressions)
     prior = CaptionedMixture(mixture, len(groups), len(vocabulary), directions).to(mixture.means.device)
     mixture.prior /= torch.zeros_like(prior.gate_bias).index_add(0, mixture.group, mixture.prior)[mixture.group]
     mixture.label[:] = torch.tensor(labels).repeat_interleave(len(levels)).to(mixture.label)[mixture.group]
     prior.vocabulary[:] = vocabulary
-    group = torch.arange(len(groups)).repeat_interleave(torch.tensor([len(bags) for bags in bags_by_group]))
-    prior.gate[:], prior.gate_bias[:] = fit_gate(torch.cat(bags_by_group), group.to(mixture.group))
+    prior.gate[:], prior.gate_bias[:] = gate, gate_bias
     for number, (factor_in, factor_out, constant) in enumerate(regressions):
         mixture.means[mixture.group == number] += constant
         prior.regression_in[number, :, : len(factor_out)] = factor_in
@@ -259,8 +310,26 @@ def fit_captioned(
     return prior
 
 
-def fit_gate(bags: Bags, group: Int[Tensor, " count"]) -> tuple[Float[Tensor, "word group"], Float[Tensor, " group"]]:
+def fit_group(
+    group: Group, number: int, vocabulary: NgramVocabulary, clusters: int, components: int
+) -> tuple[Regression, list[Component]]:
+    """The regression of a group on its captions, and up to `clusters` components of what it leaves, of which there are
+    `components` in all groups of a level."""
+    bags, points = observations = group.observations(vocabulary)
+    regression = regress(observations, group.held_out.observations(vocabulary))
+    members = {number: torch.ones(len(points), dtype=torch.bool, device=points.device)}
+    points -= regression.predict(bags)
+    rank = largest_rank(len(points), points.shape[1], components)
+    return regression, components_of(points, members, min(clusters, len(points)), rank)
+
+
+def fit_gate(
+    groups: Sequence[Group], vocabulary: NgramVocabulary
+) -> tuple[Float[Tensor, "word group"], Float[Tensor, " group"]]:
     """Weight and bias of the softmax regression of the group on the bag of words; starts at the groups' frequencies."""
+    texts = [group.texts for group in groups]
+    bags = bags_of([*chain.from_iterable(texts)], vocabulary).to(groups[0].latents)
+    group = torch.arange(len(groups)).repeat_interleave(torch.tensor([*map(len, texts)])).to(bags.device)
     bias = torch.bincount(group).to(bags).log().requires_grad_()
     weight = bags.new_zeros(bags.shape[1], len(bias)).requires_grad_()
     optimizer = torch.optim.LBFGS([weight, bias], max_iter=GATE_STEPS, line_search_fn="strong_wolfe")

@@ -24,8 +24,8 @@ WINDOW_SIDE = 5
 PATCH_CLUSTERS = 512
 MOST_WINDOWS = 60_000
 """That are clustered, all from the half with more contrast."""
-WINDOWS_AT_ONCE = 2**16
-"""Windows whose distances to all clusters are in memory together: 128 MB."""
+WINDOWS_AT_ONCE = 2**14
+"""Windows whose distances to all clusters are in memory together: 32 MB."""
 RIDGE = 0.02
 """Of the regressions, as a fraction of the mean square of the windows."""
 PRIOR_COUNT = 50
@@ -165,32 +165,24 @@ class PatchPrior(Prior):
         return PatchPosterior(mean, deviation, by_cluster, self.axes, variances, noise_variances, self.factor)
 
     def clusters(self, windows: Windows) -> Clusters:
-        parts = normalised(windows).split(WINDOWS_AT_ONCE)
-        return torch.cat([torch.cdist(part, self.centres).argmin(1) for part in parts])
+        return nearest(normalised(windows), self.centres)
 
     @torch.no_grad()
     def fit(self, pairs: Iterable[tuple[Images, OtherImages]]) -> None:
-        """Fits all constants to pairs of low-resolution and high-resolution images."""
-        parts = [
-            (*windows_of(low_res), patches_of(large - enlarged(low_res, self.factor), self.factor))
-            for low_res, large in pairs
-        ]
-        windows, contrast, residual = (torch.cat(part) for part in zip(*parts, strict=True))
-        contrast = contrast.clamp(min=1e-4)
-        flat = residual[contrast.argsort()[: len(residual) // FLATTEST + 1]]
+        """Fits all constants to pairs of low-resolution and high-resolution images, which are iterated twice."""
+        contrast = torch.cat([windows_of(low_res)[1] for low_res, _ in pairs]).clamp(min=1e-4)
+        windows, residual, flat = chosen_patches(pairs, self.factor, contrast)
         self.plain.copy_(flat.square().mean().sqrt().clamp(min=LEAST_DEVIATION))
-        windows, residual, contrast = (
-            values[contrast >= contrast.median()] for values in (windows, residual, contrast)
-        )
+        contrast = contrast[contrast >= contrast.median()]
         self.centres.copy_(cluster_centres(normalised(windows)))
         clusters, prior_strength = self.clusters(windows), PRIOR_COUNT * contrast.square().mean()
         unit = RIDGE * torch.eye(windows.shape[1], device=windows.device)
         common = torch.linalg.solve(windows.T @ windows + contrast.square().sum() * unit, windows.T @ residual)
-        residual = residual - windows @ common
+        residual -= windows @ common
         covariance = residual.T @ residual / contrast.square().sum()
-        by_cluster = map(ByCluster.of(clusters).split, (windows, residual, contrast))
-        for cluster, (inputs, targets, contrasts) in enumerate(zip(*by_cluster, strict=True)):
-            strength = contrasts.square().sum()
+        by_cluster = ByCluster.of(clusters)
+        for cluster, rows in enumerate(by_cluster.order.split(by_cluster.counts)):
+            inputs, targets, strength = windows[rows], residual[rows], contrast[rows].square().sum()
             inverse = torch.linalg.inv(inputs.T @ inputs + (strength + prior_strength) * unit)
             more = inverse @ (inputs.T @ targets)
             errors = (targets - inputs @ more) / (1 - leverage(inputs, inverse))
@@ -216,6 +208,31 @@ class PatchPrior(Prior):
         state_dict.setdefault(f"{prefix}contrast_gain", torch.full_like(self.contrast_gain, INTERPOLATED))
         state_dict.setdefault(f"{prefix}random_share", torch.ones_like(self.random_share))
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def chosen_patches(
+    pairs: Iterable[tuple[Images, OtherImages]], factor: int, contrast: Float[Tensor, " window"]
+) -> tuple[Float[Tensor, "strong neighbour"], Float[Tensor, "strong value"], Float[Tensor, "flat value"]]:
+    """Windows and residuals of the half with more contrast, and the residuals of the flattest windows.
+
+    They go into the memory that holds them, one pair of batches after the other.
+    """
+    above, flattest = contrast >= contrast.median(), contrast.argsort()[: len(contrast) // FLATTEST + 1]
+    place = flattest.new_full((len(contrast),), -1)
+    place[flattest] = torch.arange(len(flattest), device=place.device)
+    made: list[Tensor] = []
+    start = done = 0
+    for low_res, large in pairs:
+        windows, patches = windows_of(low_res)[0], patches_of(large - enlarged(low_res, factor), factor)
+        if not made:
+            sizes = (int(above.sum()), windows), (int(above.sum()), patches), (len(flattest), patches)
+            made = [like.new_empty(count, like.shape[1]) for count, like in sizes]
+        rows = slice(start, start := start + len(windows))
+        own, flat = above[rows], place[rows] >= 0
+        into = slice(done, done := done + int(own.sum()))
+        made[0][into], made[1][into] = windows[own], patches[own]
+        made[2][place[rows][flat]] = patches[flat]
+    return made[0], made[1], made[2]
 
 
 def each_window(values: Sigmas, images: Latents, factor: int = 1) -> Float[Tensor, "window 1"]:
@@ -254,11 +271,16 @@ def cluster_centres(points: Float[Tensor, "point place"], rounds: int = 10) -> F
     spare = points[torch.arange(PATCH_CLUSTERS, device=points.device) % len(points)]
     centres = spare
     for _ in range(rounds):
-        nearest = torch.cdist(points, centres).argmin(1)
-        sums = torch.zeros_like(centres).index_add_(0, nearest, points)
-        counts = nearest.bincount(minlength=PATCH_CLUSTERS)[:, None]
+        cluster = nearest(points, centres)
+        sums = torch.zeros_like(centres).index_add_(0, cluster, points)
+        counts = cluster.bincount(minlength=PATCH_CLUSTERS)[:, None]
         centres = torch.where(counts > 0, sums / counts.clamp(min=1), spare)
     return centres
+
+
+def nearest(points: Float[Tensor, "point place"], centres: Float[Tensor, "cluster place"]) -> Int[Tensor, " point"]:
+    """The index of the nearest centre of each point."""
+    return torch.cat([torch.cdist(part, centres).argmin(1) for part in points.split(WINDOWS_AT_ONCE)])
 
 
 def patches_of(images: Latents, factor: int) -> Float[Tensor, "window value"]:

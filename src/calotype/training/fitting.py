@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from calotype.data.captions import shorter_versions
 from calotype.files import is_whole, listed, read_as, read_tensors, sha256, whole_folder, write_json, write_tensors
+from calotype.machine import release_memory
 from calotype.nets.weights import load_file_into
 from calotype.priors.fit import CaptionedLatents, PriorValidation, fit_prior
 from calotype.priors.gaussian import CrossFitted, GaussianMixture
@@ -29,7 +30,7 @@ from calotype.spaces.tiling import half_overlapping
 from calotype.training.checkpoint import checkpoints
 from calotype.training.examples import Bucket
 from calotype.training.loop import BatchSource
-from calotype.types import Batch, Rng, Text, UserError
+from calotype.types import Batch, Images, OtherImages, Rng, Text, UserError
 
 VALIDATION_IMAGES = 512
 """Validation images by which the prior is chosen."""
@@ -37,6 +38,8 @@ PATCHES = 2**19
 """Low-resolution pixels, with the high-resolution patches below them, to which a patch prior is fitted."""
 WEIGHED_IMAGES, WEIGHED_SIDE = 16, 16
 """Training images, and places of their latents from the first corner on, at which effects of channels are measured."""
+CROP_BATCHES = 16
+"""In which they are drawn."""
 UNCAPTIONED = 0.2
 """Share of images that training gives no caption."""
 Constants = dict[str, Prior]
@@ -59,6 +62,7 @@ def fit_mixture(recipe: Recipe, buckets: Sequence[Bucket], space: Space) -> Cons
     many = take(buckets, train_rows, most, rng)
     if recipe.flip:
         many = joined([many, take([reflected(bucket) for bucket in buckets], train_rows, most, rng)])
+    folds = None if many.fold is None else on_solver(many.fold)
 
     def examples(batch: Batch, rng: Rng, place: int) -> CaptionedLatents:
         texts = ("",) * len(batch) if batch.text is None else batch.text.prompts
@@ -67,12 +71,12 @@ def fit_mixture(recipe: Recipe, buckets: Sequence[Bucket], space: Space) -> Cons
         return CaptionedLatents(on_solver(space.sample(batch.clean, rng)), on_solver(batch.labels), texts, shorter)
 
     train, validation = examples(many, rng, 0), examples(few, rng, 2)
+    del many  # as large as all that is fitted
     more = None
     if any(train.captions):
         more = examples(take(buckets, train_rows, most, rng, 1), rng.at("again"), 1)
     sigma = recipe.denoiser.schedule.draw(len(few), rng.at("sigma")).to(validation.latents)
     noise = rng.at("noise").normal(*validation.latents.shape).to(validation.latents)
-    folds = None if many.fold is None else on_solver(many.fold)
     prior, crossed = fit_prior(train, PriorValidation(validation, sigma, noise), folds, more)
     mixtures = crossed.mixtures if crossed else ()
     return {"mixture": prior, **{f"unseen-{fold}": mixture for fold, mixture in enumerate(mixtures)}}
@@ -113,15 +117,23 @@ def take(buckets: Sequence[Bucket], rows: Sequence[Tensor], most: int, rng: Rng,
 def random_windows(batch: Batch, side: int, rng: Rng) -> Batch:
     """A window of each image: one of those in which the prior denoises it."""
     places = list(product(*(half_overlapping(length, side) for length in batch.clean.shape[-2:])))
+    if len(places) == 1:  # the whole image
+        return batch
     windows = (places[place] for place in rng.integers(len(places), len(batch)).tolist())
     squares = [image[:, row.read, column.read] for image, (row, column) in zip(batch.clean, windows, strict=True)]
-    return replace(batch, clean=torch.stack(squares))
+    return replace(batch, clean=torch.stack(squares).contiguous(memory_format=torch.channels_last))
 
 
 def joined(batches: Sequence[Batch]) -> Batch:
     """All their images, interleaved: so the first n of them are of each batch in proportion."""
+    if len(batches) == 1:
+        return batches[0]
     turns = torch.cat([(torch.arange(len(batch)) + 0.5) / len(batch) for batch in batches]).argsort(stable=True)
-    clean = torch.cat([batch.clean for batch in batches])[turns].contiguous(memory_format=torch.channels_last)
+    first = batches[0].clean
+    shape = len(turns), *first.shape[1:]
+    clean = torch.empty(shape, dtype=first.dtype, device=first.device, memory_format=torch.channels_last)
+    for places, batch in zip(turns.argsort().split([*map(len, batches)]), batches, strict=True):
+        clean[places] = batch.clean  # no copy of all besides this one
     labels = torch.cat([batch.labels for batch in batches])[turns]
     folds = [batch.fold for batch in batches if batch.fold is not None]
     texts = [text for batch in batches if batch.text for text in batch.text.prompts]
@@ -142,12 +154,25 @@ def on_solver(values: Tensor) -> Tensor:
     return values if values.device.type == "cuda" else values.cpu()
 
 
+@dataclass(frozen=True)
+class CropPairs:
+    """Low-resolution and high-resolution crops of training images, `PATCHES` pixels of the former; whoever iterates
+    again gets the same ones, so that they need not be kept."""
+
+    train: BatchSource
+    batch: int
+
+    def __iter__(self) -> Iterator[tuple[Images, OtherImages]]:
+        for index in range(CROP_BATCHES):
+            part = self.train.batch(index * self.batch, self.batch)
+            assert part.low_res is not None
+            yield on_solver(part.low_res), on_solver(part.clean)
+
+
 def fit_patches(factor: int, train: BatchSource, crop: int) -> Constants:
     """A patch prior, fitted to crops of training images."""
-    batch = max(1, PATCHES // 16 // (crop // factor) ** 2)
-    batches = (train.batch(index * batch, batch) for index in range(16))
-    pairs = [(on_solver(part.low_res), on_solver(part.clean)) for part in batches if part.low_res is not None]
-    prior = PatchPrior(factor).to(pairs[0][0].device)
+    pairs = CropPairs(train, max(1, PATCHES // CROP_BATCHES // (crop // factor) ** 2))
+    prior = PatchPrior(factor).to(next(iter(pairs))[0].device)
     prior.fit(pairs)
     return {"local": prior}
 
@@ -175,6 +200,7 @@ def keep(run: Run | None, leg: str, fit: Callable[[], Constants]) -> Constants:
         write_constants(folder, _fitted(run, leg, fit))
     hashes[leg] = sha256(folder / "manifest.json")
     run.save()
+    release_memory(torch.device("cpu"))
     return read_constants(folder)
 
 

@@ -20,7 +20,7 @@ from calotype.data.folder import Pictures
 from calotype.data.latents import StoredLatents, cache_latents
 from calotype.diffusion.stage import Stage
 from calotype.evaluation.counting import counter
-from calotype.machine import peak_memory
+from calotype.machine import peak_memory, release_memory
 from calotype.nets.frozen import Frozen
 from calotype.nets.kl import Autoencoder
 from calotype.nets.perceptual import pretrained_lite0
@@ -116,6 +116,7 @@ class Pipeline:
             recipe = self.with_best_level(recipe, stages, stage)
             stages.append(stage)
         if self.ranks.first:
+            release_memory(self.device)
             with self.run.timing("model"):
                 save_model(self.run.folder / "model", recipe, stages, self.pictures.classes)
 
@@ -240,12 +241,14 @@ class Pipeline:
     @contextmanager
     def _counting(self, step: str) -> Iterator[None]:
         """Seconds and operations, over all sessions, of what is done once: fits, encodings, searches."""
+        release_memory(self.device)
         with self.run.timing(step), counter() as count:
             yield
         operations = self.run.state.operations
         operations[step] = operations.get(step, 0) + count.get_total_flops()
 
     def _train(self, leg: Leg[Result_co]) -> Result_co:
+        release_memory(self.device)
         with self.reporter.bar(leg.name) as bar:
             slices = self.budget.slices.get(leg.name, 1) if self.device.type == "cpu" else 1
             try:

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from calotype.data.folder import Pictures
 from calotype.data.images import grid, images_from_pixels, pils_from_images
@@ -29,6 +30,8 @@ PREVIEW_COUNT, PREVIEW_VALUES = 12, 2**20
 VALIDATION_COUNT, VALIDATION_VALUES = 128, 2**23
 """Validation takes fewer pictures where they are large: so many values in all, and 4 pictures at least."""
 INSPECTION_COUNT, INSPECTION_VALUES = 64, 2**20
+VALIDATED_AT_ONCE = 8
+"""Pictures, so that validation takes less memory than a training step."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +60,8 @@ class AutoencoderValidator:
 
     @torch.no_grad()
     def measure(self) -> dict[str, float]:
-        fake, few = self.reconstruct(self.images), slice(0, 32)
-        distance = perceptual_distance(self.features, self.images[few], fake[few])
+        fake = self.reconstruct(self.images)
+        distance = distances(self.features, self.images[:32], fake[:32])
         counts = {"n": float(len(fake)), "n_perceptual": float(len(distance))}
         return {"psnr": float(psnr(self.images, fake).mean()), "perceptual": float(distance.mean()), **counts}
 
@@ -144,8 +147,8 @@ class OneStepValidator(DenoiserValidator):
 
     @torch.no_grad()
     def measure(self) -> dict[str, float]:
-        real, fake, few = self.held_out.clean, self.enlarge(), slice(0, 32)
-        distance = perceptual_distance(self.features, real[few], fake[few])
+        real, fake = self.held_out.clean, self.enlarge()
+        distance = distances(self.features, real[:32], fake[:32])
         counts = {"n": float(len(fake)), "n_perceptual": float(len(distance))}
         return {"psnr": float(psnr(real, fake).mean()), "perceptual": float(distance.mean()), **counts}
 
@@ -162,10 +165,17 @@ class OneStepValidator(DenoiserValidator):
         return in_parts([self.stage], [self.sampling], labels, rngs, low_res, text)
 
 
+def distances(features: EfficientNetLite0, real: Images, fake: Images) -> Float[Tensor, " batch"]:
+    """Perceptual distances, of a few pictures at a time."""
+    pairs = zip(real.split(VALIDATED_AT_ONCE), fake.split(VALIDATED_AT_ONCE), strict=True)
+    return torch.cat([perceptual_distance(features, *pair) for pair in pairs])
+
+
 def validation_losses(stage: Stage, batch: Batch, rng: Rng, name: str) -> dict[str, float]:
     objective = DenoisingObjective(stage)
     noised = objective.draw(batch, rng)
-    loss = objective.per_image(noised)
+    parts = (slice(first, first + VALIDATED_AT_ONCE) for first in range(0, len(batch), VALIDATED_AT_ONCE))
+    loss = torch.cat([objective.per_image(noised.at(part)) for part in parts])
     thirds = zip(("low", "middle", "high"), loss[noised.sigma.argsort()].tensor_split(3), strict=True)
     by_noise = {f"{name}_loss_{level}_noise": float(third.mean()) for level, third in thirds if len(third)}
     return {f"{name}_loss": float(loss.mean()), **by_noise}

@@ -29,7 +29,7 @@ from calotype.files import remove, sha256, write_json, write_whole
 from calotype.interop import minilm, transformers
 from calotype.interop.autoencoders import read_autoencoder_config
 from calotype.interop.diffusers import weights_file
-from calotype.machine import Machine, describe_machine, examine
+from calotype.machine import Machine, describe_machine, examine, release_memory
 from calotype.planning import Plan, make_plan
 from calotype.planning.memory import rounds_of
 from calotype.ranks import Ranks, joined_ranks, restarted
@@ -129,6 +129,7 @@ def read_and_plan(
     start = source.start if source else None
     planned = make_plan(pictures, machine, options.budget, options.started, settings, start)
     planned.notes += source.notes if source else []
+    release_memory(machine.device)
     console.plan(planned)
     return planned, pictures, machine, was_read
 
@@ -200,6 +201,7 @@ def produce(
         try:
             with record_status(run, device, stop):
                 Pipeline(run, recipe, plan, pictures, device, console, stop, force, ranks).train()
+                release_memory(device)
                 with run.timing("samples"):
                     prompts, count = held_out_prompts(pictures, plan.final_count), plan.final_count
                     chosen = SampleOptions(folder, seed=recipe.seed, out=folder / "samples", device=str(device))
