@@ -81,6 +81,9 @@ class Measured(Measurement):
     def fit(self, count):
         return 0.2
 
+    def peak_memory(self):
+        return 10**9
+
     def parameters(self):
         return {"autoencoder": 1000, "denoiser": 2000}
 
