@@ -37,9 +37,7 @@ DRAWN = 5.5
 """Copies of the images to which a prior is fitted, while they are drawn: moments are twice as large, and as many values
 again are their noise, its product and the sum; of pixels, the bytes, both mirror images and what is chosen of them."""
 COMPONENTS = 3
-"""Copies of a mixture without captions: the best so far, the next one, and the components of which both are made."""
-CAPTIONED = 2.5
-"""Copies of one with captions: its components, the mixture made from them, and the one without captions."""
+"""Copies of a mixture: the best so far (or, with captions, that without them), the next one, and its components."""
 BAGS = 1.5
 """Copies of the bags of words, one a caption and level, while the gate is fitted."""
 EVALUATED = 8
@@ -142,7 +140,7 @@ def fit_memory(recipe: Recipe, base: Stage, count: int, held_out: int) -> dict[s
             bags = 4 * MOST_WORDS * 2 * (images + images // sides)
             gate, drawn = held // 2 + int(BAGS * bags), fitted + int(DRAWN * again)
             group = 2 * (fitted + again) // len(prior.gate_bias)
-            phases = [phases[0], drawn, fitted + again + max(int(CAPTIONED * held) + group, gate)]
+            phases = [phases[0], drawn, fitted + again + max(COMPONENTS * held + group, gate)]
         parts["fit"] = FIT_OVERHEAD + EVALUATED * 4 * values * min(VALIDATION_IMAGES, held_out) + max(phases)
     for below, size in pairwise(recipe.chain):
         if recipe.enlarger(size).prior != "none":
