@@ -30,7 +30,7 @@ def complete(capsys, monkeypatch):
 
 def test_commands_are_completed(complete):
     assert complete("calotype ev") == ["evaluate"]
-    assert complete("calotype data ") == ["portraits", "check"]
+    assert complete("calotype data ") == ["portraits", "check", "shards"]
     assert {command.name for command in app.registered_commands} < {*complete("calotype ")}
 
 

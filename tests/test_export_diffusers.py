@@ -92,7 +92,7 @@ def test_a_written_autoencoder_is_read_again(tmp_path):
     theirs = write_autoencoder(tmp_path / "kl")
     network = Kl(config := read_kl_config(theirs))
     network.load_state_dict(weights := read_kl_weights(theirs, config))
-    write_native(tmp_path / "again", network, 2.0)
+    write_native(tmp_path / "again", network, torch.zeros(config.channels), torch.full((config.channels,), 2.0))
     assert read_kl_config(tmp_path / "again") == config
     again = read_kl_weights(tmp_path / "again", config)
     assert weights.keys() == again.keys() and all(torch.equal(weights[name], again[name]) for name in weights)

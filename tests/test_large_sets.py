@@ -102,10 +102,9 @@ def test_only_parts_that_are_missing_or_damaged_are_encoded_again(space, tmp_pat
 def test_latents_that_are_not_finite_are_named_by_their_rows(space, tmp_path, monkeypatch):
     real = latents.encode
 
-    def broken(space, part, *rest):
-        moments = real(space, part, *rest)
+    def broken(space, part, moments, *rest):
+        real(space, part, moments, *rest)
         moments[-1, 0] = float("nan")
-        return moments
 
     monkeypatch.setattr(latents, "encode", broken)
     with pytest.raises(NotFiniteError) as error:

@@ -9,7 +9,8 @@ from small import CASCADE, HYBRID, SETTINGS, be_quick, first_leg, machine, noise
 
 from calotype.bounds import LARGEST_SIDE
 from calotype.build import build_space
-from calotype.data.caches import cache_latents, cached_pixels, encoded_at_once
+from calotype.data.caches import cached_pixels
+from calotype.data.latents import cache_latents, encoded_at_once
 from calotype.machine import out_of_memory, peak_memory
 from calotype.nets.weights import ShapesOnly
 from calotype.planning import make_plan

@@ -296,8 +296,8 @@ def meet(name):
     while len([*Path.cwd().glob(name + '-*')]) < 2 and time.monotonic() < end: time.sleep(0.001)
 def while_they_read():
     real = commands.training.read
-    def read(*arguments):
-        pictures = real(*arguments)
+    def read(*arguments, **named):
+        pictures = real(*arguments, **named)
         meet('read')
         return pictures
     commands.training.read = read

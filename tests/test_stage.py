@@ -120,7 +120,7 @@ def test_training_and_sampling_share_one_condition(augmentation):
     one, rng = stage(8, 4, augmentation), Rng(("told",))
     small, clean = torch.rand(3, 3, 4, 4), torch.rand(3, 3, 8, 8)
     given = []
-    one.denoiser.loss = lambda clean, sigma, noise, condition: given.append(condition) or torch.zeros(3)
+    one.denoiser.loss = lambda clean, sigma, noise, condition, weights: given.append(condition) or torch.zeros(3)
     DenoisingObjective(one).losses(Batch(clean, LABELS, small), 0.0, rng)
     level, noise = augmentation.draw(3, rng.at("augmentation")), rng.at("spoiling").normal(3, 3, 4, 4)
     assert equal(given[0], one.condition(LABELS, small, level, noise))

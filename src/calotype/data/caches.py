@@ -32,8 +32,6 @@ from calotype.types import Progress, UserError, no_progress
 Pixels = np.ndarray[tuple[int, int, int, int], np.dtype[np.uint8]]  # (count, 3, height, width)
 MAX_FACTS = 2**30
 """Bytes of the JSON beside pixels: it has a line for each picture."""
-ENCODED_VALUES = 2**21
-"""Of the pictures that are encoded together: fewer than 32 from 148 px on."""
 Fill = Callable[[Pixels], Any]  # writes the pixels, and returns what else is known of them, as JSON
 
 # -- Pixels ------------------------------------------------------------------------------------------------------------

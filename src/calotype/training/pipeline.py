@@ -116,8 +116,8 @@ class Pipeline:
             recipe = self.with_best_level(recipe, stages, stage)
             stages.append(stage)
         if self.ranks.first:
-            release_memory(self.device)
             with self.run.timing("model"):
+                release_memory(self.device)
                 save_model(self.run.folder / "model", recipe, stages, self.pictures.classes)
 
     def encode_captions(self) -> None:
@@ -241,8 +241,8 @@ class Pipeline:
     @contextmanager
     def _counting(self, step: str) -> Iterator[None]:
         """Seconds and operations, over all sessions, of what is done once: fits, encodings, searches."""
-        release_memory(self.device)
         with self.run.timing(step), counter() as count:
+            release_memory(self.device)
             yield
         operations = self.run.state.operations
         operations[step] = operations.get(step, 0) + count.get_total_flops()

@@ -201,8 +201,8 @@ def produce(
         try:
             with record_status(run, device, stop):
                 Pipeline(run, recipe, plan, pictures, device, console, stop, force, ranks).train()
-                release_memory(device)
                 with run.timing("samples"):
+                    release_memory(device)
                     prompts, count = held_out_prompts(pictures, plan.final_count), plan.final_count
                     chosen = SampleOptions(folder, seed=recipe.seed, out=folder / "samples", device=str(device))
                     write_samples(chosen, count, prompts, StoppableReporter(console, stop))
