@@ -22,6 +22,11 @@ def album(tmp_path, monkeypatch):
 NAMES = ["a.png", "b\n.png", "ü.png", 'quote".png']
 
 
+@pytest.fixture(autouse=True)
+def settled_at_once(monkeypatch):
+    monkeypatch.setattr(hashes, "SETTLED", 0)
+
+
 def settle(path, seconds=10):
     before = time.time_ns() - seconds * 10**9
     os.utime(path, ns=(before, before))
@@ -53,7 +58,20 @@ def test_a_file_of_another_size_or_time_is_hashed_again(album, monkeypatch):
     assert read_again(album, monkeypatch) == ([], changed)
 
 
+def test_a_file_exchanged_for_one_of_equal_size_and_time_is_hashed_again(album, monkeypatch):
+    """As `cp -p` and `rsync -t` do."""
+    digests = read_again(album, monkeypatch)[1]
+    time_before = (album / "a.png").stat().st_mtime_ns
+    time.sleep(0.02)
+    (album / "a.png").write_text("z" * (album / "a.png").stat().st_size)
+    os.utime(album / "a.png", ns=(time_before, time_before))
+    again, changed = read_again(album, monkeypatch)
+    assert again == ["a.png"] and changed["a.png"] != digests["a.png"]
+
+
 def test_the_hash_of_a_file_that_has_just_changed_is_not_kept(album, monkeypatch):
+    monkeypatch.setattr(hashes, "SETTLED", 5 * 10**8)
+    time.sleep(0.6)
     (album / "a.png").write_text("other")
     assert "a.png" in read_again(album, monkeypatch)[0] and read_again(album, monkeypatch)[0] == ["a.png"]
 

@@ -274,3 +274,42 @@ def test_the_commands_take_them(folder, tmp_path):
     FUNCTIONS[CheckOptions](CheckOptions(tmp_path / "shards", 16), check)
     printed = "\n".join(check.printed)
     assert "12 of 13 files can be read" in printed and "captions     2 in shards" in printed
+
+
+def test_shards_of_shards_keep_pictures_whose_keys_are_equal(tmp_path):
+    for place in range(2):
+        pictures = [(f"{key}.png", noise_png(10 * place + key)) for key in range(3)]
+        tar(tmp_path / "shards" / f"s{place}.tar", pictures)
+    assert write_shards(tmp_path / "shards", tmp_path / "again").pictures == 6
+    again, first = (read_folder(tmp_path / name, 16, tmp_path / name / "cache") for name in ("again", "shards"))
+    assert len(again) == len(first) == 6 and again.content
+
+
+def noise_png(seed):
+    pixels = np.random.default_rng(seed).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(file := io.BytesIO(), "PNG")
+    return file.getvalue()
+
+
+def test_a_damaged_header_in_the_middle_is_named(tmp_path):
+    shard = tar(tmp_path / "shards" / "x.tar", [(f"{key}.png", noise_png(key)) for key in range(5)])
+    with tarfile.open(shard) as whole:
+        third = whole.getmembers()[2].offset
+    content = bytearray(shard.read_bytes())
+    content[third + 10] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(UserError, match=f"x.tar is damaged after 2 pictures, at byte {third:,}"):
+        scan(shard)
+
+
+@pytest.mark.parametrize("label", [".x", ".."])
+def test_a_class_that_would_be_hidden_is_refused_and_its_picture_kept(label, tmp_path):
+    tar(tmp_path / "shards" / "x.tar", [("0.png", noise_png(0)), ("0.cls", label.encode()), ("1.png", noise_png(1))])
+    assert write_shards(tmp_path / "shards", tmp_path / "again").pictures == 2
+    assert len(open_shard(tmp_path / "again" / "shard-000000.tar").digests) == 2
+
+
+def test_a_caption_with_half_of_a_surrogate_pair_is_refused_by_name(tmp_path):
+    shard = tar(tmp_path / "x.tar", [("0.png", noise_png(0)), ("0.json", b'{"caption": "a \\ud800 b"}')])
+    index = scan(shard)
+    assert len(index.digests) == 1 and "0.json" in index.facts.refused[0]

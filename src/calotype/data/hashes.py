@@ -22,8 +22,8 @@ from calotype.types import UserError
 
 FEWEST_KEPT = 256
 """Files in a folder; fewer are hashed in a moment."""
-FIRST_LINE = "calotype hashes 1"
-LINE = re.compile(r'([0-9a-f]{64}) (\d{1,20} -?\d{1,20} ".*")\n')
+FIRST_LINE = "calotype hashes 2"
+LINE = re.compile(r'([0-9a-f]{64}) (\d{1,20} -?\d{1,20} -?\d{1,20} ".*")\n')
 SETTLED = 2 * 10**9
 """Nanoseconds since its last change after which a file's time says whether it has changed again: clocks of some file
 systems are as coarse (git's index has the same rule: Documentation/technical/racy-git)."""
@@ -34,7 +34,9 @@ class Stamp(NamedTuple):
 
     size: int
     time: int
-    """Of its last change, in nanoseconds."""
+    """Of its last change, in nanoseconds, as programs that copy files may set it."""
+    changed: int = 0
+    """When the file system last changed it; no program sets that."""
 
 
 Hashed = tuple[str, Stamp]
@@ -45,7 +47,7 @@ def stamp(path: PictureFile) -> Stamp:
     if isinstance(path, Member):  # its content is compared with its hash whenever it is read
         return Stamp(path.size, 0)
     status = path.stat()
-    return Stamp(status.st_size, status.st_mtime_ns)
+    return Stamp(status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
 def hash_files(folder: Path, names: Sequence[str]) -> tuple[dict[str, Hashed], dict[str, str]]:
@@ -67,7 +69,7 @@ def hash_files(folder: Path, names: Sequence[str]) -> tuple[dict[str, Hashed], d
     results = dict(zip(names, in_threads(hash_file, names), strict=True))
     hashed = {name: result for name, result in results.items() if not isinstance(result, str)}
     if file:
-        _keep(file, known, {name: result for name, result in hashed.items() if result[1].time < now - SETTLED})
+        _keep(file, known, {name: result for name, result in hashed.items() if max(result[1][1:]) < now - SETTLED})
     return hashed, {name: result for name, result in results.items() if isinstance(result, str)}
 
 
@@ -96,4 +98,4 @@ def _keep(file: Path, known: Mapping[str, str], hashed: Mapping[str, Hashed]) ->
 
 
 def _key(name: str, its: Stamp) -> str:
-    return f"{its.size} {its.time} {json.dumps(name)}"
+    return f"{its.size} {its.time} {its.changed} {json.dumps(name)}"

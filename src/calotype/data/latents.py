@@ -32,7 +32,7 @@ from calotype.types import NotFiniteError, Progress, UserError, no_progress
 
 ENCODED_VALUES = 2**21
 """Of the pictures that are encoded together: fewer than 32 from 148 px on."""
-PART_PICTURES = 2**15
+PART_PICTURES = 2**12
 """Of a part of mapped latents: what a process that is killed has to encode again."""
 
 StoredMoments = Float[Tensor, "batch moments height width"]

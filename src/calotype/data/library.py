@@ -93,7 +93,8 @@ class ShardLibrary:
                 continue
             name = f"{label}/{key}" if flat and label else key
             if name in self.rows:  # shards may use the keys of others again
-                name = f"{name} in {self.shards[place].name} {row}"
+                path = PurePosixPath(name)
+                name = str(path.with_name(f"{path.stem} ({self.shards[place].name} {row}){path.suffix}"))
             self.rows[name] = row
             self.listing.pictures.append(name)
 

@@ -179,7 +179,13 @@ def _write_shard(shard: Path, part: Sequence[HashedFile], source: _Source) -> No
                     about.size = len(content)
                     tar.addfile(about, io.BytesIO(content))
         to_disk(temporary)
-        write_tensors(shard.with_suffix(INDEX), scan(temporary).tensors())
+        index = scan(temporary)
+        if [digest.tobytes().hex() for digest in index.digests.numpy()] != [file.digest for file in part]:
+            raise UserError(
+                f"{shown(shard.name)} has {len(index.digests):,} pictures that can be read, but {len(part):,} were "
+                f"written: names of some of its pictures are not read as pictures; rename them, then start again"
+            )
+        write_tensors(shard.with_suffix(INDEX), index.tensors())
         temporary.replace(shard)
         to_disk(shard.parent)
     finally:

@@ -201,13 +201,14 @@ def scan(shard: Path) -> ShardIndex:
                 vars(tar)["members"].clear()  # they would be kept, and fill the memory
                 if not member.isdir():
                     _read_member(read, tar, member, _safe_name(shard, member))
+            end = tar.offset
     except UserError:
         raise
     except (tarfile.TarError, OSError, EOFError, OverflowError, ValueError) as error:
         raise UserError(
             f"{shown(shard)} is damaged or cut off after {len(read.rows):,} pictures ({shown(str(error)):.80}); {AGAIN}"
         ) from None
-    _require_end(shard, len(read.rows))
+    _require_end(shard, end, len(read.rows))
     return _index_of(read, shard.stat().st_size)
 
 
@@ -226,12 +227,18 @@ def _safe_name(shard: Path, member: tarfile.TarInfo) -> str:
     return name
 
 
-def _require_end(shard: Path, count: int) -> None:
-    """A shard that was cut off between two members differs from a whole one in its end alone: a block of zeros."""
+def _require_end(shard: Path, end: int, count: int) -> None:
+    """After its last member a whole shard has zeros, one block at least.
+
+    One that was cut off between two members has none, and where a header is damaged, tarfile reads no further.
+    """
     with shard.open("rb") as file:
-        file.seek(max(0, shard.stat().st_size - TAR_BLOCK))
-        if file.read() != bytes(TAR_BLOCK):
-            raise UserError(f"{shown(shard)} is cut off after {count:,} pictures: it has no end; {AGAIN}")
+        file.seek(end)
+        rest = [any(part) for part in iter(lambda: file.read(2**20), b"")]
+    if any(rest):
+        raise UserError(f"{shown(shard)} is damaged after {count:,} pictures, at byte {end:,}; {AGAIN}")
+    if shard.stat().st_size < end + TAR_BLOCK:
+        raise UserError(f"{shown(shard)} is cut off after {count:,} pictures: it has no end; {AGAIN}")
 
 
 def _read_member(read: _Scan, tar: tarfile.TarFile, member: tarfile.TarInfo, name: str) -> None:
@@ -274,6 +281,7 @@ def _read_entry(read: _Scan, stem: str, entry: dict[str, Any]) -> None:
     captions = captions_of(entry) if has_caption_key(entry) else []
     known = read.texts.get(stem, "").splitlines()
     lines = [line for line in (" ".join(caption.split()) for caption in captions) if line and line not in known]
+    "".join(lines).encode()  # raises `ValueError` for half of a surrogate pair
     if lines:
         read.texts[stem] = "\n".join([*known, *lines])
 
@@ -281,7 +289,7 @@ def _read_entry(read: _Scan, stem: str, entry: dict[str, Any]) -> None:
 def _label(text: str) -> str:
     """Raises `ValueError` for what is no name of a class."""
     label = text.strip()
-    if not label or len(label) > 255 or "/" in label or not label.isprintable():
+    if not label or label[0] == "." or len(label) > 255 or "/" in label or not label.isprintable():
         raise ValueError("no name of a class")
     return label
 

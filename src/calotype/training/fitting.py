@@ -94,7 +94,10 @@ def channel_weights(recipe: Recipe, buckets: Sequence[Bucket], space: Space) -> 
     rng = Rng((recipe.seed, "channel effects"))
     few = take(buckets, [bucket.pictures.train_indices for bucket in buckets], WEIGHED_IMAGES, rng)
     window = few.clean[..., :WEIGHED_SIDE, :WEIGHED_SIDE]
-    weights = channel_effects(space, space.sample(window, rng.at("latents")), rng) ** power
+    effects = channel_effects(space, space.sample(window, rng.at("latents")), rng)
+    if not effects.max() > 0:  # a decoder that ignores its latents
+        return None
+    weights = effects**power
     return weights / weights.mean()
 
 
