@@ -339,6 +339,8 @@ def end_stuck(ranks: Ranks, lost: LostRanks) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     for index in lost.silent:
         with suppress(RuntimeError, ValueError, psutil.Error):  # the store or the process has gone
+            if not ranks.signs.check([f"sign-{index}"]):  # it ended before its first, for which `get` would wait
+                continue
             sign = json.loads(ranks.signs.get(f"sign-{index}"))
             process = psutil.Process(sign["process"])
             if sign["host"] == platform.node() and process.ppid() == os.getppid():
