@@ -1,5 +1,6 @@
 """Every test runs with the shapes checked, on one thread, from the same seed, and watched: see `auditing`."""
 
+import os
 import sys
 
 import auditing
@@ -7,14 +8,16 @@ import pytest
 import torch
 from jaxtyping import install_import_hook
 
+os.environ.setdefault("MKL_CBWR", "AUTO")  # as `calotype.cli.process.tune_process`, before the first product
 sys.addaudithook(auditing.watch)
 install_import_hook("calotype", "beartype.beartype")  # before anything of calotype is imported
-torch.set_num_threads(1)  # the tensors are tiny: on a busy machine a second thread only waits, 10 times as long
+torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
 def same_numbers_every_time():
     torch.manual_seed(0)
+    torch.set_num_threads(1)  # the tensors are tiny: on a busy machine a second thread only waits, 10 times as long
 
 
 @pytest.fixture(autouse=True)

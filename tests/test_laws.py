@@ -21,7 +21,7 @@ from calotype.cli import commands
 from calotype.cli.options import PlanOptions, TrainingOptions
 from calotype.cli.quantities import byte_count, speed
 from calotype.evaluation.counting import counted
-from calotype.machine import describe_machine
+from calotype.machine import UTILIZATION, describe_machine
 from calotype.nets.dit import DitConfig
 from calotype.nets.unet import UnetConfig
 from calotype.nets.vae import Vae, VaeConfig
@@ -37,7 +37,6 @@ from calotype.planning.laws import (
     MEASURED_OPERATIONS,
     MOST_DROPOUT,
     SMALLEST_DIT,
-    UTILIZATION,
     VAE_PARAMETERS,
     VAE_WIDTHS,
     WHOLE_IMAGES,

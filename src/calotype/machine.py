@@ -23,6 +23,10 @@ from calotype.types import UserError
 
 BUSY_BATCHES = {"cpu": 1, "mps": 4, "cuda": 8}
 """See `Machine.busy_batch`; of machines that cannot be measured."""
+UTILIZATION = 0.4
+"""Fraction of the FLOP/s of a single convolution that a whole training step reaches, where nothing else limits it."""
+LAYER_BATCH, LAYER_TOKENS, LAYER_WIDTH = 32, 64, 128
+"""The batch of the transformer layer whose training is timed: that of the smallest denoiser on latents of 8 x 8."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +35,8 @@ class Machine:
     name: str
     threads: int
     flops: float
-    """Floating-point operations a second of a convolution, in the better precision."""
+    """Floating-point operations a second of a convolution, in the better precision; on a CPU at most so many that a
+    training step reaches `UTILIZATION` of them. Matrix units (AMX) multiply ten times as fast as they train."""
     fast_bfloat16: bool
     """Whether bfloat16 arithmetic is faster than float32 here; on many CPUs it is ten times slower."""
     memory: int
@@ -114,6 +119,8 @@ def examine(name: str = "auto", threads: int | None = None) -> Machine:
     small = seconds if device.type == "cpu" else time_convolution(device, torch.bfloat16, 8) / 8
     busy_batch = 2 ** max(0, min(3, int(math.log2(small / seconds))))
     flops = 2 * 9 * 64 * 64 * 32 * 32 / seconds
+    if device.type == "cpu":
+        flops = min(flops, threads * max(map(layer_rate, precisions)) / UTILIZATION)
     return Machine(
         device, device_name(device), threads, flops, bfloat16 < 0.8 * float32, free_memory(device), busy_batch
     )
@@ -138,6 +145,24 @@ def time_convolution(device: torch.device, dtype: torch.dtype, count: int) -> fl
     image = torch.randn(count, 64, 32, 32, device=device).to(dtype).contiguous(memory_format=torch.channels_last)
     weight = torch.randn(64, 64, 3, 3, device=device).to(dtype).contiguous(memory_format=torch.channels_last)
     return best_time(lambda: F.conv2d(image, weight, padding=1), device)
+
+
+def layer_rate(dtype: torch.dtype) -> float:
+    """Floating-point operations a second in the training of a transformer layer on one thread of the CPU."""
+    before, width = torch.get_num_threads(), LAYER_WIDTH
+    layer = torch.nn.TransformerEncoderLayer(width, width // 64, 4 * width, 0.0, batch_first=True, norm_first=True)
+    tokens = torch.randn(LAYER_BATCH, LAYER_TOKENS, width)
+
+    def step() -> None:
+        with torch.autocast("cpu", dtype=dtype, enabled=dtype is not torch.float32):
+            layer(tokens).float().square().mean().backward()
+
+    torch.set_num_threads(1)
+    try:
+        seconds = best_time(step, torch.device("cpu"), 3)
+    finally:
+        torch.set_num_threads(before)
+    return 12 * LAYER_BATCH * LAYER_TOKENS * width * (6 * width + LAYER_TOKENS) / seconds
 
 
 def best_time(work: Callable[[], object], device: torch.device, repeats: int = 5) -> float:
@@ -216,7 +241,8 @@ def peak_memory(device: torch.device) -> int:
 def deterministic(seed: int) -> None:
     """Seeds torch's own generators, from which new weights are drawn, and has cuDNN repeat its results.
 
-    On one machine's CPU with as many threads a run comes out the same to the bit, stopped and resumed or not. On CUDA
+    On one machine's CPU with as many threads a run comes out the same to the bit, stopped and resumed or not (on one of
+    Intel's with `MKL_CBWR=AUTO` in the environment, which `cli.process.tune_process` sets). On CUDA
     it is not promised: other kernels than cuDNN's add in an order that changes.
     """
     torch.manual_seed(seed)

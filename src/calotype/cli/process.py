@@ -33,16 +33,19 @@ LARGEST_KEPT, MOST_KEPT = 2**25, 2**31 - 1
 
 
 def tune_process() -> None:
-    """How threads wait, and that freed memory is kept; to be called before torch is imported.
+    """How threads wait, that freed memory is kept, and that sums repeat; to be called before torch is imported.
 
-    By default glibc gives large blocks back to the kernel at once, and each training step pays for new pages: 15% of
-    its time (dev/LOG.md, 2026-11-28). What the user has set in the environment stays.
+    Without `MKL_CBWR` a small product on several threads comes out otherwise each time on Intel's processors, and a run
+    that is stopped and resumed is not the same to the bit; it costs no time that can be measured. By default glibc
+    gives large blocks back to the kernel at once, and each training step pays for new pages: 15% of its time
+    (dev/LOG.md, 2026-11-28). What the user has set in the environment stays.
     """
     if is_rank():  # DistributedDataParallel warns of weights that are all used
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
         os.environ.setdefault("KMP_BLOCKTIME", "0")  # of the OpenMP of LLVM and Intel, which counts in milliseconds
+    os.environ.setdefault("MKL_CBWR", "AUTO")
     chosen = any(name.startswith("MALLOC_") for name in os.environ) or "malloc" in os.environ.get("GLIBC_TUNABLES", "")
     if sys.platform == "linux" and not chosen:
         with suppress(OSError, AttributeError):  # another C library

@@ -21,14 +21,13 @@ from calotype.data.images import images_from_pixels
 from calotype.diffusion.stage import shrunk
 from calotype.evaluation.counting import counted
 from calotype.interop.autoencoders import read_autoencoder_config
-from calotype.machine import Machine
+from calotype.machine import UTILIZATION, Machine
 from calotype.nets.unet import UnetConfig
 from calotype.nets.vae import Lapping, VaeConfig, principal_axes
 from calotype.planning.chains import choose_chain, own_latents
 from calotype.planning.laws import (
     FEW_EPOCHS,
     HEAD,
-    UTILIZATION,
     VAE_WIDTHS,
     WHOLE_IMAGES,
     batch_size,

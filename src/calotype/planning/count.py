@@ -14,12 +14,11 @@ from calotype.data.folder import Pictures
 from calotype.diffusion.samplers import CALLS_A_STEP
 from calotype.evaluation.counting import counted
 from calotype.evaluation.features import FEATURE_SIZE
-from calotype.machine import Machine
+from calotype.machine import UTILIZATION, Machine
 from calotype.nets.critic import Critic, CriticConfig
 from calotype.nets.perceptual import BLOCK_GROUPS, STAGES, EfficientNetLite0
 from calotype.nets.weights import ShapesOnly
 from calotype.planning.costs import Costs, StepCost, build_stages, fit_flops
-from calotype.planning.laws import UTILIZATION
 from calotype.planning.memory import fit_memory, legs_in_outline, predicted_memory
 from calotype.priors.prior import constant_count
 from calotype.recipe import AdversarialLossConfig, Recipe, exposure_above, leg_above

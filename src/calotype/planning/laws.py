@@ -10,8 +10,6 @@ import math
 from collections.abc import Iterable
 from functools import cache
 
-UTILIZATION = 0.4
-"""Fraction of the FLOP/s of a single convolution that a whole training step reaches."""
 MEASURED_OPERATIONS = 1e14
 """Operations of the longest legs that were measured, about forty minutes of a core: up to them nothing grows."""
 STATE_BYTES = 20

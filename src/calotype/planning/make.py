@@ -13,12 +13,12 @@ import torch
 from calotype.data.buckets import bucket_notes, original_sizes
 from calotype.data.folder import Pictures
 from calotype.data.permutation import LARGE_SET
-from calotype.machine import Machine
+from calotype.machine import UTILIZATION, Machine
 from calotype.planning.choose import propose, three_digits
 from calotype.planning.costs import Costs
 from calotype.planning.count import Counted
 from calotype.planning.inherit import explain_start, inherit
-from calotype.planning.laws import UTILIZATION, learning_rate, time_shares
+from calotype.planning.laws import learning_rate, time_shares
 from calotype.planning.measure import Measurement
 from calotype.planning.memory import rounds_of
 from calotype.planning.plan import Plan, explain, network_of
