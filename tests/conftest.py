@@ -1,5 +1,6 @@
 """Every test runs with the shapes checked, on one thread, from the same seed, and watched: see `auditing`."""
 
+import gc
 import os
 import sys
 
@@ -12,6 +13,12 @@ os.environ.setdefault("MKL_CBWR", "AUTO")  # as `calotype.cli.process.tune_proce
 sys.addaudithook(auditing.watch)
 install_import_hook("calotype", "beartype.beartype")  # before anything of calotype is imported
 torch.set_num_threads(1)
+
+
+def pytest_collection_finish():
+    """What is imported stays: each part of a run collects garbage, and would look through all of it."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
