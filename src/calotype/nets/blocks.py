@@ -85,9 +85,14 @@ def dropout_seeds(seeds: Int[Tensor, " batch"], device: torch.device) -> Iterato
 
 def dropout(values: Activations, probability: float, training: bool) -> Activations:
     """Dropout (Srivastava et al., JMLR 15, 2014): within `dropout_seeds` by its generators, else by torch's own."""
-    generators = _generators.get()
-    if generators is None or not training or probability == 0:
-        return F.dropout(values, probability, training)
+    return _dropped(values, probability) if training and probability else values
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _dropped(values: Activations, probability: float) -> Activations:
+    """Generators are none of the tensors that a compiler knows."""
+    if (generators := _generators.get()) is None:
+        return F.dropout(values, probability)
     return values * generators.mask(values, 1 - probability) / (1 - probability)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import ClassVar, Literal
 
 import torch
@@ -61,6 +62,7 @@ class Dit(nn.Module):
         self.embed = nn.Linear(in_channels * config.patch**2, config.width)
         self.place = nn.Linear(32, config.width, bias=False)
         self.blocks = nn.ModuleList(DitBlock(config, context_width) for _ in range(config.depth))
+        self._compiled: Callable[..., Tokens] | None = None
         self.norm = nn.RMSNorm(config.width, eps=1e-6, elementwise_affine=False)
         self.modulation = zero(nn.Linear(config.width, 2 * config.width))
         self.out = faint(nn.Linear(config.width, out_channels * config.patch**2))
@@ -70,6 +72,13 @@ class Dit(nn.Module):
         named = self.blocks.named_parameters()
         return [weight for name, weight in named if weight.ndim == 2 and "modulation" not in name]
 
+    def compile_blocks(self, on: bool = True) -> None:
+        """From now on the blocks are compiled for training, each size of a batch anew; or no longer.
+
+        Sampling and validation, whose sizes differ, run as before. All blocks are one code, compiled once.
+        """
+        self._compiled = torch.compile(DitBlock.forward, dynamic=False) if on else None
+
     def forward(self, image: Latents, vector: Vector, words: TextContext | None = None) -> Recoloured:
         patches = F.pixel_unshuffle(image, self.patch)
         height, width = patches.shape[-2:]
@@ -78,8 +87,9 @@ class Dit(nn.Module):
         rotation = rotations(places, self.head_width)
         tokens = self.embed(patches.flatten(2).transpose(1, 2)) + self.place(place_features(places, height, width))
         vector = F.silu(vector)
+        call = self._compiled if self._compiled and self.training else DitBlock.__call__
         for block in self.blocks:
-            tokens = block(tokens, vector, rotation, words)
+            tokens = call(block, tokens, vector, rotation, words)
         scale, shift = self.modulation(vector)[:, None].chunk(2, -1)
         tokens = self.out(self.norm(tokens) * (1 + scale) + shift)
         return F.pixel_shuffle(tokens.transpose(1, 2).unflatten(2, (height, width)), self.patch)

@@ -34,6 +34,8 @@ class StepCost(NamedTuple):
     flops: float
     slices: int = 1
     """Slices of the batch that are worked on at once: as many as there are cores, unless that is clearly slower."""
+    compiled: bool = False
+    """Whether the network is compiled while it trains: see `training.compiling`."""
 
 
 class Costs(ABC):
@@ -93,6 +95,10 @@ class Costs(ABC):
     def slices(self) -> dict[str, int]:
         """Slices of a batch that each leg works on at once."""
         return {leg: steps[-1].slices for leg, steps in self.steps.items()}
+
+    def compiled(self) -> list[str]:
+        """Legs whose network is compiled while it trains."""
+        return [leg for leg, steps in self.steps.items() if steps[-1].compiled]
 
     # -- Sizes ---------------------------------------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ The costs that the plan predicts are seconds, bytes of memory and bytes on disk.
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ from calotype.recipe import DiffusionConfig, EnlargeRecipe, OptimizerConfig, Rec
 from calotype.settings import parse_recipe
 from calotype.tables import merge
 from calotype.training.checkpoint import KEPT_CHECKPOINTS
+from calotype.training.compiling import WORTH
 from calotype.training.control import mean_cost, whole_batches
 from calotype.training.levels import LEVELS_TRIED, SCALES_TRIED
 from calotype.training.warm_start import WarmStart
@@ -76,9 +78,8 @@ def make_plan(
             f"denoiser.text.kind is {recipe.denoiser.text.kind}, but none of the pictures has a caption; write them "
             f"into .txt files beside the pictures or into metadata.jsonl, or set it to none"
         )
-    method = Measurement if machine.here else Counted
-    costs: Costs = method(recipe, pictures, machine, rounds)
     operations = UTILIZATION * machine.all_flops * budget
+    notes, costs = costs_of(recipe, pictures, machine, rounds, budget)
     plan = Plan(
         recipe=recipe,
         device=str(machine),
@@ -86,10 +87,12 @@ def make_plan(
         choices=explain(recipe, parse_recipe(proposal), pictures, reasons | about, start),
         phases=costs.phases(),
         slices=costs.slices(),
+        compiled=costs.compiled(),
         rounds=rounds,
         flops=costs.flops(),
         guidance_samples=MOST_GUIDANCE_SAMPLES if searches_guidance(recipe, settings, pictures) else 0,
         notes=[
+            *notes,
             *(explain_start(start, recipe, pictures.classes, about) if start else ()),
             *pictures.notes,
             *bucket_notes(
@@ -101,12 +104,22 @@ def make_plan(
         ],
     )
     if not machine.here:
-        plan.notes.append(PREDICTED)
         started = time.time()  # how long planning takes there is not known
     allot(plan, costs, pictures.total, started + budget, proposing, operations)
     if start is not None:
         plan.predicted["disk_bytes"] += start.bytes
     return plan
+
+
+def costs_of(
+    recipe: Recipe, pictures: Pictures, machine: Machine, rounds: Mapping[str, int], budget: float
+) -> tuple[list[str], Costs]:
+    """Measured where the machine is here, with what was noticed; else counted."""
+    if not machine.here:
+        return [PREDICTED], Counted(recipe, pictures, machine, rounds)
+    shares = time_shares(recipe.legs, UTILIZATION * machine.all_flops * budget)
+    costs = Measurement(recipe, pictures, machine, rounds, [leg for leg in shares if shares[leg] * budget >= WORTH])
+    return costs.notes, costs
 
 
 def with_optimizers(proposal: dict[str, Any], recipe: Recipe) -> dict[str, Any]:

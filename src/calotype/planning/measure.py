@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import cached_property, partial
 
 import torch
@@ -25,6 +25,7 @@ from calotype.recipe import Recipe, exposure_above, leg_above
 from calotype.spaces.latent import LatentSpace
 from calotype.spaces.pixel import PixelSpace, Space
 from calotype.threads import in_slices
+from calotype.training.compiling import compiled
 from calotype.training.examples import (
     crop_examples,
     picture_examples,
@@ -32,7 +33,7 @@ from calotype.training.examples import (
     without_unread_captions,
 )
 from calotype.training.legs import autoencoder_objective, enlarging_objective
-from calotype.training.loop import BatchSource, TrainProgress, train_step
+from calotype.training.loop import BatchSource, Division, TrainProgress, train_step
 from calotype.training.objectives import DenoisingObjective, Objective
 from calotype.training.previews import each_class, evaluating, inspection_count
 from calotype.training.state import TrainState
@@ -52,10 +53,15 @@ slices are taken where they are not clearly slower while the plan is made."""
 class Measurement(Costs):
     """Runs one real step of each kind, with the real networks. Seconds are those of one image, if nothing else is said.
 
-    `pictures` are all pictures; steps are timed on a few of them.
+    `pictures` are all pictures; steps are timed on a few of them. The networks of the legs in `compiling` are compiled,
+    if that makes them faster.
     """
 
-    def __init__(self, recipe: Recipe, pictures: Pictures, machine: Machine, rounds: Mapping[str, int]) -> None:
+    def __init__(
+        self, recipe: Recipe, pictures: Pictures, machine: Machine, rounds: Mapping[str, int],
+        compiling: Collection[str] = (),
+    ) -> None:  # fmt: skip
+        self.compiling, self.notes = compiling, list[str]()
         self.recipe, self.device, self.rng = recipe, machine.device, Rng((recipe.seed, "plan"))
         self.rounds, self.ranks, device = rounds, machine.ranks, machine.device
         self.frozen, self.all_captions = build_frozen(recipe.denoiser.text), pictures.captions
@@ -131,7 +137,15 @@ class Measurement(Costs):
         if slices > 1:
             at_once = best_time(partial(step, slices), self.device, 2)
             slices, seconds = (slices, at_once) if at_once < CLEARLY_SLOWER * seconds else (1, seconds)
-        return StepCost(end, seconds / (batch * self.ranks), flops / batch, slices)
+        alone = slices > 1 or torch.get_num_threads() == 1 or self.device.type == "cuda"
+        if is_compiled := leg in self.compiling and self.ranks == 1 and alone:
+            division = Division(slices, rounds)
+            is_compiled = compiled(objective, states, source.batch(0, batch), progress, division, self.notes.append)
+        if is_compiled:
+            seconds, eager = best_time(partial(step, slices), self.device, 3), seconds
+            is_compiled = seconds < eager / CLEARLY_SLOWER
+            seconds = min(seconds, eager)
+        return StepCost(end, seconds / (batch * self.ranks), flops / batch, slices, is_compiled)
 
     # -- Between the legs ----------------------------------------------------------------------------------------------
 

@@ -73,6 +73,8 @@ class TimeBudget(BaseModel):
     """Seconds of an image in each part of a leg."""
     slices: dict[str, Annotated[int, Field(gt=0, le=4096)]] = {}
     """Slices of a batch that each leg works on at once."""
+    compiled: list[str] = []
+    """Legs whose network is compiled while it trains."""
     rounds: dict[str, Annotated[int, Field(gt=0, le=2**16)]] = {}
     """Parts of a batch that each leg works on one after the other, since memory is too small for more at once."""
     paced: list[str] = []

@@ -32,6 +32,7 @@ from calotype.spaces.latent import LatentSpace, about_tiles
 from calotype.spaces.pixel import PixelSpace, Space
 from calotype.store import save_model
 from calotype.tables import merge
+from calotype.training.compiling import compiled
 from calotype.training.control import HOPELESS, BudgetController, ThreadControl, TimeBudget
 from calotype.training.examples import Bucket, crop_examples, latent_examples, picture_examples
 from calotype.training.inspection import require_fit
@@ -253,6 +254,9 @@ class Pipeline:
             slices = self.budget.slices.get(leg.name, 1) if self.device.type == "cpu" else 1
             try:
                 division = Division(slices, self.budget.rounds.get(leg.name, 1), self.ranks)
+                if leg.name in self.budget.compiled:
+                    first = leg.source.batch(leg.progress.images_seen, leg.progress.batch)
+                    compiled(leg.objective, leg.states, first, leg.progress, division, self.reporter.say)
                 train_leg(self.run, leg, self.stop, bar, self.reporter.say, self._limits(leg.name), division)
             finally:
                 if self.run.state.threads is not None:  # a leg that follows the clock may have changed them
