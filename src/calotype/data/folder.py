@@ -19,7 +19,7 @@ from pydantic import Field
 from torch import Tensor
 
 from calotype.bounds import LARGEST_SIDE
-from calotype.data.caches import Pixels, cached_pixels
+from calotype.data.caches import Pixels, cached_pixels, fit_into
 from calotype.data.captions import Captions
 from calotype.data.depth import FolderLevels, find_levels
 from calotype.data.formats import PictureFile
@@ -290,7 +290,7 @@ def decode_all(
     that of `stamps` is refused.
     """
     shape = (len(paths), 3, *size)
-    fits = math.prod(shape) <= psutil.virtual_memory().available / 4
+    fits = fit_into(math.prod(shape), psutil.virtual_memory().available)
     fill = partial(_decode, paths, progress=progress, levels=levels, stamps=stamps)
     facts = Annotated[list[Decoded], Field(min_length=len(paths), max_length=len(paths))]
     return cached_pixels(None if fits else cache, shape, fill, facts)
