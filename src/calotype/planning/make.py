@@ -135,7 +135,8 @@ def allot(
     """Divides the time that is left until `deadline`, in seconds since the epoch, among the steps of a run.
 
     `sets` has the numbers of pictures in the sets of the first stage, `operations` are those of the whole run.
-    `proposing` is how many seconds the proposal took, mostly for the priors of stages that enlarge: they are fitted again, to more pictures, before their legs.
+    `proposing` is how many seconds the proposal took, mostly for the priors of stages that enlarge: they are fitted
+    again, to more pictures, before their legs.
     """
     recipe, a_picture, count = plan.recipe, sum(measured.sampling), sum(sets)
     left = deadline - time.time()
