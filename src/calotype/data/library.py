@@ -78,6 +78,8 @@ class ShardLibrary:
         self.listing = Listing()
         for index in self.indices:
             self.listing.others.update(index.facts.others)
+        renewed = [shard.name for shard, index in zip(self.shards, self.indices, strict=True) if index.renewed]
+        self.listing.renewed += renewed
         flat = not any("/" in name for index in self.indices for name in index.names)
         for place in range(len(self.shards)):
             self._list(place, flat)
