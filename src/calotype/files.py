@@ -62,11 +62,6 @@ def write_whole(path: Path, content: bytes | str | Iterable[bytes | memoryview],
         temporary.unlink(missing_ok=True)
 
 
-def cache_home() -> Path:
-    """Where this user's caches are that belong to no run."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "calotype"
-
-
 def parts_of(content: bytes | str | Iterable[bytes | memoryview]) -> Iterable[bytes | memoryview]:
     if isinstance(content, str):
         content = content.encode("utf-8", "backslashreplace")

@@ -28,7 +28,6 @@ from calotype.data.depth import starts_deep
 from calotype.data.formats import SUFFIXES, UNAVAILABLE
 from calotype.data.images import shown
 from calotype.files import (
-    cache_home,
     checked,
     read_as,
     read_tensors,
@@ -37,6 +36,7 @@ from calotype.files import (
     write_tensors,
     write_whole,
 )
+from calotype.places import cache_home
 from calotype.types import UserError
 
 MANIFEST, SHARD, INDEX, SEEN = "shards.json", ".tar", ".index", ".seen"
