@@ -12,12 +12,21 @@ import calotype
 from calotype.cli.commands import check_data, plan, resume, train
 from calotype.cli.options import CheckOptions, ResumeOptions
 from calotype.data import buckets
-from calotype.data.buckets import PixelSize, assign_buckets, bucket_notes, bucket_sizes, cropped_fraction, read_buckets
+from calotype.data.buckets import (
+    PixelSize,
+    assign_buckets,
+    bucket_counts,
+    bucket_notes,
+    bucket_sizes,
+    cropped_fraction,
+    read_buckets,
+)
 from calotype.data.captions import Captions
 from calotype.data.folder import read_folder
 from calotype.data.images import cut, images_from_pixels, pils_from_images
 from calotype.data.sources import PictureSource
 from calotype.files import read_json
+from calotype.planning.make import sets_of
 from calotype.priors import fit
 from calotype.spaces.pixel import PixelSpace
 from calotype.training.examples import Bucket, MixedSource, main_bucket, picture_examples
@@ -121,6 +130,16 @@ def test_every_picture_is_in_one_bucket_cropped_from_its_file(folder, tmp_path):
     assert not seen and len({bucket.content for bucket in divided}) == 3
     half = read_buckets(pictures, THREE, 2, tmp_path)
     assert [tuple(one.pixels.shape[2:]) for one in half] == [(12, 6), (6, 12), (8, 8)]
+
+
+def test_a_plan_counts_the_pictures_of_each_bucket_also_those_of_which_it_has_a_sample(folder, tmp_path):
+    """Each bucket is a set of its own, by whose size it is decided where its latents are."""
+    pictures = read_folder(folder, 16)
+    found = [len(each) for each in read_buckets(pictures, THREE, 1, tmp_path)]
+    assert bucket_counts(pictures, THREE) == found and sum(found) == len(pictures)
+    assert bucket_counts(replace(pictures, sampled_from=100 * len(pictures)), THREE) == [100 * each for each in found]
+    assert sets_of(recipe(), pictures) == [len(pictures)]
+    assert sum(sets_of(recipe(aspect_buckets=3), pictures)) == len(pictures)
 
 
 def test_a_picture_that_has_gone_since_is_reported(folder, tmp_path):

@@ -213,16 +213,18 @@ def test_a_mistake_in_sampling_is_reported_in_one_line(tell, finished, tmp_path,
     assert [*tmp_path.glob("out/*")] == []
 
 
+@pytest.mark.parametrize("home", [None, "caches"])
 @pytest.mark.parametrize("problem", [RuntimeError("oh\nno"), KeyError("x"), OSError(errno.EIO, "Input/output error")])
-def test_our_mistakes_are_reported_in_one_line_and_kept_in_a_file(tell, folder, monkeypatch, tmp_path, problem):
+def test_our_mistakes_are_reported_in_one_line_and_kept_in_a_file(tell, folder, monkeypatch, tmp_path, problem, home):
     def fail(*arguments):
         raise problem
 
     monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / home) if home else "")
     monkeypatch.setitem(commands.FUNCTIONS, PlanOptions, fail)
     code, _, wrong = tell("plan", folder)
     assert code == 1 and len(wrong) == 1 and "this is our mistake" in wrong[0]
-    (log,) = (tmp_path / ".cache" / "calotype").iterdir()
+    (log,) = (tmp_path / (home or ".cache") / "calotype").iterdir()
     assert "Traceback" in log.read_text() and "in fail" in log.read_text() and str(log) in wrong[0]
 
 

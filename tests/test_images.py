@@ -237,6 +237,24 @@ def test_threads_share_the_memory_for_decoding():
         pass
 
 
+def test_once_stopped_threads_begin_no_further_item(monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    begun = []
+
+    def work(item):
+        begun.append(item)
+        time.sleep(0.001)
+
+    def stop(done, total):
+        assert total == 4096
+        if done == 10:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        list(in_threads(work, range(4096), stop))
+    assert 10 <= len(begun) < 4 * 64 < 8 * 64  # of the parts that were waiting
+
+
 def test_what_would_take_too_long_or_is_no_file_is_refused_before_it_is_decoded(tmp_path):
     (path := tmp_path / "a.png").write_bytes(bomb(13_000, 13_000, 16, 6))
     with pytest.raises(UserError, match=r"1\.4 GB of 16-bit colour"):

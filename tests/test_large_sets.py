@@ -78,6 +78,18 @@ def test_mapped_latents_have_the_means_of_those_in_memory(flip, space, tmp_path,
         )
 
 
+def test_a_part_is_encoded_and_written_a_batch_at_a_time(space, tmp_path, monkeypatch):
+    """A part may have thousands of large pictures, and memory for a batch of them is enough."""
+    held, real = [], latents.encode
+    monkeypatch.setattr(
+        latents, "encode", lambda space, part, into, *rest: held.append(len(into)) or real(space, part, into, *rest)
+    )
+    monkeypatch.setattr(latents, "LARGE_SET", 4)
+    monkeypatch.setattr(latents, "PART_PICTURES", 8)
+    cache = cache_latents(space, noise_pixels(12), "content", True, tmp_path, CPU, no_progress, batch=3)
+    assert held == [3, 3, 2, 3, 3, 2, 3, 1, 3, 1] and [part.shape[:2] for part in cache.parts] == [(2, 8), (2, 4)]
+
+
 def test_only_parts_that_are_missing_or_damaged_are_encoded_again(space, tmp_path, monkeypatch):
     pixels, encoded, real = noise_pixels(20), [], latents.encode
     monkeypatch.setattr(

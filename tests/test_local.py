@@ -1,8 +1,18 @@
 import pytest
 import torch
+import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from calotype.diffusion.stage import shrunk
-from calotype.priors.patches import NOISE_FRACTION, PatchPrior, enlarged, images_of, patches_of, windows_of
+from calotype.priors.patches import (
+    NOISE_FRACTION,
+    PatchPrior,
+    deviations,
+    enlarged,
+    images_of,
+    patches_of,
+    windows_of,
+)
 from calotype.types import Rng
 
 NONE = torch.zeros(1)
@@ -103,3 +113,30 @@ def test_few_and_flat_pictures_can_be_fitted(count):
     around = fitted.posterior(shrunk(flat, 2), torch.zeros(count))
     assert torch.isfinite(around.denoise(flat + 0.1, torch.full((count,), 0.5))).all()
     assert float(around.deviation.min()) > 1e-3
+
+
+class Largest(TorchDispatchMode):
+    """The values of the largest tensor that is made."""
+
+    values = 0
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        made = operation(*args, **(kwargs or {}))
+        self.values = max(self.values, made.numel() if isinstance(made, torch.Tensor) else 0)
+        return made
+
+
+def test_deviations_for_the_plan_are_those_of_the_prior_to_the_bit_without_its_axes():
+    generator = torch.Generator().manual_seed(0)
+    larger = [F.interpolate(torch.rand(1, 3, 8, 8, generator=generator), size=64, mode="bicubic") for _ in range(4)]
+    pairs = [(F.avg_pool2d(images, 4), images) for images in larger]
+    prior = PatchPrior(4)
+    prior.fit(pairs)
+    with Largest() as largest:
+        plain, deviation = deviations(pairs, 4)
+        found = list(deviation)
+    assert torch.equal(plain, prior.plain) and largest.values < prior.axes.numel() / 4
+    assert all(
+        torch.equal(prior.posterior(low_res, torch.zeros(1)).deviation, own)
+        for (low_res, _), own in zip(pairs, found, strict=True)
+    )

@@ -11,16 +11,21 @@ from calotype.bounds import LARGEST_SIDE
 from calotype.build import build_space
 from calotype.data.caches import cached_pixels
 from calotype.data.latents import cache_latents, encoded_at_once
-from calotype.machine import out_of_memory, peak_memory
+from calotype.data.permutation import LARGE_SET
+from calotype.machine import describe_machine, out_of_memory, peak_memory
 from calotype.nets.weights import ShapesOnly
-from calotype.planning import make_plan
+from calotype.planning import count, make_plan
 from calotype.planning.costs import build_stages
+from calotype.planning.count import Counted
+from calotype.planning.measure import Measurement
 from calotype.planning.memory import (
     FILLED,
     PATCH_OVERHEAD,
+    derived_bytes,
     fit_memory,
     latent_bytes,
     patch_fit_memory,
+    pixel_bytes,
     predicted_memory,
     rounds_of,
     validation_bytes,
@@ -176,8 +181,53 @@ def test_the_bytes_of_all_latents_are_those_of_their_cache(tmp_path, flip):
     recipe = parse_recipe(merge(SETTINGS, {"flip": flip}))
     pixels = torch.zeros(5, 3, 16, 16, dtype=torch.uint8)
     cache = cache_latents(build_space(recipe), pixels, "", flip, tmp_path, torch.device("cpu"), no_progress)
-    assert latent_bytes(recipe, len(pixels)) == cache.moments.nbytes
-    assert latent_bytes(parse_recipe(CASCADE), 5) == 0
+    assert latent_bytes(recipe, [len(pixels)]) == (cache.moments.nbytes,) * 2
+    assert latent_bytes(parse_recipe(CASCADE), [5]) == (0, 0)
+
+
+def test_means_of_a_large_set_are_on_the_disk_alone_and_each_aspect_bucket_is_a_set():
+    recipe = parse_recipe(merge(SETTINGS, {"flip": False}))
+    one = latent_bytes(recipe, [1]).memory
+    large = LARGE_SET + 2
+    assert latent_bytes(recipe, [large]) == (0, large * one // 2)
+    assert latent_bytes(recipe, [large // 2] * 2) == (large * one,) * 2
+    assert latent_bytes(recipe, [large, 1]) == (one, large * one // 2 + one)
+
+
+def test_only_pixels_that_fit_are_counted():
+    pictures = replace(noise_pictures(), sampled_from=1000)
+    needed = 1000 * pictures.pixels[0].nbytes
+    assert pixel_bytes(pictures, 4 * needed) == needed and pixel_bytes(pictures, 4 * needed - 1) == 0
+    recipe = parse_recipe(CASCADE)
+    assert derived_bytes(recipe, [1000], 10**9) == 1000 * 3 * recipe.chain[0] ** 2
+    wide = parse_recipe(merge(SETTINGS, {"aspect_buckets": 5}))
+    counts = [600, 400]
+    assert derived_bytes(wide, counts, 10**9) == needed + latent_bytes(wide, counts).memory
+    assert derived_bytes(wide, counts, 2 * needed) == 0.4 * needed + latent_bytes(wide, counts).memory
+
+
+@pytest.mark.parametrize("method", [Measurement, Counted])
+def test_a_plan_of_a_sample_counts_pictures_that_are_not_read_yet_where_they_will_be_in_memory(method):
+    """Neither those that will be mapped nor latents that will be: an endless set needs no more than a large one."""
+    recipe, large = parse_recipe(SETTINGS), replace(machine(), memory=2**34)
+
+    def peak(count):
+        pictures = replace(noise_pictures(), sampled_from=count)
+        return method(recipe, pictures, large, rounds_of(recipe, large)).peak_memory([count])
+
+    noise = 2**26
+    assert peak(4 * 10**6) - peak(10**6) == pytest.approx(3 * 10**6 * 3 * 16**2, abs=noise)
+    assert peak(10**9) - peak(10**8) == pytest.approx(0, abs=noise)
+
+
+def test_a_described_gpu_counts_validation_pictures_but_none_in_main_memory(monkeypatch):
+    pictures, gpu = noise_pictures(), describe_machine("cuda", 1e13, 2**34)
+    recipe = parse_recipe(SETTINGS)
+    counted = Counted(recipe, pictures, gpu, rounds_of(recipe, gpu))
+    before = counted.peak_memory([20])
+    assert counted.peak_memory([10**5]) == before
+    monkeypatch.setattr(count, "validation_bytes", lambda recipe: 10**10)
+    assert counted.peak_memory([20]) >= 10**10
 
 
 def test_a_leg_holds_two_batches_of_validation_pictures():

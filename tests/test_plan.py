@@ -81,7 +81,7 @@ class Measured(Measurement):
     def fit(self, count):
         return 0.2
 
-    def peak_memory(self):
+    def peak_memory(self, sets):
         return 10**9
 
     def parameters(self):
@@ -101,7 +101,7 @@ def allotted(left, sample=0.05, count=1000, **changes):
     images = {"autoencoder": {"images": 0}, "denoiser": {"images": 0}}
     plan = Plan(recipe=recipe(**merge(images, changes)), device="a machine", budget_seconds=999.0)
     plan.phases = {"autoencoder": PHASES["dear at the end"], "denoiser": [(1.0, 0.004)]}
-    allot(plan, Measured(sample), count, time.time() + left)
+    allot(plan, Measured(sample), [count], time.time() + left)
     return plan
 
 

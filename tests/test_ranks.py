@@ -2,6 +2,8 @@
 
 import os
 import signal
+import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,12 +16,12 @@ from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 from calotype import ranks as module
 from calotype.cli import commands
-from calotype.cli.launching import reason
+from calotype.cli.launching import command_in, reason
 from calotype.cli.options import EvaluateOptions, SampleOptions
 from calotype.cli.process import start_ranks
 from calotype.evaluation.features import Lite0
 from calotype.files import read_json, read_tensors
-from calotype.ranks import Ranks, join, joined_ranks, pass_on
+from calotype.ranks import LostRanks, Ranks, join, joined_ranks, pass_on
 from calotype.recipe import OptimizerConfig
 from calotype.run import Run
 from calotype.training.loop import train_steps
@@ -121,6 +123,27 @@ def test_the_first_rank_collects_the_rows_of_all_in_order(count, rows, tmp_path)
     assert Together(2, work, tmp_path).results() == [list(range(count)), rows[1]]
 
 
+def test_many_rows_are_collected_a_few_at_a_time(tmp_path, monkeypatch):
+    """The first rank takes longer than the others' patience for all, but not for a part."""
+    monkeypatch.setattr(module, "PATIENCE", 2.0)
+    monkeypatch.setattr(module, "SENT_BYTES", 16)
+    received, real = [], module.dist.recv
+
+    def slow(into, index):
+        time.sleep(0.8)
+        received.append(len(into))
+        real(into, index)
+
+    monkeypatch.setattr(module.dist, "recv", slow)
+
+    def work():
+        with joined_ranks("cpu") as ranks:
+            return ranks.collect(torch.arange(11)[ranks.share(11)], 11).tolist(), received
+
+    first, second = Together(2, work, tmp_path).results()
+    assert first == [list(range(11)), [2, 2, 1]] and second == [list(range(6, 11)), []]
+
+
 def test_two_ranks_sample_the_pictures_of_one_process(tmp_path, finished):
     """The names, the grid and how they were made, too."""
 
@@ -195,6 +218,16 @@ def test_the_launcher_ends_with_the_reason_that_a_rank_has_passed_on(code, line,
     if line:
         pass_on(line, str(tmp_path / "error.json"))
     assert last in reason(1, ProcessFailure(1, 1234, code, str(tmp_path / "error.json")))
+
+
+@pytest.mark.parametrize(
+    ("command", "advice"), [("train", "resume"), ("demo", "resume"), ("sample", "sample"), ("evaluate", "evaluate")]
+)
+def test_what_to_do_after_a_loss_is_of_the_command(command, advice, tmp_path):
+    lost = str(LostRanks([1], replace(Ranks(), count=2, command=command)))
+    failure = ProcessFailure(1, 1234, -9, str(tmp_path / "error.json"))
+    for text in (lost, reason(1, failure, command_in(["-m", "calotype", command]))):
+        assert f"calotype {advice}" in text and ("resume" in text) == (advice == "resume")
 
 
 # -- Ranks that are lost -----------------------------------------------------------------------------------------------

@@ -10,6 +10,8 @@ import sys
 import time
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from threading import Thread
 from types import SimpleNamespace
 
 import httpx2 as httpx
@@ -27,6 +29,7 @@ from calotype.files import read_json, write_json
 from calotype.model import load
 from calotype.run import Run
 from calotype.serve import events, launching, sampling
+from calotype.serve import gallery as gallery_module
 from calotype.serve.gallery import Gallery
 from calotype.serve.launching import Launcher, why_stopped
 from calotype.serve.library import id_of
@@ -220,6 +223,39 @@ def test_the_nearest_training_picture_stands_beside_a_picture(client, folder):
     client.delete(f"/api/runs/{RUN}/pictures/{picture}")
     assert client.get(f"/runs/{RUN}/pictures/{picture}/nearest").status_code == 404
     assert not list((folder / "run" / "gallery").glob(f"{picture}*"))
+
+
+def test_a_picture_that_cannot_be_decoded_hides_no_older_one_from_the_search(client, folder):
+    gallery = Gallery(folder / "run")
+    add = partial(gallery.add, about={"kind": "sample", "seed": 0, "order": time.time()})
+    (whole,) = add([png(Image.new("RGB", (16, 16), "red"))])
+    (damaged,) = gallery.add([b"no picture"], {"kind": "sample", "seed": 1, "order": time.time() + 1})
+    assert gallery.unsearched(9)[:2] == [damaged, whole]
+    for _ in range(3):
+        if (answer := client.post(f"/api/runs/{RUN}/nearest")).status_code == 202:
+            assert done(client, answer)["state"] == "finished"
+    assert "nearest" in gallery.about(whole) and "cannot be read" in gallery.about(damaged)["unreadable"]
+    assert not gallery.unsearched(9) and client.get(f"/runs/{RUN}/gallery").status_code == 200
+    for picture in (whole, damaged):
+        gallery.remove(picture)
+
+
+def test_a_star_that_is_given_while_the_nearest_picture_is_kept_stays(folder, monkeypatch):
+    gallery = Gallery(folder / "run")
+    (picture,) = gallery.add([png(Image.new("RGB", (16, 16)))], {"kind": "sample", "seed": 0, "order": time.time()})
+    starring, real = Thread(target=gallery.star, args=(picture, True)), gallery_module.write_json
+
+    def slow(path, about):
+        if "nearest" in about and starring.ident is None:
+            starring.start()
+            starring.join(0.3)
+        real(path, about)
+
+    monkeypatch.setattr(gallery_module, "write_json", slow)
+    gallery.keep_nearest(picture, b"", {"file": "a.png", "apart": 0.0})
+    starring.join()
+    assert gallery.about(picture)["star"] and gallery.about(picture)["nearest"]["file"] == "a.png"
+    gallery.remove(picture)
 
 
 def test_training_pictures_that_have_gone_or_changed_are_not_searched(folder, tmp_path):

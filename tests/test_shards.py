@@ -2,7 +2,11 @@
 
 import io
 import json
+import os
+import subprocess
+import sys
 import tarfile
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -226,6 +230,61 @@ def test_a_wrong_index_is_named(folder, tmp_path):
         assert words in text and "shard-000000.index" in text and "remove it" in text
     shard.with_suffix(".index").write_bytes(b"no tensors")
     assert "shard-000000.index" in message(lambda: read_folder(tmp_path / "shards", 16))
+
+
+@pytest.mark.parametrize("changed", ["a caption", "a label", "names"])
+def test_a_shard_of_equal_size_with_other_members_is_read_again(changed, folder, tmp_path):
+    """And what the index of the other one says is not believed."""
+    write_shards(folder, tmp_path / "shards")
+    shard = tmp_path / "shards" / "shard-000000.tar"
+    members = [("x/0.png", png(0)), ("x/0.txt", b"one"), ("x/0.cls", b"1")]
+    tar(shard, members)
+    packing.write_tensors(shard.with_suffix(".index"), scan(shard).tensors())
+    assert not open_shard(shard).renewed and not open_shard(shard).renewed
+    name = "y" if changed == "names" else "x"
+    other = {"a caption": [*members[:1], ("x/0.txt", b"two"), members[2]], "a label": [*members[:2], ("x/0.cls", b"2")]}
+    tar(shard, other.get(changed) or [(f"{name}{file[1:]}", content) for file, content in members])
+    for _ in range(2):  # scanned, and from the cache
+        index = open_shard(shard)
+        assert index.renewed and [*index.names] == [f"{name}/0.png"]
+        assert [*index.texts] == ["two" if changed == "a caption" else "one"]
+        assert [*index.labels] == ["2" if changed == "a label" else "1"]
+
+
+def test_a_plan_says_which_index_was_made_again(tmp_path):
+    shard = tar(tmp_path / "0.tar", [("x/0.png", png(0))])
+    packing.write_tensors(shard.with_suffix(".index"), scan(shard).tensors())
+    tar(shard, [("y/0.png", png(0))])
+    pictures = read_folder(tmp_path, 16)
+    assert pictures.classes == ("y",) or "y/0.png" in pictures.file(0)
+    assert any("1 shard was read again" in line and "0.tar" in line for line in pictures.notes)
+
+
+def test_a_copied_shard_keeps_its_index(folder, tmp_path, monkeypatch):
+    """Its time is another one, but all that can be read beside the pictures is equal."""
+    write_shards(folder, tmp_path / "shards")
+    before = fields(read_folder(tmp_path / "shards", 16))
+    monkeypatch.setattr("calotype.data.shards.scan", None)
+    for shard in (tmp_path / "shards").glob("*.tar"):
+        shard.write_bytes(shard.read_bytes())
+    assert fields(read_folder(tmp_path / "shards", 16)) == before
+
+
+def test_what_killed_processes_have_left_is_removed(folder, tmp_path, monkeypatch):
+    """So it does not count as room on the disk that is taken already."""
+    out = tmp_path / "shards"
+    write_shards(folder, out)
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    child.wait()
+    left = out / f".shard-000001.tar.{child.pid}.tmp"
+    own = out / f".shard-000009.tar.{os.getpid()}.tmp"
+    for file in (left, own):
+        file.write_bytes(bytes(10**6))
+    monkeypatch.setattr("shutil.disk_usage", lambda place: SimpleNamespace(free=100))
+    for path in out.glob("shard-*"):
+        path.unlink()
+    assert "the shards take" in message(lambda: write_shards(folder, out))
+    assert not left.exists() and own.exists()
 
 
 def link(kind):

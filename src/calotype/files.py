@@ -8,12 +8,14 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import stat
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from PIL import Image
 from pydantic import BaseModel, TypeAdapter, ValidationError
@@ -24,6 +26,7 @@ from calotype.types import UserError
 
 MAX_WHOLE, MAX_NAME = 2**26, 255
 """Of a file that is read whole, unless more is expected; and letters of a name."""
+UNFINISHED = re.compile(r"\.(?P<name>.+)\.(?P<process>\d+)\.(?P<kind>tmp|old)")
 KINDS_OF_FILES = {
     stat.S_IFDIR: "folder", stat.S_IFLNK: "link", stat.S_IFIFO: "pipe", stat.S_IFSOCK: "socket",
     stat.S_IFCHR: "device", stat.S_IFBLK: "device",
@@ -57,11 +60,6 @@ def write_whole(path: Path, content: bytes | str | Iterable[bytes | memoryview],
         to_disk(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def cache_home() -> Path:
-    """Where this user's caches are that belong to no run."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "calotype"
 
 
 def parts_of(content: bytes | str | Iterable[bytes | memoryview]) -> Iterable[bytes | memoryview]:
@@ -241,6 +239,23 @@ def _put(temporary: Path, path: Path) -> None:
             old.rename(path)
         raise
     shutil.rmtree(old, ignore_errors=True)
+
+
+def was_running(process: int, file: Path) -> bool:
+    """Whether this very process, and not a later one with its number (in a container, soon), wrote the file."""
+    try:
+        return psutil.Process(process).create_time() <= file.stat().st_mtime + 1
+    except (psutil.NoSuchProcess, OverflowError, FileNotFoundError):
+        return False
+
+
+def abandoned(path: Path) -> re.Match[str] | None:
+    """Name, process and kind of what a process had begun to write (tmp) or to replace (old) before it was killed.
+
+    None for all else, and for what a process is working on.
+    """
+    unfinished = UNFINISHED.fullmatch(path.name)
+    return None if unfinished is None or was_running(int(unfinished["process"]), path) else unfinished
 
 
 def remove(path: Path) -> None:

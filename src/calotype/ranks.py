@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import os
 import platform
 import signal
@@ -16,7 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -33,7 +34,11 @@ PATIENCE = 20.0
 SIGN_SECONDS, LOOK_SECONDS = 1.0, 0.02
 FAREWELL = 5.0
 """Seconds for which the first rank, which may hold the store, waits for the others to have read its last word."""
+SENT_BYTES = 2**24
+"""Of the rows that a rank sends at once: half a second on a network of 0.3 Gbit/s."""
 ENDED, DEPARTED = "ended", "left"
+NOT_RESUMED = ("sample", "evaluate")
+"""Commands that begin anew where they were interrupted."""
 REASON_FILE = "TORCHELASTIC_ERROR_FILE"
 """Where torchrun looks for the reason why a rank has failed."""
 
@@ -60,6 +65,8 @@ class Ranks:
     store: Store | None = None
     signs: Store | None = None
     """A second way to the same words, since one may have to wait."""
+    command: str = "train"
+    """That they work on."""
     _turns: Iterator[int] = field(default_factory=itertools.count)
     """All ranks say and meet as often, so equal numbers mean the same moment."""
 
@@ -114,23 +121,29 @@ class Ranks:
     def collect(self, rows: Tensor, count: int) -> Tensor:
         """All `count` rows, in order, on the first rank; `rows` are those of this rank's `share`, all that others get.
 
-        A rank that makes its rows sooner waits for the others.
+        A rank that makes its rows sooner waits for the others. Rows are sent a few at a time, each time when the first
+        rank has asked for them, so that however many there are, none of it takes as long as `PATIENCE`.
         """
         if self.alone:
             return rows
         self.meet()
-        own = rows.to(self.device).contiguous()
+        turn = next(self._turns)
         if not self.first:
-            if len(own):
-                dist.send(own, 0)
+            for place, part in enumerate(rows.split(rows_at_once(rows)) if len(rows) else ()):
+                self._await(f"take-{turn}-{self.index}-{place}")
+                dist.send(part.to(self.device).contiguous(), 0)
             return rows
-        parts = [own]
+        everyone = rows.new_empty(count, *rows.shape[1:])
+        everyone[: len(rows)] = rows
         for index in range(1, self.count):
-            share = self.share(count, index)
-            parts.append(own.new_empty(share.stop - share.start, *own.shape[1:]))
-            if len(parts[-1]):
-                dist.recv(parts[-1], index)
-        return torch.cat(parts).to(rows.device)
+            for place, part in enumerate(everyone[self.share(count, index)].split(rows_at_once(rows))):
+                if len(part):
+                    assert self.store is not None
+                    self.store.set(f"take-{turn}-{index}-{place}", "")
+                    received = torch.empty_like(part, device=self.device)
+                    dist.recv(received, index)
+                    part.copy_(received)
+        return everyone
 
     # -- One after the other -------------------------------------------------------------------------------------------
 
@@ -178,11 +191,16 @@ class Ranks:
                 raise SystemExit(int(self.store.get(ENDED)))
             watch.look()
             if silent := watch.silent(PATIENCE):
-                raise LostRanks(silent, self.count)
+                raise LostRanks(silent, self)
             time.sleep(LOOK_SECONDS)
 
 
 ALONE = Ranks()
+
+
+def rows_at_once(rows: Tensor) -> int:
+    """How many rows are sent at once."""
+    return max(1, SENT_BYTES // max(1, math.prod(rows.shape[1:]) * rows.element_size()))
 
 
 @dataclass
@@ -211,23 +229,31 @@ class Watch:
 
 
 class LostRanks(UserError):  # noqa: N818
-    """The ranks that are `silent`, of so many."""
+    """The ranks that are `silent`, of all `ranks`."""
 
-    def __init__(self, silent: Sequence[int], count: int) -> None:
+    def __init__(self, silent: Sequence[int], ranks: Ranks) -> None:
         self.silent = silent
         names = f"rank {silent[0]}" if len(silent) == 1 else f"ranks {', '.join(map(str, silent))}"
         super().__init__(
-            f"{names} of {count} gave no sign any more: ended, or stuck; the last checkpoint is sound: look at what "
-            f"was printed above, and go on with calotype resume, on as many ranks as there are"
+            f"{names} of {ranks.count} gave no sign any more: ended, or stuck; look at what was printed above; "
+            f"{advice_after_loss(ranks.command)}"
         )
+
+
+def advice_after_loss(command: str) -> str:
+    """What to do after a rank is lost, by the command that it worked on."""
+    if command in NOT_RESUMED:
+        return f"what is written is sound: start calotype {command} again, on as many ranks as there are"
+    return "the last checkpoint is sound: go on with calotype resume, on as many ranks as there are"
 
 
 # -- Joining -----------------------------------------------------------------------------------------------------------
 
 
 @contextmanager
-def joined_ranks(device: str = "auto") -> Iterator[Ranks]:
-    """The ranks that `torchrun` has started, by the variables that it sets; without it, this process alone.
+def joined_ranks(device: str = "auto", command: str = "train") -> Iterator[Ranks]:
+    """The ranks that `torchrun` has started for a command, by the variables that it sets; without it, this process
+    alone.
 
     Where the first rank ends, the others end with it, in silence. An error of another names its rank; one that is due
     to a lost rank becomes a `UserError` that names that.
@@ -235,7 +261,7 @@ def joined_ranks(device: str = "auto") -> Iterator[Ranks]:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield Ranks()
         return
-    ranks = join(device)
+    ranks = replace(join(device), command=command)
     ending = threading.Event()
     signs = threading.Thread(target=give_signs, args=(ranks, ending), daemon=True)
     signs.start()
@@ -298,7 +324,7 @@ def explained(ranks: Ranks) -> Iterator[None]:
             silent = silent_ranks(ranks)
         if not silent:
             raise
-        lost = LostRanks(silent, ranks.count)
+        lost = LostRanks(silent, ranks)
         end_stuck(ranks, lost)
         raise lost from error
     except LostRanks as lost:

@@ -6,12 +6,12 @@ import errno
 import signal
 import sys
 import traceback
-from pathlib import Path
 
 from calotype.cli.console import Terminal
 from calotype.cli.options import TrainingOptions, app
 from calotype.cli.process import is_rank, lasting_streams, start_ranks, tune_process, unwound_by_signals
 from calotype.escaping import plain
+from calotype.places import cache_home
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 HINTS = {errno.EEXIST: "nothing was written over; choose another name"} | dict.fromkeys(
@@ -77,7 +77,7 @@ def _explained(error: Exception) -> tuple[int, str]:
 
 def _traceback_saved(error: Exception) -> str:
     """Where the traceback was written."""
-    log = Path.home() / ".cache" / "calotype" / "error.log"
+    log = cache_home() / "error.log"
     try:
         log.parent.mkdir(parents=True, exist_ok=True)
         log.write_text("".join(traceback.format_exception(error)))

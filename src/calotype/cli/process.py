@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any, NoReturn, TextIO, cast
 
 from calotype.escaping import plain
+from calotype.places import cache_home
 
 READER_IS_GONE = {errno.EPIPE, errno.EIO, errno.ECONNRESET, *([errno.EINVAL] if os.name == "nt" else [])}
 """Errors of a closed pipe (on Windows EINVAL), terminal and socket."""
@@ -31,6 +32,15 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 LARGEST_KEPT, MOST_KEPT = 2**25, 2**31 - 1
 """Bytes of a block, and of all blocks, that are kept when they are freed."""
 
+COMPILER = {
+    "CACHE_DIR": str(cache_home() / "compiled"),
+    "FX_GRAPH_CACHE": "0",
+    "AUTOGRAD_CACHE": "0",
+    "COMPILE_THREADS": "1",
+}
+"""Of torch.compile: what it has compiled is kept where no other user can write; nothing that is kept is a pickle; and it
+starts no processes that have torch in memory once more."""
+
 
 def tune_process() -> None:
     """How threads wait, that freed memory is kept, and that sums repeat; to be called before torch is imported.
@@ -46,6 +56,8 @@ def tune_process() -> None:
         os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
         os.environ.setdefault("KMP_BLOCKTIME", "0")  # of the OpenMP of LLVM and Intel, which counts in milliseconds
     os.environ.setdefault("MKL_CBWR", "AUTO")
+    for name, value in COMPILER.items():
+        os.environ.setdefault(f"TORCHINDUCTOR_{name}", value)
     chosen = any(name.startswith("MALLOC_") for name in os.environ) or "malloc" in os.environ.get("GLIBC_TUNABLES", "")
     if sys.platform == "linux" and not chosen:
         with suppress(OSError, AttributeError):  # another C library

@@ -26,6 +26,8 @@ MIN_PICTURES = 16
 NOTEWORTHY_CROP = 0.05
 """Fraction of the pictures' area from which on the plan says what squares cut away."""
 SUGGESTED_BUCKETS = 5
+SIZES_COUNTED = 2**14
+"""Pictures, evenly spaced, that are divided into aspect buckets to see how much of them is cut away."""
 
 
 class PixelSize(NamedTuple):
@@ -105,6 +107,13 @@ def original_sizes(pictures: Pictures) -> list[PixelSize]:
     """Of the files; of embedded portraits, which are drawn as squares, those of their pixels."""
     square = PixelSize(*reversed(pictures.pixels.shape[-2:]))
     return [PixelSize(*original[1:]) for original in pictures.originals] or [square] * len(pictures)
+
+
+def bucket_counts(pictures: Pictures, buckets: Sequence[PixelSize]) -> list[int]:
+    """How many of all pictures each bucket has, about: by the share of some of them, evenly spaced."""
+    some = original_sizes(pictures)[:: max(1, len(pictures) // SIZES_COUNTED)]
+    assigned = Counter(assign_buckets(some, buckets))
+    return [round(pictures.total * count / len(some)) for _, count in assigned.most_common()]
 
 
 def bucket_notes(sizes: Sequence[PixelSize], count: int, size: int, unit: int) -> list[str]:

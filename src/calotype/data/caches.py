@@ -37,6 +37,11 @@ Fill = Callable[[Pixels], Any]  # writes the pixels, and returns what else is kn
 # -- Pixels ------------------------------------------------------------------------------------------------------------
 
 
+def fit_into(needed: int, free: int) -> bool:
+    """Whether pixels of so many bytes are kept in memory of which so many are free; else they are mapped."""
+    return needed <= free / 4
+
+
 def cached_pixels(
     path: Path | None, shape: tuple[int, int, int, int], fill: Fill, facts: Any = Any
 ) -> tuple[Pixels, Any]:

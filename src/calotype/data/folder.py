@@ -19,7 +19,7 @@ from pydantic import Field
 from torch import Tensor
 
 from calotype.bounds import LARGEST_SIDE
-from calotype.data.caches import Pixels, cached_pixels
+from calotype.data.caches import Pixels, cached_pixels, fit_into
 from calotype.data.captions import Captions
 from calotype.data.depth import FolderLevels, find_levels
 from calotype.data.formats import PictureFile
@@ -172,12 +172,15 @@ def read_folder(
     every = find_layout(listing.pictures) if classes is None else layout_of_run(listing.pictures, classes)
     hashed, refused = library.hashes(every.names)
     whole = without_duplicates(HashedFile(digest, name) for name, (digest, _) in hashed.items())
-    unique = whole[:: len(whole) // most] if most and len(whole) > 2 * most else whole
+    total, duplicates = len(whole), len(hashed) - len(whole)
+    unique = whole[:: total // most] if most and total > 2 * most else whole
+    stamps = [hashed[file.name][1] for file in unique]
+    del hashed, whole  # of a million pictures some 400 MB, which what follows does not need
     levels = find_levels(library.maybe_deep([file.name for file in unique]))
     path = cache and cache / f"pixels-{content_hash(unique, size, levels.prepared)}.npy"
     pixels, decoded = decode_all(
         [library.file(file.name) for file in unique], (size, size), path, progress, levels.values,
-        [hashed[file.name][1] for file in unique],
+        stamps,
     )  # fmt: skip
     refused |= {file.name: result.refused for file, result in zip(unique, decoded, strict=True) if result.refused}
     read = {file: result for file, result in zip(unique, decoded, strict=True) if not result.refused}
@@ -191,17 +194,17 @@ def read_folder(
         *listing.without(caption_files.files).notes(),
         *layout.notes,
         *([unread] if refused else []),
-        *note(len(hashed) - len(whole), "duplicate", "left out"),
+        *note(duplicates, "duplicate", "left out"),
         *levels.notes,
         *_decoding_notes(read, size),
         *class_notes(layout.labels, layout.classes),
         *caption_files.notes(names),
     ]
-    if len(unique) < len(whole):
-        notes.append(f"all that is counted here is of {len(unique):,} pictures, evenly spaced, of {len(whole):,}")
+    if len(unique) < total:
+        notes.append(f"all that is counted here is of {len(unique):,} pictures, evenly spaced, of {total:,}")
     pictures = assemble(pixels, list(read), layout.classes, size, notes, rule, layout, _prepared(levels, read))
-    if len(unique) < len(whole):
-        pictures = replace(pictures, sampled_from=len(whole))
+    if len(unique) < total:
+        pictures = replace(pictures, sampled_from=total)
     originals = tuple(Original(library.file(file.name), *result.size) for file, result in read.items())
     return with_captions(replace(pictures, originals=originals), captions)
 
@@ -290,7 +293,7 @@ def decode_all(
     that of `stamps` is refused.
     """
     shape = (len(paths), 3, *size)
-    fits = math.prod(shape) <= psutil.virtual_memory().available / 4
+    fits = fit_into(math.prod(shape), psutil.virtual_memory().available)
     fill = partial(_decode, paths, progress=progress, levels=levels, stamps=stamps)
     facts = Annotated[list[Decoded], Field(min_length=len(paths), max_length=len(paths))]
     return cached_pixels(None if fits else cache, shape, fill, facts)

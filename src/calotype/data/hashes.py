@@ -17,7 +17,8 @@ from typing import NamedTuple
 
 from calotype.data.formats import Member, PictureFile, RefusedError, regular_file
 from calotype.data.images import in_threads
-from calotype.files import cache_home, require_regular, sha256, write_whole
+from calotype.files import require_regular, sha256, write_whole
+from calotype.places import cache_home
 from calotype.types import UserError
 
 FEWEST_KEPT = 256

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -72,25 +73,31 @@ def in_threads(
 ) -> Iterator[Output]:
     """The results for all items, in their order. Pillow decodes, resizes and converts without holding Python's lock.
 
-    A few parts of the items are in work at a time, so that the memory does not grow with their number.
+    A few parts of the items are in work at a time, so that the memory does not grow with their number. Where the
+    results are no longer wanted, as after Ctrl-C, items that have not begun are left out.
     """
     workers = os.cpu_count() or 1
     size = max(1, min(LARGEST_PART, len(items) // (WAITING * workers)))
     parts = (items[start : start + size] for start in range(0, len(items), size))
+    ended = threading.Event()
+
+    def all_of(part: Sequence[Item]) -> list[Output]:
+        return [work(item) for item in part if not ended.is_set()]
+
     with ThreadPoolExecutor(workers) as pool:
-        waiting = deque(pool.submit(_all_of, work, part) for part in islice(parts, WAITING * workers))
-        done = 0
-        while waiting:
-            results = waiting.popleft().result()
-            waiting.extend(pool.submit(_all_of, work, part) for part in islice(parts, 1))
-            for result in results:
-                done += 1
-                progress(done, len(items))
-                yield result
-
-
-def _all_of(work: Callable[[Item], Output], items: Sequence[Item]) -> list[Output]:
-    return [work(item) for item in items]
+        try:
+            waiting = deque(pool.submit(all_of, part) for part in islice(parts, WAITING * workers))
+            done = 0
+            while waiting:
+                results = waiting.popleft().result()
+                waiting.extend(pool.submit(all_of, part) for part in islice(parts, 1))
+                for result in results:
+                    done += 1
+                    progress(done, len(items))
+                    yield result
+        finally:
+            ended.set()
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 class ReadPicture(NamedTuple):

@@ -113,16 +113,18 @@ def cache_latents(
     latents = 2 * space.channels, *(side // space.reduction for side in pixels.shape[-2:])
     name, outdated = f"latents-{shape}-{cache_key(space.vae, content, flip)}", f"latents-{shape}-*"
 
-    def encoded(rows: slice, side: bool) -> StoredMoments:
-        moments = torch.empty(len(pixels[rows]), *latents, dtype=torch.half)
-        encode(space, pixels[rows], moments, side, device, no_progress, batch)
-        return moments
+    def encoded(rows: slice, side: bool) -> Iterator[StoredMoments]:
+        for part in pixels[rows].split(batch):
+            moments = torch.empty(len(part), *latents, dtype=torch.half)
+            encode(space, part, moments, side, device, no_progress, batch)
+            yield moments
 
-    if len(pixels) > LARGE_SET:
+    if is_mapped(len(pixels)):
         for other in folder.glob(outdated):
             if other.name != name:
                 remove(other)
-        return cache_mapped(folder / name, len(pixels), [False, True][: 1 + flip], encoded, progress)
+        means = latents[0] // 2, *latents[1:]
+        return cache_mapped(folder / name, (1 + flip, len(pixels), *means), encoded, progress)
 
     def make() -> dict[str, Tensor]:
         moments = torch.empty(1 + flip, len(pixels), *latents, dtype=torch.half)
@@ -137,6 +139,11 @@ def cache_latents(
 
     path = folder / f"{name}.safetensors"
     return LatentCache(cached_tensors(path, make, fits, f"{outdated}.safetensors")["moments"])
+
+
+def is_mapped(count: int) -> bool:
+    """Whether the latents of so many pictures are means, mapped from files; else their moments are in memory."""
+    return count > LARGE_SET
 
 
 def encoded_at_once(values: int) -> int:
@@ -181,21 +188,24 @@ class PartFacts(BaseModel):
     """Mean variance of each channel."""
 
 
-def cache_mapped(
-    folder: Path, count: int, sides: Sequence[bool], encoded: Callable[..., Tensor], progress: Progress
-) -> MappedLatents:
+Encoded = Callable[[slice, bool], Iterator[StoredMoments]]
+"""The moments of pictures, or of their mirror images, a batch at a time."""
+
+
+def cache_mapped(folder: Path, shape: tuple[int, ...], encoded: Encoded, progress: Progress) -> MappedLatents:
     """The latents in a folder of parts; those that are missing or damaged are made.
 
-    `encoded(rows, side)` gives the moments of pictures. Raises `NotFiniteError` as `cache_latents` does.
+    `shape` is that of all means: sides, pictures, channels, height, width. Raises `NotFiniteError` as `cache_latents`
+    does.
     """
     make_folder(folder)
-    parts, facts = list[Means](), list[PartFacts]()
+    parts, facts, (sides, count, *latent) = list[Means](), list[PartFacts](), shape
     for start in range(0, count, PART_PICTURES):
         rows = slice(start, min(count, start + PART_PICTURES))
-        path = folder / f"part-{start // PART_PICTURES:06}.npy"
-        if (stored := _open_part(path, len(sides), rows.stop - start)) is None:
-            _write_part(path, rows, [encoded(rows, side) for side in sides])
-            stored = _open_part(path, len(sides), rows.stop - start)
+        path, own = folder / f"part-{start // PART_PICTURES:06}.npy", (sides, rows.stop - start, *latent)
+        if (stored := _open_part(path, own)) is None:
+            _write_part(path, rows, own, encoded)
+            stored = _open_part(path, own)
             assert stored is not None, f"{path} changed while it was written"
         parts.append(stored[0])
         facts.append(stored[1])
@@ -206,25 +216,34 @@ def cache_mapped(
     return MappedLatents(parts, torch.tensor([math.log(value) for value in mean]))
 
 
-def _write_part(path: Path, rows: slice, moments: Sequence[Tensor]) -> None:
-    both = torch.stack(list(moments))
-    if wrong := (~both.isfinite()).any(0).flatten(1).any(1).nonzero().flatten().tolist():
-        raise NotFiniteError("latents are not finite", [rows.start + row for row in wrong])
-    mean, log_variance = both.chunk(2, 2)
+def _write_part(path: Path, rows: slice, shape: tuple[int, ...], encoded: Encoded) -> None:
+    """Writes means of `shape`, of which a batch at a time is in memory."""
+    sums, wrong = torch.zeros(shape[2], dtype=torch.double), set[int]()
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
-            np.save(file, mean.numpy())
+            about = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.half)), "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(file, about)
+            for side in range(shape[0]):
+                row = rows.start
+                for moments in encoded(rows, side == 1):
+                    wrong.update((row + (~moments.isfinite()).flatten(1).any(1).nonzero().flatten()).tolist())
+                    mean, log_variance = moments.chunk(2, 1)
+                    file.write(mean.contiguous().numpy().data)
+                    sums += log_variance.double().exp().sum((0, 2, 3))
+                    row += len(moments)
+        if wrong:
+            raise NotFiniteError("latents are not finite", sorted(wrong))
         to_disk(temporary)
         digest = sha256(temporary)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-    variances = log_variance.double().exp().mean((0, 1, 3, 4)).tolist()
+    variances = (sums / (math.prod(shape) // shape[2])).tolist()
     write_json(path.with_suffix(".json"), PartFacts(sha256=digest, variances=variances).model_dump())
 
 
-def _open_part(path: Path, sides: int, count: int) -> tuple[Means, PartFacts] | None:
+def _open_part(path: Path, shape: tuple[int, ...]) -> tuple[Means, PartFacts] | None:
     """None where it is missing or damaged."""
     with suppress(UserError, OSError, ValueError):
         require_regular(path)
@@ -233,6 +252,6 @@ def _open_part(path: Path, sides: int, count: int) -> tuple[Means, PartFacts] | 
             means = np.lib.format.open_memmap(path, mode="r")
             if hasattr(mmap, "MADV_RANDOM"):  # batches are random: what lies beside a latent is not needed
                 vars(means)["_mmap"].madvise(mmap.MADV_RANDOM)
-            if means.shape[:2] == (sides, count) and means.dtype == np.half and len(facts.variances) == means.shape[2]:
+            if means.shape == shape and means.dtype == np.half and len(facts.variances) == shape[2]:
                 return means, facts
     return None

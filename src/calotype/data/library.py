@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect
 from collections.abc import Sequence
+from functools import cache
 from itertools import accumulate
 from pathlib import Path, PurePosixPath
 from typing import Protocol, runtime_checkable
@@ -78,6 +79,8 @@ class ShardLibrary:
         self.listing = Listing()
         for index in self.indices:
             self.listing.others.update(index.facts.others)
+        renewed = [shard.name for shard, index in zip(self.shards, self.indices, strict=True) if index.renewed]
+        self.listing.renewed += renewed
         flat = not any("/" in name for index in self.indices for name in index.names)
         for place in range(len(self.shards)):
             self._list(place, flat)
@@ -105,11 +108,11 @@ class ShardLibrary:
 
     def hashes(self, names: Sequence[str]) -> tuple[dict[str, Hashed], dict[str, str]]:
         digests = b"".join(index.digests.numpy().tobytes() for index in self.indices)
-        sizes = [size for index in self.indices for size in index.sizes.tolist()]
+        stamp_of = cache(lambda size: Stamp(size, 0))  # one object for all pictures of a size
+        stamps = [stamp_of(size) for index in self.indices for size in index.sizes.tolist()]
         rows = map(self.rows.__getitem__, names)
         hashed = {
-            name: (digests[32 * row : 32 * row + 32].hex(), Stamp(sizes[row], 0))
-            for name, row in zip(names, rows, strict=True)
+            name: (digests[32 * row : 32 * row + 32].hex(), stamps[row]) for name, row in zip(names, rows, strict=True)
         }
         return hashed, {}
 

@@ -29,6 +29,8 @@ class Listing:
     """Names of pictures that are no files: pipes, devices, broken links and loops of links."""
     system: Counter[str] = field(default_factory=Counter)
     """Folders that were not opened, by name."""
+    renewed: list[str] = field(default_factory=list)
+    """Names of shards whose members have changed since the index beside them was written."""
     hidden: int = 0
     outside: int = 0
     forbidden: int = 0
@@ -50,6 +52,11 @@ class Listing:
                 self.system.total(),
                 "folder",
                 f"not opened, as such hold copies or previews: {names_counted(self.system)}",
+            ),
+            *note(
+                len(self.renewed),
+                "shard",
+                f"read again, as the index beside it is of other members; remove that: {first_names(self.renewed)}",
             ),
             *note(self.hidden, "hidden item", "passed over"),
             *note(self.outside, "link", "not followed, as they lead outside the folder"),

@@ -24,7 +24,7 @@ from calotype.data.layout import Layout, find_layout
 from calotype.data.library import PictureLibrary, open_library
 from calotype.data.listing import first_names, note
 from calotype.data.shards import INDEX, MANIFEST, SHARD, ShardManifest, open_shard, scan
-from calotype.files import make_folder, read_as, to_disk, write_json, write_tensors
+from calotype.files import abandoned, make_folder, read_as, remove, to_disk, write_json, write_tensors
 from calotype.types import Progress, UserError, no_progress
 
 SHARD_BYTES, SHARD_PICTURES = 2**30, 10_000
@@ -133,7 +133,10 @@ def _claimed(out: Path, source: _Source) -> ShardManifest:
             )
     make_folder(out)
     needed, free = sum(source.sizes.values()) + HEADERS * len(source.files), shutil.disk_usage(out).free
-    needed -= sum(path.stat().st_size for path in out.iterdir())
+    for path in out.glob(".*.tmp"):
+        if abandoned(path):
+            remove(path)
+    needed -= sum(path.stat().st_size for path in out.iterdir() if not path.name.startswith("."))
     if needed > free:
         raise UserError(
             f"the shards take {needed / 1e9:.1f} GB, but only {free / 1e9:.1f} GB are free in {shown(out)}; choose "
@@ -162,10 +165,11 @@ def _is_there(shard: Path, part: Sequence[HashedFile]) -> bool:
     if not shard.is_file() or not shard.with_suffix(INDEX).is_file():
         return False
     try:
-        digests = open_shard(shard).digests.numpy()
+        index = open_shard(shard)
     except UserError:
         return False
-    return [digest.tobytes().hex() for digest in digests] == [file.digest for file in part]
+    digests = index.digests.numpy()
+    return not index.renewed and [digest.tobytes().hex() for digest in digests] == [file.digest for file in part]
 
 
 def _write_shard(shard: Path, part: Sequence[HashedFile], source: _Source) -> None:

@@ -13,7 +13,7 @@ import tarfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -27,12 +27,22 @@ from calotype.data.caption_files import captions_of, decode_text, has_caption_ke
 from calotype.data.depth import starts_deep
 from calotype.data.formats import SUFFIXES, UNAVAILABLE
 from calotype.data.images import shown
-from calotype.files import cache_home, checked, read_as, read_tensors, reason_of, require_regular, write_tensors
+from calotype.files import (
+    checked,
+    read_as,
+    read_tensors,
+    reason_of,
+    require_regular,
+    write_tensors,
+    write_whole,
+)
+from calotype.places import cache_home
 from calotype.types import UserError
 
-MANIFEST, SHARD, INDEX = "shards.json", ".tar", ".index"
+MANIFEST, SHARD, INDEX, SEEN = "shards.json", ".tar", ".index", ".seen"
 MAX_TEXT, MAX_MEMBER_NAME = 2**20, 4096
 PICTURE_SUFFIXES = (*SUFFIXES, *UNAVAILABLE)
+ENCODED_SUFFIXES = tuple(suffix.encode() for suffix in PICTURE_SUFFIXES)
 LABEL_KEYS = ("label", "cls", "class", "class_name", "label_name")
 TAR_BLOCK = tarfile.BLOCKSIZE
 AGAIN = "copy it again"
@@ -53,6 +63,8 @@ class IndexFacts(BaseModel):
     """What an index says of its shard as a whole."""
 
     bytes: int
+    outline: str = ""
+    """See `outline_of`."""
     others: dict[str, int] = {}
     """Files that are no pictures, by suffix."""
     refused: list[str] = []
@@ -100,6 +112,8 @@ class ShardIndex:
     labels: Strings
     texts: Strings
     """Captions, one a line."""
+    renewed: bool = False
+    """Whether the index beside the shard was that of other members."""
 
     def __len__(self) -> int:
         return len(self.offsets)
@@ -120,21 +134,57 @@ ARRAYS, STRINGS = ("offsets", "sizes", "digests", "deep"), ("names", "labels", "
 
 
 def open_shard(shard: Path) -> ShardIndex:
-    """The index of a shard, which is made where there is none. Raises `UserError` where either is damaged."""
-    beside, cached = shard.with_suffix(INDEX), _cached_index(shard)
-    for file in (beside, cached):
-        if os.path.lexists(file):
-            return read_index(file, shard)
+    """The index of a shard, which is made where there is none, or only that of other members.
+
+    Raises `UserError` where shard or index is damaged.
+    """
+    beside, cached = shard.with_suffix(INDEX), _cached(shard, INDEX, str(PICTURE_SUFFIXES))
+    if there := os.path.lexists(beside):
+        index = read_index(beside, shard)
+        if _is_of(index.facts, shard):
+            return index
+    if os.path.lexists(cached):
+        return replace(read_index(cached, shard), renewed=there)
     index = scan(shard)
     with suppress(OSError):  # without a place for it, it is made by each command
         write_tensors(cached, index.tensors())
-    return index
+    return replace(index, renewed=there)
 
 
-def _cached_index(shard: Path) -> Path:
+def _is_of(facts: IndexFacts, shard: Path) -> bool:
+    """Whether a shard has the members that the index says; looked at once for each time of its last change."""
+    seen = _cached(shard, SEEN, facts.outline)
+    if os.path.lexists(seen):
+        return True
+    if facts.outline != outline_of(shard):
+        return False
+    with suppress(OSError):
+        write_whole(seen, "")
+    return True
+
+
+def _cached(shard: Path, suffix: str, about: str) -> Path:
+    """A file in the user's cache, of a shard as it is now."""
     status = shard.stat()
-    known = f"{os.fsencode(shard.resolve())!r} {status.st_size} {status.st_mtime_ns} {PICTURE_SUFFIXES}"
-    return cache_home() / "shards" / f"{hashlib.sha256(known.encode()).hexdigest()[:32]}{INDEX}"
+    known = f"{os.fsencode(shard.resolve())!r} {status.st_size} {status.st_mtime_ns} {about}"
+    return cache_home() / "shards" / f"{hashlib.sha256(known.encode()).hexdigest()[:32]}{suffix}"
+
+
+def outline_of(shard: Path) -> str:
+    """A hash of all in a shard but pictures: the headers of its members, captions and labels."""
+    digest = hashlib.sha256()
+    with shard.open("rb") as file:
+        while any(header := file.read(TAR_BLOCK)):
+            digest.update(header)
+            try:
+                size = tarfile.nti(header[124:136])  # type: ignore[attr-defined]
+            except tarfile.HeaderError:  # which a scan refuses
+                break
+            name, end = header[:100].rstrip(b"\0").lower(), file.tell() + -(-max(0, size) // TAR_BLOCK) * TAR_BLOCK
+            if size <= MAX_TEXT and not name.endswith(ENCODED_SUFFIXES):
+                digest.update(file.read(max(0, size)))
+            file.seek(end)
+    return digest.hexdigest()
 
 
 def read_index(file: Path, shard: Path) -> ShardIndex:
@@ -209,7 +259,7 @@ def scan(shard: Path) -> ShardIndex:
             f"{shown(shard)} is damaged or cut off after {len(read.rows):,} pictures ({shown(str(error)):.80}); {AGAIN}"
         ) from None
     _require_end(shard, end, len(read.rows))
-    return _index_of(read, shard.stat().st_size)
+    return _index_of(read, IndexFacts(bytes=shard.stat().st_size, outline=outline_of(shard)))
 
 
 def _safe_name(shard: Path, member: tarfile.TarInfo) -> str:
@@ -294,10 +344,10 @@ def _label(text: str) -> str:
     return label
 
 
-def _index_of(read: _Scan, size: int) -> ShardIndex:
+def _index_of(read: _Scan, facts: IndexFacts) -> ShardIndex:
     offsets, sizes, digests, deep, names = zip(*read.rows, strict=True) if read.rows else ((),) * 5
     return ShardIndex(
-        IndexFacts(bytes=size, others=dict(read.others), refused=read.refused),
+        facts.model_copy(update={"others": dict(read.others), "refused": read.refused}),
         torch.tensor(offsets, dtype=torch.long),
         torch.tensor(sizes, dtype=torch.long),
         torch.from_numpy(np.frombuffer(b"".join(digests), np.uint8).reshape(-1, 32).copy()),

@@ -34,7 +34,8 @@ from calotype.data.layout import class_notes
 from calotype.data.listing import note
 from calotype.data.split import SplitRule, stratified_split
 from calotype.demo.describing import Facts, describe
-from calotype.files import cache_home, write_png, write_whole
+from calotype.files import write_png, write_whole
+from calotype.places import cache_home
 from calotype.types import Progress, UserError, no_progress
 
 STYLES = ("adventurer", "lorelei", "micah", "notionists", "open-peeps", "personas")

@@ -41,7 +41,7 @@ from calotype.planning.laws import (
 )
 from calotype.planning.mirroring import choose_flip
 from calotype.planning.sizes import MOST_TOKENS, check_tokens, choose_patch
-from calotype.priors.patches import LEAST_DEVIATION, PatchPrior, enlarged
+from calotype.priors.patches import LEAST_DEVIATION, deviations, enlarged
 from calotype.recipe import AutoencoderNetwork, AutoencoderRecipe, Backbone, DenoiserRecipe, PriorName, leg_above
 from calotype.settings import parse_recipe
 from calotype.types import Images, OtherImages
@@ -230,7 +230,7 @@ def choose_vae(pictures: Pictures, size: int, resources: Resources = NO_RESOURCE
 
 def middle(images: Images, side: int) -> OtherImages:
     top, left = ((length - side) // 2 for length in images.shape[-2:])
-    return images[..., max(0, top) :, max(0, left) :][..., :side, :side]
+    return images[..., max(0, top) :, max(0, left) :][..., :side, :side].clone()  # a view would keep all
 
 
 def code_length(images: Images, side: int) -> float:
@@ -328,16 +328,26 @@ def measure_residuals(pictures: Pictures, size: int, factor: int, prior: PriorNa
 
     Without a prior, the overall one is about the low-resolution picture, enlarged.
     """
-    enough = max(2, PRIOR_PATCHES // (size // factor) ** 2)
-    pairs = [(shrunk(images, factor), images) for images in islice(some_images(pictures, size), enough)]
-    fitted = PatchPrior(factor)
-    fitted.fit(pairs)
+    pairs = ImagePairs(pictures, size, factor)
+    plain, residuals = deviations(pairs, factor)
     if prior == "none":
         residuals = (images - enlarged(low_res, factor) for low_res, images in pairs)
-    else:
-        residuals = (fitted.posterior(low_res, torch.zeros(1)).deviation for low_res, _ in pairs)
     overall = max(LEAST_DEVIATION, math.sqrt(mean_of(residual.square() for residual in residuals)))
-    return three_digits(float(fitted.plain)), three_digits(overall)
+    return three_digits(float(plain)), three_digits(overall)
+
+
+@dataclass(frozen=True)
+class ImagePairs:
+    """Training pictures of `size`, each with its low-resolution picture; made anew for whoever iterates again."""
+
+    pictures: Pictures
+    size: int
+    factor: int
+
+    def __iter__(self) -> Iterator[tuple[Images, OtherImages]]:
+        enough = max(2, PRIOR_PATCHES // (self.size // self.factor) ** 2)
+        for images in islice(some_images(self.pictures, self.size), enough):
+            yield shrunk(images, self.factor), images
 
 
 # -- Measured on pictures ----------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -79,8 +80,8 @@ class Costs(ABC):
         """Seconds in which the prior is fitted to so many pictures."""
 
     @abstractmethod
-    def peak_memory(self) -> int:
-        """The most bytes that the run holds."""
+    def peak_memory(self, sets: Sequence[int]) -> int:
+        """The most bytes that the run holds, with so many pictures in each set of the first stage."""
 
     # -- Training ------------------------------------------------------------------------------------------------------
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 from itertools import pairwise
 
@@ -20,6 +20,14 @@ from calotype.nets.perceptual import BLOCK_GROUPS, STAGES, EfficientNetLite0
 from calotype.nets.weights import ShapesOnly
 from calotype.planning.costs import Costs, StepCost, build_stages, fit_flops
 from calotype.planning.memory import fit_memory, legs_in_outline, predicted_memory
+from calotype.planning.memory import (
+    derived_bytes,
+    fit_memory,
+    legs_in_outline,
+    pixel_bytes,
+    predicted_memory,
+    validation_bytes,
+)
 from calotype.priors.prior import constant_count
 from calotype.recipe import AdversarialLossConfig, Recipe, exposure_above, leg_above
 from calotype.spaces.latent import LatentSpace
@@ -45,7 +53,7 @@ class Counted(Costs):
     def __init__(self, recipe: Recipe, pictures: Pictures, machine: Machine, rounds: Mapping[str, int]) -> None:
         self.recipe, self.machine, self.rounds, self.all_captions = recipe, machine, rounds, pictures.captions
         self.frozen = build_frozen(recipe.denoiser.text)
-        classes, self.pixel_bytes = len(pictures.classes), pictures.pixels[0].nbytes * pictures.total
+        classes, self.pixel_bytes = len(pictures.classes), pixel_bytes(pictures, machine.memory)
         self.weight = pictures.total / len(pictures)
         self.counts = pictures.trained, len(pictures.validation_indices)
         with ShapesOnly():
@@ -149,13 +157,16 @@ class Counted(Costs):
     def feature(self) -> float:
         return self.seconds(lite0_flops(FEATURE_SIZE, len(BLOCK_GROUPS)))
 
-    def peak_memory(self) -> int:
-        """With the libraries, the closed forms, and the pictures where they are in the same memory."""
-        pixels = 0 if self.machine.device.type == "cuda" else self.pixel_bytes
-        step = predicted_memory(self.recipe, self.machine, self.rounds)
+    def peak_memory(self, sets: Sequence[int]) -> int:
+        """With the libraries, the closed forms, validation pictures, and all pictures where they are in the same
+        memory and not mapped from files."""
+        pictures = 0
+        if self.machine.device.type != "cuda":
+            pictures = self.pixel_bytes + derived_bytes(self.recipe, sets, self.machine.memory)
+        step = predicted_memory(self.recipe, self.machine, self.rounds) + validation_bytes(self.recipe)
         with ShapesOnly():
             fits = fit_memory(self.recipe, self.stages[0], *self.counts).values()
-        return LIBRARIES + pixels + max(4 * self.constant_values() + step, max(fits, default=0))
+        return LIBRARIES + pictures + max(4 * self.constant_values() + step, max(fits, default=0))
 
 
 def counted_outline(forward: Callable[[], object]) -> float:
@@ -167,7 +178,7 @@ def counted_outline(forward: Callable[[], object]) -> float:
 def lite0_flops(side: int, stages: int) -> float:
     """Of the features of a picture after so many stages of EfficientNet-Lite0."""
     with ShapesOnly():
-        network, images = EfficientNetLite0(), torch.empty(1, 3, side, side)
+        network, images = EfficientNetLite0().eval(), torch.empty(1, 3, side, side)
     return counted_outline(lambda: network.stages(images, stages))
 
 

@@ -6,12 +6,12 @@ The costs that the plan predicts are seconds, bytes of memory and bytes on disk.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
-from calotype.data.buckets import bucket_notes, original_sizes
+from calotype.data.buckets import SIZES_COUNTED, bucket_counts, bucket_notes, bucket_sizes, original_sizes
 from calotype.data.folder import Pictures
 from calotype.data.permutation import LARGE_SET
 from calotype.machine import UTILIZATION, Machine
@@ -21,7 +21,7 @@ from calotype.planning.count import Counted
 from calotype.planning.inherit import explain_start, inherit
 from calotype.planning.laws import learning_rate, time_shares
 from calotype.planning.measure import Measurement
-from calotype.planning.memory import rounds_of
+from calotype.planning.memory import latent_bytes, rounds_of
 from calotype.planning.plan import Plan, explain, network_of
 from calotype.planning.sizes import check_sizes
 from calotype.recipe import DiffusionConfig, EnlargeRecipe, OptimizerConfig, Recipe, exposure_above, leg_above
@@ -49,8 +49,6 @@ PREDICTED = (
 )
 FEWEST_HELD_OUT = 16
 """Validation pictures; by fewer, which guidance scale is nearest would be chance."""
-SIZES_COUNTED = 2**14
-"""Pictures, evenly spaced, that are divided into aspect buckets to see how much of them is cut away."""
 LEVEL_SHARE, FEWEST_LEVEL_CROPS, MOST_LEVEL_CROPS = 0.05, 12, 96
 """Fraction of the time for the search of an augmentation level, whose result on fewer crops would be chance."""
 
@@ -105,7 +103,7 @@ def make_plan(
     )
     if not machine.here:
         started = time.time()  # how long planning takes there is not known
-    allot(plan, costs, pictures.total, started + budget, proposing, operations)
+    allot(plan, costs, sets_of(recipe, pictures), started + budget, proposing, operations)
     if start is not None:
         plan.predicted["disk_bytes"] += start.bytes
     return plan
@@ -120,6 +118,13 @@ def costs_of(
     shares = time_shares(recipe.legs, UTILIZATION * machine.all_flops * budget)
     costs = Measurement(recipe, pictures, machine, rounds, [leg for leg in shares if shares[leg] * budget >= WORTH])
     return costs.notes, costs
+
+
+def sets_of(recipe: Recipe, pictures: Pictures) -> list[int]:
+    """How many pictures the first stage has in each aspect bucket; in one set where all are squares."""
+    if recipe.aspect_buckets == 1:
+        return [pictures.total]
+    return bucket_counts(pictures, bucket_sizes(recipe.aspect_buckets, recipe.size, recipe.unit))
 
 
 def with_optimizers(proposal: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
@@ -138,14 +143,15 @@ def with_optimizers(proposal: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
 
 
 def allot(
-    plan: Plan, measured: Costs, count: int, deadline: float, proposing: float = 0.0, operations: float = 0.0
+    plan: Plan, measured: Costs, sets: Sequence[int], deadline: float, proposing: float = 0.0, operations: float = 0.0
 ) -> None:
     """Divides the time that is left until `deadline`, in seconds since the epoch, among the steps of a run.
 
-    `count` is the number of pictures, `operations` those of the whole run. `proposing` is how many seconds the proposal
-    took, mostly for the priors of stages that enlarge: they are fitted again, to more pictures, before their legs.
+    `sets` has the numbers of pictures in the sets of the first stage, `operations` are those of the whole run.
+    `proposing` is how many seconds the proposal took, mostly for the priors of stages that enlarge: they are fitted
+    again, to more pictures, before their legs.
     """
-    recipe, a_picture = plan.recipe, sum(measured.sampling)
+    recipe, a_picture, count = plan.recipe, sum(measured.sampling), sum(sets)
     left = deadline - time.time()
     seconds = between_legs(plan, measured, count, left)
     if recipe.chain[1:]:
@@ -171,8 +177,8 @@ def allot(
         "steps": {leg: images[leg] // batches[leg] for leg in images},
         "seconds_a_step": {leg: costs[leg] * batches[leg] for leg in images},
         "seconds": {step: seconds[step] for step in steps_of(recipe) if step in seconds},
-        "peak_memory_bytes": measured.peak_memory(),
-        "disk_bytes": disk_bytes(recipe, measured, count) + measured.captions[1],
+        "peak_memory_bytes": measured.peak_memory(sets),
+        "disk_bytes": disk_bytes(recipe, measured, sets) + measured.captions[1],
     }
 
 
@@ -251,21 +257,18 @@ def searches_level(stage: EnlargeRecipe) -> bool:
     return stage.augmentation.share > 0 and (stage.sampling.augmentation, stage.sampling.conditioning) == (0.0, default)
 
 
-def disk_bytes(recipe: Recipe, measured: Costs, count: int) -> int:
-    """At most: two checkpoints a leg, the fitted priors, the model and its autoencoder, and the latents in float16.
+def disk_bytes(recipe: Recipe, measured: Costs, sets: Sequence[int]) -> int:
+    """At most: two checkpoints a leg, the fitted priors, the model and its autoencoder, and the latents.
 
     Besides, for a while, what is written before the old is removed: a third checkpoint with the best average weights,
     or a second model. An imported autoencoder that is not trained is in the model alone.
     """
-    network, base = recipe.autoencoder.network, recipe.chain[0]
-    moments = 1 if count > LARGE_SET else 2
-    latents = moments * network.channels * (base // network.reduction) ** 2 if recipe.kind == "latent" else 0
     legs = [checkpoint_values(recipe, measured, leg) for leg in recipe.legs]
     model = sum(measured.parameters().values()) + measured.prior_values()
     spare = max([model, *(leg + leg // 4 for leg in legs)])
     values = KEPT_CHECKPOINTS * sum(legs) + spare + model + measured.constant_values()
     values += measured.parameters().get("autoencoder", 0)
-    return 4 * values + 2 * latents * count * (2 if recipe.flip else 1)
+    return 4 * values + latent_bytes(recipe, sets).disk
 
 
 def checkpoint_values(recipe: Recipe, measured: Costs, leg: str) -> int:

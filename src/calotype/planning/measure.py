@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property, partial
 
 import torch
@@ -20,7 +20,7 @@ from calotype.evaluation.counting import counted
 from calotype.evaluation.features import Lite0, features
 from calotype.machine import Machine, best_time, cores, held_memory, peak_memory, release_memory
 from calotype.planning.costs import Costs, StepCost, build_stages, fit_flops
-from calotype.planning.memory import fit_memory, latent_bytes, validation_bytes
+from calotype.planning.memory import derived_bytes, fit_memory, pixel_bytes, validation_bytes
 from calotype.recipe import Recipe, exposure_above, leg_above
 from calotype.spaces.latent import LatentSpace
 from calotype.spaces.pixel import PixelSpace, Space
@@ -65,7 +65,9 @@ class Measurement(Costs):
         self.recipe, self.device, self.rng = recipe, machine.device, Rng((recipe.seed, "plan"))
         self.rounds, self.ranks, device = rounds, machine.ranks, machine.device
         self.frozen, self.all_captions = build_frozen(recipe.denoiser.text), pictures.captions
-        classes, self.weight, self.count = len(pictures.classes), pictures.total / len(pictures), pictures.total
+        classes, self.weight, self.memory = len(pictures.classes), pictures.total / len(pictures), machine.memory
+        sampled = pictures.sampled_from is not None
+        self.unread = max(0, pixel_bytes(pictures, machine.memory) - pictures.pixels.nbytes) if sampled else 0
         self.counts = pictures.trained, len(pictures.validation_indices)
         most = max(64, 2**25 // pictures.pixels[0].numel())  # the autoencoder's closed-form start is fitted to them
         few = without_unread_captions(recipe, pictures).first(min(len(pictures), most))
@@ -223,17 +225,19 @@ class Measurement(Costs):
         images = images_from_pixels(pixels[torch.arange(count) % len(pixels)])
         return images.to(self.device).contiguous(memory_format=torch.channels_last)
 
-    def peak_memory(self) -> int:
+    def peak_memory(self, sets: Sequence[int]) -> int:
         """Training steps, encoding and sampling have been tried: their peak is that of the process so far, and
-        validation pictures and the latents of all pictures come to it. The fits are not tried: they are predicted,
-        above what the process holds then."""
+        validation pictures, pixels that are not read yet and what is made of all pixels come to it. The fits are not
+        tried: they are predicted, above what the process holds then."""
         tried = peak_memory(self.device) + validation_bytes(self.recipe)
         release_memory(self.device)
         few = sum(pictures.pixels.nbytes for pictures in self.pictures.values())
         kept = held_memory(self.device) - few - sum(denoiser_bytes(stage) for stage in self.stages)
         fits = fit_memory(self.recipe, self.stages[0], *self.counts).values()
-        latents = latent_bytes(self.recipe, self.count) if self.device.type == "cpu" else 0
-        return max(tried, kept + max(fits, default=0)) + latents
+        pictures = 0  # in the memory of a GPU
+        if self.device.type != "cuda":
+            pictures = self.unread + derived_bytes(self.recipe, sets, self.memory)
+        return max(tried, kept + max(fits, default=0)) + pictures
 
 
 def denoiser_bytes(stage: Stage) -> int:

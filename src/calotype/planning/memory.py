@@ -4,7 +4,7 @@ fits between the legs by laws, whose constants `bench/memory.py` checks."""
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import pairwise
 from typing import NamedTuple
@@ -13,6 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from calotype.build import build_autoencoder, build_backbone
+from calotype.data.caches import fit_into
+from calotype.data.folder import Pictures
+from calotype.data.latents import is_mapped
 from calotype.diffusion.stage import Stage
 from calotype.machine import Machine
 from calotype.nets.text import BytesConfig, BytesEncoder
@@ -160,13 +163,36 @@ def validation_bytes(recipe: Recipe) -> int:
     return max(2 * 4 * validation_count(3 * side**2) * 3 * side**2 for side in sides)
 
 
-def latent_bytes(recipe: Recipe, count: int) -> int:
-    """Of the moments of `count` pictures in float16; 0 in pixels."""
+class LatentBytes(NamedTuple):
+    memory: int
+    disk: int
+
+
+def latent_bytes(recipe: Recipe, sets: Sequence[int]) -> LatentBytes:
+    """Of the latents of sets of so many pictures (one set, or one an aspect bucket) in float16; zeros in pixels.
+
+    Small sets have their moments in memory and on the disk, large ones their means on the disk alone.
+    """
     if recipe.kind != "latent":
-        return 0
+        return LatentBytes(0, 0)
     network = recipe.autoencoder.network
-    moments = 2 * network.channels * (recipe.chain[0] // network.reduction) ** 2
-    return 2 * moments * count * (2 if recipe.flip else 1)
+    means = 2 * network.channels * (recipe.chain[0] // network.reduction) ** 2 * (2 if recipe.flip else 1)
+    in_memory = 2 * means * sum(count for count in sets if not is_mapped(count))
+    return LatentBytes(in_memory, in_memory + means * sum(count for count in sets if is_mapped(count)))
+
+
+def pixel_bytes(pictures: Pictures, free: int) -> int:
+    """Of the pixels of all pictures, where `free` bytes of memory are enough for them; else they are mapped."""
+    needed = pictures.total * pictures.pixels[0].nbytes
+    return needed if fit_into(needed, free) else 0
+
+
+def derived_bytes(recipe: Recipe, sets: Sequence[int], free: int) -> int:
+    """Of what is made of all pixels and held in memory: those of aspect buckets, smaller copies, and latents."""
+    squares = 0 if recipe.aspect_buckets == 1 else 3 * recipe.size**2
+    buckets = sum(count * squares for count in sets if fit_into(count * squares, free))
+    copies = max((3 * side**2 for side in recipe.chain[:-1]), default=0) * sum(sets)
+    return buckets + copies + latent_bytes(recipe, sets).memory
 
 
 def legs_in_outline(recipe: Recipe) -> Iterator[Outline]:

@@ -8,7 +8,7 @@ closed form, and the network learns the rest.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -160,8 +160,7 @@ class PatchPrior(Prior):
         strength = (contrast[:, None] ** 2 - self.contrast_gain * added).clamp(min=0)
         scaling, fixed = strength * self.variances[clusters], self.plain**2 + self.noise_gain[clusters] * added
         variances, noise_variances = scaling + fixed, self.random_share * scaling + fixed
-        deviation = variances.mean(1).sqrt().reshape(-1, 1, *low_res.shape[-2:])
-        deviation = F.interpolate(deviation, scale_factor=self.factor)
+        deviation = mean_deviation(variances, low_res, self.factor)
         return PatchPosterior(mean, deviation, by_cluster, self.axes, variances, noise_variances, self.factor)
 
     def clusters(self, windows: Windows) -> Clusters:
@@ -170,26 +169,11 @@ class PatchPrior(Prior):
     @torch.no_grad()
     def fit(self, pairs: Iterable[tuple[Images, OtherImages]]) -> None:
         """Fits all constants to pairs of low-resolution and high-resolution images, which are iterated twice."""
-        contrast = torch.cat([windows_of(low_res)[1] for low_res, _ in pairs]).clamp(min=1e-4)
-        windows, residual, flat = chosen_patches(pairs, self.factor, contrast)
-        self.plain.copy_(flat.square().mean().sqrt().clamp(min=LEAST_DEVIATION))
-        contrast = contrast[contrast >= contrast.median()]
-        self.centres.copy_(cluster_centres(normalised(windows)))
-        clusters, prior_strength = self.clusters(windows), PRIOR_COUNT * contrast.square().mean()
-        unit = RIDGE * torch.eye(windows.shape[1], device=windows.device)
-        common = torch.linalg.solve(windows.T @ windows + contrast.square().sum() * unit, windows.T @ residual)
-        residual -= windows @ common
-        covariance = residual.T @ residual / contrast.square().sum()
-        by_cluster = ByCluster.of(clusters)
-        for cluster, rows in enumerate(by_cluster.order.split(by_cluster.counts)):
-            inputs, targets, strength = windows[rows], residual[rows], contrast[rows].square().sum()
-            inverse = torch.linalg.inv(inputs.T @ inputs + (strength + prior_strength) * unit)
-            more = inverse @ (inputs.T @ targets)
-            errors = (targets - inputs @ more) / (1 - leverage(inputs, inverse))
-            scatter = (errors.T @ errors + prior_strength * covariance) / (strength + prior_strength)
-            variances, self.axes[cluster] = torch.linalg.eigh(scatter)
-            self.weights[cluster] = common + more
-            self.variances[cluster] = variances.clamp(min=0)
+        plain, centres, regressions = fit_clusters(pairs, self.factor)
+        self.plain.copy_(plain)
+        self.centres.copy_(centres)
+        for cluster, (weights, variances, axes) in enumerate(regressions):
+            self.weights[cluster], self.variances[cluster], self.axes[cluster] = weights, variances, axes
         self.noise_gain.copy_(self._noise_gain())
 
     def _noise_gain(self) -> Float[Tensor, "cluster axis"]:
@@ -208,6 +192,80 @@ class PatchPrior(Prior):
         state_dict.setdefault(f"{prefix}contrast_gain", torch.full_like(self.contrast_gain, INTERPOLATED))
         state_dict.setdefault(f"{prefix}random_share", torch.ones_like(self.random_share))
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+class Regression(NamedTuple):
+    """Of the residuals in a cluster on their windows."""
+
+    weights: Float[Tensor, "neighbour value"]
+    variances: Float[Tensor, " axis"]
+    """About the mean, relative to the squared contrast."""
+    axes: Float[Tensor, "value axis"]
+
+
+class ClusterFits(NamedTuple):
+    """What is fitted to pairs of images."""
+
+    plain: Float[Tensor, ""]
+    """Standard deviation in flat areas."""
+    centres: Float[Tensor, "cluster place"]
+    regressions: Iterator[Regression]
+    """One a cluster, each made when it is asked for: all axes take a gigabyte where a stage enlarges 16 times."""
+
+
+def fit_clusters(pairs: Iterable[tuple[Images, OtherImages]], factor: int) -> ClusterFits:
+    """`pairs` of low-resolution and high-resolution images are iterated twice."""
+    contrast = torch.cat([windows_of(low_res)[1] for low_res, _ in pairs]).clamp(min=1e-4)
+    windows, residual, flat = chosen_patches(pairs, factor, contrast)
+    plain = flat.square().mean().sqrt().clamp(min=LEAST_DEVIATION)
+    contrast, points = contrast[contrast >= contrast.median()], normalised(windows)
+    centres = cluster_centres(points)
+    return ClusterFits(plain, centres, regressions(windows, residual, contrast, nearest(points, centres)))
+
+
+def regressions(
+    windows: Windows, residual: Float[Tensor, "window value"], contrast: Float[Tensor, " window"], clusters: Clusters
+) -> Iterator[Regression]:
+    """Ridge regressions in each cluster, beside one that is common to all."""
+    prior_strength = PRIOR_COUNT * contrast.square().mean()
+    unit = RIDGE * torch.eye(windows.shape[1], device=windows.device)
+    common = torch.linalg.solve(windows.T @ windows + contrast.square().sum() * unit, windows.T @ residual)
+    residual -= windows @ common
+    covariance = residual.T @ residual / contrast.square().sum()
+    by_cluster = ByCluster.of(clusters)
+    for rows in by_cluster.order.split(by_cluster.counts):
+        inputs, targets, strength = windows[rows], residual[rows], contrast[rows].square().sum()
+        inverse = torch.linalg.inv(inputs.T @ inputs + (strength + prior_strength) * unit)
+        more = inverse @ (inputs.T @ targets)
+        errors = (targets - inputs @ more) / (1 - leverage(inputs, inverse))
+        scatter = (errors.T @ errors + prior_strength * covariance) / (strength + prior_strength)
+        variances, axes = torch.linalg.eigh(scatter)
+        yield Regression(common + more, variances.clamp(min=0), axes)
+
+
+@torch.no_grad()
+def deviations(
+    pairs: Iterable[tuple[Images, OtherImages]], factor: int
+) -> tuple[Float[Tensor, ""], Iterator[Float[Tensor, "batch 1 _ _"]]]:
+    """Standard deviation in flat areas, and `PatchPosterior.deviation` of all images, of the prior that is fitted to
+    these pairs; they are iterated a third time. It needs no memory for a prior."""
+    plain, centres, fits = fit_clusters(pairs, factor)
+    variances = torch.stack([fit.variances for fit in fits])
+
+    def of(low_res: Images) -> Float[Tensor, "batch 1 _ _"]:
+        windows, contrast = windows_of(low_res)
+        scaling = contrast[:, None] ** 2 * variances[nearest(normalised(windows), centres)]
+        return mean_deviation(scaling + plain**2, low_res, factor)
+
+    return plain, (of(low_res) for low_res, _ in pairs)
+
+
+def mean_deviation(
+    variances: Float[Tensor, "window axis"], low_res: Images, factor: int
+) -> Float[Tensor, "batch 1 _ _"]:
+    """The standard deviation of each pixel: the root of the mean variance of its patch."""
+    deviation = variances.mean(1).sqrt().reshape(-1, 1, *low_res.shape[-2:])
+    return F.interpolate(deviation, scale_factor=factor)
 
 
 def chosen_patches(

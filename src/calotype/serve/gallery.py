@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import threading
 import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -22,7 +23,12 @@ GALLERY_FOLDER = "gallery"
 LARGEST_GALLERY = 10_000
 """Pictures in a gallery."""
 PICTURE_ID = re.compile(r"[0-9a-f]{20}")
+PICTURE_SUFFIXES = (".png", ".webp")
 SUFFIX_OF, NEAREST_SUFFIX = {"interpolate": ".webp"}, ".nearest.png"
+CHANGING = threading.Lock()
+"""Held while the notes of a picture are read and written again: requests are answered by several threads."""
+UNREADABLE = "unreadable"
+"""The note of a picture that cannot be decoded, with the reason: it is not searched again."""
 MADE_BY = (
     "kind",
     "seed",
@@ -82,7 +88,7 @@ class Gallery:
 
     def _entries(self) -> Iterator[dict[str, Any]]:
         for file in [] if self.place.is_symlink() else self.place.glob("*.json"):
-            if PICTURE_ID.fullmatch(file.stem) and not file.is_symlink():
+            if PICTURE_ID.fullmatch(file.stem) and not file.is_symlink() and self._has_picture(file.stem):
                 try:
                     about = read_json(file)
                 except UserError:
@@ -90,10 +96,13 @@ class Gallery:
                 if is_sound(about):
                     yield {**about, "id": file.stem}
 
+    def _has_picture(self, picture: str) -> bool:
+        return any((self.place / f"{picture}{suffix}").is_file() for suffix in PICTURE_SUFFIXES)
+
     def file(self, picture: str) -> Path:
         """Raises `RefusedRequest` for an unknown id."""
         if PICTURE_ID.fullmatch(picture) and not self.place.is_symlink():
-            for suffix in (".png", ".webp"):
+            for suffix in PICTURE_SUFFIXES:
                 file = self.place / f"{picture}{suffix}"
                 if file.is_file() and not file.is_symlink():
                     return file
@@ -105,23 +114,33 @@ class Gallery:
         return about if isinstance(about, dict) else {}
 
     def star(self, picture: str, star: bool) -> None:
-        write_json(self.place / f"{picture}.json", {**self.about(picture), "star": star})
+        self._note(picture, {"star": star})
+
+    def _note(self, picture: str, news: dict[str, Any]) -> None:
+        with CHANGING:
+            write_json(self.place / f"{picture}.json", {**self.about(picture), **news})
 
     def remove(self, picture: str) -> None:
-        self.file(picture).unlink()
-        for suffix in (".json", NEAREST_SUFFIX):
-            (self.place / f"{picture}{suffix}").unlink(missing_ok=True)
+        with CHANGING:
+            self.file(picture).unlink()
+            for suffix in (".json", NEAREST_SUFFIX):
+                (self.place / f"{picture}{suffix}").unlink(missing_ok=True)
 
     def unsearched(self, most: int) -> list[str]:
-        """Ids of the newest pictures whose nearest training picture is not known yet."""
+        """Ids of the newest pictures whose nearest training picture is not known yet, and can be searched."""
         kinds = ("sample", "edit", "enlarge")
-        return [entry["id"] for entry in self.entries() if entry.get("kind") in kinds and "nearest" not in entry][:most]
+        entries = (entry for entry in self.entries() if entry.get("kind") in kinds)
+        return [entry["id"] for entry in entries if not {"nearest", UNREADABLE} & {*entry}][:most]
 
     def keep_nearest(self, picture: str, content: bytes, note: dict[str, Any]) -> None:
-        """The nearest training picture of a picture, and what is known of it."""
-        about = self.about(picture)
-        write_whole(self.place / f"{picture}{NEAREST_SUFFIX}", content)
-        write_json(self.place / f"{picture}.json", {**about, "nearest": note})
+        """The nearest training picture of a picture, and what is known of it; or that the picture is unreadable."""
+        if UNREADABLE in note:
+            self._note(picture, note)
+            return
+        with CHANGING:
+            self.file(picture)
+            write_whole(self.place / f"{picture}{NEAREST_SUFFIX}", content)
+        self._note(picture, {"nearest": note})
 
     def nearest(self, picture: str) -> Path:
         """Raises `RefusedRequest` where it is not known."""

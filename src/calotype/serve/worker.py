@@ -28,6 +28,7 @@ from calotype.diffusion.stage import in_turn
 from calotype.machine import find_device, out_of_memory
 from calotype.model import Model, load
 from calotype.run import Run
+from calotype.serve.gallery import UNREADABLE
 from calotype.serve.requests import LARGEST_PIXELS
 from calotype.serve.trained import Trained, nearest_to
 from calotype.serve.wire import packed, unpack
@@ -290,7 +291,7 @@ class Worker:
             self.say({"job": job, "end": "failed", "reason": reason})
 
     def search(self, job: str, folder: Path, files: list[bytes]) -> None:
-        """The nearest training picture of each file."""
+        """The nearest training picture of each file; of one that cannot be decoded why, so that it hides no other."""
 
         def progress(done: int, total: int) -> None:
             if job in self.cancelled:
@@ -299,8 +300,12 @@ class Worker:
                 self.say({"job": job, "total": total, "done": done})
 
         trained = self.trained.of(folder, progress)
-        for content, note in nearest_to([decoded(file, read_image) for file in files], trained):
+        for file in files:
             progress(0, 1)
+            try:
+                ((content, note),) = nearest_to([decoded(file, read_image)], trained)
+            except UserError as error:
+                content, note = b"", {UNREADABLE: str(error)}
             self.say({"job": job, "note": note}, [content])
         self.say({"job": job, "end": "finished"})
 

@@ -7,11 +7,9 @@ C++ compiler, or no Triton on CUDA, trains without.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from contextlib import nullcontext
 
-from calotype.files import cache_home
 from calotype.nets.dit import Dit
 from calotype.threads import one_thread
 from calotype.training.loop import Division, Note, TrainProgress, differentiated
@@ -35,7 +33,6 @@ def compiled(
     backbone = objective.stage.denoiser.backbone if isinstance(objective, DenoisingObjective) else None
     if not isinstance(backbone, Dit) or batch.clean.device.type == "mps" or not division.ranks.alone:
         return False
-    settle()
     backbone.compile_blocks()
     try:
         with one_thread() if division.slices > 1 else nullcontext():
@@ -48,14 +45,3 @@ def compiled(
         note(f"the network is not compiled, which would make its training faster; torch.compile says: {reason}")
         return False
     return True
-
-
-def settle() -> None:
-    """Compiled code is kept in Calotype's cache; nothing that is kept is a pickle; the compiler is one process.
-
-    What the user has set in the environment stays. To be called before the compiler is imported.
-    """
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_home() / "compiled"))
-    for name in ("FX_GRAPH_CACHE", "AUTOGRAD_CACHE"):
-        os.environ.setdefault(f"TORCHINDUCTOR_{name}", "0")
-    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import platform
-import re
 import signal
 import sys
 import threading
@@ -18,7 +17,7 @@ from typing import BinaryIO, Protocol, runtime_checkable
 
 import psutil
 
-from calotype.files import read_bytes, remove
+from calotype.files import abandoned, read_bytes, remove, was_running
 from calotype.types import UserError
 
 if sys.platform == "win32":
@@ -31,7 +30,6 @@ NAME_SECONDS = 1.0
 """How long to wait for the process number of an owner that has taken the lock and not yet written it."""
 FAR = 1 << 30
 """Windows keeps others from reading a byte that is locked, so it is one far behind the number."""
-UNFINISHED = re.compile(r"\.(?P<name>.+)\.(?P<process>\d+)\.(?P<kind>tmp|old)")
 HANGUP = getattr(signal, "SIGHUP", None)
 """Windows has none."""
 STOPPING = (signal.SIGINT, signal.SIGTERM, *([HANGUP] if HANGUP else []))
@@ -266,22 +264,13 @@ def _named(lock: Path) -> tuple[int | None, str]:
     return (int(owner), host) if owner.isdecimal() else (None, "")
 
 
-def was_running(process: int, file: Path) -> bool:
-    """Whether this very process, and not a later one with its number (in a container, soon), wrote the file."""
-    try:
-        return psutil.Process(process).create_time() <= file.stat().st_mtime + 1
-    except (psutil.NoSuchProcess, OverflowError, FileNotFoundError):
-        return False
-
-
 def clean_up(folder: Path) -> None:
     """Ends what killed processes had begun to write in a run and its folders: the caller holds its lock.
 
     A folder that was to be replaced gets its name back if the new one had not yet taken it; all else is removed.
     """
     for path in sorted(folder.rglob(".*.*.old")) + sorted(folder.rglob(".*.*.tmp")):
-        unfinished = UNFINISHED.fullmatch(path.name)
-        if unfinished is None or was_running(int(unfinished["process"]), path):
+        if (unfinished := abandoned(path)) is None:
             continue
         if unfinished["kind"] == "old" and not path.with_name(unfinished["name"]).exists():
             path.rename(path.with_name(unfinished["name"]))

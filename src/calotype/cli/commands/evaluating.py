@@ -31,7 +31,7 @@ def evaluate(options: EvaluateOptions, console: Console, network: FeatureNetwork
     Without `out` they go into the run, its report and its model's card too. `network` takes the place of
     the one that the options name. Of several ranks each makes its share of the samples, and the first measures them.
     """
-    with joined_ranks(options.device) as ranks:
+    with joined_ranks(options.device, "evaluate") as ranks:
         return _evaluate(options, console, network, ranks) if ranks.first else _assist(options, network, ranks)
 
 

@@ -37,7 +37,7 @@ PAIR_SEPARATORS = {",": "a comma", "|": "a bar |"}
 
 def sample(options: SampleOptions, console: Console) -> Path:
     """Writes pictures, and returns their folder. Of several ranks each makes its share, and the first writes all."""
-    with joined_ranks(options.device) as ranks:
+    with joined_ranks(options.device, "sample") as ranks:
         return _sample(options, console if ranks.first else Silent(), ranks)
 
 

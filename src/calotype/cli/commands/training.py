@@ -25,7 +25,7 @@ from calotype.data.folder import Pictures
 from calotype.data.seen import SEEN_FILE, continued_split, write_seen
 from calotype.data.split import SPLIT_FILE, SPLIT_VERSION
 from calotype.evaluation.neighbours import write_neighbours
-from calotype.files import remove, sha256, write_json, write_whole
+from calotype.files import UNFINISHED, remove, sha256, write_json, write_whole
 from calotype.interop import minilm, transformers
 from calotype.interop.autoencoders import read_autoencoder_config
 from calotype.interop.diffusers import weights_file
@@ -43,7 +43,7 @@ from calotype.training.checkpoint import rename_legs
 from calotype.training.examples import without_unread_captions
 from calotype.training.pipeline import Pipeline, record_status
 from calotype.training.previews import held_out_prompts
-from calotype.training.process import UNFINISHED, StoppableReporter, locked, stoppable
+from calotype.training.process import StoppableReporter, locked, stoppable
 from calotype.training.warm_start import START_FOLDER
 from calotype.types import UserError
 
