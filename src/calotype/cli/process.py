@@ -38,8 +38,8 @@ COMPILER = {
     "AUTOGRAD_CACHE": "0",
     "COMPILE_THREADS": "1",
 }
-"""Of torch.compile: what it has compiled is kept where no other user can write; nothing that is kept is a pickle; and it
-starts no processes that have torch in memory once more."""
+"""Of torch.compile: its code is kept where no other user can write; nothing that is kept is a pickle; and it starts no
+processes that have torch in memory once more."""
 
 
 def tune_process() -> None:

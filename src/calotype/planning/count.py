@@ -19,7 +19,6 @@ from calotype.nets.critic import Critic, CriticConfig
 from calotype.nets.perceptual import BLOCK_GROUPS, STAGES, EfficientNetLite0
 from calotype.nets.weights import ShapesOnly
 from calotype.planning.costs import Costs, StepCost, build_stages, fit_flops
-from calotype.planning.memory import fit_memory, legs_in_outline, predicted_memory
 from calotype.planning.memory import (
     derived_bytes,
     fit_memory,

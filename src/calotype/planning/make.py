@@ -13,7 +13,6 @@ import torch
 
 from calotype.data.buckets import SIZES_COUNTED, bucket_counts, bucket_notes, bucket_sizes, original_sizes
 from calotype.data.folder import Pictures
-from calotype.data.permutation import LARGE_SET
 from calotype.machine import UTILIZATION, Machine
 from calotype.planning.choose import propose, three_digits
 from calotype.planning.costs import Costs
