@@ -194,7 +194,7 @@ class PatchPrior(Prior):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
-class Regression(NamedTuple):
+class ClusterRegression(NamedTuple):
     """Of the residuals in a cluster on their windows."""
 
     weights: Float[Tensor, "neighbour value"]
@@ -209,7 +209,7 @@ class ClusterFits(NamedTuple):
     plain: Float[Tensor, ""]
     """Standard deviation in flat areas."""
     centres: Float[Tensor, "cluster place"]
-    regressions: Iterator[Regression]
+    regressions: Iterator[ClusterRegression]
     """One a cluster, each made when it is asked for: all axes take a gigabyte where a stage enlarges 16 times."""
 
 
@@ -225,7 +225,7 @@ def fit_clusters(pairs: Iterable[tuple[Images, OtherImages]], factor: int) -> Cl
 
 def regressions(
     windows: Windows, residual: Float[Tensor, "window value"], contrast: Float[Tensor, " window"], clusters: Clusters
-) -> Iterator[Regression]:
+) -> Iterator[ClusterRegression]:
     """Ridge regressions in each cluster, beside one that is common to all."""
     prior_strength = PRIOR_COUNT * contrast.square().mean()
     unit = RIDGE * torch.eye(windows.shape[1], device=windows.device)
@@ -240,7 +240,7 @@ def regressions(
         errors = (targets - inputs @ more) / (1 - leverage(inputs, inverse))
         scatter = (errors.T @ errors + prior_strength * covariance) / (strength + prior_strength)
         variances, axes = torch.linalg.eigh(scatter)
-        yield Regression(common + more, variances.clamp(min=0), axes)
+        yield ClusterRegression(common + more, variances.clamp(min=0), axes)
 
 
 @torch.no_grad()

@@ -23,7 +23,7 @@ GALLERY_FOLDER = "gallery"
 LARGEST_GALLERY = 10_000
 """Pictures in a gallery."""
 PICTURE_ID = re.compile(r"[0-9a-f]{20}")
-PICTURE_SUFFIXES = (".png", ".webp")
+GALLERY_SUFFIXES = (".png", ".webp")
 SUFFIX_OF, NEAREST_SUFFIX = {"interpolate": ".webp"}, ".nearest.png"
 CHANGING = threading.Lock()
 """Held while the notes of a picture are read and written again: requests are answered by several threads."""
@@ -97,12 +97,12 @@ class Gallery:
                     yield {**about, "id": file.stem}
 
     def _has_picture(self, picture: str) -> bool:
-        return any((self.place / f"{picture}{suffix}").is_file() for suffix in PICTURE_SUFFIXES)
+        return any((self.place / f"{picture}{suffix}").is_file() for suffix in GALLERY_SUFFIXES)
 
     def file(self, picture: str) -> Path:
         """Raises `RefusedRequest` for an unknown id."""
         if PICTURE_ID.fullmatch(picture) and not self.place.is_symlink():
-            for suffix in PICTURE_SUFFIXES:
+            for suffix in GALLERY_SUFFIXES:
                 file = self.place / f"{picture}{suffix}"
                 if file.is_file() and not file.is_symlink():
                     return file
