@@ -28,6 +28,8 @@ JOB_SECONDS = 900.0
 """After which a request is given up, and its process replaced."""
 LAST_WORDS = 20
 """Lines of a process that are kept, for when it dies."""
+AFTER_LAST_WORD = 2.0
+"""In which a process that has closed its pipe is expected to end by itself."""
 RETRY_SECONDS = 0.5
 """Before a process that died at its start is started once more; doubled each time, up to a minute."""
 
@@ -277,7 +279,7 @@ class SamplingProcess:
             job.end("failed", f"it has taken more than {JOB_SECONDS:.0f} seconds, and was given up")
             await self.kill()
         except (asyncio.IncompleteReadError, ValueError):
-            await self.kill()
+            await self.kill(AFTER_LAST_WORD)
             job.end("failed", self.last_words())
         except asyncio.CancelledError:
             job.end("failed", "the server has been stopped")
@@ -309,8 +311,12 @@ class SamplingProcess:
             why = f"exit code {code}" + (f": {self.words[-1]}" if self.words else "")
         return f"the process that was sampling has died: {why}; another one takes its place, so ask again"
 
-    async def kill(self) -> None:
+    async def kill(self, patience: float = 0.0) -> None:
+        """One that ends by itself within so many seconds is not killed: `subprocess.Popen.send_signal` would ask for
+        its exit code before asyncio does, and asyncio would not get it."""
         if self.process is not None:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.process.wait(), patience)
             await ended(self.process)
 
     async def close(self) -> None:
@@ -324,6 +330,7 @@ class SamplingProcess:
 
 
 async def ended(process: asyncio.subprocess.Process) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        process.kill()
+    if process.returncode is None:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
     await process.wait()
