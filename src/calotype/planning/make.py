@@ -20,7 +20,7 @@ from calotype.planning.count import Counted
 from calotype.planning.inherit import explain_start, inherit
 from calotype.planning.laws import UTILIZATION, learning_rate, time_shares
 from calotype.planning.measure import Measurement
-from calotype.planning.memory import rounds_of
+from calotype.planning.memory import choose_sharding, rounds_of
 from calotype.planning.plan import Plan, explain, network_of
 from calotype.planning.sizes import check_sizes
 from calotype.recipe import DiffusionConfig, EnlargeRecipe, OptimizerConfig, Recipe, exposure_above, leg_above
@@ -44,6 +44,10 @@ GUIDANCE_SHARE, FEWEST_GUIDANCE_SAMPLES, MOST_GUIDANCE_SAMPLES = 0.03, 48, 192
 PREDICTED = (
     f"the plan is for a machine that is not here: seconds are counted operations at {UTILIZATION:.0%} of its FLOP/s, "
     f"memory is predicted, nothing was measured"
+)
+UNMEASURED = (
+    f"networks are sharded, so no rank could measure a step: seconds are counted operations at {UTILIZATION:.0%} of the "
+    f"FLOP/s of all ranks; legs follow the clock all the same"
 )
 FEWEST_HELD_OUT = 16
 """Validation pictures; by fewer, which guidance scale is nearest would be chance."""
@@ -70,13 +74,17 @@ def make_plan(
     proposal = merge(proposal, inherited)
     recipe = parse_recipe(merge(proposal, settings))
     check_sizes(recipe)
+    if machine.ranks > 1:
+        proposal["sharding"], reasons["sharding"] = choose_sharding(recipe, machine)
+        recipe = parse_recipe(merge(proposal, settings))
     rounds = rounds_of(recipe, machine)
     if recipe.denoiser.text.kind != "none" and not pictures.captions:
         raise UserError(
             f"denoiser.text.kind is {recipe.denoiser.text.kind}, but none of the pictures has a caption; write them "
             f"into .txt files beside the pictures or into metadata.jsonl, or set it to none"
         )
-    method = Measurement if machine.here else Counted
+    sharded = machine.ranks > 1 and recipe.sharding != "none"  # the rank that measures could not hold all
+    method = Counted if sharded or not machine.here else Measurement
     costs: Costs = method(recipe, pictures, machine, rounds)
     operations = UTILIZATION * machine.all_flops * budget
     plan = Plan(
@@ -100,6 +108,8 @@ def make_plan(
             ),
         ],
     )
+    if sharded:
+        plan.notes.append(UNMEASURED)
     if not machine.here:
         plan.notes.append(PREDICTED)
         started = time.time()  # how long planning takes there is not known

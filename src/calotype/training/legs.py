@@ -24,6 +24,7 @@ from calotype.nets.frozen import Frozen
 from calotype.nets.kl import Autoencoder
 from calotype.nets.perceptual import pretrained_lite0
 from calotype.priors.patches import PatchPrior
+from calotype.ranks import ALONE, Ranks
 from calotype.recipe import DiffusionConfig, EnlargeRecipe, Recipe, exposure_above, leg_above
 from calotype.run import Run
 from calotype.spaces.pixel import Space
@@ -34,6 +35,7 @@ from calotype.training.leg import Leg
 from calotype.training.loop import TrainProgress
 from calotype.training.objectives import AutoencoderObjective, DenoisingObjective, OneStepObjective
 from calotype.training.previews import DenoiserValidator, OneStepValidator, autoencoder_validator, validation_count
+from calotype.training.sharding import sharding_mesh, train_state
 from calotype.training.state import TrainState
 from calotype.training.warm_start import WarmStart, first_space
 from calotype.types import Rng
@@ -83,7 +85,7 @@ def autoencoder_objective(recipe: Recipe, vae: Autoencoder, device: torch.device
 
 def denoiser_leg(
     recipe: Recipe, buckets: Sequence[Bucket], space: Space, device: torch.device, run: Run | None = None,
-    frozen: Frozen | None = None, start: WarmStart | None = None,
+    frozen: Frozen | None = None, start: WarmStart | None = None, ranks: Ranks = ALONE,
 ) -> Leg[Stage]:  # fmt: skip
     """The first stage, in pixels or in the latents of a trained autoencoder."""
     deterministic(recipe.seed + 1)
@@ -97,12 +99,12 @@ def denoiser_leg(
         start.begin(stage, recipe, classes)
     weights = channel_weights(recipe, buckets, space)
     objective = DenoisingObjective(stage, recipe.denoiser, cross_fitted(fitted, device), weights)
-    return diffusion_leg("denoiser", recipe, objective, recipe.denoiser, recipe.sampling, buckets, device)
+    return diffusion_leg("denoiser", recipe, objective, recipe.denoiser, recipe.sampling, buckets, device, ranks)
 
 
 def enlarger_leg(
     recipe: Recipe, size: int, pictures: Pictures, examples: Examples, device: torch.device, run: Run | None = None,
-    frozen: Frozen | None = None, start: WarmStart | None = None,
+    frozen: Frozen | None = None, start: WarmStart | None = None, ranks: Ranks = ALONE,
 ) -> Leg[Stage]:  # fmt: skip
     """A stage that enlarges the pictures of the stage before it."""
     deterministic(recipe.seed + size)
@@ -114,7 +116,7 @@ def enlarger_leg(
     if start is not None:
         start.begin(stage, recipe, pictures.classes)
     objective, buckets = enlarging_objective(stage, config, device), [Bucket(pictures, examples)]
-    return diffusion_leg(leg_above(size), recipe, objective, config, config.sampling, buckets, device)
+    return diffusion_leg(leg_above(size), recipe, objective, config, config.sampling, buckets, device, ranks)
 
 
 def enlarging_objective(
@@ -126,7 +128,9 @@ def enlarging_objective(
     return OneStepObjective(stage, config, critic, pretrained_lite0(device), config.losses)
 
 
-def exposure_leg(recipe: Recipe, below: Stage, stage: Stage, pictures: Pictures, device: torch.device) -> Leg[Stage]:
+def exposure_leg(
+    recipe: Recipe, below: Stage, stage: Stage, pictures: Pictures, device: torch.device, ranks: Ranks = ALONE
+) -> Leg[Stage]:
     """Exposure fine-tuning: more training on pictures that the stage below has redrawn, with its artefacts."""
     size, config = stage.image_size, recipe.enlarger(stage.image_size)
     stream = f"mistakes-{size}"  # as in version 0.1: another name would draw other numbers
@@ -142,16 +146,17 @@ def exposure_leg(recipe: Recipe, below: Stage, stage: Stage, pictures: Pictures,
     learn = config.learn.model_copy(update={"learning_rate": config.learn.learning_rate / 4})  # it is trained already
     shorter = config.model_copy(update={"images": config.exposure.images, "learn": learn})
     objective, buckets = enlarging_objective(stage, config, device), [Bucket(pictures, examples)]
-    return diffusion_leg(exposure_above(size), recipe, objective, shorter, config.sampling, buckets, device, stream)
+    return diffusion_leg(exposure_above(size), recipe, objective, shorter, config.sampling, buckets, device, ranks, stream)
 
 
 def diffusion_leg(
     name: str, recipe: Recipe, objective: DenoisingObjective | OneStepObjective, config: DiffusionConfig,
-    sampling: Sampling, buckets: Sequence[Bucket], device: torch.device, stream: str = "",
+    sampling: Sampling, buckets: Sequence[Bucket], device: torch.device, ranks: Ranks, stream: str = "",
 ) -> Leg[Stage]:  # fmt: skip
     """Trained on all buckets, and validated on the one with the most validation pictures."""
     stage, rng, main = objective.stage, Rng((recipe.seed, stream or name)), main_bucket(buckets)
-    states = {"denoiser": TrainState(stage.denoiser.to(device), config.learn, recipe.precision)}
+    mesh = sharding_mesh(recipe.sharding, ranks) if isinstance(objective, DenoisingObjective) else None
+    states = {"denoiser": train_state(stage.denoiser, config.learn, recipe.precision, device, mesh)}
     average = states["denoiser"].average
     assert isinstance(average, Denoiser)
     averaged = replace(stage, denoiser=average)
@@ -161,7 +166,8 @@ def diffusion_leg(
     count = validation_count(train.batch(0, 1).clean[0].numel())
     held_out = examples(pictures.validation_indices).batch(0, min(count, len(pictures.validation_indices)))
     same = train.batch(0, len(held_out))
-    validator = DenoiserValidator(averaged, stage, sampling, held_out, same, len(pictures.classes), rng)
+    raw = None if mesh else stage  # one rank alone cannot compute with sharded weights
+    validator = DenoiserValidator(averaged, raw, sampling, held_out, same, len(pictures.classes), rng)
     guard = None
     if isinstance(objective, OneStepObjective):
         validator = OneStepValidator(**vars(validator), features=objective.features)
@@ -178,7 +184,7 @@ def diffusion_leg(
         validator,
         averaged,
         guard,
-        validator.write_raw,
+        validator.write_raw if raw else None,
     )
 
 

@@ -1,0 +1,159 @@
+"""Pieces of tensors that are sharded along their first dimension, one for each rank, and how checkpoints hold them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import torch
+from pydantic import Field
+from safetensors import safe_open
+from torch import Tensor
+
+from calotype.files import listed, read_as, read_manifest, read_tensors, reason_of, write_json, write_tensors
+from calotype.nets.weights import local
+from calotype.types import Config, UserError
+
+SHARDS = "shards.json"
+"""In a checkpoint: the shape of each sharded tensor, and where its pieces are."""
+
+
+class Piece(NamedTuple):
+    """Which piece of all tensors a rank has."""
+
+    index: int = 0
+    count: int = 1
+    replica: int = 0
+    """Where several ranks have the same piece (HSDP), the place of this one among them."""
+
+    def rows(self, length: int) -> slice:
+        """Of a tensor of so many rows, as `torch.chunk` divides them; the last pieces may be empty."""
+        size = -(-length // self.count)
+        return slice(min(length, self.index * size), min(length, (self.index + 1) * size))
+
+
+def piece_of(tensors: Mapping[str, Tensor]) -> Piece:
+    """The piece that this rank has where tensors are sharded (`DTensor`), else the whole."""
+    for value in tensors.values():
+        if hasattr(value, "device_mesh"):
+            *replica, index = value.device_mesh.get_coordinate()
+            return Piece(index, value.device_mesh.size(-1), sum(replica))
+    return Piece()
+
+
+def gathered(rows: Tensor, sharded: Tensor) -> Tensor:
+    """The whole tensor of these rows of each rank, which are as those of `sharded`; without ranks the same."""
+    if not hasattr(sharded, "device_mesh"):
+        return rows
+    from torch.distributed.tensor import DTensor
+
+    mesh, placements = sharded.device_mesh, sharded.placements  # type: ignore[attr-defined]
+    whole: Tensor = DTensor.from_local(
+        rows, mesh, placements, run_check=False, shape=sharded.shape, stride=sharded.stride()
+    ).full_tensor()
+    return whole
+
+
+# -- Files -------------------------------------------------------------------------------------------------------------
+
+
+class StoredPiece(Config):
+    file: str
+    offset: Annotated[int, Field(ge=0)]
+    """The first row."""
+
+
+class StoredTensor(Config):
+    shape: list[Annotated[int, Field(ge=0)]]
+    pieces: Annotated[list[StoredPiece], Field(min_length=1)]
+    """In the order of their rows."""
+
+
+Layout = dict[str, StoredTensor]
+"""By the name of a tensor."""
+
+
+def file_of(name: str, piece: Piece) -> str:
+    """That a rank writes."""
+    return f"{name}-{piece.index + 1:05d}-of-{piece.count:05d}.safetensors"
+
+
+def write_pieces(folder: Path, name: str, tensors: Mapping[str, Tensor]) -> None:
+    """What this rank has of sharded tensors; the first writes what is not sharded, too. No rank has all in memory."""
+    piece = piece_of(tensors)
+    own = {key: local(value) for key, value in tensors.items() if hasattr(value, "device_mesh") or piece.index == 0}
+    if piece.replica == 0:
+        held = {key: value for key, value in own.items() if value.numel()}
+        write_tensors(folder / file_of(name, piece), held)
+
+
+def write_layout(folder: Path, states: Mapping[str, Mapping[str, Tensor]]) -> None:
+    """`SHARDS`, of the tensors of each state."""
+    layouts = {name: layout_of(name, tensors) for name, tensors in states.items()}
+    about = {name: {key: stored.model_dump() for key, stored in layout.items()} for name, layout in layouts.items()}
+    write_json(folder / SHARDS, about)
+
+
+def layout_of(name: str, tensors: Mapping[str, Tensor]) -> Layout:
+    pieces = [Piece(index, piece_of(tensors).count) for index in range(piece_of(tensors).count)]
+    layout = {}
+    for key, value in tensors.items():
+        starts = [(pieces[0], 0)]
+        if hasattr(value, "device_mesh"):
+            rows = [(piece, piece.rows(len(value))) for piece in pieces]
+            starts = [(piece, own.start) for piece, own in rows if own.start < own.stop]
+        held = [StoredPiece(file=file_of(name, piece), offset=start) for piece, start in starts]
+        layout[key] = StoredTensor(shape=[*value.shape], pieces=held)
+    return layout
+
+
+def read_state(folder: Path, name: str, piece: Piece = Piece()) -> dict[str, Tensor]:
+    """The tensors of a state in a checkpoint, sharded or not; of each no more than the rows of a piece.
+
+    Raises `UserError` where a file is missing or damaged, or pieces do not make up their tensor.
+    """
+    layout = read_layout(folder, name) if SHARDS in read_manifest(folder) else None
+    if layout is None and piece.count == 1:
+        return read_tensors(listed(folder, f"{name}.safetensors"))
+    try:
+        with ExitStack() as stack:
+
+            def opened(file: str) -> Any:
+                return stack.enter_context(safe_open(listed(folder, file), framework="pt"))
+
+            if layout is None:
+                file = f"{name}.safetensors"
+                whole, place = opened(file), [StoredPiece(file=file, offset=0)]
+                layout = {key: StoredTensor(shape=whole.get_slice(key).get_shape(), pieces=place) for key in whole.keys()}
+            files = {file: opened(file) for file in {held.file for each in layout.values() for held in each.pieces}}
+            return {key: read_tensor(files, key, stored, piece) for key, stored in layout.items()}
+    except UserError:
+        raise
+    except Exception as error:  # the package raises nothing narrower
+        raise UserError(f"{folder / SHARDS} does not fit its files ({reason_of(error):.120}); copy it again") from None
+
+
+def read_layout(folder: Path, name: str) -> Layout | None:
+    """None where the state is not sharded."""
+    layouts: dict[str, Layout] = read_as(listed(folder, SHARDS), dict[str, Layout])
+    return layouts.get(name)
+
+
+def read_tensor(files: Mapping[str, Any], key: str, stored: StoredTensor, piece: Piece) -> Tensor:
+    """The rows of a piece, of the files that have them."""
+    if not stored.shape:
+        return files[stored.pieces[0].file].get_tensor(key)
+    wanted, end, parts = piece.rows(stored.shape[0]), 0, []
+    for held in stored.pieces:
+        part = files[held.file].get_slice(key)
+        start, end = end, end + part.get_shape()[0]
+        if held.offset != start:
+            raise UserError(f"{held.file}: {key:.80} starts at row {held.offset}, but the rows before end at {start}")
+        first, last = max(wanted.start, start) - start, min(wanted.stop, end) - start
+        if first < last or not parts:  # also no rows have a shape
+            parts.append(part[first : max(first, last)])
+    if end != stored.shape[0]:
+        raise UserError(f"{held.file}: {key:.80} ends at row {end}, but has {stored.shape[0]} rows")
+    return torch.cat(parts)
