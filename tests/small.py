@@ -15,7 +15,6 @@ from calotype.data.latents import LatentCache
 from calotype.data.split import Split
 from calotype.machine import Machine
 from calotype.planning import measure
-from calotype.ranks import ALONE
 from calotype.settings import parse_recipe
 from calotype.spaces.latent import LatentSpace
 from calotype.tables import merge
@@ -183,13 +182,13 @@ def first_leg(**changes):
     return autoencoder_leg(recipe(**changes), noise_pictures(), CPU)
 
 
-def second_leg(ranks=ALONE, **changes):
+def second_leg(**changes):
     """In the latents of an autoencoder that has not learned beyond its closed-form start."""
     settings = recipe(**changes)
     pictures = noise_pictures()
     space = LatentSpace(autoencoder_leg(settings, pictures, CPU).trained)
     examples = latent_examples(settings, pictures, noise_cache(settings), CPU)
-    return denoiser_leg(settings, [Bucket(pictures, examples)], space, CPU, ranks=ranks)
+    return denoiser_leg(settings, [Bucket(pictures, examples)], space, CPU)
 
 
 def noise_cache(settings, count=10):

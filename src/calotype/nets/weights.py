@@ -76,8 +76,7 @@ def check_weights(network: nn.Module, tensors: Mapping[str, Tensor], source: str
 
 def local(tensor: Tensor) -> Tensor:
     """The rows of a sharded tensor (`DTensor`) that this rank has, in the same memory; of any other all."""
-    rows: Tensor = tensor.detach().to_local() if hasattr(tensor, "to_local") else tensor
-    return rows
+    return getattr(tensor.detach(), "to_local", lambda: tensor)()
 
 
 def check_tensors(given: Mapping[str, Tensor], expected: Mapping[str, Tensor], source: str) -> None:

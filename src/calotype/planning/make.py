@@ -46,8 +46,8 @@ PREDICTED = (
     f"memory is predicted, nothing was measured"
 )
 UNMEASURED = (
-    f"networks are sharded, so no rank could measure a step: seconds are counted operations at {UTILIZATION:.0%} of the "
-    f"FLOP/s of all ranks; legs follow the clock all the same"
+    f"networks are sharded, so no rank could measure a step: seconds are counted operations at {UTILIZATION:.0%} of "
+    f"the FLOP/s of all ranks"
 )
 FEWEST_HELD_OUT = 16
 """Validation pictures; by fewer, which guidance scale is nearest would be chance."""

@@ -46,9 +46,7 @@ class Saved(Protocol):
     def restore(self, tensors: dict[str, Tensor], steps: int) -> None: ...
 
 
-def save(
-    folder: Path, leg: str, states: Mapping[str, Saved], progress: TrainProgress, ranks: Ranks = ALONE
-) -> None:
+def save(folder: Path, leg: str, states: Mapping[str, Saved], progress: TrainProgress, ranks: Ranks = ALONE) -> None:
     """Writes `folder/leg-<images seen>`, then removes what it supersedes: see `_superseded`.
 
     Of several ranks all call it: each writes its pieces of sharded states, the first all else. Raises `UserError`,

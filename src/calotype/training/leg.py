@@ -200,7 +200,7 @@ def resume_leg(run: Run, leg: Leg[object], note: Note) -> str | None:
         run.log("note", text=f"{leg.name}: went on from {restored.name}")
     run.state.legs[leg.name] = "training"
     run.save()
-    return restored and restored.name
+    return restored.name if restored else None
 
 
 @contextmanager

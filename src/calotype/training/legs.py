@@ -24,7 +24,6 @@ from calotype.nets.frozen import Frozen
 from calotype.nets.kl import Autoencoder
 from calotype.nets.perceptual import pretrained_lite0
 from calotype.priors.patches import PatchPrior
-from calotype.ranks import ALONE, Ranks
 from calotype.recipe import DiffusionConfig, EnlargeRecipe, Recipe, exposure_above, leg_above
 from calotype.run import Run
 from calotype.spaces.pixel import Space
@@ -85,7 +84,7 @@ def autoencoder_objective(recipe: Recipe, vae: Autoencoder, device: torch.device
 
 def denoiser_leg(
     recipe: Recipe, buckets: Sequence[Bucket], space: Space, device: torch.device, run: Run | None = None,
-    frozen: Frozen | None = None, start: WarmStart | None = None, ranks: Ranks = ALONE,
+    frozen: Frozen | None = None, start: WarmStart | None = None,
 ) -> Leg[Stage]:  # fmt: skip
     """The first stage, in pixels or in the latents of a trained autoencoder."""
     deterministic(recipe.seed + 1)
@@ -99,12 +98,12 @@ def denoiser_leg(
         start.begin(stage, recipe, classes)
     weights = channel_weights(recipe, buckets, space)
     objective = DenoisingObjective(stage, recipe.denoiser, cross_fitted(fitted, device), weights)
-    return diffusion_leg("denoiser", recipe, objective, recipe.denoiser, recipe.sampling, buckets, device, ranks)
+    return diffusion_leg("denoiser", recipe, objective, recipe.denoiser, recipe.sampling, buckets, device)
 
 
 def enlarger_leg(
     recipe: Recipe, size: int, pictures: Pictures, examples: Examples, device: torch.device, run: Run | None = None,
-    frozen: Frozen | None = None, start: WarmStart | None = None, ranks: Ranks = ALONE,
+    frozen: Frozen | None = None, start: WarmStart | None = None,
 ) -> Leg[Stage]:  # fmt: skip
     """A stage that enlarges the pictures of the stage before it."""
     deterministic(recipe.seed + size)
@@ -116,7 +115,7 @@ def enlarger_leg(
     if start is not None:
         start.begin(stage, recipe, pictures.classes)
     objective, buckets = enlarging_objective(stage, config, device), [Bucket(pictures, examples)]
-    return diffusion_leg(leg_above(size), recipe, objective, config, config.sampling, buckets, device, ranks)
+    return diffusion_leg(leg_above(size), recipe, objective, config, config.sampling, buckets, device)
 
 
 def enlarging_objective(
@@ -128,9 +127,7 @@ def enlarging_objective(
     return OneStepObjective(stage, config, critic, pretrained_lite0(device), config.losses)
 
 
-def exposure_leg(
-    recipe: Recipe, below: Stage, stage: Stage, pictures: Pictures, device: torch.device, ranks: Ranks = ALONE
-) -> Leg[Stage]:
+def exposure_leg(recipe: Recipe, below: Stage, stage: Stage, pictures: Pictures, device: torch.device) -> Leg[Stage]:
     """Exposure fine-tuning: more training on pictures that the stage below has redrawn, with its artefacts."""
     size, config = stage.image_size, recipe.enlarger(stage.image_size)
     stream = f"mistakes-{size}"  # as in version 0.1: another name would draw other numbers
@@ -146,16 +143,16 @@ def exposure_leg(
     learn = config.learn.model_copy(update={"learning_rate": config.learn.learning_rate / 4})  # it is trained already
     shorter = config.model_copy(update={"images": config.exposure.images, "learn": learn})
     objective, buckets = enlarging_objective(stage, config, device), [Bucket(pictures, examples)]
-    return diffusion_leg(exposure_above(size), recipe, objective, shorter, config.sampling, buckets, device, ranks, stream)
+    return diffusion_leg(exposure_above(size), recipe, objective, shorter, config.sampling, buckets, device, stream)
 
 
 def diffusion_leg(
     name: str, recipe: Recipe, objective: DenoisingObjective | OneStepObjective, config: DiffusionConfig,
-    sampling: Sampling, buckets: Sequence[Bucket], device: torch.device, ranks: Ranks, stream: str = "",
+    sampling: Sampling, buckets: Sequence[Bucket], device: torch.device, stream: str = "",
 ) -> Leg[Stage]:  # fmt: skip
     """Trained on all buckets, and validated on the one with the most validation pictures."""
     stage, rng, main = objective.stage, Rng((recipe.seed, stream or name)), main_bucket(buckets)
-    mesh = sharding_mesh(recipe.sharding, ranks) if isinstance(objective, DenoisingObjective) else None
+    mesh = sharding_mesh(recipe.sharding, device) if isinstance(objective, DenoisingObjective) else None
     states = {"denoiser": train_state(stage.denoiser, config.learn, recipe.precision, device, mesh)}
     average = states["denoiser"].average
     assert isinstance(average, Denoiser)
@@ -166,7 +163,7 @@ def diffusion_leg(
     count = validation_count(train.batch(0, 1).clean[0].numel())
     held_out = examples(pictures.validation_indices).batch(0, min(count, len(pictures.validation_indices)))
     same = train.batch(0, len(held_out))
-    raw = None if mesh else stage  # one rank alone cannot compute with sharded weights
+    raw = stage if mesh is None else None  # one rank alone cannot compute with sharded weights
     validator = DenoiserValidator(averaged, raw, sampling, held_out, same, len(pictures.classes), rng)
     guard = None
     if isinstance(objective, OneStepObjective):

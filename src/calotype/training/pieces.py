@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field
@@ -20,7 +21,8 @@ SHARDS = "shards.json"
 """In a checkpoint: the shape of each sharded tensor, and where its pieces are."""
 
 
-class Piece(NamedTuple):
+@dataclass(frozen=True)
+class Piece:
     """Which piece of all tensors a rank has."""
 
     index: int = 0
@@ -34,13 +36,16 @@ class Piece(NamedTuple):
         return slice(min(length, self.index * size), min(length, (self.index + 1) * size))
 
 
+WHOLE = Piece()
+
+
 def piece_of(tensors: Mapping[str, Tensor]) -> Piece:
     """The piece that this rank has where tensors are sharded (`DTensor`), else the whole."""
     for value in tensors.values():
         if hasattr(value, "device_mesh"):
             *replica, index = value.device_mesh.get_coordinate()
             return Piece(index, value.device_mesh.size(-1), sum(replica))
-    return Piece()
+    return WHOLE
 
 
 def gathered(rows: Tensor, sharded: Tensor) -> Tensor:
@@ -109,7 +114,7 @@ def layout_of(name: str, tensors: Mapping[str, Tensor]) -> Layout:
     return layout
 
 
-def read_state(folder: Path, name: str, piece: Piece = Piece()) -> dict[str, Tensor]:
+def read_state(folder: Path, name: str, piece: Piece = WHOLE) -> dict[str, Tensor]:
     """The tensors of a state in a checkpoint, sharded or not; of each no more than the rows of a piece.
 
     Raises `UserError` where a file is missing or damaged, or pieces do not make up their tensor.
@@ -124,9 +129,7 @@ def read_state(folder: Path, name: str, piece: Piece = Piece()) -> dict[str, Ten
                 return stack.enter_context(safe_open(listed(folder, file), framework="pt"))
 
             if layout is None:
-                file = f"{name}.safetensors"
-                whole, place = opened(file), [StoredPiece(file=file, offset=0)]
-                layout = {key: StoredTensor(shape=whole.get_slice(key).get_shape(), pieces=place) for key in whole.keys()}
+                layout = layout_of_file(file := f"{name}.safetensors", opened(file))
             files = {file: opened(file) for file in {held.file for each in layout.values() for held in each.pieces}}
             return {key: read_tensor(files, key, stored, piece) for key, stored in layout.items()}
     except UserError:
@@ -141,11 +144,17 @@ def read_layout(folder: Path, name: str) -> Layout | None:
     return layouts.get(name)
 
 
+def layout_of_file(name: str, file: Any) -> Layout:
+    """Of an opened file with whole tensors."""
+    place, shapes = [StoredPiece(file=name, offset=0)], {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118
+    return {key: StoredTensor(shape=shape, pieces=place) for key, shape in shapes.items()}
+
+
 def read_tensor(files: Mapping[str, Any], key: str, stored: StoredTensor, piece: Piece) -> Tensor:
     """The rows of a piece, of the files that have them."""
     if not stored.shape:
         return files[stored.pieces[0].file].get_tensor(key)
-    wanted, end, parts = piece.rows(stored.shape[0]), 0, []
+    wanted, end, parts = piece.rows(stored.shape[0]), 0, list[Tensor]()
     for held in stored.pieces:
         part = files[held.file].get_slice(key)
         start, end = end, end + part.get_shape()[0]

@@ -183,9 +183,7 @@ class Pipeline:
 
     def first_stage(self, space: Space, buckets: Sequence[Bucket]) -> Stage:
         with self.ranks.in_turn(), self._counting("fit"):
-            leg = denoiser_leg(
-                self.recipe, buckets, space, self.device, self.run, self.frozen, self.start, self.ranks
-            )
+            leg = denoiser_leg(self.recipe, buckets, space, self.device, self.run, self.frozen, self.start)
         return self._train(leg)
 
     def enlarger(self, size: int, below: Stage, recipe: Recipe) -> Stage:
@@ -194,14 +192,12 @@ class Pipeline:
         with self.ranks.in_turn(), self._counting("prepare"):
             pictures = self.pictures.shrunk(size)
             examples = crop_examples(self.recipe, size, pictures, self.device)
-            leg = enlarger_leg(
-                self.recipe, size, pictures, examples, self.device, self.run, self.frozen, self.start, self.ranks
-            )
+            leg = enlarger_leg(self.recipe, size, pictures, examples, self.device, self.run, self.frozen, self.start)
         stage = self._train(leg)
         if not self.recipe.enlarger(size).exposure.images:
             return stage
         with self._counting("prepare"):
-            fine_tuning = exposure_leg(recipe, below, stage, pictures, self.device, self.ranks)
+            fine_tuning = exposure_leg(recipe, below, stage, pictures, self.device)
         return self._train(fine_tuning)
 
     def with_best_guidance(self, stage: Stage) -> Recipe:

@@ -1,4 +1,4 @@
-"""Weights, gradients, moments and averages sharded over ranks: FSDP2 and HSDP (`torch.distributed.fsdp.fully_shard`)."""
+"""Weights, gradients, moments and averages in shards, one a rank: FSDP2 and HSDP, by torch's `fully_shard`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from calotype.nets.blocks import Precision
@@ -22,26 +23,26 @@ if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
 
-def sharding_mesh(sharding: Sharding, ranks: Ranks) -> DeviceMesh | None:
-    """The ranks in one dimension, "shard"; with hybrid sharding in two, "replicate", the nodes, and "shard", the ranks
-    of a node. None where each rank holds all weights.
+def sharding_mesh(sharding: Sharding, device: torch.device) -> DeviceMesh | None:
+    """The ranks of torch's process group in one dimension, "shard"; with hybrid sharding in two, "replicate" (nodes)
+    and "shard" (the ranks of a node). None where each rank has all weights, as where there is only one.
 
-    Raises `UserError` for hybrid sharding where nodes differ in their ranks.
+    Raises `UserError` for hybrid sharding where nodes differ in their number of ranks.
     """
-    of_node = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if sharding == "hybrid" else ranks.count
-    if ranks.alone or sharding == "none" or of_node == 1:
+    count = dist.get_world_size() if dist.is_initialized() else 1
+    of_node = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if sharding == "hybrid" else count
+    if sharding == "none" or of_node == 1:
         return None
-    if ranks.count % of_node:
+    if count % of_node:
         raise UserError(
-            f"sharding is hybrid, but {ranks.count} ranks are no multiple of the {of_node} on this node; start as many "
-            f"on each node, or set sharding to full"
+            f"sharding is hybrid, but {count} ranks are no multiple of the {of_node} on this node; start as many on "
+            f"each node, or set sharding to full"
         )
     from torch.distributed.device_mesh import init_device_mesh  # imported where it is used: it takes a second
 
-    nodes, kind = ranks.count // of_node, ranks.device.type
-    if nodes == 1:
-        return init_device_mesh(kind, (of_node,), mesh_dim_names=("shard",))
-    return init_device_mesh(kind, (nodes, of_node), mesh_dim_names=("replicate", "shard"))
+    if count == of_node:
+        return init_device_mesh(device.type, (count,), mesh_dim_names=("shard",))
+    return init_device_mesh(device.type, (count // of_node, of_node), mesh_dim_names=("replicate", "shard"))
 
 
 def shard(network: nn.Module, mesh: DeviceMesh, precision: Precision) -> None:

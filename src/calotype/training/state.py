@@ -132,8 +132,8 @@ class TrainState:
         """Takes the size of the averages alone, since each weight goes into them."""
         if math.isfinite(float(size)):
             return
-        kinds = {"weight": dict(self.network.named_parameters()), "average": self.averages}
-        named = {f"{kind} {name}": local(value) for kind, own in kinds.items() for name, value in own.items()}
+        named = {f"weight {name}": local(weight) for name, weight in self.network.named_parameters()}
+        named |= {f"average {name}": local(average) for name, average in self.averages.items()}
         raise NotFiniteError(f"the {not_finite(named) or 'norm of the weights'} is not finite")
 
     @torch.no_grad()
