@@ -24,11 +24,11 @@ from calotype.types import UserError
 STEPS = 18
 
 
-def leg_on(precision="float32"):
+def leg_on(sharding="full", precision="float32"):
     """Two layers; their matrices by Muon, all else by AdamW."""
     learn = {"learning_rate": 1e-3, "optimizer": "muon"}
     denoiser = {"images": 4 * STEPS, "learn": learn, "backbone": {"depth": 2}}
-    return second_leg(sharding="full", precision=precision, denoiser=denoiser)
+    return second_leg(sharding=sharding, precision=precision, denoiser=denoiser)
 
 
 def advanced(leg, ranks, steps, slices=1):
