@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from calotype.nets.blocks import Precision
+from calotype.nets.blocks import ChannelNorm, Precision
 from calotype.nets.weights import check_weights, local
 from calotype.priors.prior import load_trained, with_constants
 from calotype.ranks import Ranks
@@ -48,15 +48,19 @@ def sharding_mesh(sharding: Sharding, device: torch.device) -> DeviceMesh | None
 def shard(network: nn.Module, mesh: DeviceMesh, precision: Precision) -> None:
     """Shards every block, then the rest with the root, whose `loss` gathers as `forward` does.
 
-    Blocks compute on gathered weights of `precision`, which are freed after each pass; gradients are summed in float32.
+    Blocks are gathered in `precision`, unless some of their operations take float32 weights in autocast, and freed
+    after each pass. Gradients are summed in float32.
     """
     from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
-    for weight in network.parameters():
-        weight.data = weight.data.contiguous()  # `fully_shard` takes no channels_last
-    policy = MixedPrecisionPolicy(getattr(torch, precision), torch.float32, cast_forward_inputs=False)
+    for part in network.modules():
+        if isinstance(part, nn.Conv2d):  # `fully_shard` takes no channels_last, so that of the input must do
+            part.weight.data = part.weight.data.contiguous()
+            part.register_forward_pre_hook(lambda _, images: images[0].contiguous(memory_format=torch.channels_last))
+    mixed = MixedPrecisionPolicy(getattr(torch, precision), torch.float32, cast_forward_inputs=False)
     for block in reversed(blocks_of(network)):  # from the inside out
-        fully_shard(block, mesh=mesh, mp_policy=policy)
+        takes_float32 = any(isinstance(part, ChannelNorm) for part in block.modules())
+        fully_shard(block, mesh=mesh, mp_policy=MixedPrecisionPolicy() if takes_float32 else mixed)
     fully_shard(network, mesh=mesh)
     for part in network.modules():
         if isinstance(part, FSDPModule):  # sums, not means, as losses are shares of the loss of the whole batch
