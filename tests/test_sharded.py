@@ -174,7 +174,7 @@ def gone_on(ranks, folder, steps):
         checkpoint.restore(folder, "denoiser", leg.saved, leg.progress)
     newest = ranks.say(lambda: checkpoint.checkpoints(folder, "denoiser")[-1].name)
     if not ranks.first:
-        checkpoint.load(folder / newest, leg.saved, leg.progress)
+        checkpoint.load_checkpoint(folder / newest, leg.saved, leg.progress)
     advanced(leg, ranks, steps, slices=2 if ranks.alone else 1)
     saved_on(ranks, leg, folder)
     return whole(leg)

@@ -26,7 +26,7 @@ from calotype.files import (
 )
 from calotype.ranks import ALONE, Ranks
 from calotype.training.loop import TrainProgress
-from calotype.training.pieces import piece_of, read_state, write_layout, write_pieces
+from calotype.training.pieces import SHARDS, layout_of, piece_of, read_state, write_pieces
 from calotype.types import Config, UserError
 
 SPARE = 1.2
@@ -65,7 +65,7 @@ def save(folder: Path, leg: str, states: Mapping[str, Saved], progress: TrainPro
             for name in tensors.keys() - sharded.keys():
                 write_tensors(path / f"{name}.safetensors", tensors[name])
             if sharded:
-                write_layout(path, sharded)
+                write_json(path / SHARDS, {name: layout_of(name, own) for name, own in sharded.items()})
             steps = {name: state.steps for name, state in states.items()}
             write_json(path / "state.json", {"clock": progress.state(), "steps": steps})
     if ranks.first:
@@ -152,10 +152,10 @@ def _restore(path: Path, states: Mapping[str, Saved], progress: TrainProgress) -
     """Raises `UserError` for a checkpoint that is damaged, or of other networks."""
     if wrong := damage(path):
         raise UserError(wrong)
-    load(path, states, progress)
+    load_checkpoint(path, states, progress)
 
 
-def load(path: Path, states: Mapping[str, Saved], progress: TrainProgress) -> None:
+def load_checkpoint(path: Path, states: Mapping[str, Saved], progress: TrainProgress) -> None:
     """Brings train states and progress to a checkpoint that is whole; of sharded states each rank reads its pieces."""
     stored: SavedState = read_as(listed(path, "state.json"), SavedState)
     for name in [name for name in states if name in stored.steps]:

@@ -134,7 +134,7 @@ def train_leg(
     ranks = division.ranks
     restored = ranks.say(lambda: resume_leg(run, leg, note))
     if leg.sharded and restored and not ranks.first:
-        checkpoint.load(run.folder / "checkpoints" / restored, leg.saved, leg.progress)
+        checkpoint.load_checkpoint(run.folder / "checkpoints" / restored, leg.saved, leg.progress)
     elif not leg.sharded:
         share_leg(ranks, leg)
     progress, validating, save = leg.progress, 0.0, partial(save_leg, run, leg, ranks)

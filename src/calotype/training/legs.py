@@ -34,7 +34,7 @@ from calotype.training.leg import Leg
 from calotype.training.loop import TrainProgress
 from calotype.training.objectives import AutoencoderObjective, DenoisingObjective, OneStepObjective
 from calotype.training.previews import DenoiserValidator, OneStepValidator, autoencoder_validator, validation_count
-from calotype.training.sharding import sharding_mesh, train_state
+from calotype.training.sharding import ShardedState, sharding_mesh
 from calotype.training.state import TrainState
 from calotype.training.warm_start import WarmStart, first_space
 from calotype.types import Rng
@@ -153,7 +153,11 @@ def diffusion_leg(
     """Trained on all buckets, and validated on the one with the most validation pictures."""
     stage, rng, main = objective.stage, Rng((recipe.seed, stream or name)), main_bucket(buckets)
     mesh = sharding_mesh(recipe.sharding, device) if isinstance(objective, DenoisingObjective) else None
-    states = {"denoiser": train_state(stage.denoiser, config.learn, recipe.precision, device, mesh)}
+    states: dict[str, TrainState] = {}
+    if mesh is None:
+        states["denoiser"] = TrainState(stage.denoiser.to(device), config.learn, recipe.precision)
+    else:
+        states["denoiser"] = ShardedState(stage.denoiser, config.learn, recipe.precision, mesh)
     average = states["denoiser"].average
     assert isinstance(average, Denoiser)
     averaged = replace(stage, denoiser=average)

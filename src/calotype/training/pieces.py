@@ -13,7 +13,7 @@ from pydantic import Field
 from safetensors import safe_open
 from torch import Tensor
 
-from calotype.files import listed, read_as, read_manifest, read_tensors, reason_of, write_json, write_tensors
+from calotype.files import listed, read_as, read_manifest, read_tensors, reason_of, write_tensors
 from calotype.nets.weights import local
 from calotype.types import Config, UserError
 
@@ -39,18 +39,24 @@ class Piece:
 WHOLE = Piece()
 
 
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether it is a `DTensor`, whose module takes a second to import."""
+    return hasattr(tensor, "device_mesh")
+
+
 def piece_of(tensors: Mapping[str, Tensor]) -> Piece:
     """The piece that this rank has where tensors are sharded (`DTensor`), else the whole."""
-    for value in tensors.values():
-        if hasattr(value, "device_mesh"):
-            *replica, index = value.device_mesh.get_coordinate()
-            return Piece(index, value.device_mesh.size(-1), sum(replica))
-    return WHOLE
+    sharded = next(filter(is_sharded, tensors.values()), None)
+    if sharded is None:
+        return WHOLE
+    mesh = sharded.device_mesh  # type: ignore[attr-defined]
+    *replica, index = mesh.get_coordinate()
+    return Piece(index, mesh.size(-1), sum(replica))
 
 
 def gathered(rows: Tensor, sharded: Tensor) -> Tensor:
     """The whole tensor of these rows of each rank, which are as those of `sharded`; without ranks the same."""
-    if not hasattr(sharded, "device_mesh"):
+    if not is_sharded(sharded):
         return rows
     from torch.distributed.tensor import DTensor
 
@@ -88,29 +94,20 @@ def file_of(name: str, piece: Piece) -> str:
 def write_pieces(folder: Path, name: str, tensors: Mapping[str, Tensor]) -> None:
     """What this rank has of sharded tensors; the first writes what is not sharded, too. No rank has all in memory."""
     piece = piece_of(tensors)
-    own = {key: local(value) for key, value in tensors.items() if hasattr(value, "device_mesh") or piece.index == 0}
+    own = {key: local(value) for key, value in tensors.items() if is_sharded(value) or piece.index == 0}
     if piece.replica == 0:
         held = {key: value for key, value in own.items() if value.numel()}
         write_tensors(folder / file_of(name, piece), held)
 
 
-def write_layout(folder: Path, states: Mapping[str, Mapping[str, Tensor]]) -> None:
-    """`SHARDS`, of the tensors of each state."""
-    layouts = {name: layout_of(name, tensors) for name, tensors in states.items()}
-    about = {name: {key: stored.model_dump() for key, stored in layout.items()} for name, layout in layouts.items()}
-    write_json(folder / SHARDS, about)
-
-
-def layout_of(name: str, tensors: Mapping[str, Tensor]) -> Layout:
-    pieces = [Piece(index, piece_of(tensors).count) for index in range(piece_of(tensors).count)]
-    layout = {}
+def layout_of(name: str, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """As JSON, `Layout` of the files of all ranks."""
+    count, layout = piece_of(tensors).count, {}
     for key, value in tensors.items():
-        starts = [(pieces[0], 0)]
-        if hasattr(value, "device_mesh"):
-            rows = [(piece, piece.rows(len(value))) for piece in pieces]
-            starts = [(piece, own.start) for piece, own in rows if own.start < own.stop]
-        held = [StoredPiece(file=file_of(name, piece), offset=start) for piece, start in starts]
-        layout[key] = StoredTensor(shape=[*value.shape], pieces=held)
+        pieces = [Piece(index, count) for index in range(count)] if is_sharded(value) else [Piece(0, count)]
+        starts = {file_of(name, piece): piece.rows(len(value)) for piece in pieces} if value.ndim else {}
+        held = [{"file": file, "offset": rows.start} for file, rows in starts.items() if rows.start < rows.stop]
+        layout[key] = {"shape": [*value.shape], "pieces": held or [{"file": file_of(name, pieces[0]), "offset": 0}]}
     return layout
 
 
@@ -119,7 +116,10 @@ def read_state(folder: Path, name: str, piece: Piece = WHOLE) -> dict[str, Tenso
 
     Raises `UserError` where a file is missing or damaged, or pieces do not make up their tensor.
     """
-    layout = read_layout(folder, name) if SHARDS in read_manifest(folder) else None
+    layouts: dict[str, Layout] = {}
+    if SHARDS in read_manifest(folder):
+        layouts = read_as(listed(folder, SHARDS), dict[str, Layout])
+    layout = layouts.get(name)
     if layout is None and piece.count == 1:
         return read_tensors(listed(folder, f"{name}.safetensors"))
     try:
@@ -138,16 +138,10 @@ def read_state(folder: Path, name: str, piece: Piece = WHOLE) -> dict[str, Tenso
         raise UserError(f"{folder / SHARDS} does not fit its files ({reason_of(error):.120}); copy it again") from None
 
 
-def read_layout(folder: Path, name: str) -> Layout | None:
-    """None where the state is not sharded."""
-    layouts: dict[str, Layout] = read_as(listed(folder, SHARDS), dict[str, Layout])
-    return layouts.get(name)
-
-
 def layout_of_file(name: str, file: Any) -> Layout:
     """Of an opened file with whole tensors."""
-    place, shapes = [StoredPiece(file=name, offset=0)], {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118
-    return {key: StoredTensor(shape=shape, pieces=place) for key, shape in shapes.items()}
+    whole = [StoredPiece(file=name, offset=0)]
+    return {key: StoredTensor(shape=file.get_slice(key).get_shape(), pieces=whole) for key in file.keys()}  # noqa: SIM118
 
 
 def read_tensor(files: Mapping[str, Any], key: str, stored: StoredTensor, piece: Piece) -> Tensor:

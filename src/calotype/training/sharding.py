@@ -76,7 +76,7 @@ def blocks_of(network: nn.Module) -> list[nn.Module]:
 
 
 class ShardedState(TrainState):
-    """A train state of which each rank has its rows of every weight, gradient, moment and average.
+    """A train state of which each rank has its rows of every weight, gradient, moment and average, on its device.
 
     `average` is whole, on the CPU, and has the averages of the last `gather`.
     """
@@ -126,12 +126,3 @@ class ShardedState(TrainState):
         load_trained(self.average, tensors)
         for name, value in self.averages.items():
             local(value).copy_(tensors[name][piece_of(self.averages).rows(len(value))])
-
-
-def train_state(
-    network: nn.Module, config: OptimizerConfig, precision: Precision, device: torch.device, mesh: DeviceMesh | None
-) -> TrainState:
-    """On the device; where there is a mesh, sharded, of which only the pieces get there."""
-    if mesh is None:
-        return TrainState(network.to(device), config, precision)
-    return ShardedState(network, config, precision, mesh)
