@@ -25,7 +25,7 @@ from calotype.run import Run, RunState
 from calotype.training import checkpoint
 from calotype.training.leg import LegLimits, train_leg
 from calotype.training.loop import Division, train_steps
-from calotype.training.pieces import SHARDS, Piece, gathered, read_state
+from calotype.training.pieces import SHARDS, Piece, gather_rows, read_pieces
 from calotype.training.process import Interrupted
 from calotype.training.sharding import sharding_mesh
 from calotype.types import UserError
@@ -50,7 +50,7 @@ def advanced(leg, ranks, steps, slices=1):
 def whole(leg):
     """All tensors, of all ranks, as JSON."""
     named = leg.states["denoiser"].tensors().items()
-    return {name: gathered(local(value), value).flatten().tolist() for name, value in named}
+    return {name: gather_rows(local(value), value).flatten().tolist() for name, value in named}
 
 
 def assert_equal(tensors, others, tolerance=1e-5):
@@ -132,7 +132,7 @@ def test_a_leg_of_two_ranks_stops_goes_on_and_ends_with_its_best_average(tmp_pat
     assert first == second
     (tmp_path / "alone").mkdir()
     assert_equal(first, overfit(tmp_path / "alone", ALONE, 100))
-    last = read_state(tmp_path / "run" / "checkpoints" / "denoiser-0000000032", "denoiser")
+    last = read_pieces(tmp_path / "run" / "checkpoints" / "denoiser-0000000032", "denoiser")
     assert all(last[f"average.{name}"].flatten().tolist() == values for name, values in first.items())
 
 
@@ -210,8 +210,8 @@ def test_pieces_are_those_of_torch(rows):
 @pytest.mark.parametrize("count", [1, 3, 7])
 def test_any_number_of_ranks_reads_the_pieces(two, count):
     (saved,) = two[0].glob("*32")
-    whole = read_state(saved, "denoiser")
-    pieces = [read_state(saved, "denoiser", Piece(index, count)) for index in range(count)]
+    whole = read_pieces(saved, "denoiser")
+    pieces = [read_pieces(saved, "denoiser", Piece(index, count)) for index in range(count)]
     for name, value in whole.items():
         own = [piece[name] for piece in pieces]
         assert torch.equal(torch.cat(own) if value.ndim else own[-1], value), name
@@ -248,7 +248,7 @@ def test_a_layout_that_does_not_fit_its_files_is_refused(change, message, copied
     change(layout["denoiser"]["network.noise_level.mlp.0.weight"])
     write_json(newest / SHARDS, layout)
     with pytest.raises(UserError, match=message):
-        read_state(newest, "denoiser")
+        read_pieces(newest, "denoiser")
 
 
 def test_a_rank_that_is_killed_while_it_writes_leaves_the_checkpoint_before(copied, tmp_path, monkeypatch):

@@ -17,7 +17,7 @@ from calotype.cli import commands
 from calotype.files import read_json
 from calotype.ranks import joined_ranks
 from calotype.run import Run
-from calotype.training.pieces import piece_of, read_state
+from calotype.training.pieces import piece_of, read_pieces
 from calotype.training.snapshot import snapshot
 
 assert alone  # a fixture
@@ -41,7 +41,7 @@ def test_two_nodes_of_two_ranks_are_one_process(alone, tmp_path):
         assert_equal(tensors, alone[1])
     (saved,) = (tmp_path / "checkpoints").iterdir()
     assert len(list(saved.glob("*.safetensors"))) == 2
-    stored = {name: value.flatten().tolist() for name, value in read_state(saved, "denoiser").items()}
+    stored = {name: value.flatten().tolist() for name, value in read_pieces(saved, "denoiser").items()}
     assert stored == results[0][0]
 
 

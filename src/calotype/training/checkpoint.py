@@ -26,7 +26,7 @@ from calotype.files import (
 )
 from calotype.ranks import ALONE, Ranks
 from calotype.training.loop import TrainProgress
-from calotype.training.pieces import SHARDS, layout_of, piece_of, read_state, write_pieces
+from calotype.training.pieces import SHARDS, layout_of, piece_of, read_pieces, write_pieces
 from calotype.types import Config, UserError
 
 SPARE = 1.2
@@ -161,7 +161,7 @@ def load_checkpoint(path: Path, states: Mapping[str, Saved], progress: TrainProg
     for name in [name for name in states if name in stored.steps]:
         file, state = path / f"{name}.safetensors", states[name]
         try:
-            state.restore(read_state(path, name, piece_of(state.tensors())), stored.steps[name])
+            state.restore(read_pieces(path, name, piece_of(state.tensors())), stored.steps[name])
         except UserError as error:
             raise UserError(f"{file.name}: {str(error).removeprefix(f'{file} ')}") from None
     progress.restore(stored.clock.model_dump())

@@ -132,11 +132,7 @@ def train_leg(
         say(f"{leg.name}: {text}")
 
     ranks = division.ranks
-    restored = ranks.say(lambda: resume_leg(run, leg, note))
-    if leg.sharded and restored and not ranks.first:
-        checkpoint.load_checkpoint(run.folder / "checkpoints" / restored, leg.saved, leg.progress)
-    elif not leg.sharded:
-        share_leg(ranks, leg)
+    begin_leg(run, leg, ranks, note)
     progress, validating, save = leg.progress, 0.0, partial(save_leg, run, leg, ranks)
     validation = run.state.validation.setdefault(leg.name, Validation())
     stopping = EarlyStopping(run.folder / "checkpoints" / f"best-{leg.name}", leg.states, validation)
@@ -181,6 +177,15 @@ def train_leg(
     if ranks.first:
         finish_leg(run, leg, say)
         shutil.rmtree(stopping.folder, ignore_errors=True)
+
+
+def begin_leg(run: Run, leg: Leg[object], ranks: Ranks, note: Note) -> None:
+    """Brings all ranks to the newest whole checkpoint, as the first chooses it."""
+    restored = ranks.say(lambda: resume_leg(run, leg, note))
+    if not leg.sharded:
+        share_leg(ranks, leg)
+    elif restored and not ranks.first:
+        checkpoint.load_checkpoint(run.folder / "checkpoints" / restored, leg.saved, leg.progress)
 
 
 def resume_leg(run: Run, leg: Leg[object], note: Note) -> str | None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from calotype.nets.dit import Dit
 from calotype.nets.weights import local
-from calotype.training.pieces import gathered, piece_of
+from calotype.training.pieces import gather_rows, piece_of
 
 MOMENTUM = 0.95
 NEWTON_SCHULZ = (3.4445, -4.775, 2.0315)
@@ -44,7 +44,7 @@ class Muon(torch.optim.Optimizer):
             for shape, matrices in same_shape.items():
                 scale = group["lr"] * ADAMW_RMS * max(shape) ** 0.5
                 for some in gathered_at_once(matrices):
-                    whole = [gathered(self._nesterov(matrix), matrix) for matrix in some]
+                    whole = [gather_rows(self._nesterov(matrix), matrix) for matrix in some]
                     updates = orthogonal(torch.stack(whole).to(self.dtype))[:, piece_of({"": some[0]}).rows(shape[0])]
                     own = [*map(local, some)]
                     torch._foreach_mul_(own, 1 - group["lr"] * group["weight_decay"])

@@ -36,7 +36,7 @@ class Piece:
         return slice(min(length, self.index * size), min(length, (self.index + 1) * size))
 
 
-WHOLE = Piece()
+ONLY_PIECE = Piece()
 
 
 def is_sharded(tensor: Tensor) -> bool:
@@ -48,13 +48,13 @@ def piece_of(tensors: Mapping[str, Tensor]) -> Piece:
     """The piece that this rank has where tensors are sharded (`DTensor`), else the whole."""
     sharded = next(filter(is_sharded, tensors.values()), None)
     if sharded is None:
-        return WHOLE
+        return ONLY_PIECE
     mesh = sharded.device_mesh  # type: ignore[attr-defined]
     *replica, index = mesh.get_coordinate()
     return Piece(index, mesh.size(-1), sum(replica))
 
 
-def gathered(rows: Tensor, sharded: Tensor) -> Tensor:
+def gather_rows(rows: Tensor, sharded: Tensor) -> Tensor:
     """The whole tensor of these rows of each rank, which are as those of `sharded`; without ranks the same."""
     if not is_sharded(sharded):
         return rows
@@ -82,11 +82,11 @@ class StoredTensor(Config):
     """In the order of their rows."""
 
 
-Layout = dict[str, StoredTensor]
+PieceLayout = dict[str, StoredTensor]
 """By the name of a tensor."""
 
 
-def file_of(name: str, piece: Piece) -> str:
+def piece_file(name: str, piece: Piece) -> str:
     """That a rank writes."""
     return f"{name}-{piece.index + 1:05d}-of-{piece.count:05d}.safetensors"
 
@@ -97,28 +97,28 @@ def write_pieces(folder: Path, name: str, tensors: Mapping[str, Tensor]) -> None
     own = {key: local(value) for key, value in tensors.items() if is_sharded(value) or piece.index == 0}
     if piece.replica == 0:
         held = {key: value for key, value in own.items() if value.numel()}
-        write_tensors(folder / file_of(name, piece), held)
+        write_tensors(folder / piece_file(name, piece), held)
 
 
 def layout_of(name: str, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """As JSON, `Layout` of the files of all ranks."""
+    """As JSON, `PieceLayout` of the files of all ranks."""
     count, layout = piece_of(tensors).count, {}
     for key, value in tensors.items():
         pieces = [Piece(index, count) for index in range(count)] if is_sharded(value) else [Piece(0, count)]
-        starts = {file_of(name, piece): piece.rows(len(value)) for piece in pieces} if value.ndim else {}
+        starts = {piece_file(name, piece): piece.rows(len(value)) for piece in pieces} if value.ndim else {}
         held = [{"file": file, "offset": rows.start} for file, rows in starts.items() if rows.start < rows.stop]
-        layout[key] = {"shape": [*value.shape], "pieces": held or [{"file": file_of(name, pieces[0]), "offset": 0}]}
+        layout[key] = {"shape": [*value.shape], "pieces": held or [{"file": piece_file(name, pieces[0]), "offset": 0}]}
     return layout
 
 
-def read_state(folder: Path, name: str, piece: Piece = WHOLE) -> dict[str, Tensor]:
+def read_pieces(folder: Path, name: str, piece: Piece = ONLY_PIECE) -> dict[str, Tensor]:
     """The tensors of a state in a checkpoint, sharded or not; of each no more than the rows of a piece.
 
     Raises `UserError` where a file is missing or damaged, or pieces do not make up their tensor.
     """
-    layouts: dict[str, Layout] = {}
+    layouts: dict[str, PieceLayout] = {}
     if SHARDS in read_manifest(folder):
-        layouts = read_as(listed(folder, SHARDS), dict[str, Layout])
+        layouts = read_as(listed(folder, SHARDS), dict[str, PieceLayout])
     layout = layouts.get(name)
     if layout is None and piece.count == 1:
         return read_tensors(listed(folder, f"{name}.safetensors"))
@@ -138,7 +138,7 @@ def read_state(folder: Path, name: str, piece: Piece = WHOLE) -> dict[str, Tenso
         raise UserError(f"{folder / SHARDS} does not fit its files ({reason_of(error):.120}); copy it again") from None
 
 
-def layout_of_file(name: str, file: Any) -> Layout:
+def layout_of_file(name: str, file: Any) -> PieceLayout:
     """Of an opened file with whole tensors."""
     whole = [StoredPiece(file=name, offset=0)]
     return {key: StoredTensor(shape=file.get_slice(key).get_shape(), pieces=whole) for key in file.keys()}  # noqa: SIM118

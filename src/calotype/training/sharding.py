@@ -15,7 +15,7 @@ from calotype.nets.weights import check_weights, local
 from calotype.priors.prior import load_trained, with_constants
 from calotype.ranks import Ranks
 from calotype.recipe import OptimizerConfig, Sharding
-from calotype.training.pieces import gathered, piece_of
+from calotype.training.pieces import gather_rows, piece_of
 from calotype.training.state import TrainState, under
 from calotype.types import UserError
 
@@ -114,7 +114,7 @@ class ShardedState(TrainState):
     def gather(self) -> None:
         """Fills `average` with the rows of all ranks, which must all call this."""
         for name, weight in self.average.named_parameters():
-            weight.data.copy_(gathered(local(self.averages[name]), self.averages[name]))
+            weight.data.copy_(gather_rows(local(self.averages[name]), self.averages[name]))
 
     def move(self, device: torch.device) -> None:
         """Moves the weights of `average`; its closed form stays where it is, since the network has it, too."""

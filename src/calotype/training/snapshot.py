@@ -22,7 +22,7 @@ from calotype.spaces.pixel import PixelSpace, Space
 from calotype.tables import merge
 from calotype.training.checkpoint import SavedState, checkpoints
 from calotype.training.fitting import read_constants
-from calotype.training.pieces import read_state
+from calotype.training.pieces import read_pieces
 from calotype.training.state import under
 from calotype.types import UserError
 
@@ -123,7 +123,7 @@ def load_average(run: Run, recipe: Recipe, stage: Stage) -> str:
 
 def _load(path: Path, denoiser: Denoiser) -> str:
     state = read_as(listed(path, "state.json"), SavedState)
-    average = under("average.", read_state(path, "denoiser").items())
+    average = under("average.", read_pieces(path, "denoiser").items())
     load_trained(denoiser, average, str(path / "denoiser.safetensors"))
     leg, clock = path.name.rpartition("-")[0], state.clock
     return f"the {leg} after {clock.images_seen:,} of about {clock.total:,} images"
