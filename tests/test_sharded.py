@@ -25,7 +25,7 @@ from calotype.run import Run, RunState
 from calotype.training import checkpoint
 from calotype.training.leg import LegLimits, train_leg
 from calotype.training.loop import Division, train_steps
-from calotype.training.pieces import SHARDS, Piece, gather_rows, read_pieces
+from calotype.training.pieces import PIECES, Piece, gather_rows, read_pieces
 from calotype.training.process import Interrupted
 from calotype.training.sharding import sharding_mesh
 from calotype.types import UserError
@@ -190,7 +190,7 @@ def test_a_run_moves_from_two_ranks_to_one_and_back(copied, alone, tmp_path):
     sizes = [path.stat().st_size for path in copied.glob("*32/*.safetensors")]
     assert len(sizes) == 2 and max(sizes) < 0.6 * sum(sizes)
     gone_on(ALONE, copied, 2)
-    assert not list(copied.glob("*40/shards.json")) and len(list(copied.iterdir())) == 2
+    assert not list(copied.glob("*40/pieces.json")) and len(list(copied.iterdir())) == 2
 
     def work():
         with joined_ranks("cpu") as ranks:
@@ -244,9 +244,9 @@ def test_a_missing_or_damaged_piece_is_named_and_the_checkpoint_before_is_used(c
 )
 def test_a_layout_that_does_not_fit_its_files_is_refused(change, message, copied):
     (newest,) = copied.glob("*32")
-    layout = read_json(newest / SHARDS)
+    layout = read_json(newest / PIECES)
     change(layout["denoiser"]["network.noise_level.mlp.0.weight"])
-    write_json(newest / SHARDS, layout)
+    write_json(newest / PIECES, layout)
     with pytest.raises(UserError, match=message):
         read_pieces(newest, "denoiser")
 

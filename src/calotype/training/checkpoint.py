@@ -26,7 +26,7 @@ from calotype.files import (
 )
 from calotype.ranks import ALONE, Ranks
 from calotype.training.loop import TrainProgress
-from calotype.training.pieces import SHARDS, layout_of, piece_of, read_pieces, write_pieces
+from calotype.training.pieces import PIECES, layout_of, piece_of, read_pieces, write_pieces
 from calotype.types import Config, UserError
 
 SPARE = 1.2
@@ -65,7 +65,7 @@ def save(folder: Path, leg: str, states: Mapping[str, Saved], progress: TrainPro
             for name in tensors.keys() - sharded.keys():
                 write_tensors(path / f"{name}.safetensors", tensors[name])
             if sharded:
-                write_json(path / SHARDS, {name: layout_of(name, own) for name, own in sharded.items()})
+                write_json(path / PIECES, {name: layout_of(name, own) for name, own in sharded.items()})
             steps = {name: state.steps for name, state in states.items()}
             write_json(path / "state.json", {"clock": progress.state(), "steps": steps})
     if ranks.first:

@@ -17,7 +17,7 @@ from calotype.files import listed, read_as, read_manifest, read_tensors, reason_
 from calotype.nets.weights import local
 from calotype.types import Config, UserError
 
-SHARDS = "shards.json"
+PIECES = "pieces.json"
 """In a checkpoint: the shape of each sharded tensor, and where its pieces are."""
 
 
@@ -117,8 +117,8 @@ def read_pieces(folder: Path, name: str, piece: Piece = ONLY_PIECE) -> dict[str,
     Raises `UserError` where a file is missing or damaged, or pieces do not make up their tensor.
     """
     layouts: dict[str, PieceLayout] = {}
-    if SHARDS in read_manifest(folder):
-        layouts = read_as(listed(folder, SHARDS), dict[str, PieceLayout])
+    if PIECES in read_manifest(folder):
+        layouts = read_as(listed(folder, PIECES), dict[str, PieceLayout])
     layout = layouts.get(name)
     if layout is None and piece.count == 1:
         return read_tensors(listed(folder, f"{name}.safetensors"))
@@ -135,7 +135,7 @@ def read_pieces(folder: Path, name: str, piece: Piece = ONLY_PIECE) -> dict[str,
     except UserError:
         raise
     except Exception as error:  # the package raises nothing narrower
-        raise UserError(f"{folder / SHARDS} does not fit its files ({reason_of(error):.120}); copy it again") from None
+        raise UserError(f"{folder / PIECES} does not fit its files ({reason_of(error):.120}); copy it again") from None
 
 
 def layout_of_file(name: str, file: Any) -> PieceLayout:
