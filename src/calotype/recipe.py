@@ -47,6 +47,7 @@ from calotype.types import Config
 Backbone = Annotated[UnetConfig | DitConfig, Field(discriminator="kind")]
 Beta = Annotated[float, Field(strict=True, ge=0, lt=1)]
 PriorName = Literal["gaussian", "none"]
+Sharding = Literal["none", "full", "hybrid"]
 TextConfig = Annotated[NoText | BytesConfig | FrozenConfig, Field(discriminator="kind")]
 
 
@@ -272,6 +273,9 @@ class Recipe(Config):
     flip: bool = False
     """Also train on mirror images."""
     precision: Precision = "float32"
+    sharding: Sharding = "none"
+    """Where several ranks train a denoiser: each has a replica ("none", DDP), or a share of all weights, gradients,
+    moments and averages ("full", FSDP), or of those that the ranks of its node have ("hybrid", HSDP)."""
     space: Annotated[OwnSpace | ImportedSpace | RunSpace, Field(discriminator="kind")] = OwnSpace()
     """Where the autoencoder comes from."""
     autoencoder: AutoencoderRecipe = AutoencoderRecipe()

@@ -70,8 +70,13 @@ def check_weights(network: nn.Module, tensors: Mapping[str, Tensor], source: str
     for name, part in network.named_modules():
         if isinstance(part, Migrated):
             rename_keys(given, f"{name}." if name else "", part.old_names)
-    check_tensors(given, network.state_dict(), source)
+    check_tensors(given, {name: local(value) for name, value in network.state_dict().items()}, source)
     return given
+
+
+def local(tensor: Tensor) -> Tensor:
+    """The rows of a sharded tensor (`DTensor`) that this rank has, in the same memory; of any other all."""
+    return getattr(tensor.detach(), "to_local", lambda: tensor)()
 
 
 def check_tensors(given: Mapping[str, Tensor], expected: Mapping[str, Tensor], source: str) -> None:

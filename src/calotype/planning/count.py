@@ -91,7 +91,7 @@ class Counted(Costs):
         text = TEXT if leg != "autoencoder" and self.recipe.denoiser.text.kind == "bytes" else 1.0
         update = self._update_flops(leg) / self.recipe.legs[leg].batch
         flops = [(end, TRAINING * self.forward[leg] * text + update + more) for end, more in extra]
-        return [StepCost(end, self.seconds(each), each) for end, each in flops]
+        return [StepCost(end, self.seconds(each) / self.machine.ranks, each) for end, each in flops]
 
     def _update_flops(self, leg: str) -> float:
         """Operations of the update of all weights after a step: those of Muon; others have no products."""

@@ -20,7 +20,7 @@ from calotype.planning.count import Counted
 from calotype.planning.inherit import explain_start, inherit
 from calotype.planning.laws import learning_rate, time_shares
 from calotype.planning.measure import Measurement
-from calotype.planning.memory import latent_bytes, rounds_of
+from calotype.planning.memory import choose_sharding, latent_bytes, rounds_of
 from calotype.planning.plan import Plan, explain, network_of
 from calotype.planning.sizes import check_sizes
 from calotype.recipe import DiffusionConfig, EnlargeRecipe, OptimizerConfig, Recipe, exposure_above, leg_above
@@ -46,6 +46,10 @@ PREDICTED = (
     f"the plan is for a machine that is not here: seconds are counted operations at {UTILIZATION:.0%} of its FLOP/s, "
     f"memory is predicted, nothing was measured"
 )
+UNMEASURED = (
+    f"networks are sharded, so no rank could measure a step: seconds are counted operations at {UTILIZATION:.0%} of "
+    f"the FLOP/s of all ranks"
+)
 FEWEST_HELD_OUT = 16
 """Validation pictures; by fewer, which guidance scale is nearest would be chance."""
 LEVEL_SHARE, FEWEST_LEVEL_CROPS, MOST_LEVEL_CROPS = 0.05, 12, 96
@@ -69,6 +73,9 @@ def make_plan(
     proposal = merge(proposal, inherited)
     recipe = parse_recipe(merge(proposal, settings))
     check_sizes(recipe)
+    if machine.ranks > 1:
+        proposal["sharding"], reasons["sharding"] = choose_sharding(recipe, machine)
+        recipe = parse_recipe(merge(proposal, settings))
     rounds = rounds_of(recipe, machine)
     if recipe.denoiser.text.kind != "none" and not pictures.captions:
         raise UserError(
@@ -114,6 +121,8 @@ def costs_of(
     """Measured where the machine is here, with what was noticed; else counted."""
     if not machine.here:
         return [PREDICTED], Counted(recipe, pictures, machine, rounds)
+    if machine.ranks > 1 and recipe.sharding != "none":
+        return [UNMEASURED], Counted(recipe, pictures, machine, rounds)
     shares = time_shares(recipe.legs, UTILIZATION * machine.all_flops * budget)
     costs = Measurement(recipe, pictures, machine, rounds, [leg for leg in shares if shares[leg] * budget >= WORTH])
     return costs.notes, costs

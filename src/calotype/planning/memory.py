@@ -4,6 +4,7 @@ fits between the legs by laws, whose constants `bench/memory.py` checks."""
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import pairwise
@@ -25,7 +26,7 @@ from calotype.planning.laws import STATE_BYTES
 from calotype.priors.captions import MOST_WORDS, CaptionedMixture
 from calotype.priors.patches import FLATTEST, WINDOW_SIDE
 from calotype.priors.prior import MOST_VALUES
-from calotype.recipe import Recipe, leg_above
+from calotype.recipe import Recipe, Sharding, leg_above
 from calotype.training.fitting import PATCHES, VALIDATION_IMAGES
 from calotype.training.previews import validation_count
 from calotype.types import UserError
@@ -81,7 +82,7 @@ def rounds_of(recipe: Recipe, machine: Machine) -> dict[str, int]:
     with ShapesOnly():
         for outline in legs_in_outline(recipe):
             batch = math.ceil(recipe.legs[outline.leg].batch / machine.ranks)  # what one rank works on
-            memory = least_memory(outline, batch, recipe, machine.memory)
+            memory = least_memory(outline, batch, recipe, machine)
             most = batch if is_divisible(recipe, outline.leg) else 1
             if memory.step(math.ceil(batch / most)) > machine.memory:
                 raise UserError(too_large(outline, memory, batch, machine))
@@ -91,25 +92,47 @@ def rounds_of(recipe: Recipe, machine: Machine) -> dict[str, int]:
     return {leg: rounds.get(leg.replace("exposure", "enlarge"), 1) for leg in recipe.legs}
 
 
+def choose_sharding(recipe: Recipe, machine: Machine) -> tuple[Sharding, str]:
+    """Full where a replica of a denoiser, with its gradients, moments and average, is too large for a device."""
+    with ShapesOnly():
+        outlines = (outline for outline in legs_in_outline(recipe) if is_divisible(recipe, outline.leg))
+        largest = max(STATE_BYTES * count_parameters(outline.network) for outline in outlines)
+    fits = largest <= FILLED * machine.memory
+    replica = f"a replica with its gradients, moments and average takes {gigabytes(largest)}"
+    if fits:
+        return "none", f"{replica}, and a rank has {gigabytes(machine.memory)}"
+    return "full", f"{replica}, and a rank has only {gigabytes(machine.memory)}; each of {machine.ranks} has a share"
+
+
+def state_bytes(outline: Outline, recipe: Recipe, machine: Machine) -> int:
+    """What a rank holds between steps. Of what is sharded that is a share, and what it gathers for a block counts as
+    much as the whole average, which the first gathers for previews."""
+    count = count_parameters(outline.network)
+    if recipe.sharding == "none" or machine.ranks == 1 or not is_divisible(recipe, outline.leg):
+        return STATE_BYTES * count
+    shares = machine.ranks if recipe.sharding == "full" else int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return STATE_BYTES * count // shares + 4 * count
+
+
 def is_divisible(recipe: Recipe, leg: str) -> bool:
     """Whether the objective of a leg has slices: see `training.objectives`."""
     name, _, size = leg.partition("-")
     return name == "denoiser" or (name == "enlarge" and recipe.enlarger(int(size)).objective == "denoising")
 
 
-def least_memory(outline: Outline, batch: int, recipe: Recipe, enough: int) -> LegMemory:
-    """What a leg holds, or an upper bound of it where that is `enough`: to compute in outline, torch imports its
+def least_memory(outline: Outline, batch: int, recipe: Recipe, machine: Machine) -> LegMemory:
+    """What a leg holds, or an upper bound of it where the machine has enough: to compute in outline, torch imports its
     compiler, which takes a second."""
-    states = STATE_BYTES * count_parameters(outline.network)
+    states, enough = state_bytes(outline, recipe, machine), machine.memory
     bound = 4 * outline.side**2 * sum(len(weight) for weight in outline.network.parameters())
     if states > enough or states + batch * bound <= FILLED * enough:
         return LegMemory(states, bound if states <= enough else 0)
-    return leg_memory(outline, recipe)
+    return leg_memory(outline, recipe, machine)
 
 
-def leg_memory(outline: Outline, recipe: Recipe) -> LegMemory:
+def leg_memory(outline: Outline, recipe: Recipe, machine: Machine) -> LegMemory:
     half = 2 if recipe.precision == "bfloat16" else 1
-    return LegMemory(STATE_BYTES * count_parameters(outline.network), 4 * kept_values(outline.forward) // half)
+    return LegMemory(state_bytes(outline, recipe, machine), 4 * kept_values(outline.forward) // half)
 
 
 def too_large(outline: Outline, memory: LegMemory, batch: int, machine: Machine) -> str:
@@ -125,7 +148,9 @@ def predicted_memory(recipe: Recipe, machine: Machine, rounds: Mapping[str, int]
     """The most bytes that a run holds on a device that is not here: those of the leg that needs most."""
     with ShapesOnly():
         return max(
-            leg_memory(outline, recipe).step(math.ceil(recipe.legs[outline.leg].batch / rounds[outline.leg]))
+            leg_memory(outline, recipe, machine).step(
+                math.ceil(recipe.legs[outline.leg].batch / machine.ranks / rounds[outline.leg])
+            )
             for outline in legs_in_outline(recipe)
         )
 

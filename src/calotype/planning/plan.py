@@ -109,6 +109,9 @@ def explain(
             why=f"class subfolders; {pictures.trained:,} pictures to train on",
         ),
     ]  # fmt: skip
+    if "sharding" in reasons:
+        as_proposed = recipe.sharding == proposed.sharding
+        choices.append(choice("sharding", recipe.sharding, as_proposed, reasons["sharding"]))
     if pictures.captions:
         why = reason_for_text(pictures.captions)
         choices.append(choice("text", describe_text(recipe), denoiser.text == other.text, why))

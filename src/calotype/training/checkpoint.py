@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated, Protocol, runtime_checkable
 
@@ -19,12 +20,13 @@ from calotype.files import (
     listed,
     make_folder,
     read_as,
-    read_tensors,
     whole_folder,
     write_json,
     write_tensors,
 )
+from calotype.ranks import ALONE, Ranks
 from calotype.training.loop import TrainProgress
+from calotype.training.pieces import PIECES, layout_of, piece_of, read_pieces, write_pieces
 from calotype.types import Config, UserError
 
 SPARE = 1.2
@@ -44,21 +46,40 @@ class Saved(Protocol):
     def restore(self, tensors: dict[str, Tensor], steps: int) -> None: ...
 
 
-def save(folder: Path, leg: str, states: Mapping[str, Saved], progress: TrainProgress) -> None:
+def save(folder: Path, leg: str, states: Mapping[str, Saved], progress: TrainProgress, ranks: Ranks = ALONE) -> None:
     """Writes `folder/leg-<images seen>`, then removes what it supersedes: see `_superseded`.
 
-    Raises `UserError`, before anything is written, where the disk has too little space for it.
+    Of several ranks all call it: each writes its pieces of sharded states, the first all else. Raises `UserError`,
+    before anything is written, where the disk has too little space for it.
     """
     saved = folder / f"{leg}-{progress.images_seen:010d}"
-    make_folder(folder)
-    _require_space(folder, leg, states)
-    with whole_folder(saved) as path:
-        for name, state in states.items():
-            write_tensors(path / f"{name}.safetensors", state.tensors())
-        steps = {name: state.steps for name, state in states.items()}
-        write_json(path / "state.json", {"clock": progress.state(), "steps": steps})
-    for old in (*_superseded(folder, leg, saved), *folder.glob(f".{leg}-*.tmp")):
-        shutil.rmtree(old, ignore_errors=True)
+    if ranks.first:
+        make_folder(folder)
+        _require_space(folder, leg, states)
+    tensors = {name: state.tensors() for name, state in states.items()}
+    sharded = {name: own for name, own in tensors.items() if piece_of(own).count > 1}
+    with _written_together(saved, ranks) as path:
+        for name, own in sharded.items():
+            write_pieces(path, name, own)
+        if ranks.first:
+            for name in tensors.keys() - sharded.keys():
+                write_tensors(path / f"{name}.safetensors", tensors[name])
+            if sharded:
+                write_json(path / PIECES, {name: layout_of(name, own) for name, own in sharded.items()})
+            steps = {name: state.steps for name, state in states.items()}
+            write_json(path / "state.json", {"clock": progress.state(), "steps": steps})
+    if ranks.first:
+        for old in (*_superseded(folder, leg, saved), *folder.glob(f".{leg}-*.tmp")):
+            shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def _written_together(path: Path, ranks: Ranks) -> Iterator[Path]:
+    """As `whole_folder`, for all ranks: it takes its name once all have written, and none goes on before it has."""
+    with whole_folder(path) if ranks.first else nullcontext(path) as temporary:
+        yield Path(ranks.say(lambda: str(temporary)))
+        ranks.meet()
+    ranks.say(lambda: None)
 
 
 def _require_space(folder: Path, leg: str, states: Mapping[str, Saved]) -> None:
@@ -131,11 +152,16 @@ def _restore(path: Path, states: Mapping[str, Saved], progress: TrainProgress) -
     """Raises `UserError` for a checkpoint that is damaged, or of other networks."""
     if wrong := damage(path):
         raise UserError(wrong)
+    load_checkpoint(path, states, progress)
+
+
+def load_checkpoint(path: Path, states: Mapping[str, Saved], progress: TrainProgress) -> None:
+    """Brings train states and progress to a checkpoint that is whole; of sharded states each rank reads its pieces."""
     stored: SavedState = read_as(listed(path, "state.json"), SavedState)
     for name in [name for name in states if name in stored.steps]:
-        file = listed(path, f"{name}.safetensors")
+        file, state = path / f"{name}.safetensors", states[name]
         try:
-            states[name].restore(read_tensors(file), stored.steps[name])
+            state.restore(read_pieces(path, name, piece_of(state.tensors())), stored.steps[name])
         except UserError as error:
             raise UserError(f"{file.name}: {str(error).removeprefix(f'{file} ')}") from None
     progress.restore(stored.clock.model_dump())

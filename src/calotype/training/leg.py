@@ -7,13 +7,16 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar, runtime_checkable
 
+import torch
 from torch import Tensor
 
+from calotype.priors.prior import trained_state
 from calotype.ranks import ALONE, Ranks
 from calotype.run import Run, Validation
 from calotype.training import checkpoint
@@ -32,6 +35,7 @@ from calotype.training.loop import (
 )
 from calotype.training.objectives import Objective
 from calotype.training.process import Interrupted, ProgressBar
+from calotype.training.sharding import ShardedState
 from calotype.training.state import TrainState
 from calotype.types import UserError
 
@@ -41,6 +45,7 @@ LOG_SECONDS, CONTROL_SECONDS, SAVE_SECONDS = 2.0, 3.0, 60.0
 LOG_SHARE = 1 / 400
 """Between two lines of the log at least this fraction of the leg's time so far: 400 lines for each e-fold of it, so a
 week has 2,700."""
+CPU = torch.device("cpu")
 Result_co = TypeVar("Result_co", covariant=True)
 
 
@@ -74,6 +79,10 @@ class Leg(Generic[Result_co]):
     """It watches over the autoencoder, and is saved with it."""
     write_raw: Callable[[Path], None] | None = None
     """A further preview at the end, of the weights that are not averaged."""
+
+    @property
+    def sharded(self) -> list[ShardedState]:
+        return [state for state in self.states.values() if isinstance(state, ShardedState)]
 
     @property
     def saved(self) -> dict[str, Saved]:
@@ -114,7 +123,8 @@ def train_leg(
     """Trains a leg from its newest checkpoint to its end. Raises `Interrupted` after saving, if `stop` is set.
 
     `say` and the log get a line for each damaged checkpoint that was passed over, and where the leg overfitted. Of
-    several ranks the first restores, validates, controls and saves; all stop at the same step.
+    several ranks the first restores, validates, controls and saves (of sharded states each rank its pieces); all stop
+    at the same step.
     """
 
     def note(text: str) -> None:
@@ -122,9 +132,8 @@ def train_leg(
         say(f"{leg.name}: {text}")
 
     ranks = division.ranks
-    ranks.say(lambda: resume_leg(run, leg, note))
-    share_leg(ranks, leg)
-    progress, validating, save = leg.progress, 0.0, partial(save_leg, run, leg)
+    begin_leg(run, leg, ranks, note)
+    progress, validating, save = leg.progress, 0.0, partial(save_leg, run, leg, ranks)
     validation = run.state.validation.setdefault(leg.name, Validation())
     stopping = EarlyStopping(run.folder / "checkpoints" / f"best-{leg.name}", leg.states, validation)
     if ranks.first and progress.fraction < 1 and (lost := stopping.forget_lost()):
@@ -150,26 +159,38 @@ def train_leg(
         if leg.guard and guard_due(progress):
             guard_critic(run, leg.name, progress, leg.guard, ranks)
         if preview_due(progress):
-            ranks.say(validate_affordably)
+            with gathered_average(leg, ranks):
+                ranks.say(validate_affordably)
         if ranks.first and control_due(progress):
             limits.control(progress)
         saving, stopped = agreed(ranks, progress, save_due(progress), stop.is_set())
         if saving:
-            ranks.say(save)
+            save()
         if stopped:
-            ranks.say(save)
+            save()
             ranks.end_with_first()
             raise Interrupted
-    ranks.say(lambda: end_leg(run, leg, stopping))
+    with gathered_average(leg, ranks):
+        ranks.say(lambda: end_leg(run, leg, stopping))
     share_leg(ranks, leg)
-    ranks.say(save)
+    save()
     if ranks.first:
         finish_leg(run, leg, say)
         shutil.rmtree(stopping.folder, ignore_errors=True)
 
 
-def resume_leg(run: Run, leg: Leg[object], note: Note) -> None:
-    """Brings a leg to its newest whole checkpoint; `note` gets a line for each damaged one that is passed over.
+def begin_leg(run: Run, leg: Leg[object], ranks: Ranks, note: Note) -> None:
+    """Brings all ranks to the newest whole checkpoint, as the first chooses it."""
+    restored = ranks.say(lambda: resume_leg(run, leg, note))
+    if not leg.sharded:
+        share_leg(ranks, leg)
+    elif restored and not ranks.first:
+        checkpoint.load_checkpoint(run.folder / "checkpoints" / restored, leg.saved, leg.progress)
+
+
+def resume_leg(run: Run, leg: Leg[object], note: Note) -> str | None:
+    """Brings a leg to its newest whole checkpoint, and returns its name; `note` gets a line for each damaged one that
+    is passed over.
 
     Raises `UserError` where the leg had been finished, and the checkpoint of its end is missing or damaged.
     """
@@ -184,18 +205,35 @@ def resume_leg(run: Run, leg: Leg[object], note: Note) -> None:
         run.log("note", text=f"{leg.name}: went on from {restored.name}")
     run.state.legs[leg.name] = "training"
     run.save()
+    return restored.name if restored else None
+
+
+@contextmanager
+def gathered_average(leg: Leg[object], ranks: Ranks) -> Iterator[None]:
+    """Within it the first rank has the whole averages of sharded states on its device."""
+    for state in leg.sharded:
+        state.gather()
+        state.move(ranks.device if ranks.first else CPU)
+    yield
+    for state in leg.sharded:
+        state.move(CPU)
 
 
 def share_leg(ranks: Ranks, leg: Leg[object]) -> None:
-    """Brings all ranks to where the first is: its weights, averages, moments and progress."""
+    """Brings all ranks to where the first is: its weights, averages, moments and progress; of sharded states the
+    average alone, whole, on every device."""
     if ranks.alone:
         return
     ranks.meet()
     steps = ranks.say(lambda: {name: state.steps for name, state in leg.saved.items()})
     for name, state in leg.saved.items():
-        tensors = ranks.broadcast(state.tensors())
-        if not ranks.first:
-            state.restore(tensors, steps[name])
+        if isinstance(state, ShardedState):
+            state.replace_average(ranks.broadcast(trained_state(state.average)))
+            state.move(ranks.device)
+        elif ranks.first:
+            ranks.broadcast(state.tensors())
+        else:
+            state.restore(ranks.broadcast({}), steps[name])
     leg.progress.restore(ranks.say(leg.progress.state))
 
 
@@ -209,8 +247,9 @@ def agreed(ranks: Ranks, progress: TrainProgress, saving: bool, stopped: bool) -
     return bool(save), bool(stop)
 
 
-def save_leg(run: Run, leg: Leg[object]) -> None:
-    checkpoint.save(run.folder / "checkpoints", leg.name, leg.saved, leg.progress)
+def save_leg(run: Run, leg: Leg[object], ranks: Ranks = ALONE) -> None:
+    """To be called by all ranks."""
+    checkpoint.save(run.folder / "checkpoints", leg.name, leg.saved, leg.progress, ranks)
     run.state.seconds[leg.name] = leg.progress.seconds
     run.save()
 

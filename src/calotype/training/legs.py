@@ -34,6 +34,7 @@ from calotype.training.leg import Leg
 from calotype.training.loop import TrainProgress
 from calotype.training.objectives import AutoencoderObjective, DenoisingObjective, OneStepObjective
 from calotype.training.previews import DenoiserValidator, OneStepValidator, autoencoder_validator, validation_count
+from calotype.training.sharding import ShardedState, sharding_mesh
 from calotype.training.state import TrainState
 from calotype.training.warm_start import WarmStart, first_space
 from calotype.types import Rng
@@ -151,7 +152,12 @@ def diffusion_leg(
 ) -> Leg[Stage]:  # fmt: skip
     """Trained on all buckets, and validated on the one with the most validation pictures."""
     stage, rng, main = objective.stage, Rng((recipe.seed, stream or name)), main_bucket(buckets)
-    states = {"denoiser": TrainState(stage.denoiser.to(device), config.learn, recipe.precision)}
+    mesh = sharding_mesh(recipe.sharding, device) if isinstance(objective, DenoisingObjective) else None
+    states: dict[str, TrainState] = {}
+    if mesh is None:
+        states["denoiser"] = TrainState(stage.denoiser.to(device), config.learn, recipe.precision)
+    else:
+        states["denoiser"] = ShardedState(stage.denoiser, config.learn, recipe.precision, mesh)
     average = states["denoiser"].average
     assert isinstance(average, Denoiser)
     averaged = replace(stage, denoiser=average)
@@ -161,7 +167,8 @@ def diffusion_leg(
     count = validation_count(train.batch(0, 1).clean[0].numel())
     held_out = examples(pictures.validation_indices).batch(0, min(count, len(pictures.validation_indices)))
     same = train.batch(0, len(held_out))
-    validator = DenoiserValidator(averaged, stage, sampling, held_out, same, len(pictures.classes), rng)
+    raw = stage if mesh is None else None  # one rank alone cannot compute with sharded weights
+    validator = DenoiserValidator(averaged, raw, sampling, held_out, same, len(pictures.classes), rng)
     guard = None
     if isinstance(objective, OneStepObjective):
         validator = OneStepValidator(**vars(validator), features=objective.features)
@@ -178,7 +185,7 @@ def diffusion_leg(
         validator,
         averaged,
         guard,
-        validator.write_raw,
+        validator.write_raw if raw else None,
     )
 
 

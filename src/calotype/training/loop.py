@@ -110,6 +110,8 @@ def train_steps(
     """
     if progress.batch < ranks.count:
         raise UserError(f"a batch of {progress.batch} is too small for {ranks.count} ranks; take fewer ranks")
+    if not ranks.alone:
+        rounds = min(rounds, progress.batch // ranks.count)  # so that all ranks have as many parts
     for state in states.values():
         state.share(ranks)
     progress.started = time.perf_counter()

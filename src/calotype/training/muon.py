@@ -9,6 +9,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from calotype.nets.dit import Dit
+from calotype.nets.weights import local
+from calotype.training.pieces import gather_rows, piece_of
 
 MOMENTUM = 0.95
 NEWTON_SCHULZ = (3.4445, -4.775, 2.0315)
@@ -40,17 +42,25 @@ class Muon(torch.optim.Optimizer):
                 if matrix.grad is not None:
                     same_shape.setdefault(matrix.shape, []).append(matrix)
             for shape, matrices in same_shape.items():
-                updates = orthogonal(torch.stack([self._nesterov(matrix) for matrix in matrices]).to(self.dtype))
-                torch._foreach_mul_(matrices, 1 - group["lr"] * group["weight_decay"])
                 scale = group["lr"] * ADAMW_RMS * max(shape) ** 0.5
-                torch._foreach_add_(matrices, [*updates.to(matrices[0])], alpha=-scale)
+                for some in gathered_at_once(matrices):
+                    whole = [gather_rows(self._nesterov(matrix), matrix) for matrix in some]
+                    updates = orthogonal(torch.stack(whole).to(self.dtype))[:, piece_of({"": some[0]}).rows(shape[0])]
+                    own = [*map(local, some)]
+                    torch._foreach_mul_(own, 1 - group["lr"] * group["weight_decay"])
+                    torch._foreach_add_(own, [*updates.to(own[0])], alpha=-scale)
 
     def _nesterov(self, matrix: Tensor) -> Tensor:
         assert matrix.grad is not None
         if "momentum" not in self.state[matrix]:
             self.state[matrix]["momentum"] = torch.zeros_like(matrix)
-        momentum: Tensor = self.state[matrix]["momentum"].lerp_(matrix.grad, 1 - MOMENTUM)
-        return matrix.grad.lerp(momentum, MOMENTUM)
+        gradient, momentum = local(matrix.grad), local(self.state[matrix]["momentum"])
+        return gradient.lerp(momentum.lerp_(gradient, 1 - MOMENTUM), MOMENTUM)
+
+
+def gathered_at_once(matrices: list[Tensor]) -> list[list[Tensor]]:
+    """All of a shape; of those that are sharded one, which is whole on every rank for its update alone."""
+    return [[matrix] for matrix in matrices] if piece_of({"": matrices[0]}).count > 1 else [matrices]
 
 
 def hidden_matrices(network: nn.Module) -> list[nn.Parameter]:

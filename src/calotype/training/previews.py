@@ -78,7 +78,7 @@ class DenoiserValidator:
     """Pictures from a stage, and its loss on validation pictures and on as many training pictures."""
 
     stage: Stage
-    raw: Stage  # with the weights as they are, which are not averaged
+    raw: Stage | None  # with the weights as they are, which are not averaged; None where they are sharded
     sampling: Sampling
     held_out: Batch
     train: Batch
@@ -99,6 +99,7 @@ class DenoiserValidator:
 
     def write_raw(self, path: Path) -> None:
         """As `draw`, with the weights as the last step left them instead of their average."""
+        assert self.raw is not None
         with evaluating(self.raw.denoiser):
             replace(self, stage=self.raw).write(path)
 
@@ -135,6 +136,8 @@ class DenoiserValidator:
         measures = {"n": float(len(self.held_out))}
         for name, batch in (("held_out", self.held_out), ("train", self.train)):
             measures |= validation_losses(self.stage, batch, self.rng.at("check"), name)
+        if self.raw is None:
+            return measures
         with evaluating(self.raw.denoiser):
             return measures | validation_losses(self.raw, self.held_out, self.rng.at("check"), "raw_held_out")
 

@@ -9,7 +9,7 @@ import torch
 from calotype.build import build_enlarger, build_frozen, build_space, build_stage
 from calotype.diffusion.denoiser import Denoiser
 from calotype.diffusion.stage import Stage
-from calotype.files import is_whole, listed, read_as, read_tensors, whole_folder, write_tensors
+from calotype.files import is_whole, listed, read_as, whole_folder, write_tensors
 from calotype.model import Model, load
 from calotype.nets.frozen import Frozen
 from calotype.nets.weights import load_file_into
@@ -22,6 +22,8 @@ from calotype.spaces.pixel import PixelSpace, Space
 from calotype.tables import merge
 from calotype.training.checkpoint import SavedState, checkpoints
 from calotype.training.fitting import read_constants
+from calotype.training.pieces import read_pieces
+from calotype.training.state import under
 from calotype.types import UserError
 
 SPACE, SPACE_FILE = "space", "space.safetensors"
@@ -120,8 +122,8 @@ def load_average(run: Run, recipe: Recipe, stage: Stage) -> str:
 
 
 def _load(path: Path, denoiser: Denoiser) -> str:
-    file, state = listed(path, "denoiser.safetensors"), read_as(listed(path, "state.json"), SavedState)
-    named = {name: value for name, value in read_tensors(file).items() if name.startswith("average.")}
-    load_trained(denoiser, {name.removeprefix("average."): value for name, value in named.items()}, str(file))
+    state = read_as(listed(path, "state.json"), SavedState)
+    average = under("average.", read_pieces(path, "denoiser").items())
+    load_trained(denoiser, average, str(path / "denoiser.safetensors"))
     leg, clock = path.name.rpartition("-")[0], state.clock
     return f"the {leg} after {clock.images_seen:,} of about {clock.total:,} images"

@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from calotype.files import not_finite
 from calotype.nets.blocks import Precision
-from calotype.nets.weights import check_tensors, check_weights
+from calotype.nets.weights import check_tensors, check_weights, local
 from calotype.priors.prior import load_trained, trained_state, with_constants
 from calotype.ranks import Ranks
 from calotype.recipe import OptimizerConfig
@@ -39,11 +39,16 @@ class TrainState:
     def __init__(self, network: nn.Module, config: OptimizerConfig, precision: Precision = "float32") -> None:
         self.network, self.config = network, config
         self.average = copy.deepcopy(network).eval().requires_grad_(False)
+        self.averages = self._averages_of(network)
         self.parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
         self.groups = self._groups(precision)
         self.steps = 0
         self.shared: SharedLoss | None = None
         """Where several ranks train the network."""
+
+    def _averages_of(self, network: nn.Module) -> dict[str, Tensor]:
+        """The average of each weight, by its name."""
+        return dict(self.average.named_parameters())
 
     def share(self, ranks: Ranks) -> None:
         """From now on the gradients of the next step are sums over all ranks: see `backward`."""
@@ -58,7 +63,8 @@ class TrainState:
     def _groups(self, precision: Precision) -> list[ParameterGroup]:
         """Those of Muon first, whose updates take longest; which group a weight is in does not change its update."""
         config, matrices = self.config, hidden_matrices(self.network) if self.config.optimizer == "muon" else []
-        rate, decay, averages = config.learning_rate, config.weight_decay, self._averages()
+        rate, decay = config.learning_rate, config.weight_decay
+        averages = {id(weight): self.averages[name] for name, weight in self.network.named_parameters()}
         hidden = {id(matrix) for matrix in matrices}
         others = [parameter for parameter in self.parameters if id(parameter) not in hidden]
         optimizers: list[torch.optim.Optimizer] = [
@@ -67,11 +73,6 @@ class TrainState:
         for group in divided(others, ADAMW_GROUPS if others and others[0].device.type == "cpu" else 1):
             optimizers.append(torch.optim.AdamW(group, rate, config.betas, weight_decay=decay, fused=True))
         return [ParameterGroup(one, [averages[id(weight)] for weight in parameters_of(one)]) for one in optimizers]
-
-    def _averages(self) -> dict[int, Tensor]:
-        """The average of each weight, by its identity."""
-        named = dict(self.average.named_parameters())
-        return {id(weight): named[name] for name, weight in self.network.named_parameters()}
 
     def gradients(self, loss: Tensor) -> Gradients:
         """Of the weights of this network alone; nothing is kept here, so several threads may ask at once."""
@@ -105,7 +106,7 @@ class TrainState:
         sizes = shared_out([partial(group.step, rate, scale, new) for group in self.groups], threads)
         self.zero_grad()
         self._follow_buffers()
-        self._require_finite(torch.stack(sizes))
+        self._require_finite(self._over_ranks(torch.stack(sizes).sum()))
         return norm
 
     def _norm(self, threads: int) -> float:
@@ -115,19 +116,24 @@ class TrainState:
             norms |= of_group
         if not norms:
             return 0.0
-        return float(torch.stack([norms[id(weight)] for weight in self.parameters if id(weight) in norms]).norm())
+        of_all = torch.stack([norms[id(weight)] for weight in self.parameters if id(weight) in norms])
+        return float(self._over_ranks(of_all.norm()))
+
+    def _over_ranks(self, norm: Tensor) -> Tensor:
+        """The norm of a vector whose part on this rank has this norm: here it is whole."""
+        return norm
 
     def zero_grad(self) -> None:
         """Forgets the gradients of the next step."""
         for parameter in self.parameters:
             parameter.grad = None
 
-    def _require_finite(self, sizes: Tensor) -> None:
-        """Takes the sizes of the averages alone, since each weight goes into them."""
-        if math.isfinite(float(sizes.sum())):
+    def _require_finite(self, size: Tensor) -> None:
+        """Takes the size of the averages alone, since each weight goes into them."""
+        if math.isfinite(float(size)):
             return
-        kinds = {"weight": self.network, "average": self.average}
-        named = {f"{kind} {name}": value for kind, net in kinds.items() for name, value in net.named_parameters()}
+        named = {f"weight {name}": local(weight) for name, weight in self.network.named_parameters()}
+        named |= {f"average {name}": local(average) for name, average in self.averages.items()}
         raise NotFiniteError(f"the {not_finite(named) or 'norm of the weights'} is not finite")
 
     @torch.no_grad()
@@ -139,7 +145,8 @@ class TrainState:
     def tensors(self) -> dict[str, Tensor]:
         """All that training changes, as named tensors."""
         named = {f"network.{name}": value for name, value in trained_state(self.network).items()}
-        named |= {f"average.{name}": value for name, value in trained_state(self.average).items()}
+        averages = trained_state(self.average) | self.averages
+        named |= {f"average.{name}": value for name, value in averages.items()}
         for index, slots in sorted(self._slots().items()):
             named |= {f"optimizer.{index}.{name}": value for name, value in slots.items()}
         return named
@@ -152,10 +159,9 @@ class TrainState:
     def restore(self, tensors: dict[str, Tensor], steps: int) -> None:
         """Raises `UserError` as `check` does."""
         self.check(tensors)
-        load_trained(self.network, _under("network.", tensors.items()))
-        load_trained(self.average, _under("average.", tensors.items()))
+        self._load(tensors)
         state: dict[int, dict[str, Tensor]] = {}
-        for name, value in _under("optimizer.", tensors.items()).items():
+        for name, value in under("optimizer.", tensors.items()).items():
             index, slot = name.split(".")
             state.setdefault(int(index), {})[slot] = _laid_out_as(self.parameters[int(index)], value)
         for optimizer in (group.optimizer for group in self.groups):
@@ -165,18 +171,25 @@ class TrainState:
             optimizer.load_state_dict({**optimizer.state_dict(), "state": slots})
         self.steps = steps
 
+    def _load(self, tensors: dict[str, Tensor]) -> None:
+        """The weights and their averages."""
+        load_trained(self.network, under("network.", tensors.items()))
+        load_trained(self.average, under("average.", tensors.items()))
+
     def check(self, tensors: dict[str, Tensor]) -> None:
         """Raises `UserError` for tensors that are not those of this network and its optimizer."""
-        for prefix, network in (("network.", self.network), ("average.", self.average)):
-            check_weights(network, with_constants(network, _under(prefix, tensors.items())), prefix.rstrip("."))
+        for prefix in ("network.", "average."):  # whose tensors have equal names and shapes
+            given = with_constants(self.network, under(prefix, tensors.items()))
+            check_weights(self.network, given, prefix.rstrip("."))
         others = {name: value for name, value in tensors.items() if not name.startswith(("network.", "average."))}
         stepped = {name.split(".")[1] for name in others if name.count(".") == 2}  # weights that have had a gradient
         expected: dict[str, Tensor] = {}
         by_muon = {id(weight) for group in self.groups if isinstance(group.optimizer, Muon) for weight in group.weights}
         for index, weight in enumerate(self.parameters):
             if str(index) in stepped:
-                moments = {"step": torch.zeros(()), "exp_avg": weight, "exp_avg_sq": weight}
-                slots = {"momentum": weight} if id(weight) in by_muon else moments
+                own = local(weight)
+                moments = {"step": torch.zeros(()), "exp_avg": own, "exp_avg_sq": own}
+                slots = {"momentum": own} if id(weight) in by_muon else moments
                 expected |= {f"optimizer.{index}.{slot}": value for slot, value in slots.items()}
         check_tensors(others, expected, "the optimizer")
 
@@ -194,20 +207,21 @@ class ParameterGroup:
 
     def norms(self) -> dict[int, Tensor]:
         """Of the gradients, by the identity of the weight; none where there is no gradient."""
-        given = {id(weight): weight.grad for weight in self.weights if weight.grad is not None}
+        given = {id(weight): local(weight.grad) for weight in self.weights if weight.grad is not None}
         return dict(zip(given, torch._foreach_norm([*given.values()]), strict=True)) if given else {}
 
     @torch.no_grad()
     def step(self, rate: float, scale: float, new: float) -> Tensor:
         """Updates the weights by their gradients times `scale`, and moves the averages to them: `new` is their share in
         it. Returns the sum of the averages' norms."""
-        gradients = [weight.grad for weight in self.weights if weight.grad is not None]
+        gradients = [local(weight.grad) for weight in self.weights if weight.grad is not None]
         if scale < 1 and gradients:
             torch._foreach_mul_(gradients, scale)
         self.optimizer.param_groups[0]["lr"] = rate
         self.optimizer.step()
-        torch._foreach_lerp_(self.averages, [*self.weights], new)
-        return torch.stack(torch._foreach_norm(self.averages)).sum()
+        averages = [*map(local, self.averages)]
+        torch._foreach_lerp_(averages, [*map(local, self.weights)], new)
+        return torch.stack(torch._foreach_norm(averages)).sum()
 
 
 def parameters_of(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
@@ -262,10 +276,13 @@ class Unchanged(nn.Module):
 
 def _laid_out_as(parameter: Tensor, value: Tensor) -> Tensor:
     """The fused optimizer walks along the memory: gradients and moments must lie as the weights do (channels last)."""
-    return torch.empty_like(parameter).copy_(value) if value.shape == parameter.shape else value
+    if value.shape != local(parameter).shape:
+        return value
+    local(laid_out := torch.empty_like(parameter)).copy_(value)
+    return laid_out
 
 
-def _under(prefix: str, named: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
+def under(prefix: str, named: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in named if name.startswith(prefix)}
 
 
