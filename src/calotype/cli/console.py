@@ -100,9 +100,10 @@ def cost_lines(plan: Plan) -> Iterator[str]:
     predicted, seconds = plan.predicted, plan.predicted["seconds"]
     yield f"device       {plan.device}, {plan.recipe.precision}"
     for leg in plan.recipe.legs:
+        compiled = " (compiled)" if leg in plan.compiled else ""
         yield (
             f"{leg:<12} {plan.parameters(leg) / 1e6:.1f} M parameters, {predicted['steps'][leg]:,} steps of "
-            f"{predicted['seconds_a_step'][leg]:.2f} s, {duration(seconds[leg])}"
+            f"{predicted['seconds_a_step'][leg]:.2f} s{compiled}, {duration(seconds[leg])}"
         )
     other = sum(spent for step, spent in seconds.items() if step not in plan.recipe.legs)
     rest = f"{duration(other)} of it for what is not training; {plan.final_count} samples"
