@@ -168,7 +168,7 @@ def counted_outline(forward: Callable[[], object]) -> float:
 def lite0_flops(side: int, stages: int) -> float:
     """Of the features of a picture after so many stages of EfficientNet-Lite0."""
     with ShapesOnly():
-        network, images = EfficientNetLite0(), torch.empty(1, 3, side, side)
+        network, images = EfficientNetLite0().eval(), torch.empty(1, 3, side, side)
     return counted_outline(lambda: network.stages(images, stages))
 
 
