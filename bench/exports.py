@@ -146,8 +146,8 @@ def children_seconds() -> float:
     return sum(each.user + each.system for each in times)
 
 
-def megabytes(folder: Path, without: str = "") -> float:
-    files = [file for file in folder.rglob("*") if file.is_file() and not (without and file.match(without))]
+def megabytes(folder: Path, without: tuple[str, ...] = ()) -> float:
+    files = [file for file in folder.rglob("*") if file.is_file() and not file.name.startswith(without)]
     return sum(file.stat().st_size for file in files) / 1e6
 
 
@@ -168,14 +168,16 @@ def main() -> None:
         print(f"{run}: {megabytes(run / 'model'):.1f} MB; stored precision {stored / len(images):.3f} s, "
               f"float32 {exact / len(images):.3f} s a picture", flush=True)  # fmt: skip
         for kind in ("onnx", "diffusers", "web"):
-            if not (folder := run / kind).is_dir():
+            folder = run / ("web" if kind == "onnx" and not (run / kind).is_dir() else kind)  # a page has the graphs
+            if not folder.is_dir():
                 continue
             if kind == "web":
                 seconds, theirs = in_browser(arguments.chromium, folder, *request)
             else:
                 seconds, theirs = elsewhere(kind, getattr(arguments, kind), folder, *request)
             apart = between(images, theirs)
-            print(f"    {kind}: {megabytes(folder):.1f} MB; {seconds / len(images):.3f} s a picture; {apart}", flush=True)
+            size = megabytes(folder, ("ort",) if kind == "onnx" else ())
+            print(f"    {kind}: {size:.1f} MB; {seconds / len(images):.3f} s a picture; {apart}", flush=True)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import sys
 import urllib.request
 from contextlib import ExitStack, contextmanager
 from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -33,7 +34,7 @@ from calotype.cli.commands import evaluating, reading
 
 PORTRAITS = 240
 CLASSES = ("NAME", "a", "b", "micah")
-LARGEST, LEAST = 64, 12
+LARGEST, FEWEST = 64, 4
 """Side of pictures, in pixels; samples of a command."""
 TRANSLATED = {"README.vi.md": "README.md", "docs/lecture.vi.md": "docs/lecture.md"}
 """Pages whose commands are those of another."""
@@ -43,7 +44,8 @@ STAND_INS = {
     "FOLDER": "my-pictures", "NEW-FOLDER": "my-pictures", "test-pictures": "other-pictures",
     **{each: each for each in ("my-pictures", "more-pictures", "other-pictures", "photographs", "small-pictures",
                                "photo.jpg", "my-photo.jpg", "mask.png", "prompts.txt", "sdxl-vae")},
-    "inception.safetensors": "inception", "FILE": "inception", "dinov2-large": "dinov2", "clip-vit-base-patch32": "clip",
+    "inception.safetensors": "inception", "FILE": "inception",
+    "dinov2-large": "dinov2", "clip-vit-base-patch32": "clip",
 }  # fmt: skip
 """Names in the documents -> what stands there when a command asks for it (`World`)."""
 NEEDS = {
@@ -198,16 +200,18 @@ def smaller(words):
     if "--flops" in words:  # the plan of another machine takes a moment
         return words
     words, large = list(words), False
-    for at, (before, word) in enumerate(zip(words, words[1:], strict=False), 1):
+    for at, (before, word) in enumerate(pairwise(words), 1):
         if before in ("--budget", "--frames"):
             words[at] = {"--budget": "1s", "--frames": "3"}[before]
         elif before == "--count":
-            words[at] = str(min(PORTRAITS if words[:2] == ["data", "portraits"] else LEAST, int(word)))
+            words[at] = str(min(PORTRAITS if words[:2] == ["data", "portraits"] else FEWEST, int(word)))
         elif before == "--size" and word.isdigit():
             large = int(word) > 128
             words[at] = str(min(LARGEST, int(word)))
     if words[:2] == ["data", "portraits"] and "--count" not in words:
         words += ["--count", str(PORTRAITS)]
+    if words[0] == "sweep":
+        words += ["--steps", "2", "--guidance", "1,2"]
     if words[0] in ("train", "demo", "plan"):
         words[1:1] = settings_for(words, large)
     if any(word.startswith("diffusers:") for word in words):
