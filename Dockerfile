@@ -1,5 +1,5 @@
 # docker build -t calotype .
-# docker run --rm -v "$PWD:/work" calotype train my-pictures --size 64 --budget 30m
+# docker run --rm --user "$(id -u):$(id -g)" -v "$PWD:/work" calotype train my-pictures --size 64 --budget 30m
 # With CUDA: docker build --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cu128 -t calotype-cuda .
 #            docker run --rm --gpus all -v "$PWD:/work" calotype-cuda selftest --device cuda
 FROM python:3.12-slim
@@ -15,8 +15,8 @@ COPY pyproject.toml README.md LICENSE /calotype/
 COPY src /calotype/src
 RUN pip install --no-cache-dir "/calotype[${EXTRAS}]" && rm -r /calotype
 
-# Files are to belong to who calls: docker run --user "$(id -u):$(id -g)"
-ENV HOME=/tmp
+# With --user, files belong to the caller; that user has no home here, and no name
+ENV HOME=/tmp USER=calotype
 WORKDIR /work
 ENTRYPOINT ["calotype"]
 CMD ["--help"]

@@ -7,6 +7,8 @@ from torch import nn
 from calotype.diffusion.stage import Sampling, generate
 from calotype.evaluation.counting import counted, most_memory
 from calotype.nets.dit import Dit, DitConfig
+from calotype.nets.perceptual import STAGES
+from calotype.planning.count import lite0_flops
 from calotype.types import Rng
 
 
@@ -64,3 +66,8 @@ def test_memory_is_that_of_this_process():
     before = most_memory(torch.device("cpu"))
     held = torch.ones(2**24)  # 64 MiB
     assert most_memory(torch.device("cpu")) >= max(before, 4 * held.numel())
+
+
+def test_features_of_the_smallest_crop_are_counted():
+    """At 8 px their last map is one pixel, of which no batch norm in training takes the variance."""
+    assert 0 < lite0_flops(8, STAGES) < lite0_flops(16, STAGES)

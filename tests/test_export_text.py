@@ -1,5 +1,6 @@
 """The bundle of a captioned model, with its page for browsers: equal to ours in Python and in Chromium."""
 
+import functools
 import importlib.util
 import json
 import shutil
@@ -40,16 +41,26 @@ TEXTS = [
 
 
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory):
-    """With the runtime where it is installed, else with files of its names."""
-    folder = tmp_path_factory.mktemp("page")
-    runtime = RUNTIME
-    if not runtime.is_dir():
-        runtime = folder / "runtime"
-        runtime.mkdir()
-        for name in RUNTIME_FILES:
-            (runtime / name).write_text("")
-    return export(ExportOptions(run=GOLDEN / "captions", to="web", out=folder / "out", runtime=runtime), Keeper())
+def page(tmp_path_factory):
+    """The exported page of a golden model: with the runtime where it is installed, else with files of its names."""
+
+    @functools.cache
+    def page(name):
+        folder = tmp_path_factory.mktemp("page")
+        runtime = RUNTIME
+        if not runtime.is_dir():
+            runtime = folder / "runtime"
+            runtime.mkdir()
+            for file in RUNTIME_FILES:
+                (runtime / file).write_text("")
+        return export(ExportOptions(run=GOLDEN / name, to="web", out=folder / "out", runtime=runtime), Keeper())
+
+    return page
+
+
+@pytest.fixture
+def exported(page):
+    return page("captions")
 
 
 @pytest.fixture
@@ -177,8 +188,10 @@ def served(folder, noise, request):
 @with_onnx
 @pytest.mark.skipif(not CHROMIUM, reason="needs chromium")
 @pytest.mark.skipif(not RUNTIME.is_dir(), reason="needs: npm install onnxruntime-web")
-def test_the_page_draws_the_same_pictures(exported, sample, tmp_path):
-    server, results, arrived = served(exported, sample.seeded(5), {"prompt": PROMPT, "negative": NEGATIVE})
+@pytest.mark.parametrize("name", ["labels", "captions", "cascade"])
+def test_the_page_draws_the_same_pictures(name, page, sample, tmp_path):
+    model, (prompt, negative) = golden(name), (PROMPT, NEGATIVE) if name == "captions" else ("", "")
+    server, results, arrived = served(page(name), sample.seeded(5), {"prompt": prompt, "negative": negative})
     threading.Thread(target=server.serve_forever, daemon=True).start()
     address = f"http://127.0.0.1:{server.server_port}/trial.html"
     browser = subprocess.Popen(
@@ -193,13 +206,13 @@ def test_the_page_draws_the_same_pictures(exported, sample, tmp_path):
         server.shutdown()
     result = results[0]
     assert "error" not in result, result["error"]
-    theirs = np.array(result["images"], np.float32).reshape(2, 3, 16, 16)
-    text = Text(("", PROMPT), ("", NEGATIVE))
-    model = golden("captions")
+    side = model.image_size
+    theirs = np.array(result["images"], np.float32).reshape(2, 3, side, side)
+    text = Text(("", prompt), ("", negative)) if prompt else None
     first = ours(model, [1], seed=5)
-    second = ours(model, [-1], text.at([1]), seed=5)
+    second = ours(model, [-1], text and text.at([1]), seed=5)
     assert between(np.concatenate([first, second]), theirs).largest < LEVEL / 4
-    assert result["side"] == 16 and result["colours"] > 20 and result["state"].startswith("2 of 2")
+    assert result["side"] == side and result["colours"] > 20 and result["state"].startswith("2 of 2")
 
 
 # -- In ComfyUI --------------------------------------------------------------------------------------------------------

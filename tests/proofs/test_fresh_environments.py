@@ -69,10 +69,11 @@ def fresh(tmp_path_factory):
 @pytest.mark.parametrize("name", ["labels", "captions", "cascade"])
 def test_an_export_opens_where_there_is_no_calotype(fresh, tmp_path, kind, name):
     python = fresh(kind)
-    assert subprocess.run([python, "-c", "import calotype"], capture_output=True, check=False).returncode
+    environment = {**os.environ, "PYTHONPATH": "", "HF_MODULES_CACHE": str(tmp_path / "modules")}
+    ours_there = [python, "-c", "import calotype"]
+    assert subprocess.run(ours_there, env=environment, cwd=tmp_path, capture_output=True, check=False).returncode
     export(ExportOptions(run=GOLDEN / name, to=kind, out=tmp_path / "out"), Keeper())
     script = f"PROMPT = {PROMPT!r}\n{SCRIPTS[kind]}"
-    environment = {**os.environ, "PYTHONPATH": "", "HF_MODULES_CACHE": str(tmp_path / "modules")}
     subprocess.run([python, "-c", script, tmp_path / "out", tmp_path], env=environment, check=True, cwd=tmp_path)
     prompt = PROMPT if name == "captions" else None
     ours = np.stack([np.asarray(picture, int) for picture in golden(name).sample(2, seed=3, prompt=prompt)])
