@@ -305,10 +305,6 @@ def test_two_servers_on_one_host_keep_their_cookies_apart(server, tmp_path):
             page.get_by_role("heading", name="Runs", exact=True).wait_for()
 
 
-SMALLEST_MILLISECONDS = 60
-"""First paint of a page of one word in Chromium, on a machine that does nothing else."""
-
-
 def first_paint(page, address):
     """Median of nine loads, in milliseconds."""
     read = "performance.getEntriesByName('first-contentful-paint')[0]?.startTime ?? 0"
@@ -320,15 +316,14 @@ def first_paint(page, address):
 
 
 def test_the_first_paint_is_below_300_milliseconds(server, many, trained):
-    """On a machine that is busy with other work as many times that as a page of one word takes longer."""
+    """On a machine that does nothing else."""
     address, token = server
     with browser_page(address, token, viewport=WIDE) as page:
         smallest = first_paint(page, "data:text/html,<p>word")
-        slowness = max(1.0, smallest / SMALLEST_MILLISECONDS)
         for place in ("/", "/new", f"/runs/{trained}", f"/runs/{trained}/gallery"):
             took = first_paint(page, f"{address}{place}")
             print(f"first paint of {place}: {took:.0f} ms; of a page of one word: {smallest:.0f} ms")
-            assert took < 300 * slowness, place
+            assert took < 300, place
 
 
 SCROLL = """() => new Promise(done => {
@@ -364,3 +359,5 @@ def test_the_list_of_200_runs_scrolls_without_a_stutter(server, many):
         print(f"frames: median {frames[60]:.0f} ms, of 120 the 6th longest {frames[-6]:.0f} ms; long tasks: {long}")
         print(f"of an empty page: median {empty[60]:.0f} ms, the 6th longest {empty[-6]:.0f} ms")
         assert end > 8000 and frames[60] < empty[60] + 17 and frames[-6] < max(50.0, 2 * empty[-6])
+        arrived = "[...document.querySelectorAll('.run img')].some(cover => cover.naturalWidth > 0)"
+        page.wait_for_function(arrived)  # when it rests

@@ -76,7 +76,7 @@ def head_cell(key: str) -> Html:
 
 def run_row(run: str, summary: RunSummary) -> Html:
     mark = tag("input", type="checkbox", name="runs", value=run, aria_label=f"Mark {summary.name}")
-    cover = tag("img", src=f"/runs/{run}/cover", alt="", width=72, height=48, loading="lazy", decoding="async")
+    cover = tag("img", data_cover=f"/runs/{run}/cover", alt="", width=72, height=48, decoding="async")
     name = tag("a", cover, tag("span", summary.folder.name), href=f"/runs/{run}", class_="run")
     model = f"{summary.kind} {summary.chain} px" if summary.chain else summary.kind
     n = f" (n = {summary.fd_n})" if summary.fd_n else ""

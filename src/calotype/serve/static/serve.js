@@ -179,6 +179,24 @@ function listOfRuns() {
   const marks = () => { compare.disabled = all("input:checked", body).length < 2; };
   body.addEventListener("change", marks);
   marks();
+  covers(body);
+}
+
+// They are fetched while the list rests: one that arrives while it scrolls makes a frame late.
+function covers(body) {
+  const wanted = new Set();
+  let rest;
+  const fetchAll = () => { for (const cover of wanted) cover.src = cover.dataset.cover; wanted.clear(); };
+  const later = () => { clearTimeout(rest); rest = setTimeout(fetchAll, 150); };
+  const watch = new IntersectionObserver(entries => {
+    for (const {target, isIntersecting} of entries) {
+      if (isIntersecting) wanted.add(target); else wanted.delete(target);
+      if (target.src) watch.unobserve(target);
+    }
+    later();
+  }, {rootMargin: "400px"});
+  for (const cover of all("img[data-cover]", body)) watch.observe(cover);
+  addEventListener("scroll", later, {passive: true});
 }
 
 // -- A run ------------------------------------------------------------------------------------------------------------
