@@ -1,5 +1,6 @@
 """The API and the pages with a real model: pictures, jobs, the gallery, runs that are started and why they stop."""
 
+import asyncio
 import base64
 import io
 import json
@@ -283,6 +284,21 @@ def test_a_process_that_dies_is_replaced_and_its_request_is_answered(client, ope
     assert "signal 9" in until(lambda: client.get(long.headers["location"]).json()["reason"])
     assert done(client, waiting)["state"] == "finished" and time.monotonic() - killed < 5
     assert worker.process.pid != before
+
+
+def test_a_process_that_ends_by_itself_keeps_its_exit_code():
+    """After its pipe has ended it is waited for, and only one that goes on is killed."""
+
+    async def code_of(then, patience):
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", f"import os, time; os.close(1); {then}", stdout=asyncio.subprocess.PIPE
+        )
+        await process.stdout.read()
+        await sampling.ended(process, patience)
+        return process.returncode
+
+    assert asyncio.run(code_of("time.sleep(0.2); os._exit(7)", 30.0)) == 7
+    assert asyncio.run(code_of("time.sleep(600)", 0.2)) == -signal.SIGKILL
 
 
 def test_a_job_is_cancelled_while_it_runs_and_while_it_waits(client):

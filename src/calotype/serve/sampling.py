@@ -28,8 +28,8 @@ JOB_SECONDS = 900.0
 """After which a request is given up, and its process replaced."""
 LAST_WORDS = 20
 """Lines of a process that are kept, for when it dies."""
-AFTER_LAST_WORD = 2.0
-"""In which a process that has closed its pipe is expected to end by itself."""
+END_SECONDS = 1.0
+"""For which a process whose pipe has ended is waited for before it is killed."""
 RETRY_SECONDS = 0.5
 """Before a process that died at its start is started once more; doubled each time, up to a minute."""
 
@@ -243,7 +243,7 @@ class SamplingProcess:
             assert process.stdout is not None
             await receive_packet(process.stdout)
         except (asyncio.IncompleteReadError, ValueError):
-            await ended(process)
+            await ended(process, END_SECONDS)
             return None
         except asyncio.CancelledError:
             await ended(process)
@@ -279,7 +279,7 @@ class SamplingProcess:
             job.end("failed", f"it has taken more than {JOB_SECONDS:.0f} seconds, and was given up")
             await self.kill()
         except (asyncio.IncompleteReadError, ValueError):
-            await self.kill(AFTER_LAST_WORD)
+            await self.kill(END_SECONDS)
             job.end("failed", self.last_words())
         except asyncio.CancelledError:
             job.end("failed", "the server has been stopped")
@@ -312,12 +312,8 @@ class SamplingProcess:
         return f"the process that was sampling has died: {why}; another one takes its place, so ask again"
 
     async def kill(self, patience: float = 0.0) -> None:
-        """One that ends by itself within so many seconds is not killed: `subprocess.Popen.send_signal` would ask for
-        its exit code before asyncio does, and asyncio would not get it."""
         if self.process is not None:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self.process.wait(), patience)
-            await ended(self.process)
+            await ended(self.process, patience)
 
     async def close(self) -> None:
         """Ends both."""
@@ -329,8 +325,16 @@ class SamplingProcess:
                     await ended(process)
 
 
-async def ended(process: asyncio.subprocess.Process) -> None:
+async def ended(process: asyncio.subprocess.Process, patience: float = 0.0) -> None:
+    """Kills a process that has not ended by itself within `patience` seconds.
+
+    One that has ended is never signalled: `Process.kill` polls before it sends, and so may take the exit code
+    from the thread of asyncio that waits for it, which then says 255.
+    """
+    if patience:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(process.wait(), patience)
     if process.returncode is None:
         with contextlib.suppress(ProcessLookupError):
             process.kill()
-    await process.wait()
+        await process.wait()
