@@ -8,6 +8,9 @@ ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 ARG TORCH=2.13.0
 ARG EXTRAS=heic
 
+# torch.compile needs a compiler; denoisers train faster with it
+RUN apt-get update && apt-get install -y --no-install-recommends g++ && rm -rf /var/lib/apt/lists/*
+
 # torch first: this layer is large, and stays the same when Calotype changes
 RUN pip install --no-cache-dir "torch==${TORCH}" --index-url "${TORCH_INDEX}"
 
