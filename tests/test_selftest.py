@@ -1,6 +1,7 @@
 """`calotype selftest`: what it says of this machine, of a weak one and of a broken one."""
 
 import filecmp
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from PIL import Image
 from small import Keeper, be_quick, machine
 
 from calotype.cli.commands import selftest, selftesting
-from calotype.cli.commands.selftesting import Check, Selftest, attempted, disk, enough
+from calotype.cli.commands.selftesting import Check, Selftest, attempted, compiler, disk, enough
 from calotype.cli.options import SelftestOptions
 from calotype.training.process import Interrupted
 from calotype.types import UserError
@@ -27,6 +28,7 @@ def quick(monkeypatch):
     monkeypatch.setattr(selftesting, "SMALL", SHORT)
     monkeypatch.setattr(selftesting.psutil, "cpu_percent", lambda interval: 0.0)
     monkeypatch.setattr(selftesting, "WRITTEN", 2**21)
+    monkeypatch.setenv("CXX", sys.executable)  # which is there
 
 
 def test_a_slow_machine_is_fit_with_advice(quick):
@@ -34,7 +36,7 @@ def test_a_slow_machine_is_fit_with_advice(quick):
     results = selftest(SelftestOptions("cpu"), console)
     assert [name for name, check in results.items() if check.verdict != "ok"] == ["speed", "memory"]
     assert "200 times slower" in results["speed"].advice and "same weights to the bit" in results["resuming"].value
-    assert len(results) == 11 and console.printed[-1] == "this machine is fit; weak: speed, memory"
+    assert len(results) == 12 and console.printed[-1] == "this machine is fit; weak: speed, memory"
     assert sum(line.startswith(("ok ", "weak ")) for line in console.printed) == len(results)
 
 
@@ -81,6 +83,11 @@ def test_a_driver_without_cuda_in_torch_is_named(quick, monkeypatch, tmp_path):
     monkeypatch.setattr(selftesting.shutil, "which", lambda name: "/usr/bin/nvidia-smi")
     found = Selftest("cpu", tmp_path).found()
     assert found.verdict == "weak" and "no CUDA" in found.advice
+
+
+def test_a_missing_compiler_is_weak(monkeypatch):
+    monkeypatch.setattr(selftesting.shutil, "which", lambda name: None)
+    assert compiler() == Check("none", "weak", "install a C++ compiler (g++ or clang) to train denoisers faster")
 
 
 def test_busy_cores_are_named(quick, monkeypatch, tmp_path):

@@ -102,9 +102,9 @@ class Selftest:
     @property
     def checks(self) -> dict[str, Callable[[], Check]]:
         return {
-            "versions": versions, "device": self.found, "threads": self.threads, "precision": self.precision,
-            "speed": self.speed, "memory": self.memory, "disk": lambda: disk(self.place), "weights": self.weights,
-            "training": self.training, "resuming": self.resuming, "old model": self.old_model,
+            "versions": versions, "compiler": compiler, "device": self.found, "threads": self.threads,
+            "precision": self.precision, "speed": self.speed, "memory": self.memory, "disk": lambda: disk(self.place),
+            "weights": self.weights, "training": self.training, "resuming": self.resuming, "old model": self.old_model,
         }  # fmt: skip
 
     @cached_property
@@ -226,6 +226,14 @@ def versions() -> Check:
     extras = [name for name, module in EXTRAS.items() if importlib.util.find_spec(module)]
     system = f"Python {platform.python_version()} on {platform.system()} {platform.machine()}"
     return Check(f"{system}; {', '.join(known)}; extras: {', '.join(extras) or 'none'}")
+
+
+def compiler() -> Check:
+    """Of C++, for `training.compiling`; the one that torch looks for."""
+    names = (os.environ.get("CXX"), "g++", "clang++", "cl")
+    if found := next((name for name in names if name and shutil.which(name)), None):
+        return Check(f"{found}; denoisers are compiled in runs of some minutes, if that makes them faster")
+    return Check("none", WEAK, "install a C++ compiler (g++ or clang) to train denoisers faster")
 
 
 def disk(place: Path) -> Check:
