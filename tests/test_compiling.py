@@ -48,7 +48,7 @@ def compare():
 def test_losses_and_gradients_are_the_same_and_a_run_repeats_to_the_bit(tmp_path):
     code = "import torch, test_compiling; torch.set_num_threads(1); test_compiling.compare()"
     settings = {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path), **{f"TORCHINDUCTOR_{name}": "0" for name in UNPICKLED}}
-    environment = {**os.environ, **settings, "PYTHONPATH": os.pathsep.join(sys.path)}
+    environment = {**os.environ, "TORCHDYNAMO_DISABLE": "0", **settings, "PYTHONPATH": os.pathsep.join(sys.path)}
     subprocess.run([sys.executable, "-c", code], env=environment, check=True)
     assert not list(tmp_path.rglob("*.pkl"))
 

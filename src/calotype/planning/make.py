@@ -123,7 +123,8 @@ def costs_of(
         return [PREDICTED], Counted(recipe, pictures, machine, rounds)
     if machine.ranks > 1 and recipe.sharding != "none":
         return [UNMEASURED], Counted(recipe, pictures, machine, rounds)
-    shares = time_shares(recipe.legs, UTILIZATION * machine.all_flops * budget)
+    legs = [leg for leg in recipe.legs if not leg.startswith("exposure")]
+    shares = time_shares(legs, UTILIZATION * machine.all_flops * budget)
     costs = Measurement(recipe, pictures, machine, rounds, [leg for leg in shares if shares[leg] * budget >= WORTH])
     return costs.notes, costs
 
