@@ -50,7 +50,8 @@ def test_losses_and_gradients_are_the_same_and_a_run_repeats_to_the_bit(tmp_path
     settings = {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path), **{f"TORCHINDUCTOR_{name}": "0" for name in UNPICKLED}}
     environment = {**os.environ, "TORCHDYNAMO_DISABLE": "0", **settings, "PYTHONPATH": os.pathsep.join(sys.path)}
     subprocess.run([sys.executable, "-c", code], env=environment, check=True)
-    assert not list(tmp_path.rglob("*.pkl"))
+    kept = {file.name for file in tmp_path.iterdir()}
+    assert kept and not kept & {"fxgraph", "aotautograd"}  # the folders of pickles
 
 
 def test_sampling_and_validation_are_not_compiled(monkeypatch):

@@ -67,7 +67,22 @@ class ImportedNetwork(Config):
             )
 
 
-class TinyConfig(ImportedNetwork):
+class LevelledNetwork(ImportedNetwork):
+    """Each level of the encoder but the first halves the image."""
+
+    latent_channels: Channels
+    encoder_block_out_channels: Widths
+
+    @property
+    def channels(self) -> int:
+        return self.latent_channels
+
+    @property
+    def reduction(self) -> int:
+        return int(2 ** (len(self.encoder_block_out_channels) - 1))
+
+
+class TinyConfig(LevelledNetwork):
     """`AutoencoderTiny`: TAESD and its kin, distilled from larger autoencoders."""
 
     class_name = "AutoencoderTiny"
@@ -87,16 +102,8 @@ class TinyConfig(ImportedNetwork):
         require_levels(self, len(self.encoder_block_out_channels), per_level)
         return self
 
-    @property
-    def channels(self) -> int:
-        return self.latent_channels
 
-    @property
-    def reduction(self) -> int:
-        return int(2 ** (len(self.encoder_block_out_channels) - 1))
-
-
-class DcConfig(ImportedNetwork):
+class DcConfig(LevelledNetwork):
     """`AutoencoderDC`: the deep compression autoencoder (arXiv 2410.10733), of SANA."""
 
     class_name = "AutoencoderDC"
@@ -125,14 +132,6 @@ class DcConfig(ImportedNetwork):
         names = [name for name in type(self).model_fields if isinstance(getattr(self, name), tuple)]
         require_levels(self, len(self.encoder_block_out_channels), names)
         return self
-
-    @property
-    def channels(self) -> int:
-        return self.latent_channels
-
-    @property
-    def reduction(self) -> int:
-        return int(2 ** (len(self.encoder_block_out_channels) - 1))
 
 
 class RaeConfig(ImportedNetwork):

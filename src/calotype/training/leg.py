@@ -132,12 +132,8 @@ def train_leg(
         say(f"{leg.name}: {text}")
 
     ranks = division.ranks
-    begin_leg(run, leg, ranks, note)
+    stopping = begin_leg(run, leg, ranks, note)
     progress, validating, save = leg.progress, 0.0, partial(save_leg, run, leg, ranks)
-    validation = run.state.validation.setdefault(leg.name, Validation())
-    stopping = EarlyStopping(run.folder / "checkpoints" / f"best-{leg.name}", leg.states, validation)
-    if ranks.first and progress.fraction < 1 and (lost := stopping.forget_lost()):
-        note(lost)
     log = StepLog(run, leg.name, progress, bar)
     guard_due = at_fractions(leg.guard.fractions if leg.guard else (), progress.fraction)
     preview_due = at_fractions(limits.previews_at or PREVIEWS, progress.fraction)
@@ -179,13 +175,18 @@ def train_leg(
         shutil.rmtree(stopping.folder, ignore_errors=True)
 
 
-def begin_leg(run: Run, leg: Leg[object], ranks: Ranks, note: Note) -> None:
-    """Brings all ranks to the newest whole checkpoint, as the first chooses it."""
+def begin_leg(run: Run, leg: Leg[object], ranks: Ranks, note: Note) -> EarlyStopping:
+    """Brings all ranks to the newest whole checkpoint, as the first chooses it, and validation to where it was."""
     restored = ranks.say(lambda: resume_leg(run, leg, note))
     if not leg.sharded:
         share_leg(ranks, leg)
     elif restored and not ranks.first:
         checkpoint.load_checkpoint(run.folder / "checkpoints" / restored, leg.saved, leg.progress)
+    validation = run.state.validation.setdefault(leg.name, Validation())
+    stopping = EarlyStopping(run.folder / "checkpoints" / f"best-{leg.name}", leg.states, validation)
+    if ranks.first and leg.progress.fraction < 1 and (lost := stopping.forget_lost()):
+        note(lost)
+    return stopping
 
 
 def resume_leg(run: Run, leg: Leg[object], note: Note) -> str | None:
