@@ -112,14 +112,9 @@ UNLIMITED = LegLimits()
 
 
 def train_leg(
-    run: Run,
-    leg: Leg[object],
-    stop: threading.Event,
-    bar: ProgressBar,
-    say: Callable[[str], None] = lambda text: None,
-    limits: LegLimits = UNLIMITED,
-    division: Division = WHOLE,
-) -> None:
+    run: Run, leg: Leg[object], stop: threading.Event, bar: ProgressBar, say: Note = lambda text: None,
+    limits: LegLimits = UNLIMITED, division: Division = WHOLE,
+) -> None:  # fmt: skip
     """Trains a leg from its newest checkpoint to its end. Raises `Interrupted` after saving, if `stop` is set.
 
     `say` and the log get a line for each damaged checkpoint that was passed over, and where the leg overfitted. Of
