@@ -4,21 +4,24 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 
 import pytest
 import torch
-from small import LEGS, fingerprint
+from small import LEGS, fingerprint, second_leg
+from test_train import run_in, silent
 
 from calotype.nets.dit import Dit, DitBlock, DitConfig
 from calotype.training.compiling import compiled
-from calotype.training.loop import WHOLE, differentiated
+from calotype.training.leg import train_leg
+from calotype.training.loop import WHOLE, Division, differentiated
 
 UNPICKLED = ("FX_GRAPH_CACHE", "AUTOGRAD_CACHE")
 
 
-def prepared(leg, note):
+def prepared(leg, note, division=WHOLE):
     batch = leg.source.batch(leg.progress.images_seen, leg.progress.batch)
-    return batch, lambda: compiled(leg.objective, leg.states, batch, leg.progress, WHOLE, note)
+    return batch, lambda: compiled(leg.objective, leg.states, batch, leg.progress, division, note)
 
 
 def first_gradients(leg, batch):
@@ -35,13 +38,20 @@ def compare():
     assert compile_it() and not notes
     for fast, slow in zip(first_gradients(leg, batch), eager, strict=True):
         torch.testing.assert_close(fast, slow, rtol=1e-3, atol=1e-5)
-    for _ in range(2):
-        leg = LEGS["denoiser"]()
-        assert prepared(leg, notes.append)[1]()
-        for _ in leg.steps():
+    for division in (WHOLE, WHOLE, Division(2), Division(2)):
+        leg = second_leg(precision="bfloat16") if division.slices > 1 else LEGS["denoiser"]()
+        assert prepared(leg, notes.append, division)[1]() and not notes
+        for _ in leg.steps(division):
             pass
         ends.append(fingerprint(leg.states))
-    assert ends[0] == ends[1]
+    assert ends[0] == ends[1] != ends[2] == ends[3]
+
+
+def test_a_leg_that_is_finished_is_not_prepared_again(tmp_path):
+    calls, run = [], run_in(tmp_path / "run")
+    for _ in range(2):
+        train_leg(run, LEGS["denoiser"](), threading.Event(), silent, prepare=lambda: calls.append(1))
+    assert calls == [1]
 
 
 @pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++"))), reason="there is no C++ compiler")

@@ -1,8 +1,12 @@
 """The search for a guidance scale after training."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+import torch
 from small import CASCADE, SETTINGS, Keeper, be_quick, noise_pictures, recipe, request, second_leg, write_pictures
+from test_train import silent
 
 from calotype.cli.commands import plan, train
 from calotype.cli.options import PlanOptions
@@ -11,7 +15,7 @@ from calotype.files import read_json
 from calotype.model import load
 from calotype.planning import make
 from calotype.run import Run
-from calotype.training import pipeline
+from calotype.training import levels, pipeline
 from calotype.training.levels import SCALES_TRIED, search_guidance
 
 
@@ -54,6 +58,20 @@ def test_equal_seeds_find_equal_distances():
     once, again = (search_guidance(wanted, leg.trained, pictures, 6, lambda done, total: None) for _ in range(2))
     assert tuple(once.tried) == SCALES_TRIED and once.usual == 3.0
     assert once.as_json() == again.as_json()
+
+
+def test_samples_have_the_classes_of_the_pictures_they_are_held_against(monkeypatch):
+    """Near-duplicates move validation pictures of some classes to later rows: the first ones are not like all."""
+    pictures = noise_pictures(400)
+    rows = pictures.validation_indices
+    labels = pictures.labels.clone()
+    labels[rows] = (torch.arange(len(rows)) >= len(rows) // 2).long()
+    monkeypatch.setattr(levels, "scale_distance", lambda stage, sampling, labels, *_: labels)
+    monkeypatch.setattr(levels, "search_scale", lambda labels, *_: used.append(labels) or Search({}))
+    used, leg = [], second_leg()
+    for count in (8, 100):  # fewer and more than there are
+        search_guidance(recipe(), leg.trained, replace(pictures, labels=labels), count, silent)
+        assert len(used[-1]) == count and abs(int(used[-1].sum()) - count // 2) <= 1
 
 
 # -- In a run ----------------------------------------------------------------------------------------------------------

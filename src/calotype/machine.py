@@ -19,6 +19,7 @@ import psutil
 import torch
 import torch.nn.functional as F
 
+from calotype.threads import at_once, one_thread
 from calotype.types import UserError
 
 BUSY_BATCHES = {"cpu": 1, "mps": 4, "cuda": 8}
@@ -120,7 +121,7 @@ def examine(name: str = "auto", threads: int | None = None) -> Machine:
     busy_batch = 2 ** max(0, min(3, int(math.log2(small / seconds))))
     flops = 2 * 9 * 64 * 64 * 32 * 32 / seconds
     if device.type == "cpu":
-        flops = min(flops, threads * max(map(layer_rate, precisions)) / UTILIZATION)
+        flops = min(flops, max(layer_rate(dtype, threads) for dtype in precisions) / UTILIZATION)
     return Machine(
         device, device_name(device), threads, flops, bfloat16 < 0.8 * float32, free_memory(device), busy_batch
     )
@@ -147,22 +148,22 @@ def time_convolution(device: torch.device, dtype: torch.dtype, count: int) -> fl
     return best_time(lambda: F.conv2d(image, weight, padding=1), device)
 
 
-def layer_rate(dtype: torch.dtype) -> float:
-    """Floating-point operations a second in the training of a transformer layer on one thread of the CPU."""
-    before, width = torch.get_num_threads(), LAYER_WIDTH
+def layer_rate(dtype: torch.dtype, threads: int) -> float:
+    """Floating-point operations a second in the training of a transformer layer on each of so many threads of the CPU
+    at once. Two threads that share a core are hardly faster than one."""
+    width = LAYER_WIDTH
     layer = torch.nn.TransformerEncoderLayer(width, width // 64, 4 * width, 0.0, batch_first=True, norm_first=True)
     tokens = torch.randn(LAYER_BATCH, LAYER_TOKENS, width)
 
     def step() -> None:
         with torch.autocast("cpu", dtype=dtype, enabled=dtype is not torch.float32):
-            layer(tokens).float().square().mean().backward()
+            loss = layer(tokens).float().square().mean()
+        torch.autograd.grad(loss, weights)
 
-    torch.set_num_threads(1)
-    try:
-        seconds = best_time(step, torch.device("cpu"), 3)
-    finally:
-        torch.set_num_threads(before)
-    return 12 * LAYER_BATCH * LAYER_TOKENS * width * (6 * width + LAYER_TOKENS) / seconds
+    weights = [*layer.parameters()]
+    with one_thread():
+        seconds = best_time(lambda: at_once([step] * threads), torch.device("cpu"), 3)
+    return threads * 12 * LAYER_BATCH * LAYER_TOKENS * width * (6 * width + LAYER_TOKENS) / seconds
 
 
 def best_time(work: Callable[[], object], device: torch.device, repeats: int = 5) -> float:

@@ -257,6 +257,14 @@ def _strata(labels: Labels) -> list[list[int]]:
     return list(strata.values())
 
 
+def evenly(rows: Int[Tensor, " _"], most: int) -> Int[Tensor, " some"]:
+    """At most so many of the rows, evenly spaced.
+
+    The first validation pictures need not be like all: near-duplicates move pictures of some classes to later rows.
+    """
+    return rows[torch.linspace(0, len(rows) - 1, min(most, len(rows))).round().long()]
+
+
 def set_sizes(config: SplitConfig, count: int, available: int) -> tuple[int, int]:
     """Validation and test pictures: at least one each, as far as `available` reaches; validation comes first."""
     validation = min(MAX_VALIDATION, max(1, int(config.validation * count + 1e-9)))

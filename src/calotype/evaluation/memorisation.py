@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from calotype.data.split import evenly
 from calotype.evaluation.distances import Features, Others, pairwise_distances
 from calotype.evaluation.intervals import Estimate, difference_of_shares, share_estimate
 from calotype.evaluation.measures import as_measure
@@ -212,8 +213,3 @@ def nearness(samples: Features, held_out: Others, trained: Float[np.ndarray, "tr
     return Nearness(
         samples_median=float(np.median(ours)), held_out_median=float(np.median(theirs)), nearer=as_measure(near), n=n
     )
-
-
-def evenly(rows: Rows, most: int) -> Rows:
-    """At most so many of the rows, evenly spaced."""
-    return rows[torch.linspace(0, len(rows) - 1, min(most, len(rows))).round().long()]

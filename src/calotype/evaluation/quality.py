@@ -9,13 +9,14 @@ import numpy as np
 import torch
 
 from calotype.data.images import rounded
+from calotype.data.split import evenly
 from calotype.diffusion.stage import Sampling, Stage, generate, in_turn
 from calotype.evaluation.candidate import Candidate
 from calotype.evaluation.comparison_results import Quality, StageQuality
 from calotype.evaluation.distances import Features
 from calotype.evaluation.features import features
 from calotype.evaluation.measures import measure_sets
-from calotype.evaluation.memorisation import evenly, nearness
+from calotype.evaluation.memorisation import nearness
 from calotype.evaluation.references import ReferenceSet
 from calotype.evaluation.results import Nearness, SetMeasures
 from calotype.spaces.latent import LatentSpace

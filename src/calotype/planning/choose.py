@@ -53,7 +53,8 @@ PRIOR_PATCHES = 2**17
 AUTOENCODER_RATE, FINETUNE_RATE = 2e-3, 1e-4
 """Learning rates of an autoencoder of our own with the widths of minutes, and of an imported one."""
 STEPS = 12
-"""Steps of the sampler in latents: with 24, portraits were no nearer to real ones (dev/LOG.md)."""
+"""Steps of the sampler in latents: with 24, portraits are nearer to real ones by 10 at most, and more of them lose
+features (dev/LOG.md, 2026-11-28)."""
 PRIOR_GUIDANCE = {"guide": "prior", "guidance": 3.0, "guidance_slope": 0.75}
 """Guidance away from the prior, the best guide in a sweep over portraits (dev/LOG.md, 2026-11-28)."""
 FEW_GUIDANCE = 1.5

@@ -10,6 +10,7 @@ import torch
 from calotype.build import build_autoencoder, start_linear
 from calotype.data.folder import Pictures
 from calotype.data.images import images_from_pixels, shown
+from calotype.data.split import evenly
 from calotype.nets.kl import Autoencoder
 from calotype.nets.vae import Vae, VaeConfig
 from calotype.recipe import Recipe, RunSpace
@@ -57,7 +58,7 @@ def compare_autoencoders(start: WarmStart, pictures: Pictures, device: torch.dev
     better; with a sentence that says so."""
     space, network = start.stages[0].space, start.recipe.autoencoder.network
     assert isinstance(space, LatentSpace)
-    images = images_from_pixels(pictures.pixels[pictures.validation_indices[:MOST_COMPARED]]).to(device)
+    images = images_from_pixels(pictures.pixels[evenly(pictures.validation_indices, MOST_COMPARED)]).to(device)
     before = reconstruction_psnr(space.vae, images)
     about = f"its reconstructions of {len(images)} pictures for validation have {before:.1f} dB"
     if not isinstance(network, VaeConfig):

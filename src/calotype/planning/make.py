@@ -125,7 +125,8 @@ def costs_of(
         return [UNMEASURED], Counted(recipe, pictures, machine, rounds)
     legs = [leg for leg in recipe.legs if not leg.startswith("exposure")]
     shares = time_shares(legs, UTILIZATION * machine.all_flops * budget)
-    costs = Measurement(recipe, pictures, machine, rounds, [leg for leg in shares if shares[leg] * budget >= WORTH])
+    long = [leg for leg in shares if shares[leg] * budget >= WORTH or recipe.legs[leg].images]
+    costs = Measurement(recipe, pictures, machine, rounds, long if recipe.aspect_buckets == 1 else [])
     return costs.notes, costs
 
 

@@ -25,7 +25,7 @@ from calotype.recipe import Recipe, exposure_above, leg_above
 from calotype.spaces.latent import LatentSpace
 from calotype.spaces.pixel import PixelSpace, Space
 from calotype.threads import in_slices
-from calotype.training.compiling import compiled
+from calotype.training.compiling import WORTH, compiled
 from calotype.training.examples import (
     crop_examples,
     picture_examples,
@@ -139,8 +139,10 @@ class Measurement(Costs):
         if slices > 1:
             at_once = best_time(partial(step, slices), self.device, 2)
             slices, seconds = (slices, at_once) if at_once < CLEARLY_SLOWER * seconds else (1, seconds)
+        images = self.recipe.legs[leg].images
         alone = slices > 1 or torch.get_num_threads() == 1 or self.device.type == "cuda"
-        if is_compiled := leg in self.compiling and self.ranks == 1 and alone:
+        worth = leg in self.compiling and (not images or images / batch * seconds >= WORTH)
+        if is_compiled := worth and self.ranks == 1 and alone:
             division = Division(slices, rounds)
             is_compiled = compiled(objective, states, source.batch(0, batch), progress, division, self.notes.append)
         if is_compiled:

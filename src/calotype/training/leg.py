@@ -113,10 +113,11 @@ UNLIMITED = LegLimits()
 
 def train_leg(
     run: Run, leg: Leg[object], stop: threading.Event, bar: ProgressBar, say: Note = lambda text: None,
-    limits: LegLimits = UNLIMITED, division: Division = WHOLE,
+    limits: LegLimits = UNLIMITED, division: Division = WHOLE, prepare: Callable[[], object] = lambda: None,
 ) -> None:  # fmt: skip
     """Trains a leg from its newest checkpoint to its end. Raises `Interrupted` after saving, if `stop` is set.
 
+    `prepare` is called before the first step, if there is one.
     `say` and the log get a line for each damaged checkpoint that was passed over, and where the leg overfitted. Of
     several ranks the first restores, validates, controls and saves (of sharded states each rank its pieces); all stop
     at the same step.
@@ -128,6 +129,8 @@ def train_leg(
 
     ranks = division.ranks
     stopping = begin_leg(run, leg, ranks, note)
+    if leg.progress.fraction < 1:
+        prepare()
     progress, validating, save = leg.progress, 0.0, partial(save_leg, run, leg, ranks)
     log = StepLog(run, leg.name, progress, bar)
     guard_due = at_fractions(leg.guard.fractions if leg.guard else (), progress.fraction)

@@ -13,6 +13,7 @@ import torch
 from calotype.data.folder import Pictures
 from calotype.data.images import images_from_pixels
 from calotype.data.sources import draw_captions
+from calotype.data.split import evenly
 from calotype.diffusion.stage import Stage
 from calotype.evaluation.features import Lite0, features
 from calotype.evaluation.search import (
@@ -44,10 +45,10 @@ def search_guidance(recipe: Recipe, stage: Stage, pictures: Pictures, count: int
     as it is of few pictures, a strong scale exaggerates.
     """
     device, rows = next(stage.denoiser.parameters()).device, pictures.validation_indices
-    own, network = rows[torch.arange(count) % len(rows)], Lite0(device)
+    own, network = rows[torch.arange(count) * len(rows) // count], Lite0(device)
     labels = pictures.labels[own].to(device)
     text = draw_captions(pictures.captions, own, Rng((recipe.seed, "guidance")))
-    shown = rows[torch.linspace(0, len(rows) - 1, min(len(rows), MOST_REAL)).long()]
+    shown = evenly(rows, MOST_REAL)
     parts = (images_from_pixels(pictures.pixels[part]).to(device) for part in shown.split(FEATURES_AT_ONCE))
     distance = scale_distance(stage, recipe.sampling, labels, text, features(parts, network), recipe.seed, network)
     return search_scale(distance, SCALES_TRIED, recipe.sampling.guidance, progress)

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -254,14 +254,19 @@ class Pipeline:
             slices = self.budget.slices.get(leg.name, 1) if self.device.type == "cpu" else 1
             try:
                 division = Division(slices, self.budget.rounds.get(leg.name, 1), self.ranks)
-                if leg.name in self.budget.compiled:
-                    first = leg.source.batch(leg.progress.images_seen, leg.progress.batch)
-                    compiled(leg.objective, leg.states, first, leg.progress, division, self.reporter.say)
-                train_leg(self.run, leg, self.stop, bar, self.reporter.say, self._limits(leg.name), division)
+                prepare = partial(self._compile, leg, division)
+                train_leg(self.run, leg, self.stop, bar, self.reporter.say, self._limits(leg.name), division, prepare)
             finally:
                 if self.run.state.threads is not None:  # a leg that follows the clock may have changed them
                     torch.set_num_threads(self.run.state.threads)
         return leg.trained
+
+    def _compile(self, leg: Leg[object], division: Division) -> None:
+        """The network of a leg, where the plan found that worth it."""
+        if leg.name in self.budget.compiled:
+            with self.run.timing("compile"):
+                first = leg.source.batch(leg.progress.images_seen, leg.progress.batch)
+                compiled(leg.objective, leg.states, first, leg.progress, division, self.reporter.say)
 
     def _limits(self, leg: str) -> LegLimits:
         """A leg without a fixed length gets what the other steps leave of the budget."""
@@ -274,7 +279,8 @@ class Pipeline:
 
         def control(progress: TrainProgress) -> None:
             pace(progress)
-            threads(progress)
+            if leg not in budget.compiled:  # whose code is for so many threads
+                threads(progress)
 
         previews_at = (1.0,) if budget.predicted["seconds"][leg] < SHORT else ()
         return LegLimits(control, previews_at, VALIDATION_SHARE, HOPELESS)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from calotype.data.folder import Pictures
 from calotype.data.images import grid, images_from_pixels, pils_from_images
 from calotype.data.sources import draw_captions
+from calotype.data.split import evenly
 from calotype.diffusion.stage import Sampling, Stage, generate
 from calotype.evaluation.autoencoder import psnr
 from calotype.evaluation.diagnosis import INVISIBLE
@@ -199,7 +200,8 @@ def held_out_prompts(pictures: Pictures, count: int) -> tuple[str, ...]:
     """Captions of validation pictures, to sample with; empty where there are none."""
     captions = pictures.captions
     captioned = [index for index in pictures.validation_indices.tolist() if captions and captions.of[index]]
-    text = draw_captions(captions, torch.tensor(captioned[:count], dtype=torch.long), Rng(("prompts",)))
+    chosen = evenly(torch.tensor(captioned, dtype=torch.long), count)
+    text = draw_captions(captions, chosen, Rng(("prompts",)))
     return text.prompts if text else ()
 
 
@@ -232,11 +234,11 @@ def inspection_count(values: int) -> int:
 
 def validation_first(pictures: Pictures, count: int, device: torch.device) -> tuple[Images, int]:
     """Validation pictures, filled up with training pictures to `count`, and how many are of the former."""
-    held_out = pictures.validation_indices[:count]
+    held_out = evenly(pictures.validation_indices, count)
     chosen = torch.cat([held_out, pictures.train_indices[: count - len(held_out)]])
     return images_from_pixels(pictures.pixels[chosen]).to(device), len(held_out)
 
 
 def validation_images(pictures: Pictures, count: int, device: torch.device) -> Images:
-    chosen = pictures.validation_indices[:count]
+    chosen = evenly(pictures.validation_indices, count)
     return images_from_pixels(pictures.pixels[chosen]).to(device).contiguous(memory_format=torch.channels_last)
