@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import re
+import threading
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path, PurePosixPath
@@ -40,6 +41,7 @@ UPLOAD_ID = re.compile(r"[0-9a-f]{16}")
 UPLOADED = (*SUFFIXES, ".txt", ".json", ".jsonl", ".csv", ".tsv")
 MOST_FILES, MOST_BYTES, MOST_PARTS = 20_000, 2**32, 6
 """Of an upload: files, bytes, and folders in each other."""
+COUNTING = threading.Lock()
 SEARCHED_AT_ONCE = 16
 """Pictures of a gallery in a request for the nearest training pictures."""
 
@@ -245,8 +247,14 @@ async def upload(request: Request) -> Response:
 
 
 def stored(folder: Path, batch: str, parts: list[str], content: bytes) -> dict[str, Any]:
+    """Requests come on several threads, and the count of an upload is read, compared and written by one at a time."""
     place = uploads(folder) / batch
     held = place.parent / f"{batch}.count"
+    with COUNTING:
+        return write_counted(place, held, parts, content)
+
+
+def write_counted(place: Path, held: Path, parts: list[str], content: bytes) -> dict[str, Any]:
     files, size = count_of(held)
     if files + 1 > MOST_FILES or size + len(content) > MOST_BYTES:
         raise RefusedRequest(

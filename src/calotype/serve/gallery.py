@@ -155,9 +155,13 @@ class Gallery:
         with zipfile.ZipFile(file := io.BytesIO(), "w", zipfile.ZIP_STORED) as archive:
             names = {}
             for entry in chosen:
-                path = self.file(entry["id"])
+                try:
+                    path = self.file(entry["id"])
+                    content = path.read_bytes()
+                except (RefusedRequest, FileNotFoundError):  # removed meanwhile
+                    continue
                 names[file_name(entry, path.suffix)] = {key: entry[key] for key in entry if key != "order"}
-                archive.writestr(file_name(entry, path.suffix), path.read_bytes())
+                archive.writestr(file_name(entry, path.suffix), content)
             archive.writestr("pictures.json", json.dumps(names, indent=1))
         return file.getvalue()
 

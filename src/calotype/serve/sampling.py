@@ -156,7 +156,7 @@ class Queue:
 
     def _forget(self) -> None:
         """The oldest jobs that have ended, and the pictures of those that take too much memory."""
-        ended = [job for job in self.jobs.values() if job.ended]
+        ended = [job for job in self.jobs.values() if job.ended and job.kept]  # not on their way into the gallery
         for job in ended[: max(0, len(self.jobs) - KEPT_JOBS)]:
             del self.jobs[job.id]
         held = sum(len(picture) for job in ended for picture in job.pictures)
@@ -251,10 +251,12 @@ class SamplingProcess:
         return process
 
     async def _listen(self, process: asyncio.subprocess.Process) -> None:
+        """Reads what a process says of itself, so that it never waits for a reader."""
         assert process.stderr is not None
-        with contextlib.suppress(ValueError):  # a line without an end
-            async for line in process.stderr:
-                self.words.append(line.decode("utf-8", "replace").rstrip())
+        while not process.stderr.at_eof():
+            with contextlib.suppress(ValueError):  # a line of more than 64 KB, which is passed over
+                if line := await process.stderr.readline():
+                    self.words.append(line.decode("utf-8", "replace").rstrip())
 
     async def died(self) -> None:
         if self.process is not None:
