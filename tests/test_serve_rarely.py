@@ -15,7 +15,7 @@ from calotype.serve.sampling import Job, Queue, SamplingProcess
 def test_a_picture_that_is_removed_meanwhile_is_left_out_of_the_archive(tmp_path, monkeypatch):
     (tmp_path / "run.json").touch()
     gallery = Gallery(tmp_path)
-    first, second = gallery.add([b"one", b"two"], {"kind": "sample", "seed": 0, "order": 1.0})
+    first, _ = gallery.add([b"one", b"two"], {"kind": "sample", "seed": 0, "order": 1.0})
     entries = gallery.entries()
     gallery.remove(first)
     monkeypatch.setattr(Gallery, "entries", lambda self: entries)
