@@ -120,7 +120,7 @@ def file_system(address: str) -> tuple[Any, str]:
     except (ImportError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise UserError(
-            f"{address} cannot be read: {reason:.160}; for http and s3 try: pip install 'calotype[remote]'"
+            f"{address} cannot be read: {reason:.160}; for http and s3 try: pip install 'calotype[fsspec]'"
         ) from None
     return system, path
 
