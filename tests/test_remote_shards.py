@@ -11,12 +11,12 @@ from small import Keeper, be_quick, request, write_pictures
 from test_shards import fields, message, png, tar
 
 from calotype.cli import commands
-from calotype.cli.commands.training import name_of
+from calotype.cli.commands.training import set_name
 from calotype.cli.options import ResumeOptions
 from calotype.data import packing, remote
 from calotype.data.folder import read_folder
 from calotype.data.packing import write_shards
-from calotype.data.remote import address_of
+from calotype.data.remote import remote_address
 from calotype.data.shard_sets import find_shards
 from calotype.data.shards import INDEX, MANIFEST
 from calotype.run import Run
@@ -183,17 +183,17 @@ def test_a_run_trains_on_an_address_and_goes_on_with_a_list(memory, shards, tmp_
     ("s3://bucket/cats", "cats"), ("s3://bucket/cats/list.txt", "list"), ("cats", "cats"), ("x/0.tar", "0"),
 ])  # fmt: skip
 def test_a_run_has_the_name_of_its_pictures(place, name):
-    assert name_of(Path(place)) == name
+    assert set_name(Path(place)) == name
 
 
 def test_addresses_are_told_from_paths(tmp_path, monkeypatch):
-    assert address_of(Path("s3://bucket/a b")) == "s3://bucket/a b"
-    assert address_of(Path("https://host:80/x?y=1")) == "https://host:80/x?y=1"
+    assert remote_address(Path("s3://bucket/a b")) == "s3://bucket/a b"
+    assert remote_address(Path("https://host:80/x?y=1")) == "https://host:80/x?y=1"
     for path in ("C:/pictures", "/s3://x", "pictures", "file:///pictures", "s3:", "s3://", "a/s3://b"):
-        assert address_of(Path(path)) is None, path
+        assert remote_address(Path(path)) is None, path
     monkeypatch.chdir(tmp_path)
     (tmp_path / "s3:" / "x").mkdir(parents=True)
-    assert address_of(Path("s3://x")) is None  # a folder of this name is here
+    assert remote_address(Path("s3://x")) is None  # a folder of this name is here
 
 
 # -- What is wrong -----------------------------------------------------------------------------------------------------

@@ -29,7 +29,7 @@ from calotype.data.formats import (
     picture_bytes,
     with_picture,
 )
-from calotype.data.remote import RemoteFile, address_of
+from calotype.data.remote import RemoteFile, remote_address
 from calotype.data.rgb import (
     FIRST_SIDEWAYS,
     TURNS,
@@ -66,7 +66,7 @@ class UnreadableError(UserError):
 
 def shown(name: PictureFile | RemoteFile | str) -> str:
     """A file's name on one line, whatever its bytes are; of an address the address."""
-    name = (address_of(name) if isinstance(name, Path) else None) or name
+    name = (remote_address(name) if isinstance(name, Path) else None) or name
     return str(name) if str(name).isprintable() else ascii(str(name))
 
 

@@ -1,6 +1,6 @@
 """Files at an address, as `s3://bucket/shards`, which fsspec reads in ranges; none is copied whole.
 
-An address is given wherever a path is: `Path` makes `s3:/bucket/shards` of it, and `address_of` the address again.
+An address is given wherever a path is: `Path` makes `s3:/bucket/shards` of it, and `remote_address` the address again.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ VERSIONS = ("ETag", "etag", "LastModified", "Last-Modified", "mtime", "updated",
 """What file systems call that by which a file can be seen to have changed."""
 
 
-class MissingError(UserError):
+class NotThereError(UserError):
     """There is nothing at an address."""
 
 
-def address_of(path: Path | str) -> str | None:
+def remote_address(path: Path | str) -> str | None:
     """The address that a path stands for; None for a path of this machine."""
     match = ADDRESS.fullmatch(Path(path).as_posix())
     return f"{match['scheme']}://{match['rest']}" if match and not os.path.lexists(path) else None
@@ -39,12 +39,12 @@ def address_of(path: Path | str) -> str | None:
 
 def absolute(path: Path) -> str:
     """The address, or the absolute path."""
-    return address_of(path) or str(path.resolve())
+    return remote_address(path) or str(path.resolve())
 
 
 def may_exist(path: Path) -> bool:
     """Whether there is such a path; of an address this is not known before it is read."""
-    return address_of(path) is not None or path.exists()
+    return remote_address(path) is not None or path.exists()
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +154,7 @@ def _tried(address: str, request: Callable[[], T]) -> T:
         try:
             return request()
         except FileNotFoundError:
-            raise MissingError(f"there is nothing at {address}, or it may not be read; look at its name") from None
+            raise NotThereError(f"there is nothing at {address}, or it may not be read; look at its name") from None
         except UserError:
             raise
         except Exception as error:  # each file system has errors of its own

@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from calotype.data.images import shown
-from calotype.data.remote import address_of, find_file, list_folder
+from calotype.data.remote import find_file, list_folder, remote_address
 from calotype.data.shards import AGAIN, MANIFEST, PICTURE_SUFFIXES, SHARD, Shard, ShardManifest
 from calotype.files import checked, json_of, read_bytes
 from calotype.types import UserError
@@ -23,7 +23,7 @@ def find_shards(place: Path) -> Sequence[Shard] | None:
 
     Raises `UserError` where some are missing, or a list has something else.
     """
-    address = address_of(place)
+    address = remote_address(place)
     if address is not None:
         return _at_address(address)
     if place.suffix.lower() == LIST and place.is_file():
@@ -105,7 +105,7 @@ def _listed(place: Path | str, content: bytes) -> Iterator[Shard]:
             continue
         if not is_shard(name.rpartition("/")[2]):
             _refused(place, number, f"the path or address of a shard, which ends with {SHARD}, got {shown(name[:80])}")
-        if (address := address_of(name) or _beside(place, name)) is not None:
+        if (address := remote_address(name) or _beside(place, name)) is not None:
             yield find_file(address)
         elif (path := Path(place).parent / name).is_file():
             yield path

@@ -28,7 +28,7 @@ from calotype.data.caption_files import captions_of, decode_text, has_caption_ke
 from calotype.data.depth import starts_deep
 from calotype.data.formats import SUFFIXES, UNAVAILABLE
 from calotype.data.images import shown
-from calotype.data.remote import MissingError, RemoteFile, find_file
+from calotype.data.remote import NotThereError, RemoteFile, find_file
 from calotype.files import (
     checked,
     read_tensors,
@@ -166,7 +166,7 @@ def _open_remote(shard: RemoteFile) -> ShardIndex:
     if not os.path.lexists(cached):
         try:
             beside = find_file(shard.address.removesuffix(shard.address[-len(SHARD) :]) + INDEX)
-        except MissingError:
+        except NotThereError:
             write_tensors(cached, scan(shard).tensors())
         else:
             write_whole(cached, beside.read(0, beside.size))
@@ -222,7 +222,7 @@ def read_index(file: Path, shard: Shard) -> ShardIndex:
         wrong = f"it is no index ({reason_of(error):.80})"
     if wrong:
         raise UserError(f"{shown(file)} is damaged: {wrong}; remove it, and it is made again")
-    if (actual := size_of(shard)) != facts.bytes:
+    if (actual := byte_size(shard)) != facts.bytes:
         state = "cut off" if actual < facts.bytes else "another one"
         raise UserError(
             f"{shown(shard)} is {state}: {actual:,} bytes, but its index {shown(file.name)} has {facts.bytes:,}; copy "
@@ -254,7 +254,7 @@ def opened(shard: Shard) -> io.BufferedReader:
     return shard.open("rb") if isinstance(shard, Path) else shard.open()
 
 
-def size_of(shard: Shard) -> int:
+def byte_size(shard: Shard) -> int:
     return shard.stat().st_size if isinstance(shard, Path) else shard.size
 
 
@@ -294,7 +294,7 @@ def scan(shard: Shard) -> ShardIndex:
         ) from None
     _require_end(shard, end, len(read.rows))
     outline = outline_of(shard) if isinstance(shard, Path) else ""
-    return _index_of(read, IndexFacts(bytes=size_of(shard), outline=outline))
+    return _index_of(read, IndexFacts(bytes=byte_size(shard), outline=outline))
 
 
 def _safe_name(shard: Shard, member: tarfile.TarInfo) -> str:
@@ -322,7 +322,7 @@ def _require_end(shard: Shard, end: int, count: int) -> None:
         rest = [any(part) for part in iter(lambda: file.read(2**20), b"")]
     if any(rest):
         raise UserError(f"{shown(shard)} is damaged after {count:,} pictures, at byte {end:,}; {AGAIN}")
-    if size_of(shard) < end + TAR_BLOCK:
+    if byte_size(shard) < end + TAR_BLOCK:
         raise UserError(f"{shown(shard)} is cut off after {count:,} pictures: it has no end; {AGAIN}")
 
 

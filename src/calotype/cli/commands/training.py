@@ -318,12 +318,12 @@ def run_folder(options: TrainOptions, size: int) -> Path:
     if options.out is not None:
         require_empty_out(options)
         return options.out
-    name = name_of(options.folder) if options.folder else PORTRAITS
+    name = set_name(options.folder) if options.folder else PORTRAITS
     kind = f"-{options.kind}" if options.kind == "cascade" else ""
     return unused_path(Path("runs") / f"{name}-{size}{kind}")
 
 
-def name_of(pictures: Path) -> str:
+def set_name(pictures: Path) -> str:
     """Of a folder its name, of a list of shards or one shard the name without suffix."""
     path = pictures.resolve()
     return path.stem if path.suffix.lower() in (LIST, SHARD) and not path.is_dir() else path.name
