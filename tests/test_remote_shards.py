@@ -188,7 +188,7 @@ def test_a_run_has_the_name_of_its_pictures(place, name):
     assert set_name(Path(place)) == name
 
 
-def test_addresses_are_told_from_paths(tmp_path, monkeypatch):
+def test_what_is_an_address_and_what_a_path(tmp_path, monkeypatch):
     assert remote_address(Path("s3://bucket/a b")) == "s3://bucket/a b"
     assert remote_address(Path("https://host:80/x?y=1")) == "https://host:80/x?y=1"
     for path in ("C:/pictures", "/s3://x", "pictures", "file:///pictures", "s3:", "s3://", "a/s3://b"):

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from calotype.types import UserError
 
-T = TypeVar("T")
+Answer = TypeVar("Answer")
 
 ADDRESS = re.compile(r"(?P<scheme>(?!file:|local:)[a-z][a-z0-9+.-]+):/+(?P<rest>[^/].*)", re.DOTALL)
 """One letter is a drive of Windows."""
@@ -148,7 +148,7 @@ def _described(address: str, about: dict[str, Any]) -> RemoteFile:
     return RemoteFile(address, int(about["size"]), version)
 
 
-def _tried(address: str, request: Callable[[], T]) -> T:
+def _tried(address: str, request: Callable[[], Answer]) -> Answer:
     """What a request returns, which is sent again where it fails. Raises `UserError`."""
     for pause in (*PAUSES, None):
         try:
