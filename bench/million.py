@@ -98,9 +98,8 @@ def list_rows(rows: int) -> None:
     """What `read_folder` does before it decodes."""
     before, began = resident(), time.process_time()
     shards = [Path(f"shard-{start // A_SHARD:06}.tar") for start in range(0, rows, A_SHARD)]
-    library.shard_files = lambda _: shards
     library.open_shard = lambda shard: simulated(A_SHARD * int(shard.stem[6:]))
-    opened = library.ShardLibrary(Path("simulated"))
+    opened = library.ShardLibrary(Path("simulated"), shards)
     made = time.process_time()
     layout = find_layout(opened.listing.pictures)
     hashed, _ = opened.hashes(layout.names)

@@ -154,14 +154,18 @@ def reason_of(error: Exception) -> str:
 
 def read_json(path: Path, edited: Callable[[str], str] = str, most: int = MAX_WHOLE) -> Any:
     """What the file holds, its text `edited` first. Raises `UserError` as `read_bytes`, and for what is no JSON."""
-    content = read_bytes(path, most)
+    return json_of(read_bytes(path, most), path, edited)
+
+
+def json_of(content: bytes, path: Path | str, edited: Callable[[str], str] = str) -> Any:
+    """The JSON in a file of this content. Raises `UserError`."""
     try:
         return json.loads(edited(content.decode("utf-8")))
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON: {str(error).partition(';')[0]}") from None
 
 
-def checked(value: Any, schema: Any, path: Path) -> Any:
+def checked(value: Any, schema: Any, path: Path | str) -> Any:
     """The value that stands in the file `path` as a model, or another type, of pydantic.
 
     Raises `UserError`: file, key, what is wrong, and what was got.

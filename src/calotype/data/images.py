@@ -29,6 +29,7 @@ from calotype.data.formats import (
     picture_bytes,
     with_picture,
 )
+from calotype.data.remote import RemoteFile, remote_address
 from calotype.data.rgb import (
     FIRST_SIDEWAYS,
     TURNS,
@@ -63,8 +64,9 @@ class UnreadableError(UserError):
         self.reason = reason
 
 
-def shown(name: PictureFile | str) -> str:
-    """A file's name on one line, whatever its bytes are."""
+def shown(name: PictureFile | RemoteFile | str) -> str:
+    """A file's name on one line, whatever its bytes are; of an address the address."""
+    name = (remote_address(name) if isinstance(name, Path) else None) or name
     return str(name) if str(name).isprintable() else ascii(str(name))
 
 
@@ -165,6 +167,8 @@ def _reading(path: PictureFile, work: Callable[[ImageFile.ImageFile], Output]) -
     try:
         with np.errstate(all="ignore"):
             return with_picture(path, work)
+    except UserError:  # a shard that cannot be reached any more: not the fault of this picture
+        raise
     except Exception as error:  # decoders raise errors of all kinds for damaged files
         raise UnreadableError(path, _reason(path, error)) from error
 

@@ -14,7 +14,8 @@ from calotype.data.formats import UNAVAILABLE, Member, PictureFile
 from calotype.data.hashes import Hashed, Stamp, hash_files
 from calotype.data.images import shown
 from calotype.data.listing import Listing, check_folder, find_pictures
-from calotype.data.shards import ShardIndex, is_shards, open_shard, shard_files
+from calotype.data.shard_sets import find_shards
+from calotype.data.shards import Shard, ShardIndex, open_shard
 from calotype.types import UserError
 
 NOT_DECODED = tuple(UNAVAILABLE)
@@ -39,10 +40,15 @@ class PictureLibrary(Protocol):
     def captions(self, names: Sequence[str]) -> tuple[Captions | None, CaptionFiles]: ...
 
 
-def open_library(folder: Path) -> PictureLibrary:
-    """Raises `UserError` where there is no folder, or no picture in it, or shards are damaged."""
-    check_folder(folder)
-    return ShardLibrary(folder) if is_shards(folder) else FolderLibrary(folder)
+def open_library(place: Path) -> PictureLibrary:
+    """Of a folder of pictures or shards, a list of shards, or an address of either.
+
+    Raises `UserError` where there is none, or no picture in it, or shards are damaged.
+    """
+    if (shards := find_shards(place)) is not None:
+        return ShardLibrary(place, shards)
+    check_folder(place)
+    return FolderLibrary(place)
 
 
 class FolderLibrary:
@@ -70,8 +76,8 @@ class ShardLibrary:
     All that is known of a picture, but its name, is in arrays.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.shards = shard_files(folder)
+    def __init__(self, source: Path, shards: Sequence[Shard]) -> None:
+        self.shards = shards
         self.indices = [open_shard(shard) for shard in self.shards]
         self.starts = [*accumulate(map(len, self.indices), initial=0)]
         """The row of the first picture of each shard."""
@@ -86,7 +92,7 @@ class ShardLibrary:
             self._list(place, flat)
         self.listing.pictures.sort()
         if not self.listing.pictures:
-            raise UserError(f"no pictures in the shards of {shown(folder)}; {'; '.join(self.listing.notes())}")
+            raise UserError(f"no pictures in the shards of {shown(source)}; {'; '.join(self.listing.notes())}")
 
     def _list(self, place: int, flat: bool) -> None:
         index = self.indices[place]
@@ -130,7 +136,7 @@ class ShardLibrary:
         of = tuple(tuple(read.captions.get(name, ())) for name in names)
         return (Captions(of) if any(of) else None), read
 
-    def _at(self, name: str) -> tuple[ShardIndex, Path, int]:
+    def _at(self, name: str) -> tuple[ShardIndex, Shard, int]:
         """The index of a picture's shard, the shard, and the row in it."""
         place = bisect(self.starts, self.rows[name]) - 1
         return self.indices[place], self.shards[place], self.rows[name] - self.starts[place]

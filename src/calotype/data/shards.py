@@ -7,11 +7,12 @@ captions; so nothing is unpacked, and no name in a shard is ever a path of a fil
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import tarfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
@@ -27,9 +28,9 @@ from calotype.data.caption_files import captions_of, decode_text, has_caption_ke
 from calotype.data.depth import starts_deep
 from calotype.data.formats import SUFFIXES, UNAVAILABLE
 from calotype.data.images import shown
+from calotype.data.remote import NotThereError, RemoteFile, find_file
 from calotype.files import (
     checked,
-    read_as,
     read_tensors,
     reason_of,
     require_regular,
@@ -46,6 +47,9 @@ ENCODED_SUFFIXES = tuple(suffix.encode() for suffix in PICTURE_SUFFIXES)
 LABEL_KEYS = ("label", "cls", "class", "class_name", "label_name")
 TAR_BLOCK = tarfile.BLOCKSIZE
 AGAIN = "copy it again"
+
+
+Shard = Path | RemoteFile
 
 
 class ShardManifest(BaseModel):
@@ -133,11 +137,13 @@ ARRAYS, STRINGS = ("offsets", "sizes", "digests", "deep"), ("names", "labels", "
 # -- Reading an index --------------------------------------------------------------------------------------------------
 
 
-def open_shard(shard: Path) -> ShardIndex:
+def open_shard(shard: Shard) -> ShardIndex:
     """The index of a shard, which is made where there is none, or only that of other members.
 
     Raises `UserError` where shard or index is damaged.
     """
+    if isinstance(shard, RemoteFile):
+        return _open_remote(shard)
     beside, cached = shard.with_suffix(INDEX), _cached(shard, INDEX, str(PICTURE_SUFFIXES))
     if there := os.path.lexists(beside):
         index = read_index(beside, shard)
@@ -149,6 +155,22 @@ def open_shard(shard: Path) -> ShardIndex:
     with suppress(OSError):  # without a place for it, it is made by each command
         write_tensors(cached, index.tensors())
     return replace(index, renewed=there)
+
+
+def _open_remote(shard: RemoteFile) -> ShardIndex:
+    """A copy of the index beside it in the user's cache; where there is none, the shard is read through once.
+
+    Its members are not compared with the index, but each picture is, when it is read.
+    """
+    cached = _cached(shard, INDEX, str(PICTURE_SUFFIXES))
+    if not os.path.lexists(cached):
+        try:
+            beside = find_file(shard.address.removesuffix(shard.address[-len(SHARD) :]) + INDEX)
+        except NotThereError:
+            write_tensors(cached, scan(shard).tensors())
+        else:
+            write_whole(cached, beside.read(0, beside.size))
+    return read_index(cached, shard)
 
 
 def _is_of(facts: IndexFacts, shard: Path) -> bool:
@@ -163,10 +185,13 @@ def _is_of(facts: IndexFacts, shard: Path) -> bool:
     return True
 
 
-def _cached(shard: Path, suffix: str, about: str) -> Path:
+def _cached(shard: Shard, suffix: str, about: str) -> Path:
     """A file in the user's cache, of a shard as it is now."""
-    status = shard.stat()
-    known = f"{os.fsencode(shard.resolve())!r} {status.st_size} {status.st_mtime_ns} {about}"
+    if isinstance(shard, RemoteFile):
+        known = f"{shard.address} {shard.size} {shard.version} {about}"
+    else:
+        status = shard.stat()
+        known = f"{os.fsencode(shard.resolve())!r} {status.st_size} {status.st_mtime_ns} {about}"
     return cache_home() / "shards" / f"{hashlib.sha256(known.encode()).hexdigest()[:32]}{suffix}"
 
 
@@ -187,7 +212,7 @@ def outline_of(shard: Path) -> str:
     return digest.hexdigest()
 
 
-def read_index(file: Path, shard: Path) -> ShardIndex:
+def read_index(file: Path, shard: Shard) -> ShardIndex:
     """Raises `UserError` where it is damaged, or not of this shard."""
     tensors = read_tensors(file)
     try:
@@ -197,7 +222,7 @@ def read_index(file: Path, shard: Path) -> ShardIndex:
         wrong = f"it is no index ({reason_of(error):.80})"
     if wrong:
         raise UserError(f"{shown(file)} is damaged: {wrong}; remove it, and it is made again")
-    if (actual := shard.stat().st_size) != facts.bytes:
+    if (actual := byte_size(shard)) != facts.bytes:
         state = "cut off" if actual < facts.bytes else "another one"
         raise UserError(
             f"{shown(shard)} is {state}: {actual:,} bytes, but its index {shown(file.name)} has {facts.bytes:,}; copy "
@@ -225,6 +250,14 @@ def _wrong(tensors: Mapping[str, Tensor], size: int) -> str:
     return "" if bool(inside.all()) else "offsets lie outside the shard"
 
 
+def opened(shard: Shard) -> io.BufferedReader:
+    return shard.open("rb") if isinstance(shard, Path) else shard.open()
+
+
+def byte_size(shard: Shard) -> int:
+    return shard.stat().st_size if isinstance(shard, Path) else shard.size
+
+
 # -- Scanning a shard --------------------------------------------------------------------------------------------------
 
 
@@ -241,12 +274,13 @@ class _Scan:
     refused: list[str] = field(default_factory=list)
 
 
-def scan(shard: Path) -> ShardIndex:
+def scan(shard: Shard) -> ShardIndex:
     """Reads a whole shard. Raises `UserError` where it is cut off, or has links or names that lead outside."""
-    require_regular(shard)
+    if isinstance(shard, Path):
+        require_regular(shard)
     read = _Scan()
     try:
-        with tarfile.open(shard, "r:") as tar:
+        with opened(shard) as file, tarfile.open(fileobj=file, mode="r:") as tar:
             for member in iter(tar.next, None):
                 vars(tar)["members"].clear()  # they would be kept, and fill the memory
                 if not member.isdir():
@@ -259,10 +293,11 @@ def scan(shard: Path) -> ShardIndex:
             f"{shown(shard)} is damaged or cut off after {len(read.rows):,} pictures ({shown(str(error)):.80}); {AGAIN}"
         ) from None
     _require_end(shard, end, len(read.rows))
-    return _index_of(read, IndexFacts(bytes=shard.stat().st_size, outline=outline_of(shard)))
+    outline = outline_of(shard) if isinstance(shard, Path) else ""
+    return _index_of(read, IndexFacts(bytes=byte_size(shard), outline=outline))
 
 
-def _safe_name(shard: Path, member: tarfile.TarInfo) -> str:
+def _safe_name(shard: Shard, member: tarfile.TarInfo) -> str:
     """The name of a member that is a file. Nothing is written by it, but whoever put it there meant harm."""
     name = member.name.removeprefix("./")
     problem = None
@@ -277,17 +312,17 @@ def _safe_name(shard: Path, member: tarfile.TarInfo) -> str:
     return name
 
 
-def _require_end(shard: Path, end: int, count: int) -> None:
+def _require_end(shard: Shard, end: int, count: int) -> None:
     """After its last member a whole shard has zeros, one block at least.
 
     One that was cut off between two members has none, and where a header is damaged, tarfile reads no further.
     """
-    with shard.open("rb") as file:
+    with opened(shard) as file:
         file.seek(end)
         rest = [any(part) for part in iter(lambda: file.read(2**20), b"")]
     if any(rest):
         raise UserError(f"{shown(shard)} is damaged after {count:,} pictures, at byte {end:,}; {AGAIN}")
-    if shard.stat().st_size < end + TAR_BLOCK:
+    if byte_size(shard) < end + TAR_BLOCK:
         raise UserError(f"{shown(shard)} is cut off after {count:,} pictures: it has no end; {AGAIN}")
 
 
@@ -363,34 +398,3 @@ def _of_picture(values: dict[str, str], name: str) -> str:
     stem = str(PurePosixPath(name).with_suffix(""))
     parent, slash, file = name.rpartition("/")
     return values.get(stem) or values.get(f"{parent}{slash}{file.partition('.')[0]}", "")
-
-
-# -- Folders of shards -------------------------------------------------------------------------------------------------
-
-
-def is_shards(folder: Path) -> bool:
-    """Whether a folder holds shards: tar files, and beside them neither pictures nor folders."""
-    with suppress(OSError), os.scandir(folder) as entries:
-        visible = [entry for entry in entries if not entry.name.startswith(".")]
-        suffixes = {Path(entry.name).suffix.lower() for entry in visible}
-        known = SHARD in suffixes or any(entry.name == MANIFEST for entry in visible)
-        return known and not suffixes & {*PICTURE_SUFFIXES} and not any(entry.is_dir() for entry in visible)
-    return False
-
-
-def shard_files(folder: Path) -> Sequence[Path]:
-    """In the order of their names. Raises `UserError` where those that Calotype has written are not all there."""
-    files = sorted(path for path in folder.iterdir() if path.suffix.lower() == SHARD and not path.name.startswith("."))
-    if os.path.lexists(folder / MANIFEST):
-        manifest: ShardManifest = read_as(folder / MANIFEST, ShardManifest)
-        if not manifest.finished:
-            raise UserError(
-                f"the shards in {shown(folder)} are not finished; run calotype data shards FOLDER --out "
-                f"{shown(folder)} again, and it goes on"
-            )
-        names = [path.name for path in files]
-        if missing := [name for name in manifest.shards if name not in names]:
-            raise UserError(f"{shown(folder / missing[0])} is missing; {AGAIN}")
-        if more := [name for name in names if name not in manifest.shards]:
-            raise UserError(f"{shown(folder / more[0])} is not one of the shards in {MANIFEST}; move it elsewhere")
-    return files

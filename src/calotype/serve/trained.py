@@ -11,6 +11,7 @@ from PIL import Image
 
 from calotype.data.folder import Pictures, read_folder
 from calotype.data.images import cut, images_from_pil, pils_from_images
+from calotype.data.remote import may_exist
 from calotype.data.split import split_rule
 from calotype.demo.portraits import read_portraits
 from calotype.evaluation.neighbours import Neighbours, neighbours_among
@@ -21,7 +22,7 @@ from calotype.types import Progress, UserError
 
 def is_at_hand(run: Run) -> bool:
     """Whether the pictures on which it was trained may still be there; without looking at them."""
-    return run.state.data == PORTRAITS or Path(run.state.data).is_dir()
+    return run.state.data == PORTRAITS or may_exist(Path(run.state.data))
 
 
 def read_trained(run: Run, progress: Progress) -> Pictures:

@@ -16,6 +16,7 @@ from calotype.cli.console import Console
 from calotype.data.folder import Pictures
 from calotype.data.images import shown
 from calotype.data.listing import plural
+from calotype.data.remote import absolute, may_exist
 from calotype.data.seen import continued_split, read_seen
 from calotype.data.split import SPLIT_FILE, split_rule
 from calotype.files import write_json
@@ -65,7 +66,7 @@ def read_again(run: Run, recipe: Recipe, data: Path | None, console: Console) ->
         write_json(folder / SPLIT_FILE, pictures.split.as_json())
         announce(run, console, f"{change}; the new sets may hold out pictures that were trained on before")
     if data is not None:
-        if (moved := str(data.resolve())) != state.data:
+        if (moved := absolute(data)) != state.data:
             announce(run, console, f"the pictures are in {shown(data)} now, and were in {shown(state.data)}")
         state.data, state.content, state.labels = moved, pictures.content, labels_hash(pictures)
         state.pictures = pictures.split.counts
@@ -87,14 +88,14 @@ def read_unchanged(run: Run, recipe: Recipe, data: Path | None, console: Console
             f"them back, or start a new run with: calotype train {shown(source or 'FOLDER')} --from {folder}"
         )
     if data is not None:
-        state.data = str(data.resolve())
+        state.data = absolute(data)
     return pictures
 
 
 def place_of_pictures(run: Run, data: Path | None) -> Path | None:
     """Where the pictures of a run are: in `data`, or where they were; None for the portraits. Raises `UserError`."""
     source = data if data is not None else None if run.state.data == PORTRAITS else Path(run.state.data)
-    if source is None or source.exists():
+    if source is None or may_exist(source):
         return source
     if data is not None:
         raise UserError(f"--data {shown(data)} does not exist; give the folder of the pictures of {run.folder}")

@@ -22,7 +22,10 @@ from calotype.cli.commands.serving import page_beside, require_extra
 from calotype.cli.console import Console
 from calotype.cli.options import PlanOptions, ResumeOptions, SampleOptions, TrainingOptions, TrainOptions
 from calotype.data.folder import Pictures
+from calotype.data.remote import absolute
 from calotype.data.seen import SEEN_FILE, continued_split, write_seen
+from calotype.data.shard_sets import LIST
+from calotype.data.shards import SHARD
 from calotype.data.split import SPLIT_FILE, SPLIT_VERSION
 from calotype.evaluation.neighbours import write_neighbours
 from calotype.files import UNFINISHED, remove, sha256, write_json, write_whole
@@ -315,9 +318,15 @@ def run_folder(options: TrainOptions, size: int) -> Path:
     if options.out is not None:
         require_empty_out(options)
         return options.out
-    name = options.folder.resolve().name if options.folder else PORTRAITS
+    name = set_name(options.folder) if options.folder else PORTRAITS
     kind = f"-{options.kind}" if options.kind == "cascade" else ""
     return unused_path(Path("runs") / f"{name}-{size}{kind}")
+
+
+def set_name(pictures: Path) -> str:
+    """Of a folder its name, of a list of shards or one shard the name without suffix."""
+    path = pictures.resolve()
+    return path.stem if path.suffix.lower() in (LIST, SHARD) and not path.is_dir() else path.name
 
 
 def require_empty_out(options: TrainOptions) -> None:
@@ -341,7 +350,7 @@ def initial_state(
     return RunState(
         name=folder.name,
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        data=str(options.folder.resolve()) if options.folder else PORTRAITS,
+        data=absolute(options.folder) if options.folder else PORTRAITS,
         content=pictures.content,
         labels=labels_hash(pictures),
         imported_weights=content_of(recipe),
