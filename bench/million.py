@@ -100,7 +100,7 @@ def list_rows(rows: int) -> None:
     shards = [Path(f"shard-{start // A_SHARD:06}.tar") for start in range(0, rows, A_SHARD)]
     library.shard_files = lambda _: shards
     library.open_shard = lambda shard: simulated(A_SHARD * int(shard.stem[6:]))
-    opened = library.ShardLibrary(Path("simulated"))
+    opened = library.ShardLibrary(Path("simulated"), library.shard_files(Path("simulated")))
     made = time.process_time()
     layout = find_layout(opened.listing.pictures)
     hashed, _ = opened.hashes(layout.names)

@@ -9,6 +9,7 @@ from small import SETTINGS, Keeper, be_quick, recipe, request, second_leg, write
 from calotype.cli import commands
 from calotype.cli.options import PreviewOptions, ResumeOptions
 from calotype.files import read_tensors
+from calotype.planning.costs import Costs
 from calotype.planning.make import checkpoint_values, disk_bytes
 from calotype.run import Run
 from calotype.tables import merge
@@ -43,13 +44,47 @@ def test_checkpoints_at_doublings_stay_and_others_go(tmp_path):
     assert [int(path.name[-4:]) for path in checkpoints(tmp_path, "denoiser")] == [92, 96]
 
 
-@pytest.fixture
-def run(tmp_path, monkeypatch):
-    be_quick(monkeypatch)
-    monkeypatch.setattr(pipeline, "require_fit", lambda *given: None)
-    monkeypatch.setattr(legs, "SAVE_SECONDS", 1e9)
-    settings = merge(SETTINGS, {"milestones": 8})
-    return commands.train(request(write_pictures(tmp_path / "pictures"), tmp_path / "run", settings=settings), Keeper())
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """With more time at the end of this file."""
+    folder, settings = tmp_path_factory.mktemp("milestones"), merge(SETTINGS, {"milestones": 8})
+    with pytest.MonkeyPatch.context() as patch:
+        be_quick(patch)
+        patch.setattr(pipeline, "require_fit", lambda *given: None)
+        patch.setattr(legs, "SAVE_SECONDS", 1e9)
+        yield commands.train(request(write_pictures(folder / "pictures"), folder / "run", settings=settings), Keeper())
+
+
+@pytest.mark.parametrize("name", ["autoencoder-0000000032", "denoiser-0000000009", "../run"])
+def test_a_checkpoint_that_is_not_there_is_one_line_with_those_that_are(name, run):
+    with pytest.raises(UserError, match=r"no checkpoint .* expected one of denoiser-0000000008, ") as error:
+        commands.preview(PreviewOptions(run, checkpoint=name), Keeper())
+    assert "\n" not in str(error.value)
+
+
+def test_the_plan_counts_the_disk_of_milestones():
+    class Measured(Costs):
+        def parameters(self):
+            return {"autoencoder": 10, "denoiser": 1000}
+
+        def critic_parameters(self):
+            return 5
+
+        def prior_values(self):
+            return 0
+
+        def constant_values(self):
+            return 0
+
+    Measured.__abstractmethods__ = frozenset()  # the others are not asked for
+
+    def needed(first):
+        settings = recipe(denoiser={"images": 320}, milestones=first)
+        assert checkpoint_values(settings, Measured(), "denoiser") == 4000
+        return disk_bytes(settings, Measured(), [8, 1, 1])
+
+    assert needed(10) - needed(0) == 6 * 16_000  # 10, 20, 40, 80, 160, 320
+    assert all(small > large for small, large in pairwise(map(needed, (1, 10, 100))))
 
 
 def test_a_finished_run_is_sampled_as_it_was_at_a_milestone(run):
@@ -68,33 +103,3 @@ def test_a_finished_run_is_sampled_as_it_was_at_a_milestone(run):
     later = snapshot(run / "before" / "1", CPU, name)[0].stages[0].denoiser.state_dict()
     assert all(torch.equal(later[key], value) for key, value in weights.items())
     assert Run.open(run).state.part == 2 and (run / "checkpoints" / name).is_dir()
-
-
-@pytest.mark.parametrize("name", ["autoencoder-0000000032", "denoiser-0000000009", "../run"])
-def test_a_checkpoint_that_is_not_there_is_one_line_with_those_that_are(name, run):
-    with pytest.raises(UserError, match=r"no checkpoint .* expected one of denoiser-0000000008, ") as error:
-        commands.preview(PreviewOptions(run, checkpoint=name), Keeper())
-    assert "\n" not in str(error.value)
-
-
-def test_the_plan_counts_the_disk_of_milestones():
-    class Measured:
-        def parameters(self):
-            return {"autoencoder": 10, "denoiser": 1000}
-
-        def critic_parameters(self):
-            return 5
-
-        def prior_values(self):
-            return 0
-
-        def constant_values(self):
-            return 0
-
-    def needed(first):
-        settings = recipe(denoiser={"images": 320}, milestones=first)
-        assert checkpoint_values(settings, Measured(), "denoiser") == 4000
-        return disk_bytes(settings, Measured(), [8, 1, 1])
-
-    assert needed(10) - needed(0) == 6 * 16_000  # 10, 20, 40, 80, 160, 320
-    assert all(small > large for small, large in pairwise(map(needed, (1, 10, 100))))

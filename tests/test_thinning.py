@@ -8,9 +8,9 @@ import pytest
 
 from calotype.report.curves import training_curves
 from calotype.report.page import write_report
-from calotype.report.plot import extremes
+from calotype.report.plot import peaks
 from calotype.run import Run, RunState, read_events
-from calotype.thinning import MOST_STEPS, Thinning
+from calotype.thinning import STEPS_KEPT, Thinning
 
 MILLION = 10**6
 SPIKE = 777_777
@@ -50,7 +50,7 @@ def test_a_million_steps_are_read_in_constant_memory_and_give_a_small_page(tmp_p
     print(f"{seconds:.1f} s of processor time, {len(page):,} bytes")
     assert len(page) < 200_000 and seconds < 120
     steps = Run.open(tmp_path).history("step", "denoiser")
-    assert MOST_STEPS / 2 <= len(steps) <= MOST_STEPS and steps[-1]["images_seen"] == 32 * MILLION
+    assert STEPS_KEPT / 2 <= len(steps) <= STEPS_KEPT and steps[-1]["images_seen"] == 32 * MILLION
     assert max(event["high"]["terms"]["denoiser.loss"] for event in steps) == 100.0
     assert training_curves(run) is not None and "32 M" in page
 
@@ -64,7 +64,7 @@ def test_memory_does_not_grow_with_the_log(tmp_path):
         tracemalloc.stop()
         return peak
 
-    assert peak(5 * MOST_STEPS) < 1.5 * peak(MOST_STEPS)
+    assert peak(5 * STEPS_KEPT) < 1.5 * peak(STEPS_KEPT)
 
 
 def test_buckets_have_mean_and_extremes_and_end_where_their_last_line_does():
@@ -98,6 +98,6 @@ def test_lines_that_are_no_steps_are_left_out(line, tmp_path):
 def test_a_line_through_many_points_keeps_their_extremes_and_the_last():
     points = [(float(x), 0.0) for x in range(10_001)]
     points[5000], points[7001] = (5000.0, 9.0), (7001.0, -9.0)
-    drawn = extremes(points)
+    drawn = peaks(points)
     assert len(drawn) <= 303 and {points[5000], points[7001], points[-1]} <= set(drawn)
-    assert drawn == sorted(drawn) and extremes(points[:5]) == points[:5]
+    assert drawn == sorted(drawn) and peaks(points[:5]) == points[:5]

@@ -8,14 +8,14 @@ from typing import Any
 
 from calotype.tables import number, numbers, within
 
-MOST_STEPS = 4096
+STEPS_KEPT = 4096
 """Steps of a leg that are kept as they are: more than a month of training logs."""
-TABLES = ("terms", "norms")
+STEP_TABLES = ("terms", "norms")
 """Of numbers, in a step."""
 
 
 @dataclass
-class Bucket:
+class StepBucket:
     """Lines of a log that follow each other; `event` is the last, which is returned alone where there is no other."""
 
     place: int
@@ -27,12 +27,12 @@ class Bucket:
     highs: dict[tuple[str, str], float] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, place: int, event: dict[str, Any], seen: float) -> Bucket:
-        values = {(key, name): value for key in TABLES for name, value in numbers(within(event, key)).items()}
+    def of(cls, place: int, event: dict[str, Any], seen: float) -> StepBucket:
+        values = {(key, name): value for key in STEP_TABLES for name, value in numbers(within(event, key)).items()}
         values |= {("", name): value for name, value in numbers(event).items() if name == "images_a_second"}
         return cls(place, event, seen, 1, values, {**values}, {**values})
 
-    def take(self, other: Bucket) -> None:
+    def take(self, other: StepBucket) -> None:
         """Grows by the bucket that follows."""
         total = self.lines + other.lines
         for key, value in other.means.items():
@@ -61,8 +61,8 @@ def nested(values: dict[tuple[str, str], float]) -> dict[str, Any]:
 class Thinning:
     """The steps of a leg, in buckets of as many lines: of one, until there are more than `most`, then of two ..."""
 
-    def __init__(self, most: int = MOST_STEPS) -> None:
-        self.buckets: list[Bucket] = []
+    def __init__(self, most: int = STEPS_KEPT) -> None:
+        self.buckets: list[StepBucket] = []
         self.most, self.lines = most, 1
 
     def add(self, place: int, event: dict[str, Any]) -> None:
@@ -74,7 +74,7 @@ class Thinning:
             return
         while self.buckets and self.buckets[-1].seen >= seen:
             self.buckets.pop()
-        bucket = Bucket.of(place, event, seen)
+        bucket = StepBucket.of(place, event, seen)
         if self.buckets and self.buckets[-1].lines < self.lines:
             self.buckets[-1].take(bucket)
             return

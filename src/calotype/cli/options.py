@@ -36,7 +36,7 @@ RunFolder = Annotated[Path, argument("Folder of a run.", "RUN")]
 RealPictures = Annotated[Path | None, option("Folder of real pictures. [default: those of the run]")]
 TensorBoard = Annotated[
     bool,
-    typer.Option("--tensorboard", help="Also write TensorBoard events, into RUN/tensorboard; resume goes on with it."),
+    typer.Option("--tensorboard", help="Write TensorBoard events into RUN/tensorboard, also when resumed."),
 ]
 Seed = Annotated[int, typer.Option(help="Equal seeds give equal pictures.", min=-LARGEST_SEED, max=LARGEST_SEED)]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")]

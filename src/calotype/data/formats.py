@@ -21,6 +21,8 @@ from typing import TypeVar
 from PIL import Image, ImageFile, features
 from PIL import _imaging as pillow_core
 
+from calotype.data.remote import RemoteShard
+
 T = TypeVar("T")
 
 MAX_FILE_BYTES = 2_000_000_000
@@ -53,7 +55,7 @@ class RefusedError(ValueError):
 class Member:
     """A picture in a shard, read by its offset."""
 
-    shard: Path
+    shard: Path | RemoteShard
     name: str
     offset: int
     size: int
@@ -65,9 +67,12 @@ class Member:
     def open(self) -> BytesIO:
         """Raises `RefusedError` where it is huge, or the shard has other content there than its index says."""
         require_bounded(self.size)
-        with self.shard.open("rb") as file:
-            file.seek(self.offset)
-            content = file.read(self.size)
+        if isinstance(self.shard, RemoteShard):
+            content = self.shard.read(self.offset, self.size)
+        else:
+            with self.shard.open("rb") as file:
+                file.seek(self.offset)
+                content = file.read(self.size)
         if hashlib.sha256(content).hexdigest() != self.digest:
             raise RefusedError(
                 f"{self.shard.name} has other content there than its index says; copy both again, or remove the index"

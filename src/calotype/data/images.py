@@ -29,6 +29,7 @@ from calotype.data.formats import (
     picture_bytes,
     with_picture,
 )
+from calotype.data.remote import RemoteShard
 from calotype.data.rgb import (
     FIRST_SIDEWAYS,
     TURNS,
@@ -63,7 +64,7 @@ class UnreadableError(UserError):
         self.reason = reason
 
 
-def shown(name: PictureFile | str) -> str:
+def shown(name: PictureFile | RemoteShard | str) -> str:
     """A file's name on one line, whatever its bytes are."""
     return str(name) if str(name).isprintable() else ascii(str(name))
 

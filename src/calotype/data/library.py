@@ -14,7 +14,8 @@ from calotype.data.formats import UNAVAILABLE, Member, PictureFile
 from calotype.data.hashes import Hashed, Stamp, hash_files
 from calotype.data.images import shown
 from calotype.data.listing import Listing, check_folder, find_pictures
-from calotype.data.shards import ShardIndex, is_shards, open_shard, shard_files
+from calotype.data.remote import RemoteShard, is_list, listed_shards
+from calotype.data.shards import SHARD, ShardIndex, is_shards, open_shard, shard_files
 from calotype.types import UserError
 
 NOT_DECODED = tuple(UNAVAILABLE)
@@ -40,9 +41,14 @@ class PictureLibrary(Protocol):
 
 
 def open_library(folder: Path) -> PictureLibrary:
-    """Raises `UserError` where there is no folder, or no picture in it, or shards are damaged."""
+    """Of a folder, or of a text file that lists shards.
+
+    Raises `UserError` where there is no folder, or no picture in it, or shards are damaged.
+    """
+    if is_list(folder):
+        return ShardLibrary(folder, listed_shards(folder, SHARD))
     check_folder(folder)
-    return ShardLibrary(folder) if is_shards(folder) else FolderLibrary(folder)
+    return ShardLibrary(folder, shard_files(folder)) if is_shards(folder) else FolderLibrary(folder)
 
 
 class FolderLibrary:
@@ -70,8 +76,8 @@ class ShardLibrary:
     All that is known of a picture, but its name, is in arrays.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.shards = shard_files(folder)
+    def __init__(self, folder: Path, shards: Sequence[Path | RemoteShard]) -> None:
+        self.shards = shards
         self.indices = [open_shard(shard) for shard in self.shards]
         self.starts = [*accumulate(map(len, self.indices), initial=0)]
         """The row of the first picture of each shard."""
@@ -130,7 +136,7 @@ class ShardLibrary:
         of = tuple(tuple(read.captions.get(name, ())) for name in names)
         return (Captions(of) if any(of) else None), read
 
-    def _at(self, name: str) -> tuple[ShardIndex, Path, int]:
+    def _at(self, name: str) -> tuple[ShardIndex, Path | RemoteShard, int]:
         """The index of a picture's shard, the shard, and the row in it."""
         place = bisect(self.starts, self.rows[name]) - 1
         return self.indices[place], self.shards[place], self.rows[name] - self.starts[place]

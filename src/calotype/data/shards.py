@@ -27,6 +27,7 @@ from calotype.data.caption_files import captions_of, decode_text, has_caption_ke
 from calotype.data.depth import starts_deep
 from calotype.data.formats import SUFFIXES, UNAVAILABLE
 from calotype.data.images import shown
+from calotype.data.remote import RemoteShard
 from calotype.files import (
     checked,
     read_as,
@@ -133,11 +134,13 @@ ARRAYS, STRINGS = ("offsets", "sizes", "digests", "deep"), ("names", "labels", "
 # -- Reading an index --------------------------------------------------------------------------------------------------
 
 
-def open_shard(shard: Path) -> ShardIndex:
-    """The index of a shard, which is made where there is none, or only that of other members.
+def open_shard(shard: Path | RemoteShard) -> ShardIndex:
+    """The index of a shard, which is made where there is none, or only that of other members; elsewhere, its own.
 
     Raises `UserError` where shard or index is damaged.
     """
+    if isinstance(shard, RemoteShard):
+        return read_index(shard.index(INDEX), shard)
     beside, cached = shard.with_suffix(INDEX), _cached(shard, INDEX, str(PICTURE_SUFFIXES))
     if there := os.path.lexists(beside):
         index = read_index(beside, shard)
@@ -187,7 +190,7 @@ def outline_of(shard: Path) -> str:
     return digest.hexdigest()
 
 
-def read_index(file: Path, shard: Path) -> ShardIndex:
+def read_index(file: Path, shard: Path | RemoteShard) -> ShardIndex:
     """Raises `UserError` where it is damaged, or not of this shard."""
     tensors = read_tensors(file)
     try:
@@ -197,7 +200,7 @@ def read_index(file: Path, shard: Path) -> ShardIndex:
         wrong = f"it is no index ({reason_of(error):.80})"
     if wrong:
         raise UserError(f"{shown(file)} is damaged: {wrong}; remove it, and it is made again")
-    if (actual := shard.stat().st_size) != facts.bytes:
+    if (actual := shard.bytes if isinstance(shard, RemoteShard) else shard.stat().st_size) != facts.bytes:
         state = "cut off" if actual < facts.bytes else "another one"
         raise UserError(
             f"{shown(shard)} is {state}: {actual:,} bytes, but its index {shown(file.name)} has {facts.bytes:,}; copy "

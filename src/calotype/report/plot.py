@@ -49,7 +49,7 @@ def plot(title: str, y_title: str, series: Sequence[Series], x_title: str = "ima
     heights = spread([frame.y_at(curve.line()[-1][1]) for curve in series], LABEL_GAP, PLOT_HEIGHT - BOTTOM)
     for index, (curve, height) in enumerate(zip(series, heights, strict=True)):
         style = f"s{(index if curve.style is None else curve.style) % LINE_STYLES}"
-        parts += [] if curve.marked else [polyline(frame, extremes(curve.raw or curve.points), f"raw {style}")]
+        parts += [] if curve.marked else [polyline(frame, peaks(curve.raw or curve.points), f"raw {style}")]
         parts.append(polyline(frame, thinned(curve.line()), f"line {style}", spaced(curve.name)))
         parts += [mark(frame.x_at(x), frame.y_at(y), style) for x, y in curve.points if curve.marked]
         parts.append(svg_text(spaced(curve.name)[:15], PLOT_WIDTH - RIGHT + 8, height + 4, f"name {style}"))
@@ -146,7 +146,7 @@ def thinned(points: Sequence[Point], most: int = 300) -> list[Point]:
     return [*points[: -1 : math.ceil(len(points) / most)], points[-1]]
 
 
-def extremes(points: Sequence[Point], most: int = 300) -> list[Point]:
+def peaks(points: Sequence[Point], most: int = 300) -> list[Point]:
     """About `most` points at most: the lowest and the highest of neighbours, as they follow each other, and the last.
 
     A loss that rises for a single step stays visible.
