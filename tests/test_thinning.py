@@ -1,23 +1,16 @@
 """A log of any length is read in one pass and constant memory, and the page that is made from it stays small."""
 
 import json
-import resource
 import tracemalloc
 
 import pytest
 
-from calotype.report.curves import training_curves
 from calotype.report.page import write_report
 from calotype.report.plot import peaks
 from calotype.run import Run, RunState, read_events
 from calotype.thinning import STEPS_KEPT, Thinning
 
-MILLION = 10**6
-SPIKE = 777_777
-LINE = (
-    '{"event": "step", "leg": "denoiser", "images_seen": %d, "progress": %f, "seconds": %f, '
-    '"terms": {"denoiser.loss": %f}, "norms": {"denoiser": 1.0}, "images_a_second": 32.0}\n'
-)
+MANY, SPIKE = 10_000, 7_777
 
 
 def step(seen, loss=0.0, leg="denoiser"):
@@ -36,23 +29,16 @@ def write_log(folder, lines):
     return folder / "log.jsonl"
 
 
-def test_a_million_steps_are_read_in_constant_memory_and_give_a_small_page(tmp_path):
-    """And one loss in a million that is a hundred times the others is still to be seen."""
+def test_many_steps_give_a_small_page_that_shows_the_highest(tmp_path):
+    """A million, with their seconds: tests/proofs/test_long_logs.py."""
     run = Run(tmp_path, RunState(name="run", legs={"denoiser": "training"}))
     run.save()
-    with (tmp_path / "log.jsonl").open("w") as file:
-        file.writelines(
-            LINE % (32 * at, at / MILLION, 0.1 * at, 100.0 if at == SPIKE else 1.0) for at in range(1, MILLION + 1)
-        )
-    begun = resource.getrusage(resource.RUSAGE_SELF).ru_utime
+    write_log(tmp_path, (step(at, 100.0 if at == SPIKE else 1.0) for at in range(1, MANY + 1)))
     page = write_report(tmp_path).read_text()
-    seconds = resource.getrusage(resource.RUSAGE_SELF).ru_utime - begun
-    print(f"{seconds:.1f} s of processor time, {len(page):,} bytes")
-    assert len(page) < 200_000 and seconds < 120
     steps = Run.open(tmp_path).history("step", "denoiser")
-    assert STEPS_KEPT / 2 <= len(steps) <= STEPS_KEPT and steps[-1]["images_seen"] == 32 * MILLION
+    assert STEPS_KEPT / 2 <= len(steps) <= STEPS_KEPT and steps[-1]["images_seen"] == MANY
     assert max(event["high"]["terms"]["denoiser.loss"] for event in steps) == 100.0
-    assert training_curves(run) is not None and "32 M" in page
+    assert "Denoising loss" in page and len(page) < 200_000
 
 
 def test_memory_does_not_grow_with_the_log(tmp_path):

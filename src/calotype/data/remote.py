@@ -36,8 +36,8 @@ class RemoteShard:
         return self.address.rpartition("/")[2]
 
     @property
-    def bytes(self) -> int:
-        """Raises `UserError`."""
+    def length(self) -> int:
+        """In bytes. Raises `UserError`."""
         return int(self._ask(self.address, lambda system, path: system.size(path)) or 0)
 
     def read(self, offset: int, size: int) -> bytes:

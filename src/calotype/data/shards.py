@@ -200,7 +200,7 @@ def read_index(file: Path, shard: Path | RemoteShard) -> ShardIndex:
         wrong = f"it is no index ({reason_of(error):.80})"
     if wrong:
         raise UserError(f"{shown(file)} is damaged: {wrong}; remove it, and it is made again")
-    if (actual := shard.bytes if isinstance(shard, RemoteShard) else shard.stat().st_size) != facts.bytes:
+    if (actual := shard.length if isinstance(shard, RemoteShard) else shard.stat().st_size) != facts.bytes:
         state = "cut off" if actual < facts.bytes else "another one"
         raise UserError(
             f"{shown(shard)} is {state}: {actual:,} bytes, but its index {shown(file.name)} has {facts.bytes:,}; copy "
