@@ -1,6 +1,6 @@
 """The report of a run with a million logged steps is small, and written in seconds and constant memory.
 
-`make proofs` runs it, with -s to see the figures. A process of its own has none of the checks of shapes that tests have.
+`make proofs` runs it, with -s for the figures. A process of its own has none of the checks of shapes that tests have.
 """
 
 import resource
