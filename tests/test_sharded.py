@@ -30,7 +30,8 @@ from calotype.training.process import Interrupted
 from calotype.training.sharding import sharding_mesh
 from calotype.types import UserError
 
-STEPS = 12
+STEPS, MOVED = 50, 12
+"""Steps of the comparison, and of a run that moves between one process and two ranks."""
 DIT = {"learn": {"learning_rate": 1e-3, "optimizer": "muon"}, "backbone": {"depth": 2}}
 """Whose matrices have Muon, and all else AdamW."""
 UNET = {"learn": {"learning_rate": 1e-3}, "backbone": {"kind": "unet", "patch": 1, "width": 8, "dropout": 0.5}}
@@ -62,14 +63,15 @@ def assert_equal(tensors, others, tolerance=1e-5):
 
 @pytest.fixture(scope="module")
 def alone():
-    """One process, two slices at once."""
+    """One process, two slices at once: its numbers and tensors by steps."""
     leg = leg_on()
-    return advanced(leg, ALONE, STEPS, slices=2), whole(leg)
+    moved = advanced(leg, ALONE, MOVED, slices=2), whole(leg)
+    return {MOVED: moved, STEPS: (advanced(leg, ALONE, STEPS - MOVED, slices=2), whole(leg))}
 
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
-    """The folder of checkpoints of two ranks, after 4 and 8 steps, and all their tensors after 12."""
+    """The folder of checkpoints of two ranks, after 4 and 8 steps, and all their tensors after 50."""
     folder = tmp_path_factory.mktemp("two") / "checkpoints"
 
     def work():
@@ -79,7 +81,7 @@ def two(tmp_path_factory):
                 advanced(leg, ranks, 4)
                 saved_on(ranks, leg, folder)
             held = sum(local(value).numel() for value in leg.states["denoiser"].tensors().values())
-            return advanced(leg, ranks, 4), whole(leg), held
+            return advanced(leg, ranks, STEPS - 8), whole(leg), held
 
     return folder, Together(2, work, folder.parent / "ranks").results()
 
@@ -87,8 +89,8 @@ def two(tmp_path_factory):
 def test_two_ranks_with_halves_of_all_weights_are_one_process(two, alone):
     _, ((numbers, tensors, held), (other_numbers, other_tensors, other_held)) = two
     assert tensors == other_tensors and numbers == other_numbers
-    assert_equal(tensors, alone[1])
-    assert numbers == pytest.approx(alone[0], rel=1e-5)
+    assert_equal(tensors, alone[STEPS][1])
+    assert numbers == pytest.approx(alone[STEPS][0], rel=1e-5)
     assert max(held, other_held) < 0.55 * sum(map(len, tensors.values()))
     assert {name.rpartition(".")[2] for name in tensors} >= {"momentum", "exp_avg", "exp_avg_sq"}
 
@@ -198,7 +200,7 @@ def test_a_run_moves_from_two_ranks_to_one_and_back(copied, alone, tmp_path):
 
     first, second = Together(2, work, tmp_path / "ranks").results()
     assert first == second
-    assert_equal(first, alone[1])
+    assert_equal(first, alone[MOVED][1])
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 8, 9])

@@ -248,9 +248,7 @@ class EnlargeRecipe(DiffusionConfig):
 
     @model_validator(mode="after")
     def _one_step(self) -> EnlargeRecipe:
-        if self.objective == "denoising":
-            return self
-        if self.sampling.steps != 1 or self.sampling.guidance != 1:
+        if self.objective == "one_step" and (self.sampling.steps != 1 or self.sampling.guidance != 1):
             raise ValueError(
                 f"objective is one_step, but sampling.steps is {self.sampling.steps} and sampling.guidance "
                 f"{self.sampling.guidance:g}; set both to 1"
@@ -272,6 +270,8 @@ class Recipe(Config):
     """How many pictures are kept from training, for validation and test."""
     flip: bool = False
     """Also train on mirror images."""
+    milestones: ImageCount = 0
+    """Checkpoints of denoisers are kept for good at so many images seen, at twice as many, and so on; 0 keeps none."""
     precision: Precision = "float32"
     sharding: Sharding = "none"
     """Where several ranks train a denoiser: each has a replica ("none", DDP), or a share of all weights, gradients,
@@ -291,8 +291,7 @@ class Recipe(Config):
                 raise ValueError(f"stages are {list(self.chain)}, but each must be a whole multiple of the one before")
         if self.chain[-1] != self.size:
             raise ValueError(f"stages end at {self.chain[-1]}, but size is {self.size}; the last stage makes that size")
-        above = {str(size) for size in self.chain[1:]}
-        if unknown := set(self.enlarge) - above:
+        if unknown := set(self.enlarge) - {str(size) for size in self.chain[1:]}:
             raise ValueError(
                 f"enlarge.{min(unknown)} is set, but the stages are {list(self.chain)}; add it to them or leave it out"
             )

@@ -7,7 +7,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -16,8 +16,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from calotype.files import checked, read_bytes, read_json, write_json
+from calotype.files import checked, read_json, require_regular, write_json
 from calotype.tables import number
+from calotype.thinning import Thinning
 from calotype.types import UserError
 
 STATE_VERSION = 2
@@ -28,8 +29,8 @@ EXPOSURE = re.compile(r'"mistakes-(\d+)"')
 """The leg of exposure fine-tuning in version 1: in `run.json`, `plan.json` and the log."""
 PORTRAITS = "portraits"
 """`RunState.data` of a run that trains on the embedded portraits."""
-MAX_LOG = 2**30
-"""Bytes of the log."""
+MAX_LINE = 2**20
+"""Bytes of a line of the log."""
 Event = dict[str, Any]
 Status = Literal["unknown", "training", "interrupted", "failed", "finished"]
 LegStatus = Literal["waiting", "training", "finished"]
@@ -177,6 +178,8 @@ class Run:
     """Since when, in seconds since the epoch, `wall_seconds` goes on; None for who only reads."""
     writes: bool = True
     """False on ranks that are not the first: they save and log nothing."""
+    listener: Callable[[Event], None] | None = None
+    """Gets what is logged."""
 
     @classmethod
     def open(cls, folder: Path) -> Run:
@@ -210,6 +213,8 @@ class Run:
             if file.tell() and file.seek(-1, os.SEEK_END) >= 0 and file.read(1) != b"\n":
                 file.write(b"\n")
             file.write(json.dumps({"event": event, **fields}).encode() + b"\n")
+        if self.listener is not None:
+            self.listener({"event": event, **fields})
 
     def spend(self, step: str, seconds: float) -> None:
         """Adds to the time that a step took, over all sessions."""
@@ -267,10 +272,31 @@ def read_mapping(file: Path) -> dict[str, Any]:
 
 
 def read_events(file: Path) -> list[Event]:
-    """Those of a log, without lines that are damaged, as the last one is where a process was killed."""
-    events = []
-    with suppress(UserError):
-        for line in read_bytes(file, MAX_LOG).decode("utf-8", "replace").splitlines():
-            with suppress(ValueError, RecursionError):
-                events.append(json.loads(renamed_legs(line)))
-    return [event for event in events if event and isinstance(event, dict)]
+    """Those of a log, read in one pass; of many steps a leg, the means of neighbours: see `Thinning`.
+
+    Lines that are damaged are left out, as the last one is where a process was killed.
+    """
+    kept: list[tuple[int, Event]] = []
+    thinned: dict[str, Thinning] = {}
+    for place, line in enumerate(_lines(file)):
+        with suppress(ValueError, RecursionError):
+            event = json.loads(renamed_legs(line.decode("utf-8", "replace")))
+            if not event or not isinstance(event, dict):
+                continue
+            if event.get("event") == "step" and isinstance(leg := event.get("leg"), str):
+                thinned.setdefault(leg, Thinning()).add(place, event)
+                continue
+            if event.get("event") == "part":  # what follows is another run of the same legs
+                kept += [pair for each in thinned.values() for pair in each.events()]
+                thinned.clear()
+            kept.append((place, event))
+    kept += [pair for each in thinned.values() for pair in each.events()]
+    return [event for _, event in sorted(kept, key=lambda pair: pair[0])]
+
+
+def _lines(file: Path) -> Iterator[bytes]:
+    """None where there is no regular file; what is longer than a line may be comes in pieces, which are no JSON."""
+    with suppress(OSError, UserError):
+        require_regular(file)
+        with file.open("rb") as log:
+            yield from iter(lambda: log.readline(MAX_LINE), b"")

@@ -34,6 +34,10 @@ def argument(help: str, metavar: str | None = None) -> Any:
 
 RunFolder = Annotated[Path, argument("Folder of a run.", "RUN")]
 RealPictures = Annotated[Path | None, option("Folder of real pictures. [default: those of the run]")]
+TensorBoard = Annotated[
+    bool,
+    typer.Option("--tensorboard", help="Write TensorBoard events into RUN/tensorboard, also when resumed."),
+]
 Seed = Annotated[int, typer.Option(help="Equal seeds give equal pictures.", min=-LARGEST_SEED, max=LARGEST_SEED)]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")]
 RankCount = Annotated[
@@ -105,6 +109,7 @@ class TrainOptions(TrainingOptions):
     force: Force = False
     ranks: RankCount = 1
     serve: Annotated[bool, typer.Option("--serve", help="Show the run on a page while it trains: see serve.")] = False
+    tensorboard: TensorBoard = False
 
 
 @app.command("plan")
@@ -148,6 +153,7 @@ class ResumeOptions:
     ] = None
     """Seconds."""
     ranks: RankCount = 1
+    tensorboard: TensorBoard = False
     started: float = field(default_factory=time.time, init=False)
     """When it began, in seconds since the epoch."""
 
@@ -161,6 +167,9 @@ class PreviewOptions(SamplingOptions):
     count: Annotated[int, typer.Option(help="Number of pictures.", max=MAX_SAMPLES)] = 16
     seed: Seed = 0
     out: Annotated[Path | None, option("PNG file. [default: RUN/preview.png]")] = None
+    checkpoint: Annotated[
+        str | None, option("One of RUN/checkpoints, such as denoiser-0000016384. [default: the newest]", metavar="NAME")
+    ] = None
     device: Device = "auto"
 
 

@@ -30,6 +30,7 @@ from calotype.training.checkpoint import KEPT_CHECKPOINTS
 from calotype.training.compiling import WORTH
 from calotype.training.control import mean_cost, whole_batches
 from calotype.training.levels import LEVELS_TRIED, SCALES_TRIED
+from calotype.training.loop import doublings
 from calotype.training.warm_start import WarmStart
 from calotype.types import UserError
 
@@ -188,7 +189,7 @@ def allot(
         "seconds_a_step": {leg: costs[leg] * batches[leg] for leg in images},
         "seconds": {step: seconds[step] for step in steps_of(recipe) if step in seconds},
         "peak_memory_bytes": measured.peak_memory(sets),
-        "disk_bytes": disk_bytes(recipe, measured, sets) + measured.captions[1],
+        "disk_bytes": disk_bytes(plan.recipe, measured, sets) + measured.captions[1],
     }
 
 
@@ -268,7 +269,8 @@ def searches_level(stage: EnlargeRecipe) -> bool:
 
 
 def disk_bytes(recipe: Recipe, measured: Costs, sets: Sequence[int]) -> int:
-    """At most: two checkpoints a leg, the fitted priors, the model and its autoencoder, and the latents.
+    """At most: two checkpoints a leg and its milestones, the fitted priors, the model and its autoencoder, and the
+    latents.
 
     Besides, for a while, what is written before the old is removed: a third checkpoint with the best average weights,
     or a second model. An imported autoencoder that is not trained is in the model alone.
@@ -277,6 +279,9 @@ def disk_bytes(recipe: Recipe, measured: Costs, sets: Sequence[int]) -> int:
     model = sum(measured.parameters().values()) + measured.prior_values()
     spare = max([model, *(leg + leg // 4 for leg in legs)])
     values = KEPT_CHECKPOINTS * sum(legs) + spare + model + measured.constant_values()
+    for leg, config in recipe.legs.items():
+        if leg != "autoencoder":
+            values += doublings(recipe.milestones, config.images) * checkpoint_values(recipe, measured, leg)
     values += measured.parameters().get("autoencoder", 0)
     return 4 * values + latent_bytes(recipe, sets).disk
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from calotype.report.folder import legs_of
@@ -52,7 +52,8 @@ def leg_curves(run: Run, leg: str) -> Html | None:
     """The plots of a leg, with its last measures on held-out pictures."""
     steps, checks = run.history("step", leg), run.history("check", leg)
     last = numbers(within(checks[-1], "measures")) if checks else {}
-    plots = list(leg_plots(logged_curves(steps, "terms"), logged_curves(steps, "norms"), logged_curves(checks)))
+    terms, norms = (smooth_series(steps, key) for key in ("terms", "norms"))
+    plots = list(leg_plots(terms, norms, logged_curves(checks)))
     if not plots and not last:
         return None
     return tag("div", tag("h3", leg_name(leg)), loss_table(last), measures_line(last), strip(plots, "plots"))
@@ -67,21 +68,35 @@ def logged_curves(events: Iterable[Event], key: str = "measures") -> Curves:
     return by_name
 
 
-def leg_plots(terms: Curves, norms: Curves, measures: Curves) -> Iterator[Html]:
+def extreme_curves(steps: Iterable[Event], key: str) -> Curves:
+    """As `logged_curves`, with the lowest and the highest value of each bucket of a log that was thinned."""
+    by_name: Curves = {}
+    for event in steps:
+        for bound in ("low", "high") if "low" in event else ("",):
+            for name, value in numbers(within(event, *filter(None, (bound, key)))).items():
+                by_name.setdefault(name, []).append((float(event["images_seen"]), value))
+    return by_name
+
+
+def leg_plots(terms: dict[str, Series], norms: dict[str, Series], measures: Curves) -> Iterator[Html]:
     held_out = marked_series(measures, {"held_out_loss": "held out"})
     for kind in LOSS_PLOTS:
-        if series := smooth_series({name: points for name, points in terms.items() if re.match(kind.pattern, name)}):
+        if series := [line for name, line in terms.items() if re.match(kind.pattern, name)]:
             yield plot(kind.title, kind.y_title, [*series, *held_out], note=kind.note)
     if len(losses := marked_series(measures, LOSSES)) > 1:
         yield plot("Training and held-out loss", "loss", losses, note=LOSSES_NOTE)
     if psnr := marked_series(measures, {"psnr": "PSNR"}):
         yield plot("PSNR of reconstructions", "PSNR in dB", psnr, note="Higher is better.")
     if norms:
-        yield plot("Gradient norms", "norm", smooth_series(norms), note="Before clipping.")
+        yield plot("Gradient norms", "norm", [*norms.values()], note="Before clipping.")
 
 
-def smooth_series(curves: Curves) -> list[Series]:
-    return [Series(name.rpartition(".")[2], points) for name, points in curves.items()]
+def smooth_series(steps: Sequence[Event], key: str) -> dict[str, Series]:
+    """By the names of the logged values."""
+    curves, extremes = logged_curves(steps, key), extreme_curves(steps, key)
+    return {
+        name: Series(name.rpartition(".")[2], points, raw=extremes.get(name, ())) for name, points in curves.items()
+    }
 
 
 def marked_series(curves: Curves, names: dict[str, str]) -> list[Series]:

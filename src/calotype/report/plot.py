@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
+from itertools import accumulate, chain, pairwise
 
 from calotype.report.format import scaled, spaced
 from calotype.report.html import Html, tag
@@ -34,6 +34,8 @@ class Series:
     marked: bool = False
     style: int | None = None
     """The same in every plot of a page; None: by the place in this plot."""
+    raw: Sequence[Point] = ()
+    """What is drawn thinly below a smoothed line: the extremes of its buckets; empty: its points."""
 
     def line(self) -> list[Point]:
         return self.points if self.marked else smoothed(self.points)
@@ -47,8 +49,8 @@ def plot(title: str, y_title: str, series: Sequence[Series], x_title: str = "ima
     heights = spread([frame.y_at(curve.line()[-1][1]) for curve in series], LABEL_GAP, PLOT_HEIGHT - BOTTOM)
     for index, (curve, height) in enumerate(zip(series, heights, strict=True)):
         style = f"s{(index if curve.style is None else curve.style) % LINE_STYLES}"
-        parts += [] if curve.marked else [polyline(frame, curve.points, f"raw {style}")]
-        parts.append(polyline(frame, curve.line(), f"line {style}", spaced(curve.name)))
+        parts += [] if curve.marked else [polyline(frame, peaks(curve.raw or curve.points), f"raw {style}")]
+        parts.append(polyline(frame, thinned(curve.line()), f"line {style}", spaced(curve.name)))
         parts += [mark(frame.x_at(x), frame.y_at(y), style) for x, y in curve.points if curve.marked]
         parts.append(svg_text(spaced(curve.name)[:15], PLOT_WIDTH - RIGHT + 8, height + 4, f"name {style}"))
     box = f"0 0 {PLOT_WIDTH:g} {PLOT_HEIGHT:g}"
@@ -144,6 +146,19 @@ def thinned(points: Sequence[Point], most: int = 300) -> list[Point]:
     return [*points[: -1 : math.ceil(len(points) / most)], points[-1]]
 
 
+def peaks(points: Sequence[Point], most: int = 300) -> list[Point]:
+    """About `most` points at most: the lowest and the highest of neighbours, as they follow each other, and the last.
+
+    A loss that rises for a single step stays visible.
+    """
+    size = 2 * math.ceil(len(points) / most)
+    if size <= 2:
+        return list(points)
+    parts = (range(start, min(start + size, len(points))) for start in range(0, len(points), size))
+    chosen = [{min(part, key=lambda at: points[at][1]), max(part, key=lambda at: points[at][1])} for part in parts]
+    return [points[at] for at in sorted({*chain.from_iterable(chosen), len(points) - 1})]
+
+
 def spread(heights: Sequence[float], gap: float, lowest: float) -> list[float]:
     """Heights moved apart by at least `gap`, in the same order and none below `lowest` (SVG counts downwards)."""
     order, placed = sorted(range(len(heights)), key=heights.__getitem__), list(heights)
@@ -180,7 +195,7 @@ def mark(x: float, y: float, style: str) -> Html:
 
 
 def polyline(frame: Frame, points: Sequence[Point], kind: str, name: str | None = None) -> Html:
-    places = " ".join(f"{frame.x_at(x):g},{frame.y_at(y):g}" for x, y in thinned(points))
+    places = " ".join(f"{frame.x_at(x):g},{frame.y_at(y):g}" for x, y in points)
     return tag("polyline", points=places, class_=kind, data_name=name)
 
 

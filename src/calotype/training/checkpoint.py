@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated, Protocol, runtime_checkable
@@ -25,7 +25,7 @@ from calotype.files import (
     write_tensors,
 )
 from calotype.ranks import ALONE, Ranks
-from calotype.training.loop import TrainProgress
+from calotype.training.loop import TrainProgress, doublings
 from calotype.training.pieces import PIECES, layout_of, piece_of, read_pieces, write_pieces
 from calotype.types import Config, UserError
 
@@ -46,7 +46,10 @@ class Saved(Protocol):
     def restore(self, tensors: dict[str, Tensor], steps: int) -> None: ...
 
 
-def save(folder: Path, leg: str, states: Mapping[str, Saved], progress: TrainProgress, ranks: Ranks = ALONE) -> None:
+def save(
+    folder: Path, leg: str, states: Mapping[str, Saved], progress: TrainProgress, ranks: Ranks = ALONE,
+    milestones: int = 0,
+) -> None:  # fmt: skip
     """Writes `folder/leg-<images seen>`, then removes what it supersedes: see `_superseded`.
 
     Of several ranks all call it: each writes its pieces of sharded states, the first all else. Raises `UserError`,
@@ -69,7 +72,7 @@ def save(folder: Path, leg: str, states: Mapping[str, Saved], progress: TrainPro
             steps = {name: state.steps for name, state in states.items()}
             write_json(path / "state.json", {"clock": progress.state(), "steps": steps})
     if ranks.first:
-        for old in (*_superseded(folder, leg, saved), *folder.glob(f".{leg}-*.tmp")):
+        for old in (*_superseded(folder, leg, saved, milestones), *folder.glob(f".{leg}-*.tmp")):
             shutil.rmtree(old, ignore_errors=True)
 
 
@@ -91,14 +94,24 @@ def _require_space(folder: Path, leg: str, states: Mapping[str, Saved]) -> None:
         )
 
 
-def _superseded(folder: Path, leg: str, saved: Path) -> list[Path]:
-    """Checkpoints before `saved`, damaged or whole, but for the newest whole ones.
+def _superseded(folder: Path, leg: str, saved: Path, milestones: int) -> list[Path]:
+    """Checkpoints before `saved`, damaged or whole, but for the newest whole ones and milestones.
 
     One of more images stays until it is overtaken: it was damaged when the leg was restored, and may be rescued.
     """
     before = [path for path in checkpoints(folder, leg) if _images_of(path) < _images_of(saved)]
     kept = [path for path in reversed(before) if is_whole(path)][: KEPT_CHECKPOINTS - 1]
+    kept += milestones_among(before, milestones)
     return [path for path in before if path not in kept]
+
+
+def milestones_among(paths: Sequence[Path], first: int) -> list[Path]:
+    """Of checkpoints by images seen, the first at or after each of `first`, twice as many, and so on; none for 0."""
+    reached: dict[int, Path] = {}
+    for path in paths:
+        if rung := doublings(first, _images_of(path)):
+            reached.setdefault(rung, path)
+    return [*reached.values()]
 
 
 def restore(

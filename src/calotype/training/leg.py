@@ -29,6 +29,7 @@ from calotype.training.loop import (
     Note,
     StepResult,
     TrainProgress,
+    at_doublings,
     at_fractions,
     every,
     train_steps,
@@ -106,6 +107,8 @@ class LegLimits:
     """Validation before the end is skipped while it has taken a larger share of the time."""
     max_rise: float = math.inf
     """The leg ends when its held-out loss is more than so many times the best."""
+    milestones: int = 0
+    """Of the recipe."""
 
 
 UNLIMITED = LegLimits()
@@ -131,11 +134,12 @@ def train_leg(
     stopping = begin_leg(run, leg, ranks, note)
     if leg.progress.fraction < 1:
         prepare()
-    progress, validating, save = leg.progress, 0.0, partial(save_leg, run, leg, ranks)
+    progress, validating, save = leg.progress, 0.0, partial(save_leg, run, leg, ranks, limits.milestones)
     log = StepLog(run, leg.name, progress, bar)
     guard_due = at_fractions(leg.guard.fractions if leg.guard else (), progress.fraction)
     preview_due = at_fractions(limits.previews_at or PREVIEWS, progress.fraction)
     control_due, save_due = every(CONTROL_SECONDS), every(SAVE_SECONDS, progress.seconds)
+    milestone_due = at_doublings(limits.milestones, progress.images_seen)
 
     def validate_affordably() -> None:
         nonlocal validating
@@ -157,7 +161,7 @@ def train_leg(
                 ranks.say(validate_affordably)
         if ranks.first and control_due(progress):
             limits.control(progress)
-        saving, stopped = agreed(ranks, progress, save_due(progress), stop.is_set())
+        saving, stopped = agreed(ranks, progress, save_due(progress) | milestone_due(progress), stop.is_set())
         if saving:
             save()
         if stopped:
@@ -246,9 +250,9 @@ def agreed(ranks: Ranks, progress: TrainProgress, saving: bool, stopped: bool) -
     return bool(save), bool(stop)
 
 
-def save_leg(run: Run, leg: Leg[object], ranks: Ranks = ALONE) -> None:
+def save_leg(run: Run, leg: Leg[object], ranks: Ranks = ALONE, milestones: int = 0) -> None:
     """To be called by all ranks."""
-    checkpoint.save(run.folder / "checkpoints", leg.name, leg.saved, leg.progress, ranks)
+    checkpoint.save(run.folder / "checkpoints", leg.name, leg.saved, leg.progress, ranks, milestones)
     run.state.seconds[leg.name] = leg.progress.seconds
     run.save()
 
@@ -314,15 +318,16 @@ class StepLog:
         self.norms.add(result.norms)
         ended = progress.images_seen >= progress.total
         if ended or progress.seconds - self.last >= max(LOG_SECONDS, LOG_SHARE * progress.seconds):
-            self._log(progress)
+            self._log(progress, result.learning_rates)
         elif self.bar_due(progress):
             self._show(progress, self.terms.means())
 
-    def _log(self, progress: TrainProgress) -> None:
+    def _log(self, progress: TrainProgress, rates: dict[str, float]) -> None:
         terms, norms = self.terms.means(), self.norms.means()
         self.run.log(
             "step", leg=self.leg, images_seen=progress.images_seen, progress=progress.fraction,
-            seconds=progress.seconds, terms=terms, norms=norms, images_a_second=self._speed(progress),
+            seconds=progress.seconds, terms=terms, norms=norms, learning_rates=rates,
+            images_a_second=self._speed(progress),
         )  # fmt: skip
         self._show(progress, terms)
         self.terms, self.norms = RunningMeans(), RunningMeans()

@@ -71,10 +71,11 @@ class TrainProgress:
 
 @dataclass(frozen=True)
 class StepResult:
-    """The terms of each loss and the norm of each gradient, by network."""
+    """The terms of each loss, the norm of each gradient and the learning rate, by network."""
 
     terms: dict[str, Tensor]
     norms: dict[str, float]
+    learning_rates: dict[str, float] = field(default_factory=dict)
 
 
 Note = Callable[[str], None]
@@ -245,7 +246,8 @@ def update(
         except NotFiniteError as error:
             shown = ", ".join(f"{term} {value:.3g}" for term, value in zip(terms[name], values, strict=True))
             raise NotFiniteError(f"{name} {progress} {error} ({shown})") from None
-    return StepResult({f"{name}.{term}": value for name in terms for term, value in terms[name].items()}, norms)
+    named = {f"{name}.{term}": value for name in terms for term, value in terms[name].items()}
+    return StepResult(named, norms, {name: states[name].learning_rate(progress.fraction) for name in norms})
 
 
 Due = Callable[[TrainProgress], bool]
@@ -263,6 +265,23 @@ def every(seconds: float, last: float = 0.0) -> Due:
         return True
 
     return due
+
+
+def at_doublings(first: int, seen: int = 0) -> Due:
+    """Due at `first` images seen, at twice as many, and so on, those up to `seen` left out; never where it is 0."""
+    rung = doublings(first, seen)
+
+    def due(progress: TrainProgress) -> bool:
+        nonlocal rung
+        before, rung = rung, doublings(first, progress.images_seen)
+        return rung > before
+
+    return due
+
+
+def doublings(first: int, seen: int) -> int:
+    """How many of `first`, twice as many, and so on, are at most `seen`."""
+    return (seen // first).bit_length() if first else 0
 
 
 def at_fractions(fractions: Iterable[float], seen: float = 0.0) -> Due:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import chain
 from pathlib import Path
@@ -270,9 +270,9 @@ class Pipeline:
 
     def _limits(self, leg: str) -> LegLimits:
         """A leg without a fixed length gets what the other steps leave of the budget."""
-        budget = self.budget
+        budget, milestones = self.budget, self.recipe.milestones if leg != "autoencoder" else 0
         if leg not in budget.paced:
-            return UNLIMITED
+            return replace(UNLIMITED, milestones=milestones)
         others = sum(seconds for step, seconds in self.run.state.seconds.items() if step != leg)
         pace = BudgetController(budget.phases[leg], budget.budget_seconds - others - budget.after(leg))
         threads = ThreadControl(self.device)
@@ -283,4 +283,4 @@ class Pipeline:
                 threads(progress)
 
         previews_at = (1.0,) if budget.predicted["seconds"][leg] < SHORT else ()
-        return LegLimits(control, previews_at, VALIDATION_SHARE, HOPELESS)
+        return LegLimits(control, previews_at, VALIDATION_SHARE, HOPELESS, milestones)

@@ -32,28 +32,31 @@ TRIES = 3
 """A run that is training removes its older checkpoints as it writes new ones."""
 
 
-def snapshot(folder: Path, device: torch.device) -> tuple[Model, str]:
+def snapshot(folder: Path, device: torch.device, chosen: str | None = None) -> tuple[Model, str]:
     """The model of a run as it is now, and how far it is, in words; of a finished one, its model.
 
-    Stages above that have no checkpoint yet are left out. Raises `UserError` where the first stage has none.
+    With the name of a checkpoint, such as `denoiser-0000016384`, its stage is as it was then. Stages above that have
+    no checkpoint yet are left out. Raises `UserError` where the first stage has none, or there is no such checkpoint.
     """
     run = Run.open(folder)
-    if run.state.status == "finished":
+    if chosen is not None:
+        require_checkpoint(run, chosen)
+    elif run.state.status == "finished":
         return load(folder, str(device)), "the finished model"
     recipe = recipe_so_far(run)
-    frozen, stages, words = build_frozen(recipe.denoiser.text), list[Stage](), ""
+    frozen, stages, words = build_frozen(recipe.denoiser.text), list[Stage](), list[str]()
     for size in recipe.chain:
-        if newest_checkpoint(run, recipe, size) is None:
+        if checkpoint_of(run, recipe, size, chosen) is None:
             break
         stages.append(stage := empty_stage(run, recipe, size, frozen))
-        words = load_average(run, recipe, stage)
+        words.append(load_average(run, recipe, stage, chosen))
         stage.denoiser.to(device).eval().requires_grad_(False)
     if not stages:
         raise UserError(
             f"the denoiser of {folder} has no checkpoint yet; it gets its first a minute after its leg has begun, so "
             f"try again later, or look into {folder / 'previews'}"
         )
-    return Model(recipe, tuple(stages), recipe.samplings[: len(stages)], tuple(run.state.classes), device), words
+    return Model(recipe, tuple(stages), recipe.samplings[: len(stages)], tuple(run.state.classes), device), words[-1]
 
 
 def recipe_so_far(run: Run) -> Recipe:
@@ -101,17 +104,29 @@ def stored_space(run: Run, recipe: Recipe) -> Space:
 # -- Checkpoints -------------------------------------------------------------------------------------------------------
 
 
-def newest_checkpoint(run: Run, recipe: Recipe, size: int) -> Path | None:
-    """The newest whole checkpoint of a stage: of its exposure fine-tuning, else of its own leg."""
+def require_checkpoint(run: Run, chosen: str) -> None:
+    """Raises `UserError` where no denoiser has a checkpoint of this name."""
+    legs = [leg for leg in run.state.legs if leg != "autoencoder"]
+    names = [path.name for leg in legs for path in checkpoints(run.folder / "checkpoints", leg)]
+    if chosen not in names:
+        known = f"one of {', '.join(names)}" if names else "one, but there is none yet"
+        raise UserError(f"{run.folder} has no checkpoint {chosen!r:.80}; expected {known}")
+
+
+def checkpoint_of(run: Run, recipe: Recipe, size: int, chosen: str | None = None) -> Path | None:
+    """The chosen checkpoint, where it is of this stage; else its newest whole one: of its exposure fine-tuning, or of
+    its own leg."""
     legs = ["denoiser"] if size == recipe.chain[0] else [exposure_above(size), leg_above(size)]
+    if chosen is not None and chosen.rpartition("-")[0] in legs:
+        return run.folder / "checkpoints" / chosen
     paths = [path for leg in legs for path in reversed(checkpoints(run.folder / "checkpoints", leg))]
     return next((path for path in paths if is_whole(path)), None)
 
 
-def load_average(run: Run, recipe: Recipe, stage: Stage) -> str:
-    """Gives a stage the averaged weights of its newest checkpoint; returns how far that is, in words."""
+def load_average(run: Run, recipe: Recipe, stage: Stage, chosen: str | None = None) -> str:
+    """Gives a stage the averaged weights of its checkpoint; returns how far that is, in words."""
     for tried in range(TRIES):
-        path = newest_checkpoint(run, recipe, stage.image_size)
+        path = checkpoint_of(run, recipe, stage.image_size, chosen)
         try:
             if path is not None:
                 return _load(path, stage.denoiser)

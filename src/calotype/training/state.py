@@ -100,7 +100,7 @@ class TrainState:
             self.zero_grad()
             raise NotFiniteError(f"the norm of the gradient is {norm}")
         self.steps += 1
-        rate = self.config.learning_rate * learning_rate_factor(fraction, self.config)
+        rate = self.learning_rate(fraction)
         new = 1 - (1 - 1 / self.steps) ** (average_power(self.config.average) + 1)
         scale = min(1.0, self.config.clip / (norm + 1e-6))
         sizes = shared_out([partial(group.step, rate, scale, new) for group in self.groups], threads)
@@ -108,6 +108,10 @@ class TrainState:
         self._follow_buffers()
         self._require_finite(self._over_ranks(torch.stack(sizes).sum()))
         return norm
+
+    def learning_rate(self, fraction: float) -> float:
+        """At this fraction of the run."""
+        return self.config.learning_rate * learning_rate_factor(fraction, self.config)
 
     def _norm(self, threads: int) -> float:
         """Of the gradient."""

@@ -37,7 +37,7 @@ ARCHIVED = (
 )  # fmt: skip
 """What is of one part of a run: kept in `before/PART` when the next one begins."""
 OUTDATED = ("checkpoints", "constants")
-"""What only the legs of one part need."""
+"""What only the legs of one part need: removed with it, or kept with it for its milestones."""
 
 
 def extend(
@@ -128,7 +128,8 @@ def archive(folder: Path, place: Path) -> None:
     if (place / "run.json").exists():
         return
     make_folder(place)
-    for name in ARCHIVED:
+    milestones = (read_state(folder / "run.json").settings or {}).get("milestones")
+    for name in (*ARCHIVED, *(OUTDATED if milestones else ())):
         if os.path.lexists(folder / name):
             remove(place / name)
             shutil.move(folder / name, place / name)

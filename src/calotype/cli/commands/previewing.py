@@ -19,7 +19,7 @@ def preview(options: PreviewOptions, console: Console) -> Path:
     """Writes one picture, a grid of samples, and returns its path."""
     if options.count < 1:
         raise UserError(f"count is {options.count}, but must be at least 1")
-    model, words = snapshot(options.run, find_device(options.device))
+    model, words = snapshot(options.run, find_device(options.device), options.checkpoint)
     out = options.out or options.run / "preview.png"
     last = Run.open(options.run).latest("preview", "denoiser")
     prompts = [str(prompt) for prompt in last.get("prompts") or []] if model.text_encoder else []

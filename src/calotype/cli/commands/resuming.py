@@ -26,7 +26,9 @@ from calotype.run import PORTRAITS, Run, read_mapping
 from calotype.tables import differences, number
 from calotype.types import UserError
 
-HARMLESS = re.compile(r"precision|sharding|(enlarge\.\d+\.)?sampling\..+|.+\.(critic_)?learn\.(?!optimizer$).+")
+HARMLESS = re.compile(
+    r"precision|sharding|milestones|(enlarge\.\d+\.)?sampling\..+|.+\.(critic_)?learn\.(?!optimizer$).+"
+)
 """Settings by which what was trained before stays of use: how to sample, and how to go on learning; the moments of one
 optimizer are of no use to another."""
 LEG_OF = (

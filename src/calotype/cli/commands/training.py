@@ -47,6 +47,7 @@ from calotype.training.examples import without_unread_captions
 from calotype.training.pipeline import Pipeline, record_status
 from calotype.training.previews import held_out_prompts
 from calotype.training.process import StoppableReporter, locked, stoppable
+from calotype.training.tensorboard import begin_events, events_beside, require_writer
 from calotype.training.warm_start import START_FOLDER
 from calotype.types import UserError
 
@@ -154,6 +155,8 @@ def train(options: TrainOptions, console: Console) -> Path:
     """From a folder of pictures to a model, its samples and a report. Returns the folder of the run."""
     if options.serve:
         require_extra()
+    if options.tensorboard:
+        require_writer()
     with joined_ranks(options.device) as ranks:
         if not ranks.first:
             return follow(ranks, options.device, options.force)
@@ -178,6 +181,7 @@ def _train(options: TrainOptions, console: Console, ranks: Ranks) -> Path:
         run = Run(folder, state, began=options.started)
         run.spend("read", was_read - options.started)  # writes run.json, after all that resuming needs
         run.spend("plan", time.time() - was_read)
+        begin_events(folder, options.tensorboard)
         with page_beside(folder.parent, options.device) if options.serve else nullcontext():
             return produce(run, planned, pictures, machine, console, options.force, ranks)
 
@@ -202,7 +206,7 @@ def produce(
     lead(ranks, run)
     with stoppable() as stop:
         try:
-            with record_status(run, device, stop):
+            with record_status(run, device, stop), events_beside(run, console.say):
                 Pipeline(run, recipe, plan, pictures, device, console, stop, force, ranks).train()
                 with run.timing("samples"):
                     release_memory(device)
@@ -233,6 +237,7 @@ def _resume(options: ResumeOptions, console: Console, ranks: Ranks) -> Path:
     Run.open(folder)  # so that no lock is put into a folder that is no run
     with locked(folder):
         switch(folder)
+        begin_events(folder, options.tensorboard)
         run = Run.open(folder)  # as the owner before has left it
         if run.state.status != "finished":
             require_no_budget(run, budget)
