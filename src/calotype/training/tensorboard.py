@@ -67,7 +67,7 @@ def events_beside(run: Run, note: Callable[[str], None]) -> Iterator[None]:
 
     def listen(event: Event) -> None:
         if (leg := event.get("leg")) in unwritten and event["event"] in CURVES_OF:
-            write_before(leg, event["images_seen"])
+            write_before(leg, float(event["images_seen"]))
         write_event(writer, run, event)
 
     for leg, status in run.state.legs.items():
