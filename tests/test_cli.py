@@ -18,7 +18,7 @@ import calotype
 from calotype.cli import app as cli
 from calotype.cli import commands, options
 from calotype.cli.console import Terminal
-from calotype.cli.options import PlanOptions, ResumeOptions, TrainOptions
+from calotype.cli.options import PlanOptions, ResumeOptions, SampleOptions, TrainOptions
 from calotype.files import read_json
 from calotype.planning import Plan
 from calotype.run import Run
@@ -214,7 +214,7 @@ def test_a_mistake_in_sampling_is_reported_in_one_line(tell, finished, tmp_path,
 
 
 @pytest.mark.parametrize("home", [None, "caches"])
-@pytest.mark.parametrize("problem", [RuntimeError("oh\nno"), KeyError("x"), OSError(errno.EIO, "Input/output error")])
+@pytest.mark.parametrize("problem", [RuntimeError("oh\nno"), KeyError("x"), OSError(errno.EBADF, "Bad descriptor")])
 def test_our_mistakes_are_reported_in_one_line_and_kept_in_a_file(tell, folder, monkeypatch, tmp_path, problem, home):
     def fail(*arguments):
         raise problem
@@ -228,14 +228,19 @@ def test_our_mistakes_are_reported_in_one_line_and_kept_in_a_file(tell, folder, 
     assert "Traceback" in log.read_text() and "in fail" in log.read_text() and str(log) in wrong[0]
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES, errno.EROFS])
-def test_a_disk_that_is_full_or_closed_is_not_our_mistake(tell, folder, monkeypatch, number):
+@pytest.mark.parametrize("command", ["train", "sample"])
+@pytest.mark.parametrize("name", ["ENOSPC", "EACCES", "EPERM", "EROFS", "EFBIG", "EIO", "ESTALE", "EMFILE"])
+def test_a_disk_that_is_full_closed_or_broken_is_not_our_mistake(tell, folder, monkeypatch, name, command):
+    """And only what trains can be resumed."""
+    number = getattr(errno, name)
+
     def fail(*arguments):
         raise OSError(number, os.strerror(number), "/some/where")
 
-    monkeypatch.setitem(commands.FUNCTIONS, TrainOptions, fail)
-    code, _, wrong = tell("train", folder)
+    monkeypatch.setitem(commands.FUNCTIONS, {"train": TrainOptions, "sample": SampleOptions}[command], fail)
+    code, _, wrong = tell(command, folder)
     assert code == 2 and len(wrong) == 1 and os.strerror(number) in wrong[0] and "/some/where" in wrong[0]
+    assert ("resume" in wrong[0]) == (command == "train" and name in ("ENOSPC", "EIO", "ESTALE", "EMFILE"))
 
 
 def test_ctrl_c_before_training_ends_quietly(tell, folder, monkeypatch):
