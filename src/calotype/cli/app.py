@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import errno
+import re
 import signal
 import sys
 import traceback
+from pathlib import Path
+
+import typer
 
 from calotype.cli.console import Terminal
 from calotype.cli.options import ResumeOptions, TrainingOptions, TrainOptions, app
@@ -45,6 +49,7 @@ def main() -> None:
             options = app(standalone_mode=False)
             if isinstance(options, int):  # the exit code of --help
                 sys.exit(options)
+            require_named_paths(options)
             if isinstance(options, TrainingOptions):
                 options.counted_from_process_start()
             if getattr(options, "ranks", 1) > 1 and not is_rank():
@@ -63,6 +68,15 @@ def main() -> None:
 
                 pass_on(line)
             sys.exit(code)
+
+
+def require_named_paths(options: object) -> None:
+    """Raises `BadParameter` for an empty word in place of a path, which would be the current folder: most often it is
+    a variable of the shell that is not set."""
+    words = sys.argv[1:]
+    empty = any(not word or re.fullmatch(r"--[a-z]+=", word) for word in words)
+    if empty and not {".", "./"} & {*words} and Path() in vars(options).values():
+        raise typer.BadParameter("a path is empty; give the name of a folder or file, or . for the current folder")
 
 
 def _explained(error: Exception, options: object = None) -> tuple[int, str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import io
 import os
@@ -15,6 +14,7 @@ from functools import partial
 from typing import Any, NoReturn, TextIO, cast
 
 from calotype.escaping import plain
+from calotype.heap import keep_freed
 from calotype.places import cache_home
 
 READER_IS_GONE = {errno.EPIPE, errno.EIO, errno.ECONNRESET, *([errno.EINVAL] if os.name == "nt" else [])}
@@ -27,10 +27,6 @@ SPINS = "10000"
 
 Where threads sleep at once, a step of the autoencoder is as slow on two cores as on one; those that never sleep slow
 down a busy machine."""
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-"""Options of `mallopt` in glibc."""
-LARGEST_KEPT, MOST_KEPT = 2**25, 2**31 - 1
-"""Bytes of a block, and of all blocks, that are kept when they are freed."""
 
 COMPILER = {
     "CACHE_DIR": str(cache_home() / "compiled"),
@@ -58,12 +54,7 @@ def tune_process() -> None:
     os.environ.setdefault("MKL_CBWR", "AUTO")
     for name, value in COMPILER.items():
         os.environ.setdefault(f"TORCHINDUCTOR_{name}", value)
-    chosen = any(name.startswith("MALLOC_") for name in os.environ) or "malloc" in os.environ.get("GLIBC_TUNABLES", "")
-    if sys.platform == "linux" and not chosen:
-        with suppress(OSError, AttributeError):  # another C library
-            mallopt = ctypes.CDLL(None).mallopt
-            mallopt(M_MMAP_THRESHOLD, LARGEST_KEPT)
-            mallopt(M_TRIM_THRESHOLD, MOST_KEPT)
+    keep_freed()
 
 
 def is_rank() -> bool:
