@@ -19,7 +19,7 @@ from test_train import interrupted_at, products, run_in, silent
 
 from calotype.cli import commands
 from calotype.cli.options import ResumeOptions
-from calotype.cli.process import LastingStream
+from calotype.cli.process import LastingStream, compiled_folder
 from calotype.files import is_whole, read_json, whole_folder, write_json
 from calotype.run import Run
 from calotype.settings import read_recipe
@@ -549,6 +549,13 @@ def test_only_a_reader_that_is_gone_is_passed_over(tmp_path, number):
             print("text", file=LastingStream(Stream()), flush=True)
     else:
         print("text", file=LastingStream(Stream()), flush=True)
+
+
+def test_compiled_code_has_a_place_where_the_cache_of_the_user_cannot_be_written_to(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert compiled_folder() == tmp_path / "cache" / "calotype" / "compiled" and [*tmp_path.iterdir()] == []
+    (tmp_path / "cache").touch()  # a file
+    assert compiled_folder().is_dir()
 
 
 # -- Signals -----------------------------------------------------------------------------------------------------------
