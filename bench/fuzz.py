@@ -45,7 +45,7 @@ with atheris.instrument_imports(include=["calotype", "PIL", "tomllib", "tarfile"
     from calotype.planning import Plan
     from calotype.recipe import Recipe
     from calotype.run import read_events, read_state
-    from calotype.settings import parse_recipe, read_overrides, read_recipe, to_toml
+    from calotype.settings import parse_recipe, read_overrides, read_recipe, to_toml, upgraded
     from calotype.store import read_description
     from calotype.types import UserError
 
@@ -78,7 +78,7 @@ def small_shard() -> Path:
 
 
 def weights(file: Path) -> None:
-    network = parse_recipe(read_description(GOLDEN / "labels" / "model.json").recipe).autoencoder.network
+    network = parse_recipe(upgraded(read_description(GOLDEN / "labels" / "model.json").recipe)).autoencoder.network
     load_file_into(file, lambda: build_autoencoder(network, "float32"), lambda vae: vae)
 
 

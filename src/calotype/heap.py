@@ -12,7 +12,7 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """Options of `mallopt`."""
 LARGEST_KEPT, MOST_KEPT = 2**25, 2**31 - 1
 """Bytes of a block, and of all blocks, that are kept when they are freed."""
-LARGE = 2**20
+SMALLEST_FREED = 2**20
 """Bytes from which a block goes back at once within `freed_at_once`."""
 _chosen: dict[int, int] = {}
 """Values of the options that were set here."""
@@ -35,7 +35,7 @@ def freed_at_once() -> Iterator[None]:
     if before is None:
         yield
         return
-    _choose(M_MMAP_THRESHOLD, LARGE)
+    _choose(M_MMAP_THRESHOLD, SMALLEST_FREED)
     try:
         yield
     finally:

@@ -37,8 +37,8 @@ COMPILER = {
     "AUTOGRAD_CACHE": "0",
     "COMPILE_THREADS": "1",
 }
-"""Of torch.compile, beside its `compiled_folder`: nothing that is kept is a pickle, and it starts no processes that have
-torch in memory once more."""
+"""Of torch.compile, beside its `compiled_folder`: nothing that is kept is a pickle, and it starts no processes that
+have torch in memory once more."""
 
 
 def tune_process() -> None:
@@ -63,8 +63,8 @@ def tune_process() -> None:
 
 
 def compiled_folder() -> Path:
-    """For the code of torch.compile, where no other user can write: in the user's cache, or, where that cannot be written
-    to, a folder of this process. Torch makes it also for what compiles nothing, and would end there."""
+    """For the code of torch.compile, where no other user can write: in the user's cache, or, where that cannot be
+    written to, in a folder of this process. Torch makes it also for what compiles nothing, and would end there."""
     folder = cache_home() / "compiled"
     there = next(path for path in (folder, *folder.parents) if path.exists())
     if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
