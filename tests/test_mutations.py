@@ -44,7 +44,7 @@ def test_the_check_names_every_picture_that_it_refuses(tmp_path):
     refused = []
     for name, content in mutations.mutations(mutations.pictures(), COUNT // 4, f"check{SEED}"):
         (tmp_path / name).write_bytes(content)
-        refused += [name] if outcome(read_picture, tmp_path / name) != "read" else []
+        refused += [name] if outcome(read_picture, tmp_path / name, 16) != "read" else []  # whole ones may be too large
     console = Keeper()
     found = check_data(CheckOptions(tmp_path, 16), console)
     assert sorted(found.refused) == sorted(refused) and len(found.pictures) + len(refused) == 4 + COUNT // 4

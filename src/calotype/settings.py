@@ -199,7 +199,7 @@ def settings_error(detail: Any, where: Where) -> UserError:
     """An error of one line, from the details of pydantic's validation error."""
     steps = pairwise(["", *(f"{part!s:.60}" for part in detail["loc"])])
     key = ".".join(part for above, part in steps if above not in UNIONS or part not in UNION_TAGS)
-    problem = detail["msg"].removeprefix("Value error, ")
+    problem = " ".join(detail["msg"].removeprefix("Value error, ").split())  # it may quote a value of several lines
     if not detail["loc"]:  # the recipe as a whole
         return UserError(f"{where('').rstrip(': ')}: {problem}")
     if key in REMOVED:
