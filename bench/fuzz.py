@@ -4,10 +4,10 @@
     python bench/fuzz.py FOLDER --again FOLDER/found-0
 
 atheris is no dependency: `pip install atheris` into an environment that has the other packages. Whatever a file holds,
-a reader returns, or raises a `UserError` of one line that names the file; in 5 seconds of processor time, and with at
-most 2 GB above what the process holds at first. A file for which that is not so is kept as FOLDER/found-N, with the
-reason in found-N.txt, one for each place in the code; the second command reads it again. FOLDER/corpus grows by files
-that reach new code, and a second call goes on from there.
+a reader returns, or raises a `UserError` of one line that names the file, or its folder; in 5 seconds of processor
+time, and with at most 2 GB above what the process holds at first. A file for which that is not so is kept as
+FOLDER/found-N, with the reason in found-N.txt, one for each place in the code; the second command reads it again.
+FOLDER/corpus grows by files that reach new code, and a second call goes on from there.
 """
 
 from __future__ import annotations
@@ -143,8 +143,8 @@ def problem(reader: Reader, content: bytes) -> str:
         seconds, more = time.process_time() - began, peak() - held
     if seconds > SECONDS or more > MEMORY:
         return f"slow or large: {seconds:.1f} s, {more / 1e6:,.0f} MB more than before"
-    if message and (len(message.splitlines()) > 1 or reader.name not in message):
-        return f"not one line that names the file: {message!r}"
+    if message and (len(message.splitlines()) > 1 or not (reader.name in message or folder in message)):
+        return f"not one line that names the file, or its folder: {message!r}"
     return ""
 
 
