@@ -235,3 +235,11 @@ def test_all_portraits_are_described_and_differ(tmp_path, monkeypatch):
         assert english.endswith(" background") and vietnamese.startswith("chân dung kiểu ")
         assert english.count(",") == vietnamese.count(",")
     assert len({english for english, _ in pictures.captions.of}) == 24
+
+
+def test_a_table_whose_captions_are_all_empty_is_named(tmp_path):
+    (tmp_path / "captions.csv").write_text("file_name,caption,more\n0.png,\n")
+    captions, found = read_captions(tmp_path, ["0.png"])
+    assert captions is None and any(
+        "captions.csv (all its captions are empty)" in note for note in found.notes(["0.png"])
+    )

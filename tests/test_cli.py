@@ -18,8 +18,8 @@ import calotype
 from calotype.cli import app as cli
 from calotype.cli import commands, options
 from calotype.cli.console import Terminal
-from calotype.cli.options import PlanOptions, ResumeOptions, TrainOptions
-from calotype.files import read_json
+from calotype.cli.options import PlanOptions, ResumeOptions, SampleOptions, TrainOptions
+from calotype.files import read_json, write_whole
 from calotype.planning import Plan
 from calotype.run import Run
 from calotype.training import pipeline
@@ -129,13 +129,21 @@ def bad_recipe(folder):
     (folder.parent / "recipe.toml").write_text("size = 16\n[denoiser]\nbach = 3\n")
 
 
+def an_archive(folder):
+    folder.with_name("a.zip").write_bytes(b"PK")
+
+
+def raw_pictures(folder):
+    write_whole(folder.with_name("raw") / "0.CR2", b"II")
+
+
 MISTAKES = {
     "missing folder": (["train", "{0}/picture"], "did you mean .*pictures?"),
     "a file": (["train", "{0}/pictures/a/0.png"], "is a file; give the folder"),
     "empty folder": (["train", "{0}/pictures"], "it is empty", empty),
     "text": (["train", "{0}/pictures"], r"holiday\.jpg \(found text instead", only_text),
-    "size 0": (["train", "{0}/pictures", "--size", "0"], "at least 1"),
-    "size -5": (["train", "{0}/pictures", "--size", "-5"], "at least 1"),
+    "size 0": (["train", "{0}/pictures", "--size", "0"], "greater than or equal to 1"),
+    "size -5": (["train", "{0}/pictures", "--size", "-5"], "greater than or equal to 1"),
     "size 3": (["train", "{0}/pictures", "--size", "3"], "try 4"),
     "size 4": (["train", "{0}/pictures", "--size", "4"], "at least 8 px"),
     "size 18": (["train", "{0}/pictures", "--size", "18"], "try 16 or 20"),
@@ -161,7 +169,12 @@ MISTAKES = {
     "sample nothing": (["sample", "{0}/nothing"], "expected the folder of a run"),
     "check nothing": (["data", "check", "{0}/nothing"], "there is no folder"),
     "check text": (["data", "check", "{0}/pictures"], "so training cannot start", only_text),
-    "check size": (["data", "check", "{0}/pictures", "--size", "0"], "at least 1"),
+    "check size": (["data", "check", "{0}/pictures", "--size", "0"], "greater than or equal to 1"),
+    "size": (["plan", "{0}/pictures", "--size", "0"], "greater than or equal to 1"),
+    "an archive": (["train", "{0}/a.zip"], "is an archive; unpack it", an_archive),
+    "raw pictures": (["plan", "{0}/raw"], r"by suffix: .cr2 1; convert pictures of other kinds", raw_pictures),
+    "empty variable": (["train", "", "--size", "16"], "a path is empty"),
+    "empty place": (["train", "{0}/pictures", "--out="], "a path is empty"),
     "runs nowhere": (["runs", "{0}/nothing"], "no run in"),
     "report pictures": (["report", "{0}/pictures"], "is not a run"),
     "sweep nothing": (["sweep", "{0}/nothing"], "is not a run"),
@@ -214,7 +227,7 @@ def test_a_mistake_in_sampling_is_reported_in_one_line(tell, finished, tmp_path,
 
 
 @pytest.mark.parametrize("home", [None, "caches"])
-@pytest.mark.parametrize("problem", [RuntimeError("oh\nno"), KeyError("x"), OSError(errno.EIO, "Input/output error")])
+@pytest.mark.parametrize("problem", [RuntimeError("oh\nno"), KeyError("x"), OSError(errno.EBADF, "Bad descriptor")])
 def test_our_mistakes_are_reported_in_one_line_and_kept_in_a_file(tell, folder, monkeypatch, tmp_path, problem, home):
     def fail(*arguments):
         raise problem
@@ -228,14 +241,19 @@ def test_our_mistakes_are_reported_in_one_line_and_kept_in_a_file(tell, folder, 
     assert "Traceback" in log.read_text() and "in fail" in log.read_text() and str(log) in wrong[0]
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES, errno.EROFS])
-def test_a_disk_that_is_full_or_closed_is_not_our_mistake(tell, folder, monkeypatch, number):
+@pytest.mark.parametrize("command", ["train", "sample"])
+@pytest.mark.parametrize("name", ["ENOSPC", "EACCES", "EPERM", "EROFS", "EFBIG", "EIO", "ESTALE", "EMFILE"])
+def test_a_disk_that_is_full_closed_or_broken_is_not_our_mistake(tell, folder, monkeypatch, name, command):
+    """And only what trains can be resumed."""
+    number = getattr(errno, name)
+
     def fail(*arguments):
         raise OSError(number, os.strerror(number), "/some/where")
 
-    monkeypatch.setitem(commands.FUNCTIONS, TrainOptions, fail)
-    code, _, wrong = tell("train", folder)
+    monkeypatch.setitem(commands.FUNCTIONS, {"train": TrainOptions, "sample": SampleOptions}[command], fail)
+    code, _, wrong = tell(command, folder)
     assert code == 2 and len(wrong) == 1 and os.strerror(number) in wrong[0] and "/some/where" in wrong[0]
+    assert ("resume" in wrong[0]) == (command == "train" and name in ("ENOSPC", "EIO", "ESTALE", "EMFILE"))
 
 
 def test_ctrl_c_before_training_ends_quietly(tell, folder, monkeypatch):

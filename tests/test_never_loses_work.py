@@ -19,7 +19,7 @@ from test_train import interrupted_at, products, run_in, silent
 
 from calotype.cli import commands
 from calotype.cli.options import ResumeOptions
-from calotype.cli.process import LastingStream
+from calotype.cli.process import LastingStream, compiled_folder
 from calotype.files import is_whole, read_json, whole_folder, write_json
 from calotype.run import Run
 from calotype.settings import read_recipe
@@ -106,6 +106,58 @@ def test_a_leg_hands_its_warnings_to_whoever_trains_it(tmp_path):
     with pytest.raises(UserError, match=r"denoiser-0000000004 is damaged \(manifest.json is missing\)"):
         train_leg(run, second_leg(), stop, silent, warnings.append)
     assert read_json(run.folder / "run.json")["legs"]["denoiser"] == "training"
+
+
+# -- A folder that goes ------------------------------------------------------------------------------------------------
+
+
+def remove_run(run):
+    shutil.rmtree(run)
+
+
+def move_run(run):
+    run.rename(run.with_name("elsewhere"))
+
+
+def replace_run(run):
+    """By that of another process, which has its lock already."""
+    shutil.rmtree(run)
+    run.mkdir()
+    (run / "lock").write_text(f"{os.getppid()} {HOST}")
+
+
+@pytest.mark.parametrize("leg", ["autoencoder", "denoiser"])
+@pytest.mark.parametrize("change", [remove_run, move_run, replace_run])
+def test_a_run_whose_folder_goes_stops_in_one_line_and_writes_into_no_other(tell, folder, monkeypatch, change, leg):
+    run, real = folder.parent / "run", pipeline.train_leg
+
+    def train_leg(of, trained, *more):
+        if trained.name == leg:
+            change(run)
+        return real(of, trained, *more)
+
+    monkeypatch.setattr(legs, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(pipeline, "train_leg", train_leg)
+    code, _, wrong = tell("train", folder, "--out", run, *SMALL)
+    assert code == 2 and len(wrong) == 1 and f"{run}, or its lock, was removed, moved or replaced" in wrong[0]
+    left = [file.name for file in run.rglob("*")]
+    assert left == (["lock"] if change is replace_run else [])
+    if change is move_run:
+        with monkeypatch.context() as patch:
+            patch.setattr(pipeline, "train_leg", real)
+            assert tell("resume", run.with_name("elsewhere"))[0] == 0
+
+
+def test_a_folder_that_goes_while_the_run_is_planned_is_named(tell, folder, monkeypatch):
+    run, real = folder.parent / "run", commands.training.make_plan
+
+    def make_plan(*given):
+        shutil.rmtree(run)
+        return real(*given)
+
+    monkeypatch.setattr(commands.training, "make_plan", make_plan)
+    code, _, wrong = tell("train", folder, "--out", run, *SMALL)
+    assert code == 2 and len(wrong) == 1 and f"{run}, or its lock, was removed" in wrong[0] and not run.exists()
 
 
 # -- What a killed process leaves --------------------------------------------------------------------------------------
@@ -497,6 +549,13 @@ def test_only_a_reader_that_is_gone_is_passed_over(tmp_path, number):
             print("text", file=LastingStream(Stream()), flush=True)
     else:
         print("text", file=LastingStream(Stream()), flush=True)
+
+
+def test_compiled_code_has_a_place_where_the_cache_of_the_user_cannot_be_written_to(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert compiled_folder() == tmp_path / "cache" / "calotype" / "compiled" and [*tmp_path.iterdir()] == []
+    (tmp_path / "cache").touch()  # a file
+    assert compiled_folder().is_dir()
 
 
 # -- Signals -----------------------------------------------------------------------------------------------------------

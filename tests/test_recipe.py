@@ -479,3 +479,18 @@ def values(settings):
     if isinstance(settings, dict):
         return [value for table in settings.values() for value in values(table)]
     return [repr(settings)]
+
+
+def test_a_recipe_of_a_windows_editor_is_read_or_the_encoding_is_named(tmp_path):
+    file = tmp_path / "recipe.toml"
+    file.write_bytes(b"\xef\xbb\xbfsize = 32\r\n")
+    assert read_recipe(file) == {"size": 32}
+    file.write_bytes("size = 32".encode("utf-16"))
+    with pytest.raises(UserError, match=r"recipe\.toml is not TOML in UTF-8 .*; save it again in UTF-8"):
+        read_recipe(file)
+
+
+def test_a_kind_of_several_lines_is_refused_in_one():
+    with pytest.raises(UserError, match=r"Input tag 'a b' found") as error:
+        read_overrides(['autoencoder.network={kind = "a\\nb"}'])
+    assert "\n" not in str(error.value)

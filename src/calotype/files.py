@@ -189,7 +189,8 @@ def first_problem(error: Exception) -> str:
     if not wrong["loc"] and wrong["type"] in ("model_type", "dict_type", "model_attributes_type"):
         return f"it holds a {type(wrong['input']).__name__}, but a table of keys is expected"
     key = ".".join(map(str, wrong["loc"]))
-    return f"{f'{key:.80}: ' if key else ''}{wrong['msg'].removeprefix('Value error, ')} (got {wrong['input']!r:.80})"
+    problem = " ".join(wrong["msg"].removeprefix("Value error, ").split())
+    return f"{f'{key:.80}: ' if key else ''}{problem} (got {wrong['input']!r:.80})"
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

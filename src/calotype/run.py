@@ -175,7 +175,9 @@ class Run:
     folder: Path
     state: RunState = field(default_factory=RunState)
     began: float | None = None
-    """Since when, in seconds since the epoch, `wall_seconds` goes on; None for who only reads."""
+    """Since when, in seconds since the epoch, `wall_seconds` goes on; None for who only reads: see `begin`."""
+    held: Callable[[], bool] = lambda: True
+    """Whether this process still has the lock of the folder."""
     writes: bool = True
     """False on ranks that are not the first: they save and log nothing."""
     listener: Callable[[Event], None] | None = None
@@ -196,10 +198,21 @@ class Run:
 
     # -- Writing -------------------------------------------------------------------------------------------------------
 
+    def begin(self, started: float, held: Callable[[], bool]) -> None:
+        """From now on this process works on the run, for as long as its lock is `held`; its time counts from `started`
+        on."""
+        self.began, self.held = started, held
+
+    def require_lock(self) -> None:
+        """Raises `UserError` where this process lost the folder; another may have begun in a new one of its name."""
+        if not self.held():
+            raise UserError(lost(self.folder))
+
     def save(self) -> None:
-        """Writes `run.json`."""
+        """Writes `run.json`. Raises `UserError` as `require_lock`."""
         if not self.writes:
             return
+        self.require_lock()
         if self.began is not None:
             began, self.began = self.began, time.time()
             self.state.wall_seconds += self.began - began
@@ -209,6 +222,7 @@ class Run:
         """Appends a line; what a process that was killed had begun to write stays on a line of its own."""
         if not self.writes:
             return
+        self.require_lock()
         with (self.folder / "log.jsonl").open("ab+") as file:
             if file.tell() and file.seek(-1, os.SEEK_END) >= 0 and file.read(1) != b"\n":
                 file.write(b"\n")
@@ -260,6 +274,14 @@ class Run:
     def latest(self, kind: str, leg: str) -> Event:
         """The last event of `history`; empty where there is none."""
         return next(reversed(self.history(kind, leg)), {})
+
+
+def lost(folder: Path) -> str:
+    """What to say where the folder of a run has gone while it was worked on."""
+    return (
+        f"{folder}, or its lock, was removed, moved or replaced while this process worked on it, so it has stopped; "
+        f"if the folder is elsewhere now, go on with: calotype resume FOLDER"
+    )
 
 
 def read_mapping(file: Path) -> dict[str, Any]:

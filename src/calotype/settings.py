@@ -71,10 +71,10 @@ def read_recipe(path: Path) -> dict[str, Any]:
         raise UserError(f"recipe {path} does not exist")
     content = read_bytes(path, MAX_RECIPE)
     try:
-        text = content.decode("utf-8")
+        text = content.decode("utf-8-sig")  # Windows puts a byte order mark in front
         settings = parse_toml(text)
     except UnicodeDecodeError as error:
-        raise UserError(f"recipe {path} is not TOML: {error}") from None
+        raise UserError(f"recipe {path} is not TOML in UTF-8 ({error}); save it again in UTF-8") from None
     except tomllib.TOMLDecodeError as error:
         at = re.search(r"\(at line (\d+)", str(error))
         line = [*text.splitlines(), ""][int(at[1]) - 1 if at else -2 if text else -1]
@@ -199,7 +199,7 @@ def settings_error(detail: Any, where: Where) -> UserError:
     """An error of one line, from the details of pydantic's validation error."""
     steps = pairwise(["", *(f"{part!s:.60}" for part in detail["loc"])])
     key = ".".join(part for above, part in steps if above not in UNIONS or part not in UNION_TAGS)
-    problem = detail["msg"].removeprefix("Value error, ")
+    problem = " ".join(detail["msg"].removeprefix("Value error, ").split())  # it may quote a value of several lines
     if not detail["loc"]:  # the recipe as a whole
         return UserError(f"{where('').rstrip(': ')}: {problem}")
     if key in REMOVED:

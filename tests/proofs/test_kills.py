@@ -19,6 +19,7 @@ from small import write_pictures
 from test_cli import python
 
 KILLS = int(os.environ.get("KILLS", "40"))
+SEED = os.environ.get("SEED", "")
 SCRIPT = """
 import sys
 from pathlib import Path
@@ -54,7 +55,7 @@ def trained(run):
 
 @pytest.mark.parametrize("kind", ["SETTINGS", "CASCADE"])
 def test_a_run_that_is_killed_at_random_moments_ends_with_the_same_weights(tmp_path, kind):
-    folder, rng = write_pictures(tmp_path / "pictures"), random.Random(kind)
+    folder, rng = write_pictures(tmp_path / "pictures"), random.Random(f"{kind}{SEED}")
     began = time.monotonic()
     printed, wrong = start(folder, tmp_path / "undisturbed", kind).communicate(timeout=300)
     seconds = time.monotonic() - began

@@ -49,6 +49,7 @@ from calotype.types import UserError
 __all__ = ["few_previews"]
 POINTS = int(os.environ.get("POINTS", "10"))
 PLACES = int(os.environ.get("PLACES", "1000"))
+SEED = os.environ.get("SEED", "")
 IMAGES = 120
 
 
@@ -108,7 +109,7 @@ def test_a_leg_that_is_stopped_at_random_steps_ends_the_same(tmp_path, kind, mon
     leg = KINDS[kind]()
     assert trained(run_for(tmp_path / "undisturbed", leg), leg)
     expected = fingerprint(leg.saved)
-    batch, rng = leg.progress.batch, random.Random(kind)
+    batch, rng = leg.progress.batch, random.Random(f"{kind}{SEED}")
     steps = leg.progress.total // batch
     points = {1, steps - 1, steps, *(min(steps, int(steps * share) + more) for share in (0.25, 0.5) for more in (0, 1))}
     points |= set(rng.sample(range(1, steps), min(POINTS, steps - 1)))
@@ -127,7 +128,7 @@ def test_a_leg_that_is_stopped_at_random_steps_ends_the_same(tmp_path, kind, mon
 @pytest.mark.parametrize("kind", STOPPED)
 def test_every_number_in_a_checkpoint_is_used(tmp_path, kind):
     stopped = stopped_leg(tmp_path / "run", kind)
-    chosen = random.Random(kind).sample(stopped[3], min(PLACES, len(stopped[3])))
+    chosen = random.Random(f"{kind}{SEED}").sample(stopped[3], min(PLACES, len(stopped[3])))
     assert len(chosen) > 20 and list(unused(tmp_path / "run", kind, stopped, chosen)) == []
 
 

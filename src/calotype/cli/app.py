@@ -3,21 +3,39 @@
 from __future__ import annotations
 
 import errno
+import re
 import signal
 import sys
 import traceback
+from pathlib import Path
+
+import typer
 
 from calotype.cli.console import Terminal
-from calotype.cli.options import TrainingOptions, app
+from calotype.cli.options import ResumeOptions, TrainingOptions, TrainOptions, app
 from calotype.cli.process import is_rank, lasting_streams, start_ranks, tune_process, unwound_by_signals
 from calotype.escaping import plain
 from calotype.places import cache_home
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
-HINTS = {errno.EEXIST: "nothing was written over; choose another name"} | dict.fromkeys(
-    DISK_FULL, "free some space, then resume: what was saved before is sound"
+NOT_WRITABLE = (
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EFBIG,
+)  # fmt: skip
+DISK_FAILED = tuple(
+    getattr(errno, name)
+    for name in ("EIO", "ENXIO", "ENODEV", "ESTALE", "ENOTCONN", "EREMOTEIO", "ETIMEDOUT", "EHOSTDOWN")
+    if hasattr(errno, name)
 )
-NOT_WRITABLE = (errno.EACCES, errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)
+"""A disk, or the connection to it, has failed."""
+TOO_MANY_OPEN = (errno.EMFILE, errno.ENFILE)
+HINTS = {
+    **dict.fromkeys(NOT_WRITABLE, "choose a folder that can be written to"),
+    errno.EEXIST: "nothing was written over; choose another name",
+    **dict.fromkeys(DISK_FULL, "free some space"),
+    **dict.fromkeys(DISK_FAILED, "see that the disk is connected and sound"),
+    **dict.fromkeys(TOO_MANY_OPEN, "close other programs, or raise the limit with: ulimit -n 4096"),
+}
+"""What to do about errors of the system, which are not ours."""
 
 
 def main() -> None:
@@ -25,11 +43,13 @@ def main() -> None:
     129 by SIGHUP.
     """
     tune_process()
+    options = None
     with lasting_streams(), unwound_by_signals():
         try:
             options = app(standalone_mode=False)
             if isinstance(options, int):  # the exit code of --help
                 sys.exit(options)
+            require_named_paths(options)
             if isinstance(options, TrainingOptions):
                 options.counted_from_process_start()
             if getattr(options, "ranks", 1) > 1 and not is_rank():
@@ -41,7 +61,7 @@ def main() -> None:
         except KeyboardInterrupt:
             sys.exit(128 + signal.SIGINT)
         except Exception as error:
-            code, line = _explained(error)
+            code, line = _explained(error, options)
             print(line, file=sys.stderr)
             if is_rank():
                 from calotype.ranks import pass_on
@@ -50,8 +70,17 @@ def main() -> None:
             sys.exit(code)
 
 
-def _explained(error: Exception) -> tuple[int, str]:
-    """The exit code, and one line for the user."""
+def require_named_paths(options: object) -> None:
+    """Raises `BadParameter` for an empty word in place of a path, which would be the current folder: most often it is
+    a variable of the shell that is not set."""
+    words = sys.argv[1:]
+    empty = any(not word or re.fullmatch(r"--[a-z]+=", word) for word in words)
+    if empty and not {".", "./"} & {*words} and Path() in vars(options).values():
+        raise typer.BadParameter("a path is empty; give the name of a folder or file, or . for the current folder")
+
+
+def _explained(error: Exception, options: object = None) -> tuple[int, str]:
+    """The exit code, and one line for the user, of an error of the command with these options."""
     if isinstance(usage := getattr(error, "format_message", lambda: None)(), str):  # of typer: a wrong option
         usage = usage.replace("Value error, ", "")  # pydantic's, in front of its reason
         return 2, usage if "\n" in usage else f"calotype: {plain(usage).rstrip('.')}; try: calotype --help"
@@ -63,10 +92,11 @@ def _explained(error: Exception) -> tuple[int, str]:
         return 128 + error.signal_number, f"stopped; what was learned is saved. Go on with: calotype resume {error}"
     if isinstance(error, UserError):
         return 2, f"calotype: {plain(str(error))}"
-    if isinstance(error, OSError) and error.errno in (*DISK_FULL, *NOT_WRITABLE):
+    if isinstance(error, OSError) and error.errno in HINTS:
         place = plain(f" at {error.filename}") if error.filename else ""
-        hint = HINTS.get(error.errno, "choose a folder that can be written to")
-        return 2, f"calotype: {error.strerror}{place}; {hint}"
+        again = ", then resume: what was saved before is sound"
+        trains = isinstance(options, TrainOptions | ResumeOptions) and error.errno not in NOT_WRITABLE
+        return 2, f"calotype: {error.strerror}{place}; {HINTS[error.errno]}{again if trains else ''}"
     from calotype.machine import out_of_memory
 
     if out_of_memory(error):

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from calotype.bounds import LARGEST_SEED, MAX_FRAMES, MAX_SAMPLES
+from calotype.bounds import LARGEST_SEED, LARGEST_SIDE, MAX_FRAMES, MAX_SAMPLES
 from calotype.cli.quantities import byte_count, seconds, speed
 
 app = typer.Typer(
@@ -70,7 +70,7 @@ class TrainingOptions:
 
     folder: Annotated[Path | None, argument("Folder of pictures; class subfolders become labels.")]
     """None: the built-in portraits."""
-    size: Annotated[int | None, option("Side of the pictures in pixels. [default: 64]")] = None
+    size: Annotated[int | None, option("Side of the pictures in pixels. [default: 64]", min=1, max=LARGEST_SIDE)] = None
     budget: Annotated[
         float, option("Time for the whole command: 20s, 10m, 1h30m. [default: 30m]", parser=seconds, metavar="TIME")
     ] = 1800.0
@@ -367,7 +367,7 @@ class SelftestOptions:
 class PortraitsOptions:
     """Write the built-in portraits as PNG files in class folders."""
 
-    size: Annotated[int, typer.Option(help="Side of the pictures in pixels.")] = 64
+    size: Annotated[int, typer.Option(help="Side of the pictures in pixels.", min=1, max=LARGEST_SIDE)] = 64
     count: Annotated[int | None, option("Number of pictures, evenly over the classes. [default: all]")] = None
     out: Annotated[Path, typer.Option(help="Empty or new folder to write to.")] = Path("portraits")
 
@@ -378,7 +378,7 @@ class CheckOptions:
     """Describe a folder of pictures; the exit code is 0 if training may start, else 2."""
 
     folder: Annotated[Path, argument("Folder of pictures; class subfolders become labels.")]
-    size: Annotated[int, typer.Option(help="Side of the training pictures in pixels.")] = 64
+    size: Annotated[int, typer.Option(help="Side of the training pictures in pixels.", min=1, max=LARGEST_SIDE)] = 64
 
 
 @data_app.command("shards")

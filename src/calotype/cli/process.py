@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-import ctypes
+import atexit
 import errno
 import io
 import os
+import shutil
 import signal
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
+from pathlib import Path
 from typing import Any, NoReturn, TextIO, cast
 
 from calotype.escaping import plain
+from calotype.heap import keep_freed
 from calotype.places import cache_home
 
 READER_IS_GONE = {errno.EPIPE, errno.EIO, errno.ECONNRESET, *([errno.EINVAL] if os.name == "nt" else [])}
@@ -27,19 +31,14 @@ SPINS = "10000"
 
 Where threads sleep at once, a step of the autoencoder is as slow on two cores as on one; those that never sleep slow
 down a busy machine."""
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-"""Options of `mallopt` in glibc."""
-LARGEST_KEPT, MOST_KEPT = 2**25, 2**31 - 1
-"""Bytes of a block, and of all blocks, that are kept when they are freed."""
 
 COMPILER = {
-    "CACHE_DIR": str(cache_home() / "compiled"),
     "FX_GRAPH_CACHE": "0",
     "AUTOGRAD_CACHE": "0",
     "COMPILE_THREADS": "1",
 }
-"""Of torch.compile: its code is kept where no other user can write; nothing that is kept is a pickle; and it starts no
-processes that have torch in memory once more."""
+"""Of torch.compile, beside its `compiled_folder`: nothing that is kept is a pickle, and it starts no processes that
+have torch in memory once more."""
 
 
 def tune_process() -> None:
@@ -58,12 +57,20 @@ def tune_process() -> None:
     os.environ.setdefault("MKL_CBWR", "AUTO")
     for name, value in COMPILER.items():
         os.environ.setdefault(f"TORCHINDUCTOR_{name}", value)
-    chosen = any(name.startswith("MALLOC_") for name in os.environ) or "malloc" in os.environ.get("GLIBC_TUNABLES", "")
-    if sys.platform == "linux" and not chosen:
-        with suppress(OSError, AttributeError):  # another C library
-            mallopt = ctypes.CDLL(None).mallopt
-            mallopt(M_MMAP_THRESHOLD, LARGEST_KEPT)
-            mallopt(M_TRIM_THRESHOLD, MOST_KEPT)
+    if "TORCHINDUCTOR_CACHE_DIR" not in os.environ:
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(compiled_folder())
+    keep_freed()
+
+
+def compiled_folder() -> Path:
+    """For the code of torch.compile, where no other user can write: in the user's cache, or, where that cannot be
+    written to, in a folder of this process. Torch makes it also for what compiles nothing, and would end there."""
+    folder = cache_home() / "compiled"
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
+        folder = Path(tempfile.mkdtemp(prefix="calotype-"))
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def is_rank() -> bool:

@@ -267,7 +267,7 @@ def _captions_in_json(text: str) -> list[str]:
 
 def _read_table(read: CaptionFiles, path: str, pictures: PictureIndex) -> None:
     parent, label = posixpath.dirname(path), shown(path)
-    keys, used, errors = dict[str, None](), 0, list[tuple[str, Exception]]()
+    keys, used, full, errors = dict[str, None](), 0, 0, list[tuple[str, Exception]]()
 
     def is_picture(file: str) -> bool:
         with suppress(ValueError):
@@ -281,6 +281,7 @@ def _read_table(read: CaptionFiles, path: str, pictures: PictureIndex) -> None:
                     raise row
                 keys.update(dict.fromkeys(row))
                 used += _read_row(read, parent, row, pictures, posixpath.basename(path))
+                full += bool(captions_of(row))
                 read.decoded(path, encoding)
             except (ValueError, RecursionError, csv.Error) as error:
                 errors.append((f"{place}{label}", error))
@@ -290,6 +291,8 @@ def _read_table(read: CaptionFiles, path: str, pictures: PictureIndex) -> None:
         errors = [(label, ValueError("it has no entries"))]
     if keys and not used:
         errors = [(label, ValueError(f"its keys are {first_names(keys)}; {EXPECTED}"))]
+    if used and not full and not errors:
+        errors = [(label, ValueError("all its captions are empty"))]
     if path.lower().endswith(".txt") and not used:
         return
     read.files.add(path)

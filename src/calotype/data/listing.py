@@ -16,6 +16,8 @@ from calotype.types import UserError
 SYSTEM_FOLDERS = {"__macosx", "@eadir", "#recycle", "$recycle.bin", "lost+found", "thumbs", "thumbnails"}
 """Of archives, network drives and programs (in lower case): what lies in them is no picture of its own."""
 
+ARCHIVES = (".zip", ".rar", ".7z", ".tgz", ".gz", ".bz2", ".xz")
+
 
 @dataclass
 class Listing:
@@ -97,7 +99,8 @@ def find_pictures(folder: Path) -> Listing:
     listing.pictures.sort()
     if not listing.pictures:
         contents = "; ".join(listing.notes()) or "it is empty"
-        raise UserError(f"no pictures in {shown(folder)}: looked for {' '.join(SUFFIXES)}; {contents}")
+        convert = "; convert pictures of other kinds (raw, DICOM) to PNG, TIFF or JPEG" if listing.others else ""
+        raise UserError(f"no pictures in {shown(folder)}: looked for {' '.join(SUFFIXES)}; {contents}{convert}")
     return listing
 
 
@@ -129,6 +132,8 @@ def check_folder(folder: Path) -> None:
     parent = folder.absolute().parent
     if folder.is_symlink() and not folder.exists():
         raise UserError(f"{shown(folder)} is a link that leads nowhere; give a folder of pictures")
+    if folder.suffix.lower() in ARCHIVES and folder.exists():
+        raise UserError(f"{shown(folder)} is an archive; unpack it, and give the folder that was in it")
     if folder.exists():
         raise UserError(f"{shown(folder)} is a file; give the folder that it lies in, {shown(parent)}")
     siblings = [path.name for path in parent.iterdir() if path.is_dir()] if parent.is_dir() else []

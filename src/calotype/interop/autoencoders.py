@@ -35,7 +35,7 @@ def read_autoencoder_config(path: Path) -> ImportedConfig:
     if not isinstance(class_name, str) or class_name not in DETERMINISTIC:
         return diffusers.read_kl_config(path)
     try:
-        config = DETERMINISTIC[class_name].model_validate(known_settings(class_name, settings))
+        config = DETERMINISTIC[class_name].model_validate(known_settings(file, class_name, settings))
     except ValidationError as error:
         raise diffusers.wrong_setting(file, error) from None
     with ShapesOnly():
@@ -43,12 +43,12 @@ def read_autoencoder_config(path: Path) -> ImportedConfig:
     return config
 
 
-def known_settings(class_name: str, settings: dict[str, Any]) -> dict[str, Any]:
+def known_settings(file: Path, class_name: str, settings: dict[str, Any]) -> dict[str, Any]:
     """Those that shape the network. Raises `UserError` for images that are not RGB, and for another factor."""
     fixed = {"in_channels": 3, "out_channels": 3, "num_channels": 3, "upsampling_scaling_factor": 2}
     for name, value in fixed.items():
         if settings.get(name, value) != value:
-            raise UserError(f"{class_name}: {name} is {settings[name]!r:.40}, but must be {value}")
+            raise UserError(f"{file}: {class_name}: {name} is {settings[name]!r:.40}, but must be {value}")
     fields = set(DETERMINISTIC[class_name].model_fields) - {"kind"}
     known = {name: value for name, value in settings.items() if name in fields}
     if class_name == RaeConfig.class_name and (mean := settings.get("latents_mean")) is not None:
@@ -58,7 +58,11 @@ def known_settings(class_name: str, settings: dict[str, Any]) -> dict[str, Any]:
 
 def shape_of(values: object) -> list[int]:
     """Of nested lists of equal lengths."""
-    return [len(values), *shape_of(values[0])] if isinstance(values, list) and values else []
+    shape = []
+    while isinstance(values, list) and values:  # no recursion: a file may nest them as deeply as it likes
+        shape.append(len(values))
+        values = values[0]
+    return shape
 
 
 def open_network(config: DeterministicConfig, source: Path | None = None) -> nn.Module:

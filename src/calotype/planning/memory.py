@@ -24,7 +24,7 @@ from calotype.nets.weights import ShapesOnly
 from calotype.planning.costs import count_parameters
 from calotype.planning.laws import STATE_BYTES
 from calotype.priors.captions import MOST_WORDS, CaptionedMixture
-from calotype.priors.patches import FLATTEST, WINDOW_SIDE
+from calotype.priors.patches import FLATTEST, PATCH_CLUSTERS, WINDOW_SIDE
 from calotype.priors.prior import MOST_VALUES
 from calotype.recipe import Recipe, Sharding, leg_above
 from calotype.training.fitting import PATCHES, VALIDATION_IMAGES
@@ -162,7 +162,7 @@ def fit_memory(recipe: Recipe, base: Stage, count: int, held_out: int) -> dict[s
     if prior is not None:
         images = min(MOST_VALUES // values, count * sides)
         fitted, held = 4 * values * images, sum(tensor.nbytes for tensor in prior.state_dict().values())
-        phases = [int(DRAWN * fitted), fitted + COMPONENTS * held]
+        phases = [int(DRAWN * fitted), 2 * fitted + COMPONENTS * held]  # latents, and the same as rows of a matrix
         if isinstance(prior, CaptionedMixture):  # whose groups are twice as many, since each class has two levels
             again = fitted // sides  # drawn once more with other captions, without mirror images
             bags = 4 * MOST_WORDS * 2 * (images + images // sides)
@@ -177,9 +177,12 @@ def fit_memory(recipe: Recipe, base: Stage, count: int, held_out: int) -> dict[s
 
 
 def patch_fit_memory(factor: int) -> int:
-    """Of fitting a patch prior that enlarges by `factor`: windows and residuals of the half with more contrast."""
+    """Of fitting a patch prior that enlarges by `factor`: windows and residuals of the half with more contrast; then
+    the flattest residuals, or what is common to all clusters, which is as large as all residuals; and two priors, that
+    of the stage and the fitted one, whose axes are most of it where a stage enlarges 16 times."""
     neighbours, values = 3 * WINDOW_SIDE**2, 3 * factor**2
-    return PATCH_OVERHEAD + 4 * PATCHES // 2 * (neighbours + values) + 4 * PATCHES // FLATTEST * values
+    half, prior = 4 * PATCHES // 2, 4 * PATCH_CLUSTERS * values * (values + neighbours)
+    return PATCH_OVERHEAD + half * (neighbours + values) + max(half, 4 * PATCHES // FLATTEST) * values + 2 * prior
 
 
 def validation_bytes(recipe: Recipe) -> int:

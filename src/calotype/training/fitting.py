@@ -15,6 +15,7 @@ from torch import Tensor
 
 from calotype.data.captions import shorter_versions
 from calotype.files import is_whole, listed, read_as, read_tensors, sha256, whole_folder, write_json, write_tensors
+from calotype.heap import freed_at_once
 from calotype.machine import release_memory
 from calotype.nets.weights import load_file_into
 from calotype.priors.fit import CaptionedLatents, PriorValidation, fit_prior
@@ -49,6 +50,7 @@ it is cross-fitted, or "local", a prior of patches."""
 # -- Fitted ------------------------------------------------------------------------------------------------------------
 
 
+@freed_at_once()
 def fit_mixture(recipe: Recipe, buckets: Sequence[Bucket], space: Space) -> Constants:
     """The prior of the first stage, from as many training latents as `MOST_VALUES` allows, and its cross-fitted form.
 
@@ -172,6 +174,7 @@ class CropPairs:
             yield on_solver(part.low_res), on_solver(part.clean)
 
 
+@freed_at_once()
 def fit_patches(factor: int, train: BatchSource, crop: int) -> Constants:
     """A patch prior, fitted to crops of training images."""
     pairs = CropPairs(train, max(1, PATCHES // CROP_BATCHES // (crop // factor) ** 2))

@@ -252,6 +252,8 @@ def agreed(ranks: Ranks, progress: TrainProgress, saving: bool, stopped: bool) -
 
 def save_leg(run: Run, leg: Leg[object], ranks: Ranks = ALONE, milestones: int = 0) -> None:
     """To be called by all ranks."""
+    if ranks.first:
+        run.require_lock()
     checkpoint.save(run.folder / "checkpoints", leg.name, leg.saved, leg.progress, ranks, milestones)
     run.state.seconds[leg.name] = leg.progress.seconds
     run.save()

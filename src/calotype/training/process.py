@@ -9,15 +9,17 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO, Protocol, runtime_checkable
 
 import psutil
 
 from calotype.files import abandoned, read_bytes, remove, was_running
+from calotype.run import lost
 from calotype.types import UserError
 
 if sys.platform == "win32":
@@ -146,10 +148,12 @@ class StoppableReporter:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Holds `folder/lock`, and ends what killed processes had begun to write in the folder.
+def locked(folder: Path) -> Iterator[Callable[[], bool]]:
+    """Holds `folder/lock`, and ends what killed processes had begun to write in the folder. It yields a test of whether
+    the lock is still there: a folder may be removed, moved or replaced.
 
-    Raises `UserError`, with the number and the host of the process, if another holds the lock.
+    Raises `UserError`, with the number and the host of the process, if another holds the lock; and in place of an error
+    of a file, where the folder was removed or moved meanwhile.
     The operating system grants the lock in one step and releases it when its process ends, however it ends.
     Network file systems: Linux locks files on NFS across machines; where a file system has no locks at all, only the
     process number and the host in the file count, which is not safe against two starts in the same instant.
@@ -163,10 +167,14 @@ def locked(folder: Path) -> Iterator[None]:
         file.flush()
         clean_up(folder)
         try:
-            yield
+            yield partial(_is_same, file, path)
+        except OSError:
+            if not _is_same(file, path):
+                raise UserError(lost(folder)) from None
+            raise
         finally:
             file.truncate(0)
-            if os.name != "nt":
+            if os.name != "nt" and _is_same(file, path):  # not that of a new folder with this name
                 path.unlink(missing_ok=True)
     if os.name == "nt":  # a file is removed there only when nobody has it open
         with suppress(OSError):
@@ -202,7 +210,7 @@ def _try_lock(file: BinaryIO) -> bool | None:
 def _is_same(file: BinaryIO, path: Path) -> bool:
     try:
         return os.path.samestat(os.fstat(file.fileno()), path.stat())
-    except FileNotFoundError:
+    except OSError:
         return False
 
 

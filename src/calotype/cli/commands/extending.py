@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ OUTDATED = ("checkpoints", "constants")
 
 
 def extend(
-    run: Run, options: ResumeOptions, budget: float, console: Console, ranks: Ranks
+    run: Run, options: ResumeOptions, budget: float, console: Console, ranks: Ranks, held: Callable[[], bool]
 ) -> tuple[Run, Plan, Pictures, Machine]:
     """Plans the next part of a finished run, and switches to it. The caller holds the lock of the run."""
     folder = run.folder
@@ -61,7 +62,7 @@ def extend(
         write_json(path / "run.json", state.model_dump(exclude_none=True))
     switch(folder)
     after = Run.open(folder)
-    after.began = options.started
+    after.begin(options.started, held)
     after.spend("read", was_read - options.started)
     after.spend("plan", time.time() - was_read)
     console.say(f"part {state.part} of {folder}: {duration(budget)} more")

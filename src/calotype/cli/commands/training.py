@@ -6,7 +6,7 @@ import datetime
 import os
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -39,7 +39,7 @@ from calotype.ranks import Ranks, joined_ranks, restarted
 from calotype.recipe import ImportedSpace, Recipe
 from calotype.report import write_report
 from calotype.report.card import write_card
-from calotype.run import PORTRAITS, Run, RunState, SplitRecord
+from calotype.run import PORTRAITS, Run, RunState, SplitRecord, lost
 from calotype.settings import parse_recipe, parse_split, read_overrides, read_recipe, to_toml
 from calotype.tables import merge
 from calotype.training.checkpoint import rename_legs
@@ -167,9 +167,11 @@ def train(options: TrainOptions, console: Console) -> Path:
 
 def _train(options: TrainOptions, console: Console, ranks: Ranks) -> Path:
     settings, source = request(options, console)
-    with claimed(options, settings["size"]) as folder:
+    with claimed(options, settings["size"]) as (folder, held):
         cache = folder / "cache"
         planned, pictures, machine, was_read = read_and_plan(options, settings, source, cache, console, ranks)
+        if not held():
+            raise UserError(lost(folder))
         check_disk(folder, planned)
         console.say(f"the run is in {folder}")
         write_whole(folder / "recipe.toml", to_toml(planned.recipe))
@@ -178,7 +180,8 @@ def _train(options: TrainOptions, console: Console, ranks: Ranks) -> Path:
         state = initial_state(options, folder, pictures, planned.recipe, machine)
         if source is not None:
             start_from(source, folder, state)
-        run = Run(folder, state, began=options.started)
+        run = Run(folder, state)
+        run.begin(options.started, held)
         run.spend("read", was_read - options.started)  # writes run.json, after all that resuming needs
         run.spend("plan", time.time() - was_read)
         begin_events(folder, options.tensorboard)
@@ -219,6 +222,7 @@ def produce(
                 write_card(folder)
             remove(folder / START_FOLDER)
         finally:
+            run.require_lock()
             write_report(folder)
             run.save()  # with the seconds that the report took
     console.say(f"done: look at {folder / 'report.html'} and {folder / 'samples' / 'grid.png'}")
@@ -235,15 +239,15 @@ def resume(options: ResumeOptions, console: Console) -> Path:
 def _resume(options: ResumeOptions, console: Console, ranks: Ranks) -> Path:
     folder, budget = options.run, options.budget
     Run.open(folder)  # so that no lock is put into a folder that is no run
-    with locked(folder):
+    with locked(folder) as held:
         switch(folder)
         begin_events(folder, options.tensorboard)
         run = Run.open(folder)  # as the owner before has left it
         if run.state.status != "finished":
             require_no_budget(run, budget)
-            return _go_on(run, options, console, ranks)
+            return _go_on(run, options, console, ranks, held)
         if budget is not None:
-            return produce(*extend(run, options, budget, console, ranks), console, options.force, ranks)
+            return produce(*extend(run, options, budget, console, ranks, held), console, options.force, ranks)
     console.say(f"{folder} is finished already; its report is {folder / 'report.html'}")
     return folder
 
@@ -257,7 +261,7 @@ def require_no_budget(run: Run, budget: float | None) -> None:
         )
 
 
-def _go_on(run: Run, options: ResumeOptions, console: Console, ranks: Ranks) -> Path:
+def _go_on(run: Run, options: ResumeOptions, console: Console, ranks: Ranks, held: Callable[[], bool]) -> Path:
     folder = run.folder
     recipe = parse_recipe(read_recipe(folder / "recipe.toml"))
     planned = Plan.read(folder / "plan.json", recipe)
@@ -271,7 +275,7 @@ def _go_on(run: Run, options: ResumeOptions, console: Console, ranks: Ranks) -> 
     machine = examine(options.device, threads).shared_by(ranks.count)
     note_changes(run, recipe, planned.device, machine, console)
     rounds_of(recipe, machine)  # refuses what does not fit
-    run.began = options.started
+    run.begin(options.started, held)
     run.spend("read", time.time() - options.started)
     return produce(run, planned, pictures, machine, console, options.force, ranks)
 
@@ -282,16 +286,17 @@ def content_of(recipe: Recipe) -> str | None:
 
 
 @contextmanager
-def claimed(options: TrainOptions, size: int) -> Iterator[Path]:
-    """The folder of a new run, which no other process has or gets; removed again if no run came of it."""
+def claimed(options: TrainOptions, size: int) -> Iterator[tuple[Path, Callable[[], bool]]]:
+    """The folder of a new run, which no other process has or gets, and whether its lock is still held; removed again if
+    no run came of it."""
     folder, missing = claim(options, size)
     try:
-        with locked(folder):
+        with locked(folder) as held:
             require_empty_out(options)  # once more: another process may have had the lock meanwhile
             try:
-                yield folder
+                yield folder, held
             finally:
-                if not (folder / "run.json").exists():
+                if held() and not (folder / "run.json").exists():
                     for name in BEFORE_STATE:
                         remove(folder / name)
     finally:
