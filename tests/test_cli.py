@@ -546,6 +546,20 @@ def test_a_terminal_prints_markup_unchanged_whatever_is_in_it(capsys):
     assert printed[1].startswith("[red]pictures: 3 of 3, ") and printed[1].endswith("; [/x] done")
 
 
+def test_plain_lines_estimate_what_is_left_only_after_a_while(capsys, monkeypatch):
+    """The first picture, which may take seconds, is no measure of the others."""
+    monkeypatch.setattr(time, "monotonic", lambda: 100.0)
+    with Terminal().bar("pictures") as progress:
+        for now, done in ((105.0, 1), (130.0, 100), (140.0, 300)):
+            monkeypatch.setattr(time, "monotonic", lambda now=now: now)
+            progress(done, 300)
+    assert capsys.readouterr().out.splitlines() == [
+        "pictures: 1 of 300, 5.0 s gone",
+        "pictures: 100 of 300, 30 s gone, 1 min 00 s left",
+        "pictures: 300 of 300, 40 s gone",
+    ]
+
+
 def test_the_plan_is_printed_in_full(finished, capsys):
     from calotype.settings import parse_recipe, read_recipe
 
