@@ -29,7 +29,7 @@ def option(help: str, *names: str, **settings: Any) -> Any:
     return typer.Option(*names, help=help, show_default=False, **settings)
 
 
-def number(help: str, *names: str, **settings: Any) -> Any:
+def numeric(help: str, *names: str, **settings: Any) -> Any:
     """A number, whose default is shown."""
     return typer.Option(*names, help=help, metavar="NUMBER", **settings)
 
@@ -41,11 +41,11 @@ def argument(help: str, metavar: str | None = None) -> Any:
 SETTING = "A setting, such as denoiser.backbone.width=384; may be given several times."
 RunFolder = Annotated[Path, argument("Folder of a run.", "RUN")]
 RealPictures = Annotated[Path | None, option("Folder of real pictures. [default: those of the run]")]
-Seed = Annotated[int, number("Random seed: equal seeds give equal pictures.", parser=seed_number)]
+Seed = Annotated[int, numeric("Random seed: equal seeds give equal pictures.", parser=seed_number)]
 Device = Annotated[str, typer.Option(help="Device: auto, cpu, cuda, cuda:1 or mps.")]
-RankCount = Annotated[int, number("Number of processes (ranks) on this machine.", "--ranks", min=1)]
+RankCount = Annotated[int, numeric("Number of processes (ranks) on this machine.", "--ranks", min=1)]
 Force = Annotated[bool, typer.Option("--force", help="Continue although checks of the autoencoder failed.")]
-SampleCount = Annotated[int, number("Number of samples, of each run or setting.", max=MAX_SAMPLES)]
+SampleCount = Annotated[int, numeric("Number of samples, of each run or setting.", max=MAX_SAMPLES)]
 CanvasSize = Annotated[str | None, option("Width x height in pixels, as in 256x384. [default: the training size]")]
 
 
@@ -167,7 +167,7 @@ class PreviewOptions(SamplingOptions):
     """Sample from the newest checkpoint, also while a run trains. The weights are the averaged ones."""
 
     run: RunFolder
-    count: Annotated[int, number("Number of pictures.", max=MAX_SAMPLES)] = 16
+    count: Annotated[int, numeric("Number of pictures.", max=MAX_SAMPLES)] = 16
     seed: Seed = 0
     out: Annotated[Path | None, option("PNG file. [default: RUN/preview.png]")] = None
     device: Device = "auto"
@@ -210,7 +210,7 @@ class InterpolateOptions(SamplingOptions):
     run: RunFolder
     out: Annotated[Path, option("FILE.webp or FILE.gif: an animation; FILE.png: a strip.")]
     seeds: Annotated[str, typer.Option(help="Seeds of the first and the last picture.")] = "1,2"
-    frames: Annotated[int, number("Number of pictures, both ends included.", max=MAX_FRAMES)] = 12
+    frames: Annotated[int, numeric("Number of pictures, both ends included.", max=MAX_FRAMES)] = 12
     labels: Annotated[str | None, option("First and last class: a,b. [default: the first class]")] = None
     prompt: Annotated[str | None, option("Prompt of all pictures.")] = None
     prompts: Annotated[str | None, option("First and last prompt: 'a red cat|a blue dog'.")] = None
@@ -268,7 +268,7 @@ class EvaluateOptions(SamplingOptions):
 
     run: RunFolder
     data: RealPictures = None
-    count: Annotated[int, number("Number of samples; for captioned portraits, in each language.", max=MAX_SAMPLES)] = (
+    count: Annotated[int, numeric("Number of samples; for captioned portraits, in each language.", max=MAX_SAMPLES)] = (
         200
     )
     features: Annotated[
@@ -333,7 +333,7 @@ class ServeOptions:
     """Train and sample in the browser, or by an API. Needs the extra ui."""
 
     folder: Annotated[Path, typer.Argument(help="Folder of runs.", metavar="FOLDER")] = Path("runs")
-    port: Annotated[int, number("Port; 0 takes a free one.", min=0, max=65535)] = 8737
+    port: Annotated[int, numeric("Port; 0 takes a free one.", min=0, max=65535)] = 8737
     host: Annotated[str, typer.Option(help="Address to listen at; 0.0.0.0 lets the network in.")] = "127.0.0.1"
     device: Device = "auto"
 
