@@ -55,7 +55,7 @@ def served(folder, *options):
                     break
         finally:
             process.terminate()
-            process.wait(30)
+            process.wait(120)
 
 
 @contextmanager

@@ -93,6 +93,23 @@ def test_every_command_has_a_function():
     assert {command.callback for command in registered} == set(commands.FUNCTIONS)
 
 
+def test_the_lists_of_commands_are_not_cut_off(tell, monkeypatch):
+    """The first sentence of each fits on a line of 80 columns, and all arguments are written alike."""
+    monkeypatch.setenv("COLUMNS", "80")
+    for words in ([], ["data"]):
+        _, printed, _ = tell(*words, "--help")
+        lines = printed[printed.index("Commands:") + 1 :]
+        assert len(lines) > 2 and all(line.endswith(".") and not line.endswith("...") for line in lines if line)
+    usages = [tell(name, "--help")[1][0].partition("[OPTIONS]")[2] for name in ("train", "enlarge", "push", "serve")]
+    assert all(usages) and not [usage for usage in usages if usage != usage.upper()]
+
+
+@pytest.mark.parametrize("seed", ["x", "1.5", str(2**62 + 1), str(-(2**62) - 1)])
+def test_a_seed_is_a_whole_number_in_its_bounds(tell, seed):
+    code, _, wrong = tell("sample", "run", "--seed", seed)
+    assert code == 2 and seed in wrong[-1] and "whole number from -4611686018427387904" in wrong[-1]
+
+
 def test_without_a_command_it_shows_the_commands(tell):
     code, printed, wrong = tell()
     assert code == 2 and any(line.split()[:1] == ["train"] for line in printed + wrong)
@@ -545,6 +562,20 @@ def test_a_terminal_prints_markup_unchanged_whatever_is_in_it(capsys):
     printed = capsys.readouterr().out.splitlines()
     assert printed[0] == "[bold]run[/bold] [1/2] [/nonsense]"
     assert printed[1].startswith("[red]pictures: 3 of 3, ") and printed[1].endswith("; [/x] done")
+
+
+def test_plain_lines_estimate_what_is_left_only_after_a_while(capsys, monkeypatch):
+    """The first picture, which may take seconds, is no measure of the others."""
+    monkeypatch.setattr(time, "monotonic", lambda: 100.0)
+    with Terminal().bar("pictures") as progress:
+        for now, done in ((105.0, 1), (130.0, 100), (140.0, 300)):
+            monkeypatch.setattr(time, "monotonic", lambda now=now: now)
+            progress(done, 300)
+    assert capsys.readouterr().out.splitlines() == [
+        "pictures: 1 of 300, 5.0 s gone",
+        "pictures: 100 of 300, 30 s gone, 1 min 00 s left",
+        "pictures: 300 of 300, 40 s gone",
+    ]
 
 
 def test_the_plan_is_printed_in_full(finished, capsys):

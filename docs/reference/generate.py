@@ -126,7 +126,7 @@ def rows(
     """Key, values, default and text of each field; `given` has the defaults where the settings above replace them."""
     documented = docstrings(model)
     for name, field in model.model_fields.items():
-        key, about = prefix + name, documented.get(name, "")
+        key, about = prefix + name, documented.get(name) or field.description or ""
         default = getattr(given, name) if isinstance(given, model) else default_of(field)
         models = [each for each in members(field.annotation) if isinstance(each, type) and issubclass(each, Config)]
         if name == "enlarge" or (name == "kind" and len(typing.get_args(field.annotation)) == 1):

@@ -78,13 +78,13 @@ class RunSpace(Config):
 class OptimizerConfig(Config):
     optimizer: Literal["adamw", "muon"] = "adamw"
     """Of the matrices in the blocks of a DiT; all other weights have AdamW."""
-    learning_rate: LearningRate = 1e-3
+    learning_rate: LearningRate = Field(default=1e-3, description="Highest learning rate, after the warm-up.")
     warmup: float = Field(default=0.05, strict=True, ge=0, lt=1)
     """Fraction of the run in which the learning rate rises from 0."""
     decay: Fraction = 0.5
     """Fraction of the run, at its end, in which the learning rate falls to 0."""
-    betas: tuple[Beta, Beta] = (0.9, 0.95)
-    weight_decay: WeightDecay = 0.0
+    betas: tuple[Beta, Beta] = Field(default=(0.9, 0.95), description="Decay rates of the moments of AdamW.")
+    weight_decay: WeightDecay = Field(default=0.0, description="Decoupled from the gradient, as in AdamW.")
     clip: GradientNorm = 1.0
     """The gradient is scaled down where its norm is above this."""
     average: float = Field(default=0.05, strict=True, gt=0, lt=0.28)
@@ -96,7 +96,7 @@ class AdversarialLossConfig(Config):
 
     edges: LossWeight = 0.5
     """Weight of the L1 distance of image gradients; the L1 distance of the pixels has weight 1."""
-    perceptual: LossWeight = 0.02
+    perceptual: LossWeight = Field(default=0.02, description="Weight of the perceptual distance.")
     perceptual_start: Fraction = 0.5
     """From this fraction of the run on: large shapes first, and half of the run at half the cost."""
     perceptual_share: PositiveFraction = 0.25
@@ -124,7 +124,7 @@ class AdversarialLossConfig(Config):
 
 
 class AutoencoderLossConfig(AdversarialLossConfig):
-    kl: LossWeight = 1e-5
+    kl: LossWeight = Field(default=1e-5, description="Weight of the KL divergence of the latents.")
 
 
 class ConditionDropout(Config):
@@ -159,7 +159,7 @@ class LegConfig(Config):
 
     images: ImageCount = 0
     """Pictures to see in all, repeats counted; 0: as many as the budget allows."""
-    batch: BatchSize = 16
+    batch: BatchSize = Field(default=16, description="Pictures in a step.")
 
 
 AutoencoderNetwork = VaeConfig | KlConfig | TinyConfig | DcConfig | RaeConfig
@@ -167,7 +167,7 @@ CRITIC_LEARN = OptimizerConfig(learning_rate=4e-4, betas=(0.5, 0.9))
 
 
 class AutoencoderRecipe(LegConfig):
-    batch: BatchSize = 8
+    batch: BatchSize = Field(default=8, description="Pictures in a step.")
     network: Annotated[AutoencoderNetwork, Field(discriminator="kind")] = VaeConfig()
     critic: CriticConfig = CriticConfig()
     losses: AutoencoderLossConfig = AutoencoderLossConfig()
@@ -190,10 +190,10 @@ class DiffusionConfig(LegConfig, ConditionDropout):
 class DenoiserRecipe(DiffusionConfig):
     """The denoiser of the first stage."""
 
-    batch: BatchSize = 32
+    batch: BatchSize = Field(default=32, description="Pictures in a step.")
     backbone: Backbone = DitConfig()
     schedule: Schedule = Flow()
-    scaling: ScalingName = "flow"
+    scaling: ScalingName = Field(default="flow", description="What the network predicts.")
     sigma_data: SigmaData = 1.0
     """Standard deviation of what is to be made: 1 in latents, about 0.5 in pixels."""
     prior: PriorName = "gaussian"
@@ -220,7 +220,7 @@ class EnlargeRecipe(DiffusionConfig):
 
     backbone: Backbone = UnetConfig(patch=4, width=64, multiples=(1, 2, 2), attention_levels=())
     schedule: Schedule = Karras()
-    scaling: ScalingName = "edm"
+    scaling: ScalingName = Field(default="edm", description="What the network predicts.")
     sigma_data: float = Field(default=0.0, strict=True, ge=0, le=1e3)
     """Standard deviation of pictures about the enlarged low-resolution one; 0 with a prior, which has its own.
 
@@ -265,14 +265,14 @@ class Recipe(Config):
     """Side of the pictures after each stage; none: one stage of `size`."""
     aspect_buckets: BucketCount = 1
     """Number of aspect ratios to train on, from 1:2 to 2:1 and of about equal areas; 1: only squares."""
-    seed: SeedNumber = 0
+    seed: SeedNumber = Field(default=0, description="Random seed of training.")
     split: SplitConfig = SplitConfig()
     """How many pictures are kept from training, for validation and test."""
     flip: bool = False
     """Also train on mirror images."""
     milestones: ImageCount = 0
     """Checkpoints of denoisers are kept for good at so many images seen, at twice as many, and so on; 0 keeps none."""
-    precision: Precision = "float32"
+    precision: Precision = Field(default="float32", description="Of the networks in training and sampling.")
     sharding: Sharding = "none"
     """Where several ranks train a denoiser: each has a replica ("none", DDP), or a share of all weights, gradients,
     moments and averages ("full", FSDP), or of those that the ranks of its node have ("hybrid", HSDP)."""

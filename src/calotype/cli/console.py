@@ -71,9 +71,10 @@ class Terminal:
             if now - last < LINE_SECONDS and done < total:
                 return
             last, spent = now, now - start
-            left = spent * (total - done) / done if done else 0.0
+            known = 0 < done < total and spent >= LINE_SECONDS  # the first few are no measure of the others
+            left = f", {duration(spent * (total - done) / done)} left" if known else ""
             rest = f"; {note}" if note else ""
-            self.say(f"{step}: {done:,} of {total:,}, {duration(spent)} gone, {duration(left)} left{rest}")
+            self.say(f"{step}: {done:,} of {total:,}, {duration(spent)} gone{left}{rest}")
 
         return progress
 

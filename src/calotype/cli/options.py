@@ -1,6 +1,7 @@
 """Every command with its options, as a class: typer makes an object of it from the command line. Torch is not imported.
 
-The docstring of a class is its help. `calotype.cli.commands` has the function that does the work of each.
+The docstring of a class is its help; `calotype --help` shows the first sentence, which fits on a line of 80
+columns. `calotype.cli.commands` has the function that does the work of each.
 """
 
 import os
@@ -11,8 +12,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from calotype.bounds import LARGEST_SEED, LARGEST_SIDE, MAX_FRAMES, MAX_SAMPLES
-from calotype.cli.quantities import byte_count, seconds, speed
+from calotype.bounds import LARGEST_SIDE, MAX_FRAMES, MAX_SAMPLES
+from calotype.cli.quantities import byte_count, seconds, seed_number, speed
 
 app = typer.Typer(
     help="Train an image generator on a folder of your own pictures.",
@@ -28,23 +29,24 @@ def option(help: str, *names: str, **settings: Any) -> Any:
     return typer.Option(*names, help=help, show_default=False, **settings)
 
 
+def numeric(help: str, *names: str, **settings: Any) -> Any:
+    """A number, whose default is shown."""
+    return typer.Option(*names, help=help, metavar="NUMBER", **settings)
+
+
 def argument(help: str, metavar: str | None = None) -> Any:
     return typer.Argument(help=help, metavar=metavar, show_default=False)
 
 
+SETTING = "A setting, such as denoiser.backbone.width=384; may be given several times."
 RunFolder = Annotated[Path, argument("Folder of a run.", "RUN")]
 RealPictures = Annotated[Path | None, option("Folder of real pictures. [default: those of the run]")]
-TensorBoard = Annotated[
-    bool,
-    typer.Option("--tensorboard", help="Write TensorBoard events into RUN/tensorboard, also when resumed."),
-]
-Seed = Annotated[int, typer.Option(help="Equal seeds give equal pictures.", min=-LARGEST_SEED, max=LARGEST_SEED)]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")]
-RankCount = Annotated[
-    int, typer.Option("--ranks", help="Processes that work together on this machine; torchrun starts them.", min=1)
-]
+TensorBoard = Annotated[bool, typer.Option("--tensorboard", help="Write TensorBoard events into RUN/tensorboard.")]
+Seed = Annotated[int, numeric("Random seed: equal seeds give equal pictures.", parser=seed_number)]
+Device = Annotated[str, typer.Option(help="Device: auto, cpu, cuda, cuda:1 or mps.")]
+RankCount = Annotated[int, numeric("Number of processes (ranks) on this machine.", "--ranks", min=1)]
 Force = Annotated[bool, typer.Option("--force", help="Continue although checks of the autoencoder failed.")]
-SampleCount = Annotated[int, typer.Option(help="Number of samples, of each run or setting.", max=MAX_SAMPLES)]
+SampleCount = Annotated[int, numeric("Number of samples, of each run or setting.", max=MAX_SAMPLES)]
 CanvasSize = Annotated[str | None, option("Width x height in pixels, as in 256x384. [default: the training size]")]
 
 
@@ -54,7 +56,7 @@ class SamplingOptions:
 
     steps: Annotated[int | None, option("Number of sampling steps.")] = None
     guidance: Annotated[float | None, option("Guidance scale; 1 disables it.")] = None
-    sampler: Annotated[str | None, option("Such as dpm_solver or euler; a wrong name lists all.")] = None
+    sampler: Annotated[str | None, option("Sampler: dpm_solver, euler, heun or ancestral.")] = None
 
     def changes(self) -> dict[str, Any]:
         """As keywords of `Model.sample`."""
@@ -68,25 +70,24 @@ class SamplingOptions:
 class TrainingOptions:
     """Pictures, recipe, machine and time of a run."""
 
-    folder: Annotated[Path | None, argument("Folder of pictures; class subfolders become labels.")]
+    folder: Annotated[Path | None, argument("Folder of pictures; class subfolders become labels.", "FOLDER")]
     """None: the built-in portraits."""
     size: Annotated[int | None, option("Side of the pictures in pixels. [default: 64]", min=1, max=LARGEST_SIDE)] = None
     budget: Annotated[
         float, option("Time for the whole command: 20s, 10m, 1h30m. [default: 30m]", parser=seconds, metavar="TIME")
     ] = 1800.0
     """Seconds."""
-    kind: Annotated[Literal["latent", "cascade"] | None, option("What to train. [default: latent]")] = None
+    kind: Annotated[Literal["latent", "cascade"] | None, option("The kind of model. [default: latent]")] = None
     """None: the recipe's, else latent."""
     recipe: Annotated[Path | None, option("TOML file of settings (see recipes/).")] = None
-    overrides: Annotated[list[str] | None, option("A setting, such as denoiser.backbone.width=384.", "--set")] = None
+    overrides: Annotated[list[str] | None, option(SETTING, "--set", metavar="KEY=VALUE")] = None
     device: Device = "auto"
     space: Annotated[
-        str | None,
-        option("Autoencoder: own, or diffusers:PATH with the folder of an autoencoder. [default: own]"),
+        str | None, option("Autoencoder: own, or diffusers:PATH with the folder of an autoencoder. [default: own]")
     ] = None
     """None: the recipe's, else own."""
     source: Annotated[
-        Path | None, option("Finished run from whose networks to start, with other or more pictures.", "--from")
+        Path | None, option("Finished run whose networks are the start, for more or other pictures.", "--from")
     ] = None
     started: float = field(default_factory=time.time, init=False)
     """When the budget began to run, in seconds since the epoch."""
@@ -103,26 +104,26 @@ class TrainingOptions:
 @app.command("train")
 @dataclass(frozen=True)
 class TrainOptions(TrainingOptions):
-    """Train an image generator on a folder of pictures: plan, train, sample and report."""
+    """Train on a folder of pictures: plan, train, sample, report."""
 
     out: Annotated[Path | None, option("Folder of the new run. [default: runs/NAME-SIZE-N]")] = None
     force: Force = False
     ranks: RankCount = 1
-    serve: Annotated[bool, typer.Option("--serve", help="Show the run on a page while it trains: see serve.")] = False
+    serve: Annotated[bool, typer.Option("--serve", help="Show the run in the browser; see serve.")] = False
     tensorboard: TensorBoard = False
 
 
 @app.command("plan")
 @dataclass(frozen=True)
 class PlanOptions(TrainingOptions):
-    """Show what `train` would do, why, and what it would cost; also for a machine that is not here."""
+    """Show what `train` would do, why, and what it would cost. With --flops and --memory, for another machine."""
 
     flops: Annotated[
         float | None,
-        option("Of a machine that is not here, with --memory: operations a second, such as 5e14.", parser=speed),
+        option("FLOP/s of another machine, such as 5e14; needs --memory.", parser=speed, metavar="NUMBER"),
     ] = None
     memory: Annotated[
-        int | None, option("Of a machine that is not here: free memory, such as 80GB.", parser=byte_count)
+        int | None, option("Free memory of another machine, such as 80GB.", parser=byte_count, metavar="SIZE")
     ] = None
     """Bytes."""
 
@@ -141,12 +142,14 @@ class DemoOptions(TrainOptions):
 @app.command("resume")
 @dataclass(frozen=True)
 class ResumeOptions:
-    """Continue a run that was stopped, or with --budget one that is finished."""
+    """Continue a run that was stopped. With --budget, train a finished one further."""
 
     run: RunFolder
     device: Device = "auto"
     force: Force = False
-    data: Annotated[Path | None, option("Where its pictures are now, or others. [default: where they were]")] = None
+    data: Annotated[Path | None, option("Folder of its pictures, if they have moved. [default: where they were]")] = (
+        None
+    )
     budget: Annotated[
         float | None,
         option("More time for a finished run, whose networks are trained further.", parser=seconds, metavar="TIME"),
@@ -161,10 +164,10 @@ class ResumeOptions:
 @app.command("preview")
 @dataclass(frozen=True)
 class PreviewOptions(SamplingOptions):
-    """Sample from a run as it is now, also while it trains: the averaged weights of its newest checkpoint."""
+    """Sample from the newest checkpoint, also while a run trains. The weights are the averaged ones."""
 
     run: RunFolder
-    count: Annotated[int, typer.Option(help="Number of pictures.", max=MAX_SAMPLES)] = 16
+    count: Annotated[int, numeric("Number of pictures.", max=MAX_SAMPLES)] = 16
     seed: Seed = 0
     out: Annotated[Path | None, option("PNG file. [default: RUN/preview.png]")] = None
     checkpoint: Annotated[
@@ -179,12 +182,15 @@ class PreviewOptions(SamplingOptions):
 @app.command("sample")
 @dataclass(frozen=True)
 class SampleOptions(SamplingOptions):
-    """Generate pictures with a trained model: a PNG file of each, and a grid."""
+    """Generate pictures with a trained model. Writes a PNG file of each, and a grid."""
 
     run: RunFolder
-    count: Annotated[int | None, option("Number of pictures. [default: 16, or one per prompt]", max=MAX_SAMPLES)] = None
+    count: Annotated[
+        int | None,
+        option("Number of pictures. [default: 16, or one per prompt]", max=MAX_SAMPLES, metavar="NUMBER"),
+    ] = None
     label: Annotated[str | None, option("Class of the pictures. [default: each in turn; with --from: none]")] = None
-    prompt: Annotated[str | None, option("What the pictures show, in words.")] = None
+    prompt: Annotated[str | None, option("Prompt: what the pictures show.")] = None
     negative: Annotated[str | None, option("Negative prompt: what to avoid.")] = None
     prompts: Annotated[Path | None, option("File with one prompt per line.")] = None
     seed: Seed = 0
@@ -192,7 +198,7 @@ class SampleOptions(SamplingOptions):
     strength: Annotated[
         float | None, option("Strength of image-to-image, from 0 to 1. [default: 0.6; with --mask 1]")
     ] = None
-    mask: Annotated[Path | None, option("Picture of the same size; repaint only its white area (inpainting).")] = None
+    mask: Annotated[Path | None, option("Picture as large as that of --from; white is repainted (inpainting).")] = None
     size: CanvasSize = None
     out: Annotated[Path | None, option("Folder to write to. [default: RUN/samples-N]")] = None
     device: Device = "auto"
@@ -202,14 +208,14 @@ class SampleOptions(SamplingOptions):
 @app.command("interpolate")
 @dataclass(frozen=True)
 class InterpolateOptions(SamplingOptions):
-    """Interpolate between two pictures of a model: seeds, classes or prompts."""
+    """Interpolate between two seeds, classes or prompts."""
 
     run: RunFolder
     out: Annotated[Path, option("FILE.webp or FILE.gif: an animation; FILE.png: a strip.")]
     seeds: Annotated[str, typer.Option(help="Seeds of the first and the last picture.")] = "1,2"
-    frames: Annotated[int, typer.Option(help="Number of pictures, both ends included.", max=MAX_FRAMES)] = 12
+    frames: Annotated[int, numeric("Number of pictures, both ends included.", max=MAX_FRAMES)] = 12
     labels: Annotated[str | None, option("First and last class: a,b. [default: the first class]")] = None
-    prompt: Annotated[str | None, option("What all pictures show, in words.")] = None
+    prompt: Annotated[str | None, option("Prompt of all pictures.")] = None
     prompts: Annotated[str | None, option("First and last prompt: 'a red cat|a blue dog'.")] = None
     size: CanvasSize = None
     device: Device = "auto"
@@ -221,7 +227,7 @@ class EnlargeOptions:
     """Enlarge pictures with a super-resolution stage of a cascade."""
 
     run: RunFolder
-    pictures: Annotated[Path, argument("A picture, or a folder of pictures.")]
+    pictures: Annotated[Path, argument("A picture, or a folder of pictures.", "PICTURES")]
     out: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("enlarged")
     size: Annotated[int | None, option("Output size of the stage to use, in pixels. [default: the last stage]")] = None
     label: Annotated[str | None, option("Class of the pictures.")] = None
@@ -232,10 +238,12 @@ class EnlargeOptions:
 @app.command("export")
 @dataclass(frozen=True)
 class ExportOptions(SamplingOptions):
-    """Write a model for other software: ONNX graphs, a page for browsers, or a folder of diffusers."""
+    """Write a model for other software: ONNX, browsers, diffusers."""
 
     run: RunFolder
-    to: Annotated[Literal["onnx", "web", "diffusers"], option("onnx, web or diffusers.")]
+    to: Annotated[
+        Literal["onnx", "web", "diffusers"], option("ONNX graphs, a page for browsers, or a folder for diffusers.")
+    ]
     out: Annotated[Path | None, option("Folder to write to. [default: RUN/onnx, RUN/web or RUN/diffusers]")] = None
     runtime: Annotated[
         Path | None,
@@ -246,11 +254,11 @@ class ExportOptions(SamplingOptions):
 @app.command("push")
 @dataclass(frozen=True)
 class PushOptions:
-    """Upload a model, or an exported folder, to the Hugging Face hub."""
+    """Upload a model or an export to the Hugging Face hub."""
 
-    folder: Annotated[Path, argument("Folder of a run, of a model, or of an export.")]
-    repository: Annotated[str, argument("OWNER/NAME on the hub.", "OWNER/NAME")]
-    public: Annotated[bool, typer.Option("--public", help="Make a new repository public; else it is private.")] = False
+    folder: Annotated[Path, argument("Folder of a run, of a model, or of an export.", "FOLDER")]
+    repository: Annotated[str, argument("Repository on the hub.", "OWNER/NAME")]
+    public: Annotated[bool, typer.Option("--public", help="Make a new repository public. [default: private]")] = False
 
 
 # -- Evaluation --------------------------------------------------------------------------------------------------------
@@ -259,18 +267,19 @@ class PushOptions:
 @app.command("evaluate")
 @dataclass(frozen=True)
 class EvaluateOptions(SamplingOptions):
-    """Measure sample quality, memorisation and prompt alignment of a run."""
+    """Measure sample quality, memorisation and prompt alignment."""
 
     run: RunFolder
     data: RealPictures = None
-    count: Annotated[
-        int, typer.Option(help="Number of samples; for captioned portraits, in each language.", max=MAX_SAMPLES)
-    ] = 200
+    count: Annotated[int, numeric("Number of samples; for captioned portraits, in each language.", max=MAX_SAMPLES)] = (
+        200
+    )
     features: Annotated[
-        Literal["lite0", "inception", "dinov2", "clip"], typer.Option(help="Network of the distances; inception: FID.")
+        Literal["lite0", "inception", "dinov2", "clip"],
+        typer.Option(help="Network of the features; inception gives FID."),
     ] = "lite0"
     features_weights: Annotated[
-        Path | None, option("Its weights: a safetensors file of Inception, a folder of transformers of the others.")
+        Path | None, option("Weights: a safetensors file for inception, a folder of transformers for dinov2 and clip.")
     ] = None
     seed: Seed = 0
     out: Annotated[Path | None, option("Folder to write to. [default: RUN, with its report and model card]")] = None
@@ -281,7 +290,7 @@ class EvaluateOptions(SamplingOptions):
 @app.command("compare")
 @dataclass(frozen=True)
 class CompareOptions:
-    """Compare runs: error propagation, cost, quality, overfitting and stability."""
+    """Compare runs: quality, cost, overfitting, error propagation."""
 
     runs: Annotated[list[Path], argument("Folders of finished runs.", "RUN...")]
     out: Annotated[Path, option("Folder to write compare.html and compare.json to.")]
@@ -294,7 +303,7 @@ class CompareOptions:
 @app.command("sweep")
 @dataclass(frozen=True)
 class SweepOptions:
-    """Search steps, guides and guidance scales on validation pictures, and store the best with the model."""
+    """Search steps and guidance on validation pictures. The best settings are stored with the model."""
 
     run: RunFolder
     data: RealPictures = None
@@ -303,7 +312,7 @@ class SweepOptions:
     guidance: Annotated[
         str | None, option("Guidance scales to try. [default: 1,2,3,4 with the prior as the guide, else 1,1.5,2,3]")
     ] = None
-    guide: Annotated[str | None, option("prior or unconditional. [default: both]")] = None
+    guide: Annotated[str | None, option("Guides to try: prior, unconditional. [default: both]")] = None
     slope: Annotated[str | None, option("Slopes of the scale over sigma to try. [default: the model's]")] = None
     seed: Seed = 0
     device: Device = "auto"
@@ -317,20 +326,18 @@ class SweepOptions:
 class RunsOptions:
     """List runs with their state and main figures, newest first."""
 
-    folder: Annotated[Path, typer.Argument(help="Folder of runs.")] = Path("runs")
+    folder: Annotated[Path, typer.Argument(help="Folder of runs.", metavar="FOLDER")] = Path("runs")
     as_json: Annotated[bool, typer.Option("--json", help="Write one JSON object per line.")] = False
 
 
 @app.command("serve")
 @dataclass(frozen=True)
 class ServeOptions:
-    """Show runs on a page in the browser, start them, and sample; with an API. Needs the extra ui."""
+    """Train and sample in the browser, or by an API. Needs the extra ui."""
 
-    folder: Annotated[Path, typer.Argument(help="Folder of runs.")] = Path("runs")
-    port: Annotated[int, typer.Option(help="Port; 0 takes a free one.", min=0, max=65535)] = 8737
-    host: Annotated[str, typer.Option(help="Address to listen at. Another than this machine's own lets others in.")] = (
-        "127.0.0.1"
-    )
+    folder: Annotated[Path, typer.Argument(help="Folder of runs.", metavar="FOLDER")] = Path("runs")
+    port: Annotated[int, numeric("Port; 0 takes a free one.", min=0, max=65535)] = 8737
+    host: Annotated[str, typer.Option(help="Address to listen at; 0.0.0.0 lets the network in.")] = "127.0.0.1"
     device: Device = "auto"
 
 
@@ -340,13 +347,13 @@ class ReportOptions:
     """Write the page of a run, or one page of several runs."""
 
     runs: Annotated[list[Path], argument("Folders of runs.", "RUN...")]
-    out: Annotated[Path | None, option("HTML file. [default: RUN/report.html; of several runs, beside them]")] = None
+    out: Annotated[Path | None, option("HTML file. [default: RUN/report.html; for several runs, beside them]")] = None
 
 
 @app.command("inspect")
 @dataclass(frozen=True)
 class InspectOptions:
-    """Check whether the autoencoder of a run is fit for diffusion, and what to change if it is not."""
+    """Check whether an autoencoder is fit for diffusion. Says what to change if it is not."""
 
     run: RunFolder
     data: RealPictures = None
@@ -357,7 +364,7 @@ class InspectOptions:
 @app.command("selftest")
 @dataclass(frozen=True)
 class SelftestOptions:
-    """Say in about 20 seconds whether this machine is fit, with advice; the exit code is 0 if it is, else 2."""
+    """Check in about 20 seconds whether this machine is fit. Gives advice; the exit code is 0 if it is fit, else 2."""
 
     device: Device = "auto"
 
@@ -375,18 +382,18 @@ class PortraitsOptions:
 @data_app.command("check")
 @dataclass(frozen=True)
 class CheckOptions:
-    """Describe a folder of pictures; the exit code is 0 if training may start, else 2."""
+    """Describe a folder of pictures. The exit code is 0 if training may start, else 2."""
 
-    folder: Annotated[Path, argument("Folder of pictures; class subfolders become labels.")]
+    folder: Annotated[Path, argument("Folder of pictures; class subfolders become labels.", "FOLDER")]
     size: Annotated[int, typer.Option(help="Side of the training pictures in pixels.", min=1, max=LARGEST_SIDE)] = 64
 
 
 @data_app.command("shards")
 @dataclass(frozen=True)
 class ShardsOptions:
-    """Copy a folder of pictures into shards (tar files in the layout of WebDataset); interrupted, it goes on."""
+    """Copy a folder of pictures into shards. They are tar files as of WebDataset; a stopped copy goes on."""
 
-    folder: Annotated[Path, argument("Folder of pictures; class subfolders become labels.")]
+    folder: Annotated[Path, argument("Folder of pictures; class subfolders become labels.", "FOLDER")]
     out: Annotated[Path, option("Folder of the shards; commands take it as a folder of pictures.")]
 
 

@@ -4,7 +4,7 @@ import re
 
 import typer
 
-from calotype.bounds import LONGEST_BUDGET
+from calotype.bounds import LARGEST_SEED, LONGEST_BUDGET
 
 
 def seconds(text: str | float) -> float:
@@ -18,6 +18,17 @@ def seconds(text: str | float) -> float:
     if not 1 <= (total := ((24 * days + hours) * 60 + minutes) * 60 + rest) <= LONGEST_BUDGET:
         raise typer.BadParameter(f"{text!r:.40} is not a time such as 20s, 10m or 1h30m, of at most a year")
     return float(total)
+
+
+def seed_number(text: str | int) -> int:
+    """A whole number of at most 2^62, below 0 too; a number is returned as it is."""
+    try:
+        seed = int(text)
+    except ValueError:
+        seed = LARGEST_SEED + 1
+    if abs(seed) > LARGEST_SEED:
+        raise typer.BadParameter(f"{text!r:.40} is not a whole number from {-LARGEST_SEED} to {LARGEST_SEED}")
+    return seed
 
 
 def speed(text: str | float) -> float:

@@ -45,6 +45,7 @@ class BlurAugmentation(Config):
     most: PositiveLevel = 1.0
     """Largest standard deviation of the blur, in low-resolution pixels."""
     share: Fraction = 0.5
+    """Fraction of the images that are blurred."""
 
     def draw(self, count: int, rng: Rng) -> Sigmas:
         return draw_levels(self.most, self.share, count, rng)

@@ -22,9 +22,11 @@ class DdpmTable(Config):
 
     kind: Literal["ddpm"] = "ddpm"
     spacing: Literal["linear", "scaled_linear"] = "scaled_linear"
-    first: OpenFraction = 0.00085
-    last: OpenFraction = 0.012
+    """Of the betas, or of their square roots (LDM)."""
+    first: OpenFraction = Field(default=0.00085, description="The first beta.")
+    last: OpenFraction = Field(default=0.012, description="The last beta.")
     length: int = Field(default=1000, strict=True, ge=1, le=MAX_SAMPLING_STEPS)
+    """Number of timesteps."""
 
     def table(self) -> Tensor:
         """All `length` sigmas, rising: `sqrt((1 - a) / a)` with `a` the running product of `1 - beta` (eq. 4)."""
@@ -64,9 +66,9 @@ class Cosine(SigmaRange):
     """
 
     kind: Literal["cosine"] = "cosine"
-    shift: SigmaShift = 1.0
-    smallest: Sigma = 0.01
-    largest: Sigma = 160.0
+    shift: SigmaShift = Field(default=1.0, description="Multiplies sigma; above 1 for larger images.")
+    smallest: Sigma = Field(default=0.01, description="Smallest sigma, in training and sampling.")
+    largest: Sigma = Field(default=160.0, description="Largest sigma, in training and sampling.")
 
     def _sigma(self, time: Tensor) -> Tensor:
         low, high = (math.atan(limit / self.shift) for limit in (self.smallest, self.largest))
@@ -83,11 +85,12 @@ class Karras(SigmaRange):
     """Log-normal in training, evenly spaced in `sigma ** (1 / rho)` in sampling (arXiv 2206.00364, table 1, eq. 5)."""
 
     kind: Literal["karras"] = "karras"
-    mean: LogSigma = -1.2
-    std: LogDeviation = 1.2
-    smallest: Sigma = 0.002
-    largest: Sigma = 80.0
+    mean: LogSigma = Field(default=-1.2, description="Mean of log sigma in training.")
+    std: LogDeviation = Field(default=1.2, description="Standard deviation of log sigma in training.")
+    smallest: Sigma = Field(default=0.002, description="Sigma of the last step of sampling.")
+    largest: Sigma = Field(default=80.0, description="Sigma of the first step of sampling.")
     rho: float = Field(default=7.0, strict=True, ge=0.1, le=100)
+    """Exponent of the sampling grid: the larger, the more steps at small sigmas."""
 
     def draw(self, count: int, rng: Rng) -> Sigmas:
         return (self.mean + self.std * rng.normal(count)).exp()
@@ -105,10 +108,10 @@ class Flow(Config):
     """
 
     kind: Literal["flow"] = "flow"
-    shift: SigmaShift = 1.0
-    mean: LogSigma = 0.0
-    std: LogDeviation = 1.0
-    start: OpenFraction = 0.996
+    shift: SigmaShift = Field(default=1.0, description="Resolution shift: multiplies sigma.")
+    mean: LogSigma = Field(default=0.0, description="Mean of log sigma in training, before the shift.")
+    std: LogDeviation = Field(default=1.0, description="Standard deviation of log sigma in training.")
+    start: OpenFraction = Field(default=0.996, description="Time at which sampling starts; 1 would be pure noise.")
 
     def draw(self, count: int, rng: Rng) -> Sigmas:
         return self.shift * (self.mean + self.std * rng.normal(count)).exp()

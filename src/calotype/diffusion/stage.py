@@ -50,8 +50,8 @@ Guide = Literal["unconditional", "prior"]
 class Sampling(Config):
     """How a stage is sampled; stored with the model."""
 
-    sampler: SamplerName = "dpm_solver"
-    steps: SamplingSteps = 24
+    sampler: SamplerName = Field(default="dpm_solver", description="DDIM is `euler`, EDM's is `heun`.")
+    steps: SamplingSteps = Field(default=24, description="Number of sampling steps.")
     guide: Guide = "unconditional"
     """The weaker denoiser from which guidance extrapolates: the network without label and caption (classifier-free
     guidance), or the prior with the same label and caption (autoguidance without a second call of the network)."""
@@ -63,7 +63,7 @@ class Sampling(Config):
     """Where the prior is the guide: the prior's mean with label and caption less that without them, times this, is
     added (classifier-free guidance of the prior: no call of the network), unless the scale of guidance is 1. It keeps
     samples nearer to their captions."""
-    guidance_low: float = Field(default=0.0, strict=True, ge=0, le=1e6)
+    guidance_low: float = Field(default=0.0, strict=True, ge=0, le=1e6, description="See `guidance_high`.")
     guidance_high: Sigma = 1e6
     """Guidance is applied for sigma in (guidance_low, guidance_high]."""
     augmentation: AugmentationLevel = 0.0

@@ -14,7 +14,7 @@ from calotype.types import Config, Images
 
 
 class CriticConfig(Config):
-    width: Channels = 32
+    width: Channels = Field(default=32, description="Channels of the first layer.")
     depth: int = Field(default=3, strict=True, ge=1, le=MAX_LEVELS)
     """Downsamplings; the receptive field is about `2 ** (depth + 3)` pixels."""
 

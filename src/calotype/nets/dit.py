@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from pydantic import model_validator
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from calotype.bounds import Channels, Depth, DropoutRate, Expansion, HeadCount, PatchSide
@@ -35,13 +35,13 @@ class DitConfig(Config):
     kind: Literal["dit"] = "dit"
     width: Channels = 256
     """Width of a token, and of the conditioning vector."""
-    depth: Depth = 8
-    heads: HeadCount = 4
+    depth: Depth = Field(default=8, description="Number of transformer blocks.")
+    heads: HeadCount = Field(default=4, description="Attention heads; `width` is a multiple of 4 times them.")
     patch: PatchSide = 1
     """Side of the square of pixels that becomes one token."""
     expansion: Expansion = 2.6667
     """Inner width of the feed-forward part by `width`: the three matrices of SwiGLU at 8/3 cost as much as two at 4."""
-    dropout: DropoutRate = 0.0
+    dropout: DropoutRate = Field(default=0.0, description="Dropout rate in the blocks.")
 
     @model_validator(mode="after")
     def _heads(self) -> DitConfig:

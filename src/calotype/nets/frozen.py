@@ -35,6 +35,7 @@ class FolderConfig(Config):
 
     kind: Literal["folder"] = "folder"
     path: str
+    """The folder of the encoder."""
     digest: str = ""
     """sha256 of these files; filled in when a run starts, and checked from then on."""
     words: int = Field(default=64, strict=True, ge=8, le=512)

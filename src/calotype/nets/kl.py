@@ -28,16 +28,21 @@ class KlConfig(Config):
     kind: Literal["kl"] = "kl"
     channels: Channels = Field(default=4, description="Channels of the latents.")
     widths: tuple[Channels, ...] = Field(default=(128, 256, 512, 512), min_length=1, max_length=MAX_LEVELS)
+    """Channels at each level."""
     decoder_widths: tuple[Channels, ...] = Field(default=(), description="As in FLUX.2; none: those of the encoder.")
     blocks: int = Field(
         default=2, strict=True, ge=1, le=MOST_BLOCKS, description="At each level; the decoder has one more."
     )
     groups: Channels = Field(default=32, description="Of channels that are normalised together.")
     attention: bool = Field(default=True, description="In the middle, where the image is smallest.")
-    encoder_attention_levels: tuple[Level, ...] = ()
-    decoder_attention_levels: tuple[Level, ...] = ()
-    mixes_moments: bool = Field(default=True, description="A 1x1 convolution after the encoder (`quant_conv`),")
-    mixes_latents: bool = Field(default=True, description="and one before the decoder (`post_quant_conv`).")
+    encoder_attention_levels: tuple[Level, ...] = Field(
+        default=(), description="Levels with attention; 0 is the first."
+    )
+    decoder_attention_levels: tuple[Level, ...] = Field(default=(), description="As of the encoder.")
+    mixes_moments: bool = Field(
+        default=True, description="Whether a 1x1 convolution follows the encoder (`quant_conv`)."
+    )
+    mixes_latents: bool = Field(default=True, description="Whether one precedes the decoder (`post_quant_conv`).")
 
     @model_validator(mode="after")
     def _groups(self) -> KlConfig:

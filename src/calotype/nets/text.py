@@ -44,9 +44,9 @@ class BytesConfig(Config):
     """Trained from scratch together with the denoiser, for captions in any language."""
 
     kind: Literal["bytes"] = "bytes"
-    width: Channels = 64
-    depth: Depth = 1
-    heads: HeadCount = 2
+    width: Channels = Field(default=64, description="Width of a token.")
+    depth: Depth = Field(default=1, description="Number of transformer blocks.")
+    heads: HeadCount = Field(default=2, description="Attention heads; `width` is a multiple of them.")
     words: int = Field(default=64, strict=True, ge=1, le=512)
     """Longer texts are truncated."""
 

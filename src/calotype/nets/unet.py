@@ -36,7 +36,7 @@ class UnetConfig(Config):
     """Residual blocks a level (one more on the way up)."""
     attention_levels: tuple[Level, ...] = (1,)
     """Levels with attention after each block; 0 is the first. Without any, the network is local: it works on crops."""
-    dropout: DropoutRate = 0.0
+    dropout: DropoutRate = Field(default=0.0, description="Dropout rate in the residual blocks.")
 
 
 class Unet(nn.Module):

@@ -43,8 +43,8 @@ class VaeConfig(Config):
     stem: PatchSide = Field(default=4, description="Side of the patches that become one pixel of the networks.")
     widths: tuple[Channels, ...] = Field(default=(96, 192), min_length=1, max_length=MAX_LEVELS)
     """Channels at each level, from `stem` down."""
-    encoder_blocks: BlockCount = 1
-    decoder_blocks: BlockCount = 2
+    encoder_blocks: BlockCount = Field(default=1, description="Blocks a level of the encoder.")
+    decoder_blocks: BlockCount = Field(default=2, description="Blocks a level of the decoder.")
     lapped: bool = False
     """Whether the patches of the linear path overlap; see `Lapping`. Autoencoders of earlier versions had squares."""
 

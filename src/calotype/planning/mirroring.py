@@ -35,7 +35,7 @@ def choose_flip(pictures: Pictures) -> tuple[bool, str]:
     if pictures.captions:
         return False, "captions may speak of left and right"
     if not FEWEST <= pictures.trained <= MOST:
-        return False, f"tried for {FEWEST} to {MOST:,} training pictures"
+        return False, f"tried only with {FEWEST:,} to {MOST:,} training pictures"
     some = chosen[:: math.ceil(len(chosen) / min(COMPARED, COMPARED_VALUES // pictures.pixels[0].numel()))]
     small = torch.cat(
         [F.adaptive_avg_pool2d(images_from_pixels(pictures.pixels[row][None]), SMALL_SIDE) for row in some]

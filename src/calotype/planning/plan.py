@@ -97,16 +97,16 @@ def explain(
     choices += [
         choice(
             "prior", denoiser.prior, denoiser.prior == other.prior,
-            "Gaussians in closed form are the best denoiser without training; the network learns what is left",
+            "Gaussians in closed form are a denoiser without training; the network learns the residual",
         ),
-        choice("schedule", denoiser.schedule.kind, denoiser.schedule == other.schedule, "straight paths"),
+        choice("schedule", denoiser.schedule.kind, denoiser.schedule == other.schedule, "rectified flow"),
         choice(
             "precision", recipe.precision, recipe.precision == proposed.precision,
             reasons["precision"],
         ),
         Choice(
             what="labels", value=", ".join(map(shown, pictures.classes)) or "none",
-            why=f"class subfolders; {pictures.trained:,} pictures to train on",
+            why=f"{'' if pictures.classes else 'no '}class subfolders; {pictures.trained:,} pictures to train on",
         ),
     ]  # fmt: skip
     if "sharding" in reasons:
@@ -136,7 +136,7 @@ def explain_space(recipe: Recipe, proposed: Recipe, reasons: dict[str, str], sta
         side = recipe.chain[0] // network.reduction
         as_proposed = (network.reduction, network.channels) == (wanted.reduction, wanted.channels)
         value = f"{side} x {side} x {network.channels} (f{network.reduction})"
-        latents = choice("latents", value, as_proposed, "few positions, so that the denoiser is cheap")
+        latents = choice("latents", value, as_proposed, "few latents, so that the denoiser is cheap")
         if isinstance(recipe.space, ImportedSpace):
             latents.why = "as imported; mean and standard deviation of each channel are measured on these pictures"
         choices.append(latents)

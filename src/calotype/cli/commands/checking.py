@@ -14,6 +14,7 @@ from calotype.data.split import MAX_TEST, MAX_VALIDATION
 from calotype.data.survey import Survey, survey
 from calotype.types import UserError
 
+NO_PROPERTIES = "no transparency, palette or CMYK, and none of more than 8 bits"
 ASPECT_RATIOS = (
     (0.6, "tall, below 3:5"), (0.95, "portrait"), (1.05, "square"), (1.67, "landscape"), (1e9, "wide, above 5:3"),
 )  # fmt: skip
@@ -46,7 +47,8 @@ def _held_out(survey: Survey) -> str:
         if survey.sets[name]
     }
     kept = usual | named
-    return f"{kept['test']} will be kept for the test, {kept['validation']} for validation, by class"
+    by_class = ", by class" if len({*survey.labels} - {""}) > 1 else ""
+    return f"{kept['test']} will be kept for the test, {kept['validation']} for validation{by_class}"
 
 
 def survey_lines(survey: Survey) -> Iterator[tuple[str, str]]:
@@ -61,7 +63,7 @@ def survey_lines(survey: Survey) -> Iterator[tuple[str, str]]:
         captions = ", ".join(f"{count:,} in {source}" for source, count in sorted(survey.captions.items()))
         yield "captions", captions or "none"
     kinds = Counter(kind for picture in survey.pictures for kind in picture.properties)
-    yield "kinds", ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common()) or "nothing special"
+    yield "properties", ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common()) or NO_PROPERTIES
     yield from _named("equal", _listed([" = ".join(map(shown, names)) for names in survey.duplicates()]))
     yield from _named("alike", _listed([" ~ ".join(map(shown, pair)) for pair in survey.near_duplicates()]))
     yield from _named("one colour", _listed(list(map(shown, survey.plain))))
