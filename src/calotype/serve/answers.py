@@ -99,7 +99,8 @@ def navigation(page: str | None) -> Html:
         for name, place, words in (("index", "/", "Runs"), ("new", "/new", "New run"), ("words", "/words", "Words"))
     ]
     skip = tag("a", "To the content", class_="skip", href="#main")
-    return Html(f"{skip}{tag('nav', *links, aria_label='Calotype')}{tag('span', id='main')}")
+    parts = skip, tag("nav", *links, aria_label="Calotype"), tag("span", id="main")
+    return Html("".join(part.code for part in parts))
 
 
 def live(markup: Html) -> Html:

@@ -230,7 +230,7 @@ def compare_page(folders: Sequence[tuple[str, Path]]) -> str:
         }
     )
     query = "&".join(f"runs={run}" for run, _ in folders)
-    covers = strip(samples_of(key, places[key], run.folder) for key, run in runs.items())
+    covers = strip(compared_samples(key, places[key], run.folder) for key, run in runs.items())
     return document(
         "Runs side by side",
         masthead(["runs side by side"], f"{len(runs)} runs", facts=names),
@@ -245,7 +245,7 @@ def compare_page(folders: Sequence[tuple[str, Path]]) -> str:
     )
 
 
-def samples_of(key: str, run: str, folder: Path) -> Html:
+def compared_samples(key: str, run: str, folder: Path) -> Html:
     there = (folder / "samples" / "grid.png").is_file()
     image = tag("img", src=f"/runs/{run}/grid", alt=f"Samples of {folder.name}", loading="lazy") if there else None
     caption = tag("figcaption", f"{key}: {folder.name}" + ("." if there else ": no samples yet."))
