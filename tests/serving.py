@@ -1,5 +1,6 @@
 """A server for tests: without a socket, or as a process of its own."""
 
+import json
 import os
 import re
 import shutil
@@ -75,6 +76,26 @@ def browser_page(address, token, **settings):
         finally:
             browser.close()
     assert not lines
+
+
+@contextmanager
+def traced(page):
+    """A list that afterwards has the tasks of Chromium: thread, end in microseconds, milliseconds of processor time.
+
+    Processor time does not depend on what else the machine does, as the clock does. The first element is the moment of
+    the first contentful paint, or None.
+    """
+    seen = []
+    page.context.browser.start_tracing(page=page, categories=["toplevel", "loading"])
+    yield seen
+    events = json.loads(page.context.browser.stop_tracing())["traceEvents"]
+    threads = {(each["pid"], each["tid"]): each["args"]["name"] for each in events if each["name"] == "thread_name"}
+    paints = [each["ts"] for each in events if each["name"] == "firstContentfulPaint"]
+    seen.append(max(paints, default=None))
+    for each in events:
+        thread = threads.get((each["pid"], each["tid"]), "")
+        if each["name"] == "ThreadControllerImpl::RunTask" and "tdur" in each and "Perfetto" not in thread:
+            seen.append((thread, each["ts"] + each["dur"], each["tdur"] / 1000))
 
 
 def ready(page):

@@ -1,4 +1,4 @@
-"""What the pages show, in Chromium: measures, films, steps, previews over time, words, hostile text; the keyboard alone.
+"""What the pages show, in Chromium: measures, films, steps, previews over time, words, hostile text; by keyboard alone.
 
 `make proofs` runs it.
 """
@@ -43,7 +43,7 @@ def measured(value):
 
 def shade(what, images_seen):
     """A preview whose colour says when it was made."""
-    return Image.new("RGB", (30, 20), (min(255, int(images_seen) // 1000), 90, 40) if images_seen < 1e9 else "black")
+    return Image.new("RGB", (30, 20), (int(min(255_000, images_seen)) // 1000, 90, 40))
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +124,7 @@ def test_measures_stand_with_n_interval_floor_and_ceiling(page, server):
         for cell in row.all():
             cell.scroll_into_view_if_needed()
             box = cell.bounding_box()
-            assert 0 <= box["x"] and box["x"] + box["width"] <= page.viewport_size["width"]
+            assert box["x"] >= 0 and box["x"] + box["width"] <= page.viewport_size["width"]
     for term in ("interval", "floor", "ceiling"):
         page.locator(f"section:has(h2:text('Evaluation')) .term:text-is('{term}')").click()
         assert page.locator("#explained").inner_text().split("\n")[0] == term
@@ -174,8 +174,9 @@ def test_the_same_seeds_are_followed_over_time(page, server):
     ready(page.goto(f"{server[0]}/runs/{id_of('fake')}") and page)
     figure = page.locator(".over-time").first
     ruler, image, caption = figure.locator("input"), figure.locator("img"), figure.locator("figcaption")
-    read = """image => { const pen = Object.assign(document.createElement("canvas"), {width: 1, height: 1}).getContext("2d");
-        pen.drawImage(image, 0, 0); return image.complete && image.naturalWidth ? pen.getImageData(0, 0, 1, 1).data[0] : -1; }"""
+    read = """image => { const pen = document.createElement("canvas").getContext("2d");
+        pen.drawImage(image, 0, 0);
+        return image.complete && image.naturalWidth ? pen.getImageData(0, 0, 1, 1).data[0] : -1; }"""
     ruler.focus()
     page.keyboard.press("Home")
     shown = []
