@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from starlette.testclient import TestClient
@@ -60,22 +60,33 @@ def served(folder, *options):
 
 
 @contextmanager
-def browser_page(address, token, **settings):
-    """A page of Chromium that has the cookie; whatever the console says is an error."""
+def chromium():
+    """A browser."""
     from playwright.sync_api import sync_playwright
 
-    lines = []
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
-        page = browser.new_context(**settings).new_page()
+        try:
+            yield browser
+        finally:
+            browser.close()
+
+
+@contextmanager
+def browser_page(address, token, browser=None, **settings):
+    """A page of Chromium that has the cookie, in a new browser if none is given; the console stays empty."""
+    lines = []
+    with nullcontext(browser) if browser else chromium() as opened:
+        context = opened.new_context(**settings)
+        page = context.new_page()
         page.on("console", lambda message: lines.append(message.text))
         page.on("pageerror", lambda error: lines.append(str(error)))
         page.goto(f"{address}/?token={token}")
         try:
             yield page
         finally:
-            browser.close()
-    assert not lines
+            context.close()
+    assert not lines, lines
 
 
 @contextmanager

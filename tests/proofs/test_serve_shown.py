@@ -15,7 +15,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from serving import CHROMIUM, RUN, browser_page, ready, served, until
+from serving import CHROMIUM, RUN, browser_page, chromium, ready, served, until
 from small import write_pictures
 from test_report import facts, fake_run, flat
 from test_results import CURRENT, MEASURE, SET
@@ -69,10 +69,16 @@ def server(folder):
         yield address, token
 
 
+@pytest.fixture(scope="module")
+def browser():
+    with chromium() as browser:
+        yield browser
+
+
 @pytest.fixture
-def page(request, server):
+def page(request, server, browser):
     viewport = getattr(request, "param", WIDE)
-    with browser_page(*server, viewport=viewport) as page:
+    with browser_page(*server, browser, viewport=viewport) as page:
         dialogs = []
         page.on("dialog", lambda dialog: dialogs.append(dialog.message) or dialog.dismiss())
         yield page
@@ -223,14 +229,14 @@ def test_hostile_captions_and_notes_are_text(page, server, folder):
 
 
 def test_a_run_with_a_hostile_name_is_text_everywhere(page, server, folder):
-    name = "<b onmouseover=alert(3)>x</b>'\"&"
+    name = "<b onmouseover=alert(3)>x'\"&"
     write_json(fake_run(folder / name, flat, steps=3) / "run.json", facts(name=name, classes=[name]))
     try:
         for place in ("/", f"/runs/{id_of(name)}", f"/runs/{id_of(name)}/gallery",
                       f"/compare?runs={RUN}&runs={id_of(name)}"):  # fmt: skip
             ready(page.goto(f"{server[0]}{place}") and page)
             assert name in page.locator("main").inner_text() or name.upper() in page.locator("main").inner_text()
-            assert page.locator("main b:text-is('x')").count() == 0
+            assert page.locator("main b[onmouseover]").count() == 0
     finally:
         shutil.rmtree(folder / name)
 
@@ -283,7 +289,9 @@ def test_by_the_keyboard_alone_a_part_of_a_picture_is_painted_over(page, server)
     page.keyboard.press("Escape")
     assert not page.locator("#editor[open]").count()
     page.keyboard.press("Enter")
-    tab_to(page, "#brush")
+    tab_to(page, "#editing [data-field=width]")
+    page.keyboard.press("End")
+    tab_to(page, "#brush", "Shift+Tab")
     for _ in range(20):
         page.keyboard.press("ArrowLeft")
         page.keyboard.press("ArrowUp")
