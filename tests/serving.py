@@ -1,12 +1,13 @@
 """A server for tests: without a socket, or as a process of its own."""
 
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from starlette.testclient import TestClient
@@ -59,22 +60,53 @@ def served(folder, *options):
 
 
 @contextmanager
-def browser_page(address, token, **settings):
-    """A page of Chromium that has the cookie; whatever the console says is an error."""
+def chromium():
+    """A browser."""
     from playwright.sync_api import sync_playwright
 
-    lines = []
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
-        page = browser.new_context(**settings).new_page()
+        try:
+            yield browser
+        finally:
+            browser.close()
+
+
+@contextmanager
+def browser_page(address, token, browser=None, **settings):
+    """A page of Chromium that has the cookie, in a new browser if none is given; the console stays empty."""
+    lines = []
+    with nullcontext(browser) if browser else chromium() as opened:
+        context = opened.new_context(**settings)
+        page = context.new_page()
         page.on("console", lambda message: lines.append(message.text))
         page.on("pageerror", lambda error: lines.append(str(error)))
         page.goto(f"{address}/?token={token}")
         try:
             yield page
         finally:
-            browser.close()
-    assert not lines
+            context.close()
+    assert not lines, lines
+
+
+@contextmanager
+def traced(page):
+    """A list that afterwards has the tasks of Chromium: thread, end in microseconds, milliseconds of processor time.
+
+    Processor time does not depend on what else the machine does, as the clock does. The first element is the moment of
+    the first contentful paint, or None.
+    """
+    seen = []
+    page.context.browser.start_tracing(page=page, categories=["toplevel", "loading"])
+    yield seen
+    events = json.loads(page.context.browser.stop_tracing())["traceEvents"]
+    threads = {(each["pid"], each["tid"]): each["args"]["name"] for each in events if each["name"] == "thread_name"}
+    paints = [each["ts"] for each in events if each["name"] == "firstContentfulPaint"]
+    seen.append(max(paints, default=None))
+    for each in events:
+        thread = threads.get((each["pid"], each["tid"]), "")
+        if each["name"] == "ThreadControllerImpl::RunTask" and "tdur" in each and "Perfetto" not in thread:
+            seen.append((thread, each["ts"] + each["dur"], each["tdur"] / 1000))
 
 
 def ready(page):

@@ -35,7 +35,6 @@ from calotype.serve.gallery import Gallery
 from calotype.serve.launching import Launcher, why_stopped
 from calotype.serve.library import id_of
 from calotype.serve.trained import is_at_hand, read_trained
-from calotype.serve.worker import ENLARGING_STRENGTH
 from calotype.types import UserError, no_progress
 
 
@@ -196,11 +195,12 @@ def test_variations_films_and_steps(client, model):
 def test_a_picture_is_enlarged_also_without_a_stage_for_it(client, model):
     place = f"/api/runs/{RUN}/samples"
     (first,) = done(client, client.post(place, json={"count": 1, "seed": 1, "label": "a"}))["gallery"]
-    asked = {"kind": "enlarge", "of": first, "seed": 1, "label": "a"}
-    (large,) = done(client, client.post(place, json=asked))["gallery"]
-    picture = model.sample(1, "a", 1)[0].resize((32, 32), Image.Resampling.LANCZOS)
-    (expected,) = model.redraw(picture, ENLARGING_STRENGTH, label="a", seed=1, size=(32, 32))
-    assert np.array_equal(Image.open(io.BytesIO(client.get(f"/runs/{RUN}/pictures/{large}").content)), expected)
+    interpolated = model.sample(1, "a", 1)[0].resize((32, 32), Image.Resampling.LANCZOS)
+    (redrawn,) = model.redraw(interpolated, 0.3, label="a", seed=1, size=(32, 32))
+    for more, expected in (({}, interpolated), ({"strength": 0.3}, redrawn)):
+        asked = {"kind": "enlarge", "of": first, "seed": 1, "label": "a", **more}
+        (large,) = done(client, client.post(place, json=asked))["gallery"]
+        assert np.array_equal(Image.open(io.BytesIO(client.get(f"/runs/{RUN}/pictures/{large}").content)), expected)
     assert "seed 1 · enlarged · a" in client.get(f"/runs/{RUN}/gallery").text
 
 

@@ -11,11 +11,12 @@ import sys
 import zipfile
 from pathlib import Path
 
+import psutil
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from serving import CHROMIUM, browser_page, ready, served, until
+from serving import CHROMIUM, browser_page, ready, served, traced, until
 from small import write_pictures
 from test_report import facts, fake_run, flat
 
@@ -50,7 +51,7 @@ def trained(server, folder, tmp_path_factory):
         page.get_by_text("There are none yet.").wait_for()
         page.click("text=Train on a folder of pictures")
         ready(page).set_input_files("#files", str(pictures))
-        page.get_by_text("60 files are here.").wait_for()
+        page.get_by_text("60 pictures are here.").wait_for()
         assert page.get_by_label("Name of the run").input_value() == "my pets"
         page.get_by_label("Side of the pictures").select_option("32")
         page.get_by_label("Time for all of it").fill("60s")
@@ -305,59 +306,56 @@ def test_two_servers_on_one_host_keep_their_cookies_apart(server, tmp_path):
             page.get_by_role("heading", name="Runs", exact=True).wait_for()
 
 
-def first_paint(page, address):
-    """Median of nine loads, in milliseconds."""
-    read = "performance.getEntriesByName('first-contentful-paint')[0]?.startTime ?? 0"
-    took = []
-    for _ in range(9):
-        page.goto(address)
-        took.append(until(lambda: page.evaluate(read), pause=0.1))
-    return sorted(took)[4]
+PAINTED = "performance.getEntriesByName('first-contentful-paint')[0]?.startTime ?? 0"
+
+
+def first_paint(page, address, server):
+    """Medians of five loads in milliseconds: by the clock, and of processor time of Chromium and the server."""
+    clock, processor = [], []
+    for _ in range(5):
+        page.goto("about:blank")
+        before = sum(server.cpu_times()[:2])
+        with traced(page) as tasks:
+            page.goto(address)
+            clock.append(until(lambda: page.evaluate(PAINTED), pause=0.1))
+        paint, *tasks = tasks
+        ours = 1000 * (sum(server.cpu_times()[:2]) - before)
+        processor.append(ours + sum(took for _, end, took in tasks if end <= paint))
+    return sorted(clock)[2], sorted(processor)[2]
 
 
 def test_the_first_paint_is_below_300_milliseconds(server, many, trained):
-    """On a machine that does nothing else."""
+    """Of processor time, all threads added, so that other programs do not count; by the clock on an idle machine."""
     address, token = server
+    process = psutil.Process(next(each.pid for each in psutil.net_connections() if each.status == "LISTEN"
+                                  and each.laddr.port == int(address.rsplit(":", 1)[1])))  # fmt: skip
     with browser_page(address, token, viewport=WIDE) as page:
-        smallest = first_paint(page, "data:text/html,<p>word")
         for place in ("/", "/new", f"/runs/{trained}", f"/runs/{trained}/gallery"):
-            took = first_paint(page, f"{address}{place}")
-            print(f"first paint of {place}: {took:.0f} ms; of a page of one word: {smallest:.0f} ms")
-            assert took < 300, place
+            clock, processor = first_paint(page, f"{address}{place}", process)
+            print(f"first paint of {place}: {clock:.0f} ms by the clock, {processor:.0f} ms of processor time")
+            assert min(clock, processor) < 300, place
 
 
 SCROLL = """() => new Promise(done => {
-    const frames = [], long = [];
-    const watch = new PerformanceObserver(list => long.push(...list.getEntries().map(task => task.duration)));
-    watch.observe({type: "longtask"});
-    let last = performance.now();
-    const step = now => {
-        frames.push(now - last); last = now; scrollBy(0, 120);
-        frames.length < 120 ? requestAnimationFrame(step) : setTimeout(() => done({frames, long, end: scrollY}), 200);
-    };
+    let frames = 0;
+    const step = () => { scrollBy(0, 120); frames++ < 120 ? requestAnimationFrame(step) : done(scrollY); };
     requestAnimationFrame(step);
 })"""
 
 
-def scrolled(page):
-    """Times of frames in milliseconds, in order of length, and those of tasks of 50 ms or more, while it scrolls."""
-    page.evaluate("document.fonts.ready")
-    page.wait_for_timeout(1000)
-    seen = page.evaluate(SCROLL)
-    return sorted(seen["frames"]), sorted(seen["long"]), seen["end"]
-
-
 def test_the_list_of_200_runs_scrolls_without_a_stutter(server, many):
-    """As smoothly as an empty page of the same height does on this machine at this time."""
+    """No task of the page takes 50 ms of processor time, and a frame less than half of its 16 ms."""
     address, token = server
     with browser_page(address, token, viewport=WIDE) as page:
-        ready(page.goto(f"{address}/new") and page)
-        page.evaluate("document.body.style.minHeight = '16000px'")
-        empty, _, _ = scrolled(page)
         ready(page.goto(f"{address}/") and page)
-        frames, long, end = scrolled(page)
-        print(f"frames: median {frames[60]:.0f} ms, of 120 the 6th longest {frames[-6]:.0f} ms; long tasks: {long}")
-        print(f"of an empty page: median {empty[60]:.0f} ms, the 6th longest {empty[-6]:.0f} ms")
-        assert end > 8000 and frames[60] < empty[60] + 17 and frames[-6] < max(50.0, 2 * empty[-6])
+        page.evaluate("document.fonts.ready")
+        page.wait_for_timeout(1000)
+        with traced(page) as tasks:
+            end = page.evaluate(SCROLL)
+        took = [took for thread, _, took in tasks[1:] if thread == "CrRendererMain"]
+        print(
+            f"scrolled to {end} px: {sum(took) / 120:.1f} ms a frame of processor time, longest task {max(took):.1f} ms"
+        )
+        assert end > 8000 and max(took) < 50 and sum(took) / 120 < 8
         arrived = "[...document.querySelectorAll('.run img')].some(cover => cover.naturalWidth > 0)"
         page.wait_for_function(arrived)  # when it rests

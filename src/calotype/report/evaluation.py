@@ -28,6 +28,10 @@ NAMES = {
     "kernel_distance": "kernel distance", "precision": "precision", "recall": "recall", "density": "density",
     "coverage": "coverage", "psnr": "PSNR, dB", "ssim": "SSIM", "perceptual": "perceptual distance",
 }  # fmt: skip
+READING_OF_TABLES = (
+    "In brackets: the 95 % interval. Other real pictures are the floor of each measure, the value that perfect samples "
+    "would have; noise, or the autoencoder before training, is its ceiling."
+)
 Cells = tuple[str, ...]
 
 
@@ -128,6 +132,7 @@ def evaluation_section(run: Run) -> Html | None:
         bullets(evaluation_notes(result)),
         table(("Measure", *SAMPLED), with_counts(result, result.measures)),
         table(("Measure", *RECONSTRUCTED), with_counts(result, autoencoder)) if autoencoder else None,
+        aside(READING_OF_TABLES),
         class_table(result),
         tag("h3", "Memorisation"),
         tag("p", tag("b", f"{sentence(copies.verdict)}. "), f"{copies.sentence}. {duplicates(copies)}"),

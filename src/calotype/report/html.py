@@ -79,7 +79,7 @@ def square(size: Value) -> str:
     return f"{size:.0f}\u00a0×\u00a0{size:.0f}\u00a0px" if size else ""
 
 
-def definitions(values: Mapping[str, str]) -> Html | None:
+def definitions(values: Mapping[str, Content]) -> Html | None:
     """Terms and their values; those without a value are left out."""
     known = [tag("div", tag("dt", name), tag("dd", value)) for name, value in values.items() if value]
     return tag("dl", *known) if known else None

@@ -80,7 +80,10 @@ def document(title: str, *parts: Content, about: Mapping[str, str] | None = None
         tag("script", type="module", src=place["serve.js"][0]),
     )
     body = tag(
-        "body", Html(NAVIGATION), tag("main", *parts), **{f"data_{key}": value for key, value in (about or {}).items()}
+        "body",
+        navigation((about or {}).get("page")),
+        tag("main", *parts),
+        **{f"data_{key}": value for key, value in (about or {}).items()},
     )
     return f"<!doctype html>\n{live(tag('html', head, body, lang='en')).code}\n"
 
@@ -89,10 +92,15 @@ def sentence_of(text: str) -> str:
     return text[:1].upper() + text[1:].rstrip(".") + "."
 
 
-NAVIGATION = (
-    '<a class="skip" href="#main">To the content</a><nav aria-label="Calotype"><a href="/">Runs</a>'
-    '<a href="/new">New run</a><a href="/words">Words</a></nav><span id="main"></span>'
-)
+def navigation(page: str | None) -> Html:
+    """Links to the pages, of which this is one."""
+    links = [
+        tag("a", words, href=place, aria_current="page" if page == name else None)
+        for name, place, words in (("index", "/", "Runs"), ("new", "/new", "New run"), ("words", "/words", "Words"))
+    ]
+    skip = tag("a", "To the content", class_="skip", href="#main")
+    parts = skip, tag("nav", *links, aria_label="Calotype"), tag("span", id="main")
+    return Html("".join(part.code for part in parts))
 
 
 def live(markup: Html) -> Html:

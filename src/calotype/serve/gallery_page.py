@@ -25,7 +25,8 @@ KIND_WORDS = {
     "develop": "step by step",
     "enlarge": "enlarged",
 }
-ENLARGING = "By the stage of the model that enlarges; where it has none, image-to-image at twice the size"
+ENLARGING = "By the stage of the model that enlarges; where it has none, by interpolation at twice the size"
+PAINTING = "The picture; paint with the pointer, or move with the arrow keys and paint with the space bar"
 MOST_SHOWN = 600
 """Pictures of a page; the archive has all."""
 
@@ -107,15 +108,7 @@ def gallery_figure(run: str, entry: dict[str, Any]) -> Html:
     )
     ruler = tag("input", type="range", min=0, max=100, value=100, step="any", aria_label="From noise to the picture")
     shown: list[Content] = [image, ruler, tag("small", "Left: noisy. Right: the estimate.")] if steps else [image]
-    star = tag(
-        "button",
-        "★",
-        type="button",
-        data_star="1",
-        aria_pressed="true" if entry.get("star") else "false",
-        aria_label="Star",
-    )
-    buttons: list[Content] = [star]
+    buttons: list[Content] = []
     if entry.get("kind") not in ("interpolate", "develop"):
         buttons += [
             tag("button", "Vary", type="button", data_vary="1", title="Image-to-image, or the brush: inpainting"),
@@ -123,23 +116,27 @@ def gallery_figure(run: str, entry: dict[str, Any]) -> Html:
             tag("button", "Again", type="button", data_again="1", title="Put its settings into the form"),
         ]
     name = "film.webp" if film else "picture.png"
-    buttons += [
-        tag("a", "Save", href=place, download=f"{entry.get('seed', 0)}-{entry.get('index', 0)}-{name}"),
-        tag("button", "×", type="button", data_remove="1", aria_label="Remove", title="Remove"),
-    ]
+    buttons.append(tag("a", "Save", href=place, download=f"{entry.get('seed', 0)}-{entry.get('index', 0)}-{name}"))
     bar = tag("div", *buttons, class_="bar-of-picture")
     about = json.dumps({key: value for key, value in entry.items() if key not in ("order", "star")})
-    caption, wide = tag("figcaption", caption_of(entry)), "1" if steps else None
     return tag(
         "figure",
         *shown,
         nearest_of(place, entry),
-        caption,
+        starred_caption(entry),
         bar,
         data_picture=entry["id"],
         data_about=about,
-        data_wide=wide,
+        data_wide="1" if steps else None,
     )
+
+
+def starred_caption(entry: dict[str, Any]) -> Html:
+    """Its star, how it was made, and the button that removes it."""
+    pressed = "true" if entry.get("star") else "false"
+    star = tag("button", type="button", data_star="1", aria_pressed=pressed, aria_label="Star", title="Star")
+    remove = tag("button", "×", type="button", data_remove="1", aria_label="Remove", title="Remove")
+    return tag("figcaption", star, tag("span", caption_of(entry)), remove)
 
 
 def nearest_of(place: str, entry: dict[str, Any]) -> Html | None:
@@ -168,11 +165,12 @@ def editor() -> Html:
             tag("h2", "Variations"),
             tag(
                 "p",
-                "Paint over what is to be made anew (inpainting), or leave the picture unpainted to vary all of it.",
+                "Paint over what is to be made anew (inpainting), or leave the picture unpainted to vary all of it. "
+                "Without a pointer: the arrow keys move the brush, and the space bar paints.",
             ),
             tag(
                 "div",
-                tag("canvas", id="brush", tabindex="0", aria_label="The picture; paint with the pointer"),
+                tag("canvas", id="brush", tabindex="0", aria_label=PAINTING),
                 class_="easel",
             ),
             tag(

@@ -158,6 +158,8 @@ def why_stopped(run: Run, about: dict[str, Any], lines: Sequence[str]) -> str:
     if code in (-9, 137):
         return sentence_of(OUT_OF_MEMORY)
     reason = next((line for line in reversed(lines) if line.startswith("calotype: ")), "").removeprefix("calotype: ")
+    if code not in (None, 0, 130) and reason:  # it could not go on
+        return sentence_of(reason)
     if status == "interrupted":
         return f"It was asked to stop after {spent}, and has saved what it had learned. Resume goes on from there."
     if status == "failed":

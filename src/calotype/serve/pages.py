@@ -33,12 +33,18 @@ NUMERIC = ("seconds", "psnr", "held_out_loss", "fd_lite0")
 MOST_SIDE_BY_SIDE, MOST_DIFFERENCES = 8, 80
 
 
+EMPTY = aside(
+    "Drop a folder of your own pictures and say how long it may take; after that time there is a model that makes new "
+    "ones. Without pictures at hand, leave the folder empty: it trains on the embedded portraits."
+)
+
+
 def index_page(runs: Sequence[tuple[str, RunSummary]], starting: Sequence[tuple[str, str]]) -> str:
     going = sum(run.state == "training" for _, run in runs) + len(starting)
     lede = f"{count(len(runs))} run{'s' * (len(runs) != 1)}" + (f", {going} in training." if going else ".")
     new = tag("p", link("/new", "Train on a folder of pictures", "button"), class_="actions")
     if not runs and not starting:
-        return document("Runs", masthead([], "Runs", "There are none yet."), new, about={"page": "index"})
+        return document("Runs", masthead([], "Runs", "There are none yet."), new, EMPTY, about={"page": "index"})
     return document(
         "Runs",
         masthead([], "Runs", lede),
@@ -216,17 +222,15 @@ def drop_area() -> Html:
 def compare_page(folders: Sequence[tuple[str, Path]]) -> str:
     """Figures, curves over each other, and how the recipes differ."""
     runs = {key: read_run(folder) for key, (_, folder) in zip(ascii_uppercase, folders, strict=False)}
-    names = definitions({f"Run {key}": f"{run.folder.name}, {date(run.state.created)}" for key, run in runs.items()})
-    query = "&".join(f"runs={run}" for run, _ in folders)
-    covers = strip(
-        tag(
-            "figure",
-            tag("img", src=f"/runs/{run}/grid", alt=f"Samples of {folder.name}", loading="lazy"),
-            tag("figcaption", f"{key}: {folder.name}."),
-            class_="frame",
-        )
-        for key, (run, folder) in zip(ascii_uppercase, folders, strict=False)
+    places = dict(zip(ascii_uppercase, (run for run, _ in folders), strict=False))
+    names = definitions(
+        {
+            f"Run {key}": tag("span", link(f"/runs/{places[key]}", run.folder.name), f", {date(run.state.created)}")
+            for key, run in runs.items()
+        }
     )
+    query = "&".join(f"runs={run}" for run, _ in folders)
+    covers = strip(compared_samples(key, places[key], run.folder) for key, run in runs.items())
     return document(
         "Runs side by side",
         masthead(["runs side by side"], f"{len(runs)} runs", facts=names),
@@ -239,6 +243,13 @@ def compare_page(folders: Sequence[tuple[str, Path]]) -> str:
         section("Recipes", differing_settings(runs) or "All settings are equal."),
         about={"page": "compare"},
     )
+
+
+def compared_samples(key: str, run: str, folder: Path) -> Html:
+    there = (folder / "samples" / "grid.png").is_file()
+    image = tag("img", src=f"/runs/{run}/grid", alt=f"Samples of {folder.name}", loading="lazy") if there else None
+    caption = tag("figcaption", f"{key}: {folder.name}" + ("." if there else ": no samples yet."))
+    return tag("figure", image, caption, class_="frame")
 
 
 def differing_settings(runs: dict[str, Run]) -> Html | None:

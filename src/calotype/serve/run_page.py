@@ -163,18 +163,17 @@ def actions(view: RunView) -> Html:
     if view.owner is not None:
         buttons.append(action(view, "stop", "Stop", "It saves what it has learned, and can go on later."))
     elif view.state == "finished":
-        buttons.append(action(view, "resume", "Train further", "More time for its networks.", budget="30m"))
+        buttons.append(action(view, "resume", "Train further", "More time for its networks.", data_budget="30m"))
     elif view.state != "unknown":
-        buttons.append(action(view, "resume", "Resume", "It goes on where it was."))
+        buttons.insert(0, action(view, "resume", "Resume", "It goes on where it was.", class_="button"))
     if (view.run.folder / "report.html").is_file():
         buttons.append(link(f"{view.place}/report", "Report"))
     buttons += [copy_button(command, words) for words, command in commands_of(view)]
     return tag("p", *buttons, class_="actions")
 
 
-def action(view: RunView, name: str, words: str, hint: str, **fields: str) -> Html:
-    about = {f"data_{key}": value for key, value in fields.items()}
-    return tag("button", words, type="button", title=hint, data_post=f"/api/runs/{view.id}/{name}", **about)
+def action(view: RunView, name: str, words: str, hint: str, **attributes: str) -> Html:
+    return tag("button", words, type="button", title=hint, data_post=f"/api/runs/{view.id}/{name}", **attributes)
 
 
 def copy_button(text: str, words: str) -> Html:
@@ -306,4 +305,8 @@ def page_of_start(run: str, name: str, about: dict[str, Any], lines: Sequence[st
         "p", copy_button(str(about.get("command", "")), "Copy as command"), link("/new", "New run"), class_="actions"
     )
     info = {"page": "start", "run": run, "over": "1" if why else ""}
-    return document(name, masthead(["new run"], name, lede), stopped, copy, section("Output", text), about=info)
+    waiting = None if why else tag("progress", aria_label="Planning")
+    hint = None if why else aside("Training begins after half a minute or so; this page follows by itself.")
+    return document(
+        name, masthead(["new run"], name, lede), waiting, hint, stopped, copy, section("Output", text), about=info
+    )

@@ -166,9 +166,9 @@ def cover(request: Request) -> Response:
 
 
 def cover_file(folder: Path) -> Path | None:
-    """The grid of samples, else the newest preview of a denoiser."""
-    made = sorted((folder / "previews").glob("denoiser-0*.png"))
-    files = (folder / "samples" / "grid.png", *reversed(made))
+    """The grid of samples, else the newest preview of a denoiser, else that of an autoencoder."""
+    made = (sorted((folder / "previews").glob(f"{leg}-0*.png")) for leg in ("denoiser", "autoencoder"))
+    files = (folder / "samples" / "grid.png", *(file for files in made for file in reversed(files)))
     return next((file for file in files if file.is_file() and leads_inside(folder, file)), None)
 
 

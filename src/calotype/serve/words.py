@@ -61,6 +61,18 @@ TERMS: dict[str, tuple[str, str]] = {
         "Distance between the features of samples and of real pictures, as FID. Lower is better, at equal n.",
         "Khoảng cách giữa đặc trưng của ảnh mẫu và ảnh thật, như FID. Càng thấp càng tốt, với cùng n.",
     ),
+    "interval": (
+        "A range around a measured value, which holds the true value in 95 of 100 repetitions of the measurement.",
+        "Khoảng quanh giá trị đo được, chứa giá trị thật trong 95 trên 100 lần đo lặp lại.",
+    ),
+    "floor": (
+        "The same measure of other real pictures: the value that perfect samples would have.",
+        "Cùng phép đo trên các ảnh thật khác: giá trị mà ảnh mẫu hoàn hảo sẽ đạt.",
+    ),
+    "ceiling": (
+        "The same measure of noise, or of an autoencoder before training: the value of a model that knows nothing.",
+        "Cùng phép đo trên nhiễu, hoặc trên bộ tự mã hoá chưa huấn luyện: giá trị của mô hình chưa biết gì.",
+    ),
     "images seen": (
         "How many pictures training has looked at, repeats counted.",
         "Số ảnh mà quá trình huấn luyện đã xem, tính cả lặp lại.",

@@ -52,7 +52,7 @@ async function explain(root) {
   explain.terms ??= fetch("/words.json").then(answer => answer.json());
   const terms = await explain.terms, byLower = new Map(Object.keys(terms).map(term => [term.toLowerCase(), term]));
   const longest = [...byLower.keys()].sort((a, b) => b.length - a.length).map(term => term.replace(/[.*+?^${}()|[\]\\]/g, "\\$&"));
-  const pattern = new RegExp(`(?<![\\p{L}\\d-])(${longest.join("|")})(?![\\p{L}\\d])`, "giu");
+  const pattern = new RegExp(`(?<![\\p{L}\\d._-])(${longest.join("|")})(?![\\p{L}\\d_]|\\.\\p{L})`, "giu");
   for (const section of root.matches("section, header, .panel") ? [root] : [root, ...all("section", root)]) {
     const used = new Set(all(".term", section).map(term => term.textContent.toLowerCase()));
     const walker = document.createTreeWalker(section, NodeFilter.SHOW_TEXT);
@@ -265,14 +265,17 @@ async function askForPictures(form, body, headers) {
 // Asks for a job and follows it to its end; what goes wrong is written into the form.
 async function work(address, body, headers) {
   const state = one("#sampling output"), bar = one("#sampling progress"), cancel = one("#cancel");
+  state.className = "";
   state.textContent = "In the queue …";
   let last = null;
   try {
     const job = await ask("POST", address, body, headers);
     if (job.id) last = await followed(job, state, bar, cancel);
     state.textContent = last?.reason || {cancelled: "Cancelled."}[last?.state] || "";
+    state.classList.toggle("wrong", Boolean(last?.reason));
   } catch (error) {
     state.textContent = error.message;
+    state.className = "wrong";
   }
   cancel.hidden = bar.hidden = true;
   return last;
@@ -351,7 +354,7 @@ function gallery() {
       await send(address, {star});
       button.setAttribute("aria-pressed", star);
     }
-    if (button.dataset.remove) { await ask("DELETE", address); figure.remove(); }
+    if (button.dataset.remove && confirm("Remove this picture?")) { await ask("DELETE", address); figure.remove(); }
     if (button.dataset.vary) edit(figure.dataset.picture, one("img", figure));
     if (button.dataset.enlarge) {
       const asked = {kind: "enlarge", of: figure.dataset.picture};
@@ -376,13 +379,13 @@ function gallery() {
 }
 
 // The brush paints on a canvas above the picture; what it has painted is sent as a mask, white on black.
-const easel = {mask: null, picture: null, of: null};
+const easel = {mask: null, picture: null, of: null, at: [0, 0]}, PAINT = "#d6336c";
 
 function edit(id, image) {
   const canvas = one("#brush");
   Object.assign(easel, {of: id, picture: image, mask: document.createElement("canvas")});
   for (const each of [canvas, easel.mask]) { each.width = image.naturalWidth; each.height = image.naturalHeight; }
-  easel.painted = false;
+  Object.assign(easel, {painted: false, from: null, at: [canvas.width / 2, canvas.height / 2]});
   paint();
   one("#editor").showModal();
 }
@@ -393,28 +396,54 @@ function paint() {
   pen.globalAlpha = .7;
   pen.drawImage(easel.mask, 0, 0);
   pen.globalAlpha = 1;
+  if (!canvas.matches(":focus-visible")) return;
+  pen.strokeStyle = PAINT;
+  pen.beginPath();
+  pen.arc(...easel.at, brushWidth() / 2, 0, 7);
+  pen.stroke();
 }
+const brushWidth = () => Number(field(one("#editing"), "width").value) / 100 * one("#brush").width;
 
 function stroke(event) {
-  const canvas = one("#brush"), box = canvas.getBoundingClientRect(), pen = easel.mask.getContext("2d");
-  const scale = canvas.width / box.width, width = Number(field(one("#editing"), "width").value) / 100 * canvas.width;
-  const at = [(event.clientX - box.left) * scale, (event.clientY - box.top) * scale];
-  pen.strokeStyle = "white";
-  pen.lineWidth = width;
+  const canvas = one("#brush"), box = canvas.getBoundingClientRect(), scale = canvas.width / box.width;
+  strokeTo([(event.clientX - box.left) * scale, (event.clientY - box.top) * scale]);
+}
+
+function strokeTo(at) {
+  const pen = easel.mask.getContext("2d");
+  pen.strokeStyle = PAINT;
+  pen.lineWidth = brushWidth();
   pen.lineCap = pen.lineJoin = "round";
   pen.beginPath();
   pen.moveTo(...(easel.from || at));
   pen.lineTo(at[0] + .01, at[1]);
   pen.stroke();
-  easel.from = at;
-  easel.painted = true;
+  Object.assign(easel, {from: at, at, painted: true});
   paint();
+}
+
+// The arrow keys move the brush by half its width; the space bar paints, and while it is held a line.
+function brushKeys(canvas) {
+  const ways = {ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1]};
+  const inside = (value, end) => Math.min(Math.max(value, 0), end);
+  let down = false;
+  canvas.addEventListener("keydown", event => {
+    const way = ways[event.key], by = brushWidth() / 2;
+    if (!way && event.key !== " ") return;
+    event.preventDefault();
+    if (way) easel.at = [inside(easel.at[0] + way[0] * by, canvas.width), inside(easel.at[1] + way[1] * by, canvas.height)];
+    else if (!down) { down = true; easel.from = null; }
+    if (down) strokeTo(easel.at); else paint();
+  });
+  canvas.addEventListener("keyup", event => { if (event.key === " ") down = false; });
+  for (const name of ["focus", "blur"]) canvas.addEventListener(name, () => { down = false; if (easel.mask) paint(); });
 }
 
 function editing() {
   const dialog = one("#editor"), form = one("#editing"), canvas = one("#brush");
   canvas.addEventListener("pointerdown", event => { canvas.setPointerCapture(event.pointerId); easel.from = null; stroke(event); });
   canvas.addEventListener("pointermove", event => { if (event.buttons) stroke(event); });
+  brushKeys(canvas);
   one("#unpaint").addEventListener("click", () => { easel.mask.width = easel.mask.width; easel.painted = false; paint(); });
   one("#close").addEventListener("click", () => dialog.close());
   form.addEventListener("submit", async event => {
@@ -426,10 +455,11 @@ function editing() {
     if (easel.painted) {
       const flat = document.createElement("canvas"), pen = flat.getContext("2d");
       [flat.width, flat.height] = [canvas.width, canvas.height];
-      pen.fillRect(0, 0, flat.width, flat.height);
-      pen.drawImage(easel.mask, 0, 0);
-      const pixels = pen.getImageData(0, 0, flat.width, flat.height);
-      pixels.data.forEach((value, place) => { pixels.data[place] = place % 4 === 3 || value > 127 ? 255 : 0; });
+      const pixels = easel.mask.getContext("2d").getImageData(0, 0, flat.width, flat.height), data = pixels.data;
+      for (let place = 0; place < data.length; place += 4) {
+        data.fill(data[place + 3] > 127 ? 255 : 0, place, place + 3);
+        data[place + 3] = 255;
+      }
       pen.putImageData(pixels, 0, 0);
       const opaque = await new Promise(done => flat.toBlob(done, "image/jpeg", 1));
       body.append("mask", opaque, "mask.jpg");
@@ -442,7 +472,7 @@ function editing() {
 
 // -- A new run --------------------------------------------------------------------------------------------------------
 
-const uploaded = {id: "", files: 0};
+const uploaded = {id: ""};
 
 async function* filesIn(entry, path = "") {
   if (entry.isFile) { yield [path + entry.name, await new Promise((done, fail) => entry.file(done, fail))]; return; }
@@ -459,7 +489,8 @@ async function upload(files) {
   const id = [...crypto.getRandomValues(new Uint8Array(8))].map(byte => byte.toString(16).padStart(2, "0")).join("");
   const tops = new Set(files.map(([path]) => path.split("/")[0]));
   const below = tops.size === 1 && files.every(([path]) => path.includes("/")) ? 1 : 0;
-  const refused = [];
+  const refused = [], texts = /\.(txt|jsonl?|csv|tsv)$/i;
+  let pictures = 0;
   bar.hidden = false;
   let done = 0;
   for (const [path, file] of files) {
@@ -467,7 +498,7 @@ async function upload(files) {
     if (!place.split("/").some(part => part.startsWith("."))) {
       try {
         await ask("POST", `/api/uploads/${id}?path=${encodeURIComponent(place)}`, file, {"Content-Type": "application/octet-stream"});
-        uploaded.files += 1;
+        if (!texts.test(place)) pictures += 1;
       } catch (error) { refused.push(error.message); }
     }
     bar.value = ++done / files.length;
@@ -476,7 +507,7 @@ async function upload(files) {
   uploaded.id = files.length > refused.length ? id : "";
   bar.hidden = true;
   const left = refused.length ? ` ${refused.length} left out: ${refused[0]}` : "";
-  state.textContent = `${(files.length - refused.length).toLocaleString("en")} files are here.${left}`;
+  state.textContent = `${pictures.toLocaleString("en")} picture${pictures === 1 ? " is" : "s are"} here.${left}`;
   const name = field(one("#new"), "name");
   if (!name.value && below) name.value = [...tops][0].replace(/[^\p{L}\p{N}_ .()-]/gu, "-").slice(0, 80);
 }
@@ -500,13 +531,23 @@ function newRun() {
   });
   form.addEventListener("submit", async event => {
     event.preventDefault();
-    state.textContent = "";
+    state.textContent = state.className = "";
     try {
       const given = fieldsOf(form);
       const {page: place} = await send("/api/runs", {...given, size: Number(given.size), upload: given.path ? "" : uploaded.id});
       location.href = place;
-    } catch (error) { state.textContent = error.message; }
+    } catch (error) { state.textContent = error.message; state.className = "wrong"; }
   });
+}
+
+// The pictures are read and the plan is made: the page is asked for again until there is a run.
+async function starting() {
+  try {
+    const answer = await fetch(location.href), next = new DOMParser().parseFromString(await answer.text(), "text/html");
+    if (next.body.dataset.page !== "start" || next.body.dataset.over) return location.reload();
+    one("section").replaceWith(one("section", next));
+  } catch { /* the server does not answer: later */ }
+  setTimeout(starting, 2000);
 }
 
 // -- Which page this is -----------------------------------------------------------------------------------------------
@@ -516,6 +557,6 @@ listOfRuns();
 if (page.page === "run") { sliders(document); follow(); }
 if (page.page === "gallery") gallery();
 if (page.page === "new") newRun();
-if (page.page === "start" && !page.over) setTimeout(() => location.reload(), 2000);
+if (page.page === "start" && !page.over) setTimeout(starting, 2000);
 if (page.page && page.page !== "words") { explain(one("main")); explainFields(); }
 document.body.dataset.ready = "1";
