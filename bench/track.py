@@ -38,9 +38,10 @@ from peers import TASK, Task
 from scoring import Measures, Track
 from sets import SETS, fingerprint
 
-from calotype.cli.process import LARGEST_KEPT, MOST_KEPT, SPINS
+from calotype.cli.process import SPINS
 from calotype.cli.quantities import seconds
 from calotype.data.images import grid, images_from_pixels, pils_from_images
+from calotype.heap import LARGEST_KEPT, MOST_KEPT
 from calotype.machine import examine
 from calotype.types import Images, UserError
 

@@ -168,7 +168,7 @@ CRITIC_LEARN = OptimizerConfig(learning_rate=4e-4, betas=(0.5, 0.9))
 
 class AutoencoderRecipe(LegConfig):
     batch: BatchSize = Field(default=8, description="Pictures in a step.")
-    network: Annotated[AutoencoderNetwork, Field(discriminator="kind")] = VaeConfig()
+    network: Annotated[AutoencoderNetwork, Field(discriminator="kind", description="The network.")] = VaeConfig()
     critic: CriticConfig = CriticConfig()
     losses: AutoencoderLossConfig = AutoencoderLossConfig()
     crop: CropSide = 0
@@ -191,8 +191,8 @@ class DenoiserRecipe(DiffusionConfig):
     """The denoiser of the first stage."""
 
     batch: BatchSize = Field(default=32, description="Pictures in a step.")
-    backbone: Backbone = DitConfig()
-    schedule: Schedule = Flow()
+    backbone: Backbone = Field(default=DitConfig(), description="The network.")
+    schedule: Schedule = Field(default=Flow(), description="Noise levels in training and sampling.")
     scaling: ScalingName = Field(default="flow", description="What the network predicts.")
     sigma_data: SigmaData = 1.0
     """Standard deviation of what is to be made: 1 in latents, about 0.5 in pixels."""
@@ -219,7 +219,8 @@ class EnlargeRecipe(DiffusionConfig):
     """A stage in pixels that is conditioned on the low-resolution picture of the stage before it."""
 
     backbone: Backbone = UnetConfig(patch=4, width=64, multiples=(1, 2, 2), attention_levels=())
-    schedule: Schedule = Karras()
+    """The network."""
+    schedule: Schedule = Field(default=Karras(), description="Noise levels in training and sampling.")
     scaling: ScalingName = Field(default="edm", description="What the network predicts.")
     sigma_data: float = Field(default=0.0, strict=True, ge=0, le=1e3)
     """Standard deviation of pictures about the enlarged low-resolution one; 0 with a prior, which has its own.
@@ -228,7 +229,7 @@ class EnlargeRecipe(DiffusionConfig):
     """
     prior: PriorName = "gaussian"
     """The closed-form denoiser beside the network: Gaussians of high-resolution patches, or none."""
-    augmentation: Augmentation = NoiseAugmentation()
+    augmentation: Augmentation = Field(default=NoiseAugmentation(), description="Of the low-resolution picture.")
     crop: CropSide = 0
     """Side of the random crops to train on; 0: whole pictures."""
     exposure: ExposureConfig = ExposureConfig()
