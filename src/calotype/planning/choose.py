@@ -55,12 +55,13 @@ AUTOENCODER_RATE, FINETUNE_RATE = 2e-3, 1e-4
 STEPS = 12
 """Steps of the sampler in latents: with 24, portraits are nearer to real ones by 10 at most, and more of them lose
 features (dev/LOG.md, 2026-11-28)."""
-PRIOR_GUIDANCE = {"guide": "prior", "guidance": 3.0, "guidance_slope": 0.75}
-"""Guidance away from the prior, the best guide in a sweep over portraits (dev/LOG.md, 2026-11-28)."""
+PRIOR_GUIDANCE = {"guide": "prior", "guidance": 3.0, "guidance_slope": 0.5}
+"""Guidance away from the prior, the best guide in a sweep over portraits (dev/LOG.md, 2026-11-28 and 2026-11-29)."""
 FEW_GUIDANCE = 1.5
 """Its scale for fewer than `FEW_PICTURES`, whose prior is crude: 3 exaggerates (dev/LOG.md, 2026-11-28)."""
-CAPTION_PRIOR_GUIDANCE = 0.5
-"""Of the prior itself where there are captions: without it, guidance by the prior loses attributes of the prompts."""
+CAPTION_GUIDANCE_CHANGES = {"guidance_slope": 0.75, "prior_guidance": 0.5}
+"""Where there are captions. Without guidance of the prior itself, guidance by the prior loses attributes of prompts;
+smaller slopes were not tried with prompts."""
 LABEL_GUIDANCE, CAPTION_GUIDANCE = 2.0, 1.3
 """Scales of classifier-free guidance, for models without a prior."""
 CHANNEL_WEIGHTING = 0.5
@@ -180,7 +181,7 @@ def choose_guidance(pictures: Pictures, settings: dict[str, Any]) -> dict[str, A
     captioned = (denoiser.get("text") or choose_text(pictures.captions, 64, 1)).get("kind") != "none"
     if denoiser.get("prior") != "none":
         few = {"guidance": FEW_GUIDANCE} if pictures.trained < FEW_PICTURES else {}
-        return PRIOR_GUIDANCE | few | ({"prior_guidance": CAPTION_PRIOR_GUIDANCE} if captioned else {})
+        return PRIOR_GUIDANCE | few | (CAPTION_GUIDANCE_CHANGES if captioned else {})
     return {"guidance": CAPTION_GUIDANCE if captioned else LABEL_GUIDANCE if pictures.classes else 1.0}
 
 
