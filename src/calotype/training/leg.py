@@ -120,10 +120,9 @@ def train_leg(
 ) -> None:  # fmt: skip
     """Trains a leg from its newest checkpoint to its end. Raises `Interrupted` after saving, if `stop` is set.
 
-    `prepare` is called before the first step, if there is one.
-    `say` and the log get a line for each damaged checkpoint that was passed over, and where the leg overfitted. Of
-    several ranks the first restores, validates, controls and saves (of sharded states each rank its pieces); all stop
-    at the same step.
+    `prepare` is called before the first step, if there is one; `say` and the log get a line for each damaged checkpoint
+    that was passed over, and where the leg overfitted. Of several ranks the first restores, validates, controls and
+    saves (of sharded states each rank its pieces); all stop at the same step.
     """
 
     def note(text: str) -> None:
@@ -131,9 +130,7 @@ def train_leg(
         say(f"{leg.name}: {text}")
 
     ranks = division.ranks
-    stopping = begin_leg(run, leg, ranks, note)
-    if leg.progress.fraction < 1:
-        prepare()
+    stopping = begin_leg(run, leg, ranks, note, prepare)
     progress, validating, save = leg.progress, 0.0, partial(save_leg, run, leg, ranks, limits.milestones)
     log = StepLog(run, leg.name, progress, bar)
     guard_due = at_fractions(leg.guard.fractions if leg.guard else (), progress.fraction)
@@ -177,8 +174,13 @@ def train_leg(
         shutil.rmtree(stopping.folder, ignore_errors=True)
 
 
-def begin_leg(run: Run, leg: Leg[object], ranks: Ranks, note: Note) -> EarlyStopping:
-    """Brings all ranks to the newest whole checkpoint, as the first chooses it, and validation to where it was."""
+def begin_leg(
+    run: Run, leg: Leg[object], ranks: Ranks, note: Note, prepare: Callable[[], object] = lambda: None
+) -> EarlyStopping:
+    """Brings all ranks to the newest whole checkpoint, as the first chooses it, and validation to where it was.
+
+    `prepare` is called where there are steps left.
+    """
     restored = ranks.say(lambda: resume_leg(run, leg, note))
     if not leg.sharded:
         share_leg(ranks, leg)
@@ -188,6 +190,8 @@ def begin_leg(run: Run, leg: Leg[object], ranks: Ranks, note: Note) -> EarlyStop
     stopping = EarlyStopping(run.folder / "checkpoints" / f"best-{leg.name}", leg.states, validation)
     if ranks.first and leg.progress.fraction < 1 and (lost := stopping.forget_lost()):
         note(lost)
+    if leg.progress.fraction < 1:
+        prepare()
     return stopping
 
 
