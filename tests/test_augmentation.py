@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from calotype.diffusion.augmentation import BlurAugmentation, NoiseAugmentation, draw_levels, gaussian_blur
+from calotype.diffusion.augmentation import BlurAugmentation, NoiseAugmentation, sample_levels, gaussian_blur
 from calotype.priors.patches import enlarged
 from calotype.types import Rng
 
@@ -77,7 +77,7 @@ def test_blur_looks_at_no_noise_and_noise_adds_its_level(images):
 )
 def test_levels_are_even_between_0_and_the_most_for_the_share(augmentation):
     count, most, share = 4000, augmentation.most, augmentation.share
-    levels = augmentation.draw(count, RNG)
+    levels = augmentation.sample_level(count, RNG)
     assert levels.min() >= 0 and levels.max() <= most
     used = levels[levels > 0]
     assert abs(len(used) / count - share) <= 4 * (share * (1 - share) / count) ** 0.5 + 1 / count
@@ -87,7 +87,7 @@ def test_levels_are_even_between_0_and_the_most_for_the_share(augmentation):
 
 
 def test_levels_are_a_function_of_the_place():
-    one, same, other = (draw_levels(1.0, 0.5, 50, rng) for rng in (RNG, RNG, RNG.at(1)))
+    one, same, other = (sample_levels(1.0, 0.5, 50, rng) for rng in (RNG, RNG, RNG.at(1)))
     assert torch.equal(one, same) and not torch.equal(one, other)
 
 

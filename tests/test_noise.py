@@ -91,13 +91,13 @@ def test_shift_of_cosine_moves_log_sigma(shift):
     plain, shifted = Cosine(), Cosine(shift=shift, smallest=0.01 * shift, largest=160.0 * shift)
     expected = torch.tensor(plain.grid(30)[:-1]).log() + math.log(shift)
     assert torch.allclose(torch.tensor(shifted.grid(30)[:-1]).log(), expected, atol=1e-5)
-    moved = shifted.draw(100, Rng((1,))).log() - plain.draw(100, Rng((1,))).log()
+    moved = shifted.sample(100, Rng((1,))).log() - plain.sample(100, Rng((1,))).log()
     assert torch.allclose(moved, torch.tensor(math.log(shift)), atol=1e-5)
 
 
 @pytest.mark.parametrize("schedule", [Cosine(), Cosine(shift=8.0)], ids=repr)
 def test_cosine_stays_within_its_limits(schedule):
-    sigmas = schedule.draw(10_000, Rng((2,)))
+    sigmas = schedule.sample(10_000, Rng((2,)))
     assert sigmas.min() >= 0.0099 and sigmas.max() <= 160.1
 
 
@@ -130,13 +130,13 @@ def uniform_of_time(sigma):
 )
 def test_draws_have_the_stated_distribution(schedule, uniform_of):
     count = 20_000
-    assert distance_to_uniform(uniform_of(schedule.draw(count, Rng((3,))))) < 1.63 / count**0.5  # 1 in 100 by chance
+    assert distance_to_uniform(uniform_of(schedule.sample(count, Rng((3,))))) < 1.63 / count**0.5  # 1 in 100 by chance
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
 def test_draw_is_a_function_of_the_path(schedule):
-    first = schedule.draw(64, Rng(("noise", 1)))
+    first = schedule.sample(64, Rng(("noise", 1)))
     torch.manual_seed(5)
-    assert torch.equal(schedule.draw(64, Rng(("noise", 1))), first)
-    assert not torch.equal(schedule.draw(64, Rng(("noise", 2))), first)
+    assert torch.equal(schedule.sample(64, Rng(("noise", 1))), first)
+    assert not torch.equal(schedule.sample(64, Rng(("noise", 2))), first)
     assert first.dtype == torch.float32 and first.shape == (64,) and first.min() > 0

@@ -256,7 +256,7 @@ def small_batch(count=6):
 
 def test_the_loss_of_a_denoiser_is_that_of_what_was_drawn():
     objective, batch = denoising(label_dropout=0.0), small_batch()
-    sigma = Flow().draw(6, RNG.at("sigma"))
+    sigma = Flow().sample(6, RNG.at("sigma"))
     noise = RNG.at("noise").normal(6, 3, 4, 4)
     condition = objective.stage.condition(batch.labels, None, torch.zeros(6), torch.zeros(()))
     expected = objective.stage.denoiser.loss(batch.clean, sigma, noise, condition).mean()

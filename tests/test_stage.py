@@ -107,7 +107,7 @@ def test_training_and_sampling_share_one_condition(augmentation):
     given = []
     one.denoiser.loss = lambda clean, sigma, noise, condition, weights: given.append(condition) or torch.zeros(3)
     DenoisingObjective(one).losses(Batch(clean, LABELS, small), 0.0, rng)
-    level, noise = augmentation.draw(3, rng.at("augmentation")), rng.at("spoiling").normal(3, 3, 4, 4)
+    level, noise = augmentation.sample_level(3, rng.at("augmentation")), rng.at("spoiling").normal(3, 3, 4, 4)
     assert equal(given[0], one.condition(LABELS, small, level, noise))
     assert torch.equal(given[0].low_res, enlarged(augmentation.apply(small, level, noise), 2)) and level.all()
 

@@ -112,17 +112,6 @@ class Batch:
 
 
 @runtime_checkable
-class NoiseSchedule(Protocol):
-    """The distribution of sigma in training, and its grid in sampling."""
-
-    def draw(self, count: int, rng: Rng) -> Sigmas: ...
-
-    def grid(self, steps: int) -> list[float]:
-        """`steps + 1` falling sigmas; the last is 0."""
-        ...
-
-
-@runtime_checkable
 class Randomness(Protocol):
     """A source of sampling noise: an `Rng`, or the interpolation of two."""
 

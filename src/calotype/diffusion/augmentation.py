@@ -23,8 +23,8 @@ class NoiseAugmentation(Config):
     share: Fraction = 0.5
     """Fraction of images that are augmented."""
 
-    def draw(self, count: int, rng: Rng) -> Sigmas:
-        return draw_levels(self.most, self.share, count, rng)
+    def sample_level(self, count: int, rng: Rng) -> Sigmas:
+        return sample_levels(self.most, self.share, count, rng)
 
     def noise(self, level: Sigmas) -> Sigmas:
         """Standard deviation of the noise on the low-resolution image."""
@@ -47,8 +47,8 @@ class BlurAugmentation(Config):
     share: Fraction = 0.5
     """Fraction of the images that are blurred."""
 
-    def draw(self, count: int, rng: Rng) -> Sigmas:
-        return draw_levels(self.most, self.share, count, rng)
+    def sample_level(self, count: int, rng: Rng) -> Sigmas:
+        return sample_levels(self.most, self.share, count, rng)
 
     def noise(self, level: Sigmas) -> Sigmas:
         """0: blur adds no noise."""
@@ -66,7 +66,7 @@ class BlurAugmentation(Config):
 Augmentation = Annotated[NoiseAugmentation | BlurAugmentation, Field(discriminator="kind")]
 
 
-def draw_levels(most: float, share: float, count: int, rng: Rng) -> Sigmas:
+def sample_levels(most: float, share: float, count: int, rng: Rng) -> Sigmas:
     """Uniform in [0, most) for this fraction of the images; 0 for the others."""
     return most * rng.at("level").uniform(count) * (rng.at("share").uniform(count) < share)
 

@@ -1,4 +1,5 @@
-"""Noise schedules: the distribution of sigma in training (`draw`) and its grid in sampling (`grid`).
+"""Noise schedules: the distribution of sigma in training (`sample`), and its grid in sampling (`grid`): `steps + 1`
+falling sigmas, of which the last is 0.
 
 A variance-preserving process `x_t = a x + b n` is the noisy picture `x + sigma n` times `a`, with `sigma = b / a`;
 a flow `(1 - t) x + t n` has `sigma = t / (1 - t)`. So every schedule of the field is a choice of sigmas.
@@ -35,7 +36,7 @@ class DdpmTable(Config):
         kept = torch.cumprod(1 - betas, 0)
         return ((1 - kept) / kept).sqrt()
 
-    def draw(self, count: int, rng: Rng) -> Sigmas:
+    def sample(self, count: int, rng: Rng) -> Sigmas:
         return self.table()[rng.integers(self.length, count)].float()
 
     def grid(self, steps: int) -> list[float]:
@@ -74,7 +75,7 @@ class Cosine(SigmaRange):
         low, high = (math.atan(limit / self.shift) for limit in (self.smallest, self.largest))
         return self.shift * torch.tan(low + (high - low) * time)
 
-    def draw(self, count: int, rng: Rng) -> Sigmas:
+    def sample(self, count: int, rng: Rng) -> Sigmas:
         return self._sigma(rng.uniform(count).double()).float()
 
     def grid(self, steps: int) -> list[float]:
@@ -92,7 +93,7 @@ class Karras(SigmaRange):
     rho: float = Field(default=7.0, strict=True, ge=0.1, le=100)
     """Exponent of the sampling grid: the larger, the more steps at small sigmas."""
 
-    def draw(self, count: int, rng: Rng) -> Sigmas:
+    def sample(self, count: int, rng: Rng) -> Sigmas:
         return (self.mean + self.std * rng.normal(count)).exp()
 
     def grid(self, steps: int) -> list[float]:
@@ -113,7 +114,7 @@ class Flow(Config):
     std: LogDeviation = Field(default=1.0, description="Standard deviation of log sigma in training.")
     start: OpenFraction = Field(default=0.996, description="Time at which sampling starts; 1 would be pure noise.")
 
-    def draw(self, count: int, rng: Rng) -> Sigmas:
+    def sample(self, count: int, rng: Rng) -> Sigmas:
         return self.shift * (self.mean + self.std * rng.normal(count)).exp()
 
     def grid(self, steps: int) -> list[float]:

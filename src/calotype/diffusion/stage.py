@@ -14,10 +14,11 @@ from pydantic import Field
 from torch import Tensor
 
 from calotype.bounds import AugmentationLevel, GuidanceScale, SamplingSteps, Sigma
-from calotype.diffusion.augmentation import BlurAugmentation, NoiseAugmentation
+from calotype.diffusion.augmentation import Augmentation, NoiseAugmentation
 from calotype.diffusion.denoiser import Denoiser
 from calotype.diffusion.guidance import extrapolated, guided, in_interval, rising
 from calotype.diffusion.samplers import SAMPLERS, SamplerName, last_steps, resampled
+from calotype.diffusion.schedules import Schedule
 from calotype.priors.patches import PatchPrior, enlarged
 from calotype.spaces.pixel import Space
 from calotype.threads import at_once, rows_of
@@ -29,7 +30,6 @@ from calotype.types import (
     Images,
     Labels,
     Latents,
-    NoiseSchedule,
     OtherImages,
     Randomness,
     Sampler,
@@ -115,10 +115,10 @@ class Stage:
 
     denoiser: Denoiser
     space: Space
-    schedule: NoiseSchedule
+    schedule: Schedule
     image_size: int
     low_res_size: int | None = None
-    augmentation: NoiseAugmentation | BlurAugmentation = NO_AUGMENTATION
+    augmentation: Augmentation = NO_AUGMENTATION
 
     @property
     def shape(self) -> tuple[int, int, int]:

@@ -118,7 +118,7 @@ def retrieval(stage: Stage, clean: Latents, captions: Sequence[str], rng: Rng) -
     count = len(captions)
     condition = Condition(torch.full((count,), NULL_LABEL, device=clean.device), text=Text(tuple(captions)))
     cuts = torch.arange(1, LEVELS + 1) / (LEVELS + 1)
-    levels = stage.schedule.draw(4096, rng.at("levels")).quantile(cuts).tolist()
+    levels = stage.schedule.sample(4096, rng.at("levels")).quantile(cuts).tolist()
     right = []
     for index, picture in enumerate(clean):
         same = picture.expand(count, -1, -1, -1)

@@ -83,7 +83,6 @@ class Measurement(Costs):
 
     @cached_property
     def steps(self) -> dict[str, list[StepCost]]:
-        """The costs of every leg."""
         recipe, steps = self.recipe, {}
         if recipe.trains_space:
             steps["autoencoder"] = self._autoencoder()
@@ -153,7 +152,6 @@ class Measurement(Costs):
     # -- Between the legs ----------------------------------------------------------------------------------------------
 
     def encode(self) -> float:
-        """Seconds in which a picture is encoded into latents; 0 in pixels."""
         if isinstance(self.space, PixelSpace):
             return 0.0
         images = self._images(encoded_at_once(3 * self.recipe.chain[0] ** 2))
@@ -161,7 +159,6 @@ class Measurement(Costs):
 
     @cached_property
     def captions(self) -> tuple[float, int]:
-        """Seconds in which a frozen text encoder encodes all captions, and the bytes of their encodings; else zeros."""
         if self.frozen is None or self.all_captions is None:
             return 0.0, 0
         texts, reader = self.all_captions.distinct, self.frozen.reader
@@ -171,7 +168,6 @@ class Measurement(Costs):
         return scale * seconds, int(scale * encode_on(reader, few, self.device).context.nbytes)
 
     def inspect(self) -> float:
-        """Seconds in which the autoencoder is inspected; 0 in pixels."""
         if not isinstance(space := self.space, LatentSpace):
             return 0.0
         images = self._images(8)
@@ -180,7 +176,6 @@ class Measurement(Costs):
         return seconds / len(images) * inspection_count(images[0].numel())
 
     def fit(self, count: int) -> float:
-        """Seconds in which the prior is fitted to so many pictures."""
         if not (flops := fit_flops(self.stages[0], count)):
             return 0.0
         matrix = torch.ones(MATRIX_SIDE, MATRIX_SIDE, device=self.device)
@@ -188,7 +183,6 @@ class Measurement(Costs):
 
     @cached_property
     def sampling(self) -> list[float]:
-        """Seconds in which each stage samples a picture, with the recipe's steps and guidance."""
         return [self._sample_stage(index) for index in range(len(self.stages))]
 
     @torch.no_grad()
@@ -217,7 +211,6 @@ class Measurement(Costs):
 
     @cached_property
     def feature(self) -> float:
-        """Seconds in which the features of a picture are extracted, by which sampling settings are searched."""
         images, network = self._images(4), Lite0(self.device)
         return best_time(lambda: features([images], network), self.device, 1) / len(images)
 

@@ -113,24 +113,33 @@ class GaussianMixture(Prior):
     def _group_mean(
         self, part: slice, weights: Weights, flat: Flat, variance: Float[Tensor, "batch 1"]
     ) -> tuple[Float[Tensor, " batch"], Flat]:
-        """Log evidence of these components together, and their posterior mean; `variance` is `sigma ** 2`.
+        """Log evidence of these components together, and their posterior mean; `variance` is `sigma ** 2`."""
+        components = (value[part] for value in (self.means, self.axes, self.variances, self.rest))
+        log_joint, mean = component_posterior(weights, flat, variance, *components)
+        return log_joint.logsumexp(1), mean
 
-        Within a component each axis is shrunk by `v / (v + sigma ** 2)`; components are weighted by their
-        responsibilities (Bishop, Pattern Recognition and Machine Learning, 2006, eq. 2.116 and 9.13).
-        """
-        means, axes, variances, rest = (value[part] for value in (self.means, self.axes, self.variances, self.rest))
-        away = flat[:, None] - means
-        along = torch.einsum("bkd,krd->bkr", away, axes)
-        of_axes, of_rest, rest_count = variances + variance[..., None], rest + variance, means.shape[1] - axes.shape[1]
-        distance = (along.square() / of_axes).sum(2)
-        distance = distance + (exact(away).square().sum(2) - along.square().sum(2)).clamp(min=0) / of_rest
-        log_determinant = of_axes.log().sum(2) + rest_count * of_rest.log()
-        log_joint = weights.log() - (distance + log_determinant) / 2
-        responsibilities, shrink = torch.softmax(log_joint, 1).to(flat), rest / of_rest
-        shrunk = responsibilities * shrink
-        inside = (responsibilities[..., None] * (variances / of_axes - shrink[..., None]) * along).flatten(1)
-        middle = (responsibilities - shrunk) @ means + shrunk.sum(1, keepdim=True) * flat
-        return log_joint.logsumexp(1), middle + inside @ axes.flatten(0, 1)
+
+def component_posterior(
+    weights: Weights, flat: Flat, variance: Float[Tensor, "batch 1"], means: Float[Tensor, "*each component dimension"],
+    axes: Float[Tensor, "component rank dimension"], variances: Float[Tensor, "component rank"],
+    rest: Float[Tensor, " component"],
+) -> tuple[Weights, Flat]:  # fmt: skip
+    """Log of the joint density of each component and the noisy image, and the posterior mean over all of them.
+
+    Within a component each axis is shrunk by `v / (v + sigma ** 2)`; components are weighted by their responsibilities
+    (Bishop, Pattern Recognition and Machine Learning, 2006, eq. 2.116 and 9.13). Means may be those of each image.
+    """
+    away = flat[:, None] - means
+    along = torch.einsum("bkd,krd->bkr", away, axes)
+    of_axes, of_rest, rest_count = variances + variance[..., None], rest + variance, axes.shape[2] - axes.shape[1]
+    distance = (along.square() / of_axes).sum(2)
+    distance = distance + (exact(away).square().sum(2) - along.square().sum(2)).clamp(min=0) / of_rest
+    log_joint = weights.log() - (distance + of_axes.log().sum(2) + rest_count * of_rest.log()) / 2
+    responsibilities, shrink = torch.softmax(log_joint, 1).to(flat), rest / of_rest
+    shrunk = responsibilities * shrink
+    inside = (responsibilities[..., None] * (variances / of_axes - shrink[..., None]) * along).flatten(1)
+    middle = ((responsibilities - shrunk)[:, None] @ means)[:, 0] + shrunk.sum(1, keepdim=True) * flat
+    return log_joint, middle + inside @ axes.flatten(0, 1)
 
 
 @dataclass(frozen=True)

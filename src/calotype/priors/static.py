@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from calotype.priors.captions import Bags, CaptionedMixture
-from calotype.priors.gaussian import Flat, GaussianMixture, Weights, exact
+from calotype.priors.gaussian import GaussianMixture, component_posterior
 from calotype.priors.patches import Clusters, PatchPrior, Windows, normalised
 from calotype.spaces.tiling import in_windows
 from calotype.types import Labels, Latents, Sigmas
@@ -42,28 +42,11 @@ class StaticMixture(nn.Module):
             means = means + torch.einsum("bgr,grd->bgd", directions, self.prior.regression_out)[:, self.mixture.group]
 
         def mean(window: Latents) -> Latents:
-            return self._mean(weights, means, window.flatten(1), sigma[:, None] ** 2).reshape(window.shape)
+            posterior = component_posterior(weights, window.flatten(1), sigma[:, None] ** 2, means, *self._some_axes())
+            return posterior[1].reshape(window.shape)
 
         side = self.mixture.side(noisy.shape[1])
         return mean(noisy) if noisy.shape[-2:] == (side, side) else in_windows(mean, noisy, side)
-
-    def _mean(
-        self, weights: Weights, means: Float[Tensor, "_ component dimension"], flat: Flat, variance: Tensor
-    ) -> Flat:
-        """As `GaussianMixture._group_mean`, of all groups, whose means differ by image where there are captions."""
-        axes, variances, rest = self._some_axes()
-        away = flat[:, None] - means
-        along = torch.einsum("bkd,krd->bkr", away, axes)
-        of_axes, of_rest, rest_count = variances + variance[..., None], rest + variance, axes.shape[2] - axes.shape[1]
-        distance = (along.square() / of_axes).sum(2)
-        distance = distance + (exact(away).square().sum(2) - along.square().sum(2)).clamp(min=0) / of_rest
-        log_determinant = of_axes.log().sum(2) + rest_count * of_rest.log()
-        responsibilities = torch.softmax(weights.log() - (distance + log_determinant) / 2, 1).to(flat)
-        shrink = rest / of_rest
-        shrunk = responsibilities * shrink
-        inside = (responsibilities[..., None] * (variances / of_axes - shrink[..., None]) * along).flatten(1)
-        middle = ((responsibilities - shrunk)[..., None] * means).sum(1) + shrunk.sum(1, keepdim=True) * flat
-        return middle + inside @ axes.flatten(0, 1)
 
     def _some_axes(self) -> tuple[Tensor, Tensor, Tensor]:
         """Axes, their variances, and the variance beside them; graphs have no empty tensors, so where there is no

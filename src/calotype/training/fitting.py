@@ -77,7 +77,7 @@ def fit_mixture(recipe: Recipe, buckets: Sequence[Bucket], space: Space) -> Cons
     more = None
     if any(train.captions):
         more = examples(take(buckets, train_rows, most, rng, 1), rng.at("again"), 1)
-    sigma = recipe.denoiser.schedule.draw(len(few), rng.at("sigma")).to(validation.latents)
+    sigma = recipe.denoiser.schedule.sample(len(few), rng.at("sigma")).to(validation.latents)
     noise = rng.at("noise").normal(*validation.latents.shape).to(validation.latents)
     prior, crossed = fit_prior(train, PriorValidation(validation, sigma, noise), folds, more)
     mixtures = crossed.mixtures if crossed else ()

@@ -279,7 +279,7 @@ class DenoisingObjective:
     def slices(
         self, batch: Batch, fraction: float, rng: Rng, at_once: int, rounds: int = 1, ranks: Ranks = ALONE
     ) -> list[Slice]:
-        noised = self.draw(batch, rng)
+        noised = self.noised(batch, rng)
 
         def share(rows: slice) -> dict[str, Loss]:
             loss = self.per_image(noised.at(rows)).sum() / len(batch)
@@ -288,14 +288,14 @@ class DenoisingObjective:
         parts = rows_of(len(batch), at_once * rounds * ranks.count)
         return [partial(share, rows) for rows in parts[rows_of(len(parts), ranks.count)[ranks.index]]]
 
-    def draw(self, batch: Batch, rng: Rng) -> Noised:
+    def noised(self, batch: Batch, rng: Rng) -> Noised:
         """All that is random of each image."""
         count, device = len(batch), batch.clean.device
         clean = self.stage.space.sample(batch.clean, rng.at("latents"))
-        sigma = self.stage.schedule.draw(count, rng.at("sigma")).to(device)
+        sigma = self.stage.schedule.sample(count, rng.at("sigma")).to(device)
         noise = rng.at("noise").noise_like(clean)
         labels, text = drop_condition(batch, self.dropout, rng.at("condition"))
-        level = self.stage.augmentation.draw(count, rng.at("augmentation")).to(device)
+        level = self.stage.augmentation.sample_level(count, rng.at("augmentation")).to(device)
         spoiling = None if batch.low_res is None else rng.at("spoiling").noise_like(batch.low_res)
         seeds = rng.at("dropout").integers(2**62, count)
         return Noised(replace(batch, clean=clean, labels=labels, text=text), sigma, noise, level, spoiling, seeds)
@@ -366,7 +366,7 @@ class OneStepObjective(AdversarialObjective):
         self.stage, self.denoising = stage, DenoisingObjective(stage, dropout)
 
     def reconstruct(self, batch: Batch, rng: Rng, rows: slice) -> tuple[Images, dict[str, Tensor]]:
-        noised = self.denoising.draw(batch, rng).at(rows)
+        noised = self.denoising.noised(batch, rng).at(rows)
         condition, sigma = self.denoising.condition(noised), torch.full_like(noised.sigma, self.stage.largest_sigma)
         noisy = self.stage.prior_mean(condition) + per_image(sigma) * noised.noise
         with dropout_seeds(noised.seeds, noisy.device):

@@ -99,7 +99,7 @@ class DenoiserValidator:
         write_png(path, grid(pils_from_images(shown), 6))
 
     def write_raw(self, path: Path) -> None:
-        """As `draw`, with the weights as the last step left them instead of their average."""
+        """As `write`, with the weights as the last step left them instead of their average."""
         assert self.raw is not None
         with evaluating(self.raw.denoiser):
             replace(self, stage=self.raw).write(path)
@@ -177,7 +177,7 @@ def distances(features: EfficientNetLite0, real: Images, fake: Images) -> Float[
 
 def validation_losses(stage: Stage, batch: Batch, rng: Rng, name: str) -> dict[str, float]:
     objective = DenoisingObjective(stage)
-    noised = objective.draw(batch, rng)
+    noised = objective.noised(batch, rng)
     parts = (slice(first, first + VALIDATED_AT_ONCE) for first in range(0, len(batch), VALIDATED_AT_ONCE))
     loss = torch.cat([objective.per_image(noised.at(part)) for part in parts])
     thirds = zip(("low", "middle", "high"), loss[noised.sigma.argsort()].tensor_split(3), strict=True)

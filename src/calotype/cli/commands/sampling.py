@@ -74,7 +74,7 @@ def write_samples(
         for warning in model.truncations(prompts):
             reporter.say(warning)
         names = names_of(model, options, count, prompts)
-        drawn = draw(model, options, count, prompts, ranks.share(count))
+        drawn = requested_pictures(model, options, count, prompts, ranks.share(count))
     out, pictures = options.out, list[Image.Image]()
     with reporter.bar("samples") as progress:
         for index, image in enumerate(on_first(ranks, drawn, count)):
@@ -98,7 +98,7 @@ def names_of(model: Model, options: SampleOptions, count: int, prompts: Sequence
     return [model.classes[index] if index != NULL_LABEL else "picture" for index in labels]
 
 
-def draw(
+def requested_pictures(
     model: Model, options: SampleOptions, count: int, prompts: Sequence[str], rows: slice
 ) -> Iterator[Image.Image]:
     """Those `rows` of the pictures that the options ask for, each as soon as it is finished."""
