@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from calotype.diffusion.augmentation import BlurAugmentation, NoiseAugmentation, sample_levels, gaussian_blur
+from calotype.diffusion.augmentation import BlurAugmentation, NoiseAugmentation, gaussian_blur, sample_levels
 from calotype.priors.patches import enlarged
 from calotype.types import Rng
 

@@ -581,7 +581,7 @@ def test_plain_lines_estimate_what_is_left_only_after_a_while(capsys, monkeypatc
 def test_the_plan_is_printed_in_full(finished, capsys):
     from calotype.settings import parse_recipe, read_recipe
 
-    plan = Plan.from_json(parse_recipe(read_recipe(finished / "recipe.toml")), read_json(finished / "plan.json"))
+    plan = Plan.read(finished / "plan.json", parse_recipe(read_recipe(finished / "recipe.toml")))
     Terminal().plan(plan)
     printed = capsys.readouterr().out
     assert all(choice.what in printed for choice in plan.choices) and all(note in printed for note in plan.notes)

@@ -342,7 +342,7 @@ def test_runs_of_different_sizes_are_refused(home, monkeypatch):
 
     def low_res(key, folder, device):
         one = real(key, folder, device)
-        return one if key == "A" else candidate.Candidate(key, one.run, one.model, parse_recipe({"size": 8}))
+        return one if key == "A" else replace(one, key=key, model=replace(one.model, recipe=parse_recipe({"size": 8})))
 
     monkeypatch.setattr(candidate, "open_candidate", low_res)
     with pytest.raises(UserError, match=r"different sizes \(.* has 16 px, .* has 8 px\)"):

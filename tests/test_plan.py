@@ -366,7 +366,7 @@ def test_more_time_or_a_faster_machine_never_means_a_smaller_network():
 def test_a_plan_survives_being_written():
     plan = allotted(60.0)
     plan.choices, plan.notes = [Choice(what="what", value="value", why="why")], ["a note"]
-    again = Plan.from_json(plan.recipe, json.loads(json.dumps(plan.as_json())))
+    again = Plan.model_validate({**json.loads(json.dumps(plan.as_json())), "recipe": plan.recipe})
     assert again == plan and BudgetController(again.phases["autoencoder"], 1.0).done(0.6) == pytest.approx(
         0.6 * 0.01 / 0.01295
     )
@@ -647,7 +647,7 @@ def test_a_plan_tells_the_seconds_of_all_that_is_done_in_order(monkeypatch, sett
     assert set(plan.flops) == set(plan.recipe.legs) and all(flops > 0 for flops in plan.flops.values())
     for leg in plan.recipe.legs:
         assert plan.after(leg) == pytest.approx(sum([*predicted.values()][[*predicted].index(leg) + 1 :]))
-    again = Plan.from_json(plan.recipe, json.loads(json.dumps(plan.as_json())))
+    again = Plan.model_validate({**json.loads(json.dumps(plan.as_json())), "recipe": plan.recipe})
     assert again == plan and list(again.predicted["seconds"]) == list(predicted)
 
 

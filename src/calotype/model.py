@@ -292,7 +292,7 @@ class Model:
         size: Size | None, starts: Initializers,
     ) -> Iterator[OtherImages]:  # fmt: skip
         """Images in parts that fit into memory. Raises `UserError` at once for a guide that the model has not."""
-        if samplings[0].guide == "prior" and not self.stages[0].denoiser.has_prior:
+        if samplings[0].guide == "prior" and self.stages[0].denoiser.prior is None:
             raise UserError(
                 "guide is prior, but this model has no closed form (denoiser.prior is none); set guide to unconditional"
             )

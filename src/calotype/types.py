@@ -13,11 +13,12 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 Images = Float[Tensor, "batch 3 rows columns"]  # in [-1, 1]
+ByteImages = UInt8[Tensor, "count 3 rows columns"]  # 8 bits
 OtherImages = Float[Tensor, "_ 3 _ _"]  # images of another size
 Latents = Float[Tensor, "batch channel height width"]  # images or their latents, of standard deviation about 1
 Sigmas = Float[Tensor, " batch"]

@@ -97,8 +97,8 @@ class LastingStream:
     What is written goes through `edited` first. Bytes raise a `TypeError`, by which click knows a text stream.
     """
 
-    def __init__(self, stream: Any, edited: Callable[[str], str] | None = None) -> None:
-        self.stream, self.edited = stream, edited or unchanged
+    def __init__(self, stream: Any, edited: Callable[[str], str] = str) -> None:
+        self.stream, self.edited = stream, edited
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.stream, name)
@@ -117,10 +117,6 @@ class LastingStream:
             if error.errno not in READER_IS_GONE:
                 raise
             discard(self.stream)
-
-
-def unchanged(text: str) -> str:
-    return text
 
 
 def discard(stream: Any) -> None:

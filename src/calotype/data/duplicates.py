@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from calotype.data.images import Square, in_threads
+from calotype.types import ByteImages
 
 SIDE_OF_HASH = 16
 """Pixels of the side of the grey picture whose gradients are hashed."""
@@ -43,7 +44,7 @@ def perceptual_hash(square: Square) -> Hash:
     return gradients
 
 
-def perceptual_hashes(pixels: UInt8[Tensor, "count 3 rows columns"]) -> Hashes:
+def perceptual_hashes(pixels: ByteImages) -> Hashes:
     """The hash of each; a blank picture, which has no gradients, gets bits that only equal pixels share."""
 
     def hashes_of(part: Tensor) -> Hashes:

@@ -41,7 +41,7 @@ from calotype.data.listing import first_names, note, plural
 from calotype.data.rgb import Levels
 from calotype.data.split import Split, SplitRule, stratified_split
 from calotype.diffusion.stage import shrunk
-from calotype.types import NULL_LABEL, Labels, Progress, UserError, no_progress
+from calotype.types import NULL_LABEL, ByteImages, Labels, Progress, UserError, no_progress
 
 PREPARATION = "upright, sRGB, over white, centre square, Lanczos with gap 3; version 1"
 
@@ -53,7 +53,7 @@ class Pictures:
     So neither the order nor the split depends on names, and equal `content` means equal rows.
     """
 
-    pixels: UInt8[Tensor, "count 3 rows columns"]  # in memory, or mapped from a file; squares, but for aspect buckets
+    pixels: ByteImages  # in memory, or mapped from a file; squares, but for aspect buckets
     labels: Labels  # index into `classes`, or NULL_LABEL
     classes: tuple[str, ...]
     split: Split

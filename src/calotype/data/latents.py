@@ -18,7 +18,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int
 from pydantic import BaseModel
 from torch import Tensor, nn
 
@@ -28,7 +28,7 @@ from calotype.data.permutation import LARGE_SET
 from calotype.files import make_folder, read_as, remove, require_regular, sha256, to_disk, write_json
 from calotype.spaces.latent import LatentSpace
 from calotype.threads import in_slices
-from calotype.types import NotFiniteError, Progress, UserError, no_progress
+from calotype.types import ByteImages, NotFiniteError, Progress, UserError, no_progress
 
 ENCODED_VALUES = 2**21
 """Of the pictures that are encoded together: fewer than 32 from 148 px on."""
@@ -96,7 +96,7 @@ class MappedLatents:
 
 def cache_latents(
     space: LatentSpace,
-    pixels: UInt8[Tensor, "count 3 rows columns"],
+    pixels: ByteImages,
     content: str,
     flip: bool,
     folder: Path,
@@ -153,7 +153,7 @@ def encoded_at_once(values: int) -> int:
 
 def encode(
     space: LatentSpace,
-    pixels: UInt8[Tensor, "count 3 rows columns"],
+    pixels: ByteImages,
     moments: Float[Tensor, "count moments height width"],
     mirrored: bool,
     device: torch.device,

@@ -10,14 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int8, UInt8
+from jaxtyping import Bool, Int8
 from torch import Tensor
 
 from calotype.data.duplicates import near_duplicates, perceptual_hashes
 from calotype.data.folder import Pictures
 from calotype.data.split import Split, SplitConfig, SplitRule, stratified_split
 from calotype.files import read_tensors, write_tensors
-from calotype.types import Labels, UserError
+from calotype.types import ByteImages, Labels, UserError
 
 SEEN_FILE = "seen.safetensors"
 SET_NAMES = ("train", "validation", "test")
@@ -31,7 +31,7 @@ class Seen:
     validation: Int8[np.ndarray, "validation gradients"]
     test: Int8[np.ndarray, "test gradients"]
 
-    def split(self, pixels: UInt8[Tensor, "count 3 rows columns"]) -> Split:
+    def split(self, pixels: ByteImages) -> Split:
         """In which set each picture, or a near-duplicate of it, was; those that were in none are in none here."""
         hashes = perceptual_hashes(pixels)
         train, validation, test = (
@@ -77,13 +77,7 @@ def continued_split(seen: Seen | None, config: SplitConfig) -> SplitRule:
     if seen is None:
         return partial(stratified_split, config=config)
 
-    def rule(
-        pixels: UInt8[Tensor, "count 3 rows columns"],
-        labels: Labels,
-        classes: Sequence[str] = (),
-        *,
-        named: Sequence[str] = (),
-    ) -> Split:
+    def rule(pixels: ByteImages, labels: Labels, classes: Sequence[str] = (), named: Sequence[str] = ()) -> Split:
         before = seen.split(pixels)
         new = ~(before.train | before.validation | before.test)
         if new.all() or {"validation", "test"} & {*named}:
@@ -99,7 +93,7 @@ def continued_split(seen: Seen | None, config: SplitConfig) -> SplitRule:
 
 
 def with_new(
-    before: Split, new: Bool[Tensor, " count"], pixels: UInt8[Tensor, "count 3 rows columns"], labels: Labels,
+    before: Split, new: Bool[Tensor, " count"], pixels: ByteImages, labels: Labels,
     classes: Sequence[str], config: SplitConfig,
 ) -> Split:  # fmt: skip
     """The sets of before, with the new pictures in them: split where there are enough to hold some out, else trained

@@ -7,21 +7,21 @@ model that memorises (Barz and Denzler, arXiv 1902.00423, found up to 10% such p
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Protocol, runtime_checkable
+from typing import Annotated, Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int, UInt8
+from jaxtyping import Bool, Int
 from pydantic import BaseModel, Field, model_validator
 from torch import Tensor
 
 from calotype.data.duplicates import Hashes, near_duplicates, perceptual_hashes, similar_indices
 from calotype.data.images import shown
 from calotype.files import read_as
-from calotype.types import NULL_LABEL, Config, Labels
+from calotype.types import NULL_LABEL, ByteImages, Config, Labels
 
 SPLIT_FILE, SPLIT_VERSION = "split.json", 1
 MAX_VALIDATION, MAX_TEST = 500, 2000
@@ -90,27 +90,15 @@ class Split:
         return {"version": SPLIT_VERSION, "count": len(self), **rows}
 
 
-@runtime_checkable
-class SplitRule(Protocol):
-    """From pixels, labels, classes, and the sets that subfolders name ("" for none), in the order of content hashes."""
-
-    def __call__(
-        self,
-        pixels: UInt8[Tensor, "count 3 rows columns"],
-        labels: Labels,
-        classes: Sequence[str] = (),
-        *,
-        named: Sequence[str] = (),
-    ) -> Split: ...
+SplitRule = Callable[..., Split]
+"""From pixels, labels, classes, and the sets that subfolders name ("" for none), in the order of content hashes: see
+`stratified_split`."""
 
 
 def stratified_split(
-    pixels: UInt8[Tensor, "count 3 rows columns"],
-    labels: Labels,
-    classes: Sequence[str] = (),
-    config: SplitConfig = DEFAULT,
+    pixels: ByteImages, labels: Labels, classes: Sequence[str] = (), config: SplitConfig = DEFAULT,
     named: Sequence[str] = (),
-) -> Split:
+) -> Split:  # fmt: skip
     """Stratified by class, near-duplicates in one set; within a class by content hash, the order of the rows.
 
     Pictures that subfolders put into the validation or the test set are that set.
@@ -135,11 +123,7 @@ def stratified_split(
 
 
 def _named_split(
-    pixels: UInt8[Tensor, "count 3 rows columns"],
-    labels: Labels,
-    classes: Sequence[str],
-    named: Sequence[str],
-    config: SplitConfig,
+    pixels: ByteImages, labels: Labels, classes: Sequence[str], named: Sequence[str], config: SplitConfig
 ) -> Split:
     """A set that no subfolder names is taken from the training pictures."""
     of = np.array(named)
@@ -164,7 +148,7 @@ def _named_notes(split: Split, named: Sequence[str]) -> list[str]:
     ]
 
 
-def _alike_notes(split: Split, pixels: UInt8[Tensor, "count 3 rows columns"]) -> list[str]:
+def _alike_notes(split: Split, pixels: ByteImages) -> list[str]:
     """Where held-out pictures look like training pictures."""
     held_out = (split.validation | split.test) & ~split.train
     alike = near_duplicates(perceptual_hashes(pixels[held_out]), perceptual_hashes(pixels[split.train]))
@@ -192,12 +176,7 @@ def overlapping_split(strata: Strata, counts: tuple[int, int]) -> Split:
     return Split(torch.ones(count, dtype=torch.bool), validation, test, (note,))
 
 
-def legacy_split(
-    pixels: UInt8[Tensor, "count 3 rows columns"],
-    labels: Labels,
-    classes: Sequence[str] = (),
-    named: Sequence[str] = (),
-) -> Split:
+def legacy_split(pixels: ByteImages, labels: Labels, classes: Sequence[str] = (), named: Sequence[str] = ()) -> Split:
     """The rule of runs without a recorded split: the first tenth was used for choices and for reports."""
     count = len(labels)
     held_out = torch.arange(count) < min(MAX_LEGACY_HELD_OUT, max(1, count // 10))
@@ -222,12 +201,7 @@ class SplitFile(BaseModel):
 def recorded_split(record: SplitFile) -> SplitRule:
     """The split in a run's `split.json`; pictures of another number are split again."""
 
-    def rule(
-        pixels: UInt8[Tensor, "count 3 rows columns"],
-        labels: Labels,
-        classes: Sequence[str] = (),
-        named: Sequence[str] = (),
-    ) -> Split:
+    def rule(pixels: ByteImages, labels: Labels, classes: Sequence[str] = (), named: Sequence[str] = ()) -> Split:
         if len(labels) != record.count:
             return stratified_split(pixels, labels, classes, named=named)
         train, validation, test = (_mask(rows, len(labels)) for rows in (record.train, record.validation, record.test))

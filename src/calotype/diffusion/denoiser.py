@@ -86,10 +86,6 @@ class Denoiser(Migrated):
         error = (output - target).square()
         return (error if weights is None else error * weights[:, None, None]).flatten(1).mean(1)
 
-    @property
-    def has_prior(self) -> bool:
-        return self.prior is not None
-
     def prior_estimate(self, noisy: Latents, sigma: Sigmas, condition: Condition) -> Latents:
         """The posterior mean of the clean image under the prior alone, given the same condition."""
         return self._mean(self.scalings(sigma, condition), noisy, sigma, condition)

@@ -13,11 +13,9 @@ from calotype.data.duplicates import near_duplicates, perceptual_hashes
 from calotype.data.folder import Pictures
 from calotype.data.seen import read_seen
 from calotype.data.split import Split, split_rule
-from calotype.files import read_json
 from calotype.model import Model, load
 from calotype.recipe import Recipe
 from calotype.run import Run
-from calotype.settings import parse_recipe, upgraded
 from calotype.types import NULL_LABEL, Labels, Text, UserError
 
 PROMPT = "a person with short dark hair and a red shirt, smiling"
@@ -29,7 +27,10 @@ class Candidate:
     """A, B, C ... in the order in which they were given."""
     run: Run
     model: Model
-    recipe: Recipe
+
+    @property
+    def recipe(self) -> Recipe:
+        return self.model.recipe
 
     @property
     def size(self) -> int:
@@ -44,7 +45,7 @@ class Candidate:
 
     @property
     def has_prior(self) -> bool:
-        return any(stage.denoiser.has_prior for stage in self.model.stages)
+        return any(stage.denoiser.prior is not None for stage in self.model.stages)
 
     def labels(self, pictures: Pictures, chosen: torch.Tensor) -> Labels:
         """The classes of these pictures; null labels for a model that was trained with other classes."""
@@ -83,9 +84,7 @@ def open_candidate(key: str, folder: Path, device: str) -> Candidate:
     run = Run.open(folder)
     if run.state.status != "finished":
         raise UserError(f"{folder} is {run.state.status}, but must be finished; try: calotype resume {folder}")
-    model = load(folder, device)
-    settings = read_json(folder / "model" / "model.json")["recipe"]
-    return Candidate(key, run, model, parse_recipe(upgraded(settings), lambda key: f"{folder}/model/model.json"))
+    return Candidate(key, run, load(folder, device))
 
 
 # -- Pictures that it has seen -----------------------------------------------------------------------------------------

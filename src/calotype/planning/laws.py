@@ -59,9 +59,9 @@ def training_flops(width: int, depth: int, tokens: int) -> float:
     return 12.0 * tokens * depth * width * (6 * width + tokens)
 
 
-def images_afforded(operations: float, tokens: int, memory: float = math.inf) -> float:
+def images_afforded(operations: float, tokens: int) -> float:
     """Pictures that the DiT of the law sees."""
-    return operations / training_flops(*dit_shape(operations, memory), tokens)
+    return operations / training_flops(*dit_shape(operations), tokens)
 
 
 # -- Local networks: the autoencoder, and stages that enlarge ----------------------------------------------------------

@@ -14,7 +14,7 @@ from calotype.data.folder import Pictures
 from calotype.data.images import images_from_pixels
 from calotype.data.latents import LatentCache, encoded_at_once
 from calotype.data.sources import LatentSource, draw_captions
-from calotype.diffusion.stage import Stage, generate
+from calotype.diffusion.stage import generate
 from calotype.evaluation.autoencoder import measure_autoencoder
 from calotype.evaluation.counting import counted
 from calotype.evaluation.features import Lite0, features
@@ -226,14 +226,10 @@ class Measurement(Costs):
         tried = peak_memory(self.device) + validation_bytes(self.recipe)
         release_memory(self.device)
         few = sum(pictures.pixels.nbytes for pictures in self.pictures.values())
-        kept = held_memory(self.device) - few - sum(denoiser_bytes(stage) for stage in self.stages)
+        tensors = (tensor for stage in self.stages for tensor in stage.denoiser.state_dict().values())
+        kept = held_memory(self.device) - few - sum(tensor.nbytes for tensor in tensors)
         fits = fit_memory(self.recipe, self.stages[0], *self.counts).values()
         pictures = 0  # in the memory of a GPU
         if self.device.type != "cuda":
             pictures = self.unread + derived_bytes(self.recipe, sets, self.memory)
         return max(tried, kept + max(fits, default=0)) + pictures
-
-
-def denoiser_bytes(stage: Stage) -> int:
-    """Of all tensors of its denoiser."""
-    return sum(tensor.nbytes for tensor in stage.denoiser.state_dict().values())

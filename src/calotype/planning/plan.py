@@ -45,10 +45,6 @@ class Plan(TimeBudget):
         return {"kind": self.recipe.kind, "size": self.recipe.size, **self.model_dump(mode="json")}
 
     @classmethod
-    def from_json(cls, recipe: Recipe, about: dict[str, Any]) -> Plan:
-        return cls.model_validate({**about, "recipe": recipe})
-
-    @classmethod
     def read(cls, file: Path, recipe: Recipe) -> Plan:
         """Of a run. Raises `UserError` where the file is damaged, or does not plan the legs of the recipe."""
         stored = checked(read_json(file), dict[str, Any], file)

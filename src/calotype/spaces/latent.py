@@ -58,10 +58,8 @@ class LatentSpace(nn.Module):
 
     @torch.no_grad()
     def decode(self, latents: Latents) -> Images:
-        return self._decode(latents * self.spread + self.mean).clamp_(-1, 1)
-
-    def _decode(self, latents: Latents) -> Images:
-        return in_tiles(self.vae.decode, latents, CellScale(1, self.reduction), 3)
+        raw = latents * self.spread + self.mean
+        return in_tiles(self.vae.decode, raw, CellScale(1, self.reduction), 3).clamp_(-1, 1)
 
     @torch.no_grad()
     def measure(self, moments: Iterable[Latents]) -> None:

@@ -129,7 +129,9 @@ def restore(
     damaged = []
     for path in reversed(checkpoints(folder, leg)):
         try:
-            _restore(path, states, progress)
+            if wrong := damage(path):
+                raise UserError(wrong)
+            load_checkpoint(path, states, progress)
         except UserError as error:
             damaged.append(f"{path.name} is damaged ({str(error).removeprefix(f'{path}{os.sep}')})")
             continue
@@ -159,13 +161,6 @@ class SavedState(Config):
 
     clock: SavedProgress
     steps: dict[str, Annotated[int, Field(ge=0)]]
-
-
-def _restore(path: Path, states: Mapping[str, Saved], progress: TrainProgress) -> None:
-    """Raises `UserError` for a checkpoint that is damaged, or of other networks."""
-    if wrong := damage(path):
-        raise UserError(wrong)
-    load_checkpoint(path, states, progress)
 
 
 def load_checkpoint(path: Path, states: Mapping[str, Saved], progress: TrainProgress) -> None:

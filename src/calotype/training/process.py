@@ -117,17 +117,6 @@ def echo_seconds(number: int) -> float:
     return PASSED_ON if "TORCHELASTIC_RUN_ID" in os.environ else ECHOES.get(number, 0.0)
 
 
-def until_stopped(stop: threading.Event, bar: ProgressBar) -> ProgressBar:
-    """As `bar`, but raises `Interrupted` once `stop` is set."""
-
-    def report(done: int, total: int, note: str = "") -> None:
-        if stop.is_set():
-            raise Interrupted
-        bar(done, total, note)
-
-    return report
-
-
 @dataclass(frozen=True)
 class StoppableReporter:
     """A reporter whose bars raise `Interrupted` once `stop` is set."""
@@ -141,7 +130,13 @@ class StoppableReporter:
     @contextmanager
     def bar(self, step: str) -> Iterator[ProgressBar]:
         with self.reporter.bar(step) as bar:
-            yield until_stopped(self.stop, bar)
+
+            def update(done: int, total: int, note: str = "") -> None:
+                if self.stop.is_set():
+                    raise Interrupted
+                bar(done, total, note)
+
+            yield update
 
 
 # -- The lock ----------------------------------------------------------------------------------------------------------

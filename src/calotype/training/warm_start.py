@@ -155,12 +155,10 @@ class WarmStart:
         if self.obstacle(recipe, size):
             return
         source = self.stages[self.recipe.chain.index(size)].denoiser
-        weights = trained_state(stage.denoiser) | fitting(source, stage.denoiser, self._same_text(recipe))
+        same_text = self.recipe.denoiser.text == recipe.denoiser.text
+        weights = trained_state(stage.denoiser) | fitting(source, stage.denoiser, same_text)
         weights["label.weight"] = label_rows(source.label.weight, self.classes, classes)
         load_trained(stage.denoiser, weights, shown(self.name))
-
-    def _same_text(self, recipe: Recipe) -> bool:
-        return self.recipe.denoiser.text == recipe.denoiser.text
 
 
 def fitting(source: Denoiser, target: Denoiser, same_text: bool) -> dict[str, Tensor]:

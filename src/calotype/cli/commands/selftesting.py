@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
 from calotype.cli.commands.training import resume, train
@@ -263,21 +264,10 @@ def write_generated(folder: Path) -> None:
     """Pictures of two classes, of any colours: blurred dots, and stripes."""
     rng = Rng(("selftest pictures",))
     colour = rng.at("colour").uniform(GENERATED_PICTURES, 3, 1, 1)
-    dots = (
-        rng.at("dots")
-        .uniform(GENERATED_PICTURES, 1, 4, 4)
-        .repeat_interleave(GENERATED_SIDE // 4, 2)
-        .repeat_interleave(GENERATED_SIDE // 4, 3)
-    )
-    stripes = (
-        rng.at("stripes")
-        .uniform(GENERATED_PICTURES, 1, 1, 4)
-        .repeat_interleave(GENERATED_SIDE // 4, 3)
-        .expand(-1, -1, GENERATED_SIDE, -1)
-    )
-    shapes = torch.where(
-        torch.arange(GENERATED_PICTURES)[:, None, None, None] % len(GENERATED_CLASSES) == 0, dots, stripes
-    )
+    dots = F.interpolate(rng.at("dots").uniform(GENERATED_PICTURES, 1, 4, 4), size=GENERATED_SIDE)
+    stripes = F.interpolate(rng.at("stripes").uniform(GENERATED_PICTURES, 1, 1, 4), size=GENERATED_SIDE)
+    is_dots = torch.arange(GENERATED_PICTURES)[:, None, None, None] % len(GENERATED_CLASSES) == 0
+    shapes = torch.where(is_dots, dots, stripes)
     pixels = (255 * (0.6 * colour + 0.4 * shapes)).to(torch.uint8)
     for name in GENERATED_CLASSES:
         (folder / name).mkdir(parents=True)

@@ -45,10 +45,11 @@ def sweep_run(options: SweepOptions, console: Console) -> str:
     pictures = pictures if model.text_encoder else replace(pictures, captions=None)
     known = model.classes == pictures.classes
     conditional = pictures.captions is not None or (known and bool(pictures.classes))
-    samplings = grid.samplings(before, conditional, stage.denoiser.has_prior)
+    has_prior = stage.denoiser.prior is not None
+    samplings = grid.samplings(before, conditional, has_prior)
     notes = [] if pictures.content == run.state.content else ["the model was trained on other pictures"]
     notes += [] if known else ["its classes are not those of the pictures, so it is sampled without"]
-    notes += [] if conditional or stage.denoiser.has_prior else [UNGUIDED]
+    notes += [] if conditional or has_prior else [UNGUIDED]
     for note in notes:
         console.say(note)
     store = FeatureStore(pictures.shrunk(stage.image_size), Lite0(model.device), folder / "cache", console.bar, "real")
