@@ -66,7 +66,6 @@ class Machine:
 
     @property
     def all_flops(self) -> float:
-        """Of all ranks."""
         return self.ranks * self.flops
 
     @property

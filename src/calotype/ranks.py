@@ -199,7 +199,6 @@ ALONE = Ranks()
 
 
 def rows_at_once(rows: Tensor) -> int:
-    """How many rows are sent at once."""
     return max(1, SENT_BYTES // max(1, math.prod(rows.shape[1:]) * rows.element_size()))
 
 

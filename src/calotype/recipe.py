@@ -324,7 +324,6 @@ class Recipe(Config):
 
     @property
     def samplings(self) -> tuple[Sampling, ...]:
-        """Sampling settings of each stage."""
         return self.sampling, *(self.enlarger(size).sampling for size in self.chain[1:])
 
     @property
@@ -346,7 +345,6 @@ class Recipe(Config):
         return {**first, "denoiser": self.denoiser, **{leg_above(size): self.enlarger(size) for size in self.chain[1:]}}
 
     def learning(self, leg: str, network: str) -> OptimizerConfig:
-        """How one of the networks of a leg learns."""
         config: AutoencoderRecipe | DenoiserRecipe | EnlargeRecipe = self.denoiser
         if leg == "autoencoder":
             config = self.autoencoder

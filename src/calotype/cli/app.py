@@ -106,7 +106,6 @@ def _explained(error: Exception, options: object = None) -> tuple[int, str]:
 
 
 def _traceback_saved(error: Exception) -> str:
-    """Where the traceback was written."""
     log = cache_home() / "error.log"
     try:
         log.parent.mkdir(parents=True, exist_ok=True)

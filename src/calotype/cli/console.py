@@ -95,7 +95,6 @@ class Terminal:
 
 
 def cost_lines(plan: Plan) -> Iterator[str]:
-    """The predicted cost of a plan, in lines."""
     from calotype.report.format import duration
 
     predicted, seconds = plan.predicted, plan.predicted["seconds"]

@@ -31,8 +31,6 @@ SIZES_COUNTED = 2**14
 
 
 class PixelSize(NamedTuple):
-    """Of a picture or a bucket."""
-
     width: int
     height: int
 

@@ -51,8 +51,6 @@ class CaptionRow(NamedTuple):
 
 
 class DecodedText(NamedTuple):
-    """Text, and the name of its encoding."""
-
     text: str
     encoding: str
 

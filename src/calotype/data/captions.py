@@ -66,7 +66,6 @@ class Captions:
 
     @property
     def captioned(self) -> int:
-        """The number of pictures with captions."""
         return sum(map(bool, self.of))
 
     @property

@@ -31,8 +31,6 @@ systems are as coarse (git's index has the same rule: Documentation/technical/ra
 
 
 class Stamp(NamedTuple):
-    """Of a file."""
-
     size: int
     time: int
     """Of its last change, in nanoseconds, as programs that copy files may set it."""
@@ -75,7 +73,6 @@ def hash_files(folder: Path, names: Sequence[str]) -> tuple[dict[str, Hashed], d
 
 
 def hashes_file(folder: Path) -> Path:
-    """Where the hashes of the files in a folder are kept."""
     return cache_home() / "hashes" / f"{hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:32]}.txt"
 
 

@@ -137,7 +137,6 @@ def _labels(folders: Sequence[Folders]) -> tuple[list[str], list[str]]:
 
 
 def _level(folders: Iterable[Folders], depth: int) -> Counter[str]:
-    """Pictures by the folder at this depth."""
     return Counter(each[depth] for each in folders if len(each) > depth)
 
 

@@ -159,7 +159,6 @@ def names_counted(counts: Counter[str]) -> str:
 
 
 def first_names(names: Iterable[str], most: int = 5) -> str:
-    """The first names, and how many more there are."""
     shown_names = [shown(name) for name in names]
     more = f" and {len(shown_names) - most:,} more" if len(shown_names) > most else ""
     return ", ".join(shown_names[:most]) + more

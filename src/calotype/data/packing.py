@@ -35,8 +35,6 @@ HEADERS = 3 * 2 * tarfile.BLOCKSIZE
 
 @dataclass(frozen=True)
 class Packed:
-    """What was written."""
-
     pictures: int
     shards: int
     bytes: int
@@ -56,7 +54,6 @@ class _Source:
 
     @property
     def content(self) -> str:
-        """A hash of all that is written."""
         digest = hashlib.sha256()
         for file in self.files:
             about = [self.keys[file.name], self.captions.get(file.name), self.classes.get(file.name)]

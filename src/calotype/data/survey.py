@@ -26,8 +26,6 @@ ON_BLACK, PLAIN_PICTURE = "on black, as nothing of them can be seen on white", "
 
 
 class SurveyedPicture(NamedTuple):
-    """A picture that can be read."""
-
     name: str
     size: tuple[int, int]
     """Width and height, upright."""

@@ -163,7 +163,6 @@ def _combination(portraits: Sequence[Facts], keys: Sequence[str], generator: ran
 
 
 def _visible(facts: Facts) -> Iterator[tuple[str, Phrase]]:
-    """Visible attributes with their phrases."""
     style = facts["style"]
     if skin := SKINS.get(facts.get("skinColor") or facts.get("baseColor") or ""):
         yield "skin", (f"{skin[0]} skin", f"da {skin[1]}")

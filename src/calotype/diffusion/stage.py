@@ -100,7 +100,6 @@ def from_noise(stage: Stage, mean: Latents) -> SamplerInit:
 
 
 def for_all(start: Initializer) -> Initializers:
-    """The same initializer for all images."""
     return lambda rows: start
 
 

@@ -59,7 +59,6 @@ class FeatureStore:
         return kept_features(path, rows, look)
 
     def compared(self, rows: Rows, size: int, mirrored: bool) -> Compared:
-        """As memorisation compares pictures."""
         pixels = [small_pixels(self.images(part, size)) for part in self.parts(rows)]
         mirror_images = self.features(rows, size, mirrored=True) if mirrored else None
         return Compared(self.features(rows, size), np.concatenate(pixels), mirror_images)

@@ -80,7 +80,6 @@ class SetMeasures(Schema):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names of all that was measured."""
         return tuple(self.__pydantic_extra__ or {})
 
     def get(self, name: str) -> Measure:

@@ -142,7 +142,6 @@ def equal(ours: Estimate, theirs: Estimate) -> bool:
 
 
 def with_interval(estimate: Estimate, times: float = 1.0, sign: str = "") -> str:
-    """With its interval, where it has one."""
     bounded = estimate.low < estimate.high and math.isfinite(estimate.high - estimate.low)
     ends = f" [{figures(times * estimate.low)}, {figures(times * estimate.high)}]" if bounded else ""
     return figures(times * estimate.value, sign) + ends

@@ -132,7 +132,6 @@ def write_imported(space: LatentSpace, folder: Path) -> str:
 
 
 def stages_config(model: Model) -> dict[str, Any]:
-    """The arguments of `CalotypeStages`."""
     recipe, space = model.recipe, None
     if isinstance(first := model.stages[0].space, LatentSpace):
         config = first.vae.config

@@ -172,7 +172,6 @@ def stage_graphs(stage: Stage) -> dict[str, Graph]:
 
 
 def encoder_of(stage: Stage) -> BytesEncoder | Projected | None:
-    """The text encoder of a stage."""
     backbone = stage.denoiser.backbone
     encoder = backbone.encoder if isinstance(backbone, TextConditioned) else None
     assert encoder is None or isinstance(encoder, BytesEncoder | Projected)

@@ -95,5 +95,4 @@ def check_tensors(given: Mapping[str, Tensor], expected: Mapping[str, Tensor], s
 
 
 def described_tensor(value: Tensor) -> str:
-    """Shape and type."""
     return f"{list(value.shape)} of {str(value.dtype).removeprefix('torch.')}"

@@ -23,7 +23,6 @@ def choose_patch(side: int) -> int:
 
 
 def largest_divisor(number: int, most: int) -> int:
-    """Of `number`, and at most `most`."""
     return max(divisor for divisor in range(1, most + 1) if number % divisor == 0)
 
 

@@ -44,7 +44,6 @@ def read_evaluation(folder: Path) -> EvaluationResult | None:
 
 
 def measured_with_text(result: EvaluationResult) -> str:
-    """What was measured, and how."""
     samples, real = result.measures.samples.n
     network, sampling = result.features, result.sampling[0]
     features = f"features of {network.network} (weights {network.weights_sha256[:12]}, {network.preparation})"

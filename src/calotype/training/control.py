@@ -118,7 +118,6 @@ def mean_cost(phases: Phases) -> float:
 
 
 def whole_batches(images: float, batch: int) -> int:
-    """The images of as many whole batches, at least of one."""
     return max(1, math.floor(images / batch)) * batch
 
 

@@ -301,7 +301,6 @@ class DenoisingObjective:
         return Noised(replace(batch, clean=clean, labels=labels, text=text), sigma, noise, level, spoiling, seeds)
 
     def per_image(self, noised: Noised) -> Float[Tensor, " batch"]:
-        """The loss of every image."""
         batch, condition = noised.batch, self.condition(noised)
         if self.cross_fitted is not None and batch.fold is not None:
             condition = replace(condition, posterior_mean=self.cross_fitted.of(batch.fold, batch.labels))

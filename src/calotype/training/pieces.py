@@ -87,7 +87,6 @@ PieceLayout = dict[str, StoredTensor]
 
 
 def piece_file(name: str, piece: Piece) -> str:
-    """That a rank writes."""
     return f"{name}-{piece.index + 1:05d}-of-{piece.count:05d}.safetensors"
 
 

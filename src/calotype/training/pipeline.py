@@ -188,7 +188,6 @@ class Pipeline:
         return self._train(leg)
 
     def enlarger(self, size: int) -> Stage:
-        """A stage above the first."""
         with self.ranks.in_turn(), self._counting("prepare"):
             pictures = self.pictures.shrunk(size)
             examples = crop_examples(self.recipe, size, pictures, self.device)

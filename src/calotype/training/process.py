@@ -243,7 +243,6 @@ def holder_of(folder: Path) -> psutil.Process | None:
 
 
 def _is_free(lock: Path) -> bool:
-    """Whether nobody holds the lock."""
     try:
         with lock.open("rb") as file:
             return _try_lock(file) is True

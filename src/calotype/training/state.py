@@ -114,7 +114,6 @@ class TrainState:
         return self.config.learning_rate * learning_rate_factor(fraction, self.config)
 
     def _norm(self, threads: int) -> float:
-        """Of the gradient."""
         norms = dict[int, Tensor]()
         for of_group in shared_out([group.norms for group in self.groups], threads):
             norms |= of_group
@@ -176,7 +175,6 @@ class TrainState:
         self.steps = steps
 
     def _load(self, tensors: dict[str, Tensor]) -> None:
-        """The weights and their averages."""
         load_trained(self.network, under("network.", tensors.items()))
         load_trained(self.average, under("average.", tensors.items()))
 

@@ -67,7 +67,6 @@ def export_portraits(options: PortraitsOptions, console: Console) -> None:
 
 
 def pack_shards(options: ShardsOptions, console: Console) -> Packed:
-    """A folder of pictures as shards."""
     with console.bar("shards") as bar:
         packed = write_shards(options.folder, options.out, bar)
     for line in packed.notes:

@@ -128,7 +128,6 @@ def on_first(ranks: Ranks, own: Iterator[Image.Image], count: int) -> Iterator[I
 
 
 def record_of(model: Model, options: SampleOptions, count: int, prompts: Sequence[str]) -> dict[str, Any]:
-    """How the pictures were made."""
     text, samplings = (
         model.text(count, prompts, options.negative),
         model.settings(options.changes(), options.mask is not None),

@@ -63,8 +63,6 @@ SMALL = {
 
 @dataclass(frozen=True)
 class Check:
-    """What one check has found."""
-
     value: str
     verdict: str = OK
     advice: str = ""
@@ -255,7 +253,6 @@ def disk(place: Path) -> Check:
 
 
 def enough(free: int, value: str, advice: str) -> Check:
-    """A check of free bytes."""
     verdict = UNFIT if free < TOO_FEW_BYTES else WEAK if free < FEW_BYTES else OK
     return Check(value, verdict, "" if verdict == OK else advice)
 

@@ -104,7 +104,6 @@ def with_paths(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def plan(options: TrainingOptions, console: Console) -> Plan:
-    """The plan alone."""
     settings, source = request(options, console)
     return read_and_plan(options, settings, source, None, console, Ranks())[0]
 
