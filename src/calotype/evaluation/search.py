@@ -222,14 +222,8 @@ def scale_distance(
     network: FeatureNetwork,
 ) -> Callable[[float], Distance]:  # fmt: skip
     """From a guidance scale to the distance of samples from `real`; each time with equal seeds."""
-    sampled = sampled_features(stage, labels, text, seed, network)
-    sets = resamples(len(labels), len(real), np.random.default_rng(0))
-
-    def distance(scale: float) -> Distance:
-        of_samples = sampled(sampling.model_copy(update={"guidance": scale}))
-        return Distance(kernel_distance(of_samples, real), on_resamples(kernel_of_rows(of_samples, real), sets))
-
-    return distance
+    sampled, distance = sampled_features(stage, labels, text, seed, network), resampled_distance(len(labels), real)
+    return lambda scale: distance(sampled(sampling.model_copy(update={"guidance": scale})))
 
 
 def level_distance(
@@ -242,18 +236,21 @@ def level_distance(
     text: Text | None = None,
 ) -> Callable[[float], Distance]:
     """From a level to the distance of what the stage makes of `low_res` from `real`; each time with equal noise."""
-    of_real = features(real.split(FEATURES_AT_ONCE), network)
-    sets = resamples(len(low_res), len(real), np.random.default_rng(0))
+    distance = resampled_distance(len(low_res), features(real.split(FEATURES_AT_ONCE), network))
+    rngs = [Rng(("level", index)) for index in range(len(low_res))]
 
-    def distance(level: float) -> Distance:
+    def distance_at(level: float) -> Distance:
         changed = sampling.model_copy(update={"augmentation": level, "conditioning": "whole"})
-        rngs = [Rng(("level", index)) for index in range(len(low_res))]
         enlarged = in_parts([stage], [changed], labels, rngs, low_res, text)
-        of_enlarged = features(enlarged.split(FEATURES_AT_ONCE), network)
-        resampled = on_resamples(kernel_of_rows(of_enlarged, of_real), sets)
-        return Distance(kernel_distance(of_enlarged, of_real), resampled)
+        return distance(features(enlarged.split(FEATURES_AT_ONCE), network))
 
-    return distance
+    return distance_at
+
+
+def resampled_distance(count: int, real: Features) -> Callable[[Features], Distance]:
+    """From the features of so many pictures to their distance from `real`, each time on equal resamples."""
+    sets = resamples(count, len(real), np.random.default_rng(0))
+    return lambda fake: Distance(kernel_distance(fake, real), on_resamples(kernel_of_rows(fake, real), sets))
 
 
 def in_parts(

@@ -54,10 +54,8 @@ def measured_with_text(result: EvaluationResult) -> str:
 def measure_names(result: EvaluationResult) -> dict[str, str]:
     """What the measures are called; only features of Inception make a FID."""
     key, distance = result.features.key, result.features.distance
-    others = {name: name.replace("_", " ") for name in result.measures.samples.names}
-    return {key: distance, f"{key}_of_many": f"{distance} of 10,000 samples", **NAMES} | {
-        name: words for name, words in others.items() if name not in (key, f"{key}_of_many", *NAMES)
-    }
+    names = {key: distance, f"{key}_of_many": f"{distance} of 10,000 samples", **NAMES}
+    return names | {name: name.replace("_", " ") for name in result.measures.samples.names if name not in names}
 
 
 def measure_rows(result: EvaluationResult, measures: Columns) -> Iterator[Cells]:

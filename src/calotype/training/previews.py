@@ -8,8 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from jaxtyping import Float
-from torch import Tensor, nn
+from torch import nn
 
 from calotype.data.folder import Pictures
 from calotype.data.images import grid, images_from_pixels, pils_from_images
@@ -56,15 +55,10 @@ class AutoencoderValidator:
         write_png(path, grid(pils_from_images(pairs), 6))
 
     def psnr(self) -> float:
-        """Mean, in dB; what cannot be seen does not count for more."""
-        return float(psnr(self.images, self.reconstruct(self.images)).clamp(max=INVISIBLE).mean())
+        return visible_psnr(self.images, self.reconstruct(self.images))
 
-    @torch.no_grad()
     def measure(self) -> dict[str, float]:
-        fake = self.reconstruct(self.images)
-        distance = distances(self.features, self.images[:32], fake[:32])
-        counts = {"n": float(len(fake)), "n_perceptual": float(len(distance))}
-        return {"psnr": float(psnr(self.images, fake).mean()), "perceptual": float(distance.mean()), **counts}
+        return nearness(self.features, self.images, self.reconstruct(self.images))
 
 
 def autoencoder_validator(
@@ -151,15 +145,11 @@ class OneStepValidator(DenoiserValidator):
 
     @torch.no_grad()
     def measure(self) -> dict[str, float]:
-        real, fake = self.held_out.clean, self.enlarge()
-        distance = distances(self.features, real[:32], fake[:32])
-        counts = {"n": float(len(fake)), "n_perceptual": float(len(distance))}
-        return {"psnr": float(psnr(real, fake).mean()), "perceptual": float(distance.mean()), **counts}
+        return nearness(self.features, self.held_out.clean, self.enlarge())
 
     def psnr(self) -> float:
-        """Mean, in dB."""
         with evaluating(self.stage.denoiser):
-            return float(psnr(self.held_out.clean, self.enlarge()).clamp(max=INVISIBLE).mean())
+            return visible_psnr(self.held_out.clean, self.enlarge())
 
     def enlarge(self) -> OtherImages:
         """The validation pictures, a few at a time."""
@@ -169,10 +159,18 @@ class OneStepValidator(DenoiserValidator):
         return in_parts([self.stage], [self.sampling], labels, rngs, low_res, text)
 
 
-def distances(features: EfficientNetLite0, real: Images, fake: Images) -> Float[Tensor, " batch"]:
-    """Perceptual distances, of a few pictures at a time."""
-    pairs = zip(real.split(VALIDATED_AT_ONCE), fake.split(VALIDATED_AT_ONCE), strict=True)
-    return torch.cat([perceptual_distance(features, *pair) for pair in pairs])
+def visible_psnr(real: Images, fake: Images) -> float:
+    """Mean, in dB; what cannot be seen does not count for more."""
+    return float(psnr(real, fake).clamp(max=INVISIBLE).mean())
+
+
+@torch.no_grad()
+def nearness(features: EfficientNetLite0, real: Images, fake: Images) -> dict[str, float]:
+    """How near pictures are to real ones: of all their PSNR, and of 32 their perceptual distance, a few at a time."""
+    pairs = zip(real[:32].split(VALIDATED_AT_ONCE), fake[:32].split(VALIDATED_AT_ONCE), strict=True)
+    distance = torch.cat([perceptual_distance(features, *pair) for pair in pairs])
+    counts = {"n": float(len(fake)), "n_perceptual": float(len(distance))}
+    return {"psnr": float(psnr(real, fake).mean()), "perceptual": float(distance.mean()), **counts}
 
 
 def validation_losses(stage: Stage, batch: Batch, rng: Rng, name: str) -> dict[str, float]:
