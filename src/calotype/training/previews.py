@@ -58,7 +58,7 @@ class AutoencoderValidator:
         return visible_psnr(self.images, self.reconstruct(self.images))
 
     def measure(self) -> dict[str, float]:
-        return nearness(self.features, self.images, self.reconstruct(self.images))
+        return psnr_and_perceptual(self.features, self.images, self.reconstruct(self.images))
 
 
 def autoencoder_validator(
@@ -145,7 +145,7 @@ class OneStepValidator(DenoiserValidator):
 
     @torch.no_grad()
     def measure(self) -> dict[str, float]:
-        return nearness(self.features, self.held_out.clean, self.enlarge())
+        return psnr_and_perceptual(self.features, self.held_out.clean, self.enlarge())
 
     def psnr(self) -> float:
         with evaluating(self.stage.denoiser):
@@ -165,7 +165,7 @@ def visible_psnr(real: Images, fake: Images) -> float:
 
 
 @torch.no_grad()
-def nearness(features: EfficientNetLite0, real: Images, fake: Images) -> dict[str, float]:
+def psnr_and_perceptual(features: EfficientNetLite0, real: Images, fake: Images) -> dict[str, float]:
     """How near pictures are to real ones: of all their PSNR, and of 32 their perceptual distance, a few at a time."""
     pairs = zip(real[:32].split(VALIDATED_AT_ONCE), fake[:32].split(VALIDATED_AT_ONCE), strict=True)
     distance = torch.cat([perceptual_distance(features, *pair) for pair in pairs])
