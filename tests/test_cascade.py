@@ -202,6 +202,45 @@ def test_other_chains_train_and_sample(tmp_path, quick, overrides):
     assert len(model.stages) == len(model.samplings) == len(parse_recipe(read_recipe(run / "recipe.toml")).chain)
 
 
+def test_exposure_fine_tuning_continues_from_the_trained_stage(tmp_path, quick):
+    """And is the one that is deployed."""
+    run = trained(
+        tmp_path, "cascade", *SHORT, "enlarge.16.exposure.images=8", "enlarge.16.exposure.pictures=3", budget=1e-6
+    )
+    legs = json.loads((run / "run.json").read_text())["legs"]
+    assert list(legs) == ["denoiser", "enlarge-16", "exposure-16"] and set(legs.values()) == {"finished"}
+    kept = {leg: load_file(max(run.glob(f"checkpoints/{leg}-*")) / "denoiser.safetensors") for leg in list(legs)[1:]}
+    deployed = load_file(run / "model" / "enlarge-16.safetensors")
+    deployed = {name: value for name, value in deployed.items() if not name.startswith("prior.")}  # not trained
+    for name, value in deployed.items():
+        assert torch.equal(value, kept["exposure-16"][f"average.{name}"])
+    moved = [not torch.equal(value, kept["enlarge-16"][f"average.{name}"]) for name, value in deployed.items()]
+    assert any(moved)
+
+
+def test_a_run_of_version_0_1_resumes_in_its_exposure_fine_tuning(tmp_path, quick, monkeypatch):
+    """There the leg, its settings and its checkpoints had another name; its random numbers are the same."""
+    overrides = (*SHORT, "enlarge.16.exposure.images=12", "enlarge.16.exposure.pictures=3")
+    whole = trained(tmp_path / "whole", "cascade", *overrides, budget=1e-6)
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        interrupted_at(patch, [("mistakes-16", 4)])
+        trained(tmp_path / "parts", "cascade", *overrides, budget=1e-6)
+    run = tmp_path / "parts" / "run"
+    for name in ("run.json", "plan.json", "log.jsonl", "recipe.toml"):
+        (run / name).write_text((run / name).read_text().replace("exposure", "mistakes"))
+    for path in (run / "checkpoints").glob("exposure-16-*"):
+        path.rename(path.with_name(path.name.replace("exposure", "mistakes")))
+    state = read_json(run / "run.json")
+    before = {"state": state["status"], "looks": state["validation"], "format": 1}
+    new = ("status", "validation", "version", "settings", "labels")
+    old = {name: value for name, value in state.items() if name not in new} | before
+    (run / "run.json").write_text(json.dumps(old))
+    resume(run)
+    assert products(run) == products(whole)
+    notes = [event["text"] for event in events(run, "note")]
+    assert any("exposure-16: went on from exposure-16-" in note for note in notes)
+
+
 def test_any_picture_is_enlarged_whatever_its_shape(tmp_path, runs):
     model, picture = calotype.load(runs["cascade"]), Image.new("RGB", (7, 5), "red")
     assert model.enlarge(picture).size == (14, 10)

@@ -1,4 +1,4 @@
-"""The cost of what is done once: searches, captions that a frozen encoder reads."""
+"""The cost of what is done once: searches, exposure fine-tuning, captions that a frozen encoder reads."""
 
 import pytest
 import torch
@@ -31,17 +31,17 @@ def count_operations(patch):
     patch.setattr(measure, "counted", counted)
 
 
-def test_a_search_is_counted(tmp_path):
+def test_a_search_and_exposure_fine_tuning_are_counted(tmp_path):
     """What the search takes, by hand: each crop is made once by the stage below, and once at each level that is tried;
     features are taken of all of them, and of the real crops.
     """
     with pytest.MonkeyPatch.context() as patch:
         be_quick_and_search(patch)
         count_operations(patch)
-        run = trained(tmp_path, "cascade")
+        run = trained(tmp_path, "cascade", "enlarge.16.exposure.images=8", "enlarge.16.exposure.pictures=4")
     one = open_candidate("A", run, "cpu")
     rows, state = parts_of(one), read_json(run / "run.json")
-    assert list(rows) == ["denoiser", "enlarge-16", "fit", "prepare", "level-16"]
+    assert list(rows) == ["denoiser", "enlarge-16", "exposure-16", "fit", "prepare", "level-16"]
     assert all(row.flops > 0 and row.seconds > 0 for row in rows.values())
     crops, tried = read_json(run / "plan.json")["level_crops"]["16"], len(state["levels"]["16"]["tried"])
     lite0 = Lite0()

@@ -7,8 +7,8 @@ from small import CASCADE, HYBRID, SETTINGS, as_overrides
 
 from calotype.files import read_json
 from calotype.recipe import EnlargeRecipe, Recipe
-from calotype.settings import parse_recipe, read_overrides, read_recipe, to_toml, upgraded, why_removed
-from calotype.tables import all_keys, at_path, line_of, merge, read_value, without
+from calotype.settings import REMOVED, parse_recipe, read_overrides, read_recipe, to_toml, upgraded
+from calotype.tables import all_keys, at_path, line_of, merge, read_value
 from calotype.types import UserError
 
 RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.toml"))
@@ -51,17 +51,10 @@ def test_a_loss_that_is_gone_is_left_out_and_named_where_it_was_used(tmp_path, n
         read_overrides([f"autoencoder.losses.{name}={value}"])
 
 
-@pytest.mark.parametrize("name", ["mistakes", "exposure"])
-@pytest.mark.parametrize("images", [0, 8])
-def test_a_recipe_written_when_there_was_exposure_fine_tuning_is_read_without_it(tmp_path, name, images):
-    path = written(tmp_path, f"[enlarge.64]\nbatch = 4\n[enlarge.64.{name}]\nimages = {images}\nshare = 0.25")
-    with warnings.catch_warnings(record=True) as caught:
-        assert read_recipe(path) == {"enlarge": {"64": {"batch": 4}}}
-    assert [str(one.message).startswith(f"{path} sets enlarge.64.{name}, but") for one in caught] == [True] * bool(
-        images
-    )
-    with pytest.raises(UserError, match=f"enlarge.64.{name} is gone: .*; leave it out"):
-        read_overrides([f"enlarge.64.{name}.images={images}"])
+def test_exposure_fine_tuning_had_another_name():
+    above = {"images": 8, "share": 0.25}
+    read = upgraded({"enlarge": {"64": {"mistakes": above}}})
+    assert read["enlarge"]["64"]["exposure"] == above and "mistakes" not in read["enlarge"]["64"]
 
 
 @pytest.mark.parametrize(
@@ -430,6 +423,7 @@ OLD_KEYS = [
     ("enlarge.64.start", "enlarge.64.prior", "gaussian", "gaussian"),
     ("enlarge.64.spread", "enlarge.64.sigma_data", 0.1, 0.1),
     ("enlarge.64.schedule.spread", "enlarge.64.schedule.std", 1.5, 1.5),
+    ("enlarge.64.mistakes.images", "enlarge.64.exposure.images", 8, 8),
 ]
 
 
@@ -461,7 +455,7 @@ def test_the_recipe_of_a_model_of_version_0_1_keeps_all_its_values(name):
     learning = [now["denoiser"]["learn"], now["autoencoder"]["learn"], now["autoencoder"]["critic_learn"]]
     for learn in (*learning, *(stage["learn"] for stage in now["enlarge"].values())):
         assert learn.pop("optimizer") == "adamw"
-    assert sorted(values(now)) == sorted(values(without_gone(old)))
+    assert sorted(values(now)) == sorted(values({**old, "autoencoder": without_gone(old["autoencoder"])}))
 
 
 def test_the_recipe_of_a_stopped_run_of_version_0_1_is_read():
@@ -473,10 +467,11 @@ def nested(key, value):
     return at_path(key.split("."), value)
 
 
-def without_gone(recipe):
-    for key in filter(why_removed, all_keys(recipe)):
-        recipe = without(recipe, key)
-    return recipe
+def without_gone(autoencoder):
+    losses = {
+        name: value for name, value in autoencoder["losses"].items() if f"autoencoder.losses.{name}" not in REMOVED
+    }
+    return {**autoencoder, "losses": losses}
 
 
 def values(settings):

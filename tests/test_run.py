@@ -19,6 +19,17 @@ def test_a_run_of_version_1_opens_under_the_names_of_today():
     assert state.validation["autoencoder"] == Validation() and state.inspection.model_dump() == before["inspection"]
 
 
+def test_exposure_fine_tuning_had_another_name(tmp_path):
+    (tmp_path / "run.json").write_text('{"legs": {"enlarge-64": "finished", "mistakes-64": "training"}}')
+    (tmp_path / "plan.json").write_text('{"paced": ["mistakes-64"], "phases": {"mistakes-64": [[1.0, 0.5]]}}')
+    preview = {"event": "preview", "leg": "mistakes-64", "images_seen": 8, "file": "previews/mistakes-64-8.png"}
+    (tmp_path / "log.jsonl").write_text(json.dumps(preview))
+    run = Run.open(tmp_path)
+    assert list(run.state.legs) == ["enlarge-64", "exposure-64"]
+    assert run.plan == {"paced": ["exposure-64"], "phases": {"exposure-64": [[1.0, 0.5]]}}
+    assert run.latest("preview", "exposure-64")["file"] == preview["file"]  # where it lies
+
+
 def test_what_is_saved_is_read_again(tmp_path):
     run = Run(tmp_path, read_state(OF_VERSION_1))
     run.save()

@@ -7,7 +7,7 @@ from torch import nn
 
 from calotype.diffusion.augmentation import BlurAugmentation, NoiseAugmentation
 from calotype.diffusion.denoiser import Denoiser
-from calotype.diffusion.init import image_to_image
+from calotype.diffusion.init import image_to_image, sdedit
 from calotype.diffusion.schedules import Karras
 from calotype.diffusion.stage import Sampling, Stage, for_all, generate, noise_each, shrunk, stops
 from calotype.nets.unet import Unet, UnetConfig
@@ -60,6 +60,21 @@ def equal(one, other):
     names = ("labels", "low_res", "augmentation", "deviation")
     pairs = [(getattr(one, name), getattr(other, name)) for name in names]
     return all(a is b or torch.equal(a, b) for a, b in pairs)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+def test_what_is_redrawn_depends_on_its_own_picture_and_noise_alone(chain, share):
+    images, sampling = torch.rand(3, 3, 4, 4) * 2 - 1, Sampling(steps=10, guidance=1.0)
+    found = sdedit(chain[0], images, LABELS, sampling, share, RNGS)
+    assert found.shape == images.shape and torch.equal(found, sdedit(chain[0], images, LABELS, sampling, share, RNGS))
+    alone = sdedit(chain[0], images[1:2], LABELS[1:2], sampling, share, RNGS[1:2])
+    assert torch.allclose(found[1:2], alone, atol=1e-4)
+
+
+def test_the_more_steps_are_redrawn_the_less_is_kept(chain):
+    images, sampling = torch.rand(3, 3, 4, 4) * 2 - 1, Sampling(steps=10, guidance=1.0)
+    away = [(sdedit(chain[0], images, LABELS, sampling, share, RNGS) - images).norm() for share in (0.1, 0.5, 0.9)]
+    assert away[0] < away[1] < away[2]
 
 
 # -- Smaller and larger pictures ---------------------------------------------------------------------------------------

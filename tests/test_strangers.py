@@ -120,7 +120,7 @@ def test_runs_of_all_kinds(finished, tmp_path):
         "denoiser.batch=true",
         "denoiser.batch=-1", "seed=100000000000000000000", "autoencoder.losses.kl=1e300",
         "stages=[1,2,4,8,16,32,64,128,256]",
-        "denoiser.backbone.depth=100000", "enlarge.64.batch=1000000000", "denoiser.images=1e300",
+        "denoiser.backbone.depth=100000", "enlarge.64.exposure.pictures=1000000000", "denoiser.images=1e300",
         f"seed={'9' * 5000}", f"stages={'[' * 5000}", f"{'a.' * 5000}a=1", "denoiser.schedule.std=-inf",
     ],
 )  # fmt: skip

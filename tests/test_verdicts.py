@@ -71,7 +71,7 @@ def run(kind, seed=0, *, prior=False, fd=100.0, reach=5.0):
         }],
         "propagation": {
             "arms": arms, "own": "matched" if latent else "none", "size": 16, "n": 8, "strength": 0.2, "effects": {},
-            "points": [], **({"autoencoder_error": around(0.05, 0.01)} if latent else {}),
+            "points": [], **({"autoencoder_error": around(0.05, 0.01)} if latent else {"exposure": False}),
         },
     }  # fmt: skip
 
@@ -177,6 +177,14 @@ def test_a_mechanism_that_corrects_a_part_refutes_a_part(arm, effect, expected):
     word, sentence = verdict([changed_survival(arm, around(0.8), effect)], CORRECTION)
     assert word == expected and f"points with {arm}" in sentence
     assert ("corrects a part" in sentence) == (expected in (PARTLY, REFUTED))
+
+
+@pytest.mark.parametrize(("survived", "expected"), [(0.7, PARTLY), (0.2, REFUTED), (0.9, CONFIRMED)])
+def test_exposure_fine_tuning_is_judged_beside_a_cascade_without_it(survived, expected):
+    tuned = changed_survival("none", around(survived, 0.01))
+    tuned["propagation"]["exposure"] = True
+    assert verdict([run("cascade"), tuned], CORRECTION)[0] == expected
+    assert verdict([tuned, run("latent")], CORRECTION)[0] == UNDECIDED
 
 
 def test_a_cascade_that_uses_no_mechanism_is_no_evidence_that_none_corrects():

@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 import stat
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -152,15 +152,15 @@ def reason_of(error: Exception) -> str:
     return getattr(error, "strerror", None) or " ".join(str(error).split())
 
 
-def read_json(path: Path, most: int = MAX_WHOLE) -> Any:
-    """What the file holds. Raises `UserError` as `read_bytes`, and for what is no JSON."""
-    return json_of(read_bytes(path, most), path)
+def read_json(path: Path, edited: Callable[[str], str] = str, most: int = MAX_WHOLE) -> Any:
+    """What the file holds, its text `edited` first. Raises `UserError` as `read_bytes`, and for what is no JSON."""
+    return json_of(read_bytes(path, most), path, edited)
 
 
-def json_of(content: bytes, path: Path | str) -> Any:
+def json_of(content: bytes, path: Path | str, edited: Callable[[str], str] = str) -> Any:
     """The JSON in a file of this content. Raises `UserError`."""
     try:
-        return json.loads(content.decode("utf-8"))
+        return json.loads(edited(content.decode("utf-8")))
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON: {str(error).partition(';')[0]}") from None
 
@@ -178,7 +178,7 @@ def checked(value: Any, schema: Any, path: Path | str) -> Any:
 
 def read_as(path: Path, schema: Any, most: int = MAX_WHOLE) -> Any:
     """The JSON in the file, checked against `schema`. Raises `UserError` as `read_json` and `checked` do."""
-    return checked(read_json(path, most), schema, path)
+    return checked(read_json(path, most=most), schema, path)
 
 
 def first_problem(error: Exception) -> str:

@@ -19,6 +19,8 @@ from calotype.bounds import (
     ImageCount,
     LearningRate,
     LossWeight,
+    OpenFraction,
+    PictureCount,
     PositiveFraction,
     SeedNumber,
     Side,
@@ -202,6 +204,17 @@ class DenoiserRecipe(DiffusionConfig):
     """The text encoder of all stages; what of it is trained is trained with the denoiser of each stage."""
 
 
+class ExposureConfig(Config):
+    """Exposure fine-tuning: a last leg on training pictures that the stage below has redrawn, with its artefacts."""
+
+    images: ImageCount = 0
+    """Crops to see; 0: no such leg."""
+    pictures: PictureCount = 256
+    """How many pictures the stage below redraws."""
+    share: OpenFraction = 0.5
+    """Fraction of the sampler's steps that are repeated: near 0 nothing changes, near 1 nothing is kept."""
+
+
 class EnlargeRecipe(DiffusionConfig):
     """A stage in pixels that is conditioned on the low-resolution picture of the stage before it."""
 
@@ -219,6 +232,7 @@ class EnlargeRecipe(DiffusionConfig):
     augmentation: Augmentation = Field(default=NoiseAugmentation(), description="Of the low-resolution picture.")
     crop: CropSide = 0
     """Side of the random crops to train on; 0: whole pictures."""
+    exposure: ExposureConfig = ExposureConfig()
     objective: Literal["denoising", "one_step"] = "denoising"
     """The denoising loss, for samplers of several steps; or one step, with the losses of an autoencoder."""
     losses: AdversarialLossConfig = AdversarialLossConfig()
@@ -342,7 +356,12 @@ class Recipe(Config):
     def legs(self) -> dict[str, LegConfig]:
         """All that is trained, in order."""
         first: dict[str, LegConfig] = {"autoencoder": self.autoencoder} if self.trains_space else {}
-        return {**first, "denoiser": self.denoiser, **{leg_above(size): self.enlarger(size) for size in self.chain[1:]}}
+        legs = {**first, "denoiser": self.denoiser}
+        for size in self.chain[1:]:
+            legs[leg_above(size)] = above = self.enlarger(size)
+            if above.exposure.images:
+                legs[exposure_above(size)] = LegConfig(images=above.exposure.images, batch=above.batch)
+        return legs
 
     def learning(self, leg: str, network: str) -> OptimizerConfig:
         config: AutoencoderRecipe | DenoiserRecipe | EnlargeRecipe = self.denoiser
@@ -359,7 +378,8 @@ class Recipe(Config):
         settings: dict[str, Any] = {}
         for leg, number in images.items():
             name, _, size = leg.partition("-")
-            settings = merge(settings, at_path([name, size] if size else [name], {"images": number}))
+            path = {"enlarge": ["enlarge", size], "exposure": ["enlarge", size, "exposure"]}.get(name, [name])
+            settings = merge(settings, at_path(path, {"images": number}))
         return Recipe.model_validate(merge(self.model_dump(), settings))
 
 
@@ -371,3 +391,8 @@ def unit_of(backbone: Backbone) -> int:
 def leg_above(size: int) -> str:
     """The name of the leg that learns to enlarge to this size."""
     return f"enlarge-{size}"
+
+
+def exposure_above(size: int) -> str:
+    """The name of its exposure fine-tuning."""
+    return f"exposure-{size}"

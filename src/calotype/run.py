@@ -5,6 +5,7 @@ from __future__ import annotations
 import bisect
 import json
 import os
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -24,6 +25,8 @@ STATE_VERSION = 2
 """Version of `run.json`. Files of version 1 have no `version`, and other names for some keys: see `RENAMED_KEYS`."""
 RENAMED_KEYS = {"state": "status", "looks": "validation", "space": "imported_weights"}
 """Keys of version 1 by their names now."""
+EXPOSURE = re.compile(r'"mistakes-(\d+)"')
+"""The leg of exposure fine-tuning in version 1: in `run.json`, `plan.json` and the log."""
 PORTRAITS = "portraits"
 """`RunState.data` of a run that trains on the embedded portraits."""
 MAX_LINE = 2**20
@@ -150,9 +153,14 @@ class RunState(Stored):
     """Grows by 1 each time that it goes on after it was finished; then its origin is the part before."""
 
 
+def renamed_legs(text: str) -> str:
+    """JSON with today's names of legs."""
+    return EXPOSURE.sub(r'"exposure-\1"', text)
+
+
 def read_state(file: Path) -> RunState:
     """Raises `UserError` where the file is missing, damaged, or of a later version."""
-    stored = read_json(file)
+    stored = read_json(file, renamed_legs)
     if isinstance(stored, dict) and "version" not in stored:  # version 1
         stored = {RENAMED_KEYS.get(key, key): value for key, value in stored.items() if key != "format"}
     if isinstance(stored, dict) and isinstance(later := stored.get("version"), int) and later > STATE_VERSION:
@@ -279,7 +287,7 @@ def lost(folder: Path) -> str:
 def read_mapping(file: Path) -> dict[str, Any]:
     """The table in a JSON file; empty where the file is missing or damaged."""
     try:
-        stored = read_json(file)
+        stored = read_json(file, renamed_legs)
     except UserError:
         return {}
     return stored if isinstance(stored, dict) else {}
@@ -294,7 +302,7 @@ def read_events(file: Path) -> list[Event]:
     thinned: dict[str, Thinning] = {}
     for place, line in enumerate(_lines(file)):
         with suppress(ValueError, RecursionError):
-            event = json.loads(line.decode("utf-8", "replace"))
+            event = json.loads(renamed_legs(line.decode("utf-8", "replace")))
             if not event or not isinstance(event, dict):
                 continue
             if event.get("event") == "step" and isinstance(leg := event.get("leg"), str):

@@ -38,12 +38,11 @@ UNIONS = ("backbone", "schedule", "augmentation", "network", "space", "text")
 """The tables that have a `kind`."""
 
 REMOVED = {
-    r"joint": "the same time in the legs before it makes better pictures",
-    r"autoencoder\.losses\.equivariance": "it cost 1.6 dB of the reconstruction and gained nothing",
-    r"autoencoder\.losses\.latent_noise": "it cost detail and made no better samples",
-    r"enlarge\.[^.]+\.(mistakes|exposure)": "no measurement has shown that it makes better pictures",
+    "joint": "the same time in the legs before it makes better pictures",
+    "autoencoder.losses.equivariance": "it cost 1.6 dB of the reconstruction and gained nothing",
+    "autoencoder.losses.latent_noise": "it cost detail and made no better samples",
 }
-"""Keys of earlier versions as patterns, and why they are gone. They changed no network, so the weights still load."""
+"""Keys of version 0.1 that measurement did not bear out. They changed no network, so the weights still load."""
 
 _STAGE = r"(denoiser|enlarge\.[^.]+)"
 RENAMED = {
@@ -52,6 +51,7 @@ RENAMED = {
     rf"{_STAGE}\.spread": r"\1.sigma_data",
     rf"{_STAGE}\.schedule\.spread": r"\1.schedule.std",
     rf"{_STAGE}\.phrase_dropout": r"\1.caption_dropout",
+    rf"{_STAGE}\.mistakes": r"\1.exposure",
 }
 """Keys of version 0.1 as patterns, and their names now. A prior of `"nothing"` is `"none"` now."""
 
@@ -81,10 +81,10 @@ def read_recipe(path: Path) -> dict[str, Any]:
         raise UserError(f"recipe {path} is not TOML: {error}: {line.strip():.80}") from None
     except ValueError as error:
         raise UserError(f"recipe {path}: {error}") from None
-    for key in filter(why_removed, all_keys(settings)):
+    for key, reason in REMOVED.items():
         value = value_at(settings, key)
         if value.get("images") if isinstance(value, dict) else value:  # a leg of 0 images did nothing
-            warnings.warn(f"{path} sets {key}, but it is gone: {why_removed(key)}; it is left out", stacklevel=2)
+            warnings.warn(f"{path} sets {key}, but it is gone: {reason}; it is left out", stacklevel=2)
     settings = upgraded(settings)
     check_keys(settings, {}, lambda key: f"{path}, line {line_of(text, key)}")
     return settings
@@ -155,7 +155,7 @@ def upgraded(settings: dict[str, Any]) -> dict[str, Any]:
     What was removed is left out. The shares of a caption or a label alone, which had no keys, shrink to what
     `label_dropout` leaves.
     """
-    for key in filter(why_removed, all_keys(settings)):
+    for key in REMOVED:
         settings = without(settings, key)
     settings = with_new_keys(settings)
     if isinstance(denoiser := settings.get("denoiser"), dict):
@@ -167,13 +167,8 @@ def upgraded(settings: dict[str, Any]) -> dict[str, Any]:
     return settings
 
 
-def why_removed(key: str) -> str | None:
-    """The reason why a key of an earlier version is gone; None for any other."""
-    return next((reason for pattern, reason in REMOVED.items() if re.fullmatch(pattern, key)), None)
-
-
 def new_key(key: str) -> str:
-    """`denoiser.schedule.spread` is `denoiser.schedule.std` now."""
+    """`enlarge.64.mistakes.images` is `enlarge.64.exposure.images` now."""
     for old, new in RENAMED.items():
         key = re.sub(rf"^{old}(?![^.])", new, key)
     return key
@@ -207,8 +202,8 @@ def settings_error(detail: Any, where: Where) -> UserError:
     problem = " ".join(detail["msg"].removeprefix("Value error, ").split())  # it may quote a value of several lines
     if not detail["loc"]:  # the recipe as a whole
         return UserError(f"{where('').rstrip(': ')}: {problem}")
-    if (reason := why_removed(key)) is not None:
-        return UserError(f"{where(key)}: {key} is gone: {reason}; leave it out")
+    if key in REMOVED:
+        return UserError(f"{where(key)}: {key} is gone: {REMOVED[key]}; leave it out")
     if detail["type"] == "extra_forbidden":
         return UserError(f"{where(key)}: {unknown_key(key)}")
     got = detail.get("input")

@@ -42,7 +42,7 @@ from calotype.spaces.pixel import PixelSpace
 from calotype.tables import merge
 from calotype.training import leg as legs
 from calotype.training.examples import Bucket, crop_examples, picture_examples
-from calotype.training.legs import denoiser_leg, enlarger_leg
+from calotype.training.legs import denoiser_leg, enlarger_leg, exposure_leg
 from calotype.training.process import Interrupted
 from calotype.types import UserError
 
@@ -84,6 +84,11 @@ def enlarger(**changes):
     return enlarger_leg(settings, 16, pictures, crop_examples(settings, 16, pictures, CPU), CPU)
 
 
+def exposure():
+    changes = {"enlarge": {"16": {"exposure": {"images": IMAGES, "pictures": 4}}}}
+    return exposure_leg(cascade(**changes), base().trained, enlarger().trained, noise_pictures(), CPU)
+
+
 def longer(make, name):
     def made():
         leg = make()
@@ -94,7 +99,7 @@ def longer(make, name):
 
 
 KINDS = {name: longer(make, name) for name, make in LEGS.items()}
-KINDS |= {each.__name__: each for each in (base, captioned, buckets, enlarger)}
+KINDS |= {each.__name__: each for each in (base, captioned, buckets, enlarger, exposure)}
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -57,7 +57,8 @@ def folds(chosen: Tensor) -> Folds:
 class PictureSource:
     """Chosen pictures as images, half of them mirrored if `flip`: random crops of `crop` pixels, or uncropped (0).
 
-    With a `factor` above 1 each comes with its low-resolution picture, to whose pixels the crops are aligned.
+    With a `factor` above 1 each comes with its low-resolution picture, to whose pixels the crops are aligned: the
+    downsampled picture, or the one in `low_res`, which has a row for each of `chosen`.
     """
 
     pictures: Pictures
@@ -67,26 +68,30 @@ class PictureSource:
     crop: int
     flip: bool
     factor: int = 1
+    low_res: Tensor | None = None
     reflected: bool = False
     """Every picture the other way round, for the mirror images of the same batches."""
 
     def batch(self, images_seen: int, count: int) -> Batch:
-        chosen = self.chosen[order(len(self.chosen), images_seen, count, self.rng)]
-        rng = self.rng.at("pictures", images_seen)
+        places = order(len(self.chosen), images_seen, count, self.rng)
+        rng, chosen = self.rng.at("pictures", images_seen), self.chosen[places]
         shape = self.pictures.pixels.shape[-2:]
         height, width = (self.crop or side for side in shape)
         free = (shape[-1] - width) // self.factor + 1
         corners = rng.at("crop").integers(free, count, 2)
         mirrored = ((rng.at("flip").uniform(count, 1, 1, 1) < 0.5) ^ self.reflected) & self.flip
-        images = self._crops(chosen, self.factor * corners, (height, width), mirrored)
+        images = self._crops(self.pictures.pixels, chosen, self.factor * corners, (height, width), mirrored)
         low_res = shrunk(images, self.factor) if self.factor > 1 else None
+        if self.low_res is not None:
+            sides = height // self.factor, width // self.factor
+            low_res = self._crops(self.low_res, places, corners, sides, mirrored)
         labels, text = self.pictures.labels[chosen], draw_captions(self.pictures.captions, chosen, rng)
         files = tuple(map(self.pictures.file, chosen.tolist()))
         return Batch(images, labels.to(self.device), low_res, folds(chosen).to(self.device), text, files)
 
-    def _crops(self, rows: Tensor, corners: Tensor, sides: tuple[int, int], mirrored: Tensor) -> Images:
+    def _crops(self, pixels: Tensor, rows: Tensor, corners: Tensor, sides: tuple[int, int], mirrored: Tensor) -> Images:
         places, (height, width) = zip(rows.tolist(), corners.tolist(), strict=True), sides
-        whole = self.pictures.pixels.numpy()  # slices of arrays take a sixth of the time
+        whole = pixels.numpy()  # slices of arrays take a sixth of the time
         cuts = np.stack([whole[row, :, y : y + height, x : x + width] for row, (y, x) in places])
         images = images_from_pixels(torch.from_numpy(cuts).to(self.device))
         if self.flip:

@@ -7,6 +7,7 @@ given image downsampled to its own size. Images are in [-1, 1].
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -16,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from calotype.diffusion.guidance import switched, with_known_part
-from calotype.diffusion.stage import DenoiserFor, Initializer, SamplerInit, Stage, from_noise, shrunk
+from calotype.diffusion.stage import DenoiserFor, Initializer, SamplerInit, Sampling, Stage, from_noise, last, shrunk
 from calotype.types import Condition, Denoise, Images, Labels, Latents, Randomness, Sigmas, Text
 
 RESAMPLING = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
@@ -126,6 +127,26 @@ def feathered(mask: Mask, reach: int) -> Mask:
     radius = math.ceil(reach / 2)
     wider = F.max_pool2d(mask, 2 * radius + 1, 1, radius)
     return F.avg_pool2d(wider, 2 * radius + 1, 1, radius, count_include_pad=False)
+
+
+@torch.no_grad()
+def sdedit(
+    stage: Stage,
+    images: Images,
+    labels: Labels,
+    sampling: Sampling,
+    share: float,
+    rngs: Sequence[Randomness],
+    text: Text | None = None,
+) -> Images:
+    """Noise and denoise images with the last `share` of the steps (SDEdit, arXiv 2108.01073, algorithm 1).
+
+    They keep structures larger than that noise; the rest has the artefacts of the stage.
+    """
+    low_res = shrunk(images, stage.factor) if stage.low_res_size else None
+    sampling = sampling.model_copy(update={"conditioning": "whole"})
+    start = image_to_image(images, stage.image_size, share)
+    return stage.space.decode(last(stage.steps(labels, low_res, sampling, rngs, start=start, text=text)))
 
 
 @dataclass(frozen=True)

@@ -159,6 +159,8 @@ class Propagation(Schema):
     effects: dict[str, Measure] = Field(default={})
     """By how much more survives in an arm than without a mechanism, paired by picture."""
     own: str = "none"
+    exposure: bool = False
+    """Whether a stage that enlarges had exposure fine-tuning."""
     autoencoder_error: Measure | None = None
     reason: str | None = None
 

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from calotype.evaluation.comparison_results import ClaimVerdict, Deployment, RunMeasures
-from calotype.evaluation.intervals import NORMAL_95, Estimate, mean_estimate
+from calotype.evaluation.intervals import NORMAL_95, Estimate, difference_of_shares, mean_estimate
 from calotype.evaluation.results import Measure, MissingError
 
 CONFIRMED, PARTLY, REFUTED, UNDECIDED = "confirmed", "partly refuted", "refuted", "not enough evidence"
@@ -188,10 +188,14 @@ def judge_propagation(latent: Runs, cascade: Runs) -> Judgement:
 
 def judge_correction(latent: Runs, cascade: Runs) -> Judgement:
     """Of every mechanism that a cascade here uses: does it lower what survives, by more than next to nothing?"""
-    if not (effects := mechanisms(cascade)):
-        raise MissingError("No mechanism is used here: no augmentation (its level is 0), and no truncation.")
+    untuned = [run for run in cascade if not run.propagation.exposure]
+    if not (effects := mechanisms(cascade, untuned)):
+        raise MissingError(
+            "No mechanism is used here: no augmentation (its level is 0), no truncation, and no exposure fine-tuning "
+            "beside a cascade without it."
+        )
     changes = ", ".join(f"{with_interval(effect, 100.0, '+')} points with {name}" for name, effect in effects.items())
-    before = over_seeds(cascade, lambda run: survived(run, "none"))
+    before = over_seeds(untuned or cascade, lambda run: survived(run, "none"))
     sentence = f"Survival of an error changes by {changes}; without any, {percents(before)} survives."
     best = min(effects, key=lambda name: effects[name].value)
     if effects[best].high < -LITTLE:
@@ -202,12 +206,16 @@ def judge_correction(latent: Runs, cascade: Runs) -> Judgement:
     return Judgement(verdict, f"{sentence} Less than {100 * LITTLE:g} points are next to nothing.")
 
 
-def mechanisms(cascade: Runs) -> dict[str, Estimate]:
+def mechanisms(cascade: Runs, untuned: Runs) -> dict[str, Estimate]:
     """How much more of an error survives with each of those that are used."""
     effects = {}
     for arm in ("augmentation", "truncation"):
         if measured := [run for run in cascade if arm in run.propagation.effects]:
             effects[arm] = over_seeds(measured, partial(effect_of, arm))
+    tuned = [run for run in cascade if run.propagation.exposure]
+    if tuned and untuned:
+        with_it, without = (over_seeds(runs, lambda run: survived(run, "none")) for runs in (tuned, untuned))
+        effects["exposure fine-tuning"] = difference_of_shares(with_it, without)
     return effects
 
 

@@ -28,7 +28,7 @@ from calotype.planning.memory import (
     validation_bytes,
 )
 from calotype.priors.prior import constant_count
-from calotype.recipe import AdversarialLossConfig, Recipe, leg_above
+from calotype.recipe import AdversarialLossConfig, Recipe, exposure_above, leg_above
 from calotype.spaces.latent import LatentSpace
 from calotype.spaces.pixel import PixelSpace, Space
 from calotype.training.muon import hidden_matrices, orthogonal
@@ -84,8 +84,8 @@ class Counted(Costs):
             leg, stage = leg_above(size), recipe.enlarger(size)
             one_step = stage.objective == "one_step"
             extra = adversarial_flops(stage.losses, stage.critic, sides[leg]) if one_step else [(1.0, 0.0)]
-            steps[leg] = self._phases(leg, extra)
-        return steps
+            steps[leg] = steps[exposure_above(size)] = self._phases(leg, extra)
+        return {leg: steps[leg] for leg in recipe.legs}
 
     def _phases(self, leg: str, extra: list[tuple[float, float]]) -> list[StepCost]:
         text = TEXT if leg != "autoencoder" and self.recipe.denoiser.text.kind == "bytes" else 1.0

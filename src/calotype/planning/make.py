@@ -21,9 +21,9 @@ from calotype.planning.inherit import explain_start, inherit
 from calotype.planning.laws import learning_rate, time_shares
 from calotype.planning.measure import Measurement
 from calotype.planning.memory import choose_sharding, latent_bytes, rounds_of
-from calotype.planning.plan import Plan, explain
+from calotype.planning.plan import Plan, explain, network_of
 from calotype.planning.sizes import check_sizes
-from calotype.recipe import DiffusionConfig, EnlargeRecipe, OptimizerConfig, Recipe, leg_above
+from calotype.recipe import DiffusionConfig, EnlargeRecipe, OptimizerConfig, Recipe, exposure_above, leg_above
 from calotype.settings import parse_recipe
 from calotype.tables import merge
 from calotype.training.checkpoint import KEPT_CHECKPOINTS
@@ -124,7 +124,8 @@ def costs_of(
         return [PREDICTED], Counted(recipe, pictures, machine, rounds)
     if machine.ranks > 1 and recipe.sharding != "none":
         return [UNMEASURED], Counted(recipe, pictures, machine, rounds)
-    shares = time_shares(recipe.legs, UTILIZATION * machine.all_flops * budget)
+    legs = [leg for leg in recipe.legs if not leg.startswith("exposure")]
+    shares = time_shares(legs, UTILIZATION * machine.all_flops * budget)
     long = [leg for leg in shares if shares[leg] * budget >= WORTH or recipe.legs[leg].images]
     costs = Measurement(recipe, pictures, machine, rounds, long if recipe.aspect_buckets == 1 else [])
     return costs.notes, costs
@@ -196,7 +197,7 @@ def steps_of(recipe: Recipe) -> list[str]:
     """All that a run may do, in order."""
     steps = ["captions", "autoencoder", "latents", "inspect", "fit", "denoiser", "guidance", "prepare"]
     for size in recipe.chain[1:]:
-        steps += [leg_above(size), f"level-{size}"]
+        steps += [leg_above(size), exposure_above(size), f"level-{size}"]
     return [*steps, "previews", "samples"]
 
 
@@ -288,7 +289,7 @@ def disk_bytes(recipe: Recipe, measured: Costs, sets: Sequence[int]) -> int:
 def checkpoint_values(recipe: Recipe, measured: Costs, leg: str) -> int:
     """Weights, their average and two moments of each network; the autoencoder also as it was before its critic."""
     parameters = measured.parameters()
-    values = parameters[leg]
+    values = parameters[network_of(leg)]
     if leg == "autoencoder" and recipe.autoencoder.losses.adversarial:
         values += measured.critic_parameters() + parameters["autoencoder"]
     return 4 * values

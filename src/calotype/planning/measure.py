@@ -21,7 +21,7 @@ from calotype.evaluation.features import Lite0, features
 from calotype.machine import Machine, best_time, cores, held_memory, peak_memory, release_memory
 from calotype.planning.costs import Costs, StepCost, build_stages, fit_flops
 from calotype.planning.memory import derived_bytes, fit_memory, pixel_bytes, validation_bytes
-from calotype.recipe import Recipe, leg_above
+from calotype.recipe import Recipe, exposure_above, leg_above
 from calotype.spaces.latent import LatentSpace
 from calotype.spaces.pixel import PixelSpace, Space
 from calotype.threads import in_slices
@@ -83,6 +83,7 @@ class Measurement(Costs):
 
     @cached_property
     def steps(self) -> dict[str, list[StepCost]]:
+        """The costs of every leg; exposure fine-tuning has the steps of its stage."""
         recipe, steps = self.recipe, {}
         if recipe.trains_space:
             steps["autoencoder"] = self._autoencoder()
@@ -95,8 +96,9 @@ class Measurement(Costs):
             objective, ends = enlarging_objective(stage, config, self.device), [1.0]
             if config.objective == "one_step":
                 ends = config.losses.phase_ends
-            steps[leg_above(size)] = [self._step(leg_above(size), objective, source, end) for end in ends]
-        return steps
+            cost = [self._step(leg_above(size), objective, source, end) for end in ends]
+            steps[leg_above(size)] = steps[exposure_above(size)] = cost
+        return {leg: steps[leg] for leg in recipe.legs}
 
     def _autoencoder(self) -> list[StepCost]:
         """Steps cost more once the perceptual loss, the critic, and the adversarial loss set in."""

@@ -89,7 +89,7 @@ def rounds_of(recipe: Recipe, machine: Machine) -> dict[str, int]:
             halvings = (2**power for power in range(most.bit_length()))
             fitting = (parts for parts in halvings if memory.step(math.ceil(batch / parts)) <= FILLED * machine.memory)
             rounds[outline.leg] = next(fitting, most)
-    return rounds
+    return {leg: rounds.get(leg.replace("exposure", "enlarge"), 1) for leg in recipe.legs}
 
 
 def choose_sharding(recipe: Recipe, machine: Machine) -> tuple[Sharding, str]:

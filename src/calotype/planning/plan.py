@@ -17,6 +17,7 @@ from calotype.nets.frozen import FolderConfig, MiniLmConfig
 from calotype.nets.text import BytesConfig, NoText
 from calotype.nets.vae import VaeConfig
 from calotype.recipe import Backbone, ImportedSpace, Recipe, RunSpace, leg_above
+from calotype.run import renamed_legs
 from calotype.training.control import TimeBudget
 from calotype.training.warm_start import WarmStart
 from calotype.types import UserError
@@ -47,7 +48,7 @@ class Plan(TimeBudget):
     @classmethod
     def read(cls, file: Path, recipe: Recipe) -> Plan:
         """Of a run. Raises `UserError` where the file is damaged, or does not plan the legs of the recipe."""
-        stored = checked(read_json(file), dict[str, Any], file)
+        stored = checked(read_json(file, renamed_legs), dict[str, Any], file)
         plan: Plan = checked({**stored, "recipe": recipe}, cls, file)
         for leg in recipe.legs:
             if leg not in plan.predicted.get("seconds", {}) or (leg in plan.paced and leg not in plan.phases):
@@ -56,7 +57,12 @@ class Plan(TimeBudget):
 
     def parameters(self, leg: str) -> int:
         """Number of parameters of the network that a leg trains, without the critic."""
-        return int(self.predicted["parameters"][leg])
+        return int(self.predicted["parameters"][network_of(leg)])
+
+
+def network_of(leg: str) -> str:
+    """Which network a leg trains, by the leg that trains it first."""
+    return leg.replace("exposure", "enlarge")
 
 
 # -- Reasons -----------------------------------------------------------------------------------------------------------

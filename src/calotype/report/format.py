@@ -92,7 +92,8 @@ def listing(names: Sequence[str], most: int = 12) -> str:
 def leg_name(leg: str) -> str:
     """`Denoiser`, `Stage that enlarges to 256 px`."""
     kind, _, size = leg.partition("-")
-    return sentence(f"stage that enlarges to {size} px" if kind == "enlarge" else leg)
+    stage = {"enlarge": f"stage that enlarges to {size} px", "exposure": f"exposure fine-tuning of the {size} px stage"}
+    return sentence(stage.get(kind, leg) if size else leg)
 
 
 def guidance(sampling: Mapping[str, Any]) -> str:

@@ -175,6 +175,12 @@ def load_checkpoint(path: Path, states: Mapping[str, Saved], progress: TrainProg
     progress.restore(stored.clock.model_dump())
 
 
+def rename_legs(folder: Path) -> None:
+    """Gives the checkpoints of exposure fine-tuning in runs of version 0.1 the name of that leg."""
+    for path in folder.glob("*mistakes-*"):
+        path.rename(path.with_name(path.name.replace("mistakes", "exposure", 1)))
+
+
 def checkpoints(folder: Path, leg: str) -> list[Path]:
     """Checkpoints of a leg, whole and damaged, by images seen."""
     name = re.compile(re.escape(leg) + r"-\d{10,}")

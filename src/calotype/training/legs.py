@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
+from jaxtyping import UInt8
+from torch import Tensor
 
 from calotype.build import build_enlarger, build_stage
 from calotype.data.folder import Pictures
+from calotype.data.images import images_from_pixels, pixels_from_images
+from calotype.data.sources import PictureSource, draw_captions
 from calotype.diffusion.denoiser import Denoiser
-from calotype.diffusion.stage import Sampling, Stage
+from calotype.diffusion.init import sdedit
+from calotype.diffusion.stage import Sampling, Stage, shrunk
 from calotype.machine import deterministic
 from calotype.nets.blocks import channels_last
 from calotype.nets.critic import Critic
@@ -18,7 +24,7 @@ from calotype.nets.frozen import Frozen
 from calotype.nets.kl import Autoencoder
 from calotype.nets.perceptual import pretrained_lite0
 from calotype.priors.patches import PatchPrior
-from calotype.recipe import DiffusionConfig, EnlargeRecipe, Recipe, leg_above
+from calotype.recipe import DiffusionConfig, EnlargeRecipe, Recipe, exposure_above, leg_above
 from calotype.run import Run
 from calotype.spaces.pixel import Space
 from calotype.training.control import CriticGuard
@@ -35,6 +41,7 @@ from calotype.types import Rng
 
 GUARDED = 16
 """Pictures by which the critic's guard judges: their mean PSNR is steady to a tenth of a dB from check to check."""
+REDRAWN_AT_ONCE = 8
 
 # -- The autoencoder ---------------------------------------------------------------------------------------------------
 
@@ -120,12 +127,31 @@ def enlarging_objective(
     return OneStepObjective(stage, config, critic, pretrained_lite0(device), config.losses)
 
 
+def exposure_leg(recipe: Recipe, below: Stage, stage: Stage, pictures: Pictures, device: torch.device) -> Leg[Stage]:
+    """Exposure fine-tuning: more training on pictures that the stage below has redrawn, with its artefacts."""
+    size, config = stage.image_size, recipe.enlarger(stage.image_size)
+    stream = f"mistakes-{size}"  # as in version 0.1: another name would draw other numbers
+    rng, count = Rng((recipe.seed, stream)), config.exposure.pictures
+    stage = replace(stage, denoiser=copy.deepcopy(stage.denoiser).train().requires_grad_(True))
+
+    def examples(chosen: Tensor) -> PictureSource:
+        redrawn = chosen[torch.linspace(0, len(chosen) - 1, min(count, len(chosen))).long()]
+        low_res = redraw_all(recipe, below, pictures, redrawn, device, rng)
+        crop = config.crop or size
+        return PictureSource(pictures, redrawn, rng, device, crop, recipe.flip, stage.factor, low_res)
+
+    learn = config.learn.model_copy(update={"learning_rate": config.learn.learning_rate / 4})  # it is trained already
+    shorter = config.model_copy(update={"images": config.exposure.images, "learn": learn})
+    objective, buckets = enlarging_objective(stage, config, device), [Bucket(pictures, examples)]
+    return diffusion_leg(exposure_above(size), recipe, objective, shorter, config.sampling, buckets, device, stream)
+
+
 def diffusion_leg(
     name: str, recipe: Recipe, objective: DenoisingObjective | OneStepObjective, config: DiffusionConfig,
-    sampling: Sampling, buckets: Sequence[Bucket], device: torch.device,
+    sampling: Sampling, buckets: Sequence[Bucket], device: torch.device, stream: str = "",
 ) -> Leg[Stage]:  # fmt: skip
     """Trained on all buckets, and validated on the one with the most validation pictures."""
-    stage, rng, main = objective.stage, Rng((recipe.seed, name)), main_bucket(buckets)
+    stage, rng, main = objective.stage, Rng((recipe.seed, stream or name)), main_bucket(buckets)
     mesh = sharding_mesh(recipe.sharding, device) if isinstance(objective, DenoisingObjective) else None
     states: dict[str, TrainState] = {}
     if mesh is None:
@@ -161,3 +187,20 @@ def diffusion_leg(
         guard,
         validator.write_raw if raw else None,
     )
+
+
+def redraw_all(
+    recipe: Recipe, below: Stage, pictures: Pictures, chosen: Tensor, device: torch.device, rng: Rng
+) -> UInt8[Tensor, "count 3 size size"]:
+    """The chosen pictures at the size of the stage below, redrawn by it (SDEdit, arXiv 2108.01073)."""
+    index = recipe.chain.index(below.image_size)
+    share, redrawn = recipe.enlarger(recipe.chain[index + 1]).exposure.share, []
+    factor = pictures.pixels.shape[-1] // below.image_size
+    for part in chosen.split(REDRAWN_AT_ONCE):
+        images = shrunk(images_from_pixels(pictures.pixels[part]).to(device), factor)
+        rngs = [rng.at("redrawn", int(row)) for row in part]
+        labels = pictures.labels[part].to(device)
+        text = draw_captions(pictures.captions, part, rng.at("redrawn", int(part[0])))
+        again = sdedit(below, images, labels, recipe.samplings[index], share, rngs, text)
+        redrawn.append(pixels_from_images(again).cpu())
+    return torch.cat(redrawn)

@@ -37,7 +37,7 @@ from calotype.training.control import HOPELESS, BudgetController, ThreadControl,
 from calotype.training.examples import Bucket, crop_examples, latent_examples, picture_examples
 from calotype.training.inspection import require_fit
 from calotype.training.leg import UNLIMITED, Leg, LegLimits, Result_co, train_leg, validate
-from calotype.training.legs import autoencoder_leg, denoiser_leg, enlarger_leg
+from calotype.training.legs import autoencoder_leg, denoiser_leg, enlarger_leg, exposure_leg
 from calotype.training.levels import search_guidance, search_levels
 from calotype.training.loop import Division, TrainProgress, several
 from calotype.training.previews import autoencoder_validator, validation_images
@@ -113,7 +113,7 @@ class Pipeline:
         stages = [self.first_stage(*self.space())]
         recipe = self.with_best_guidance(stages[0])
         for size in recipe.chain[1:]:
-            stage = self.enlarger(size)
+            stage = self.enlarger(size, stages[-1], recipe)
             recipe = self.with_best_level(recipe, stages, stage)
             stages.append(stage)
         if self.ranks.first:
@@ -187,12 +187,19 @@ class Pipeline:
             leg = denoiser_leg(self.recipe, buckets, space, self.device, self.run, self.frozen, self.start)
         return self._train(leg)
 
-    def enlarger(self, size: int) -> Stage:
+    def enlarger(self, size: int, below: Stage, recipe: Recipe) -> Stage:
+        """A stage above the first, after exposure fine-tuning where the recipe asks for it; `recipe` has what was found
+        by searches so far."""
         with self.ranks.in_turn(), self._counting("prepare"):
             pictures = self.pictures.shrunk(size)
             examples = crop_examples(self.recipe, size, pictures, self.device)
             leg = enlarger_leg(self.recipe, size, pictures, examples, self.device, self.run, self.frozen, self.start)
-        return self._train(leg)
+        stage = self._train(leg)
+        if not self.recipe.enlarger(size).exposure.images:
+            return stage
+        with self._counting("prepare"):
+            fine_tuning = exposure_leg(recipe, below, stage, pictures, self.device)
+        return self._train(fine_tuning)
 
     def with_best_guidance(self, stage: Stage) -> Recipe:
         """The recipe with the guidance scale that suits the first stage; a resumed run has it in its state."""

@@ -14,7 +14,7 @@ from calotype.model import Model, load
 from calotype.nets.frozen import Frozen
 from calotype.nets.weights import load_file_into
 from calotype.priors.prior import load_trained
-from calotype.recipe import Recipe, leg_above
+from calotype.recipe import Recipe, exposure_above, leg_above
 from calotype.run import Run
 from calotype.settings import parse_recipe, read_recipe
 from calotype.spaces.latent import LatentSpace
@@ -114,11 +114,13 @@ def require_checkpoint(run: Run, chosen: str) -> None:
 
 
 def checkpoint_of(run: Run, recipe: Recipe, size: int, chosen: str | None = None) -> Path | None:
-    """The chosen checkpoint, where it is of this stage; else its newest whole one."""
-    leg, folder = "denoiser" if size == recipe.chain[0] else leg_above(size), run.folder / "checkpoints"
-    if chosen is not None and chosen.rpartition("-")[0] == leg:
-        return folder / chosen
-    return next((path for path in reversed(checkpoints(folder, leg)) if is_whole(path)), None)
+    """The chosen checkpoint, where it is of this stage; else its newest whole one: of its exposure fine-tuning, or of
+    its own leg."""
+    legs = ["denoiser"] if size == recipe.chain[0] else [exposure_above(size), leg_above(size)]
+    if chosen is not None and chosen.rpartition("-")[0] in legs:
+        return run.folder / "checkpoints" / chosen
+    paths = [path for leg in legs for path in reversed(checkpoints(run.folder / "checkpoints", leg))]
+    return next((path for path in paths if is_whole(path)), None)
 
 
 def load_average(run: Run, recipe: Recipe, stage: Stage, chosen: str | None = None) -> str:

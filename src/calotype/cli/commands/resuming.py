@@ -21,9 +21,8 @@ from calotype.data.seen import continued_split, read_seen
 from calotype.data.split import SPLIT_FILE, split_rule
 from calotype.files import write_json
 from calotype.machine import Machine, cores
-from calotype.recipe import Recipe, leg_above
+from calotype.recipe import Recipe, exposure_above, leg_above
 from calotype.run import PORTRAITS, Run, read_mapping
-from calotype.settings import upgraded
 from calotype.tables import differences, number
 from calotype.types import UserError
 
@@ -34,6 +33,7 @@ HARMLESS = re.compile(
 optimizer are of no use to another."""
 LEG_OF = (
     (re.compile(r"(autoencoder|denoiser)\..+"), lambda name: name),
+    (re.compile(r"enlarge\.(\d+)\.exposure\..+"), lambda size: exposure_above(int(size))),
     (re.compile(r"enlarge\.(\d+)\..+"), lambda size: leg_above(int(size))),
 )
 """The leg that a setting is of; any other setting is of all legs."""
@@ -143,7 +143,7 @@ def note_changes(run: Run, recipe: Recipe, device: str, machine: Machine, consol
 def _settings(run: Run, recipe: Recipe) -> Iterator[str]:
     if run.state.settings is None:  # of an earlier version
         return
-    for key, (before, now) in differences(upgraded(run.state.settings), recipe.model_dump(mode="json")).items():
+    for key, (before, now) in differences(run.state.settings, recipe.model_dump(mode="json")).items():
         change = f"{key} was {_value(before)} when {run.folder} was started, and is {_value(now)} in its recipe.toml"
         if not HARMLESS.fullmatch(key) and any(run.state.legs.get(leg) != "waiting" for leg in _legs_of(key, run)):
             raise UserError(f"{change}; put it back, or start a new run")

@@ -42,6 +42,7 @@ from calotype.report.card import write_card
 from calotype.run import PORTRAITS, Run, RunState, SplitRecord, lost
 from calotype.settings import parse_recipe, parse_split, read_overrides, read_recipe, to_toml
 from calotype.tables import merge
+from calotype.training.checkpoint import rename_legs
 from calotype.training.examples import without_unread_captions
 from calotype.training.pipeline import Pipeline, record_status
 from calotype.training.previews import held_out_prompts
@@ -268,6 +269,7 @@ def _go_on(run: Run, options: ResumeOptions, console: Console, ranks: Ranks, hel
         raise UserError(
             f"the imported autoencoder has changed since {folder} was started; put it back, or start a new run"
         )
+    rename_legs(folder / "checkpoints")
     threads = run.state.threads if run.state.ranks == ranks.count else None
     machine = examine(options.device, threads).shared_by(ranks.count)
     note_changes(run, recipe, planned.device, machine, console)
