@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 from calotype.types import UserError
 
@@ -112,11 +113,21 @@ class _Ranges(io.RawIOBase):
 
 
 def file_system(address: str) -> tuple[Any, str]:
-    """Fsspec's file system for an address, and the path there. Raises `UserError` where its package is missing."""
+    """Fsspec's file system for an address, and the path there.
+
+    Raises `UserError` where its package is missing, or a password is in the address, which `run.json` would keep.
+    """
     try:
         import fsspec
 
+        if (parts := urlsplit(address)).password is not None:
+            raise UserError(
+                f"the address at {parts.hostname} has a password in it, which would stand in the run and its report; "
+                f"leave it out, and put it into the settings of fsspec for {parts.scheme} (~/.config/fsspec)"
+            )
         system, path = fsspec.core.url_to_fs(address)
+    except UserError:
+        raise
     except (ImportError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise UserError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import os
 import platform
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
@@ -22,7 +23,7 @@ from calotype.cli.commands.serving import page_beside, require_extra
 from calotype.cli.console import Console
 from calotype.cli.options import PlanOptions, ResumeOptions, SampleOptions, TrainingOptions, TrainOptions
 from calotype.data.folder import Pictures
-from calotype.data.remote import absolute
+from calotype.data.remote import absolute, remote_address
 from calotype.data.seen import SEEN_FILE, continued_split, write_seen
 from calotype.data.shard_sets import LIST
 from calotype.data.shards import SHARD
@@ -52,6 +53,8 @@ from calotype.training.warm_start import START_FOLDER
 from calotype.types import UserError
 
 DEFAULT_SIZE = 64
+NO_NAME = re.compile(r'[<>:"|?*\\]+')
+"""What Windows has in no name of a folder."""
 BEFORE_STATE = ("cache", "recipe.toml", "plan.json", SPLIT_FILE, SEEN_FILE, START_FOLDER)
 """What is in the folder of a new run before there is a run.json, beside the lock."""
 FEWEST_PLANNED, MOST_PLANNED, PLANNED_VALUES = 2**12, 2**14, 2**30
@@ -334,9 +337,10 @@ def run_folder(options: TrainOptions, size: int) -> Path:
 
 
 def set_name(pictures: Path) -> str:
-    """Of a folder its name, of a list of shards or one shard the name without suffix."""
+    """Of a folder its name, of a list of shards or one shard the name without suffix; it can be that of a folder."""
     path = pictures.resolve()
-    return path.stem if path.suffix.lower() in (LIST, SHARD) and not path.is_dir() else path.name
+    name = path.stem if path.suffix.lower() in (LIST, SHARD) and not path.is_dir() else path.name
+    return name if remote_address(pictures) is None else NO_NAME.sub("-", name)
 
 
 def require_empty_out(options: TrainOptions) -> None:
