@@ -214,7 +214,7 @@ def read_index(file: Path, shard: Shard) -> ShardIndex:
 def checked_index(tensors: dict[str, Tensor], file: Shard, shard: Shard) -> ShardIndex:
     """The index of which a file holds these tensors. Raises `UserError` as `read_index`."""
     try:
-        facts = checked(json.loads(tensors["about"].numpy().tobytes()), IndexFacts, file)
+        facts = checked(json.loads(tensors["about"].numpy().tobytes()), IndexFacts, str(file))
         wrong = _wrong(tensors, facts.bytes)
     except Exception as error:  # other names, shapes or types than an index has
         wrong = f"it is no index ({reason_of(error):.80})"
