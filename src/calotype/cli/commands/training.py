@@ -48,7 +48,7 @@ from calotype.training.examples import without_unread_captions
 from calotype.training.pipeline import Pipeline, record_status
 from calotype.training.previews import held_out_prompts
 from calotype.training.process import StoppableReporter, locked, stoppable
-from calotype.training.tensorboard import begin_events, events_beside, require_writer
+from calotype.training.tensorboard import EVENTS_FOLDER, begin_events, events_beside, require_writer
 from calotype.training.warm_start import START_FOLDER
 from calotype.types import UserError
 
@@ -251,6 +251,9 @@ def _resume(options: ResumeOptions, console: Console, ranks: Ranks) -> Path:
             return _go_on(run, options, console, ranks, held)
         if budget is not None:
             return produce(*extend(run, options, budget, console, ranks, held), console, options.force, ranks)
+        if options.tensorboard:
+            with events_beside(run, console.say):
+                console.say(f"the TensorBoard events of its log are in {folder / EVENTS_FOLDER}")
     console.say(f"{folder} is finished already; its report is {folder / 'report.html'}")
     return folder
 
