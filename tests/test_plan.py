@@ -688,7 +688,9 @@ def test_a_plan_of_a_cascade_says_its_stages_and_why(monkeypatch):
 
 def test_the_pictures_that_the_time_allows_are_those_that_the_legs_see(monkeypatch):
     """The steps were measured by then; the laws alone promised up to three times as many."""
-    plan = planned(monkeypatch, {**SETTINGS, "denoiser": {"images": 0}})
+    settings = merge(SETTINGS, {"autoencoder": {"images": 10, "batch": 4}}) | {"denoiser": {"images": 0}}
+    plan = planned(monkeypatch, settings)
+    assert plan.predicted["steps"]["autoencoder"] == 3
     images, choices = plan.predicted["images"], {choice.what: choice for choice in plan.choices}
     assert choices["denoiser"].why == f"the time allows about {images['denoiser']:,} pictures of training with it"
     epochs = images["denoiser"] / noise_pictures().trained

@@ -226,6 +226,29 @@ def test_what_is_wrong_at_an_address_is_a_line_that_names_it(memory):
     assert "are not finished" in message(lambda: read_folder(Path(MEMORY), 16))
 
 
+def test_a_shard_alone_is_read(folder, shards, tmp_path):
+    (tmp_path / "list.txt").write_text("shards/shard-000001.tar")
+    alone = fields(read_folder(shards / "shard-000001.tar", 16))
+    assert alone == fields(read_folder(tmp_path / "list.txt", 16)) and len(alone[2]) == 4
+
+
+@pytest.mark.parametrize("error", [OSError("no route"), RuntimeError("login failed")])
+def test_a_store_that_cannot_be_reached_is_one_line(error, monkeypatch):
+    """Some file systems connect when they are made."""
+
+    def url_to_fs(address):
+        raise error
+
+    monkeypatch.setattr(fsspec.core, "url_to_fs", url_to_fs)
+    text = message(lambda: read_folder(Path("sftp://host/x"), 16))
+    assert text == f"sftp://host/x cannot be read: {error}; try again later"
+
+
+def test_a_chain_of_addresses_is_refused():
+    """Else one in a list could lead to any file of this machine."""
+    assert "chain of addresses" in message(lambda: read_folder(Path("zip://0.tar::file:///pictures.zip"), 16))
+
+
 @pytest.mark.parametrize("place", ["https://me:hidden@host/x", "ftp://:hidden@host/0.tar", "s3://key:hidden@bucket"])
 def test_an_address_with_a_password_is_refused_and_not_shown(place, tmp_path):
     """It would stand in `run.json`, in the report and in the log of who has started it."""

@@ -26,6 +26,8 @@ def find_shards(place: Path) -> Sequence[Shard] | None:
     address = remote_address(place)
     if address is not None:
         return _at_address(address)
+    if is_shard(place.name) and place.is_file():
+        return [place]
     if place.suffix.lower() == LIST and place.is_file():
         return _of_list(place, read_bytes(place, MOST_LISTED))
     return shard_files(place) if is_shards(place) else None

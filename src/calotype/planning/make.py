@@ -5,6 +5,7 @@ The costs that the plan predicts are seconds, bytes of memory and bytes on disk.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -201,7 +202,7 @@ def allot(
     plan.predicted = {
         "parameters": measured.parameters(),
         "images": images,
-        "steps": {leg: images[leg] // batches[leg] for leg in images},
+        "steps": {leg: math.ceil(images[leg] / batches[leg]) for leg in images},
         "seconds_a_step": {leg: costs[leg] * batches[leg] for leg in images},
         "seconds": {step: seconds[step] for step in steps_of(recipe) if step in seconds},
         "peak_memory_bytes": measured.peak_memory(sets),
