@@ -13,7 +13,7 @@ from test_shards import fields, message, png, tar
 from calotype.cli import commands
 from calotype.cli.commands.resuming import place_of_pictures, read_unchanged
 from calotype.cli.commands.training import set_name
-from calotype.data import packing, remote
+from calotype.data import packing, remote, shard_sets
 from calotype.data.folder import read_folder
 from calotype.data.packing import write_shards
 from calotype.data.remote import remote_address
@@ -275,6 +275,14 @@ def test_a_damaged_index_at_an_address_is_named_and_not_kept(folder, memory):
     assert f"{MEMORY}/shard-000001.index" in message(lambda: read_folder(Path(MEMORY), 16))
     memory.pipe("/shards/shard-000001.index", sound)
     assert fields(read_folder(Path(MEMORY), 16)) == fields(read_folder(folder, 16))
+
+
+@pytest.mark.parametrize("name", ["list.txt", ""])
+def test_a_list_that_is_too_long_is_not_cut_off(name, memory, monkeypatch):
+    """Shards would be missing without a word."""
+    memory.pipe("/shards/list.txt", b"shard-000000.tar\nshard-000001.tar\n")
+    monkeypatch.setattr(shard_sets, "MOST_LISTED", 17)
+    assert "but a list or shards.json has at most 17" in message(lambda: read_folder(Path(f"{MEMORY}/{name}"), 16))
 
 
 def test_a_missing_package_is_named(monkeypatch):
