@@ -53,8 +53,8 @@ from calotype.training.warm_start import START_FOLDER
 from calotype.types import UserError
 
 DEFAULT_SIZE = 64
-NO_NAME = re.compile(r'[<>:"|?*\\]+')
-"""What Windows has in no name of a folder."""
+FORBIDDEN = re.compile(r'[<>:"|?*\\]+')
+"""Letters that Windows allows in no name of a folder."""
 BEFORE_STATE = ("cache", "recipe.toml", "plan.json", SPLIT_FILE, SEEN_FILE, START_FOLDER)
 """What is in the folder of a new run before there is a run.json, beside the lock."""
 FEWEST_PLANNED, MOST_PLANNED, PLANNED_VALUES = 2**12, 2**14, 2**30
@@ -343,7 +343,7 @@ def set_name(pictures: Path) -> str:
     """Of a folder its name, of a list of shards or one shard the name without suffix; it can be that of a folder."""
     path = pictures.resolve()
     name = path.stem if path.suffix.lower() in (LIST, SHARD) and not path.is_dir() else path.name
-    return name if remote_address(pictures) is None else NO_NAME.sub("-", name)
+    return name if remote_address(pictures) is None else FORBIDDEN.sub("-", name)
 
 
 def require_empty_out(options: TrainOptions) -> None:
