@@ -23,7 +23,8 @@ from calotype.serve.gallery import Gallery
 from calotype.serve.gallery_page import page_of_gallery
 from calotype.serve.launching import Launcher
 from calotype.serve.library import SUMMARY_KEYS, Library, as_json, file_stamp
-from calotype.serve.pages import MOST_SIDE_BY_SIDE, compare_page, index_page, new_page, setting_rows, words_page
+from calotype.serve.list_page import RunList, index_page, list_of_runs
+from calotype.serve.pages import MOST_SIDE_BY_SIDE, compare_page, new_page, setting_rows, words_page
 from calotype.serve.run_page import RunView, page_of_run, page_of_start, parts_of_run
 from calotype.serve.words import TERMS
 from calotype.types import UserError
@@ -60,8 +61,21 @@ def view_of(request: Request) -> RunView:
 # -- Pages -------------------------------------------------------------------------------------------------------------
 
 
+def listed(request: Request) -> RunList:
+    return list_of_runs(library_of(request).summaries(), launcher_of(request).started())
+
+
 def index(request: Request) -> Response:
-    return HTMLResponse(index_page(library_of(request).summaries(), launcher_of(request).starting()))
+    return HTMLResponse(index_page(listed(request)))
+
+
+def list_parts(request: Request) -> Response:
+    """The list for a page that is open; 304 where its version, an entity tag, is what that page has."""
+    runs = listed(request)
+    headers = {"ETag": f'"{runs.version}"', "Cache-Control": "private, no-cache"}
+    if request.headers.get("if-none-match") == headers["ETag"]:
+        return Response(None, 304, headers)
+    return json_response(runs.as_json(), headers=headers)
 
 
 def new(request: Request) -> Response:
@@ -74,9 +88,8 @@ def words(request: Request) -> Response:
 
 def run_page(request: Request) -> Response:
     run, launcher = request.path_params["run"], launcher_of(request)
-    name = dict(launcher.starting()).get(run)
-    if name is not None:
-        return HTMLResponse(page_of_start(run, name, launcher.about(run), launcher.last_lines(run)))
+    if (started := launcher.started_run(run)) is not None:
+        return HTMLResponse(page_of_start(started, launcher.about(run), launcher.last_lines(run)))
     return HTMLResponse(page_of_run(view_of(request)))
 
 
@@ -274,7 +287,7 @@ def terms(request: Request) -> Response:
 
 Endpoint = Callable[[Request], Response]
 PAGES: dict[str, Endpoint] = {
-    "/": index, "/new": new, "/words": words, "/compare": compared_runs,
+    "/": index, "/parts": list_parts, "/new": new, "/words": words, "/compare": compared_runs,
     "/runs/{run}": run_page, "/runs/{run}/parts": run_parts, "/runs/{run}/gallery": gallery,
     "/runs/{run}/gallery.zip": gallery_archive, "/runs/{run}/report": report_file, "/runs/{run}/cover": cover,
     "/runs/{run}/grid": grid_picture, "/runs/{run}/nearest": nearest_picture,
