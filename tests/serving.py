@@ -34,8 +34,8 @@ def bearer(gate):
     return {"Authorization": f"Bearer {gate.token}"}
 
 
-def until(true, seconds=60.0, pause=0.05):
-    """Waits for what `true` returns."""
+def until(true, seconds=180.0, pause=0.05):
+    """Waits for what `true` returns; the default is long enough for a core that others share."""
     end = time.monotonic() + seconds
     while not (value := true()):
         assert time.monotonic() < end, "it has not come true"
@@ -78,6 +78,7 @@ def browser_page(address, token, browser=None, **settings):
     lines = []
     with nullcontext(browser) if browser else chromium() as opened:
         context = opened.new_context(**settings)
+        context.set_default_timeout(180_000)
         page = context.new_page()
         page.on("console", lambda message: lines.append(message.text))
         page.on("pageerror", lambda error: lines.append(str(error)))

@@ -451,7 +451,7 @@ function gallery() {
       button.setAttribute("aria-pressed", star);
     }
     if (button.dataset.remove && confirm("Remove this picture?")) { await ask("DELETE", address); figure.remove(); }
-    if (button.dataset.vary) edit(figure.dataset.picture, one("img", figure));
+    if (button.dataset.vary) await edit(figure.dataset.picture, one("img", figure));
     if (button.dataset.enlarge) {
       const asked = {kind: "enlarge", of: figure.dataset.picture};
       for (const name of ["seed", "label", "prompt"]) if (about[name] !== undefined) asked[name] = about[name];
@@ -477,7 +477,8 @@ function gallery() {
 // The brush paints on a canvas above the picture; what it has painted is sent as a mask, white on black.
 const easel = {mask: null, picture: null, of: null, at: [0, 0]}, PAINT = "#d6336c";
 
-function edit(id, image) {
+async function edit(id, image) {
+  await image.decode();
   const canvas = one("#brush");
   Object.assign(easel, {of: id, picture: image, mask: document.createElement("canvas")});
   for (const each of [canvas, easel.mask]) { each.width = image.naturalWidth; each.height = image.naturalHeight; }
