@@ -185,3 +185,14 @@ def test_a_finished_run_that_could_not_go_on_says_why(opened):
     assert why_stopped(run, {}, []) == why_stopped(run, {"code": 0}, ["calotype: x"]) == ""
     assert why_stopped(run, {"code": 2}, ["calotype: the disk is full"]) == "The disk is full."
     assert why_stopped(run, {"code": 128 + signal.SIGTERM}, ["calotype: stopped"]) == ""
+
+
+def test_how_a_process_of_the_page_ended_does_not_count_once_another_has_trained_the_run(opened):
+    change(opened.folder / "run", status="training")
+    about = opened.folder / HIDDEN / f"{RUN}.json"
+    write_json(about, {"name": "run", "code": 2})
+    about.with_suffix(".txt").write_text("calotype: the disk is full\n")
+    assert "The disk is full." in opened.client.get(f"/runs/{RUN}").text
+    change(opened.folder / "run", status="interrupted")
+    page = opened.client.get(f"/runs/{RUN}").text
+    assert "The disk is full." not in page and "It was asked to stop after" in page

@@ -55,7 +55,11 @@ def folder_of(request: Request) -> Path:
 def view_of(request: Request) -> RunView:
     run, folder = request.path_params["run"], folder_of(request)
     launcher = launcher_of(request)
-    return RunView(run, read_run(folder), launcher.about(run), launcher.last_lines(run))
+    about, lines = launcher.about(run), launcher.last_lines(run)
+    if "code" in about and file_stamp(folder / "run.json") > file_stamp(launcher.noted(run)):
+        del about["code"]  # it has been trained since by a process that the page has not started
+        lines = []
+    return RunView(run, read_run(folder), about, lines)
 
 
 # -- Pages -------------------------------------------------------------------------------------------------------------
