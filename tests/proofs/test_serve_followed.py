@@ -82,6 +82,24 @@ def test_an_open_list_follows_its_runs_and_keeps_marks_order_filter_and_focus(pa
     assert mark.is_checked() and mark.evaluate("box => box === document.activeElement")
 
 
+HIDE = """hidden => { Object.defineProperty(document, "hidden", {value: hidden, configurable: true});
+    document.dispatchEvent(new Event("visibilitychange")); }"""
+
+
+def test_more_pages_of_runs_are_open_than_a_browser_keeps_connections(page, folder):
+    add(folder, "run", status="interrupted")
+    place = f"{page.url}runs/{RUN}"
+    for _ in range(8):
+        other = page.context.new_page()
+        ready(other.goto(place) and other).evaluate(HIDE, True)
+    run = read_json(folder / "run" / "run.json")
+    write_json(folder / "run" / "run.json", {**run, "status": "failed"})
+    other.wait_for_timeout(1500)
+    assert other.get_by_text("Interrupted after").count()
+    other.evaluate(HIDE, False)
+    other.get_by_text("Failed after").wait_for()
+
+
 def press(page, words, role="button"):
     """By the keyboard."""
     page.get_by_role(role, name=words, exact=True).focus()

@@ -30,8 +30,8 @@ COLUMNS = {
 }
 """Columns of the list, by the key by which they are sorted."""
 EMPTY = aside(
-    "Drop a folder of your own pictures and say how long it may take; after that time there is a model that makes new "
-    "ones. Without pictures at hand, leave the folder empty: it trains on the embedded portraits."
+    "The next page takes a folder of your own pictures, and how long training may take; after that time there is a "
+    "model that makes new ones. Without pictures at hand, leave the folder empty: it trains on the embedded portraits."
 )
 MOST_ROWS_KEPT = 2000
 

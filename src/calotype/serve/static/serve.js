@@ -336,18 +336,26 @@ function stale(reason) {
   if (reason) one("main").prepend(made("p", {id: "stale", class: "stopped", role: "alert"}, `This page is no longer kept up to date: ${reason}.`));
 }
 
+// A hidden page does not listen: browsers keep six connections to a server, and a seventh page would never be loaded.
 function follow() {
-  let due = null, last = 0;
+  let due = null, last = 0, source = null, place = page.size;
   const soon = () => {
     due ??= setTimeout(() => { due = null; last = Date.now(); refresh.now(); }, Math.max(100, 2000 - (Date.now() - last)));
   };
   refresh.now = () => refresh().then(() => stale(""), error => stale(error.message));
-  const source = new EventSource(`/runs/${run}/events?since=${page.size}`);
-  source.onerror = () => { if (source.readyState === EventSource.CLOSED) refresh.now(); else stale("the server does not answer"); };
-  source.onopen = () => stale("");
-  let first = true;
-  source.addEventListener("log", soon);
-  source.addEventListener("state", () => { if (!first) soon(); first = false; });
+  const listen = () => {
+    let first = true;
+    source = new EventSource(`/runs/${run}/events?since=${place}`);
+    source.onerror = event => { if (event.target.readyState === EventSource.CLOSED) refresh.now(); else stale("the server does not answer"); };
+    source.onopen = () => stale("");
+    source.addEventListener("log", event => { place = event.lastEventId; soon(); });
+    source.addEventListener("state", () => { if (!first) soon(); first = false; });
+  };
+  document.addEventListener("visibilitychange", () => {
+    source?.close();
+    if (!document.hidden) { listen(); refresh.now(); }
+  });
+  if (!document.hidden) listen();
 }
 
 // -- Pictures ---------------------------------------------------------------------------------------------------------
