@@ -143,6 +143,19 @@ def test_a_run_that_did_not_start_is_listed_as_failed(opened, monkeypatch):
     assert "It cannot go on" in opened.client.get(f"/runs/{run}").text
 
 
+def test_a_run_that_is_about_to_go_on_offers_neither_resume_nor_why_it_had_stopped(opened, monkeypatch):
+    command_is(opened.folder, monkeypatch, PLANS)
+    change(opened.folder / "run", status="interrupted")
+    assert "It was asked to stop" in opened.client.get(f"/runs/{RUN}").text
+    assert opened.client.post(f"/api/runs/{RUN}/resume").status_code == 202
+    until(lambda: "reading" in opened.launcher.last_lines(RUN))
+    page = opened.client.get(f"/runs/{RUN}").text
+    assert "its pictures are being read" in page and ">Resume<" not in page and "Why it has stopped" not in page
+    opened.launcher.processes[RUN].terminate()
+    until(lambda: "code" in opened.launcher.about(RUN))
+    assert ">Resume<" in opened.client.get(f"/runs/{RUN}").text
+
+
 # -- Pictures that have moved ------------------------------------------------------------------------------------------
 
 

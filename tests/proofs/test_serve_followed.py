@@ -60,7 +60,7 @@ def test_an_open_list_follows_its_runs_and_keeps_marks_order_filter_and_focus(pa
         add(folder, f"other-{index}", created=f"2026-11-{index + 1:02d}T10:00:00+00:00")
     page.get_by_text("7 runs.").wait_for()
     ready(page).get_by_role("button", name="Run", exact=True).click()
-    page.get_by_label("Filter").fill("o")
+    page.get_by_label("Filter").fill("other")
     mark = page.get_by_label("Mark other-3")
     mark.check()
     page.locator(".run img[src]").first.wait_for(state="attached")

@@ -68,7 +68,8 @@ def hashed(*texts: str) -> str:
 def list_of_runs(runs: Sequence[tuple[str, RunSummary]], started: Sequence[StartedRun]) -> RunList:
     """Runs that are being planned, or never got further, come first."""
     going = sum(run.state == "training" for _, run in runs) + sum(run.state == "planning" for run in started)
-    lede = f"{count(len(runs))} run{'s' * (len(runs) != 1)}" + (f", {going} in training." if going else ".")
+    total = len(runs) + len(started)
+    lede = f"{count(total)} run{'s' * (total != 1)}" + (f", {going} in training." if going else ".")
     if not runs and not started:
         lede = "There are none yet."
     return RunList(lede, [*map(started_row, started), *(run_row(run, summary) for run, summary in runs)])

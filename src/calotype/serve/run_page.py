@@ -50,6 +50,8 @@ class RunView:
     run: Run
     about: dict[str, Any]
     lines: Sequence[str]
+    starting: bool = False
+    """Whether its process was started from the page, and has not yet begun to train."""
 
     @cached_property
     def owner(self) -> int | None:
@@ -115,6 +117,8 @@ def status_part(view: RunView) -> Html:
     if view.state == "training" and budget and budget > spent:
         words = f"Training, {duration(spent)} so far; about {duration(budget - spent)} left"
     why, damage = why_stopped(run, view.about, view.lines), damage_of(run.folder)
+    if view.starting:
+        words, why = "It goes on in a moment: its pictures are being read", ""
     title = "Why it could not go on" if view.state == "finished" else "Why it has stopped"
     title, why, words = ("What is damaged", damage, "Damaged") if damage else (title, why, words)
     lede = tag("p", f"{words}.", class_="lede")
@@ -166,7 +170,7 @@ def actions(view: RunView) -> Html:
         )
     if view.owner is not None:
         buttons.append(action(view, "stop", "Stop", "It saves what it has learned, and can go on later."))
-    elif not is_at_hand(view.run):
+    elif view.starting or not is_at_hand(view.run):
         pass  # the form for its pictures has the button
     elif view.state == "finished":
         buttons.append(action(view, "resume", "Train further", "More time for its networks.", data_budget="30m"))
@@ -185,7 +189,7 @@ def action(view: RunView, name: str, words: str, hint: str, **attributes: str) -
 def pictures_form(view: RunView, why: str) -> Html | None:
     """Asks where the pictures are now, if they are no longer there, or if that is what the last attempt advises."""
     gone = not is_at_hand(view.run)
-    if view.owner is not None or view.state == "unknown" or not (gone or "--data" in why):
+    if view.owner is not None or view.starting or view.state == "unknown" or not (gone or "--data" in why):
         return None
     data, more = str(view.run.state.data), view.state == "finished"
     hint = "The whole path of a folder on this machine."

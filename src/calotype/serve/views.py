@@ -21,7 +21,7 @@ from calotype.run import Run
 from calotype.serve.answers import KEPT, RefusedRequest, json_response
 from calotype.serve.gallery import Gallery
 from calotype.serve.gallery_page import page_of_gallery
-from calotype.serve.launching import Launcher
+from calotype.serve.launching import Launcher, is_running
 from calotype.serve.library import SUMMARY_KEYS, Library, as_json, file_stamp
 from calotype.serve.list_page import RunList, index_page, list_of_runs
 from calotype.serve.pages import MOST_SIDE_BY_SIDE, compare_page, new_page, setting_rows, words_page
@@ -56,10 +56,11 @@ def view_of(request: Request) -> RunView:
     run, folder = request.path_params["run"], folder_of(request)
     launcher = launcher_of(request)
     about, lines = launcher.about(run), launcher.last_lines(run)
-    if "code" in about and file_stamp(folder / "run.json") > file_stamp(launcher.noted(run)):
+    newest = file_stamp(launcher.noted(run)) > file_stamp(folder / "run.json")
+    if "code" in about and not newest:
         del about["code"]  # it has been trained since by a process that the page has not started
         lines = []
-    return RunView(run, read_run(folder), about, lines)
+    return RunView(run, read_run(folder), about, lines, starting=newest and is_running(about))
 
 
 # -- Pages -------------------------------------------------------------------------------------------------------------
