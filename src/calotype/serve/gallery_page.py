@@ -48,7 +48,7 @@ def page_of_gallery(run: str, of: Run) -> str:
         class_="gallery",
         aria_live="polite",
     )
-    none = aside("None yet. Make pictures puts them here, and they stay.")
+    none = aside("No pictures yet: those that you make appear here, and are kept with the run.")
     lede = "Equal seeds give equal pictures, so a picture can be made again from what stands below it."
     head = masthead(["pictures", of.folder.name], "Pictures", lede)
     title = f"Pictures of {of.folder.name}"
