@@ -73,8 +73,10 @@ def chromium():
 
 
 @contextmanager
-def browser_page(address, token, browser=None, **settings):
-    """A page of Chromium that has the cookie, in a new browser if none is given; the console stays empty."""
+def browser_page(address, token, browser=None, refused=0, **settings):
+    """A page of Chromium that has the cookie, in a new browser if none is given; the console stays empty, but for so
+    many requests that are refused with status 400.
+    """
     lines = []
     with nullcontext(browser) if browser else chromium() as opened:
         context = opened.new_context(**settings)
@@ -87,7 +89,7 @@ def browser_page(address, token, browser=None, **settings):
             yield page
         finally:
             context.close()
-    assert not lines, lines
+    assert len(lines) == refused and all("status of 400" in line for line in lines), lines
 
 
 @contextmanager

@@ -34,10 +34,12 @@ def folder(tmp_path):
 
 
 @pytest.fixture
-def page(folder, browser):
+def page(request, folder, browser):
+    """Its parameter is how many requests are refused."""
+    refused = getattr(request, "param", 0)
     with (
         served(folder, "--device", "cpu") as (address, token, _),
-        browser_page(address, token, browser, viewport=WIDE) as page,
+        browser_page(address, token, browser, refused, viewport=WIDE) as page,
     ):
         yield ready(page)
 
@@ -124,6 +126,7 @@ def test_by_the_keyboard_a_plan_is_cancelled_and_taken_off_the_list(page, folder
     page.get_by_text("There are none yet.").wait_for()
 
 
+@pytest.mark.parametrize("page", [1], indirect=True)
 def test_by_the_keyboard_the_new_folder_of_pictures_that_have_moved_is_given(page, folder, tmp_path):
     add(folder, "run", status="interrupted", data=str(tmp_path / "gone"))
     page.goto(page.url + f"runs/{RUN}")
