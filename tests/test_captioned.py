@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from calotype.priors import captions
-from calotype.priors.captions import BUCKETS, FEWEST_CAPTIONS, bags_of, buckets
+from calotype.priors.captions import BUCKETS, FEWEST_CAPTIONS, bags_of, buckets, columns_of
 from calotype.priors.fit import CaptionedLatents, PriorValidation, fit_captioned, fit_classes
 from calotype.priors.prior import Prior
 from calotype.priors.stored import prior_in
@@ -176,4 +176,4 @@ def test_case_and_punctuation_say_nothing_and_order_does():
     assert buckets("A red, BALL!") == buckets("a red ball")
     assert set(buckets("red hair blue eyes")) != set(buckets("blue hair red eyes"))
     assert set(buckets("粉色头发")) & set(buckets("粉色背景"))  # no spaces, but letters in common
-    assert bags_of(["", "a"], torch.arange(BUCKETS)).sum(1).tolist() == [0, 1]
+    assert bags_of(["", "a"], columns_of(torch.arange(BUCKETS))).sum(1).tolist() == [0, 1]

@@ -8,13 +8,15 @@ import threading
 
 import pytest
 import torch
-from small import LEGS, fingerprint, second_leg
+from small import LEGS, Keeper, fingerprint, noise_pictures, recipe, second_leg
 from test_train import run_in, silent
 
 from calotype.nets.dit import Dit, DitBlock, DitConfig
 from calotype.training.compiling import compiled
+from calotype.training.control import TimeBudget
 from calotype.training.leg import train_leg
-from calotype.training.loop import WHOLE, Division, differentiated
+from calotype.training.loop import WHOLE, Division, TrainProgress, differentiated
+from calotype.training.pipeline import Pipeline
 
 UNPICKLED = ("FX_GRAPH_CACHE", "AUTOGRAD_CACHE")
 
@@ -52,6 +54,22 @@ def test_a_leg_that_is_finished_is_not_prepared_again(tmp_path):
     for _ in range(2):
         train_leg(run, LEGS["denoiser"](), threading.Event(), silent, prepare=lambda: calls.append(1))
     assert calls == [1]
+
+
+def test_a_leg_gives_the_time_of_compiling_back(tmp_path):
+    """It is not known when the leg begins: a run that is resumed compiles in its new process."""
+    run, ends = run_in(tmp_path / "run"), []
+    budget = TimeBudget(
+        budget_seconds=100.0, predicted={"seconds": {"denoiser": 100.0}}, phases={"denoiser": [(1.0, 0.1)]},
+        paced=["denoiser"], compiled=["denoiser"],
+    )  # fmt: skip
+    device = torch.device("cpu")
+    limits = Pipeline(run, recipe(), budget, noise_pictures(), device, Keeper(), threading.Event())._limits("denoiser")
+    for run.state.seconds["compile"] in (0.0, 20.0):
+        progress = TrainProgress(1000, 10, 0, images_seen=500, seconds=50.0)
+        limits.control(progress)
+        ends.append(progress.total)
+    assert ends == [1000, 800]
 
 
 @pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++"))), reason="there is no C++ compiler")

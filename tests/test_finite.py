@@ -14,7 +14,7 @@ from calotype.cli import commands
 from calotype.data import latents
 from calotype.files import write_tensors
 from calotype.training import leg as legs
-from calotype.training import pipeline
+from calotype.training import loop, pipeline, state
 from calotype.training.leg import train_leg
 from calotype.training.state import TrainState
 from calotype.types import UserError
@@ -106,6 +106,29 @@ def test_what_is_not_finite_stops_the_step_is_named_and_not_saved(tmp_path, monk
     assert all(value.isfinite().all() for value in tensors)
 
 
+@pytest.mark.parametrize(
+    ("name", "what", "saved"),
+    [("denoiser", what, saved) for what in SPOIL for saved in (False, True)]
+    + [("autoencoder", "a weight", True), ("critic", "the gradient", True)],
+)
+def test_on_a_gpu_it_is_found_when_the_next_step_has_begun_or_before_anything_is_saved(
+    tmp_path, monkeypatch, name, what, saved
+):
+    for module in (loop, state):
+        monkeypatch.setattr(module, "is_host", lambda device: False)
+    monkeypatch.setattr(legs, "SAVE_SECONDS", 0.0 if saved else 1e9)
+    leg, (spoil, message), begun = MAKE[name](), SPOIL[what], []
+    run = run_in(tmp_path / "run")
+    spoil(leg, name, math.nan)
+    spoiled = leg.source.batch
+    object.__setattr__(leg.source, "batch", lambda start, count: begun.append(start) or spoiled(start, count))
+    with pytest.raises(UserError, match=f"{name}.* after 16 images: in step 5 .*{message}"):
+        train_leg(run, leg, threading.Event(), silent)
+    assert begun[-1] == (16 if saved else 20)
+    kept = sorted(path.name[-2:] for path in (run.folder / "checkpoints").glob("*"))
+    assert kept == (["12", "16"] if saved else [])
+
+
 def test_no_file_of_tensors_ever_holds_one(tmp_path):
     leg = go_on(second_leg(), 8)
     save(tmp_path, leg)
@@ -139,6 +162,6 @@ def test_latents_that_overflow_name_their_picture(tmp_path, monkeypatch):
 def test_a_check_costs_no_draw_and_changes_no_number():
     one, other = second_leg(), second_leg()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(TrainState, "_require_finite", lambda state, sizes: None)
+        patch.setattr(TrainState, "require_finite", lambda state, norms: None)
         go_on(other, 16)
     assert fingerprint(go_on(one, 16).states) == fingerprint(other.states)

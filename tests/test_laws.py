@@ -192,11 +192,9 @@ def test_dropout_is_by_the_epochs_of_the_run():
     """Few pictures are seen more often in the same time."""
     rates = []
     for count in (50, 5000):
-        settings, reasons = propose(noise_pictures(count), replace(machine(), flops=1e11), 600.0, {"size": 16})
-        epochs = float(reasons["dropout"].rsplit(" ", 2)[1].replace(",", ""))
+        settings, _ = propose(noise_pictures(count), replace(machine(), flops=1e11), 600.0, {"size": 16})
         rates.append(settings["denoiser"]["backbone"]["dropout"])
-        assert rates[-1] == pytest.approx(dropout_rate(epochs))
-    assert rates[0] > rates[1]
+    assert rates[0] > rates[1] == 0
 
 
 def test_the_share_of_local_networks_falls_and_what_they_get_does_not():

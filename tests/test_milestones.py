@@ -1,5 +1,6 @@
 """Milestones: checkpoints that are kept at doublings of the images seen, and sampled from."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -13,8 +14,8 @@ from calotype.planning.costs import Costs
 from calotype.planning.make import checkpoint_values, disk_bytes
 from calotype.run import Run
 from calotype.tables import merge
+from calotype.training import checkpoint, pipeline
 from calotype.training import leg as legs
-from calotype.training import pipeline
 from calotype.training.checkpoint import checkpoints, save
 from calotype.training.loop import TrainProgress, at_doublings, doublings
 from calotype.training.snapshot import snapshot
@@ -42,6 +43,16 @@ def test_checkpoints_at_doublings_stay_and_others_go(tmp_path):
     assert names == [12, 20, 40, 80, 92, 96]
     save(tmp_path, "denoiser", {}, leg.progress)
     assert [int(path.name[-4:]) for path in checkpoints(tmp_path, "denoiser")] == [92, 96]
+
+
+def test_milestones_are_not_read_at_each_save(tmp_path, monkeypatch):
+    """Their hashes would take longer and longer: of a large network each is gigabytes."""
+    leg, looked_at = second_leg(denoiser={"images": 400}), []
+    for leg.progress.images_seen in range(4, 100, 4):
+        save(tmp_path, "denoiser", {}, leg.progress, milestones=10)
+    monkeypatch.setattr(checkpoint, "is_whole", lambda path: not looked_at.append(path.name))
+    save(tmp_path, "denoiser", {}, replace(leg.progress, images_seen=100), milestones=10)
+    assert looked_at == ["denoiser-0000000096"]
 
 
 @pytest.fixture(scope="module")

@@ -558,6 +558,17 @@ def test_compiled_code_has_a_place_where_the_cache_of_the_user_cannot_be_written
     assert compiled_folder().is_dir()
 
 
+def test_compiled_code_has_a_place_where_the_home_is_that_of_another_user(monkeypatch):
+    """As with `sudo -u`, which may leave HOME as it was."""
+
+    def stat(path, **given):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setenv("XDG_CACHE_HOME", "/nobody/cache")
+    monkeypatch.setattr(Path, "stat", stat)
+    assert compiled_folder().is_absolute()
+
+
 # -- Signals -----------------------------------------------------------------------------------------------------------
 
 

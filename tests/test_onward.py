@@ -503,7 +503,7 @@ def test_the_log_of_a_week_is_small(tmp_path):
     run, shown = Run(tmp_path, RunState()), []
     progress = TrainProgress(10**5, 10, 0)
     log = StepLog(run, "denoiser", progress, lambda done, total, note="": shown.append(done))
-    result = StepResult({"denoiser.loss": torch.tensor(0.5)}, {"denoiser": 1.0})
+    result = StepResult({"denoiser.loss": torch.tensor(0.5)}, {"denoiser": torch.tensor(1.0)})
     for seen in range(1, 10**5 + 1):
         progress.images_seen, progress.seconds = seen, 6.0 * seen  # ten steps, say
         log(progress, result)

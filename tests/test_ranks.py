@@ -37,8 +37,8 @@ def trained(name, ranks, **settings):
     leg = LEGS[name](**{name: {"images": 4 * STEPS, "learn": {"learning_rate": 1e-3}}})
     *_, last = train_steps(leg.objective, leg.states, leg.source, leg.progress, **settings, ranks=ranks)
     named = {f"{of}.{key}": value for of, state in leg.states.items() for key, value in state.tensors().items()}
-    terms = {term: float(value) for term, value in last.terms.items()}
-    return {name: value.flatten().tolist() for name, value in named.items()}, {**terms, **last.norms}
+    numbers = {name: float(value) for name, value in (last.terms | last.norms).items()}
+    return {name: value.flatten().tolist() for name, value in named.items()}, numbers
 
 
 @pytest.mark.parametrize(("name", "rounds"), [("denoiser", 2), ("autoencoder", 1)])

@@ -13,7 +13,7 @@ from test_shards import fields, message, png, tar
 from calotype.cli import commands
 from calotype.cli.commands.resuming import place_of_pictures, read_unchanged
 from calotype.cli.commands.training import set_name
-from calotype.data import packing, remote
+from calotype.data import packing, remote, shard_sets
 from calotype.data.folder import read_folder
 from calotype.data.packing import write_shards
 from calotype.data.remote import remote_address
@@ -183,6 +183,7 @@ def test_a_run_trains_on_an_address_and_goes_on_with_a_list(memory, shards, tmp_
 
 @pytest.mark.parametrize(("place", "name"), [
     ("s3://bucket/cats", "cats"), ("s3://bucket/cats/list.txt", "list"), ("cats", "cats"), ("x/0.tar", "0"),
+    ("https://host:8000", "host-8000"), ("https://host/x?y=1", "x-y=1"),
 ])  # fmt: skip
 def test_a_run_has_the_name_of_its_pictures(place, name):
     assert set_name(Path(place)) == name
@@ -223,6 +224,65 @@ def test_what_is_wrong_at_an_address_is_a_line_that_names_it(memory):
     assert f"{MEMORY}/shard-000001.tar is missing" in message(lambda: read_folder(Path(MEMORY), 16))
     memory.pipe(f"/shards/{MANIFEST}", b'{"content": "x"}')
     assert "are not finished" in message(lambda: read_folder(Path(MEMORY), 16))
+
+
+def test_a_shard_alone_is_read(folder, shards, tmp_path):
+    (tmp_path / "list.txt").write_text("shards/shard-000001.tar")
+    alone = fields(read_folder(shards / "shard-000001.tar", 16))
+    assert alone == fields(read_folder(tmp_path / "list.txt", 16)) and len(alone[2]) == 4
+
+
+@pytest.mark.parametrize("error", [OSError("no route"), RuntimeError("login failed")])
+def test_a_store_that_cannot_be_reached_is_one_line(error, monkeypatch):
+    """Some file systems connect when they are made."""
+
+    def url_to_fs(address):
+        raise error
+
+    monkeypatch.setattr(fsspec.core, "url_to_fs", url_to_fs)
+    text = message(lambda: read_folder(Path("sftp://host/x"), 16))
+    assert text == f"sftp://host/x cannot be read: {error}; try again later"
+
+
+def test_a_chain_of_addresses_is_refused():
+    """Else one in a list could lead to any file of this machine."""
+    assert "chain of addresses" in message(lambda: read_folder(Path("zip://0.tar::file:///pictures.zip"), 16))
+
+
+@pytest.mark.parametrize("place", ["https://me:hidden@host/x", "ftp://:hidden@host/0.tar", "s3://key:hidden@bucket"])
+def test_an_address_with_a_password_is_refused_and_not_shown(place, tmp_path):
+    """It would stand in `run.json`, in the report and in the log of who has started it."""
+    text = message(lambda: read_folder(Path(place), 16))
+    assert "password" in text and "hidden" not in text
+    (tmp_path / "list.txt").write_text(f"{place.removesuffix('/0.tar')}/0.tar")
+    assert "hidden" not in message(lambda: read_folder(tmp_path / "list.txt", 16))
+
+
+@pytest.mark.parametrize("with_index", [True, False])
+def test_a_cache_that_cannot_be_written_to_stops_no_command(with_index, folder, memory, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    if not with_index:
+        for number in range(3):
+            memory.rm(f"/shards/shard-{number:06}{INDEX}")
+    assert fields(read_folder(Path(MEMORY), 16)) == fields(read_folder(folder, 16))
+
+
+def test_a_damaged_index_at_an_address_is_named_and_not_kept(folder, memory):
+    """A copy that could not be finished there may be whole the next time."""
+    sound = memory.cat_file("/shards/shard-000001.index")
+    memory.pipe("/shards/shard-000001.index", sound[:100])
+    assert f"{MEMORY}/shard-000001.index" in message(lambda: read_folder(Path(MEMORY), 16))
+    memory.pipe("/shards/shard-000001.index", sound)
+    assert fields(read_folder(Path(MEMORY), 16)) == fields(read_folder(folder, 16))
+
+
+@pytest.mark.parametrize("name", ["list.txt", ""])
+def test_a_list_that_is_too_long_is_not_cut_off(name, memory, monkeypatch):
+    """Shards would be missing without a word."""
+    memory.pipe("/shards/list.txt", b"shard-000000.tar\nshard-000001.tar\n")
+    monkeypatch.setattr(shard_sets, "MOST_LISTED", 17)
+    assert "but a list or shards.json has at most 17" in message(lambda: read_folder(Path(f"{MEMORY}/{name}"), 16))
 
 
 def test_a_missing_package_is_named(monkeypatch):

@@ -45,7 +45,7 @@ def advanced(leg, ranks, steps, slices=1):
     """The terms and norms of the last of so many further steps."""
     done = train_steps(leg.objective, leg.states, leg.source, leg.progress, slices, rounds=2, ranks=ranks)
     *_, last = islice(done, steps)
-    return {name: float(term) for name, term in last.terms.items()} | last.norms
+    return {name: float(value) for name, value in (last.terms | last.norms).items()}
 
 
 def whole(leg):

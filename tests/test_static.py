@@ -5,9 +5,9 @@ import torch
 from test_local import edges
 
 from calotype.diffusion.stage import shrunk
-from calotype.priors import static
+from calotype.priors import gaussian, patches
 from calotype.priors.captions import CaptionedMixture, bags_of
-from calotype.priors.gaussian import GaussianMixture
+from calotype.priors.gaussian import CrossFitted, GaussianMixture
 from calotype.priors.patches import PatchPrior
 from calotype.priors.static import StaticMixture, gathered
 from calotype.types import NULL_LABEL, Condition, Text
@@ -49,19 +49,19 @@ def test_a_static_mixture_equals_the_mixture(sigma, height, rank):
 @pytest.mark.parametrize("sigma", [0.05, 1.0, 30.0])
 def test_a_static_captioned_mixture_equals_the_mixture(sigma):
     prior, sigmas = captioned(), torch.full((5,), sigma)
-    noisy, bags = torch.randn(5, 3, 4, 4) * (1 + sigma), bags_of(TEXTS, prior.vocabulary)
+    noisy, bags = torch.randn(5, 3, 4, 4) * (1 + sigma), bags_of(TEXTS, prior.columns)
     bags[:, :4] = torch.rand(5, 4).round()
     prior_mean = prior.mean
     texts = iter([bags])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("calotype.priors.captions.bags_of", lambda captions, vocabulary: next(texts))
+        patch.setattr("calotype.priors.captions.bags_of", lambda captions, columns: next(texts))
         expected = prior_mean(noisy, sigmas, Condition(LABELS, text=Text(TEXTS)))
     assert torch.allclose(StaticMixture(prior)(noisy, sigmas, LABELS, bags), expected, atol=2e-5 * (1 + sigma))
 
 
 @pytest.mark.parametrize("most", [4096, 100])
 def test_gathered_matrices_equal_those_of_clusters(most, monkeypatch):
-    monkeypatch.setattr(static, "WINDOWS_GATHERED", most)
+    monkeypatch.setattr(patches, "WINDOWS_GATHERED", most)
     prior = PatchPrior(4)
     prior.fit([(shrunk(part, 4), part) for part in edges(200).split(50)])
     low_res, level = shrunk(edges(3, 48, seed=1), 4) + 0.05 * torch.randn(3, 3, 12, 12), torch.tensor([0.0, 0.1, 0.2])
@@ -75,3 +75,25 @@ def test_gathered_matrices_equal_those_of_clusters(most, monkeypatch):
         (posterior.denoise(noisy, level + 0.1), expected.denoise(noisy, level + 0.1)),
     ):
         assert torch.allclose(ours, theirs, atol=1e-5)
+
+
+@pytest.mark.parametrize("sigma", [0.05, 1.0, 30.0])
+def test_on_a_gpu_nothing_is_skipped_and_all_is_equal(sigma, monkeypatch):
+    """There skipping what has no weight would wait for the device."""
+    sigmas, noisy = torch.full((5,), sigma), torch.randn(5, 3, 4, 4) * (1 + sigma)
+    means = [(prior, Condition(LABELS, text=Text(TEXTS))) for prior in (mixture(), captioned())]
+    crossed = CrossFitted((mixture(), mixture())).of(torch.tensor([0, 1, 1, 0, 0]), LABELS)
+    patched = PatchPrior(4)
+    patched.fit([(shrunk(part, 4), part) for part in edges(200).split(50)])
+    low_res, level = shrunk(edges(3, 48, seed=1), 4), torch.tensor([0.0, 0.1, 0.2])
+
+    def everything():
+        posterior = patched.posterior(low_res, level)
+        own = [posterior.mean, posterior.deviation, posterior.denoise(torch.zeros(3, 3, 48, 48), level + sigma)]
+        return [prior.mean(noisy, sigmas, condition) for prior, condition in means] + [crossed(noisy, sigmas), *own]
+
+    expected = everything()
+    for module in (gaussian, patches):
+        monkeypatch.setattr(module, "is_host", lambda device: False)
+    for ours, theirs in zip(everything(), expected, strict=True):
+        assert torch.allclose(ours, theirs, atol=2e-5 * (1 + sigma))

@@ -65,6 +65,17 @@ def test_learning_rates_are_logged_as_they_rise_and_fall(tmp_path):
     assert not (run / "tensorboard").exists()
 
 
+def test_a_finished_run_gets_events_of_its_log_whatever_its_previews_are(tmp_path):
+    pytest.importorskip("tensorboardX")
+    run = commands.train(request(write_pictures(tmp_path / "pictures"), tmp_path / "run"), Keeper())
+    damaged, missing, *_ = sorted((run / "previews").glob("denoiser-0*.png"))
+    damaged.write_bytes(damaged.read_bytes()[:60])
+    missing.unlink()
+    commands.resume(ResumeOptions(run, tensorboard=True), Keeper())
+    tags = Counter(tag for tag, _ in written(run / "tensorboard"))
+    assert tags["denoiser/measures/held_out_loss"] == 2 and tags["denoiser/preview"] == 0 < tags["autoencoder/preview"]
+
+
 def test_without_its_package_it_is_one_line_before_anything_is_read(tmp_path, monkeypatch):
     monkeypatch.setattr(tensorboard, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install 'calotype\[tensorboard\]'"):

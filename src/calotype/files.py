@@ -19,7 +19,7 @@ import psutil
 import torch
 from PIL import Image
 from pydantic import BaseModel, TypeAdapter, ValidationError
-from safetensors.torch import load_file
+from safetensors.torch import load, load_file
 from torch import Tensor
 
 from calotype.types import UserError
@@ -196,8 +196,17 @@ def first_problem(error: Exception) -> str:
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """All tensors of a safetensors file. Raises `UserError` where it is missing or damaged, or a pickle."""
     require_regular(path)
+    return _loaded(load_file, path, path)
+
+
+def tensors_of(content: bytes, path: Path | str) -> dict[str, Tensor]:
+    """The same of a file at `path` with this content."""
+    return _loaded(load, content, path)
+
+
+def _loaded(reader: Callable[[Any], dict[str, Tensor]], source: Path | bytes, path: Path | str) -> dict[str, Tensor]:
     try:
-        return load_file(path)
+        return reader(source)
     except Exception as error:  # the package raises nothing narrower for what is wrong in a header
         raise UserError(f"{path} is damaged, or is not safetensors ({reason_of(error):.120}); copy it again") from None
 

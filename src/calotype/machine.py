@@ -239,7 +239,8 @@ def peak_memory(device: torch.device) -> int:
 
 
 def deterministic(seed: int) -> None:
-    """Seeds torch's own generators, from which new weights are drawn, and has cuDNN repeat its results.
+    """Seeds torch's own generators, from which new weights are drawn, and has cuDNN repeat its results. In float32 on
+    CUDA convolutions are in TF32, and matrix products are not.
 
     On one machine's CPU with as many threads a run comes out the same to the bit, stopped and resumed or not (on one of
     Intel's with `MKL_CBWR=AUTO` in the environment, which `cli.process.tune_process` sets). On CUDA
@@ -248,3 +249,5 @@ def deterministic(seed: int) -> None:
     torch.manual_seed(seed)
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.allow_tf32 = True
+    torch.backends.cuda.matmul.allow_tf32 = False  # priors in closed form subtract large numbers

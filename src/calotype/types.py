@@ -94,7 +94,10 @@ class Condition:
 
 @dataclass(frozen=True)
 class Batch:
-    """Training examples. `clean` are images, or moments of their latents where those are cached."""
+    """Training examples. `clean` are images, or moments of their latents where those are cached.
+
+    Labels and folds are on the host, which decides by them what is computed.
+    """
 
     clean: Latents
     labels: Labels

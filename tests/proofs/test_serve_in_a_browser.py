@@ -43,11 +43,11 @@ def server(folder):
 
 
 @pytest.fixture(scope="module")
-def trained(server, folder, tmp_path_factory):
+def trained(server, browser, folder, tmp_path_factory):
     """A person who reads nothing but the page trains on a folder, finds out twice why it stopped, and resumes."""
     address, token = server
     pictures = write_pictures(tmp_path_factory.mktemp("pictures") / "my pets", 60, 32)
-    with browser_page(address, token, viewport=WIDE) as page:
+    with browser_page(address, token, browser, viewport=WIDE) as page:
         page.get_by_text("There are none yet.").wait_for()
         page.click("text=Train on a folder of pictures")
         ready(page).set_input_files("#files", str(pictures))
@@ -79,27 +79,32 @@ def many(trained, folder):
     write_json(fake_run(folder / EVIL, flat) / "run.json", facts(name=EVIL, classes=[EVIL]))
 
 
-def test_ten_pictures_are_downloaded_with_their_seeds(server, trained, tmp_path):
+def test_ten_pictures_are_downloaded_with_their_seeds(server, browser, trained, tmp_path):
     address, token = server
-    with browser_page(address, token, viewport=WIDE) as page:
+    with browser_page(address, token, browser, viewport=WIDE) as page:
         ready(page.goto(f"{address}/runs/{trained}/gallery") and page)
+        before = page.locator("#gallery figure").count()
         page.locator("#sampling [data-field=seed]").fill("7")
         page.locator("#sampling [data-field=count]").fill("10")
         page.get_by_role("button", name="Make pictures").click()
-        until(lambda: page.locator("#gallery figure").count() == 10)
+        until(lambda: page.locator("#gallery figure").count() == before + 10)
         with page.expect_download() as download:
             page.click("text=Download all")
         download.value.save_as(tmp_path / "all.zip")
         names = zipfile.ZipFile(tmp_path / "all.zip").namelist()
-        assert len(names) == 11 and sum(name.startswith("7-") for name in names) == 10
+        assert len(names) == before + 11 and sum(name.startswith("7-") for name in names) == 10
 
 
-def test_the_brush_changes_what_is_painted_and_nothing_else(server, trained):
+def test_the_brush_changes_what_is_painted_and_nothing_else(server, browser, trained):
     address, token = server
-    with browser_page(address, token, viewport=WIDE) as page:
+    with browser_page(address, token, browser, viewport=WIDE) as page:
         ready(page.goto(f"{address}/runs/{trained}/gallery") and page)
         before = page.locator("#gallery figure").count()
-        page.locator("[data-vary]").last.click()
+        page.locator("#sampling [data-field=count]").fill("1")
+        page.get_by_role("button", name="Make pictures").click()
+        until(lambda: page.locator("#gallery figure").count() == before + 1)
+        original = page.locator("#gallery figure").first.get_attribute("data-picture")
+        page.locator(f"[data-picture='{original}'] [data-vary]").click()
         box = page.locator("#brush").bounding_box()
         page.mouse.move(box["x"] + 4, box["y"] + 4)
         page.mouse.down()
@@ -107,21 +112,21 @@ def test_the_brush_changes_what_is_painted_and_nothing_else(server, trained):
         page.mouse.up()
         page.locator("#editing [data-field=count]").fill("1")
         page.get_by_role("button", name="Make variations").click()
-        until(lambda: page.locator("#gallery figure").count() == before + 1)
+        until(lambda: page.locator("#gallery figure").count() == before + 2)
         draw = """([image]) => { const canvas = document.createElement("canvas");
             [canvas.width, canvas.height] = [image.naturalWidth, image.naturalHeight];
             const pen = canvas.getContext("2d"); pen.drawImage(image, 0, 0);
             return [...pen.getImageData(0, 0, canvas.width, canvas.height).data]; }"""
-        pages = [page.locator("#gallery img").first, page.locator("#gallery img").last]
-        until(lambda: all(image.evaluate("image => image.complete && image.naturalWidth > 0") for image in pages))
-        new, old = (page.evaluate(draw, [image.element_handle()]) for image in pages)
+        images = [page.locator("#gallery .sheet").first, page.locator(f"[data-picture='{original}'] .sheet").first]
+        until(lambda: all(image.evaluate("image => image.complete && image.naturalWidth > 0") for image in images))
+        new, old = (page.evaluate(draw, [image.element_handle()]) for image in images)
         half = len(new) // 2
         assert new[:half] != old[:half] and new[half:] == old[half:]
 
 
-def test_steps_are_under_a_slider_and_films_play(server, trained):
+def test_steps_are_under_a_slider_and_films_play(server, browser, trained):
     address, token = server
-    with browser_page(address, token, viewport=WIDE) as page:
+    with browser_page(address, token, browser, viewport=WIDE) as page:
         ready(page.goto(f"{address}/runs/{trained}/gallery") and page)
         for kind, shown in (("develop", ".steps"), ("interpolate", "figcaption:has-text('film')")):
             page.locator("#sampling [data-field=kind]").select_option(kind)
@@ -133,9 +138,9 @@ def test_steps_are_under_a_slider_and_films_play(server, trained):
         assert page.locator("#gallery .steps").first.evaluate("image => image.style.objectPosition") == "50% 0%"
 
 
-def test_the_list_of_200_runs_sorts_and_filters(server, many):
+def test_the_list_of_200_runs_sorts_and_filters(server, browser, many):
     address, token = server
-    with browser_page(address, token, viewport=WIDE) as page:
+    with browser_page(address, token, browser, viewport=WIDE) as page:
         ready(page.goto(f"{address}/") and page)
         rows = page.locator("#list tbody tr")
         assert rows.count() >= 200
@@ -154,14 +159,14 @@ def test_the_list_of_200_runs_sorts_and_filters(server, many):
 
 @pytest.mark.parametrize("viewport", [WIDE, PHONE], ids=["desktop", "phone"])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_no_page_is_wider_than_the_screen(server, trained, many, viewport, scheme):
+def test_no_page_is_wider_than_the_screen(server, browser, trained, many, viewport, scheme):
     """Hostile names, too, are text: their scripts would open a dialog, or write into the console."""
     address, token = server
     places = {
         "list": "/", "new": "/new", "words": "/words", "run": f"/runs/{trained}", "gallery": f"/runs/{trained}/gallery",
         "evil": f"/runs/{id_of(EVIL)}", "compare": f"/compare?runs={trained}&runs={id_of(EVIL)}",
     }  # fmt: skip
-    with browser_page(address, token, viewport=viewport, color_scheme=scheme) as page:
+    with browser_page(address, token, browser, viewport=viewport, color_scheme=scheme) as page:
         dialogs = []
         page.on("dialog", lambda dialog: dialogs.append(dialog.message) or dialog.dismiss())
         for name, place in places.items():
@@ -173,9 +178,9 @@ def test_no_page_is_wider_than_the_screen(server, trained, many, viewport, schem
         assert not dialogs
 
 
-def test_curves_show_their_values_and_previews_their_time(server, many):
+def test_curves_show_their_values_and_previews_their_time(server, browser, many):
     address, token = server
-    with browser_page(address, token, viewport=WIDE) as page:
+    with browser_page(address, token, browser, viewport=WIDE) as page:
         ready(page.goto(f"{address}/runs/{id_of('run-000')}") and page)
         ruler = page.locator(".over-time input").first
         ruler.focus()
@@ -186,9 +191,9 @@ def test_curves_show_their_values_and_previews_their_time(server, many):
         assert "at " in page.locator(".reading").inner_text() and "edges" in page.locator(".reading").inner_text()
 
 
-def test_a_sample_is_shown_within_two_seconds_of_being_made(server, trained):
+def test_a_sample_is_shown_within_two_seconds_of_being_made(server, browser, trained):
     address, token = server
-    with browser_page(address, token, viewport=WIDE) as page:
+    with browser_page(address, token, browser, viewport=WIDE) as page:
         ready(page.goto(f"{address}/runs/{trained}/gallery") and page)
         before = page.locator("#gallery figure").count()
         page.locator("#sampling [data-field=count]").fill("1")
@@ -205,9 +210,9 @@ def test_a_sample_is_shown_within_two_seconds_of_being_made(server, trained):
         assert until(shown, pause=0.01) - (ended or 0) < 2000 or ended is None
 
 
-def test_a_picture_is_enlarged_and_stands_beside_its_nearest_training_picture(server, trained):
+def test_a_picture_is_enlarged_and_stands_beside_its_nearest_training_picture(server, browser, trained):
     address, token = server
-    with browser_page(address, token, viewport=WIDE) as page:
+    with browser_page(address, token, browser, viewport=WIDE) as page:
         ready(page.goto(f"{address}/runs/{trained}/gallery") and page)
         page.locator("#sampling [data-field=count]").fill("1")
         before = page.locator("#gallery figure").count()
@@ -225,9 +230,9 @@ def test_a_picture_is_enlarged_and_stands_beside_its_nearest_training_picture(se
         until(lambda: beside.locator("img").evaluate("image => image.naturalWidth") == 32)
 
 
-def test_by_the_keyboard_alone_a_picture_is_made_starred_and_downloaded(server, trained, tmp_path):
+def test_by_the_keyboard_alone_a_picture_is_made_starred_and_downloaded(server, browser, trained, tmp_path):
     address, token = server
-    with browser_page(address, token, viewport=PHONE) as page:
+    with browser_page(address, token, browser, viewport=PHONE) as page:
         ready(page.goto(f"{address}/runs/{trained}/gallery") and page)
         before = page.locator("#gallery figure").count()
 
@@ -258,10 +263,10 @@ def test_by_the_keyboard_alone_a_picture_is_made_starred_and_downloaded(server, 
         assert names[0].startswith("41-000-") and len(names) == starred + 1  # and pictures.json
 
 
-def test_terms_are_explained_in_place_in_two_languages(server, many, trained):
+def test_terms_are_explained_in_place_in_two_languages(server, browser, many, trained):
     """Every term that stands in a text, and those that name a field."""
     address, token = server
-    with browser_page(address, token, viewport=PHONE) as page:
+    with browser_page(address, token, browser, viewport=PHONE) as page:
         for place in ("/", "/new", f"/runs/{trained}", f"/runs/{trained}/gallery"):
             ready(page.goto(f"{address}{place}") and page)
             page.locator(".term:visible").first.wait_for()
@@ -276,9 +281,11 @@ def test_terms_are_explained_in_place_in_two_languages(server, many, trained):
         assert {"Seed", "Label"} <= set(names)
 
 
-def test_commands_files_and_differences_of_runs(server, many, trained, folder, tmp_path):
+def test_commands_files_and_differences_of_runs(server, browser, many, trained, folder, tmp_path):
     address, token = server
-    with browser_page(address, token, viewport=WIDE, permissions=["clipboard-read", "clipboard-write"]) as page:
+    with browser_page(
+        address, token, browser, viewport=WIDE, permissions=["clipboard-read", "clipboard-write"]
+    ) as page:
         ready(page.goto(f"{address}/runs/{trained}") and page)
         page.get_by_role("button", name="Copy as command").click()
         command = shlex.split(until(lambda: page.evaluate("navigator.clipboard.readText()")))
@@ -297,10 +304,10 @@ def test_commands_files_and_differences_of_runs(server, many, trained, folder, t
             assert len(list(csv.DictReader(file))) == 201
 
 
-def test_two_servers_on_one_host_keep_their_cookies_apart(server, tmp_path):
+def test_two_servers_on_one_host_keep_their_cookies_apart(server, browser, tmp_path):
     """Browsers share the cookies of all ports of a host."""
     address, token = server
-    with served(tmp_path) as (other, its_token, _), browser_page(address, token) as page:
+    with served(tmp_path) as (other, its_token, _), browser_page(address, token, browser) as page:
         for place in (f"{other}/?token={its_token}", address, other):
             page.goto(place)
             page.get_by_role("heading", name="Runs", exact=True).wait_for()
@@ -324,16 +331,25 @@ def first_paint(page, address, server):
     return sorted(clock)[2], sorted(processor)[2]
 
 
+def is_idle():
+    """Whether other programs leave this machine alone."""
+    return psutil.cpu_percent(1.0) < 20
+
+
 def test_the_first_paint_is_below_300_milliseconds(server, many, trained):
-    """Of processor time, all threads added, so that other programs do not count; by the clock on an idle machine."""
+    """Of processor time, all threads added, so that other programs do not count; on an idle machine by the clock."""
     address, token = server
     process = psutil.Process(next(each.pid for each in psutil.net_connections() if each.status == "LISTEN"
                                   and each.laddr.port == int(address.rsplit(":", 1)[1])))  # fmt: skip
     with browser_page(address, token, viewport=WIDE) as page:
         for place in ("/", "/new", f"/runs/{trained}", f"/runs/{trained}/gallery"):
+            page.goto("about:blank")
+            idle = is_idle()
             clock, processor = first_paint(page, f"{address}{place}", process)
-            print(f"first paint of {place}: {clock:.0f} ms by the clock, {processor:.0f} ms of processor time")
-            assert min(clock, processor) < 300, place
+            idle = idle and is_idle()
+            load = "idle" if idle else "busy"
+            print(f"first paint of {place}: {clock:.0f} ms by the clock ({load}), {processor:.0f} of processor time")
+            assert processor < 300 and (clock < 300 or not idle), place
 
 
 SCROLL = """() => new Promise(done => {
@@ -343,10 +359,10 @@ SCROLL = """() => new Promise(done => {
 })"""
 
 
-def test_the_list_of_200_runs_scrolls_without_a_stutter(server, many):
+def test_the_list_of_200_runs_scrolls_without_a_stutter(server, browser, many):
     """No task of the page takes 50 ms of processor time, and a frame less than half of its 16 ms."""
     address, token = server
-    with browser_page(address, token, viewport=WIDE) as page:
+    with browser_page(address, token, browser, viewport=WIDE) as page:
         ready(page.goto(f"{address}/") and page)
         page.evaluate("document.fonts.ready")
         page.wait_for_timeout(1000)

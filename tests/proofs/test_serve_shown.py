@@ -15,7 +15,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from serving import CHROMIUM, RUN, browser_page, chromium, ready, served, until
+from serving import CHROMIUM, RUN, browser_page, ready, served, until
 from small import write_pictures
 from test_report import facts, fake_run, flat
 from test_results import CURRENT, MEASURE, SET
@@ -67,12 +67,6 @@ def folder(finished, tmp_path_factory):
 def server(folder):
     with served(folder, "--device", "cpu") as (address, token, _):
         yield address, token
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with chromium() as browser:
-        yield browser
 
 
 @pytest.fixture

@@ -66,8 +66,8 @@ def compiled_folder() -> Path:
     """For the code of torch.compile, where no other user can write: in the user's cache, or, where that cannot be
     written to, in a folder of this process. Torch makes it also for what compiles nothing, and would end there."""
     folder = cache_home() / "compiled"
-    there = next(path for path in (folder, *folder.parents) if path.exists())
-    if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
+    there = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
+    if not os.access(f"{there}/.", os.W_OK | os.X_OK):  # also where it is a file
         folder = Path(tempfile.mkdtemp(prefix="calotype-"))
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder

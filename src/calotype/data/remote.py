@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 from calotype.types import UserError
 
@@ -112,17 +113,34 @@ class _Ranges(io.RawIOBase):
 
 
 def file_system(address: str) -> tuple[Any, str]:
-    """Fsspec's file system for an address, and the path there. Raises `UserError` where its package is missing."""
+    """Fsspec's file system for an address, and the path there.
+
+    Raises `UserError` where its package is missing, where it cannot be reached, and as `require_plain` does.
+    """
     try:
         import fsspec
 
+        require_plain(address)
         system, path = fsspec.core.url_to_fs(address)
-    except (ImportError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(
-            f"{address} cannot be read: {reason:.160}; for http and s3 try: pip install 'calotype[fsspec]'"
-        ) from None
+    except UserError:
+        raise
+    except Exception as error:  # each file system has errors of its own; some connect already here
+        reason = " ".join(str(error).split()) or type(error).__name__
+        missing = isinstance(error, ImportError | ValueError)
+        hint = "for http and s3 try: pip install 'calotype[fsspec]'" if missing else "try again later"
+        raise UserError(f"{address} cannot be read: {reason:.160}; {hint}") from None
     return system, path
+
+
+def require_plain(address: str) -> None:
+    """Raises `UserError` for chained addresses, and for a password, which would stand in `run.json` and in reports."""
+    if (parts := urlsplit(address)).password is not None:
+        raise UserError(
+            f"the address at {parts.hostname} has a password in it, which would stand in the run and its report; "
+            f"leave it out, and put it into the settings of fsspec for {parts.scheme} (~/.config/fsspec)"
+        )
+    if "::" in address:
+        raise UserError(f"{address} is a chain of addresses, which is not read; give the address of the shards alone")
 
 
 def find_file(address: str) -> RemoteFile:

@@ -8,14 +8,14 @@ from contextlib import suppress
 from pathlib import Path
 
 from calotype.data.images import shown
-from calotype.data.remote import find_file, list_folder, remote_address
+from calotype.data.remote import RemoteFile, find_file, list_folder, remote_address
 from calotype.data.shards import AGAIN, MANIFEST, PICTURE_SUFFIXES, SHARD, Shard, ShardManifest
 from calotype.files import checked, json_of, read_bytes
 from calotype.types import UserError
 
 LIST = ".txt"
 MOST_LISTED = 2**24
-"""Bytes of a list."""
+"""Bytes of a list, at most."""
 
 
 def find_shards(place: Path) -> Sequence[Shard] | None:
@@ -26,6 +26,8 @@ def find_shards(place: Path) -> Sequence[Shard] | None:
     address = remote_address(place)
     if address is not None:
         return _at_address(address)
+    if is_shard(place.name) and place.is_file():
+        return [place]
     if place.suffix.lower() == LIST and place.is_file():
         return _of_list(place, read_bytes(place, MOST_LISTED))
     return shard_files(place) if is_shards(place) else None
@@ -79,18 +81,24 @@ def _at_address(address: str) -> Sequence[Shard]:
     if is_shard(address.rpartition("/")[2]):
         return [find_file(address)]
     if address.lower().endswith(LIST):
-        file = find_file(address)
-        return _of_list(address, file.read(0, MOST_LISTED))
+        return _of_list(address, _content(find_file(address)))
     files = list_folder(address)
     shards = [file for file in files if is_shard(file.name)]
     if manifest := [file for file in files if file.name == MANIFEST]:
-        _check_all(address, [file.name for file in shards], manifest[0].read(0, MOST_LISTED))
+        _check_all(address, [file.name for file in shards], _content(manifest[0]))
     if not shards:
         raise UserError(
             f"there are no shards (files that end with {SHARD}) at {address}; pictures are read from there in shards "
             f"alone: write them with calotype data shards FOLDER --out SHARDS, and copy them there"
         )
     return shards
+
+
+def _content(file: RemoteFile) -> bytes:
+    """All of a list or manifest. Raises `UserError` where it is larger than one is: a part would be another set."""
+    if file.size > MOST_LISTED:
+        raise UserError(f"{file} has {file.size:,} bytes, but a list or {MANIFEST} has at most {MOST_LISTED:,}")
+    return file.read(0, file.size)
 
 
 def _of_list(place: Path | str, content: bytes) -> Sequence[Shard]:

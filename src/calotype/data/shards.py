@@ -29,14 +29,7 @@ from calotype.data.depth import starts_deep
 from calotype.data.formats import SUFFIXES, UNAVAILABLE
 from calotype.data.images import shown
 from calotype.data.remote import NotThereError, RemoteFile, find_file
-from calotype.files import (
-    checked,
-    read_tensors,
-    reason_of,
-    require_regular,
-    write_tensors,
-    write_whole,
-)
+from calotype.files import checked, read_tensors, reason_of, require_regular, tensors_of, write_tensors, write_whole
 from calotype.places import cache_home
 from calotype.types import UserError
 
@@ -47,8 +40,6 @@ ENCODED_SUFFIXES = tuple(suffix.encode() for suffix in PICTURE_SUFFIXES)
 LABEL_KEYS = ("label", "cls", "class", "class_name", "label_name")
 TAR_BLOCK = tarfile.BLOCKSIZE
 AGAIN = "copy it again"
-
-
 Shard = Path | RemoteFile
 
 
@@ -163,14 +154,17 @@ def _open_remote(shard: RemoteFile) -> ShardIndex:
     Its members are not compared with the index, but each picture is, when it is read.
     """
     cached = _cached(shard, INDEX, str(PICTURE_SUFFIXES))
-    if not os.path.lexists(cached):
-        try:
-            beside = find_file(shard.address.removesuffix(shard.address[-len(SHARD) :]) + INDEX)
-        except NotThereError:
-            write_tensors(cached, scan(shard).tensors())
-        else:
-            write_whole(cached, beside.read(0, beside.size))
-    return read_index(cached, shard)
+    if os.path.lexists(cached):
+        return read_index(cached, shard)
+    try:
+        beside = find_file(shard.address.removesuffix(shard.address[-len(SHARD) :]) + INDEX)
+    except NotThereError:
+        index = scan(shard)
+    else:
+        index = checked_index(tensors_of(beside.read(0, beside.size), beside.address), beside, shard)
+    with suppress(OSError):  # without a place for it, it is fetched by each command
+        write_tensors(cached, index.tensors())
+    return index
 
 
 def _is_of(facts: IndexFacts, shard: Path) -> bool:
@@ -214,9 +208,13 @@ def outline_of(shard: Path) -> str:
 
 def read_index(file: Path, shard: Shard) -> ShardIndex:
     """Raises `UserError` where it is damaged, or not of this shard."""
-    tensors = read_tensors(file)
+    return checked_index(read_tensors(file), file, shard)
+
+
+def checked_index(tensors: dict[str, Tensor], file: Shard, shard: Shard) -> ShardIndex:
+    """The index of which a file holds these tensors. Raises `UserError` as `read_index`."""
     try:
-        facts = checked(json.loads(tensors["about"].numpy().tobytes()), IndexFacts, file)
+        facts = checked(json.loads(tensors["about"].numpy().tobytes()), IndexFacts, str(file))
         wrong = _wrong(tensors, facts.bytes)
     except Exception as error:  # other names, shapes or types than an index has
         wrong = f"it is no index ({reason_of(error):.80})"

@@ -16,6 +16,7 @@ from calotype.data.folder import Pictures
 from calotype.data.images import images_from_pixels
 from calotype.data.latents import StoredLatents
 from calotype.data.permutation import LARGE_SET, FeistelPermutation
+from calotype.devices import sent
 from calotype.diffusion.stage import shrunk
 from calotype.types import Batch, Folds, Images, Rng, Text
 
@@ -85,17 +86,17 @@ class PictureSource:
         if self.low_res is not None:
             sides = height // self.factor, width // self.factor
             low_res = self._crops(self.low_res, places, corners, sides, mirrored)
-        labels, text = self.pictures.labels[chosen], draw_captions(self.pictures.captions, chosen, rng)
+        text = draw_captions(self.pictures.captions, chosen, rng)
         files = tuple(map(self.pictures.file, chosen.tolist()))
-        return Batch(images, labels.to(self.device), low_res, folds(chosen).to(self.device), text, files)
+        return Batch(images, self.pictures.labels[chosen], low_res, folds(chosen), text, files)
 
     def _crops(self, pixels: Tensor, rows: Tensor, corners: Tensor, sides: tuple[int, int], mirrored: Tensor) -> Images:
         places, (height, width) = zip(rows.tolist(), corners.tolist(), strict=True), sides
         whole = pixels.numpy()  # slices of arrays take a sixth of the time
         cuts = np.stack([whole[row, :, y : y + height, x : x + width] for row, (y, x) in places])
-        images = images_from_pixels(torch.from_numpy(cuts).to(self.device))
+        images = images_from_pixels(sent(torch.from_numpy(cuts), self.device))
         if self.flip:
-            images = torch.where(mirrored.to(self.device), images.flip(-1), images)
+            images = torch.where(sent(mirrored, self.device), images.flip(-1), images)
         return images.contiguous(memory_format=torch.channels_last)
 
 
@@ -117,11 +118,11 @@ class LatentSource:
     def batch(self, images_seen: int, count: int) -> Batch:
         picks = self.chosen[order(len(self.chosen), images_seen, count, self.rng)]
         sides = self.rng.at("flip", images_seen).integers(self.cache.sides, count) + self.reflected
-        moments = self.cache.at(sides % self.cache.sides, picks).float().to(self.device)
-        clean = moments.contiguous(memory_format=torch.channels_last)
+        moments = sent(self.cache.at(sides % self.cache.sides, picks), self.device)
+        clean = moments.float().contiguous(memory_format=torch.channels_last)
         text = draw_captions(self.captions, picks, self.rng.at("pictures", images_seen))
         files = tuple(map(self.file, picks.tolist()))
-        return Batch(clean, self.labels[picks].to(self.device), None, folds(picks).to(self.device), text, files)
+        return Batch(clean, self.labels[picks], None, folds(picks), text, files)
 
 
 def draw_captions(captions: Captions | None, chosen: Tensor, rng: Rng) -> Text | None:

@@ -11,6 +11,7 @@ import torch
 
 from calotype.data.folder import Pictures
 from calotype.data.images import grid, pils_from_images
+from calotype.data.remote import remote_address
 from calotype.evaluation.candidate import Candidate, ReadOwn, notes_on_split, split_by, unseen_by_all
 from calotype.evaluation.comparison_results import ComparisonResult, Overfitting, Propagation, RunMeasures
 from calotype.evaluation.cost import deployment_cost, run_cost
@@ -60,7 +61,7 @@ def compare(
     if count < 2:
         raise UserError(f"count is {count}, but must be at least 2; try 200")
     check_comparison_folder(out)
-    name = runs[0].run.state.data if data is None else str(data)
+    name = runs[0].run.state.data if data is None else remote_address(data) or str(data)
     pictures = read(name, runs[0].size)
     splits = [split_by(candidate, pictures, read_own) for candidate in runs]
     notes = [

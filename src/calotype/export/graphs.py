@@ -23,8 +23,8 @@ from calotype.nets.frozen import Projected
 from calotype.nets.text import LETTERS, BytesEncoder, TextConditioned
 from calotype.priors.captions import CaptionedMixture
 from calotype.priors.gaussian import GaussianMixture
-from calotype.priors.patches import PATCH_CLUSTERS, PatchPosterior, PatchPrior, enlarged
-from calotype.priors.static import Gathered, StaticMixture, gathered
+from calotype.priors.patches import PATCH_CLUSTERS, Gathered, PatchPosterior, PatchPrior, enlarged
+from calotype.priors.static import StaticMixture, gathered
 from calotype.spaces.latent import LatentSpace
 from calotype.types import Condition, Images, Labels, Latents, Sigmas, per_image
 

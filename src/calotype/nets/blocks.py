@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from calotype.devices import is_host
 from calotype.types import Latents
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -53,20 +54,18 @@ def autocast(device: torch.device, precision: Precision) -> AbstractContextManag
 
 
 class DropoutGenerators:
-    """On a CPU one generator an image; elsewhere one for the batch, since each draw there is a kernel of its own."""
+    """One an image, on a CPU."""
 
-    def __init__(self, seeds: Int[Tensor, " batch"], device: torch.device) -> None:
-        self.seeds, self.device = seeds, device
+    def __init__(self, seeds: Int[Tensor, " batch"]) -> None:
+        self.seeds = seeds
 
     @cached_property
     def generators(self) -> list[torch.Generator]:
-        seeds = self.seeds.tolist() if self.device.type == "cpu" else self.seeds[:1].tolist()
-        return [torch.Generator(self.device).manual_seed(seed) for seed in seeds]
+        return [torch.Generator().manual_seed(seed) for seed in self.seeds.tolist()]
 
     def mask(self, values: Activations, kept: float) -> Activations:
         """1 with the probability `kept`, else 0."""
-        parts = values.split(1) if self.device.type == "cpu" else [values]
-        drawn = zip(parts, self.generators, strict=True)
+        drawn = zip(values.split(1), self.generators, strict=True)
         return torch.cat([torch.empty_like(part).bernoulli_(kept, generator=generator) for part, generator in drawn])
 
 
@@ -75,8 +74,16 @@ _generators: ContextVar[DropoutGenerators | None] = ContextVar("generators", def
 
 @contextmanager
 def dropout_seeds(seeds: Int[Tensor, " batch"], device: torch.device) -> Iterator[None]:
-    """Within it, dropout draws from these seeds; on a CPU the masks of an image do not depend on its batch."""
-    token = _generators.set(DropoutGenerators(seeds, device))
+    """Within it, dropout draws from these seeds, which are on the host.
+
+    On a CPU the masks of an image do not depend on its batch. On a GPU, where each draw is a kernel of its own, all
+    are drawn by torch's own generator from the first seed, as a compiled network can.
+    """
+    if not is_host(device):
+        torch.manual_seed(int(seeds[0]))
+        yield
+        return
+    token = _generators.set(DropoutGenerators(seeds))
     try:
         yield
     finally:
@@ -84,8 +91,10 @@ def dropout_seeds(seeds: Int[Tensor, " batch"], device: torch.device) -> Iterato
 
 
 def dropout(values: Activations, probability: float, training: bool) -> Activations:
-    """Dropout (Srivastava et al., JMLR 15, 2014): within `dropout_seeds` by its generators, else by torch's own."""
-    return _dropped(values, probability) if training and probability else values
+    """Dropout (Srivastava et al., JMLR 15, 2014): on a CPU by the generators of `dropout_seeds`, else by torch's."""
+    if not training or not probability:
+        return values
+    return _dropped(values, probability) if is_host(values.device) else F.dropout(values, probability)
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]

@@ -82,8 +82,8 @@ class Dit(nn.Module):
     def forward(self, image: Latents, vector: Vector, words: TextContext | None = None) -> Recoloured:
         patches = F.pixel_unshuffle(image, self.patch)
         height, width = patches.shape[-2:]
-        ys, xs = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-        places = torch.stack([ys.flatten(), xs.flatten()], 1).to(image.device).float()
+        sides = (torch.arange(side, device=image.device) for side in (height, width))
+        places = torch.cartesian_prod(*sides).float()
         rotation = rotations(places, self.head_width)
         tokens = self.embed(patches.flatten(2).transpose(1, 2)) + self.place(place_features(places, height, width))
         vector = F.silu(vector)
@@ -147,6 +147,6 @@ def rotate(
 
 def place_features(places: Float[Tensor, "token 2"], height: int, width: int) -> Float[Tensor, "token 32"]:
     """Fourier features of a token's row and column relative to the image, in [-1, 1] at any size."""
-    extent = torch.tensor([height, width], device=places.device)
-    angles = ((2 * places + 1) / extent - 1)[:, :, None] * math.pi * 2.0 ** torch.arange(-1, 7, device=places.device)
+    within = torch.stack([(2 * places[:, 0] + 1) / height - 1, (2 * places[:, 1] + 1) / width - 1], 1)
+    angles = within[:, :, None] * math.pi * 2.0 ** torch.arange(-1, 7, device=places.device)
     return torch.cat([angles.cos(), angles.sin()], 1).flatten(1)

@@ -26,7 +26,6 @@ from calotype.nets.unet import UnetConfig
 from calotype.nets.vae import Lapping, VaeConfig, principal_axes
 from calotype.planning.chains import choose_chain, own_latents
 from calotype.planning.laws import (
-    FEW_EPOCHS,
     HEAD,
     VAE_WIDTHS,
     WHOLE_IMAGES,
@@ -81,13 +80,12 @@ MEDIAN_SIGMA, SMALLEST_SIGMA, LARGEST_SIGMA = 0.6, 0.01, 15
 2206.00364, table 1), and the range in sampling. It starts at the prior mean, so noise need only cover the residual."""
 LARGEST_NOISED = 128
 """Low-resolution pictures up to this size are augmented with noise, larger ones with blur."""
-REASON = "the time allows about {:,.0f} pictures of training with it"
 
 
 def propose(
     pictures: Pictures, machine: Machine, budget: float, settings: dict[str, Any]
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """Settings to lay below those of the user, and the reason for the backbone of each leg.
+    """Settings to lay below those of the user, and reasons for some of them; `make.reasons_of_legs` has the others.
 
     `budget` is in seconds. Raises `UserError` for a size that no network fits.
     """
@@ -124,14 +122,13 @@ def propose(
     if "backbone" not in settings.get("denoiser", {}):
         check_tokens(outline.chain, reduction)
     side = max(1, base // reduction)
-    proposal["denoiser"] = choose_denoiser(pictures, side, channels, sigma_data, resources["denoiser"], reasons)
+    proposal["denoiser"] = choose_denoiser(pictures, side, channels, sigma_data, resources["denoiser"])
     if kind == "latent" and not imported:
         proposal["denoiser"]["channel_weighting"] = CHANNEL_WEIGHTING
     for low_res, larger in pairwise(outline.chain):
         leg, set_by_user = leg_above(larger), settings.get("enlarge", {}).get(str(larger), {})
-        proposal["enlarge"][str(larger)], reasons[leg] = choose_enlarger(
-            pictures, low_res, larger, resources[leg], set_by_user.get("prior", "gaussian")
-        )
+        prior = set_by_user.get("prior", "gaussian")
+        proposal["enlarge"][str(larger)] = choose_enlarger(pictures, low_res, larger, resources[leg], prior)
         if kind == "latent" and takes_one_step(set_by_user):
             proposal["enlarge"][str(larger)] |= ONE_STEP
     return proposal, reasons
@@ -246,20 +243,16 @@ def code_length(images: Images, side: int) -> float:
 
 
 def choose_denoiser(
-    pictures: Pictures, side: int, channels: int, sigma_data: float, resources: Resources, reasons: dict[str, str]
+    pictures: Pictures, side: int, channels: int, sigma_data: float, resources: Resources
 ) -> dict[str, Any]:
     """For latents or pixels of `side`; the schedule is shifted to more noise where they are larger (arXiv 2403.03206,
-    eq. 23). The `reasons` are added."""
+    eq. 23)."""
     backbone, flops = choose_dit(side, resources)
-    images, count = resources.operations / flops, max(1, pictures.trained)
-    reasons["denoiser"] = REASON.format(images)
-    reasons["dropout"] = (
-        f"a run that sees each picture {FEW_EPOCHS} times needs none, this sees it {images / count:,.1f} times"
-    )
+    epochs = resources.operations / flops / max(1, pictures.trained)
     shift = sigma_data * max(1.0, math.sqrt(channels * side**2 / 4096))
     return {
         "batch": resources.batch(DenoiserRecipe().batch, flops),
-        "backbone": {**backbone, "dropout": three_digits(dropout_rate(images / count))},
+        "backbone": {**backbone, "dropout": three_digits(dropout_rate(epochs))},
         "schedule": {"kind": "flow", "shift": three_digits(shift)},
         "sigma_data": sigma_data,
         "text": choose_text(pictures.captions, backbone["width"], backbone["depth"]),
@@ -290,7 +283,7 @@ def choose_text(captions: Captions | None, width: int, depth: int) -> dict[str, 
 
 def choose_enlarger(
     pictures: Pictures, low_res: int, size: int, resources: Resources, prior: PriorName = "gaussian"
-) -> tuple[dict[str, Any], str]:
+) -> dict[str, Any]:
     """The local UNet of the law."""
     factor = size // low_res
     patch = math.gcd(min(4, factor), size)
@@ -301,7 +294,7 @@ def choose_enlarger(
     backbone = UnetConfig(patch=patch, width=width, multiples=multiples, blocks=blocks, attention_levels=())
     flops = 3.0 * forward_flops(backbone, 9, 3, crop)
     plain, residual = measure_residuals(pictures, size, factor, prior)
-    settings = {
+    return {
         "batch": resources.batch(8, flops, float(UNET_BYTES * width * crop**2)),
         "backbone": backbone.model_dump(mode="json"),
         "schedule": {
@@ -314,7 +307,6 @@ def choose_enlarger(
         "augmentation": {"kind": "noise" if low_res <= LARGEST_NOISED else "blur"},
         "crop": crop,
     }
-    return settings, REASON.format(resources.operations / flops)
 
 
 @cache

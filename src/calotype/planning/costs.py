@@ -23,9 +23,8 @@ from calotype.spaces.latent import LatentSpace
 from calotype.spaces.pixel import Space
 from calotype.training.control import Phases, mean_cost
 
-FIT_FLOPS, CAPTION_FIT_FLOPS = 235_000, 175_000
-"""To fit the prior, for each value that it is fitted to, and more with captions; measured on 7,630 and
-8,100 portraits."""
+FIT_FLOPS, CAPTION_FIT_FLOPS = 235_000, 550_000
+"""To fit the prior, for each value that it is fitted to, and more with captions; measured on 7,630 portraits."""
 
 
 class StepCost(NamedTuple):

@@ -10,6 +10,7 @@ import torch
 from calotype.build import build_autoencoder, start_linear
 from calotype.data.folder import Pictures
 from calotype.data.images import images_from_pixels, shown
+from calotype.data.listing import plural
 from calotype.data.split import evenly
 from calotype.nets.kl import Autoencoder
 from calotype.nets.vae import Vae, VaeConfig
@@ -60,7 +61,7 @@ def compare_autoencoders(start: WarmStart, pictures: Pictures, device: torch.dev
     assert isinstance(space, LatentSpace)
     images = images_from_pixels(pictures.pixels[evenly(pictures.validation_indices, MOST_COMPARED)]).to(device)
     before = reconstruction_psnr(space.vae, images)
-    about = f"its reconstructions of {len(images)} pictures for validation have {before:.1f} dB"
+    about = f"its reconstructions of {plural(len(images), 'validation picture')} have {before:.1f} dB"
     if not isinstance(network, VaeConfig):
         return True, f"{about}; it was imported"
     new = build_autoencoder(network, "float32").to(device)

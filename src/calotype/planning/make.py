@@ -5,6 +5,7 @@ The costs that the plan predicts are seconds, bytes of memory and bytes on disk.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,7 +19,7 @@ from calotype.planning.choose import propose, three_digits
 from calotype.planning.costs import Costs
 from calotype.planning.count import Counted
 from calotype.planning.inherit import explain_start, inherit
-from calotype.planning.laws import learning_rate, time_shares
+from calotype.planning.laws import FEW_EPOCHS, learning_rate, time_shares
 from calotype.planning.measure import Measurement
 from calotype.planning.memory import choose_sharding, latent_bytes, rounds_of
 from calotype.planning.plan import Plan, explain, network_of
@@ -89,7 +90,6 @@ def make_plan(
         recipe=recipe,
         device=str(machine),
         budget_seconds=budget,
-        choices=explain(recipe, parse_recipe(proposal), pictures, reasons | about, start),
         phases=costs.phases(),
         slices=costs.slices(),
         compiled=costs.compiled(),
@@ -111,9 +111,26 @@ def make_plan(
     if not machine.here:
         started = time.time()  # how long planning takes there is not known
     allot(plan, costs, sets_of(recipe, pictures), started + budget, proposing, operations)
+    reasons |= reasons_of_legs(plan, pictures) | about
+    plan.choices = explain(recipe, parse_recipe(proposal), pictures, reasons, start)
     if start is not None:
         plan.predicted["disk_bytes"] += start.bytes
     return plan
+
+
+def reasons_of_legs(plan: Plan, pictures: Pictures) -> dict[str, str]:
+    """For the network of each leg and for dropout, by how many pictures the legs see. The laws that choose them take
+    all of the budget for training at the speed of one layer, which is up to three times as many pictures."""
+    images = plan.predicted["images"]
+    reasons = {
+        leg: f"the time allows about {seen:,} pictures of training with it"
+        if leg in plan.paced
+        else f"it is trained on {seen:,} pictures, as you set it"
+        for leg, seen in images.items()
+    }
+    epochs = images["denoiser"] / max(1, pictures.trained)
+    law = f"none for a run that sees each picture up to {FEW_EPOCHS} times, 0.1 more with each tenfold"
+    return reasons | {"dropout": f"{law}; this sees it about {epochs:,.1f} times"}
 
 
 def costs_of(
@@ -185,7 +202,7 @@ def allot(
     plan.predicted = {
         "parameters": measured.parameters(),
         "images": images,
-        "steps": {leg: images[leg] // batches[leg] for leg in images},
+        "steps": {leg: math.ceil(images[leg] / batches[leg]) for leg in images},
         "seconds_a_step": {leg: costs[leg] * batches[leg] for leg in images},
         "seconds": {step: seconds[step] for step in steps_of(recipe) if step in seconds},
         "peak_memory_bytes": measured.peak_memory(sets),

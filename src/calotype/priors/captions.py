@@ -15,14 +15,15 @@ import re
 import zlib
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from functools import lru_cache
-from typing import ClassVar
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property, lru_cache
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from calotype.devices import sent
 from calotype.priors.gaussian import Flat, GaussianMixture, Weights
 from calotype.priors.prior import Prior
 from calotype.types import Condition, Labels, Latents, Sigmas
@@ -81,6 +82,15 @@ class CaptionedMixture(Prior):
         """An empty prior."""
         return cls(GaussianMixture(components, rank, dimension), groups, words, directions)
 
+    @cached_property
+    def columns(self) -> dict[int, int]:
+        """The column of each bucket in a bag, on the host."""
+        return columns_of(self.vocabulary)
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        self.__dict__.pop("columns", None)
+        super()._load_from_state_dict(*args)
+
     @property
     def shape(self) -> dict[str, int]:
         groups, words, directions = self.regression_in.shape
@@ -98,7 +108,7 @@ class CaptionedMixture(Prior):
     def mean(self, noisy: Latents, sigma: Sigmas, condition: Condition) -> Latents:
         """A label overrides the gate; components that the gate makes negligible are skipped."""
         captions = ("",) * len(noisy) if condition.text is None else condition.text.prompts
-        bags = bags_of(captions, self.vocabulary).to(noisy)
+        bags = sent(bags_of(captions, self.columns), noisy.device)
         weights = self.weights(bags, condition.labels)
 
         def shift(group: int, rows: Tensor) -> Flat:
@@ -123,10 +133,13 @@ def vocabulary_of(captions: Iterable[str]) -> NgramVocabulary:
     return torch.tensor(most, dtype=torch.long)
 
 
-def bags_of(captions: Sequence[str], vocabulary: NgramVocabulary) -> Bags:
-    """1 where a caption has an n-gram of that bucket, else 0."""
-    columns = {bucket: column for column, bucket in enumerate(vocabulary.tolist())}
-    bags = torch.zeros(len(captions), len(vocabulary))
+def columns_of(vocabulary: NgramVocabulary) -> dict[int, int]:
+    return {bucket: column for column, bucket in enumerate(vocabulary.tolist())}
+
+
+def bags_of(captions: Sequence[str], columns: Mapping[int, int]) -> Bags:
+    """1 where a caption has an n-gram of the bucket that has this column, else 0."""
+    bags = torch.zeros(len(captions), len(columns))
     for row, caption in enumerate(captions):
         bags[row, [columns[bucket] for bucket in buckets(caption) if bucket in columns]] = 1
     return bags

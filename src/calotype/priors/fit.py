@@ -14,7 +14,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from calotype.machine import release_memory
-from calotype.priors.captions import MOST_WORDS, Bags, CaptionedMixture, NgramVocabulary, bags_of, vocabulary_of
+from calotype.priors.captions import (
+    MOST_WORDS,
+    Bags,
+    CaptionedMixture,
+    NgramVocabulary,
+    bags_of,
+    columns_of,
+    vocabulary_of,
+)
 from calotype.priors.clusters import (
     MOST_RANK,
     Component,
@@ -105,7 +113,7 @@ class CaptionLevel(NamedTuple):
 
     def observations(self, vocabulary: NgramVocabulary) -> Observations:
         points = self.examples.latents[self.rows].flatten(1)
-        return Observations(bags_of(self.texts, vocabulary).to(points), points)
+        return Observations(bags_of(self.texts, columns_of(vocabulary)).to(points), points)
 
 
 class Group(NamedTuple):
@@ -328,7 +336,7 @@ def fit_gate(
 ) -> tuple[Float[Tensor, "word group"], Float[Tensor, " group"]]:
     """Weight and bias of the softmax regression of the group on the bag of words; starts at the groups' frequencies."""
     texts = [group.texts for group in groups]
-    bags = bags_of([*chain.from_iterable(texts)], vocabulary).to(groups[0].latents)
+    bags = bags_of([*chain.from_iterable(texts)], columns_of(vocabulary)).to(groups[0].latents)
     group = torch.arange(len(groups)).repeat_interleave(torch.tensor([*map(len, texts)])).to(bags.device)
     bias = torch.bincount(group).to(bags).log().requires_grad_()
     weight = bags.new_zeros(bags.shape[1], len(bias)).requires_grad_()

@@ -11,12 +11,15 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate, pairwise
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from calotype.devices import is_host, sent
 from calotype.priors.prior import Prior
 from calotype.spaces.tiling import in_windows
 from calotype.types import NULL_LABEL, Condition, Folds, Labels, Latents, Sigmas
@@ -52,6 +55,16 @@ class GaussianMixture(Prior):
         self.register_buffer("prior", torch.full((components,), 1 / components))
         self.register_buffer("label", torch.full((components,), NULL_LABEL))
         self.register_buffer("group", torch.zeros(components, dtype=torch.long))
+
+    @cached_property
+    def parts(self) -> list[slice]:
+        """The components of each group, on the host."""
+        ends = accumulate(self.group.unique_consecutive(return_counts=True)[1].tolist(), initial=0)
+        return [slice(first, last) for first, last in pairwise(ends)]
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        self.__dict__.pop("parts", None)
+        super()._load_from_state_dict(*args)
 
     @property
     def shape(self) -> dict[str, int]:
@@ -93,17 +106,17 @@ class GaussianMixture(Prior):
         return in_windows(mean, noisy, self.side(noisy.shape[1]))
 
     def _window_mean(self, weights: Weights, noisy: Latents, sigma: Sigmas, shift: Shift | None) -> Latents:
-        """Posterior means of the groups, weighted by their responsibilities; groups of weight 0 are skipped."""
-        flat, variance, active = noisy.flatten(1), sigma[:, None] ** 2, (weights > 0).cpu()
-        ends = [0, *accumulate(self.group.unique_consecutive(return_counts=True)[1].tolist())]
-        means, evidence = [], exact(weights).new_full((len(flat), len(ends) - 1), -torch.inf)
-        for number, part in enumerate(slice(first, last) for first, last in pairwise(ends)):
-            rows = active[:, part].any(1).nonzero()[:, 0].to(flat.device)
+        """Posterior means of the groups, weighted by their responsibilities; a CPU skips groups of weight 0."""
+        flat, variance, every = noisy.flatten(1), sigma[:, None] ** 2, torch.arange(len(noisy), device=noisy.device)
+        means, evidence = [], exact(weights).new_full((len(flat), len(self.parts)), -torch.inf)
+        for number, part in enumerate(self.parts):
+            present = (weights[:, part] > 0).any(1)
+            rows = present.nonzero()[:, 0] if is_host(flat.device) else every
             if len(rows):
                 centre = torch.zeros_like(flat[:1]) if shift is None else shift(number, rows)
-                evidence[rows, number], mean = self._group_mean(
-                    part, weights[rows, part], flat[rows] - centre, variance[rows]
-                )
+                own = weights[rows, part].where(present[rows, None], 1)
+                log_evidence, mean = self._group_mean(part, own, flat[rows] - centre, variance[rows])
+                evidence[rows, number] = log_evidence.where(present[rows], -torch.inf)
                 means.append((rows, number, centre + mean))
         responsibilities, denoised = torch.softmax(evidence, 1).to(flat), torch.zeros_like(flat)
         for rows, number, mean in means:
@@ -152,12 +165,12 @@ class CrossFitted:
     mixtures: tuple[GaussianMixture, ...]
 
     def of(self, fold: Folds, labels: Labels) -> Callable[[Latents, Sigmas], Latents]:
-        """The posterior mean of images of these folds, as a function of (noisy, sigma)."""
+        """The posterior mean of images of these folds, which are on the host, as a function of (noisy, sigma)."""
 
         def mean(noisy: Latents, sigma: Sigmas) -> Latents:
             means = torch.empty_like(noisy)
             for number, mixture in enumerate(self.mixtures):
-                if bool((inside := fold == number).any()):
+                if len(inside := sent((fold == number).nonzero()[:, 0], noisy.device)):
                     means[inside] = mixture.mean(noisy[inside], sigma[inside], Condition(labels[inside]))
             return means
 

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from calotype.devices import is_host
 from calotype.priors.prior import Prior
 from calotype.types import Condition, Images, Latents, OtherImages, Rng, Sigmas
 
@@ -24,6 +25,8 @@ WINDOW_SIDE = 5
 PATCH_CLUSTERS = 512
 MOST_WINDOWS = 60_000
 """That are clustered, all from the half with more contrast."""
+WINDOWS_GATHERED = 4096
+"""Windows whose matrices are in memory together: 60 MB for a factor of 4."""
 WINDOWS_AT_ONCE = 2**14
 """Windows whose distances to all clusters are in memory together: 32 MB."""
 RIDGE = 0.02
@@ -79,6 +82,21 @@ class ByCluster(NamedTuple):
     ) -> Float[Tensor, "window other"]:
         products = torch.cat([part @ matrix for part, matrix in zip(self.split(patches), matrices, strict=True)])
         return torch.empty_like(products).index_copy_(0, self.order, products)
+
+
+class Gathered(NamedTuple):
+    """Windows with their clusters, each of which is multiplied with a copy of its cluster's matrix."""
+
+    clusters: Clusters
+    each: int
+    """Windows of an image."""
+
+    def times(
+        self, patches: Float[Tensor, "window value"], matrices: Float[Tensor, "cluster value other"]
+    ) -> Float[Tensor, "window other"]:
+        images = patches.unflatten(0, (-1, self.each)), self.clusters.unflatten(0, (-1, self.each))
+        parts = zip(*(values.split(WINDOWS_GATHERED, 1) for values in images), strict=True)
+        return torch.cat([(part[:, :, None] @ matrices[cluster])[:, :, 0] for part, cluster in parts], 1).flatten(0, 1)
 
 
 class PatchPosterior(NamedTuple):
@@ -150,10 +168,11 @@ class PatchPrior(Prior):
         """`noise` is the standard deviation of noise that augmentation has put on each low-resolution image.
 
         That noise is in the mean, `noise_gain` times as large, and in the contrast, from which it is subtracted.
-        Windows are `clustered` by `ByCluster`, if by nothing else.
+        Windows are `clustered` by `ByCluster`, if by nothing else; on a GPU by `Gathered`, whose operations do not
+        depend on how many windows a cluster has.
         """
         windows, contrast = windows_of(low_res)
-        by_cluster = clustered(windows) if clustered else ByCluster.of(self.clusters(windows))
+        by_cluster = clustered(windows) if clustered else self._clustered(windows, low_res[0, 0].numel())
         clusters, above = by_cluster.clusters, enlarged(low_res, self.factor)
         mean = above + images_of(by_cluster.times(windows, self.weights), above, self.factor)
         added = each_window(noise**2, low_res)
@@ -162,6 +181,10 @@ class PatchPrior(Prior):
         variances, noise_variances = scaling + fixed, self.random_share * scaling + fixed
         deviation = mean_deviation(variances, low_res, self.factor)
         return PatchPosterior(mean, deviation, by_cluster, self.axes, variances, noise_variances, self.factor)
+
+    def _clustered(self, windows: Windows, each: int) -> Clustered:
+        clusters = self.clusters(windows)
+        return ByCluster.of(clusters) if is_host(windows.device) else Gathered(clusters, each)
 
     def clusters(self, windows: Windows) -> Clusters:
         return nearest(normalised(windows), self.centres)

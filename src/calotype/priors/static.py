@@ -6,20 +6,14 @@ always the same, as the graphs that are exported must be.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from calotype.priors.captions import Bags, CaptionedMixture
 from calotype.priors.gaussian import GaussianMixture, component_posterior
-from calotype.priors.patches import Clusters, PatchPrior, Windows, normalised
+from calotype.priors.patches import Gathered, PatchPrior, Windows, normalised
 from calotype.spaces.tiling import in_windows
 from calotype.types import Labels, Latents, Sigmas
-
-WINDOWS_GATHERED = 4096
-"""Windows whose matrices are in memory together: 60 MB for a factor of 4."""
 
 
 class StaticMixture(nn.Module):
@@ -55,21 +49,6 @@ class StaticMixture(nn.Module):
         if axes.shape[1]:
             return axes, variances, rest
         return axes.new_zeros(len(axes), 1, axes.shape[2]), rest[:, None], rest
-
-
-class Gathered(NamedTuple):
-    """Windows with their clusters, each of which is multiplied with a copy of its cluster's matrix."""
-
-    clusters: Clusters
-    each: int
-    """Windows of an image."""
-
-    def times(
-        self, patches: Float[Tensor, "window value"], matrices: Float[Tensor, "cluster value other"]
-    ) -> Float[Tensor, "window other"]:
-        images = patches.unflatten(0, (-1, self.each)), self.clusters.unflatten(0, (-1, self.each))
-        parts = zip(*(values.split(WINDOWS_GATHERED, 1) for values in images), strict=True)
-        return torch.cat([(part[:, :, None] @ matrices[cluster])[:, :, 0] for part, cluster in parts], 1).flatten(0, 1)
 
 
 def gathered(prior: PatchPrior, windows: Windows, count: int) -> Gathered:

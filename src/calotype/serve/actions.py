@@ -23,7 +23,7 @@ from calotype.serve.answers import RefusedRequest, json_response
 from calotype.serve.api import can_sample, sampling_fields
 from calotype.serve.gallery import Gallery
 from calotype.serve.gallery_page import gallery_figure
-from calotype.serve.launching import HIDDEN, RUN_NAME, stop
+from calotype.serve.launching import HIDDEN, RUN_NAME, StartedRun, stop
 from calotype.serve.requests import (
     MOST_PICTURES,
     NewRun,
@@ -203,16 +203,44 @@ def pictures_argument(folder: Path, asked: NewRun) -> list[str]:
         if RUN_NAME.fullmatch(asked.name) and not os.path.lexists(named):
             place = place.rename(named)  # what pages call the pictures
         return [str(place)]
-    if not asked.path:
-        return []
+    return [named_folder(asked.path)] if asked.path else []
+
+
+def named_folder(path: str) -> str:
+    """A folder of this machine, by its whole path. Raises `RefusedRequest`."""
     try:
-        place = Path(asked.path).expanduser()
+        place = Path(path.strip()).expanduser()
         is_folder = place.is_absolute() and place.is_dir()
     except (OSError, RuntimeError, ValueError):  # too long, or the home of nobody
         is_folder = False
     if not is_folder:
-        raise RefusedRequest(400, "path must be the whole path of a folder on this machine", "path")
-    return [str(place)]
+        raise RefusedRequest(
+            400, f"path is {path!r:.80}, but must be the whole path of a folder on this machine", "path"
+        )
+    return str(place)
+
+
+async def cancel_run(request: Request) -> Response:
+    """Ends a run whose plan is being made."""
+    started = await run_in_threadpool(started_of, request)
+    await run_in_threadpool(launcher_of(request).cancel, started)
+    return json_response({"asked": "to end"}, 202)
+
+
+async def forget_run(request: Request) -> Response:
+    """Takes a run that never began off the list."""
+    started = await run_in_threadpool(started_of, request)
+    await run_in_threadpool(launcher_of(request).forget, started)
+    return json_response({"forgotten": started.id})
+
+
+def started_of(request: Request) -> StartedRun:
+    """Raises `RefusedRequest` where the run in the address has a plan, or was never started."""
+    started = launcher_of(request).started_run(request.path_params["run"])
+    if started is None:
+        folder_of(request)
+        raise RefusedRequest(409, "its plan has been made and it has begun; stop it instead")
+    return started
 
 
 async def stop_run(request: Request) -> Response:
@@ -225,6 +253,7 @@ async def resume_run(request: Request) -> Response:
     asked = await read_body(request, Resumption) if await request.body() else validated(Resumption, {})
     folder = await run_in_threadpool(folder_of, request)
     options = ["--budget", asked.budget] if asked.budget else []
+    options += ["--data", await run_in_threadpool(named_folder, asked.path)] if asked.path else []
     await run_in_threadpool(launcher_of(request).resume, request.path_params["run"], folder, options)
     return json_response({"asked": "to go on"}, 202)
 
@@ -293,7 +322,8 @@ def safe_parts(path: str) -> list[str]:
 
 CHANGES = {
     ("POST", "/api/runs"): start_run, ("POST", "/api/runs/{run}/stop"): stop_run,
-    ("POST", "/api/runs/{run}/resume"): resume_run, ("POST", "/api/runs/{run}/samples"): make_pictures,
+    ("POST", "/api/runs/{run}/resume"): resume_run, ("POST", "/api/runs/{run}/cancel"): cancel_run,
+    ("POST", "/api/runs/{run}/forget"): forget_run, ("POST", "/api/runs/{run}/samples"): make_pictures,
     ("POST", "/api/runs/{run}/nearest"): find_nearest,
     ("POST", "/api/runs/{run}/pictures/{picture}"): change_picture,
     ("DELETE", "/api/runs/{run}/pictures/{picture}"): change_picture, ("POST", "/api/uploads/{upload}"): upload,

@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import StreamingResponse
 
 from calotype.serve.answers import RefusedRequest
-from calotype.serve.library import Library, state_key
+from calotype.serve.library import Library, file_stamp, state_key
 from calotype.serve.sampling import Job
 
 POLL_SECONDS, PULSE_SECONDS = 0.5, 15.0
@@ -56,14 +56,16 @@ async def run_events(request: Request) -> StreamingResponse:
 
 
 async def log_events(request: Request, folder: Path, place: int) -> AsyncIterator[str]:
-    log, key, quiet = folder / "log.jsonl", None, 0.0
+    log, noted, quiet = folder / "log.jsonl", request.app.state.launcher.noted(request.path_params["run"]), 0.0
+    key: tuple[Any, ...] | None = None
     place = min(place, size_of_log(log))
     yield "retry: 1000\n\n"
     while not (request.app.state.queue.stopped or await request.is_disconnected()):
         lines, place = await run_in_threadpool(lines_from, log, place)
         for line, end in lines:
             yield event(line, "log", end)
-        if (now := await run_in_threadpool(state_key, folder)) != key:
+        now = await run_in_threadpool(state_key, folder), file_stamp(noted)  # a process may end before it changes a run
+        if now != key:
             key, quiet = now, 0.0
             yield event({"changed": True}, "state", place)
         if quiet >= PULSE_SECONDS:

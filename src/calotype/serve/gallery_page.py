@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from calotype.report.folder import settings_of
-from calotype.report.html import Content, Html, masthead, tag
+from calotype.report.html import Content, Html, aside, masthead, tag
 from calotype.run import Run
 from calotype.serve.answers import document
 from calotype.serve.gallery import Gallery
@@ -48,10 +48,12 @@ def page_of_gallery(run: str, of: Run) -> str:
         class_="gallery",
         aria_live="polite",
     )
+    none = aside("No pictures yet: those that you make appear here, and are kept with the run.")
     lede = "Equal seeds give equal pictures, so a picture can be made again from what stands below it."
     head = masthead(["pictures", of.folder.name], "Pictures", lede)
     title = f"Pictures of {of.folder.name}"
-    return document(title, head, sampling_form(of), downloads, figures, editor(), about={"page": "gallery", "run": run})
+    parts = head, sampling_form(of), downloads, figures, none, editor()
+    return document(title, *parts, about={"page": "gallery", "run": run})
 
 
 def nearest_button(of: Run) -> Html | None:

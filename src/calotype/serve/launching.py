@@ -1,7 +1,8 @@
-"""Training as processes of their own, which outlive the server: start, stop, resume, and why one has stopped."""
+"""Training as processes of their own, which outlive the server: start, cancel, stop, resume; why one has stopped."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shlex
@@ -11,13 +12,13 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-from calotype.files import make_folder, read_bytes, write_json, write_whole
+from calotype.files import make_folder, read_bytes, remove, write_json, write_whole
 from calotype.report.format import duration
 from calotype.run import Run, read_mapping
 from calotype.serve.answers import RefusedRequest, sentence_of
@@ -37,6 +38,17 @@ OUT_OF_MEMORY = (
     "the operating system has killed it (exit code 137), most likely for want of memory: close other programs, or "
     "start again with a smaller size; what was saved is sound"
 )
+CANCELLED = "It was cancelled before training began; the pictures are kept, and New run starts again"
+
+
+@dataclass(frozen=True)
+class StartedRun:
+    """A run that was started here and has no `run.json` yet, or never got one."""
+
+    id: str
+    name: str
+    state: str
+    """`planning`, `cancelled` or `failed`."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +56,8 @@ class Launcher:
     """Starts commands on the runs in a folder, and keeps what they print."""
 
     folder: Path
+    processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    """By run, those that this server has started and that still run."""
 
     def printed(self, run: str) -> Path:
         return self.folder / HIDDEN / f"{run}.txt"
@@ -85,7 +99,29 @@ class Launcher:
         before = self.about(run).get("command") if arguments[0] == "resume" else command_line(arguments)
         about = {"name": name, **({"command": before} if before else {}), "process": process.pid}
         write_json(self.noted(run), about)
-        threading.Thread(target=self._await, args=(process, run, about), daemon=True).start()
+        self.processes[run] = process
+        threading.Thread(target=self._await, args=(process, run), daemon=True).start()
+
+    def cancel(self, started: StartedRun) -> None:
+        """Ends the process that plans a run. Raises `RefusedRequest` where there is none.
+
+        Of one that an earlier server has started, the number in the note is not trusted: its lock tells which it is.
+        """
+        if started.state != "planning":
+            raise RefusedRequest(409, f"only a run that is being planned can be cancelled; this one is {started.state}")
+        process = self.processes.get(started.id) or holder_of(self.folder / started.name)
+        if process is None:
+            raise RefusedRequest(409, "its process has only just begun, or has just ended; try again in a moment")
+        write_json(self.noted(started.id), {**self.about(started.id), "cancelled": True})
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.terminate()  # not SIGINT, which a server in the background of a shell ignores, and so would it
+
+    def forget(self, started: StartedRun) -> None:
+        """Takes a run that never began off the list. Raises `RefusedRequest` while it is being planned."""
+        if started.state == "planning":
+            raise RefusedRequest(409, "its plan is being made; cancel it first")
+        for file in (self.noted(started.id), self.printed(started.id)):
+            remove(file)
 
     def await_end(self, run: str) -> None:
         """Of a process that has saved all and is about to end; a few seconds at most."""
@@ -93,9 +129,11 @@ class Launcher:
         while is_running(self.about(run)) and time.monotonic() < end:
             time.sleep(0.1)
 
-    def _await(self, process: subprocess.Popen[bytes], run: str, about: dict[str, Any]) -> None:
+    def _await(self, process: subprocess.Popen[bytes], run: str) -> None:
         code = process.wait()
-        if read_mapping(self.noted(run)).get("process") == process.pid:
+        if self.processes.get(run) is process:
+            del self.processes[run]
+        if (about := self.about(run)).get("process") == process.pid:
             write_json(self.noted(run), {**about, "code": code})
 
     def last_lines(self, run: str) -> list[str]:
@@ -110,13 +148,26 @@ class Launcher:
         """Name, command, process and, once it has ended, exit code; empty for a run that was not started here."""
         return read_mapping(self.noted(run))
 
-    def starting(self) -> list[tuple[str, str]]:
-        """Ids and names of runs that have no folder yet, or never got one."""
+    def started(self) -> list[StartedRun]:
+        """Runs that have no `run.json` yet, or never got one."""
         abouts = [(file.stem, read_mapping(file)) for file in (self.folder / HIDDEN).glob("*.json")]
-        named = [(run, str(about["name"])) for run, about in abouts if isinstance(about.get("name"), str)]
         return [
-            (run, name) for run, name in named if id_of(name) == run and not (self.folder / name / "run.json").exists()
+            StartedRun(run, name, state_of_start(about))
+            for run, about in abouts
+            if isinstance(name := about.get("name"), str)
+            and id_of(name) == run
+            and not (self.folder / name / "run.json").exists()
         ]
+
+    def started_run(self, run: str) -> StartedRun | None:
+        return next((started for started in self.started() if started.id == run), None)
+
+
+def state_of_start(about: dict[str, Any]) -> str:
+    """Of a run without a `run.json`."""
+    if is_running(about):
+        return "planning"
+    return "cancelled" if about.get("cancelled") else "failed"
 
 
 def is_running(about: dict[str, Any]) -> bool:
@@ -150,31 +201,38 @@ def stop(folder: Path) -> None:
 
 
 def why_stopped(run: Run, about: dict[str, Any], lines: Sequence[str]) -> str:
-    """In one sentence or two, with what to do; empty where it is running or finished."""
+    """In one sentence or two, with what to do; empty where it is running, or has finished and was not to go on."""
     status, code = run.state.status, about.get("code")
-    if status in ("finished", "unknown") or owner_of(run.folder) is not None:
+    if status == "unknown" or owner_of(run.folder) is not None:
         return ""
-    spent = duration(sum(run.state.seconds.values()))
     if code in (-9, 137):
         return sentence_of(OUT_OF_MEMORY)
-    reason = next((line for line in reversed(lines) if line.startswith("calotype: ")), "").removeprefix("calotype: ")
-    if code not in (None, 0, 130) and reason:  # it could not go on
+    reason = last_reason(lines)
+    if code not in (None, 0, 130, 143) and reason:  # it could not go on
         return sentence_of(reason)
-    if status == "interrupted":
-        return f"It was asked to stop after {spent}, and has saved what it had learned. Resume goes on from there."
-    if status == "failed":
-        return sentence_of(reason or "an error ended it; calotype resume shows which")
-    return (
-        f"Its process ended after {spent} without a word, as when it is killed, the machine is switched off, or "
-        "memory is at its end. Resume goes on from the newest checkpoint."
-    )
+    spent = duration(sum(run.state.seconds.values()))
+    reasons = {
+        "finished": "",
+        "interrupted": f"It was asked to stop after {spent}, and has saved what it had learned. "
+        "Resume goes on from there.",
+        "failed": sentence_of(reason or "an error ended it; calotype resume shows which"),
+        "training": f"Its process ended after {spent} without a word, as when it is killed, the machine is switched "
+        "off, or memory is at its end. Resume goes on from the newest checkpoint.",
+    }
+    return reasons[status]
+
+
+def last_reason(lines: Sequence[str]) -> str:
+    """The last line by which the command line ends with an error; empty where there is none."""
+    return next((line for line in reversed(lines) if line.startswith("calotype: ")), "").removeprefix("calotype: ")
 
 
 def why_not_started(about: dict[str, Any], lines: Sequence[str]) -> str:
     """Of a run that has no folder yet; empty while it is being planned."""
     if is_running(about):
         return ""
-    reason = next((line for line in reversed(lines) if line.startswith("calotype: ")), "").removeprefix("calotype: ")
+    if about.get("cancelled"):
+        return sentence_of(CANCELLED)
     if about.get("code") in (-9, 137):
         return sentence_of(OUT_OF_MEMORY)
-    return sentence_of(reason or "it ended before the plan was made; see what it has printed")
+    return sentence_of(last_reason(lines) or "it ended before the plan was made; see what it has printed")

@@ -19,6 +19,8 @@ OPERATIONS: dict[tuple[str, str], tuple[str, Body]] = {
     ("post", "/api/runs"): ("Start a run", NewRun),
     ("get", "/api/runs/{run}"): ("A run: state, legs, plan, why it has stopped", None),
     ("post", "/api/runs/{run}/stop"): ("Ask a run to save and end", None),
+    ("post", "/api/runs/{run}/cancel"): ("End a run whose plan is being made", None),
+    ("post", "/api/runs/{run}/forget"): ("Take a run that never began off the list", None),
     ("post", "/api/runs/{run}/resume"): ("Go on with a run, or give a finished one more time", Resumption),
     ("post", "/api/runs/{run}/samples"): ("Make pictures for the gallery; answers with a job", PageSampling),
     ("post", "/api/runs/{run}/nearest"): ("Search the nearest training pictures of the newest in the gallery", None),

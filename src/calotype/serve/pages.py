@@ -1,131 +1,23 @@
-"""The pages: a list of runs, a new run, several runs side by side, and the words."""
+"""The pages of a new run, of several runs side by side, and of the words."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from datetime import datetime
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from string import ascii_uppercase
 
 from calotype.report.folder import read_run, settings_of
-from calotype.report.format import UNKNOWN, count, date, digits, duration
-from calotype.report.html import Content, Html, aside, definitions, masthead, section, strip, table, tag
-from calotype.report.runs import RunSummary, comparing_plots, figures_table
+from calotype.report.format import UNKNOWN, date
+from calotype.report.html import Html, aside, definitions, masthead, section, strip, table, tag
+from calotype.report.runs import comparing_plots, figures_table
 from calotype.run import Run
 from calotype.serve.answers import document
 from calotype.serve.words import TERMS
 from calotype.tables import all_keys, value_at
 
-COLUMNS = {
-    "": "",
-    "name": "Run",
-    "state": "State",
-    "model": "Model",
-    "data": "Pictures",
-    "seconds": "Time",
-    "psnr": "PSNR",
-    "held_out_loss": "Held-out loss",
-    "fd_lite0": "FD-Lite0",
-    "created": "Started",
-}
-"""Columns of the list, by the key by which they are sorted."""
-NUMERIC = ("seconds", "psnr", "held_out_loss", "fd_lite0")
 MOST_SIDE_BY_SIDE, MOST_DIFFERENCES = 8, 80
-
-
-EMPTY = aside(
-    "Drop a folder of your own pictures and say how long it may take; after that time there is a model that makes new "
-    "ones. Without pictures at hand, leave the folder empty: it trains on the embedded portraits."
-)
-
-
-def index_page(runs: Sequence[tuple[str, RunSummary]], starting: Sequence[tuple[str, str]]) -> str:
-    going = sum(run.state == "training" for _, run in runs) + len(starting)
-    lede = f"{count(len(runs))} run{'s' * (len(runs) != 1)}" + (f", {going} in training." if going else ".")
-    new = tag("p", link("/new", "Train on a folder of pictures", "button"), class_="actions")
-    if not runs and not starting:
-        return document("Runs", masthead([], "Runs", "There are none yet."), new, EMPTY, about={"page": "index"})
-    return document(
-        "Runs",
-        masthead([], "Runs", lede),
-        new,
-        filters(),
-        aside("Of PSNR more is better; of held-out loss and of FD-Lite0, which compares only at equal n, less is."),
-        runs_table(runs, starting),
-        about={"page": "index"},
-    )
-
-
-def filters() -> Html:
-    search = tag("input", type="search", id="filter", placeholder="Name, state, pictures …", autocomplete="off")
-    words = tag("label", "Filter ", search)
-    compare = tag("button", "Compare the marked", type="submit", form="runs", disabled="")
-    files = tag("span", link("/api/runs.csv", "CSV"), " ", link("/api/runs", "JSON"), class_="files")
-    return tag("div", words, compare, files, class_="tools")
-
-
-def runs_table(runs: Sequence[tuple[str, RunSummary]], starting: Sequence[tuple[str, str]]) -> Html:
-    head = tag(
-        "tr",
-        tag("th", tag("span", "Mark", class_="unseen"), scope="col"),
-        *(head_cell(key) for key in list(COLUMNS)[1:]),
-    )
-    rows = [starting_row(run, name) for run, name in starting] + [run_row(run, summary) for run, summary in runs]
-    body = tag("table", tag("thead", head), tag("tbody", *rows), class_="runs figures", id="list")
-    return tag("form", tag("div", body, class_="wide"), action="/compare", method="get", id="runs")
-
-
-def head_cell(key: str) -> Html:
-    """A button sorts by the column."""
-    return tag("th", tag("button", COLUMNS[key], type="button", data_sort=key), scope="col")
-
-
-def run_row(run: str, summary: RunSummary) -> Html:
-    mark = tag("input", type="checkbox", name="runs", value=run, aria_label=f"Mark {summary.name}")
-    cover = tag("img", data_cover=f"/runs/{run}/cover", alt="", width=72, height=48, decoding="async")
-    name = tag("a", cover, tag("span", summary.folder.name), href=f"/runs/{run}", class_="run")
-    model = f"{summary.kind} {summary.chain} px" if summary.chain else summary.kind
-    n = f" (n = {summary.fd_n})" if summary.fd_n else ""
-    cells: dict[str, tuple[Content, object]] = {
-        "name": (name, summary.folder.name),
-        "state": (state_mark(summary.state), summary.state),
-        "model": (model, model),
-        "data": (summary.problem or summary.data, summary.data),
-        "seconds": (known(duration, summary.seconds), summary.seconds),
-        "psnr": (known(digits, summary.psnr), summary.psnr),
-        "held_out_loss": (known(digits, summary.held_out_loss), summary.held_out_loss),
-        "fd_lite0": (known(digits, summary.fd_lite0) + n, summary.fd_lite0),
-        "created": (day(summary.created), summary.created),
-    }
-    values = [tag("td", content, data_value="" if value is None else value) for content, value in cells.values()]
-    return tag("tr", tag("td", mark), *values)
-
-
-def known(text: Callable[[float | None], str], value: float | None) -> str:
-    return UNKNOWN if value is None else text(value)
-
-
-def day(created: str) -> str:
-    """`28 Nov 2026, 13:31`, in the time zone of the run."""
-    try:
-        moment = datetime.fromisoformat(created)
-    except ValueError:
-        return created
-    return f"{moment.day} {moment:%b %Y, %H:%M}"
-
-
-def starting_row(run: str, name: str) -> Html:
-    """Of a run whose plan is being made, or that never got so far."""
-    cells: list[Content] = [name_link(run, name), "being planned", *[""] * (len(COLUMNS) - 3)]
-    return tag("tr", tag("td"), *(tag("td", cell, data_value="") for cell in cells))
-
-
-def name_link(run: str, name: str) -> Html:
-    return tag("a", tag("span", name), href=f"/runs/{run}", class_="run")
-
-
-def state_mark(state: str) -> Html:
-    return tag("span", state, class_=f"state {state if state.isalpha() else ''}")
+DURATION = r"\d{1,6}[smhd]?"
+"""Of a time in a field of a form."""
 
 
 def link(place: str, words: str, kind: str | None = None) -> Html:
@@ -166,7 +58,7 @@ def new_page() -> str:
                 "Time for all of it",
                 "20s, 10m, 2h, 1d",
                 value="30m",
-                pattern=r"\d{1,6}[smhd]?",
+                pattern=DURATION,
                 title="A number and s, m, h or d",
             ),
             select("kind", "Model", {"latent": "latent diffusion", "cascade": "cascade in pixels"}, "latent"),

@@ -88,9 +88,10 @@ class NewRun(Asked):
 
 
 class Resumption(Asked):
-    """How to go on with a run; `budget` is more time for a finished one."""
+    """How to go on with a run; `budget` is more time for a finished one, `path` where its pictures are now."""
 
     budget: Annotated[str, Field(pattern=r"^(\d{1,6}[smhd]?)?$")] = ""
+    path: Annotated[str, Field(max_length=4096, description="Folder of its pictures, if they have moved.")] = ""
 
 
 class Starring(Asked):

@@ -28,8 +28,9 @@ from calotype.report.sweep import sweep_section
 from calotype.run import PORTRAITS, Run, read_mapping
 from calotype.serve.answers import document, live
 from calotype.serve.api import can_sample
-from calotype.serve.launching import command_line, why_not_started, why_stopped
-from calotype.serve.pages import link
+from calotype.serve.launching import StartedRun, command_line, why_not_started, why_stopped
+from calotype.serve.pages import DURATION, field, link
+from calotype.serve.trained import is_at_hand
 from calotype.tables import number
 from calotype.training.process import owner_of
 from calotype.types import UserError
@@ -49,6 +50,8 @@ class RunView:
     run: Run
     about: dict[str, Any]
     lines: Sequence[str]
+    starting: bool = False
+    """Whether its process was started from the page, and has not yet begun to train."""
 
     @cached_property
     def owner(self) -> int | None:
@@ -114,11 +117,16 @@ def status_part(view: RunView) -> Html:
     if view.state == "training" and budget and budget > spent:
         words = f"Training, {duration(spent)} so far; about {duration(budget - spent)} left"
     why, damage = why_stopped(run, view.about, view.lines), damage_of(run.folder)
-    about = damage or why
-    title = "What is damaged" if damage else "Why it has stopped"
-    words = "Damaged" if damage else words
-    stopped = tag("div", tag("h2", title), tag("p", about), class_="stopped", role="status") if about else None
-    return tag("div", tag("p", f"{words}.", class_="lede"), stopped, actions(view), legs_list(view))
+    if view.starting:
+        words, why = "It goes on in a moment: its pictures are being read", ""
+    title = "Why it could not go on" if view.state == "finished" else "Why it has stopped"
+    title, why, words = ("What is damaged", damage, "Damaged") if damage else (title, why, words)
+    lede = tag("p", f"{words}.", class_="lede")
+    return tag("div", lede, stopped_note(title, why), pictures_form(view, why), actions(view), legs_list(view))
+
+
+def stopped_note(title: str, why: str) -> Html | None:
+    return tag("div", tag("h2", title), tag("p", why), class_="stopped", role="status") if why else None
 
 
 def damage_of(folder: Path) -> str:
@@ -162,6 +170,8 @@ def actions(view: RunView) -> Html:
         )
     if view.owner is not None:
         buttons.append(action(view, "stop", "Stop", "It saves what it has learned, and can go on later."))
+    elif view.starting or not is_at_hand(view.run):
+        pass  # the form for its pictures has the button
     elif view.state == "finished":
         buttons.append(action(view, "resume", "Train further", "More time for its networks.", data_budget="30m"))
     elif view.state != "unknown":
@@ -174,6 +184,24 @@ def actions(view: RunView) -> Html:
 
 def action(view: RunView, name: str, words: str, hint: str, **attributes: str) -> Html:
     return tag("button", words, type="button", title=hint, data_post=f"/api/runs/{view.id}/{name}", **attributes)
+
+
+def pictures_form(view: RunView, why: str) -> Html | None:
+    """Asks where the pictures are now, if they are no longer there, or if that is what the last attempt advises."""
+    gone = not is_at_hand(view.run)
+    if view.owner is not None or view.starting or view.state == "unknown" or not (gone or "--data" in why):
+        return None
+    data, more = str(view.run.state.data), view.state == "finished"
+    hint = "The whole path of a folder on this machine."
+    fields = [field("path", "Folder of its pictures", hint, required="", value=None if gone else data)]
+    if more:
+        fields.append(field("budget", "More time", "20s, 10m, 2h, 1d", required="", value="30m", pattern=DURATION))
+    button = tag("button", "Train further" if more else "Resume", type="submit", class_="button")
+    text = f"Its pictures were in {data}, and are no longer there." if gone else "Its pictures have changed."
+    words = f"{text} To train {'further' if more else 'on'}, say where they are."
+    output = tag("output", role="status")
+    parts = tag("p", words), tag("div", *fields, class_="fields"), tag("p", button, output, class_="actions")
+    return tag("form", *parts, data_send=f"/api/runs/{view.id}/resume", class_="panel")
 
 
 def copy_button(text: str, words: str) -> Html:
@@ -293,20 +321,38 @@ PARTS: dict[str, Part] = {
 }
 
 
-def page_of_start(run: str, name: str, about: dict[str, Any], lines: Sequence[str]) -> str:
-    """Of a run that has no folder yet: its pictures are being read and its plan is being made, or that has failed."""
-    why = why_not_started(about, lines)
-    lede = "It did not start." if why else "Its pictures are being read, and its plan is being made."
-    stopped = (
-        tag("div", tag("h2", "Why it has stopped"), tag("p", why), class_="stopped", role="status") if why else None
-    )
-    text = tag("pre", "\n".join(lines)) if lines else aside("It has printed nothing yet.")
-    copy = tag(
-        "p", copy_button(str(about.get("command", "")), "Copy as command"), link("/new", "New run"), class_="actions"
-    )
-    info = {"page": "start", "run": run, "over": "1" if why else ""}
-    waiting = None if why else tag("progress", aria_label="Planning")
-    hint = None if why else aside("Training begins after half a minute or so; this page follows by itself.")
-    return document(
-        name, masthead(["new run"], name, lede), waiting, hint, stopped, copy, section("Output", text), about=info
-    )
+# -- A run without a plan ----------------------------------------------------------------------------------------------
+
+LEDES = {
+    "planning": "Its pictures are being read, and its plan is being made.",
+    "cancelled": "It was cancelled.",
+    "failed": "It did not start.",
+}
+
+
+def page_of_start(started: StartedRun, about: dict[str, Any], lines: Sequence[str]) -> str:
+    """Of a run that has no folder yet: its pictures are being read and its plan is being made, or that has ended."""
+    info = {"page": "start", "run": started.id, "over": "" if started.state == "planning" else "1"}
+    part = tag("div", *start_part(started, about, lines), data_part="start")
+    return document(started.name, part, about=info)
+
+
+def start_part(started: StartedRun, about: dict[str, Any], lines: Sequence[str]) -> Iterator[Content]:
+    going, place = started.state == "planning", f"/api/runs/{started.id}"
+    cancelling = going and bool(about.get("cancelled"))
+    yield masthead(["new run"], started.name, "It is being cancelled." if cancelling else LEDES[started.state])
+    buttons: list[Content] = []
+    if going:
+        yield tag("progress", aria_label="Planning")
+        yield aside("Training begins after half a minute or so; this page follows by itself.")
+        disabled = "" if cancelling else None
+        buttons.append(tag("button", "Cancel", type="button", data_post=f"{place}/cancel", disabled=disabled))
+    else:
+        yield stopped_note("Why it has stopped", why_not_started(about, lines))
+        buttons.append(link("/new", "New run", "button"))
+        buttons.append(tag("button", "Take off the list", type="button", data_post=f"{place}/forget", data_then="/"))
+    if command := about.get("command"):
+        buttons.append(copy_button(str(command), "Copy as command"))
+    yield tag("p", *buttons, class_="actions")
+    text = tag("pre", "\n".join(lines)) if lines else aside("It has printed nothing" + (" yet." if going else "."))
+    yield section("Output", text)

@@ -22,7 +22,10 @@ from calotype.types import Progress, UserError
 
 def is_at_hand(run: Run) -> bool:
     """Whether the pictures on which it was trained may still be there; without looking at them."""
-    return run.state.data == PORTRAITS or may_exist(Path(run.state.data))
+    try:
+        return run.state.data == PORTRAITS or may_exist(Path(run.state.data))
+    except (OSError, ValueError):  # a name that no file can have
+        return False
 
 
 def read_trained(run: Run, progress: Progress) -> Pictures:

@@ -21,9 +21,10 @@ from calotype.run import Run
 from calotype.serve.answers import KEPT, RefusedRequest, json_response
 from calotype.serve.gallery import Gallery
 from calotype.serve.gallery_page import page_of_gallery
-from calotype.serve.launching import Launcher
+from calotype.serve.launching import Launcher, is_running
 from calotype.serve.library import SUMMARY_KEYS, Library, as_json, file_stamp
-from calotype.serve.pages import MOST_SIDE_BY_SIDE, compare_page, index_page, new_page, setting_rows, words_page
+from calotype.serve.list_page import RunList, index_page, list_of_runs
+from calotype.serve.pages import MOST_SIDE_BY_SIDE, compare_page, new_page, setting_rows, words_page
 from calotype.serve.run_page import RunView, page_of_run, page_of_start, parts_of_run
 from calotype.serve.words import TERMS
 from calotype.types import UserError
@@ -54,14 +55,32 @@ def folder_of(request: Request) -> Path:
 def view_of(request: Request) -> RunView:
     run, folder = request.path_params["run"], folder_of(request)
     launcher = launcher_of(request)
-    return RunView(run, read_run(folder), launcher.about(run), launcher.last_lines(run))
+    about, lines = launcher.about(run), launcher.last_lines(run)
+    newest = file_stamp(launcher.noted(run)) > file_stamp(folder / "run.json")
+    if "code" in about and not newest:
+        del about["code"]  # it has been trained since by a process that the page has not started
+        lines = []
+    return RunView(run, read_run(folder), about, lines, starting=newest and is_running(about))
 
 
 # -- Pages -------------------------------------------------------------------------------------------------------------
 
 
+def listed(request: Request) -> RunList:
+    return list_of_runs(library_of(request).summaries(), launcher_of(request).started())
+
+
 def index(request: Request) -> Response:
-    return HTMLResponse(index_page(library_of(request).summaries(), launcher_of(request).starting()))
+    return HTMLResponse(index_page(listed(request)))
+
+
+def list_parts(request: Request) -> Response:
+    """The list for a page that is open; 304 where its version, an entity tag, is what that page has."""
+    runs = listed(request)
+    headers = {"ETag": f'"{runs.version}"', "Cache-Control": "private, no-cache"}
+    if request.headers.get("if-none-match") == headers["ETag"]:
+        return Response(None, 304, headers)
+    return json_response(runs.as_json(), headers=headers)
 
 
 def new(request: Request) -> Response:
@@ -74,9 +93,8 @@ def words(request: Request) -> Response:
 
 def run_page(request: Request) -> Response:
     run, launcher = request.path_params["run"], launcher_of(request)
-    name = dict(launcher.starting()).get(run)
-    if name is not None:
-        return HTMLResponse(page_of_start(run, name, launcher.about(run), launcher.last_lines(run)))
+    if (started := launcher.started_run(run)) is not None:
+        return HTMLResponse(page_of_start(started, launcher.about(run), launcher.last_lines(run)))
     return HTMLResponse(page_of_run(view_of(request)))
 
 
@@ -274,7 +292,7 @@ def terms(request: Request) -> Response:
 
 Endpoint = Callable[[Request], Response]
 PAGES: dict[str, Endpoint] = {
-    "/": index, "/new": new, "/words": words, "/compare": compared_runs,
+    "/": index, "/parts": list_parts, "/new": new, "/words": words, "/compare": compared_runs,
     "/runs/{run}": run_page, "/runs/{run}/parts": run_parts, "/runs/{run}/gallery": gallery,
     "/runs/{run}/gallery.zip": gallery_archive, "/runs/{run}/report": report_file, "/runs/{run}/cover": cover,
     "/runs/{run}/grid": grid_picture, "/runs/{run}/nearest": nearest_picture,

@@ -7,6 +7,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Protocol, runtime_checkable
 
@@ -100,8 +101,8 @@ def _superseded(folder: Path, leg: str, saved: Path, milestones: int) -> list[Pa
     One of more images stays until it is overtaken: it was damaged when the leg was restored, and may be rescued.
     """
     before = [path for path in checkpoints(folder, leg) if _images_of(path) < _images_of(saved)]
-    kept = [path for path in reversed(before) if is_whole(path)][: KEPT_CHECKPOINTS - 1]
-    kept += milestones_among(before, milestones)
+    newest = islice(filter(is_whole, reversed(before)), KEPT_CHECKPOINTS - 1)  # no others are read
+    kept = [*newest, *milestones_among(before, milestones)]
     return [path for path in before if path not in kept]
 
 

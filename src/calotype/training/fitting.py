@@ -64,15 +64,16 @@ def fit_mixture(recipe: Recipe, buckets: Sequence[Bucket], space: Space) -> Cons
     many = take(buckets, train_rows, most, rng)
     if recipe.flip:
         many = joined([many, take([reflected(bucket) for bucket in buckets], train_rows, most, rng)])
-    folds = None if many.fold is None else on_solver(many.fold)
 
     def examples(batch: Batch, rng: Rng, place: int) -> CaptionedLatents:
         texts = ("",) * len(batch) if batch.text is None else batch.text.prompts
         stream = Rng(("telling", place))  # as in version 0.1: another name would draw other numbers
         shorter = shortened(texts, recipe.denoiser.caption_dropout, stream)
-        return CaptionedLatents(on_solver(space.sample(batch.clean, rng)), on_solver(batch.labels), texts, shorter)
+        latents = on_solver(space.sample(batch.clean, rng))
+        return CaptionedLatents(latents, batch.labels.to(latents.device), texts, shorter)
 
     train, validation = examples(many, rng, 0), examples(few, rng, 2)
+    folds = None if many.fold is None else many.fold.to(train.latents.device)
     del many  # as large as all that is fitted
     more = None
     if any(train.captions):

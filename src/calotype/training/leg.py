@@ -152,17 +152,19 @@ def train_leg(
     for result in leg.steps(division, note):
         log(progress, result)
         if leg.guard and guard_due(progress):
+            result.require_finite()
             guard_critic(run, leg.name, progress, leg.guard, ranks)
         if preview_due(progress):
+            result.require_finite()
             with gathered_average(leg, ranks):
                 ranks.say(validate_affordably)
         if ranks.first and control_due(progress):
             limits.control(progress)
         saving, stopped = agreed(ranks, progress, save_due(progress) | milestone_due(progress), stop.is_set())
-        if saving:
+        if saving or stopped:
+            result.require_finite()
             save()
         if stopped:
-            save()
             ranks.end_with_first()
             raise Interrupted
     with gathered_average(leg, ranks):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -13,11 +13,12 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from calotype.devices import is_host
 from calotype.machine import out_of_memory, release_memory
 from calotype.ranks import ALONE, Ranks
 from calotype.threads import at_once, one_thread
 from calotype.training.objectives import Loss, Objective, Slice
-from calotype.training.state import Gradients, TrainState
+from calotype.training.state import Gradients, StepNorms, TrainState
 from calotype.types import Batch, NotFiniteError, Rng, UserError
 
 NAMED = 8
@@ -71,11 +72,18 @@ class TrainProgress:
 
 @dataclass(frozen=True)
 class StepResult:
-    """The terms of each loss, the norm of each gradient and the learning rate, by network."""
+    """The terms of each loss, the norm of each gradient and the learning rate, by network.
+
+    To read one of the tensors is to wait until the device has done the step, so that it has nothing to do until the
+    next one has been prepared. Where that costs time, `require_finite` is called after the next step has begun.
+    """
 
     terms: dict[str, Tensor]
-    norms: dict[str, float]
+    norms: dict[str, Tensor]
     learning_rates: dict[str, float] = field(default_factory=dict)
+    require_finite: Callable[[], None] = lambda: None
+    """Raises `UserError` for a picture, a loss, a gradient or a weight that is not finite, with the files; on a CPU
+    the step itself has done so. To be called before anything of the step is kept."""
 
 
 Note = Callable[[str], None]
@@ -107,7 +115,8 @@ def train_steps(
 
     Where memory is too small for a batch, its slices are worked on in twice as many `rounds`, one after the other, from
     then on; `note` gets a line. Raises `UserError` where they cannot be smaller, or there are more ranks than images.
-    Several ranks do not change their rounds on the way: the others would wait for one.
+    Several ranks do not change their rounds on the way: the others would wait for one. What a step leaves on a GPU is
+    read when the next one has begun; who keeps anything of it before calls `StepResult.require_finite`.
     """
     if progress.batch < ranks.count:
         raise UserError(f"a batch of {progress.batch} is too small for {ranks.count} ranks; take fewer ranks")
@@ -116,6 +125,7 @@ def train_steps(
     for state in states.values():
         state.share(ranks)
     progress.started = time.perf_counter()
+    before: StepResult | None = None
     while progress.images_seen < progress.total:
         batch = source.batch(progress.images_seen, progress.batch)
         try:
@@ -126,8 +136,13 @@ def train_steps(
             rounds = smaller(objective, states, batch, progress, slices, rounds)
             note(f"memory is too small for a batch of {len(batch)} at once: it is worked on in {rounds} parts")
             continue
+        if before:
+            before.require_finite()
+        before = result
         progress.advance(len(batch))
         yield result
+    if before:
+        before.require_finite()
 
 
 def smaller(
@@ -156,37 +171,43 @@ def train_step(
     """One step of every network that has a loss.
 
     In each of `rounds`, `slices` of the batch are worked on at once, if the objective can; of several ranks each works
-    on its own part, in `rounds` alone. Raises `UserError` for a picture, a loss or a gradient that is not finite, with
-    the files.
+    on its own part, in `rounds` alone. Raises `UserError` as `StepResult.require_finite` does.
     """
-    try:
-        require_finite(batch, f"{' and '.join(states)} {progress}")
+    with finite_or_stop(batch, f"{' and '.join(states)} {progress}", ranks):
         if not ranks.alone:
             parts = objective.slices(batch, progress.fraction, progress.rng(), 1, rounds, ranks)
-            return update(states, summed_over_ranks(states, parts), progress, ranks)
+            return update(states, summed_over_ranks(states, parts), batch, progress, ranks)
         with one_thread() if slices > 1 else nullcontext():
             parts = objective.slices(batch, progress.fraction, progress.rng(), slices, rounds)
             losses: list[dict[str, Loss]] = []
             for start in range(0, len(parts), slices):
                 tasks = [partial(differentiated, states, part) for part in parts[start : start + slices]]
                 losses += accumulated(states, at_once(tasks))
-            return update(states, losses, progress, threads=slices)
+            return update(states, losses, batch, progress, threads=slices)
+
+
+@contextmanager
+def finite_or_stop(batch: Batch, place: str, ranks: Ranks) -> Iterator[None]:
+    """`UserError` in place of `NotFiniteError`, with the files of the batch, and the cause where that is a picture."""
+    try:
+        yield
     except NotFiniteError as error:
         ranks.end_with_first()
+        spoiled = not_finite_of(batch)
         raise UserError(
-            f"{error}; training stopped before it spread, and the last checkpoint is sound; lower the learning rate, "
-            f"or set precision to float32, and resume (files of this step: {several(batch.files)})"
+            f"{f'{place} a picture of the batch is not finite: {spoiled}' if spoiled else error}; training stopped "
+            f"before it spread, and the last checkpoint is sound; lower the learning rate, or set precision to "
+            f"float32, and resume (files of this step: {several(batch.files)})"
         ) from None
 
 
-def require_finite(batch: Batch, place: str) -> None:
-    """Raises `NotFiniteError` with the files of images (or latents) that are not finite."""
+def not_finite_of(batch: Batch) -> str:
+    """The files of images (or latents) that are not finite; "" if all are."""
+    wrong = set[int]()
     for images in (batch.clean, batch.low_res):
-        if images is None or math.isfinite(float(images.sum())):  # the sum is cheaper than a look at each
-            continue
-        if wrong := (~images.isfinite().flatten(1).all(1)).nonzero().flatten().tolist():
-            named = [batch.files[row] for row in wrong] if batch.files else ()
-            raise NotFiniteError(f"{place} a picture of the batch is not finite: {several(named)}")
+        if images is not None:
+            wrong |= {*(~images.isfinite().flatten(1).all(1)).nonzero().flatten().tolist()}
+    return several([batch.files[row] for row in sorted(wrong)] if batch.files else ()) if wrong else ""
 
 
 def several(names: Sequence[str]) -> str:
@@ -225,29 +246,48 @@ def summed_over_ranks(states: Mapping[str, TrainState], parts: Sequence[Slice]) 
 
 
 def update(
-    states: Mapping[str, TrainState], slices: Sequence[dict[str, Loss]], progress: TrainProgress, ranks: Ranks = ALONE,
-    threads: int = 1,
+    states: Mapping[str, TrainState], slices: Sequence[dict[str, Loss]], batch: Batch, progress: TrainProgress,
+    ranks: Ranks = ALONE, threads: int = 1,
 ) -> StepResult:  # fmt: skip
     """One step along the sum of the gradients of all slices, whose losses these are, and of those of other ranks.
 
     Raises `NotFiniteError`, which names network, step and terms.
     """
-    norms, terms = {}, {}
+    terms = {name: summed_terms([part[name] for part in slices], ranks) for name in slices[0]}
+    norms, place, read_now = dict[str, StepNorms](), str(progress), is_host(batch.clean.device)
     for name in slices[0]:
-        losses = [part[name] for part in slices]
-        sums = torch.stack([torch.stack([loss.terms[term] for loss in losses]).sum() for term in losses[0].terms])
-        terms[name] = dict(zip(losses[0].terms, ranks.sum(sums), strict=True))
-    for name in slices[0]:
-        values = torch.stack(list(terms[name].values())).tolist()
-        try:
-            if not all(map(math.isfinite, values)):
-                raise NotFiniteError("the loss is not finite")
+        with finite(f"{name} {place}", terms[name]) if read_now else nullcontext():
             norms[name] = states[name].step(progress.fraction, threads)
-        except NotFiniteError as error:
-            shown = ", ".join(f"{term} {value:.3g}" for term, value in zip(terms[name], values, strict=True))
-            raise NotFiniteError(f"{name} {progress} {error} ({shown})") from None
+
+    def require_finite() -> None:
+        with finite_or_stop(batch, f"{' and '.join(states)} {place}", ranks):
+            for name, of in norms.items():
+                with finite(f"{name} {place}", terms[name]):
+                    states[name].require_finite(of)
+
     named = {f"{name}.{term}": value for name in terms for term, value in terms[name].items()}
-    return StepResult(named, norms, {name: states[name].learning_rate(progress.fraction) for name in norms})
+    rates = {name: states[name].learning_rate(progress.fraction) for name in norms}
+    gradients = {name: of.gradient for name, of in norms.items()}
+    return StepResult(named, gradients, rates, (lambda: None) if read_now else require_finite)
+
+
+@contextmanager
+def finite(about: str, terms: Mapping[str, Tensor]) -> Iterator[None]:
+    """Raises `NotFiniteError` for terms that are not finite, and names them where what is done within it raises one."""
+    values = torch.stack([*terms.values()]).tolist()
+    try:
+        if not all(map(math.isfinite, values)):
+            raise NotFiniteError("the loss is not finite")
+        yield
+    except NotFiniteError as error:
+        shown = ", ".join(f"{term} {value:.3g}" for term, value in zip(terms, values, strict=True))
+        raise NotFiniteError(f"{about} {error} ({shown})") from None
+
+
+def summed_terms(losses: Sequence[Loss], ranks: Ranks) -> dict[str, Tensor]:
+    """The terms of a loss, summed over slices and ranks."""
+    sums = torch.stack([torch.stack([loss.terms[term] for loss in losses]).sum() for term in losses[0].terms])
+    return dict(zip(losses[0].terms, ranks.sum(sums), strict=True))
 
 
 Due = Callable[[TrainProgress], bool]

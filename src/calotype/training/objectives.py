@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from calotype.data.captions import drop_phrases
+from calotype.devices import sent
 from calotype.diffusion.stage import Stage
 from calotype.nets.blocks import dropout_seeds
 from calotype.nets.critic import Critic
@@ -292,12 +293,13 @@ class DenoisingObjective:
         """All that is random of each image."""
         count, device = len(batch), batch.clean.device
         clean = self.stage.space.sample(batch.clean, rng.at("latents"))
-        sigma = self.stage.schedule.sample(count, rng.at("sigma")).to(device)
+        sigma = sent(self.stage.schedule.sample(count, rng.at("sigma")), device)
         noise = rng.at("noise").noise_like(clean)
         labels, text = drop_condition(batch, self.dropout, rng.at("condition"))
-        level = self.stage.augmentation.sample_level(count, rng.at("augmentation")).to(device)
+        level = sent(self.stage.augmentation.sample_level(count, rng.at("augmentation")), device)
         spoiling = None if batch.low_res is None else rng.at("spoiling").noise_like(batch.low_res)
         seeds = rng.at("dropout").integers(2**62, count)
+        labels = sent(labels, device)
         return Noised(replace(batch, clean=clean, labels=labels, text=text), sigma, noise, level, spoiling, seeds)
 
     def per_image(self, noised: Noised) -> Float[Tensor, " batch"]:
@@ -314,7 +316,7 @@ class DenoisingObjective:
 
 @dataclass(frozen=True)
 class Noised:
-    """A batch, its conditions after dropout, and all that was drawn for each of its images."""
+    """A batch, its conditions after dropout, on the device, and all that was drawn for each of its images."""
 
     batch: Batch
     sigma: Sigmas
@@ -338,11 +340,11 @@ def drop_condition(batch: Batch, dropout: ConditionDropout, rng: Rng) -> tuple[L
     A picture that has only one of both loses it with the probability `label_dropout`.
     """
     draw, captions = rng.uniform(len(batch)), ("",) * len(batch) if batch.text is None else batch.text.prompts
-    both = (batch.labels != NULL_LABEL).cpu() & torch.tensor([bool(caption) for caption in captions])
+    both = (batch.labels != NULL_LABEL) & torch.tensor([bool(caption) for caption in captions])
     bounds = accumulate((dropout.label_dropout, dropout.caption_alone, dropout.label_alone))
     neither, caption_alone, label_alone = (draw < bound for bound in bounds)  # each holds those before it
     label_given, caption_given = ~(neither | caption_alone & both), ~(neither | label_alone & ~caption_alone & both)
-    labels = batch.labels.where(label_given.to(batch.labels.device), NULL_LABEL)
+    labels = batch.labels.where(label_given, NULL_LABEL)
     if batch.text is None:
         return labels, None
     given = zip(drop_phrases(captions, dropout.caption_dropout, rng), caption_given.tolist(), strict=True)

@@ -273,12 +273,11 @@ class Pipeline:
         budget, milestones = self.budget, self.recipe.milestones if leg != "autoencoder" else 0
         if leg not in budget.paced:
             return replace(UNLIMITED, milestones=milestones)
-        others = sum(seconds for step, seconds in self.run.state.seconds.items() if step != leg)
-        pace = BudgetController(budget.phases[leg], budget.budget_seconds - others - budget.after(leg))
         threads = ThreadControl(self.device)
 
         def control(progress: TrainProgress) -> None:
-            pace(progress)
+            others = sum(seconds for step, seconds in self.run.state.seconds.items() if step != leg)  # grows: compile
+            BudgetController(budget.phases[leg], budget.budget_seconds - others - budget.after(leg))(progress)
             if leg not in budget.compiled:  # whose code is for so many threads
                 threads(progress)
 

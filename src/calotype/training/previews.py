@@ -104,6 +104,11 @@ class DenoiserValidator:
         return preview_count(self.stage.image_size**2) if self.held_out.low_res is None else PREVIEW_COUNT // 2
 
     @property
+    def labels(self) -> Labels:
+        """Of the validation pictures, on the device."""
+        return self.held_out.labels.to(self.held_out.clean.device)
+
+    @property
     def text(self) -> Text | None:
         return self.held_out.text and Text(self.held_out.text.prompts[: self.count])
 
@@ -113,7 +118,7 @@ class DenoiserValidator:
 
     def conditions(self) -> tuple[Labels, Text | None]:
         """Validation captions without labels, as prompts are given; else every class in turn."""
-        labels = each_class(self.count, self.classes, self.held_out.labels.device)
+        labels = each_class(self.count, self.classes, self.held_out.clean.device)
         if (text := self.text) is None:
             return labels, None
         return torch.full_like(labels[: len(text.prompts)], NULL_LABEL), text
@@ -121,7 +126,7 @@ class DenoiserValidator:
     def _enlarged(self, low_res: Images, sampling: Sampling, rngs: list[Rng]) -> OtherImages:
         """The low-resolution picture, what the stage makes of it, and the original: side by side."""
         count = len(low_res)
-        fake = generate([self.stage], self.held_out.labels[:count], [sampling], rngs[:count], low_res, text=self.text)
+        fake = generate([self.stage], self.labels[:count], [sampling], rngs[:count], low_res, text=self.text)
         before = enlarged(low_res, self.stage.factor).clamp(-1, 1)
         return torch.stack([before, fake, self.held_out.clean[:count]], 1).flatten(0, 1)
 
@@ -153,7 +158,7 @@ class OneStepValidator(DenoiserValidator):
 
     def enlarge(self) -> OtherImages:
         """The validation pictures, a few at a time."""
-        low_res, labels, text = self.held_out.low_res, self.held_out.labels, self.held_out.text
+        low_res, labels, text = self.held_out.low_res, self.labels, self.held_out.text
         assert low_res is not None
         rngs = [Rng(("preview", index)) for index in range(len(labels))]
         return in_parts([self.stage], [self.sampling], labels, rngs, low_res, text)

@@ -8,12 +8,14 @@ from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from calotype.devices import is_host
 from calotype.files import not_finite
 from calotype.nets.blocks import Precision
 from calotype.nets.weights import check_tensors, check_weights, local
@@ -28,6 +30,14 @@ ADAMW_GROUPS = 8
 """Into which the weights of AdamW are divided on a CPU, for threads that update them at once."""
 Gradients = Sequence[Tensor | None]
 """One for each weight that is trained; None for one that the loss does not depend on."""
+
+
+class StepNorms(NamedTuple):
+    """Of a step, on the device: neither has been read yet."""
+
+    gradient: Tensor
+    averages: Tensor
+    """The sum of the norms of all averages, each of which the weights are part of."""
 
 
 class TrainState:
@@ -88,39 +98,51 @@ class TrainState:
             else:
                 parameter.grad += gradient
 
-    def step(self, fraction: float, threads: int = 1) -> float:
-        """One update, on so many threads at once; `fraction` in [0, 1) is how much of the run is over. Returns the norm
-        of the gradient.
+    def step(self, fraction: float, threads: int = 1) -> StepNorms:
+        """One update, on so many threads at once; `fraction` in [0, 1) is how much of the run is over.
 
-        Raises `NotFiniteError`, before any weight is touched, if that norm is not finite; and if a weight or an
-        average is not finite after the update.
+        On a CPU, where reading a norm costs nothing, raises `NotFiniteError` as `require_finite` does, and before any
+        weight is touched if it is the gradient that is not finite.
         """
         norm = self._norm(threads)
-        if not math.isfinite(norm):
+        if is_host(norm.device) and not math.isfinite(norm):
             self.zero_grad()
-            raise NotFiniteError(f"the norm of the gradient is {norm}")
+            raise gradient_not_finite(norm)
         self.steps += 1
         rate = self.learning_rate(fraction)
         new = 1 - (1 - 1 / self.steps) ** (average_power(self.config.average) + 1)
-        scale = min(1.0, self.config.clip / (norm + 1e-6))
+        scale = (self.config.clip / (norm + 1e-6)).clamp(max=1)
         sizes = shared_out([partial(group.step, rate, scale, new) for group in self.groups], threads)
         self.zero_grad()
         self._follow_buffers()
-        self._require_finite(self._over_ranks(torch.stack(sizes).sum()))
-        return norm
+        norms = StepNorms(norm, self._over_ranks(torch.stack(sizes).sum()))
+        if is_host(norm.device):
+            self.require_finite(norms)
+        return norms
+
+    def require_finite(self, norms: StepNorms) -> None:
+        """Raises `NotFiniteError` if the gradient, a weight or an average of the step is not finite, by reading its
+        norms: from a GPU, which is to be done late."""
+        gradient, averages = torch.stack(norms).tolist()
+        if not math.isfinite(gradient):
+            raise gradient_not_finite(gradient)
+        if not math.isfinite(averages):
+            named = {f"weight {name}": local(weight) for name, weight in self.network.named_parameters()}
+            named |= {f"average {name}": local(average) for name, average in self.averages.items()}
+            raise NotFiniteError(f"the {not_finite(named) or 'norm of the weights'} is not finite")
 
     def learning_rate(self, fraction: float) -> float:
         """At this fraction of the run."""
         return self.config.learning_rate * learning_rate_factor(fraction, self.config)
 
-    def _norm(self, threads: int) -> float:
+    def _norm(self, threads: int) -> Tensor:
         norms = dict[int, Tensor]()
         for of_group in shared_out([group.norms for group in self.groups], threads):
             norms |= of_group
         if not norms:
-            return 0.0
+            return torch.zeros((), device=self.parameters[0].device)
         of_all = torch.stack([norms[id(weight)] for weight in self.parameters if id(weight) in norms])
-        return float(self._over_ranks(of_all.norm()))
+        return self._over_ranks(of_all.norm())
 
     def _over_ranks(self, norm: Tensor) -> Tensor:
         """The norm of a vector whose part on this rank has this norm: here it is whole."""
@@ -130,14 +152,6 @@ class TrainState:
         """Forgets the gradients of the next step."""
         for parameter in self.parameters:
             parameter.grad = None
-
-    def _require_finite(self, size: Tensor) -> None:
-        """Takes the size of the averages alone, since each weight goes into them."""
-        if math.isfinite(float(size)):
-            return
-        named = {f"weight {name}": local(weight) for name, weight in self.network.named_parameters()}
-        named |= {f"average {name}": local(average) for name, average in self.averages.items()}
-        raise NotFiniteError(f"the {not_finite(named) or 'norm of the weights'} is not finite")
 
     @torch.no_grad()
     def _follow_buffers(self) -> None:
@@ -213,17 +227,21 @@ class ParameterGroup:
         return dict(zip(given, torch._foreach_norm([*given.values()]), strict=True)) if given else {}
 
     @torch.no_grad()
-    def step(self, rate: float, scale: float, new: float) -> Tensor:
+    def step(self, rate: float, scale: Tensor, new: float) -> Tensor:
         """Updates the weights by their gradients times `scale`, and moves the averages to them: `new` is their share in
         it. Returns the sum of the averages' norms."""
         gradients = [local(weight.grad) for weight in self.weights if weight.grad is not None]
-        if scale < 1 and gradients:
+        if gradients and not (is_host(scale.device) and scale == 1):
             torch._foreach_mul_(gradients, scale)
         self.optimizer.param_groups[0]["lr"] = rate
         self.optimizer.step()
         averages = [*map(local, self.averages)]
         torch._foreach_lerp_(averages, [*map(local, self.weights)], new)
         return torch.stack(torch._foreach_norm(averages)).sum()
+
+
+def gradient_not_finite(norm: Tensor | float) -> NotFiniteError:
+    return NotFiniteError(f"the norm of the gradient is {float(norm)}")
 
 
 def parameters_of(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
+from calotype.data.images import UnreadableError, read_image
 from calotype.files import make_folder, remove
 from calotype.run import Event, Run
 from calotype.tables import number, numbers, within
@@ -96,7 +96,6 @@ def write_event(writer: Any, run: Run, event: Event) -> None:
     if (speed := number(event.get(SPEED))) is not None:
         writer.add_scalar(f"{leg}/{SPEED}", speed, int(seen), time)
     file = (run.folder / str(event.get("file"))).resolve()
-    if kind == "preview" and file.is_relative_to(run.folder.resolve()) and file.is_file():
-        with Image.open(file, formats=("PNG",)) as picture:
-            pixels = np.asarray(picture.convert("RGB")).transpose(2, 0, 1)
-        writer.add_image(f"{leg}/preview", pixels, int(seen), time)
+    if kind == "preview" and file.is_relative_to(run.folder.resolve()):
+        with suppress(UnreadableError):  # removed, or damaged
+            writer.add_image(f"{leg}/preview", np.asarray(read_image(file)).transpose(2, 0, 1), int(seen), time)

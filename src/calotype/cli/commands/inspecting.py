@@ -12,7 +12,7 @@ from calotype.build import build_space
 from calotype.cli.commands.reading import check_empty, read_as_run
 from calotype.cli.console import Console
 from calotype.cli.options import InspectOptions
-from calotype.data.images import grid, images_from_pixels, pils_from_images
+from calotype.data.images import grid, images_from_pixels, pils_from_images, shown
 from calotype.evaluation.autoencoder import error_map, measure_autoencoder
 from calotype.evaluation.diagnosis import InspectionResult, diagnose
 from calotype.evaluation.features import Lite0
@@ -71,7 +71,7 @@ def inspect(options: InspectOptions, console: Console) -> Path:
         measures = measure_autoencoder(space, images, held_out, Lite0(where), critic=critic_health(run))
     created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     result = InspectionResult(
-        format=1, name=run.name, created=created, data=str(data or run.state.data), state=state, device=str(where),
+        format=1, name=run.name, created=created, data=shown(data or run.state.data), state=state, device=str(where),
         foreign=foreign, **dict(diagnose(measures)),
     )  # fmt: skip
     write_json(out / "inspection.json", result.stored())

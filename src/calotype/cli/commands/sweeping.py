@@ -11,6 +11,7 @@ import torch
 from calotype.cli.commands.reading import read_as_run
 from calotype.cli.console import Console
 from calotype.cli.options import SweepOptions
+from calotype.data.images import shown
 from calotype.diffusion.stage import Guide, Sampling
 from calotype.evaluation.features import Lite0
 from calotype.evaluation.quality import floor_measures
@@ -60,7 +61,7 @@ def sweep_run(options: SweepOptions, console: Console) -> str:
     with locked(folder), console.bar("sweep") as bar:
         sampled = sampled_features(stage, labels.to(model.device), text, seed, store.network)
         cells = sweep(samplings, sampled, reference.features(stage.image_size), bar, seed)
-        result = sweep_result(cells, reference, stage.image_size, seed, before, str(data or run.state.data), notes)
+        result = sweep_result(cells, reference, stage.image_size, seed, before, shown(data or run.state.data), notes)
         write_result(folder / SWEEP_FILE, result)
         if result.stored_with_model:
             store_sampling(folder / "model", Sampling(**result.best.sampling))

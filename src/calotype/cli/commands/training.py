@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import os
 import platform
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
@@ -22,7 +23,7 @@ from calotype.cli.commands.serving import page_beside, require_extra
 from calotype.cli.console import Console
 from calotype.cli.options import PlanOptions, ResumeOptions, SampleOptions, TrainingOptions, TrainOptions
 from calotype.data.folder import Pictures
-from calotype.data.remote import absolute
+from calotype.data.remote import absolute, remote_address
 from calotype.data.seen import SEEN_FILE, continued_split, write_seen
 from calotype.data.shard_sets import LIST
 from calotype.data.shards import SHARD
@@ -47,11 +48,13 @@ from calotype.training.examples import without_unread_captions
 from calotype.training.pipeline import Pipeline, record_status
 from calotype.training.previews import held_out_prompts
 from calotype.training.process import StoppableReporter, locked, stoppable
-from calotype.training.tensorboard import begin_events, events_beside, require_writer
+from calotype.training.tensorboard import EVENTS_FOLDER, begin_events, events_beside, require_writer
 from calotype.training.warm_start import START_FOLDER
 from calotype.types import UserError
 
 DEFAULT_SIZE = 64
+FORBIDDEN = re.compile(r'[<>:"|?*\\]+')
+"""Letters that Windows allows in no name of a folder."""
 BEFORE_STATE = ("cache", "recipe.toml", "plan.json", SPLIT_FILE, SEEN_FILE, START_FOLDER)
 """What is in the folder of a new run before there is a run.json, beside the lock."""
 FEWEST_PLANNED, MOST_PLANNED, PLANNED_VALUES = 2**12, 2**14, 2**30
@@ -247,6 +250,9 @@ def _resume(options: ResumeOptions, console: Console, ranks: Ranks) -> Path:
             return _go_on(run, options, console, ranks, held)
         if budget is not None:
             return produce(*extend(run, options, budget, console, ranks, held), console, options.force, ranks)
+        if options.tensorboard:
+            with events_beside(run, console.say):
+                console.say(f"the TensorBoard events of its log are in {folder / EVENTS_FOLDER}")
     console.say(f"{folder} is finished already; its report is {folder / 'report.html'}")
     return folder
 
@@ -333,9 +339,10 @@ def run_folder(options: TrainOptions, size: int) -> Path:
 
 
 def set_name(pictures: Path) -> str:
-    """Of a folder its name, of a list of shards or one shard the name without suffix."""
+    """Of a folder its name, of a list of shards or one shard the name without suffix; it can be that of a folder."""
     path = pictures.resolve()
-    return path.stem if path.suffix.lower() in (LIST, SHARD) and not path.is_dir() else path.name
+    name = path.stem if path.suffix.lower() in (LIST, SHARD) and not path.is_dir() else path.name
+    return name if remote_address(pictures) is None else FORBIDDEN.sub("-", name)
 
 
 def require_empty_out(options: TrainOptions) -> None:

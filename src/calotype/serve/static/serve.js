@@ -124,6 +124,7 @@ document.addEventListener("click", async event => {
     }
     try {
       await send(button.dataset.post, body);
+      if (button.dataset.then) { location.href = button.dataset.then; return; }
       button.textContent = "Asked …";
       setTimeout(() => refresh.now?.(), 1500);
     } catch (error) {
@@ -131,6 +132,19 @@ document.addEventListener("click", async event => {
       alert(error.message);
     }
   }
+});
+
+// A form of a part of a page, which says in its output what is wrong.
+document.addEventListener("submit", async event => {
+  const form = event.target, output = one("output", form);
+  if (!form.dataset.send) return;
+  event.preventDefault();
+  output.className = "";
+  try {
+    await send(form.dataset.send, fieldsOf(form));
+    output.textContent = "Asked …";
+    setTimeout(() => refresh.now?.(), 1500);
+  } catch (error) { output.textContent = error.message; output.className = "wrong"; }
 });
 
 // Values under the pointer: the plots say in `data-axes` where their axes begin and end.
@@ -159,34 +173,59 @@ document.addEventListener("pointermove", readValues, {passive: true});
 
 // -- The list ---------------------------------------------------------------------------------------------------------
 
+const list = {by: 0, down: false, order: []};  // the column of the sort (0: as the server has them), and all ids in order
+
 function listOfRuns() {
   const table = one("#list");
   if (!table) return;
-  const body = one("tbody", table), compare = one("button[form=runs]"), filter = one("#filter");
-  const heads = all("th", table);
-  const key = (row, place) => { const value = row.cells[place].dataset.value ?? ""; return value !== "" && !isNaN(value) ? Number(value) : value; };
+  const body = one("tbody", table), compare = one("button[form=runs]"), heads = all("th", table);
   heads.forEach((head, place) => one("button", head)?.addEventListener("click", () => {
-    const down = head.getAttribute("aria-sort") === "ascending";
+    Object.assign(list, {by: place, down: head.getAttribute("aria-sort") === "ascending"});
     for (const other of heads) other.removeAttribute("aria-sort");
-    head.setAttribute("aria-sort", down ? "descending" : "ascending");
-    const order = (a, b) => a === "" ? 1 : b === "" ? -1 : (typeof a === "number" && typeof b === "number" ? a - b : String(a).localeCompare(String(b))) * (down ? -1 : 1);
-    body.append(...[...body.rows].sort((a, b) => order(key(a, place), key(b, place))));
+    head.setAttribute("aria-sort", list.down ? "descending" : "ascending");
+    arrange(body);
   }));
-  filter.addEventListener("input", () => {
-    const words = filter.value.toLowerCase().split(/\s+/);
-    for (const row of body.rows) row.hidden = !words.every(word => row.textContent.toLowerCase().includes(word));
-  });
+  one("#filter").addEventListener("input", () => sift(body));
   const marks = () => { compare.disabled = all("input:checked", body).length < 2; };
   body.addEventListener("change", marks);
+  list.order = [...body.rows].map(row => row.dataset.run);
+  list.marks = marks;
   marks();
   covers(body);
+}
+
+function sortKey(row) {
+  const cell = row.cells[list.by], value = cell.dataset.value ?? cell.textContent;
+  return value !== "" && !isNaN(value) ? Number(value) : value;
+}
+
+// Rows move only where they are not in their place: one that moves loses the focus.
+function arrange(body) {
+  const place = new Map(list.order.map((id, index) => [id, index])), focused = document.activeElement;
+  const order = (a, b) => a === "" || b === "" ? (a === "") - (b === "") :
+    (typeof a === "number" && typeof b === "number" ? a - b : String(a).localeCompare(String(b))) * (list.down ? -1 : 1);
+  const rows = [...body.rows].map(row => [list.by ? sortKey(row) : place.get(row.dataset.run), row]);
+  rows.sort((a, b) => order(a[0], b[0]));
+  rows.forEach(([, row], index) => { if (body.rows[index] !== row) body.insertBefore(row, body.rows[index] ?? null); });
+  if (focused !== document.activeElement && body.contains(focused)) focused.focus({preventScroll: true});
+}
+
+function sift(body) {
+  const words = one("#filter").value.toLowerCase().split(/\s+/);
+  for (const row of body.rows) {
+    const text = row.textContent.toLowerCase();
+    row.hidden = !words.every(word => text.includes(word));
+  }
 }
 
 // They are fetched while the list rests: one that arrives while it scrolls makes a frame late.
 function covers(body) {
   const wanted = new Set();
   let rest;
-  const fetchAll = () => { for (const cover of wanted) cover.src = cover.dataset.cover; wanted.clear(); };
+  const fetchAll = () => {
+    for (const cover of wanted) cover.src = `/runs/${cover.closest("tr").dataset.run}/cover`;
+    wanted.clear();
+  };
   const later = () => { clearTimeout(rest); rest = setTimeout(fetchAll, 150); };
   const watch = new IntersectionObserver(entries => {
     for (const {target, isIntersecting} of entries) {
@@ -195,8 +234,58 @@ function covers(body) {
     }
     later();
   }, {rootMargin: "400px"});
-  for (const cover of all("img[data-cover]", body)) watch.observe(cover);
+  covers.observe = row => { for (const cover of all("img", row)) watch.observe(cover); };
+  covers.observe(body);
   addEventListener("scroll", later, {passive: true});
+}
+
+// Of a row that has changed only the cells that have are replaced, so that its mark, its picture and the focus stay.
+function changeRow(row, next) {
+  if (row.className !== next.className) { row.replaceWith(next); covers.observe(next); return; }
+  row.dataset.stamp = next.dataset.stamp;
+  [...next.cells].forEach((cell, place) => {
+    if (place > 1 && !cell.isEqualNode(row.cells[place])) row.cells[place].replaceWith(cell);
+  });
+  const cover = one("img", row);
+  if (cover?.src) cover.src = `/runs/${row.dataset.run}/cover?at=${next.dataset.stamp}`;
+}
+
+function showList({lede, rows}) {
+  const body = one("#list tbody");
+  if (!body !== !rows.length) return location.reload();  // the first run has come, or the last one has gone
+  if (one(".lede").textContent !== lede) one(".lede").textContent = lede;
+  if (!body) return;
+  const shown = new Map([...body.rows].map(row => [row.dataset.run, row]));
+  list.order = rows.map(row => row.run);
+  for (const {run: id, stamp, markup} of rows) {
+    const row = shown.get(id);
+    shown.delete(id);
+    if (row?.dataset.stamp === stamp) continue;
+    const [next] = elements(markup);
+    if (row) changeRow(row, next); else { body.append(next); covers.observe(next); }
+  }
+  for (const row of shown.values()) row.remove();
+  arrange(body);
+  sift(body);
+  list.marks();
+}
+
+// Asks whether the list has changed, while it is to be seen; an unchanged one is answered by 304 without a body.
+function followList() {
+  let version = `"${page.version}"`, due;
+  const look = async () => {
+    try {
+      if (!document.hidden) {
+        const answer = await fetch("/parts", {headers: {"If-None-Match": version}});
+        if (answer.ok) { showList(await answer.json()); version = answer.headers.get("etag"); }
+        stale(answer.ok || answer.status === 304 ? "" : "the server was started anew; open the address that it has printed");
+      }
+    } catch { stale("the server does not answer"); }
+    clearTimeout(due);
+    due = setTimeout(look, 3000);
+  };
+  document.addEventListener("visibilitychange", look);
+  due = setTimeout(look, 3000);
 }
 
 // -- A run ------------------------------------------------------------------------------------------------------------
@@ -218,19 +307,26 @@ async function refresh() {
     const part = one(`[data-part=${name}]`);
     if (!part || refresh.shown[name] === markup) continue;
     refresh.shown[name] = markup;
-    const places = all("input[type=range]", part).map(ruler => ruler.value === ruler.max ? null : ruler.value);
-    const open = all("details", part).map(each => each.open);
-    const focused = part.contains(document.activeElement) && all("button, a, input", part).indexOf(document.activeElement);
-    part.replaceChildren(...elements(markup));
-    styled(part);
-    sliders(part);
-    all("details", part).forEach((each, place) => { each.open = open[place] ?? false; });
-    all("input[type=range]", part).forEach((ruler, place) => {
-      if (places[place] != null) { ruler.value = places[place]; ruler.dispatchEvent(new Event("input")); }
-    });
-    if (focused !== false) all("button, a, input", part)[focused]?.focus();
-    explain(part);
+    replacePart(part, elements(markup));
   }
+}
+
+// What people have done in a part stays: opened details, moved sliders, filled fields, the focus.
+function replacePart(part, content) {
+  const places = all("input[type=range]", part).map(ruler => ruler.value === ruler.max ? null : ruler.value);
+  const open = all("details", part).map(each => each.open);
+  const given = all("[data-field]", part).map(input => input.value === input.defaultValue ? null : input.value);
+  const focusable = "button, a, input", focused = part.contains(document.activeElement) && all(focusable, part).indexOf(document.activeElement);
+  part.replaceChildren(...content);
+  styled(part);
+  sliders(part);
+  all("details", part).forEach((each, place) => { each.open = open[place] ?? false; });
+  all("input[type=range]", part).forEach((ruler, place) => {
+    if (places[place] != null) { ruler.value = places[place]; ruler.dispatchEvent(new Event("input")); }
+  });
+  all("[data-field]", part).forEach((input, place) => { if (given[place] != null) input.value = given[place]; });
+  if (focused !== false) all(focusable, part)[focused]?.focus();
+  explain(part);
 }
 refresh.shown = {};
 
@@ -240,18 +336,26 @@ function stale(reason) {
   if (reason) one("main").prepend(made("p", {id: "stale", class: "stopped", role: "alert"}, `This page is no longer kept up to date: ${reason}.`));
 }
 
+// A hidden page does not listen: browsers keep six connections to a server, and a seventh page would never be loaded.
 function follow() {
-  let due = null, last = 0;
+  let due = null, last = 0, source = null, place = page.size;
   const soon = () => {
     due ??= setTimeout(() => { due = null; last = Date.now(); refresh.now(); }, Math.max(100, 2000 - (Date.now() - last)));
   };
   refresh.now = () => refresh().then(() => stale(""), error => stale(error.message));
-  const source = new EventSource(`/runs/${run}/events?since=${page.size}`);
-  source.onerror = () => { if (source.readyState === EventSource.CLOSED) refresh.now(); else stale("the server does not answer"); };
-  source.onopen = () => stale("");
-  let first = true;
-  source.addEventListener("log", soon);
-  source.addEventListener("state", () => { if (!first) soon(); first = false; });
+  const listen = () => {
+    let first = true;
+    source = new EventSource(`/runs/${run}/events?since=${place}`);
+    source.onerror = event => { if (event.target.readyState === EventSource.CLOSED) refresh.now(); else stale("the server does not answer"); };
+    source.onopen = () => stale("");
+    source.addEventListener("log", event => { place = event.lastEventId; soon(); });
+    source.addEventListener("state", () => { if (!first) soon(); first = false; });
+  };
+  document.addEventListener("visibilitychange", () => {
+    source?.close();
+    if (!document.hidden) { listen(); refresh.now(); }
+  });
+  if (!document.hidden) listen();
 }
 
 // -- Pictures ---------------------------------------------------------------------------------------------------------
@@ -355,7 +459,7 @@ function gallery() {
       button.setAttribute("aria-pressed", star);
     }
     if (button.dataset.remove && confirm("Remove this picture?")) { await ask("DELETE", address); figure.remove(); }
-    if (button.dataset.vary) edit(figure.dataset.picture, one("img", figure));
+    if (button.dataset.vary) await edit(figure.dataset.picture, one("img", figure));
     if (button.dataset.enlarge) {
       const asked = {kind: "enlarge", of: figure.dataset.picture};
       for (const name of ["seed", "label", "prompt"]) if (about[name] !== undefined) asked[name] = about[name];
@@ -381,7 +485,8 @@ function gallery() {
 // The brush paints on a canvas above the picture; what it has painted is sent as a mask, white on black.
 const easel = {mask: null, picture: null, of: null, at: [0, 0]}, PAINT = "#d6336c";
 
-function edit(id, image) {
+async function edit(id, image) {
+  await image.decode();
   const canvas = one("#brush");
   Object.assign(easel, {of: id, picture: image, mask: document.createElement("canvas")});
   for (const each of [canvas, easel.mask]) { each.width = image.naturalWidth; each.height = image.naturalHeight; }
@@ -540,23 +645,29 @@ function newRun() {
   });
 }
 
-// The pictures are read and the plan is made: the page is asked for again until there is a run.
+// The pictures are read and the plan is made: the page is asked for again until there is a run, or it has ended.
 async function starting() {
+  let over = page.over;
   try {
     const answer = await fetch(location.href), next = new DOMParser().parseFromString(await answer.text(), "text/html");
-    if (next.body.dataset.page !== "start" || next.body.dataset.over) return location.reload();
-    one("section").replaceWith(one("section", next));
-  } catch { /* the server does not answer: later */ }
-  setTimeout(starting, 2000);
+    if (next.body.dataset.page !== "start") return location.reload();
+    const part = one("[data-part=start]"), theirs = one("[data-part=start]", next);
+    over = next.body.dataset.over;
+    if (starting.shown !== theirs.innerHTML) replacePart(part, [...theirs.childNodes].map(node => document.importNode(node, true)));
+    starting.shown = theirs.innerHTML;
+    stale("");
+  } catch { stale("the server does not answer"); }
+  clearTimeout(starting.due);
+  if (!over) starting.due = setTimeout(starting, 2000);
 }
 
 // -- Which page this is -----------------------------------------------------------------------------------------------
 
 styled(document);
-listOfRuns();
+if (page.page === "index") { listOfRuns(); followList(); }
 if (page.page === "run") { sliders(document); follow(); }
 if (page.page === "gallery") gallery();
 if (page.page === "new") newRun();
-if (page.page === "start" && !page.over) setTimeout(starting, 2000);
+if (page.page === "start" && !page.over) { refresh.now = starting; starting.due = setTimeout(starting, 2000); }
 if (page.page && page.page !== "words") { explain(one("main")); explainFields(); }
 document.body.dataset.ready = "1";

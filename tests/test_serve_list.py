@@ -1,0 +1,211 @@
+"""The list of runs while it is open, runs that are being planned and cancelled, and pictures that have moved."""
+
+import re
+import shlex
+import signal
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import psutil
+import pytest
+from serving import RUN, bearer, client_of, until
+from test_report import facts, fake_run, flat
+
+from calotype.files import read_json, write_json
+from calotype.run import Run
+from calotype.serve import launching
+from calotype.serve.launching import HIDDEN, why_stopped
+from calotype.serve.library import id_of
+
+PLANS = """
+import signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+print("reading", flush=True)
+time.sleep(600)
+"""
+SAYS = "import sys; print(sys.argv[1:]); print('calotype: it cannot go on; go on with: --data FOLDER'); sys.exit(2)"
+
+
+@pytest.fixture
+def opened(tmp_path):
+    """A folder with two runs, and a client with the token."""
+    folder = tmp_path / "runs"
+    for name in ("run", "other"):
+        write_json(fake_run(folder / name, flat) / "run.json", facts(name=name))
+    client, gate = client_of(folder)
+    client.headers.update(bearer(gate))
+    return SimpleNamespace(folder=folder, client=client, launcher=client.app.app.state.launcher)
+
+
+def change(folder, **values):
+    write_json(folder / "run.json", {**read_json(folder / "run.json"), **values})
+
+
+def command_is(folder, monkeypatch, script):
+    """Trainings run this script in the place of calotype."""
+    (folder / "script.py").write_text(script)
+    fake = folder / "python"
+    fake.write_text(f'#!/bin/sh\nexec {sys.executable} {folder / "script.py"} "$@"\n')
+    fake.chmod(0o755)
+    monkeypatch.setattr(launching.sys, "executable", str(fake))
+
+
+# -- The list ----------------------------------------------------------------------------------------------------------
+
+
+def stamps(answer):
+    return {row["run"]: row["stamp"] for row in answer.json()["rows"]}
+
+
+def test_an_open_list_gets_the_rows_that_have_changed_and_no_body_where_none_has(opened):
+    page = opened.client.get("/").text
+    version = {"If-None-Match": '"' + re.search(r'data-version="(\w+)"', page)[1] + '"'}
+    answer = opened.client.get("/parts", headers=version)
+    assert (answer.status_code, answer.content) == (304, b"") and answer.headers["etag"] == version["If-None-Match"]
+    before = opened.client.get("/parts")
+    assert all(row["markup"] in page for row in before.json()["rows"]) and before.json()["lede"] in page
+    change(opened.folder / "run", status="interrupted")
+    after = opened.client.get("/parts", headers=version)
+    changed = {run for run, stamp in stamps(after).items() if stamps(before)[run] != stamp}
+    assert after.status_code == 200 and changed == {RUN}
+    assert "interrupted" in next(row["markup"] for row in after.json()["rows"] if row["run"] == RUN)
+
+
+def test_a_run_that_begins_and_one_that_goes_are_in_the_next_answer(opened):
+    write_json(fake_run(opened.folder / "new", flat) / "run.json", facts(name="new", created="2027-01-01T10:00:00"))
+    rows = opened.client.get("/parts").json()["rows"]
+    assert rows[0]["run"] == id_of("new") and len(rows) == 3
+    (opened.folder / "new" / "run.json").unlink()
+    assert len(opened.client.get("/parts").json()["rows"]) == 2
+
+
+def test_an_empty_list_has_no_table_and_says_what_to_do(tmp_path):
+    client, gate = client_of(tmp_path)
+    page = client.get("/", headers=bearer(gate)).text
+    assert "There are none yet." in page and "<table" not in page and "Train on a folder of pictures" in page
+    assert client.get("/parts", headers=bearer(gate)).json() == {"lede": "There are none yet.", "rows": []}
+
+
+# -- Planning ----------------------------------------------------------------------------------------------------------
+
+
+def start(opened):
+    """A run whose plan is being made."""
+    run = opened.client.post("/api/runs", json={"name": "soon"}).json()["id"]
+    until(lambda: "reading" in opened.launcher.last_lines(run))
+    return run
+
+
+def test_a_run_that_is_being_planned_is_cancelled_and_taken_off_the_list(opened, monkeypatch):
+    command_is(opened.folder, monkeypatch, PLANS)
+    run = start(opened)
+    page = opened.client.get(f"/runs/{run}").text
+    assert "its plan is being made" in page and f"/api/runs/{run}/cancel" in page
+    assert "1 in training" in opened.client.get("/").text and ">planning<" in opened.client.get("/").text
+    assert opened.client.post(f"/api/runs/{run}/forget").status_code == 409
+    assert opened.client.post(f"/api/runs/{run}/cancel").status_code == 202
+    until(lambda: "code" in opened.launcher.about(run))
+    page = opened.client.get(f"/runs/{run}").text
+    assert "It was cancelled before training began; the pictures are kept" in page and "/cancel" not in page
+    assert ">cancelled<" in opened.client.get("/").text
+    refused = opened.client.post(f"/api/runs/{run}/cancel")
+    assert refused.status_code == 409 and "this one is cancelled" in refused.text
+    assert opened.client.post(f"/api/runs/{run}/forget").status_code == 200
+    assert "soon" not in opened.client.get("/").text and not list((opened.folder / HIDDEN).iterdir())
+    assert opened.client.get(f"/runs/{run}").status_code == 404
+
+
+def test_a_run_that_has_begun_is_not_cancelled(opened):
+    for action in ("cancel", "forget"):
+        refused = opened.client.post(f"/api/runs/{RUN}/{action}")
+        assert refused.status_code == 409 and "stop it instead" in refused.text
+        assert opened.client.post(f"/api/runs/{id_of('none')}/{action}").status_code == 404
+
+
+def test_the_number_in_a_note_is_not_trusted(opened):
+    """Whoever can write the note can write any number into it."""
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)", "calotype"]) as foreign:
+        try:
+            write_json(opened.folder / HIDDEN / f"{id_of('soon')}.json", {"name": "soon", "process": foreign.pid})
+            until(lambda: opened.launcher.started_run(id_of("soon")).state == "planning")
+            assert opened.client.post(f"/api/runs/{id_of('soon')}/cancel").status_code == 409
+            assert psutil.Process(foreign.pid).is_running() and foreign.poll() is None
+        finally:
+            foreign.kill()
+
+
+def test_a_run_that_did_not_start_is_listed_as_failed(opened, monkeypatch):
+    command_is(opened.folder, monkeypatch, SAYS)
+    run = opened.client.post("/api/runs", json={"name": "soon"}).json()["id"]
+    until(lambda: "code" in opened.launcher.about(run))
+    assert ">failed<" in opened.client.get("/").text
+    assert "It cannot go on" in opened.client.get(f"/runs/{run}").text
+
+
+def test_a_run_that_is_about_to_go_on_offers_neither_resume_nor_why_it_had_stopped(opened, monkeypatch):
+    command_is(opened.folder, monkeypatch, PLANS)
+    change(opened.folder / "run", status="interrupted")
+    assert "It was asked to stop" in opened.client.get(f"/runs/{RUN}").text
+    assert opened.client.post(f"/api/runs/{RUN}/resume").status_code == 202
+    until(lambda: "reading" in opened.launcher.last_lines(RUN))
+    page = opened.client.get(f"/runs/{RUN}").text
+    assert "its pictures are being read" in page and ">Resume<" not in page and "Why it has stopped" not in page
+    opened.launcher.processes[RUN].terminate()
+    until(lambda: "code" in opened.launcher.about(RUN))
+    assert ">Resume<" in opened.client.get(f"/runs/{RUN}").text
+
+
+# -- Pictures that have moved ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("status", "button"), [("interrupted", "Resume"), ("finished", "Train further")])
+def test_a_run_whose_pictures_have_moved_asks_where_they_are(opened, tmp_path, monkeypatch, status, button):
+    command_is(opened.folder, monkeypatch, SAYS)
+    address = f"/api/runs/{RUN}/resume"
+    change(opened.folder / "run", status=status, data=str(tmp_path / "gone"))
+    page = opened.client.get(f"/runs/{RUN}").text
+    assert f"Its pictures were in {tmp_path / 'gone'}, and are no longer there." in page
+    assert page.count(f">{button}</button>") == 1 and f'data-send="{address}"' in page
+    for wrong in ("gone", str(tmp_path / "gone"), "~nobody-of-this-name/x", "/nul\0"):
+        refused = opened.client.post(address, json={"path": wrong})
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, "path")
+    moved = tmp_path / "moved here"
+    moved.mkdir()
+    assert opened.client.post(address, json={"path": f" {moved} "}).status_code == 202
+    until(lambda: "code" in opened.launcher.about(RUN))
+    assert shlex.join(["--data", str(moved)]) in shlex.join(arguments_in(opened.launcher.last_lines(RUN)[0]))
+    page = opened.client.get(f"/runs/{RUN}").text
+    assert "It cannot go on; go on with: --data FOLDER." in page and "Its pictures were in" in page
+
+
+def arguments_in(text):
+    return re.findall(r"'([^']*)'", text)
+
+
+def test_pictures_that_have_changed_are_taken_as_they_are_when_their_folder_is_confirmed(opened, tmp_path):
+    change(opened.folder / "run", status="interrupted", data=str(tmp_path))
+    assert "data-send" not in opened.client.get(f"/runs/{RUN}").text
+    about = opened.folder / HIDDEN / f"{RUN}.json"
+    write_json(about, {"name": "run", "code": 2})
+    about.with_suffix(".txt").write_text("calotype: the pictures have changed; go on: calotype resume x --data y\n")
+    page = opened.client.get(f"/runs/{RUN}").text
+    assert "Its pictures have changed." in page and f'value="{tmp_path}"' in page
+
+
+def test_a_finished_run_that_could_not_go_on_says_why(opened):
+    run = Run.open(opened.folder / "run")
+    assert why_stopped(run, {}, []) == why_stopped(run, {"code": 0}, ["calotype: x"]) == ""
+    assert why_stopped(run, {"code": 2}, ["calotype: the disk is full"]) == "The disk is full."
+    assert why_stopped(run, {"code": 128 + signal.SIGTERM}, ["calotype: stopped"]) == ""
+
+
+def test_how_a_process_of_the_page_ended_does_not_count_once_another_has_trained_the_run(opened):
+    change(opened.folder / "run", status="training")
+    about = opened.folder / HIDDEN / f"{RUN}.json"
+    write_json(about, {"name": "run", "code": 2})
+    about.with_suffix(".txt").write_text("calotype: the disk is full\n")
+    assert "The disk is full." in opened.client.get(f"/runs/{RUN}").text
+    change(opened.folder / "run", status="interrupted")
+    page = opened.client.get(f"/runs/{RUN}").text
+    assert "The disk is full." not in page and "It was asked to stop after" in page
