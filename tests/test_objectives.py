@@ -206,7 +206,7 @@ def test_players_learn_together_what_each_would_learn_alone():
         states = {name: TrainState(network, OptimizerConfig()) for name, network in stage.networks.items()}
         losses = stage.losses(batch_of(), 0.5, RNG)
         gradients = {name: (losses[name], states[name].gradients(losses[name].total)) for name in names}
-        update(states, accumulated(states, [gradients]), TrainProgress(8, 4, 0, images_seen=4))
+        update(states, accumulated(states, [gradients]), batch_of(), TrainProgress(8, 4, 0, images_seen=4))
         return {name: fingerprint({name: train_state}) for name, train_state in states.items()}
 
     nobody, vae, critic = after(), after("autoencoder"), after("critic")

@@ -66,17 +66,17 @@ def view_of(request: Request) -> RunView:
 # -- Pages -------------------------------------------------------------------------------------------------------------
 
 
-def listed(request: Request) -> RunList:
+def runs_shown(request: Request) -> RunList:
     return list_of_runs(library_of(request).summaries(), launcher_of(request).started())
 
 
 def index(request: Request) -> Response:
-    return HTMLResponse(index_page(listed(request)))
+    return HTMLResponse(index_page(runs_shown(request)))
 
 
 def list_parts(request: Request) -> Response:
     """The list for a page that is open; 304 where its version, an entity tag, is what that page has."""
-    runs = listed(request)
+    runs = runs_shown(request)
     headers = {"ETag": f'"{runs.version}"', "Cache-Control": "private, no-cache"}
     if request.headers.get("if-none-match") == headers["ETag"]:
         return Response(None, 304, headers)
