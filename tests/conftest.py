@@ -5,16 +5,18 @@ import os
 import sys
 
 import auditing
+import jaxtyping
 import pytest
+import shapes
 import torch
-from jaxtyping import install_import_hook
 
 os.environ.setdefault("MKL_CBWR", "AUTO")  # as `calotype.cli.process.tune_process`, before the first product
 os.environ["TORCHDYNAMO_DISABLE"] = (
     "1"  # torch's compiler cannot see through the checks of shapes: test_compiling is without
 )
 sys.addaudithook(auditing.watch)
-install_import_hook("calotype", "beartype.beartype")  # before anything of calotype is imported
+jaxtyping.jaxtyped = shapes.jaxtyped
+jaxtyping.install_import_hook("calotype", "beartype.beartype")  # before anything of calotype is imported
 torch.set_num_threads(1)
 
 
