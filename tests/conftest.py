@@ -10,6 +10,8 @@ import pytest
 import shapes
 import torch
 
+sys.dont_write_bytecode = False  # also where it was asked for: every process of a test would compile all of calotype
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 os.environ.setdefault("MKL_CBWR", "AUTO")  # as `calotype.cli.process.tune_process`, before the first product
 os.environ["TORCHDYNAMO_DISABLE"] = (
     "1"  # torch's compiler cannot see through the checks of shapes: test_compiling is without
