@@ -45,8 +45,24 @@ def no_code_from_data():
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory):
     """A small run that has ended, on ten pictures of two classes. For reading only."""
+    return finished_run(tmp_path_factory, "SETTINGS")
+
+
+@pytest.fixture(scope="session")
+def finished_cascade(tmp_path_factory):
+    """The same in pixels. For reading only."""
+    return finished_run(tmp_path_factory, "CASCADE")
+
+
+@pytest.fixture(scope="session")
+def finished_hybrid(tmp_path_factory):
+    """The same in latents, then in pixels. For reading only."""
+    return finished_run(tmp_path_factory, "HYBRID")
+
+
+def finished_run(tmp_path_factory, settings):
     import small
 
     with pytest.MonkeyPatch.context() as patch:
         small.be_quick(patch)
-        return small.train_small(tmp_path_factory.mktemp("finished"))
+        return small.train_small(tmp_path_factory.mktemp("finished"), settings=getattr(small, settings))

@@ -88,15 +88,10 @@ def stopped_copy(stopped, tmp_path):
     return lambda kind: (shutil.copytree(stopped[kind], tmp_path / "run"), LEG_OF[kind][0])
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
+@pytest.fixture
+def whole(finished, finished_cascade):
     """Of each kind, a run that was never stopped."""
-    with pytest.MonkeyPatch.context() as patch:
-        be_quick(patch)
-        return {
-            kind: train_small(tmp_path_factory.mktemp(kind), settings=settings)
-            for kind, (_, settings) in LEG_OF.items()
-        }
+    return {"latent": finished, "cascade": finished_cascade}
 
 
 def never_fitted(monkeypatch):
