@@ -5,16 +5,20 @@ import os
 import sys
 
 import auditing
+import jaxtyping
 import pytest
+import shapes
 import torch
-from jaxtyping import install_import_hook
 
+sys.dont_write_bytecode = False  # also where it was asked for: every process of a test would compile all of calotype
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 os.environ.setdefault("MKL_CBWR", "AUTO")  # as `calotype.cli.process.tune_process`, before the first product
 os.environ["TORCHDYNAMO_DISABLE"] = (
     "1"  # torch's compiler cannot see through the checks of shapes: test_compiling is without
 )
 sys.addaudithook(auditing.watch)
-install_import_hook("calotype", "beartype.beartype")  # before anything of calotype is imported
+jaxtyping.jaxtyped = shapes.jaxtyped
+jaxtyping.install_import_hook("calotype", "beartype.beartype")  # before anything of calotype is imported
 torch.set_num_threads(1)
 
 
@@ -41,8 +45,24 @@ def no_code_from_data():
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory):
     """A small run that has ended, on ten pictures of two classes. For reading only."""
+    return finished_run(tmp_path_factory, "SETTINGS")
+
+
+@pytest.fixture(scope="session")
+def finished_cascade(tmp_path_factory):
+    """The same in pixels. For reading only."""
+    return finished_run(tmp_path_factory, "CASCADE")
+
+
+@pytest.fixture(scope="session")
+def finished_hybrid(tmp_path_factory):
+    """The same in latents, then in pixels. For reading only."""
+    return finished_run(tmp_path_factory, "HYBRID")
+
+
+def finished_run(tmp_path_factory, settings):
     import small
 
     with pytest.MonkeyPatch.context() as patch:
         small.be_quick(patch)
-        return small.train_small(tmp_path_factory.mktemp("finished"))
+        return small.train_small(tmp_path_factory.mktemp("finished"), settings=getattr(small, settings))

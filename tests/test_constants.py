@@ -63,26 +63,35 @@ FORMS = {
 forms = pytest.mark.parametrize("form", FORMS)
 
 
-def interrupted(tmp_path, monkeypatch, kind, seen):
-    """A run stopped while it draws the batch after so many images of the leg whose closed form is looked at."""
+def interrupted(folder, kind):
+    """A run stopped while it draws the batch after 20 images of the leg whose closed form is looked at."""
     leg, settings = LEG_OF[kind]
-    write_pictures(tmp_path / "pictures")
-    with monkeypatch.context() as patch:
-        interrupted_at(patch, [(leg, seen)])
+    write_pictures(folder / "pictures")
+    with pytest.MonkeyPatch.context() as patch:
+        interrupted_at(patch, [(leg, 20)])
         with pytest.raises(Interrupted):
-            commands.train(request(tmp_path / "pictures", tmp_path / "run", settings=settings), Keeper())
-    return tmp_path / "run", leg
+            commands.train(request(folder / "pictures", folder / "run", settings=settings), Keeper())
+    return folder / "run"
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """Of each kind, a run that was never stopped."""
+def stopped(tmp_path_factory):
+    """Of each kind, such a run. For reading only."""
     with pytest.MonkeyPatch.context() as patch:
         be_quick(patch)
-        return {
-            kind: train_small(tmp_path_factory.mktemp(kind), settings=settings)
-            for kind, (_, settings) in LEG_OF.items()
-        }
+        return {kind: interrupted(tmp_path_factory.mktemp(f"stopped {kind}"), kind) for kind in LEG_OF}
+
+
+@pytest.fixture
+def stopped_copy(stopped, tmp_path):
+    """Of a kind: a copy of it, and the name of the leg."""
+    return lambda kind: (shutil.copytree(stopped[kind], tmp_path / "run"), LEG_OF[kind][0])
+
+
+@pytest.fixture
+def whole(finished, finished_cascade):
+    """Of each kind, a run that was never stopped."""
+    return {"latent": finished, "cascade": finished_cascade}
 
 
 def never_fitted(monkeypatch):
@@ -150,9 +159,9 @@ def test_a_captioned_mixture_opens_under_the_names_of_version_0_1():
 
 
 @kinds
-def test_an_interrupted_leg_goes_on_with_what_was_fitted(tmp_path, monkeypatch, whole, kind):
+def test_an_interrupted_leg_goes_on_with_what_was_fitted(stopped_copy, monkeypatch, whole, kind):
     """With dropout of 0.5 and a closed form: to the bit, and nothing is fitted a second time."""
-    run, leg = interrupted(tmp_path, monkeypatch, kind, 20)
+    run, leg = stopped_copy(kind)
     (path,) = (run / "checkpoints").glob(f"{leg}-*")
     assert not any("prior." in name for name in load_file(path / "denoiser.safetensors"))
     never_fitted(monkeypatch)
@@ -165,17 +174,17 @@ def test_what_stands_in_for_the_closed_form_in_training_is_kept_too(tmp_path, mo
     monkeypatch.setattr(fit, "FEWEST_TO_FOLD", 1)
     monkeypatch.setattr(fit, "OPTIMISTIC", 0.0)
     straight = train_small(tmp_path / "straight")
-    run, leg = interrupted(tmp_path, monkeypatch, "latent", 20)
-    assert set(read_json(run / "constants" / leg / "constants.json")) == {"mixture", "unseen-0", "unseen-1"}
+    run = interrupted(tmp_path, "latent")
+    assert set(read_json(run / "constants" / "denoiser" / "constants.json")) == {"mixture", "unseen-0", "unseen-1"}
     never_fitted(monkeypatch)
     resume(run)
     assert products(run) == products(straight)
 
 
 @kinds
-def test_a_run_of_an_earlier_version_resumes(tmp_path, monkeypatch, whole, kind):
+def test_a_run_of_an_earlier_version_resumes(stopped_copy, whole, kind):
     """Its checkpoints hold what was fitted, twice, and there is no folder of constants."""
-    run, leg = interrupted(tmp_path, monkeypatch, kind, 20)
+    run, leg = stopped_copy(kind)
     (path,) = (run / "checkpoints").glob(f"{leg}-*")
     name = "mixture" if kind == "latent" else "local"
     fitted = fitting.read_constants(run / "constants" / leg)[name].state_dict()
@@ -225,8 +234,8 @@ HOW = pytest.mark.parametrize("how", ["missing", "damaged", "another one"])
 
 @kinds
 @HOW
-def test_constants_that_checkpoints_need_are_not_fitted_again(tmp_path, monkeypatch, kind, how):
-    run, leg = interrupted(tmp_path, monkeypatch, kind, 20)
+def test_constants_that_checkpoints_need_are_not_fitted_again(stopped_copy, monkeypatch, kind, how):
+    run, leg = stopped_copy(kind)
     damage(run / "constants" / leg, how)
     never_fitted(monkeypatch)
     with pytest.raises(
@@ -237,8 +246,8 @@ def test_constants_that_checkpoints_need_are_not_fitted_again(tmp_path, monkeypa
 
 
 @HOW
-def test_constants_that_no_checkpoint_needs_are_fitted_again(tmp_path, monkeypatch, whole, how):
-    run, leg = interrupted(tmp_path, monkeypatch, "latent", 20)
+def test_constants_that_no_checkpoint_needs_are_fitted_again(stopped_copy, whole, how):
+    run, leg = stopped_copy("latent")
     for path in (run / "checkpoints").glob(f"{leg}-*"):
         shutil.rmtree(path)
     damage(run / "constants" / leg, how)
@@ -248,8 +257,8 @@ def test_constants_that_no_checkpoint_needs_are_fitted_again(tmp_path, monkeypat
     assert sum(f"constants/{leg} was missing or damaged" in note for note in notes) == 1
 
 
-def test_without_a_checkpoint_the_weights_start_the_same_beside_what_was_kept(tmp_path, monkeypatch, whole):
-    run, leg = interrupted(tmp_path, monkeypatch, "latent", 20)
+def test_without_a_checkpoint_the_weights_start_the_same_beside_what_was_kept(stopped_copy, monkeypatch, whole):
+    run, leg = stopped_copy("latent")
     for path in (run / "checkpoints").glob(f"{leg}-*"):
         shutil.rmtree(path)
     never_fitted(monkeypatch)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from small import CASCADE, HYBRID, Keeper, be_quick, noise_pictures, noise_pixels, request, write_pictures
+from small import Keeper, noise_pictures, noise_pixels, write_pictures
 
 from calotype.cli import commands
 from calotype.cli.options import EvaluateOptions
@@ -185,15 +185,13 @@ def test_it_says_whether_a_sweep_chose_by_the_same_pictures(run, tmp_path, kind,
     assert message in evaluate(tmp_path / "run", out=tmp_path / "out", count=24)
 
 
-@pytest.mark.parametrize("settings", [CASCADE, HYBRID], ids=["cascade", "hybrid"])
-def test_chains_are_evaluated_too(tmp_path, monkeypatch, settings):
-    be_quick(monkeypatch)
-    write_pictures(tmp_path / "pictures")
-    folder = commands.train(request(tmp_path / "pictures", tmp_path / "run", settings=settings), Keeper())
+@pytest.mark.parametrize("kind", ["cascade", "hybrid"])
+def test_chains_are_evaluated_too(request, tmp_path, kind):
+    folder = shutil.copytree(request.getfixturevalue(f"finished_{kind}"), tmp_path / "run")
     evaluate(folder)
     found = read_json(folder / "evaluation.json")
     assert found["size"] == 16
-    assert (found["autoencoder"] is None) == (settings is CASCADE)
+    assert (found["autoencoder"] is None) == (kind == "cascade")
 
 
 def test_unseen_data_are_distinguished_and_copies_are_still_sought(run, tmp_path):

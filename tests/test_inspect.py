@@ -5,7 +5,7 @@ import shutil
 import sys
 
 import pytest
-from small import CASCADE, HYBRID, Keeper, be_quick, request, train_small, write_pictures
+from small import Keeper, be_quick, request, write_pictures
 from test_train import interrupted_at
 
 from calotype.cli import app as cli
@@ -78,13 +78,13 @@ def test_half_a_run_is_inspected_from_its_newest_checkpoint(tmp_path, monkeypatc
         inspected(tmp_path / "run")
 
 
-def test_a_hybrid_is_inspected_at_the_size_of_its_first_stage(tmp_path):
-    found, _, _ = inspected(train_small(tmp_path, settings=HYBRID))
+def test_a_hybrid_is_inspected_at_the_size_of_its_first_stage(finished_hybrid, tmp_path):
+    found, _, _ = inspected(finished_hybrid, tmp_path / "out")
     assert found["measures"]["size"] == 8
 
 
-def test_what_cannot_be_inspected_is_reported_in_one_line(tmp_path, monkeypatch, capsys):
-    run = train_small(tmp_path, settings=CASCADE)
+def test_what_cannot_be_inspected_is_reported_in_one_line(finished_cascade, tmp_path, monkeypatch, capsys):
+    run = finished_cascade
     (tmp_path / "file").write_text("")
     for words, message in (
         ([run], "is a cascade: it works in pixels, and has no autoencoder"),

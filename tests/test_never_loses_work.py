@@ -66,9 +66,17 @@ def stopped_run(folder, patch):
     return folder.parent / "run"
 
 
+@pytest.fixture(scope="module")
+def stopped_once(tmp_path_factory):
+    """For reading only."""
+    with pytest.MonkeyPatch.context() as patch:
+        be_quick(patch)
+        return stopped_run(write_pictures(tmp_path_factory.mktemp("stopped") / "pictures"), patch)
+
+
 @pytest.fixture
-def stopped(folder, monkeypatch):
-    return stopped_run(folder, monkeypatch)
+def stopped(stopped_once, tmp_path):
+    return shutil.copytree(stopped_once, tmp_path / "run")
 
 
 def test_a_damaged_checkpoint_is_named_on_the_console_and_in_the_log(tell, stopped, finished):
@@ -375,13 +383,11 @@ for here, calls in {calls!r}.items():
 
 
 @pytest.fixture(scope="module")
-def at_once(tmp_path_factory):
+def at_once(tmp_path_factory, stopped_once):
     """Where two command lines each ran at the same time; and their process numbers, exit codes and standard errors."""
     place = tmp_path_factory.mktemp("at once")
     pictures = write_pictures(place / "pictures")
-    with pytest.MonkeyPatch.context() as patch:
-        be_quick(patch)
-        run = stopped_run(pictures, patch)
+    run = shutil.copytree(stopped_once, place / "run")
     trainings = [["train", str(pictures), *SMALL, "--set", f"seed={seed}"] for seed in (1, 2)]
     calls = {
         "apart": trainings,

@@ -4,8 +4,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from small import CASCADE, CPU, HYBRID, fingerprint, noise_pictures, train_small
+from small import CASCADE, CPU, HYBRID, be_quick, fingerprint, noise_pictures, train_small
 from test_checkpoint import go_on, restore, save
+from test_cost import count_operations
 
 from calotype.diffusion.stage import generate
 from calotype.model import load
@@ -21,6 +22,14 @@ ONE_STEP = {"enlarge": {"16": {
     "losses": {"critic_start": 0.25, "critic_used": 0.5},
 }}}  # fmt: skip
 RNG = Rng(("one step",))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick():
+    with pytest.MonkeyPatch.context() as patch:
+        be_quick(patch)
+        count_operations(patch)
+        yield
 
 
 def leg_of(pictures=None, **changes):
@@ -96,9 +105,14 @@ def test_training_makes_edges_sharp():
     assert distance() < 0.6 * before
 
 
+@pytest.fixture(scope="module")
+def whole():
+    """What a leg comes to without a stop."""
+    return fingerprint(go_on(leg_of()).states)
+
+
 @pytest.mark.parametrize("until", [4, 12, 28])
-def test_stop_and_resume_is_the_same_to_the_bit(until, tmp_path):
-    whole = fingerprint(go_on(leg_of()).states)
+def test_stop_and_resume_is_the_same_to_the_bit(until, tmp_path, whole):
     save(tmp_path, go_on(leg_of(), until))
     second = leg_of()
     restore(tmp_path, second)

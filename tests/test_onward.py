@@ -233,14 +233,13 @@ def test_a_decoder_alone_is_trained_further_where_that_is_asked_for():
         assert all(torch.equal(*pair) for pair in weights) == same
 
 
-def test_the_stages_of_a_cascade_go_on(tmp_path, monkeypatch):
-    pictures, others = write_pictures(tmp_path / "pictures"), write_pictures(tmp_path / "others", seed=1)
-    commands.train(request(pictures, tmp_path / "source", settings=CASCADE), Keeper())
+def test_the_stages_of_a_cascade_go_on(finished_cascade, tmp_path, monkeypatch):
+    others = write_pictures(tmp_path / "others", seed=1)
     before = begun(monkeypatch)
     short = {"denoiser": {"images": 8}, "enlarge": {"16": {"images": 8}}}
-    run, console = onward(others, tmp_path / "run", tmp_path / "source", settings=short)
-    assert "starts from source: its denoiser and enlarge-16" in notes(console)
-    for leg, stage in zip(("denoiser", "enlarge-16"), load(tmp_path / "source", "cpu").stages, strict=True):
+    run, console = onward(others, tmp_path / "run", finished_cascade, settings=short)
+    assert "starts from run: its denoiser and enlarge-16" in notes(console)
+    for leg, stage in zip(("denoiser", "enlarge-16"), load(finished_cascade, "cpu").stages, strict=True):
         for name, value in trained_state(stage.denoiser).items():
             assert torch.equal(before[leg]["denoiser"][name], value)
     assert Run.open(run).state.status == "finished"

@@ -13,6 +13,7 @@ from torch import nn
 from calotype.nets.blocks import dropout, dropout_seeds
 from calotype.settings import parse_recipe
 from calotype.threads import at_once, one_thread, rows_of, shared_out
+from calotype.training import fitting
 from calotype.training.examples import crop_examples
 from calotype.training.legs import enlarger_leg
 from calotype.training.loop import accumulated, differentiated, train_step
@@ -20,6 +21,11 @@ from calotype.training.state import divided
 from calotype.types import Rng, Text
 
 RNG = Rng(("slices",))
+
+
+@pytest.fixture(autouse=True)
+def few_patches(monkeypatch):
+    monkeypatch.setattr(fitting, "PATCHES", 2**13)
 
 
 @pytest.mark.parametrize(("count", "slices"), [(6, 1), (6, 2), (7, 3), (2, 5), (1, 4), (32, 8)])

@@ -1,9 +1,11 @@
 """The sweep over steps and guidance: what it picks, on features whose distances are known, and what it stores."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
-from small import Keeper, be_quick, noise_pictures, request, train_small, write_pictures
+from small import Keeper, be_quick, noise_pictures, request, write_pictures
 
 from calotype.cli import commands
 from calotype.cli.commands import sweeping
@@ -117,10 +119,8 @@ def test_numbers_between_commas():
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        be_quick(patch)
-        return train_small(tmp_path_factory.mktemp("swept"))
+def run(finished, tmp_path_factory):
+    return shutil.copytree(finished, tmp_path_factory.mktemp("swept") / "run")
 
 
 def test_storing_a_sampling_changes_it_and_nothing_else(run):

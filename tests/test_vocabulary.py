@@ -1,6 +1,6 @@
 import pytest
 import torch
-from jaxtyping import TypeCheckError
+from beartype.roar import BeartypeCallHintViolation
 
 from calotype.types import Condition, Rng
 
@@ -53,5 +53,5 @@ def test_the_numbers_of_a_path_are_pinned():
 
 
 def test_shapes_are_checked_here():
-    with pytest.raises(TypeCheckError):
+    with pytest.raises(BeartypeCallHintViolation):
         Condition(torch.zeros(2, 2, dtype=torch.long))

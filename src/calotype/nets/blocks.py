@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from functools import cached_property
@@ -94,15 +94,26 @@ def dropout(values: Activations, probability: float, training: bool) -> Activati
     """Dropout (Srivastava et al., JMLR 15, 2014): on a CPU by the generators of `dropout_seeds`, else by torch's."""
     if not training or not probability:
         return values
-    return _dropped(values, probability) if is_host(values.device) else F.dropout(values, probability)
+    return _drop(values, probability) if is_host(values.device) else F.dropout(values, probability)
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
 def _dropped(values: Activations, probability: float) -> Activations:
-    """Generators are none of the tensors that a compiler knows."""
     if (generators := _generators.get()) is None:
         return F.dropout(values, probability)
     return values * generators.mask(values, 1 - probability) / (1 - probability)
+
+
+_drop: Callable[[Activations, float], Activations] = _dropped
+
+
+def exclude_dropout_from_graphs() -> None:
+    """Before blocks are compiled: generators are none of the tensors that a compiler knows.
+
+    A decorator would import torch's compiler, which takes a second, into every command.
+    """
+    global _drop  # noqa: PLW0603
+    if _drop is _dropped:
+        _drop = torch.compiler.disable(_dropped)
 
 
 def fourier_features(levels: Float[Tensor, " batch"], width: int, highest: float) -> Vector:

@@ -23,6 +23,7 @@ from calotype.nets.blocks import (
     Vector,
     attend,
     dropout,
+    exclude_dropout_from_graphs,
     faint,
     zero,
 )
@@ -77,6 +78,8 @@ class Dit(nn.Module):
 
         Sampling and validation, whose sizes differ, run as before. All blocks are one code, compiled once.
         """
+        if on:
+            exclude_dropout_from_graphs()
         self._compiled = torch.compile(DitBlock.forward, dynamic=False) if on else None
 
     def forward(self, image: Latents, vector: Vector, words: TextContext | None = None) -> Recoloured:
