@@ -3,6 +3,7 @@
 `strangers` makes them from numbers; `make proofs` tries more of them.
 """
 
+import os
 import shutil
 import time
 import warnings
@@ -85,7 +86,8 @@ def run_outcomes(run, place, number):
     }
     found = [outcome(read, str(folder)) for read in readers.values()]
     assert not outcome(lambda: write_report(folder)) and (folder / "report.html").is_file()
-    assert not outcome(lambda: list_runs(RunsOptions(folder.parent), Keeper()))
+    no_list = outcome(lambda: list_runs(RunsOptions(folder.parent), Keeper()))
+    assert bool(no_list) == (not os.path.lexists(folder / "run.json")), no_list
     return found
 
 
