@@ -301,8 +301,8 @@ def test_runs_of_a_kind_with_equal_seeds_are_noted(home, tmp_path):
     runs = [open_candidate(key, home / name, "cpu") for key, name in names.items()]
     (note,) = equal_seeds(runs)
     assert "runs B and C" in note
-    other = replace(runs[2], recipe=runs[2].recipe.model_copy(update={"seed": 5}))
-    assert not equal_seeds([*runs[:2], other])
+    model = replace(runs[2].model, recipe=runs[2].recipe.model_copy(update={"seed": 5}))
+    assert not equal_seeds([*runs[:2], replace(runs[2], model=model)])
 
 
 def test_what_would_take_too_long_or_too_much_is_left_out_with_a_reason():

@@ -97,7 +97,7 @@ class LastingStream:
     What is written goes through `edited` first. Bytes raise a `TypeError`, by which click knows a text stream.
     """
 
-    def __init__(self, stream: Any, edited: Callable[[str], str] = str) -> None:
+    def __init__(self, stream: Any, edited: Callable[[str], str] = lambda text: text) -> None:
         self.stream, self.edited = stream, edited
 
     def __getattr__(self, name: str) -> Any:
