@@ -1,6 +1,7 @@
 """Every test runs with the shapes checked, on one thread, from the same seed, and watched: see `auditing`."""
 
 import gc
+import importlib
 import os
 import sys
 
@@ -19,6 +20,7 @@ os.environ["TORCHDYNAMO_DISABLE"] = (
 sys.addaudithook(auditing.watch)
 jaxtyping.jaxtyped = shapes.jaxtyped
 jaxtyping.install_import_hook("calotype", "beartype.beartype")  # before anything of calotype is imported
+importlib.import_module("torch._dynamo")  # the first optimizer would, after what is imported has been frozen
 torch.set_num_threads(1)
 
 
