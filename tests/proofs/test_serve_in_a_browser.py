@@ -336,12 +336,12 @@ def is_idle():
     return psutil.cpu_percent(1.0) < 20
 
 
-def test_the_first_paint_is_below_300_milliseconds(server, many, trained):
+def test_the_first_paint_is_below_300_milliseconds(server, browser, many, trained):
     """Of processor time, all threads added, so that other programs do not count; on an idle machine by the clock."""
     address, token = server
     process = psutil.Process(next(each.pid for each in psutil.net_connections() if each.status == "LISTEN"
                                   and each.laddr.port == int(address.rsplit(":", 1)[1])))  # fmt: skip
-    with browser_page(address, token, viewport=WIDE) as page:
+    with browser_page(address, token, browser, viewport=WIDE) as page:
         for place in ("/", "/new", f"/runs/{trained}", f"/runs/{trained}/gallery"):
             page.goto("about:blank")
             idle = is_idle()
