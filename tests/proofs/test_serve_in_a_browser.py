@@ -337,8 +337,10 @@ def is_idle():
 
 
 def test_the_first_paint_is_below_300_milliseconds(server, browser, many, trained):
-    """By the clock on an idle machine; on a busy one twice as much processor time, all threads added: programs that share
-    a core's caches and units slow each other down."""
+    """By the clock on an idle machine; on a busy one twice as much processor time, all threads added.
+
+    Programs that share a core's caches and units slow each other down.
+    """
     address, token = server
     process = psutil.Process(next(each.pid for each in psutil.net_connections() if each.status == "LISTEN"
                                   and each.laddr.port == int(address.rsplit(":", 1)[1])))  # fmt: skip
