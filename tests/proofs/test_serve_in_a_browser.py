@@ -336,12 +336,15 @@ def is_idle():
     return psutil.cpu_percent(1.0) < 20
 
 
-def test_the_first_paint_is_below_300_milliseconds(server, many, trained):
-    """Of processor time, all threads added, so that other programs do not count; on an idle machine by the clock."""
+def test_the_first_paint_is_below_300_milliseconds(server, browser, many, trained):
+    """By the clock on an idle machine; on a busy one twice as much processor time, all threads added.
+
+    Programs that share a core's caches and units slow each other down.
+    """
     address, token = server
     process = psutil.Process(next(each.pid for each in psutil.net_connections() if each.status == "LISTEN"
                                   and each.laddr.port == int(address.rsplit(":", 1)[1])))  # fmt: skip
-    with browser_page(address, token, viewport=WIDE) as page:
+    with browser_page(address, token, browser, viewport=WIDE) as page:
         for place in ("/", "/new", f"/runs/{trained}", f"/runs/{trained}/gallery"):
             page.goto("about:blank")
             idle = is_idle()
@@ -349,7 +352,7 @@ def test_the_first_paint_is_below_300_milliseconds(server, many, trained):
             idle = idle and is_idle()
             load = "idle" if idle else "busy"
             print(f"first paint of {place}: {clock:.0f} ms by the clock ({load}), {processor:.0f} of processor time")
-            assert processor < 300 and (clock < 300 or not idle), place
+            assert clock < 300 if idle else processor < 600, place
 
 
 SCROLL = """() => new Promise(done => {

@@ -192,6 +192,13 @@ function listOfRuns() {
   list.marks = marks;
   marks();
   covers(body);
+  setTimeout(layOutRows, 300, [...body.rows]);
+}
+
+// Rows below the screen wait until the page is painted; then they are laid out while it rests, so that scrolling need not.
+function layOutRows(rows) {
+  for (const row of rows.splice(0, 10)) row.style.contentVisibility = "visible";
+  if (rows.length) (globalThis.requestIdleCallback ?? setTimeout)(() => layOutRows(rows));
 }
 
 function sortKey(row) {
