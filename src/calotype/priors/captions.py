@@ -108,7 +108,7 @@ class CaptionedMixture(Prior):
     def mean(self, noisy: Latents, sigma: Sigmas, condition: Condition) -> Latents:
         """A label overrides the gate; components that the gate makes negligible are skipped."""
         captions = ("",) * len(noisy) if condition.text is None else condition.text.prompts
-        bags = sent(bags_of(captions, self.columns), noisy.device)
+        bags = sent(bags_of(captions, self.columns), noisy.device).to(noisy)
         weights = self.weights(bags, condition.labels)
 
         def shift(group: int, rows: Tensor) -> Flat:
