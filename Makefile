@@ -9,7 +9,7 @@ demo: .venv/ready
 	$(BIN)/calotype demo
 
 test: lint
-	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest -n 2 --dist loadfile
 
 proofs: .venv/ready-dev
 	$(BIN)/pytest tests/proofs
