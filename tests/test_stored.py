@@ -97,7 +97,8 @@ def stopped_leg(folder, kind):
     stored = read_json(path / "state.json")
     places = [(name, key) for name, tensors in files.items() for key in tensors]
     places += [("state.json", (table, key)) for table in stored for key in stored[table]]
-    places = [place for place in places if place[0].startswith(counting)]
+    guards = ("state.json", ("steps", "critic-guard"))  # counts where the critic is taken back
+    places = [place for place in places if ("critic-guard" if place == guards else place[0]).startswith(counting)]
     return path, files, stored, places, end_of(shutil.copytree(folder, folder.parent / "again"), make)
 
 
