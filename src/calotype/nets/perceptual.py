@@ -7,6 +7,7 @@ known one, and with `weights_only`, so nothing in it can run.
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -21,6 +22,12 @@ from calotype.nets.blocks import Resized, channels_last
 from calotype.types import Images, Latents, UserError
 
 LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+NORMS = {
+    "_conv_stem": "_bn0", "_expand_conv": "_bn0", "_depthwise_conv": "_bn1", "_project_conv": "_bn2",
+    "_conv_head": "_bn1",
+}  # fmt: skip
+"""The batch norm after each convolution in the weights file."""
+NORM_EPS = 1e-3
 STAGES = 4
 """How many of the seven stages the perceptual distance looks at; the later ones represent objects, not edges."""
 
@@ -48,16 +55,14 @@ class SameConv(nn.Conv2d):
 
     def forward(self, image: Tensor) -> Tensor:
         rows, columns = (self._padding(side) for side in image.shape[-2:])
-        padded = F.pad(image, (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2))
-        return F.conv2d(padded, self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
+        if rows % 2 or columns % 2:
+            image = F.pad(image, (0, columns % 2, 0, rows % 2))
+        padding = (rows // 2, columns // 2)
+        return F.conv2d(image, self.weight, self.bias, self.stride, padding, self.dilation, self.groups)
 
     def _padding(self, side: int) -> int:
         kernel, stride = self.kernel_size[0], self.stride[0]
         return max((-(-side // stride) - 1) * stride + kernel - side, 0)
-
-
-def _norm(channels: int) -> nn.BatchNorm2d:
-    return nn.BatchNorm2d(channels, eps=1e-3)
 
 
 class InvertedBottleneck(nn.Module):
@@ -68,38 +73,35 @@ class InvertedBottleneck(nn.Module):
         in_channels = group.in_channels if first else group.out_channels
         stride, inner = group.stride if first else 1, in_channels * group.expansion
         if group.expansion != 1:
-            self._expand_conv = SameConv(in_channels, inner, 1, bias=False)
-            self._bn0 = _norm(inner)
-        self._depthwise_conv = SameConv(inner, inner, group.kernel, stride, groups=inner, bias=False)
-        self._bn1 = _norm(inner)
-        self._project_conv = SameConv(inner, group.out_channels, 1, bias=False)
-        self._bn2 = _norm(group.out_channels)
+            self._expand_conv = SameConv(in_channels, inner, 1)
+        self._depthwise_conv = SameConv(inner, inner, group.kernel, stride, groups=inner)
+        self._project_conv = SameConv(inner, group.out_channels, 1)
         self.widens, self.skips = group.expansion != 1, stride == 1 and in_channels == group.out_channels
 
     def forward(self, image: Latents) -> Resized:
-        inner = F.relu6(self._bn0(self._expand_conv(image))) if self.widens else image
-        inner = F.relu6(self._bn1(self._depthwise_conv(inner)))
-        inner = self._bn2(self._project_conv(inner))
+        inner = F.relu6(self._expand_conv(image)) if self.widens else image
+        inner = self._project_conv(F.relu6(self._depthwise_conv(inner)))
         return image + inner if self.skips else inner
 
 
 class EfficientNetLite0(nn.Module):
-    """Features of pictures; the weights are frozen, gradients pass through to the pictures."""
+    """Features of pictures; the weights are frozen, gradients pass through to the pictures.
+
+    The statistics of its batch norms are constants, so each norm is a part of the convolution before it.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self._conv_stem = SameConv(3, 32, 3, 2, bias=False)
-        self._bn0 = _norm(32)
+        self._conv_stem = SameConv(3, 32, 3, 2)
         self._blocks = nn.ModuleList(
             InvertedBottleneck(group, first=index == 0) for group in BLOCK_GROUPS for index in range(group.blocks)
         )
-        self._conv_head = SameConv(320, 1280, 1, bias=False)
-        self._bn1 = _norm(1280)
+        self._conv_head = SameConv(320, 1280, 1)
         self._fc = nn.Linear(1280, 1000)
 
     def stages(self, images: Images, count: int = len(BLOCK_GROUPS)) -> list[Resized]:
         """The images after each of the first `count` groups of blocks."""
-        image = F.relu6(self._bn0(self._conv_stem(((images + 1) * 127.5 - 127) / 128)))
+        image = F.relu6(self._conv_stem(((images + 1) * 127.5 - 127) / 128))
         blocks, stages = iter(self._blocks), []
         for group in BLOCK_GROUPS[:count]:
             for _ in range(group.blocks):
@@ -109,7 +111,7 @@ class EfficientNetLite0(nn.Module):
 
     def pooled(self, images: Images) -> Float[Tensor, "batch 1280"]:
         """The 1,280 features before the classifier, averaged over the picture."""
-        return F.relu6(self._bn1(self._conv_head(self.stages(images)[-1]))).mean((2, 3))
+        return F.relu6(self._conv_head(self.stages(images)[-1])).mean((2, 3))
 
     def logits(self, images: Images) -> Float[Tensor, "batch 1000"]:
         return self._fc(self.pooled(images))
@@ -131,8 +133,25 @@ def pretrained_lite0(device: torch.device | str = "cpu") -> EfficientNetLite0:
     with torch.device("meta"):  # no random weights first
         network = EfficientNetLite0()
     with torch.inference_mode(False):  # the perceptual loss needs the gradient of the images
-        network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True), assign=True)
+        weights = with_folded_norms(torch.load(path, map_location="cpu", weights_only=True))
+        network.load_state_dict(weights, assign=True)
         return channels_last(network).eval().requires_grad_(False).to(device)
+
+
+def with_folded_norms(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights and biases of convolutions that do what those of the file do with the batch norms after them."""
+    folded = {name: value for name, value in weights.items() if "_bn" not in name}
+    for conv in [name.removesuffix(".weight") for name in folded]:
+        block, _, kind = conv.rpartition(".")
+        if kind in NORMS:
+            norm = ".".join(filter(None, (block, NORMS[kind])))
+            scale, shift, mean, variance = (
+                weights[f"{norm}.{part}"] for part in ("weight", "bias", "running_mean", "running_var")
+            )
+            gain = scale * torch.rsqrt(variance + NORM_EPS)
+            folded[f"{conv}.weight"] = weights[f"{conv}.weight"] * gain[:, None, None, None]
+            folded[f"{conv}.bias"] = shift - mean * gain
+    return folded
 
 
 def perceptual_distance(network: EfficientNetLite0, images: Images, references: Images) -> Float[Tensor, " batch"]:
