@@ -60,6 +60,21 @@ def test_the_same_pictures_as_before(name):
     assert (off > 1).mean() < 1e-3 and off.max() <= 4
 
 
+@pytest.mark.parametrize("negative", [None, "white"])
+@pytest.mark.parametrize("changes", [
+    {"guide": "prior"}, {"guide": "unconditional"}, {"guidance": 1.0}, {"sampler": "euler", "steps": 3},
+    {"sampler": "ancestral", "guide": "prior"}, {"sampler": "heun", "steps": 4, "guide": "unconditional"},
+], ids=str)  # fmt: skip
+def test_costs_count_the_calls_of_the_network_that_sampling_makes(changes, negative):
+    model, calls = load(GOLDEN / "captions", "cpu"), []
+    model.stages[0].denoiser.backbone.register_forward_pre_hook(lambda *inputs: calls.append(inputs))
+    (sampling,) = model.settings(changes)
+    model.sample(prompt="black", negative=negative, **changes)
+    counted = sampling.calls(negative is not None)
+    last = counted // (2 * sampling.steps) if sampling.sampler == "heun" else 0  # to sigma 0 it takes Euler's step
+    assert len(calls) == counted - last
+
+
 @pytest.fixture(scope="module")
 def faces(tmp_path_factory) -> Path:
     whole, chosen = tmp_path_factory.mktemp("whole") / "portraits", tmp_path_factory.mktemp("chosen")

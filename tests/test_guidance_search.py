@@ -14,9 +14,9 @@ from calotype.evaluation.search import Distance, Search, search_scale
 from calotype.files import read_json
 from calotype.model import load
 from calotype.planning import make
-from calotype.run import Run
+from calotype.run import LevelSearch, Run, RunState
 from calotype.training import levels, pipeline
-from calotype.training.levels import SCALES_TRIED, search_guidance
+from calotype.training.levels import SCALES_TRIED, search_guidance, with_searched
 
 
 def distances(**of_scales):
@@ -27,6 +27,16 @@ def distances(**of_scales):
         float(scale[1:]) / 10: Distance(value, value + shared + rng.normal(0, 0.1 / 2**0.5, 400))
         for scale, value in of_scales.items()
     }
+
+
+def test_what_was_searched_replaces_settings_of_its_stage_alone():
+    """In the model at the end, and in previews of a run that still trains."""
+    before = recipe(**CASCADE)
+    assert with_searched(before, RunState()) == before
+    state = RunState(guidance=LevelSearch(best=1.5), levels={"16": LevelSearch(best=0.25)})
+    first, second = with_searched(before, state).samplings
+    assert first == before.samplings[0].model_copy(update={"guidance": 1.5})
+    assert second == before.samplings[1].model_copy(update={"augmentation": 0.25})
 
 
 @pytest.mark.parametrize(

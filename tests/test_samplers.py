@@ -1,4 +1,7 @@
+import re
 from itertools import pairwise
+from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 import torch
@@ -22,9 +25,11 @@ from diffusers import (
     HeunDiscreteScheduler,
 )
 
+from calotype.cli.options import SamplingOptions
 from calotype.diffusion.samplers import SAMPLERS, ancestral, dpm_solver, euler, heun
 from calotype.diffusion.scalings import edm, epsilon, flow, for_sigma_data, velocity, x0
 from calotype.diffusion.schedules import Cosine, DdpmTable, Flow, Karras
+from calotype.export import standalone
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__:DeprecationWarning")  # of diffusers
 MODES = torch.tensor([[1.0, 0.0], [-0.5, 0.8], [-0.4, -0.9]], dtype=torch.float64)
@@ -163,6 +168,16 @@ def test_euler_is_that_of_the_flow_in_diffusers(shift, noise):
     states = walk(euler, denoise_with(smooth_network, flow), (1 + sigmas[0]) * noise, sigmas)
     expected = diffusers_walk(theirs, smooth_network, noise, sigmas[:-1])
     assert torch.allclose(states / (1 + per_state(sigmas)), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_help_texts_and_exports_know_all_samplers():
+    """The command line starts without torch, and exports run without Calotype, so each has names of its own."""
+    (asked,) = get_type_hints(SamplingOptions, include_extras=True)["sampler"].__metadata__
+    assert all(name in asked.help for name in SAMPLERS)
+    folder = Path(standalone.__file__).parent
+    for script in ("sample.py", "model.js"):
+        (table,) = re.findall(r"^(?:const )?SAMPLERS = \{(.+)\}", (folder / script).read_text("utf-8"), re.MULTILINE)
+        assert {entry.partition(":")[0].strip(' "') for entry in table.split(",")} == set(SAMPLERS)
 
 
 @pytest.mark.parametrize(("sampler", "questions"), [(euler, 12), (heun, 23), (dpm_solver, 12), (ancestral, 12)])

@@ -18,7 +18,7 @@ from calotype.evaluation.features import Lite0
 from calotype.evaluation.intervals import within_standard_error
 from calotype.evaluation.references import reference_rows
 from calotype.evaluation.results import Cell, Measure
-from calotype.evaluation.search import Grid, cheapest, network_calls, sampled_features, sweep
+from calotype.evaluation.search import Grid, cheapest, sampled_features, sweep
 from calotype.files import is_whole, read_json
 from calotype.model import load
 from calotype.store import store_sampling
@@ -32,7 +32,7 @@ NOISE = np.random.default_rng(1).standard_normal((60, 8))
 def cell(steps, guidance, value, behind=0.0, reach=0.0):
     sampling, estimate = Sampling(steps=steps, guidance=guidance), Measure(value=value, low=value, high=value)
     return Cell(
-        steps=steps, guidance=guidance, calls=network_calls(sampling), fd_lite0=estimate, kernel_distance=estimate,
+        steps=steps, guidance=guidance, calls=sampling.calls(), fd_lite0=estimate, kernel_distance=estimate,
         behind=Measure(value=behind, low=behind - reach, high=behind + reach), sampling=sampling.model_dump(),
     )  # fmt: skip
 
@@ -69,7 +69,7 @@ def test_equal_cells_are_level_and_the_cheaper_wins():
 
 def test_guidance_costs_as_much_as_twice_the_steps():
     assert [cell(8, 2.0, 1.0).calls, cell(16, 1.0, 1.0).calls, cell(8, 1.0, 1.0).calls] == [16, 16, 8]
-    assert network_calls(Sampling(steps=8, guide="prior")) == 8
+    assert Sampling(steps=8, guide="prior").calls() == 8
     assert cheapest([cell(8, 2.0, 5.0), cell(16, 1.0, 4.0)]).fd_lite0.value == 4.0  # as dear, and nearer
 
 

@@ -17,7 +17,7 @@ from calotype.bounds import AugmentationLevel, GuidanceScale, SamplingSteps, Sig
 from calotype.diffusion.augmentation import Augmentation, NoiseAugmentation
 from calotype.diffusion.denoiser import Denoiser
 from calotype.diffusion.guidance import extrapolated, guided, in_interval, rising
-from calotype.diffusion.samplers import SAMPLERS, SamplerName, last_steps, resampled
+from calotype.diffusion.samplers import CALLS_A_STEP, SAMPLERS, SamplerName, last_steps, resampled
 from calotype.diffusion.schedules import Schedule
 from calotype.priors.patches import PatchPrior, enlarged
 from calotype.spaces.pixel import Space
@@ -71,6 +71,11 @@ class Sampling(Config):
     conditioning: Literal["whole", "truncated"] = "whole"
     """The low-resolution image is sampled to its end and then augmented, or its sampling stops at that noise (truncated
     conditioning, arXiv 2106.15282, section 4.2)."""
+
+    def calls(self, negative: bool = False) -> int:
+        """Calls of the network for one picture; Heun's last step, which has one, is counted with two."""
+        twice = self.guidance != 1 and (negative or self.guide == "unconditional")
+        return self.steps * CALLS_A_STEP[self.sampler] * (1 + twice)
 
 
 DenoiserFor = Callable[[Condition], Denoise]

@@ -19,7 +19,6 @@ import numpy as np
 import torch
 
 from calotype.data.images import rounded
-from calotype.diffusion.samplers import CALLS_A_STEP
 from calotype.diffusion.stage import Guide, Sampling, Stage, generate, in_turn
 from calotype.evaluation.distances import (
     Features,
@@ -105,7 +104,7 @@ def sweep(
             steps=sampling.steps,
             guidance=sampling.guidance,
             guide=sampling.guide,
-            calls=network_calls(sampling),
+            calls=sampling.calls(),
             fd_lite0=as_measure(estimate),
             kernel_distance=as_measure(kernel_estimate(each, real, np.random.default_rng(seed))),
             behind=as_measure(
@@ -131,12 +130,6 @@ def sampled_features(
         ),
         network,
     )
-
-
-def network_calls(sampling: Sampling) -> int:
-    """For one picture; Heun's last step, which has one call, is counted with two."""
-    twice = 2 if sampling.guide == "unconditional" and sampling.guidance != 1 else 1
-    return sampling.steps * twice * CALLS_A_STEP[sampling.sampler]
 
 
 def cheapest(cells: Sequence[Cell]) -> Cell:

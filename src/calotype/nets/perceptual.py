@@ -7,6 +7,7 @@ known one, and with `weights_only`, so nothing in it can run.
 from __future__ import annotations
 
 import importlib.util
+import re
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -97,7 +98,6 @@ class EfficientNetLite0(nn.Module):
             InvertedBottleneck(group, first=index == 0) for group in BLOCK_GROUPS for index in range(group.blocks)
         )
         self._conv_head = SameConv(320, 1280, 1)
-        self._fc = nn.Linear(1280, 1000)
 
     def stages(self, images: Images, count: int = len(BLOCK_GROUPS)) -> list[Resized]:
         """The images after each of the first `count` groups of blocks."""
@@ -112,9 +112,6 @@ class EfficientNetLite0(nn.Module):
     def pooled(self, images: Images) -> Float[Tensor, "batch 1280"]:
         """The 1,280 features before the classifier, averaged over the picture."""
         return F.relu6(self._conv_head(self.stages(images)[-1])).mean((2, 3))
-
-    def logits(self, images: Images) -> Float[Tensor, "batch 1000"]:
-        return self._fc(self.pooled(images))
 
 
 @cache
@@ -139,18 +136,20 @@ def pretrained_lite0(device: torch.device | str = "cpu") -> EfficientNetLite0:
 
 
 def with_folded_norms(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights and biases of convolutions that do what those of the file do with the batch norms after them."""
-    folded = {name: value for name, value in weights.items() if "_bn" not in name}
+    """Weights and biases of convolutions that do what those of the file do with the batch norms after them.
+
+    The classifier is left out.
+    """
+    folded = {name: value for name, value in weights.items() if not re.search("_bn|_fc", name)}
     for conv in [name.removesuffix(".weight") for name in folded]:
         block, _, kind = conv.rpartition(".")
-        if kind in NORMS:
-            norm = ".".join(filter(None, (block, NORMS[kind])))
-            scale, shift, mean, variance = (
-                weights[f"{norm}.{part}"] for part in ("weight", "bias", "running_mean", "running_var")
-            )
-            gain = scale * torch.rsqrt(variance + NORM_EPS)
-            folded[f"{conv}.weight"] = weights[f"{conv}.weight"] * gain[:, None, None, None]
-            folded[f"{conv}.bias"] = shift - mean * gain
+        norm = ".".join(filter(None, (block, NORMS[kind])))
+        scale, shift, mean, variance = (
+            weights[f"{norm}.{part}"] for part in ("weight", "bias", "running_mean", "running_var")
+        )
+        gain = scale * torch.rsqrt(variance + NORM_EPS)
+        folded[f"{conv}.weight"] = weights[f"{conv}.weight"] * gain[:, None, None, None]
+        folded[f"{conv}.bias"] = shift - mean * gain
     return folded
 
 

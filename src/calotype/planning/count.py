@@ -11,7 +11,6 @@ import torch
 from calotype.build import build_frozen, build_space
 from calotype.data.caches import encode_on
 from calotype.data.folder import Pictures
-from calotype.diffusion.samplers import CALLS_A_STEP
 from calotype.evaluation.counting import counted
 from calotype.evaluation.features import FEATURE_SIZE
 from calotype.machine import UTILIZATION, Machine
@@ -146,11 +145,8 @@ class Counted(Costs):
 
     def _sampling_flops(self, index: int, leg: str, area: float) -> float:
         """Of one picture, `area` times as large as what the leg is trained on."""
-        sampling = self.recipe.samplings[index]
-        guided = 2 if sampling.guide == "unconditional" and sampling.guidance != 1 else 1
         prior = self.prior_flops if index == 0 else 0.0
-        calls = sampling.steps * CALLS_A_STEP[sampling.sampler]
-        return calls * (guided * area * self.forward[leg] + prior)
+        return self.recipe.samplings[index].calls() * (area * self.forward[leg] + prior)
 
     @cached_property
     def feature(self) -> float:

@@ -189,10 +189,10 @@ class Measurement(Costs):
 
     @torch.no_grad()
     def _sample_stage(self, index: int) -> float:
-        """Extrapolated from one or two steps."""
+        """Extrapolated from one or two steps of the sampler that has one call a step."""
         stage, sampling = self.stages[index], self.recipe.samplings[index]
         steps = 2 if index == 0 else 1
-        few_steps = sampling.model_copy(update={"steps": steps, "conditioning": "whole"})
+        few_steps = sampling.model_copy(update={"steps": steps, "sampler": "euler", "conditioning": "whole"})
         count = max(1, min(8, SAMPLE_VALUES // stage.image_size**2))
         labels, text = self._conditions(count)
         rngs = [self.rng.at(place) for place in range(count)]
@@ -202,7 +202,7 @@ class Measurement(Costs):
         with evaluating(stage.denoiser):
             total = best_time(lambda: generate([stage], labels, [few_steps], rngs, low_res, text=text), self.device, 1)
         decode = best_time(lambda: stage.space.decode(latents), self.device, 1)
-        return (max(0.0, total - decode) / steps * sampling.steps + decode) / count
+        return (max(0.0, total - decode) / few_steps.calls() * sampling.calls() + decode) / count
 
     def _conditions(self, count: int) -> tuple[Labels, Text | None]:
         """Labels, and captions where the model reads them."""

@@ -23,7 +23,6 @@ from PIL import Image, PngImagePlugin
 
 from calotype.data.formats import FORMATS
 from calotype.data.images import grid, read_image, read_mask
-from calotype.diffusion.samplers import CALLS_A_STEP
 from calotype.diffusion.stage import in_turn
 from calotype.machine import find_device, out_of_memory
 from calotype.model import Model, load
@@ -217,10 +216,8 @@ def calls_of(model: Model, asked: dict[str, Any]) -> int:
     parts = in_turn(asked["count"], height, width)
     threads = torch.get_num_threads() if model.device.type == "cpu" else 1
     slices = sum(len(rows_of(part.stop - part.start, threads)) for part in parts)
-    calls = sum(
-        sampling.steps * CALLS_A_STEP[sampling.sampler] * (1 + (sampling.guide != "prior" and sampling.guidance != 1))
-        for sampling in samplings
-    )
+    first, *others = samplings
+    calls = first.calls(bool(asked.get("negative"))) + sum(sampling.calls() for sampling in others)
     return max(1, slices * calls)
 
 

@@ -26,6 +26,9 @@ from calotype.evaluation.search import (
     search_scale,
 )
 from calotype.recipe import Recipe
+from calotype.run import RunState
+from calotype.settings import parse_recipe
+from calotype.tables import merge
 from calotype.training.examples import crop_examples
 from calotype.training.previews import validation_conditions
 from calotype.types import Progress, Rng
@@ -35,6 +38,13 @@ SCALES_TRIED = (1.5, 2.0, 3.0)
 """Guidance scales: stronger ones come nearer to portraits, too, but their faces lose features."""
 MOST_REAL = 512
 """Validation pictures that samples are held against, at most."""
+
+
+def with_searched(recipe: Recipe, state: RunState) -> Recipe:
+    """The recipe with the guidance scale and the augmentation levels that the searches of a run have found so far."""
+    guidance = {} if state.guidance is None else {"guidance": state.guidance.best}
+    levels = {size: {"sampling": {"augmentation": level.best}} for size, level in state.levels.items()}
+    return parse_recipe(merge(recipe.model_dump(), {"sampling": guidance, "enlarge": levels}))
 
 
 def search_guidance(recipe: Recipe, stage: Stage, pictures: Pictures, count: int, progress: Progress) -> Search:

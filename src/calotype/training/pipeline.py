@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -20,6 +20,7 @@ from calotype.data.folder import Pictures
 from calotype.data.latents import StoredLatents, cache_latents
 from calotype.diffusion.stage import Stage
 from calotype.evaluation.counting import counter
+from calotype.evaluation.search import Search
 from calotype.machine import peak_memory, release_memory
 from calotype.nets.frozen import Frozen
 from calotype.nets.kl import Autoencoder
@@ -27,24 +28,22 @@ from calotype.nets.perceptual import pretrained_lite0
 from calotype.ranks import ALONE, Ranks
 from calotype.recipe import ImportedSpace, Recipe
 from calotype.run import LevelSearch, Run
-from calotype.settings import parse_recipe
 from calotype.spaces.latent import LatentSpace, about_tiles
 from calotype.spaces.pixel import PixelSpace, Space
 from calotype.store import save_model
-from calotype.tables import merge
 from calotype.training.compiling import compiled
 from calotype.training.control import HOPELESS, BudgetController, ThreadControl, TimeBudget
 from calotype.training.examples import Bucket, crop_examples, latent_examples, picture_examples
 from calotype.training.inspection import require_fit
 from calotype.training.leg import UNLIMITED, Leg, LegLimits, Result_co, train_leg, validate
 from calotype.training.legs import autoencoder_leg, denoiser_leg, enlarger_leg, exposure_leg
-from calotype.training.levels import search_guidance, search_levels
+from calotype.training.levels import search_guidance, search_levels, with_searched
 from calotype.training.loop import Division, TrainProgress, several
 from calotype.training.previews import autoencoder_validator, validation_images
 from calotype.training.process import Interrupted, ProgressBar, Reporter, Stop, StoppableReporter
 from calotype.training.snapshot import write_space
 from calotype.training.warm_start import WarmStart, first_space, start_of
-from calotype.types import NotFiniteError, UserError
+from calotype.types import NotFiniteError, Progress, UserError
 
 SHORT = 60.0
 """Seconds of a leg: previews along the way would take a good part of a shorter one."""
@@ -111,15 +110,15 @@ class Pipeline:
         """All legs, and the folder of the model. Raises `Interrupted`, after saving, when asked to stop."""
         self.encode_captions()
         stages = [self.first_stage(*self.space())]
-        recipe = self.with_best_guidance(stages[0])
-        for size in recipe.chain[1:]:
-            stage = self.enlarger(size, stages[-1], recipe)
-            recipe = self.with_best_level(recipe, stages, stage)
+        self.choose_guidance(stages[0])
+        for size in self.recipe.chain[1:]:
+            stage = self.enlarger(size, stages[-1])
+            self.choose_level(stages, stage)
             stages.append(stage)
         if self.ranks.first:
             with self.run.timing("model"):
                 release_memory(self.device)
-                save_model(self.run.folder / "model", recipe, stages, self.pictures.classes)
+                save_model(self.run.folder / "model", self.searched, stages, self.pictures.classes)
 
     def encode_captions(self) -> None:
         """Encodes all captions by the frozen text encoder, before anything is trained on them."""
@@ -187,9 +186,8 @@ class Pipeline:
             leg = denoiser_leg(self.recipe, buckets, space, self.device, self.run, self.frozen, self.start)
         return self._train(leg)
 
-    def enlarger(self, size: int, below: Stage, recipe: Recipe) -> Stage:
-        """A stage above the first, after exposure fine-tuning where the recipe asks for it; `recipe` has what was found
-        by searches so far."""
+    def enlarger(self, size: int, below: Stage) -> Stage:
+        """A stage above the first, after exposure fine-tuning where the recipe asks for it."""
         with self.ranks.in_turn(), self._counting("prepare"):
             pictures = self.pictures.shrunk(size)
             examples = crop_examples(self.recipe, size, pictures, self.device)
@@ -198,46 +196,41 @@ class Pipeline:
         if not self.recipe.enlarger(size).exposure.images:
             return stage
         with self._counting("prepare"):
-            fine_tuning = exposure_leg(recipe, below, stage, pictures, self.device)
+            fine_tuning = exposure_leg(self.searched, below, stage, pictures, self.device)
         return self._train(fine_tuning)
 
-    def with_best_guidance(self, stage: Stage) -> Recipe:
-        """The recipe with the guidance scale that suits the first stage; a resumed run has it in its state."""
-        state = self.run.state
-        if not self.budget.guidance_samples:
-            return self.recipe
+    @property
+    def searched(self) -> Recipe:
+        """The recipe with what was found by searches so far."""
+        return with_searched(self.recipe, self.run.state)
 
-        def search() -> dict[str, Any]:
-            with self._counting("guidance"), self._stoppable.bar("guidance") as bar:
-                pictures = self.pictures.shrunk(stage.image_size)
-                return search_guidance(self.recipe, stage, pictures, self.budget.guidance_samples, bar).as_json()
-
-        if state.guidance is None:
-            result = self.ranks.say(search)
-            state.guidance = LevelSearch.model_validate(result)
-            self.run.log("guidance", **result)
+    def choose_guidance(self, stage: Stage) -> None:
+        """Records the guidance scale that suits the first stage; a resumed run has it in its state."""
+        if (count := self.budget.guidance_samples) and self.run.state.guidance is None:
+            pictures = self.pictures.shrunk(stage.image_size)
+            search = partial(search_guidance, self.recipe, stage, pictures, count)
+            self.run.state.guidance = self._found("guidance", search, "guidance")
             self.run.save()
-        return parse_recipe(merge(self.recipe.model_dump(), {"sampling": {"guidance": state.guidance.best}}))
 
-    def with_best_level(self, recipe: Recipe, below: Sequence[Stage], stage: Stage) -> Recipe:
-        """The recipe with the augmentation that suits what the stages below make; a resumed run has it in its state."""
+    def choose_level(self, below: Sequence[Stage], stage: Stage) -> None:
+        """Records the augmentation that suits what the stages below make; a resumed run has it in its state."""
         size, levels = str(stage.image_size), self.run.state.levels
-        crops = self.budget.level_crops.get(size, 0)
-        if not crops:
-            return recipe
-
-        def search() -> dict[str, Any]:
-            with self._counting(f"level-{size}"), self._stoppable.bar(f"level-{size}") as bar:
-                pictures = self.pictures.shrunk(stage.image_size)
-                return search_levels(recipe, below, stage, pictures, crops, bar).as_json()
-
-        if size not in levels:
-            result = self.ranks.say(search)
-            levels[size] = LevelSearch.model_validate(result)
-            self.run.log("levels", size=stage.image_size, **result)
+        if (crops := self.budget.level_crops.get(size, 0)) and size not in levels:
+            pictures = self.pictures.shrunk(stage.image_size)
+            search = partial(search_levels, self.searched, below, stage, pictures, crops)
+            levels[size] = self._found(f"level-{size}", search, "levels", size=stage.image_size)
             self.run.save()
-        best = {"sampling": {"augmentation": levels[size].best}}
-        return parse_recipe(merge(recipe.model_dump(), {"enlarge": {size: best}}))
+
+    def _found(self, step: str, search: Callable[[Progress], Search], event: str, **facts: int) -> LevelSearch:
+        """What the search of the first rank finds; logged."""
+
+        def found() -> dict[str, Any]:
+            with self._counting(step), self._stoppable.bar(step) as bar:
+                return search(bar).as_json()
+
+        result = self.ranks.say(found)
+        self.run.log(event, **facts, **result)
+        return LevelSearch.model_validate(result)
 
     @contextmanager
     def _counting(self, step: str) -> Iterator[None]:

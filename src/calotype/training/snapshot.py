@@ -19,9 +19,9 @@ from calotype.run import Run
 from calotype.settings import parse_recipe, read_recipe
 from calotype.spaces.latent import LatentSpace
 from calotype.spaces.pixel import PixelSpace, Space
-from calotype.tables import merge
 from calotype.training.checkpoint import SavedState, checkpoints
 from calotype.training.fitting import read_constants
+from calotype.training.levels import with_searched
 from calotype.training.pieces import read_pieces
 from calotype.training.state import under
 from calotype.types import UserError
@@ -60,11 +60,7 @@ def snapshot(folder: Path, device: torch.device, chosen: str | None = None) -> t
 
 
 def recipe_so_far(run: Run) -> Recipe:
-    """With the guidance that was searched, if it was."""
-    settings = parse_recipe(read_recipe(run.folder / "recipe.toml"))
-    if run.state.guidance is None:
-        return settings
-    return parse_recipe(merge(settings.model_dump(), {"sampling": {"guidance": run.state.guidance.best}}))
+    return with_searched(parse_recipe(read_recipe(run.folder / "recipe.toml")), run.state)
 
 
 # -- Stages ------------------------------------------------------------------------------------------------------------
