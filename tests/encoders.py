@@ -6,7 +6,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from calotype.interop.folders import TOKENIZER, open_tokenizer
-from calotype.nets.frozen import Bert, Reader
+from calotype.nets.frozen import Bert, PretrainedEncoder
 
 WORDS = (
     "<s>",
@@ -36,10 +36,12 @@ def write_vocabulary(folder: Path) -> Path:
     return folder / TOKENIZER
 
 
-def small_reader(folder: Path, most: int = 12) -> Reader:
+def small_encoder(folder: Path, most: int = 12) -> PretrainedEncoder:
     torch.manual_seed(3)
     network = Bert(len(WORDS), PLACES, WIDTH, 1, 2).eval().requires_grad_(False)
-    return Reader(open_tokenizer(write_vocabulary(folder), most, len(WORDS)), network, WIDTH, f"small {most}")
+    return PretrainedEncoder(
+        open_tokenizer(write_vocabulary(folder), most, len(WORDS)), network, WIDTH, f"small {most}"
+    )
 
 
 def write_encoder(folder: Path, kind: str = "bert", seed: int = 0) -> Path:

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from encoders import small_reader
+from encoders import small_encoder
 from small import Keeper, be_quick, request, write_pictures
 from test_cascade import be_quick_and_search, trained
 
@@ -16,7 +16,7 @@ from calotype.evaluation.counting import counted, counter
 from calotype.evaluation.features import Lite0, features
 from calotype.files import read_json
 from calotype.interop import minilm
-from calotype.nets.frozen import Frozen, encode_all
+from calotype.nets.frozen import FrozenEncoder, encode_all
 from calotype.planning import measure
 from calotype.training import pipeline
 from calotype.types import Rng
@@ -62,7 +62,7 @@ def test_a_frozen_encoder_counts_as_a_network_and_what_it_reads_as_work(tmp_path
         path.with_suffix(".txt").write_text(f"a red cat {index % 3}, on the sofa", encoding="utf-8")
     be_quick(monkeypatch)
     count_operations(monkeypatch)
-    frozen = Frozen(small_reader(tmp_path / "vocabulary"))
+    frozen = FrozenEncoder(small_encoder(tmp_path / "vocabulary"))
     for place in ("store", "training.pipeline", "planning.measure"):
         monkeypatch.setattr(f"calotype.{place}.build_frozen", lambda text: frozen)
     monkeypatch.setattr(minilm, "minilm_folder", lambda: tmp_path)
@@ -70,14 +70,14 @@ def test_a_frozen_encoder_counts_as_a_network_and_what_it_reads_as_work(tmp_path
     one, pictures = open_candidate("A", run, "cpu"), read(tmp_path / "pictures", 16, None, Keeper())
     assert frozen_encoder(one) is frozen
     found = deployment_cost(one)
-    numbers = sum(value.numel() for value in frozen.reader.network.state_dict().values())
+    numbers = sum(value.numel() for value in frozen.pretrained.network.state_dict().values())
     expected = ParameterCounts(trained=0, fitted=0, text_encoder=numbers, sum=numbers)
     assert found.networks["text encoder"] == expected
     assert found.count == 3 and found.parameters.text_encoder == numbers > 0
-    whole = counted(lambda: encode_all(frozen.reader, pictures.captions.distinct))
+    whole = counted(lambda: encode_all(frozen.pretrained, pictures.captions.distinct))
     assert parts_of(one)["captions"].flops == pytest.approx(whole) and whole > 0
     assert list(parts_of(one)) == ["autoencoder", "denoiser", "captions", "prepare", "latents", "fit"]
-    prompt = counted(lambda: encode_all(frozen.reader, [PROMPT]))
+    prompt = counted(lambda: encode_all(frozen.pretrained, [PROMPT]))
     frozen([PROMPT])  # it keeps what it has read
     plain = flops_through(one, slice(0, 1), text=one.model.text(1, PROMPT))
     assert sampling_flops(one) == plain + prompt == sampling_flops(one)

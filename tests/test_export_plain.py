@@ -12,7 +12,7 @@ from test_static import captioned, mixture
 from calotype.export.bundle import export_onnx, write_graph
 from calotype.export.check import between
 from calotype.export.graphs import Graph, text_graph
-from calotype.nets.frozen import Frozen, Projected
+from calotype.nets.frozen import FrozenEncoder, ProjectedEncoder
 from calotype.priors.captions import buckets
 from calotype.priors.static import StaticMixture
 from calotype.tables import merge
@@ -90,10 +90,10 @@ def test_a_closed_form_that_reads_captions_is_ours(sample, tmp_path):
 @with_onnx
 def test_words_of_a_frozen_encoder_are_ours(sample, tmp_path):
     pytest.importorskip("tokenizers")
-    from encoders import small_reader
+    from encoders import small_encoder
 
     torch.manual_seed(2)
-    encoder = Projected(Frozen(small_reader(tmp_path)), 8)
+    encoder = ProjectedEncoder(FrozenEncoder(small_encoder(tmp_path)), 8)
     write_graph(tmp_path / "text.onnx", text_graph(encoder))
     bundle = opened(sample, tmp_path, {"kind": "tokenizer", "words": 12, "width": {"16": 8}})
     stage, texts = {"size": 16, "graphs": {"text": "text.onnx"}}, ["a red cat", "", "the cat on the red sofa"]

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.functional import cosine_similarity
 
 pytest.importorskip("tokenizers")
-from encoders import WIDTH, WORDS, small_reader, write_encoder
+from encoders import WIDTH, WORDS, small_encoder, write_encoder
 
 import calotype
 from calotype.cli import commands
@@ -24,7 +24,7 @@ from calotype.files import read_json, write_json
 from calotype.interop import minilm, transformers
 from calotype.interop.folders import require_package
 from calotype.nets.dit import Dit, DitConfig
-from calotype.nets.frozen import Bert, FolderConfig, Frozen, MiniLmConfig, Projected, encode_all
+from calotype.nets.frozen import Bert, FolderConfig, FrozenEncoder, MiniLmConfig, ProjectedEncoder, encode_all
 from calotype.nets.text import TextConditioned
 from calotype.recipe import OptimizerConfig
 from calotype.store import store_sampling
@@ -40,7 +40,7 @@ LONG = "a red cat " * 4 + "on the sofa"
 
 @pytest.fixture
 def frozen(tmp_path):
-    return Frozen(small_reader(tmp_path / "vocabulary"))
+    return FrozenEncoder(small_encoder(tmp_path / "vocabulary"))
 
 
 class Counting(nn.Module):
@@ -56,8 +56,8 @@ class Counting(nn.Module):
 
 
 def counted(frozen):
-    reader = replace(frozen.reader, network=Counting(frozen.reader.network))
-    return Frozen(reader), reader.network
+    pretrained = replace(frozen.pretrained, network=Counting(frozen.pretrained.network))
+    return FrozenEncoder(pretrained), pretrained.network
 
 
 # -- What a frozen encoder says ----------------------------------------------------------------------------------------
@@ -74,7 +74,7 @@ def test_padding_changes_nothing_and_an_empty_text_has_no_words(frozen):
 
 
 def test_what_is_read_together_is_what_is_read_alone(frozen):
-    table = encode_all(frozen.reader, TEXTS[:1] + TEXTS[2:] + ("cat",) * 70)
+    table = encode_all(frozen.pretrained, TEXTS[:1] + TEXTS[2:] + ("cat",) * 70)
     for text in ("a red cat", "bức tranh", "cat"):
         for one, other in zip(table.of(text), frozen.of(text), strict=True):
             assert torch.allclose(one.float(), other.float(), atol=2e-3)
@@ -95,7 +95,7 @@ def test_what_is_not_read_of_a_long_text_is_its_rest(frozen):
 
 def test_coarse_arithmetic_around_it_does_not_reach_it(frozen):
     with torch.autocast("cpu", torch.bfloat16):
-        coarse = Frozen(frozen.reader)(TEXTS)
+        coarse = FrozenEncoder(frozen.pretrained)(TEXTS)
     assert torch.equal(coarse.context, frozen(TEXTS).context)
 
 
@@ -104,7 +104,7 @@ def test_coarse_arithmetic_around_it_does_not_reach_it(frozen):
 
 def denoiser(frozen):
     config = DitConfig(width=16, depth=2, heads=2)
-    return Denoiser(TextConditioned(Dit(config, 3, 3, 16), Projected(frozen, 16), 16), 16, 2, "flow")
+    return Denoiser(TextConditioned(Dit(config, 3, 3, 16), ProjectedEncoder(frozen, 16), 16), 16, 2, "flow")
 
 
 def test_only_the_projection_is_trained_averaged_and_saved(frozen):
@@ -113,7 +113,9 @@ def test_only_the_projection_is_trained_averaged_and_saved(frozen):
     named = {name for name in network.state_dict() if ".encoder." in name}
     assert named == {"backbone.encoder.norm.weight", "backbone.encoder.project.weight"}
     assert train_state.average.backbone.encoder.frozen is network.backbone.encoder.frozen
-    assert not any(weight is other for weight in train_state.parameters for other in frozen.reader.network.parameters())
+    assert not any(
+        weight is other for weight in train_state.parameters for other in frozen.pretrained.network.parameters()
+    )
     assert {name for name in train_state.tensors() if "encoder" in name} == {
         f"{whose}.{name}" for whose in ("network", "average") for name in named
     }
@@ -129,7 +131,7 @@ def test_null_text_is_no_text_and_the_loss_reaches_the_projection(frozen):
     assert differs.tolist() == [True, False, True, True]
     network.loss(noisy, sigma, torch.randn_like(noisy), captioned).mean().backward()
     assert network.backbone.encoder.project.weight.grad.any()
-    assert all(parameter.grad is None for parameter in frozen.reader.network.parameters())
+    assert all(parameter.grad is None for parameter in frozen.pretrained.network.parameters())
 
 
 # -- Captions on disk --------------------------------------------------------------------------------------------------
@@ -142,22 +144,22 @@ def test_captions_are_read_once_and_looked_up_from_then_on(frozen, tmp_path):
         len({*shorter_versions(TEXTS[0]), *shorter_versions(TEXTS[2]), *shorter_versions(TEXTS[3])} | {*TEXTS} - {""}),
     )
 
-    def cached(reader, captions=captions):
-        asked = Frozen(replace(reader, network=Counting(reader.network)))
+    def cached(pretrained, captions=captions):
+        asked = FrozenEncoder(replace(pretrained, network=Counting(pretrained.network)))
         cache_encodings(asked, captions, folder, CPU, lambda done, total: None)
-        return asked, asked.reader.network.asked
+        return asked, asked.pretrained.network.asked
 
-    assert cached(frozen.reader)[1] == all_of_it > 3
-    again, asked = cached(frozen.reader)
+    assert cached(frozen.pretrained)[1] == all_of_it > 3
+    again, asked = cached(frozen.pretrained)
     found, _ = again(TEXTS), again(shorter_versions(TEXTS[3]))
-    assert asked == 0 and again.reader.network.asked == 0
+    assert asked == 0 and again.pretrained.network.asked == 0
     assert torch.equal(found.mask, expected.mask) and torch.allclose(found.context, expected.context, atol=2e-3)
     (file,) = folder.iterdir()
     file.write_bytes(file.read_bytes()[:-10])
-    assert cached(frozen.reader)[1] == all_of_it
-    assert cached(frozen.reader, Captions((TEXTS[2:], TEXTS[:1])))[1] == 0
-    assert cached(frozen.reader, Captions((("cat",),)))[1] == 1
-    assert cached(replace(frozen.reader, digest="another"), Captions((("cat",),)))[1] == 1
+    assert cached(frozen.pretrained)[1] == all_of_it
+    assert cached(frozen.pretrained, Captions((TEXTS[2:], TEXTS[:1])))[1] == 0
+    assert cached(frozen.pretrained, Captions((("cat",),)))[1] == 1
+    assert cached(replace(frozen.pretrained, digest="another"), Captions((("cat",),)))[1] == 1
     assert len([*folder.iterdir()]) == 1
 
 
@@ -181,7 +183,7 @@ def test_our_bert_is_theirs():
 
 @with_minilm
 def test_minilm_knows_a_paraphrase():
-    encoding = Frozen(minilm.open_minilm(MiniLmConfig()))(
+    encoding = FrozenEncoder(minilm.open_minilm(MiniLmConfig()))(
         ["a cat on a sofa", "a kitten lying on a couch", "a red fire truck"]
     ).pooled.float()
     assert float(cosine_similarity(encoding[0], encoding[1], 0)) == pytest.approx(0.74, abs=0.01)
@@ -191,8 +193,8 @@ def test_minilm_knows_a_paraphrase():
 @with_minilm
 @with_transformers
 def test_minilm_is_the_same_from_its_folder():
-    one = Frozen(minilm.open_minilm(MiniLmConfig(words=16)))
-    other = Frozen(transformers.open_encoder(FolderConfig(path=str(minilm.minilm_folder()), words=16)))
+    one = FrozenEncoder(minilm.open_minilm(MiniLmConfig(words=16)))
+    other = FrozenEncoder(transformers.open_encoder(FolderConfig(path=str(minilm.minilm_folder()), words=16)))
     for ours, theirs in zip(one(TEXTS), other(TEXTS), strict=True):
         assert torch.allclose(ours.float(), theirs.float(), atol=5e-3)
     assert one.truncated(LONG) == other.truncated(LONG) != ""
@@ -214,8 +216,8 @@ def test_every_kind_says_what_it_says_there(tmp_path, kind):
     import transformers as theirs
 
     folder = write_encoder(tmp_path / kind, kind)
-    reader = transformers.open_encoder(FolderConfig(path=str(folder)))
-    encoding = Frozen(reader)(["a red cat"])
+    pretrained = transformers.open_encoder(FolderConfig(path=str(folder)))
+    encoding = FrozenEncoder(pretrained)(["a red cat"])
     network = getattr(theirs, transformers.KINDS[kind]).from_pretrained(folder).eval()
     with torch.no_grad():
         answer = network(torch.tensor([[0, 4, 5, 6, 2]]))
@@ -223,8 +225,8 @@ def test_every_kind_says_what_it_says_there(tmp_path, kind):
     pooled = answer.pooler_output if "clip" in kind else answer.last_hidden_state.mean(1)
     assert torch.allclose(encoding.pooled.float(), pooled, atol=1e-2)
     places = 64 if "t5" in kind else 22 if kind in transformers.SHIFTED else 24
-    assert len(reader.tokenize("a " * 99).tokens) == places
-    Frozen(reader)(["a " * 99])
+    assert len(pretrained.tokenize("a " * 99).tokens) == places
+    FrozenEncoder(pretrained)(["a " * 99])
 
 
 def spoil(name):
@@ -322,18 +324,20 @@ def folder(tmp_path, monkeypatch):
 @pytest.mark.parametrize("settings", [SETTINGS, CASCADE], ids=["latent", "cascade"])
 def test_a_model_with_a_frozen_encoder_is_trained_and_sampled(folder, tmp_path, monkeypatch, settings):
     """Each caption and each of its parts is read once in all stages, and no file of the run holds the encoder."""
-    reader = small_reader(tmp_path / "vocabulary")
-    reader = replace(reader, network=Counting(reader.network))
-    frozen = Frozen(reader)
+    pretrained = small_encoder(tmp_path / "vocabulary")
+    pretrained = replace(pretrained, network=Counting(pretrained.network))
+    frozen = FrozenEncoder(pretrained)
     monkeypatch.setattr("calotype.store.build_frozen", lambda text: frozen)
     monkeypatch.setattr("calotype.training.pipeline.build_frozen", lambda text: frozen)
-    monkeypatch.setattr("calotype.planning.measure.build_frozen", lambda text: Frozen(small_reader(tmp_path)))
+    monkeypatch.setattr("calotype.planning.measure.build_frozen", lambda text: FrozenEncoder(small_encoder(tmp_path)))
     monkeypatch.setattr(minilm, "minilm_folder", lambda: tmp_path)
     console = Keeper()
     run = train(request(folder, tmp_path / "run", "denoiser.text.kind=minilm", settings=settings), console)
     texts = [text for path in folder.rglob("*.txt") for text in path.read_text(encoding="utf-8").splitlines()]
     count = len({one for text in texts for one in (text, *shorter_versions(text))})
-    assert count <= reader.network.asked <= 2 * count  # once for the table; once more what the plan timed steps with
+    assert (
+        count <= pretrained.network.asked <= 2 * count
+    )  # once for the table; once more what the plan timed steps with
     (choice,) = [one for one in console.plans[0].choices if one.what == "text"]
     assert choice.value.startswith("MiniLM (English), frozen") and "captions" in console.bars
     assert len([*(run / "cache").glob("words-*.safetensors")]) == 1

@@ -10,9 +10,9 @@ from small import noise_pixels
 from calotype.data.images import images_from_pixels
 from calotype.nets.vae import (
     START_LOG_VARIANCE,
-    Fold,
+    ChannelToSpace,
     Lapping,
-    Unfold,
+    SpaceToChannel,
     Vae,
     VaeConfig,
     border_transform,
@@ -245,7 +245,7 @@ def test_widths_are_refused_or_work(wide, narrow):
 def test_folding_without_weights_keeps_the_mean(channels):
     """The path beside the convolution: neighbours averaged or repeated, so nothing is lost on average."""
     image = torch.randn(2, 8, 6, 4)
-    fold, unfold = Fold(8, channels), Unfold(channels, 8)
+    fold, unfold = SpaceToChannel(8, channels), ChannelToSpace(channels, 8)
     for conv in (fold.conv, unfold.conv):
         torch.nn.init.zeros_(conv.weight), torch.nn.init.zeros_(conv.bias)
     folded = fold(image)

@@ -15,7 +15,7 @@ from calotype.interop import autoencoders, minilm, transformers
 from calotype.nets.blocks import Precision, channels_last
 from calotype.nets.deterministic import DeterministicAutoencoder
 from calotype.nets.dit import Dit, DitConfig
-from calotype.nets.frozen import FolderConfig, Frozen, MiniLmConfig, Projected
+from calotype.nets.frozen import FolderConfig, FrozenEncoder, MiniLmConfig, ProjectedEncoder
 from calotype.nets.kl import Autoencoder, Kl, KlConfig
 from calotype.nets.text import BytesConfig, BytesEncoder, NoText, TextConditioned, TextEncoder
 from calotype.nets.unet import Unet, UnetConfig
@@ -40,18 +40,18 @@ def build_backbone(config: Backbone, in_channels: int, out_channels: int, contex
             return Dit(config, in_channels, out_channels, context_width)
 
 
-def build_frozen(text: TextConfig) -> Frozen | None:
+def build_frozen(text: TextConfig) -> FrozenEncoder | None:
     """The frozen text encoder, which all stages of a model share; None where none is set."""
     match text:
         case MiniLmConfig():
-            return Frozen(minilm.open_minilm(text))
+            return FrozenEncoder(minilm.open_minilm(text))
         case FolderConfig():
-            return Frozen(transformers.open_encoder(text))
+            return FrozenEncoder(transformers.open_encoder(text))
     return None
 
 
 def build_conditioned(
-    config: Backbone, in_channels: int, out_channels: int, text: TextConfig, frozen: Frozen | None = None
+    config: Backbone, in_channels: int, out_channels: int, text: TextConfig, frozen: FrozenEncoder | None = None
 ) -> nn.Module:
     """A backbone, conditioned on text if the recipe has an encoder; `frozen` is that of `build_frozen`."""
     match text:
@@ -61,7 +61,7 @@ def build_conditioned(
             encoder: TextEncoder = BytesEncoder(text)
         case MiniLmConfig() | FolderConfig():
             assert frozen is not None, f"denoiser.text.kind is {text.kind}, but no encoder is passed"
-            encoder = Projected(frozen, config.width)
+            encoder = ProjectedEncoder(frozen, config.width)
     return TextConditioned(build_backbone(config, in_channels, out_channels, encoder.width), encoder, config.width)
 
 
@@ -104,7 +104,7 @@ def build_autoencoder(config: AutoencoderNetwork, precision: Precision) -> Autoe
 
 def build_denoiser(
     recipe: Recipe, config: DiffusionConfig, inputs: int, channels: int, classes: int, prior: Prior | None,
-    frozen: Frozen | None,
+    frozen: FrozenEncoder | None,
 ) -> Denoiser:  # fmt: skip
     """`inputs`: how many images its network gets: the noisy one, the prior mean, the low-resolution one."""
     network = build_conditioned(config.backbone, inputs * channels, channels, recipe.denoiser.text, frozen)
@@ -112,14 +112,16 @@ def build_denoiser(
     return Denoiser(network, width, classes, config.scaling, recipe.precision, config.sigma_data, prior)
 
 
-def build_stage(recipe: Recipe, space: Space, classes: int, prior: Prior | None, frozen: Frozen | None = None) -> Stage:
+def build_stage(
+    recipe: Recipe, space: Space, classes: int, prior: Prior | None, frozen: FrozenEncoder | None = None
+) -> Stage:
     """The first stage. With a prior, the network also gets its mean."""
     config, inputs = recipe.denoiser, 1 if prior is None else 2
     denoiser = build_denoiser(recipe, config, inputs, space.channels, classes, prior, frozen)
     return Stage(denoiser, space, config.schedule, recipe.chain[0])
 
 
-def build_enlarger(recipe: Recipe, size: int, classes: int, frozen: Frozen | None = None) -> Stage:
+def build_enlarger(recipe: Recipe, size: int, classes: int, frozen: FrozenEncoder | None = None) -> Stage:
     """The stage that makes pictures of this size from those of the stage before; its prior is still to be fitted."""
     config, space, low_res = recipe.enlarger(size), PixelSpace(), recipe.chain[recipe.chain.index(size) - 1]
     prior = PatchPrior(size // low_res) if config.prior == "gaussian" else None

@@ -25,7 +25,7 @@ from calotype.files import (
     write_json,
     write_tensors,
 )
-from calotype.nets.frozen import FolderConfig, Frozen
+from calotype.nets.frozen import FolderConfig, FrozenEncoder
 from calotype.nets.weights import load_file_into
 from calotype.priors.stored import PriorDescription, described, description, prior_in
 from calotype.recipe import ImportedSpace, Recipe, leg_above
@@ -119,7 +119,7 @@ def denoiser_of(stage: Stage) -> Denoiser:
     return stage.denoiser
 
 
-def read_first_stage(folder: Path, recipe: Recipe, about: ModelDescription, frozen: Frozen | None) -> Stage:
+def read_first_stage(folder: Path, recipe: Recipe, about: ModelDescription, frozen: FrozenEncoder | None) -> Stage:
     space: Space = PixelSpace()
     if recipe.kind == "latent":
         space = load_file_into(listed(folder, AUTOENCODER), lambda: build_space(recipe), lambda space: space)

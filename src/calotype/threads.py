@@ -24,7 +24,7 @@ Result = TypeVar("Result")
 def at_once(tasks: Sequence[Callable[[], Result]]) -> list[Result]:
     """The results of all tasks; each runs on a thread of its own, the first on this one, and torch uses no others.
 
-    Raises what a task has raised; of several errors not that of a task that waited for another at a `Meeting`.
+    Raises what a task has raised; of several errors not that of a task that waited for another at a `AllReduce`.
     """
     if len(tasks) == 1:
         return [tasks[0]()]
@@ -52,7 +52,7 @@ def shared_out(tasks: Sequence[Callable[[], Result]], threads: int) -> list[Resu
     return [results[place] for place in range(len(tasks))]
 
 
-class Meeting:
+class AllReduce:
     """Where all of so many tasks that run at once bring a value, once, and get the sum of all."""
 
     def __init__(self, count: int) -> None:

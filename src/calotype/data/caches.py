@@ -26,7 +26,7 @@ from torch import Tensor
 from calotype.data.captions import Captions
 from calotype.data.images import shown
 from calotype.files import checked, read_as, require_regular, sha256, to_disk, write_json, write_tensors
-from calotype.nets.frozen import Frozen, Reader, Table, encode_all
+from calotype.nets.frozen import EncodingTable, FrozenEncoder, PretrainedEncoder, encode_all
 from calotype.types import Progress, UserError, no_progress
 
 Pixels = np.ndarray[tuple[int, int, int, int], np.dtype[np.uint8]]  # (count, 3, height, width)
@@ -166,30 +166,34 @@ def tensors_hash(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def cache_encodings(frozen: Frozen, captions: Captions, folder: Path, device: torch.device, progress: Progress) -> None:
+def cache_encodings(
+    frozen: FrozenEncoder, captions: Captions, folder: Path, device: torch.device, progress: Progress
+) -> None:
     """Gives `frozen` a table of the encodings of all captions and their shortened versions: each is encoded once."""
     texts = captions.distinct
 
     def make() -> dict[str, Tensor]:
-        table = encode_on(frozen.reader, texts, device, progress)
+        table = encode_on(frozen.pretrained, texts, device, progress)
         return {"ends": table.ends, "context": table.context, "pooled": table.pooled}
 
-    key = hashlib.sha256(f"{frozen.reader.digest} {json.dumps(texts)}".encode()).hexdigest()[:16]
+    key = hashlib.sha256(f"{frozen.pretrained.digest} {json.dumps(texts)}".encode()).hexdigest()[:16]
 
     def fits(ends: Tensor, context: Tensor, pooled: Tensor) -> bool:
-        width = frozen.reader.width
+        width = frozen.pretrained.width
         shapes = ends.shape, context.shape[1:], pooled.shape, context.dtype, pooled.dtype
         known = shapes == ((len(texts) + 1,), (width,), (len(texts), width), torch.half, torch.half)
         return known and bool((ends.diff() >= 0).all()) and ends[[0, -1]].tolist() == [0, len(context)]
 
     tensors = cached_tensors(folder / f"words-{key}.safetensors", make, fits, "words-*.safetensors")
-    frozen.table = Table({text: row for row, text in enumerate(texts)}, **tensors)
+    frozen.table = EncodingTable({text: row for row, text in enumerate(texts)}, **tensors)
 
 
-def encode_on(reader: Reader, texts: Sequence[str], device: torch.device, progress: Progress = no_progress) -> Table:
+def encode_on(
+    pretrained: PretrainedEncoder, texts: Sequence[str], device: torch.device, progress: Progress = no_progress
+) -> EncodingTable:
     """Encodes on this device, and moves the encoder back to the CPU, where the few later prompts are encoded."""
-    reader.network.to(device)
+    pretrained.network.to(device)
     try:
-        return encode_all(reader, texts, progress)
+        return encode_all(pretrained, texts, progress)
     finally:
-        reader.network.cpu()
+        pretrained.network.cpu()

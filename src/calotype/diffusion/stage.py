@@ -222,9 +222,11 @@ class Stage:
         noisy = init.clean.to(labels.device) + sigmas[0] * noise.to(labels.device)
         denoise = init.wrapper(lambda condition: self.denoise(condition, sampling), condition)
         yield noisy
-        yield from self.develop(noisy, sigmas, denoise, resampled(SAMPLERS[sampling.sampler], init.resampling), rngs)
+        yield from self.sampler_states(
+            noisy, sigmas, denoise, resampled(SAMPLERS[sampling.sampler], init.resampling), rngs
+        )
 
-    def develop(
+    def sampler_states(
         self, noisy: Latents, sigmas: list[float], denoise: Denoise, sampler: Sampler, rngs: Sequence[Randomness]
     ) -> Iterator[Latents]:
         """The sampler's states after each step through `sigmas`, from `noisy` at the first of them."""

@@ -33,7 +33,7 @@ from calotype.evaluation.comparison_results import (
 from calotype.evaluation.counting import counted, most_memory
 from calotype.machine import free_memory, timed
 from calotype.model import Model, load
-from calotype.nets.frozen import Frozen, Projected, encode_all
+from calotype.nets.frozen import FrozenEncoder, ProjectedEncoder, encode_all
 from calotype.nets.vae import Vae
 from calotype.priors.prior import constant_count
 from calotype.recipe import leg_above
@@ -89,14 +89,14 @@ def networks_of(candidate: Candidate) -> dict[str, nn.Module]:
         **({"autoencoder": base.space} if isinstance(base.space, LatentSpace) else {}),
         "denoiser": base.denoiser,
         **{leg_above(stage.image_size): stage.denoiser for stage in above},
-        **({"text encoder": frozen.reader.network} if frozen is not None else {}),
+        **({"text encoder": frozen.pretrained.network} if frozen is not None else {}),
     }
 
 
-def frozen_encoder(candidate: Candidate) -> Frozen | None:
+def frozen_encoder(candidate: Candidate) -> FrozenEncoder | None:
     """The text encoder that is not trained here."""
-    reader = candidate.model.text_encoder
-    return reader.frozen if isinstance(reader, Projected) else None
+    encoder = candidate.model.text_encoder
+    return encoder.frozen if isinstance(encoder, ProjectedEncoder) else None
 
 
 def parameter_counts(network: nn.Module) -> ParameterCounts:
@@ -166,7 +166,7 @@ def sampling_flops(candidate: Candidate) -> int:
     encoding = 0
     if text is not None and frozen is not None:
         frozen(text.prompts)  # it keeps what it has encoded, so that sampling does not count it again
-        encoding = counted(lambda: encode_all(frozen.reader, text.prompts))
+        encoding = counted(lambda: encode_all(frozen.pretrained, text.prompts))
     label = torch.tensor(model.labels(1), device=model.device)
     return encoding + counted(lambda: generate(model.stages, label, model.samplings, [Rng(("cost",))], text=text))
 

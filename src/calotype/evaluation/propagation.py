@@ -222,7 +222,7 @@ def latent_arm(
     def finish(delta: Images | None) -> Resized:
         corrupted = image if delta is None else image + repeated(delta, factor)
         start, sampler = state + stage.space.encode(corrupted) - encoded, SAMPLERS[sampling.sampler]
-        return stage.space.decode(last(stage.develop(start, below, denoise, sampler, subjects.at(stage))))
+        return stage.space.decode(last(stage.sampler_states(start, below, denoise, sampler, subjects.at(stage))))
 
     return Arm(name, sigma, shrunk(image, factor), finish, thorough=name == "matched")
 

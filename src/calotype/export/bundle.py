@@ -22,7 +22,7 @@ from calotype.export.graphs import VARIABLE_WORDS, Graph, encoder_of, stage_grap
 from calotype.files import whole_folder, write_json, write_whole
 from calotype.interop.folders import TOKENIZER
 from calotype.model import Model
-from calotype.nets.frozen import FolderConfig, MiniLmConfig, Projected
+from calotype.nets.frozen import FolderConfig, MiniLmConfig, ProjectedEncoder
 from calotype.priors.captions import CaptionedMixture
 from calotype.recipe import leg_above
 from calotype.spaces.latent import LatentSpace
@@ -191,7 +191,7 @@ def text_settings(model: Model) -> dict[str, Any] | None:
         return None
     text = model.recipe.denoiser.text
     assert text.kind != "none"
-    kind = "tokenizer" if isinstance(encoder, Projected) else "bytes"
+    kind = "tokenizer" if isinstance(encoder, ProjectedEncoder) else "bytes"
     encoders = {stage.image_size: encoder_of(stage) for stage in model.stages}
     widths = {str(size): each.width for size, each in encoders.items() if each is not None}
     return {"kind": kind, "words": text.words, "width": widths}

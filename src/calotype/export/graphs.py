@@ -19,7 +19,7 @@ from calotype.diffusion.augmentation import BlurAugmentation
 from calotype.diffusion.denoiser import Denoiser
 from calotype.diffusion.stage import Stage
 from calotype.nets.blocks import Resized, TextContext, Tokens, Vector
-from calotype.nets.frozen import Projected
+from calotype.nets.frozen import ProjectedEncoder
 from calotype.nets.text import LETTERS, BytesEncoder, TextConditioned
 from calotype.priors.captions import CaptionedMixture
 from calotype.priors.gaussian import GaussianMixture
@@ -149,10 +149,10 @@ class EncoderGraph(nn.Module):
 class TextGraph(nn.Module):
     """Texts as bytes (batch, word, 12), or as tokens (batch, token) of one length -> words, pooled text."""
 
-    def __init__(self, encoder: BytesEncoder | Projected) -> None:
+    def __init__(self, encoder: BytesEncoder | ProjectedEncoder) -> None:
         super().__init__()
         self.encoder = encoder
-        self.network = encoder.frozen.reader.network if isinstance(encoder, Projected) else None
+        self.network = encoder.frozen.pretrained.network if isinstance(encoder, ProjectedEncoder) else None
 
     def forward(self, tokens: Int[Tensor, "batch word *letter"]) -> tuple[Tensor, Tensor]:
         if isinstance(self.encoder, BytesEncoder):
@@ -171,10 +171,10 @@ def stage_graphs(stage: Stage) -> dict[str, Graph]:
     return dict(_graphs(stage))
 
 
-def encoder_of(stage: Stage) -> BytesEncoder | Projected | None:
+def encoder_of(stage: Stage) -> BytesEncoder | ProjectedEncoder | None:
     backbone = stage.denoiser.backbone
     encoder = backbone.encoder if isinstance(backbone, TextConditioned) else None
-    assert encoder is None or isinstance(encoder, BytesEncoder | Projected)
+    assert encoder is None or isinstance(encoder, BytesEncoder | ProjectedEncoder)
     return encoder
 
 
@@ -199,7 +199,7 @@ def _graphs(stage: Stage) -> Iterator[tuple[str, Graph]]:
         yield "encoder", Graph(EncoderGraph(stage.space), {"images": images}, ("latents",))
 
 
-def text_graph(encoder: BytesEncoder | Projected) -> Graph:
+def text_graph(encoder: BytesEncoder | ProjectedEncoder) -> Graph:
     shape = (PICTURES, EXAMPLE_WORDS, LETTERS) if isinstance(encoder, BytesEncoder) else (PICTURES, EXAMPLE_WORDS)
     return Graph(TextGraph(encoder), {"tokens": torch.ones(shape, dtype=torch.long)}, ("words", "pooled"))
 

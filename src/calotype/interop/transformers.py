@@ -23,7 +23,7 @@ from calotype.interop.folders import (
     require_package,
     weights_files,
 )
-from calotype.nets.frozen import Encoding, FolderConfig, Reader
+from calotype.nets.frozen import Encoding, FolderConfig, PretrainedEncoder
 from calotype.types import UserError
 
 KINDS = {
@@ -59,7 +59,7 @@ class TransformersEncoder(nn.Module):
         return Encoding(context, output.pooler_output if is_clip else context.mean(1))
 
 
-def open_encoder(config: FolderConfig) -> Reader:
+def open_encoder(config: FolderConfig) -> PretrainedEncoder:
     """Raises `UserError` where the folder holds no encoder that is known, or another one than the recipe names."""
     folder, digest = Path(config.path), digest_of(Path(config.path))
     if config.digest not in ("", digest):
@@ -74,7 +74,7 @@ def open_encoder(config: FolderConfig) -> Reader:
     most = min(config.words, getattr(theirs, "max_position_embeddings", config.words + spare) - spare)
     tokenize = open_tokenizer(folder / TOKENIZER, most, theirs.vocab_size)
     encoder = TransformersEncoder(network).eval().requires_grad_(False)
-    return Reader(tokenize, encoder, theirs.hidden_size, f"{digest} {most}")
+    return PretrainedEncoder(tokenize, encoder, theirs.hidden_size, f"{digest} {most}")
 
 
 def digest_of(folder: Path) -> str:

@@ -60,7 +60,7 @@ class Encoding(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Reader:
+class PretrainedEncoder:
     """A pretrained encoder with its tokenizer."""
 
     tokenize: Callable[[str], Tokenized]
@@ -80,7 +80,7 @@ class Reader:
 
 
 @dataclass(frozen=True)
-class Table:
+class EncodingTable:
     """Encodings of texts, one after another."""
 
     rows: dict[str, int]
@@ -95,20 +95,20 @@ class Table:
         return Encoding(self.context[begin:end], self.pooled[row])
 
 
-def encode_all(reader: Reader, texts: Sequence[str], progress: Progress = no_progress) -> Table:
+def encode_all(pretrained: PretrainedEncoder, texts: Sequence[str], progress: Progress = no_progress) -> EncodingTable:
     """Texts of equally many tokens form a batch, so that nothing is padded."""
-    tokens = [reader.tokenize(text).tokens for text in texts]
+    tokens = [pretrained.tokenize(text).tokens for text in texts]
     ends = [0, *accumulate(map(len, tokens))]
-    context = torch.zeros(ends[-1], reader.width, dtype=torch.half)
-    pooled = torch.zeros(len(texts), reader.width, dtype=torch.half)
+    context = torch.zeros(ends[-1], pretrained.width, dtype=torch.half)
+    pooled = torch.zeros(len(texts), pretrained.width, dtype=torch.half)
     done = 0
     for part in equally_long(tokens):
-        encoding = reader.encode(torch.tensor([tokens[row] for row in part]))
+        encoding = pretrained.encode(torch.tensor([tokens[row] for row in part]))
         for row, words in zip(part, encoding.context, strict=True):
             context[ends[row] : ends[row + 1]] = words
         pooled[part] = encoding.pooled
         progress(done := done + len(part), len(texts))
-    return Table({text: row for row, text in enumerate(texts)}, torch.tensor(ends), context, pooled)
+    return EncodingTable({text: row for row, text in enumerate(texts)}, torch.tensor(ends), context, pooled)
 
 
 def equally_long(tokens: Sequence[Sequence[int]]) -> list[list[int]]:
@@ -118,15 +118,15 @@ def equally_long(tokens: Sequence[Sequence[int]]) -> list[list[int]]:
     return [group[start : start + BATCH] for group in groups for start in range(0, len(group), BATCH)]
 
 
-class Frozen:
+class FrozenEncoder:
     """A pretrained encoder with cached encodings. It is no module: nothing of it is trained, averaged or saved."""
 
-    def __init__(self, reader: Reader) -> None:
-        self.reader, self.width = reader, reader.width
-        self.table = encode_all(reader, [])
-        self._read = lru_cache(CACHED)(lambda text: encode_all(reader, [text]).of(text))
+    def __init__(self, pretrained: PretrainedEncoder) -> None:
+        self.pretrained, self.width = pretrained, pretrained.width
+        self.table = encode_all(pretrained, [])
+        self._encode = lru_cache(CACHED)(lambda text: encode_all(pretrained, [text]).of(text))
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Frozen:
+    def __deepcopy__(self, memo: dict[int, Any]) -> FrozenEncoder:
         """A network and the average of its weights share the table."""
         return self
 
@@ -145,16 +145,16 @@ class Frozen:
         if not text:
             nothing = torch.zeros(1, self.width, dtype=torch.half)
             return Encoding(nothing[:0], nothing[0])
-        return self.table.of(text) if text in self.table.rows else self._read(text)
+        return self.table.of(text) if text in self.table.rows else self._encode(text)
 
     def truncated(self, text: str) -> str:
-        return self.reader.tokenize(text).truncated
+        return self.pretrained.tokenize(text).truncated
 
 
-class Projected(nn.Module):
+class ProjectedEncoder(nn.Module):
     """A frozen encoder and a linear projection that is trained with the denoiser."""
 
-    def __init__(self, frozen: Frozen, width: int) -> None:
+    def __init__(self, frozen: FrozenEncoder, width: int) -> None:
         super().__init__()
         self.frozen, self.width = frozen, width
         self.norm = RmsNorm(frozen.width, eps=1e-6)

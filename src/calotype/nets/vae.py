@@ -191,7 +191,7 @@ class VaeEncoder(nn.Module):
         layers: list[nn.Module] = [nn.Conv2d(3 * config.stem**2, config.widths[0], 3, padding=1)]
         for level, width in enumerate(config.widths):
             if level:
-                layers.append(Fold(config.widths[level - 1], width))
+                layers.append(SpaceToChannel(config.widths[level - 1], width))
             layers += [ResidualBlock(width) for _ in range(config.encoder_blocks)]
         self.layers = nn.Sequential(*layers, ChannelNorm(config.widths[-1]), nn.SiLU())
         self.out = zero(nn.Conv2d(config.widths[-1], 2 * config.channels, 3, padding=1))
@@ -208,7 +208,7 @@ class VaeDecoder(nn.Module):
         for level, width in reversed(list(enumerate(config.widths))):
             layers += [ResidualBlock(width) for _ in range(config.decoder_blocks)]
             if level:
-                layers.append(Unfold(width, config.widths[level - 1]))
+                layers.append(ChannelToSpace(width, config.widths[level - 1]))
         self.layers = nn.Sequential(*layers, ChannelNorm(config.widths[0]), nn.SiLU())
         self.out = zero(nn.Conv2d(config.widths[0], 3 * config.stem**2, 3, padding=1))
 
@@ -216,7 +216,7 @@ class VaeDecoder(nn.Module):
         return F.pixel_shuffle(self.out(self.layers(latents)), self.stem)
 
 
-class Fold(nn.Module):
+class SpaceToChannel(nn.Module):
     """Half the side: space to channel, a 1x1 convolution, and a residual that averages channels."""
 
     def __init__(self, channels: int, out_channels: int) -> None:
@@ -229,8 +229,8 @@ class Fold(nn.Module):
         return self.conv(folded) + match_channels(folded, self.out_channels)
 
 
-class Unfold(nn.Module):
-    """Twice the side: the inverse of `Fold`."""
+class ChannelToSpace(nn.Module):
+    """Twice the side: the inverse of `SpaceToChannel`."""
 
     def __init__(self, channels: int, out_channels: int) -> None:
         super().__init__()

@@ -14,7 +14,7 @@ from calotype.build import build_enlarger, build_stage
 from calotype.data.sources import FOLDS
 from calotype.diffusion.stage import Stage
 from calotype.nets.critic import Critic
-from calotype.nets.frozen import Frozen
+from calotype.nets.frozen import FrozenEncoder
 from calotype.priors.captions import CaptionedMixture
 from calotype.priors.fit import largest_prior
 from calotype.priors.prior import MOST_VALUES, constant_count
@@ -127,7 +127,7 @@ class Costs(ABC):
         return self.prior_values() + max(0, (1 + FOLDS) * plain - stored)
 
 
-def build_stages(recipe: Recipe, space: Space, count: int, classes: int, frozen: Frozen | None) -> list[Stage]:
+def build_stages(recipe: Recipe, space: Space, count: int, classes: int, frozen: FrozenEncoder | None) -> list[Stage]:
     """All stages, the first with the largest prior that `count` pictures may give; nothing is fitted."""
     prior, side = None, recipe.chain[0] // space.reduction
     if recipe.denoiser.prior != "none":

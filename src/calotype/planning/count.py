@@ -119,10 +119,10 @@ class Counted(Costs):
     def captions(self) -> tuple[float, int]:
         if self.frozen is None or self.all_captions is None:
             return 0.0, 0
-        texts, reader = self.all_captions.distinct, self.frozen.reader
+        texts, pretrained = self.all_captions.distinct, self.frozen.pretrained
         few = texts[:: max(1, len(texts) // 32)][:32]
-        flops = counted(lambda: encode_on(reader, few, torch.device("cpu")))
-        size = encode_on(reader, few, torch.device("cpu")).context.nbytes
+        flops = counted(lambda: encode_on(pretrained, few, torch.device("cpu")))
+        size = encode_on(pretrained, few, torch.device("cpu")).context.nbytes
         scale = self.weight * len(texts) / len(few)
         return self.seconds(scale * flops), int(scale * size)
 

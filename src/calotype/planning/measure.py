@@ -163,11 +163,11 @@ class Measurement(Costs):
     def captions(self) -> tuple[float, int]:
         if self.frozen is None or self.all_captions is None:
             return 0.0, 0
-        texts, reader = self.all_captions.distinct, self.frozen.reader
+        texts, pretrained = self.all_captions.distinct, self.frozen.pretrained
         few = texts[:: max(1, len(texts) // 32)][:32]
         scale = self.weight * len(texts) / len(few)
-        seconds = best_time(lambda: encode_on(reader, few, self.device), self.device, 1)
-        return scale * seconds, int(scale * encode_on(reader, few, self.device).context.nbytes)
+        seconds = best_time(lambda: encode_on(pretrained, few, self.device), self.device, 1)
+        return scale * seconds, int(scale * encode_on(pretrained, few, self.device).context.nbytes)
 
     def inspect(self) -> float:
         if not isinstance(space := self.space, LatentSpace):

@@ -20,7 +20,7 @@ from calotype.diffusion.stage import Sampling, Stage, shrunk
 from calotype.machine import deterministic
 from calotype.nets.blocks import channels_last
 from calotype.nets.critic import Critic
-from calotype.nets.frozen import Frozen
+from calotype.nets.frozen import FrozenEncoder
 from calotype.nets.kl import Autoencoder
 from calotype.nets.perceptual import pretrained_lite0
 from calotype.priors.patches import PatchPrior
@@ -84,7 +84,7 @@ def autoencoder_objective(recipe: Recipe, vae: Autoencoder, device: torch.device
 
 def denoiser_leg(
     recipe: Recipe, buckets: Sequence[Bucket], space: Space, device: torch.device, run: Run | None = None,
-    frozen: Frozen | None = None, start: WarmStart | None = None,
+    frozen: FrozenEncoder | None = None, start: WarmStart | None = None,
 ) -> Leg[Stage]:  # fmt: skip
     """The first stage, in pixels or in the latents of a trained autoencoder."""
     deterministic(recipe.seed + 1)
@@ -103,7 +103,7 @@ def denoiser_leg(
 
 def enlarger_leg(
     recipe: Recipe, size: int, pictures: Pictures, examples: Examples, device: torch.device, run: Run | None = None,
-    frozen: Frozen | None = None, start: WarmStart | None = None,
+    frozen: FrozenEncoder | None = None, start: WarmStart | None = None,
 ) -> Leg[Stage]:  # fmt: skip
     """A stage that enlarges the pictures of the stage before it."""
     deterministic(recipe.seed + size)

@@ -25,7 +25,7 @@ from calotype.nets.vae import kl_to_normal
 from calotype.priors.gaussian import CrossFitted
 from calotype.ranks import ALONE, Ranks
 from calotype.recipe import AdversarialLossConfig, AutoencoderLossConfig, ConditionDropout
-from calotype.threads import Meeting, rows_of
+from calotype.threads import AllReduce, rows_of
 from calotype.types import (
     NULL_LABEL,
     Batch,
@@ -151,12 +151,12 @@ class AdversarialObjective(ABC):
             share = BatchShare(ranks.index, ranks.count, len(batch))
             return [partial(self._share, batch, fraction, rng, share, ranks.norm)]
         count = min(at_once, len(batch))
-        meeting = Meeting(count)
+        all_reduce = AllReduce(count)
 
         def part(index: int) -> dict[str, Loss]:
-            with meeting.attended():
+            with all_reduce.attended():
                 share = BatchShare(index, count, len(batch))
-                return self._share(batch, fraction, rng, share, lambda own: meeting.sum(index, own.square()).sqrt())
+                return self._share(batch, fraction, rng, share, lambda own: all_reduce.sum(index, own.square()).sqrt())
 
         return (
             [partial(part, index) for index in range(count)]
@@ -297,10 +297,12 @@ class DenoisingObjective:
         noise = rng.at("noise").noise_like(clean)
         labels, text = drop_condition(batch, self.dropout, rng.at("condition"))
         level = sent(self.stage.augmentation.sample_level(count, rng.at("augmentation")), device)
-        spoiling = None if batch.low_res is None else rng.at("spoiling").noise_like(batch.low_res)
+        augmentation_noise = None if batch.low_res is None else rng.at("spoiling").noise_like(batch.low_res)
         seeds = rng.at("dropout").integers(2**62, count)
         labels = sent(labels, device)
-        return Noised(replace(batch, clean=clean, labels=labels, text=text), sigma, noise, level, spoiling, seeds)
+        return Noised(
+            replace(batch, clean=clean, labels=labels, text=text), sigma, noise, level, augmentation_noise, seeds
+        )
 
     def per_image(self, noised: Noised) -> Float[Tensor, " batch"]:
         batch, condition = noised.batch, self.condition(noised)
@@ -310,8 +312,9 @@ class DenoisingObjective:
             return self.stage.denoiser.loss(batch.clean, noised.sigma, noised.noise, condition, self.weights)
 
     def condition(self, noised: Noised) -> Condition:
-        batch, spoiling = noised.batch, torch.zeros(()) if noised.spoiling is None else noised.spoiling
-        return self.stage.condition(batch.labels, batch.low_res, noised.level, spoiling, batch.text)
+        batch, noise = noised.batch, noised.augmentation_noise
+        noise = torch.zeros(()) if noise is None else noise
+        return self.stage.condition(batch.labels, batch.low_res, noised.level, noise, batch.text)
 
 
 @dataclass(frozen=True)
@@ -322,16 +325,15 @@ class Noised:
     sigma: Sigmas
     noise: Latents
     level: Sigmas
-    """Of the augmentation of the low-resolution image, with `spoiling`, its noise."""
-    spoiling: OtherImages | None
+    """Of the augmentation of the low-resolution image, with `augmentation_noise`, its noise."""
+    augmentation_noise: OtherImages | None
     seeds: Int[Tensor, " batch"]
     """Of the network's dropout."""
 
     def at(self, rows: slice) -> Noised:
-        spoiling = None if self.spoiling is None else self.spoiling[rows]
-        return Noised(
-            self.batch.at(rows), self.sigma[rows], self.noise[rows], self.level[rows], spoiling, self.seeds[rows]
-        )
+        noise = None if self.augmentation_noise is None else self.augmentation_noise[rows]
+        batch, sigma, level, seeds = self.batch.at(rows), self.sigma[rows], self.level[rows], self.seeds[rows]
+        return Noised(batch, sigma, self.noise[rows], level, noise, seeds)
 
 
 def drop_condition(batch: Batch, dropout: ConditionDropout, rng: Rng) -> tuple[Labels, Text | None]:

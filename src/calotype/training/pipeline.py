@@ -22,7 +22,7 @@ from calotype.diffusion.stage import Stage
 from calotype.evaluation.counting import counter
 from calotype.evaluation.search import Search
 from calotype.machine import peak_memory, release_memory
-from calotype.nets.frozen import Frozen
+from calotype.nets.frozen import FrozenEncoder
 from calotype.nets.kl import Autoencoder
 from calotype.nets.perceptual import pretrained_lite0
 from calotype.ranks import ALONE, Ranks
@@ -92,7 +92,7 @@ class Pipeline:
     ranks: Ranks = ALONE
 
     @cached_property
-    def frozen(self) -> Frozen | None:
+    def frozen(self) -> FrozenEncoder | None:
         """The text encoder that all stages share; None where it is trained with them, or there is none."""
         return build_frozen(self.recipe.denoiser.text)
 

@@ -11,7 +11,7 @@ from calotype.diffusion.denoiser import Denoiser
 from calotype.diffusion.stage import Stage
 from calotype.files import is_whole, listed, read_as, whole_folder, write_tensors
 from calotype.model import Model, load
-from calotype.nets.frozen import Frozen
+from calotype.nets.frozen import FrozenEncoder
 from calotype.nets.weights import load_file_into
 from calotype.priors.prior import load_trained
 from calotype.recipe import Recipe, exposure_above, leg_above
@@ -66,7 +66,7 @@ def recipe_so_far(run: Run) -> Recipe:
 # -- Stages ------------------------------------------------------------------------------------------------------------
 
 
-def empty_stage(run: Run, recipe: Recipe, size: int, frozen: Frozen | None) -> Stage:
+def empty_stage(run: Run, recipe: Recipe, size: int, frozen: FrozenEncoder | None) -> Stage:
     """With its closed form; its network is new."""
     classes, folder = len(run.state.classes), run.folder / "constants"
     if size == recipe.chain[0]:
