@@ -60,7 +60,7 @@ def stepper(settings: dict, leg: str, way: str, ranks):
     from calotype.recipe import OptimizerConfig
     from calotype.settings import parse_recipe
     from calotype.training.legs import autoencoder_objective
-    from calotype.training.loop import TrainProgress, train_step
+    from calotype.training.loop import Division, TrainProgress, train_step
     from calotype.training.objectives import DenoisingObjective
     from calotype.training.state import TrainState
     from calotype.types import Batch, Rng
@@ -84,7 +84,7 @@ def stepper(settings: dict, leg: str, way: str, ranks):
         state.share(ranks)
     slices = settings["ranks"] if way == "process" else 1
     progress = TrainProgress(10**6, batch, 0, images_seen=900_000)  # the critic takes part
-    return lambda: train_step(objective, states, data, progress, slices, 1, ranks)
+    return lambda: train_step(objective, states, data, progress, Division(slices, ranks=ranks))
 
 
 def recipe_of(size: int, budget: float, flops: float) -> dict:

@@ -33,7 +33,7 @@ def work(pipe: Connection, settings: dict, sharding: str, index: int, port: int)
     from calotype.ranks import joined_ranks
     from calotype.settings import parse_recipe
     from calotype.spaces.pixel import PixelSpace
-    from calotype.training.loop import TrainProgress, train_step
+    from calotype.training.loop import Division, TrainProgress, train_step
     from calotype.training.objectives import DenoisingObjective
     from calotype.training.sharding import ShardedState, sharding_mesh
     from calotype.training.state import TrainState
@@ -59,7 +59,7 @@ def work(pipe: Connection, settings: dict, sharding: str, index: int, port: int)
         progress, seconds = TrainProgress(10**6, len(images), 0, 500_000), []
         for _ in range(settings["steps"]):
             start = time.perf_counter()
-            train_step(DenoisingObjective(stage), {"denoiser": state}, data, progress, 1, 1, ranks)
+            train_step(DenoisingObjective(stage), {"denoiser": state}, data, progress, Division(ranks=ranks))
             seconds.append(time.perf_counter() - start)
         held = sum(local(value).nbytes for value in state.tensors().values())
         count = sum(weight.numel() for weight in state.parameters)

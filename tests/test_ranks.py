@@ -24,7 +24,7 @@ from calotype.files import read_json, read_tensors
 from calotype.ranks import LostRanks, Ranks, join, joined_ranks, pass_on
 from calotype.recipe import OptimizerConfig
 from calotype.run import Run
-from calotype.training.loop import train_steps
+from calotype.training.loop import Division, train_steps
 from calotype.training.process import Interrupted
 from calotype.training.state import TrainState
 from calotype.types import UserError
@@ -35,7 +35,7 @@ STEPS = 50
 def trained(name, ranks, **settings):
     """The weights of a leg after 50 steps, their average, and the terms and norms of the last."""
     leg = LEGS[name](**{name: {"images": 4 * STEPS, "learn": {"learning_rate": 1e-3}}})
-    *_, last = train_steps(leg.objective, leg.states, leg.source, leg.progress, **settings, ranks=ranks)
+    *_, last = train_steps(leg.objective, leg.states, leg.source, leg.progress, Division(**settings, ranks=ranks))
     named = {f"{of}.{key}": value for of, state in leg.states.items() for key, value in state.tensors().items()}
     numbers = {name: float(value) for name, value in (last.terms | last.norms).items()}
     return {name: value.flatten().tolist() for name, value in named.items()}, numbers

@@ -43,7 +43,7 @@ def leg_on(sharding="full", denoiser=DIT, precision="float32"):
 
 def advanced(leg, ranks, steps, slices=1):
     """The terms and norms of the last of so many further steps."""
-    done = train_steps(leg.objective, leg.states, leg.source, leg.progress, slices, rounds=2, ranks=ranks)
+    done = train_steps(leg.objective, leg.states, leg.source, leg.progress, Division(slices, 2, ranks))
     *_, last = islice(done, steps)
     return {name: float(value) for name, value in (last.terms | last.norms).items()}
 

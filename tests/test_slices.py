@@ -16,7 +16,7 @@ from calotype.threads import at_once, one_thread, rows_of, shared_out
 from calotype.training import fitting
 from calotype.training.examples import crop_examples
 from calotype.training.legs import enlarger_leg
-from calotype.training.loop import accumulated, differentiated, train_step
+from calotype.training.loop import Division, accumulated, differentiated, train_step
 from calotype.training.state import divided
 from calotype.types import Rng, Text
 
@@ -99,7 +99,7 @@ def test_a_step_in_slices_is_the_step_of_the_whole_batch():
     weights = []
     for slices in (1, 2):
         leg = go_on(second_leg(), 16)
-        result = train_step(leg.objective, leg.states, leg.source.batch(16, 4), leg.progress, slices)
+        result = train_step(leg.objective, leg.states, leg.source.batch(16, 4), leg.progress, Division(slices))
         weights.append(torch.cat([weight.flatten() for weight in leg.states["denoiser"].parameters]).detach())
         assert list(result.terms) == ["denoiser.loss"] and list(result.norms) == ["denoiser"]
     assert (weights[0] - weights[1]).norm() <= 1e-5 * weights[0].norm()

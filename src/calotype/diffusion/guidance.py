@@ -16,17 +16,13 @@ RAMP = math.log(5)
 """The scale changes between a fifth of the reference sigma and five times it, linearly in log sigma."""
 
 
-def guided(strong: Denoise, weak: Denoise, scale: float | Scale) -> Denoise:
+def guided(strong: Denoise, weak: Denoise, scale: float) -> Denoise:
     """`weak + scale * (strong - weak)`: extrapolates from a weaker denoiser through a stronger one.
 
     With the unconditional model as `weak` this is classifier-free guidance (arXiv 2207.12598, eq. 6, `scale = 1 + w`);
     with a worse model of the same data and condition it is autoguidance (arXiv 2406.02507, eq. 4).
     """
-
-    def denoise(noisy: Latents, sigma: float) -> Latents:
-        return extrapolated(weak(noisy, sigma), strong(noisy, sigma), scale(sigma) if callable(scale) else scale)
-
-    return denoise
+    return lambda noisy, sigma: extrapolated(weak(noisy, sigma), strong(noisy, sigma), scale)
 
 
 def extrapolated(weak: Latents, strong: Latents, scale: float | Tensor) -> Latents:

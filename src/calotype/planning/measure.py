@@ -131,7 +131,7 @@ class Measurement(Costs):
         progress = TrainProgress(10**6, batch, 0, images_seen=int(end * 10**6) - 1)
 
         def step(slices: int = 1) -> object:
-            return train_step(objective, states, source.batch(0, batch), progress, slices, rounds)
+            return train_step(objective, states, source.batch(0, batch), progress, Division(slices, rounds))
 
         flops, seconds = counted(step), best_time(step, self.device, 2)
         most = cores() if self.device.type == "cpu" else 1

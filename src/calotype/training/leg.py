@@ -92,8 +92,7 @@ class Leg(Generic[Result_co]):
 
     def steps(self, division: Division = WHOLE, note: Note = lambda text: None) -> Iterator[StepResult]:
         """Trains to the end, one step for each result; see `train_steps`."""
-        slices, rounds, ranks = division
-        return train_steps(self.objective, self.states, self.source, self.progress, slices, note, rounds, ranks)
+        return train_steps(self.objective, self.states, self.source, self.progress, division, note)
 
 
 @dataclass(frozen=True)

@@ -106,10 +106,8 @@ def train_steps(
     states: Mapping[str, TrainState],
     source: BatchSource,
     progress: TrainProgress,
-    slices: int = 1,
+    division: Division = WHOLE,
     note: Note = lambda text: None,
-    rounds: int = 1,
-    ranks: Ranks = ALONE,
 ) -> Iterator[StepResult]:
     """Trains to the end of the leg, one step for each result; what is done between steps is up to the caller.
 
@@ -118,10 +116,11 @@ def train_steps(
     Several ranks do not change their rounds on the way: the others would wait for one. What a step leaves on a GPU is
     read when the next one has begun; who keeps anything of it before calls `StepResult.require_finite`.
     """
+    ranks = division.ranks
     if progress.batch < ranks.count:
         raise UserError(f"a batch of {progress.batch} is too small for {ranks.count} ranks; take fewer ranks")
     if not ranks.alone:
-        rounds = min(rounds, progress.batch // ranks.count)  # so that all ranks have as many parts
+        division = division._replace(rounds=min(division.rounds, progress.batch // ranks.count))  # equal for all ranks
     for state in states.values():
         state.share(ranks)
     progress.started = time.perf_counter()
@@ -129,12 +128,12 @@ def train_steps(
     while progress.images_seen < progress.total:
         batch = source.batch(progress.images_seen, progress.batch)
         try:
-            result = train_step(objective, states, batch, progress, slices, rounds, ranks)
+            result = train_step(objective, states, batch, progress, division)
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error) or not ranks.alone:
                 raise
-            rounds = smaller(objective, states, batch, progress, slices, rounds)
-            note(f"memory is too small for a batch of {len(batch)} at once: it is worked on in {rounds} parts")
+            division = in_more_rounds(objective, states, batch, progress, division)
+            note(f"memory is too small for a batch of {len(batch)} at once: it is worked on in {division.rounds} parts")
             continue
         if before:
             before.require_finite()
@@ -145,14 +144,14 @@ def train_steps(
         before.require_finite()
 
 
-def smaller(
-    objective: Objective, states: Mapping[str, TrainState], batch: Batch, progress: TrainProgress, slices: int,
-    rounds: int,
-) -> int:  # fmt: skip
-    """Twice as many rounds. Raises `UserError` where the batch has no more slices."""
+def in_more_rounds(
+    objective: Objective, states: Mapping[str, TrainState], batch: Batch, progress: TrainProgress, division: Division
+) -> Division:
+    """With twice as many rounds. Raises `UserError` where the batch has no more slices."""
     for state in states.values():
         state.zero_grad()  # of the rounds before
     release_memory(batch.clean.device)
+    slices, rounds = division.slices, division.rounds
     before, after = (
         len(objective.slices(batch, progress.fraction, progress.rng(), slices, count)) for count in (rounds, 2 * rounds)
     )
@@ -161,18 +160,19 @@ def smaller(
             f"memory is too small for a training step after {progress.images_seen} images; the last checkpoint is "
             f"sound: close other programs and resume, or start again with a smaller batch, crop or network"
         )
-    return 2 * rounds
+    return division._replace(rounds=2 * rounds)
 
 
 def train_step(
-    objective: Objective, states: Mapping[str, TrainState], batch: Batch, progress: TrainProgress, slices: int = 1,
-    rounds: int = 1, ranks: Ranks = ALONE,
+    objective: Objective, states: Mapping[str, TrainState], batch: Batch, progress: TrainProgress,
+    division: Division = WHOLE,
 ) -> StepResult:  # fmt: skip
     """One step of every network that has a loss.
 
     In each of `rounds`, `slices` of the batch are worked on at once, if the objective can; of several ranks each works
     on its own part, in `rounds` alone. Raises `UserError` as `StepResult.require_finite` does.
     """
+    slices, rounds, ranks = division
     with finite_or_stop(batch, f"{' and '.join(states)} {progress}", ranks):
         if not ranks.alone:
             parts = objective.slices(batch, progress.fraction, progress.rng(), 1, rounds, ranks)
