@@ -33,13 +33,13 @@ def test_identical_sets_have_precision_recall_and_coverage_1(rows):
 
 
 def test_far_sets_have_nothing_in_common(rows):
-    assert precision_recall(rows, rows + 100) == (0, 0)
-    assert density_coverage(rows, rows + 100) == (0, 0)
+    assert precision_recall(rows + 100, rows) == (0, 0)
+    assert density_coverage(rows + 100, rows) == (0, 0)
 
 
 def test_a_set_within_one_spot_of_the_other_is_precise_and_recalls_little(rows):
     centre = rows.mean(0)
-    precision, recall = precision_recall(rows, centre + 1e-3 * rows[:10])
+    precision, recall = precision_recall(centre + 1e-3 * rows[:10], rows)
     assert precision == 1
     assert recall == 0
 
@@ -51,8 +51,8 @@ def test_all_four_against_brute_force(k, rng, rows):
     reach_fake = [sorted(np.linalg.norm(one - other) for other in fake)[k] for one in fake]
     inside = [[np.linalg.norm(real - one) <= r for one in fake] for real, r in zip(rows, reach, strict=True)]
     recalled = [any(np.linalg.norm(real - one) <= r for one, r in zip(fake, reach_fake, strict=True)) for real in rows]
-    assert precision_recall(rows, fake, k) == pytest.approx((np.any(inside, 0).mean(), np.mean(recalled)))
-    assert density_coverage(rows, fake, k) == pytest.approx((np.sum(inside) / (k * 20), np.any(inside, 1).mean()))
+    assert precision_recall(fake, rows, k) == pytest.approx((np.any(inside, 0).mean(), np.mean(recalled)))
+    assert density_coverage(fake, rows, k) == pytest.approx((np.sum(inside) / (k * 20), np.any(inside, 1).mean()))
 
 
 def test_with_fewer_rows_than_neighbours_the_farthest_counts(rows):

@@ -56,5 +56,5 @@ def test_distances_and_overlaps_are_those_of_torch_fidelity(rows):
     assert frechet_distance(*rows) == pytest.approx(theirs[fid.KEY_METRIC_FID], rel=1e-4)
     assert kernel_distance(*rows) == pytest.approx(kid.kernel_mmd(*rows), rel=1e-4)
     theirs = prc.prc_features_to_metric(a, b, verbose=False)
-    ours = precision_recall(rows[1], rows[0])
+    ours = precision_recall(rows[0], rows[1])
     assert ours == pytest.approx((theirs[prc.KEY_METRIC_PRECISION], theirs[prc.KEY_METRIC_RECALL]), abs=1e-4)

@@ -31,7 +31,7 @@ def test_two_nodes_of_two_ranks_are_one_process(alone, tmp_path):
         with joined_ranks("cpu") as ranks:
             leg = leg_on("hybrid")
             numbers = advanced(leg, ranks, STEPS)
-            piece = piece_of(leg.states["denoiser"].tensors())
+            piece = piece_of(leg.states["denoiser"].tensors().values())
             saved_on(ranks, leg, tmp_path / "checkpoints")
             return whole(leg), numbers, [piece.replica, piece.index, piece.count]
 

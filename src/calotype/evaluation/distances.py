@@ -159,21 +159,21 @@ def kernel_estimate(a: Features, b: Others, rng: np.random.Generator) -> Estimat
 # -- Overlap -----------------------------------------------------------------------------------------------------------
 
 
-def precision_recall(real: Features, fake: Others, k: int = 3) -> tuple[float, float]:
+def precision_recall(samples: Features, real: Others, k: int = 3) -> tuple[float, float]:
     """The share of each set that lies within reach of the other's k-th neighbours (arXiv 1904.06991, eq. 1 and 2)."""
-    between = pairwise_distances(real, fake)
-    precision = (between <= radii(real, k)[:, None]).any(0).mean()
-    recall = (between <= radii(fake, k)).any(1).mean()
+    between = pairwise_distances(samples, real)
+    precision = (between <= radii(real, k)).any(1).mean()
+    recall = (between <= radii(samples, k)[:, None]).any(0).mean()
     return float(precision), float(recall)
 
 
-def density_coverage(real: Features, fake: Others, k: int = 5) -> tuple[float, float]:
-    """How many real neighbourhoods a fake lies in, of `k` expected; the share of them with a fake in it.
+def density_coverage(samples: Features, real: Others, k: int = 5) -> tuple[float, float]:
+    """How many real neighbourhoods a sample lies in, of `k` expected; the share of them with a sample in it.
 
     arXiv 2002.09797, section 3. Density may be above 1.
     """
-    inside = pairwise_distances(real, fake) <= radii(real, k)[:, None]
-    return float(inside.sum() / (min(k, len(real) - 1) * len(fake))), float(inside.any(1).mean())
+    inside = pairwise_distances(samples, real) <= radii(real, k)
+    return float(inside.sum() / (min(k, len(real) - 1) * len(samples))), float(inside.any(0).mean())
 
 
 def radii(features: Features, k: int) -> Float[np.ndarray, " count"]:

@@ -24,10 +24,10 @@ MEASURES: dict[str, tuple[int, Estimator]] = {
     "frechet": (50, frechet_estimate),
     "frechet_of_many": (500, frechet_of_many),
     "kernel_distance": (10, kernel_estimate),
-    "precision": (20, lambda samples, real, rng: precision_recall(real, samples)[0]),
-    "recall": (20, lambda samples, real, rng: precision_recall(real, samples)[1]),
-    "density": (20, lambda samples, real, rng: density_coverage(real, samples)[0]),
-    "coverage": (20, lambda samples, real, rng: density_coverage(real, samples)[1]),
+    "precision": (20, lambda samples, real, rng: precision_recall(samples, real)[0]),
+    "recall": (20, lambda samples, real, rng: precision_recall(samples, real)[1]),
+    "density": (20, lambda samples, real, rng: density_coverage(samples, real)[0]),
+    "coverage": (20, lambda samples, real, rng: density_coverage(samples, real)[1]),
 }
 """Each with the fewest pictures, on either side, of which it says anything."""
 

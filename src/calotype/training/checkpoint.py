@@ -61,7 +61,7 @@ def save(
         make_folder(folder)
         _require_space(folder, leg, states)
     tensors = {name: state.tensors() for name, state in states.items()}
-    sharded = {name: own for name, own in tensors.items() if piece_of(own).count > 1}
+    sharded = {name: own for name, own in tensors.items() if piece_of(own.values()).count > 1}
     with _written_together(saved, ranks) as path:
         for name, own in sharded.items():
             write_pieces(path, name, own)
@@ -170,7 +170,7 @@ def load_checkpoint(path: Path, states: Mapping[str, Saved], progress: TrainProg
     for name in [name for name in states if name in stored.steps]:
         file, state = path / f"{name}.safetensors", states[name]
         try:
-            state.restore(read_pieces(path, name, piece_of(state.tensors())), stored.steps[name])
+            state.restore(read_pieces(path, name, piece_of(state.tensors().values())), stored.steps[name])
         except UserError as error:
             raise UserError(f"{file.name}: {str(error).removeprefix(f'{file} ')}") from None
     progress.restore(stored.clock.model_dump())

@@ -45,7 +45,7 @@ class Muon(torch.optim.Optimizer):
                 scale = group["lr"] * ADAMW_RMS * max(shape) ** 0.5
                 for some in gathered_at_once(matrices):
                     whole = [gather_rows(self._nesterov(matrix), matrix) for matrix in some]
-                    updates = orthogonal(torch.stack(whole).to(self.dtype))[:, piece_of({"": some[0]}).rows(shape[0])]
+                    updates = orthogonal(torch.stack(whole).to(self.dtype))[:, piece_of(some).rows(shape[0])]
                     own = [*map(local, some)]
                     torch._foreach_mul_(own, 1 - group["lr"] * group["weight_decay"])
                     torch._foreach_add_(own, [*updates.to(own[0])], alpha=-scale)
@@ -60,7 +60,7 @@ class Muon(torch.optim.Optimizer):
 
 def gathered_at_once(matrices: list[Tensor]) -> list[list[Tensor]]:
     """All of a shape; of those that are sharded one, which is whole on every rank for its update alone."""
-    return [[matrix] for matrix in matrices] if piece_of({"": matrices[0]}).count > 1 else [matrices]
+    return [[matrix] for matrix in matrices] if piece_of(matrices).count > 1 else [matrices]
 
 
 def hidden_matrices(network: nn.Module) -> list[nn.Parameter]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,9 +44,9 @@ def is_sharded(tensor: Tensor) -> bool:
     return hasattr(tensor, "device_mesh")
 
 
-def piece_of(tensors: Mapping[str, Tensor]) -> Piece:
+def piece_of(tensors: Iterable[Tensor]) -> Piece:
     """The piece that this rank has where tensors are sharded (`DTensor`), else the whole."""
-    sharded = next(filter(is_sharded, tensors.values()), None)
+    sharded = next(filter(is_sharded, tensors), None)
     if sharded is None:
         return ONLY_PIECE
     mesh = sharded.device_mesh  # type: ignore[attr-defined]
@@ -92,7 +92,7 @@ def piece_file(name: str, piece: Piece) -> str:
 
 def write_pieces(folder: Path, name: str, tensors: Mapping[str, Tensor]) -> None:
     """What this rank has of sharded tensors; the first writes what is not sharded, too. No rank has all in memory."""
-    piece = piece_of(tensors)
+    piece = piece_of(tensors.values())
     own = {key: local(value) for key, value in tensors.items() if is_sharded(value) or piece.index == 0}
     if piece.replica == 0:
         held = {key: value for key, value in own.items() if value.numel()}
@@ -101,7 +101,7 @@ def write_pieces(folder: Path, name: str, tensors: Mapping[str, Tensor]) -> None
 
 def layout_of(name: str, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """As JSON, `PieceLayout` of the files of all ranks."""
-    count, layout = piece_of(tensors).count, {}
+    count, layout = piece_of(tensors.values()).count, {}
     for key, value in tensors.items():
         pieces = [Piece(index, count) for index in range(count)] if is_sharded(value) else [Piece(0, count)]
         starts = {piece_file(name, piece): piece.rows(len(value)) for piece in pieces} if value.ndim else {}

@@ -125,4 +125,4 @@ class ShardedState(TrainState):
         """By a whole one, as of the best validation."""
         load_trained(self.average, tensors)
         for name, value in self.averages.items():
-            local(value).copy_(tensors[name][piece_of(self.averages).rows(len(value))])
+            local(value).copy_(tensors[name][piece_of(self.averages.values()).rows(len(value))])
