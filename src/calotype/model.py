@@ -172,11 +172,11 @@ class Model:
         labels, text, states = self.labels(1, label, prompt), self.text(1, prompt), list[State]()
         start = recorded(states, self.canvas(None))
         deque(self._generate(labels, text, self.rngs(1, seed), self.settings(changes), None, for_all(start)), maxlen=0)
-        shown = [
+        pairs = [
             state.stage.space.decode(torch.cat([state.noisy / (1 + state.sigma**2) ** 0.5, state.estimate]))
             for state in states
         ]
-        return [(before, after) for before, after in map(pils_from_images, shown)]
+        return [(before, after) for before, after in map(pils_from_images, pairs)]
 
     def enlarge(
         self, picture: Image.Image, size: int | None = None, label: str | None = None, seed: int = 0

@@ -78,8 +78,8 @@ class Sampling(Config):
         return self.steps * CALLS_A_STEP[self.sampler] * (1 + twice)
 
 
-DenoiserFor = Callable[[Condition], Denoise]
-Wrapper = Callable[[DenoiserFor, Condition], Denoise]  # a denoiser in place of that for the condition
+DenoiserFor = Callable[[Condition], Denoise]  # the stage's denoiser, with guidance, for a condition
+Wrapper = Callable[[DenoiserFor, Condition], Denoise]  # what is sampled with, made from it, at the sample's condition
 
 
 @dataclass(frozen=True)
