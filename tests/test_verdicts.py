@@ -220,6 +220,16 @@ def test_cheaper_is_judged_at_equal_quality_or_a_better_one(claim, path, operati
     assert word == expected and ("not at equal quality" in sentence) == (expected == UNDECIDED)
 
 
+@pytest.mark.parametrize(("times", "expected"), [(0.5, CONFIRMED), (0.9, UNDECIDED), (1.2, UNDECIDED), (1.5, REFUTED)])
+def test_operations_in_equal_time_are_no_further_apart_by_chance_than_equal_budgets(times, expected):
+    """What a machine does in a time depends on its other work; what a picture takes does not."""
+    runs = both()
+    change(runs, "latent", "cost.training.flops", times * 1e12)
+    change(runs, "latent", "cost.flops_a_picture", times * 1e9)
+    assert verdict(runs, TRAINING)[0] == expected
+    assert verdict(runs, SAMPLING)[0] == (CONFIRMED if times < 1 else REFUTED)
+
+
 def test_intervals_that_overlap_because_they_are_wide_are_no_equal_quality():
     runs = both(1, reach=60.0)
     change(runs, "latent", "cost.flops_a_picture", 1e8)
