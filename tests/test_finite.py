@@ -129,6 +129,21 @@ def test_on_a_gpu_it_is_found_when_the_next_step_has_begun_or_before_anything_is
     assert kept == (["12", "16"] if saved else [])
 
 
+def test_on_a_gpu_the_log_has_none_either(tmp_path, monkeypatch):
+    """A step is logged before the next one has begun; browsers take no NaN for JSON."""
+    for module in (loop, state):
+        monkeypatch.setattr(module, "is_host", lambda device: False)
+    monkeypatch.setattr(legs, "LOG_SECONDS", 0.0)
+    monkeypatch.setattr(legs, "LOG_SHARE", 0.0)
+    leg, run, shown = second_leg(), run_in(tmp_path / "run"), []
+    spoil_loss(leg, "denoiser", math.nan)
+    with pytest.raises(UserError, match="in step 5 the loss is not finite"):
+        train_leg(run, leg, threading.Event(), lambda done, total, note="": shown.append(done))
+    steps = [event for event in run.events if event["event"] == "step"]
+    assert [step["images_seen"] for step in steps] == [4, 8, 12, 16] == shown
+    assert "NaN" not in (run.folder / "log.jsonl").read_text()
+
+
 def test_no_file_of_tensors_ever_holds_one(tmp_path):
     leg = go_on(second_leg(), 8)
     save(tmp_path, leg)

@@ -7,7 +7,7 @@ import os
 import platform
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -24,12 +24,12 @@ from calotype.cli.console import Console
 from calotype.cli.options import PlanOptions, ResumeOptions, SampleOptions, TrainingOptions, TrainOptions
 from calotype.data.folder import Pictures
 from calotype.data.remote import absolute, remote_address
-from calotype.data.seen import SEEN_FILE, continued_split, write_seen
+from calotype.data.seen import OWN_FILE, SEEN_FILE, continued_split, seen_by, write_seen
 from calotype.data.shard_sets import LIST
 from calotype.data.shards import SHARD
 from calotype.data.split import SPLIT_FILE, SPLIT_VERSION
 from calotype.evaluation.neighbours import write_neighbours
-from calotype.files import UNFINISHED, remove, sha256, write_json, write_whole
+from calotype.files import UNFINISHED, make_folder, remove, sha256, write_json, write_whole
 from calotype.interop import minilm, transformers
 from calotype.interop.autoencoders import read_autoencoder_config
 from calotype.interop.diffusers import weights_file
@@ -55,7 +55,7 @@ from calotype.types import UserError
 DEFAULT_SIZE = 64
 FORBIDDEN = re.compile(r'[<>:"|?*\\]+')
 """Letters that Windows allows in no name of a folder."""
-BEFORE_STATE = ("cache", "recipe.toml", "plan.json", SPLIT_FILE, SEEN_FILE, START_FOLDER)
+BEFORE_STATE = ("cache", "recipe.toml", "plan.json", SPLIT_FILE, OWN_FILE, SEEN_FILE, START_FOLDER)
 """What is in the folder of a new run before there is a run.json, beside the lock."""
 FEWEST_PLANNED, MOST_PLANNED, PLANNED_VALUES = 2**12, 2**14, 2**30
 """Pictures that `plan` reads of a large set, and values of their pixels."""
@@ -179,6 +179,7 @@ def _train(options: TrainOptions, console: Console, ranks: Ranks) -> Path:
         write_whole(folder / "recipe.toml", to_toml(planned.recipe))
         write_json(folder / "plan.json", planned.as_json())
         write_json(folder / SPLIT_FILE, pictures.split.as_json())
+        write_seen(folder, seen_by(pictures), OWN_FILE)
         state = initial_state(options, folder, pictures, planned.recipe, machine)
         if source is not None:
             start_from(source, folder, state)
@@ -305,9 +306,14 @@ def claimed(options: TrainOptions, size: int) -> Iterator[tuple[Path, Callable[[
                     for name in BEFORE_STATE:
                         remove(folder / name)
     finally:
-        for path in missing:
-            with suppress(OSError):  # not empty
-                path.rmdir()
+        remove_empty(missing)
+
+
+def remove_empty(folders: Sequence[Path]) -> None:
+    """Those that have nothing in them, one after the other."""
+    for path in folders:
+        with suppress(OSError):  # not empty, or not there
+            path.rmdir()
 
 
 def claim(options: TrainOptions, size: int) -> tuple[Path, list[Path]]:
@@ -319,11 +325,16 @@ def claim(options: TrainOptions, size: int) -> tuple[Path, list[Path]]:
         folder = run_folder(options, size)
         missing = [path for path in (folder, *folder.parents) if not path.exists()]
         try:
-            folder.mkdir(parents=True, exist_ok=options.out is not None)
+            make_folder(folder if options.out is not None else folder.parent)
+            if options.out is None:
+                folder.mkdir()
             return folder, missing
         except FileExistsError:
             if options.out is not None or not os.path.lexists(folder):
                 raise
+        except BaseException:
+            remove_empty(missing)
+            raise
 
 
 def run_folder(options: TrainOptions, size: int) -> Path:
