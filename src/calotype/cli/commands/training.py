@@ -55,7 +55,7 @@ from calotype.types import UserError
 DEFAULT_SIZE = 64
 FORBIDDEN = re.compile(r'[<>:"|?*\\]+')
 """Letters that Windows allows in no name of a folder."""
-BEFORE_STATE = ("cache", "recipe.toml", "plan.json", SPLIT_FILE, OWN_FILE, SEEN_FILE, START_FOLDER)
+BEFORE_STATE = ("cache", "recipe.toml", "plan.json", SPLIT_FILE, SEEN_FILE, START_FOLDER)
 """What is in the folder of a new run before there is a run.json, beside the lock."""
 FEWEST_PLANNED, MOST_PLANNED, PLANNED_VALUES = 2**12, 2**14, 2**30
 """Pictures that `plan` reads of a large set, and values of their pixels."""
@@ -179,7 +179,6 @@ def _train(options: TrainOptions, console: Console, ranks: Ranks) -> Path:
         write_whole(folder / "recipe.toml", to_toml(planned.recipe))
         write_json(folder / "plan.json", planned.as_json())
         write_json(folder / SPLIT_FILE, pictures.split.as_json())
-        write_seen(folder, seen_by(pictures), OWN_FILE)
         state = initial_state(options, folder, pictures, planned.recipe, machine)
         if source is not None:
             start_from(source, folder, state)
@@ -213,6 +212,9 @@ def produce(
     with stoppable() as stop:
         try:
             with record_status(run, device, stop), events_beside(run, console.say):
+                if not (folder / OWN_FILE).exists():  # nor in a run of an earlier version
+                    with run.timing("read"):
+                        write_seen(folder, seen_by(pictures), OWN_FILE)
                 Pipeline(run, recipe, plan, pictures, device, console, stop, force, ranks).train()
                 with run.timing("samples"):
                     release_memory(device)
