@@ -95,6 +95,21 @@ def test_a_damaged_milestone_that_has_no_other_in_its_place_stays_and_is_named_w
     ]
 
 
+def test_a_milestone_may_be_removed_while_the_run_trains(tmp_path, monkeypatch):
+    """As the message about a full disk says; also after the checkpoints were listed."""
+    saved_until(tmp_path, range(4, 20, 4))
+    real = checkpoint.checkpoints
+
+    def listed(folder, leg):
+        paths = real(folder, leg)
+        shutil.rmtree(tmp_path / "denoiser-0000000012", ignore_errors=True)
+        return paths
+
+    monkeypatch.setattr(checkpoint, "checkpoints", listed)
+    saved_until(tmp_path, [20])
+    assert images_kept(tmp_path) == [16, 20]
+
+
 @pytest.mark.parametrize("meanwhile", [False, True], ids=["before", "meanwhile"])
 @pytest.mark.parametrize("milestones", [0, 10])
 def test_a_full_disk_names_what_is_missing_and_the_oldest_milestone(tmp_path, monkeypatch, milestones, meanwhile):

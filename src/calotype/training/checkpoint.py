@@ -155,7 +155,11 @@ def _first_whole(paths: Sequence[Path], note: Note) -> Path:
 
 def _is_known_whole(path: Path) -> bool:
     """As `is_whole`, but files that have been read, and have not changed since, are not read again."""
-    return _is_whole_still(path, tuple((file.name, *_stamp(file)) for file in sorted(path.iterdir())))
+    try:
+        stamps = tuple((file.name, *_stamp(file)) for file in sorted(path.iterdir()))
+    except OSError:  # it is being removed
+        return False
+    return _is_whole_still(path, stamps)
 
 
 @lru_cache(256)
