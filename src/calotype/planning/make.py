@@ -128,6 +128,7 @@ def reasons_of_legs(plan: Plan, pictures: Pictures) -> dict[str, str]:
         if leg in plan.paced
         else f"it is trained on {seen:,} pictures, as you set it"
         for leg, seen in images.items()
+        if leg != "autoencoder"  # whose network is not chosen by them
     }
     epochs = images["denoiser"] / max(1, pictures.trained)
     law = f"none for a run that sees each picture up to {FEW_EPOCHS} times, 0.1 more with each tenfold"
