@@ -138,7 +138,7 @@ def test_on_a_gpu_nothing_is_validated_or_kept_by_the_guard_before_it_is_read(tm
     leg, run = MAKE[name](), run_in(tmp_path / "run")
     spoil_update("network")(leg, name, math.nan)
     limits = LegLimits(previews_at=(1.0,) if leg.guard else (0.6,))
-    with pytest.raises(UserError, match="in step 5 .* is not finite"):
+    with pytest.raises(UserError, match=r"in step 5 .* is not finite"):
         train_leg(run, leg, threading.Event(), silent, limits=limits)
     assert not {"check", "preview", "guard"} & {event["event"] for event in run.events}
     assert not leg.guard or not leg.guard.before
