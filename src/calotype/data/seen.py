@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -87,7 +87,10 @@ def continued_split(seen: Seen | None, config: SplitConfig) -> SplitRule:
         before = seen.split(pixels)
         new = ~(before.train | before.validation | before.test)
         if new.all() or {"validation", "test"} & {*named}:
-            return stratified_split(pixels, labels, classes, config, named)
+            split = stratified_split(pixels, labels, classes, config, named)
+            trained = int(((split.validation | split.test) & before.train).sum())
+            note = f"the run that this one starts from has trained on {trained:,} of the held-out pictures"
+            return replace(split, notes=(*split.notes, note)) if trained else split
         split = with_new(before, new, pixels, labels, classes, config)
         if not (split.train.any() and split.validation.any()):
             note = "the run that this one starts from has trained on all pictures here that could be held out"
