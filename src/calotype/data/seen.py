@@ -68,9 +68,8 @@ def read_seen(folder: Path, name: str = SEEN_FILE) -> Seen | None:
     if not os.path.lexists(file):
         return None
     tensors = read_tensors(file)
-    if {*tensors} != {*SET_NAMES} or any(
-        each.shape[1:] != (HASH_BYTES,) or each.dtype != torch.int8 for each in tensors.values()
-    ):
+    sound = all(each.shape[1:] == (HASH_BYTES,) and each.dtype == torch.int8 for each in tensors.values())
+    if {*tensors} != {*SET_NAMES} or not sound:
         raise UserError(f"{file} is damaged: expected hashes of the sets {', '.join(SET_NAMES)}; copy it again")
     return Seen(*(tensors[name].numpy() for name in SET_NAMES))
 
