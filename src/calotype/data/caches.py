@@ -25,7 +25,7 @@ from torch import Tensor
 
 from calotype.data.captions import Captions
 from calotype.data.images import shown
-from calotype.files import checked, make_folder, read_as, require_regular, sha256, to_disk, write_json, write_tensors
+from calotype.files import checked, read_as, require_regular, sha256, to_disk, write_json, write_tensors
 from calotype.nets.frozen import Frozen, Reader, Table, encode_all
 from calotype.types import Progress, UserError, no_progress
 
@@ -82,7 +82,7 @@ def open_pixels(path: Path, facts: Any = Any) -> tuple[Pixels, Any] | None:
 
 def _write_pixels(path: Path, shape: tuple[int, int, int, int], fill: Fill) -> tuple[Pixels, Any]:
     """The JSON is written last, so that it vouches for the pixels."""
-    make_folder(path.parent)
+    path.parent.mkdir(parents=True, exist_ok=True)
     needed, free = math.prod(shape), shutil.disk_usage(path.parent).free
     if needed > free:
         raise UserError(
