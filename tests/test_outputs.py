@@ -57,7 +57,7 @@ def albums(tmp_path):
 
 
 PLACES = ["/proc/here", "/proc/deep/er/run", "/sys/here", "{0}/file/run", f"{{0}}/made/{'x' * 300}"]
-OTHERS = ["sample", "evaluate", "export", "compare", "data portraits", "data shards"]
+OTHERS = ["sample", "evaluate", "compare", "data portraits", "data shards"]
 
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="only Linux has /proc")
@@ -66,7 +66,7 @@ def test_a_place_where_no_folder_can_be_made_is_one_line(finished, tmp_path, tel
     (tmp_path / "file").touch()
     run, pictures = finished, finished.parent / "pictures"
     words = {
-        "train": [pictures, *SMALL], "sample": [run], "evaluate": [run, "--count", 4], "export": [run, "--to", "onnx"],
+        "train": [pictures, *SMALL], "sample": [run], "evaluate": [run, "--count", 4],
         "compare": [run, run], "data portraits": ["--size", 16, "--count", 6], "data shards": [pictures],
     }[command]  # fmt: skip
     place = place.format(tmp_path)
