@@ -20,6 +20,7 @@ from calotype.data.caches import cached_pixels, open_cache, write_cache
 from calotype.files import is_whole, read_json, whole_folder, write_json, write_tensors
 from calotype.run import Run, RunState
 from calotype.training.process import clean_up
+from calotype.types import UserError
 
 CALLS = [(os, "fsync"), (os, "posix_fallocate"), (Path, "rename"), (Path, "replace"), (Path, "mkdir"), (Path, "unlink")]
 CALLS += [(shutil, "rmtree")]
@@ -92,6 +93,8 @@ def ended(work, at, kill):
             os._exit(0)
         except OSError as error:
             os._exit(28 if error.errno == errno.ENOSPC else 1)
+        except UserError as error:  # of a checkpoint
+            os._exit(28 if "more, then go on with" in str(error) else 1)
         except BaseException:
             os._exit(1)
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])

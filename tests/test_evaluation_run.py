@@ -15,6 +15,7 @@ from small import Keeper, noise_pictures, noise_pixels, write_pictures
 from calotype.cli import commands
 from calotype.cli.options import EvaluateOptions
 from calotype.data.folder import read_folder
+from calotype.data.seen import OWN_FILE
 from calotype.data.split import SplitConfig, stratified_split
 from calotype.evaluation.candidate import open_candidate
 from calotype.evaluation.features import FeatureNetwork, Lite0, distance_name, features_key, kept_features
@@ -256,15 +257,20 @@ def test_a_run_of_an_earlier_version_is_judged_by_its_first_tenth_and_says_that_
     assert read_json(tmp_path / "out" / "evaluation.json")["pictures"] == {"train": 9, "validation": 1, "test": 1}
 
 
-def test_where_the_folder_has_changed_nobody_knows_what_the_run_has_seen(run, tmp_path):
+@pytest.mark.parametrize("recorded", [True, False])
+def test_where_the_folder_has_changed_the_record_says_what_the_run_has_seen(run, tmp_path, recorded):
+    """Of a run of an earlier version, which has none, nobody knows it."""
     data = tmp_path / "data"
     shutil.copytree(read_json(run / "run.json")["data"], data)
     shutil.copytree(run, tmp_path / "run")
     write_json(tmp_path / "run" / "run.json", {**read_json(run / "run.json"), "data": str(data)})
     write_pictures(data, 2, seed=5)
+    if not recorded:
+        (tmp_path / "run" / OWN_FILE).unlink()
     printed = evaluate(tmp_path / "run", out=tmp_path / "out")
-    assert "it is not known whether it has seen" in printed
-    assert read_json(tmp_path / "out" / "evaluation.json")["unseen"] is None
+    assert ("it is not known whether it has seen" in printed) != recorded
+    assert ("are in its training set" in printed) == recorded
+    assert read_json(tmp_path / "out" / "evaluation.json")["unseen"] is None  # its pictures are not here
 
 
 def test_without_the_training_pictures_copies_are_not_judged(run, tmp_path):

@@ -15,7 +15,8 @@ from calotype.data import latents
 from calotype.files import write_tensors
 from calotype.training import leg as legs
 from calotype.training import loop, pipeline, state
-from calotype.training.leg import train_leg
+from calotype.training.control import CriticGuard
+from calotype.training.leg import LegLimits, train_leg
 from calotype.training.state import TrainState
 from calotype.types import UserError
 
@@ -127,6 +128,35 @@ def test_on_a_gpu_it_is_found_when_the_next_step_has_begun_or_before_anything_is
     assert begun[-1] == (16 if saved else 20)
     kept = sorted(path.name[-2:] for path in (run.folder / "checkpoints").glob("*"))
     assert kept == (["12", "16"] if saved else [])
+
+
+@pytest.mark.parametrize("name", ["autoencoder", "denoiser"])
+def test_on_a_gpu_nothing_is_validated_or_kept_by_the_guard_before_it_is_read(tmp_path, monkeypatch, name):
+    for module in (loop, state):
+        monkeypatch.setattr(module, "is_host", lambda device: False)
+    monkeypatch.setattr(CriticGuard, "fractions", [0.6])  # after the step that is spoiled
+    leg, run = MAKE[name](), run_in(tmp_path / "run")
+    spoil_update("network")(leg, name, math.nan)
+    limits = LegLimits(previews_at=(1.0,) if leg.guard else (0.6,))
+    with pytest.raises(UserError, match=r"in step 5 .* is not finite"):
+        train_leg(run, leg, threading.Event(), silent, limits=limits)
+    assert not {"check", "preview", "guard"} & {event["event"] for event in run.events}
+    assert not leg.guard or not leg.guard.before
+
+
+def test_on_a_gpu_the_log_has_none_either(tmp_path, monkeypatch):
+    """A step is logged before the next one has begun; browsers take no NaN for JSON."""
+    for module in (loop, state):
+        monkeypatch.setattr(module, "is_host", lambda device: False)
+    monkeypatch.setattr(legs, "LOG_SECONDS", 0.0)
+    monkeypatch.setattr(legs, "LOG_SHARE", 0.0)
+    leg, run, shown = second_leg(), run_in(tmp_path / "run"), []
+    spoil_loss(leg, "denoiser", math.nan)
+    with pytest.raises(UserError, match="in step 5 the loss is not finite"):
+        train_leg(run, leg, threading.Event(), lambda done, total, note="": shown.append(done))
+    steps = [event for event in run.events if event["event"] == "step"]
+    assert [step["images_seen"] for step in steps] == [4, 8, 12, 16] == shown
+    assert "NaN" not in (run.folder / "log.jsonl").read_text()
 
 
 def test_no_file_of_tensors_ever_holds_one(tmp_path):

@@ -28,7 +28,7 @@ from calotype.nets.vae import Vae, VaeConfig
 from calotype.nets.weights import ShapesOnly
 from calotype.planning import choose, make_plan
 from calotype.planning.chains import choose_chain
-from calotype.planning.choose import Resources, choose_dit, propose
+from calotype.planning.choose import Resources, choose_denoiser, choose_dit, propose
 from calotype.planning.laws import (
     FEWEST_STEPS,
     HEAD,
@@ -195,6 +195,10 @@ def test_dropout_is_by_the_epochs_of_the_run():
         settings, _ = propose(noise_pictures(count), replace(machine(), flops=1e11), 600.0, {"size": 16})
         rates.append(settings["denoiser"]["backbone"]["dropout"])
     assert rates[0] > rates[1] == 0
+    pictures, resources = noise_pictures(50), Resources(1e13)
+    epochs = 1e13 / choose_dit(16, resources)[1] / pictures.trained
+    chosen = choose_denoiser(pictures, 16, 3, 0.5, resources)["backbone"]["dropout"]
+    assert 0 < chosen < MOST_DROPOUT and chosen == pytest.approx(dropout_rate(epochs), rel=0.01)
 
 
 def test_the_share_of_local_networks_falls_and_what_they_get_does_not():

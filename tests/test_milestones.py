@@ -1,15 +1,18 @@
 """Milestones: checkpoints that are kept at doublings of the images seen, and sampled from."""
 
+import errno
+import shutil
 from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 import torch
 from small import SETTINGS, Keeper, be_quick, recipe, request, second_leg, write_pictures
+from test_files import contents
 
 from calotype.cli import commands
 from calotype.cli.options import PreviewOptions, ResumeOptions
-from calotype.files import read_tensors
+from calotype.files import is_whole, read_tensors
 from calotype.planning.costs import Costs
 from calotype.planning.make import checkpoint_values, disk_bytes
 from calotype.run import Run
@@ -55,6 +58,85 @@ def test_milestones_are_not_read_at_each_save(tmp_path, monkeypatch):
     assert looked_at == ["denoiser-0000000096"]
 
 
+def images_kept(folder):
+    return [int(path.name[-4:]) for path in checkpoints(folder, "denoiser")]
+
+
+def saved_until(folder, images, notes=None):
+    """With milestones at or after 10, 20, 40 and so on. Returns how far it is."""
+    progress = second_leg(denoiser={"images": 400}).progress
+    for progress.images_seen in images:
+        save(folder, "denoiser", {}, progress, milestones=10, note=(notes or []).append)
+    return progress
+
+
+@pytest.mark.parametrize("change", [lambda text: text[:-1], lambda text: text.replace("0", "1")])
+def test_a_whole_checkpoint_takes_the_place_of_a_damaged_milestone(tmp_path, change):
+    """Whether it is shorter, or has other content of the same size."""
+    saved_until(tmp_path, [4, 12, 16])
+    state, notes = tmp_path / "denoiser-0000000012" / "state.json", ["kept"]
+    state.write_text(change(state.read_text()))
+    saved_until(tmp_path, [20], notes)
+    assert images_kept(tmp_path) == [16, 20] and len(notes) == 2
+    assert notes[1].startswith("milestone denoiser-0000000012 is damaged (state.json has ")
+    assert notes[1].endswith("); denoiser-0000000016 is kept in its place")
+    saved_until(tmp_path, [24, 28], notes)
+    assert images_kept(tmp_path) == [16, 20, 24, 28] and len(notes) == 2
+
+
+def test_a_damaged_milestone_that_has_no_other_in_its_place_stays_and_is_named_when_the_leg_goes_on(tmp_path):
+    progress, lines = saved_until(tmp_path, range(4, 32, 4)), []
+    (tmp_path / "denoiser-0000000012" / "state.json").unlink()
+    saved_until(tmp_path, [32, 36])
+    assert images_kept(tmp_path) == [12, 20, 32, 36]
+    assert checkpoint.restore(tmp_path, "denoiser", {}, progress, lines.append).name == "denoiser-0000000036"
+    assert lines == [
+        "checkpoint denoiser-0000000012 is damaged (state.json is missing); to keep what it was, put a copy back"
+    ]
+
+
+def test_a_milestone_may_be_removed_while_the_run_trains(tmp_path, monkeypatch):
+    """As the message about a full disk says; also after the checkpoints were listed."""
+    saved_until(tmp_path, range(4, 20, 4))
+    real = checkpoint.checkpoints
+
+    def listed(folder, leg):
+        paths = real(folder, leg)
+        shutil.rmtree(tmp_path / "denoiser-0000000012", ignore_errors=True)
+        return paths
+
+    monkeypatch.setattr(checkpoint, "checkpoints", listed)
+    saved_until(tmp_path, [20])
+    assert images_kept(tmp_path) == [16, 20]
+
+
+@pytest.mark.parametrize("meanwhile", [False, True], ids=["before", "meanwhile"])
+@pytest.mark.parametrize("milestones", [0, 10])
+def test_a_full_disk_names_what_is_missing_and_the_oldest_milestone(tmp_path, monkeypatch, milestones, meanwhile):
+    leg = second_leg(denoiser={"images": 400})
+    for leg.progress.images_seen in range(4, 32, 4):
+        save(tmp_path, "denoiser", leg.states, leg.progress, milestones=milestones)
+    before, usage = contents(tmp_path), shutil._ntuple_diskusage(10**9, 10**9, 10**4)
+
+    def full(path, tensors):
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+        path.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    if meanwhile:
+        monkeypatch.setattr(checkpoint, "write_tensors", full)
+    else:
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    needed = sum(value.nbytes for state in leg.states.values() for value in state.tensors().values())
+    leg.progress.images_seen = 32
+    missing = f"free at least {(1.2 * needed - 10**4) / 1e6:.1f} MB more"
+    with pytest.raises(UserError, match=f"{missing}.*, then go on with") as error:
+        save(tmp_path, "denoiser", leg.states, leg.progress, milestones=milestones)
+    assert contents(tmp_path) == before and "\n" not in str(error.value)
+    named = f"by removing the oldest milestone, {tmp_path / 'denoiser-0000000012'}" in str(error.value)
+    assert named == bool(milestones) and is_whole(tmp_path / "denoiser-0000000028")
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """With more time at the end of this file."""
@@ -71,6 +153,15 @@ def test_a_checkpoint_that_is_not_there_is_one_line_with_those_that_are(name, ru
     with pytest.raises(UserError, match=r"no checkpoint .* expected one of denoiser-0000000008, ") as error:
         commands.preview(PreviewOptions(run, checkpoint=name), Keeper())
     assert "\n" not in str(error.value)
+
+
+def test_a_damaged_milestone_is_not_sampled_from(run, tmp_path):
+    copy, name = shutil.copytree(run, tmp_path / "run"), "denoiser-0000000008"
+    file = copy / "checkpoints" / name / "denoiser.safetensors"
+    file.write_bytes(file.read_bytes()[:-4] + b"\0\0\0\1")
+    with pytest.raises(UserError, match=rf"{name} of .* is damaged \(denoiser.safetensors has other content") as error:
+        commands.preview(PreviewOptions(copy, checkpoint=name), Keeper())
+    assert "the others there are: denoiser-0000000016, " in str(error.value)
 
 
 def test_the_plan_counts_the_disk_of_milestones():

@@ -17,14 +17,15 @@ from small import Keeper, be_quick, request, second_leg, write_pictures
 from test_cli import SMALL, WHILE_IT_LEARNS, folder, python, resumed, tell, training
 from test_train import interrupted_at, products, run_in, silent
 
+from calotype import files
 from calotype.cli import commands
 from calotype.cli.options import ResumeOptions
 from calotype.cli.process import LastingStream, compiled_folder
 from calotype.files import is_whole, read_json, whole_folder, write_json
 from calotype.run import Run
 from calotype.settings import read_recipe
+from calotype.training import checkpoint, pipeline
 from calotype.training import leg as legs
-from calotype.training import pipeline
 from calotype.training.leg import train_leg
 from calotype.training.process import (
     HOST,
@@ -114,6 +115,37 @@ def test_a_leg_hands_its_warnings_to_whoever_trains_it(tmp_path):
     with pytest.raises(UserError, match=r"denoiser-0000000004 is damaged \(manifest.json is missing\)"):
         train_leg(run, second_leg(), stop, silent, warnings.append)
     assert read_json(run.folder / "run.json")["legs"]["denoiser"] == "training"
+
+
+# -- A full disk -------------------------------------------------------------------------------------------------------
+
+
+def test_a_disk_that_stays_full_is_one_line_about_what_came_first(tell, folder, monkeypatch, finished):
+    """Then neither the report nor the state of the run can be written; the checkpoints are whole."""
+    run, real, calls = folder.parent / "run", os.fsync, []
+
+    def fsync(descriptor):
+        if calls:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(descriptor)
+
+    def write_tensors(path, tensors):
+        if path.parent.name.startswith(".denoiser-0000000012"):
+            calls.append(path)
+        files.write_tensors(path, tensors)
+
+    monkeypatch.setattr(legs, "SAVE_SECONDS", 0.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fsync)
+        patch.setattr(checkpoint, "write_tensors", write_tensors)
+        code, _, wrong = tell("train", folder, "--out", run, *SMALL)
+    assert calls and code == 2 and len(wrong) == 1
+    assert wrong[0].startswith("calotype: the next checkpoint of the denoiser takes ")
+    assert wrong[0].endswith(f" MB more, then go on with: calotype resume {run}")
+    kept = sorted(path.name for path in (run / "checkpoints").glob("denoiser-*"))
+    assert kept == ["denoiser-0000000004", "denoiser-0000000008"]
+    assert all(is_whole(run / "checkpoints" / name) for name in kept) and not list(run.rglob(".*.tmp"))
+    assert tell("resume", run)[0] == 0 and products(run) == products(finished)
 
 
 # -- A folder that goes ------------------------------------------------------------------------------------------------

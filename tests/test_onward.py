@@ -5,6 +5,7 @@ import shutil
 from dataclasses import replace
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 from small import (
@@ -25,8 +26,10 @@ from calotype.build import build_stage, initial_space
 from calotype.cli import commands
 from calotype.cli.commands import extending
 from calotype.cli.options import PreviewOptions, ResumeOptions
-from calotype.data.duplicates import perceptual_hashes
-from calotype.data.seen import continued_split, read_seen, seen_by
+from calotype.data import shard_sets
+from calotype.data.duplicates import near_duplicates, perceptual_hashes
+from calotype.data.remote import NotReachedError
+from calotype.data.seen import OWN_FILE, SET_NAMES, continued_split, read_seen, seen_by
 from calotype.data.split import SplitConfig
 from calotype.evaluation.candidate import open_candidate, split_by, with_unseen
 from calotype.files import is_whole, read_json, read_tensors, sha256
@@ -286,6 +289,10 @@ def test_pictures_stay_in_the_sets_in_which_the_source_had_them(tmp_path):
     assert (split.train.int() + split.validation.int() + split.test.int() == 1).all()
     alone = continued_split(seen, config)(old.pixels[old.train_indices], old.labels[old.train_indices], ("a", "b"))
     assert "has trained on all pictures here" in alone.notes[-1] and alone.validation.any()
+    sets = ["test" if row % 2 else "train" for row in range(40)]
+    named = continued_split(seen, config)(old.pixels, old.labels, ("a", "b"), named=sets)
+    trained = int(((named.test | named.validation) & old.split.train).sum())
+    assert trained > 5 and named.notes[-1].endswith(f"has trained on {trained} of the held-out pictures")
     assert continued_split(None, config)(pixels, torch.zeros(60, dtype=torch.long)).counts == {
         "train": 51, "validation": 3, "test": 6,
     }  # fmt: skip
@@ -307,9 +314,48 @@ def test_what_the_source_has_seen_counts_as_seen(tmp_path, finished, others):
     assert len(read_seen(grandchild).train) == 16  # of both runs before it
 
 
-def test_a_source_whose_pictures_are_gone_is_noted(again, tmp_path, others):
-    shutil.rmtree(again.parent / "pictures")
-    run, console = onward(others, tmp_path / "run", again)
+def test_a_run_records_its_pictures_so_that_others_may_be_added_to_them(again, tmp_path):
+    """None that it was trained on is then held out by a run that starts from it."""
+    pictures = again.parent / "pictures"
+    own = commands.reading.read_own(Run.open(again), 16, tmp_path / "cache", Keeper())
+    expected, recorded = seen_by(own), read_seen(again, OWN_FILE)
+    assert all(np.array_equal(getattr(recorded, name), getattr(expected, name)) for name in SET_NAMES)
+    for file in write_pictures(tmp_path / "new", 30, seed=5).rglob("*.png"):
+        shutil.copy(file, pictures / file.parent.name / f"new-{file.name}")
+    run, console = onward(pictures, tmp_path / "run", again)
+    assert not any("may be held out here" in note for note in notes(console)) and Run.open(run).state.origin.seen
+    ours = read_seen(run, OWN_FILE)
+    for held_out in (ours.validation, ours.test):
+        assert len(held_out) > 1 and not near_duplicates(held_out, expected.train).any()
+    assert near_duplicates(expected.train, ours.train).all()
+
+
+@pytest.fixture
+def unrecorded(again):
+    """As a run of an earlier version."""
+    (again / OWN_FILE).unlink()
+    return again
+
+
+def test_a_source_whose_pictures_cannot_be_reached_now_is_one_line(unrecorded, others, tmp_path, monkeypatch):
+    """Later they can be: until then pictures that it was trained on might be held out."""
+    run = Run.open(unrecorded)
+    run.state.data = "memory://elsewhere/shards"
+    run.save()
+
+    def cut(address):
+        raise NotReachedError(f"{address} cannot be read: no route to host; try again later")
+
+    monkeypatch.setattr(shard_sets, "list_folder", cut)
+    match = r"must be read, .* held out here; memory.* try again later, or leave --from out"
+    with pytest.raises(UserError, match=match):
+        onward(others, tmp_path / "run", unrecorded)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_source_whose_pictures_are_gone_is_noted(unrecorded, tmp_path, others):
+    shutil.rmtree(unrecorded.parent / "pictures")
+    run, console = onward(others, tmp_path / "run", unrecorded)
     assert any("so some that it was trained on may be held out here" in note for note in notes(console))
     assert not Run.open(run).state.origin.seen
 

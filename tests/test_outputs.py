@@ -3,12 +3,14 @@
 import os
 import signal
 import threading
+from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 from small import Keeper, be_quick
-from test_cli import tell
+from test_cli import SMALL, tell
 from test_editing import a_mask, a_picture, pixels
 from test_files import contents
 
@@ -52,6 +54,26 @@ def albums(tmp_path):
         (tmp_path / name.partition(".")[0]).mkdir()
         (tmp_path / name.partition(".")[0] / name).write_text("mine")
         yield tmp_path / name.partition(".")[0]
+
+
+PLACES = ["/proc/here", "/proc/deep/er/run", "/sys/here", "{0}/file/run", f"{{0}}/made/{'x' * 300}"]
+OTHERS = ["sample", "evaluate", "compare", "data portraits", "data shards"]
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="only Linux has /proc")
+@pytest.mark.parametrize(("command", "place"), [*product(["train"], PLACES), *product(OTHERS, PLACES[::3])])
+def test_a_place_where_no_folder_can_be_made_is_one_line(finished, tmp_path, tell, place, command):
+    (tmp_path / "file").touch()
+    run, pictures = finished, finished.parent / "pictures"
+    words = {
+        "train": [pictures, *SMALL], "sample": [run], "evaluate": [run, "--count", 4],
+        "compare": [run, run], "data portraits": ["--size", 16, "--count", 6], "data shards": [pictures],
+    }[command]  # fmt: skip
+    place = place.format(tmp_path)
+    code, _, wrong = tell(*command.split(), *words, "--out", place)
+    assert code == 2 and len(wrong) == 1 and wrong[0].startswith("calotype: "), wrong
+    assert place[:9] in wrong[0] and any(advice in wrong[0] for advice in ("choose a folder", "choose another"))
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]  # and none of the folders above it
 
 
 def test_what_is_in_a_folder_is_never_written_over(finished, tmp_path, tell):

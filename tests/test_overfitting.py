@@ -70,6 +70,13 @@ def test_a_leg_that_does_not_overfit_keeps_its_last_weights(tmp_path, states, ch
     assert (weights_of(states) == kept).all()
 
 
+def test_a_validation_that_is_not_finite_is_passed_over(tmp_path, states):
+    """The loss of finite weights may overflow; as the best it would never be beaten."""
+    lost = {"held_out_loss": math.nan, "train_loss": 0.3}
+    stopping = validated(tmp_path, states, [lost, GOOD, BETTER, WORSE, lost])
+    assert "200 images" in stopping.restore_best() and (weights_of(states) == 2).all()
+
+
 def test_too_few_validation_pictures_do_not_stop_a_leg(tmp_path, states):
     assert validated(tmp_path, states, [GOOD, WORSE], held_out=MIN_VALIDATION - 1).restore_best() == ""
     assert not any(tmp_path.iterdir())

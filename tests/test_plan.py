@@ -697,6 +697,7 @@ def test_the_pictures_that_the_time_allows_are_those_that_the_legs_see(monkeypat
     assert choices["dropout"].why.endswith(f"this sees it about {epochs:,.1f} times")
     reasons = reasons_of_legs(planned(monkeypatch, THREE), noise_pictures())
     assert [leg for leg, why in reasons.items() if why.startswith("the time allows")] == ["enlarge-32"]
+    assert "autoencoder" not in reasons_of_legs(plan, noise_pictures())  # where it is kept, that says why
 
 
 def test_a_plan_measures_the_spreads_and_keeps_the_defaults_of_sampling(monkeypatch):

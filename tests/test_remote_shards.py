@@ -249,11 +249,17 @@ def test_a_chain_of_addresses_is_refused():
     assert "chain of addresses" in message(lambda: read_folder(Path("zip://0.tar::file:///pictures.zip"), 16))
 
 
-@pytest.mark.parametrize("place", ["https://me:hidden@host/x", "ftp://:hidden@host/0.tar", "s3://key:hidden@bucket"])
-def test_an_address_with_a_password_is_refused_and_not_shown(place, tmp_path):
+@pytest.mark.parametrize(
+    "place",
+    [
+        "https://me:hidden@host/x", "ftp://:hidden@host/0.tar", "s3://key:hidden@bucket", "https://hidden@host/x",
+        "simplecache::https://me:hidden@host/x", "zip://0.tar::https://hidden@host/x.zip",
+    ],
+)  # fmt: skip
+def test_an_address_with_a_password_or_token_is_refused_and_not_shown(place, tmp_path):
     """It would stand in `run.json`, in the report and in the log of who has started it."""
     text = message(lambda: read_folder(Path(place), 16))
-    assert "password" in text and "hidden" not in text
+    assert ("chain of addresses to host" if "::" in place else "password") in text and "hidden" not in text
     (tmp_path / "list.txt").write_text(f"{place.removesuffix('/0.tar')}/0.tar")
     assert "hidden" not in message(lambda: read_folder(tmp_path / "list.txt", 16))
 

@@ -152,7 +152,7 @@ def test_a_disk_that_fills_up_stops_the_run_before_a_checkpoint_is_begun(run, mo
     usage = shutil.disk_usage
     monkeypatch.setattr("shutil.disk_usage", lambda path: namedtuple("Usage", "free")(1000))
     before = sorted((run / "checkpoints").iterdir())
-    with pytest.raises(UserError, match=r"takes .* MB, but only 0.0 MB are free .* free some space, then go on with"):
+    with pytest.raises(UserError, match=r"takes .* MB, but only 0.0 MB are free .* MB more, then go on with"):
         resume(run)
     assert sorted((run / "checkpoints").iterdir()) == before and all(map(is_whole, before))
     assert Run.open(run).state.status == "failed"

@@ -1,8 +1,11 @@
 """Priors without branches are equal to those that leave out what has no weight."""
 
+import weakref
+
 import pytest
 import torch
 from test_local import edges
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from calotype.diffusion.stage import shrunk
 from calotype.priors import gaussian, patches
@@ -75,6 +78,57 @@ def test_gathered_matrices_equal_those_of_clusters(most, monkeypatch):
         (posterior.denoise(noisy, level + 0.1), expected.denoise(noisy, level + 0.1)),
     ):
         assert torch.allclose(ours, theirs, atol=1e-5)
+
+
+class Counted(torch.Tensor):
+    """Remembers how many matrices were gathered at once."""
+
+    def __getitem__(self, chosen):
+        gathered_at_once.append(chosen.numel())
+        return super().__getitem__(chosen).as_subclass(torch.Tensor)
+
+
+gathered_at_once = []
+
+
+@pytest.mark.parametrize("count", [1, 5])
+def test_on_a_gpu_matrices_take_no_more_memory_for_more_pictures(count, monkeypatch):
+    monkeypatch.setattr(patches, "is_host", lambda device: False)
+    monkeypatch.setattr(patches, "WINDOWS_GATHERED", 40)
+    prior = PatchPrior(4)
+    prior.fit([(shrunk(part, 4), part) for part in edges(200).split(50)])
+    prior.weights = prior.weights.as_subclass(Counted)
+    gathered_at_once.clear()
+    prior.posterior(shrunk(edges(count, 48, seed=1), 4), torch.zeros(count))
+    assert sum(gathered_at_once) == count * 12**2 and max(gathered_at_once) == 40
+
+
+class Alive(TorchDispatchMode):
+    """Counts tensors of one shape that exist at the same time."""
+
+    def __init__(self, shape):
+        super().__init__()
+        self.shape, self.alive, self.most = shape, {}, 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        made = function(*args, **(kwargs or {}))
+        if isinstance(made, torch.Tensor) and made.shape == self.shape:
+            self.alive[id(made)] = weakref.ref(made)
+            self.most = max(self.most, sum(each() is not None for each in self.alive.values()))
+        return made
+
+
+@pytest.mark.parametrize("label", [0, NULL_LABEL])
+def test_a_mixture_of_many_classes_takes_no_more_memory_than_one_of_few(label, monkeypatch):
+    """On a GPU, where all groups are evaluated, also for images with a label."""
+    monkeypatch.setattr(gaussian, "is_host", lambda device: False)
+    noisy, labels, most = torch.randn(2, 3, 4, 4), torch.tensor([label] * 2), []
+    for classes in (3, 12):
+        prior = mixture(components=3 * classes)
+        with Alive((2, 48)) as tensors:
+            prior.mean(noisy, torch.ones(2), Condition(labels))
+        most.append(tensors.most)
+    assert len(prior.parts) == 12 and most[0] == most[1] > 0
 
 
 @pytest.mark.parametrize("sigma", [0.05, 1.0, 30.0])

@@ -49,7 +49,9 @@ def write_whole(path: Path, content: bytes | str | Iterable[bytes | memoryview],
     make_folder(path.parent)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as file:
+        with _made_in(path.parent):
+            opened = temporary.open("wb")
+        with opened as file:
             for part in parts_of(content):
                 file.write(part)
             file.flush()
@@ -72,8 +74,21 @@ def make_folder(path: Path) -> None:
     """With the folders above it that are missing; all their names reach the disk."""
     if not path.is_dir():
         make_folder(path.parent)
-        path.mkdir(exist_ok=True)
+        with _made_in(path.parent):
+            path.mkdir(exist_ok=True)
         to_disk(path.parent)
+
+
+@contextlib.contextmanager
+def _made_in(folder: Path) -> Iterator[None]:
+    """Raises `PermissionError` where nothing can be made in a folder that is there, as in /proc: the error of the
+    system is then that there is no such file."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        if not folder.is_dir():
+            raise
+        raise PermissionError(errno.EPERM, "Nothing can be made in such a folder", error.filename) from None
 
 
 def write_png(path: Path, image: Image.Image, new: bool = False) -> None:
@@ -285,13 +300,16 @@ def is_whole(path: Path) -> bool:
     return not damage(path)
 
 
-def damage(path: Path) -> str:
-    """How the files of a folder differ from its manifest, in one line; empty where the folder is whole."""
+def damage(path: Path, read: bool = True) -> str:
+    """How the files of a folder differ from its manifest, in one line; empty where the folder is whole.
+
+    Files that are not `read` are only compared by their sizes.
+    """
     try:
         manifest = read_manifest(path)
     except UserError as error:
         return str(error).removeprefix(f"{path}{os.sep}")
-    return ", ".join(filter(None, (_damage(path, name, entry) for name, entry in manifest.items())))
+    return ", ".join(filter(None, (_damage(path, name, entry, read) for name, entry in manifest.items())))
 
 
 class ManifestEntry(BaseModel):
@@ -321,7 +339,7 @@ def listed(folder: Path, name: str) -> Path:
     return inside(folder, name)
 
 
-def _damage(folder: Path, name: str, entry: ManifestEntry) -> str:
+def _damage(folder: Path, name: str, entry: ManifestEntry, read: bool) -> str:
     known_as = f"{name:.80}"
     try:
         file = inside(folder, name)
@@ -329,7 +347,8 @@ def _damage(folder: Path, name: str, entry: ManifestEntry) -> str:
             return f"{known_as} is a {KINDS_OF_FILES.get(stat.S_IFMT(mode), 'special file')}, expected a regular file"
         if (actual := file.stat().st_size) != entry.bytes:
             return f"{known_as} has {actual:,} bytes instead of {entry.bytes:,}"
-        return "" if sha256(file) == entry.sha256 else f"{known_as} has other content than when it was written"
+        same = not read or sha256(file) == entry.sha256
+        return "" if same else f"{known_as} has other content than when it was written"
     except FileNotFoundError:
         return f"{known_as} is missing"
     except (OSError, ValueError) as error:

@@ -15,9 +15,8 @@ from calotype.cli.console import Terminal
 from calotype.cli.options import ResumeOptions, TrainingOptions, TrainOptions, app
 from calotype.cli.process import is_rank, lasting_streams, start_ranks, tune_process, unwound_by_signals
 from calotype.escaping import plain
-from calotype.places import cache_home
+from calotype.places import DISK_FULL, cache_home
 
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 NOT_WRITABLE = (
     errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EFBIG,
 )  # fmt: skip
@@ -88,6 +87,7 @@ def _explained(error: Exception, options: object = None) -> tuple[int, str]:
     from calotype.training.process import Interrupted
     from calotype.types import UserError
 
+    error = _first_of_full_disk(error)
     if isinstance(error, Interrupted):
         return 128 + error.signal_number, f"stopped; what was learned is saved. Go on with: calotype resume {error}"
     if isinstance(error, UserError):
@@ -103,6 +103,17 @@ def _explained(error: Exception, options: object = None) -> tuple[int, str]:
         return 2, "calotype: memory is at its end; close other programs, or take a smaller size, batch or --count"
     first = plain(f"{type(error).__name__}: {error}".splitlines()[0])
     return 1, f"calotype: {first} (this is our mistake; {_traceback_saved(error)})"
+
+
+def _first_of_full_disk(error: Exception) -> Exception:
+    """On a full disk the report and the state of the run cannot be written either: what came before says more."""
+    from calotype.types import UserError
+
+    while isinstance(error, OSError) and error.errno in DISK_FULL:
+        if not isinstance(before := error.__context__, OSError | UserError):
+            break
+        error = before
+    return error
 
 
 def _traceback_saved(error: Exception) -> str:

@@ -19,6 +19,8 @@ from calotype.types import ByteImages
 
 SIDE_OF_HASH = 16
 """Pixels of the side of the grey picture whose gradients are hashed."""
+HASH_BYTES = 2 * SIDE_OF_HASH * (SIDE_OF_HASH - 1)
+"""Of the hash of one picture: a value for each neighbour to the right, and below."""
 FLAT = 3
 """Differences between neighbours up to this, of 255, count as 0: compression makes those."""
 SIMILAR = 0.93

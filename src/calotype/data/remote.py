@@ -19,8 +19,8 @@ from calotype.types import UserError
 
 Answer = TypeVar("Answer")
 
-ADDRESS = re.compile(r"(?P<scheme>(?!file:|local:)[a-z][a-z0-9+.-]+):/+(?P<rest>[^/].*)", re.DOTALL)
-"""One letter is a drive of Windows."""
+ADDRESS = re.compile(r"(?P<scheme>(?!file:|local:)[a-z][a-z0-9+.:-]+):/+(?P<rest>[^/].*)", re.DOTALL)
+"""One letter is a drive of Windows; of a chain, the schemes are one after the other."""
 PAUSES = (1.0, 4.0)
 """Seconds before a request that failed is sent again."""
 BUFFER_BYTES = 2**22
@@ -30,6 +30,10 @@ VERSIONS = ("ETag", "etag", "LastModified", "Last-Modified", "mtime", "updated",
 
 class NotThereError(UserError):
     """There is nothing at an address."""
+
+
+class NotReachedError(UserError):
+    """An address cannot be read now; later, or with another package, it may be."""
 
 
 def remote_address(path: Path | str) -> str | None:
@@ -128,19 +132,24 @@ def file_system(address: str) -> tuple[Any, str]:
         reason = " ".join(str(error).split()) or type(error).__name__
         missing = isinstance(error, ImportError | ValueError)
         hint = "for http and s3 try: pip install 'calotype[fsspec]'" if missing else "try again later"
-        raise UserError(f"{address} cannot be read: {reason:.160}; {hint}") from None
+        raise NotReachedError(f"{address} cannot be read: {reason:.160}; {hint}") from None
     return system, path
 
 
 def require_plain(address: str) -> None:
-    """Raises `UserError` for chained addresses, and for a password, which would stand in `run.json` and in reports."""
-    if (parts := urlsplit(address)).password is not None:
-        raise UserError(
-            f"the address at {parts.hostname} has a password in it, which would stand in the run and its report; "
-            f"leave it out, and put it into the settings of fsspec for {parts.scheme} (~/.config/fsspec)"
-        )
+    """Raises `UserError` for chained addresses, and for a password, which would stand in `run.json` and in reports.
+
+    The user of a web server is refused, too: most often it is a token.
+    """
     if "::" in address:
-        raise UserError(f"{address} is a chain of addresses, which is not read; give the address of the shards alone")
+        alone = address.rpartition("::")[2].rpartition("@")[2]  # without what may be a password
+        raise UserError(f"the chain of addresses to {alone} is not read; give the address of the shards alone")
+    parts = urlsplit(address)
+    if parts.password is not None or (parts.username is not None and parts.scheme in ("http", "https")):
+        raise UserError(
+            f"the address at {parts.hostname} has a password or token in it, which would stand in the run and its "
+            f"report; leave it out, and put it into the settings of fsspec for {parts.scheme} (~/.config/fsspec)"
+        )
 
 
 def find_file(address: str) -> RemoteFile:
@@ -178,6 +187,6 @@ def _tried(address: str, request: Callable[[], Answer]) -> Answer:
         except Exception as error:  # each file system has errors of its own
             if pause is None:
                 reason = " ".join(str(error).split()) or type(error).__name__
-                raise UserError(f"{address} cannot be read: {reason:.160}; try again later") from None
+                raise NotReachedError(f"{address} cannot be read: {reason:.160}; try again later") from None
             time.sleep(pause)
     raise AssertionError("the last try returns or raises")

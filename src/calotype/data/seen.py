@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -13,13 +13,14 @@ import torch
 from jaxtyping import Bool, Int8
 from torch import Tensor
 
-from calotype.data.duplicates import near_duplicates, perceptual_hashes
+from calotype.data.duplicates import HASH_BYTES, near_duplicates, perceptual_hashes
 from calotype.data.folder import Pictures
 from calotype.data.split import Split, SplitConfig, SplitRule, stratified_split
 from calotype.files import read_tensors, write_tensors
 from calotype.types import ByteImages, Labels, UserError
 
-SEEN_FILE = "seen.safetensors"
+SEEN_FILE, OWN_FILE = "seen.safetensors", "pictures.safetensors"
+"""In the folder of a run: hashes of the pictures that earlier runs have seen, and of its own."""
 SET_NAMES = ("train", "validation", "test")
 
 
@@ -53,18 +54,22 @@ def seen_by(pictures: Pictures) -> Seen:
     return Seen(*(hashes[inside.numpy()] for inside in pictures.split.sets.values()))
 
 
-def write_seen(folder: Path, seen: Seen) -> None:
+def write_seen(folder: Path, seen: Seen, name: str = SEEN_FILE) -> None:
     """Into the folder of a run."""
-    write_tensors(folder / SEEN_FILE, {name: torch.from_numpy(getattr(seen, name)) for name in SET_NAMES})
+    write_tensors(folder / name, {name: torch.from_numpy(getattr(seen, name)) for name in SET_NAMES})
 
 
-def read_seen(folder: Path) -> Seen | None:
-    """Of the folder of a run; None where it has started from nothing. Raises `UserError` for a damaged file."""
-    file = folder / SEEN_FILE
+def read_seen(folder: Path, name: str = SEEN_FILE) -> Seen | None:
+    """Of the folder of a run; None where there are none. Raises `UserError` for a damaged file.
+
+    A run that has started from nothing has no `SEEN_FILE`, and one of an earlier version no `OWN_FILE`.
+    """
+    file = folder / name
     if not os.path.lexists(file):
         return None
     tensors = read_tensors(file)
-    if {*tensors} != {*SET_NAMES} or any(each.ndim != 2 or each.dtype != torch.int8 for each in tensors.values()):
+    sound = all(each.shape[1:] == (HASH_BYTES,) and each.dtype == torch.int8 for each in tensors.values())
+    if {*tensors} != {*SET_NAMES} or not sound:
         raise UserError(f"{file} is damaged: expected hashes of the sets {', '.join(SET_NAMES)}; copy it again")
     return Seen(*(tensors[name].numpy() for name in SET_NAMES))
 
@@ -81,7 +86,10 @@ def continued_split(seen: Seen | None, config: SplitConfig) -> SplitRule:
         before = seen.split(pixels)
         new = ~(before.train | before.validation | before.test)
         if new.all() or {"validation", "test"} & {*named}:
-            return stratified_split(pixels, labels, classes, config, named)
+            split = stratified_split(pixels, labels, classes, config, named)
+            trained = int(((split.validation | split.test) & before.train).sum())
+            note = f"the run that this one starts from has trained on {trained:,} of the held-out pictures"
+            return replace(split, notes=(*split.notes, note)) if trained else split
         split = with_new(before, new, pixels, labels, classes, config)
         if not (split.train.any() and split.validation.any()):
             note = "the run that this one starts from has trained on all pictures here that could be held out"

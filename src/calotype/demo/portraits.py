@@ -34,7 +34,7 @@ from calotype.data.layout import class_notes
 from calotype.data.listing import note
 from calotype.data.split import SplitRule, stratified_split
 from calotype.demo.describing import Facts, describe
-from calotype.files import write_png, write_whole
+from calotype.files import make_folder, write_png, write_whole
 from calotype.places import cache_home
 from calotype.types import Progress, UserError, no_progress
 
@@ -72,7 +72,7 @@ def write_portraits(size: int, count: int | None, folder: Path, progress: Progre
     members = dict(_members())
     names, facts = _first_names(members, count), _facts(members)
     for style, own in groupby(sorted(names), lambda name: str(PurePosixPath(name).parent)):
-        (folder / style).mkdir(parents=True)
+        make_folder(folder / style)
         lines = "".join(json.dumps(_metadata(facts[name]), ensure_ascii=False) + "\n" for name in own)
         write_whole(folder / style / "metadata.jsonl", lines)
     write_whole(folder / "LICENSE.md", members["LICENSE.md"])

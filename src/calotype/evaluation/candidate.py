@@ -11,7 +11,7 @@ import torch
 
 from calotype.data.duplicates import near_duplicates, perceptual_hashes
 from calotype.data.folder import Pictures
-from calotype.data.seen import read_seen
+from calotype.data.seen import OWN_FILE, read_seen, seen_by
 from calotype.data.split import Split, split_rule
 from calotype.model import Model, load
 from calotype.recipe import Recipe
@@ -114,13 +114,12 @@ def split_by_itself(candidate: Candidate, pictures: Pictures, read_own: ReadOwn)
     """The same, of the run alone."""
     if is_own(candidate, pictures):
         return split_rule(candidate.run.folder)(pictures.pixels, pictures.labels, pictures.classes)
-    if (own := read_own(candidate)) is None:
-        return None
+    if (own := read_seen(candidate.run.folder, OWN_FILE)) is None:
+        if (trained := read_own(candidate)) is None:
+            return None
+        own = seen_by(trained)
     hashes = perceptual_hashes(pictures.pixels)
-    train, validation = (
-        torch.from_numpy(near_duplicates(hashes, perceptual_hashes(own.pixels[rows])))
-        for rows in (own.train_indices, own.validation_indices)
-    )
+    train, validation = (torch.from_numpy(near_duplicates(hashes, others)) for others in (own.train, own.validation))
     return Split(train, validation & ~train, ~(train | validation))
 
 

@@ -31,7 +31,7 @@ from calotype.evaluation.quality import (
 from calotype.evaluation.references import FeatureStore, OpenBar, ReferenceSet, reference_rows
 from calotype.evaluation.results import COMPARISON_FILE, measured_with, write_result
 from calotype.evaluation.verdicts import claim_verdicts
-from calotype.files import write_png
+from calotype.files import make_folder, write_png
 from calotype.types import UserError
 
 Read = Callable[[str, int], Pictures]
@@ -100,7 +100,7 @@ def check_comparison_folder(out: Path) -> None:
     known = out.is_dir() and ((out / COMPARISON_FILE).exists() or all(path.name == "cache" for path in out.iterdir()))
     if out.exists() and not known:
         raise UserError(f"--out {out} is not an empty folder; choose another")
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
 
 
 def other_classes(runs: Sequence[Candidate], pictures: Pictures) -> list[str]:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from calotype.data.buckets import SIZES_COUNTED, bucket_counts, bucket_notes, bucket_sizes, original_sizes
+from calotype.data.duplicates import HASH_BYTES
 from calotype.data.folder import Pictures
 from calotype.machine import UTILIZATION, Machine
 from calotype.planning.choose import propose, three_digits
@@ -127,6 +128,7 @@ def reasons_of_legs(plan: Plan, pictures: Pictures) -> dict[str, str]:
         if leg in plan.paced
         else f"it is trained on {seen:,} pictures, as you set it"
         for leg, seen in images.items()
+        if leg != "autoencoder"  # whose network is not chosen by them
     }
     epochs = images["denoiser"] / max(1, pictures.trained)
     law = f"none for a run that sees each picture up to {FEW_EPOCHS} times, 0.1 more with each tenfold"
@@ -286,8 +288,8 @@ def searches_level(stage: EnlargeRecipe) -> bool:
 
 
 def disk_bytes(recipe: Recipe, measured: Costs, sets: Sequence[int]) -> int:
-    """At most: two checkpoints a leg and its milestones, the fitted priors, the model and its autoencoder, and the
-    latents.
+    """At most: two checkpoints a leg and its milestones, the fitted priors, the model and its autoencoder, the latents,
+    and the pictures' hashes.
 
     Besides, for a while, what is written before the old is removed: a third checkpoint with the best average weights,
     or a second model. An imported autoencoder that is not trained is in the model alone.
@@ -300,7 +302,7 @@ def disk_bytes(recipe: Recipe, measured: Costs, sets: Sequence[int]) -> int:
         if leg != "autoencoder":
             values += doublings(recipe.milestones, config.images) * checkpoint_values(recipe, measured, leg)
     values += measured.parameters().get("autoencoder", 0)
-    return 4 * values + latent_bytes(recipe, sets).disk
+    return 4 * values + latent_bytes(recipe, sets).disk + HASH_BYTES * sum(sets)
 
 
 def checkpoint_values(recipe: Recipe, measured: Costs, leg: str) -> int:

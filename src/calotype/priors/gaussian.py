@@ -106,9 +106,13 @@ class GaussianMixture(Prior):
         return in_windows(mean, noisy, self.side(noisy.shape[1]))
 
     def _window_mean(self, weights: Weights, noisy: Latents, sigma: Sigmas, shift: Shift | None) -> Latents:
-        """Posterior means of the groups, weighted by their responsibilities; a CPU skips groups of weight 0."""
+        """Posterior means of the groups, weighted by their responsibilities; a CPU skips groups of weight 0.
+
+        The sum is rescaled where a group has a larger evidence than those before it, so that no means are kept.
+        """
         flat, variance, every = noisy.flatten(1), sigma[:, None] ** 2, torch.arange(len(noisy), device=noisy.device)
-        means, evidence = [], exact(weights).new_full((len(flat), len(self.parts)), -torch.inf)
+        denoised, total = torch.zeros_like(flat), exact(weights).new_zeros(len(flat), 1)
+        largest = torch.full_like(total, torch.finfo(total.dtype).min)
         for number, part in enumerate(self.parts):
             present = (weights[:, part] > 0).any(1)
             rows = present.nonzero()[:, 0] if is_host(flat.device) else every
@@ -116,12 +120,12 @@ class GaussianMixture(Prior):
                 centre = torch.zeros_like(flat[:1]) if shift is None else shift(number, rows)
                 own = weights[rows, part].where(present[rows, None], 1)
                 log_evidence, mean = self._group_mean(part, own, flat[rows] - centre, variance[rows])
-                evidence[rows, number] = log_evidence.where(present[rows], -torch.inf)
-                means.append((rows, number, centre + mean))
-        responsibilities, denoised = torch.softmax(evidence, 1).to(flat), torch.zeros_like(flat)
-        for rows, number, mean in means:
-            denoised[rows] += responsibilities[rows, number, None] * mean
-        return denoised.reshape(noisy.shape)
+                evidence = log_evidence.where(present[rows], -torch.inf)[:, None]
+                before, largest[rows] = largest[rows], torch.maximum(largest[rows], evidence)
+                rescaled, share = (before - largest[rows]).exp(), (evidence - largest[rows]).exp()
+                total[rows] = rescaled * total[rows] + share
+                denoised[rows] = rescaled.to(flat) * denoised[rows] + share.to(flat) * (centre + mean)
+        return (denoised / total.to(flat)).reshape(noisy.shape)
 
     def _group_mean(
         self, part: slice, weights: Weights, flat: Flat, variance: Float[Tensor, "batch 1"]

@@ -26,7 +26,7 @@ PATCH_CLUSTERS = 512
 MOST_WINDOWS = 60_000
 """That are clustered, all from the half with more contrast."""
 WINDOWS_GATHERED = 4096
-"""Windows whose matrices are in memory together: 60 MB for a factor of 4."""
+"""Windows whose matrices are in memory together, in a graph those of each image: 60 MB for a factor of 4."""
 WINDOWS_AT_ONCE = 2**14
 """Windows whose distances to all clusters are in memory together: 32 MB."""
 RIDGE = 0.02
@@ -172,7 +172,7 @@ class PatchPrior(Prior):
         depend on how many windows a cluster has.
         """
         windows, contrast = windows_of(low_res)
-        by_cluster = clustered(windows) if clustered else self._clustered(windows, low_res[0, 0].numel())
+        by_cluster = clustered(windows) if clustered else self._clustered(windows)
         clusters, above = by_cluster.clusters, enlarged(low_res, self.factor)
         mean = above + images_of(by_cluster.times(windows, self.weights), above, self.factor)
         added = each_window(noise**2, low_res)
@@ -182,9 +182,10 @@ class PatchPrior(Prior):
         deviation = mean_deviation(variances, low_res, self.factor)
         return PatchPosterior(mean, deviation, by_cluster, self.axes, variances, noise_variances, self.factor)
 
-    def _clustered(self, windows: Windows, each: int) -> Clustered:
+    def _clustered(self, windows: Windows) -> Clustered:
+        """On a GPU those of all images are one sequence, so that the memory does not grow with their number."""
         clusters = self.clusters(windows)
-        return ByCluster.of(clusters) if is_host(windows.device) else Gathered(clusters, each)
+        return ByCluster.of(clusters) if is_host(windows.device) else Gathered(clusters, len(windows))
 
     def clusters(self, windows: Windows) -> Clusters:
         return nearest(normalised(windows), self.centres)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Protocol, runtime_checkable
@@ -25,8 +26,9 @@ from calotype.files import (
     write_json,
     write_tensors,
 )
+from calotype.places import DISK_FULL
 from calotype.ranks import ALONE, Ranks
-from calotype.training.loop import TrainProgress, doublings
+from calotype.training.loop import Note, TrainProgress, doublings
 from calotype.training.pieces import PIECES, layout_of, piece_of, read_pieces, write_pieces
 from calotype.types import Config, UserError
 
@@ -49,20 +51,19 @@ class Saved(Protocol):
 
 def save(
     folder: Path, leg: str, states: Mapping[str, Saved], progress: TrainProgress, ranks: Ranks = ALONE,
-    milestones: int = 0,
+    milestones: int = 0, note: Note = lambda text: None,
 ) -> None:  # fmt: skip
-    """Writes `folder/leg-<images seen>`, then removes what it supersedes: see `_superseded`.
+    """Writes `folder/leg-<images seen>`, then removes what it supersedes: see `_superseded`, which tells `note`.
 
-    Of several ranks all call it: each writes its pieces of sharded states, the first all else. Raises `UserError`,
-    before anything is written, where the disk has too little space for it.
+    Of several ranks all call it: each writes its pieces of sharded states, the first all else. Raises `UserError` where
+    the disk has too little space for it, which is mostly seen before anything is written; nothing is removed then.
     """
     saved = folder / f"{leg}-{progress.images_seen:010d}"
-    if ranks.first:
-        make_folder(folder)
-        _require_space(folder, leg, states)
     tensors = {name: state.tensors() for name, state in states.items()}
     sharded = {name: own for name, own in tensors.items() if piece_of(own.values()).count > 1}
-    with _written_together(saved, ranks) as path:
+    if ranks.first:
+        make_folder(folder)
+    with _enough_space(folder, leg, tensors, milestones, ranks), _written_together(saved, ranks) as path:
         for name, own in sharded.items():
             write_pieces(path, name, own)
         if ranks.first:
@@ -73,7 +74,7 @@ def save(
             steps = {name: state.steps for name, state in states.items()}
             write_json(path / "state.json", {"clock": progress.state(), "steps": steps})
     if ranks.first:
-        for old in (*_superseded(folder, leg, saved, milestones), *folder.glob(f".{leg}-*.tmp")):
+        for old in (*_superseded(folder, leg, saved, milestones, note), *folder.glob(f".{leg}-*.tmp")):
             shutil.rmtree(old, ignore_errors=True)
 
 
@@ -86,33 +87,89 @@ def _written_together(path: Path, ranks: Ranks) -> Iterator[Path]:
     ranks.say(lambda: None)
 
 
-def _require_space(folder: Path, leg: str, states: Mapping[str, Saved]) -> None:
-    needed = sum(value.nbytes for state in states.values() for value in state.tensors().values())
-    if (free := shutil.disk_usage(folder).free) < SPARE * needed:
-        raise UserError(
-            f"the next checkpoint of the {leg} takes {needed / 1e6:,.1f} MB, but only {free / 1e6:,.1f} MB are free in "
-            f"{folder}; the one before is sound: free some space, then go on with: calotype resume {folder.parent}"
+@contextmanager
+def _enough_space(
+    folder: Path, leg: str, tensors: Mapping[str, Mapping[str, Tensor]], milestones: int, ranks: Ranks
+) -> Iterator[None]:  # fmt: skip
+    """Raises `UserError` where the disk has too little space, or fills up meanwhile; it names what could be removed."""
+    needed = SPARE * sum(value.nbytes for state in tensors.values() for value in state.values())
+
+    def full() -> UserError:
+        free = shutil.disk_usage(folder).free
+        missing = needed - free if needed > free else needed  # of a user's share of a disk the free space says nothing
+        older = checkpoints(folder, leg)[:-KEPT_CHECKPOINTS]
+        oldest = next(iter(milestones_among(older, milestones)), None)
+        removable = f", for instance by removing the oldest milestone, {oldest}" if oldest else ""
+        return UserError(
+            f"the next checkpoint of the {leg} takes {needed / SPARE / 1e6:,.1f} MB, but only {free / 1e6:,.1f} MB are "
+            f"free in {folder}; those before are sound: free at least {missing / 1e6:,.1f} MB more"
+            f"{removable}, then go on with: calotype resume {folder.parent}"
         )
 
+    if ranks.first and shutil.disk_usage(folder).free < needed:
+        raise full()
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in DISK_FULL:
+            raise
+        raise full() from None
 
-def _superseded(folder: Path, leg: str, saved: Path, milestones: int) -> list[Path]:
+
+def _superseded(folder: Path, leg: str, saved: Path, milestones: int, note: Note) -> list[Path]:
     """Checkpoints before `saved`, damaged or whole, but for the newest whole ones and milestones.
 
     One of more images stays until it is overtaken: it was damaged when the leg was restored, and may be rescued.
     """
     before = [path for path in checkpoints(folder, leg) if _images_of(path) < _images_of(saved)]
-    newest = islice(filter(is_whole, reversed(before)), KEPT_CHECKPOINTS - 1)  # no others are read
-    kept = [*newest, *milestones_among(before, milestones)]
+    newest = islice(filter(_is_known_whole, reversed(before)), KEPT_CHECKPOINTS - 1)  # no others are read
+    kept = [*newest, *milestones_among(before, milestones, note)]
     return [path for path in before if path not in kept]
 
 
-def milestones_among(paths: Sequence[Path], first: int) -> list[Path]:
-    """Of checkpoints by images seen, the first at or after each of `first`, twice as many, and so on; none for 0."""
-    reached: dict[int, Path] = {}
+def milestones_among(paths: Sequence[Path], first: int, note: Note = lambda text: None) -> list[Path]:
+    """Of checkpoints by images seen, the first whole one at or after each of `first`, twice as many, and so on; none
+    for 0.
+
+    One that has no other in its place stays, damaged or whole, and is not read. `note` gets a line for each damaged one
+    in whose place another is kept.
+    """
+    reached: dict[int, list[Path]] = {}
     for path in paths:
         if rung := doublings(first, _images_of(path)):
-            reached.setdefault(rung, path)
-    return [*reached.values()]
+            reached.setdefault(rung, []).append(path)
+    return [_first_whole(same, note) if len(same) > 1 else same[0] for same in reached.values()]
+
+
+def _first_whole(paths: Sequence[Path], note: Note) -> Path:
+    """Else the first, which may be rescued."""
+    damaged: list[Path] = []
+    for path in paths:
+        if _is_known_whole(path):
+            for other in damaged:
+                note(f"milestone {other.name} is damaged ({damage(other)}); {path.name} is kept in its place")
+            return path
+        damaged.append(path)
+    return paths[0]
+
+
+def _is_known_whole(path: Path) -> bool:
+    """As `is_whole`, but files that have been read, and have not changed since, are not read again."""
+    try:
+        stamps = tuple((file.name, *_stamp(file)) for file in sorted(path.iterdir()))
+    except OSError:  # it is being removed
+        return False
+    return _is_whole_still(path, stamps)
+
+
+@lru_cache(256)
+def _is_whole_still(path: Path, stamps: tuple[tuple[str, int, int, int], ...]) -> bool:
+    return is_whole(path)
+
+
+def _stamp(file: Path) -> tuple[int, int, int]:
+    status = file.lstat()
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def restore(
@@ -120,15 +177,16 @@ def restore(
     leg: str,
     states: Mapping[str, Saved],
     progress: TrainProgress,
-    warn: Callable[[str], None] = lambda text: None,
+    warn: Note = lambda text: None,
 ) -> Path | None:
     """Brings train states and progress to the leg's newest whole checkpoint, and returns it; None if there is none.
 
-    `warn` gets a line for each newer one that is damaged. Raises `UserError`, and changes nothing, if all are damaged.
+    `warn` gets a line for each newer one that is damaged, and for each older one that has not all its files. Raises
+    `UserError`, and changes nothing, if all are damaged.
     A guard that a checkpoint of an earlier version does not hold starts without a past.
     """
-    damaged = []
-    for path in reversed(checkpoints(folder, leg)):
+    damaged, paths = [], checkpoints(folder, leg)
+    for path in reversed(paths):
         try:
             if wrong := damage(path):
                 raise UserError(wrong)
@@ -138,6 +196,9 @@ def restore(
             continue
         for problem in damaged:
             warn(f"checkpoint {problem}; using {path.name} instead")
+        for older in paths[: paths.index(path)]:
+            if wrong := damage(older, read=False):
+                warn(f"checkpoint {older.name} is damaged ({wrong}); to keep what it was, put a copy back")
         return path
     if damaged:
         raise UserError(

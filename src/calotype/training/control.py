@@ -151,7 +151,7 @@ class EarlyStopping:
 
     def note(self, images_seen: int, measures: Mapping[str, float]) -> None:
         """To be called at every validation, with its measures; `n` is of how many pictures they are."""
-        if measures.get("n", 0) < MIN_VALIDATION or "held_out_loss" not in measures:
+        if measures.get("n", 0) < MIN_VALIDATION or not math.isfinite(measures.get("held_out_loss", math.nan)):
             return
         held_out, train = measures["held_out_loss"], measures["train_loss"]
         last = Losses(images_seen=images_seen, held_out_loss=held_out, train_loss=train)

@@ -130,7 +130,7 @@ def train_leg(
 
     ranks = division.ranks
     stopping = begin_leg(run, leg, ranks, note, prepare)
-    progress, validating, save = leg.progress, 0.0, partial(save_leg, run, leg, ranks, limits.milestones)
+    progress, validating, save = leg.progress, 0.0, partial(save_leg, run, leg, ranks, limits.milestones, note)
     log = StepLog(run, leg.name, progress, bar)
     guard_due = at_fractions(leg.guard.fractions if leg.guard else (), progress.fraction)
     preview_due = at_fractions(limits.previews_at or PREVIEWS, progress.fraction)
@@ -255,11 +255,13 @@ def agreed(ranks: Ranks, progress: TrainProgress, saving: bool, stopped: bool) -
     return bool(save), bool(stop)
 
 
-def save_leg(run: Run, leg: Leg[object], ranks: Ranks = ALONE, milestones: int = 0) -> None:
+def save_leg(
+    run: Run, leg: Leg[object], ranks: Ranks = ALONE, milestones: int = 0, note: Note = lambda text: None
+) -> None:
     """To be called by all ranks."""
     if ranks.first:
         run.require_lock()
-    checkpoint.save(run.folder / "checkpoints", leg.name, leg.saved, leg.progress, ranks, milestones)
+    checkpoint.save(run.folder / "checkpoints", leg.name, leg.saved, leg.progress, ranks, milestones, note)
     run.state.seconds[leg.name] = leg.progress.seconds
     run.save()
 
@@ -331,6 +333,8 @@ class StepLog:
 
     def _log(self, progress: TrainProgress, rates: dict[str, float]) -> None:
         terms, norms = self.terms.means(), self.norms.means()
+        if not all(map(math.isfinite, (*terms.values(), *norms.values()))):
+            return  # on a GPU: the next step, which ends the leg, names it
         self.run.log(
             "step", leg=self.leg, images_seen=progress.images_seen, progress=progress.fraction,
             seconds=progress.seconds, terms=terms, norms=norms, learning_rates=rates,

@@ -9,7 +9,7 @@ import torch
 from calotype.build import build_enlarger, build_frozen, build_space, build_stage
 from calotype.diffusion.denoiser import Denoiser
 from calotype.diffusion.stage import Stage
-from calotype.files import is_whole, listed, read_as, whole_folder, write_tensors
+from calotype.files import damage, is_whole, listed, read_as, whole_folder, write_tensors
 from calotype.model import Model, load
 from calotype.nets.frozen import FrozenEncoder
 from calotype.nets.weights import load_file_into
@@ -101,12 +101,17 @@ def stored_space(run: Run, recipe: Recipe) -> Space:
 
 
 def require_checkpoint(run: Run, chosen: str) -> None:
-    """Raises `UserError` where no denoiser has a checkpoint of this name."""
+    """Raises `UserError` where no denoiser has a checkpoint of this name, or it is damaged."""
     legs = [leg for leg in run.state.legs if leg != "autoencoder"]
     names = [path.name for leg in legs for path in checkpoints(run.folder / "checkpoints", leg)]
     if chosen not in names:
         known = f"one of {', '.join(names)}" if names else "one, but there is none yet"
         raise UserError(f"{run.folder} has no checkpoint {chosen!r:.80}; expected {known}")
+    if wrong := damage(run.folder / "checkpoints" / chosen):
+        others = ", ".join(name for name in names if name != chosen) or "none"
+        raise UserError(
+            f"checkpoint {chosen} of {run.folder} is damaged ({wrong}); copy it again; the others there are: {others}"
+        )
 
 
 def checkpoint_of(run: Run, recipe: Recipe, size: int, chosen: str | None = None) -> Path | None:

@@ -7,10 +7,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from calotype.cli.commands.reading import read_own
+from calotype.cli.commands.reading import read_as_run
 from calotype.cli.console import Console
 from calotype.data.images import shown
-from calotype.data.seen import Seen, read_seen, seen_by
+from calotype.data.remote import NotReachedError
+from calotype.data.seen import OWN_FILE, Seen, read_seen, seen_by
 from calotype.files import read_json, read_manifest, sha256, whole_folder, write_json
 from calotype.machine import find_device
 from calotype.nets.frozen import FolderConfig
@@ -41,12 +42,32 @@ class Source:
 
 
 def open_source(folder: Path, device: str, console: Console) -> Source:
-    """Raises `UserError` for a folder that is no run, or has no whole model."""
+    """Raises `UserError` for a folder that is no run, or has no whole model, and as `seen_by_run` does."""
     source = source_of(Run.open(folder), device)
-    own, earlier = read_own(source.run, source.start.recipe.size, folder / "cache", console), read_seen(folder)
+    own, earlier = seen_by_run(source.run, source.start.recipe.size, console), read_seen(folder)
     if own is None:
         return replace(source, seen=earlier, origin=source.origin.model_copy(update={"seen": False}))
-    return replace(source, seen=seen_by(own).and_of(earlier))
+    return replace(source, seen=own.and_of(earlier))
+
+
+def seen_by_run(run: Run, size: int, console: Console) -> Seen | None:
+    """The pictures of a run as it has recorded them; of a run of an earlier version, which has not, as they are now.
+
+    None where such pictures are gone, or have changed. Raises `UserError` where they are at an address that cannot be
+    read now: later it can, and then none of them is held out.
+    """
+    if (recorded := read_seen(run.folder, OWN_FILE)) is not None:
+        return recorded
+    try:
+        pictures = read_as_run(run, None, size, run.folder / "cache", console)
+    except NotReachedError as error:
+        raise UserError(
+            f"the pictures of {shown(run.name)} must be read, so that none that it was trained on is held out here; "
+            f"{error}, or leave --from out"
+        ) from None
+    except UserError:
+        return None
+    return seen_by(pictures) if pictures.content == run.state.content else None
 
 
 def source_of(run: Run, device: str) -> Source:

@@ -7,7 +7,7 @@ import os
 import platform
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -24,12 +24,12 @@ from calotype.cli.console import Console
 from calotype.cli.options import PlanOptions, ResumeOptions, SampleOptions, TrainingOptions, TrainOptions
 from calotype.data.folder import Pictures
 from calotype.data.remote import absolute, remote_address
-from calotype.data.seen import SEEN_FILE, continued_split, write_seen
+from calotype.data.seen import OWN_FILE, SEEN_FILE, continued_split, seen_by, write_seen
 from calotype.data.shard_sets import LIST
 from calotype.data.shards import SHARD
 from calotype.data.split import SPLIT_FILE, SPLIT_VERSION
 from calotype.evaluation.neighbours import write_neighbours
-from calotype.files import UNFINISHED, remove, sha256, write_json, write_whole
+from calotype.files import UNFINISHED, make_folder, remove, sha256, write_json, write_whole
 from calotype.interop import minilm, transformers
 from calotype.interop.autoencoders import read_autoencoder_config
 from calotype.interop.diffusers import weights_file
@@ -212,6 +212,9 @@ def produce(
     with stoppable() as stop:
         try:
             with record_status(run, device, stop), events_beside(run, console.say):
+                if not (folder / OWN_FILE).exists():  # nor in a run of an earlier version
+                    with run.timing("read"):
+                        write_seen(folder, seen_by(pictures), OWN_FILE)
                 Pipeline(run, recipe, plan, pictures, device, console, stop, force, ranks).train()
                 with run.timing("samples"):
                     release_memory(device)
@@ -305,9 +308,14 @@ def claimed(options: TrainOptions, size: int) -> Iterator[tuple[Path, Callable[[
                     for name in BEFORE_STATE:
                         remove(folder / name)
     finally:
-        for path in missing:
-            with suppress(OSError):  # not empty
-                path.rmdir()
+        remove_empty(missing)
+
+
+def remove_empty(folders: Sequence[Path]) -> None:
+    """Those that have nothing in them, one after the other."""
+    for path in folders:
+        with suppress(OSError):  # not empty, or not there
+            path.rmdir()
 
 
 def claim(options: TrainOptions, size: int) -> tuple[Path, list[Path]]:
@@ -319,11 +327,16 @@ def claim(options: TrainOptions, size: int) -> tuple[Path, list[Path]]:
         folder = run_folder(options, size)
         missing = [path for path in (folder, *folder.parents) if not path.exists()]
         try:
-            folder.mkdir(parents=True, exist_ok=options.out is not None)
+            make_folder(folder if options.out is not None else folder.parent)
+            if options.out is None:
+                folder.mkdir()
             return folder, missing
         except FileExistsError:
             if options.out is not None or not os.path.lexists(folder):
                 raise
+        except BaseException:
+            remove_empty(missing)
+            raise
 
 
 def run_folder(options: TrainOptions, size: int) -> Path:
