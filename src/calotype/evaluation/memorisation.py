@@ -48,14 +48,14 @@ DOES_NOT_COPY: CopyVerdict = "does not copy"
 TOO_FEW: CopyVerdict = "too few to say"
 Numbers = Float[np.ndarray, " count"]
 Rows = Int[Tensor, " _"]
-Pixels = Float[np.ndarray, "count 3 side side"]
+SmallPixels = Float[np.ndarray, "count 3 side side"]
 
 
 class Compared(NamedTuple):
     """Pictures as memorisation compares them; `mirrored`: the features of their mirror images."""
 
     features: Features
-    pixels: Pixels
+    pixels: SmallPixels
     mirrored: Features | None = None
 
 
@@ -93,12 +93,12 @@ def thumbnails(images: OtherImages) -> Compared:
     return Compared(block_means(pixels), pixels, block_means(pixels[..., ::-1]))
 
 
-def block_means(pixels: Pixels) -> Features:
+def block_means(pixels: SmallPixels) -> Features:
     count, places = len(pixels), COMPARED_SIDE // BLOCK
     return pixels.reshape(count, 3, places, BLOCK, places, BLOCK).mean((3, 5)).reshape(count, -1)
 
 
-def nearest_by_thumbnails(images: Pixels, trained: Iterable[Pixels]) -> Int[np.ndarray, " found"]:
+def nearest_by_thumbnails(images: SmallPixels, trained: Iterable[SmallPixels]) -> Int[np.ndarray, " found"]:
     """Places of all training pictures that are among the `NEIGHBOURS` nearest of an image, mirror images too.
 
     `trained` gives them in parts, which are in memory one after the other.
@@ -192,7 +192,7 @@ class MemorisationResult:
 def memorisation(
     samples: Compared,
     compared: Callable[[Rows, bool], Compared],
-    small: Callable[[Rows], Iterable[Pixels]],
+    small: Callable[[Rows], Iterable[SmallPixels]],
     train: Rows,
     test: Rows,
 ) -> MemorisationResult:

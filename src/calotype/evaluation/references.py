@@ -15,7 +15,7 @@ from calotype.data.images import images_from_pixels, rounded
 from calotype.diffusion.stage import in_turn, shrunk
 from calotype.evaluation.distances import Features
 from calotype.evaluation.features import FeatureNetwork, features, features_key, kept_features
-from calotype.evaluation.memorisation import Compared, Pixels, Rows, small_pixels
+from calotype.evaluation.memorisation import Compared, Rows, SmallPixels, small_pixels
 from calotype.types import Images, UserError
 
 OpenBar = Callable[[str], AbstractContextManager[Callable[[int, int, str], None]]]
@@ -63,7 +63,7 @@ class FeatureStore:
         mirror_images = self.features(rows, size, mirrored=True) if mirrored else None
         return Compared(self.features(rows, size), pixels, mirror_images)
 
-    def small(self, rows: Rows, size: int) -> Iterator[Pixels]:
+    def small(self, rows: Rows, size: int) -> Iterator[SmallPixels]:
         """Pixels as memorisation compares them, of some of the rows at a time, in their order."""
         done = 0
         with self.bar(self.name) as progress:
