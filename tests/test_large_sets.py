@@ -1,6 +1,7 @@
 """What is sampled of a large set, and what is counted of all of it."""
 
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -28,6 +29,18 @@ def test_a_plan_of_a_sample_counts_all_pictures(tmp_path, monkeypatch):
     sampled, whole = (make_plan(each, machine(), 3600.0, time.time(), SETTINGS).predicted for each in (some, every))
     assert sampled["disk_bytes"] == whole["disk_bytes"] and sampled["images"].keys() == whole["images"].keys()
     assert some.trained == 60 - (10 - len(some.train_indices))
+
+
+def test_a_plan_of_a_sample_counts_the_file_of_pixels(tmp_path, monkeypatch):
+    """That they are mapped from where memory is short; a run that has read all of them has written it already."""
+    be_quick(monkeypatch)
+    some = read_folder(write_pictures(tmp_path / "pictures", 60), 16, most=10)
+    many = replace(some, sampled_from=10**7)
+    short, ample = (
+        make_plan(many, replace(machine(), memory=memory), 3600.0, time.time(), SETTINGS).predicted["disk_bytes"]
+        for memory in (2**30, 2**40)
+    )
+    assert short - ample == 10**7 * 3 * 16 * 16
 
 
 def test_a_set_of_up_to_twice_the_sample_is_read_whole(tmp_path):

@@ -6,7 +6,9 @@ import torch
 from small import CPU, noise_pictures
 
 from calotype.data.images import images_from_pixels, rounded
+from calotype.data.split import evenly
 from calotype.diffusion.stage import generate
+from calotype.evaluation import memorisation as of_memorisation
 from calotype.evaluation.features import Lite0, features
 from calotype.evaluation.memorisation import (
     COMPARED_SIDE,
@@ -16,6 +18,7 @@ from calotype.evaluation.memorisation import (
     Compared,
     Nearest,
     copy_verdict,
+    memorisation,
     nearest_trained,
     small_pixels,
 )
@@ -118,6 +121,41 @@ def test_order_does_not_matter(trained):
     there, back = nearest_trained(some, trained), nearest_trained(some, seen(trained.pixels[turned]))
     assert turned[back.place].tolist() == there.place.tolist()
     assert back.ratio == pytest.approx(there.ratio, abs=1e-6)
+
+
+def of_many(samples, trained, test):
+    """The measures with 20 of the training pictures searched by features, the others by thumbnails."""
+    every = Compared(*(np.concatenate(parts) for parts in zip(trained, test, strict=True)))
+
+    def compared(rows, mirrored):
+        features, pixels, mirror_images = (part[rows.numpy()] for part in every)
+        return Compared(features, pixels, mirror_images if mirrored else None)
+
+    def small(rows):
+        return (every.pixels[part.numpy()] for part in rows.split(7))
+
+    count = len(trained.pixels)
+    rows = torch.arange(count + len(test.pixels))
+    return memorisation(samples, compared, small, rows[:count], rows[count:])
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_a_copy_of_any_of_many_pictures_is_found(monkeypatch, mirrored):
+    """Also of one that is not among the few that are compared by features."""
+    monkeypatch.setattr(of_memorisation, "MOST_SEARCHED", 20)
+    trained, test = kind(300, 0), kind(60, 1)
+    copied = [row for row in range(300) if row not in evenly(torch.arange(300), 20)][:60]
+    source = trained.pixels[copied]
+    found = of_many(nearly(seen(source[..., ::-1] if mirrored else source)), trained, test)
+    assert found.measures.verdict == COPIES and found.measures.samples.copies.value == 1
+    assert {row for _, row in found.pairs} <= {*copied} and "all 300" in found.measures.note
+    assert of_many(kind(100, 3), trained, test).measures.verdict == DOES_NOT_COPY
+
+
+def test_without_enough_test_pictures_the_few_are_compared_with_each_other(monkeypatch):
+    monkeypatch.setattr(of_memorisation, "MOST_SEARCHED", 20)
+    found = of_many(kind(100, 3), kind(300, 0), kind(5, 1)).measures
+    assert found.n == (100, 20, 20) and found.note == "20 of 300 training pictures were searched"
 
 
 def test_a_model_overfitted_to_four_pictures_is_flagged_and_one_of_many_is_not():

@@ -94,7 +94,7 @@ def describe_machine(name: str, flops: float, memory: int) -> Machine:
     Raises `UserError` for a device that torch does not know, or that is left open.
     """
     if not re.fullmatch(r"cpu|mps|cuda(:\d{1,3})?", name):
-        raise UserError(f"device is {name!r}, but of a machine that is described it must be cpu, cuda or mps")
+        raise UserError(f"device is {name!r}, but a described machine needs cpu, cuda or mps: add --device cuda")
     device = torch.device(name)
     text = f"described, {flops:.3g} FLOP/s"
     return Machine(device, text, 1, flops, device.type == "cuda", memory, BUSY_BATCHES[device.type], here=False)

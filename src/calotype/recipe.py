@@ -134,13 +134,13 @@ class ConditionDropout(Config):
     """
 
     label_dropout: Fraction = 0.1
-    """Neither: so that the model can be guided away from what it makes without them."""
+    """Share of pictures without label and caption (dropout for classifier-free guidance)."""
     caption_alone: Fraction = 0.4
-    """The caption without its label, as prompts are."""
+    """Share of pictures with the caption and without the label, as prompts are."""
     label_alone: Fraction = 0.1
-    """The label without its caption."""
+    """Share of pictures with the label and without the caption."""
     caption_dropout: Fraction = 0.5
-    """How often only a part of a caption is given, as prompts do; what it leaves out is open then, not denied."""
+    """Share of captions of which only some phrases are given, so that a prompt may leave attributes open."""
 
     @model_validator(mode="after")
     def _sum(self) -> ConditionDropout:
@@ -208,9 +208,9 @@ class ExposureConfig(Config):
     """Exposure fine-tuning: a last leg on training pictures that the stage below has redrawn, with its artefacts."""
 
     images: ImageCount = 0
-    """Crops to see; 0: no such leg."""
+    """Crops to see in exposure fine-tuning; 0: none."""
     pictures: PictureCount = 256
-    """How many pictures the stage below redraws."""
+    """Training pictures that the stage below redraws for it."""
     share: OpenFraction = 0.5
     """Fraction of the sampler's steps that are repeated: near 0 nothing changes, near 1 nothing is kept."""
 

@@ -62,6 +62,9 @@ NOT_RUN = {
     r".*pip install torch --index-url .*": "the index of torch is another registry",
     r".*selftest --device cuda": CUDA,
     r"calotype push .*": "it needs a login to the hub; tests/test_export_hub.py talks to a hub of its own",
+    r"calotype data check s3://.*|aws s3 .*": "there is no store; tests/test_remote_shards.py has servers",
+    r"sbatch .*": "there is no Slurm here; tests/test_slurm.py runs the script",
+    r"tensorboard .*": "a viewer, which does not end",
     r"calotype --install-completion": "it changes the shell of the user; tests/test_completion.py asks for completions",
     r"torchrun --nnodes=2 .*": "it needs two machines; tests/proofs/test_nodes.py has two network namespaces",
     r"python bench/recipes\.py .*": "a bench of seven minutes for each recipe, whose figures are on the page",
@@ -205,6 +208,8 @@ def smaller(words):
             words[at] = {"--budget": "1s", "--frames": "3"}[before]
         elif before == "--count":
             words[at] = str(min(PORTRAITS if words[:2] == ["data", "portraits"] else FEWEST, int(word)))
+        elif before == "--set" and ".images=" in word:
+            words[at] = re.sub(r"\d+$", "64", word)
         elif before == "--size" and word.isdigit():
             large = int(word) > 128
             words[at] = str(min(LARGEST, int(word)))

@@ -221,6 +221,7 @@ def memorisation_of(request: EvaluationRequest, samples: Compared) -> Memorisati
     return memorisation(
         samples,
         lambda rows, mirrored: store.compared(rows, size, mirrored),
+        lambda rows: store.small(rows, size),
         request.trained.train_indices,
         request.trained.test_indices[: request.count],
     )

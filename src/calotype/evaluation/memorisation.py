@@ -40,7 +40,7 @@ FEWEST_FOR_A_SHARE = 20
 BLOCK_OF_ROWS = 512
 """Pictures whose distances are in memory together."""
 MOST_SEARCHED = 20_000
-"""Training pictures that are searched at most; evenly spaced."""
+"""Training pictures whose features are taken, evenly spaced; of more, also those that are nearest by thumbnails."""
 SHOWN_PAIRS = 12
 """Samples that are shown beside their nearest training pictures."""
 COPIES: CopyVerdict = "copies"
@@ -48,13 +48,14 @@ DOES_NOT_COPY: CopyVerdict = "does not copy"
 TOO_FEW: CopyVerdict = "too few to say"
 Numbers = Float[np.ndarray, " count"]
 Rows = Int[Tensor, " _"]
+SmallPixels = Float[np.ndarray, "count 3 side side"]
 
 
 class Compared(NamedTuple):
     """Pictures as memorisation compares them; `mirrored`: the features of their mirror images."""
 
     features: Features
-    pixels: Float[np.ndarray, "count 3 side side"]
+    pixels: SmallPixels
     mirrored: Features | None = None
 
 
@@ -89,9 +90,30 @@ def small_pixels(images: OtherImages) -> Float[np.ndarray, "_ 3 side side"]:
 def thumbnails(images: OtherImages) -> Compared:
     """With means of blocks of pixels as features, so without a network."""
     pixels = small_pixels(images)
+    return Compared(block_means(pixels), pixels, block_means(pixels[..., ::-1]))
+
+
+def block_means(pixels: SmallPixels) -> Features:
     count, places = len(pixels), COMPARED_SIDE // BLOCK
-    blocks = pixels.reshape(count, 3, places, BLOCK, places, BLOCK).mean((3, 5))
-    return Compared(blocks.reshape(count, -1), pixels, blocks[..., ::-1].reshape(count, -1))
+    return pixels.reshape(count, 3, places, BLOCK, places, BLOCK).mean((3, 5)).reshape(count, -1)
+
+
+def nearest_by_thumbnails(images: SmallPixels, trained: Iterable[SmallPixels]) -> Int[np.ndarray, " found"]:
+    """Places of all training pictures that are among the `NEIGHBOURS` nearest of an image, mirror images too.
+
+    `trained` gives them in parts, which are in memory one after the other.
+    """
+    both = block_means(images), block_means(images[..., ::-1])
+    best, place = np.full((len(images), NEIGHBOURS), np.inf), np.zeros((len(images), NEIGHBOURS), np.int64)
+    start = 0
+    for pixels in trained:
+        features, end = block_means(pixels), start + len(pixels)
+        apart = np.minimum(*(pairwise_distances(each, features) for each in both))
+        apart = np.concatenate([best, apart], 1)
+        places = np.concatenate([place, np.tile(np.arange(start, end), (len(images), 1))], 1)
+        kept = np.argpartition(apart, NEIGHBOURS - 1, 1)[:, :NEIGHBOURS]
+        best, place, start = np.take_along_axis(apart, kept, 1), np.take_along_axis(places, kept, 1), end
+    return np.unique(place[np.isfinite(best)])
 
 
 def concatenated(parts: Iterable[Compared]) -> Compared:
@@ -168,16 +190,35 @@ class MemorisationResult:
 
 
 def memorisation(
-    samples: Compared, compared: Callable[[Rows, bool], Compared], train: Rows, test: Rows
+    samples: Compared,
+    compared: Callable[[Rows, bool], Compared],
+    small: Callable[[Rows], Iterable[SmallPixels]],
+    train: Rows,
+    test: Rows,
 ) -> MemorisationResult:
-    """`compared` gives the pictures of these rows, with their mirror images or without."""
+    """`compared` gives the pictures of these rows, with their mirror images or without; `small` their pixels, in parts.
+
+    Of more than `MOST_SEARCHED` training pictures, those that a thumbnail tells to be near a sample or a test picture
+    are compared, too: a copy of any of them is found, and samples and test pictures are treated alike.
+    """
     rows = evenly(train, MOST_SEARCHED)
     if len(rows) < 3:
         reason = f"a copy is told apart by its neighbours, and there are {len(rows)} training pictures"
         return MemorisationResult(Memorisation(verdict=TOO_FEW, sentence=reason))
-    trained = compared(rows, False)
-    of_samples, among = nearest_trained(samples, trained), nearest_trained(trained, trained, themselves=True)
-    real = among if len(test) < FEWEST_FOR_A_SHARE else nearest_trained(compared(test, True), trained)
+    trained, note = compared(rows, False), ""
+    real = among = nearest_trained(trained, trained, themselves=True)
+    if len(rows) < len(train):
+        note = f"{len(rows):,} of {len(train):,} training pictures were searched"
+    if len(test) >= FEWEST_FOR_A_SHARE:
+        tested = compared(test, True)
+        if note:
+            near = train[nearest_by_thumbnails(np.concatenate([samples.pixels, tested.pixels]), small(train))]
+            more = near[~torch.isin(near, rows)]
+            if len(more):
+                trained, rows = beside(trained, compared(more, False)), torch.cat([rows, more])
+            note = f"all {len(train):,} training pictures were searched by thumbnails, and {len(rows):,} by features"
+        real = nearest_trained(tested, trained)
+    of_samples = nearest_trained(samples, trained)
     verdict, sentence = copy_verdict(of_samples, real)
     measures = Memorisation(
         verdict=verdict,
@@ -187,10 +228,17 @@ def memorisation(
         real_are="training pictures, each beside the others" if real is among else "test pictures",
         duplicates=as_measure(among.share_of_duplicates),
         n=(len(of_samples.place), len(real.place), len(rows)),
-        note=f"{len(rows):,} of {len(train):,} training pictures were searched" if len(rows) < len(train) else "",
+        note=note,
     )
     likest = np.argsort(of_samples.ratio)[:SHOWN_PAIRS]
     return MemorisationResult(measures, [(int(index), int(rows[of_samples.place[index]])) for index in likest])
+
+
+def beside(some: Compared, others: Compared) -> Compared:
+    """Both, without their mirror images."""
+    return Compared(
+        *(np.concatenate([getattr(each, name) for each in (some, others)]) for name in ("features", "pixels"))
+    )
 
 
 def _copies(nearest: Nearest) -> Copies:

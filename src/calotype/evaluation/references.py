@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ from calotype.data.images import images_from_pixels, rounded
 from calotype.diffusion.stage import in_turn, shrunk
 from calotype.evaluation.distances import Features
 from calotype.evaluation.features import FeatureNetwork, features, features_key, kept_features
-from calotype.evaluation.memorisation import Compared, Rows, small_pixels
+from calotype.evaluation.memorisation import Compared, Rows, SmallPixels, small_pixels
 from calotype.types import Images, UserError
 
 OpenBar = Callable[[str], AbstractContextManager[Callable[[int, int, str], None]]]
@@ -59,9 +59,17 @@ class FeatureStore:
         return kept_features(path, rows, look)
 
     def compared(self, rows: Rows, size: int, mirrored: bool) -> Compared:
-        pixels = [small_pixels(self.images(part, size)) for part in self.parts(rows)]
+        pixels = np.concatenate([small_pixels(self.images(part, size)) for part in self.parts(rows)])
         mirror_images = self.features(rows, size, mirrored=True) if mirrored else None
-        return Compared(self.features(rows, size), np.concatenate(pixels), mirror_images)
+        return Compared(self.features(rows, size), pixels, mirror_images)
+
+    def small(self, rows: Rows, size: int) -> Iterator[SmallPixels]:
+        """Pixels as memorisation compares them, of some of the rows at a time, in their order."""
+        done = 0
+        with self.bar(self.name) as progress:
+            for part in self.parts(rows):
+                yield small_pixels(self.images(part, size))
+                progress(done := done + len(part), len(rows), "")
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from calotype.planning.count import Counted
 from calotype.planning.inherit import explain_start, inherit
 from calotype.planning.laws import FEW_EPOCHS, learning_rate, time_shares
 from calotype.planning.measure import Measurement
-from calotype.planning.memory import choose_sharding, latent_bytes, rounds_of
+from calotype.planning.memory import choose_sharding, latent_bytes, rounds_of, unread_pixel_bytes
 from calotype.planning.plan import Plan, explain, network_of
 from calotype.planning.sizes import check_sizes
 from calotype.recipe import DiffusionConfig, EnlargeRecipe, OptimizerConfig, Recipe, exposure_above, leg_above
@@ -114,8 +114,7 @@ def make_plan(
     allot(plan, costs, sets_of(recipe, pictures), started + budget, proposing, operations)
     reasons |= reasons_of_legs(plan, pictures) | about
     plan.choices = explain(recipe, parse_recipe(proposal), pictures, reasons, start)
-    if start is not None:
-        plan.predicted["disk_bytes"] += start.bytes
+    plan.predicted["disk_bytes"] += unread_pixel_bytes(pictures, machine.memory) + (start.bytes if start else 0)
     return plan
 
 

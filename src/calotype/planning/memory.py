@@ -215,6 +215,12 @@ def pixel_bytes(pictures: Pictures, free: int) -> int:
     return needed if fit_into(needed, free) else 0
 
 
+def unread_pixel_bytes(pictures: Pictures, free: int) -> int:
+    """Of the file that a run maps pixels from, where only a sample was read; one that was read whole has its file."""
+    whole = pictures.sampled_from is None or pixel_bytes(pictures, free)
+    return 0 if whole else pictures.total * pictures.pixels[0].nbytes
+
+
 def derived_bytes(recipe: Recipe, sets: Sequence[int], free: int) -> int:
     """Of what is made of all pixels and held in memory: those of aspect buckets, smaller copies, and latents."""
     squares = 0 if recipe.aspect_buckets == 1 else 3 * recipe.size**2
