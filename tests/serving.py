@@ -116,3 +116,14 @@ def ready(page):
     """Waits until the script of a page has begun."""
     page.wait_for_selector("body[data-ready]")
     return page
+
+
+def tab_to(page, what, key="Tab"):
+    """Leads the focus to an element by the keyboard; wherever it rests, it is seen."""
+    for _ in range(150):
+        page.keyboard.press(key)
+        if page.evaluate("what => document.activeElement.matches(what)", what):
+            outline = "getComputedStyle(document.activeElement).outlineStyle"
+            assert page.evaluate(f"{outline} !== 'none' || document.activeElement.type === 'range'"), what
+            return
+    raise AssertionError(f"the keyboard does not lead to {what}")
