@@ -16,7 +16,7 @@ from test_report import facts, fake_run, flat
 
 from calotype.files import read_json, write_json
 from calotype.run import Run
-from calotype.serve import launching
+from calotype.serve import actions, events, launching
 from calotype.serve.launching import HIDDEN, why_stopped
 from calotype.serve.library import id_of
 
@@ -305,3 +305,27 @@ def test_how_a_process_of_the_page_ended_does_not_count_once_another_has_trained
     change(opened.folder / "run", status="interrupted")
     page = opened.client.get(f"/runs/{RUN}").text
     assert "The disk is full." not in page and "It was asked to stop after" in page
+
+
+# -- Limits ------------------------------------------------------------------------------------------------------------
+
+
+def test_no_more_trainings_are_started_than_the_limit(opened, monkeypatch):
+    command_is(opened.folder, monkeypatch, PLANS)
+    monkeypatch.setattr(launching, "MAX_RUNNING", 1)
+    run = start(opened)
+    refused = opened.client.post("/api/runs", json={"name": "another"})
+    assert refused.status_code == 429 and refused.headers["retry-after"] == "60"
+    opened.launcher.processes[run].terminate()
+    until(lambda: "code" in opened.launcher.about(run))
+
+
+def test_no_more_pages_follow_runs_and_no_more_is_copied_than_the_limit(opened, monkeypatch):
+    monkeypatch.setattr(events, "MOST_LISTENERS", 0)
+    refused = opened.client.get(f"/runs/{RUN}/events")
+    assert refused.status_code == 429 and "close some" in refused.text
+    monkeypatch.setattr(actions, "MOST_FILES", 1)
+    monkeypatch.setattr(actions, "MOST_BYTES", 10)
+    for path, content, status in (("a.png", b"1" * 11, 413), ("a.png", b"1" * 10, 201), ("b.png", b"", 413)):
+        address = f"/api/uploads/{'0' * 16}?path={path}"
+        assert opened.client.post(address, content=content).status_code == status

@@ -243,7 +243,10 @@ def test_by_the_keyboard_the_new_folder_of_pictures_that_have_moved_is_given(pag
     page.goto(page.url + f"runs/{RUN}")
     page.get_by_text("Its pictures were in").wait_for()
     box = ready(page).get_by_label("Folder of its pictures")
-    for place, answer in ((tmp_path / "nowhere", "must be the whole path of a folder"), (tmp_path, "It goes on in a moment")):
+    for place, answer in (
+        (tmp_path / "nowhere", "must be the whole path of a folder"),
+        (tmp_path, "It goes on in a moment"),
+    ):
         box.focus()
         page.keyboard.press("Control+A")
         page.keyboard.type(str(place))
