@@ -91,3 +91,39 @@ def test_a_cover_that_another_thread_drops_meanwhile_is_shown(tmp_path, monkeypa
     for _ in range(2):
         answer = client.get(f"/runs/{RUN}/cover", headers={"Authorization": f"Bearer {gate.token}"})
         assert answer.status_code == 200 and answer.content.startswith(b"\x89PNG")
+
+
+def test_a_job_that_is_cancelled_on_its_way_to_a_process_is_not_begun(tmp_path):
+    begun = []
+
+    class Process:
+        job = None
+
+        async def ready(self):
+            return True
+
+        async def died(self):
+            await asyncio.sleep(60)
+
+        async def work(self, job):
+            begun.append(job)
+            job.end("finished")
+
+    async def cancel_and_go_on():
+        queue = Queue(["cpu"])
+        queue.workers = [Process()]
+        first, second = await queue.put(Job("sample", tmp_path, {})), await queue.put(Job("sample", tmp_path, {}))
+        real, taken = queue._next, []
+
+        async def take():
+            taken.append(await real())
+            await queue.cancel(first)
+            return taken[-1]
+
+        queue._next = take
+        serving = asyncio.create_task(queue._serve(queue.workers[0]))
+        await asyncio.wait_for(second.wait(), 30)
+        serving.cancel()
+        return taken == [first, second], first.state, begun == [second]
+
+    assert asyncio.run(cancel_and_go_on()) == (True, "cancelled", True)
