@@ -106,7 +106,7 @@ def watch_stop_and_go_on(page):
     assert "Why it has stopped" in page.locator("[data-part=status]").inner_text()
     assert "It was asked to stop after" in page.locator("#news").text_content()  # what a screen reader reads out
     seen(page, "stopped")
-    page.wait_for_function("document.activeElement.matches('[data-post$=resume]')")  # where Stop was is Resume
+    until(lambda: page.evaluate("document.activeElement.matches('[data-post$=resume]')"))  # where Stop was is Resume
     page.keyboard.press("Enter")
     page.get_by_text("Finished after").first.wait_for(timeout=400_000)
     seen(page, "finished")

@@ -266,13 +266,19 @@ function covers(body) {
   addEventListener("scroll", later, {passive: true});
 }
 
+// What is not laid out is not in what screen readers get.
+function arrive(row) {
+  covers.observe(row);
+  layOutRows([row]);
+}
+
 // Of a row that has changed only the cells that have are replaced, so that its mark, its picture and the focus stay.
 function changeRow(row, next) {
   if (row.className !== next.className) {
     const focused = row.contains(document.activeElement);
     row.replaceWith(next);
     if (focused) one("a", next).focus({preventScroll: true});
-    covers.observe(next);
+    arrive(next);
     return;
   }
   row.dataset.stamp = next.dataset.stamp;
@@ -295,7 +301,7 @@ function showList({lede, rows}) {
     shown.delete(id);
     if (row?.dataset.stamp === stamp) continue;
     const [next] = elements(markup);
-    if (row) changeRow(row, next); else { body.append(next); covers.observe(next); }
+    if (row) changeRow(row, next); else { body.append(next); arrive(next); }
   }
   for (const row of shown.values()) row.remove();
   arrange(body);
