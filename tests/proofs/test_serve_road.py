@@ -76,7 +76,7 @@ def start(page, pictures):
     assert page.get_by_label("Name of the run").input_value() == "my pets"
     tab_to(page, "[data-field=size]")
     page.keyboard.type("32")
-    fill(page, "[data-field=budget]", "60s")
+    fill(page, "[data-field=budget]", "90s")
     seen(page, "new")
     press(page, "[type=submit]")
     page.wait_for_url("**/runs/*")
