@@ -117,7 +117,7 @@ def rows_of(session):
     return [[cell["name"]["value"] for cell in below(row, "cell", "columnheader")] for row in below(table, "row")]
 
 
-def test_a_server_that_does_not_answer_is_said_once(page, folder):
+def test_that_a_server_does_not_answer_is_announced_once(page, folder):
     """Screen readers read out what comes into the page."""
     add(folder, "run")
     page.locator("#list").wait_for()
