@@ -375,4 +375,4 @@ def test_the_list_of_200_runs_scrolls_without_a_stutter(server, browser, many):
         )
         assert end > 8000 and max(took) < 50 and sum(took) / 120 < 8
         arrived = "[...document.querySelectorAll('.run img')].some(cover => cover.naturalWidth > 0)"
-        page.wait_for_function(arrived)  # when it rests
+        until(lambda: page.evaluate(arrived))  # when it rests
