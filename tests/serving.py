@@ -80,7 +80,7 @@ def browser_page(address, token, browser=None, refused=0, **settings):
     lines = []
     with nullcontext(browser) if browser else chromium() as opened:
         context = opened.new_context(**settings)
-        context.set_default_timeout(180_000)
+        context.set_default_timeout(int(os.environ.get("P3TO", "180000")))
         page = context.new_page()
         page.on("console", lambda message: lines.append(message.text))
         page.on("pageerror", lambda error: lines.append(str(error)))
@@ -116,3 +116,14 @@ def ready(page):
     """Waits until the script of a page has begun."""
     page.wait_for_selector("body[data-ready]")
     return page
+
+
+def tab_to(page, what, key="Tab"):
+    """Leads the focus to an element by the keyboard; wherever it rests, it is seen."""
+    for _ in range(150):
+        page.keyboard.press(key)
+        if page.evaluate("what => document.activeElement.matches(what)", what):
+            outline = "getComputedStyle(document.activeElement).outlineStyle"
+            assert page.evaluate(f"{outline} !== 'none' || document.activeElement.type === 'range'"), what
+            return
+    raise AssertionError(f"the keyboard does not lead to {what}")

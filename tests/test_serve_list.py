@@ -5,6 +5,8 @@ import shlex
 import signal
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import psutil
@@ -14,7 +16,7 @@ from test_report import facts, fake_run, flat
 
 from calotype.files import read_json, write_json
 from calotype.run import Run
-from calotype.serve import launching
+from calotype.serve import actions, events, launching
 from calotype.serve.launching import HIDDEN, why_stopped
 from calotype.serve.library import id_of
 
@@ -156,6 +158,99 @@ def test_a_run_that_is_about_to_go_on_offers_neither_resume_nor_why_it_had_stopp
     assert ">Resume<" in opened.client.get(f"/runs/{RUN}").text
 
 
+def test_of_two_requests_at_once_one_starts_a_process(opened, monkeypatch):
+    command_is(opened.folder, monkeypatch, PLANS)
+    change(opened.folder / "run", status="interrupted")
+    real = launching.write_whole
+
+    def slow(path, content):
+        time.sleep(0.3)
+        real(path, content)
+
+    monkeypatch.setattr(launching, "write_whole", slow)
+    with ThreadPoolExecutor(2) as threads:
+        asked = [threads.submit(opened.client.post, f"/api/runs/{RUN}/resume") for _ in range(2)]
+        assert sorted(each.result().status_code for each in asked) == [202, 409]
+    opened.launcher.processes[RUN].terminate()
+    until(lambda: "code" in opened.launcher.about(RUN))
+
+
+STOPS = """
+import signal, sys, time
+asked = []
+signal.signal(signal.SIGINT, lambda *_: asked.append(print("asked", flush=True)))
+lock = open(sys.argv[1], "a")
+lock.write(str(__import__("os").getpid()))
+lock.flush()
+__import__("fcntl").flock(lock, 2)
+print("begun", flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no flock")
+def test_a_run_that_saves_before_it_ends_is_not_asked_to_stop_twice(opened):
+    """A second signal would end it at once."""
+    change(opened.folder / "run", status="training")
+    command = [sys.executable, "-c", STOPS, str(opened.folder / "run" / "lock")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "begun\n"
+        assert ">Stop</button>" in opened.client.get(f"/runs/{RUN}").text
+        assert opened.client.post(f"/api/runs/{RUN}/stop").status_code == 202
+        assert process.stdout.readline() == "asked\n"
+        assert opened.client.post(f"/api/runs/{RUN}/stop").status_code == 202
+        page = opened.client.get(f"/runs/{RUN}").text
+        assert "is saving what it has learned" in page and ">Stopping …</button>" in page
+        time.sleep(0.3)
+        process.kill()
+        assert process.stdout.read() == ""
+    assert "Stopping" not in opened.client.get(f"/runs/{RUN}").text
+
+
+@pytest.mark.parametrize("script", [SAYS, PLANS])
+def test_a_run_that_was_moved_away_is_not_taken_for_one_that_did_not_start(opened, monkeypatch, script):
+    command_is(opened.folder, monkeypatch, script)
+    change(opened.folder / "run", status="interrupted")
+    assert opened.client.post(f"/api/runs/{RUN}/resume").status_code == 202
+    if process := opened.launcher.processes.get(RUN):
+        process.terminate()
+    until(lambda: "code" in opened.launcher.about(RUN))
+    (opened.folder / "run").rename(opened.folder / "my best")
+    page = opened.client.get("/").text
+    assert "2 runs." in page and ">failed<" not in page and opened.client.get(f"/runs/{RUN}").status_code == 404
+
+
+def test_pictures_that_were_copied_are_there_for_another_try(opened, monkeypatch):
+    """The first name is that of another run."""
+    command_is(opened.folder, monkeypatch, SAYS)
+    batch = "0123456789abcdef"
+    assert opened.client.post(f"/api/uploads/{batch}?path=a.png", content=b"x").status_code == 201
+    taken = opened.client.post("/api/runs", json={"name": "run", "upload": batch})
+    assert (taken.status_code, taken.json()["error"]["param"]) == (409, "name")
+    run = opened.client.post("/api/runs", json={"name": "cats", "upload": batch}).json()["id"]
+    until(lambda: "code" in opened.launcher.about(run))
+    assert "uploads/cats" in opened.launcher.about(run)["command"]
+    assert (opened.folder / HIDDEN / "uploads" / "cats" / "a.png").read_bytes() == b"x"
+
+
+# -- More time ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_finished_run_is_given_more_time_by_a_form(opened, monkeypatch):
+    command_is(opened.folder, monkeypatch, SAYS)
+    page, address = opened.client.get(f"/runs/{RUN}").text, f"/api/runs/{RUN}/resume"
+    assert f'data-send="{address}"' in page and "Folder of its pictures" not in page
+    for wrong in ("soon", "0m", "-5m", "1h 30m", "9" * 9 + "d", ""):
+        refused = opened.client.post(address, json={"budget": wrong})
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, "budget")
+        assert "is not a time such as 20s, 10m or 1h30m" in refused.json()["error"]["message"]
+    refused = opened.client.post(address, json={})
+    assert refused.json()["error"]["param"] == "budget" and "say for how long" in refused.text
+    assert opened.client.post(address, json={"budget": "1h30m"}).status_code == 202
+    until(lambda: "code" in opened.launcher.about(RUN))
+    assert "'--budget', '1h30m'" in opened.launcher.last_lines(RUN)[0]
+
+
 # -- Pictures that have moved ------------------------------------------------------------------------------------------
 
 
@@ -167,12 +262,13 @@ def test_a_run_whose_pictures_have_moved_asks_where_they_are(opened, tmp_path, m
     page = opened.client.get(f"/runs/{RUN}").text
     assert f"Its pictures were in {tmp_path / 'gone'}, and are no longer there." in page
     assert page.count(f">{button}</button>") == 1 and f'data-send="{address}"' in page
-    for wrong in ("gone", str(tmp_path / "gone"), "~nobody-of-this-name/x", "/nul\0"):
-        refused = opened.client.post(address, json={"path": wrong})
+    more = {"budget": "30m"} if status == "finished" else {}
+    for wrong in ("", "gone", str(tmp_path / "gone"), "~nobody-of-this-name/x", "/nul\0"):
+        refused = opened.client.post(address, json={"path": wrong, **more})
         assert (refused.status_code, refused.json()["error"]["param"]) == (400, "path")
     moved = tmp_path / "moved here"
     moved.mkdir()
-    assert opened.client.post(address, json={"path": f" {moved} "}).status_code == 202
+    assert opened.client.post(address, json={"path": f" {moved} ", **more}).status_code == 202
     until(lambda: "code" in opened.launcher.about(RUN))
     assert shlex.join(["--data", str(moved)]) in shlex.join(arguments_in(opened.launcher.last_lines(RUN)[0]))
     page = opened.client.get(f"/runs/{RUN}").text
@@ -209,3 +305,27 @@ def test_how_a_process_of_the_page_ended_does_not_count_once_another_has_trained
     change(opened.folder / "run", status="interrupted")
     page = opened.client.get(f"/runs/{RUN}").text
     assert "The disk is full." not in page and "It was asked to stop after" in page
+
+
+# -- Limits ------------------------------------------------------------------------------------------------------------
+
+
+def test_no_more_trainings_are_started_than_the_limit(opened, monkeypatch):
+    command_is(opened.folder, monkeypatch, PLANS)
+    monkeypatch.setattr(launching, "MAX_RUNNING", 1)
+    run = start(opened)
+    refused = opened.client.post("/api/runs", json={"name": "another"})
+    assert refused.status_code == 429 and refused.headers["retry-after"] == "60"
+    opened.launcher.processes[run].terminate()
+    until(lambda: "code" in opened.launcher.about(run))
+
+
+def test_no_more_pages_follow_runs_and_no_more_is_copied_than_the_limit(opened, monkeypatch):
+    monkeypatch.setattr(events, "MOST_LISTENERS", 0)
+    refused = opened.client.get(f"/runs/{RUN}/events")
+    assert refused.status_code == 429 and "close some" in refused.text
+    monkeypatch.setattr(actions, "MOST_FILES", 1)
+    monkeypatch.setattr(actions, "MOST_BYTES", 10)
+    for path, content, status in (("a.png", b"1" * 11, 413), ("a.png", b"1" * 10, 201), ("b.png", b"", 413)):
+        address = f"/api/uploads/{'0' * 16}?path={path}"
+        assert opened.client.post(address, content=content).status_code == status

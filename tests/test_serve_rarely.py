@@ -3,11 +3,15 @@
 import asyncio
 import io
 import zipfile
+from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from types import SimpleNamespace
 
-from calotype.serve import actions, sampling
+from serving import ADDRESS, PORT, RUN, client_of
+from test_report import fake_run, flat
+
+from calotype.serve import actions, sampling, views
 from calotype.serve.gallery import Gallery
 from calotype.serve.sampling import Job, Queue, SamplingProcess
 
@@ -51,3 +55,75 @@ def test_uploads_at_once_are_all_counted(tmp_path):
     with ThreadPoolExecutor(8) as threads:
         list(threads.map(lambda index: store([f"{index}.png"], b"12"), range(40)))
     assert store(["last.png"], b"12") == {"files": 41, "bytes": 82}
+
+
+def test_a_page_that_goes_before_it_is_answered_takes_no_place_of_those_that_listen(tmp_path):
+    """Its answer is cancelled before it has begun."""
+    fake_run(tmp_path / "run", flat)
+    client, gate = client_of(tmp_path)
+    heads = [(b"host", ADDRESS.removeprefix("http://").encode()), (b"authorization", f"Bearer {gate.token}".encode())]
+    scope = {"type": "http", "method": "GET", "path": f"/runs/{RUN}/events", "query_string": b"", "headers": heads}
+
+    async def leave():
+        async def receive():
+            return {"type": "http.disconnect"}
+
+        async def send(message):
+            await asyncio.sleep(0.05)
+
+        await client.app({**scope, "server": ("127.0.0.1", PORT)}, receive, send)
+
+    asyncio.run(asyncio.wait_for(leave(), 30))
+    assert client.app.app.state.listeners == 0
+
+
+def test_a_cover_that_another_thread_drops_meanwhile_is_shown(tmp_path, monkeypatch):
+    fake_run(tmp_path / "run", flat)
+
+    class Dropping(OrderedDict):
+        def __contains__(self, key):
+            found = super().__contains__(key)
+            self.clear()
+            return found
+
+    monkeypatch.setattr(views, "covers", Dropping())
+    client, gate = client_of(tmp_path)
+    for _ in range(2):
+        answer = client.get(f"/runs/{RUN}/cover", headers={"Authorization": f"Bearer {gate.token}"})
+        assert answer.status_code == 200 and answer.content.startswith(b"\x89PNG")
+
+
+def test_a_job_that_is_cancelled_on_its_way_to_a_process_is_not_begun(tmp_path):
+    begun = []
+
+    class Process:
+        job = None
+
+        async def ready(self):
+            return True
+
+        async def died(self):
+            await asyncio.sleep(60)
+
+        async def work(self, job):
+            begun.append(job)
+            job.end("finished")
+
+    async def cancel_and_go_on():
+        queue = Queue(["cpu"])
+        queue.workers = [Process()]
+        first, second = await queue.put(Job("sample", tmp_path, {})), await queue.put(Job("sample", tmp_path, {}))
+        real, taken = queue._next, []
+
+        async def take():
+            taken.append(await real())
+            await queue.cancel(first)
+            return taken[-1]
+
+        queue._next = take
+        serving = asyncio.create_task(queue._serve(queue.workers[0]))
+        await asyncio.wait_for(second.wait(), 30)
+        serving.cancel()
+        return taken == [first, second], first.state, begun == [second]
+
+    assert asyncio.run(cancel_and_go_on()) == (True, "cancelled", True)

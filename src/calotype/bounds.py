@@ -6,6 +6,7 @@ slip of the pen, or a file that is meant to do harm. What products of such numbe
 
 from __future__ import annotations
 
+import re
 from typing import Annotated
 
 from pydantic import Field
@@ -13,6 +14,18 @@ from pydantic import Field
 LARGEST_SIDE, MAX_SAMPLES, MAX_FRAMES, MAX_SAMPLING_STEPS, LARGEST_SEED = 8192, 10**6, 10_000, 10_000, 2**62
 LONGEST_BUDGET = 366 * 24 * 3600
 """Seconds."""
+BUDGET_PATTERN = re.compile(r"(?:(\d{1,9})d)?(?:(\d{1,9})h)?(?:(\d{1,9})m(?:in)?)?(?:(\d{1,9})s)?")
+
+
+def seconds_in(text: str) -> int:
+    """A time such as `90`, `20s`, `10m`, `1h30m` or `2d`, above 0. Raises `ValueError`."""
+    short = text.strip().lower()
+    match = BUDGET_PATTERN.fullmatch(f"{short}s" if short.isdigit() else short)
+    days, hours, minutes, rest = (int(part or 0) for part in match.groups()) if match else (0, 0, 0, 0)
+    if not 1 <= (total := ((24 * days + hours) * 60 + minutes) * 60 + rest) <= LONGEST_BUDGET:
+        raise ValueError(f"{text!r:.40} is not a time such as 20s, 10m or 1h30m, of at most a year")
+    return total
+
 
 # -- Pictures ----------------------------------------------------------------------------------------------------------
 

@@ -15,7 +15,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from serving import CHROMIUM, RUN, browser_page, ready, served, until
+from serving import CHROMIUM, RUN, browser_page, ready, served, tab_to, until
 from small import write_pictures
 from test_report import facts, fake_run, flat
 from test_results import CURRENT, MEASURE, SET
@@ -238,16 +238,6 @@ def test_a_run_with_a_hostile_name_is_text_everywhere(page, server, folder):
 # -- The keyboard alone ------------------------------------------------------------------------------------------------
 
 
-def tab_to(page, what, key="Tab"):
-    for _ in range(150):
-        page.keyboard.press(key)
-        if page.evaluate("what => document.activeElement.matches(what)", what):
-            outline = "getComputedStyle(document.activeElement).outlineStyle"
-            assert page.evaluate(f"{outline} !== 'none' || document.activeElement.type === 'range'"), what
-            return
-    raise AssertionError(f"the keyboard does not lead to {what}")
-
-
 def test_by_the_keyboard_alone_a_run_is_started_and_stopped(page, server, tmp_path):
     pictures = write_pictures(tmp_path / "cats", 20, 32)
     ready(page.goto(f"{server[0]}/") and page)
@@ -269,7 +259,7 @@ def test_by_the_keyboard_alone_a_run_is_started_and_stopped(page, server, tmp_pa
     page.get_by_role("button", name="Stop", exact=True).wait_for(timeout=180_000)
     tab_to(page, "[data-post$=stop]")
     page.keyboard.press("Enter")
-    page.get_by_text("It was asked to stop after").wait_for(timeout=120_000)
+    page.get_by_text("It was asked to stop after").first.wait_for(timeout=120_000)
 
 
 def test_by_the_keyboard_alone_a_part_of_a_picture_is_painted_over(page, server):

@@ -4,20 +4,17 @@ import re
 
 import typer
 
-from calotype.bounds import LARGEST_SEED, LONGEST_BUDGET
+from calotype.bounds import LARGEST_SEED, seconds_in
 
 
 def seconds(text: str | float) -> float:
     """A time such as `90`, `20s`, `10m`, `1h30m` or `2d`, above 0; a number is returned as it is."""
     if isinstance(text, float):
         return text
-    short = text.strip().lower()
-    pattern = r"(?:(\d{1,9})d)?(?:(\d{1,9})h)?(?:(\d{1,9})m(?:in)?)?(?:(\d{1,9})s)?"
-    match = re.fullmatch(pattern, f"{short}s" if short.isdigit() else short)
-    days, hours, minutes, rest = (int(part or 0) for part in match.groups()) if match else (0, 0, 0, 0)
-    if not 1 <= (total := ((24 * days + hours) * 60 + minutes) * 60 + rest) <= LONGEST_BUDGET:
-        raise typer.BadParameter(f"{text!r:.40} is not a time such as 20s, 10m or 1h30m, of at most a year")
-    return float(total)
+    try:
+        return float(seconds_in(text))
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
 
 
 def seed_number(text: str | int) -> int:

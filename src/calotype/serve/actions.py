@@ -23,7 +23,7 @@ from calotype.serve.answers import RefusedRequest, json_response
 from calotype.serve.api import can_sample, sampling_fields
 from calotype.serve.gallery import Gallery
 from calotype.serve.gallery_page import gallery_figure
-from calotype.serve.launching import HIDDEN, RUN_NAME, StartedRun, stop
+from calotype.serve.launching import HIDDEN, RUN_NAME, StartedRun
 from calotype.serve.requests import (
     MOST_PICTURES,
     NewRun,
@@ -35,6 +35,7 @@ from calotype.serve.requests import (
     validated,
 )
 from calotype.serve.sampling import Job, Queue
+from calotype.serve.trained import is_at_hand
 from calotype.serve.views import folder_of, launcher_of
 
 UPLOAD_ID = re.compile(r"[0-9a-f]{16}")
@@ -187,7 +188,13 @@ def started(request: Request, asked: NewRun) -> dict[str, str]:
     options = ["--size", str(asked.size), "--budget", asked.budget, "--kind", asked.kind]
     device = request.app.state.device
     options += [] if device == "auto" else ["--device", device]
-    run = launcher.train(asked.name, [*pictures_argument(launcher.folder, asked), *options])
+    pictures = pictures_argument(launcher.folder, asked)
+    try:
+        run = launcher.train(asked.name, [*pictures, *options])
+    except RefusedRequest:
+        if asked.upload:  # so that the next request finds them
+            Path(*pictures).rename(uploads(launcher.folder) / asked.upload)
+        raise
     return {"id": run, "page": f"/runs/{run}"}
 
 
@@ -245,17 +252,27 @@ def started_of(request: Request) -> StartedRun:
 
 async def stop_run(request: Request) -> Response:
     folder = await run_in_threadpool(folder_of, request)
-    await run_in_threadpool(stop, folder)
+    await run_in_threadpool(launcher_of(request).stop, request.path_params["run"], folder)
     return json_response({"asked": "to stop"}, 202)
 
 
 async def resume_run(request: Request) -> Response:
     asked = await read_body(request, Resumption) if await request.body() else validated(Resumption, {})
     folder = await run_in_threadpool(folder_of, request)
-    options = ["--budget", asked.budget] if asked.budget else []
-    options += ["--data", await run_in_threadpool(named_folder, asked.path)] if asked.path else []
+    options = await run_in_threadpool(resume_options, folder, asked)
     await run_in_threadpool(launcher_of(request).resume, request.path_params["run"], folder, options)
     return json_response({"asked": "to go on"}, 202)
+
+
+def resume_options(folder: Path, asked: Resumption) -> list[str]:
+    """Of the command line. Raises `RefusedRequest` where something is missing, before a process says so."""
+    run = Run.open(folder)
+    if not asked.path and not is_at_hand(run):
+        raise RefusedRequest(400, "its pictures are not where they were; say where they are now", "path")
+    if not asked.budget and run.state.status == "finished":
+        raise RefusedRequest(400, "the run is finished; say for how long its networks are trained further", "budget")
+    options = ["--data", named_folder(asked.path)] if asked.path else []
+    return [*options, "--budget", asked.budget] if asked.budget else options
 
 
 # -- Uploads -----------------------------------------------------------------------------------------------------------

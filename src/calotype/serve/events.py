@@ -34,9 +34,9 @@ def stream(request: Request, events: AsyncIterator[str]) -> StreamingResponse:
     state = request.app.state
     if state.listeners >= MOST_LISTENERS:
         raise RefusedRequest(429, f"{MOST_LISTENERS} pages are listening already; close some", retry_after=30)
-    state.listeners += 1
 
     async def counted() -> AsyncIterator[str]:
+        state.listeners += 1  # here: where the client has gone away before, nothing of this ever runs
         try:
             async for text in events:
                 yield text

@@ -46,7 +46,6 @@ def page_of_gallery(run: str, of: Run) -> str:
         *(gallery_figure(run, entry) for entry in entries[:MOST_SHOWN]),
         id="gallery",
         class_="gallery",
-        aria_live="polite",
     )
     none = aside("No pictures yet: those that you make appear here, and are kept with the run.")
     lede = "Equal seeds give equal pictures, so a picture can be made again from what stands below it."

@@ -33,6 +33,8 @@ MAX_RUNNING = 8
 """Trainings that the page has started and that still run."""
 ENDING_SECONDS = 10.0
 """A process is given these to end after its run is no longer locked."""
+STOP_SECONDS = 60.0
+"""For which a run that was asked to stop is not asked again: a second signal would end it before it has saved."""
 LAST_LINES, LAST_BYTES = 40, 2**15
 OUT_OF_MEMORY = (
     "the operating system has killed it (exit code 137), most likely for want of memory: close other programs, or "
@@ -58,6 +60,10 @@ class Launcher:
     folder: Path
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
     """By run, those that this server has started and that still run."""
+    stopping: dict[str, tuple[int, float]] = field(default_factory=dict)
+    """By run, the number of the process that was asked to stop, and when."""
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    """Held while a process is started or stopped: requests are answered by several threads."""
 
     def printed(self, run: str) -> Path:
         return self.folder / HIDDEN / f"{run}.txt"
@@ -85,6 +91,10 @@ class Launcher:
     def start(self, run: str, name: str, arguments: Sequence[str]) -> None:
         """In a session of its own, so that neither the server's end nor a closed terminal stops it."""
         self.await_end(run)
+        with self.lock:
+            self._start(run, name, arguments)
+
+    def _start(self, run: str, name: str, arguments: Sequence[str]) -> None:
         running = [file for file in (self.folder / HIDDEN).glob("*.json") if is_running(read_mapping(file))]
         if len(running) >= MAX_RUNNING:
             raise RefusedRequest(429, f"{MAX_RUNNING} trainings are running already; stop one first", retry_after=60)
@@ -96,8 +106,9 @@ class Launcher:
                 [sys.executable, "-m", "calotype", *arguments], stdin=subprocess.DEVNULL, stdout=output, stderr=output,
                 start_new_session=os.name != "nt",
             )  # fmt: skip
-        before = self.about(run).get("command") if arguments[0] == "resume" else command_line(arguments)
-        about = {"name": name, **({"command": before} if before else {}), "process": process.pid}
+        began = arguments[0] == "resume"
+        before = self.about(run).get("command") if began else command_line(arguments)
+        about = {"name": name, **({"command": before} if before else {}), "process": process.pid, "began": began}
         write_json(self.noted(run), about)
         self.processes[run] = process
         threading.Thread(target=self._await, args=(process, run), daemon=True).start()
@@ -123,6 +134,25 @@ class Launcher:
         for file in (self.noted(started.id), self.printed(started.id)):
             remove(file)
 
+    def stop(self, run: str, folder: Path) -> None:
+        """Asks the process that holds the lock of a run to save and end. Raises `RefusedRequest` without one."""
+        with self.lock:
+            holder = holder_of(folder)
+            if holder is None:
+                raise RefusedRequest(409, "nothing works on this run, so there is nothing to stop")
+            if self.is_stopping(run, holder.pid):
+                return
+            self.stopping[run] = holder.pid, time.monotonic()
+            try:
+                holder.send_signal(signal.SIGINT if os.name != "nt" else signal.SIGTERM)
+            except psutil.NoSuchProcess:
+                raise RefusedRequest(409, "its process has just ended") from None
+
+    def is_stopping(self, run: str, owner: int | None) -> bool:
+        """Whether the process that works on a run was asked to stop a moment ago."""
+        process, asked = self.stopping.get(run, (None, 0.0))
+        return owner is not None and process == owner and time.monotonic() < asked + STOP_SECONDS
+
     def await_end(self, run: str) -> None:
         """Of a process that has saved all and is about to end; a few seconds at most."""
         end = time.monotonic() + ENDING_SECONDS
@@ -134,7 +164,8 @@ class Launcher:
         if self.processes.get(run) is process:
             del self.processes[run]
         if (about := self.about(run)).get("process") == process.pid:
-            write_json(self.noted(run), {**about, "code": code})
+            began = about.get("began") or (self.folder / str(about.get("name")) / "run.json").exists()
+            write_json(self.noted(run), {**about, "code": code, "began": began})
 
     def last_lines(self, run: str) -> list[str]:
         """What its process has printed last."""
@@ -149,13 +180,14 @@ class Launcher:
         return read_mapping(self.noted(run))
 
     def started(self) -> list[StartedRun]:
-        """Runs that have no `run.json` yet, or never got one."""
-        abouts = [(file.stem, read_mapping(file)) for file in (self.folder / HIDDEN).glob("*.json")]
+        """Runs that have no `run.json` yet, or never got one; one that has lost it was moved or removed."""
+        abouts = [(file.stem, read_mapping(file)) for file in sorted((self.folder / HIDDEN).glob("*.json"))]
         return [
             StartedRun(run, name, state_of_start(about))
             for run, about in abouts
             if isinstance(name := about.get("name"), str)
             and id_of(name) == run
+            and not about.get("began")
             and not (self.folder / name / "run.json").exists()
         ]
 
@@ -184,17 +216,6 @@ def is_running(about: dict[str, Any]) -> bool:
 def command_line(arguments: Sequence[str]) -> str:
     """As it can be pasted into a terminal."""
     return shlex.join(["calotype", *arguments])
-
-
-def stop(folder: Path) -> None:
-    """Asks the process that holds the lock of a run to save and end. Raises `RefusedRequest` where there is none."""
-    holder = holder_of(folder)
-    if holder is None:
-        raise RefusedRequest(409, "nothing works on this run, so there is nothing to stop")
-    try:
-        holder.send_signal(signal.SIGINT if os.name != "nt" else signal.SIGTERM)
-    except psutil.NoSuchProcess:
-        raise RefusedRequest(409, "its process has just ended") from None
 
 
 # -- Why it stopped ----------------------------------------------------------------------------------------------------

@@ -88,23 +88,24 @@ def filters() -> Html:
     words = tag("label", "Filter ", search)
     compare = tag("button", "Compare the marked", type="submit", form="runs", disabled="")
     files = tag("span", link("/api/runs.csv", "CSV"), " ", link("/api/runs", "JSON"), class_="files")
-    return tag("div", words, compare, files, class_="tools")
+    return tag("div", words, compare, tag("output", id="found", role="status"), files, class_="tools")
 
 
 def runs_table(runs: RunList) -> Html:
     head = tag(
         "tr",
-        tag("th", tag("span", "Mark", class_="unseen"), scope="col"),
+        tag("th", tag("span", "Mark", class_="unseen"), scope="col", role="columnheader"),
         *(head_cell(key) for key in list(COLUMNS)[1:]),
+        role="row",
     )
-    rows = tag("tbody", *(row.markup for row in runs.rows))
-    body = tag("table", tag("thead", head), rows, class_="runs figures", id="list")
+    rows = tag("tbody", *(row.markup for row in runs.rows), role="rowgroup")
+    body = tag("table", tag("thead", head, role="rowgroup"), rows, class_="runs figures", id="list", role="table")
     return tag("form", tag("div", body, class_="wide"), action="/compare", method="get", id="runs")
 
 
 def head_cell(key: str) -> Html:
     """A button sorts by the column."""
-    return tag("th", tag("button", COLUMNS[key], type="button"), scope="col")
+    return tag("th", tag("button", COLUMNS[key], type="button"), scope="col", role="columnheader")
 
 
 # -- Rows --------------------------------------------------------------------------------------------------------------
@@ -116,16 +117,16 @@ def run_row(run: str, summary: RunSummary) -> ListRow:
     mark = tag("input", type="checkbox", name="runs", value=run, aria_label=f"Mark {summary.name}")
     n = f" (n = {summary.fd_n})" if summary.fd_n else ""
     cells = [
-        tag("td", mark),
-        tag("td", tag("a", tag("img", alt=""), tag("span", summary.folder.name), href=f"/runs/{run}", class_="run")),
+        list_cell(mark),
+        list_cell(tag("a", tag("img", alt=""), tag("span", summary.folder.name), href=f"/runs/{run}", class_="run")),
         state_cell(summary.state),
-        tag("td", f"{summary.kind} {summary.chain} px" if summary.chain else summary.kind),
-        tag("td", summary.problem or summary.data),
+        list_cell(f"{summary.kind} {summary.chain} px" if summary.chain else summary.kind),
+        list_cell(summary.problem or summary.data),
         sorted_cell(summary.seconds, duration),
         sorted_cell(summary.psnr, digits),
         sorted_cell(summary.held_out_loss, digits),
         sorted_cell(summary.fd_lite0, lambda value: digits(value) + n),
-        tag("td", day(summary.created), data_value=summary.created),
+        list_cell(day(summary.created), summary.created),
     ]
     return list_row(run, cells)
 
@@ -134,21 +135,26 @@ def run_row(run: str, summary: RunSummary) -> ListRow:
 def started_row(started: StartedRun) -> ListRow:
     """Of a run whose plan is being made, or that never got so far."""
     name = tag("a", tag("span", started.name), href=f"/runs/{started.id}", class_="run")
-    cells = [tag("td"), tag("td", name), state_cell(started.state), *[tag("td")] * (len(COLUMNS) - 3)]
+    cells = [list_cell(), list_cell(name), state_cell(started.state), *[list_cell()] * (len(COLUMNS) - 3)]
     return list_row(started.id, cells, "started")
 
 
 def list_row(run: str, cells: Sequence[Html], kind: str | None = None) -> ListRow:
     stamp = hashed(*(cell.code for cell in cells))
-    return ListRow(run, stamp, tag("tr", *cells, data_run=run, data_stamp=stamp, class_=kind))
+    return ListRow(run, stamp, tag("tr", *cells, role="row", data_run=run, data_stamp=stamp, class_=kind))
+
+
+def list_cell(content: Content = None, value: object = None) -> Html:
+    """Rows are grids, of which browsers tell screen readers no more than the roles that are given. `value` sorts."""
+    return tag("td", content, role="cell", data_value=value)
 
 
 def state_cell(state: str) -> Html:
-    return tag("td", tag("span", state, class_=f"state {state}" if state.isalpha() else "state"))
+    return list_cell(tag("span", state, class_=f"state {state}" if state.isalpha() else "state"))
 
 
 def sorted_cell(value: float | None, text: Callable[[float | None], Content]) -> Html:
-    return tag("td", UNKNOWN if value is None else text(value), data_value="" if value is None else value)
+    return list_cell(UNKNOWN if value is None else text(value), "" if value is None else value)
 
 
 def day(created: str) -> str:

@@ -16,8 +16,6 @@ from calotype.serve.words import TERMS
 from calotype.tables import all_keys, value_at
 
 MOST_SIDE_BY_SIDE, MOST_DIFFERENCES = 8, 80
-DURATION = r"\d{1,6}[smhd]?"
-"""Of a time in a field of a form."""
 
 
 def link(place: str, words: str, kind: str | None = None) -> Html:
@@ -56,10 +54,9 @@ def new_page() -> str:
             field(
                 "budget",
                 "Time for all of it",
-                "20s, 10m, 2h, 1d",
+                "20s, 10m, 1h30m, 1d",
                 value="30m",
-                pattern=DURATION,
-                title="A number and s, m, h or d",
+                required="",
             ),
             select("kind", "Model", {"latent": "latent diffusion", "cascade": "cascade in pixels"}, "latent"),
             class_="fields",

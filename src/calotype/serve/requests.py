@@ -6,11 +6,12 @@ import json
 import re
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException
 from starlette.requests import Request
 
+from calotype.bounds import seconds_in
 from calotype.files import first_problem
 from calotype.serve.answers import RefusedRequest
 
@@ -21,6 +22,15 @@ MAX_FIELDS, MAX_FILES = 32, 2
 
 SeedField = Annotated[int, Field(ge=-SEED_BITS, le=SEED_BITS, description="Equal seeds give equal pictures.")]
 Words = Annotated[str, Field(max_length=MOST_LETTERS)]
+
+
+def require_time(text: str) -> str:
+    """A time as the command line takes it. Raises `ValueError`."""
+    seconds_in(text)
+    return text
+
+
+BudgetField = Annotated[str, Field(max_length=40, description="20s, 10m, 1h30m, 1d."), AfterValidator(require_time)]
 Count = Annotated[int, Field(ge=1, le=MOST_PICTURES)]
 SizeField = Annotated[str, Field(max_length=16, description="WIDTHxHEIGHT in pixels, or auto: that of training.")]
 
@@ -83,14 +93,14 @@ class NewRun(Asked):
     path: Annotated[str, Field(max_length=4096, description="Folder of pictures on this machine.")] = ""
     upload: Annotated[str, Field(pattern=r"^([0-9a-f]{16})?$", description="Id of what was uploaded.")] = ""
     size: Annotated[int, Field(ge=8, le=2048, description="Side of the pictures in pixels.")] = 64
-    budget: Annotated[str, Field(pattern=r"^\d{1,6}[smhd]?$", description="20s, 10m, 2h, 1d.")] = "30m"
+    budget: BudgetField = "30m"
     kind: Literal["latent", "cascade"] = "latent"
 
 
 class Resumption(Asked):
     """How to go on with a run; `budget` is more time for a finished one, `path` where its pictures are now."""
 
-    budget: Annotated[str, Field(pattern=r"^(\d{1,6}[smhd]?)?$")] = ""
+    budget: BudgetField | None = None
     path: Annotated[str, Field(max_length=4096, description="Folder of its pictures, if they have moved.")] = ""
 
 
@@ -111,7 +121,8 @@ def validated(schema: type[AnyRequest], fields: Any) -> AnyRequest:
         if wrong["type"] == "extra_forbidden":
             known = ", ".join(schema.model_fields)
             raise RefusedRequest(400, f"unknown field {field!r:.80}; known are {known}", field) from None
-        raise RefusedRequest(400, first_problem(error), field) from None
+        own = wrong["type"] == "value_error"  # of `require_time`
+        raise RefusedRequest(400, str(wrong["ctx"]["error"]) if own else first_problem(error), field) from None
 
 
 async def read_body(request: Request, schema: type[AnyRequest]) -> AnyRequest:

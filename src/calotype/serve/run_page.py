@@ -29,7 +29,7 @@ from calotype.run import PORTRAITS, Run, read_mapping
 from calotype.serve.answers import document, live
 from calotype.serve.api import can_sample
 from calotype.serve.launching import StartedRun, command_line, why_not_started, why_stopped
-from calotype.serve.pages import DURATION, field, link
+from calotype.serve.pages import field, link
 from calotype.serve.trained import is_at_hand
 from calotype.tables import number
 from calotype.training.process import owner_of
@@ -52,6 +52,8 @@ class RunView:
     lines: Sequence[str]
     starting: bool = False
     """Whether its process was started from the page, and has not yet begun to train."""
+    stopping: bool = False
+    """Whether its process was asked from the page to stop, and has not yet ended."""
 
     @cached_property
     def owner(self) -> int | None:
@@ -80,7 +82,8 @@ def page_of_run(view: RunView) -> str:
     )
     top = masthead(kicker, view.run.folder.name)
     about = {"page": "run", "run": view.id, "size": str(log_size(view.run.folder))}
-    return document(view.run.folder.name, top, *parts, about=about)
+    news = tag("p", id="news", role="status", class_="unseen")
+    return document(view.run.folder.name, top, news, *parts, about=about)
 
 
 def live_part(name: str, view: RunView) -> Html:
@@ -116,13 +119,17 @@ def status_part(view: RunView) -> Html:
     budget = number(run.plan.get("budget_seconds"))
     if view.state == "training" and budget and budget > spent:
         words = f"Training, {duration(spent)} so far; about {duration(budget - spent)} left"
+    if view.stopping:
+        words = "It was asked to stop, and is saving what it has learned"
     why, damage = why_stopped(run, view.about, view.lines), damage_of(run.folder)
     if view.starting:
         words, why = "It goes on in a moment: its pictures are being read", ""
     title = "Why it could not go on" if view.state == "finished" else "Why it has stopped"
     title, why, words = ("What is damaged", damage, "Damaged") if damage else (title, why, words)
     lede = tag("p", f"{words}.", class_="lede")
-    return tag("div", lede, stopped_note(title, why), pictures_form(view, why), actions(view), legs_list(view))
+    parts = lede, stopped_note(title, why), actions(view), further_form(view, why), legs_list(view)
+    state = "stopping" if view.stopping else "starting" if view.starting else view.state
+    return tag("div", *parts, data_state=state)
 
 
 def stopped_note(title: str, why: str) -> Html | None:
@@ -169,39 +176,48 @@ def actions(view: RunView) -> Html:
             link(f"{view.place}/gallery", "Make pictures" if view.state == "finished" else "Sample now", "button")
         )
     if view.owner is not None:
-        buttons.append(action(view, "stop", "Stop", "It saves what it has learned, and can go on later."))
-    elif view.starting or not is_at_hand(view.run):
-        pass  # the form for its pictures has the button
-    elif view.state == "finished":
-        buttons.append(action(view, "resume", "Train further", "More time for its networks.", data_budget="30m"))
-    elif view.state != "unknown":
+        asked = "true" if view.stopping else None
+        words = "Stopping …" if view.stopping else "Stop"
+        buttons.append(action(view, "stop", words, "It saves what it has learned, and can go on later.", asked))
+    elif not view.starting and is_at_hand(view.run) and view.state not in ("finished", "unknown"):
         buttons.insert(0, action(view, "resume", "Resume", "It goes on where it was.", class_="button"))
     if (view.run.folder / "report.html").is_file():
         buttons.append(link(f"{view.place}/report", "Report"))
     buttons += [copy_button(command, words) for words, command in commands_of(view)]
-    return tag("p", *buttons, class_="actions")
+    return tag("p", *buttons, tag("output", role="status"), class_="actions")
 
 
-def action(view: RunView, name: str, words: str, hint: str, **attributes: str) -> Html:
-    return tag("button", words, type="button", title=hint, data_post=f"/api/runs/{view.id}/{name}", **attributes)
+def action(
+    view: RunView, name: str, words: str, hint: str, asked: str | None = None, class_: str | None = None
+) -> Html:
+    """A button; one that was used already is `asked`, and keeps the focus."""
+    place = f"/api/runs/{view.id}/{name}"
+    return tag("button", words, type="button", title=hint, data_post=place, aria_disabled=asked, class_=class_)
 
 
-def pictures_form(view: RunView, why: str) -> Html | None:
-    """Asks where the pictures are now, if they are no longer there, or if that is what the last attempt advises."""
-    gone = not is_at_hand(view.run)
-    if view.owner is not None or view.starting or view.state == "unknown" or not (gone or "--data" in why):
+def further_form(view: RunView, why: str) -> Html | None:
+    """Asks a finished run for more time; and where the pictures are now, if they are no longer there, or if that is
+    what the last attempt advises.
+    """
+    gone, finished = not is_at_hand(view.run), view.state == "finished"
+    moved = gone or "--data" in why
+    if view.owner is not None or view.starting or view.state == "unknown" or not (moved or finished):
         return None
-    data, more = str(view.run.state.data), view.state == "finished"
-    hint = "The whole path of a folder on this machine."
-    fields = [field("path", "Folder of its pictures", hint, required="", value=None if gone else data)]
-    if more:
-        fields.append(field("budget", "More time", "20s, 10m, 2h, 1d", required="", value="30m", pattern=DURATION))
-    button = tag("button", "Train further" if more else "Resume", type="submit", class_="button")
-    text = f"Its pictures were in {data}, and are no longer there." if gone else "Its pictures have changed."
-    words = f"{text} To train {'further' if more else 'on'}, say where they are."
-    output = tag("output", role="status")
-    parts = tag("p", words), tag("div", *fields, class_="fields"), tag("p", button, output, class_="actions")
-    return tag("form", *parts, data_send=f"/api/runs/{view.id}/resume", class_="panel")
+    data, words, fields = str(view.run.state.data), [], list[Html]()
+    if moved:
+        hint = "The whole path of a folder on this machine."
+        fields.append(field("path", "Folder of its pictures", hint, value=None if gone else data))
+        why_asked = f"Its pictures were in {data}, and are no longer there." if gone else "Its pictures have changed."
+        words = [why_asked, "Say where they are now."]
+    if finished:
+        fields.append(field("budget", "Budget", "More time: 20s, 10m, 1h30m, 1d", value="30m"))
+        words.append("Train further: its networks get more time, and the part before is kept.")
+    button = tag("button", "Train further" if finished else "Resume", type="submit", class_="button")
+    shown = tag("p", " ".join(words)), tag("div", *fields, class_="fields")
+    buttons = tag("p", button, tag("output", role="status"), class_="actions")
+    about = {"data_send": f"/api/runs/{view.id}/resume", "novalidate": "", "class_": "panel"}
+    form = tag("form", *shown, buttons, **about)
+    return form if moved else details("More time", form)
 
 
 def copy_button(text: str, words: str) -> Html:
@@ -345,14 +361,14 @@ def start_part(started: StartedRun, about: dict[str, Any], lines: Sequence[str])
     if going:
         yield tag("progress", aria_label="Planning")
         yield aside("Training begins after half a minute or so; this page follows by itself.")
-        disabled = "" if cancelling else None
-        buttons.append(tag("button", "Cancel", type="button", data_post=f"{place}/cancel", disabled=disabled))
+        asked = "true" if cancelling else None
+        buttons.append(tag("button", "Cancel", type="button", data_post=f"{place}/cancel", aria_disabled=asked))
     else:
         yield stopped_note("Why it has stopped", why_not_started(about, lines))
         buttons.append(link("/new", "New run", "button"))
         buttons.append(tag("button", "Take off the list", type="button", data_post=f"{place}/forget", data_then="/"))
     if command := about.get("command"):
         buttons.append(copy_button(str(command), "Copy as command"))
-    yield tag("p", *buttons, class_="actions")
+    yield tag("p", *buttons, tag("output", role="status"), class_="actions")
     text = tag("pre", "\n".join(lines)) if lines else aside("It has printed nothing" + (" yet." if going else "."))
     yield section("Output", text)

@@ -143,9 +143,10 @@ class Queue:
         return self.jobs[job]
 
     async def cancel(self, job: Job) -> None:
-        if job.state == "queued" and job in self.waiting:
-            self.waiting.remove(job)
-            job.end("cancelled")
+        if job.state == "queued":
+            if job in self.waiting:
+                self.waiting.remove(job)
+            job.end("cancelled")  # also one that is on its way to a process
         for worker in self.workers:
             if worker.job is job:
                 await worker.send({"cancel": job.id})
@@ -180,7 +181,7 @@ class Queue:
                 patience = min(60.0, 2 * patience)
                 continue
             patience, job = RETRY_SECONDS, await self._next_or_death(worker)
-            if job is None:
+            if job is None or job.ended:
                 continue
             began = time.monotonic()
             await worker.work(job)

@@ -27,6 +27,7 @@ from calotype.serve.list_page import RunList, index_page, list_of_runs
 from calotype.serve.pages import MOST_SIDE_BY_SIDE, compare_page, new_page, setting_rows, words_page
 from calotype.serve.run_page import RunView, page_of_run, page_of_start, parts_of_run
 from calotype.serve.words import TERMS
+from calotype.training.process import owner_of
 from calotype.types import UserError
 
 COVER_SIZE = (144, 96)
@@ -60,7 +61,8 @@ def view_of(request: Request) -> RunView:
     if "code" in about and not newest:
         del about["code"]  # it has been trained since by a process that the page has not started
         lines = []
-    return RunView(run, read_run(folder), about, lines, starting=newest and is_running(about))
+    starting, stopping = newest and is_running(about), launcher.is_stopping(run, owner_of(folder))
+    return RunView(run, read_run(folder), about, lines, starting, stopping)
 
 
 # -- Pages -------------------------------------------------------------------------------------------------------------
@@ -176,11 +178,12 @@ def cover(request: Request) -> Response:
     folder = folder_of(request)
     file = cover_file(folder)
     key = str(folder), str(file), file_stamp(file) if file else None
-    if key not in covers:
-        covers[key] = small_cover(file)
+    content = covers.get(key)  # once: another thread may drop it
+    if content is None:
+        content = covers[key] = small_cover(file)
         while len(covers) > MOST_COVERS:
             covers.popitem(last=False)
-    return Response(covers[key], 200, {"Cache-Control": "private, max-age=10"}, "image/png")
+    return Response(content, 200, {"Cache-Control": "private, max-age=10"}, "image/png")
 
 
 def cover_file(folder: Path) -> Path | None:

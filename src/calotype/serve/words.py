@@ -121,6 +121,10 @@ TERMS: dict[str, tuple[str, str]] = {
         "Several models in pixels: the first makes small pictures, the next ones enlarge them.",
         "Nhiều mô hình trên điểm ảnh: mô hình đầu tạo ảnh nhỏ, các mô hình sau phóng to.",
     ),
+    "train further": (
+        "The networks of a finished run are trained for more time, with the same pictures held out.",
+        "Các mạng của một lần chạy đã xong được huấn luyện thêm thời gian, với cùng các ảnh được để riêng.",
+    ),
     "budget": (
         "The time that the whole training may take; the plan chooses networks and steps for it.",
         "Thời gian cho toàn bộ quá trình huấn luyện; kế hoạch chọn mạng và số bước theo đó.",

@@ -22,7 +22,7 @@ async function ask(method, address, body, headers = {}) {
   const answer = await fetch(address, {method, body, headers});
   const type = answer.headers.get("content-type") || "";
   const value = type.includes("json") ? await answer.json() : await answer.text();
-  if (!answer.ok) throw new Error(value?.error?.message || `${answer.status} ${answer.statusText}`);
+  if (!answer.ok) throw Object.assign(new Error(value?.error?.message || `${answer.status} ${answer.statusText}`), {field: value?.error?.param});
   return value;
 }
 const send = (address, value, method = "POST") =>
@@ -73,10 +73,10 @@ async function explain(root) {
 }
 
 // The name of a field that is a term: no button, which inside a label would be another field, but it works as one.
-async function explainFields() {
+async function explainFields(root = document) {
   explain.terms ??= fetch("/words.json").then(answer => answer.json());
   const byLower = new Map(Object.keys(await explain.terms).map(term => [term.toLowerCase(), term]));
-  for (const name of all(".field > span")) {
+  for (const name of all(".field > span:not(:has(.term))", root)) {
     const term = byLower.get(name.textContent.toLowerCase());
     if (term) name.replaceChildren(made("span", {role: "button", tabindex: "0", class: "term", "data-term": term}, name.textContent));
   }
@@ -114,38 +114,53 @@ document.addEventListener("click", async event => {
     }
     setTimeout(() => { button.textContent = before; }, 1500);
   }
-  if (button.dataset.post) {
-    button.disabled = true;
-    let body = {};
-    if (button.dataset.budget) {
-      const budget = prompt("How much more time? 20s, 10m, 2h, 1d", button.dataset.budget);
-      if (budget === null) { button.disabled = false; return; }
-      body = {budget};
-    }
-    try {
-      await send(button.dataset.post, body);
-      if (button.dataset.then) { location.href = button.dataset.then; return; }
-      button.textContent = "Asked …";
-      setTimeout(() => refresh.now?.(), 1500);
-    } catch (error) {
-      button.disabled = false;
-      alert(error.message);
-    }
-  }
+  if (!button.dataset.post) return;
+  await once(button, button.closest(".actions"), async () => {
+    await send(button.dataset.post, {});
+    if (button.dataset.then) location.href = button.dataset.then; else refreshAnyway();
+  });
 });
 
-// A form of a part of a page, which says in its output what is wrong.
-document.addEventListener("submit", async event => {
-  const form = event.target, output = one("output", form);
+// A form of a part of a page.
+document.addEventListener("submit", event => {
+  const form = event.target;
   if (!form.dataset.send) return;
   event.preventDefault();
-  output.className = "";
-  try {
+  once(one("[type=submit]", form), form, async () => {
     await send(form.dataset.send, fieldsOf(form));
-    output.textContent = "Asked …";
-    setTimeout(() => refresh.now?.(), 1500);
-  } catch (error) { output.textContent = error.message; output.className = "wrong"; }
+    one("output", form).textContent = "Asked …";
+    refreshAnyway();
+  });
 });
+
+// What a button asks for is asked once at a time; the button keeps the focus, which a disabled one would lose.
+async function once(button, root, action) {
+  if (button.getAttribute("aria-disabled") === "true") return;
+  button.setAttribute("aria-disabled", "true");
+  accept(root);
+  try { await action(); } catch (error) { refuse(root, error); }
+  button.removeAttribute("aria-disabled");
+}
+
+// Why a request was refused stands beside the field that is wrong, else behind the buttons.
+function refuse(root, error) {
+  if (!root.isConnected) root = one("main .actions:has(output)");  // that part of the page was shown anew meanwhile
+  const box = error.field && field(root, error.field), output = one("output", root);
+  if (!box) { output.textContent = error.message; output.className = "wrong"; return; }
+  const note = made("small", {class: "wrong", id: `wrong-${error.field}`, role: "alert"}, error.message);
+  box.after(note);
+  box.setAttribute("aria-invalid", "true");
+  box.setAttribute("aria-describedby", note.id);
+  box.closest("details")?.setAttribute("open", "");
+  box.focus();
+}
+
+function accept(root) {
+  for (const note of all("small.wrong", root)) note.remove();
+  for (const box of all("[aria-invalid]", root)) { box.removeAttribute("aria-invalid"); box.removeAttribute("aria-describedby"); }
+  const output = one("output", root);
+  if (output) output.textContent = output.className = "";
+}
 
 // Values under the pointer: the plots say in `data-axes` where their axes begin and end.
 function readValues(event) {
@@ -201,16 +216,19 @@ function layOutRows(rows) {
   if (rows.length) (globalThis.requestIdleCallback ?? setTimeout)(() => layOutRows(rows));
 }
 
+const collator = new Intl.Collator("en", {numeric: true});  // run-2 is before run-10
+
+// A number only where the server gives one: a name may look like one.
 function sortKey(row) {
-  const cell = row.cells[list.by], value = cell.dataset.value ?? cell.textContent;
-  return value !== "" && !isNaN(value) ? Number(value) : value;
+  const {dataset: {value}, textContent} = row.cells[list.by];
+  return value ? isNaN(value) ? value : Number(value) : value ?? textContent;
 }
 
 // Rows move only where they are not in their place: one that moves loses the focus.
 function arrange(body) {
   const place = new Map(list.order.map((id, index) => [id, index])), focused = document.activeElement;
   const order = (a, b) => a === "" || b === "" ? (a === "") - (b === "") :
-    (typeof a === "number" && typeof b === "number" ? a - b : String(a).localeCompare(String(b))) * (list.down ? -1 : 1);
+    (typeof a === "number" ? a - b : collator.compare(a, b)) * (list.down ? -1 : 1);
   const rows = [...body.rows].map(row => [list.by ? sortKey(row) : place.get(row.dataset.run), row]);
   rows.sort((a, b) => order(a[0], b[0]));
   rows.forEach(([, row], index) => { if (body.rows[index] !== row) body.insertBefore(row, body.rows[index] ?? null); });
@@ -223,6 +241,8 @@ function sift(body) {
     const text = row.textContent.toLowerCase();
     row.hidden = !words.every(word => text.includes(word));
   }
+  const found = words.join("") ? `${all("tr:not([hidden])", body).length} of ${body.rows.length} shown` : "";
+  if (one("#found").textContent !== found) one("#found").textContent = found;
 }
 
 // They are fetched while the list rests: one that arrives while it scrolls makes a frame late.
@@ -246,9 +266,21 @@ function covers(body) {
   addEventListener("scroll", later, {passive: true});
 }
 
+// What is not laid out is not in what screen readers get.
+function arrive(row) {
+  covers.observe(row);
+  layOutRows([row]);
+}
+
 // Of a row that has changed only the cells that have are replaced, so that its mark, its picture and the focus stay.
 function changeRow(row, next) {
-  if (row.className !== next.className) { row.replaceWith(next); covers.observe(next); return; }
+  if (row.className !== next.className) {
+    const focused = row.contains(document.activeElement);
+    row.replaceWith(next);
+    if (focused) one("a", next).focus({preventScroll: true});
+    arrive(next);
+    return;
+  }
   row.dataset.stamp = next.dataset.stamp;
   [...next.cells].forEach((cell, place) => {
     if (place > 1 && !cell.isEqualNode(row.cells[place])) row.cells[place].replaceWith(cell);
@@ -269,7 +301,7 @@ function showList({lede, rows}) {
     shown.delete(id);
     if (row?.dataset.stamp === stamp) continue;
     const [next] = elements(markup);
-    if (row) changeRow(row, next); else { body.append(next); covers.observe(next); }
+    if (row) changeRow(row, next); else { body.append(next); arrive(next); }
   }
   for (const row of shown.values()) row.remove();
   arrange(body);
@@ -285,7 +317,8 @@ function followList() {
       if (!document.hidden) {
         const answer = await fetch("/parts", {headers: {"If-None-Match": version}});
         if (answer.ok) { showList(await answer.json()); version = answer.headers.get("etag"); }
-        stale(answer.ok || answer.status === 304 ? "" : "the server was started anew; open the address that it has printed");
+        const reasons = {200: "", 304: "", 401: "the server was started anew; open the address that it has printed"};
+        stale(reasons[answer.status] ?? `the server answers with status ${answer.status}`);
       }
     } catch { stale("the server does not answer"); }
     clearTimeout(due);
@@ -308,6 +341,12 @@ function sliders(root) {
   }
 }
 
+// Also what is as it was before, and may say that something was asked for.
+function refreshAnyway() {
+  refresh.shown = {};
+  refresh.now?.();
+}
+
 async function refresh() {
   const parts = await ask("GET", `/runs/${run}/parts`);
   for (const [name, markup] of Object.entries(parts)) {
@@ -316,29 +355,54 @@ async function refresh() {
     refresh.shown[name] = markup;
     replacePart(part, elements(markup));
   }
+  announce();
 }
 
-// What people have done in a part stays: opened details, moved sliders, filled fields, the focus.
+// A change of the state of a run, for screen readers; but not every minute of a training.
+function announce() {
+  const status = one("[data-state]"), state = status?.dataset.state;
+  if (state === announce.state) return;
+  if (announce.state) one("#news").textContent = all(".lede, .stopped > *", status).map(part => part.textContent).join(" ");
+  announce.state = state;
+}
+
+// What people have done in a part stays: opened details, moved sliders, forms with what is in them, the focus.
 function replacePart(part, content) {
+  const focused = part.contains(document.activeElement) && document.activeElement;
+  const forms = new Map(all("form", part).map(form => [replacePart.served.get(form), form]));
   const places = all("input[type=range]", part).map(ruler => ruler.value === ruler.max ? null : ruler.value);
   const open = all("details", part).map(each => each.open);
-  const given = all("[data-field]", part).map(input => input.value === input.defaultValue ? null : input.value);
-  const focusable = "button, a, input", focused = part.contains(document.activeElement) && all(focusable, part).indexOf(document.activeElement);
   part.replaceChildren(...content);
+  for (const form of all("form", part)) {
+    replacePart.served.set(form, form.outerHTML);
+    const before = forms.get(form.outerHTML);
+    if (before) form.replaceWith(before);
+  }
   styled(part);
   sliders(part);
   all("details", part).forEach((each, place) => { each.open = open[place] ?? false; });
   all("input[type=range]", part).forEach((ruler, place) => {
     if (places[place] != null) { ruler.value = places[place]; ruler.dispatchEvent(new Event("input")); }
   });
-  all("[data-field]", part).forEach((input, place) => { if (given[place] != null) input.value = given[place]; });
-  if (focused !== false) all(focusable, part)[focused]?.focus();
-  explain(part);
+  if (focused) focusAgain(part, focused);
+  Promise.all([explain(part), explainFields(part)]).then(() => { if (focused && !document.activeElement.matches("main *")) focusAgain(part, focused); });
 }
 refresh.shown = {};
+replacePart.served = new WeakMap(all("[data-part] form").map(form => [form, form.outerHTML]));  // forms, by their markup before anything was done to them
 
-// What is shown is no longer what is there.
+// On what is now in the place of an element that had the focus; where there is nothing, on the first thing to do.
+function focusAgain(part, before) {
+  const names = ["data-post", "data-term", "data-field", "data-copy", "href", "aria-label"];
+  const key = element => names.map(name => element.getAttribute(name)).find(value => value !== null) ?? element.textContent;
+  if (before.isConnected) return before.focus({preventScroll: true});
+  const next = all("button, a, summary, input, select", part).find(element => key(element) === key(before));
+  (next ?? (before.matches(".term") ? null : one(".actions :is(a, button)", part)))?.focus({preventScroll: true});
+}
+
+// What is shown is no longer what is there. Said once, not at every attempt: screen readers read it out.
 function stale(reason) {
+  if (reason === stale.reason) return;
+  stale.reason = reason;
   one("#stale")?.remove();
   if (reason) one("main").prepend(made("p", {id: "stale", class: "stopped", role: "alert"}, `This page is no longer kept up to date: ${reason}.`));
 }
@@ -353,7 +417,11 @@ function follow() {
   const listen = () => {
     let first = true;
     source = new EventSource(`/runs/${run}/events?since=${place}`);
-    source.onerror = event => { if (event.target.readyState === EventSource.CLOSED) refresh.now(); else stale("the server does not answer"); };
+    source.onerror = event => {
+      if (event.target.readyState !== EventSource.CLOSED) return stale("the server does not answer");
+      refresh.now();  // which says why
+      setTimeout(() => { if (event.target === source && !document.hidden) listen(); }, 15000);
+    };
     source.onopen = () => stale("");
     source.addEventListener("log", event => { place = event.lastEventId; soon(); });
     source.addEventListener("state", () => { if (!first) soon(); first = false; });
@@ -368,8 +436,9 @@ function follow() {
 // -- Pictures ---------------------------------------------------------------------------------------------------------
 
 async function askForPictures(form, body, headers) {
-  const news = await work(`/api/runs/${run}/samples`, body, headers);
-  show(news?.gallery?.figures || []);
+  const news = await work(`/api/runs/${run}/samples`, body, headers), figures = news?.gallery?.figures || [];
+  show(figures);
+  if (figures.length) one("#sampling output").append(` ${figures.length} picture${figures.length === 1 ? " is" : "s are"} below.`);
   if (one("#nearest")?.getAttribute("aria-pressed") === "true") await findNearest();
 }
 
@@ -584,7 +653,10 @@ function editing() {
 
 // -- A new run --------------------------------------------------------------------------------------------------------
 
-const uploaded = {id: ""};
+const uploaded = {id: "", none: false, copying: null};
+
+// What the server takes for the name of a run.
+const runName = text => text.replace(/[^\p{L}\p{N}_ .()-]/gu, "-").replace(/^[^\p{L}\p{N}_]+/u, "").slice(0, 80).replace(/[ .]+$/, "");
 
 async function* filesIn(entry, path = "") {
   if (entry.isFile) { yield [path + entry.name, await new Promise((done, fail) => entry.file(done, fail))]; return; }
@@ -601,8 +673,10 @@ async function upload(files) {
   const id = [...crypto.getRandomValues(new Uint8Array(8))].map(byte => byte.toString(16).padStart(2, "0")).join("");
   const tops = new Set(files.map(([path]) => path.split("/")[0]));
   const below = tops.size === 1 && files.every(([path]) => path.includes("/")) ? 1 : 0;
-  const refused = [], texts = /\.(txt|jsonl?|csv|tsv)$/i;
+  const refused = [], texts = /\.(txt|jsonl?|csv|tsv)$/i, name = field(one("#new"), "name");
+  if (!name.value && below) name.value = runName([...tops][0]);
   let pictures = 0;
+  Object.assign(uploaded, {id: "", none: true});
   bar.hidden = false;
   let done = 0;
   for (const [path, file] of files) {
@@ -616,12 +690,17 @@ async function upload(files) {
     bar.value = ++done / files.length;
     state.textContent = `${done.toLocaleString("en")} of ${files.length.toLocaleString("en")}`;
   }
-  uploaded.id = files.length > refused.length ? id : "";
+  if (pictures) Object.assign(uploaded, {id, none: false});
   bar.hidden = true;
   const left = refused.length ? ` ${refused.length} left out: ${refused[0]}` : "";
   state.textContent = `${pictures.toLocaleString("en")} picture${pictures === 1 ? " is" : "s are"} here.${left}`;
-  const name = field(one("#new"), "name");
-  if (!name.value && below) name.value = [...tops][0].replace(/[^\p{L}\p{N}_ .()-]/gu, "-").slice(0, 80);
+}
+
+// Folders are copied one after the other; the newest counts, and a training waits for it.
+function copy(action) {
+  const failed = error => { one("#drop [role=status]").textContent = `The folder cannot be read: ${error.message}`; };
+  const copying = uploaded.copying = Promise.resolve(uploaded.copying).then(action).catch(failed)
+    .finally(() => { if (uploaded.copying === copying) uploaded.copying = null; });
 }
 
 function newRun() {
@@ -631,24 +710,31 @@ function newRun() {
   drop.addEventListener("drop", async event => {
     event.preventDefault();
     drop.classList.remove("over");
-    const entries = [...event.dataTransfer.items].map(item => item.webkitGetAsEntry()).filter(Boolean), files = [];
-    for (const entry of entries) for await (const file of filesIn(entry)) files.push(file);
-    await upload(files);
+    const entries = [...event.dataTransfer.items].map(item => item.webkitGetAsEntry()).filter(Boolean);
+    copy(async () => {
+      const files = [];
+      for (const entry of entries) for await (const file of filesIn(entry)) files.push(file);
+      await upload(files);
+    });
   });
-  one("#files").addEventListener("change", event =>
-    upload([...event.target.files].map(file => [file.webkitRelativePath || file.name, file])));
+  one("#files").addEventListener("change", event => {
+    const files = [...event.target.files].map(file => [file.webkitRelativePath || file.name, file]);
+    if (files.length) copy(() => upload(files));
+  });
   field(form, "path").addEventListener("change", event => {
     const name = field(form, "name");
-    if (!name.value) name.value = event.target.value.replace(/\/+$/, "").split("/").pop().slice(0, 80);
+    if (!name.value) name.value = runName(event.target.value.trim().split(/[\\/]/).filter(Boolean).pop() ?? "");
   });
-  form.addEventListener("submit", async event => {
+  form.addEventListener("submit", event => {
     event.preventDefault();
-    state.textContent = state.className = "";
-    try {
+    once(one("[type=submit]", form), form, async () => {
+      if (uploaded.copying) state.textContent = "It starts when the pictures are copied …";
+      await uploaded.copying;
       const given = fieldsOf(form);
+      if (uploaded.none && !given.path) throw new Error("None of the files that were dropped is a picture; drop others, or give a path.");
       const {page: place} = await send("/api/runs", {...given, size: Number(given.size), upload: given.path ? "" : uploaded.id});
       location.href = place;
-    } catch (error) { state.textContent = error.message; state.className = "wrong"; }
+    });
   });
 }
 
@@ -660,8 +746,8 @@ async function starting() {
     if (next.body.dataset.page !== "start") return location.reload();
     const part = one("[data-part=start]"), theirs = one("[data-part=start]", next);
     over = next.body.dataset.over;
-    if (starting.shown !== theirs.innerHTML) replacePart(part, [...theirs.childNodes].map(node => document.importNode(node, true)));
-    starting.shown = theirs.innerHTML;
+    if (refresh.shown.start !== theirs.innerHTML) replacePart(part, [...theirs.childNodes].map(node => document.importNode(node, true)));
+    refresh.shown.start = theirs.innerHTML;
     stale("");
   } catch { stale("the server does not answer"); }
   clearTimeout(starting.due);
@@ -672,7 +758,7 @@ async function starting() {
 
 styled(document);
 if (page.page === "index") { listOfRuns(); followList(); }
-if (page.page === "run") { sliders(document); follow(); }
+if (page.page === "run") { sliders(document); announce(); follow(); }
 if (page.page === "gallery") gallery();
 if (page.page === "new") newRun();
 if (page.page === "start" && !page.over) { refresh.now = starting; starting.due = setTimeout(starting, 2000); }
