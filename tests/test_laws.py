@@ -340,7 +340,7 @@ def test_only_a_described_machine_is_not_examined(monkeypatch):
     [
         ({"flops": 5e14}, "--flops is set without --memory"),
         ({"memory": GB}, "--memory is set without --flops"),
-        ({"flops": 5e14, "memory": GB}, "device is 'auto', but .* must be cpu, cuda or mps"),
+        ({"flops": 5e14, "memory": GB}, "device is 'auto', but .* needs cpu, cuda or mps: add --device cuda"),
         ({"flops": 5e14, "memory": GB, "device": "tpu"}, "device is 'tpu'"),
     ],
 )

@@ -438,7 +438,7 @@ def test_the_page_in_a_browser(folder):
         page.fill("#filter", "fake")
         assert page.locator("#list tbody tr:visible").count() == 1
         ready(page.goto(f"{address}/runs/{id_of('fake')}") and page)
-        page.locator(".term").first.focus()
+        page.locator(".term:visible").first.focus()
         page.keyboard.press("Enter")
         assert page.locator("#explained [lang=vi]").inner_text()
         assert psutil.Process(process.pid).is_running()
