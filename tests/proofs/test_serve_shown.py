@@ -197,7 +197,7 @@ def test_all_terms_are_explained_in_vietnamese(page, server):
     shown = {row.locator("td").first.inner_text(): row.locator("[lang=vi]").inner_text() for row in rows.all()}
     assert shown == {term: vietnamese for term, (_, vietnamese) in TERMS.items()}
     ready(page.goto(f"{server[0]}/runs/{id_of('fake')}") and page)
-    page.locator(".term").first.wait_for()
+    page.locator(".term:visible").first.wait_for()
     for term in {each.get_attribute("data-term"): each for each in page.locator(".term:visible").all()}.values():
         term.click()
         assert page.locator("#explained [lang=vi]").inner_text() == TERMS[term.get_attribute("data-term")][1]
