@@ -1,6 +1,7 @@
 import base64
 import os
 import struct
+import threading
 import time
 import zlib
 
@@ -253,6 +254,18 @@ def test_once_stopped_threads_begin_no_further_item(monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         list(in_threads(work, range(4096), stop))
     assert 10 <= len(begun) < 4 * 64 < 8 * 64  # of the parts that were waiting
+
+
+def test_with_parts_of_one_item_its_result_waits_for_no_other(monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    told = threading.Event()
+
+    def work(item):
+        return item == 0 or told.wait(10)
+
+    for result in in_threads(work, range(24), most=1):
+        assert result, "the first result came after those of other items"
+        told.set()
 
 
 def test_what_would_take_too_long_or_is_no_file_is_refused_before_it_is_decoded(tmp_path):

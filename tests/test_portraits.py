@@ -123,3 +123,11 @@ def test_impossible_orders_are_refused_before_anything_is_written(tmp_path, size
     with pytest.raises(UserError):
         read_portraits(size, count)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_large_portraits_are_fewer_unless_a_count_is_asked_for(monkeypatch):
+    monkeypatch.setattr(module, "PIXELS", 12 * SIZE**2)
+    few = read_portraits(SIZE)
+    assert len(few.pixels) == 12
+    assert any("12 of 9,000 portraits" in each for each in few.notes)
+    assert len(read_portraits(SIZE, COUNT).pixels) == COUNT

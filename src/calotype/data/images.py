@@ -71,15 +71,15 @@ def shown(name: PictureFile | RemoteFile | str) -> str:
 
 
 def in_threads(
-    work: Callable[[Item], Output], items: Sequence[Item], progress: Progress = no_progress
+    work: Callable[[Item], Output], items: Sequence[Item], progress: Progress = no_progress, most: int = LARGEST_PART
 ) -> Iterator[Output]:
     """The results for all items, in their order. Pillow decodes, resizes and converts without holding Python's lock.
 
-    A few parts of the items are in work at a time, so that the memory does not grow with their number. Where the
-    results are no longer wanted, as after Ctrl-C, items that have not begun are left out.
+    A few parts of at most `most` items are in work at a time, so that the memory does not grow with their number. Where
+    the results are no longer wanted, as after Ctrl-C, items that have not begun are left out.
     """
     workers = os.cpu_count() or 1
-    size = max(1, min(LARGEST_PART, len(items) // (WAITING * workers)))
+    size = max(1, min(most, len(items) // (WAITING * workers)))
     parts = (items[start : start + size] for start in range(0, len(items), size))
     ended = threading.Event()
 

@@ -40,6 +40,8 @@ from calotype.types import Progress, UserError, no_progress
 
 STYLES = ("adventurer", "lorelei", "micah", "notionists", "open-peeps", "personas")
 PORTRAIT_COUNT = 9000
+PIXELS = 2e9
+"""How many are rendered where no count is asked for: 1,907 portraits of 1024 px, which take a core ten minutes."""
 STEP = 16_000  # drawings times pixels of a side that are rendered at once: about half a second of work
 
 
@@ -48,6 +50,7 @@ def read_portraits(
 ) -> Pictures:
     """`count` portraits, evenly over the styles, which are the classes; rendered once, then cached for the user.
 
+    Without `count` all 9,000 up to 471 px, and fewer above, since both time and disk grow with the pixels.
     Their captions, one in English and one in Vietnamese, are made from their attributes.
     """
     pixels, facts = _cached(size, count, progress)
@@ -95,7 +98,9 @@ def rendered(drawings: Sequence[bytes], size: int) -> Pixels:
 
 def _cached(size: int, count: int | None, progress: Progress) -> tuple[Pixels, Any]:
     """Pixels and facts, rendered now or by an earlier call."""
-    count = _checked_count(count, size)
+    most = _checked_count(None, size)
+    fewer = count is None and most * size**2 > PIXELS
+    count = round(PIXELS / size**2) if fewer else _checked_count(count, size)
     fingerprint = hashlib.sha256(_archive() + f"{resvg_py.__version__}, with what is drawn".encode()).hexdigest()[:12]
     path = cache_home() / f"portraits-{size}-{count}-{fingerprint}.npy"
     if (cached := open_pixels(path)) is not None:
@@ -107,7 +112,10 @@ def _cached(size: int, count: int | None, progress: Progress) -> tuple[Pixels, A
 
     def fill(pixels: Pixels) -> Any:
         _render_into(pixels, [members[file.name] for file in unique], progress)
-        return {"sources": unique, "notes": note(len(hashed) - len(unique), "duplicate", "left out"), "drawn": drawn}
+        notes = note(len(hashed) - len(unique), "duplicate", "left out")
+        if fewer:
+            notes.append(f"the first {count:,} of {most:,} portraits: at {size} px each takes longer to render")
+        return {"sources": unique, "notes": notes, "drawn": drawn}
 
     shape = (len(unique), 3, size, size)
     try:
@@ -134,7 +142,7 @@ def _render(drawings: Sequence[bytes], size: int, keep: Callable[[int, Image.Ima
             keep(row, Image.open(BytesIO(png)).convert("RGB"))
         return start + len(orders)
 
-    for done in in_threads(render, range(0, total, step)):
+    for done in in_threads(render, range(0, total, step), most=1):
         progress(done, total)
 
 
