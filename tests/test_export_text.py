@@ -135,6 +135,7 @@ try {
   await until(() => page.contentWindow.calotype?.ready && !inside("go").disabled);
   inside("count").value = 2;
   inside("prompt").value = prompt;
+  inside("guidance").value = 1.25;  // a form with a value that it does not take sends nothing
   inside("go").click();
   await until(() => inside("pictures").children.length === 2 && !inside("go").disabled);
   const canvas = inside("pictures").children[1];
