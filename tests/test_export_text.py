@@ -241,7 +241,7 @@ def test_the_node_of_comfyui_draws_the_same_pictures(exported, tmp_path, monkeyp
     made = golden("captions").sample(2, seed=3, prompt=PROMPT, guidance=2.0)
     assert images.shape == (2, 16, 16, 3) and images.dtype == torch.float32
     assert np.abs(images.numpy() * 255 - np.stack([np.asarray(one) for one in made])).max() < 1.01
-    (again,) = node.sample(**{**given, "count": 1}, image=torch.rand(1, 40, 30, 3), strength=0.4)
+    (again,) = node.sample(**{**given, "count": 1}, image=torch.rand(1, 40, 30, 4), strength=0.4)
     assert again.shape == (1, 16, 16, 3)
     with pytest.raises(ValueError, match="is unknown"):
         node.sample(**{**given, "label": "nobody"})
