@@ -97,7 +97,7 @@ def test_a_bundle_says_what_it_cannot_draw(bundle, request_, message):
 
 def test_a_folder_that_is_no_bundle_is_named(tmp_path):
     sample = pytest.importorskip("calotype.export.standalone.sample", reason="needs onnxruntime", exc_type=ImportError)
-    with pytest.raises(FileNotFoundError, match=r"calotype\.json is missing; give the folder that calotype export"):
+    with pytest.raises(FileNotFoundError, match=r"calotype\.json is missing; give a folder that calotype export"):
         sample.Bundle(tmp_path)
 
 

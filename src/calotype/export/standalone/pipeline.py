@@ -26,7 +26,7 @@ class CalotypePipeline(DiffusionPipeline):
         if label is not None and label not in self.classes:
             raise ValueError(f"label {label!r} is unknown; this model knows {', '.join(self.classes) or 'none'}")
         if not isinstance(prompt, str | None) or not isinstance(negative_prompt, str | None):
-            raise ValueError("prompt and negative_prompt are one text each, for all pictures; call the pipeline for each")
+            raise ValueError("prompt and negative_prompt are one text each, for all pictures; call it for each")
         if (prompt or negative_prompt) and self.stages.config.text is None:
             raise ValueError("this model reads no prompt; leave prompt and negative_prompt out")
         if num_images < 1:

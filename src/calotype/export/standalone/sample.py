@@ -42,7 +42,7 @@ class Bundle:
         """`threads` of a graph; 0: one a core."""
         self.folder = Path(folder) if folder else Path(__file__).resolve().parent
         if not (settings := self.folder / "calotype.json").is_file():
-            raise FileNotFoundError(f"{settings} is missing; give the folder that calotype export --to onnx has written")
+            raise FileNotFoundError(f"{settings} is missing; give a folder that calotype export --to onnx wrote")
         self.about = json.loads(settings.read_text("utf-8"))
         self.classes, self.stages, self.size = self.about["classes"], self.about["stages"], self.about["size"]
         self.providers, self.settings = list(providers), onnxruntime.SessionOptions()
@@ -82,7 +82,7 @@ class Bundle:
             if texts and any(texts) and self.about["text"] is None:
                 raise ValueError(f"this model reads no prompt; leave {name} out")
         if picture is not None and np.shape(picture) != (side, side, 3):
-            raise ValueError(f"the picture has the shape {np.shape(picture)}; expected {(side, side, 3)}: resize it first")
+            raise ValueError(f"the picture has the shape {np.shape(picture)}; expected {(side, side, 3)}: resize it")
         if picture is not None and not 0 < strength <= 1:
             raise ValueError(f"strength is {strength}; expected a number above 0 and up to 1")
 
