@@ -1,6 +1,6 @@
 # docker build -t calotype .
 # docker run --rm --user "$(id -u):$(id -g)" -v "$PWD:/work" calotype train my-pictures --size 64 --budget 30m
-# With CUDA: docker build --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cu128 -t calotype-cuda .
+# With CUDA: docker build --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cu130 -t calotype-cuda .
 #            docker run --rm --gpus all -v "$PWD:/work" calotype-cuda selftest --device cuda
 FROM python:3.12-slim
 

@@ -82,6 +82,25 @@ def test_variations_of_a_picture_are_ours(bundle):
     assert np.abs(theirs.astype(int) - made).max() <= 1
 
 
+@with_onnx
+@pytest.mark.parametrize("request_, message", [
+    ({"labels": [2]}, "index of the 2 classes"), ({"labels": [-2]}, "label -2 is unknown"),
+    ({"labels": []}, "labels is empty"), ({"labels": [0], "prompts": ["red"]}, "reads no prompt"),
+    ({"labels": [0], "negatives": ["", ""]}, "2 texts for 1 labels"),
+    ({"labels": [0], "picture": np.zeros((8, 8, 3), np.uint8)}, r"expected \(16, 16, 3\)"),
+    ({"labels": [0], "picture": np.zeros((16, 16, 3), np.uint8), "strength": 2}, "strength is 2"),
+], ids=str)  # fmt: skip
+def test_a_bundle_says_what_it_cannot_draw(bundle, request_, message):
+    with pytest.raises(ValueError, match=message):
+        bundle.sample(**request_)
+
+
+def test_a_folder_that_is_no_bundle_is_named(tmp_path):
+    sample = pytest.importorskip("calotype.export.standalone.sample", reason="needs onnxruntime", exc_type=ImportError)
+    with pytest.raises(FileNotFoundError, match=r"calotype\.json is missing; give a folder that calotype export"):
+        sample.Bundle(tmp_path)
+
+
 RUN = """
 import runpy, sys
 sys.argv = ["sample.py", *sys.argv[1:]]
@@ -110,7 +129,8 @@ def test_the_script_stands_alone(exported, tmp_path):
 @with_onnx
 @pytest.mark.parametrize("arguments, message", [
     (("--label", "nobody"), "this model knows adventurer, micah"), (("--prompt", "red"), "reads no prompt"),
-    (("--count", "0"), "at least 1"),
+    (("--count", "0"), "at least 1"), (("--guidance", "nan"), "a number from 0 on"),
+    (("--out", "nowhere/grid.png"), "--out nowhere/grid.png cannot be written"),
 ])  # fmt: skip
 def test_the_script_says_what_is_wrong_in_one_line(exported, arguments, message):
     done = run_script(exported[0], *arguments)

@@ -34,10 +34,13 @@ from diffusers import DiffusionPipeline
 pipeline = DiffusionPipeline.from_pretrained(sys.argv[1], trust_remote_code=True)
 for index, picture in enumerate(pipeline(label="micah", num_images=2, seed=3, num_inference_steps=6).images):
     picture.save(f"{sys.argv[2]}/{index}.png")
-try:
-    pipeline(prompt="red")
-except ValueError as error:
-    print(error)
+for wrong in (
+    {"prompt": "red"}, {"prompt": ["red", "blue"]}, {"num_images": 0}, {"num_inference_steps": 0}, {"sampler": "plms"}
+):
+    try:
+        pipeline(**wrong)
+    except ValueError as error:
+        print(error)
 print("ours:", "calotype" in sys.modules, pipeline.classes)
 """
 
@@ -57,6 +60,8 @@ def test_a_pipeline_draws_our_pictures_without_calotype(exported, tmp_path):
         env=environment, capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+    for message in ("one text each", "num_images is 0", "number of steps is 0", "sampler 'plms' is unknown"):
+        assert message in done.stdout
     assert "this model reads no prompt" in done.stdout and "ours: False ['adventurer', 'micah']" in done.stdout
     theirs = np.stack([np.asarray(Image.open(tmp_path / f"{index}.png"), int) for index in range(2)])
     made = np.stack([np.asarray(one, int) for one in golden("labels", steps=6).sample(2, "micah", seed=3)])

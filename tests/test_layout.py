@@ -108,6 +108,13 @@ def test_the_check_says_what_subfolders_were_taken_for(tmp_path):
     assert "train (6) for training" in printed and "6 in their subfolders will be kept for the test" in printed
 
 
+def test_the_check_of_a_single_picture_promises_no_test_set(tmp_path):
+    folder = write(tmp_path, "only", count=1)
+    console = Keeper()
+    check_data(CheckOptions(folder, 16), console)
+    assert "no class has more than 1 picture, so all are trained on" in console.printed[-1]
+
+
 def test_masks_and_copies_of_systems_are_counted(tmp_path):
     notes = find_layout(["images/1.png", "masks/1.png", "Masks/2.png"]).notes
     assert notes == ("2 pictures were left out, as masks or labels of others: Masks 1, masks 1",)

@@ -63,10 +63,10 @@ class CalotypeSample:
 
     @staticmethod
     def fitted(image, size):
-        """The square in the middle of an image (height, width, 3) in [0, 1], as bytes of the model's size."""
-        height, width, _ = image.shape
+        """The square in the middle of an image (height, width, 3 or 4) in [0, 1], as bytes of the model's size."""
+        height, width, _ = image.shape  # a fourth channel is transparency
         side, top, left = min(height, width), (height - min(height, width)) // 2, (width - min(height, width)) // 2
-        square = image[None, top : top + side, left : left + side].permute(0, 3, 1, 2)
+        square = image[None, top : top + side, left : left + side, :3].permute(0, 3, 1, 2)
         resized = torch.nn.functional.interpolate(square, (size, size), mode="bilinear", antialias=True)
         return (resized[0].permute(1, 2, 0).clamp(0, 1) * 255).round().byte().cpu().numpy()
 

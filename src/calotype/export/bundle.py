@@ -41,7 +41,8 @@ BUNDLE_README = """# A model as ONNX graphs
     pip install numpy onnxruntime
     python sample.py --count 9 --seed 0 --out grid.png
 
-`sample.py --help` has the other options; all of it is data but that script, which imports numpy and onnxruntime alone.
+`sample.py --help` has the other options; all of it is data but that script, which imports numpy and onnxruntime alone;
+where there is a `tokenizer.json`, prompts need one more package, tokenizers.
 Equal seeds give the pictures of Calotype in float32, to a level of 8 bits.
 
 | file | inputs -> outputs |

@@ -22,8 +22,8 @@ WEB_README = """# Pictures in a browser
 
     python -m http.server --directory FOLDER
 
-and open http://127.0.0.1:8000. Any web server will do; nothing is loaded from elsewhere. `sample.py` makes the same
-pictures without a browser: `python sample.py --count 9`, with numpy and onnxruntime.
+and open http://127.0.0.1:8000. Any web server will do; nothing is loaded from elsewhere. `sample.py` samples without a
+browser: `python sample.py --count 9`, with numpy and onnxruntime. Its seeds give other pictures than those of the page.
 """
 
 

@@ -37,6 +37,8 @@ def check_data(options: CheckOptions, console: Console) -> Survey:
 
 def _held_out(survey: Survey) -> str:
     """Which pictures will be held out."""
+    if not survey.sets and max(survey.labels.values()) < 2:
+        return "no class has more than 1 picture, so all are trained on, and held-out pictures are some of them"
     usual = {
         "test": f"a tenth of the pictures (at most {MAX_TEST:,})",
         "validation": f"a twentieth (at most {MAX_VALIDATION:,})",

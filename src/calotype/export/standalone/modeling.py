@@ -31,6 +31,7 @@ def model_validator(mode):
 
 from calotype.diffusion.augmentation import BlurAugmentation, NoiseAugmentation
 from calotype.diffusion.denoiser import Denoiser
+from calotype.diffusion.samplers import SAMPLERS
 from calotype.diffusion.schedules import Cosine, DdpmTable, Flow, Karras
 from calotype.diffusion.stage import Sampling, Stage, generate
 from calotype.nets.dit import Dit, DitConfig
@@ -84,6 +85,10 @@ class CalotypeStages(ModelMixin, ConfigMixin):
 
     def samplings(self, **changes):
         """Settings of each stage: `changes` are those of the first one, and its sampler is that of all."""
+        if (steps := changes.get("steps", 1)) < 1:
+            raise ValueError(f"the number of steps is {steps}, but must be at least 1")
+        if (name := changes.get("sampler", "euler")) not in SAMPLERS:
+            raise ValueError(f"sampler {name!r} is unknown; expected one of {', '.join(SAMPLERS)}")
         first, *others = (about["sampling"] for about in self.config.stages)
         sampler = {name: value for name, value in changes.items() if name == "sampler"}
         return [Sampling(**{**first, **changes}), *(Sampling(**{**other, **sampler}) for other in others)]

@@ -22,11 +22,15 @@ class CalotypePipeline(DiffusionPipeline):
         self, prompt=None, negative_prompt=None, label=None, num_images=1, seed=0, num_inference_steps=None,
         guidance_scale=None, sampler=None, output_type="pil", return_dict=True,
     ):  # fmt: skip
-        """`label` is one of `classes`; without it and without a prompt, each is drawn in turn."""
+        """`label` is one of `classes`; without it and without a prompt, each is drawn in turn. Raises `ValueError`."""
         if label is not None and label not in self.classes:
             raise ValueError(f"label {label!r} is unknown; this model knows {', '.join(self.classes) or 'none'}")
+        if not isinstance(prompt, str | None) or not isinstance(negative_prompt, str | None):
+            raise ValueError("prompt and negative_prompt are one text each, for all pictures; call it for each")
         if (prompt or negative_prompt) and self.stages.config.text is None:
             raise ValueError("this model reads no prompt; leave prompt and negative_prompt out")
+        if num_images < 1:
+            raise ValueError(f"num_images is {num_images}, but must be at least 1")
         in_turn = [i % len(self.classes) if self.classes and not prompt else -1 for i in range(num_images)]
         labels = in_turn if label is None else [self.classes.index(label)] * num_images
         changes = {"steps": num_inference_steps, "guidance": guidance_scale, "sampler": sampler}

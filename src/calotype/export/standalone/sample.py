@@ -41,7 +41,9 @@ class Bundle:
     def __init__(self, folder=None, providers=("CPUExecutionProvider",), threads=0):
         """`threads` of a graph; 0: one a core."""
         self.folder = Path(folder) if folder else Path(__file__).resolve().parent
-        self.about = json.loads((self.folder / "calotype.json").read_text("utf-8"))
+        if not (settings := self.folder / "calotype.json").is_file():
+            raise FileNotFoundError(f"{settings} is missing; give a folder that calotype export --to onnx wrote")
+        self.about = json.loads(settings.read_text("utf-8"))
         self.classes, self.stages, self.size = self.about["classes"], self.about["stages"], self.about["size"]
         self.providers, self.settings = list(providers), onnxruntime.SessionOptions()
         self.settings.intra_op_num_threads = threads
@@ -53,8 +55,9 @@ class Bundle:
         `prompts` and `negatives` are None, or one text for each. With a `picture` (size, size, 3), bytes, they are
         variations of it: `strength` in (0, 1] is the share of the steps that are taken (image-to-image).
         `noise(index, size, where, shape)` gives the noise of picture `index` of the stage of that size; by default it
-        is drawn from the seed, as Calotype draws it. The first picture has the index `first`.
+        is drawn from the seed, as Calotype draws it. The first picture has the index `first`. Raises `ValueError`.
         """
+        self.check(labels, prompts, negatives, picture, strength)
         noise, start = noise or seeded(seed), None
         if picture is not None:
             start = (np.asarray(picture, "f4").transpose(2, 0, 1)[None] / 127.5 - 1, strength)
@@ -65,6 +68,23 @@ class Bundle:
             part = ([values[row] for row in rows] for values in (labels, prompts, negatives))
             images.append(self.images(*part, [first + row for row in rows], noise, start))
         return to_bytes(np.concatenate(images))
+
+    def check(self, labels, prompts, negatives, picture, strength):
+        """Raises `ValueError` for what this model cannot draw."""
+        count, side = len(self.classes), self.size
+        if not len(labels):
+            raise ValueError(f"labels is empty; give one for each picture, {NULL_LABEL} for no class")
+        if wrong := [label for label in labels if not NULL_LABEL <= label < count]:
+            raise ValueError(f"label {wrong[0]} is unknown; expected an index of the {count} classes, or {NULL_LABEL}")
+        for name, texts in (("prompts", prompts), ("negatives", negatives)):
+            if texts and len(texts) != len(labels):
+                raise ValueError(f"{name} has {len(texts)} texts for {len(labels)} labels; give one for each")
+            if texts and any(texts) and self.about["text"] is None:
+                raise ValueError(f"this model reads no prompt; leave {name} out")
+        if picture is not None and np.shape(picture) != (side, side, 3):
+            raise ValueError(f"the picture has the shape {np.shape(picture)}; expected {(side, side, 3)}: resize it")
+        if picture is not None and not 0 < strength <= 1:
+            raise ValueError(f"strength is {strength}; expected a number above 0 and up to 1")
 
     def images(self, labels, prompts, negatives, indices, noise, start=None):
         """Images (count, 3, size, size) in [-1, 1]; see `sample`."""
@@ -344,13 +364,19 @@ def main():
         parser.error(f"--label {options.label} is unknown; {known}")
     if (prompt or negative) and bundle.about["text"] is None:
         parser.error("this model reads no prompt; leave --prompt and --negative out")
+    if options.guidance is not None and not 0 <= options.guidance < math.inf:
+        parser.error(f"--guidance is {options.guidance}, but must be a number from 0 on; 1 disables it")
+    try:
+        Path(options.out).open("ab").close()  # before the time that pictures take
+    except OSError as error:
+        parser.error(f"--out {options.out} cannot be written: {error.strerror}; give a file in a folder that there is")
     if options.guidance is not None:
         bundle.stages[0]["sampling"]["guidance"] = options.guidance
     in_turn = [index % len(classes) if classes and not prompt else NULL_LABEL for index in range(options.count)]
     labels = in_turn if options.label is None else [classes.index(options.label)] * options.count
     texts = ([text] * options.count for text in (prompt, negative))
     Path(options.out).write_bytes(png(grid(bundle.sample(labels, *texts, options.seed))))
-    print(f"{options.count} pictures in {options.out}")
+    print(f"{options.count} picture{'s' * (options.count > 1)} in {options.out}")
 
 
 if __name__ == "__main__":
