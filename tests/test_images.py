@@ -352,6 +352,12 @@ def test_no_name_breaks_the_line_of_a_message(tmp_path):
         assert line.isprintable() and line.encode() and ".jpg" in line
 
 
+def test_names_of_every_script_and_emoji_are_shown_as_they_are():
+    """Persian and Indic letters, and emoji, are joined by characters that count as not printable."""
+    for name in ("mèo con", "قطة", "گربه‌ها", "क्‍ष", "🏳️‍🌈 emoji"):
+        assert shown(name) == name
+
+
 @pytest.mark.parametrize("width, height", [(240, 80), (80, 240), (81, 80), (4, 200)])
 def test_the_centre_square_is_sampled_at_the_centres_of_its_pixels(width, height):
     across, down = np.meshgrid(np.arange(width), np.arange(height))

@@ -199,9 +199,11 @@ def editor() -> Html:
 
 def removal() -> Html:
     """The dialog before a picture is removed; the script writes into it which one."""
-    buttons = (
+    buttons = tag(
+        "p",
         tag("button", "Remove", type="submit", value="remove", class_="button"),
         tag("button", "Keep it", type="submit", value=""),
+        class_="actions",
     )
-    form = tag("form", tag("h2", "Remove this picture?"), tag("p"), tag("p", *buttons, class_="actions"), method="dialog")
+    form = tag("form", tag("h2", "Remove this picture?"), tag("p"), buttons, method="dialog")
     return tag("dialog", form, id="removal", aria_label="Remove this picture?")

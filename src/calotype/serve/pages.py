@@ -144,7 +144,7 @@ def compared_samples(key: str, run: str, folder: Path) -> Html:
 def differing_settings(runs: dict[str, Run]) -> Html | None:
     rows = [[key, *map(setting_text, values)] for key, values in setting_rows(runs)]
     more = len(rows) - MOST_DIFFERENCES
-    shown = table(("Setting", *runs), rows[:MOST_DIFFERENCES], "words")
+    shown = table(("Setting", *runs), rows[:MOST_DIFFERENCES])
     return tag("div", shown, aside(f"… and {more} more in the JSON.") if more > 0 else None) if rows else None
 
 

@@ -56,7 +56,7 @@ async function explain(root) {
   explain.terms ??= fetch("/words.json").then(answer => answer.json());
   const terms = await explain.terms, byLower = new Map(Object.keys(terms).map(term => [term.toLowerCase(), term]));
   const longest = [...byLower.keys()].sort((a, b) => b.length - a.length).map(term => term.replace(/[.*+?^${}()|[\]\\]/g, "\\$&"));
-  const pattern = new RegExp(`(?<![\\p{L}\\d._-])(${longest.join("|")})(?![\\p{L}\\d_]|\\.\\p{L})`, "giu");
+  const pattern = new RegExp(`(?<![\\p{L}\\d._-])(${longest.join("|")})(?![\\p{L}\\d_]|[.-][\\p{L}\\d])`, "giu");
   for (const section of root.matches("section, header, .panel") ? [root] : [root, ...all("section", root)]) {
     const used = new Set(all(".term", section).map(term => term.textContent.toLowerCase()));
     const walker = document.createTreeWalker(section, NodeFilter.SHOW_TEXT);
