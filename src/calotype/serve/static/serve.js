@@ -224,10 +224,12 @@ function listOfRuns() {
   setTimeout(layOutRows, 300, [...body.rows]);
 }
 
-// Rows below the screen wait until the page is painted; then they are laid out while it rests, so that scrolling need not.
+// Rows below the screen wait until the page is painted; then they are laid out while it rests, so that scrolling need not,
+// and after half a second where it does not rest.
 function layOutRows(rows) {
   for (const row of rows.splice(0, 10)) row.style.contentVisibility = "visible";
-  if (rows.length) (globalThis.requestIdleCallback ?? setTimeout)(() => layOutRows(rows));
+  if (!rows.length) return;
+  if (globalThis.requestIdleCallback) requestIdleCallback(() => layOutRows(rows), {timeout: 500}); else setTimeout(() => layOutRows(rows));
 }
 
 const collator = new Intl.Collator("en", {numeric: true});  // run-2 is before run-10
