@@ -687,7 +687,8 @@ function editing() {
 const uploaded = {id: "", none: false, copying: null};
 
 // What the server takes for the name of a run.
-const runName = text => text.replace(/[^\p{L}\p{N}_ .()-]/gu, "-").replace(/^[^\p{L}\p{N}_]+/u, "").slice(0, 80).replace(/[ .]+$/, "");
+const runName = text => [...text.normalize("NFC").replace(/[^\p{L}\p{M}\p{N}_ .()\u200c\u200d-]/gu, "-").replace(/^[^\p{L}\p{N}_]+/u, "")]
+  .slice(0, 80).join("").replace(/[ .]+$/, "");
 
 async function* filesIn(entry, path = "") {
   if (entry.isFile) { yield [path + entry.name, await new Promise((done, fail) => entry.file(done, fail))]; return; }
