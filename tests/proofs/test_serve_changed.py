@@ -115,9 +115,9 @@ def test_pages_say_that_the_server_has_ended_and_that_another_one_has_begun(fold
             for page in (index, run):
                 page.get_by_role("alert").get_by_text("open the address that it has printed").wait_for()
             gallery.locator("[data-star]").first.click()
-            told = gallery.locator("figure").first.get_by_role("alert")
-            told.get_by_text("open the address that it has printed").wait_for()
-            assert told.count() == 1
+            problem = gallery.locator("figure").first.get_by_role("alert")
+            problem.get_by_text("open the address that it has printed").wait_for()
+            assert problem.count() == 1
 
 
 def test_pages_say_that_their_run_has_gone(folder, browser):
