@@ -127,3 +127,18 @@ def test_pages_say_that_their_run_has_gone(folder, browser):
         run.get_by_role("alert").get_by_text("there is no such run here").wait_for()
         gallery.get_by_role("button", name="Make pictures").click()
         gallery.locator("#sampling output.wrong").get_by_text("there is no such run here").wait_for()
+
+
+def test_a_command_is_there_to_be_copied_where_a_page_may_not_copy(folder, browser):
+    """As on a page that comes from another machine."""
+    with served(folder, "--device", "cpu") as (address, token, _), opened(browser, address, token) as open_page:
+        page = open_page(f"/runs/{RUN}")
+        page.evaluate("Object.defineProperty(navigator, 'clipboard', {value: undefined})")
+        tab_to(page, "[data-copy]")
+        page.keyboard.press("Enter")
+        page.get_by_role("textbox", name="To copy").wait_for()
+        shown, copied = page.evaluate("[getSelection().toString(), document.querySelector('[data-copy]').dataset.copy]")
+        assert shown == copied and shown.startswith("calotype demo")
+        page.keyboard.press("Escape")
+        page.locator("#explained").wait_for(state="hidden")
+        assert page.evaluate("document.activeElement.matches('[data-copy]')")
