@@ -245,6 +245,7 @@ def test_names_of_runs_stand_apart_from_what_is_around_them(page, server, folder
         link = page.get_by_role("link", name=name)
         assert link.evaluate("link => getComputedStyle(link).unicodeBidi") == "isolate"
         assert page.locator("figcaption").get_by_text(f"B: {name}").locator(".term").count() == 0
+        assert page.locator("td", has_text="denoiser.batch").count() and not page.locator(".setting .term").count()
     finally:
         shutil.rmtree(folder / name)
 

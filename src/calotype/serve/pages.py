@@ -142,10 +142,16 @@ def compared_samples(key: str, run: str, folder: Path) -> Html:
 
 
 def differing_settings(runs: dict[str, Run]) -> Html | None:
-    rows = [[key, *map(setting_text, values)] for key, values in setting_rows(runs)]
+    rows = [[broken_name(key), *map(setting_text, values)] for key, values in setting_rows(runs)]
     more = len(rows) - MOST_DIFFERENCES
     shown = table(("Setting", *runs), rows[:MOST_DIFFERENCES])
     return tag("div", shown, aside(f"… and {more} more in the JSON.") if more > 0 else None) if rows else None
+
+
+def broken_name(key: str) -> Html:
+    """The name of a setting, of which narrow screens begin a new line behind a dot."""
+    first, *more = key.split(".")
+    return tag("span", first, *(part for name in more for part in (".", Html("<wbr>"), name)), class_="setting")
 
 
 def setting_rows(runs: dict[str, Run]) -> Iterator[tuple[str, list[object]]]:

@@ -50,7 +50,7 @@ const field = (form, name) => one(`[data-field=${name}]`, form);
 
 // -- Words ------------------------------------------------------------------------------------------------------------
 
-const OUTSIDE = "button, a, input, select, option, textarea, script, style, svg, pre, code, h1, .kicker, .term, #explained, label, nav, .runs, summary, .gallery";
+const OUTSIDE = "button, a, input, select, option, textarea, script, style, svg, pre, code, h1, .kicker, .term, #explained, label, nav, .runs, summary, .gallery, .setting";
 
 async function explain(root) {
   explain.terms ??= fetch("/words.json").then(answer => answer.json());
