@@ -258,14 +258,14 @@ def test_once_stopped_threads_begin_no_further_item(monkeypatch):
 
 def test_with_parts_of_one_item_its_result_waits_for_no_other(monkeypatch):
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
-    told = threading.Event()
+    released = threading.Event()
 
     def work(item):
-        return item == 0 or told.wait(10)
+        return item == 0 or released.wait(10)
 
     for result in in_threads(work, range(24), most=1):
         assert result, "the first result came after those of other items"
-        told.set()
+        released.set()
 
 
 def test_what_would_take_too_long_or_is_no_file_is_refused_before_it_is_decoded(tmp_path):
