@@ -80,7 +80,7 @@ def browser_page(address, token, browser=None, refused=0, **settings):
     lines = []
     with nullcontext(browser) if browser else chromium() as opened:
         context = opened.new_context(**settings)
-        context.set_default_timeout(int(os.environ.get("P3TO", "180000")))
+        context.set_default_timeout(180_000)
         page = context.new_page()
         page.on("console", lambda message: lines.append(message.text))
         page.on("pageerror", lambda error: lines.append(str(error)))

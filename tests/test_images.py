@@ -258,14 +258,14 @@ def test_once_stopped_threads_begin_no_further_item(monkeypatch):
 
 def test_with_parts_of_one_item_its_result_waits_for_no_other(monkeypatch):
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
-    told = threading.Event()
+    released = threading.Event()
 
     def work(item):
-        return item == 0 or told.wait(10)
+        return item == 0 or released.wait(10)
 
     for result in in_threads(work, range(24), most=1):
         assert result, "the first result came after those of other items"
-        told.set()
+        released.set()
 
 
 def test_what_would_take_too_long_or_is_no_file_is_refused_before_it_is_decoded(tmp_path):
@@ -350,6 +350,12 @@ def test_no_name_breaks_the_line_of_a_message(tmp_path):
     for name in (b"a\nb.jpg", b"\xff\xfe.jpg", b"\x1b[31m.jpg", "\u202egpj.jpg".encode()):
         line = shown(os.fsdecode(name))
         assert line.isprintable() and line.encode() and ".jpg" in line
+
+
+def test_names_of_every_script_and_emoji_are_shown_as_they_are():
+    """Persian and Indic letters, and emoji, are joined by characters that count as not printable."""
+    for name in ("mèo con", "قطة", "گربه‌ها", "क्‍ष", "🏳️‍🌈 emoji"):
+        assert shown(name) == name
 
 
 @pytest.mark.parametrize("width, height", [(240, 80), (80, 240), (81, 80), (4, 200)])

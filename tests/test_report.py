@@ -10,8 +10,9 @@ from PIL import Image
 from calotype.files import write_json
 from calotype.report import write_report
 from calotype.report.folder import read_run
-from calotype.report.format import date, difference, duration, scaled
+from calotype.report.format import UNKNOWN, date, difference, duration, scaled
 from calotype.report.html import encodings, tag
+from calotype.report.page import cost_rows
 from calotype.report.plot import (
     BOTTOM,
     LEFT,
@@ -245,6 +246,13 @@ def test_a_run_that_was_stopped_says_how_far_it_came(run):
     assert "the run has no samples yet" in page.text
 
 
+def test_costs_of_what_is_not_finished_are_not_held_against_their_predictions(run):
+    write_json(run / "run.json", facts(status="training", legs={"autoencoder": "finished", "denoiser": "training"}))
+    measured = {name: (value, apart) for name, _, value, apart in cost_rows(read_run(run))}
+    assert measured["whole run, against its budget"] == measured["denoiser"] == (UNKNOWN, UNKNOWN)
+    assert UNKNOWN not in measured["autoencoder"]
+
+
 def test_what_a_resumed_run_did_again_is_counted_once(run):
     def step(seen, loss):
         return json.dumps({"event": "step", "leg": "denoiser", "images_seen": seen, "terms": {"denoiser.loss": loss}})
@@ -282,6 +290,11 @@ def test_a_point_lands_where_its_axes_say():
     assert (PLOT_WIDTH, PLOT_HEIGHT, LEFT, RIGHT, TOP, BOTTOM) == (400, 244, 40, 88, 24, 48)
     assert 'points="40,196 176,110 312,24"' in drawn
     assert 'cx="176.0" cy="110.0"' in drawn and "log scale" in drawn
+
+
+def test_a_line_of_one_point_is_marked():
+    assert [plot("", "", [Series("one", [(float(step), 1.0) for step in range(count)])]).code.count("<circle")
+            for count in (1, 2)] == [1, 0]  # fmt: skip
 
 
 def test_a_linear_axis_is_even_and_a_value_beyond_it_sticks_to_its_edge():

@@ -355,7 +355,7 @@ def test_pages_show_plan_curves_and_pictures_over_time(client):
     assert client.get(f"/runs/{id_of('fake')}/cover").content.startswith(b"\x89PNG")
     assert set(client.get(f"/runs/{RUN}/parts").json()) > {"status", "curves", "plan", "time"}
     both = f"runs={RUN}&runs={id_of('fake')}"
-    assert "denoiser.batch" in client.get(f"/compare?{both}").text
+    assert "denoiser.<wbr>batch" in client.get(f"/compare?{both}").text
     assert client.get(f"/api/compare?{both}").json()["rows"]["name"] == ["run", "portraits-64"]
     assert client.get("/api/compare.csv?" + both).text.startswith(f"setting,{RUN},")
     assert client.get("/compare").status_code == 400

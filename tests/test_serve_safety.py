@@ -10,6 +10,7 @@ import shutil
 import socket
 import threading
 import time
+import unicodedata
 import zipfile
 from html.parser import HTMLParser
 
@@ -27,6 +28,7 @@ from calotype.serve import safety
 from calotype.serve.actions import safe_parts
 from calotype.serve.answers import RefusedRequest, static_files
 from calotype.serve.gallery import Gallery
+from calotype.serve.launching import is_run_name
 from calotype.serve.library import id_of
 from calotype.serve.safety import gate_for
 from calotype.serve.server import routes
@@ -301,7 +303,7 @@ def test_a_connection_that_is_kept_is_used_again_after_longer_than_headers_may_t
 
 BAD_NAMES = (
     "../a.png", "/a.png", "a/../../b.png", "a\\..\\..\\b.png", ".ssh/a.png", "a/.b.png", "a.py", "a", "", "a\0.png",
-    "c:/a.png", "x/" * 9 + "a.png", "a" * 300 + ".png",
+    "x/" * 9 + "a.png", "a" * 300 + ".png", "\u202eevil.png",
 )  # fmt: skip
 
 
@@ -309,6 +311,22 @@ BAD_NAMES = (
 def test_uploads_stay_in_their_folder(path):
     with pytest.raises(RefusedRequest):
         safe_parts(path)
+
+
+NAMES = ("mèo con", unicodedata.normalize("NFD", "mèo con"), "गिटार", "แม่", "گربه\u200cها", "قطة", "2nd (b)_-.c")
+
+
+def test_runs_have_names_in_every_script():
+    """With the marks and joiners that letters of these scripts need, which count as no letters."""
+    assert all(map(is_run_name, NAMES))
+    for name in ("", "a/b", "..", ".a", "-a", "a.", "a ", " ", "a\0", "\u200da", "a\u202eb", 'a"b', "😀", "a" * 81):
+        assert not is_run_name(name), name
+
+
+@pytest.mark.skipif(os.name == "nt", reason="names have fewer letters there")
+@pytest.mark.parametrize("name", [*NAMES, "\"quoted\" 'name' <b>&amp;", "🏳️\u200d🌈", "what? *: |", "ends. "])
+def test_folders_of_pictures_have_any_name_that_a_disk_takes(name):
+    assert safe_parts(f"{name}/{name}.png") == [name, f"{name}.png"]
 
 
 def test_a_good_upload_is_where_it_belongs(client, token, folder):

@@ -112,7 +112,7 @@ def test_hostile_names_stay_on_one_line_and_bad_files_are_named_with_reasons(tmp
     (tmp_path / "<b>\x1b[31m\n.png").write_bytes(b"")
     console = Keeper()
     check_data(CheckOptions(tmp_path, 16), console)
-    assert "unreadable   1: '<b>\\x1b[31m\\n.png': found nothing (0 bytes)" in "\n".join(console.printed)
+    assert "unreadable   1: <b>\\x1b[31m\\n.png: found nothing (0 bytes)" in "\n".join(console.printed)
     assert all(line.isprintable() for line in console.printed)
 
 

@@ -50,7 +50,8 @@ class Machine:
     """Processes that train together, each on as much; `flops`, `threads`, `memory` and `busy_batch` are of one."""
 
     def __str__(self) -> str:
-        threads = f", {self.threads} threads" if self.here and self.device.type == "cpu" else ""
+        counted = f", {self.threads} thread{'s' * (self.threads != 1)}"
+        threads = counted if self.here and self.device.type == "cpu" else ""
         ranks = f", {self.ranks} ranks" if self.ranks > 1 else ""
         return f"{self.device.type} ({self.name}{threads}, {self.memory / 2**30:.0f} GB free{ranks})"
 

@@ -105,6 +105,16 @@ def test_a_screen_reader_gets_the_list_as_a_table(page, folder, width):
     assert rows_of(session)[0][:3] == ["Mark", "Run", "State"]
 
 
+def test_a_screen_reader_gets_tables_of_words_as_tables_where_a_phone_shows_blocks(page):
+    page.set_viewport_size({"width": 390, "height": 800})
+    session = page.context.new_cdp_session(ready(page.goto(page.url + "words") and page))
+    session.send("Accessibility.enable")
+    assert page.locator("td").first.evaluate("cell => getComputedStyle(cell).display") == "block"
+    heads, *rows = rows_of(session)
+    assert heads == ["Term", "English", "Tiếng Việt"]
+    assert rows == [[term, *explained] for term, explained in TERMS.items()]
+
+
 def rows_of(session):
     """The names of cells and heads in each row, as Chromium gives them to screen readers."""
     nodes = {node["nodeId"]: node for node in session.send("Accessibility.getFullAXTree")["nodes"]}

@@ -235,6 +235,21 @@ def test_a_run_with_a_hostile_name_is_text_everywhere(page, server, folder):
         shutil.rmtree(folder / name)
 
 
+def test_names_of_runs_stand_apart_from_what_is_around_them(page, server, folder):
+    """Letters that run from right to left turn nothing around them, and no term is explained inside of a name."""
+    name = "قطة cascade-2"
+    write_json(fake_run(folder / name, flat, steps=3) / "run.json", facts(name=name))
+    try:
+        ready(page.goto(f"{server[0]}/compare?runs={RUN}&runs={id_of(name)}") and page)
+        page.locator(".term:visible").first.wait_for()
+        link = page.get_by_role("link", name=name)
+        assert link.evaluate("link => getComputedStyle(link).unicodeBidi") == "isolate"
+        assert page.locator("figcaption").get_by_text(f"B: {name}").locator(".term").count() == 0
+        assert page.locator("td", has_text="denoiser.batch").count() and not page.locator(".setting .term").count()
+    finally:
+        shutil.rmtree(folder / name)
+
+
 # -- The keyboard alone ------------------------------------------------------------------------------------------------
 
 

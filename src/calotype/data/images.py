@@ -41,6 +41,7 @@ from calotype.data.rgb import (
     orientation_of,
     reduction_of,
 )
+from calotype.escaping import plain
 from calotype.types import Images, Progress, UserError, no_progress
 
 # Shrinking by whole numbers to this many times the size, and only from there by Lanczos, is 2.5 times as fast on a
@@ -67,7 +68,7 @@ class UnreadableError(UserError):
 def shown(name: PictureFile | RemoteFile | str) -> str:
     """A file's name on one line, whatever its bytes are; of an address the address."""
     name = (remote_address(name) if isinstance(name, Path) else None) or name
-    return str(name) if str(name).isprintable() else ascii(str(name))
+    return plain(str(name))
 
 
 def in_threads(

@@ -114,20 +114,28 @@ def prompt_list(prompts: Sequence[str]) -> Html | None:
 
 
 def table(heads: Sequence[str], rows: Iterable[Row], kind: str = "figures") -> Html | None:
-    """None without rows. Columns with no known value are left out. `kind` is a class: `words` or `figures`."""
+    """None without rows. Columns with no known value are left out. `kind` is a class: `words` or `figures`.
+
+    Narrow screens show tables of words as blocks, of which browsers tell screen readers the given roles alone.
+    """
+
+    def part(name: str, role: str, *content: Content, **more: object) -> Html:
+        return tag(name, *content, role=role if kind == "words" else None, **more)
+
     cells = [tuple(row) for row in rows]
     known = [place for place in range(len(heads)) if any(row[place] not in (UNKNOWN, "", None) for row in cells)]
-    head = tag("thead", tag("tr", *(tag("th", heads[place], scope="col") for place in known)))
-    body = tag("tbody", *(tag("tr", *(cell(row[place]) for place in known)) for row in cells))
-    return tag("div", tag("table", head, body, class_=kind), class_="wide") if cells else None
+    head = part("tr", "row", *(part("th", "columnheader", heads[place], scope="col") for place in known))
+    body = [part("tr", "row", *(part("td", "cell", *cell(row[place])) for place in known)) for row in cells]
+    parts = part("thead", "rowgroup", head), part("tbody", "rowgroup", *body)
+    return tag("div", part("table", "table", *parts, class_=kind), class_="wide") if cells else None
 
 
-def cell(content: Content) -> Html:
-    """On narrow screens an interval stands below its value."""
+def cell(content: Content) -> Row:
+    """What is in a cell. On narrow screens an interval stands below its value."""
     if not isinstance(content, str) or " [" not in content:
-        return tag("td", content)
+        return (content,)
     value, ends = content.split(" [", 1)
-    return tag("td", value, tag("span", f" [{ends}", class_="ends"))
+    return value, tag("span", f" [{ends}", class_="ends")
 
 
 # -- Pictures ----------------------------------------------------------------------------------------------------------

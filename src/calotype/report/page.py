@@ -158,24 +158,26 @@ def plan_section(run: Run) -> Html | None:
 
 
 def cost_rows(run: Run) -> Iterator[Row]:
-    """Predicted costs beside the measured ones."""
+    """Predicted costs beside the measured ones; what is not finished is not held against its prediction."""
 
     def row(name: str, predicted: Value, measured: Value, text: Callable[[Value], str]) -> Row:
         return name, text(predicted), text(measured), difference(predicted, measured)
 
     predicted, state = within(run.plan, "predicted"), run.state
+    unfinished = {leg for leg, status in state.legs.items() if status != "finished"}
     seconds = numbers(within(predicted, "seconds"))
     for name in sorted(seconds, key=[*state.seconds, *seconds].index):
-        yield row(name, seconds[name], state.seconds.get(name), duration)
+        yield row(name, seconds[name], None if name in unfinished else state.seconds.get(name), duration)
     if budget := number(run.plan.get("budget_seconds")):
-        yield row("whole run, against its budget", budget, sum(state.seconds.values()) or None, duration)
+        spent = sum(state.seconds.values()) if state.status == "finished" else None
+        yield row("whole run, against its budget", budget, spent or None, duration)
     if peak := number(predicted.get("peak_memory_bytes")):
         yield row("peak memory", peak, state.peak_memory_bytes, memory)
     for leg, value in numbers(within(predicted, "parameters")).items():
         if leg in state.parameters:
             yield row(f"{leg}, parameters", value, state.parameters[leg], count)
     for leg, value in numbers(within(predicted, "images")).items():
-        if (seen := images_seen(run, leg)) is not None:
+        if leg not in unfinished and (seen := images_seen(run, leg)) is not None:
             yield row(f"{leg}, images seen", value, seen, count)
 
 

@@ -51,7 +51,8 @@ def plot(title: str, y_title: str, series: Sequence[Series], x_title: str = "ima
         style = f"s{(index if curve.style is None else curve.style) % LINE_STYLES}"
         parts += [] if curve.marked else [polyline(frame, peaks(curve.raw or curve.points), f"raw {style}")]
         parts.append(polyline(frame, thinned(curve.line()), f"line {style}", spaced(curve.name)))
-        parts += [mark(frame.x_at(x), frame.y_at(y), style) for x, y in curve.points if curve.marked]
+        seen = curve.points if curve.marked or len(curve.points) == 1 else []  # a line of one point cannot be seen
+        parts += [mark(frame.x_at(x), frame.y_at(y), style) for x, y in seen]
         parts.append(svg_text(spaced(curve.name)[:15], PLOT_WIDTH - RIGHT + 8, height + 4, f"name {style}"))
     box = f"0 0 {PLOT_WIDTH:g} {PLOT_HEIGHT:g}"
     caption = tag("figcaption", tag("b", f"{title}."), f" {note}")

@@ -165,7 +165,7 @@ def figures_table(runs: Mapping[str, Run]) -> Html | None:
         "Held-out losses are comparable only between runs of the same kind, size and parameterisation, FD-Lite0 only "
         "at equal n. For both, smaller is better."
     )
-    return section("Figures", table(("", *runs), body), aside(note))
+    return section("Figures", table(("Figure", *runs), body), aside(note))
 
 
 def n_of(run: Run, measure: str) -> str:

@@ -17,13 +17,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from calotype.data.formats import SUFFIXES
+from calotype.escaping import plain
 from calotype.files import make_folder, write_whole
 from calotype.run import Run
 from calotype.serve.answers import RefusedRequest, json_response
 from calotype.serve.api import can_sample, sampling_fields
 from calotype.serve.gallery import Gallery
 from calotype.serve.gallery_page import gallery_figure
-from calotype.serve.launching import HIDDEN, RUN_NAME, StartedRun
+from calotype.serve.launching import HIDDEN, StartedRun, is_run_name
 from calotype.serve.requests import (
     MOST_PICTURES,
     NewRun,
@@ -39,6 +40,8 @@ from calotype.serve.trained import is_at_hand
 from calotype.serve.views import folder_of, launcher_of
 
 UPLOAD_ID = re.compile(r"[0-9a-f]{16}")
+RESERVED = set(':*?"<>|') if os.name == "nt" else set()
+"""Letters that no name of a file may have."""
 UPLOADED = (*SUFFIXES, ".txt", ".json", ".jsonl", ".csv", ".tsv")
 MOST_FILES, MOST_BYTES, MOST_PARTS = 20_000, 2**32, 6
 """Of an upload: files, bytes, and folders in each other."""
@@ -207,7 +210,7 @@ def pictures_argument(folder: Path, asked: NewRun) -> list[str]:
         if not place.is_dir():
             raise RefusedRequest(404, "nothing was uploaded under this id", "upload")
         named = uploads(folder) / asked.name
-        if RUN_NAME.fullmatch(asked.name) and not os.path.lexists(named):
+        if is_run_name(asked.name) and not os.path.lexists(named):
             place = place.rename(named)  # what pages call the pictures
         return [str(place)]
     return [named_folder(asked.path)] if asked.path else []
@@ -329,12 +332,12 @@ def safe_parts(path: str) -> list[str]:
     """The parts of a path that was sent, none of which leads anywhere else. Raises `RefusedRequest`."""
     parts = list(PurePosixPath(path.replace("\\", "/")).parts)
     wrong = [part for part in parts if part in ("..", "/") or part.startswith(".") or len(part.encode()) > 200
-             or not part.isprintable() or set(part) & set(':*?"<>|')]  # fmt: skip
+             or plain(part) != part or set(part) & RESERVED]  # fmt: skip
     if not parts or len(parts) > MOST_PARTS or wrong:
         raise RefusedRequest(400, f"path {path!r:.80} is no name of a file in a folder", "path")
     if not parts[-1].lower().endswith(UPLOADED):
         raise RefusedRequest(400, f"{parts[-1]!r:.80} is neither a picture nor its caption, and was not taken", "path")
-    return [f"{part}_" if RUN_NAME.fullmatch(part) is None and part.endswith((".", " ")) else part for part in parts]
+    return [f"{part}_" if os.name == "nt" and part.endswith((".", " ")) else part for part in parts]
 
 
 CHANGES = {

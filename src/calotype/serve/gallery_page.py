@@ -51,7 +51,8 @@ def page_of_gallery(run: str, of: Run) -> str:
     lede = "Equal seeds give equal pictures, so a picture can be made again from what stands below it."
     head = masthead(["pictures", of.folder.name], "Pictures", lede)
     title = f"Pictures of {of.folder.name}"
-    parts = head, sampling_form(of), downloads, figures, none, editor()
+    news = tag("p", id="news", role="status", class_="unseen")
+    parts = head, news, sampling_form(of), downloads, figures, none, editor(), removal()
     return document(title, *parts, about={"page": "gallery", "run": run})
 
 
@@ -194,3 +195,15 @@ def editor() -> Html:
         id="editor",
         aria_label="Variations of a picture",
     )
+
+
+def removal() -> Html:
+    """The dialog before a picture is removed; the script writes into it which one."""
+    buttons = tag(
+        "p",
+        tag("button", "Remove", type="submit", value="remove", class_="button"),
+        tag("button", "Keep it", type="submit", value=""),
+        class_="actions",
+    )
+    form = tag("form", tag("h2", "Remove this picture?"), tag("p"), buttons, method="dialog")
+    return tag("dialog", form, id="removal", aria_label="Remove this picture?")

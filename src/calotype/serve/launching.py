@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import shlex
 import signal
 import subprocess
@@ -15,9 +14,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unicodedata import category
 
 import psutil
 
+from calotype.escaping import JOINERS
 from calotype.files import make_folder, read_bytes, remove, write_json, write_whole
 from calotype.report.format import duration
 from calotype.run import Run, read_mapping
@@ -28,7 +29,7 @@ from calotype.types import UserError
 
 HIDDEN = ".calotype"
 """In the folder of runs: what processes have printed, and pictures that were dropped onto the page."""
-RUN_NAME = re.compile(r"[\w][\w .()-]{0,79}")
+LONGEST_NAME = 80
 MAX_RUNNING = 8
 """Trainings that the page has started and that still run."""
 ENDING_SECONDS = 10.0
@@ -73,7 +74,7 @@ class Launcher:
 
     def train(self, name: str, options: Sequence[str]) -> str:
         """Starts a new run of this name, and returns its id. Raises `RefusedRequest`."""
-        if not RUN_NAME.fullmatch(name) or name.endswith((".", " ")):
+        if not is_run_name(name):
             raise RefusedRequest(400, "name must be 1 to 80 letters, digits, spaces, or any of - _ . ( )", "name")
         out = self.folder / name
         if os.path.lexists(out) and any(out.iterdir() if out.is_dir() else [out]):
@@ -193,6 +194,12 @@ class Launcher:
 
     def started_run(self, run: str) -> StartedRun | None:
         return next((started for started in self.started() if started.id == run), None)
+
+
+def is_run_name(name: str) -> bool:
+    """Whether a run may have this name; letters of any script have their marks and joiners with them."""
+    letters = (letter.isalnum() or letter in f"_ .()-{JOINERS}" or category(letter)[0] == "M" for letter in name)
+    return 0 < len(name) <= LONGEST_NAME and all(letters) and name[:1] not in f" .()-{JOINERS}" and name[-1] not in " ."
 
 
 def state_of_start(about: dict[str, Any]) -> str:

@@ -8,7 +8,7 @@ from string import ascii_uppercase
 
 from calotype.report.folder import read_run, settings_of
 from calotype.report.format import UNKNOWN, date
-from calotype.report.html import Html, aside, definitions, masthead, section, strip, table, tag
+from calotype.report.html import Content, Html, aside, definitions, masthead, section, strip, table, tag
 from calotype.report.runs import comparing_plots, figures_table
 from calotype.run import Run
 from calotype.serve.answers import document
@@ -142,10 +142,16 @@ def compared_samples(key: str, run: str, folder: Path) -> Html:
 
 
 def differing_settings(runs: dict[str, Run]) -> Html | None:
-    rows = [[key, *map(setting_text, values)] for key, values in setting_rows(runs)]
+    rows: list[list[Content]] = [[broken_name(key), *map(setting_text, values)] for key, values in setting_rows(runs)]
     more = len(rows) - MOST_DIFFERENCES
-    shown = table(("Setting", *runs), rows[:MOST_DIFFERENCES], "words")
+    shown = table(("Setting", *runs), rows[:MOST_DIFFERENCES])
     return tag("div", shown, aside(f"… and {more} more in the JSON.") if more > 0 else None) if rows else None
+
+
+def broken_name(key: str) -> Html:
+    """The name of a setting, of which narrow screens begin a new line behind a dot."""
+    first, *more = key.split(".")
+    return tag("span", first, *(part for name in more for part in (".", Html("<wbr>"), name)), class_="setting")
 
 
 def setting_rows(runs: dict[str, Run]) -> Iterator[tuple[str, list[object]]]:

@@ -18,12 +18,16 @@ function elements(markup) {
   return [...box.content.childNodes];
 }
 
+const SILENT = "The server does not answer.", ANEW = "The server was started anew; open the address that it has printed.";
+const sentence = text => text[0].toUpperCase() + text.slice(1).replace(/\.?$/, ".");
+
 async function ask(method, address, body, headers = {}) {
-  const answer = await fetch(address, {method, body, headers});
+  const answer = await fetch(address, {method, body, headers}).catch(() => { throw new Error(SILENT); });
   const type = answer.headers.get("content-type") || "";
   const value = type.includes("json") ? await answer.json() : await answer.text();
-  if (!answer.ok) throw Object.assign(new Error(value?.error?.message || `${answer.status} ${answer.statusText}`), {field: value?.error?.param});
-  return value;
+  if (answer.ok) return value;
+  const reason = answer.status === 401 ? ANEW : sentence(value?.error?.message || `the server answers with status ${answer.status}`);
+  throw Object.assign(new Error(reason), {status: answer.status, field: value?.error?.param});
 }
 const send = (address, value, method = "POST") =>
   ask(method, address, JSON.stringify(value), {"Content-Type": "application/json"});
@@ -46,13 +50,13 @@ const field = (form, name) => one(`[data-field=${name}]`, form);
 
 // -- Words ------------------------------------------------------------------------------------------------------------
 
-const OUTSIDE = "button, a, input, select, option, textarea, script, style, svg, pre, code, h1, .kicker, .term, #explained, label, nav, .runs, summary, .gallery";
+const OUTSIDE = "button, a, input, select, option, textarea, script, style, svg, pre, code, h1, .kicker, .term, #explained, label, nav, .runs, summary, .gallery, .setting";
 
 async function explain(root) {
   explain.terms ??= fetch("/words.json").then(answer => answer.json());
   const terms = await explain.terms, byLower = new Map(Object.keys(terms).map(term => [term.toLowerCase(), term]));
   const longest = [...byLower.keys()].sort((a, b) => b.length - a.length).map(term => term.replace(/[.*+?^${}()|[\]\\]/g, "\\$&"));
-  const pattern = new RegExp(`(?<![\\p{L}\\d._-])(${longest.join("|")})(?![\\p{L}\\d_]|\\.\\p{L})`, "giu");
+  const pattern = new RegExp(`(?<![\\p{L}\\d._-])(${longest.join("|")})(?![\\p{L}\\d_]|[.-][\\p{L}\\d])`, "giu");
   for (const section of root.matches("section, header, .panel") ? [root] : [root, ...all("section", root)]) {
     const used = new Set(all(".term", section).map(term => term.textContent.toLowerCase()));
     const walker = document.createTreeWalker(section, NodeFilter.SHOW_TEXT);
@@ -87,9 +91,12 @@ document.addEventListener("keydown", event => {
 
 async function showTerm(button) {
   const [english, vietnamese] = (await explain.terms)[button.dataset.term];
+  showBeside(button, made("b", {}, button.dataset.term), made("p", {}, english), made("p", {lang: "vi"}, vietnamese));
+}
+
+function showBeside(button, ...content) {
   one("#explained")?.remove();
-  const box = made("div", {id: "explained", popover: "auto", role: "note"}, made("b", {}, button.dataset.term),
-    made("p", {}, english), made("p", {lang: "vi"}, vietnamese));
+  const box = made("div", {id: "explained", popover: "auto", role: "note"}, ...content);
   (button.closest("dialog") || document.body).append(box);
   box.showPopover();
   const place = button.getBoundingClientRect(), size = box.getBoundingClientRect();
@@ -104,22 +111,28 @@ document.addEventListener("click", async event => {
   const button = event.target.closest("button, span.term");
   if (!button) return;
   if (button.dataset.term) { event.preventDefault(); return showTerm(button); }
-  if (button.dataset.copy !== undefined) {
-    const before = button.textContent;
-    try {
-      await navigator.clipboard.writeText(button.dataset.copy);
-      button.textContent = "Copied";
-    } catch {
-      prompt("Copy this:", button.dataset.copy);
-    }
-    setTimeout(() => { button.textContent = before; }, 1500);
-  }
+  if (button.dataset.copy !== undefined) return copyText(button);
   if (!button.dataset.post) return;
   await once(button, button.closest(".actions"), async () => {
     await send(button.dataset.post, {});
     if (button.dataset.then) location.href = button.dataset.then; else refreshAnyway();
   });
 });
+
+// Browsers lend the clipboard to pages of this machine alone; from another one the text is there to be copied, marked.
+async function copyText(button) {
+  const words = button.textContent, text = button.dataset.copy;
+  try {
+    await navigator.clipboard.writeText(text);
+  } catch {
+    const box = made("textarea", {readonly: "", rows: "4", "aria-label": "To copy"});
+    box.value = text;
+    showBeside(button, box);
+    return box.select();
+  }
+  button.textContent = "Copied";
+  setTimeout(() => { button.textContent = words; }, 1500);
+}
 
 // A form of a part of a page.
 document.addEventListener("submit", event => {
@@ -142,12 +155,13 @@ async function once(button, root, action) {
   button.removeAttribute("aria-disabled");
 }
 
-// Why a request was refused stands beside the field that is wrong, else behind the buttons.
+// Why a request was refused stands beside the field that is wrong, else behind the buttons or, without a place for it, at the end.
 function refuse(root, error) {
   if (!root.isConnected) root = one("main .actions:has(output)");  // that part of the page was shown anew meanwhile
   const box = error.field && field(root, error.field), output = one("output", root);
-  if (!box) { output.textContent = error.message; output.className = "wrong"; return; }
+  if (!box && output) { output.textContent = error.message; output.className = "wrong"; return; }
   const note = made("small", {class: "wrong", id: `wrong-${error.field}`, role: "alert"}, error.message);
+  if (!box) return root.append(note);
   box.after(note);
   box.setAttribute("aria-invalid", "true");
   box.setAttribute("aria-describedby", note.id);
@@ -210,10 +224,12 @@ function listOfRuns() {
   setTimeout(layOutRows, 300, [...body.rows]);
 }
 
-// Rows below the screen wait until the page is painted; then they are laid out while it rests, so that scrolling need not.
+// Rows below the screen wait until the page is painted; then they are laid out while it rests, so that scrolling need not,
+// and after half a second where it does not rest.
 function layOutRows(rows) {
   for (const row of rows.splice(0, 10)) row.style.contentVisibility = "visible";
-  if (rows.length) (globalThis.requestIdleCallback ?? setTimeout)(() => layOutRows(rows));
+  if (!rows.length) return;
+  if (globalThis.requestIdleCallback) requestIdleCallback(() => layOutRows(rows), {timeout: 500}); else setTimeout(() => layOutRows(rows));
 }
 
 const collator = new Intl.Collator("en", {numeric: true});  // run-2 is before run-10
@@ -317,10 +333,9 @@ function followList() {
       if (!document.hidden) {
         const answer = await fetch("/parts", {headers: {"If-None-Match": version}});
         if (answer.ok) { showList(await answer.json()); version = answer.headers.get("etag"); }
-        const reasons = {200: "", 304: "", 401: "the server was started anew; open the address that it has printed"};
-        stale(reasons[answer.status] ?? `the server answers with status ${answer.status}`);
+        stale({200: "", 304: "", 401: ANEW}[answer.status] ?? `The server answers with status ${answer.status}.`);
       }
-    } catch { stale("the server does not answer"); }
+    } catch { stale(SILENT); }
     clearTimeout(due);
     due = setTimeout(look, 3000);
   };
@@ -404,7 +419,7 @@ function stale(reason) {
   if (reason === stale.reason) return;
   stale.reason = reason;
   one("#stale")?.remove();
-  if (reason) one("main").prepend(made("p", {id: "stale", class: "stopped", role: "alert"}, `This page is no longer kept up to date: ${reason}.`));
+  if (reason) one("main").prepend(made("p", {id: "stale", class: "stopped", role: "alert"}, `This page is no longer kept up to date. ${reason}`));
 }
 
 // A hidden page does not listen: browsers keep six connections to a server, and a seventh page would never be loaded.
@@ -418,7 +433,7 @@ function follow() {
     let first = true;
     source = new EventSource(`/runs/${run}/events?since=${place}`);
     source.onerror = event => {
-      if (event.target.readyState !== EventSource.CLOSED) return stale("the server does not answer");
+      if (event.target.readyState !== EventSource.CLOSED) return stale(SILENT);
       refresh.now();  // which says why
       setTimeout(() => { if (event.target === source && !document.hidden) listen(); }, 15000);
     };
@@ -451,7 +466,7 @@ async function work(address, body, headers) {
   try {
     const job = await ask("POST", address, body, headers);
     if (job.id) last = await followed(job, state, bar, cancel);
-    state.textContent = last?.reason || {cancelled: "Cancelled."}[last?.state] || "";
+    state.textContent = last?.reason ? sentence(last.reason) : {cancelled: "Cancelled."}[last?.state] || "";
     state.classList.toggle("wrong", Boolean(last?.reason));
   } catch (error) {
     state.textContent = error.message;
@@ -469,8 +484,8 @@ function followed(job, state, bar, cancel) {
   return new Promise((done, fail) => {
     const source = new EventSource(`/api/jobs/${job.id}/events`);
     source.onerror = () => {
-      if (source.readyState === EventSource.CLOSED) fail(new Error("The server was started anew; open the address that it has printed."));
-      else state.textContent = "The server does not answer; trying again …";
+      if (source.readyState === EventSource.CLOSED) fail(new Error(ANEW));
+      else state.textContent = `${SILENT} Trying again …`;
     };
     source.addEventListener("job", event => {
       const news = JSON.parse(event.data);
@@ -518,15 +533,11 @@ function gallery() {
     event.preventDefault();
     askForPictures(form, JSON.stringify(fieldsOf(form)), {"Content-Type": "application/json"});
   });
-  one("#gallery").addEventListener("click", async event => {
+  one("#gallery").addEventListener("click", event => {
     const figure = event.target.closest("figure"), button = event.target.closest("button");
     if (!figure || !button) return;
     const address = `/api/runs/${run}/pictures/${figure.dataset.picture}`, about = JSON.parse(figure.dataset.about);
-    try {
-      await change(figure, button, address, about);
-    } catch (error) {
-      alert(error.message);
-    }
+    once(button, figure, () => change(figure, button, address, about));
   });
   const change = async (figure, button, address, about) => {
     if (button.dataset.star) {
@@ -534,7 +545,10 @@ function gallery() {
       await send(address, {star});
       button.setAttribute("aria-pressed", star);
     }
-    if (button.dataset.remove && confirm("Remove this picture?")) { await ask("DELETE", address); figure.remove(); }
+    if (button.dataset.remove && await confirmed(figure)) {
+      await ask("DELETE", address).catch(error => { if (error.status !== 404) throw error; });  // another page has removed it
+      removed(figure);
+    }
     if (button.dataset.vary) await edit(figure.dataset.picture, one("img", figure));
     if (button.dataset.enlarge) {
       const asked = {kind: "enlarge", of: figure.dataset.picture};
@@ -556,6 +570,23 @@ function gallery() {
     if (picture) picture.style.objectPosition = `50% ${event.target.value}%`;
   });
   editing();
+}
+
+// Asks whether a picture is to be removed; Escape keeps it.
+function confirmed(figure) {
+  const dialog = one("#removal");
+  one("p", dialog).textContent = one("figcaption span", figure).textContent;
+  dialog.returnValue = "";
+  dialog.showModal();
+  return new Promise(done => dialog.addEventListener("close", () => done(dialog.returnValue === "remove"), {once: true}));
+}
+
+// The focus goes on to the next picture, and screen readers get what has happened.
+function removed(figure) {
+  const next = figure.nextElementSibling ?? figure.previousElementSibling;
+  one("#news").textContent = `Removed: ${one("figcaption span", figure).textContent}`;
+  figure.remove();
+  (next ? one("[data-remove]", next) : one("#sampling [type=submit]")).focus();
 }
 
 // The brush paints on a canvas above the picture; what it has painted is sent as a mask, white on black.
@@ -656,7 +687,8 @@ function editing() {
 const uploaded = {id: "", none: false, copying: null};
 
 // What the server takes for the name of a run.
-const runName = text => text.replace(/[^\p{L}\p{N}_ .()-]/gu, "-").replace(/^[^\p{L}\p{N}_]+/u, "").slice(0, 80).replace(/[ .]+$/, "");
+const runName = text => [...text.normalize("NFC").replace(/[^\p{L}\p{M}\p{N}_ .()\u200c\u200d-]/gu, "-").replace(/^[^\p{L}\p{N}_]+/u, "")]
+  .slice(0, 80).join("").replace(/[ .]+$/, "");
 
 async function* filesIn(entry, path = "") {
   if (entry.isFile) { yield [path + entry.name, await new Promise((done, fail) => entry.file(done, fail))]; return; }
@@ -749,7 +781,7 @@ async function starting() {
     if (refresh.shown.start !== theirs.innerHTML) replacePart(part, [...theirs.childNodes].map(node => document.importNode(node, true)));
     refresh.shown.start = theirs.innerHTML;
     stale("");
-  } catch { stale("the server does not answer"); }
+  } catch { stale(SILENT); }
   clearTimeout(starting.due);
   if (!over) starting.due = setTimeout(starting, 2000);
 }
