@@ -5,11 +5,11 @@ from small import noise_pictures
 from test_stage import CLASSES, stage
 
 from calotype.data.images import images_from_pixels
-from calotype.diffusion.stage import Sampling, generate, shrunk
+from calotype.diffusion.stage import Sampling, generate, generate_in_turn, shrunk
 from calotype.evaluation.distances import kernel_distance, kernel_of_rows
 from calotype.evaluation.features import Lite0
 from calotype.evaluation.intervals import on_resamples, resamples
-from calotype.evaluation.search import Distance, Search, in_parts, level_distance, search_level
+from calotype.evaluation.search import Distance, Search, level_distance, search_level
 from calotype.types import Rng
 
 CURVES = {
@@ -116,9 +116,10 @@ def test_in_parts_is_as_at_once(monkeypatch):
     whole = generate(chain, labels, samplings, rngs)
     small = torch.rand(5, 3, 4, 4)
     monkeypatch.setattr("calotype.diffusion.stage.THREAD_IMAGES", 1)
-    assert torch.allclose(in_parts(chain, samplings, labels, rngs), whole, atol=1e-4)
+    assert torch.allclose(torch.cat([*generate_in_turn(chain, labels, samplings, rngs)]), whole, atol=1e-4)
     above = generate(chain[1:], labels, samplings[1:], rngs, small)
-    assert torch.allclose(in_parts(chain[1:], samplings[1:], labels, rngs, small), above, atol=1e-4)
+    in_parts = torch.cat([*generate_in_turn(chain[1:], labels, samplings[1:], rngs, small)])
+    assert torch.allclose(in_parts, above, atol=1e-4)
 
 
 def test_equal_levels_are_as_far_and_the_level_is_what_is_sampled_with(crops, monkeypatch):

@@ -32,11 +32,10 @@ from calotype.diffusion.stage import (
     Initializers,
     Sampling,
     Stage,
-    beginning_at,
     for_all,
     from_noise,
     generate,
-    in_turn,
+    generate_in_turn,
 )
 from calotype.machine import find_device
 from calotype.nets.text import TextConditioned, TextEncoder
@@ -296,14 +295,8 @@ class Model:
             raise UserError(
                 "guide is prior, but this model has no closed form (denoiser.prior is none); set guide to unconditional"
             )
-        width, height = size or (self.image_size, self.image_size)
-
-        def images(part: slice) -> OtherImages:
-            own = torch.tensor(labels[part], device=self.device)
-            own_text, own_starts = text and text.at(part), beginning_at(part.start, starts)
-            return generate(self.stages, own, samplings, rngs[part], starts=own_starts, text=own_text)
-
-        return map(images, in_turn(len(labels), height, width))
+        own, sides = torch.tensor(labels, device=self.device), size and size[::-1]
+        return generate_in_turn(self.stages, own, samplings, rngs, starts=starts, text=text, sides=sides)
 
     def _edit(
         self, picture: Image.Image, strength: float | None, mask: Image.Image | None, size: Size | None

@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from math import prod
 from typing import Literal
 
 import torch
@@ -308,6 +309,21 @@ def in_turn(count: int, height: int, width: int) -> list[slice]:
     """Slices of `count` images that are processed together, in bounded memory."""
     few = max(1, min(THREAD_IMAGES * max(2, torch.get_num_threads()), BATCH_VALUES // (3 * height * width)))
     return [slice(start, start + few) for start in range(0, count, few)]
+
+
+def generate_in_turn(
+    stages: Sequence[Stage], labels: Labels, samplings: Sequence[Sampling], rngs: Sequence[Randomness],
+    low_res: Images | None = None, starts: Initializers = lambda rows: from_noise, text: Text | None = None,
+    sides: tuple[int, int] | None = None,
+) -> Iterator[OtherImages]:  # fmt: skip
+    """As `generate`, in parts of bounded memory. `sides` are height and width of the samples: by default those of
+    `low_res`, enlarged, or of squares."""
+    if low_res is not None:
+        factor = prod(stage.factor for stage in stages)
+        sides = low_res.shape[-2] * factor, low_res.shape[-1] * factor
+    for part in in_turn(len(labels), *(sides or (stages[-1].image_size,) * 2)):
+        prompts, images = text and text.at(part), None if low_res is None else low_res[part]
+        yield generate(stages, labels[part], samplings, rngs[part], images, beginning_at(part.start, starts), prompts)
 
 
 def last(states: Iterator[Latents]) -> Latents:

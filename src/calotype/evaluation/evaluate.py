@@ -15,7 +15,7 @@ from PIL import Image
 from calotype.build import MOST_TO_START, build_space, start_linear
 from calotype.data.folder import Pictures
 from calotype.data.images import grid, pils_from_images, rounded
-from calotype.diffusion.stage import generate, in_turn, shrunk
+from calotype.diffusion.stage import generate, generate_in_turn, in_turn, shrunk
 from calotype.evaluation.alignment import AlignmentResult, PromptJudge, alignment
 from calotype.evaluation.autoencoder import EQUAL_PSNR, SSIM_WINDOW, psnr, ssim
 from calotype.evaluation.candidate import Candidate
@@ -171,14 +171,12 @@ def make_samples(
 
     Of several ranks each makes its share, and the first gets all.
     """
-    size, parts, count = model.stages[-1].image_size, [], len(labels)
+    count, done, parts = len(labels), 0, []
     share = ranks.share(count)
     labels, text, rngs = labels[share], text and text.at(share), model.rngs(count, seed)[share]
-    for part in in_turn(len(rngs), size, size):
-        prompts = text and text.at(part)
-        images = rounded(generate(model.stages, labels[part], model.samplings, rngs[part], text=prompts))
+    for images in map(rounded, generate_in_turn(model.stages, labels, model.samplings, rngs, text=text)):
         parts.append(Compared(features([images], network), small_pixels(images), features([images.flip(-1)], network)))
-        progress(min(part.stop, len(rngs)), len(rngs), "")
+        progress(done := done + len(images), len(rngs), "")
     own = concatenated(parts) if parts else Compared(*[np.empty((0, 0))] * 3)  # more ranks than samples
     return Compared(*(ranks.collect(torch.from_numpy(each), count).numpy() for each in own))
 

@@ -12,14 +12,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
-from math import prod
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from calotype.data.images import rounded
-from calotype.diffusion.stage import Guide, Sampling, Stage, generate, in_turn
+from calotype.diffusion.stage import Guide, Sampling, Stage, generate_in_turn
 from calotype.evaluation.distances import (
     Features,
     frechet_estimate,
@@ -121,14 +120,8 @@ def sampled_features(
 ) -> Callable[[Sampling], Features]:
     """Features of one picture a label; picture i has the same seed in every cell, and `calotype sample` another."""
     rngs = [Rng((seed, "sweep", index)) for index in range(len(labels))]
-    parts = in_turn(len(labels), stage.image_size, stage.image_size)
-    prompts = [text and text.at(part) for part in parts]
     return lambda sampling: features(
-        (
-            rounded(generate([stage], labels[part], [sampling], rngs[part], text=prompt))
-            for part, prompt in zip(parts, prompts, strict=True)
-        ),
-        network,
+        map(rounded, generate_in_turn([stage], labels, [sampling], rngs, text=text)), network
     )
 
 
@@ -234,7 +227,7 @@ def level_distance(
 
     def distance_at(level: float) -> Distance:
         changed = sampling.model_copy(update={"augmentation": level, "conditioning": "whole"})
-        enlarged = in_parts([stage], [changed], labels, rngs, low_res, text)
+        enlarged = torch.cat([*generate_in_turn([stage], labels, [changed], rngs, low_res, text=text)])
         return distance(features(enlarged.split(FEATURES_AT_ONCE), network))
 
     return distance_at
@@ -244,22 +237,3 @@ def resampled_distance(count: int, real: Features) -> Callable[[Features], Dista
     """From the features of so many pictures to their distance from `real`, each time on equal resamples."""
     sets = resamples(count, len(real), np.random.default_rng(0))
     return lambda fake: Distance(kernel_distance(fake, real), on_resamples(kernel_of_rows(fake, real), sets))
-
-
-def in_parts(
-    stages: Sequence[Stage],
-    samplings: Sequence[Sampling],
-    labels: Labels,
-    rngs: Sequence[Rng],
-    low_res: Images | None = None,
-    text: Text | None = None,
-) -> OtherImages:
-    """As `generate`, a few pictures at a time."""
-    full, factor = stages[-1].image_size, prod(stage.factor for stage in stages)
-    height, width = (full, full) if low_res is None else (side * factor for side in low_res.shape[-2:])
-
-    def part_of(part: slice) -> OtherImages:
-        small, prompts = (None if low_res is None else low_res[part]), text and text.at(part)
-        return generate(stages, labels[part], samplings, rngs[part], small, text=prompts)
-
-    return torch.cat([part_of(part) for part in in_turn(len(labels), height, width)])

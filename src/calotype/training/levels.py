@@ -14,12 +14,11 @@ from calotype.data.folder import Pictures
 from calotype.data.images import images_from_pixels
 from calotype.data.sources import draw_captions
 from calotype.data.split import evenly
-from calotype.diffusion.stage import Stage
+from calotype.diffusion.stage import Stage, generate_in_turn
 from calotype.evaluation.features import Lite0, features
 from calotype.evaluation.search import (
     FEATURES_AT_ONCE,
     Search,
-    in_parts,
     level_distance,
     scale_distance,
     search_level,
@@ -75,7 +74,7 @@ def search_levels(
     rng = Rng((recipe.seed, "level", stage.image_size))
     labels, text = validation_conditions(pictures, count, device)
     rngs = [rng.at("sample", index) for index in range(count)]
-    low_res = in_parts(below, recipe.samplings[: len(below)], labels, rngs, text=text)
+    low_res = torch.cat([*generate_in_turn(below, labels, recipe.samplings[: len(below)], rngs, text=text)])
     config = recipe.enlarger(stage.image_size)
     side = (config.crop or stage.image_size) // stage.factor
     corners = rng.at("crop").integers(low_res.shape[-1] - side + 1, count, 2).tolist()

@@ -14,10 +14,9 @@ from calotype.data.folder import Pictures
 from calotype.data.images import grid, images_from_pixels, pils_from_images
 from calotype.data.sources import draw_captions
 from calotype.data.split import evenly
-from calotype.diffusion.stage import Sampling, Stage, generate
+from calotype.diffusion.stage import Sampling, Stage, generate, generate_in_turn
 from calotype.evaluation.autoencoder import psnr
 from calotype.evaluation.diagnosis import INVISIBLE
-from calotype.evaluation.search import in_parts
 from calotype.files import write_png
 from calotype.nets.kl import Autoencoder
 from calotype.nets.perceptual import EfficientNetLite0, perceptual_distance
@@ -161,7 +160,7 @@ class OneStepValidator(DenoiserValidator):
         low_res, labels, text = self.held_out.low_res, self.labels, self.held_out.text
         assert low_res is not None
         rngs = [Rng(("preview", index)) for index in range(len(labels))]
-        return in_parts([self.stage], [self.sampling], labels, rngs, low_res, text)
+        return torch.cat([*generate_in_turn([self.stage], labels, [self.sampling], rngs, low_res, text=text)])
 
 
 def visible_psnr(real: Images, fake: Images) -> float:
