@@ -95,7 +95,7 @@ def test_a_part_is_encoded_and_written_a_batch_at_a_time(space, tmp_path, monkey
     """A part may have thousands of large pictures, and memory for a batch of them is enough."""
     held, real = [], latents.encode
     monkeypatch.setattr(
-        latents, "encode", lambda space, part, into, *rest: held.append(len(into)) or real(space, part, into, *rest)
+        latents, "encode", lambda space, part, *rest: held.append(len(part)) or real(space, part, *rest)
     )
     monkeypatch.setattr(latents, "LARGE_SET", 4)
     monkeypatch.setattr(latents, "PART_PICTURES", 8)
@@ -127,9 +127,10 @@ def test_only_parts_that_are_missing_or_damaged_are_encoded_again(space, tmp_pat
 def test_latents_that_are_not_finite_are_named_by_their_rows(space, tmp_path, monkeypatch):
     real = latents.encode
 
-    def broken(space, part, moments, *rest):
-        real(space, part, moments, *rest)
+    def broken(*arguments):
+        moments = real(*arguments)
         moments[-1, 0] = float("nan")
+        return moments
 
     monkeypatch.setattr(latents, "encode", broken)
     with pytest.raises(NotFiniteError) as error:

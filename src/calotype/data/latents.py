@@ -28,7 +28,7 @@ from calotype.data.permutation import LARGE_SET
 from calotype.files import make_folder, read_as, remove, require_regular, sha256, to_disk, write_json
 from calotype.spaces.latent import LatentSpace
 from calotype.threads import in_slices
-from calotype.types import ByteImages, NotFiniteError, Progress, UserError, no_progress
+from calotype.types import ByteImages, NotFiniteError, Progress, UserError
 
 ENCODED_VALUES = 2**21
 """Of the pictures that are encoded together: fewer than 32 from 148 px on."""
@@ -113,11 +113,8 @@ def cache_latents(
     latents = 2 * space.channels, *(side // space.reduction for side in pixels.shape[-2:])
     name, outdated = f"latents-{shape}-{cache_key(space.vae, content, flip)}", f"latents-{shape}-*"
 
-    def encoded(rows: slice, side: bool) -> Iterator[StoredMoments]:
-        for part in pixels[rows].split(batch):
-            moments = torch.empty(len(part), *latents, dtype=torch.half)
-            encode(space, part, moments, side, device, no_progress, batch)
-            yield moments
+    def encoded(rows: slice, mirrored: bool) -> Iterator[StoredMoments]:
+        return (encode(space, part, mirrored, device) for part in pixels[rows].split(batch))
 
     if is_mapped(len(pixels)):
         for other in folder.glob(outdated):
@@ -129,7 +126,10 @@ def cache_latents(
     def make() -> dict[str, Tensor]:
         moments = torch.empty(1 + flip, len(pixels), *latents, dtype=torch.half)
         for side, into in enumerate(moments):
-            encode(space, pixels, into, side == 1, device, progress, batch)
+            done = 0
+            for part in encoded(slice(None), side == 1):
+                into[done : done + len(part)] = part
+                progress(done := done + len(part), len(pixels))
         if rows := (~moments.isfinite()).any(0).flatten(1).any(1).nonzero().flatten().tolist():
             raise NotFiniteError("latents are not finite", rows)
         return {"moments": moments}
@@ -151,21 +151,10 @@ def encoded_at_once(values: int) -> int:
     return max(1, min(32, ENCODED_VALUES // values))
 
 
-def encode(
-    space: LatentSpace,
-    pixels: ByteImages,
-    moments: Float[Tensor, "count moments height width"],
-    mirrored: bool,
-    device: torch.device,
-    progress: Progress,
-    batch: int,
-) -> None:
-    """Writes the moments of all pictures, or of their mirror images."""
-    done = 0
-    for part, into in zip(pixels.split(batch), moments.split(batch), strict=True):
-        images = images_from_pixels(part).to(device).contiguous(memory_format=torch.channels_last)
-        into.copy_(in_slices(space.moments, images.flip(-1) if mirrored else images))
-        progress(done := done + len(part), len(pixels))
+def encode(space: LatentSpace, pixels: ByteImages, mirrored: bool, device: torch.device) -> StoredMoments:
+    """The moments of pictures, or of their mirror images, in half precision on the host."""
+    images = images_from_pixels(pixels).to(device).contiguous(memory_format=torch.channels_last)
+    return in_slices(space.moments, images.flip(-1) if mirrored else images).half().cpu()
 
 
 def cache_key(network: nn.Module, content: str, flip: bool) -> str:
