@@ -2,6 +2,7 @@
 
 import hashlib
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from PIL import Image
@@ -13,6 +14,8 @@ from calotype.data.folder import Pictures
 from calotype.data.images import images_from_pixels, pils_from_images
 from calotype.data.latents import LatentCache
 from calotype.data.split import Split
+from calotype.evaluation.features import Lite0
+from calotype.evaluation.references import FeatureStore, reference_set
 from calotype.machine import Machine
 from calotype.planning import measure
 from calotype.settings import parse_recipe
@@ -136,6 +139,11 @@ def write_pictures(folder, count=10, size=16, classes=("a", "b"), seed=0):
 def opened(folder):
     """All pictures in a folder, by name."""
     return {path.name: Image.open(path).convert("RGB") for path in sorted(folder.glob("*.png"))}
+
+
+def references(pictures, count, **settings):
+    """The real pictures that samples are compared with; no features are taken."""
+    return reference_set(FeatureStore(pictures, Lite0(), Path(), Keeper().bar, "real"), count, **settings)
 
 
 class Keeper:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from small import CASCADE, SETTINGS, Keeper, be_quick, noise_pictures, noise_pixels, request, write_pictures
+from small import CASCADE, SETTINGS, Keeper, be_quick, noise_pictures, noise_pixels, references, request, write_pictures
 
 from calotype.cli import commands
 from calotype.cli.options import CompareOptions
@@ -28,7 +28,7 @@ from calotype.evaluation.counting import counter
 from calotype.evaluation.features import Lite0
 from calotype.evaluation.history import detrended_spread, leg_gaps
 from calotype.evaluation.propagation import CORRUPTIONS, STRENGTHS
-from calotype.evaluation.references import FeatureStore, ReferenceSet, reference_rows
+from calotype.evaluation.references import FeatureStore, reference_set
 from calotype.evaluation.verdicts import CLAIMS, UNDECIDED, claim_verdicts
 from calotype.files import read_json, write_json
 from calotype.report.comparison import comparison_page
@@ -223,7 +223,7 @@ def test_the_page_has_a_verdict_on_every_claim_with_its_time(out, found):
 
 def test_reals_are_test_pictures_and_others_are_disjoint():
     pictures = noise_pictures(600)
-    reals = reference_rows(pictures, 30)
+    reals = references(pictures, 30)
     assert len(reals) == len(reals.others) == 30
     assert pictures.split.test[torch.cat([reals.chosen, reals.others])].all()
     assert not np.isin(reals.chosen, reals.others).any()
@@ -236,7 +236,7 @@ def test_samples_are_looked_at_in_the_8_bits_that_real_pictures_have(home, name,
     monkeypatch.setattr(quality, "features", lambda parts, network: looked_at.extend(parts) or np.zeros((1, 1)))
     one, pictures = open_candidate("A", home / name, "cpu"), read_folder(home / "pictures", 16)
     store = FeatureStore(pictures, Lite0(), tmp_path, Keeper().bar, "real")
-    quality.sample_stages(one, ReferenceSet(store, reference_rows(pictures, 2)), 0, 1, lambda *step: None)
+    quality.sample_stages(one, reference_set(store, 2), 0, 1, lambda *step: None)
     assert len(looked_at) == 2 + (name == "cascade")
     for images in looked_at:
         levels = (images + 1) * 127.5
@@ -245,12 +245,12 @@ def test_samples_are_looked_at_in_the_8_bits_that_real_pictures_have(home, name,
 
 def test_with_few_test_pictures_the_floor_has_others_and_the_notes_say_so():
     pictures = noise_pictures(30)
-    reals = reference_rows(pictures, 60)
+    reals = references(pictures, 60)
     assert len(reals) == len(reals.others) == 3
     assert pictures.split.test[reals.chosen].all() and pictures.split.validation[reals.others].all()
     assert len(reals.notes) == 2
     with pytest.raises(UserError, match="at least 4"):
-        reference_rows(noise_pictures(3), 60, fewest=2)
+        references(noise_pictures(3), 60, fewest=2)
 
 
 def test_pictures_are_unseen_where_no_run_has_trained_on_them_or_chosen_by_them():

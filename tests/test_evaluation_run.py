@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from small import Keeper, noise_pictures, noise_pixels, write_pictures
+from small import Keeper, noise_pictures, noise_pixels, references, write_pictures
 
 from calotype.cli import commands
 from calotype.cli.options import EvaluateOptions
@@ -20,7 +20,6 @@ from calotype.data.split import SplitConfig, stratified_split
 from calotype.evaluation.candidate import open_candidate
 from calotype.evaluation.features import FeatureNetwork, Lite0, distance_name, features_key, kept_features
 from calotype.evaluation.measures import MEASURES, distance_key, measure_sets
-from calotype.evaluation.references import reference_rows
 from calotype.evaluation.results import Columns, EvaluationResult, Measure, SetMeasures
 from calotype.files import is_whole, read_json, write_json
 from calotype.model import load
@@ -155,7 +154,7 @@ def test_the_numbers_are_the_same_the_second_time(run, tmp_path):
 def test_the_two_reference_sets_have_nothing_in_common(run):
     pictures = write_pictures(run.parent / "many", 21)
     pictures = read_folder(pictures, 16)
-    pair = reference_rows(pictures, 8)
+    pair = references(pictures, 8)
     assert len(set(pair.chosen.tolist()) | set(pair.others.tolist())) == 4
     assert pair.chosen.tolist() == pictures.test_indices.tolist()
 
@@ -163,17 +162,17 @@ def test_the_two_reference_sets_have_nothing_in_common(run):
 def test_samples_are_held_against_test_pictures_alone_and_the_floor_is_no_test_picture_twice():
     """Others go on with test pictures, then with validation pictures, and the notes say so."""
     pictures = noise_pictures(100)
-    pair = reference_rows(pictures, 8)
+    pair = references(pictures, 8)
     assert pair.chosen.tolist() == [*range(10, 18)] and pair.others.tolist() == [18, 19, *range(6)]
     assert pair.notes == (
         "of the 8 others that they are held against, as the floor, 6 are validation pictures: too few are held out",
     )
-    assert reference_rows(pictures, 5).notes == ()
+    assert references(pictures, 5).notes == ()
 
 
 def test_without_a_test_set_validation_pictures_take_its_place():
     split = stratified_split(noise_pixels(100), torch.zeros(100, dtype=torch.long), (), SplitConfig(test=0))
-    pair = reference_rows(replace(noise_pictures(100), split=split), 5)
+    pair = references(replace(noise_pictures(100), split=split), 5)
     assert split.validation[pair.chosen].all() and split.train[pair.others].all()
     assert pair.notes[0] == "of the 5 real pictures, 5 are validation pictures: too few are held out"
 

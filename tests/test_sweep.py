@@ -5,18 +5,16 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from small import Keeper, be_quick, noise_pictures, request, write_pictures
+from small import Keeper, be_quick, noise_pictures, references, request, write_pictures
 
 from calotype.cli import commands
 from calotype.cli.commands import sweeping
 from calotype.cli.commands.sweeping import numbers_in
 from calotype.cli.options import SweepOptions
 from calotype.diffusion.stage import Sampling
-from calotype.evaluation import search
 from calotype.evaluation.distances import frechet_distance, frechet_estimate, frechet_of_rows
 from calotype.evaluation.features import Lite0
 from calotype.evaluation.intervals import within_standard_error
-from calotype.evaluation.references import reference_rows
 from calotype.evaluation.results import Cell, Measure
 from calotype.evaluation.search import Grid, cheapest, sampled_features, sweep
 from calotype.files import is_whole, read_json
@@ -147,22 +145,22 @@ def test_the_card_may_still_be_written_by_hand_after_a_sampling_was_stored(run):
 def test_a_sweep_chooses_by_validation_pictures_and_sees_no_test_picture():
     for count in (2000, 300, 20):
         pictures = noise_pictures(count)
-        reals = reference_rows(pictures, 90, by_validation=True)
+        reals = references(pictures, 90, by_validation=True)
         assert pictures.split.validation[reals.chosen].all() and len(reals) == min(90, count // 10) == len(reals.others)
         seen = torch.cat([reals.chosen, reals.others])
         assert not pictures.split.test[seen].any() and len(seen.unique()) == len(seen)
-        judged = reference_rows(pictures, 90)
+        judged = references(pictures, 90)
         assert not set(reals.chosen.tolist()) & set(judged.chosen.tolist())
 
 
 def test_a_sweep_has_other_seeds_than_samples(run, monkeypatch):
     drawn = []
 
-    def made(stages, labels, samplings, rngs, text):
+    def made(stages, labels, samplings, rngs, *rest):
         drawn.extend(rngs)
         return IMAGES
 
-    monkeypatch.setattr(search, "generate", made)
+    monkeypatch.setattr("calotype.diffusion.stage.generate", made)
     sampled_features(load(run).stages[0], torch.zeros(2, dtype=torch.long), None, 0, Lite0())(Sampling())
     assert not set(drawn) & set(load(run).rngs(100, 0))
 

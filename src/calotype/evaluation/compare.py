@@ -28,7 +28,7 @@ from calotype.evaluation.quality import (
     sample_stages,
     train_features,
 )
-from calotype.evaluation.references import FeatureStore, OpenBar, ReferenceSet, reference_rows
+from calotype.evaluation.references import FeatureStore, OpenBar, ReferenceSet, reference_set
 from calotype.evaluation.results import COMPARISON_FILE, measured_with, write_result
 from calotype.evaluation.verdicts import claim_verdicts
 from calotype.files import make_folder, write_png
@@ -72,7 +72,7 @@ def compare(
     pictures = replace(pictures, split=unseen_by_all(splits, len(pictures)))
     lite0 = Lite0(runs[0].model.device)
     store = FeatureStore(pictures, lite0, out / "cache", bar, "real")
-    reference = ReferenceSet(store, reference_rows(pictures, count, fewest=2))
+    reference = reference_set(store, count, fewest=2)
     comparison = Comparison(runs, reference, lite0, seed, bar, out)
     trained, (sigma, small_size) = train_features(reference, runs[0].size), matched_noise(comparison)
     measures = [run_measures(candidate, comparison, trained, sigma, small_size) for candidate in runs]
@@ -85,7 +85,7 @@ def compare(
         size=runs[0].size,
         count=len(reference),
         seed=seed,
-        notes=[*reference.rows.notes, *other_classes(runs, pictures), *notes, *equal_seeds(runs)],
+        notes=[*reference.notes, *other_classes(runs, pictures), *notes, *equal_seeds(runs)],
         matched_sigma=sigma,
         runs=measures,
         floor=[floor_measures(reference, size, seed) for size in sizes],

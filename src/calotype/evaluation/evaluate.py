@@ -33,7 +33,7 @@ from calotype.evaluation.memorisation import (
     mirrored_to_match,
     small_pixels,
 )
-from calotype.evaluation.references import FeatureStore, OpenBar, ReferenceSet, reference_rows
+from calotype.evaluation.references import FeatureStore, OpenBar, ReferenceSet, reference_set
 from calotype.evaluation.results import (
     EVALUATION_FILE,
     PAIRS_FILE,
@@ -86,7 +86,7 @@ class EvaluationRequest:
 
     @cached_property
     def reference(self) -> ReferenceSet:
-        return ReferenceSet(self.store(self.pictures, "real"), reference_rows(self.pictures, self.count))
+        return reference_set(self.store(self.pictures, "real"), self.count)
 
 
 def evaluate_run(request: EvaluationRequest, out: Path) -> EvaluationResult:
@@ -118,7 +118,7 @@ def evaluate_run(request: EvaluationRequest, out: Path) -> EvaluationResult:
             network=network.name, distance=distance_name(network), key=distance_key(network),
             weights_sha256=network.weights, preparation=network.preparation,
         ),
-        notes=[*reference.rows.notes, *request.seen, *sampling_notes(request)],
+        notes=[*reference.notes, *request.seen, *sampling_notes(request)],
         measures=distance_columns(request, samples.features),
         classes=class_columns(request, samples.features, labels),
         autoencoder=autoencoder_columns(request),
@@ -203,7 +203,7 @@ def class_columns(request: EvaluationRequest, samples: Features, labels: Labels)
     classes = candidate.model.classes if candidate.model.classes == request.pictures.classes else ()
     number, result = len(reference), []
     for index, name in enumerate(classes):
-        both = (reference.rows.chosen, reference.rows.others)
+        both = (reference.chosen, reference.others)
         real, others = (reference.store.features(rows[of_pictures[rows] == index], candidate.size) for rows in both)
         own = samples[:number][(labels[:number].cpu() == index).numpy()]
         sampled, floor = (measure_sets(rows, real, request.seed, request.network) for rows in (own, others))

@@ -127,6 +127,6 @@ def nearest_to_training(samples: StageSamples, size: int, reference: ReferenceSe
 def train_features(reference: ReferenceSet, size: int) -> Features:
     """Of training pictures, evenly spaced; none of them is compared with samples where that can be helped."""
     train = reference.pictures.train_indices
-    train = train[~torch.isin(train, torch.cat([reference.chosen, reference.rows.others]))]
+    train = train[~torch.isin(train, torch.cat([reference.chosen, reference.others]))]
     rows = evenly(train, max(FEWEST_TRAIN, TRAIN_TIMES * len(reference)))
     return reference.store.features(rows, size) if len(rows) else reference.features(size)[:0]

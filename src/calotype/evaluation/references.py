@@ -73,26 +73,17 @@ class FeatureStore:
 
 
 @dataclass(frozen=True)
-class ReferenceRows:
-    """Two sets of real pictures, as many in each and none in both: `others` against `chosen` is the floor."""
+class ReferenceSet:
+    """Two sets of real pictures, as many in each and none in both: samples are compared with `chosen`, and `others`
+    against these are the floor."""
 
+    store: FeatureStore
     chosen: Rows
     others: Rows
     notes: tuple[str, ...]
 
     def __len__(self) -> int:
         return len(self.chosen)
-
-
-@dataclass(frozen=True)
-class ReferenceSet:
-    """Samples are compared with the real pictures `chosen`."""
-
-    store: FeatureStore
-    rows: ReferenceRows
-
-    def __len__(self) -> int:
-        return len(self.rows)
 
     @property
     def pictures(self) -> Pictures:
@@ -102,27 +93,24 @@ class ReferenceSet:
     def network(self) -> FeatureNetwork:
         return self.store.network
 
-    @property
-    def chosen(self) -> Rows:
-        return self.rows.chosen
-
     def images(self, rows: Rows, size: int) -> Images:
         return self.store.images(rows, size)
 
     def features(self, size: int) -> Features:
-        return self.store.features(self.rows.chosen, size)
+        return self.store.features(self.chosen, size)
 
     def floor(self, size: int) -> Features:
-        return self.store.features(self.rows.others, size)
+        return self.store.features(self.others, size)
 
 
-def reference_rows(pictures: Pictures, count: int, by_validation: bool = False, fewest: int = 1) -> ReferenceRows:
+def reference_set(store: FeatureStore, count: int, by_validation: bool = False, fewest: int = 1) -> ReferenceSet:
     """At most `count` pictures in each set, at least `fewest`.
 
-    The first are test pictures alone (or validation pictures, and then no test picture is in either), unless there
+    Those chosen are test pictures alone (or validation pictures, and then no test picture is in either), unless there
     are fewer than two. The others go on with test pictures, then with validation pictures, then with training ones.
     Raises `UserError` where there are too few pictures.
     """
+    pictures = store.pictures
     sets = [pictures.validation_indices, pictures.train_indices]
     sets = sets if by_validation else [pictures.test_indices, *sets]
     pools = [distinct_rows(sets[: place + 1]) for place in range(len(sets))]
@@ -132,16 +120,13 @@ def reference_rows(pictures: Pictures, count: int, by_validation: bool = False, 
         available = "1 picture" if len(pictures) == 1 else f"{len(pictures)} pictures"
         raise UserError(f"the data have {available}, but a comparison needs at least {2 * fewest}; add some")
     chosen, others = every[:number], every[number : 2 * number]
-    notes = [f"{count} real pictures were wanted; {number} can be held against as many others"]
-    return ReferenceRows(
-        chosen,
-        others,
-        (
-            *(notes if number < count else []),
-            *borrowed(pictures, chosen, sets[0], f"of the {number} real pictures"),
-            *borrowed(pictures, others, sets[0], f"of the {number} others that they are held against, as the floor"),
-        ),
+    few = [f"{count} real pictures were wanted; {number} can be held against as many others"] * (number < count)
+    notes = (
+        *few,
+        *borrowed(pictures, chosen, sets[0], f"of the {number} real pictures"),
+        *borrowed(pictures, others, sets[0], f"of the {number} others that they are held against, as the floor"),
     )
+    return ReferenceSet(store, chosen, others, notes)
 
 
 def distinct_rows(sets: Sequence[Rows]) -> Rows:

@@ -15,7 +15,7 @@ from calotype.data.images import shown
 from calotype.diffusion.stage import Guide, Sampling
 from calotype.evaluation.features import Lite0
 from calotype.evaluation.quality import floor_measures
-from calotype.evaluation.references import FeatureStore, ReferenceSet, reference_rows
+from calotype.evaluation.references import FeatureStore, ReferenceSet, reference_set
 from calotype.evaluation.results import SWEEP_FILE, Cell, SetMeasures, SweepResult, write_result
 from calotype.evaluation.search import Grid, cheapest, sampled_features, sweep
 from calotype.model import load
@@ -54,7 +54,7 @@ def sweep_run(options: SweepOptions, console: Console) -> str:
     for note in notes:
         console.say(note)
     store = FeatureStore(pictures.shrunk(stage.image_size), Lite0(model.device), folder / "cache", console.bar, "real")
-    reference = ReferenceSet(store, reference_rows(store.pictures, count, by_validation=True, fewest=2))
+    reference = reference_set(store, count, by_validation=True, fewest=2)
     rows = reference.chosen
     labels = pictures.labels[rows] if known else torch.full((len(rows),), NULL_LABEL)
     text = pictures.captions.first(rows.tolist()) if pictures.captions else None
@@ -120,7 +120,7 @@ def sweep_result(
         before=before.model_dump(mode="json"),
         floor=SetMeasures.of(floor.n, {name: floor.get(name) for name in ("fd_lite0", "kernel_distance")}),
         why=reason_for(best, cells, len(reference)),
-        notes=[*reference.rows.notes, *notes],
+        notes=[*reference.notes, *notes],
         data=data,
     )
 
