@@ -99,8 +99,6 @@ def test_a_tenth_of_copies_among_enough_samples_is_found(trained, others):
 def test_of_few_samples_no_verdict_is_given(trained, others):
     few = nearest_trained(kind(10, 6), trained)
     assert copy_verdict(few, others)[0] == TOO_FEW
-    alone = seen(trained.pixels[:1])
-    assert copy_verdict(nearest_trained(trained, alone), others)[0] == TOO_FEW
 
 
 def test_real_pictures_that_look_like_copies_excuse_samples_that_do(trained):

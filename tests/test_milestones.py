@@ -166,6 +166,9 @@ def test_a_damaged_milestone_is_not_sampled_from(run, tmp_path):
 
 def test_the_plan_counts_the_disk_of_milestones():
     class Measured(Costs):
+        def __init__(self):
+            """Asks for nothing."""
+
         def parameters(self):
             return {"autoencoder": 10, "denoiser": 1000}
 

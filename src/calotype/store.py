@@ -12,7 +12,6 @@ import torch
 from pydantic import BaseModel
 
 from calotype.build import build_enlarger, build_frozen, build_space, build_stage
-from calotype.diffusion.denoiser import Denoiser
 from calotype.diffusion.stage import Sampling, Stage
 from calotype.files import (
     checked,
@@ -87,7 +86,7 @@ def read_model(path: Path, device: torch.device) -> tuple[Recipe, tuple[Stage, .
     stages = [read_first_stage(folder, recipe, about, frozen)]
     for size in recipe.chain[1:]:
         make = partial(build_enlarger, recipe, size, len(about.classes), frozen)
-        stages.append(load_file_into(listed(folder, denoiser_file(size, recipe)), make, denoiser_of))
+        stages.append(load_file_into(listed(folder, denoiser_file(size, recipe)), make, lambda stage: stage.denoiser))
     for network in (*(stage.denoiser for stage in stages), stages[0].space):
         if isinstance(network, torch.nn.Module):
             network.to(device).eval().requires_grad_(False)
@@ -115,10 +114,6 @@ def read_description(file: Path) -> ModelDescription:
     return checked(stored, ModelDescription, file)
 
 
-def denoiser_of(stage: Stage) -> Denoiser:
-    return stage.denoiser
-
-
 def read_first_stage(folder: Path, recipe: Recipe, about: ModelDescription, frozen: FrozenEncoder | None) -> Stage:
     space: Space = PixelSpace()
     if recipe.kind == "latent":
@@ -135,7 +130,7 @@ def read_first_stage(folder: Path, recipe: Recipe, about: ModelDescription, froz
         )
         return build_stage(recipe, space, len(about.classes), prior, frozen)
 
-    return load_file_into(file, make, denoiser_of)
+    return load_file_into(file, make, lambda stage: stage.denoiser)
 
 
 def with_encoder(folder: Path, recipe: Recipe) -> Recipe:

@@ -162,16 +162,13 @@ def _rows_of_lines(path: Path) -> Iterator[CaptionRow]:
 def _row_of_line(place: str, line: bytes) -> CaptionRow:
     try:
         text, encoding = decode_text(line)
-        entry = json.loads(text)
-    except json.JSONDecodeError:
-        return CaptionRow(place, ValueError("not JSON"))
+        return _row_of(place, parse_json(text), encoding)
     except (ValueError, RecursionError) as error:
         return CaptionRow(place, error)
-    return (
-        CaptionRow(place, lowered(entry), encoding)
-        if isinstance(entry, dict)
-        else CaptionRow(place, ValueError("no file_name"))
-    )
+
+
+def _row_of(place: str, entry: Any, encoding: str = "UTF-8") -> CaptionRow:
+    return CaptionRow(place, lowered(entry) if isinstance(entry, dict) else ValueError("no file_name"), encoding)
 
 
 def _lines(path: Path) -> Iterator[bytes]:
@@ -207,7 +204,7 @@ def _rows_of_json(text: str) -> Iterator[CaptionRow]:
             ]
             content = lists[0] if len(lists) == 1 else [_named(name, value) for name, value in content.items()]
     for entry in content if isinstance(content, list) else []:
-        yield CaptionRow("", lowered(entry) if isinstance(entry, dict) else ValueError("no file_name"))
+        yield _row_of("", entry)
 
 
 def _named(name: str, value: Any) -> dict[str, Any]:

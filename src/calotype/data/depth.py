@@ -46,14 +46,11 @@ def find_levels(files: Sequence[PictureFile]) -> FolderLevels:
 
 def _deep_range(file: PictureFile) -> tuple[str, float, float] | None:
     try:
-        return deep_range(file) if _may_be_deep(file) else None
+        with opened_file(file) as opened:
+            start = opened.read(26)
+        return deep_range(file) if starts_deep(start) else None
     except (UnreadableError, OSError, ValueError):  # the reason is given where the picture is read
         return None
-
-
-def _may_be_deep(path: PictureFile) -> bool:
-    with opened_file(path) as file:
-        return starts_deep(file.read(26))
 
 
 def starts_deep(start: bytes) -> bool:

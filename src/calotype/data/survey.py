@@ -22,7 +22,7 @@ from calotype.types import Progress, no_progress
 
 MOST_SURVEYED = 2**17
 """Pictures that are read; of more, about as many, evenly spaced."""
-ON_BLACK, PLAIN_PICTURE = "on black, as nothing of them can be seen on white", "of one colour"
+ON_BLACK, PLAIN_PICTURE = "put on black, as nothing of it can be seen on white", "of one colour"
 
 
 class SurveyedPicture(NamedTuple):
@@ -107,10 +107,6 @@ def _examine(library: PictureLibrary, name: str, size: int, levels: Levels) -> S
     except UnreadableError as error:
         return error.reason
     square = fit(picture.image, size)
-    found = {
-        "put on black, as nothing of it can be seen on white": picture.over_black,
-        "of one colour": is_plain(square),
-    }
-    properties = (*picture.properties, *(what for what, holds in found.items() if holds))
+    seen = *[ON_BLACK] * picture.over_black, *[PLAIN_PICTURE] * is_plain(square)
     digest = hashlib.sha256(square.tobytes()).hexdigest()
-    return SurveyedPicture(name, picture.size, properties, digest, perceptual_hash(square))
+    return SurveyedPicture(name, picture.size, (*picture.properties, *seen), digest, perceptual_hash(square))

@@ -167,8 +167,6 @@ def mirrored_to_match(trained: Images, images: Images) -> Images:
 
 def copy_verdict(samples: Nearest, real: Nearest) -> tuple[CopyVerdict, str]:
     """Whether samples are copies, and a sentence; `real`: held-out pictures, or training pictures among the others."""
-    if not (np.isfinite(samples.ratio).all() and np.isfinite(real.ratio).all()):
-        return TOO_FEW, "one training picture has no neighbours to tell a copy by"
     more = difference_of_shares(samples.share_of_copies, real.share_of_copies)
     ours, theirs = (f"{each.copies:,} of {len(each.ratio):,}" for each in (samples, real))
     counts = f"{ours} samples and {theirs} real pictures look like copies of a training picture"

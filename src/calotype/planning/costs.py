@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
 from torch import nn
 
-from calotype.build import build_enlarger, build_stage
+from calotype.build import build_enlarger, build_frozen, build_stage
+from calotype.data.caches import encode_on
+from calotype.data.folder import Pictures
 from calotype.data.sources import FOLDS
 from calotype.diffusion.stage import Stage
 from calotype.nets.critic import Critic
-from calotype.nets.frozen import FrozenEncoder
+from calotype.nets.frozen import FrozenEncoder, PretrainedEncoder
 from calotype.priors.captions import CaptionedMixture
 from calotype.priors.fit import largest_prior
 from calotype.priors.prior import MOST_VALUES, constant_count
@@ -42,20 +45,33 @@ class StepCost(NamedTuple):
 class Costs(ABC):
     """Seconds are those of one image, if nothing else is said."""
 
-    recipe: Recipe
     space: Space
     stages: list[Stage]
     """On the device, or without values."""
+
+    def __init__(self, recipe: Recipe, pictures: Pictures, memory: int, rounds: Mapping[str, int]) -> None:
+        self.recipe, self.memory, self.rounds = recipe, memory, rounds
+        self.frozen, self.all_captions = build_frozen(recipe.denoiser.text), pictures.captions
+        self.weight, self.counts = pictures.total / len(pictures), (pictures.trained, len(pictures.validation_indices))
 
     @property
     @abstractmethod
     def steps(self) -> dict[str, list[StepCost]]:
         """The costs of every leg."""
 
-    @property
-    @abstractmethod
+    @cached_property
     def captions(self) -> tuple[float, int]:
         """Seconds in which a frozen text encoder encodes all captions, and the bytes of their encodings; else zeros."""
+        if self.frozen is None or self.all_captions is None:
+            return 0.0, 0
+        texts, pretrained = self.all_captions.distinct, self.frozen.pretrained
+        few = texts[:: max(1, len(texts) // 32)][:32]
+        scale, encoded = self.weight * len(texts) / len(few), encode_on(pretrained, few, torch.device("cpu"))
+        return scale * self.encode_texts(pretrained, few), int(scale * encoded.context.nbytes)
+
+    @abstractmethod
+    def encode_texts(self, pretrained: PretrainedEncoder, texts: Sequence[str]) -> float:
+        """Seconds in which a frozen text encoder encodes these."""
 
     @property
     @abstractmethod

@@ -8,13 +8,14 @@ from itertools import pairwise
 
 import torch
 
-from calotype.build import build_frozen, build_space
+from calotype.build import build_space
 from calotype.data.caches import encode_on
 from calotype.data.folder import Pictures
 from calotype.evaluation.counting import counted
 from calotype.evaluation.features import FEATURE_SIZE
 from calotype.machine import UTILIZATION, Machine
 from calotype.nets.critic import Critic, CriticConfig
+from calotype.nets.frozen import PretrainedEncoder
 from calotype.nets.perceptual import BLOCK_GROUPS, STAGES, EfficientNetLite0
 from calotype.nets.weights import ShapesOnly
 from calotype.planning.costs import Costs, StepCost, build_stages, fit_flops
@@ -49,11 +50,8 @@ class Counted(Costs):
     """Operations by the machine's FLOP/s, of which a step reaches `UTILIZATION`. `pictures` are all pictures."""
 
     def __init__(self, recipe: Recipe, pictures: Pictures, machine: Machine, rounds: Mapping[str, int]) -> None:
-        self.recipe, self.machine, self.rounds, self.all_captions = recipe, machine, rounds, pictures.captions
-        self.frozen = build_frozen(recipe.denoiser.text)
-        classes, self.pixel_bytes = len(pictures.classes), pixel_bytes(pictures, machine.memory)
-        self.weight = pictures.total / len(pictures)
-        self.counts = pictures.trained, len(pictures.validation_indices)
+        super().__init__(recipe, pictures, machine.memory, rounds)
+        self.machine, classes, self.pixel_bytes = machine, len(pictures.classes), pixel_bytes(pictures, machine.memory)
         with ShapesOnly():
             self.space: Space = build_space(recipe) if recipe.kind == "latent" else PixelSpace()
             self.stages = build_stages(recipe, self.space, pictures.total, classes, self.frozen)
@@ -115,16 +113,8 @@ class Counted(Costs):
         latents = torch.empty(1, space.channels, base // space.reduction, base // space.reduction, device="meta")
         return counted_outline(lambda: space.vae.encode(images)), counted_outline(lambda: space.vae.decode(latents))
 
-    @cached_property
-    def captions(self) -> tuple[float, int]:
-        if self.frozen is None or self.all_captions is None:
-            return 0.0, 0
-        texts, pretrained = self.all_captions.distinct, self.frozen.pretrained
-        few = texts[:: max(1, len(texts) // 32)][:32]
-        flops = counted(lambda: encode_on(pretrained, few, torch.device("cpu")))
-        size = encode_on(pretrained, few, torch.device("cpu")).context.nbytes
-        scale = self.weight * len(texts) / len(few)
-        return self.seconds(scale * flops), int(scale * size)
+    def encode_texts(self, pretrained: PretrainedEncoder, texts: Sequence[str]) -> float:
+        return self.seconds(counted(lambda: encode_on(pretrained, texts, torch.device("cpu"))))
 
     def inspect(self) -> float:
         if not isinstance(self.space, LatentSpace):
@@ -157,7 +147,7 @@ class Counted(Costs):
         memory and not mapped from files."""
         pictures = 0
         if self.machine.device.type != "cuda":
-            pictures = self.pixel_bytes + derived_bytes(self.recipe, sets, self.machine.memory)
+            pictures = self.pixel_bytes + derived_bytes(self.recipe, sets, self.memory)
         step = predicted_memory(self.recipe, self.machine, self.rounds) + validation_bytes(self.recipe)
         with ShapesOnly():
             fits = fit_memory(self.recipe, self.stages[0], *self.counts).values()

@@ -8,7 +8,7 @@ from functools import cached_property, partial
 
 import torch
 
-from calotype.build import build_frozen, initial_space
+from calotype.build import initial_space
 from calotype.data.caches import encode_on
 from calotype.data.folder import Pictures
 from calotype.data.images import images_from_pixels
@@ -19,6 +19,7 @@ from calotype.evaluation.autoencoder import measure_autoencoder
 from calotype.evaluation.counting import counted
 from calotype.evaluation.features import Lite0, features
 from calotype.machine import Machine, best_time, cores, held_memory, peak_memory, release_memory
+from calotype.nets.frozen import PretrainedEncoder
 from calotype.planning.costs import Costs, StepCost, build_stages, fit_flops
 from calotype.planning.memory import derived_bytes, fit_memory, pixel_bytes, validation_bytes
 from calotype.recipe import Recipe, exposure_above, leg_above
@@ -61,23 +62,20 @@ class Measurement(Costs):
         self, recipe: Recipe, pictures: Pictures, machine: Machine, rounds: Mapping[str, int],
         compiling: Collection[str] = (),
     ) -> None:  # fmt: skip
-        self.compiling, self.notes = compiling, list[str]()
-        self.recipe, self.device, self.rng = recipe, machine.device, Rng((recipe.seed, "plan"))
-        self.rounds, self.ranks, device = rounds, machine.ranks, machine.device
-        self.frozen, self.all_captions = build_frozen(recipe.denoiser.text), pictures.captions
-        classes, self.weight, self.memory = len(pictures.classes), pictures.total / len(pictures), machine.memory
+        super().__init__(recipe, pictures, machine.memory, rounds)
+        self.compiling, self.notes, classes = compiling, list[str](), len(pictures.classes)
+        self.rng, self.ranks, self.device = Rng((recipe.seed, "plan")), machine.ranks, machine.device
         sampled = pictures.sampled_from is not None
         self.unread = max(0, pixel_bytes(pictures, machine.memory) - pictures.pixels.nbytes) if sampled else 0
-        self.counts = pictures.trained, len(pictures.validation_indices)
         most = max(64, 2**25 // pictures.pixels[0].numel())  # the autoencoder's closed-form start is fitted to them
         few = without_unread_captions(recipe, pictures).first(min(len(pictures), most))
         self.pictures = {size: few.shrunk(size) for size in recipe.chain}
         self.space: Space = PixelSpace()
         if recipe.kind == "latent":
-            self.space = initial_space(recipe, self.pictures[recipe.chain[0]], device)
+            self.space = initial_space(recipe, self.pictures[recipe.chain[0]], self.device)
         self.stages = build_stages(recipe, self.space, pictures.total, classes, self.frozen)
         for stage in self.stages:
-            stage.denoiser.to(device)
+            stage.denoiser.to(self.device)
 
     # -- Training ------------------------------------------------------------------------------------------------------
 
@@ -159,15 +157,8 @@ class Measurement(Costs):
         images = self._images(encoded_at_once(3 * self.recipe.chain[0] ** 2))
         return best_time(lambda: in_slices(self.space.moments, images), self.device, 2) / len(images)
 
-    @cached_property
-    def captions(self) -> tuple[float, int]:
-        if self.frozen is None or self.all_captions is None:
-            return 0.0, 0
-        texts, pretrained = self.all_captions.distinct, self.frozen.pretrained
-        few = texts[:: max(1, len(texts) // 32)][:32]
-        scale = self.weight * len(texts) / len(few)
-        seconds = best_time(lambda: encode_on(pretrained, few, self.device), self.device, 1)
-        return scale * seconds, int(scale * encode_on(pretrained, few, self.device).context.nbytes)
+    def encode_texts(self, pretrained: PretrainedEncoder, texts: Sequence[str]) -> float:
+        return best_time(lambda: encode_on(pretrained, texts, self.device), self.device, 1)
 
     def inspect(self) -> float:
         if not isinstance(space := self.space, LatentSpace):

@@ -59,21 +59,15 @@ def leg_curves(run: Run, leg: str) -> Html | None:
     return tag("div", tag("h3", leg_name(leg)), loss_table(last), measures_line(last), strip(plots, "plots"))
 
 
-def logged_curves(events: Iterable[Event], key: str = "measures") -> Curves:
-    """The values under `key` by their names, over images seen."""
+def logged_curves(events: Iterable[Event], key: str = "measures", extremes: bool = False) -> Curves:
+    """The values under `key` by their names, over images seen.
+
+    With `extremes`, of each bucket of a log that was thinned the lowest and the highest.
+    """
     by_name: Curves = {}
     for event in events:
-        for name, value in numbers(within(event, key)).items():
-            by_name.setdefault(name, []).append((float(event["images_seen"]), value))
-    return by_name
-
-
-def extreme_curves(steps: Iterable[Event], key: str) -> Curves:
-    """As `logged_curves`, with the lowest and the highest value of each bucket of a log that was thinned."""
-    by_name: Curves = {}
-    for event in steps:
-        for bound in ("low", "high") if "low" in event else ("",):
-            for name, value in numbers(within(event, *filter(None, (bound, key)))).items():
+        for path in ((bound, key) for bound in ("low", "high")) if extremes and "low" in event else ((key,),):
+            for name, value in numbers(within(event, *path)).items():
                 by_name.setdefault(name, []).append((float(event["images_seen"]), value))
     return by_name
 
@@ -93,7 +87,7 @@ def leg_plots(terms: dict[str, Series], norms: dict[str, Series], measures: Curv
 
 def smooth_series(steps: Sequence[Event], key: str) -> dict[str, Series]:
     """By the names of the logged values."""
-    curves, extremes = logged_curves(steps, key), extreme_curves(steps, key)
+    curves, extremes = logged_curves(steps, key), logged_curves(steps, key, extremes=True)
     return {
         name: Series(name.rpartition(".")[2], points, raw=extremes.get(name, ())) for name, points in curves.items()
     }

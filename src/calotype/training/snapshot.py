@@ -43,7 +43,7 @@ def snapshot(folder: Path, device: torch.device, chosen: str | None = None) -> t
         require_checkpoint(run, chosen)
     elif run.state.status == "finished":
         return load(folder, str(device)), "the finished model"
-    recipe = recipe_so_far(run)
+    recipe = with_searched(parse_recipe(read_recipe(run.folder / "recipe.toml")), run.state)
     frozen, stages, words = build_frozen(recipe.denoiser.text), list[Stage](), list[str]()
     for size in recipe.chain:
         if checkpoint_of(run, recipe, size, chosen) is None:
@@ -57,10 +57,6 @@ def snapshot(folder: Path, device: torch.device, chosen: str | None = None) -> t
             f"try again later, or look into {folder / 'previews'}"
         )
     return Model(recipe, tuple(stages), recipe.samplings[: len(stages)], tuple(run.state.classes), device), words[-1]
-
-
-def recipe_so_far(run: Run) -> Recipe:
-    return with_searched(parse_recipe(read_recipe(run.folder / "recipe.toml")), run.state)
 
 
 # -- Stages ------------------------------------------------------------------------------------------------------------

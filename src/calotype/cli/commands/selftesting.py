@@ -11,7 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from calotype.cli.commands.following import Silent
 from calotype.cli.commands.training import resume, train
 from calotype.cli.console import Console
 from calotype.cli.options import ResumeOptions, SelftestOptions, TrainOptions
@@ -31,6 +32,7 @@ from calotype.machine import Machine, best_time, cores, examine, time_convolutio
 from calotype.model import load
 from calotype.nets.perceptual import pretrained_lite0
 from calotype.report.format import duration
+from calotype.run import Run
 from calotype.training.process import Interrupted, ProgressBar
 from calotype.types import Rng, UserError
 
@@ -69,14 +71,10 @@ class Check:
 
 
 @dataclass
-class Quiet:
-    """A console that prints nothing; `interrupts` names the leg that it stops half-way, as Ctrl-C would."""
+class Interrupting(Silent):
+    """Stops the leg `interrupts` half-way, as Ctrl-C would."""
 
-    interrupts: str = ""
-    lines: list[str] = field(default_factory=list)
-
-    def say(self, text: str) -> None:
-        self.lines.append(text)
+    interrupts: str
 
     @contextmanager
     def bar(self, step: str) -> Iterator[ProgressBar]:
@@ -86,9 +84,6 @@ class Quiet:
                 signal.raise_signal(signal.SIGINT)
 
         yield update
-
-    def plan(self, plan: object) -> None:
-        """Is not shown."""
 
 
 @dataclass(frozen=True)
@@ -148,22 +143,22 @@ class Selftest:
 
     def training(self) -> Check:
         began = time.monotonic()
-        run = train(self.request("whole"), Quiet())
+        run = train(self.request("whole"), Silent())
         pictures = [np.asarray(Image.open(file)) for file in sorted((run / "samples").glob("*-*.png"))]
         if not pictures or not all(picture.std() > 0 for picture in pictures):
             return Check("its samples are of one colour", UNFIT, "reinstall torch")
-        losses = held_out_loss(run)
+        loss = Run.open(run).latest("check", "denoiser")["measures"]["held_out_loss"]
         value = f"{GENERATED_PICTURES} pictures to {len(pictures)} samples in {duration(time.monotonic() - began)}"
-        return Check(f"{value}, held-out loss {losses:.2f}")
+        return Check(f"{value}, held-out loss {loss:.2f}")
 
     def resuming(self) -> Check:
         """Equal to the bit is promised on one CPU alone."""
         request = self.request("stopped")
         try:
-            train(request, Quiet("denoiser"))
+            train(request, Interrupting("denoiser"))
             return Check("the training could not be stopped", UNFIT, "report this")
         except Interrupted:
-            run = resume(ResumeOptions(self.place / "stopped", self.device), Quiet())
+            run = resume(ResumeOptions(self.place / "stopped", self.device), Silent())
         whole, stopped = weights_of(self.place / "whole"), weights_of(run)
         if whole == stopped:
             return Check("a run that was stopped and resumed has the same weights to the bit")
@@ -270,14 +265,6 @@ def write_generated(folder: Path) -> None:
         (folder / name).mkdir(parents=True)
     for index, picture in enumerate(pils_from_images(images_from_pixels(pixels))):
         write_png(folder / GENERATED_CLASSES[index % len(GENERATED_CLASSES)] / f"{index:02d}.png", picture)
-
-
-def held_out_loss(run: Path) -> float:
-    """Of the denoiser, at its end."""
-    from calotype.report import summarize_all
-
-    (summary,) = [each for each in summarize_all(run.parent) if each.folder.name == run.name]
-    return float("nan") if summary.held_out_loss is None else summary.held_out_loss
 
 
 def weights_of(run: Path) -> object:
