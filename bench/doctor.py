@@ -33,7 +33,7 @@ from calotype.spaces.latent import LatentSpace
 from calotype.tables import merge
 from calotype.training.examples import Bucket, latent_examples
 from calotype.training.legs import autoencoder_leg, denoiser_leg
-from calotype.training.previews import each_class, inspection_count, validation_first
+from calotype.training.previews import INSPECTED, each_class, validation_first
 from calotype.types import Images, Rng
 
 CPU = torch.device("cpu")
@@ -97,7 +97,7 @@ def main() -> None:
     parser.add_argument("--prior", choices=["gaussian", "none"], default="gaussian")
     arguments = parser.parse_args()
     begun, pictures = time.perf_counter(), read_portraits(arguments.size, arguments.pictures)
-    images, held_out = validation_first(pictures, inspection_count(3 * arguments.size**2), CPU)
+    images, held_out = validation_first(pictures, INSPECTED.count(3 * arguments.size**2), CPU)
     lite0 = Lite0()
     chosen = pictures.validation_indices[: arguments.count]
     real = features(images_from_pixels(pictures.pixels[chosen]).split(50), lite0)

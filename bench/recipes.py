@@ -35,7 +35,7 @@ from calotype.spaces.latent import LatentSpace
 from calotype.tables import merge
 from calotype.training.leg import Leg
 from calotype.training.legs import autoencoder_leg
-from calotype.training.previews import inspection_count, validation_first, validation_images
+from calotype.training.previews import INSPECTED, validation_first, validation_images
 
 CHECKED, MEASURED = 48, 64
 SHOWN, SIDE = 4, 512
@@ -95,7 +95,7 @@ def learned(recipe: Recipe, pictures: Pictures, device: torch.device, seconds: f
 
 def looked_at(leg: Leg[Autoencoder], pictures: Pictures, device: torch.device) -> Measures:
     space = LatentSpace(leg.trained)
-    count = min(CHECKED, inspection_count(pictures.pixels[0].numel()))
+    count = min(CHECKED, INSPECTED.count(pictures.pixels[0].numel()))
     chosen = pictures.train_indices[: max(MEASURED, 4 * count)]
     space.measure(space.moments(images_from_pixels(pictures.pixels[some]).to(device)) for some in chosen.split(4))
     return measure_autoencoder(space, *validation_first(pictures, count, device), Lite0(device))

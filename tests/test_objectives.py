@@ -15,6 +15,7 @@ from calotype.nets.critic import Critic, CriticConfig
 from calotype.nets.dit import Dit, DitConfig
 from calotype.nets.perceptual import perceptual_distance, pretrained_lite0
 from calotype.nets.vae import Moments, Vae, VaeConfig, kl_to_normal
+from calotype.ranks import Ranks
 from calotype.recipe import AutoencoderLossConfig, ConditionDropout, OptimizerConfig
 from calotype.spaces.latent import LatentSpace
 from calotype.spaces.pixel import PixelSpace
@@ -24,7 +25,6 @@ from calotype.training.objectives import (
     BatchShare,
     DenoisingObjective,
     Objective,
-    all_here,
     batch_share,
     edge_distance,
 )
@@ -178,7 +178,7 @@ def test_the_critic_is_heard_as_loud_as_asked(adversarial, cap, capped):
     real = batch_of().clean
     fake = (real + 0.1 * torch.randn_like(real)).requires_grad_(True)
     reconstruction = (fake - real).abs().mean()
-    (theirs,) = grad(stage._adversarial(reconstruction, fake, BatchShare(0, 1, len(fake)), all_here), fake)
+    (theirs,) = grad(stage._adversarial(reconstruction, fake, BatchShare(0, 1, len(fake)), Ranks().norm), fake)
     (ours,) = grad(reconstruction, fake)
     (plain,) = grad(-stage.critic(fake[-2:]).mean(), fake)
     expected = cap * plain if capped else adversarial * ours.norm() / plain.norm() * plain

@@ -49,18 +49,13 @@ class PromptJudge(Protocol):
     def judge(self, candidate: Candidate, store: FeatureStore, count: int, seed: int) -> Judged: ...
 
 
-@dataclass(frozen=True)
-class AlignmentResult:
-    measures: Alignment
-    judged: Judged = Judged()
-
-
 def alignment(
     candidate: Candidate, store: FeatureStore, judge: PromptJudge | None, count: int, seed: int
-) -> AlignmentResult:
-    """Of a model that is conditioned on text; `store` holds the pictures that the `judge` knows, if there is any."""
+) -> tuple[Alignment, Judged]:
+    """Of a model that is conditioned on text, and what the `judge` has seen; `store` holds the pictures that it knows,
+    if there is any."""
     if candidate.model.text_encoder is None:
-        return AlignmentResult(Alignment(reason="the model was trained without captions"))
+        return Alignment(reason="the model was trained without captions"), Judged()
     languages = ("captions",) if judge is None else judge.languages
     measures = Alignment(
         languages=list(languages),
@@ -68,11 +63,10 @@ def alignment(
     )
     if judge is None:
         measures.left_out = ["colours and attributes: what these pictures show is not known"]
-        return AlignmentResult(measures)
+        return measures, Judged()
     judged = judge.judge(candidate, store, count, seed)
-    measures.attributes, measures.left_out = judged.attributes, judged.left_out
-    measures.prompts = judged.prompts
-    return AlignmentResult(measures, judged)
+    measures.attributes, measures.left_out, measures.prompts = judged.attributes, judged.left_out, judged.prompts
+    return measures, judged
 
 
 # -- Caption retrieval -------------------------------------------------------------------------------------------------

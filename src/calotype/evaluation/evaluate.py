@@ -16,7 +16,7 @@ from calotype.build import MOST_TO_START, build_space, start_linear
 from calotype.data.folder import Pictures
 from calotype.data.images import grid, pils_from_images, rounded
 from calotype.diffusion.stage import generate, generate_in_turn, in_turn, shrunk
-from calotype.evaluation.alignment import AlignmentResult, PromptJudge, alignment
+from calotype.evaluation.alignment import Judged, PromptJudge, alignment
 from calotype.evaluation.autoencoder import EQUAL_PSNR, SSIM_WINDOW, psnr, ssim
 from calotype.evaluation.candidate import Candidate
 from calotype.evaluation.distances import Features
@@ -39,6 +39,7 @@ from calotype.evaluation.results import (
     PAIRS_FILE,
     PROMPTED_FILE,
     SWEEP_FILE,
+    Alignment,
     ClassMeasures,
     Columns,
     EvaluationResult,
@@ -102,7 +103,7 @@ def evaluate_run(request: EvaluationRequest, out: Path) -> EvaluationResult:
     with request.bar("samples") as progress:
         request.ranks.say(lambda: [labels.tolist(), text and [text.prompts, text.negatives]])
         samples = make_samples(candidate.model, labels, text, request.seed, network, progress, request.ranks)
-    copies, aligned = memorisation_of(request, samples), alignment_of(request)
+    copies, (aligned, judged) = memorisation_of(request, samples), alignment_of(request)
     result = EvaluationResult(
         format=2,
         **measured_with(candidate.model.device),
@@ -123,17 +124,17 @@ def evaluate_run(request: EvaluationRequest, out: Path) -> EvaluationResult:
         classes=class_columns(request, samples.features, labels),
         autoencoder=autoencoder_columns(request),
         memorisation=copies.measures,
-        alignment=aligned.measures,
+        alignment=aligned,
         overfitting=generalisation_gaps(candidate.run),
-        shares=aligned.judged.shares,
+        shares=judged.shares,
     )  # fmt: skip
     for plate in (PAIRS_FILE, PROMPTED_FILE):  # of an earlier evaluation
         (out / plate).unlink(missing_ok=True)
     write_result(out / EVALUATION_FILE, result)
     if copies.pairs:
         write_png(out / PAIRS_FILE, copy_pairs(request, labels, text, copies))
-    if aligned.judged.plate:
-        write_png(out / PROMPTED_FILE, aligned.judged.plate)
+    if judged.plate:
+        write_png(out / PROMPTED_FILE, judged.plate)
     return result
 
 
@@ -264,18 +265,18 @@ def reconstruction_measures(space: LatentSpace, size: int, request: EvaluationRe
         fake = rounded(space.decode(space.encode(images)))
         rows.append(features([fake], network))
         pairs.setdefault("psnr", []).append(psnr(images, fake).clamp(max=EQUAL_PSNR))
-        pairs.setdefault("perceptual", []).append(lite0.perceptual_distance(images, fake))
         if size >= SSIM_WINDOW:
             pairs.setdefault("ssim", []).append(ssim(images, fake))
+        pairs.setdefault("perceptual", []).append(lite0.perceptual_distance(images, fake))
     key = distance_key(network)
     distances = measure_sets(np.concatenate(rows), reference.features(size), request.seed, network)
     means = {
         name: as_measure(mean_estimate(torch.cat(values).double().cpu().numpy())) for name, values in pairs.items()
     }
-    return SetMeasures.of(distances.n, {**means, key: distances.get(key)})
+    return SetMeasures.of(distances.n, {key: distances.get(key), **means})
 
 
-def alignment_of(request: EvaluationRequest) -> AlignmentResult:
+def alignment_of(request: EvaluationRequest) -> tuple[Alignment, Judged]:
     """The judge knows the pictures that the run was trained on, so without these there is none."""
     judge, pictures = request.judge, request.trained
     if judge is None or pictures is None:

@@ -28,7 +28,7 @@ from calotype.priors.patches import FLATTEST, PATCH_CLUSTERS, WINDOW_SIDE
 from calotype.priors.prior import MOST_VALUES
 from calotype.recipe import Recipe, Sharding, leg_above
 from calotype.training.fitting import PATCHES, VALIDATION_IMAGES
-from calotype.training.previews import validation_count
+from calotype.training.previews import VALIDATED
 from calotype.types import UserError
 
 FILLED = 0.8
@@ -188,7 +188,7 @@ def patch_fit_memory(factor: int) -> int:
 def validation_bytes(recipe: Recipe) -> int:
     """Of the validation pictures of a leg and as many training pictures, or reconstructions, in float32: at most."""
     sides = recipe.chain[0], *(recipe.enlarger(size).crop or size for size in recipe.chain[1:])
-    return max(2 * 4 * validation_count(3 * side**2) * 3 * side**2 for side in sides)
+    return max(2 * 4 * VALIDATED.count(3 * side**2) * 3 * side**2 for side in sides)
 
 
 class LatentBytes(NamedTuple):

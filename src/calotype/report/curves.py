@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from calotype.report.folder import legs_of
-from calotype.report.format import count, difference, digits, leg_name, n_suffix, spaced
+from calotype.report.format import count, difference, digits, leg_name, measure_name, n_suffix, spaced
 from calotype.report.html import Html, aside, section, strip, table, tag
 from calotype.report.plot import Point, Series, plot
 from calotype.run import Event, Run
@@ -37,8 +37,6 @@ LOSS_PLOTS = (
 )  # fmt: skip
 LOSSES = {"held_out_loss": "held out", "train_loss": "training", "raw_held_out_loss": "held out, raw"}
 LOSSES_NOTE = "The same noise every time. The model overfits where the training loss falls and the held-out loss rises."
-MEASURE_NAMES = {"psnr": "PSNR", "ssim": "SSIM", "perceptual": "perceptual distance"}
-UNITS = {"psnr": " dB"}
 NOISE_LEVELS = ("", "_low_noise", "_middle_noise", "_high_noise")
 KEY = "Thin lines: as logged. Strong lines: running means. Marks: measures on held-out pictures, never trained on."
 
@@ -111,9 +109,9 @@ def loss_table(last: dict[str, float]) -> Html | None:
 def measures_line(last: dict[str, float]) -> Html | None:
     """The last measures that are no losses, each with its n."""
     values = [
-        f"{MEASURE_NAMES.get(name, spaced(name))} {value:.3g}{UNITS.get(name, '')}"
-        + n_suffix(last.get(f"n_{name}", last.get("n")))
-        for name, value in last.items()
-        if "_loss" not in name and name.split("_")[0] != "n"
+        f"{name} {value:.3g} {unit}".rstrip() + n_suffix(last.get(f"n_{measure}", last.get("n")))
+        for measure, value in last.items()
+        if "_loss" not in measure and measure.split("_")[0] != "n"
+        for name, _, unit in [measure_name(measure).partition(", ")]
     ]
     return tag("p", f"Last measures on held-out pictures: {', '.join(values)}.") if values else None

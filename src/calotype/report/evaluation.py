@@ -16,7 +16,7 @@ from calotype.evaluation.results import (
     PropertyShare,
     read_result,
 )
-from calotype.report.format import UNKNOWN, count, digits, guidance, interval, sentence
+from calotype.report.format import UNKNOWN, count, digits, guidance, interval, measure_name, sentence
 from calotype.report.html import Html, Row, aside, bullets, details, figure, section, table, tag
 from calotype.run import Run
 
@@ -24,10 +24,6 @@ PLATE_BYTES = 500_000
 SAMPLED = ("Samples", "Other real pictures", "Noise")
 RECONSTRUCTED = ("Reconstructions", "Other real pictures", "Before training")
 ALIGNED = ("Real pictures", "Best without prompts")
-NAMES = {
-    "kernel_distance": "kernel distance", "precision": "precision", "recall": "recall", "density": "density",
-    "coverage": "coverage", "psnr": "PSNR, dB", "ssim": "SSIM", "perceptual": "perceptual distance",
-}  # fmt: skip
 READING_OF_TABLES = (
     "In brackets: the 95 % interval. Other real pictures are the floor of each measure, the value that perfect samples "
     "would have; noise, or the autoencoder before training, is its ceiling."
@@ -51,27 +47,25 @@ def measured_with_text(result: EvaluationResult) -> str:
     return f"{samples} samples against {real} real pictures, {settings}, {features}."
 
 
-def measure_names(result: EvaluationResult) -> dict[str, str]:
-    """What the measures are called; only features of Inception make a FID."""
+def name_in(result: EvaluationResult, measure: str) -> str:
+    """What a measure is called; only features of Inception make a FID."""
     key, distance = result.features.key, result.features.distance
-    names = {key: distance, f"{key}_of_many": f"{distance} of 10,000 samples", **NAMES}
-    return names | {name: name.replace("_", " ") for name in result.measures.samples.names if name not in names}
+    return {key: distance, f"{key}_of_many": f"{distance} of 10,000 samples"}.get(measure) or measure_name(measure)
 
 
 def measure_rows(result: EvaluationResult, measures: Columns) -> Iterator[Cells]:
     """Of every measure its name, and its value of samples, floor and ceiling."""
-    for key, name in measure_names(result).items():
-        if measures.samples.get(key).value is not None:
-            yield name, *(interval(each.get(key)) for each in (measures.samples, measures.floor, measures.ceiling))
+    columns = measures.samples, measures.floor, measures.ceiling
+    for measure in measures.samples.names:
+        if measures.samples.get(measure).value is not None:
+            yield name_in(result, measure), *(interval(each.get(measure)) for each in columns)
 
 
 def evaluation_notes(result: EvaluationResult) -> list[str]:
     """Why measures are missing, and the notes."""
-    missing = result.measures.samples.model_extra or {}
-    names = measure_names(result).items()
-    return [f"no {name}: {missing[key].reason}" for key, name in names if key in missing and missing[key].reason] + (
-        result.notes
-    )
+    samples = result.measures.samples
+    reasons = {name_in(result, measure): samples.get(measure).reason for measure in samples.names}
+    return [*(f"no {name}: {reason}" for name, reason in reasons.items() if reason), *result.notes]
 
 
 def alignment_heads(aligned: Alignment) -> Cells:

@@ -11,6 +11,8 @@ from calotype.evaluation.results import Measure
 from calotype.tables import number
 
 UNKNOWN = "–"
+MEASURE_NAMES = {"psnr": "PSNR, dB", "ssim": "SSIM", "perceptual": "perceptual distance"}
+"""Of those that are not called as they are stored; a unit is behind a comma."""
 Value = float | int | None
 
 
@@ -77,6 +79,11 @@ def clipped(text: str, most: int = 24) -> str:
 
 def spaced(name: str) -> str:
     return name.replace("_", " ")
+
+
+def measure_name(name: str) -> str:
+    """What a stored measure is called."""
+    return MEASURE_NAMES.get(name, spaced(name))
 
 
 def sentence(text: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -13,10 +13,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from calotype.files import damage, is_whole, listed, read_tensors, whole_folder, write_tensors
-from calotype.machine import choose_threads
 from calotype.priors.prior import load_trained, trained_state
 from calotype.run import Losses, Validation
-from calotype.training.loop import Due, TrainProgress, every
+from calotype.training.loop import TrainProgress
 from calotype.training.objectives import AdversarialObjective
 from calotype.training.state import TrainState
 from calotype.types import UserError
@@ -25,8 +24,6 @@ CLEARLY = 1.02
 """A held-out loss this many times its best has risen: both are of the same pictures with the same noise."""
 HOPELESS = 1.1
 """A leg that follows the clock ends once its held-out loss is this many times its best."""
-RECHOOSE_SECONDS = 20.0
-"""Between two choices of threads, each of which takes some 50 milliseconds."""
 MIN_VALIDATION = 32
 """Validation pictures; of fewer a rise says little."""
 MAX_DROP = 1.0
@@ -119,18 +116,6 @@ def mean_cost(phases: Phases) -> float:
 
 def whole_batches(images: float, batch: int) -> int:
     return max(1, math.floor(images / batch)) * batch
-
-
-@dataclass
-class ThreadControl:
-    """Chooses the threads of a CPU again and again: other jobs come and go, and a leg that follows the clock may."""
-
-    device: torch.device
-    due: Due = field(default_factory=lambda: every(RECHOOSE_SECONDS))
-
-    def __call__(self, progress: TrainProgress) -> None:
-        if self.device.type == "cpu" and self.due(progress):
-            torch.set_num_threads(choose_threads())
 
 
 # -- Early stopping ----------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from calotype.evaluation.features import Lite0
 from calotype.run import Inspection, Run
 from calotype.spaces.latent import LatentSpace
 from calotype.tables import number, numbers, within
-from calotype.training.previews import inspection_count, validation_first
+from calotype.training.previews import INSPECTED, validation_first
 from calotype.types import UserError
 
 
@@ -34,7 +34,7 @@ def require_fit(
 
 def inspect_briefly(run: Run, space: LatentSpace, pictures: Pictures, say: Callable[[str], None]) -> Inspection:
     """Says and logs what is wrong."""
-    images, held_out = validation_first(pictures, inspection_count(pictures.pixels[0].numel()), space.mean.device)
+    images, held_out = validation_first(pictures, INSPECTED.count(pictures.pixels[0].numel()), space.mean.device)
     space.requires_grad_(False)
     lite0, critic = Lite0(images.device), critic_health(Run(run.folder))
     diagnosis = diagnose(measure_autoencoder(space, images, held_out, lite0, thorough=False, critic=critic))

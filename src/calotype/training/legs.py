@@ -33,7 +33,7 @@ from calotype.training.fitting import Constants, channel_weights, cross_fitted, 
 from calotype.training.leg import Leg
 from calotype.training.loop import TrainProgress
 from calotype.training.objectives import AutoencoderObjective, DenoisingObjective, OneStepObjective
-from calotype.training.previews import DenoiserValidator, OneStepValidator, autoencoder_validator, validation_count
+from calotype.training.previews import VALIDATED, DenoiserValidator, OneStepValidator, autoencoder_validator
 from calotype.training.sharding import ShardedState, sharding_mesh
 from calotype.training.state import TrainState
 from calotype.training.warm_start import WarmStart, first_space
@@ -164,7 +164,7 @@ def diffusion_leg(
     trained = [bucket.pictures.train_indices for bucket in buckets]
     sources = [bucket.examples(chosen) for bucket, chosen in zip(buckets, trained, strict=True)]
     (pictures, examples), train = buckets[main], sources[main]
-    count = validation_count(train.batch(0, 1).clean[0].numel())
+    count = VALIDATED.count(train.batch(0, 1).clean[0].numel())
     held_out = examples(pictures.validation_indices).batch(0, min(count, len(pictures.validation_indices)))
     same = train.batch(0, len(held_out))
     raw = stage if mesh is None else None  # one rank alone cannot compute with sharded weights

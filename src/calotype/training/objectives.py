@@ -55,11 +55,6 @@ Norm = Callable[[Tensor], Tensor]
 """Norms of vectors, from the norms of the parts of them that are here."""
 
 
-def all_here(norms: Tensor) -> Tensor:
-    """As they are: all parts are here."""
-    return norms
-
-
 @dataclass(frozen=True)
 class BatchShare:
     """The images of a batch that a rank works on: every `step`-th, so that each rank has as many of any part."""
@@ -141,7 +136,7 @@ class AdversarialObjective(ABC):
         ...
 
     def losses(self, batch: Batch, fraction: float, rng: Rng) -> dict[str, Loss]:
-        return self._share(batch, fraction, rng, BatchShare(0, 1, len(batch)), all_here)
+        return self._share(batch, fraction, rng, BatchShare(0, 1, len(batch)), ALONE.norm)
 
     def slices(
         self, batch: Batch, fraction: float, rng: Rng, at_once: int, rounds: int = 1, ranks: Ranks = ALONE

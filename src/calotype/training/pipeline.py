@@ -21,7 +21,7 @@ from calotype.data.latents import StoredLatents, cache_latents
 from calotype.diffusion.stage import Stage
 from calotype.evaluation.counting import counter
 from calotype.evaluation.search import Search
-from calotype.machine import peak_memory, release_memory
+from calotype.machine import choose_threads, peak_memory, release_memory
 from calotype.nets.frozen import FrozenEncoder
 from calotype.nets.kl import Autoencoder
 from calotype.nets.perceptual import pretrained_lite0
@@ -32,13 +32,13 @@ from calotype.spaces.latent import LatentSpace, about_tiles
 from calotype.spaces.pixel import PixelSpace, Space
 from calotype.store import save_model
 from calotype.training.compiling import compiled
-from calotype.training.control import HOPELESS, BudgetController, ThreadControl, TimeBudget
+from calotype.training.control import HOPELESS, BudgetController, TimeBudget
 from calotype.training.examples import Bucket, crop_examples, latent_examples, picture_examples
 from calotype.training.inspection import require_fit
 from calotype.training.leg import UNLIMITED, Leg, LegLimits, Result_co, train_leg, validate
 from calotype.training.legs import autoencoder_leg, denoiser_leg, enlarger_leg, exposure_leg
 from calotype.training.levels import search_guidance, search_levels, with_searched
-from calotype.training.loop import Division, TrainProgress, several
+from calotype.training.loop import Division, TrainProgress, every, several
 from calotype.training.previews import autoencoder_validator, validation_images
 from calotype.training.process import Interrupted, ProgressBar, Reporter, Stop, StoppableReporter
 from calotype.training.snapshot import write_space
@@ -47,6 +47,8 @@ from calotype.types import NotFiniteError, Progress, UserError
 
 SHORT = 60.0
 """Seconds of a leg: previews along the way would take a good part of a shorter one."""
+RECHOOSE_SECONDS = 20.0
+"""Between two choices of threads, each of which takes some 50 milliseconds."""
 VALIDATION_SHARE = 0.05
 """Fraction of the time of a paced leg."""
 
@@ -266,13 +268,14 @@ class Pipeline:
         budget, milestones = self.budget, self.recipe.milestones if leg != "autoencoder" else 0
         if leg not in budget.paced:
             return replace(UNLIMITED, milestones=milestones)
-        threads = ThreadControl(self.device)
+        threads_due = every(RECHOOSE_SECONDS)  # other jobs come and go
 
         def control(progress: TrainProgress) -> None:
             others = sum(seconds for step, seconds in self.run.state.seconds.items() if step != leg)  # grows: compile
             BudgetController(budget.phases[leg], budget.budget_seconds - others - budget.after(leg))(progress)
-            if leg not in budget.compiled:  # whose code is for so many threads
-                threads(progress)
+            free = self.device.type == "cpu" and leg not in budget.compiled  # compiled code is for so many threads
+            if free and threads_due(progress):
+                torch.set_num_threads(choose_threads())
 
         previews_at = (1.0,) if budget.predicted["seconds"][leg] < SHORT else ()
         return LegLimits(control, previews_at, VALIDATION_SHARE, HOPELESS, milestones)

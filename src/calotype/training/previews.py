@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -24,11 +25,22 @@ from calotype.priors.patches import enlarged
 from calotype.training.objectives import DenoisingObjective
 from calotype.types import NULL_LABEL, Batch, Images, Labels, OtherImages, Rng, Text
 
-PREVIEW_COUNT, PREVIEW_VALUES = 12, 2**20
-"""Previews show fewer pictures where they are large: so many pixels in all, and 4 pictures at least."""
-VALIDATION_COUNT, VALIDATION_VALUES = 128, 2**23
-"""Validation takes fewer pictures where they are large: so many values in all, and 4 pictures at least."""
-INSPECTION_COUNT, INSPECTION_VALUES = 64, 2**20
+
+class PictureLimit(NamedTuple):
+    """So many pictures are taken, and fewer where they are large: so many values in all, and 4 pictures at least."""
+
+    pictures: int
+    values: int
+
+    def count(self, values: int) -> int:
+        """Of pictures that have so many values each."""
+        return max(4, min(self.pictures, self.values // values))
+
+
+PREVIEWED = PictureLimit(12, 3 * 2**20)
+VALIDATED = PictureLimit(128, 2**23)
+INSPECTED = PictureLimit(64, 2**20)
+"""Between two legs: a few seconds' worth."""
 VALIDATED_AT_ONCE = 8
 """Pictures, so that validation takes less memory than a training step."""
 
@@ -49,7 +61,7 @@ class AutoencoderValidator:
 
     def write(self, path: Path) -> None:
         """Originals, each with its reconstruction to the right."""
-        images = self.images[: preview_count(self.images[0, 0].numel())]
+        images = self.images[: PREVIEWED.count(self.images[0].numel())]
         pairs = torch.stack([images, self.reconstruct(images)], 1).flatten(0, 1)
         write_png(path, grid(pils_from_images(pairs), 6))
 
@@ -63,7 +75,7 @@ class AutoencoderValidator:
 def autoencoder_validator(
     pictures: Pictures, vae: Autoencoder, features: EfficientNetLite0, device: torch.device
 ) -> AutoencoderValidator:
-    count = validation_count(pictures.pixels[0].numel())
+    count = VALIDATED.count(pictures.pixels[0].numel())
     return AutoencoderValidator(validation_images(pictures, count, device), vae, features)
 
 
@@ -83,7 +95,7 @@ class DenoiserValidator:
     def write(self, path: Path) -> None:
         few = self.sampling.model_copy(update={"steps": min(10, self.sampling.steps), "conditioning": "whole"})
         low_res = self.held_out.low_res
-        rngs = [Rng(("preview", index)) for index in range(PREVIEW_COUNT)]
+        rngs = [Rng(("preview", index)) for index in range(PREVIEWED.pictures)]
         if low_res is None:
             labels, text = self.conditions()
             shown = generate([self.stage], labels, [few], rngs[: len(labels)], text=text)
@@ -100,7 +112,8 @@ class DenoiserValidator:
     @property
     def count(self) -> int:
         """Number of pictures in a preview."""
-        return preview_count(self.stage.image_size**2) if self.held_out.low_res is None else PREVIEW_COUNT // 2
+        first = self.held_out.low_res is None
+        return PREVIEWED.count(3 * self.stage.image_size**2) if first else PREVIEWED.pictures // 2
 
     @property
     def labels(self) -> Labels:
@@ -219,19 +232,6 @@ def each_class(count: int, classes: int, device: torch.device) -> Labels:
     """Every class in turn; the null label where there are no classes."""
     indices = torch.arange(count, device=device)
     return indices % classes if classes else torch.full_like(indices, NULL_LABEL)
-
-
-def preview_count(pixels: int) -> int:
-    return max(4, min(PREVIEW_COUNT, PREVIEW_VALUES // pixels))
-
-
-def validation_count(values: int) -> int:
-    return max(4, min(VALIDATION_COUNT, VALIDATION_VALUES // values))
-
-
-def inspection_count(values: int) -> int:
-    """How many pictures of so many values are inspected between two legs: a few seconds' worth."""
-    return max(4, min(INSPECTION_COUNT, INSPECTION_VALUES // values))
 
 
 def validation_first(pictures: Pictures, count: int, device: torch.device) -> tuple[Images, int]:

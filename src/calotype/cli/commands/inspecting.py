@@ -29,12 +29,12 @@ from calotype.spaces.latent import LatentSpace
 from calotype.store import AUTOENCODER
 from calotype.training.checkpoint import checkpoints
 from calotype.training.inspection import critic_health
-from calotype.training.previews import validation_first
+from calotype.training.previews import PictureLimit, validation_first
 from calotype.training.warm_start import START_FOLDER
 from calotype.types import Images, UserError
 
-INSPECTED, INSPECTED_VALUES = 256, 2**22
-"""Pictures that are measured, fewer where they are large; four times as many for statistics where there are none."""
+THOROUGHLY = PictureLimit(256, 2**22)
+"""Pictures that are measured; four times as many for statistics where there are none."""
 SHOWN_PICTURES, SHOWN_VALUES, SHOWN_LATENTS, LATENT_SCALE = 8, 2**21, 3, 4
 """Pictures on the page, fewer where they are large, and latents, each value of a small one as a square."""
 
@@ -60,9 +60,9 @@ def inspect(options: InspectOptions, console: Console) -> Path:
     load_weights(space, {**space.state_dict(), **weights}, str(folder))
     space.eval().requires_grad_(False)
     if "mean" not in weights:
-        parts = pictures.train_indices[: max(16, 4 * INSPECTED_VALUES // values)].split(16)
+        parts = pictures.train_indices[: max(16, 4 * THOROUGHLY.values // values)].split(16)
         space.measure(space.moments(images_from_pixels(pictures.pixels[part]).to(where)) for part in parts)
-    count = max(4, min(INSPECTED, INSPECTED_VALUES // values))
+    count = THOROUGHLY.count(values)
     images, held_out = validation_first(pictures, count, where)
     if foreign:  # all of them are unseen, whatever set they would be in
         images = images_from_pixels(pictures.pixels[:count]).to(where)
