@@ -97,8 +97,8 @@ def test_all_that_a_run_is_for_is_there(runs, kind):
 def test_the_recipe_of_a_run_is_that_of_its_model_but_for_the_level(runs, kind):
     written = parse_recipe(read_recipe(runs[kind] / "recipe.toml"))
     model = parse_recipe(read_json(runs[kind] / "model" / "model.json")["recipe"])
-    assert written.chain == (8, 16) and written.enlarger(16).images == 32
-    best = {"sampling": {"augmentation": model.enlarger(16).sampling.augmentation}}
+    assert written.chain == (8, 16) and written.enlarging(16).images == 32
+    best = {"sampling": {"augmentation": model.enlarging(16).sampling.augmentation}}
     assert parse_recipe(merge(written.model_dump(), {"enlarge": {"16": best}})) == model
 
 

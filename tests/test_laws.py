@@ -133,7 +133,7 @@ def test_what_was_measured_on_two_cores_stays(flops, size, minutes):
     assert made.chain == ((64, 256) if size == 256 else (size,))
     assert made.autoencoder.network.widths == (96, 192) and made.autoencoder.learn.learning_rate == 2e-3
     assert learning_rate("dit", 128) == 0.4 / 128 and learning_rate("unet", 32) == 0.04 / 32
-    assert all(made.enlarger(side).backbone.width == 32 for side in made.chain[1:])
+    assert all(made.enlarging(side).backbone.width == 32 for side in made.chain[1:])
     shares = time_shares(["autoencoder", "denoiser"], UTILIZATION * flops * 60 * minutes)
     assert shares == pytest.approx({"autoencoder": 0.3, "denoiser": 0.7})
 
@@ -248,7 +248,7 @@ def parameters_of(size, flops, budget, memory=80 * GB, device="cuda"):
     )
     backbone, network = made.denoiser.backbone, made.autoencoder.network
     scale = network.widths[0] / VAE_WIDTHS[network.reduction][0]
-    above = tuple(2000 * made.enlarger(side).backbone.width ** 2 for side in made.chain[1:])
+    above = tuple(2000 * made.enlarging(side).backbone.width ** 2 for side in made.chain[1:])
     denoiser = dit_parameters(backbone.width, backbone.depth)
     return denoiser, VAE_PARAMETERS[network.reduction] * scale**2, made.chain, above
 

@@ -40,7 +40,7 @@ def leg_of(pictures=None, **changes):
 def test_a_sample_is_the_estimate_at_the_largest_sigma():
     leg = go_on(leg_of(), 16)
     stage, batch, rngs = leg.trained, leg.source.batch(0, 4), [Rng((index,)) for index in range(4)]
-    sampling = parse_recipe(merge(CASCADE, ONE_STEP)).enlarger(16).sampling
+    sampling = parse_recipe(merge(CASCADE, ONE_STEP)).enlarging(16).sampling
     condition = stage.sampling_condition(batch.labels, batch.low_res, sampling, rngs)
     sigma = torch.full((4,), max(stage.schedule.grid(30)))
     noise = torch.stack([rng.at("start").normal(*batch.clean.shape[1:]) for rng in rngs])
@@ -122,7 +122,7 @@ def test_stop_and_resume_is_the_same_to_the_bit(until, tmp_path, whole):
 def test_a_run_with_one_step_is_trained_guarded_and_sampled(tmp_path):
     folder = train_small(tmp_path, settings=merge(HYBRID, ONE_STEP))
     model = load(folder)
-    assert model.recipe.enlarger(16).objective == "one_step"
+    assert model.recipe.enlarging(16).objective == "one_step"
     (picture,) = model.sample(1)
     assert picture.size == (16, 16)
     assert (folder / "checkpoints").is_dir() and leg_above(16) in (folder / "log.jsonl").read_text()

@@ -444,10 +444,10 @@ def test_stages_above_latents_take_one_step_unless_set_otherwise():
     above = {"denoising": {"enlarge": {"256": {"objective": "denoising"}}}, "one_step": {}}
     for objective, changes in above.items():
         settings, _ = propose(noise_pictures(3, 256), machine(), 600.0, {"size": 256, **changes})
-        config = parse_recipe(merge(settings, changes)).enlarger(256)
+        config = parse_recipe(merge(settings, changes)).enlarging(256)
         assert (config.objective, config.sampling.steps) == (objective, 12 if changes else 1)
     made, _ = proposed(256, kind="cascade")
-    assert made.enlarger(256).objective == "denoising"
+    assert made.enlarging(256).objective == "denoising"
 
 
 def test_an_autoencoder_of_the_users_own_is_for_pictures_of_the_whole_size():
@@ -531,7 +531,7 @@ def test_the_enlarger_is_that_of_the_law_and_local(low_res, size):
     pictures = noise_pictures(size=size)
     for operations in (1e9, 1e14, 1e18):
         settings = choose_enlarger(pictures, low_res, size, Resources(operations))
-        config = parse_recipe({"size": size, "stages": [low_res, size], "enlarge": {str(size): settings}}).enlarger(
+        config = parse_recipe({"size": size, "stages": [low_res, size], "enlarge": {str(size): settings}}).enlarging(
             size
         )
         assert (config.backbone.width, config.backbone.blocks) == unet_size(operations)
@@ -704,7 +704,7 @@ def test_a_plan_measures_the_spreads_and_keeps_the_defaults_of_sampling(monkeypa
     plan = planned(
         monkeypatch, {"kind": "cascade", "size": 16, "denoiser": {"images": 32}, "enlarge": {"16": {"images": 8}}}
     )
-    above, pictures = plan.recipe.enlarger(16), noise_pictures(size=16)
+    above, pictures = plan.recipe.enlarging(16), noise_pictures(size=16)
     assert plan.recipe.chain == (8, 16) and above.sigma_data == 0
     assert above.schedule.largest == pytest.approx(15 * measure_residuals(pictures, 16, 2)[1], rel=0.01)
     assert plan.recipe.denoiser.sigma_data == measure_sigma_data(pictures, 8)

@@ -239,7 +239,7 @@ CHAIN = ["kind=cascade", "size=32", "stages=[16,32]", "enlarge.32.images=640", "
 
 def test_a_chain_can_be_given_as_overrides_and_survives_being_written(tmp_path):
     recipe = parse_recipe(read_overrides(CHAIN))
-    assert recipe.chain == (16, 32) and recipe.enlarger(32).images == 640 and recipe.enlarger(32).crop == 16
+    assert recipe.chain == (16, 32) and recipe.enlarging(32).images == 640 and recipe.enlarging(32).crop == 16
     text = to_toml(recipe)
     assert "autoencoder" not in text and tomllib.loads(text)["enlarge"]["32"]["images"] == 640
     assert parse_recipe(read_recipe(written(tmp_path, text))) == recipe
@@ -301,7 +301,7 @@ def test_one_setting_of_a_stage_leaves_its_other_defaults():
     ):
         settings = read_overrides([f"enlarge.32.{override}"])
         expected = EnlargeRecipe.model_validate(merge(plain.model_dump(), change))
-        assert parse_recipe(merge(chain, settings)).enlarger(32) == expected != plain
+        assert parse_recipe(merge(chain, settings)).enlarging(32) == expected != plain
 
 
 def test_each_leg_of_a_chain_has_its_images():
@@ -407,7 +407,7 @@ def test_toml_is_the_only_syntax(tmp_path):
 def test_a_recipe_of_an_earlier_version_opens_at_every_label_dropout(dropped):
     table = {"label_dropout": dropped}
     found = parse_recipe(upgraded({"size": 128, "stages": [64, 128], "denoiser": table, "enlarge": {"128": table}}))
-    for one in (found.denoiser, found.enlarger(128)):
+    for one in (found.denoiser, found.enlarging(128)):
         assert one.label_dropout == dropped and one.caption_alone == pytest.approx(min(0.4, 1 - dropped))
 
 

@@ -123,7 +123,7 @@ def build_stage(
 
 def build_enlarger(recipe: Recipe, size: int, classes: int, frozen: FrozenEncoder | None = None) -> Stage:
     """The stage that makes pictures of this size from those of the stage before; its prior is still to be fitted."""
-    config, space, low_res = recipe.enlarger(size), PixelSpace(), recipe.chain[recipe.chain.index(size) - 1]
+    config, space, low_res = recipe.enlarging(size), PixelSpace(), recipe.chain[recipe.chain.index(size) - 1]
     prior = PatchPrior(size // low_res) if config.prior == "gaussian" else None
     inputs = 2 if prior is None else 3
     denoiser = build_denoiser(recipe, config, inputs, space.channels, classes, prior, frozen)

@@ -184,7 +184,7 @@ class Model:
 
         Its sides grow by that stage's factor. Raises `UserError` if no stage is conditioned on low resolution.
         """
-        index = self.enlarger(size)
+        index = self.enlarging_index(size)
         stage = self.stages[index]
         images = images_from_pil(picture.convert("RGB")).to(self.device)
         height, width = images.shape[-2:]
@@ -272,7 +272,7 @@ class Model:
             )
         return canvas(height, width, full)
 
-    def enlarger(self, size: int | None = None) -> int:
+    def enlarging_index(self, size: int | None = None) -> int:
         """Index of the stage that enlarges to `size`."""
         sizes = {stage.image_size: index for index, stage in enumerate(self.stages) if stage.low_res_size}
         if not sizes:

@@ -300,8 +300,8 @@ class Recipe(Config):
 
     @model_validator(mode="after")
     def _guided(self) -> Recipe:
-        priors = {"": self.denoiser.prior, **{f"enlarge.{size}.": self.enlarger(size).prior for size in self.chain[1:]}}
-        for (place, prior), sampling in zip(priors.items(), self.samplings, strict=True):
+        above = {f"enlarge.{size}.": self.enlarging(size).prior for size in self.chain[1:]}
+        for (place, prior), sampling in zip({"": self.denoiser.prior, **above}.items(), self.samplings, strict=True):
             if sampling.guide == "prior" and prior == "none":
                 key = "denoiser.prior" if not place else f"{place}prior"
                 raise ValueError(
@@ -333,19 +333,20 @@ class Recipe(Config):
     def chain(self) -> tuple[int, ...]:
         return self.stages or (self.size,)
 
-    def enlarger(self, size: int) -> EnlargeRecipe:
+    def enlarging(self, size: int) -> EnlargeRecipe:
+        """The settings of the stage that makes pictures of this size from smaller ones."""
         return self.enlarge.get(str(size), EnlargeRecipe())
 
     @property
     def samplings(self) -> tuple[Sampling, ...]:
-        return self.sampling, *(self.enlarger(size).sampling for size in self.chain[1:])
+        return self.sampling, *(self.enlarging(size).sampling for size in self.chain[1:])
 
     @property
     def units(self) -> tuple[int, ...]:
         """Numbers of which the sides of each stage's pictures must be multiples."""
         base = unit_of(self.denoiser.backbone) * (self.autoencoder.network.reduction if self.kind == "latent" else 1)
         steps = pairwise(self.chain)
-        return base, *(math.lcm(unit_of(self.enlarger(larger).backbone), larger // small) for small, larger in steps)
+        return base, *(math.lcm(unit_of(self.enlarging(larger).backbone), larger // small) for small, larger in steps)
 
     @property
     def unit(self) -> int:
@@ -358,7 +359,7 @@ class Recipe(Config):
         first: dict[str, LegConfig] = {"autoencoder": self.autoencoder} if self.trains_space else {}
         legs = {**first, "denoiser": self.denoiser}
         for size in self.chain[1:]:
-            legs[leg_above(size)] = above = self.enlarger(size)
+            legs[leg_above(size)] = above = self.enlarging(size)
             if above.exposure.images:
                 legs[exposure_above(size)] = LegConfig(images=above.exposure.images, batch=above.batch)
         return legs
@@ -368,7 +369,7 @@ class Recipe(Config):
         if leg == "autoencoder":
             config = self.autoencoder
         elif leg != "denoiser":
-            config = self.enlarger(int(leg.rpartition("-")[2]))
+            config = self.enlarging(int(leg.rpartition("-")[2]))
         if network == "critic" and not isinstance(config, DenoiserRecipe):
             return config.critic_learn
         return config.learn

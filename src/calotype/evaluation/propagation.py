@@ -269,7 +269,7 @@ def propagation(
         arms = list(cascade_arms(candidate.model.stages, candidate.model.samplings, subjects))
         result = measure_arms(arms, rng, lite0, progress)
         result.own = next((arm.name for arm in arms if arm.name in ("augmentation", "truncation")), "none")
-        result.exposure = any(candidate.recipe.enlarger(stage.image_size).exposure.images for stage in above)
+        result.exposure = any(candidate.recipe.enlarging(stage.image_size).exposure.images for stage in above)
         return result
     sampling, sigmas = candidate.model.samplings[0], {"matched": sigma, **{f"{each:g}": each for each in LATENT_SIGMAS}}
     high = base.schedule.grid(sampling.steps)[0] / 2

@@ -140,7 +140,7 @@ def stages_config(model: Model) -> dict[str, Any]:
             space["network"] = config.model_dump(mode="json")
         elif isinstance(config, DeterministicConfig):
             space["unit_range"] = config.unit_range
-    configs: list[DiffusionConfig] = [recipe.denoiser, *(recipe.enlarger(size) for size in recipe.chain[1:])]
+    configs: list[DiffusionConfig] = [recipe.denoiser, *(recipe.enlarging(size) for size in recipe.chain[1:])]
     parts = zip(model.stages, configs, model.samplings, strict=True)
     text = recipe.denoiser.text
     return {

@@ -78,7 +78,7 @@ class Counted(Costs):
             steps["autoencoder"] = self._phases("autoencoder", extra)
         steps["denoiser"] = self._phases("denoiser", [(1.0, self.prior_flops)])
         for size in recipe.chain[1:]:
-            leg, stage = leg_above(size), recipe.enlarger(size)
+            leg, stage = leg_above(size), recipe.enlarging(size)
             one_step = stage.objective == "one_step"
             extra = adversarial_flops(stage.losses, stage.critic, sides[leg]) if one_step else [(1.0, 0.0)]
             steps[leg] = steps[exposure_above(size)] = self._phases(leg, extra)
@@ -129,7 +129,7 @@ class Counted(Costs):
     def sampling(self) -> list[float]:
         flops, below = [self._sampling_flops(0, "denoiser", 1.0) + self._coding[1]], self.recipe.chain
         for index, (_, size) in enumerate(pairwise(below), 1):
-            crop = self.recipe.enlarger(size).crop or size
+            crop = self.recipe.enlarging(size).crop or size
             flops.append(self._sampling_flops(index, leg_above(size), (size / crop) ** 2))
         return [self.seconds(each) for each in flops]
 

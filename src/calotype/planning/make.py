@@ -164,7 +164,7 @@ def with_optimizers(proposal: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
         optimizer = "muon" if config.backbone.kind == "dit" else "adamw"
         return {"learn": {"optimizer": optimizer, "learning_rate": three_digits(rate)}}
 
-    enlarge = {str(size): learn(recipe.enlarger(size)) for size in recipe.chain[1:]}
+    enlarge = {str(size): learn(recipe.enlarging(size)) for size in recipe.chain[1:]}
     return merge(proposal, {"denoiser": learn(recipe.denoiser), "enlarge": enlarge})
 
 
@@ -240,7 +240,7 @@ def with_warmups(recipe: Recipe, images: dict[str, int]) -> Recipe:
         least, most = (steps * config.batch / images[leg] for steps in (WARMUP_STEPS, MOST_WARMUP_STEPS))
         return {"learn": {"warmup": min(most, max(default, min(LONGEST_WARMUP, least)))}}
 
-    enlarge = {str(size): learn(leg_above(size), recipe.enlarger(size)) for size in recipe.chain[1:]}
+    enlarge = {str(size): learn(leg_above(size), recipe.enlarging(size)) for size in recipe.chain[1:]}
     changes = {"denoiser": learn("denoiser", recipe.denoiser), "enlarge": enlarge}
     return parse_recipe(merge(recipe.model_dump(), changes))
 
@@ -262,11 +262,11 @@ def between_legs(plan: Plan, measured: Costs, count: int, left: float) -> dict[s
         plan.guidance_samples = 0
         seconds.pop("guidance", None)
     for index, size in enumerate(recipe.chain[1:], 1):
-        crop = (recipe.enlarger(size).crop or size) / size
+        crop = (recipe.enlarging(size).crop or size) / size
         below = sum(measured.sampling[:index])
         a_crop = below + LEVELS_TRIED * (crop**2 * measured.sampling[index] + measured.feature)
         crops = min(MOST_LEVEL_CROPS, int(LEVEL_SHARE * max(0.0, left) / a_crop))
-        if crops < FEWEST_LEVEL_CROPS or not searches_level(recipe.enlarger(size)):
+        if crops < FEWEST_LEVEL_CROPS or not searches_level(recipe.enlarging(size)):
             crops = 0
         plan.level_crops[str(size)] = crops
         seconds[f"level-{size}"] = crops * a_crop

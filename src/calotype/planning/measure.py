@@ -90,7 +90,7 @@ class Measurement(Costs):
             size = stage.image_size
             pictures = self.pictures[size]
             source = crop_examples(recipe, size, pictures, self.device)(pictures.train_indices)
-            config = recipe.enlarger(size)
+            config = recipe.enlarging(size)
             objective, ends = enlarging_objective(stage, config, self.device), [1.0]
             if config.objective == "one_step":
                 ends = config.losses.phase_ends

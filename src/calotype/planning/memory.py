@@ -117,7 +117,7 @@ def state_bytes(outline: Outline, recipe: Recipe, machine: Machine) -> int:
 def is_divisible(recipe: Recipe, leg: str) -> bool:
     """Whether the objective of a leg has slices: see `training.objectives`."""
     name, _, size = leg.partition("-")
-    return name == "denoiser" or (name == "enlarge" and recipe.enlarger(int(size)).objective == "denoising")
+    return name == "denoiser" or (name == "enlarge" and recipe.enlarging(int(size)).objective == "denoising")
 
 
 def least_memory(outline: Outline, batch: int, recipe: Recipe, machine: Machine) -> LegMemory:
@@ -171,7 +171,7 @@ def fit_memory(recipe: Recipe, base: Stage, count: int, held_out: int) -> dict[s
             phases = [phases[0], drawn, fitted + again + max(COMPONENTS * held + group, gate)]
         parts["fit"] = FIT_OVERHEAD + EVALUATED * 4 * values * min(VALIDATION_IMAGES, held_out) + max(phases)
     for below, size in pairwise(recipe.chain):
-        if recipe.enlarger(size).prior != "none":
+        if recipe.enlarging(size).prior != "none":
             parts[f"prepare-{size}"] = patch_fit_memory(size // below)
     return parts
 
@@ -187,7 +187,7 @@ def patch_fit_memory(factor: int) -> int:
 
 def validation_bytes(recipe: Recipe) -> int:
     """Of the validation pictures of a leg and as many training pictures, or reconstructions, in float32: at most."""
-    sides = recipe.chain[0], *(recipe.enlarger(size).crop or size for size in recipe.chain[1:])
+    sides = recipe.chain[0], *(recipe.enlarging(size).crop or size for size in recipe.chain[1:])
     return max(2 * 4 * VALIDATED.count(3 * side**2) * 3 * side**2 for side in sides)
 
 
@@ -242,7 +242,7 @@ def legs_in_outline(recipe: Recipe) -> Iterator[Outline]:
     encoder = BytesEncoder(text) if isinstance(text, BytesConfig) else nn.Identity()
     legs = {"denoiser": (recipe.denoiser.backbone, base, INPUTS * channels, channels)}
     for size in recipe.chain[1:]:
-        stage = recipe.enlarger(size)
+        stage = recipe.enlarging(size)
         legs[leg_above(size)] = stage.backbone, stage.crop or size, (INPUTS + 1) * 3, 3
     for leg, (config, side, inputs, outputs) in legs.items():
         backbone = build_backbone(config, inputs, outputs)

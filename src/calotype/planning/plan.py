@@ -84,10 +84,10 @@ def explain(
     backbone = denoiser.backbone
     choices.append(choice("denoiser", describe_backbone(backbone), backbone == other.backbone, reasons["denoiser"]))
     for size in recipe.chain[1:]:
-        enlarger = recipe.enlarger(size)
+        enlarger = recipe.enlarging(size)
         choices.append(choice(
             f"enlarge to {size}", describe_backbone(enlarger.backbone),
-            enlarger.backbone == proposed.enlarger(size).backbone,
+            enlarger.backbone == proposed.enlarging(size).backbone,
             f"no attention, so crops of {enlarger.crop or size} px are enough; {reasons[leg_above(size)]}",
         ))  # fmt: skip
     choices += [

@@ -66,7 +66,7 @@ def check_sizes(recipe: Recipe) -> None:
                 f"of at least {2**halvings} px, or set autoencoder.critic.depth={int(math.log2(seen))}"
             )
     for low_res, size, unit in zip(recipe.chain, recipe.chain[1:], units[1:], strict=False):
-        config = recipe.enlarger(size)
+        config = recipe.enlarging(size)
         check_multiple(f"the stage of {size} px", size, unit, "network")
         check_crop(f"enlarge.{size}.crop", config.crop, size, unit)
         check_stop(recipe, size)
@@ -82,9 +82,9 @@ def check_sizes(recipe: Recipe) -> None:
 def check_stop(recipe: Recipe, size: int) -> None:
     """A stage can be stopped only at less noise than it starts from."""
     below = recipe.chain.index(size) - 1
-    schedule = (recipe.enlarger(recipe.chain[below]) if below else recipe.denoiser).schedule
-    most, level = schedule.grid(recipe.samplings[below].steps)[0], recipe.enlarger(size).sampling.augmentation
-    trained = recipe.enlarger(size).augmentation.most
+    schedule = (recipe.enlarging(recipe.chain[below]) if below else recipe.denoiser).schedule
+    most, level = schedule.grid(recipe.samplings[below].steps)[0], recipe.enlarging(size).sampling.augmentation
+    trained = recipe.enlarging(size).augmentation.most
     if level > trained:
         raise UserError(
             f"enlarge.{size}.sampling.augmentation is {level:g}, but must be at most what is trained, {trained:g}; "

@@ -71,6 +71,6 @@ def picture_examples(recipe: Recipe, pictures: Pictures, device: torch.device) -
 
 def crop_examples(recipe: Recipe, size: int, pictures: Pictures, device: torch.device) -> Examples:
     """With their low-resolution versions, for the stage that makes pictures of this size."""
-    rng, crop = Rng((recipe.seed, leg_above(size))), recipe.enlarger(size).crop or size
+    rng, crop = Rng((recipe.seed, leg_above(size))), recipe.enlarging(size).crop or size
     factor = size // recipe.chain[recipe.chain.index(size) - 1]
     return lambda chosen: PictureSource(pictures, chosen, rng, device, crop, recipe.flip, factor)

@@ -107,7 +107,7 @@ def enlarger_leg(
 ) -> Leg[Stage]:  # fmt: skip
     """A stage that enlarges the pictures of the stage before it."""
     deterministic(recipe.seed + size)
-    stage, config = build_enlarger(recipe, size, len(pictures.classes), frozen), recipe.enlarger(size)
+    stage, config = build_enlarger(recipe, size, len(pictures.classes), frozen), recipe.enlarging(size)
     if isinstance(prior := stage.denoiser.prior, PatchPrior):
         train, factor = examples(pictures.train_indices), prior.factor
         fitted = keep(run, leg_above(size), lambda: fit_patches(factor, train, config.crop or size))
@@ -129,7 +129,7 @@ def enlarging_objective(
 
 def exposure_leg(recipe: Recipe, below: Stage, stage: Stage, pictures: Pictures, device: torch.device) -> Leg[Stage]:
     """Exposure fine-tuning: more training on pictures that the stage below has redrawn, with its artefacts."""
-    size, config = stage.image_size, recipe.enlarger(stage.image_size)
+    size, config = stage.image_size, recipe.enlarging(stage.image_size)
     stream = f"mistakes-{size}"  # as in version 0.1: another name would draw other numbers
     rng, count = Rng((recipe.seed, stream)), config.exposure.pictures
     stage = replace(stage, denoiser=copy.deepcopy(stage.denoiser).train().requires_grad_(True))
@@ -194,7 +194,7 @@ def redraw_all(
 ) -> UInt8[Tensor, "count 3 size size"]:
     """The chosen pictures at the size of the stage below, redrawn by it (SDEdit, arXiv 2108.01073)."""
     index = recipe.chain.index(below.image_size)
-    share, redrawn = recipe.enlarger(recipe.chain[index + 1]).exposure.share, []
+    share, redrawn = recipe.enlarging(recipe.chain[index + 1]).exposure.share, []
     factor = pictures.pixels.shape[-1] // below.image_size
     for part in chosen.split(REDRAWN_AT_ONCE):
         images = shrunk(images_from_pixels(pictures.pixels[part]).to(device), factor)

@@ -75,7 +75,7 @@ def search_levels(
     labels, text = validation_conditions(pictures, count, device)
     rngs = [rng.at("sample", index) for index in range(count)]
     low_res = torch.cat([*generate_in_turn(below, labels, recipe.samplings[: len(below)], rngs, text=text)])
-    config = recipe.enlarger(stage.image_size)
+    config = recipe.enlarging(stage.image_size)
     side = (config.crop or stage.image_size) // stage.factor
     corners = rng.at("crop").integers(low_res.shape[-1] - side + 1, count, 2).tolist()
     crops = [image[:, y : y + side, x : x + side] for image, (y, x) in zip(low_res, corners, strict=True)]

@@ -195,7 +195,7 @@ class Pipeline:
             examples = crop_examples(self.recipe, size, pictures, self.device)
             leg = enlarger_leg(self.recipe, size, pictures, examples, self.device, self.run, self.frozen, self.start)
         stage = self._train(leg)
-        if not self.recipe.enlarger(size).exposure.images:
+        if not self.recipe.enlarging(size).exposure.images:
             return stage
         with self._counting("prepare"):
             fine_tuning = exposure_leg(self.searched, below, stage, pictures, self.device)

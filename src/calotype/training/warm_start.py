@@ -216,7 +216,7 @@ def next_seed(recipe: Recipe) -> int:
 
 
 def config_of(recipe: Recipe, size: int) -> DiffusionConfig:
-    return recipe.denoiser if size == recipe.chain[0] else recipe.enlarger(size)
+    return recipe.denoiser if size == recipe.chain[0] else recipe.enlarging(size)
 
 
 def leg_of(recipe: Recipe, size: int) -> str:

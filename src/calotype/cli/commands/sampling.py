@@ -217,7 +217,7 @@ def pair(option: str, text: str, separator: str = ",") -> tuple[str, str]:
 def enlarge(options: EnlargeOptions, console: Console) -> int:
     """Writes every picture enlarged, as PNG, and returns how many; unreadable pictures are named and left out."""
     model, paths = load(options.run, options.device), list_pictures(options.pictures)
-    model.enlarger(options.size)
+    model.enlarging_index(options.size)
     model.labels(1, options.label)
     check_empty(options.out)
     written = 0
