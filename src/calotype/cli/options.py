@@ -119,8 +119,7 @@ class PlanOptions(TrainingOptions):
     """Show what `train` would do, why, and what it would cost. With --flops and --memory, for another machine."""
 
     flops: Annotated[
-        float | None,
-        option("FLOP/s of another machine, such as 5e14; needs --memory.", parser=speed, metavar="NUMBER"),
+        float | None, option("FLOP/s of another machine, such as 5e14; needs --memory.", parser=speed, metavar="NUMBER")
     ] = None
     memory: Annotated[
         int | None, option("Free memory of another machine, such as 80GB.", parser=byte_count, metavar="SIZE")
@@ -186,8 +185,7 @@ class SampleOptions(SamplingOptions):
 
     run: RunFolder
     count: Annotated[
-        int | None,
-        option("Number of pictures. [default: 16, or one per prompt]", max=MAX_SAMPLES, metavar="NUMBER"),
+        int | None, option("Number of pictures. [default: 16, or one per prompt]", max=MAX_SAMPLES, metavar="NUMBER")
     ] = None
     label: Annotated[str | None, option("Class of the pictures. [default: each in turn; with --from: none]")] = None
     prompt: Annotated[str | None, option("Prompt: what the pictures show.")] = None
@@ -246,8 +244,7 @@ class ExportOptions(SamplingOptions):
     ]
     out: Annotated[Path | None, option("Folder to write to. [default: RUN/onnx, RUN/web or RUN/diffusers]")] = None
     runtime: Annotated[
-        Path | None,
-        option("With --to web: npm package of onnxruntime-web. [default: node_modules/onnxruntime-web]"),
+        Path | None, option("With --to web: npm package of onnxruntime-web. [default: node_modules/onnxruntime-web]")
     ] = None
 
 

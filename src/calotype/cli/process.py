@@ -32,11 +32,7 @@ SPINS = "10000"
 Where threads sleep at once, a step of the autoencoder is as slow on two cores as on one; those that never sleep slow
 down a busy machine."""
 
-COMPILER = {
-    "FX_GRAPH_CACHE": "0",
-    "AUTOGRAD_CACHE": "0",
-    "COMPILE_THREADS": "1",
-}
+COMPILER = {"FX_GRAPH_CACHE": "0", "AUTOGRAD_CACHE": "0", "COMPILE_THREADS": "1"}
 """Of torch.compile, beside its `compiled_folder`: nothing that is kept is a pickle, and it starts no processes that
 have torch in memory once more."""
 

@@ -21,14 +21,7 @@ from PIL import Image
 
 from calotype.data.caches import Pixels, cached_pixels, open_pixels
 from calotype.data.captions import Captions
-from calotype.data.folder import (
-    HashedFile,
-    Pictures,
-    assemble,
-    check_size,
-    with_captions,
-    without_duplicates,
-)
+from calotype.data.folder import HashedFile, Pictures, assemble, check_size, with_captions, without_duplicates
 from calotype.data.images import in_threads, shown
 from calotype.data.layout import class_notes
 from calotype.data.listing import note

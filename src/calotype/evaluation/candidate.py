@@ -176,9 +176,7 @@ def _own_notes(name: str, candidate: Candidate, split: Split | None, pictures: P
         return [f"{name} {old}"] if candidate.run.state.split is None else []
     if split is None:
         unknown = "was trained on other pictures, which cannot be read or have changed"
-        return [
-            f"{name} {unknown}, so it is not known whether it has seen those that samples are held against",
-        ]
+        return [f"{name} {unknown}, so it is not known whether it has seen those that samples are held against"]
     trained, chosen_by, rest = (int(rows.sum()) for rows in (split.train, split.validation, split.test))
     return [
         f"{name} was trained on other pictures: of these {len(split):,}, {trained:,} are in its training set and "

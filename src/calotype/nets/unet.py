@@ -67,10 +67,7 @@ class Unet(nn.Module):
                 self.down.append(Downsample(width))
                 skips.append(width)
         self.middle = nn.ModuleList(
-            [
-                level(len(widths) - 1, widths[-1], widths[-1]),
-                UnetLevel(widths[-1], widths[-1], config, attention=False),
-            ]
+            [level(len(widths) - 1, widths[-1], widths[-1]), UnetLevel(widths[-1], widths[-1], config, attention=False)]
         )
         self.up = nn.ModuleList()
         here = widths[-1]

@@ -19,14 +19,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from calotype.bounds import MAX_LEVELS, BlockCount, Channels, PatchSide
-from calotype.nets.blocks import (
-    ChannelNorm,
-    Precision,
-    ResidualBlock,
-    Resized,
-    autocast,
-    zero,
-)
+from calotype.nets.blocks import ChannelNorm, Precision, ResidualBlock, Resized, autocast, zero
 from calotype.types import Config, Images, Latents
 
 GAIN = 0.1

@@ -27,12 +27,7 @@ from calotype.spaces.latent import LatentSpace
 from calotype.spaces.pixel import PixelSpace, Space
 from calotype.threads import in_slices
 from calotype.training.compiling import WORTH, compiled
-from calotype.training.examples import (
-    crop_examples,
-    picture_examples,
-    picture_source,
-    without_unread_captions,
-)
+from calotype.training.examples import crop_examples, picture_examples, picture_source, without_unread_captions
 from calotype.training.legs import autoencoder_objective, enlarging_objective
 from calotype.training.loop import BatchSource, Division, TrainProgress, train_step
 from calotype.training.objectives import DenoisingObjective, Objective

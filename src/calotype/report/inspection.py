@@ -11,19 +11,7 @@ from calotype.evaluation.autoencoder import SHARE, AutoencoderMeasures, CriticHe
 from calotype.evaluation.diagnosis import InspectionResult
 from calotype.files import write_whole
 from calotype.report.format import UNKNOWN, date, digits, percent
-from calotype.report.html import (
-    Html,
-    aside,
-    definitions,
-    figure,
-    masthead,
-    page,
-    section,
-    square,
-    strip,
-    table,
-    tag,
-)
+from calotype.report.html import Html, aside, definitions, figure, masthead, page, section, square, strip, table, tag
 from calotype.report.plot import Series, plot
 
 INSPECTION_BYTES = 1_200_000

@@ -16,16 +16,7 @@ from pydantic import Field
 from torch import Tensor
 
 from calotype.bounds import BatchSize, ImageCount, SeedNumber
-from calotype.files import (
-    damage,
-    is_whole,
-    listed,
-    make_folder,
-    read_as,
-    whole_folder,
-    write_json,
-    write_tensors,
-)
+from calotype.files import damage, is_whole, listed, make_folder, read_as, whole_folder, write_json, write_tensors
 from calotype.places import DISK_FULL
 from calotype.ranks import ALONE, Ranks
 from calotype.training.loop import Note, TrainProgress, doublings
@@ -173,11 +164,7 @@ def _stamp(file: Path) -> tuple[int, int, int]:
 
 
 def restore(
-    folder: Path,
-    leg: str,
-    states: Mapping[str, Saved],
-    progress: TrainProgress,
-    warn: Note = lambda text: None,
+    folder: Path, leg: str, states: Mapping[str, Saved], progress: TrainProgress, warn: Note = lambda text: None
 ) -> Path | None:
     """Brings train states and progress to the leg's newest whole checkpoint, and returns it; None if there is none.
 
