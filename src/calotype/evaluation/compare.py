@@ -125,7 +125,7 @@ def matched_noise(comparison: Comparison) -> tuple[float, int]:
     if cascade is None:
         return USUAL, max(1, runs[0].size // 4)
     size = cascade.recipe.chain[0]
-    return matched_level(cascade, float(reference.images(reference.chosen, size).std())), size
+    return matched_level(cascade, float(reference.store.images(reference.chosen, size).std())), size
 
 
 def run_measures(
@@ -175,7 +175,7 @@ def error_propagation(
     rows = reference.chosen[: len(small)]
     labels, text = candidate.labels(reference.pictures, rows), candidate.text(reference.pictures, rows)
     subjects = Subjects(labels, candidate.model.rngs(len(small), comparison.seed), small, text)
-    real = reference.images(rows, candidate.size).to(candidate.model.device)
+    real = reference.store.images(rows, candidate.size).to(candidate.model.device)
     with comparison.bar(f"{candidate.key} errors") as progress:
         return propagation(
             candidate, subjects, real, sigma, small_size, comparison.seed, comparison.lite0,

@@ -261,7 +261,7 @@ def reconstruction_measures(space: LatentSpace, size: int, request: EvaluationRe
     reference, network = request.reference, request.network
     rows, pairs = list[Features](), dict[str, list[torch.Tensor]]()
     for part in in_turn(len(reference), size, size):
-        images = reference.images(reference.chosen[part], size).to(space.mean.device)
+        images = reference.store.images(reference.chosen[part], size).to(space.mean.device)
         fake = rounded(space.decode(space.encode(images)))
         rows.append(features([fake], network))
         pairs.setdefault("psnr", []).append(psnr(images, fake).clamp(max=EQUAL_PSNR))

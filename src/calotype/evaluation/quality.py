@@ -52,7 +52,7 @@ def sample_stages(
     """
 
     def look(images: Images) -> Features:
-        return features([rounded(images)], reference.network)
+        return features([rounded(images)], reference.store.network)
 
     model, samples, space = candidate.model, StageSamples(), candidate.model.stages[0].space
     all_labels, all_rngs = candidate.labels(reference.pictures, reference.chosen), model.rngs(len(reference), seed)
@@ -63,11 +63,11 @@ def sample_stages(
         for stage, images in zip(model.stages, pictures, strict=True):
             samples.sampled.setdefault(stage.image_size, []).append(look(images))
         if isinstance(space, LatentSpace):
-            real = reference.images(chosen, model.stages[0].image_size).to(model.device)
+            real = reference.store.images(chosen, model.stages[0].image_size).to(model.device)
             samples.reconstructed.append(look(space.decode(space.encode(real))))
         for stage, sampling in zip(model.stages[1:], model.samplings[1:], strict=True):
             assert stage.low_res_size is not None
-            low_res = reference.images(chosen, stage.low_res_size).to(model.device)
+            low_res = reference.store.images(chosen, stage.low_res_size).to(model.device)
             whole = sampling.model_copy(update={"conditioning": "whole"})
             images = generate([stage], labels, [whole], rngs, low_res, text=text)
             samples.given_real.setdefault(stage.image_size, []).append(look(images))
@@ -116,7 +116,7 @@ def floor_measures(reference: ReferenceSet, size: int, seed: int) -> SetMeasures
 
 
 def against_real(rows: Features, reference: ReferenceSet, size: int, seed: int) -> SetMeasures:
-    return measure_sets(rows, reference.features(size), seed, reference.network, any_count=True)
+    return measure_sets(rows, reference.features(size), seed, reference.store.network, any_count=True)
 
 
 def nearest_to_training(samples: StageSamples, size: int, reference: ReferenceSet, trained: Features) -> Nearness:

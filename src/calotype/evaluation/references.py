@@ -89,13 +89,6 @@ class ReferenceSet:
     def pictures(self) -> Pictures:
         return self.store.pictures
 
-    @property
-    def network(self) -> FeatureNetwork:
-        return self.store.network
-
-    def images(self, rows: Rows, size: int) -> Images:
-        return self.store.images(rows, size)
-
     def features(self, size: int) -> Features:
         return self.store.features(self.chosen, size)
 

@@ -37,14 +37,6 @@ class ImportedNetwork(Config):
     """Whether its images are in [0, 1]; else they are in [-1, 1]."""
 
     @property
-    def channels(self) -> int:
-        raise NotImplementedError
-
-    @property
-    def reduction(self) -> int:
-        raise NotImplementedError
-
-    @property
     def image_side(self) -> int | None:
         """Of the only images that it takes; None if it takes all that are multiples of `reduction`."""
         return None

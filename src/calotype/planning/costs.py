@@ -24,7 +24,6 @@ from calotype.priors.prior import MOST_VALUES, constant_count
 from calotype.recipe import Recipe, leg_above
 from calotype.spaces.latent import LatentSpace
 from calotype.spaces.pixel import Space
-from calotype.training.control import Phases, mean_cost
 
 FIT_FLOPS, CAPTION_FIT_FLOPS = 235_000, 550_000
 """To fit the prior, for each value that it is fitted to, and more with captions; measured on 7,630 portraits."""
@@ -98,24 +97,6 @@ class Costs(ABC):
     @abstractmethod
     def peak_memory(self, sets: Sequence[int]) -> int:
         """The most bytes that the run holds, with so many pictures in each set of the first stage."""
-
-    # -- Training ------------------------------------------------------------------------------------------------------
-
-    def phases(self) -> dict[str, Phases]:
-        """Seconds of an image in each leg."""
-        return {leg: [(step.end, step.seconds) for step in steps] for leg, steps in self.steps.items()}
-
-    def flops(self) -> dict[str, float]:
-        """Floating-point operations of an image, averaged over each leg."""
-        return {leg: mean_cost([(step.end, step.flops) for step in steps]) for leg, steps in self.steps.items()}
-
-    def slices(self) -> dict[str, int]:
-        """Slices of a batch that each leg works on at once."""
-        return {leg: steps[-1].slices for leg, steps in self.steps.items()}
-
-    def compiled(self) -> list[str]:
-        """Legs whose network is compiled while it trains."""
-        return [leg for leg, steps in self.steps.items() if steps[-1].compiled]
 
     # -- Sizes ---------------------------------------------------------------------------------------------------------
 

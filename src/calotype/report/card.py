@@ -95,8 +95,6 @@ pictures = calotype.load("FOLDER").sample(count=16, seed=0)
 def data_lines(run: Run) -> Iterator[str]:
     pictures = run.state.pictures
     sets = {"train": "pictures to train on", "validation": "for validation", "test": "for the test"}
-    if "held_out" in pictures:  # of an earlier version, without a validation set
-        sets = {"train": sets["train"], "held_out": "held out"}
     yield "- " + ", ".join(f"{count(pictures.get(name))} {purpose}" for name, purpose in sets.items())
     if classes := run.state.classes:
         yield f"- {len(classes)} classes: {', '.join(map(escaped, classes))}"

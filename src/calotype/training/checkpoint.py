@@ -147,20 +147,15 @@ def _first_whole(paths: Sequence[Path], note: Note) -> Path:
 def _is_known_whole(path: Path) -> bool:
     """As `is_whole`, but files that have been read, and have not changed since, are not read again."""
     try:
-        stamps = tuple((file.name, *_stamp(file)) for file in sorted(path.iterdir()))
+        found = [(file.name, file.lstat()) for file in sorted(path.iterdir())]
     except OSError:  # it is being removed
         return False
-    return _is_whole_still(path, stamps)
+    return _is_whole_still(path, tuple((name, its.st_size, its.st_mtime_ns, its.st_ctime_ns) for name, its in found))
 
 
 @lru_cache(256)
 def _is_whole_still(path: Path, stamps: tuple[tuple[str, int, int, int], ...]) -> bool:
     return is_whole(path)
-
-
-def _stamp(file: Path) -> tuple[int, int, int]:
-    status = file.lstat()
-    return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def restore(
