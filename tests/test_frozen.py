@@ -329,7 +329,7 @@ def test_a_model_with_a_frozen_encoder_is_trained_and_sampled(folder, tmp_path, 
     frozen = FrozenEncoder(pretrained)
     monkeypatch.setattr("calotype.store.build_frozen", lambda text: frozen)
     monkeypatch.setattr("calotype.training.pipeline.build_frozen", lambda text: frozen)
-    monkeypatch.setattr("calotype.planning.measure.build_frozen", lambda text: FrozenEncoder(small_encoder(tmp_path)))
+    monkeypatch.setattr("calotype.planning.costs.build_frozen", lambda text: FrozenEncoder(small_encoder(tmp_path)))
     monkeypatch.setattr(minilm, "minilm_folder", lambda: tmp_path)
     console = Keeper()
     run = train(request(folder, tmp_path / "run", "denoiser.text.kind=minilm", settings=settings), console)
