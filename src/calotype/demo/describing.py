@@ -15,49 +15,29 @@ MAX_TRIES = 3000
 """Random combinations that are tried in search of an unseen one."""
 
 BACKGROUNDS: dict[str, Phrase] = {
-    "#ffd5dc": ("pink", "hồng"),
-    "#b6e3f4": ("light blue", "xanh da trời"),
-    "#d1d4f9": ("lavender", "tím nhạt"),
-    "#a8d5a2": ("light green", "xanh lá nhạt"),
-    "#ffdfbf": ("peach", "màu đào"),
-    "#f4e285": ("yellow", "vàng"),
+    "#ffd5dc": ("pink", "hồng"), "#b6e3f4": ("light blue", "xanh da trời"), "#d1d4f9": ("lavender", "tím nhạt"),
+    "#a8d5a2": ("light green", "xanh lá nhạt"), "#ffdfbf": ("peach", "màu đào"), "#f4e285": ("yellow", "vàng"),
     "#c0aede": ("purple", "tím"),
-}
+}  # fmt: skip
 CLOTHES: dict[str, dict[str, Phrase]] = {
     "micah": {
-        "#d2eff3": ("pale blue", "xanh nhạt"),
-        "#000000": ("black", "đen"),
-        "#ffffff": ("white", "trắng"),
-        "#ffeba4": ("cream", "kem"),
-        "#9287ff": ("violet", "tím"),
-        "#fc909f": ("pink", "hồng"),
-        "#6bd9e9": ("turquoise", "ngọc lam"),
-        "#ac6651": ("brown", "nâu"),
-        "#e0ddff": ("lavender", "tím nhạt"),
-        "#ffedef": ("pale pink", "hồng nhạt"),
-        "#77311d": ("dark brown", "nâu đậm"),
-        "#f4d150": ("yellow", "vàng"),
+        "#d2eff3": ("pale blue", "xanh nhạt"), "#000000": ("black", "đen"), "#ffffff": ("white", "trắng"),
+        "#ffeba4": ("cream", "kem"), "#9287ff": ("violet", "tím"), "#fc909f": ("pink", "hồng"),
+        "#6bd9e9": ("turquoise", "ngọc lam"), "#ac6651": ("brown", "nâu"), "#e0ddff": ("lavender", "tím nhạt"),
+        "#ffedef": ("pale pink", "hồng nhạt"), "#77311d": ("dark brown", "nâu đậm"), "#f4d150": ("yellow", "vàng"),
         "#f9c9b6": ("peach", "màu đào"),
     },
     "open-peeps": {
-        "#9ddadb": ("turquoise", "ngọc lam"),
-        "#ffcf77": ("orange", "cam"),
-        "#e279c7": ("magenta", "hồng tím"),
-        "#fdea6b": ("yellow", "vàng"),
-        "#e78276": ("red", "đỏ"),
-        "#78e185": ("green", "xanh lá"),
+        "#9ddadb": ("turquoise", "ngọc lam"), "#ffcf77": ("orange", "cam"), "#e279c7": ("magenta", "hồng tím"),
+        "#fdea6b": ("yellow", "vàng"), "#e78276": ("red", "đỏ"), "#78e185": ("green", "xanh lá"),
         "#8fa7df": ("blue", "xanh dương"),
     },
     "personas": {
-        "#f3b63a": ("yellow", "vàng"),
-        "#e24553": ("red", "đỏ"),
-        "#f55d81": ("pink", "hồng"),
-        "#6dbb58": ("green", "xanh lá"),
-        "#7555ca": ("purple", "tím"),
-        "#54d7c7": ("turquoise", "ngọc lam"),
+        "#f3b63a": ("yellow", "vàng"), "#e24553": ("red", "đỏ"), "#f55d81": ("pink", "hồng"),
+        "#6dbb58": ("green", "xanh lá"), "#7555ca": ("purple", "tím"), "#54d7c7": ("turquoise", "ngọc lam"),
         "#456dff": ("blue", "xanh dương"),
     },
-}
+}  # fmt: skip
 CLOTHING_KEYS = {"micah": "shirtColor", "open-peeps": "clothingColor", "personas": "clothingColor"}
 FAIR, TAN, BROWN, DARK = ("fair", "trắng"), ("tan", "ngăm"), ("brown", "nâu"), ("dark brown", "nâu đậm")
 SKINS: dict[str, Phrase] = {

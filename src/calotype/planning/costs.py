@@ -12,7 +12,6 @@ import torch
 from torch import nn
 
 from calotype.build import build_enlarger, build_frozen, build_stage
-from calotype.data.caches import encode_on
 from calotype.data.folder import Pictures
 from calotype.data.sources import FOLDS
 from calotype.diffusion.stage import Stage
@@ -65,8 +64,9 @@ class Costs(ABC):
             return 0.0, 0
         texts, pretrained = self.all_captions.distinct, self.frozen.pretrained
         few = texts[:: max(1, len(texts) // 32)][:32]
-        scale, encoded = self.weight * len(texts) / len(few), encode_on(pretrained, few, torch.device("cpu"))
-        return scale * self.encode_texts(pretrained, few), int(scale * encoded.context.nbytes)
+        scale = self.weight * len(texts) / len(few)
+        values = pretrained.width * sum(len(pretrained.tokenize(text).tokens) for text in few)
+        return scale * self.encode_texts(pretrained, few), int(scale * 2 * values)  # in half precision
 
     @abstractmethod
     def encode_texts(self, pretrained: PretrainedEncoder, texts: Sequence[str]) -> float:

@@ -128,10 +128,8 @@ def on_first(ranks: Ranks, own: Iterator[Image.Image], count: int) -> Iterator[I
 
 
 def record_of(model: Model, options: SampleOptions, count: int, prompts: Sequence[str]) -> dict[str, Any]:
-    text, samplings = (
-        model.text(count, prompts, options.negative),
-        model.settings(options.changes(), options.mask is not None),
-    )
+    text = model.text(count, prompts, options.negative)
+    samplings = model.settings(options.changes(), options.mask is not None)
     first, *above = (sampling.model_dump(mode="json") for sampling in samplings)
     prompted = {"prompts": text.prompts, "negative": options.negative} if text else {}
     given = {name: getattr(options, name) for name in ("size", "picture", "strength", "mask")}

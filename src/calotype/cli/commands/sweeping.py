@@ -91,10 +91,8 @@ def guides_in(text: str | None) -> tuple[Guide, ...]:
 
 def numbers_in(name: str, text: str, least: int) -> list[float]:
     """Numbers of at least `least` between commas, sorted; steps are integers."""
-    pattern, parts = (
-        r"\d{1,4}" if name == "steps" else r"\d{1,3}(\.\d{1,9})?",
-        [part.strip() for part in text.split(",")],
-    )
+    pattern = r"\d{1,4}" if name == "steps" else r"\d{1,3}(\.\d{1,9})?"
+    parts = [part.strip() for part in text.split(",")]
     if not all(re.fullmatch(pattern, part) and float(part) >= least for part in parts):
         raise UserError(
             f"--{name} is {text!r}, but must be numbers of at least {least} between commas, such as 8,16,32"
