@@ -64,6 +64,19 @@ def write_whole(path: Path, content: bytes | str | Iterable[bytes | memoryview],
         temporary.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Another name to write a file under; it takes the name `path` when it is on the disk."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        to_disk(temporary)
+        temporary.replace(path)
+        to_disk(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def parts_of(content: bytes | str | Iterable[bytes | memoryview]) -> Iterable[bytes | memoryview]:
     if isinstance(content, str):
         content = content.encode("utf-8", "backslashreplace")

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from calotype.data.captions import Captions
 from calotype.data.images import shown
-from calotype.files import checked, read_as, require_regular, sha256, to_disk, write_json, write_tensors
+from calotype.files import checked, read_as, require_regular, sha256, whole_file, write_json, write_tensors
 from calotype.nets.frozen import EncodingTable, FrozenEncoder, PretrainedEncoder, encode_all
 from calotype.types import Progress, UserError, no_progress
 
@@ -89,18 +89,13 @@ def _write_pixels(path: Path, shape: tuple[int, int, int, int], fill: Fill) -> t
             f"the pictures take {needed / 1e9:.1f} GB at this size, but only {free / 1e9:.1f} GB are free in "
             f"{shown(path.parent)}; choose a smaller size or another disk"
         )
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with whole_file(path) as temporary:
         pixels = np.lib.format.open_memmap(temporary, "w+", np.uint8, shape)
         allocate(temporary)
         facts = fill(pixels)
         pixels.flush()
         del pixels  # Windows does not rename a file that is mapped
-        to_disk(temporary)
         digest = sha256(temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
     write_json(path.with_suffix(".json"), {"sha256": digest, "facts": facts})
     return np.lib.format.open_memmap(path, "c"), facts
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import math
 import mmap
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from torch import Tensor, nn
 from calotype.data.caches import cached_tensors
 from calotype.data.images import images_from_pixels
 from calotype.data.permutation import LARGE_SET
-from calotype.files import make_folder, read_as, remove, require_regular, sha256, to_disk, write_json
+from calotype.files import make_folder, read_as, remove, require_regular, sha256, whole_file, write_json
 from calotype.spaces.latent import LatentSpace
 from calotype.threads import in_slices
 from calotype.types import ByteImages, NotFiniteError, Progress, UserError
@@ -208,8 +207,7 @@ def cache_mapped(folder: Path, shape: tuple[int, ...], encoded: Encoded, progres
 def _write_part(path: Path, rows: slice, shape: tuple[int, ...], encoded: Encoded) -> None:
     """Writes means of `shape`, of which a batch at a time is in memory."""
     sums, wrong = torch.zeros(shape[2], dtype=torch.double), set[int]()
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with whole_file(path) as temporary:
         with temporary.open("wb") as file:
             about = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.half)), "fortran_order": False, "shape": shape}
             np.lib.format.write_array_header_1_0(file, about)
@@ -223,11 +221,7 @@ def _write_part(path: Path, rows: slice, shape: tuple[int, ...], encoded: Encode
                     row += len(moments)
         if wrong:
             raise NotFiniteError("latents are not finite", sorted(wrong))
-        to_disk(temporary)
         digest = sha256(temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
     variances = (sums / (math.prod(shape) // shape[2])).tolist()
     write_json(path.with_suffix(".json"), PartFacts(sha256=digest, variances=variances).model_dump())
 

@@ -24,7 +24,7 @@ from calotype.data.layout import Layout, find_layout
 from calotype.data.library import PictureLibrary, open_library
 from calotype.data.listing import first_names, note
 from calotype.data.shards import INDEX, MANIFEST, SHARD, ShardManifest, open_shard, scan
-from calotype.files import abandoned, make_folder, read_as, remove, to_disk, write_json, write_tensors
+from calotype.files import abandoned, make_folder, read_as, remove, whole_file, write_json, write_tensors
 from calotype.types import Progress, UserError, no_progress
 
 SHARD_BYTES, SHARD_PICTURES = 2**30, 10_000
@@ -170,16 +170,14 @@ def _is_there(shard: Path, part: Sequence[HashedFile]) -> bool:
 
 
 def _write_shard(shard: Path, part: Sequence[HashedFile], source: _Source) -> None:
-    """Written under another name, brought to the disk, read again for its index, and then renamed."""
-    temporary = shard.with_name(f".{shard.name}.{os.getpid()}.tmp")
-    try:
+    """Written under another name, read again for its index, brought to the disk, and then renamed."""
+    with whole_file(shard) as temporary:
         with tarfile.open(temporary, "w", format=tarfile.PAX_FORMAT) as tar:
             for file in part:
                 for suffix, content in _members(file, source):
                     about = tarfile.TarInfo(source.keys[file.name] + suffix)
                     about.size = len(content)
                     tar.addfile(about, io.BytesIO(content))
-        to_disk(temporary)
         index = scan(temporary)
         if [digest.tobytes().hex() for digest in index.digests.numpy()] != [file.digest for file in part]:
             raise UserError(
@@ -187,10 +185,6 @@ def _write_shard(shard: Path, part: Sequence[HashedFile], source: _Source) -> No
                 f"written: names of some of its pictures are not read as pictures; rename them, then start again"
             )
         write_tensors(shard.with_suffix(INDEX), index.tensors())
-        temporary.replace(shard)
-        to_disk(shard.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _members(file: HashedFile, source: _Source) -> Iterator[tuple[str, bytes]]:
