@@ -95,7 +95,7 @@ def prompted_samples(
     with store.bar(name) as progress:
         for picture in candidate.model.draw(len(prompts), seed=seed, prompt=prompts):
             images.append(at_most(images_from_pil(picture), LARGEST))
-            progress(len(images), len(prompts), "")
+            progress(len(images), len(prompts))
     return torch.cat(images)
 
 
@@ -203,7 +203,7 @@ def fit_classifiers(store: FeatureStore, drawn: Sequence[Facts], size: int) -> P
         for place, (style, chosen) in enumerate(chosen_of.items(), 1):
             pictures[style] = shrunk_images(store, chosen, size, SIDE)
             within[style] = fit_classifier(pictures[style], [recognised(drawn[row]) for row in chosen])
-            progress(place, len(chosen_of), style)
+            progress(place, len(chosen_of))
     few = MOST_LEARNED // len(chosen_of)
     named = [{"style": style} for style, images in pictures.items() for _ in images[:few]]
     return PortraitClassifiers(fit_classifier(torch.cat([images[:few] for images in pictures.values()]), named), within)

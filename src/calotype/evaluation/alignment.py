@@ -87,7 +87,7 @@ def caption_retrieval(candidate: Candidate, store: FeatureStore, place: int, cou
             images = store.images(torch.tensor(chosen[: few - start]), stage.image_size)
             clean = stage.space.encode(images.to(candidate.model.device))
             hits += retrieval(stage, clean, [own[row] for row in chosen], Rng((seed, "captions", start))).tolist()
-            progress(len(hits), few, "")
+            progress(len(hits), few)
     return Retrieval(
         **as_measure(share_estimate(sum(hits), few)).stored(),
         n=few, candidates=choices, chance=1 / choices, levels=LEVELS, stage_size=stage.image_size,

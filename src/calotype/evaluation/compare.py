@@ -134,7 +134,7 @@ def run_measures(
     reference, seed, bar = comparison.reference, comparison.seed, comparison.bar
     with bar(f"{candidate.key} samples") as progress:
         keep = pictures_for(len(reference))
-        samples = sample_stages(candidate, reference, seed, keep, lambda done, total: progress(done, total, ""))
+        samples = sample_stages(candidate, reference, seed, keep, progress)
     file = f"grid-{candidate.key}.png"
     write_png(comparison.out / file, grid(pils_from_images(torch.cat(samples.shown)[class_order(reference)]), 6))
     with bar(f"{candidate.key} costs"):
@@ -177,7 +177,5 @@ def error_propagation(
     subjects = Subjects(labels, candidate.model.rngs(len(small), comparison.seed), small, text)
     real = reference.store.images(rows, candidate.size).to(candidate.model.device)
     with comparison.bar(f"{candidate.key} errors") as progress:
-        return propagation(
-            candidate, subjects, real, sigma, small_size, comparison.seed, comparison.lite0,
-            lambda done, total: progress(done, total, ""),
-        )  # fmt: skip
+        seed, lite0 = comparison.seed, comparison.lite0
+        return propagation(candidate, subjects, real, sigma, small_size, seed, lite0, progress)

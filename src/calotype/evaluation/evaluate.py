@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -55,7 +55,7 @@ from calotype.nets.vae import Vae
 from calotype.ranks import ALONE, Ranks
 from calotype.run import read_mapping
 from calotype.spaces.latent import LatentSpace
-from calotype.types import Labels, Rng, Text, UserError
+from calotype.types import Labels, Progress, Rng, Text, UserError, no_progress
 
 PAIR_SIDE = 256
 """Pairs are shown in about so many pixels."""
@@ -158,7 +158,7 @@ def assist(model: Model, seed: int, network: FeatureNetwork, ranks: Ranks) -> No
     """What ranks other than the first do for `evaluate_run`: they make their shares of the samples."""
     labels, prompts = ranks.say(lambda: None)  # from the pictures, which the first alone reads
     text = prompts and Text(*map(tuple, prompts))
-    make_samples(model, torch.tensor(labels, device=model.device), text, seed, network, lambda *done: None, ranks)
+    make_samples(model, torch.tensor(labels, device=model.device), text, seed, network, no_progress, ranks)
 
 
 # -- Parts of the result -----------------------------------------------------------------------------------------------
@@ -166,7 +166,7 @@ def assist(model: Model, seed: int, network: FeatureNetwork, ranks: Ranks) -> No
 
 def make_samples(
     model: Model, labels: Labels, text: Text | None, seed: int, network: FeatureNetwork,
-    progress: Callable[[int, int, str], None], ranks: Ranks = ALONE,
+    progress: Progress, ranks: Ranks = ALONE,
 ) -> Compared:  # fmt: skip
     """Picture i depends on (seed, i, its label and text) only, so it is the one that `calotype sample` makes.
 
@@ -177,7 +177,7 @@ def make_samples(
     labels, text, rngs = labels[share], text and text.at(share), model.rngs(count, seed)[share]
     for images in map(rounded, generate_in_turn(model.stages, labels, model.samplings, rngs, text=text)):
         parts.append(Compared(features([images], network), small_pixels(images), features([images.flip(-1)], network)))
-        progress(done := done + len(images), len(rngs), "")
+        progress(done := done + len(images), len(rngs))
     own = concatenated(parts) if parts else Compared(*[np.empty((0, 0))] * 3)  # more ranks than samples
     return Compared(*(ranks.collect(torch.from_numpy(each), count).numpy() for each in own))
 

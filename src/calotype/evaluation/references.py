@@ -16,10 +16,10 @@ from calotype.diffusion.stage import in_turn, shrunk
 from calotype.evaluation.distances import Features
 from calotype.evaluation.features import FeatureNetwork, features, features_key, kept_features
 from calotype.evaluation.memorisation import Compared, Rows, SmallPixels, small_pixels
-from calotype.types import Images, UserError
+from calotype.types import Images, Progress, UserError
 
-OpenBar = Callable[[str], AbstractContextManager[Callable[[int, int, str], None]]]
-"""From a name to a progress bar: done, total, and what is being done."""
+OpenBar = Callable[[str], AbstractContextManager[Progress]]
+"""From a name to a progress bar."""
 FEWEST_REFERENCES = 2
 """Pictures of a set that samples are compared with; where it has fewer, those of other sets are taken too."""
 
@@ -52,7 +52,7 @@ class FeatureStore:
                 for part in self.parts(missing):
                     images = self.images(part, size)
                     computed.append(features([images.flip(-1) if mirrored else images], self.network))
-                    progress(sum(map(len, computed)), len(missing), "")
+                    progress(sum(map(len, computed)), len(missing))
             return np.concatenate(computed)
 
         path = self.cache / f"features-{features_key(self.network, content, size)}.safetensors"
@@ -69,7 +69,7 @@ class FeatureStore:
         with self.bar(self.name) as progress:
             for part in self.parts(rows):
                 yield small_pixels(self.images(part, size))
-                progress(done := done + len(part), len(rows), "")
+                progress(done := done + len(part), len(rows))
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from calotype.data.images import grid, images_from_pixels, pils_from_images
 from calotype.data.sources import draw_captions
 from calotype.data.split import evenly
 from calotype.diffusion.stage import Sampling, Stage, generate, generate_in_turn
-from calotype.evaluation.autoencoder import psnr
+from calotype.evaluation.autoencoder import batched, psnr
 from calotype.evaluation.diagnosis import INVISIBLE
 from calotype.files import write_png
 from calotype.nets.kl import Autoencoder
@@ -56,8 +56,7 @@ class AutoencoderValidator:
 
     @torch.no_grad()
     def reconstruct(self, images: Images) -> Images:
-        parts = [self.vae.decode(self.vae.encode(part).mean) for part in images.split(16)]
-        return torch.cat(parts).clamp(-1, 1)
+        return batched(lambda part: self.vae.decode(self.vae.encode(part).mean), images).clamp(-1, 1)
 
     def write(self, path: Path) -> None:
         """Originals, each with its reconstruction to the right."""

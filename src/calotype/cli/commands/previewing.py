@@ -27,7 +27,7 @@ def preview(options: PreviewOptions, console: Console) -> Path:
         pictures = []
         for picture in model.draw(options.count, seed=options.seed, prompt=prompts or None, **options.changes()):
             pictures.append(picture)
-            progress(len(pictures), options.count, "")
+            progress(len(pictures), options.count)
     write_png(out, grid(pictures, grid_columns(len(pictures))))
     console.say(f"{out}: {options.count} samples of {words}")
     return out

@@ -82,7 +82,7 @@ def write_samples(
             name = (prompts[index % len(prompts)] if prompts else "") or names[index]
             write_png(out / f"{options.seed}-{index:04d}-{safe_name(name)}.png", image, new)
             pictures.append(image)
-            progress(index + 1, count, "")
+            progress(index + 1, count)
     if not ranks.first:
         return options.run
     assert out is not None

@@ -6,13 +6,12 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 
-import torch
-
 from calotype.cli.commands.reading import read_as_run
 from calotype.cli.console import Console
 from calotype.cli.options import SweepOptions
 from calotype.data.images import shown
 from calotype.diffusion.stage import Guide, Sampling
+from calotype.evaluation.candidate import Candidate
 from calotype.evaluation.features import Lite0
 from calotype.evaluation.quality import floor_measures
 from calotype.evaluation.references import FeatureStore, ReferenceSet, reference_set
@@ -24,7 +23,7 @@ from calotype.report.format import guidance
 from calotype.run import Run
 from calotype.store import store_sampling
 from calotype.training.process import locked
-from calotype.types import NULL_LABEL, UserError
+from calotype.types import UserError
 
 FEWEST_SAMPLES, FEWEST_TO_CHOOSE = 4, 50
 """Samples in a cell: to say anything, and to change what is stored with the model."""
@@ -55,11 +54,10 @@ def sweep_run(options: SweepOptions, console: Console) -> str:
         console.say(note)
     store = FeatureStore(pictures.shrunk(stage.image_size), Lite0(model.device), folder / "cache", console.bar, "real")
     reference = reference_set(store, count, by_validation=True, fewest=2)
-    rows = reference.chosen
-    labels = pictures.labels[rows] if known else torch.full((len(rows),), NULL_LABEL)
-    text = pictures.captions.first(rows.tolist()) if pictures.captions else None
+    candidate, rows = Candidate("A", run, model), reference.chosen
+    labels, text = candidate.labels(pictures, rows), candidate.text(pictures, rows)
     with locked(folder), console.bar("sweep") as bar:
-        sampled = sampled_features(stage, labels.to(model.device), text, seed, store.network)
+        sampled = sampled_features(stage, labels, text, seed, store.network)
         cells = sweep(samplings, sampled, reference.features(stage.image_size), bar, seed)
         result = sweep_result(cells, reference, stage.image_size, seed, before, shown(data or run.state.data), notes)
         write_result(folder / SWEEP_FILE, result)
