@@ -4,7 +4,7 @@ from analytic import mixture as analytic_mixture
 
 from calotype.priors.clusters import components_of, mixture_of
 from calotype.priors.fit import CaptionedLatents, PriorValidation, cross_fit, fit_classes
-from calotype.priors.gaussian import GaussianMixture
+from calotype.priors.gaussian import CrossFitted, GaussianMixture
 from calotype.types import NULL_LABEL, Condition
 
 SIGMAS = [0.01, 0.3, 1.0, 5.0, 100.0]
@@ -148,7 +148,7 @@ def test_an_unseen_closed_form_has_not_seen_the_picture():
 
     def refitted(pictures):
         torch.manual_seed(1)  # the randomised decomposition draws from torch's own generator
-        return cross_fit(like, pictures, unconditional(40), folds)
+        return CrossFitted(tuple(cross_fit(like, pictures, unconditional(40), folds)))
 
     before, after = refitted(train), refitted(changed)
     noisy, sigma = torch.randn(6, 2, 2, 2), torch.full((6,), 0.7)
@@ -162,14 +162,14 @@ def test_few_axes_of_an_unseen_closed_form_are_the_principal_ones():
     train, folds = (torch.randn(400, 16) * torch.linspace(1, 2, 16)).reshape(-1, 4, 2, 2), torch.arange(400) % 2
     like = mixture_of(components_of(train.flatten(1), {NULL_LABEL: folds >= 0}, 1, 16), 3)
     unseen = cross_fit(like, train, unconditional(400), folds)
-    for fold, mixture in enumerate(unseen.mixtures):
+    for fold, mixture in enumerate(unseen):
         exact = torch.linalg.eigvalsh(train[folds != fold].flatten(1).T.cov(correction=0)).flip(0)[:3]
         assert torch.allclose(mixture.variances[0], exact, rtol=1e-2)
 
 
 def test_an_unseen_closed_form_answers_each_picture_by_its_fold():
     train, folds = torch.randn(40, 2, 2, 2), torch.arange(40) % 2
-    unseen = cross_fit(fitted(train), train, unconditional(40), folds)
+    unseen = CrossFitted(tuple(cross_fit(fitted(train), train, unconditional(40), folds)))
     noisy, sigma = torch.randn(4, 2, 2, 2), torch.rand(4) + 0.1
     together = unseen.of(torch.tensor([0, 1, 1, 0]), unconditional(4))(noisy, sigma)
     alone = [

@@ -32,7 +32,7 @@ from calotype.priors.clusters import (
     members_of_classes,
     mixture_of,
 )
-from calotype.priors.gaussian import CrossFitted, GaussianMixture
+from calotype.priors.gaussian import GaussianMixture
 from calotype.priors.prior import Prior
 from calotype.types import NULL_LABEL, Condition, Folds, Labels, Latents, Sigmas, Text, per_image
 
@@ -199,8 +199,8 @@ def fit_prior(
     validation: PriorValidation,
     folds: Folds | None = None,
     more: CaptionedLatents | None = None,
-) -> tuple[GaussianMixture | CaptionedMixture, CrossFitted | None]:
-    """The prior of `train`, and what stands in for it in training where it overfits: only if `folds` are given.
+) -> tuple[GaussianMixture | CaptionedMixture, Sequence[GaussianMixture]]:
+    """The prior of `train`; and the mixtures of `cross_fit`, to train beside, where it overfits and `folds` are given.
 
     `more` are the same images with other augmentations and captions, for the regression on captions.
     """
@@ -213,16 +213,16 @@ def fit_prior(
         and validation.optimistic(mixture, train)
     ):
         crossed = cross_fit(mixture, train.latents, train.labels, folds)
-        return mixture, CrossFitted(tuple(map(validation.calibrated, crossed.mixtures)))
+        return mixture, [*map(validation.calibrated, crossed)]
     if more is None or sum(map(bool, train.captions)) < FEWEST_CAPTIONED:
-        return mixture, None
+        return mixture, ()
     captioned = fit_captioned(mixture, [train, more], validation.examples)
     if captioned is None:
-        return mixture, None
+        return mixture, ()
     # Shortened captions are not judged: there it may be a little worse, as it has the axes of two groups to estimate.
     captioned = validation.calibrated(captioned)
     worse = validation.optimistic(captioned, train) or validation.error(captioned) >= validation.error(mixture)
-    return mixture if worse else captioned, None
+    return mixture if worse else captioned, ()
 
 
 def largest_prior(count: int, dimension: int, classes: int, captioned: bool) -> GaussianMixture | CaptionedMixture:
@@ -261,7 +261,7 @@ def class_mixtures(points: Points, classes: dict[int, Tensor]) -> Iterator[Gauss
         yield mixture_of(components, len(components[0].variances))
 
 
-def cross_fit(like: GaussianMixture, train: Latents, labels: Labels, folds: Folds) -> CrossFitted:
+def cross_fit(like: GaussianMixture, train: Latents, labels: Labels, folds: Folds) -> list[GaussianMixture]:
     """For each fold, a mixture of as many components and axes as `like`, of the images outside it."""
     points, mixtures = train.flatten(1), []
     for fold in folds.unique().tolist():
@@ -271,7 +271,7 @@ def cross_fit(like: GaussianMixture, train: Latents, labels: Labels, folds: Fold
         rank = largest_rank(smallest, points.shape[1], clusters * len(classes))
         components = components_of(points[folds != fold], classes, clusters, rank)
         mixtures.append(mixture_of(components, min(like.axes.shape[1], rank)))
-    return CrossFitted(tuple(mixtures))
+    return mixtures
 
 
 # -- With captions -----------------------------------------------------------------------------------------------------

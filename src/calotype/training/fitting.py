@@ -81,8 +81,7 @@ def fit_mixture(recipe: Recipe, buckets: Sequence[Bucket], space: Space) -> Cons
     sigma = recipe.denoiser.schedule.sample(len(few), rng.at("sigma")).to(validation.latents)
     noise = rng.at("noise").normal(*validation.latents.shape).to(validation.latents)
     prior, crossed = fit_prior(train, PriorValidation(validation, sigma, noise), folds, more)
-    mixtures = crossed.mixtures if crossed else ()
-    return {"mixture": prior, **{f"unseen-{fold}": mixture for fold, mixture in enumerate(mixtures)}}
+    return {"mixture": prior, **{f"unseen-{fold}": mixture for fold, mixture in enumerate(crossed)}}
 
 
 def channel_weights(recipe: Recipe, buckets: Sequence[Bucket], space: Space) -> Float[Tensor, " channel"] | None:
