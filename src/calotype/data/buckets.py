@@ -107,9 +107,14 @@ def original_sizes(pictures: Pictures) -> list[PixelSize]:
     return [PixelSize(*original[1:]) for original in pictures.originals] or [square] * len(pictures)
 
 
+def some_sizes(pictures: Pictures) -> list[PixelSize]:
+    """Of about `SIZES_COUNTED` of the files, evenly spaced."""
+    return original_sizes(pictures)[:: max(1, len(pictures) // SIZES_COUNTED)]
+
+
 def bucket_counts(pictures: Pictures, buckets: Sequence[PixelSize]) -> list[int]:
-    """How many of all pictures each bucket has, about: by the share of some of them, evenly spaced."""
-    some = original_sizes(pictures)[:: max(1, len(pictures) // SIZES_COUNTED)]
+    """How many of all pictures each bucket has, about: by the share of some of them."""
+    some = some_sizes(pictures)
     assigned = Counter(assign_buckets(some, buckets))
     return [round(pictures.total * count / len(some)) for _, count in assigned.most_common()]
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from calotype.data.buckets import SIZES_COUNTED, bucket_counts, bucket_notes, bucket_sizes, original_sizes
+from calotype.data.buckets import bucket_counts, bucket_notes, bucket_sizes, some_sizes
 from calotype.data.duplicates import HASH_BYTES
 from calotype.data.folder import Pictures
 from calotype.machine import UTILIZATION, Machine
@@ -101,12 +101,7 @@ def make_plan(
             *notes,
             *(explain_start(start, recipe, pictures.classes, about) if start else ()),
             *pictures.notes,
-            *bucket_notes(
-                original_sizes(pictures)[:: max(1, len(pictures) // SIZES_COUNTED)],
-                recipe.aspect_buckets,
-                recipe.size,
-                recipe.unit,
-            ),
+            *bucket_notes(some_sizes(pictures), recipe.aspect_buckets, recipe.size, recipe.unit),
         ],
     )
     if not machine.here:
