@@ -108,7 +108,7 @@ def propose(
         **imported,
     }
     reasons = {"precision": machine.why_precision}
-    proposal["flip"], reasons["flip"] = choose_flip(pictures)
+    proposal["flip"], reasons["flip"] = choose_flip(pictures, reads_captions(pictures, settings))
     base, reduction, channels, sigma_data = outline.chain[0], 1, 3, 1.0
     if kind == "latent":
         own = resources.get("autoencoder", NO_RESOURCES)
@@ -174,9 +174,8 @@ def takes_one_step(set_by_user: dict[str, Any]) -> bool:
 
 def choose_guidance(pictures: Pictures, settings: dict[str, Any]) -> dict[str, Any]:
     """Away from the prior where there is one, else classifier-free where there are conditions."""
-    denoiser = settings.get("denoiser", {})
-    captioned = (denoiser.get("text") or choose_text(pictures.captions, 64, 1)).get("kind") != "none"
-    if denoiser.get("prior") != "none":
+    captioned = reads_captions(pictures, settings)
+    if settings.get("denoiser", {}).get("prior") != "none":
         few = {"guidance": FEW_GUIDANCE} if pictures.trained < FEW_PICTURES else {}
         return PRIOR_GUIDANCE | few | (CAPTION_GUIDANCE_CHANGES if captioned else {})
     return {"guidance": CAPTION_GUIDANCE if captioned else LABEL_GUIDANCE if pictures.classes else 1.0}
@@ -269,6 +268,12 @@ def choose_dit(side: int, resources: Resources) -> tuple[dict[str, Any], float]:
     )
     backbone = {"kind": "dit", "width": width, "depth": depth, "heads": width // HEAD, "patch": patch}
     return backbone, training_flops(width, depth, (side // patch) ** 2)
+
+
+def reads_captions(pictures: Pictures, settings: dict[str, Any]) -> bool:
+    """Whether the denoiser gets a text encoder: as the user has set, or by `choose_text`."""
+    text = settings.get("denoiser", {}).get("text") or choose_text(pictures.captions, 64, 1)
+    return bool(text.get("kind") != "none")
 
 
 def choose_text(captions: Captions | None, width: int, depth: int) -> dict[str, Any]:

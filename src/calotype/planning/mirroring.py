@@ -29,10 +29,10 @@ STANDARD_ERRORS = 2.0
 Halves = Float[Tensor, "count value"]
 
 
-def choose_flip(pictures: Pictures) -> tuple[bool, str]:
+def choose_flip(pictures: Pictures, reads_captions: bool) -> tuple[bool, str]:
     """Whether half of the pictures that training sees are mirrored, and the reason."""
     chosen = pictures.train_indices
-    if pictures.captions:
+    if reads_captions:
         return False, "captions may speak of left and right"
     if not FEWEST <= pictures.trained <= MOST:
         return False, f"tried only with {FEWEST:,} to {MOST:,} training pictures"
