@@ -10,6 +10,8 @@ from calotype.evaluation.distances import kernel_distance, kernel_of_rows
 from calotype.evaluation.features import Lite0
 from calotype.evaluation.intervals import on_resamples, resamples
 from calotype.evaluation.search import Distance, Search, level_distance, search_level
+from calotype.settings import parse_recipe
+from calotype.training.levels import judged_side
 from calotype.types import Rng
 
 CURVES = {
@@ -133,3 +135,9 @@ def test_equal_levels_are_as_far_and_the_level_is_what_is_sampled_with(crops, mo
     assert far[0].value == far[2].value != far[1].value and np.array_equal(far[0].resampled, far[2].resampled)
     assert all(np.isfinite(one.value) and np.isfinite(one.resampled).all() for one in far)
     assert {round(float(level), 4) for levels in seen for level in levels} == {0.1, 0.3}
+
+
+def test_levels_are_judged_on_whole_pictures_up_to_256_px_and_above_on_crops():
+    crops = {"256": {"crop": 128}, "512": {"crop": 128}}
+    recipe = parse_recipe({"kind": "cascade", "size": 512, "stages": [64, 256, 512], "enlarge": crops})
+    assert [judged_side(recipe, size) for size in (256, 512)] == [256, 128]

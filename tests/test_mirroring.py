@@ -1,6 +1,5 @@
 """Mirrored pictures: when the plan takes them, and that the prior is as symmetric as what training sees."""
 
-
 import numpy as np
 import pytest
 import torch

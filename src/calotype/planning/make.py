@@ -31,7 +31,7 @@ from calotype.tables import merge
 from calotype.training.checkpoint import KEPT_CHECKPOINTS
 from calotype.training.compiling import WORTH
 from calotype.training.control import mean_cost, whole_batches
-from calotype.training.levels import LEVELS_TRIED, SCALES_TRIED
+from calotype.training.levels import LEVELS_TRIED, SCALES_TRIED, judged_side
 from calotype.training.loop import doublings
 from calotype.training.warm_start import WarmStart
 from calotype.types import UserError
@@ -257,9 +257,9 @@ def between_legs(plan: Plan, measured: Costs, count: int, left: float) -> dict[s
         plan.guidance_samples = 0
         seconds.pop("guidance", None)
     for index, size in enumerate(recipe.chain[1:], 1):
-        crop = (recipe.enlarging(size).crop or size) / size
+        share = (judged_side(recipe, size) / size) ** 2
         below = sum(measured.sampling[:index])
-        a_crop = below + LEVELS_TRIED * (crop**2 * measured.sampling[index] + measured.feature)
+        a_crop = below + LEVELS_TRIED * (share * measured.sampling[index] + measured.feature)
         crops = min(MOST_LEVEL_CROPS, int(LEVEL_SHARE * max(0.0, left) / a_crop))
         if crops < FEWEST_LEVEL_CROPS or not searches_level(recipe.enlarging(size)):
             crops = 0

@@ -69,8 +69,11 @@ def picture_examples(recipe: Recipe, pictures: Pictures, device: torch.device) -
     return lambda chosen: PictureSource(pictures, chosen, rng, device, 0, recipe.flip)
 
 
-def crop_examples(recipe: Recipe, size: int, pictures: Pictures, device: torch.device) -> Examples:
-    """With their low-resolution versions, for the stage that makes pictures of this size."""
-    rng, crop = Rng((recipe.seed, leg_above(size))), recipe.enlarging(size).crop or size
+def crop_examples(
+    recipe: Recipe, size: int, pictures: Pictures, device: torch.device, crop: int | None = None
+) -> Examples:
+    """With their low-resolution versions, for the stage that makes pictures of this size; crops are those of training,
+    or of another side."""
+    rng, side = Rng((recipe.seed, leg_above(size))), crop or recipe.enlarging(size).crop or size
     factor = size // recipe.chain[recipe.chain.index(size) - 1]
-    return lambda chosen: PictureSource(pictures, chosen, rng, device, crop, recipe.flip, factor)
+    return lambda chosen: PictureSource(pictures, chosen, rng, device, side, recipe.flip, factor)

@@ -35,6 +35,9 @@ from calotype.types import Progress, Rng
 LEVELS_TRIED = 6
 SCALES_TRIED = (1.5, 2.0, 3.0)
 """Guidance scales: stronger ones come nearer to portraits, too, but their faces lose features."""
+JUDGED_WHOLE = 256
+"""Side in pixels up to which an augmentation level is judged on whole pictures, as samples are in an evaluation; larger
+ones on crops, which costs less. Crops of smaller pictures took noise that stays as grain for an improvement."""
 MOST_REAL = 512
 """Validation pictures that samples are held against, at most."""
 
@@ -68,18 +71,23 @@ def search_levels(
     progress: Progress,
 ) -> Search:  # fmt: skip
     """The augmentation level at which `stage` enlarges samples of the stages `below` to what is nearest to validation
-    pictures; on a few crops.
+    pictures; on `count` of them, or crops of them.
     """
     device = next(stage.denoiser.parameters()).device
     rng = Rng((recipe.seed, "level", stage.image_size))
     labels, text = validation_conditions(pictures, count, device)
     rngs = [rng.at("sample", index) for index in range(count)]
     low_res = torch.cat([*generate_in_turn(below, labels, recipe.samplings[: len(below)], rngs, text=text)])
-    config = recipe.enlarging(stage.image_size)
-    side = (config.crop or stage.image_size) // stage.factor
+    config, crop = recipe.enlarging(stage.image_size), judged_side(recipe, stage.image_size)
+    side = crop // stage.factor
     corners = rng.at("crop").integers(low_res.shape[-1] - side + 1, count, 2).tolist()
     crops = [image[:, y : y + side, x : x + side] for image, (y, x) in zip(low_res, corners, strict=True)]
-    held_out = crop_examples(recipe, stage.image_size, pictures, device)(pictures.validation_indices)
+    held_out = crop_examples(recipe, stage.image_size, pictures, device, crop)(pictures.validation_indices)
     real = held_out.batch(0, count).clean
     distance = level_distance(stage, config.sampling, torch.stack(crops), labels, real, Lite0(device), text)
     return search_level(distance, stage.augmentation.most, LEVELS_TRIED, progress)
+
+
+def judged_side(recipe: Recipe, size: int) -> int:
+    """Side of the pictures or crops by which the augmentation level of the stage of this size is judged."""
+    return size if size <= JUDGED_WHOLE else recipe.enlarging(size).crop or size
