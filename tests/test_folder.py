@@ -45,6 +45,20 @@ def test_each_picture_is_there_once_as_the_decoder_gives_it(tmp_path):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="such names do not exist there")
+def test_downsampling_a_few_at_a_time_is_as_all_at_once(tmp_path, monkeypatch):
+    album(tmp_path, 7)
+    pictures = read_folder(tmp_path, 16)
+    means = pictures.pixels.double().reshape(7, 3, 8, 2, 8, 2).mean((3, 5))
+    monkeypatch.setattr(module, "SHRUNK_VALUES", 2 * 3 * 16**2)
+    seen, shrunk = [], module.shrunk
+    monkeypatch.setattr(module, "shrunk", lambda images, factor: seen.append(len(images)) or shrunk(images, factor))
+    small = pictures.shrunk(8)
+    assert (small.pixels - means).abs().max() <= 0.5 and seen == [2, 2, 2, 1]
+    assert torch.equal(pictures.first(3, 2).pixels, small.pixels[:6:2])
+    assert torch.equal(pictures.first(3).pixels, pictures.pixels[:6:2])
+    assert torch.equal(pictures.first(3).labels, pictures.labels[:6:2])
+
+
 def test_names_make_no_difference(tmp_path):
     names = [
         "ảnh 猫.PNG",

@@ -43,6 +43,8 @@ from calotype.data.split import Split, SplitRule, stratified_split
 from calotype.diffusion.stage import shrunk
 from calotype.types import NULL_LABEL, ByteImages, Labels, Progress, UserError, no_progress
 
+SHRUNK_VALUES = 2**24
+"""Of the pictures that are downsampled together: five of 1024 px."""
 PREPARATION = "upright, sRGB, over white, centre square, Lanczos with gap 3; version 1"
 
 
@@ -81,15 +83,13 @@ class Pictures:
         return self.low_res(self.pixels.shape[-1] // size)
 
     def low_res(self, factor: int) -> Pictures:
-        if factor == 1:
-            return self
-        parts = [shrunk(images_from_pixels(part), factor) for part in self.pixels.split(64)]
-        return replace(self, pixels=torch.cat([pixels_from_images(part) for part in parts]))
+        return self if factor == 1 else replace(self, pixels=downsampled(self.pixels, factor))
 
-    def first(self, count: int) -> Pictures:
-        """`count` pictures, spread evenly over all sets."""
-        chosen = torch.arange(0, len(self), max(1, len(self) // count))[:count]
-        return self.at(chosen, self.pixels[chosen])
+    def first(self, count: int, factor: int = 1) -> Pictures:
+        """`count` pictures, spread evenly over all sets, downsampled by a factor."""
+        every = max(1, len(self) // count)
+        chosen = torch.arange(0, len(self), every)[:count]
+        return self.at(chosen, downsampled(self.pixels[::every][:count], factor))
 
     def at(self, chosen: Int[Tensor, " _"], pixels: UInt8[Tensor, "_ 3 _ _"]) -> Pictures:
         """The pictures at these indices, with these pixels."""
@@ -274,6 +274,16 @@ def check_size(size: int) -> None:
         raise UserError(
             f"the size of the pictures is {size} px, but must be at least 1 and at most {LARGEST_SIDE}; try 64"
         )
+
+
+def downsampled(pixels: ByteImages, factor: int) -> UInt8[Tensor, "count 3 _ _"]:
+    """Each square of `factor` pixels as its mean; a few pictures at a time, as they may be mapped from a file that is
+    larger than memory."""
+    if factor == 1:
+        return pixels.clone()
+    at_once = max(1, SHRUNK_VALUES // max(1, pixels[:1].numel()))
+    parts = (shrunk(images_from_pixels(part), factor) for part in pixels.split(at_once))
+    return torch.cat([pixels_from_images(part) for part in parts])
 
 
 # -- Decoding ----------------------------------------------------------------------------------------------------------

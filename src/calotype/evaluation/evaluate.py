@@ -249,7 +249,7 @@ def untrained_space(candidate: Candidate, pictures: Pictures) -> LatentSpace:
         torch.manual_seed(candidate.recipe.seed)
         space = build_space(candidate.recipe).to(candidate.model.device)
     if isinstance(space.vae, Vae):
-        few = pictures.first(MOST_TO_START).shrunk(candidate.recipe.chain[0])
+        few = pictures.first(MOST_TO_START, pictures.pixels.shape[-1] // candidate.recipe.chain[0])
         if not few.split.train.any():  # other pictures, as those of the run cannot be read
             few = replace(few, split=replace(few.split, train=~few.split.train))
         start_linear(space.vae, few, candidate.model.device)
