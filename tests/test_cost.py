@@ -32,8 +32,8 @@ def count_operations(patch):
 
 
 def test_a_search_and_exposure_fine_tuning_are_counted(tmp_path):
-    """What the search takes, by hand: each crop is made once by the stage below, and once at each level that is tried;
-    features are taken of all of them, and of the real crops.
+    """What the search takes, by hand: each picture is made once by the stage below, and once at each level tried;
+    features are taken of all of them, and of the real pictures.
     """
     with pytest.MonkeyPatch.context() as patch:
         be_quick_and_search(patch)
@@ -45,9 +45,9 @@ def test_a_search_and_exposure_fine_tuning_are_counted(tmp_path):
     assert all(row.flops > 0 and row.seconds > 0 for row in rows.values())
     crops, tried = read_json(run / "plan.json")["level_crops"]["16"], len(state["levels"]["16"]["tried"])
     lite0 = Lite0()
-    seen = counted(lambda: features([torch.zeros(1, 3, 8, 8)], lite0))
+    seen = counted(lambda: features([torch.zeros(1, 3, 16, 16)], lite0))
     below = flops_through(one, slice(0, 1))
-    level = flops_through(one, slice(1, 2), torch.zeros(1, 3, 4, 4))
+    level = flops_through(one, slice(1, 2), torch.zeros(1, 3, 8, 8))
     assert crops > 0 and tried >= 4
     assert rows["level-16"].flops == pytest.approx(crops * (below + seen + tried * (level + seen)), rel=0.01)
 
@@ -63,7 +63,7 @@ def test_a_frozen_encoder_counts_as_a_network_and_what_it_reads_as_work(tmp_path
     be_quick(monkeypatch)
     count_operations(monkeypatch)
     frozen = FrozenEncoder(small_encoder(tmp_path / "vocabulary"))
-    for place in ("store", "training.pipeline", "planning.measure"):
+    for place in ("store", "training.pipeline", "planning.costs"):
         monkeypatch.setattr(f"calotype.{place}.build_frozen", lambda text: frozen)
     monkeypatch.setattr(minilm, "minilm_folder", lambda: tmp_path)
     run = commands.train(request(tmp_path / "pictures", tmp_path / "run", "denoiser.text.kind=minilm"), Keeper())
