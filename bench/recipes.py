@@ -21,7 +21,7 @@ from PIL import Image
 from calotype.data.folder import Pictures, read_folder
 from calotype.data.images import grid, images_from_pixels, pils_from_images
 from calotype.demo.portraits import read_portraits
-from calotype.evaluation.autoencoder import Measures, measure_autoencoder
+from calotype.evaluation.autoencoder import AutoencoderMeasures, measure_autoencoder
 from calotype.evaluation.diagnosis import diagnose
 from calotype.evaluation.features import Lite0
 from calotype.machine import examine
@@ -93,7 +93,7 @@ def learned(recipe: Recipe, pictures: Pictures, device: torch.device, seconds: f
     return leg
 
 
-def looked_at(leg: Leg[Autoencoder], pictures: Pictures, device: torch.device) -> Measures:
+def looked_at(leg: Leg[Autoencoder], pictures: Pictures, device: torch.device) -> AutoencoderMeasures:
     space = LatentSpace(leg.trained)
     count = min(CHECKED, INSPECTED.count(pictures.pixels[0].numel()))
     chosen = pictures.train_indices[: max(MEASURED, 4 * count)]
