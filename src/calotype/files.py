@@ -47,30 +47,23 @@ def write_whole(path: Path, content: bytes | str | Iterable[bytes | memoryview],
     With `new` it raises `FileExistsError` where there is a file of that name, whoever made it, and changes nothing.
     """
     make_folder(path.parent)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with whole_file(path, new) as temporary:
         with _made_in(path.parent):
             opened = temporary.open("wb")
         with opened as file:
             for part in parts_of(content):
                 file.write(part)
-            file.flush()
-            os.fsync(file.fileno())
-        if new:
-            path.open("xb").close()  # in one step: of two processes, one gets the name
-        temporary.replace(path)
-        to_disk(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """Another name to write a file under; it takes the name `path` when it is on the disk."""
+def whole_file(path: Path, new: bool = False) -> Iterator[Path]:
+    """Another name to write a file under; it takes the name `path` when it is on the disk. `new` is as above."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
         to_disk(temporary)
+        if new:
+            path.open("xb").close()  # in one step: of two processes, one gets the name
         temporary.replace(path)
         to_disk(path.parent)
     finally:

@@ -48,10 +48,17 @@ def read_portraits(
     """
     pixels, facts = _cached(size, count, progress)
     files = [HashedFile(*fact) for fact in facts["sources"]]
-    pictures = assemble(
-        pixels, files, STYLES, size, [*facts["notes"], *class_notes([file.folder for file in files], STYLES)], rule
-    )
+    notes = [*facts["notes"], *class_notes([file.folder for file in files], STYLES)]
+    if count is None and count_at(size) < PORTRAIT_COUNT:
+        notes.insert(0, f"the first {count_at(size):,} of {PORTRAIT_COUNT:,} portraits: at {size} px rendering is slow")
+    pictures = assemble(pixels, files, STYLES, size, notes, rule)
     return with_captions(pictures, Captions(tuple(map(describe, facts["drawn"])), optional=True))
+
+
+def count_at(size: int) -> int:
+    """How many portraits are read at a size where no count is asked for."""
+    check_size(size)
+    return min(PORTRAIT_COUNT, max(1, round(PIXELS / size**2)))
 
 
 def read_drawn(size: int, count: int | None = None) -> list[Facts]:
@@ -91,9 +98,7 @@ def rendered(drawings: Sequence[bytes], size: int) -> Pixels:
 
 def _cached(size: int, count: int | None, progress: Progress) -> tuple[Pixels, Any]:
     """Pixels and facts, rendered now or by an earlier call."""
-    most = _checked_count(None, size)
-    fewer = count is None and most * size**2 > PIXELS
-    count = round(PIXELS / size**2) if fewer else _checked_count(count, size)
+    count = count_at(size) if count is None else _checked_count(count, size)
     fingerprint = hashlib.sha256(_archive() + f"{resvg_py.__version__}, with what is drawn".encode()).hexdigest()[:12]
     path = cache_home() / f"portraits-{size}-{count}-{fingerprint}.npy"
     if (cached := open_pixels(path)) is not None:
@@ -105,10 +110,7 @@ def _cached(size: int, count: int | None, progress: Progress) -> tuple[Pixels, A
 
     def fill(pixels: Pixels) -> Any:
         _render_into(pixels, [members[file.name] for file in unique], progress)
-        notes = note(len(hashed) - len(unique), "duplicate", "left out")
-        if fewer:
-            notes.append(f"the first {count:,} of {most:,} portraits: at {size} px each takes longer to render")
-        return {"sources": unique, "notes": notes, "drawn": drawn}
+        return {"sources": unique, "notes": note(len(hashed) - len(unique), "duplicate", "left out"), "drawn": drawn}
 
     shape = (len(unique), 3, size, size)
     try:
