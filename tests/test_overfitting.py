@@ -8,15 +8,16 @@ from dataclasses import replace
 
 import pytest
 import torch
-from small import fingerprint, second_leg
+from small import fingerprint, first_leg, second_leg
 from torch import nn
 
 from calotype.files import read_json
 from calotype.recipe import OptimizerConfig
 from calotype.run import Run, RunState, Validation
 from calotype.training import checkpoint
-from calotype.training.control import CLEARLY, HOPELESS, MIN_VALIDATION, EarlyStopping
+from calotype.training.control import CLEARLY, HOPELESS, MIN_RECONSTRUCTED, MIN_VALIDATION, EarlyStopping
 from calotype.training.leg import LegLimits, train_leg
+from calotype.training.objectives import AutoencoderObjective, BatchShare
 from calotype.training.process import Interrupted
 from calotype.training.state import TrainState
 
@@ -119,14 +120,14 @@ class Validations:
 
     prompts = ()
 
-    def __init__(self, progress, table):
-        self.progress, self.table = progress, table
+    def __init__(self, progress, table, pictures=MIN_VALIDATION):
+        self.progress, self.table, self.pictures = progress, table, pictures
 
     def write(self, path):
         pass
 
     def measure(self):
-        return {"n": float(MIN_VALIDATION), **self.table[self.progress.images_seen]}
+        return {"n": float(self.pictures), **self.table[self.progress.images_seen]}
 
 
 def overfit(folder, after=10**9, max_rise=1e9, validation_share=math.inf):
@@ -176,3 +177,31 @@ def test_expensive_validation_is_skipped_except_at_the_end(tmp_path):
     overfit(tmp_path / "run", validation_share=0.0)
     lines = (json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines())
     assert [line["images_seen"] for line in lines if line["event"] == "check"] == [8, 32]
+
+
+# -- An autoencoder ----------------------------------------------------------------------------------------------------
+
+
+def test_an_autoencoder_is_judged_by_four_pictures(tmp_path):
+    run, leg = Run(tmp_path, RunState(legs={"autoencoder": "waiting"})), first_leg(autoencoder={"images": 32})
+    table = {8: GOOD, 16: BETTER, 24: {"held_out_loss": 0.92, "train_loss": 0.5}}
+    leg = replace(leg, validator=Validations(leg.progress, table, MIN_RECONSTRUCTED))
+    limits = LegLimits(previews_at=(0.25, 0.5, 0.75, 1.0), max_rise=CLEARLY)
+    train_leg(run, leg, threading.Event(), lambda done, total, note="": None, limits=limits)
+    assert leg.progress.images_seen == leg.progress.total == 24
+    assert "16 images" in run.state.overfitted["autoencoder"]
+
+
+def test_an_autoencoder_is_validated_by_its_reconstruction_loss():
+    leg = first_leg(autoencoder={"losses": {"adversarial": 0.0, "perceptual_share": 1.0, "perceptual_start": 0.0}})
+    validator, objective = (
+        leg.validator,
+        AutoencoderObjective(leg.validator.vae, leg.objective.critic, leg.objective.features, leg.objective.config),
+    )
+    measures = validator.measure()
+    for name, images in (("held_out_loss", validator.images), ("train_loss", validator.train)):
+        fake = validator.reconstruct(images)
+        terms = objective._reconstruction(images, fake, 1.0, BatchShare(0, 1, len(images)))
+        assert measures[name] == pytest.approx(float(sum(terms.values())), rel=1e-5)
+    assert len(validator.train) == len(validator.images)
+    assert not torch.equal(validator.train, validator.images)

@@ -23,9 +23,10 @@ from calotype.types import UserError
 CLEARLY = 1.02
 """A held-out loss this many times its best has risen: both are of the same pictures with the same noise."""
 HOPELESS = 1.1
-"""A leg that follows the clock ends once its held-out loss is this many times its best."""
-MIN_VALIDATION = 32
-"""Validation pictures; of fewer a rise says little."""
+"""A denoiser that follows the clock ends once its held-out loss is this many times its best; an autoencoder, whose loss
+has no noise, once it has clearly risen."""
+MIN_VALIDATION, MIN_RECONSTRUCTED = 32, 4
+"""Validation pictures of a denoiser and of an autoencoder; of fewer a rise says little."""
 MAX_DROP = 1.0
 """dB. What a critic costs that only sharpens is less; those that diverged cost 3 to 10."""
 LOWERED = 0.25
@@ -133,10 +134,12 @@ class EarlyStopping:
     folder: Path
     states: dict[str, TrainState]
     validation: Validation
+    fewest: int = MIN_VALIDATION
+    """Validation pictures; those of fewer are passed over."""
 
     def note(self, images_seen: int, measures: Mapping[str, float]) -> None:
         """To be called at every validation, with its measures; `n` is of how many pictures they are."""
-        if measures.get("n", 0) < MIN_VALIDATION or not math.isfinite(measures.get("held_out_loss", math.nan)):
+        if measures.get("n", 0) < self.fewest or not math.isfinite(measures.get("held_out_loss", math.nan)):
             return
         held_out, train = measures["held_out_loss"], measures["train_loss"]
         last = Losses(images_seen=images_seen, held_out_loss=held_out, train_loss=train)

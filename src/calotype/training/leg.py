@@ -21,7 +21,7 @@ from calotype.ranks import ALONE, Ranks
 from calotype.run import Run, Validation
 from calotype.training import checkpoint
 from calotype.training.checkpoint import Saved
-from calotype.training.control import CriticGuard, EarlyStopping
+from calotype.training.control import MIN_VALIDATION, CriticGuard, EarlyStopping
 from calotype.training.loop import (
     WHOLE,
     BatchSource,
@@ -80,6 +80,8 @@ class Leg(Generic[Result_co]):
     """It watches over the autoencoder, and is saved with it."""
     write_raw: Callable[[Path], None] | None = None
     """A further preview at the end, of the weights that are not averaged."""
+    fewest_validated: int = MIN_VALIDATION
+    """Pictures of a validation from which overfitting is judged."""
 
     @property
     def sharded(self) -> list[ShardedState]:
@@ -188,7 +190,8 @@ def begin_leg(
     elif restored and not ranks.first:
         checkpoint.load_checkpoint(run.folder / "checkpoints" / restored, leg.saved, leg.progress)
     validation = run.state.validation.setdefault(leg.name, Validation())
-    stopping = EarlyStopping(run.folder / "checkpoints" / f"best-{leg.name}", leg.states, validation)
+    best = run.folder / "checkpoints" / f"best-{leg.name}"
+    stopping = EarlyStopping(best, leg.states, validation, leg.fewest_validated)
     if ranks.first and leg.progress.fraction < 1 and (lost := stopping.forget_lost()):
         note(lost)
     if leg.progress.fraction < 1:

@@ -27,7 +27,7 @@ from calotype.priors.patches import PatchPrior
 from calotype.recipe import DiffusionConfig, EnlargeRecipe, Recipe, exposure_above, leg_above
 from calotype.run import Run
 from calotype.spaces.pixel import Space
-from calotype.training.control import CriticGuard
+from calotype.training.control import MIN_RECONSTRUCTED, CriticGuard
 from calotype.training.examples import Bucket, Examples, MixedSource, main_bucket, picture_source
 from calotype.training.fitting import Constants, channel_weights, cross_fitted, fit_mixture, fit_patches, keep
 from calotype.training.leg import Leg
@@ -59,7 +59,7 @@ def autoencoder_leg(
     }
     average = states["autoencoder"].average
     assert isinstance(average, Autoencoder)
-    validator = autoencoder_validator(pictures, average, objective.features, device)
+    validator = autoencoder_validator(pictures, average, objective.features, config.losses, device)
     guarded = replace(validator, images=validator.images[:GUARDED], vae=space.vae)
     guard = CriticGuard(objective, states["autoencoder"], guarded.psnr)
     return Leg(
@@ -71,6 +71,7 @@ def autoencoder_leg(
         validator,
         average,
         guard if "critic" in states else None,
+        fewest_validated=MIN_RECONSTRUCTED,
     )
 
 

@@ -32,7 +32,7 @@ from calotype.spaces.latent import LatentSpace, about_tiles
 from calotype.spaces.pixel import PixelSpace, Space
 from calotype.store import save_model
 from calotype.training.compiling import compiled
-from calotype.training.control import HOPELESS, BudgetController, TimeBudget
+from calotype.training.control import CLEARLY, HOPELESS, BudgetController, TimeBudget
 from calotype.training.examples import Bucket, crop_examples, latent_examples, picture_examples
 from calotype.training.inspection import require_fit
 from calotype.training.leg import UNLIMITED, Leg, LegLimits, Result_co, train_leg, validate
@@ -179,7 +179,8 @@ class Pipeline:
             vae = first_space(self.recipe, pictures, self.device, self.start).vae.eval().requires_grad_(False)
             if self.ranks.first:
                 progress = TrainProgress(1, 1, self.recipe.seed)
-                validator = autoencoder_validator(pictures, vae, pretrained_lite0(self.device), self.device)
+                features, losses = pretrained_lite0(self.device), self.recipe.autoencoder.losses
+                validator = autoencoder_validator(pictures, vae, features, losses, self.device)
                 validate(self.run, "autoencoder", progress, validator)
         return vae
 
@@ -278,4 +279,5 @@ class Pipeline:
                 torch.set_num_threads(choose_threads())
 
         previews_at = (1.0,) if budget.predicted["seconds"][leg] < SHORT else ()
-        return LegLimits(control, previews_at, VALIDATION_SHARE, HOPELESS, milestones)
+        max_rise = CLEARLY if leg == "autoencoder" else HOPELESS
+        return LegLimits(control, previews_at, VALIDATION_SHARE, max_rise, milestones)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from calotype.data.folder import Pictures
 from calotype.data.images import grid, images_from_pixels, pils_from_images
@@ -22,7 +22,8 @@ from calotype.files import write_png
 from calotype.nets.kl import Autoencoder
 from calotype.nets.perceptual import EfficientNetLite0, perceptual_distance
 from calotype.priors.patches import enlarged
-from calotype.training.objectives import DenoisingObjective
+from calotype.recipe import AutoencoderLossConfig
+from calotype.training.objectives import DenoisingObjective, edge_distance
 from calotype.types import NULL_LABEL, Batch, Images, Labels, OtherImages, Rng, Text
 
 
@@ -47,11 +48,13 @@ VALIDATED_AT_ONCE = 8
 
 @dataclass(frozen=True)
 class AutoencoderValidator:
-    """Validation pictures through an autoencoder."""
+    """Validation pictures, and as many training pictures, through an autoencoder."""
 
     images: Images
+    train: Images
     vae: Autoencoder
     features: EfficientNetLite0
+    losses: AutoencoderLossConfig
     prompts: tuple[str, ...] = ()
 
     @torch.no_grad()
@@ -67,15 +70,27 @@ class AutoencoderValidator:
     def psnr(self) -> float:
         return visible_psnr(self.images, self.reconstruct(self.images))
 
+    @torch.no_grad()
     def measure(self) -> dict[str, float]:
-        return psnr_and_perceptual(self.features, self.images, self.reconstruct(self.images))
+        """Also the reconstruction loss, without the adversarial term, of both sets."""
+        fake, trained = self.reconstruct(self.images), self.reconstruct(self.train)
+        measures = psnr_and_perceptual(self.features, self.images, fake)
+        distance = psnr_and_perceptual(self.features, self.train, trained)["perceptual"]
+        held_out_loss = self._loss(self.images, fake, measures["perceptual"])
+        return measures | {"held_out_loss": held_out_loss, "train_loss": self._loss(self.train, trained, distance)}
+
+    def _loss(self, real: Images, fake: Images, perceptual: float) -> float:
+        l1, edges = (fake - real).abs().mean(), edge_distance(real, fake)
+        return float(l1 + self.losses.edges * edges) + self.losses.perceptual * perceptual
 
 
 def autoencoder_validator(
-    pictures: Pictures, vae: Autoencoder, features: EfficientNetLite0, device: torch.device
-) -> AutoencoderValidator:
-    count = VALIDATED.count(pictures.pixels[0].numel())
-    return AutoencoderValidator(validation_images(pictures, count, device), vae, features)
+    pictures: Pictures, vae: Autoencoder, features: EfficientNetLite0, losses: AutoencoderLossConfig,
+    device: torch.device,
+) -> AutoencoderValidator:  # fmt: skip
+    images = validation_images(pictures, VALIDATED.count(pictures.pixels[0].numel()), device)
+    train = chosen_images(pictures, evenly(pictures.train_indices, len(images)), device)
+    return AutoencoderValidator(images, train, vae, features, losses)
 
 
 @dataclass(frozen=True)
@@ -241,5 +256,8 @@ def validation_first(pictures: Pictures, count: int, device: torch.device) -> tu
 
 
 def validation_images(pictures: Pictures, count: int, device: torch.device) -> Images:
-    chosen = evenly(pictures.validation_indices, count)
+    return chosen_images(pictures, evenly(pictures.validation_indices, count), device)
+
+
+def chosen_images(pictures: Pictures, chosen: Tensor, device: torch.device) -> Images:
     return images_from_pixels(pictures.pixels[chosen]).to(device).contiguous(memory_format=torch.channels_last)
