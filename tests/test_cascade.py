@@ -259,6 +259,10 @@ def test_any_picture_is_enlarged_whatever_its_shape(tmp_path, runs):
         model.enlarge(picture, 64)
     with pytest.raises(UserError, match="one stage, which is not conditioned on low resolution"):
         replace(model, stages=model.stages[:1]).enlarge(picture)
+    first, last = model.samplings
+    noisy = last.model_copy(update={"augmentation": 0.5, "conditioning": "truncated"})
+    truncated = replace(model, samplings=(first, noisy))  # but this picture is clean
+    assert truncated.enlarge(picture, seed=1).tobytes() == model.enlarge(picture, seed=1).tobytes()
     picture.save(file := io.BytesIO(), "PNG")
     (large,) = draw_enlarged(model, {"seed": 1}, [file.getvalue()])  # as the page asks for it
     assert Image.open(io.BytesIO(large)).tobytes() == model.enlarge(picture, seed=1).tobytes()

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -14,7 +16,7 @@ from calotype.diffusion import init as editing
 from calotype.diffusion.guidance import switched, with_known_part
 from calotype.diffusion.init import RESAMPLING, Between, canvas, feathered, image_to_image, inpainting, slerp
 from calotype.diffusion.samplers import SAMPLERS, ancestral, dpm_solver, last_steps, resampled
-from calotype.diffusion.schedules import Flow, Karras
+from calotype.diffusion.schedules import DdpmTable, Flow, Karras
 from calotype.diffusion.stage import for_all, generate, last, noise_each
 from calotype.files import read_json
 from calotype.types import Rng, UserError
@@ -245,6 +247,15 @@ def test_the_first_and_the_last_frame_are_plain_samples(model, labels):
     for frame, end in zip((frames[0], frames[-1]), ends, strict=True):
         assert np.abs(pixels(frame) - pixels(end)).max() <= 1
     assert len({frame.tobytes() for frame in frames}) == 5
+
+
+def test_labels_change_along_a_short_table_of_noise(model):
+    table = DdpmTable(length=20)
+    stage = replace(model.stages[0], schedule=table)
+    sampling = model.samplings[0].model_copy(update={"sampler": "euler", "steps": 4})
+    short = replace(model, stages=(stage,), samplings=(sampling,))
+    frames = short.interpolate((3, 4), 3, ("a", "b"))
+    assert np.abs(pixels(frames[0]) - pixels(short.sample(1, "a", 3)[0])).max() <= 1
 
 
 # -- Models ------------------------------------------------------------------------------------------------------------

@@ -2,8 +2,9 @@ import pytest
 import torch
 from analytic import mixture as analytic_mixture
 
+from calotype.priors import fit
 from calotype.priors.clusters import components_of, mixture_of
-from calotype.priors.fit import CaptionedLatents, PriorValidation, cross_fit, fit_classes
+from calotype.priors.fit import CaptionedLatents, PriorValidation, cross_fit, fit_classes, fit_prior
 from calotype.priors.gaussian import CrossFitted, GaussianMixture
 from calotype.types import NULL_LABEL, Condition
 
@@ -136,6 +137,22 @@ def test_classes_too_rare_for_a_gaussian_share_one():
     labels = torch.tensor([0] * 100 + [1] * 5)
     mixture = fitted(torch.randn(105, 2, 2, 2), labels)
     assert (mixture.label == NULL_LABEL).all()
+
+
+@pytest.mark.parametrize(("folds", "labelled"), [(torch.arange(72) // 6 % 2, True), (torch.arange(72) % 2, False)])
+def test_an_unseen_closed_form_knows_the_classes_of_the_prior(folds, labelled):
+    """Also of classes that are too rare in a half; where one is missing there, neither knows any."""
+    labels = torch.arange(72) % 6  # 12 of each
+    train = torch.randn(72, 2, 2, 2) + 5 * torch.randn(6, 2, 2, 2)[labels]
+    examples = CaptionedLatents(train, labels, ("",) * 72, ("",) * 72)
+    validation = PriorValidation(examples, torch.ones(72), torch.randn(72, 2, 2, 2))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fit, "FEWEST_TO_FOLD", 2)
+        patch.setattr(PriorValidation, "optimistic", lambda self, prior, train: True)
+        prior, crossed = fit_prior(examples, validation, folds)
+    assert len(crossed) == 2
+    for mixture in (prior, *crossed):
+        assert sorted({*mixture.label.tolist()}) == ([0, 1, 2, 3, 4, 5] if labelled else [NULL_LABEL])
 
 
 def test_an_unseen_closed_form_has_not_seen_the_picture():

@@ -82,8 +82,8 @@ class Model:
         """`count` pictures; picture i depends on (seed, i, its label, prompt and size) only, not on its batch.
 
         `label` is one of `classes`; without it and without a prompt, picture i has class `i % len(classes)`. `prompt`
-        is one for all, or picture i has prompt `i % len(prompt)`; guidance leads away from `negative`. `size` is
-        (width, height) in pixels, by default that of training.
+        is one for all, or picture i has prompt `i % len(prompt)`; guidance leads away from `negative`, which at a scale
+        of 1 changes nothing. `size` is (width, height) in pixels, by default that of training.
         `changes` replace settings of `Sampling`: `steps`, `sampler`, `guide`, `guidance`, `guidance_slope`,
         `prior_guidance`, `guidance_low`, `guidance_high`.
         Raises `UserError` for an unknown label or setting, for a size that cannot be, and for a prompt to a model
@@ -191,7 +191,8 @@ class Model:
         unit = max(1, self.recipe.units[index] // stage.factor)
         images = F.pad(images, [0, -width % unit, 0, -height % unit], mode="replicate")
         labels = torch.tensor(self.labels(1, label) if label else [NULL_LABEL], device=self.device)
-        large = generate([stage], labels, [self.samplings[index]], [Rng((seed, "enlarge"))], images)
+        whole = self.samplings[index].model_copy(update={"conditioning": "whole", "augmentation": 0.0})  # it is clean
+        large = generate([stage], labels, [whole], [Rng((seed, "enlarge"))], images)
         return pils_from_images(large[:, :, : height * stage.factor, : width * stage.factor])[0]
 
     # -- What a request means for this model ---------------------------------------------------------------------------

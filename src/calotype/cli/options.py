@@ -189,7 +189,7 @@ class SampleOptions(SamplingOptions):
     ] = None
     label: Annotated[str | None, option("Class of the pictures. [default: each in turn; with --from: none]")] = None
     prompt: Annotated[str | None, option("Prompt: what the pictures show.")] = None
-    negative: Annotated[str | None, option("Negative prompt: what to avoid.")] = None
+    negative: Annotated[str | None, option("Negative prompt: what to avoid; needs a guidance scale above 1.")] = None
     prompts: Annotated[Path | None, option("File with one prompt per line.")] = None
     seed: Seed = 0
     picture: Annotated[Path | None, option("Picture to make variations of (image-to-image).", "--from")] = None

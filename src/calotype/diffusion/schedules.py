@@ -48,7 +48,7 @@ class DdpmTable(Config):
 
 
 class SigmaRange(Config):
-    """Sigmas of the sampler's first step and of its last one."""
+    """The range of sigmas in training; sampling starts at the largest."""
 
     smallest: Sigma
     largest: Sigma
@@ -68,7 +68,7 @@ class Cosine(SigmaRange):
 
     kind: Literal["cosine"] = "cosine"
     shift: SigmaShift = Field(default=1.0, description="Multiplies sigma; above 1 for larger images.")
-    smallest: Sigma = Field(default=0.01, description="Smallest sigma, in training and sampling.")
+    smallest: Sigma = Field(default=0.01, description="Smallest sigma in training.")
     largest: Sigma = Field(default=160.0, description="Largest sigma, in training and sampling.")
 
     def _sigma(self, time: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from calotype.data.folder import Pictures
 from calotype.data.images import images_from_pixels
 from calotype.data.latents import LatentCache, encoded_at_once
 from calotype.data.sources import LatentSource, draw_captions
+from calotype.data.split import evenly
 from calotype.diffusion.stage import generate
 from calotype.evaluation.autoencoder import measure_autoencoder
 from calotype.evaluation.counting import counted
@@ -80,7 +81,8 @@ class Measurement(Costs):
         recipe, steps = self.recipe, {}
         if recipe.trains_space:
             steps["autoencoder"] = self._autoencoder()
-        steps["denoiser"] = [self._step("denoiser", DenoisingObjective(self.stages[0]), self._first_source())]
+        denoising = DenoisingObjective(self.stages[0], recipe.denoiser)
+        steps["denoiser"] = [self._step("denoiser", denoising, self._first_source())]
         for stage in self.stages[1:]:
             size = stage.image_size
             pictures = self.pictures[size]
@@ -102,15 +104,16 @@ class Measurement(Costs):
         return [self._step("autoencoder", objective, source, end) for end in config.losses.phase_ends]
 
     def _first_source(self) -> BatchSource:
-        """Batches of pictures for the first stage, or of latents: those of two pictures, repeated."""
+        """Batches of pictures for the first stage, or of latents: those of one picture, with labels and captions of as
+        many as a batch has, so that the prior works on as many classes as in training."""
         pictures = self.pictures[self.recipe.chain[0]]
         if not isinstance(self.space, LatentSpace):
             return picture_examples(self.recipe, pictures, self.device)(pictures.train_indices)
-        moments = self.space.moments(self._images(2)).half().cpu()
-        cache = LatentCache(moments[:1][None].expand(1, 2, *moments.shape[1:]))
-        ends = [0, len(pictures) - 1]
-        labels, captions = pictures.labels[ends], pictures.captions and pictures.captions.at(ends)
-        return LatentSource(cache, labels, torch.arange(2), self.rng, self.device, captions)
+        moments = self.space.moments(self._images(1)).half().cpu()
+        rows = evenly(torch.arange(len(pictures)), self.recipe.denoiser.batch)
+        cache = LatentCache(moments[:1][None].expand(1, len(rows), *moments.shape[1:]))
+        labels, captions = pictures.labels[rows], pictures.captions and pictures.captions.at(rows.tolist())
+        return LatentSource(cache, labels, torch.arange(len(rows)), self.rng, self.device, captions)
 
     def _step(self, leg: str, objective: Objective, source: BatchSource, end: float = 1.0) -> StepCost:
         """The cost of the steps just before this fraction of the leg, by the part of a batch that one rank works on."""

@@ -16,8 +16,8 @@ from calotype.types import NULL_LABEL, Labels, Rng
 MOST_RANK = 256
 """Principal axes of a component at most."""
 MOST_CLASSES = 16
-FEWEST_PER_CLASS = 8
-"""Images that each class needs for components of its own."""
+FEWEST_PER_CLASS, FEWEST_IN_FOLD = 8, 2
+"""Images that each class needs for components of its own, and in what is left of them without a fold."""
 SHARED = 0.5
 """Share of its class's within-cluster covariance in a component's covariance."""
 MOST_AXIS_VALUES = 2**24
@@ -36,12 +36,10 @@ class Component(NamedTuple):
     label: int
 
 
-def members_of_classes(labels: Labels) -> dict[int, Tensor]:
+def members_of_classes(labels: Labels, fewest: int = FEWEST_PER_CLASS) -> dict[int, Tensor]:
     """A mask of the members of each class; one class, `NULL_LABEL`, where labels are missing, too many or too rare."""
     counts = torch.bincount(labels.clamp(min=0))
-    usable = (
-        len(counts) <= MOST_CLASSES and int(counts.min()) >= FEWEST_PER_CLASS and not bool((labels == NULL_LABEL).any())
-    )
+    usable = len(counts) <= MOST_CLASSES and int(counts.min()) >= fewest and not bool((labels == NULL_LABEL).any())
     if not usable:
         return {NULL_LABEL: torch.ones_like(labels) > 0}
     return {label: labels == label for label in range(len(counts))}

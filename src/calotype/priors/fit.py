@@ -24,6 +24,7 @@ from calotype.priors.captions import (
     vocabulary_of,
 )
 from calotype.priors.clusters import (
+    FEWEST_IN_FOLD,
     MOST_RANK,
     Component,
     Points,
@@ -212,7 +213,10 @@ def fit_prior(
         and min(folds.bincount(minlength=2)) >= FEWEST_TO_FOLD
         and validation.optimistic(mixture, train)
     ):
-        crossed = cross_fit(mixture, train.latents, train.labels, folds)
+        labels = train.labels if in_all_folds(train.labels, folds) else torch.full_like(train.labels, NULL_LABEL)
+        if labels is not train.labels and bool((mixture.label >= 0).any()):  # both must know the same classes
+            mixture = validation.calibrated(fit_classes(train.latents, labels, validation))
+        crossed = cross_fit(mixture, train.latents, labels, folds)
         return mixture, [*map(validation.calibrated, crossed)]
     if more is None or sum(map(bool, train.captions)) < FEWEST_CAPTIONED:
         return mixture, ()
@@ -261,11 +265,18 @@ def class_mixtures(points: Points, classes: dict[int, Tensor]) -> Iterator[Gauss
         yield mixture_of(components, len(components[0].variances))
 
 
+def in_all_folds(labels: Labels, folds: Folds) -> bool:
+    """Whether what is left without a fold has the classes of all."""
+    classes = members_of_classes(labels).keys()
+    rests = (labels[folds != fold] for fold in folds.unique())
+    return all(members_of_classes(rest, FEWEST_IN_FOLD).keys() == classes for rest in rests)
+
+
 def cross_fit(like: GaussianMixture, train: Latents, labels: Labels, folds: Folds) -> list[GaussianMixture]:
     """For each fold, a mixture of as many components and axes as `like`, of the images outside it."""
     points, mixtures = train.flatten(1), []
     for fold in folds.unique().tolist():
-        classes = members_of_classes(labels[folds != fold])
+        classes = members_of_classes(labels[folds != fold], FEWEST_IN_FOLD)
         clusters = max(1, len(like.means) // len(classes))
         smallest = min(int(members.sum()) for members in classes.values())
         rank = largest_rank(smallest, points.shape[1], clusters * len(classes))

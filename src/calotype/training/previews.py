@@ -51,7 +51,7 @@ class AutoencoderValidator:
     """Validation pictures, and as many training pictures, through an autoencoder."""
 
     images: Images
-    train: Images
+    train: OtherImages
     vae: Autoencoder
     features: EfficientNetLite0
     losses: AutoencoderLossConfig
