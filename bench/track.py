@@ -35,6 +35,7 @@ import numpy as np
 import quality
 import torch
 from peers import TASK, Task
+from scipy.stats import t as student
 from scoring import Measures, Track
 from sets import SETS, fingerprint
 
@@ -89,7 +90,6 @@ def parser() -> argparse.ArgumentParser:
     one = command(score, "Sample from finished runs, and measure the samples against pictures that were held out.")
     one.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="Folder of a finished run.")
     measured(one)
-    one.add_argument("--seed", type=int, default=0, help="Seed of the samples. [0]")
     one.add_argument("--sheets", type=Path, help="Folder for grids of the samples, and of faces without features.")
     one = command(compare, "Compare two sets of runs that are scored already, in pairs of equal seed.")
     one.add_argument("a", help="Name of runs, as given to `train`.")
@@ -108,6 +108,7 @@ def measured(one: argparse.ArgumentParser) -> None:
     one.add_argument(
         "--against", choices=("test", "validation"), default="test", help="Use validation for choices. [test]"
     )
+    one.add_argument("--seed", type=int, default=0, help="Seed of the samples. [0]")
     one.add_argument("--sampling", nargs="+", default=[], metavar="NAME=VALUE",
                      help="Sampling in place of what is stored with the model, as in guidance=3 steps=24.")  # fmt: skip
 
@@ -260,11 +261,12 @@ def commit() -> str:
 
 
 def results(arguments: argparse.Namespace) -> Iterator[Measures]:
-    """Those of this picture set, size, count and part, the oldest first."""
+    """Those of this picture set, size, count, part and seed of the samples, the oldest first."""
     asked = asked_of(arguments, Track(arguments.cache, arguments.pictures, arguments.size))
     if (file := arguments.cache / "results.jsonl").exists():
         entries = map(json.loads, file.read_text().splitlines())
-        yield from (entry for entry in entries if asked.items() <= entry.items())
+        same = (entry for entry in entries if asked.items() <= entry.items())
+        yield from (entry for entry in same if entry.get("sample_seed", arguments.seed) == arguments.seed)
 
 
 def asked_of(arguments: argparse.Namespace, track: Track) -> dict[str, Any]:
@@ -290,7 +292,13 @@ def verdict(differences: Sequence[float]) -> str:
     error = float(np.std(differences, ddof=1)) / math.sqrt(count) if count > 1 else math.inf
     shown = count >= FEWEST_PAIRS and abs(average) > error
     words = ("better" if average < 0 else "worse") if shown else "not shown"
-    return f"{average:+.3f}, standard error {error:.3f}: {words}"
+    chance = f", p = {p_value(average / error, count - 1):.2f}" if 0 < error < math.inf else ""
+    return f"{average:+.3f}, standard error {error:.3f}: {words}{chance}"
+
+
+def p_value(statistic: float, freedom: int) -> float:
+    """Two-sided, of Student's t: how often chance alone gives a difference as large, where there is none."""
+    return float(2 * student.sf(abs(statistic), freedom))
 
 
 def mean(entries: Sequence[Measures]) -> Measures:
