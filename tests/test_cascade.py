@@ -8,13 +8,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from exporting import random_model
 from PIL import Image
 from safetensors.torch import load_file
 from small import CASCADE, HYBRID, Keeper, be_quick, opened, request, write_pictures
+from test_export_plain import PLAIN
 from test_train import interrupted_at, products, resume
 
 import calotype
 from calotype.cli import commands
+from calotype.cli.commands import sampling
 from calotype.cli.options import EnlargeOptions
 from calotype.data.images import images_from_pixels
 from calotype.diffusion.augmentation import NoiseAugmentation
@@ -266,6 +269,21 @@ def test_any_picture_is_enlarged_whatever_its_shape(tmp_path, runs):
     picture.save(file := io.BytesIO(), "PNG")
     (large,) = draw_enlarged(model, {"seed": 1}, [file.getvalue()])  # as the page asks for it
     assert Image.open(io.BytesIO(large)).tobytes() == model.enlarge(picture, seed=1).tobytes()
+
+
+def test_an_enlarged_picture_follows_its_prompt(tmp_path, monkeypatch):
+    model, picture = random_model(PLAIN), Image.new("RGB", (8, 8), "red")
+    plain, prompted = (model.enlarge(picture, prompt=prompt).tobytes() for prompt in (None, "a red cat"))
+    assert plain != prompted == model.enlarge(picture, prompt=" a red\ncat").tobytes()
+    picture.save(tmp_path / "red.png")
+    monkeypatch.setattr(sampling, "load", lambda run, device: model)
+    options = EnlargeOptions(tmp_path, tmp_path / "red.png", tmp_path / "out", prompt="a red cat")
+    commands.enlarge(options, console := Keeper())
+    assert [one.tobytes() for one in opened(tmp_path / "out").values()] == [prompted] and len(console.printed) == 1
+    commands.enlarge(replace(options, out=tmp_path / "long", prompt="red " * 900), console)
+    assert "a prompt is cut" in console.printed[1]
+    with pytest.raises(UserError, match="reads no prompt"):
+        random_model(CASCADE).enlarge(picture, prompt="a red cat")
 
 
 def test_steps_and_guidance_are_those_of_the_first_stage(runs):

@@ -17,6 +17,8 @@ from small import SETTINGS, Keeper
 
 from calotype.cli.commands import export
 from calotype.cli.options import ExportOptions
+from calotype.export import diffusers_folder
+from calotype.export.check import our_images
 from calotype.export.diffusers_folder import PROVIDED, export_diffusers
 from calotype.export.sources import import_order, top_level, used_names, with_sources
 from calotype.interop.diffusers import read_kl_config, read_kl_weights
@@ -29,6 +31,7 @@ diffusers = pytest.importorskip("diffusers")
 
 DRAW = """
 import sys
+import torch
 from diffusers import DiffusionPipeline
 
 pipeline = DiffusionPipeline.from_pretrained(sys.argv[1], trust_remote_code=True)
@@ -41,6 +44,14 @@ for wrong in (
         pipeline(**wrong)
     except ValueError as error:
         print(error)
+try:
+    pipeline.save_pretrained(sys.argv[2])
+except NotImplementedError as error:
+    print(error)
+try:
+    pipeline.to(torch.bfloat16)()
+except ValueError as error:
+    print(error)
 print("ours:", "calotype" in sys.modules, pipeline.classes)
 """
 
@@ -62,6 +73,9 @@ def test_a_pipeline_draws_our_pictures_without_calotype(exported, tmp_path):
     assert done.returncode == 0, done.stderr
     for message in ("one text each", "num_images is 0", "number of steps is 0", "sampler 'plms' is unknown"):
         assert message in done.stdout
+    assert (
+        "copy the folder as it is" in done.stdout and "but is in torch.bfloat16; leave torch_dtype out" in done.stdout
+    )
     assert "this model reads no prompt" in done.stdout and "ours: False ['adventurer', 'micah']" in done.stdout
     theirs = np.stack([np.asarray(Image.open(tmp_path / f"{index}.png"), int) for index in range(2)])
     made = np.stack([np.asarray(one, int) for one in golden("labels", steps=6).sample(2, "micah", seed=3)])
@@ -72,6 +86,16 @@ def test_nothing_runs_unless_it_is_trusted(exported):
     with pytest.raises(ValueError, match="trust_remote_code=True"):
         diffusers.DiffusionPipeline.from_pretrained(exported)
     assert "runs the Python files in this folder" in (exported / "README.md").read_text()
+
+
+def test_prompts_are_cleaned_as_ours(monkeypatch, tmp_path):
+    """Another normal form, line breaks, and letters that are not seen."""
+    model, raw = golden("captions"), "Cafe\u0301  đỏ\n"
+    clean = model.text(1, raw).prompts[0]
+    export_diffusers(model, tmp_path / "out")
+    monkeypatch.setattr(diffusers_folder, "checked_request", lambda model: ([-1, -1], [raw, "\u200b"]))
+    monkeypatch.setattr(diffusers_folder, "our_images", lambda model, labels, _: our_images(model, labels, [clean, ""]))
+    assert diffusers_folder.difference_of_code(model, tmp_path / "out").largest < LEVEL / 4
 
 
 @pytest.mark.parametrize("name", ["captions", "cascade"])

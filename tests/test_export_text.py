@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import unicodedata
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
@@ -94,6 +95,18 @@ def test_pictures_of_prompts_are_ours(exported, sample, changes):
 
 
 @with_onnx
+@pytest.mark.parametrize("prompt", ["Cafe\u0301  đỏ\n", "\u200b"], ids=ascii)
+def test_prompts_are_cleaned_as_ours(exported, sample, prompt):
+    """Another normal form, line breaks, and letters that are not seen."""
+    bundle = sample.Bundle(exported, threads=1)
+    theirs = bundle.sample([-1], [prompt], [prompt], seed=3)
+    assert (
+        np.abs(theirs[0].astype(int) - golden("captions").sample(1, seed=3, prompt=prompt, negative=prompt)[0]).max()
+        <= 1
+    )
+
+
+@with_onnx
 def test_a_page_has_all_files(exported):
     names = {path.name for path in exported.iterdir()}
     assert {*PAGE_FILES, *RUNTIME_FILES, "sample.py", "text.onnx", "calotype.json", "manifest.json"} <= names
@@ -116,7 +129,7 @@ def test_what_a_page_cannot_do_is_refused(tmp_path):
 
 TRIAL = """<!doctype html><title>trial</title><iframe id="page" src="index.html" width="900" height="700"></iframe>
 <script type="module">
-import { Model, cleaned } from "./model.js";
+import { Model } from "./model.js";
 const ask = (path) => {
   const asked = new XMLHttpRequest();
   asked.open("GET", path, false);
@@ -130,7 +143,7 @@ try {
   const { prompt, negative } = ask("/request"), model = await Model.open(new URL("./", import.meta.url));
   const images = [];
   images.push([...await model.sample({ label: 1, noise })]);
-  images.push([...await model.sample({ prompt: cleaned(prompt), negative, noise })]);
+  images.push([...await model.sample({ prompt, negative, noise })]);
   const page = document.getElementById("page"), inside = (name) => page.contentDocument.getElementById(name);
   await until(() => page.contentWindow.calotype?.ready && !inside("go").disabled);
   inside("count").value = 2;
@@ -192,7 +205,8 @@ def served(folder, noise, request):
 @pytest.mark.parametrize("name", ["labels", "captions", "cascade"])
 def test_the_page_draws_the_same_pictures(name, page, sample, tmp_path):
     model, (prompt, negative) = golden(name), (PROMPT, NEGATIVE) if name == "captions" else ("", "")
-    server, results, arrived = served(page(name), sample.seeded(5), {"prompt": prompt, "negative": negative})
+    request = {"prompt": unicodedata.normalize("NFD", prompt) + "\n", "negative": f" {negative}"}
+    server, results, arrived = served(page(name), sample.seeded(5), request)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     address = f"http://127.0.0.1:{server.server_port}/trial.html"
     browser = subprocess.Popen(

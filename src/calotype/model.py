@@ -178,12 +178,15 @@ class Model:
         return [(before, after) for before, after in map(pils_from_images, pairs)]
 
     def enlarge(
-        self, picture: Image.Image, size: int | None = None, label: str | None = None, seed: int = 0
-    ) -> Image.Image:
+        self, picture: Image.Image, size: int | None = None, label: str | None = None, seed: int = 0,
+        *, prompt: str | None = None,
+    ) -> Image.Image:  # fmt: skip
         """A picture of any shape, through the stage that makes pictures of `size` px (default: the last one).
 
-        Its sides grow by that stage's factor. Raises `UserError` if no stage is conditioned on low resolution.
+        Its sides grow by that stage's factor. Label and prompt say what it shows; without them it is unconditional.
+        Raises `UserError` if no stage is conditioned on low resolution, and as `sample` does for label and prompt.
         """
+        self._warn(prompt)
         index = self.enlarging_index(size)
         stage = self.stages[index]
         images = images_from_pil(picture.convert("RGB")).to(self.device)
@@ -192,7 +195,8 @@ class Model:
         images = F.pad(images, [0, -width % unit, 0, -height % unit], mode="replicate")
         labels = torch.tensor(self.labels(1, label) if label else [NULL_LABEL], device=self.device)
         whole = self.samplings[index].model_copy(update={"conditioning": "whole", "augmentation": 0.0})  # it is clean
-        large = generate([stage], labels, [whole], [Rng((seed, "enlarge"))], images)
+        text, rng = self.text(1, prompt), Rng((seed, "enlarge"))
+        large = generate([stage], labels, [whole], [rng], images, text=text)
         return pils_from_images(large[:, :, : height * stage.factor, : width * stage.factor])[0]
 
     # -- What a request means for this model ---------------------------------------------------------------------------

@@ -229,6 +229,7 @@ class EnlargeOptions:
     out: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("enlarged")
     size: Annotated[int | None, option("Output size of the stage to use, in pixels. [default: the last stage]")] = None
     label: Annotated[str | None, option("Class of the pictures.")] = None
+    prompt: Annotated[str | None, option("Prompt: what the pictures show.")] = None
     seed: Seed = 0
     device: Device = "auto"
 

@@ -217,12 +217,16 @@ def enlarge(options: EnlargeOptions, console: Console) -> int:
     model, paths = load(options.run, options.device), list_pictures(options.pictures)
     model.enlarging_index(options.size)
     model.labels(1, options.label)
+    model.text(1, options.prompt)
+    for warning in model.truncations(options.prompt):
+        console.say(warning)
     check_empty(options.out)
     written = 0
-    with console.bar("enlarge") as progress:
+    with console.bar("enlarge") as progress, warnings.catch_warnings(action="ignore", category=UserWarning):
         for index, path in enumerate(paths):
             try:
-                enlarged = model.enlarge(read_image(path), options.size, options.label, options.seed)
+                asked = options.size, options.label, options.seed
+                enlarged = model.enlarge(read_image(path), *asked, prompt=options.prompt)
                 write_png(options.out / f"{index:04d}-{safe_name(path.stem)}.png", enlarged, new=True)
                 written += 1
             except UnreadableError as error:

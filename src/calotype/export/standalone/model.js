@@ -29,6 +29,7 @@ export class Model {
   // An image in [-1, 1], 3 x size x size. `noise(size, where, shape)` gives Gaussian noise; `step(done, total)` is
   // called after each step of a sampler.
   async sample({ label = NULL_LABEL, prompt = "", negative = "", noise, guidance, step = () => {} }) {
+    [prompt, negative] = [cleaned(prompt), cleaned(negative)];
     let image = null, done = 0;
     const total = this.stages.reduce((sum, stage) => sum + stage.sigmas.length - 1, 0);
     for (const stage of this.stages) {

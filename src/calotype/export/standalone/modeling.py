@@ -29,6 +29,7 @@ def model_validator(mode):
 
 # -- What Calotype's modules have to do with sampling -----------------------------------------------------------------
 
+from calotype.data.captions import clean
 from calotype.diffusion.augmentation import BlurAugmentation, NoiseAugmentation
 from calotype.diffusion.denoiser import Denoiser
 from calotype.diffusion.samplers import SAMPLERS
@@ -96,8 +97,8 @@ class CalotypeStages(ModelMixin, ConfigMixin):
     @torch.no_grad()
     def images(self, labels, prompts, negatives, seed=0, vae=None, **changes):
         """Images (count, 3, size, size) in [-1, 1], one for each label; equal seeds give equal images."""
-        text = Text(tuple(prompts), tuple(negatives) if any(negatives) else ())
-        text = text if any(prompts) or any(negatives) else None
+        prompts, negatives = tuple(map(clean, prompts)), tuple(map(clean, negatives))
+        text = Text(prompts, negatives if any(negatives) else ()) if any(prompts + negatives) else None
         rngs = [Rng((seed, "sample", index)) for index in range(len(labels))]
         labels = torch.tensor(labels, device=self.device)
         return generate(list(self.chain(vae)), labels, self.samplings(**changes), rngs, text=text)

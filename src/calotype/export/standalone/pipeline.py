@@ -18,6 +18,9 @@ class CalotypePipeline(DiffusionPipeline):
     def classes(self):
         return list(self.stages.config.classes)
 
+    def save_pretrained(self, *args, **options):
+        raise NotImplementedError("diffusers would leave out the code of this pipeline; copy the folder as it is")
+
     def __call__(  # noqa: PLR0917 - as pipelines have it
         self, prompt=None, negative_prompt=None, label=None, num_images=1, seed=0, num_inference_steps=None,
         guidance_scale=None, sampler=None, output_type="pil", return_dict=True,
@@ -29,6 +32,8 @@ class CalotypePipeline(DiffusionPipeline):
             raise ValueError("prompt and negative_prompt are one text each, for all pictures; call it for each")
         if (prompt or negative_prompt) and self.stages.config.text is None:
             raise ValueError("this model reads no prompt; leave prompt and negative_prompt out")
+        if other := {str(each.dtype) for each in (self.stages, self.vae) if each} - {"torch.float32"}:
+            raise ValueError(f"this model computes in torch.float32, but is in {other.pop()}; leave torch_dtype out")
         if num_images < 1:
             raise ValueError(f"num_images is {num_images}, but must be at least 1")
         in_turn = [i % len(self.classes) if self.classes and not prompt else -1 for i in range(num_images)]

@@ -88,7 +88,7 @@ class Bundle:
 
     def images(self, labels, prompts, negatives, indices, noise, start=None):
         """Images (count, 3, size, size) in [-1, 1]; see `sample`."""
-        images = None
+        prompts, negatives, images = [*map(cleaned, prompts)], [*map(cleaned, negatives)], None
         for stage in self.stages:
             size, until, known = stage["size"], stage["until"], self.condition(stage, images, indices, noise)
             given = {"label": np.array(labels, np.int64), **self.text(stage, prompts), **known}
