@@ -106,6 +106,10 @@ def test_prompts_are_cleaned_as_ours(exported, sample, prompt):
     )
 
 
+def test_a_negative_prompt_of_nothing_that_is_seen_is_none():
+    assert golden("captions").text(1, "red", " \u200b") == Text(("red",))
+
+
 @with_onnx
 def test_a_page_has_all_files(exported):
     names = {path.name for path in exported.iterdir()}

@@ -232,7 +232,7 @@ class Model:
 
     def text(self, count: int, prompt: Prompt = None, negative: str | None = None) -> Text | None:
         """Prompt and negative prompt of each picture. Raises `UserError` for a model without text conditioning."""
-        prompts = as_prompts(prompt)
+        prompts, negative = as_prompts(prompt), clean(negative or "")
         if not any(prompts) and not negative:
             return None
         if self.text_encoder is None:
@@ -241,7 +241,7 @@ class Model:
                 "with captions"
             )
         in_order = tuple(prompts[index % len(prompts)] if prompts else "" for index in range(count))
-        return Text(in_order, (clean(negative),) * count if negative else ())
+        return Text(in_order, (negative,) * count if negative else ())
 
     def truncations(self, prompt: Prompt) -> list[str]:
         """Warnings of prompts that are too long."""
