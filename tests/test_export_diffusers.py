@@ -73,9 +73,7 @@ def test_a_pipeline_draws_our_pictures_without_calotype(exported, tmp_path):
     assert done.returncode == 0, done.stderr
     for message in ("one text each", "num_images is 0", "number of steps is 0", "sampler 'plms' is unknown"):
         assert message in done.stdout
-    assert (
-        "copy the folder as it is" in done.stdout and "but is in torch.bfloat16; leave torch_dtype out" in done.stdout
-    )
+    assert "copy the folder as it is" in done.stdout and "but is in torch.bfloat16; leave dtype" in done.stdout
     assert "this model reads no prompt" in done.stdout and "ours: False ['adventurer', 'micah']" in done.stdout
     theirs = np.stack([np.asarray(Image.open(tmp_path / f"{index}.png"), int) for index in range(2)])
     made = np.stack([np.asarray(one, int) for one in golden("labels", steps=6).sample(2, "micah", seed=3)])

@@ -33,7 +33,9 @@ class CalotypePipeline(DiffusionPipeline):
         if (prompt or negative_prompt) and self.stages.config.text is None:
             raise ValueError("this model reads no prompt; leave prompt and negative_prompt out")
         if other := {str(each.dtype) for each in (self.stages, self.vae) if each} - {"torch.float32"}:
-            raise ValueError(f"this model computes in torch.float32, but is in {other.pop()}; leave torch_dtype out")
+            raise ValueError(
+                f"this model computes in torch.float32, but is in {other.pop()}; leave dtype (torch_dtype) out"
+            )
         if num_images < 1:
             raise ValueError(f"num_images is {num_images}, but must be at least 1")
         in_turn = [i % len(self.classes) if self.classes and not prompt else -1 for i in range(num_images)]
