@@ -21,6 +21,8 @@ PORT = 8737
 ADDRESS = f"http://127.0.0.1:{PORT}"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 RUN = id_of("run")
+OPENED = re.compile(r"programs: (http://[^/]+)/\?token=(\S+)")
+"""In what the server prints: its address for programs, and its token."""
 
 
 def client_of(folder, host="127.0.0.1", **more):
@@ -45,13 +47,13 @@ def until(true, seconds=180.0, pause=0.05):
 
 @contextmanager
 def served(folder, *options):
-    """A server as its users start it: its address, its token and its process."""
+    """A server as its users start it: its address for programs, its token and its process."""
     environment = {**os.environ, "PYTHONPATH": str(SOURCES), "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "calotype", "serve", str(folder), "--port", "0", *options]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
         try:
             for line in process.stdout:
-                if opened := re.search(r"open (http://[^/]+)/\?token=(\S+)", line):
+                if opened := OPENED.search(line):
                     yield opened[1], opened[2], process
                     break
         finally:

@@ -22,6 +22,7 @@ from starlette.routing import Route
 from test_report import facts, fake_run, flat
 
 from calotype.cli.commands import serve
+from calotype.cli.commands.serving import has_ipv6, listen
 from calotype.cli.options import ServeOptions
 from calotype.files import write_json
 from calotype.serve import safety
@@ -115,6 +116,40 @@ def test_the_address_with_the_token_sets_a_cookie_and_leads_to_one_without(opene
 )  # fmt: skip
 def test_other_hosts_are_refused(client, token, host):
     assert client.get("/new", headers={**token, "Host": host}).status_code == 421
+
+
+@pytest.mark.parametrize(
+    "other",
+    ['prefs={"theme":"dark"}', "user@app=1", "x[0]=1", "name=José", 'a="unterminated', "list=a, b", "flag",
+     f"calotype-{PORT}=x"],
+)  # fmt: skip
+def test_cookies_of_other_servers_at_this_host_lock_nobody_out(opened, other):
+    client, gate = opened
+    for name, status in ((gate.cookie, 200), (f"x-{gate.cookie}", 401)):
+        given = {"Cookie": f"{other}; {name}={gate.token}".encode()}
+        assert client.get("/new", headers=given).status_code == status
+
+
+def test_the_address_of_the_page_is_of_no_other_server(opened):
+    """Browsers give a cookie to all ports of a host, so that its name is new at each start."""
+    client, gate = opened
+    own = {"Host": f"{gate.own_name}:{PORT}"}
+    assert client.get(f"/new?token={gate.token}", headers=own).status_code == 303
+    another = gate_for("127.0.0.1", PORT)
+    assert another.own_name != gate.own_name and not gate_for("0.0.0.0", PORT).own_name
+    assert client.get("/new", headers={"Host": f"{another.own_name}:{PORT}", **bearer(gate)}).status_code == 421
+
+
+@pytest.mark.skipif(not has_ipv6(), reason="there is one loopback address")
+def test_nobody_else_listens_at_the_other_loopback_address():
+    """Which browsers take for a name that ends with `.localhost`."""
+    with contextlib.ExitStack() as stack:
+        first, second = (stack.enter_context(each) for each in listen("127.0.0.1", 0))
+        assert {first.getsockname()[0], second.getsockname()[0]} == {"127.0.0.1", "::1"}
+        assert first.getsockname()[1] == second.getsockname()[1]
+        strange = stack.enter_context(socket.create_server(("::1", 0), family=socket.AF_INET6))
+        with pytest.raises(UserError, match="cannot listen at ::1"):
+            listen("127.0.0.1", strange.getsockname()[1])
 
 
 @pytest.mark.parametrize("host", [f"127.0.0.1:{PORT}", f"localhost:{PORT}", f"LOCALHOST:{PORT}", f"[::1]:{PORT}"])
@@ -360,7 +395,8 @@ def test_another_host_is_warned_of_and_named(monkeypatch):
     assert "everybody in the network" in console.printed[0] and "?token=" in console.printed[1]
     console = Keeper()
     serve(ServeOptions(port=0), console)
-    assert "127.0.0.1" in console.printed[0] and "?token=" in console.printed[0]
+    assert all("?token=" in line for line in console.printed[:2]) and "http://127.0.0.1:" in console.printed[1]
+    assert re.match(r"open http://[0-9a-f]{16}\.localhost:", console.printed[0])
     assert "0.0.0.0:1" not in gate_for("0.0.0.0", 1).hosts and "127.0.0.1:1" in gate_for("0.0.0.0", 1).hosts
     with pytest.raises(UserError, match="choose another with --port"):
         serve(ServeOptions(port=1, host="192.0.2.1"), console)

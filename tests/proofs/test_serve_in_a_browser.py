@@ -3,16 +3,22 @@
 `make proofs` runs it. SHOTS=FOLDER keeps pictures of every page at two widths, light and dark.
 """
 
+import contextlib
 import csv
 import os
 import shlex
 import signal
 import sys
+import threading
 import zipfile
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import psutil
 import pytest
+from starlette.applications import Starlette
+from starlette.responses import Response
+from starlette.routing import Route
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -20,8 +26,11 @@ from serving import CHROMIUM, browser_page, ready, served, tab_to, traced, until
 from small import write_pictures
 from test_report import facts, fake_run, flat
 
+from calotype.cli.commands.serving import listen
 from calotype.files import write_json
 from calotype.serve.library import id_of
+from calotype.serve.safety import Guarded, gate_for
+from calotype.serve.server import server as server_of
 from calotype.serve.words import TERMS
 from calotype.training.process import owner_of
 
@@ -309,6 +318,36 @@ def test_two_servers_on_one_host_keep_their_cookies_apart(server, browser, tmp_p
         for place in (f"{other}/?token={its_token}", address, other):
             page.goto(place)
             page.get_by_role("heading", name="Runs", exact=True).wait_for()
+
+
+def test_no_other_server_on_this_machine_gets_the_cookie(browser):
+    """At the address that is printed; under 127.0.0.1 all ports get it."""
+    cookies = []
+
+    class Other(BaseHTTPRequestHandler):
+        def do_GET(self):
+            cookies.append(self.headers.get("cookie", ""))
+            self.send_error(404)
+
+    with contextlib.ExitStack() as stack:
+        listening = [stack.enter_context(each) for each in listen("127.0.0.1", 0)]
+        port = listening[0].getsockname()[1]
+        gate = gate_for("127.0.0.1", port)
+        ours = server_of(Guarded(Starlette(routes=[Route("/", lambda request: Response("ours"))]), gate), "", port)
+        theirs = stack.enter_context(HTTPServer(("127.0.0.1", 0), Other))
+        for run in (theirs.serve_forever, lambda: ours.run(listening)):
+            threading.Thread(target=run, daemon=True).start()
+        until(lambda: ours.started)
+        page = stack.enter_context(browser.new_context()).new_page()
+        for host, gets in ((gate.own_name, False), ("127.0.0.1", True)):
+            page.goto(f"http://{host}:{port}/?token={gate.token}")
+            assert page.inner_text("body") == "ours"
+            del cookies[:]
+            for other in ("127.0.0.1", "localhost", "other.localhost"):
+                page.goto(f"http://{other}:{theirs.server_port}/")
+            assert any(gate.token in cookie for cookie in cookies) == gets
+        ours.should_exit = True
+        theirs.shutdown()
 
 
 PAINTED = "performance.getEntriesByName('first-contentful-paint')[0]?.startTime ?? 0"

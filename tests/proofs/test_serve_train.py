@@ -1,7 +1,6 @@
 """`calotype train --serve`: the page beside a training, which ends with it. `make proofs` runs it."""
 
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +10,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from serving import SOURCES, until
+from serving import OPENED, SOURCES, until
 from small import write_pictures
 
 from calotype.serve.library import id_of
@@ -23,7 +22,7 @@ def test_a_training_shows_itself_and_takes_the_page_with_it(tmp_path):
     command = [sys.executable, "-m", "calotype", "train", str(pictures), "--serve", "--size", "32", "--budget", "40s",
                "--out", str(tmp_path / "runs" / "pets"), "--device", "cpu"]  # fmt: skip
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
-        opened = next(filter(None, (re.search(r"open (http://[^/]+)/\?token=(\S+)", line) for line in process.stdout)))
+        opened = next(filter(None, (OPENED.search(line) for line in process.stdout)))
         with httpx.Client(base_url=opened[1], headers={"Authorization": f"Bearer {opened[2]}"}, timeout=60) as client:
             until(lambda: client.get(f"/api/runs/{id_of('pets')}").is_success, 120)
             assert client.get(f"/api/runs/{id_of('pets')}").json()["state"] == "training"

@@ -7,8 +7,7 @@ import hmac
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from http.cookies import CookieError, SimpleCookie
-from secrets import token_urlsafe
+from secrets import token_hex, token_urlsafe
 from urllib.parse import parse_qsl, urlencode
 
 import psutil
@@ -46,6 +45,11 @@ class Gate:
 
     hosts: frozenset[str]
     port: int
+    own_name: str = ""
+    """A name that leads to this machine and that no other server has; empty where the network is let in.
+
+    Browsers give a cookie to all ports of a host: under 127.0.0.1, any other server on this machine would get ours.
+    """
     token: str = field(default_factory=lambda: token_urlsafe(32), repr=False)
 
     @property
@@ -64,19 +68,18 @@ class Gate:
         return scheme.lower() == "bearer" and self.opens(token.strip())
 
     def cookie_opens(self, headers: Headers) -> bool:
-        try:
-            morsel = SimpleCookie(headers.get("cookie", "")).get(self.cookie)
-        except CookieError:
-            return False
-        return morsel is not None and self.opens(morsel.value)
+        """Cookies of other servers at this host come along, in any form, and some may have our name."""
+        pairs = (pair.partition("=") for line in headers.getlist("cookie") for pair in line.split(";"))
+        return any(self.opens(value.strip()) for name, _, value in pairs if name.strip() == self.cookie)
 
 
 def gate_for(host: str, port: int) -> Gate:
     """For a server that listens at `host`: its own names alone, so that no name that leads here by DNS is one."""
-    names = LOOPBACK if host in LOOPBACK else (*LOOPBACK, *own_names(host))
+    own_name = f"{token_hex(8)}.localhost" if host in LOOPBACK else ""
+    names = (*LOOPBACK, own_name) if own_name else (*LOOPBACK, *own_names(host))
     shown = {f"[{name}]" if ":" in name else name for name in names}
     bare = shown if port == 80 else set()
-    return Gate(frozenset(f"{name}:{port}".lower() for name in shown) | frozenset(bare), port)
+    return Gate(frozenset(f"{name}:{port}".lower() for name in shown) | frozenset(bare), port, own_name)
 
 
 def own_names(host: str) -> list[str]:

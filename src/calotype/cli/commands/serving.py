@@ -29,20 +29,25 @@ def serve(options: ServeOptions, console: Console) -> None:
     if options.folder.exists() and not options.folder.is_dir():
         raise UserError(f"{options.folder} is a file, expected the folder of runs")
     listening = listen(options.host, options.port)
-    port = listening.getsockname()[1]
+    port = listening[0].getsockname()[1]
     gate = gate_for(options.host, port)
-    if options.host not in LOOPBACK_HOSTS:
+    place = f"{address_of(options.host)}:{port}/?token={gate.token}"
+    if gate.own_name:
+        console.say(f"open http://{gate.own_name}:{port}/?token={gate.token}")
+        console.say(f"where the browser does not know this name (Safari), and for programs: http://{place}")
+    else:
         console.say(
             f"warning: at {options.host} everybody in the network reaches this server, and nothing is encrypted; "
             f"whoever has the token can train and sample here. Safer: ssh -L {port}:127.0.0.1:{port} THIS-MACHINE"
         )
-    console.say(f"open http://{address_of(options.host)}:{port}/?token={gate.token}")
+        console.say(f"open http://{place}")
     console.say("the token in this address is new at each start; Ctrl-C ends the server, and no training")
     app = application(options.folder.resolve(), gate, options.device)
     try:
-        server(app, options.host, port).run([listening])
+        server(app, options.host, port).run(listening)
     finally:
-        listening.close()
+        for each in listening:
+            each.close()
 
 
 def require_extra() -> None:
@@ -58,7 +63,33 @@ def address_of(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
-def listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int) -> list[socket.socket]:
+    """Sockets at the address; for a loopback one, at that of IPv6, too. Raises `UserError`.
+
+    Browsers take either for a name that ends with `.localhost`, and a stranger at the other one would get the token.
+    """
+    if host not in LOOPBACK_HOSTS:
+        return [listen_at(host, port)]
+    first = listen_at("127.0.0.1", port)
+    try:
+        return [first, listen_at("::1", first.getsockname()[1])] if has_ipv6() else [first]
+    except UserError:
+        first.close()
+        if port:
+            raise
+        return listen(host, port)
+
+
+def has_ipv6() -> bool:
+    """Whether this machine has the loopback address of IPv6."""
+    try:
+        listen_at("::1", 0).close()
+    except UserError:
+        return False
+    return True
+
+
+def listen_at(host: str, port: int) -> socket.socket:
     """Raises `UserError`."""
     try:
         return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)

@@ -26,7 +26,7 @@ async function ask(method, address, body, headers = {}) {
   const type = answer.headers.get("content-type") || "";
   const value = type.includes("json") ? await answer.json() : await answer.text();
   if (answer.ok) return value;
-  const reason = answer.status === 401 ? ANEW : sentence(value?.error?.message || `the server answers with status ${answer.status}`);
+  const reason = [401, 421].includes(answer.status) ? ANEW : sentence(value?.error?.message || `the server answers with status ${answer.status}`);
   throw Object.assign(new Error(reason), {status: answer.status, field: value?.error?.param});
 }
 const send = (address, value, method = "POST") =>
@@ -333,7 +333,7 @@ function followList() {
       if (!document.hidden) {
         const answer = await fetch("/parts", {headers: {"If-None-Match": version}});
         if (answer.ok) { showList(await answer.json()); version = answer.headers.get("etag"); }
-        stale({200: "", 304: "", 401: ANEW}[answer.status] ?? `The server answers with status ${answer.status}.`);
+        stale({200: "", 304: "", 401: ANEW, 421: ANEW}[answer.status] ?? `The server answers with status ${answer.status}.`);
       }
     } catch { stale(SILENT); }
     clearTimeout(due);
