@@ -23,7 +23,7 @@ def test_a_picture_that_is_removed_meanwhile_is_left_out_of_the_archive(tmp_path
     entries = gallery.entries()
     gallery.remove(first)
     monkeypatch.setattr(Gallery, "entries", lambda self: entries)
-    with zipfile.ZipFile(io.BytesIO(gallery.zipped(False))) as archive:
+    with zipfile.ZipFile(io.BytesIO(b"".join(gallery.zipped(False)))) as archive:
         pictures = [name for name in archive.namelist() if name != "pictures.json"]
         assert len(pictures) == 1 and archive.read(pictures[0]) == b"two"
 

@@ -161,16 +161,17 @@ class Model:
         return [picture for images in parts for picture in pils_from_images(images)]
 
     def estimates(
-        self, label: str | None = None, seed: int = 0, *, prompt: str | None = None, **changes: Any
-    ) -> list[tuple[Image.Image, Image.Image]]:
+        self, label: str | None = None, seed: int = 0, size: Size | None = None, *, prompt: str | None = None,
+        negative: str | None = None, **changes: Any,
+    ) -> list[tuple[Image.Image, Image.Image]]:  # fmt: skip
         """Of the first sample of a seed, each call of the denoiser: the noisy picture, divided by sqrt(1 + sigma^2) so
         that it can be seen, and the estimate of the clean one; from noise to the picture that `sample` returns.
 
         Raises `UserError` as `sample` does.
         """
-        labels, text, states = self.labels(1, label, prompt), self.text(1, prompt), list[State]()
-        start = recorded(states, self.canvas(None))
-        deque(self._generate(labels, text, self.rngs(1, seed), self.settings(changes), None, for_all(start)), maxlen=0)
+        labels, text, states = self.labels(1, label, prompt), self.text(1, prompt, negative), list[State]()
+        start = recorded(states, self.canvas(size))
+        deque(self._generate(labels, text, self.rngs(1, seed), self.settings(changes), size, for_all(start)), maxlen=0)
         pairs = [
             state.stage.space.decode(torch.cat([state.noisy / (1 + state.sigma**2) ** 0.5, state.estimate]))
             for state in states

@@ -175,7 +175,7 @@ def _reading(path: PictureFile, work: Callable[[ImageFile.ImageFile], Output]) -
 
 
 def read_mask(path: Path) -> Image.Image:
-    """As `read_image`, in mode RGBA where the file has transparency."""
+    """As `read_image`, in mode RGBA where some of it is transparent."""
 
     def opacity(image: ImageFile.ImageFile) -> Image.Image | None:
         if not image.has_transparency_data:
@@ -185,7 +185,7 @@ def read_mask(path: Path) -> Image.Image:
         return alpha.transpose(TURNS[orientation]) if orientation in TURNS else alpha
 
     mask = read_image(path)
-    if (alpha := _reading(path, opacity)) is not None:
+    if (alpha := _reading(path, opacity)) is not None and alpha.getextrema() != (255, 255):
         mask.putalpha(alpha)
     return mask
 

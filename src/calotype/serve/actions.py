@@ -33,6 +33,7 @@ from calotype.serve.requests import (
     Starring,
     read_body,
     read_form,
+    require_used,
     validated,
 )
 from calotype.serve.sampling import Job, Queue
@@ -80,6 +81,7 @@ async def accepted(request: Request, job: Job, keeping: Coroutine[Any, Any, None
 
 def job_of(asked: PageSampling, folder: Path, files: dict[str, bytes]) -> Job:
     """Raises `RefusedRequest` where it cannot be done."""
+    require_used(asked)
     gallery = Gallery(folder)
     gallery.require_room(MOST_PICTURES)
     if not can_sample(folder):

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 from collections.abc import Mapping
 from functools import cache
 from hashlib import sha256
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 from starlette.datastructures import Headers
@@ -35,11 +38,22 @@ def static_files() -> dict[str, tuple[str, bytes]]:
 
 
 class RefusedRequest(Exception):  # noqa: N818
-    """A request that cannot be answered: its status, why, and the field or header that is wrong."""
+    """A request that cannot be answered: its status, why, the field or header that is wrong, and whether to retry."""
 
-    def __init__(self, status: int, reason: str, field: str | None = None, retry_after: int | None = None) -> None:
+    def __init__(
+        self, status: int, reason: str, field: str | None = None, retry_after: int | None = None, retry: bool = True
+    ) -> None:
         super().__init__(reason)
-        self.status, self.reason, self.field, self.retry_after = status, reason, field, retry_after
+        self.status, self.reason, self.field, self.retry_after, self.retry = status, reason, field, retry_after, retry
+
+
+FOLDERS = re.compile(r"(?<![\w.:/\\-])(?:[A-Za-z]:)?[/\\](?:[^/\\\s]+[/\\])*(?=[^/\\\s])")
+"""Of an absolute path, all that stands before its last part."""
+
+
+def without_folders(text: str, known: Path) -> str:
+    """A reason for people elsewhere: paths below `known` become relative, of others the name of the file is left."""
+    return FOLDERS.sub("", text.replace(f"{known}{os.sep}", ""))
 
 
 def json_response(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
@@ -48,10 +62,16 @@ def json_response(value: Any, status: int = 200, headers: Mapping[str, str] | No
 
 
 def refusal(
-    scope: Scope, status: int, reason: str, field: str | None = None, retry_after: int | None = None
-) -> Response:
-    """As the clients of OpenAI read errors; as a page where a browser asks for one."""
+    scope: Scope, status: int, reason: str, field: str | None = None, retry_after: int | None = None,
+    retry: bool = True,
+) -> Response:  # fmt: skip
+    """As the clients of OpenAI read errors; as a page where a browser asks for one.
+
+    Their clients repeat what got 409 or 500 and above, unless there is no sense in it.
+    """
     headers = {} if retry_after is None else {"Retry-After": str(retry_after)}
+    if not retry:
+        headers["x-should-retry"] = "false"
     if status == 401:
         headers["WWW-Authenticate"] = "Bearer"
     if scope["method"] == "GET" and "text/html" in Headers(scope=scope).get("accept", ""):

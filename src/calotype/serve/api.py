@@ -81,9 +81,7 @@ async def pictures(request: Request, kind: str, asked: Generation, files: Sequen
     job = await queue.put(Job(kind, folder, {**fields, "model": folder.name}, files))
     await wait_or_cancel(request, queue, job)
     if job.state != "finished":
-        raise RefusedRequest(
-            STATUS_OF_END[job.state], job.reason or job.state, retry_after=5 if job.state == "failed" else None
-        )
+        raise RefusedRequest(STATUS_OF_END[job.state], job.reason or job.state, retry=False)
     data = [
         {"b64_json": base64.b64encode(picture).decode(), "seed": fields["seed"], "index": index}
         for index, picture in enumerate(job.pictures)

@@ -149,10 +149,10 @@ class Gallery:
             raise RefusedRequest(404, "its nearest training picture is not known yet", "picture")
         return file
 
-    def zipped(self, starred: bool) -> bytes:
-        """All pictures, or those with a star, each by its seed; and how they were made as JSON."""
+    def zipped(self, starred: bool) -> Iterator[bytes]:
+        """All pictures, or those with a star, each by its seed; and how they were made as JSON. Part by part."""
         chosen = [entry for entry in self.entries() if entry.get("star") or not starred]
-        with zipfile.ZipFile(file := io.BytesIO(), "w", zipfile.ZIP_STORED) as archive:
+        with zipfile.ZipFile(file := Outgoing(), "w", zipfile.ZIP_STORED) as archive:
             names = {}
             for entry in chosen:
                 try:
@@ -162,8 +162,29 @@ class Gallery:
                     continue
                 names[file_name(entry, path.suffix)] = {key: entry[key] for key in entry if key != "order"}
                 archive.writestr(file_name(entry, path.suffix), content)
+                yield file.take()
             archive.writestr("pictures.json", json.dumps(names, indent=1))
-        return file.getvalue()
+        yield file.take()
+
+
+class Outgoing(io.BytesIO):
+    """A file of which only the end is in memory: what `take` has returned is not written again."""
+
+    taken = 0
+
+    def take(self) -> bytes:
+        content = self.getvalue()
+        self.taken += len(content)
+        super().seek(0)
+        self.truncate()
+        return content
+
+    def tell(self) -> int:
+        return self.taken + super().tell()
+
+    def seek(self, place: int, whence: int = 0) -> int:
+        """From the beginning of the whole file."""
+        return self.taken + super().seek(place - self.taken, whence)
 
 
 def is_sound(about: Any) -> bool:

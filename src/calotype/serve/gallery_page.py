@@ -19,6 +19,8 @@ REQUEST_KINDS = {
     "interpolate": "A film between two seeds",
     "develop": "One picture, step by step",
 }
+REPEATED = ("sample", "develop")
+"""Kinds of pictures whose notes have all that the form needs to make them again."""
 KIND_WORDS = {
     "edit": "variation",
     "interpolate": "film",
@@ -48,7 +50,7 @@ def page_of_gallery(run: str, of: Run) -> str:
         class_="gallery",
     )
     none = aside("No pictures yet: those that you make appear here, and are kept with the run.")
-    lede = "Equal seeds give equal pictures, so a picture can be made again from what stands below it."
+    lede = "Equal seeds give equal pictures: a model makes a sample again from what stands below it."
     head = masthead(["pictures", of.folder.name], "Pictures", lede)
     title = f"Pictures of {of.folder.name}"
     news = tag("p", id="news", role="status", class_="unseen")
@@ -115,8 +117,10 @@ def gallery_figure(run: str, entry: dict[str, Any]) -> Html:
         buttons += [
             tag("button", "Vary", type="button", data_vary="1", title="Image-to-image, or the brush: inpainting"),
             tag("button", "Enlarge", type="button", data_enlarge="1", title=ENLARGING),
-            tag("button", "Again", type="button", data_again="1", title="Put its settings into the form"),
         ]
+    if entry.get("kind") in REPEATED:
+        hint = "Put its settings into the form"
+        buttons.append(tag("button", "Again", type="button", data_again="1", title=hint))
     name = "film.webp" if film else "picture.png"
     buttons.append(tag("a", "Save", href=place, download=f"{entry.get('seed', 0)}-{entry.get('index', 0)}-{name}"))
     bar = tag("div", *buttons, class_="bar-of-picture")
@@ -151,10 +155,16 @@ def nearest_of(place: str, entry: dict[str, Any]) -> Html | None:
 
 
 def caption_of(entry: dict[str, Any]) -> str:
-    """Seed and index, label and prompt."""
+    """Seed and index, label and prompt, and what else was asked for."""
     seeds = f"seed {entry.get('seed', 0)}" + (f" to {entry['seed_after']}" if "seed_after" in entry else "")
     index = f", no. {entry['index'] + 1}" if entry.get("index") and entry.get("kind") in ("sample", "edit") else ""
     words = [KIND_WORDS.get(str(entry.get("kind")), ""), str(entry.get("label") or ""), str(entry.get("prompt") or "")]
+    settings = {
+        "negative prompt": entry.get("negative"), "steps": entry.get("steps"), "guidance": entry.get("guidance"),
+        "strength": entry.get("strength"),
+    }  # fmt: skip
+    words += [f"{name} {value}" for name, value in settings.items() if value is not None]
+    words += [f"{entry['width']}x{entry['height']} px"] if {"width", "height"} <= {*entry} else []
     return " · ".join(filter(None, (seeds + index, *words)))
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from calotype.report.runs import RunSummary, summarize_folder
-from calotype.serve.answers import RefusedRequest
+from calotype.serve.answers import RefusedRequest, without_folders
 from calotype.training.process import owner_of
 
 ID_LETTERS = 12
@@ -79,7 +79,7 @@ class Library:
         if before is not None and before[0] == key:
             return before[1]
         summary = summarize_folder(folder)
-        summary = replace(summary, problem=summary.problem.replace(f"{folder}{os.sep}", ""))
+        summary = replace(summary, problem=without_folders(summary.problem, folder))
         with self.lock:
             self.kept[run] = key, summary
         return summary

@@ -7,9 +7,32 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from calotype.serve.pages import MOST_SIDE_BY_SIDE
 from calotype.serve.requests import Edit, Generation, NewRun, PageSampling, Resumption, Starring
 
 Body = type[BaseModel] | None
+NEEDED_FILES: dict[type[BaseModel], list[str]] = {Edit: ["image"], PageSampling: []}
+"""Requests that may be a form with the files image and mask, and those which they need."""
+MARKED = "Of the size of the picture: white, or fully transparent, where it is repainted."
+FILES = {
+    "image": {"type": "string", "format": "binary", "description": "A picture."},
+    "mask": {"type": "string", "format": "binary", "description": MARKED},
+}
+RUNS = {"type": "array", "items": {"type": "string"}, "minItems": 2, "maxItems": MOST_SIDE_BY_SIDE}
+QUERIES: dict[str, tuple[str, bool, dict[str, Any]]] = {
+    "/api/compare": ("runs", True, RUNS),
+    "/api/compare.csv": ("runs", True, RUNS),
+    "/api/uploads/{upload}": ("path", True, {"type": "string", "description": "Below its folder, as cats/1.png."}),
+    "/runs/{run}/gallery.zip": ("starred", False, {"type": "string", "description": "1: those with a star alone."}),
+}
+"""Of an address its parameter, whether it is needed, and what it is."""
+PATTERNS = {"upload": "^[0-9a-f]{16}$", "picture": "^[0-9a-f]{20}$"}
+ANSWERS = {
+    "/runs/{run}/pictures/{picture}": "image/png", "/runs/{run}/gallery.zip": "application/zip",
+    "/runs/{run}/report": "text/html", "/api/runs.csv": "text/csv", "/api/compare.csv": "text/csv",
+    "/runs/{run}/events": "text/event-stream", "/api/jobs/{job}/events": "text/event-stream",
+}  # fmt: skip
+"""Types of answers; all others are JSON."""
 OPERATIONS: dict[tuple[str, str], tuple[str, Body]] = {
     ("get", "/v1/models"): ("Runs that can be sampled", None),
     ("post", "/v1/images/generations"): ("Samples, as OpenAI's clients ask for them", Generation),
@@ -23,6 +46,9 @@ OPERATIONS: dict[tuple[str, str], tuple[str, Body]] = {
     ("post", "/api/runs/{run}/forget"): ("Take a run that never began off the list", None),
     ("post", "/api/runs/{run}/resume"): ("Go on with a run, or give a finished one more time", Resumption),
     ("post", "/api/runs/{run}/samples"): ("Make pictures for the gallery; answers with a job", PageSampling),
+    ("get", "/runs/{run}/pictures/{picture}"): ("A picture of the gallery; a film is WebP", None),
+    ("get", "/runs/{run}/gallery.zip"): ("The pictures of the gallery, and how they were made", None),
+    ("get", "/runs/{run}/report"): ("The report of a run as one page", None),
     ("post", "/api/runs/{run}/nearest"): ("Search the nearest training pictures of the newest in the gallery", None),
     ("post", "/api/runs/{run}/pictures/{picture}"): ("Give a picture of the gallery a star", Starring),
     ("delete", "/api/runs/{run}/pictures/{picture}"): ("Remove a picture of the gallery", None),
@@ -30,9 +56,9 @@ OPERATIONS: dict[tuple[str, str], tuple[str, Body]] = {
     ("delete", "/api/jobs/{job}"): ("Cancel a job", None),
     ("get", "/api/jobs/{job}/events"): ("The progress of a job as server-sent events", None),
     ("get", "/runs/{run}/events"): ("The log of a run as server-sent events; their ids are byte offsets", None),
-    ("get", "/api/compare"): ("Figures and differing settings of 2 to 8 runs: ?runs=ID&runs=ID", None),
+    ("get", "/api/compare"): ("Figures and differing settings of 2 to 8 runs", None),
     ("get", "/api/compare.csv"): ("The same as CSV", None),
-    ("post", "/api/uploads/{upload}"): ("One file of a folder of pictures: ?path=a/b.png, its bytes as the body", None),
+    ("post", "/api/uploads/{upload}"): ("One file of a folder of pictures; the client draws the id", None),
 }
 ERRORS = {
     "400": "A field is wrong or unknown, and is named", "401": "The token is missing", "403": "The origin is another",
@@ -46,9 +72,8 @@ def api_description() -> dict[str, Any]:
     for (method, path), (summary, body) in OPERATIONS.items():
         paths.setdefault(path, {})[method] = operation(path, summary, body)
     schemas = {
-        name: schema
+        body.__name__: body.model_json_schema(ref_template="#/components/schemas/{model}")
         for _, body in OPERATIONS.values() if body is not None
-        for name, schema in {body.__name__: body.model_json_schema(ref_template="#/components/schemas/{model}")}.items()
     }  # fmt: skip
     return {
         "openapi": "3.1.0",
@@ -61,11 +86,35 @@ def api_description() -> dict[str, Any]:
 
 def operation(path: str, summary: str, body: Body) -> dict[str, Any]:
     names = [part[1:-1] for part in path.split("/") if part.startswith("{")]
-    parameters = [{"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in names]
-    responses = {"2XX": {"description": "Done"}, **{code: {"description": words} for code, words in ERRORS.items()}}
+    parameters = [parameter(name, "path", True, {"type": "string"}) for name in names]
+    if path in QUERIES:
+        name, needed, schema = QUERIES[path]
+        parameters.append(parameter(name, "query", needed, schema))
+    done = {"description": "Done", "content": {ANSWERS.get(path, "application/json"): {}}}
+    responses = {"2XX": done, **{code: {"description": words} for code, words in ERRORS.items()}}
     about: dict[str, Any] = {"summary": summary, "parameters": parameters, "responses": responses}
-    if body is not None:
-        kind = "multipart/form-data" if body is Edit else "application/json"
-        schema = {"$ref": f"#/components/schemas/{body.__name__}"}
-        about["requestBody"] = {"content": {kind: {"schema": schema}}, "required": True}
+    if content := body_of(path, body):
+        about["requestBody"] = {"content": content, "required": body is not Resumption}
     return about
+
+
+def parameter(name: str, where: str, needed: bool, schema: dict[str, Any]) -> dict[str, Any]:
+    pattern = {"pattern": PATTERNS[name]} if name in PATTERNS else {}
+    return {"name": name, "in": where, "required": needed, "schema": schema | pattern}
+
+
+def body_of(path: str, body: Body) -> dict[str, Any]:
+    """Types of a body with their schemas; empty where there is no body."""
+    if path == "/api/uploads/{upload}":
+        return {"application/octet-stream": {}}
+    if body is None:
+        return {}
+    content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{body.__name__}"}}}
+    if body not in NEEDED_FILES:
+        return content
+    fields = body.model_json_schema()
+    required = [*fields.get("required", []), *NEEDED_FILES[body]]
+    form = {
+        "multipart/form-data": {"schema": fields | {"properties": fields["properties"] | FILES, "required": required}}
+    }
+    return form if body is Edit else content | form

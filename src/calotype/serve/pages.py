@@ -135,8 +135,10 @@ def compare_page(folders: Sequence[tuple[str, Path]]) -> str:
 
 
 def compared_samples(key: str, run: str, folder: Path) -> Html:
-    there = (folder / "samples" / "grid.png").is_file()
-    image = tag("img", src=f"/runs/{run}/grid", alt=f"Samples of {folder.name}", loading="lazy") if there else None
+    grid = folder / "samples" / "grid.png"
+    there = grid.is_file()
+    place = f"/runs/{run}/grid?at={grid.stat().st_mtime_ns if there else 0}"
+    image = tag("img", src=place, alt=f"Samples of {folder.name}", loading="lazy") if there else None
     caption = tag("figcaption", f"{key}: {folder.name}" + ("." if there else ": no samples yet."))
     return tag("figure", image, caption, class_="frame")
 

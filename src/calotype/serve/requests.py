@@ -6,7 +6,7 @@ import json
 import re
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException
 from starlette.requests import Request
@@ -36,9 +36,17 @@ SizeField = Annotated[str, Field(max_length=16, description="WIDTHxHEIGHT in pix
 
 
 class Asked(BaseModel):
-    """Base of all requests. Unknown fields are refused."""
+    """Base of all requests. Unknown fields are refused; null is as good as no value where there is a default."""
 
     model_config = ConfigDict(extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def without_nulls(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        optional = {name for name, field in cls.model_fields.items() if not field.is_required()}
+        return {name: value for name, value in given.items() if value is not None or name not in optional}
 
 
 class SamplingFields(Asked):
@@ -84,6 +92,23 @@ class PageSampling(SamplingFields):
     seed_after: SeedField | None = None
     label_after: Annotated[str | None, Field(max_length=MOST_LETTERS)] = None
     of: Annotated[str | None, Field(pattern=r"^[0-9a-f]{20}$", description="A picture of the gallery.")] = None
+
+
+EDITS, FILMS = ("edit", "enlarge"), ("interpolate",)
+USED_BY = {
+    "seed_after": FILMS, "label_after": FILMS, "strength": EDITS, "of": EDITS,
+    "size": ("sample", "edit", "interpolate", "develop"), "negative": ("sample", "edit", "interpolate", "develop"),
+}  # fmt: skip
+"""Fields of `PageSampling` that not every kind of request has."""
+
+
+def require_used(asked: PageSampling) -> None:
+    """Raises `RefusedRequest` for a field that would have no effect."""
+    for name, kinds in USED_BY.items():
+        if asked.kind not in kinds and getattr(asked, name) not in (None, "auto"):
+            raise RefusedRequest(400, f"a request of kind {asked.kind} takes no {name}; leave it out", name)
+    if asked.label_after and not asked.label:
+        raise RefusedRequest(400, "label_after is where a film from label leads; give label, too", "label_after")
 
 
 class NewRun(Asked):

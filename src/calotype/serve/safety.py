@@ -33,7 +33,7 @@ SECURITY_HEADERS = {
     "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
 }
 MAX_JSON, MAX_EDIT, MAX_UPLOAD = 2**20, 2**25, 2**26
-"""Bytes of a body, by where it goes."""
+"""Bytes of a body: of a request, of a form with a picture, of a file."""
 BODY_SECONDS = 60.0
 """In which a body must have arrived."""
 MAX_QUERY = 4096
@@ -174,16 +174,19 @@ def harden(headers: MutableHeaders) -> None:
 # -- Bodies ------------------------------------------------------------------------------------------------------------
 
 
-def limit_of(path: str) -> int:
+def limit_of(path: str, kind: str) -> int:
+    """Bytes of a body, by where it goes and its content type."""
     if path.startswith("/api/uploads/"):
         return MAX_UPLOAD
-    return MAX_EDIT if path.endswith("/edits") else MAX_JSON
+    form = kind.startswith("multipart/form-data") and path.endswith(("/edits", "/samples"))
+    return MAX_EDIT if form else MAX_JSON
 
 
 def bounded(scope: Scope, receive: Receive) -> Receive:
     """As `receive`, but raises `RefusedRequest` for a body that is too large or too slow."""
-    most, got, end = limit_of(scope["path"]), 0, asyncio.get_running_loop().time() + BODY_SECONDS
-    length, whole = Headers(scope=scope).get("content-length", "0"), False
+    headers = Headers(scope=scope)
+    most, got = limit_of(scope["path"], headers.get("content-type", "").lower()), 0
+    length, whole, end = headers.get("content-length", "0"), False, asyncio.get_running_loop().time() + BODY_SECONDS
     too_large = RefusedRequest(413, f"the body has more than {most:,} bytes, which is the most here")
 
     async def receive_some() -> Message:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import socket
 import threading
 from collections.abc import AsyncIterator, Sequence
@@ -22,7 +21,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from calotype.escaping import plain
 from calotype.serve.actions import CHANGES
-from calotype.serve.answers import KEPT, RefusedRequest, json_response, refusal, static_files
+from calotype.serve.answers import KEPT, RefusedRequest, json_response, refusal, static_files, without_folders
 from calotype.serve.api import edits, generations, models
 from calotype.serve.events import job_events, run_events
 from calotype.serve.launching import Launcher
@@ -95,13 +94,12 @@ def static(request: Request) -> Response:
 
 
 def answer_refused(request: Request, error: RefusedRequest) -> Response:
-    return refusal(request.scope, error.status, error.reason, error.field, error.retry_after)
+    return refusal(request.scope, error.status, error.reason, error.field, error.retry_after, error.retry)
 
 
 def answer_damaged(request: Request, error: UserError) -> Response:
     """A run that cannot be read, without the path that leads to it."""
-    folder = f"{request.app.state.library.folder}{os.sep}"
-    return refusal(request.scope, 409, str(error).replace(folder, ""))
+    return refusal(request.scope, 409, without_folders(str(error), request.app.state.library.folder), retry=False)
 
 
 def answer_http(request: Request, error: HTTPException) -> Response:
@@ -110,7 +108,8 @@ def answer_http(request: Request, error: HTTPException) -> Response:
 
 
 def answer_mistake(request: Request, error: Exception) -> Response:
-    return refusal(request.scope, 500, f"{type(error).__name__}: {plain(str(error))[:200]} (this is our mistake)")
+    why = without_folders(plain(str(error)), request.app.state.library.folder)
+    return refusal(request.scope, 500, f"{type(error).__name__}: {why[:200]} (this is our mistake)", retry=False)
 
 
 class Server(uvicorn.Server):

@@ -12,7 +12,7 @@ from typing import Any
 
 from PIL import Image
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, Response
+from starlette.responses import HTMLResponse, Response, StreamingResponse
 
 from calotype.data.images import UnreadableError, read_image
 from calotype.files import read_bytes
@@ -133,8 +133,8 @@ def leads_inside(folder: Path, file: Path) -> bool:
     return file.resolve().is_relative_to(folder.resolve())
 
 
-def picture_response(folder: Path, file: Path, headers: dict[str, str] | None = None) -> Response:
-    """A picture of a run's folder. Raises `RefusedRequest` for what is none."""
+def picture_response(folder: Path, file: Path, changes: bool = False) -> Response:
+    """A picture of a run's folder, kept by browsers unless it `changes`. Raises `RefusedRequest` for what is none."""
     try:
         content = read_inside(folder, file)
     except UserError:
@@ -142,17 +142,22 @@ def picture_response(folder: Path, file: Path, headers: dict[str, str] | None = 
     kind = next((kind for start, kind in SIGNATURES.items() if content.startswith(start)), None)
     if kind is None:
         raise RefusedRequest(404, "the file is no picture")
-    return Response(content, 200, headers or KEPT, kind)
+    return Response(content, 200, {"Cache-Control": "private, no-cache"} if changes else KEPT, kind)
+
+
+def has_time(request: Request) -> bool:
+    """Whether the address has the time of the file in it, so that what is at it never changes."""
+    return "at" in request.query_params
 
 
 def grid_picture(request: Request) -> Response:
     folder = folder_of(request)
-    return picture_response(folder, folder / "samples" / "grid.png")
+    return picture_response(folder, folder / "samples" / "grid.png", not has_time(request))
 
 
 def nearest_picture(request: Request) -> Response:
     folder = folder_of(request)
-    return picture_response(folder, folder / "previews" / "nearest.png")
+    return picture_response(folder, folder / "previews" / "nearest.png", not has_time(request))
 
 
 def preview_picture(request: Request) -> Response:
@@ -160,7 +165,7 @@ def preview_picture(request: Request) -> Response:
     made = previews(run, leg) if leg in legs_of(run) else []
     if index >= len(made):
         raise RefusedRequest(404, "there is no such preview")
-    return picture_response(run.folder, made[index].file)
+    return picture_response(run.folder, made[index].file, not has_time(request))
 
 
 def kept_picture(request: Request) -> Response:
@@ -220,12 +225,16 @@ def report_file(request: Request) -> Response:
 
 def gallery_archive(request: Request) -> Response:
     folder = folder_of(request)
-    content = Gallery(folder).zipped(request.query_params.get("starred") == "1")
-    return attachment(content, "application/zip", f"{plain_name(folder.name)}-pictures.zip")
+    parts = Gallery(folder).zipped(request.query_params.get("starred") == "1")
+    return StreamingResponse(parts, 200, as_file(f"{plain_name(folder.name)}-pictures.zip"), "application/zip")
 
 
 def attachment(content: bytes, kind: str, name: str) -> Response:
-    return Response(content, 200, {"Content-Disposition": f'attachment; filename="{name}"'}, kind)
+    return Response(content, 200, as_file(name), kind)
+
+
+def as_file(name: str) -> dict[str, str]:
+    return {"Content-Disposition": f'attachment; filename="{name}"'}
 
 
 def plain_name(name: str) -> str:

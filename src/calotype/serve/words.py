@@ -3,7 +3,7 @@
 TERMS: dict[str, tuple[str, str]] = {
     "latent diffusion": (
         "A diffusion model that works on the small codes (latents) of an autoencoder instead of on pixels.",
-        "Mô hình khuếch tán làm việc trên mã thu nhỏ (biến ẩn) của bộ tự mã hoá thay vì trên điểm ảnh.",
+        "Mô hình khuếch tán làm việc trên mã thu nhỏ (biến ẩn) của bộ mã hoá tự động thay vì trên điểm ảnh.",
     ),
     "autoencoder": (
         "Two networks: one makes a small code of a picture, the other makes the picture again from the code.",
@@ -11,7 +11,7 @@ TERMS: dict[str, tuple[str, str]] = {
     ),
     "latents": (
         "The codes of an autoencoder: a small picture with more channels than red, green and blue.",
-        "Mã của bộ tự mã hoá: một ảnh nhỏ có nhiều kênh hơn đỏ, lục và lam.",
+        "Mã của bộ mã hoá tự động: một ảnh nhỏ có nhiều kênh hơn đỏ, lục và lam.",
     ),
     "denoiser": (
         "The network that estimates the clean picture from a noisy one; sampling applies it again and again.",
@@ -61,6 +61,49 @@ TERMS: dict[str, tuple[str, str]] = {
         "Distance between the features of samples and of real pictures, as FID. Lower is better, at equal n.",
         "Khoảng cách giữa đặc trưng của ảnh mẫu và ảnh thật, như FID. Càng thấp càng tốt, với cùng n.",
     ),
+    "kernel distance": (
+        "Another distance between features of samples and of real pictures, on average the same at any n. Lower is "
+        "better.",
+        "Một khoảng cách khác giữa đặc trưng ảnh mẫu và ảnh thật, trung bình như nhau với mọi n. Càng thấp càng tốt.",
+    ),
+    "precision": (
+        "In the evaluation: the share of samples that lie among the real pictures; higher is better. In the plan: the "
+        "format of the numbers that training computes with.",
+        "Trong phần đánh giá: tỉ lệ ảnh mẫu nằm giữa các ảnh thật; càng cao càng tốt. Trong kế hoạch: định dạng số mà "
+        "quá trình huấn luyện tính toán.",
+    ),
+    "recall": (
+        "The share of real pictures that lie among the samples: how varied they are. Higher is better.",
+        "Tỉ lệ ảnh thật nằm giữa các ảnh mẫu: ảnh mẫu đa dạng đến mức nào. Càng cao càng tốt.",
+    ),
+    "density": (
+        "In how many neighbourhoods of real pictures a sample lies, over the number that is expected; good ones have "
+        "about 1 or more.",
+        "Ảnh mẫu nằm trong vùng lân cận của bao nhiêu ảnh thật, chia cho số mong đợi; ảnh mẫu tốt có khoảng 1 hoặc "
+        "hơn.",
+    ),
+    "coverage": (
+        "The share of real pictures that have a sample as near as their real neighbours are. Higher is better.",
+        "Tỉ lệ ảnh thật có ít nhất một ảnh mẫu ở gần như các ảnh thật lân cận. Càng cao càng tốt.",
+    ),
+    "SSIM": (
+        "How alike the structure of reconstructions and originals is, from 0 to 1. Higher is better.",
+        "Cấu trúc của ảnh dựng lại giống ảnh gốc đến mức nào, từ 0 đến 1. Càng cao càng tốt.",
+    ),
+    "prompt alignment": (
+        "How many samples show what their prompt asks for.",
+        "Bao nhiêu ảnh mẫu thể hiện đúng điều lời nhắc yêu cầu.",
+    ),
+    "schedule": (
+        "How a value changes on the way: the learning rate in training, or sigma from step to step of a sampler.",
+        "Cách một giá trị thay đổi dọc đường: tốc độ học khi huấn luyện, hoặc sigma qua từng bước lấy mẫu.",
+    ),
+    "dropout": (
+        "In training, labels and captions are left out now and then, so that the model can also do without; "
+        "guidance needs that.",
+        "Khi huấn luyện, thỉnh thoảng nhãn và chú thích bị bỏ đi để mô hình cũng làm được khi không có; "
+        "dẫn hướng (guidance) cần điều đó.",
+    ),
     "interval": (
         "A range around a measured value, which holds the true value in 95 of 100 repetitions of the measurement.",
         "Khoảng quanh giá trị đo được, chứa giá trị thật trong 95 trên 100 lần đo lặp lại.",
@@ -71,7 +114,7 @@ TERMS: dict[str, tuple[str, str]] = {
     ),
     "ceiling": (
         "The same measure of noise, or of an autoencoder before training: the value of a model that knows nothing.",
-        "Cùng phép đo trên nhiễu, hoặc trên bộ tự mã hoá chưa huấn luyện: giá trị của mô hình chưa biết gì.",
+        "Cùng phép đo trên nhiễu, hoặc trên bộ mã hoá tự động chưa huấn luyện: giá trị của mô hình chưa biết gì.",
     ),
     "images seen": (
         "How many pictures training has looked at, repeats counted.",

@@ -27,6 +27,7 @@ from calotype.diffusion.stage import in_turn
 from calotype.machine import find_device, out_of_memory
 from calotype.model import Model, load
 from calotype.run import Run
+from calotype.serve.answers import without_folders
 from calotype.serve.gallery import UNREADABLE
 from calotype.serve.requests import LARGEST_PIXELS
 from calotype.serve.trained import Trained, nearest_to
@@ -55,7 +56,10 @@ class Models:
         self.device, self.open = device, OrderedDict[tuple[str, Any], Model]()
 
     def of(self, folder: Path) -> Model:
-        """Of a finished run its model, of any other its newest checkpoint. Raises `UserError`."""
+        """Of a finished run its model, of any other its newest checkpoint, or its model until it has one.
+
+        Raises `UserError`.
+        """
         key = str(folder), version_of(folder)
         if key not in self.open:
             self.open[key] = (
@@ -117,8 +121,10 @@ def draw_interpolation(model: Model, asked: dict[str, Any], files: Sequence[byte
 
 def draw_estimates(model: Model, asked: dict[str, Any], files: Sequence[bytes]) -> Iterator[bytes]:
     """One picture from noise to clean, a row a step: what the sampler has, and what the denoiser takes it for."""
-    label, prompt = asked.get("label"), asked.get("prompt") or None
-    pairs = model.estimates(label, asked["seed"], prompt=prompt, **changes_of(asked))
+    pairs = model.estimates(
+        asked.get("label"), asked["seed"], size_of(asked), prompt=asked.get("prompt") or None,
+        negative=asked.get("negative"), **changes_of(asked),
+    )  # fmt: skip
     yield as_png(grid([picture for pair in pairs for picture in pair], 2, gap=0), asked)
 
 
@@ -281,13 +287,17 @@ class Worker:
         except CancelledError:
             self.say({"job": job, "end": "cancelled"})
         except UserError as error:
-            self.say({"job": job, "end": "refused", "reason": str(error)})
+            self.end(asked, "refused", str(error))
         except Exception as error:
             traceback.print_exc()
-            reason = "memory is at its end; ask for fewer or smaller pictures" if out_of_memory(error) else (
-                f"{type(error).__name__}: {error}"
-            )  # fmt: skip
-            self.say({"job": job, "end": "failed", "reason": reason})
+            if out_of_memory(error):
+                self.end(asked, "refused", "memory is at its end; ask for fewer or smaller pictures")
+            else:
+                self.end(asked, "failed", f"{type(error).__name__}: {error}")
+
+    def end(self, asked: dict[str, Any], end: str, reason: str) -> None:
+        reason = without_folders(reason, Path(asked["folder"]).parent)
+        self.say({"job": asked["job"], "end": end, "reason": reason})
 
     def search(self, job: str, folder: Path, files: list[bytes]) -> None:
         """The nearest training picture of each file; of one that cannot be decoded why, so that it hides no other."""

@@ -33,10 +33,11 @@ TRIES = 3
 
 
 def snapshot(folder: Path, device: torch.device, chosen: str | None = None) -> tuple[Model, str]:
-    """The model of a run as it is now, and how far it is, in words; of a finished one, its model.
+    """The model of a run as it is now, and how far it is, in words; of a finished one, its model, also
+    where it has gone on and its first stage has no new checkpoint yet.
 
     With the name of a checkpoint, such as `denoiser-0000016384`, its stage is as it was then. Stages above that have
-    no checkpoint yet are left out. Raises `UserError` where the first stage has none, or there is no such checkpoint.
+    no checkpoint yet are left out. Raises `UserError` where there is none to be had, or no such checkpoint.
     """
     run = Run.open(folder)
     if chosen is not None:
@@ -51,6 +52,8 @@ def snapshot(folder: Path, device: torch.device, chosen: str | None = None) -> t
         stages.append(stage := empty_stage(run, recipe, size, frozen))
         words.append(load_average(run, recipe, stage, chosen))
         stage.denoiser.to(device).eval().requires_grad_(False)
+    if not stages and (folder / "model" / "model.json").is_file():  # a finished run that goes on
+        return load(folder, str(device)), "the model before it went on"
     if not stages:
         raise UserError(
             f"the denoiser of {folder} has no checkpoint yet; it gets its first a minute after its leg has begun, so "

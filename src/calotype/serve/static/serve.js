@@ -558,8 +558,9 @@ function gallery() {
     }
     if (button.dataset.again) {
       for (const name of ["label", "prompt", "negative", "seed", "steps", "guidance"]) if (field(form, name)) field(form, name).value = about[name] ?? "";
+      field(form, "size").value = about.width ? `${about.width}x${about.height}` : "";
       field(form, "count").value = about.index + 1;
-      field(form, "kind").value = "sample";
+      field(form, "kind").value = about.kind;
       field(form, "kind").dispatchEvent(new Event("change"));
       form.scrollIntoView({behavior: "smooth"});
       field(form, "seed").focus();

@@ -1,0 +1,281 @@
+"""What requests may say, what they are answered, and what is made of them, by models of version 0.1."""
+
+import io
+import json
+import re
+import shutil
+import tempfile
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from openai import ConflictError, OpenAI
+from PIL import Image
+from serving import ADDRESS, RUN, bearer, client_of
+from starlette.routing import Route
+from test_report import fake_run, flat
+
+from calotype.data.images import read_mask
+from calotype.evaluation.measures import MEASURES
+from calotype.files import read_json, write_json
+from calotype.serve import api
+from calotype.serve.answers import without_folders
+from calotype.serve.gallery import Gallery
+from calotype.serve.gallery_page import caption_of, gallery_figure
+from calotype.serve.library import id_of
+from calotype.serve.safety import MAX_EDIT, MAX_JSON, limit_of
+from calotype.serve.server import routes
+from calotype.serve.wire import unpack
+from calotype.serve.words import TERMS
+from calotype.serve.worker import Worker, decoded, repainted
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Of runs with a model of labels, and with one of captions."""
+    folder = tmp_path_factory.mktemp("some runs")
+    for name, model in (("run", "labels"), ("captions", "captions")):
+        shutil.copytree(GOLDEN / model, fake_run(folder / name, flat) / "model")
+        shutil.copy(GOLDEN / "stopped-run" / "recipe.toml", folder / name)
+        state = read_json(folder / name / "run.json")
+        classes = read_json(folder / name / "model" / "model.json")["classes"]
+        write_json(folder / name / "run.json", {**state, "classes": classes, "status": "finished"})
+        shutil.rmtree(folder / name / "checkpoints", ignore_errors=True)
+    return folder
+
+
+@pytest.fixture
+def client(folder):
+    client, gate = client_of(folder)
+    client.headers.update(bearer(gate))
+    client.token = gate.token
+    return client
+
+
+@pytest.fixture
+def ending(monkeypatch):
+    """Ends jobs at once, and keeps them."""
+    jobs = []
+
+    def as_asked(state="finished", reason=""):
+        async def at_once(request, queue, job):
+            jobs.append(job)
+            job.end(state, reason)
+
+        monkeypatch.setattr(api, "wait_or_cancel", at_once)
+        return jobs
+
+    return as_asked
+
+
+def work_of(folder, kind, files=(), **asked):
+    """Pictures of the sampling process, and its last message."""
+    about = {"job": "x", "kind": kind, "folder": str(folder), "count": 1, "seed": 5, "steps": 2, **asked}
+    with tempfile.TemporaryFile() as sink:
+        Worker(sink, sink, "cpu").answer(about, list(files))
+        sink.seek(0)
+        messages = list(iter(lambda: unpack(sink), None))
+    pictures = [Image.open(io.BytesIO(part)) for _, parts in messages for part in parts]
+    return pictures, messages[-1][0]
+
+
+def png(picture, **more):
+    picture.save(file := io.BytesIO(), "PNG", **more)
+    return file.getvalue()
+
+
+# -- What is made ------------------------------------------------------------------------------------------------------
+
+
+def test_a_finished_run_that_goes_on_is_sampled_by_its_model_until_it_has_a_checkpoint(folder, tmp_path):
+    (before,), _ = work_of(folder / "run", "sample")
+    run = shutil.copytree(folder / "run", tmp_path / "a run")
+    write_json(run / "run.json", {**read_json(run / "run.json"), "status": "training"})
+    (after,), end = work_of(run, "sample")
+    assert end["end"] == "finished" and np.array_equal(before, after)
+    shutil.rmtree(run / "model")
+    pictures, end = work_of(run, "sample")
+    assert not pictures and end["end"] == "refused"
+    assert "the denoiser of a run has no checkpoint yet" in end["reason"] and str(tmp_path) not in end["reason"]
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("/home/me/my runs/a/model is damaged", "a/model is damaged"),
+        ("no such file: '/tmp/x y/z.png'", "no such file: 'x y/z.png'"),
+        ("look into /var/lib/cache, or /a", "look into cache, or a"),
+        ("C:\\Users\\me\\a.png is no picture", "a.png is no picture"),
+        ("16x16 and/or 1/2, http://127.0.0.1/x", "16x16 and/or 1/2, http://127.0.0.1/x"),
+    ],
+)
+def test_reasons_have_no_folders_in_them(text, shown):
+    assert without_folders(text, Path("/home/me/my runs")) == shown
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA", "P"])
+def test_a_mask_without_transparency_is_repainted_where_it_is_white(mode):
+    """Also where its file has an alpha channel; where some of it is transparent, that is repainted."""
+    mask = Image.new("L", (16, 16))
+    mask.paste(255, (0, 0, 8, 8))
+    white = repainted(decoded(png(mask.convert("RGB").convert(mode)), read_mask))
+    assert np.array_equal(white.convert("L"), mask)
+    layer = Image.new("RGBA", (16, 16), (255, 255, 255, 255))
+    layer.paste((0, 0, 0, 0), (0, 0, 8, 8))
+    assert np.array_equal(repainted(decoded(png(layer), read_mask)).convert("L"), mask)
+
+
+def test_step_by_step_takes_size_and_negative_prompt(folder):
+    (square,), _ = work_of(folder / "captions", "develop", prompt="a micah portrait")
+    (wide,), _ = work_of(folder / "captions", "develop", prompt="a micah portrait", width=64, height=32)
+    assert wide.size == (128, 64) and square.size != wide.size
+    (without,), _ = work_of(folder / "captions", "develop", prompt="a micah portrait", negative="hat")
+    assert without.size == square.size and not np.array_equal(without, square)
+    sampled, _ = work_of(folder / "captions", "sample", prompt="a micah portrait", negative="hat")
+    last = without.crop((without.width // 2, without.height - sampled[0].height, without.width, without.height))
+    assert np.abs(np.asarray(last, int) - np.asarray(sampled[0], int)).max() <= 1
+
+
+# -- What is taken -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("field", "asked"),
+    [("label_after", {"kind": "interpolate", "label_after": "b"}), ("seed_after", {"seed_after": 3}),
+     ("strength", {"kind": "develop", "strength": 0.5}), ("negative", {"kind": "enlarge", "negative": "x"}),
+     ("size", {"kind": "enlarge", "size": "64x32"}), ("of", {"of": "0" * 20})],
+)  # fmt: skip
+def test_a_field_that_would_have_no_effect_is_refused(client, field, asked):
+    answer = client.post(f"/api/runs/{RUN}/samples", json=asked)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, field)
+
+
+def test_null_is_as_good_as_no_value(client, ending):
+    jobs = ending()
+    theirs = OpenAI(base_url=f"{ADDRESS}/v1", api_key=client.token, http_client=client, max_retries=0)
+    theirs.images.generate(model="run", prompt="", n=None, size=None, extra_body={"seed": None, "label": None})
+    assert jobs[0].asked["count"] == 1 and "label" not in jobs[0].asked
+    for wrong in ({"model": None}, {"model": "run", "quality": None}):
+        assert client.post("/v1/images/generations", json=wrong).status_code == 400
+
+
+@pytest.mark.parametrize(("state", "status"), [("cancelled", 409), ("failed", 503)])
+def test_their_client_does_not_ask_again_for_what_was_given_up(client, ending, state, status):
+    jobs = ending(state, "why")
+    theirs = OpenAI(base_url=f"{ADDRESS}/v1", api_key=client.token, http_client=client, max_retries=2)
+    with pytest.raises(Exception, match="why") as caught:
+        theirs.images.generate(model="run", prompt="")
+    assert caught.value.status_code == status and len(jobs) == 1
+
+
+def test_their_client_does_not_ask_again_for_a_damaged_run(folder, client):
+    (fake_run(folder / "broken", flat) / "run.json").write_text("{")
+    asked, post = [], client.send
+    client.send = lambda *given, **more: asked.append(1) or post(*given, **more)
+    theirs = OpenAI(base_url=f"{ADDRESS}/v1", api_key=client.token, http_client=client, max_retries=2)
+    with pytest.raises(ConflictError):
+        theirs.images.generate(model="broken", prompt="")
+    shutil.rmtree(folder / "broken")
+    assert len(asked) == 1
+
+
+def test_a_form_with_a_picture_may_be_larger_than_other_bodies():
+    form = "multipart/form-data; boundary=x"
+    for path in ("/v1/images/edits", f"/api/runs/{RUN}/samples"):
+        assert limit_of(path, form) == MAX_EDIT and limit_of(path, "application/json") == MAX_JSON
+    assert limit_of("/v1/images/generations", form) == MAX_JSON
+
+
+def test_pictures_that_change_are_asked_for_again(client, folder):
+    """After a run has gone on its samples are others; with the time of the file in the address they are kept."""
+    for place in (f"/runs/{RUN}/grid", f"/runs/{RUN}/previews/denoiser/0"):
+        assert "no-cache" in client.get(place).headers["cache-control"]
+        assert "immutable" in client.get(f"{place}?at=1").headers["cache-control"]
+    page = client.get(f"/compare?runs={RUN}&runs={id_of('captions')}").text
+    time = (folder / "run" / "samples" / "grid.png").stat().st_mtime_ns
+    assert f'src="/runs/{RUN}/grid?at={time}"' in page
+
+
+# -- The description ---------------------------------------------------------------------------------------------------
+
+
+def example(schema):
+    """A value that the schema allows."""
+    first = schema.get("anyOf", [schema])[0]
+    if "const" in first or "enum" in first:
+        return first.get("const") or first["enum"][0]
+    if schema.get("default") is not None:
+        return schema["default"]
+    return {"integer": first.get("minimum", 1), "number": first.get("maximum", 1), "string": "a"}[first["type"]]
+
+
+def test_a_request_that_is_made_from_the_description_is_taken(client, folder, ending):
+    described, jobs = client.get("/openapi.json").json(), ending()
+    content = described["paths"]["/v1/images/edits"]["post"]["requestBody"]["content"]
+    schema = content["multipart/form-data"]["schema"]
+    assert schema["required"] == ["model", "image"] and not schema["additionalProperties"]
+    picture = png(Image.new("RGB", (16, 16)))
+    files = {name: picture for name, about in schema["properties"].items() if about.get("format") == "binary"}
+    fields = {name: str(example(about)) for name, about in schema["properties"].items() if name not in files}
+    answer = client.post("/v1/images/edits", data={**fields, "model": "run"}, files=files)
+    assert answer.status_code == 200 and len(jobs[0].asked) > 5 and set(files) == {"image", "mask"}
+
+    upload = described["paths"]["/api/uploads/{upload}"]["post"]
+    (batch, path), (kind,) = upload["parameters"], upload["requestBody"]["content"]
+    assert re.fullmatch(batch["schema"]["pattern"], "0" * 16) and (path["name"], path["in"]) == ("path", "query")
+    sent = {"params": {"path": "cats/1.png"}, "headers": {"Content-Type": kind}, "content": picture}
+    assert client.post(f"/api/uploads/{'0' * 16}", **sent).status_code == 201
+    (runs,) = described["paths"]["/api/compare"]["get"]["parameters"]
+    assert client.get("/api/compare", params={runs["name"]: [RUN, id_of("captions")]}).status_code == 200
+
+
+def test_only_pages_and_their_parts_are_not_described(client):
+    described = client.get("/openapi.json").json()["paths"]
+    left = {route.path for route in routes() if isinstance(route, Route)} - set(described)
+    assert left == {
+        "/", "/parts", "/new", "/words", "/words.json", "/compare", "/openapi.json", "/static/{name}", "/runs/{run}",
+        "/runs/{run}/parts", "/runs/{run}/gallery", "/runs/{run}/cover", "/runs/{run}/grid", "/runs/{run}/nearest",
+        "/runs/{run}/previews/{leg}/{index:int}", "/runs/{run}/pictures/{picture}/nearest",
+    }  # fmt: skip
+
+
+# -- The gallery -------------------------------------------------------------------------------------------------------
+
+
+def test_a_caption_has_all_that_makes_a_picture_again_and_only_such_pictures_offer_it():
+    sample = {"kind": "sample", "seed": 7, "index": 2, "label": "a", "negative": "hat", "steps": 20, "guidance": 1.5,
+              "width": 96, "height": 64}  # fmt: skip
+    words = "seed 7, no. 3 · a · negative prompt hat · steps 20 · guidance 1.5 · 96x64 px"
+    assert caption_of(sample) == words
+    for kind, again in (
+        ("sample", True),
+        ("develop", True),
+        ("edit", False),
+        ("enlarge", False),
+        ("interpolate", False),
+    ):
+        assert ("data-again" in gallery_figure("x", {**sample, "kind": kind, "id": "0" * 20}).code) == again
+    assert "strength 0.3" in caption_of({"kind": "edit", "strength": 0.3})
+
+
+def test_the_archive_of_a_gallery_is_never_whole_in_memory(tmp_path):
+    write_json(tmp_path / "run.json", {})
+    gallery, contents = Gallery(tmp_path), [bytes([index]) * 10_000 for index in range(30)]
+    gallery.add(contents, {"kind": "sample", "seed": 1})
+    parts = list(gallery.zipped(False))
+    assert len(parts) == 31 and max(map(len, parts[:-1])) < 11_000
+    archive = zipfile.ZipFile(io.BytesIO(b"".join(parts)))
+    assert archive.testzip() is None
+    assert {archive.read(name)[0] for name in archive.namelist() if name.endswith(".png")} == set(range(30))
+    assert len(json.loads(archive.read("pictures.json"))) == 30
+
+
+def test_every_measure_is_explained_by_the_word_of_the_readme():
+    shown = {name.replace("_", " ") for name in MEASURES if "frechet" not in name}
+    assert {*shown, "FD-Lite0", "PSNR", "SSIM", "prompt alignment"} <= set(TERMS)
+    readme = (Path(__file__).parents[1] / "README.vi.md").read_text()
+    assert "bộ mã hoá tự động" in readme and "bộ mã hoá tự động" in TERMS["latents"][1]
+    assert not any("tự mã hoá" in vietnamese for _, vietnamese in TERMS.values())
