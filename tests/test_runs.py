@@ -59,6 +59,20 @@ def test_json_lines_hold_the_same(two, tmp_path):
     assert [(one["name"], one["psnr"]) for one in listed] == [(one.name, one.psnr) for one in found]
 
 
+def test_runs_side_by_side_have_their_distance_with_interval_n_floor_and_ceiling(two):
+    """Of an evaluation; of a sweep without the ceiling, which it has not measured."""
+    write_json(two[0] / "sweep.json", SWEEP)
+    measures = {"samples": {"fd_lite0": {"value": 498.0, "low": 490.0, "high": 507.0}, "n": [60, 61]},
+                "floor": {"fd_lite0": {"value": 150.0}}, "ceiling": {"fd_lite0": {"value": 2900.0}}}  # fmt: skip
+    write_json(two[1] / "evaluation.json", {"measures": measures})
+    swept, evaluated = map(summarize_folder, two)
+    assert (swept.fd_low, swept.fd_high, swept.fd_floor, swept.fd_ceiling) == (500.0, 524.0, 151.0, None)
+    assert (evaluated.fd_low, evaluated.fd_high, evaluated.fd_floor, evaluated.fd_ceiling) == (490, 507, 150, 2900)
+    text = Page(report(ReportOptions(two), Keeper())).text.replace("\xa0", " ").replace("\u2009", " ")
+    for words in ("512 [500, 524] (n = 60)", "498 [490, 507] (n = 60, 61)", "150", "2,900"):
+        assert words in text, words
+
+
 @pytest.mark.parametrize("content", ["", "{", "[1]", '{"legs": 5, "seconds": [1], "created": 3, "name": {"a": 1}}'])
 def test_a_broken_run_is_one_line_among_the_others(two, tmp_path, content):
     (two[0] / "run.json").write_text(content)

@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from string import ascii_uppercase
+from typing import Any
 
-from calotype.evaluation.results import EVALUATION_FILE, SWEEP_FILE
+from calotype.evaluation.results import EVALUATION_FILE, SWEEP_FILE, Measure
 from calotype.files import write_whole
 from calotype.report.folder import legs_of, read_run, settings_of
 from calotype.report.format import (
@@ -17,6 +18,7 @@ from calotype.report.format import (
     date,
     digits,
     duration,
+    interval,
     leg_name,
     memory,
     n_suffix,
@@ -58,7 +60,13 @@ class RunSummary:
     psnr: float | None = None
     held_out_loss: float | None = None
     fd_lite0: float | None = None
+    fd_low: float | None = None
+    fd_high: float | None = None
+    """The ends of its 95 % interval."""
     fd_n: str = ""
+    fd_floor: float | None = None
+    fd_ceiling: float | None = None
+    """The same distance of other real pictures, and of noise."""
     problem: str = ""
 
 
@@ -71,7 +79,6 @@ def summarize(run: Run) -> RunSummary:
     stages = settings.get("stages") or [settings.get("size")]
     known = isinstance(stages, list) and all(isinstance(size, int) for size in stages)
     killed = state.status == "training" and owner_of(run.folder) is None
-    distance, n = fd_lite0(run)
     return RunSummary(
         folder=run.folder,
         name=run.name,
@@ -84,20 +91,24 @@ def summarize(run: Run) -> RunSummary:
         parameters=sum(numbers(within(run.plan, "predicted", "parameters")).values()) or None,
         psnr=measures.get("psnr"),
         held_out_loss=measures.get("held_out_loss"),
-        fd_lite0=distance,
-        fd_n=n,
+        **fd_lite0(run),
     )
 
 
-def fd_lite0(run: Run) -> tuple[float | None, str]:
-    """FD-Lite0 and its n: of `calotype evaluate`, else of the cell that a sweep chose."""
-    evaluated = within(read_mapping(run.folder / EVALUATION_FILE), "measures", "samples")
+def fd_lite0(run: Run) -> dict[str, Any]:
+    """What `RunSummary` has of FD-Lite0: of `calotype evaluate`, else of the cell that a sweep chose."""
     sweep = read_mapping(run.folder / SWEEP_FILE)
-    best = within(sweep, "best") if sweep.get("stored") else {}
-    for measures, n in ((evaluated, evaluated.get("n")), (best, sweep.get("n"))):
-        if (value := number(within(measures, "fd_lite0").get("value"))) is not None:
-            return value, sample_sizes(n)
-    return None, ""
+    swept = {"samples": {**within(sweep, "best"), "n": sweep.get("n")}, "floor": within(sweep, "floor")}
+    for columns in (
+        within(read_mapping(run.folder / EVALUATION_FILE), "measures"),
+        swept if sweep.get("stored") else {},
+    ):
+        measured, floor, ceiling = (within(columns, name, "fd_lite0") for name in ("samples", "floor", "ceiling"))
+        if (value := number(measured.get("value"))) is not None:
+            ends = {"fd_low": number(measured.get("low")), "fd_high": number(measured.get("high"))}
+            beside = {"fd_floor": number(floor.get("value")), "fd_ceiling": number(ceiling.get("value"))}
+            return {"fd_lite0": value, **ends, "fd_n": sample_sizes(within(columns, "samples").get("n")), **beside}
+    return {}
 
 
 def summarize_all(folder: Path) -> list[RunSummary]:
@@ -154,8 +165,11 @@ def figures_table(runs: Mapping[str, Run]) -> Html | None:
         "PSNR in dB": lambda run, summary: digits(summary.psnr) + n_of(run, "psnr"),
         "held-out loss": lambda run, summary: digits(summary.held_out_loss) + n_of(run, "held_out_loss"),
         "FD-Lite0": lambda run, summary: (
-            digits(summary.fd_lite0) + (f" (n\u00a0=\u00a0{summary.fd_n})" if summary.fd_n else "")
+            interval(Measure(value=summary.fd_lite0, low=summary.fd_low, high=summary.fd_high))
+            + (f" (n\u00a0=\u00a0{summary.fd_n})" if summary.fd_n else "")
         ),
+        "its floor: other real pictures": lambda run, summary: digits(summary.fd_floor),
+        "its ceiling: noise": lambda run, summary: digits(summary.fd_ceiling),
     }
     body = [
         (name, *(text(runs[key], summary) or UNKNOWN for key, summary in summaries.items()))
@@ -163,7 +177,7 @@ def figures_table(runs: Mapping[str, Run]) -> Html | None:
     ]
     note = (
         "Held-out losses are comparable only between runs of the same kind, size and parameterisation, FD-Lite0 only "
-        "at equal n. For both, smaller is better."
+        "at equal n. For both, smaller is better. In brackets: the 95 % interval."
     )
     return section("Figures", table(("Figure", *runs), body), aside(note))
 

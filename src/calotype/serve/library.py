@@ -18,7 +18,7 @@ ID_LETTERS = 12
 WATCHED_FILES = ("run.json", "log.jsonl", "evaluation.json", "sweep.json", "plan.json", "console.json")
 SUMMARY_KEYS = (
     "name", "state", "kind", "chain", "data", "created", "seconds", "parameters", "psnr", "held_out_loss", "fd_lite0",
-    "fd_n", "problem",
+    "fd_low", "fd_high", "fd_n", "fd_floor", "fd_ceiling", "problem",
 )  # fmt: skip
 
 
