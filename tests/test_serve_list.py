@@ -231,6 +231,7 @@ def test_pictures_that_were_copied_are_there_for_another_try(opened, monkeypatch
     until(lambda: "code" in opened.launcher.about(run))
     assert "uploads/cats" in opened.launcher.about(run)["command"]
     assert (opened.folder / HIDDEN / "uploads" / "cats" / "a.png").read_bytes() == b"x"
+    assert not list((opened.folder / HIDDEN / "uploads").glob("*.count"))  # it no longer waits
 
 
 # -- More time ---------------------------------------------------------------------------------------------------------

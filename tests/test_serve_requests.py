@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import re
 import shutil
 import tempfile
@@ -19,8 +20,8 @@ from test_report import fake_run, flat
 from calotype.data.images import read_mask
 from calotype.evaluation.measures import MEASURES
 from calotype.files import read_json, write_json
-from calotype.serve import api
-from calotype.serve.answers import without_folders
+from calotype.serve import actions, api, worker
+from calotype.serve.answers import RefusedRequest, without_folders
 from calotype.serve.gallery import Gallery
 from calotype.serve.gallery_page import caption_of, gallery_figure
 from calotype.serve.library import id_of
@@ -197,6 +198,55 @@ def test_pictures_that_change_are_asked_for_again(client, folder):
     page = client.get(f"/compare?runs={RUN}&runs={id_of('captions')}").text
     time = (folder / "run" / "samples" / "grid.png").stat().st_mtime_ns
     assert f'src="/runs/{RUN}/grid?at={time}"' in page
+
+
+def test_more_pixels_than_a_request_may_have_are_refused_at_any_size(folder, monkeypatch):
+    """Also of the size of training, and where each step is shown."""
+    side = work_of(folder / "run", "sample")[0][0].width
+    monkeypatch.setattr(worker, "MOST_WORK", 4 * side**2)
+    films, wide = {"count": 5, "seed_after": 1}, {"width": 2 * side, "height": 2 * side, "count": 2}
+    for kind, given in (("sample", {"count": 5}), ("sample", wide), ("interpolate", films), ("develop", {"steps": 3})):
+        pictures, end = work_of(folder / "run", kind, **given)
+        assert not pictures and end["end"] == "refused" and "at most" in end["reason"], kind
+    assert len(work_of(folder / "run", "sample", count=4)[0]) == 4
+
+
+def test_what_no_message_can_hold_is_refused_with_the_reason(folder, monkeypatch):
+    monkeypatch.setattr(worker, "MAX_PART", 100)
+    pictures, end = work_of(folder / "run", "sample")
+    assert not pictures and end["end"] == "refused" and "are sent; ask for fewer" in end["reason"]
+
+
+def test_a_large_film_is_compressed_with_losses(folder, monkeypatch):
+    def size():
+        (film,), _ = work_of(folder / "run", "interpolate", count=4, seed_after=9)
+        assert film.n_frames == 6
+        return film.fp.seek(0, io.SEEK_END)
+
+    lossless = size()
+    monkeypatch.setattr(worker, "LOSSLESS_PIXELS", 1)
+    assert size() < lossless / 2
+
+
+# -- Uploads -----------------------------------------------------------------------------------------------------------
+
+
+def test_uploads_that_no_training_has_taken_go_after_a_day(tmp_path, monkeypatch):
+    folder = tmp_path / "runs"
+    old, used, new = ("a" * 16, "b" * 16, "c" * 16)
+    for batch in (old, used):
+        actions.stored(folder, batch, ["a.png"], b"x")
+        os.utime(actions.uploads(folder) / f"{batch}.count", (0, 0))
+    named = actions.uploads(folder) / "pets"
+    named.mkdir()
+    write_json(folder / "run" / "run.json", {"data": str(actions.uploads(folder) / used)})
+    actions.stored(folder, new, ["a.png"], b"x")
+    left = {place.name for place in actions.uploads(folder).iterdir()}
+    assert left == {used, f"{used}.count", new, f"{new}.count", "pets"}
+    monkeypatch.setattr(actions, "MOST_WAITING", 3)
+    actions.stored(folder, new, ["b.png"], b"x")
+    with pytest.raises(RefusedRequest, match="removed after a day"):
+        actions.stored(folder, "d" * 16, ["a.png"], b"x")
 
 
 # -- The description ---------------------------------------------------------------------------------------------------

@@ -18,8 +18,8 @@ from starlette.responses import Response
 
 from calotype.data.formats import SUFFIXES
 from calotype.escaping import plain
-from calotype.files import make_folder, write_whole
-from calotype.run import Run
+from calotype.files import make_folder, remove, write_whole
+from calotype.run import Run, read_mapping
 from calotype.serve.answers import RefusedRequest, json_response
 from calotype.serve.api import can_sample, sampling_fields
 from calotype.serve.gallery import Gallery
@@ -46,6 +46,8 @@ RESERVED = set(':*?"<>|') if os.name == "nt" else set()
 UPLOADED = (*SUFFIXES, ".txt", ".json", ".jsonl", ".csv", ".tsv")
 MOST_FILES, MOST_BYTES, MOST_PARTS = 20_000, 2**32, 6
 """Of an upload: files, bytes, and folders in each other."""
+MOST_WAITING, WAITING_SECONDS = 2**34, 86_400.0
+"""Of all uploads that no training has taken: bytes together, and how long each is kept."""
 COUNTING = threading.Lock()
 SEARCHED_AT_ONCE = 16
 """Pictures of a gallery in a request for the nearest training pictures."""
@@ -200,6 +202,8 @@ def started(request: Request, asked: NewRun) -> dict[str, str]:
         if asked.upload:  # so that the next request finds them
             Path(*pictures).rename(uploads(launcher.folder) / asked.upload)
         raise
+    if asked.upload:
+        remove(uploads(launcher.folder) / f"{asked.upload}.count")  # it is taken
     return {"id": run, "page": f"/runs/{run}"}
 
 
@@ -302,7 +306,19 @@ def stored(folder: Path, batch: str, parts: list[str], content: bytes) -> dict[s
     place = uploads(folder) / batch
     held = place.parent / f"{batch}.count"
     with COUNTING:
+        if not held.exists():
+            remove_waiting(folder)
         return write_counted(place, held, parts, content)
+
+
+def remove_waiting(folder: Path) -> None:
+    """Removes uploads that no training has taken within a day; those that were taken are not counted any longer."""
+    used = {read_mapping(file).get("data") for file in folder.glob("*/run.json")}
+    for held in uploads(folder).glob("*.count"):
+        place, waited = held.with_suffix(""), time.time() - held.stat().st_mtime
+        if UPLOAD_ID.fullmatch(held.stem) and waited > WAITING_SECONDS and str(place) not in used:
+            remove(place)
+            remove(held)
 
 
 def write_counted(place: Path, held: Path, parts: list[str], content: bytes) -> dict[str, Any]:
@@ -311,6 +327,9 @@ def write_counted(place: Path, held: Path, parts: list[str], content: bytes) -> 
         raise RefusedRequest(
             413, f"an upload has at most {MOST_FILES:,} files and {MOST_BYTES >> 30} GB; give a path instead"
         )
+    if sum(count_of(file)[1] for file in held.parent.glob("*.count")) + len(content) > MOST_WAITING:
+        most = f"uploads that wait for a training have {MOST_WAITING >> 30} GB already"
+        raise RefusedRequest(413, f"{most}, and are removed after a day; give a path instead")
     target = place.joinpath(*parts)
     if os.path.lexists(target):
         raise RefusedRequest(409, "this file was uploaded already", "path")

@@ -18,12 +18,10 @@ from starlette.responses import Response
 from calotype.run import Run
 from calotype.serve.answers import RefusedRequest, json_response
 from calotype.serve.library import Library
-from calotype.serve.requests import LARGEST_PIXELS, Edit, Generation, read_body, read_form, sides
+from calotype.serve.requests import Edit, Generation, read_body, read_form, sides
 from calotype.serve.sampling import Job, Queue
 
 STATUS_OF_END = {"refused": 400, "cancelled": 409, "failed": 503}
-MOST_WORK = 16 * LARGEST_PIXELS
-"""Pixels times pictures of a request."""
 
 
 def drawn_seed() -> int:
@@ -91,11 +89,9 @@ async def pictures(request: Request, kind: str, asked: Generation, files: Sequen
 
 
 def sampling_fields(asked: Any, folder: Path, count: int, size: str) -> dict[str, Any]:
-    """As `serve.worker` takes them. Raises `RefusedRequest` for more than a request may have."""
+    """As `serve.worker` takes them. Raises `RefusedRequest` for a size that cannot be."""
     about = asked.model_dump(include={"label", "negative", "steps", "guidance", "strength"}, exclude_none=True)
     about |= {"count": count, "seed": drawn_seed() if asked.seed is None else asked.seed, **sides(size)}
-    if count * about.get("width", 0) * about.get("height", 0) > MOST_WORK:
-        raise RefusedRequest(400, f"{count} pictures of {size} are too many for one request; ask for fewer", "n")
     classes = Run.open(folder).state.classes
     if asked.prompt and asked.prompt in classes and "label" not in about:  # clients know no labels
         return {**about, "label": asked.prompt}

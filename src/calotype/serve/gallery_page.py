@@ -88,10 +88,12 @@ def sampling_form(of: Run) -> Html:
             class_="fields",
         ),
     )
+    own = tag("input", type="file", id="own", accept="image/*", class_="unseen")
     buttons = tag(
         "p",
         tag("button", "Make pictures", type="submit", class_="button"),
         tag("button", "Cancel", type="button", id="cancel", hidden=""),
+        tag("label", "Vary a picture of your own", own, class_="own"),
         tag("progress", max=1, value=0, hidden="", aria_label="Progress"),
         tag("output", role="status"),
         class_="actions",
@@ -197,6 +199,7 @@ def editor() -> Html:
                 "p",
                 tag("button", "Make variations", type="submit", class_="button"),
                 tag("button", "Undo the paint", type="button", id="unpaint"),
+                tag("button", "Enlarge it", type="button", id="enlarge", title=ENLARGING),
                 tag("button", "Close", type="button", id="close"),
                 class_="actions",
             ),

@@ -16,6 +16,8 @@ from calotype.files import first_problem
 from calotype.serve.answers import RefusedRequest
 
 MOST_PICTURES, MOST_SAMPLER_STEPS, MOST_LETTERS, LARGEST_PIXELS = 64, 250, 2000, 2**22
+MOST_WORK = 16 * LARGEST_PIXELS
+"""Pixels of all pictures of a request together."""
 SEED_BITS = 2**53
 """Seeds of the page are whole numbers that JavaScript has, too."""
 MAX_FIELDS, MAX_FILES = 32, 2

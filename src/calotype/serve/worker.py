@@ -29,9 +29,9 @@ from calotype.model import Model, load
 from calotype.run import Run
 from calotype.serve.answers import without_folders
 from calotype.serve.gallery import UNREADABLE
-from calotype.serve.requests import LARGEST_PIXELS
+from calotype.serve.requests import LARGEST_PIXELS, MOST_WORK
 from calotype.serve.trained import Trained, nearest_to
-from calotype.serve.wire import packed, unpack
+from calotype.serve.wire import MAX_PART, packed, unpack
 from calotype.threads import rows_of
 from calotype.training.snapshot import snapshot
 from calotype.types import NULL_LABEL, UserError
@@ -40,6 +40,8 @@ KEPT_MODELS = 2
 MAX_PIXELS = 2**24
 """Of a picture that is sent, before it is decoded."""
 FILM_MILLISECONDS = 100
+LOSSLESS_PIXELS, FILM_QUALITY = 2**24, 95
+"""Frames of a film that have more pixels together are compressed with losses, so that browsers can play it."""
 
 
 class CancelledError(Exception):
@@ -114,8 +116,9 @@ def draw_interpolation(model: Model, asked: dict[str, Any], files: Sequence[byte
     )  # fmt: skip
     there_and_back = [*frames, *frames[-2:0:-1]]
     file = io.BytesIO()
-    there_and_back[0].save(file, "WEBP", save_all=True, append_images=there_and_back[1:], loop=0, lossless=True,
-                           duration=FILM_MILLISECONDS)  # fmt: skip
+    lossless = len(there_and_back) * frames[0].width * frames[0].height <= LOSSLESS_PIXELS
+    there_and_back[0].save(file, "WEBP", save_all=True, append_images=there_and_back[1:], loop=0, lossless=lossless,
+                           quality=FILM_QUALITY, duration=FILM_MILLISECONDS)  # fmt: skip
     yield file.getvalue()
 
 
@@ -156,6 +159,28 @@ WORK: dict[str, Callable[[Model, dict[str, Any], Sequence[bytes]], Iterator[byte
     "sample": draw_samples, "edit": draw_samples, "interpolate": draw_interpolation, "develop": draw_estimates,
     "enlarge": draw_enlarged,
 }  # fmt: skip
+
+
+def require_affordable(model: Model, asked: dict[str, Any]) -> None:
+    """Raises `UserError` for more pixels than a request may have, of the size that is asked for or the model's own."""
+    width, height = size_of(asked) or (model.image_size, model.image_size)
+    steps = model.settings(changes_of(asked))[0].steps
+    count = 2 * steps if asked["kind"] == "develop" else asked["count"]
+    if asked["kind"] != "enlarge" and count * width * height > MOST_WORK:
+        raise UserError(
+            f"{count} pictures of {width}x{height} px are too many for one request; ask for fewer (at most "
+            f"{MOST_WORK // (width * height)} of this size), or for smaller ones"
+        )
+
+
+def require_sendable(picture: bytes) -> bytes:
+    """Raises `UserError` for a file that is larger than a message to the server may be."""
+    if len(picture) > MAX_PART:
+        raise UserError(
+            f"the file has {len(picture) / 1e6:,.0f} MB, but at most {MAX_PART / 1e6:,.0f} MB are sent; ask for fewer, "
+            "smaller or less noisy pictures"
+        )
+    return picture
 
 
 def changes_of(asked: dict[str, Any]) -> dict[str, Any]:
@@ -270,6 +295,7 @@ class Worker:
                 self.search(job, Path(asked["folder"]), files)
                 return
             model = self.models.of(Path(asked["folder"]))
+            require_affordable(model, asked)
             calls, total = 0, calls_of(model, asked)
 
             def step() -> None:
@@ -282,7 +308,7 @@ class Worker:
 
             with watched(model, step):
                 for index, picture in enumerate(WORK[asked["kind"]](model, asked, files)):
-                    self.say({"job": job, "index": index}, [picture])
+                    self.say({"job": job, "index": index}, [require_sendable(picture)])
             self.say({"job": job, "end": "finished"})
         except CancelledError:
             self.say({"job": job, "end": "cancelled"})

@@ -591,12 +591,13 @@ function removed(figure) {
 }
 
 // The brush paints on a canvas above the picture; what it has painted is sent as a mask, white on black.
-const easel = {mask: null, picture: null, of: null, at: [0, 0]}, PAINT = "#d6336c";
+const easel = {mask: null, picture: null, of: null, file: null, at: [0, 0]}, PAINT = "#d6336c";
 
-async function edit(id, image) {
+async function edit(id, image, file = null) {
   await image.decode();
   const canvas = one("#brush");
-  Object.assign(easel, {of: id, picture: image, mask: document.createElement("canvas")});
+  one("#enlarge").hidden = !file;
+  Object.assign(easel, {of: id, file, picture: image, mask: document.createElement("canvas")});
   for (const each of [canvas, easel.mask]) { each.width = image.naturalWidth; each.height = image.naturalHeight; }
   Object.assign(easel, {painted: false, from: null, at: [canvas.width / 2, canvas.height / 2]});
   paint();
@@ -653,18 +654,42 @@ function brushKeys(canvas) {
 }
 
 function editing() {
-  const dialog = one("#editor"), form = one("#editing"), canvas = one("#brush");
+  const dialog = one("#editor"), form = one("#editing"), canvas = one("#brush"), own = one("#own");
   canvas.addEventListener("pointerdown", event => { canvas.setPointerCapture(event.pointerId); easel.from = null; stroke(event); });
   canvas.addEventListener("pointermove", event => { if (event.buttons) stroke(event); });
   brushKeys(canvas);
   one("#unpaint").addEventListener("click", () => { easel.mask.width = easel.mask.width; easel.painted = false; paint(); });
   one("#close").addEventListener("click", () => dialog.close());
+  own.addEventListener("change", async () => {
+    const [file] = own.files, image = new Image(), state = one("#sampling output");
+    own.value = "";
+    if (!file) return;
+    accept(one("#sampling"));
+    image.src = URL.createObjectURL(file);
+    await edit(null, image, file).catch(() => {
+      state.textContent = "The browser cannot show this file; choose a PNG, JPEG or WebP.";
+      state.className = "wrong";
+    });
+    URL.revokeObjectURL(image.src);
+  });
+  // The picture, by its id or as a file, and what is asked for, with those fields of the form above that are named.
+  const bodyOf = (about, ...names) => {
+    const body = new FormData(), above = fieldsOf(one("#sampling"));
+    for (const name of names) if (above[name] !== undefined) about[name] = above[name];
+    if (easel.file) body.append("image", easel.file, easel.file.name); else about.of = easel.of;
+    for (const [name, value] of Object.entries(about)) body.append(name, value);
+    return body;
+  };
+  const make = body => {
+    dialog.close();
+    one("#sampling").scrollIntoView({behavior: "smooth"});
+    askForPictures(one("#sampling"), body);
+  };
+  one("#enlarge").addEventListener("click", () => make(bodyOf({kind: "enlarge"}, "label")));
   form.addEventListener("submit", async event => {
     event.preventDefault();
-    const body = new FormData(), {width, ...given} = fieldsOf(form);
-    const above = fieldsOf(one("#sampling")), about = {...given, kind: "edit", of: easel.of};
-    for (const name of ["label", "prompt", "negative", "steps", "guidance"]) if (above[name] !== undefined) about[name] = above[name];
-    for (const [name, value] of Object.entries(about)) body.append(name, value);
+    const {width, ...given} = fieldsOf(form);
+    const body = bodyOf({...given, kind: "edit"}, "label", "prompt", "negative", "steps", "guidance");
     if (easel.painted) {
       const flat = document.createElement("canvas"), pen = flat.getContext("2d");
       [flat.width, flat.height] = [canvas.width, canvas.height];
@@ -677,9 +702,7 @@ function editing() {
       const opaque = await new Promise(done => flat.toBlob(done, "image/jpeg", 1));
       body.append("mask", opaque, "mask.jpg");
     }
-    dialog.close();
-    one("#sampling").scrollIntoView({behavior: "smooth"});
-    askForPictures(one("#sampling"), body);
+    make(body);
   });
 }
 
