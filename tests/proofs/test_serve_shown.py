@@ -303,3 +303,42 @@ def test_by_the_keyboard_alone_a_part_of_a_picture_is_painted_over(page, server)
     until(lambda: figures.count() == before + 1, 120)
     new, old = (pixels_of(page, server, figures.nth(index))[0] for index in (0, 1))
     assert np.array_equal(new[8:, 8:], old[8:, 8:]) and not np.array_equal(new[:2, :2], old[:2, :2])
+
+
+@pytest.mark.parametrize("page", [WIDE, PHONE], ids=["desktop", "phone"], indirect=True)
+def test_a_picture_of_ones_own_is_varied_and_enlarged(page, server, tmp_path):
+    figures, own = gallery_of_run(page, server), tmp_path / "own.png"
+    before, noise = figures.count(), np.random.default_rng(0).integers(0, 255, (12, 20, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(own)
+    (tmp_path / "none.png").write_bytes(b"no picture")
+    page.locator("#own").set_input_files(tmp_path / "none.png")
+    page.get_by_text("The browser cannot show this file").wait_for()
+    page.locator("#own").set_input_files(own)
+    page.locator("#editing [data-field=count]").fill("1")
+    page.get_by_role("button", name="Make variations").click()
+    until(lambda: figures.count() == before + 1, 120)
+    page.locator("#own").set_input_files(own)
+    page.get_by_role("button", name="Enlarge it").click()
+    until(lambda: figures.count() == before + 2, 120)
+    large = np.asarray(Image.fromarray(noise).resize((40, 24), Image.Resampling.LANCZOS))
+    assert np.array_equal(pixels_of(page, server, figures.first)[0], large)
+    assert not figures.first.locator("[data-again]").count()  # the form would make another picture
+    figures.nth(1).locator("[data-vary]").click()
+    page.locator("#editor[open]").wait_for()
+    assert page.locator("#enlarge").is_hidden()  # it has a button of its own in the gallery
+
+
+def test_again_makes_the_same_picture(page, server):
+    """Also of another size and with other steps."""
+    figures = gallery_of_run(page, server)
+    page.locator("#sampling summary").click()
+    make(page, figures, kind="sample", label="", seed="5", count="2", size="32x16", steps="3")
+    first, before = pixels_of(page, server, figures.nth(1))[0], figures.count()
+    for name in ("size", "steps", "seed"):
+        page.locator(f"#sampling [data-field={name}]").fill("")
+    figure = figures.nth(1)
+    assert "steps 3 · 32x16 px" in figure.locator("figcaption").inner_text()
+    figure.locator("[data-again]").click()
+    page.get_by_role("button", name="Make pictures").click()
+    until(lambda: figures.count() == before + 2, 120)
+    assert np.array_equal(pixels_of(page, server, figures.nth(1))[0], first)

@@ -93,7 +93,7 @@ def sampling_form(of: Run) -> Html:
         "p",
         tag("button", "Make pictures", type="submit", class_="button"),
         tag("button", "Cancel", type="button", id="cancel", hidden=""),
-        tag("label", "Vary a picture of your own", own, class_="own"),
+        tag("label", "Vary or enlarge a picture of your own", own, class_="own"),
         tag("progress", max=1, value=0, hidden="", aria_label="Progress"),
         tag("output", role="status"),
         class_="actions",
