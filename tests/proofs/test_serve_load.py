@@ -60,7 +60,7 @@ async def ask(client, index, end, answers, pictures):
             pictures[seed].add(base64.b64decode(answer.json()["data"][0]["b64_json"]))
         else:
             assert answer.status_code in (429, 503), answer.text
-            await asyncio.sleep(min(2.0, float(answer.headers["retry-after"])))
+            await asyncio.sleep(min(2.0, float(answer.headers.get("retry-after", 1))))
 
 
 async def crowd(address, token, process, answers, pictures, grown):
