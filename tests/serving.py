@@ -47,12 +47,16 @@ def until(true, seconds=180.0, pause=0.05):
 
 @contextmanager
 def served(folder, *options):
-    """A server as its users start it: its address for programs, its token and its process."""
+    """A server as its users start it: its address for programs, its token and its process, which has `page`, the
+    address that people open.
+    """
     environment = {**os.environ, "PYTHONPATH": str(SOURCES), "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "calotype", "serve", str(folder), "--port", "0", *options]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
         try:
             for line in process.stdout:
+                if printed := re.match(r"open (http://[^/]+)/", line):
+                    process.page = printed[1]
                 if opened := OPENED.search(line):
                     yield opened[1], opened[2], process
                     break

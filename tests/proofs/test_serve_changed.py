@@ -101,7 +101,11 @@ def test_in_two_windows_a_picture_is_removed_twice_and_no_longer_starred(folder,
 
 
 def test_pages_say_that_the_server_has_ended_and_that_another_one_has_begun(folder, browser):
-    with served(folder, "--device", "cpu") as (address, token, process), opened(browser, address, token) as open_page:
+    """Which has another name, too."""
+    with (
+        served(folder, "--device", "cpu") as (address, token, process),
+        opened(browser, process.page, token) as open_page,
+    ):
         index, run, gallery = (open_page(place) for place in ("/", f"/runs/{RUN}", f"/runs/{RUN}/gallery"))
         process.terminate()
         process.wait(60)
