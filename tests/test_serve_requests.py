@@ -20,6 +20,7 @@ from test_report import fake_run, flat
 from calotype.data.images import read_mask
 from calotype.evaluation.measures import MEASURES
 from calotype.files import read_json, write_json
+from calotype.model import Model
 from calotype.serve import actions, api, worker
 from calotype.serve.answers import RefusedRequest, without_folders
 from calotype.serve.gallery import Gallery
@@ -138,6 +139,15 @@ def test_step_by_step_takes_size_and_negative_prompt(folder):
     sampled, _ = work_of(folder / "captions", "sample", prompt="a micah portrait", negative="hat")
     last = without.crop((without.width // 2, without.height - sampled[0].height, without.width, without.height))
     assert np.abs(np.asarray(last, int) - np.asarray(sampled[0], int)).max() <= 1
+
+
+def test_a_cascade_enlarges_by_the_prompt_of_the_picture(folder, monkeypatch, tmp_path):
+    shutil.copytree(GOLDEN / "cascade", fake_run(tmp_path / "cascade", flat) / "model")
+    seen = []
+    monkeypatch.setattr(Model, "enlarge", lambda self, picture, **asked: seen.append(asked) or picture)
+    picture = png(Image.new("RGB", (8, 8)))
+    _, end = work_of(tmp_path / "cascade", "enlarge", [picture], label="micah", prompt="a micah portrait")
+    assert end["end"] == "finished" and seen == [{"label": "micah", "seed": 5, "prompt": "a micah portrait"}]
 
 
 # -- What is taken -----------------------------------------------------------------------------------------------------

@@ -137,6 +137,7 @@ def draw_enlarged(model: Model, asked: dict[str, Any], files: Sequence[bytes]) -
     With a `strength`, image-to-image follows the interpolation: of a model of one size it makes worse pictures.
     """
     picture, label, seed = decoded(files[0], read_image), asked.get("label"), asked["seed"]
+    prompt = asked.get("prompt") or None
     factor = model.stages[-1].factor if model.stages[-1].low_res_size else 2
     width, height = factor * picture.width, factor * picture.height
     if width * height > LARGEST_PIXELS:
@@ -144,11 +145,11 @@ def draw_enlarged(model: Model, asked: dict[str, Any], files: Sequence[bytes]) -
             f"enlarged, the picture would have {width}x{height} pixels; at most {LARGEST_PIXELS:,} are made"
         )
     if model.stages[-1].low_res_size:
-        yield as_png(model.enlarge(picture, label=label, seed=seed), asked)
+        yield as_png(model.enlarge(picture, label=label, seed=seed, prompt=prompt), asked)
         return
     larger = picture.resize((width, height), Image.Resampling.LANCZOS)
     if strength := asked.get("strength"):
-        prompt, size = asked.get("prompt") or None, (width, height)
+        size = width, height
         (larger,) = model.redraw(
             larger, strength, label=label, seed=seed, size=size, prompt=prompt, **changes_of(asked)
         )

@@ -685,7 +685,7 @@ function editing() {
     one("#sampling").scrollIntoView({behavior: "smooth"});
     askForPictures(one("#sampling"), body);
   };
-  one("#enlarge").addEventListener("click", () => make(bodyOf({kind: "enlarge"}, "label")));
+  one("#enlarge").addEventListener("click", () => make(bodyOf({kind: "enlarge"}, "label", "prompt")));
   form.addEventListener("submit", async event => {
     event.preventDefault();
     const {width, ...given} = fieldsOf(form);
