@@ -1,6 +1,6 @@
 """200 clients for a minute: no crash, no wrong picture, and memory that does not grow. `make proofs` runs it.
 
-SECONDS=60 and CLIENTS=200 are the defaults. A sampling process is killed meanwhile.
+LOAD_SECONDS=60 and CLIENTS=200 are the defaults. A sampling process is killed meanwhile.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from serving import RUN, served, until
 from small import be_quick, train_small
 
-CLIENTS, SECONDS = int(os.environ.get("CLIENTS", "200")), float(os.environ.get("SECONDS", "60"))
+CLIENTS, SECONDS = int(os.environ.get("CLIENTS", "200")), float(os.environ.get("LOAD_SECONDS", "60"))
 LARGEST_GROWTH = 100e6
 """Bytes of all processes together, in the last two thirds of the time."""
 
