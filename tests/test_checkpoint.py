@@ -5,7 +5,7 @@ import torch
 from small import LEGS, fingerprint
 from test_files import contents, damages, every_failure
 
-from calotype.files import is_whole
+from calotype.files import is_whole, read_json, whole_folder, write_json
 from calotype.priors.prior import load_trained, trained_state
 from calotype.training import checkpoint
 from calotype.types import UserError
@@ -196,3 +196,17 @@ def test_a_save_is_the_same_every_time(saved, tmp_path):
     save(tmp_path, leg)
     before, after = (contents(place / "denoiser-0000000016") for place in (folder, tmp_path))
     assert before["denoiser.safetensors"] == after["denoiser.safetensors"]
+
+
+def test_a_checkpoint_that_says_nothing_of_a_network_is_damaged(saved, tmp_path, ends):
+    """But of the critic's guard, which those of earlier versions do not have."""
+    folder, prints = saved
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    with whole_folder(tmp_path / "denoiser-0000000016") as path:
+        for file in (folder / "denoiser-0000000016").iterdir():
+            shutil.copy(file, path)
+        (path / "manifest.json").unlink()
+        write_json(path / "state.json", {**read_json(path / "state.json"), "steps": {}})
+    leg, said = LEGS["denoiser"](), []
+    assert checkpoint.restore(tmp_path, leg.name, leg.states, leg.progress, said.append).name == "denoiser-0000000008"
+    assert fingerprint(leg.states) == prints[8] and "state.json says nothing of the denoiser" in said[0]

@@ -9,8 +9,9 @@ import pytest
 from small import fingerprint, first_leg
 from test_train import run_in, silent
 
+from calotype.ranks import ALONE
 from calotype.training.control import CHECKS, LOWERED, CriticGuard
-from calotype.training.leg import train_leg
+from calotype.training.leg import begin_leg, save_leg, train_leg
 from calotype.training.loop import train_step
 from calotype.training.process import Interrupted
 
@@ -125,3 +126,17 @@ def test_a_guard_without_a_check_behind_it_takes_nothing_back():
     before = fingerprint(leg.states)
     check = CriticGuard(leg.objective, leg.states["autoencoder"], lambda: math.nan).check()
     assert not check.taken_back and leg.objective.trust == 1.0 and fingerprint(leg.states) == before
+
+
+def test_with_other_validation_pictures_the_best_of_those_before_does_not_count(tmp_path):
+    run = run_in(tmp_path / "run")
+    leg, guard = guarded([28.0] * CHECKS, **LONGER)
+    begin_leg(run, leg, ALONE, print)
+    guard.check(28.0)
+    save_leg(run, leg)
+    for cleared, best in ((False, 28.0), (True, -math.inf)):
+        if cleared:
+            run.state.validation.clear()
+        again, guard = guarded([28.0] * CHECKS, **LONGER)
+        begin_leg(run, again, ALONE, print)
+        assert guard.best == best and bool(guard.before) == (not cleared)

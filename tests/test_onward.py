@@ -288,11 +288,11 @@ def test_pictures_stay_in_the_sets_in_which_the_source_had_them(tmp_path):
     assert split.test[20:].any() and split.validation[20:].any()
     assert (split.train.int() + split.validation.int() + split.test.int() == 1).all()
     alone = continued_split(seen, config)(old.pixels[old.train_indices], old.labels[old.train_indices], ("a", "b"))
-    assert "has trained on all pictures here" in alone.notes[-1] and alone.validation.any()
+    assert "held out were trained on before" in alone.notes[-1] and alone.validation.any()
     sets = ["test" if row % 2 else "train" for row in range(40)]
     named = continued_split(seen, config)(old.pixels, old.labels, ("a", "b"), named=sets)
     trained = int(((named.test | named.validation) & old.split.train).sum())
-    assert trained > 5 and named.notes[-1].endswith(f"has trained on {trained} of the held-out pictures")
+    assert trained > 5 and named.notes[-1].endswith(f"{trained} of the held-out pictures were trained on before")
     assert continued_split(None, config)(pixels, torch.zeros(60, dtype=torch.long)).counts == {
         "train": 51, "validation": 3, "test": 6,
     }  # fmt: skip

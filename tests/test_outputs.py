@@ -1,6 +1,7 @@
 """What commands write outside a run: whole files, and never over one that another call or a person has made."""
 
 import os
+import shutil
 import signal
 import threading
 from itertools import product
@@ -16,7 +17,14 @@ from test_files import contents
 
 from calotype.cli import commands
 from calotype.cli.commands.reading import new_folder
-from calotype.cli.options import EvaluateOptions, InspectOptions, InterpolateOptions, ReportOptions, SampleOptions
+from calotype.cli.options import (
+    EvaluateOptions,
+    InspectOptions,
+    InterpolateOptions,
+    PreviewOptions,
+    ReportOptions,
+    SampleOptions,
+)
 from calotype.data.images import read_mask
 from calotype.files import write_png, write_whole
 from calotype.model import load
@@ -116,9 +124,21 @@ def test_an_animation_and_a_page_of_others_stay(finished, tmp_path):
         commands.interpolate(InterpolateOptions(finished, tmp_path / "my.gif"), Keeper())
     with pytest.raises(UserError, match="is no page of calotype"):
         commands.report(ReportOptions([finished], tmp_path / "my.html"), Keeper())
-    for _ in range(2):  # its own page it may renew
+    with pytest.raises(UserError, match="is there already"):
+        commands.preview(PreviewOptions(finished, out=tmp_path / "my.gif"), Keeper())
+    for _ in range(2):  # its own page and picture it may renew
         commands.report(ReportOptions([finished], tmp_path / "page.html"), Keeper())
+        commands.preview(PreviewOptions(finished, count=1), Keeper())
     assert (tmp_path / "my.gif").read_text() == "mine" and "mine" in (tmp_path / "my.html").read_text()
+
+
+def test_the_page_of_several_runs_is_not_written_over_one_that_is_beside_them(finished, tmp_path):
+    (tmp_path / "report.html").write_text("<title>mine</title>")
+    for name in "ab":
+        shutil.copytree(finished, tmp_path / name)
+    with pytest.raises(UserError, match=r"report.html is no page of calotype, .* choose another name with --out"):
+        commands.report(ReportOptions([tmp_path / "a", tmp_path / "b"]), Keeper())
+    assert (tmp_path / "report.html").read_text() == "<title>mine</title>"
 
 
 def test_of_threads_that_write_one_new_file_one_does(tmp_path):

@@ -5,15 +5,19 @@ from collections import namedtuple
 from dataclasses import replace
 
 import pytest
-from small import Keeper, be_quick, machine, write_pictures
+from small import Keeper, be_quick, machine, recipe, write_pictures
 from test_never_loses_work import stopped_run
 from test_train import products
 
 from calotype.cli import commands
 from calotype.cli.commands import resuming
+from calotype.cli.commands.resuming import labels_hash
 from calotype.cli.options import ResumeOptions
+from calotype.data.folder import read_folder
+from calotype.data.seen import OWN_FILE, SET_NAMES, continued_split, read_seen, seen_by, write_seen
+from calotype.data.split import is_split_of, write_split
 from calotype.files import is_whole, read_json, write_json
-from calotype.run import Run
+from calotype.run import Run, RunState
 from calotype.tables import differences
 from calotype.types import UserError
 
@@ -72,7 +76,7 @@ def test_pictures_that_have_changed_are_refused_named_and_taken_when_asked_for(r
         name: len(split[name]) for name in ("train", "validation", "test")
     }
     noted = [event["text"] for event in Run.open(run).events if event["event"] == "note"]
-    assert any("may hold out pictures that were trained on" in text for text in noted)
+    assert any("9 of them are in the sets in which they were before" in text for text in noted)
     assert not any("have changed" in line for line in resume(run))
 
 
@@ -88,6 +92,104 @@ def test_pictures_of_other_classes_are_refused_also_when_asked_for(run):
     next(path for path in others.iterdir() if path.is_dir()).rename(others / "new")
     with pytest.raises(UserError, match=r"--data .*others has the classes .*new.*, but .* was started with"):
         resume(run, others)
+
+
+SMALL = recipe(split={"validation": 0.1, "test": 0.2})
+
+
+def begun(place, pictures):
+    """A run in `place / "run"` that has read the folder `pictures`, and has trained nothing."""
+    read = read_folder(pictures, 16, rule=continued_split(None, SMALL.split))
+    state = RunState(
+        name="run", data=str(pictures), content=read.content, labels=labels_hash(read), pictures=read.split.counts,
+        split={"version": 1, "validation": 0.1, "test": 0.2}, classes=list(read.classes), status="interrupted",
+        legs={"autoencoder": "training"},
+    )  # fmt: skip
+    Run(place / "run", state).save()
+    write_split(place / "run", read.split, read.content)
+    write_seen(place / "run", seen_by(read), OWN_FILE)
+    return read
+
+
+def sets_by_file(pictures):
+    rows = {name: inside.nonzero().flatten().tolist() for name, inside in pictures.split.sets.items()}
+    return {name: {pictures.originals[row].path.name for row in own} for name, own in rows.items()}
+
+
+def test_a_run_on_other_pictures_keeps_the_sets_that_subfolders_name(tmp_path):
+    folder = tmp_path / "pictures"
+    for place, (name, count) in enumerate((("train", 20), ("val", 6), ("test", 8))):
+        write_pictures(folder / name, count, seed=place)
+    begun(tmp_path, folder)
+    shutil.copy(write_pictures(tmp_path / "more", 1, classes=(), seed=9) / "0.png", folder / "train" / "a" / "new.png")
+    pictures = resuming.read_again(Run.open(tmp_path / "run"), SMALL, folder, Keeper())
+    of = {"train": "train", "validation": "val", "test": "test"}
+    for name, inside in pictures.split.sets.items():
+        rows = inside.nonzero().flatten().tolist()
+        assert rows and {pictures.originals[row].path.parents[1].name for row in rows} == {of[name]}
+
+
+def test_a_run_remembers_what_it_was_trained_on_before_it_got_other_pictures(tmp_path):
+    old = sets_by_file(begun(tmp_path, write_pictures(tmp_path / "old", 40, classes=())))
+    shutil.copytree(tmp_path / "old", tmp_path / "new")
+    for file in write_pictures(tmp_path / "more", 60, classes=(), seed=5).iterdir():
+        shutil.copy(file, tmp_path / "new" / f"new-{file.name}")
+    console, run = Keeper(), Run.open(tmp_path / "run")
+    pictures = resuming.read_again(run, SMALL, tmp_path / "new", console)
+    new = sets_by_file(pictures)
+    assert all(old[name] < new[name] for name in old)
+    assert any("40 of them are in the sets in which they were before" in line for line in console.printed)
+    assert run.state.pictures == pictures.split.counts and read_seen(run.folder, OWN_FILE) is None
+    seen = read_seen(run.folder)
+    assert [len(getattr(seen, name)) for name in SET_NAMES] == [len(old[name]) for name in SET_NAMES]
+    for _ in range(2):  # those that it has now may go, and come back
+        again = resuming.read_again(Run.open(run.folder), SMALL, tmp_path / "old", Keeper())
+        assert sets_by_file(again) == old
+
+
+@pytest.mark.parametrize("point", ["save", "write_split"])
+def test_a_kill_while_a_run_gets_other_pictures_leaves_no_split_of_others(tmp_path, monkeypatch, point):
+    """Of as many pictures as before, too."""
+    old = sets_by_file(begun(tmp_path, write_pictures(tmp_path / "old", 40, classes=())))
+    shutil.copytree(tmp_path / "old", tmp_path / "new")
+    shutil.copy(write_pictures(tmp_path / "more", 1, classes=(), seed=5) / "0.png", tmp_path / "new" / "0.png")
+
+    def killed(*more):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(*((Run, "save") if point == "save" else (resuming, "write_split")), killed)
+        resuming.read_again(Run.open(tmp_path / "run"), SMALL, tmp_path / "new", Keeper())
+    console = Keeper()
+    pictures = resuming.read_again(Run.open(tmp_path / "run"), SMALL, None, console)
+    sets, changed = sets_by_file(pictures), point == "write_split"
+    assert any("was cut short, and is finished now" in line for line in console.printed) == changed
+    assert all(old[name] - {"0.png"} <= sets[name] for name in sets) and (changed or sets == old)
+    assert pictures.originals[0].path.parent.name == ("new" if changed else "old")
+    assert is_split_of(tmp_path / "run", pictures.content, len(pictures))
+
+
+def test_what_was_fitted_and_chosen_by_other_pictures_is_forgotten_where_no_checkpoint_needs_it(tmp_path):
+    begun(tmp_path, write_pictures(tmp_path / "old", 40, classes=()))
+    run = Run.open(tmp_path / "run")
+    best = {"best": {"images_seen": 1, "held_out_loss": 1.0, "train_loss": 1.0}}
+    run.state.legs = {"autoencoder": "finished", "denoiser": "training", "enlarge-32": "waiting"}
+    run.state.constants = {"denoiser": "0", "enlarge-32": "1"}
+    run.state.validation = {leg: best for leg in run.state.legs}
+    for name in ("constants/denoiser", "constants/enlarge-32", "checkpoints/denoiser-0000000010"):
+        (run.folder / name).mkdir(parents=True)
+    (tmp_path / "old" / "0.png").unlink()
+    resuming.read_again(run, SMALL, tmp_path / "old", console := Keeper())
+    assert any("denoiser: its closed form stays that of the pictures before" in line for line in console.printed)
+    assert [path.name for path in (run.folder / "constants").iterdir()] == ["denoiser"]
+    assert [*run.state.constants] == ["denoiser"] and [*run.state.validation] == ["autoencoder"]
+
+
+def test_other_pictures_are_split_by_the_fractions_of_the_run(tmp_path):
+    begun(tmp_path, write_pictures(tmp_path / "old", 40, classes=()))
+    others = write_pictures(tmp_path / "others", 40, classes=(), seed=3)
+    read = commands.reading.read_as_run(Run.open(tmp_path / "run"), others, 16, tmp_path / "cache", Keeper())
+    assert read.split.counts == {"train": 28, "validation": 4, "test": 8}
 
 
 # -- Settings ----------------------------------------------------------------------------------------------------------

@@ -157,6 +157,16 @@ def test_writing_goes_on_where_it_was_interrupted(folder, tmp_path, monkeypatch)
         assert path.read_bytes() == (tmp_path / "shards" / path.name).read_bytes()
 
 
+def test_a_finished_set_stays_finished_where_writing_it_again_is_interrupted(folder, tmp_path):
+    def interrupted(done, total):
+        raise KeyboardInterrupt
+
+    write_shards(folder, tmp_path / "shards")
+    with pytest.raises(KeyboardInterrupt):
+        write_shards(folder, tmp_path / "shards", interrupted)
+    assert len(read_folder(tmp_path / "shards", 16)) == len(read_folder(folder, 16))
+
+
 def test_shards_are_not_written_over_something_else(folder, tmp_path):
     assert "inside the pictures" in message(lambda: write_shards(folder, folder / "shards"))
     assert "not an empty folder" in message(lambda: write_shards(folder, write_pictures(tmp_path / "other")))

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import pickle
+import shutil
 import signal
 import threading
 import time
@@ -21,9 +22,10 @@ from calotype.evaluation import features
 from calotype.files import read_json, sha256
 from calotype.model import load
 from calotype.nets.perceptual import pretrained_lite0
+from calotype.ranks import ALONE
 from calotype.run import Run, RunState
 from calotype.training import checkpoint, legs, pipeline
-from calotype.training.leg import RunningMeans, train_leg
+from calotype.training.leg import RunningMeans, begin_leg, save_leg, train_leg
 from calotype.training.loop import BatchSource, TrainProgress, at_fractions, every, train_step, train_steps
 from calotype.training.process import HOST, Interrupted, locked, stoppable
 from calotype.types import Rng, UserError
@@ -347,3 +349,13 @@ def test_nothing_of_a_run_is_a_pickle(monkeypatch, tmp_path, quick):
     load(tmp_path / "run").sample(1)
     suffixes = {path.suffix for path in (tmp_path / "run").rglob("*") if path.is_file()}
     assert suffixes == {".json", ".jsonl", ".toml", ".safetensors", ".png", ".html", ".md"}
+
+
+def test_a_leg_whose_checkpoints_are_gone_says_that_it_starts_anew(tmp_path):
+    leg, run, said = LEGS["denoiser"](), run_in(tmp_path / "run"), []
+    begin_leg(run, leg, ALONE, said.append)
+    assert not said
+    save_leg(run, go_on(leg, 8))
+    shutil.rmtree(run.folder / "checkpoints")
+    begin_leg(run, LEGS["denoiser"](), ALONE, said.append)
+    assert len(said) == 1 and "has no checkpoint of it, so it starts from 0" in said[0]

@@ -65,6 +65,8 @@ class Pictures:
     originals: tuple[Original, ...] = ()  # the file of each picture; empty for the embedded portraits
     sampled_from: int | None = None
     """How many there are, where these are some of them, evenly spaced: for a plan."""
+    named: tuple[str, ...] = ()
+    """The set that subfolders name for each picture, "" for none; empty for the embedded portraits."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -77,6 +79,10 @@ class Pictures:
     def trained(self) -> int:
         """How many of all are trained on; as many as in a sample are held out."""
         return self.total - (len(self) - len(self.train_indices))
+
+    def split_by(self, rule: SplitRule) -> Pictures:
+        """The same pictures in other sets."""
+        return replace(self, split=rule(self.pixels, self.labels, self.classes, named=self.named))
 
     def shrunk(self, size: int) -> Pictures:
         """The same squares, downsampled by an integer factor, in memory."""
@@ -95,8 +101,11 @@ class Pictures:
         """The pictures at these indices, with these pixels."""
         captions = self.captions and self.captions.at(chosen.tolist())
         originals = tuple(self.originals[index] for index in chosen.tolist()) if self.originals else ()
+        named = tuple(self.named[index] for index in chosen.tolist()) if self.named else ()
         labels, split = self.labels[chosen], self.split.at(chosen)
-        return replace(self, pixels=pixels, labels=labels, split=split, captions=captions, originals=originals)
+        return replace(
+            self, pixels=pixels, labels=labels, split=split, captions=captions, originals=originals, named=named
+        )
 
     def file(self, row: int) -> str:
         """The name of a picture's file, on one line; of an embedded portrait its number."""
@@ -255,7 +264,7 @@ def assemble(
     rows = torch.from_numpy(pixels[: len(files)])
     split = rule(rows, labels, classes, named=layout.sets)
     content = content_hash(files, size, prepared)
-    return Pictures(rows, labels, tuple(classes), split, content, (*notes, *split.notes))
+    return Pictures(rows, labels, tuple(classes), split, content, (*notes, *split.notes), named=layout.sets)
 
 
 def content_hash(files: Sequence[HashedFile], size: int, changes: str = "") -> str:

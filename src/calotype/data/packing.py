@@ -118,16 +118,17 @@ def _classes(layout: Layout) -> dict[str, int]:
 
 def _claimed(out: Path, source: _Source) -> ShardManifest:
     """The manifest of `out`, which is empty, or holds the first of these very shards."""
-    content = source.content
+    manifest = ShardManifest(content=source.content)
     if os.path.lexists(out) and (not out.is_dir() or any(out.iterdir())):
         if not out.is_dir() or not (out / MANIFEST).is_file():
             raise UserError(f"{shown(out)} is not an empty folder; choose another place with --out")
         there: ShardManifest = read_as(out / MANIFEST, ShardManifest)
-        if there.content != content:
+        if there.content != manifest.content:
             raise UserError(
                 f"{shown(out)} has shards of other pictures, or of pictures that have changed since; choose another "
                 f"place with --out"
             )
+        manifest = there if _is_complete(out, there) else manifest
     make_folder(out)
     needed, free = sum(source.sizes.values()) + HEADERS * len(source.files), shutil.disk_usage(out).free
     for path in out.glob(".*.tmp"):
@@ -139,9 +140,15 @@ def _claimed(out: Path, source: _Source) -> ShardManifest:
             f"the shards take {needed / 1e9:.1f} GB, but only {free / 1e9:.1f} GB are free in {shown(out)}; choose "
             f"another disk with --out"
         )
-    manifest = ShardManifest(content=content)
-    write_json(out / MANIFEST, manifest.model_dump())
+    if not manifest.finished:
+        write_json(out / MANIFEST, manifest.model_dump())
     return manifest
+
+
+def _is_complete(out: Path, manifest: ShardManifest) -> bool:
+    """Whether the set is finished, and all its shards are there: it stays so whatever happens to this command."""
+    shards = ((out / name, size) for name, size in manifest.shards.items())
+    return manifest.finished and all(path.is_file() and path.stat().st_size == size for path, size in shards)
 
 
 def _parts(source: _Source) -> Iterator[tuple[str, list[HashedFile]]]:

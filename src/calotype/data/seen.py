@@ -20,7 +20,8 @@ from calotype.files import read_tensors, write_tensors
 from calotype.types import ByteImages, Labels, UserError
 
 SEEN_FILE, OWN_FILE = "seen.safetensors", "pictures.safetensors"
-"""In the folder of a run: hashes of the pictures that earlier runs have seen, and of its own."""
+"""In the folder of a run: hashes of the pictures that earlier runs, or it with other pictures, have seen; and of its
+own."""
 SET_NAMES = ("train", "validation", "test")
 
 
@@ -62,7 +63,8 @@ def write_seen(folder: Path, seen: Seen, name: str = SEEN_FILE) -> None:
 def read_seen(folder: Path, name: str = SEEN_FILE) -> Seen | None:
     """Of the folder of a run; None where there are none. Raises `UserError` for a damaged file.
 
-    A run that has started from nothing has no `SEEN_FILE`, and one of an earlier version no `OWN_FILE`.
+    A run that has started from nothing has no `SEEN_FILE`, but after `resume --data`; one of an earlier version has no
+    `OWN_FILE`.
     """
     file = folder / name
     if not os.path.lexists(file):
@@ -72,6 +74,18 @@ def read_seen(folder: Path, name: str = SEEN_FILE) -> Seen | None:
     if {*tensors} != {*SET_NAMES} or not sound:
         raise UserError(f"{file} is damaged: expected hashes of the sets {', '.join(SET_NAMES)}; copy it again")
     return Seen(*(tensors[name].numpy() for name in SET_NAMES))
+
+
+def own_becomes_seen(folder: Path) -> Seen | None:
+    """Before a run goes on with other pictures: what it has seen counts from now on as seen by an earlier run.
+
+    Returns all that is known to be seen. A process that is killed on the way may do it again.
+    """
+    own, seen = read_seen(folder, OWN_FILE), read_seen(folder)
+    if own is not None:
+        write_seen(folder, seen := own.and_of(seen))
+        (folder / OWN_FILE).unlink()
+    return seen
 
 
 def continued_split(seen: Seen | None, config: SplitConfig) -> SplitRule:
@@ -88,11 +102,11 @@ def continued_split(seen: Seen | None, config: SplitConfig) -> SplitRule:
         if new.all() or {"validation", "test"} & {*named}:
             split = stratified_split(pixels, labels, classes, config, named)
             trained = int(((split.validation | split.test) & before.train).sum())
-            note = f"the run that this one starts from has trained on {trained:,} of the held-out pictures"
+            note = f"{trained:,} of the held-out pictures were trained on before"
             return replace(split, notes=(*split.notes, note)) if trained else split
         split = with_new(before, new, pixels, labels, classes, config)
         if not (split.train.any() and split.validation.any()):
-            note = "the run that this one starts from has trained on all pictures here that could be held out"
+            note = "all pictures here that could be held out were trained on before"
             again = stratified_split(pixels, labels, classes, config)
             return Split(again.train, again.validation, again.test, (*again.notes, note))
         return split
@@ -116,6 +130,6 @@ def with_new(
     known = int((~new).sum())
     note = (
         f"{int(train.sum()):,} pictures to train on, {int(validation.sum()):,} for validation, {int(test.sum()):,} for "
-        f"the test; {known:,} of them are in the sets in which the run that this one starts from had them"
+        f"the test; {known:,} of them are in the sets in which they were before"
     )
     return Split(train, validation, test, (note,))

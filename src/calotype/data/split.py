@@ -20,12 +20,14 @@ from torch import Tensor
 
 from calotype.data.duplicates import Hashes, near_duplicates, perceptual_hashes, similar_indices
 from calotype.data.images import shown
-from calotype.files import read_as
+from calotype.files import read_as, write_json
 from calotype.types import NULL_LABEL, ByteImages, Config, Labels
 
 SPLIT_FILE, SPLIT_VERSION = "split.json", 1
 MAX_VALIDATION, MAX_TEST = 500, 2000
 MAX_LEGACY_HELD_OUT = 1000
+MAX_SPLIT_BYTES = 2**31
+"""Of `split.json`: 11 bytes a picture."""
 MAX_GROUP = 64
 """Near-duplicates of one picture that may be kept out of training together."""
 LINKS = 3
@@ -184,9 +186,11 @@ def legacy_split(pixels: ByteImages, labels: Labels, classes: Sequence[str] = ()
 
 
 class SplitFile(BaseModel):
-    """`split.json`: the rows of each set."""
+    """`split.json`: the rows of each set, and the hash of the content whose rows they are."""
 
     count: Annotated[int, Field(gt=0)]
+    content: str | None = None
+    """None where an earlier version has written the file."""
     train: Annotated[list[RowIndex], Field(min_length=1)]
     validation: Annotated[list[RowIndex], Field(min_length=1)]
     test: list[RowIndex]
@@ -212,8 +216,25 @@ def recorded_split(record: SplitFile) -> SplitRule:
 
 def split_rule(run: Path) -> SplitRule:
     """The rule by which the pictures of the run in this folder were split. Raises `UserError` for a damaged record."""
+    return recorded_split(record) if (record := read_split(run)) else legacy_split
+
+
+def read_split(run: Path) -> SplitFile | None:
+    """None for a run of an earlier version, which has no record. Raises `UserError` for a damaged one."""
     file = run / SPLIT_FILE
-    return recorded_split(read_as(file, SplitFile)) if os.path.lexists(file) else legacy_split
+    record: SplitFile | None = read_as(file, SplitFile, MAX_SPLIT_BYTES) if os.path.lexists(file) else None
+    return record
+
+
+def write_split(run: Path, split: Split, content: str) -> None:
+    """Of pictures with this hash of their content."""
+    write_json(run / SPLIT_FILE, {**split.as_json(), "content": content})
+
+
+def is_split_of(run: Path, content: str, count: int) -> bool:
+    """Whether the split that a run has recorded, if any, is of these pictures."""
+    record = read_split(run)
+    return record is None or (record.count == count and record.content in (None, content))
 
 
 def _mask(rows: Sequence[int], count: int) -> Bool[Tensor, " count"]:

@@ -231,6 +231,10 @@ class CriticGuard:
             self.before = copied(self.state.tensors())
         return GuardCheck(psnr, self.best, self.objective.trust, ruined)
 
+    def forget(self) -> None:
+        """As before its first check: what it has measured was of other pictures."""
+        self.best, self.before = -math.inf, {}
+
     def tensors(self) -> dict[str, Tensor]:
         about = torch.tensor([self.best, self.objective.trust], dtype=torch.float64).nan_to_num()  # -inf has no file
         return {"about": about, **{f"before.{name}": value for name, value in self.before.items()}}

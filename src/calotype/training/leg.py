@@ -184,12 +184,15 @@ def begin_leg(
 
     `prepare` is called where there are steps left.
     """
+    others = leg.name not in run.state.validation  # validation pictures than those of a checkpoint, if there is one
+    validation = run.state.validation.setdefault(leg.name, Validation())
     restored = ranks.say(lambda: resume_leg(run, leg, note))
+    if leg.sharded and restored and not ranks.first:
+        checkpoint.load_checkpoint(run.folder / "checkpoints" / restored, leg.saved, leg.progress)
+    if others and leg.guard:
+        leg.guard.forget()
     if not leg.sharded:
         share_leg(ranks, leg)
-    elif restored and not ranks.first:
-        checkpoint.load_checkpoint(run.folder / "checkpoints" / restored, leg.saved, leg.progress)
-    validation = run.state.validation.setdefault(leg.name, Validation())
     best = run.folder / "checkpoints" / f"best-{leg.name}"
     stopping = EarlyStopping(best, leg.states, validation, leg.fewest_validated)
     if ranks.first and leg.progress.fraction < 1 and (lost := stopping.forget_lost()):
@@ -214,6 +217,11 @@ def resume_leg(run: Run, leg: Leg[object], note: Note) -> str | None:
         )
     if restored is not None:
         run.log("note", text=f"{leg.name}: went on from {restored.name}")
+    elif spent := run.state.seconds.get(leg.name):
+        note(
+            f"it was trained for {spent:,.0f} s, but {checkpoints} has no checkpoint of it, so it starts from 0; if "
+            f"there is a copy, stop this with Ctrl-C, put the copy back, and resume"
+        )
     run.state.legs[leg.name] = "training"
     run.save()
     return restored.name if restored else None

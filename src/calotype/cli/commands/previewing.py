@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from calotype.cli.commands.sampling import grid_columns
@@ -19,6 +20,8 @@ def preview(options: PreviewOptions, console: Console) -> Path:
     """Writes one picture, a grid of samples, and returns its path."""
     if options.count < 1:
         raise UserError(f"count is {options.count}, but must be at least 1")
+    if options.out is not None and os.path.lexists(options.out):
+        raise UserError(f"--out {options.out} is there already, and is not written over; choose another name")
     model, words = snapshot(options.run, find_device(options.device), options.checkpoint)
     out = options.out or options.run / "preview.png"
     last = Run.open(options.run).latest("preview", "denoiser")
@@ -28,6 +31,6 @@ def preview(options: PreviewOptions, console: Console) -> Path:
         for picture in model.draw(options.count, seed=options.seed, prompt=prompts or None, **options.changes()):
             pictures.append(picture)
             progress(len(pictures), options.count)
-    write_png(out, grid(pictures, grid_columns(len(pictures))))
+    write_png(out, grid(pictures, grid_columns(len(pictures))), new=options.out is not None)
     console.say(f"{out}: {options.count} samples of {words}")
     return out

@@ -6,7 +6,7 @@ import itertools
 import os
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from calotype.cli.console import Console
@@ -14,9 +14,9 @@ from calotype.cli.options import PortraitsOptions, ShardsOptions
 from calotype.data.folder import Pictures, read_folder
 from calotype.data.listing import plural
 from calotype.data.packing import Packed, write_shards
-from calotype.data.split import SplitRule, split_rule, stratified_split
+from calotype.data.split import SplitConfig, SplitRule, split_rule, stratified_split
 from calotype.demo.portraits import read_portraits, write_portraits
-from calotype.files import make_folder
+from calotype.files import checked, make_folder
 from calotype.run import PORTRAITS, Run
 from calotype.types import UserError
 
@@ -47,7 +47,9 @@ def read_as_run(run: Run, data: Path | None, size: int, cache: Path, console: Co
     pictures = read(source, size, cache, console, split_rule(run.folder), run.state.classes)
     if pictures.content == run.state.content:
         return pictures
-    return replace(pictures, split=stratified_split(pictures.pixels, pictures.labels, pictures.classes))
+    fractions = run.state.split.model_dump(include={"validation", "test"}) if run.state.split else {}
+    config = checked(fractions, SplitConfig, run.folder / "run.json")
+    return pictures.split_by(partial(stratified_split, config=config))
 
 
 def read_own(run: Run, size: int, cache: Path, console: Console) -> Pictures | None:

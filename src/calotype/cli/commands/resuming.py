@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +16,14 @@ from calotype.data.folder import Pictures
 from calotype.data.images import shown
 from calotype.data.listing import plural
 from calotype.data.remote import absolute, may_exist
-from calotype.data.seen import continued_split, read_seen
-from calotype.data.split import SPLIT_FILE, split_rule
-from calotype.files import write_json
+from calotype.data.seen import continued_split, own_becomes_seen
+from calotype.data.split import SPLIT_FILE, is_split_of, split_rule, write_split
+from calotype.files import remove
 from calotype.machine import Machine, cores
 from calotype.recipe import Recipe, exposure_above, leg_above
 from calotype.run import PORTRAITS, Run, read_mapping
 from calotype.tables import differences, number
+from calotype.training.checkpoint import checkpoints
 from calotype.types import UserError
 
 HARMLESS = re.compile(
@@ -50,7 +50,9 @@ def read_again(run: Run, recipe: Recipe, data: Path | None, console: Console) ->
     folder, state = run.folder, run.state
     source = place_of_pictures(run, data)
     pictures = read(source, recipe.size, folder / "cache", console, split_rule(folder), state.classes)
-    if not is_same(run, pictures):
+    if same := is_same(run, pictures):
+        change = "the change of its pictures was cut short, and is finished now"
+    else:
         change = f"{change_of(run, pictures)} since {folder} was started"
         if data is None:
             raise UserError(
@@ -62,17 +64,39 @@ def read_again(run: Run, recipe: Recipe, data: Path | None, console: Console) ->
                 f"--data {shown(data)} has the classes {', '.join(pictures.classes) or 'none'}, but {folder} was "
                 f"started with {', '.join(state.classes) or 'none'}; give a folder with these, or start a new run"
             )
-        rule = continued_split(read_seen(folder), recipe.split)
-        split = rule(pictures.pixels, pictures.labels, pictures.classes)
-        pictures = replace(pictures, split=split)
-        write_json(folder / SPLIT_FILE, pictures.split.as_json())
-        announce(run, console, f"{change}; the new sets may hold out pictures that were trained on before")
     if data is not None:
         if (moved := absolute(data)) != state.data:
             announce(run, console, f"the pictures are in {shown(data)} now, and were in {shown(state.data)}")
-        state.data, state.content, state.labels = moved, pictures.content, labels_hash(pictures)
-        state.pictures = pictures.split.counts
+        state.data = moved
+    if not same or not is_split_of(folder, pictures.content, len(pictures)):
+        pictures = change_pictures(run, recipe, pictures, change, console)
+    elif data is not None:
         run.save()
+    return pictures
+
+
+def change_pictures(run: Run, recipe: Recipe, pictures: Pictures, change: str, console: Console) -> Pictures:
+    """Makes these the pictures of a run, each in the set in which it was before; new ones are split.
+
+    `run.json` is written before `split.json`, so that a process that is killed in between is noticed: the split is then
+    of other content. What was chosen or fitted by the pictures before is forgotten where no checkpoint needs it.
+    """
+    folder, state, seen = run.folder, run.state, own_becomes_seen(run.folder)
+    pictures = pictures.split_by(continued_split(seen, recipe.split))
+    unknown = ["the new sets may hold out pictures that were trained on before"] if seen is None else []
+    announce(run, console, "; ".join([change, *pictures.split.notes, *unknown]))
+    for leg in [leg for leg in state.constants if state.legs.get(leg) != "finished"]:
+        if checkpoints(folder / "checkpoints", leg):
+            announce(
+                run, console, f"{leg}: its closed form stays that of the pictures before, as it was trained with it"
+            )
+        else:
+            del state.constants[leg]
+            remove(folder / "constants" / leg)
+    state.validation = {leg: its for leg, its in state.validation.items() if state.legs.get(leg) == "finished"}
+    state.content, state.labels, state.pictures = pictures.content, labels_hash(pictures), pictures.split.counts
+    run.save()
+    write_split(folder, pictures.split, pictures.content)
     return pictures
 
 

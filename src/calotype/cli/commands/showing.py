@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict
 from pathlib import Path
 
@@ -45,9 +46,10 @@ def report(options: ReportOptions, console: Console) -> Path:
     for folder in folders:
         if not (folder / "run.json").is_file():
             raise UserError(f"{folder} is not a run: it has no run.json; expected a folder that `calotype train` wrote")
-    if out is not None and out.exists() and not is_page(out):
-        raise UserError(f"--out {out} is no page of calotype, and is not written over; choose another name")
     several = len(folders) > 1
-    page = write_runs(folders, out or folders[0].parent / "report.html") if several else write_report(folders[0], out)
+    out = folders[0].parent / "report.html" if out is None and several else out
+    if out is not None and os.path.lexists(out) and not is_page(out):
+        raise UserError(f"{out} is no page of calotype, and is not written over; choose another name with --out")
+    page = write_runs(folders, out) if several and out is not None else write_report(folders[0], out)
     console.say(f"done: look at {page}")
     return page

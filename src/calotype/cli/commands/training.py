@@ -27,7 +27,7 @@ from calotype.data.remote import absolute, remote_address
 from calotype.data.seen import OWN_FILE, SEEN_FILE, continued_split, seen_by, write_seen
 from calotype.data.shard_sets import LIST
 from calotype.data.shards import SHARD
-from calotype.data.split import SPLIT_FILE, SPLIT_VERSION
+from calotype.data.split import SPLIT_FILE, SPLIT_VERSION, write_split
 from calotype.evaluation.neighbours import write_neighbours
 from calotype.files import UNFINISHED, make_folder, remove, sha256, write_json, write_whole
 from calotype.interop import minilm, transformers
@@ -178,7 +178,7 @@ def _train(options: TrainOptions, console: Console, ranks: Ranks) -> Path:
         console.say(f"the run is in {folder}")
         write_whole(folder / "recipe.toml", to_toml(planned.recipe))
         write_json(folder / "plan.json", planned.as_json())
-        write_json(folder / SPLIT_FILE, pictures.split.as_json())
+        write_split(folder, pictures.split, pictures.content)
         state = initial_state(options, folder, pictures, planned.recipe, machine)
         if source is not None:
             start_from(source, folder, state)
