@@ -175,7 +175,7 @@ def test_what_was_fitted_and_chosen_by_other_pictures_is_forgotten_where_no_chec
     best = {"best": {"images_seen": 1, "held_out_loss": 1.0, "train_loss": 1.0}}
     run.state.legs = {"autoencoder": "finished", "denoiser": "training", "enlarge-32": "waiting"}
     run.state.constants = {"denoiser": "0", "enlarge-32": "1"}
-    run.state.validation = {leg: best for leg in run.state.legs}
+    run.state.validation = dict.fromkeys(run.state.legs, best)
     for name in ("constants/denoiser", "constants/enlarge-32", "checkpoints/denoiser-0000000010"):
         (run.folder / name).mkdir(parents=True)
     (tmp_path / "old" / "0.png").unlink()
