@@ -3,11 +3,16 @@
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
+from small import Keeper
 
+from calotype.cli.commands import reading
+from calotype.data.buckets import PixelSize, read_buckets
 from calotype.data.folder import HashedFile, content_hash, read_folder
 from calotype.data.images import read_image
 from calotype.data.survey import survey
 from calotype.files import sha256
+from calotype.run import Run, RunState
+from calotype.types import UserError
 
 SIDE = 16
 
@@ -48,6 +53,61 @@ def test_a_range_belongs_to_the_content_unless_it_is_the_customary_one(tmp_path)
     before = [read_folder(tmp_path / name, SIDE).content for name in ("deep", "full")]
     as_before = [content_hash([HashedFile(sha256(tmp_path / name / "a.png"), "")], SIDE) for name in ("deep", "full")]
     assert before[0] != as_before[0] and before[1] == as_before[1]
+
+
+def greys(folder, tops, dtype=np.uint16, suffix="png", stray=None):
+    """Noise from 0 to each of `tops`, the first picture with one value `stray`."""
+    folder.mkdir()
+    for index, top in enumerate(tops):
+        values = (np.random.default_rng(index).random((SIDE, SIDE)) * top).astype(dtype)
+        if stray is not None and not index:
+            values[0, 0] = stray
+        Image.fromarray(values).save(folder / f"{index:02}.{suffix}")
+    return folder
+
+
+STRAY = {
+    "a hot pixel": ("png", np.uint16, [4000] * 9, 65_535),
+    "a cold pixel": ("tif", np.int32, [4000] * 9, -32_768),
+    "no data in one": ("tif", np.float32, [3000] * 9, -3.4e38),
+    "no data in the only one": ("tif", np.float32, [3000], -3.4e38),
+}
+
+
+@pytest.mark.parametrize(("suffix", "dtype", "tops", "stray"), STRAY.values(), ids=STRAY)
+def test_one_stray_value_does_not_decide_for_a_folder(tmp_path, suffix, dtype, tops, stray):
+    clean, dirty = (read_folder(greys(tmp_path / name, tops, dtype, suffix, value), SIDE) for name, value in
+                    (("clean", None), ("dirty", stray)))  # fmt: skip
+    (kind,) = clean.levels
+    assert np.allclose(dirty.levels[kind], clean.levels[kind], atol=0.02 * max(tops))
+    named = any("far from all others do not count" in note and "00." in note for note in dirty.notes)
+    assert named == (abs(stray) < 1e30) and not any("do not count" in note for note in clean.notes)
+
+
+@pytest.mark.parametrize("tops", [[400] * 9 + [4000], [400] * 5 + [4000] * 5, [4000] * 9 + [65_535], [400, 4000]])
+def test_pictures_that_are_brighter_than_others_count(tmp_path, tops):
+    pictures = read_folder(greys(tmp_path / "greys", tops), SIDE)
+    assert pictures.levels["I;16"][1] > 0.97 * max(tops) and not any("do not count" in note for note in pictures.notes)
+
+
+def test_other_pictures_have_black_and_white_of_the_run(tmp_path):
+    own = read_folder(greys(tmp_path / "own", [4000] * 12, stray=4095), SIDE)
+    run = Run(tmp_path / "run", RunState(black_and_white=dict(own.levels), content=own.content))
+    run.save()
+    dim = greys(tmp_path / "dim", [1000] * 3)
+    run, cache = Run.open(run.folder), tmp_path / "cache"
+    assert reading.read_as_run(run, dim, SIDE, cache, Keeper()).pixels.max() < 70 < read_folder(dim, SIDE).pixels.max()
+    assert reading.read_as_run(run, tmp_path / "own", SIDE, cache, Keeper()).content == own.content
+    assert reading.levels_in(run.folder) == own.levels and reading.levels_in(tmp_path) == {}
+
+
+def test_aspect_buckets_have_the_black_and_white_of_the_folder(tmp_path):
+    pictures = read_folder(greys(tmp_path / "greys", [400] * 9 + [4000] * 9, stray=4095), SIDE)
+    (bucket,) = read_buckets(pictures, [PixelSize(SIDE, SIDE)], 1, tmp_path / "cache")
+    assert (bucket.pixels == pictures.pixels).all()
+    ramp(0, 4000, np.uint16).save(pictures.originals[3].path)
+    with pytest.raises(UserError, match="could be read before, but not now: it changed while it was read"):
+        read_buckets(pictures, [PixelSize(SIDE, SIDE)], 1, tmp_path / "cache")
 
 
 def icon(colour, width=3):

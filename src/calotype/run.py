@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat
 
 from calotype.files import checked, read_json, require_regular, write_json
 from calotype.tables import number
@@ -32,6 +32,15 @@ PORTRAITS = "portraits"
 MAX_LINE = 2**20
 """Bytes of a line of the log."""
 Event = dict[str, Any]
+
+
+def _rising(span: tuple[float, float]) -> tuple[float, float]:
+    if not span[0] < span[1]:
+        raise ValueError(f"black is {span[0]:g} and white {span[1]:g}, but black must be less")
+    return span
+
+
+Span = Annotated[tuple[FiniteFloat, FiniteFloat], AfterValidator(_rising)]
 Status = Literal["unknown", "training", "interrupted", "failed", "finished"]
 LegStatus = Literal["waiting", "training", "finished"]
 
@@ -122,6 +131,8 @@ class RunState(Stored):
     split: SplitRecord | None = None
     """None where the run was made before there were three sets."""
     classes: list[str] = Field(default_factory=list)
+    black_and_white: dict[str, Span] = Field(default_factory=dict)
+    """Of grey pictures with more than 8 bits, by the kind of number: all that it is given are read with them."""
     status: Status = "unknown"
     legs: dict[str, LegStatus] = Field(default_factory=dict)
     """Status by leg, in the order of their training."""

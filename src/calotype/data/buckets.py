@@ -92,9 +92,11 @@ def read_buckets(
 def _read_bucket(
     pictures: Pictures, chosen: Sequence[int], bucket: PixelSize, cache: Path, progress: Progress
 ) -> Pictures:
-    content = hashlib.sha256(f"{pictures.content} {bucket} {chosen}".encode()).hexdigest()[:32]
-    paths = [pictures.originals[index].path for index in chosen]
-    pixels, decoded = decode_all(paths, (bucket.height, bucket.width), cache / f"pixels-{content}.npy", progress)
+    levels = f" {dict(pictures.levels)}" if pictures.levels else ""
+    content = hashlib.sha256(f"{pictures.content} {bucket} {chosen}{levels}".encode()).hexdigest()[:32]
+    paths, stamps = zip(*((file.path, file.stamp) for file in (pictures.originals[row] for row in chosen)), strict=True)
+    file = cache / f"pixels-{content}.npy"
+    pixels, decoded = decode_all(paths, (bucket.height, bucket.width), file, progress, pictures.levels, stamps)
     for path, picture in zip(paths, decoded, strict=True):
         if picture.refused:
             raise UserError(f"{shown(path)} could be read before, but not now: {picture.refused}; put it back")
@@ -104,7 +106,7 @@ def _read_bucket(
 def original_sizes(pictures: Pictures) -> list[PixelSize]:
     """Of the files; of embedded portraits, which are drawn as squares, those of their pixels."""
     square = PixelSize(*reversed(pictures.pixels.shape[-2:]))
-    return [PixelSize(*original[1:]) for original in pictures.originals] or [square] * len(pictures)
+    return [PixelSize(file.width, file.height) for file in pictures.originals] or [square] * len(pictures)
 
 
 def some_sizes(pictures: Pictures) -> list[PixelSize]:

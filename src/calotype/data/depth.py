@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+
+import numpy as np
 
 from calotype.data.formats import PictureFile, opened_file
 from calotype.data.images import UnreadableError, deep_range, in_threads
-from calotype.data.listing import plural
-from calotype.data.rgb import Range, customary_range, range_of
+from calotype.data.listing import first_names, plural
+from calotype.data.rgb import Levels, Range, customary_range, range_of
 
 DEEP_GREY_PNG = bytes((16, 0))
 """Bit depth and colour type in the header of a PNG."""
@@ -25,30 +27,50 @@ class FolderLevels:
     """For the hash of the content: empty where each picture alone would be read with its customary range."""
 
 
-def find_levels(files: Sequence[PictureFile]) -> FolderLevels:
-    """Reads all pictures that may have more than 8 bits; those that cannot be read are passed over."""
-    found: dict[str, list[Range]] = {}
-    for result in in_threads(_deep_range, files):
+def find_levels(files: Sequence[PictureFile], known: Levels | None = None) -> FolderLevels:
+    """Reads all pictures that may have more than 8 bits; those that cannot be read are passed over.
+
+    `known` are black and white that a run has already: they stay.
+    """
+    found: dict[str, dict[PictureFile, Range]] = {}
+    for file, result in zip(files, in_threads(_deep_range, files), strict=True):
         if result is not None:
-            found.setdefault(result[0], []).append(result[1:])
+            found.setdefault(result[0], {})[file] = result[1:]
     values, notes, changed = dict[str, Range](), list[str](), list[str]()
     for kind, ranges in sorted(found.items()):
-        low, high = min(low for low, _ in ranges), max(high for _, high in ranges)
-        values[kind] = black, white = range_of(kind, low, high)
+        usual = ranges | _without_stray(ranges)
+        low, high = min(low for low, _ in usual.values()), max(high for _, high in usual.values())
+        values[kind] = black, white = (known or {}).get(kind) or range_of(kind, low, high)
+        stray = first_names(str(file) for file in ranges if usual[file] != ranges[file])
         notes.append(
             f"{plural(len(ranges), 'grey picture')} of {NUMBERS[kind]}, with values from {low:,g} to {high:,g}: "
             f"{black:,g} is black and {white:,g} white in all of them"
+            + (f"; a few values far from all others do not count: {stray}" if stray else "")
         )
-        if {customary_range(kind, *each) for each in ranges} != {(black, white)}:
+        if {customary_range(kind, *each) for each in ranges.values()} != {(black, white)}:
             changed.append(f"{kind} from {black!r} to {white!r}")
     return FolderLevels(values, tuple(notes), ", ".join(changed))
 
 
-def _deep_range(file: PictureFile) -> tuple[str, float, float] | None:
+def _without_stray(ranges: Mapping[PictureFile, Range]) -> dict[PictureFile, Range]:
+    """The ranges, without their stray values, of pictures that only by those leave the usual range by more than its
+    own length: the range from the median of the smallest to that of the largest values."""
+    black, white = (float(np.median(ends)) for ends in zip(*ranges.values(), strict=True))
+    lowest, highest = 2 * black - white, 2 * white - black
+    found = dict[PictureFile, Range]()
+    for file, (low, high) in ranges.items():
+        if lowest < highest and not lowest <= low <= high <= highest and (inner := _deep_range(file, inner=True)):
+            _, least, most = inner
+            kept = least if low < lowest <= least else low, most if high > highest >= most else high
+            found[file] = kept
+    return found
+
+
+def _deep_range(file: PictureFile, inner: bool = False) -> tuple[str, float, float] | None:
     try:
         with opened_file(file) as opened:
             start = opened.read(26)
-        return deep_range(file) if starts_deep(start) else None
+        return deep_range(file, inner) if starts_deep(start) else None
     except (UnreadableError, OSError, ValueError):  # the reason is given where the picture is read
         return None
 

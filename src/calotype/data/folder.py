@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -67,6 +67,8 @@ class Pictures:
     """How many there are, where these are some of them, evenly spaced: for a plan."""
     named: tuple[str, ...] = ()
     """The set that subfolders name for each picture, "" for none; empty for the embedded portraits."""
+    levels: Levels = field(default_factory=dict)
+    """Black and white of grey pictures with more than 8 bits."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -132,6 +134,8 @@ class Original(NamedTuple):
     path: PictureFile
     width: int
     height: int
+    stamp: Stamp
+    """When it was read; see `decode_all`."""
 
 
 class HashedFile(NamedTuple):
@@ -166,13 +170,15 @@ def read_folder(
     rule: SplitRule = stratified_split,
     classes: Sequence[str] | None = None,
     most: int | None = None,
+    levels: Levels | None = None,
 ) -> Pictures:
     """All pictures below `folder`, as squares of `size` px, or about `most` of more than twice as many, evenly spaced.
 
     `notes` name those that cannot be read.
 
     The pixels are in memory, or, if they would take more than a quarter of what is free, in a file in `cache`. With
-    the `classes` of an earlier run, subfolders are labels by the rule that gave them. Raises `UserError` where there is
+    the `classes` of an earlier run, subfolders are labels by the rule that gave them, and with its `levels` grey
+    pictures with more than 8 bits have its black and white. Raises `UserError` where there is
     no folder, or no picture that can be read.
     """
     check_size(size)
@@ -185,10 +191,10 @@ def read_folder(
     unique = whole[:: total // most] if most and total > 2 * most else whole
     stamps = [hashed[file.name][1] for file in unique]
     del hashed, whole  # of a million pictures some 400 MB, which what follows does not need
-    levels = find_levels(library.maybe_deep([file.name for file in unique]))
-    path = cache and cache / f"pixels-{content_hash(unique, size, levels.prepared)}.npy"
+    depth = find_levels(library.maybe_deep([file.name for file in unique]), levels)
+    path = cache and cache / f"pixels-{content_hash(unique, size, depth.prepared)}.npy"
     pixels, decoded = decode_all(
-        [library.file(file.name) for file in unique], (size, size), path, progress, levels.values,
+        [library.file(file.name) for file in unique], (size, size), path, progress, depth.values,
         stamps,
     )  # fmt: skip
     refused |= {file.name: result.refused for file, result in zip(unique, decoded, strict=True) if result.refused}
@@ -204,18 +210,19 @@ def read_folder(
         *layout.notes,
         *([unread] if refused else []),
         *note(duplicates, "duplicate", "left out"),
-        *levels.notes,
+        *depth.notes,
         *_decoding_notes(read, size),
         *class_notes(layout.labels, layout.classes),
         *caption_files.notes(names),
     ]
     if len(unique) < total:
         notes.append(f"all that is counted here is of {len(unique):,} pictures, evenly spaced, of {total:,}")
-    pictures = assemble(pixels, list(read), layout.classes, size, notes, rule, layout, _prepared(levels, read))
+    pictures = assemble(pixels, list(read), layout.classes, size, notes, rule, layout, _prepared(depth, read))
     if len(unique) < total:
         pictures = replace(pictures, sampled_from=total)
-    originals = tuple(Original(library.file(file.name), *result.size) for file, result in read.items())
-    return with_captions(replace(pictures, originals=originals), captions)
+    its = dict(zip(unique, stamps, strict=True))
+    originals = tuple(Original(library.file(file.name), *result.size, its[file]) for file, result in read.items())
+    return with_captions(replace(pictures, originals=originals, levels=depth.values), captions)
 
 
 def _prepared(levels: FolderLevels, read: Mapping[HashedFile, Decoded]) -> str:

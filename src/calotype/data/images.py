@@ -38,6 +38,7 @@ from calotype.data.rgb import (
     as_srgb,
     deep_kind,
     extremes,
+    inner_extremes,
     orientation_of,
     reduction_of,
 )
@@ -148,10 +149,10 @@ def read_picture(path: PictureFile, shortest: int | None = None, levels: Levels 
     return _reading(path, read)
 
 
-def deep_range(path: PictureFile) -> tuple[str, float, float] | None:
+def deep_range(path: PictureFile, inner: bool = False) -> tuple[str, float, float] | None:
     """The kind (see `deep_kind`), smallest and largest value of a picture with more than 8 bits; None for others.
 
-    Raises `UnreadableError`.
+    `inner`: of the values that are not stray, as `inner_extremes` has them. Raises `UnreadableError`.
     """
 
     def read(image: ImageFile.ImageFile) -> tuple[str, float, float] | None:
@@ -159,7 +160,7 @@ def deep_range(path: PictureFile) -> tuple[str, float, float] | None:
             return None
         with DECODING_MEMORY.reserved(buffer_bytes(image) + picture_bytes(image)):
             image.load()
-            return kind, *extremes(image)
+            return kind, *(inner_extremes(image) if inner else extremes(image))
 
     return _reading(path, read)
 

@@ -6,7 +6,7 @@ All of it is done in strips, so that a large picture is in memory once, and is d
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from io import BytesIO
 
@@ -23,6 +23,10 @@ LARGE_PIXELS = 40_000_000
 """Larger pictures are downsampled in strips; smaller ones only when they are resized, as before there were strips."""
 NARROW = 0.5
 """Deep pictures that use less of their customary range are spread over the range that they have."""
+NO_DATA = 1e30
+"""Floating-point values from this size on stand for none, as -3.4e38 does in maps."""
+STRAY = 1000
+"""Of so many values of a picture one, the smallest and the largest, may be stray."""
 NEARLY_WHITE = 224
 """A transparent picture all of whose values over white are at least this lies over black instead."""
 NEARLY_BLACK = 31
@@ -124,15 +128,29 @@ def deep_kind(mode: str) -> str | None:
 
 
 def extremes(image: Image.Image) -> Range:
-    """The smallest and the largest finite value of a decoded deep picture; 0 where there is none."""
-    rows = max(1, STRIP_PIXELS // image.width)
+    """The smallest and the largest value of a decoded deep picture; 0 where there is none."""
     low, high = math.inf, -math.inf
-    for top in range(0, image.height, rows):
-        values = np.asarray(image.crop((0, top, image.width, min(top + rows, image.height))))
-        finite = values[np.isfinite(values)] if image.mode == "F" else values
-        if finite.size:
-            low, high = min(low, finite.min()), max(high, finite.max())
+    for values in _values(image):
+        if values.size:
+            low, high = min(low, values.min()), max(high, values.max())
     return (float(low), float(high)) if low <= high else (0.0, 0.0)
+
+
+def inner_extremes(image: Image.Image) -> Range:
+    """The same without the values that may be stray: one of `STRAY` at either end, and at least one."""
+    stray = max(1, image.width * image.height // STRAY)
+    least, most = np.empty(0), np.empty(0)
+    for values in _values(image):
+        least, most = np.sort(np.append(least, values))[: stray + 1], np.sort(np.append(most, values))[-stray - 1 :]
+    return (float(least[-1]), float(most[0])) if len(least) > stray else extremes(image)
+
+
+def _values(image: Image.Image) -> Iterator[Shaped[np.ndarray, " _"]]:
+    """Those of a decoded deep picture, in strips, without what stands for none."""
+    rows = max(1, STRIP_PIXELS // image.width)
+    for top in range(0, image.height, rows):
+        values = np.asarray(image.crop((0, top, image.width, min(top + rows, image.height)))).ravel()
+        yield values[np.abs(values) < NO_DATA] if image.mode == "F" else values
 
 
 def range_of(kind: str, low: float, high: float) -> Range:

@@ -157,14 +157,15 @@ def notes_on_split(name: str, candidate: Candidate, split: Split | None, picture
 
 
 def _origin_notes(name: str, candidate: Candidate, split: Split | None, pictures: Pictures) -> list[str]:
-    """What the run that it has started from had seen of its test pictures."""
-    if (origin := candidate.run.state.origin) is None:
-        return []
-    if not origin.seen:
+    """What it, before it got these pictures, or the run that it has started from had seen of its test pictures."""
+    origin = candidate.run.state.origin
+    if origin is not None and not origin.seen:
         return [f"{name} has started from {origin.run}, and not all of what that was trained on is known"]
     left_out = int((pictures.split.test & ~split.test).sum()) if split and is_own(candidate, pictures) else 0
     if not left_out:
         return []
+    if origin is None:
+        return [f"{name} had other pictures before, and had seen {left_out:,} of its test pictures: they are left out"]
     return [
         f"{name} has started from {origin.run}, which had seen {left_out:,} of its test pictures: they are left out"
     ]

@@ -31,14 +31,13 @@ def is_at_hand(run: Run) -> bool:
 def read_trained(run: Run, progress: Progress) -> Pictures:
     """The pictures on which a run was trained. Raises `UserError` where they are gone, or are others now."""
     size, rule = parse_recipe(read_recipe(run.folder / "recipe.toml")).size, split_rule(run.folder)
+    folder, classes, levels = Path(run.state.data), run.state.classes, run.state.black_and_white
     if not is_at_hand(run):
         raise UserError("the pictures on which this run was trained are not where they were")
     if run.state.data == PORTRAITS:
         pictures = read_portraits(size, progress=progress, rule=rule)
     else:
-        pictures = read_folder(
-            Path(run.state.data), size, run.folder / "cache", progress, rule, classes=run.state.classes
-        )
+        pictures = read_folder(folder, size, run.folder / "cache", progress, rule, classes, levels=levels)
     if pictures.content != run.state.content:
         raise UserError("the pictures on which this run was trained have changed since")
     return pictures

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from calotype.cli.commands.reading import read, read_own
+from calotype.cli.commands.reading import levels_in, read, read_own
 from calotype.cli.console import Console
 from calotype.cli.options import CompareOptions
 from calotype.data.folder import Pictures
@@ -22,7 +22,8 @@ def compare_runs(options: CompareOptions, console: Console) -> Path:
 
     def pictures(name: str, size: int) -> Pictures:
         embedded = name == PORTRAITS and not (data and data.exists())
-        return read(None if embedded else Path(name), size, out / "cache", console, split_rule(runs[0]))
+        rule, source = split_rule(runs[0]), None if embedded else Path(name)
+        return read(source, size, out / "cache", console, rule, levels=levels_in(runs[0]))
 
     def own(candidate: Candidate) -> Pictures | None:
         return read_own(candidate.run, candidate.size, out / "cache", console)

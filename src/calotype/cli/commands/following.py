@@ -7,11 +7,10 @@ from pathlib import Path
 
 import torch
 
-from calotype.cli.commands.reading import read
+from calotype.cli.commands.reading import read_of_run
 from calotype.cli.commands.resuming import is_same, place_of_pictures
 from calotype.data.folder import Pictures
 from calotype.data.images import shown
-from calotype.data.split import split_rule
 from calotype.machine import find_device
 from calotype.planning import Plan
 from calotype.ranks import Ranks
@@ -63,8 +62,7 @@ def follow(ranks: Ranks, device: str, force: bool) -> Path:
 
 def read_as_first(run: Run, recipe: Recipe) -> Pictures:
     source = place_of_pictures(run, None)
-    rule, classes = split_rule(run.folder), run.state.classes
-    pictures = read(source, recipe.size, run.folder / "cache", Silent(), rule, classes)
+    pictures = read_of_run(run, source, recipe.size, run.folder / "cache", Silent())
     if not is_same(run, pictures):
         raise UserError(
             f"the pictures in {shown(source or PORTRAITS)} are not those that the first rank sees there; every rank "

@@ -14,10 +14,11 @@ from calotype.cli.options import PortraitsOptions, ShardsOptions
 from calotype.data.folder import Pictures, read_folder
 from calotype.data.listing import plural
 from calotype.data.packing import Packed, write_shards
+from calotype.data.rgb import Levels
 from calotype.data.split import SplitConfig, SplitRule, split_rule, stratified_split
 from calotype.demo.portraits import read_portraits, write_portraits
 from calotype.files import checked, make_folder
-from calotype.run import PORTRAITS, Run
+from calotype.run import PORTRAITS, Run, read_state
 from calotype.types import UserError
 
 
@@ -29,22 +30,37 @@ def read(
     rule: SplitRule = stratified_split,
     classes: Sequence[str] | None = None,
     most: int | None = None,
+    levels: Levels | None = None,
 ) -> Pictures:
     """The pictures in a folder, or the embedded portraits, split by `rule`: see `split_rule` for those of a run.
 
-    `classes` are those of a run, if there is one; `most` is for a sample of them, as `read_folder` has it.
+    `classes` and `levels` are those of a run, if there is one; `most` is for a sample of them, as `read_folder` has it.
     """
     with console.bar("pictures") as bar:
         if folder is None:
             return read_portraits(size, progress=bar, rule=rule)
-        return read_folder(folder, size, cache, bar, rule, classes, most)
+        return read_folder(folder, size, cache, bar, rule, classes, most, levels)
+
+
+def read_of_run(run: Run, source: Path | None, size: int, cache: Path, console: Console) -> Pictures:
+    """Pictures as a run reads its own: with its split, classes, black and white."""
+    rule, state = split_rule(run.folder), run.state
+    return read(source, size, cache, console, rule, state.classes, levels=state.black_and_white)
+
+
+def levels_in(folder: Path) -> Levels:
+    """Black and white of the run in a folder, for pictures with more than 8 bits; empty for a folder of a model."""
+    try:
+        return read_state(folder / "run.json").black_and_white
+    except UserError:
+        return {}
 
 
 def read_as_run(run: Run, data: Path | None, size: int, cache: Path, console: Console) -> Pictures:
     """The pictures in `data`, or those of a run: with its split where it was trained on them, else with a new one."""
     name = str(data or run.state.data)
     source = None if name == PORTRAITS and data is None else Path(name)
-    pictures = read(source, size, cache, console, split_rule(run.folder), run.state.classes)
+    pictures = read_of_run(run, source, size, cache, console)
     if pictures.content == run.state.content:
         return pictures
     fractions = run.state.split.model_dump(include={"validation", "test"}) if run.state.split else {}

@@ -10,14 +10,14 @@ from typing import Any
 
 import torch
 
-from calotype.cli.commands.reading import read
+from calotype.cli.commands.reading import read_of_run
 from calotype.cli.console import Console
 from calotype.data.folder import Pictures
 from calotype.data.images import shown
 from calotype.data.listing import plural
 from calotype.data.remote import absolute, may_exist
 from calotype.data.seen import continued_split, own_becomes_seen
-from calotype.data.split import SPLIT_FILE, is_split_of, split_rule, write_split
+from calotype.data.split import SPLIT_FILE, is_split_of, write_split
 from calotype.files import remove
 from calotype.machine import Machine, cores
 from calotype.recipe import Recipe, exposure_above, leg_above
@@ -49,7 +49,7 @@ def read_again(run: Run, recipe: Recipe, data: Path | None, console: Console) ->
     """
     folder, state = run.folder, run.state
     source = place_of_pictures(run, data)
-    pictures = read(source, recipe.size, folder / "cache", console, split_rule(folder), state.classes)
+    pictures = read_of_run(run, source, recipe.size, folder / "cache", console)
     if same := is_same(run, pictures):
         change = "the change of its pictures was cut short, and is finished now"
     else:
@@ -94,6 +94,7 @@ def change_pictures(run: Run, recipe: Recipe, pictures: Pictures, change: str, c
             del state.constants[leg]
             remove(folder / "constants" / leg)
     state.validation = {leg: its for leg, its in state.validation.items() if state.legs.get(leg) == "finished"}
+    state.black_and_white = dict(pictures.levels)
     state.content, state.labels, state.pictures = pictures.content, labels_hash(pictures), pictures.split.counts
     run.save()
     write_split(folder, pictures.split, pictures.content)
@@ -107,7 +108,7 @@ def read_unchanged(run: Run, recipe: Recipe, data: Path | None, console: Console
     """
     folder, state = run.folder, run.state
     source = place_of_pictures(run, data)
-    pictures = read(source, recipe.size, folder / "cache", console, split_rule(folder), state.classes)
+    pictures = read_of_run(run, source, recipe.size, folder / "cache", console)
     if not is_same(run, pictures):
         raise UserError(
             f"the pictures in {shown(source or PORTRAITS)} are not those of {folder}: {change_of(run, pictures)}; put "

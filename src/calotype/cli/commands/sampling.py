@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from calotype.cli.commands.following import Silent
-from calotype.cli.commands.reading import check_empty, new_folder, safe_name
+from calotype.cli.commands.reading import check_empty, levels_in, new_folder, safe_name
 from calotype.cli.console import Console
 from calotype.cli.options import EnlargeOptions, InterpolateOptions, SampleOptions
 from calotype.data.caption_files import decode_text
@@ -102,9 +102,10 @@ def requested_pictures(
     model: Model, options: SampleOptions, count: int, prompts: Sequence[str], rows: slice
 ) -> Iterator[Image.Image]:
     """Those `rows` of the pictures that the options ask for, each as soon as it is finished."""
+    picture = read_image(options.picture, levels=levels_in(options.run)) if options.picture else None
     return model.draw(
-        count, options.label, options.seed, read_size(options.size), rows=rows,
-        picture=read_image(options.picture) if options.picture else None, strength=options.strength,
+        count, options.label, options.seed, read_size(options.size), rows=rows, picture=picture,
+        strength=options.strength,
         mask=read_mask(options.mask) if options.mask else None,
         prompt=prompts, negative=options.negative, **options.changes(),
     )  # fmt: skip
@@ -214,7 +215,7 @@ def pair(option: str, text: str, separator: str = ",") -> tuple[str, str]:
 
 def enlarge(options: EnlargeOptions, console: Console) -> int:
     """Writes every picture enlarged, as PNG, and returns how many; unreadable pictures are named and left out."""
-    model, paths = load(options.run, options.device), list_pictures(options.pictures)
+    model, paths, levels = load(options.run, options.device), list_pictures(options.pictures), levels_in(options.run)
     model.enlarging_index(options.size)
     model.labels(1, options.label)
     model.text(1, options.prompt)
@@ -226,7 +227,7 @@ def enlarge(options: EnlargeOptions, console: Console) -> int:
         for index, path in enumerate(paths):
             try:
                 asked = options.size, options.label, options.seed
-                enlarged = model.enlarge(read_image(path), *asked, prompt=options.prompt)
+                enlarged = model.enlarge(read_image(path, levels=levels), *asked, prompt=options.prompt)
                 write_png(options.out / f"{index:04d}-{safe_name(path.stem)}.png", enlarged, new=True)
                 written += 1
             except UnreadableError as error:

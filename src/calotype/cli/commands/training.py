@@ -130,7 +130,8 @@ def read_and_plan(
     """The plan, the pictures and the machine that it is for, and when the pictures were read."""
     rule = continued_split(source.seen if source else None, parse_split(settings))
     most = None if cache else max(FEWEST_PLANNED, min(MOST_PLANNED, PLANNED_VALUES // (3 * settings["size"] ** 2)))
-    pictures = read(options.folder, settings["size"], cache, console, rule, most=most)
+    levels = source.run.state.black_and_white if source else None
+    pictures = read(options.folder, settings["size"], cache, console, rule, most=most, levels=levels)
     was_read, machine = time.time(), machine_of(options, ranks)
     start = source.start if source else None
     planned = make_plan(pictures, machine, options.budget, options.started, settings, start)
@@ -386,6 +387,7 @@ def initial_state(
         pictures=pictures.split.counts,
         split=SplitRecord(version=SPLIT_VERSION, **recipe.split.model_dump()),
         classes=list(pictures.classes),
+        black_and_white=dict(pictures.levels),
         status="training",
         legs=dict.fromkeys(recipe.legs, "waiting"),
         versions={name: version(name) for name in ("calotype", "torch")} | {"python": platform.python_version()},
