@@ -134,6 +134,22 @@ def test_captions_lie_in_a_folder_beside_the_pictures(tmp_path, captions):
     assert captions_of(tmp_path, "train/images/2.png", "train/images/3.png")[0] == ((), ("three",))
 
 
+def test_tags_of_a_list_are_one_caption(folder):
+    metadata(folder, {"file_name": "0.png", "tags": ["cat", "sofa"]}, {"file_name": "1.png", "text": ["a", "b"]})
+    assert captions_of(folder, "0.png", "1.png")[0] == (("cat, sofa",), ("a", "b"))
+
+
+def test_names_of_captions_may_differ_in_case_and_in_their_normal_form(folder):
+    for old, new in (("0.png", "IMG0.PNG"), ("1.png", "cho\u0301.png"), ("2.png", "a.png"), ("3.png", "A.png")):
+        (folder / old).rename(folder / new)
+    for name in ("img0.TXT", "ch\u00f3.txt", "a.txt", "README.TXT"):
+        (folder / name).write_text(name)
+    metadata(folder, {"file_name": "ch\u00f3.png", "text": "of a line"})
+    of, notes = captions_of(folder, "A.png", "IMG0.PNG", "a.png", "cho\u0301.png")
+    assert of == ((), ("img0.TXT",), ("a.txt",), ("of a line", "ch\u00f3.txt"))
+    assert "1 text file fitted no picture: README.TXT" in notes
+
+
 def test_text_that_is_not_utf_8_is_read_and_its_encoding_named(folder):
     for index, encoding in enumerate(("cp1252", "utf-16", "utf-16-le", "utf-8-sig")):
         (folder / f"{index}.txt").write_text("déjà vu, “là”", encoding=encoding)

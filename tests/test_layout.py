@@ -13,6 +13,7 @@ from calotype.cli.options import CheckOptions
 from calotype.data.folder import read_folder
 from calotype.data.layout import find_layout
 from calotype.data.split import stratified_split
+from calotype.model import find_label
 from calotype.types import UserError
 
 
@@ -35,6 +36,19 @@ CLASSES = {
     "sets of images": (["train/images", "val/images"], ()),
     "images in sets": (["images/train", "images/val"], ()),
     "sets alone": (["training_set", "test_set"], ()),
+    "a set in itself": (
+        ["training_set/training_set/cat", "training_set/training_set/dog", "test_set/test_set/cat"],
+        ("cat", "dog"),
+    ),
+    "a train in a set": (["train/train", "train/bus", "test/train", "test/bus"], ("bus", "train")),
+    "words before a set": (
+        [f"seg_{part}/seg_{part}" for part in ("train/sea", "train/wood", "test/sea", "pred")],
+        ("sea", "wood"),
+    ),
+    "words after a set": (["train-v1.2/sea", "train-v1.2/wood", "test-v1.2/sea"], ("sea", "wood")),
+    "trains": (["bullet_train", "steam_train"], ("bullet_train", "steam_train")),
+    "pictures without a class": (["train/1", "train/2", "test/1", "unlabeled"], ("1", "2")),
+    "two forms of a name": (["train/cho\u0301", "train/dog", "test/ch\u00f3"], ("ch\u00f3", "dog")),
     "years": (["2021", "2022/05", "2023-07 Rome"], ()),
     "days": (["2023-05-01", "2023_05_02", "20230503"], ()),
     "a camera": (["DCIM/100CANON", "DCIM/101CANON"], ()),
@@ -85,6 +99,22 @@ def test_a_run_keeps_the_labels_that_an_earlier_rule_gave_it(tmp_path):
     assert read_folder(tmp_path, 16, classes=("train", "val")).classes == ("train", "val")
     assert read_folder(tmp_path, 16, classes=("cat", "dog")).classes == ("cat", "dog")
     assert read_folder(write(tmp_path / "new", "all/a", "all/b"), 16, classes=()).classes == ()
+    twice = write(tmp_path / "twice", "train/train/a", "train/train/b", "test/test/a")
+    assert read_folder(twice, 16, classes=()).classes == ()
+    names = ("1", "2", "unlabeled")
+    assert (
+        read_folder(write(tmp_path / "rest", "train/1", "train/2", "test/1", "unlabeled"), 16, classes=names).classes
+        == names
+    )
+    names = ("cho\u0301", "dog")
+    assert read_folder(write(tmp_path / "form", "ch\u00f3", "dog"), 16, classes=names).classes == names
+
+
+def test_pictures_of_one_class_are_of_one_label_whatever_form_its_name_has(tmp_path):
+    write(tmp_path, "train/cho\u0301", "train/dog", "test/ch\u00f3")
+    pictures = read_folder(tmp_path, 16)
+    assert {pictures.labels[row].item() for row in pictures.test_indices} == {0}
+    assert find_label("cho\u0301", pictures.classes) == find_label("ch\u00f3", ("cho\u0301",)) == 0
 
 
 def test_every_class_keeps_a_training_picture_and_small_ones_are_named(tmp_path):

@@ -16,6 +16,7 @@ from PIL import Image, ImageChops
 
 from calotype.data.captions import as_prompts, clean
 from calotype.data.images import cut, images_from_pil, pils_from_images, shown
+from calotype.data.listing import normal_form
 from calotype.diffusion.init import (
     Between,
     Mask,
@@ -329,6 +330,8 @@ def find_label(label: str, classes: Sequence[str]) -> int:
     """Index of a class. Raises `UserError` with the closest one."""
     if label in classes:
         return classes.index(label)
+    if (form := normal_form(label)) in (forms := [normal_form(name) for name in classes]):
+        return forms.index(form)
     if not classes:
         raise UserError(f"label is {label!r}, but this model was trained without labels; leave --label out")
     close = difflib.get_close_matches(label, classes, 1, 0.4)

@@ -124,6 +124,8 @@ def has_caption_key(entry: Mapping[str, Any]) -> bool:
 
 
 def _texts(key: str, value: Any) -> Iterator[str]:
+    if key == "tags" and isinstance(value, list) and all(isinstance(tag, str) for tag in value):
+        value = ", ".join(value)  # they are one caption
     for text in value if isinstance(value, list) else [value]:
         if isinstance(text, dict):
             yield from captions_of(text)

@@ -9,7 +9,7 @@ import re
 import unicodedata
 import zlib
 from collections import Counter
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -30,7 +30,7 @@ from calotype.data.caption_files import (
 )
 from calotype.data.images import shown
 from calotype.data.layout import PICTURE_FOLDERS
-from calotype.data.listing import Listing, first_names, plural, visible_files
+from calotype.data.listing import Listing, first_names, normal_form, plural, visible_files
 from calotype.types import Rng, Text
 
 BESIDE = (".txt", ".caption", ".json")
@@ -135,6 +135,8 @@ class CaptionFiles:
     cleaned: int = 0
     unmatched: int = 0
     outside: int = 0
+    unfit: list[str] = field(default_factory=list)
+    """Names of text files that neither fit a picture nor name any."""
 
     def add(self, name: str, captions: Sequence[str], source: str) -> None:
         texts = [clean(caption) for caption in captions]
@@ -166,6 +168,7 @@ class CaptionFiles:
             f"{plural(self.cleaned, 'caption')} lost control or format characters, or a long end": self.cleaned,
             f"{plural(self.outside, 'line')} of metadata named files outside the folder: ignored": self.outside,
             f"{plural(self.unmatched, 'line')} of metadata named no picture that was read": self.unmatched,
+            f"{plural(len(self.unfit), 'text file')} fitted no picture: {first_names(self.unfit)}": len(self.unfit),
         }
         return [note for note, count in counts.items() if count]
 
@@ -174,14 +177,19 @@ def read_captions(folder: Path, names: Sequence[str]) -> tuple[Captions | None, 
     """Captions of the pictures with these names (relative to `folder`, with "/"), in their order; None without any.
 
     They are in a file of the same name (`.txt`, `.caption`, `.json`) beside the picture, or in a folder such as
-    `captions` beside `images`; or in JSON, lines of JSON and tables that name pictures. Files that are links to
+    `captions` beside `images`; or in JSON, lines of JSON and tables that name pictures. Names are compared in normal
+    form C; those of files beside pictures, where none fits as it is, in lower case too. Files that are links to
     somewhere outside are not opened.
     """
     read = CaptionFiles(folder)
     found = [path.relative_to(folder).as_posix() for path in visible_files(folder, Listing())]
     files = {name for name in found if name.lower().endswith(BESIDE + TABLES)}
-    beside = {name: [path for path in _beside(name, files) if path in files] for name in names}
+    beside = {name: [path for path in _beside(name) if path in files] for name in names}
     own = {path for paths in beside.values() for path in paths}
+    if others := {folded(path): path for path in sorted(files - own)}:  # in other letters
+        for name in (name for name, paths in beside.items() if not paths):
+            beside[name] += [others[path] for path in _beside(folded(name)) if path in others]
+            own.update(beside[name])
     pictures = PictureIndex(names)
     for path in sorted(files - own):
         if path.lower().endswith(TABLES) and _is_inside(folder, path):
@@ -198,7 +206,7 @@ class PictureIndex:
     """Finds pictures by what files of captions call them."""
 
     def __init__(self, names: Iterable[str]) -> None:
-        self.names = set(names)
+        self.names = {normal_form(name): name for name in names}
         self.by_end: dict[str, list[str]] = {}
         for name in self.names:
             path = PurePosixPath(name)
@@ -210,11 +218,11 @@ class PictureIndex:
 
         Raises `ValueError` for a path that leads outside.
         """
-        file = NUMBERED.sub("", file.strip())
+        parent, file = normal_form(parent), NUMBERED.sub("", normal_form(file.strip()))
         for spelling in (file, file.replace("\\", "/")):
             name = posixpath.normpath(posixpath.join(parent, spelling))
             if name in self.names:
-                return name
+                return self.names[name]
         if not (near := self._ending(spelling)) and name.startswith(("..", "/")):
             raise ValueError("outside")
         return near
@@ -225,10 +233,15 @@ class PictureIndex:
             return None
         same = self.by_end.get(parts[-1] if parts else "", [])
         fits = [name for name in same if len(same) == 1 or f"/{name}".endswith(f"/{file}")]
-        return fits[0] if len(fits) == 1 else None
+        return self.names[fits[0]] if len(fits) == 1 else None
 
 
-def _beside(name: str, files: Container[str]) -> Iterator[str]:
+def folded(name: str) -> str:
+    """As names are compared by who does not look at case."""
+    return normal_form(name).casefold()
+
+
+def _beside(name: str) -> Iterator[str]:
     """Where a file with captions of just this picture may be."""
     stem = str(PurePosixPath(name).with_suffix(""))
     parts = stem.split("/")
@@ -238,7 +251,7 @@ def _beside(name: str, files: Container[str]) -> Iterator[str]:
         if part.lower() in PICTURE_FOLDERS
         for other in CAPTION_FOLDERS
     ]
-    yield from (path for path in dict.fromkeys(each + suffix for each in stems for suffix in BESIDE) if path in files)
+    yield from dict.fromkeys(each + suffix for each in stems for suffix in BESIDE)
 
 
 def _read_own(read: CaptionFiles, name: str, path: str) -> None:
@@ -293,6 +306,7 @@ def _read_table(read: CaptionFiles, path: str, pictures: PictureIndex) -> None:
     if used and not full and not errors:
         errors = [(label, ValueError("all its captions are empty"))]
     if path.lower().endswith(".txt") and not used:
+        read.unfit.append(path)
         return
     read.files.add(path)
     for what, reason in errors:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from calotype.data.images import shown
-from calotype.data.listing import names_counted, note
+from calotype.data.listing import names_counted, normal_form, note
 
 Folders = tuple[str, ...]  # of a picture, from the top
+
+UNKNOWN = "unknown"
+"""In place of a set: see `UNLABELLED`."""
 
 FEW_OF_A_CLASS = 5
 SETS = {
@@ -20,6 +25,9 @@ SETS = {
 }
 OF_SET = r"[-_ ]?(set|data|images?|imgs?|pictures?|photos?|split|\d{4})?"
 """What may follow the name of a set, as in `train2017`."""
+UNLABELLED = re.compile(r"pred(ict(ion)?s?)?|unlabell?ed")
+"""A folder beside sets whose pictures are of no class."""
+NOTHING = re.compile(r"(?!)")
 DATE = re.compile(r"(19|20)\d\d([-_. ]?\d\d){0,2}([-_. ].*)?")
 CAMERA = re.compile(r"\d{3}[A-Z0-9_]{5}")
 """A folder of a camera or phone, as `100CANON` (the rule DCF)."""
@@ -62,8 +70,8 @@ class Layout:
         return replace(self, names=tuple(names), labels=labels, sets=sets)
 
 
-def find_layout(names: Sequence[str]) -> Layout:
-    """From the names of pictures, relative to their folder, with "/"."""
+def find_layout(names: Sequence[str], unlabelled: re.Pattern[str] = UNLABELLED) -> Layout:
+    """From the names of pictures, relative to their folder, with "/". Labels are in normal form C."""
     left_out = _masks(names)
     names = [name for name in names if name not in left_out]
     folders: list[Folders] = [tuple(name.split("/")[:-1]) for name in names]
@@ -71,27 +79,38 @@ def find_layout(names: Sequence[str]) -> Layout:
     while True:
         if _is_wrapped(folders):
             folders = [each[1:] for each in folders]
-        elif not any(sets) and _are_sets(heads := _level(folders, 0)):
-            sets, folders = _taken(folders, 0)
-            notes.append(_sets_note(heads))
+        elif not any(sets) and _are_sets(named := _sets_named(heads := _level(folders, 0), unlabelled)):
+            sets, folders = _taken(folders, 0, named)
+            notes.append(_sets_note(heads, named))
         else:
             break
-    if not any(sets) and _are_sets(inner := _level(folders, 1)) and all(len(each) > 1 for each in folders if each):
-        sets, folders = _taken(folders, 1)
-        notes.append(_sets_note(inner))
+    named = _sets_named(inner := _level(folders, 1), unlabelled)
+    if not any(sets) and _are_sets(named) and all(len(each) > 1 for each in folders if each):
+        sets, folders = _taken(folders, 1, named)
+        notes.append(_sets_note(inner, named))
     labels, more = _labels(folders)
     masked = note(
         len(left_out),
         "picture",
         f"left out, as masks or labels of others: {names_counted(Counter(map(_top, sorted(left_out))))}",
     )
+    forms = {label: normal_form(label) for label in {*labels}}
+    labels = [forms[label] for label in labels]
     return Layout(tuple(names), tuple(labels), tuple(sets), tuple(sorted(left_out)), (*masked, *notes, *more))
 
 
 def layout_of_run(names: Sequence[str], classes: Sequence[str]) -> Layout:
-    """By the rule that gave a run these classes: earlier ones had a simpler rule."""
-    found, earlier = find_layout(names), first_level(names)
-    return earlier if found.classes != tuple(classes) == earlier.classes else found
+    """By the rule that gave a run these classes, with their names in its normal form: earlier ones had other rules."""
+    own = {normal_form(name): name for name in classes}
+    rules = (find_layout, partial(find_layout, unlabelled=NOTHING), first_level)
+    for layout in (rule(names) for rule in rules):
+        if layout.classes == tuple(classes):
+            return layout
+        renamed = replace(layout, labels=tuple(own.get(normal_form(label), label) for label in layout.labels))
+        if renamed.classes == tuple(classes):
+            return renamed
+    found = find_layout(names)
+    return found if classes else replace(found, labels=("",) * len(found.names))
 
 
 def first_level(names: Sequence[str]) -> Layout:
@@ -145,22 +164,42 @@ def _is_wrapped(folders: Sequence[Folders]) -> bool:
     return len({each[:1] for each in folders}) == 1 and any(len(each) > 1 for each in folders)
 
 
-def _are_sets(names: Counter[str]) -> bool:
+def _sets_named(names: Iterable[str], unlabelled: re.Pattern[str]) -> dict[str, str]:
+    """The set that the name of each folder says, "" for none, `UNKNOWN` for that of pictures without a class.
+
+    Where no name says one, words that all begin or end with, as in `seg_train` and `seg_test`, do not count.
+    """
+    plain = {name: name for name in names}
+    if len(plain) > 1 and not any(map(set_named, plain)):
+        start = re.sub(r"[^-_ ]*$", "", os.path.commonprefix([*plain]))  # noqa: RUF071 (names, not paths)
+        end = re.sub(r"[^-_ ]*$", "", os.path.commonprefix([name[::-1] for name in plain]))  # noqa: RUF071
+        plain = {name: name[len(start) : len(name) - len(end)] for name in plain}
+    return {name: UNKNOWN if unlabelled.fullmatch(word.lower()) else set_named(word) for name, word in plain.items()}
+
+
+def _are_sets(named: Mapping[str, str]) -> bool:
     """Training pictures, and others; or only pictures of two sets."""
-    found = {set_named(name) for name in names} - {""}
-    return len(found) > 1 and ("train" in found or all(map(set_named, names)))
+    found = {*named.values()} - {"", UNKNOWN}
+    return len(found) > 1 and ("train" in found or all(named.values()))
 
 
-def _taken(folders: Sequence[Folders], depth: int) -> tuple[list[str], list[Folders]]:
-    """The set of each picture, and its folders without that of the set."""
-    sets = [set_named(each[depth]) if len(each) > depth else "" for each in folders]
-    rest = [(*each[:depth], *each[depth + 1 :]) if of else each for each, of in zip(folders, sets, strict=True)]
-    return sets, rest
+def _taken(folders: Sequence[Folders], depth: int, named: Mapping[str, str]) -> tuple[list[str], list[Folders]]:
+    """The set of each picture, and its folders without that of the set, nor one of the same set right in it."""
+    kinds = [named[each[depth]] if len(each) > depth else "" for each in folders]
+    inner: dict[str, set[str]] = {}
+    for of, each in zip(kinds, folders, strict=True):
+        inner.setdefault(of, set()).add(each[depth + 1] if len(each) > depth + 1 else "")
+    twice = {of for of, names in inner.items() if of and {named.get(name) or set_named(name) for name in names} == {of}}
+    rest = []
+    for of, each in zip(kinds, folders, strict=True):
+        below = each[depth + (2 if of in twice else 1) :]
+        rest.append(() if of == UNKNOWN else (*each[:depth], *below) if of else each)
+    return ["" if of == UNKNOWN else of for of in kinds], rest
 
 
-def _sets_note(names: Counter[str]) -> str:
-    use = {"train": "training", "validation": "validation", "test": "the test"}
-    sets = [f"{shown(name)} ({count:,}) for {use[set_named(name)]}" for name, count in names.items() if set_named(name)]
+def _sets_note(names: Counter[str], named: Mapping[str, str]) -> str:
+    use = {"train": "training", "validation": "validation", "test": "the test", UNKNOWN: "training without a label"}
+    sets = [f"{shown(name)} ({count:,}) for {use[named[name]]}" for name, count in names.items() if named[name]]
     return f"subfolders were taken for sets, not for classes: {', '.join(sets)}"
 
 

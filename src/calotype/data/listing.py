@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -140,6 +141,11 @@ def check_folder(folder: Path) -> None:
     close = difflib.get_close_matches(folder.name, siblings, n=1)
     advice = f"did you mean {shown(folder.with_name(close[0]))}?" if close else "give a folder of pictures"
     raise UserError(f"there is no folder {shown(folder)}; {advice}")
+
+
+def normal_form(name: str) -> str:
+    """Form C of Unicode, by which names are compared: archives of macOS have form D."""
+    return name if name.isascii() else unicodedata.normalize("NFC", name)
 
 
 # -- Sentences ---------------------------------------------------------------------------------------------------------
