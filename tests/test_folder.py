@@ -1,3 +1,4 @@
+import errno
 import os
 import shutil
 from collections import namedtuple
@@ -7,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from calotype.data import captions, hashes, images, listing
 from calotype.data import folder as module
 from calotype.data.folder import Pictures, read_folder
 from calotype.data.images import fit, read_image
@@ -119,6 +121,29 @@ def test_a_picture_that_changes_while_it_is_read_is_refused(tmp_path, monkeypatc
     pictures = read_folder(tmp_path, 16)
     assert len(pictures) == 2
     assert noted(pictures, "2 of 4 files", "0001.png (no such file", "0002.png (it changed while it was read")
+
+
+FAILING = {"hash": (hashes, "sha256"), "decode": (module, "read_picture"), "open": (images, "with_picture"),
+           "stamp": (module, "stamp"), "captions": (captions, "decode_text"), "list": (listing.os, "walk")}  # fmt: skip
+
+
+@pytest.mark.parametrize(("place", "name"), FAILING.values(), ids=FAILING)
+@pytest.mark.parametrize("number", [errno.EIO, errno.EMFILE])
+def test_a_disk_that_fails_ends_the_command_and_makes_no_smaller_set(tmp_path, monkeypatch, place, name, number):
+    paths, done = album(tmp_path, 4), getattr(place, name)
+    paths[1].with_suffix(".txt").write_text("a caption")
+
+    def failing(path, *rest, **more):
+        error = OSError(number, os.strerror(number), str(tmp_path))
+        if name == "walk":
+            more["onerror"](error)
+        if name == "decode_text" or path == paths[1]:
+            raise error
+        return done(path, *rest, **more)
+
+    monkeypatch.setattr(place, name, failing)
+    with pytest.raises(UserError, match=f"cannot be read: {os.strerror(number)}; no set is made without it"):
+        read_folder(tmp_path, 16)
 
 
 def test_small_pictures_are_enlarged_and_reported(tmp_path):

@@ -28,6 +28,7 @@ from calotype.data.caption_files import (
     lowered,
     parse_json,
 )
+from calotype.data.formats import require_reachable
 from calotype.data.images import shown
 from calotype.data.layout import PICTURE_FOLDERS
 from calotype.data.listing import Listing, first_names, normal_form, plural, visible_files
@@ -266,6 +267,7 @@ def _read_own(read: CaptionFiles, name: str, path: str) -> None:
         read.add(name, [caption for caption in captions if clean(caption) not in known], f"{suffix} files")
         read.decoded(path, encoding)
     except (OSError, ValueError, RecursionError) as error:
+        require_reachable(path, error)
         read.refuse(shown(path), error)
 
 
@@ -298,6 +300,7 @@ def _read_table(read: CaptionFiles, path: str, pictures: PictureIndex) -> None:
             except (ValueError, RecursionError, csv.Error) as error:
                 errors.append((f"{place}{label}", error))
     except (OSError, ValueError, RecursionError) as error:
+        require_reachable(path, error)
         errors.append((label, error))
     if not keys and not errors:
         errors = [(label, ValueError("it has no entries"))]

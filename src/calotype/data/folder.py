@@ -22,7 +22,7 @@ from calotype.bounds import LARGEST_SIDE
 from calotype.data.caches import Pixels, cached_pixels, fit_into
 from calotype.data.captions import Captions
 from calotype.data.depth import FolderLevels, find_levels
-from calotype.data.formats import PictureFile
+from calotype.data.formats import PictureFile, require_reachable
 from calotype.data.hashes import Stamp, stamp
 from calotype.data.images import (
     GAP,
@@ -339,6 +339,7 @@ def _decode(
         except UnreadableError as error:
             return Decoded(error.reason)
         except OSError as error:  # it was removed after it was read
+            require_reachable(paths[row], error)
             return Decoded(error.strerror or "unreadable")
         image = picture.image
         square = np.asarray(cut(image, width, height))

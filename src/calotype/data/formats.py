@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import hashlib
 import logging
 import re
@@ -22,6 +23,8 @@ from PIL import Image, ImageFile, features
 from PIL import _imaging as pillow_core
 
 from calotype.data.remote import RemoteFile
+from calotype.escaping import plain
+from calotype.types import UserError
 
 T = TypeVar("T")
 
@@ -45,6 +48,9 @@ logging.getLogger("PIL").addHandler(logging.NullHandler())  # without a handler,
 with suppress(AttributeError, OSError):  # libtiff reports to standard error; where it is not found, it goes on so
     for _handler in ("TIFFSetErrorHandler", "TIFFSetWarningHandler"):
         getattr(ctypes.CDLL(pillow_core.__file__), _handler)(None)
+
+
+UNREACHABLE = {errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ENXIO, errno.EMFILE, errno.ENFILE, errno.ETIMEDOUT}
 
 
 class RefusedError(ValueError):
@@ -149,6 +155,16 @@ def regular_file(path: Path) -> Path:
 def require_bounded(size: int) -> None:
     if size > MAX_FILE_BYTES:
         raise RefusedError(f"it has {size / 1e9:,.1f} GB, but at most {MAX_FILE_BYTES / 1e9:.0f} GB are read")
+
+
+def require_reachable(path: PictureFile | str, error: Exception) -> None:
+    """Raises `UserError` where the error is not of a file, but of its disk, share or this process: what cannot be read
+    now would be left out, and the set be smaller each time."""
+    if isinstance(error, OSError) and error.errno in UNREACHABLE:
+        raise UserError(
+            f"{plain(str(path))} cannot be read: {error.strerror}; no set is made without it: see whether the disk or "
+            f"share is there and sound and how many files may be open (ulimit -n), or move that file away"
+        ) from error
 
 
 def opened_file(path: PictureFile) -> BufferedReader | BytesIO:

@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from calotype.data.formats import Member, PictureFile, RefusedError, regular_file
+from calotype.data.formats import Member, PictureFile, RefusedError, regular_file, require_reachable
 from calotype.data.images import in_threads
 from calotype.files import require_regular, sha256, write_whole
 from calotype.places import cache_home
@@ -50,7 +50,7 @@ def stamp(path: PictureFile) -> Stamp:
 
 
 def hash_files(folder: Path, names: Sequence[str]) -> tuple[dict[str, Hashed], dict[str, str]]:
-    """Hashes of the files that can be read, and why others were refused."""
+    """Hashes of the files that can be read, and why others were refused. Raises `UserError` as `require_reachable`."""
     file = hashes_file(folder) if len(names) >= FEWEST_KEPT else None
     known = read_hashes(file) if file else {}
     now = time.time_ns()
@@ -63,6 +63,7 @@ def hash_files(folder: Path, names: Sequence[str]) -> tuple[dict[str, Hashed], d
         except RefusedError as error:
             return str(error)
         except OSError as error:
+            require_reachable(folder / name, error)
             return error.strerror or "unreadable"
 
     results = dict(zip(names, in_threads(hash_file, names), strict=True))

@@ -27,6 +27,7 @@ from calotype.data.formats import (
     check_deep_colours,
     kind_of_file,
     picture_bytes,
+    require_reachable,
     with_picture,
 )
 from calotype.data.remote import RemoteFile, remote_address
@@ -172,6 +173,7 @@ def _reading(path: PictureFile, work: Callable[[ImageFile.ImageFile], Output]) -
     except UserError:  # a shard that cannot be reached any more: not the fault of this picture
         raise
     except Exception as error:  # decoders raise errors of all kinds for damaged files
+        require_reachable(path, error)
         raise UnreadableError(path, _reason(path, error)) from error
 
 

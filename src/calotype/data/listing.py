@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from calotype.data.formats import SUFFIXES, UNAVAILABLE
+from calotype.data.formats import SUFFIXES, UNAVAILABLE, require_reachable
 from calotype.data.images import shown
 from calotype.types import UserError
 
@@ -108,7 +108,8 @@ def find_pictures(folder: Path) -> Listing:
 def visible_files(root: Path, listing: Listing) -> Iterator[Path]:
     """Files below a folder that are not hidden, nor in folders of the system; what is passed over is counted."""
 
-    def forbidden(_: OSError) -> None:
+    def forbidden(error: OSError) -> None:
+        require_reachable(str(error.filename), error)
         listing.forbidden += 1
 
     for parent, folders, names in os.walk(root, onerror=forbidden):
