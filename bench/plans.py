@@ -73,7 +73,7 @@ def main() -> None:
     print("|", " | ".join("---" for _ in HEADINGS), "|")
     for case in CASES:
         pictures = read_portraits(case.size, arguments.count)
-        plan = make_plan(pictures, case.machine, case.budget, time.time(), {"size": case.size})
+        plan = make_plan(pictures, case.machine, case.budget, time.monotonic(), {"size": case.size})
         print("|", " | ".join(cells(case, plan)), "|", flush=True)
 
 

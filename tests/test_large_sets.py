@@ -1,7 +1,10 @@
 """What is sampled of a large set, and what is counted of all of it."""
 
+import os
 import time
+from contextlib import nullcontext
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +18,7 @@ from calotype.data.duplicates import near_duplicate_pairs
 from calotype.data.folder import read_folder
 from calotype.data.latents import cache_latents
 from calotype.planning.make import make_plan
-from calotype.types import NotFiniteError, no_progress
+from calotype.types import NotFiniteError, UserError, no_progress
 
 
 def test_a_plan_of_a_sample_counts_all_pictures(tmp_path, monkeypatch):
@@ -26,7 +29,9 @@ def test_a_plan_of_a_sample_counts_all_pictures(tmp_path, monkeypatch):
     assert some.classes == every.classes and "of 10 pictures, evenly spaced, of 60" in " ".join(some.notes)
     assert {row.numpy().tobytes() for row in some.pixels} < {row.numpy().tobytes() for row in every.pixels}
     be_quick(monkeypatch)
-    sampled, whole = (make_plan(each, machine(), 3600.0, time.time(), SETTINGS).predicted for each in (some, every))
+    sampled, whole = (
+        make_plan(each, machine(), 3600.0, time.monotonic(), SETTINGS).predicted for each in (some, every)
+    )
     assert sampled["disk_bytes"] == whole["disk_bytes"] and sampled["images"].keys() == whole["images"].keys()
     assert some.trained == 60 - (10 - len(some.train_indices))
 
@@ -37,7 +42,7 @@ def test_a_plan_of_a_sample_counts_the_file_of_pixels(tmp_path, monkeypatch):
     some = read_folder(write_pictures(tmp_path / "pictures", 60), 16, most=10)
     many = replace(some, sampled_from=10**7)
     short, ample = (
-        make_plan(many, replace(machine(), memory=memory), 3600.0, time.time(), SETTINGS).predicted["disk_bytes"]
+        make_plan(many, replace(machine(), memory=memory), 3600.0, time.monotonic(), SETTINGS).predicted["disk_bytes"]
         for memory in (2**30, 2**40)
     )
     assert short - ample == 10**7 * 3 * 16 * 16
@@ -153,3 +158,28 @@ def test_a_survey_of_a_large_set_reads_some_and_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr(surveying, "MOST_SURVEYED", 10)
     result = surveying.survey(write_pictures(tmp_path, 30), 16)
     assert len(result.pictures) == 10 and result.notes[0].startswith("10 of 30 pictures were read")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no such limit there")
+@pytest.mark.parametrize("allowed", [True, False])
+def test_latents_of_more_parts_than_files_may_be_open(tmp_path, monkeypatch, allowed):
+    """The limit is raised as far as the system lets it; where it does not, that is said, and nothing is made again."""
+    import resource
+
+    monkeypatch.setattr(latents, "PART_PICTURES", 1)
+    if not allowed:
+        monkeypatch.setattr(latents, "allow_open_files", lambda more: None)
+    made = []
+
+    def encoded(rows, mirrored):
+        made.append(rows.start)
+        yield torch.zeros(1, 4, 2, 2, dtype=torch.half)
+
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len([*Path("/dev/fd").iterdir()]) + 30, before[1]))
+    try:
+        with nullcontext() if allowed else pytest.raises((UserError, OSError), match="Too many open files"):
+            latents.cache_mapped(tmp_path / "latents", (1, 60, 2, 2, 2), encoded, lambda done, total: None)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert made == [*range(len(made))] and (len(made) == 60) == allowed

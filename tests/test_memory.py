@@ -274,5 +274,5 @@ def test_large_pictures_are_encoded_a_few_at_a_time():
 
 def test_no_plan_promises_less_than_is_held_already(monkeypatch):
     be_quick(monkeypatch)
-    plan = make_plan(noise_pictures(), machine(), 60.0, time.time(), SETTINGS)
+    plan = make_plan(noise_pictures(), machine(), 60.0, time.monotonic(), SETTINGS)
     assert plan.predicted["peak_memory_bytes"] >= peak_memory(torch.device("cpu")) * 0.999

@@ -108,7 +108,7 @@ def allotted(left, sample=0.05, count=1000, **changes):
     images = {"autoencoder": {"images": 0}, "denoiser": {"images": 0}}
     plan = Plan(recipe=recipe(**merge(images, changes)), device="a machine", budget_seconds=999.0)
     plan.phases = {"autoencoder": PHASES["dear at the end"], "denoiser": [(1.0, 0.004)]}
-    allot(plan, Measured(sample), [count], time.time() + left)
+    allot(plan, Measured(sample), [count], time.monotonic() + left)
     return plan
 
 
@@ -637,7 +637,7 @@ legs = pytest.mark.parametrize(("settings", "order"), LEGS.values(), ids=LEGS)
 def planned(monkeypatch, settings, budget=60.0):
     be_quick(monkeypatch)
     monkeypatch.setattr(make, "FEWEST_HELD_OUT", 1)
-    return make_plan(noise_pictures(size=settings["size"]), machine(), budget, time.time(), settings)
+    return make_plan(noise_pictures(size=settings["size"]), machine(), budget, time.monotonic(), settings)
 
 
 @legs
@@ -656,14 +656,14 @@ def test_a_plan_tells_the_seconds_of_all_that_is_done_in_order(monkeypatch, sett
 
 
 def test_only_the_legs_that_are_not_set_share_what_is_left(monkeypatch):
-    began = time.time()
+    began = time.monotonic()
     plan = planned(monkeypatch, THREE)
-    planning = time.time() - began
+    planning = time.monotonic() - began
     assert plan.paced == ["enlarge-32"] and 59 - planning <= sum(plan.predicted["seconds"].values()) <= 61
     free = merge(THREE, {"denoiser": {"images": 0}, "enlarge": {"16": {"images": 0}}})
-    began = time.time()
+    began = time.monotonic()
     plan = planned(monkeypatch, free)
-    planning, predicted = time.time() - began, plan.predicted["seconds"]
+    planning, predicted = time.monotonic() - began, plan.predicted["seconds"]
     assert plan.paced == list(plan.recipe.legs) and 59 - planning <= sum(predicted.values()) <= 61
     for leg, share in time_shares(plan.paced).items():
         assert predicted[leg] == pytest.approx(share * sum(predicted[one] for one in plan.paced), abs=0.2)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from calotype.cli.options import TrainOptions
 from calotype.run import STATE_VERSION, Run, RunState, Validation, read_state
 from calotype.types import UserError
 
@@ -77,3 +78,11 @@ def test_seconds_add_up_over_sessions(tmp_path):
     Run(tmp_path).spend("read", 2.0)
     Run.open(tmp_path).spend("read", 3.0)
     assert Run.open(tmp_path).state.seconds == {"read": 5.0}
+
+
+def test_a_clock_that_is_set_changes_no_duration(tmp_path, monkeypatch):
+    run = Run(tmp_path)
+    run.begin(TrainOptions(tmp_path).started, lambda: True)
+    monkeypatch.setattr("time.time", lambda: 0.0)
+    run.save()
+    assert 0 <= Run.open(tmp_path).state.wall_seconds < 60

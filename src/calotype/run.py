@@ -186,7 +186,7 @@ class Run:
     folder: Path
     state: RunState = field(default_factory=RunState)
     began: float | None = None
-    """Since when, in seconds since the epoch, `wall_seconds` goes on; None for who only reads: see `begin`."""
+    """Since when, by the monotonic clock, `wall_seconds` goes on; None for who only reads: see `begin`."""
     held: Callable[[], bool] = lambda: True
     """Whether this process still has the lock of the folder."""
     writes: bool = True
@@ -225,7 +225,7 @@ class Run:
             return
         self.require_lock()
         if self.began is not None:
-            began, self.began = self.began, time.time()
+            began, self.began = self.began, time.monotonic()
             self.state.wall_seconds += self.began - began
         write_json(self.folder / "run.json", self.state.model_dump(exclude_none=True))
 

@@ -89,8 +89,8 @@ class TrainingOptions:
     source: Annotated[
         Path | None, option("Finished run whose networks are the start, for more or other pictures.", "--from")
     ] = None
-    started: float = field(default_factory=time.time, init=False)
-    """When the budget began to run, in seconds since the epoch."""
+    started: float = field(default_factory=time.monotonic, init=False)
+    """When the budget began to run, by the monotonic clock: that of the day may be set."""
 
     def counted_from_process_start(self) -> None:
         """Of a command, the budget is the time of the whole process; of a rank, that of its torchrun."""
@@ -156,8 +156,8 @@ class ResumeOptions:
     """Seconds."""
     ranks: RankCount = 1
     tensorboard: TensorBoard = False
-    started: float = field(default_factory=time.time, init=False)
-    """When it began, in seconds since the epoch."""
+    started: float = field(default_factory=time.monotonic, init=False)
+    """When it began, by the monotonic clock."""
 
 
 @app.command("preview")

@@ -22,6 +22,7 @@ from pydantic import BaseModel
 from torch import Tensor, nn
 
 from calotype.data.caches import cached_tensors
+from calotype.data.formats import require_reachable
 from calotype.data.images import images_from_pixels
 from calotype.data.permutation import LARGE_SET
 from calotype.files import make_folder, read_as, remove, require_regular, sha256, whole_file, write_json
@@ -188,6 +189,7 @@ def cache_mapped(folder: Path, shape: tuple[int, ...], encoded: Encoded, progres
     """
     make_folder(folder)
     parts, facts, (sides, count, *latent) = list[Means](), list[PartFacts](), shape
+    allow_open_files(math.ceil(count / PART_PICTURES))
     for start in range(0, count, PART_PICTURES):
         rows = slice(start, min(count, start + PART_PICTURES))
         path, own = folder / f"part-{start // PART_PICTURES:06}.npy", (sides, rows.stop - start, *latent)
@@ -228,13 +230,28 @@ def _write_part(path: Path, rows: slice, shape: tuple[int, ...], encoded: Encode
 
 def _open_part(path: Path, shape: tuple[int, ...]) -> tuple[Means, PartFacts] | None:
     """None where it is missing or damaged."""
-    with suppress(UserError, OSError, ValueError):
+    try:
         require_regular(path)
+        digest = sha256(path)
         facts: PartFacts = read_as(path.with_suffix(".json"), PartFacts)
-        if facts.sha256 == sha256(path):
+        if facts.sha256 == digest:
             means = np.lib.format.open_memmap(path, mode="r")
             if hasattr(mmap, "MADV_RANDOM"):  # batches are random: what lies beside a latent is not needed
                 vars(means)["_mmap"].madvise(mmap.MADV_RANDOM)
             if means.shape == shape and means.dtype == np.half and len(facts.variances) == shape[2]:
                 return means, facts
+    except (UserError, OSError, ValueError) as error:
+        require_reachable(path, error)
     return None
+
+
+def allow_open_files(more: int) -> None:
+    """Raises the process's own limit of open files by so many, as far as the system lets it: a file that is mapped
+    counts, and macOS allows 256."""
+    with suppress(ImportError, OSError, ValueError):  # on Windows there is no such module, and no such limit
+        import resource
+
+        now, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        wanted = now + more if most == resource.RLIM_INFINITY else min(now + more, most)
+        if now not in (resource.RLIM_INFINITY, wanted):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))

@@ -63,15 +63,15 @@ def make_plan(
     pictures: Pictures, machine: Machine, budget: float, started: float, settings: dict[str, Any],
     start: WarmStart | None = None,
 ) -> Plan:  # fmt: skip
-    """For a run that ends `budget` seconds after `started`, a time since the epoch; planning takes some of them.
+    """For a run that ends `budget` seconds after `started`, by the monotonic clock; planning takes some of them.
 
     `settings`, those of a recipe file and of `--set`, override what is proposed, and what is taken over from the run
     that this one starts from. Raises `UserError` where they do not fit the pictures or one another.
     """
-    began = time.time()
+    began = time.monotonic()
     inherited, about = inherit(start, pictures, settings, machine.device if machine.here else torch.device("cpu"))
     proposal, reasons = propose(pictures, machine, budget, merge(inherited, settings))
-    proposal, proposing = merge(proposal, inherited), time.time() - began
+    proposal, proposing = merge(proposal, inherited), time.monotonic() - began
     proposal = with_optimizers(proposal, parse_recipe(merge(proposal, settings)))
     proposal = merge(proposal, inherited)
     recipe = parse_recipe(merge(proposal, settings))
@@ -105,7 +105,7 @@ def make_plan(
         ],
     )
     if not machine.here:
-        started = time.time()  # how long planning takes there is not known
+        started = time.monotonic()  # how long planning takes there is not known
     allot(plan, costs, sets_of(recipe, pictures), started + budget, proposing, operations)
     reasons |= reasons_of_legs(plan, pictures) | about
     plan.choices = explain(recipe, parse_recipe(proposal), pictures, reasons, start)
@@ -169,14 +169,14 @@ def with_optimizers(proposal: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
 def allot(
     plan: Plan, measured: Costs, sets: Sequence[int], deadline: float, proposing: float = 0.0, operations: float = 0.0
 ) -> None:
-    """Divides the time that is left until `deadline`, in seconds since the epoch, among the steps of a run.
+    """Divides the time that is left until `deadline`, by the monotonic clock, among the steps of a run.
 
     `sets` has the numbers of pictures in the sets of the first stage, `operations` are those of the whole run.
     `proposing` is how many seconds the proposal took, mostly for the priors of stages that enlarge: they are fitted
     again, to more pictures, before their legs.
     """
     recipe, a_picture, count = plan.recipe, sum(measured.sampling), sum(sets)
-    left = deadline - time.time()
+    left = deadline - time.monotonic()
     seconds = between_legs(plan, measured, count, left)
     if recipe.chain[1:]:
         seconds["prepare"] = proposing

@@ -48,7 +48,7 @@ def extend(
     folder = run.folder
     recipe = parse_recipe(read_recipe(folder / "recipe.toml"))
     pictures = read_unchanged(run, recipe, options.data, console)
-    was_read, machine = time.time(), examine(options.device).shared_by(ranks.count)
+    was_read, machine = time.monotonic(), examine(options.device).shared_by(ranks.count)
     source = source_of(run, options.device)
     start = replace(source.start, again=settings_again(run, recipe))
     plan = make_plan(pictures, machine, budget, options.started, guidance_by_user(run, recipe), start)
@@ -64,7 +64,7 @@ def extend(
     after = Run.open(folder)
     after.begin(options.started, held)
     after.spend("read", was_read - options.started)
-    after.spend("plan", time.time() - was_read)
+    after.spend("plan", time.monotonic() - was_read)
     console.say(f"part {state.part} of {folder}: {duration(budget)} more")
     return after, plan, pictures, machine
 

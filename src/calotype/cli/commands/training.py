@@ -132,7 +132,7 @@ def read_and_plan(
     most = None if cache else max(FEWEST_PLANNED, min(MOST_PLANNED, PLANNED_VALUES // (3 * settings["size"] ** 2)))
     levels = source.run.state.black_and_white if source else None
     pictures = read(options.folder, settings["size"], cache, console, rule, most=most, levels=levels)
-    was_read, machine = time.time(), machine_of(options, ranks)
+    was_read, machine = time.monotonic(), machine_of(options, ranks)
     start = source.start if source else None
     planned = make_plan(pictures, machine, options.budget, options.started, settings, start)
     planned.notes += source.notes if source else []
@@ -186,7 +186,7 @@ def _train(options: TrainOptions, console: Console, ranks: Ranks) -> Path:
         run = Run(folder, state)
         run.begin(options.started, held)
         run.spend("read", was_read - options.started)  # writes run.json, after all that resuming needs
-        run.spend("plan", time.time() - was_read)
+        run.spend("plan", time.monotonic() - was_read)
         begin_events(folder, options.tensorboard)
         with page_beside(folder.parent, options.device) if options.serve else nullcontext():
             return produce(run, planned, pictures, machine, console, options.force, ranks)
@@ -285,7 +285,7 @@ def _go_on(run: Run, options: ResumeOptions, console: Console, ranks: Ranks, hel
     note_changes(run, recipe, planned.device, machine, console)
     rounds_of(recipe, machine)  # refuses what does not fit
     run.begin(options.started, held)
-    run.spend("read", time.time() - options.started)
+    run.spend("read", time.monotonic() - options.started)
     return produce(run, planned, pictures, machine, console, options.force, ranks)
 
 
