@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from small import noise_pixels, write_pictures
 
+from calotype.data import seen
 from calotype.data import split as module
 from calotype.data.duplicates import near_duplicate_pairs, near_duplicates, perceptual_hash, perceptual_hashes
 from calotype.data.folder import HashedFile, assemble, read_folder
@@ -267,3 +268,15 @@ def test_pictures_are_split_as_they_are_put_together():
     assert torch.cat(indices).sort().values.tolist() == list(range(40))
     some = pictures.at(torch.tensor([3, 1]), pictures.pixels[[3, 1]])
     assert some.split.test.tolist() == pictures.split.test[[3, 1]].tolist()
+
+
+@pytest.mark.parametrize("named", [(), ["test"] * 10 + ["train"] * 60], ids=["by fractions", "by subfolders"])
+def test_the_pixels_of_a_large_set_are_hashed_once_and_no_part_of_them_is_copied(monkeypatch, named):
+    pixels, labels = photographs(70), torch.zeros(70, dtype=torch.long)
+    hashes, hashed = perceptual_hashes(pixels), []
+    for place in (module, seen):
+        monkeypatch.setattr(place, "perceptual_hashes", lambda part: hashed.append(len(part)) or hashes)
+    old = seen.Seen(hashes[20:40], hashes[40:42], hashes[42:44])
+    for rule in (stratified_split, seen.continued_split(old, SplitConfig())):
+        rule(pixels, labels, named=named)
+    assert hashed == [70, 70]

@@ -13,9 +13,9 @@ import torch
 from jaxtyping import Bool, Int8
 from torch import Tensor
 
-from calotype.data.duplicates import HASH_BYTES, near_duplicates, perceptual_hashes
+from calotype.data.duplicates import HASH_BYTES, Hashes, near_duplicates, perceptual_hashes
 from calotype.data.folder import Pictures
-from calotype.data.split import Split, SplitConfig, SplitRule, stratified_split
+from calotype.data.split import Split, SplitConfig, SplitRule, split_hashed, stratified_split
 from calotype.files import read_tensors, write_tensors
 from calotype.types import ByteImages, Labels, UserError
 
@@ -35,7 +35,10 @@ class Seen:
 
     def split(self, pixels: ByteImages) -> Split:
         """In which set each picture, or a near-duplicate of it, was; those that were in none are in none here."""
-        hashes = perceptual_hashes(pixels)
+        return self.split_hashed(perceptual_hashes(pixels))
+
+    def split_hashed(self, hashes: Hashes) -> Split:
+        """The same of pictures with these hashes."""
         train, validation, test = (
             torch.from_numpy(near_duplicates(hashes, others)) for others in (self.train, self.validation, self.test)
         )
@@ -97,17 +100,18 @@ def continued_split(seen: Seen | None, config: SplitConfig) -> SplitRule:
         return partial(stratified_split, config=config)
 
     def rule(pixels: ByteImages, labels: Labels, classes: Sequence[str] = (), named: Sequence[str] = ()) -> Split:
-        before = seen.split(pixels)
+        hashes = perceptual_hashes(pixels)
+        before = seen.split_hashed(hashes)
         new = ~(before.train | before.validation | before.test)
         if new.all() or {"validation", "test"} & {*named}:
-            split = stratified_split(pixels, labels, classes, config, named)
+            split = split_hashed(hashes, labels, classes, config, named)
             trained = int(((split.validation | split.test) & before.train).sum())
             note = f"{trained:,} of the held-out pictures were trained on before"
             return replace(split, notes=(*split.notes, note)) if trained else split
-        split = with_new(before, new, pixels, labels, classes, config)
+        split = with_new(before, new, hashes, labels, classes, config)
         if not (split.train.any() and split.validation.any()):
             note = "all pictures here that could be held out were trained on before"
-            again = stratified_split(pixels, labels, classes, config)
+            again = split_hashed(hashes, labels, classes, config)
             return Split(again.train, again.validation, again.test, (*again.notes, note))
         return split
 
@@ -115,7 +119,7 @@ def continued_split(seen: Seen | None, config: SplitConfig) -> SplitRule:
 
 
 def with_new(
-    before: Split, new: Bool[Tensor, " count"], pixels: ByteImages, labels: Labels,
+    before: Split, new: Bool[Tensor, " count"], hashes: Hashes, labels: Labels,
     classes: Sequence[str], config: SplitConfig,
 ) -> Split:  # fmt: skip
     """The sets of before, with the new pictures in them: split where there are enough to hold some out, else trained
@@ -124,7 +128,7 @@ def with_new(
     if config.validation * len(rows) < 1:
         sets["train"] |= new
     else:
-        for name, inside in stratified_split(pixels[rows], labels[rows], classes, config).sets.items():
+        for name, inside in split_hashed(hashes[rows.numpy()], labels[rows], classes, config).sets.items():
             sets[name][rows[inside]] = True
     train, validation, test = sets.values()
     known = int((~new).sum())

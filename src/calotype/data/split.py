@@ -105,8 +105,16 @@ def stratified_split(
 
     Pictures that subfolders put into the validation or the test set are that set.
     """
+    return split_hashed(perceptual_hashes(pixels), labels, classes, config, named)
+
+
+def split_hashed(
+    hashes: Hashes, labels: Labels, classes: Sequence[str] = (), config: SplitConfig = DEFAULT,
+    named: Sequence[str] = (),
+) -> Split:  # fmt: skip
+    """The same of pictures with these perceptual hashes: so of a part of a large set no pixels are copied."""
     if {"validation", "test"} & set(named) and {"", "train"} & set(named):
-        return _named_split(pixels, labels, classes, named, config)
+        return _named_split(hashes, labels, classes, named, config)
     strata, count = _strata(labels), len(labels)
     sizes = np.array([len(rows) for rows in strata])
     room = sizes // 2  # at least half of every class is trained on
@@ -115,7 +123,7 @@ def stratified_split(
     validation, test = set_sizes(config, count, int(room.sum()))
     test_quotas = quotas(sizes, room, test)
     shares = {TEST: test_quotas, VALIDATION: quotas(sizes, room - test_quotas, validation)}
-    sets, mixed = _assign(strata, shares, perceptual_hashes(pixels))
+    sets, mixed = _assign(strata, shares, hashes)
     train, validation, test = np.bincount(sets, minlength=3).tolist()
     none = "; there are too few for a test set" if config.test and not test else ""
     notes = [f"{train:,} pictures to train on, {validation:,} for validation, {test:,} for the test{none}", *mixed]
@@ -125,19 +133,19 @@ def stratified_split(
 
 
 def _named_split(
-    pixels: ByteImages, labels: Labels, classes: Sequence[str], named: Sequence[str], config: SplitConfig
+    hashes: Hashes, labels: Labels, classes: Sequence[str], named: Sequence[str], config: SplitConfig
 ) -> Split:
     """A set that no subfolder names is taken from the training pictures."""
     of = np.array(named)
     free = torch.from_numpy(np.flatnonzero((of == "train") | (of == "")))
-    inner = stratified_split(pixels[free], labels[free], classes, config=config)
+    inner = split_hashed(hashes[free.numpy()], labels[free], classes, config)
     train, masks = free[inner.train].tolist(), list[Bool[Tensor, " count"]]()
     for name, most in (("validation", MAX_VALIDATION), ("test", MAX_TEST)):
         rows, own = np.flatnonzero(of == name)[:most].tolist(), free[inner.sets[name]].tolist()
         train += own if rows else []
         masks.append(_mask(rows or own, len(named)))
     split = Split(_mask(train, len(named)), masks[0], masks[1])
-    return replace(split, notes=(*_named_notes(split, named), *_alike_notes(split, pixels)))
+    return replace(split, notes=(*_named_notes(split, named), *_alike_notes(split, hashes)))
 
 
 def _named_notes(split: Split, named: Sequence[str]) -> list[str]:
@@ -150,10 +158,10 @@ def _named_notes(split: Split, named: Sequence[str]) -> list[str]:
     ]
 
 
-def _alike_notes(split: Split, pixels: ByteImages) -> list[str]:
+def _alike_notes(split: Split, hashes: Hashes) -> list[str]:
     """Where held-out pictures look like training pictures."""
     held_out = (split.validation | split.test) & ~split.train
-    alike = near_duplicates(perceptual_hashes(pixels[held_out]), perceptual_hashes(pixels[split.train]))
+    alike = near_duplicates(hashes[held_out.numpy()], hashes[split.train.numpy()])
     if not (count := int(alike.sum())):
         return []
     return [f"{count:,} of the held-out pictures look like training pictures: measures flatter a model that copies"]
