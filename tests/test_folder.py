@@ -1,6 +1,8 @@
 import errno
 import os
 import shutil
+import subprocess
+import sys
 from collections import namedtuple
 
 import numpy as np
@@ -269,6 +271,19 @@ def test_a_stop_while_the_cache_is_written_leaves_nothing_behind(tmp_path, no_me
     with pytest.raises(KeyboardInterrupt):
         read_folder(tmp_path / "album", 16, tmp_path / "cache", stop)
     assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_what_a_killed_process_has_left_a_day_ago_is_removed(tmp_path, no_memory):
+    album(tmp_path / "pictures", 2)
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    child.wait()
+    (tmp_path / "cache").mkdir()
+    old, new = (tmp_path / "cache" / f".pixels-{name}.npy.{child.pid}.tmp" for name in ("old", "new"))
+    for file in (old, new):
+        file.write_bytes(b"left")
+    os.utime(old, (0, 0))
+    read_folder(tmp_path / "pictures", 16, tmp_path / "cache")
+    assert not old.exists() and new.exists()
 
 
 def test_a_full_disk_is_reported_before_anything_is_decoded(tmp_path, no_memory, monkeypatch):

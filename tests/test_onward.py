@@ -25,6 +25,7 @@ from test_train import interrupted_at
 from calotype.build import build_stage, initial_space
 from calotype.cli import commands
 from calotype.cli.commands import extending
+from calotype.cli.commands.continuing import copy_start, source_of
 from calotype.cli.options import PreviewOptions, ResumeOptions
 from calotype.data import shard_sets
 from calotype.data.duplicates import near_duplicates, perceptual_hashes
@@ -272,6 +273,16 @@ def test_a_killed_run_that_goes_on_is_the_same_to_the_bit(place, again, others, 
         commands.resume(ResumeOptions(run), Keeper())
     commands.resume(ResumeOptions(run), Keeper())
     assert products(run) == expected
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "model.json"])
+def test_a_model_that_changes_while_it_is_copied_is_no_start(again, tmp_path, name):
+    source = source_of(Run.open(again), "cpu")
+    file = again / "model" / name
+    file.write_bytes(file.read_bytes().replace(b"\n", b" ", 1))
+    with pytest.raises(UserError, match=f"has changed while it was read and copied .*({name}|another)"):
+        copy_start(source, tmp_path)
+    assert not any(tmp_path.glob("start"))
 
 
 # -- What has been seen ------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ import json
 import math
 import os
 import shutil
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -25,13 +26,14 @@ from torch import Tensor
 
 from calotype.data.captions import Captions
 from calotype.data.images import shown
-from calotype.files import checked, read_as, require_regular, sha256, whole_file, write_json, write_tensors
+from calotype.files import abandoned, checked, read_as, require_regular, sha256, whole_file, write_json, write_tensors
 from calotype.nets.frozen import EncodingTable, FrozenEncoder, PretrainedEncoder, encode_all
 from calotype.types import Progress, UserError, no_progress
 
 Pixels = np.ndarray[tuple[int, int, int, int], np.dtype[np.uint8]]  # (count, 3, height, width)
 MAX_FACTS = 2**30
 """Bytes of the JSON beside pixels: it has a line for each picture."""
+LEFT_SECONDS = 24 * 3600.0
 Fill = Callable[[Pixels], Any]  # writes the pixels, and returns what else is known of them, as JSON
 
 # -- Pixels ------------------------------------------------------------------------------------------------------------
@@ -83,6 +85,7 @@ def open_pixels(path: Path, facts: Any = Any) -> tuple[Pixels, Any] | None:
 def _write_pixels(path: Path, shape: tuple[int, int, int, int], fill: Fill) -> tuple[Pixels, Any]:
     """The JSON is written last, so that it vouches for the pixels."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(path.parent)
     needed, free = math.prod(shape), shutil.disk_usage(path.parent).free
     if needed > free:
         raise UserError(
@@ -98,6 +101,15 @@ def _write_pixels(path: Path, shape: tuple[int, int, int, int], fill: Fill) -> t
         digest = sha256(temporary)
     write_json(path.with_suffix(".json"), {"sha256": digest, "facts": facts})
     return np.lib.format.open_memmap(path, "c"), facts
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Removes pixels that killed processes had begun to write a day ago or more: in a folder that is no run nobody else
+    does, and a process on another host may be at work on newer ones."""
+    for path in folder.glob(".pixels-*.tmp"):
+        with suppress(OSError):
+            if abandoned(path) and time.time() - path.stat().st_mtime > LEFT_SECONDS:
+                path.unlink()
 
 
 def allocate(path: Path) -> None:

@@ -12,7 +12,7 @@ from calotype.cli.console import Console
 from calotype.data.images import shown
 from calotype.data.remote import NotReachedError
 from calotype.data.seen import OWN_FILE, Seen, read_seen, seen_by
-from calotype.files import read_json, read_manifest, sha256, whole_folder, write_json
+from calotype.files import damage, inside, read_json, read_manifest, sha256, whole_folder, write_json
 from calotype.machine import find_device
 from calotype.nets.frozen import FolderConfig
 from calotype.planning import Plan
@@ -96,11 +96,18 @@ def require_fitting(source: Source, settings: dict[str, Any]) -> None:
 
 
 def copy_start(source: Source, folder: Path) -> None:
-    """Copies the model of a run into the folder of the run that starts from it, whole or not at all."""
+    """Copies the model of a run into the folder of the run that starts from it, whole or not at all.
+
+    Raises `UserError` where a copy is not what the manifest of the model says, as where that is written over meanwhile.
+    """
     model, text = source.run.folder / "model", source.start.recipe.denoiser.text
     with whole_folder(folder / START_FOLDER) as path:
-        for name in read_manifest(model):
-            shutil.copyfile(model / name, path / name)
+        for name in (*read_manifest(model), "manifest.json"):
+            shutil.copyfile(inside(model, name), path / name)
+        other = "it is another" if sha256(path / "manifest.json") != source.origin.model else ""
+        if wrong := other or damage(path):
+            raise UserError(f"the model in {model} has changed while it was read and copied ({wrong}); start again")
+        (path / "manifest.json").unlink()  # that of the copy is written last
         if isinstance(text, FolderConfig):  # the text encoder stays where it is
             about = read_json(path / "model.json")
             about["recipe"]["denoiser"]["text"]["path"] = str(Path(text.path).resolve())
