@@ -185,6 +185,24 @@ def test_what_was_fitted_and_chosen_by_other_pictures_is_forgotten_where_no_chec
     assert [*run.state.constants] == ["denoiser"] and [*run.state.validation] == ["autoencoder"]
 
 
+@pytest.mark.parametrize("kind", ["none", "bytes"])
+def test_a_caption_is_a_change_only_where_captions_are_read(tmp_path, kind):
+    pictures, read = write_pictures(tmp_path / "old", 40, classes=()), recipe(denoiser={"text": {"kind": kind}})
+    (pictures / "1.txt").write_text("a cat")
+    own = begun(tmp_path, pictures)
+    run = Run.open(tmp_path / "run")
+    run.state.content, run.state.uncaptioned = own.content, resuming.uncaptioned(own, read)
+    run.save()
+    (pictures / "1.txt").write_text("a dog")
+    (pictures / "2.txt").write_text("a cow")
+    changed = read_folder(pictures, 16)
+    assert resuming.is_same(run, changed) == (kind == "none") and resuming.is_same(run, own)
+    as_run = commands.reading.read_as_run(run, None, 16, tmp_path / "cache", Keeper())
+    assert (as_run.split.as_json() == own.split.as_json()) == (kind == "none")
+    (pictures / "0.png").unlink()
+    assert not resuming.is_same(run, read_folder(pictures, 16))
+
+
 def test_other_pictures_are_split_by_the_fractions_of_the_run(tmp_path):
     begun(tmp_path, write_pictures(tmp_path / "old", 40, classes=()))
     others = write_pictures(tmp_path / "others", 40, classes=(), seed=3)

@@ -122,6 +122,8 @@ class RunState(Stored):
     """The folder of the pictures, or "portraits"."""
     content: str = ""
     """Hash of the pictures and how they were prepared."""
+    uncaptioned: str | None = None
+    """The same without captions, where none are read: they may then change."""
     labels: str | None = None
     """Hash of the pictures' labels; None where an earlier version has written the state."""
     imported_weights: str | None = None

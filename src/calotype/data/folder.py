@@ -67,6 +67,8 @@ class Pictures:
     """How many there are, where these are some of them, evenly spaced: for a plan."""
     named: tuple[str, ...] = ()
     """The set that subfolders name for each picture, "" for none; empty for the embedded portraits."""
+    uncaptioned: str = ""
+    """The hash without captions; empty for the embedded portraits."""
     levels: Levels = field(default_factory=dict)
     """Black and white of grey pictures with more than 8 bits."""
 
@@ -81,6 +83,10 @@ class Pictures:
     def trained(self) -> int:
         """How many of all are trained on; as many as in a sample are held out."""
         return self.total - (len(self) - len(self.train_indices))
+
+    def has_content(self, content: str, uncaptioned: str | None) -> bool:
+        """Whether they have one of these hashes; the second is that of a run that reads no captions."""
+        return content == self.content or uncaptioned == self.uncaptioned != ""
 
     def split_by(self, rule: SplitRule) -> Pictures:
         """The same pictures in other sets."""
@@ -246,9 +252,9 @@ def _decoding_notes(read: Mapping[HashedFile, Decoded], size: int) -> list[str]:
 def with_captions(pictures: Pictures, captions: Captions | None) -> Pictures:
     """The pictures with captions, which belong to the hash of their content unless they are optional."""
     if captions is None or captions.optional:
-        return replace(pictures, captions=captions)
+        return replace(pictures, captions=captions, uncaptioned=pictures.content)
     digest = hashlib.sha256(f"{pictures.content} {captions.of}".encode("utf-8", "replace")).hexdigest()[:32]
-    return replace(pictures, captions=captions, content=digest)
+    return replace(pictures, captions=captions, content=digest, uncaptioned=pictures.content)
 
 
 def assemble(

@@ -124,7 +124,8 @@ def split_by_itself(candidate: Candidate, pictures: Pictures, read_own: ReadOwn)
 
 
 def is_own(candidate: Candidate, pictures: Pictures) -> bool:
-    return pictures.content == candidate.run.state.content
+    state = candidate.run.state
+    return pictures.has_content(state.content, state.uncaptioned)
 
 
 def unseen_by_all(splits: Sequence[Split | None], count: int) -> Split:

@@ -38,7 +38,7 @@ def read_trained(run: Run, progress: Progress) -> Pictures:
         pictures = read_portraits(size, progress=progress, rule=rule)
     else:
         pictures = read_folder(folder, size, run.folder / "cache", progress, rule, classes, levels=levels)
-    if pictures.content != run.state.content:
+    if not pictures.has_content(run.state.content, run.state.uncaptioned):
         raise UserError("the pictures on which this run was trained have changed since")
     return pictures
 

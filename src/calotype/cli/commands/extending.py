@@ -95,17 +95,9 @@ def guidance_by_user(run: Run, recipe: Recipe) -> dict[str, Any]:
 def next_state(before: RunState, source: Source, recipe: Recipe, machine: Machine) -> RunState:
     """What `run.json` says at the start of the next part."""
     kept = {
-        "name",
-        "created",
-        "data",
-        "content",
-        "labels",
-        "pictures",
-        "split",
-        "classes",
-        "versions",
+        "name", "created", "data", "content", "uncaptioned", "labels", "pictures", "split", "classes", "versions",
         "black_and_white",
-    }
+    }  # fmt: skip
     return RunState(
         **before.model_dump(include=kept),
         status="interrupted",

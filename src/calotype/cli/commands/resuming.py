@@ -68,7 +68,7 @@ def read_again(run: Run, recipe: Recipe, data: Path | None, console: Console) ->
         if (moved := absolute(data)) != state.data:
             announce(run, console, f"the pictures are in {shown(data)} now, and were in {shown(state.data)}")
         state.data = moved
-    if not same or not is_split_of(folder, pictures.content, len(pictures)):
+    if not same or not is_split_of(folder, state.uncaptioned or state.content, len(pictures)):
         pictures = change_pictures(run, recipe, pictures, change, console)
     elif data is not None:
         run.save()
@@ -96,8 +96,9 @@ def change_pictures(run: Run, recipe: Recipe, pictures: Pictures, change: str, c
     state.validation = {leg: its for leg, its in state.validation.items() if state.legs.get(leg) == "finished"}
     state.black_and_white = dict(pictures.levels)
     state.content, state.labels, state.pictures = pictures.content, labels_hash(pictures), pictures.split.counts
+    state.uncaptioned = uncaptioned(pictures, recipe)
     run.save()
-    write_split(folder, pictures.split, pictures.content)
+    write_split(folder, pictures.split, state.uncaptioned or state.content)
     return pictures
 
 
@@ -133,8 +134,14 @@ def place_of_pictures(run: Run, data: Path | None) -> Path | None:
 def is_same(run: Run, pictures: Pictures) -> bool:
     """Whether content, classes and labels are those of the run; earlier versions stored no labels."""
     state = run.state
-    stored = state.content, tuple(state.classes), state.labels or labels_hash(pictures)
-    return stored == (pictures.content, pictures.classes, labels_hash(pictures))
+    stored = tuple(state.classes), state.labels or labels_hash(pictures)
+    same = stored == (pictures.classes, labels_hash(pictures))
+    return same and pictures.has_content(state.content, state.uncaptioned)
+
+
+def uncaptioned(pictures: Pictures, recipe: Recipe) -> str | None:
+    """For a run that reads no captions: the hash of its pictures without any."""
+    return (pictures.uncaptioned or None) if recipe.denoiser.text.kind == "none" else None
 
 
 def labels_hash(pictures: Pictures) -> str:

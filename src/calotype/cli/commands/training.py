@@ -17,7 +17,7 @@ from calotype.cli.commands.continuing import Source, check_disk, copy_start, ope
 from calotype.cli.commands.extending import extend, switch
 from calotype.cli.commands.following import follow, lead
 from calotype.cli.commands.reading import read, unused_path
-from calotype.cli.commands.resuming import labels_hash, note_changes, read_again
+from calotype.cli.commands.resuming import labels_hash, note_changes, read_again, uncaptioned
 from calotype.cli.commands.sampling import write_samples
 from calotype.cli.commands.serving import page_beside, require_extra
 from calotype.cli.console import Console
@@ -179,8 +179,8 @@ def _train(options: TrainOptions, console: Console, ranks: Ranks) -> Path:
         console.say(f"the run is in {folder}")
         write_whole(folder / "recipe.toml", to_toml(planned.recipe))
         write_json(folder / "plan.json", planned.as_json())
-        write_split(folder, pictures.split, pictures.content)
         state = initial_state(options, folder, pictures, planned.recipe, machine)
+        write_split(folder, pictures.split, state.uncaptioned or state.content)
         if source is not None:
             start_from(source, folder, state)
         run = Run(folder, state)
@@ -382,6 +382,7 @@ def initial_state(
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         data=absolute(options.folder) if options.folder else PORTRAITS,
         content=pictures.content,
+        uncaptioned=uncaptioned(pictures, recipe),
         labels=labels_hash(pictures),
         imported_weights=content_of(recipe),
         pictures=pictures.split.counts,
