@@ -207,6 +207,6 @@ def test_a_checkpoint_that_says_nothing_of_a_network_is_damaged(saved, tmp_path,
             shutil.copy(file, path)
         (path / "manifest.json").unlink()
         write_json(path / "state.json", {**read_json(path / "state.json"), "steps": {}})
-    leg, said = LEGS["denoiser"](), []
-    assert checkpoint.restore(tmp_path, leg.name, leg.states, leg.progress, said.append).name == "denoiser-0000000008"
-    assert fingerprint(leg.states) == prints[8] and "state.json says nothing of the denoiser" in said[0]
+    leg, noted = LEGS["denoiser"](), []
+    assert checkpoint.restore(tmp_path, leg.name, leg.states, leg.progress, noted.append).name == "denoiser-0000000008"
+    assert fingerprint(leg.states) == prints[8] and "state.json says nothing of the denoiser" in noted[0]

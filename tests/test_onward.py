@@ -28,9 +28,9 @@ from calotype.cli.commands import extending
 from calotype.cli.commands.continuing import copy_start, source_of
 from calotype.cli.options import PreviewOptions, ResumeOptions
 from calotype.data import shard_sets
-from calotype.data.duplicates import near_duplicates, perceptual_hashes
+from calotype.data.duplicates import HASH_BYTES, near_duplicates, perceptual_hashes
 from calotype.data.remote import NotReachedError
-from calotype.data.seen import OWN_FILE, SET_NAMES, continued_split, read_seen, seen_by
+from calotype.data.seen import OWN_FILE, SET_NAMES, Seen, continued_split, read_seen, seen_by
 from calotype.data.split import SplitConfig
 from calotype.evaluation.candidate import open_candidate, split_by, with_unseen
 from calotype.files import is_whole, read_json, read_tensors, sha256
@@ -307,6 +307,14 @@ def test_pictures_stay_in_the_sets_in_which_the_source_had_them(tmp_path):
     assert continued_split(None, config)(pixels, torch.zeros(60, dtype=torch.long)).counts == {
         "train": 51, "validation": 3, "test": 6,
     }  # fmt: skip
+
+
+def test_pictures_that_all_look_alike_stay_in_their_sets_too():
+    hashes = np.where(np.random.default_rng(0).random((1, HASH_BYTES)) < 0.5, -1, 1).astype(np.int8).repeat(12, 0)
+    hashes[np.arange(12), np.arange(12)] *= -1
+    split = Seen(hashes[:6], hashes[6:8], hashes[8:10]).split_hashed(hashes)
+    sets = {name: inside.nonzero().flatten().tolist() for name, inside in split.sets.items()}
+    assert sets == {"train": [0, 1, 2, 3, 4, 5, 10, 11], "validation": [6, 7], "test": [8, 9]}
 
 
 def test_what_the_source_has_seen_counts_as_seen(tmp_path, finished, others):

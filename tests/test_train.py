@@ -352,10 +352,10 @@ def test_nothing_of_a_run_is_a_pickle(monkeypatch, tmp_path, quick):
 
 
 def test_a_leg_whose_checkpoints_are_gone_says_that_it_starts_anew(tmp_path):
-    leg, run, said = LEGS["denoiser"](), run_in(tmp_path / "run"), []
-    begin_leg(run, leg, ALONE, said.append)
-    assert not said
+    leg, run, noted = LEGS["denoiser"](), run_in(tmp_path / "run"), []
+    begin_leg(run, leg, ALONE, noted.append)
+    assert not noted
     save_leg(run, go_on(leg, 8))
     shutil.rmtree(run.folder / "checkpoints")
-    begin_leg(run, LEGS["denoiser"](), ALONE, said.append)
-    assert len(said) == 1 and "has no checkpoint of it, so it starts from 0" in said[0]
+    begin_leg(run, LEGS["denoiser"](), ALONE, noted.append)
+    assert len(noted) == 1 and "has no checkpoint of it, so it starts from 0" in noted[0]

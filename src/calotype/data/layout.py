@@ -14,7 +14,7 @@ from calotype.data.listing import names_counted, normal_form, note
 
 Folders = tuple[str, ...]  # of a picture, from the top
 
-UNKNOWN = "unknown"
+NO_CLASS = "unknown"
 """In place of a set: see `UNLABELLED`."""
 
 FEW_OF_A_CLASS = 5
@@ -27,7 +27,7 @@ OF_SET = r"[-_ ]?(set|data|images?|imgs?|pictures?|photos?|split|\d{4})?"
 """What may follow the name of a set, as in `train2017`."""
 UNLABELLED = re.compile(r"pred(ict(ion)?s?)?|unlabell?ed")
 """A folder beside sets whose pictures are of no class."""
-NOTHING = re.compile(r"(?!)")
+NEVER = re.compile(r"(?!)")
 DATE = re.compile(r"(19|20)\d\d([-_. ]?\d\d){0,2}([-_. ].*)?")
 CAMERA = re.compile(r"\d{3}[A-Z0-9_]{5}")
 """A folder of a camera or phone, as `100CANON` (the rule DCF)."""
@@ -102,7 +102,7 @@ def find_layout(names: Sequence[str], unlabelled: re.Pattern[str] = UNLABELLED) 
 def layout_of_run(names: Sequence[str], classes: Sequence[str]) -> Layout:
     """By the rule that gave a run these classes, with their names in its normal form: earlier ones had other rules."""
     own = {normal_form(name): name for name in classes}
-    rules = (find_layout, partial(find_layout, unlabelled=NOTHING), first_level)
+    rules = (find_layout, partial(find_layout, unlabelled=NEVER), first_level)
     for layout in (rule(names) for rule in rules):
         if layout.classes == tuple(classes):
             return layout
@@ -165,7 +165,7 @@ def _is_wrapped(folders: Sequence[Folders]) -> bool:
 
 
 def _sets_named(names: Iterable[str], unlabelled: re.Pattern[str]) -> dict[str, str]:
-    """The set that the name of each folder says, "" for none, `UNKNOWN` for that of pictures without a class.
+    """The set that the name of each folder says, "" for none, `NO_CLASS` for that of pictures without a class.
 
     Where no name says one, words that all begin or end with, as in `seg_train` and `seg_test`, do not count.
     """
@@ -174,12 +174,12 @@ def _sets_named(names: Iterable[str], unlabelled: re.Pattern[str]) -> dict[str, 
         start = re.sub(r"[^-_ ]*$", "", os.path.commonprefix([*plain]))  # noqa: RUF071 (names, not paths)
         end = re.sub(r"[^-_ ]*$", "", os.path.commonprefix([name[::-1] for name in plain]))  # noqa: RUF071
         plain = {name: name[len(start) : len(name) - len(end)] for name in plain}
-    return {name: UNKNOWN if unlabelled.fullmatch(word.lower()) else set_named(word) for name, word in plain.items()}
+    return {name: NO_CLASS if unlabelled.fullmatch(word.lower()) else set_named(word) for name, word in plain.items()}
 
 
 def _are_sets(named: Mapping[str, str]) -> bool:
     """Training pictures, and others; or only pictures of two sets."""
-    found = {*named.values()} - {"", UNKNOWN}
+    found = {*named.values()} - {"", NO_CLASS}
     return len(found) > 1 and ("train" in found or all(named.values()))
 
 
@@ -193,12 +193,12 @@ def _taken(folders: Sequence[Folders], depth: int, named: Mapping[str, str]) -> 
     rest = []
     for of, each in zip(kinds, folders, strict=True):
         below = each[depth + (2 if of in twice else 1) :]
-        rest.append(() if of == UNKNOWN else (*each[:depth], *below) if of else each)
-    return ["" if of == UNKNOWN else of for of in kinds], rest
+        rest.append(() if of == NO_CLASS else (*each[:depth], *below) if of else each)
+    return ["" if of == NO_CLASS else of for of in kinds], rest
 
 
 def _sets_note(names: Counter[str], named: Mapping[str, str]) -> str:
-    use = {"train": "training", "validation": "validation", "test": "the test", UNKNOWN: "training without a label"}
+    use = {"train": "training", "validation": "validation", "test": "the test", NO_CLASS: "training without a label"}
     sets = [f"{shown(name)} ({count:,}) for {use[named[name]]}" for name, count in names.items() if named[name]]
     return f"subfolders were taken for sets, not for classes: {', '.join(sets)}"
 

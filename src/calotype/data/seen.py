@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Int8
 from torch import Tensor
 
-from calotype.data.duplicates import HASH_BYTES, Hashes, near_duplicates, perceptual_hashes
+from calotype.data.duplicates import HASH_BYTES, Hashes, OtherHashes, near_duplicates, perceptual_hashes
 from calotype.data.folder import Pictures
 from calotype.data.split import Split, SplitConfig, SplitRule, split_hashed, stratified_split
 from calotype.files import read_tensors, write_tensors
@@ -34,14 +34,16 @@ class Seen:
     test: Int8[np.ndarray, "test gradients"]
 
     def split(self, pixels: ByteImages) -> Split:
-        """In which set each picture, or a near-duplicate of it, was; those that were in none are in none here."""
+        """In which set each picture was, or, of one that was in none, a near-duplicate; all others are in none here."""
         return self.split_hashed(perceptual_hashes(pixels))
 
     def split_hashed(self, hashes: Hashes) -> Split:
         """The same of pictures with these hashes."""
-        train, validation, test = (
-            torch.from_numpy(near_duplicates(hashes, others)) for others in (self.train, self.validation, self.test)
-        )
+        sets = [self.train, self.validation, self.test]
+        inside = np.stack([_are_among(hashes, others) for others in sets])
+        rest = ~inside.any(0)
+        inside[:, rest] = [near_duplicates(hashes[rest], others) for others in sets]
+        train, validation, test = map(torch.from_numpy, inside)
         return Split(train, validation & ~train, test & ~(train | validation))
 
     def and_of(self, earlier: Seen | None) -> Seen:
@@ -50,6 +52,12 @@ class Seen:
             return self
         joined = (np.concatenate([getattr(self, name), getattr(earlier, name)]) for name in SET_NAMES)
         return Seen(*joined)
+
+
+def _are_among(hashes: Hashes, others: OtherHashes) -> Bool[np.ndarray, " count"]:
+    """Whether each is equal to one of the others."""
+    known = {hash(row.tobytes()) for row in others}
+    return np.array([hash(row.tobytes()) in known for row in hashes], bool)
 
 
 def seen_by(pictures: Pictures) -> Seen:
