@@ -41,7 +41,7 @@ def find_levels(files: Sequence[PictureFile], known: Levels | None = None) -> Fo
         usual = ranges | _without_stray(ranges)
         low, high = min(low for low, _ in usual.values()), max(high for _, high in usual.values())
         values[kind] = black, white = (known or {}).get(kind) or range_of(kind, low, high)
-        stray = first_names(str(file) for file in ranges if usual[file] != ranges[file])
+        stray = first_names(file.name for file in ranges if usual[file] != ranges[file])
         notes.append(
             f"{plural(len(ranges), 'grey picture')} of {NUMBERS[kind]}, with values from {low:,g} to {high:,g}: "
             f"{black:,g} is black and {white:,g} white in all of them"
