@@ -184,8 +184,8 @@ def read_folder(
 
     The pixels are in memory, or, if they would take more than a quarter of what is free, in a file in `cache`. With
     the `classes` of an earlier run, subfolders are labels by the rule that gave them, and with its `levels` grey
-    pictures with more than 8 bits have its black and white. Raises `UserError` where there is
-    no folder, or no picture that can be read.
+    pictures with more than 8 bits have its black and white. Raises `UserError` where there is no folder, or no picture
+    that can be read.
     """
     check_size(size)
     library = open_library(folder)
@@ -199,10 +199,8 @@ def read_folder(
     del hashed, whole  # of a million pictures some 400 MB, which what follows does not need
     depth = find_levels(library.maybe_deep([file.name for file in unique]), levels)
     path = cache and cache / f"pixels-{content_hash(unique, size, depth.prepared)}.npy"
-    pixels, decoded = decode_all(
-        [library.file(file.name) for file in unique], (size, size), path, progress, depth.values,
-        stamps,
-    )  # fmt: skip
+    files = [library.file(file.name) for file in unique]
+    pixels, decoded = decode_all(files, (size, size), path, progress, depth.values, stamps)
     refused |= {file.name: result.refused for file, result in zip(unique, decoded, strict=True) if result.refused}
     read = {file: result for file, result in zip(unique, decoded, strict=True) if not result.refused}
     if not read:
@@ -226,8 +224,8 @@ def read_folder(
     pictures = assemble(pixels, list(read), layout.classes, size, notes, rule, layout, _prepared(depth, read))
     if len(unique) < total:
         pictures = replace(pictures, sampled_from=total)
-    its = dict(zip(unique, stamps, strict=True))
-    originals = tuple(Original(library.file(file.name), *result.size, its[file]) for file, result in read.items())
+    found = zip(files, decoded, stamps, strict=True)
+    originals = tuple(Original(file, *result.size, its) for file, result, its in found if not result.refused)
     return with_captions(replace(pictures, originals=originals, levels=depth.values), captions)
 
 
