@@ -121,7 +121,9 @@ def test_a_run_on_other_pictures_keeps_the_sets_that_subfolders_name(tmp_path):
     for place, (name, count) in enumerate((("train", 20), ("val", 6), ("test", 8))):
         write_pictures(folder / name, count, seed=place)
     begun(tmp_path, folder)
-    shutil.copy(write_pictures(tmp_path / "more", 1, classes=(), seed=9) / "0.png", folder / "train" / "a" / "new.png")
+    more = write_pictures(tmp_path / "more", 2, classes=(), seed=9)
+    for number, name in enumerate(("train", "test")):
+        shutil.copy(more / f"{number}.png", folder / name / "a" / "new.png")
     pictures = resuming.read_again(Run.open(tmp_path / "run"), SMALL, folder, Keeper())
     of = {"train": "train", "validation": "val", "test": "test"}
     for name, inside in pictures.split.sets.items():
