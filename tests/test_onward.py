@@ -30,9 +30,9 @@ from calotype.cli.options import PreviewOptions, ResumeOptions
 from calotype.data import shard_sets
 from calotype.data.duplicates import HASH_BYTES, near_duplicates, perceptual_hashes
 from calotype.data.remote import NotReachedError
-from calotype.data.seen import OWN_FILE, SET_NAMES, Seen, continued_split, read_seen, seen_by
+from calotype.data.seen import OWN_FILE, SET_NAMES, Seen, continued_split, read_seen, seen_by, write_seen
 from calotype.data.split import SplitConfig
-from calotype.evaluation.candidate import open_candidate, split_by, with_unseen
+from calotype.evaluation.candidate import notes_on_split, open_candidate, split_by, with_unseen
 from calotype.files import is_whole, read_json, read_tensors, sha256
 from calotype.model import load
 from calotype.planning.inherit import compare_autoencoders
@@ -347,6 +347,18 @@ def test_a_run_records_its_pictures_so_that_others_may_be_added_to_them(again, t
     for held_out in (ours.validation, ours.test):
         assert len(held_out) > 1 and not near_duplicates(held_out, expected.train).any()
     assert near_duplicates(expected.train, ours.train).all()
+
+
+def test_what_a_run_had_seen_before_it_got_other_pictures_is_no_test_picture(again, tmp_path):
+    candidate = open_candidate("A", again, "cpu")
+    own = commands.reading.read_own(candidate.run, 16, tmp_path / "cache", Keeper())
+    assert own.split.test.any() and not notes_on_split("the run", candidate, own.split, own)
+    write_seen(again, Seen(seen_by(own).test, *[np.empty((0, HASH_BYTES), np.int8)] * 2))
+    split = split_by(candidate, own, lambda _: own)
+    assert not split.test.any()
+    assert (
+        "had other pictures before, and had seen 1 of its test" in notes_on_split("the run", candidate, split, own)[0]
+    )
 
 
 @pytest.fixture
