@@ -149,6 +149,14 @@ def test_a_run_remembers_what_it_was_trained_on_before_it_got_other_pictures(tmp
         assert sets_by_file(again) == old
 
 
+def test_a_run_that_got_other_pictures_ends_and_knows_both(run):
+    new = write_pictures(run.parent / "more", 1, classes=(), seed=9) / "0.png"
+    shutil.copy(new, run.parent / "pictures" / "a" / "new.png")
+    resume(run, run.parent / "pictures")
+    own, seen, state = read_seen(run, OWN_FILE), read_seen(run), Run.open(run).state
+    assert state.status == "finished" and len(own.train) == len(seen.train) + 1 == state.pictures["train"]
+
+
 @pytest.mark.parametrize("point", ["save", "write_split"])
 def test_a_kill_while_a_run_gets_other_pictures_leaves_no_split_of_others(tmp_path, monkeypatch, point):
     """Of as many pictures as before, too."""
