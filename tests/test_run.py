@@ -1,8 +1,10 @@
 """The state of a run: what `run.json` holds, of this version and of earlier ones."""
 
 import json
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from calotype.cli.options import TrainOptions
@@ -82,7 +84,10 @@ def test_seconds_add_up_over_sessions(tmp_path):
 
 def test_a_clock_that_is_set_changes_no_duration(tmp_path, monkeypatch):
     run = Run(tmp_path)
-    run.begin(TrainOptions(tmp_path).started, lambda: True)
+    options = TrainOptions(tmp_path)
+    options.counted_from_process_start()
+    assert abs(time.monotonic() - options.started - (time.time() - psutil.Process().create_time())) < 10
+    run.begin(options.started, lambda: True)
     monkeypatch.setattr("time.time", lambda: 0.0)
     run.save()
-    assert 0 <= Run.open(tmp_path).state.wall_seconds < 60
+    assert 0 <= Run.open(tmp_path).state.wall_seconds < 3600

@@ -98,7 +98,8 @@ class TrainingOptions:
 
         process = psutil.Process()
         launcher = process.parent() if "TORCHELASTIC_RUN_ID" in os.environ else None
-        object.__setattr__(self, "started", (launcher or process).create_time())
+        age = max(0.0, time.time() - (launcher or process).create_time())
+        object.__setattr__(self, "started", time.monotonic() - age)
 
 
 @app.command("train")
