@@ -46,7 +46,7 @@ def fields(pictures):
     return [
         pictures.content, pictures.pixels.tolist(), pictures.labels.tolist(), pictures.classes, pictures.captions,
         {name: inside.tolist() for name, inside in pictures.split.sets.items()},
-        [original[1:] for original in pictures.originals],
+        [(original.width, original.height) for original in pictures.originals],
     ]  # fmt: skip
 
 
