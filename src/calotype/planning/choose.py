@@ -52,8 +52,8 @@ PRIOR_PATCHES = 2**17
 AUTOENCODER_RATE, FINETUNE_RATE = 2e-3, 1e-4
 """Learning rates of an autoencoder of our own with the widths of minutes, and of an imported one."""
 STEPS = 12
-"""Steps of the sampler of the first stage: with 24, portraits in latents are nearer to real ones by 10 at most, and more
-of them lose features; in pixels more steps leave more grain (dev/LOG.md, 2026-11-28 and 2026-11-29)."""
+"""Steps of the sampler of the first stage: with 24, portraits in latents are nearer to real ones by 10 at most, and
+more of them lose features; in pixels more steps leave more grain (dev/LOG.md, 2026-11-28 and 2026-11-29)."""
 PRIOR_GUIDANCE = {"guide": "prior", "guidance": 3.0, "guidance_slope": 0.5}
 """Guidance away from the prior, the best guide in a sweep over portraits (dev/LOG.md, 2026-11-28 and 2026-11-29)."""
 FEW_GUIDANCE = 1.5
