@@ -155,6 +155,9 @@ def test_a_run_keeps_what_its_raw_weights_make_and_how_many_pictures_measured_th
     assert (finished / "previews" / "denoiser-raw.png").is_file()
     last = read_run(finished).latest("check", "denoiser")["measures"]
     assert last["n"] == 1 and last["raw_held_out_loss"] > 0
+    first = read_run(finished).latest("check", "autoencoder")["measures"]
+    shown = summarize_folder(finished).held_out_loss
+    assert shown == last["held_out_loss"] != first["held_out_loss"]  # that of denoising
     shapes = read_run(finished).state.parameters
     assert shapes == read_run(finished).plan["predicted"]["parameters"]
 

@@ -22,7 +22,7 @@ LEVEL_SUFFIXES = {"all": "", "low_noise": "_low_noise", "middle_noise": "_middle
 
 
 def generalisation_gaps(run: Run) -> list[LegGaps]:
-    """Of every leg that learns to denoise: its loss on held-out and on training pictures, at every validation."""
+    """Of every leg whose loss is validated, the autoencoder's too: on held-out and training pictures, each time."""
     return [gaps for leg in run.state.legs if (gaps := leg_gaps(leg, run.history("check", leg)))]
 
 

@@ -75,7 +75,7 @@ def summarize(run: Run) -> RunSummary:
     state, settings = run.state, settings_of(run)
     measures: dict[str, float] = {}
     for leg in reversed(legs_of(run)):
-        measures |= numbers(within(run.latest("check", leg), "measures"))
+        measures |= last_measures(run, leg)
     stages = settings.get("stages") or [settings.get("size")]
     known = isinstance(stages, list) and all(isinstance(size, int) for size in stages)
     killed = state.status == "training" and owner_of(run.folder) is None
@@ -184,8 +184,14 @@ def figures_table(runs: Mapping[str, Run]) -> Html | None:
 
 def n_of(run: Run, measure: str) -> str:
     """The n of the last value of a held-out measure."""
-    checks = (within(run.latest("check", leg), "measures") for leg in legs_of(run))
+    checks = (last_measures(run, leg) for leg in legs_of(run))
     return n_suffix(next((measures.get("n") for measures in checks if measure in measures), None))
+
+
+def last_measures(run: Run, leg: str) -> dict[str, float]:
+    """Of the last validation of a leg; the loss of an autoencoder is left out, since it is not one of denoising."""
+    measures = numbers(within(run.latest("check", leg), "measures"))
+    return {name: value for name, value in measures.items() if (leg, name) != ("autoencoder", "held_out_loss")}
 
 
 def comparing_plots(runs: Mapping[str, Run]) -> list[Html]:
