@@ -56,8 +56,8 @@ class Seen:
 
 def _are_among(hashes: Hashes, others: OtherHashes) -> Bool[np.ndarray, " count"]:
     """Whether each is equal to one of the others."""
-    known = {hash(row.tobytes()) for row in others}
-    return np.array([hash(row.tobytes()) in known for row in hashes], bool)
+    known = {row.tobytes() for row in others}
+    return np.array([row.tobytes() in known for row in hashes], bool)
 
 
 def seen_by(pictures: Pictures) -> Seen:

@@ -17,7 +17,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from calotype.diffusion.guidance import switched, with_known_part
-from calotype.diffusion.schedules import DdpmTable
 from calotype.diffusion.stage import DenoiserFor, Initializer, SamplerInit, Sampling, Stage, from_noise, last, shrunk
 from calotype.types import Condition, Denoise, Images, Labels, Latents, Randomness, Sigmas, Text
 
@@ -89,9 +88,8 @@ def condition_switch(labels: Labels, text: Text | None, share: Sigmas, start: In
     """Switches to these labels and this text for the last `share` of the steps, in [0, 1], of each sample."""
 
     def begin(stage: Stage, mean: Latents) -> SamplerInit:
-        schedule = stage.schedule
-        steps = min(SWITCH_STEPS, schedule.length) if isinstance(schedule, DdpmTable) else SWITCH_STEPS
-        init, grid = start(stage, mean), schedule.grid(steps)
+        steps = min(SWITCH_STEPS, stage.schedule.most_steps)
+        init, grid = start(stage, mean), stage.schedule.grid(steps)
         sigmas = [grid[round(steps * (1 - fraction))] for fraction in share.tolist()]
         limits = torch.tensor(sigmas, device=labels.device)
 

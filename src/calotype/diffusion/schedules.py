@@ -8,7 +8,7 @@ a flow `(1 - t) x + t n` has `sigma = t / (1 - t)`. So every schedule of the fie
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -29,6 +29,10 @@ class DdpmTable(Config):
     length: int = Field(default=1000, strict=True, ge=1, le=MAX_SAMPLING_STEPS)
     """Number of timesteps."""
 
+    @property
+    def most_steps(self) -> int:
+        return self.length
+
     def table(self) -> Tensor:
         """All `length` sigmas, rising: `sqrt((1 - a) / a)` with `a` the running product of `1 - beta` (eq. 4)."""
         power = 1.0 if self.spacing == "linear" else 0.5
@@ -41,7 +45,7 @@ class DdpmTable(Config):
 
     def grid(self, steps: int) -> list[float]:
         """Spaced evenly in time from the noisiest entry ("trailing": arXiv 2305.08891, table 2)."""
-        if steps > self.length:
+        if steps > self.most_steps:
             raise UserError(f"steps is {steps}, but this model's noise table has {self.length}; take at most that many")
         times = (torch.arange(steps, 0, -1, dtype=torch.float64) * self.length / steps).round().long() - 1
         return [*self.table()[times].tolist(), 0.0]
@@ -52,6 +56,7 @@ class SigmaRange(Config):
 
     smallest: Sigma
     largest: Sigma
+    most_steps: ClassVar[int] = MAX_SAMPLING_STEPS
 
     @model_validator(mode="after")
     def _order(self) -> SigmaRange:
@@ -109,6 +114,7 @@ class Flow(Config):
     """
 
     kind: Literal["flow"] = "flow"
+    most_steps: ClassVar[int] = MAX_SAMPLING_STEPS
     shift: SigmaShift = Field(default=1.0, description="Resolution shift: multiplies sigma.")
     mean: LogSigma = Field(default=0.0, description="Mean of log sigma in training, before the shift.")
     std: LogDeviation = Field(default=1.0, description="Standard deviation of log sigma in training.")
