@@ -7,7 +7,7 @@ from test_stage import CLASSES, stage
 from calotype.data.images import images_from_pixels
 from calotype.diffusion.stage import Sampling, generate, generate_in_turn, shrunk
 from calotype.evaluation.distances import kernel_distance, kernel_of_rows
-from calotype.evaluation.features import Lite0
+from calotype.evaluation.features import Lite0, features
 from calotype.evaluation.intervals import on_resamples, resamples
 from calotype.evaluation.search import Distance, Search, level_distance, search_level
 from calotype.settings import parse_recipe
@@ -130,7 +130,7 @@ def test_equal_levels_are_as_far_and_the_level_is_what_is_sampled_with(crops, mo
     seen = []
     one.denoiser.register_forward_pre_hook(lambda denoiser, inputs: seen.append(inputs[2].augmentation))
     own = Sampling(steps=2, guidance=1.0, augmentation=0.7, conditioning="truncated")
-    distance = level_distance(one, own, shrunk(crops, 2), labels, crops, Lite0())
+    distance = level_distance(one, own, shrunk(crops, 2), labels, features([crops], Lite0()), Lite0())
     far = [distance(level) for level in (0.1, 0.3, 0.1)]
     assert far[0].value == far[2].value != far[1].value and np.array_equal(far[0].resampled, far[2].resampled)
     assert all(np.isfinite(one.value) and np.isfinite(one.resampled).all() for one in far)

@@ -39,7 +39,7 @@ from calotype.evaluation.intervals import (
 )
 from calotype.evaluation.measures import as_measure
 from calotype.evaluation.results import Cell
-from calotype.types import Images, Labels, OtherImages, Progress, Rng, Text
+from calotype.types import Images, Labels, Progress, Rng, Text
 
 SCALES = {"prior": (1.0, 2.0, 3.0, 4.0), "unconditional": (1.0, 1.5, 2.0, 3.0)}
 """Guidance scales to try with each guide."""
@@ -217,18 +217,18 @@ def level_distance(
     sampling: Sampling,
     low_res: Images,
     labels: Labels,
-    real: OtherImages,
+    real: Features,
     network: FeatureNetwork,
     text: Text | None = None,
 ) -> Callable[[float], Distance]:
     """From a level to the distance of what the stage makes of `low_res` from `real`; each time with equal noise."""
-    distance = resampled_distance(len(low_res), features(real.split(FEATURES_AT_ONCE), network))
+    distance = resampled_distance(len(low_res), real)
     rngs = [Rng(("level", index)) for index in range(len(low_res))]
 
     def distance_at(level: float) -> Distance:
         changed = sampling.model_copy(update={"augmentation": level, "conditioning": "whole"})
-        enlarged = torch.cat([*generate_in_turn([stage], labels, [changed], rngs, low_res, text=text)])
-        return distance(features(enlarged.split(FEATURES_AT_ONCE), network))
+        enlarged = generate_in_turn([stage], labels, [changed], rngs, low_res, text=text)
+        return distance(features((few for part in enlarged for few in part.split(FEATURES_AT_ONCE)), network))
 
     return distance_at
 

@@ -83,8 +83,10 @@ def search_levels(
     corners = rng.at("crop").integers(low_res.shape[-1] - side + 1, count, 2).tolist()
     crops = [image[:, y : y + side, x : x + side] for image, (y, x) in zip(low_res, corners, strict=True)]
     held_out = crop_examples(recipe, stage.image_size, pictures, device, crop)(pictures.validation_indices)
-    real = held_out.batch(0, count).clean
-    distance = level_distance(stage, config.sampling, torch.stack(crops), labels, real, Lite0(device), text)
+    starts, network = range(0, count, FEATURES_AT_ONCE), Lite0(device)
+    parts = (held_out.batch(start, min(FEATURES_AT_ONCE, count - start)).clean for start in starts)
+    real = features(parts, network)
+    distance = level_distance(stage, config.sampling, torch.stack(crops), labels, real, network, text)
     return search_level(distance, stage.augmentation.most, LEVELS_TRIED, progress)
 
 
