@@ -42,8 +42,8 @@ from calotype.types import (
 NO_AUGMENTATION = NoiseAugmentation(share=0.0)
 NEGATIVE = 1.3
 """Guidance scale of a negative prompt where the prior is the guide."""
-THREAD_IMAGES, BATCH_VALUES = 16, 2**22
-"""Images a thread, and pixel values of all images, that are sampled together at most."""
+THREAD_IMAGES, BATCH_VALUES = 16, 3 * 2**19
+"""Images a thread, and pixel values of all images, that are sampled together at most: 8 pictures of 256 px."""
 
 Guide = Literal["unconditional", "prior"]
 

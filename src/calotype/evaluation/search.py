@@ -15,7 +15,6 @@ from itertools import product
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 
 from calotype.data.images import rounded
 from calotype.diffusion.stage import Guide, Sampling, Stage, generate_in_turn

@@ -15,7 +15,7 @@ from calotype.data.images import images_from_pixels
 from calotype.data.latents import LatentCache, encoded_at_once
 from calotype.data.sources import LatentSource, draw_captions
 from calotype.data.split import evenly
-from calotype.diffusion.stage import generate
+from calotype.diffusion.stage import generate, in_turn
 from calotype.evaluation.autoencoder import measure_autoencoder
 from calotype.evaluation.counting import counted
 from calotype.evaluation.features import Lite0, features
@@ -36,8 +36,8 @@ from calotype.training.previews import INSPECTED, each_class, evaluating
 from calotype.training.state import TrainState
 from calotype.types import Images, Labels, Rng, Text
 
-SAMPLE_VALUES = 2**20
-"""Sampling is timed on 8 pictures, or on fewer with so many pixels in all."""
+SAMPLES = 8
+"""Pictures on which sampling is timed, or as many as are sampled together."""
 MATRIX_SIDE = 1024
 """Side of the matrices whose product measures how fast a prior is fitted."""
 
@@ -182,7 +182,7 @@ class Measurement(Costs):
         stage, sampling = self.stages[index], self.recipe.samplings[index]
         steps = 2 if index == 0 else 1
         few_steps = sampling.model_copy(update={"steps": steps, "sampler": "euler", "conditioning": "whole"})
-        count = max(1, min(8, SAMPLE_VALUES // stage.image_size**2))
+        count = min(SAMPLES, in_turn(SAMPLES, stage.image_size, stage.image_size)[0].stop)
         labels, text = self._conditions(count)
         rngs = [self.rng.at(place) for place in range(count)]
         side = stage.low_res_size

@@ -37,7 +37,7 @@ INPUTS = 2
 """The noisy image and the prior mean; a stage that enlarges also gets the low-resolution image."""
 
 
-DRAWN = 5.5
+DRAWN_LATENTS, DRAWN_PIXELS = 5.5, 4.0
 """Copies of the images to which a prior is fitted, while they are drawn: moments are twice as large, and as many values
 again are their noise, its product and the sum; of pixels, the bytes, both mirror images and what is chosen of them."""
 COMPONENTS = 3
@@ -162,14 +162,17 @@ def fit_memory(recipe: Recipe, base: Stage, count: int, held_out: int) -> dict[s
     if prior is not None:
         images = min(MOST_VALUES // values, count * sides)
         fitted, held = 4 * values * images, sum(tensor.nbytes for tensor in prior.state_dict().values())
-        phases = [int(DRAWN * fitted), 2 * fitted + COMPONENTS * held]  # latents, and the same as rows of a matrix
+        drawing = DRAWN_LATENTS if recipe.kind == "latent" else DRAWN_PIXELS
+        judged = EVALUATED * 4 * values * min(VALIDATION_IMAGES, held_out)
+        # latents, and the same as rows of a matrix
+        phases = [int(drawing * fitted), 2 * fitted + COMPONENTS * held + judged]
         if isinstance(prior, CaptionedMixture):  # whose groups are twice as many, since each class has two levels
             again = fitted // sides  # drawn once more with other captions, without mirror images
             bags = 4 * MOST_WORDS * 2 * (images + images // sides)
-            gate, drawn = held // 2 + int(BAGS * bags), fitted + int(DRAWN * again)
+            gate, drawn = held // 2 + int(BAGS * bags), fitted + int(drawing * again)
             group = 2 * (fitted + again) // len(prior.gate_bias)
-            phases = [phases[0], drawn, fitted + again + max(COMPONENTS * held + group, gate)]
-        parts["fit"] = FIT_OVERHEAD + EVALUATED * 4 * values * min(VALIDATION_IMAGES, held_out) + max(phases)
+            phases = [phases[0], drawn, fitted + again + max(COMPONENTS * held + group, gate) + judged]
+        parts["fit"] = FIT_OVERHEAD + max(phases)
     for below, size in pairwise(recipe.chain):
         if recipe.enlarging(size).prior != "none":
             parts[f"prepare-{size}"] = patch_fit_memory(size // below)
@@ -186,9 +189,10 @@ def patch_fit_memory(factor: int) -> int:
 
 
 def validation_bytes(recipe: Recipe) -> int:
-    """Of the validation pictures of a leg and as many training pictures, or reconstructions, in float32: at most."""
+    """Of the validation pictures of a leg, as many training pictures, and what a network makes of one of these sets, in
+    float32: at most."""
     sides = recipe.chain[0], *(recipe.enlarging(size).crop or size for size in recipe.chain[1:])
-    return max(2 * 4 * VALIDATED.count(3 * side**2) * 3 * side**2 for side in sides)
+    return max(3 * 4 * VALIDATED.count(3 * side**2) * 3 * side**2 for side in sides)
 
 
 class LatentBytes(NamedTuple):

@@ -72,16 +72,15 @@ class AutoencoderValidator:
 
     @torch.no_grad()
     def measure(self) -> dict[str, float]:
-        """Also the reconstruction loss, without the adversarial term, of both sets."""
-        fake, trained = self.reconstruct(self.images), self.reconstruct(self.train)
-        measures = psnr_and_perceptual(self.features, self.images, fake)
-        distance = psnr_and_perceptual(self.features, self.train, trained)["perceptual"]
-        held_out_loss = self._loss(self.images, fake, measures["perceptual"])
-        return measures | {"held_out_loss": held_out_loss, "train_loss": self._loss(self.train, trained, distance)}
+        """Also the reconstruction loss, without the adversarial term, of both sets; one after the other."""
+        held_out_loss, measures = self._measured(self.images)
+        return measures | {"held_out_loss": held_out_loss, "train_loss": self._measured(self.train)[0]}
 
-    def _loss(self, real: Images, fake: Images, perceptual: float) -> float:
+    def _measured(self, real: OtherImages) -> tuple[float, dict[str, float]]:
+        fake = self.reconstruct(real)
+        measures = psnr_and_perceptual(self.features, real, fake)
         l1, edges = (fake - real).abs().mean(), edge_distance(real, fake)
-        return float(l1 + self.losses.edges * edges) + self.losses.perceptual * perceptual
+        return float(l1 + self.losses.edges * edges) + self.losses.perceptual * measures["perceptual"], measures
 
 
 def autoencoder_validator(
