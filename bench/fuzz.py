@@ -24,7 +24,7 @@ import warnings
 from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import atheris
 
@@ -64,10 +64,15 @@ def captions(file: Path) -> None:
 
 
 def setting(file: Path) -> None:
+    fitting(read_overrides([file.read_bytes().decode("utf-8", "replace")]))
+
+
+def fitting(settings: dict[str, Any]) -> None:
+    """Whether settings fit together, which is told of the recipe and not of the file."""
     try:
-        parse_recipe(read_overrides([file.read_bytes().decode("utf-8", "replace")]))
+        parse_recipe(settings)
     except UserError as error:
-        if not str(error).startswith("recipe: "):  # of several settings together, which it names
+        if not str(error).startswith("recipe: "):
             raise
 
 
@@ -114,7 +119,7 @@ def readers() -> dict[str, Reader]:
         Reader("deep.png", deep_range, pictures),
         *(Reader(name, captions, [text]) for name, text in mutations.captions("0.png").items()),
         Reader("0.txt", captions, words),
-        Reader("recipe.toml", lambda file: parse_recipe(read_recipe(file)), encoded(recipes)),
+        Reader("recipe.toml", lambda file: fitting(read_recipe(file)), encoded(recipes)),
         Reader("--set", setting, encoded(map(strangers.override, numbers))),
         Reader("0.tar", scan, [small_shard().read_bytes()]),
         Reader("0.index", lambda file: read_index(file, small_shard()), [index.read_bytes()]),

@@ -206,9 +206,12 @@ def settings_error(detail: Any, where: Where) -> UserError:
         return UserError(f"{where(key)}: {key} is gone: {REMOVED[key]}; leave it out")
     if detail["type"] == "extra_forbidden":
         return UserError(f"{where(key)}: {unknown_key(key)}")
-    got = detail.get("input")
-    shown = " (got a table)" if isinstance(got, dict) else f" (got {clipped_repr(got)})"
-    return UserError(f"{where(key)}: {key}: {problem:.300}{shown}")
+    got, place = detail.get("input"), where(key)
+    named = place if place.endswith(key) else f"{place}: {key}"
+    if not isinstance(got, dict):
+        return UserError(f"{named}: {problem:.300} (got {clipped_repr(got)})")
+    rule = detail["type"] == "value_error"  # of several settings, which it names
+    return UserError(f"{named}: {problem:.300}{'' if rule else ' (got a table)'}")
 
 
 def unknown_key(key: str) -> str:
