@@ -69,8 +69,8 @@ TERMS: dict[str, tuple[str, str]] = {
     "precision": (
         "In the evaluation: the share of samples that lie among the real pictures; higher is better. In the plan: the "
         "format of the numbers that training computes with.",
-        "Trong phần đánh giá: tỉ lệ ảnh mẫu nằm giữa các ảnh thật; càng cao càng tốt. Trong kế hoạch: định dạng số mà "
-        "quá trình huấn luyện tính toán.",
+        "Trong phần đánh giá: tỉ lệ ảnh mẫu nằm giữa các ảnh thật; càng cao càng tốt. Trong kế hoạch: định dạng số "
+        "dùng để tính toán khi huấn luyện.",
     ),
     "recall": (
         "The share of real pictures that lie among the samples: how varied they are. Higher is better.",
@@ -84,25 +84,25 @@ TERMS: dict[str, tuple[str, str]] = {
     ),
     "coverage": (
         "The share of real pictures that have a sample as near as their real neighbours are. Higher is better.",
-        "Tỉ lệ ảnh thật có ít nhất một ảnh mẫu ở gần như các ảnh thật lân cận. Càng cao càng tốt.",
+        "Tỉ lệ ảnh thật có ít nhất một ảnh mẫu ở gần nó không kém các ảnh thật lân cận. Càng cao càng tốt.",
     ),
     "SSIM": (
         "How alike the structure of reconstructions and originals is, from 0 to 1. Higher is better.",
         "Cấu trúc của ảnh dựng lại giống ảnh gốc đến mức nào, từ 0 đến 1. Càng cao càng tốt.",
     ),
     "prompt alignment": (
-        "How many samples show what their prompt asks for.",
-        "Bao nhiêu ảnh mẫu thể hiện đúng điều lời nhắc yêu cầu.",
+        "Whether captions fit their own pictures best; for the portraits, also whether samples show what their prompts "
+        "ask for.",
+        "Chú thích có khớp nhất với ảnh của chính nó hay không; với tập ảnh chân dung, còn cả việc ảnh mẫu có thể hiện "
+        "đúng điều lời nhắc yêu cầu hay không.",
     ),
     "schedule": (
         "How a value changes on the way: the learning rate in training, or sigma from step to step of a sampler.",
         "Cách một giá trị thay đổi dọc đường: tốc độ học khi huấn luyện, hoặc sigma qua từng bước lấy mẫu.",
     ),
     "dropout": (
-        "In training, labels and captions are left out now and then, so that the model can also do without; "
-        "guidance needs that.",
-        "Khi huấn luyện, thỉnh thoảng nhãn và chú thích bị bỏ đi để mô hình cũng làm được khi không có; "
-        "dẫn hướng (guidance) cần điều đó.",
+        "In training, parts of the network are switched off at random, so that it memorises less.",
+        "Khi huấn luyện, một số phần của mạng bị tắt ngẫu nhiên để mạng ít học thuộc lòng hơn.",
     ),
     "interval": (
         "A range around a measured value, which holds the true value in 95 of 100 repetitions of the measurement.",
@@ -145,8 +145,10 @@ TERMS: dict[str, tuple[str, str]] = {
         "Ảnh mẫu là bản sao của một ảnh huấn luyện thay vì một ảnh mới.",
     ),
     "nearest training picture": (
-        "The most similar picture of those the model was trained on: it shows whether a sample is new or a copy.",
-        "Ảnh giống nhất trong số ảnh huấn luyện: cho thấy ảnh mẫu là mới hay là bản sao.",
+        "The most similar picture of those the model was trained on: it shows whether a sample is new or a copy. "
+        "Pictures of earlier trainings are not searched.",
+        "Ảnh giống nhất trong số ảnh huấn luyện: cho thấy ảnh mẫu là mới hay là bản sao. Ảnh của những lần huấn luyện "
+        "trước không được tìm.",
     ),
     "overfits": (
         "The model gets better on its training pictures and worse on all others.",
