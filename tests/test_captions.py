@@ -5,7 +5,7 @@ import pytest
 import torch
 from small import write_pictures
 
-from calotype.data.captions import MAX_BYTES, clean, read_captions
+from calotype.data.captions import MAX_BYTES, MAX_CHARACTERS, clean, read_captions
 from calotype.data.folder import read_folder
 from calotype.data.sources import draw_captions
 from calotype.demo.describing import describe
@@ -84,6 +84,8 @@ def test_one_of_several_captions_is_drawn_each_time(folder):
 
 def test_accents_are_composed_so_that_equal_words_are_equal_bytes():
     assert clean("ca\u0302y  thu\u031b\u0301\n") == "cây thứ"
+    for text in ("e\u200d\u0301", "x" * (MAX_CHARACTERS - 1) + " cut", "\x85a\u00ad \u0323b"):
+        assert clean(clean(text)) == clean(text)  # exports clean a prompt more than once
 
 
 ONE = "một con mèo, déjà vu"

@@ -20,7 +20,7 @@ from small import Keeper
 
 from calotype.cli.commands import export
 from calotype.cli.options import ExportOptions
-from calotype.data.captions import as_prompts
+from calotype.data.captions import MAX_CHARACTERS, as_prompts
 from calotype.export.check import between
 from calotype.export.web import PAGE_FILES, RUNTIME_FILES, export_web
 from calotype.nets.text import tokens_of
@@ -30,6 +30,8 @@ from calotype.types import Text, UserError
 ROOT = Path(__file__).resolve().parents[1]
 RUNTIME = ROOT / "node_modules" / "onnxruntime-web"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+NODE = shutil.which("node")
+MODEL_JS = ROOT / "src" / "calotype" / "export" / "standalone" / "model.js"
 PROMPT, NEGATIVE = "a woman with glasses, ông già", "a beard"
 TEXTS = [
     "",
@@ -38,6 +40,9 @@ TEXTS = [
     "extraordinarily-long_words ok",
     "猫がいます 고양이",
     "é\u0301\x1b[0m  x",
+    "e\u200d\u0301",
+    "x" * (MAX_CHARACTERS - 1) + " cut",
+    "\x85a\x1cb\ufeffc\u2003d\u00ade",
 ]
 
 
@@ -80,6 +85,19 @@ def test_texts_become_tokens_and_buckets_as_ours(sample):
             assert np.array_equal(sample.letters_of(text, 64), tokens_of([text], 64)[0].numpy())
         assert sample.ngram_buckets(text) == set(buckets(text))
     assert [sample.cleaned(text) for text in TEXTS] == as_prompts(TEXTS)
+
+
+@pytest.mark.skipif(not NODE, reason="needs node")
+def test_the_page_cleans_texts_as_ours_and_once_is_enough(tmp_path):
+    shutil.copy(MODEL_JS, tmp_path / "model.mjs")
+    (tmp_path / "ort.wasm.min.mjs").write_text("export const env = {wasm: {}};")
+    spaces = [f"a{chr(code)}b" for code in range(0x10000) if not chr(code).strip() or code in (0x200B, 0xFEFF)]
+    texts = [*TEXTS, *spaces]
+    (tmp_path / "trial.mjs").write_text(
+        f"import {{cleaned}} from './model.mjs'; console.log(JSON.stringify({json.dumps(texts)}.map(cleaned)))"
+    )
+    made = subprocess.run([NODE, tmp_path / "trial.mjs"], capture_output=True, text=True, check=True, timeout=300)
+    assert json.loads(made.stdout) == as_prompts(texts) == as_prompts(as_prompts(texts))
 
 
 @with_onnx

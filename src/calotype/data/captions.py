@@ -338,9 +338,12 @@ def _is_inside(folder: Path, name: str) -> bool:
 
 
 def clean(text: str) -> str:
-    """On one line, in normal form C, without control and format characters, at most `MAX_CHARACTERS` long."""
+    """On one line, in normal form C, without control and format characters, at most `MAX_CHARACTERS` long.
+
+    What is clean stays as it is: exports clean a prompt more than once.
+    """
     kept = (character for character in _normalized(text) if unicodedata.category(character)[0] != "C")
-    return " ".join("".join(kept).split())[:MAX_CHARACTERS]
+    return _normalized("".join(kept))[:MAX_CHARACTERS].rstrip()
 
 
 def _normalized(text: str) -> str:

@@ -209,8 +209,13 @@ function uniform(key) {
 }
 
 export function cleaned(text) {
-  const normal = text.split(/\s+/u).filter(Boolean).join(" ").normalize("NFC").replace(/\p{C}/gu, "");
-  return [...normal.split(/\s+/u).filter(Boolean).join(" ")].slice(0, 2000).join("");
+  return [...normalized(normalized(text).replace(/\p{C}/gu, ""))].slice(0, 2000).join("").trimEnd();
+}
+
+// In normal form C, on one line. Python splits at these spaces; \s lacks some of them, and has U+FEFF.
+function normalized(text) {
+  const spaces = /[\t-\r\x1c-\x20\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]+/u;
+  return text.split(spaces).filter(Boolean).join(" ").normalize("NFC");
 }
 
 function lettersOf(text, most) {

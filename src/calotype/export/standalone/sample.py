@@ -292,13 +292,13 @@ def seeded(seed):
 
 
 def cleaned(text):
-    """On one line, in normal form C, without control characters."""
-    kept = (
-        letter
-        for letter in unicodedata.normalize("NFC", " ".join(text.split()))
-        if unicodedata.category(letter)[0] != "C"
-    )
-    return " ".join("".join(kept).split())[:LONGEST_PROMPT]
+    """On one line, in normal form C, without control characters; what is clean stays as it is."""
+    kept = (letter for letter in normalized(text) if unicodedata.category(letter)[0] != "C")
+    return normalized("".join(kept))[:LONGEST_PROMPT].rstrip()
+
+
+def normalized(text):
+    return unicodedata.normalize("NFC", " ".join(text.split()))
 
 
 def letters_of(text, most):
