@@ -19,18 +19,26 @@ FILES = {
     "mask": {"type": "string", "format": "binary", "description": MARKED},
 }
 RUNS = {"type": "array", "items": {"type": "string"}, "minItems": 2, "maxItems": MOST_SIDE_BY_SIDE}
-QUERIES: dict[str, tuple[str, bool, dict[str, Any]]] = {
-    "/api/compare": ("runs", True, RUNS),
-    "/api/compare.csv": ("runs", True, RUNS),
-    "/api/uploads/{upload}": ("path", True, {"type": "string", "description": "Below its folder, as cats/1.png."}),
-    "/runs/{run}/gallery.zip": ("starred", False, {"type": "string", "description": "1: those with a star alone."}),
+OFFSET = {"type": "integer", "minimum": 0, "description": "Byte offset in the log; without one, from its end."}
+PARAMETERS: dict[str, list[tuple[str, str, bool, dict[str, Any]]]] = {
+    "/api/compare": [("runs", "query", True, RUNS)],
+    "/api/compare.csv": [("runs", "query", True, RUNS)],
+    "/api/uploads/{upload}": [
+        ("path", "query", True, {"type": "string", "description": "Below its folder, as cats/1.png."})
+    ],
+    "/runs/{run}/gallery.zip": [
+        ("starred", "query", False, {"type": "string", "description": "1: those with a star alone."})
+    ],
+    "/runs/{run}/events": [("since", "query", False, OFFSET), ("Last-Event-ID", "header", False, OFFSET)],
 }
-"""Of an address its parameter, whether it is needed, and what it is."""
+"""Of an address its parameters: where they stand, whether they are needed, and what they are."""
 PATTERNS = {"upload": "^[0-9a-f]{16}$", "picture": "^[0-9a-f]{20}$"}
 ANSWERS = {
-    "/runs/{run}/pictures/{picture}": "image/png", "/runs/{run}/gallery.zip": "application/zip",
-    "/runs/{run}/report": "text/html", "/api/runs.csv": "text/csv", "/api/compare.csv": "text/csv",
-    "/runs/{run}/events": "text/event-stream", "/api/jobs/{job}/events": "text/event-stream",
+    ("get", "/runs/{run}/pictures/{picture}"): ("image/png", "image/webp"),
+    ("get", "/runs/{run}/pictures/{picture}/nearest"): ("image/png",),
+    ("get", "/runs/{run}/gallery.zip"): ("application/zip",), ("get", "/runs/{run}/report"): ("text/html",),
+    ("get", "/api/runs.csv"): ("text/csv",), ("get", "/api/compare.csv"): ("text/csv",),
+    ("get", "/runs/{run}/events"): ("text/event-stream",), ("get", "/api/jobs/{job}/events"): ("text/event-stream",),
 }  # fmt: skip
 """Types of answers; all others are JSON."""
 OPERATIONS: dict[tuple[str, str], tuple[str, Body]] = {
@@ -47,6 +55,7 @@ OPERATIONS: dict[tuple[str, str], tuple[str, Body]] = {
     ("post", "/api/runs/{run}/resume"): ("Go on with a run, or give a finished one more time", Resumption),
     ("post", "/api/runs/{run}/samples"): ("Make pictures for the gallery; answers with a job", PageSampling),
     ("get", "/runs/{run}/pictures/{picture}"): ("A picture of the gallery; a film is WebP", None),
+    ("get", "/runs/{run}/pictures/{picture}/nearest"): ("The nearest training picture, once it was searched", None),
     ("get", "/runs/{run}/gallery.zip"): ("The pictures of the gallery, and how they were made", None),
     ("get", "/runs/{run}/report"): ("The report of a run as one page", None),
     ("post", "/api/runs/{run}/nearest"): ("Search the nearest training pictures of the newest in the gallery", None),
@@ -62,15 +71,24 @@ OPERATIONS: dict[tuple[str, str], tuple[str, Body]] = {
 }
 ERRORS = {
     "400": "A field is wrong or unknown, and is named", "401": "The token is missing", "403": "The origin is another",
-    "404": "There is no such thing", "413": "The body is too large", "429": "The queue is full; see Retry-After",
+    "404": "There is no such thing", "409": "Not in the state in which it is, or the run is damaged",
+    "414": "The query is too long", "421": "The Host header names another server", "500": "A mistake of the server",
 }  # fmt: skip
+CHANGE_ERRORS = {"408": "The body came too slowly", "413": "The body is too large"}
+BUSY = {"429": "Too many at once; see Retry-After"}
+QUEUED = (
+    "/v1/images/generations", "/v1/images/edits", "/api/runs/{run}/samples", "/api/runs/{run}/nearest", "/api/runs",
+    "/api/runs/{run}/resume",
+)  # fmt: skip
+"""What is done one after the other, or at most so many at a time."""
+WAITING_ERRORS = {"503": "The request was given up: its process has died, it took too long, or the server ends"}
 
 
 def api_description() -> dict[str, Any]:
     """In version 3.1 of the OpenAPI specification."""
     paths: dict[str, dict[str, Any]] = {}
     for (method, path), (summary, body) in OPERATIONS.items():
-        paths.setdefault(path, {})[method] = operation(path, summary, body)
+        paths.setdefault(path, {})[method] = operation(method, path, summary, body)
     schemas = {
         body.__name__: body.model_json_schema(ref_template="#/components/schemas/{model}")
         for _, body in OPERATIONS.values() if body is not None
@@ -84,18 +102,23 @@ def api_description() -> dict[str, Any]:
     }
 
 
-def operation(path: str, summary: str, body: Body) -> dict[str, Any]:
+def operation(method: str, path: str, summary: str, body: Body) -> dict[str, Any]:
     names = [part[1:-1] for part in path.split("/") if part.startswith("{")]
     parameters = [parameter(name, "path", True, {"type": "string"}) for name in names]
-    if path in QUERIES:
-        name, needed, schema = QUERIES[path]
-        parameters.append(parameter(name, "query", needed, schema))
-    done = {"description": "Done", "content": {ANSWERS.get(path, "application/json"): {}}}
-    responses = {"2XX": done, **{code: {"description": words} for code, words in ERRORS.items()}}
+    parameters += [parameter(*given) for given in PARAMETERS.get(path, [])]
+    done = {"description": "Done", "content": {kind: {} for kind in ANSWERS.get((method, path), ("application/json",))}}
+    responses = {"2XX": done, **{code: {"description": words} for code, words in errors_of(method, path).items()}}
     about: dict[str, Any] = {"summary": summary, "parameters": parameters, "responses": responses}
     if content := body_of(path, body):
         about["requestBody"] = {"content": content, "required": body is not Resumption}
     return about
+
+
+def errors_of(method: str, path: str) -> dict[str, str]:
+    """Statuses with which a request may be refused, and what they mean, in their order."""
+    errors = ERRORS | (CHANGE_ERRORS if method == "post" else {})
+    errors |= BUSY if path.endswith("/events") or (method == "post" and path in QUEUED) else {}
+    return dict(sorted((errors | (WAITING_ERRORS if path.startswith("/v1/images/") else {})).items()))
 
 
 def parameter(name: str, where: str, needed: bool, schema: dict[str, Any]) -> dict[str, Any]:
