@@ -19,6 +19,7 @@ import httpx2 as httpx
 import numpy as np
 import psutil
 import pytest
+import torch
 from openai import BadRequestError, OpenAI
 from PIL import Image
 from serving import ADDRESS, CHROMIUM, RUN, bearer, browser_page, client_of, ready, served, until
@@ -26,15 +27,19 @@ from small import write_pictures
 from test_report import fake_run, flat
 
 from calotype.data.images import images_from_pixels, pils_from_images
+from calotype.data.seen import SEEN_FILE
 from calotype.files import read_json, write_json
 from calotype.model import load
 from calotype.run import Run
 from calotype.serve import events, launching, sampling
 from calotype.serve import gallery as gallery_module
 from calotype.serve.gallery import Gallery
+from calotype.serve.gallery_page import gallery_figure
 from calotype.serve.launching import Launcher, why_stopped
 from calotype.serve.library import id_of
 from calotype.serve.trained import is_at_hand, read_trained
+from calotype.serve.worker import Models
+from calotype.training.snapshot import snapshot
 from calotype.types import UserError, no_progress
 
 
@@ -100,6 +105,24 @@ def test_their_client_gets_our_pictures(theirs, model):
     answer = theirs.images.generate(model="run", prompt="b", response_format="b64_json", extra_body={"seed": 5})
     assert np.array_equal(picture_in(answer.data[0]), model.sample(1, "b", 5)[0])  # a prompt that is a label
     assert picture_in(answer.data[0]).info["calotype:label"] == "b"
+
+
+def test_a_run_is_sampled_while_it_trains(client, folder):
+    """From its newest checkpoint, by the process that samples; the model is opened again once there is another."""
+    run, models = shutil.copytree(folder / "run", folder / "going"), Models(torch.device("cpu"))
+    write_json(run / "run.json", {**read_json(run / "run.json"), "status": "training"})
+    shutil.rmtree(run / "model")
+    newest, words = snapshot(run, torch.device("cpu"))
+    answer = client.post("/v1/images/generations", json={"model": "going", "seed": 5, "steps": 2})
+    first = models.of(run)
+    again = models.of(run) is first
+    (run / "checkpoints" / "another").mkdir()
+    other = models.of(run)
+    shutil.rmtree(run)
+    assert answer.status_code == 200 and "images" in words, answer.text
+    made = Image.open(io.BytesIO(base64.b64decode(answer.json()["data"][0]["b64_json"])))
+    assert np.array_equal(made, newest.sample(1, seed=5, steps=2)[0])
+    assert again and other is not first
 
 
 def test_their_client_edits(theirs, model):
@@ -215,7 +238,8 @@ def test_the_nearest_training_picture_stands_beside_a_picture(client, folder):
     while (answer := client.post(f"/api/runs/{RUN}/nearest")).status_code == 202:
         assert done(client, answer)["state"] == "finished"
     note = gallery.about(picture)["nearest"]
-    assert note["file"] == trained.originals[row].path.name and note["apart"] < 1e-3
+    assert note["file"] == trained.originals[row].path.name and note["apart"] < 1e-3 and "earlier" not in note
+    assert "earlier trainings" not in gallery_figure(RUN, gallery.about(picture)).code
     shown = Image.open(io.BytesIO(client.get(f"/runs/{RUN}/pictures/{picture}/nearest").content))
     assert np.array_equal(shown, original)
     page = client.get(f"/runs/{RUN}/gallery").text
@@ -224,6 +248,18 @@ def test_the_nearest_training_picture_stands_beside_a_picture(client, folder):
     client.delete(f"/api/runs/{RUN}/pictures/{picture}")
     assert client.get(f"/runs/{RUN}/pictures/{picture}/nearest").status_code == 404
     assert not list((folder / "run" / "gallery").glob(f"{picture}*"))
+
+
+def test_the_search_says_that_pictures_of_earlier_trainings_are_not_in_it(client, folder):
+    gallery, seen = Gallery(folder / "run"), folder / "run" / SEEN_FILE
+    (picture,) = gallery.add(
+        [png(Image.new("RGB", (16, 16), "red"))], {"kind": "sample", "seed": 0, "order": time.time()}
+    )
+    seen.touch()
+    assert done(client, client.post(f"/api/runs/{RUN}/nearest"))["state"] == "finished"
+    seen.unlink()
+    assert "; pictures of earlier trainings are not searched" in client.get(f"/runs/{RUN}/gallery").text
+    gallery.remove(picture)
 
 
 def test_a_picture_that_cannot_be_decoded_hides_no_older_one_from_the_search(client, folder):

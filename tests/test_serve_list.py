@@ -234,6 +234,17 @@ def test_pictures_that_were_copied_are_there_for_another_try(opened, monkeypatch
     assert not list((opened.folder / HIDDEN / "uploads").glob("*.count"))  # it no longer waits
 
 
+def test_pictures_stay_where_they_are_when_no_process_can_be_started(opened, monkeypatch):
+    def fail(*given):
+        raise OSError(12, "Cannot allocate memory")
+
+    batch = "0123456789abcdef"
+    assert opened.client.post(f"/api/uploads/{batch}?path=a.png", content=b"x").status_code == 201
+    monkeypatch.setattr(opened.launcher, "train", fail)
+    assert opened.client.post("/api/runs", json={"name": "cats", "upload": batch}).status_code == 500
+    assert (opened.folder / HIDDEN / "uploads" / batch / "a.png").read_bytes() == b"x"
+
+
 # -- More time ---------------------------------------------------------------------------------------------------------
 
 

@@ -6,7 +6,9 @@ import os
 import re
 import shutil
 import tempfile
+import time
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -17,20 +19,23 @@ from serving import ADDRESS, RUN, bearer, client_of
 from starlette.routing import Route
 from test_report import fake_run, flat
 
-from calotype.data.images import read_mask
+from calotype.cli.commands.reading import levels_in
+from calotype.data.images import read_image, read_mask
 from calotype.evaluation.measures import MEASURES
 from calotype.files import read_json, write_json
-from calotype.model import Model
+from calotype.model import Model, load
 from calotype.serve import actions, api, worker
 from calotype.serve.answers import RefusedRequest, without_folders
 from calotype.serve.gallery import Gallery
 from calotype.serve.gallery_page import caption_of, gallery_figure
 from calotype.serve.library import id_of
+from calotype.serve.requests import NewRun
 from calotype.serve.safety import MAX_EDIT, MAX_JSON, limit_of
 from calotype.serve.server import routes
 from calotype.serve.wire import unpack
 from calotype.serve.words import TERMS
 from calotype.serve.worker import Worker, decoded, repainted
+from calotype.types import UserError
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -104,18 +109,63 @@ def test_a_finished_run_that_goes_on_is_sampled_by_its_model_until_it_has_a_chec
     assert "the denoiser of a run has no checkpoint yet" in end["reason"] and str(tmp_path) not in end["reason"]
 
 
+def test_a_stopped_run_of_an_earlier_version_says_what_it_lacks(tmp_path):
+    run = shutil.copytree(GOLDEN / "stopped-run", tmp_path / "stopped")
+    pictures, end = work_of(run, "sample", label="micah")
+    assert not pictures and end["end"] == "refused" and "has no space among its constants" in end["reason"]
+
+
+def test_pictures_of_16_bits_are_read_with_black_and_white_of_the_run(folder, tmp_path):
+    """As the command line reads them: without the run's, each would be spread by its own values."""
+    run = shutil.copytree(folder / "run", tmp_path / "deep")
+    write_json(run / "run.json", {**read_json(run / "run.json"), "black_and_white": {"I;16": [0, 1000]}})
+    deep = Image.fromarray(np.full((16, 16), 500, np.uint16) + np.arange(16, dtype=np.uint16))
+    file = tmp_path / "deep.png"
+    file.write_bytes(png(deep))
+    expected = load(run, "cpu").redraw(read_image(file, levels=levels_in(run)), 0.5, seed=5, steps=4)[0]
+    (varied,), _ = work_of(run, "edit", [png(deep)], strength=0.5, steps=4)
+    (enlarged,), _ = work_of(run, "enlarge", [png(deep)])
+    assert np.array_equal(varied, expected) and abs(np.asarray(enlarged, int) - 129).max() < 4
+
+
+def test_each_row_of_a_cascade_from_noise_to_clean_has_the_size_of_the_picture(tmp_path):
+    shutil.copytree(GOLDEN / "cascade", fake_run(tmp_path / "cascade", flat) / "model")
+    (sheet,), _ = work_of(tmp_path / "cascade", "develop")
+    (picture,), _ = work_of(tmp_path / "cascade", "sample")
+    model = load(tmp_path / "cascade", "cpu")
+    calls = len(model.estimates(seed=5, steps=2))
+    assert len(model.stages) > 1 and sheet.size == (2 * picture.width, calls * picture.height)
+
+
 @pytest.mark.parametrize(
     ("text", "shown"),
     [
         ("/home/me/my runs/a/model is damaged", "a/model is damaged"),
-        ("no such file: '/tmp/x y/z.png'", "no such file: 'x y/z.png'"),
+        ("no such file: '/tmp/x y/z a.png'", "no such file: 'z a.png'"),
+        ("\"/home/o'neil/a b/x.png\" and '/c/d'", "\"x.png\" and 'd'"),
+        ("'C:\\\\Users\\\\me me\\\\a.png'", "'a.png'"),
+        ("look into ~/a/b", "look into b"),
+        ("\\\\server\\my-share\\a.png is damaged", "a.png is damaged"),
+        ("read:/home/a/b", "read:b"),
+        ("/home/anna maria/x.png is damaged", "x.png is damaged"),
         ("look into /var/lib/cache, or /a", "look into cache, or a"),
         ("C:\\Users\\me\\a.png is no picture", "a.png is no picture"),
         ("16x16 and/or 1/2, http://127.0.0.1/x", "16x16 and/or 1/2, http://127.0.0.1/x"),
     ],
 )
-def test_reasons_have_no_folders_in_them(text, shown):
+def test_reasons_have_no_folders_in_them(text, shown, monkeypatch):
+    monkeypatch.setattr(Path, "home", lambda: Path("/home/anna maria"))
     assert without_folders(text, Path("/home/me/my runs")) == shown
+
+
+def test_a_reason_names_pictures_of_the_run_without_their_folder(tmp_path, monkeypatch):
+    def refuse(*given):
+        raise UserError("/mnt/big disk/my pets/a.png is damaged")
+
+    run = shutil.copytree(GOLDEN / "labels", fake_run(tmp_path / "run", flat) / "model").parent
+    write_json(run / "run.json", {**read_json(run / "run.json"), "data": "/mnt/big disk/my pets"})
+    monkeypatch.setitem(worker.WORK, "sample", refuse)
+    assert work_of(run, "sample")[1]["reason"] == "my pets/a.png is damaged"
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA", "P"])
@@ -148,6 +198,8 @@ def test_a_cascade_enlarges_by_the_prompt_of_the_picture(folder, monkeypatch, tm
     picture = png(Image.new("RGB", (8, 8)))
     _, end = work_of(tmp_path / "cascade", "enlarge", [picture], label="micah", prompt="a micah portrait")
     assert end["end"] == "finished" and seen == [{"label": "micah", "seed": 5, "prompt": "a micah portrait"}]
+    _, end = work_of(tmp_path / "cascade", "enlarge", [picture], strength=0.5)
+    assert end["end"] == "refused" and "takes no strength" in end["reason"]
 
 
 # -- What is taken -----------------------------------------------------------------------------------------------------
@@ -157,10 +209,24 @@ def test_a_cascade_enlarges_by_the_prompt_of_the_picture(folder, monkeypatch, tm
     ("field", "asked"),
     [("label_after", {"kind": "interpolate", "label_after": "b"}), ("seed_after", {"seed_after": 3}),
      ("strength", {"kind": "develop", "strength": 0.5}), ("negative", {"kind": "enlarge", "negative": "x"}),
-     ("size", {"kind": "enlarge", "size": "64x32"}), ("of", {"of": "0" * 20})],
+     ("size", {"kind": "enlarge", "size": "64x32"}), ("of", {"of": "0" * 20}),
+     ("count", {"kind": "develop", "count": 4}), ("count", {"kind": "enlarge", "count": 2}),
+     ("steps", {"kind": "enlarge", "steps": 9}), ("guidance", {"kind": "enlarge", "guidance": 2})],
 )  # fmt: skip
 def test_a_field_that_would_have_no_effect_is_refused(client, field, asked):
     answer = client.post(f"/api/runs/{RUN}/samples", json=asked)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, field)
+
+
+@pytest.mark.parametrize(
+    ("field", "asked", "files"),
+    [("of", {"kind": "edit"}, ["mask"]), ("image", {"kind": "edit", "of": "0" * 20}, ["image"]),
+     ("mask", {"kind": "enlarge"}, ["image", "mask"]), ("mask", {}, ["mask"]), ("image", {}, ["image"])],
+)  # fmt: skip
+def test_a_picture_or_mask_that_would_have_no_effect_is_refused(client, field, asked, files):
+    """A mask alone is not taken for the picture."""
+    sent = {name: png(Image.new("RGB", (8, 8))) for name in files}
+    answer = client.post(f"/api/runs/{RUN}/samples", data={"seed": "1", **asked}, files=sent)
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, field)
 
 
@@ -218,6 +284,9 @@ def test_more_pixels_than_a_request_may_have_are_refused_at_any_size(folder, mon
     for kind, given in (("sample", {"count": 5}), ("sample", wide), ("interpolate", films), ("develop", {"steps": 3})):
         pictures, end = work_of(folder / "run", kind, **given)
         assert not pictures and end["end"] == "refused" and "at most" in end["reason"], kind
+    assert "ask for fewer steps" in end["reason"]  # its number of pictures cannot be set
+    assert not work_of(folder / "run", "develop", steps=2, sampler="heun")[0]  # two calls a step
+    assert work_of(folder / "run", "develop", steps=2, sampler="euler")[0]
     assert len(work_of(folder / "run", "sample", count=4)[0]) == 4
 
 
@@ -250,6 +319,7 @@ def test_uploads_that_no_training_has_taken_go_after_a_day(tmp_path, monkeypatch
     named = actions.uploads(folder) / "pets"
     named.mkdir()
     write_json(folder / "run" / "run.json", {"data": str(actions.uploads(folder) / used)})
+    write_json(folder / "odd" / "run.json", {"data": ["no text"]})
     actions.stored(folder, new, ["a.png"], b"x")
     left = {place.name for place in actions.uploads(folder).iterdir()}
     assert left == {used, f"{used}.count", new, f"{new}.count", "pets"}
@@ -257,6 +327,22 @@ def test_uploads_that_no_training_has_taken_go_after_a_day(tmp_path, monkeypatch
     actions.stored(folder, new, ["b.png"], b"x")
     with pytest.raises(RefusedRequest, match="removed after a day"):
         actions.stored(folder, "d" * 16, ["a.png"], b"x")
+
+
+def test_of_two_requests_at_once_one_takes_an_upload(tmp_path, monkeypatch):
+    """The other one is told that there is nothing."""
+    actions.stored(tmp_path, "a" * 16, ["a.png"], b"x")
+    monkeypatch.setattr(actions, "is_run_name", lambda name: time.sleep(0.2) or True)
+
+    def take(name):
+        try:
+            return actions.pictures_argument(tmp_path, NewRun(name=name, upload="a" * 16))
+        except RefusedRequest as error:
+            return error.status
+
+    with ThreadPoolExecutor(2) as threads:
+        taken = sorted(threads.map(take, ("cats", "dogs")), key=str)
+    assert taken[0] == 404 and len(taken[1]) == 1
 
 
 # -- The description ---------------------------------------------------------------------------------------------------
@@ -298,7 +384,23 @@ def test_only_pages_and_their_parts_are_not_described(client):
     assert left == {
         "/", "/parts", "/new", "/words", "/words.json", "/compare", "/openapi.json", "/static/{name}", "/runs/{run}",
         "/runs/{run}/parts", "/runs/{run}/gallery", "/runs/{run}/cover", "/runs/{run}/grid", "/runs/{run}/nearest",
-        "/runs/{run}/previews/{leg}/{index:int}", "/runs/{run}/pictures/{picture}/nearest",
+        "/runs/{run}/previews/{leg}/{index:int}",
+    }  # fmt: skip
+
+
+def test_statuses_types_and_parameters_are_described(client):
+    paths = client.get("/openapi.json").json()["paths"]
+    responses = {status for methods in paths.values() for each in methods.values() for status in each["responses"]}
+    sources = "".join(file.read_text() for file in Path(worker.__file__).parent.glob("*.py"))
+    assert {*re.findall(r"(?:RefusedRequest\(\s*|return )(4\d\d|5\d\d),", sources)} <= responses
+    assert {str(status) for status in (*api.STATUS_OF_END.values(), 500)} <= responses
+    for methods in paths.values():
+        assert all("408" not in about["responses"] for method, about in methods.items() if method != "post")
+    film = paths["/runs/{run}/pictures/{picture}"]["get"]["responses"]["2XX"]["content"]
+    assert set(film) == {"image/png", "image/webp"}
+    events = paths["/runs/{run}/events"]["get"]["parameters"]
+    assert {(each["name"], each["in"]) for each in events if not each["required"]} == {
+        ("since", "query"), ("Last-Event-ID", "header"),
     }  # fmt: skip
 
 

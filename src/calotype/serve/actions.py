@@ -26,6 +26,7 @@ from calotype.serve.gallery import Gallery
 from calotype.serve.gallery_page import gallery_figure
 from calotype.serve.launching import HIDDEN, StartedRun, is_run_name
 from calotype.serve.requests import (
+    EDITS,
     MOST_PICTURES,
     NewRun,
     PageSampling,
@@ -90,13 +91,7 @@ def job_of(asked: PageSampling, folder: Path, files: dict[str, bytes]) -> Job:
         raise RefusedRequest(
             409, "this run has no checkpoint yet; its denoiser gets the first a minute after it begins"
         )
-    sent = [files[name] for name in ("image", "mask") if name in files]
-    if asked.of is not None:
-        sent = [gallery.file(asked.of).read_bytes(), *([files["mask"]] if "mask" in files else [])]
-    if (asked.kind in ("edit", "enlarge")) != bool(sent):
-        raise RefusedRequest(
-            400, f"a request of kind {asked.kind} {'needs a' if not sent else 'takes no'} picture", "of"
-        )
+    sent = pictures_sent(asked, gallery, files)
     fields = sampling_fields(asked, folder, 1 if asked.kind in ("develop", "enlarge") else asked.count, asked.size)
     if asked.kind == "interpolate":
         after = fields["seed"] + 1 if asked.seed_after is None else asked.seed_after
@@ -104,6 +99,19 @@ def job_of(asked: PageSampling, folder: Path, files: dict[str, bytes]) -> Job:
     in_turn = asked.kind == "sample" and not asked.prompt and not fields.get("label")
     kept = {"of": asked.of, "model": folder.name, "turn": Run.open(folder).state.classes if in_turn else []}
     return Job(asked.kind, folder, {**fields, **kept}, sent, kept=False)
+
+
+def pictures_sent(asked: PageSampling, gallery: Gallery, files: dict[str, bytes]) -> list[bytes]:
+    """The picture of a request, and its mask, if it has them. Raises `RefusedRequest`."""
+    if asked.of is not None and "image" in files:
+        raise RefusedRequest(400, "of and image both name a picture; give one", "image")
+    if "mask" in files and asked.kind != "edit":
+        raise RefusedRequest(400, f"a request of kind {asked.kind} takes no mask; leave it out", "mask")
+    picture = files.get("image") if asked.of is None else gallery.file(asked.of).read_bytes()
+    if (asked.kind in EDITS) != (picture is not None):
+        needed = "needs a picture: of, or the file image" if picture is None else "takes no picture; leave it out"
+        raise RefusedRequest(400, f"a request of kind {asked.kind} {needed}", "of" if picture is None else "image")
+    return [content for content in (picture, files.get("mask")) if content is not None]
 
 
 async def find_nearest(request: Request) -> Response:
@@ -198,12 +206,14 @@ def started(request: Request, asked: NewRun) -> dict[str, str]:
     pictures = pictures_argument(launcher.folder, asked)
     try:
         run = launcher.train(asked.name, [*pictures, *options])
-    except RefusedRequest:
+    except (RefusedRequest, OSError):
         if asked.upload:  # so that the next request finds them
-            Path(*pictures).rename(uploads(launcher.folder) / asked.upload)
+            with COUNTING:
+                Path(*pictures).rename(uploads(launcher.folder) / asked.upload)
         raise
     if asked.upload:
-        remove(uploads(launcher.folder) / f"{asked.upload}.count")  # it is taken
+        with COUNTING:
+            remove(uploads(launcher.folder) / f"{asked.upload}.count")  # it is taken
     return {"id": run, "page": f"/runs/{run}"}
 
 
@@ -212,14 +222,17 @@ def pictures_argument(folder: Path, asked: NewRun) -> list[str]:
     if asked.path and asked.upload:
         raise RefusedRequest(400, "path and upload both name pictures; give one", "path")
     if asked.upload:
-        place = uploads(folder) / asked.upload
-        if not place.is_dir():
-            raise RefusedRequest(404, "nothing was uploaded under this id", "upload")
-        named = uploads(folder) / asked.name
-        if is_run_name(asked.name) and not os.path.lexists(named):
-            place = place.rename(named)  # what pages call the pictures
-        return [str(place)]
+        with COUNTING:
+            return [str(named_upload(folder, asked))]
     return [named_folder(asked.path)] if asked.path else []
+
+
+def named_upload(folder: Path, asked: NewRun) -> Path:
+    """The pictures that were uploaded, by the name of their run where it is free. Raises `RefusedRequest`."""
+    place, named = uploads(folder) / asked.upload, uploads(folder) / asked.name
+    if not place.is_dir():
+        raise RefusedRequest(404, "nothing was uploaded under this id", "upload")
+    return place.rename(named) if is_run_name(asked.name) and not os.path.lexists(named) else place
 
 
 def named_folder(path: str) -> str:
@@ -302,7 +315,7 @@ async def upload(request: Request) -> Response:
 
 
 def stored(folder: Path, batch: str, parts: list[str], content: bytes) -> dict[str, Any]:
-    """Requests come on several threads, and the count of an upload is read, compared and written by one at a time."""
+    """Requests come on several threads; uploads are counted, named, taken and removed by one at a time."""
     place = uploads(folder) / batch
     held = place.parent / f"{batch}.count"
     with COUNTING:
@@ -313,7 +326,8 @@ def stored(folder: Path, batch: str, parts: list[str], content: bytes) -> dict[s
 
 def remove_waiting(folder: Path) -> None:
     """Removes uploads that no training has taken within a day; those that were taken are not counted any longer."""
-    used = {read_mapping(file).get("data") for file in folder.glob("*/run.json")}
+    named = (read_mapping(file).get("data") for file in folder.glob("*/run.json"))
+    used = {data for data in named if isinstance(data, str)}
     for held in uploads(folder).glob("*.count"):
         place, waited = held.with_suffix(""), time.time() - held.stat().st_mtime
         if UPLOAD_ID.fullmatch(held.stem) and waited > WAITING_SECONDS and str(place) not in used:

@@ -47,13 +47,19 @@ class RefusedRequest(Exception):  # noqa: N818
         self.status, self.reason, self.field, self.retry_after, self.retry = status, reason, field, retry_after, retry
 
 
-FOLDERS = re.compile(r"(?<![\w.:/\\-])(?:[A-Za-z]:)?[/\\](?:[^/\\\s]+[/\\])*(?=[^/\\\s])")
+ROOT = r"(?:~\w*|[A-Za-z]:)?[/\\]"
+FOLDERS = re.compile(rf"(?<![\w./\\~-])(?:{ROOT}|(?<!:)[/\\]{{2}})(?:[^/\\\s]+[/\\])*(?=[^/\\\s])")
 """Of an absolute path, all that stands before its last part."""
+QUOTED = re.compile(rf"(?<=([\"'])){ROOT}(?:(?!\1).)*[/\\](?=(?!\1).)")
+"""The same of one in quotes, which may have spaces in it."""
 
 
-def without_folders(text: str, known: Path) -> str:
+def without_folders(text: str, *known: Path) -> str:
     """A reason for people elsewhere: paths below `known` become relative, of others the name of the file is left."""
-    return FOLDERS.sub("", text.replace(f"{known}{os.sep}", ""))
+    for folder in (*known, Path.home()):
+        if len(folder.parts) > 1:  # not the root, which is in all of them
+            text = text.replace(f"{folder}{os.sep}", "")
+    return FOLDERS.sub("", QUOTED.sub("", text))
 
 
 def json_response(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:

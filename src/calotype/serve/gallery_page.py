@@ -153,6 +153,7 @@ def nearest_of(place: str, entry: dict[str, Any]) -> Html | None:
         return None
     image = tag("img", src=f"{place}/nearest", alt="Nearest training picture", loading="lazy", class_="sheet")
     words = f"nearest training picture: {nearest['file']}, {nearest['apart']:.2f} apart"
+    words += "; pictures of earlier trainings are not searched" if nearest.get("earlier") else ""
     return tag("div", image, tag("small", words), class_="beside")
 
 

@@ -97,18 +97,23 @@ class PageSampling(SamplingFields):
 
 
 EDITS, FILMS = ("edit", "enlarge"), ("interpolate",)
+SAMPLED = ("sample", "edit", "interpolate", "develop")
 USED_BY = {
-    "seed_after": FILMS, "label_after": FILMS, "strength": EDITS, "of": EDITS,
-    "size": ("sample", "edit", "interpolate", "develop"), "negative": ("sample", "edit", "interpolate", "develop"),
+    "seed_after": FILMS, "label_after": FILMS, "strength": EDITS, "of": EDITS, "size": SAMPLED, "negative": SAMPLED,
+    "count": ("sample", "edit", "interpolate"),
 }  # fmt: skip
 """Fields of `PageSampling` that not every kind of request has."""
 
 
 def require_used(asked: PageSampling) -> None:
     """Raises `RefusedRequest` for a field that would have no effect."""
+    given = {name for name in asked.model_fields_set if getattr(asked, name) != "auto"}
     for name, kinds in USED_BY.items():
-        if asked.kind not in kinds and getattr(asked, name) not in (None, "auto"):
+        if asked.kind not in kinds and name in given:
             raise RefusedRequest(400, f"a request of kind {asked.kind} takes no {name}; leave it out", name)
+    if asked.kind == "enlarge" and asked.strength is None and (unused := given & {"steps", "guidance"}):
+        name = min(unused)
+        raise RefusedRequest(400, f"without a strength, nothing is sampled in steps; leave {name} out", name)
     if asked.label_after and not asked.label:
         raise RefusedRequest(400, "label_after is where a film from label leads; give label, too", "label_after")
 

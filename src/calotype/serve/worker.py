@@ -15,6 +15,7 @@ import traceback
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -23,10 +24,12 @@ from PIL import Image, PngImagePlugin
 
 from calotype.data.formats import FORMATS
 from calotype.data.images import grid, read_image, read_mask
+from calotype.data.seen import SEEN_FILE
+from calotype.diffusion.samplers import CALLS_A_STEP
 from calotype.diffusion.stage import in_turn
 from calotype.machine import find_device, out_of_memory
 from calotype.model import Model, load
-from calotype.run import Run
+from calotype.run import Run, read_mapping
 from calotype.serve.answers import without_folders
 from calotype.serve.gallery import UNREADABLE
 from calotype.serve.requests import LARGEST_PIXELS, MOST_WORK
@@ -55,7 +58,7 @@ class Models:
     """The models that were used last, each until its files change."""
 
     def __init__(self, device: torch.device) -> None:
-        self.device, self.open = device, OrderedDict[tuple[str, Any], Model]()
+        self.device, self.open = device, OrderedDict[tuple[str, int | tuple[str, ...] | None], Model]()
 
     def of(self, folder: Path) -> Model:
         """Of a finished run its model, of any other its newest checkpoint, or its model until it has one.
@@ -77,11 +80,11 @@ def is_unfinished(folder: Path) -> bool:
     return Run.open(folder).state.status != "finished"
 
 
-def version_of(folder: Path) -> Any:
+def version_of(folder: Path) -> int | tuple[str, ...] | None:
     manifest, checkpoints = folder / "model" / "manifest.json", folder / "checkpoints"
     if manifest.is_file() and not is_unfinished(folder):
         return manifest.stat().st_mtime_ns
-    return sorted(path.name for path in checkpoints.iterdir()) if checkpoints.is_dir() else None
+    return tuple(sorted(path.name for path in checkpoints.iterdir())) if checkpoints.is_dir() else None
 
 
 # -- Requests ----------------------------------------------------------------------------------------------------------
@@ -89,7 +92,7 @@ def version_of(folder: Path) -> Any:
 
 def draw_samples(model: Model, asked: dict[str, Any], files: Sequence[bytes]) -> Iterator[bytes]:
     """PNG files of samples, or of variations of a picture where one is sent, with its mask if there are two files."""
-    pictures = [decoded(content, read_image) for content in files[:1]]
+    pictures = [decoded(content, reader_of(asked)) for content in files[:1]]
     masks = [repainted(decoded(content, read_mask)) for content in files[1:2]]
     drawn = model.draw(
         asked["count"], asked.get("label"), asked["seed"], size_of(asked), prompt=asked.get("prompt") or None,
@@ -123,12 +126,17 @@ def draw_interpolation(model: Model, asked: dict[str, Any], files: Sequence[byte
 
 
 def draw_estimates(model: Model, asked: dict[str, Any], files: Sequence[bytes]) -> Iterator[bytes]:
-    """One picture from noise to clean, a row a step: what the sampler has, and what the denoiser takes it for."""
+    """One picture from noise to clean, a row a step: what the sampler has, and what the denoiser takes it for.
+
+    Rows of smaller stages are enlarged, pixel by pixel, so that all are equally high.
+    """
     pairs = model.estimates(
         asked.get("label"), asked["seed"], size_of(asked), prompt=asked.get("prompt") or None,
         negative=asked.get("negative"), **changes_of(asked),
     )  # fmt: skip
-    yield as_png(grid([picture for pair in pairs for picture in pair], 2, gap=0), asked)
+    size = pairs[-1][0].size
+    rows = [picture.resize(size, Image.Resampling.NEAREST) for pair in pairs for picture in pair]
+    yield as_png(grid(rows, 2, gap=0), asked)
 
 
 def draw_enlarged(model: Model, asked: dict[str, Any], files: Sequence[bytes]) -> Iterator[bytes]:
@@ -136,7 +144,7 @@ def draw_enlarged(model: Model, asked: dict[str, Any], files: Sequence[bytes]) -
 
     With a `strength`, image-to-image follows the interpolation: of a model of one size it makes worse pictures.
     """
-    picture, label, seed = decoded(files[0], read_image), asked.get("label"), asked["seed"]
+    picture, label, seed = decoded(files[0], reader_of(asked)), asked.get("label"), asked["seed"]
     prompt = asked.get("prompt") or None
     factor = model.stages[-1].factor if model.stages[-1].low_res_size else 2
     width, height = factor * picture.width, factor * picture.height
@@ -145,6 +153,8 @@ def draw_enlarged(model: Model, asked: dict[str, Any], files: Sequence[bytes]) -
             f"enlarged, the picture would have {width}x{height} pixels; at most {LARGEST_PIXELS:,} are made"
         )
     if model.stages[-1].low_res_size:
+        if asked.get("strength"):
+            raise UserError("this model has a stage that enlarges, which takes no strength; leave it out")
         yield as_png(model.enlarge(picture, label=label, seed=seed, prompt=prompt), asked)
         return
     larger = picture.resize((width, height), Image.Resampling.LANCZOS)
@@ -165,12 +175,14 @@ WORK: dict[str, Callable[[Model, dict[str, Any], Sequence[bytes]], Iterator[byte
 def require_affordable(model: Model, asked: dict[str, Any]) -> None:
     """Raises `UserError` for more pixels than a request may have, of the size that is asked for or the model's own."""
     width, height = size_of(asked) or (model.image_size, model.image_size)
-    steps = model.settings(changes_of(asked))[0].steps
-    count = 2 * steps if asked["kind"] == "develop" else asked["count"]
+    count, fewer = asked["count"], "fewer"
+    if asked["kind"] == "develop":  # two pictures a call of the denoiser
+        samplings = model.settings(changes_of(asked))
+        count, fewer = sum(2 * each.steps * CALLS_A_STEP[each.sampler] for each in samplings), "fewer steps"
     if asked["kind"] != "enlarge" and count * width * height > MOST_WORK:
         raise UserError(
-            f"{count} pictures of {width}x{height} px are too many for one request; ask for fewer (at most "
-            f"{MOST_WORK // (width * height)} of this size), or for smaller ones"
+            f"{count} pictures of {width}x{height} px are too many for one request; ask for {fewer} (at most "
+            f"{MOST_WORK // (width * height)} pictures of this size), or for smaller ones"
         )
 
 
@@ -190,6 +202,11 @@ def changes_of(asked: dict[str, Any]) -> dict[str, Any]:
 
 def size_of(asked: dict[str, Any]) -> tuple[int, int] | None:
     return (asked["width"], asked["height"]) if asked.get("width") else None
+
+
+def reader_of(asked: dict[str, Any]) -> Callable[[Path], Image.Image]:
+    """Reads a picture with black and white of the run, for those with more than 8 bits, as the command line does."""
+    return partial(read_image, levels=Run.open(Path(asked["folder"])).state.black_and_white)
 
 
 def decoded(content: bytes, read: Callable[[Path], Image.Image]) -> Image.Image:
@@ -323,11 +340,17 @@ class Worker:
                 self.end(asked, "failed", f"{type(error).__name__}: {error}")
 
     def end(self, asked: dict[str, Any], end: str, reason: str) -> None:
-        reason = without_folders(reason, Path(asked["folder"]).parent)
+        folder = Path(asked["folder"])
+        data = read_mapping(folder / "run.json").get("data")
+        known = [folder.parent, *([Path(data).parent] if isinstance(data, str) else [])]
+        reason = without_folders(reason, *known)
         self.say({"job": asked["job"], "end": end, "reason": reason})
 
     def search(self, job: str, folder: Path, files: list[bytes]) -> None:
-        """The nearest training picture of each file; of one that cannot be decoded why, so that it hides no other."""
+        """The nearest training picture of each file; of one that cannot be decoded why, so that it hides no other.
+
+        A note says `earlier` where the run has learned from others before, whose pixels it does not keep.
+        """
 
         def progress(done: int, total: int) -> None:
             if job in self.cancelled:
@@ -336,13 +359,14 @@ class Worker:
                 self.say({"job": job, "total": total, "done": done})
 
         trained = self.trained.of(folder, progress)
+        earlier = {"earlier": True} if (folder / SEEN_FILE).is_file() else {}
         for file in files:
             progress(0, 1)
             try:
                 ((content, note),) = nearest_to([decoded(file, read_image)], trained)
             except UserError as error:
                 content, note = b"", {UNREADABLE: str(error)}
-            self.say({"job": job, "note": note}, [content])
+            self.say({"job": job, "note": {**note, **earlier}}, [content])
         self.say({"job": job, "end": "finished"})
 
 

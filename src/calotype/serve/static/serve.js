@@ -592,6 +592,17 @@ function removed(figure) {
 
 // The brush paints on a canvas above the picture; what it has painted is sent as a mask, white on black.
 const easel = {mask: null, picture: null, of: null, file: null, at: [0, 0]}, PAINT = "#d6336c";
+// Of a picture of one's own; the server takes 32 MB together with the mask and the fields.
+const MOST_PIXELS = 2 ** 24, MOST_BYTES = 31 * 2 ** 20;
+
+// Opens a file as an image; what the server would refuse is refused before anybody paints on it.
+async function requireTaken(file, image) {
+  if (file.size > MOST_BYTES) throw new Error(`The file has ${Math.ceil(file.size / 2 ** 20)} MB, but at most ${MOST_BYTES / 2 ** 20} MB are taken; choose a smaller one.`);
+  image.src = URL.createObjectURL(file);
+  await image.decode().catch(() => { throw new Error("The browser cannot show this file; choose a PNG, JPEG or WebP."); });
+  const {naturalWidth: width, naturalHeight: height} = image;
+  if (width * height > MOST_PIXELS) throw new Error(`The picture has ${width}x${height} pixels, but at most ${MOST_PIXELS.toLocaleString("en")} are taken; make it smaller first.`);
+}
 
 async function edit(id, image, file = null) {
   await image.decode();
@@ -653,6 +664,20 @@ function brushKeys(canvas) {
   for (const name of ["focus", "blur"]) canvas.addEventListener(name, () => { down = false; if (easel.mask) paint(); });
 }
 
+// What was painted, as a JPEG: white on black, without transparency.
+async function maskOf(width, height) {
+  const flat = Object.assign(document.createElement("canvas"), {width, height}), pen = flat.getContext("2d");
+  const pixels = easel.mask.getContext("2d").getImageData(0, 0, width, height), data = pixels.data;
+  for (let place = 0; place < data.length; place += 4) {
+    data.fill(data[place + 3] > 127 ? 255 : 0, place, place + 3);
+    data[place + 3] = 255;
+  }
+  pen.putImageData(pixels, 0, 0);
+  const opaque = await new Promise(done => flat.toBlob(done, "image/jpeg", 1));
+  if (!opaque) throw new Error("it is too large for this browser");
+  return opaque;
+}
+
 function editing() {
   const dialog = one("#editor"), form = one("#editing"), canvas = one("#brush"), own = one("#own");
   canvas.addEventListener("pointerdown", event => { canvas.setPointerCapture(event.pointerId); easel.from = null; stroke(event); });
@@ -665,11 +690,13 @@ function editing() {
     own.value = "";
     if (!file) return;
     accept(one("#sampling"));
-    image.src = URL.createObjectURL(file);
-    await edit(null, image, file).catch(() => {
-      state.textContent = "The browser cannot show this file; choose a PNG, JPEG or WebP.";
+    try {
+      await requireTaken(file, image);
+      await edit(null, image, file);
+    } catch (error) {
+      state.textContent = error.message;
       state.className = "wrong";
-    });
+    }
     URL.revokeObjectURL(image.src);
   });
   // The picture, by its id or as a file, and what is asked for, with those fields of the form above that are named.
@@ -690,17 +717,11 @@ function editing() {
     event.preventDefault();
     const {width, ...given} = fieldsOf(form);
     const body = bodyOf({...given, kind: "edit"}, "label", "prompt", "negative", "steps", "guidance");
-    if (easel.painted) {
-      const flat = document.createElement("canvas"), pen = flat.getContext("2d");
-      [flat.width, flat.height] = [canvas.width, canvas.height];
-      const pixels = easel.mask.getContext("2d").getImageData(0, 0, flat.width, flat.height), data = pixels.data;
-      for (let place = 0; place < data.length; place += 4) {
-        data.fill(data[place + 3] > 127 ? 255 : 0, place, place + 3);
-        data[place + 3] = 255;
-      }
-      pen.putImageData(pixels, 0, 0);
-      const opaque = await new Promise(done => flat.toBlob(done, "image/jpeg", 1));
-      body.append("mask", opaque, "mask.jpg");
+    try {
+      if (easel.painted) body.append("mask", await maskOf(canvas.width, canvas.height), "mask.jpg");
+    } catch (error) {  // no memory for it
+      dialog.close();
+      return refuse(one("#sampling"), new Error(`The mask cannot be made (${error.message}); choose a smaller picture.`));
     }
     make(body);
   });
