@@ -20,7 +20,7 @@ FILES = {
 }
 RUNS = {"type": "array", "items": {"type": "string"}, "minItems": 2, "maxItems": MOST_SIDE_BY_SIDE}
 OFFSET = {"type": "integer", "minimum": 0, "description": "Byte offset in the log; without one, from its end."}
-PARAMETERS: dict[str, list[tuple[str, str, bool, dict[str, Any]]]] = {
+PARAMETERS_OF: dict[str, list[tuple[str, str, bool, dict[str, Any]]]] = {
     "/api/compare": [("runs", "query", True, RUNS)],
     "/api/compare.csv": [("runs", "query", True, RUNS)],
     "/api/uploads/{upload}": [
@@ -75,7 +75,7 @@ ERRORS = {
     "414": "The query is too long", "421": "The Host header names another server", "500": "A mistake of the server",
 }  # fmt: skip
 CHANGE_ERRORS = {"408": "The body came too slowly", "413": "The body is too large"}
-BUSY = {"429": "Too many at once; see Retry-After"}
+BUSY_ERRORS = {"429": "Too many at once; see Retry-After"}
 QUEUED = (
     "/v1/images/generations", "/v1/images/edits", "/api/runs/{run}/samples", "/api/runs/{run}/nearest", "/api/runs",
     "/api/runs/{run}/resume",
@@ -105,7 +105,7 @@ def api_description() -> dict[str, Any]:
 def operation(method: str, path: str, summary: str, body: Body) -> dict[str, Any]:
     names = [part[1:-1] for part in path.split("/") if part.startswith("{")]
     parameters = [parameter(name, "path", True, {"type": "string"}) for name in names]
-    parameters += [parameter(*given) for given in PARAMETERS.get(path, [])]
+    parameters += [parameter(*given) for given in PARAMETERS_OF.get(path, [])]
     done = {"description": "Done", "content": {kind: {} for kind in ANSWERS.get((method, path), ("application/json",))}}
     responses = {"2XX": done, **{code: {"description": words} for code, words in errors_of(method, path).items()}}
     about: dict[str, Any] = {"summary": summary, "parameters": parameters, "responses": responses}
@@ -117,7 +117,7 @@ def operation(method: str, path: str, summary: str, body: Body) -> dict[str, Any
 def errors_of(method: str, path: str) -> dict[str, str]:
     """Statuses with which a request may be refused, and what they mean, in their order."""
     errors = ERRORS | (CHANGE_ERRORS if method == "post" else {})
-    errors |= BUSY if path.endswith("/events") or (method == "post" and path in QUEUED) else {}
+    errors |= BUSY_ERRORS if path.endswith("/events") or (method == "post" and path in QUEUED) else {}
     return dict(sorted((errors | (WAITING_ERRORS if path.startswith("/v1/images/") else {})).items()))
 
 
