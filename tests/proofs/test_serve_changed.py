@@ -145,3 +145,24 @@ def test_a_command_is_there_to_be_copied_where_a_page_may_not_copy(folder, brows
         page.keyboard.press("Escape")
         page.locator("#explained").wait_for(state="hidden")
         assert page.evaluate("document.activeElement.matches('[data-copy]')")
+
+
+def test_a_picture_of_ones_own_that_is_too_large_is_refused_before_anybody_paints(folder, browser, tmp_path):
+    """By its pixels, by its bytes, and where the browser has no memory for the mask."""
+    Image.new("1", (8000, 2200)).save(tmp_path / "wide.png")
+    Image.new("RGB", (16, 16)).save(tmp_path / "small.png")
+    (tmp_path / "heavy.png").write_bytes((tmp_path / "small.png").read_bytes() + bytes(2**25))
+    with served(folder, "--device", "cpu") as (address, token, _), opened(browser, address, token) as open_page:
+        page = open_page(f"/runs/{RUN}/gallery")
+        page.locator("#own").set_input_files(tmp_path / "wide.png")
+        page.get_by_text("The picture has 8000x2200 pixels, but at most 16,777,216 are taken").wait_for()
+        page.locator("#own").set_input_files(tmp_path / "heavy.png")
+        page.get_by_text("The file has 33 MB, but at most 31 MB are taken").wait_for()
+        assert not page.locator("#editor[open]").count()
+        page.locator("#own").set_input_files(tmp_path / "small.png")
+        page.locator("#editor[open]").wait_for()
+        page.evaluate("() => { HTMLCanvasElement.prototype.toBlob = done => done(null); }")
+        page.locator("#brush").click()
+        page.get_by_role("button", name="Make variations").click()
+        page.get_by_text("The mask cannot be made (it is too large for this browser)").wait_for()
+        assert not page.locator("#editor[open]").count()

@@ -97,9 +97,9 @@ class PageSampling(SamplingFields):
 
 
 EDITS, FILMS = ("edit", "enlarge"), ("interpolate",)
-SAMPLING_KINDS = ("sample", "edit", "interpolate", "develop")
+STEPPED = ("sample", "edit", "interpolate", "develop")
 USED_BY = {
-    "seed_after": FILMS, "label_after": FILMS, "strength": EDITS, "of": EDITS, "size": SAMPLING_KINDS, "negative": SAMPLING_KINDS,
+    "seed_after": FILMS, "label_after": FILMS, "strength": EDITS, "of": EDITS, "size": STEPPED, "negative": STEPPED,
     "count": ("sample", "edit", "interpolate"),
 }  # fmt: skip
 """Fields of `PageSampling` that not every kind of request has."""
