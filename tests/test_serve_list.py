@@ -240,7 +240,7 @@ def test_pictures_stay_where_they_are_when_no_process_can_be_started(opened, mon
 
     batch = "0123456789abcdef"
     assert opened.client.post(f"/api/uploads/{batch}?path=a.png", content=b"x").status_code == 201
-    monkeypatch.setattr(opened.launcher, "train", fail)
+    monkeypatch.setattr(launching.Launcher, "train", fail)
     assert opened.client.post("/api/runs", json={"name": "cats", "upload": batch}).status_code == 500
     assert (opened.folder / HIDDEN / "uploads" / batch / "a.png").read_bytes() == b"x"
 

@@ -154,7 +154,7 @@ def test_each_row_of_a_cascade_from_noise_to_clean_has_the_size_of_the_picture(t
     ],
 )
 def test_reasons_have_no_folders_in_them(text, shown, monkeypatch):
-    monkeypatch.setattr(Path, "home", lambda: Path("/home/anna maria"))
+    monkeypatch.setenv("HOME", "/home/anna maria")
     assert without_folders(text, Path("/home/me/my runs")) == shown
 
 

@@ -56,8 +56,8 @@ QUOTED = re.compile(rf"(?<=([\"'])){ROOT}(?:(?!\1).)*[/\\](?=(?!\1).)")
 
 def without_folders(text: str, *known: Path) -> str:
     """A reason for people elsewhere: paths below `known` become relative, of others the name of the file is left."""
-    for folder in (*known, Path.home()):
-        if len(folder.parts) > 1:  # not the root, which is in all of them
+    for folder in (*known, Path(os.path.expanduser("~"))):
+        if len(folder.parts) > 1:  # not the root, nor ~ where nobody has a home
             text = text.replace(f"{folder}{os.sep}", "")
     return FOLDERS.sub("", QUOTED.sub("", text))
 
