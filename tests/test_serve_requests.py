@@ -148,6 +148,7 @@ def test_each_row_of_a_cascade_from_noise_to_clean_has_the_size_of_the_picture(t
         ("\\\\server\\my-share\\a.png is damaged", "a.png is damaged"),
         ("read:/home/a/b", "read:b"),
         ("/home/anna maria/x.png is damaged", "x.png is damaged"),
+        ("/mnt/home/me/my runs/a.png", "my runs/a.png"),
         ("look into /var/lib/cache, or /a", "look into cache, or a"),
         ("C:\\Users\\me\\a.png is no picture", "a.png is no picture"),
         ("16x16 and/or 1/2, http://127.0.0.1/x", "16x16 and/or 1/2, http://127.0.0.1/x"),

@@ -56,9 +56,10 @@ QUOTED = re.compile(rf"(?<=([\"'])){ROOT}(?:(?!\1).)*[/\\](?=(?!\1).)")
 
 def without_folders(text: str, *known: Path) -> str:
     """A reason for people elsewhere: paths below `known` become relative, of others the name of the file is left."""
-    for folder in (*known, Path(os.path.expanduser("~"))):
-        if len(folder.parts) > 1:  # not the root, nor ~ where nobody has a home
-            text = text.replace(f"{folder}{os.sep}", "")
+    home = Path(os.path.expanduser("~"))  # noqa: PTH111 (Path.home raises where there is none)
+    for folder in (*known, home):
+        if len(folder.parts) > 1:  # not the root
+            text = re.sub(rf"(?<![\w.-]){re.escape(f'{folder}{os.sep}')}", "", text)
     return FOLDERS.sub("", QUOTED.sub("", text))
 
 
