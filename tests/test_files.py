@@ -7,8 +7,9 @@ import stat
 from pathlib import Path
 
 import pytest
+import torch
 
-from calotype.files import damage, is_whole, read_json, whole_folder, write_json, write_whole
+from calotype.files import damage, is_finite, is_whole, read_json, whole_folder, write_json, write_whole
 from calotype.types import UserError
 
 
@@ -193,3 +194,12 @@ def test_what_is_not_json_is_the_users_to_mend(tmp_path, content, message):
     with pytest.raises(UserError, match=message) as error:
         read_json(tmp_path / "x.json")
     assert "x.json" in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("place", [0, 6, 9])
+def test_a_tensor_is_checked_for_nan_a_part_at_a_time(monkeypatch, place):
+    monkeypatch.setattr("calotype.files.CHECKED_AT_ONCE", 4)
+    values = torch.zeros(2, 5)
+    assert is_finite(values) and is_finite(values.T) and is_finite(torch.empty(0, 3)) and is_finite(torch.tensor(1))
+    values.view(-1)[place] = float("nan")
+    assert not is_finite(values) and not is_finite(values.T)

@@ -26,6 +26,8 @@ from calotype.types import UserError
 
 MAX_WHOLE, MAX_NAME = 2**26, 255
 """Of a file that is read whole, unless more is expected; and letters of a name."""
+CHECKED_AT_ONCE = 2**22
+"""Values of a tensor."""
 UNFINISHED = re.compile(r"\.(?P<name>.+)\.(?P<process>\d+)\.(?P<kind>tmp|old)")
 KINDS_OF_FILES = {
     stat.S_IFDIR: "folder", stat.S_IFLNK: "link", stat.S_IFIFO: "pipe", stat.S_IFSOCK: "socket",
@@ -134,7 +136,12 @@ def tensor_parts(tensors: Mapping[str, Tensor], about: dict[str, str] | None) ->
 
 def not_finite(tensors: Mapping[str, Tensor]) -> str | None:
     """The name of the first tensor with NaN or infinity."""
-    return next((name for name, value in tensors.items() if not value.isfinite().all()), None)
+    return next((name for name, value in tensors.items() if not is_finite(value)), None)
+
+
+def is_finite(values: Tensor) -> bool:
+    """Whether none is NaN or infinite; a part at a time, since the comparison makes a copy."""
+    return all(bool(part.isfinite().all()) for part in values.detach().reshape(-1).split(CHECKED_AT_ONCE))
 
 
 def write_json(path: Path, value: Any, new: bool = False) -> None:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from calotype.files import read_tensors
+from calotype.files import is_finite, read_tensors
 from calotype.nets.blocks import Migrated, rename_keys
 from calotype.types import UserError
 
@@ -90,7 +90,7 @@ def check_tensors(given: Mapping[str, Tensor], expected: Mapping[str, Tensor], s
             raise UserError(
                 f"{source}: {name:.80} is {got}, but its settings make it {wanted}; take both from one place"
             )
-        if given[name].is_floating_point() and not given[name].isfinite().all():
+        if given[name].is_floating_point() and not is_finite(given[name]):
             raise UserError(f"{source}: {name:.80} has values that are not numbers; take another copy of the weights")
 
 
