@@ -48,6 +48,10 @@ CLASSES = {
     "words after a set": (["train-v1.2/sea", "train-v1.2/wood", "test-v1.2/sea"], ("sea", "wood")),
     "trains": (["bullet_train", "steam_train"], ("bullet_train", "steam_train")),
     "pictures without a class": (["train/1", "train/2", "test/1", "unlabeled"], ("1", "2")),
+    "images in sets beside pictures without a class": (
+        ["train/images/1", "train/images/2", "test/images/1", "pred"],
+        ("1", "2"),
+    ),
     "two forms of a name": (["train/cho\u0301", "train/dog", "test/ch\u00f3"], ("ch\u00f3", "dog")),
     "years": (["2021", "2022/05", "2023-07 Rome"], ()),
     "days": (["2023-05-01", "2023_05_02", "20230503"], ()),

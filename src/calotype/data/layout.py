@@ -77,7 +77,7 @@ def find_layout(names: Sequence[str], unlabelled: re.Pattern[str] = UNLABELLED) 
     folders: list[Folders] = [tuple(name.split("/")[:-1]) for name in names]
     sets, notes = [""] * len(names), list[str]()
     while True:
-        if _is_wrapped(folders):
+        if _is_wrapped([each for each, of in zip(folders, sets, strict=True) if of != NO_CLASS]):
             folders = [each[1:] for each in folders]
         elif not any(sets) and _are_sets(named := _sets_named(heads := _level(folders, 0), unlabelled)):
             sets, folders = _taken(folders, 0, named)
@@ -88,6 +88,7 @@ def find_layout(names: Sequence[str], unlabelled: re.Pattern[str] = UNLABELLED) 
     if not any(sets) and _are_sets(named) and all(len(each) > 1 for each in folders if each):
         sets, folders = _taken(folders, 1, named)
         notes.append(_sets_note(inner, named))
+    sets = ["" if of == NO_CLASS else of for of in sets]
     labels, more = _labels(folders)
     masked = note(
         len(left_out),
@@ -184,7 +185,8 @@ def _are_sets(named: Mapping[str, str]) -> bool:
 
 
 def _taken(folders: Sequence[Folders], depth: int, named: Mapping[str, str]) -> tuple[list[str], list[Folders]]:
-    """The set of each picture, and its folders without that of the set, nor one of the same set right in it."""
+    """The set of each picture, and its folders without that of the set, nor one of the same set right in it; none for
+    pictures of `NO_CLASS`."""
     kinds = [named[each[depth]] if len(each) > depth else "" for each in folders]
     inner: dict[str, set[str]] = {}
     for of, each in zip(kinds, folders, strict=True):
@@ -194,7 +196,7 @@ def _taken(folders: Sequence[Folders], depth: int, named: Mapping[str, str]) -> 
     for of, each in zip(kinds, folders, strict=True):
         below = each[depth + (2 if of in twice else 1) :]
         rest.append(() if of == NO_CLASS else (*each[:depth], *below) if of else each)
-    return ["" if of == NO_CLASS else of for of in kinds], rest
+    return kinds, rest
 
 
 def _sets_note(names: Counter[str], named: Mapping[str, str]) -> str:
