@@ -1,3 +1,4 @@
+import os
 import re
 from collections import Counter
 from dataclasses import replace
@@ -12,6 +13,7 @@ import calotype
 from calotype.cli.commands import check_data, plan, resume, train
 from calotype.cli.options import CheckOptions, ResumeOptions
 from calotype.data import buckets
+from calotype.data import folder as data_folder
 from calotype.data.buckets import (
     PixelSize,
     assign_buckets,
@@ -147,6 +149,23 @@ def test_a_picture_that_has_gone_since_is_reported(folder, tmp_path):
     pictures.originals[3].path.unlink()
     with pytest.raises(UserError, match=r"\.png could be read before, but not now: no such file.*; put it back"):
         read_buckets(pictures, THREE, 1, tmp_path)
+
+
+def test_a_picture_that_is_put_back_is_read_again(folder, tmp_path, monkeypatch):
+    """Also where pixels are in files, which know what was refused."""
+    monkeypatch.setattr(data_folder, "fit_into", lambda needed, free: False)
+    pictures = read_folder(folder, 16, tmp_path)
+    expected = [bucket.pixels for bucket in read_buckets(pictures, THREE, 1, tmp_path / "other")]
+    path = pictures.originals[3].path
+    away = path.rename(tmp_path / "away.png")
+    with pytest.raises(UserError, match=r"could be read before, but not now: no such file.*; put it back"):
+        read_buckets(pictures, THREE, 1, tmp_path)
+    away.rename(path)
+    os.utime(path, (1, 1))
+    with pytest.raises(UserError, match=r"cannot be read for its aspect bucket: it changed while it was read; wait"):
+        read_buckets(pictures, THREE, 1, tmp_path)
+    again = read_buckets(read_folder(folder, 16, tmp_path), THREE, 1, tmp_path)
+    assert all(torch.equal(bucket.pixels, its) for bucket, its in zip(again, expected, strict=True))
 
 
 def test_data_check_says_what_squares_cut_away(folder):

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import torch
 
-from calotype.data.folder import Pictures, decode_all
+from calotype.data.folder import CHANGED, Pictures, decode_all
 from calotype.data.images import shown
 from calotype.types import Progress, UserError, no_progress
 
@@ -76,7 +76,7 @@ def read_buckets(
 ) -> list[Pictures]:
     """The same pictures, decoded again for their buckets, and downsampled by `factor`; one `Pictures` a bucket.
 
-    The largest bucket is first. Raises `UserError` where a file has gone since.
+    The largest bucket is first. Raises `UserError` where a file has gone, or has changed, since.
     """
     if not pictures.originals:
         return [pictures]
@@ -99,6 +99,9 @@ def _read_bucket(
     pixels, decoded = decode_all(paths, (bucket.height, bucket.width), file, progress, pictures.levels, stamps)
     for path, picture in zip(paths, decoded, strict=True):
         if picture.refused:
+            file.with_suffix(".json").unlink(missing_ok=True)  # it vouches for the pixels: next time all are read again
+            if picture.refused == CHANGED:
+                raise UserError(f"{shown(path)} cannot be read for its aspect bucket: {CHANGED}")
             raise UserError(f"{shown(path)} could be read before, but not now: {picture.refused}; put it back")
     return replace(pictures.at(torch.tensor(chosen), torch.from_numpy(pixels)), content=content)
 

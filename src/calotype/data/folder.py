@@ -46,6 +46,7 @@ from calotype.types import NULL_LABEL, ByteImages, Labels, Progress, UserError, 
 SHRUNK_VALUES = 2**24
 """Of the pictures that are downsampled together: five of 1024 px."""
 PREPARATION = "upright, sRGB, over white, centre square, Lanczos with gap 3; version 1"
+CHANGED = "it changed while it was read; wait until it is complete, then start again"
 
 
 @dataclass(frozen=True, eq=False)
@@ -339,7 +340,7 @@ def _decode(
         try:
             picture = read_picture(paths[row], math.ceil(GAP * max(height, width)), levels)
             if stamps and stamp(paths[row]) != stamps[row]:
-                return Decoded("it changed while it was read; wait until it is complete, then start again")
+                return Decoded(CHANGED)
         except UnreadableError as error:
             return Decoded(error.reason)
         except OSError as error:  # it was removed after it was read
