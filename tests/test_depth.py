@@ -1,11 +1,14 @@
 """Pictures with more than 8 bits, transparent ones and those of one colour, in a folder."""
 
+import errno
+
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 from small import Keeper
 
 from calotype.cli.commands import reading
+from calotype.data import depth, images, rgb
 from calotype.data.buckets import PixelSize, read_buckets
 from calotype.data.folder import HashedFile, content_hash, read_folder
 from calotype.data.images import read_image
@@ -90,6 +93,38 @@ def test_pictures_that_are_brighter_than_others_count(tmp_path, tops):
     assert pictures.levels["I;16"][1] > 0.97 * max(tops) and not any("do not count" in note for note in pictures.notes)
 
 
+@pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.float32])
+@pytest.mark.parametrize("side", [1, 2, 70])
+def test_inner_extremes_are_those_of_the_sorted_values(monkeypatch, dtype, side):
+    monkeypatch.setattr(rgb, "STRIP_PIXELS", 200)
+    values = (np.random.default_rng(side).random((side, side)) * 9000).astype(dtype)
+    stray, ordered = max(1, side**2 // rgb.STRAY), np.sort(values.ravel())
+    expected = (ordered[stray], ordered[-stray - 1]) if side > 1 else (ordered[0], ordered[0])
+    assert rgb.inner_extremes(Image.fromarray(values)) == expected
+
+
+def test_black_and_white_of_a_run_stay_and_no_picture_is_searched_for_stray_values(tmp_path, monkeypatch):
+    pictures = greys(tmp_path / "greys", [4000] * 9, stray=65_535)
+    monkeypatch.setattr(images, "inner_extremes", None)
+    assert read_folder(pictures, SIDE, levels={"I;16": (0.0, 5000.0)}).levels == {"I;16": (0.0, 5000.0)}
+
+
+@pytest.mark.parametrize("place", [(depth, "opened_file"), (images, "with_picture")])
+def test_a_disk_that_fails_for_a_moment_ends_the_command_and_makes_no_other_range(tmp_path, monkeypatch, place):
+    pictures, failures = greys(tmp_path / "greys", [400] * 3 + [4000]), [OSError(errno.EIO, "Input/output error")]
+    done = getattr(*place)
+
+    def failing(path, *more):
+        if path.name == "03.png" and failures:
+            raise failures.pop()
+        return done(path, *more)
+
+    monkeypatch.setattr(*place, failing)
+    with pytest.raises(UserError, match=r"03\.png cannot be read: Input/output error; no set is made without it"):
+        read_folder(pictures, SIDE)
+    assert read_folder(pictures, SIDE).levels["I;16"][1] > 3900
+
+
 def test_other_pictures_have_black_and_white_of_the_run(tmp_path):
     own = read_folder(greys(tmp_path / "own", [4000] * 12, stray=4095), SIDE)
     run = Run(tmp_path / "run", RunState(black_and_white=dict(own.levels), content=own.content))
@@ -106,7 +141,7 @@ def test_aspect_buckets_have_the_black_and_white_of_the_folder(tmp_path):
     (bucket,) = read_buckets(pictures, [PixelSize(SIDE, SIDE)], 1, tmp_path / "cache")
     assert (bucket.pixels == pictures.pixels).all()
     ramp(0, 4000, np.uint16).save(pictures.originals[3].path)
-    with pytest.raises(UserError, match="could be read before, but not now: it changed while it was read"):
+    with pytest.raises(UserError, match="cannot be read for its aspect bucket: it changed while it was read; wait"):
         read_buckets(pictures, [PixelSize(SIDE, SIDE)], 1, tmp_path / "cache")
 
 

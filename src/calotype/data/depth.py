@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
-from calotype.data.formats import PictureFile, opened_file
+from calotype.data.formats import PictureFile, RefusedError, opened_file, require_reachable
 from calotype.data.images import UnreadableError, deep_range, in_threads
 from calotype.data.listing import first_names, plural
 from calotype.data.rgb import Levels, Range, customary_range, range_of
@@ -30,7 +31,7 @@ class FolderLevels:
 def find_levels(files: Sequence[PictureFile], known: Levels | None = None) -> FolderLevels:
     """Reads all pictures that may have more than 8 bits; those that cannot be read are passed over.
 
-    `known` are black and white that a run has already: they stay.
+    `known` are black and white that a run has already: they stay. Raises `UserError` as `require_reachable`.
     """
     found: dict[str, dict[PictureFile, Range]] = {}
     for file, result in zip(files, in_threads(_deep_range, files), strict=True):
@@ -38,7 +39,7 @@ def find_levels(files: Sequence[PictureFile], known: Levels | None = None) -> Fo
             found.setdefault(result[0], {})[file] = result[1:]
     values, notes, changed = dict[str, Range](), list[str](), list[str]()
     for kind, ranges in sorted(found.items()):
-        usual = ranges | _without_stray(ranges)
+        usual = ranges if kind in (known or {}) else ranges | _without_stray(ranges)
         low, high = min(low for low, _ in usual.values()), max(high for _, high in usual.values())
         values[kind] = black, white = (known or {}).get(kind) or range_of(kind, low, high)
         stray = first_names(file.name for file in ranges if usual[file] != ranges[file])
@@ -57,12 +58,12 @@ def _without_stray(ranges: Mapping[PictureFile, Range]) -> dict[PictureFile, Ran
     own length: the range from the median of the smallest to that of the largest values."""
     black, white = (float(np.median(ends)) for ends in zip(*ranges.values(), strict=True))
     lowest, highest = 2 * black - white, 2 * white - black
+    far = [file for file, (low, high) in ranges.items() if lowest < highest and (low < lowest or high > highest)]
     found = dict[PictureFile, Range]()
-    for file, (low, high) in ranges.items():
-        if lowest < highest and not lowest <= low <= high <= highest and (inner := _deep_range(file, inner=True)):
-            _, least, most = inner
-            kept = least if low < lowest <= least else low, most if high > highest >= most else high
-            found[file] = kept
+    for file, inner in zip(far, in_threads(partial(_deep_range, inner=True), far), strict=True):
+        if inner is not None:
+            (low, high), (_, least, most) = ranges[file], inner
+            found[file] = least if low < lowest <= least else low, most if high > highest >= most else high
     return found
 
 
@@ -71,7 +72,10 @@ def _deep_range(file: PictureFile, inner: bool = False) -> tuple[str, float, flo
         with opened_file(file) as opened:
             start = opened.read(26)
         return deep_range(file, inner) if starts_deep(start) else None
-    except (UnreadableError, OSError, ValueError):  # the reason is given where the picture is read
+    except UnreadableError:  # the reason is given where the picture is read
+        return None
+    except (OSError, RefusedError) as error:
+        require_reachable(file, error)
         return None
 
 

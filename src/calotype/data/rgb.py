@@ -139,10 +139,12 @@ def extremes(image: Image.Image) -> Range:
 def inner_extremes(image: Image.Image) -> Range:
     """The same without the values that may be stray: one of `STRAY` at either end, and at least one."""
     stray = max(1, image.width * image.height // STRAY)
-    least, most = np.empty(0), np.empty(0)
+    least, most = np.empty(0, bool), np.empty(0, bool)  # of the type of the values, once there are some
     for values in _values(image):
-        least, most = np.sort(np.append(least, values))[: stray + 1], np.sort(np.append(most, values))[-stray - 1 :]
-    return (float(least[-1]), float(most[0])) if len(least) > stray else extremes(image)
+        least, most = np.append(least, values), np.append(most, values)
+        if len(least) > stray:
+            least, most = np.partition(least, stray)[: stray + 1], np.partition(most, -stray - 1)[-stray - 1 :]
+    return (float(least.max()), float(most.min())) if len(least) > stray else extremes(image)
 
 
 def _values(image: Image.Image) -> Iterator[Shaped[np.ndarray, " _"]]:
