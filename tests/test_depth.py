@@ -105,8 +105,10 @@ def test_inner_extremes_are_those_of_the_sorted_values(monkeypatch, dtype, side)
 
 def test_black_and_white_of_a_run_stay_and_no_picture_is_searched_for_stray_values(tmp_path, monkeypatch):
     pictures = greys(tmp_path / "greys", [4000] * 9, stray=65_535)
-    monkeypatch.setattr(images, "inner_extremes", None)
+    monkeypatch.setattr(images, "inner_extremes", lambda image: searched.append(image) or (0.0, 4000.0))
+    searched = []
     assert read_folder(pictures, SIDE, levels={"I;16": (0.0, 5000.0)}).levels == {"I;16": (0.0, 5000.0)}
+    assert not searched and read_folder(pictures, SIDE).levels["I;16"][1] < 5000 and searched
 
 
 @pytest.mark.parametrize("place", [(depth, "opened_file"), (images, "with_picture")])

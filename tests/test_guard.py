@@ -10,6 +10,8 @@ from small import fingerprint, first_leg
 from test_train import run_in, silent
 
 from calotype.ranks import ALONE
+from calotype.run import Run
+from calotype.training import checkpoint
 from calotype.training.control import CHECKS, LOWERED, CriticGuard
 from calotype.training.leg import begin_leg, save_leg, train_leg
 from calotype.training.loop import train_step
@@ -140,3 +142,22 @@ def test_with_other_validation_pictures_the_best_of_those_before_does_not_count(
         again, guard = guarded([28.0] * CHECKS, **LONGER)
         begin_leg(run, again, ALONE, print)
         assert guard.best == best and bool(guard.before) == (not cleared)
+    again, guard = guarded([28.0] * CHECKS, **LONGER)  # a kill, before the next checkpoint
+    begin_leg(Run.open(run.folder), again, ALONE, print)
+    assert guard.best == -math.inf and not guard.before
+
+
+def test_a_kill_while_the_guard_forgets_is_made_up_for(tmp_path, monkeypatch):
+    run = run_in(tmp_path / "run")
+    leg, guard = guarded([28.0] * CHECKS, **LONGER)
+    begin_leg(run, leg, ALONE, print)
+    guard.check(28.0)
+    save_leg(run, leg)
+    run.state.validation.clear()
+    run.save()
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(checkpoint, "save", lambda *more: (_ for _ in ()).throw(KeyboardInterrupt))
+        begin_leg(Run.open(run.folder), guarded([28.0] * CHECKS, **LONGER)[0], ALONE, print)
+    again, guard = guarded([28.0] * CHECKS, **LONGER)
+    begin_leg(Run.open(run.folder), again, ALONE, print)
+    assert guard.best == -math.inf and not guard.before

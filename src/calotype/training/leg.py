@@ -131,7 +131,7 @@ def train_leg(
         say(f"{leg.name}: {text}")
 
     ranks = division.ranks
-    stopping = begin_leg(run, leg, ranks, note, prepare)
+    stopping = begin_leg(run, leg, ranks, note, prepare, limits.milestones)
     progress, validating, save = leg.progress, 0.0, partial(save_leg, run, leg, ranks, limits.milestones, note)
     log = StepLog(run, leg.name, progress, bar)
     guard_due = at_fractions(leg.guard.fractions if leg.guard else (), progress.fraction)
@@ -178,14 +178,14 @@ def train_leg(
 
 
 def begin_leg(
-    run: Run, leg: Leg[object], ranks: Ranks, note: Note, prepare: Callable[[], object] = lambda: None
-) -> EarlyStopping:
+    run: Run, leg: Leg[object], ranks: Ranks, note: Note, prepare: Callable[[], object] = lambda: None,
+    milestones: int = 0,
+) -> EarlyStopping:  # fmt: skip
     """Brings all ranks to the newest whole checkpoint, as the first chooses it, and validation to where it was.
 
     `prepare` is called where there are steps left.
     """
-    others = leg.name not in run.state.validation  # validation pictures than those of a checkpoint, if there is one
-    validation = run.state.validation.setdefault(leg.name, Validation())
+    others = ranks.say(lambda: leg.name not in run.state.validation)  # pictures than those of a checkpoint, if any
     restored = ranks.say(lambda: resume_leg(run, leg, note))
     if leg.sharded and restored and not ranks.first:
         checkpoint.load_checkpoint(run.folder / "checkpoints" / restored, leg.saved, leg.progress)
@@ -193,6 +193,10 @@ def begin_leg(
         leg.guard.forget()
     if not leg.sharded:
         share_leg(ranks, leg)
+    if others and leg.guard and restored:
+        save_leg(run, leg, ranks, milestones, note)  # before `validation` has the leg: after a kill it forgets again
+    validation = run.state.validation.setdefault(leg.name, Validation())
+    run.save()
     best = run.folder / "checkpoints" / f"best-{leg.name}"
     stopping = EarlyStopping(best, leg.states, validation, leg.fewest_validated)
     if ranks.first and leg.progress.fraction < 1 and (lost := stopping.forget_lost()):
