@@ -558,6 +558,24 @@ def test_a_preview_of_the_last_checkpoint_is_the_model(finished, again):
     assert model.sample(2, seed=5) == load(finished, "cpu").sample(2, seed=5)
 
 
+def test_the_model_before_stands_in_for_no_damaged_and_no_chosen_checkpoint(again, finished_cascade, tmp_path):
+    cascade = shutil.copytree(finished_cascade, tmp_path / "cascade")
+    for folder in (again, cascade):
+        state = Run.open(folder)
+        state.state.status = "training"
+        state.save()
+    (path,) = (again / "checkpoints").glob("denoiser-*")
+    (path / "denoiser.safetensors").write_bytes(b"half")
+    with pytest.raises(UserError, match=rf"no checkpoint of the denoiser of .* is whole: {path.name} \(.* has 4 bytes"):
+        commands.previewing.snapshot(again, CPU)
+    for path in (cascade / "checkpoints").glob("denoiser-*"):
+        shutil.rmtree(path)
+    (chosen,) = (path.name for path in (cascade / "checkpoints").glob("enlarge-16-*"))
+    with pytest.raises(UserError, match="the denoiser of .* has no checkpoint yet"):
+        commands.previewing.snapshot(cascade, CPU, chosen)
+    assert commands.previewing.snapshot(cascade, CPU)[1] == "the model before it went on"
+
+
 def test_a_preview_of_a_cascade_has_the_stages_so_far(tmp_path, monkeypatch):
     monkeypatch.setattr(legs, "SAVE_SECONDS", 0.0)
     interrupted_at(monkeypatch, [("denoiser", 12), ("enlarge-16", 12)])

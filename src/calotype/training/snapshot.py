@@ -37,7 +37,8 @@ def snapshot(folder: Path, device: torch.device, chosen: str | None = None) -> t
     where it has gone on and its first stage has no new checkpoint yet.
 
     With the name of a checkpoint, such as `denoiser-0000016384`, its stage is as it was then. Stages above that have
-    no checkpoint yet are left out. Raises `UserError` where there is none to be had, or no such checkpoint.
+    no checkpoint yet are left out. Raises `UserError` where there is none to be had, none is whole, or there is no such
+    checkpoint.
     """
     run = Run.open(folder)
     if chosen is not None:
@@ -52,9 +53,10 @@ def snapshot(folder: Path, device: torch.device, chosen: str | None = None) -> t
         stages.append(stage := empty_stage(run, recipe, size, frozen))
         words.append(load_average(run, recipe, stage, chosen))
         stage.denoiser.to(device).eval().requires_grad_(False)
-    if not stages and (folder / "model" / "model.json").is_file():  # a finished run that goes on
-        return load(folder, str(device)), "the model before it went on"
     if not stages:
+        require_none_damaged(run)
+        if chosen is None and (folder / "model" / "model.json").is_file():  # a finished run that goes on
+            return load(folder, str(device)), "the model before it went on"
         raise UserError(
             f"the denoiser of {folder} has no checkpoint yet; it gets its first a minute after its leg has begun, so "
             f"try again later, or look into {folder / 'previews'}"
@@ -110,6 +112,16 @@ def require_checkpoint(run: Run, chosen: str) -> None:
         others = ", ".join(name for name in names if name != chosen) or "none"
         raise UserError(
             f"checkpoint {chosen} of {run.folder} is damaged ({wrong}); copy it again; the others there are: {others}"
+        )
+
+
+def require_none_damaged(run: Run) -> None:
+    """Raises `UserError` where checkpoints of the denoiser are damaged; for where none is whole."""
+    found = {path.name: damage(path) for path in checkpoints(run.folder / "checkpoints", "denoiser")}
+    if damaged := [f"{name} ({wrong})" for name, wrong in found.items() if wrong]:
+        raise UserError(
+            f"no checkpoint of the denoiser of {run.folder} is whole: {', '.join(damaged)}; put a copy back, or try "
+            f"again where the run is training"
         )
 
 
