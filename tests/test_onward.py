@@ -571,7 +571,7 @@ def test_the_model_before_stands_in_for_no_damaged_and_no_chosen_checkpoint(agai
     for path in (cascade / "checkpoints").glob("denoiser-*"):
         shutil.rmtree(path)
     (chosen,) = (path.name for path in (cascade / "checkpoints").glob("enlarge-16-*"))
-    with pytest.raises(UserError, match="the denoiser of .* has no checkpoint yet"):
+    with pytest.raises(UserError, match=r"the denoiser of .* has no checkpoint yet"):
         commands.previewing.snapshot(cascade, CPU, chosen)
     assert commands.previewing.snapshot(cascade, CPU)[1] == "the model before it went on"
 

@@ -5,9 +5,10 @@ from collections import namedtuple
 from dataclasses import replace
 
 import pytest
-from small import Keeper, be_quick, machine, recipe, write_pictures
+import torch
+from small import Keeper, be_quick, machine, recipe, request, write_pictures
 from test_never_loses_work import stopped_run
-from test_train import products
+from test_train import interrupted_at, products
 
 from calotype.cli import commands
 from calotype.cli.commands import resuming
@@ -16,9 +17,12 @@ from calotype.cli.options import ResumeOptions
 from calotype.data.folder import read_folder
 from calotype.data.seen import OWN_FILE, SET_NAMES, continued_split, read_seen, seen_by, write_seen
 from calotype.data.split import is_split_of, write_split
-from calotype.files import is_whole, read_json, write_json
+from calotype.files import is_whole, read_json, read_tensors, write_json
+from calotype.model import load
 from calotype.run import Run, RunState
 from calotype.tables import differences
+from calotype.training import legs
+from calotype.training.process import Interrupted
 from calotype.types import UserError
 
 
@@ -193,6 +197,23 @@ def test_what_was_fitted_and_chosen_by_other_pictures_is_forgotten_where_no_chec
     assert any("denoiser: its closed form stays that of the pictures before" in line for line in console.printed)
     assert [path.name for path in (run.folder / "constants").iterdir()] == ["denoiser"]
     assert [*run.state.constants] == ["denoiser"] and [*run.state.validation] == ["autoencoder"]
+    assert run.state.outdated == ["denoiser"]
+
+
+def test_a_denoiser_that_was_trained_keeps_its_space_and_is_not_cross_fitted_on_other_pictures(tmp_path, monkeypatch):
+    be_quick(monkeypatch)
+    run, crossed = tmp_path / "run", []
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        interrupted_at(patch, [("denoiser", 8)])
+        commands.train(request(write_pictures(tmp_path / "pictures"), run), Keeper())
+    before = read_tensors(run / "constants" / "space" / "space.safetensors")
+    for file in write_pictures(tmp_path / "more", 8, classes=(), seed=9).iterdir():
+        shutil.copy(file, tmp_path / "pictures" / "a" / f"new-{file.name}")
+    monkeypatch.setattr(legs, "cross_fitted", lambda *constants: crossed.append(constants))
+    resume(run, tmp_path / "pictures")
+    assert Run.open(run).state.status == "finished" and not crossed
+    space = load(run, "cpu").stages[0].space
+    assert all(torch.equal(getattr(space, name), before[name]) for name in ("mean", "spread"))
 
 
 @pytest.mark.parametrize("kind", ["none", "bytes"])

@@ -160,6 +160,8 @@ class RunState(Stored):
     """The recipe with which the run goes on; None where an earlier version has written the state."""
     constants: dict[str, str] = Field(default_factory=dict)
     """Hash of the manifest of each leg's closed forms."""
+    outdated: list[str] = Field(default_factory=list)
+    """Legs whose closed forms are of other pictures than those of the run now: they have no cross-fitted ones."""
     origin: Origin | None = None
     """What it has started from; None for a run from nothing."""
     part: int = 1

@@ -98,7 +98,8 @@ def denoiser_leg(
     if start is not None:
         start.begin(stage, recipe, classes)
     weights = channel_weights(recipe, buckets, space)
-    objective = DenoisingObjective(stage, recipe.denoiser, cross_fitted(fitted, device), weights)
+    crossed = None if run is not None and "denoiser" in run.state.outdated else cross_fitted(fitted, device)
+    objective = DenoisingObjective(stage, recipe.denoiser, crossed, weights)
     return diffusion_leg("denoiser", recipe, objective, recipe.denoiser, recipe.sampling, buckets, device)
 
 

@@ -41,7 +41,7 @@ from calotype.training.levels import search_guidance, search_levels, with_search
 from calotype.training.loop import Division, TrainProgress, every, several
 from calotype.training.previews import autoencoder_validator, validation_images
 from calotype.training.process import Interrupted, ProgressBar, Reporter, Stop, StoppableReporter
-from calotype.training.snapshot import write_space
+from calotype.training.snapshot import restore_statistics, write_space
 from calotype.training.warm_start import WarmStart, first_space, start_of
 from calotype.types import NotFiniteError, Progress, UserError
 
@@ -147,8 +147,9 @@ class Pipeline:
         space, folder = LatentSpace(self.autoencoder(pictures)).to(self.device), self.run.folder / "cache"
         with self.ranks.in_turn(), self._counting("latents"), self._stoppable.bar("latents") as bar:
             caches = [self._latents(space, each, folder, bar) for each in buckets]
-            trained = (cache.of(each.train_indices) for each, cache in zip(buckets, caches, strict=True))
-            space.measure(moments.float().to(self.device) for moments in chain.from_iterable(trained))
+            if not restore_statistics(self.run, space):
+                trained = (cache.of(each.train_indices) for each, cache in zip(buckets, caches, strict=True))
+                space.measure(moments.float().to(self.device) for moments in chain.from_iterable(trained))
         self.ranks.say(lambda: self._inspect(space, pictures))
         pairs = zip(buckets, caches, strict=True)
         return space, [Bucket(each, latent_examples(self.recipe, each, cache, self.device)) for each, cache in pairs]

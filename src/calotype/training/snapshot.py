@@ -9,10 +9,10 @@ import torch
 from calotype.build import build_enlarger, build_frozen, build_space, build_stage
 from calotype.diffusion.denoiser import Denoiser
 from calotype.diffusion.stage import Stage
-from calotype.files import damage, is_whole, listed, read_as, whole_folder, write_tensors
+from calotype.files import damage, is_whole, listed, read_as, read_tensors, whole_folder, write_tensors
 from calotype.model import Model, load
 from calotype.nets.frozen import FrozenEncoder
-from calotype.nets.weights import load_file_into
+from calotype.nets.weights import check_tensors, load_file_into
 from calotype.priors.prior import load_trained
 from calotype.recipe import Recipe, exposure_above, leg_above
 from calotype.run import Run
@@ -83,6 +83,22 @@ def write_space(run: Run, space: LatentSpace) -> None:
     """Keeps the space of the first stage in the folder of a run, for previews."""
     with whole_folder(run.folder / "constants" / SPACE) as path:
         write_tensors(path / SPACE_FILE, space.state_dict())
+
+
+def restore_statistics(run: Run, space: LatentSpace) -> bool:
+    """Gives a space mean and spread of the latents with which the denoiser of a run was trained, in place of those of
+    the pictures that it has now; False where it has none, or they are missing or damaged. Raises `UserError` for others
+    than those of such a space."""
+    folder = run.folder / "constants" / SPACE
+    begun = run.state.legs.get("denoiser") == "finished" or checkpoints(run.folder / "checkpoints", "denoiser")
+    if not begun or not is_whole(folder):
+        return False
+    file, own = listed(folder, SPACE_FILE), {"mean": space.mean, "spread": space.spread}
+    kept = {name: value for name, value in read_tensors(file).items() if name in own}
+    check_tensors(kept, own, str(file))
+    for name, value in own.items():
+        value.copy_(kept[name])
+    return True
 
 
 def stored_space(run: Run, recipe: Recipe) -> Space:

@@ -80,16 +80,18 @@ def change_pictures(run: Run, recipe: Recipe, pictures: Pictures, change: str, c
 
     `run.json` is written before `split.json`, so that a process that is killed in between is noticed: the split is then
     of other content. What was chosen or fitted by the pictures before is forgotten where no checkpoint needs it.
+    Closed forms that are needed are no longer cross-fitted: halves of those pictures are not halves of these.
     """
     folder, state, seen = run.folder, run.state, own_becomes_seen(run.folder)
     pictures = pictures.split_by(continued_split(seen, recipe.split))
     unknown = ["the new sets may hold out pictures that were trained on before"] if seen is None else []
     announce(run, console, "; ".join([change, *pictures.split.notes, *unknown]))
+    state.outdated = []
     for leg in [leg for leg in state.constants if state.legs.get(leg) != "finished"]:
         if checkpoints(folder / "checkpoints", leg):
-            announce(
-                run, console, f"{leg}: its closed form stays that of the pictures before, as it was trained with it"
-            )
+            state.outdated.append(leg)
+            stays = "its closed form stays that of the pictures before, as it was trained with it"
+            announce(run, console, f"{leg}: {stays}; it is no longer cross-fitted")
         else:
             del state.constants[leg]
             remove(folder / "constants" / leg)
