@@ -180,7 +180,7 @@ def test_a_kill_while_a_run_gets_other_pictures_leaves_no_split_of_others(tmp_pa
     assert any("was cut short, and is finished now" in line for line in console.printed) == changed
     assert all(old[name] - {"0.png"} <= sets[name] for name in sets) and (changed or sets == old)
     assert pictures.originals[0].path.parent.name == ("new" if changed else "old")
-    assert is_split_of(tmp_path / "run", pictures.content, len(pictures))
+    assert is_split_of(tmp_path / "run", {pictures.content}, len(pictures))
 
 
 def test_what_was_fitted_and_chosen_by_other_pictures_is_forgotten_where_no_checkpoint_needs_it(tmp_path):
@@ -232,6 +232,47 @@ def test_a_caption_is_a_change_only_where_captions_are_read(tmp_path, kind):
     assert (known is not None) == (kind == "none")
     (pictures / "0.png").unlink()
     assert not resuming.is_same(run, read_folder(pictures, 16))
+
+
+@pytest.mark.parametrize(("before", "after"), [("none", "bytes"), ("bytes", "none")])
+def test_captions_belong_to_a_run_as_its_recipe_reads_them_now(tmp_path, before, after):
+    pictures, console = write_pictures(tmp_path / "old", 40, classes=()), Keeper()
+    (pictures / "1.txt").write_text("a cat")
+    old, now = (recipe(denoiser={"text": {"kind": kind}}, split=SMALL.split.model_dump()) for kind in (before, after))
+    own, run = begun(tmp_path, pictures), Run.open(tmp_path / "run")
+    run.state.uncaptioned = resuming.uncaptioned(own, old)
+    run.save()
+    write_split(run.folder, own.split, run.state.uncaptioned or own.content)
+
+    def again(text, recorded):
+        (pictures / "1.txt").write_text(text)
+        run = Run.open(tmp_path / "run")
+        found = resuming.read_again(run, now, None, console)
+        if recorded:
+            resuming.note_captions(run, now, found)
+
+    for text in ("a dog", "a cow"):  # not before it is recorded that they are not read
+        with pytest.raises(UserError, match="there are others, or other labels or captions"):
+            again(text, True)
+    again("a cat", True)
+    if after == "none":
+        again("a dog", False)
+    else:
+        with pytest.raises(UserError, match="there are others, or other labels or captions"):
+            again("a dog", False)
+    assert not console.printed
+
+
+def test_a_run_without_its_split_is_one_line_unless_an_earlier_version_has_made_it(tmp_path):
+    begun(tmp_path, pictures := write_pictures(tmp_path / "old", 40, classes=()))
+    run = Run.open(tmp_path / "run")
+    (run.folder / "split.json").unlink()
+    for data in (None, pictures):
+        with pytest.raises(UserError, match=r"run/split\.json is missing, which says on which .*; put it back"):
+            resuming.read_again(run, SMALL, data, Keeper())
+    run.state.split = None
+    held_out = resuming.read_again(run, SMALL, None, Keeper()).split
+    assert torch.equal(held_out.test, held_out.validation)
 
 
 def test_other_pictures_are_split_by_the_fractions_of_the_run(tmp_path):

@@ -30,7 +30,8 @@ from small import CASCADE, HYBRID, SETTINGS, as_overrides, be_quick, write_pictu
 from test_documents import GENERATED, PAGES, ROOT, SHELLS, name
 
 from calotype.cli import app as cli
-from calotype.cli.commands import evaluating, reading
+from calotype.cli.commands import evaluating
+from calotype.demo import reading
 
 PORTRAITS = 240
 CLASSES = ("NAME", "a", "b", "micah")

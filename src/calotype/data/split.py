@@ -7,7 +7,7 @@ model that memorises (Barz and Denzler, arXiv 1902.00423, found up to 10% such p
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,7 +21,7 @@ from torch import Tensor
 from calotype.data.duplicates import Hashes, near_duplicates, perceptual_hashes, similar_indices
 from calotype.data.images import shown
 from calotype.files import read_as, write_json
-from calotype.types import NULL_LABEL, ByteImages, Config, Labels
+from calotype.types import NULL_LABEL, ByteImages, Config, Labels, UserError
 
 SPLIT_FILE, SPLIT_VERSION = "split.json", 1
 MAX_VALIDATION, MAX_TEST = 500, 2000
@@ -222,9 +222,17 @@ def recorded_split(record: SplitFile) -> SplitRule:
     return rule
 
 
-def split_rule(run: Path) -> SplitRule:
-    """The rule by which the pictures of the run in this folder were split. Raises `UserError` for a damaged record."""
-    return recorded_split(record) if (record := read_split(run)) else legacy_split
+def split_rule(run: Path, recorded: bool) -> SplitRule:
+    """The rule by which the pictures of the run in this folder were split; `recorded` says whether it has a record, as
+    only runs of earlier versions have not. Raises `UserError` where that is missing or damaged."""
+    if (record := read_split(run)) is not None:
+        return recorded_split(record)
+    if recorded:
+        raise UserError(
+            f"{run / SPLIT_FILE} is missing, which says on which pictures the run is trained and which are held out; "
+            f"put it back from a copy, or start a new run"
+        )
+    return legacy_split
 
 
 def read_split(run: Path) -> SplitFile | None:
@@ -239,10 +247,10 @@ def write_split(run: Path, split: Split, content: str) -> None:
     write_json(run / SPLIT_FILE, {**split.as_json(), "content": content})
 
 
-def is_split_of(run: Path, content: str, count: int) -> bool:
-    """Whether the split that a run has recorded, if any, is of these pictures."""
+def is_split_of(run: Path, contents: Collection[str], count: int) -> bool:
+    """Whether the split that a run has recorded, if any, is of pictures with one of these hashes of their content."""
     record = read_split(run)
-    return record is None or (record.count == count and record.content in (None, content))
+    return record is None or (record.count == count and record.content in (None, *contents))
 
 
 def _mask(rows: Sequence[int], count: int) -> Bool[Tensor, " count"]:

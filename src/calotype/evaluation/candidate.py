@@ -113,7 +113,9 @@ def split_by(candidate: Candidate, pictures: Pictures, read_own: ReadOwn) -> Spl
 def split_by_itself(candidate: Candidate, pictures: Pictures, read_own: ReadOwn) -> Split | None:
     """The same, of the run alone."""
     if is_own(candidate, pictures):
-        return split_rule(candidate.run.folder)(pictures.pixels, pictures.labels, pictures.classes)
+        return split_rule(candidate.run.folder, candidate.run.state.split is not None)(
+            pictures.pixels, pictures.labels, pictures.classes
+        )
     if (own := read_seen(candidate.run.folder, OWN_FILE)) is None:
         if (trained := read_own(candidate)) is None:
             return None
@@ -124,8 +126,7 @@ def split_by_itself(candidate: Candidate, pictures: Pictures, read_own: ReadOwn)
 
 
 def is_own(candidate: Candidate, pictures: Pictures) -> bool:
-    state = candidate.run.state
-    return pictures.has_content(state.content, state.uncaptioned)
+    return pictures.has_content(candidate.run.state)
 
 
 def unseen_by_all(splits: Sequence[Split | None], count: int) -> Split:

@@ -273,8 +273,8 @@ def in_all_folds(labels: Labels, folds: Folds) -> bool:
 
 
 def cross_fit(like: GaussianMixture, train: Latents, labels: Labels, folds: Folds) -> list[GaussianMixture]:
-    """For each fold, a mixture of the images outside it: of the components and axes of `like`, or fewer where these images
-    are too few for so many."""
+    """For each fold, a mixture of the images outside it, with as many components and axes as `like` or, where they are
+    too few for that, with fewer."""
     points, mixtures = train.flatten(1), []
     for fold in folds.unique().tolist():
         classes = members_of_classes(labels[folds != fold], FEWEST_IN_FOLD)

@@ -9,11 +9,10 @@ from typing import Any
 
 from PIL import Image
 
-from calotype.data.folder import Pictures, read_folder
+from calotype.data.folder import Pictures
 from calotype.data.images import cut, images_from_pil, pils_from_images
 from calotype.data.remote import may_exist
-from calotype.data.split import split_rule
-from calotype.demo.portraits import read_portraits
+from calotype.demo.reading import pictures_of_run
 from calotype.evaluation.neighbours import Neighbours, neighbours_among
 from calotype.run import PORTRAITS, Run
 from calotype.settings import parse_recipe, read_recipe
@@ -30,15 +29,12 @@ def is_at_hand(run: Run) -> bool:
 
 def read_trained(run: Run, progress: Progress) -> Pictures:
     """The pictures on which a run was trained. Raises `UserError` where they are gone, or are others now."""
-    size, rule = parse_recipe(read_recipe(run.folder / "recipe.toml")).size, split_rule(run.folder)
-    folder, classes, levels = Path(run.state.data), run.state.classes, run.state.black_and_white
+    size = parse_recipe(read_recipe(run.folder / "recipe.toml")).size
     if not is_at_hand(run):
         raise UserError("the pictures on which this run was trained are not where they were")
-    if run.state.data == PORTRAITS:
-        pictures = read_portraits(size, progress=progress, rule=rule)
-    else:
-        pictures = read_folder(folder, size, run.folder / "cache", progress, rule, classes, levels=levels)
-    if not pictures.has_content(run.state.content, run.state.uncaptioned):
+    source = None if run.state.data == PORTRAITS else Path(run.state.data)
+    pictures = pictures_of_run(run, source, size, run.folder / "cache", progress)
+    if not pictures.has_content(run.state):
         raise UserError("the pictures on which this run was trained have changed since")
     return pictures
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from calotype.cli.commands.reading import levels_in, read, read_own
+from calotype.cli.commands.reading import read, read_own
 from calotype.cli.console import Console
 from calotype.cli.options import CompareOptions
 from calotype.data.folder import Pictures
@@ -21,9 +21,9 @@ def compare_runs(options: CompareOptions, console: Console) -> Path:
     runs, data, out = options.runs, options.data, options.out
 
     def pictures(name: str, size: int) -> Pictures:
-        embedded = name == PORTRAITS and not (data and data.exists())
-        rule, source = split_rule(runs[0]), None if embedded else Path(name)
-        return read(source, size, out / "cache", console, rule, levels=levels_in(runs[0]))
+        embedded, first = name == PORTRAITS and not (data and data.exists()), candidates[0].run
+        rule, source = split_rule(first.folder, first.state.split is not None), None if embedded else Path(name)
+        return read(source, size, out / "cache", console, rule, levels=first.state.black_and_white)
 
     def own(candidate: Candidate) -> Pictures | None:
         return read_own(candidate.run, candidate.size, out / "cache", console)

@@ -11,12 +11,13 @@ from pathlib import Path
 
 from calotype.cli.console import Console
 from calotype.cli.options import PortraitsOptions, ShardsOptions
-from calotype.data.folder import Pictures, read_folder
+from calotype.data.folder import Pictures
 from calotype.data.listing import plural
 from calotype.data.packing import Packed, write_shards
 from calotype.data.rgb import Levels
-from calotype.data.split import SplitConfig, SplitRule, split_rule, stratified_split
-from calotype.demo.portraits import read_portraits, write_portraits
+from calotype.data.split import SplitConfig, SplitRule, stratified_split
+from calotype.demo.portraits import write_portraits
+from calotype.demo.reading import pictures_of_run, read_pictures
 from calotype.files import checked, make_folder
 from calotype.run import PORTRAITS, Run, read_state
 from calotype.types import UserError
@@ -32,20 +33,15 @@ def read(
     most: int | None = None,
     levels: Levels | None = None,
 ) -> Pictures:
-    """The pictures in a folder, or the embedded portraits, split by `rule`: see `split_rule` for those of a run.
-
-    `classes` and `levels` are those of a run, if there is one; `most` is for a sample of them, as `read_folder` has it.
-    """
+    """As `read_pictures`, with a bar; `classes` and `levels` are those of a run, if there is one."""
     with console.bar("pictures") as bar:
-        if folder is None:
-            return read_portraits(size, progress=bar, rule=rule)
-        return read_folder(folder, size, cache, bar, rule, classes, most, levels)
+        return read_pictures(folder, size, cache, bar, rule, classes, most, levels)
 
 
 def read_of_run(run: Run, source: Path | None, size: int, cache: Path, console: Console) -> Pictures:
-    """Pictures as a run reads its own: with its split, classes, black and white."""
-    rule, state = split_rule(run.folder), run.state
-    return read(source, size, cache, console, rule, state.classes, levels=state.black_and_white)
+    """As `pictures_of_run`, with a bar."""
+    with console.bar("pictures") as bar:
+        return pictures_of_run(run, source, size, cache, bar)
 
 
 def levels_in(folder: Path) -> Levels:
@@ -61,7 +57,7 @@ def read_as_run(run: Run, data: Path | None, size: int, cache: Path, console: Co
     name = str(data or run.state.data)
     source = None if name == PORTRAITS and data is None else Path(name)
     pictures = read_of_run(run, source, size, cache, console)
-    if pictures.has_content(run.state.content, run.state.uncaptioned):
+    if pictures.has_content(run.state):
         return pictures
     fractions = run.state.split.model_dump(include={"validation", "test"}) if run.state.split else {}
     config = checked(fractions, SplitConfig, run.folder / "run.json")
@@ -74,7 +70,7 @@ def read_own(run: Run, size: int, cache: Path, console: Console) -> Pictures | N
         pictures = read_as_run(run, None, size, cache, console)
     except UserError:
         return None
-    return pictures if pictures.has_content(run.state.content, run.state.uncaptioned) else None
+    return pictures if pictures.has_content(run.state) else None
 
 
 def export_portraits(options: PortraitsOptions, console: Console) -> None:

@@ -17,7 +17,7 @@ from calotype.data.images import shown
 from calotype.data.listing import plural
 from calotype.data.remote import absolute, may_exist
 from calotype.data.seen import continued_split, own_becomes_seen
-from calotype.data.split import SPLIT_FILE, is_split_of, write_split
+from calotype.data.split import SPLIT_FILE, is_split_of, read_split, write_split
 from calotype.files import remove
 from calotype.machine import Machine, cores
 from calotype.recipe import Recipe, exposure_above, leg_above
@@ -48,6 +48,8 @@ def read_again(run: Run, recipe: Recipe, data: Path | None, console: Console) ->
     Raises `UserError` where they are gone, have changed without being asked for by `data`, or have other classes.
     """
     folder, state = run.folder, run.state
+    if recipe.denoiser.text.kind != "none":
+        state.uncaptioned = None
     source = place_of_pictures(run, data)
     pictures = read_of_run(run, source, recipe.size, folder / "cache", console)
     if same := is_same(run, pictures):
@@ -68,7 +70,7 @@ def read_again(run: Run, recipe: Recipe, data: Path | None, console: Console) ->
         if (moved := absolute(data)) != state.data:
             announce(run, console, f"the pictures are in {shown(data)} now, and were in {shown(state.data)}")
         state.data = moved
-    if not same or not is_split_of(folder, state.uncaptioned or state.content, len(pictures)):
+    if not same or not is_split_of(folder, (pictures.content, pictures.uncaptioned), len(pictures)):
         pictures = change_pictures(run, recipe, pictures, change, console)
     elif data is not None:
         run.save()
@@ -138,12 +140,22 @@ def is_same(run: Run, pictures: Pictures) -> bool:
     state = run.state
     stored = tuple(state.classes), state.labels or labels_hash(pictures)
     same = stored == (pictures.classes, labels_hash(pictures))
-    return same and pictures.has_content(state.content, state.uncaptioned)
+    return same and pictures.has_content(state)
 
 
 def uncaptioned(pictures: Pictures, recipe: Recipe) -> str | None:
     """For a run that reads no captions: the hash of its pictures without any."""
     return (pictures.uncaptioned or None) if recipe.denoiser.text.kind == "none" else None
+
+
+def note_captions(run: Run, recipe: Recipe, pictures: Pictures) -> None:
+    """Records whether captions belong to the pictures, where the recipe has changed whether they are read."""
+    if (now := uncaptioned(pictures, recipe)) == run.state.uncaptioned:
+        return
+    if read_split(run.folder) is not None:
+        write_split(run.folder, pictures.split, now or pictures.content)
+    run.state.uncaptioned = now
+    run.save()
 
 
 def labels_hash(pictures: Pictures) -> str:

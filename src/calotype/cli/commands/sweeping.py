@@ -40,6 +40,7 @@ def sweep_run(options: SweepOptions, console: Console) -> str:
     if count < FEWEST_SAMPLES:
         raise UserError(f"--count is {count}, but must be at least {FEWEST_SAMPLES}; try 200")
     run, model = Run.open(folder), load(folder, options.device)
+    candidate = Candidate("A", run, model)
     stage, before = model.stages[0], model.samplings[0]
     pictures = read_as_run(run, data, model.stages[-1].image_size, folder / "cache", console)
     pictures = pictures if model.text_encoder else replace(pictures, captions=None)
@@ -47,15 +48,14 @@ def sweep_run(options: SweepOptions, console: Console) -> str:
     conditional = pictures.captions is not None or (known and bool(pictures.classes))
     has_prior = stage.denoiser.prior is not None
     samplings = grid.samplings(before, conditional, has_prior)
-    notes = [] if is_own(Candidate("A", run, model), pictures) else ["the model was trained on other pictures"]
+    notes = [] if is_own(candidate, pictures) else ["the model was trained on other pictures"]
     notes += [] if known else ["its classes are not those of the pictures, so it is sampled without"]
     notes += [] if conditional or has_prior else [UNGUIDED]
     for note in notes:
         console.say(note)
     store = FeatureStore(pictures.shrunk(stage.image_size), Lite0(model.device), folder / "cache", console.bar, "real")
     reference = reference_set(store, count, by_validation=True, fewest=2)
-    candidate, rows = Candidate("A", run, model), reference.chosen
-    labels, text = candidate.labels(pictures, rows), candidate.text(pictures, rows)
+    labels, text = candidate.labels(pictures, reference.chosen), candidate.text(pictures, reference.chosen)
     with locked(folder), console.bar("sweep") as bar:
         sampled = sampled_features(stage, labels, text, seed, store.network)
         cells = sweep(samplings, sampled, reference.features(stage.image_size), bar, seed)

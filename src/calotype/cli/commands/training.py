@@ -17,7 +17,7 @@ from calotype.cli.commands.continuing import Source, check_disk, copy_start, ope
 from calotype.cli.commands.extending import extend, switch
 from calotype.cli.commands.following import follow, lead
 from calotype.cli.commands.reading import read, unused_path
-from calotype.cli.commands.resuming import labels_hash, note_changes, read_again, uncaptioned
+from calotype.cli.commands.resuming import labels_hash, note_captions, note_changes, read_again, uncaptioned
 from calotype.cli.commands.sampling import write_samples
 from calotype.cli.commands.serving import page_beside, require_extra
 from calotype.cli.console import Console
@@ -283,6 +283,7 @@ def _go_on(run: Run, options: ResumeOptions, console: Console, ranks: Ranks, hel
     threads = run.state.threads if run.state.ranks == ranks.count else None
     machine = examine(options.device, threads).shared_by(ranks.count)
     note_changes(run, recipe, planned.device, machine, console)
+    note_captions(run, recipe, pictures)
     rounds_of(recipe, machine)  # refuses what does not fit
     run.begin(options.started, held)
     run.spend("read", time.monotonic() - options.started)
