@@ -127,8 +127,8 @@ def split_hashed(
     train, validation, test = np.bincount(sets, minlength=3).tolist()
     none = "; there are too few for a test set" if config.test and not test else ""
     notes = [f"{train:,} pictures to train on, {validation:,} for validation, {test:,} for the test{none}", *mixed]
-    of = torch.from_numpy(sets)
     notes += _small_classes(sets, strata, labels, classes)
+    of = torch.from_numpy(sets)
     return Split(of == TRAIN, of == VALIDATION, of == TEST, tuple(notes))
 
 
@@ -227,12 +227,10 @@ def split_rule(run: Path, recorded: bool) -> SplitRule:
     only runs of earlier versions have not. Raises `UserError` where that is missing or damaged."""
     if (record := read_split(run)) is not None:
         return recorded_split(record)
-    if recorded:
-        raise UserError(
-            f"{run / SPLIT_FILE} is missing, which says on which pictures the run is trained and which are held out; "
-            f"put it back from a copy, or start a new run"
-        )
-    return legacy_split
+    if not recorded:
+        return legacy_split
+    missing = f"{run / SPLIT_FILE} is missing, which says on which pictures the run is trained and which are held out"
+    raise UserError(f"{missing}; put it back from a copy, or start a new run")
 
 
 def read_split(run: Path) -> SplitFile | None:
