@@ -296,7 +296,8 @@ def test_a_star_that_is_given_while_the_nearest_picture_is_kept_stays(folder, mo
 
 def test_training_pictures_that_have_gone_or_changed_are_not_searched(folder, tmp_path):
     run = Run(tmp_path, Run.open(folder / "run").state.model_copy())
-    shutil.copy(folder / "run" / "recipe.toml", tmp_path)
+    for name in ("recipe.toml", "split.json"):
+        shutil.copy(folder / "run" / name, tmp_path)
     run.state.data = str(tmp_path / "gone")
     with pytest.raises(UserError, match="not where they were"):
         read_trained(run, no_progress)
