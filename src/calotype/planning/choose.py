@@ -54,10 +54,10 @@ AUTOENCODER_RATE, FINETUNE_RATE = 2e-3, 1e-4
 STEPS = 12
 """Steps of the sampler of the first stage: with 24, portraits in latents are nearer to real ones by 10 at most, and
 more of them lose features; in pixels more steps leave more grain (dev/LOG.md, 2026-11-28 and 2026-11-29)."""
-PRIOR_GUIDANCE = {"guide": "prior", "guidance": 3.0, "guidance_slope": 0.5}
-"""Guidance away from the prior, the best guide in a sweep over portraits (dev/LOG.md, 2026-11-28 and 2026-11-29)."""
-FEW_GUIDANCE = 1.5
-"""Its scale for fewer than `FEW_PICTURES`, whose prior is crude: 3 exaggerates (dev/LOG.md, 2026-11-28)."""
+PRIOR_GUIDANCE = {"guide": "prior", "guidance": 3.0, "guidance_slope": 0.5, "prior_guidance": 0.5}
+"""Guidance away from the prior, the best guide in a sweep over portraits (dev/LOG.md, 2026-11-28 to 2026-11-30)."""
+FEW_GUIDANCE_CHANGES = {"guidance": 1.5, "prior_guidance": 0.0}
+"""For fewer than `FEW_PICTURES`, whose prior is crude: 3 exaggerates (dev/LOG.md, 2026-11-28)."""
 CAPTION_GUIDANCE_CHANGES = {"guidance_slope": 0.75, "prior_guidance": 0.5}
 """Where there are captions. Without guidance of the prior itself, guidance by the prior loses attributes of prompts;
 smaller slopes were not tried with prompts."""
@@ -176,7 +176,7 @@ def choose_guidance(pictures: Pictures, settings: dict[str, Any]) -> dict[str, A
     """Away from the prior where there is one, else classifier-free where there are conditions."""
     captioned = reads_captions(pictures, settings)
     if settings.get("denoiser", {}).get("prior") != "none":
-        few = {"guidance": FEW_GUIDANCE} if pictures.trained < FEW_PICTURES else {}
+        few = FEW_GUIDANCE_CHANGES if pictures.trained < FEW_PICTURES else {}
         return PRIOR_GUIDANCE | few | (CAPTION_GUIDANCE_CHANGES if captioned else {})
     return {"guidance": CAPTION_GUIDANCE if captioned else LABEL_GUIDANCE if pictures.classes else 1.0}
 
