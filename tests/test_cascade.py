@@ -267,9 +267,8 @@ def test_any_picture_is_enlarged_whatever_its_shape(tmp_path, runs):
     truncated = replace(model, samplings=(first, noisy))  # but this picture is clean
     assert truncated.enlarge(picture, seed=1).tobytes() == model.enlarge(picture, seed=1).tobytes()
     picture.save(file := io.BytesIO(), "PNG")
-    (large,) = draw_enlarged(
-        model, {"seed": 1, "folder": str(runs["cascade"])}, [file.getvalue()]
-    )  # as the page asks for it
+    asked = {"seed": 1, "folder": str(runs["cascade"])}  # as the page does
+    (large,) = draw_enlarged(model, asked, [file.getvalue()])
     assert Image.open(io.BytesIO(large)).tobytes() == model.enlarge(picture, seed=1).tobytes()
 
 
