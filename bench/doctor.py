@@ -19,7 +19,7 @@ import torch
 
 from calotype.data.folder import Pictures
 from calotype.data.images import images_from_pixels
-from calotype.data.latents import LatentCache, cache_latents
+from calotype.data.latents import LatentCache, Sides, cache_latents
 from calotype.demo.portraits import read_portraits
 from calotype.diffusion.stage import Stage, generate
 from calotype.evaluation.autoencoder import measure_autoencoder
@@ -68,7 +68,7 @@ def first_stage(name: str, recipe: Recipe, pictures: Pictures, folder: Path) -> 
     space = LatentSpace(leg.trained)
     if name == "noisy posterior":
         leg.trained.encoder.out.bias[space.channels :] += COLLAPSED
-    cache = cache_latents(space, pictures.pixels, pictures.content, False, folder, CPU, lambda done, total: None)
+    cache = cache_latents(space, pictures.pixels, pictures.content, Sides(), folder, CPU, lambda done, total: None)
     space.measure(moments.float() for moments in cache.of(pictures.train_indices))
     if name == "wrong statistics":
         space.spread /= FORGOTTEN

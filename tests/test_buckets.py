@@ -162,7 +162,7 @@ def test_a_picture_that_is_put_back_is_read_again(folder, tmp_path, monkeypatch)
         read_buckets(pictures, THREE, 1, tmp_path)
     away.rename(path)
     os.utime(path, (1, 1))
-    with pytest.raises(UserError, match=r"cannot be read for its aspect bucket: it changed while it was read; wait"):
+    with pytest.raises(UserError, match=r"cannot be read again: it changed while it was read; wait"):
         read_buckets(pictures, THREE, 1, tmp_path)
     again = read_buckets(read_folder(folder, 16, tmp_path), THREE, 1, tmp_path)
     assert all(torch.equal(bucket.pixels, its) for bucket, its in zip(again, expected, strict=True))

@@ -143,7 +143,7 @@ def test_aspect_buckets_have_the_black_and_white_of_the_folder(tmp_path):
     (bucket,) = read_buckets(pictures, [PixelSize(SIDE, SIDE)], 1, tmp_path / "cache")
     assert (bucket.pixels == pictures.pixels).all()
     ramp(0, 4000, np.uint16).save(pictures.originals[3].path)
-    with pytest.raises(UserError, match="cannot be read for its aspect bucket: it changed while it was read; wait"):
+    with pytest.raises(UserError, match="cannot be read again: it changed while it was read; wait"):
         read_buckets(pictures, [PixelSize(SIDE, SIDE)], 1, tmp_path / "cache")
 
 

@@ -102,12 +102,12 @@ def test_the_scale_that_was_found_is_stored_with_the_model(searching, monkeypatc
     asked = []
     real = pipeline.search_guidance
     monkeypatch.setattr(pipeline, "search_guidance", lambda *given: asked.append(given[3]) or real(*given))
-    monkeypatch.setattr(Search, "best", property(lambda self: 1.5))
+    monkeypatch.setattr(Search, "best", property(lambda self: 1.25))
     sampling = {"sampling": {"steps": 2}}
     run = train(request(tmp_path / "pictures", tmp_path / "run", budget=600.0, settings=settings | sampling), Keeper())
     state = Run.open(run).state
-    assert asked == [4] and state.guidance.best == 1.5 and [scale for scale, _ in state.guidance.tried] == [1.5, 2, 3]
-    assert load(run).samplings[0].guidance == 1.5 and "guidance" in state.seconds and "guidance" in state.operations
+    assert asked == [4] and state.guidance.best == 1.25 and [scale for scale, _ in state.guidance.tried] == [1.25, 2, 3]
+    assert load(run).samplings[0].guidance == 1.25 and "guidance" in state.seconds and "guidance" in state.operations
     assert "guidance" in read_json(run / "plan.json")["predicted"]["seconds"]
 
 

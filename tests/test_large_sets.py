@@ -16,7 +16,7 @@ from calotype.data import duplicates, latents
 from calotype.data import survey as surveying
 from calotype.data.duplicates import near_duplicate_pairs
 from calotype.data.folder import read_folder
-from calotype.data.latents import cache_latents
+from calotype.data.latents import Sides, cache_latents
 from calotype.planning.make import make_plan
 from calotype.types import NotFiniteError, UserError, no_progress
 
@@ -67,7 +67,7 @@ def mapped(space, folder, pixels, monkeypatch, flip=True):
     with monkeypatch.context() as patch:
         patch.setattr(latents, "LARGE_SET", 4)
         patch.setattr(latents, "PART_PICTURES", 8)
-        yield cache_latents(space, pixels, "content", flip, folder, CPU, no_progress)
+        yield cache_latents(space, pixels, "content", Sides(flip), folder, CPU, no_progress)
 
 
 def close(halves, others):
@@ -79,7 +79,7 @@ def close(halves, others):
 def test_mapped_latents_have_the_means_of_those_in_memory(flip, space, tmp_path, monkeypatch):
     """And a log-variance for each channel, by which the statistics of the space are the same."""
     pixels = noise_pixels(20)
-    whole = cache_latents(space, pixels, "content", flip, tmp_path / "memory", CPU, no_progress)
+    whole = cache_latents(space, pixels, "content", Sides(flip), tmp_path / "memory", CPU, no_progress)
     for large in mapped(space, tmp_path / "mapped", pixels, monkeypatch, flip):
         assert large.sides == whole.sides == 1 + flip and [len(part[0]) for part in large.parts] == [8, 8, 4]
         rows, sides = torch.tensor([19, 0, 8, 7, 19]), torch.tensor([0, flip, 0, flip, flip]).long()
@@ -104,7 +104,7 @@ def test_a_part_is_encoded_and_written_a_batch_at_a_time(space, tmp_path, monkey
     )
     monkeypatch.setattr(latents, "LARGE_SET", 4)
     monkeypatch.setattr(latents, "PART_PICTURES", 8)
-    cache = cache_latents(space, noise_pixels(12), "content", True, tmp_path, CPU, no_progress, batch=3)
+    cache = cache_latents(space, noise_pixels(12), "content", Sides(True), tmp_path, CPU, no_progress, batch=3)
     assert held == [3, 3, 2, 3, 3, 2, 3, 1, 3, 1] and [part.shape[:2] for part in cache.parts] == [(2, 8), (2, 4)]
 
 

@@ -28,7 +28,7 @@ from calotype.nets.vae import Vae, VaeConfig
 from calotype.nets.weights import ShapesOnly
 from calotype.planning import choose, make_plan
 from calotype.planning.chains import choose_chain
-from calotype.planning.choose import Resources, choose_denoiser, choose_dit, propose
+from calotype.planning.choose import Resources, choose_denoiser, choose_dit, choose_views, propose
 from calotype.planning.laws import (
     FEWEST_STEPS,
     HEAD,
@@ -36,6 +36,9 @@ from calotype.planning.laws import (
     LARGEST_VAE,
     MEASURED_OPERATIONS,
     MOST_DROPOUT,
+    MOST_VIEWED,
+    MOST_VIEWS,
+    SEEN_BY_VIEW,
     SMALLEST_DIT,
     VAE_PARAMETERS,
     VAE_WIDTHS,
@@ -50,6 +53,7 @@ from calotype.planning.laws import (
     training_flops,
     unet_size,
     vae_widths,
+    view_count,
 )
 from calotype.planning.plan import Plan
 from calotype.planning.sizes import MOST_TOKENS
@@ -199,6 +203,21 @@ def test_dropout_is_by_the_epochs_of_the_run():
     epochs = 1e13 / choose_dit(16, resources)[1] / pictures.trained
     chosen = choose_denoiser(pictures, 16, 3, 0.5, resources)["backbone"]["dropout"]
     assert 0 < chosen < MOST_DROPOUT and chosen == pytest.approx(dropout_rate(epochs), rel=0.01)
+
+
+def test_few_pictures_that_are_seen_often_have_views():
+    """None where each is seen a few times, and no more than `MOST_VIEWS`; none of many pictures, or of imported or
+    captioned ones, which were not tried."""
+    counts = [view_count(2.0**power) for power in range(20)]
+    assert counts == sorted(counts) and counts[-1] == MOST_VIEWS
+    assert view_count(SEEN_BY_VIEW - 1.0) == 0 and view_count(5.0 * SEEN_BY_VIEW) == 5
+    fast, views = replace(machine(), flops=1e11), {}
+    for count in (50, 5000):
+        settings, reasons = propose(noise_pictures(count), fast, 600.0, {"size": 16})
+        views[count] = settings["denoiser"]["views"], reasons["views"]
+    assert views[50][0] == MOST_VIEWS and "by heart" in views[50][1]
+    assert views[5000] == (0, f"tried only with up to {MOST_VIEWED:,} training pictures")
+    assert choose_views(noise_pictures(50), True, False)[0] is choose_views(noise_pictures(50), False, True)[0] is False
 
 
 def test_the_share_of_local_networks_falls_and_what_they_get_does_not():

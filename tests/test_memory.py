@@ -13,7 +13,7 @@ from test_cli import python
 from calotype.bounds import LARGEST_SIDE
 from calotype.build import build_space
 from calotype.data.caches import cached_pixels
-from calotype.data.latents import cache_latents, encoded_at_once
+from calotype.data.latents import Sides, cache_latents, encoded_at_once
 from calotype.data.permutation import LARGE_SET
 from calotype.machine import describe_machine, out_of_memory, peak_memory
 from calotype.nets.weights import ShapesOnly
@@ -213,7 +213,7 @@ def test_a_prior_of_patches_holds_the_windows_and_residuals_of_half_its_pixels_a
 def test_the_bytes_of_all_latents_are_those_of_their_cache(tmp_path, flip):
     recipe = parse_recipe(merge(SETTINGS, {"flip": flip}))
     pixels = torch.zeros(5, 3, 16, 16, dtype=torch.uint8)
-    cache = cache_latents(build_space(recipe), pixels, "", flip, tmp_path, torch.device("cpu"), no_progress)
+    cache = cache_latents(build_space(recipe), pixels, "", Sides(flip), tmp_path, torch.device("cpu"), no_progress)
     assert latent_bytes(recipe, [len(pixels)]) == (cache.moments.nbytes,) * 2
     assert latent_bytes(parse_recipe(CASCADE), [5]) == (0, 0)
 

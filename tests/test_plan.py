@@ -547,7 +547,9 @@ def test_a_proposal_of_either_kind_fits_its_size(kind, size):
         size, kind=kind, **({} if kind == "cascade" else {"autoencoder": {"critic": {"depth": 2}}})
     )
     check_sizes(made)
-    assert made.kind == kind and set(reasons) == {"precision", "flip"} | ({"patches"} if kind == "latent" else set())
+    assert made.kind == kind and set(reasons) == {"precision", "flip", "views"} | (
+        {"patches"} if kind == "latent" else set()
+    )
 
 
 def drawn_images(count=64, side=32):

@@ -5,7 +5,7 @@ from small import CPU, first_leg, noise_cache, noise_pictures, recipe
 
 from calotype.data import latents
 from calotype.data.images import images_from_pixels
-from calotype.data.latents import cache_key, cache_latents
+from calotype.data.latents import Sides, cache_key, cache_latents
 from calotype.data.sources import LatentSource, PictureSource, order
 from calotype.diffusion.stage import shrunk
 from calotype.spaces.latent import LatentSpace
@@ -168,7 +168,7 @@ def space():
 
 def cached(space, folder, pictures=None, flip=True, batch=32):
     pictures = pictures or noise_pictures()
-    return cache_latents(space, pictures.pixels, pictures.content, flip, folder, CPU, no_progress, batch)
+    return cache_latents(space, pictures.pixels, pictures.content, Sides(flip), folder, CPU, no_progress, batch)
 
 
 def test_what_is_cached_is_what_is_encoded(tmp_path):
@@ -205,12 +205,12 @@ def test_another_key_is_encoded_anew_and_replaces_the_old_file(tmp_path, change)
 
 def test_the_key_changes_with_each_weight_and_with_nothing_else():
     vae = space().vae
-    keys = {cache_key(vae, "content", False)}
+    keys = {cache_key(vae, "content", Sides())}
     for value in vae.state_dict().values():
         value[(-1,) * value.ndim] += 1
-        keys.add(cache_key(vae, "content", False))
+        keys.add(cache_key(vae, "content", Sides()))
     assert len(keys) == 1 + len(vae.state_dict())
-    assert cache_key(vae.eval(), "content", False) == cache_key(vae.train(), "content", False) in keys
+    assert cache_key(vae.eval(), "content", Sides()) == cache_key(vae.train(), "content", Sides()) in keys
 
 
 def test_a_damaged_cache_is_encoded_anew(tmp_path):

@@ -36,6 +36,8 @@ CropSide = Annotated[int, Field(strict=True, ge=0, le=LARGEST_SIDE)]
 PatchSide = Annotated[int, Field(strict=True, gt=0, le=LARGEST_SIDE)]
 ImageCount = Annotated[int, Field(strict=True, ge=0, le=10**13)]
 """Of pictures seen in training, repeats counted."""
+ViewCount = Annotated[int, Field(strict=True, ge=0, le=64)]
+"""Of crops of each picture."""
 PictureCount = Annotated[int, Field(strict=True, gt=0, le=10**6)]
 BatchSize = Annotated[int, Field(strict=True, gt=0, le=2**16)]
 MAX_STAGES = 8

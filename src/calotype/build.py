@@ -104,12 +104,12 @@ def build_autoencoder(config: AutoencoderNetwork, precision: Precision) -> Autoe
 
 def build_denoiser(
     recipe: Recipe, config: DiffusionConfig, inputs: int, channels: int, classes: int, prior: Prior | None,
-    frozen: FrozenEncoder | None,
+    frozen: FrozenEncoder | None, views: bool = False,
 ) -> Denoiser:  # fmt: skip
     """`inputs`: how many images its network gets: the noisy one, the prior mean, the low-resolution one."""
     network = build_conditioned(config.backbone, inputs * channels, channels, recipe.denoiser.text, frozen)
     width = config.backbone.width
-    return Denoiser(network, width, classes, config.scaling, recipe.precision, config.sigma_data, prior)
+    return Denoiser(network, width, classes, config.scaling, recipe.precision, config.sigma_data, prior, views)
 
 
 def build_stage(
@@ -117,7 +117,7 @@ def build_stage(
 ) -> Stage:
     """The first stage. With a prior, the network also gets its mean."""
     config, inputs = recipe.denoiser, 1 if prior is None else 2
-    denoiser = build_denoiser(recipe, config, inputs, space.channels, classes, prior, frozen)
+    denoiser = build_denoiser(recipe, config, inputs, space.channels, classes, prior, frozen, config.views > 0)
     return Stage(denoiser, space, config.schedule, recipe.chain[0])
 
 

@@ -25,6 +25,7 @@ from calotype.bounds import (
     SeedNumber,
     Side,
     SigmaData,
+    ViewCount,
     WeightDecay,
 )
 from calotype.data.split import SplitConfig
@@ -85,8 +86,7 @@ class OptimizerConfig(Config):
     """Fraction of the run, at its end, in which the learning rate falls to 0."""
     betas: tuple[Beta, Beta] = Field(default=(0.9, 0.95), description="Decay rates of the moments of AdamW.")
     weight_decay: WeightDecay = Field(default=0.0, description="Decoupled from the gradient, as in AdamW.")
-    clip: GradientNorm = 1.0
-    """The gradient is scaled down where its norm is above this."""
+    clip: GradientNorm = Field(default=1.0, description="The gradient is scaled down where its norm is above this.")
     average: float = Field(default=0.05, strict=True, gt=0, lt=0.28)
     """Width of the average of the weights, as a fraction of the run so far."""
 
@@ -105,8 +105,7 @@ class AdversarialLossConfig(Config):
     """Gradient of the critic's loss at the picture, relative to the reconstruction's. 0: no critic at all."""
     adversarial_cap: float = Field(default=1.0, strict=True, gt=0, le=1e9)
     """The most that the critic's loss may be multiplied by to reach that."""
-    critic_start: Fraction = 0.6
-    """Fraction of the run from which the critic learns."""
+    critic_start: Fraction = Field(default=0.6, description="Fraction of the run from which the critic learns.")
     critic_used: Fraction = 0.75
     """Fraction of the run from which its loss trains the autoencoder."""
     critic_share: PositiveFraction = 0.5
@@ -200,6 +199,8 @@ class DenoiserRecipe(DiffusionConfig):
     """The closed-form denoiser beside the network: a mixture of Gaussians fitted to the latents, or none."""
     channel_weighting: ChannelWeighting = 0.0
     """A latent channel has in the loss the weight of its effect on the picture, to this power; 0: all alike."""
+    views: ViewCount = 0
+    """Crops of each picture that it is trained on, too, and told of, so that samples stay whole pictures; 0: none."""
     text: TextConfig = NoText()
     """The text encoder of all stages; what of it is trained is trained with the denoiser of each stage."""
 

@@ -85,6 +85,7 @@ class Condition:
     posterior_mean: Callable[[Latents, Sigmas], Latents] | None = None
     """(noisy, sigma) -> mean of clean, in place of the prior's: of a patch prior, or cross-fitted in training."""
     text: Text | None = None  # for text-conditioned backbones
+    view: Float[Tensor, "batch 4"] | None = None  # where in its picture it lies, see `data.views`; None: all of it
 
     def unconditional(self) -> Condition:
         return replace(
@@ -105,14 +106,15 @@ class Batch:
     fold: Folds | None = None  # which half of the training images each is in
     text: Text | None = None  # one of each image's captions, where there are any
     files: tuple[str, ...] = ()  # the names of the images' files, for error messages
+    view: Float[Tensor, "batch 4"] | None = None  # where in their pictures they lie, if some are not whole
 
     def __len__(self) -> int:
         return len(self.clean)
 
     def at(self, rows: slice) -> Batch:
-        low_res, fold = (None if each is None else each[rows] for each in (self.low_res, self.fold))
+        low_res, fold, view = (None if each is None else each[rows] for each in (self.low_res, self.fold, self.view))
         text = self.text and self.text.at(rows)
-        return Batch(self.clean[rows], self.labels[rows], low_res, fold, text, self.files[rows])
+        return Batch(self.clean[rows], self.labels[rows], low_res, fold, text, self.files[rows], view)
 
 
 @runtime_checkable

@@ -18,7 +18,7 @@ import torch
 
 from calotype.data.folder import CHANGED, Pictures, decode_all
 from calotype.data.images import shown
-from calotype.types import Progress, UserError, no_progress
+from calotype.types import ByteImages, Progress, UserError, no_progress
 
 MAX_ASPECT_RATIO = 2.0
 MIN_PICTURES = 16
@@ -89,6 +89,17 @@ def read_buckets(
     ]
 
 
+def larger_pixels(pictures: Pictures, by: int, cache: Path, progress: Progress = no_progress) -> ByteImages:
+    """The pixels of the same pictures, decoded again at `by` times their size; as they are where there are no files.
+
+    Raises `UserError` as `read_buckets` does.
+    """
+    if not pictures.originals:
+        return pictures.pixels
+    height, width = (by * side for side in pictures.pixels.shape[-2:])
+    return _read_bucket(pictures, range(len(pictures)), PixelSize(width, height), cache, progress).pixels
+
+
 def _read_bucket(
     pictures: Pictures, chosen: Sequence[int], bucket: PixelSize, cache: Path, progress: Progress
 ) -> Pictures:
@@ -101,7 +112,7 @@ def _read_bucket(
         if picture.refused:
             file.with_suffix(".json").unlink(missing_ok=True)  # it vouches for the pixels: next time all are read again
             if picture.refused == CHANGED:
-                raise UserError(f"{shown(path)} cannot be read for its aspect bucket: {CHANGED}")
+                raise UserError(f"{shown(path)} cannot be read again: {CHANGED}")
             raise UserError(f"{shown(path)} could be read before, but not now: {picture.refused}; put it back")
     return replace(pictures.at(torch.tensor(chosen), torch.from_numpy(pixels)), content=content)
 

@@ -11,7 +11,7 @@ import math
 import mmap
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -25,6 +25,7 @@ from calotype.data.caches import cached_tensors
 from calotype.data.formats import require_reachable
 from calotype.data.images import images_from_pixels
 from calotype.data.permutation import LARGE_SET
+from calotype.data.views import Boxes, cut_views
 from calotype.files import make_folder, read_as, remove, require_regular, sha256, whole_file, write_json
 from calotype.spaces.latent import LatentSpace
 from calotype.threads import in_slices
@@ -39,9 +40,28 @@ StoredMoments = Float[Tensor, "batch moments height width"]
 Means = np.ndarray[tuple[int, ...], np.dtype[np.float16]]  # (sides, pictures, channels, height, width)
 
 
+@dataclass(frozen=True)
+class Sides:
+    """What is encoded of each picture: itself, its mirror image, and views of it."""
+
+    flip: bool = False
+    boxes: Float[Tensor, "views pictures 4"] | None = None
+    source: ByteImages | None = None
+    """Pixels of the pictures from which views are cut."""
+
+    @property
+    def count(self) -> int:
+        return 1 + self.flip + (0 if self.boxes is None else len(self.boxes))
+
+
 @runtime_checkable
 class StoredLatents(Protocol):
-    """Moments of the latents of all pictures; a second side holds those of the mirror images."""
+    """Moments of the latents of all pictures on the first side, and of their mirror images or views on others."""
+
+    @property
+    def boxes(self) -> Boxes | None:
+        """Of the views, which are the last sides: (views, pictures, 4)."""
+        ...
 
     @property
     def sides(self) -> int: ...
@@ -49,8 +69,13 @@ class StoredLatents(Protocol):
     def at(self, sides: Int[Tensor, " batch"], rows: Int[Tensor, " batch"]) -> StoredMoments: ...
 
     def of(self, chosen: Int[Tensor, " _"], batch: int = 256) -> Iterator[StoredMoments]:
-        """The moments of these pictures, a batch at a time, first of one side, then of the other."""
+        """The moments of these pictures as wholes, a batch at a time, first of one side, then of the other."""
         ...
+
+
+def whole_sides(latents: StoredLatents) -> int:
+    """Sides that are not views."""
+    return latents.sides - (0 if latents.boxes is None else len(latents.boxes))
 
 
 @dataclass(frozen=True)
@@ -58,6 +83,7 @@ class LatentCache:
     """In memory."""
 
     moments: Float[Tensor, "sides pictures moments height width"]  # float16; 2 * channels moments
+    boxes: Float[Tensor, "views pictures 4"] | None = None
 
     @property
     def sides(self) -> int:
@@ -67,7 +93,7 @@ class LatentCache:
         return self.moments[sides, rows]
 
     def of(self, chosen: Int[Tensor, " _"], batch: int = 256) -> Iterator[StoredMoments]:
-        for side in self.moments:
+        for side in self.moments[: whole_sides(self)]:
             yield from side[chosen].split(batch)
 
 
@@ -77,6 +103,7 @@ class MappedLatents:
 
     parts: Sequence[Means]
     log_variances: Float[Tensor, " channels"]
+    boxes: Float[Tensor, "views pictures 4"] | None = None
 
     @property
     def sides(self) -> int:
@@ -89,7 +116,7 @@ class MappedLatents:
         return torch.cat([mean, self.log_variances.half()[:, None, None].expand_as(mean)], 1)
 
     def of(self, chosen: Int[Tensor, " _"], batch: int = 256) -> Iterator[StoredMoments]:
-        for side in range(self.sides):
+        for side in range(whole_sides(self)):
             for rows in chosen.split(batch):
                 yield self.at(torch.full_like(rows, side), rows)
 
@@ -98,47 +125,53 @@ def cache_latents(
     space: LatentSpace,
     pixels: ByteImages,
     content: str,
-    flip: bool,
+    sides: Sides,
     folder: Path,
     device: torch.device,
     progress: Progress,
     batch: int = 0,
 ) -> StoredLatents:
-    """The moments of all pictures.
+    """The moments of all `sides` of all pictures.
 
-    `content` is the hash of the pictures: the key, with the weights and `flip`. Raises `NotFiniteError` with the rows
-    of pictures whose latents are not finite.
+    `content` is the hash of the pictures: the key, with the weights and the sides. Raises `NotFiniteError` with the
+    rows of pictures whose latents are not finite.
     """
     shape, batch = f"{pixels.shape[-1]}x{pixels.shape[-2]}", batch or encoded_at_once(pixels[0].numel())
     latents = 2 * space.channels, *(side // space.reduction for side in pixels.shape[-2:])
-    name, outdated = f"latents-{shape}-{cache_key(space.vae, content, flip)}", f"latents-{shape}-*"
+    name, outdated = f"latents-{shape}-{cache_key(space.vae, content, sides)}", f"latents-{shape}-*"
 
-    def encoded(rows: slice, mirrored: bool) -> Iterator[StoredMoments]:
-        return (encode(space, part, mirrored, device) for part in pixels[rows].split(batch))
+    def encoded(rows: slice, side: int) -> Iterator[StoredMoments]:
+        parts: Iterator[ByteImages] = iter(pixels[rows].split(batch))
+        if sides.boxes is not None and sides.source is not None and side > sides.flip:
+            boxes, size = sides.boxes[side - 1 - sides.flip, rows], (pixels.shape[-2], pixels.shape[-1])
+            pairs = zip(sides.source[rows].split(batch), boxes.split(batch), strict=True)
+            parts = (cut_views(part, own, size) for part, own in pairs)
+        return (encode(space, part, sides.flip and side == 1, device) for part in parts)
 
     if is_mapped(len(pixels)):
         for other in folder.glob(outdated):
             if other.name != name:
                 remove(other)
         means = latents[0] // 2, *latents[1:]
-        return cache_mapped(folder / name, (1 + flip, len(pixels), *means), encoded, progress)
+        mapped = cache_mapped(folder / name, (sides.count, len(pixels), *means), encoded, progress)
+        return replace(mapped, boxes=sides.boxes)
 
     def make() -> dict[str, Tensor]:
-        moments = torch.empty(1 + flip, len(pixels), *latents, dtype=torch.half)
+        moments = torch.empty(sides.count, len(pixels), *latents, dtype=torch.half)
         for side, into in enumerate(moments):
             done = 0
-            for part in encoded(slice(None), side == 1):
+            for part in encoded(slice(None), side):
                 into[done : done + len(part)] = part
-                progress(done := done + len(part), len(pixels))
+                progress(side * len(pixels) + (done := done + len(part)), sides.count * len(pixels))
         if rows := (~moments.isfinite()).any(0).flatten(1).any(1).nonzero().flatten().tolist():
             raise NotFiniteError("latents are not finite", rows)
         return {"moments": moments}
 
     def fits(moments: Tensor) -> bool:
-        return moments.shape == (1 + flip, len(pixels), *latents) and moments.dtype == torch.half
+        return moments.shape == (sides.count, len(pixels), *latents) and moments.dtype == torch.half
 
     path = folder / f"{name}.safetensors"
-    return LatentCache(cached_tensors(path, make, fits, f"{outdated}.safetensors")["moments"])
+    return LatentCache(cached_tensors(path, make, fits, f"{outdated}.safetensors")["moments"], sides.boxes)
 
 
 def is_mapped(count: int) -> bool:
@@ -157,9 +190,11 @@ def encode(space: LatentSpace, pixels: ByteImages, mirrored: bool, device: torch
     return in_slices(space.moments, images.flip(-1) if mirrored else images).half().cpu()
 
 
-def cache_key(network: nn.Module, content: str, flip: bool) -> str:
+def cache_key(network: nn.Module, content: str, sides: Sides) -> str:
     """A hash of the weights, the pictures and their preprocessing."""
-    digest = hashlib.sha256(f"{content} flip={flip}".encode())
+    digest = hashlib.sha256(f"{content} flip={sides.flip}".encode())
+    if sides.boxes is not None:
+        digest.update(sides.boxes.contiguous().numpy().tobytes())
     for name, value in network.state_dict().items():
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().numpy().tobytes())
@@ -177,8 +212,8 @@ class PartFacts(BaseModel):
     """Mean variance of each channel."""
 
 
-Encoded = Callable[[slice, bool], Iterator[StoredMoments]]
-"""The moments of pictures, or of their mirror images, a batch at a time."""
+Encoded = Callable[[slice, int], Iterator[StoredMoments]]
+"""The moments of one side of some pictures, a batch at a time."""
 
 
 def cache_mapped(folder: Path, shape: tuple[int, ...], encoded: Encoded, progress: Progress) -> MappedLatents:
@@ -215,7 +250,7 @@ def _write_part(path: Path, rows: slice, shape: tuple[int, ...], encoded: Encode
             np.lib.format.write_array_header_1_0(file, about)
             for side in range(shape[0]):
                 row = rows.start
-                for moments in encoded(rows, side == 1):
+                for moments in encoded(rows, side):
                     wrong.update((row + (~moments.isfinite()).flatten(1).any(1).nonzero().flatten()).tolist())
                     mean, log_variance = moments.chunk(2, 1)
                     file.write(mean.contiguous().numpy().data)

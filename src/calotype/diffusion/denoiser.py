@@ -20,8 +20,9 @@ class Denoiser(Migrated):
     """Estimates the clean image from a noisy one, its sigma and a condition.
 
     `backbone(image, vector)` gives an image of the shape of the noisy one. `vector` is the sum of the embeddings of
-    noise level, label and augmentation level; a text-conditioned backbone also gets the prompts. Noisy image, prior
-    mean and low-resolution image are concatenated along channels.
+    noise level, label and augmentation level, and of the place of a view where it was trained on `views`; a
+    text-conditioned backbone also gets the prompts. Noisy image, prior mean and low-resolution image are concatenated
+    along channels.
 
     The output is the `prior`'s mean (without a prior: the scaling's skip) plus `out` times the backbone. `sigma_data`
     is the standard deviation of clean images: about 0, or about the enlarged low-resolution image where there is one,
@@ -39,6 +40,7 @@ class Denoiser(Migrated):
         precision: Precision = "float32",
         sigma_data: float = 1.0,
         prior: Prior | None = None,
+        views: bool = False,
     ) -> None:
         super().__init__()
         self.prior = prior
@@ -48,6 +50,10 @@ class Denoiser(Migrated):
         self.augmentation_level = LevelEmbedding(width)
         self.label = nn.Embedding(classes + 1, width)  # the last row is the null label
         nn.init.normal_(self.label.weight, std=0.02)
+        self.view: nn.Linear | None = None
+        if views:
+            self.view = nn.Linear(4, width, bias=False)  # of a whole picture, zeros: 0
+            nn.init.normal_(self.view.weight, std=0.02)
 
     def forward(self, noisy: Latents, sigma: Sigmas, condition: Condition) -> Latents:
         """Estimate of the clean image, float32, of the shape of `noisy`; sigma is one number an image, above 0."""
@@ -121,6 +127,8 @@ class Denoiser(Migrated):
         )
         if condition.augmentation is not None:
             vector = vector + self.augmentation_level(condition.augmentation)
+        if self.view is not None and condition.view is not None:
+            vector = vector + self.view(condition.view)
         if self.prior is not None:
             image = torch.cat([image, mean], 1)
         if condition.low_res is not None:

@@ -164,5 +164,6 @@ def stage_config(stage: Stage, config: DiffusionConfig, sampling: Sampling) -> d
         "scaling": config.scaling,
         "sigma_data": stage.denoiser.sigma_data,
         "prior": None if prior is None else description(prior),
+        "views": stage.denoiser.view is not None,
         "sampling": sampling.model_dump(mode="json"),
     }

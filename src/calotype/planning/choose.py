@@ -27,6 +27,7 @@ from calotype.nets.vae import Lapping, VaeConfig, principal_axes
 from calotype.planning.chains import choose_chain, own_latents
 from calotype.planning.laws import (
     HEAD,
+    MOST_VIEWED,
     VAE_WIDTHS,
     WHOLE_IMAGES,
     batch_size,
@@ -37,6 +38,7 @@ from calotype.planning.laws import (
     training_flops,
     unet_size,
     vae_widths,
+    view_count,
 )
 from calotype.planning.mirroring import choose_flip
 from calotype.planning.sizes import MOST_TOKENS, check_tokens, choose_patch
@@ -56,8 +58,8 @@ STEPS = 12
 more of them lose features; in pixels more steps leave more grain (dev/LOG.md, 2026-11-28 and 2026-11-29)."""
 PRIOR_GUIDANCE = {"guide": "prior", "guidance": 3.0, "guidance_slope": 0.5, "prior_guidance": 0.5}
 """Guidance away from the prior, the best guide in a sweep over portraits (dev/LOG.md, 2026-11-28 to 2026-11-30)."""
-FEW_GUIDANCE_CHANGES = {"guidance": 1.5, "prior_guidance": 0.0}
-"""For fewer than `FEW_PICTURES`, whose prior is crude: 3 exaggerates (dev/LOG.md, 2026-11-28)."""
+FEW_GUIDANCE_CHANGES = {"guidance": 1.25, "prior_guidance": 0.0}
+"""For fewer than `FEW_PICTURES`, whose prior is crude: 1.5 exaggerates (dev/LOG.md, 2026-11-30)."""
 CAPTION_GUIDANCE_CHANGES = {"guidance_slope": 0.75, "prior_guidance": 0.5}
 """Where there are captions. Without guidance of the prior itself, guidance by the prior loses attributes of prompts;
 smaller slopes were not tried with prompts."""
@@ -123,6 +125,9 @@ def propose(
         check_tokens(outline.chain, reduction)
     side = max(1, base // reduction)
     proposal["denoiser"] = choose_denoiser(pictures, side, channels, sigma_data, resources["denoiser"])
+    allowed, reasons["views"] = choose_views(pictures, bool(imported), reads_captions(pictures, settings))
+    if not allowed:
+        proposal["denoiser"]["views"] = 0
     if kind == "latent" and not imported:
         proposal["denoiser"]["channel_weighting"] = CHANNEL_WEIGHTING
     for low_res, larger in pairwise(outline.chain):
@@ -255,7 +260,19 @@ def choose_denoiser(
         "schedule": {"kind": "flow", "shift": three_digits(shift)},
         "sigma_data": sigma_data,
         "text": choose_text(pictures.captions, backbone["width"], backbone["depth"]),
+        "views": view_count(epochs),
     }
+
+
+def choose_views(pictures: Pictures, imported: bool, captioned: bool) -> tuple[bool, str]:
+    """Whether the denoiser may be trained on views, crops of the pictures, of which it is told, and the reason."""
+    if imported:
+        return False, "encoding crops by an imported autoencoder takes long"
+    if captioned:
+        return False, "not tried with captions"
+    if pictures.trained > MOST_VIEWED:
+        return False, f"tried only with up to {MOST_VIEWED:,} training pictures"
+    return True, "crops keep a network that sees few pictures often from learning them by heart; it is told of them"
 
 
 def choose_dit(side: int, resources: Resources) -> tuple[dict[str, Any], float]:

@@ -108,6 +108,10 @@ to 2e-4 of DiT-XL (arXiv 2212.09748, 2501.01423)."""
 FEW_EPOCHS, MOST_DROPOUT = 40, 0.2
 """Dropout is 0 up to so many epochs, and 0.1 more with each tenfold."""
 
+SEEN_BY_VIEW, MOST_VIEWS, MOST_VIEWED = 16, 15, 2000
+"""One view of each picture for so many epochs: encoding it costs a sixteenth of what training on it does. The largest
+set that is trained on views has so many training pictures; larger ones were not tried."""
+
 
 def time_shares(legs: Iterable[str], operations: float = 0.0) -> dict[str, float]:
     """Fraction of the training time of each leg; `operations` are those of the whole run."""
@@ -128,6 +132,11 @@ def batch_size(smallest: int, images: float, busy: int = 1) -> int:
 def learning_rate(kind: str, width: int) -> float:
     """Of AdamW. Ten times smaller for a UNet, whose convolutions have 9 times the inputs."""
     return (0.4 if kind == "dit" else 0.04) / width * min(1.0, WIDE / width) ** 0.5
+
+
+def view_count(epochs: float) -> int:
+    """Of each picture, where `epochs` is how often the run sees each training picture."""
+    return min(MOST_VIEWS, int(epochs / SEEN_BY_VIEW))
 
 
 def dropout_rate(epochs: float) -> float:

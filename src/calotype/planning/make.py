@@ -31,6 +31,7 @@ from calotype.tables import merge
 from calotype.training.checkpoint import KEPT_CHECKPOINTS
 from calotype.training.compiling import WORTH
 from calotype.training.control import mean_cost, whole_batches
+from calotype.training.fitting import fitted_sides
 from calotype.training.levels import LEVELS_TRIED, SCALES_TRIED, judged_side
 from calotype.training.loop import doublings
 from calotype.training.warm_start import WarmStart
@@ -243,9 +244,9 @@ def with_warmups(recipe: Recipe, images: dict[str, int]) -> Recipe:
 def between_legs(plan: Plan, measured: Costs, count: int, left: float) -> dict[str, float]:
     """Seconds of captions, latents, inspection, prior, and of the search for augmentation levels in `level_crops`."""
     recipe = plan.recipe
-    seconds = {"fit": measured.fit(count)}
+    seconds = {"fit": measured.fit(count * fitted_sides(recipe))}
     if recipe.kind == "latent":
-        encoded = count * (2 if recipe.flip else 1)
+        encoded = count * (1 + recipe.flip + recipe.denoiser.views)
         seconds |= {"latents": measured.encode() * encoded, "inspect": measured.inspect()}
     if measured.captions[0]:
         seconds["captions"] = measured.captions[0]

@@ -17,6 +17,7 @@ from calotype.build import build_autoencoder, build_backbone
 from calotype.data.caches import fit_into
 from calotype.data.folder import Pictures
 from calotype.data.latents import is_mapped
+from calotype.data.views import SOURCE
 from calotype.diffusion.stage import Stage
 from calotype.machine import Machine
 from calotype.nets.text import BytesConfig, BytesEncoder
@@ -27,7 +28,8 @@ from calotype.priors.captions import MOST_WORDS, CaptionedMixture
 from calotype.priors.patches import FLATTEST, PATCH_CLUSTERS, WINDOW_SIDE
 from calotype.priors.prior import MOST_VALUES
 from calotype.recipe import Recipe, Sharding, leg_above
-from calotype.training.fitting import PATCHES, VALIDATION_IMAGES
+from calotype.training.examples import reads_larger
+from calotype.training.fitting import PATCHES, VALIDATION_IMAGES, fitted_sides
 from calotype.training.previews import VALIDATED
 from calotype.types import UserError
 
@@ -157,7 +159,7 @@ def predicted_memory(recipe: Recipe, machine: Machine, rounds: Mapping[str, int]
 
 def fit_memory(recipe: Recipe, base: Stage, count: int, held_out: int) -> dict[str, int]:
     """Bytes that the fits of the priors hold, by the step of the run, for so many training and validation pictures."""
-    sides, values, prior = 1 + recipe.flip, math.prod(base.shape), base.denoiser.prior
+    sides, values, prior = fitted_sides(recipe), math.prod(base.shape), base.denoiser.prior
     parts = {}
     if prior is not None:
         images = min(MOST_VALUES // values, count * sides)
@@ -208,7 +210,8 @@ def latent_bytes(recipe: Recipe, sets: Sequence[int]) -> LatentBytes:
     if recipe.kind != "latent":
         return LatentBytes(0, 0)
     network = recipe.autoencoder.network
-    means = 2 * network.channels * (recipe.chain[0] // network.reduction) ** 2 * (2 if recipe.flip else 1)
+    sides = 1 + recipe.flip + recipe.denoiser.views
+    means = 2 * network.channels * (recipe.chain[0] // network.reduction) ** 2 * sides
     in_memory = 2 * means * sum(count for count in sets if not is_mapped(count))
     return LatentBytes(in_memory, in_memory + means * sum(count for count in sets if is_mapped(count)))
 
@@ -226,11 +229,13 @@ def unread_pixel_bytes(pictures: Pictures, free: int) -> int:
 
 
 def derived_bytes(recipe: Recipe, sets: Sequence[int], free: int) -> int:
-    """Of what is made of all pixels and held in memory: those of aspect buckets, smaller copies, and latents."""
-    squares = 0 if recipe.aspect_buckets == 1 else 3 * recipe.size**2
-    buckets = sum(count * squares for count in sets if fit_into(count * squares, free))
+    """Of what is made of all pixels and held in memory: those of aspect buckets, larger ones from which views are cut,
+    smaller copies, and latents."""
+    buckets = 0 if recipe.aspect_buckets == 1 else 3 * recipe.size**2
+    larger = 3 * (SOURCE * recipe.chain[0]) ** 2 if reads_larger(recipe) else 0
+    read = sum(count * values for values in (buckets, larger) for count in sets if fit_into(count * values, free))
     copies = max((3 * side**2 for side in recipe.chain[:-1]), default=0) * sum(sets)
-    return buckets + copies + latent_bytes(recipe, sets).memory
+    return read + copies + latent_bytes(recipe, sets).memory
 
 
 def legs_in_outline(recipe: Recipe) -> Iterator[Outline]:

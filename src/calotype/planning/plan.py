@@ -113,6 +113,8 @@ def explain(
         choices.append(choice("text", describe_text(recipe), denoiser.text == other.text, why))
     mirrored = "half of the pictures" if recipe.flip else "none"
     choices.append(choice("mirrored", mirrored, recipe.flip == proposed.flip, reasons["flip"]))
+    value = f"{denoiser.views} of each picture" if denoiser.views else "none"
+    choices.append(choice("crops", value, denoiser.views == other.views, reasons["views"]))
     as_proposed = backbone.dropout == other.backbone.dropout
     return [*choices, choice("dropout", f"{backbone.dropout:g}", as_proposed, reasons["dropout"])]
 

@@ -35,6 +35,7 @@ from calotype.types import Batch, Images, OtherImages, Rng, Text, UserError
 
 VALIDATION_IMAGES = 512
 """Validation images by which the prior is chosen."""
+MOST_FITTED_VIEWS = 3
 PATCHES = 2**19
 """Low-resolution pixels, with the high-resolution patches below them, to which a patch prior is fitted."""
 WEIGHED_IMAGES, WEIGHED_SIDE = 16, 16
@@ -55,15 +56,19 @@ def fit_mixture(recipe: Recipe, buckets: Sequence[Bucket], space: Space) -> Cons
     """The prior of the first stage, from as many training latents as `MOST_VALUES` allows, and its cross-fitted form.
 
     With several aspect buckets it is fitted to the largest square that fits into all, in windows of each. Where
-    pictures are mirrored in training, it is fitted to each and to its mirror image.
+    pictures are mirrored in training, it is fitted to each and to its mirror image, and where training has views, to
+    some of them.
     """
     rng = Rng((recipe.seed, "gaussian"))
     train_rows = [bucket.pictures.train_indices for bucket in buckets]
+    buckets = [of_view(bucket, 0) for bucket in buckets]
     few = take(buckets, [bucket.pictures.validation_indices for bucket in buckets], VALIDATION_IMAGES, rng)
-    most = max(2, MOST_VALUES // few.clean[0].numel() // (2 if recipe.flip else 1))
+    most = max(2, MOST_VALUES // few.clean[0].numel() // fitted_sides(recipe))
     many = take(buckets, train_rows, most, rng)
-    if recipe.flip:
-        many = joined([many, take([reflected(bucket) for bucket in buckets], train_rows, most, rng)])
+    others = [[reflected(bucket) for bucket in buckets]] if recipe.flip else []
+    others += [[of_view(bucket, view + 1) for bucket in buckets] for view in range(fitted_views(recipe))]
+    if others:
+        many = joined([many, *(take(other, train_rows, most, rng) for other in others)])
 
     def examples(batch: Batch, rng: Rng, place: int) -> CaptionedLatents:
         texts = ("",) * len(batch) if batch.text is None else batch.text.prompts
@@ -106,6 +111,21 @@ def channel_weights(recipe: Recipe, buckets: Sequence[Bucket], space: Space) -> 
 def reflected(bucket: Bucket) -> Bucket:
     """The same examples, each mirrored."""
     return bucket._replace(examples=lambda chosen: replace(bucket.examples(chosen), reflected=True))
+
+
+def fitted_views(recipe: Recipe) -> int:
+    """Views of each picture to which the prior is fitted."""
+    return min(recipe.denoiser.views, MOST_FITTED_VIEWS)
+
+
+def fitted_sides(recipe: Recipe) -> int:
+    """The same, with whole pictures and their mirror images."""
+    return 1 + recipe.flip + fitted_views(recipe)
+
+
+def of_view(bucket: Bucket, view: int) -> Bucket:
+    """The same examples, each whole (0) or of one view."""
+    return bucket._replace(examples=lambda chosen: replace(bucket.examples(chosen), view=view))
 
 
 def take(buckets: Sequence[Bucket], rows: Sequence[Tensor], most: int, rng: Rng, turn: int = 0) -> Batch:

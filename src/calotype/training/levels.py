@@ -33,7 +33,7 @@ from calotype.training.previews import validation_conditions
 from calotype.types import Progress, Rng
 
 LEVELS_TRIED = 6
-SCALES_TRIED = (1.5, 2.0, 3.0)
+SCALES_TRIED = (1.25, 2.0, 3.0)
 """Guidance scales: stronger ones come nearer to portraits, too, but their faces lose features."""
 JUDGED_WHOLE = 256
 """Side in pixels up to which an augmentation level is judged on whole pictures, as samples are in an evaluation; larger

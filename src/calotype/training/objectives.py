@@ -309,7 +309,8 @@ class DenoisingObjective:
     def condition(self, noised: Noised) -> Condition:
         batch, noise = noised.batch, noised.augmentation_noise
         noise = torch.zeros(()) if noise is None else noise
-        return self.stage.condition(batch.labels, batch.low_res, noised.level, noise, batch.text)
+        condition = self.stage.condition(batch.labels, batch.low_res, noised.level, noise, batch.text)
+        return replace(condition, view=batch.view)
 
 
 @dataclass(frozen=True)

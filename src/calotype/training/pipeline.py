@@ -14,10 +14,11 @@ from typing import Any
 import torch
 
 from calotype.build import build_frozen
-from calotype.data.buckets import bucket_sizes, read_buckets
+from calotype.data.buckets import bucket_sizes, larger_pixels, read_buckets
 from calotype.data.caches import cache_encodings
 from calotype.data.folder import Pictures
-from calotype.data.latents import StoredLatents, cache_latents
+from calotype.data.latents import Sides, StoredLatents, cache_latents
+from calotype.data.views import SOURCE, draw_boxes
 from calotype.diffusion.stage import Stage
 from calotype.evaluation.counting import counter
 from calotype.evaluation.search import Search
@@ -33,7 +34,7 @@ from calotype.spaces.pixel import PixelSpace, Space
 from calotype.store import save_model
 from calotype.training.compiling import compiled
 from calotype.training.control import CLEARLY, HOPELESS, BudgetController, TimeBudget
-from calotype.training.examples import Bucket, crop_examples, latent_examples, picture_examples
+from calotype.training.examples import Bucket, crop_examples, latent_examples, picture_examples, reads_larger
 from calotype.training.inspection import require_fit
 from calotype.training.leg import UNLIMITED, Leg, LegLimits, Result_co, train_leg, validate
 from calotype.training.legs import autoencoder_leg, denoiser_leg, enlarger_leg, exposure_leg
@@ -43,7 +44,7 @@ from calotype.training.previews import autoencoder_validator, validation_images
 from calotype.training.process import Interrupted, ProgressBar, Reporter, Stop, StoppableReporter
 from calotype.training.snapshot import restore_statistics, write_space
 from calotype.training.warm_start import WarmStart, first_space, start_of
-from calotype.types import NotFiniteError, Progress, UserError
+from calotype.types import ByteImages, NotFiniteError, Progress, Rng, UserError
 
 SHORT = 60.0
 """Seconds of a leg: previews along the way would take a good part of a shorter one."""
@@ -143,7 +144,10 @@ class Pipeline:
         pictures = self.pictures.shrunk(self.recipe.chain[0])
         buckets = self.buckets(pictures)
         if self.recipe.kind == "cascade":
-            return PixelSpace(), [Bucket(each, picture_examples(self.recipe, each, self.device)) for each in buckets]
+            sources = [(each, self._view_source(each)) for each in buckets]
+            return PixelSpace(), [
+                Bucket(each, picture_examples(self.recipe, each, self.device, source)) for each, source in sources
+            ]
         space, folder = LatentSpace(self.autoencoder(pictures)).to(self.device), self.run.folder / "cache"
         with self.ranks.in_turn(), self._counting("latents"), self._stoppable.bar("latents") as bar:
             caches = [self._latents(space, each, folder, bar) for each in buckets]
@@ -154,6 +158,15 @@ class Pipeline:
         pairs = zip(buckets, caches, strict=True)
         return space, [Bucket(each, latent_examples(self.recipe, each, cache, self.device)) for each, cache in pairs]
 
+    def _view_source(self, pictures: Pictures) -> ByteImages | None:
+        """Pixels from which views of these pictures of the first stage are cut; None where training has no views."""
+        if not self.recipe.denoiser.views:
+            return None
+        if not reads_larger(self.recipe):
+            return self.pictures.pixels
+        with self.run.timing("read"), self._stoppable.bar("larger pictures, for crops") as bar:
+            return larger_pixels(pictures, SOURCE, self.run.folder / "cache", bar)
+
     def _inspect(self, space: LatentSpace, pictures: Pictures) -> None:
         write_space(self.run, space)
         with self.run.timing("inspect"):
@@ -162,8 +175,12 @@ class Pipeline:
             require_fit(self.run, space, pictures, self.reporter.say, self.force)
 
     def _latents(self, space: LatentSpace, pictures: Pictures, folder: Path, bar: ProgressBar) -> StoredLatents:
+        sides = Sides(self.recipe.flip)
+        if (source := self._view_source(pictures)) is not None:
+            count = self.recipe.denoiser.views
+            sides = Sides(sides.flip, draw_boxes(Rng((self.recipe.seed, "views")), count, len(pictures)), source)
         try:
-            return cache_latents(space, pictures.pixels, pictures.content, self.recipe.flip, folder, self.device, bar)
+            return cache_latents(space, pictures.pixels, pictures.content, sides, folder, self.device, bar)
         except NotFiniteError as error:
             raise UserError(
                 f"the latents of {several([*map(pictures.file, error.rows)])} are not finite: the autoencoder has "

@@ -117,4 +117,6 @@ def denoiser_of(about, classes, text):
     if text is not None:
         backbone = TextConditioned(backbone, BytesEncoder(BytesConfig(**text)), config.width)
     prior = about["prior"] and PRIORS[about["prior"]["kind"]](**about["prior"]["shape"])
-    return Denoiser(backbone, config.width, classes, about["scaling"], "float32", about["sigma_data"], prior)
+    return Denoiser(
+        backbone, config.width, classes, about["scaling"], "float32", about["sigma_data"], prior, about["views"]
+    )

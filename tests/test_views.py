@@ -1,0 +1,247 @@
+"""Crops on which few pictures are trained, too, and of which the denoiser is told."""
+
+import pytest
+import torch
+from analytic import conditioned, perturbed
+from small import (
+    CASCADE,
+    CPU,
+    SETTINGS,
+    Keeper,
+    be_quick,
+    first_leg,
+    noise_cache,
+    noise_pictures,
+    recipe,
+    train_small,
+    write_pictures,
+)
+from test_train import interrupted_at, products
+
+from calotype.build import build_stage
+from calotype.cli import commands
+from calotype.cli.options import ResumeOptions
+from calotype.data.images import images_from_pixels
+from calotype.data.latents import Sides, cache_key, cache_latents
+from calotype.data.sources import LatentSource, PictureSource
+from calotype.data.views import LARGEST, SHARE, SMALLEST, cut_views, draw_boxes, placement, whole_boxes
+from calotype.diffusion.denoiser import Denoiser
+from calotype.export.diffusers_folder import stage_config
+from calotype.export.standalone import modeling
+from calotype.model import load
+from calotype.nets.dit import Dit, DitConfig
+from calotype.spaces.latent import LatentSpace
+from calotype.spaces.pixel import PixelSpace
+from calotype.training import fitting
+from calotype.training.examples import Bucket, latent_examples, picture_examples
+from calotype.training.fitting import fitted_sides
+from calotype.training.process import Interrupted
+from calotype.types import Condition, Rng, no_progress
+
+RNG = Rng(("views",))
+VIEWS = 3
+
+
+def box(left, top, side, mirrored=0.0):
+    return torch.tensor([[left, top, side, mirrored]])
+
+
+def ramp(side=32):
+    """Red grows by 8 a column, green by 4 a row."""
+    pixels = torch.zeros(1, 3, side, side, dtype=torch.uint8)
+    pixels[:, 0], pixels[:, 1] = 8 * torch.arange(side), 4 * torch.arange(side)[:, None]
+    return pixels
+
+
+# -- Boxes -------------------------------------------------------------------------------------------------------------
+
+
+def test_boxes_lie_within_the_picture_and_are_of_all_sizes_and_places():
+    left, top, side, mirrored = draw_boxes(RNG, 2, 5000).flatten(0, 1).unbind(1)
+    for edge in (left, top):
+        assert edge.min() >= 0 and (edge + side).max() <= 1
+        assert (edge / (1 - side)).histc(4, 0, 1).min() > 2200  # 2,500 expected
+    assert SMALLEST <= side.min() < SMALLEST + 0.01 and LARGEST - 0.01 < side.max() <= LARGEST
+    assert 0.48 < mirrored.mean() < 0.52 and set(mirrored.tolist()) == {0.0, 1.0}
+
+
+def test_a_whole_picture_is_not_changed_and_nothing_is_told_of_it():
+    pixels = noise_pictures().pixels
+    assert torch.equal(cut_views(pixels, whole_boxes(len(pixels)), (16, 16)), pixels)
+    assert placement(whole_boxes(3)).abs().max() == 0
+
+
+def test_a_view_is_the_part_of_the_picture_that_its_box_says():
+    view = cut_views(ramp(), box(0.25, 0.125, 0.75), (32, 32))[0].float()
+    places = (torch.arange(32) + 0.5) * 0.75 - 0.5
+    inside = slice(3, -3)  # Lanczos repeats the edge
+    assert (view[0, :, inside] - 8 * (places + 8)[inside]).abs().max() <= 1
+    assert (view[1, inside] - 4 * (places + 4)[inside, None]).abs().max() <= 1
+    mirrored = cut_views(ramp(), box(0.25, 0.125, 0.75, 1.0), (32, 32))[0].float()
+    assert torch.equal(mirrored, view.flip(-1))
+
+
+def test_what_is_told_is_between_minus_one_and_one():
+    told = placement(draw_boxes(RNG, 1000))
+    assert told.amin(0).tolist() >= [0.0, -1.0, -1.0, 0.0] and told.abs().max() <= 1
+    corner = placement(box(0.0, 1 - SMALLEST, SMALLEST, 1.0))
+    assert torch.allclose(corner, torch.tensor([[1.0, -1.0, 1.0, 1.0]]), atol=1e-6)
+
+
+# -- Batches -----------------------------------------------------------------------------------------------------------
+
+
+def latent_source(view=None, whole=1):
+    """The first channel tells the picture, the second the side."""
+    plain = noise_cache(recipe()).moments[:1].expand(whole + VIEWS, -1, -1, -1, -1).clone()
+    plain[:, :, 0] = torch.arange(10)[:, None, None]
+    plain[:, :, 1] = torch.arange(whole + VIEWS)[:, None, None, None]
+    cache = type(noise_cache(recipe()))(plain, draw_boxes(RNG, VIEWS, 10))
+    return LatentSource(cache, torch.arange(10), torch.arange(2, 10), RNG, CPU, view=view)
+
+
+def sides_of(batch):
+    return batch.clean[:, 1, 0, 0].long()
+
+
+@pytest.mark.parametrize("whole", [1, 2])
+def test_batches_of_latents_are_of_whole_pictures_and_of_views_that_are_told(whole):
+    source = latent_source(whole=whole)
+    batch = source.batch(0, 4000)
+    sides = sides_of(batch)
+    counts = sides.bincount(minlength=whole + VIEWS) / 4000
+    assert counts[:whole].sum() == pytest.approx(1 - SHARE, abs=0.03)
+    assert counts[whole:].tolist() == pytest.approx([SHARE / VIEWS] * VIEWS, abs=0.03)
+    for index in range(200):
+        side, row = int(sides[index]) - whole, int(batch.labels[index])
+        expected = whole_boxes(1)[0] if side < 0 else source.cache.boxes[side, row]
+        assert torch.equal(batch.view[index], placement(expected[None])[0])
+    again = source.batch(0, 4000)
+    assert torch.equal(again.clean, batch.clean) and torch.equal(again.view, batch.view)
+
+
+@pytest.mark.parametrize("view", [0, 1, VIEWS])
+def test_batches_of_one_view(view):
+    batch = latent_source(view, whole=2).batch(3, 20)
+    assert set(sides_of(batch).tolist()) == ({0, 1} if view == 0 else {1 + view})
+    assert view or batch.view.abs().max() == 0
+
+
+def picture_source(views=True, view=None):
+    pictures = noise_pictures()
+    source = noise_pictures(size=32).pixels if views else None
+    return PictureSource(pictures, pictures.train_indices, RNG, CPU, 0, False, source=source, view=view)
+
+
+def test_batches_of_pictures_are_of_whole_ones_and_of_new_views():
+    batch, plain = picture_source().batch(0, 800), picture_source(False).batch(0, 800)
+    whole = (batch.view == 0).all(1)
+    assert whole.float().mean() == pytest.approx(1 - SHARE, abs=0.06)
+    same = (batch.clean == plain.clean).flatten(1).all(1)
+    assert torch.equal(same, whole) and torch.equal(batch.labels, plain.labels)
+    assert len(batch.view[~whole].unique(dim=0)) == int((~whole).sum())
+    only = picture_source(view=0).batch(0, 800)
+    assert torch.equal(only.clean, plain.clean) and only.view.abs().max() == 0
+    first, second = (picture_source(view=number).batch(0, 8) for number in (1, 2))
+    assert (first.view[:, 0] > 0).all() and not torch.equal(first.view, second.view)
+
+
+def test_a_slice_of_a_batch_keeps_what_is_told():
+    batch = latent_source().batch(0, 10)
+    assert torch.equal(batch.at(slice(3, None, 2)).view, batch.view[3::2])
+
+
+# -- The cache ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("large", [False, True])
+def test_latents_of_views_are_those_of_the_cut_pictures(tmp_path, monkeypatch, flip, large):
+    space, pictures = LatentSpace(first_leg().trained).requires_grad_(False), noise_pictures()
+    monkeypatch.setattr("calotype.data.latents.LARGE_SET", 0 if large else 10**6)
+    boxes, source = draw_boxes(RNG, VIEWS, len(pictures)), noise_pictures(size=32).pixels
+    cache = cache_latents(
+        space, pictures.pixels, "content", Sides(flip, boxes, source), tmp_path, CPU, no_progress, batch=3
+    )
+    assert cache.sides == 1 + flip + VIEWS and torch.equal(cache.boxes, boxes)
+    rows = torch.arange(len(pictures))
+    for view in range(VIEWS):
+        expected = space.moments(images_from_pixels(cut_views(source, boxes[view], (16, 16))))
+        found = cache.at(torch.full_like(rows, 1 + flip + view), rows)
+        means = slice(None, space.channels)
+        assert torch.allclose(found.float()[:, means], expected[:, means], rtol=2**-9, atol=1e-5)
+    assert sum(map(len, cache.of(rows))) == (1 + flip) * len(rows)  # statistics are of whole pictures
+    sides = Sides(flip, boxes, source)
+    again = cache_latents(space, pictures.pixels, "content", sides, tmp_path, CPU, no_progress)
+    assert torch.equal(again.at(rows * 0, rows), cache.at(rows * 0, rows))
+
+
+def test_other_views_have_another_key():
+    vae = first_leg().trained
+    keys = {cache_key(vae, "content", Sides(boxes=boxes)) for boxes in (None, *draw_boxes(RNG, 2, 1, 10))}
+    assert len(keys) == 3
+
+
+# -- The denoiser ------------------------------------------------------------------------------------------------------
+
+
+def denoiser(views=True):
+    return perturbed(Denoiser(Dit(DitConfig(width=16, depth=1, heads=2), 2, 2), 16, 2, "flow", views=views))
+
+
+def test_the_denoiser_is_told_of_views_and_a_whole_picture_is_the_default():
+    network, noisy, sigma = denoiser(), torch.randn(2, 2, 4, 4), torch.tensor([0.5, 2.0])
+    labels = conditioned(0, 1).labels
+    plain = network(noisy, sigma, Condition(labels))
+    assert torch.equal(network(noisy, sigma, Condition(labels, view=torch.zeros(2, 4))), plain)
+    for place in range(4):
+        told = network(noisy, sigma, Condition(labels, view=torch.eye(4)[[place, place]]))
+        assert (told - plain).abs().amax((1, 2, 3)).min() > 1e-4
+
+
+def test_a_denoiser_without_views_has_no_weights_for_them():
+    assert "view.weight" in denoiser().state_dict() and "view.weight" not in denoiser(False).state_dict()
+
+
+# -- The whole road ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("kind", ["latent", "cascade"])
+def test_the_prior_is_fitted_to_whole_pictures_and_to_views(monkeypatch, kind, flip):
+    own, pictures, fitted = recipe(flip=flip, denoiser={"views": 2}), noise_pictures(), []
+    real = fitting.fit_prior
+    monkeypatch.setattr(fitting, "fit_prior", lambda train, *more: fitted.append(train.latents) or real(train, *more))
+    spaces = {"latent": LatentSpace(first_leg().trained), "cascade": PixelSpace()}
+    if kind == "latent":
+        boxes = draw_boxes(RNG, 2, len(pictures))
+        cache = type(noise_cache(own))(noise_cache(own).moments[:1].expand(3 + flip, -1, -1, -1, -1), boxes)
+        examples = latent_examples(own, pictures, cache, CPU)
+    else:
+        examples = picture_examples(own, pictures, CPU, noise_pictures(size=32).pixels)
+    fitting.fit_mixture(own, [Bucket(pictures, examples)], spaces[kind])
+    assert len(fitted[0]) == (3 + flip) * len(pictures.train_indices) == fitted_sides(own) * 8
+
+
+@pytest.mark.parametrize("settings", [SETTINGS, CASCADE], ids=["latent", "cascade"])
+def test_a_run_with_views_goes_on_where_it_was_stopped_and_samples(tmp_path, monkeypatch, settings):
+    be_quick(monkeypatch)
+    whole = train_small(tmp_path / "whole", "denoiser.views=2", settings=settings)
+    folder = write_pictures(tmp_path / "stopped" / "pictures")
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        interrupted_at(patch, [("denoiser", 20)])
+        train_small(tmp_path / "stopped", "denoiser.views=2", settings=settings)
+    commands.resume(ResumeOptions(folder.parent / "run"), Keeper())
+    assert products(folder.parent / "run") == products(whole)
+    model = load(whole)
+    assert model.stages[0].denoiser.view.weight.abs().max() > 0
+    assert len([*model.draw(2)]) == 2
+
+
+def test_the_standalone_code_has_the_same_weights():
+    stage = build_stage(recipe(denoiser={"views": 1}), PixelSpace(), 2, None)
+    for views in (True, False):
+        if not views:
+            stage = build_stage(recipe(), PixelSpace(), 2, None)
+        about = stage_config(stage, recipe().denoiser, recipe().sampling)
+        modeling.denoiser_of(about, 2, None).load_state_dict(stage.denoiser.state_dict())
