@@ -28,7 +28,7 @@ from calotype.nets.vae import Vae, VaeConfig
 from calotype.nets.weights import ShapesOnly
 from calotype.planning import choose, make_plan
 from calotype.planning.chains import choose_chain
-from calotype.planning.choose import Resources, choose_denoiser, choose_dit, choose_views, propose
+from calotype.planning.choose import FEW_PICTURES, Resources, choose_denoiser, choose_dit, choose_views, propose
 from calotype.planning.laws import (
     FEWEST_STEPS,
     HEAD,
@@ -36,7 +36,6 @@ from calotype.planning.laws import (
     LARGEST_VAE,
     MEASURED_OPERATIONS,
     MOST_DROPOUT,
-    MOST_VIEWED,
     MOST_VIEWS,
     SEEN_BY_VIEW,
     SMALLEST_DIT,
@@ -216,7 +215,7 @@ def test_few_pictures_that_are_seen_often_have_views():
         settings, reasons = propose(noise_pictures(count), fast, 600.0, {"size": 16})
         views[count] = settings["denoiser"]["views"], reasons["views"]
     assert views[50][0] == MOST_VIEWS and "by heart" in views[50][1]
-    assert views[5000] == (0, f"tried only with up to {MOST_VIEWED:,} training pictures")
+    assert views[5000] == (0, f"a gain only below {FEW_PICTURES:,} training pictures")
     assert choose_views(noise_pictures(50), True, False)[0] is choose_views(noise_pictures(50), False, True)[0] is False
 
 

@@ -108,9 +108,8 @@ to 2e-4 of DiT-XL (arXiv 2212.09748, 2501.01423)."""
 FEW_EPOCHS, MOST_DROPOUT = 40, 0.2
 """Dropout is 0 up to so many epochs, and 0.1 more with each tenfold."""
 
-SEEN_BY_VIEW, MOST_VIEWS, MOST_VIEWED = 16, 15, 2000
-"""One view of each picture for so many epochs: encoding it costs a sixteenth of what training on it does. The largest
-set that is trained on views has so many training pictures; larger ones were not tried."""
+SEEN_BY_VIEW, MOST_VIEWS = 16, 15
+"""One view of each picture for so many epochs: encoding it costs a sixteenth of what training on it does."""
 
 
 def time_shares(legs: Iterable[str], operations: float = 0.0) -> dict[str, float]:
