@@ -20,6 +20,8 @@ from calotype.build import build_backbone
 from calotype.cli import commands
 from calotype.cli.options import PlanOptions, TrainingOptions
 from calotype.cli.quantities import byte_count, speed
+from calotype.data.folder import Original
+from calotype.data.hashes import Stamp
 from calotype.evaluation.counting import counted
 from calotype.machine import UTILIZATION, describe_machine
 from calotype.nets.dit import DitConfig
@@ -28,8 +30,9 @@ from calotype.nets.vae import Vae, VaeConfig
 from calotype.nets.weights import ShapesOnly
 from calotype.planning import choose, make_plan
 from calotype.planning.chains import choose_chain
-from calotype.planning.choose import FEW_PICTURES, Resources, choose_denoiser, choose_dit, choose_views, propose
+from calotype.planning.choose import Resources, choose_denoiser, choose_dit, propose
 from calotype.planning.laws import (
+    FEW_PICTURES,
     FEWEST_STEPS,
     HEAD,
     LARGEST_DIT,
@@ -56,8 +59,10 @@ from calotype.planning.laws import (
 )
 from calotype.planning.plan import Plan
 from calotype.planning.sizes import MOST_TOKENS
+from calotype.planning.views import choose_views
 from calotype.ranks import ALONE
 from calotype.settings import parse_recipe
+from calotype.tables import merge
 from calotype.training.muon import Muon, hidden_matrices
 from calotype.types import UserError
 
@@ -204,19 +209,35 @@ def test_dropout_is_by_the_epochs_of_the_run():
     assert 0 < chosen < MOST_DROPOUT and chosen == pytest.approx(dropout_rate(epochs), rel=0.01)
 
 
-def test_few_pictures_that_are_seen_often_have_views():
-    """None where each is seen a few times, and no more than `MOST_VIEWS`; none of many pictures, or of imported or
-    captioned ones, which were not tried."""
+def test_views_grow_with_the_epochs():
     counts = [view_count(2.0**power) for power in range(20)]
     assert counts == sorted(counts) and counts[-1] == MOST_VIEWS
     assert view_count(SEEN_BY_VIEW - 1.0) == 0 and view_count(5.0 * SEEN_BY_VIEW) == 5
-    fast, views = replace(machine(), flops=1e11), {}
-    for count in (50, 5000):
-        settings, reasons = propose(noise_pictures(count), fast, 600.0, {"size": 16})
-        views[count] = settings["denoiser"]["views"], reasons["views"]
-    assert views[50][0] == MOST_VIEWS and "by heart" in views[50][1]
-    assert views[5000] == (0, f"a gain only below {FEW_PICTURES:,} training pictures")
-    assert choose_views(noise_pictures(50), True, False)[0] is choose_views(noise_pictures(50), False, True)[0] is False
+
+
+def large_files(count, side):
+    """Pictures of 16 px from files of this side."""
+    pictures = noise_pictures(count)
+    return replace(pictures, originals=(Original(Path("a.png"), side, 2 * side, Stamp(0, 0, 0)),) * count)
+
+
+@pytest.mark.parametrize(
+    ("count", "side", "changes", "views", "why"),
+    [
+        (50, 24, {}, MOST_VIEWS, "by heart"),
+        (5000, 24, {}, 0, f"a gain only below {FEW_PICTURES:,} training pictures"),
+        (50, 23, {}, 0, "sides below 24 px: crops would be soft"),
+        (50, 24, {"kind": "cascade"}, 0, "tried only with latents"),
+    ],
+)
+def test_few_large_pictures_in_latents_have_views(count, side, changes, views, why):
+    fast = replace(machine(), flops=1e11)
+    settings, reasons = propose(large_files(count, side), fast, 600.0, {"size": 16, **changes})
+    assert settings["denoiser"]["views"] == views and why in reasons["views"]
+    parse_recipe(merge(settings, changes))
+    pictures = large_files(50, 24)
+    assert not choose_views(pictures, "latent", 16, True, False)[0]
+    assert not choose_views(pictures, "latent", 16, False, True)[0]
 
 
 def test_the_share_of_local_networks_falls_and_what_they_get_does_not():

@@ -170,8 +170,7 @@ class AutoencoderRecipe(LegConfig):
     network: Annotated[AutoencoderNetwork, Field(discriminator="kind", description="The network.")] = VaeConfig()
     critic: CriticConfig = CriticConfig()
     losses: AutoencoderLossConfig = AutoencoderLossConfig()
-    crop: CropSide = 0
-    """Side of the random crops to train on; 0: whole pictures."""
+    crop: CropSide = Field(default=0, description="Side of the random crops to train on; 0: whole pictures.")
     learn: OptimizerConfig = OptimizerConfig(learning_rate=2e-3)
     critic_learn: OptimizerConfig = CRITIC_LEARN
 
@@ -208,10 +207,8 @@ class DenoiserRecipe(DiffusionConfig):
 class ExposureConfig(Config):
     """Exposure fine-tuning: a last leg on training pictures that the stage below has redrawn, with its artefacts."""
 
-    images: ImageCount = 0
-    """Crops to see in exposure fine-tuning; 0: none."""
-    pictures: PictureCount = 256
-    """Training pictures that the stage below redraws for it."""
+    images: ImageCount = Field(default=0, description="Crops to see in exposure fine-tuning; 0: none.")
+    pictures: PictureCount = Field(default=256, description="Training pictures that the stage below redraws for it.")
     share: OpenFraction = 0.5
     """Fraction of the sampler's steps that are repeated: near 0 nothing changes, near 1 nothing is kept."""
 
@@ -313,6 +310,8 @@ class Recipe(Config):
 
     @model_validator(mode="after")
     def _imported(self) -> Recipe:
+        if self.kind == "cascade" and self.denoiser.views:
+            raise ValueError(f"denoiser.views is {self.denoiser.views}, but views are of latents; leave it out")
         if self.space.kind == "own":
             return self
         if self.kind == "cascade":

@@ -25,7 +25,7 @@ from calotype.data.caches import cached_tensors
 from calotype.data.formats import require_reachable
 from calotype.data.images import images_from_pixels
 from calotype.data.permutation import LARGE_SET
-from calotype.data.views import Boxes, cut_views
+from calotype.data.views import Boxes, Views, cut_views
 from calotype.files import make_folder, read_as, remove, require_regular, sha256, whole_file, write_json
 from calotype.spaces.latent import LatentSpace
 from calotype.threads import in_slices
@@ -45,13 +45,15 @@ class Sides:
     """What is encoded of each picture: itself, its mirror image, and views of it."""
 
     flip: bool = False
-    boxes: Float[Tensor, "views pictures 4"] | None = None
-    source: ByteImages | None = None
-    """Pixels of the pictures from which views are cut."""
+    views: Views | None = None
+
+    @property
+    def boxes(self) -> Boxes | None:
+        return None if self.views is None else self.views.boxes
 
     @property
     def count(self) -> int:
-        return 1 + self.flip + (0 if self.boxes is None else len(self.boxes))
+        return 1 + self.flip + (0 if self.views is None else len(self.views.boxes))
 
 
 @runtime_checkable
@@ -142,9 +144,9 @@ def cache_latents(
 
     def encoded(rows: slice, side: int) -> Iterator[StoredMoments]:
         parts: Iterator[ByteImages] = iter(pixels[rows].split(batch))
-        if sides.boxes is not None and sides.source is not None and side > sides.flip:
-            boxes, size = sides.boxes[side - 1 - sides.flip, rows], (pixels.shape[-2], pixels.shape[-1])
-            pairs = zip(sides.source[rows].split(batch), boxes.split(batch), strict=True)
+        if sides.views is not None and side > sides.flip:
+            boxes, size = sides.views.boxes[side - 1 - sides.flip, rows], (pixels.shape[-2], pixels.shape[-1])
+            pairs = zip(sides.views.pixels[rows].split(batch), boxes.split(batch), strict=True)
             parts = (cut_views(part, own, size) for part, own in pairs)
         return (encode(space, part, sides.flip and side == 1, device) for part in parts)
 

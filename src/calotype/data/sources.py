@@ -16,7 +16,7 @@ from calotype.data.folder import Pictures
 from calotype.data.images import images_from_pixels
 from calotype.data.latents import StoredLatents, whole_sides
 from calotype.data.permutation import LARGE_SET, FeistelPermutation
-from calotype.data.views import SHARE, cut_views, draw_boxes, placement, whole_boxes
+from calotype.data.views import VIEW_SHARE, placement, whole_boxes
 from calotype.devices import sent
 from calotype.diffusion.stage import shrunk
 from calotype.types import Batch, Folds, Images, Rng, Text
@@ -73,10 +73,6 @@ class PictureSource:
     low_res: Tensor | None = None
     reflected: bool = False
     """Every picture the other way round, for the mirror images of the same batches."""
-    source: Tensor | None = None
-    """Pixels of all pictures from which views are cut, new ones each time; None: no views."""
-    view: int | None = None
-    """0: whole pictures alone; 1 or more: views alone, other ones for each number; None: both, as in training."""
 
     def batch(self, images_seen: int, count: int) -> Batch:
         places = order(len(self.chosen), images_seen, count, self.rng)
@@ -86,25 +82,14 @@ class PictureSource:
         free = (shape[-1] - width) // self.factor + 1
         corners = rng.at("crop").integers(free, count, 2)
         mirrored = ((rng.at("flip").uniform(count, 1, 1, 1) < 0.5) ^ self.reflected) & self.flip
-        pixels, rows, boxes = self.pictures.pixels, chosen, None
-        if self.source is not None:
-            boxes = self._boxes(rng.at("views", self.view or 0), count)
-            cuts, is_view = cut_views(self.source[chosen], boxes, (height, width)), boxes[:, 2] < 1
-            pixels, rows = torch.where(is_view[:, None, None, None], cuts, pixels[chosen]), torch.arange(count)
-        images = self._crops(pixels, rows, self.factor * corners, (height, width), mirrored)
+        images = self._crops(self.pictures.pixels, chosen, self.factor * corners, (height, width), mirrored)
         low_res = shrunk(images, self.factor) if self.factor > 1 else None
         if self.low_res is not None:
             sides = height // self.factor, width // self.factor
             low_res = self._crops(self.low_res, places, corners, sides, mirrored)
         text = draw_captions(self.pictures.captions, chosen, rng)
         files = tuple(map(self.pictures.file, chosen.tolist()))
-        view = None if boxes is None else sent(placement(boxes), self.device)
-        return Batch(images, self.pictures.labels[chosen], low_res, folds(chosen), text, files, view)
-
-    def _boxes(self, rng: Rng, count: int) -> Tensor:
-        share = SHARE if self.view is None else float(self.view > 0)
-        is_view = rng.at("share").uniform(count, 1) < share
-        return torch.where(is_view, draw_boxes(rng.at("boxes"), count), whole_boxes(count))
+        return Batch(images, self.pictures.labels[chosen], low_res, folds(chosen), text, files)
 
     def _crops(self, pixels: Tensor, rows: Tensor, corners: Tensor, sides: tuple[int, int], mirrored: Tensor) -> Images:
         places, (height, width) = zip(rows.tolist(), corners.tolist(), strict=True), sides
@@ -137,23 +122,23 @@ class LatentSource:
         picks = self.chosen[order(len(self.chosen), images_seen, count, self.rng)]
         whole = whole_sides(self.cache)
         sides = (self.rng.at("flip", images_seen).integers(whole, count) + self.reflected) % whole
-        boxes = None
+        places = None
         if self.cache.boxes is not None:
-            view = self._views(self.rng.at("views", images_seen), len(self.cache.boxes), count)
-            sides = torch.where(view > 0, whole + view - 1, sides)
-            boxes = torch.where(view[:, None] > 0, self.cache.boxes[(view - 1).clamp(min=0), picks], whole_boxes(count))
+            views = self._views(self.rng.at("views", images_seen), len(self.cache.boxes), count)
+            sides = torch.where(views > 0, whole + views - 1, sides)
+            boxes = self.cache.boxes[(views - 1).clamp(min=0), picks]
+            places = sent(placement(torch.where(views[:, None] > 0, boxes, whole_boxes(count))), self.device)
         moments = sent(self.cache.at(sides, picks), self.device)
         clean = moments.float().contiguous(memory_format=torch.channels_last)
         text = draw_captions(self.captions, picks, self.rng.at("pictures", images_seen))
         files = tuple(map(self.file, picks.tolist()))
-        told = None if boxes is None else sent(placement(boxes), self.device)
-        return Batch(clean, self.labels[picks], None, folds(picks), text, files, told)
+        return Batch(clean, self.labels[picks], None, folds(picks), text, files, places)
 
     def _views(self, rng: Rng, views: int, count: int) -> Tensor:
         """The number of the view of each picture; 0: the whole one."""
         if self.view is not None:
             return torch.full((count,), self.view)
-        return torch.where(rng.at("share").uniform(count) < SHARE, 1 + rng.at("which").integers(views, count), 0)
+        return torch.where(rng.at("share").uniform(count) < VIEW_SHARE, 1 + rng.at("which").integers(views, count), 0)
 
 
 def draw_captions(captions: Captions | None, chosen: Tensor, rng: Rng) -> Text | None:

@@ -1,10 +1,15 @@
 """Views of pictures: crops, half of them mirrored, on which a denoiser of few pictures is trained besides whole ones.
 
 The denoiser is told where each lies, and of samples that they are whole: non-leaking augmentation (arXiv 2006.06676,
-section 2.2; for diffusion models arXiv 2206.00364, section 5).
+section 2.2; for diffusion models arXiv 2206.00364, section 5), as crop conditioning
+does (arXiv 2307.01952, section 2.2).
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -14,15 +19,27 @@ from torch import Tensor
 
 from calotype.types import ByteImages, Rng
 
-SMALLEST, LARGEST = 0.75, 0.98
+SMALLEST_VIEW, LARGEST_VIEW = 0.75, 0.98
 """Sides of a view, as fractions of those of the picture."""
-SOURCE = 2
+DECODED_TIMES = 2
 """Views are cut from pictures of so many times the size: of the size itself they would be soft."""
-SHARE = 0.6
+VIEW_SHARE = 0.6
 """Of the pictures that training sees."""
 
 Boxes = Float[Tensor, "*shape 4"]
 """Left and top edge and side as fractions of those of the picture, and 1 where the view is mirrored."""
+
+
+@dataclass(frozen=True)
+class Views:
+    """Of all pictures: where they lie, and from what they are cut, which is read when it is first needed."""
+
+    boxes: Float[Tensor, "views pictures 4"]
+    read: Callable[[], ByteImages]
+
+    @cached_property
+    def pixels(self) -> ByteImages:
+        return self.read()
 
 
 def whole_boxes(*shape: int) -> Boxes:
@@ -30,9 +47,9 @@ def whole_boxes(*shape: int) -> Boxes:
 
 
 def draw_boxes(rng: Rng, *shape: int) -> Boxes:
-    """Anywhere within the picture, sides from `SMALLEST` to `LARGEST`."""
+    """Anywhere within the picture, sides from `SMALLEST_VIEW` to `LARGEST_VIEW`."""
     side, left, top, mirrored = rng.uniform(*shape, 4).unbind(-1)
-    side = SMALLEST + (LARGEST - SMALLEST) * side
+    side = SMALLEST_VIEW + (LARGEST_VIEW - SMALLEST_VIEW) * side
     return torch.stack([left * (1 - side), top * (1 - side), side, (mirrored < 0.5).float()], -1)
 
 
@@ -52,5 +69,5 @@ def placement(boxes: Float[Tensor, "batch 4"]) -> Float[Tensor, "batch 4"]:
     """What the denoiser is told: how much is cut off, how far the middle has moved, both in units of the most, and 1
     where the view is mirrored. All are 0 for a whole picture."""
     left, top, side, mirrored = boxes.unbind(1)
-    middles = [(edge + side / 2 - 0.5) / ((1 - SMALLEST) / 2) for edge in (left, top)]
-    return torch.stack([(1 - side) / (1 - SMALLEST), *middles, mirrored], 1)
+    middles = [(edge + side / 2 - 0.5) / ((1 - SMALLEST_VIEW) / 2) for edge in (left, top)]
+    return torch.stack([(1 - side) / (1 - SMALLEST_VIEW), *middles, mirrored], 1)

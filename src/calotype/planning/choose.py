@@ -26,6 +26,7 @@ from calotype.nets.unet import UnetConfig
 from calotype.nets.vae import Lapping, VaeConfig, principal_axes
 from calotype.planning.chains import choose_chain, own_latents
 from calotype.planning.laws import (
+    FEW_PICTURES,
     HEAD,
     VAE_WIDTHS,
     WHOLE_IMAGES,
@@ -41,14 +42,12 @@ from calotype.planning.laws import (
 )
 from calotype.planning.mirroring import choose_flip
 from calotype.planning.sizes import MOST_TOKENS, check_tokens, choose_patch
+from calotype.planning.views import choose_views
 from calotype.priors.patches import LEAST_DEVIATION, deviations, enlarged
 from calotype.recipe import AutoencoderNetwork, AutoencoderRecipe, Backbone, DenoiserRecipe, PriorName, leg_above
 from calotype.settings import parse_recipe
 from calotype.types import Images, OtherImages
 
-FEW_PICTURES = 1000
-"""Of fewer the prior is crude, so the guidance is weaker; and the denoiser is trained on views, too, which was a gain
-with 300 landscapes and none with 1,334 photographs (dev/LOG.md, 2026-11-30)."""
 PRIOR_PATCHES = 2**17
 """Patches to which the prior of a stage that enlarges is fitted for the plan."""
 AUTOENCODER_RATE, FINETUNE_RATE = 2e-3, 1e-4
@@ -125,9 +124,9 @@ def propose(
         check_tokens(outline.chain, reduction)
     side = max(1, base // reduction)
     proposal["denoiser"] = choose_denoiser(pictures, side, channels, sigma_data, resources["denoiser"])
-    allowed, reasons["views"] = choose_views(pictures, bool(imported), reads_captions(pictures, settings))
-    if not allowed:
-        proposal["denoiser"]["views"] = 0
+    captioned = reads_captions(pictures, settings)
+    allowed, reasons["views"] = choose_views(pictures, kind, base, bool(imported), captioned)
+    proposal["denoiser"]["views"] *= allowed
     if kind == "latent" and not imported:
         proposal["denoiser"]["channel_weighting"] = CHANNEL_WEIGHTING
     for low_res, larger in pairwise(outline.chain):
@@ -262,17 +261,6 @@ def choose_denoiser(
         "text": choose_text(pictures.captions, backbone["width"], backbone["depth"]),
         "views": view_count(epochs),
     }
-
-
-def choose_views(pictures: Pictures, imported: bool, captioned: bool) -> tuple[bool, str]:
-    """Whether the denoiser may be trained on views, crops of the pictures, of which it is told, and the reason."""
-    if imported:
-        return False, "encoding crops by an imported autoencoder takes long"
-    if captioned:
-        return False, "not tried with captions"
-    if pictures.trained >= FEW_PICTURES:
-        return False, f"a gain only below {FEW_PICTURES:,} training pictures"
-    return True, "crops keep a network that sees few pictures often from learning them by heart; it is told of them"
 
 
 def choose_dit(side: int, resources: Resources) -> tuple[dict[str, Any], float]:

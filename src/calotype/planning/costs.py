@@ -23,6 +23,7 @@ from calotype.priors.prior import MOST_VALUES, constant_count
 from calotype.recipe import Recipe, leg_above
 from calotype.spaces.latent import LatentSpace
 from calotype.spaces.pixel import Space
+from calotype.training.fitting import fitted_sides
 
 FIT_FLOPS, CAPTION_FIT_FLOPS = 235_000, 550_000
 """To fit the prior, for each value that it is fitted to, and more with captions; measured on 7,630 portraits."""
@@ -129,7 +130,7 @@ def build_stages(recipe: Recipe, space: Space, count: int, classes: int, frozen:
     prior, side = None, recipe.chain[0] // space.reduction
     if recipe.denoiser.prior != "none":
         captioned = recipe.denoiser.text.kind != "none"
-        prior = largest_prior(count, space.channels * side**2, classes, captioned)
+        prior = largest_prior(count * fitted_sides(recipe), space.channels * side**2, classes, captioned)
     base = build_stage(recipe, space, classes, prior, frozen)
     return [base, *(build_enlarger(recipe, size, classes, frozen) for size in recipe.chain[1:])]
 

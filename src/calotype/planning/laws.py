@@ -108,8 +108,11 @@ to 2e-4 of DiT-XL (arXiv 2212.09748, 2501.01423)."""
 FEW_EPOCHS, MOST_DROPOUT = 40, 0.2
 """Dropout is 0 up to so many epochs, and 0.1 more with each tenfold."""
 
+FEW_PICTURES = 1000
+"""Of fewer the prior is crude, so the guidance is weaker; and the denoiser is trained on views, too, which was a gain
+with 300 landscapes and none with 1,334 photographs (dev/LOG.md, 2026-11-30)."""
 SEEN_BY_VIEW, MOST_VIEWS = 16, 15
-"""One view of each picture for so many epochs: encoding it costs a sixteenth of what training on it does."""
+"""One view of each picture for so many epochs, so that encoding views takes a small part of the time."""
 
 
 def time_shares(legs: Iterable[str], operations: float = 0.0) -> dict[str, float]:

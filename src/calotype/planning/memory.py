@@ -17,7 +17,7 @@ from calotype.build import build_autoencoder, build_backbone
 from calotype.data.caches import fit_into
 from calotype.data.folder import Pictures
 from calotype.data.latents import is_mapped
-from calotype.data.views import SOURCE
+from calotype.data.views import DECODED_TIMES
 from calotype.diffusion.stage import Stage
 from calotype.machine import Machine
 from calotype.nets.text import BytesConfig, BytesEncoder
@@ -232,7 +232,7 @@ def derived_bytes(recipe: Recipe, sets: Sequence[int], free: int) -> int:
     """Of what is made of all pixels and held in memory: those of aspect buckets, larger ones from which views are cut,
     smaller copies, and latents."""
     buckets = 0 if recipe.aspect_buckets == 1 else 3 * recipe.size**2
-    larger = 3 * (SOURCE * recipe.chain[0]) ** 2 if reads_larger(recipe) else 0
+    larger = 3 * (DECODED_TIMES * recipe.chain[0]) ** 2 if reads_larger(recipe) else 0
     read = sum(count * values for values in (buckets, larger) for count in sets if fit_into(count * values, free))
     copies = max((3 * side**2 for side in recipe.chain[:-1]), default=0) * sum(sets)
     return read + copies + latent_bytes(recipe, sets).memory

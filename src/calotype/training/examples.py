@@ -14,10 +14,10 @@ from torch import Tensor
 from calotype.data.folder import Pictures
 from calotype.data.latents import StoredLatents
 from calotype.data.sources import LatentSource, PictureSource
-from calotype.data.views import SOURCE
+from calotype.data.views import DECODED_TIMES
 from calotype.recipe import Recipe, leg_above
 from calotype.training.loop import BatchSource
-from calotype.types import Batch, ByteImages, Rng
+from calotype.types import Batch, Rng
 
 Examples = Callable[[Tensor], PictureSource | LatentSource]
 """From the indices of pictures to batches of them for a denoiser."""
@@ -65,17 +65,19 @@ def latent_examples(recipe: Recipe, pictures: Pictures, cache: StoredLatents, de
     return lambda chosen: LatentSource(cache, pictures.labels, chosen, rng, device, pictures.captions, pictures.file)
 
 
-def picture_examples(
-    recipe: Recipe, pictures: Pictures, device: torch.device, source: ByteImages | None = None
-) -> Examples:
-    """With a `source`, views are cut from its pixels."""
+def picture_examples(recipe: Recipe, pictures: Pictures, device: torch.device) -> Examples:
     rng = Rng((recipe.seed, "base"))
-    return lambda chosen: PictureSource(pictures, chosen, rng, device, 0, recipe.flip, source=source)
+    return lambda chosen: PictureSource(pictures, chosen, rng, device, 0, recipe.flip)
+
+
+def of_view(source: PictureSource | LatentSource, view: int) -> PictureSource | LatentSource:
+    """The same examples, each whole (0) or of one view; those in pixels are whole."""
+    return replace(source, view=view) if isinstance(source, LatentSource) else source
 
 
 def reads_larger(recipe: Recipe) -> bool:
-    """Whether pictures are decoded again, `SOURCE` times as large as those of the first stage, to cut views from."""
-    there = recipe.aspect_buckets == 1 and recipe.size >= SOURCE * recipe.chain[0]
+    """Whether pictures are decoded again, larger than those of the first stage, to cut views from."""
+    there = recipe.aspect_buckets == 1 and recipe.size >= DECODED_TIMES * recipe.chain[0]
     return recipe.denoiser.views > 0 and not there
 
 

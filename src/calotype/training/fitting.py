@@ -29,7 +29,7 @@ from calotype.spaces.latent import LatentSpace, channel_effects
 from calotype.spaces.pixel import Space
 from calotype.spaces.tiling import half_overlapping
 from calotype.training.checkpoint import checkpoints
-from calotype.training.examples import Bucket
+from calotype.training.examples import Bucket, of_view
 from calotype.training.loop import BatchSource
 from calotype.types import Batch, Images, OtherImages, Rng, Text, UserError
 
@@ -61,12 +61,12 @@ def fit_mixture(recipe: Recipe, buckets: Sequence[Bucket], space: Space) -> Cons
     """
     rng = Rng((recipe.seed, "gaussian"))
     train_rows = [bucket.pictures.train_indices for bucket in buckets]
-    buckets = [of_view(bucket, 0) for bucket in buckets]
+    buckets = [viewed(bucket, 0) for bucket in buckets]
     few = take(buckets, [bucket.pictures.validation_indices for bucket in buckets], VALIDATION_IMAGES, rng)
     most = max(2, MOST_VALUES // few.clean[0].numel() // fitted_sides(recipe))
     many = take(buckets, train_rows, most, rng)
     others = [[reflected(bucket) for bucket in buckets]] if recipe.flip else []
-    others += [[of_view(bucket, view + 1) for bucket in buckets] for view in range(fitted_views(recipe))]
+    others += [[viewed(bucket, view + 1) for bucket in buckets] for view in range(fitted_views(recipe))]
     if others:
         many = joined([many, *(take(other, train_rows, most, rng) for other in others)])
 
@@ -123,9 +123,9 @@ def fitted_sides(recipe: Recipe) -> int:
     return 1 + recipe.flip + fitted_views(recipe)
 
 
-def of_view(bucket: Bucket, view: int) -> Bucket:
+def viewed(bucket: Bucket, view: int) -> Bucket:
     """The same examples, each whole (0) or of one view."""
-    return bucket._replace(examples=lambda chosen: replace(bucket.examples(chosen), view=view))
+    return bucket._replace(examples=lambda chosen: of_view(bucket.examples(chosen), view))
 
 
 def take(buckets: Sequence[Bucket], rows: Sequence[Tensor], most: int, rng: Rng, turn: int = 0) -> Batch:

@@ -28,7 +28,7 @@ from calotype.recipe import DiffusionConfig, EnlargeRecipe, Recipe, exposure_abo
 from calotype.run import Run
 from calotype.spaces.pixel import Space
 from calotype.training.control import MIN_RECONSTRUCTED, CriticGuard
-from calotype.training.examples import Bucket, Examples, MixedSource, main_bucket, picture_source
+from calotype.training.examples import Bucket, Examples, MixedSource, main_bucket, of_view, picture_source
 from calotype.training.fitting import (
     Constants,
     channel_weights,
@@ -36,7 +36,6 @@ from calotype.training.fitting import (
     fit_mixture,
     fit_patches,
     keep,
-    of_view,
 )
 from calotype.training.leg import Leg
 from calotype.training.loop import TrainProgress
@@ -173,10 +172,11 @@ def diffusion_leg(
     averaged = replace(stage, denoiser=average)
     trained = [bucket.pictures.train_indices for bucket in buckets]
     sources = [bucket.examples(chosen) for bucket, chosen in zip(buckets, trained, strict=True)]
-    pictures, examples = buckets[main].pictures, of_view(buckets[main], 0).examples
-    count = VALIDATED.count(sources[main].batch(0, 1).clean[0].numel())
-    held_out = examples(pictures.validation_indices).batch(0, min(count, len(pictures.validation_indices)))
-    same = examples(trained[main]).batch(0, len(held_out))
+    (pictures, examples), train = buckets[main], sources[main]
+    count = VALIDATED.count(train.batch(0, 1).clean[0].numel())
+    chosen = of_view(examples(pictures.validation_indices), 0)
+    held_out = chosen.batch(0, min(count, len(pictures.validation_indices)))
+    same = of_view(train, 0).batch(0, len(held_out))
     raw = stage if mesh is None else None  # one rank alone cannot compute with sharded weights
     validator = DenoiserValidator(averaged, raw, sampling, held_out, same, len(pictures.classes), rng)
     guard = None

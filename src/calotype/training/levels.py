@@ -63,7 +63,8 @@ def search_guidance(recipe: Recipe, stage: Stage, pictures: Pictures, count: int
     shown = evenly(rows, MOST_REAL)
     parts = (images_from_pixels(pictures.pixels[part]).to(device) for part in shown.split(FEATURES_AT_ONCE))
     distance = scale_distance(stage, recipe.sampling, labels, text, features(parts, network), recipe.seed, network)
-    return search_scale(distance, SCALES_TRIED, recipe.sampling.guidance, progress)
+    usual = recipe.sampling.guidance
+    return search_scale(distance, sorted({*SCALES_TRIED, usual}), usual, progress)
 
 
 def search_levels(

@@ -18,7 +18,7 @@ from calotype.data.buckets import bucket_sizes, larger_pixels, read_buckets
 from calotype.data.caches import cache_encodings
 from calotype.data.folder import Pictures
 from calotype.data.latents import Sides, StoredLatents, cache_latents
-from calotype.data.views import SOURCE, draw_boxes
+from calotype.data.views import DECODED_TIMES, Views, draw_boxes
 from calotype.diffusion.stage import Stage
 from calotype.evaluation.counting import counter
 from calotype.evaluation.search import Search
@@ -144,10 +144,7 @@ class Pipeline:
         pictures = self.pictures.shrunk(self.recipe.chain[0])
         buckets = self.buckets(pictures)
         if self.recipe.kind == "cascade":
-            sources = [(each, self._view_source(each)) for each in buckets]
-            return PixelSpace(), [
-                Bucket(each, picture_examples(self.recipe, each, self.device, source)) for each, source in sources
-            ]
+            return PixelSpace(), [Bucket(each, picture_examples(self.recipe, each, self.device)) for each in buckets]
         space, folder = LatentSpace(self.autoencoder(pictures)).to(self.device), self.run.folder / "cache"
         with self.ranks.in_turn(), self._counting("latents"), self._stoppable.bar("latents") as bar:
             caches = [self._latents(space, each, folder, bar) for each in buckets]
@@ -158,14 +155,11 @@ class Pipeline:
         pairs = zip(buckets, caches, strict=True)
         return space, [Bucket(each, latent_examples(self.recipe, each, cache, self.device)) for each, cache in pairs]
 
-    def _view_source(self, pictures: Pictures) -> ByteImages | None:
-        """Pixels from which views of these pictures of the first stage are cut; None where training has no views."""
-        if not self.recipe.denoiser.views:
-            return None
+    def _view_source(self, pictures: Pictures) -> ByteImages:
+        """Pixels from which views of these pictures of the first stage are cut."""
         if not reads_larger(self.recipe):
             return self.pictures.pixels
-        with self.run.timing("read"), self._stoppable.bar("larger pictures, for crops") as bar:
-            return larger_pixels(pictures, SOURCE, self.run.folder / "cache", bar)
+        return larger_pixels(pictures, DECODED_TIMES, self.run.folder / "cache")
 
     def _inspect(self, space: LatentSpace, pictures: Pictures) -> None:
         write_space(self.run, space)
@@ -175,10 +169,11 @@ class Pipeline:
             require_fit(self.run, space, pictures, self.reporter.say, self.force)
 
     def _latents(self, space: LatentSpace, pictures: Pictures, folder: Path, bar: ProgressBar) -> StoredLatents:
-        sides = Sides(self.recipe.flip)
-        if (source := self._view_source(pictures)) is not None:
-            count = self.recipe.denoiser.views
-            sides = Sides(sides.flip, draw_boxes(Rng((self.recipe.seed, "views")), count, len(pictures)), source)
+        views = None
+        if count := self.recipe.denoiser.views:
+            boxes = draw_boxes(Rng((self.recipe.seed, "views")), count, len(pictures))
+            views = Views(boxes, partial(self._view_source, pictures))
+        sides = Sides(self.recipe.flip, views)
         try:
             return cache_latents(space, pictures.pixels, pictures.content, sides, folder, self.device, bar)
         except NotFiniteError as error:

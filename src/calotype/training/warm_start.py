@@ -1,8 +1,9 @@
 """A warm start: the networks of a new run begin as those of a finished one, where they fit.
 
 What fits is decided by settings alone, so that a plan can say it before anything is built. A stage fits as a whole or
-not at all, but for what depends on the pictures: label embeddings go by the names of the classes, and a text encoder is
-taken where it is the same. Closed forms, statistics of latents, optimizers and schedules are always new.
+not at all, but for what depends on the pictures: label embeddings go by the names of the classes, a text encoder is
+taken where it is the same, and the matrix of views where both have one. Closed forms, statistics of latents, optimizers
+and schedules are always new.
 """
 
 from __future__ import annotations
