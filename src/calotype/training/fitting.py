@@ -36,6 +36,7 @@ from calotype.types import Batch, Images, OtherImages, Rng, Text, UserError
 VALIDATION_IMAGES = 512
 """Validation images by which the prior is chosen."""
 MOST_FITTED_VIEWS = 3
+"""Of each picture; more were not tried."""
 PATCHES = 2**19
 """Low-resolution pixels, with the high-resolution patches below them, to which a patch prior is fitted."""
 WEIGHED_IMAGES, WEIGHED_SIDE = 16, 16

@@ -29,14 +29,7 @@ from calotype.run import Run
 from calotype.spaces.pixel import Space
 from calotype.training.control import MIN_RECONSTRUCTED, CriticGuard
 from calotype.training.examples import Bucket, Examples, MixedSource, main_bucket, of_view, picture_source
-from calotype.training.fitting import (
-    Constants,
-    channel_weights,
-    cross_fitted,
-    fit_mixture,
-    fit_patches,
-    keep,
-)
+from calotype.training.fitting import Constants, channel_weights, cross_fitted, fit_mixture, fit_patches, keep
 from calotype.training.leg import Leg
 from calotype.training.loop import TrainProgress
 from calotype.training.objectives import AutoencoderObjective, DenoisingObjective, OneStepObjective
