@@ -46,7 +46,7 @@ def with_searched(recipe: Recipe, state: RunState) -> Recipe:
     """The recipe with the guidance scale and the augmentation levels that the searches of a run have found so far."""
     guidance = {} if state.guidance is None else {"guidance": state.guidance.best}
     levels = {size: {"sampling": {"augmentation": level.best}} for size, level in state.levels.items()}
-    return parse_recipe(merge(recipe.model_dump(), {"sampling": guidance, "enlarge": levels}))
+    return parse_recipe(merge(recipe.model_dump(), {"sampling": guidance, "enlarge": levels}), lambda key: "run.json")
 
 
 def search_guidance(recipe: Recipe, stage: Stage, pictures: Pictures, count: int, progress: Progress) -> Search:
