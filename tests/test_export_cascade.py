@@ -35,6 +35,7 @@ ENLARGER = {
     "in one step": {"steps": 1, "guidance": 1.0},
     "with noise": {"augmentation": 0.2},
     "truncated": {"augmentation": 0.2, "conditioning": "truncated"},
+    "epsilon scaling": {"epsilon_scaling": 0.2, "augmentation": 0.2},
     "classifier-free": {"guide": "unconditional", "guidance": 2.0},
 }
 

@@ -6,14 +6,16 @@ from analytic import Fixed, gaussian, log_density, perturbed, walk
 from small import recipe
 
 from calotype.build import build_stage
-from calotype.diffusion.guidance import guided, in_interval, rising
+from calotype.diffusion.guidance import epsilon_scaled, guided, in_interval, rising
 from calotype.diffusion.init import image_to_image, inpainting
 from calotype.diffusion.samplers import euler
 from calotype.diffusion.schedules import Karras
-from calotype.diffusion.stage import Sampling, filled, for_all, generate
+from calotype.diffusion.stage import Sampling, filled, for_all, generate, sampled_latents
 from calotype.priors.gaussian import GaussianMixture
 from calotype.settings import parse_recipe
 from calotype.spaces.pixel import PixelSpace
+from calotype.training import scaling
+from calotype.training.scaling import LEAST_CONTRAST, MOST_SCALING, NEAR_ENOUGH, contrast, fitted_scaling, scaling_of
 from calotype.types import NULL_LABEL, Condition, Rng, Text, UserError
 
 STRONG, WEAK = gaussian(1.0, 0.5), gaussian(0.2, 0.9)
@@ -82,6 +84,72 @@ def test_wrappers_nest(noisy):
     expected = other + 2 * (weak + 3 * (strong - weak) - other)
     assert torch.allclose(guided(inner, third, 2.0)(noisy, sigma), expected)
     assert torch.allclose(guided(inner, third, 2.0)(noisy, 0.5), 2 * STRONG(noisy, 0.5) - third(noisy, 0.5))
+
+
+# -- Epsilon scaling ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("ratio", "share"), [(1.0, 0.3), (0.5, 0.192), (2.0, 0.192), (250.0, 0.0), (0.004, 0.0)])
+def test_epsilon_scaling_leaves_noise_in_where_it_is_as_large_as_the_signal(ratio, share, noisy):
+    reference = torch.tensor([0.5, 2.0])[:, None, None, None]
+    for row, own in enumerate(reference.flatten().tolist()):
+        estimate = STRONG(noisy, ratio * own)
+        found = epsilon_scaled(STRONG, 0.3, reference.flatten())(noisy[:1].expand(2, *noisy.shape[1:]), ratio * own)
+        assert torch.allclose(found[row], (estimate + share * (noisy - estimate))[0], atol=1e-3)
+
+
+def test_epsilon_scaling_raises_the_variance_of_samples(stage):
+    """And none is none, to the bit; the network is called as often."""
+    rngs, labels = [Rng(("scaled", index)) for index in range(24)], torch.arange(24) % 2
+
+    def latents(amount):
+        return sampled_latents(stage, labels, PRIOR.model_copy(update={"epsilon_scaling": amount, "steps": 12}), rngs)
+
+    plain, more, most = map(latents, (0.0, 0.1, 0.2))
+    assert torch.equal(plain, sampled_latents(stage, labels, PRIOR.model_copy(update={"steps": 12}), rngs))
+    assert plain.var() < more.var() < most.var()
+    condition = Condition(LABELS)
+    assert calls(stage, PRIOR.model_copy(update={"epsilon_scaling": 0.2}), condition) == calls(stage, PRIOR, condition)
+
+
+@pytest.mark.parametrize("growth", [1.0, 3.0, 10.0])
+@pytest.mark.parametrize("share", [0.3, 0.7, 0.9, 0.98, 1.0, 2.0])
+def test_the_epsilon_scaling_that_is_fitted_gives_samples_enough_contrast(share, growth):
+    start, tried = share * LEAST_CONTRAST, list[float]()
+
+    def relative(amount):
+        tried.append(amount)
+        return start * math.exp(growth * amount)
+
+    found = fitted_scaling(relative)
+    reachable = start * math.exp(growth * MOST_SCALING)
+    expected = max(start, min(LEAST_CONTRAST, reachable))
+    assert abs(math.log(start * math.exp(growth * found) / expected)) <= NEAR_ENOUGH and len(tried) <= 5
+    assert (found == 0) == (share >= 0.98) and len(set(tried)) == len(tried)
+
+
+def test_samples_that_are_not_finite_or_all_plain_do_not_stop_the_fit():
+    assert 0 <= fitted_scaling(lambda amount: 0.5 if amount < 0.01 else math.inf) <= MOST_SCALING
+    assert fitted_scaling(lambda amount: 0.0) <= MOST_SCALING and fitted_scaling(lambda amount: math.nan) == 0
+
+
+def test_the_fit_measures_samples_of_all_conditions(stage, monkeypatch):
+    """The mean contrast of samples with the labels of some pictures, in units of that of pictures: one sample of great
+    contrast does not count for many."""
+    asked, real = [], [2 * torch.ones(3, 3, SIZE, SIZE), torch.zeros(1, 3, SIZE, SIZE)]
+
+    def fitted(relative):
+        asked.append(relative(0.1))
+        return 0.1
+
+    monkeypatch.setattr(scaling, "fitted_scaling", fitted)
+    monkeypatch.setattr(scaling, "SCALED_SAMPLES", 6)
+    labels = torch.arange(2).repeat_interleave(30)
+    assert contrast(real) == 1.5
+    assert scaling_of(stage, 1.5, labels, None, seed=3)(PRIOR) == 0.1
+    rngs, scaled = [Rng((3, "scaling", index)) for index in range(6)], PRIOR.model_copy(update={"epsilon_scaling": 0.1})
+    latents = sampled_latents(stage, torch.tensor([0, 0, 0, 1, 1, 1]), scaled, rngs)
+    assert asked == [pytest.approx(float(latents.square().mean((1, 2, 3)).sqrt().mean() / 1.5), rel=1e-5)]
 
 
 # -- The closed form as the guide --------------------------------------------------------------------------------------

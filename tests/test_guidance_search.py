@@ -10,12 +10,13 @@ from test_train import silent
 
 from calotype.cli.commands import plan, train
 from calotype.cli.options import PlanOptions
+from calotype.diffusion.stage import Sampling
 from calotype.evaluation.search import Distance, Search, search_scale
 from calotype.files import read_json
 from calotype.model import load
 from calotype.planning import make
 from calotype.run import LevelSearch, Run, RunState
-from calotype.training import levels, pipeline
+from calotype.training import levels, pipeline, scaling
 from calotype.training.levels import SCALES_TRIED, search_guidance, with_searched
 
 
@@ -33,9 +34,10 @@ def test_what_was_searched_replaces_settings_of_its_stage_alone():
     """In the model at the end, and in previews of a run that still trains."""
     before = recipe(**CASCADE)
     assert with_searched(before, RunState()) == before
-    state = RunState(guidance=LevelSearch(best=1.5), levels={"16": LevelSearch(best=0.25)})
+    found = LevelSearch(best=1.5, epsilon_scaling=0.1)
+    state = RunState(guidance=found, levels={"16": LevelSearch(best=0.25)})
     first, second = with_searched(before, state).samplings
-    assert first == before.samplings[0].model_copy(update={"guidance": 1.5})
+    assert first == before.samplings[0].model_copy(update={"guidance": 1.5, "epsilon_scaling": 0.1})
     assert second == before.samplings[1].model_copy(update={"augmentation": 0.25})
 
 
@@ -52,20 +54,24 @@ def test_the_usual_level_is_kept_unless_another_is_clearly_nearer(usual, found, 
     assert Search(distances(**found), usual).best == best
 
 
-def test_each_scale_is_tried_once():
+def test_each_scale_is_tried_once_with_its_own_epsilon_scaling():
     tried, seen = [], []
-    search = search_scale(
-        lambda scale: tried.append(scale) or Distance(scale, np.full(4, scale)), (1.5, 3.0), 3.0,
-        lambda done, total: seen.append((done, total)),
-    )  # fmt: skip
-    assert tried == [1.5, 3.0] and seen == [(1, 2), (2, 2)] and search.best == 1.5
+
+    def distance(sampling):
+        tried.append((sampling.guidance, sampling.epsilon_scaling, sampling.steps))
+        return Distance(sampling.guidance, np.full(4, sampling.guidance))
+
+    usual, progress = Sampling(steps=7, guidance=3.0), lambda done, total: seen.append((done, total))
+    search = search_scale(distance, lambda sampling: sampling.guidance / 10, usual, (1.5, 3.0), progress)
+    assert tried == [(1.5, 0.15, 7), (3.0, 0.3, 7)] and seen == [(1, 2), (2, 2)]
+    assert search.best == 1.5 and search.as_json()["epsilon_scaling"] == 0.15
 
 
 def test_equal_seeds_find_equal_distances():
     leg = second_leg(sampling={"steps": 2, "guide": "prior", "guidance": 3.0})
     wanted = recipe(sampling={"steps": 2, "guide": "prior", "guidance": 3.0})
     pictures = noise_pictures()
-    once, again = (search_guidance(wanted, leg.trained, pictures, 6, lambda done, total: None) for _ in range(2))
+    once, again = (search_guidance(wanted, leg.trained, pictures, 6, silent) for _ in range(2))
     assert tuple(once.tried) == SCALES_TRIED and once.usual == 3.0
     assert once.as_json() == again.as_json()
 
@@ -76,7 +82,7 @@ def test_samples_have_the_classes_of_the_pictures_they_are_held_against(monkeypa
     rows = pictures.validation_indices
     labels = pictures.labels.clone()
     labels[rows] = (torch.arange(len(rows)) >= len(rows) // 2).long()
-    monkeypatch.setattr(levels, "scale_distance", lambda stage, sampling, labels, *_: labels)
+    monkeypatch.setattr(levels, "scale_distance", lambda stage, labels, *_: labels)
     monkeypatch.setattr(levels, "search_scale", lambda labels, *_: used.append(labels) or Search({}))
     used, leg = [], second_leg()
     for count in (8, 100):  # fewer and more than there are
@@ -102,16 +108,24 @@ def test_the_scale_that_was_found_is_stored_with_the_model(searching, monkeypatc
     asked = []
     real = pipeline.search_guidance
     monkeypatch.setattr(pipeline, "search_guidance", lambda *given: asked.append(given[3]) or real(*given))
-    monkeypatch.setattr(Search, "best", property(lambda self: 1.25))
+    monkeypatch.setattr(Search, "best", property(lambda self: 1.5))
+    monkeypatch.setattr(scaling, "LEAST_CONTRAST", 100.0)
     sampling = {"sampling": {"steps": 2}}
     run = train(request(tmp_path / "pictures", tmp_path / "run", budget=600.0, settings=settings | sampling), Keeper())
     state = Run.open(run).state
-    assert asked == [4] and state.guidance.best == 1.25 and [scale for scale, _ in state.guidance.tried] == [1.25, 2, 3]
-    assert load(run).samplings[0].guidance == 1.25 and "guidance" in state.seconds and "guidance" in state.operations
+    assert (
+        asked == [4] and state.guidance.best == 1.5 and [scale for scale, _ in state.guidance.tried] == [1.25, 1.5, 3]
+    )
+    stored = load(run).samplings[0]
+    assert stored.guidance == 1.5 and stored.epsilon_scaling == state.guidance.epsilon_scaling > 0
+    assert "guidance" in state.seconds and "guidance" in state.operations
     assert "guidance" in read_json(run / "plan.json")["predicted"]["seconds"]
 
 
-@pytest.mark.parametrize("setting", ["sampling.guidance=2.5", "denoiser.prior=none", "sampling.guide=unconditional"])
+@pytest.mark.parametrize(
+    "setting",
+    ["sampling.guidance=2.5", "sampling.epsilon_scaling=0.0", "denoiser.prior=none", "sampling.guide=unconditional"],
+)
 def test_what_the_user_has_set_is_not_searched(searching, tmp_path, setting):
     write_pictures(tmp_path / "pictures")
     for override, samples in (("seed=1", 4), (setting, 0)):

@@ -49,7 +49,10 @@ MOST_TIMES = 8
 """How many times wider or higher than in training samples may be."""
 INPAINTING = {"sampler": "ancestral"}
 """Sampling settings of inpainting: fresh noise lets what is new agree with what is known."""
-FIRST_STAGE = ("steps", "guide", "guidance", "guidance_slope", "prior_guidance", "guidance_low", "guidance_high")
+FIRST_STAGE = (
+    "steps", "guide", "guidance", "guidance_slope", "prior_guidance", "guidance_low", "guidance_high",
+    "epsilon_scaling",
+)  # fmt: skip
 """Settings of the first stage alone: stages that enlarge need few steps, and follow the low-resolution picture."""
 
 ALL_ROWS = slice(None)
@@ -86,7 +89,7 @@ class Model:
         is one for all, or picture i has prompt `i % len(prompt)`; guidance leads away from `negative`, which at a scale
         of 1 changes nothing. `size` is (width, height) in pixels, by default that of training.
         `changes` replace settings of `Sampling`: `steps`, `sampler`, `guide`, `guidance`, `guidance_slope`,
-        `prior_guidance`, `guidance_low`, `guidance_high`.
+        `prior_guidance`, `guidance_low`, `guidance_high`, `epsilon_scaling`.
         Raises `UserError` for an unknown label or setting, for a size that cannot be, and for a prompt to a model
         without text conditioning; warns of a prompt that is truncated.
         """

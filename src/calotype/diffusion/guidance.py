@@ -1,4 +1,4 @@
-"""Guidance: functions that wrap a `Denoise` in another one, so that samplers need not know of it."""
+"""Guidance and epsilon scaling: functions that wrap a `Denoise` in another one, so that samplers know nothing of it."""
 
 from __future__ import annotations
 
@@ -45,6 +45,21 @@ def rising(scale: float, slope: float, reference: Sigmas) -> Scale:
 def in_interval(inside: Denoise, outside: Denoise, low: float = 0.0, high: float = math.inf) -> Denoise:
     """`inside` where `low < sigma <= high`, else `outside` (guidance in an interval, arXiv 2404.07724, eq. 5)."""
     return lambda noisy, sigma: (inside if low < sigma <= high else outside)(noisy, sigma)
+
+
+def epsilon_scaled(denoise: Denoise, amount: float, reference: Sigmas) -> Denoise:
+    """`D + amount * 4 v / (1 + v)^2 * (noisy - D)` with `v = (sigma / reference)^2`: less of the noise is removed, and
+    the least where signal and noise are equal.
+
+    Epsilon scaling (arXiv 2308.15321, section 4), against exposure bias: states of sampling that have less variance
+    than noisy training images of that sigma look smoother than they are, and their estimates become smoother still.
+    """
+
+    def scaled(noisy: Latents, sigma: float) -> Latents:
+        ratio = (sigma / reference) ** 2
+        return extrapolated(denoise(noisy, sigma), noisy, per_image(amount * 4 * ratio / (1 + ratio) ** 2))
+
+    return scaled
 
 
 def switched(before: Denoise, after: Denoise, limits: Sigmas) -> Denoise:

@@ -17,7 +17,7 @@ from torch import Tensor
 from calotype.bounds import AugmentationLevel, GuidanceScale, SamplingSteps, Sigma
 from calotype.diffusion.augmentation import Augmentation, NoiseAugmentation
 from calotype.diffusion.denoiser import Denoiser
-from calotype.diffusion.guidance import extrapolated, guided, in_interval, rising
+from calotype.diffusion.guidance import epsilon_scaled, extrapolated, guided, in_interval, rising
 from calotype.diffusion.samplers import CALLS_A_STEP, SAMPLERS, SamplerName, last_steps, resampled
 from calotype.diffusion.schedules import Schedule
 from calotype.priors.patches import PatchPrior, enlarged
@@ -67,6 +67,9 @@ class Sampling(Config):
     guidance_low: float = Field(default=0.0, strict=True, ge=0, le=1e6, description="See `guidance_high`.")
     guidance_high: Sigma = 1e6
     """Guidance is applied for sigma in (guidance_low, guidance_high]."""
+    epsilon_scaling: float = Field(default=0.0, strict=True, ge=0, le=1)
+    """Share of the noise that an estimate leaves in, where signal and noise are equal: keeps the contrast of samples
+    where it would collapse; see `guidance.epsilon_scaled`. Fitted after training."""
     augmentation: AugmentationLevel = 0.0
     """Level of the augmentation of the low-resolution image; only for stages that enlarge."""
     conditioning: Literal["whole", "truncated"] = "whole"
@@ -172,7 +175,13 @@ class Stage:
         return torch.zeros(1, *self.shape, device=condition.labels.device)
 
     def denoise(self, condition: Condition, sampling: Sampling) -> Denoise:
-        """The denoiser as a function of noisy latents and sigma, guided as `sampling` says."""
+        """The denoiser as a function of noisy latents and sigma, guided and scaled as `sampling` says."""
+        plain = self._guided(condition, sampling)
+        if not sampling.epsilon_scaling:
+            return plain
+        return epsilon_scaled(plain, sampling.epsilon_scaling, self.denoiser.deviation(condition))
+
+    def _guided(self, condition: Condition, sampling: Sampling) -> Denoise:
         strong, unconditional = self._network(condition), condition.unconditional()
         if sampling.guidance == 1:
             return strong
@@ -278,18 +287,32 @@ def generate(
     starts: Initializers = lambda rows: from_noise,
     text: Text | None = None,
 ) -> OtherImages:
-    """Samples in [-1, 1] of all stages in turn, from noise or `low_res`; labels, rngs and text have one entry each.
+    """Samples in [-1, 1] of all stages in turn, from noise or `low_res`; labels, rngs and text have one entry each."""
 
-    On a CPU the images are divided among the threads, which is faster than dividing every operation among them.
-    """
-
-    @torch.no_grad()
     def part(rows: slice) -> OtherImages:
         prompts, images = text and text.at(rows), None if low_res is None else low_res[rows]
         return _in_chain(stages, labels[rows], samplings, rngs[rows], images, starts(rows), prompts)
 
+    return _divided(part, labels)
+
+
+def sampled_latents(
+    stage: Stage, labels: Labels, sampling: Sampling, rngs: Sequence[Randomness], text: Text | None = None
+) -> Latents:
+    """Latents of the samples of the first stage, before they are decoded; labels, rngs and text have one entry each."""
+
+    def part(rows: slice) -> Latents:
+        return last(stage.steps(labels[rows], None, sampling, rngs[rows], text=text and text.at(rows)))
+
+    return _divided(part, labels)
+
+
+@torch.no_grad()
+def _divided(part: Callable[[slice], Tensor], labels: Labels) -> Tensor:
+    """The parts for all labels. On a CPU they are divided among the threads, which is faster than dividing every
+    operation among them."""
     slices = torch.get_num_threads() if labels.device.type == "cpu" else 1
-    return torch.cat(at_once([partial(part, rows) for rows in rows_of(len(labels), slices)]))
+    return torch.cat(at_once([partial(torch.no_grad()(part), rows) for rows in rows_of(len(labels), slices)]))
 
 
 def _in_chain(

@@ -10,7 +10,7 @@ level of a stage that enlarges, on pictures of the stages before it, and `search
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import product
 from typing import Any, NamedTuple
 
@@ -147,6 +147,8 @@ class Search:
     tried: dict[float, Distance]
     usual: float | None = None
     """The level that is kept unless another is clearly better."""
+    scalings: dict[float, float] = field(default_factory=dict)
+    """The epsilon scaling with each guidance scale."""
 
     @property
     def nearest(self) -> float:
@@ -165,8 +167,10 @@ class Search:
 
     def as_json(self) -> dict[str, Any]:
         """`tried` has each level with its distance; `standard_errors` are those of the differences to the nearest."""
+        scaling = {"epsilon_scaling": self.scalings[self.best]} if self.scalings else {}
         return {
             "best": self.best,
+            **scaling,
             "tried": [[level, distance.value] for level, distance in self.tried.items()],
             "standard_errors": [standard_error(self.behind(level)) for level in self.tried],
         }
@@ -192,23 +196,26 @@ def search_level(distance: Callable[[float], Distance], most: float, steps: int,
 
 
 def search_scale(
-    distance: Callable[[float], Distance], scales: Sequence[float], usual: float, progress: Progress
-) -> Search:
-    """The distances at these guidance scales."""
+    distance: Callable[[Sampling], Distance], scaling: Callable[[Sampling], float], sampling: Sampling,
+    scales: Sequence[float], progress: Progress,
+) -> Search:  # fmt: skip
+    """The distances at these guidance scales, each with its epsilon scaling; that of `sampling` is the usual one."""
     tried: dict[float, Distance] = {}
+    scalings: dict[float, float] = {}
     for scale in scales:
-        tried[scale] = distance(scale)
+        guided = sampling.model_copy(update={"guidance": scale})
+        scalings[scale] = scaling(guided)
+        tried[scale] = distance(guided.model_copy(update={"epsilon_scaling": scalings[scale]}))
         progress(len(tried), len(scales))
-    return Search(tried, usual)
+    return Search(tried, sampling.guidance, scalings)
 
 
 def scale_distance(
-    stage: Stage, sampling: Sampling, labels: Labels, text: Text | None, real: Features, seed: int,
-    network: FeatureNetwork,
-) -> Callable[[float], Distance]:  # fmt: skip
-    """From a guidance scale to the distance of samples from `real`; each time with equal seeds."""
+    stage: Stage, labels: Labels, text: Text | None, real: Features, seed: int, network: FeatureNetwork
+) -> Callable[[Sampling], Distance]:
+    """From sampling settings to the distance of samples from `real`; each time with equal seeds."""
     sampled, distance = sampled_features(stage, labels, text, seed, network), resampled_distance(len(labels), real)
-    return lambda scale: distance(sampled(sampling.model_copy(update={"guidance": scale})))
+    return lambda sampling: distance(sampled(sampling))
 
 
 def level_distance(

@@ -34,6 +34,7 @@ from calotype.training.control import mean_cost, whole_batches
 from calotype.training.fitting import fitted_sides
 from calotype.training.levels import LEVELS_TRIED, SCALES_TRIED, judged_side
 from calotype.training.loop import doublings
+from calotype.training.scaling import SCALED_SAMPLES
 from calotype.training.warm_start import WarmStart
 from calotype.types import UserError
 
@@ -44,8 +45,11 @@ LAST_PREVIEWS = 10.0
 WARMUP_STEPS, LONGEST_WARMUP, MOST_WARMUP_STEPS = 100, 0.25, 10_000
 """With 25 steps the network outputs zero for the rest of a run of 500; with 60 it does not (dev/LOG.md, 2026-11-22).
 Runs of days need no more than the most."""
-GUIDANCE_SHARE, FEWEST_GUIDANCE_SAMPLES, MOST_GUIDANCE_SAMPLES = 0.03, 48, 192
-"""Fraction of the time for the search of a guidance scale, and samples at each scale."""
+GUIDANCE_SHARE, FEWEST_GUIDANCE_SAMPLES, MOST_GUIDANCE_SAMPLES = 0.06, 48, 192
+"""Fraction of the time for the search of a guidance scale at most, and samples at each scale. Photographs of minutes
+are lost without it: the usual scale is that of portraits."""
+SCALING_PASSES = 2
+"""Of the fit of epsilon scaling at each of them: one where none is needed, up to four where it is."""
 PREDICTED = (
     f"the plan is for a machine that is not here: seconds are counted operations at {UTILIZATION:.0%} of its FLOP/s, "
     f"memory is predicted, nothing was measured"
@@ -251,7 +255,8 @@ def between_legs(plan: Plan, measured: Costs, count: int, left: float) -> dict[s
     if measured.captions[0]:
         seconds["captions"] = measured.captions[0]
     if plan.guidance_samples:
-        a_sample = len(SCALES_TRIED) * (measured.sampling[0] + measured.feature)
+        calls = 1 + SCALING_PASSES * SCALED_SAMPLES / MOST_GUIDANCE_SAMPLES
+        a_sample = len(SCALES_TRIED) * (calls * measured.sampling[0] + measured.feature)
         plan.guidance_samples = min(plan.guidance_samples, int(GUIDANCE_SHARE * max(0.0, left) / a_sample))
         seconds["guidance"] = plan.guidance_samples * a_sample
     if plan.guidance_samples < FEWEST_GUIDANCE_SAMPLES:
@@ -270,8 +275,9 @@ def between_legs(plan: Plan, measured: Costs, count: int, left: float) -> dict[s
 
 
 def searches_guidance(recipe: Recipe, settings: dict[str, Any], pictures: Pictures) -> bool:
-    """Whether the prior is the guide, the user has set nothing of guidance, and enough pictures are held out."""
-    set_by_user = {name for name in settings.get("sampling", {}) if name.startswith("guid")}
+    """Whether the prior is the guide, the user has set nothing of guidance or epsilon scaling, and enough pictures are
+    held out."""
+    set_by_user = {name for name in settings.get("sampling", {}) if name.startswith(("guid", "epsilon"))}
     held_out = set(pictures.validation_indices.tolist()) - set(pictures.train_indices.tolist())
     return recipe.sampling.guide == "prior" and not set_by_user and len(held_out) >= FEWEST_HELD_OUT
 

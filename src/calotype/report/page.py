@@ -48,7 +48,10 @@ from calotype.tables import number, numbers, within
 
 HERO_BYTES, NEAREST_BYTES, RECONSTRUCTION_BYTES, PREVIEWS_BYTES = 1_000_000, 300_000, 400_000, 1_000_000
 """Limits of pictures: 3.1 MB with both reconstructions, 4.2 MB in base64."""
-DEFAULTS = {"seed": None, "guidance_low": 0.0, "guidance_high": 1e6, "augmentation": 0.0, "conditioning": "whole"}
+DEFAULTS = {
+    "seed": None, "guidance_low": 0.0, "guidance_high": 1e6, "augmentation": 0.0, "conditioning": "whole",
+    "epsilon_scaling": 0.0,
+}  # fmt: skip
 """Sampling settings that are not shown."""
 GUIDANCE = ("guide", "guidance", "guidance_slope", "prior_guidance")
 """Sampling settings that `guidance` shows."""

@@ -1,7 +1,7 @@
 """Searches for sampling settings after training, by kernel distances from validation pictures.
 
-They choose the guidance scale of the first stage, and the augmentation level of a stage that enlarges what the stages
-below it make.
+They choose the guidance scale of the first stage with its epsilon scaling, and the augmentation level of a stage that
+enlarges what the stages below it make.
 """
 
 from __future__ import annotations
@@ -30,11 +30,13 @@ from calotype.settings import parse_recipe
 from calotype.tables import merge
 from calotype.training.examples import crop_examples
 from calotype.training.previews import validation_conditions
+from calotype.training.scaling import SCALED_SAMPLES, contrast, scaling_of
 from calotype.types import Progress, Rng
 
 LEVELS_TRIED = 6
-SCALES_TRIED = (1.25, 2.0, 3.0)
-"""Guidance scales: stronger ones come nearer to portraits, too, but their faces lose features."""
+SCALES_TRIED = (1.5, 3.0)
+"""Guidance scales, besides the usual one: that of photographs with epsilon scaling, and that of portraits, for which
+stronger ones come nearer, too, but faces lose features (dev/LOG.md, 2026-11-30)."""
 JUDGED_WHOLE = 256
 """Side in pixels up to which an augmentation level is judged on whole pictures, as samples are in an evaluation; larger
 ones on crops, which costs less. Crops of smaller pictures took noise that stays as grain for an improvement."""
@@ -44,14 +46,15 @@ MOST_REAL = 512
 
 def with_searched(recipe: Recipe, state: RunState) -> Recipe:
     """The recipe with the guidance scale and the augmentation levels that the searches of a run have found so far."""
-    guidance = {} if state.guidance is None else {"guidance": state.guidance.best}
+    found = state.guidance
+    guidance = {} if found is None else {"guidance": found.best, "epsilon_scaling": found.epsilon_scaling}
     levels = {size: {"sampling": {"augmentation": level.best}} for size, level in state.levels.items()}
     return parse_recipe(merge(recipe.model_dump(), {"sampling": guidance, "enlarge": levels}), lambda key: "run.json")
 
 
 def search_guidance(recipe: Recipe, stage: Stage, pictures: Pictures, count: int, progress: Progress) -> Search:
     """The guidance scale at which samples of the first stage, with the conditions of validation pictures, are nearest
-    to these.
+    to these, and the epsilon scaling that suits it.
 
     The scale of the recipe is kept unless another is nearer by more than a standard error: where the prior is crude,
     as it is of few pictures, a strong scale exaggerates.
@@ -62,9 +65,13 @@ def search_guidance(recipe: Recipe, stage: Stage, pictures: Pictures, count: int
     text = draw_captions(pictures.captions, own, Rng((recipe.seed, "guidance")))
     shown = evenly(rows, MOST_REAL)
     parts = (images_from_pixels(pictures.pixels[part]).to(device) for part in shown.split(FEATURES_AT_ONCE))
-    distance = scale_distance(stage, recipe.sampling, labels, text, features(parts, network), recipe.seed, network)
-    usual = recipe.sampling.guidance
-    return search_scale(distance, sorted({*SCALES_TRIED, usual}), usual, progress)
+    distance = scale_distance(stage, labels, text, features(parts, network), recipe.seed, network)
+    scales = sorted({*SCALES_TRIED, recipe.sampling.guidance})
+    images = images_from_pixels(pictures.pixels[evenly(rows, SCALED_SAMPLES)]).to(device)
+    with torch.no_grad():
+        real = contrast(map(stage.space.encode, images.split(FEATURES_AT_ONCE)))
+    scaling = scaling_of(stage, real, labels, text, recipe.seed)
+    return search_scale(distance, scaling, recipe.sampling, scales, progress)
 
 
 def search_levels(

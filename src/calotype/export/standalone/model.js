@@ -39,7 +39,8 @@ export class Model {
       const given = { label: labels(label), ...(await this.text(stage, prompt)), ...known };
       const without = { label: labels(NULL_LABEL), ...(await this.text(stage, negative)), ...known };
       const same = label === NULL_LABEL && prompt === negative;
-      const denoise = this.guided(stage, sampling, given, without, same, negative !== "");
+      const guided = this.guided(stage, sampling, given, without, same, negative !== "");
+      const denoise = epsilonScaled(guided, sampling.epsilon_scaling, deviationOf(stage, known));
       const sigmas = [...stage.sigmas.filter((sigma) => sigma > stage.until), stage.until];
       const dims = [1, ...stage.shape];
       let draws = 0;
@@ -76,9 +77,7 @@ export class Model {
     };
     const byPrior = async (noisy, sigma, condition, alike) => {
       const [estimate, mean] = await network(noisy, sigma, condition);
-      const deviations = condition.deviation?.data ?? [0];
-      const deviation = deviations.reduce((sum, each) => sum + Math.hypot(stage.sigma_data, each), 0) / deviations.length;
-      const ramp = Math.min(1, Math.max(-1, Math.log(sigma / deviation) / RAMP));
+      const ramp = Math.min(1, Math.max(-1, Math.log(sigma / deviationOf(stage, condition)) / RAMP));
       const scale = 1 + (sampling.guidance - 1) * (1 + sampling.guidance_slope * ramp);
       const shift = alike ? 0 : sampling.prior_guidance;
       const other = shift ? (await this.run(stage, "prior", { ...without, noisy, sigma: floats([sigma], [1]) })).mean.data : mean;
@@ -169,6 +168,19 @@ async function* ancestral(denoise, noisy, sigmas, fresh) {
 }
 
 const SAMPLERS = { euler, heun, dpm_solver: dpmSolver, ancestral };
+
+function epsilonScaled(denoise, amount, deviation) {
+  if (!amount) return denoise;
+  return async (noisy, sigma) => {
+    const ratio = (sigma / deviation) ** 2, share = (amount * 4 * ratio) / (1 + ratio) ** 2;
+    return (await denoise(noisy, sigma)).map((value, at) => value + share * (noisy.data[at] - value));
+  };
+}
+
+function deviationOf(stage, condition) {
+  const known = condition.deviation?.data ?? [0];
+  return known.reduce((sum, each) => sum + Math.hypot(stage.sigma_data, each), 0) / known.length;
+}
 
 function pairs(sigmas) {
   return sigmas.slice(1).map((next, at) => [sigmas[at], next]);

@@ -95,6 +95,8 @@ class Bundle:
             without = {"label": np.full(len(labels), NULL_LABEL), **self.text(stage, negatives), **known}
             same = min(labels) == max(labels) == NULL_LABEL and prompts == negatives
             denoise = self.guided(stage, given, without, same, any(negatives))
+            if amount := stage["sampling"]["epsilon_scaling"]:
+                denoise = epsilon_scaled(denoise, amount, deviation(stage, known))
             clean, steps = self.beginning(stage, known, start)
             sigmas = [*(sigma for sigma in stage["sigmas"][-1 - steps :] if sigma > until), until]
 
@@ -156,9 +158,7 @@ class Bundle:
 
         def by_prior(noisy, sigma, condition, same):
             estimate, mean = network(noisy, sigma, condition)
-            deviation = np.hypot(np.float32(stage["sigma_data"]), condition.get("deviation", np.float32(0)))
-            deviation = deviation.mean((1, 2, 3), keepdims=True) if deviation.ndim else deviation
-            ramp = (np.log(sigma / deviation) / RAMP).clip(-1, 1)
+            ramp = (np.log(sigma / deviation(stage, condition)) / RAMP).clip(-1, 1)
             guided = mean + (1 + (scale - 1) * (1 + settings["guidance_slope"] * ramp)) * (estimate - mean)
             if settings["prior_guidance"] and not same:
                 guided = guided + settings["prior_guidance"] * (mean - prior_estimate(noisy, sigma, without))
@@ -228,6 +228,22 @@ class Bundle:
         session = self.sessions[file]
         outputs = session.run(None, {one.name: values[one.name] for one in session.get_inputs()})
         return {one.name: value for one, value in zip(session.get_outputs(), outputs)}
+
+
+def epsilon_scaled(denoise, amount, deviation):
+    """Leaves a share of the noise in each estimate, `amount` where signal and noise are equal (arXiv 2308.15321)."""
+
+    def scaled(noisy, sigma):
+        ratio, estimate = (sigma / deviation) ** 2, denoise(noisy, sigma)
+        return estimate + np.float32(amount * 4 * ratio / (1 + ratio) ** 2) * (noisy - estimate)
+
+    return scaled
+
+
+def deviation(stage, condition):
+    """Of clean latents about the mean at which sampling starts, of each picture or of all."""
+    known = np.hypot(np.float32(stage["sigma_data"]), condition.get("deviation", np.float32(0)))
+    return known.mean((1, 2, 3), keepdims=True) if known.ndim else known
 
 
 # -- Samplers: generators of the states after each step; see the papers for their algorithms --------------------------
