@@ -288,8 +288,9 @@ def test_an_enlarged_picture_follows_its_prompt(tmp_path, monkeypatch):
 
 
 def test_steps_and_guidance_are_those_of_the_first_stage(runs):
-    """The sampler is everybody's."""
+    """The sampler is everybody's; epsilon scaling was fitted to the first stage."""
     model, asked = calotype.load(runs["cascade"]), []
+    assert [one.epsilon_scaling for one in model.settings({"epsilon_scaling": 0.2})] == [0.2, 0.0]
     for stage in model.stages:
         stage.denoiser.backbone.register_forward_pre_hook(lambda *about, size=stage.image_size: asked.append(size))
     model.sample(1, steps=5, guidance=1.0, sampler="euler")

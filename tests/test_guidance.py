@@ -15,7 +15,7 @@ from calotype.priors.gaussian import GaussianMixture
 from calotype.settings import parse_recipe
 from calotype.spaces.pixel import PixelSpace
 from calotype.training import scaling
-from calotype.training.scaling import LEAST_CONTRAST, MOST_SCALING, NEAR_ENOUGH, contrast, fitted_scaling, scaling_of
+from calotype.training.scaling import LEAST_AMPLITUDE, MOST_SCALING, NEAR_ENOUGH, amplitude, fitted_scaling, scaling_of
 from calotype.types import NULL_LABEL, Condition, Rng, Text, UserError
 
 STRONG, WEAK = gaussian(1.0, 0.5), gaussian(0.2, 0.9)
@@ -98,6 +98,14 @@ def test_epsilon_scaling_leaves_noise_in_where_it_is_as_large_as_the_signal(rati
         assert torch.allclose(found[row], (estimate + share * (noisy - estimate))[0], atol=1e-3)
 
 
+def test_the_reference_of_epsilon_scaling_is_the_deviation_of_the_stage(stage, monkeypatch):
+    monkeypatch.setattr(stage.denoiser, "sigma_data", 0.25)
+    noisy, condition = torch.randn(3, 3, SIZE, SIZE), Condition(LABELS)
+    plain = answers(stage, PRIOR, condition, noisy, 0.25)
+    scaled = answers(stage, PRIOR.model_copy(update={"epsilon_scaling": 0.3}), condition, noisy, 0.25)
+    assert torch.allclose(scaled, plain + 0.3 * (noisy - plain), atol=1e-5)
+
+
 def test_epsilon_scaling_raises_the_variance_of_samples(stage):
     """And none is none, to the bit; the network is called as often."""
     rngs, labels = [Rng(("scaled", index)) for index in range(24)], torch.arange(24) % 2
@@ -114,8 +122,8 @@ def test_epsilon_scaling_raises_the_variance_of_samples(stage):
 
 @pytest.mark.parametrize("growth", [1.0, 3.0, 10.0])
 @pytest.mark.parametrize("share", [0.3, 0.7, 0.9, 0.98, 1.0, 2.0])
-def test_the_epsilon_scaling_that_is_fitted_gives_samples_enough_contrast(share, growth):
-    start, tried = share * LEAST_CONTRAST, list[float]()
+def test_the_epsilon_scaling_that_is_fitted_gives_samples_enough_amplitude(share, growth):
+    start, tried = share * LEAST_AMPLITUDE, list[float]()
 
     def relative(amount):
         tried.append(amount)
@@ -123,7 +131,7 @@ def test_the_epsilon_scaling_that_is_fitted_gives_samples_enough_contrast(share,
 
     found = fitted_scaling(relative)
     reachable = start * math.exp(growth * MOST_SCALING)
-    expected = max(start, min(LEAST_CONTRAST, reachable))
+    expected = max(start, min(LEAST_AMPLITUDE, reachable))
     assert abs(math.log(start * math.exp(growth * found) / expected)) <= NEAR_ENOUGH and len(tried) <= 5
     assert (found == 0) == (share >= 0.98) and len(set(tried)) == len(tried)
 
@@ -134,8 +142,8 @@ def test_samples_that_are_not_finite_or_all_plain_do_not_stop_the_fit():
 
 
 def test_the_fit_measures_samples_of_all_conditions(stage, monkeypatch):
-    """The mean contrast of samples with the labels of some pictures, in units of that of pictures: one sample of great
-    contrast does not count for many."""
+    """The mean of roots, of samples with the labels of some pictures: one sample of great amplitude does not count for
+    many."""
     asked, real = [], [2 * torch.ones(3, 3, SIZE, SIZE), torch.zeros(1, 3, SIZE, SIZE)]
 
     def fitted(relative):
@@ -145,7 +153,7 @@ def test_the_fit_measures_samples_of_all_conditions(stage, monkeypatch):
     monkeypatch.setattr(scaling, "fitted_scaling", fitted)
     monkeypatch.setattr(scaling, "SCALED_SAMPLES", 6)
     labels = torch.arange(2).repeat_interleave(30)
-    assert contrast(real) == 1.5
+    assert amplitude(real) == 1.5
     assert scaling_of(stage, 1.5, labels, None, seed=3)(PRIOR) == 0.1
     rngs, scaled = [Rng((3, "scaling", index)) for index in range(6)], PRIOR.model_copy(update={"epsilon_scaling": 0.1})
     latents = sampled_latents(stage, torch.tensor([0, 0, 0, 1, 1, 1]), scaled, rngs)

@@ -10,12 +10,15 @@ from test_train import silent
 
 from calotype.cli.commands import plan, train
 from calotype.cli.options import PlanOptions
+from calotype.data.images import images_from_pixels
 from calotype.diffusion.stage import Sampling
 from calotype.evaluation.search import Distance, Search, search_scale
 from calotype.files import read_json
 from calotype.model import load
 from calotype.planning import make
 from calotype.run import LevelSearch, Run, RunState
+from calotype.settings import parse_recipe
+from calotype.tables import merge
 from calotype.training import levels, pipeline, scaling
 from calotype.training.levels import SCALES_TRIED, search_guidance, with_searched
 
@@ -90,6 +93,27 @@ def test_samples_have_the_classes_of_the_pictures_they_are_held_against(monkeypa
         assert len(used[-1]) == count and abs(int(used[-1].sum()) - count // 2) <= 1
 
 
+def test_samples_are_compared_with_latents_of_validation_pictures(monkeypatch):
+    asked, leg, pictures = [], second_leg(), noise_pictures()
+    latents = leg.trained.space.encode(images_from_pixels(pictures.pixels[pictures.validation_indices]))
+    monkeypatch.setattr(levels, "scaling_of", lambda stage, of_real, *_: asked.append(of_real))
+    monkeypatch.setattr(levels, "search_scale", lambda *_: Search({}))
+    search_guidance(recipe(), leg.trained, pictures, 6, silent)
+    assert asked == [pytest.approx(float(latents.square().mean((1, 2, 3)).sqrt().mean()), rel=1e-4)]
+
+
+@pytest.mark.parametrize("usual", [1.25, 3.0])
+def test_the_search_is_planned_with_all_scales_and_the_fit_of_each(usual):
+    """Two or three scales, each with its samples and three passes of the fit; pixels have no fit."""
+    scales = 2 + (usual == 1.25)
+    for count, fitted in ((40, 120), (192, 192)):
+        wanted = recipe(sampling={"guide": "prior", "guidance": usual})
+        expected = scales * ((count + fitted) * 0.1 + count * 0.01)
+        assert make.guidance_seconds(wanted, count, 0.1, 0.01) == pytest.approx(expected)
+    pixels = parse_recipe(merge(CASCADE, {"sampling": {"guide": "prior", "guidance": usual}}))
+    assert make.guidance_seconds(pixels, 40, 0.1, 0.01) == pytest.approx(scales * 40 * 0.11)
+
+
 # -- In a run ----------------------------------------------------------------------------------------------------------
 
 
@@ -109,7 +133,7 @@ def test_the_scale_that_was_found_is_stored_with_the_model(searching, monkeypatc
     real = pipeline.search_guidance
     monkeypatch.setattr(pipeline, "search_guidance", lambda *given: asked.append(given[3]) or real(*given))
     monkeypatch.setattr(Search, "best", property(lambda self: 1.5))
-    monkeypatch.setattr(scaling, "LEAST_CONTRAST", 100.0)
+    monkeypatch.setattr(scaling, "LEAST_AMPLITUDE", 100.0)
     sampling = {"sampling": {"steps": 2}}
     run = train(request(tmp_path / "pictures", tmp_path / "run", budget=600.0, settings=settings | sampling), Keeper())
     state = Run.open(run).state
@@ -117,7 +141,8 @@ def test_the_scale_that_was_found_is_stored_with_the_model(searching, monkeypatc
         asked == [4] and state.guidance.best == 1.5 and [scale for scale, _ in state.guidance.tried] == [1.25, 1.5, 3]
     )
     stored = load(run).samplings[0]
-    assert stored.guidance == 1.5 and stored.epsilon_scaling == state.guidance.epsilon_scaling > 0
+    assert stored.guidance == 1.5 and stored.epsilon_scaling == state.guidance.epsilon_scaling
+    assert (stored.epsilon_scaling > 0) == (settings is SETTINGS)  # pixels of great amplitude may be plain
     assert "guidance" in state.seconds and "guidance" in state.operations
     assert "guidance" in read_json(run / "plan.json")["predicted"]["seconds"]
 

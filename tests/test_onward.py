@@ -33,11 +33,11 @@ from calotype.data.remote import NotReachedError
 from calotype.data.seen import OWN_FILE, SET_NAMES, Seen, continued_split, read_seen, seen_by, write_seen
 from calotype.data.split import SplitConfig
 from calotype.evaluation.candidate import notes_on_split, open_candidate, split_by, with_unseen
-from calotype.files import is_whole, read_json, read_tensors, sha256
+from calotype.files import is_whole, read_json, read_tensors, sha256, write_json
 from calotype.model import load
 from calotype.planning.inherit import compare_autoencoders
 from calotype.priors.prior import trained_state
-from calotype.run import Run, RunState
+from calotype.run import LevelSearch, Run, RunState
 from calotype.tables import merge
 from calotype.training import leg as legs
 from calotype.training import pipeline
@@ -415,6 +415,20 @@ def test_a_finished_run_goes_on_in_its_folder_with_the_same_sets(again, finished
     assert products(again) != old and is_whole(again / "model")
     assert read_json(again / "plan.json")["choices"][0]["value"] == "that of run, its decoder trained further"
     assert not any(choice["by_user"] for choice in read_json(again / "plan.json")["choices"])
+
+
+@pytest.mark.parametrize("by_user", [False, True, None])
+def test_what_was_found_of_guidance_stays_where_there_is_no_time_to_search(again, by_user):
+    """Unless the user has set guidance; plans of earlier versions do not say so."""
+    run = Run.open(again)
+    run.state.guidance = LevelSearch(best=1.5, epsilon_scaling=0.2)
+    run.save()
+    plan = {**read_json(again / "plan.json"), "guidance_by_user": by_user, "guidance_samples": 0}
+    write_json(again / "plan.json", plan)
+    commands.resume(ResumeOptions(again, budget=1e-6), Keeper())
+    kept, after = load(again, "cpu").samplings[0], read_json(again / "plan.json")
+    assert after["guidance_samples"] == 0 and after["guidance_by_user"] == (by_user is not False)
+    assert (kept.guidance == 1.5 and kept.epsilon_scaling == 0.2) == (by_user is False)
 
 
 def test_other_draws_than_those_of_the_part_before(again):

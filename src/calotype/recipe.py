@@ -247,10 +247,11 @@ class EnlargeRecipe(DiffusionConfig):
 
     @model_validator(mode="after")
     def _one_step(self) -> EnlargeRecipe:
-        if self.objective == "one_step" and (self.sampling.steps != 1 or self.sampling.guidance != 1):
+        own = self.sampling
+        if self.objective == "one_step" and (own.steps, own.guidance, own.epsilon_scaling) != (1, 1, 0):
             raise ValueError(
-                f"objective is one_step, but sampling.steps is {self.sampling.steps} and sampling.guidance "
-                f"{self.sampling.guidance:g}; set both to 1"
+                f"objective is one_step, but sampling.steps is {own.steps}, sampling.guidance {own.guidance:g} and "
+                f"sampling.epsilon_scaling {own.epsilon_scaling:g}; set them to 1, 1 and 0"
             )
         return self
 

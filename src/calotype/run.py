@@ -81,8 +81,8 @@ class LevelSearch(Stored):
     """A search for the augmentation level of a stage that enlarges, or for a guidance scale."""
 
     best: float
-    epsilon_scaling: float = 0.0
-    """With that guidance scale."""
+    epsilon_scaling: float | None = None
+    """With that guidance scale; None for augmentation levels, and where an earlier version has searched."""
     tried: list[tuple[float, float]] = []
     """Levels, each with its distance from real pictures."""
     standard_errors: list[float] = []

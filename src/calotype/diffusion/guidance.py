@@ -51,8 +51,8 @@ def epsilon_scaled(denoise: Denoise, amount: float, reference: Sigmas) -> Denois
     """`D + amount * 4 v / (1 + v)^2 * (noisy - D)` with `v = (sigma / reference)^2`: less of the noise is removed, and
     the least where signal and noise are equal.
 
-    Epsilon scaling (arXiv 2308.15321, section 4), against exposure bias: states of sampling that have less variance
-    than noisy training images of that sigma look smoother than they are, and their estimates become smoother still.
+    Epsilon scaling (arXiv 2308.15321) by `lambda = 1 / (1 - share)`, against exposure bias: states of sampling are not
+    as noisy training images are. Here they have less variance than those, so their estimates are too smooth.
     """
 
     def scaled(noisy: Latents, sigma: float) -> Latents:

@@ -68,7 +68,7 @@ class Sampling(Config):
     guidance_high: Sigma = 1e6
     """Guidance is applied for sigma in (guidance_low, guidance_high]."""
     epsilon_scaling: float = Field(default=0.0, strict=True, ge=0, le=1)
-    """Share of the noise that an estimate leaves in, where signal and noise are equal: keeps the contrast of samples
+    """Share of the noise that an estimate leaves in, where signal and noise are equal: keeps the amplitude of samples
     where it would collapse; see `guidance.epsilon_scaled`. Fitted after training."""
     augmentation: AugmentationLevel = 0.0
     """Level of the augmentation of the low-resolution image; only for stages that enlarge."""
@@ -307,7 +307,6 @@ def sampled_latents(
     return _divided(part, labels)
 
 
-@torch.no_grad()
 def _divided(part: Callable[[slice], Tensor], labels: Labels) -> Tensor:
     """The parts for all labels. On a CPU they are divided among the threads, which is faster than dividing every
     operation among them."""

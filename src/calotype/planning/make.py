@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -32,7 +33,7 @@ from calotype.training.checkpoint import KEPT_CHECKPOINTS
 from calotype.training.compiling import WORTH
 from calotype.training.control import mean_cost, whole_batches
 from calotype.training.fitting import fitted_sides
-from calotype.training.levels import LEVELS_TRIED, SCALES_TRIED, judged_side
+from calotype.training.levels import LEVELS_TRIED, judged_side, scales_tried
 from calotype.training.loop import doublings
 from calotype.training.scaling import SCALED_SAMPLES
 from calotype.training.warm_start import WarmStart
@@ -45,11 +46,11 @@ LAST_PREVIEWS = 10.0
 WARMUP_STEPS, LONGEST_WARMUP, MOST_WARMUP_STEPS = 100, 0.25, 10_000
 """With 25 steps the network outputs zero for the rest of a run of 500; with 60 it does not (dev/LOG.md, 2026-11-22).
 Runs of days need no more than the most."""
-GUIDANCE_SHARE, FEWEST_GUIDANCE_SAMPLES, MOST_GUIDANCE_SAMPLES = 0.06, 48, 192
+GUIDANCE_SHARE, FEWEST_GUIDANCE_SAMPLES, MOST_GUIDANCE_SAMPLES = 0.06, 32, 192
 """Fraction of the time for the search of a guidance scale at most, and samples at each scale. Photographs of minutes
 are lost without it: the usual scale is that of portraits."""
-SCALING_PASSES = 2
-"""Of the fit of epsilon scaling at each of them: one where none is needed, up to four where it is."""
+SCALING_PASSES = 3
+"""Of the fit of epsilon scaling at each of them: one where none is needed, else two to five."""
 PREDICTED = (
     f"the plan is for a machine that is not here: seconds are counted operations at {UTILIZATION:.0%} of its FLOP/s, "
     f"memory is predicted, nothing was measured"
@@ -102,6 +103,7 @@ def make_plan(
         rounds=rounds,
         flops={leg: mean_cost([(step.end, step.flops) for step in steps]) for leg, steps in costs.steps.items()},
         guidance_samples=MOST_GUIDANCE_SAMPLES if searches_guidance(recipe, settings, pictures) else 0,
+        guidance_by_user=sets_guidance(settings),
         notes=[
             *notes,
             *(explain_start(start, recipe, pictures.classes, about) if start else ()),
@@ -255,10 +257,11 @@ def between_legs(plan: Plan, measured: Costs, count: int, left: float) -> dict[s
     if measured.captions[0]:
         seconds["captions"] = measured.captions[0]
     if plan.guidance_samples:
-        calls = 1 + SCALING_PASSES * SCALED_SAMPLES / MOST_GUIDANCE_SAMPLES
-        a_sample = len(SCALES_TRIED) * (calls * measured.sampling[0] + measured.feature)
-        plan.guidance_samples = min(plan.guidance_samples, int(GUIDANCE_SHARE * max(0.0, left) / a_sample))
-        seconds["guidance"] = plan.guidance_samples * a_sample
+        of = partial(guidance_seconds, recipe, sampling=measured.sampling[0], feature=measured.feature)
+        costs = {count: of(count) for count in range(1, plan.guidance_samples + 1)}
+        affordable = [count for count, cost in costs.items() if cost <= GUIDANCE_SHARE * left]
+        plan.guidance_samples = max(affordable, default=0)
+        seconds["guidance"] = costs.get(plan.guidance_samples, 0.0)
     if plan.guidance_samples < FEWEST_GUIDANCE_SAMPLES:
         plan.guidance_samples = 0
         seconds.pop("guidance", None)
@@ -274,12 +277,23 @@ def between_legs(plan: Plan, measured: Costs, count: int, left: float) -> dict[s
     return seconds
 
 
+def guidance_seconds(recipe: Recipe, count: int, sampling: float, feature: float) -> float:
+    """Of the search of a guidance scale with so many samples at each, and of the fit of epsilon scaling at each, from
+    the seconds of a sample and of its features."""
+    fitted = SCALING_PASSES * min(count, SCALED_SAMPLES) if recipe.kind == "latent" else 0
+    return len(scales_tried(recipe.sampling)) * ((count + fitted) * sampling + count * feature)
+
+
 def searches_guidance(recipe: Recipe, settings: dict[str, Any], pictures: Pictures) -> bool:
     """Whether the prior is the guide, the user has set nothing of guidance or epsilon scaling, and enough pictures are
     held out."""
-    set_by_user = {name for name in settings.get("sampling", {}) if name.startswith(("guid", "epsilon"))}
     held_out = set(pictures.validation_indices.tolist()) - set(pictures.train_indices.tolist())
-    return recipe.sampling.guide == "prior" and not set_by_user and len(held_out) >= FEWEST_HELD_OUT
+    by_prior = recipe.sampling.guide == "prior"
+    return by_prior and not sets_guidance(settings) and len(held_out) >= FEWEST_HELD_OUT
+
+
+def sets_guidance(settings: dict[str, Any]) -> bool:
+    return any(name.startswith(("guid", "epsilon")) for name in settings.get("sampling", {}))
 
 
 def searches_level(stage: EnlargeRecipe) -> bool:

@@ -79,6 +79,8 @@ class TimeBudget(BaseModel):
     """Legs whose length follows the clock; the others see as many images as the recipe says."""
     guidance_samples: Annotated[int, Field(ge=0, le=MAX_SEARCHED)] = 0
     """Samples by which the guidance scale is searched after training; 0: it stays as in the recipe."""
+    guidance_by_user: bool | None = None
+    """Whether the user has set guidance or epsilon scaling; None in plans of earlier versions."""
     level_crops: dict[str, Annotated[int, Field(ge=0, le=MAX_SEARCHED)]] = {}
     """Crops on which the augmentation level of each stage that enlarges is searched; 0: it stays as in the recipe."""
 

@@ -12,9 +12,10 @@ import torch
 
 from calotype.data.folder import Pictures
 from calotype.data.images import images_from_pixels
+from calotype.data.latents import encoded_at_once
 from calotype.data.sources import draw_captions
 from calotype.data.split import evenly
-from calotype.diffusion.stage import Stage, generate_in_turn
+from calotype.diffusion.stage import Sampling, Stage, generate_in_turn
 from calotype.evaluation.features import Lite0, features
 from calotype.evaluation.search import (
     FEATURES_AT_ONCE,
@@ -30,7 +31,7 @@ from calotype.settings import parse_recipe
 from calotype.tables import merge
 from calotype.training.examples import crop_examples
 from calotype.training.previews import validation_conditions
-from calotype.training.scaling import SCALED_SAMPLES, contrast, scaling_of
+from calotype.training.scaling import SCALED_SAMPLES, amplitude, no_scaling, scaling_of
 from calotype.types import Progress, Rng
 
 LEVELS_TRIED = 6
@@ -47,7 +48,7 @@ MOST_REAL = 512
 def with_searched(recipe: Recipe, state: RunState) -> Recipe:
     """The recipe with the guidance scale and the augmentation levels that the searches of a run have found so far."""
     found = state.guidance
-    guidance = {} if found is None else {"guidance": found.best, "epsilon_scaling": found.epsilon_scaling}
+    guidance = {} if found is None else {"guidance": found.best, "epsilon_scaling": found.epsilon_scaling or 0.0}
     levels = {size: {"sampling": {"augmentation": level.best}} for size, level in state.levels.items()}
     return parse_recipe(merge(recipe.model_dump(), {"sampling": guidance, "enlarge": levels}), lambda key: "run.json")
 
@@ -66,12 +67,23 @@ def search_guidance(recipe: Recipe, stage: Stage, pictures: Pictures, count: int
     shown = evenly(rows, MOST_REAL)
     parts = (images_from_pixels(pictures.pixels[part]).to(device) for part in shown.split(FEATURES_AT_ONCE))
     distance = scale_distance(stage, labels, text, features(parts, network), recipe.seed, network)
-    scales = sorted({*SCALES_TRIED, recipe.sampling.guidance})
-    images = images_from_pixels(pictures.pixels[evenly(rows, SCALED_SAMPLES)]).to(device)
-    with torch.no_grad():
-        real = contrast(map(stage.space.encode, images.split(FEATURES_AT_ONCE)))
-    scaling = scaling_of(stage, real, labels, text, recipe.seed)
-    return search_scale(distance, scaling, recipe.sampling, scales, progress)
+    latent = recipe.kind == "latent"
+    of_real = validation_amplitude(stage, pictures) if latent else 0.0
+    scaling = scaling_of(stage, of_real, labels, text, recipe.seed) if latent else no_scaling
+    return search_scale(distance, scaling, recipe.sampling, scales_tried(recipe.sampling), progress)
+
+
+def scales_tried(sampling: Sampling) -> list[float]:
+    return sorted({*SCALES_TRIED, sampling.guidance})
+
+
+@torch.no_grad()
+def validation_amplitude(stage: Stage, pictures: Pictures) -> float:
+    """The `amplitude` of the latents of validation pictures."""
+    device, rows = next(stage.denoiser.parameters()).device, evenly(pictures.validation_indices, SCALED_SAMPLES)
+    few = encoded_at_once(pictures.pixels[0].numel())
+    parts = (images_from_pixels(pictures.pixels[part]).to(device) for part in rows.split(few))
+    return amplitude(map(stage.space.encode, parts))
 
 
 def search_levels(

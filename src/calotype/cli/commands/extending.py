@@ -55,7 +55,7 @@ def extend(
     console.plan(plan)
     check_disk(folder, plan)
     copy_start(source, folder)
-    state = next_state(run.state, source, plan.recipe, machine)
+    state = next_state(run.state, source, plan, machine)
     with whole_folder(folder / NEXT_FOLDER) as path:
         write_whole(path / "recipe.toml", to_toml(plan.recipe))
         write_json(path / "plan.json", plan.as_json())
@@ -85,15 +85,17 @@ def settings_again(run: Run, recipe: Recipe) -> dict[str, Any]:
 
 
 def guidance_by_user(run: Run, recipe: Recipe) -> dict[str, Any]:
-    """What the user has set of guidance, which was then not searched: nothing where it was."""
-    if run.plan.get("guidance_samples"):
+    """The guidance and epsilon scaling that the user has set, which were then not searched; else nothing."""
+    by_user = run.plan.get("guidance_by_user")
+    if not by_user if by_user is not None else run.plan.get("guidance_samples"):
         return {}
-    own = {name: value for name, value in recipe.sampling.model_dump(mode="json").items() if name.startswith("guid")}
-    return {"sampling": own}
+    sampling = recipe.sampling.model_dump(mode="json")
+    return {"sampling": {name: value for name, value in sampling.items() if name.startswith(("guid", "epsilon"))}}
 
 
-def next_state(before: RunState, source: Source, recipe: Recipe, machine: Machine) -> RunState:
-    """What `run.json` says at the start of the next part."""
+def next_state(before: RunState, source: Source, plan: Plan, machine: Machine) -> RunState:
+    """What `run.json` says at the start of the next part. What was found of guidance stays, where there is no time to
+    search again."""
     kept = {
         "name", "created", "data", "content", "uncaptioned", "labels", "pictures", "split", "classes", "versions",
         "black_and_white",
@@ -101,10 +103,11 @@ def next_state(before: RunState, source: Source, recipe: Recipe, machine: Machin
     return RunState(
         **before.model_dump(include=kept),
         status="interrupted",
-        legs=dict.fromkeys(recipe.legs, "waiting"),
+        legs=dict.fromkeys(plan.recipe.legs, "waiting"),
         threads=machine.threads,
         ranks=machine.ranks,
-        settings=recipe.model_dump(mode="json"),
+        settings=plan.recipe.model_dump(mode="json"),
+        guidance=None if plan.guidance_samples or plan.guidance_by_user else before.guidance,
         origin=source.origin,
         part=before.part + 1,
     )
