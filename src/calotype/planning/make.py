@@ -103,7 +103,7 @@ def make_plan(
         rounds=rounds,
         flops={leg: mean_cost([(step.end, step.flops) for step in steps]) for leg, steps in costs.steps.items()},
         guidance_samples=MOST_GUIDANCE_SAMPLES if searches_guidance(recipe, settings, pictures) else 0,
-        guidance_by_user=sets_guidance(settings),
+        guidance_by_user=bool(of_guidance(settings.get("sampling", {}))),
         notes=[
             *notes,
             *(explain_start(start, recipe, pictures.classes, about) if start else ()),
@@ -289,11 +289,12 @@ def searches_guidance(recipe: Recipe, settings: dict[str, Any], pictures: Pictur
     held out."""
     held_out = set(pictures.validation_indices.tolist()) - set(pictures.train_indices.tolist())
     by_prior = recipe.sampling.guide == "prior"
-    return by_prior and not sets_guidance(settings) and len(held_out) >= FEWEST_HELD_OUT
+    return by_prior and not of_guidance(settings.get("sampling", {})) and len(held_out) >= FEWEST_HELD_OUT
 
 
-def sets_guidance(settings: dict[str, Any]) -> bool:
-    return any(name.startswith(("guid", "epsilon")) for name in settings.get("sampling", {}))
+def of_guidance(sampling: dict[str, Any]) -> dict[str, Any]:
+    """Those of some sampling settings that the search would choose."""
+    return {name: value for name, value in sampling.items() if name.startswith(("guid", "epsilon"))}
 
 
 def searches_level(stage: EnlargeRecipe) -> bool:

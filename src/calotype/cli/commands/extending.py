@@ -22,7 +22,7 @@ from calotype.cli.options import ResumeOptions
 from calotype.data.folder import Pictures
 from calotype.files import is_whole, make_folder, read_json, remove, whole_folder, write_json, write_whole
 from calotype.machine import Machine, examine
-from calotype.planning import Plan, make_plan
+from calotype.planning import Plan, make_plan, of_guidance
 from calotype.ranks import Ranks
 from calotype.recipe import OptimizerConfig, Recipe
 from calotype.report.format import duration
@@ -89,8 +89,7 @@ def guidance_by_user(run: Run, recipe: Recipe) -> dict[str, Any]:
     by_user = run.plan.get("guidance_by_user")
     if not by_user if by_user is not None else run.plan.get("guidance_samples"):
         return {}
-    sampling = recipe.sampling.model_dump(mode="json")
-    return {"sampling": {name: value for name, value in sampling.items() if name.startswith(("guid", "epsilon"))}}
+    return {"sampling": of_guidance(recipe.sampling.model_dump(mode="json"))}
 
 
 def next_state(before: RunState, source: Source, plan: Plan, machine: Machine) -> RunState:
