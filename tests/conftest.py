@@ -4,6 +4,8 @@ import gc
 import importlib
 import os
 import sys
+import tempfile
+from pathlib import Path
 
 import auditing
 import jaxtyping
@@ -18,6 +20,10 @@ os.environ["TORCHDYNAMO_DISABLE"] = (
     "1"  # torch's compiler cannot see through the checks of shapes: test_compiling is without
 )
 sys.addaudithook(auditing.watch)
+SEEN = Path(tempfile.mkdtemp(prefix="calotype-seen-"), "seen")
+os.environ["CALOTYPE_SEEN"] = str(SEEN)  # of the processes that tests start: see `watched`
+WATCHED = str(Path(__file__).parent / "watched")
+os.environ["PYTHONPATH"] = os.pathsep.join([WATCHED, *filter(None, [os.environ.get("PYTHONPATH")])])
 jaxtyping.jaxtyped = shapes.jaxtyped
 jaxtyping.install_import_hook("calotype", "beartype.beartype")  # before anything of calotype is imported
 importlib.import_module("torch._dynamo")  # the first optimizer would, after what is imported has been frozen
@@ -41,6 +47,9 @@ def no_code_from_data():
     """In no test calotype unpickles, unmarshals or executes anything that it has read."""
     yield
     happened, auditing.seen[:] = list(auditing.seen), []
+    if SEEN.exists():
+        happened += SEEN.read_text().splitlines()
+        SEEN.unlink()
     assert not happened
 
 

@@ -50,7 +50,8 @@ def served(folder, *options):
     """A server as its users start it: its address for programs, its token and its process, which has `page`, the
     address that people open.
     """
-    environment = {**os.environ, "PYTHONPATH": str(SOURCES), "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
+    places = os.pathsep.join([str(SOURCES), os.environ["PYTHONPATH"]])
+    environment = {**os.environ, "PYTHONPATH": places, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "calotype", "serve", str(folder), "--port", "0", *options]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
         try:

@@ -57,6 +57,7 @@ def folder(tmp_path):
 def python(*lines, **more):
     """A process that has the same calotype as this one, and the tests beside it."""
     places = os.pathsep.join(map(str, (Path(__file__).parent, Path(calotype.__file__).parents[1])))
+    places = os.pathsep.join([places, os.environ["PYTHONPATH"]])
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": places}
     return subprocess.Popen(
         [sys.executable, "-c", "\n".join(lines)], env=environment, text=True,

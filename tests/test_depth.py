@@ -1,6 +1,8 @@
 """Pictures with more than 8 bits, transparent ones and those of one colour, in a folder."""
 
 import errno
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -47,6 +49,64 @@ def test_deep_pictures_of_a_folder_are_spread_by_one_range_which_is_named(tmp_pa
     (note,) = [note for note in pictures.notes if "grey picture" in note]
     assert f"{black:,g} is black and {white:,g} white" in note
     assert note in survey(tmp_path, SIDE).notes
+
+
+def png(values, colours):
+    """A PNG of 16 bits, of this colour type: Pillow writes grey ones alone."""
+    height, width, _ = values.shape
+    rows = zlib.compress(b"".join(b"\0" + row.astype(">u2").tobytes() for row in values))
+    header = struct.pack(">IIBBBBB", width, height, 16, colours, 0, 0, 0)
+    chunks = [b"IHDR" + header, b"IDAT" + rows, b"IEND"]
+    parts = [struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk)) for chunk in chunks]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+def tiff(values, packed):
+    """A TIFF of 16-bit colours in one strip."""
+    height, width, bands = values.shape
+    data = values.astype("<u2").tobytes()
+    data = zlib.compress(data) if packed else data
+    place = 8 + 2 + 12 * (6 + bands) + 4
+    tags = [(256, width), (257, height), (258, place), (259, 8 if packed else 1), (262, 2), (273, place + 2 * bands)]
+    tags += [(277, bands), (278, height), (279, len(data)), (338, 2)][:bands]
+    entries = b"".join(struct.pack("<HHII", tag, 4, bands if tag == 258 else 1, value) for tag, value in tags)
+    entries = entries.replace(struct.pack("<HHI", 258, 4, bands), struct.pack("<HHI", 258, 3, bands))
+    return b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4) + struct.pack("<H", 16) * bands + data
+
+
+COLOURS = {
+    "png": (3, lambda values: png(values, 2)),
+    "png with opacity": (4, lambda values: png(values, 6)),
+    "grey png with opacity": (2, lambda values: png(values, 4)),
+    "tif": (3, lambda values: tiff(values, False)),
+    "packed tif": (3, lambda values: tiff(values, True)),
+    "tif with opacity": (4, lambda values: tiff(values, True)),
+}
+
+
+@pytest.mark.parametrize(("bands", "encoded"), COLOURS.values(), ids=COLOURS)
+def test_colours_of_12_bits_in_16_are_spread_with_all_their_levels(tmp_path, monkeypatch, bands, encoded):
+    monkeypatch.setattr(rgb, "STRIP_PIXELS", 200)
+    expected = []
+    for index, top in enumerate((1000, 4096)):
+        values = np.random.default_rng(index).integers(top, size=(SIDE, SIDE, bands))
+        if bands != 3:
+            values[..., -1] = 65_535
+        (tmp_path / f"{index}.{'tif' if encoded(values)[:2] == b'II' else 'png'}").write_bytes(encoded(values))
+        expected.append((values[..., : bands // 3 * 2 + 1] * (255 / 4095)).round())
+    pictures = read_folder(tmp_path, SIDE)
+    for original, row in zip(pictures.originals, pictures.pixels.permute(0, 2, 3, 1).numpy(), strict=True):
+        assert np.abs(row - expected[int(original.path.stem)]).max() <= 1
+    assert "2 pictures of 16-bit colours, with values from 0 to 4,095: 0 is black and 4,095 white" in str(pictures.notes)
+
+
+def test_colours_of_16_bits_stay_as_they_are(tmp_path, monkeypatch):
+    monkeypatch.setattr(images, "spread_colours", None)
+    values = np.random.default_rng(0).integers(2**16, size=(SIDE, SIDE, 3))
+    (tmp_path / "a.png").write_bytes(png(values, 2))
+    pictures = read_folder(tmp_path, SIDE)
+    assert np.array_equal(pictures.pixels[0].permute(1, 2, 0).numpy(), values // 256)
+    assert pictures.content == content_hash([HashedFile(sha256(tmp_path / "a.png"), "")], SIDE)
 
 
 def test_a_range_belongs_to_the_content_unless_it_is_the_customary_one(tmp_path):

@@ -2,11 +2,17 @@
 
 import ast
 import marshal
+import os
 import pickle
+import sys
 from pathlib import Path
 
 import auditing
 import pytest
+from conftest import SEEN
+from test_cli import python
+
+from calotype.cli.process import start_ranks
 
 SOURCES = sorted(Path(auditing.SOURCES).rglob("*.py"))
 PINNED = "perceptual.py"
@@ -51,6 +57,26 @@ def test_the_hook_lets_imports_and_classes_be():
     assert as_calotype("\n".join(text)) == []
     pickle.loads(pickle.dumps(Path))
     assert not auditing.seen
+
+
+def test_the_hook_sees_the_processes_that_a_test_starts():
+    process = python("import auditing", "exec(compile('exec(chr(49))', auditing.SOURCES + '/reader.py', 'exec'))")
+    assert process.wait() == 0
+    assert "exec" in SEEN.read_text()
+    SEEN.unlink()
+
+
+def test_processes_import_nothing_from_the_current_folder(monkeypatch):
+    """`python -m` would: a stray psutil.py among downloads would run."""
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            words = node.elts if isinstance(node, ast.List) else node.args if isinstance(node, ast.Call) else []
+            if len(words) > 1 and ast.unparse(words[0]) == "sys.executable" and path.name != "process.py":
+                assert ast.unparse(words[1]) == "'-P'", f"{path}, line {node.lineno}"
+    monkeypatch.setattr(os, "execv", lambda *command: sys.exit(os.environ["PYTHONSAFEPATH"]))
+    monkeypatch.setenv("PYTHONSAFEPATH", "")
+    with pytest.raises(SystemExit, match="1"):
+        start_ranks(1)
 
 
 def test_no_module_reads_what_could_run():

@@ -1,5 +1,6 @@
 """What commands write outside a run: whole files, and never over one that another call or a person has made."""
 
+import errno
 import os
 import shutil
 import signal
@@ -139,6 +140,21 @@ def test_the_page_of_several_runs_is_not_written_over_one_that_is_beside_them(fi
     with pytest.raises(UserError, match=r"report.html is no page of calotype, .* choose another name with --out"):
         commands.report(ReportOptions([tmp_path / "a", tmp_path / "b"]), Keeper())
     assert (tmp_path / "report.html").read_text() == "<title>mine</title>"
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_new_file_is_written_again_after_an_error_and_never_over_another(tmp_path, monkeypatch, links):
+    if not links:  # as on FAT
+        monkeypatch.setattr(os, "link", lambda *_, **__: (_ for _ in ()).throw(OSError(errno.EPERM, "not permitted")))
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="Input/output error"):
+        for call in ("link", "replace"):
+            patch.setattr(os, call, lambda *_, **__: (_ for _ in ()).throw(OSError(errno.EIO, "Input/output error")))
+        write_whole(tmp_path / "file", "lost", new=True)
+    assert not any(tmp_path.iterdir())
+    write_whole(tmp_path / "file", "whole", new=True)
+    with pytest.raises(FileExistsError):
+        write_whole(tmp_path / "file", "other", new=True)
+    assert (tmp_path / "file").read_text() == "whole" and len(list(tmp_path.iterdir())) == 1
 
 
 def test_of_threads_that_write_one_new_file_one_does(tmp_path):

@@ -144,6 +144,7 @@ def test_a_recipe_of_thousands_of_brackets_or_digits_names_its_key(tmp_path):
     for value in ("[" * 5000, "1" * 5000, "[\n" * 5000):
         (tmp_path / "recipe.toml").write_text(f"seed = 1\nstages = {value}")
         assert "stages" in outcome(lambda: read_recipe(tmp_path / "recipe.toml"), "recipe.toml")
+        assert settings_of(Run(tmp_path, None, {})) == {}
     (tmp_path / "recipe.toml").write_text("seed = 1\n[denoiser]\nbatch = 2\nbatch = 3")
     assert "batch = 3" in outcome(lambda: read_recipe(tmp_path / "recipe.toml"), "recipe.toml")
 

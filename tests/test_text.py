@@ -1,4 +1,6 @@
+import os
 import re
+from pathlib import Path
 from dataclasses import replace
 from functools import partial
 
@@ -339,8 +341,12 @@ def test_a_file_that_holds_no_prompts_is_one_line(tmp_path, content, message):
     with pytest.raises(UserError, match=message) as error:
         read_prompts(tmp_path / "prompts.txt")
     assert "\n" not in str(error.value)
-    with pytest.raises(UserError, match="No such file"):
+    with pytest.raises(UserError, match="is missing"):
         read_prompts(tmp_path / "nothing.txt")
+    os.mkfifo(tmp_path / "pipe")
+    for path, kind in (tmp_path / "pipe", "pipe"), (Path("/dev/zero"), "device"), (tmp_path, "folder"):
+        with pytest.raises(UserError, match=f"is a {kind}"):
+            read_prompts(path)
 
 
 def test_sources_hand_out_the_captions_of_their_pictures(folder):

@@ -65,11 +65,28 @@ def whole_file(path: Path, new: bool = False) -> Iterator[Path]:
         yield temporary
         to_disk(temporary)
         if new:
-            path.open("xb").close()  # in one step: of two processes, one gets the name
-        temporary.replace(path)
+            _take_name(temporary, path)
+        else:
+            temporary.replace(path)
         to_disk(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _take_name(file: Path, path: Path) -> None:
+    """Gives the file this name in one step, so that of two processes one gets it; the other has `FileExistsError`.
+    Where the file system has no links, the name is taken by an empty file for a moment."""
+    try:
+        path.hardlink_to(file)
+    except FileExistsError as error:
+        raise FileExistsError(error.errno, error.strerror, str(path)) from None  # not the name that it has still
+    except OSError:
+        path.open("xb").close()
+        try:
+            file.replace(path)
+        except BaseException:
+            path.unlink()
+            raise
 
 
 def parts_of(content: bytes | str | Iterable[bytes | memoryview]) -> Iterable[bytes | memoryview]:

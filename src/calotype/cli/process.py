@@ -83,6 +83,7 @@ def start_ranks(count: int) -> NoReturn:
         from calotype.types import UserError
 
         raise UserError(f"--ranks is {count}, but this machine has {cores} cores; take at most one rank for each")
+    os.environ["PYTHONSAFEPATH"] = "1"  # of the ranks, too: nothing of the current folder is imported
     launcher = [sys.executable, "-m", "calotype.cli.launching", "--standalone", f"--nproc-per-node={count}"]
     os.execv(sys.executable, [*launcher, "-m", "calotype", *sys.argv[1:]])
 

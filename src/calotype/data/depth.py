@@ -1,4 +1,4 @@
-"""Black and white of the grey pictures in a folder that have more than 8 bits: the same values for all of them."""
+"""Black and white of the pictures in a folder that have more than 8 bits: the same values for all of a kind."""
 
 from __future__ import annotations
 
@@ -10,12 +10,15 @@ import numpy as np
 
 from calotype.data.formats import PictureFile, RefusedError, opened_file, require_reachable
 from calotype.data.images import UnreadableError, deep_range, in_threads
-from calotype.data.listing import first_names, plural
-from calotype.data.rgb import Levels, Range, customary_range, range_of
+from calotype.data.listing import first_names
+from calotype.data.rgb import DEEP_COLOURS, Levels, Range, customary_range, range_of
 
-DEEP_GREY_PNG = bytes((16, 0))
-"""Bit depth and colour type in the header of a PNG."""
-NUMBERS = {"I;16": "16 bits", "I": "32 bits", "F": "floating point"}
+DEEP_PNGS = {bytes((16, colours)) for colours in (0, 2, 4, 6)}
+"""Bit depth and colour type in the headers of PNGs: grey and in colour, without and with opacity."""
+KINDS = {
+    "I;16": "grey picture{} of 16 bits", "I": "grey picture{} of 32 bits", "F": "grey picture{} of floating point",
+    DEEP_COLOURS: "picture{} of 16-bit colours",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ def find_levels(files: Sequence[PictureFile], known: Levels | None = None) -> Fo
         values[kind] = black, white = (known or {}).get(kind) or range_of(kind, low, high)
         stray = first_names(file.name for file in ranges if usual[file] != ranges[file])
         notes.append(
-            f"{plural(len(ranges), 'grey picture')} of {NUMBERS[kind]}, with values from {low:,g} to {high:,g}: "
+            f"{len(ranges):,} {KINDS[kind].format('s' * (len(ranges) != 1))}, with values from {low:,g} to {high:,g}: "
             f"{black:,g} is black and {white:,g} white in all of them"
             + (f"; a few values far from all others do not count: {stray}" if stray else "")
         )
@@ -80,7 +83,7 @@ def _deep_range(file: PictureFile, inner: bool = False) -> tuple[str, float, flo
 
 
 def starts_deep(start: bytes) -> bool:
-    """Whether the first 26 bytes are those of a TIFF, or of a grey PNG of 16 bits."""
+    """Whether the first 26 bytes are those of a TIFF, or of a PNG of 16 bits."""
     return start[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+") or (
-        start[:4] == b"\x89PNG" and start[24:] == DEEP_GREY_PNG
+        start[:4] == b"\x89PNG" and start[24:] in DEEP_PNGS
     )

@@ -32,16 +32,23 @@ from calotype.data.formats import (
 )
 from calotype.data.remote import RemoteFile, remote_address
 from calotype.data.rgb import (
+    DEEP_COLOURS,
     FIRST_SIDEWAYS,
     TURNS,
     UPRIGHT,
     Levels,
+    Range,
     as_srgb,
+    colour_extremes,
+    customary_range,
+    decode_low_bytes,
     deep_kind,
     extremes,
     inner_extremes,
     orientation_of,
+    range_of,
     reduction_of,
+    spread_colours,
 )
 from calotype.escaping import plain
 from calotype.types import Images, Progress, UserError, no_progress
@@ -138,8 +145,7 @@ def read_picture(path: PictureFile, shortest: int | None = None, levels: Levels 
         factor = reduction_of(image, shortest)
         converted = 8 * image.width * image.height // factor**2  # once more where it is turned
         with DECODING_MEMORY.reserved(buffers + picture_bytes(image) + converted):
-            image.load()
-            rgb, over_black = as_srgb(image, levels, factor)
+            rgb, over_black = as_srgb(image, _load(path, image, levels), factor)
             orientation = orientation_of(image)
             upright = rgb.transpose(TURNS[orientation]) if orientation in TURNS else rgb
         if orientation >= FIRST_SIDEWAYS:
@@ -157,13 +163,30 @@ def deep_range(path: PictureFile, inner: bool = False) -> tuple[str, float, floa
     """
 
     def read(image: ImageFile.ImageFile) -> tuple[str, float, float] | None:
-        if (kind := deep_kind(image.mode)) is None:
+        if (kind := deep_kind(image)) is None:
             return None
         with DECODING_MEMORY.reserved(buffer_bytes(image) + picture_bytes(image)):
             image.load()
+            if kind == DEEP_COLOURS:
+                return kind, *colour_extremes(image, inner)
             return kind, *(inner_extremes(image) if inner else extremes(image))
 
     return _reading(path, read)
+
+
+def _load(path: PictureFile, image: ImageFile.ImageFile, levels: Levels | None) -> Range | None:
+    """Decodes the picture; returns black and white of a deep grey one. Deep colours that use a part of their range are
+    spread here: their low bytes are decoded from the file once more."""
+    kind = deep_kind(image)
+    image.load()
+    if kind is None:
+        return None
+    deep_colours = kind == DEEP_COLOURS
+    span = (levels or {}).get(kind) or range_of(kind, *(colour_extremes if deep_colours else extremes)(image))
+    if deep_colours and span != customary_range(kind, *span):
+        with DECODING_MEMORY.reserved(picture_bytes(image)):
+            spread_colours(image, with_picture(path, decode_low_bytes), span)
+    return None if deep_colours else span
 
 
 def _reading(path: PictureFile, work: Callable[[ImageFile.ImageFile], Output]) -> Output:

@@ -6,13 +6,14 @@ All of it is done in strips, so that a large picture is in memory once, and is d
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from io import BytesIO
 
 import numpy as np
 from jaxtyping import Shaped, UInt8
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, ImageFile
 
 Range = tuple[float, float]
 Levels = Mapping[str, Range]
@@ -34,6 +35,12 @@ NEARLY_BLACK = 31
 UPRIGHT, FIRST_SIDEWAYS = 1, 5
 """Orientations as EXIF counts them; from 5 on width and height are exchanged."""
 ORIENTATION_TAG = 274
+DEEP_COLOURS = "RGB;16"
+GREY_AND_OPACITY, ALL_BYTES = "LA;16B", "RGBA"
+OTHER_BYTES = {f"{bands};16{order}": f"{bands};16{other}" for bands in ("RGB", "RGBA") for order, other in
+               (("B", "L"), ("L", "B"), ("N", "B" if sys.byteorder == "little" else "L"))}  # fmt: skip
+OTHER_BYTES[GREY_AND_OPACITY] = ALL_BYTES
+"""Raw modes of Pillow, by which it decodes the high byte of each 16-bit value, and those that decode the low one."""
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
     5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
@@ -56,13 +63,11 @@ def reduction_of(image: Image.Image, shortest: int | None) -> int:
     return max(1, min(image.size) // shortest)
 
 
-def as_srgb(image: Image.Image, levels: Levels | None, factor: int) -> tuple[Image.Image, bool]:
+def as_srgb(image: Image.Image, span: Range | None, factor: int) -> tuple[Image.Image, bool]:
     """A decoded picture in mode RGB, downsampled by `factor`, and whether it lies over black instead of white.
 
-    Without `levels`, a deep picture is spread by its own values.
+    `span`: the values of black and white of a deep grey picture.
     """
-    kind = deep_kind(image.mode)
-    span = None if kind is None else (levels or {}).get(kind) or range_of(kind, *extremes(image))
     white = _in_strips(image, span, "white", factor)
     if not image.has_transparency_data or np.asarray(white).min() < NEARLY_WHITE:
         return white, False
@@ -122,9 +127,50 @@ def _to_srgb(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
 # -- More than 8 bits --------------------------------------------------------------------------------------------------
 
 
-def deep_kind(mode: str) -> str | None:
-    """Of grey pictures with more than 8 bits: "I;16", "I" (32 bits) or "F" (floating point)."""
-    return "I;16" if mode.startswith("I;16") else mode if mode in ("I", "F") else None
+def deep_kind(image: Image.Image) -> str | None:
+    """Of pictures with more than 8 bits that are not decoded yet: "I;16", "I" (32 bits) or "F" (floating point) of grey
+    ones, "RGB;16" of those in colour, of which Pillow decodes the high bytes alone."""
+    if (modes := _raw_modes(image)) and OTHER_BYTES.keys() >= set(modes):
+        return DEEP_COLOURS
+    return "I;16" if image.mode.startswith("I;16") else image.mode if image.mode in ("I", "F") else None
+
+
+def _raw_modes(image: Image.Image) -> list[str]:
+    """Of the parts of a picture that is not decoded yet."""
+    arguments = [tile[3] or "" for tile in getattr(image, "tile", [])]
+    return [each if isinstance(each, str) else str(each[0]) for each in arguments]
+
+
+def decode_low_bytes(image: ImageFile.ImageFile) -> Image.Image:
+    """Decodes a picture of 16-bit colours as if its low bytes were its high ones."""
+    modes = _raw_modes(image)
+    for index, mode in enumerate(modes):
+        *place, arguments = image.tile[index]
+        other = OTHER_BYTES[mode]
+        image.tile[index] = ImageFile._Tile(*place, other if isinstance(arguments, str) else (other, *arguments[1:]))
+    image.load()
+    if GREY_AND_OPACITY not in modes:
+        return image
+    _, low, opacity, _ = image.split()
+    return Image.merge("RGBA", [low, low, low, opacity])
+
+
+def spread_colours(high: Image.Image, low: Image.Image, span: Range) -> None:
+    """From the high and low bytes of 16-bit colours to 8 bits, in place; opacity stays."""
+    eight_bits, rows = _scaled(np.arange(2**16), span), max(1, STRIP_PIXELS // high.width)
+    for top in range(0, high.height, rows):
+        box = 0, top, high.width, min(top + rows, high.height)
+        values, below = (np.array(part.crop(box)) for part in (high, low))
+        values[..., :3] = eight_bits[256 * values[..., :3].astype(np.uint16) + below[..., :3]]
+        high.paste(Image.fromarray(values), box)
+
+
+def colour_extremes(image: Image.Image, inner: bool = False) -> Range:
+    """0, and the largest value of a picture whose high bytes are decoded, of 65,535; `inner`: without the values that
+    may be stray, see `inner_extremes`."""
+    counts = np.sum(np.reshape(image.histogram(), (-1, 256))[:3], 0)
+    stray = max(1, int(counts.sum()) // STRAY) if inner else 0
+    return 0.0, 256.0 * float(np.flatnonzero(counts[::-1].cumsum()[::-1] > stray).max(initial=0)) + 255
 
 
 def extremes(image: Image.Image) -> Range:
@@ -163,7 +209,7 @@ def range_of(kind: str, low: float, high: float) -> Range:
 
 def customary_range(kind: str, low: float, high: float) -> Range:
     """White is the next customary maximum above `high`."""
-    if kind == "I;16":
+    if kind in ("I;16", DEEP_COLOURS):
         return 0.0, 65535.0
     customary = (1.0, 255.0, 65535.0) if kind == "F" else (255.0, 65535.0)
     return min(0.0, low), next((white for white in customary if high <= white), high)
@@ -171,7 +217,7 @@ def customary_range(kind: str, low: float, high: float) -> Range:
 
 def _in_eight_bits(image: Image.Image, span: Range) -> Image.Image:
     values = np.asarray(image)
-    if deep_kind(image.mode) == "I;16":
+    if image.mode.startswith("I;16"):
         return Image.fromarray(_scaled(np.arange(2**16), span)[values])
     return Image.fromarray(_scaled(values, span))
 

@@ -174,7 +174,7 @@ def sampling_flops(candidate: Candidate) -> int:
 def sampling_cost(candidate: Candidate) -> SamplingCost:
     """Time and memory for each of `BATCH_SIZES`, or the reason why there are none."""
     model, threads = (candidate.run.folder / "model").resolve(), str(torch.get_num_threads())
-    command = [sys.executable, "-m", "calotype.evaluation.cost", str(model), str(candidate.model.device), threads]
+    command = [sys.executable, "-P", "-m", "calotype.evaluation.cost", str(model), str(candidate.model.device), threads]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     try:
         return SamplingCost.model_validate_json(done.stdout.splitlines()[-1])

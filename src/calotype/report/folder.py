@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from calotype.report.format import count, duration
 from calotype.run import Run
-from calotype.tables import number
+from calotype.settings import MAX_RECIPE
+from calotype.tables import number, parse_toml
 from calotype.types import UserError
 
 MOST_ORIGINS = 8
@@ -61,13 +61,17 @@ def origin_text(run: Run) -> str:
 
 
 def recipe_text(run: Run) -> str:
+    """At most `MAX_RECIPE` bytes of it; "" where there is none."""
     file = run.folder / "recipe.toml"
-    return file.read_text("utf-8", "replace") if file.is_file() else ""
+    if not file.is_file():
+        return ""
+    with file.open("rb") as opened:
+        return opened.read(MAX_RECIPE).decode("utf-8", "replace")
 
 
 def settings_of(run: Run) -> dict[str, Any]:
-    """The recipe as tables."""
+    """The recipe as tables; none where it is no TOML."""
     try:
-        return tomllib.loads(recipe_text(run))
-    except tomllib.TOMLDecodeError:
+        return parse_toml(recipe_text(run))
+    except ValueError:
         return {}

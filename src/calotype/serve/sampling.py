@@ -235,7 +235,7 @@ class SamplingProcess:
     async def _start(self) -> asyncio.subprocess.Process | None:
         """A process that has imported all it needs; None where it has died meanwhile."""
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "calotype.serve.worker", self.device, stdin=asyncio.subprocess.PIPE,
+            sys.executable, "-P", "-m", "calotype.serve.worker", self.device, stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, start_new_session=os.name != "nt",
         )  # fmt: skip
         self.readers.add(reader := asyncio.create_task(self._listen(process)))

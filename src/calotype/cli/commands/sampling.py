@@ -18,11 +18,11 @@ from calotype.cli.commands.following import Silent
 from calotype.cli.commands.reading import check_empty, levels_in, new_folder, safe_name
 from calotype.cli.console import Console
 from calotype.cli.options import EnlargeOptions, InterpolateOptions, SampleOptions
-from calotype.data.caption_files import decode_text
+from calotype.data.caption_files import MAX_BYTES, decode_text
 from calotype.data.captions import as_prompts
 from calotype.data.images import UnreadableError, grid, read_image, read_mask
 from calotype.data.listing import list_pictures
-from calotype.files import write_json, write_png, write_whole
+from calotype.files import read_bytes, write_json, write_png, write_whole
 from calotype.model import Model, load
 from calotype.ranks import ALONE, Ranks, joined_ranks
 from calotype.training.process import Reporter
@@ -141,7 +141,7 @@ def record_of(model: Model, options: SampleOptions, count: int, prompts: Sequenc
 def read_prompts(path: Path) -> list[str]:
     """The prompts in a file, one per line. Raises `UserError` where it has none, or is no text file."""
     try:
-        prompts = [line for line in decode_text(path.read_bytes()).text.splitlines() if line.strip()]
+        prompts = [line for line in decode_text(read_bytes(path, MAX_BYTES)).text.splitlines() if line.strip()]
     except (OSError, ValueError) as problem:
         reason = getattr(problem, "strerror", None) or problem
         raise UserError(f"{path} is not a file of prompts, one per line: {reason}") from None

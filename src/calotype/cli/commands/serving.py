@@ -103,7 +103,7 @@ def listen_at(host: str, port: int) -> socket.socket:
 def page_beside(folder: Path, device: str) -> Iterator[None]:
     """A server for the runs in `folder`, as a process of its own that ends with the block."""
     require_extra()
-    command = [sys.executable, "-m", "calotype", "serve", str(folder), "--port", "0", "--device", device]
+    command = [sys.executable, "-P", "-m", "calotype", "serve", str(folder), "--port", "0", "--device", device]
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=os.name != "nt")
     try:
         yield
