@@ -17,23 +17,23 @@ from small import LEGS, fingerprint
 from test_checkpoint import go_on, restore, save
 
 from calotype.data.caches import cached_pixels, open_cache, write_cache
-from calotype.files import is_whole, read_json, whole_folder, write_json, write_tensors
+from calotype.files import is_whole, read_json, whole_folder, write_json, write_tensors, write_whole
 from calotype.run import Run, RunState
 from calotype.training.process import clean_up
 from calotype.types import UserError
 
 CALLS = [(os, "fsync"), (os, "posix_fallocate"), (Path, "rename"), (Path, "replace"), (Path, "mkdir"), (Path, "unlink")]
-CALLS += [(shutil, "rmtree")]
+CALLS += [(shutil, "rmtree"), (os, "link")]
 
 
 class Ending:
-    """Ends the process, or raises the error of a full disk, at one of the calls: before it, or after half of a write.
+    """Ends the process, or raises an error of the disk, at one of the calls: before it, or after half of a write.
 
     `calls` counts them.
     """
 
-    def __init__(self, patch, at, kill):
-        self.calls, self.at, self.kill = 0, at, kill
+    def __init__(self, patch, at, kill, error):
+        self.calls, self.at, self.kill, self.error = 0, at, kill, error
         for owner, name in CALLS:
             patch.setattr(owner, name, self.counting(getattr(owner, name), name not in ("unlink", "rmtree")))
         patch.setattr(Path, "open", self.opening(Path.open))
@@ -47,7 +47,7 @@ class Ending:
     def counting(self, real, needs_space):
         def call(*arguments, **more):
             if (needs_space or self.kill) and self.due():
-                raise OSError(errno.ENOSPC, "No space left on device")
+                raise OSError(self.error, os.strerror(self.error))
             return real(*arguments, **more)
 
         return call
@@ -79,21 +79,21 @@ class Writing:
         self.file.write(content[: len(content) // 2])
         self.file.flush()
         if self.ending.due():
-            raise OSError(errno.ENOSPC, "No space left on device")
+            raise OSError(self.ending.error, os.strerror(self.ending.error))
         return self.file.write(content[len(content) // 2 :])
 
 
-def ended(work, at, kill):
+def ended(work, at, kill, number):
     """Calls `work` in a process of its own, which ends at that call. Returns whether it came to that."""
     if not (child := os.fork()):
         try:
             with pytest.MonkeyPatch.context() as patch:
-                Ending(patch, at, kill)
+                Ending(patch, at, kill, number)
                 work()
             os._exit(0)
         except OSError as error:
-            os._exit(28 if error.errno == errno.ENOSPC else 1)
-        except UserError as error:  # of a checkpoint
+            os._exit(28 if error.errno == number else 1)
+        except UserError as error:  # of a checkpoint on a full disk
             os._exit(28 if "more, then go on with" in str(error) else 1)
         except BaseException:
             os._exit(1)
@@ -175,7 +175,22 @@ class CacheCase:
         assert facts == ["facts"] and (pixels == np.arange(256).reshape(16, 16)).all()
 
 
+class NewFileCase:
+    """A file that is written over no other, as `sample --out` does."""
+
+    def __init__(self, folder):
+        pass
+
+    def work(self, folder):
+        for name in "ab":
+            write_whole(folder / name, "whole", new=True)
+
+    def check(self, folder):
+        assert all(path.read_text() == "whole" for path in folder.iterdir())
+
+
 CASES = {
+    "new files": NewFileCase,
     "the next checkpoint": lambda folder: CheckpointCase(folder, 20),
     "the same checkpoint": lambda folder: CheckpointCase(folder, 16),
     "a folder": FolderCase,
@@ -184,14 +199,18 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("kill", [False, True], ids=["full", "killed"])
-@pytest.mark.parametrize("case", CASES)
-def test_wherever_a_save_ends_what_was_there_before_is_whole_or_what_was_to_come_is(tmp_path, case, kill):
+ENDINGS = {"full": (False, errno.ENOSPC), "broken": (False, errno.EIO), "killed": (True, None)}
+ALL = {f"{case}, {ending}": (case, *ENDINGS[ending]) for case in CASES for ending in ENDINGS}
+del ALL["the same checkpoint, broken"]  # as the next one
+
+
+@pytest.mark.parametrize(("case", "kill", "number"), ALL.values(), ids=ALL)
+def test_wherever_a_save_ends_what_was_there_before_is_whole_or_what_was_to_come_is(tmp_path, case, kill, number):
     case, calls = CASES[case](tmp_path / "before"), 0
     (tmp_path / "before").mkdir(exist_ok=True)
     while True:
         folder = shutil.copytree(tmp_path / "before", tmp_path / str(calls))
-        came_to_it = ended(partial(case.work, folder), calls, kill)
+        came_to_it = ended(partial(case.work, folder), calls, kill, number)
         if not kill or not came_to_it:
             left = [path for path in folder.rglob(".*") if not came_to_it or path.suffix != ".old"]
             assert left == [], "without a kill nothing is left behind"

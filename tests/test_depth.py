@@ -97,7 +97,9 @@ def test_colours_of_12_bits_in_16_are_spread_with_all_their_levels(tmp_path, mon
     pictures = read_folder(tmp_path, SIDE)
     for original, row in zip(pictures.originals, pictures.pixels.permute(0, 2, 3, 1).numpy(), strict=True):
         assert np.abs(row - expected[int(original.path.stem)]).max() <= 1
-    assert "2 pictures of 16-bit colours, with values from 0 to 4,095: 0 is black and 4,095 white" in str(pictures.notes)
+    assert "2 pictures of 16-bit colours, with values from 0 to 4,095: 0 is black and 4,095 white" in str(
+        pictures.notes
+    )
 
 
 def test_colours_of_16_bits_stay_as_they_are(tmp_path, monkeypatch):

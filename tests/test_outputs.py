@@ -142,13 +142,19 @@ def test_the_page_of_several_runs_is_not_written_over_one_that_is_beside_them(fi
     assert (tmp_path / "report.html").read_text() == "<title>mine</title>"
 
 
+def failing(number):
+    def call(*paths, **options):
+        raise OSError(number, os.strerror(number))
+
+    return call
+
+
 @pytest.mark.parametrize("links", [True, False])
 def test_a_new_file_is_written_again_after_an_error_and_never_over_another(tmp_path, monkeypatch, links):
     if not links:  # as on FAT
-        monkeypatch.setattr(os, "link", lambda *_, **__: (_ for _ in ()).throw(OSError(errno.EPERM, "not permitted")))
+        monkeypatch.setattr(os, "link", failing(errno.EPERM))
     with monkeypatch.context() as patch, pytest.raises(OSError, match="Input/output error"):
-        for call in ("link", "replace"):
-            patch.setattr(os, call, lambda *_, **__: (_ for _ in ()).throw(OSError(errno.EIO, "Input/output error")))
+        patch.setattr(os, "link" if links else "replace", failing(errno.EIO))
         write_whole(tmp_path / "file", "lost", new=True)
     assert not any(tmp_path.iterdir())
     write_whole(tmp_path / "file", "whole", new=True)

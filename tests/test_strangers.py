@@ -19,6 +19,7 @@ from calotype.cli.options import RunsOptions
 from calotype.data.split import split_rule
 from calotype.planning import Plan
 from calotype.report import write_report
+from calotype.report.folder import settings_of
 from calotype.run import Run
 from calotype.settings import parse_recipe, read_overrides, read_recipe
 from calotype.training import checkpoint
@@ -144,7 +145,7 @@ def test_a_recipe_of_thousands_of_brackets_or_digits_names_its_key(tmp_path):
     for value in ("[" * 5000, "1" * 5000, "[\n" * 5000):
         (tmp_path / "recipe.toml").write_text(f"seed = 1\nstages = {value}")
         assert "stages" in outcome(lambda: read_recipe(tmp_path / "recipe.toml"), "recipe.toml")
-        assert settings_of(Run(tmp_path, None, {})) == {}
+        assert settings_of(Run(tmp_path)) == {}
     (tmp_path / "recipe.toml").write_text("seed = 1\n[denoiser]\nbatch = 2\nbatch = 3")
     assert "batch = 3" in outcome(lambda: read_recipe(tmp_path / "recipe.toml"), "recipe.toml")
 

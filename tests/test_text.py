@@ -1,8 +1,8 @@
 import os
 import re
-from pathlib import Path
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch

@@ -28,6 +28,8 @@ MAX_WHOLE, MAX_NAME = 2**26, 255
 """Of a file that is read whole, unless more is expected; and letters of a name."""
 CHECKED_AT_ONCE = 2**22
 """Values of a tensor."""
+NO_LINKS = {errno.EPERM, errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK}
+"""Errors of file systems that have no hard links, as FAT."""
 UNFINISHED = re.compile(r"\.(?P<name>.+)\.(?P<process>\d+)\.(?P<kind>tmp|old)")
 KINDS_OF_FILES = {
     stat.S_IFDIR: "folder", stat.S_IFLNK: "link", stat.S_IFIFO: "pipe", stat.S_IFSOCK: "socket",
@@ -80,7 +82,9 @@ def _take_name(file: Path, path: Path) -> None:
         path.hardlink_to(file)
     except FileExistsError as error:
         raise FileExistsError(error.errno, error.strerror, str(path)) from None  # not the name that it has still
-    except OSError:
+    except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise
         path.open("xb").close()
         try:
             file.replace(path)

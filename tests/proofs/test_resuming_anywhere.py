@@ -25,12 +25,15 @@ from small import (
     Keeper,
     be_quick,
     fingerprint,
+    first_leg,
     noise_pictures,
+    recipe,
     request,
     write_pictures,
 )
 from test_stored import STOPPED, few_previews, run_for, stopped_leg, trained, unused
 from test_train import interrupted_at
+from test_views import side_cache
 
 from calotype.cli import commands
 from calotype.cli.options import ResumeOptions
@@ -38,10 +41,11 @@ from calotype.data.captions import Captions
 from calotype.files import read_json, write_json
 from calotype.run import Run
 from calotype.settings import parse_recipe
+from calotype.spaces.latent import LatentSpace
 from calotype.spaces.pixel import PixelSpace
 from calotype.tables import merge
 from calotype.training import leg as legs
-from calotype.training.examples import Bucket, crop_examples, picture_examples
+from calotype.training.examples import Bucket, crop_examples, latent_examples, picture_examples
 from calotype.training.legs import denoiser_leg, enlarger_leg, exposure_leg
 from calotype.training.process import Interrupted
 from calotype.types import UserError
@@ -50,7 +54,7 @@ __all__ = ["few_previews"]
 POINTS = int(os.environ.get("POINTS", "10"))
 PLACES = int(os.environ.get("PLACES", "1000"))
 SEED = os.environ.get("SEED", "")
-IMAGES = 120
+IMAGES = 4 * max(30, POINTS + 10)
 
 
 def cascade(**changes):
@@ -79,6 +83,16 @@ def buckets():
     return denoiser_leg(settings, pairs, PixelSpace(), CPU)
 
 
+def muon():
+    return base(denoiser={"learn": {"optimizer": "muon"}})
+
+
+def views():
+    own, pictures = recipe(flip=False, denoiser={"views": 5}), noise_pictures()
+    examples = latent_examples(own, pictures, side_cache(1), CPU)
+    return denoiser_leg(own, [Bucket(pictures, examples)], LatentSpace(first_leg().trained), CPU)
+
+
 def enlarger(**changes):
     settings, pictures = cascade(**changes), noise_pictures()
     return enlarger_leg(settings, 16, pictures, crop_examples(settings, 16, pictures, CPU), CPU)
@@ -99,7 +113,7 @@ def longer(make, name):
 
 
 KINDS = {name: longer(make, name) for name, make in LEGS.items()}
-KINDS |= {each.__name__: each for each in (base, captioned, buckets, enlarger, exposure)}
+KINDS |= {each.__name__: each for each in (base, captioned, buckets, muon, views, enlarger, exposure)}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -165,6 +179,8 @@ KEYS = {  # of run.json: another value of each, and whether it is only told, or 
     "part": (2, "told"),
 }
 MEASURED_AGAIN = {"status", "threads", "ranks", "uncaptioned", "parameters", "peak_memory_bytes", "versions"}
+NAMED = {"ranks": "1 rank instead of 2", "versions": "instead of 0.9"}
+"""What is printed of those that change the last bits."""
 
 
 def test_every_key_of_a_runs_state_is_used(tmp_path, monkeypatch):
@@ -187,6 +203,7 @@ def test_every_key_of_a_runs_state_is_used(tmp_path, monkeypatch):
         except UserError as error:
             assert expected == "refused" and str(folder.name)[:3] in str(error), (key, error)
         assert (now is None) == (expected == "refused"), key
+        assert any(NAMED.get(key, "") in text for text in console.printed) or now is None, key
         if now is not None and key not in MEASURED_AGAIN:
             assert now[key] != before[key], key
         shutil.rmtree(folder)

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-import auditing  # noqa: E402
+import auditing
 
 sys.path.pop(0)
 
@@ -14,7 +14,7 @@ def watch(event, arguments):
     auditing.watch(event, arguments)
     while auditing.seen:
         what = auditing.seen.pop()  # before the file is opened, which is an event, too
-        with open(os.environ["CALOTYPE_SEEN"], "a") as file:
+        with Path(os.environ["CALOTYPE_SEEN"]).open("a") as file:
             file.write(f"{what}\n")
 
 

@@ -145,9 +145,9 @@ def decode_low_bytes(image: ImageFile.ImageFile) -> Image.Image:
     """Decodes a picture of 16-bit colours as if its low bytes were its high ones."""
     modes = _raw_modes(image)
     for index, mode in enumerate(modes):
-        *place, arguments = image.tile[index]
-        other = OTHER_BYTES[mode]
-        image.tile[index] = ImageFile._Tile(*place, other if isinstance(arguments, str) else (other, *arguments[1:]))
+        tile, other = image.tile[index], OTHER_BYTES[mode]
+        rest = tile.args[1:] if isinstance(tile.args, tuple) else ()
+        image.tile[index] = tile._replace(args=(other, *rest) if rest else other)
     image.load()
     if GREY_AND_OPACITY not in modes:
         return image

@@ -94,7 +94,11 @@ def difference_of_code(model: Model, folder: Path) -> Difference:
         )
         environment = {**os.environ, "HF_MODULES_CACHE": place, "HF_HUB_OFFLINE": "1"}
         done = subprocess.run(
-            [sys.executable, "-P", "-c", OPEN_PIPELINE, request], env=environment, capture_output=True, text=True, check=False
+            [sys.executable, "-P", "-c", OPEN_PIPELINE, request],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
         )
         if done.returncode:
             last = done.stderr.strip().splitlines()[-1:] or ["no message"]

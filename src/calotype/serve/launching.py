@@ -104,7 +104,8 @@ class Launcher:
         write_whole(self.printed(run), "")
         with self.printed(run).open("ab") as output:
             process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "calotype", *arguments], stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+                [sys.executable, "-P", "-m", "calotype", *arguments],
+                stdin=subprocess.DEVNULL, stdout=output, stderr=output,
                 start_new_session=os.name != "nt",
             )  # fmt: skip
         began = arguments[0] == "resume"
