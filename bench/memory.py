@@ -29,6 +29,8 @@ class Case(NamedTuple):
     size: int
     count: int
     settings: dict[str, object]
+    times: int = 1
+    """The size of the files, in units of that of the run."""
 
 
 LATENT: dict[str, object] = {"kind": "latent", "denoiser.text.kind": "none"}
@@ -38,6 +40,7 @@ CASES = {
     "latent 32": Case(32, 2400, {**LATENT, "stages": [32]}),
     "latent 64": Case(64, 4800, {**LATENT, "stages": [64]}),
     "latent 64, words": Case(64, 4800, {**LATENT, "stages": [64], **WORDS}),
+    "latent 64, crops": Case(64, 990, {**LATENT, "stages": [64], "denoiser.views": 15}, 2),
     "latent 128": Case(128, 1200, {**LATENT, "stages": [128]}),
     "pixels 32": Case(32, 2400, {**CASCADE, "stages": [32]}),
     "cascade 32 to 64, words": Case(64, 1200, {**CASCADE, "stages": [32, 64], **WORDS}),
@@ -50,9 +53,10 @@ CASES = {
 
 def measured(case: Case, folder: Path, budget: str) -> tuple[int, int]:
     """Bytes that the plan predicts, and that the run has held."""
-    pictures = folder / f"portraits-{case.size}-{case.count}"
+    side = case.times * case.size
+    pictures = folder / f"portraits-{side}-{case.count}"
     if not pictures.exists():
-        write_portraits(case.size, case.count, pictures)
+        write_portraits(side, case.count, pictures)
     run = Path(tempfile.mkdtemp(dir=folder)) / "run"
     legs = ["denoiser", *(f"enlarge.{size}" for size in case.settings["stages"][1:])]  # type: ignore[index]
     legs += ["autoencoder"] if case.settings["kind"] == "latent" else []

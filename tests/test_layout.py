@@ -46,6 +46,8 @@ CLASSES = {
         ("sea", "wood"),
     ),
     "words after a set": (["train-v1.2/sea", "train-v1.2/wood", "test-v1.2/sea"], ("sea", "wood")),
+    "numbered sets": (["1_train/cat", "1_train/dog", "2_val/cat"], ("cat", "dog")),
+    "training and validation": (["trainval/cat", "trainval/dog", "test/cat"], ("cat", "dog")),
     "trains": (["bullet_train", "steam_train"], ("bullet_train", "steam_train")),
     "pictures without a class": (["train/1", "train/2", "test/1", "unlabeled"], ("1", "2")),
     "images in sets beside pictures without a class": (
@@ -68,6 +70,14 @@ CLASSES = {
 def test_classes_are_found_in_the_usual_layouts(tmp_path, places, classes):
     pictures = read_folder(write(tmp_path, *places, count=2), 16)
     assert pictures.classes == classes
+
+
+def test_classes_with_words_of_sets_in_their_names_are_told(tmp_path):
+    pictures = read_folder(write(tmp_path, "trainA", "trainB", "testA", "testB", count=2), 16)
+    assert pictures.classes == ("testA", "testB", "trainA", "trainB")
+    assert any("testA, testB, trainA, trainB: if these are sets" in note for note in pictures.notes)
+    trains = read_folder(write(tmp_path / "trains", "bullet_train", "steam_train", count=2), 16)
+    assert not any("if these are sets" in note for note in trains.notes)
 
 
 def test_sets_of_subfolders_are_held_out_and_named(tmp_path):

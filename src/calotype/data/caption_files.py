@@ -8,6 +8,7 @@ import io
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ MAX_BYTES = 2**16
 """Of a text file beside a picture, or a line of JSON; longer ones are refused."""
 MAX_TABLE_BYTES = 2**27
 """Of a file of JSON or a table, which are parsed as a whole."""
+LINES = (".jsonl", ".ndjson")
 FILE_KEYS = (
     "file_name", "filename", "file", "image_file", "image_path", "image_name", "image", "img_path", "img", "file_path",
     "filepath", "path", "name", "key", "image_id", "id",
@@ -145,13 +147,18 @@ def lowered(entry: Mapping[Any, Any]) -> dict[str, Any]:
 
 def caption_rows(path: Path, is_picture: Callable[[str], bool]) -> Iterator[CaptionRow]:
     """The entries of a file, by its suffix. Raises `ValueError` and `RecursionError` where it cannot be parsed."""
-    if path.suffix.lower() == ".jsonl":
+    if path.suffix.lower() in LINES:
         yield from _rows_of_lines(path)
         return
     if (size := path.stat().st_size) > MAX_TABLE_BYTES:
         raise ValueError(f"{size / 1e6:,.0f} MB, but at most {MAX_TABLE_BYTES / 1e6:.0f} MB are read")
     text, encoding = decode_text(path.read_bytes(), MAX_TABLE_BYTES)
-    rows = _rows_of_json(text) if path.suffix.lower() == ".json" else _rows_of_table(text, is_picture)
+    if path.suffix.lower() != ".json":
+        rows = _rows_of_table(text, is_picture)
+    elif _are_lines(text):
+        rows = (_row_of_line(f"line {number:,} of ", line.encode()) for number, line in _numbered(text))
+    else:
+        rows = _rows_of_json(text)
     yield from (row._replace(encoding=encoding) for row in rows)
 
 
@@ -192,6 +199,19 @@ def parse_json(text: str) -> Any:
         return json.loads(text)
     except json.JSONDecodeError:
         raise ValueError("not JSON") from None
+
+
+def _numbered(text: str) -> Iterator[tuple[int, str]]:
+    return ((number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip())
+
+
+def _are_lines(text: str) -> bool:
+    """Whether JSON lines were given the name of one JSON: the first two are objects of their own."""
+    first = [line for _, line in islice(_numbered(text), 2)]
+    try:
+        return len(first) == 2 and all(isinstance(parse_json(line), dict) for line in first)
+    except (ValueError, RecursionError):
+        return False
 
 
 def _rows_of_json(text: str) -> Iterator[CaptionRow]:

@@ -18,6 +18,7 @@ from typing import Any
 
 from calotype.data.caption_files import (
     EXPECTED,
+    LINES,
     MAX_BYTES,
     caption_rows,
     captions_of,
@@ -36,7 +37,7 @@ from calotype.types import Rng, Text
 
 BESIDE = (".txt", ".caption", ".json")
 """Files of the captions of one picture, named like it."""
-TABLES = (".jsonl", ".json", ".csv", ".tsv", ".txt")
+TABLES = (*LINES, ".json", ".csv", ".tsv", ".txt")
 """Files of the captions of many pictures."""
 CAPTION_FOLDERS = ("captions", "caption", "texts", "text", "txt", "prompts", "labels", "annotations")
 """Beside a folder such as `images`."""

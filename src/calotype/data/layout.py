@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from calotype.data.images import shown
-from calotype.data.listing import names_counted, normal_form, note
+from calotype.data.listing import first_names, names_counted, normal_form, note
 
 Folders = tuple[str, ...]  # of a picture, from the top
 
@@ -19,12 +19,16 @@ NO_CLASS = "unknown"
 
 FEW_OF_A_CLASS = 5
 SETS = {
-    "train": re.compile(r"train(ing)?"),
+    "train": re.compile(r"train(ing)?([-_ ]?val(id|idation)?)?"),
     "validation": re.compile(r"val(id|idation)?|dev(elopment)?"),
     "test": re.compile(r"test(ing)?|eval(uation)?|hold[-_ ]?out"),
 }
 OF_SET = r"[-_ ]?(set|data|images?|imgs?|pictures?|photos?|split|\d{4})?"
 """What may follow the name of a set, as in `train2017`."""
+NUMBERED = re.compile(r"^\d{1,2}[-_. ]+")
+"""What may stand before it, as in `1_train`."""
+SET_WORDS = re.compile(r"(?i:train|test|val|valid|validation|evaluation|holdout)(?![a-z])")
+"""In the name of a class, where the folders may be sets after all: as in `trainA` and `testA`."""
 UNLABELLED = re.compile(r"pred(ict(ion)?s?)?|unlabell?ed")
 """A folder beside sets whose pictures are of no class."""
 NEVER = re.compile(r"(?!)")
@@ -126,7 +130,19 @@ def class_notes(labels: Iterable[str], classes: Sequence[str]) -> list[str]:
     return [
         f"{len(classes)} classes, by subfolder: {names_counted(Counter({name: sizes[name] for name in classes}))}",
         *note(sizes[""], "picture", "left without a label, beside the class folders"),
+        *set_notes(classes),
         *few_notes(sizes, classes),
+    ]
+
+
+def set_notes(classes: Sequence[str]) -> list[str]:
+    """Where names of several classes have words of sets in them, which no layout explains."""
+    named = [name for name in classes if SET_WORDS.search(name)]
+    kinds = {SET_WORDS.findall(name)[0].lower()[:4] for name in named}
+    if len(kinds) < 2:
+        return []
+    return [
+        f"classes were taken from {first_names(named)}: if these are sets, name the folders train, val and test, with the classes in them"
     ]
 
 
@@ -143,7 +159,7 @@ def few_notes(sizes: Mapping[str, int], classes: Sequence[str]) -> list[str]:
 
 def set_named(name: str) -> str:
     """Train, validation or test by the name of a folder; "" for any other."""
-    lower = name.lower()
+    lower = NUMBERED.sub("", name.lower())
     return next((kind for kind, names in SETS.items() if re.fullmatch(f"({names.pattern}){OF_SET}", lower)), "")
 
 

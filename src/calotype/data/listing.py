@@ -17,6 +17,8 @@ from calotype.types import UserError
 SYSTEM_FOLDERS = {"__macosx", "@eadir", "#recycle", "$recycle.bin", "lost+found", "thumbs", "thumbnails"}
 """Of archives, network drives and programs (in lower case): what lies in them is no picture of its own."""
 
+TABLES_OF_OTHERS = (".parquet", ".arrow", ".xlsx")
+"""In which others may have captions."""
 ARCHIVES = (".zip", ".rar", ".7z", ".tgz", ".gz", ".bz2", ".xz")
 
 
@@ -46,6 +48,11 @@ class Listing:
         return [
             *not_installed,
             *note(self.others.total(), "file", f"passed over, by suffix: {names_counted(self.others)}"),
+            *[
+                f"captions are not read from {suffix} files; save them as metadata.jsonl or metadata.csv"
+                for suffix in TABLES_OF_OTHERS
+                if self.others[suffix]
+            ],
             *note(
                 len(self.special),
                 "picture",
