@@ -141,9 +141,7 @@ def set_notes(classes: Sequence[str]) -> list[str]:
     kinds = {SET_WORDS.findall(name)[0].lower()[:4] for name in named}
     if len(kinds) < 2:
         return []
-    return [
-        f"classes were taken from {first_names(named)}: if these are sets, name the folders train, val and test, with the classes in them"
-    ]
+    return [f"{first_names(named)}: if these are sets, name the folders train, val and test, with the classes in them"]
 
 
 def few_notes(sizes: Mapping[str, int], classes: Sequence[str]) -> list[str]:
