@@ -160,13 +160,15 @@ def cache_latents(
 
     def make() -> dict[str, Tensor]:
         moments = torch.empty(sides.count, len(pixels), *latents, dtype=torch.half)
+        wrong = torch.zeros(len(pixels), dtype=torch.bool)
         for side, into in enumerate(moments):
             done = 0
             for part in encoded(slice(None), side):
                 into[done : done + len(part)] = part
                 progress(side * len(pixels) + (done := done + len(part)), sides.count * len(pixels))
-        if rows := (~moments.isfinite()).any(0).flatten(1).any(1).nonzero().flatten().tolist():
-            raise NotFiniteError("latents are not finite", rows)
+            wrong |= ~into.flatten(1).isfinite().all(1)
+        if wrong.any():
+            raise NotFiniteError("latents are not finite", wrong.nonzero().flatten().tolist())
         return {"moments": moments}
 
     def fits(moments: Tensor) -> bool:
