@@ -1,6 +1,7 @@
 """Runs that go on: from the networks of a finished run, with more time, and what is seen of them meanwhile."""
 
 import json
+import shlex
 import shutil
 from dataclasses import replace
 from itertools import pairwise
@@ -26,7 +27,7 @@ from calotype.build import build_stage, initial_space
 from calotype.cli import commands
 from calotype.cli.commands import extending
 from calotype.cli.commands.continuing import copy_start, source_of
-from calotype.cli.options import PreviewOptions, ResumeOptions
+from calotype.cli.options import PreviewOptions, ResumeOptions, app
 from calotype.data import shard_sets
 from calotype.data.duplicates import HASH_BYTES, near_duplicates, perceptual_hashes
 from calotype.data.remote import NotReachedError
@@ -37,7 +38,10 @@ from calotype.files import is_whole, read_json, read_tensors, sha256, write_json
 from calotype.model import load
 from calotype.planning.inherit import compare_autoencoders
 from calotype.priors.prior import trained_state
+from calotype.recipe import RunSpace
 from calotype.run import LevelSearch, Run, RunState
+from calotype.serve.run_page import RunView, commands_of
+from calotype.settings import parse_recipe, read_recipe
 from calotype.tables import merge
 from calotype.training import leg as legs
 from calotype.training import pipeline
@@ -146,6 +150,21 @@ def test_the_run_says_where_its_networks_come_from(others, tmp_path, finished):
         text = page.read_text()
         assert origin.model[:12] in text and origin.before.model[:12] in text
     assert not (second / "start").exists()  # only while it is needed
+
+
+def test_the_command_that_the_page_copies_plans_the_same(again, others, tmp_path):
+    """Also of a run that has started from another, and of one that has gone on."""
+    onward(others, tmp_path / "onward", again)
+    commands.resume(ResumeOptions(again, budget=1e-6), Keeper())
+    for folder, source in ((tmp_path / "onward", again), (again, None)):
+        first = folder if source else folder / "before" / "1"
+        write_json(first / "plan.json", {**read_json(first / "plan.json"), "budget_seconds": 60.0})
+        ((_, command),) = commands_of(RunView("id", Run.open(folder), {}, []))
+        options = app(["plan", *shlex.split(command)[2:]], standalone_mode=False)
+        commands.plan(options, console := Keeper())
+        assert (options.source, options.budget) == (source, 60) and command.startswith("calotype train ")
+        recipe = parse_recipe(read_recipe(first / "recipe.toml"))
+        assert console.plans[0].recipe == recipe and isinstance(recipe.space, RunSpace) == bool(source)
 
 
 def test_classes_are_matched_by_name():

@@ -14,6 +14,7 @@ import pytest
 from serving import RUN, bearer, client_of, until
 from test_report import facts, fake_run, flat
 
+from calotype.cli.options import DemoOptions, TrainOptions, app
 from calotype.files import read_json, write_json
 from calotype.run import Run
 from calotype.serve import actions, events, launching
@@ -243,6 +244,25 @@ def test_pictures_stay_where_they_are_when_no_process_can_be_started(opened, mon
     monkeypatch.setattr(launching.Launcher, "train", fail)
     assert opened.client.post("/api/runs", json={"name": "cats", "upload": batch}).status_code == 500
     assert (opened.folder / HIDDEN / "uploads" / batch / "a.png").read_bytes() == b"x"
+
+
+@pytest.mark.parametrize("given", ["path", "upload", "neither"])
+def test_the_command_line_takes_what_is_started_and_what_is_copied(opened, monkeypatch, tmp_path, given):
+    """Where no pictures are named, that is the embedded portraits."""
+    command_is(opened.folder, monkeypatch, SAYS)
+    batch, copied = "0123456789abcdef", opened.folder / HIDDEN / "uploads" / "my pets"
+    assert opened.client.post(f"/api/uploads/{batch}?path=a.png", content=b"x").status_code == 201
+    sent = {"path": {"path": str(tmp_path)}, "upload": {"upload": batch}, "neither": {}}[given]
+    asked = {"name": "my pets", "size": 32, "budget": "90s", "kind": "cascade", **sent}
+    run = opened.client.post("/api/runs", json=asked).json()["id"]
+    until(lambda: "code" in opened.launcher.about(run))
+    words = arguments_in(opened.launcher.last_lines(run)[0])[2:]
+    assert shlex.split(opened.launcher.about(run)["command"]) == ["calotype", *words]
+    started = app(words, standalone_mode=False)
+    assert isinstance(started, DemoOptions if given == "neither" else TrainOptions)
+    assert started.folder == {"path": tmp_path, "upload": copied, "neither": None}[given]
+    assert (started.size, started.budget, started.kind) == (32, 90.0, "cascade")
+    assert (started.out, started.device) == (opened.folder / "my pets", "cpu")
 
 
 # -- More time ---------------------------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ from calotype.serve.answers import RefusedRequest, json_response
 from calotype.serve.api import can_sample, sampling_fields
 from calotype.serve.gallery import Gallery
 from calotype.serve.gallery_page import gallery_figure
-from calotype.serve.launching import HIDDEN, StartedRun, is_run_name
+from calotype.serve.launching import HIDDEN, StartedRun, is_run_name, training_command
 from calotype.serve.requests import (
     EDITS,
     MOST_PICTURES,
@@ -205,7 +205,7 @@ def started(request: Request, asked: NewRun) -> dict[str, str]:
     options += [] if device == "auto" else ["--device", device]
     pictures = pictures_argument(launcher.folder, asked)
     try:
-        run = launcher.train(asked.name, [*pictures, *options])
+        run = launcher.train(asked.name, [*training_command(pictures), *options])
     except (RefusedRequest, OSError):
         if asked.upload:  # so that the next request finds them
             with COUNTING:
