@@ -114,6 +114,16 @@ def notes(console):
     return plan.notes
 
 
+def planned_by_copy(run, first):
+    """The recipe that the command which the page copies plans, and the run from which it starts."""
+    write_json(first / "plan.json", {**read_json(first / "plan.json"), "budget_seconds": 60.0})
+    ((words, command),) = commands_of(RunView("id", Run.open(run), {}, []))
+    options = app(["plan", *shlex.split(command)[2:]], standalone_mode=False)
+    commands.plan(options, console := Keeper())
+    assert (words, options.budget) == ("Copy as command", 60) and command.startswith("calotype train ")
+    return console.plans[0].recipe, options.source
+
+
 # -- From a finished run -----------------------------------------------------------------------------------------------
 
 
@@ -146,25 +156,12 @@ def test_the_run_says_where_its_networks_come_from(others, tmp_path, finished):
     origin, state = Run.open(second).state.origin, Run.open(first).state
     assert origin.run == "first" and origin.before == state.origin and origin.before.run == "run"
     assert origin.seconds == pytest.approx(state.wall_seconds + state.origin.seconds)
+    recipe = parse_recipe(read_recipe(second / "recipe.toml"))
+    assert isinstance(recipe.space, RunSpace) and planned_by_copy(second, second) == (recipe, first)
     for page in (second / "report.html", second / "model" / "README.md"):
         text = page.read_text()
         assert origin.model[:12] in text and origin.before.model[:12] in text
     assert not (second / "start").exists()  # only while it is needed
-
-
-def test_the_command_that_the_page_copies_plans_the_same(again, others, tmp_path):
-    """Also of a run that has started from another, and of one that has gone on."""
-    onward(others, tmp_path / "onward", again)
-    commands.resume(ResumeOptions(again, budget=1e-6), Keeper())
-    for folder, source in ((tmp_path / "onward", again), (again, None)):
-        first = folder if source else folder / "before" / "1"
-        write_json(first / "plan.json", {**read_json(first / "plan.json"), "budget_seconds": 60.0})
-        ((_, command),) = commands_of(RunView("id", Run.open(folder), {}, []))
-        options = app(["plan", *shlex.split(command)[2:]], standalone_mode=False)
-        commands.plan(options, console := Keeper())
-        assert (options.source, options.budget) == (source, 60) and command.startswith("calotype train ")
-        recipe = parse_recipe(read_recipe(first / "recipe.toml"))
-        assert console.plans[0].recipe == recipe and isinstance(recipe.space, RunSpace) == bool(source)
 
 
 def test_classes_are_matched_by_name():
@@ -434,6 +431,7 @@ def test_a_finished_run_goes_on_in_its_folder_with_the_same_sets(again, finished
     assert products(again) != old and is_whole(again / "model")
     assert read_json(again / "plan.json")["choices"][0]["value"] == "that of run, its decoder trained further"
     assert not any(choice["by_user"] for choice in read_json(again / "plan.json")["choices"])
+    assert planned_by_copy(again, again / "before" / "1")[1] is None  # that of its first part
 
 
 @pytest.mark.parametrize("by_user", [False, True, None])

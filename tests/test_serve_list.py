@@ -17,7 +17,7 @@ from test_report import facts, fake_run, flat
 from calotype.cli.options import DemoOptions, TrainOptions, app
 from calotype.files import read_json, write_json
 from calotype.run import Run
-from calotype.serve import actions, events, launching
+from calotype.serve import events, launching, uploading
 from calotype.serve.launching import HIDDEN, why_stopped
 from calotype.serve.library import id_of
 
@@ -356,8 +356,8 @@ def test_no_more_pages_follow_runs_and_no_more_is_copied_than_the_limit(opened, 
     monkeypatch.setattr(events, "MOST_LISTENERS", 0)
     refused = opened.client.get(f"/runs/{RUN}/events")
     assert refused.status_code == 429 and "close some" in refused.text
-    monkeypatch.setattr(actions, "MOST_FILES", 1)
-    monkeypatch.setattr(actions, "MOST_BYTES", 10)
+    monkeypatch.setattr(uploading, "MOST_FILES", 1)
+    monkeypatch.setattr(uploading, "MOST_BYTES", 10)
     for path, content, status in (("a.png", b"1" * 11, 413), ("a.png", b"1" * 10, 201), ("b.png", b"", 413)):
         address = f"/api/uploads/{'0' * 16}?path={path}"
         assert opened.client.post(address, content=content).status_code == status

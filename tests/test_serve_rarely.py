@@ -11,7 +11,7 @@ from types import SimpleNamespace
 from serving import ADDRESS, PORT, RUN, client_of
 from test_report import fake_run, flat
 
-from calotype.serve import actions, sampling, views
+from calotype.serve import sampling, uploading, views
 from calotype.serve.gallery import Gallery
 from calotype.serve.sampling import Job, Queue, SamplingProcess
 
@@ -51,7 +51,7 @@ def test_pictures_on_their_way_into_a_gallery_are_not_forgotten(tmp_path, monkey
 
 
 def test_uploads_at_once_are_all_counted(tmp_path):
-    store = partial(actions.stored, tmp_path, "0" * 16)
+    store = partial(uploading.stored, tmp_path, "0" * 16)
     with ThreadPoolExecutor(8) as threads:
         list(threads.map(lambda index: store([f"{index}.png"], b"12"), range(40)))
     assert store(["last.png"], b"12") == {"files": 41, "bytes": 82}
