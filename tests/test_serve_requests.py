@@ -243,6 +243,21 @@ def test_a_picture_or_mask_that_would_have_no_effect_is_refused(client, field, a
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, field)
 
 
+MOST_FIELDS = {f"field{index}": "x" for index in range(32)}
+
+
+@pytest.mark.parametrize(
+    ("fields", "files", "why"),
+    [(MOST_FIELDS, 2, "unknown field"), (MOST_FIELDS | {"one more": "x"}, 2, "Too many fields"),
+     ({}, 3, "Too many files"), ({"prompt": "x" * (2**16 + 1)}, 1, "maximum size of 64KB"),
+     ({"prompt": "x" * 2**16}, 1, "at most 2000 characters")],
+)  # fmt: skip
+def test_a_form_has_32_fields_2_files_and_64_kb_a_field_at_most(client, fields, files, why):
+    sent = [(name, ("a.png", b"x")) for name in ("image", "mask", "image")[:files]]
+    answer = client.post(f"/api/runs/{RUN}/samples", data=fields, files=sent)
+    assert answer.status_code == 400 and why in answer.json()["error"]["message"], answer.text
+
+
 def test_null_is_as_good_as_no_value(client, ending):
     jobs = ending()
     theirs = OpenAI(base_url=f"{ADDRESS}/v1", api_key=client.token, http_client=client, max_retries=0)

@@ -85,7 +85,7 @@ async function explain(root) {
     };
     for (let text of texts) {
       const term = text.parentElement.matches(".names span, table.words td:first-child, table.words td:nth-child(2)") && named(text.data);
-      if (term && !used.has(term)) mark(text, term);
+      if (term) mark(text, term);  // each of them, also where a sentence before has it
       pattern.lastIndex = 0;
       for (let match; !term && (match = pattern.exec(text.data));) {
         if (used.has(termOf(match[1]))) continue;
