@@ -374,7 +374,7 @@ STATUSES = {"ENOSPC": 507, "EDQUOT": 507, "EACCES": 409, "EROFS": 409, "EFBIG": 
 
 
 @pytest.mark.parametrize(("name", "status"), STATUSES.items())
-def test_what_the_disk_refuses_is_said_with_what_to_do(tmp_path, monkeypatch, name, status):
+def test_what_the_disk_refuses_has_its_reason_and_what_to_do(tmp_path, monkeypatch, name, status):
     """The application answers, and raises nothing: the server would print a traceback."""
     number = getattr(errno, name)
 
